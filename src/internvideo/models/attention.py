@@ -1,0 +1,108 @@
+"""The only attention of the package: one call of the fused kernel, two ways of holding the projections.
+
+Shapes: B batch, N query tokens, K key tokens, D width, H heads, d = D / H. Source: spec/models.md A.2, C.1, E.1, G.3.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+Bias = Literal["all", "query_value", "none"]
+
+
+def attend(query: Tensor, key: Tensor, value: Tensor, *, causal: bool = False) -> Tensor:
+    """Scaled dot-product attention.
+
+    Args:
+        query: (B, H, N, d).
+        key: (B, H, K, d), or (B, 1, K, d) for one key/value head shared by all query heads.
+        value: as `key`.
+        causal: a query at position n sees keys 0..n.
+
+    Returns:
+        (B, N, H * d), the heads side by side.
+    """
+    if key.shape[1] != query.shape[1]:
+        key, value = key.expand(-1, query.shape[1], -1, -1), value.expand(-1, query.shape[1], -1, -1)
+    out = F.scaled_dot_product_attention(query, key, value, is_causal=causal)
+    return out.transpose(1, 2).flatten(2)
+
+
+def split_heads(x: Tensor, heads: int) -> Tensor:
+    """(B, N, H * d) -> (B, H, N, d)."""
+    return x.unflatten(2, (heads, -1)).transpose(1, 2)
+
+
+class Attention(nn.Module):
+    """Multi-head attention with one packed projection [query; key; value] (VideoMAE, CLIP).
+
+    Args:
+        width: D of queries, keys and values.
+        heads: H, must divide D.
+        bias: "all" (CLIP), "query_value" (VideoMAE: the key has none), "none".
+    """
+
+    def __init__(self, width: int, heads: int, *, bias: Bias = "all") -> None:
+        super().__init__()
+        if width % heads:
+            raise ValueError(f"width {width} is not a multiple of heads {heads}")
+        self.heads = heads
+        self.qkv = nn.Linear(width, 3 * width, bias=bias == "all")
+        self.q_bias = nn.Parameter(torch.zeros(width)) if bias == "query_value" else None
+        self.v_bias = nn.Parameter(torch.zeros(width)) if bias == "query_value" else None
+        self.proj = nn.Linear(width, width)
+
+    def _bias(self) -> Tensor | None:
+        if self.q_bias is None or self.v_bias is None:
+            return self.qkv.bias
+        return torch.cat([self.q_bias, torch.zeros_like(self.q_bias), self.v_bias])
+
+    def forward(self, x: Tensor, context: Tensor | None = None, *, causal: bool = False) -> Tensor:
+        """(B, N, D), context (B, K, D) or None for self-attention -> (B, N, D)."""
+        weight, bias = self.qkv.weight, self._bias()
+        if context is None:
+            query, key, value = F.linear(x, weight, bias).chunk(3, dim=-1)
+        else:
+            width = weight.shape[1]
+            query = F.linear(x, weight[:width], None if bias is None else bias[:width])
+            key, value = F.linear(context, weight[width:], None if bias is None else bias[width:]).chunk(2, dim=-1)
+        heads = self.heads
+        out = attend(split_heads(query, heads), split_heads(key, heads), split_heads(value, heads), causal=causal)
+        return self.proj(out)  # type: ignore[no-any-return]  # nn.Module.__call__ is untyped
+
+
+class CrossAttention(nn.Module):
+    """Multi-head attention from one width onto tokens of another, with separate projections (CMA, caption decoder).
+
+    Args:
+        width: D of the queries and of the output.
+        context_width: width of the key/value tokens.
+        heads: query heads H.
+        key_value_heads: H, or 1 for multi-query attention.
+        bias: biases on all four projections.
+    """
+
+    def __init__(
+        self, width: int, context_width: int, heads: int, *, key_value_heads: int | None = None, bias: bool = True
+    ) -> None:
+        super().__init__()
+        if width % heads:
+            raise ValueError(f"width {width} is not a multiple of heads {heads}")
+        self.heads = heads
+        self.key_value_heads = heads if key_value_heads is None else key_value_heads
+        inner = self.key_value_heads * (width // heads)
+        self.q = nn.Linear(width, width, bias=bias)
+        self.k = nn.Linear(context_width, inner, bias=bias)
+        self.v = nn.Linear(context_width, inner, bias=bias)
+        self.out = nn.Linear(width, width, bias=bias)
+
+    def forward(self, x: Tensor, context: Tensor) -> Tensor:
+        """(B, N, D), (B, K, context width) -> (B, N, D)."""
+        query = split_heads(self.q(x), self.heads)
+        key = split_heads(self.k(context), self.key_value_heads)
+        value = split_heads(self.v(context), self.key_value_heads)
+        return self.out(attend(query, key, value))  # type: ignore[no-any-return]  # nn.Module.__call__ is untyped

@@ -1,0 +1,139 @@
+"""The only transformer layer of the package: pre-norm attention and feed-forward, self, causal, cross or gated.
+
+Source: spec/models.md A.2 (VideoMAE), C.1 (CLIP blocks and global UniBlocks), G.3 (cross-model attention).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from internvideo.models.attention import Attention, Bias, CrossAttention
+
+Activation = Literal["gelu", "quick_gelu"]
+
+
+class DropPath(nn.Module):
+    """Stochastic depth: in training a residual branch is dropped per sample (dimension 0) with probability `rate`."""
+
+    def __init__(self, rate: float) -> None:
+        super().__init__()
+        self.rate = rate
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Any shape (B, ...); kept samples are scaled by 1 / (1 - rate)."""
+        if not self.training or self.rate == 0.0:
+            return x
+        keep = 1.0 - self.rate
+        shape = (x.shape[0],) + (1,) * (x.dim() - 1)
+        return x * torch.empty(shape, dtype=x.dtype, device=x.device).bernoulli_(keep).div_(keep)
+
+
+class FeedForward(nn.Module):
+    """Linear, activation, Linear, dropout."""
+
+    def __init__(self, width: int, hidden: int, *, activation: Activation, dropout: float = 0.0) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(width, hidden)
+        self.fc2 = nn.Linear(hidden, width)
+        self.activation = activation
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., D) -> (..., D)."""
+        hidden = self.fc1(x)
+        hidden = F.gelu(hidden) if self.activation == "gelu" else hidden * torch.sigmoid(1.702 * hidden)
+        return self.dropout(self.fc2(hidden))  # type: ignore[no-any-return]  # nn.Module.__call__ is untyped
+
+
+@dataclass(frozen=True)
+class BlockConfig:
+    """What kind of layer.
+
+    Attributes:
+        width, heads: D and H of the queries.
+        hidden: feed-forward width.
+        activation: "gelu" (exact) or "quick_gelu" (x * sigmoid(1.702 x), CLIP).
+        eps: layer norm epsilon (VideoMAE 1e-6, CLIP and CMA 1e-5).
+        bias: which of the packed query/key/value projections have a bias (see `Attention`).
+        causal: position n sees 0..n.
+        context: None for self-attention; "packed" attends to tokens of the same width through one packed
+            projection (global UniBlock); "separate" attends to tokens of `context_width` (CMA).
+        context_width: width of the key/value tokens ("separate" only).
+        layer_scale: initial value of the per-channel scales gamma_1 and gamma_2, 0 for none.
+        gated: residual branches are multiplied by tanh(gate), gates start at 0 (Flamingo).
+        drop_path: stochastic depth rate of both branches.
+        dropout: after the feed-forward.
+    """
+
+    width: int
+    heads: int
+    hidden: int
+    activation: Activation = "gelu"
+    eps: float = 1e-6
+    bias: Bias = "all"
+    causal: bool = False
+    context: Literal["packed", "separate"] | None = None
+    context_width: int = 0
+    layer_scale: float = 0.0
+    gated: bool = False
+    drop_path: float = 0.0
+    dropout: float = 0.0
+
+
+class Block(nn.Module):
+    """x += g1 * attention(norm1 x, norm_context y); x += g2 * feed_forward(norm2 x).
+
+    The two halves are methods of their own (`mix`, `feed`), because UniFormerV2 puts a local block between them.
+    """
+
+    def __init__(self, config: BlockConfig) -> None:
+        super().__init__()
+        self.config = config
+        width, eps = config.width, config.eps
+        self.norm1 = nn.LayerNorm(width, eps=eps)
+        self.attn: Attention | CrossAttention
+        if config.context == "separate":
+            self.attn = CrossAttention(width, config.context_width, config.heads)
+        else:
+            self.attn = Attention(width, config.heads, bias=config.bias)
+        context_width = config.context_width if config.context == "separate" else width
+        self.norm_context = nn.LayerNorm(context_width, eps=eps) if config.context else None
+        self.norm2 = nn.LayerNorm(width, eps=eps)
+        self.mlp = FeedForward(width, config.hidden, activation=config.activation, dropout=config.dropout)
+        self.drop_path = DropPath(config.drop_path)
+        scaled = config.layer_scale > 0
+        self.gamma_1 = nn.Parameter(torch.full((width,), config.layer_scale)) if scaled else None
+        self.gamma_2 = nn.Parameter(torch.full((width,), config.layer_scale)) if scaled else None
+        self.gate_attn = nn.Parameter(torch.zeros(())) if config.gated else None
+        self.gate_mlp = nn.Parameter(torch.zeros(())) if config.gated else None
+
+    def _branch(self, y: Tensor, gamma: Tensor | None, gate: Tensor | None) -> Tensor:
+        if gamma is not None:
+            y = gamma * y
+        if gate is not None:
+            y = torch.tanh(gate) * y
+        return self.drop_path(y)  # type: ignore[no-any-return]  # nn.Module.__call__ is untyped
+
+    def mix(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+        """The attention half. x (B, N, D), context (B, K, D') -> (B, N, D)."""
+        y = self.norm1(x)
+        if self.norm_context is not None:
+            if context is None:
+                raise ValueError("a cross-attention block needs context tokens")
+            out = self.attn(y, self.norm_context(context))
+        else:
+            out = self.attn(y, causal=self.config.causal)
+        return x + self._branch(out, self.gamma_1, self.gate_attn)
+
+    def feed(self, x: Tensor) -> Tensor:
+        """The feed-forward half. (B, N, D) -> (B, N, D)."""
+        return x + self._branch(self.mlp(self.norm2(x)), self.gamma_2, self.gate_mlp)
+
+    def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+        """(B, N, D), context (B, K, D') for a cross block -> (B, N, D)."""
+        return self.feed(self.mix(x, context))
