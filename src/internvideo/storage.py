@@ -1,0 +1,116 @@
+"""Files that are never half written, and the only place that writes and reads weights.
+
+A reader of a folder sees the old file or the new one, also after a crash or on a full disk.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from internvideo.errors import RunError, WeightsError
+
+
+@contextmanager
+def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """Yield a temporary path beside `path`; when the block ends well it becomes `path`, otherwise it is removed.
+
+    The content reaches the disk (fsync) before the name does. Missing folders are made.
+
+    Raises:
+        RunError: the disk is full or the folder cannot be written; an earlier file of that name is untouched.
+    """
+    final = Path(path)
+    # The process id keeps two writers apart; the suffix stays, because some writers choose the format by it.
+    temporary = final.with_name(f".{final.stem}.{os.getpid()}.partial{final.suffix}")
+    try:
+        final.parent.mkdir(parents=True, exist_ok=True)
+        yield temporary
+        _sync(temporary)
+        temporary.replace(final)
+        _sync(final.parent)
+    except OSError as error:
+        raise RunError(
+            final,
+            f"cannot be written: {error.strerror or error}",
+            "",
+            "free space or choose another folder, then resume",
+        ) from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_text(path: str | os.PathLike[str], text: str) -> None:
+    """Write UTF-8 text atomically. Raises RunError."""
+    with atomic_path(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def write_safetensors(
+    path: str | os.PathLike[str], tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None
+) -> None:
+    """Write named tensors and text metadata as one safetensors file, atomically.
+
+    Tensors of any device and layout; two names of one storage are written twice.
+
+    Raises:
+        RunError: the disk is full or the folder cannot be written; an earlier file is kept.
+    """
+    seen: set[int] = set()
+    plain: dict[str, Tensor] = {}
+    for name, tensor in tensors.items():
+        flat = tensor.detach().cpu().contiguous()
+        storage = flat.untyped_storage().data_ptr()
+        plain[name] = flat.clone() if storage in seen else flat  # the format knows no shared storages
+        seen.add(storage)
+    with atomic_path(path) as temporary:
+        try:
+            save_file(plain, temporary, metadata=dict(metadata or {}))
+        except SafetensorError as error:  # its text carries the operating system's reason
+            raise OSError(str(error)) from error
+
+
+def read_safetensors(
+    path: str | os.PathLike[str], device: str | torch.device = "cpu"
+) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Read all tensors and the metadata of a safetensors file.
+
+    Raises:
+        WeightsError: no such file, or not a whole safetensors file.
+    """
+    file = Path(path)
+    if not file.is_file():
+        raise WeightsError(file, "no such file", "a .safetensors file", "check the path")
+    try:
+        with safe_open(file, framework="pt", device=str(device)) as handle:
+            names: list[str] = list(handle.keys())
+            return {name: handle.get_tensor(name) for name in names}, dict(handle.metadata() or {})
+    except (SafetensorError, OSError) as error:
+        raise WeightsError(file, f"cannot be read: {error}", "a whole .safetensors file", "copy it again") from error
+
+
+def read_metadata(path: str | os.PathLike[str]) -> dict[str, str]:
+    """The text metadata alone, without reading a tensor. Raises WeightsError as `read_safetensors`."""
+    file = Path(path)
+    if not file.is_file():
+        raise WeightsError(file, "no such file", "a .safetensors file", "check the path")
+    try:
+        with safe_open(file, framework="pt") as handle:
+            return dict(handle.metadata() or {})
+    except (SafetensorError, OSError) as error:
+        raise WeightsError(file, f"cannot be read: {error}", "a whole .safetensors file", "copy it again") from error
