@@ -1,0 +1,265 @@
+"""Raw rows of every kind of manifest source: JSONL, list files, csv files with a header, folders.
+
+Nothing is checked here beyond the syntax; `manifest.py` validates the rows.
+
+List files (Kinetics, VideoMAE): `path label` with a space, tab or comma between; the label is a number, or a name where
+the path ends in a video extension; paths may contain spaces and commas; the label may be left out; `path 0 -1` (the
+VideoMAE pre-training lists) is a whole video without label. Lists of folders of frames (`folder frames label`) are
+refused by name: only video files are read.
+
+Csv files: the header names at least `path`; `id`, `label`, `split`, `group`, `start` and `end` (s), `caption`,
+`caption2`, ..., `question`, `answer`, `question2`, ... mean what they say; every other column becomes an attribute.
+
+Folders: `CLASS/**/video`, `SPLIT/CLASS/**/video` (SPLIT is train, val, valid, validation or test), or videos only.
+"""
+
+from __future__ import annotations
+
+import csv
+import os
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TextIO
+
+from internvideo.errors import ManifestError
+
+RawRow = tuple[int, str | dict[str, Any]]  # line number and a JSON text or the fields
+VIDEO_EXTENSIONS = frozenset(
+    [".mp4", ".avi", ".mkv", ".webm", ".mov", ".m4v", ".mpg", ".mpeg", ".wmv", ".flv", ".3gp", ".ogv"]
+    + [".ts", ".mts", ".m2ts", ".vob", ".asf", ".gif"]
+)
+FOLDER_MANIFESTS = ("manifest.jsonl", "index.jsonl", "manifest.csv", "index.csv")
+FILE_SUFFIXES = (".jsonl", ".ndjson", ".csv", ".tsv", ".txt", ".list", ".lst", "")
+SPLIT_FOLDERS = frozenset(("train", "val", "valid", "validation", "test"))
+
+_EXTENSION = "|".join(sorted((extension[1:] for extension in VIDEO_EXTENSIONS), key=len, reverse=True))
+_PLAIN = re.compile(rf"^(?P<path>.+\.(?:{_EXTENSION}))$", re.IGNORECASE)
+_NUMBERED = re.compile(r"^(?P<path>.+?)(?:\s*,\s*|\s+)(?P<label>[+-]?\d+)$")
+_NAMED = re.compile(rf"^(?P<path>.+?\.(?:{_EXTENSION}))(?:\s*,\s*|\s+)(?P<label>.+)$", re.IGNORECASE)
+
+
+@dataclass
+class Listing:
+    """Rows still to be consumed; `notes` is complete once they are."""
+
+    rows: Iterable[RawRow]
+    notes: list[str] = field(default_factory=list)
+
+
+def read_text(path: Path) -> str:
+    """The text of a UTF-8 file, with or without a byte order mark.
+
+    Raises:
+        ManifestError: absent, a folder, or not a text.
+    """
+    with _open(path) as stream:
+        try:
+            return stream.read()
+        except UnicodeDecodeError:
+            raise _not_text(path) from None
+
+
+def read_file(source: Path, *, path_column: str = "path", label_column: str = "label") -> Listing:
+    """Rows of a manifest file, whichever of the three kinds it is.
+
+    Raises:
+        ManifestError: absent, empty, of another format, or a line that does not follow it.
+    """
+    suffix = source.suffix.lower()
+    if source.exists() and suffix not in FILE_SUFFIXES:
+        kind = "a video" if suffix in VIDEO_EXTENSIONS else f"a {suffix} file"
+        raise ManifestError(
+            source, f"{kind}, not a manifest", "jsonl, csv with a header, a list of 'path label', or a folder of videos"
+        )
+    head = _first_line(source)
+    if suffix in (".jsonl", ".ndjson") or head.startswith("{"):
+        return Listing(_json_rows(source))
+    delimiter = next((mark for mark in "\t;" if mark in head), ",")
+    columns = [column.strip() for column in next(csv.reader([head], delimiter=delimiter), [])]
+    if path_column in columns:
+        listing = Listing(())
+        listing.rows = _csv_rows(source, delimiter, path_column, label_column, listing.notes)
+        return listing
+    if path_column != "path" or label_column != "label":
+        raise ManifestError(f"{source}:1", f"no column '{path_column}'", f"the columns {', '.join(columns)}")
+    return Listing(_list_rows(source))
+
+
+def read_folder(folder: Path) -> Listing:
+    """Rows of a folder of videos; the folders under it are the classes (or the splits, with the classes under them).
+
+    Raises:
+        ManifestError: no video in it, or videos both beside and inside the class folders.
+    """
+    here = sorted(entry for entry in folder.iterdir() if _is_video(entry))
+    folders = sorted(entry for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith("."))
+    split_folders = [entry for entry in folders if entry.name.lower() in SPLIT_FOLDERS]
+    found: list[tuple[Path, str | None, str | None]] = [(video, None, None) for video in here]
+    if folders and len(split_folders) == len(folders):
+        for split in folders:
+            found += [(video, split.name, None) for video in sorted(split.iterdir()) if _is_video(video)]
+            for entry in sorted(split.iterdir()):
+                if entry.is_dir() and not entry.name.startswith("."):
+                    found += [(video, split.name, entry.name) for video in _videos_under(entry)]
+    else:
+        for entry in folders:
+            found += [(video, None, entry.name) for video in _videos_under(entry)]
+    if not found:
+        raise ManifestError(folder, "no video in this folder", "files ending in " + " ".join(sorted(VIDEO_EXTENSIONS)))
+    labelled = sum(label is not None for _, _, label in found)
+    if 0 < labelled < len(found):
+        example = next(video for video, _, label in found if label is None)
+        raise ManifestError(folder, f"{example.name} lies beside the class folders", "every video in a class folder")
+    rows: list[RawRow] = []
+    for number, (video, split_name, label) in enumerate(found, start=1):
+        name = video.relative_to(folder).as_posix()
+        rows.append((number, {"id": name, "path": name, "split": split_name, "label": label}))
+    return Listing(rows)
+
+
+def _is_video(path: Path) -> bool:
+    return path.suffix.lower() in VIDEO_EXTENSIONS and not path.name.startswith(".") and path.is_file()
+
+
+def _videos_under(folder: Path) -> list[Path]:
+    videos = []
+    for place, folders, names in os.walk(folder):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        videos += [Path(place, name) for name in names if _is_video(Path(place, name))]
+    return sorted(videos)
+
+
+def _open(path: Path) -> TextIO:
+    if path.is_dir():
+        raise ManifestError(path, "a folder", "a file")
+    try:
+        return path.open(encoding="utf-8-sig", newline="")
+    except OSError as error:
+        reason = "no such file" if isinstance(error, FileNotFoundError) else str(error.strerror or error)
+        raise ManifestError(path, reason, "an existing file or folder") from None
+
+
+def _not_text(path: Path) -> ManifestError:
+    return ManifestError(path, "not a UTF-8 text", "jsonl, csv or a list, in UTF-8", "save it again as UTF-8")
+
+
+def _lines(source: Path) -> Iterator[tuple[int, str]]:
+    """Numbered lines that are not blank; any of the three line endings."""
+    with _open(source) as stream:
+        try:
+            for number, line in enumerate(stream, start=1):
+                if "\0" in line:
+                    raise _not_text(source)
+                if text := line.strip():
+                    yield number, text
+        except UnicodeDecodeError:
+            raise _not_text(source) from None
+
+
+def _first_line(source: Path) -> str:
+    _, line = next(_lines(source), (0, ""))
+    if not line:
+        raise ManifestError(source, "an empty file", "at least one row")
+    return line
+
+
+def _json_rows(source: Path) -> Iterator[RawRow]:
+    for number, line in _lines(source):
+        if number == 1 and line.startswith("["):
+            raise ManifestError(f"{source}:1", "a JSON array", "JSONL: one JSON object a line")
+        yield number, line
+
+
+def _list_rows(source: Path) -> Iterator[RawRow]:
+    for number, line in _lines(source):
+        path, label = _split_list_line(source, number, line)
+        yield number, {"id": path, "path": path, "label": label}
+
+
+def _split_list_line(source: Path, number: int, line: str) -> tuple[str, int | str | None]:
+    where = f"{source}:{number}"
+    if match := _PLAIN.match(line):
+        return _unquoted(match["path"]), None
+    if match := _NUMBERED.match(line):
+        path, label = match["path"], match["label"]
+        inner = _NUMBERED.match(path)
+        if inner and not _PLAIN.match(path):
+            if label == "-1" and inner["label"] == "0":  # VideoMAE pre-training list: start 0, all frames
+                return _unquoted(inner["path"]), None
+            if _PLAIN.match(inner["path"]):
+                raise ManifestError(where, f"two numbers after {inner['path']}", "'path label', or 'path 0 -1'")
+            if (source.parent / inner["path"]).is_dir():
+                raise ManifestError(
+                    where, f"{inner['path']} is a folder of frames", "video files", "encode the frames as videos first"
+                )
+        return _unquoted(path), int(label)
+    if match := _NAMED.match(line):
+        return _unquoted(match["path"]), _unquoted(match["label"])
+    shown = line if len(line) <= 80 else line[:77] + "..."
+    raise ManifestError(
+        where, f"'{shown}'", "'path label' with a space or a comma, or a csv header with a column 'path' in line 1"
+    )
+
+
+def _unquoted(text: str) -> str:
+    return text[1:-1] if len(text) >= 2 and text[0] == text[-1] and text[0] in "\"'" else text
+
+
+def _csv_rows(source: Path, delimiter: str, path_column: str, label_column: str, notes: list[str]) -> Iterator[RawRow]:
+    without_path = 0
+    with _open(source) as stream:
+        reader = csv.reader(stream, delimiter=delimiter, strict=True)
+        columns: list[str] = []
+        try:
+            for cells in reader:
+                if not any(cell.strip() for cell in cells):
+                    continue
+                if not columns:
+                    columns = _header(source, cells, label_column)
+                    continue
+                if len(cells) != len(columns):
+                    raise ManifestError(
+                        f"{source}:{reader.line_num}", f"{len(cells)} cells", f"{len(columns)}, as the header has"
+                    )
+                values = {name: cell.strip() for name, cell in zip(columns, cells, strict=True)}
+                if values[path_column]:
+                    yield reader.line_num, _csv_fields(values, path_column, label_column)
+                else:
+                    without_path += 1
+        except csv.Error as error:
+            raise ManifestError(f"{source}:{reader.line_num}", f"not csv ({error})") from None
+        except UnicodeDecodeError:
+            raise _not_text(source) from None
+    if without_path:
+        notes.append(f"{without_path} rows without {path_column} left out")
+
+
+def _header(source: Path, cells: list[str], label_column: str) -> list[str]:
+    columns = [cell.strip() for cell in cells]
+    twice = sorted({column for column in columns if columns.count(column) > 1})
+    if twice:
+        raise ManifestError(f"{source}:1", f"column '{twice[0]}' stands twice", "each column once")
+    if label_column != "label" and label_column not in columns:
+        raise ManifestError(f"{source}:1", f"no column '{label_column}'", f"the columns {', '.join(columns)}")
+    return columns
+
+
+def _csv_fields(values: dict[str, str], path_column: str, label_column: str) -> dict[str, Any]:
+    path = values[path_column]
+    fields: dict[str, Any] = {"id": values.get("id") or path, "path": path, "label": values.get(label_column) or None}
+    used = {"id", path_column, label_column, "split", "group"}
+    for name in ("split", "group"):
+        fields[name] = values.get(name) or None
+    if values.get("start") and values.get("end"):
+        fields["span"] = (values["start"], values["end"])
+        used |= {"start", "end"}
+    captions = [name for name in values if re.fullmatch(r"caption\d*", name)]
+    fields["captions"] = tuple(values[name] for name in captions if values[name])
+    pairs = [(name, name.replace("question", "answer")) for name in values if re.fullmatch(r"question\d*", name)]
+    pairs = [(question, answer) for question, answer in pairs if answer in values]
+    fields["qa"] = tuple({"question": values[q], "answer": values[a]} for q, a in pairs if values[q] and values[a])
+    used.update(captions, *pairs)
+    fields["attributes"] = {name: cell for name, cell in values.items() if name and name not in used and cell}
+    return fields
