@@ -34,7 +34,7 @@ def attend(query: Tensor, key: Tensor, value: Tensor, *, causal: bool = False) -
 
 def split_heads(x: Tensor, heads: int) -> Tensor:
     """(B, N, H * d) -> (B, H, N, d)."""
-    return x.unflatten(2, (heads, -1)).transpose(1, 2)
+    return x.reshape(*x.shape[:2], heads, -1).transpose(1, 2)
 
 
 class Attention(nn.Module):

@@ -18,36 +18,45 @@ Activation = Literal["gelu", "quick_gelu"]
 
 
 class DropPath(nn.Module):
-    """Stochastic depth: in training a residual branch is dropped per sample (dimension 0) with probability `rate`."""
+    """Stochastic depth: in training a residual branch is dropped with probability `rate`, drawn per index of `dim`.
 
-    def __init__(self, rate: float) -> None:
+    `dim` 0 drops samples. `dim` 1 of (B, N, D) drops token positions for the whole batch: what the published
+    UniFormerV2 does, whose layout is (N, B, D) (spec/models.md C.1).
+    """
+
+    def __init__(self, rate: float, dim: int = 0) -> None:
         super().__init__()
         self.rate = rate
+        self.dim = dim
 
     def forward(self, x: Tensor) -> Tensor:
-        """Any shape (B, ...); kept samples are scaled by 1 / (1 - rate)."""
+        """Any shape (B, ...); what is kept is scaled by 1 / (1 - rate)."""
         if not self.training or self.rate == 0.0:
             return x
         keep = 1.0 - self.rate
-        shape = (x.shape[0],) + (1,) * (x.dim() - 1)
+        shape = [1] * x.dim()
+        shape[self.dim] = x.shape[self.dim]
         return x * torch.empty(shape, dtype=x.dtype, device=x.device).bernoulli_(keep).div_(keep)
 
 
 class FeedForward(nn.Module):
-    """Linear, activation, Linear, dropout."""
+    """Linear, activation, hidden dropout, Linear, dropout."""
 
-    def __init__(self, width: int, hidden: int, *, activation: Activation, dropout: float = 0.0) -> None:
+    def __init__(
+        self, width: int, hidden: int, *, activation: Activation, dropout: float = 0.0, hidden_dropout: float = 0.0
+    ) -> None:
         super().__init__()
         self.fc1 = nn.Linear(width, hidden)
         self.fc2 = nn.Linear(hidden, width)
         self.activation = activation
         self.dropout = nn.Dropout(dropout)
+        self.hidden_dropout = nn.Dropout(hidden_dropout)
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., D) -> (..., D)."""
         hidden = self.fc1(x)
         hidden = F.gelu(hidden) if self.activation == "gelu" else hidden * torch.sigmoid(1.702 * hidden)
-        return self.dropout(self.fc2(hidden))  # type: ignore[no-any-return]  # nn.Module.__call__ is untyped
+        return self.dropout(self.fc2(self.hidden_dropout(hidden)))  # type: ignore[no-any-return]  # nn.Module.__call__ is untyped
 
 
 @dataclass(frozen=True)
@@ -67,7 +76,9 @@ class BlockConfig:
         layer_scale: initial value of the per-channel scales gamma_1 and gamma_2, 0 for none.
         gated: residual branches are multiplied by tanh(gate), gates start at 0 (Flamingo).
         drop_path: stochastic depth rate of both branches.
+        drop_path_dim: what is dropped, 0 samples, 1 token positions (see `DropPath`).
         dropout: after the feed-forward.
+        hidden_dropout: between the activation and the second linear map of the feed-forward.
     """
 
     width: int
@@ -82,7 +93,9 @@ class BlockConfig:
     layer_scale: float = 0.0
     gated: bool = False
     drop_path: float = 0.0
+    drop_path_dim: int = 0
     dropout: float = 0.0
+    hidden_dropout: float = 0.0
 
 
 class Block(nn.Module):
@@ -104,8 +117,14 @@ class Block(nn.Module):
         context_width = config.context_width if config.context == "separate" else width
         self.norm_context = nn.LayerNorm(context_width, eps=eps) if config.context else None
         self.norm2 = nn.LayerNorm(width, eps=eps)
-        self.mlp = FeedForward(width, config.hidden, activation=config.activation, dropout=config.dropout)
-        self.drop_path = DropPath(config.drop_path)
+        self.mlp = FeedForward(
+            width,
+            config.hidden,
+            activation=config.activation,
+            dropout=config.dropout,
+            hidden_dropout=config.hidden_dropout,
+        )
+        self.drop_path = DropPath(config.drop_path, config.drop_path_dim)
         scaled = config.layer_scale > 0
         self.gamma_1 = nn.Parameter(torch.full((width,), config.layer_scale)) if scaled else None
         self.gamma_2 = nn.Parameter(torch.full((width,), config.layer_scale)) if scaled else None
