@@ -27,9 +27,8 @@ from internvideo.errors import ManifestError
 
 RawRow = tuple[int, str | dict[str, Any]]  # line number and a JSON text or the fields
 VIDEO_EXTENSIONS = frozenset(
-    [".mp4", ".avi", ".mkv", ".webm", ".mov", ".m4v", ".mpg", ".mpeg", ".wmv", ".flv", ".3gp", ".ogv"]
-    + [".ts", ".mts", ".m2ts", ".vob", ".asf", ".gif"]
-)
+    (".mp4", ".avi", ".mkv", ".webm", ".mov", ".m4v", ".mpg", ".mpeg", ".wmv", ".flv", ".3gp", ".ogv", ".ts", ".mts")
+) | frozenset((".m2ts", ".vob", ".asf", ".gif"))
 FOLDER_MANIFESTS = ("manifest.jsonl", "index.jsonl", "manifest.csv", "index.csv")
 FILE_SUFFIXES = (".jsonl", ".ndjson", ".csv", ".tsv", ".txt", ".list", ".lst", "")
 SPLIT_FOLDERS = frozenset(("train", "val", "valid", "validation", "test"))

@@ -10,206 +10,19 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import tempfile
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from difflib import get_close_matches
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Self
 
-from pydantic import (
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    TypeAdapter,
-    ValidationError,
-    ValidationInfo,
-    field_validator,
-    model_validator,
-)
+from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from internvideo.data import lists
+from internvideo.data.sample import QA, Box, Choice, ClassNames, Sample, Segment, did_you_mean
 from internvideo.errors import ManifestError
+from internvideo.storage import write_text
 
-
-class _Labels:
-    """Class names met while reading; hands out indices and settles them at the end.
-
-    With a given list of names a text is looked up there (a number written as text is an index). Without one the names
-    are collected and, at the end, sorted; if all of them are numbers they are the indices themselves.
-    """
-
-    def __init__(self, classes: Sequence[str] | None) -> None:
-        self.fixed = classes is not None
-        self.names = {name: index for index, name in enumerate(classes or ())}
-        self.highest = -1  # largest index that came as a number
-
-    def index(self, value: object) -> int:
-        if isinstance(value, bool) or not isinstance(value, int | str):
-            raise ValueError("a class index or a class name")
-        if isinstance(value, str) and not value.isdecimal():
-            return self._named(value)
-        if isinstance(value, str) and (value in self.names or not self.fixed):
-            return self._named(value)
-        number = int(value)
-        if number < 0 or (self.fixed and number >= len(self.names)):
-            limit = f"0 to {len(self.names) - 1}" if self.fixed else "0 or more"
-            raise ValueError(f"a class index {limit} (leave the label out where there is none)")
-        self.highest = max(self.highest, number)
-        return number
-
-    def _named(self, name: str) -> int:
-        if name not in self.names:
-            if self.fixed:
-                raise ValueError(f"one of the {len(self.names)} class names{_did_you_mean(name, self.names)}")
-            if not name.strip():
-                raise ValueError("a class name that is not empty")
-            self.names[name] = len(self.names)
-        return self.names[name]
-
-    def settle(self, source: Path) -> tuple[tuple[str, ...], dict[int, int]]:
-        """The class names in order, and the final index of every provisional one (empty when nothing moves)."""
-        if self.fixed:
-            return tuple(self.names), {}
-        if all(name.isdecimal() for name in self.names):
-            highest = max([self.highest, *(int(name) for name in self.names)])
-            return tuple(str(index) for index in range(highest + 1)), {at: int(name) for name, at in self.names.items()}
-        if self.highest >= 0:
-            example = next(name for name in self.names if not name.isdecimal())
-            raise ManifestError(
-                source,
-                f"label is the name '{example}' in some rows and the number {self.highest} in others",
-                "names or numbers",
-                "write names everywhere, or numbers and a classes.txt beside the manifest",
-            )
-        ordered = sorted(self.names)
-        return tuple(ordered), {self.names[name]: index for index, name in enumerate(ordered)}
-
-
-def _class_index(value: object, info: ValidationInfo) -> object:
-    if isinstance(info.context, _Labels):
-        return info.context.index(value)
-    if isinstance(value, bool | str):
-        raise ValueError("a class index")
-    return value
-
-
-ClassIndex = Annotated[int, BeforeValidator(_class_index), Field(ge=0)]
-Second = Annotated[float, Field(ge=0.0)]
-Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
-Text = Annotated[str, Field(min_length=1)]
-
-
-class _Part(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, coerce_numbers_to_str=True)
-
-
-class Segment(_Part):
-    """An action of class `label` from `start` to `end` (seconds in the video)."""
-
-    start: Second
-    end: Second
-    label: ClassIndex
-
-    @model_validator(mode="after")
-    def _ordered(self) -> Self:
-        if self.end <= self.start:
-            raise ValueError("start before end")
-        return self
-
-
-class Box(_Part):
-    """An actor at `time` (seconds): corners as fractions of width and height, and all its action classes."""
-
-    time: Second
-    x1: Fraction
-    y1: Fraction
-    x2: Fraction
-    y2: Fraction
-    labels: tuple[ClassIndex, ...] = ()
-    actor: int = 0
-
-    @model_validator(mode="after")
-    def _ordered(self) -> Self:
-        if self.x2 <= self.x1 or self.y2 <= self.y1:
-            raise ValueError("x1 < x2 and y1 < y2")
-        return self
-
-
-class QA(_Part):
-    """A question about the clip and its answer."""
-
-    question: Text
-    answer: Text
-
-
-class Choice(_Part):
-    """Candidate sentences of which number `answer` (from 0) is right."""
-
-    options: tuple[Text, ...] = Field(min_length=2)
-    answer: int = Field(ge=0)
-
-    @model_validator(mode="after")
-    def _in_range(self) -> Self:
-        if self.answer >= len(self.options):
-            raise ValueError(f"an answer from 0 to {len(self.options) - 1}")
-        return self
-
-
-class Sample(_Part):
-    """One row of a manifest: a video, or the part of it inside `span`, and what is known of it.
-
-    Attributes:
-        id: unique name in the manifest.
-        path: video file, as written; relative paths start at the manifest's folder.
-        span: (start, end) in seconds of the part that is meant; None for the whole video.
-        label: class index; None where unknown.
-        captions: sentences that describe the clip.
-        segments: actions with their times; boxes: actors with their actions; both count from the start of the video.
-        qa: questions with answers; choices: a multiple choice.
-        group: clips of one group (scene, signer, source video) must not be divided between splits.
-        split: "train", "test", ...
-        attributes: anything else, as text.
-    """
-
-    id: Text
-    path: Text
-    span: tuple[Second, Second] | None = None
-    label: ClassIndex | None = None
-    captions: tuple[Text, ...] = ()
-    segments: tuple[Segment, ...] = ()
-    boxes: tuple[Box, ...] = ()
-    qa: tuple[QA, ...] = ()
-    choices: Choice | None = None
-    group: str | None = None
-    split: str | None = None
-    attributes: dict[str, str] = Field(default_factory=dict)
-
-    @field_validator("span")
-    @classmethod
-    def _ordered(cls, span: tuple[float, float] | None) -> tuple[float, float] | None:
-        if span is not None and span[1] <= span[0]:
-            raise ValueError("start before end")
-        return span
-
-    @field_validator("path")
-    @classmethod
-    def _printable(cls, path: str) -> str:
-        if "\0" in path:
-            raise ValueError("a path without a NUL character")
-        return path
-
-    def class_indices(self) -> Iterator[int]:
-        """All class indices of the row: its label, its segments' and its boxes'."""
-        if self.label is not None:
-            yield self.label
-        for segment in self.segments:
-            yield segment.label
-        for box in self.boxes:
-            yield from box.labels
-
+__all__ = ["QA", "Box", "Choice", "Manifest", "Sample", "Segment", "read_manifest", "write_manifest"]
 
 _ADAPTER = TypeAdapter(Sample)
 
@@ -292,13 +105,13 @@ def read_manifest(
     else:
         root, listing = source.parent, lists.read_file(source, path_column=path_column, label_column=label_column)
         classes = _classes_beside(source) if classes is None else classes
-    labels = _Labels(classes)
+    labels = ClassNames(classes)
     rows = tuple(_validated(source, listing.rows, labels))
     if not rows:
         raise ManifestError(source, "no sample in it", "at least one row", "; ".join(listing.notes))
     names, moved = labels.settle(source)
     if any(was != now for was, now in moved.items()):
-        rows = tuple(_relabel(row, moved) for row in rows)
+        rows = tuple(row.with_class_indices(moved) for row in rows)
     return Manifest(rows, names, root, source, tuple(listing.notes))
 
 
@@ -307,9 +120,15 @@ def write_manifest(path: str | os.PathLike[str], rows: Iterable[Sample], classes
     `classes.txt` holds other names. A reader never sees half a file.
 
     Raises:
-        ManifestError: a duplicate id, a label outside the classes, no row, a folder that cannot be written.
+        ManifestError: a duplicate id, a label outside the classes, no row, a class name twice or of several lines.
+        RunError: the disk is full or the folder cannot be written.
     """
     target = Path(path)
+    for name in classes:
+        if not name.strip() or name != name.strip() or len(name.splitlines()) > 1:
+            raise ManifestError(target, f"class name '{name}'", "one line without blanks at its ends")
+    if len(set(classes)) != len(classes):
+        raise ManifestError(target, "a class name stands twice", "each name once")
     lines, seen = [], set()
     for row in rows:
         if row.id in seen:
@@ -321,29 +140,11 @@ def write_manifest(path: str | os.PathLike[str], rows: Iterable[Sample], classes
         lines.append(row.model_dump_json(exclude_defaults=True))
     if not lines:
         raise ManifestError(target, "no sample to write", "at least one row")
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        own, shared = target.with_name(f"{target.stem}.classes.txt"), target.with_name("classes.txt")
-        differs = shared.exists() and _read_classes(shared) != tuple(classes)
-        if classes or own.exists() or differs:
-            _write_text(own if own.exists() or differs else shared, "".join(f"{name}\n" for name in classes))
-        _write_text(target, "".join(f"{line}\n" for line in lines))
-    except OSError as error:
-        raise ManifestError(target, f"cannot be written ({error.strerror or error})") from error
-
-
-def _write_text(target: Path, text: str) -> None:
-    handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8", newline="\n") as stream:
-            stream.write(text)
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, target)
-    except BaseException:
-        os.unlink(temporary)
-        raise
+    own, shared = target.with_name(f"{target.stem}.classes.txt"), target.with_name("classes.txt")
+    differs = shared.exists() and _read_classes(shared) != tuple(classes)
+    if classes or own.exists() or differs:
+        write_text(own if own.exists() or differs else shared, "".join(f"{name}\n" for name in classes))
+    write_text(target, "".join(f"{line}\n" for line in lines))
 
 
 def _classes_beside(source: Path) -> tuple[str, ...] | None:
@@ -367,7 +168,7 @@ def _read_classes(path: Path) -> tuple[str, ...]:
     return tuple(names)
 
 
-def _validated(source: Path, rows: Iterable[lists.RawRow], labels: _Labels) -> Iterator[Sample]:
+def _validated(source: Path, rows: Iterable[lists.RawRow], labels: ClassNames) -> Iterator[Sample]:
     first: dict[str, int] = {}
     for line, content in rows:
         try:
@@ -390,14 +191,15 @@ def _explained(where: str, error: ValidationError) -> ManifestError:
     details = error.errors(include_url=False)
     detail = details[0]
     field = ".".join(str(part) for part in detail["loc"])
-    found, allowed = json.dumps(detail["input"], ensure_ascii=False, default=str), str(detail["msg"])
+    found = json.dumps(detail["input"], ensure_ascii=False, default=str)
+    allowed = str(detail["msg"]).removeprefix("Input should be ")
     if len(found) > 80:
         found = found[:77] + "..."
     if detail["type"] == "json_invalid":
         found, allowed = allowed.replace("Invalid JSON: ", "not JSON: "), "one JSON object a line"
     elif detail["type"] == "extra_forbidden":
         known = _fields_of(detail["loc"])
-        found, allowed = f"unknown key{_did_you_mean(str(detail['loc'][-1]), known)}", ", ".join(known)
+        found, allowed = f"unknown key{did_you_mean(str(detail['loc'][-1]), known)}", ", ".join(known)
     elif detail["type"] == "missing":
         found, allowed = "missing", "a value"
     elif detail["type"] == "value_error":
@@ -410,20 +212,3 @@ def _fields_of(location: Sequence[str | int]) -> list[str]:
     parts: dict[object, type[BaseModel]] = {"segments": Segment, "boxes": Box, "qa": QA, "choices": Choice}
     model = parts.get(location[0], Sample) if len(location) > 1 else Sample
     return list(model.model_fields)
-
-
-def _did_you_mean(word: str, known: Iterable[str]) -> str:
-    close = get_close_matches(word, list(known), n=1)
-    return f" (did you mean '{close[0]}'?)" if close else ""
-
-
-def _relabel(row: Sample, index: Mapping[int, int]) -> Sample:
-    return row.model_copy(
-        update={
-            "label": None if row.label is None else index[row.label],
-            "segments": tuple(part.model_copy(update={"label": index[part.label]}) for part in row.segments),
-            "boxes": tuple(
-                box.model_copy(update={"labels": tuple(index[label] for label in box.labels)}) for box in row.boxes
-            ),
-        }
-    )

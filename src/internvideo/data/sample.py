@@ -1,0 +1,210 @@
+"""Sample: one row of a manifest, its parts and the checks that every row passes, whatever it was read from."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Annotated, Self
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo, field_validator, model_validator
+
+from internvideo.errors import ManifestError
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """A hint at the known word nearest to `word`; "" when none is near."""
+    close = get_close_matches(word, list(known), n=1)
+    return f" (did you mean '{close[0]}'?)" if close else ""
+
+
+class ClassNames:
+    """Class names met while reading; hands out indices and settles them at the end.
+
+    With a given list of names a text is looked up there (a number written as text is an index). Without one the names
+    are collected and, at the end, sorted; if all of them are numbers they are the indices themselves.
+    """
+
+    def __init__(self, classes: Sequence[str] | None) -> None:
+        self.fixed = classes is not None
+        self.names = {name: index for index, name in enumerate(classes or ())}
+        if classes is not None and len(self.names) != len(classes):
+            raise ValueError("a class name stands twice")
+        self.highest = -1  # largest index that came as a number
+
+    def index(self, value: object) -> int:
+        """The index of a class given by number or name. Raises ValueError saying what is allowed."""
+        if isinstance(value, bool) or not isinstance(value, int | str):
+            raise ValueError("a class index or a class name")
+        if isinstance(value, str) and not value.isdecimal():
+            return self._named(value)
+        if isinstance(value, str) and (value in self.names or not self.fixed):
+            return self._named(value)
+        number = int(value)
+        if number < 0 or (self.fixed and number >= len(self.names)):
+            limit = f"0 to {len(self.names) - 1}" if self.fixed else "0 or more"
+            raise ValueError(f"a class index {limit} (leave the label out where there is none)")
+        self.highest = max(self.highest, number)
+        return number
+
+    def _named(self, name: str) -> int:
+        if name not in self.names:
+            if self.fixed:
+                raise ValueError(f"one of the {len(self.names)} class names{did_you_mean(name, self.names)}")
+            if not name.strip():
+                raise ValueError("a class name that is not empty")
+            self.names[name] = len(self.names)
+        return self.names[name]
+
+    def settle(self, source: Path) -> tuple[tuple[str, ...], dict[int, int]]:
+        """The class names in order, and the final index of every provisional one (empty when nothing moves)."""
+        if self.fixed:
+            return tuple(self.names), {}
+        if all(name.isdecimal() for name in self.names):
+            highest = max([self.highest, *(int(name) for name in self.names)])
+            return tuple(str(index) for index in range(highest + 1)), {at: int(name) for name, at in self.names.items()}
+        if self.highest >= 0:
+            example = next(name for name in self.names if not name.isdecimal())
+            raise ManifestError(
+                source,
+                f"label is the name '{example}' in some rows and the number {self.highest} in others",
+                "names or numbers",
+                "write names everywhere, or numbers and a classes.txt beside the manifest",
+            )
+        ordered = sorted(self.names)
+        return tuple(ordered), {self.names[name]: index for index, name in enumerate(ordered)}
+
+
+def _class_index(value: object, info: ValidationInfo) -> object:
+    if isinstance(info.context, ClassNames):
+        return info.context.index(value)
+    if isinstance(value, bool | str):
+        raise ValueError("a class index")
+    return value
+
+
+ClassIndex = Annotated[int, BeforeValidator(_class_index), Field(ge=0)]
+Second = Annotated[float, Field(ge=0.0)]
+Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
+Text = Annotated[str, Field(min_length=1)]
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, coerce_numbers_to_str=True)
+
+
+class Segment(_Part):
+    """An action of class `label` from `start` to `end` (seconds in the video)."""
+
+    start: Second
+    end: Second
+    label: ClassIndex
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Self:
+        if self.end <= self.start:
+            raise ValueError("start before end")
+        return self
+
+
+class Box(_Part):
+    """An actor at `time` (seconds): corners as fractions of width and height, and all its action classes."""
+
+    time: Second
+    x1: Fraction
+    y1: Fraction
+    x2: Fraction
+    y2: Fraction
+    labels: tuple[ClassIndex, ...] = ()
+    actor: int = 0
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Self:
+        if self.x2 <= self.x1 or self.y2 <= self.y1:
+            raise ValueError("x1 < x2 and y1 < y2")
+        return self
+
+
+class QA(_Part):
+    """A question about the clip and its answer."""
+
+    question: Text
+    answer: Text
+
+
+class Choice(_Part):
+    """Candidate sentences of which number `answer` (from 0) is right."""
+
+    options: tuple[Text, ...] = Field(min_length=2)
+    answer: int = Field(ge=0)
+
+    @model_validator(mode="after")
+    def _in_range(self) -> Self:
+        if self.answer >= len(self.options):
+            raise ValueError(f"an answer from 0 to {len(self.options) - 1}")
+        return self
+
+
+class Sample(_Part):
+    """One row of a manifest: a video, or the part of it inside `span`, and what is known of it.
+
+    Attributes:
+        id: unique name in the manifest.
+        path: video file, as written; relative paths start at the manifest's folder.
+        span: (start, end) in seconds of the part that is meant; None for the whole video.
+        label: class index; None where unknown.
+        captions: sentences that describe the clip.
+        segments: actions with their times; boxes: actors with their actions; both count from the start of the video.
+        qa: questions with answers; choices: a multiple choice.
+        group: clips of one group (scene, signer, source video) must not be divided between splits.
+        split: "train", "test", ...
+        attributes: anything else, as text.
+    """
+
+    id: Text
+    path: Text
+    span: tuple[Second, Second] | None = None
+    label: ClassIndex | None = None
+    captions: tuple[Text, ...] = ()
+    segments: tuple[Segment, ...] = ()
+    boxes: tuple[Box, ...] = ()
+    qa: tuple[QA, ...] = ()
+    choices: Choice | None = None
+    group: str | None = None
+    split: str | None = None
+    attributes: dict[str, str] = Field(default_factory=dict)
+
+    @field_validator("span")
+    @classmethod
+    def _ordered(cls, span: tuple[float, float] | None) -> tuple[float, float] | None:
+        if span is not None and span[1] <= span[0]:
+            raise ValueError("start before end")
+        return span
+
+    @field_validator("path")
+    @classmethod
+    def _printable(cls, path: str) -> str:
+        if "\0" in path:
+            raise ValueError("a path without a NUL character")
+        return path
+
+    def class_indices(self) -> Iterator[int]:
+        """All class indices of the row: its label, its segments' and its boxes'."""
+        if self.label is not None:
+            yield self.label
+        for segment in self.segments:
+            yield segment.label
+        for box in self.boxes:
+            yield from box.labels
+
+    def with_class_indices(self, index: Mapping[int, int]) -> Sample:
+        """The same row with every class index `i` replaced by `index[i]`."""
+        return self.model_copy(
+            update={
+                "label": None if self.label is None else index[self.label],
+                "segments": tuple(part.model_copy(update={"label": index[part.label]}) for part in self.segments),
+                "boxes": tuple(
+                    box.model_copy(update={"labels": tuple(index[label] for label in box.labels)}) for box in self.boxes
+                ),
+            }
+        )
