@@ -1,0 +1,139 @@
+"""From pixels to tokens: normalisation, tubelet embedding, sin-cos positions and their resizing.
+
+Source: spec/models.md A.2 (tubelets, 1-D sin-cos table) and B (resized table of the classifier).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
+HALF_MEAN, HALF_STD = (0.45, 0.45, 0.45), (0.225, 0.225, 0.225)
+"""What VideoMAE and ViCLIP, CLIP and the multimodal model, and UniFormerV2 were taught with."""
+
+NATIVE_SIZE, NATIVE_FRAMES = 224, 16
+"""The clip for which the published code builds the table that it then resizes (spec B)."""
+
+
+class Normalise(nn.Module):
+    """Pixels 0..255 -> the backbone's scale: (x / 255 - mean) / std per channel.
+
+    Mean and std follow the module's device but are constants: they are in no state dict.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, mean: Sequence[float], std: Sequence[float]) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.tensor(mean, dtype=torch.float32).view(-1, 1, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(std, dtype=torch.float32).view(-1, 1, 1, 1), persistent=False)
+
+    def forward(self, video: Tensor) -> Tensor:
+        """(B, 3, T, S, S) or (3, T, S, S), uint8 or float in 0..255 -> the same shape, float."""
+        pixels = video if video.is_floating_point() else video.to(self.mean.dtype)
+        return pixels.sub(255 * self.mean).div_(255 * self.std)
+
+    def undo(self, video: Tensor) -> Tensor:
+        """Normalised float video -> 0..1 float."""
+        return video * self.std + self.mean
+
+
+class TubeletEmbedding(nn.Module):
+    """A linear map of cubes of `tubelet` frames x `patch` x `patch` pixels, equal to a Conv3d with kernel = stride.
+
+    Holding the map as one Linear lets the masked encoder cut out the visible cubes first and multiply only those.
+    The initialisation is the framework's own, as for the published convolution (spec A.5).
+
+    Args:
+        width: D.
+        patch: patch side p in pixels.
+        tubelet: frames per token.
+        channels: colours.
+    """
+
+    def __init__(self, width: int, patch: int, tubelet: int, channels: int = 3) -> None:
+        super().__init__()
+        self.patch, self.tubelet = patch, tubelet
+        self.proj = nn.Linear(channels * tubelet * patch * patch, width)
+
+    def cut(self, video: Tensor, index: Tensor | None = None) -> Tensor:
+        """The pixels of the tokens, ordered (colour, frame, row, column) within a token.
+
+        Args:
+            video: (B, 3, T, S, S).
+            index: (B, K) int64 tokens to cut, counted in the order time, row, column; None for all.
+
+        Returns:
+            (B, K or N, 3 * tubelet * p * p).
+        """
+        p = self.patch
+        batch, colours, frames, height, width = video.shape
+        cubes = video.view(batch, colours, frames // self.tubelet, self.tubelet, height // p, p, width // p, p)
+        cubes = cubes.permute(0, 2, 4, 6, 1, 3, 5, 7)  # a view (B, t, h, w, 3, tubelet, p, p)
+        if index is None:
+            return cubes.flatten(4).flatten(1, 3)
+        rows, columns = cubes.shape[2:4]
+        sample = torch.arange(batch, device=index.device)[:, None]
+        place = index % (rows * columns)
+        return cubes[sample, index // (rows * columns), place // columns, place % columns].flatten(2)
+
+    def forward(self, video: Tensor, index: Tensor | None = None) -> Tensor:
+        """(B, 3, T, S, S), index (B, K) or None -> (B, K or N, D)."""
+        return self.proj(self.cut(video, index))  # type: ignore[no-any-return]  # nn.Module.__call__ is untyped
+
+
+def sin_cos_table(tokens: int, width: int) -> Tensor:
+    """Fixed positions over the flattened token index: sin at even and cos at odd channels (spec A.2).
+
+    Returns:
+        (N, D) float32, computed in float64.
+    """
+    channel = np.arange(width)
+    angle = np.arange(tokens)[:, None] / np.power(10000.0, 2 * (channel // 2) / width)[None]
+    table = np.where(channel % 2 == 0, np.sin(angle), np.cos(angle))
+    return torch.from_numpy(table.astype(np.float32))
+
+
+def resize_table(table: Tensor, grid: tuple[int, int, int], target: tuple[int, int, int]) -> Tensor:
+    """Resize positions: bicubic over rows and columns within each slot, then linear over time (spec B).
+
+    Args:
+        table: (N, D) float32 for `grid`.
+        grid: (t, h, w) of `table`.
+        target: (t, h, w) wanted.
+
+    Returns:
+        (N', D).
+    """
+    width = table.shape[1]
+    slots = table.reshape(*grid, width).permute(0, 3, 1, 2)  # (t, D, h, w)
+    if grid[1:] != target[1:]:
+        slots = F.interpolate(slots, size=target[1:], mode="bicubic", align_corners=False)
+    if grid[0] != target[0]:
+        lines = slots.permute(2, 3, 1, 0).flatten(0, 1)  # (h * w, D, t)
+        lines = F.interpolate(lines, size=target[0], mode="linear", align_corners=False)
+        slots = lines.view(*target[1:], width, target[0]).permute(3, 2, 0, 1)
+    return slots.permute(0, 2, 3, 1).reshape(-1, width).contiguous()
+
+
+def resized_table(grid: tuple[int, int, int], width: int, patch: int, tubelet: int) -> Tensor:
+    """The classifier's table at another size: that of 224 pixels and 16 frames, resized (spec B).
+
+    Returns:
+        (t * h * w, D) float32.
+
+    Raises:
+        ValueError: the patch does not divide 224 pixels.
+    """
+    if NATIVE_SIZE % patch or NATIVE_FRAMES % tubelet:
+        raise ValueError(f"no {NATIVE_SIZE} px / {NATIVE_FRAMES} frame table for patch {patch}, tubelet {tubelet}")
+    side = NATIVE_SIZE // patch
+    native = (NATIVE_FRAMES // tubelet, side, side)
+    return resize_table(sin_cos_table(native[0] * side * side, width), native, grid)

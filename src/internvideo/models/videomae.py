@@ -1,0 +1,390 @@
+"""VideoMAE: the masked video encoder, its decoder for pretraining, and its classifier.
+
+Source: spec/models.md A (pretraining) and B (finetuning). Legend: B batch, T frames, S side, N tokens, K kept,
+M masked, D width, C classes, P pixel values of one token.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from internvideo.models.block import Block, BlockConfig
+from internvideo.models.embeddings import (
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    Normalise,
+    TubeletEmbedding,
+    resized_table,
+    sin_cos_table,
+)
+
+EPS = 1e-6
+
+
+@dataclass(frozen=True)
+class VideoMAEConfig:
+    """Sizes of the pretraining model and of the classifier; each reads what concerns it.
+
+    Attributes:
+        image_size: S in pixels.
+        patch_size: p, divides S.
+        frames: T, a multiple of `tubelet`.
+        tubelet: frames per token.
+        width, depth, heads: encoder D, L, H.
+        mlp_ratio: hidden width of the feed-forward is int(D * ratio), in the decoder too.
+        decoder_width, decoder_depth, decoder_heads: pretraining only.
+        qkv_bias: query and value have a bias (the key never).
+        layer_scale: initial per-channel scale of the residual branches, 0 for none.
+        classes: C, 0 for no head.
+        drop_path: stochastic depth of the last block, growing linearly from 0 (classifier).
+        head_dropout: in front of the head.
+        pooling: "mean" of the tokens and then a norm, or a norm and then the "first" token.
+        learnable_positions: the encoder's positions are a parameter.
+        position_table: "native" builds the fixed table for this clip size, as pretraining does; "resized" takes the
+            published classifier's: the 224 px, 16 frame table resized. Equal at 224 px and 16 frames.
+        init_scale: factor on the head's initial weight and bias.
+    """
+
+    image_size: int = 224
+    patch_size: int = 16
+    frames: int = 16
+    tubelet: int = 2
+    width: int = 768
+    depth: int = 12
+    heads: int = 12
+    mlp_ratio: float = 4.0
+    decoder_width: int = 384
+    decoder_depth: int = 4
+    decoder_heads: int = 6
+    qkv_bias: bool = True
+    layer_scale: float = 0.0
+    classes: int = 0
+    drop_path: float = 0.0
+    head_dropout: float = 0.0
+    pooling: Literal["mean", "first"] = "mean"
+    learnable_positions: bool = False
+    position_table: Literal["resized", "native"] = "native"
+    init_scale: float = 0.001
+
+    def __post_init__(self) -> None:
+        if self.image_size % self.patch_size or self.frames % self.tubelet:
+            raise ValueError(
+                f"image_size {self.image_size} must be a multiple of patch_size {self.patch_size} and frames "
+                f"{self.frames} of tubelet {self.tubelet}"
+            )
+        if self.pooling not in ("mean", "first") or self.position_table not in ("resized", "native"):
+            raise ValueError(f"pooling {self.pooling!r}, position_table {self.position_table!r}")
+
+    @property
+    def grid(self) -> tuple[int, int, int]:
+        """(t, h, w) tokens."""
+        side = self.image_size // self.patch_size
+        return self.frames // self.tubelet, side, side
+
+    @property
+    def tokens(self) -> int:
+        """N = t * h * w."""
+        t, h, w = self.grid
+        return t * h * w
+
+    @property
+    def pixels(self) -> int:
+        """P, values of one token: 3 colours of a tubelet of patches."""
+        return 3 * self.tubelet * self.patch_size**2
+
+
+def make_blocks(config: VideoMAEConfig, width: int, depth: int, heads: int, drop_path: float) -> nn.ModuleList:
+    """`depth` layers, stochastic depth rising linearly from 0 to `drop_path` inclusive."""
+    rates = torch.linspace(0, drop_path, depth, device="cpu").tolist()
+    return nn.ModuleList(
+        Block(
+            BlockConfig(
+                width=width,
+                heads=heads,
+                hidden=int(width * config.mlp_ratio),
+                activation="gelu",
+                eps=EPS,
+                bias="query_value" if config.qkv_bias else "none",
+                layer_scale=config.layer_scale,
+                drop_path=rate,
+            )
+        )
+        for rate in rates
+    )
+
+
+def run_blocks(blocks: nn.ModuleList, tokens: Tensor, checkpointing: bool) -> Tensor:
+    """Apply the layers one after the other; with `checkpointing` their activations are computed again backwards."""
+    for block in blocks:
+        if checkpointing and torch.is_grad_enabled():
+            tokens = checkpoint(block, tokens, use_reentrant=False)
+        else:
+            tokens = block(tokens)
+    return tokens
+
+
+def no_weight_decay(name: str, parameter: Tensor) -> bool:
+    """Vectors, biases, positions and the mask token are not decayed (spec A.6, B)."""
+    return parameter.dim() <= 1 or name.endswith(".bias") or name.rpartition(".")[2] in ("pos_embed", "mask_token")
+
+
+def init_block_constants(blocks: nn.ModuleList, layer_scale: float) -> None:
+    """Norms to 1 and 0, biases to 0, layer scales to their setting."""
+    for block in blocks:
+        for name, parameter in block.named_parameters():
+            if name.startswith("norm") and name.endswith("weight"):
+                nn.init.ones_(parameter)
+            elif name.startswith("gamma"):
+                nn.init.constant_(parameter, layer_scale)
+            elif parameter.dim() == 1:
+                nn.init.zeros_(parameter)
+
+
+class Trunk(nn.Module):
+    """Tubelet embedding, positions and layers: what pretraining and classification share."""
+
+    pos_embed: Tensor
+
+    def __init__(self, config: VideoMAEConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.checkpointing = False
+        self.patch_embed = TubeletEmbedding(config.width, config.patch_size, config.tubelet)
+        if config.learnable_positions:
+            self.pos_embed = nn.Parameter(torch.empty(1, config.tokens, config.width))
+        else:
+            self.register_buffer("pos_embed", self._table()[None], persistent=False)
+        self.blocks = make_blocks(config, config.width, config.depth, config.heads, config.drop_path)
+
+    def _table(self) -> Tensor:
+        config = self.config
+        if config.position_table == "resized":
+            return resized_table(config.grid, config.width, config.patch_size, config.tubelet)
+        return sin_cos_table(config.tokens, config.width)
+
+    def reset_trunk(self) -> None:
+        """Initialise everything here but the weight matrices of the layers, which the two uses draw differently."""
+        self.patch_embed.proj.reset_parameters()
+        if self.config.learnable_positions:
+            nn.init.trunc_normal_(self.pos_embed, std=0.02)
+        init_block_constants(self.blocks, self.config.layer_scale)
+
+    def embed(self, video: Tensor, index: Tensor | None = None) -> Tensor:
+        """Tokens with their positions.
+
+        Args:
+            video: (B, 3, T, S, S) normalised.
+            index: (B, K) tokens to embed, None for all N.
+
+        Returns:
+            (B, K or N, D).
+
+        Raises:
+            ValueError: the clip has another size than the model.
+        """
+        size = (3, self.config.frames, self.config.image_size, self.config.image_size)
+        if tuple(video.shape[1:]) != size:
+            raise ValueError(f"video {tuple(video.shape)}, the model takes (B, {', '.join(map(str, size))})")
+        tokens: Tensor = self.patch_embed(video, index)
+        position = self.pos_embed if index is None else self.pos_embed[0][index]
+        return tokens + position.to(tokens.dtype)
+
+
+class VideoMAEEncoder(Trunk):
+    """The pretraining encoder: the trunk and a final norm."""
+
+    def __init__(self, config: VideoMAEConfig) -> None:
+        super().__init__(config)
+        self.norm = nn.LayerNorm(config.width, eps=EPS)
+
+    def forward(self, video: Tensor, index: Tensor | None = None) -> Tensor:
+        """(B, 3, T, S, S), index (B, K) or None -> (B, K or N, D)."""
+        tokens = run_blocks(self.blocks, self.embed(video, index), self.checkpointing)
+        return self.norm(tokens)  # type: ignore[no-any-return]  # nn.Module.__call__ is untyped
+
+
+class VideoMAEDecoder(nn.Module):
+    """Layers over visible and mask tokens; norm and head on the tokens asked for."""
+
+    pos_embed: Tensor
+
+    def __init__(self, config: VideoMAEConfig) -> None:
+        super().__init__()
+        self.checkpointing = False
+        self.register_buffer("pos_embed", sin_cos_table(config.tokens, config.decoder_width)[None], persistent=False)
+        self.blocks = make_blocks(config, config.decoder_width, config.decoder_depth, config.decoder_heads, 0.0)
+        self.norm = nn.LayerNorm(config.decoder_width, eps=EPS)
+        self.head = nn.Linear(config.decoder_width, config.pixels)
+
+    def forward(self, tokens: Tensor, last: int) -> Tensor:
+        """(B, N, decoder width) -> (B, last, P): predictions for the last tokens only."""
+        tokens = run_blocks(self.blocks, tokens, self.checkpointing)[:, tokens.shape[1] - last :]
+        return self.head(self.norm(tokens))  # type: ignore[no-any-return]  # nn.Module.__call__ is untyped
+
+
+def visible_first(mask: Tensor, kept: int | None) -> tuple[Tensor, int]:
+    """Order of the tokens: visible ones ascending, then masked ones ascending.
+
+    Args:
+        mask: (B, N) bool, True = masked.
+        kept: K where the caller knows it; None reads it from the mask, which waits for a GPU.
+
+    Returns:
+        (B, N) int64 and K.
+
+    Raises:
+        ValueError: the samples do not keep the same number of tokens.
+    """
+    if kept is None or mask.device.type == "cpu":
+        counts = (~mask).sum(1)
+        if kept is None:
+            kept = int(counts[0])
+        if not bool((counts == kept).all()):
+            raise ValueError(f"every sample must keep {kept} tokens, found {counts.tolist()}")
+    return mask.to(torch.uint8).argsort(dim=1, stable=True), kept
+
+
+class VideoMAEPretrain(nn.Module):
+    """Encodes the visible tokens only and predicts the pixels of the masked ones (spec A.2).
+
+    Attributes:
+        checkpointing: compute activations again in the backward pass.
+    """
+
+    def __init__(self, config: VideoMAEConfig) -> None:
+        super().__init__()
+        if config.position_table == "resized":
+            raise ValueError("the pretraining model has the native position table")
+        self.config = config
+        self.normalise = Normalise(IMAGENET_MEAN, IMAGENET_STD)
+        self.encoder = VideoMAEEncoder(config)
+        self.encoder_to_decoder = nn.Linear(config.width, config.decoder_width, bias=False)
+        self.mask_token = nn.Parameter(torch.empty(1, 1, config.decoder_width))
+        self.decoder = VideoMAEDecoder(config)
+        self.reset_parameters()
+
+    @property
+    def checkpointing(self) -> bool:
+        """Whether activations are computed again in the backward pass."""
+        return self.encoder.checkpointing
+
+    @checkpointing.setter
+    def checkpointing(self, value: bool) -> None:
+        self.encoder.checkpointing = self.decoder.checkpointing = value
+
+    def reset_parameters(self) -> None:
+        """Spec A.5: xavier matrices, mask token cut at one std; embedding and bridge as the framework draws them."""
+        self.encoder.reset_trunk()
+        init_block_constants(self.decoder.blocks, self.config.layer_scale)
+        for part in (self.encoder, self.decoder):
+            part.norm.reset_parameters()
+            for module in part.modules():
+                if isinstance(module, nn.Linear) and module is not self.encoder.patch_embed.proj:
+                    nn.init.xavier_uniform_(module.weight)
+        nn.init.zeros_(self.decoder.head.bias)
+        self.encoder_to_decoder.reset_parameters()
+        nn.init.trunc_normal_(self.mask_token, std=0.02, a=-0.02, b=0.02)
+
+    def encode(self, video: Tensor, mask: Tensor, kept: int | None = None) -> Tensor:
+        """(B, 3, T, S, S) normalised, mask (B, N) bool True = masked -> visible tokens (B, K, D), ascending.
+
+        `kept` is K; without it the mask is read, which waits for a GPU.
+        """
+        order, kept = visible_first(mask, kept)
+        return self.encoder(video, order[:, :kept])  # type: ignore[no-any-return]  # nn.Module.__call__ is untyped
+
+    def forward(self, video: Tensor, mask: Tensor, kept: int | None = None) -> Tensor:
+        """Predict the masked tokens.
+
+        Args:
+            video: (B, 3, T, S, S) normalised.
+            mask: (B, N) bool, True = masked, the same number in every sample.
+            kept: K where the caller knows it; without it the mask is read, which waits for a GPU.
+
+        Returns:
+            (B, M, P) for the masked tokens in ascending order; all N tokens when none is masked.
+
+        Raises:
+            ValueError: the video or the mask does not fit.
+        """
+        order, kept = visible_first(mask, kept)
+        visible = self.encoder_to_decoder(self.encoder(video, order[:, :kept]))
+        masked = order.shape[1] - kept
+        empty = self.mask_token.to(visible.dtype).expand(visible.shape[0], masked, -1)
+        position = self.decoder.pos_embed[0][order].to(visible.dtype)
+        tokens = torch.cat([visible, empty], dim=1) + position
+        return self.decoder(tokens, masked or kept)  # type: ignore[no-any-return]  # nn.Module.__call__ is untyped
+
+    def no_weight_decay(self, name: str, parameter: Tensor) -> bool:
+        """Whether the optimiser must not decay this parameter."""
+        return no_weight_decay(name, parameter)
+
+
+class VideoMAEClassifier(Trunk):
+    """The masked encoder with a classification head (spec B).
+
+    Attributes:
+        blocks: the layers, to be run one by one where something stands between them.
+        checkpointing: compute activations again in the backward pass.
+    """
+
+    def __init__(self, config: VideoMAEConfig) -> None:
+        super().__init__(config)
+        self.normalise = Normalise(IMAGENET_MEAN, IMAGENET_STD)
+        mean = config.pooling == "mean"
+        self.norm = None if mean else nn.LayerNorm(config.width, eps=EPS)
+        self.fc_norm = nn.LayerNorm(config.width, eps=EPS) if mean else None
+        self.head_dropout = nn.Dropout(config.head_dropout)
+        self.head = nn.Linear(config.width, config.classes) if config.classes else nn.Identity()
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Spec B: truncated normal matrices of std .02, the head scaled down by `init_scale`."""
+        self.reset_trunk()
+        for module in self.modules():
+            if isinstance(module, nn.Linear) and module is not self.patch_embed.proj:
+                nn.init.trunc_normal_(module.weight, std=0.02)
+        for norm in (self.norm, self.fc_norm):
+            if norm is not None:
+                norm.reset_parameters()
+        if isinstance(self.head, nn.Linear):
+            nn.init.zeros_(self.head.bias)
+            with torch.no_grad():
+                self.head.weight.mul_(self.config.init_scale)
+
+    def pool(self, tokens: Tensor) -> Tensor:
+        """Tokens after the last block (B, N, D) -> clip feature (B, D), as the head takes it."""
+        if self.fc_norm is not None:
+            return self.fc_norm(tokens.mean(1))  # type: ignore[no-any-return]  # nn.Module.__call__ is untyped
+        assert self.norm is not None
+        return self.norm(tokens[:, 0])  # type: ignore[no-any-return]  # a norm is per token, so the others are not needed
+
+    def features(self, video: Tensor) -> Tensor:
+        """(B, 3, T, S, S) normalised -> (B, D)."""
+        return self.pool(run_blocks(self.blocks, self.embed(video), self.checkpointing))
+
+    def forward(self, video: Tensor) -> Tensor:
+        """(B, 3, T, S, S) normalised -> logits (B, C)."""
+        return self.head(self.head_dropout(self.features(video)))  # type: ignore[no-any-return]  # untyped __call__
+
+    @property
+    def layers(self) -> int:
+        """Layer ids for layer decay run from 0 to this number."""
+        return self.config.depth + 1
+
+    def layer_id(self, parameter_name: str) -> int:
+        """0 for embedding and positions, i + 1 for block i, `layers` for what follows (spec B, layer decay)."""
+        if parameter_name.startswith("patch_embed.") or parameter_name == "pos_embed":
+            return 0
+        block = re.match(r"blocks\.(\d+)\.", parameter_name)
+        return int(block.group(1)) + 1 if block else self.layers
+
+    def no_weight_decay(self, name: str, parameter: Tensor) -> bool:
+        """Whether the optimiser must not decay this parameter."""
+        return no_weight_decay(name, parameter)
