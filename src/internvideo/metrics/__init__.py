@@ -1,0 +1,1 @@
+"""Figures from saved tables: NumPy only, no model and no video."""

@@ -1,0 +1,201 @@
+"""Classification figures: top-k, class means, views, ensembles, zero-shot, answers (spec tasks.md 1.5, 5, 7, 9).
+
+NumPy only. All accuracies are fractions in 0..1.
+Legend: N samples, R rows (one a view), C classes, P templates, E joint space.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+Floats = NDArray[np.floating[Any]]
+Ints = NDArray[np.int64]
+Bools = NDArray[np.bool_]
+
+IGNORED = -100
+"""Label of a sample without a known class."""
+
+
+def softmax(scores: Floats, axis: int = -1) -> Floats:
+    """Shift-safe soft-max along `axis`, in the dtype of `scores`."""
+    shifted = np.exp(scores - scores.max(axis=axis, keepdims=True))
+    result: Floats = shifted / shifted.sum(axis=axis, keepdims=True)
+    return result
+
+
+def unit(vectors: Floats) -> Floats:
+    """Vectors of length one along the last axis; a zero vector stays zero."""
+    length = np.linalg.norm(vectors, axis=-1, keepdims=True)
+    result: Floats = vectors / np.where(length == 0, 1, length).astype(vectors.dtype)
+    return result
+
+
+def _checked(scores: Floats, labels: Ints) -> None:
+    if scores.ndim != 2 or labels.shape != scores.shape[:1]:
+        raise ValueError(f"scores {scores.shape} need the form (N, C) and labels {labels.shape} the form (N,)")
+    if len(scores) == 0:
+        raise ValueError("no samples: an accuracy of nothing is undefined")
+    if not np.isfinite(scores).all():
+        raise ValueError("scores hold NaN or infinity: they cannot be ranked")
+    if labels.min() < 0 or labels.max() >= scores.shape[1]:
+        raise ValueError(f"labels {labels.min()}..{labels.max()} do not fit {scores.shape[1]} classes")
+
+
+def label_ranks(scores: Floats, labels: Ints) -> Ints:
+    """Rank (0 best) of the labelled class of every sample, (N,).
+
+    Classes that tie with the labelled one count as better: a constant score never earns a hit.
+    """
+    _checked(scores, labels)
+    own = np.take_along_axis(scores, labels[:, None], axis=1)
+    ranks: Ints = np.count_nonzero(scores >= own, axis=1).astype(np.int64) - 1
+    return ranks
+
+
+def top_k_hits(scores: Floats, labels: Ints, k: int) -> Bools:
+    """Whether the labelled class is among the k best, (N,)."""
+    if k < 1:
+        raise ValueError(f"k is {k}, it must be at least 1")
+    hits: Bools = label_ranks(scores, labels) < k
+    return hits
+
+
+def top_k_accuracy(scores: Floats, labels: Ints, k: int = 1) -> float:
+    """Fraction of samples whose labelled class is among the k best."""
+    return float(top_k_hits(scores, labels, k).mean())
+
+
+def mean_class_accuracy(predictions: Ints, labels: Ints, *, released: bool = False) -> float:
+    """Mean over classes of the fraction found.
+
+    Args:
+        predictions: (N,) predicted class.
+        labels: (N,) true class.
+        released: count a class that is predicted but never true as 0, as the published evaluator does; otherwise
+            only the classes that have samples enter.
+    """
+    if len(labels) == 0 or predictions.shape != labels.shape:
+        raise ValueError(f"predictions {predictions.shape} and labels {labels.shape} must agree and not be empty")
+    classes = int(max(predictions.max(), labels.max())) + 1
+    total = np.bincount(labels, minlength=classes)
+    found = np.bincount(labels[predictions == labels], minlength=classes)
+    counted = total > 0
+    if released:
+        counted |= np.bincount(predictions, minlength=classes) > 0
+    return float((found[counted] / np.maximum(total[counted], 1)).mean())
+
+
+def confusion_matrix(predictions: Ints, labels: Ints, classes: int) -> Ints:
+    """Counts (C, C): row = true class, column = predicted class."""
+    flat = np.bincount(labels * classes + predictions, minlength=classes * classes)
+    matrix: Ints = flat.reshape(classes, classes).astype(np.int64)
+    return matrix
+
+
+def merge_rows(values: Floats, sample: Ints, samples: int) -> Floats:
+    """Mean of the rows that belong to one sample.
+
+    Args:
+        values: (R, ...) one row a view.
+        sample: (R,) index of the sample of each row, in any order, each sample at least once.
+        samples: N.
+
+    Returns:
+        (N, ...) float64.
+    """
+    counts = np.bincount(sample, minlength=samples)
+    if len(counts) != samples or (counts == 0).any():
+        raise ValueError("every sample needs at least one row, and every row one of the samples")
+    order = np.argsort(sample, kind="stable")
+    starts = np.concatenate([[0], np.cumsum(counts)[:-1]])
+    sums = np.add.reduceat(values[order].astype(np.float64), starts, axis=0)
+    return sums / counts.reshape(-1, *[1] * (values.ndim - 1))
+
+
+def merge_views(
+    logits: Floats, sample: Ints, samples: int, *, rule: Literal["probabilities", "logits"] = "probabilities"
+) -> Floats:
+    """Probabilities of each video from its views, (N, C) float64.
+
+    `probabilities` (the published rule): mean of the soft-maxed views. `logits`: soft-max of the mean logit.
+    """
+    if rule == "probabilities":
+        return merge_rows(softmax(logits.astype(np.float64)), sample, samples)
+    return softmax(merge_rows(logits, sample, samples))
+
+
+def ensemble_pooled(models: Sequence[tuple[Floats, Ints]], samples: int) -> Floats:
+    """Every view of every model counts once, so a model with more views weighs more (the released merge).
+
+    Args:
+        models: of each model (logits (R, C), sample (R,)).
+        samples: N.
+    """
+    rows = np.concatenate([softmax(logits.astype(np.float64)) for logits, _ in models])
+    return merge_rows(rows, np.concatenate([sample for _, sample in models]), samples)
+
+
+def ensemble_weighted(
+    models: Sequence[tuple[Floats, Ints]], samples: int, weights: Sequence[float] | None = None
+) -> Floats:
+    """Mean of each model's own merged probabilities, weighted (equal weights when none are given), (N, C)."""
+    share = np.ones(len(models)) if weights is None else np.asarray(weights, dtype=np.float64)
+    if share.shape != (len(models),) or (share < 0).any() or share.sum() <= 0:
+        raise ValueError(f"{len(models)} models need as many weights, none below 0 and not all 0; found {weights}")
+    merged = np.stack([merge_views(logits, sample, samples) for logits, sample in models])
+    result: Floats = np.tensordot(share / share.sum(), merged, axes=1)
+    return result
+
+
+def zero_shot_probabilities(video: Floats, text: Floats, scale: float) -> Floats:
+    """Mean over templates of the soft-max over classes (spec 7), (N, C) float64.
+
+    Args:
+        video: (N, E), any length.
+        text: (P, C, E) text vector of each template and class, any length.
+        scale: exp of the logit scale (100 in CLIP).
+    """
+    videos = unit(video.astype(np.float64))
+    total: Floats = np.zeros((len(video), text.shape[1]))
+    for classes in text:
+        total += softmax(scale * videos @ unit(classes.astype(np.float64)).T)
+    return total / len(text)
+
+
+def answer_accuracy(logits: Floats, labels: Ints, *, known_only: bool) -> float:
+    """Question answering: label -100 is an answer outside the vocabulary.
+
+    Args:
+        logits: (N, C).
+        labels: (N,) answer index or -100.
+        known_only: leave those questions out, as released (spec 13.6); otherwise they count as wrong.
+
+    Raises:
+        ValueError: no question has a known answer.
+    """
+    known = labels != IGNORED
+    if not known.any():
+        raise ValueError("no question has an answer in the vocabulary")
+    hits = top_k_hits(logits[known], labels[known], 1).sum()
+    return float(hits / (known.sum() if known_only else len(labels)))
+
+
+def cross_entropy(logits: Floats, labels: Ints) -> float:
+    """Mean cross-entropy over the samples whose label is not -100."""
+    known = labels != IGNORED
+    chosen = logits[known].astype(np.float64)
+    peak = chosen.max(axis=1)
+    normaliser = peak + np.log(np.exp(chosen - peak[:, None]).sum(axis=1))
+    return float((normaliser - np.take_along_axis(chosen, labels[known][:, None], axis=1)[:, 0]).mean())
+
+
+def choice_scores(video: Floats, options: Floats, scale: float) -> Floats:
+    """Multiple choice (spec 9): scale x cosine of each video (N, E) with its options (N, K, E), (N, K) float64."""
+    scores: Floats = scale * np.einsum(
+        "ne,nke->nk", unit(video.astype(np.float64)), unit(options.astype(np.float64)), optimize=True
+    )
+    return scores

@@ -1,0 +1,192 @@
+"""Text-video retrieval figures: ranks, recall, median and mean rank, dual soft-max (spec tasks.md 4.3, 4.4, 13.3-13.5).
+
+NumPy only. Rows of a similarity are texts (Q), columns are videos (V). Recalls are fractions in 0..1, ranks start at 1
+in the figures and at 0 inside. A similarity is read once a direction and never copied or transposed.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from internvideo.metrics.classification import unit
+
+Floats = NDArray[np.floating[Any]]
+Ints = NDArray[np.int64]
+Ties = Literal["official", "optimistic", "pessimistic"]
+
+RECALLS = (1, 5, 10)
+_BLOCK = 128  # rows read at a time by the column pass: their counts fit one byte, so the sum stays vectorised
+
+
+def _check(similarity: Floats, owner: Ints, queries: int) -> None:
+    if similarity.ndim != 2 or owner.shape != (queries,) or queries == 0:
+        raise ValueError(f"similarity {similarity.shape} needs one target for each query, found {owner.shape}")
+    if not np.isfinite(similarity).all():
+        raise ValueError("similarities hold NaN or infinity: they cannot be ranked")
+
+
+def _row_bounds(similarity: Floats, target: Ints) -> tuple[Ints, Ints]:
+    """Of each row: how many entries beat its target entry, and how many beat or equal it (the target left out)."""
+    better = np.empty(len(similarity), dtype=np.int64)
+    level = np.empty_like(better)
+    flags = np.empty(similarity.shape[1], dtype=np.bool_)
+    # One row at a time stays in the cache, and counting a contiguous row of flags is the fastest reduction there is.
+    for i, (row, j) in enumerate(zip(similarity, target.tolist(), strict=True)):
+        value = row[j]
+        better[i] = np.count_nonzero(np.greater(row, value, out=flags))
+        level[i] = np.count_nonzero(np.greater_equal(row, value, out=flags)) - 1
+    return better, level
+
+
+def _column_bounds(similarity: Floats, target: Ints) -> tuple[Ints, Ints]:
+    """The same down the columns, reading the matrix in its own order."""
+    rows, columns = similarity.shape
+    value = similarity[target, np.arange(columns)]
+    better = np.zeros(columns, dtype=np.int64)
+    level = np.full(columns, -1, dtype=np.int64)
+    flags = np.empty((_BLOCK, columns), dtype=np.bool_)
+    for start in range(0, rows, _BLOCK):
+        block = similarity[start : start + _BLOCK]
+        part = flags[: len(block)]
+        np.greater(block, value, out=part)
+        better += np.add.reduce(part.view(np.uint8), axis=0, dtype=np.uint8)
+        np.greater_equal(block, value, out=part)
+        level += np.add.reduce(part.view(np.uint8), axis=0, dtype=np.uint8)
+    return better, level
+
+
+def _settle(bounds: tuple[Ints, Ints], ties: Ties) -> Ints:
+    """Turn both bounds into ranks. `official` lists every exact match, so a query can count more than once."""
+    better, level = bounds
+    if ties == "optimistic":
+        return better
+    if ties == "pessimistic":
+        return level
+    matches = level - better + 1
+    first = np.repeat(better, matches)
+    within = np.arange(len(first)) - np.repeat(np.cumsum(matches) - matches, matches)
+    ranks: Ints = first + within
+    return ranks
+
+
+def row_ranks(similarity: Floats, target: Ints | None = None, ties: Ties = "pessimistic") -> Ints:
+    """0-based rank of column `target[i]` in each row i (the diagonal when no target is given).
+
+    Args:
+        similarity: (Q, V), finite.
+        target: (Q,) column of each row.
+        ties: `optimistic` counts the strictly better ones (spec 4.4), `pessimistic` the equal ones too, `official` is
+            the published counter that returns every exact match (more ranks than rows on tied data, spec 13.3).
+
+    Returns:
+        (Q,) int64, or one entry a match for `official`.
+    """
+    chosen = np.arange(len(similarity)) if target is None else target
+    _check(similarity, chosen, len(similarity))
+    return _settle(_row_bounds(similarity, chosen), ties)
+
+
+def column_ranks(similarity: Floats, target: Ints | None = None, ties: Ties = "pessimistic") -> Ints:
+    """0-based rank of row `target[j]` in each column j; arguments as `row_ranks`, without transposing."""
+    chosen = np.arange(similarity.shape[1]) if target is None else target
+    _check(similarity, chosen, similarity.shape[1])
+    return _settle(_column_bounds(similarity, chosen), ties)
+
+
+def best_caption(similarity: Floats, owner: Ints, videos: int) -> Floats:
+    """Best caption of each video against each video: (V, V), row = the video that owns the captions.
+
+    Args:
+        similarity: (Q, V).
+        owner: (Q,) video of each caption; every video needs at least one.
+        videos: V.
+    """
+    counts = np.bincount(owner, minlength=videos)
+    if len(counts) != videos or (counts == 0).any():
+        raise ValueError("every video needs at least one caption")
+    sorted_rows = similarity if (np.diff(owner) >= 0).all() else similarity[np.argsort(owner, kind="stable")]
+    result: Floats = np.maximum.reduceat(sorted_rows, np.cumsum(counts) - counts, axis=0)
+    return result
+
+
+def dual_softmax(similarity: Floats, axis: int = 0) -> Floats:
+    """Similarity x its soft-max along `axis`, in the dtype of `similarity` (spec 4.3).
+
+    The similarity must already carry the scale of about 100; there is no other temperature. float32 underflows beyond
+    a gap of about 87 and then ties; the tasks pass float64.
+    """
+    product: Floats = np.subtract(similarity, similarity.max(axis=axis, keepdims=True))
+    np.exp(product, out=product)
+    product /= product.sum(axis=axis, keepdims=True)
+    product *= similarity
+    return product
+
+
+def directions(
+    similarity: Floats,
+    owner: Ints | None = None,
+    *,
+    dual: Literal["none", "released", "clean"] = "none",
+    ties: Ties = "pessimistic",
+) -> tuple[Ints, Ints]:
+    """Ranks of text to video (one a text) and video to text (one a video).
+
+    Args:
+        similarity: (Q, V).
+        owner: (Q,) video of each text; None says that text i belongs to video i (square).
+        dual: `released` processes as published: the text-to-video product over the text axis, for square data the
+            same on the transposed matrix, for many captions the text-to-video product again (spec 13.5).
+            `clean` always takes the product over the video axis for video to text.
+        ties: as `row_ranks`.
+    """
+    square = owner is None
+    owners = np.arange(len(similarity)) if owner is None else owner
+    forward = similarity if dual == "none" else dual_softmax(similarity, axis=0)
+    reuse = dual == "none" or (dual == "released" and not square)
+    backward = forward if reuse else dual_softmax(similarity, axis=1)
+    if not square:
+        backward = best_caption(backward, owners, similarity.shape[1])
+    return row_ranks(forward, owners, ties), column_ranks(backward, None, ties)
+
+
+def rank_figures(ranks: Ints, *, median: Literal["mean", "lower"] = "mean") -> dict[str, float]:
+    """R@1, R@5, R@10 as fractions, MdR and MnR counted from 1.
+
+    Args:
+        ranks: (Q,) 0-based.
+        median: for an even count the mean of the two middle ranks, or the lower one (the published many-caption
+            text-to-video counter, spec 13.4).
+    """
+    if len(ranks) == 0:
+        raise ValueError("no queries: a recall of nothing is undefined")
+    figures = {f"r{k}": float((ranks < k).mean()) for k in RECALLS}
+    middle = np.sort(ranks)[(len(ranks) - 1) // 2] if median == "lower" else np.median(ranks)
+    return {**figures, "median_rank": float(middle) + 1, "mean_rank": float(ranks.mean()) + 1}
+
+
+def tied_queries(similarity: Floats, owner: Ints | None = None) -> int:
+    """How many rows have another column equal to their target's: the queries whose rank depends on the tie rule."""
+    better, level = _row_bounds(similarity, np.arange(len(similarity)) if owner is None else owner)
+    return int((better != level).sum())
+
+
+def pooled_similarity(text: Floats, frames: Floats, mask: NDArray[Any], scale: float) -> Floats:
+    """scale x cosine of texts with the masked mean of frame vectors (spec 4.3).
+
+    Args:
+        text: (Q, E).
+        frames: (V, T, E).
+        mask: (V, T), non-zero where a frame exists; a video without any divides by 1.
+        scale: exp of the logit scale.
+
+    Returns:
+        (Q, V) float64.
+    """
+    present = (mask != 0).astype(np.float64)
+    pooled = np.einsum("vte,vt->ve", frames.astype(np.float64), present)
+    pooled /= np.maximum(present.sum(axis=1, keepdims=True), 1)
+    result: Floats = scale * unit(text.astype(np.float64)) @ unit(pooled).T
+    return result
