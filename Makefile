@@ -1,0 +1,39 @@
+# Two commands for a newcomer: `make demo` and `make test`. Both make .venv and install when needed.
+PYTHON ?= python3
+VENV   ?= .venv
+RUN    ?= runs/demo
+STAMP  := $(VENV)/.installed
+BIN    := $(VENV)/bin
+
+.PHONY: demo test parity lint bench clean
+
+demo: $(STAMP)          ## the whole pipeline on the embedded sample world; writes runs/demo/report.html
+	$(BIN)/internvideo demo --output $(RUN) $(DEMO)
+
+test: $(STAMP)          ## the test suite
+	$(BIN)/python -m pytest $(TEST)
+
+parity: $(STAMP)        ## equality with the stored reference tensors and results
+	$(BIN)/python -m pytest -m parity $(TEST)
+
+lint: $(STAMP)          ## style and types
+	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
+
+bench: $(STAMP)         ## benchmarks, as ratios measured side by side
+	$(BIN)/python benchmarks/decode.py && $(BIN)/python benchmarks/train_step.py
+
+# Debian's python3 comes without venv: install it where that is allowed, and say so where it is not.
+$(VENV)/bin/python:
+	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if (3, 11) <= v <= (3, 13) else f"Python 3.11 to 3.13 is needed, found {v[0]}.{v[1]}: make PYTHON=python3.12 ...")'
+	@$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); \
+	  if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then apt-get update -qq && apt-get install -y -qq python3-venv; \
+	  else echo "python3 has no venv module here: sudo apt-get install python3-venv" >&2; exit 1; fi; \
+	  $(PYTHON) -m venv $(VENV); }
+
+$(STAMP): $(VENV)/bin/python pyproject.toml constraints.txt
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[dev]"
+	@touch $@
+
+clean:                  ## remove the environment and the runs
+	rm -rf $(VENV) runs .pytest_cache .mypy_cache .ruff_cache

@@ -1,0 +1,151 @@
+"""What a person types. Every command says what it reads, what it writes and what to do next."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from internvideo import __version__
+from internvideo.errors import InternVideoError
+
+app = typer.Typer(
+    name="internvideo",
+    help="General video foundation models: pretrain, let two encoders interact, evaluate. "
+    "Start with `internvideo demo`.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+Output = Annotated[Path, typer.Option("--output", "-o", help="Folder of this run; made when absent.")]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
+Workers = Annotated[int | None, typer.Option(min=0, help="Processes to use; by default one a core.")]
+
+
+@app.callback(invoke_without_command=True)
+def _root(version: Annotated[bool, typer.Option("--version", help="Print the version and stop.")] = False) -> None:
+    if version:
+        typer.echo(f"internvideo {__version__}")
+        raise typer.Exit
+
+
+@app.command()
+def demo(
+    output: Output = Path("runs/demo"),
+    data: Annotated[
+        Path | None,
+        typer.Option(help="Labelled videos of your own: a manifest (.jsonl, .csv, list file) or a folder of folders."),
+    ] = None,
+    profile: Annotated[str, typer.Option(help="full (about 10 minutes on two cores) or short (a check, 2 minutes).")] = "full",
+    label: Annotated[str, typer.Option(help="With --data: the column that holds the class.")] = "label",
+    video: Annotated[str, typer.Option(help="With --data: the column that holds the path.")] = "path",
+    split: Annotated[str, typer.Option(help="With --data: the column that holds train/test.")] = "split",
+    seed: Annotated[int, typer.Option(help="Seed of the world, the models and the batches.")] = 0,
+    device: Device = "auto",
+) -> None:
+    """Run the whole pipeline on real video files and write a report.
+
+    Masked pretraining, video-language pretraining, supervised post-pretraining and cross-model interaction run one after
+    the other. Interrupt it at any time: the same command goes on where it was.
+    """
+    from internvideo.demo import Columns, run_demo
+
+    report = run_demo(output, data=data, profile=profile, columns=Columns(label, video, split), seed=seed, device=device)
+    typer.echo(f"report: {report}")
+
+
+@app.command("sample-world")
+def sample_world(
+    folder: Annotated[Path, typer.Argument(help="Where to write the videos and manifests.")],
+    clips: Annotated[int, typer.Option(min=1, help="Number of short clips.")] = 2000,
+    seed: Annotated[int, typer.Option(help="One seed gives identical frames and annotations.")] = 0,
+    size: Annotated[int, typer.Option(min=32, help="Side of the square frames in pixels.")] = 96,
+    difficulty: Annotated[float, typer.Option(min=0.0, max=1.0, help="Shake, occlusion, noise, distractors.")] = 0.5,
+    workers: Workers = None,
+) -> None:
+    """Write small real video files with exactly known answers, for learning, testing and teaching."""
+    from internvideo.data.sample_world import WorldSettings, generate
+
+    settings = WorldSettings(clips=clips, seed=seed, size=size, difficulty=difficulty)
+    for name, path in generate(folder, settings, workers=workers).items():
+        typer.echo(f"{name}: {path}")
+
+
+@app.command()
+def train(
+    recipe: Annotated[str, typer.Argument(help="A recipe file or the name of a shipped one: `internvideo list recipes`.")],
+    overrides: Annotated[list[str] | None, typer.Argument(help="Settings to change: key.key=value ...")] = None,
+    output: Output = Path("runs/train"),
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Show parameters, steps, memory and one forward and backward; train nothing.")
+    ] = False,
+    device: Device = "auto",
+) -> None:
+    """Train one stage from a recipe. An interrupted run goes on where it was; torchrun runs it on many devices."""
+    from internvideo.pipeline import describe, load_recipe, run_recipe
+
+    loaded = load_recipe(recipe, overrides or [])
+    if dry_run:
+        typer.echo(describe(loaded, device=device))
+        return
+    result = run_recipe(loaded, output, device=device)
+    typer.echo(f"weights: {result}")
+
+
+@app.command()
+def evaluate(
+    task: Annotated[str, typer.Argument(help="recognition, zero_shot, retrieval or multiple_choice.")],
+    weights: Annotated[Path, typer.Argument(help="A model.safetensors written by `internvideo train`.")],
+    manifest: Annotated[Path, typer.Argument(help="What to test on: manifest, list file or folder of folders.")],
+    output: Output = Path("runs/evaluate"),
+    split: Annotated[str | None, typer.Option(help="Only rows of this split.")] = None,
+    views: Annotated[int, typer.Option(min=1, help="Temporal views per video.")] = 1,
+    crops: Annotated[int, typer.Option(help="Spatial crops per view: 1 or 3.")] = 1,
+    batch_size: Annotated[int, typer.Option(min=1)] = 16,
+    workers: Annotated[int, typer.Option(min=0)] = 0,
+    device: Device = "auto",
+) -> None:
+    """Predict a table, score it, and print the figures with their protocol. The table can be scored again later."""
+    from internvideo.evaluation import EvaluationSettings, evaluate_task
+
+    settings = EvaluationSettings(views=views, crops=crops, batch_size=batch_size, workers=workers, device=device)
+    evaluate_task(task, weights, manifest, output, settings, split=split)
+
+
+@app.command()
+def score(table: Annotated[Path, typer.Argument(help="A table written by `internvideo evaluate`.")]) -> None:
+    """Figures again from a saved table: no model and no video needed."""
+    from internvideo.evaluation import score_table
+
+    score_table(table)
+
+
+@app.command("list")
+def list_(what: Annotated[str, typer.Argument(help="models, stages, tasks or recipes.")]) -> None:
+    """Print what there is, one line each."""
+    from internvideo.pipeline import listing
+
+    typer.echo(listing(what))
+
+
+def main() -> None:
+    """Entry point: a user's mistake is one line on stderr and exit code 2, never a traceback."""
+    try:
+        result = app(standalone_mode=False)
+    except InternVideoError as error:
+        print(f"internvideo: {error}", file=sys.stderr)
+        sys.exit(2)
+    except typer.Abort:
+        sys.exit(130)
+    except typer.TyperException as error:  # a wrong option or argument
+        error.show()
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("internvideo: interrupted; the same command goes on where it was", file=sys.stderr)
+        sys.exit(130)
+    sys.exit(result if isinstance(result, int) else 0)

@@ -1,0 +1,325 @@
+"""Recipe: the typed settings of one training run, read from YAML, changed on the command line, saved beside the weights.
+
+The tables STAGES, TASKS and MODELS are all there is to see; nothing registers itself.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import torch
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny, ValidationError, ValidationInfo, field_validator
+from torch import nn
+
+from internvideo.data import sampling
+from internvideo.data.loader import LoaderSettings
+from internvideo.data.mixup import Mixup
+from internvideo.data.transforms import EvalTransform, TrainTransform
+from internvideo.errors import RecipeError
+from internvideo.models.cross_model import CrossModel
+from internvideo.models.factory import MODELS
+from internvideo.models.uniformerv2 import UniFormerV2
+from internvideo.models.video_language import VideoLanguage
+from internvideo.models.videomae import VideoMAEClassifier, VideoMAEPretrain
+from internvideo.stages.interaction import InteractionSettings, InteractionStage
+from internvideo.stages.masked import MaskedSettings, MaskedStage
+from internvideo.stages.multimodal import MultimodalSettings, MultimodalStage
+from internvideo.stages.supervised import SupervisedSettings, SupervisedStage
+from internvideo.training.settings import LoopSettings, OptimizerSettings, ScheduleSettings
+
+__all__ = ["MODELS", "SAMPLERS", "STAGES", "TASKS", "Recipe", "read_recipe", "shipped_recipes"]
+
+
+@dataclass(frozen=True)
+class StageEntry:
+    """One stage: its settings, the stage class and what models it trains."""
+
+    about: str
+    settings: type[BaseModel]
+    stage: type[nn.Module]
+    trains: tuple[type[nn.Module], ...]
+
+
+STAGES: dict[str, StageEntry] = {
+    "masked": StageEntry(
+        "rebuild the hidden 90 % of the tubes (VideoMAE)", MaskedSettings, MaskedStage, (VideoMAEPretrain,)
+    ),
+    "multimodal": StageEntry(
+        "match clips and captions, write captions (UniFormerV2 on CLIP)",
+        MultimodalSettings,
+        MultimodalStage,
+        (VideoLanguage,),
+    ),
+    "supervised": StageEntry(
+        "learn action labels, one encoder at a time",
+        SupervisedSettings,
+        SupervisedStage,
+        (VideoMAEClassifier, UniFormerV2),
+    ),
+    "interaction": StageEntry(
+        "cross-model attention between the two frozen encoders, learned fusion of their scores",
+        InteractionSettings,
+        InteractionStage,
+        (CrossModel,),
+    ),
+}
+
+TASKS: dict[str, str] = {
+    "recognition": "top-1, top-5 and mean class accuracy of a classifier over views",
+    "zero_shot": "recognition from class names alone, 16 prompt templates",
+    "retrieval": "text to video and video to text, raw and dual softmax",
+    "multiple_choice": "which of the texts fits the clip",
+}
+
+SAMPLERS: dict[str, type[sampling.FrameSampler]] = {
+    "dense": sampling.Dense,
+    "dense_pretrain": sampling.DensePretrain,
+    "sparse": sampling.Sparse,
+    "sparse_two_view": sampling.SparseTwoView,
+    "segment_middle": sampling.SegmentMiddle,
+    "linspace": sampling.Linspace,
+}
+
+
+class Settings(BaseModel):
+    """Base of all settings: frozen, and an unknown key is an error."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class SamplingSettings(Settings):
+    """Which frames of a clip are read (data/sampling.py)."""
+
+    kind: str = "sparse"
+    frames: int = Field(8, ge=1)
+    stride: int | None = Field(None, ge=1, description="dense kinds only")
+    views: int | None = Field(None, ge=1, description="temporal views in testing")
+
+    @field_validator("kind")
+    @classmethod
+    def _known(cls, kind: str) -> str:
+        if kind not in SAMPLERS:
+            raise ValueError(f"no sampler '{kind}'; allowed: {', '.join(SAMPLERS)}")
+        return kind
+
+    def build(self) -> sampling.FrameSampler:
+        """The sampler. Raises RecipeError when a setting does not belong to this kind."""
+        given = self.model_dump(exclude={"kind"}, exclude_none=True)
+        try:
+            return SAMPLERS[self.kind](**given)
+        except TypeError as error:
+            raise RecipeError("data.sampling", f"'{self.kind}' does not take these settings ({error})") from error
+
+
+class AugmentSettings(Settings):
+    """What is done to every training clip, and how a test clip is resized (data/transforms.py)."""
+
+    size: int = Field(224, ge=8)
+    crop: Literal["multi_scale", "random_resized", "centre"] = "random_resized"
+    minimum_area: float = Field(0.08, gt=0.0, le=1.0, description="random resized crop: smallest part of the frame")
+    flip: float = Field(0.0, ge=0.0, le=1.0, description="0 for label sets that know left from right")
+    rand_augment: str | None = Field(None, description="for example rand-m7-n4-mstd0.5-inc1")
+    erasing: float = Field(0.0, ge=0.0, le=1.0)
+    mixup: float = Field(0.0, ge=0.0, description="alpha; 0 switches it off")
+    cutmix: float = Field(0.0, ge=0.0, description="alpha; 0 switches it off")
+    mix_smoothing: float = Field(0.1, ge=0.0, lt=1.0, description="label smoothing of mixed targets")
+
+    def train_transform(self) -> TrainTransform:
+        """Augmentation of a training clip."""
+        return TrainTransform(
+            size=self.size,
+            crop=self.crop,
+            area=(self.minimum_area, 1.0),
+            flip=self.flip,
+            rand_augment=self.rand_augment,
+            erasing=self.erasing,
+        )
+
+    def eval_transform(self, crops: int = 1) -> EvalTransform:
+        """Resize and crop of a test clip."""
+        return EvalTransform(size=self.size, crops=crops)
+
+    def mix(self, classes: int) -> Mixup | None:
+        """Mixing of a batch, or None."""
+        if self.mixup == 0.0 and self.cutmix == 0.0:
+            return None
+        return Mixup(classes=classes, mixup_alpha=self.mixup, cutmix_alpha=self.cutmix, smoothing=self.mix_smoothing)
+
+
+class DataSettings(Settings):
+    """What is read.
+
+    `train` may be missing in a shipped recipe: give it on the command line, `data.train=PATH`.
+    """
+
+    train: Path | None = None
+    split: str | None = Field(None, description="only rows of this split")
+    images: Path | None = Field(None, description="multimodal: captioned images or videos for the image batches")
+    single_frames: bool = Field(False, description="one frame a clip: image batches")
+    alternate_images: bool = Field(False, description="multimodal: every second batch is images")
+    sampling: SamplingSettings = SamplingSettings()
+    augment: AugmentSettings = AugmentSettings()
+    loader: LoaderSettings
+
+
+class ModelSettings(Settings):
+    """A name of the table MODELS and what is changed in it."""
+
+    name: str
+    overrides: dict[str, Any] = Field(default_factory=dict)
+
+    @field_validator("name")
+    @classmethod
+    def _known(cls, name: str) -> str:
+        if name not in MODELS:
+            near = difflib.get_close_matches(name, MODELS, n=1)
+            hint = f"; did you mean '{near[0]}'?" if near else "; `internvideo list models` names them"
+            raise ValueError(f"no model '{name}'{hint}")
+        return name
+
+
+class Recipe(Settings):
+    """One training run, complete: the same recipe and data give the same weights."""
+
+    about: str = ""
+    stage: str
+    model: ModelSettings
+    init: dict[str, Path] = Field(
+        default_factory=dict, description="weights to start from: {weights: FILE}, interaction: {masked:, multimodal:}"
+    )
+    settings: Annotated[SerializeAsAny[BaseModel], Field(validate_default=True)] = Field(default_factory=MaskedSettings)
+    data: DataSettings
+    optimizer: OptimizerSettings
+    schedule: ScheduleSettings
+    loop: LoopSettings = LoopSettings()
+
+    @field_validator("stage")
+    @classmethod
+    def _known(cls, stage: str) -> str:
+        if stage not in STAGES:
+            raise ValueError(f"no stage '{stage}'; allowed: {', '.join(STAGES)}")
+        return stage
+
+    @field_validator("settings", mode="before")
+    @classmethod
+    def _of_the_stage(cls, value: object, info: ValidationInfo) -> object:
+        entry = STAGES.get(info.data.get("stage", ""))
+        if entry is None or isinstance(value, entry.settings):
+            return value
+        return entry.settings.model_validate(value if isinstance(value, Mapping) else {})
+
+    def resolved(self) -> dict[str, Any]:
+        """Plain values of every setting, as they are saved."""
+        return self.model_dump(mode="json")
+
+
+def shipped_recipes() -> dict[str, Path]:
+    """Name ("sample/masked") -> file, of the recipes that come with the package."""
+    inside = Path(str(resources.files("internvideo"))) / "recipes"
+    folder = inside if inside.is_dir() else Path(__file__).parents[2] / "recipes"
+    return {str(path.relative_to(folder).with_suffix("")): path for path in sorted(folder.rglob("*.yaml"))}
+
+
+def read_recipe(name: str | Path, overrides: Sequence[str] = ()) -> Recipe:
+    """Read a recipe file, or a shipped one by name, and apply `key.key=value` changes.
+
+    Raises:
+        RecipeError: no such recipe, not YAML, an unknown or missing key, a value that does not fit.
+    """
+    path = _find(name)
+    try:
+        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise RecipeError(path, f"cannot be read as YAML: {error}") from error
+    if not isinstance(tree, dict):
+        raise RecipeError(path, f"holds {type(tree).__name__}, not settings", "a mapping with stage, model, data ...")
+    for override in overrides:
+        _override(tree, override)
+    return build_recipe(tree, where=path)
+
+
+def build_recipe(tree: Mapping[str, Any], where: object = "recipe") -> Recipe:
+    """Recipe from plain values. Raises RecipeError naming every wrong key at once."""
+    try:
+        return Recipe.model_validate(tree)
+    except ValidationError as error:
+        raise RecipeError(where, "; ".join(_explain(item, tree) for item in error.errors())) from error
+
+
+def _find(name: str | Path) -> Path:
+    path = Path(name)
+    if path.is_file():
+        return path
+    shipped = shipped_recipes()
+    if str(name) in shipped:
+        return shipped[str(name)]
+    near = difflib.get_close_matches(str(name), shipped, n=1)
+    hint = f"did you mean '{near[0]}'?" if near else "`internvideo list recipes` names the shipped ones"
+    raise RecipeError(name, "no such recipe file", "a YAML file or the name of a shipped recipe", hint)
+
+
+def _override(tree: dict[str, Any], override: str) -> None:
+    key, equals, text = override.partition("=")
+    if not equals or not key:
+        raise RecipeError(override, "is not a change of a setting", "key.key=value")
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise RecipeError(override, "the value is not YAML") from error
+    if isinstance(value, str):
+        try:  # YAML 1.1 reads 1e-4 (no dot) as text
+            value = float(value)
+        except ValueError:
+            pass
+    *parents, last = key.split(".")
+    node = tree
+    for parent in parents:
+        child = node.setdefault(parent, {})
+        if not isinstance(child, dict):
+            raise RecipeError(override, f"'{parent}' holds a value, not settings")
+        node = child
+    node[last] = value
+
+
+def _explain(item: Any, tree: Mapping[str, Any]) -> str:
+    place = ".".join(str(part) for part in item["loc"])
+    if item["type"] == "missing":
+        return f"'{place}' is missing"
+    if item["type"] == "extra_forbidden":
+        near = difflib.get_close_matches(str(item["loc"][-1]), _siblings(item["loc"]), n=1)
+        return f"no setting '{place}'" + (f", did you mean '{near[0]}'?" if near else "")
+    message = item["msg"].removeprefix("Value error, ")
+    return f"'{place}': {message}" + ("" if item["type"] == "value_error" else f", found {item['input']!r}")
+
+
+def _siblings(location: Sequence[int | str]) -> list[str]:
+    """Names of the settings that stand beside `location`."""
+    model: type[BaseModel] = Recipe
+    for part in location[:-1]:
+        field = model.model_fields.get(str(part))
+        annotation = field.annotation if field else None
+        if part == "settings":
+            return sorted({name for entry in STAGES.values() for name in entry.settings.model_fields})
+        if not (isinstance(annotation, type) and issubclass(annotation, BaseModel)):
+            return []
+        model = annotation
+    return list(model.model_fields)
+
+
+def choose_device(name: str) -> torch.device:
+    """Device of a name; "auto" takes CUDA where there is one. Raises RecipeError."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise RecipeError("--device", f"found '{name}'", "auto, cpu, cuda or cuda:N") from error
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise RecipeError("--device", "no CUDA device is available here", "cpu")
+    return device

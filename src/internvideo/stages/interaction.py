@@ -1,0 +1,47 @@
+"""Stage 4: cross-model interaction. Two frozen encoders exchange features, one learned combination gives the score.
+
+Source: paper 3.3 and 4.2.3; spec/models.md G.
+"""
+
+from __future__ import annotations
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor, nn
+
+from internvideo.data.batch import Batch
+from internvideo.models.cross_model import CrossModel
+from internvideo.objectives.classification import cross_entropy
+
+
+class InteractionSettings(BaseModel):
+    """How the two encoders share a clip.
+
+    Attributes:
+        frame_step: the multimodal encoder sees every n-th frame of the masked encoder's clip (spec: every second).
+        label_smoothing: of the class labels.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    frame_step: int = Field(2, ge=1)
+    label_smoothing: float = Field(0.0, ge=0.0, lt=1.0)
+
+
+class InteractionStage(nn.Module):
+    """Cross entropy on the fused score; everything but the new modules, heads and query token is frozen."""
+
+    def __init__(self, model: CrossModel, settings: InteractionSettings) -> None:
+        super().__init__()
+        self.model = model
+        self.settings = settings
+        model.freeze()
+
+    def forward(self, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
+        """{"loss"}; both encoders see the same spatial and photometric draw of the clip."""
+        if batch.labels is None:
+            raise ValueError("the interaction stage needs labels")
+        masked = self.model.masked.normalise(batch.video)
+        multimodal = self.model.multimodal.normalise(batch.video[:, :, :: self.settings.frame_step])
+        scores = self.model(masked, multimodal)
+        return {"loss": cross_entropy(scores.fused, batch.labels, smoothing=self.settings.label_smoothing)}

@@ -1,0 +1,64 @@
+"""Stage 2: video-language learning. Clip and caption meet in one space, and the caption is written from the clip.
+
+Source: paper 3.1.2 and 4.2.1; spec/models.md D.6 and E.1.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor, nn
+
+from internvideo.data.batch import Batch
+from internvideo.models.video_language import VideoLanguage
+from internvideo.objectives.captioning import caption_loss
+from internvideo.objectives.contrastive import symmetric_contrastive
+
+Gather = Callable[[Tensor], Tensor]
+
+
+def _alone(features: Tensor) -> Tensor:
+    return features
+
+
+class MultimodalSettings(BaseModel):
+    """Weights of the two losses (the released code sums them)."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    contrastive_weight: float = Field(1.0, ge=0.0)
+    caption_weight: float = Field(1.0, ge=0.0)
+
+
+class MultimodalStage(nn.Module):
+    """Contrastive and captioning losses of a batch of captioned clips (or images: T = 1).
+
+    Args:
+        model: the video-language model; without a caption decoder `caption_weight` must be 0.
+        settings: the loss weights.
+        gather: joins the features of all processes with exact gradients; the identity in a single process.
+    """
+
+    def __init__(self, model: VideoLanguage, settings: MultimodalSettings, gather: Gather = _alone) -> None:
+        super().__init__()
+        if settings.caption_weight > 0 and model.caption_decoder is None:
+            raise ValueError("caption_weight > 0 needs a model with a caption decoder")
+        self.model = model
+        self.settings = settings
+        self.gather = gather
+
+    def forward(self, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
+        """{"loss", "contrastive", "caption"}: the losses of one batch, which must carry tokens."""
+        if batch.tokens is None:
+            raise ValueError("the multimodal stage needs captions: the loader was given no tokenizer")
+        encoded = self.model(self.model.normalise(batch.video), batch.tokens, caption=self.settings.caption_weight > 0)
+        contrastive = symmetric_contrastive(
+            self.gather(encoded.video), self.gather(encoded.text), encoded.logit_scale
+        )
+        losses = {"contrastive": contrastive, "loss": self.settings.contrastive_weight * contrastive}
+        if encoded.caption_logits is not None:
+            losses["caption"] = caption_loss(encoded.caption_logits, batch.tokens)
+            losses["loss"] = losses["loss"] + self.settings.caption_weight * losses["caption"]
+        return losses
