@@ -1,0 +1,53 @@
+"""Cross entropy with hard or soft targets and label smoothing."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+IGNORED = -100
+
+
+def smooth_targets(labels: Tensor, classes: int, smoothing: float = 0.0) -> Tensor:
+    """Hard labels as distributions: 1 - s + s / C on the label, s / C elsewhere (spec/tasks.md 1.3).
+
+    Args:
+        labels: (B,) int64 in 0..C-1.
+        classes: C.
+        smoothing: s in [0, 1).
+
+    Returns:
+        (B, C) float32, rows sum to 1.
+    """
+    if not 0.0 <= smoothing < 1.0:
+        raise ValueError(f"smoothing {smoothing} is not in [0, 1)")
+    return F.one_hot(labels, classes).to(torch.float32) * (1.0 - smoothing) + smoothing / classes
+
+
+def cross_entropy(logits: Tensor, targets: Tensor, smoothing: float = 0.0) -> Tensor:
+    """Mean over the samples that have a target of -sum(target * log softmax(logits)), in float32.
+
+    Args:
+        logits: (..., C).
+        targets: (...) int64 labels with -100 for "none", or (..., C) float distributions (mixup); smoothing is for
+            labels only, distributions are taken as they are.
+        smoothing: s in [0, 1); the target of a label is 1 - s + s / C on it and s / C elsewhere.
+
+    Returns:
+        Scalar float32; 0 (with zero gradients) when no sample has a target.
+    """
+    logits = logits.float()
+    if targets.is_floating_point():
+        if targets.shape != logits.shape:
+            raise ValueError(f"targets {tuple(targets.shape)} for logits {tuple(logits.shape)}")
+        if smoothing:
+            raise ValueError("smoothing is for hard labels; mixed targets already carry it")
+        return -(targets * F.log_softmax(logits, dim=-1)).sum(-1).mean()
+    if targets.shape != logits.shape[:-1]:
+        raise ValueError(f"labels {tuple(targets.shape)} for logits {tuple(logits.shape)}")
+    total = F.cross_entropy(
+        logits.flatten(0, -2), targets.flatten(), ignore_index=IGNORED, label_smoothing=smoothing, reduction="sum"
+    )
+    # Counted on the device: a batch without labels gives 0, not 0 / 0, and nothing waits for the count.
+    return total / (targets != IGNORED).sum().clamp(min=1)

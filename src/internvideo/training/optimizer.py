@@ -1,0 +1,159 @@
+"""Parameter groups (no-decay rules, layer decay, multipliers) and the two optimizers.
+
+A module may say about its own parameters (names relative to it):
+    no_weight_decay(name, parameter) -> bool    exempt from weight decay
+    layer_id(name) -> int, layers: int          place in the depth, 0 (input) .. layers (head), for layer decay
+The outermost module that offers a rule decides for everything inside it.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from internvideo.errors import RecipeError
+from internvideo.training.settings import OptimizerSettings
+
+
+@dataclass(frozen=True)
+class ParameterRule:
+    """What the optimizer does with one learning parameter: factor on the learning rate, and weight decay."""
+
+    lr_scale: float
+    weight_decay: float
+
+
+def _owner(module: nn.Module, name: str, attribute: str) -> tuple[nn.Module, str] | None:
+    """The outermost module around parameter `name` that has `attribute`, and the name relative to it."""
+    owner, rest = module, name
+    while not hasattr(owner, attribute):
+        head, dot, rest = rest.partition(".")
+        if not dot:
+            return None
+        owner = cast(nn.Module, getattr(owner, head))
+    return owner, rest
+
+
+def _exempt(module: nn.Module, name: str, parameter: nn.Parameter) -> bool:
+    found = _owner(module, name, "no_weight_decay")
+    if found is None:
+        return parameter.ndim <= 1 or name.endswith(".bias")
+    owner, rest = found
+    return cast(Callable[[str, nn.Parameter], bool], owner.no_weight_decay)(rest, parameter)
+
+
+def _depth_scale(module: nn.Module, name: str, decay: float | None) -> float:
+    found = None if decay is None else _owner(module, name, "layer_id")
+    if decay is None or found is None:
+        return 1.0
+    owner, rest = found
+    layer = cast(Callable[[str], int], owner.layer_id)(rest)
+    return layer_scale(decay, layer, cast(int, owner.layers))
+
+
+def layer_scale(decay: float, layer: int, layers: int) -> float:
+    """decay ** (layers - layer): 1 for the head, smallest for the embedding (spec/models.md B, layer decay)."""
+    return decay ** (layers - layer)
+
+
+def parameter_rules(module: nn.Module, settings: OptimizerSettings) -> dict[str, ParameterRule]:
+    """Name -> rule for every learning parameter.
+
+    Raises:
+        RecipeError: a multiplier pattern is found in no learning parameter, or layer decay is asked of a module
+            that does not know its layers.
+    """
+    learning = [(name, parameter) for name, parameter in module.named_parameters() if parameter.requires_grad]
+    if not learning:
+        raise RecipeError("stage", "no parameter learns", "at least one", "check what the stage freezes")
+    for pattern in settings.lr_multipliers:
+        if not any(re.search(pattern, name) for name, _ in learning):
+            raise RecipeError(
+                "optimizer.lr_multipliers", f"{pattern!r} is in no name", f"names such as {learning[-1][0]!r}"
+            )
+    if settings.layer_decay is not None and not any(_owner(module, name, "layer_id") for name, _ in learning):
+        raise RecipeError("optimizer.layer_decay", "this model has no layer ids", "null", "leave the setting out")
+    rules = {}
+    for name, parameter in learning:
+        scale = _depth_scale(module, name, settings.layer_decay)
+        for pattern, factor in settings.lr_multipliers.items():
+            scale *= factor if re.search(pattern, name) else 1.0
+        decay = 0.0 if _exempt(module, name, parameter) else settings.weight_decay
+        rules[name] = ParameterRule(scale, decay)
+    return rules
+
+
+def make_optimizer(module: nn.Module, settings: OptimizerSettings) -> torch.optim.Optimizer:
+    """An optimizer whose groups carry `lr_scale`; the loop sets `lr` before each step. Raises RecipeError."""
+    groups: dict[ParameterRule, list[nn.Parameter]] = {}
+    parameters = dict(module.named_parameters())
+    for name, rule in parameter_rules(module, settings).items():
+        groups.setdefault(rule, []).append(parameters[name])
+    described: list[dict[str, Any]] = [
+        {"params": members, "lr_scale": rule.lr_scale, "weight_decay": rule.weight_decay}
+        for rule, members in groups.items()
+    ]
+    if settings.kind == "bert_adam":
+        return BertAdam(described, lr=settings.base_lr, betas=settings.betas, eps=settings.eps)
+    # The fused kernel skips a step by a flag on the device, which is how a non-finite step leaves no trace.
+    return torch.optim.AdamW(described, lr=settings.base_lr, betas=settings.betas, eps=settings.eps, fused=True)
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
+    """Give every group its share of `lr`."""
+    for group in optimizer.param_groups:
+        group["lr"] = lr * group["lr_scale"]
+
+
+class BertAdam(torch.optim.Optimizer):
+    """Adam without bias correction, decoupled weight decay, each tensor's gradient clipped (spec/tasks.md 4.1).
+
+    Args:
+        params: parameters or groups.
+        lr, betas, eps, weight_decay: of Adam.
+        clip: largest gradient norm of one tensor.
+    """
+
+    def __init__(
+        self,
+        params: Iterable[nn.Parameter] | Iterable[dict[str, Any]],
+        *,
+        lr: float,
+        betas: tuple[float, float] = (0.9, 0.98),
+        eps: float = 1e-6,
+        weight_decay: float = 0.0,
+        clip: float = 1.0,
+    ) -> None:
+        super().__init__(params, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay, "clip": clip})
+        self.found_inf: Tensor | None = None  # set by the loop: 1 leaves the parameters as they are
+
+    def _pairs(self) -> Iterator[tuple[nn.Parameter, dict[str, Any]]]:
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                if parameter.grad is not None:
+                    yield parameter, group
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]  # no closure here
+        """Move the parameters once."""
+        if closure is not None:
+            raise ValueError("BertAdam takes no closure")
+        for parameter, group in self._pairs():
+            gradient, state = cast(Tensor, parameter.grad), self.state[parameter]
+            if not state:
+                state["exp_avg"], state["exp_avg_sq"] = torch.zeros_like(parameter), torch.zeros_like(parameter)
+            gradient = gradient * (group["clip"] / (gradient.norm() + 1e-6)).clamp(max=1.0)
+            keep: Tensor | float = 1.0
+            if self.found_inf is not None:
+                gradient = torch.where(self.found_inf > 0, 0.0, gradient)
+                keep = 1.0 - self.found_inf
+            beta1, beta2 = group["betas"]
+            state["exp_avg"].mul_(beta1).add_(gradient, alpha=1 - beta1)
+            state["exp_avg_sq"].mul_(beta2).addcmul_(gradient, gradient, value=1 - beta2)
+            update = state["exp_avg"] / (state["exp_avg_sq"].sqrt() + group["eps"])
+            parameter.sub_((update + group["weight_decay"] * parameter) * (group["lr"] * keep))

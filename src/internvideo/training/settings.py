@@ -1,0 +1,134 @@
+"""Typed settings of a training run: optimizer, schedule, loop. An unknown key is an error."""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, field_validator, model_validator
+
+Decay = Annotated[float, Field(gt=0.0, le=1.0)]
+Beta = Annotated[float, Field(ge=0.0, lt=1.0)]
+NotNegative = Annotated[float, Field(ge=0.0)]
+
+
+class _Settings(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class OptimizerSettings(_Settings):
+    """How parameters are moved.
+
+    Attributes:
+        kind: "adamw", or "bert_adam" (no bias correction, each tensor's gradient clipped to norm 1; spec/tasks.md 4.1).
+        base_lr: peak learning rate before scaling.
+        lr_scaling: "batch/256" multiplies every rate by the clips of one step over all processes, repeats not
+            counted, divided by 256 (spec/models.md A.6); "none" takes the rates as they are.
+        betas, eps, weight_decay: of Adam; the decay is decoupled.
+        layer_decay: rate of layer id i is multiplied by layer_decay ** (layers - i); None for no layer decay.
+        lr_multipliers: regular expression -> factor for the parameters in whose name it is found; several multiply.
+    """
+
+    base_lr: PositiveFloat
+    kind: Literal["adamw", "bert_adam"] = "adamw"
+    lr_scaling: Literal["batch/256", "none"] = "none"
+    betas: tuple[Beta, Beta] = (0.9, 0.999)
+    eps: PositiveFloat = 1e-8
+    weight_decay: NotNegative = 0.05
+    layer_decay: Decay | None = None
+    lr_multipliers: dict[str, PositiveFloat] = {}
+
+    @field_validator("lr_multipliers")
+    @classmethod
+    def _patterns(cls, value: dict[str, float]) -> dict[str, float]:
+        for pattern in value:
+            try:
+                re.compile(pattern)
+            except re.error as error:
+                raise ValueError(f"{pattern!r} is not a regular expression: {error}") from error
+        return value
+
+    def scale(self, clips_per_step: int) -> float:
+        """What every rate is multiplied by; `clips_per_step` counts all processes and accumulated batches."""
+        return clips_per_step / 256 if self.lr_scaling == "batch/256" else 1.0
+
+
+class ScheduleSettings(_Settings):
+    """How long, and the learning rate on the way.
+
+    Attributes:
+        steps, epochs: the length; exactly one is given.
+        warmup: linear rise from `start_lr` to the peak, in the unit of the length (steps or epochs).
+        start_lr, final_lr: before scaling, like `OptimizerSettings.base_lr`.
+        shape: after the warm-up "cosine" or "linear" from the peak to `final_lr`, or "constant";
+            "whole_cosine" is 0.5 (1 + cos(pi x)) of the progress x over the whole run, warm-up included, down to 0
+            (spec/tasks.md 4.1).
+    """
+
+    steps: PositiveInt | None = None
+    epochs: PositiveFloat | None = None
+    warmup: NotNegative = 0.0
+    start_lr: NotNegative = 0.0
+    final_lr: NotNegative = 0.0
+    shape: Literal["cosine", "linear", "constant", "whole_cosine"] = "cosine"
+
+    @model_validator(mode="after")
+    def _one_length(self) -> Self:
+        if (self.steps is None) == (self.epochs is None):
+            raise ValueError("give either steps or epochs")
+        length = self.steps if self.steps is not None else self.epochs
+        if length is not None and self.warmup > length:
+            raise ValueError(f"warmup {self.warmup:g} is longer than the run of {length:g}")
+        if self.shape == "whole_cosine" and (self.start_lr or self.final_lr):
+            raise ValueError("whole_cosine starts and ends at 0: leave out start_lr and final_lr")
+        return self
+
+    def total_steps(self, steps_per_epoch: float) -> int:
+        """Optimizer steps of the whole run."""
+        if self.steps is not None:
+            return self.steps
+        return max(1, round((self.epochs or 0.0) * steps_per_epoch))
+
+    def warmup_steps(self, steps_per_epoch: float) -> int:
+        """Optimizer steps of the warm-up."""
+        return round(self.warmup if self.steps is not None else self.warmup * steps_per_epoch)
+
+
+class LoopSettings(_Settings):
+    """How the steps are made.
+
+    Attributes:
+        gradient_clip: largest global gradient norm, None for no clipping.
+        accumulate: batches of the loader in one optimizer step.
+        precision: "auto" is bfloat16 autocast on CUDA and float32 elsewhere.
+        ema_decay: keep an exponential moving average of the learning parameters; None for none.
+        ema_scaled: shorten the average in a short run, so that it spans at most a tenth of the steps.
+        checkpoint_every: steps between checkpoints; one is always written at the end. None for that one only.
+        keep_checkpoints: the newest so many stay.
+        log_every: steps between lines of the log; the device is asked for values only then.
+        activation_checkpointing: compute activations again in the backward pass instead of keeping them.
+        compile: torch.compile the stage.
+        tensorboard: also write TensorBoard events (needs the `track` extra).
+        seed: of every random draw of the loop and of the stage.
+    """
+
+    gradient_clip: PositiveFloat | None = None
+    accumulate: PositiveInt = 1
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    ema_decay: Annotated[float, Field(gt=0.0, lt=1.0)] | None = None
+    ema_scaled: bool = True
+    checkpoint_every: PositiveInt | None = None
+    keep_checkpoints: PositiveInt = 2
+    log_every: PositiveInt = 10
+    activation_checkpointing: bool = False
+    compile: bool = False
+    tensorboard: bool = False
+    seed: int = 0
+
+
+class TrainingSettings(_Settings):
+    """Everything that `loop.train` is told of a run."""
+
+    optimizer: OptimizerSettings
+    schedule: ScheduleSettings
+    loop: LoopSettings = LoopSettings()

@@ -1,0 +1,181 @@
+"""Parameter groups, layer decay, multipliers, and the two optimizers."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+import torch
+from pydantic import ValidationError
+from torch import nn
+
+from goldens_folder import GOLDENS
+from internvideo.errors import RecipeError
+from internvideo.training.optimizer import (
+    BertAdam,
+    ParameterRule,
+    layer_scale,
+    make_optimizer,
+    parameter_rules,
+    set_learning_rate,
+)
+from internvideo.training.schedule import Schedule
+from internvideo.training.settings import OptimizerSettings, ScheduleSettings
+
+TASKS: dict[str, Any] = json.loads((GOLDENS / "tasks/training_schedules/expected.json").read_text())
+
+
+class Tower(nn.Module):
+    """Two blocks and a head, with rules of its own."""
+
+    layers = 3
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = nn.Linear(4, 4)
+        self.blocks = nn.ModuleList([nn.Linear(4, 4), nn.Linear(4, 4)])
+        self.head = nn.Linear(4, 2)
+        self.position = nn.Parameter(torch.zeros(1, 3, 4))
+
+    def layer_id(self, name: str) -> int:
+        if name.startswith(("embed", "position")):
+            return 0
+        return int(name.split(".")[1]) + 1 if name.startswith("blocks") else self.layers
+
+    def no_weight_decay(self, name: str, parameter: nn.Parameter) -> bool:
+        return parameter.ndim <= 1 or name == "position"
+
+
+class Stage(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.model = Tower()
+        self.frozen = nn.Linear(4, 4).requires_grad_(False)
+        self.extra = nn.Linear(4, 4)
+        self.scale = nn.Parameter(torch.zeros(()))
+
+
+@pytest.mark.parity
+@pytest.mark.parametrize("layer", sorted(TASKS["layer_scale_depth12_decay0p75"], key=int))
+def test_layer_scale(layer: str) -> None:
+    expected = TASKS["layer_scale_depth12_decay0p75"][layer]
+    assert layer_scale(0.75, int(layer), 13) == pytest.approx(expected, abs=1e-12)
+
+
+@pytest.mark.parity
+def test_retrieval_optimizer() -> None:
+    case = TASKS["retrieval_optimizer"]
+    parameter = nn.Parameter(torch.tensor(case["initial"]))
+    settings = OptimizerSettings(
+        kind="bert_adam",
+        base_lr=case["lr"],
+        betas=tuple(case["betas"]),
+        eps=case["eps"],
+        weight_decay=case["weight_decay"],
+    )
+    module = nn.ParameterDict({"weight": parameter})
+    optimizer = make_optimizer(module, settings)
+    assert isinstance(optimizer, BertAdam)
+    assert optimizer.param_groups[0]["clip"] == case["max_grad_norm_per_tensor"]
+    total = case["t_total"]
+    schedule = Schedule(
+        ScheduleSettings(steps=total, shape="whole_cosine"),
+        peak=case["lr"],
+        scale=1.0,
+        total=total,
+        warmup=round(case["warmup"] * total),
+    )
+    for step, (gradient, expected) in enumerate(zip(case["grads"], case["after_each_step"], strict=True)):
+        parameter.grad = torch.tensor(gradient)
+        set_learning_rate(optimizer, schedule(step))
+        optimizer.step()
+        assert torch.allclose(parameter.detach(), torch.tensor(expected), atol=1e-7, rtol=1e-6), step
+
+
+def test_rules_are_found_through_the_stage() -> None:
+    rules = parameter_rules(Stage(), OptimizerSettings(base_lr=1.0, weight_decay=0.1, layer_decay=0.5))
+    assert rules == {
+        "scale": ParameterRule(1.0, 0.0),
+        "model.position": ParameterRule(0.125, 0.0),
+        "model.embed.weight": ParameterRule(0.125, 0.1),
+        "model.embed.bias": ParameterRule(0.125, 0.0),
+        "model.blocks.0.weight": ParameterRule(0.25, 0.1),
+        "model.blocks.0.bias": ParameterRule(0.25, 0.0),
+        "model.blocks.1.weight": ParameterRule(0.5, 0.1),
+        "model.blocks.1.bias": ParameterRule(0.5, 0.0),
+        "model.head.weight": ParameterRule(1.0, 0.1),
+        "model.head.bias": ParameterRule(1.0, 0.0),
+        "extra.weight": ParameterRule(1.0, 0.1),
+        "extra.bias": ParameterRule(1.0, 0.0),
+    }
+
+
+def test_multipliers_multiply_and_groups_follow() -> None:
+    settings = OptimizerSettings(
+        base_lr=1.0, layer_decay=0.5, lr_multipliers={"head": 10.0, r"blocks\.1": 4.0, "weight": 2.0}
+    )
+    stage = Stage()
+    rules = parameter_rules(stage, settings)
+    assert rules["model.head.weight"].lr_scale == 20.0
+    assert rules["model.head.bias"].lr_scale == 10.0
+    assert rules["model.blocks.1.weight"].lr_scale == 4.0
+    optimizer = make_optimizer(stage, settings)
+    set_learning_rate(optimizer, 1e-3)
+    names = {id(parameter): name for name, parameter in stage.named_parameters()}
+    seen = {}
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            seen[names[id(parameter)]] = (group["lr"], group["weight_decay"])
+    assert seen == {name: (1e-3 * rule.lr_scale, rule.weight_decay) for name, rule in rules.items()}
+
+
+def test_wrong_requests_are_told() -> None:
+    with pytest.raises(RecipeError, match="'classifier' is in no name"):
+        parameter_rules(Stage(), OptimizerSettings(base_lr=1.0, lr_multipliers={"classifier": 10.0}))
+    with pytest.raises(RecipeError, match="no layer ids"):
+        parameter_rules(nn.Linear(2, 2), OptimizerSettings(base_lr=1.0, layer_decay=0.5))
+    with pytest.raises(RecipeError, match="no parameter learns"):
+        parameter_rules(nn.Linear(2, 2).requires_grad_(False), OptimizerSettings(base_lr=1.0))
+    with pytest.raises(ValidationError, match="not a regular expression"):
+        OptimizerSettings(base_lr=1.0, lr_multipliers={"(": 1.0})
+    with pytest.raises(ValidationError):
+        OptimizerSettings.model_validate({"base_lr": 1.0, "learning_rate": 2.0})
+
+
+def test_learning_rate_scaling() -> None:
+    assert OptimizerSettings(base_lr=1.5e-4, lr_scaling="batch/256").scale(2048) == 8.0
+    assert OptimizerSettings(base_lr=1.5e-4).scale(2048) == 1.0
+
+
+@pytest.mark.parametrize("kind", ["adamw", "bert_adam"])
+def test_a_flagged_step_moves_nothing(kind: str) -> None:
+    torch.manual_seed(0)
+    module = nn.Linear(3, 2)
+    optimizer = make_optimizer(module, OptimizerSettings.model_validate({"base_lr": 0.1, "kind": kind}))
+
+    def step(bad: bool) -> None:
+        for parameter in module.parameters():
+            parameter.grad = torch.full_like(parameter, float("nan") if bad else 1.0)
+        optimizer.found_inf = torch.tensor(float(bad))  # type: ignore[attr-defined]  # the flag GradScaler uses too
+        optimizer.step()
+
+    step(bad=False)
+    before = [parameter.detach().clone() for parameter in module.parameters()]
+    step(bad=True)
+    assert all(torch.equal(a, b) for a, b in zip(before, module.parameters(), strict=True))
+    step(bad=False)
+    assert not any(torch.equal(a, b) for a, b in zip(before, module.parameters(), strict=True))
+
+
+def test_adamw_against_the_formula() -> None:
+    torch.manual_seed(1)
+    module = nn.Linear(3, 1, bias=False)
+    start, gradient = module.weight.detach().double().clone(), torch.randn(1, 3)
+    optimizer = make_optimizer(module, OptimizerSettings(base_lr=1.0, weight_decay=0.1, betas=(0.9, 0.95)))
+    set_learning_rate(optimizer, 0.01)
+    module.weight.grad = gradient.clone()
+    optimizer.step()
+    # The first step of Adam with bias correction is lr * sign(gradient).
+    expected = start * (1 - 0.01 * 0.1) - 0.01 * gradient.double() / (gradient.double().abs() + 1e-8)
+    assert torch.allclose(module.weight.detach().double(), expected, atol=1e-7)
