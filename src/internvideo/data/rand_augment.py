@@ -1,0 +1,243 @@
+"""RandAugment on whole clips: the same operations with the same strengths for all frames.
+
+Operations and their strengths are those of the "increasing" policy (models.md B, C.4; tasks.md 1.3): every drawn
+operation is applied with probability 1/2, its magnitude is normal around `magnitude` in 0..10.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+GREY = 128
+"""Value of the pixels that a geometric operation brings in from outside the frame."""
+TOP = 10.0
+"""Largest magnitude."""
+
+
+def _blend(degenerate: Tensor, frames: Tensor, factor: float) -> Tensor:
+    """degenerate + factor (frames - degenerate), truncated to 0..255 like the image library's enhancers."""
+    base = degenerate.float()
+    return base.add(frames.float() - base, alpha=factor).clamp_(0, 255).byte()
+
+
+def _luma(frames: Tensor) -> Tensor:
+    """(T, 3, H, W) -> (T, 1, H, W) int32 grey level, ITU-R 601 in 16-bit fixed point."""
+    red, green, blue = frames.to(torch.int32).unbind(1)
+    return ((red * 19595 + green * 38470 + blue * 7471 + 0x8000) >> 16).unsqueeze(1)
+
+
+def _look_up(frames: Tensor, table: Tensor) -> Tensor:
+    """Map the levels of (T, 3, H, W) uint8 through (T, 3, 256) uint8 tables."""
+    picked = torch.gather(table.flatten(0, 1), 1, frames.flatten(2).flatten(0, 1).long())
+    return picked.view(frames.shape)
+
+
+def auto_contrast(frames: Tensor) -> Tensor:
+    """Stretch every channel of every frame to 0..255."""
+    low, high = frames.amin((-2, -1)).float(), frames.amax((-2, -1)).float()
+    scale = 255 / (high - low).clamp_min(1)
+    levels = torch.arange(256, dtype=torch.float32)
+    table = ((levels - low[..., None]) * scale[..., None]).clamp(0, 255)
+    return _look_up(frames, torch.where((high > low)[..., None], table, levels).byte())
+
+
+def equalize(frames: Tensor) -> Tensor:
+    """Flatten the histogram of every channel of every frame."""
+    lines = frames.flatten(2).flatten(0, 1).long()
+    count = torch.zeros(len(lines), 256, dtype=torch.int64).scatter_add_(1, lines, torch.ones_like(lines))
+    last = count.gather(1, lines.amax(1, keepdim=True))
+    step = (count.sum(1, keepdim=True) - last) // 255
+    before = count.cumsum(1) - count
+    table = ((step // 2 + before) // step.clamp_min(1)).clamp_(max=255)
+    table = torch.where(step > 0, table, torch.arange(256))
+    return _look_up(frames, table.byte().view(*frames.shape[:2], 256))
+
+
+def invert(frames: Tensor) -> Tensor:
+    """255 - level."""
+    return 255 - frames
+
+
+def posterize(frames: Tensor, bits: int) -> Tensor:
+    """Keep the highest `bits` bits."""
+    return frames & (0xFF & ~((1 << (8 - bits)) - 1))
+
+
+def solarize(frames: Tensor, threshold: int) -> Tensor:
+    """Invert the levels from `threshold` on."""
+    return frames if threshold > 255 else torch.where(frames >= threshold, 255 - frames, frames)
+
+
+def solarize_add(frames: Tensor, amount: int) -> Tensor:
+    """Add `amount` to the levels below 128."""
+    raised = frames.clamp(max=255 - amount) + amount
+    return torch.where(frames < GREY, raised, frames)
+
+
+def colour(frames: Tensor, factor: float) -> Tensor:
+    """Saturation times `factor`."""
+    return _blend(_luma(frames), frames, factor)
+
+
+def contrast(frames: Tensor, factor: float) -> Tensor:
+    """Distance from the frame's mean grey times `factor`."""
+    mean = (_luma(frames).float().mean((-2, -1), keepdim=True) + 0.5).floor_()
+    return _blend(mean, frames, factor)
+
+
+def brightness(frames: Tensor, factor: float) -> Tensor:
+    """Level times `factor`."""
+    return frames.float().mul_(factor).clamp_(0, 255).byte()
+
+
+def sharpness(frames: Tensor, factor: float) -> Tensor:
+    """Distance from a 3 x 3 smoothing times `factor`; the outermost pixels stay."""
+    if min(frames.shape[-2:]) < 3:
+        return frames
+    values = frames.float()
+    box = functional.avg_pool2d(values, 3, stride=1).mul_(9)
+    smooth = values.clone()
+    smooth[..., 1:-1, 1:-1] = box.add_(values[..., 1:-1, 1:-1], alpha=4).div_(13).add_(0.5).floor_()
+    return _blend(smooth, frames, factor)
+
+
+def affine(frames: Tensor, matrix: tuple[float, float, float, float, float, float]) -> Tensor:
+    """Bicubic resampling: the pixel at (x, y) comes from (a x + b y + c, d x + e y + f) in pixel centres."""
+    count, _, height, width = frames.shape
+    a, b, c, d, e, f = matrix
+    y, x = torch.meshgrid(torch.arange(height) + 0.5, torch.arange(width) + 0.5, indexing="ij")
+    grid = torch.stack([(a * x + b * y + c) * (2 / width) - 1, (d * x + e * y + f) * (2 / height) - 1], dim=-1)
+    # All frames and channels share the grid, so they travel as channels of one image; outside is GREY.
+    image = (frames.float() - GREY).reshape(1, count * 3, height, width)
+    moved = functional.grid_sample(image, grid[None], mode="bicubic", padding_mode="zeros", align_corners=False)
+    return moved.add_(GREY).round_().clamp_(0, 255).byte().view(count, 3, height, width)
+
+
+def rotate(frames: Tensor, degrees: float) -> Tensor:
+    """Turn counter-clockwise about the centre of the frame."""
+    height, width = frames.shape[-2:]
+    cos, sin = float(np.cos(np.deg2rad(degrees))), float(np.sin(np.deg2rad(degrees)))
+    x, y = width / 2, height / 2
+    return affine(frames, (cos, -sin, x - cos * x + sin * y, sin, cos, y - sin * x - cos * y))
+
+
+def shear_x(frames: Tensor, factor: float) -> Tensor:
+    """Move the pixel (x, y) to the left by factor * y."""
+    return affine(frames, (1, factor, 0, 0, 1, 0))
+
+
+def shear_y(frames: Tensor, factor: float) -> Tensor:
+    """Move the pixel (x, y) up by factor * x."""
+    return affine(frames, (1, 0, 0, factor, 1, 0))
+
+
+def translate_x(frames: Tensor, share: float) -> Tensor:
+    """Move to the left by a share of the width, to whole pixels."""
+    return _shifted(frames, round(share * frames.shape[-1]), -1)
+
+
+def translate_y(frames: Tensor, share: float) -> Tensor:
+    """Move up by a share of the height, to whole pixels."""
+    return _shifted(frames, round(share * frames.shape[-2]), -2)
+
+
+def _shifted(frames: Tensor, pixels: int, axis: int) -> Tensor:
+    moved = torch.full_like(frames, GREY)
+    kept = frames.shape[axis] - abs(pixels)
+    moved.narrow(axis, max(-pixels, 0), kept).copy_(frames.narrow(axis, max(pixels, 0), kept))
+    return moved
+
+
+def _unsigned(operation: Callable[[Tensor, int], Tensor], argument: Callable[[float], int]) -> Operation:
+    return lambda frames, level, sign: operation(frames, argument(level))
+
+
+def _signed(operation: Callable[[Tensor, float], Tensor], most: float, around: float = 0.0) -> Operation:
+    return lambda frames, level, sign: operation(frames, around + sign * level * most)
+
+
+Operation = Callable[[Tensor, float, int], Tensor]
+"""(frames, level in 0..1, sign -1 or 1) -> frames."""
+
+OPERATIONS: dict[str, Operation] = {
+    "auto_contrast": lambda frames, level, sign: auto_contrast(frames),
+    "equalize": lambda frames, level, sign: equalize(frames),
+    "invert": lambda frames, level, sign: invert(frames),
+    "rotate": _signed(rotate, 30.0),
+    "posterize": _unsigned(posterize, lambda level: 4 - int(level * 4)),
+    "solarize": _unsigned(solarize, lambda level: 256 - int(level * 256)),
+    "solarize_add": _unsigned(solarize_add, lambda level: int(level * 110)),
+    "colour": _signed(colour, 0.9, 1.0),
+    "contrast": _signed(contrast, 0.9, 1.0),
+    "brightness": _signed(brightness, 0.9, 1.0),
+    "sharpness": _signed(sharpness, 0.9, 1.0),
+    "shear_x": _signed(shear_x, 0.3),
+    "shear_y": _signed(shear_y, 0.3),
+    "translate_x": _signed(translate_x, 0.45),
+    "translate_y": _signed(translate_y, 0.45),
+}
+"""The increasing policy: what a magnitude of 10 (level 1) does stands beside each name."""
+
+
+@dataclass(frozen=True)
+class RandAugment:
+    """Apply `count` drawn operations, each with `probability`, to a clip.
+
+    Attributes:
+        magnitude: mean magnitude, 0..10.
+        count: operations drawn, with replacement.
+        spread: standard deviation of the magnitude.
+        probability: that a drawn operation is applied.
+    """
+
+    magnitude: float = 7.0
+    count: int = 4
+    spread: float = 0.5
+    probability: float = 0.5
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.magnitude <= TOP or self.count < 0 or self.spread < 0 or not 0 <= self.probability <= 1:
+            raise ValueError(f"RandAugment magnitude 0..10, count and spread from 0, probability 0..1: {self}")
+
+    @classmethod
+    def parse(cls, text: str) -> RandAugment:
+        """Read "rand-m7-n4-mstd0.5-inc1": magnitude, count, spread, increasing policy (the only one offered).
+
+        Raises:
+            ValueError: another policy or an unknown part.
+        """
+        kind, *parts = text.split("-")
+        known = {"m": 10.0, "n": 2.0, "mstd": 0.0, "inc": 0.0, "p": 0.5}
+        for part in parts:
+            match = re.fullmatch(r"(mstd|m|n|inc|p)(\d+(?:\.\d+)?)", part)
+            if match is None:
+                raise ValueError(f"RandAugment setting {text!r}: cannot read {part!r}")
+            known[match[1]] = float(match[2])
+        if kind != "rand" or known["inc"] != 1 or known["n"] != int(known["n"]):
+            raise ValueError(f"RandAugment setting {text!r}: must look like rand-m7-n4-mstd0.5-inc1")
+        return cls(known["m"], int(known["n"]), known["mstd"], known["p"])
+
+    def draw(self, rng: np.random.RandomState) -> list[tuple[str, float, int]]:
+        """The operations of one clip: name, level in 0..1, sign."""
+        names = list(OPERATIONS)
+        drawn = []
+        for index in rng.randint(len(names), size=self.count):
+            applied = rng.uniform() < self.probability
+            level = float(np.clip(rng.normal(self.magnitude, self.spread), 0, TOP)) / TOP
+            sign = 1 if rng.uniform() < 0.5 else -1
+            if applied:
+                drawn.append((names[index], level, sign))
+        return drawn
+
+    def __call__(self, frames: Tensor, rng: np.random.RandomState) -> Tensor:
+        """(T, 3, H, W) uint8 -> the same shape, the input is not changed."""
+        for name, level, sign in self.draw(rng):
+            frames = OPERATIONS[name](frames, level, sign)
+        return frames

@@ -1,0 +1,326 @@
+"""Which frames of a video make a clip: the index rules of every data set family.
+
+The rules themselves are plain functions of a frame count `n`; the samplers wrap them behind one protocol for the
+loader. All indices are int64 in [0, n). Source: models.md A.6, B, C.4, D.5, E.3 and tasks.md 1.2, 4.2 of the
+specification; the released rounding (truncation, banker's rounding, float32 spacing) is part of each rule.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, Protocol, runtime_checkable
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+Indices = NDArray[np.int64]
+
+
+@runtime_checkable
+class FrameSampler(Protocol):
+    """Choose T = `frames` indices of a video with n frames."""
+
+    @property
+    def frames(self) -> int:
+        """T, the number of indices in a clip."""
+
+    def train(self, n: int, rng: np.random.RandomState) -> Indices:
+        """One random clip: (T,) int64 in [0, n)."""
+
+    def test(self, n: int) -> list[Indices]:
+        """Fixed temporal views: each (T,) int64 in [0, n)."""
+
+
+# ---------------------------------------------------------------------------------------------------------- rules
+
+
+def dense_span(n: int, frames: int, stride: int, end: int | None) -> Indices:
+    """T frames over the `frames * stride` frames before `end`; the whole video when it is not longer (models.md B).
+
+    The spacing is that of `linspace` over the closed interval, so steps are `stride` or `stride + 1`. A short video
+    gives n // stride evenly spread frames, then its last frame.
+    """
+    span = frames * stride
+    if n <= span:
+        spread = np.linspace(0, n, num=n // stride)
+        places = np.concatenate([spread, np.full(frames - len(spread), float(n))])
+        return places.clip(0, n - 1).astype(np.int64)
+    last = (span + n) // 2 if end is None else end
+    places = np.linspace(last - span, last, num=frames)
+    return places.clip(last - span, last - 1).astype(np.int64)
+
+
+def every_stride(n: int, frames: int, stride: int) -> Indices:
+    """(>= T,) every `stride`-th frame of the whole video, the last one repeated up to T (the dense test buffer)."""
+    kept = np.arange(0, n, stride, dtype=np.int64)
+    return np.concatenate([kept, np.full(max(frames - len(kept), 0), kept[-1])])
+
+
+def dense_windows(length: int, frames: int, views: int) -> list[int]:
+    """Starts of the test windows in a buffer of `length` frames: int(c * (length - T) / (views - 1))."""
+    if views == 1:
+        return [max(length - frames, 0) // 2]
+    step = max((length - frames) / (views - 1), 0.0)
+    return [int(view * step) for view in range(views)]
+
+
+def dense_start_end(n: int, span: int, view: int, views: int, *, offset: bool) -> tuple[float, float]:
+    """First and last place of one of `views` test clips of `span` frames; `offset` reaches the end of the video."""
+    room = max(n - span, 0)
+    start = room * view / views
+    if offset:
+        start = float(room // 2 if views == 1 else view * (room // (views - 1)))
+    return start, start + span - 1
+
+
+def spread_between(start: float, end: float, frames: int, n: int) -> Indices:
+    """T places evenly from `start` to `end` inclusive in float32, clamped to the video, truncated."""
+    places = torch.linspace(start, end, frames).clamp(0, n - 1).long()
+    return np.asarray(places.numpy(), dtype=np.int64)
+
+
+def walk(n: int, frames: int, stride: int, start: int) -> Indices:
+    """T steps of `stride` from `start` that stop, and so repeat, before leaving the video (models.md A.6)."""
+    furthest = start + stride * ((n - 1 - start) // stride)
+    return np.minimum(start + stride * np.arange(frames, dtype=np.int64), furthest)
+
+
+def two_view_order(n: int, segments: int) -> Indices:
+    """(2 T,) the sorted union of the starts and the middles of T equal segments (tasks.md 1.2)."""
+    tick = n / segments
+    middles = [int(tick / 2.0 + tick * i) for i in range(segments)]
+    starts = [int(tick * i) for i in range(segments)]
+    return np.sort(np.asarray(middles + starts, dtype=np.int64))
+
+
+def raw_frames_middle(n: int, segments: int) -> Indices:
+    """(T,) the middle frame of T segments of n // T frames; a shorter video stands at the end after zeros."""
+    length = n // segments
+    if length > 0:
+        return np.arange(segments, dtype=np.int64) * length + length // 2
+    return np.concatenate([np.zeros(segments - n, dtype=np.int64), np.arange(n, dtype=np.int64)])
+
+
+def sparse_test(n: int, frames: int, view: int, views: int) -> Indices:
+    """(T,) round(seg i) + int(seg / (views + 1) (view + 1)), at most n - 1, with seg = (n - 1) / T (models.md C.4)."""
+    segment = (n - 1) / frames
+    shift = int(segment / (views + 1) * (view + 1))
+    return np.asarray([min(round(segment * i) + shift, n - 1) for i in range(frames)], dtype=np.int64)
+
+
+def segment_middle(n: int, frames: int) -> Indices:
+    """(min(T, n),) the middle frame of equal intervals (models.md E.3)."""
+    left, right = _intervals(n, frames)
+    return (left + right - 1) // 2
+
+
+def linspace_frames(n: int, frames: int) -> Indices:
+    """(T,) from the first frame to the last, truncated (models.md D.5)."""
+    return np.linspace(0, n - 1, num=frames).astype(np.int64)
+
+
+def one_per_second(
+    n: int, fps: float, most: int, start: float | None = None, end: float | None = None
+) -> tuple[Indices, Indices]:
+    """One frame a second, thinned evenly to `most` (tasks.md 4.2).
+
+    Args:
+        n: frames in the video.
+        fps: average frames per second.
+        most: length of the mask and the most indices returned.
+        start, end: seconds, inclusive; swapped when reversed, one second long when equal; None for the whole video.
+
+    Returns:
+        (k,) indices with k <= most, and the (most,) mask that is 1 where an index stands. k is 0 when the span lies
+        behind the end of the video.
+    """
+    if start is not None and end is not None:
+        start, end = min(start, end), max(start, end)
+        end = start + 1 if end == start else end
+    first = 0 if start is None else int(start * fps)
+    last = n - 1 if end is None else int(min(end * fps, n - 1))
+    chosen = np.arange(first, last + 1, max(round(fps), 1), dtype=np.int64)
+    if len(chosen) > most:
+        chosen = chosen[linspace_frames(len(chosen), most)]
+    return chosen, (np.arange(most) < len(chosen)).astype(np.int64)
+
+
+def _intervals(n: int, frames: int) -> tuple[Indices, Indices]:
+    """Left (inclusive) and right (exclusive) ends of min(T, n) equal intervals."""
+    ends = np.linspace(0, n, num=min(frames, n) + 1).astype(np.int64)
+    return ends[:-1], ends[1:]
+
+
+def _repeat_last(indices: Indices, frames: int) -> Indices:
+    return np.concatenate([indices, np.full(frames - len(indices), indices[-1])])
+
+
+# -------------------------------------------------------------------------------------------------------- samplers
+
+
+def _check(n: int) -> None:
+    if n < 1:
+        raise ValueError(f"a clip needs a video of at least one frame, not {n}")
+
+
+def _check_settings(**settings: int) -> None:
+    for name, value in settings.items():
+        if value < 1:
+            raise ValueError(f"{name} = {value}: must be at least 1")
+
+
+@dataclass(frozen=True)
+class Dense:
+    """T frames, every `stride`-th: the masked encoder on Kinetics (models.md B).
+
+    Test: windows over every `stride`-th frame of the whole video; one view is the centre clip of validation.
+    """
+
+    frames: int = 16
+    stride: int = 4
+    views: int = 5
+
+    def __post_init__(self) -> None:
+        _check_settings(frames=self.frames, stride=self.stride, views=self.views)
+
+    def train(self, n: int, rng: np.random.RandomState) -> Indices:
+        """A random span: its end is uniform in [T * stride, n)."""
+        _check(n)
+        span = self.frames * self.stride
+        return dense_span(n, self.frames, self.stride, int(rng.randint(span, n)) if n > span else None)
+
+    def test(self, n: int) -> list[Indices]:
+        """`views` windows from the start to the end."""
+        _check(n)
+        if self.views == 1:
+            return [dense_span(n, self.frames, self.stride, None)]
+        buffer = every_stride(n, self.frames, self.stride)
+        return [buffer[at : at + self.frames] for at in dense_windows(len(buffer), self.frames, self.views)]
+
+
+@dataclass(frozen=True)
+class DensePretrain:
+    """T frames with exact stride from a random start, masked pretraining (models.md A.6)."""
+
+    frames: int = 16
+    stride: int = 4
+
+    def __post_init__(self) -> None:
+        _check_settings(frames=self.frames, stride=self.stride)
+
+    def train(self, n: int, rng: np.random.RandomState) -> Indices:
+        """Start uniform in [0, n - T * stride], 0 in a shorter video."""
+        _check(n)
+        return walk(n, self.frames, self.stride, int(rng.randint(0, max(n - self.frames * self.stride + 1, 1))))
+
+    def test(self, n: int) -> list[Indices]:
+        """One view, the centre."""
+        _check(n)
+        return [walk(n, self.frames, self.stride, max(n - self.frames * self.stride, 0) // 2)]
+
+
+@dataclass(frozen=True)
+class Sparse:
+    """One frame of each of T equal segments: UniFormerV2 (models.md C.4)."""
+
+    frames: int = 8
+    views: int = 4
+
+    def __post_init__(self) -> None:
+        _check_settings(frames=self.frames, views=self.views)
+
+    def train(self, n: int, rng: np.random.RandomState) -> Indices:
+        """A uniform frame of each segment, both ends included."""
+        _check(n)
+        ends = [round((n - 1) / self.frames * i) for i in range(self.frames + 1)]
+        return np.asarray([rng.randint(ends[i], ends[i + 1] + 1) for i in range(self.frames)], dtype=np.int64)
+
+    def test(self, n: int) -> list[Indices]:
+        """`views` clips that are shifted inside the segments."""
+        _check(n)
+        return [sparse_test(n, self.frames, view, self.views) for view in range(self.views)]
+
+
+@dataclass(frozen=True)
+class SparseTwoView:
+    """Sparse sampling of the masked encoder on Something-Something (tasks.md 1.2).
+
+    Attributes:
+        frames: T segments.
+        views: test views; view v takes every `views`-th of the 2 T sorted starts and middles. 1 (the middles alone,
+            validation) or 2.
+        short: what training gives for a video of fewer than T frames: "zeros" as released (the first frame T times)
+            or "spread" (evenly spread frames, some repeated).
+    """
+
+    frames: int = 16
+    views: int = 2
+    short: Literal["zeros", "spread"] = "zeros"
+
+    def __post_init__(self) -> None:
+        _check_settings(frames=self.frames, views=self.views)
+        if self.views > 2:
+            raise ValueError(f"views = {self.views}: two-view sampling has 1 or 2")
+
+    def train(self, n: int, rng: np.random.RandomState) -> Indices:
+        """A random frame of each segment of n // T frames."""
+        _check(n)
+        length = n // self.frames
+        if length > 0:
+            return np.arange(self.frames, dtype=np.int64) * length + rng.randint(length, size=self.frames)
+        if self.short == "zeros":
+            return np.zeros(self.frames, dtype=np.int64)
+        return linspace_frames(n, self.frames)
+
+    def test(self, n: int) -> list[Indices]:
+        """Even and odd places of the sorted order, or the middles."""
+        _check(n)
+        if self.views == 1:
+            return [raw_frames_middle(n, self.frames)]
+        order = two_view_order(n, self.frames)
+        return [order[view :: self.views] for view in range(self.views)]
+
+
+@dataclass(frozen=True)
+class SegmentMiddle:
+    """One frame of each of T equal intervals: the language tasks (models.md E.3).
+
+    A video of fewer than T frames gives all of them, then its last one again.
+    """
+
+    frames: int = 8
+
+    def __post_init__(self) -> None:
+        _check_settings(frames=self.frames)
+
+    def train(self, n: int, rng: np.random.RandomState) -> Indices:
+        """A random frame of each interval, its upper end excluded."""
+        _check(n)
+        left, right = _intervals(n, self.frames)
+        return _repeat_last(rng.randint(left, right).astype(np.int64), self.frames)
+
+    def test(self, n: int) -> list[Indices]:
+        """One view, the middles."""
+        _check(n)
+        return [_repeat_last(segment_middle(n, self.frames), self.frames)]
+
+
+@dataclass(frozen=True)
+class Linspace:
+    """T frames from the first to the last, the same in training and test (models.md D.5)."""
+
+    frames: int = 8
+
+    def __post_init__(self) -> None:
+        _check_settings(frames=self.frames)
+
+    def train(self, n: int, rng: np.random.RandomState) -> Indices:
+        """The test view; `rng` is not used."""
+        _check(n)
+        return linspace_frames(n, self.frames)
+
+    def test(self, n: int) -> list[Indices]:
+        """One view."""
+        _check(n)
+        return [linspace_frames(n, self.frames)]

@@ -1,0 +1,232 @@
+"""From decoded frames to model input: one set of random choices a clip, the same for all its frames.
+
+A transform takes a clip (T, H, W, 3) uint8 and gives (3, T, S, S) uint8 contiguous; models normalise. All randomness
+comes from the `RandomState` that the loader seeds for the clip. Source: models.md A.6, B, C.4, D.5, E.3, F of the
+specification.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Literal, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from internvideo.data.rand_augment import RandAugment
+from internvideo.data.resize import Style, channels_first, crop_starts, resize, scaled_size
+
+MULTI_SCALES = (1.0, 0.875, 0.75, 0.66)
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+CLIP_RESIZE = 256 / 224
+"""Short side before the crop, as a multiple of the crop."""
+
+_SIDES = re.compile(r"\b((left|right)(wards?)?|(anti-?|counter-?)?clockwise)\b", re.IGNORECASE)
+
+CropKind = Literal["multi_scale", "random_resized", "random", "centre"]
+Box = tuple[int, int, int, int]
+"""top, left, height, width in pixels."""
+
+
+class ClipTransform(Protocol):
+    """(T, H, W, 3) uint8 -> (3, T, S, S) uint8 contiguous."""
+
+    def __call__(self, clip: Tensor, rng: np.random.RandomState) -> Tensor:
+        """Transform one clip with the same parameters for all its frames."""
+
+
+def direction_classes(classes: Sequence[str]) -> tuple[str, ...]:
+    """The class names that a mirrored clip would make wrong; with any of them `flip` must stay off."""
+    return tuple(name for name in classes if _SIDES.search(name.replace("_", " ")))
+
+
+def multi_scale_box(height: int, width: int, size: int, rng: np.random.RandomState) -> Box:
+    """Corner, edge, quarter or centre crop whose sides are the shorter side times one of four scales (A.6).
+
+    Sides within 2 pixels of `size` are `size`; the scales of the two sides are the same or neighbours; the place is
+    one of 13 on a grid of quarter steps.
+    """
+    base = min(height, width)
+    sides = [int(base * scale) for scale in MULTI_SCALES]
+    sides = [size if abs(side - size) < 3 and size <= base else side for side in sides]
+    pairs = [(h, w) for i, h in enumerate(sides) for j, w in enumerate(sides) if abs(i - j) <= 1]
+    high, wide = pairs[rng.randint(len(pairs))]
+    down, right = (height - high) // 4, (width - wide) // 4
+    places = [(y, x) for y in (0, 2, 4) for x in (0, 2, 4)] + [(y, x) for y in (1, 3) for x in (1, 3)]
+    y, x = places[rng.randint(len(places))]
+    return y * down, x * right, high, wide
+
+
+def random_resized_box(
+    height: int,
+    width: int,
+    area: tuple[float, float],
+    aspect: tuple[float, float],
+    rng: np.random.RandomState,
+) -> Box:
+    """A box of random area (share of the frame) and aspect (log-uniform); the largest centred one after ten misses."""
+    for _ in range(10):
+        target = rng.uniform(*area) * height * width
+        ratio = math.exp(rng.uniform(math.log(aspect[0]), math.log(aspect[1])))
+        wide, high = round(math.sqrt(target * ratio)), round(math.sqrt(target / ratio))
+        if 0 < wide <= width and 0 < high <= height:
+            return int(rng.randint(height - high + 1)), int(rng.randint(width - wide + 1)), high, wide
+    ratio = min(max(width / height, aspect[0]), aspect[1])
+    wide, high = min(width, round(height * ratio)), min(height, round(width / ratio))
+    return (height - high) // 2, (width - wide) // 2, max(high, 1), max(wide, 1)
+
+
+def erase_cube(
+    frames: Tensor,
+    probability: float,
+    rng: np.random.RandomState,
+    area: tuple[float, float] = (0.02, 1 / 3),
+    aspect: tuple[float, float] = (0.3, 1 / 0.3),
+) -> Tensor:
+    """Fill one box, the same in all frames, with noise that is standard normal after ImageNet normalisation (B).
+
+    Args:
+        frames: (T, 3, H, W) uint8, not changed.
+        probability: of erasing at all.
+    """
+    if rng.uniform() >= probability:
+        return frames
+    height, width = frames.shape[-2:]
+    for _ in range(10):
+        target = rng.uniform(*area) * height * width
+        ratio = math.exp(rng.uniform(math.log(aspect[0]), math.log(aspect[1])))
+        high, wide = round(math.sqrt(target * ratio)), round(math.sqrt(target / ratio))
+        if 0 < high < height and 0 < wide < width:
+            top, left = int(rng.randint(height - high + 1)), int(rng.randint(width - wide + 1))
+            noise = torch.randn(len(frames), 3, high, wide, generator=_generator(rng))
+            mean, std = (torch.tensor(values).view(3, 1, 1) * 255 for values in (IMAGENET_MEAN, IMAGENET_STD))
+            frames = frames.clone()
+            frames[..., top : top + high, left : left + wide] = (noise * std + mean).round_().clamp_(0, 255).byte()
+            return frames
+    return frames
+
+
+def _generator(rng: np.random.RandomState) -> torch.Generator:
+    return torch.Generator().manual_seed(int(rng.randint(2**31 - 1)))
+
+
+@dataclass(frozen=True)
+class TrainTransform:
+    """RandAugment, crop, flip, erase.
+
+    Attributes:
+        size: S of the result, pixels.
+        crop: "multi_scale" (A.6), "random_resized" (B, C.4), "random" (E.3: scale, then a random place), or "centre".
+        flip: mirror half of the clips; leave it off for label sets with directions (`direction_classes`).
+        rand_augment: a setting like "rand-m7-n4-mstd0.5-inc1", or None.
+        erasing: probability of erasing one box.
+        area, aspect: range of "random_resized", shares of the frame and width over height.
+        resize: short side before "random" and "centre" crops; None for S * 256 / 224.
+        squash: for those two, scale to a square without keeping the aspect (E.3).
+    """
+
+    size: int
+    crop: CropKind = "multi_scale"
+    flip: bool = False
+    rand_augment: str | None = None
+    erasing: float = 0.0
+    area: tuple[float, float] = (0.08, 1.0)
+    aspect: tuple[float, float] = (0.75, 4 / 3)
+    resize: int | None = None
+    squash: bool = False
+    _augment: RandAugment | None = field(init=False, repr=False, compare=False, default=None)
+
+    def __post_init__(self) -> None:
+        if self.size < 1 or not 0 <= self.erasing <= 1 or self._short < self.size:
+            raise ValueError(f"size {self.size}, resize {self.resize}, erasing {self.erasing}")
+        if self.crop not in ("multi_scale", "random_resized", "random", "centre"):
+            raise ValueError(f"crop {self.crop!r}")
+        if self.rand_augment is not None:
+            object.__setattr__(self, "_augment", RandAugment.parse(self.rand_augment))
+
+    @property
+    def _short(self) -> int:
+        return round(self.size * CLIP_RESIZE) if self.resize is None else self.resize
+
+    def __call__(self, clip: Tensor, rng: np.random.RandomState) -> Tensor:
+        """(T, H, W, 3) uint8 -> (3, T, S, S) uint8 contiguous."""
+        frames = channels_first(clip)
+        if self._augment is not None:
+            frames = self._augment(frames, rng)
+        frames = self._cropped(frames, rng)
+        if self.flip and rng.uniform() < 0.5:
+            frames = frames.flip(-1)
+        if self.erasing:
+            frames = erase_cube(frames, self.erasing, rng)
+        return frames.transpose(0, 1).contiguous()
+
+    def _cropped(self, frames: Tensor, rng: np.random.RandomState) -> Tensor:
+        height, width = frames.shape[-2:]
+        square = (self.size, self.size)
+        if self.crop in ("random", "centre"):
+            short = self._short
+            scaled = (short, short) if self.squash else scaled_size(height, width, short, "pil")
+            frames = resize(frames, scaled, "pil")
+            rooms = [side - self.size for side in scaled]
+            top, left = (rng.randint(room + 1) if self.crop == "random" else round(room / 2) for room in rooms)
+            return frames[..., top : top + self.size, left : left + self.size]
+        if self.crop == "multi_scale":
+            top, left, high, wide = multi_scale_box(height, width, self.size, rng)
+        else:
+            top, left, high, wide = random_resized_box(height, width, self.area, self.aspect, rng)
+        return resize(frames[..., top : top + high, left : left + wide], square, "pil")
+
+
+@dataclass(frozen=True)
+class EvalTransform:
+    """Resize, then one centre crop or three along the longer side.
+
+    Attributes:
+        size: S of the result, pixels.
+        resize: short side before the crop; None for S (crops touch both edges).
+        crops: 1 or 3.
+        style: pixel arithmetic, see `resize.Style`; "torch" gives float32 in 0..255 instead of uint8.
+        squash: scale to a square of `resize` without keeping the aspect.
+    """
+
+    size: int
+    resize: int | None = None
+    crops: int = 1
+    style: Style = "pil"
+    squash: bool = False
+
+    def __post_init__(self) -> None:
+        if self.size < 1 or self._short < self.size or self.crops not in (1, 3):
+            raise ValueError(f"size {self.size}, resize {self.resize}, crops {self.crops}: allowed crops 1 or 3")
+        if self.style not in ("pil", "pil_bicubic", "opencv", "torch"):
+            raise ValueError(f"style {self.style!r}")
+
+    @property
+    def _short(self) -> int:
+        return self.size if self.resize is None else self.resize
+
+    def views(self, clip: Tensor) -> list[Tensor]:
+        """(T, H, W, 3) uint8 -> `crops` tensors (3, T, S, S), left to right or top to bottom."""
+        frames = channels_first(clip)
+        height, width = frames.shape[-2:]
+        short = self._short
+        scaled = (short, short) if self.squash else scaled_size(height, width, short, self.style)
+        frames = resize(frames, scaled, self.style)
+        across = scaled[1] > scaled[0]
+        tops = crop_starts(scaled[0], self.size, 1 if across else self.crops, self.style)
+        lefts = crop_starts(scaled[1], self.size, self.crops if across else 1, self.style)
+        return [
+            frames[..., top : top + self.size, left : left + self.size].transpose(0, 1).contiguous()
+            for top in tops
+            for left in lefts
+        ]
+
+    def __call__(self, clip: Tensor, rng: np.random.RandomState) -> Tensor:
+        """The centre view, (3, T, S, S); `rng` is not used."""
+        views = self.views(clip)
+        return views[len(views) // 2]
