@@ -1,0 +1,401 @@
+"""Video files in, RGB frames out: the only decoder of the package.
+
+`probe` tells what a file holds, `Video` reads frames by index or by time. A frame is what the file says is shown at that
+moment, or a VideoError; never a neighbour, never a damaged picture.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import chain
+from types import TracebackType
+from typing import Any
+
+import av
+import numpy as np
+from av.sidedata.sidedata import Type as SideDataType
+from av.video.reformatter import VideoReformatter
+from numpy.typing import NDArray
+
+from internvideo.data.video_index import (
+    Deadline,
+    Index,
+    build_index,
+    decode,
+    fail,
+    open_file,
+    pictures_in_order,
+    reason_of,
+)
+
+MAX_SECONDS = 6 * 3600.0
+"""Longest video, in seconds of play, that is indexed."""
+
+BUDGET = 120.0
+"""Seconds of work that one call may take."""
+
+_BEFORE_FIRST = 0.5
+"""A time this much (s) before the first frame still means the first frame: encoders with B-frames start late."""
+
+
+@dataclass(frozen=True)
+class VideoInfo:
+    """What a video file holds.
+
+    Attributes:
+        path: as given.
+        width, height: pixels, after rotation.
+        fps: average frames a second.
+        frames: exact number of frames that can be read.
+        duration: s, from the start of the first to the end of the last frame.
+        rotation: 0, 90, 180 or 270 degrees clockwise; `Video.frames` has applied it.
+        pixel_format: as stored, FFmpeg's name.
+        codec: FFmpeg's name.
+        variable_rate: True when the frames are not evenly spaced.
+        times: (frames,) float64 s, presentation times as the file has them, in rising order; the first need not be 0.
+        mirrored: True when the file also asks for a left-right flip (applied before the rotation).
+        stopped: why nothing behind the last frame can be read ("" when the file is whole).
+    """
+
+    path: str
+    width: int
+    height: int
+    fps: float
+    frames: int
+    duration: float
+    rotation: int
+    pixel_format: str
+    codec: str
+    variable_rate: bool
+    times: NDArray[np.float64] = field(compare=False, repr=False)
+    mirrored: bool = False
+    stopped: str = ""
+
+
+def probe(path: str | os.PathLike[str], *, protocols: bool = False) -> VideoInfo:
+    """Find out what a file holds. Raises VideoError when it is not a video that can be read."""
+    with Video(path, protocols=protocols) as video:
+        return video.info
+
+
+def read_frames(
+    path: str | os.PathLike[str], indices: Sequence[int] | NDArray[np.integer[Any]], *, short_side: int | None = None
+) -> NDArray[np.uint8]:
+    """(len(indices), H, W, 3) uint8 RGB frames of a file, in the order asked. Raises VideoError."""
+    with Video(path, short_side=short_side) as video:
+        return video.frames(indices)
+
+
+class Video:
+    """An open video file. Use it as a context manager; it is not meant to be shared by threads.
+
+    Args:
+        path: a local file.
+        threads: decoder threads; one is right inside loader workers.
+        max_seconds: longest video (s of play) that is accepted.
+        short_side: frames are scaled down, in the decoder, so that their shorter side has this many pixels;
+            smaller ones stay as they are.
+        protocols: also accept addresses (http:// ...); by default only regular files of this machine are opened.
+        budget: seconds of work that opening, or one call of `frames`, may take.
+
+    Raises:
+        VideoError: the file cannot be read, with the reason and, where there is one, the time in the file.
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        threads: int = 1,
+        max_seconds: float = MAX_SECONDS,
+        short_side: int | None = None,
+        protocols: bool = False,
+        budget: float = BUDGET,
+    ) -> None:
+        if short_side is not None and short_side < 1:
+            raise ValueError(f"short_side is {short_side}, must be at least 1")
+        self.path = os.fspath(path)
+        self._threads, self._protocols, self._budget = threads, protocols, budget
+        deadline = Deadline(self.path, budget)
+        self._container, self._stream = open_file(self.path, protocols=protocols, threads=threads, seconds=budget)
+        try:
+            self._index = build_index(self._container, self._stream, self.path, deadline, max_seconds)
+            self.info = _info(self.path, self._index, self._stream)
+        except av.error.FFmpegError as error:
+            self.close()
+            raise fail(self.path, f"cannot be read: {reason_of(error)}") from error
+        except BaseException:
+            self.close()
+            raise
+        self._size = _scaled(self._index.first.width, self._index.first.height, short_side)
+        self._reformatter = VideoReformatter()
+        self._packets: Iterator[Any] = iter(())
+        self._position = -1  # decoding index of the packet that comes next; -1: unknown
+        self._by_stamp = {int(stamp): i for i, stamp in enumerate(self._index.pts)} if self._index.exact else {}
+        # The first picture was only needed for its properties; do not hold its buffer.
+        self._index.first = None
+
+    def __enter__(self) -> Video:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Give the file back. Closing twice does no harm."""
+        self._packets = iter(())
+        self._container.close()
+
+    def frames(self, indices: Sequence[int] | NDArray[np.integer[Any]]) -> NDArray[np.uint8]:
+        """Read frames by their place in presentation order.
+
+        Args:
+            indices: any order, repeats allowed, each in [0, info.frames).
+
+        Returns: (len(indices), H, W, 3) uint8 RGB, rotated upright, in the order asked.
+        """
+        wanted = np.asarray(indices, dtype=np.int64).reshape(-1)
+        self._check(wanted)
+        deadline = Deadline(self.path, self._budget)
+        width, height = self._size
+        out = np.empty((len(wanted), height, width, 3), np.uint8)
+        places: dict[int, list[int]] = {}
+        for place, index in enumerate(wanted.tolist()):
+            places.setdefault(index, []).append(place)
+        try:
+            source = self._by_seeking if self._index.exact else self._in_order
+            for index, picture in source(sorted(places), deadline):
+                first, *more = places[index]
+                self._convert(picture, out[first])
+                for place in more:
+                    out[place] = out[first]
+        except av.error.FFmpegError as error:
+            raise fail(self.path, f"cannot be read: {reason_of(error)}") from error
+        return _upright(out, self.info.rotation, self.info.mirrored)
+
+    def at(self, times: Sequence[float] | NDArray[np.floating[Any]]) -> NDArray[np.uint8]:
+        """Read the frames that are on screen at `times` (s, on the scale of `info.times`).
+
+        A frame stays until the next one is shown, the last one for its own duration.
+
+        Returns: (len(times), H, W, 3) uint8 RGB in the order asked.
+        """
+        asked = np.asarray(times, dtype=np.float64).reshape(-1)
+        starts, info = self.info.times, self.info
+        end = float(starts[0]) + info.duration
+        # Times computed as k / fps must not fall on the frame before by a rounding of the last digit.
+        slack = 1e-6
+        outside = ~((asked >= starts[0] - _BEFORE_FIRST) & (asked <= end + slack))
+        if outside.any():
+            at = float(asked[np.argmax(outside)])
+            raise fail(self.path, f"nothing is shown, the video runs from {starts[0]:.3f} to {end:.3f} s, asked", at)
+        return self.frames(np.clip(np.searchsorted(starts, asked + slack, side="right") - 1, 0, info.frames - 1))
+
+    def _check(self, wanted: NDArray[np.int64]) -> None:
+        info = self.info
+        if len(wanted) and (wanted.min() < 0 or wanted.max() >= info.frames):
+            index = int(wanted.min()) if wanted.min() < 0 else int(wanted.max())
+            why = f" ({info.stopped})" if info.stopped else ""
+            at = float(info.times[0]) + info.duration
+            raise fail(self.path, f"frame {index} asked, readable are 0 to {info.frames - 1}{why}, the video ends", at)
+        bad = self._index.bad[wanted]
+        if bad.any():
+            index = int(wanted[np.argmax(bad)])
+            raise self._damaged(index)
+
+    def _damaged(self, index: int) -> Exception:
+        return fail(self.path, f"frame {index} is damaged", float(self.info.times[index]))
+
+    def _by_seeking(self, wanted: list[int], deadline: Deadline) -> Iterator[tuple[int, Any]]:
+        """Pictures of `wanted` (rising), each group of pictures decoded at most once, others not at all."""
+        index = self._index
+        keys = np.flatnonzero(index.key)
+        groups: dict[int, list[int]] = {}
+        for frame in wanted:
+            place = int(index.order[frame])
+            at = int(np.searchsorted(keys, place, side="right")) - 1
+            # Pictures shown before their key frame (open GOP) lean on the group before it.
+            while at > 0 and index.pts[keys[at]] > index.pts[place]:
+                at -= 1
+            groups.setdefault(at, []).append(frame)
+        for at, group in groups.items():
+            missing = {int(index.order[frame]): frame for frame in group}
+            # A stream may need more run-up than its key frames promise: then once from the one before, then from 0.
+            for start in dict.fromkeys((at, max(at - 1, 0), 0)):
+                yield from self._read_group(int(keys[start]), missing, deadline)
+                if not missing:
+                    break
+            if missing:
+                raise self._damaged(min(missing.values()))
+
+    def _read_group(self, start: int, missing: dict[int, int], deadline: Deadline) -> Iterator[tuple[int, Any]]:
+        """Decode from the key frame at decoding index `start` up to the last of `missing` (which shrinks), then drain."""
+        context, index = self._stream.codec_context, self._index
+        if self._position != start:
+            self._seek(start)
+        # H.264 marks the pictures that nothing depends on; for AV1 and others this skipping gave neighbours.
+        skips = context.codec.canonical_name == "h264"
+        asked, last = dict(missing), max(missing)
+        damage = len(index.pts)  # decoding index of the first damaged picture
+        while self._position <= last:
+            deadline.check()
+            packet = self._next_packet()
+            here = self._position - 1
+            # Pictures shown before the key frame lack what they lean on; whoever wants them starts earlier.
+            if here < start or (index.pts[here] < index.pts[start] and here not in missing):
+                continue
+            if skips:
+                context.skip_frame = "DEFAULT" if here in missing else "NONREF"
+            try:
+                pictures = decode(context, packet)
+            except av.error.FFmpegError:
+                damage = min(damage, here)
+                break
+            for picture in pictures:
+                damage = min(damage, self._place_if_damaged(picture, start))
+                if (place := self._by_stamp.get(picture.pts, -1)) in missing:
+                    yield missing.pop(place), picture
+        for picture in self._drain():
+            damage = min(damage, self._place_if_damaged(picture, start))
+            if (place := self._by_stamp.get(picture.pts, -1)) in missing:
+                yield missing.pop(place), picture
+        # Whatever was decoded from the damaged picture on may be built on it.
+        spoilt = [frame for place, frame in asked.items() if place >= damage]
+        if spoilt:
+            raise self._damaged(min(spoilt))
+
+    def _place_if_damaged(self, picture: Any, start: int) -> int:
+        """Decoding index of a damaged picture, and behind everything for a good one."""
+        return self._by_stamp.get(picture.pts, start) if picture.is_corrupt else len(self._index.pts)
+
+    def _drain(self) -> list[Any]:
+        """The pictures still inside the decoder, which is ready for a key frame afterwards."""
+        context = self._stream.codec_context
+        try:
+            return decode(context, None)
+        except av.error.FFmpegError:
+            return []
+        finally:
+            context.flush_buffers()
+
+    def _next_packet(self) -> Any:
+        packet = next(self._packets, None)
+        index = self._index
+        while packet is not None and not packet.size:
+            packet = next(self._packets, None)
+        if packet is None or self._position >= len(index.pts) or packet.pts != index.pts[self._position]:
+            self._position = -1
+            raise fail(self.path, "its packets are not those seen when it was opened; is it being written?")
+        self._position += 1
+        return packet
+
+    def _seek(self, start: int) -> None:
+        """Let the next packet be the one at decoding index `start`, or one before it."""
+        index, stream = self._index, self._stream
+        keys = np.flatnonzero(index.key[: start + 1])
+        # Matroska's table of places holds presentation times, MP4's decoding times.
+        stamps = index.pts if self._container.format.name.startswith("matroska") else index.dts
+        for key in (start, int(keys[max(len(keys) - 2, 0)]), 0):
+            self._container.seek(int(stamps[key]), stream=stream)
+            source = self._container.demux(stream)
+            packet = next(source, None)
+            landed = -1 if packet is None or packet.pts is None else self._by_stamp.get(packet.pts, -1)
+            if 0 <= landed <= start:
+                self._packets, self._position = chain((packet,), source), landed
+                return
+        raise fail(self.path, "cannot be wound back to a key frame", float(index.pts[start] * stream.time_base))
+
+    def _in_order(self, wanted: list[int], deadline: Deadline) -> Iterator[tuple[int, Any]]:
+        """Pictures of `wanted` (rising) of a file whose packets tell too little: decode from its start and count."""
+        if self._index.kept is not None:
+            for frame in wanted:
+                yield frame, self._index.kept[frame]
+            return
+        self._container.close()
+        self._container, self._stream = open_file(
+            self.path, protocols=self._protocols, threads=self._threads, seconds=self._budget
+        )
+        remaining = iter(wanted)
+        frame = next(remaining, None)
+        for count, picture in enumerate(pictures_in_order(self._container, self._stream, deadline)):
+            if frame is None:
+                return
+            if count == frame:
+                yield frame, picture
+                frame = next(remaining, None)
+        if frame is not None:
+            raise self._damaged(frame)
+
+    def _convert(self, picture: Any, out: NDArray[np.uint8]) -> None:
+        """Write a decoded picture as RGB, scaled, into `out` (H, W, 3)."""
+        height, width = out.shape[:2]
+        rgb = self._reformatter.reformat(picture, width=width, height=height, format="rgb24", threads=1)
+        plane = rgb.planes[0]
+        rows = np.frombuffer(plane, np.uint8).reshape(-1, plane.line_size)
+        out[:] = rows[:height, : 3 * width].reshape(height, width, 3)
+
+
+def _scaled(width: int, height: int, short_side: int | None) -> tuple[int, int]:
+    """(width, height) with the shorter side brought down to `short_side`."""
+    short = min(width, height)
+    if short_side is None or short <= short_side:
+        return width, height
+    return max(1, round(width * short_side / short)), max(1, round(height * short_side / short))
+
+
+def _info(path: str, index: Index, stream: Any) -> VideoInfo:
+    first, times = index.first, index.times
+    rotation, mirrored = _orientation(first)
+    width, height = (first.height, first.width) if rotation in (90, 270) else (first.width, first.height)
+    duration = index.end - float(times[0])
+    return VideoInfo(
+        path=path,
+        width=width,
+        height=height,
+        fps=len(times) / duration if duration > 0 else 0.0,
+        frames=len(times),
+        duration=duration,
+        rotation=rotation,
+        pixel_format=first.format.name,
+        codec=stream.codec_context.codec.canonical_name,
+        variable_rate=_uneven(times, float(stream.time_base)),
+        times=times,
+        mirrored=mirrored,
+        stopped=index.stopped,
+    )
+
+
+def _uneven(times: NDArray[np.float64], tick: float) -> bool:
+    """Whether the distances of frames differ by more than the rounding of time stamps explains."""
+    if len(times) < 3:
+        return False
+    steps = np.diff(times)
+    return bool(np.ptp(steps) > max(2.5 * tick, 0.1 * float(np.median(steps))))
+
+
+def _orientation(picture: Any) -> tuple[int, bool]:
+    """(degrees clockwise, left-right flip first) that the display matrix asks for, to the nearest quarter turn."""
+    data = picture.side_data.get(SideDataType.DISPLAYMATRIX)
+    if data is None:
+        return 0, False
+    a, b, _, c, d = np.frombuffer(data, np.int32)[:5].tolist()  # x' = a x + c y, y' = b x + d y
+    if a * d - b * c == 0:
+        return 0, False
+    mirrored = a * d - b * c < 0
+    if mirrored:
+        a, b = -a, -b
+    return round(math.degrees(math.atan2(b, a)) / 90) % 4 * 90, mirrored
+
+
+def _upright(frames: NDArray[np.uint8], rotation: int, mirrored: bool) -> NDArray[np.uint8]:
+    """Apply a left-right flip and a clockwise rotation to (T, H, W, 3) frames."""
+    if mirrored:
+        frames = frames[:, :, ::-1]
+    if rotation:
+        frames = np.rot90(frames, -rotation // 90, axes=(1, 2))
+    return np.ascontiguousarray(frames)

@@ -1,0 +1,118 @@
+"""Write a video file from RGB frames: the same frames and settings give the same bytes, and never half a file."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Iterable, Mapping
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import numpy as np
+from numpy.typing import NDArray
+
+from internvideo.errors import VideoError
+
+
+def write_video(
+    path: str | os.PathLike[str],
+    frames: Iterable[NDArray[np.uint8]],
+    fps: float | Fraction,
+    *,
+    codec: str = "libx264",
+    crf: int | None = 18,
+    pixel_format: str = "yuv420p",
+    gop: int = 12,
+    options: Mapping[str, str] | None = None,
+) -> int:
+    """Encode frames into `path`; the container follows from the name (.mp4, .mkv, .webm, .avi ...).
+
+    The file appears under its name only when it is complete: it is written beside it, synced and renamed.
+    One encoder thread and no time stamps of the day, so equal input gives equal bytes.
+
+    Args:
+        frames: (H, W, 3) uint8 RGB pictures, all of one size; an iterable is enough, one picture is held at a time.
+        fps: pictures a second.
+        crf: constant quality of x264, x265, VP9 and AV1 (0 is best); None leaves the codec's default.
+        pixel_format: as stored; "yuv420p" needs even sides.
+        gop: longest distance of two key frames, in frames.
+        options: further settings of the encoder, as text.
+
+    Returns: the number of frames written.
+
+    Raises:
+        VideoError: no frames, a codec or size that cannot be encoded, a full disk.
+        ValueError: a frame that is not (H, W, 3) uint8 or of another size than the first.
+    """
+    target = Path(path)
+    if not target.parent.is_dir():
+        raise VideoError(target, "its folder does not exist", do="make the folder first")
+    handle, name = tempfile.mkstemp(prefix=f".{target.stem[:40]}.", suffix=target.suffix or ".mp4", dir=target.parent)
+    os.close(handle)
+    temporary = Path(name)
+    settings = {"threads": "1", **({} if crf is None else {"crf": str(crf)}), **dict(options or {})}
+    if codec == "libx265":
+        # x265 keeps its own threads and banner; its frame threads would make the bytes depend on the machine.
+        quiet = "log-level=none:pools=none:frame-threads=1"
+        settings["x265-params"] = ":".join(filter(None, (quiet, settings.get("x265-params", ""))))
+    try:
+        count = _encode(temporary, frames, Fraction(fps).limit_denominator(1001), codec, pixel_format, gop, settings)
+        if count == 0:
+            raise VideoError(target, "no frames to write")
+        with temporary.open("rb") as written:
+            os.fsync(written.fileno())
+        os.chmod(temporary, 0o666 & ~_umask())
+        os.replace(temporary, target)
+    except (av.error.FFmpegError, OSError) as error:
+        raise VideoError(
+            target, f"cannot be written with {codec}, {pixel_format}: {error.strerror or error}"
+        ) from error
+    finally:
+        temporary.unlink(missing_ok=True)
+    return count
+
+
+def _encode(
+    path: Path,
+    frames: Iterable[NDArray[np.uint8]],
+    fps: Fraction,
+    codec: str,
+    pixel_format: str,
+    gop: int,
+    settings: dict[str, str],
+) -> int:
+    count = 0
+    stream = None
+    # bitexact leaves the writing library's version and the date out of the file.
+    with av.open(os.fspath(path), "w", container_options={"fflags": "+bitexact"}) as container:
+        for frame in frames:
+            if frame.dtype != np.uint8 or frame.ndim != 3 or frame.shape[2] != 3:
+                raise ValueError(f"frame {count} is {frame.dtype} {frame.shape}, not (H, W, 3) uint8")
+            if stream is None:
+                try:
+                    stream = container.add_stream(codec, rate=fps, options=settings)
+                except ValueError as error:  # av's UnknownCodecError is a ValueError, not an FFmpegError
+                    raise VideoError(path, f"codec {codec} cannot be written into this container") from error
+                stream.height, stream.width = frame.shape[:2]
+                stream.pix_fmt = pixel_format
+                stream.codec_context.time_base = 1 / fps
+                stream.codec_context.gop_size = gop
+                stream.codec_context.thread_count = 1
+                size = frame.shape
+            if frame.shape != size:
+                raise ValueError(f"frame {count} has shape {frame.shape}, the first one {size}")
+            picture = av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24")
+            picture.pts, picture.time_base = count, 1 / fps
+            container.mux(stream.encode(picture))
+            count += 1
+        if stream is not None:
+            container.mux(stream.encode(None))
+    return count
+
+
+def _umask() -> int:
+    """The process's umask (it can only be read by setting it)."""
+    mask = os.umask(0o022)
+    os.umask(mask)
+    return mask
