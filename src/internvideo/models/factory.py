@@ -1,0 +1,120 @@
+"""Name -> model: the one table of named sizes, and how a recipe changes them.
+
+Source: spec/models.md A.1, B and H.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+from collections.abc import Mapping
+from typing import Any
+
+from torch import nn
+
+from internvideo.errors import RecipeError
+from internvideo.models.entry import ModelEntry
+from internvideo.models.multimodal_sizes import MULTIMODAL_MODELS
+from internvideo.models.videomae import VideoMAEClassifier, VideoMAEConfig, VideoMAEPretrain
+
+_SIZES: dict[str, VideoMAEConfig] = {
+    "s": VideoMAEConfig(width=384, depth=12, heads=6, decoder_width=192, decoder_heads=3),
+    "b": VideoMAEConfig(width=768, depth=12, heads=12, decoder_width=384, decoder_heads=6),
+    "l": VideoMAEConfig(width=1024, depth=24, heads=16, decoder_width=512, decoder_heads=8),
+    "h": VideoMAEConfig(width=1280, depth=32, heads=16, decoder_width=512, decoder_heads=8),
+    "g14": VideoMAEConfig(
+        patch_size=14, width=1408, depth=40, heads=16, mlp_ratio=48 / 11, decoder_width=512, decoder_heads=8
+    ),
+    "g16": VideoMAEConfig(width=1408, depth=40, heads=16, mlp_ratio=48 / 11, decoder_width=512, decoder_heads=8),
+    "G14": VideoMAEConfig(
+        patch_size=14, width=1664, depth=48, heads=16, mlp_ratio=64 / 13, decoder_width=512, decoder_heads=8
+    ),
+}
+"""Decoder depth 4 as in the paper; the scripts use 12 for L and 8 for H (spec A.1)."""
+
+_PRETRAIN_MILLIONS = {
+    "s": 24.029,
+    "b": 94.211,
+    "l": 317.782,
+    "h": 645.659,
+    "g14": 1026.307,
+    "g16": 1026.998,
+    "G14": 1859.244,
+}
+_CLASSIFIER_MILLIONS = {"s": 22.034, "b": 86.535, "l": 304.271, "h": 632.119, "g14": 1012.174, "G14": 1843.911}
+
+_PRETRAIN = {
+    f"videomae-{size}-pretrain": ModelEntry(
+        build=VideoMAEPretrain,
+        config=config,
+        parameters=_PRETRAIN_MILLIONS[size],
+        about=f"masked encoder and decoder, width {config.width}, {config.depth} layers, patch {config.patch_size}",
+    )
+    for size, config in _SIZES.items()
+}
+_CLASSIFIER = {
+    f"videomae-{size}-classifier": ModelEntry(
+        build=VideoMAEClassifier,
+        config=dataclasses.replace(config, classes=400),
+        parameters=_CLASSIFIER_MILLIONS.get(size),
+        about=f"masked encoder with a head, width {config.width}, {config.depth} layers, patch {config.patch_size}",
+    )
+    for size, config in _SIZES.items()
+}
+
+MODELS: dict[str, ModelEntry] = {**_PRETRAIN, **_CLASSIFIER, **MULTIMODAL_MODELS}
+"""Every model that a recipe can name."""
+
+
+def _near(name: str, allowed: list[str]) -> str:
+    close = difflib.get_close_matches(name, allowed, n=1)
+    return f"did you mean {close[0]!r}?" if close else ""
+
+
+def _fits(value: object, current: object) -> bool:
+    """Whether a setting's value is of the kind of the value that it replaces."""
+    if isinstance(current, bool) or isinstance(value, bool):
+        return isinstance(current, bool) and isinstance(value, bool)
+    if isinstance(current, float):
+        return isinstance(value, int | float)
+    return current is None or value is None or isinstance(value, type(current))
+
+
+def _replace(config: Any, overrides: Mapping[str, object], where: str) -> Any:
+    names = [field.name for field in dataclasses.fields(config)]
+    values: dict[str, object] = {}
+    for name, value in overrides.items():
+        if name not in names:
+            raise RecipeError(f"{where}.{name}", "no such setting", ", ".join(names), _near(name, names))
+        current = getattr(config, name)
+        if dataclasses.is_dataclass(current) and isinstance(value, Mapping):
+            value = _replace(current, value, f"{where}.{name}")
+        elif isinstance(value, list):
+            value = tuple(value)
+        if not _fits(value, current):
+            raise RecipeError(f"{where}.{name}", repr(value), f"{type(current).__name__}, as in {current!r}")
+        values[name] = value
+    try:
+        return dataclasses.replace(config, **values)
+    except ValueError as error:
+        raise RecipeError(where, str(error)) from error
+
+
+def create_model(name: str, overrides: Mapping[str, object] | None = None) -> nn.Module:
+    """Build and initialise a model of `MODELS`.
+
+    Args:
+        name: a key of `MODELS`.
+        overrides: settings of the model's config to change; nested configs take nested mappings.
+
+    Raises:
+        RecipeError: an unknown name or setting, a value of the wrong kind, sizes that do not fit together.
+    """
+    entry = MODELS.get(name)
+    if entry is None:
+        raise RecipeError("model", repr(name), ", ".join(MODELS), _near(name, list(MODELS)))
+    config = _replace(entry.config, overrides or {}, f"model {name}")
+    try:
+        return entry.build(config)
+    except ValueError as error:
+        raise RecipeError(f"model {name}", str(error)) from error

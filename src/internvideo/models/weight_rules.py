@@ -1,0 +1,107 @@
+"""How published parameter names become ours: rules, tables of rules, and the tables of the VideoMAE family.
+
+Source: spec/models.md I (state dict keys).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+
+from torch import Tensor, nn
+
+Convert = Callable[[Tensor, nn.Module], tuple[Tensor, ...]]
+"""(published tensor, our model) -> one tensor for each of our names; linear, so that gradients follow it too."""
+
+
+@dataclass(frozen=True)
+class Rule:
+    r"""One line of a table.
+
+    Attributes:
+        official: regular expression of the published key (whole key, without the caller's prefix).
+        ours: our names as templates of the match (\1, \g<name>); several when one published tensor holds several.
+        convert: None to take the tensor as it stands.
+    """
+
+    official: str
+    ours: tuple[str, ...]
+    convert: Convert | None = None
+
+    def names(self, key: str) -> tuple[str, ...] | None:
+        """Our names for a published key, None when the rule is not about it."""
+        match = re.fullmatch(self.official, key)
+        return None if match is None else tuple(match.expand(template) for template in self.ours)
+
+    def apply(self, tensor: Tensor, model: nn.Module) -> tuple[Tensor, ...]:
+        """The tensors that go under `names`, in the same order."""
+        return (tensor,) if self.convert is None else self.convert(tensor, model)
+
+
+def same(pattern: str) -> Rule:
+    """The published key is our name."""
+    return Rule(f"({pattern})", (r"\1",))
+
+
+@dataclass(frozen=True)
+class WeightTable:
+    """The rules of one family; the first that matches a key decides.
+
+    Attributes:
+        family: name for messages.
+        rules: in order.
+        ignored: regular expressions of published keys that carry nothing (constant buffers).
+        derived: regular expressions of our state dict names that no published key fills (constants we compute).
+    """
+
+    family: str
+    rules: tuple[Rule, ...]
+    ignored: tuple[str, ...] = field(default=())
+    derived: tuple[str, ...] = field(default=())
+
+    def find(self, key: str) -> Rule | None:
+        """The rule for a published key."""
+        return next((rule for rule in self.rules if re.fullmatch(rule.official, key)), None)
+
+    def ignores(self, key: str) -> bool:
+        """Whether a published key carries nothing."""
+        return matches(self.ignored, key)
+
+
+def matches(patterns: Iterable[str], key: str) -> bool:
+    """Whether any of the patterns is the whole key."""
+    return any(re.fullmatch(pattern, key) for pattern in patterns)
+
+
+def flatten_kernel(tensor: Tensor, model: nn.Module) -> tuple[Tensor, ...]:
+    """Convolution with kernel = stride (D, 3, ...) -> matrix (D, 3 * ...); a matrix stays as it is."""
+    return (tensor.flatten(1),)
+
+
+_BLOCK = (
+    r"blocks\.\d+\.(?:norm[12]\.(?:weight|bias)|attn\.(?:qkv\.weight|q_bias|v_bias|proj\.weight|proj\.bias)"
+    r"|mlp\.fc[12]\.(?:weight|bias)|gamma_[12])"
+)
+
+VIDEOMAE_PRETRAIN = WeightTable(
+    family="VideoMAE pretraining",
+    rules=(
+        Rule(r"(encoder\.patch_embed\.proj\.weight)", (r"\1",), flatten_kernel),
+        same(r"encoder\.patch_embed\.proj\.bias"),
+        same(rf"(?:encoder|decoder)\.{_BLOCK}"),
+        same(r"(?:encoder|decoder)\.norm\.(?:weight|bias)"),
+        same(r"encoder\.pos_embed|mask_token|encoder_to_decoder\.weight|decoder\.head\.(?:weight|bias)"),
+    ),
+)
+
+VIDEOMAE_CLASSIFIER = WeightTable(
+    family="VideoMAE classifier",
+    rules=(
+        Rule(r"(patch_embed\.proj\.weight)", (r"\1",), flatten_kernel),
+        same(r"patch_embed\.proj\.bias"),
+        same(_BLOCK),
+        same(r"(?:fc_norm|norm|head)\.(?:weight|bias)"),
+        same(r"pos_embed"),
+    ),
+)
