@@ -1,0 +1,170 @@
+"""The caption decoder: word features attend to a fixed number of pooled visual tokens and predict the next word.
+
+Shapes: B batch, L words, K visual tokens, V vocabulary, W width, Wv visual width, H heads.
+Source: spec/models.md E.1.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from internvideo.models.attention import CrossAttention, attend, split_heads
+from internvideo.models.clip import EPS
+
+
+@dataclass(frozen=True)
+class CaptionDecoderConfig:
+    """Sizes.
+
+    Attributes:
+        width: W, the text tower's width.
+        heads: H (published: W / 64).
+        vision_width: Wv.
+        layers: published code 4, paper 6.
+        vocabulary: V, or 0 for no predictor: the output is then the last layer's features (answering networks).
+        queries: number of pooled visual tokens.
+        factor: feed-forward width over W.
+    """
+
+    width: int
+    heads: int
+    vision_width: int
+    layers: int = 4
+    vocabulary: int = 49408
+    queries: int = 256
+    factor: int = 4
+
+
+def swiglu(x: Tensor) -> Tensor:
+    """(..., 2 F) -> (..., F): the second half gates the first."""
+    value, gate = x.chunk(2, dim=-1)
+    return F.silu(gate) * value
+
+
+def rotate(x: Tensor, frequencies: Tensor) -> Tensor:
+    """Rotary positions 0..L-1 over the whole head width d, halves paired. x (B, H, L, d), frequencies (d / 2,)."""
+    angles = torch.arange(x.shape[2], device=x.device, dtype=frequencies.dtype)[:, None] * frequencies
+    angles = torch.cat([angles, angles], dim=-1)
+    first, second = x.chunk(2, dim=-1)
+    rotated = torch.cat([-second, first], dim=-1)
+    return x * angles.cos().to(x.dtype) + rotated * angles.sin().to(x.dtype)
+
+
+class ParallelBlock(nn.Module):
+    """Causal multi-query self-attention and SwiGLU feed-forward side by side, from one projection; residual."""
+
+    frequencies: Tensor
+
+    def __init__(self, config: CaptionDecoderConfig) -> None:
+        super().__init__()
+        width, inner = config.width, config.factor * config.width
+        head = width // config.heads
+        self.heads = config.heads
+        self.sizes = [width, head, head, 2 * inner]
+        self.norm = nn.LayerNorm(width, eps=EPS, bias=False)
+        self.fused = nn.Linear(width, sum(self.sizes), bias=False)
+        self.attn_out = nn.Linear(width, width, bias=False)
+        self.ff_out = nn.Linear(inner, width, bias=False)
+        frequencies = 1.0 / 10000 ** (torch.arange(0, head, 2).float() / head)
+        self.register_buffer("frequencies", frequencies, persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, L, W) -> (B, L, W)."""
+        query, key, value, hidden = self.fused(self.norm(x)).split(self.sizes, dim=-1)
+        query = rotate(split_heads(query, self.heads), self.frequencies)
+        key = rotate(split_heads(key, 1), self.frequencies)
+        mixed = attend(query, key, split_heads(value, 1), causal=True)
+        return x + self.attn_out(mixed) + self.ff_out(swiglu(hidden))  # type: ignore[no-any-return]  # untyped call
+
+
+class VisualBlock(nn.Module):
+    """Multi-query attention onto the pooled visual tokens and SwiGLU feed-forward side by side; residual."""
+
+    def __init__(self, config: CaptionDecoderConfig) -> None:
+        super().__init__()
+        width, inner = config.width, config.factor * config.width
+        self.norm = nn.LayerNorm(width, eps=EPS, bias=False)
+        self.attn = CrossAttention(width, width, config.heads, key_value_heads=1, bias=False)
+        self.fc1 = nn.Linear(width, 2 * inner, bias=False)
+        self.fc2 = nn.Linear(inner, width, bias=False)
+
+    def forward(self, x: Tensor, visual: Tensor) -> Tensor:
+        """Words (B, L, W), visual (B, Q, W) -> (B, L, W)."""
+        y = self.norm(x)
+        return x + self.attn(y, visual) + self.fc2(swiglu(self.fc1(y)))  # type: ignore[no-any-return]  # untyped call
+
+
+class CaptionLayer(nn.Module):
+    """A parallel block, then a visual block."""
+
+    def __init__(self, config: CaptionDecoderConfig) -> None:
+        super().__init__()
+        self.words = ParallelBlock(config)
+        self.visual = VisualBlock(config)
+
+    def forward(self, x: Tensor, visual: Tensor) -> Tensor:
+        """Words (B, L, W), visual (B, Q, W) -> (B, L, W)."""
+        return self.visual(self.words(x), visual)  # type: ignore[no-any-return]  # nn.Module.__call__ is untyped
+
+
+class CaptionDecoder(nn.Module):
+    """Next-word predictions from the text tower's word features and the video tower's last tokens.
+
+    There is no padding mask: attention is causal and padding stands last, so it never reaches a kept word.
+    """
+
+    def __init__(self, config: CaptionDecoderConfig) -> None:
+        super().__init__()
+        self.config = config
+        width = config.width
+        self.queries = nn.Parameter(torch.randn(config.queries, width) * width**-0.5)
+        self.query_norm = nn.LayerNorm(width, eps=EPS, bias=False)
+        self.context_norm = nn.LayerNorm(config.vision_width, eps=EPS, bias=False)
+        self.pooler = CrossAttention(width, config.vision_width, config.heads, key_value_heads=1, bias=False)
+        self.pooled_norm = nn.LayerNorm(width, eps=EPS)
+        self.text_norm = nn.LayerNorm(width, eps=EPS)
+        self.layers = nn.ModuleList(CaptionLayer(config) for _ in range(config.layers))
+        self.predictor = predictor(width, config.vocabulary) if config.vocabulary else None
+        self.apply(init_normal)
+
+    def pool(self, visual: Tensor) -> Tensor:
+        """Last video tokens (B, K, Wv) in any order -> (B, Q, W). The pooler has no residual."""
+        queries = self.query_norm(self.queries).expand(len(visual), -1, -1)
+        return self.pooled_norm(self.pooler(queries, self.context_norm(visual)))  # type: ignore[no-any-return]  # as above
+
+    def decode(self, words: Tensor, pooled: Tensor) -> Tensor:
+        """Word features (B, L, W) of the text tower, pooled visual tokens (B, Q, W) -> logits (B, L, V).
+
+        Position i predicts word i + 1. Without a predictor: features (B, L, W).
+        """
+        x = self.text_norm(words)
+        for layer in self.layers:
+            x = layer(x, pooled)
+        return x if self.predictor is None else self.predictor(x)  # type: ignore[no-any-return]  # untyped call
+
+    def forward(self, visual: Tensor, words: Tensor) -> Tensor:
+        """Video tokens (B, K, Wv), word features (B, L, W) -> logits (B, L, V)."""
+        return self.decode(words, self.pool(visual))
+
+
+def predictor(width: int, vocabulary: int) -> nn.Sequential:
+    """Layer norm, linear, GELU, layer norm, linear to the vocabulary."""
+    return nn.Sequential(
+        nn.LayerNorm(width, eps=EPS),
+        nn.Linear(width, width),
+        nn.GELU(),
+        nn.LayerNorm(width, eps=EPS),
+        nn.Linear(width, vocabulary),
+    )
+
+
+def init_normal(module: nn.Module) -> None:
+    """Normal weights of std .02 and zero biases for linear maps: decoder and answer heads (E.1)."""
+    if isinstance(module, nn.Linear):
+        nn.init.normal_(module.weight, std=0.02)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)

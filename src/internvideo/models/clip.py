@@ -1,0 +1,234 @@
+"""CLIP's pieces: the frame stem, its transformer layers, the text tower and the plain image-text model.
+
+Shapes: B batch, T frames, S side, N = 1 + HW tokens of a frame (class token first), D width, L words, E joint space.
+Source: spec/models.md C.1 (stem and layers), D.2 (text tower and initialisation).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from internvideo.models.block import Block, BlockConfig
+
+EPS = 1e-5
+INITIAL_LOGIT_SCALE = math.log(1 / 0.07)
+LARGEST_LOGIT_SCALE = math.log(100.0)
+
+
+def clip_block(
+    width: int, heads: int, *, causal: bool = False, drop_path: float = 0.0, drop_path_dim: int = 0
+) -> Block:
+    """One layer of CLIP: pre-norm, QuickGELU, feed-forward of four times the width."""
+    return Block(
+        BlockConfig(
+            width=width,
+            heads=heads,
+            hidden=4 * width,
+            activation="quick_gelu",
+            eps=EPS,
+            causal=causal,
+            drop_path=drop_path,
+            drop_path_dim=drop_path_dim,
+        )
+    )
+
+
+def init_clip_blocks(blocks: nn.ModuleList) -> None:
+    """CLIP's normal initialisation of a stack of `Block`s, in place: projections shrink with the depth of the stack."""
+    for block in blocks:
+        if not isinstance(block, Block):
+            raise ValueError(f"expected a Block, got {type(block).__name__}")
+        width = block.config.width
+        residual_std = width**-0.5 * (2 * len(blocks)) ** -0.5
+        for name, parameter in block.named_parameters():
+            if name == "attn.qkv.weight":
+                nn.init.normal_(parameter, std=width**-0.5)
+            elif name in {"attn.proj.weight", "mlp.fc2.weight"}:
+                nn.init.normal_(parameter, std=residual_std)
+            elif name == "mlp.fc1.weight":
+                nn.init.normal_(parameter, std=(2 * width) ** -0.5)
+            elif name.endswith(".bias"):
+                nn.init.zeros_(parameter)
+
+
+class FrameStem(nn.Module):
+    """Patches of every frame, a class token, positions and a layer norm.
+
+    Args:
+        image_size, patch_size: S and the patch side, S must be a multiple.
+        width: D.
+        temporal_downsample: the patch kernel spans 3 frames and halves their number.
+    """
+
+    def __init__(self, image_size: int, patch_size: int, width: int, *, temporal_downsample: bool = False) -> None:
+        super().__init__()
+        if image_size % patch_size:
+            raise ValueError(f"image size {image_size} is not a multiple of patch size {patch_size}")
+        self.image_size = image_size
+        self.grid = image_size // patch_size
+        kernel = 3 if temporal_downsample else 1
+        self.conv = nn.Conv3d(
+            3,
+            width,
+            kernel_size=(kernel, patch_size, patch_size),
+            stride=(2 if temporal_downsample else 1, patch_size, patch_size),
+            padding=(kernel // 2, 0, 0),
+            bias=False,
+        )
+        self.class_embedding = nn.Parameter(torch.randn(width) * width**-0.5)
+        self.positional_embedding = nn.Parameter(torch.randn(1 + self.grid**2, width) * width**-0.5)
+        self.norm = nn.LayerNorm(width, eps=EPS)
+
+    def patches(self, video: Tensor) -> Tensor:
+        """(B, 3, T, S, S) normalised -> patches without positions (B, T', HW, D); ValueError for another side."""
+        if video.dim() != 5 or video.shape[1] != 3 or video.shape[-2:] != (self.image_size, self.image_size):
+            raise ValueError(
+                f"expected a video (B, 3, T, {self.image_size}, {self.image_size}), got {tuple(video.shape)}"
+            )
+        return self.conv(video).permute(0, 2, 3, 4, 1).flatten(2, 3)  # type: ignore[no-any-return]  # untyped call
+
+    def forward(self, video: Tensor) -> Tensor:
+        """(B, 3, T, S, S) normalised -> tokens of every frame (B * T', 1 + HW, D), time inside the batch."""
+        x = self.patches(video).flatten(0, 1)
+        cls = self.class_embedding.to(x.dtype).expand(len(x), 1, -1)
+        return self.norm(torch.cat([cls, x], dim=1) + self.positional_embedding)  # type: ignore[no-any-return]  # as above
+
+
+@dataclass(frozen=True)
+class TextConfig:
+    """Sizes of a text tower.
+
+    Attributes:
+        width, heads, layers: of the transformer.
+        vocabulary: number of token ids; the largest id is the end of text.
+        context: largest number of tokens.
+        mask_embedding: has the extra parameter that replaces masked words (multimodal model, not ViCLIP or CLIP).
+    """
+
+    width: int
+    heads: int
+    layers: int
+    vocabulary: int = 49408
+    context: int = 77
+    mask_embedding: bool = True
+
+
+class TextTower(nn.Module):
+    """CLIP's causal text transformer (spec/models.md D.2).
+
+    Args:
+        config: sizes.
+        joint_width: E, or 0 for no projection (the downstream answering networks).
+    """
+
+    def __init__(self, config: TextConfig, joint_width: int) -> None:
+        super().__init__()
+        self.config = config
+        width = config.width
+        self.token_embedding = nn.Embedding(config.vocabulary, width)
+        self.positional_embedding = nn.Parameter(torch.randn(config.context, width) * 0.01)
+        self.blocks = nn.ModuleList(clip_block(width, config.heads, causal=True) for _ in range(config.layers))
+        self.norm = nn.LayerNorm(width, eps=EPS)
+        self.projection = nn.Parameter(torch.randn(width, joint_width) * width**-0.5) if joint_width else None
+        self.mask_embedding = nn.Parameter(torch.randn(1, 1, width) * 0.02) if config.mask_embedding else None
+        nn.init.normal_(self.token_embedding.weight, std=0.02)
+        init_clip_blocks(self.blocks)
+
+    def tokens(self, ids: Tensor, masked: Tensor | None = None) -> Tensor:
+        """Word features after the final norm, before the projection.
+
+        Args:
+            ids: (B, L) integer ids, L up to the context length.
+            masked: (B, L) bool, words to replace by the mask embedding; None for none.
+
+        Returns:
+            (B, L, D). ValueError for too many words or a mask where the tower has no mask embedding.
+        """
+        if ids.shape[1] > self.config.context:
+            raise ValueError(f"{ids.shape[1]} words, the text tower takes at most {self.config.context}")
+        x = self.token_embedding(ids)
+        if masked is not None:
+            if self.mask_embedding is None:
+                raise ValueError("this text tower has no mask embedding")
+            x = torch.where(masked.bool()[:, :, None], self.mask_embedding.to(x.dtype), x)
+        x = x + self.positional_embedding[: ids.shape[1]]
+        for block in self.blocks:
+            x = block(x)
+        return self.norm(x)  # type: ignore[no-any-return]  # nn.Module.__call__ is untyped
+
+    def project(self, features: Tensor) -> Tensor:
+        """(B, D) -> (B, E), or unchanged without a projection."""
+        return features if self.projection is None else features @ self.projection
+
+    def forward(self, ids: Tensor, masked: Tensor | None = None) -> Tensor:
+        """(B, L) ids -> (B, E), the projected feature of the end-of-text token."""
+        return self.project(at_end_of_text(self.tokens(ids, masked), ids))
+
+
+def at_end_of_text(tokens: Tensor, ids: Tensor) -> Tensor:
+    """Tokens (B, L, D) at the first largest of the ids (B, L'), at most at the last position -> (B, D)."""
+    end = ids.argmax(dim=1).clamp(max=tokens.shape[1] - 1)
+    return tokens[torch.arange(len(ids), device=ids.device), end]
+
+
+class ImageTower(nn.Module):
+    """CLIP's image transformer, run on every frame by itself."""
+
+    def __init__(self, image_size: int, patch_size: int, width: int, depth: int, heads: int, joint_width: int) -> None:
+        super().__init__()
+        self.stem = FrameStem(image_size, patch_size, width)
+        self.blocks = nn.ModuleList(clip_block(width, heads) for _ in range(depth))
+        self.norm = nn.LayerNorm(width, eps=EPS)
+        self.projection = nn.Parameter(torch.randn(width, joint_width) * width**-0.5)
+        init_clip_blocks(self.blocks)
+
+    def class_tokens(self, video: Tensor) -> Tensor:
+        """(B, 3, T, S, S) -> class tokens of every frame before the last norm (B, T, D)."""
+        x = self.stem(video)
+        for block in self.blocks:
+            x = block(x)
+        return x[:, 0].reshape(len(video), -1, x.shape[2])  # type: ignore[no-any-return]  # untyped call
+
+    def forward(self, video: Tensor) -> Tensor:
+        """(B, 3, T, S, S) -> (B, E): norm of the frame mean of the class tokens, projected."""
+        return self.norm(self.class_tokens(video).mean(dim=1)) @ self.projection  # type: ignore[no-any-return]  # as above
+
+
+class Clip(nn.Module):
+    """The image-text model that the multimodal encoders start from (spec/models.md C.3, D.2).
+
+    Its state dict in the public key layout is made and read by `weight_tables.CLIP`.
+    """
+
+    def __init__(
+        self,
+        image_size: int,
+        patch_size: int,
+        width: int,
+        depth: int,
+        heads: int,
+        text: TextConfig,
+        joint_width: int,
+    ) -> None:
+        super().__init__()
+        self.visual = ImageTower(image_size, patch_size, width, depth, heads, joint_width)
+        self.text = TextTower(text, joint_width)
+        self.logit_scale = nn.Parameter(torch.tensor(INITIAL_LOGIT_SCALE))
+
+    def encode_video(self, video: Tensor) -> Tensor:
+        """(B, 3, T, S, S) normalised, T = 1 for an image -> (B, E), not normalised."""
+        return self.visual(video)  # type: ignore[no-any-return]  # nn.Module.__call__ is untyped
+
+    def encode_text(self, ids: Tensor) -> Tensor:
+        """(B, L) ids -> (B, E), not normalised."""
+        return self.text(ids)  # type: ignore[no-any-return]  # nn.Module.__call__ is untyped
+
+
+def similarity(video: Tensor, text: Tensor, scale: Tensor | float = 1.0) -> Tensor:
+    """Scaled cosines of features (B, E) and (C, E) -> (B, C)."""
+    return scale * F.normalize(video, dim=-1) @ F.normalize(text, dim=-1).t()

@@ -1,0 +1,70 @@
+"""Greedy and beam search over a function that scores the next word.
+
+Shapes: B texts, K beams, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+
+def generate(
+    step: Callable[[Tensor, Tensor], Tensor],
+    batch: int,
+    start: int,
+    end: int,
+    length: int,
+    *,
+    device: torch.device,
+    beams: int = 1,
+    length_penalty: float = 1.0,
+) -> Tensor:
+    """Write B texts word by word; the K most likely continuations of each are kept (K = 1: greedy).
+
+    Args:
+        step: (ids (R, l), text (R,) that each row belongs to) -> log probabilities of the next word (R, V).
+        batch: B.
+        start, end: ids of the start and the end of a text.
+        length: largest number of ids with both.
+        device: where `step` takes its ids.
+        beams: K.
+        length_penalty: candidates are ranked by log probability / words ** length_penalty.
+
+    Returns:
+        (B, length) int64 ids, zero after the end; a text cut by `length` ends with `end` all the same.
+    """
+    if beams < 1:
+        raise ValueError(f"beams {beams}: at least 1")
+    texts = torch.arange(batch, device=device)
+    ids = torch.full((batch, beams, 1), start, device=device)
+    # One beam of each text lives at first, or all K would write the same text.
+    total = torch.full((batch, beams), -torch.inf, device=device)
+    total[:, 0] = 0.0
+    words = torch.zeros(batch, beams, device=device)
+    finished = torch.zeros(batch, beams, dtype=torch.bool, device=device)
+    for _ in range(length - 2):
+        scores = step(ids.flatten(0, 1), texts.repeat_interleave(beams)).reshape(batch, beams, -1)
+        vocabulary = scores.shape[2]
+        scores[:, :, start] = -torch.inf
+        # A finished text is carried on as one candidate, followed by padding (id 0) at no cost.
+        padding = torch.full((vocabulary,), -torch.inf, device=device)
+        padding[0] = 0.0
+        candidates = total[:, :, None] + torch.where(finished[:, :, None], padding, scores)
+        lengths = words + (~finished).float()
+        ranks = (candidates / lengths[:, :, None] ** length_penalty).flatten(1)
+        best = ranks.topk(beams, dim=1).indices
+        beam, word = best // vocabulary, best % vocabulary
+        total = candidates.flatten(1).gather(1, best)
+        words, finished = lengths.gather(1, beam), finished.gather(1, beam) | (word == end)
+        ids = torch.cat([ids.gather(1, beam[:, :, None].expand(-1, -1, ids.shape[2])), word[:, :, None]], dim=2)
+        if bool(finished.all()):
+            break
+    best_beam = (total / words.clamp(min=1) ** length_penalty).argmax(dim=1)
+    chosen, done = ids[texts, best_beam], finished[texts, best_beam]
+    out = torch.zeros(batch, length, dtype=torch.long, device=device)
+    out[:, : chosen.shape[1]] = chosen
+    out[~done, chosen.shape[1]] = end
+    return out

@@ -1,0 +1,278 @@
+"""UniFormerV2: a CLIP image transformer per frame, local temporal blocks, and a query token that reads whole clips.
+
+Shapes: B batch, T frames (after temporal downsampling), N = 1 + HW tokens of a frame, D width, C classes.
+Source: spec/models.md C.1 (structure), C.2 (sizes), C.4 (recipe: normalisation, decay).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from internvideo.models.block import Block, BlockConfig, DropPath
+from internvideo.models.clip import EPS, FrameStem, clip_block, init_clip_blocks
+from internvideo.models.embeddings import HALF_MEAN, HALF_STD, Normalise
+
+
+@dataclass(frozen=True)
+class UniFormerV2Config:
+    """Sizes and options.
+
+    Attributes:
+        image_size, patch_size: S and the patch side.
+        frames: T of the recipe; the weights do not depend on it and any T runs.
+        width, depth, heads: of the CLIP layers.
+        global_layers: 0-based layers after which the query token reads the tokens of the clip, ascending.
+        global_heads: heads of those readings, 0 for the same as `heads`.
+        classes: C, 0 for no head.
+        mlp_factor: feed-forward width of the global blocks over D.
+        local_blocks: local temporal blocks per layer: 0, 1 (before attention) or 2 (also before the feed-forward).
+        local_reduction: channel reduction inside them.
+        temporal_downsample: the patch kernel halves the frames.
+        balance: mix the mean class token into the output (False: the "frozen" variant, the query alone).
+        head_dropout, mlp_dropout: before the classifier; inside the feed-forward of the global blocks.
+        drop_path, backbone_drop_path: largest stochastic depth rate of global blocks and of CLIP layers.
+        mean, std: per channel, of pixels in 0..1.
+    """
+
+    image_size: int
+    patch_size: int
+    width: int
+    depth: int
+    heads: int
+    global_layers: tuple[int, ...]
+    frames: int = 8
+    classes: int = 400
+    global_heads: int = 0
+    mlp_factor: float = 4.0
+    local_blocks: int = 0
+    local_reduction: float = 1.5
+    temporal_downsample: bool = False
+    balance: bool = True
+    head_dropout: float = 0.5
+    mlp_dropout: float = 0.5
+    drop_path: float = 0.0
+    backbone_drop_path: float = 0.0
+    mean: tuple[float, float, float] = HALF_MEAN
+    std: tuple[float, float, float] = HALF_STD
+
+    def __post_init__(self) -> None:
+        layers = self.global_layers
+        if not layers or list(layers) != sorted(set(layers)) or layers[0] < 0 or layers[-1] >= self.depth:
+            raise ValueError(f"global layers {layers} must ascend within 0..{self.depth - 1}")
+        if self.local_blocks not in (0, 1, 2):
+            raise ValueError(f"local blocks {self.local_blocks}: 0, 1 or 2 per layer")
+
+
+@dataclass(frozen=True)
+class StagedFeatures:
+    """What the encoder knows after its last layer.
+
+    Attributes:
+        tokens: for each global stage the tokens it reads, before its position term: (B, T * N, D), frame by frame.
+        query: (B, 1, D) after the last global stage.
+        class_mean: (B, D), mean over frames of the class tokens of the last layer.
+        all_tokens: (B, T, N, D), the last layer's output.
+    """
+
+    tokens: list[Tensor]
+    query: Tensor
+    class_mean: Tensor
+    all_tokens: Tensor
+
+
+class LocalBlock(nn.Module):
+    """Temporal mixing of patch tokens at the same place: norm, 1x1x1, depthwise 3x1x1, 1x1x1 convolutions, residual."""
+
+    def __init__(self, width: int, reduction: float, drop_path: float) -> None:
+        super().__init__()
+        inner = int(width / reduction)
+        self.norm = nn.BatchNorm3d(width)
+        self.reduce = nn.Conv3d(width, inner, 1)
+        self.temporal = nn.Conv3d(inner, inner, (3, 1, 1), padding=(1, 0, 0), groups=inner)
+        self.expand = nn.Conv3d(inner, width, 1)
+        nn.init.zeros_(self.expand.weight)  # the block starts as the identity
+        nn.init.zeros_(self.expand.bias)  # type: ignore[arg-type]  # the convolution has a bias
+        self.drop_path = DropPath(drop_path)
+
+    def forward(self, x: Tensor, frames: int) -> Tensor:
+        """(B * T, 1 + HW, D) -> the same; the class tokens stay as they are."""
+        patches = to_grid(x[:, 1:], frames)
+        patches = patches + self.drop_path(self.expand(self.temporal(self.reduce(self.norm(patches)))))
+        return torch.cat([x[:, :1], from_grid(patches)], dim=1)
+
+
+class GlobalBlock(nn.Module):
+    """One stage of the query token: depthwise 3x3x3 position term on the patches, cross-attention, feed-forward."""
+
+    def __init__(self, config: UniFormerV2Config, drop_path: float) -> None:
+        super().__init__()
+        width = config.width
+        self.position = nn.Conv3d(width, width, 3, padding=1, groups=width)
+        self.block = Block(
+            BlockConfig(
+                width=width,
+                heads=config.global_heads or config.heads,
+                hidden=int(config.mlp_factor * width),
+                activation="quick_gelu",
+                eps=EPS,
+                context="packed",
+                drop_path=drop_path,
+                drop_path_dim=1,
+                hidden_dropout=config.mlp_dropout,
+            )
+        )
+        nn.init.zeros_(self.position.bias)  # type: ignore[arg-type]  # the convolution has a bias
+        for name, parameter in self.block.named_parameters():
+            if name in {"attn.qkv.weight", "mlp.fc1.weight"}:
+                nn.init.xavier_uniform_(parameter)
+            elif name.startswith(("attn.", "mlp.")):  # biases, and both output maps: the query starts unchanged
+                nn.init.zeros_(parameter)
+
+    def positioned(self, tokens: Tensor, frames: int) -> Tensor:
+        """(B, T * N, D) -> the same with the position term added to the patches, class tokens unchanged."""
+        batch, count, width = tokens.shape
+        x = tokens.reshape(batch * frames, -1, width)
+        patches = to_grid(x[:, 1:], frames)
+        x = torch.cat([x[:, :1], from_grid(patches + self.position(patches))], dim=1)
+        return x.reshape(batch, count, width)
+
+    def forward(self, query: Tensor, tokens: Tensor, frames: int) -> Tensor:
+        """Query (B, 1, D), tokens (B, T * N, D) -> (B, 1, D)."""
+        return self.block(query, self.positioned(tokens, frames))  # type: ignore[no-any-return]  # untyped call
+
+
+def to_grid(patches: Tensor, frames: int) -> Tensor:
+    """(B * T, HW, D) -> (B, D, T, H, W), H = W."""
+    side = math.isqrt(patches.shape[1])
+    return patches.reshape(-1, frames, side, side, patches.shape[2]).permute(0, 4, 1, 2, 3)
+
+
+def from_grid(grid: Tensor) -> Tensor:
+    """(B, D, T, H, W) -> (B * T, HW, D)."""
+    return grid.permute(0, 2, 3, 4, 1).flatten(2, 3).flatten(0, 1)
+
+
+class ClassHead(nn.Module):
+    """Layer norm, dropout, linear classifier."""
+
+    def __init__(self, width: int, classes: int, dropout: float) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(width, eps=EPS)
+        self.dropout = nn.Dropout(dropout)
+        self.linear = nn.Linear(width, classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, D) -> logits (B, C)."""
+        return self.linear(self.dropout(self.norm(x)))  # type: ignore[no-any-return]  # nn.Module.__call__ is untyped
+
+
+class UniFormerV2(nn.Module):
+    """The multimodal video encoder, as a classifier or (classes=0) as the video tower of `VideoLanguage`."""
+
+    checkpointing: bool = False
+
+    def __init__(self, config: UniFormerV2Config) -> None:
+        super().__init__()
+        self.config = config
+        width, depth = config.width, config.depth
+        rates = torch.linspace(0, config.backbone_drop_path, depth, device="cpu").tolist()
+        global_rates = torch.linspace(0, config.drop_path, len(config.global_layers), device="cpu").tolist()
+        self.normalise = Normalise(config.mean, config.std)
+        self.stem = FrameStem(
+            config.image_size, config.patch_size, width, temporal_downsample=config.temporal_downsample
+        )
+        self.blocks = nn.ModuleList(clip_block(width, config.heads, drop_path=rate, drop_path_dim=1) for rate in rates)
+        self.local1 = self._local_blocks(rates if config.local_blocks >= 1 else [])
+        self.local2 = self._local_blocks(rates if config.local_blocks == 2 else [])
+        self.query = nn.Parameter(torch.zeros(1, 1, width))
+        self.global_blocks = nn.ModuleList(GlobalBlock(config, rate) for rate in global_rates)
+        self.balance = nn.Parameter(torch.zeros(width)) if config.balance else None
+        self.proj = ClassHead(width, config.classes, config.head_dropout) if config.classes else None
+        # The published model always starts from CLIP; from scratch the layers get CLIP's own initialisation.
+        init_clip_blocks(self.blocks)
+
+    def _local_blocks(self, rates: list[float]) -> nn.ModuleList:
+        return nn.ModuleList(LocalBlock(self.config.width, self.config.local_reduction, rate) for rate in rates)
+
+    def _layer(self, i: int, x: Tensor, frames: int) -> Tensor:
+        block = self.blocks[i]
+        if len(self.local1):
+            x = self.local1[i](x, frames)
+        x = block.mix(x)  # type: ignore[operator]  # ModuleList items are typed as Module
+        if len(self.local2):
+            x = self.local2[i](x, frames)
+        return block.feed(x)  # type: ignore[no-any-return, operator]  # as above
+
+    def backbone(self, video: Tensor) -> tuple[list[Tensor], Tensor]:
+        """All layers without the query token, which never feeds back.
+
+        Args:
+            video: (B, 3, T, S, S) normalised.
+
+        Returns:
+            The tokens of each global stage (B, T * N, D), and the last layer's tokens (B, T, N, D).
+        """
+        x = self.stem(video)
+        batch, stages = len(video), []
+        frames = len(x) // batch
+        for i in range(self.config.depth):
+            if self.checkpointing and self.training and torch.is_grad_enabled():
+                x = checkpoint(self._layer, i, x, frames, use_reentrant=False)
+            else:
+                x = self._layer(i, x, frames)
+            if i in self.config.global_layers:
+                stages.append(x.reshape(batch, -1, x.shape[2]))
+        return stages, x.reshape(batch, frames, *x.shape[1:])
+
+    def read(self, stage: int, query: Tensor, tokens: Tensor, frames: int) -> Tensor:
+        """Global stage `stage` (0-based): query (B, 1, D), its tokens (B, T * N, D) -> query (B, 1, D)."""
+        return self.global_blocks[stage](query, tokens, frames)  # type: ignore[no-any-return]  # untyped call
+
+    def stages(self, video: Tensor) -> StagedFeatures:
+        """Normalised (B, 3, T, S, S) -> every intermediate that other modules read."""
+        tokens, last = self.backbone(video)
+        query = self.query.expand(len(video), -1, -1)
+        for stage, stage_tokens in enumerate(tokens):
+            query = self.read(stage, query, stage_tokens, last.shape[1])
+        return StagedFeatures(tokens, query, last[:, :, 0].mean(dim=1), last)
+
+    def fuse(self, query: Tensor, class_mean: Tensor) -> Tensor:
+        """Query (B, D) or (B, 1, D) and mean class token (B, D) -> the clip's feature (B, D)."""
+        query = query.flatten(1)
+        if self.balance is None:
+            return query
+        share = torch.sigmoid(self.balance)
+        return (1 - share) * query + share * class_mean
+
+    def features(self, video: Tensor) -> Tensor:
+        """Normalised (B, 3, T, S, S) -> (B, D), the head's input."""
+        staged = self.stages(video)
+        return self.fuse(staged.query, staged.class_mean)
+
+    def forward(self, video: Tensor) -> Tensor:
+        """Normalised (B, 3, T, S, S) -> logits (B, C), or features (B, D) without a head."""
+        features = self.features(video)
+        return features if self.proj is None else self.proj(features)
+
+    @property
+    def layers(self) -> int:
+        """Largest layer id (head, query and global blocks)."""
+        return self.config.depth + 1
+
+    def layer_id(self, name: str) -> int:
+        """Layer of a parameter for layer-wise learning rates: 0 stem, i + 1 layer i, `layers` everything else."""
+        parts = name.split(".")
+        if parts[0] == "stem":
+            return 0
+        if parts[0] in {"blocks", "local1", "local2"}:
+            return int(parts[1]) + 1
+        return self.layers
+
+    def no_weight_decay(self, name: str, parameter: Tensor) -> bool:
+        """One-dimensional parameters do not decay; positions, the query token and position kernels do (C.4)."""
+        return parameter.dim() <= 1

@@ -1,0 +1,143 @@
+"""ViCLIP: CLIP's image transformer with joint space-time attention over all patches of a clip, and CLIP's text tower.
+
+Shapes: B batch, T frames, N = 1 + T * HW tokens, D width, E joint space, L words.
+Source: spec/models.md F.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from internvideo.models.clip import EPS, FrameStem, TextConfig, TextTower, clip_block, init_clip_blocks
+from internvideo.models.clip import similarity as cosine_similarity
+from internvideo.models.embeddings import IMAGENET_MEAN, IMAGENET_STD, Normalise
+
+SMALLEST_TEMPERATURE = 0.01
+
+
+@dataclass(frozen=True)
+class ViCLIPConfig:
+    """Sizes.
+
+    Attributes:
+        image_size, patch_size, frames: S, the patch side, T; fewer frames cut the time positions.
+        width, depth, heads: of the video transformer.
+        joint_width: E.
+        text: the text tower (context 32, no mask embedding).
+        drop_path: largest stochastic depth rate (along token positions, as published).
+        keep: share of patch tokens kept in training (published .1 first, then 1).
+    """
+
+    image_size: int
+    patch_size: int
+    width: int
+    depth: int
+    heads: int
+    joint_width: int
+    text: TextConfig
+    frames: int = 8
+    drop_path: float = 0.0
+    keep: float = 1.0
+    mean: tuple[float, float, float] = IMAGENET_MEAN
+    std: tuple[float, float, float] = IMAGENET_STD
+
+
+class ViCLIPVision(nn.Module):
+    """The video tower."""
+
+    def __init__(self, config: ViCLIPConfig) -> None:
+        super().__init__()
+        self.config = config
+        width = config.width
+        rates = torch.linspace(0, config.drop_path, config.depth, device="cpu").tolist()
+        self.stem = FrameStem(config.image_size, config.patch_size, width)
+        self.time_embedding = nn.Parameter(torch.zeros(1, config.frames, width))
+        self.blocks = nn.ModuleList(clip_block(width, config.heads, drop_path=r, drop_path_dim=1) for r in rates)
+        self.norm = nn.LayerNorm(width, eps=EPS)
+        self.projection = nn.Parameter(torch.randn(width, config.joint_width) * width**-0.5)
+        init_clip_blocks(self.blocks)
+
+    def _times(self, frames: int) -> Tensor:
+        """Time positions (1, frames, 1, D): one frame takes their mean, fewer frames the first ones."""
+        if frames > self.config.frames:
+            raise ValueError(f"{frames} frames, this model has time positions for {self.config.frames}")
+        table = self.time_embedding.mean(dim=1, keepdim=True) if frames == 1 else self.time_embedding[:, :frames]
+        return table[:, :, None]
+
+    def tokens(self, video: Tensor) -> Tensor:
+        """Normalised (B, 3, T, S, S) -> all tokens after the last norm (B, 1 + HW * T, D): class token, then place by place.
+
+        In training only a random share `keep` of the patch tokens goes through the layers.
+        """
+        stem = self.stem
+        x = stem.patches(video) + stem.positional_embedding[1:] + self._times(video.shape[2])
+        x = x.transpose(1, 2).flatten(1, 2)
+        if self.training and self.config.keep < 1:
+            count = max(1, int(x.shape[1] * self.config.keep))
+            kept = torch.rand(x.shape[:2], device=x.device).argsort(dim=1)[:, :count].sort(dim=1).values
+            x = x.gather(1, kept[:, :, None].expand(-1, -1, x.shape[2]))
+        cls = (stem.class_embedding + stem.positional_embedding[0]).expand(len(x), 1, -1)
+        x = stem.norm(torch.cat([cls.to(x.dtype), x], dim=1))
+        for block in self.blocks:
+            x = block(x)
+        return self.norm(x)  # type: ignore[no-any-return]  # nn.Module.__call__ is untyped
+
+    def forward(self, video: Tensor) -> Tensor:
+        """Normalised (B, 3, T, S, S) -> (B, E)."""
+        return self.tokens(video)[:, 0] @ self.projection
+
+
+class ViCLIP(nn.Module):
+    """Video and text towers with a temperature."""
+
+    def __init__(self, config: ViCLIPConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.normalise = Normalise(config.mean, config.std)
+        self.visual = ViCLIPVision(config)
+        self.text = TextTower(config.text, config.joint_width)
+        self.temperature = nn.Parameter(torch.tensor(SMALLEST_TEMPERATURE))
+
+    def encode_video(self, video: Tensor) -> Tensor:
+        """Normalised (B, 3, T, S, S) -> (B, E), not length-normalised."""
+        return self.visual(video)  # type: ignore[no-any-return]  # nn.Module.__call__ is untyped
+
+    def encode_text(self, tokens: Tensor) -> Tensor:
+        """Ids (B, L) -> (B, E), not length-normalised."""
+        return self.text(tokens)  # type: ignore[no-any-return]  # nn.Module.__call__ is untyped
+
+    @torch.no_grad()
+    def clamp_temperature(self) -> None:
+        """Keep the temperature at .01 or above, in place; training does this at the start of every step."""
+        self.temperature.clamp_(min=SMALLEST_TEMPERATURE)
+
+    @property
+    def scale(self) -> Tensor:
+        """1 / temperature, the factor of the cosines."""
+        return 1 / self.temperature
+
+    def similarity(self, video: Tensor, text: Tensor) -> Tensor:
+        """Features (B, E), (C, E) -> scaled cosines (B, C)."""
+        return cosine_similarity(video, text, self.scale)
+
+    def forward(self, video: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        """Normalised (B, 3, T, S, S), ids (B, L) -> features (B, E), (B, E)."""
+        return self.encode_video(video), self.encode_text(tokens)
+
+    @property
+    def layers(self) -> int:
+        """Largest layer id."""
+        return self.config.depth + 1
+
+    def layer_id(self, name: str) -> int:
+        """Layer of a parameter: 0 stem and positions, i + 1 video layer i, `layers` everything else."""
+        if name.startswith(("visual.stem.", "visual.time_embedding")):
+            return 0
+        return int(name.split(".")[2]) + 1 if name.startswith("visual.blocks.") else self.layers
+
+    def no_weight_decay(self, name: str, parameter: Tensor) -> bool:
+        """No decay below two dimensions nor for embeddings."""
+        return parameter.dim() < 2 or "embedding" in name

@@ -1,0 +1,220 @@
+"""The multimodal model: UniFormerV2 video tower, CLIP text tower, contrastive space and caption decoder.
+
+Shapes: B batch, T frames, S side, D video width, W text width, E joint space, L words, V vocabulary.
+Source: spec/models.md D (towers), E.1 (caption decoder), E.2 (weight-space ensemble).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from internvideo.models.caption_decoder import CaptionDecoder, CaptionDecoderConfig
+from internvideo.models.clip import EPS, INITIAL_LOGIT_SCALE, LARGEST_LOGIT_SCALE, TextConfig, TextTower, at_end_of_text
+from internvideo.models.clip import similarity as cosine_similarity
+from internvideo.models.embeddings import CLIP_MEAN, CLIP_STD, Normalise
+from internvideo.models.generation import generate
+from internvideo.models.uniformerv2 import UniFormerV2, UniFormerV2Config
+
+
+@dataclass(frozen=True)
+class VideoLanguageConfig:
+    """Sizes.
+
+    Attributes:
+        vision: the video tower; it must have no head (classes=0).
+        text: the text tower.
+        joint_width: E, or 0 for no projections into a joint space (answering networks).
+        caption: the caption decoder, None for none; its widths must be those of the towers.
+        mean, std: per channel, of pixels in 0..1 (CLIP's).
+    """
+
+    vision: UniFormerV2Config
+    text: TextConfig
+    joint_width: int
+    caption: CaptionDecoderConfig | None = None
+    mean: tuple[float, float, float] = CLIP_MEAN
+    std: tuple[float, float, float] = CLIP_STD
+
+    def __post_init__(self) -> None:
+        if self.vision.classes:
+            raise ValueError("the video tower of a video-language model has no classifier: classes=0")
+        caption = self.caption
+        if caption and (caption.width, caption.vision_width) != (self.text.width, self.vision.width):
+            raise ValueError(
+                f"caption decoder widths {caption.width}, {caption.vision_width} differ from the towers' "
+                f"{self.text.width}, {self.vision.width}"
+            )
+
+
+@dataclass(frozen=True)
+class VideoLanguageOutput:
+    """Everything both losses need from one pass.
+
+    Attributes:
+        video, text: (B, E), not normalised.
+        caption_logits: (B, L - 1, V), position i predicts word i + 1; None without a decoder.
+    """
+
+    video: Tensor
+    text: Tensor
+    caption_logits: Tensor | None
+
+
+@dataclass(frozen=True)
+class VideoFeatures:
+    """One clip seen by the video tower: `pooled` (B, D) before the last norm, `tokens` (B, T * N, D)."""
+
+    pooled: Tensor
+    tokens: Tensor
+
+
+class VideoLanguage(nn.Module):
+    """InternVideo-MM. Images are videos of one frame."""
+
+    def __init__(self, config: VideoLanguageConfig) -> None:
+        super().__init__()
+        self.config = config
+        width, joint = config.vision.width, config.joint_width
+        self.normalise = Normalise(config.mean, config.std)
+        self.visual = UniFormerV2(config.vision)
+        self.visual_norm = nn.LayerNorm(width, eps=EPS)
+        self.visual_projection = nn.Parameter(torch.randn(width, joint) * width**-0.5) if joint else None
+        self.text = TextTower(config.text, joint)
+        self.logit_scale = nn.Parameter(torch.tensor(INITIAL_LOGIT_SCALE))
+        self.caption_decoder = CaptionDecoder(config.caption) if config.caption else None
+
+    @property
+    def checkpointing(self) -> bool:
+        """Recompute the video tower's activations in the backward pass instead of storing them."""
+        return self.visual.checkpointing
+
+    @checkpointing.setter
+    def checkpointing(self, value: bool) -> None:
+        self.visual.checkpointing = value
+
+    def see(self, video: Tensor) -> VideoFeatures:
+        """Normalised (B, 3, T, S, S) -> the video tower's outputs."""
+        staged = self.visual.stages(video)
+        return VideoFeatures(self.visual.fuse(staged.query, staged.class_mean), staged.all_tokens.flatten(1, 2))
+
+    def project_video(self, pooled: Tensor) -> Tensor:
+        """(B, D) -> norm and projection into the joint space (B, E)."""
+        features: Tensor = self.visual_norm(pooled)
+        return features if self.visual_projection is None else features @ self.visual_projection
+
+    def encode_video(self, video: Tensor) -> Tensor:
+        """Normalised (B, 3, T, S, S) -> (B, E), not length-normalised."""
+        return self.project_video(self.see(video).pooled)
+
+    def encode_text(self, tokens: Tensor, masked: Tensor | None = None) -> Tensor:
+        """Ids (B, L), optional mask of words to hide (B, L) -> (B, E), not length-normalised."""
+        return self.text(tokens, masked)  # type: ignore[no-any-return]  # nn.Module.__call__ is untyped
+
+    @property
+    def scale(self) -> Tensor:
+        """exp(logit_scale), the factor of the cosines."""
+        return self.logit_scale.exp()
+
+    @torch.no_grad()
+    def clamp_logit_scale(self) -> None:
+        """Keep logit_scale in [0, ln 100], in place; training does this at the start of every step (D.2)."""
+        self.logit_scale.clamp_(0.0, LARGEST_LOGIT_SCALE)
+
+    def similarity(self, video: Tensor, text: Tensor) -> Tensor:
+        """Features (B, E), (C, E) -> scaled cosines (B, C)."""
+        return cosine_similarity(video, text, self.scale)
+
+    def _decoder(self) -> CaptionDecoder:
+        if self.caption_decoder is None:
+            raise ValueError("this video-language model has no caption decoder")
+        return self.caption_decoder
+
+    def caption_logits(self, video: Tensor, tokens: Tensor) -> Tensor:
+        """Normalised (B, 3, T, S, S), ids (B, L) -> logits (B, L - 1, V) of the next word."""
+        logits = self.forward(video, tokens).caption_logits
+        if logits is None:
+            raise ValueError("this video-language model has no caption decoder")
+        return logits
+
+    def forward(self, video: Tensor, tokens: Tensor, *, caption: bool = True) -> VideoLanguageOutput:
+        """Both towers once, and the caption logits when there is a decoder and `caption` is set.
+
+        Args:
+            video: normalised (B, 3, T, S, S).
+            tokens: (B, L) ids, zero padded.
+        """
+        seen, words = self.see(video), self.text.tokens(tokens)
+        logits = self._decoder()(seen.tokens, words[:, :-1]) if caption and self.caption_decoder is not None else None
+        return VideoLanguageOutput(
+            self.project_video(seen.pooled), self.text.project(at_end_of_text(words, tokens)), logits
+        )
+
+    @torch.no_grad()
+    def generate(
+        self, video: Tensor, *, start: int, end: int, max_length: int = 0, beams: int = 1, length_penalty: float = 1.0
+    ) -> Tensor:
+        """Captions for normalised clips (B, 3, T, S, S).
+
+        Args:
+            start, end: ids of the start and the end of a text.
+            max_length: largest number of ids with start and end, 0 for the text tower's context.
+            beams: 1 for greedy decoding, more for beam search.
+            length_penalty: beams are ranked by log probability / words ** length_penalty.
+
+        Returns:
+            (B, max_length) ids from `start` to `end`, zero padded; a text cut by the limit still ends with `end`.
+            ValueError without a caption decoder or for a limit the text tower does not take.
+        """
+        context = self.config.text.context
+        length = max_length or context
+        if not 2 <= length <= context:
+            raise ValueError(f"max_length {length}: 2 to {context}, the text tower's context")
+        decoder = self._decoder()
+        pooled = decoder.pool(self.see(video).tokens)
+
+        def step(ids: Tensor, rows: Tensor) -> Tensor:
+            return decoder.decode(self.text.tokens(ids), pooled[rows])[:, -1].float().log_softmax(dim=-1)
+
+        return generate(
+            step, len(video), start, end, length, device=pooled.device, beams=beams, length_penalty=length_penalty
+        )
+
+    @property
+    def layers(self) -> int:
+        """Largest layer id."""
+        return self.visual.layers
+
+    def layer_id(self, name: str) -> int:
+        """Layer of a parameter: those of the video tower by depth, everything else the last."""
+        return self.visual.layer_id(name.removeprefix("visual.")) if name.startswith("visual.") else self.layers
+
+    def no_weight_decay(self, name: str, parameter: Tensor) -> bool:
+        """No decay below two dimensions, nor for embeddings and the query token (spec/models.md D.6)."""
+        return parameter.dim() < 2 or "embedding" in name or name == "visual.query"
+
+
+def interpolate_weights(a: Mapping[str, Tensor], b: Mapping[str, Tensor], coefficient: float) -> dict[str, Tensor]:
+    """Weight-space ensemble: coefficient * a + (1 - coefficient) * b for what both have, the rest from `b`.
+
+    Args:
+        a, b: state dicts, e.g. of the initial (CLIP) and of the tuned model; logit_scale and counters are not mixed.
+        coefficient: share of `a`, 0 to 1 (published .5).
+
+    Returns:
+        A new state dict with the keys of `b`. ValueError when a shared tensor differs in shape.
+    """
+    if not 0.0 <= coefficient <= 1.0:
+        raise ValueError(f"coefficient {coefficient}: 0 to 1")
+    mixed = {}
+    for key, tuned in b.items():
+        if key not in a or key.endswith("logit_scale") or not tuned.is_floating_point():
+            mixed[key] = tuned.clone()
+            continue
+        if a[key].shape != tuned.shape:
+            raise ValueError(f"{key}: shapes {tuple(a[key].shape)} and {tuple(tuned.shape)} differ")
+        mixed[key] = torch.lerp(tuned, a[key].to(tuned), coefficient)
+    return mixed
