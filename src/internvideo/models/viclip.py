@@ -68,7 +68,9 @@ class ViCLIPVision(nn.Module):
         return table[:, :, None]
 
     def tokens(self, video: Tensor) -> Tensor:
-        """Normalised (B, 3, T, S, S) -> all tokens after the last norm (B, 1 + HW * T, D): class token, then place by place.
+        """Normalised (B, 3, T, S, S) -> all tokens after the last norm (B, 1 + HW * T, D).
+
+        The class token comes first, then the patches place by place, as in the published code.
 
         In training only a random share `keep` of the patch tokens goes through the layers.
         """

@@ -33,7 +33,7 @@ def _frame_kernel(tensor: Tensor, model: nn.Module) -> tuple[Tensor, ...]:
 def _zeros(tensor: Tensor, model: nn.Module) -> tuple[Tensor, ...]:
     """The shift of a bias-free norm: we have none, so it must be zero."""
     if bool(tensor.count_nonzero()):
-        raise WeightsError("norm.beta", "not zero", "zeros", "this caption decoder's norms have shifts; ours do not")
+        raise WeightsError("norm.beta", "not zero", "zeros", "take another checkpoint")
     return ()
 
 

@@ -1,0 +1,34 @@
+"""Captioning loss by teacher forcing. Shapes: B batch, L words, V vocabulary. Source: spec/models.md E.1."""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def caption_loss(logits: Tensor, tokens: Tensor, padding: Tensor | None = None) -> Tensor:
+    """Mean cross entropy of every next word that is not padding; the end of the text is learned too.
+
+    Args:
+        logits: (B, L - 1, V), position i predicts word i + 1.
+        tokens: (B, L) ids, zero padded.
+        padding: (B, L) bool, True on padding; None reads it from the ids: zeros after the first largest id, which is
+            the end of the text. (Zero is also the id of a real word, "!".)
+
+    Returns:
+        Scalar float32 or better. ValueError for shapes that do not fit.
+    """
+    if logits.shape[:2] != (tokens.shape[0], tokens.shape[1] - 1):
+        raise ValueError(f"logits {tuple(logits.shape)} do not fit ids {tuple(tokens.shape)}: one position less")
+    if padding is None:
+        padding = after_end(tokens)
+    targets = tokens[:, 1:].masked_fill(padding[:, 1:].bool(), -100)
+    if logits.element_size() < 4:
+        logits = logits.float()
+    return F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=-100)
+
+
+def after_end(tokens: Tensor) -> Tensor:
+    """(B, L) ids -> (B, L) bool, True behind the first largest id of the row."""
+    largest = tokens == tokens.max(dim=1, keepdim=True).values
+    return largest.cumsum(dim=1) - largest.long() >= 1
