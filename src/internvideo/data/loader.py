@@ -1,0 +1,373 @@
+"""Loader: rows of a manifest -> batches, the same ones whatever the number of workers and wherever a run resumes.
+
+Everything random is drawn from (seed, epoch, sample, repeat), so a batch depends on its place alone.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import time
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, cast
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from pydantic import ConfigDict
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from internvideo.data.batch import Batch
+from internvideo.data.dataset import (
+    Captions,
+    ClipReader,
+    EpochPlan,
+    EvaluationViews,
+    Loaded,
+    TextEncoder,
+    TrainingBatches,
+    Unreadable,
+    ViewTransform,
+)
+from internvideo.data.manifest import Manifest
+from internvideo.data.sampling import FrameSampler, Sparse
+from internvideo.data.transforms import ClipTransform
+from internvideo.errors import ManifestError, RecipeError, RunError, VideoError
+
+
+@dataclass(frozen=True)
+class LoaderSettings:
+    """How batches are made.
+
+    Attributes:
+        batch_size: videos per batch and rank; a training batch has batch_size * repeats clips, an evaluation batch at
+            most batch_size views.
+        workers: processes that decode; 0 decodes in this one.
+        repeats: augmentations of each decoded clip, standing one after another in the batch.
+        seed: of order, frames, captions and augmentation.
+        shuffle: a new order every epoch. drop_last: leave out the last, incomplete batch.
+        max_unreadable: training stops when more than this fraction of the manifest cannot be read.
+        cache_megabytes: memory for decoded videos, over all workers together (each keeps its own share); for small
+            sets of small clips.
+        short_side: pixels of the shorter side after decoding; None keeps the video's size.
+        single_frame: clips of one random frame (T = 1), the middle one in evaluation, whatever the sampler.
+        prefetch: batches that each worker makes in advance.
+        pin_memory: page-locked batches, for copying to a GPU.
+    """
+
+    batch_size: int
+    workers: int = 0
+    repeats: int = 1
+    seed: int = 0
+    shuffle: bool = True
+    drop_last: bool = True
+    max_unreadable: float = 0.01
+    cache_megabytes: float = 0.0
+    short_side: int | None = None
+    single_frame: bool = False
+    prefetch: int = 2
+    pin_memory: bool = False
+
+    # Inside a recipe (a pydantic model) an unknown key is an error.
+    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
+
+    def __post_init__(self) -> None:
+        least = {"batch_size": 1, "workers": 0, "repeats": 1, "seed": 0, "cache_megabytes": 0, "prefetch": 1}
+        for name, lowest in least.items():
+            if getattr(self, name) < lowest:
+                raise ValueError(f"{name} is {getattr(self, name)}, must be at least {lowest}")
+        if self.short_side is not None and self.short_side < 1:
+            raise ValueError(f"short_side is {self.short_side}, must be at least 1 (or none)")
+        if not 0 <= self.max_unreadable <= 1:
+            raise ValueError(f"max_unreadable is {self.max_unreadable}, must be a fraction from 0 to 1")
+
+
+class Loader:
+    """Training batches of one rank.
+
+    An unreadable clip is replaced by a readable one of the same epoch (`EpochPlan.substitutes`), so that batch sizes
+    stay equal on all ranks; it is counted and, once, written to `skipped`.
+
+    Args:
+        manifest: the samples. sampler: which frames. transform: augmentation. settings: see there.
+        tokenizer: for captions; None leaves `Batch.tokens` None. caption: which caption of a sample.
+        rank, world_size: this process and the number of processes.
+        skipped: JSONL file that names unreadable clips; None only counts them.
+
+    Attributes:
+        waited: seconds that the consumer has waited for batches. unreadable: what could not be read so far.
+
+    Raises:
+        RecipeError: not one batch in an epoch. ManifestError: a sample without caption where captions are asked for.
+    """
+
+    def __init__(
+        self,
+        manifest: Manifest,
+        sampler: FrameSampler,
+        transform: ClipTransform,
+        settings: LoaderSettings,
+        *,
+        tokenizer: TextEncoder | None = None,
+        caption: Captions = "random",
+        rank: int = 0,
+        world_size: int = 1,
+        skipped: Path | None = None,
+    ) -> None:
+        _check_rank(rank, world_size)
+        self.manifest, self.settings, self.skipped = manifest, settings, skipped
+        self.waited = 0.0
+        self.unreadable: dict[str, Unreadable] = {}
+        self._plan = EpochPlan(
+            len(manifest),
+            settings.batch_size,
+            settings.seed,
+            settings.shuffle,
+            settings.drop_last,
+            rank,
+            world_size,
+        )
+        if not self._plan.batches:
+            raise RecipeError(
+                "batch_size",
+                f"{settings.batch_size} on {world_size} processes, but {manifest.source} has {len(manifest)} clips",
+                f"at most {len(manifest) // world_size}",
+            )
+        if tokenizer is not None and caption != "none":
+            _check_captions(manifest)
+        self._named = _already_named(skipped)
+        self._batches = TrainingBatches(
+            _reader(manifest, settings),
+            self._plan,
+            Sparse(frames=1, views=1) if settings.single_frame else sampler,
+            transform,
+            repeats=settings.repeats,
+            tokenizer=tokenizer,
+            caption=caption,
+        )
+        self._source = _Source(self._batches, settings)
+
+    def __len__(self) -> int:
+        """Batches per epoch, the same on every rank."""
+        return self._plan.batches
+
+    def epoch(self, k: int, start: int = 0) -> Iterator[Batch]:
+        """Batches `start`, `start + 1`, ... of epoch `k`, exactly as in the uninterrupted epoch.
+
+        Raises:
+            VideoError: more clips than `max_unreadable` cannot be read. RunError: a worker died.
+        """
+        if k < 0 or not 0 <= start <= len(self):
+            raise ValueError(f"epoch {k}, batch {start} of {len(self)}")
+        for loaded in self._source.read([(k, number) for number in range(start, len(self))], self._wait):
+            self._count(loaded.unreadable, k)
+            yield cast(Batch, loaded.batch)
+
+    def _wait(self, seconds: float) -> None:
+        self.waited += seconds
+
+    def _count(self, unreadable: Iterable[Unreadable], epoch: int) -> None:
+        for clip in unreadable:
+            self.unreadable.setdefault(clip.id, clip)
+            if self.skipped is not None and clip.id not in self._named:
+                record = {"id": clip.id, "path": clip.path, "reason": clip.reason, "epoch": epoch}
+                self.skipped.parent.mkdir(parents=True, exist_ok=True)
+                with self.skipped.open("a", encoding="utf-8") as stream:
+                    stream.write(json.dumps(record, ensure_ascii=False) + "\n")
+                self._named.add(clip.id)
+        share = len(self.unreadable) / len(self.manifest)
+        if share > self.settings.max_unreadable:
+            first = next(iter(self.unreadable.values()))
+            raise VideoError(
+                self.manifest.source,
+                f"{len(self.unreadable)} of {len(self.manifest)} clips cannot be read, for instance: {first.reason}",
+                f"max_unreadable = {self.settings.max_unreadable:g} of the manifest",
+                "mend or remove them" + (f", they are named in {self.skipped}" if self.skipped else ""),
+            )
+
+
+class EvalLoader:
+    """All views of all samples, each exactly once over all ranks; iterate for (Batch, view numbers (B,) int64).
+
+    Rank r has samples r, r + world_size, ...; ranks may differ by one sample. View v of a sample with c crops is crop
+    v % c of temporal clip v // c. The views of a sample follow one another and may continue in the next batch.
+
+    Args:
+        manifest, sampler, settings, rank, world_size: as for `Loader` (order, repeats and substitutes play no part).
+        transform: crops of a clip. tokenizer: encodes the first caption of each sample.
+
+    Attributes:
+        unreadable: (id, path, reason) of this iteration's samples without views, complete after it.
+        waited: seconds that the consumer has waited.
+        samples: how many samples this rank has.
+    """
+
+    def __init__(
+        self,
+        manifest: Manifest,
+        sampler: FrameSampler,
+        transform: ViewTransform,
+        settings: LoaderSettings,
+        *,
+        tokenizer: TextEncoder | None = None,
+        rank: int = 0,
+        world_size: int = 1,
+    ) -> None:
+        _check_rank(rank, world_size)
+        if tokenizer is not None:
+            _check_captions(manifest)
+        self.unreadable: list[tuple[str, str, str]] = []
+        self.waited = 0.0
+        self._indices = range(rank, len(manifest), world_size)
+        self.samples = len(self._indices)
+        self._batch_size = settings.batch_size
+        chosen: FrameSampler = Sparse(frames=1, views=1) if settings.single_frame else sampler
+        views = EvaluationViews(_reader(manifest, settings), chosen, transform, tokenizer=tokenizer)
+        self._source = _Source(views, settings)
+
+    def __iter__(self) -> Iterator[tuple[Batch, NDArray[np.int64]]]:
+        self.unreadable = []
+        pending: list[tuple[Batch, tuple[int, ...]]] = []
+        for loaded in self._source.read(list(self._indices), self._wait):
+            self.unreadable += [(clip.id, clip.path, clip.reason) for clip in loaded.unreadable]
+            if loaded.batch is not None:
+                pending.append((loaded.batch, loaded.views))
+            while sum(len(batch) for batch, _ in pending) >= self._batch_size:
+                whole, pending = _cut(pending, self._batch_size)
+                yield whole
+        if pending:
+            yield _cut(pending, self._batch_size)[0]
+
+    def _wait(self, seconds: float) -> None:
+        self.waited += seconds
+
+
+class _Keys:
+    """The sampler of the DataLoader: whatever keys it holds when an iteration begins."""
+
+    def __init__(self) -> None:
+        self.keys: list[Any] = []
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self.keys)
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+
+class _Source:
+    """Reads keys of a data set in order through torch's DataLoader, whose workers live as long as this object."""
+
+    def __init__(self, dataset: Dataset[Loaded], settings: LoaderSettings) -> None:
+        self._keys = _Keys()
+        self._loader: DataLoader[Loaded] = DataLoader(
+            dataset,
+            batch_size=None,
+            sampler=self._keys,
+            num_workers=settings.workers,
+            collate_fn=_as_it_is,
+            persistent_workers=settings.workers > 0,
+            prefetch_factor=settings.prefetch if settings.workers else None,
+            pin_memory=settings.pin_memory,
+            # Its own, unused: otherwise every epoch would draw from the global one and disturb a resumed run.
+            generator=torch.Generator(),
+        )
+
+    def read(self, keys: Sequence[object], wait: Callable[[float], None]) -> Iterator[Loaded]:
+        """What the data set has for each key; `wait` is told the seconds spent here.
+
+        Raises:
+            InternVideoError: as in the worker. RunError: a worker died.
+        """
+        self._keys.keys = list(keys)
+        try:
+            began = time.perf_counter()
+            with warnings.catch_warnings():
+                # Python 3.12 warns of fork beside threads; the workers use none of the parent's.
+                warnings.filterwarnings("ignore", "This process .* is multi-threaded", DeprecationWarning)
+                stream = iter(self._loader)
+            while (loaded := next(stream, None)) is not None:
+                wait(time.perf_counter() - began)
+                if loaded.error is not None:
+                    raise loaded.error
+                yield loaded
+                began = time.perf_counter()
+        except RuntimeError as error:
+            if "DataLoader worker" not in str(error):
+                raise
+            raise RunError(
+                "data loader",
+                f"a worker died ({error})",
+                "",
+                "it may have run out of memory or of shared memory: lower workers, prefetch or cache_megabytes",
+            ) from error
+
+
+def _as_it_is(loaded: Any) -> Any:
+    return loaded
+
+
+def _reader(manifest: Manifest, settings: LoaderSettings) -> ClipReader:
+    share = int(settings.cache_megabytes * 2**20 / max(settings.workers, 1))
+    return ClipReader(manifest, short_side=settings.short_side, cache_bytes=share)
+
+
+def _check_rank(rank: int, world_size: int) -> None:
+    if not 0 <= rank < world_size:
+        raise ValueError(f"rank {rank} of {world_size}")
+
+
+def _check_captions(manifest: Manifest) -> None:
+    without = [row.id for row in manifest.rows if not row.captions]
+    if without:
+        raise ManifestError(
+            manifest.source,
+            f"{len(without)} of {len(manifest)} samples have no caption, for instance '{without[0]}'",
+            "at least one caption for every sample",
+        )
+
+
+def _already_named(skipped: Path | None) -> set[str]:
+    """Ids in the file of an earlier start of the run, so that each clip is named once."""
+    if skipped is None or not skipped.is_file():
+        return set()
+    named = set()
+    for line in skipped.read_text(encoding="utf-8").splitlines():
+        with contextlib.suppress(ValueError, KeyError, TypeError):  # a line cut off when the run was killed
+            named.add(json.loads(line)["id"])
+    return named
+
+
+def _cut(
+    pieces: list[tuple[Batch, tuple[int, ...]]], size: int
+) -> tuple[tuple[Batch, NDArray[np.int64]], list[tuple[Batch, tuple[int, ...]]]]:
+    """The first `size` views of the pieces as one batch, and what remains."""
+    batches = [batch for batch, _ in pieces]
+    views = [view for _, numbers in pieces for view in numbers]
+    joined = Batch(
+        torch.cat([batch.video for batch in batches]),
+        tuple(name for batch in batches for name in batch.ids),
+        _joined([batch.labels for batch in batches]),
+        _joined([batch.tokens for batch in batches]),
+    )
+    first, rest = _sliced(joined, 0, size), _sliced(joined, size, len(joined))
+    numbers = np.array(views[:size], dtype=np.int64)
+    return (first, numbers), ([(rest, tuple(views[size:]))] if len(rest) else [])
+
+
+def _joined(tensors: list[Tensor | None]) -> Tensor | None:
+    present = [tensor for tensor in tensors if tensor is not None]
+    return torch.cat(present) if present else None
+
+
+def _sliced(batch: Batch, start: int, end: int) -> Batch:
+    return Batch(
+        batch.video[start:end],
+        batch.ids[start:end],
+        None if batch.labels is None else batch.labels[start:end],
+        None if batch.tokens is None else batch.tokens[start:end],
+    )
