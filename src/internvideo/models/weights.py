@@ -105,6 +105,19 @@ def load_pretrained(model: VideoMAEClassifier, state: Mapping[str, Tensor], wher
     _load(model, ours, unused=unused, optional=fresh, where=where, source="VideoMAE pretraining weights")
 
 
+def load_part(
+    model: nn.Module, state: Mapping[str, Tensor], *, fresh: str | None = None, where: object = "state dict"
+) -> None:
+    """Load our own tensors, strictly but for those whose name begins with the pattern `fresh`: they stay as drawn.
+
+    Raises:
+        WeightsError: as `load_state`; the model is then unchanged.
+    """
+    spare = [name for name in model.state_dict() if fresh is not None and re.match(fresh, name)]
+    used = {name: value for name, value in state.items() if name not in spare}
+    _load(model, used, unused=(), optional=spare, where=where, source="weights of an earlier stage")
+
+
 def pretrain_to_classifier(
     state: Mapping[str, Tensor], pooling: Literal["mean", "first"] = "mean"
 ) -> dict[str, Tensor]:
