@@ -1,12 +1,11 @@
 """Video files in, RGB frames out: the only decoder of the package.
 
-`probe` tells what a file holds, `Video` reads frames by index or by time. A frame is what the file says is shown at that
-moment, or a VideoError; never a neighbour, never a damaged picture.
+`probe` tells what a file holds, `Video` reads frames by index or by time. A frame is what the file says is shown at
+that moment, or a VideoError; never a neighbour, never a damaged picture.
 """
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -16,20 +15,20 @@ from typing import Any
 
 import av
 import numpy as np
-from av.sidedata.sidedata import Type as SideDataType
-from av.video.reformatter import VideoReformatter
 from numpy.typing import NDArray
 
 from internvideo.data.video_index import (
     Deadline,
     Index,
-    build_index,
     decode,
     fail,
+    index_from_frames,
+    index_from_packets,
     open_file,
     pictures_in_order,
     reason_of,
 )
+from internvideo.data.video_picture import Converter, orientation, scaled, upright
 
 MAX_SECONDS = 6 * 3600.0
 """Longest video, in seconds of play, that is indexed."""
@@ -119,10 +118,10 @@ class Video:
             raise ValueError(f"short_side is {short_side}, must be at least 1")
         self.path = os.fspath(path)
         self._threads, self._protocols, self._budget = threads, protocols, budget
-        deadline = Deadline(self.path, budget)
-        self._container, self._stream = open_file(self.path, protocols=protocols, threads=threads, seconds=budget)
+        self._container: Any = None
+        self._packets: Iterator[Any] = iter(())
         try:
-            self._index = build_index(self._container, self._stream, self.path, deadline, max_seconds)
+            self._index = self._build_index(Deadline(self.path, budget), max_seconds)
             self.info = _info(self.path, self._index, self._stream)
         except av.error.FFmpegError as error:
             self.close()
@@ -130,9 +129,8 @@ class Video:
         except BaseException:
             self.close()
             raise
-        self._size = _scaled(self._index.first.width, self._index.first.height, short_side)
-        self._reformatter = VideoReformatter()
-        self._packets: Iterator[Any] = iter(())
+        self._size = scaled(self._index.first.width, self._index.first.height, short_side)
+        self._converter = Converter()
         self._position = -1  # decoding index of the packet that comes next; -1: unknown
         self._by_stamp = {int(stamp): i for i, stamp in enumerate(self._index.pts)} if self._index.exact else {}
         # The first picture was only needed for its properties; do not hold its buffer.
@@ -149,7 +147,23 @@ class Video:
     def close(self) -> None:
         """Give the file back. Closing twice does no harm."""
         self._packets = iter(())
-        self._container.close()
+        if self._container is not None:
+            self._container.close()
+
+    def _open(self) -> None:
+        """Open the file, anew where it was open."""
+        self.close()
+        self._container, self._stream = open_file(
+            self.path, protocols=self._protocols, threads=self._threads, seconds=self._budget
+        )
+
+    def _build_index(self, deadline: Deadline, max_seconds: float) -> Index:
+        self._open()
+        index = index_from_packets(self._container, self._stream, self.path, deadline, max_seconds)
+        if index is None:
+            self._open()
+            index = index_from_frames(self._container, self._stream, self.path, deadline, max_seconds)
+        return index
 
     def frames(self, indices: Sequence[int] | NDArray[np.integer[Any]]) -> NDArray[np.uint8]:
         """Read frames by their place in presentation order.
@@ -171,12 +185,12 @@ class Video:
             source = self._by_seeking if self._index.exact else self._in_order
             for index, picture in source(sorted(places), deadline):
                 first, *more = places[index]
-                self._convert(picture, out[first])
+                self._converter.write(picture, out[first])
                 for place in more:
                     out[place] = out[first]
         except av.error.FFmpegError as error:
             raise fail(self.path, f"cannot be read: {reason_of(error)}") from error
-        return _upright(out, self.info.rotation, self.info.mirrored)
+        return upright(out, self.info.rotation, self.info.mirrored)
 
     def at(self, times: Sequence[float] | NDArray[np.floating[Any]]) -> NDArray[np.uint8]:
         """Read the frames that are on screen at `times` (s, on the scale of `info.times`).
@@ -234,7 +248,7 @@ class Video:
                 raise self._damaged(min(missing.values()))
 
     def _read_group(self, start: int, missing: dict[int, int], deadline: Deadline) -> Iterator[tuple[int, Any]]:
-        """Decode from the key frame at decoding index `start` up to the last of `missing` (which shrinks), then drain."""
+        """Decode from the key frame at decoding index `start` to the last of `missing` (which shrinks), then drain."""
         context, index = self._stream.codec_context, self._index
         if self._position != start:
             self._seek(start)
@@ -316,41 +330,21 @@ class Video:
             for frame in wanted:
                 yield frame, self._index.kept[frame]
             return
-        self._container.close()
-        self._container, self._stream = open_file(
-            self.path, protocols=self._protocols, threads=self._threads, seconds=self._budget
-        )
-        remaining = iter(wanted)
-        frame = next(remaining, None)
+        if not wanted:
+            return
+        self._open()
+        waiting = list(reversed(wanted))
         for count, picture in enumerate(pictures_in_order(self._container, self._stream, deadline)):
-            if frame is None:
-                return
-            if count == frame:
-                yield frame, picture
-                frame = next(remaining, None)
-        if frame is not None:
-            raise self._damaged(frame)
-
-    def _convert(self, picture: Any, out: NDArray[np.uint8]) -> None:
-        """Write a decoded picture as RGB, scaled, into `out` (H, W, 3)."""
-        height, width = out.shape[:2]
-        rgb = self._reformatter.reformat(picture, width=width, height=height, format="rgb24", threads=1)
-        plane = rgb.planes[0]
-        rows = np.frombuffer(plane, np.uint8).reshape(-1, plane.line_size)
-        out[:] = rows[:height, : 3 * width].reshape(height, width, 3)
-
-
-def _scaled(width: int, height: int, short_side: int | None) -> tuple[int, int]:
-    """(width, height) with the shorter side brought down to `short_side`."""
-    short = min(width, height)
-    if short_side is None or short <= short_side:
-        return width, height
-    return max(1, round(width * short_side / short)), max(1, round(height * short_side / short))
+            if count == waiting[-1]:
+                yield waiting.pop(), picture
+                if not waiting:
+                    return
+        raise self._damaged(waiting[-1])
 
 
 def _info(path: str, index: Index, stream: Any) -> VideoInfo:
     first, times = index.first, index.times
-    rotation, mirrored = _orientation(first)
+    rotation, mirrored = orientation(first)
     width, height = (first.height, first.width) if rotation in (90, 270) else (first.width, first.height)
     duration = index.end - float(times[0])
     return VideoInfo(
@@ -376,26 +370,3 @@ def _uneven(times: NDArray[np.float64], tick: float) -> bool:
         return False
     steps = np.diff(times)
     return bool(np.ptp(steps) > max(2.5 * tick, 0.1 * float(np.median(steps))))
-
-
-def _orientation(picture: Any) -> tuple[int, bool]:
-    """(degrees clockwise, left-right flip first) that the display matrix asks for, to the nearest quarter turn."""
-    data = picture.side_data.get(SideDataType.DISPLAYMATRIX)
-    if data is None:
-        return 0, False
-    a, b, _, c, d = np.frombuffer(data, np.int32)[:5].tolist()  # x' = a x + c y, y' = b x + d y
-    if a * d - b * c == 0:
-        return 0, False
-    mirrored = a * d - b * c < 0
-    if mirrored:
-        a, b = -a, -b
-    return round(math.degrees(math.atan2(b, a)) / 90) % 4 * 90, mirrored
-
-
-def _upright(frames: NDArray[np.uint8], rotation: int, mirrored: bool) -> NDArray[np.uint8]:
-    """Apply a left-right flip and a clockwise rotation to (T, H, W, 3) frames."""
-    if mirrored:
-        frames = frames[:, :, ::-1]
-    if rotation:
-        frames = np.rot90(frames, -rotation // 90, axes=(1, 2))
-    return np.ascontiguousarray(frames)

@@ -29,8 +29,9 @@ KEEP_BYTES = 64 * 2**20
 # Demuxers that read one file and nothing else. Left out on purpose: playlists and scripts (hls, dash, concat, sdp,
 # image2 ...), devices and lavfi, which open other files, addresses or hardware.
 _FORMATS = (
-    "mov,mp4,m4a,3gp,3g2,mj2 matroska,webm avi mpegts mpeg mpegvideo flv live_flv kux asf ogg gif apng h261 h263 h264 hevc "
-    "vvc evc av1 obu ivf m4v vc1 vc1test cavsvideo dirac dv mxf nut rm wtv yuv4mpegpipe mjpeg mjpeg_2000 webp jpegxl_anim "
+    "mov,mp4,m4a,3gp,3g2,mj2 matroska,webm avi mpegts mpeg mpegvideo flv live_flv kux asf ogg gif apng "
+    "h261 h263 h264 hevc vvc evc av1 obu ivf m4v vc1 vc1test cavsvideo dirac dv mxf nut rm wtv yuv4mpegpipe "
+    "mjpeg mjpeg_2000 webp jpegxl_anim "
     "png_pipe jpeg_pipe bmp_pipe webp_pipe tiff_pipe gif_pipe psd_pipe jpegxl_pipe ppm_pipe pgm_pipe pgmyuv_pipe "
     "nsv vob roq smk bink flic film_cpk 4xm amv swf rpl mtv thp txd vmd wc3movie xmv yop nuv mm smush avs "
     # audio and subtitles: opened only to say that there is no video in them
@@ -40,7 +41,7 @@ FORMAT_WHITELIST = ",".join(_FORMATS.split())
 
 # (container, codec) whose packets carry exact presentation times, one shown picture a packet.
 _TRUSTED = {
-    "mov": {"h264", "hevc", "av1", "vp9", "vp8", "mpeg4", "mjpeg", "prores", "png", "ffv1", "vvc", "h263"},
+    "mov": {"h264", "hevc", "av1", "vp9", "vp8", "mpeg4", "mjpeg", "prores", "png", "ffv1", "h263"},
     "matroska": {"h264", "hevc", "av1", "vp9", "vp8", "mjpeg", "ffv1", "prores"},
 }
 
@@ -64,6 +65,7 @@ class Deadline:
         self._end = time.monotonic() + seconds
 
     def check(self, at: float | None = None) -> None:
+        """Raise VideoError, naming the time in the file where there is one, once the budget is spent."""
         if time.monotonic() > self._end:
             raise fail(self.path, f"reading took longer than {self.seconds:g} s", at, do="raise the time budget")
 
@@ -155,24 +157,14 @@ def _pick_stream(path: str, container: Any) -> Any:
     raise fail(path, "has no video stream" + (", only a cover picture" if pictures else ""))
 
 
-def build_index(container: Any, stream: Any, path: str, deadline: Deadline, max_seconds: float) -> Index:
-    """Index a freshly opened stream: from the packets where they can be trusted, else by decoding everything.
+def index_from_packets(container: Any, stream: Any, path: str, deadline: Deadline, max_seconds: float) -> Index | None:
+    """Index a freshly opened stream from its packets, one of them decoded; None where they cannot be trusted.
 
-    The container stands at its end, or anywhere, afterwards: seek or open again before reading.
+    The container stands anywhere afterwards: seek before reading.
     """
-    kind = container.format.name.split(",")[0]
-    codec = stream.codec_context.codec.canonical_name
-    if codec in _TRUSTED.get(kind, set()):
-        index = _from_packets(container, stream, path, deadline, max_seconds)
-        if index is not None:
-            return index
-        container.seek(0)
-    return _from_frames(container, stream, path, deadline, max_seconds)
-
-
-def _from_packets(container: Any, stream: Any, path: str, deadline: Deadline, max_seconds: float) -> Index | None:
-    """Read all packets, decode one; None when something about them is not as it should be."""
     context = stream.codec_context
+    if context.codec.canonical_name not in _TRUSTED.get(container.format.name.split(",")[0], set()):
+        return None
     sound = _soundness(context)
     pts: list[int] = []
     dts: list[int] = []
@@ -183,9 +175,11 @@ def _from_packets(container: Any, stream: Any, path: str, deadline: Deadline, ma
     limit = max_seconds / float(stream.time_base)
     try:
         for packet in container.demux(stream):
-            if packet.size == 0:
-                continue
             stamp = packet.pts
+            if packet.size == 0:
+                if stamp is None:
+                    continue  # the library's own mark of the end
+                return None
             if stamp is None or packet.is_corrupt or not sound(packet):
                 return None
             if not pts or len(pts) % 256 == 0:
@@ -215,7 +209,7 @@ def _from_packets(container: Any, stream: Any, path: str, deadline: Deadline, ma
     if shown[-1] - shown[0] + 1 != len(shown):
         return None
     order = shown[np.argsort(stamps[shown], kind="stable")]
-    times = stamps[order] * float(stream.time_base)
+    times = (stamps[order] * float(stream.time_base)).astype(np.float64)
     return Index(
         times=times,
         end=_end(times, duration * float(stream.time_base), stream),
@@ -335,7 +329,7 @@ class _Gathered:
         return 0.0 if start is None or latest is None else (latest - start) * base
 
 
-def _from_frames(container: Any, stream: Any, path: str, deadline: Deadline, max_seconds: float) -> Index:
+def index_from_frames(container: Any, stream: Any, path: str, deadline: Deadline, max_seconds: float) -> Index:
     """Decode everything and note what came out; the first damage after a good picture ends the video."""
     got = _Gathered()
     stopped = ""
@@ -352,7 +346,7 @@ def _from_frames(container: Any, stream: Any, path: str, deadline: Deadline, max
     times = _times(got.stamps, stream)
     return Index(
         times=times,
-        end=_end(times, got.duration * base, stream),
+        end=_end(times, 0.0 if got.stamps[-1] is None else got.duration * base, stream),
         first=got.first,
         exact=False,
         bad=np.array(got.bad, np.bool_),
@@ -364,7 +358,7 @@ def _from_frames(container: Any, stream: Any, path: str, deadline: Deadline, max
 def _rate(stream: Any) -> float:
     """Frames a second as the header has it, 25 where it has nothing."""
     rate = stream.average_rate or stream.guessed_rate or 25
-    return float(rate) if 0 < float(rate) <= 1000 else 25.0
+    return float(rate) if 0 < float(rate) <= 240 else 25.0
 
 
 def _times(stamps: list[int | None], stream: Any) -> NDArray[np.float64]:
@@ -381,6 +375,6 @@ def _times(stamps: list[int | None], stream: Any) -> NDArray[np.float64]:
 
 def _end(times: NDArray[np.float64], duration: float, stream: Any) -> float:
     """When the last frame ends: its own duration, else the usual distance of two frames."""
-    if not duration > 0:
+    if duration < 0.002:  # 0 or 1 ms stand for "unknown"
         duration = float(np.median(np.diff(times))) if len(times) > 1 else 1.0 / _rate(stream)
     return float(times[-1]) + duration

@@ -7,6 +7,7 @@ import tempfile
 from collections.abc import Iterable, Mapping
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
@@ -83,23 +84,19 @@ def _encode(
     settings: dict[str, str],
 ) -> int:
     count = 0
-    stream = None
+    size: tuple[int, ...] = ()
+    stream: Any = None
     # bitexact leaves the writing library's version and the date out of the file.
     with av.open(os.fspath(path), "w", container_options={"fflags": "+bitexact"}) as container:
         for frame in frames:
             if frame.dtype != np.uint8 or frame.ndim != 3 or frame.shape[2] != 3:
                 raise ValueError(f"frame {count} is {frame.dtype} {frame.shape}, not (H, W, 3) uint8")
             if stream is None:
-                try:
-                    stream = container.add_stream(codec, rate=fps, options=settings)
-                except ValueError as error:  # av's UnknownCodecError is a ValueError, not an FFmpegError
-                    raise VideoError(path, f"codec {codec} cannot be written into this container") from error
-                stream.height, stream.width = frame.shape[:2]
-                stream.pix_fmt = pixel_format
-                stream.codec_context.time_base = 1 / fps
-                stream.codec_context.gop_size = gop
-                stream.codec_context.thread_count = 1
                 size = frame.shape
+                stream = _add_stream(path, container, codec, fps, settings)
+                stream.height, stream.width = size[:2]
+                stream.pix_fmt = pixel_format
+                stream.codec_context.gop_size = gop
             if frame.shape != size:
                 raise ValueError(f"frame {count} has shape {frame.shape}, the first one {size}")
             picture = av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24")
@@ -109,6 +106,16 @@ def _encode(
         if stream is not None:
             container.mux(stream.encode(None))
     return count
+
+
+def _add_stream(path: Path, container: Any, codec: str, fps: Fraction, settings: dict[str, str]) -> Any:
+    try:
+        stream = container.add_stream(codec, rate=fps, options=settings)
+    except ValueError as error:  # an unknown codec, or one that the container cannot hold
+        raise VideoError(path, f"{codec} cannot be written into a {path.suffix} file: {error}") from error
+    stream.codec_context.time_base = 1 / fps
+    stream.codec_context.thread_count = 1
+    return stream
 
 
 def _umask() -> int:
