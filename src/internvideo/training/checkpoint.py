@@ -1,0 +1,287 @@
+"""Checkpoints: one safetensors file with everything that a run needs to go on bit for bit.
+
+Names of the tensors:
+    model/NAME            what stage.state_dict() says
+    ema/NAME              averages of the learning parameters
+    optimizer/NAME/KEY    state of the optimizer for parameter NAME
+    random/RANK/KIND      random generators of each process: cpu, cuda, stage, numpy
+    history/losses        loss of every step so far, float64
+The metadata key "internvideo" is JSON: format, step, epoch, position, seconds, clips, processes, recipe, torch.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from internvideo.errors import RunError, WeightsError
+from internvideo.storage import read_metadata, read_safetensors, write_safetensors, write_text
+from internvideo.training import distributed
+from internvideo.training.ema import Ema
+
+FORMAT = 1
+FOLDER = "checkpoints"
+RUN_FILE = "run.json"
+
+
+@dataclass
+class RunState:
+    """All that changes while a run goes on.
+
+    Attributes:
+        stage, optimizer, ema, generator: what learns and draws.
+        step: optimizer steps made.
+        epoch, position: where the loader is: the next batch is number `position` of epoch `epoch`.
+        losses: loss of every step.
+        seconds, clips: spent and seen so far, over all processes, interruptions not counted.
+    """
+
+    stage: nn.Module
+    optimizer: torch.optim.Optimizer
+    ema: Ema | None
+    generator: torch.Generator
+    step: int = 0
+    epoch: int = 0
+    position: int = 0
+    losses: list[float] = field(default_factory=list)
+    seconds: float = 0.0
+    clips: float = 0.0
+
+
+def newest(folder: Path) -> Path | None:
+    """The checkpoint of the largest step in a run folder, or None."""
+    found = _all(folder)
+    return found[-1] if found else None
+
+
+def _all(folder: Path) -> list[Path]:
+    numbered = {}
+    for path in (folder / FOLDER).glob("step-*.safetensors"):
+        if match := re.fullmatch(r"step-(\d+)\.safetensors", path.name):
+            numbered[int(match.group(1))] = path
+    return [numbered[step] for step in sorted(numbered)]
+
+
+def save(folder: Path, state: RunState, recipe: Mapping[str, Any], keep: int) -> Path:
+    """Write the checkpoint of this step and remove all but the newest `keep`. All processes call it, rank 0 writes.
+
+    Raises:
+        RunError: full disk or unwritable folder; the earlier checkpoints are kept.
+    """
+    path = folder / FOLDER / f"step-{state.step:08d}.safetensors"
+    random = distributed.collect(_random_states(state.generator))
+    error: RunError | None = None
+    if distributed.rank() == 0:
+        try:
+            write_safetensors(path, _tensors(state, random), {"internvideo": json.dumps(_description(state, recipe))})
+            for old in _all(folder)[:-keep]:
+                old.unlink()
+        except RunError as found:
+            error = found
+    distributed.raise_together(error)
+    return path
+
+
+def restore(path: Path, state: RunState, recipe: Mapping[str, Any], may_differ: Collection[str] = ()) -> None:
+    """Put everything in `state` where the checkpoint left it.
+
+    Args:
+        path: the checkpoint.
+        state: freshly built from the same recipe; changed in place.
+        recipe: the resolved recipe of this run.
+        may_differ: dotted keys whose values (and everything below them) may be others than in the checkpoint.
+
+    Raises:
+        RunError: the checkpoint belongs to another recipe or number of processes.
+        WeightsError: it is not a checkpoint of this stage.
+    """
+    tensors, metadata = read_safetensors(path)
+    described = _read_description(path, metadata)
+    same_recipe(path, described["recipe"], recipe, may_differ)
+    if described["processes"] != distributed.world_size():
+        raise RunError(
+            path,
+            f"written by {described['processes']} processes, now there are {distributed.world_size()}",
+            "the same number, because each has its own share of the data",
+            "start torchrun with the same number",
+        )
+    _load_stage(path, state.stage, part(tensors, "model"))
+    _load_optimizer(state, part(tensors, "optimizer"))
+    if state.ema is not None:
+        state.ema.load(part(tensors, "ema"))
+    _set_random_states(state.generator, part(tensors, f"random/{distributed.rank()}"))
+    state.losses = tensors["history/losses"].tolist()
+    state.step, state.epoch, state.position = described["step"], described["epoch"], described["position"]
+    state.seconds, state.clips = described["seconds"], described["clips"]
+
+
+def read_weights(path: Path, *, ema: bool = True) -> dict[str, Tensor]:
+    """Stage weights of a checkpoint by the stage's names; averages in place of parameters where it has them.
+
+    Raises:
+        WeightsError: not a checkpoint.
+    """
+    tensors, metadata = read_safetensors(path)
+    _read_description(path, metadata)
+    weights, averages = part(tensors, "model"), part(tensors, "ema") if ema else {}
+    return {name: averages[name].to(tensor.dtype) if name in averages else tensor for name, tensor in weights.items()}
+
+
+def read_recipe(path: Path) -> dict[str, Any]:
+    """The resolved recipe that a checkpoint carries. Raises WeightsError."""
+    recipe: dict[str, Any] = _read_description(path, read_metadata(path))["recipe"]
+    return recipe
+
+
+def part(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """The tensors below `prefix/`, by the rest of their names."""
+    return {name[len(prefix) + 1 :]: tensor for name, tensor in tensors.items() if name.startswith(prefix + "/")}
+
+
+def claim(folder: Path, recipe: Mapping[str, Any], may_differ: Collection[str] = ()) -> None:
+    """Make the folder this run's own (run.json) or find that it already is.
+
+    Raises:
+        RunError: it holds another run, or cannot be written.
+    """
+    error: RunError | None = None
+    if distributed.rank() == 0:
+        try:
+            _claim(folder, recipe, may_differ)
+        except RunError as found:
+            error = found
+    distributed.raise_together(error)
+
+
+def _claim(folder: Path, recipe: Mapping[str, Any], may_differ: Collection[str]) -> None:
+    file = folder / RUN_FILE
+    if file.exists():
+        try:
+            written = json.loads(file.read_text(encoding="utf-8"))["recipe"]
+        except (OSError, UnicodeDecodeError, ValueError, KeyError, TypeError) as error:
+            raise RunError(file, f"is not the file of a run ({error})", "", "choose another output folder") from error
+        same_recipe(folder, written, recipe, may_differ)
+        return
+    if newest(folder) is not None or (folder / "metrics.jsonl").exists():
+        raise RunError(folder, f"holds a run without {RUN_FILE}", "an empty folder", "choose another output folder")
+    write_text(file, json.dumps({"recipe": recipe}, indent=1, default=str) + "\n")
+
+
+def same_recipe(
+    where: Path, written: Mapping[str, Any], now: Mapping[str, Any], may_differ: Collection[str] = ()
+) -> None:
+    """Raise RunError naming the keys in which two recipes differ."""
+    # Through JSON, because that is how the written one came: tuples are lists, keys are texts.
+    before, after = dict(_leaves(written)), dict(_leaves(json.loads(json.dumps(now, default=str))))
+    free = tuple(f"{key}." for key in may_differ)
+    changes = [
+        f"{key} was {before.get(key, 'not there')!r}, is {after.get(key, 'not there')!r}"
+        for key in sorted(before.keys() | after.keys())
+        if (key not in before or key not in after or before[key] != after[key]) and not f"{key}.".startswith(free)
+    ]
+    if changes:
+        raise RunError(
+            where,
+            f"belongs to another run: {', '.join(changes)}",
+            "the same recipe",
+            "choose another output folder, or take back the change to resume",
+        )
+
+
+def _leaves(tree: Any, place: str = "") -> Iterator[tuple[str, Any]]:
+    if isinstance(tree, Mapping) and tree:
+        for key, value in tree.items():
+            yield from _leaves(value, f"{place}.{key}" if place else str(key))
+    else:
+        yield place, tree
+
+
+def _tensors(state: RunState, random: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+    tensors = {f"model/{name}": tensor for name, tensor in state.stage.state_dict().items()}
+    if state.ema is not None:
+        tensors |= {f"ema/{name}": tensor for name, tensor in state.ema.averages.items()}
+    for name, parameter in state.stage.named_parameters():
+        for key, value in state.optimizer.state.get(parameter, {}).items():
+            tensors[f"optimizer/{name}/{key}"] = value
+    for number, states in enumerate(random):
+        tensors |= {f"random/{number}/{kind}": tensor for kind, tensor in states.items()}
+    tensors["history/losses"] = torch.tensor(state.losses, dtype=torch.float64)
+    return tensors
+
+
+def _description(state: RunState, recipe: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        "format": FORMAT,
+        "step": state.step,
+        "epoch": state.epoch,
+        "position": state.position,
+        "seconds": state.seconds,
+        "clips": state.clips,
+        "processes": distributed.world_size(),
+        "torch": torch.__version__,
+        "recipe": json.loads(json.dumps(recipe, default=str)),
+    }
+
+
+def _read_description(path: Path, metadata: Mapping[str, str]) -> dict[str, Any]:
+    try:
+        described: dict[str, Any] = json.loads(metadata["internvideo"])
+        found = described["format"]
+    except (KeyError, ValueError, TypeError) as error:
+        raise WeightsError(path, "is not a checkpoint of a run", "a file written by `internvideo train`") from error
+    if found != FORMAT:
+        raise WeightsError(path, f"is of checkpoint format {found}", str(FORMAT), "use the version that wrote it")
+    return described
+
+
+def _load_stage(path: Path, stage: nn.Module, weights: Mapping[str, Tensor]) -> None:
+    expected = stage.state_dict()
+    missing, unused = sorted(expected.keys() - weights.keys()), sorted(weights.keys() - expected.keys())
+    shapes = sorted(name for name in expected.keys() & weights.keys() if expected[name].shape != weights[name].shape)
+    for kind, names in (("misses", missing), ("has the unknown", unused), ("has another shape of", shapes)):
+        if names:
+            raise WeightsError(path, f"{kind} {', '.join(names[:3])} ({len(names)} tensors)", "this stage's tensors")
+    # Not strict, because a stage may say less than it has (frozen parts that come from elsewhere).
+    stage.load_state_dict(weights, strict=False)
+
+
+def _load_optimizer(state: RunState, saved: Mapping[str, Tensor]) -> None:
+    for name, parameter in state.stage.named_parameters():
+        entries = part(saved, name)
+        if entries:
+            # A copy, because the optimizer writes into its state while the file may still be mapped.
+            state.optimizer.state[parameter] = {
+                key: value.to(parameter.device, copy=True) for key, value in entries.items()
+            }
+
+
+def _random_states(generator: torch.Generator) -> dict[str, Tensor]:
+    numpy = np.random.get_state(legacy=False)
+    if numpy["bit_generator"] != "MT19937":
+        raise ValueError(f"numpy draws with {numpy['bit_generator']}")
+    numbers = [*numpy["state"]["key"].tolist(), numpy["state"]["pos"], numpy["has_gauss"], numpy["gauss"]]
+    states = {
+        "cpu": torch.get_rng_state(),
+        "stage": generator.get_state(),
+        "numpy": torch.tensor(numbers, dtype=torch.float64),  # exact: the integers are below 2 ** 32
+    }
+    if generator.device.type == "cuda":
+        states["cuda"] = torch.cuda.get_rng_state(generator.device)
+    return states
+
+
+def _set_random_states(generator: torch.Generator, states: Mapping[str, Tensor]) -> None:
+    torch.set_rng_state(states["cpu"])
+    generator.set_state(states["stage"])
+    *keys, position, has_gauss, gauss = states["numpy"].tolist()
+    np.random.set_state(("MT19937", np.array(keys, dtype=np.uint32), int(position), int(has_gauss), gauss))
+    if "cuda" in states and generator.device.type == "cuda":
+        torch.cuda.set_rng_state(states["cuda"], generator.device)

@@ -1,0 +1,120 @@
+"""A tiny stage and loader for tests of the training loop; runs as a script where processes are killed or joined."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from internvideo.data.batch import Batch
+from internvideo.training.distributed import gather_with_gradient, process_group, rank, world_size
+from internvideo.training.loop import TrainResult, train
+from internvideo.training.settings import TrainingSettings
+
+
+class TinyLoader:
+    """Four batches of two clips an epoch, random pixels drawn from (epoch, position)."""
+
+    def __init__(self, *, batches: int = 4, clips: int = 2, hook: Callable[[int, int], None] | None = None) -> None:
+        self.batches, self.clips, self.hook = batches, clips, hook
+        self.waited = 0.0
+
+    def __len__(self) -> int:
+        return self.batches
+
+    def epoch(self, k: int, start: int = 0) -> Iterator[Batch]:
+        for position in range(start, self.batches):
+            if self.hook is not None:
+                self.hook(k, position)
+            self.waited += 0.25
+            generator = torch.Generator().manual_seed(1000 * k + position)
+            clips = self.clips * world_size()
+            video = torch.randint(0, 256, (clips, 3, 2, 4, 4), generator=generator, dtype=torch.uint8)
+            labels = torch.randint(0, 3, (clips,), generator=generator)
+            mine = slice(rank() * self.clips, (rank() + 1) * self.clips)
+            ids = tuple(f"e{k}b{position}c{clip}" for clip in range(clips))[mine]
+            yield Batch(video=video[mine], ids=ids, labels=labels[mine])
+
+
+class TinyStage(nn.Module):
+    """A classifier with dropout (global generator), noise (stage generator), batch statistics and a frozen part."""
+
+    def __init__(self, *, random: bool = True, contrastive: bool = False) -> None:
+        super().__init__()
+        torch.manual_seed(3)
+        self.frozen = nn.Linear(96, 16).requires_grad_(False)
+        self.hidden = nn.Linear(16, 8)
+        self.norm = nn.BatchNorm1d(8) if random else nn.LayerNorm(8)
+        self.head = nn.Linear(8, 3)
+        self.scale = nn.Parameter(torch.tensor(1.0))
+        self.random, self.contrastive = random, contrastive
+
+    def forward(self, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
+        assert batch.labels is not None
+        x = self.frozen(batch.video.float().flatten(1) / 255.0)
+        if self.random:
+            x = F.dropout(x, 0.2) + 0.1 * torch.randn(x.shape, generator=generator, device=x.device)
+        hidden = torch.relu(self.norm(self.hidden(x)))
+        cross_entropy = F.cross_entropy(self.head(hidden) * self.scale, batch.labels)
+        if not self.contrastive:
+            return {"loss": cross_entropy, "scale": self.scale}
+        left, right = gather_with_gradient(hidden), gather_with_gradient(x[:, :8])
+        scores = self.scale * left @ right.t()
+        contrastive = F.cross_entropy(scores, torch.arange(len(scores)))
+        return {"loss": cross_entropy + contrastive, "contrastive": contrastive}
+
+
+def settings(**loop: Any) -> TrainingSettings:
+    """Ten steps of AdamW with warm-up, clipping and an average."""
+    return TrainingSettings.model_validate(
+        {
+            "optimizer": {"base_lr": 0.05, "weight_decay": 0.01},
+            "schedule": {"steps": 10, "warmup": 2},
+            "loop": {"gradient_clip": 1.0, "ema_decay": 0.9, "log_every": 3, "checkpoint_every": 1, **loop},
+        }
+    )
+
+
+def run(folder: Path, stage: nn.Module | None = None, loader: TinyLoader | None = None, **loop: Any) -> TrainResult:
+    """Train the tiny stage."""
+    chosen = settings(**loop)
+    return train(
+        TinyStage() if stage is None else stage,
+        TinyLoader() if loader is None else loader,
+        chosen,
+        folder,
+        chosen.model_dump(mode="json"),
+        batch_size=2,
+    )
+
+
+def kill_self_at(epoch: int, position: int) -> Callable[[int, int], None]:
+    """A hook that kills this process when the loader is asked for that batch."""
+
+    def hook(k: int, now: int) -> None:
+        if (k, now) == (epoch, position):
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    return hook
+
+
+def main() -> None:
+    """Script: `killed FOLDER` dies while fetching the seventh batch; `joined FOLDER` trains in torchrun's processes."""
+    mode, folder = sys.argv[1], Path(sys.argv[2])
+    if mode == "killed":
+        run(folder, loader=TinyLoader(hook=kill_self_at(1, 2)))
+    else:
+        with process_group(torch.device("cpu")):
+            stage = TinyStage(random=False, contrastive=True)
+            run(folder, stage, TinyLoader(clips=4 // world_size()), accumulate=int(sys.argv[3]))
+
+
+if __name__ == "__main__":
+    main()
