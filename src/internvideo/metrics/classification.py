@@ -96,13 +96,14 @@ def confusion_matrix(predictions: Ints, labels: Ints, classes: int) -> Ints:
     return matrix
 
 
-def merge_rows(values: Floats, sample: Ints, samples: int) -> Floats:
-    """Mean of the rows that belong to one sample.
+def merge_rows(values: Floats, sample: Ints, samples: int, weight: Floats | None = None) -> Floats:
+    """Weighted mean of the rows that belong to one sample.
 
     Args:
         values: (R, ...) one row a view.
         sample: (R,) index of the sample of each row, in any order, each sample at least once.
         samples: N.
+        weight: (R,) above 0; equal weights when not given.
 
     Returns:
         (N, ...) float64.
@@ -112,20 +113,29 @@ def merge_rows(values: Floats, sample: Ints, samples: int) -> Floats:
         raise ValueError("every sample needs at least one row, and every row one of the samples")
     order = np.argsort(sample, kind="stable")
     starts = np.concatenate([[0], np.cumsum(counts)[:-1]])
-    sums = np.add.reduceat(values[order].astype(np.float64), starts, axis=0)
-    return sums / counts.reshape(-1, *[1] * (values.ndim - 1))
+    share = np.ones(len(sample)) if weight is None else weight.astype(np.float64)
+    if not (share > 0).all():
+        raise ValueError("the weight of a row must be above 0")
+    rows = values.astype(np.float64) * share.reshape(-1, *[1] * (values.ndim - 1))
+    sums = np.add.reduceat(rows[order], starts, axis=0)
+    return sums / np.bincount(sample, share, samples).reshape(-1, *[1] * (values.ndim - 1))
 
 
 def merge_views(
-    logits: Floats, sample: Ints, samples: int, *, rule: Literal["probabilities", "logits"] = "probabilities"
+    logits: Floats,
+    sample: Ints,
+    samples: int,
+    *,
+    rule: Literal["probabilities", "logits"] = "probabilities",
+    weight: Floats | None = None,
 ) -> Floats:
-    """Probabilities of each video from its views, (N, C) float64.
+    """Probabilities of each video from its views, (N, C) float64; arguments as `merge_rows`.
 
     `probabilities` (the published rule): mean of the soft-maxed views. `logits`: soft-max of the mean logit.
     """
     if rule == "probabilities":
-        return merge_rows(softmax(logits.astype(np.float64)), sample, samples)
-    return softmax(merge_rows(logits, sample, samples))
+        return merge_rows(softmax(logits.astype(np.float64)), sample, samples, weight)
+    return softmax(merge_rows(logits, sample, samples, weight))
 
 
 def ensemble_pooled(models: Sequence[tuple[Floats, Ints]], samples: int) -> Floats:

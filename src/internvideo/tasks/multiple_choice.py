@@ -1,0 +1,92 @@
+"""Multiple choice: which of a few sentences describes the video (spec 9)."""
+
+from __future__ import annotations
+
+from typing import cast
+
+import numpy as np
+import torch
+from torch import nn
+
+from internvideo.data.manifest import Manifest
+from internvideo.errors import RecipeError
+from internvideo.metrics import bootstrap
+from internvideo.metrics.classification import choice_scores, merge_rows, top_k_hits, unit
+from internvideo.tasks.protocol import ClipProtocol, ClipSource, TextEncoder, VideoTextModel, describe
+from internvideo.tasks.table import BOOTSTRAP, Figures, Result, Table
+from internvideo.tasks.views import evaluating, run_clips, run_texts, video_function
+
+NAME = "multiple_choice"
+
+
+def predict(
+    model: nn.Module,
+    tokenizer: TextEncoder,
+    source: ClipSource,
+    manifest: Manifest,
+    clips: ClipProtocol,
+    device: torch.device,
+    *,
+    model_name: str = "",
+) -> Table:
+    """Encode every video and its candidate sentences.
+
+    Args:
+        model: a `VideoTextModel` on `device`. tokenizer: of its text tower.
+        source: loader over `manifest`. manifest: rows with choices. clips: how videos become clips.
+        device: where the model is.
+        model_name: for the protocol.
+
+    Returns:
+        ids (N,), answers (N,), options (N,) number of candidates, text (sum of options, E) in the order of the videos,
+        video (N, E), scale () of the videos read.
+
+    Raises:
+        RecipeError: a row without choices.
+        RunError: see `run_clips`.
+    """
+    empty = [row.id for row in manifest.rows if row.choices is None]
+    if empty:
+        raise RecipeError(
+            manifest.source,
+            f"{len(empty)} of {len(manifest.rows)} rows have no choices, first '{empty[0]}'",
+            "",
+            "give every row its options and the answer, or choose a split that has them",
+        )
+    towers = cast("VideoTextModel", model)
+    with evaluating(model, device, clips.precision):
+        views = run_clips(video_function(towers), source, manifest, clips, device, NAME)
+        rows = [manifest.rows[index] for index in views.read]
+        choices = [row.choices for row in rows if row.choices is not None]
+        text = run_texts(towers, tokenizer, [option for choice in choices for option in choice.options], device)
+        scale = float(towers.scale)
+    arrays = {
+        "ids": np.asarray([row.id for row in rows]),
+        "answers": np.asarray([choice.answer for choice in choices], dtype=np.int64),
+        "options": np.asarray([len(choice.options) for choice in choices], dtype=np.int64),
+        "text": text,
+        "video": merge_rows(unit(views.values["video"]), views.sample, len(rows)).astype(np.float32),
+        "scale": np.asarray(scale),
+    }
+    protocol = {**describe(model, model_name, manifest, clips), "merge": "mean of unit vectors"}
+    return Table(NAME, arrays, protocol, views.coverage)
+
+
+def scores(table: Table) -> np.ndarray:
+    """(N, most options) scaled cosines; places beyond a row's own options are below every score."""
+    options = table["options"]
+    place = np.arange(options.max())[None] < options[:, None]
+    text = np.zeros((*place.shape, table["text"].shape[1]))
+    text[place] = table["text"]
+    scale = float(table["scale"])
+    # A finite floor below every cosine, so that the ranking refuses NaN but takes rows of different length.
+    result: np.ndarray = np.where(place, choice_scores(table["video"], text, scale), -2 * abs(scale) - 1)
+    return result
+
+
+def score(table: Table) -> Result:
+    """accuracy with its interval; the protocol tells the accuracy of guessing."""
+    figures = Figures()
+    hits = top_k_hits(scores(table), table["answers"], 1)
+    figures.add("accuracy", hits.mean(), bootstrap.interval(bootstrap.mean(hits), len(hits), **BOOTSTRAP))
+    return figures.result(table, chance_accuracy=float((1 / table["options"]).mean()))

@@ -1,0 +1,140 @@
+"""What a task needs from models, loaders and tokenizers, and the record of how a figure was measured.
+
+A figure without its protocol says nothing: two recalls differ by frames, views, crops, post-processing, split, weights.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Literal, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from internvideo.data.batch import Batch
+from internvideo.data.manifest import Manifest
+from internvideo.data.sampling import FrameSampler
+from internvideo.errors import RecipeError
+
+
+@dataclass(frozen=True)
+class ClipProtocol:
+    """How a video becomes clips; `predict` checks it against what the loader really yields.
+
+    Attributes:
+        frames: T of a clip.
+        size: S, pixels of a side.
+        views: clips at different times of a video; crops: clips at different places of each of them.
+        sampling: rule of the frame indices, in words or a class name.
+        precision: numbers the model computes in.
+    """
+
+    frames: int
+    size: int
+    views: int = 1
+    crops: int = 1
+    sampling: str = ""
+    precision: Literal["float32", "bfloat16"] = "float32"
+
+    @property
+    def clips(self) -> int:
+        """Clips of one video."""
+        return self.views * self.crops
+
+
+class ViewTransform(Protocol):
+    """What `clip_protocol` reads of an evaluation transform."""
+
+    @property
+    def size(self) -> int:
+        """S."""
+
+    @property
+    def crops(self) -> int:
+        """Clips at different places."""
+
+
+def clip_protocol(
+    sampler: FrameSampler, transform: ViewTransform, precision: Literal["float32", "bfloat16"] = "float32"
+) -> ClipProtocol:
+    """The protocol of a loader made from this sampler and transform."""
+    views = len(sampler.test(16 * sampler.frames))
+    return ClipProtocol(sampler.frames, transform.size, views, transform.crops, repr(sampler), precision)
+
+
+class ClipSource(Protocol):
+    """An evaluation loader: all clips of all readable videos, once each."""
+
+    @property
+    def unreadable(self) -> Sequence[tuple[str, Any, str]]:
+        """(id, path, reason) of every video that gave no clip; complete after the iteration."""
+
+    def __iter__(self) -> Iterator[tuple[Batch, NDArray[Any]]]:
+        """Batches with the (B,) number 0..views*crops-1 of each clip."""
+
+
+class VideoTextModel(Protocol):
+    """Two towers in one joint space; features need not have length one."""
+
+    def normalise(self, video: Tensor) -> Tensor:
+        """uint8 (B, 3, T, S, S) -> float."""
+
+    def encode_video(self, video: Tensor) -> Tensor:
+        """Normalised (B, 3, T, S, S) -> (B, E)."""
+
+    def encode_text(self, tokens: Tensor) -> Tensor:
+        """Ids (B, L) -> (B, E)."""
+
+    @property
+    def scale(self) -> Tensor:
+        """Factor of the cosines, about 100."""
+
+
+class TextEncoder(Protocol):
+    """A tokenizer."""
+
+    def encode(self, texts: str | Sequence[str]) -> Tensor:
+        """Texts -> (B, L) ids."""
+
+
+def weights_hash(weights: nn.Module | Mapping[str, Tensor]) -> str:
+    """sha256 over name, dtype, shape and bytes of all tensors in sorted order of their names, 64 hex digits."""
+    state = weights.state_dict() if isinstance(weights, nn.Module) else weights
+    digest = hashlib.sha256()
+    for name in sorted(state):
+        tensor = state[name].detach().cpu().contiguous()
+        digest.update(f"{name}\0{tensor.dtype}\0{tuple(tensor.shape)}\0".encode())
+        # Bytes, because NumPy has no bfloat16; a tensor without dimensions cannot be viewed as bytes.
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def describe(
+    weights: nn.Module | Mapping[str, Tensor], model_name: str, manifest: Manifest, clips: ClipProtocol
+) -> dict[str, Any]:
+    """The part of the protocol that every task shares, ready for JSON."""
+    return {
+        "model": model_name,
+        "weights_sha256": weights_hash(weights),
+        "split_sha256": manifest.fingerprint,
+        "splits": sorted({row.split for row in manifest.rows if row.split is not None}),
+        "source": str(manifest.source),
+        **asdict(clips),
+    }
+
+
+def check_labels(manifest: Manifest) -> NDArray[np.int64]:
+    """(N,) class indices. Raises RecipeError when a row has none: it could not be scored."""
+    missing = [row.id for row in manifest.rows if row.label is None]
+    if missing:
+        raise RecipeError(
+            manifest.source,
+            f"{len(missing)} of {len(manifest.rows)} rows have no label, first '{missing[0]}'",
+            "",
+            "give every row a label or choose a split that has them",
+        )
+    return np.asarray([row.label for row in manifest.rows], dtype=np.int64)

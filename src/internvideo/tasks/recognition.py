@@ -1,0 +1,273 @@
+"""Recognition: class scores of every view; top-1, top-5 and mean class accuracy, one view and all views (spec 1)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal, Protocol, cast
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from internvideo.data.manifest import Manifest
+from internvideo.data.sample import Sample
+from internvideo.errors import RecipeError, RunError
+from internvideo.metrics import bootstrap
+from internvideo.metrics.classification import mean_class_accuracy, merge_views, top_k_hits
+from internvideo.tasks.protocol import ClipProtocol, ClipSource, check_labels, describe
+from internvideo.tasks.table import BOOTSTRAP, Figures, Result, Table
+from internvideo.tasks.views import evaluating, run_clips
+
+NAME = "recognition"
+COLUMN = "logits"
+"""Name of the column when the model gives one."""
+
+Scorer = Callable[[Tensor], Mapping[str, Tensor]]
+Floats = NDArray[np.floating[Any]]
+Ints = NDArray[np.int64]
+
+
+class Classifier(Protocol):
+    """A video classifier."""
+
+    def normalise(self, video: Tensor) -> Tensor:
+        """uint8 (B, 3, T, S, S) -> float."""
+
+    def __call__(self, video: Tensor) -> Tensor:
+        """Normalised -> (B, C) logits."""
+
+
+class TwoEncoders(Protocol):
+    """A cross-model interaction: its output has `masked`, `multimodal` and `fused` logits (B, C)."""
+
+    @property
+    def masked(self) -> Any:
+        """The masked encoder with `normalise`."""
+
+    @property
+    def multimodal(self) -> Any:
+        """The multimodal encoder with `normalise`."""
+
+    def __call__(self, masked_video: Tensor, multimodal_video: Tensor) -> Any:
+        """Both normalised clips -> the three scores."""
+
+
+def classifier_scorer(model: nn.Module) -> Scorer:
+    """uint8 clips -> {"logits"}."""
+    classifier = cast("Classifier", model)
+    return lambda video: {COLUMN: classifier(classifier.normalise(video))}
+
+
+def interaction_scorer(model: nn.Module, frame_step: int) -> Scorer:
+    """uint8 clips -> {"masked", "multimodal", "fused"}; the multimodal encoder sees every `frame_step`-th frame."""
+    both = cast("TwoEncoders", model)
+
+    def score_clips(video: Tensor) -> dict[str, Tensor]:
+        output = both(both.masked.normalise(video), both.multimodal.normalise(video[:, :, ::frame_step]))
+        return {"masked": output.masked, "multimodal": output.multimodal, "fused": output.fused}
+
+    return score_clips
+
+
+def predict(
+    model: nn.Module,
+    scorer: Scorer,
+    source: ClipSource,
+    manifest: Manifest,
+    clips: ClipProtocol,
+    device: torch.device,
+    *,
+    model_name: str = "",
+    subsets: Mapping[str, Callable[[Sample], bool]] | None = None,
+) -> Table:
+    """Score every view of every video.
+
+    Args:
+        model: for its weights' hash and its evaluation mode; on `device`.
+        scorer: uint8 clips -> named logits; see `classifier_scorer` and `interaction_scorer`.
+        source: loader over `manifest`. manifest: labelled rows. clips: how videos become clips.
+        device: where the model is.
+        model_name: for the protocol.
+        subsets: named conditions on a row, whose accuracy is reported too (e.g. time-directed classes).
+
+    Returns:
+        ids (N,), labels (N,), sample (R,), view (R,), logits:NAME (R, C) and subset:NAME (N,) of the videos read.
+
+    Raises:
+        RecipeError: a row without label, or a model with another number of classes.
+        RunError: see `run_clips`.
+    """
+    labels = check_labels(manifest)
+
+    def checked(video: Tensor) -> Mapping[str, Tensor]:
+        outputs = scorer(video)
+        for name, logits in outputs.items():
+            if logits.shape[1:] != (len(manifest.classes),):
+                raise RecipeError(
+                    model_name or "model",
+                    f"{name} scores {logits.shape[-1]} classes, the manifest has {len(manifest.classes)}",
+                    "",
+                    "use weights trained on these classes, or the manifest's classes.txt of the training",
+                )
+        return outputs
+
+    with evaluating(model, device, clips.precision):
+        views = run_clips(checked, source, manifest, clips, device, NAME)
+    rows = [manifest.rows[index] for index in views.read]
+    arrays: dict[str, NDArray[Any]] = {
+        "ids": np.asarray([row.id for row in rows]),
+        "labels": labels[views.read],
+        "sample": views.sample,
+        "view": views.view,
+        **{f"logits:{name}": values for name, values in views.values.items()},
+        **{f"subset:{name}": np.asarray([holds(row) for row in rows]) for name, holds in (subsets or {}).items()},
+    }
+    return Table(
+        NAME, arrays, {**describe(model, model_name, manifest, clips), "merge": "softmax mean"}, views.coverage
+    )
+
+
+def columns(table: Table) -> list[str]:
+    """Names of the score columns."""
+    return [name.removeprefix("logits:") for name in table.arrays if name.startswith("logits:")]
+
+
+def probabilities(table: Table, column: str | None = None) -> Floats:
+    """(N, C) merged over views; the only column when none is named. RunError for a column that is not there."""
+    names = columns(table)
+    if column is None and len(names) != 1:
+        raise RunError("table", f"{len(names)} score columns", ", ".join(names), "name one")
+    logits = table[f"logits:{column or names[0]}"]
+    return merge_views(logits, table["sample"], len(table["ids"]), weight=table.arrays.get("weight"))
+
+
+def score(table: Table) -> Result:
+    """top1, top5 and mean_class of every column with intervals.
+
+    Names are FIGURE, with several columns COLUMN.FIGURE; a subset adds _SUBSET; top1_one_view is the middle view alone,
+    beside the merged one, and stands where there are several views.
+    """
+    figures = Figures()
+    names = columns(table)
+    labels, several = table["labels"], len(names) > 1
+    for name in names:
+        prefix = f"{name}." if several else ""
+        merged = probabilities(table, name)
+        _add(figures, prefix, merged, labels)
+        for subset in sorted(key for key in table.arrays if key.startswith("subset:")):
+            inside = table[subset]
+            if inside.any():
+                hits = top_k_hits(merged[inside], labels[inside], 1)
+                figures.add(f"{prefix}top1_{subset.removeprefix('subset:')}", hits.mean(), _mean_interval(hits))
+        one = _one_view(table, name)
+        if one is not None:
+            hits = top_k_hits(one, labels, 1)
+            figures.add(f"{prefix}top1_one_view", hits.mean(), _mean_interval(hits))
+    return figures.result(table)
+
+
+def _add(figures: Figures, prefix: str, merged: Floats, labels: Ints) -> None:
+    for k in (1, 5):
+        if k == 1 or merged.shape[1] > k:
+            hits = top_k_hits(merged, labels, k)
+            figures.add(f"{prefix}top{k}", hits.mean(), _mean_interval(hits))
+    predicted = merged.argmax(axis=1)
+    spread = bootstrap.interval(bootstrap.class_mean(predicted == labels, labels), len(labels), **BOOTSTRAP)
+    figures.add(f"{prefix}mean_class", mean_class_accuracy(predicted, labels), spread)
+
+
+def _mean_interval(hits: NDArray[Any]) -> NDArray[np.float64]:
+    return bootstrap.interval(bootstrap.mean(hits), len(hits), **BOOTSTRAP)
+
+
+def _one_view(table: Table, column: str) -> Floats | None:
+    """(N, C) logits of the middle view, None where there is only one view or an ensemble of several models."""
+    view = table["view"]
+    clips = int(view.max()) + 1
+    chosen = view == clips // 2
+    if clips == 1 or "weight" in table.arrays or chosen.sum() != len(table["ids"]):
+        return None
+    order = np.argsort(table["sample"][chosen])
+    logits: Floats = table[f"logits:{column}"][chosen][order]
+    return logits
+
+
+def ensemble(
+    tables: Sequence[Table],
+    *,
+    columns_of: Sequence[str] | None = None,
+    rule: Literal["per_model", "pooled"] = "per_model",
+    weights: Sequence[float] | None = None,
+) -> Table:
+    """Join the scores of several models on one split (spec 1.5): a table that `score` reads like any other.
+
+    Args:
+        tables: of `predict`, of the same split; only videos that every model read enter.
+        columns_of: which column of each table; the only one when not given.
+        rule: `per_model` weighs models equally (or by `weights`), `pooled` weighs views equally (as released).
+        weights: above 0, one a model, for `per_model`.
+
+    Raises:
+        RunError: tables of different splits or class counts.
+    """
+    chosen = columns_of or [columns(table)[0] for table in tables]
+    share = [1.0] * len(tables) if weights is None else list(weights)
+    if not tables or len(chosen) != len(tables) or len(share) != len(tables) or min(share) <= 0:
+        raise ValueError("an ensemble needs tables, and for each one column and one weight above 0")
+    splits = sorted({str(table.protocol["split_sha256"]) for table in tables})
+    if len(splits) != 1:
+        raise RunError("ensemble", f"tables of {len(splits)} splits ({', '.join(splits)})", "one split")
+    common = set.intersection(*(set(table["ids"].tolist()) for table in tables))
+    shared = [name for name in tables[0]["ids"].tolist() if name in common]
+    if not shared:
+        raise RunError("ensemble", "no video that every model read", "", "evaluate on one readable split")
+    place = {name: index for index, name in enumerate(shared)}
+    logits, sample, view, weight = [], [], [], []
+    for table, column, amount in zip(tables, chosen, share, strict=True):
+        where = np.asarray([place.get(name, -1) for name in table["ids"].tolist()])[table["sample"]]
+        rows = where >= 0
+        counts = np.bincount(where[rows], minlength=len(shared))
+        logits.append(table[f"logits:{column}"][rows])
+        sample.append(where[rows])
+        view.append(table["view"][rows])
+        weight.append(amount / counts[where[rows]] if rule == "per_model" else np.ones(rows.sum()))
+    if len({part.shape[1] for part in logits}) != 1:
+        raise RunError("ensemble", f"class counts {[part.shape[1] for part in logits]}", "equal counts")
+    first = np.isin(tables[0]["ids"], shared)
+    arrays: dict[str, NDArray[Any]] = {
+        "ids": np.asarray(shared),
+        "labels": tables[0]["labels"][first],
+        "sample": np.concatenate(sample),
+        "view": np.concatenate(view),
+        "weight": np.concatenate(weight),
+        f"logits:{COLUMN}": np.concatenate(logits),
+        **{name: tables[0][name][first] for name in tables[0].arrays if name.startswith("subset:")},
+    }
+    members = [{**table.protocol, "column": column} for table, column in zip(tables, chosen, strict=True)]
+    lost = {entry["id"]: entry for table in tables for entry in table.coverage["unreadable"]}
+    coverage = {
+        "asked": tables[0].coverage["asked"],
+        "read": len(shared),
+        "unreadable": [lost[name] for name in sorted(lost)],
+    }
+    protocol = {"members": members, "ensemble": rule, "weights": share, "split_sha256": members[0]["split_sha256"]}
+    return Table(NAME, arrays, {**protocol, "merge": "softmax mean"}, coverage)
+
+
+def difference(first: Table, second: Table) -> dict[str, Any]:
+    """Paired top-1 difference first - second of two one-column tables, with its interval.
+
+    Videos are paired by id; only those that both read enter. The pairing makes the interval much narrower than those
+    of the two figures. Returns {"top1", "interval", "videos"}.
+    """
+    hits = []
+    shared = sorted(set(first["ids"].tolist()) & set(second["ids"].tolist()))
+    if not shared:
+        raise RunError("difference", "no video in both tables", "", "evaluate both on one split")
+    for table in (first, second):
+        place = {name: index for index, name in enumerate(table["ids"].tolist())}
+        rows = np.asarray([place[name] for name in shared])
+        hits.append(top_k_hits(probabilities(table)[rows], table["labels"][rows], 1).astype(float))
+    gap = hits[0] - hits[1]
+    return {"top1": float(gap.mean()), "interval": _mean_interval(gap).tolist(), "videos": len(shared)}

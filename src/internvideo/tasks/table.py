@@ -1,0 +1,168 @@
+"""Table: what a model said about a split, saved once; figures come from it without model or video."""
+
+from __future__ import annotations
+
+import json
+import os
+import zipfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypedDict
+
+import numpy as np
+from numpy.typing import NDArray
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table as RichTable
+
+from internvideo.errors import RunError
+from internvideo.storage import atomic_path, write_text
+
+FORMAT = 1
+_ABOUT = "about.json"  # its entry in the file; arrays are named without a dot
+
+
+class _Bootstrap(TypedDict):
+    draws: int
+    level: float
+    seed: int
+
+
+BOOTSTRAP: _Bootstrap = {"draws": 1000, "level": 0.95, "seed": 0}
+"""How every interval of every task is drawn."""
+
+
+@dataclass(frozen=True)
+class Table:
+    """Predictions of one model on one split.
+
+    Attributes:
+        task: which task's `score` reads it.
+        arrays: named arrays; the task says which.
+        protocol: how the predictions were made, plain JSON values.
+        coverage: {"asked": int, "read": int, "unreadable": [{"id", "path", "reason"}]}.
+    """
+
+    task: str
+    arrays: Mapping[str, NDArray[Any]]
+    protocol: Mapping[str, Any]
+    coverage: Mapping[str, Any]
+
+    def save(self, path: str | os.PathLike[str]) -> Path:
+        """Write one .npz file atomically; the same table gives the same bytes. Raises RunError (a full disk ...)."""
+        final = Path(path)
+        if final.suffix != ".npz":
+            final = final.with_name(final.name + ".npz")
+        about = {"format": FORMAT, "task": self.task, "protocol": self.protocol, "coverage": self.coverage}
+        text = np.frombuffer(json.dumps(about, ensure_ascii=False, sort_keys=True).encode(), dtype=np.uint8)
+        with atomic_path(final) as temporary:
+            np.savez(temporary, **{_ABOUT: text}, **self.arrays)  # type: ignore[arg-type]  # its stub takes the bool option
+        return final
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Table:
+        """Read a saved table.
+
+        Raises:
+            RunError: no such file, or not a whole table of this program.
+        """
+        file = Path(path)
+        if not file.is_file():
+            raise RunError(file, "no such file", "a table written by `internvideo evaluate`", "check the path")
+        try:
+            # Opened here, because numpy leaves the file open when its content is torn.
+            with file.open("rb") as handle, np.load(handle, allow_pickle=False) as stored:
+                arrays = {name: stored[name] for name in stored.files}
+            about = json.loads(arrays.pop(_ABOUT).tobytes())
+            found = about["format"]
+            table = cls(about["task"], arrays, about["protocol"], about["coverage"])
+        except (OSError, ValueError, KeyError, TypeError, EOFError, AttributeError, zipfile.BadZipFile) as error:
+            raise RunError(
+                file, f"not a whole table ({error})", "a table written by `internvideo evaluate`", "evaluate again"
+            ) from error
+        if found != FORMAT:
+            raise RunError(file, f"table format {found}", f"format {FORMAT}", "evaluate again with this version")
+        return table
+
+    def __getitem__(self, name: str) -> NDArray[Any]:
+        """The array of that name. Raises RunError when the table has none."""
+        if name not in self.arrays:
+            raise RunError(f"table of {self.task}", f"no array '{name}'", ", ".join(self.arrays), "evaluate again")
+        return self.arrays[name]
+
+
+class Result(TypedDict):
+    """Figures with everything needed to believe them; plain JSON values.
+
+    figures are fractions in 0..1, except ranks; intervals are the 95 % bootstrap bounds of the figures of that name.
+    """
+
+    task: str
+    figures: dict[str, float]
+    intervals: dict[str, list[float]]
+    protocol: dict[str, Any]
+    coverage: dict[str, Any]
+
+
+class Figures:
+    """Collects figures with their intervals while a task scores."""
+
+    def __init__(self) -> None:
+        self.figures: dict[str, float] = {}
+        self.intervals: dict[str, list[float]] = {}
+
+    def add(self, name: str, value: float, bounds: NDArray[np.float64] | None = None) -> None:
+        """One figure and, where it has one, its (2,) interval."""
+        self.figures[name] = float(value)
+        if bounds is not None:
+            self.intervals[name] = [float(bounds[0]), float(bounds[1])]
+
+    def result(self, table: Table, **more: object) -> Result:
+        """The result of a table; `more` is added to its protocol."""
+        protocol = {**table.protocol, "bootstrap": {**BOOTSTRAP, "method": "percentile"}, **more}
+        return {
+            "task": table.task,
+            "figures": self.figures,
+            "intervals": self.intervals,
+            "protocol": protocol,
+            "coverage": dict(table.coverage),
+        }
+
+
+def save_result(result: Result, path: str | os.PathLike[str]) -> None:
+    """Write a result as JSON, atomically. Raises RunError."""
+    write_text(path, json.dumps(result, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def print_result(result: Result, console: Console | None = None) -> None:
+    """Show figures, intervals, coverage and protocol on the terminal."""
+    out = console or Console()
+    grid = RichTable(title=result["task"].replace("_", " "), title_justify="left")
+    grid.add_column("figure")
+    grid.add_column("value", justify="right")
+    grid.add_column("95 % interval", justify="right")
+    for name, value in result["figures"].items():
+        bounds = result["intervals"].get(name)
+        shown = "" if bounds is None else f"{_shown(name, bounds[0])} to {_shown(name, bounds[1])}"
+        grid.add_row(escape(name), _shown(name, value), shown)
+    out.print(grid)
+    coverage = result["coverage"]
+    out.print(f"videos read: {coverage['read']} of {coverage['asked']}", highlight=False)
+    for lost in coverage["unreadable"]:
+        out.print(escape(f"  unreadable: {lost['id']} ({lost['path']}): {lost['reason']}"), highlight=False)
+    facts = ", ".join(f"{key} {_fact(value)}" for key, value in result["protocol"].items() if value not in ("", None))
+    out.print(escape(f"protocol: {facts}"), highlight=False)
+
+
+def _shown(name: str, value: float) -> str:
+    return f"{value:.2f}" if "rank" in name else f"{100 * value:.2f} %"
+
+
+def _fact(value: object) -> str:
+    if isinstance(value, Mapping):
+        return "(" + ", ".join(f"{key} {inner}" for key, inner in value.items()) + ")"
+    if isinstance(value, list | tuple):
+        return f"{len(value)} entries" if len(value) > 4 else "/".join(str(entry) for entry in value)
+    text = str(value)
+    return text[:16] if len(text) == 64 and text.isalnum() else text

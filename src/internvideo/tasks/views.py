@@ -1,0 +1,161 @@
+"""Run a model over every clip of a split and keep one row a clip; texts in batches."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from internvideo.data.batch import Batch
+from internvideo.data.manifest import Manifest
+from internvideo.errors import RunError
+from internvideo.tasks.protocol import ClipProtocol, ClipSource, TextEncoder, VideoTextModel
+
+TEXTS_AT_ONCE = 256
+
+Floats = NDArray[np.float32]
+Ints = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Views:
+    """One row a clip.
+
+    Attributes:
+        values: of each named output (R, ...) float32.
+        sample: (R,) index of the row's video among those read; view: (R,) number of the clip.
+        read: (N,) index in the manifest of each video read, ascending.
+        coverage: see `Table`.
+    """
+
+    values: dict[str, Floats]
+    sample: Ints
+    view: Ints
+    read: Ints
+    coverage: dict[str, Any]
+
+
+@contextmanager
+def evaluating(model: object, device: torch.device, precision: str) -> Iterator[None]:
+    """Evaluation mode without gradients in the given precision; the training mode comes back afterwards."""
+    module = model if isinstance(model, nn.Module) else None
+    was_training = {part: part.training for part in module.modules()} if module is not None else {}
+    if module is not None:
+        module.eval()
+    try:
+        with torch.inference_mode(), torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16"):
+            yield
+    finally:
+        for part, training in was_training.items():
+            part.training = training
+
+
+def run_clips(
+    function: Callable[[Tensor], Mapping[str, Tensor]],
+    source: ClipSource,
+    manifest: Manifest,
+    clips: ClipProtocol,
+    device: torch.device,
+    title: str,
+) -> Views:
+    """Apply `function` to every clip.
+
+    Args:
+        function: uint8 (B, 3, T, S, S) on `device` -> named outputs (B, ...).
+        source: loader over `manifest`.
+        manifest: the split that was asked for.
+        clips: what every clip and video must look like.
+        device: where the model is.
+        title: shown beside the progress.
+
+    Raises:
+        RunError: clips missing, doubled, unknown or of another form than `clips` says, an output that is not finite,
+            or no video readable at all.
+    """
+    place = {row.id: index for index, row in enumerate(manifest.rows)}
+    where, view = [], []
+    values: dict[str, list[Floats]] = {}
+    with tqdm(total=len(place) * clips.clips, desc=title, unit="clip", leave=False, disable=None) as bar:
+        for batch, numbers in source:
+            _check_form(batch, clips, place)
+            for name, output in function(batch.to(device).video).items():
+                values.setdefault(name, []).append(_finite(output, name, batch))
+            where.append(np.asarray([place[name] for name in batch.ids], dtype=np.int64))
+            view.append(np.asarray(numbers, dtype=np.int64))
+            bar.update(len(batch))
+    lost = {name: {"id": name, "path": str(path), "reason": str(reason)} for name, path, reason in source.unreadable}
+    if not where or len(lost) == len(place):
+        reason = next(iter(lost.values()))["reason"] if lost else "the loader gave no clip"
+        raise RunError(manifest.source, f"none of {len(place)} videos could be read ({reason})", "", "check the files")
+    rows, views = np.concatenate(where), np.concatenate(view)
+    # A video that broke after some of its views is unreadable as a whole: it is never scored on fewer views.
+    kept = ~np.isin(rows, [place[name] for name in lost if name in place])
+    rows, views = rows[kept], views[kept]
+    read = np.asarray([index for name, index in place.items() if name not in lost], dtype=np.int64)
+    _check_complete(rows, views, read, manifest, clips)
+    return Views(
+        {name: np.concatenate(parts)[kept] for name, parts in values.items()},
+        np.searchsorted(read, rows).astype(np.int64),
+        views,
+        read,
+        {"asked": len(place), "read": len(read), "unreadable": [lost[name] for name in sorted(lost)]},
+    )
+
+
+def _check_form(batch: Batch, clips: ClipProtocol, place: Mapping[str, int]) -> None:
+    frames, side = batch.video.shape[2], tuple(batch.video.shape[3:])
+    if frames != clips.frames or side != (clips.size, clips.size):
+        raise RunError(
+            "protocol",
+            f"clips of {frames} frames at {side[0]}x{side[1]}",
+            f"{clips.frames} frames at {clips.size}x{clips.size}, as the protocol states",
+        )
+    unknown = [name for name in batch.ids if name not in place]
+    if unknown:
+        raise RunError(
+            "loader", f"clip of '{unknown[0]}', which is not in the manifest", "", "use one manifest for both"
+        )
+
+
+def _finite(output: Tensor, name: str, batch: Batch) -> Floats:
+    array: Floats = output.detach().float().cpu().numpy()
+    bad = ~np.isfinite(array.reshape(len(batch), -1)).all(axis=1)
+    if bad.any():
+        ids = ", ".join(batch.ids[index] for index in np.flatnonzero(bad)[:5])
+        raise RunError("model", f"{name} is NaN or infinite for {ids}", "finite numbers", "check the weights")
+    return array
+
+
+def _check_complete(rows: Ints, views: Ints, read: Ints, manifest: Manifest, clips: ClipProtocol) -> None:
+    outside = (views < 0) | (views >= clips.clips)
+    seen = np.bincount(rows * clips.clips + np.where(outside, 0, views), minlength=len(manifest.rows) * clips.clips)
+    wrong = np.flatnonzero((seen.reshape(-1, clips.clips)[read] != 1).any(axis=1))
+    if outside.any() or len(wrong):
+        name = manifest.rows[int(rows[outside][0] if outside.any() else read[wrong[0]])].id
+        found = np.sort(views[rows == [row.id for row in manifest.rows].index(name)]).tolist()
+        raise RunError("loader", f"clips {found} of '{name}'", f"each of 0..{clips.clips - 1} once")
+
+
+def run_texts(model: VideoTextModel, tokenizer: TextEncoder, texts: Sequence[str], device: torch.device) -> Floats:
+    """Features of texts, (Q, E) float32, not of length one. TextError from the tokenizer for an empty text."""
+    parts = []
+    for start in range(0, len(texts), TEXTS_AT_ONCE):
+        tokens = tokenizer.encode(list(texts[start : start + TEXTS_AT_ONCE])).to(device)
+        parts.append(model.encode_text(tokens).float().cpu().numpy())
+    features: Floats = np.concatenate(parts)
+    if not np.isfinite(features).all():
+        bad = int(np.flatnonzero(~np.isfinite(features).all(axis=1))[0])
+        raise RunError("model", f"text feature of {texts[bad]!r} is NaN or infinite", "", "check the weights")
+    return features
+
+
+def video_function(model: VideoTextModel) -> Callable[[Tensor], Mapping[str, Tensor]]:
+    """uint8 clips -> {"video": features}."""
+    return lambda video: {"video": model.encode_video(model.normalise(video))}
