@@ -1,0 +1,246 @@
+"""Cross-model attention: two frozen video encoders exchange features through gated cross-attention.
+
+The masked encoder's tokens read mid-level tokens of the multimodal encoder; at the end the multimodal encoder's query
+token reads the masked encoder's tokens; a learned linear combination joins the two scores. With all gates at zero both
+encoders answer exactly as they do alone.
+
+Shapes: B batch, S stages n, D widths, C classes. Source: spec/models.md G (the published code has no such module).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from internvideo.models.block import Block, BlockConfig
+from internvideo.models.uniformerv2 import ClassHead, UniFormerV2, UniFormerV2Config
+from internvideo.models.videomae import VideoMAEClassifier, VideoMAEConfig, run_blocks
+
+EPS = 1e-5
+
+
+@dataclass(frozen=True)
+class CrossModelConfig:
+    """Options of the interaction.
+
+    Attributes:
+        direction: "paper" (into the masked encoder at every stage but the last, into the query token at the last) or
+            "both" (also into the query token at every other stage).
+        fusion: "scalar" (one share), "per_class" (a share per class), "free" (two weights, .5 + f each).
+        head_dropout: in front of both classifiers.
+    """
+
+    direction: Literal["paper", "both"] = "paper"
+    fusion: Literal["scalar", "per_class", "free"] = "scalar"
+    head_dropout: float = 0.9
+
+    def __post_init__(self) -> None:
+        if self.direction not in ("paper", "both") or self.fusion not in ("scalar", "per_class", "free"):
+            raise ValueError(
+                f"direction {self.direction!r}: paper or both; fusion {self.fusion!r}: scalar, per_class, free"
+            )
+
+
+@dataclass(frozen=True)
+class CrossModelOutput:
+    """Logits (B, C): of the masked encoder, of the multimodal encoder, and joined."""
+
+    masked: Tensor
+    multimodal: Tensor
+    fused: Tensor
+
+
+class ScoreFusion(nn.Module):
+    """Linear combination of two scores that starts as their mean (G.4)."""
+
+    def __init__(self, kind: Literal["scalar", "per_class", "free"], classes: int) -> None:
+        super().__init__()
+        self.kind = kind
+        shape = {"scalar": (), "per_class": (classes,), "free": (2,)}[kind]
+        self.weight = nn.Parameter(torch.zeros(shape))
+
+    def shares(self) -> tuple[Tensor, Tensor]:
+        """Factors of the first and the second score: scalars or (C,)."""
+        if self.kind == "free":
+            return 0.5 + self.weight[0], 0.5 + self.weight[1]
+        share = torch.sigmoid(self.weight)
+        return share, 1 - share
+
+    def forward(self, masked: Tensor, multimodal: Tensor) -> Tensor:
+        """(B, C), (B, C) -> (B, C)."""
+        first, second = self.shares()
+        return first * masked + second * multimodal
+
+
+def cross_attention_block(width: int, heads: int, context_width: int) -> Block:
+    """One gated cross-attention module, initialised so that with open gates every part learns (G.3)."""
+    block = Block(
+        BlockConfig(
+            width=width,
+            heads=heads,
+            hidden=4 * width,
+            activation="gelu",
+            eps=EPS,
+            context="separate",
+            context_width=context_width,
+            gated=True,
+        )
+    )
+    for name, parameter in block.named_parameters():
+        if name in {"attn.q.weight", "attn.k.weight", "attn.v.weight", "mlp.fc1.weight"}:
+            nn.init.xavier_uniform_(parameter)
+        elif name in {"attn.out.weight", "mlp.fc2.weight"}:
+            # Not zero: with the gate at zero as well neither would ever get a gradient.
+            nn.init.normal_(parameter, std=0.02)
+        elif name.startswith(("attn.", "mlp.")):
+            nn.init.zeros_(parameter)
+    return block
+
+
+def placements(global_layers: tuple[int, ...], multimodal_depth: int, masked_depth: int) -> tuple[int, ...]:
+    """Number of masked layers before the module of each stage but the last: proportional depth (G.2)."""
+    return tuple(-(-(layer + 1) * masked_depth // multimodal_depth) for layer in global_layers[:-1])
+
+
+class CrossModel(nn.Module):
+    """The interaction of a masked encoder and a multimodal encoder, both frozen but for their classifiers.
+
+    Args:
+        masked: the masked encoder with a head.
+        multimodal: the multimodal encoder with a head of as many classes.
+        config: options.
+
+    Raises:
+        ValueError: a missing head or different numbers of classes.
+
+    Attributes:
+        cma: one module a stage; all but the last update the masked encoder's tokens, the last the query token.
+        cma_both: the further modules of direction "both", stage by stage, all updating the query token.
+        checkpointing: compute the masked encoder's activations again in the backward pass.
+    """
+
+    def __init__(self, masked: VideoMAEClassifier, multimodal: UniFormerV2, config: CrossModelConfig) -> None:
+        super().__init__()
+        classes = multimodal.config.classes
+        if not classes or masked.config.classes != classes:
+            raise ValueError(
+                f"the masked encoder has {masked.config.classes} classes and the multimodal encoder {classes}; "
+                "both need a head of the same classes"
+            )
+        self.config = config
+        self.masked = masked
+        self.multimodal = multimodal
+        self.checkpointing = False
+        wide, deep = multimodal.config, masked.config
+        self.placements = placements(wide.global_layers, wide.depth, deep.depth)
+        query_heads = wide.global_heads or wide.heads
+        into_masked = [cross_attention_block(deep.width, deep.heads, wide.width) for _ in self.placements]
+        into_query = [
+            cross_attention_block(wide.width, query_heads, deep.width)
+            for _ in range(len(wide.global_layers) if config.direction == "both" else 1)
+        ]
+        self.cma = nn.ModuleList([*into_masked, into_query[-1]])
+        self.cma_both = nn.ModuleList(into_query[:-1])
+        self.fuse = ScoreFusion(config.fusion, classes)
+        self.dropout = nn.Dropout(config.head_dropout)
+        self.freeze()
+
+    @property
+    def trainable_names(self) -> tuple[str, ...]:
+        """Names of the parameters that learn (G.5), in the order of `named_parameters`."""
+        learning = ("cma.", "cma_both.", "fuse.", "masked.head.", "multimodal.proj.")
+        return tuple(n for n, _ in self.named_parameters() if n.startswith(learning) or n == "multimodal.query")
+
+    def freeze(self) -> None:
+        """Let only `trainable_names` learn and hold the encoders in evaluation mode."""
+        learning = set(self.trainable_names)
+        for name, parameter in self.named_parameters():
+            parameter.requires_grad_(name in learning)
+        self.train(self.training)
+
+    def train(self, mode: bool = True) -> CrossModel:
+        """Training mode of the new modules only: the encoders never drop paths nor move running statistics."""
+        super().train(mode)
+        self.masked.eval()
+        self.multimodal.eval()
+        return self
+
+    def _masked_layers(self, x: Tensor, first: int, last: int) -> Tensor:
+        """Masked layers first..last-1; before the first module nothing learns, so nothing is stored there."""
+        with torch.set_grad_enabled(torch.is_grad_enabled() and first > 0):
+            return run_blocks(self.masked.blocks[first:last], x, self.checkpointing)
+
+    def forward(self, masked_video: Tensor, multimodal_video: Tensor) -> CrossModelOutput:
+        """Both scores and their combination.
+
+        Args:
+            masked_video: (B, 3, T, S, S), normalised for the masked encoder.
+            multimodal_video: (B, 3, T', S', S'), normalised for the multimodal encoder.
+        """
+        with torch.no_grad():
+            stages, last = self.multimodal.backbone(multimodal_video)
+            x = self.masked.embed(masked_video)
+        batch, frames = last.shape[:2]
+        query = self.multimodal.query.expand(batch, -1, -1)
+        done, ends = 0, (*self.placements, self.masked.config.depth)
+        for stage, (tokens, end) in enumerate(zip(stages, ends, strict=True)):
+            query = self.multimodal.read(stage, query, tokens, frames)
+            x, done = self._masked_layers(x, done, end), end
+            if stage < len(self.placements):
+                x = self.cma[stage](x, tokens)
+                if len(self.cma_both):
+                    query = self.cma_both[stage](query, x)
+        query = self.cma[-1](query, x)
+        feature = self.multimodal.fuse(query, last[:, :, 0].mean(dim=1))
+        masked = self.masked.head(self.dropout(self.masked.pool(x)))
+        multimodal = self._multimodal_head(feature)
+        return CrossModelOutput(masked, multimodal, self.fuse(masked, multimodal))
+
+    def _multimodal_head(self, feature: Tensor) -> Tensor:
+        """(B, D) -> (B, C) with this model's dropout in place of the head's own."""
+        head = self.multimodal.proj
+        assert isinstance(head, ClassHead)  # checked at construction
+        return head.linear(self.dropout(head.norm(feature)))  # type: ignore[no-any-return]  # untyped __call__
+
+    def gates(self) -> dict[str, Tensor]:
+        """How far everything is open: tanh of every gate, and the mean share of each score, scalars without graph."""
+        values = {}
+        for family, modules in (("cma", self.cma), ("cma_both", self.cma_both)):
+            for stage, block in enumerate(modules):
+                assert isinstance(block, Block)
+                assert block.gate_attn is not None
+                assert block.gate_mlp is not None
+                values[f"{family}.{stage}.attention"] = block.gate_attn.detach().tanh()
+                values[f"{family}.{stage}.feed_forward"] = block.gate_mlp.detach().tanh()
+        masked, multimodal = self.fuse.shares()
+        return {**values, "fuse.masked": masked.detach().mean(), "fuse.multimodal": multimodal.detach().mean()}
+
+    @property
+    def layers(self) -> int:
+        """Largest layer id: all that learns has the same learning rate."""
+        return 0
+
+    def layer_id(self, name: str) -> int:
+        """0 for every parameter."""
+        return 0
+
+    def no_weight_decay(self, name: str, parameter: Tensor) -> bool:
+        """Vectors, gates and the fusion weight do not decay (G.5)."""
+        return parameter.dim() <= 1
+
+
+@dataclass(frozen=True)
+class InteractionConfig:
+    """Everything a cross-model needs: both encoders and the options of their interaction."""
+
+    masked: VideoMAEConfig
+    multimodal: UniFormerV2Config
+    cross: CrossModelConfig = CrossModelConfig()
+
+
+def build_cross_model(config: InteractionConfig) -> CrossModel:
+    """Both encoders, initialised afresh, and their interaction."""
+    return CrossModel(VideoMAEClassifier(config.masked), UniFormerV2(config.multimodal), config.cross)
