@@ -7,6 +7,7 @@ Source: spec/models.md I (keys), B (classifier from pretraining weights).
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import pickle
 import re
@@ -224,7 +225,8 @@ def _load(
 
 
 def _free(path: Path) -> None:
-    path.unlink(missing_ok=True)
+    with contextlib.suppress(OSError):  # the folder itself may be what is wrong
+        path.unlink(missing_ok=True)
 
 
 def write_safetensors(path: str | Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
