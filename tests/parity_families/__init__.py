@@ -12,12 +12,17 @@ quantity that no call gives is a failure.
 
 from __future__ import annotations
 
-from parity_families import videomae
+from parity_families import caption_decoder, uniformerv2, viclip, video_language, videomae
 from parity_families.case import Case, Family
 
 FAMILIES: dict[str, Family] = {
     "VideoMAE pretrain": videomae.PRETRAIN,
     "VideoMAE finetune": videomae.CLASSIFIER,
+    "UniFormerV2": uniformerv2.UNIFORMERV2,
+    "InternVideo-MM": video_language.VIDEO_LANGUAGE,
+    "multimodal downstream model": video_language.DOWNSTREAM,
+    "caption decoder": caption_decoder.CAPTION_DECODER,
+    "ViCLIP": viclip.VICLIP,
 }
 """Start of the JSON's "model" text -> family; the longest start that fits is taken."""
 

@@ -2,7 +2,107 @@
 
 from __future__ import annotations
 
-from internvideo.models.entry import ModelEntry
+from dataclasses import replace
 
-MULTIMODAL_MODELS: dict[str, ModelEntry] = {}
+from internvideo.models.caption_decoder import CaptionDecoderConfig
+from internvideo.models.clip import TextConfig
+from internvideo.models.cross_model import InteractionConfig, build_cross_model
+from internvideo.models.entry import ModelEntry
+from internvideo.models.uniformerv2 import UniFormerV2, UniFormerV2Config
+from internvideo.models.viclip import ViCLIP, ViCLIPConfig
+from internvideo.models.video_language import VideoLanguage, VideoLanguageConfig
+from internvideo.models.videomae import VideoMAEConfig
+
+_B16 = UniFormerV2Config(
+    image_size=224, patch_size=16, width=768, depth=12, heads=12, global_layers=(8, 9, 10, 11), frames=8
+)
+_L14 = UniFormerV2Config(
+    image_size=224, patch_size=14, width=1024, depth=24, heads=16, global_layers=(20, 21, 22, 23), frames=8
+)
+
+
+def _something_something(config: UniFormerV2Config, stages: int) -> UniFormerV2Config:
+    """The variant with local blocks, twice the global stages and halved frames."""
+    return replace(
+        config,
+        frames=16,
+        classes=174,
+        global_layers=tuple(range(config.depth - stages, config.depth)),
+        local_blocks=2,
+        temporal_downsample=True,
+        backbone_drop_path=0.2,
+        drop_path=0.4,
+    )
+
+
+_UNIFORMERV2 = {
+    "uniformerv2-b16": (_B16, 114.552, "multimodal encoder B/16 with a head"),
+    "uniformerv2-l14": (_L14, 354.100, "multimodal encoder L/14 with a head"),
+    "uniformerv2-l14-336": (replace(_L14, image_size=336), 354.427, "multimodal encoder L/14 at 336 px with a head"),
+    "uniformerv2-b16-ssv2": (
+        _something_something(_B16, 8),
+        162.993,
+        "multimodal encoder B/16 with local temporal blocks, for time-directed classes",
+    ),
+    "uniformerv2-l14-ssv2": (
+        _something_something(_L14, 16),
+        573.950,
+        "multimodal encoder L/14 with local temporal blocks, for time-directed classes",
+    ),
+}
+
+_TEXT = {"b16": TextConfig(width=512, heads=8, layers=12), "l14": TextConfig(width=768, heads=12, layers=12)}
+_TOWERS = {"b16": replace(_B16, classes=0), "l14": replace(_L14, classes=0)}
+_MM = {
+    size: VideoLanguageConfig(vision=_TOWERS[size], text=text, joint_width=text.width) for size, text in _TEXT.items()
+}
+_MM_CAPTION = {
+    size: replace(
+        config,
+        caption=CaptionDecoderConfig(
+            width=config.text.width, heads=config.text.width // 64, vision_width=config.vision.width, layers=6
+        ),
+    )
+    for size, config in _MM.items()
+}
+"""Six decoder layers as in the paper; the released code has four: `caption: {layers: 4}`."""
+
+_VICLIP = {
+    size: ViCLIPConfig(
+        image_size=224,
+        patch_size=tower.patch_size,
+        width=tower.width,
+        depth=tower.depth,
+        heads=tower.heads,
+        joint_width=_TEXT[size].width,
+        text=replace(_TEXT[size], context=32, mask_embedding=False),
+    )
+    for size, tower in _TOWERS.items()
+}
+
+_MASKED = {
+    "b": VideoMAEConfig(width=768, depth=12, heads=12, classes=400),
+    "l": VideoMAEConfig(width=1024, depth=24, heads=16, classes=400),
+    "h": VideoMAEConfig(width=1280, depth=32, heads=16, classes=400),
+}
+_INTERACTION = {
+    "interaction-b": (InteractionConfig(_MASKED["b"], _B16), "masked ViT-B with multimodal B/16, both frozen"),
+    "interaction-l": (InteractionConfig(_MASKED["l"], _L14), "masked ViT-L with multimodal L/14, both frozen"),
+    "interaction-h": (InteractionConfig(_MASKED["h"], _L14), "masked ViT-H with multimodal L/14, both frozen (paper)"),
+}
+
+MULTIMODAL_MODELS: dict[str, ModelEntry] = {
+    **{name: ModelEntry(UniFormerV2, *row) for name, row in _UNIFORMERV2.items()},
+    "internvideo-mm-b16": ModelEntry(VideoLanguage, _MM["b16"], 178.066, "video and text towers B/16"),
+    "internvideo-mm-l14": ModelEntry(VideoLanguage, _MM["l14"], 478.127, "video and text towers L/14"),
+    "internvideo-mm-b16-caption": ModelEntry(
+        VideoLanguage, _MM_CAPTION["b16"], 178.066 + 71.201, "video and text towers B/16 and a caption decoder"
+    ),
+    "internvideo-mm-l14-caption": ModelEntry(
+        VideoLanguage, _MM_CAPTION["l14"], 478.127 + 140.380, "video and text towers L/14 and a caption decoder"
+    ),
+    "viclip-b16": ModelEntry(ViCLIP, _VICLIP["b16"], None, "joint space-time video tower and text tower B/16"),
+    "viclip-l14": ModelEntry(ViCLIP, _VICLIP["l14"], None, "joint space-time video tower and text tower L/14"),
+    **{name: ModelEntry(build_cross_model, config, None, about) for name, (config, about) in _INTERACTION.items()},
+}
 """Name -> entry; merged into factory.MODELS."""
