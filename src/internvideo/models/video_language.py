@@ -6,6 +6,7 @@ Source: spec/models.md D (towers), E.1 (caption decoder), E.2 (weight-space ense
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -197,21 +198,25 @@ class VideoLanguage(nn.Module):
         return parameter.dim() < 2 or "embedding" in name or name == "visual.query"
 
 
-def interpolate_weights(a: Mapping[str, Tensor], b: Mapping[str, Tensor], coefficient: float) -> dict[str, Tensor]:
-    """Weight-space ensemble: coefficient * a + (1 - coefficient) * b for what both have, the rest from `b`.
+def interpolate_weights(
+    a: Mapping[str, Tensor], b: Mapping[str, Tensor], coefficient: float, kept: str = r"(.*\.)?logit_scale"
+) -> dict[str, Tensor]:
+    r"""Weight-space ensemble: coefficient * a + (1 - coefficient) * b for what both have, the rest from `b` (E.2).
 
     Args:
-        a, b: state dicts, e.g. of the initial (CLIP) and of the tuned model; logit_scale and counters are not mixed.
+        a, b: state dicts, e.g. of the initial (CLIP) and of the tuned model.
         coefficient: share of `a`, 0 to 1 (published .5).
+        kept: regular expression of whole names taken from `b` as they are. The published code also keeps the video
+            layers from 12 on: r"visual\.blocks\.(1[2-9]|2\d)\..*|logit_scale".
 
     Returns:
-        A new state dict with the keys of `b`. ValueError when a shared tensor differs in shape.
+        A new state dict with the keys of `b`; counters are not mixed. ValueError when a shared tensor differs in shape.
     """
     if not 0.0 <= coefficient <= 1.0:
         raise ValueError(f"coefficient {coefficient}: 0 to 1")
     mixed = {}
     for key, tuned in b.items():
-        if key not in a or key.endswith("logit_scale") or not tuned.is_floating_point():
+        if key not in a or not tuned.is_floating_point() or re.fullmatch(kept, key):
             mixed[key] = tuned.clone()
             continue
         if a[key].shape != tuned.shape:
