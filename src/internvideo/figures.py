@@ -1,0 +1,240 @@
+"""One function per picture of the report. Charts are SVG that follow the page's colours, frames are PNG.
+
+Nothing here knows the report; everything takes plain arrays and gives a string that stands in a page on its own.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+import re
+import warnings
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.image import imsave
+from numpy.typing import NDArray
+
+Frames = NDArray[np.uint8]
+"""(T, H, W, 3) RGB."""
+
+Bounds = tuple[float, float]
+
+BLUE, ORANGE, GREEN = "#3d7fd6", "#d97a1f", "#2f9e6b"  # readable on white and on near-black
+_LINES = (BLUE, ORANGE, GREEN, "#b455c9", "#c94f5d", "#7a8aa0", "#a98f1d", "#1f9fb3")
+_INK = "#010203"  # stands for the page's text colour and is replaced by it
+
+_STYLE: Any = {
+    "font.size": 10,
+    "font.family": "sans-serif",
+    "svg.fonttype": "none",  # text stays text: the browser's fonts know every script
+    "text.parse_math": False,  # a class name may hold a dollar sign
+    "text.color": _INK,
+    "axes.labelcolor": _INK,
+    "axes.edgecolor": _INK,
+    "axes.facecolor": "none",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.linewidth": 0.6,
+    "xtick.color": _INK,
+    "ytick.color": _INK,
+    "figure.facecolor": "none",
+    "legend.frameon": False,
+}
+
+
+def _svg(figure: Figure, label: str) -> str:
+    """The figure as an <svg> element that scales with its container; the same figure gives the same text."""
+    buffer = io.StringIO()
+    with warnings.catch_warnings():
+        # Only the browser draws the letters, so it does not matter which of them matplotlib's own font lacks.
+        warnings.filterwarnings("ignore", message="Glyph .* missing from")
+        with mpl.rc_context({"svg.hashsalt": label}):
+            figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None}, bbox_inches="tight")
+    text = buffer.getvalue()
+    body = text[text.index("<svg") :]
+    head = f'<svg role="img" aria-label="{_attribute(label)}"'
+    body = re.sub(r'^<svg(?P<rest>[^>]*?) width="[^"]*"', rf"{head}\g<rest>", body.replace(_INK, "currentColor"))
+    body = re.sub(r'^(<svg[^>]*?) height="[^"]*"', r"\1", body)
+    # The file's own style rule and its metadata would count for the whole page.
+    return re.sub(r"<metadata>.*?</metadata>|<style[^>]*>.*?</style>", "", body, flags=re.DOTALL)
+
+
+def _attribute(text: str) -> str:
+    return text.replace("&", "&amp;").replace('"', "&quot;").replace("<", "&lt;").replace("\\", "/")
+
+
+def png(image: NDArray[np.uint8]) -> str:
+    """(H, W, 3) uint8 -> data URI of a PNG with exactly these pixels."""
+    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
+        raise ValueError(f"an image is (H, W, 3) uint8, found {image.shape} {image.dtype}")
+    buffer = io.BytesIO()
+    imsave(buffer, image, format="png", metadata={"Software": ""})
+    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
+
+
+def thinned(frames: Frames, most: int) -> Frames:
+    """At most `most` frames, evenly from the first to the last."""
+    if len(frames) <= most:
+        return frames
+    chosen: Frames = frames[np.linspace(0, len(frames) - 1, most).round().astype(int)]
+    return chosen
+
+
+def filmstrip(frames: Frames, most: int = 8, gap: int = 2) -> str:
+    """Frames side by side with a white gap, as a PNG data URI."""
+    return png(strip([frames], most, gap))
+
+
+def strip(rows: Sequence[Frames], most: int = 8, gap: int = 2) -> NDArray[np.uint8]:
+    """(H, W, 3) picture of several equally formed clips, one a row, at most `most` frames each."""
+    if not rows or any(row.shape != rows[0].shape or row.ndim != 4 or row.shape[3] != 3 for row in rows):
+        raise ValueError(f"rows of one form (T, H, W, 3), found {[row.shape for row in rows]}")
+    shown = [thinned(row, most) for row in rows]
+    count, height, width = shown[0].shape[:3]
+    picture = np.full((len(rows) * (height + gap) - gap, count * (width + gap) - gap, 3), 255, dtype=np.uint8)
+    for down, row in enumerate(shown):
+        for right, frame in enumerate(row):
+            top, left = down * (height + gap), right * (width + gap)
+            picture[top : top + height, left : left + width] = frame
+    return picture
+
+
+def reconstruction_strip(masked: Frames, reconstruction: Frames, original: Frames, most: int = 8) -> str:
+    """Masked input, reconstruction and original under one another, as a PNG data URI."""
+    return png(strip([masked, reconstruction, original], most))
+
+
+def loss_curves(stages: Mapping[str, tuple[Sequence[float], Sequence[float]]]) -> str:
+    """One small chart per stage, name -> (steps, losses): the loss as it was, and its running mean over it."""
+    if not stages:
+        raise ValueError("no stage to show")
+    rows = (len(stages) + 1) // 2
+    with mpl.rc_context(_STYLE):
+        figure = Figure(figsize=(6.4, 2.1 * rows), layout="constrained")
+        axes = figure.subplots(rows, min(2, len(stages)), squeeze=False).ravel()
+        for axis in axes[len(stages) :]:
+            axis.set_axis_off()
+        for axis, (name, (steps, losses)) in zip(axes, stages.items(), strict=False):
+            values = np.asarray(losses, dtype=float)
+            axis.plot(steps, values, color=BLUE, alpha=0.3, linewidth=0.8)
+            axis.plot(steps, _running_mean(values), color=BLUE, linewidth=1.6)
+            axis.set_title(name, fontsize=10, loc="left")
+            axis.set_xlabel("step", fontsize=9)
+            axis.tick_params(labelsize=8)
+            _grid(axis, "y")
+        return _svg(figure, "loss over training of each stage")
+
+
+def _running_mean(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    window = max(1, len(values) // 20)
+    total = np.cumsum(np.concatenate([[0.0], values]))
+    ends = np.arange(1, len(values) + 1)
+    starts = np.maximum(ends - window, 0)
+    result: NDArray[np.float64] = (total[ends] - total[starts]) / (ends - starts)
+    return result
+
+
+def _grid(axis: Axes, direction: str) -> None:
+    axis.grid(axis="x" if direction == "x" else "y", color=_INK, alpha=0.12, linewidth=0.6)
+    axis.set_axisbelow(True)
+
+
+def gates(steps: Sequence[float], values: Mapping[str, Sequence[float]]) -> str:
+    """Gate values over training, name -> one value a step; zero is where the interaction starts from."""
+    with mpl.rc_context(_STYLE):
+        figure = Figure(figsize=(6.4, 3.2), layout="constrained")
+        axis = figure.subplots()
+        axis.axhline(0, color=_INK, linewidth=0.6, alpha=0.5)
+        for index, (name, series) in enumerate(values.items()):
+            style = ("-", "--", ":")[index // len(_LINES) % 3]
+            axis.plot(steps, series, style, label=name, color=_LINES[index % len(_LINES)], linewidth=1.5)
+        axis.set_xlabel("step")
+        _grid(axis, "y")
+        axis.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0), fontsize=8)
+        return _svg(figure, "gates of the interaction over training")
+
+
+def ablation_bars(
+    names: Sequence[str],
+    series: Mapping[str, Sequence[float | None]],
+    intervals: Mapping[str, Sequence[Bounds | None]],
+    chance: float | None = None,
+) -> str:
+    """Horizontal bars of accuracies in 0..1, one group per name, one colour per series, with their intervals.
+
+    Args:
+        names: rows from top to bottom.
+        series: label -> value of each row, None where it was not measured.
+        intervals: label -> (low, high) of each row or None; a label may be missing.
+        chance: drawn as a line.
+    """
+    height = 0.8 / max(1, len(series))
+    with mpl.rc_context(_STYLE):
+        figure = Figure(figsize=(6.4, 0.9 + 0.5 * len(names)), layout="constrained")
+        axis = figure.subplots()
+        for index, (label, values) in enumerate(series.items()):
+            colour = (BLUE, ORANGE, GREEN)[index % 3]
+            places = np.arange(len(names)) + (index - (len(series) - 1) / 2) * height
+            shown = [100 * (value or 0.0) for value in values]
+            axis.barh(places, shown, height * 0.9, color=colour, label=label)
+            for place, value, bounds in zip(places, values, intervals.get(label, [None] * len(names)), strict=True):
+                _mark(axis, place, value, bounds)
+        if chance is not None:
+            axis.axvline(100 * chance, color=_INK, linewidth=0.8, linestyle="--", alpha=0.6)
+        axis.set_yticks(range(len(names)), list(names))
+        axis.invert_yaxis()
+        axis.set_xlim(0, 108)
+        axis.set_xticks(range(0, 101, 20))
+        axis.set_xlabel("top-1 accuracy, %")
+        _grid(axis, "x")
+        axis.legend(loc="lower left", bbox_to_anchor=(0.0, 1.0), ncols=2, fontsize=9)
+        return _svg(figure, "accuracy of each step of the ablation")
+
+
+def _mark(axis: Axes, place: float, value: float | None, bounds: Bounds | None) -> None:
+    """The interval and the number at the end of one bar."""
+    end = 0.0 if value is None else 100 * value
+    if bounds is not None:
+        low, high = 100 * bounds[0], 100 * bounds[1]
+        axis.plot([low, high], [place, place], color=_INK, linewidth=1.2)
+        axis.plot([low, low, high, high], [place] * 4, "|", color=_INK, markersize=5)
+        end = max(end, high)
+    text = "not measured" if value is None else f"{100 * value:.1f}"
+    axis.text(end + 1, place, text, va="center", fontsize=8)
+
+
+def confusion_matrix(matrix: NDArray[Any], classes: Sequence[str]) -> str:
+    """Counts (C, C), row = true class, shown as shares of each row; numbers stand in the cells up to 12 classes."""
+    counts = np.asarray(matrix, dtype=float)
+    if counts.shape != (len(classes), len(classes)):
+        raise ValueError(f"a matrix {counts.shape} for {len(classes)} classes")
+    share = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+    side = min(9.0, 2.4 + 0.24 * len(classes))
+    with mpl.rc_context(_STYLE):
+        figure = Figure(figsize=(side, side), layout="constrained")
+        axis = figure.subplots()
+        axis.imshow(share, cmap="Blues", vmin=0, vmax=1, interpolation="nearest")
+        size = 9 if len(classes) <= 30 else 6
+        axis.set_xticks(range(len(classes)), list(classes), rotation=90, fontsize=size)
+        axis.set_yticks(range(len(classes)), list(classes), fontsize=size)
+        axis.set_xlabel("said")
+        axis.set_ylabel("true")
+        axis.tick_params(length=0)
+        if len(classes) <= 12:
+            for row, column in np.argwhere(counts > 0):
+                dark = share[row, column] > 0.5
+                axis.text(
+                    column,
+                    row,
+                    f"{counts[row, column]:.0f}",
+                    ha="center",
+                    va="center",
+                    fontsize=8,
+                    color="white" if dark else "#1a1a1a",
+                )
+        return _svg(figure, "confusion matrix")
