@@ -19,6 +19,8 @@ GREY = 128
 """Value of the pixels that a geometric operation brings in from outside the frame."""
 TOP = 10.0
 """Largest magnitude."""
+AT_ONCE = 2
+"""Frames warped together: few enough for the processor's cache."""
 
 
 def _blend(degenerate: Tensor, frames: Tensor, factor: float) -> Tensor:
@@ -33,31 +35,41 @@ def _luma(frames: Tensor) -> Tensor:
     return ((red * 19595 + green * 38470 + blue * 7471 + 0x8000) >> 16).unsqueeze(1)
 
 
-def _look_up(frames: Tensor, table: Tensor) -> Tensor:
-    """Map the levels of (T, 3, H, W) uint8 through (T, 3, 256) uint8 tables."""
-    picked = torch.gather(table.flatten(0, 1), 1, frames.flatten(2).flatten(0, 1).long())
-    return picked.view(frames.shape)
+def _look_up(frames: Tensor, tables: Tensor) -> Tensor:
+    """Map the levels of (T, 3, H, W) uint8 through uint8 tables that broadcast to (T, 3, 256)."""
+    tables = tables.expand(len(frames), 3, 256)
+    first = torch.arange(3, dtype=torch.int32) * 256
+    mapped = torch.empty_like(frames)
+    for frame, table, result in zip(frames, tables, mapped, strict=True):  # one frame's indices fit the cache
+        places = frame.permute(1, 2, 0) + first
+        levels = table.reshape(-1).index_select(0, places.reshape(-1))
+        result.copy_(levels.view(places.shape).permute(2, 0, 1))
+    return mapped
+
+
+def _count(frames: Tensor) -> Tensor:
+    """(T, 3, H, W) uint8 -> (T, 3, 256) int64, how often each level occurs."""
+    first = torch.arange(3, dtype=torch.int32)[:, None, None] * 256
+    return torch.stack([torch.bincount((frame + first).flatten(), minlength=768).view(3, 256) for frame in frames])
 
 
 def auto_contrast(frames: Tensor) -> Tensor:
     """Stretch every channel of every frame to 0..255."""
-    low, high = frames.amin((-2, -1)).float(), frames.amax((-2, -1)).float()
+    low, high = frames.amin((-2, -1))[..., None].float(), frames.amax((-2, -1))[..., None].float()
     scale = 255 / (high - low).clamp_min(1)
     levels = torch.arange(256, dtype=torch.float32)
-    table = ((levels - low[..., None]) * scale[..., None]).clamp(0, 255)
-    return _look_up(frames, torch.where((high > low)[..., None], table, levels).byte())
+    table = ((levels - low) * scale).clamp(0, 255)
+    return _look_up(frames, torch.where(high > low, table, levels).byte())
 
 
 def equalize(frames: Tensor) -> Tensor:
     """Flatten the histogram of every channel of every frame."""
-    lines = frames.flatten(2).flatten(0, 1).long()
-    count = torch.zeros(len(lines), 256, dtype=torch.int64).scatter_add_(1, lines, torch.ones_like(lines))
-    last = count.gather(1, lines.amax(1, keepdim=True))
-    step = (count.sum(1, keepdim=True) - last) // 255
-    before = count.cumsum(1) - count
-    table = ((step // 2 + before) // step.clamp_min(1)).clamp_(max=255)
-    table = torch.where(step > 0, table, torch.arange(256))
-    return _look_up(frames, table.byte().view(*frames.shape[:2], 256))
+    count = _count(frames)
+    total = frames.shape[-2] * frames.shape[-1]
+    last = count.gather(-1, frames.amax((-2, -1)).long()[..., None])
+    step = (total - last) // 255
+    table = ((step // 2 + count.cumsum(-1) - count) // step.clamp_min(1)).clamp_(max=255)
+    return _look_up(frames, torch.where(step > 0, table, torch.arange(256)).byte())
 
 
 def invert(frames: Tensor) -> Tensor:
@@ -72,13 +84,14 @@ def posterize(frames: Tensor, bits: int) -> Tensor:
 
 def solarize(frames: Tensor, threshold: int) -> Tensor:
     """Invert the levels from `threshold` on."""
-    return frames if threshold > 255 else torch.where(frames >= threshold, 255 - frames, frames)
+    levels = torch.arange(256)
+    return _look_up(frames, torch.where(levels >= threshold, 255 - levels, levels).byte())
 
 
 def solarize_add(frames: Tensor, amount: int) -> Tensor:
     """Add `amount` to the levels below 128."""
-    raised = frames.clamp(max=255 - amount) + amount
-    return torch.where(frames < GREY, raised, frames)
+    levels = torch.arange(256)
+    return _look_up(frames, torch.where(levels < 128, (levels + amount).clamp(max=255), levels).byte())
 
 
 def colour(frames: Tensor, factor: float) -> Tensor:
@@ -88,8 +101,9 @@ def colour(frames: Tensor, factor: float) -> Tensor:
 
 def contrast(frames: Tensor, factor: float) -> Tensor:
     """Distance from the frame's mean grey times `factor`."""
-    mean = (_luma(frames).float().mean((-2, -1), keepdim=True) + 0.5).floor_()
-    return _blend(mean, frames, factor)
+    mean = (_luma(frames).double().mean((1, 2, 3)) + 0.5).floor()
+    levels = torch.arange(256).expand(len(frames), 1, 256)
+    return _look_up(frames, _blend(mean[:, None, None], levels, factor))
 
 
 def brightness(frames: Tensor, factor: float) -> Tensor:
@@ -101,23 +115,27 @@ def sharpness(frames: Tensor, factor: float) -> Tensor:
     """Distance from a 3 x 3 smoothing times `factor`; the outermost pixels stay."""
     if min(frames.shape[-2:]) < 3:
         return frames
-    values = frames.float()
-    box = functional.avg_pool2d(values, 3, stride=1).mul_(9)
+    values = frames.to(torch.int16)
+    rows = values[..., :-2, :] + values[..., 1:-1, :] + values[..., 2:, :]
+    box = rows[..., :-2] + rows[..., 1:-1] + rows[..., 2:] + 4 * values[..., 1:-1, 1:-1]
     smooth = values.clone()
-    smooth[..., 1:-1, 1:-1] = box.add_(values[..., 1:-1, 1:-1], alpha=4).div_(13).add_(0.5).floor_()
+    smooth[..., 1:-1, 1:-1] = (2 * box + 13) // 26
     return _blend(smooth, frames, factor)
 
 
 def affine(frames: Tensor, matrix: tuple[float, float, float, float, float, float]) -> Tensor:
     """Bicubic resampling: the pixel at (x, y) comes from (a x + b y + c, d x + e y + f) in pixel centres."""
-    count, _, height, width = frames.shape
+    height, width = frames.shape[-2:]
     a, b, c, d, e, f = matrix
     y, x = torch.meshgrid(torch.arange(height) + 0.5, torch.arange(width) + 0.5, indexing="ij")
     grid = torch.stack([(a * x + b * y + c) * (2 / width) - 1, (d * x + e * y + f) * (2 / height) - 1], dim=-1)
-    # All frames and channels share the grid, so they travel as channels of one image; outside is GREY.
-    image = (frames.float() - GREY).reshape(1, count * 3, height, width)
-    moved = functional.grid_sample(image, grid[None], mode="bicubic", padding_mode="zeros", align_corners=False)
-    return moved.add_(GREY).round_().clamp_(0, 255).byte().view(count, 3, height, width)
+    moved = torch.empty(frames.shape, dtype=torch.uint8)
+    for part, result in zip(torch.split(frames, AT_ONCE), torch.split(moved, AT_ONCE), strict=True):
+        # Frames and channels share the grid, so they travel as channels of one image; outside is GREY.
+        image = part.contiguous().float().sub_(GREY).view(1, -1, height, width)
+        warped = functional.grid_sample(image, grid[None], mode="bicubic", padding_mode="zeros", align_corners=False)
+        result.copy_(warped.add_(GREY).round_().clamp_(0, 255).view(part.shape))
+    return moved
 
 
 def rotate(frames: Tensor, degrees: float) -> Tensor:
@@ -155,6 +173,10 @@ def _shifted(frames: Tensor, pixels: int, axis: int) -> Tensor:
     return moved
 
 
+Operation = Callable[[Tensor, float, int], Tensor]
+"""(frames, level in 0..1, sign -1 or 1) -> frames."""
+
+
 def _unsigned(operation: Callable[[Tensor, int], Tensor], argument: Callable[[float], int]) -> Operation:
     return lambda frames, level, sign: operation(frames, argument(level))
 
@@ -162,9 +184,6 @@ def _unsigned(operation: Callable[[Tensor, int], Tensor], argument: Callable[[fl
 def _signed(operation: Callable[[Tensor, float], Tensor], most: float, around: float = 0.0) -> Operation:
     return lambda frames, level, sign: operation(frames, around + sign * level * most)
 
-
-Operation = Callable[[Tensor, float, int], Tensor]
-"""(frames, level in 0..1, sign -1 or 1) -> frames."""
 
 OPERATIONS: dict[str, Operation] = {
     "auto_contrast": lambda frames, level, sign: auto_contrast(frames),

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from internvideo.data.rand_augment import RandAugment
-from internvideo.data.resize import Style, channels_first, crop_starts, resize, scaled_size
+from internvideo.data.resize import Style, channels_first, crop_starts, resize, resize_fast, scaled_size
 
 MULTI_SCALES = (1.0, 0.875, 0.75, 0.66)
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -171,7 +171,7 @@ class TrainTransform:
         if self.crop in ("random", "centre"):
             short = self._short
             scaled = (short, short) if self.squash else scaled_size(height, width, short, "pil")
-            frames = resize(frames, scaled, "pil")
+            frames = resize_fast(frames, scaled)
             rooms = [side - self.size for side in scaled]
             top, left = (rng.randint(room + 1) if self.crop == "random" else round(room / 2) for room in rooms)
             return frames[..., top : top + self.size, left : left + self.size]
@@ -179,7 +179,7 @@ class TrainTransform:
             top, left, high, wide = multi_scale_box(height, width, self.size, rng)
         else:
             top, left, high, wide = random_resized_box(height, width, self.area, self.aspect, rng)
-        return resize(frames[..., top : top + high, left : left + wide], square, "pil")
+        return resize_fast(frames[..., top : top + high, left : left + wide], square)
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,101 @@
+"""Mixup and CutMix of a batch of clips with its reverse (tasks.md 1.3)."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+def soft_targets(labels: Tensor, classes: int, smoothing: float, share: float = 1.0) -> Tensor:
+    """Smoothed one-hot targets of a batch mixed with its reverse.
+
+    Args:
+        labels: (B,) int64 in [0, C).
+        classes: C.
+        smoothing: s; the true class has 1 - s + s / C, the others s / C.
+        share: lambda, weight of a clip's own label; the rest goes to the label of the reversed batch.
+
+    Returns:
+        (B, C) float32, rows sum to 1.
+
+    Raises:
+        ValueError: a label outside [0, C), such as the -100 of a clip without one.
+    """
+    if labels.numel() and not bool(((labels >= 0) & (labels < classes)).all()):
+        raise ValueError(
+            f"soft targets need labels in 0..{classes - 1}; found {int(labels.min())}..{int(labels.max())}"
+        )
+    off = smoothing / classes
+    hard = torch.full((len(labels), classes), off, dtype=torch.float32, device=labels.device)
+    hard.scatter_(1, labels[:, None], 1.0 - smoothing + off)
+    return hard * share + hard.flip(0) * (1.0 - share)
+
+
+def cut_box(height: int, width: int, share: float, rng: np.random.RandomState) -> tuple[slice, slice]:
+    """Rows and columns of a box that covers about 1 - share of the frame; cut off at the frame's edges."""
+    side = math.sqrt(1.0 - share)
+    spans = []
+    for length in (height, width):
+        half, middle = int(length * side) // 2, int(rng.randint(length))
+        spans.append(slice(max(middle - half, 0), min(middle + half, length)))
+    return spans[0], spans[1]
+
+
+@dataclass(frozen=True)
+class Mixup:
+    """Mix a batch with its reverse, one choice a batch: blend whole clips or paste one box into all frames.
+
+    Attributes:
+        classes: C.
+        mixup_alpha, cutmix_alpha: both parameters of the Beta distribution of lambda; 0 switches the kind off.
+        probability: of mixing a batch at all.
+        switch_probability: of CutMix where both kinds are on.
+        smoothing: label smoothing of the targets, mixed or not.
+    """
+
+    classes: int
+    mixup_alpha: float = 0.8
+    cutmix_alpha: float = 1.0
+    probability: float = 1.0
+    switch_probability: float = 0.5
+    smoothing: float = 0.1
+
+    def __post_init__(self) -> None:
+        shares = (self.probability, self.switch_probability, self.smoothing)
+        if self.classes < 1 or min(self.mixup_alpha, self.cutmix_alpha) < 0 or not all(0 <= s <= 1 for s in shares):
+            raise ValueError(f"classes from 1, alphas from 0, probabilities and smoothing in 0..1: {self}")
+
+    def __call__(self, video: Tensor, labels: Tensor, rng: np.random.RandomState) -> tuple[Tensor, Tensor]:
+        """Mix one batch on its device.
+
+        Args:
+            video: (B, 3, T, S, S) uint8, or float in 0..255; not changed.
+            labels: (B,) int64.
+            rng: one draw sequence a batch.
+
+        Returns:
+            (B, 3, T, S, S) float32 in 0..255 and (B, C) float32 targets.
+        """
+        mixed = video.to(torch.float32, copy=True)
+        cut, share = self._draw(rng)
+        if cut:
+            rows, columns = cut_box(video.shape[-2], video.shape[-1], share, rng)
+            mixed[..., rows, columns] = video.flip(0)[..., rows, columns].to(torch.float32)
+            area = (rows.stop - rows.start) * (columns.stop - columns.start)
+            share = 1.0 - area / (video.shape[-2] * video.shape[-1])
+        elif share < 1:
+            mixed = torch.lerp(mixed.flip(0), mixed, share)
+        return mixed, soft_targets(labels, self.classes, self.smoothing, share)
+
+    def _draw(self, rng: np.random.RandomState) -> tuple[bool, float]:
+        """Whether to cut, and lambda; (False, 1) for a batch that stays as it is."""
+        kinds = [alpha > 0 for alpha in (self.mixup_alpha, self.cutmix_alpha)]
+        if rng.uniform() >= self.probability or not any(kinds):
+            return False, 1.0
+        cut = kinds[1] and (not kinds[0] or rng.uniform() < self.switch_probability)
+        alpha = self.cutmix_alpha if cut else self.mixup_alpha
+        return cut, float(rng.beta(alpha, alpha))
