@@ -15,16 +15,16 @@ from internvideo.errors import RunError, WeightsError
 from internvideo.models.videomae import VideoMAEClassifier, VideoMAEConfig, VideoMAEPretrain
 from internvideo.models.weights import (
     load_model,
+    load_part,
     load_pretrained,
     load_reference,
     load_state,
     read_checkpoint,
-    read_safetensors,
     reference_names,
     save_model,
     select_head_rows,
-    write_safetensors,
 )
+from internvideo.storage import read_safetensors, write_safetensors
 
 TINY = VideoMAEConfig(
     image_size=16, patch_size=4, frames=4, width=24, depth=2, heads=2, decoder_width=16, decoder_depth=2,
@@ -156,6 +156,21 @@ def test_own_weights_come_back(tmp_path: Path) -> None:
         load_state(other, {})
 
 
+def test_a_part_may_stay_as_drawn() -> None:
+    model, other = VideoMAEClassifier(TINY), VideoMAEClassifier(dataclasses.replace(TINY, classes=7))
+    body = {name: value for name, value in other.state_dict().items() if not name.startswith("head.")}
+    head = model.head.weight.clone()
+    load_part(model, body, fresh=r"head\.")
+    assert torch.equal(model.head.weight, head)
+    assert torch.equal(model.blocks[0].mlp.fc1.weight, other.blocks[0].mlp.fc1.weight)
+    with pytest.raises(WeightsError, match=r"2 missing \(head.weight, head.bias\)"):
+        load_part(model, body, fresh=None)
+    load_part(model, other.state_dict(), fresh=r"head\.")
+    assert torch.equal(model.head.weight, head)
+    with pytest.raises(WeightsError, match="number of classes"):
+        load_part(model, other.state_dict())
+
+
 def test_shared_and_strided_tensors_are_written(tmp_path: Path) -> None:
     value = torch.arange(6.0).view(2, 3)
     write_safetensors(tmp_path / "w.safetensors", {"a": value, "b": value, "c": value.T, "d": value[:, 1]}, {})
@@ -173,7 +188,7 @@ def test_a_full_disk_leaves_the_old_file_and_no_part_of_the_new(tmp_path: Path) 
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (64 * 1024, hard))  # writing past it fails as on a full disk
     try:
-        with pytest.raises(RunError, match="free disk space"):
+        with pytest.raises(RunError, match="free space"):
             write_safetensors(path, {"a": torch.ones(100_000)}, {})
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))

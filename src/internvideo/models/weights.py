@@ -7,8 +7,6 @@ Source: spec/models.md I (keys), B (classifier from pretraining weights).
 from __future__ import annotations
 
 import argparse
-import contextlib
-import os
 import pickle
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -16,14 +14,14 @@ from pathlib import Path
 from typing import Literal
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from internvideo.errors import RunError, WeightsError
+from internvideo.errors import WeightsError
 from internvideo.models.videomae import VideoMAEClassifier, VideoMAEPretrain
 from internvideo.models.weight_rules import VIDEOMAE_CLASSIFIER, VIDEOMAE_PRETRAIN, WeightTable, matches
 from internvideo.models.weight_tables import MULTIMODAL_TABLES
+from internvideo.storage import read_safetensors as read_safetensors
+from internvideo.storage import write_safetensors
 
 TABLES: dict[type[nn.Module], WeightTable] = {
     VideoMAEPretrain: VIDEOMAE_PRETRAIN,
@@ -222,63 +220,6 @@ def _load(
     only_broken = len(faults) == 1 and bool(broken)
     cause = "the file is damaged or training diverged" if only_broken else _cause(model, ours, missing, extra, shapes)
     raise WeightsError(where, ", ".join(faults), f"{source} for {type(model).__name__}", f"likely cause: {cause}")
-
-
-def _free(path: Path) -> None:
-    with contextlib.suppress(OSError):  # the folder itself may be what is wrong
-        path.unlink(missing_ok=True)
-
-
-def write_safetensors(path: str | Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
-    """Write a weights file whole or not at all: temporary name, fsync, rename. The only place that writes weights.
-
-    Args:
-        path: *.safetensors; folders are made.
-        tensors: any device; tensors that share memory are written apart.
-        metadata: texts kept in the file's header.
-
-    Raises:
-        RunError: the disk is full or the folder cannot be written; no partial file is left, an older file stays.
-    """
-    path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    whole: dict[str, Tensor] = {}
-    seen: set[int] = set()
-    for name, value in tensors.items():
-        flat = value.detach().to("cpu").contiguous()
-        storage = flat.untyped_storage().data_ptr()
-        whole[name] = flat.clone() if storage in seen else flat  # the format refuses tensors that share memory
-        seen.add(storage)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        save_file(whole, temporary, metadata=dict(metadata))
-        with temporary.open("rb+") as file:
-            os.fsync(file.fileno())
-        temporary.replace(path)
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
-    except (OSError, SafetensorError) as error:
-        _free(temporary)
-        raise RunError(path, f"cannot be written: {error}", do="free disk space or choose another folder") from error
-    except BaseException:
-        _free(temporary)
-        raise
-
-
-def read_safetensors(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Tensors on the CPU and the header's texts. Raises WeightsError when there is no such file or it is damaged."""
-    path = Path(path)
-    if not path.is_file():
-        raise WeightsError(path, "no such file")
-    try:
-        with safe_open(path, framework="pt") as file:
-            names: list[str] = list(file.keys())
-            return {name: file.get_tensor(name) for name in names}, dict(file.metadata() or {})
-    except (OSError, SafetensorError) as error:
-        raise WeightsError(path, f"cannot be read: {error}", "a whole safetensors file") from error
 
 
 def read_checkpoint(path: str | Path) -> dict[str, Tensor]:
