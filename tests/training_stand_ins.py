@@ -14,8 +14,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from internvideo.data.batch import Batch
-from internvideo.training.distributed import gather_with_gradient, process_group, rank, world_size
-from internvideo.training.loop import TrainResult, train
+from internvideo.errors import RunError
+from internvideo.training.distributed import (
+    any_process,
+    gather_with_gradient,
+    process_group,
+    raise_together,
+    rank,
+    world_size,
+)
+from internvideo.training.loop import RunInterruptedError, TrainResult, train
 from internvideo.training.settings import TrainingSettings
 
 
@@ -77,14 +85,21 @@ def settings(**loop: Any) -> TrainingSettings:
         {
             "optimizer": {"base_lr": 0.05, "weight_decay": 0.01},
             "schedule": {"steps": 10, "warmup": 2},
-            "loop": {"gradient_clip": 1.0, "ema_decay": 0.9, "log_every": 3, "checkpoint_every": 1, **loop},
+            "loop": {
+                "gradient_clip": 1.0,
+                "ema_decay": 0.9,
+                "ema_scaled": False,
+                "log_every": 3,
+                "checkpoint_every": 1,
+                **loop,
+            },
         }
     )
 
 
 def run(folder: Path, stage: nn.Module | None = None, loader: TinyLoader | None = None, **loop: Any) -> TrainResult:
-    """Train the tiny stage."""
-    chosen = settings(**loop)
+    """Train the tiny stage, with a checkpoint after every step if nothing else is said."""
+    chosen = settings(**{"checkpoint_every": 1, **loop})
     return train(
         TinyStage() if stage is None else stage,
         TinyLoader() if loader is None else loader,
@@ -105,15 +120,56 @@ def kill_self_at(epoch: int, position: int) -> Callable[[int, int], None]:
     return hook
 
 
+def gather(folder: Path) -> None:
+    """What a process sees of gathering rows of uneven number."""
+    generator = torch.Generator().manual_seed(0)
+    whole = torch.randn(5, 4, generator=generator)
+    mine = (whole[:3] if rank() == 0 else whole[3:]).clone().requires_grad_()
+    gathered = gather_with_gradient(mine)
+    loss = (gathered @ gathered.t()).logsumexp(1).sum()
+    loss.backward()
+    told = ""
+    try:
+        raise_together(RunError("run", "from process 1") if rank() == 1 else None)
+    except RunError as error:
+        told = str(error)
+    saved = {"loss": loss.item(), "gathered": gathered.detach(), "gradient": mine.grad, "error": told}
+    torch.save({**saved, "any": [any_process(rank() == 1), any_process(False)]}, folder / f"{rank()}.pt")
+
+
+def terminate_at(epoch: int, position: int) -> Callable[[int, int], None]:
+    """A hook that asks this process, and no other, to stop when the loader is asked for that batch."""
+
+    def hook(k: int, now: int) -> None:
+        if (k, now) == (epoch, position):
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    return hook
+
+
+def join(folder: Path) -> None:
+    """Everything that is tested with several processes, in one start of them."""
+    for accumulate in (1, 2):
+        stage = TinyStage(random=False, contrastive=True)
+        run(folder / f"two{accumulate}", stage, TinyLoader(clips=4 // world_size()), accumulate=accumulate)
+    gather(folder)
+    run(folder / "straight", checkpoint_every=None)
+    try:
+        hook = terminate_at(1, 2) if rank() == 1 else None
+        run(folder / "parts", loader=TinyLoader(hook=hook), checkpoint_every=None)
+    except RunInterruptedError as error:
+        (folder / f"{rank()}.txt").write_text(str(error))
+    run(folder / "parts", checkpoint_every=None)
+
+
 def main() -> None:
-    """Script: `killed FOLDER` dies while fetching the seventh batch; `joined FOLDER` trains in torchrun's processes."""
+    """Script: `killed FOLDER` in one process dies while fetching the seventh batch, `joined FOLDER` in two."""
     mode, folder = sys.argv[1], Path(sys.argv[2])
     if mode == "killed":
         run(folder, loader=TinyLoader(hook=kill_self_at(1, 2)))
     else:
         with process_group(torch.device("cpu")):
-            stage = TinyStage(random=False, contrastive=True)
-            run(folder, stage, TinyLoader(clips=4 // world_size()), accumulate=int(sys.argv[3]))
+            join(folder)
 
 
 if __name__ == "__main__":
