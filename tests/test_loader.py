@@ -219,7 +219,12 @@ def test_too_few_clips_for_one_batch_are_an_error(manifest: Manifest) -> None:
 def test_repeats_decode_once_and_augment_each_time(manifest: Manifest, monkeypatch: pytest.MonkeyPatch) -> None:
     opened = []
     plain_frames = Video.frames
-    monkeypatch.setattr(Video, "frames", lambda self, indices: opened.append(self.path) or plain_frames(self, indices))
+
+    def counted(self: Video, indices: np.ndarray) -> np.ndarray:
+        opened.append(self.path)
+        return plain_frames(self, indices)
+
+    monkeypatch.setattr(Video, "frames", counted)
     batches = list(loader(manifest, repeats=3, tokenizer=Letters()).epoch(0))
     assert len(opened) == len(set(opened)) == 10
     for batch in batches:
@@ -340,6 +345,13 @@ def test_too_many_unreadable_clips_stop_the_run(manifest: Manifest, tmp_path: Pa
     assert len((tmp_path / "skipped.jsonl").read_text().splitlines()) == 3
     with pytest.raises(VideoError, match="1 of 11"):  # the default: more than 1 %
         list(loader(with_broken(manifest, 1), drop_last=False).epoch(0))
+
+
+def test_a_file_of_skipped_clips_that_cannot_be_written_is_told(manifest: Manifest, tmp_path: Path) -> None:
+    (tmp_path / "run").write_text("a file where the folder should be")
+    one = loader(with_broken(manifest, 2), max_unreadable=0.2, skipped=tmp_path / "run" / "skipped.jsonl")
+    with pytest.raises(RunError, match="cannot be written"):
+        list(one.epoch(0))
 
 
 @pytest.mark.parametrize("workers", [0, 1])

@@ -92,6 +92,25 @@ def read_folder(folder: Path) -> Listing:
     Raises:
         ManifestError: no video in it, or videos both beside and inside the class folders.
     """
+    try:
+        found = _find_videos(folder)
+    except OSError as error:
+        raise ManifestError(error.filename or folder, f"cannot be read: {error.strerror or error}") from None
+    if not found:
+        raise ManifestError(folder, "no video in this folder", "files ending in " + " ".join(sorted(VIDEO_EXTENSIONS)))
+    labelled = sum(label is not None for _, _, label in found)
+    if 0 < labelled < len(found):
+        example = next(video for video, _, label in found if label is None)
+        raise ManifestError(folder, f"{example.name} lies beside the class folders", "every video in a class folder")
+    rows: list[RawRow] = []
+    for number, (video, split_name, label) in enumerate(found, start=1):
+        name = video.relative_to(folder).as_posix()
+        rows.append((number, {"id": name, "path": name, "split": split_name, "label": label}))
+    return Listing(rows)
+
+
+def _find_videos(folder: Path) -> list[tuple[Path, str | None, str | None]]:
+    """Video, split and class of every video under the folder."""
     here = sorted(entry for entry in folder.iterdir() if _is_video(entry))
     folders = sorted(entry for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith("."))
     split_folders = [entry for entry in folders if entry.name.lower() in SPLIT_FOLDERS]
@@ -105,17 +124,7 @@ def read_folder(folder: Path) -> Listing:
     else:
         for entry in folders:
             found += [(video, None, entry.name) for video in _videos_under(entry)]
-    if not found:
-        raise ManifestError(folder, "no video in this folder", "files ending in " + " ".join(sorted(VIDEO_EXTENSIONS)))
-    labelled = sum(label is not None for _, _, label in found)
-    if 0 < labelled < len(found):
-        example = next(video for video, _, label in found if label is None)
-        raise ManifestError(folder, f"{example.name} lies beside the class folders", "every video in a class folder")
-    rows: list[RawRow] = []
-    for number, (video, split_name, label) in enumerate(found, start=1):
-        name = video.relative_to(folder).as_posix()
-        rows.append((number, {"id": name, "path": name, "split": split_name, "label": label}))
-    return Listing(rows)
+    return found
 
 
 def _is_video(path: Path) -> bool:

@@ -51,8 +51,8 @@ class LoaderSettings:
         seed: of order, frames, captions and augmentation.
         shuffle: a new order every epoch. drop_last: leave out the last, incomplete batch.
         max_unreadable: training stops when more than this fraction of the manifest cannot be read.
-        cache_megabytes: memory for decoded videos, over all workers together (each keeps its own share); for small
-            sets of small clips.
+        cache_megabytes: memory for decoded videos, for small sets of small clips. Each worker keeps its own share and
+            meets any clip, so a set that fits is decoded once with 0 workers, once per worker otherwise.
         short_side: pixels of the shorter side after decoding; None keeps the video's size.
         single_frame: clips of one random frame (T = 1), the middle one in evaluation, whatever the sampler.
         prefetch: batches that each worker makes in advance.
@@ -175,9 +175,7 @@ class Loader:
             self.unreadable.setdefault(clip.id, clip)
             if self.skipped is not None and clip.id not in self._named:
                 record = {"id": clip.id, "path": clip.path, "reason": clip.reason, "epoch": epoch}
-                self.skipped.parent.mkdir(parents=True, exist_ok=True)
-                with self.skipped.open("a", encoding="utf-8") as stream:
-                    stream.write(json.dumps(record, ensure_ascii=False) + "\n")
+                _append(self.skipped, json.dumps(record, ensure_ascii=False))
                 self._named.add(clip.id)
         share = len(self.unreadable) / len(self.manifest)
         if share > self.settings.max_unreadable:
@@ -329,6 +327,15 @@ def _check_captions(manifest: Manifest) -> None:
             f"{len(without)} of {len(manifest)} samples have no caption, for instance '{without[0]}'",
             "at least one caption for every sample",
         )
+
+
+def _append(path: Path, line: str) -> None:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("a", encoding="utf-8") as stream:
+            stream.write(line + "\n")
+    except OSError as error:
+        raise RunError(path, f"cannot be written: {error.strerror or error}", "", "free space, then resume") from error
 
 
 def _already_named(skipped: Path | None) -> set[str]:
