@@ -119,6 +119,9 @@ def _generator(rng: np.random.RandomState) -> torch.Generator:
 class TrainTransform:
     """RandAugment, crop, flip, erase.
 
+    Crops are resized as uint8 with antialiasing. The published classifier recipe (B) resized float tensors without it,
+    which aliases where the crop is larger than S and takes several times as long.
+
     Attributes:
         size: S of the result, pixels.
         crop: "multi_scale" (A.6), "random_resized" (B, C.4), "random" (E.3: scale, then a random place), or "centre".
