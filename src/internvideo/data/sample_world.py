@@ -18,7 +18,6 @@ import hashlib
 import json
 import multiprocessing
 import os
-import signal
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
@@ -30,7 +29,16 @@ from tqdm import tqdm
 
 from internvideo.data.manifest import QA, Box, Choice, Sample, Segment, write_manifest
 from internvideo.data.world_actions import ACTIONS, KEPT_OUT, REVERSE_OF, TIME_DIRECTED, reverse_class
-from internvideo.data.world_clips import Clip, SeenActor, WorldSettings, clip_path, held_out, plan, write_clips
+from internvideo.data.world_clips import (
+    Clip,
+    SeenActor,
+    WorldSettings,
+    clip_path,
+    held_out,
+    leave_interrupts,
+    plan,
+    write_clips,
+)
 from internvideo.data.world_language import captions, choices, long_captions, questions
 from internvideo.data.world_scene import render
 from internvideo.errors import RunError
@@ -109,11 +117,6 @@ def _claim(root: Path, settings: WorldSettings) -> None:
     write_text(card, json.dumps(content, indent=1) + "\n")
 
 
-def _quiet() -> None:
-    # Ctrl-C reaches the whole group; the parent alone decides, and cancels what is left.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-
-
 def _write_all(
     root: Path, settings: WorldSettings, jobs: Sequence[Job], workers: int | None, progress: bool
 ) -> dict[str, tuple[SeenActor, ...]]:
@@ -135,7 +138,7 @@ def _write_all(
             for chunk in chunks:
                 take(chunk, write_clips(root, settings, chunk))
             return found
-        with ProcessPoolExecutor(count, multiprocessing.get_context("spawn"), _quiet) as pool:
+        with ProcessPoolExecutor(count, multiprocessing.get_context("spawn"), leave_interrupts) as pool:
             futures = {pool.submit(write_clips, root, settings, chunk): chunk for chunk in chunks}
             try:
                 for future in as_completed(futures):

@@ -5,6 +5,7 @@ A clip follows from (seed of the world, split, number) alone, so neither the num
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -220,3 +221,8 @@ def write_clips(folder: Path, settings: WorldSettings, jobs: Sequence[tuple[str,
         else:
             found.append(())
     return found
+
+
+def leave_interrupts() -> None:
+    """Let the parent alone answer Ctrl-C, which reaches every process of the group."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)

@@ -12,8 +12,7 @@ from internvideo.data.world_actions import ACTIONS, KEPT_OUT, REVERSE_OF
 from internvideo.data.world_places import PLACES
 from internvideo.data.world_scene import COLOURS, SHAPES, Scene
 
-# Other ways to say an action, in the third person, after the one that follows from its name.
-_VERBS: Mapping[str, tuple[str, ...]] = MappingProxyType(
+VERBS: Mapping[str, tuple[str, ...]] = MappingProxyType(
     {
         "moving left to right": (
             "moves from left to right", "slides to the right", "travels from the left to the right",
@@ -72,8 +71,9 @@ _VERBS: Mapping[str, tuple[str, ...]] = MappingProxyType(
         "flattening": ("flattens", "becomes flat and wide", "is pressed down"),
     }
 )  # fmt: skip
+"""Three ways to say each action in the third person; the first one is the name's own."""
 
-_WHERE: Mapping[str, str] = MappingProxyType(
+PLACE_PHRASES: Mapping[str, str] = MappingProxyType(
     {
         "meadow": "in the meadow",
         "desert": "in the desert",
@@ -113,10 +113,10 @@ def captions(facts: Facts, rng: np.random.Generator) -> tuple[str, ...]:
 
     The first one holds the class name word for word, as a zero-shot prompt does.
     """
-    verbs = [_VERBS[facts.action][int(k)] for k in rng.permutation(len(_VERBS[facts.action]))]
+    verbs = [VERBS[facts.action][int(k)] for k in rng.permutation(len(VERBS[facts.action]))]
     short = f"{facts.colour} {facts.shape}"
     textured, sized = f"{facts.texture} {short}", f"{facts.size} {short}"
-    where = _WHERE[facts.place]
+    where = PLACE_PHRASES[facts.place]
     speed = f" {facts.speed}" if facts.action != "standing still" else ""
     return (
         f"{_article(short)} {facts.action} {where}",
@@ -167,7 +167,7 @@ def choices(facts: Facts, rng: np.random.Generator) -> tuple[tuple[str, ...], in
     ]
     order = rng.permutation(5)
     options = [
-        f"{_capital(_article(f'{one.colour} {one.shape}'))} {_VERBS[one.action][0]} {_WHERE[one.place]}."
+        f"{_capital(_article(f'{one.colour} {one.shape}'))} {VERBS[one.action][0]} {PLACE_PHRASES[one.place]}."
         for one in (facts, *wrong)
     ]
     return tuple(options[int(k)] for k in order), int(np.flatnonzero(order == 0)[0])
@@ -177,7 +177,7 @@ def long_captions(scene: Scene) -> tuple[str, ...]:
     """One sentence for each actor of an untrimmed video: what it does, in order."""
     sentences = []
     for actor in scene.actors:
-        deeds = [" and ".join(_VERBS[name][0] for name in part.actions) for part in actor.parts]
+        deeds = [" and ".join(VERBS[name][0] for name in part.actions) for part in actor.parts]
         noun = _article(f"{actor.look.colour} {actor.look.shape}")
-        sentences.append(f"{noun} {_WHERE[scene.place]} {', then '.join(deeds) or 'does not move'}")
+        sentences.append(f"{noun} {PLACE_PHRASES[scene.place]} {', then '.join(deeds) or 'does not move'}")
     return tuple(sentences)

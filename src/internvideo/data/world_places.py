@@ -21,7 +21,8 @@ def _blend(weight: Field, low: tuple[float, float, float], high: tuple[float, fl
 def _grain(shape: tuple[int, ...], rng: Rng, coarse: int = 1) -> Field:
     """Blocks of random brightness -1..1, `coarse` pixels wide."""
     small = rng.uniform(-1, 1, (shape[0] // coarse + 1, shape[1] // coarse + 1))
-    return np.kron(small, np.ones((coarse, coarse)))[: shape[0], : shape[1]]
+    blocks: Field = np.repeat(np.repeat(small, coarse, axis=0), coarse, axis=1)
+    return blocks[: shape[0], : shape[1]]
 
 
 def _meadow(x: Field, y: Field, rng: Rng) -> Field:
