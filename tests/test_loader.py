@@ -1,16 +1,9 @@
-"""The loader: a batch depends on (seed, epoch, place) alone; nothing is padded or swapped where it must not be.
-
-The clips tell what they are: the left half of frame f has the grey level 16 + 8 f, the right half of clip c 16 + 20 c.
-"""
+"""The loader: a batch depends on (seed, epoch, place) alone, on any number of ranks and workers and after resuming."""
 
 from __future__ import annotations
 
 import dataclasses
-import json
-import os
 import time
-from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -18,98 +11,31 @@ import torch
 from pydantic import BaseModel, ValidationError
 from torch import Tensor
 
-from internvideo.data.batch import Batch
+from grey_clips import (
+    BYTES,
+    CLIPS,
+    FRAMES,
+    SIDE,
+    Letters,
+    Plain,
+    clips_of,
+    frames_of,
+    grey_clips,
+    loader,
+    same,
+    with_broken,
+)
 from internvideo.data.dataset import ClipReader, EpochPlan
-from internvideo.data.loader import EvalLoader, Loader, LoaderSettings
-from internvideo.data.manifest import Manifest, Sample
+from internvideo.data.loader import EvalLoader, LoaderSettings
+from internvideo.data.manifest import Manifest
 from internvideo.data.sampling import Linspace, Sparse
 from internvideo.data.video import Video
-from internvideo.data.video_writer import write_video
-from internvideo.errors import ManifestError, RecipeError, RunError, TextError, VideoError
-
-CLIPS, FRAMES, SIDE, FPS = 11, 24, 32, 10
-BYTES = FRAMES * SIDE * SIDE * 3
-
-
-class Noisy:
-    """A random crop with noise, so that any two draws differ."""
-
-    def __call__(self, clip: Tensor, rng: np.random.RandomState) -> Tensor:
-        top, left = rng.randint(0, 17, size=2)
-        crop = clip[:, top : top + 16, left : left + 16].permute(3, 0, 1, 2)
-        return (crop + torch.from_numpy(rng.randint(0, 3, size=crop.shape).astype(np.uint8))).contiguous()
-
-
-class Plain:
-    """The clip as it is; two views in evaluation, the clip and its mirror image."""
-
-    def __call__(self, clip: Tensor, rng: np.random.RandomState) -> Tensor:
-        return clip.permute(3, 0, 1, 2).contiguous()
-
-    def views(self, clip: Tensor) -> list[Tensor]:
-        whole = clip.permute(3, 0, 1, 2).contiguous()
-        return [whole, whole.flip(-1)]
-
-
-class Letters:
-    """A tokenizer that is easy to read back; refuses the text "bad"."""
-
-    def encode(self, texts: Sequence[str], /) -> Tensor:
-        if "bad" in texts:
-            raise TextError("caption", "bad")
-        return torch.tensor([[ord(letter) for letter in text.ljust(4)[:4]] for text in texts])
+from internvideo.errors import ManifestError, RecipeError, VideoError
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("clips")
-    for clip in range(CLIPS):
-        frames = np.zeros((FRAMES, SIDE, SIDE, 3), np.uint8)
-        frames[:, :, : SIDE // 2] = (16 + 8 * np.arange(FRAMES))[:, None, None, None]
-        frames[:, :, SIDE // 2 :] = 16 + 20 * clip
-        write_video(root / f"{clip}.mp4", frames, FPS)
-    (root / "broken.mp4").write_bytes((root / "0.mp4").read_bytes()[:200])
-    return root
-
-
-@pytest.fixture(scope="module")
-def manifest(folder: Path) -> Manifest:
-    rows = [Sample(id=str(c), path=f"{c}.mp4", label=c % 3, captions=(f"a{c}", f"b{c}")) for c in range(CLIPS)]
-    return Manifest(tuple(rows), ("x", "y", "z"), folder, folder / "m.jsonl")
-
-
-def with_broken(manifest: Manifest, count: int) -> Manifest:
-    rows = list(manifest.rows)
-    for place in range(count):
-        rows[2 * place] = rows[2 * place].model_copy(update={"path": "broken.mp4"})
-    return dataclasses.replace(manifest, rows=tuple(rows))
-
-
-def loader(manifest: Manifest, transform: object = None, **settings: object) -> Loader:
-    extra = {
-        key: settings.pop(key) for key in ("rank", "world_size", "tokenizer", "caption", "skipped") if key in settings
-    }
-    chosen = LoaderSettings(**{"batch_size": 2, "seed": 5, **settings})  # type: ignore[arg-type] # free keys in tests
-    return Loader(manifest, Sparse(frames=4), transform or Noisy(), chosen, **extra)  # type: ignore[arg-type] # as above
-
-
-def same(ours: Sequence[Batch], theirs: Sequence[Batch]) -> bool:
-    def equal(a: Tensor | None, b: Tensor | None) -> bool:
-        return (a is None and b is None) or (a is not None and b is not None and torch.equal(a, b))
-
-    return len(ours) == len(theirs) and all(
-        a.ids == b.ids and equal(a.video, b.video) and equal(a.labels, b.labels) and equal(a.tokens, b.tokens)
-        for a, b in zip(ours, theirs, strict=True)
-    )
-
-
-def frames_of(video: Tensor) -> list[list[int]]:
-    """(B, 3, T, S, S) of `Plain` -> frame numbers by the left half."""
-    return ((video[:, 1, :, 16, 8].double() - 16) / 8).round().int().tolist()
-
-
-def clips_of(video: Tensor) -> list[int]:
-    return ((video[:, 1, 0, 16, 24].double() - 16) / 20).round().int().tolist()
+def manifest(tmp_path_factory: pytest.TempPathFactory) -> Manifest:
+    return grey_clips(tmp_path_factory.mktemp("clips"))
 
 
 # ----------------------------------------------------------------------------------------------- determinism
@@ -304,137 +230,6 @@ def test_single_frames(manifest: Manifest) -> None:
     assert len(seen) > 15
     views = EvalLoader(manifest, Sparse(4), Plain(), LoaderSettings(1, single_frame=True))
     assert frames_of(next(iter(views))[0].video) == [[11]]
-
-
-# ------------------------------------------------------------------------------------------------ unreadable
-
-
-def test_an_unreadable_clip_is_replaced_counted_and_named_once(manifest: Manifest, tmp_path: Path) -> None:
-    broken, file = with_broken(manifest, 2), tmp_path / "run" / "skipped.jsonl"
-    one = loader(broken, Plain(), max_unreadable=0.2, skipped=file)
-    for epoch in range(3):
-        for batch in one.epoch(epoch):
-            assert len(batch) == len(set(batch.ids)) == 2  # the substitute is not the other clip of the batch
-            assert [str(clip) for clip in clips_of(batch.video)] == list(batch.ids)
-            assert batch.labels is not None
-            assert batch.labels.tolist() == [int(name) % 3 for name in batch.ids]
-    assert sorted(one.unreadable) == ["0", "2"]
-    again = loader(broken, max_unreadable=0.2, skipped=file)
-    list(again.epoch(0))
-    records = [json.loads(line) for line in file.read_text().splitlines()]
-    assert sorted(record["id"] for record in records) == ["0", "2"]
-    assert all(record["path"] == "broken.mp4" and "broken.mp4" in record["reason"] for record in records)
-
-
-def test_a_replaced_clip_does_not_change_the_others(manifest: Manifest) -> None:
-    good = list(loader(manifest).epoch(0))
-    mended = list(loader(with_broken(manifest, 2), max_unreadable=0.2).epoch(0))
-    for before, after in zip(good, mended, strict=True):
-        for place, name in enumerate(before.ids):
-            if name in ("0", "2"):
-                assert after.ids[place] not in ("0", "2")
-            else:
-                assert after.ids[place] == name
-                assert torch.equal(before.video[place], after.video[place])
-
-
-def test_too_many_unreadable_clips_stop_the_run(manifest: Manifest, tmp_path: Path) -> None:
-    one = loader(with_broken(manifest, 3), max_unreadable=0.2, skipped=tmp_path / "skipped.jsonl", drop_last=False)
-    with pytest.raises(VideoError, match=r"3 of 11 clips cannot be read.*max_unreadable = 0\.2.*skipped\.jsonl"):
-        list(one.epoch(0))
-    assert len((tmp_path / "skipped.jsonl").read_text().splitlines()) == 3
-    with pytest.raises(VideoError, match="1 of 11"):  # the default: more than 1 %
-        list(loader(with_broken(manifest, 1), drop_last=False).epoch(0))
-
-
-def test_a_file_of_skipped_clips_that_cannot_be_written_is_told(manifest: Manifest, tmp_path: Path) -> None:
-    (tmp_path / "run").write_text("a file where the folder should be")
-    one = loader(with_broken(manifest, 2), max_unreadable=0.2, skipped=tmp_path / "run" / "skipped.jsonl")
-    with pytest.raises(RunError, match="cannot be written"):
-        list(one.epoch(0))
-
-
-@pytest.mark.parametrize("workers", [0, 1])
-def test_no_readable_clip_at_all_ends(manifest: Manifest, workers: int) -> None:
-    away = dataclasses.replace(manifest, root=manifest.root / "elsewhere")
-    with pytest.raises(VideoError, match="in succession cannot be read"):
-        list(loader(away, workers=workers, max_unreadable=1.0).epoch(0))
-
-
-def test_substitutes_visit_every_other_clip_once() -> None:
-    for samples, batch in [(2, 1), (4, 4), (9, 4), (12, 3)]:
-        plan = EpochPlan(samples, batch, 0, True, True, 0, 1)
-        for place in range(samples):
-            assert sorted([place, *plan.substitutes(place)]) == list(range(samples))
-    plan = EpochPlan(1000, 8, 0, True, True, 0, 2)
-    assert plan.substitutes(3)[:2] == [19, 20]
-
-
-@pytest.mark.parametrize("workers", [0, 1])
-def test_other_errors_of_the_user_keep_their_kind(manifest: Manifest, workers: int) -> None:
-    row = manifest.rows[0].model_copy(update={"captions": ("bad",)})
-    with pytest.raises(TextError, match="caption: bad"):
-        list(
-            loader(
-                dataclasses.replace(manifest, rows=(row,)), batch_size=1, workers=workers, tokenizer=Letters()
-            ).epoch(0)
-        )
-
-
-def test_a_dead_worker_is_told(manifest: Manifest) -> None:
-    class Deadly(Plain):
-        def __call__(self, clip: Tensor, rng: np.random.RandomState) -> Tensor:
-            os._exit(3)
-
-    with pytest.raises(RunError, match="a worker died"):
-        list(loader(manifest, Deadly(), workers=1).epoch(0))
-
-
-# ------------------------------------------------------------------------------------------------ evaluation
-
-
-@pytest.mark.parametrize("workers", [0, 2])
-@pytest.mark.parametrize("batch_size", [1, 3, 8, 100])
-def test_evaluation_yields_every_view_once_in_order(manifest: Manifest, workers: int, batch_size: int) -> None:
-    settings = LoaderSettings(batch_size, workers=workers)
-    one = EvalLoader(manifest, Sparse(frames=4, views=3), Plain(), settings, tokenizer=Letters())
-    pairs, sizes, videos = [], [], []
-    for batch, views in one:
-        assert views.dtype == np.int64
-        assert batch.labels is not None
-        assert batch.tokens is not None
-        assert batch.labels.tolist() == [int(name) % 3 for name in batch.ids]
-        assert ["".join(map(chr, ids)).strip() for ids in batch.tokens.tolist()] == [f"a{name}" for name in batch.ids]
-        pairs += list(zip(batch.ids, views.tolist(), strict=True))
-        sizes.append(len(batch))
-        videos.append(batch.video)
-    assert pairs == [(str(c), view) for c in range(CLIPS) for view in range(6)]
-    assert set(sizes[:-1]) <= {batch_size}
-    assert 0 < sizes[-1] <= batch_size
-    video = torch.cat(videos)
-    assert clips_of(video[::2]) == [c for c in range(CLIPS) for _ in range(3)]
-    assert torch.equal(video[1::2], video[::2].flip(-1))
-    assert frames_of(video[:6:2]) == [frames.tolist() for frames in Sparse(frames=4, views=3).test(FRAMES)]
-
-
-@pytest.mark.parametrize("world_size", [1, 2, 3, 20])
-def test_evaluation_shards_without_padding_or_repeats(manifest: Manifest, world_size: int) -> None:
-    names: list[str] = []
-    for rank in range(world_size):
-        one = EvalLoader(manifest, Linspace(2), Plain(), LoaderSettings(4), rank=rank, world_size=world_size)
-        mine = [name for batch, views in one for name, view in zip(batch.ids, views, strict=True) if view == 0]
-        assert len(mine) == one.samples
-        names += mine
-    assert sorted(names, key=int) == [str(c) for c in range(CLIPS)]
-
-
-def test_evaluation_never_substitutes(manifest: Manifest) -> None:
-    one = EvalLoader(with_broken(manifest, 3), Linspace(2), Plain(), LoaderSettings(4, max_unreadable=0))
-    for _ in range(2):
-        names = [name for batch, _ in one for name in batch.ids]
-        assert sorted(set(names), key=int) == ["1", "3", "5", "6", "7", "8", "9", "10"]
-        assert len(names) == 16
-        assert [(name, path) for name, path, _ in one.unreadable] == [(n, "broken.mp4") for n in ("0", "2", "4")]
 
 
 # ------------------------------------------------------------------------------------------- cache and settings
