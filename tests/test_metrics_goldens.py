@@ -19,7 +19,7 @@ FOLDERS = ("classification", "retrieval")
 
 # Stored values that other test files read, and what they are.
 ELSEWHERE = {
-    "classification/layer_decay": "layer-wise decay: tests of the training rules",
+    "classification/layer_decay": "layer-wise decay: tests/test_tasks_goldens.py",
     "retrieval/losses": "contrastive losses: tests/test_contrastive.py",
 }
 # Words that describe the case instead of a result.

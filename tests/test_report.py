@@ -217,7 +217,10 @@ def _decoded(uri: str) -> Any:
 
 
 def test_numpy_values_in_the_protocol_become_plain(tmp_path: Path) -> None:
-    data = replace(a_report(), protocol={"frames": np.int64(8), "path": Path("a/b"), "size": np.array([1, 2])})
+    rows = [report.AblationRow(name, None) for name in NAMES]
+    data = report.ReportData(
+        "bare", rows, 1.0, 2.0, protocol={"frames": np.int64(8), "path": Path("a/b"), "size": np.array([1, 2])}
+    )
     report.write_report(tmp_path, data)
     assert json.loads((tmp_path / "report.json").read_text("utf-8"))["protocol"] == {
         "frames": 8,

@@ -124,4 +124,5 @@ def test_protocol_from_the_real_sampler_and_transform() -> None:
     clips = clip_protocol(Dense(frames=16, stride=4, views=5), EvalTransform(size=96, crops=3), "bfloat16")
     assert (clips.frames, clips.size, clips.views, clips.crops, clips.clips) == (16, 96, 5, 3, 15)
     assert "stride=4" in clips.sampling
-    assert isinstance(clips, ClipProtocol)
+    alone = clip_protocol(Dense(frames=16, stride=4, views=5), EvalTransform(size=96), single_frame=True)
+    assert alone == ClipProtocol(frames=1, size=96, sampling="middle frame")

@@ -115,7 +115,7 @@ def loss_curves(stages: Mapping[str, tuple[Sequence[float], Sequence[float]]]) -
         raise ValueError("no stage to show")
     rows = (len(stages) + 1) // 2
     with mpl.rc_context(_STYLE):
-        figure = Figure(figsize=(6.4, 2.1 * rows), layout="constrained")
+        figure = Figure(figsize=(5.8, 2.0 * rows), layout="constrained")
         axes = figure.subplots(rows, min(2, len(stages)), squeeze=False).ravel()
         for axis in axes[len(stages) :]:
             axis.set_axis_off()
@@ -147,7 +147,7 @@ def _grid(axis: Axes, direction: str) -> None:
 def gates(steps: Sequence[float], values: Mapping[str, Sequence[float]]) -> str:
     """Gate values over training, name -> one value a step; zero is where the interaction starts from."""
     with mpl.rc_context(_STYLE):
-        figure = Figure(figsize=(6.4, 3.2), layout="constrained")
+        figure = Figure(figsize=(5.8, 3.0), layout="constrained")
         axis = figure.subplots()
         axis.axhline(0, color=_INK, linewidth=0.6, alpha=0.5)
         for index, (name, series) in enumerate(values.items()):
@@ -175,7 +175,7 @@ def ablation_bars(
     """
     height = 0.8 / max(1, len(series))
     with mpl.rc_context(_STYLE):
-        figure = Figure(figsize=(6.4, 0.9 + 0.5 * len(names)), layout="constrained")
+        figure = Figure(figsize=(5.6, 0.9 + 0.5 * len(names)), layout="constrained")
         axis = figure.subplots()
         for index, (label, values) in enumerate(series.items()):
             colour = (BLUE, ORANGE, GREEN)[index % 3]
