@@ -12,6 +12,7 @@ from torch import nn
 
 from goldens_folder import GOLDENS
 from internvideo.errors import RecipeError
+from internvideo.models.videomae import VideoMAEClassifier, VideoMAEConfig
 from internvideo.training.optimizer import (
     BertAdam,
     ParameterRule,
@@ -24,6 +25,8 @@ from internvideo.training.schedule import Schedule
 from internvideo.training.settings import OptimizerSettings, ScheduleSettings
 
 TASKS: dict[str, Any] = json.loads((GOLDENS / "tasks/training_schedules/expected.json").read_text())
+CLASSIFICATION: dict[str, Any] = json.loads((GOLDENS / "tasks/classification/expected.json").read_text())["layer_decay"]
+PUBLISHED: dict[str, Any] = json.loads((GOLDENS / "models/mae_layer_decay.json").read_text())
 
 
 class Tower(nn.Module):
@@ -57,10 +60,54 @@ class Stage(nn.Module):
 
 
 @pytest.mark.parity
-@pytest.mark.parametrize("layer", sorted(TASKS["layer_scale_depth12_decay0p75"], key=int))
+@pytest.mark.parametrize("layer", list(TASKS["layer_scale_depth12_decay0p75"]))
 def test_layer_scale(layer: str) -> None:
     expected = TASKS["layer_scale_depth12_decay0p75"][layer]
     assert layer_scale(0.75, int(layer), 13) == pytest.approx(expected, abs=1e-12)
+
+
+@pytest.fixture(scope="module")
+def classifier() -> VideoMAEClassifier:
+    """Twelve layers with the names of the published model."""
+    return VideoMAEClassifier(VideoMAEConfig(image_size=16, frames=2, width=6, heads=1, depth=12, classes=3))
+
+
+@pytest.mark.parity
+@pytest.mark.parametrize("name", TASKS["layer_id_depth12"])
+def test_layer_id(classifier: VideoMAEClassifier, name: str) -> None:
+    assert classifier.layers == 13
+    assert classifier.layer_id(name) == TASKS["layer_id_depth12"][name]
+
+
+@pytest.mark.parity
+@pytest.mark.parametrize("layer", range(len(CLASSIFICATION["scale_by_layer_id"])))
+def test_layer_scale_of_four_layers(layer: int) -> None:
+    case = CLASSIFICATION
+    found = layer_scale(case["decay"], layer, case["num_layers"] + 1)
+    assert found == pytest.approx(case["scale_by_layer_id"][layer], abs=1e-12)
+
+
+@pytest.mark.parity
+def test_groups_of_the_published_classifier() -> None:
+    size = PUBLISHED["constructor"]
+    config = VideoMAEConfig(
+        image_size=size["img_size"],
+        patch_size=size["patch_size"],
+        frames=size["all_frames"],
+        width=size["embed_dim"],
+        depth=size["depth"],
+        heads=size["num_heads"],
+        classes=size["num_classes"],
+    )
+    settings = OptimizerSettings(
+        base_lr=1.0, layer_decay=PUBLISHED["layer_decay"], weight_decay=PUBLISHED["weight_decay"]
+    )
+    rules = parameter_rules(nn.ModuleDict({"model": VideoMAEClassifier(config)}), settings)
+    found = {
+        name.removeprefix("model."): {"lr_scale": rule.lr_scale, "weight_decay": rule.weight_decay}
+        for name, rule in rules.items()
+    }
+    assert found == PUBLISHED["params"]
 
 
 @pytest.mark.parity

@@ -127,7 +127,7 @@ def gather(folder: Path) -> None:
     mine = (whole[:3] if rank() == 0 else whole[3:]).clone().requires_grad_()
     gathered = gather_with_gradient(mine)
     loss = (gathered @ gathered.t()).logsumexp(1).sum()
-    loss.backward()
+    loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it so
     told = ""
     try:
         raise_together(RunError("run", "from process 1") if rank() == 1 else None)

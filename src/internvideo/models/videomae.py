@@ -380,7 +380,7 @@ class VideoMAEClassifier(Trunk):
 
     def layer_id(self, parameter_name: str) -> int:
         """0 for embedding and positions, i + 1 for block i, `layers` for what follows (spec B, layer decay)."""
-        if parameter_name.startswith("patch_embed.") or parameter_name == "pos_embed":
+        if parameter_name.startswith("patch_embed.") or parameter_name in ("pos_embed", "cls_token", "mask_token"):
             return 0
         block = re.match(r"blocks\.(\d+)\.", parameter_name)
         return int(block.group(1)) + 1 if block else self.layers
