@@ -187,8 +187,8 @@ def test_initial_widths_of_a_scratch_model() -> None:
     torch.manual_seed(0)
     model = UniFormerV2(SAMPLE)
     block = model.blocks[0]
-    assert float(block.attn.qkv.weight.detach().std()) == pytest.approx(128**-0.5, rel=0.05)  # type: ignore[union-attr, arg-type]  # Block
-    assert float(block.mlp.fc2.weight.detach().std()) == pytest.approx(128**-0.5 / math.sqrt(8), rel=0.05)  # type: ignore[union-attr, arg-type]  # Block
+    assert block.attn.qkv.weight.std().item() == pytest.approx(128**-0.5, rel=0.05)  # type: ignore[union-attr, arg-type]  # Block
+    assert block.mlp.fc2.weight.std().item() == pytest.approx(128**-0.5 / math.sqrt(8), rel=0.05)  # type: ignore[union-attr, arg-type]  # Block
     assert not any(bool(p.any()) for n, p in model.named_parameters() if n.endswith(("attn.proj.bias", "balance")))
 
 

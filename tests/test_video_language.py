@@ -76,7 +76,7 @@ def test_initialised_from_clip_it_is_clip(frames: int) -> None:
     video = clips(frames=frames)
     ours, theirs = model.encode_video(video), clip.encode_video(video)
     # The feature is halved before the norm, which undoes it but for its epsilon.
-    assert float(cosine_similarity(ours, theirs).min()) > 0.999999
+    assert cosine_similarity(ours, theirs).min().item() > 0.999999
     assert torch.allclose(ours, theirs, atol=2e-4)
     assert torch.equal(model.encode_text(TOKENS), clip.encode_text(TOKENS))
     assert model.logit_scale == clip.logit_scale
@@ -141,7 +141,7 @@ def test_logit_scale_is_held_in_its_range() -> None:
         with torch.no_grad():
             model.logit_scale.fill_(value)
         model.clamp_logit_scale()
-        assert float(model.logit_scale) == pytest.approx(held)
+        assert model.logit_scale.item() == pytest.approx(held)
 
 
 def test_words_after_the_end_do_not_matter() -> None:
@@ -271,7 +271,7 @@ def test_viclip_keeps_a_share_of_the_patches_in_training() -> None:
     with torch.no_grad():
         model.temperature.fill_(0.001)
     model.clamp_temperature()
-    assert float(model.scale) == pytest.approx(100.0)
+    assert model.scale.item() == pytest.approx(100.0)
 
 
 # --- captions ---
@@ -284,7 +284,7 @@ def teach_captions(model: VideoLanguage, video: Tensor, tokens: Tensor) -> None:
         loss = caption_loss(model.caption_logits(video, tokens), tokens)
         loss.backward()
         optimizer.step()
-    assert float(loss.detach()) < 0.1
+    assert loss.item() < 0.1
 
 
 def test_captions_are_written_as_learned() -> None:
