@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import torch
 import yaml
@@ -20,7 +20,7 @@ from torch import nn
 from internvideo.data import sampling
 from internvideo.data.loader import LoaderSettings
 from internvideo.data.mixup import Mixup
-from internvideo.data.transforms import EvalTransform, TrainTransform
+from internvideo.data.transforms import CropKind, EvalTransform, TrainTransform, direction_classes
 from internvideo.errors import RecipeError
 from internvideo.models.cross_model import CrossModel
 from internvideo.models.factory import MODELS
@@ -121,9 +121,9 @@ class AugmentSettings(Settings):
     """What is done to every training clip, and how a test clip is resized (data/transforms.py)."""
 
     size: int = Field(224, ge=8)
-    crop: Literal["multi_scale", "random_resized", "centre"] = "random_resized"
+    crop: CropKind = "random_resized"
     minimum_area: float = Field(0.08, gt=0.0, le=1.0, description="random resized crop: smallest part of the frame")
-    flip: float = Field(0.0, ge=0.0, le=1.0, description="0 for label sets that know left from right")
+    flip: bool = Field(False, description="leave off where the labels know left from right")
     rand_augment: str | None = Field(None, description="for example rand-m7-n4-mstd0.5-inc1")
     erasing: float = Field(0.0, ge=0.0, le=1.0)
     mixup: float = Field(0.0, ge=0.0, description="alpha; 0 switches it off")
@@ -160,9 +160,10 @@ class DataSettings(Settings):
 
     train: Path | None = None
     split: str | None = Field(None, description="only rows of this split")
-    images: Path | None = Field(None, description="multimodal: captioned images or videos for the image batches")
-    single_frames: bool = Field(False, description="one frame a clip: image batches")
-    alternate_images: bool = Field(False, description="multimodal: every second batch is images")
+    images: Path | None = Field(
+        None, description="multimodal: captioned images or videos; every second batch is then of single frames"
+    )
+    image_batch_size: int | None = Field(None, ge=1, description="of the image batches; that of the videos by default")
     sampling: SamplingSettings = SamplingSettings()
     augment: AugmentSettings = AugmentSettings()
     loader: LoaderSettings

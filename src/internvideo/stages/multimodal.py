@@ -53,10 +53,9 @@ class MultimodalStage(nn.Module):
         """{"loss", "contrastive", "caption"}: the losses of one batch, which must carry tokens."""
         if batch.tokens is None:
             raise ValueError("the multimodal stage needs captions: the loader was given no tokenizer")
+        self.model.clamp_logit_scale()
         encoded = self.model(self.model.normalise(batch.video), batch.tokens, caption=self.settings.caption_weight > 0)
-        contrastive = symmetric_contrastive(
-            self.gather(encoded.video), self.gather(encoded.text), encoded.logit_scale
-        )
+        contrastive = symmetric_contrastive(self.gather(encoded.video), self.gather(encoded.text), self.model.scale)
         losses = {"contrastive": contrastive, "loss": self.settings.contrastive_weight * contrastive}
         if encoded.caption_logits is not None:
             losses["caption"] = caption_loss(encoded.caption_logits, batch.tokens)

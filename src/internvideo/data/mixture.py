@@ -1,0 +1,80 @@
+"""Batches of several sources or several clips: video and image batches in turn (paper 4.2.1), mixed clips (3.2)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+import numpy as np
+import torch
+
+from internvideo.data.batch import Batch
+from internvideo.data.loader import Loader
+from internvideo.data.mixup import Mixup
+from internvideo.errors import ManifestError
+
+
+class AlternatingLoader:
+    """A video batch, an image batch, a video batch, ...
+
+    An epoch is an epoch of the videos; the images go on where the last epoch left them, so every position depends on
+    (epoch, number) alone and a resumed epoch gives the batches of the uninterrupted one.
+    """
+
+    def __init__(self, videos: Loader, images: Loader) -> None:
+        self.videos, self.images = videos, images
+
+    def __len__(self) -> int:
+        """Batches per epoch: two for every video batch."""
+        return 2 * len(self.videos)
+
+    @property
+    def waited(self) -> float:
+        """Seconds the consumer waited for data so far."""
+        return self.videos.waited + self.images.waited
+
+    def epoch(self, k: int, start: int = 0) -> Iterator[Batch]:
+        """Batches `start`, `start + 1`, ... of epoch `k`."""
+        pair, within = divmod(start, 2)
+        videos = self.videos.epoch(k, pair)
+        images = self._images(k * len(self.videos) + pair)
+        if within:
+            next(videos)
+            yield next(images)
+        for video in videos:
+            yield video
+            yield next(images)
+
+    def _images(self, number: int) -> Iterator[Batch]:
+        """The endless row of image batches from `number` on."""
+        epoch, position = divmod(number, len(self.images))
+        while True:
+            yield from self.images.epoch(epoch, position)
+            epoch, position = epoch + 1, 0
+
+
+class MixedLoader:
+    """Mixup and cutmix of every batch of a loader; the labels become soft targets (B, C).
+
+    Mixed clips are rounded to uint8, so that they travel to the device as small as others.
+    """
+
+    def __init__(self, loader: Loader, mixup: Mixup, *, seed: int, rank: int = 0) -> None:
+        self.loader, self.mixup, self.seed, self.rank = loader, mixup, seed, rank
+
+    def __len__(self) -> int:
+        return len(self.loader)
+
+    @property
+    def waited(self) -> float:
+        """Seconds the consumer waited for data so far."""
+        return self.loader.waited
+
+    def epoch(self, k: int, start: int = 0) -> Iterator[Batch]:
+        """Batches `start`, `start + 1`, ... of epoch `k`; the mixing depends on (seed, rank, k, number) alone."""
+        for number, batch in enumerate(self.loader.epoch(k, start), start):
+            if batch.labels is None:
+                raise ManifestError(self.loader.manifest.source, "mixup needs labels", "a label in every row")
+            words = np.random.SeedSequence([self.seed, self.rank, k, number]).generate_state(4)
+            video, targets = self.mixup(batch.video, batch.labels, np.random.RandomState(words))
+            yield replace(batch, video=video.round_().to(torch.uint8), labels=targets)

@@ -1,0 +1,59 @@
+"""What a model starts from: the weights of an earlier stage, read strictly into the part they belong to.
+
+Source: paper 3.2 and 3.3; spec/models.md B (classifier from pretraining), C.3 and D.3 (towers), G (interaction).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from torch import Tensor, nn
+
+from internvideo.errors import WeightsError
+from internvideo.models.cross_model import CrossModel
+from internvideo.models.uniformerv2 import UniFormerV2
+from internvideo.models.video_language import VideoLanguage
+from internvideo.models.videomae import VideoMAEClassifier
+from internvideo.models.weights import load_part, load_pretrained, read_safetensors
+
+
+def initialise(model: nn.Module, sources: Mapping[str, Path]) -> None:
+    """Fill `model` from files that `internvideo train` wrote.
+
+    Args:
+        model: any model of the table.
+        sources: {"weights": FILE}; for a `CrossModel` {"masked": FILE, "multimodal": FILE}. Empty leaves the model as
+            it was drawn.
+
+    Raises:
+        WeightsError: a wrong name, an absent file, or tensors that do not fit.
+    """
+    allowed = {"masked", "multimodal"} if isinstance(model, CrossModel) else {"weights"}
+    if not sources and not isinstance(model, CrossModel):
+        return
+    if set(sources) != allowed:
+        raise WeightsError(
+            "init", f"holds {', '.join(sources) or 'nothing'}", f"{' and '.join(sorted(allowed))}: FILE each"
+        )
+    if isinstance(model, CrossModel):
+        _fill(model.masked, sources["masked"])
+        _fill(model.multimodal, sources["multimodal"])
+    else:
+        _fill(model, sources["weights"])
+
+
+def _fill(model: nn.Module, path: Path) -> None:
+    state, _ = read_safetensors(path)
+    if isinstance(model, VideoMAEClassifier) and any(name.startswith("encoder.") for name in state):
+        load_pretrained(model, state, where=path)
+    elif isinstance(model, UniFormerV2) and any(name.startswith("visual.") for name in state):
+        load_part(model, _below(state, "visual."), fresh=r"proj\.", where=path)
+    elif isinstance(model, VideoLanguage) and not any(name.startswith("caption_decoder.") for name in state):
+        load_part(model, state, fresh=r"caption_decoder\.", where=path)
+    else:
+        load_part(model, state, fresh=None, where=path)
+
+
+def _below(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}

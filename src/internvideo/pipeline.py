@@ -1,0 +1,243 @@
+"""From a recipe to weights: data, model and stage are built, the loop trains, model.safetensors is written."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from internvideo.data.batch import Batch
+from internvideo.data.loader import Loader
+from internvideo.data.manifest import Manifest, read_manifest
+from internvideo.data.mixture import AlternatingLoader, MixedLoader
+from internvideo.data.tokenizer import Tokenizer
+from internvideo.data.transforms import direction_classes
+from internvideo.errors import RecipeError, WeightsError
+from internvideo.models.cross_model import CrossModel
+from internvideo.models.factory import create_model
+from internvideo.models.initialise import initialise
+from internvideo.models.video_language import VideoLanguage
+from internvideo.models.weights import load_state, save_model
+from internvideo.recipe import STAGES, Recipe, build_recipe, choose_device
+from internvideo.stages.multimodal import MultimodalStage
+from internvideo.storage import read_safetensors
+from internvideo.training import distributed
+from internvideo.training.checkpoint import read_weights
+from internvideo.training.loop import BatchSource, train
+from internvideo.training.optimizer import make_optimizer
+from internvideo.training.settings import TrainingSettings
+
+MAY_DIFFER = ("data.loader.workers", "data.loader.prefetch", "data.loader.pin_memory", "data.loader.cache_megabytes")
+"""Settings that change nothing in what is computed: a run may be resumed with others."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """A recipe with everything that it names built."""
+
+    recipe: Recipe
+    stage: nn.Module
+    loader: BatchSource
+    classes: tuple[str, ...]
+
+    @property
+    def model(self) -> nn.Module:
+        """The model that the stage trains."""
+        model = self.stage.model
+        if not isinstance(model, nn.Module):
+            raise TypeError(f"{type(self.stage).__name__}.model is no module")
+        return model
+
+
+def prepare(recipe: Recipe, *, rank: int = 0, world_size: int = 1, skipped: Path | None = None) -> Job:
+    """Build manifest, loader, model (with its initial weights) and stage.
+
+    Raises:
+        RecipeError: settings that do not fit together. ManifestError, WeightsError: what they name cannot be used.
+    """
+    data = recipe.data
+    if data.train is None:
+        raise RecipeError("data.train", "is missing", "a manifest or a folder of videos", "add data.train=PATH")
+    manifest = read_manifest(data.train)
+    if data.split is not None:
+        manifest = manifest.subset(split=data.split)
+    _check_flip(recipe, manifest)
+    torch.manual_seed(recipe.loop.seed)  # of the initial weights; the loop seeds its own generators
+    model = build_model(recipe, len(manifest.classes))
+    initialise(model, recipe.init)
+    if recipe.loop.activation_checkpointing:
+        _recompute_activations(model)
+    entry = STAGES[recipe.stage]
+    if not isinstance(model, entry.trains):
+        names = ", ".join(kind.__name__ for kind in entry.trains)
+        raise RecipeError("model.name", f"'{recipe.model.name}' is a {type(model).__name__}", f"{names} for this stage")
+    if entry.stage is MultimodalStage and isinstance(model, VideoLanguage):
+        stage: nn.Module = MultimodalStage(model, recipe.settings, distributed.gather_with_gradient)  # type: ignore[arg-type]  # the recipe's validator chose the stage's settings
+    else:
+        stage = entry.stage(model, recipe.settings)
+    loader = _loader(recipe, manifest, model, rank, world_size, skipped)
+    return Job(recipe, stage, loader, manifest.classes)
+
+
+def build_model(recipe: Recipe, classes: int) -> nn.Module:
+    """The recipe's model; a classifier without a number of classes gets that of the manifest.
+
+    Raises:
+        RecipeError: the recipe's number of classes is not that of the manifest.
+    """
+    overrides = dict(recipe.model.overrides)
+    if recipe.stage in {"supervised", "interaction"}:
+        if not classes:
+            raise RecipeError("data.train", "has no labels", "a label in every row")
+        asked = overrides.setdefault("classes", classes)
+        if asked != classes:
+            raise RecipeError("model.overrides.classes", f"{asked}, but the manifest has {classes} classes", str(classes))
+    return create_model(recipe.model.name, overrides)
+
+
+def _check_flip(recipe: Recipe, manifest: Manifest) -> None:
+    sides = direction_classes(manifest.classes)
+    if recipe.data.augment.flip and sides:
+        raise RecipeError(
+            "data.augment.flip", f"true, but mirroring changes the class '{sides[0]}'", "false for such label sets"
+        )
+
+
+def _recompute_activations(model: nn.Module) -> None:
+    for module in model.modules():
+        if hasattr(module, "checkpointing"):
+            module.checkpointing = True
+
+
+def _loader(
+    recipe: Recipe, manifest: Manifest, model: nn.Module, rank: int, world_size: int, skipped: Path | None
+) -> BatchSource:
+    data = recipe.data
+    tokenizer = Tokenizer(context=model.config.text.context) if isinstance(model, VideoLanguage) else None
+    sampler, transform = data.sampling.build(), data.augment.train_transform()
+
+    def make(rows: Manifest, **changes: Any) -> Loader:
+        return Loader(
+            rows,
+            sampler,
+            transform,
+            _replaced(data.loader, changes),
+            tokenizer=tokenizer,
+            rank=rank,
+            world_size=world_size,
+            skipped=skipped,
+        )
+
+    videos = make(manifest)
+    if data.images is not None:
+        size = data.image_batch_size or data.loader.batch_size
+        return AlternatingLoader(videos, make(read_manifest(data.images), single_frame=True, batch_size=size))
+    mixup = data.augment.mix(len(manifest.classes))
+    if recipe.stage == "supervised" and mixup is not None:
+        return MixedLoader(videos, mixup, seed=data.loader.seed, rank=rank)
+    return videos
+
+
+def _replaced(settings: Any, changes: Mapping[str, Any]) -> Any:
+    from dataclasses import replace
+
+    return replace(settings, **changes)
+
+
+def run_recipe(recipe: Recipe, folder: Path, *, device: str = "auto", title: str | None = None) -> Path:
+    """Train a recipe to its end, from where an earlier run of the same recipe in `folder` stopped.
+
+    Returns:
+        folder/model.safetensors: weights (averaged ones where the recipe averages), with all that `load_trained` needs.
+
+    Raises:
+        RunError: `folder` holds another run, the disk is full, a loss is not finite.
+        Interrupted: asked to stop; the same call goes on.
+    """
+    target = folder / "model.safetensors"
+    with distributed.process_group(choose_device(device)) as here:
+        job = prepare(
+            recipe, rank=distributed.rank(), world_size=distributed.world_size(), skipped=folder / "skipped.jsonl"
+        )
+        settings = TrainingSettings(optimizer=recipe.optimizer, schedule=recipe.schedule, loop=recipe.loop)
+        result = train(
+            job.stage,
+            job.loader,
+            settings,
+            folder,
+            recipe.resolved(),
+            batch_size=recipe.data.loader.batch_size,
+            device=here,
+            title=title or recipe.stage,
+            may_differ=MAY_DIFFER,
+        )
+        if distributed.rank() == 0:
+            state = read_weights(result.checkpoint)
+            load_state(job.stage, state, where=result.checkpoint)
+            save_model(target, job.model, _metadata(recipe, job.classes))
+    return target
+
+
+def _metadata(recipe: Recipe, classes: tuple[str, ...]) -> dict[str, str]:
+    return {"recipe": json.dumps(recipe.resolved()), "classes": json.dumps(classes)}
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A trained model and what it was trained with."""
+
+    model: nn.Module
+    recipe: Recipe
+    classes: tuple[str, ...]
+
+
+def load_trained(path: Path, *, device: str = "auto") -> Trained:
+    """Read a model.safetensors that `run_recipe` wrote, ready for evaluation.
+
+    Raises:
+        WeightsError: no such file, not written here, or tensors that do not fit.
+    """
+    state, metadata = read_safetensors(path)
+    if "recipe" not in metadata or "classes" not in metadata:
+        raise WeightsError(path, "carries no recipe", "a model.safetensors written by `internvideo train`")
+    recipe = build_recipe(json.loads(metadata["recipe"]), where=path)
+    classes = tuple(json.loads(metadata["classes"]))
+    model = build_model(recipe, len(classes))
+    load_state(model, state, where=path)
+    return Trained(model.to(choose_device(device)).eval(), recipe, classes)
+
+
+def describe(recipe: Recipe, *, device: str = "auto") -> str:
+    """What a run would do: parameters, steps, memory, and one forward and backward on a batch that is made up."""
+    here = choose_device(device)
+    if recipe.data.train is None:
+        raise RecipeError("data.train", "is missing", "a manifest or a folder of videos", "add data.train=PATH")
+    job = prepare(recipe)
+    learning = sum(p.numel() for p in job.model.parameters() if p.requires_grad)
+    frozen = sum(p.numel() for p in job.model.parameters() if not p.requires_grad)
+    per_epoch = len(job.loader) / recipe.loop.accumulate
+    steps = recipe.schedule.total_steps(per_epoch)
+    stage = job.stage.to(here).train()
+    optimizer = make_optimizer(stage, recipe.optimizer)
+    batch = next(iter(job.loader.epoch(0))).to(here)
+    generator = torch.Generator(here).manual_seed(recipe.loop.seed)
+    losses: dict[str, Tensor] = stage(batch, generator)
+    losses["loss"].backward()
+    memory = learning * 16 + frozen * 4  # weights, gradients and two moments in float32
+    lines = [
+        f"recipe    {recipe.about or recipe.stage}",
+        f"model     {recipe.model.name} ({type(job.model).__name__})",
+        f"learning  {learning / 1e6:.3f} M parameters in {len(optimizer.param_groups)} groups",
+        f"frozen    {frozen / 1e6:.3f} M parameters",
+        f"steps     {steps} ({per_epoch:.1f} an epoch, {len(batch)} clips a batch of {tuple(batch.video.shape[1:])})",
+        f"memory    {memory / 2**20:.0f} MiB for weights, gradients and moments, activations not counted",
+        "forward and backward: " + ", ".join(f"{name} {value.item():.4f}" for name, value in losses.items()),
+    ]
+    if here.type == "cuda":
+        lines.append(f"peak      {torch.cuda.max_memory_allocated(here) / 2**20:.0f} MiB on the device in that step")
+    return "\n".join(lines)
