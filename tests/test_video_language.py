@@ -1,4 +1,4 @@
-"""The multimodal model: identity with CLIP, both losses in one pass, captions, answering networks, weight mixing."""
+"""The multimodal model: identity with CLIP, both losses in one pass, captions, answering networks."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import math
 from dataclasses import replace
 from typing import TypeVar
 
-import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -19,12 +18,12 @@ from internvideo.errors import WeightsError
 from internvideo.models.caption_decoder import CaptionDecoder, CaptionDecoderConfig, rotate
 from internvideo.models.clip import Clip, TextConfig, TextTower, at_end_of_text
 from internvideo.models.clip_import import from_clip
-from internvideo.models.generation import generate
+from internvideo.models.factory import create_model
 from internvideo.models.heads import RankedMultipleChoice, SimilarMultipleChoice, VideoQuestionAnswering
 from internvideo.models.multimodal_sizes import MULTIMODAL_MODELS
 from internvideo.models.uniformerv2 import UniFormerV2Config
 from internvideo.models.viclip import ViCLIP, ViCLIPConfig
-from internvideo.models.video_language import VideoLanguage, VideoLanguageConfig, interpolate_weights
+from internvideo.models.video_language import VideoLanguage, VideoLanguageConfig
 from internvideo.models.weights import load_reference
 from internvideo.objectives.captioning import caption_loss
 from internvideo.objectives.contrastive import symmetric_contrastive
@@ -183,14 +182,15 @@ def test_caption_logits_do_not_see_later_words_but_see_the_video() -> None:
 
 
 def test_rotary_positions_are_relative() -> None:
-    frequencies = torch.tensor([1.0, 0.1], dtype=torch.float64)
     generator = torch.Generator().manual_seed(0)
     query, key = torch.randn(2, 4, generator=generator, dtype=torch.float64)
-    rows = rotate(query.expand(1, 1, 6, 4), frequencies)[0, 0]
-    columns = rotate(key.expand(1, 1, 6, 4), frequencies)[0, 0]
+    rows = rotate(query.expand(1, 1, 6, 4))[0, 0]
+    columns = rotate(key.expand(1, 1, 6, 4))[0, 0]
     scores = rows @ columns.t()
     assert torch.allclose(scores.diagonal(), (query @ key).expand(6))
     assert torch.allclose(scores.diagonal(2), scores[0, 2].expand(4))
+    half = rotate(query.expand(1, 1, 77, 4).bfloat16())[0, 0]
+    assert torch.allclose(half.double(), rotate(query.expand(1, 1, 77, 4))[0, 0], atol=0.02), "angles stay precise"
 
 
 def test_decoders_constant_buffers_are_checked() -> None:
@@ -274,6 +274,44 @@ def test_viclip_keeps_a_share_of_the_patches_in_training() -> None:
     assert model.scale.item() == pytest.approx(100.0)
 
 
+def test_bfloat16_autocast_runs_every_part() -> None:
+    model = make().train()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        output = model(clips(), TOKENS)
+        loss = symmetric_contrastive(output.video, output.text, model.scale)
+        assert output.caption_logits is not None
+        loss = loss + caption_loss(output.caption_logits, TOKENS)
+    loss.backward()
+    exact = model(clips(), TOKENS)
+    assert loss.dtype == torch.float32
+    assert torch.allclose(output.text.float(), exact.text, atol=0.1)
+
+
+@pytest.mark.parametrize("name", sorted(MULTIMODAL_MODELS))
+def test_every_named_model_runs_at_the_sample_size(name: str) -> None:
+    vision = {"image_size": 64, "patch_size": 16, "width": 32, "depth": 4, "heads": 2, "frames": 4}
+    tower = {**vision, "global_layers": [2, 3], "classes": 0}
+    text = {"width": 16, "heads": 2, "layers": 2, "vocabulary": WORDS, "context": 8}
+    caption = {"width": 16, "heads": 2, "vision_width": 32, "layers": 2, "vocabulary": WORDS, "queries": 4}
+    video = torch.randn(2, 3, 4, 64, 64)
+    if name.startswith("interaction"):
+        masked = {**vision, "frames": 8, "width": 48, "classes": 3}
+        model = create_model(name, {"masked": masked, "multimodal": {**tower, "classes": 3}})
+        assert model(torch.randn(2, 3, 8, 64, 64), video).fused.shape == (2, 3)
+    elif name.startswith("uniformerv2"):
+        assert create_model(name, {**tower, "classes": 3})(video).shape == (2, 3)
+    elif name.startswith("viclip"):
+        model = create_model(name, {**vision, "joint_width": 12, "text": text})
+        assert model.similarity(*model(video, TOKENS[:2])).shape == (2, 2)
+    else:
+        settings: dict[str, object] = {"vision": tower, "text": text, "joint_width": 12}
+        if name.endswith("caption"):
+            settings["caption"] = caption
+        output = create_model(name, settings)(video, TOKENS[:2])
+        assert output.video.shape == output.text.shape == (2, 12)
+        assert (output.caption_logits is not None) is name.endswith("caption")
+
+
 # --- captions ---
 
 
@@ -294,39 +332,6 @@ def test_captions_are_written_as_learned() -> None:
     assert torch.equal(model.generate(video, start=START, end=END, beams=3), TOKENS)
     cut = model.generate(video, start=START, end=END, max_length=4)
     assert cut.tolist() == [[18, 3, 4, 19], [18, 5, 19, 0], [18, 7, 8, 19]]
-
-
-def table_step(table: Tensor) -> object:
-    """Next-word log probabilities that depend on the last word only."""
-    return lambda ids, rows: table[ids[:, -1]].log()
-
-
-def test_beam_search_finds_the_better_text_that_greedy_misses() -> None:
-    # Words: 0 padding, 1 start, 2 end, 3 and 4. Greedy takes 3 (.6) and then ends with .4; 4 (.4) ends with .9.
-    table = torch.full((5, 5), 1e-6)
-    table[1, 3], table[1, 4] = 0.6, 0.4
-    table[3, 2], table[3, 3], table[3, 4] = 0.4, 0.3, 0.3
-    table[4, 2], table[4, 3] = 0.99, 0.01
-    step = table_step(table)
-    options = {"batch": 2, "start": 1, "end": 2, "device": torch.device("cpu"), "length_penalty": 0.0}
-    greedy = generate(step, length=6, **options)  # type: ignore[arg-type]  # options of several types
-    beam = generate(step, length=6, beams=3, **options)  # type: ignore[arg-type]  # as above
-    assert greedy.tolist() == [[1, 3, 2, 0, 0, 0]] * 2
-    assert beam.tolist() == [[1, 4, 2, 0, 0, 0]] * 2
-    with pytest.raises(ValueError, match="beams"):
-        generate(step, length=6, beams=0, **options)  # type: ignore[arg-type]  # as above
-
-
-def test_length_penalty_prefers_longer_texts() -> None:
-    table = torch.full((5, 5), 1e-6)
-    table[1, 3], table[1, 2] = 0.5, 0.5
-    table[3, 4], table[4, 2] = 0.9, 0.9
-    step = table_step(table)
-    options = {"batch": 1, "start": 1, "end": 2, "device": torch.device("cpu"), "beams": 4}
-    short = generate(step, length=7, length_penalty=0.0, **options)  # type: ignore[arg-type]  # several types
-    long = generate(step, length=7, length_penalty=1.0, **options)  # type: ignore[arg-type]  # as above
-    assert short.tolist() == [[1, 2, 0, 0, 0, 0, 0]]
-    assert long.tolist() == [[1, 3, 4, 2, 0, 0, 0]]
 
 
 # --- answering networks ---
@@ -355,38 +360,3 @@ def test_multiple_choice_networks_score_each_choice_by_itself() -> None:
         assert scores.shape == (2, 3)
         assert torch.allclose(model(clips(2), choices.flip(1)), scores.flip(1), atol=1e-5)
         assert torch.allclose(model(clips(2)[1:], choices[1:]), scores[1:], atol=1e-5)
-
-
-# --- weight-space ensemble ---
-
-
-@pytest.mark.parity
-@pytest.mark.parametrize("share", ["0.25", "0.5"])
-def test_stored_weight_space_ensemble(share: str) -> None:
-    with np.load(GOLDENS / "tasks" / "classification" / "classification.npz") as arrays:
-        states = {
-            prefix: {k.removeprefix(prefix): torch.from_numpy(arrays[k]) for k in arrays.files if k.startswith(prefix)}
-            for prefix in ("wse_clip/", "wse_tuned/", f"wse_out_{share}/")
-        }
-    mixed = interpolate_weights(states["wse_clip/"], states["wse_tuned/"], float(share))
-    expected = states[f"wse_out_{share}/"]
-    assert expected
-    assert set(mixed) == set(expected)
-    assert all(torch.allclose(mixed[k], expected[k], atol=1e-6) for k in expected)
-
-
-def test_weight_mixing_keeps_what_it_must() -> None:
-    a = {"logit_scale": torch.tensor(1.0), "w": torch.zeros(2), "steps": torch.tensor(3)}
-    b = {"logit_scale": torch.tensor(4.0), "w": torch.ones(2), "steps": torch.tensor(5), "visual.blocks.12.w": a["w"]}
-    mixed = interpolate_weights({**a, "visual.blocks.12.w": b["w"]}, b, 0.25, r"logit_scale|visual\.blocks\.1[2-9]\..*")
-    assert {k: v.tolist() for k, v in mixed.items()} == {
-        "logit_scale": 4.0,
-        "w": [0.75, 0.75],
-        "steps": 5,
-        "visual.blocks.12.w": [0.0, 0.0],
-    }
-    assert all(torch.equal(v, b[k]) for k, v in interpolate_weights(a, b, 0.0).items())
-    with pytest.raises(ValueError, match="0 to 1"):
-        interpolate_weights(a, b, 1.5)
-    with pytest.raises(ValueError, match="differ"):
-        interpolate_weights({"w": torch.zeros(3)}, b, 0.5)

@@ -45,9 +45,15 @@ def swiglu(x: Tensor) -> Tensor:
     return F.silu(gate) * value
 
 
-def rotate(x: Tensor, frequencies: Tensor) -> Tensor:
-    """Rotary positions 0..L-1 over the whole head width d, halves paired. x (B, H, L, d), frequencies (d / 2,)."""
-    angles = torch.arange(x.shape[2], device=x.device, dtype=frequencies.dtype)[:, None] * frequencies
+def rotate(x: Tensor) -> Tensor:
+    """Rotary positions 0..L-1 over the whole head width d, halves paired. x (B, H, L, d) -> the same.
+
+    Frequencies 10000^(-2i/d) are float32, as published, and angles float32 or better, whatever the precision of x.
+    """
+    width = x.shape[3]
+    precise = torch.promote_types(x.dtype, torch.float32)
+    frequencies = 1.0 / 10000 ** (torch.arange(0, width, 2, device=x.device).float() / width)
+    angles = torch.arange(x.shape[2], device=x.device, dtype=precise)[:, None] * frequencies.to(precise)
     angles = torch.cat([angles, angles], dim=-1)
     first, second = x.chunk(2, dim=-1)
     rotated = torch.cat([-second, first], dim=-1)
@@ -56,8 +62,6 @@ def rotate(x: Tensor, frequencies: Tensor) -> Tensor:
 
 class ParallelBlock(nn.Module):
     """Causal multi-query self-attention and SwiGLU feed-forward side by side, from one projection; residual."""
-
-    frequencies: Tensor
 
     def __init__(self, config: CaptionDecoderConfig) -> None:
         super().__init__()
@@ -69,14 +73,12 @@ class ParallelBlock(nn.Module):
         self.fused = nn.Linear(width, sum(self.sizes), bias=False)
         self.attn_out = nn.Linear(width, width, bias=False)
         self.ff_out = nn.Linear(inner, width, bias=False)
-        frequencies = 1.0 / 10000 ** (torch.arange(0, head, 2).float() / head)
-        self.register_buffer("frequencies", frequencies, persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, L, W) -> (B, L, W)."""
         query, key, value, hidden = self.fused(self.norm(x)).split(self.sizes, dim=-1)
-        query = rotate(split_heads(query, self.heads), self.frequencies)
-        key = rotate(split_heads(key, 1), self.frequencies)
+        query = rotate(split_heads(query, self.heads))
+        key = rotate(split_heads(key, 1))
         mixed = attend(query, key, split_heads(value, 1), causal=True)
         return x + self.attn_out(mixed) + self.ff_out(swiglu(hidden))  # type: ignore[no-any-return]  # untyped call
 

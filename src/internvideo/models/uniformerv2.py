@@ -7,6 +7,7 @@ Source: spec/models.md C.1 (structure), C.2 (sizes), C.4 (recipe: normalisation,
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -172,13 +173,16 @@ class ClassHead(nn.Module):
 
 
 class UniFormerV2(nn.Module):
-    """The multimodal video encoder, as a classifier or (classes=0) as the video tower of `VideoLanguage`."""
+    """The multimodal video encoder, as a classifier or (classes=0) as the video tower of `VideoLanguage`.
 
-    checkpointing: bool = False
+    Attributes:
+        checkpointing: compute the layers' activations again in the backward pass instead of storing them.
+    """
 
     def __init__(self, config: UniFormerV2Config) -> None:
         super().__init__()
         self.config = config
+        self.checkpointing = False
         width, depth = config.width, config.depth
         rates = torch.linspace(0, config.backbone_drop_path, depth, device="cpu").tolist()
         global_rates = torch.linspace(0, config.drop_path, len(config.global_layers), device="cpu").tolist()
@@ -199,14 +203,20 @@ class UniFormerV2(nn.Module):
     def _local_blocks(self, rates: list[float]) -> nn.ModuleList:
         return nn.ModuleList(LocalBlock(self.config.width, self.config.local_reduction, rate) for rate in rates)
 
+    def _run(self, part: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+        if self.checkpointing and self.training and torch.is_grad_enabled():
+            return checkpoint(part, x, use_reentrant=False)  # type: ignore[no-any-return]  # untyped function
+        return part(x)
+
     def _layer(self, i: int, x: Tensor, frames: int) -> Tensor:
+        """Layer i on (B * T, N, D). Local blocks never run twice, which would move their running statistics twice."""
         block = self.blocks[i]
+        assert isinstance(block, Block)
         if len(self.local1):
             x = self.local1[i](x, frames)
-        x = block.mix(x)  # type: ignore[operator]  # ModuleList items are typed as Module
-        if len(self.local2):
-            x = self.local2[i](x, frames)
-        return block.feed(x)  # type: ignore[no-any-return, operator]  # as above
+        if not len(self.local2):
+            return self._run(block, x)
+        return self._run(block.feed, self.local2[i](self._run(block.mix, x), frames))
 
     def backbone(self, video: Tensor) -> tuple[list[Tensor], Tensor]:
         """All layers without the query token, which never feeds back.
@@ -221,10 +231,7 @@ class UniFormerV2(nn.Module):
         batch, stages = len(video), []
         frames = len(x) // batch
         for i in range(self.config.depth):
-            if self.checkpointing and self.training and torch.is_grad_enabled():
-                x = checkpoint(self._layer, i, x, frames, use_reentrant=False)
-            else:
-                x = self._layer(i, x, frames)
+            x = self._layer(i, x, frames)
             if i in self.config.global_layers:
                 stages.append(x.reshape(batch, -1, x.shape[2]))
         return stages, x.reshape(batch, frames, *x.shape[1:])
