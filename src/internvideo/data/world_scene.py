@@ -272,17 +272,26 @@ def _occlude(canvas: Image, scene: Scene, shift: NDArray[np.float64], rng: np.ra
     steps = (np.arange(scene.side) + 0.5) / scene.side
     far = np.abs(steps - middle - shift[:, [0 if upright else 1]])
     weight = np.clip((width / 2 - far) * scene.side + 0.5, 0, 1).astype(np.float32)
-    weight = weight[:, None, :, None] if upright else weight[:, :, None, None]
-    canvas += weight * (colour - canvas)
+    band = slice(*(np.flatnonzero(weight.any(axis=0))[[0, -1]] + (0, 1)))
+    target = canvas[:, :, band] if upright else canvas[:, band]
+    weight = weight[:, None, band, None] if upright else weight[:, band, None, None]
+    target += weight * (colour - target)
 
 
 def _light(scene: Scene, rng: np.random.Generator) -> Image:
-    """(T, 1, 1, 3) brightness and tint that swell and fade slowly."""
+    """(T, 1, 3 S) brightness and tint of a row of pixels that swell and fade slowly."""
     waves, phase = rng.uniform(0.3, 1.2) * max(1.0, scene.frames / 24), rng.uniform(0, 2 * np.pi)
     time = np.linspace(-0.5, 0.5, scene.frames)
     swell = 0.18 * np.sin(2 * np.pi * waves * time + phase)
     level = rng.uniform(-0.15, 0.15) + swell[:, None] + rng.uniform(-0.06, 0.06, 3)
-    return (1 + scene.difficulty * level).astype(np.float32)[:, None, None, :]
+    return np.tile((1 + scene.difficulty * level).astype(np.float32), scene.side)[:, None, :]
+
+
+def _grain(shape: tuple[int, ...], deviation: float, rng: np.random.Generator) -> Image:
+    """Noise of a sensor: the sum of two uniform 4-bit numbers, about normal and much quicker to draw."""
+    dots = np.frombuffer(rng.bytes(int(np.prod(shape))), dtype=np.uint8)
+    values: Image = ((np.arange(256) % 16 + np.arange(256) // 16 - 15) * (deviation / np.sqrt(42.5))).astype(np.float32)
+    return np.asarray(values[dots].reshape(shape))
 
 
 def _streams(scene: Scene) -> list[np.random.Generator]:
@@ -328,9 +337,9 @@ def render(scene: Scene) -> tuple[Frames, NDArray[np.float64]]:
         boxes[:, index] = found
     if scene.difficulty > 0:
         _occlude(canvas, scene, shift, streams[3])
-        canvas *= _light(scene, streams[4])
-        grain = np.float32(0.03 * scene.difficulty)
-        canvas += grain * streams[5].standard_normal(canvas.shape, dtype=np.float32)
+        rows = canvas.reshape(scene.frames, scene.side, -1)  # long inner axes: several times faster than (..., 3)
+        rows *= _light(scene, streams[4])
+        rows += _grain(rows.shape, 0.03 * scene.difficulty, streams[5])
     np.clip(canvas, 0, 1, out=canvas)
     canvas *= 255
     canvas += 0.5
