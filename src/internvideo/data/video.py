@@ -7,7 +7,7 @@ that moment, or a VideoError; never a neighbour, never a damaged picture.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
 from types import TracebackType
@@ -239,16 +239,22 @@ class Video:
             groups.setdefault(at, []).append(frame)
         for at, group in groups.items():
             missing = {int(index.order[frame]): frame for frame in group}
-            # A stream may need more run-up than its key frames promise: then once from the one before, then from 0.
-            for start in dict.fromkeys((at, max(at - 1, 0), 0)):
-                yield from self._read_group(int(keys[start]), missing, deadline)
-                if not missing:
+            # A stream may need more run-up than its key frames promise: then once more from the start.
+            for start in dict.fromkeys((at, 0)):
+                spoilt = yield from self._read_group(int(keys[start]), missing, deadline)
+                if not missing and spoilt is None:
                     break
-            if missing:
-                raise self._damaged(min(missing.values()))
+                missing = {int(index.order[frame]): frame for frame in group}
+            else:
+                raise self._damaged(min(group) if spoilt is None else spoilt)
 
-    def _read_group(self, start: int, missing: dict[int, int], deadline: Deadline) -> Iterator[tuple[int, Any]]:
-        """Decode from the key frame at decoding index `start` to the last of `missing` (which shrinks), then drain."""
+    def _read_group(
+        self, start: int, missing: dict[int, int], deadline: Deadline
+    ) -> Generator[tuple[int, Any], None, int | None]:
+        """Decode from the key frame at decoding index `start` to the last of `missing` (which shrinks), then drain.
+
+        Returns: the first frame asked for that is damaged or built on a damaged picture, None when all are well.
+        """
         context, index = self._stream.codec_context, self._index
         if self._position != start:
             self._seek(start)
@@ -279,9 +285,7 @@ class Video:
             if (place := self._by_stamp.get(picture.pts, -1)) in missing:
                 yield missing.pop(place), picture
         # Whatever was decoded from the damaged picture on may be built on it.
-        spoilt = [frame for place, frame in asked.items() if place >= damage]
-        if spoilt:
-            raise self._damaged(min(spoilt))
+        return min((frame for place, frame in asked.items() if place >= damage), default=None)
 
     def _place_if_damaged(self, picture: Any, start: int) -> int:
         """Decoding index of a damaged picture, and behind everything for a good one."""

@@ -114,7 +114,9 @@ def open_file(path: str, *, protocols: bool, threads: int, seconds: float) -> tu
         container_options["protocol_whitelist"] = "file"
     try:
         container = av.open(name, metadata_errors="replace", options=container_options, timeout=seconds)
-    except (av.error.FFmpegError, OSError, ValueError, UnicodeError) as error:
+    except av.error.ExitError as error:
+        raise fail(path, f"opening took longer than {seconds:g} s", do="raise the time budget") from error
+    except (av.error.FFmpegError, OSError, ValueError) as error:
         raise fail(path, f"not a readable video: {reason_of(error)}") from error
     try:
         stream = _pick_stream(path, container)
@@ -170,7 +172,7 @@ def index_from_packets(container: Any, stream: Any, path: str, deadline: Deadlin
     dts: list[int] = []
     key: list[bool] = []
     discard: list[bool] = []
-    first = None
+    opening = None
     duration = 0
     limit = max_seconds / float(stream.time_base)
     try:
@@ -182,45 +184,53 @@ def index_from_packets(container: Any, stream: Any, path: str, deadline: Deadlin
                 return None
             if stamp is None or packet.is_corrupt or not sound(packet):
                 return None
-            if not pts or len(pts) % 256 == 0:
+            if len(pts) % 256 == 0:
                 deadline.check()
-            is_key, is_discard = packet.is_keyframe, packet.is_discard
-            if first is None and is_key and not is_discard:
-                # Ask the decoder for this picture alone, then make it forget: it starts afresh with every seek.
-                pictures = context.decode(packet) + context.decode(None)
-                context.flush_buffers()
-                if not pictures:
-                    return None
-                first = pictures[0]
             if pts and stamp - pts[0] > limit:
                 raise fail(path, f"is longer than {max_seconds:g} s", do="raise max_seconds or cut the file")
+            opening = packet if opening is None else opening
             pts.append(stamp)
             dts.append(stamp if packet.dts is None else packet.dts)
-            key.append(is_key)
-            discard.append(is_discard)
+            key.append(packet.is_keyframe)
+            discard.append(packet.is_discard)
             duration = packet.duration or duration
     except av.error.FFmpegError:
         return None
-    shown = np.flatnonzero(~np.array(discard, np.bool_))
-    stamps = np.array(pts, np.int64)
-    if first is None or not len(shown) or not key[0] or len(np.unique(stamps)) != len(stamps):
+    index = _tables(np.array(pts, np.int64), np.array(dts, np.int64), np.array(key), np.array(discard), stream)
+    if index is None:
         return None
-    # An edit list may hide a run of frames at the start; several edits are left to the decoder.
-    if shown[-1] - shown[0] + 1 != len(shown):
+    index.end = _end(index.times, duration * float(stream.time_base), stream)
+    index.first = _opening_picture(context, opening, index)
+    return None if index.first is None else index
+
+
+def _tables(
+    pts: NDArray[np.int64], dts: NDArray[np.int64], key: NDArray[np.bool_], discard: NDArray[np.bool_], stream: Any
+) -> Index | None:
+    """The index of well-formed packet tables, None for others; `end` and `first` are still to be filled in."""
+    # Hidden packets (edit lists) are left to the decoder, and so are time stamps that do not tell packets apart.
+    if not len(pts) or not key[0] or discard.any() or not np.diff(np.sort(pts)).all():
         return None
-    order = shown[np.argsort(stamps[shown], kind="stable")]
-    times = (stamps[order] * float(stream.time_base)).astype(np.float64)
-    return Index(
-        times=times,
-        end=_end(times, duration * float(stream.time_base), stream),
-        first=first,
-        exact=True,
-        pts=stamps,
-        dts=np.array(dts, np.int64),
-        key=np.array(key, np.bool_),
-        order=order.astype(np.int64),
-        bad=np.zeros(len(order), np.bool_),
-    )
+    order = np.argsort(pts, kind="stable").astype(np.int64)
+    times = (pts[order] * float(stream.time_base)).astype(np.float64)
+    bad = np.zeros(len(order), np.bool_)
+    return Index(times, 0.0, None, exact=True, pts=pts, dts=dts, key=key, order=order, bad=bad)
+
+
+def _opening_picture(context: Any, packet: Any, index: Index) -> Any:
+    """Decode the first packet alone; the decoder forgets it again and is ready for any key frame."""
+    group = np.cumsum(index.key) - 1
+    leading = (index.pts < index.pts[np.flatnonzero(index.key)][group]) & (group > 0)
+    if not leading.any():
+        # A fault in the stream shall be an error, not a picture patched up from its neighbours. In an open GOP, though,
+        # a start in the middle counts as a fault, so there only the decoder's own marks of damage are left.
+        context.options = {**context.options, "err_detect": "explode"}
+    try:
+        pictures = decode(context, packet) + decode(context, None)
+    except av.error.FFmpegError:
+        return None
+    context.flush_buffers()
+    return pictures[0] if pictures else None
 
 
 def _soundness(context: Any) -> Any:
