@@ -77,12 +77,14 @@ def test_killed_after_six_steps_then_resumed(straight: TrainResult, tmp_path: Pa
     left = checkpoint.newest(tmp_path)
     assert left is not None
     assert left.name == "step-00000006.safetensors"
+    (left.parent / ".step-00000007.99.partial.safetensors").write_bytes(b"half")
     torch.manual_seed(99)  # what happens elsewhere must not matter
     np.random.seed(99)
     resumed = run(tmp_path)
     assert_same_bits(tensors(straight), tensors(resumed))
     assert resumed.losses == straight.losses
     assert [line["step"] for line in read_metrics(tmp_path)] == list(range(1, 11))
+    assert sorted(path.name for path in left.parent.iterdir()) == [f"step-{step:08d}.safetensors" for step in (9, 10)]
 
 
 @pytest.mark.parametrize("stop_at", range(1, 10))

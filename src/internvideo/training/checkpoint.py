@@ -169,6 +169,8 @@ def _claim(folder: Path, recipe: Mapping[str, Any], may_differ: Collection[str])
         except (OSError, UnicodeDecodeError, ValueError, KeyError, TypeError) as error:
             raise RunError(file, f"is not the file of a run ({error})", "", "choose another output folder") from error
         same_recipe(folder, written, recipe, may_differ)
+        for left in (folder / FOLDER).glob(".step-*.partial.safetensors"):  # of a session that was killed
+            left.unlink()
         return
     if newest(folder) is not None or (folder / "metrics.jsonl").exists():
         raise RunError(folder, f"holds a run without {RUN_FILE}", "an empty folder", "choose another output folder")

@@ -120,6 +120,7 @@ def train(
                 log.progress(state.step)
                 if saving:
                     last = checkpoint.save(folder, state, recipe, loop.keep_checkpoints)
+                    window.start()
                 if stopping:
                     break
         if distributed.any_process(stop.asked):

@@ -40,10 +40,15 @@ class Window:
 
     def __init__(self, loader: Waits) -> None:
         self.loader = loader
-        self.steps: list[dict[str, Tensor]] = []
-        self.ids: list[tuple[str, ...]] = []
+        self.steps: list[dict[str, Tensor]]
+        self.ids: list[tuple[str, ...]]
         self.lr = 0.0
-        self.waited, self.began = loader.waited, time.perf_counter()
+        self.start()
+
+    def start(self) -> None:
+        """Forget what was kept and start the clock, after a line and after a checkpoint (whose time is no step's)."""
+        self.steps, self.ids = [], []
+        self.waited, self.began = self.loader.waited, time.perf_counter()
 
     def add(self, parts: dict[str, Tensor], batches: Sequence[Batch], lr: float) -> None:
         """Keep what one step returned."""
@@ -65,15 +70,13 @@ class Window:
         for offset, values in enumerate(zip(*everyone, strict=True)):
             if not all(math.isfinite(value[name]) for value in values for name in ("loss", GRADIENT_NORM)):
                 self._stop(first + offset, self.ids[offset], list(values), state, folder)
-        now = time.perf_counter()
-        seconds, waited = now - self.began, self.loader.waited - self.waited
+        seconds, waited = time.perf_counter() - self.began, self.loader.waited - self.waited
         clips = distributed.sum_over_processes(sum(len(ids) for ids in self.ids))
         state.losses.extend(step["loss"] for step in steps)
         state.seconds, state.clips = state.seconds + seconds, state.clips + clips
         line = {"step": state.step, "epoch": state.epoch, "lr": self.lr, **_mean(steps)}
         log.write({**line, "clips_per_second": clips / seconds, "seconds": seconds, "waited": waited})
-        self.steps, self.ids = [], []
-        self.waited, self.began = self.loader.waited, now
+        self.start()
 
     def _read(self) -> list[dict[str, float]]:
         """The only place where the host waits for the device."""
