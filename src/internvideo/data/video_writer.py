@@ -65,10 +65,9 @@ def write_video(
             os.fsync(written.fileno())
         os.chmod(temporary, 0o666 & ~_umask())
         os.replace(temporary, target)
-    except (av.error.FFmpegError, OSError) as error:
-        raise VideoError(
-            target, f"cannot be written with {codec}, {pixel_format}: {error.strerror or error}"
-        ) from error
+    except (av.error.FFmpegError, OSError, _UnfitError) as error:
+        why = getattr(error, "strerror", None) or str(error)
+        raise VideoError(target, f"cannot be written with {codec}, {pixel_format}: {why}") from error
     finally:
         temporary.unlink(missing_ok=True)
     return count
@@ -87,13 +86,13 @@ def _encode(
     size: tuple[int, ...] = ()
     stream: Any = None
     # bitexact leaves the writing library's version and the date out of the file.
-    with av.open(os.fspath(path), "w", container_options={"fflags": "+bitexact"}) as container:
+    with _open(path) as container:
         for frame in frames:
             if frame.dtype != np.uint8 or frame.ndim != 3 or frame.shape[2] != 3:
                 raise ValueError(f"frame {count} is {frame.dtype} {frame.shape}, not (H, W, 3) uint8")
             if stream is None:
                 size = frame.shape
-                stream = _add_stream(path, container, codec, fps, settings)
+                stream = _add_stream(container, codec, fps, settings)
                 stream.height, stream.width = size[:2]
                 stream.pix_fmt = pixel_format
                 stream.codec_context.gop_size = gop
@@ -108,11 +107,22 @@ def _encode(
     return count
 
 
-def _add_stream(path: Path, container: Any, codec: str, fps: Fraction, settings: dict[str, str]) -> Any:
+class _UnfitError(Exception):
+    """The file name, the codec and the settings do not go together."""
+
+
+def _open(path: Path) -> Any:
+    try:
+        return av.open(os.fspath(path), "w", container_options={"fflags": "+bitexact"})
+    except ValueError as error:  # no container of this name
+        raise _UnfitError(str(error)) from error
+
+
+def _add_stream(container: Any, codec: str, fps: Fraction, settings: dict[str, str]) -> Any:
     try:
         stream = container.add_stream(codec, rate=fps, options=settings)
-    except ValueError as error:  # an unknown codec, or one that the container cannot hold
-        raise VideoError(path, f"{codec} cannot be written into a {path.suffix} file: {error}") from error
+    except ValueError as error:  # no such encoder, or not in this container
+        raise _UnfitError(f"no such encoder here: {error}" if str(error) == codec else str(error)) from error
     stream.codec_context.time_base = 1 / fps
     stream.codec_context.thread_count = 1
     return stream
