@@ -5,7 +5,7 @@
 Two ways of sampling: sparse (8 frames spread over the whole file) and dense (16 frames, every 4th, somewhere inside).
 Every reader opens the file for every clip, as a data loader does, with one decoder thread, and returns the frames that
 naive full decoding returns (checked once before timing; a reader that returns others is marked). The readers take turns
-within a round; the table gives medians over rounds. Input is made with `write_video` unless a folder is given.
+clip by clip; the table gives medians over rounds. Input is made with `write_video` unless a folder is given.
 """
 
 from __future__ import annotations
@@ -130,11 +130,14 @@ def measure(
                 differ.add(name)
     times: dict[str, list[float]] = {name: [] for name in readers}
     for _ in range(rounds):
-        for name, reader in readers.items():
-            start = time.perf_counter()
-            for path, indices in jobs:
+        spent = dict.fromkeys(readers, 0.0)
+        for path, indices in jobs:
+            for name, reader in readers.items():
+                start = time.perf_counter()
                 reader(path, indices)
-            times[name].append((time.perf_counter() - start) / clips)
+                spent[name] += time.perf_counter() - start
+        for name, value in spent.items():
+            times[name].append(value / clips)
     return {name: float(np.median(values)) for name, values in times.items()}, differ
 
 
