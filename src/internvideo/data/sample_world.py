@@ -35,8 +35,8 @@ from internvideo.data.world_clips import (
     WorldSettings,
     clip_path,
     held_out,
-    leave_interrupts,
     plan,
+    start_worker,
     write_clips,
 )
 from internvideo.data.world_language import captions, choices, long_captions, questions
@@ -138,7 +138,7 @@ def _write_all(
             for chunk in chunks:
                 take(chunk, write_clips(root, settings, chunk))
             return found
-        with ProcessPoolExecutor(count, multiprocessing.get_context("spawn"), leave_interrupts) as pool:
+        with ProcessPoolExecutor(count, multiprocessing.get_context("spawn"), start_worker) as pool:
             futures = {pool.submit(write_clips, root, settings, chunk): chunk for chunk in chunks}
             try:
                 for future in as_completed(futures):

@@ -5,7 +5,10 @@ A clip follows from (seed of the world, split, number) alone, so neither the num
 
 from __future__ import annotations
 
+import multiprocessing
+import os
 import signal
+import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -223,6 +226,14 @@ def write_clips(folder: Path, settings: WorldSettings, jobs: Sequence[tuple[str,
     return found
 
 
-def leave_interrupts() -> None:
-    """Let the parent alone answer Ctrl-C, which reaches every process of the group."""
+def start_worker() -> None:
+    """Prepare a worker process: it leaves Ctrl-C to its parent, and ends when the parent was killed."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    parent = multiprocessing.parent_process()
+
+    def follow() -> None:
+        if parent is not None:
+            parent.join()
+            os._exit(1)
+
+    threading.Thread(target=follow, daemon=True).start()
