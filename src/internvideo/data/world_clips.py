@@ -50,7 +50,7 @@ class WorldSettings:
     size: int = 96
     frames: int = 24
     fps: int = 12
-    difficulty: float = 0.5
+    difficulty: float = 0.25
     zero_shot_clips: int | None = None
     long_videos: int = 12
     actions: tuple[str, ...] = ACTIONS

@@ -89,10 +89,15 @@ _DRAWERS: Mapping[str, Callable[[Field, Field, Rng], Field]] = MappingProxyType(
 PLACES: tuple[str, ...] = tuple(_DRAWERS)
 
 
-def draw_place(place: str, side: int, margin: int, contrast: float, rng: Rng) -> Image:
-    """Background of (side + 2 margin) squared pixels: (H, W, 3) float32 in 0..1; `contrast` 0..1 scales its texture."""
+def draw_place(place: str, side: int, margin: int, difficulty: float, rng: Rng) -> Image:
+    """Background of (side + 2 margin) squared pixels: (H, W, 3) float32 in 0..1, in dim light.
+
+    `difficulty` (0..1) brings out its texture and brings its brightness nearer to that of the objects.
+    """
     steps = (np.arange(side + 2 * margin) - margin + 0.5) / side
     x, y = np.meshgrid(steps, steps)
     image = _DRAWERS[place](x, y, rng)
     mean = image.mean(axis=(0, 1))
-    return np.asarray(np.clip(mean + (image - mean) * contrast, 0, 1), dtype=np.float32)
+    return np.asarray(
+        np.clip(mean + (image - mean) * (0.2 + 0.8 * difficulty), 0, 1) * (0.4 + 0.25 * difficulty), dtype=np.float32
+    )

