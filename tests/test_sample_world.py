@@ -87,6 +87,7 @@ def test_a_second_call_finishes_what_is_missing_and_keeps_the_rest(world: World)
     files = sorted(world.folder.rglob("*.mp4"))
     lost, kept = files[3], files[4]
     lost.unlink()
+    kept.with_name(".train_00099.abc.mp4").write_bytes(b"half")  # what a killed writer leaves
     (world.folder / "test.jsonl").unlink()
     written = kept.stat().st_mtime_ns
     generate(world.folder, SMALL, workers=1, progress=False)

@@ -101,8 +101,10 @@ def _claim(root: Path, settings: WorldSettings) -> None:
                 raise RunError(
                     root, f"holds another sample world ({theirs})", ours, "choose another folder or its settings"
                 )
+            for unfinished in root.glob("clips/*/.*.mp4"):  # of a writer that was killed
+                unfinished.unlink(missing_ok=True)
             return
-        if root.exists() and (not root.is_dir() or any(root.iterdir())):
+        if root.exists() and (not root.is_dir() or any(not found.name.startswith(".") for found in root.iterdir())):
             raise RunError(root, "is not an empty folder", "a new or empty folder", "choose another one")
     except (OSError, ValueError, AttributeError) as error:
         raise RunError(
