@@ -49,7 +49,7 @@ __all__ = [
     "plan", "render", "reverse_class",
 ]  # fmt: skip
 
-VERSION = 2  # of what is drawn: another number is another world
+VERSION = 3  # of what is drawn: another number is another world
 _CHUNK = 8
 Job = tuple[str, int]
 

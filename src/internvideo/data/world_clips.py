@@ -24,7 +24,7 @@ from internvideo.data.world_places import PLACES
 from internvideo.data.world_scene import COLOURS, SHAPES, TEXTURES, Actor, Look, Scene, actor_boxes, render
 from internvideo.errors import RecipeError
 
-RADII: Mapping[str, float] = MappingProxyType({"small": 0.14, "large": 0.185})
+RADII: Mapping[str, float] = MappingProxyType({"small": 0.15, "large": 0.195})
 _SPLITS = ("train", "validation", "test", "zero_shot", "long")
 
 

@@ -183,9 +183,9 @@ def _sprite(look: Look, track: Track, side: int, shift: NDArray[np.float64], hal
         surface = frame(0.85 - 1.7 * track.level) * frame(radius)  # height of the liquid below the centre, in sides
         empty = np.clip((surface - dy) * side + 0.5, 0, 1) * frame(track.tank)
         colour = colour * (1 - empty[..., None]) + (0.1 + 0.25 * base) * empty[..., None]
-    # Every object carries a dark mark off its centre, so that a turned circle looks turned.
-    mark = np.clip((0.26 - np.hypot(lx + 0.4, ly + 0.08)) * soft + 0.5, 0, 1)[..., None]
-    colour = colour * (1 - mark) + 0.05 * mark
+    # Every object carries a white mark off its centre, so that a turned circle looks turned.
+    mark = np.clip((0.28 - np.hypot(lx + 0.4, ly + 0.08)) * soft + 0.5, 0, 1)[..., None]
+    colour = colour * (1 - mark) + mark
     rim = np.clip((_RIM - inside) * soft + 0.5, 0, 1)[..., None]
     colour = colour * (1 - rim) + (0.12 + 0.25 * base) * rim * 0.6
     return _Sprite(np.stack([row, column], axis=1), colour, opacity)
