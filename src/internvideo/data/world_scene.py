@@ -21,7 +21,7 @@ Image = NDArray[np.float32]
 Frames = NDArray[np.uint8]
 
 # Objects are lighter than the places behind them, whatever their colour: a small transformer without pretraining finds
-# a light patch long before it finds a coloured one (measured: 56 % instead of 8 % top-1 after the same 20 epochs).
+# a light patch long before it finds a coloured one (40 % against 6 % top-1 after 12 epochs).
 COLOURS: Mapping[str, tuple[float, float, float]] = MappingProxyType(
     {
         "red": (1.00, 0.30, 0.26),
