@@ -57,7 +57,7 @@ class VideoLanguageOutput:
 
     Attributes:
         video, text: (B, E), not normalised.
-        caption_logits: (B, L - 1, V), position i predicts word i + 1; None without a decoder.
+        caption_logits: (B, L - 1, V) of the captioned clips, position i predicts word i + 1; None without a decoder.
     """
 
     video: Tensor
@@ -141,15 +141,17 @@ class VideoLanguage(nn.Module):
             raise ValueError("this video-language model has no caption decoder")
         return logits
 
-    def forward(self, video: Tensor, tokens: Tensor, *, caption: bool = True) -> VideoLanguageOutput:
-        """Both towers once, and the caption logits when there is a decoder and `caption` is set.
+    def forward(self, video: Tensor, tokens: Tensor, *, captioned: int | None = None) -> VideoLanguageOutput:
+        """Both towers once, and the caption logits where there is a decoder.
 
         Args:
             video: normalised (B, 3, T, S, S).
             tokens: (B, L) ids, zero padded.
+            captioned: clips of the batch, from its start, whose captions are decoded; None for all, 0 for none.
         """
         seen, words = self.see(video), self.text.tokens(tokens)
-        logits = self._decoder()(seen.tokens, words[:, :-1]) if caption and self.caption_decoder is not None else None
+        count = len(tokens) if captioned is None else captioned
+        logits = self._decoder()(seen.tokens[:count], words[:count, :-1]) if count and self.caption_decoder else None
         return VideoLanguageOutput(
             self.project_video(seen.pooled), self.text.project(at_end_of_text(words, tokens)), logits
         )

@@ -24,12 +24,16 @@ def _alone(features: Tensor) -> Tensor:
 
 
 class MultimodalSettings(BaseModel):
-    """Weights of the two losses (the released code sums them)."""
+    """Weights of the two losses (the released code sums them).
+
+    `captioned` limits captioning to the first clips of every batch: its logits are as large as the vocabulary.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     contrastive_weight: float = Field(1.0, ge=0.0)
     caption_weight: float = Field(1.0, ge=0.0)
+    captioned: int | None = Field(None, ge=1)
 
 
 class MultimodalStage(nn.Module):
@@ -48,16 +52,19 @@ class MultimodalStage(nn.Module):
         self.model = model
         self.settings = settings
         self.gather = gather
+        if model.text.mask_embedding is not None:  # only masked language modelling reads it
+            model.text.mask_embedding.requires_grad_(False)
 
     def forward(self, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
         """{"loss", "contrastive", "caption"}: the losses of one batch, which must carry tokens."""
         if batch.tokens is None:
             raise ValueError("the multimodal stage needs captions: the loader was given no tokenizer")
         self.model.clamp_logit_scale()
-        encoded = self.model(self.model.normalise(batch.video), batch.tokens, caption=self.settings.caption_weight > 0)
+        count = self.settings.captioned if self.settings.caption_weight > 0 else 0
+        encoded = self.model(self.model.normalise(batch.video), batch.tokens, captioned=count)
         contrastive = symmetric_contrastive(self.gather(encoded.video), self.gather(encoded.text), self.model.scale)
         losses = {"contrastive": contrastive, "loss": self.settings.contrastive_weight * contrastive}
         if encoded.caption_logits is not None:
-            losses["caption"] = caption_loss(encoded.caption_logits, batch.tokens)
+            losses["caption"] = caption_loss(encoded.caption_logits, batch.tokens[: len(encoded.caption_logits)])
             losses["loss"] = losses["loss"] + self.settings.caption_weight * losses["caption"]
         return losses

@@ -1,0 +1,129 @@
+"""From weights and a manifest to a saved table and figures with their protocol."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+
+from internvideo.data.loader import EvalLoader, LoaderSettings
+from internvideo.data.manifest import Manifest, read_manifest
+from internvideo.data.tokenizer import Tokenizer
+from internvideo.data.world_actions import TIME_DIRECTED
+from internvideo.errors import RecipeError
+from internvideo.models.cross_model import CrossModel
+from internvideo.models.uniformerv2 import UniFormerV2
+from internvideo.models.video_language import VideoLanguage
+from internvideo.models.videomae import VideoMAEClassifier
+from internvideo.pipeline import Trained, load_trained
+from internvideo.recipe import TASKS, choose_device
+from internvideo.tasks import multiple_choice, recognition, retrieval, zero_shot
+from internvideo.tasks.protocol import clip_protocol
+from internvideo.tasks.scoring import score
+from internvideo.tasks.table import Result, Table, print_result, save_result
+
+LANGUAGE_TASKS = {"zero_shot": zero_shot.predict, "retrieval": retrieval.predict, "multiple_choice": multiple_choice.predict}
+
+
+@dataclass(frozen=True)
+class EvaluationSettings:
+    """How videos become clips in testing.
+
+    Attributes:
+        views: temporal views per video. crops: 1 or 3 places per view.
+        batch_size, workers: of the loader. device: where the model runs.
+    """
+
+    views: int = 1
+    crops: int = 1
+    batch_size: int = 16
+    workers: int = 0
+    device: str = "auto"
+
+
+def predict(task: str, trained: Trained, manifest: Manifest, settings: EvaluationSettings) -> Table:
+    """Predictions of a trained model on a split.
+
+    Raises:
+        RecipeError: no such task, or one that this kind of model cannot do.
+    """
+    _check(task, trained.model)
+    data, model, device = trained.recipe.data, trained.model, choose_device(settings.device)
+    sampling = data.sampling
+    if settings.views > 1 or sampling.views is not None or sampling.kind in {"dense", "sparse"}:
+        sampling = sampling.model_copy(update={"views": settings.views})
+    sampler, transform = sampling.build(), data.augment.eval_transform(settings.crops)
+    source = EvalLoader(
+        manifest,
+        sampler,
+        transform,
+        LoaderSettings(
+            batch_size=settings.batch_size,
+            workers=settings.workers,
+            short_side=data.loader.short_side,
+            single_frame=data.loader.single_frame,
+        ),
+    )
+    clips = clip_protocol(sampler, transform, single_frame=data.loader.single_frame)
+    name = trained.recipe.model.name
+    if task == "recognition":
+        subsets = {}
+        if set(manifest.classes) & set(TIME_DIRECTED):  # the sample world's
+            subsets["time_directed"] = lambda row: manifest.classes[row.label] in TIME_DIRECTED
+        return recognition.predict(
+            model, scorer(trained), source, manifest, clips, device, model_name=name, subsets=subsets
+        )
+    tokenizer = Tokenizer(context=cast(VideoLanguage, model).config.text.context)
+    return LANGUAGE_TASKS[task](model, tokenizer, source, manifest, clips, device, model_name=name)
+
+
+def scorer(trained: Trained) -> recognition.Scorer:
+    """uint8 clips -> named logits, each encoder with its own frames."""
+    step: int = getattr(trained.recipe.settings, "frame_step", 1)
+    if isinstance(trained.model, CrossModel):
+        return recognition.interaction_scorer(trained.model, step)
+    whole = recognition.classifier_scorer(trained.model)
+    return lambda video: whole(video[:, :, ::step])
+
+
+def _check(task: str, model: torch.nn.Module) -> None:
+    if task not in TASKS:
+        raise RecipeError("task", f"found '{task}'", ", ".join(TASKS))
+    able: tuple[type[torch.nn.Module], ...] = (VideoLanguage,)
+    if task == "recognition":
+        able = (VideoMAEClassifier, UniFormerV2, CrossModel)
+    if not isinstance(model, able):
+        names = ", ".join(kind.__name__ for kind in able)
+        raise RecipeError("weights", f"hold a {type(model).__name__}", f"{names} for {task}", "choose another task")
+
+
+def evaluate_task(
+    task: str, weights: Path, manifest: Path, output: Path, settings: EvaluationSettings, *, split: str | None = None
+) -> Result:
+    """Predict, save `TASK.npz` and `TASK.json` in `output`, print the figures."""
+    if task not in TASKS:
+        raise RecipeError("task", f"found '{task}'", ", ".join(TASKS))
+    trained = load_trained(weights, device=settings.device)
+    rows = read_manifest(manifest, classes=trained.classes or None)
+    if split is not None:
+        rows = rows.subset(split=split)
+    table = predict(task, trained, rows, settings)
+    path = table.save(output / f"{task}.npz")
+    result: Result = score(table)
+    save_result(result, path.with_suffix(".json"))
+    print_result(result)
+    return result
+
+
+def score_table(path: Path) -> Result:
+    """Score a saved table again and print its figures."""
+    result = score(Table.load(path))
+    print_result(result)
+    return result
+
+
+def figure(result: Result, name: str) -> tuple[float, Any]:
+    """A figure and its interval (None where it has none)."""
+    return result["figures"][name], result["intervals"].get(name)
