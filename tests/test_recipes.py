@@ -1,0 +1,258 @@
+"""Shipped recipes: each one parses, names a model that builds, fits its stage, and holds the paper's figures."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+
+from internvideo.errors import RecipeError
+from internvideo.pipeline import build_model
+from internvideo.recipe import STAGES, Recipe, build_recipe, read_recipe, shipped_recipes
+from internvideo.training.optimizer import parameter_rules
+
+SHIPPED = shipped_recipes()
+PAPER = {name: path for name, path in SHIPPED.items() if name.startswith("paper/")}
+
+
+def own_classes(recipe: Recipe) -> int:
+    """Classes that a recipe's manifest has to have; any number where the recipe leaves it open."""
+    changed = recipe.model.overrides
+    return int(changed.get("classes") or changed.get("masked", {}).get("classes") or 7)
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_a_shipped_recipe_builds(name: str) -> None:
+    recipe = read_recipe(name)
+    with torch.device("meta"):
+        model = build_model(recipe, own_classes(recipe))
+    assert isinstance(model, STAGES[recipe.stage].trains)
+    assert recipe.about
+    with torch.device("meta"):
+        stage = STAGES[recipe.stage].stage(model, recipe.settings)
+    assert parameter_rules(stage, recipe.optimizer)
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_clip_and_model_have_the_same_size(name: str) -> None:
+    recipe = read_recipe(name)
+    with torch.device("meta"):
+        model: Any = build_model(recipe, own_classes(recipe))
+    config = getattr(model.config, "vision", model.config)
+    if recipe.stage != "interaction":
+        step = getattr(recipe.settings, "frame_step", 1)
+        assert config.frames == -(-recipe.data.sampling.frames // step)
+        assert config.image_size == recipe.data.augment.size
+    assert recipe.data.sampling.build().frames == recipe.data.sampling.frames
+    assert recipe.data.augment.train_transform().size == recipe.data.augment.size
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_a_resolved_recipe_is_the_same_recipe(name: str) -> None:
+    recipe = read_recipe(name)
+    assert build_recipe(recipe.resolved()) == recipe
+
+
+@pytest.mark.parametrize("name", PAPER)
+def test_a_recipe_of_the_paper_tells_where_it_comes_from(name: str) -> None:
+    comment = "\n".join(line for line in PAPER[name].read_text(encoding="utf-8").splitlines() if line.startswith("#"))
+    for word in ("# Figure:", "# Run:", "# Measure:", f"train {name} "):
+        assert word in comment, word
+    assert re.search(r"sections? \d|spec/\w+\.md", comment), "no source"
+
+
+# name, processes -> clips of a step over all processes (repeats not counted), peak learning rate, epochs, warm-up
+SETTINGS = {
+    "paper/masked": (64, 1536, 1.5e-3, 1200, 120),
+    "paper/masked_script_h": (64, 384, 1.5e-3, 301, 15),
+    "paper/masked_script_l": (48, 1152, 1.5e-4 * 4.5, 801, 40),
+    "paper/masked_script_b": (32, 2048, 1.2e-3, 801, 40),
+    "paper/multimodal": (128, 14336, 8e-5, 400_000, 4000),
+    "paper/supervised_masked": (32, 128, 5e-4, 40, 5),
+    "paper/supervised_multimodal": (32, 512, 1e-5, 40, 5),
+    "paper/finetune_masked_b_k400": (32, 512, 2e-3, 100, 5),
+    "paper/finetune_masked_b_ssv2": (16, 256, 2e-3, 25, 5),
+    "paper/finetune_masked_l_k400": (32, 192, 1.5e-3, 40, 5),
+    "paper/finetune_masked_l_ssv2": (32, 384, 7.5e-4, 30, 5),
+    "paper/finetune_masked_h_k400": (32, 128, 5e-4, 35, 5),
+    "paper/finetune_masked_h_ssv2": (32, 256, 5e-4, 30, 5),
+    "paper/finetune_masked_h_from_k710": (8, 32, 2.5e-7, 3, 1),
+    "paper/finetune_multimodal_l14_from_k710": (32, 256, 1.5e-6, 5, 1),
+    "paper/finetune_multimodal_l14_ssv2": (16, 128, 2e-5, 22, 5),
+    "paper/finetune_multimodal_l14_anet": (16, 64, 5e-6, 20, 5),
+    "paper/interaction": (8, 64, 5e-5, 5, 1),
+}
+
+
+def test_every_recipe_of_the_paper_has_a_row_of_settings() -> None:
+    assert set(SETTINGS) == set(PAPER)
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_batch_rate_and_length_are_the_published_ones(name: str) -> None:
+    processes, batch, peak, length, warmup = SETTINGS[name]
+    recipe = read_recipe(name)
+    clips = recipe.data.loader.batch_size * processes * recipe.loop.accumulate
+    assert clips == batch
+    assert recipe.optimizer.base_lr * recipe.optimizer.scale(clips) == pytest.approx(peak)
+    assert (recipe.schedule.steps or recipe.schedule.epochs, recipe.schedule.warmup) == (length, warmup)
+    started = re.search(r"--nproc-per-node (\d+)", PAPER[name].read_text(encoding="utf-8"))
+    nodes = re.search(r"--nnodes (\d+)", PAPER[name].read_text(encoding="utf-8"))
+    assert started is not None
+    assert int(started[1]) * int(nodes[1] if nodes else 1) == processes, "the command starts another number"
+
+
+# setting -> value of spec/models.md A.6, B, C.4, D.6, G.5 and of the paper's text
+FIGURES: dict[str, dict[str, object]] = {
+    "paper/masked": {
+        "settings.ratio": 0.9,
+        "settings.mask": "tube",
+        "model.overrides": {"decoder_width": 640, "decoder_depth": 4, "decoder_heads": 10},
+        "data.augment.crop": "multi_scale",
+        "data.augment.flip": False,
+        "data.sampling": {"kind": "dense_pretrain", "frames": 16, "stride": 4, "views": None},
+        "optimizer.betas": [0.9, 0.95],
+        "optimizer.weight_decay": 0.05,
+        "loop.gradient_clip": None,
+    },
+    "paper/masked_script_h": {"model.overrides.decoder_depth": 8, "data.loader.repeats": 4, "schedule.final_lr": 5e-5},
+    "paper/masked_script_l": {"model.overrides.decoder_depth": 12},
+    "paper/masked_script_b": {"model.overrides.decoder_depth": 4},
+    "paper/multimodal": {
+        "data.image_batch_size": 672,
+        "optimizer.betas": [0.9, 0.98],
+        "optimizer.eps": 1e-6,
+        "optimizer.weight_decay": 0.2,
+        "settings.caption_weight": 1.0,
+        "schedule.shape": "cosine",
+    },
+    "paper/supervised_masked": {
+        "model.overrides": {"classes": 710, "drop_path": 0.2, "head_dropout": 0.5},
+        "data.loader.repeats": 2,
+        "optimizer.layer_decay": 0.8,
+        "data.augment.mixup": 0.8,
+        "data.augment.cutmix": 1.0,
+        "data.augment.erasing": 0.25,
+        "data.augment.mix_smoothing": 0.1,
+        "data.augment.rand_augment": "rand-m7-n4-mstd0.5-inc1",
+        "data.sampling.views": 7,
+    },
+    "paper/supervised_multimodal": {
+        "data.sampling.frames": 8,
+        "data.loader.repeats": 1,
+        "data.augment.mixup": 0.0,
+        "data.augment.erasing": 0.0,
+        "optimizer.layer_decay": None,
+        "loop.gradient_clip": 20.0,
+        "schedule.final_lr": 1e-6,
+    },
+    "paper/finetune_masked_b_ssv2": {"optimizer.layer_decay": 0.65, "data.augment.flip": False},
+    "paper/finetune_masked_l_ssv2": {"optimizer.layer_decay": 0.75, "data.augment.flip": False},
+    "paper/finetune_masked_h_ssv2": {"model.overrides.head_dropout": 0.3, "data.augment.flip": False},
+    "paper/finetune_multimodal_l14_ssv2": {"data.augment.flip": False, "data.loader.repeats": 2},
+    "paper/finetune_multimodal_l14_anet": {
+        "model.overrides.backbone_drop_path": 0.2,
+        "model.overrides.drop_path": 0.4,
+        "data.sampling.views": 10,
+    },
+    "paper/interaction": {
+        "model.overrides.cross": {"direction": "paper", "fusion": "scalar", "head_dropout": 0.9},
+        "settings.frame_step": 2,
+        "optimizer.weight_decay": 0.001,
+        "loop.ema_decay": 0.9999,
+        "loop.ema_scaled": False,
+        "schedule.final_lr": 0.0,
+    },
+}
+
+
+@pytest.mark.parametrize(("name", "key"), [(name, key) for name, values in FIGURES.items() for key in values])
+def test_a_setting_is_the_published_one(name: str, key: str) -> None:
+    value: Any = read_recipe(name).resolved()
+    for part in key.split("."):
+        value = value[part]
+    assert value == FIGURES[name][key]
+
+
+def test_image_batches_are_those_of_the_paper() -> None:
+    assert (read_recipe("paper/multimodal").data.image_batch_size or 0) * 128 == 86_016
+
+
+def test_overrides_change_values_and_keep_their_kind() -> None:
+    recipe = read_recipe(
+        "sample/masked",
+        ["optimizer.base_lr=1e-4", "loop.seed=3", "data.train=a/b.jsonl", "model.overrides.depth=2", "about=x=y"],
+    )
+    assert recipe.optimizer.base_lr == pytest.approx(1e-4)
+    assert (recipe.loop.seed, recipe.data.train, recipe.about) == (3, Path("a/b.jsonl"), "x=y")
+    assert recipe.model.overrides["depth"] == 2
+    assert recipe.model.overrides["width"] == read_recipe("sample/masked").model.overrides["width"]
+
+
+WRONG_OVERRIDES = {
+    "unknown key": ("optimizer.base_lrr=1", ["optimizer.base_lrr", "did you mean 'base_lr'"]),
+    "unknown section": ("optimiser.base_lr=1", ["optimiser", "did you mean 'optimizer'"]),
+    "unknown key of a stage": ("settings.ratoi=0.5", ["settings.ratoi", "did you mean 'ratio'"]),
+    "unknown key of the loader": ("data.loader.batch_sze=4", ["batch_sze"]),
+    "unknown model": ("model.name=videomae-b-pretrian", ["videomae-b-pretrian", "did you mean 'videomae-b-pretrain'"]),
+    "unknown stage": ("stage=maskd", ["maskd", "masked"]),
+    "unknown sampler": ("data.sampling.kind=dens", ["dens", "dense"]),
+    "negative rate": ("optimizer.base_lr=-1", ["optimizer.base_lr", "-1"]),
+    "text for a number": ("optimizer.base_lr=fast", ["optimizer.base_lr", "fast"]),
+    "ratio beyond one": ("settings.ratio=1.5", ["settings.ratio", "1.5"]),
+    "warm-up longer than the run": ("schedule.warmup=9999", ["schedule", "warmup 9999"]),
+    "two lengths": ("schedule.steps=10", ["schedule", "either steps or epochs"]),
+    "batch of none": ("data.loader.batch_size=0", ["batch_size"]),
+    "settings below a value": ("stage.deeper=1", ["stage.deeper=1", "'stage' holds a value"]),
+    "no equals sign": ("--fast", ["--fast", "key.key=value"]),
+    "not YAML": ("about=[1", ["about=[1", "not YAML"]),
+}
+
+
+@pytest.mark.parametrize("case", WRONG_OVERRIDES)
+def test_a_wrong_setting_is_one_line_that_names_it(case: str) -> None:
+    override, words = WRONG_OVERRIDES[case]
+    with pytest.raises(RecipeError) as caught:
+        read_recipe("sample/masked", [override])
+    assert "\n" not in str(caught.value)
+    for word in words:
+        assert word in str(caught.value)
+
+
+@pytest.mark.parametrize("section", ["stage", "model", "data", "optimizer", "schedule"])
+def test_a_missing_section_is_named(tmp_path: Path, section: str) -> None:
+    tree = yaml.safe_load(SHIPPED["sample/masked"].read_text(encoding="utf-8"))
+    del tree[section]
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(tree), encoding="utf-8")
+    with pytest.raises(RecipeError, match=f"'{section}' is missing") as caught:
+        read_recipe(tmp_path / "recipe.yaml")
+    assert "\n" not in str(caught.value)
+
+
+def test_an_unknown_override_of_a_model_is_named() -> None:
+    recipe = read_recipe("sample/masked", ["model.overrides.widht=64"])
+    with torch.device("meta"), pytest.raises(RecipeError, match="did you mean 'width'") as caught:
+        build_model(recipe, 0)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_wrong_number_of_classes_is_told() -> None:
+    with torch.device("meta"), pytest.raises(RecipeError, match="710, but the manifest has 400 classes"):
+        build_model(read_recipe("paper/supervised_masked"), 400)
+
+
+def test_an_unknown_recipe_gets_a_hint() -> None:
+    with pytest.raises(RecipeError, match="did you mean 'paper/masked'"):
+        read_recipe("paper/maskd")
+
+
+@pytest.mark.parametrize(("text", "found"), [("a: [1", "YAML"), ("- a\n- b\n", "list"), ("", "NoneType")])
+def test_a_file_that_is_no_recipe_is_refused(tmp_path: Path, text: str, found: str) -> None:
+    path = tmp_path / "recipe.yaml"
+    path.write_text(text, encoding="utf-8")
+    with pytest.raises(RecipeError, match=found) as caught:
+        read_recipe(path)
+    assert "\n" not in str(caught.value)
+    assert str(path) in str(caught.value)
