@@ -1,0 +1,14 @@
+"""Write a small world of videos, train the masked encoder on its actions, test it on the held-out clips."""
+
+from pathlib import Path
+
+from internvideo.data.sample_world import WorldSettings, generate
+from internvideo.evaluation import EvaluationSettings, evaluate_task
+from internvideo.pipeline import run_recipe
+from internvideo.recipe import read_recipe
+
+if __name__ == "__main__":
+    world = generate(Path("runs/world"), WorldSettings(clips=200))
+    changes = [f"data.train={world['train']}", "schedule.epochs=2", "schedule.warmup=1"]
+    weights = run_recipe(read_recipe("sample/supervised_masked", changes), Path("runs/first"))
+    evaluate_task("recognition", weights, world["test"], Path("runs/first"), EvaluationSettings())
