@@ -1,3 +1,69 @@
-"""InternVideo: general video foundation models by generative and discriminative learning."""
+"""General video foundation models: video files in; pretrained, interacting encoders and their figures out.
+
+The names below are imported when they are first used, so that `import internvideo` stays fast.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from internvideo.data.manifest import read_manifest
+    from internvideo.data.sample_world import WorldSettings, generate
+    from internvideo.data.tokenizer import Tokenizer
+    from internvideo.data.video import Video, probe
+    from internvideo.errors import InternVideoError
+    from internvideo.models.factory import create_model, list_models
+    from internvideo.pipeline import load_trained, run_recipe
+    from internvideo.recipe import Recipe, read_recipe
 
 __version__ = "0.1.0"
+
+__all__ = [
+    "InternVideoError",
+    "Recipe",
+    "Tokenizer",
+    "Video",
+    "WorldSettings",
+    "__version__",
+    "create_model",
+    "generate",
+    "list_models",
+    "load_trained",
+    "probe",
+    "read_manifest",
+    "read_recipe",
+    "run_recipe",
+]
+
+_HOMES = {
+    "InternVideoError": "internvideo.errors",
+    "Recipe": "internvideo.recipe",
+    "Tokenizer": "internvideo.data.tokenizer",
+    "Video": "internvideo.data.video",
+    "WorldSettings": "internvideo.data.sample_world",
+    "create_model": "internvideo.models.factory",
+    "generate": "internvideo.data.sample_world",
+    "list_models": "internvideo.models.factory",
+    "load_trained": "internvideo.pipeline",
+    "probe": "internvideo.data.video",
+    "read_manifest": "internvideo.data.manifest",
+    "read_recipe": "internvideo.recipe",
+    "run_recipe": "internvideo.pipeline",
+}
+"""Public name -> the module it lives in."""
+
+
+def __getattr__(name: str) -> object:
+    """Import a public name from its home and keep it."""
+    home = _HOMES.get(name)
+    if home is None:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value: object = getattr(import_module(home), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return __all__

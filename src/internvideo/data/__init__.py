@@ -1,0 +1,1 @@
+"""What comes in: video files, annotations and texts, until they are batches."""

@@ -1,0 +1,1 @@
+"""What looks: encoders, decoders and heads, and their weights."""

@@ -66,6 +66,11 @@ MODELS: dict[str, ModelEntry] = {**_PRETRAIN, **_CLASSIFIER, **MULTIMODAL_MODELS
 """Every model that a recipe can name."""
 
 
+def list_models() -> dict[str, str]:
+    """Name -> what it is, of every model that `create_model` builds."""
+    return {name: entry.about for name, entry in MODELS.items()}
+
+
 def _near(name: str, allowed: list[str]) -> str:
     close = difflib.get_close_matches(name, allowed, n=1)
     return f"did you mean {close[0]!r}?" if close else ""

@@ -1,6 +1,6 @@
 """What a model starts from: the weights of an earlier stage, read strictly into the part they belong to.
 
-Source: paper 3.2 and 3.3; spec/models.md B (classifier from pretraining), C.3 and D.3 (towers), G (interaction).
+Source: paper 3.2 and 3.3; spec/models.md B (classifier from pretraining), C.3, D.3 and F (CLIP), G (interaction).
 """
 
 from __future__ import annotations
@@ -11,34 +11,44 @@ from pathlib import Path
 from torch import Tensor, nn
 
 from internvideo.errors import WeightsError
+from internvideo.models.clip_import import from_clip
 from internvideo.models.cross_model import CrossModel
 from internvideo.models.uniformerv2 import UniFormerV2
+from internvideo.models.viclip import ViCLIP
 from internvideo.models.video_language import VideoLanguage
 from internvideo.models.videomae import VideoMAEClassifier
-from internvideo.models.weights import load_part, load_pretrained, read_safetensors
+from internvideo.models.weights import load_part, load_pretrained, read_checkpoint, read_safetensors
+
+FROM_CLIP = (UniFormerV2, VideoLanguage, ViCLIP)
+"""What can start from an image-text model."""
 
 
 def initialise(model: nn.Module, sources: Mapping[str, Path]) -> None:
-    """Fill `model` from files that `internvideo train` wrote.
+    """Fill `model` from files.
 
     Args:
         model: any model of the table.
-        sources: {"weights": FILE}; for a `CrossModel` {"masked": FILE, "multimodal": FILE}. Empty leaves the model as
-            it was drawn.
+        sources: {"weights": FILE} that `internvideo train` wrote; for a `CrossModel` {"masked": FILE,
+            "multimodal": FILE}; for the encoders that start from an image-text model also {"clip": FILE}, in the public
+            CLIP layout (*.safetensors or a torch file) or ours. Empty leaves the model as it was drawn, except a
+            `CrossModel`, whose encoders never learn.
 
     Raises:
-        WeightsError: a wrong name, an absent file, or tensors that do not fit.
+        WeightsError: a wrong name, an absent file, or tensors that do not fit. A model of one source is then unchanged.
     """
-    allowed = {"masked", "multimodal"} if isinstance(model, CrossModel) else {"weights"}
     if not sources and not isinstance(model, CrossModel):
         return
-    if set(sources) != allowed:
-        raise WeightsError(
-            "init", f"holds {', '.join(sources) or 'nothing'}", f"{' and '.join(sorted(allowed))}: FILE each"
-        )
+    allowed = [{"masked", "multimodal"}] if isinstance(model, CrossModel) else [{"weights"}]
+    if isinstance(model, FROM_CLIP):
+        allowed.append({"clip"})
+    if set(sources) not in allowed:
+        names = " or ".join(" and ".join(f"{name}: FILE" for name in sorted(choice)) for choice in allowed)
+        raise WeightsError("init", f"holds {', '.join(sources) or 'nothing'}", names, "change `init` in the recipe")
     if isinstance(model, CrossModel):
         _fill(model.masked, sources["masked"])
         _fill(model.multimodal, sources["multimodal"])
+    elif "clip" in sources:
+        from_clip(model, read_checkpoint(sources["clip"]), where=sources["clip"])
     else:
         _fill(model, sources["weights"])
 

@@ -1,0 +1,1 @@
+"""What is wanted: losses and masks as functions of tensors alone."""

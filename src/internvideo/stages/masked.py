@@ -5,24 +5,29 @@ Source: paper 3.1.1; spec/models.md A.3 to A.6.
 
 from __future__ import annotations
 
-from typing import Literal
-
 import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
 from internvideo.data.batch import Batch
 from internvideo.models.videomae import VideoMAEPretrain
-from internvideo.objectives.masking import random_mask, tube_mask
+from internvideo.objectives.masking import MaskKind, draw_mask, masked_count
 from internvideo.objectives.reconstruction import pixel_targets, reconstruction_loss
 
 
 class MaskedSettings(BaseModel):
-    """What is hidden and what is rebuilt."""
+    """What is hidden and what is rebuilt.
+
+    Attributes:
+        mask: "tube" hides the same places in every time slot (paper), "random" any tokens, "progressive" and "centre"
+            more or fewer of one ranking of the places from slot to slot.
+        ratio: share of the tokens that is hidden.
+        normalised_targets: pixels of each tubelet and colour with mean 0 and standard deviation 1.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    mask: Literal["tube", "random"] = "tube"
+    mask: MaskKind = "tube"
     ratio: float = Field(0.9, gt=0.0, lt=1.0)
     normalised_targets: bool = True
 
@@ -35,21 +40,30 @@ class MaskedStage(nn.Module):
         self.model = model
         self.settings = settings
 
+    @property
+    def masked(self) -> int:
+        """M, tokens hidden in every clip: known without looking at a mask, so that a step need not wait for a GPU."""
+        return masked_count(self.settings.mask, self.model.config.grid, self.settings.ratio)
+
     def draw_mask(self, clips: int, generator: torch.Generator) -> Tensor:
-        """(B, N) bool on the generator's device, True = hidden, the same number in every row."""
-        draw = tube_mask if self.settings.mask == "tube" else random_mask
-        return draw(clips, self.model.config.grid, self.settings.ratio, generator=generator, device=generator.device)
+        """(B, N) bool on the generator's device, True = hidden, `masked` in every row."""
+        grid = self.model.config.grid
+        return draw_mask(self.settings.mask, clips, grid, self.settings.ratio, generator, generator.device)
 
     def targets(self, video: Tensor, mask: Tensor) -> Tensor:
-        """uint8 (B, 3, T, S, S) and mask (B, N) -> (B, M, P) float32 pixels of the hidden tubelets, never normalised by
-        autocast."""
+        """uint8 (B, 3, T, S, S) and mask (B, N) -> (B, M, P) float32 pixels of the hidden tubelets."""
         config = self.model.config
         return pixel_targets(
-            video.float() / 255.0, mask, config.tubelet, config.patch_size, normalise=self.settings.normalised_targets
+            video.float() / 255.0,
+            mask,
+            config.tubelet,
+            config.patch_size,
+            normalise=self.settings.normalised_targets,
+            masked=self.masked,
         )
 
     def forward(self, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
         """Loss of one batch; the mask is drawn from `generator` on the batch's device."""
         mask = self.draw_mask(len(batch), generator)
-        predicted = self.model(self.model.normalise(batch.video), mask)
+        predicted = self.model(self.model.normalise(batch.video), mask, self.model.config.tokens - self.masked)
         return {"loss": reconstruction_loss(predicted, self.targets(batch.video, mask))}
