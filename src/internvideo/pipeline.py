@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
+import copy
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from internvideo.data.batch import Batch
 from internvideo.data.loader import Loader
 from internvideo.data.manifest import Manifest, read_manifest
 from internvideo.data.mixture import AlternatingLoader, MixedLoader
@@ -90,13 +89,17 @@ def build_model(recipe: Recipe, classes: int) -> nn.Module:
     Raises:
         RecipeError: the recipe's number of classes is not that of the manifest.
     """
-    overrides = dict(recipe.model.overrides)
+    overrides = copy.deepcopy(recipe.model.overrides)
     if recipe.stage in {"supervised", "interaction"}:
         if not classes:
             raise RecipeError("data.train", "has no labels", "a label in every row")
-        asked = overrides.setdefault("classes", classes)
-        if asked != classes:
-            raise RecipeError("model.overrides.classes", f"{asked}, but the manifest has {classes} classes", str(classes))
+        heads = {"model.overrides": overrides}
+        if recipe.stage == "interaction":
+            heads = {f"model.overrides.{part}": overrides.setdefault(part, {}) for part in ("masked", "multimodal")}
+        for place, settings in heads.items():
+            asked = settings.setdefault("classes", classes)
+            if asked != classes:
+                raise RecipeError(f"{place}.classes", f"{asked}, but the manifest has {classes} classes", str(classes))
     return create_model(recipe.model.name, overrides)
 
 
@@ -126,7 +129,7 @@ def _loader(
             rows,
             sampler,
             transform,
-            _replaced(data.loader, changes),
+            replace(data.loader, **changes),
             tokenizer=tokenizer,
             rank=rank,
             world_size=world_size,
@@ -143,12 +146,6 @@ def _loader(
     return videos
 
 
-def _replaced(settings: Any, changes: Mapping[str, Any]) -> Any:
-    from dataclasses import replace
-
-    return replace(settings, **changes)
-
-
 def run_recipe(recipe: Recipe, folder: Path, *, device: str = "auto", title: str | None = None) -> Path:
     """Train a recipe to its end, from where an earlier run of the same recipe in `folder` stopped.
 
@@ -157,7 +154,7 @@ def run_recipe(recipe: Recipe, folder: Path, *, device: str = "auto", title: str
 
     Raises:
         RunError: `folder` holds another run, the disk is full, a loss is not finite.
-        Interrupted: asked to stop; the same call goes on.
+        RunInterruptedError: asked to stop; the same call goes on.
     """
     target = folder / "model.safetensors"
     with distributed.process_group(choose_device(device)) as here:

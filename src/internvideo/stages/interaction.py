@@ -38,10 +38,11 @@ class InteractionStage(nn.Module):
         model.freeze()
 
     def forward(self, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
-        """{"loss"}; both encoders see the same spatial and photometric draw of the clip."""
+        """{"loss", gates and shares by name}; both encoders see the same spatial and photometric draw of the clip."""
         if batch.labels is None:
             raise ValueError("the interaction stage needs labels")
         masked = self.model.masked.normalise(batch.video)
         multimodal = self.model.multimodal.normalise(batch.video[:, :, :: self.settings.frame_step])
         scores = self.model(masked, multimodal)
-        return {"loss": cross_entropy(scores.fused, batch.labels, smoothing=self.settings.label_smoothing)}
+        loss = cross_entropy(scores.fused, batch.labels, smoothing=self.settings.label_smoothing)
+        return {"loss": loss, **self.model.gates()}
