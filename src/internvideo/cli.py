@@ -41,7 +41,9 @@ def demo(
         Path | None,
         typer.Option(help="Labelled videos of your own: a manifest (.jsonl, .csv, list file) or a folder of folders."),
     ] = None,
-    profile: Annotated[str, typer.Option(help="full (about 10 minutes on two cores) or short (a check, 2 minutes).")] = "full",
+    profile: Annotated[
+        str, typer.Option(help="full (about 10 minutes on two cores) or short (a check, 2 minutes).")
+    ] = "full",
     label: Annotated[str, typer.Option(help="With --data: the column that holds the class.")] = "label",
     video: Annotated[str, typer.Option(help="With --data: the column that holds the path.")] = "path",
     split: Annotated[str, typer.Option(help="With --data: the column that holds train/test.")] = "split",
@@ -50,12 +52,14 @@ def demo(
 ) -> None:
     """Run the whole pipeline on real video files and write a report.
 
-    Masked pretraining, video-language pretraining, supervised post-pretraining and cross-model interaction run one after
-    the other. Interrupt it at any time: the same command goes on where it was.
+    Masked pretraining, video-language pretraining, supervised post-pretraining and cross-model interaction run one
+    after the other. Interrupt it at any time: the same command goes on where it was.
     """
     from internvideo.demo import Columns, run_demo
 
-    report = run_demo(output, data=data, profile=profile, columns=Columns(label, video, split), seed=seed, device=device)
+    report = run_demo(
+        output, data=data, profile=profile, columns=Columns(label, video, split), seed=seed, device=device
+    )
     typer.echo(f"report: {report}")
 
 
@@ -65,7 +69,7 @@ def sample_world(
     clips: Annotated[int, typer.Option(min=1, help="Number of short clips.")] = 2000,
     seed: Annotated[int, typer.Option(help="One seed gives identical frames and annotations.")] = 0,
     size: Annotated[int, typer.Option(min=32, help="Side of the square frames in pixels.")] = 96,
-    difficulty: Annotated[float, typer.Option(min=0.0, max=1.0, help="Shake, occlusion, noise, distractors.")] = 0.5,
+    difficulty: Annotated[float, typer.Option(min=0.0, max=1.0, help="Shake, occlusion, noise, distractors.")] = 0.25,
     workers: Workers = None,
 ) -> None:
     """Write small real video files with exactly known answers, for learning, testing and teaching."""
@@ -78,18 +82,22 @@ def sample_world(
 
 @app.command()
 def train(
-    recipe: Annotated[str, typer.Argument(help="A recipe file or the name of a shipped one: `internvideo list recipes`.")],
+    recipe: Annotated[
+        str, typer.Argument(help="A recipe file or the name of a shipped one: `internvideo list recipes`.")
+    ],
     overrides: Annotated[list[str] | None, typer.Argument(help="Settings to change: key.key=value ...")] = None,
     output: Output = Path("runs/train"),
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Show parameters, steps, memory and one forward and backward; train nothing.")
+        bool,
+        typer.Option("--dry-run", help="Show parameters, steps, memory and one forward and backward; train nothing."),
     ] = False,
     device: Device = "auto",
 ) -> None:
     """Train one stage from a recipe. An interrupted run goes on where it was; torchrun runs it on many devices."""
-    from internvideo.pipeline import describe, load_recipe, run_recipe
+    from internvideo.pipeline import describe, run_recipe
+    from internvideo.recipe import read_recipe
 
-    loaded = load_recipe(recipe, overrides or [])
+    loaded = read_recipe(recipe, overrides or [])
     if dry_run:
         typer.echo(describe(loaded, device=device))
         return

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 import torch
 
@@ -20,11 +20,15 @@ from internvideo.models.videomae import VideoMAEClassifier
 from internvideo.pipeline import Trained, load_trained
 from internvideo.recipe import TASKS, choose_device
 from internvideo.tasks import multiple_choice, recognition, retrieval, zero_shot
-from internvideo.tasks.protocol import clip_protocol
+from internvideo.tasks.protocol import ClipProtocol, clip_protocol
 from internvideo.tasks.scoring import score
 from internvideo.tasks.table import Result, Table, print_result, save_result
 
-LANGUAGE_TASKS = {"zero_shot": zero_shot.predict, "retrieval": retrieval.predict, "multiple_choice": multiple_choice.predict}
+LANGUAGE_TASKS = {
+    "zero_shot": zero_shot.predict,
+    "retrieval": retrieval.predict,
+    "multiple_choice": multiple_choice.predict,
+}
 
 
 @dataclass(frozen=True)
@@ -50,23 +54,8 @@ def predict(task: str, trained: Trained, manifest: Manifest, settings: Evaluatio
         RecipeError: no such task, or one that this kind of model cannot do.
     """
     _check(task, trained.model)
-    data, model, device = trained.recipe.data, trained.model, choose_device(settings.device)
-    sampling = data.sampling
-    if settings.views > 1 or sampling.views is not None or sampling.kind in {"dense", "sparse"}:
-        sampling = sampling.model_copy(update={"views": settings.views})
-    sampler, transform = sampling.build(), data.augment.eval_transform(settings.crops)
-    source = EvalLoader(
-        manifest,
-        sampler,
-        transform,
-        LoaderSettings(
-            batch_size=settings.batch_size,
-            workers=settings.workers,
-            short_side=data.loader.short_side,
-            single_frame=data.loader.single_frame,
-        ),
-    )
-    clips = clip_protocol(sampler, transform, single_frame=data.loader.single_frame)
+    model, device = trained.model, choose_device(settings.device)
+    clips, source = clip_source(trained, manifest, settings)
     name = trained.recipe.model.name
     if task == "recognition":
         subsets = {}
@@ -77,6 +66,23 @@ def predict(task: str, trained: Trained, manifest: Manifest, settings: Evaluatio
         )
     tokenizer = Tokenizer(context=cast(VideoLanguage, model).config.text.context)
     return LANGUAGE_TASKS[task](model, tokenizer, source, manifest, clips, device, model_name=name)
+
+
+def clip_source(trained: Trained, manifest: Manifest, settings: EvaluationSettings) -> tuple[ClipProtocol, EvalLoader]:
+    """How the model's recipe cuts clips from a video in testing, and a loader that does it."""
+    data = trained.recipe.data
+    sampling = data.sampling
+    if settings.views > 1 or sampling.views is not None or sampling.kind in {"dense", "sparse"}:
+        sampling = sampling.model_copy(update={"views": settings.views})
+    sampler, transform = sampling.build(), data.augment.eval_transform(settings.crops)
+    loader = LoaderSettings(
+        batch_size=settings.batch_size,
+        workers=settings.workers,
+        short_side=data.loader.short_side,
+        single_frame=data.loader.single_frame,
+    )
+    clips = clip_protocol(sampler, transform, single_frame=data.loader.single_frame)
+    return clips, EvalLoader(manifest, sampler, transform, loader)
 
 
 def scorer(trained: Trained) -> recognition.Scorer:
@@ -122,8 +128,3 @@ def score_table(path: Path) -> Result:
     result = score(Table.load(path))
     print_result(result)
     return result
-
-
-def figure(result: Result, name: str) -> tuple[float, Any]:
-    """A figure and its interval (None where it has none)."""
-    return result["figures"][name], result["intervals"].get(name)

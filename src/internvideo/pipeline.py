@@ -17,12 +17,20 @@ from internvideo.data.mixture import AlternatingLoader, MixedLoader
 from internvideo.data.tokenizer import Tokenizer
 from internvideo.data.transforms import direction_classes
 from internvideo.errors import RecipeError, WeightsError
-from internvideo.models.cross_model import CrossModel
 from internvideo.models.factory import create_model
 from internvideo.models.initialise import initialise
 from internvideo.models.video_language import VideoLanguage
 from internvideo.models.weights import load_state, save_model
-from internvideo.recipe import STAGES, Recipe, build_recipe, choose_device
+from internvideo.recipe import (
+    MODELS,
+    STAGES,
+    TASKS,
+    Recipe,
+    build_recipe,
+    choose_device,
+    read_recipe,
+    shipped_recipes,
+)
 from internvideo.stages.multimodal import MultimodalStage
 from internvideo.storage import read_safetensors
 from internvideo.training import distributed
@@ -114,7 +122,7 @@ def _check_flip(recipe: Recipe, manifest: Manifest) -> None:
 def _recompute_activations(model: nn.Module) -> None:
     for module in model.modules():
         if hasattr(module, "checkpointing"):
-            module.checkpointing = True
+            setattr(module, "checkpointing", True)  # noqa: B010  # a plain attribute, unknown to nn.Module's types
 
 
 def _loader(
@@ -224,7 +232,7 @@ def describe(recipe: Recipe, *, device: str = "auto") -> str:
     batch = next(iter(job.loader.epoch(0))).to(here)
     generator = torch.Generator(here).manual_seed(recipe.loop.seed)
     losses: dict[str, Tensor] = stage(batch, generator)
-    losses["loss"].backward()
+    torch.autograd.backward(losses["loss"])
     memory = learning * 16 + frozen * 4  # weights, gradients and two moments in float32
     lines = [
         f"recipe    {recipe.about or recipe.stage}",
@@ -238,3 +246,21 @@ def describe(recipe: Recipe, *, device: str = "auto") -> str:
     if here.type == "cuda":
         lines.append(f"peak      {torch.cuda.max_memory_allocated(here) / 2**20:.0f} MiB on the device in that step")
     return "\n".join(lines)
+
+
+def _millions(parameters: float | None) -> str:
+    return "          " if parameters is None else f"{parameters:8.1f} M"
+
+
+def listing(what: str) -> str:
+    """What there is of "models", "stages", "tasks" or "recipes", one line each. Raises RecipeError."""
+    tables: dict[str, dict[str, str]] = {
+        "models": {name: f"{_millions(entry.parameters)}  {entry.about}" for name, entry in MODELS.items()},
+        "stages": {name: entry.about for name, entry in STAGES.items()},
+        "tasks": TASKS,
+        "recipes": {name: read_recipe(path).about for name, path in shipped_recipes().items()},
+    }
+    if what not in tables:
+        raise RecipeError("list", f"found '{what}'", ", ".join(tables))
+    width = max(map(len, tables[what]))
+    return "\n".join(f"{name:{width}}  {about}" for name, about in tables[what].items())

@@ -1,10 +1,11 @@
-"""Recipe: the typed settings of one training run, read from YAML, changed on the command line, saved beside the weights.
+"""Recipe: the typed settings of one training run; read from YAML, changed by `key=value`, saved beside the weights.
 
 The tables STAGES, TASKS and MODELS are all there is to see; nothing registers itself.
 """
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -20,7 +21,7 @@ from torch import nn
 from internvideo.data import sampling
 from internvideo.data.loader import LoaderSettings
 from internvideo.data.mixup import Mixup
-from internvideo.data.transforms import CropKind, EvalTransform, TrainTransform, direction_classes
+from internvideo.data.transforms import CropKind, EvalTransform, TrainTransform
 from internvideo.errors import RecipeError
 from internvideo.models.cross_model import CrossModel
 from internvideo.models.factory import MODELS
@@ -274,10 +275,8 @@ def _override(tree: dict[str, Any], override: str) -> None:
     except yaml.YAMLError as error:
         raise RecipeError(override, "the value is not YAML") from error
     if isinstance(value, str):
-        try:  # YAML 1.1 reads 1e-4 (no dot) as text
+        with contextlib.suppress(ValueError):  # YAML 1.1 reads 1e-4 (no dot) as text
             value = float(value)
-        except ValueError:
-            pass
     *parents, last = key.split(".")
     node = tree
     for parent in parents:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 
@@ -13,7 +14,7 @@ def pixel_targets(
     """Pixels of the masked tokens, ordered (frame, row, column, colour) within a token.
 
     Args:
-        video: (B, 3, T, S, S) in 0..1; float64 stays float64, anything else is taken to float32.
+        video: (B, 3, T, S, S), uint8 or float in 0..1; float64 stays float64, anything else is taken to float32.
         mask: (B, N) bool, True = masked, tokens in the order time, row, column; the same number in every sample.
         tubelet: frames per token.
         patch: p, pixels per side of a token.
@@ -31,25 +32,43 @@ def pixel_targets(
         masked = int(counts[0])
         if not bool((counts == masked).all()):
             raise ValueError(f"every sample must mask {masked} tokens, found {counts.tolist()}")
+    index = None
+    if masked != mask.shape[1]:
+        index = mask.to(torch.uint8).argsort(dim=1, descending=True, stable=True)[:, :masked]
     with torch.autocast(video.device.type, enabled=False):
-        if video.dtype != torch.float64:
-            video = video.float()
-        batch, colours, frames, height, width = video.shape
-        split = (batch, colours, frames // tubelet, tubelet, height // patch, patch, width // patch, patch)
-        cubes = video.view(split)
-        cubes = cubes.permute(0, 2, 4, 6, 3, 5, 7, 1)  # a view (B, t, h, w, tubelet, p, p, 3)
-        if masked == mask.shape[1]:
-            tokens = cubes.flatten(4, 6).flatten(1, 3)
-        else:
-            index = mask.to(torch.uint8).argsort(dim=1, descending=True, stable=True)[:, :masked]
-            rows, columns = cubes.shape[2:4]
-            place = index % (rows * columns)
-            sample = torch.arange(batch, device=mask.device)[:, None]
-            tokens = cubes[sample, index // (rows * columns), place // columns, place % columns].flatten(2, 4)
+        tokens = cut_tokens(video, index, tubelet, patch)
+        full_scale = 1.0 if video.is_floating_point() else 255.0
+        if tokens.dtype not in (torch.float32, torch.float64):
+            tokens = tokens.float()
         if normalise:
-            variance, mean = torch.var_mean(tokens, dim=2, correction=1, keepdim=True)
-            tokens = (tokens - mean) / (variance.sqrt() + 1e-6)
-        return tokens.flatten(2)
+            variance, mean = torch.var_mean(tokens, dim=3, correction=1, keepdim=True)
+            tokens = (tokens - mean).mul_(variance.sqrt_().add_(1e-6 * full_scale).reciprocal_())
+        elif full_scale != 1.0:
+            tokens = tokens / full_scale
+        return tokens.transpose(2, 3).flatten(2)
+
+
+def cut_tokens(video: Tensor, index: Tensor | None, tubelet: int, patch: int) -> Tensor:
+    """The pixels of the tokens in the video's own dtype, the colours apart.
+
+    Args:
+        video: (B, 3, T, S, S).
+        index: (B, M) int64 tokens, None for all N.
+        tubelet: frames per token.
+        patch: p.
+
+    Returns:
+        (B, M or N, 3, tubelet * p * p).
+    """
+    batch, colours, frames, height, width = video.shape
+    split = (batch, colours, frames // tubelet, tubelet, height // patch, patch, width // patch, patch)
+    cubes = video.reshape(split).permute(0, 2, 4, 6, 1, 3, 5, 7)  # (B, t, h, w, 3, tubelet, p, p)
+    tokens = cubes.reshape(batch, -1, colours, tubelet * patch * patch)
+    if index is None:
+        return tokens
+    first = torch.arange(batch, device=index.device)[:, None] * tokens.shape[1]
+    rows = tokens.flatten(0, 1).flatten(1)  # whole tokens are copied much faster than element by element
+    return rows.index_select(0, (first + index).flatten()).view(batch, -1, *tokens.shape[2:])
 
 
 def reconstruction_loss(prediction: Tensor, target: Tensor) -> Tensor:
@@ -64,4 +83,21 @@ def reconstruction_loss(prediction: Tensor, target: Tensor) -> Tensor:
     """
     if prediction.shape != target.shape:
         raise ValueError(f"prediction {tuple(prediction.shape)}, target {tuple(target.shape)}")
-    return (prediction.to(target.dtype) - target).square().mean()
+    return F.mse_loss(prediction.to(target.dtype), target)
+
+
+def paste_tokens(tokens: Tensor, grid: tuple[int, int, int], tubelet: int, patch: int) -> Tensor:
+    """The inverse of `pixel_targets` for all tokens, unnormalised.
+
+    Args:
+        tokens: (B, N, tubelet * p * p * 3), tokens in the order time, row, column.
+        grid: (t, h, w) tokens.
+        tubelet: frames per token.
+        patch: p.
+
+    Returns:
+        (B, 3, t * tubelet, h * p, w * p).
+    """
+    t, h, w = grid
+    cubes = tokens.reshape(-1, t, h, w, tubelet, patch, patch, 3).permute(0, 7, 1, 4, 2, 5, 3, 6)
+    return cubes.reshape(-1, 3, t * tubelet, h * patch, w * patch)

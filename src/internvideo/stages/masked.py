@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from internvideo.data.batch import Batch
 from internvideo.models.videomae import VideoMAEPretrain
 from internvideo.objectives.masking import MaskKind, draw_mask, masked_count
-from internvideo.objectives.reconstruction import pixel_targets, reconstruction_loss
+from internvideo.objectives.reconstruction import paste_tokens, pixel_targets, reconstruction_loss
 
 
 class MaskedSettings(BaseModel):
@@ -54,7 +54,7 @@ class MaskedStage(nn.Module):
         """uint8 (B, 3, T, S, S) and mask (B, N) -> (B, M, P) float32 pixels of the hidden tubelets."""
         config = self.model.config
         return pixel_targets(
-            video.float() / 255.0,
+            video,
             mask,
             config.tubelet,
             config.patch_size,
@@ -67,3 +67,31 @@ class MaskedStage(nn.Module):
         mask = self.draw_mask(len(batch), generator)
         predicted = self.model(self.model.normalise(batch.video), mask, self.model.config.tokens - self.masked)
         return {"loss": reconstruction_loss(predicted, self.targets(batch.video, mask))}
+
+    @torch.no_grad()
+    def reconstruct(self, video: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """What the encoder sees of uint8 clips (B, 3, T, S, S), hidden tubelets grey, and what the decoder makes of it.
+
+        Where the targets are normalised, a prediction has no mean and contrast of its own: those of the true tubelet
+        are lent to it, as is usual for such pictures.
+
+        Returns:
+            two uint8 tensors (B, 3, T, S, S); the second has the visible tubelets as they are.
+        """
+        config, everything = self.model.config, torch.ones(len(video), self.model.config.tokens, dtype=torch.bool)
+        mask = self.draw_mask(len(video), generator)
+        predicted = self.model(self.model.normalise(video), mask, config.tokens - self.masked).float()
+        pixels = pixel_targets(
+            video, everything.to(video.device), config.tubelet, config.patch_size, normalise=False, masked=config.tokens
+        )
+        if self.settings.normalised_targets:
+            clips, hidden, values = predicted.shape
+            form = (clips, hidden, values // 3, 3)
+            variance, mean = torch.var_mean(pixels[mask].reshape(form), dim=2, correction=1, keepdim=True)
+            predicted = (predicted.reshape(form) * (variance.sqrt() + 1e-6) + mean).flatten(2)
+        shown, rebuilt = pixels.clone(), pixels.clone()
+        shown[mask] = 0.5
+        rebuilt[mask] = predicted.flatten(0, 1)
+        whole = [paste_tokens(part, config.grid, config.tubelet, config.patch_size) for part in (shown, rebuilt)]
+        seen, made = [(part.clamp(0, 1) * 255).round().to(torch.uint8) for part in whole]
+        return seen, made
