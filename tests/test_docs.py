@@ -1,0 +1,237 @@
+"""What the documents say is true: commands parse, files exist, links resolve, the README's program runs."""
+
+import ast
+import dataclasses
+import importlib
+import os
+import re
+import shlex
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from typer.main import get_command
+
+from internvideo.cli import app
+from internvideo.data.loader import LoaderSettings
+from internvideo.recipe import STAGES, AugmentSettings, DataSettings, SamplingSettings, read_recipe, shipped_recipes
+from internvideo.storage import read_safetensors, write_safetensors
+from internvideo.training.settings import LoopSettings, OptimizerSettings, ScheduleSettings
+
+ROOT = Path(__file__).parents[1]
+PACKAGE = ROOT / "src" / "internvideo"
+DOCUMENTS = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")] + sorted(
+    (ROOT / "docs").glob("*.md")
+)
+TEXTS = {str(path.relative_to(ROOT)): path.read_text(encoding="utf-8") for path in DOCUMENTS}
+README = TEXTS["README.md"]
+RECIPES = shipped_recipes()
+
+
+def blocks(text: str, language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", text, re.S | re.M)
+
+
+def shell_lines(text: str) -> Iterator[str]:
+    for block in blocks(text, "(?:bash|sh)"):
+        yield from (line.strip() for line in re.sub(r"\\\n\s*", "", block).splitlines() if line.strip())
+
+
+def commands() -> Iterator[tuple[str, str]]:
+    """(where, command line that starts with internvideo)."""
+    for name, text in TEXTS.items():
+        for line in shell_lines(text):
+            start = re.search(r"(?:^|--no-python )(internvideo .*)", line)
+            if start:
+                yield name, start[1].split("  #")[0]
+    for name, path in RECIPES.items():
+        for line in path.read_text(encoding="utf-8").splitlines():
+            start = re.match(r"#.*?\b(internvideo (?:train|evaluate) .*)", line)
+            if start:
+                yield name, start[1]
+
+
+COMMANDS = list(commands())
+
+
+@pytest.mark.parametrize(("where", "line"), COMMANDS, ids=[f"{where}-{n}" for n, (where, _) in enumerate(COMMANDS)])
+def test_a_command_exists_with_its_options(where: str, line: str) -> None:
+    group: Any = get_command(app)
+    name, *arguments = shlex.split(line)[1:]
+    assert name in group.commands, f"{where}: {line}"
+    context = group.commands[name].make_context(name, list(arguments))  # an unknown option raises
+    if name == "train":
+        recipe = context.params["recipe"]
+        read_recipe(ROOT / recipe if recipe.endswith(".yaml") else recipe, context.params["overrides"] or [])
+    if name == "evaluate":
+        assert context.params["task"] in ("recognition", "zero_shot", "retrieval", "multiple_choice")
+    if name == "list":
+        assert context.params["what"] in ("models", "stages", "tasks", "recipes")
+
+
+def test_commands_were_found() -> None:
+    assert {line.split()[1] for _, line in COMMANDS} >= {"demo", "sample-world", "train", "evaluate", "score", "list"}
+
+
+def test_a_wrong_option_would_be_noticed() -> None:
+    group: Any = get_command(app)
+    with pytest.raises(Exception, match="No such option"):
+        group.commands["demo"].make_context("demo", ["--dta", "x"])
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_changes_that_a_recipe_suggests_are_settings(name: str) -> None:
+    comment = " ".join(line for line in RECIPES[name].read_text(encoding="utf-8").splitlines() if line.startswith("#"))
+    for change in re.findall(r"\b(?:model|data|optimizer|schedule|loop|settings)\.[\w.]+=[\w./+-]*\w", comment):
+        key, value = change.split("=")
+        kept: Any = read_recipe(name, [change]).resolved()
+        for part in key.split("."):
+            kept = kept[part]
+        assert str(kept) == value or float(kept) == float(value), change
+
+
+@pytest.mark.parametrize("name", TEXTS)
+def test_make_targets_exist(name: str) -> None:
+    targets = set(re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.M))
+    used = set(re.findall(r"^make (\w+)", "\n".join(shell_lines(TEXTS[name])), re.M))
+    used |= set(re.findall(r"`make (\w+)", TEXTS[name]))
+    assert used <= targets
+
+
+@pytest.mark.parametrize("name", TEXTS)
+def test_links_resolve(name: str) -> None:
+    for target in re.findall(r"\]\(([^)\s]+)\)", TEXTS[name]):
+        if not target.startswith(("http://", "https://")):
+            assert ((ROOT / name).parent / target.split("#")[0]).exists(), target
+
+
+def named_files(text: str) -> set[str]:
+    """Paths in code spans and in the comments of shell blocks, but for what a run writes."""
+    spans = re.findall(r"`([^`\n]+)`", re.sub(r"^```.*?^```", "", text, flags=re.S | re.M))
+    paths = {span for span in spans if re.fullmatch(r"[\w.-]+(/[\w.-]+)*(/|\.(py|md|yaml|toml|j2))", span)}
+    return {path for path in paths if not path.startswith(("runs/", "."))} - {"utils.py"}
+
+
+@pytest.mark.parametrize("name", TEXTS)
+def test_named_files_exist(name: str) -> None:
+    missing = [
+        path for path in named_files(TEXTS[name]) if not (ROOT / path).exists() and not (PACKAGE / path).exists()
+    ]
+    assert not missing
+
+
+def test_named_recipes_exist() -> None:
+    for name, text in TEXTS.items():
+        for recipe in re.findall(r"\b((?:paper|sample)/\w+)\b(?!/)", text):
+            known = recipe in RECIPES or any(other.startswith(recipe) for other in RECIPES)
+            assert known, f"{name}: {recipe}"
+
+
+def tree() -> set[str]:
+    """Paths of the package that the tree in docs/architecture.md draws."""
+    block = blocks(TEXTS["docs/architecture.md"], "")[0]
+    found, folder = set(), ""
+    for line in block.splitlines():
+        entry = line.split()[0] if line.split() else ""
+        if line.startswith("  ") and not line.startswith("   "):
+            folder = entry if entry.endswith("/") else ""
+        if line.startswith("  "):
+            found |= {folder + name for name in re.findall(r"\b\w+\.py\b|\b\w+\.html\.j2", line)}
+    return found
+
+
+def test_the_tree_is_the_package() -> None:
+    files = [path for pattern in ("*.py", "*.j2") for path in PACKAGE.rglob(pattern)]
+    real = {
+        path.relative_to(PACKAGE).as_posix() for path in files if path.parent == PACKAGE or path.name != "__init__.py"
+    }
+    assert tree() == real
+
+
+def test_every_setting_is_explained() -> None:
+    text = TEXTS["docs/recipes.md"]
+    explained = set(re.findall(r"`([\w.]+)`", text))
+    groups: dict[str, Any] = {
+        "data.": [name for name in DataSettings.model_fields if name not in ("sampling", "augment", "loader")],
+        "data.sampling.": SamplingSettings.model_fields,
+        "data.augment.": AugmentSettings.model_fields,
+        "data.loader.": [field.name for field in dataclasses.fields(LoaderSettings)],
+        "optimizer.": OptimizerSettings.model_fields,
+        "schedule.": ScheduleSettings.model_fields,
+        "loop.": LoopSettings.model_fields,
+    }
+    for prefix, names in groups.items():
+        assert {prefix + name for name in names} <= explained, prefix
+    of_stages = {f"settings.{name}" for entry in STAGES.values() for name in entry.settings.model_fields}
+    settings = {name for name in explained if name.startswith("settings.")}
+    assert settings == of_stages
+
+
+PROGRAMS = {name: blocks(text, "python") for name, text in TEXTS.items()}
+PROGRAMS |= {path.name: [path.read_text(encoding="utf-8")] for path in sorted((ROOT / "examples").glob("*.py"))}
+
+
+@pytest.mark.parametrize("name", PROGRAMS)
+def test_programs_parse_and_their_imports_exist(name: str) -> None:
+    for program in PROGRAMS[name]:
+        for node in ast.walk(ast.parse(program)):
+            if isinstance(node, ast.ImportFrom) and node.module:
+                module = importlib.import_module(node.module)
+                assert all(hasattr(module, alias.name) for alias in node.names)
+
+
+def test_the_example_is_the_readme_s() -> None:
+    (block,) = blocks(README, "python")
+    example = (ROOT / "examples" / "train_and_evaluate.py").read_text(encoding="utf-8")
+    assert example.endswith(block)
+    assert len([line for line in block.split("__main__", 1)[1].splitlines() if line.strip()]) <= 10
+
+
+def run(folder: Path, *arguments: object) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "PYTHONPATH": str(ROOT / "src")}
+    command = [sys.executable, *map(str, arguments)]
+    return subprocess.run(
+        command, cwd=folder, env=environment, capture_output=True, text=True, check=False, timeout=300
+    )
+
+
+def test_the_readme_s_program_runs(tmp_path: Path) -> None:
+    (block,) = blocks(README, "python")
+    assert "clips=200" in block
+    (tmp_path / "program.py").write_text(block.replace("clips=200", "clips=60, long_videos=1"), encoding="utf-8")
+    done = run(tmp_path, "program.py")
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "top1" in done.stdout
+    assert (tmp_path / "runs/first/recognition.npz").is_file()
+
+
+@pytest.mark.parametrize("head", ["head", "proj.linear"])
+def test_a_head_is_cut_to_other_classes(tmp_path: Path, head: str) -> None:
+    weight, bias = torch.arange(12.0).view(4, 3), torch.arange(4.0)
+    write_safetensors(
+        tmp_path / "old.safetensors",
+        {f"{head}.weight": weight, f"{head}.bias": bias, "body": torch.ones(2)},
+        {"classes": '["a", "b", "c", "d"]', "recipe": "{}"},
+    )
+    (tmp_path / "classes.txt").write_text("d\nb\n", encoding="utf-8")
+    script = ROOT / "examples" / "keep_classes.py"
+    done = run(tmp_path, script, "old.safetensors", "classes.txt", "new.safetensors")
+    assert done.returncode == 0, done.stderr
+    state, metadata = read_safetensors(tmp_path / "new.safetensors")
+    assert torch.equal(state[f"{head}.weight"], weight[[3, 1]])
+    assert torch.equal(state[f"{head}.bias"], bias[[3, 1]])
+    assert metadata["classes"] == '["d", "b"]'
+    (tmp_path / "classes.txt").write_text("d\nx\n", encoding="utf-8")
+    refused = run(tmp_path, script, "old.safetensors", "classes.txt", "other.safetensors")
+    assert refused.returncode == 2
+    assert "'x'" in refused.stderr
+    assert not (tmp_path / "other.safetensors").exists()
+    done = run(tmp_path, script, "old.safetensors", "classes.txt", "other.safetensors", "--fresh")
+    assert done.returncode == 0
+    state, _ = read_safetensors(tmp_path / "other.safetensors")
+    assert torch.equal(state[f"{head}.weight"][0], weight[3])
+    assert state[f"{head}.weight"][1].abs().max() < 0.2
