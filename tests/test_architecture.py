@@ -1,0 +1,181 @@
+"""The house: who may import whom, one mechanism in one home, files that fit on a few screens, a fast import."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PACKAGE = ROOT / "src" / "internvideo"
+FILES = sorted(PACKAGE.rglob("*.py"))
+
+ROOMS: dict[str, tuple[str, ...]] = {
+    "errors": (),
+    "storage": ("errors",),
+    "data": ("errors", "storage"),
+    "models": ("errors", "storage"),
+    "objectives": (),
+    "metrics": (),
+    "training": ("data.batch", "errors", "storage"),
+    "stages": ("data.batch", "models", "objectives"),
+    "tasks": ("data", "models", "objectives", "metrics", "stages", "errors", "storage"),
+}
+"""Room -> what it may import of the package besides itself. Single files beside the rooms may import all of them."""
+
+HOMES: dict[str, dict[str, str]] = {
+    "scaled_dot_product_attention": {"models/attention.py": "the attention"},
+    "backward": {
+        "training/step.py": "the step",
+        "pipeline.py": "the dry run shows one forward and backward without an optimizer step",
+    },
+    "av.open": {"data/video_index.py": "the decoder", "data/video_writer.py": "the encoder"},
+    "yaml.safe_load": {"recipe.py": "recipes"},
+    "save_file": {"storage.py": "weights out"},
+    "safe_open": {"storage.py": "weights in"},
+    "torch.load": {"models/weights.py": "published checkpoints"},
+}
+"""A call -> the files that may make it, and what for."""
+
+FORBIDDEN_CALLS = ("torch.save", "pickle.load", "pickle.loads", "yaml.load", "eval", "exec", "cv2.VideoCapture")
+
+
+def room_of(path: Path) -> str:
+    parts = path.relative_to(PACKAGE).parts
+    return parts[0] if len(parts) > 1 else path.stem
+
+
+def imported(source: str) -> Iterator[str]:
+    """Dotted names of all modules that a file imports, wherever in it; `from a import b` gives a.b."""
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "relative import"
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def wrong_imports(room: str, source: str) -> list[str]:
+    """What a file of a room imports against the table."""
+    names = list(imported(source))
+    own = [name.removeprefix("internvideo.") for name in names if name.startswith("internvideo.")]
+    if room not in ROOMS:
+        return [name for name in own if name.split(".")[0] == "cli"]
+    allowed = (room, *ROOMS[room])
+    wrong = [name for name in own if not any(f"{name}.".startswith(f"{place}.") for place in allowed)]
+    if room == "metrics":
+        others = {name.split(".")[0] for name in names} - {"internvideo", "numpy"}
+        wrong += sorted(others - sys.stdlib_module_names)
+    return wrong
+
+
+def calls(source: str) -> list[str]:
+    return [ast.unparse(node.func) for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Call)]
+
+
+def is_call(found: str, name: str) -> bool:
+    """`name` as it is, or as the last part of a longer one ("loss.backward"); a builtin only as it is."""
+    return found == name or (name not in ("eval", "exec") and found.endswith(f".{name}"))
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_imports_follow_the_table(path: Path) -> None:
+    assert wrong_imports(room_of(path), path.read_text()) == []
+
+
+def test_every_room_is_in_the_table() -> None:
+    folders = {path.parent.name for path in PACKAGE.glob("*/__init__.py")}
+    assert folders <= set(ROOMS)
+    assert set(ROOMS) <= folders | {path.stem for path in PACKAGE.glob("*.py")}
+
+
+def test_files_beside_the_rooms_have_no_import_cycle() -> None:
+    apps = {path.stem: path.read_text() for path in PACKAGE.glob("*.py") if path.stem not in (*ROOMS, "__init__")}
+    needs = {
+        name: {other.split(".")[1] for other in imported(text) if other.startswith("internvideo.")} & set(apps)
+        for name, text in apps.items()
+    }
+    while needs:
+        ready = {name for name, rest in needs.items() if not rest}
+        assert ready, f"a cycle among {sorted(needs)}"
+        needs = {name: rest - ready for name, rest in needs.items() if name not in ready}
+
+
+@pytest.mark.parametrize(
+    ("room", "source", "wrong"),
+    [
+        ("models", "from internvideo.objectives.masking import tube_mask", ["objectives.masking.tube_mask"]),
+        ("models", "def f():\n    from internvideo import data", ["data"]),
+        ("training", "from internvideo.data.loader import Loader", ["data.loader.Loader"]),
+        ("training", "from internvideo.data.batch import Batch", []),
+        ("stages", "import internvideo.tasks.table", ["tasks.table"]),
+        ("tasks", "from internvideo.training import loop", ["training.loop"]),
+        ("data", "from internvideo.recipe import Recipe", ["recipe.Recipe"]),
+        ("metrics", "import numpy as np, json, torch", ["torch"]),
+        ("pipeline", "from internvideo.cli import main", ["cli.main"]),
+        ("pipeline", "from internvideo.training import loop", []),
+    ],
+)
+def test_the_table_catches_a_wrong_import(room: str, source: str, wrong: list[str]) -> None:
+    assert wrong_imports(room, source) == wrong
+
+
+@pytest.mark.parametrize("name", HOMES)
+def test_one_mechanism_has_one_home(name: str) -> None:
+    found = {
+        str(path.relative_to(PACKAGE)) for path in FILES if any(is_call(call, name) for call in calls(path.read_text()))
+    }
+    assert found == set(HOMES[name])
+
+
+@pytest.mark.parametrize("name", FORBIDDEN_CALLS)
+def test_what_nobody_calls(name: str) -> None:
+    assert [path for path in FILES if any(is_call(call, name) for call in calls(path.read_text()))] == []
+
+
+def test_calls_are_seen_wherever_they_stand() -> None:
+    found = calls("def f():\n    (a / b).backward()\n    model.eval()\n    F.scaled_dot_product_attention(q, k, v)")
+    assert is_call(found[0], "backward")
+    assert not any(is_call(call, "eval") for call in found)
+    assert any(is_call(call, "scaled_dot_product_attention") for call in found)
+
+
+def test_files_stay_below_400_lines() -> None:
+    files = [*FILES, *ROOT.glob("tests/**/*.py"), *ROOT.glob("benchmarks/*.py"), *ROOT.glob("examples/*.py")]
+    long = {str(path.relative_to(ROOT)): n for path in files if (n := len(path.read_text().splitlines())) > 400}
+    assert long == {}
+
+
+def test_importing_the_package_imports_neither_torch_nor_numpy() -> None:
+    program = "import sys, internvideo; print(sorted({'torch', 'numpy', 'av', 'pydantic'} & set(sys.modules)))"
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, cwd=ROOT / "src", check=True, timeout=60
+    )
+    assert done.stdout.strip() == "[]"
+
+
+def test_public_names_come_from_their_homes() -> None:
+    import internvideo
+
+    assert set(internvideo._HOMES) | {"__version__"} == set(internvideo.__all__) == set(dir(internvideo))
+    for name, home in internvideo._HOMES.items():
+        assert getattr(internvideo, name) is getattr(sys.modules[home], name)
+        assert home.startswith("internvideo.")
+    with pytest.raises(AttributeError, match="no attribute 'no_such_name'"):
+        _ = internvideo.no_such_name
+    assert internvideo.list_models().keys() >= {"videomae-s-pretrain", "uniformerv2-b16"}
+
+
+def test_public_names_and_their_types_agree() -> None:
+    """What type checkers see (the imports under TYPE_CHECKING) is what runs (the table)."""
+    import internvideo
+
+    tree = ast.parse((PACKAGE / "__init__.py").read_text())
+    (block,) = (node for node in tree.body if isinstance(node, ast.If))
+    seen = {alias.name: node.module for node in block.body if isinstance(node, ast.ImportFrom) for alias in node.names}
+    assert seen == internvideo._HOMES
+    assert f'version = "{internvideo.__version__}"' in (ROOT / "pyproject.toml").read_text()
