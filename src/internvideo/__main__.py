@@ -1,0 +1,5 @@
+"""`python -m internvideo` is the command `internvideo`."""
+
+from internvideo.cli import main
+
+main()

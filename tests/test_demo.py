@@ -1,0 +1,97 @@
+"""The demo's own decisions: how steps follow each other, how videos become train and test, what it times."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from internvideo.data.manifest import read_manifest
+from internvideo.data.video_writer import write_video
+from internvideo.demo import PROFILES, STEPS, Columns, _own, run_demo, step_recipe
+from internvideo.demo_report import Clock, DemoData
+from internvideo.errors import ManifestError, RecipeError
+from internvideo.report import ABLATION
+
+
+def videos(folder: Path, counts: dict[str, int]) -> Path:
+    rng = np.random.default_rng(0)
+    for name, count in counts.items():
+        (folder / name).mkdir(parents=True)
+        for number in range(count):
+            frames = rng.integers(0, 255, (6, 32, 32, 3), dtype=np.uint8)
+            write_video(folder / name / f"{number}.mp4", iter(frames), 6)
+    return folder
+
+
+def test_every_step_starts_from_steps_before_it() -> None:
+    done: set[str] = set()
+    for step in STEPS:
+        assert set(step.init.values()) <= done, step.name
+        done.add(step.name)
+
+
+@pytest.mark.parametrize("step", STEPS, ids=lambda step: step.name)
+def test_recipe_of_a_step_is_filled_in(step, tmp_path: Path) -> None:
+    data = DemoData(tmp_path / "train.jsonl", tmp_path / "test.jsonl", True)
+    full = step_recipe(step, tmp_path, data, PROFILES["full"], seed=3)
+    short = step_recipe(step, tmp_path, data, PROFILES["short"], seed=3)
+    assert full.data.train == data.train
+    assert full.loop.seed == full.data.loader.seed == 3
+    assert set(full.init) == set(step.init)
+    assert (full.data.images is not None) == step.images
+    assert short.schedule.epochs < full.schedule.epochs
+    assert short.schedule.warmup <= short.schedule.epochs / 4
+
+
+def test_a_folder_of_folders_is_split_without_overlap(tmp_path: Path) -> None:
+    data = _own(tmp_path / "out", videos(tmp_path / "in", {"wave": 6, "nod": 6}), Columns())
+    train, test = read_manifest(data.train), read_manifest(data.test)
+    assert train.classes == test.classes == ("nod", "wave")
+    assert len(train.rows) + len(test.rows) == 12
+    assert not {row.id for row in train.rows} & {row.id for row in test.rows}
+    assert all(row.captions for row in train.rows)
+    assert all(train.video_path(row).is_file() for row in train.rows)
+
+
+def test_the_split_column_is_used(tmp_path: Path) -> None:
+    folder = videos(tmp_path / "in", {"wave": 4, "nod": 4})
+    lines = ["path,label,split,fold"]
+    lines += [
+        f"{name}/{i}.mp4,{name},{'test' if i == 3 else 'train'},{'test' if i < 2 else 'train'}"
+        for name in ("wave", "nod")
+        for i in range(4)
+    ]
+    (folder / "index.csv").write_text("\n".join(lines) + "\n")
+    assert len(read_manifest(_own(tmp_path / "a", folder, Columns()).test).rows) == 2
+    assert len(read_manifest(_own(tmp_path / "b", folder, Columns(split="fold")).test).rows) == 4
+
+
+def test_one_class_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ManifestError, match="at least 2"):
+        _own(tmp_path / "out", videos(tmp_path / "in", {"wave": 3}), Columns())
+
+
+def test_unknown_profile_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match="full, short"):
+        run_demo(tmp_path, profile="tiny")
+
+
+def test_clock_adds_up_over_sessions(tmp_path: Path) -> None:
+    (tmp_path / "seconds.json").write_text(json.dumps({"masked": 5.0}))
+    clock = Clock(tmp_path / "seconds.json")
+    with pytest.raises(KeyboardInterrupt), clock.timed("masked"):
+        raise KeyboardInterrupt
+    assert json.loads((tmp_path / "seconds.json").read_text())["masked"] >= 5.0
+
+
+@pytest.mark.slow
+def test_the_whole_demo_runs_and_resumes(tmp_path: Path) -> None:
+    page = run_demo(tmp_path / "demo", profile="short", device="cpu")
+    report = json.loads(page.with_suffix(".json").read_text())
+    assert [row["name"] for row in report["ablation"]] == list(ABLATION)
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "demo").glob("*/metrics.jsonl")}
+    run_demo(tmp_path / "demo", profile="short", device="cpu")
+    assert before == {path: path.stat().st_mtime_ns for path in before}, "a finished step was trained again"
