@@ -217,6 +217,13 @@ def test_predictions_follow_the_masked_tokens() -> None:
     torch.testing.assert_close(model(clip(), hidden), expected)
 
 
+def test_the_last_layer_may_work_for_the_last_tokens_only() -> None:
+    block = VideoMAEPretrain(dataclasses.replace(TINY, layer_scale=0.5)).decoder.blocks[0].double()
+    tokens = torch.randn(2, 9, TINY.decoder_width, dtype=torch.float64)
+    for last in (9, 4):
+        torch.testing.assert_close(block(tokens, last=last), block(tokens)[:, -last:], rtol=0, atol=1e-12)
+
+
 def test_without_masked_tokens_all_are_predicted() -> None:
     model = VideoMAEPretrain(TINY)
     assert model(clip(), torch.zeros(2, TINY.tokens, dtype=torch.bool)).shape == (2, TINY.tokens, TINY.pixels)
@@ -300,6 +307,14 @@ def test_targets_in_closed_form(normalise: bool, ratio: float) -> None:
     torch.testing.assert_close(target, slow_targets(video, hidden, TINY, normalise), rtol=0, atol=1e-10)
     known = pixel_targets(video, hidden, 2, 4, normalise, masked=int(hidden[0].sum()))
     assert torch.equal(known, target)
+
+
+@pytest.mark.parametrize("normalise", [True, False])
+def test_targets_of_bytes_are_those_of_shares(normalise: bool) -> None:
+    video = torch.randint(0, 256, clip().shape, dtype=torch.uint8)
+    video[:, :, :2] = 77  # without contrast
+    target = pixel_targets(video, mask(), 2, 4, normalise)
+    torch.testing.assert_close(target.double(), slow_targets(video.double() / 255, mask(), TINY, normalise))
 
 
 def test_targets_are_float32_constants_also_under_autocast() -> None:

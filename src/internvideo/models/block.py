@@ -138,13 +138,18 @@ class Block(nn.Module):
             y = torch.tanh(gate) * y
         return self.drop_path(y)  # type: ignore[no-any-return]  # nn.Module.__call__ is untyped
 
-    def mix(self, x: Tensor, context: Tensor | None = None) -> Tensor:
-        """The attention half. x (B, N, D), context (B, K, D') -> (B, N, D)."""
+    def mix(self, x: Tensor, context: Tensor | None = None, last: int | None = None) -> Tensor:
+        """The attention half. x (B, N, D), context (B, K, D') -> (B, N, D), or (B, last, D) (see `forward`)."""
         y = self.norm1(x)
         if self.norm_context is not None:
             if context is None:
                 raise ValueError("a cross-attention block needs context tokens")
             out = self.attn(y, self.norm_context(context))
+        elif last is not None and last < x.shape[1]:
+            if self.config.causal:
+                raise ValueError("a causal block has no `last`")
+            x = x[:, -last:]
+            out = self.attn(y[:, -last:], y)
         else:
             out = self.attn(y, causal=self.config.causal)
         return x + self._branch(out, self.gamma_1, self.gate_attn)
@@ -153,6 +158,10 @@ class Block(nn.Module):
         """The feed-forward half. (B, N, D) -> (B, N, D)."""
         return x + self._branch(self.mlp(self.norm2(x)), self.gamma_2, self.gate_mlp)
 
-    def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
-        """(B, N, D), context (B, K, D') for a cross block -> (B, N, D)."""
-        return self.feed(self.mix(x, context))
+    def forward(self, x: Tensor, context: Tensor | None = None, *, last: int | None = None) -> Tensor:
+        """(B, N, D), context (B, K, D') for a cross block -> (B, N, D).
+
+        A self-attention block with `last` gives (B, last, D): what the last tokens, which see all, become. Where
+        nothing reads the others this saves their queries and feed-forward.
+        """
+        return self.feed(self.mix(x, context, last))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 import torch
@@ -119,13 +120,18 @@ def make_blocks(config: VideoMAEConfig, width: int, depth: int, heads: int, drop
     )
 
 
-def run_blocks(blocks: nn.ModuleList, tokens: Tensor, checkpointing: bool) -> Tensor:
-    """Apply the layers one after the other; with `checkpointing` their activations are computed again backwards."""
-    for block in blocks:
+def run_blocks(blocks: nn.ModuleList, tokens: Tensor, checkpointing: bool, last: int | None = None) -> Tensor:
+    """Apply the layers; with `checkpointing` their activations are computed again backwards.
+
+    With `last` the final layer works for the last tokens only: (B, N, D) -> (B, last, D).
+    """
+    for number, block in enumerate(blocks, 1):
+        part = {} if last is None or number < len(blocks) else {"last": last}
+        run = partial(block, **part)
         if checkpointing and torch.is_grad_enabled():
-            tokens = checkpoint(block, tokens, use_reentrant=False)
+            tokens = checkpoint(run, tokens, use_reentrant=False)
         else:
-            tokens = block(tokens)
+            tokens = run(tokens)
     return tokens
 
 
@@ -224,7 +230,7 @@ class VideoMAEDecoder(nn.Module):
 
     def forward(self, tokens: Tensor, last: int) -> Tensor:
         """(B, N, decoder width) -> (B, last, P): predictions for the last tokens only."""
-        tokens = run_blocks(self.blocks, tokens, self.checkpointing)[:, tokens.shape[1] - last :]
+        tokens = run_blocks(self.blocks, tokens, self.checkpointing, last)[:, -last:]
         return self.head(self.norm(tokens))  # type: ignore[no-any-return]  # nn.Module.__call__ is untyped
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -41,8 +43,10 @@ def pixel_targets(
         if tokens.dtype not in (torch.float32, torch.float64):
             tokens = tokens.float()
         if normalise:
-            variance, mean = torch.var_mean(tokens, dim=3, correction=1, keepdim=True)
-            tokens = (tokens - mean).mul_(variance.sqrt_().add_(1e-6 * full_scale).reciprocal_())
+            tokens = tokens - tokens.mean(dim=3, keepdim=True)
+            # The norm over sqrt(n - 1) is the unbiased deviation, several times faster on a CPU than var_mean.
+            spread = torch.linalg.vector_norm(tokens, dim=3, keepdim=True).div_(math.sqrt(tokens.shape[3] - 1))
+            tokens.mul_(spread.add_(1e-6 * full_scale).reciprocal_())
         elif full_scale != 1.0:
             tokens = tokens / full_scale
         return tokens.transpose(2, 3).flatten(2)
