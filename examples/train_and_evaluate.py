@@ -2,10 +2,8 @@
 
 from pathlib import Path
 
-from internvideo.data.sample_world import WorldSettings, generate
+from internvideo import WorldSettings, generate, read_recipe, run_recipe
 from internvideo.evaluation import EvaluationSettings, evaluate_task
-from internvideo.pipeline import run_recipe
-from internvideo.recipe import read_recipe
 
 if __name__ == "__main__":
     world = generate(Path("runs/world"), WorldSettings(clips=200))
