@@ -33,12 +33,18 @@ class MaskedSettings(BaseModel):
 
 
 class MaskedStage(nn.Module):
-    """VideoMAE pretraining: clip -> {"loss": mean squared error over the hidden tubelets}."""
+    """VideoMAE pretraining: clip -> {"loss": mean squared error over the hidden tubelets}.
+
+    Raises:
+        ValueError: the mask hides no token of this model's clips, or all of them.
+    """
 
     def __init__(self, model: VideoMAEPretrain, settings: MaskedSettings) -> None:
         super().__init__()
         self.model = model
         self.settings = settings
+        if not 0 < self.masked < model.config.tokens:
+            raise ValueError(f"the {settings.mask} mask hides {self.masked} of {model.config.tokens} tokens")
 
     @property
     def masked(self) -> int:

@@ -1,0 +1,115 @@
+"""A small sample world and models of the four stages that are small enough to learn it in a test."""
+
+from __future__ import annotations
+
+import atexit
+import shutil
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+from tempfile import mkdtemp
+
+import torch
+from torch import nn
+
+from internvideo.data.batch import Batch
+from internvideo.data.loader import Loader, LoaderSettings
+from internvideo.data.manifest import read_manifest
+from internvideo.data.sample_world import WorldSettings, generate
+from internvideo.data.sampling import SegmentMiddle
+from internvideo.data.tokenizer import Tokenizer
+from internvideo.data.transforms import TrainTransform
+from internvideo.models.caption_decoder import CaptionDecoderConfig
+from internvideo.models.clip import TextConfig
+from internvideo.models.cross_model import CrossModelConfig, InteractionConfig, build_cross_model
+from internvideo.models.uniformerv2 import UniFormerV2, UniFormerV2Config
+from internvideo.models.video_language import VideoLanguage, VideoLanguageConfig
+from internvideo.models.videomae import VideoMAEClassifier, VideoMAEConfig, VideoMAEPretrain
+from internvideo.training.optimizer import make_optimizer, set_learning_rate
+from internvideo.training.settings import OptimizerSettings
+
+SIDE, FRAMES, WORDS = 32, 4, 32
+CLASSES = ("moving left to right", "moving right to left")
+MASKED = VideoMAEConfig(
+    image_size=SIDE, patch_size=8, frames=FRAMES, width=48, depth=3, heads=2, decoder_width=24, decoder_depth=1,
+    decoder_heads=2, init_scale=1.0,
+)  # fmt: skip
+VISION = UniFormerV2Config(
+    image_size=SIDE, patch_size=8, frames=FRAMES, width=48, depth=3, heads=2, global_layers=(1, 2), classes=0,
+    head_dropout=0.0, mlp_dropout=0.0,
+)  # fmt: skip
+TEXT = TextConfig(width=32, heads=2, layers=2, context=WORDS)
+LANGUAGE = VideoLanguageConfig(
+    VISION, TEXT, joint_width=24, caption=CaptionDecoderConfig(width=32, heads=2, vision_width=48, layers=1, queries=4)
+)
+
+
+def masked_classifier() -> VideoMAEClassifier:
+    torch.manual_seed(0)
+    return VideoMAEClassifier(replace(MASKED, classes=len(CLASSES)))
+
+
+def multimodal_classifier() -> UniFormerV2:
+    torch.manual_seed(0)
+    return UniFormerV2(replace(VISION, classes=len(CLASSES)))
+
+
+def pretraining_model() -> VideoMAEPretrain:
+    torch.manual_seed(0)
+    return VideoMAEPretrain(MASKED)
+
+
+def language_model() -> VideoLanguage:
+    torch.manual_seed(0)
+    return VideoLanguage(LANGUAGE)
+
+
+def cross_model() -> nn.Module:
+    torch.manual_seed(0)
+    classes = len(CLASSES)
+    cross = CrossModelConfig(head_dropout=0.0)
+    return build_cross_model(
+        InteractionConfig(replace(MASKED, classes=classes), replace(VISION, classes=classes), cross)
+    )
+
+
+@cache
+def world() -> Path:
+    """The train manifest of 42 clips of 32 px; made once a process."""
+    folder = Path(mkdtemp(prefix="internvideo-test-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    settings = WorldSettings(
+        clips=60, size=SIDE, frames=12, difficulty=0.0, long_videos=0, zero_shot_clips=1, actions=CLASSES
+    )
+    return generate(folder, settings, workers=1, progress=False)["train"]
+
+
+@cache
+def batch(count: int = 40, *, single_frame: bool = False) -> Batch:
+    """Clips, labels and first captions of the train split."""
+    settings = LoaderSettings(batch_size=count, shuffle=False, single_frame=single_frame)
+    loader = Loader(
+        read_manifest(world()),
+        SegmentMiddle(frames=FRAMES),
+        TrainTransform(size=SIDE, crop="centre", flip=False),
+        settings,
+        tokenizer=Tokenizer(context=WORDS),
+        caption="first",
+    )
+    return next(loader.epoch(0))
+
+
+def learn(stage: nn.Module, clips: Batch, steps: int, rate: float = 2e-3) -> list[float]:
+    """Losses of so many steps on one batch."""
+    optimizer = make_optimizer(stage.train(), OptimizerSettings(base_lr=rate, weight_decay=0.0))
+    set_learning_rate(optimizer, rate)
+    generator = torch.Generator().manual_seed(0)
+    torch.manual_seed(0)
+    losses = []
+    for _ in range(steps):
+        optimizer.zero_grad()
+        loss = stage(clips, generator)["loss"]
+        torch.autograd.backward(loss)
+        optimizer.step()
+        losses.append(loss.item())
+    return losses
