@@ -36,12 +36,10 @@ class AlternatingLoader:
     def epoch(self, k: int, start: int = 0) -> Iterator[Batch]:
         """Batches `start`, `start + 1`, ... of epoch `k`."""
         pair, within = divmod(start, 2)
-        videos = self.videos.epoch(k, pair)
         images = self._images(k * len(self.videos) + pair)
         if within:
-            next(videos)
             yield next(images)
-        for video in videos:
+        for video in self.videos.epoch(k, pair + within):
             yield video
             yield next(images)
 
@@ -57,12 +55,20 @@ class MixedLoader:
     """Mixup and cutmix of every batch of a loader; the labels become soft targets (B, C).
 
     Mixed clips are rounded to uint8, so that they travel to the device as small as others.
+
+    Raises:
+        ManifestError: a sample without a label.
     """
 
     def __init__(self, loader: Loader, mixup: Mixup, *, seed: int, rank: int = 0) -> None:
         self.loader, self.mixup, self.seed, self.rank = loader, mixup, seed, rank
+        without = [row.id for row in loader.manifest.rows if row.label is None]
+        if without:
+            found = f"{len(without)} of {len(loader.manifest)} samples have no label, for instance '{without[0]}'"
+            raise ManifestError(loader.manifest.source, found, "a label for every sample, which mixing clips needs")
 
     def __len__(self) -> int:
+        """Batches per epoch."""
         return len(self.loader)
 
     @property
@@ -73,8 +79,7 @@ class MixedLoader:
     def epoch(self, k: int, start: int = 0) -> Iterator[Batch]:
         """Batches `start`, `start + 1`, ... of epoch `k`; the mixing depends on (seed, rank, k, number) alone."""
         for number, batch in enumerate(self.loader.epoch(k, start), start):
-            if batch.labels is None:
-                raise ManifestError(self.loader.manifest.source, "mixup needs labels", "a label in every row")
+            assert batch.labels is not None  # checked at construction
             words = np.random.SeedSequence([self.seed, self.rank, k, number]).generate_state(4)
             video, targets = self.mixup(batch.video, batch.labels, np.random.RandomState(words))
             yield replace(batch, video=video.round_().to(torch.uint8), labels=targets)
