@@ -150,8 +150,13 @@ def main() -> None:
         sys.exit(2)
     except typer.Abort:
         sys.exit(130)
-    except typer.TyperException as error:  # a wrong option or argument
-        error.show()
+    except typer.TyperException as error:  # a wrong command, option or argument; or none at all: then it is the help
+        message = error.format_message()
+        context = getattr(error, "ctx", None)
+        command = context.command_path if context else "internvideo"
+        if not message.startswith("Usage:"):
+            message = f"internvideo: {' '.join(message.split()).rstrip('.')}; see `{command} --help`"
+        print(message, file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         print("internvideo: interrupted; the same command goes on where it was", file=sys.stderr)
