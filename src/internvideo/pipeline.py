@@ -19,7 +19,7 @@ from internvideo.data.transforms import direction_classes
 from internvideo.errors import RecipeError, WeightsError
 from internvideo.models.factory import create_model
 from internvideo.models.initialise import initialise
-from internvideo.models.video_language import VideoLanguage
+from internvideo.models.video_language import VideoLanguage, interpolate_weights
 from internvideo.models.weights import load_state, save_model
 from internvideo.recipe import (
     MODELS,
@@ -169,6 +169,9 @@ def run_recipe(recipe: Recipe, folder: Path, *, device: str = "auto", title: str
         job = prepare(
             recipe, rank=distributed.rank(), world_size=distributed.world_size(), skipped=folder / "skipped.jsonl"
         )
+        initial = (
+            {name: value.clone() for name, value in job.model.state_dict().items()} if recipe.initial_share else {}
+        )
         settings = TrainingSettings(optimizer=recipe.optimizer, schedule=recipe.schedule, loop=recipe.loop)
         result = train(
             job.stage,
@@ -184,6 +187,9 @@ def run_recipe(recipe: Recipe, folder: Path, *, device: str = "auto", title: str
         if distributed.rank() == 0:
             state = read_weights(result.checkpoint)
             load_state(job.stage, state, where=result.checkpoint)
+            if initial:
+                mixed = interpolate_weights(initial, job.model.state_dict(), recipe.initial_share)
+                load_state(job.model, mixed, where=result.checkpoint)
             save_model(target, job.model, _metadata(recipe, job.classes))
     return target
 

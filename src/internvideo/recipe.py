@@ -195,6 +195,9 @@ class Recipe(Settings):
     init: dict[str, Path] = Field(
         default_factory=dict, description="weights to start from: {weights: FILE}, interaction: {masked:, multimodal:}"
     )
+    initial_share: float = Field(
+        0.0, ge=0.0, le=1.0, description="weight-space ensemble: share of the initial weights in the result"
+    )
     settings: Annotated[SerializeAsAny[BaseModel], Field(validate_default=True)] = Field(default_factory=MaskedSettings)
     data: DataSettings
     optimizer: OptimizerSettings
