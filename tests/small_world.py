@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import atexit
 import shutil
+from collections.abc import Mapping
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from tempfile import mkdtemp
+from typing import Any
 
 import torch
 from torch import nn
@@ -113,3 +115,56 @@ def learn(stage: nn.Module, clips: Batch, steps: int, rate: float = 2e-3) -> lis
         optimizer.step()
         losses.append(loss.item())
     return losses
+
+
+def small_recipe(stage: str, **changes: Mapping[str, object]) -> dict[str, Any]:
+    """Plain settings of a short run of one stage; `changes` go into the sections of their name.
+
+    The sections `loader`, `augment` and `sampling` lie in `data`; "supervised_multimodal" is the other encoder's.
+    """
+    masked: dict[str, Any] = {
+        "image_size": SIDE,
+        "patch_size": 8,
+        "frames": FRAMES,
+        "width": 48,
+        "depth": 3,
+        "heads": 2,
+    }
+    decoder = {"decoder_width": 24, "decoder_depth": 1, "decoder_heads": 2}
+    vision = {**masked, "global_layers": [1, 2]}
+    text = {"width": 32, "heads": 2, "layers": 2, "context": WORDS}
+    caption = {"width": 32, "heads": 2, "vision_width": 48, "layers": 1, "queries": 4}
+    models: dict[str, tuple[str, dict[str, Any]]] = {
+        "masked": ("videomae-s-pretrain", {**masked, **decoder}),
+        "multimodal": (
+            "internvideo-mm-b16-caption",
+            {"vision": vision, "text": text, "joint_width": 24, "caption": caption},
+        ),
+        "supervised": ("videomae-s-classifier", masked),
+        "supervised_multimodal": ("uniformerv2-b16", vision),
+        "interaction": ("interaction-b", {"masked": masked, "multimodal": vision}),
+    }
+    name, overrides = models[stage]
+    tree: dict[str, Any] = {
+        "stage": stage.partition("_")[0],
+        "model": {"name": name, "overrides": overrides},
+        "settings": {"frame_step": 1} if stage == "interaction" else {},
+        "init": {},
+        "data": {
+            "train": str(world()),
+            "sampling": {"kind": "segment_middle", "frames": FRAMES},
+            "augment": {"size": SIDE, "crop": "centre"},
+            "loader": {"batch_size": 8},
+        },
+        "optimizer": {"base_lr": 1e-3},
+        "schedule": {"steps": 6},
+        "loop": {"checkpoint_every": 2, "log_every": 2},
+    }
+    for section, values in changes.items():
+        place = tree["data"][section] if section in ("loader", "augment", "sampling") else tree[section]
+        for key, value in values.items():
+            if isinstance(value, dict):
+                place[key].update(value)
+            else:
+                place[key] = value
+    return tree

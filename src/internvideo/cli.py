@@ -144,7 +144,7 @@ def list_(what: Annotated[str, typer.Argument(help="models, stages, tasks or rec
 def main() -> None:
     """Entry point: a user's mistake is one line on stderr and exit code 2, never a traceback."""
     try:
-        result = app(standalone_mode=False)
+        result = app(standalone_mode=False, prog_name="internvideo")
     except InternVideoError as error:
         print(f"internvideo: {error}", file=sys.stderr)
         sys.exit(2)

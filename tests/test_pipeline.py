@@ -1,0 +1,197 @@
+"""From a recipe to weights: run, repeat, resume, describe, chain the four stages, load again."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+import small_world
+from internvideo import pipeline
+from internvideo.data.batch import Batch
+from internvideo.errors import InternVideoError, ManifestError, RecipeError, RunError, WeightsError
+from internvideo.models.cross_model import CrossModel
+from internvideo.pipeline import describe, listing, load_trained, run_recipe
+from internvideo.recipe import MODELS, STAGES, TASKS, Recipe, build_recipe, shipped_recipes
+from internvideo.storage import read_safetensors
+from internvideo.training.loop import RunInterruptedError
+from small_world import CLASSES, small_recipe
+
+
+def recipe(stage: str = "supervised", **changes: Any) -> Recipe:
+    return build_recipe(small_recipe(stage, **changes))
+
+
+def weights(path: Path) -> dict[str, torch.Tensor]:
+    return read_safetensors(path)[0]
+
+
+def same(first: Path, second: Path) -> bool:
+    ours, theirs = weights(first), weights(second)
+    return ours.keys() == theirs.keys() and all(torch.equal(value, theirs[name]) for name, value in ours.items())
+
+
+def contents(folder: Path) -> dict[Path, bytes]:
+    """All files but the weights beside the checkpoints, whose metadata safetensors writes in any order."""
+    return {
+        path: path.read_bytes() for path in folder.rglob("*") if path.is_file() and path.name != "model.safetensors"
+    }
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a run that came to its end."""
+    folder = tmp_path_factory.mktemp("done")
+    assert run_recipe(recipe(), folder) == folder / "model.safetensors"
+    return folder
+
+
+def test_a_run_leaves_weights_that_load_with_their_recipe_and_classes(done: Path) -> None:
+    trained = load_trained(done / "model.safetensors", device="cpu")
+    assert trained.recipe == recipe()
+    assert trained.classes == CLASSES
+    assert not trained.model.training
+    clips = small_world.batch(4)
+    with torch.no_grad():
+        logits = trained.model(trained.model.normalise(clips.video))  # type: ignore[operator]  # a module
+    assert logits.shape == (4, 2)
+    assert {path.name for path in done.iterdir()} == {"run.json", "metrics.jsonl", "checkpoints", "model.safetensors"}
+
+
+def test_a_finished_run_is_not_trained_again(done: Path) -> None:
+    before, tensors = contents(done), weights(done / "model.safetensors")
+    run_recipe(recipe(), done)
+    assert contents(done) == before
+    assert all(torch.equal(value, tensors[name]) for name, value in weights(done / "model.safetensors").items())
+
+
+class StopAt:
+    """A loader that asks its own process to stop when one batch is asked for."""
+
+    def __init__(self, loader: Any, position: int) -> None:
+        self.loader, self.position = loader, position
+
+    def __len__(self) -> int:
+        return len(self.loader)
+
+    @property
+    def waited(self) -> float:
+        return float(self.loader.waited)
+
+    def epoch(self, k: int, start: int = 0) -> Iterator[Batch]:
+        for position, batch in enumerate(self.loader.epoch(k, start), start):
+            if (k, position) == (0, self.position):
+                os.kill(os.getpid(), signal.SIGTERM)
+            yield batch
+
+
+def test_a_stopped_run_goes_on_to_the_same_weights(done: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    original = pipeline._loader
+    with monkeypatch.context() as patch:
+        patch.setattr(pipeline, "_loader", lambda *args: StopAt(original(*args), 3))
+        with pytest.raises(RunInterruptedError, match=r"at step [34] of 6; start the same command again"):
+            run_recipe(recipe(), tmp_path)
+    assert not (tmp_path / "model.safetensors").exists()
+    assert same(run_recipe(recipe(loader={"prefetch": 3, "cache_megabytes": 1}), tmp_path), done / "model.safetensors")
+
+
+def test_a_folder_of_another_run_is_refused_and_kept(done: Path) -> None:
+    before = contents(done)
+    with pytest.raises(RunError, match="base_lr"):
+        run_recipe(recipe(optimizer={"base_lr": 0.5}), done)
+    assert contents(done) == before
+
+
+def test_another_seed_gives_other_weights(done: Path, tmp_path: Path) -> None:
+    assert not same(run_recipe(recipe(loop={"seed": 1}), tmp_path), done / "model.safetensors")
+
+
+def test_the_four_stages_follow_one_another(tmp_path: Path) -> None:
+    short = {"schedule": {"steps": 2}}
+    masked = run_recipe(recipe("masked", **short), tmp_path / "1")
+    language = run_recipe(recipe("multimodal", data={"images": str(small_world.world())}, **short), tmp_path / "2")
+    one = run_recipe(recipe("supervised", init={"weights": str(masked)}, **short), tmp_path / "3a")
+    other = run_recipe(recipe("supervised_multimodal", init={"weights": str(language)}, **short), tmp_path / "3b")
+    sources = {"masked": str(one), "multimodal": str(other)}
+    path = run_recipe(recipe("interaction", init=sources, **short), tmp_path / "4")
+    model = load_trained(path, device="cpu").model
+    assert isinstance(model, CrossModel)
+    learning, ours = set(model.trainable_names), weights(path)
+    for part, source in (("masked", weights(one)), ("multimodal", weights(other))):
+        assert source
+        for name, value in source.items():
+            if f"{part}.{name}" not in learning:
+                assert torch.equal(ours[f"{part}.{name}"], value), name
+
+
+def test_mixed_batches_and_averages_train(tmp_path: Path) -> None:
+    mixing = recipe(augment={"mixup": 0.8, "cutmix": 1.0}, loop={"ema_decay": 0.9}, loader={"repeats": 2})
+    run_recipe(mixing, tmp_path)
+    assert load_trained(tmp_path / "model.safetensors", device="cpu").recipe == mixing
+
+
+def test_a_dry_run_tells_parameters_steps_memory_and_a_loss_and_writes_nothing() -> None:
+    told = describe(recipe(), device="cpu")
+    model = small_world.masked_classifier()
+    count = sum(parameter.numel() for parameter in model.parameters()) / 1e6
+    assert f"learning  {count:.3f} M parameters" in told
+    assert "frozen    0.000 M" in told
+    assert "steps     6 (5.0 an epoch, 8 clips a batch of (3, 4, 32, 32))" in told
+    assert "MiB" in told
+    assert "loss 0.6" in told or "loss 0.7" in told
+
+
+@pytest.mark.parametrize(("what", "table"), [("models", MODELS), ("stages", STAGES), ("tasks", TASKS)])
+def test_listings_have_a_line_for_each(what: str, table: dict[str, object]) -> None:
+    assert [line.split()[0] for line in listing(what).splitlines()] == list(table)
+    assert all(len(line.split()) > 2 for line in listing(what).splitlines())
+
+
+def test_recipes_are_listed() -> None:
+    assert [line.split()[0] for line in listing("recipes").splitlines()] == list(shipped_recipes())
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "told"),
+    [
+        (
+            {"stage": "masked", "model": {"name": "videomae-s-classifier"}},
+            RecipeError,
+            "VideoMAEPretrain for this stage",
+        ),
+        ({"model": {"overrides": {"classes": 5}}}, RecipeError, "5, but the manifest has 2 classes"),
+        ({"augment": {"flip": True}}, RecipeError, "mirroring changes the class"),
+        ({"data": {"train": None}}, RecipeError, "data.train: is missing"),
+        ({"data": {"split": "nowhere"}}, InternVideoError, "nowhere"),
+        ({"data": {"train": "/no/such/file.jsonl"}}, ManifestError, "no such file"),
+        ({"loader": {"batch_size": 100}}, RecipeError, "at most 42"),
+        ({"model": {"overrides": {"patch_size": 7}}}, RecipeError, "patch_size"),
+        ({"sampling": {"stride": 2}}, RecipeError, "segment_middle"),
+    ],
+)
+def test_settings_that_do_not_fit_are_told_before_anything_is_written(
+    changes: dict[str, Any], error: type[InternVideoError], told: str, tmp_path: Path
+) -> None:
+    stage = changes.pop("stage", "supervised")
+    with pytest.raises(error, match=told) as found:
+        run_recipe(recipe(stage, **changes), tmp_path / "run")
+    assert "\n" not in str(found.value)
+    assert not (tmp_path / "run").exists()
+
+
+def test_files_that_are_no_trained_model_are_refused(done: Path, tmp_path: Path) -> None:
+    plain = tmp_path / "plain.safetensors"
+    save_file({"x": torch.zeros(1)}, plain)
+    for path, told in (
+        (plain, "carries no recipe"),
+        (tmp_path / "none", "no such file"),
+        (next((done / "checkpoints").iterdir()), "carries no recipe"),
+    ):
+        with pytest.raises(WeightsError, match=told):
+            load_trained(path)
