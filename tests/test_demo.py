@@ -13,6 +13,7 @@ from internvideo.data.video_writer import write_video
 from internvideo.demo import PROFILES, STEPS, Columns, _own, run_demo, step_recipe
 from internvideo.demo_report import Clock, DemoData
 from internvideo.errors import ManifestError, RecipeError
+from internvideo.models.factory import create_model
 from internvideo.report import ABLATION
 
 
@@ -95,3 +96,15 @@ def test_the_whole_demo_runs_and_resumes(tmp_path: Path) -> None:
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "demo").glob("*/metrics.jsonl")}
     run_demo(tmp_path / "demo", profile="short", device="cpu")
     assert before == {path: path.stat().st_mtime_ns for path in before}, "a finished step was trained again"
+
+
+@pytest.mark.parametrize("step", STEPS, ids=lambda step: step.name)
+def test_few_videos_of_ones_own_fit_into_batches(step, tmp_path: Path) -> None:
+    data = DemoData(tmp_path / "train.jsonl", tmp_path / "test.jsonl", False, videos=10, longer=2.0)
+    own = step_recipe(step, tmp_path, data, PROFILES["full"], seed=0)
+    world = step_recipe(step, tmp_path, DemoData(data.train, data.test, True), PROFILES["full"], seed=0)
+    assert own.data.loader.batch_size == 2
+    assert own.data.augment.size == own.data.loader.short_side == 2 * world.data.augment.size
+    assert own.schedule.epochs == 2 * world.schedule.epochs
+    tokens = [create_model(r.model.name, r.model.overrides).state_dict() for r in (own, world)]
+    assert tokens[0].keys() == tokens[1].keys()

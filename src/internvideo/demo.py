@@ -6,8 +6,10 @@ Each step is an ordinary recipe of recipes/sample, so everything here can be rep
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -37,6 +39,9 @@ class Profile:
     clips: int
     epochs: float
 
+
+MOST_LONGER = 2.0
+"""A set smaller than the sample world is gone through more often, but not more than so many times as often."""
 
 PROFILES = {"full": Profile(4200, 1.0), "short": Profile(420, 0.25)}
 
@@ -128,18 +133,31 @@ def run_demo(
 def step_recipe(step: Step, output: Path, data: DemoData, profile: Profile, seed: int) -> Recipe:
     """The recipe of a step: the shipped one with paths, seed and length filled in."""
     recipe = read_recipe(f"sample/{step.recipe}")
-    epochs = max(1.0, (recipe.schedule.epochs or 1.0) * profile.epochs)
+    epochs = max(1.0, (recipe.schedule.epochs or 1.0) * profile.epochs * data.longer)
     schedule = recipe.schedule.model_copy(update={"epochs": epochs, "warmup": min(recipe.schedule.warmup, epochs / 4)})
     loader = replace(recipe.data.loader, seed=seed)
-    paths = {"train": data.train, "images": data.train if step.images else None, "loader": loader}
+    augment, model = recipe.data.augment, recipe.model
+    if not data.world:  # somebody's videos: perhaps few, perhaps some of them broken (they are named in skipped.jsonl)
+        size = max(1, min(loader.batch_size, data.videos // 4))
+        loader = replace(loader, batch_size=size, max_unreadable=0.1, short_side=2 * augment.size)
+        augment = augment.model_copy(update={"size": 2 * augment.size})
+        model = model.model_copy(update={"overrides": _twice_as_fine(model.overrides)})
+    parts = {"train": data.train, "images": data.train if step.images else None, "loader": loader, "augment": augment}
     return recipe.model_copy(
         update={
+            "model": model,
             "schedule": schedule,
             "loop": recipe.loop.model_copy(update={"seed": seed}),
-            "data": recipe.data.model_copy(update=paths),
+            "data": recipe.data.model_copy(update=parts),
             "init": {part: output / name / "model.safetensors" for part, name in step.init.items()},
         }
     )
+
+
+def _twice_as_fine(overrides: Mapping[str, Any]) -> dict[str, Any]:
+    """Twice the pixels along each side for as many tokens: real videos show small things."""
+    finer = {name: _twice_as_fine(value) if isinstance(value, Mapping) else value for name, value in overrides.items()}
+    return {**finer, **{name: 2 * finer[name] for name in ("image_size", "patch_size") if name in finer}}
 
 
 def _world(output: Path, profile: Profile, seed: int) -> DemoData:
@@ -155,16 +173,19 @@ def _own(output: Path, path: Path, columns: Columns) -> DemoData:
     rows = [_captioned(row, whole) for row in whole.rows if row.label is not None]
     if len(whole.classes) < 2:
         raise ManifestError(path, f"{len(whole.classes)} classes", "at least 2", "give every video a label")
-    test = [row for row in rows if _split(row, columns) == "test"]
-    train = [row for row in rows if _split(row, columns) != "test"]
-    if not test:
+    splits = [_split(row, columns) for row in rows]
+    fit = {"train"} if "train" in splits else set(splits) - {"test"}
+    test = [row for row, name in zip(rows, splits, strict=True) if name == "test"]
+    train = [row for row, name in zip(rows, splits, strict=True) if name in fit]
+    if not test or not train:
         train, test = _by_group(rows)
     made = {}
     for name, part in (("train", train), ("test", test)):
         made[name] = output / "data" / f"{name}.jsonl"
         write_manifest(made[name], part, whole.classes)
     print(f"[data] {len(train)} training and {len(test)} test videos, {len(whole.classes)} classes", file=sys.stderr)
-    return DemoData(made["train"], made["test"], False)
+    longer = min(MOST_LONGER, max(1.0, PROFILES["full"].clips * 0.7 / len(train)))
+    return DemoData(made["train"], made["test"], False, videos=len(train), longer=longer)
 
 
 def _split(row: Sample, columns: Columns) -> str | None:
@@ -173,7 +194,7 @@ def _split(row: Sample, columns: Columns) -> str | None:
 
 def _captioned(row: Sample, whole: Manifest) -> Sample:
     label = whole.classes[row.label or 0].replace("_", " ")
-    captions = row.captions or (f"a video of {label}", f"{label}", f"this is {label}")
+    captions = row.captions or (f"a video of {label}", label, f"this is {label}")
     return row.model_copy(update={"path": str(whole.video_path(row).resolve()), "captions": captions})
 
 
@@ -182,7 +203,10 @@ def _by_group(rows: list[Sample]) -> tuple[list[Sample], list[Sample]]:
     groups = sorted({row.group or row.id for row in rows})
     chosen = set(np.random.RandomState(0).permutation(groups)[: max(1, len(groups) // 5)].tolist())
     held = [row for row in rows if (row.group or row.id) in chosen]
-    return [row for row in rows if (row.group or row.id) not in chosen], held
+    train = [row for row in rows if (row.group or row.id) not in chosen]
+    if not train:
+        raise ManifestError("--data", f"{len(rows)} videos of one group", "at least 2 groups", "add videos")
+    return train, held
 
 
 def _next(output: Path, data: DemoData) -> str:

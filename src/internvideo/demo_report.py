@@ -65,12 +65,15 @@ class DemoData:
         train, test: manifests.
         world: the sample world's, whose classes have known reverses.
         zero_shot: manifest of classes that no training clip shows, None where there are none.
+        videos: in `train`. longer: factor on the epochs of every recipe.
     """
 
     train: Path
     test: Path
     world: bool
     zero_shot: Path | None = None
+    videos: int = 0
+    longer: float = 1.0
 
 
 class Clock:
