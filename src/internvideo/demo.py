@@ -156,7 +156,9 @@ def step_recipe(step: Step, output: Path, data: DemoData, profile: Profile, seed
 
 def _twice_as_fine(overrides: Mapping[str, Any]) -> dict[str, Any]:
     """Twice the pixels along each side for as many tokens: real videos show small things."""
-    finer = {name: _twice_as_fine(value) if isinstance(value, Mapping) else value for name, value in overrides.items()}
+    finer: dict[str, Any] = {
+        name: _twice_as_fine(value) if isinstance(value, Mapping) else value for name, value in overrides.items()
+    }
     return {**finer, **{name: 2 * finer[name] for name in ("image_size", "patch_size") if name in finer}}
 
 
