@@ -1,4 +1,4 @@
-"""VideoMAE: what is embedded, encoded, predicted and initialised; its target and loss."""
+"""VideoMAE: what is embedded, encoded, predicted and initialised."""
 
 from __future__ import annotations
 
@@ -11,38 +11,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from internvideo.errors import RecipeError
-from internvideo.models.embeddings import (
-    Normalise,
-    TubeletEmbedding,
-    resize_table,
-    resized_table,
-    sin_cos_table,
-)
 from internvideo.models.factory import MODELS, create_model
 from internvideo.models.videomae import VideoMAEClassifier, VideoMAEConfig, VideoMAEPretrain
-from internvideo.objectives.masking import random_mask, tube_mask
+from internvideo.objectives.masking import tube_mask
 from internvideo.objectives.reconstruction import pixel_targets, reconstruction_loss
-
-TINY = VideoMAEConfig(
-    image_size=16, patch_size=4, frames=4, width=24, depth=2, heads=2, decoder_width=16, decoder_depth=2,
-    decoder_heads=2, classes=5,
-)  # fmt: skip
-DEMO = dataclasses.replace(
-    TINY, image_size=64, patch_size=8, frames=8, width=128, depth=4, heads=4, decoder_width=64, decoder_heads=2
-)
+from small_videomae import DEMO, TINY, clip, mask
 
 
 @pytest.fixture(autouse=True)
 def _seed() -> None:
     torch.manual_seed(0)
-
-
-def clip(config: VideoMAEConfig = TINY, batch: int = 2) -> Tensor:
-    return torch.randn(batch, 3, config.frames, config.image_size, config.image_size)
-
-
-def mask(config: VideoMAEConfig = TINY, batch: int = 2, ratio: float = 0.75) -> Tensor:
-    return random_mask(batch, config.grid, ratio, torch.Generator().manual_seed(1))
 
 
 # --- sizes -----------------------------------------------------------------------------------------------------------
@@ -97,64 +75,6 @@ def test_small_sizes_learn() -> None:
         optimiser.step()
         losses.append(loss.item())
     assert losses[-1] < losses[0]
-
-
-# --- embedding -------------------------------------------------------------------------------------------------------
-
-
-def test_tubelets_equal_a_strided_convolution() -> None:
-    embedding = TubeletEmbedding(10, 4, 2).double()
-    video = clip().double()
-    kernel = embedding.proj.weight.view(10, 3, 2, 4, 4)
-    expected = F.conv3d(video, kernel, embedding.proj.bias, stride=(2, 4, 4)).flatten(2).transpose(1, 2)
-    torch.testing.assert_close(embedding(video), expected, rtol=0, atol=1e-12)
-    index = torch.tensor([[3, 0, 31], [7, 7, 16]])
-    picked = torch.stack([row[places] for row, places in zip(expected, index, strict=True)])
-    torch.testing.assert_close(embedding(video, index), picked, rtol=0, atol=1e-12)
-
-
-def test_tubelets_take_any_memory_layout() -> None:
-    embedding = TubeletEmbedding(10, 4, 2)
-    video = clip()
-    strided = video.to(memory_format=torch.channels_last_3d)
-    torch.testing.assert_close(embedding(strided), embedding(video))
-
-
-def test_sin_cos_table_in_closed_form() -> None:
-    table = sin_cos_table(7, 6)
-    assert table.dtype == torch.float32
-    for position in range(7):
-        for channel in range(6):
-            angle = position / 10000 ** (2 * (channel // 2) / 6)
-            expected = math.sin(angle) if channel % 2 == 0 else math.cos(angle)
-            assert float(table[position, channel]) == pytest.approx(expected, abs=1e-7)
-
-
-def test_resizing_to_the_same_grid_changes_nothing() -> None:
-    table = sin_cos_table(2 * 3 * 3, 8)
-    assert torch.equal(resize_table(table, (2, 3, 3), (2, 3, 3)), table)
-    assert torch.equal(resized_table((8, 14, 14), 8, 16, 2), sin_cos_table(8 * 14 * 14, 8))
-
-
-def test_resizing_keeps_a_constant_and_interpolates_time() -> None:
-    constant = torch.ones(2 * 3 * 3, 4)
-    torch.testing.assert_close(resize_table(constant, (2, 3, 3), (5, 2, 6)), torch.ones(60, 4))
-    slots = torch.tensor([0.0, 1.0, 2.0, 3.0])[:, None].repeat(1, 2)
-    halved = resize_table(slots, (4, 1, 1), (2, 1, 1))
-    torch.testing.assert_close(halved, torch.tensor([[0.5, 0.5], [2.5, 2.5]]))
-
-
-def test_normalise_bytes_and_floats() -> None:
-    normalise = Normalise((0.5, 0.25, 0.0), (0.5, 0.25, 1.0))
-    pixels = torch.randint(0, 256, (2, 3, 2, 4, 4), dtype=torch.uint8)
-    shares = pixels.double() / 255
-    expected = torch.stack([(shares[:, 0] - 0.5) / 0.5, (shares[:, 1] - 0.25) / 0.25, shares[:, 2]], 1)
-    torch.testing.assert_close(normalise(pixels), expected.float(), rtol=0, atol=2e-6)
-    kept = pixels.float()
-    torch.testing.assert_close(normalise(kept), expected.float(), rtol=0, atol=2e-6)
-    assert torch.equal(kept, pixels.float()), "the input was changed"
-    torch.testing.assert_close(normalise.undo(normalise(pixels)), shares.float(), rtol=0, atol=1e-6)
-    assert not normalise.state_dict()
 
 
 # --- pretraining model -----------------------------------------------------------------------------------------------
@@ -277,63 +197,6 @@ def test_checkpointing_changes_no_gradient(kind: str) -> None:
         seen.append([p.grad.clone() for p in model.parameters() if p.grad is not None])
     for plain, again in zip(*seen, strict=True):
         torch.testing.assert_close(again, plain)
-
-
-# --- target and loss -------------------------------------------------------------------------------------------------
-
-
-def slow_targets(video: Tensor, hidden: Tensor, config: VideoMAEConfig, normalise: bool) -> Tensor:
-    """Token by token, as the spec's sentence reads."""
-    p, (_, rows, columns) = config.patch_size, config.grid
-    found = []
-    for pixels, row in zip(video, hidden, strict=True):
-        for token in row.nonzero()[:, 0].tolist():
-            time, place = divmod(token, rows * columns)
-            y, x = divmod(place, columns)
-            cube = pixels[:, 2 * time : 2 * time + 2, y * p : y * p + p, x * p : x * p + p]
-            cube = cube.permute(1, 2, 3, 0).reshape(-1, 3)
-            if normalise:
-                cube = (cube - cube.mean(0)) / (cube.var(0, unbiased=True).sqrt() + 1e-6)
-            found.append(cube.reshape(-1))
-    return torch.stack(found).view(len(video), -1, config.pixels)
-
-
-@pytest.mark.parametrize("normalise", [True, False])
-@pytest.mark.parametrize("ratio", [0.75, 0.0])
-def test_targets_in_closed_form(normalise: bool, ratio: float) -> None:
-    hidden = mask(ratio=ratio) if ratio else torch.ones(2, TINY.tokens, dtype=torch.bool)
-    video = torch.rand_like(clip()).double()
-    target = pixel_targets(video, hidden, 2, 4, normalise)
-    torch.testing.assert_close(target, slow_targets(video, hidden, TINY, normalise), rtol=0, atol=1e-10)
-    known = pixel_targets(video, hidden, 2, 4, normalise, masked=int(hidden[0].sum()))
-    assert torch.equal(known, target)
-
-
-@pytest.mark.parametrize("normalise", [True, False])
-def test_targets_of_bytes_are_those_of_shares(normalise: bool) -> None:
-    video = torch.randint(0, 256, clip().shape, dtype=torch.uint8)
-    video[:, :, :2] = 77  # without contrast
-    target = pixel_targets(video, mask(), 2, 4, normalise)
-    expected = slow_targets(video.double() / 255, mask(), TINY, normalise)
-    torch.testing.assert_close(target, expected.float(), rtol=1e-5, atol=1e-5)
-
-
-def test_targets_are_float32_constants_also_under_autocast() -> None:
-    video = torch.rand_like(clip()).requires_grad_()
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        target = pixel_targets(video, mask(), 2, 4)
-    assert (target.dtype, target.requires_grad) == (torch.float32, False)
-    assert pixel_targets(video.bfloat16(), mask(), 2, 4).dtype == torch.float32
-    flat = pixel_targets(torch.full_like(video, 0.5), mask(), 2, 4)
-    assert bool(flat.isfinite().all())
-
-
-def test_the_loss_is_the_mean_square() -> None:
-    prediction, target = torch.zeros(1, 2, 4), torch.tensor([[[1.0, 2, 3, 4], [0, 0, 0, 2]]])
-    assert reconstruction_loss(prediction, target).item() == pytest.approx((1 + 4 + 9 + 16 + 4) / 8)
-    assert reconstruction_loss(prediction.bfloat16(), target).dtype == torch.float32
-    with pytest.raises(ValueError, match="prediction"):
-        reconstruction_loss(prediction[:, :1], target)
 
 
 # --- classifier ------------------------------------------------------------------------------------------------------
