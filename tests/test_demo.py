@@ -12,7 +12,7 @@ from internvideo.data.manifest import read_manifest
 from internvideo.data.video_writer import write_video
 from internvideo.demo import PROFILES, STEPS, Columns, _own, run_demo, step_recipe
 from internvideo.demo_report import Clock, DemoData
-from internvideo.errors import ManifestError, RecipeError
+from internvideo.errors import ManifestError, RecipeError, RunError
 from internvideo.models.factory import create_model
 from internvideo.report import ABLATION
 
@@ -58,16 +58,19 @@ def test_a_folder_of_folders_is_split_without_overlap(tmp_path: Path) -> None:
 
 
 def test_the_split_column_is_used(tmp_path: Path) -> None:
-    folder = videos(tmp_path / "in", {"wave": 4, "nod": 4})
+    folder = videos(tmp_path / "in", {"wave": 7, "nod": 7})
     lines = ["path,label,split,fold"]
-    lines += [
-        f"{name}/{i}.mp4,{name},{'test' if i == 3 else 'train'},{'test' if i < 2 else 'train'}"
-        for name in ("wave", "nod")
-        for i in range(4)
-    ]
+    for name in ("wave", "nod"):
+        lines += [
+            f"{name}/{i}.mp4,{name},{'Test' if i == 3 else 'train'},{'val' if i < 2 else 'train'}" for i in range(7)
+        ]
     (folder / "index.csv").write_text("\n".join(lines) + "\n")
     assert len(read_manifest(_own(tmp_path / "a", folder, Columns()).test).rows) == 2
     assert len(read_manifest(_own(tmp_path / "b", folder, Columns(split="fold")).test).rows) == 4
+    with pytest.raises(ManifestError, match="no column 'fald'.*fold"):
+        _own(tmp_path / "c", folder, Columns(split="fald"))
+    with pytest.raises(RunError, match="other videos, labels or splits"):
+        _own(tmp_path / "a", folder, Columns(split="fold"))
 
 
 def test_one_class_is_refused(tmp_path: Path) -> None:
@@ -81,11 +84,17 @@ def test_unknown_profile_is_refused(tmp_path: Path) -> None:
 
 
 def test_clock_adds_up_over_sessions(tmp_path: Path) -> None:
-    (tmp_path / "seconds.json").write_text(json.dumps({"masked": 5.0}))
+    (tmp_path / "seconds.json").write_text(json.dumps({"seconds": {"masked": 5.0}, "peak_memory_mb": 1e6}))
     clock = Clock(tmp_path / "seconds.json")
     with pytest.raises(KeyboardInterrupt), clock.timed("masked"):
         raise KeyboardInterrupt
-    assert json.loads((tmp_path / "seconds.json").read_text())["masked"] >= 5.0
+    stored = json.loads((tmp_path / "seconds.json").read_text())
+    assert stored["seconds"]["masked"] > 5.0
+    assert stored["peak_memory_mb"] == 1e6
+    again = Clock(tmp_path / "seconds.json")
+    with again.timed("masked", again=True):
+        pass
+    assert again.seconds == stored["seconds"]
 
 
 @pytest.mark.slow
@@ -104,6 +113,7 @@ def test_few_videos_of_ones_own_fit_into_batches(step, tmp_path: Path) -> None:
     own = step_recipe(step, tmp_path, data, PROFILES["full"], seed=0)
     world = step_recipe(step, tmp_path, DemoData(data.train, data.test, True), PROFILES["full"], seed=0)
     assert own.data.loader.batch_size == 2
+    assert own.data.image_batch_size in (None, 2)
     assert own.data.augment.size == own.data.loader.short_side == 2 * world.data.augment.size
     assert own.schedule.epochs == 2 * world.schedule.epochs
     tokens = [create_model(r.model.name, r.model.overrides).state_dict() for r in (own, world)]

@@ -135,7 +135,7 @@ def test_the_page_is_well_formed_and_loads_nothing(page: str) -> None:
 
 def test_the_page_tells_what_came_out(page: str) -> None:
     assert "Does not hold." in page
-    assert "Not measured." in page
+    assert "Not decided." in page
     assert "72.0 %" in page
     assert "0:10:12" in page
     assert "Videos read: 479 of 480" in page

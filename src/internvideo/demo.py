@@ -5,6 +5,7 @@ Each step is an ordinary recipe of recipes/sample, so everything here can be rep
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -16,9 +17,10 @@ import numpy as np
 from internvideo.data.manifest import Manifest, Sample, read_manifest, write_manifest
 from internvideo.data.sample_world import WorldSettings, generate
 from internvideo.demo_report import Clock, DemoData, write_demo_report
-from internvideo.errors import ManifestError, RecipeError
+from internvideo.errors import ManifestError, RecipeError, RunError
 from internvideo.pipeline import run_recipe
 from internvideo.recipe import Recipe, read_recipe
+from internvideo.storage import write_text
 
 WORLD_SEED = 2026  # the world's look was tried out on others; its held-out clips are for measuring only
 
@@ -116,15 +118,15 @@ def run_demo(
         raise RecipeError("--profile", f"found '{profile}'", ", ".join(PROFILES))
     chosen = PROFILES[profile]
     clock = Clock(output / "seconds.json")
-    with clock.timed("data"):
+    with clock.timed("data", again=(output / "world" / "train.jsonl").is_file()):
         clips = _world(output, chosen, seed) if data is None else _own(output, data, columns or Columns())
     for number, step in enumerate(STEPS, 1):
         print(f"[{number}/{len(STEPS)}] {step.about}", file=sys.stderr, flush=True)
-        with clock.timed(step.name):
+        with clock.timed(step.name, again=(output / step.name / "model.safetensors").is_file()):
             recipe = step_recipe(step, output, clips, chosen, seed)
             run_recipe(recipe, output / step.name, device=device, title=step.about.strip())
     print("[report] measuring on the held-out clips", file=sys.stderr, flush=True)
-    with clock.timed("report"):
+    with clock.timed("report", again=(output / "report.json").is_file()):
         report = write_demo_report(output, clips, device, clock)
     print(_next(output, clips), flush=True)
     return report
@@ -138,11 +140,18 @@ def step_recipe(step: Step, output: Path, data: DemoData, profile: Profile, seed
     loader = replace(recipe.data.loader, seed=seed)
     augment, model = recipe.data.augment, recipe.model
     if not data.world:  # somebody's videos: perhaps few, perhaps some of them broken (they are named in skipped.jsonl)
-        size = max(1, min(loader.batch_size, data.videos // 4))
+        size = max(2, min(loader.batch_size, data.videos // 4))
         loader = replace(loader, batch_size=size, max_unreadable=0.1, short_side=2 * augment.size)
         augment = augment.model_copy(update={"size": 2 * augment.size})
         model = model.model_copy(update={"overrides": _twice_as_fine(model.overrides)})
-    parts = {"train": data.train, "images": data.train if step.images else None, "loader": loader, "augment": augment}
+    images = min(recipe.data.image_batch_size or loader.batch_size, loader.batch_size) if step.images else None
+    parts = {
+        "train": data.train,
+        "images": data.train if step.images else None,
+        "image_batch_size": images,
+        "loader": loader,
+        "augment": augment,
+    }
     return recipe.model_copy(
         update={
             "model": model,
@@ -175,23 +184,60 @@ def _own(output: Path, path: Path, columns: Columns) -> DemoData:
     rows = [_captioned(row, whole) for row in whole.rows if row.label is not None]
     if len(whole.classes) < 2:
         raise ManifestError(path, f"{len(whole.classes)} classes", "at least 2", "give every video a label")
-    splits = [_split(row, columns) for row in rows]
-    fit = {"train"} if "train" in splits else set(splits) - {"test"}
-    test = [row for row, name in zip(rows, splits, strict=True) if name == "test"]
-    train = [row for row, name in zip(rows, splits, strict=True) if name in fit]
-    if not test or not train:
-        train, test = _by_group(rows)
+    train, test, how = _divide(path, rows, columns)
+    if len(train) < 8:
+        raise ManifestError(path, f"{len(train)} training videos", "at least 8", "add videos")
+    claim = {
+        "source": str(path.resolve()),
+        "classes": whole.classes,
+        "train": Manifest(tuple(train), whole.classes, whole.root, path).fingerprint,
+        "test": Manifest(tuple(test), whole.classes, whole.root, path).fingerprint,
+    }
+    _claim(output / "data" / "source.json", claim)
     made = {}
     for name, part in (("train", train), ("test", test)):
         made[name] = output / "data" / f"{name}.jsonl"
         write_manifest(made[name], part, whole.classes)
-    print(f"[data] {len(train)} training and {len(test)} test videos, {len(whole.classes)} classes", file=sys.stderr)
+    left = len(whole.rows) - len(train) - len(test)
+    for note in (*whole.notes, f"{left} rows without a label or of another split left out"):
+        print(f"[data] {note}", file=sys.stderr)
+    print(
+        f"[data] {len(train)} training and {len(test)} test videos ({how}), {len(whole.classes)} classes, "
+        f"{len({row.label for row in test})} of them in the test videos",
+        file=sys.stderr,
+    )
     longer = min(MOST_LONGER, max(1.0, PROFILES["full"].clips * 0.7 / len(train)))
     return DemoData(made["train"], made["test"], False, videos=len(train), longer=longer)
 
 
-def _split(row: Sample, columns: Columns) -> str | None:
-    return row.split if columns.split == "split" else row.attributes.get(columns.split)
+def _claim(file: Path, claim: dict[str, Any]) -> None:
+    """Make the folder this data's own, or find that it already is. RunError when it holds other videos or labels."""
+    text = json.dumps(claim, indent=1)
+    if file.is_file() and file.read_text(encoding="utf-8") != text:
+        raise RunError(
+            file.parent.parent, "holds a demo on other videos, labels or splits", "", "choose another --output"
+        )
+    write_text(file, text)
+
+
+def _divide(path: Path, rows: list[Sample], columns: Columns) -> tuple[list[Sample], list[Sample], str]:
+    """Training and test rows and how they were told apart: by the split column, else one group (or video) in five."""
+    named = [row.split if columns.split == "split" else row.attributes.get(columns.split) for row in rows]
+    names = [(name or "").lower() for name in named]
+    if not any(names):
+        if columns.split != "split":
+            known = sorted({name for row in rows for name in row.attributes})
+            raise ManifestError(path, f"no column '{columns.split}'", ", ".join(["split", *known]))
+        train, test = _by_group(rows)
+        return train, test, "one group in five held out"
+    held = next((name for name in ("test", "validation", "val", "valid") if name in names), None)
+    fit = next((name for name in ("train", "training") if name in names), None)
+    if held is None or fit is None:
+        found = ", ".join(sorted(set(names) - {""}))
+        raise ManifestError(path, f"column '{columns.split}' has {found}", "train, and test or validation")
+    train = [row for row, name in zip(rows, names, strict=True) if name == fit]
+    test = [row for row, name in zip(rows, names, strict=True) if name == held]
+    return train, test, f"column {columns.split}: {fit}, {held}"
 
 
 def _captioned(row: Sample, whole: Manifest) -> Sample:

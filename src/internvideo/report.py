@@ -35,7 +35,7 @@ ABLATION = {
 
 @dataclass(frozen=True)
 class Claim:
-    """A claim, what was measured, and whether it held (None: not measured)."""
+    """A claim, what was measured, and whether it held (None: not measured, or not decided by it)."""
 
     text: str
     measured: str
