@@ -67,7 +67,7 @@ def test_the_split_column_is_used(tmp_path: Path) -> None:
     (folder / "index.csv").write_text("\n".join(lines) + "\n")
     assert len(read_manifest(_own(tmp_path / "a", folder, Columns()).test).rows) == 2
     assert len(read_manifest(_own(tmp_path / "b", folder, Columns(split="fold")).test).rows) == 4
-    with pytest.raises(ManifestError, match="no column 'fald'.*fold"):
+    with pytest.raises(ManifestError, match=r"no column 'fald'.*fold"):
         _own(tmp_path / "c", folder, Columns(split="fald"))
     with pytest.raises(RunError, match="other videos, labels or splits"):
         _own(tmp_path / "a", folder, Columns(split="fold"))
