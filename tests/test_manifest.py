@@ -112,6 +112,10 @@ BAD_ROWS = {
     "box outside": (row(boxes=[{"time": 0, "x1": 0, "y1": 0, "x2": 1.5, "y2": 1}]), ["boxes.0.x2: 1.5"]),
     "box inside out": (row(boxes=[{"time": 0, "x1": 0.6, "y1": 0, "x2": 0.5, "y2": 1}]), ["boxes.0"]),
     "empty caption": (row(captions=[""]), ["captions.0"]),
+    "blank caption": (row(captions=["a man", " \t"]), ["captions.1", "not blank"]),
+    "blank option": (row(choices={"options": ["a", " "], "answer": 0}), ["choices.options.1", "not blank"]),
+    "blank question": (row(qa=[{"question": " ", "answer": "yes"}]), ["qa.0.question", "not blank"]),
+    "blank answer": (row(qa=[{"question": "who?", "answer": "\u3000"}]), ["qa.0.answer", "not blank"]),
     "answer outside": (row(choices={"options": ["a", "b"], "answer": 2}), ["choices", "0 to 1"]),
 }
 
@@ -284,6 +288,16 @@ def test_csv_numbers_are_indices_and_other_columns_can_be_chosen(tmp_path: Path)
     assert manifest.rows[0].attributes == {"path": "a.mp4"}
     with pytest.raises(ManifestError, match="no column 'digits'"):
         read_manifest(path, label_column="digits")
+
+
+@pytest.mark.parametrize("columns", [{"path_column": "view"}, {"label_column": "digit"}])
+@pytest.mark.parametrize("name", ["m.jsonl", "list.txt", "walk/a.mp4"])
+def test_a_column_cannot_be_chosen_where_there_are_none(tmp_path: Path, name: str, columns: dict[str, str]) -> None:
+    path = write(tmp_path, name, {"m.jsonl": row(), "list.txt": "a.mp4 1"}.get(name, ""))
+    source = tmp_path if name == "walk/a.mp4" else path
+    assert read_manifest(source).rows
+    with pytest.raises(ManifestError, match=f"no column '{next(iter(columns.values()))}'"):
+        read_manifest(source, **columns)  # type: ignore[arg-type]  # mypy thinks of `classes`
 
 
 def test_csv_errors_name_the_line(tmp_path: Path) -> None:

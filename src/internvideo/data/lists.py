@@ -74,6 +74,7 @@ def read_file(source: Path, *, path_column: str = "path", label_column: str = "l
         )
     head = _first_line(source)
     if suffix in (".jsonl", ".ndjson") or head.startswith("{"):
+        check_no_columns(source, path_column, label_column)
         return Listing(_json_rows(source))
     delimiter = next((mark for mark in "\t;" if mark in head), ",")
     columns = [column.strip() for column in next(csv.reader([head], delimiter=delimiter), [])]
@@ -82,8 +83,21 @@ def read_file(source: Path, *, path_column: str = "path", label_column: str = "l
         listing.rows = _csv_rows(source, delimiter, path_column, label_column, listing.notes)
         return listing
     if path_column != "path" or label_column != "label":
-        raise ManifestError(f"{source}:1", f"no column '{path_column}'", f"the columns {', '.join(columns)}")
+        missing = path_column if path_column != "path" else label_column
+        raise ManifestError(f"{source}:1", f"no column '{missing}'", f"the columns {', '.join(columns)}")
     return Listing(_list_rows(source))
+
+
+def check_no_columns(source: Path, path_column: str, label_column: str) -> None:
+    """Refuse the choice of a column where there are none: it would be passed over in silence.
+
+    Raises:
+        ManifestError: one of the two is not the default.
+    """
+    for column, default in ((path_column, "path"), (label_column, "label")):
+        if column != default:
+            kind = "a folder" if source.is_dir() else "JSONL"
+            raise ManifestError(source, f"{kind} has no column '{column}'", f"'{default}'; only csv files have columns")
 
 
 def read_folder(folder: Path) -> Listing:

@@ -91,7 +91,8 @@ def read_manifest(
         path: the file or folder.
         classes: class names in order. Without them they come from `NAME.classes.txt` or `classes.txt` beside the file,
             else from the labels: sorted names, or 0..highest for numbers.
-        path_column: csv column of the video file. label_column: csv column of the class.
+        path_column: csv column of the video file. label_column: csv column of the class; "label" may be absent, another
+            name may not, and neither may be chosen where there are no columns.
 
     Raises:
         ManifestError: naming file, line and field, when anything in it cannot be used.
@@ -101,6 +102,7 @@ def read_manifest(
         known = next((source / name for name in lists.FOLDER_MANIFESTS if (source / name).is_file()), None)
         source = known or source
     if source.is_dir():
+        lists.check_no_columns(source, path_column, label_column)
         root, listing = source, lists.read_folder(source)
     else:
         root, listing = source.parent, lists.read_file(source, path_column=path_column, label_column=label_column)

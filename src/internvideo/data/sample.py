@@ -7,7 +7,16 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
 from internvideo.errors import ManifestError
 
@@ -83,10 +92,17 @@ def _class_index(value: object, info: ValidationInfo) -> object:
     return value
 
 
+def _not_blank(text: str) -> str:
+    if not text.strip():
+        raise ValueError("a text that is not blank")
+    return text
+
+
 ClassIndex = Annotated[int, BeforeValidator(_class_index), Field(ge=0)]
 Second = Annotated[float, Field(ge=0.0)]
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 Text = Annotated[str, Field(min_length=1)]
+Sentence = Annotated[str, AfterValidator(_not_blank)]  # a text encoder can do nothing with a blank one
 
 
 class _Part(BaseModel):
@@ -128,14 +144,14 @@ class Box(_Part):
 class QA(_Part):
     """A question about the clip and its answer."""
 
-    question: Text
-    answer: Text
+    question: Sentence
+    answer: Sentence
 
 
 class Choice(_Part):
     """Candidate sentences of which number `answer` (from 0) is right."""
 
-    options: tuple[Text, ...] = Field(min_length=2)
+    options: tuple[Sentence, ...] = Field(min_length=2)
     answer: int = Field(ge=0)
 
     @model_validator(mode="after")
@@ -165,7 +181,7 @@ class Sample(_Part):
     path: Text
     span: tuple[Second, Second] | None = None
     label: ClassIndex | None = None
-    captions: tuple[Text, ...] = ()
+    captions: tuple[Sentence, ...] = ()
     segments: tuple[Segment, ...] = ()
     boxes: tuple[Box, ...] = ()
     qa: tuple[QA, ...] = ()

@@ -144,7 +144,7 @@ def _check_complete(rows: Ints, views: Ints, read: Ints, manifest: Manifest, cli
 
 
 def run_texts(model: VideoTextModel, tokenizer: TextEncoder, texts: Sequence[str], device: torch.device) -> Floats:
-    """Features of texts, (Q, E) float32, not of length one. TextError from the tokenizer for an empty text."""
+    """Features of texts, (Q, E) float32, not of length one. A manifest lets no blank text through."""
     parts = []
     for start in range(0, len(texts), TEXTS_AT_ONCE):
         tokens = tokenizer.encode(list(texts[start : start + TEXTS_AT_ONCE])).to(device)
