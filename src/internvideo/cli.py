@@ -112,7 +112,7 @@ def evaluate(
     manifest: Annotated[Path, typer.Argument(help="What to test on: manifest, list file or folder of folders.")],
     output: Output = Path("runs/evaluate"),
     split: Annotated[str | None, typer.Option(help="Only rows of this split.")] = None,
-    views: Annotated[int, typer.Option(min=1, help="Temporal views per video.")] = 1,
+    views: Annotated[int | None, typer.Option(min=1, help="Temporal views per video; by default the recipe's.")] = None,
     crops: Annotated[int, typer.Option(help="Spatial crops per view: 1 or 3.")] = 1,
     batch_size: Annotated[int, typer.Option(min=1)] = 16,
     workers: Annotated[int, typer.Option(min=0)] = 0,

@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import os
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import cast
 
 import torch
 
 from internvideo.data.loader import EvalLoader, LoaderSettings
-from internvideo.data.manifest import Manifest, read_manifest
+from internvideo.data.manifest import Manifest, classes_beside, read_manifest
+from internvideo.data.sample import did_you_mean
 from internvideo.data.tokenizer import Tokenizer
 from internvideo.data.world_actions import TIME_DIRECTED
-from internvideo.errors import RecipeError
+from internvideo.errors import ManifestError, RecipeError
 from internvideo.models.cross_model import CrossModel
 from internvideo.models.uniformerv2 import UniFormerV2
 from internvideo.models.video_language import VideoLanguage
 from internvideo.models.videomae import VideoMAEClassifier
 from internvideo.pipeline import Trained, load_trained
-from internvideo.recipe import TASKS, choose_device
+from internvideo.recipe import SAMPLERS, TASKS, choose_device
 from internvideo.tasks import multiple_choice, recognition, retrieval, zero_shot
 from internvideo.tasks.protocol import ClipProtocol, clip_protocol
 from internvideo.tasks.scoring import score
@@ -36,15 +38,24 @@ class EvaluationSettings:
     """How videos become clips in testing.
 
     Attributes:
-        views: temporal views per video. crops: 1 or 3 places per view.
-        batch_size, workers: of the loader. device: where the model runs.
+        views: temporal views per video; None for the recipe's `data.sampling.views`, or one where it has none.
+        crops: 1 or 3 places per view. batch_size, workers: of the loader. device: where the model runs.
+
+    Raises:
+        RecipeError: no view, or another number of crops.
     """
 
-    views: int = 1
+    views: int | None = None
     crops: int = 1
     batch_size: int = 16
     workers: int = 0
     device: str = "auto"
+
+    def __post_init__(self) -> None:
+        if self.views is not None and self.views < 1:
+            raise RecipeError("views", str(self.views), "1 or more")
+        if self.crops not in (1, 3):
+            raise RecipeError("crops", str(self.crops), "1 or 3")
 
 
 def predict(task: str, trained: Trained, manifest: Manifest, settings: EvaluationSettings) -> Table:
@@ -72,8 +83,9 @@ def clip_source(trained: Trained, manifest: Manifest, settings: EvaluationSettin
     """How the model's recipe cuts clips from a video in testing, and a loader that does it."""
     data = trained.recipe.data
     sampling = data.sampling
-    if settings.views > 1 or sampling.views is not None or sampling.kind in {"dense", "sparse"}:
-        sampling = sampling.model_copy(update={"views": settings.views})
+    views = settings.views or sampling.views or 1
+    if views > 1 or hasattr(SAMPLERS[sampling.kind], "views"):  # a kind of several views, whose own default may be more
+        sampling = sampling.model_copy(update={"views": views})
     sampler, transform = sampling.build(), data.augment.eval_transform(settings.crops)
     loader = LoaderSettings(
         batch_size=settings.batch_size,
@@ -105,16 +117,59 @@ def _check(task: str, model: torch.nn.Module) -> None:
         raise RecipeError("weights", f"hold a {type(model).__name__}", f"{names} for {task}", "choose another task")
 
 
+def under_classes(manifest: Manifest, classes: tuple[str, ...]) -> Manifest:
+    """The same rows with their labels as indices into a model's `classes`: by name, or as they are where the source
+    has numbers without names.
+
+    Raises:
+        ManifestError: a class that is not among `classes`.
+    """
+    own = manifest.classes
+    if own == classes:
+        return manifest
+    used = sorted({index for row in manifest.rows for index in row.class_indices()})
+    beside = classes_beside(manifest.source) if manifest.source.is_file() else None
+    if beside is None and all(name.isdecimal() for name in own):
+        if used and used[-1] >= len(classes):
+            raise ManifestError(
+                manifest.source, f"class {used[-1]}", f"0 to {len(classes) - 1}, the classes that the model knows"
+            )
+        return replace(manifest, classes=classes)
+    place = {name: index for index, name in enumerate(classes)}
+    unknown = [own[index] for index in used if own[index] not in place]
+    if unknown:
+        raise ManifestError(
+            manifest.source,
+            f"the model was not trained on the class '{unknown[0]}'{did_you_mean(unknown[0], classes)}",
+            f"the {len(classes)} classes of the weights",
+        )
+    moved = {index: place[own[index]] for index in used}
+    return replace(manifest, rows=tuple(row.with_class_indices(moved) for row in manifest.rows), classes=classes)
+
+
 def evaluate_task(
     task: str, weights: Path, manifest: Path, output: Path, settings: EvaluationSettings, *, split: str | None = None
 ) -> Result:
-    """Predict, save `TASK.npz` and `TASK.json` in `output`, print the figures."""
+    """Predict, save `TASK.npz` and `TASK.json` in `output`, print the figures.
+
+    The classes are those of the manifest; for recognition they are found among the model's by name.
+
+    Raises:
+        RecipeError: no such task, one that the model cannot do, or more than one process.
+        ManifestError: the manifest cannot be read, or has a class that a recognition model was not trained on.
+    """
+    processes = os.environ.get("WORLD_SIZE", "1")
+    if processes.isdecimal() and int(processes) > 1:
+        raise RecipeError("WORLD_SIZE", f"{processes} processes", "1", "start evaluate without torchrun")
     if task not in TASKS:
         raise RecipeError("task", f"found '{task}'", ", ".join(TASKS))
     trained = load_trained(weights, device=settings.device)
-    rows = read_manifest(manifest, classes=trained.classes or None)
+    _check(task, trained.model)
+    rows = read_manifest(manifest)
     if split is not None:
         rows = rows.subset(split=split)
+    if task == "recognition":
+        rows = under_classes(rows, trained.classes)
     table = predict(task, trained, rows, settings)
     path = table.save(output / f"{task}.npz")
     result: Result = score(table)

@@ -116,6 +116,8 @@ class SamplingSettings(Settings):
             return SAMPLERS[self.kind](**given)
         except TypeError as error:
             raise RecipeError("data.sampling", f"'{self.kind}' does not take these settings ({error})") from error
+        except ValueError as error:
+            raise RecipeError("data.sampling", str(error)) from error
 
 
 class AugmentSettings(Settings):

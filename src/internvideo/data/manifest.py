@@ -106,7 +106,7 @@ def read_manifest(
         root, listing = source, lists.read_folder(source)
     else:
         root, listing = source.parent, lists.read_file(source, path_column=path_column, label_column=label_column)
-        classes = _classes_beside(source) if classes is None else classes
+        classes = classes_beside(source) if classes is None else classes
     labels = ClassNames(classes)
     rows = tuple(_validated(source, listing.rows, labels))
     if not rows:
@@ -149,7 +149,8 @@ def write_manifest(path: str | os.PathLike[str], rows: Iterable[Sample], classes
     write_text(target, "".join(f"{line}\n" for line in lines))
 
 
-def _classes_beside(source: Path) -> tuple[str, ...] | None:
+def classes_beside(source: Path) -> tuple[str, ...] | None:
+    """The class names written beside a manifest file, None where there are none. Raises ManifestError."""
     for name in (f"{source.stem}.classes.txt", "classes.txt"):
         candidate = source.with_name(name)
         if candidate.is_file() and candidate != source:

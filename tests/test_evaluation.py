@@ -1,0 +1,141 @@
+"""Evaluation of saved weights: the classes of the manifest, the clips of the recipe, and mistakes told early."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import small_world
+from internvideo.data.manifest import Manifest, Sample, read_manifest, write_manifest
+from internvideo.errors import ManifestError, RecipeError
+from internvideo.evaluation import EvaluationSettings, clip_source, evaluate_task, under_classes
+from internvideo.pipeline import Trained, prepare, run_recipe
+from internvideo.recipe import build_recipe
+from internvideo.tasks.table import Table
+from small_world import CLASSES, small_recipe
+
+CPU = EvaluationSettings(device="cpu")
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A classifier of the small world after two steps."""
+    recipe = build_recipe(small_recipe("supervised", schedule={"steps": 2}))
+    return run_recipe(recipe, tmp_path_factory.mktemp("run"), device="cpu")
+
+
+def rows_of_the_world(count: int = 6) -> list[Sample]:
+    world = read_manifest(small_world.world())
+    return [row.model_copy(update={"path": str(world.video_path(row)), "segments": ()}) for row in world.rows[:count]]
+
+
+def labels(manifest: Path, weights: Path, output: Path) -> list[int]:
+    evaluate_task("recognition", weights, manifest, output, CPU)
+    return [int(label) for label in Table.load(output / "recognition.npz").arrays["labels"]]
+
+
+def test_classes_in_another_order_are_found_by_name(weights: Path, tmp_path: Path) -> None:
+    rows = rows_of_the_world()
+    truth = [row.label for row in rows]
+    assert set(truth) == {0, 1}
+    other = [row.model_copy(update={"label": 2 - row.label if row.label is not None else None}) for row in rows]
+    write_manifest(tmp_path / "test.jsonl", other, ("spinning", CLASSES[1], CLASSES[0]))
+    assert labels(tmp_path / "test.jsonl", weights, tmp_path / "out") == truth
+
+
+def test_numbers_without_names_are_the_models_indices(weights: Path, tmp_path: Path) -> None:
+    rows = rows_of_the_world()
+    (tmp_path / "test.csv").write_text("".join(f"{row.path} {row.label}\n" for row in rows))
+    assert labels(tmp_path / "test.csv", weights, tmp_path / "out") == [row.label for row in rows]
+    (tmp_path / "test.csv").write_text(f"{rows[0].path} 2\n")
+    with pytest.raises(ManifestError, match="class 2; allowed: 0 to 1"):
+        evaluate_task("recognition", weights, tmp_path / "test.csv", tmp_path / "out", CPU)
+
+
+def test_a_class_of_which_the_model_knows_nothing_is_named(weights: Path, tmp_path: Path) -> None:
+    write_manifest(tmp_path / "test.jsonl", rows_of_the_world(), (CLASSES[0], "moving rihgt to left"))
+    with pytest.raises(ManifestError, match="not trained on the class 'moving rihgt to left'"):
+        evaluate_task("recognition", weights, tmp_path / "test.jsonl", tmp_path / "out", CPU)
+    assert not (tmp_path / "out").exists()
+
+
+def test_names_that_are_numbers_are_names_where_a_file_says_so(tmp_path: Path) -> None:
+    write_manifest(tmp_path / "test.jsonl", [Sample(id="a", path="a.mp4", label=0)], ("1", "0"))
+    assert under_classes(read_manifest(tmp_path / "test.jsonl"), ("0", "1")).rows[0].label == 1
+
+
+@pytest.mark.parametrize("task", ["zero_shot", "retrieval", "multiple_choice"])
+def test_language_tasks_keep_the_classes_of_the_manifest(
+    task: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = prepare(build_recipe(small_recipe("multimodal")))
+    seen: list[Manifest] = []
+
+    def stop(_task: str, _trained: Trained, manifest: Manifest, _settings: EvaluationSettings) -> None:
+        seen.append(manifest)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(
+        "internvideo.evaluation.load_trained", lambda *_, **__: Trained(job.model, job.recipe, job.classes)
+    )
+    monkeypatch.setattr("internvideo.evaluation.predict", stop)
+    write_manifest(tmp_path / "test.jsonl", rows_of_the_world(), ("falling", "rising"))
+    with pytest.raises(KeyboardInterrupt):
+        evaluate_task(task, tmp_path / "none", tmp_path / "test.jsonl", tmp_path, CPU)
+    assert seen[0].classes == ("falling", "rising")
+
+
+@pytest.mark.parametrize(
+    ("sampling", "asked", "views"),
+    [
+        ({"kind": "sparse", "views": 3}, None, 3),
+        ({"kind": "sparse", "views": 3}, 2, 2),
+        ({"kind": "sparse"}, None, 1),
+        ({"kind": "dense", "stride": 2}, None, 1),
+        ({"kind": "sparse_two_view"}, None, 1),
+        ({"kind": "sparse_two_view"}, 2, 2),
+        ({"kind": "segment_middle"}, None, 1),
+        ({"kind": "segment_middle"}, 1, 1),
+    ],
+)
+def test_views_are_those_asked_for_else_the_recipes(sampling: dict[str, Any], asked: int | None, views: int) -> None:
+    recipe = build_recipe(small_recipe("supervised", sampling=sampling))
+    manifest = read_manifest(small_world.world())
+    trained = Trained(small_world.masked_classifier(), recipe, manifest.classes)
+    one = Manifest(manifest.rows[:1], manifest.classes, manifest.root, manifest.source)
+    clips, source = clip_source(trained, one, EvaluationSettings(views=asked))
+    assert clips.views == views
+    assert np.concatenate([numbers for _, numbers in source]).tolist() == list(range(views))
+
+
+@pytest.mark.parametrize(("sampling", "asked"), [({"kind": "segment_middle"}, 2), ({"kind": "sparse_two_view"}, 3)])
+def test_views_that_a_sampler_does_not_have_are_refused(sampling: dict[str, Any], asked: int) -> None:
+    manifest = read_manifest(small_world.world())
+    recipe = build_recipe(small_recipe("supervised", sampling=sampling))
+    trained = Trained(small_world.masked_classifier(), recipe, manifest.classes)
+    with pytest.raises(RecipeError, match=r"data\.sampling.*views"):
+        clip_source(trained, manifest, EvaluationSettings(views=asked))
+
+
+def test_the_protocol_tells_the_recipes_views(tmp_path: Path) -> None:
+    changes: dict[str, Any] = {"schedule": {"steps": 1}, "sampling": {"kind": "sparse", "views": 2}}
+    path = run_recipe(build_recipe(small_recipe("supervised", **changes)), tmp_path / "run", device="cpu")
+    write_manifest(tmp_path / "test.jsonl", rows_of_the_world(), CLASSES)
+    evaluate_task("recognition", path, tmp_path / "test.jsonl", tmp_path, CPU)
+    assert json.loads((tmp_path / "recognition.json").read_text())["protocol"]["views"] == 2
+
+
+@pytest.mark.parametrize("setting", [{"crops": 2}, {"crops": 0}, {"views": 0}])
+def test_wrong_views_and_crops_are_told_before_anything_is_read(setting: dict[str, int]) -> None:
+    with pytest.raises(RecipeError, match=next(iter(setting))):
+        EvaluationSettings(**setting)  # type: ignore[arg-type]  # mypy thinks of `device`
+
+
+def test_evaluation_by_several_processes_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(RecipeError, match="2 processes"):
+        evaluate_task("recognition", tmp_path / "none", tmp_path / "none", tmp_path, CPU)
