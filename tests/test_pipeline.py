@@ -17,8 +17,8 @@ from internvideo import pipeline
 from internvideo.data.batch import Batch
 from internvideo.errors import InternVideoError, ManifestError, RecipeError, RunError, WeightsError
 from internvideo.models.cross_model import CrossModel
-from internvideo.pipeline import describe, listing, load_trained, run_recipe
-from internvideo.recipe import MODELS, STAGES, TASKS, Recipe, build_recipe, shipped_recipes
+from internvideo.pipeline import describe, listing, load_trained, prepare, run_recipe
+from internvideo.recipe import MODELS, STAGES, TASKS, Recipe, build_recipe, choose_device, shipped_recipes
 from internvideo.storage import read_safetensors
 from internvideo.training.loop import RunInterruptedError
 from small_world import CLASSES, small_recipe
@@ -173,16 +173,53 @@ def test_recipes_are_listed() -> None:
         ({"loader": {"batch_size": 100}}, RecipeError, "at most 42"),
         ({"model": {"overrides": {"patch_size": 7}}}, RecipeError, "patch_size"),
         ({"sampling": {"stride": 2}}, RecipeError, "segment_middle"),
+        ({"sampling": {"kind": "sparse_two_view", "views": 3}}, RecipeError, "data.sampling: views = 3"),
+        ({"stage": "masked", "settings": {"ratio": 0.01}}, RecipeError, "settings.ratio: the tube mask hides 0 of"),
+        (
+            {"stage": "multimodal", "model": {"name": "internvideo-mm-b16"}, "settings": {"caption_weight": 1.0}},
+            RecipeError,
+            "settings.caption_weight: .*caption decoder",
+        ),
+        ({"augment": {"rand_augment": "foo"}}, RecipeError, "data.augment.rand_augment.*'foo'"),
+        ({"augment": {"size": 40}}, RecipeError, "data.augment.size: 40; allowed: 32, model.overrides.image_size"),
+        ({"stage": "multimodal", "augment": {"size": 40}}, RecipeError, "allowed: 32, model.overrides.vision"),
+        ({"stage": "interaction", "augment": {"size": 40}}, RecipeError, "allowed: 32, model.overrides.masked"),
+        ({"sampling": {"frames": 6}}, RecipeError, "data.sampling.frames: the model sees 6 frames; allowed: 4"),
+        ({"settings": {"frame_step": 2}}, RecipeError, "data.sampling.frames: the model sees 2 frames; allowed: 4"),
+        ({"loader": {"single_frame": True}}, RecipeError, "data.sampling.frames: the model sees 1 frames"),
+        ({"stage": "interaction", "sampling": {"frames": 8}}, RecipeError, "model sees 8 frames; allowed: 4"),
     ],
 )
 def test_settings_that_do_not_fit_are_told_before_anything_is_written(
     changes: dict[str, Any], error: type[InternVideoError], told: str, tmp_path: Path
 ) -> None:
     stage = changes.pop("stage", "supervised")
+    tree = small_recipe(stage, **changes)
+    if tree["model"]["name"] == "internvideo-mm-b16":
+        tree["model"]["overrides"].pop("caption")
     with pytest.raises(error, match=told) as found:
-        run_recipe(recipe(stage, **changes), tmp_path / "run")
+        run_recipe(build_recipe(tree), tmp_path / "run")
     assert "\n" not in str(found.value)
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("stage", ["supervised_multimodal", "multimodal"])
+def test_encoders_on_clip_take_any_number_of_frames(stage: str) -> None:
+    assert prepare(recipe(stage, sampling={"frames": 3})).loader
+    assert prepare(recipe(stage, loader={"single_frame": True})).loader
+
+
+def test_every_second_frame_of_a_longer_clip_fits() -> None:
+    assert prepare(recipe(settings={"frame_step": 2}, sampling={"frames": 7})).loader
+
+
+@pytest.mark.parametrize("name", ["cpu:1", "CPU", "meta", "mps", "cuda:-1", "cuda:", "cuda:x", "cuda:2", "", "0"])
+def test_only_the_devices_told_are_taken(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    with pytest.raises(RecipeError, match=r"allowed: (auto, cpu, cuda or cuda:N|cuda:0 to cuda:1)"):
+        choose_device(name)
+    assert [str(choose_device(good)) for good in ("auto", "cpu", "cuda", "cuda:1")] == ["cuda", "cpu", "cuda", "cuda:1"]
 
 
 def test_files_that_are_no_trained_model_are_refused(done: Path, tmp_path: Path) -> None:

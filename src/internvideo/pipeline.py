@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -17,9 +19,12 @@ from internvideo.data.mixture import AlternatingLoader, MixedLoader
 from internvideo.data.tokenizer import Tokenizer
 from internvideo.data.transforms import direction_classes
 from internvideo.errors import RecipeError, WeightsError
+from internvideo.models.cross_model import CrossModel
 from internvideo.models.factory import create_model
 from internvideo.models.initialise import initialise
+from internvideo.models.uniformerv2 import UniFormerV2
 from internvideo.models.video_language import VideoLanguage, interpolate_weights
+from internvideo.models.videomae import VideoMAEClassifier, VideoMAEPretrain
 from internvideo.models.weights import load_state, save_model
 from internvideo.recipe import (
     MODELS,
@@ -76,6 +81,7 @@ def prepare(recipe: Recipe, *, rank: int = 0, world_size: int = 1, skipped: Path
     _check_flip(recipe, manifest)
     torch.manual_seed(recipe.loop.seed)  # of the initial weights; the loop seeds its own generators
     model = build_model(recipe, len(manifest.classes))
+    _check_clips(recipe, model)
     initialise(model, recipe.init)
     if recipe.loop.activation_checkpointing:
         _recompute_activations(model)
@@ -83,10 +89,11 @@ def prepare(recipe: Recipe, *, rank: int = 0, world_size: int = 1, skipped: Path
     if not isinstance(model, entry.trains):
         names = ", ".join(kind.__name__ for kind in entry.trains)
         raise RecipeError("model.name", f"'{recipe.model.name}' is a {type(model).__name__}", f"{names} for this stage")
-    if entry.stage is MultimodalStage and isinstance(model, VideoLanguage):
-        stage: nn.Module = MultimodalStage(model, recipe.settings, distributed.gather_with_gradient)  # type: ignore[arg-type]  # the recipe's validator chose the stage's settings
-    else:
-        stage = entry.stage(model, recipe.settings)
+    with _setting({"masked": "settings.ratio", "multimodal": "settings.caption_weight"}.get(recipe.stage, "settings")):
+        if entry.stage is MultimodalStage and isinstance(model, VideoLanguage):
+            stage: nn.Module = MultimodalStage(model, recipe.settings, distributed.gather_with_gradient)  # type: ignore[arg-type]  # the recipe's validator chose the stage's settings
+        else:
+            stage = entry.stage(model, recipe.settings)
     loader = _loader(recipe, manifest, model, rank, world_size, skipped)
     return Job(recipe, stage, loader, manifest.classes)
 
@@ -119,6 +126,37 @@ def _check_flip(recipe: Recipe, manifest: Manifest) -> None:
         )
 
 
+@contextmanager
+def _setting(place: str) -> Iterator[None]:
+    """What a class says of an argument becomes the mistake in the setting that it came from."""
+    try:
+        yield
+    except ValueError as error:
+        raise RecipeError(place, str(error)) from error
+
+
+def _check_clips(recipe: Recipe, model: nn.Module) -> None:
+    """The clips of the recipe are those that the model is made for; encoders on CLIP take any number of frames."""
+    data, step = recipe.data, 1
+    if isinstance(model, CrossModel):  # its frame_step is of the multimodal encoder alone
+        parts: dict[str, nn.Module] = {".masked": model.masked, ".multimodal": model.multimodal}
+    elif isinstance(model, VideoLanguage):
+        parts = {".vision": model.visual}
+    else:
+        parts, step = {"": model}, getattr(recipe.settings, "frame_step", 1)
+    frames = len(range(0, 1 if data.loader.single_frame else data.sampling.frames, step))
+    for part, encoder in parts.items():
+        if not isinstance(encoder, VideoMAEPretrain | VideoMAEClassifier | UniFormerV2):
+            continue
+        config, place = encoder.config, f"model.overrides{part}"
+        if data.augment.size != config.image_size:
+            raise RecipeError("data.augment.size", str(data.augment.size), f"{config.image_size}, {place}.image_size")
+        if frames != config.frames and not isinstance(encoder, UniFormerV2):
+            raise RecipeError(
+                "data.sampling.frames", f"the model sees {frames} frames", f"{config.frames}, {place}.frames"
+            )
+
+
 def _recompute_activations(model: nn.Module) -> None:
     for module in model.modules():
         if hasattr(module, "checkpointing"):
@@ -130,7 +168,10 @@ def _loader(
 ) -> BatchSource:
     data = recipe.data
     tokenizer = Tokenizer(context=model.config.text.context) if isinstance(model, VideoLanguage) else None
-    sampler, transform = data.sampling.build(), data.augment.train_transform()
+    sampler = data.sampling.build()
+    with _setting("data.augment"):
+        transform = data.augment.train_transform()
+        mixup = data.augment.mix(len(manifest.classes)) if recipe.stage == "supervised" else None
 
     def make(rows: Manifest, **changes: Any) -> Loader:
         return Loader(
@@ -148,8 +189,7 @@ def _loader(
     if data.images is not None:
         size = data.image_batch_size or data.loader.batch_size
         return AlternatingLoader(videos, make(read_manifest(data.images), single_frame=True, batch_size=size))
-    mixup = data.augment.mix(len(manifest.classes))
-    if recipe.stage == "supervised" and mixup is not None:
+    if mixup is not None:
         return MixedLoader(videos, mixup, seed=data.loader.seed, rank=rank)
     return videos
 

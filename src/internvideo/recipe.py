@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import difflib
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
@@ -21,6 +22,7 @@ from torch import nn
 from internvideo.data import sampling
 from internvideo.data.loader import LoaderSettings
 from internvideo.data.mixup import Mixup
+from internvideo.data.rand_augment import RandAugment
 from internvideo.data.transforms import CropKind, EvalTransform, TrainTransform
 from internvideo.errors import RecipeError
 from internvideo.models.cross_model import CrossModel
@@ -132,6 +134,13 @@ class AugmentSettings(Settings):
     mixup: float = Field(0.0, ge=0.0, description="alpha; 0 switches it off")
     cutmix: float = Field(0.0, ge=0.0, description="alpha; 0 switches it off")
     mix_smoothing: float = Field(0.1, ge=0.0, lt=1.0, description="label smoothing of mixed targets")
+
+    @field_validator("rand_augment")
+    @classmethod
+    def _readable(cls, setting: str | None) -> str | None:
+        if setting is not None:
+            RandAugment.parse(setting)
+        return setting
 
     def train_transform(self) -> TrainTransform:
         """Augmentation of a training clip."""
@@ -318,13 +327,14 @@ def _siblings(location: Sequence[int | str]) -> list[str]:
 
 
 def choose_device(name: str) -> torch.device:
-    """Device of a name; "auto" takes CUDA where there is one. Raises RecipeError."""
+    """Device of a name: auto (CUDA where there is one), cpu, cuda or cuda:N. Raises RecipeError."""
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        raise RecipeError("--device", f"found '{name}'", "auto, cpu, cuda or cuda:N") from error
-    if device.type == "cuda" and not torch.cuda.is_available():
+    match = re.fullmatch(r"cpu|cuda(?::(\d{1,3}))?", name, re.ASCII)
+    if match is None:
+        raise RecipeError("--device", f"found '{name}'", "auto, cpu, cuda or cuda:N")
+    if name != "cpu" and not torch.cuda.is_available():
         raise RecipeError("--device", "no CUDA device is available here", "cpu")
-    return device
+    if match[1] is not None and int(match[1]) >= torch.cuda.device_count():
+        raise RecipeError("--device", f"found '{name}'", f"cuda:0 to cuda:{torch.cuda.device_count() - 1}")
+    return torch.device(name)
