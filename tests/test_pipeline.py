@@ -15,6 +15,7 @@ from safetensors.torch import save_file
 import small_world
 from internvideo import pipeline
 from internvideo.data.batch import Batch
+from internvideo.data.manifest import read_manifest, write_manifest
 from internvideo.errors import InternVideoError, ManifestError, RecipeError, RunError, WeightsError
 from internvideo.models.cross_model import CrossModel
 from internvideo.pipeline import describe, listing, load_trained, prepare, run_recipe
@@ -106,6 +107,19 @@ def test_a_folder_of_another_run_is_refused_and_kept(done: Path) -> None:
     with pytest.raises(RunError, match="base_lr"):
         run_recipe(recipe(optimizer={"base_lr": 0.5}), done)
     assert contents(done) == before
+
+
+def test_a_run_is_not_resumed_on_other_rows(tmp_path: Path) -> None:
+    manifest = read_manifest(small_world.world())
+    rows = tmp_path / "rows.jsonl"
+    paths = [row.model_copy(update={"path": str(manifest.video_path(row))}) for row in manifest.rows]
+    write_manifest(rows, paths, manifest.classes)
+    settings = small_recipe("supervised")
+    settings["data"]["train"] = str(rows)
+    run_recipe(build_recipe(settings), tmp_path / "run", device="cpu")
+    write_manifest(rows, paths[:-1], manifest.classes)
+    with pytest.raises(RunError, match="training_rows"):
+        run_recipe(build_recipe(settings), tmp_path / "run", device="cpu")
 
 
 def test_another_seed_gives_other_weights(done: Path, tmp_path: Path) -> None:

@@ -50,12 +50,13 @@ MAY_DIFFER = ("data.loader.workers", "data.loader.prefetch", "data.loader.pin_me
 
 @dataclass(frozen=True)
 class Job:
-    """A recipe with everything that it names built."""
+    """A recipe with everything that it names built; `fingerprint` is that of the training rows and their classes."""
 
     recipe: Recipe
     stage: nn.Module
     loader: BatchSource
     classes: tuple[str, ...]
+    fingerprint: str
 
     @property
     def model(self) -> nn.Module:
@@ -95,7 +96,7 @@ def prepare(recipe: Recipe, *, rank: int = 0, world_size: int = 1, skipped: Path
         else:
             stage = entry.stage(model, recipe.settings)
     loader = _loader(recipe, manifest, model, rank, world_size, skipped)
-    return Job(recipe, stage, loader, manifest.classes)
+    return Job(recipe, stage, loader, manifest.classes, manifest.fingerprint)
 
 
 def build_model(recipe: Recipe, classes: int) -> nn.Module:
@@ -218,7 +219,7 @@ def run_recipe(recipe: Recipe, folder: Path, *, device: str = "auto", title: str
             job.loader,
             settings,
             folder,
-            recipe.resolved(),
+            {**recipe.resolved(), "training_rows": job.fingerprint},  # a changed manifest is another run
             batch_size=recipe.data.loader.batch_size,
             device=here,
             title=title or recipe.stage,
