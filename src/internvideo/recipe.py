@@ -51,7 +51,7 @@ class StageEntry:
 
 STAGES: dict[str, StageEntry] = {
     "masked": StageEntry(
-        "rebuild the hidden 90 % of the tubes (VideoMAE)", MaskedSettings, MaskedStage, (VideoMAEPretrain,)
+        "rebuild the hidden tubes, 90 % in the paper (VideoMAE)", MaskedSettings, MaskedStage, (VideoMAEPretrain,)
     ),
     "multimodal": StageEntry(
         "match clips and captions, write captions (UniFormerV2 on CLIP)",
