@@ -42,7 +42,7 @@ def demo(
         typer.Option(help="Labelled videos of your own: a manifest (.jsonl, .csv, list file) or a folder of folders."),
     ] = None,
     profile: Annotated[
-        str, typer.Option(help="full (about 10 minutes on two cores) or short (a check, 2 minutes).")
+        str, typer.Option(help="full (RESULTS.md tells how long it took) or short (a quick check that all steps run).")
     ] = "full",
     label: Annotated[str, typer.Option(help="With --data: the column that holds the class.")] = "label",
     video: Annotated[str, typer.Option(help="With --data: the column that holds the path.")] = "path",
