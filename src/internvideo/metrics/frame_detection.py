@@ -1,0 +1,272 @@
+"""Figures of boxes in frames: AVA frame mAP, COCO box AP, Ego4D short-term anticipation (spec tasks.md 3.5 and 11).
+
+NumPy only. Boxes are (x1, y1, x2, y2). Legend: N predictions, G ground truths, I IoU thresholds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from internvideo.metrics.temporal_detection import interpolated_average_precision
+
+Floats = NDArray[np.floating[Any]]
+Ints = NDArray[np.int64]
+Bools = NDArray[np.bool_]
+
+COCO_THRESHOLDS = tuple(np.linspace(0.5, 0.95, 10).tolist())
+COCO_AREAS = {"all": (0.0, 1e10), "small": (0.0, 32.0**2), "medium": (32.0**2, 96.0**2), "large": (96.0**2, 1e10)}
+_RECALLS = np.linspace(0.0, 1.0, 101)
+
+
+@dataclass(frozen=True)
+class Boxes:
+    """Boxes in columns, in file order.
+
+    Attributes:
+        frame: (N,) index of the image. label: (N,) class index. box: (N, 4). score: (N,), zeros for ground truth.
+
+    Raises:
+        ValueError: columns of different lengths, or values that are not finite.
+    """
+
+    frame: Ints
+    label: Ints
+    box: Floats
+    score: Floats
+
+    def __post_init__(self) -> None:
+        n = len(self.frame)
+        if self.label.shape != (n,) or self.box.shape != (n, 4) or self.score.shape != (n,):
+            raise ValueError(
+                f"columns do not fit: frame {self.frame.shape}, label {self.label.shape}, box {self.box.shape}, "
+                f"score {self.score.shape}"
+            )
+        if not (np.isfinite(self.box).all() and np.isfinite(self.score).all()):
+            raise ValueError("boxes or scores hold NaN or infinity")
+
+    def __len__(self) -> int:
+        return len(self.frame)
+
+    def take(self, rows: Ints | Bools) -> Boxes:
+        """The same columns for some rows."""
+        return Boxes(self.frame[rows], self.label[rows], self.box[rows], self.score[rows])
+
+
+def box_iou(boxes: Floats, truths: Floats, *, pixels: bool = False) -> Floats:
+    """Intersection over union of every pair, (N, 4), (G, 4) -> (N, G).
+
+    Args:
+        boxes, truths: corners.
+        pixels: a box ends behind its last pixel: sides are x2 - x1 + 1 (Ego4D anticipation).
+    """
+    more = 1.0 if pixels else 0.0
+    low = np.maximum(boxes[:, None, :2], truths[None, :, :2])
+    high = np.minimum(boxes[:, None, 2:], truths[None, :, 2:])
+    inside = np.maximum(high - low + more, 0.0).prod(axis=2)
+    areas = [(corners[:, 2:] - corners[:, :2] + more).prod(axis=1) for corners in (boxes, truths)]
+    whole = areas[0][:, None] + areas[1][None] - inside
+    result: Floats = np.divide(inside, whole, out=np.zeros_like(inside), where=whole > 0)
+    return result
+
+
+def _by_frame(frames: Ints) -> Iterator[Ints]:
+    order = np.argsort(frames, kind="stable")
+    if len(order):
+        yield from np.split(order, np.flatnonzero(np.diff(frames[order])) + 1)
+
+
+def frame_average_precision(truth: Boxes, predicted: Boxes, threshold: float = 0.5) -> dict[int, float]:
+    """AVA: AP of every class that has ground truth, PASCAL matching. mAP is the mean of the values.
+
+    A prediction is compared with the ground truth of highest IoU alone: a second hit is a false positive
+    (spec 13.10). Predicted boxes without extent are dropped.
+
+    Args:
+        truth, predicted: one row a box and class. threshold: IoU, ">=".
+
+    Returns:
+        class index -> AP in 0..1; 0 for a class without predictions.
+
+    Raises:
+        ValueError: no ground truth.
+    """
+    if not len(truth):
+        raise ValueError("no ground truth: a mAP of nothing is undefined")
+    extended: Bools = np.all(predicted.box[:, 2:] > predicted.box[:, :2], axis=1)
+    predicted = predicted.take(extended)
+    result = {}
+    for label in np.unique(truth.label):
+        own, found = truth.take(truth.label == label), predicted.take(predicted.label == label)
+        found = found.take(np.argsort(-found.score, kind="stable"))
+        boxes = {int(own.frame[rows[0]]): own.box[rows] for rows in _by_frame(own.frame)}
+        hits = np.zeros(len(found), dtype=bool)
+        for rows in _by_frame(found.frame):
+            known = boxes.get(int(found.frame[rows[0]]))
+            if known is None:
+                continue
+            overlap = box_iou(found.box[rows], known)
+            best = overlap.argmax(axis=1)
+            good = overlap[np.arange(len(rows)), best] >= threshold
+            first = np.unique(best[good], return_index=True)[1]  # the first hit on a ground truth is the true one
+            hits[rows[good][first]] = True
+        result[int(label)] = float(interpolated_average_precision(hits, len(own))) if len(found) else 0.0
+    return result
+
+
+@dataclass(frozen=True)
+class Anticipated:
+    """Objects of one image that will be touched: box (N, 4) pixels; noun, verb, seconds to contact (N,)."""
+
+    box: Floats
+    noun: Ints
+    verb: Ints
+    seconds: Floats
+
+
+def anticipation_average_precision(
+    frames: Sequence[tuple[Anticipated, Anticipated, Floats]],
+    *,
+    verb: bool,
+    seconds: bool,
+    top: int | None = 5,
+    iou: float = 0.5,
+    tolerance: float = 0.25,
+    skip_empty: bool = True,
+) -> dict[int, float | None]:
+    """Ego4D short-term anticipation: AP of every noun.
+
+    Args:
+        frames: ground truth, predictions and their scores (N,) of every image.
+        verb, seconds: whether verb and time to contact must be right as well as box and noun.
+        top: of each image the (top - 1) x G best-scored false positives are not counted; None counts all.
+        iou: ">". tolerance: of the time to contact, seconds, "<=".
+        skip_empty: leave out images without predictions together with their ground truth, as published (spec 13.9).
+
+    Returns:
+        noun -> AP in 0..1, or None for a noun that is predicted and never true.
+    """
+    counts: dict[int, int] = {}
+    rows: list[tuple[float, bool, int]] = []
+    for truth, found, scores in frames:
+        if not len(scores) and skip_empty:
+            continue
+        for noun in truth.noun.tolist():
+            counts[noun] = counts.get(noun, 0) + 1
+        order = np.argsort(-scores, kind="stable")
+        hits = _anticipated(truth, found, order, verb=verb, seconds=seconds, iou=iou, tolerance=tolerance)
+        spared = (top - 1) * len(truth.noun) if top else 0
+        counted = hits | ((~hits).cumsum() > spared)
+        chosen = order[counted]
+        rows += zip(scores[chosen].tolist(), hits[counted].tolist(), found.noun[chosen].tolist(), strict=True)
+    rows.sort(key=lambda row: -row[0])
+    result: dict[int, float | None] = {}
+    for noun in sorted({*counts, *(row[2] for row in rows)}):
+        own = np.asarray([hit for _, hit, label in rows if label == noun], dtype=bool)
+        total = counts.get(noun, 0)
+        result[noun] = (float(interpolated_average_precision(own, total)) if len(own) else 0.0) if total else None
+    return result
+
+
+def _anticipated(
+    truth: Anticipated, found: Anticipated, order: Ints, *, verb: bool, seconds: bool, iou: float, tolerance: float
+) -> Bools:
+    """Which predictions, in the order given, find an unmatched ground truth: the best box among those that fit."""
+    overlap = box_iou(found.box, truth.box, pixels=True)
+    fits = (overlap > iou) & (found.noun[:, None] == truth.noun[None])
+    if verb:
+        fits &= found.verb[:, None] == truth.verb[None]
+    if seconds:
+        fits &= np.abs(found.seconds[:, None] - truth.seconds[None]) <= tolerance
+    free, hits = np.ones(len(truth.noun), dtype=bool), np.zeros(len(order), dtype=bool)
+    for place, row in enumerate(order):
+        open_to = fits[row] & free
+        if open_to.any():
+            free[np.where(open_to, overlap[row], -1.0).argmax()] = False
+            hits[place] = True
+    return hits
+
+
+def coco_average_precision(
+    truth: Boxes,
+    predicted: Boxes,
+    *,
+    truth_areas: Floats | None = None,
+    area: Literal["all", "small", "medium", "large"] = "all",
+    most: int = 100,
+    thresholds: Sequence[float] = COCO_THRESHOLDS,
+) -> tuple[Floats, Floats]:
+    """COCO box figures of one class: (AP, largest recall) for every IoU threshold, each (I,) in 0..1.
+
+    Args:
+        truth, predicted: labels are not read; no crowd boxes.
+        truth_areas: (G,) of the annotated shapes; box areas when None.
+        area: only ground truth of that size counts; a prediction of another size counts only when it is a hit.
+        most: predictions an image, best first.
+        thresholds: IoU, ">=".
+
+    Returns:
+        NaN where no ground truth has that size.
+    """
+    low, high = COCO_AREAS[area]
+    levels = np.asarray(thresholds)[:, None]
+    sizes = (truth.box[:, 2:] - truth.box[:, :2]).prod(axis=1) if truth_areas is None else truth_areas
+    counts = (sizes >= low) & (sizes <= high)
+    if not counts.any():
+        nothing = np.full(len(levels), np.nan)
+        return nothing, nothing
+    owned = {int(truth.frame[rows[0]]): rows for rows in _by_frame(truth.frame)}
+    scores, hits, ignored = [], [], []
+    for rows in _by_frame(predicted.frame):
+        rows = rows[np.argsort(-predicted.score[rows], kind="stable")][:most]
+        boxes = predicted.box[rows]
+        own = owned.get(int(predicted.frame[rows[0]]), np.zeros(0, dtype=np.int64))
+        own = own[np.argsort(~counts[own], kind="stable")]  # ground truth that counts is matched first
+        matched = _coco_matches(box_iou(boxes, truth.box[own]), counts[own], levels[:, 0])
+        found = matched >= 0
+        aside = found & ~counts[own][matched] if len(own) else np.zeros_like(found)
+        extent = (boxes[:, 2:] - boxes[:, :2]).prod(axis=1)
+        scores.append(predicted.score[rows])
+        hits.append(found & ~aside)
+        ignored.append(aside | (~found & ((extent < low) | (extent > high))))
+    if not scores:
+        return np.zeros(len(levels)), np.zeros(len(levels))
+    order = np.argsort(-np.concatenate(scores), kind="stable")
+    hit, aside = (np.concatenate(parts, axis=1)[:, order] for parts in (hits, ignored))
+    return _coco_curve(hit, ~hit & ~aside, int(counts.sum()))
+
+
+def _coco_matches(overlap: Floats, counts: Bools, thresholds: Floats) -> Ints:
+    """Matched ground truth (or -1) of every prediction, best first: (I, N). Those that count go before the others."""
+    matched = np.full((len(thresholds), len(overlap)), -1, dtype=np.int64)
+    if not overlap.shape[1]:
+        return matched
+    for level, threshold in enumerate(thresholds):
+        free = np.ones(overlap.shape[1], dtype=bool)
+        for row, values in enumerate(overlap):
+            for part in (counts, ~counts):
+                able = free & part & (values >= min(threshold, 1 - 1e-10))
+                if able.any():
+                    masked = np.where(able, values, -1.0)
+                    best = len(masked) - 1 - int(masked[::-1].argmax())  # of equals the last, as published
+                    matched[level, row] = best
+                    free[best] = False
+                    break
+    return matched
+
+
+def _coco_curve(hits: Bools, misses: Bools, total: int) -> tuple[Floats, Floats]:
+    true, false = hits.cumsum(axis=1), misses.cumsum(axis=1)
+    recall = true / total
+    precision = true / np.maximum(true + false, np.spacing(1))
+    envelope = np.maximum.accumulate(precision[:, ::-1], axis=1)[:, ::-1]
+    area = np.zeros(len(hits))
+    for level in range(len(hits)):
+        place = np.searchsorted(recall[level], _RECALLS, side="left")
+        inside = place < recall.shape[1]
+        area[level] = envelope[level, place[inside]].sum() / len(_RECALLS)
+    return area, recall[:, -1]
