@@ -1,0 +1,140 @@
+"""Figures of open-set recognition: known from unknown by uncertainty (spec tasks.md 10).
+
+NumPy only. Legend: N samples, C known classes, U unknown classes. "Positive" is unknown: the more uncertain.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Floats = NDArray[np.floating[Any]]
+Ints = NDArray[np.int64]
+
+
+def rejection_threshold(train_uncertainty: Floats, known: float = 0.95) -> float:
+    """Uncertainty above which a video is unknown, so that `known` of the training videos are not.
+
+    The published rule: sorted descending, element number N - int(known * N), counted from one.
+    """
+    n = len(train_uncertainty)
+    rank = n - int(known * n)
+    if n == 0 or rank < 1:
+        raise ValueError(f"{n} training uncertainties and a share of {known}: no element number {rank}")
+    return float(np.sort(train_uncertainty)[::-1][rank - 1])
+
+
+def _curve(scores: Floats, positive: NDArray[np.bool_]) -> tuple[Ints, Ints]:
+    """Counts of true and false positives above every distinct score, largest first; both start at 0."""
+    if scores.shape != positive.shape or not np.isfinite(scores).all():
+        raise ValueError(f"scores {scores.shape} must be finite and fit {positive.shape}")
+    if positive.all() or not positive.any():
+        raise ValueError("both known and unknown samples are needed")
+    order = np.argsort(-scores, kind="stable")
+    ordered, hits = scores[order], positive[order]
+    last = np.append(np.flatnonzero(np.diff(ordered)), len(ordered) - 1)
+    true = np.concatenate([[0], hits.cumsum()[last]]).astype(np.int64)
+    false = np.concatenate([[0], (~hits).cumsum()[last]]).astype(np.int64)
+    return true, false
+
+
+def auroc(known: Floats, unknown: Floats) -> float:
+    """Area under the ROC: chance that an unknown sample is more uncertain than a known one, ties count half."""
+    true, false = _curve(*_joined(known, unknown))
+    return float(np.trapezoid(true / true[-1], false / false[-1]))
+
+
+def aupr(known: Floats, unknown: Floats) -> float:
+    """Area under precision over recall by trapezoids, as published."""
+    true, false = _curve(*_joined(known, unknown))
+    precision = true[1:] / (true[1:] + false[1:])
+    precision = np.concatenate([[1.0], precision])
+    return float(np.trapezoid(precision, true / true[-1]))
+
+
+def fpr_at(known: Floats, unknown: Floats, recall: float = 0.95) -> float:
+    """False positive rate where the true positive rate is nearest to `recall`."""
+    true, false = _curve(*_joined(known, unknown))
+    return float((false / false[-1])[np.abs(true / true[-1] - recall).argmin()])
+
+
+def _joined(known: Floats, unknown: Floats) -> tuple[Floats, NDArray[np.bool_]]:
+    scores = np.concatenate([known, unknown]).astype(np.float64)
+    return scores, np.repeat([False, True], [len(known), len(unknown)])
+
+
+def binary_figures(known: Floats, unknown: Floats, threshold: float | None = None) -> dict[str, float]:
+    """auroc, aupr and fpr95 of raw uncertainties, or of those binarised (u > threshold), which the paper's table has.
+
+    Both are to be reported (spec 13.7): binarising loses what lies on either side of the threshold.
+    """
+    if threshold is not None:
+        known, unknown = (np.asarray(part > threshold, dtype=np.float64) for part in (known, unknown))
+    return {"auroc": auroc(known, unknown), "aupr": aupr(known, unknown), "fpr95": fpr_at(known, unknown)}
+
+
+def openness(known_classes: int, unknown_classes: int) -> float:
+    """1 - sqrt(2 C / (2 C + U)), in 0..1."""
+    return float(1 - np.sqrt(2 * known_classes / (2 * known_classes + unknown_classes)))
+
+
+def macro_f1(labels: Ints, predictions: Ints) -> float:
+    """Mean over all classes that are true or predicted of their F1."""
+    scores = []
+    for label in np.union1d(labels, predictions):
+        hits = np.count_nonzero((labels == label) & (predictions == label))
+        scores.append(2 * hits / (np.count_nonzero(labels == label) + np.count_nonzero(predictions == label)))
+    return float(np.mean(scores))
+
+
+def rejected(predictions: Ints, uncertainty: Floats, threshold: float, classes: int) -> Ints:
+    """Predictions where samples above the threshold become class C, "unknown"."""
+    result: Ints = np.where(uncertainty > threshold, classes, predictions)
+    return result
+
+
+def open_macro_f1(
+    known: tuple[Ints, Ints],
+    unknown: tuple[Ints, Ints],
+    classes: int,
+    counts: Sequence[int] | None = None,
+    draws: int = 10,
+    seed: int = 0,
+) -> float:
+    """Macro-F1 with unknown classes mixed in, averaged over how many, weighted by openness.
+
+    Args:
+        known: labels and predictions (after `rejected`) of known samples.
+        unknown: labels among the unknown classes, and predictions, of unknown samples; "unknown" is right.
+        classes: C. counts: numbers of unknown classes, 1..U when None.
+        draws: random subsets of the unknown classes for each number. seed: of the draws.
+    """
+    rng = np.random.default_rng(seed)
+    names = np.unique(unknown[0])
+    total = weight = 0.0
+    for count in counts or range(1, len(names) + 1):
+        values = []
+        for _ in range(draws):
+            chosen = np.isin(unknown[0], rng.permutation(names)[:count])
+            labels = np.concatenate([known[0], np.full(int(chosen.sum()), classes)])
+            values.append(macro_f1(labels, np.concatenate([known[1], unknown[1][chosen]])))
+        share = openness(classes, count)
+        total, weight = total + share * float(np.mean(values)), weight + share
+    return total / weight
+
+
+def entropy(probabilities: Floats) -> Floats:
+    """Of the mean of several draws (N, C, draws) -> (N,), in nats."""
+    mean = probabilities.mean(axis=2)
+    result: Floats = -(mean * np.log(mean)).sum(axis=1)
+    return result
+
+
+def mutual_information(probabilities: Floats) -> Floats:
+    """Between prediction and weights (BALD): entropy of the mean minus mean entropy, (N, C, draws) -> (N,)."""
+    expected = -(probabilities * np.log(probabilities)).sum(axis=1).mean(axis=1)
+    result: Floats = entropy(probabilities) - expected
+    return result
