@@ -1,0 +1,123 @@
+"""Evidential learning: class evidence as a Dirichlet, whose spread says "I do not know" (spec tasks.md 10).
+
+Pure functions. Legend: B batch, C classes, D width. Losses are per sample, (B,), before the mean.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+Evidence = Literal["exp", "relu", "softplus"]
+Kind = Literal["log", "digamma", "mse", "cross_entropy"]
+
+_EPS = 1e-10
+
+
+def evidence(logits: Tensor, kind: Evidence = "exp") -> Tensor:
+    """Class evidence, at least 0, (B, C). "exp" of logits cut to -10..10 is the paper's choice."""
+    if kind == "exp":
+        return logits.clamp(-10.0, 10.0).exp()
+    return F.relu(logits) if kind == "relu" else F.softplus(logits)
+
+
+def opinion(evidence: Tensor) -> tuple[Tensor, Tensor]:
+    """Expected probabilities (B, C) and uncertainty C / sum(alpha), (B,), in 0..1."""
+    alpha = evidence + 1.0
+    total = alpha.sum(dim=-1, keepdim=True)
+    return alpha / total, alpha.shape[-1] / total.squeeze(-1)
+
+
+def annealing(epoch: int, epochs: int, kind: Literal["step", "exp"], *, start: float = 0.01, step: int = 10) -> float:
+    """Weight lambda of the regularisers: rises to 1 within `step` epochs, or from `start` to 1 over all of them."""
+    if kind == "step":
+        return min(1.0, epoch / step)
+    return start * math.exp(-math.log(start) / epochs * epoch)
+
+
+def dirichlet_kl(alpha: Tensor, beta: Tensor | None = None) -> Tensor:
+    """KL(Dir(alpha) || Dir(beta)), beta all ones when None; (B, C) -> (B,)."""
+    if beta is None:
+        beta = torch.ones_like(alpha)
+    total_a, total_b = alpha.sum(dim=-1), beta.sum(dim=-1)
+    constant = torch.lgamma(total_a) - torch.lgamma(alpha).sum(dim=-1)
+    constant = constant - torch.lgamma(total_b) + torch.lgamma(beta).sum(dim=-1)
+    shift = torch.digamma(alpha) - torch.digamma(total_a).unsqueeze(-1)
+    return constant + ((alpha - beta) * shift).sum(dim=-1)
+
+
+def evidential_loss(evidence: Tensor, labels: Tensor, kind: Kind = "log") -> dict[str, Tensor]:
+    """The terms that ask for the right class.
+
+    Args:
+        evidence: (B, C). labels: (B,) int64. kind: "log" is the paper's.
+
+    Returns:
+        "loss_cls", and "loss_var" for the kinds with a variance term; each (B,).
+    """
+    alpha = evidence + 1.0
+    total = alpha.sum(dim=-1, keepdim=True)
+    own = alpha.gather(-1, labels[:, None])
+    if kind == "log":
+        return {"loss_cls": (total.log() - own.log()).squeeze(-1)}
+    if kind == "digamma":
+        return {"loss_cls": (torch.digamma(total) - torch.digamma(own)).squeeze(-1)}
+    variance = (alpha * (total - alpha) / (total * total * (total + 1))).sum(dim=-1)
+    if kind == "cross_entropy":
+        return {"loss_cls": (total.log() - own.log()).squeeze(-1), "loss_var": variance}
+    target = F.one_hot(labels, alpha.shape[-1]).to(alpha.dtype)
+    return {"loss_cls": (target - alpha / total).square().sum(dim=-1), "loss_var": variance}
+
+
+def wrong_evidence(evidence: Tensor, labels: Tensor) -> Tensor:
+    """KL to the uniform Dirichlet of what is left when the right class's evidence is removed, (B,)."""
+    kept = torch.ones_like(evidence).scatter(-1, labels[:, None], 0.0)
+    return dirichlet_kl(evidence * kept + 1.0)
+
+
+def calibration(evidence: Tensor, labels: Tensor, weight: float, *, disentangled: bool = False) -> Tensor:
+    """Accuracy against uncertainty: right answers should be sure, wrong ones unsure, (B,).
+
+    Args:
+        evidence: (B, C). labels: (B,) int64.
+        weight: lambda, of the right answers; 1 - lambda of the wrong ones.
+        disentangled: put probability and uncertainty together inside the logarithm.
+    """
+    probabilities, uncertainty = opinion(evidence)
+    best, predicted = probabilities.max(dim=-1)
+    right = (predicted == labels).to(best.dtype)
+    if disentangled:
+        sure, unsure = -torch.log(best * (1 - uncertainty) + _EPS), -torch.log((1 - best) * uncertainty + _EPS)
+    else:
+        sure, unsure = -best * torch.log(1 - uncertainty + _EPS), -(1 - best) * torch.log(uncertainty + _EPS)
+    return weight * right * sure + (1 - weight) * (1 - right) * unsure
+
+
+def hsic(a: Tensor, b: Tensor, *, unbiased: bool = False, normalised: bool = True) -> Tensor:
+    """Hilbert-Schmidt independence of two feature sets, (B, D), (B, D') -> (); 0 says independent.
+
+    RBF kernels exp(-|x - y|^2 / (2 sigma^2)) with sigma = sqrt(D). The debiasing head of DEAR raises it between a
+    branch that sees motion and one that does not.
+
+    Args:
+        a, b: features of the same samples.
+        unbiased: the estimator without the diagonal. normalised: divide by its number of pairs.
+    """
+    n = len(a)
+    kernels = [torch.exp(-torch.cdist(x, x).square() / (2 * x.shape[1])) for x in (a, b)]
+    if not unbiased:
+        centred = [k - k.mean(dim=0, keepdim=True) - k.mean(dim=1, keepdim=True) + k.mean() for k in kernels]
+        return (centred[0] * centred[1]).sum() / (n - 1) ** 2
+    k, m = (kernel - torch.diag_embed(kernel.diagonal()) for kernel in kernels)
+    value = (k * m).sum() + k.sum() * m.sum() / ((n - 1) * (n - 2)) - 2 / (n - 2) * (k.sum(dim=0) * m.sum(dim=0)).sum()
+    return value / (n * (n - 3)) if normalised else value
+
+
+def mean_evidence(evidence: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean total evidence of rightly and of wrongly classified samples, 0 where there is none: how it is watched."""
+    total, right = evidence.sum(dim=-1), evidence.argmax(dim=-1) == labels
+    return (total * right).sum() / right.sum().clamp(min=1), (total * ~right).sum() / (~right).sum().clamp(min=1)
