@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 import small_world
 from internvideo.errors import WeightsError
-from internvideo.models.clip import Clip, TextConfig
+from internvideo.models.clip import Clip, ClipConfig, TextConfig
 from internvideo.models.cross_model import CrossModel
 from internvideo.models.initialise import initialise
 from internvideo.models.uniformerv2 import UniFormerV2
@@ -113,7 +113,7 @@ VICLIP = ViCLIPConfig(
 @pytest.fixture(scope="module")
 def clip() -> Clip:
     torch.manual_seed(3)
-    return shaken(Clip(32, 8, 48, 3, 2, TEXT, 24)).eval()  # type: ignore[return-value]  # the same model
+    return shaken(Clip(ClipConfig(32, 8, 48, 3, 2, TEXT, 24))).eval()  # type: ignore[return-value]  # the same model
 
 
 def towers() -> VideoLanguage:

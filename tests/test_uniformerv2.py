@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from internvideo.errors import WeightsError
 from internvideo.models.block import DropPath
-from internvideo.models.clip import Clip, TextConfig
+from internvideo.models.clip import Clip, ClipConfig, TextConfig
 from internvideo.models.clip_import import from_clip
 from internvideo.models.multimodal_sizes import MULTIMODAL_MODELS
 from internvideo.models.uniformerv2 import UniFormerV2, UniFormerV2Config
@@ -47,7 +47,9 @@ def clips(config: UniFormerV2Config = SMALL, batch: int = 2, frames: int = 4) ->
 def clip_model(config: UniFormerV2Config = SMALL) -> Clip:
     torch.manual_seed(2)
     text = TextConfig(width=16, heads=2, layers=1, vocabulary=30, context=7, mask_embedding=False)
-    model = Clip(config.image_size, config.patch_size, config.width, config.depth, config.heads, text, 12).eval()
+    model = Clip(
+        ClipConfig(config.image_size, config.patch_size, config.width, config.depth, config.heads, text, 12)
+    ).eval()
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(torch.randn_like(parameter) * 0.1)
@@ -252,7 +254,7 @@ def test_public_clip_layout_loads_like_ours() -> None:
     assert {"query", "balance", "proj.linear.weight"} <= set(report.fresh)
     assert "visual.projection" in report.dropped
     assert set(report.filled) | set(report.fresh) == set(first.state_dict())
-    twin = Clip(32, 16, 24, 3, 2, clip.text.config, 12).eval()
+    twin = Clip(clip.config).eval()
     load_reference(twin, public)
     assert torch.equal(twin.encode_video(clips()), clip.encode_video(clips()))
     assert not torch.equal(fresh.features(clips()), first.features(clips()))

@@ -16,7 +16,7 @@ from torch.nn.functional import cosine_similarity
 from goldens_folder import GOLDENS
 from internvideo.errors import WeightsError
 from internvideo.models.caption_decoder import CaptionDecoder, CaptionDecoderConfig, rotate
-from internvideo.models.clip import Clip, TextConfig, TextTower, at_end_of_text
+from internvideo.models.clip import Clip, ClipConfig, TextConfig, TextTower, at_end_of_text
 from internvideo.models.clip_import import from_clip
 from internvideo.models.factory import create_model
 from internvideo.models.heads import RankedMultipleChoice, SimilarMultipleChoice, VideoQuestionAnswering
@@ -52,7 +52,7 @@ def shaken(model: Model, jitter: float) -> Model:
 
 def clip_model() -> Clip:
     torch.manual_seed(2)
-    return shaken(Clip(32, 16, 24, 2, 2, replace(TEXT, mask_embedding=False), 12), 0.1)
+    return shaken(Clip(ClipConfig(32, 16, 24, 2, 2, replace(TEXT, mask_embedding=False), 12)), 0.1)
 
 
 def clips(batch: int = 3, frames: int = 4) -> Tensor:
@@ -303,6 +303,18 @@ def test_every_named_model_runs_at_the_sample_size(name: str) -> None:
     elif name.startswith("viclip"):
         model = create_model(name, {**vision, "joint_width": 12, "text": text})
         assert model.similarity(*model(video, TOKENS[:2])).shape == (2, 2)
+    elif name.startswith("clip"):
+        image = {key: value for key, value in vision.items() if key != "frames"}
+        model = create_model(name, {**image, "joint_width": 12, "text": text})
+        assert model.similarity(*model(video, TOKENS[:2])).shape == (2, 2)
+    elif name.startswith("caption-decoder"):
+        assert create_model(name, caption)(torch.randn(2, 9, 32), torch.randn(2, 7, 16)).shape == (2, 7, WORDS)
+    elif name.endswith("vqa"):
+        towers = {"vision": tower, "text": text, "caption": caption}
+        assert create_model(name, {"model": towers, "answers": 5})(video, TOKENS[:2]).shape == (2, 5)
+    elif name.endswith("choice"):
+        model = create_model(name, {"vision": tower, "text": text, "caption": caption})
+        assert model(video, TOKENS[:2, None].expand(2, 3, -1)).shape == (2, 3)
     else:
         settings: dict[str, object] = {"vision": tower, "text": text, "joint_width": 12}
         if name.endswith("caption"):

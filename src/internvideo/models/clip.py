@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from internvideo.models.block import Block, BlockConfig
+from internvideo.models.embeddings import CLIP_MEAN, CLIP_STD, Normalise
 
 EPS = 1e-5
 INITIAL_LOGIT_SCALE = math.log(1 / 0.07)
@@ -199,34 +200,66 @@ class ImageTower(nn.Module):
         return self.norm(self.class_tokens(video).mean(dim=1)) @ self.projection  # type: ignore[no-any-return]  # as above
 
 
+@dataclass(frozen=True)
+class ClipConfig:
+    """Sizes.
+
+    Attributes:
+        image_size, patch_size: S and the patch side.
+        width, depth, heads: of the image tower.
+        text: the text tower (no mask embedding).
+        joint_width: E.
+        mean, std: per channel, of pixels in 0..1.
+    """
+
+    image_size: int
+    patch_size: int
+    width: int
+    depth: int
+    heads: int
+    text: TextConfig
+    joint_width: int
+    mean: tuple[float, float, float] = CLIP_MEAN
+    std: tuple[float, float, float] = CLIP_STD
+
+
 class Clip(nn.Module):
     """The image-text model that the multimodal encoders start from (spec/models.md C.3, D.2).
 
-    Its state dict in the public key layout is made and read by `weight_tables.CLIP`.
+    Its state dict in the public key layout is read by `weight_tables.CLIP`. A clip's feature is that of the mean of its
+    frames' class tokens.
     """
 
-    def __init__(
-        self,
-        image_size: int,
-        patch_size: int,
-        width: int,
-        depth: int,
-        heads: int,
-        text: TextConfig,
-        joint_width: int,
-    ) -> None:
+    def __init__(self, config: ClipConfig) -> None:
         super().__init__()
-        self.visual = ImageTower(image_size, patch_size, width, depth, heads, joint_width)
-        self.text = TextTower(text, joint_width)
+        self.config = config
+        self.normalise = Normalise(config.mean, config.std)
+        self.visual = ImageTower(
+            config.image_size, config.patch_size, config.width, config.depth, config.heads, config.joint_width
+        )
+        self.text = TextTower(config.text, config.joint_width)
         self.logit_scale = nn.Parameter(torch.tensor(INITIAL_LOGIT_SCALE))
 
     def encode_video(self, video: Tensor) -> Tensor:
-        """(B, 3, T, S, S) normalised, T = 1 for an image -> (B, E), not normalised."""
+        """(B, 3, T, S, S) normalised, T = 1 for an image -> (B, E), not length-normalised."""
         return self.visual(video)  # type: ignore[no-any-return]  # nn.Module.__call__ is untyped
 
-    def encode_text(self, ids: Tensor) -> Tensor:
-        """(B, L) ids -> (B, E), not normalised."""
-        return self.text(ids)  # type: ignore[no-any-return]  # nn.Module.__call__ is untyped
+    def encode_text(self, tokens: Tensor) -> Tensor:
+        """(B, L) ids -> (B, E), not length-normalised."""
+        return self.text(tokens)  # type: ignore[no-any-return]  # nn.Module.__call__ is untyped
+
+    @property
+    def scale(self) -> Tensor:
+        """exp(logit_scale), the factor of the cosines."""
+        return self.logit_scale.exp()
+
+    def similarity(self, video: Tensor, text: Tensor) -> Tensor:
+        """Features (B, E), (C, E) -> scaled cosines (B, C)."""
+        return similarity(video, text, self.scale)
+
+    def forward(self, video: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        """Normalised (B, 3, T, S, S), ids (B, L) -> features (B, E), (B, E)."""
+        return self.encode_video(video), self.encode_text(tokens)
 
 
 def similarity(video: Tensor, text: Tensor, scale: Tensor | float = 1.0) -> Tensor:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
-from internvideo.models.caption_decoder import CaptionDecoderConfig
-from internvideo.models.clip import TextConfig
+from internvideo.models.caption_decoder import CaptionDecoder, CaptionDecoderConfig
+from internvideo.models.clip import Clip, ClipConfig, TextConfig
 from internvideo.models.cross_model import InteractionConfig, build_cross_model
 from internvideo.models.entry import ModelEntry
+from internvideo.models.heads import RankedMultipleChoice, VideoQuestionAnswering
 from internvideo.models.uniformerv2 import UniFormerV2, UniFormerV2Config
 from internvideo.models.viclip import ViCLIP, ViCLIPConfig
 from internvideo.models.video_language import VideoLanguage, VideoLanguageConfig
@@ -56,16 +57,49 @@ _TOWERS = {"b16": replace(_B16, classes=0), "l14": replace(_L14, classes=0)}
 _MM = {
     size: VideoLanguageConfig(vision=_TOWERS[size], text=text, joint_width=text.width) for size, text in _TEXT.items()
 }
-_MM_CAPTION = {
-    size: replace(
-        config,
-        caption=CaptionDecoderConfig(
-            width=config.text.width, heads=config.text.width // 64, vision_width=config.vision.width, layers=6
-        ),
-    )
-    for size, config in _MM.items()
-}
+
+
+def _captioner(config: VideoLanguageConfig, layers: int) -> VideoLanguageConfig:
+    """With a caption decoder of the text tower's width."""
+    width = config.text.width
+    decoder = CaptionDecoderConfig(width=width, heads=width // 64, vision_width=config.vision.width, layers=layers)
+    return replace(config, caption=decoder)
+
+
+_MM_CAPTION = {size: _captioner(config, layers=6) for size, config in _MM.items()}
 """Six decoder layers as in the paper; the released code has four: `caption: {layers: 4}`."""
+
+
+@dataclass(frozen=True)
+class AnswerConfig:
+    """A question answering network.
+
+    Attributes:
+        model: towers and caption decoder; their projections and its predictor are left out.
+        answers: A, the frequent answers (MSRVTT 1501, MSVD 1001, TGIF-frame 1541; spec/models.md E.3).
+        dropout: of the head.
+    """
+
+    model: VideoLanguageConfig
+    answers: int
+    dropout: float = 0.5
+
+
+def build_answering(config: AnswerConfig) -> VideoQuestionAnswering:
+    """The network of a config."""
+    return VideoQuestionAnswering(config.model, config.answers, config.dropout)
+
+
+_ANSWERING = {size: _captioner(config, layers=4) for size, config in _MM.items()}
+"""Four decoder layers as in the released answering networks (spec/models.md E.1)."""
+
+_CLIP_TEXT = {size: replace(text, mask_embedding=False) for size, text in _TEXT.items()}
+_CLIP = {
+    "b32": ClipConfig(224, 32, 768, 12, 12, _CLIP_TEXT["b16"], 512),
+    "b16": ClipConfig(224, 16, 768, 12, 12, _CLIP_TEXT["b16"], 512),
+    "l14": ClipConfig(224, 14, 1024, 24, 16, _CLIP_TEXT["l14"], 768),
+    "l14-336": ClipConfig(336, 14, 1024, 24, 16, _CLIP_TEXT["l14"], 768),
+}
 
 _VICLIP = {
     size: ViCLIPConfig(
@@ -103,6 +137,26 @@ MULTIMODAL_MODELS: dict[str, ModelEntry] = {
     ),
     "viclip-b16": ModelEntry(ViCLIP, _VICLIP["b16"], None, "joint space-time video tower and text tower B/16"),
     "viclip-l14": ModelEntry(ViCLIP, _VICLIP["l14"], None, "joint space-time video tower and text tower L/14"),
+    **{
+        f"internvideo-mm-{size}-vqa": ModelEntry(
+            build_answering, AnswerConfig(config, 1501), None, f"question answering on {size}"
+        )
+        for size, config in _ANSWERING.items()
+    },
+    **{
+        f"internvideo-mm-{size}-choice": ModelEntry(RankedMultipleChoice, config, None, f"multiple choice on {size}")
+        for size, config in _ANSWERING.items()
+    },
+    **{
+        f"caption-decoder-{size}": ModelEntry(
+            CaptionDecoder, config.caption, millions, f"the caption decoder of {size} alone, four layers"
+        )
+        for (size, config), millions in zip(_ANSWERING.items(), (56.257, 106.953), strict=True)
+    },
+    **{
+        f"clip-{size}": ModelEntry(Clip, config, None, f"image and text towers {size}, frame by frame")
+        for size, config in _CLIP.items()
+    },
     **{name: ModelEntry(build_cross_model, config, None, about) for name, (config, about) in _INTERACTION.items()},
 }
 """Name -> entry; merged into factory.MODELS."""
