@@ -187,3 +187,10 @@ def test_columns_are_checked() -> None:
         detections([(0, 0, float("nan"), 1, 0)])
     with pytest.raises(ValueError, match="do not fit"):
         Detections(np.zeros(2, np.int64), np.zeros(1, np.int64), np.zeros((2, 2)), np.zeros(2))
+
+
+def test_a_class_without_ground_truth_is_counted_as_another_when_released() -> None:
+    truth = detections([(0, 1, 0, 10, 0), (0, 2, 20, 30, 0)])
+    found = detections([(0, 0, 50, 60, 0.9), (0, 1, 0, 10, 0.8), (0, 2, 20, 30, 0.7), (0, 7, 0, 1, 0.9)])
+    assert average_precision(truth, found, [0.5])[0].tolist() == [[1.0, 1.0]]
+    assert average_precision(truth, found, [0.5], released=True)[0].tolist() == [[0.5, 1.0]]

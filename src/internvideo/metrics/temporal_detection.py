@@ -143,12 +143,16 @@ def interpolated_average_precision(hits: Bools, truths: int) -> Floats:
     return result
 
 
-def average_precision(truth: Detections, predicted: Detections, thresholds: Sequence[float]) -> tuple[Floats, Ints]:
+def average_precision(
+    truth: Detections, predicted: Detections, thresholds: Sequence[float], *, released: bool = False
+) -> tuple[Floats, Ints]:
     """AP of every class that has ground truth.
 
     Args:
         truth: repeats are dropped; scores are not read. predicted: other classes and videos may occur.
         thresholds: tIoU, ">=".
+        released: the published evaluator numbers the classes of the ground truth anew, and a predicted class that has
+            none keeps its number: where that is another's new number, it counts as the other's (spec 13.1).
 
     Returns:
         (I, C) in 0..1, and the C class indices. A class without predictions has 0.
@@ -163,7 +167,10 @@ def average_precision(truth: Detections, predicted: Detections, thresholds: Sequ
     classes = np.unique(truth.label)
     result = np.zeros((len(levels), len(classes)))
     for column, label in enumerate(classes):
-        own, found = truth.take(truth.label == label), predicted.take(predicted.label == label)
+        named = predicted.label == label
+        if released and column not in classes:
+            named |= predicted.label == column
+        own, found = truth.take(truth.label == label), predicted.take(named)
         hits = np.zeros((len(levels), len(found)), dtype=bool)
         spans = {int(own.video[rows[0]]): own.span[rows] for rows in _groups(own.video)}
         for rows in _groups(found.video):

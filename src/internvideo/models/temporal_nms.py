@@ -1,0 +1,145 @@
+"""From many overlapping segments to a few: hard and soft suppression, voting, fusion with class scores (spec 2.6, 2.7).
+
+NumPy, no compiler. Times are in any one unit. Legend: N segments, C classes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+Floats = NDArray[np.floating[Any]]
+Ints = NDArray[np.int64]
+
+_EXTENT = 1e-6
+"""Added to every segment's length inside suppression, as published."""
+
+
+@dataclass(frozen=True)
+class SuppressionSettings:
+    """How segments are thinned out.
+
+    Attributes:
+        decay: "gaussian" exp(-tIoU^2 / sigma), "linear" 1 - tIoU above `overlap`, or "hard" (dropped above it).
+        sigma, overlap: of the decay.
+        min_score: what falls below it is gone.
+        most: segments kept, best first.
+        per_class: segments of different classes do not touch each other.
+        voting: tIoU from which all segments shape a kept one, 0 for none; only without `per_class`.
+        voting_weight: "score" (the paper's code) or "score_x_overlap" (upstream).
+    """
+
+    decay: Literal["gaussian", "linear", "hard"] = "gaussian"
+    sigma: float = 0.5
+    overlap: float = 0.1
+    min_score: float = 0.001
+    most: int = 200
+    per_class: bool = True
+    voting: float = 0.0
+    voting_weight: Literal["score", "score_x_overlap"] = "score"
+
+    def __post_init__(self) -> None:
+        if self.sigma <= 0 or self.most < 1 or not 0 <= self.voting <= 1:
+            raise ValueError(f"sigma {self.sigma} must be positive, most {self.most} at least 1, voting in 0..1")
+
+
+def _overlap(segment: Floats, others: Floats) -> Floats:
+    """tIoU of one segment with many, lengths as in the published kernel."""
+    inside = np.maximum(np.minimum(segment[1], others[:, 1]) - np.maximum(segment[0], others[:, 0]), 0.0)
+    lengths = others[:, 1] - others[:, 0] + _EXTENT
+    result: Floats = inside / (segment[1] - segment[0] + _EXTENT + lengths - inside)
+    return result
+
+
+def suppress(segments: Floats, scores: Floats, settings: SuppressionSettings) -> tuple[Ints, Floats]:
+    """Indices kept, best first, and their decayed scores; (N, 2), (N,) -> (K,), (K,)."""
+    hard = settings.decay == "hard"
+    left = scores.astype(np.float64).copy()
+    kept: list[int] = []
+    final: list[float] = []
+    alive = np.flatnonzero(left > settings.min_score) if hard and settings.min_score > 0 else np.arange(len(left))
+    while len(alive):
+        best = int(alive[left[alive].argmax()])
+        kept.append(best)
+        final.append(float(left[best]))
+        alive = alive[alive != best]
+        overlap = _overlap(segments[best], segments[alive])
+        if hard:
+            alive = alive[overlap < settings.overlap]
+            continue
+        if settings.decay == "gaussian":
+            left[alive] *= np.exp(-(overlap**2) / settings.sigma)
+        else:
+            left[alive] *= np.where(overlap >= settings.overlap, 1 - overlap, 1.0)
+        alive = alive[left[alive] >= settings.min_score]
+    return np.asarray(kept, dtype=np.int64), np.asarray(final)
+
+
+def vote(kept: Floats, segments: Floats, scores: Floats, settings: SuppressionSettings) -> Floats:
+    """Each kept segment (K, 2) becomes the weighted mean of all segments (N, 2) that overlap it enough."""
+    inside = np.minimum(kept[:, None, 1], segments[None, :, 1]) - np.maximum(kept[:, None, 0], segments[None, :, 0])
+    inside = np.maximum(inside, 0.0)
+    whole = (kept[:, 1] - kept[:, 0])[:, None] + (segments[:, 1] - segments[:, 0])[None] - inside
+    overlap = inside / np.maximum(whole, _EXTENT)
+    weights = np.where(overlap >= settings.voting, scores[None], 0.0)
+    if settings.voting_weight == "score_x_overlap":
+        weights = weights * overlap
+    total = weights.sum(axis=1, keepdims=True)
+    voted: Floats = np.where(total > 0, weights @ segments / np.where(total > 0, total, 1.0), kept)
+    return voted
+
+
+def thin_out(
+    segments: Floats, scores: Floats, labels: Ints, settings: SuppressionSettings
+) -> tuple[Floats, Floats, Ints]:
+    """Suppression of all segments of one video.
+
+    Args:
+        segments: (N, 2) start and end. scores: (N,). labels: (N,) class indices.
+
+    Returns:
+        the same three for what is left, at most `settings.most`, best first.
+    """
+    groups = [np.flatnonzero(labels == label) for label in np.unique(labels)] if settings.per_class else None
+    found_segments, found_scores, found_labels = [], [], []
+    for rows in groups if groups is not None else [np.arange(len(labels))]:
+        index, decayed = suppress(segments[rows], scores[rows], settings)
+        index, decayed = index[: settings.most], decayed[: settings.most]
+        found = segments[rows][index]
+        if groups is None and settings.voting > 0 and len(index):
+            found = vote(found, segments, scores, settings)
+        found_segments.append(found)
+        found_scores.append(decayed)
+        found_labels.append(labels[rows][index])
+    if not found_segments:
+        return np.zeros((0, 2)), np.zeros(0), np.zeros(0, dtype=np.int64)
+    every = np.concatenate(found_scores)
+    order = np.argsort(-every, kind="stable")[: settings.most]
+    return np.concatenate(found_segments)[order], every[order], np.concatenate(found_labels)[order]
+
+
+def fuse_class_scores(
+    segments: Floats, scores: Floats, class_scores: Floats, *, classes: int = 2, most: int | None = None
+) -> tuple[Floats, Floats, Ints]:
+    """Give class-agnostic segments the video's best classes, each with score sqrt(class score x segment score).
+
+    Args:
+        segments: (N, 2). scores: (N,).
+        class_scores: (C,) of the whole video, or (1, C); values outside 0..1 are taken for logits and soft-maxed.
+        classes: best classes, every segment is repeated for each.
+        most: segments that count, best first; None for all.
+
+    Returns:
+        segments, scores and class indices: all of the best class, best first, then those of the next.
+    """
+    values = np.asarray(class_scores, dtype=np.float64).reshape(-1)
+    if values.min() < 0 or values.max() > 1:
+        values = np.exp(values - values.max())
+        values = values / values.sum()
+    best = np.argsort(-values, kind="stable")[:classes]
+    order = np.argsort(-scores, kind="stable")[:most]
+    fused = np.sqrt(values[best][:, None] * scores[order][None]).reshape(-1)
+    return np.tile(segments[order], (len(best), 1)), fused, np.repeat(best, len(order))
