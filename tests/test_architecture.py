@@ -40,11 +40,11 @@ HOMES: dict[str, dict[str, str]] = {
     "yaml.safe_load": {"recipe.py": "recipes"},
     "save_file": {"storage.py": "weights out"},
     "safe_open": {"storage.py": "weights in"},
-    "torch.load": {"models/weights.py": "published checkpoints"},
 }
 """A call -> the files that may make it, and what for."""
 
-FORBIDDEN_CALLS = ("torch.save", "pickle.load", "pickle.loads", "yaml.load", "eval", "exec", "cv2.VideoCapture")
+FORBIDDEN_CALLS = ("torch.save", "torch.load", "torch.jit.load", "pickle.load", "pickle.loads", "pickle.Unpickler")
+FORBIDDEN_CALLS += ("yaml.load", "eval", "exec", "cv2.VideoCapture")
 
 
 def room_of(path: Path) -> str:

@@ -20,6 +20,7 @@ from internvideo.models.viclip import ViCLIP, ViCLIPConfig
 from internvideo.models.video_language import VideoLanguage
 from internvideo.models.videomae import VideoMAEClassifier
 from internvideo.models.weights import save_model
+from internvideo.storage import write_safetensors
 from test_uniformerv2 import public_layout
 
 
@@ -120,18 +121,14 @@ def towers() -> VideoLanguage:
     return VideoLanguage(replace(small_world.LANGUAGE, text=replace(TEXT, mask_embedding=True), caption=None))
 
 
-@pytest.fixture(params=["public.pt", "public.safetensors", "ours.safetensors", "half.pt"])
+@pytest.fixture(params=["public.safetensors", "ours.safetensors", "half.safetensors"])
 def clip_file(request: pytest.FixtureRequest, clip: Clip, tmp_path: Path) -> Path:
     path = tmp_path / str(request.param)
     if path.stem == "ours":
         save_model(path, clip)
-    elif path.suffix == ".pt":
-        state = public_layout(clip)
-        torch.save({"state_dict": {n: t.half() if path.stem == "half" else t for n, t in state.items()}}, path)
     else:
-        from safetensors.torch import save_file
-
-        save_file({name: tensor.contiguous() for name, tensor in public_layout(clip).items()}, path)
+        state = public_layout(clip)
+        write_safetensors(path, {n: t.half() if path.stem == "half" else t for n, t in state.items()})
     return path
 
 
@@ -206,10 +203,10 @@ def test_other_sizes_and_absent_or_broken_files_are_refused(tmp_path: Path) -> N
     refused(small_world.masked_classifier(), {"weights": path}, "mis-shaped")
     refused(small_world.masked_classifier(), {"weights": tmp_path / "none.safetensors"}, "no such file")
     refused(towers(), {"clip": tmp_path / "none.pt"}, "no such file")
-    for name in ("cut.safetensors", "cut.pt"):
-        (tmp_path / name).write_bytes(path.read_bytes()[:100])
+    (tmp_path / "cut.safetensors").write_bytes(path.read_bytes()[:100])
     refused(small_world.masked_classifier(), {"weights": tmp_path / "cut.safetensors"}, "cannot be read")
-    refused(towers(), {"clip": tmp_path / "cut.pt"}, "cannot be read")
+    torch.save({"state_dict": {}}, tmp_path / "clip.pt")
+    refused(towers(), {"clip": tmp_path / "clip.pt"}, "internvideo convert .*clip.pt -o .*clip.safetensors")
     refused(towers(), {"clip": path}, r"wide\.safetensors: unknown tensor")
 
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import resource
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -19,12 +19,11 @@ from internvideo.models.weights import (
     load_pretrained,
     load_reference,
     load_state,
-    read_checkpoint,
     reference_names,
     save_model,
     select_head_rows,
 )
-from internvideo.storage import read_safetensors, write_safetensors
+from internvideo.storage import read_metadata, read_safetensors, write_safetensors
 
 TINY = VideoMAEConfig(
     image_size=16, patch_size=4, frames=4, width=24, depth=2, heads=2, decoder_width=16, decoder_depth=2,
@@ -215,31 +214,23 @@ def test_an_interrupted_write_leaves_nothing(tmp_path: Path, monkeypatch: pytest
 def test_unreadable_files_are_told(tmp_path: Path) -> None:
     for name in ("absent.safetensors", "absent.pth"):
         with pytest.raises(WeightsError, match="no such file"):
-            read_checkpoint(tmp_path / name)
-    for name in ("broken.safetensors", "broken.pth", "empty.pth"):
+            read_safetensors(tmp_path / name)
+    for name in ("broken.safetensors", "empty.safetensors"):
         (tmp_path / name).write_bytes(b"" if "empty" in name else b"\x93not a checkpoint" * 9)
         with pytest.raises(WeightsError, match="cannot be read") as error:
-            read_checkpoint(tmp_path / name)
+            read_safetensors(tmp_path / name)
         assert "\n" not in str(error.value)
     write_safetensors(tmp_path / "cut.safetensors", {"a": torch.ones(1000)}, {})
     whole = (tmp_path / "cut.safetensors").read_bytes()
     (tmp_path / "cut.safetensors").write_bytes(whole[: len(whole) // 2])
     with pytest.raises(WeightsError, match="cannot be read"):
-        read_checkpoint(tmp_path / "cut.safetensors")
+        read_safetensors(tmp_path / "cut.safetensors")
 
 
-@pytest.mark.parametrize("wrap", ["model", "module", "state_dict", "model_state", None])
-def test_published_wrappings_are_opened(tmp_path: Path, wrap: str | None) -> None:
-    state = {"head.bias": torch.ones(3)}
-    content = state if wrap is None else {wrap: state, "epoch": 3, "args": argparse.Namespace(lr=1e-3)}
-    torch.save(content, tmp_path / "c.pth")
-    assert torch.equal(read_checkpoint(tmp_path / "c.pth")["head.bias"], state["head.bias"])
-
-
-def test_a_checkpoint_without_weights_is_told(tmp_path: Path) -> None:
-    torch.save({"epoch": 3}, tmp_path / "c.pth")
-    with pytest.raises(WeightsError, match="no state dict"):
-        read_checkpoint(tmp_path / "c.pth")
-    torch.save([torch.ones(1)], tmp_path / "d.pth")
-    with pytest.raises(WeightsError, match="no state dict"):
-        read_checkpoint(tmp_path / "d.pth")
+@pytest.mark.parametrize("read", [read_safetensors, read_metadata])
+@pytest.mark.parametrize("name", ["a.pth", "a b.bin", "renamed.safetensors", "legacy.weights"])
+def test_pickles_are_not_opened(tmp_path: Path, name: str, read: Callable[[Path], object]) -> None:
+    torch.save({"a": torch.ones(1)}, tmp_path / name, _use_new_zipfile_serialization="legacy" not in name)
+    with pytest.raises(WeightsError, match=r"run: internvideo convert '?/.* -o '?/.*safetensors") as told:
+        read(tmp_path / name)
+    assert "\n" not in str(told.value)

@@ -6,6 +6,7 @@ A reader of a folder sees the old file or the new one, also after a crash or on 
 from __future__ import annotations
 
 import os
+import shlex
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -16,6 +17,10 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from internvideo.errors import RunError, WeightsError
+
+PICKLES = (".pth", ".pt", ".bin", ".ckpt")
+PICKLE_STARTS = (b"PK\x03\x04", b"\x80\x02\x8a\x0a")
+"""How torch's files are called and how they begin."""
 
 
 @contextmanager
@@ -102,7 +107,18 @@ def read_safetensors(
             names: list[str] = list(handle.keys())
             return {name: handle.get_tensor(name) for name in names}, dict(handle.metadata() or {})
     except (SafetensorError, OSError) as error:
-        raise WeightsError(file, f"cannot be read: {error}", "a whole .safetensors file", "copy it again") from error
+        raise _unreadable(file, error) from error
+
+
+def _unreadable(file: Path, error: Exception) -> WeightsError:
+    """The reason in words: torch's own files are pickles, which run what they say, and are never opened here."""
+    with suppress(OSError), file.open("rb") as handle:
+        if file.suffix in PICKLES or handle.read(4) in PICKLE_STARTS:
+            names = shlex.join([str(file), "-o", str(file.with_suffix(".safetensors"))])
+            return WeightsError(
+                file, "no safetensors file but a pickle", "a .safetensors file", f"run: internvideo convert {names}"
+            )
+    return WeightsError(file, f"cannot be read: {error}", "a whole .safetensors file", "copy it again")
 
 
 def read_metadata(path: str | os.PathLike[str]) -> dict[str, str]:
@@ -114,4 +130,4 @@ def read_metadata(path: str | os.PathLike[str]) -> dict[str, str]:
         with safe_open(file, framework="pt") as handle:
             return dict(handle.metadata() or {})
     except (SafetensorError, OSError) as error:
-        raise WeightsError(file, f"cannot be read: {error}", "a whole .safetensors file", "copy it again") from error
+        raise _unreadable(file, error) from error

@@ -17,7 +17,7 @@ from internvideo.models.uniformerv2 import UniFormerV2
 from internvideo.models.viclip import ViCLIP
 from internvideo.models.video_language import VideoLanguage
 from internvideo.models.videomae import VideoMAEClassifier
-from internvideo.models.weights import load_part, load_pretrained, read_checkpoint, read_safetensors
+from internvideo.models.weights import load_part, load_pretrained, read_safetensors
 
 FROM_CLIP = (UniFormerV2, VideoLanguage, ViCLIP)
 """What can start from an image-text model."""
@@ -30,7 +30,7 @@ def initialise(model: nn.Module, sources: Mapping[str, Path]) -> None:
         model: any model of the table.
         sources: {"weights": FILE} that `internvideo train` wrote; for a `CrossModel` {"masked": FILE,
             "multimodal": FILE}; for the encoders that start from an image-text model also {"clip": FILE}, in the public
-            CLIP layout (*.safetensors or a torch file) or ours. Empty leaves the model as it was drawn, except a
+            CLIP layout (converted by `internvideo convert`) or ours. Empty leaves the model as it was drawn, except a
             `CrossModel`, whose encoders never learn.
 
     Raises:
@@ -48,7 +48,7 @@ def initialise(model: nn.Module, sources: Mapping[str, Path]) -> None:
         _fill(model.masked, sources["masked"])
         _fill(model.multimodal, sources["multimodal"])
     elif "clip" in sources:
-        from_clip(model, read_checkpoint(sources["clip"]), where=sources["clip"])
+        from_clip(model, read_safetensors(sources["clip"])[0], where=sources["clip"])
     else:
         _fill(model, sources["weights"])
 

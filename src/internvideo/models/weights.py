@@ -6,8 +6,6 @@ Source: spec/models.md I (keys), B (classifier from pretraining weights).
 
 from __future__ import annotations
 
-import argparse
-import pickle
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -220,32 +218,6 @@ def _load(
     only_broken = len(faults) == 1 and bool(broken)
     cause = "the file is damaged or training diverged" if only_broken else _cause(model, ours, missing, extra, shapes)
     raise WeightsError(where, ", ".join(faults), f"{source} for {type(model).__name__}", f"likely cause: {cause}")
-
-
-def read_checkpoint(path: str | Path) -> dict[str, Tensor]:
-    """State dict of a published checkpoint: *.safetensors, or a torch file with the dict under one of the usual names.
-
-    Only tensors and plain values are unpickled. Raises WeightsError.
-    """
-    path = Path(path)
-    if path.suffix == ".safetensors":
-        return read_safetensors(path)[0]
-    if not path.is_file():
-        raise WeightsError(path, "no such file")
-    try:
-        with torch.serialization.safe_globals([argparse.Namespace]):
-            content = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, EOFError, ValueError, pickle.UnpicklingError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise WeightsError(path, f"cannot be read: {reason}", "a torch checkpoint of tensors") from error
-    while isinstance(content, dict):
-        inner = next((content[key] for key in ("model", "module", "state_dict", "model_state") if key in content), None)
-        if not isinstance(inner, dict):
-            break
-        content = inner
-    if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
-        raise WeightsError(path, "no state dict in it", "names -> tensors, also under model, module or state_dict")
-    return content
 
 
 def save_model(path: str | Path, model: nn.Module, metadata: Mapping[str, str] | None = None) -> None:

@@ -1,0 +1,349 @@
+"""Pickles of torch checkpoints as plain data: a stack machine that imports and calls nothing.
+
+A pickle is a program for a stack machine, and its instructions may import and call anything. Here a global is a name
+looked up in the tables below; "calling" a tensor builder fills in a record, every other allowed name becomes a holder
+without content, and any other name stops the reading. Standard library only: the process that reads loads nothing else.
+"""
+
+from __future__ import annotations
+
+import math
+import pickletools
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, BinaryIO, NoReturn
+
+BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "F8_E4M3": 1, "F8_E5M2": 1, "C64": 8, "BOOL": 1}
+BYTES |= {f"{sign}{bits}": bits // 8 for sign in "IU" for bits in (8, 16, 32, 64)}
+"""Type in safetensors -> bytes of one number."""
+DTYPES = {
+    "torch.float64": "F64",
+    "torch.float32": "F32",
+    "torch.float16": "F16",
+    "torch.bfloat16": "BF16",
+    "torch.float8_e4m3fn": "F8_E4M3",
+    "torch.float8_e5m2": "F8_E5M2",
+    "torch.complex64": "C64",
+    "torch.bool": "BOOL",
+    **{f"torch.int{bits}": f"I{bits}" for bits in (8, 16, 32, 64)},
+    **{f"torch.uint{bits}": f"U{bits}" for bits in (8, 16, 32, 64)},
+}
+STORAGES = {
+    "torch.DoubleStorage": "F64",
+    "torch.FloatStorage": "F32",
+    "torch.HalfStorage": "F16",
+    "torch.BFloat16Storage": "BF16",
+    "torch.ComplexFloatStorage": "C64",
+    "torch.BoolStorage": "BOOL",
+    "torch.LongStorage": "I64",
+    "torch.IntStorage": "I32",
+    "torch.ShortStorage": "I16",
+    "torch.CharStorage": "I8",
+    "torch.ByteStorage": "U8",
+    "torch.storage.UntypedStorage": "",
+    "torch.UntypedStorage": "",
+}
+BUILDERS = {
+    **{f"torch._utils._rebuild_{name}": name for name in ("tensor", "tensor_v2", "tensor_v3")},
+    **{f"torch._utils._rebuild_{name}": "parameter" for name in ("parameter", "parameter_with_state")},
+    "torch._tensor._rebuild_from_type_v2": "from_type",
+    "torch.jit._pickle.restore_type_tag": "first",
+    **{f"collections.{name}": "dictionary" for name in ("OrderedDict", "defaultdict", "Counter")},
+}
+"""Global -> what stands for it here."""
+INERT = {
+    *(f"builtins.{name}" for name in ("set", "frozenset", "dict", "list", "int", "float", "complex", "bytearray")),
+    *(f"__builtin__.{name}" for name in ("set", "frozenset", "dict", "list", "int", "float", "complex", "bytearray")),
+    *("argparse.Namespace", "_codecs.encode", "pathlib.PosixPath", "pathlib._local.PosixPath", "datetime.datetime"),
+    *(f"numpy.{core}.multiarray.{name}" for core in ("core", "_core") for name in ("scalar", "_reconstruct")),
+    *("numpy.dtype", "numpy.ndarray", "torch.Size", "torch.device", "torch.Tensor", "torch.nn.parameter.Parameter"),
+    *(f"torch.jit._pickle.build_{name}list" for name in ("int", "double", "bool", "tensor")),
+    *(f"deepspeed.runtime.fp16.loss_scaler.{name}" for name in ("LossScaler", "DynamicLossScaler")),
+}
+"""What stands in checkpoints beside the tensors; it becomes a holder without content and is dropped."""
+ALLOWED = "tensors, numbers, texts, lists, dictionaries, argparse.Namespace, NumPy scalars"
+CONSTANTS = {"INT", "LONG", "STRING", "UNICODE", "FLOAT", "BININT", "BININT1", "BININT2", "LONG1", "LONG4", "BINFLOAT"}
+CONSTANTS |= {"BINSTRING", "SHORT_BINSTRING", "BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8"}
+CONSTANTS |= {"BINBYTES", "SHORT_BINBYTES", "BINBYTES8", "BYTEARRAY8"}
+"""Instructions that only carry a value."""
+MOST_DIMENSIONS = 64
+
+
+class RefusedError(Exception):
+    """What is wrong with the file, what is allowed, what to do."""
+
+    def __init__(self, found: str, allowed: str = "", do: str = "") -> None:
+        super().__init__(found, allowed, do)
+
+
+@dataclass(frozen=True, slots=True)
+class Global:
+    """An allowed name; never imported."""
+
+    name: str
+
+
+@dataclass(slots=True)
+class Holder:
+    """An object of a class that is not loaded: what would be its attributes."""
+
+    name: str
+    fields: dict[object, object] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Storage:
+    """Bytes somewhere in the file; dtype "" for untyped ones."""
+
+    key: str
+    dtype: str
+    size: int
+
+
+@dataclass(frozen=True, slots=True)
+class Tensor:
+    """A view of a storage; offset and strides in numbers of its type."""
+
+    storage: Storage
+    dtype: str
+    offset: int
+    shape: tuple[int, ...]
+    strides: tuple[int, ...]
+
+    @property
+    def count(self) -> int:
+        """How many numbers it shows."""
+        return math.prod(self.shape)
+
+    @property
+    def span(self) -> int:
+        """Numbers from the first to the last one, both included."""
+        return 1 + sum((n - 1) * step for n, step in zip(self.shape, self.strides, strict=True)) if self.count else 0
+
+
+def printable(text: str) -> str:
+    """A name of the file for a message: short, in ASCII, without control characters."""
+    plain = text if text.isascii() and text.isprintable() else ascii(text)[1:-1]
+    return plain if len(plain) <= 120 else f"{plain[:117]}..."
+
+
+def damaged(reason: str) -> NoReturn:
+    """Say that the file is not whole."""
+    raise RefusedError(f"cannot be read: {reason}", "a whole checkpoint that torch.save wrote", "copy it again")
+
+
+def whole(value: object) -> bool:
+    """Whether it is a number that can count bytes."""
+    return type(value) is int and 0 <= value < 1 << 62
+
+
+def tensor(storage: object, offset: object, shape: object, strides: object, dtype: str = "") -> Tensor:
+    """A checked record: no number of it lies outside its storage."""
+    if not (isinstance(storage, Storage) and isinstance(shape, tuple) and isinstance(strides, tuple)):
+        raise RefusedError("a tensor is built from something else than a storage, a shape and strides", ALLOWED)
+    if len(shape) != len(strides) or len(shape) > MOST_DIMENSIONS:
+        raise RefusedError(
+            f"a tensor has {len(shape)} dimensions and {len(strides)} strides", f"at most {MOST_DIMENSIONS} of each"
+        )
+    if not (isinstance(offset, int) and whole(offset) and all(map(whole, shape)) and all(map(whole, strides))):
+        raise RefusedError("a tensor's offset, shape or strides are negative, huge or no whole numbers", "0 or more")
+    made = Tensor(storage, dtype or storage.dtype, offset, shape, strides)
+    if made.dtype not in BYTES:
+        raise RefusedError("a tensor of an unknown number type", ", ".join(BYTES))
+    if (offset + made.span) * BYTES[made.dtype] > storage.size:
+        told = f"shape {printable(str(shape))}, strides {printable(str(strides))}, offset {offset}"
+        raise RefusedError(f"a tensor reaches beyond its storage of {storage.size} bytes: {told}")
+    return made
+
+
+def build(name: str, given: object) -> object:
+    """What calling the global would give; nothing is called."""
+    kind = BUILDERS.get(name)
+    if not isinstance(given, tuple):
+        damaged("a call without arguments")
+    if kind in ("tensor_v2", "tensor_v3") and any(given[6 if kind == "tensor_v2" else 7 :]):
+        raise RefusedError("a tensor is stored as the conjugate or the negative of its numbers", "tensors as they are")
+    if kind in ("tensor", "tensor_v2") and len(given) >= 4:
+        return tensor(given[0], given[1], given[2], given[3])
+    if kind == "tensor_v3" and len(given) >= 7 and isinstance(given[6], Global):
+        return tensor(given[0], given[1], given[2], given[3], DTYPES.get(given[6].name, "?"))
+    if kind == "parameter" and given and isinstance(given[0], Tensor):
+        return given[0]
+    if kind == "from_type" and len(given) >= 3 and isinstance(given[0], Global):
+        if BUILDERS.get(given[0].name, "") not in ("tensor", "tensor_v2", "tensor_v3"):
+            raise RefusedError(f"a tensor is built by {printable(given[0].name)}", ALLOWED)
+        return build(given[0].name, given[2])
+    if kind == "first" and given:
+        return given[0]
+    if kind == "dictionary":
+        made: dict[object, object] = {}
+        pairs = given[-1] if given else []
+        for pair in pairs if isinstance(pairs, list) else ():
+            if not isinstance(pair, list | tuple) or len(pair) != 2:
+                damaged("a dictionary of something else than pairs")
+            put(made, pair[0], pair[1])
+        return made
+    if kind is not None or name in STORAGES or name in DTYPES:
+        raise RefusedError(f"{printable(name)} is called with what it does not take", ALLOWED)
+    return Holder(name)
+
+
+def put(target: object, key: object, value: object) -> None:
+    """One entry of a dictionary. Keys are plain: hashing a deep one could overflow the stack."""
+    plain = (str, int, float, bytes, type(None))
+    if not (isinstance(key, plain) or (isinstance(key, tuple) and all(isinstance(part, plain) for part in key))):
+        raise RefusedError(f"a dictionary has a key of type {type(key).__name__}", "texts and numbers")
+    if isinstance(target, dict):
+        target[key] = value
+    elif not isinstance(target, Holder):
+        damaged("an entry for something else than a dictionary")
+
+
+class Machine:
+    """The stack machine of pickles, from one stream.
+
+    Args:
+        stream: stands behind the pickle afterwards.
+        storage: makes a `Storage` of what the pickle says of one.
+        scripted: names below `__torch__.` become holders too.
+    """
+
+    def __init__(self, stream: BinaryIO, storage: Callable[[object], Storage], scripted: bool = False) -> None:
+        self.stream, self.storage, self.scripted = stream, storage, scripted
+        self.stack: list[object] = []
+        self.marks: list[int] = []
+        self.memo: dict[int, object] = {}
+        self.globals: set[str] = set()
+        self.steps: dict[str, Callable[[], object]] = {
+            "NONE": lambda: None,
+            "NEWTRUE": lambda: True,
+            "NEWFALSE": lambda: False,
+            "EMPTY_TUPLE": tuple,
+            "EMPTY_LIST": list,
+            "EMPTY_SET": list,
+            "EMPTY_DICT": dict,
+            "TUPLE1": lambda: self._last(1),
+            "TUPLE2": lambda: self._last(2),
+            "TUPLE3": lambda: self._last(3),
+            "TUPLE": lambda: tuple(self._marked()),
+            "LIST": self._marked,
+            "FROZENSET": self._marked,
+            "DICT": lambda: self._items({}, self._marked()),
+            "DUP": lambda: self._top,
+            "SETITEM": lambda: self._items(*self._under(self._last(2))),
+            "SETITEMS": self._set_items,
+            "APPEND": lambda: self._more(*self._under(self._last(1))),
+            "APPENDS": self._append,
+            "ADDITEMS": self._append,
+            "STACK_GLOBAL": lambda: self._find(*self._last(2)),
+            "BINPERSID": lambda: self.storage(self._pop()),
+            "REDUCE": self._call,
+            "NEWOBJ": self._call,
+            "NEWOBJ_EX": self._call_named,
+            "BUILD": self._attributes,
+        }
+
+    def run(self) -> object:
+        """The value that the pickle describes. Raises RefusedError."""
+        try:
+            argument: Any  # of a type that the instruction says
+            for opcode, argument, _ in pickletools.genops(self.stream):
+                name = opcode.name
+                if name in CONSTANTS:
+                    self.stack.append(argument)
+                elif name in self.steps:
+                    self.stack.append(self.steps[name]())
+                elif name in ("PUT", "BINPUT", "LONG_BINPUT"):
+                    self.memo[int(argument)] = self._top
+                elif name == "MEMOIZE":
+                    self.memo[len(self.memo)] = self._top
+                elif name in ("GET", "BINGET", "LONG_BINGET"):
+                    self.stack.append(self.memo[int(argument)])
+                elif name == "GLOBAL":
+                    self.stack.append(self._find(*argument.split(" ", 1)))
+                elif name == "MARK":
+                    self.marks.append(len(self.stack))
+                elif name == "POP":
+                    self._pop()
+                elif name == "POP_MARK":
+                    self._marked()
+                elif name not in ("PROTO", "FRAME", "STOP"):
+                    raise RefusedError(f"the pickle uses the instruction {name}", "those that torch.save writes")
+            return self._pop()
+        except (ValueError, KeyError, TypeError, IndexError) as error:  # a wrong length, text, place or memo
+            damaged(f"its pickle is damaged ({printable(str(error))})")
+
+    @property
+    def _top(self) -> object:
+        return self.stack[-1]
+
+    def _pop(self) -> object:
+        return self.stack.pop()
+
+    def _last(self, count: int) -> tuple[object, ...]:
+        """Take the last values away."""
+        if len(self.stack) < count:
+            raise IndexError("empty stack")
+        values = tuple(self.stack[-count:])
+        del self.stack[-count:]
+        return values
+
+    def _marked(self) -> list[object]:
+        """Take away what lies above the last mark."""
+        start = self.marks.pop()
+        values = self.stack[start:]
+        del self.stack[start:]
+        return values
+
+    def _under(self, values: tuple[object, ...]) -> tuple[object, list[object]]:
+        return self._pop(), list(values)
+
+    def _items(self, target: object, values: list[object]) -> object:
+        for key, value in zip(values[::2], values[1::2], strict=True):
+            put(target, key, value)
+        return target
+
+    def _set_items(self) -> object:
+        values = self._marked()
+        return self._items(self._pop(), values)
+
+    def _more(self, target: object, values: list[object]) -> object:
+        if not isinstance(target, list):
+            damaged("an item for something else than a list")
+        target.extend(values)
+        return target
+
+    def _append(self) -> object:
+        values = self._marked()
+        return self._more(self._pop(), values)
+
+    def _find(self, module: object, name: object) -> Global:
+        """An allowed global, as a name."""
+        full = f"{module}.{name}"
+        known = any(full in table for table in (BUILDERS, STORAGES, DTYPES, INERT))
+        if not known and not (self.scripted and full.startswith("__torch__.")):
+            raise RefusedError(
+                f"the pickle asks for {printable(full)}, and nothing of it was run",
+                ALLOWED,
+                "take weights from a source that you trust, saved as a state_dict()",
+            )
+        self.globals.add(full)
+        return Global(full)
+
+    def _call(self) -> object:
+        function, given = self._last(2)
+        if not isinstance(function, Global):
+            raise RefusedError(f"the pickle calls a {type(function).__name__}, and nothing of it was run", ALLOWED)
+        return build(function.name, given)
+
+    def _call_named(self) -> object:
+        self._pop()  # named arguments
+        return self._call()
+
+    def _attributes(self) -> object:
+        target, state = self._last(2)
+        if isinstance(target, Holder):
+            target.fields.update(state if isinstance(state, dict) else {"state": state})
+        elif not isinstance(target, dict):  # a state dict's attributes are the versions of its modules
+            raise RefusedError(f"the pickle sets attributes of a {type(target).__name__}", ALLOWED)
+        return target

@@ -1,0 +1,235 @@
+"""The process that `internvideo convert` starts: a torch checkpoint in, safetensors out, no right to anything else.
+
+Standard input is the checkpoint, standard output the safetensors file, standard error the report (JSON); settings are
+the last argument (JSON). Before the first byte is read the process limits its memory, its time and the size of what it
+writes, and gives up the right to open files or connections and to start processes. See pickle_machine.py for why
+nothing in the file can run. Standard library only: torch and NumPy are not loaded.
+"""
+
+from __future__ import annotations
+
+import array
+import itertools
+import json
+import math
+import os
+import resource
+import struct
+import sys
+import zlib
+from collections import Counter
+from collections.abc import Iterator
+from typing import BinaryIO
+
+from internvideo.apps.pickle_machine import BYTES, Holder, RefusedError, Tensor, printable
+from internvideo.apps.torch_archive import Checkpoint, chunks, read_checkpoint
+
+WRAPPERS = ("state_dict", "model_state_dict", "model_state", "model", "module")
+"""Under these names a state dict is looked for."""
+MODULE_FLAGS = ("training", "_is_full_backward_hook")
+MOST_MODULES, DEEPEST, MOST_TOLD = 100_000, 64, 200
+LARGEST_HEADER = 100_000_000
+"""Bytes; what the safetensors library reads."""
+
+
+def limit(memory: int, seconds: int, written: int) -> None:
+    """Give up rights for the rest of the process: bytes of memory, seconds of work, bytes to write, no new files."""
+    "".encode("cp437")  # loads what zip names need, while files can still be opened
+    limits = {
+        resource.RLIMIT_CORE: (0, 0),
+        resource.RLIMIT_CPU: (seconds, seconds + 1),  # first the signal that tells why
+        resource.RLIMIT_FSIZE: (written, written),
+        resource.RLIMIT_NPROC: (0, 0),
+        resource.RLIMIT_NOFILE: (3, 3),  # standard input, output and error: no other file, no connection
+    }
+    if sys.platform != "darwin":  # macOS counts shared memory that nobody uses, and refuses this limit
+        limits[resource.RLIMIT_AS] = (memory, memory)
+    for what, values in limits.items():
+        most = resource.getrlimit(what)[1]
+        soft, hard = (value if most == resource.RLIM_INFINITY else min(value, most) for value in values)
+        resource.setrlimit(what, (soft, hard))
+
+
+def state_dict(checkpoint: Checkpoint) -> tuple[dict[str, Tensor], list[str]]:
+    """The named tensors, and what stands beside them.
+
+    Raises:
+        RefusedError: there is no state dict.
+    """
+    if checkpoint.layout == "torchscript":
+        return _module_tensors(checkpoint.content)
+    content, path = checkpoint.content, ""
+    dropped: list[str] = []
+    for _ in range(DEEPEST):
+        if not isinstance(content, dict):
+            break
+        inner = next((key for key in WRAPPERS if isinstance(content.get(key), dict)), None)
+        if inner is None:
+            break
+        dropped += [f"{path}{key}" for key in content if key != inner]
+        content, path = content[inner], f"{path}{inner}."
+    if not isinstance(content, dict):
+        raise RefusedError("holds no state dict", f"names and tensors, also under {', '.join(WRAPPERS)}")
+    found = {key: value for key, value in content.items() if isinstance(key, str) and isinstance(value, Tensor)}
+    return found, dropped + [f"{path}{key}" for key in content if key not in found]
+
+
+def _module_tensors(content: object) -> tuple[dict[str, Tensor], list[str]]:
+    """Tensors of a TorchScript module by the path of their attributes, as its state_dict() names them."""
+    found: dict[str, Tensor] = {}
+    dropped: list[str] = []
+    ahead: list[tuple[str, object, int]] = [("", content, 0)]
+    for count in itertools.count():
+        if not ahead:
+            return found, dropped
+        prefix, module, depth = ahead.pop()
+        if not isinstance(module, Holder) or count > MOST_MODULES or depth > DEEPEST:
+            raise RefusedError("its module tree is missing, endless or too deep", "the archive of a TorchScript module")
+        for key, value in module.fields.items():
+            if isinstance(value, Tensor):
+                found[f"{prefix}{key}"] = value
+            elif isinstance(value, Holder) and value.name.startswith("__torch__."):
+                ahead.append((f"{prefix}{key}.", value, depth + 1))
+            elif value is not None and key not in MODULE_FLAGS:
+                dropped.append(f"{prefix}{key}")
+    raise AssertionError
+
+
+def check(file: BinaryIO, checkpoint: Checkpoint, tensors: dict[str, Tensor], size: int) -> None:
+    """The tensors are not larger than such a file can hold, and the bytes of their storages are undamaged."""
+    if not tensors:
+        raise RefusedError("holds no tensors under names", f"names and tensors, also under {', '.join(WRAPPERS)}")
+    total = sum(tensor.count * BYTES[tensor.dtype] for tensor in tensors.values())
+    if total > 4 * size:
+        told = f"its tensors would take {printable(str(total))} bytes, more than four times its {size}"
+        raise RefusedError(told, "tensors that share few numbers")
+    for key, storage in {tensor.storage.key: tensor.storage for tensor in tensors.values()}.items():
+        if key in checkpoint.sums:
+            found = 0
+            for piece in chunks(file, checkpoint.places[key], storage.size):
+                found = zlib.crc32(piece, found)
+            if found != checkpoint.sums[key]:
+                raise RefusedError(
+                    f"the storage {printable(key)} is damaged: another checksum", "", "copy the file again"
+                )
+
+
+def write(
+    file: BinaryIO, places: dict[str, int], tensors: dict[str, Tensor], output: BinaryIO, settings: dict[str, object]
+) -> dict[str, str]:
+    """Write the safetensors file: 8 bytes length, JSON header, then the tensors one after the other.
+
+    Returns:
+        name -> type of every tensor, as written.
+    """
+    wide = settings["float32"] is True
+    types = {name: "F32" if wide and _is_float(tensor) else tensor.dtype for name, tensor in tensors.items()}
+    order = sorted(tensors, key=lambda name: (-BYTES[types[name]], name))  # so every tensor is aligned
+    header: dict[str, object] = {"__metadata__": settings["metadata"]}
+    end = 0
+    for name in order:
+        start, end = end, end + tensors[name].count * BYTES[types[name]]
+        header[name] = {"dtype": types[name], "shape": tensors[name].shape, "data_offsets": (start, end)}
+    head = json.dumps(header, separators=(",", ":")).encode()
+    head += b" " * (-len(head) % 8)
+    if len(head) > LARGEST_HEADER:
+        raise RefusedError(f"its names and shapes take {len(head)} bytes", f"at most {LARGEST_HEADER}")
+    output.write(struct.pack("<Q", len(head)) + head)
+    for name in order:
+        for piece in _bytes(file, places[tensors[name].storage.key], tensors[name]):
+            output.write(piece if types[name] == tensors[name].dtype else _float32(piece, tensors[name].dtype))
+    output.flush()
+    return types
+
+
+def _is_float(tensor: Tensor) -> bool:
+    return tensor.dtype in ("F16", "BF16", "F64")
+
+
+def _bytes(file: BinaryIO, place: int, tensor: Tensor) -> Iterator[bytes | bytearray | memoryview]:
+    """The numbers of a tensor in the order of its shape, in pieces of whole numbers."""
+    size = BYTES[tensor.dtype]
+    start = place + tensor.offset * size
+    axes = [axis for axis in range(len(tensor.shape)) if tensor.shape[axis] != 1]
+    dense = math.prod(tensor.shape)
+    plain = {axis: math.prod(tensor.shape[axis + 1 :]) for axis in axes}
+    if not dense or all(tensor.strides[axis] == plain[axis] for axis in axes):
+        yield from chunks(file, start, dense * size)
+        return
+    source = _numbers(bytearray().join(chunks(file, start, tensor.span * size)), size)
+    target = _numbers(bytearray(dense * size), size)
+    longest = max(axes, key=lambda axis: tensor.shape[axis])
+    rest = [axis for axis in axes if axis != longest]
+    n, step, gap = tensor.shape[longest], tensor.strides[longest], plain[longest]
+    for index in itertools.product(*(range(tensor.shape[axis]) for axis in rest)):
+        here = sum(i * tensor.strides[axis] for i, axis in zip(index, rest, strict=True))
+        there = sum(i * plain[axis] for i, axis in zip(index, rest, strict=True))
+        if step:
+            target[there : there + (n - 1) * gap + 1 : gap] = source[here : here + (n - 1) * step + 1 : step]
+        else:
+            for i in range(n):
+                target[there + i * gap] = source[here]
+    yield target.cast("B")
+
+
+def _numbers(data: bytearray, size: int) -> memoryview[int]:
+    """The same bytes as whole numbers of so many bytes."""
+    view = memoryview(data)
+    if size == 1:
+        return view
+    return view.cast("H") if size == 2 else view.cast("I") if size == 4 else view.cast("Q")
+
+
+def _float32(piece: bytes | bytearray | memoryview, dtype: str) -> bytes:
+    """Numbers of another float type as float32, little-endian."""
+    if dtype == "BF16":  # the upper half of a float32
+        wide = bytearray(2 * len(piece))
+        wide[2::4], wide[3::4] = piece[0::2], piece[1::2]
+        return bytes(wide)
+    count, letter = len(piece) // BYTES[dtype], "e" if dtype == "F16" else "d"
+    parts = [
+        array.array("f", struct.unpack_from(f"<{min(65536, count - i)}{letter}", piece, i * BYTES[dtype]))
+        for i in range(0, count, 65536)
+    ]
+    return b"".join(part.tobytes() for part in parts)
+
+
+def convert(settings: dict[str, object]) -> dict[str, object]:
+    """Standard input to standard output; returns the report. Raises RefusedError, MemoryError, OSError."""
+    file, output = sys.stdin.buffer, sys.stdout.buffer
+    size = os.fstat(file.fileno()).st_size
+    checkpoint = read_checkpoint(file, size)
+    tensors, dropped = state_dict(checkpoint)
+    for name in tensors:
+        if name == "__metadata__" or not name.isprintable():  # also lone halves of characters
+            raise RefusedError(f"a tensor is named {printable(name)}", "printable names")
+    check(file, checkpoint, tensors, size)
+    types = write(file, checkpoint.places, tensors, output, settings)
+    more = [f"and {len(dropped) - MOST_TOLD} more"] if len(dropped) > MOST_TOLD else []
+    return {
+        "layout": checkpoint.layout,
+        "tensors": len(tensors),
+        "parameters": sum(tensor.count for tensor in tensors.values()),
+        "dtypes": dict(sorted(Counter(types.values()).items())),
+        "dropped": [printable(name) for name in dropped[:MOST_TOLD]] + more,
+        "globals": sorted(checkpoint.globals)[:MOST_TOLD],
+    }
+
+
+def main() -> None:
+    """Run with the settings of the last argument: memory (bytes), seconds, written (bytes), float32, metadata."""
+    settings = json.loads(sys.argv[-1])
+    limit(settings["memory"], settings["seconds"], settings["written"])
+    report: dict[str, object]
+    try:
+        report = convert(settings)
+    except RefusedError as error:
+        report = {"refused": list(error.args)}
+    except MemoryError:
+        report = {"memory": True}
+    except RecursionError:
+        report = {"refused": ["cannot be read: it is nested too deep", "a checkpoint that torch.save wrote", ""]}
+    except OSError as error:
+        report = {"errno": error.errno}
+    os.write(2, json.dumps(report).encode())
+    os._exit(0)  # nothing is left to do: not to write again what could not be written, nor to take apart deep values

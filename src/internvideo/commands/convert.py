@@ -1,0 +1,35 @@
+"""`internvideo convert`: a torch checkpoint to safetensors, without trusting it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def convert(
+    source: Annotated[Path, typer.Argument(help="A .pth, .pt, .bin or .ckpt file, or a TorchScript archive.")],
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="The .safetensors file; by default beside the source.")
+    ] = None,
+    memory: Annotated[float, typer.Option(min=0.05, help="GB that the reading process may use.")] = 4.0,
+    seconds: Annotated[int, typer.Option(min=1, help="How long it may take.")] = 600,
+    float32: Annotated[
+        bool, typer.Option("--float32", help="Half precision to float32; otherwise types are kept.")
+    ] = False,
+) -> None:
+    """Convert a torch checkpoint to safetensors; nothing that stands in the file can run.
+
+    Another process without rights reads it as data. A manifest with hashes and all that was dropped is written beside
+    the output.
+    """
+    from internvideo.apps.convert import convert as convert_file
+
+    found = convert_file(source, output, memory_gb=memory, seconds=seconds, float32=float32)
+    types = ", ".join(f"{count} {name}" for name, count in found.dtypes.items())
+    typer.echo(f"{found.output}: {found.tensors} tensors ({types}), {found.parameters:,} numbers")
+    if found.dropped:
+        shown = ", ".join(found.dropped[:8])
+        typer.echo(f"dropped: {shown}" + (f" and {len(found.dropped) - 8} more" if len(found.dropped) > 8 else ""))
+    typer.echo(f"manifest: {found.manifest}")
