@@ -105,6 +105,14 @@ def _replace(config: Any, overrides: Mapping[str, object], where: str) -> Any:
         raise RecipeError(where, str(error)) from error
 
 
+def configure(name: str, overrides: Mapping[str, object] | None = None) -> Any:
+    """The config of a model of `MODELS` with settings changed. Raises RecipeError as `create_model` does."""
+    entry = MODELS.get(name)
+    if entry is None:
+        raise RecipeError("model", repr(name), ", ".join(MODELS), _near(name, list(MODELS)))
+    return _replace(entry.config, overrides or {}, f"model {name}")
+
+
 def create_model(name: str, overrides: Mapping[str, object] | None = None) -> nn.Module:
     """Build and initialise a model of `MODELS`.
 
@@ -115,11 +123,21 @@ def create_model(name: str, overrides: Mapping[str, object] | None = None) -> nn
     Raises:
         RecipeError: an unknown name or setting, a value of the wrong kind, sizes that do not fit together.
     """
-    entry = MODELS.get(name)
-    if entry is None:
-        raise RecipeError("model", repr(name), ", ".join(MODELS), _near(name, list(MODELS)))
-    config = _replace(entry.config, overrides or {}, f"model {name}")
+    config = configure(name, overrides)
     try:
-        return entry.build(config)
+        return MODELS[name].build(config)
     except ValueError as error:
         raise RecipeError(f"model {name}", str(error)) from error
+
+
+def differences(base: Any, config: Any) -> dict[str, object]:
+    """The overrides that turn one config into another of its kind: plain values, nested for nested configs."""
+    changed: dict[str, object] = {}
+    for field in dataclasses.fields(base):
+        old, new = getattr(base, field.name), getattr(config, field.name)
+        if dataclasses.is_dataclass(old) and dataclasses.is_dataclass(new):
+            if inner := differences(old, new):
+                changed[field.name] = inner
+        elif old != new:
+            changed[field.name] = list(new) if isinstance(new, tuple) else new
+    return changed

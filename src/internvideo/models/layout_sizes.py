@@ -1,0 +1,259 @@
+"""Sizes of a model read off the shapes of its published tensors.
+
+What shapes cannot tell is taken from a published size: the number of heads (of the same width, else 64 channels a
+head), frames and picture of a model with fixed positions, which layers the global blocks read, and every setting that
+has no tensor (drop path, dropout). Source: spec/models.md A.1, C.2, D.3, E.1, F and I.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Literal
+
+from torch import Tensor
+
+from internvideo.errors import WeightsError
+from internvideo.models.caption_decoder import CaptionDecoderConfig
+from internvideo.models.clip import ClipConfig, TextConfig
+from internvideo.models.multimodal_sizes import AnswerConfig
+from internvideo.models.uniformerv2 import UniFormerV2Config
+from internvideo.models.viclip import ViCLIPConfig
+from internvideo.models.video_language import VideoLanguageConfig
+from internvideo.models.videomae import VideoMAEConfig
+
+HEAD_WIDTH = 64
+UNUSUAL_HEADS = {1280: 16, 1408: 16, 1664: 16}
+"""Published widths whose heads are not of 64 channels (ViT-H, g and G of spec A.1)."""
+
+
+class Shapes:
+    """The shapes of a state dict under published names, asked with the family's name for messages."""
+
+    def __init__(self, state: Mapping[str, Tensor], family: str) -> None:
+        self.state, self.family = state, family
+
+    def __contains__(self, key: str) -> bool:
+        return key in self.state
+
+    def of(self, key: str, dims: int) -> tuple[int, ...]:
+        """Shape of a tensor that must be there. WeightsError: absent, or of another number of dimensions, or empty."""
+        tensor = self.state.get(key)
+        if tensor is None:
+            raise WeightsError(key, "missing", f"a {self.family} checkpoint", "likely cause: the file is incomplete")
+        if tensor.dim() != dims or not tensor.numel():
+            raise WeightsError(key, f"mis-shaped: {tuple(tensor.shape)}", f"{dims} dimensions in {self.family}")
+        return tuple(tensor.shape)
+
+    def layers(self, stem: str) -> int:
+        """1 + the largest number that follows `stem` in a key."""
+        numbers = [re.match(rf"{re.escape(stem)}(\d+)\.", key) for key in self.state]
+        found = [int(match.group(1)) for match in numbers if match is not None]
+        if not found:
+            raise WeightsError(f"{stem}0", "missing", f"a {self.family} checkpoint", "the file has no layers")
+        return 1 + max(found)
+
+
+def heads_of(width: int, base_width: int, base_heads: int) -> int:
+    """Heads of a published size, else one per 64 channels; 0 when they cannot be told."""
+    if width == base_width:
+        return base_heads
+    return UNUSUAL_HEADS.get(width, 0 if width % HEAD_WIDTH else width // HEAD_WIDTH)
+
+
+def _factor(base: float, width: int, inner: int) -> float:
+    """f with int(f * width) = inner, the published one where it fits."""
+    if int(base * width) == inner:
+        return base
+    exact = inner / width
+    return exact if int(exact * width) == inner else (inner + 0.5) / width
+
+
+def _multiple(base: int, step: int) -> int:
+    """`base` if the step divides it, else the nearest smaller multiple."""
+    return max(step, base - base % step)
+
+
+def _videomae(shapes: Shapes, base: VideoMAEConfig, trunk: str) -> VideoMAEConfig:
+    width, _, tubelet, patch, _ = shapes.of(f"{trunk}patch_embed.proj.weight", 5)
+    hidden, _ = shapes.of(f"{trunk}blocks.0.mlp.fc1.weight", 2)
+    first = f"{trunk}blocks.0."
+    config = replace(
+        base,
+        image_size=_multiple(base.image_size, patch),
+        patch_size=patch,
+        frames=_multiple(base.frames, tubelet),
+        tubelet=tubelet,
+        width=width,
+        depth=shapes.layers(f"{trunk}blocks."),
+        heads=heads_of(width, base.width, base.heads),
+        mlp_ratio=_factor(base.mlp_ratio, width, hidden),
+        layer_scale=0.1 if f"{first}gamma_1" in shapes else 0.0,
+        learnable_positions=f"{trunk}pos_embed" in shapes,
+    )
+    if not config.learnable_positions:
+        return config
+    side = math.isqrt(shapes.of(f"{trunk}pos_embed", 3)[1] // config.grid[0])
+    return replace(config, image_size=max(1, side) * patch)
+
+
+def videomae_pretrain(shapes: Shapes, base: VideoMAEConfig) -> VideoMAEConfig:
+    """Encoder and decoder."""
+    width, _ = shapes.of("encoder_to_decoder.weight", 2)
+    return replace(
+        _videomae(shapes, base, "encoder."),
+        qkv_bias="encoder.blocks.0.attn.q_bias" in shapes,
+        decoder_width=width,
+        decoder_depth=shapes.layers("decoder.blocks."),
+        decoder_heads=heads_of(width, base.decoder_width, base.decoder_heads),
+    )
+
+
+def videomae_classifier(shapes: Shapes, base: VideoMAEConfig) -> VideoMAEConfig:
+    """Encoder and head; without a head (an encoder alone) no classes."""
+    pooling: Literal["mean", "first"] = (
+        "first" if "norm.weight" in shapes and "fc_norm.weight" not in shapes else "mean"
+    )
+    return replace(
+        _videomae(shapes, base, ""),
+        qkv_bias="blocks.0.attn.q_bias" in shapes,
+        classes=shapes.of("head.weight", 2)[0] if "head.weight" in shapes else 0,
+        pooling=pooling,
+    )
+
+
+def with_biases(config: VideoMAEConfig) -> VideoMAEConfig:
+    """The same with query and value biases, which every transformers file must have."""
+    return replace(config, qkv_bias=True)
+
+
+def _picture(shapes: Shapes, prefix: str) -> tuple[int, int, int, int]:
+    """(image size, patch, width, frames of the patch kernel) of CLIP's frame stem."""
+    kernel = shapes.state.get(f"{prefix}conv1.weight")
+    width, _, *time, patch, _ = shapes.of(f"{prefix}conv1.weight", 4 if kernel is not None and kernel.dim() == 4 else 5)
+    tokens, _ = shapes.of(f"{prefix}positional_embedding", 2)
+    side = math.isqrt(tokens - 1)
+    if side * side + 1 != tokens:
+        raise WeightsError(
+            f"{prefix}positional_embedding", f"{tokens} positions", "1 + a square", "the picture is not square"
+        )
+    return side * patch, patch, width, time[0] if time else 1
+
+
+def uniformerv2(shapes: Shapes, base: UniFormerV2Config, prefix: str = "") -> UniFormerV2Config:
+    """The multimodal encoder, also as a video tower."""
+    image, patch, width, kernel = _picture(shapes, prefix)
+    layers, stages = f"{prefix}transformer.resblocks.", shapes.layers(f"{prefix}transformer.dec.")
+    depth = shapes.layers(layers)
+    usual = depth == base.depth and stages == len(base.global_layers)
+    local = next((n for n in (2, 1) if f"{layers}0.lmhra{n}.pos_embed.1.weight" in shapes), 0)
+    reduction = base.local_reduction
+    if local:
+        inner = shapes.of(f"{layers}0.lmhra1.pos_embed.1.weight", 5)[0]
+        reduction = reduction if int(width / reduction) == inner else width / inner
+    head = f"{prefix}transformer.proj.2.weight"
+    return replace(
+        base,
+        image_size=image,
+        patch_size=patch,
+        width=width,
+        depth=depth,
+        heads=heads_of(width, base.width, base.heads),
+        global_layers=base.global_layers if usual else tuple(range(max(0, depth - stages), depth)),
+        classes=shapes.of(head, 2)[0] if head in shapes else 0,
+        mlp_factor=_factor(base.mlp_factor, width, shapes.of(f"{prefix}transformer.dec.0.mlp.c_fc.weight", 2)[0]),
+        local_blocks=local,
+        local_reduction=reduction,
+        temporal_downsample=kernel > 1,
+        balance=f"{prefix}transformer.balance" in shapes,
+    )
+
+
+def text_tower(shapes: Shapes, base: TextConfig, prefix: str = "") -> TextConfig:
+    """CLIP's text tower."""
+    vocabulary, width = shapes.of(f"{prefix}token_embedding.weight", 2)
+    return replace(
+        base,
+        width=width,
+        heads=heads_of(width, base.width, base.heads),
+        layers=shapes.layers(f"{prefix}transformer.resblocks."),
+        vocabulary=vocabulary,
+        context=shapes.of(f"{prefix}positional_embedding", 2)[0],
+        mask_embedding=f"{prefix}text_mask_embedding" in shapes,
+    )
+
+
+def caption_decoder(shapes: Shapes, base: CaptionDecoderConfig, prefix: str = "") -> CaptionDecoderConfig:
+    """The caption decoder; its heads can be told, because they share one key."""
+    queries, width = shapes.of(f"{prefix}visual_queries", 2)
+    both, vision = shapes.of(f"{prefix}visual_attn_pooler.to_kv.weight", 2)
+    words = f"{prefix}predictor.4.weight"
+    return replace(
+        base,
+        width=width,
+        heads=max(1, 2 * width // both),
+        vision_width=vision,
+        layers=shapes.layers(f"{prefix}multimodal_layers."),
+        vocabulary=shapes.of(words, 2)[0] if words in shapes else base.vocabulary,
+        queries=queries,
+        factor=shapes.of(f"{prefix}multimodal_layers.0.0.fn.ff_out.1.weight", 2)[1] // width,
+    )
+
+
+def video_language(shapes: Shapes, base: VideoLanguageConfig, prefix: str = "") -> VideoLanguageConfig:
+    """Video and text towers, with a caption decoder where `base` has one."""
+    joint = f"{prefix}visual_proj"
+    return replace(
+        base,
+        vision=uniformerv2(shapes, base.vision, f"{prefix}visual."),
+        text=text_tower(shapes, base.text, prefix),
+        joint_width=shapes.of(joint, 2)[1] if joint in shapes else 0,
+        caption=caption_decoder(shapes, base.caption, "caption_decoder.") if base.caption else None,
+    )
+
+
+def _answering(shapes: Shapes, base: VideoLanguageConfig) -> VideoLanguageConfig:
+    return replace(video_language(shapes, base, "clip."), joint_width=base.joint_width)
+
+
+def question_answering(shapes: Shapes, base: AnswerConfig) -> AnswerConfig:
+    """Towers, decoder without predictor, answers."""
+    return replace(base, model=_answering(shapes, base.model), answers=shapes.of("vqa_classifier.5.weight", 2)[0])
+
+
+def multiple_choice(shapes: Shapes, base: VideoLanguageConfig) -> VideoLanguageConfig:
+    """Towers, decoder without predictor, one score."""
+    return _answering(shapes, base)
+
+
+def viclip(shapes: Shapes, base: ViCLIPConfig) -> ViCLIPConfig:
+    """Joint space-time video tower and text tower."""
+    image, patch, width, _ = _picture(shapes, "vision_encoder.")
+    return replace(
+        base,
+        image_size=image,
+        patch_size=patch,
+        width=width,
+        depth=shapes.layers("vision_encoder.transformer.resblocks."),
+        heads=heads_of(width, base.width, base.heads),
+        joint_width=shapes.of("vision_encoder.proj", 2)[1],
+        text=text_tower(shapes, base.text, "text_encoder."),
+        frames=shapes.of("vision_encoder.temporal_positional_embedding", 3)[1],
+    )
+
+
+def clip(shapes: Shapes, base: ClipConfig) -> ClipConfig:
+    """Image and text towers."""
+    image, patch, width, _ = _picture(shapes, "visual.")
+    return replace(
+        base,
+        image_size=image,
+        patch_size=patch,
+        width=width,
+        depth=shapes.layers("visual.transformer.resblocks."),
+        heads=heads_of(width, base.width, base.heads),
+        joint_width=shapes.of("visual.proj", 2)[1],
+        text=text_tower(shapes, base.text),
+    )

@@ -1,0 +1,290 @@
+"""Published checkpoints recognised by their keys and shapes, never by their file name, and read strictly.
+
+`layout_families` tells which there are, `layout_sizes` how large one is, `weights` which tensor goes where. Whatever
+the tensors cannot tell (frames of a clip, heads of an unusual width) is an explicit argument of `load_layout`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from internvideo.errors import WeightsError
+from internvideo.models.embeddings import NATIVE_FRAMES, NATIVE_SIZE, resize_table
+from internvideo.models.factory import MODELS, configure, create_model, differences
+from internvideo.models.layout_families import FAMILIES, Family, State
+from internvideo.models.layout_sizes import Shapes
+from internvideo.models.videomae import VideoMAEClassifier, VideoMAEConfig
+from internvideo.models.weights import load_pretrained, load_reference, reference_names
+
+Overrides = Mapping[str, object]
+
+_WRAPPERS = re.compile(r"((module|model|backbone|_orig_mod)\.)+")
+"""What training programs put before their keys."""
+
+_STRUCTURE = ("image_size", "patch_size", "tubelet", "width", "depth", "layers", "joint_width", "local_blocks")
+"""Settings by which two sizes of one model differ."""
+
+
+@dataclass(frozen=True)
+class Layout:
+    """What a state dict is.
+
+    Attributes:
+        name: of the layout, for people.
+        model: key of MODELS, the published size that is nearest.
+        overrides: what differs from it, for `create_model`; plain values, as JSON has them.
+        prefix: what stood before the keys.
+        left_out: keys that belong to no part of the model and are not read (spec D.3).
+        unknown: settings (dotted) that neither the tensors nor a published size tell; `load_layout` must be given them.
+        family: the row of the table.
+    """
+
+    name: str
+    model: str
+    overrides: dict[str, object]
+    prefix: str
+    left_out: tuple[str, ...]
+    unknown: tuple[str, ...]
+    family: Family = field(repr=False)
+
+
+def recognise(state: State) -> Layout | None:
+    """Which published layout this is, None for none. Only keys and shapes are looked at.
+
+    Raises:
+        WeightsError: it is one of them, but tensors that tell its size are missing or mis-shaped.
+    """
+    bare = _unwrapped({key: torch.empty(value.shape, device="meta") for key, value in state.items()})
+    family = next((family for family in FAMILIES if family.fits(bare)), None)
+    if family is None:
+        return None
+    published, left_out = family.read(bare)
+    changes = _changes(family, Shapes(published, family.name))
+    model = min(changes, key=lambda name: len(_leaves(changes[name])))
+    unknown = tuple(path for path, value in _leaves(changes[model]).items() if path.endswith("heads") and value == 0)
+    anchor = next(key for key in state if key.endswith(family.anchors[0]))
+    prefix = anchor.removesuffix(family.anchors[0])
+    return Layout(family.name, model, changes[model], prefix, left_out, unknown, family)
+
+
+def _changes(family: Family, shapes: Shapes) -> dict[str, dict[str, object]]:
+    """For each model that it may be: what the shapes say against its published size."""
+    try:
+        return {
+            name: differences(MODELS[name].config, family.sizes(shapes, MODELS[name].config)) for name in family.models
+        }
+    except ValueError as error:
+        raise WeightsError(family.name, f"shapes that do not fit together: {error}") from error
+
+
+def layout_of(state: State, where: object = "state dict") -> Layout:
+    """As `recognise`. Raises WeightsError also for an unknown layout, with the layouts there are and the keys seen."""
+    layout = recognise(state)
+    if layout is None:
+        stems = sorted({re.sub(r"\.\d+(?=\.|$)", ".N", key) for key in state})
+        seen = (
+            f"{', '.join(stems[:6])} and {len(stems) - 6} more" if len(stems) > 6 else ", ".join(stems) or "no tensor"
+        )
+        known = ", ".join(dict.fromkeys(family.name for family in FAMILIES))
+        raise WeightsError(where, f"keys of no known layout: {seen}", known)
+    return layout
+
+
+def as_model(layout: Layout, name: str, where: object = "state dict") -> Layout:
+    """The same layout told as changes of the model `name`.
+
+    Raises:
+        WeightsError: the file is of another kind or another size.
+    """
+    if MODELS[layout.model].build is not MODELS[name].build:
+        pretrained = layout.model.endswith("-pretrain") and name.endswith("-classifier")
+        do = "likely cause: pretraining weights; ask for a fresh head with new_classes" if pretrained else ""
+        raise WeightsError(
+            where, f"{layout.name}, {layout.model}", name, do or "likely cause: the file of another model"
+        )
+    overrides = differences(MODELS[name].config, configure(layout.model, layout.overrides))
+    wrong = {path: value for path, value in _leaves(overrides).items() if path.rpartition(".")[2] in _STRUCTURE}
+    wrong = {path: value for path, value in wrong.items() if path != "caption.layers"}
+    if wrong:
+        told = ", ".join(f"{path} {value}" for path, value in wrong.items())
+        raise WeightsError(where, f"{layout.name} with {told}", name, f"likely cause: wrong size, it is {layout.model}")
+    return replace(layout, model=name, overrides=overrides)
+
+
+def load_layout(
+    layout: Layout,
+    state: State,
+    where: object = "state dict",
+    new_classes: int | None = None,
+    *,
+    frames: int | None = None,
+    image_size: int | None = None,
+    overrides: Overrides | None = None,
+) -> nn.Module:
+    """Build the model of a layout and fill it with all tensors of the state dict and nothing else.
+
+    Args:
+        layout: what `recognise` said of this state dict.
+        state: published keys -> tensors.
+        where: file or source, for messages.
+        new_classes: draw the classifier's last layer afresh for so many classes. Of pretraining weights: make a
+            classifier of them (spec B).
+        frames: frames of a clip. VideoMAE classifiers resize their positions (spec B), ViCLIP cuts its time positions
+            or interpolates them linearly (spec F); UniFormerV2 and InternVideo-MM take any number.
+        image_size: picture side in pixels, VideoMAE only (spec B); the others' positions are not resized (spec C.3).
+        overrides: further settings of the model, nested as in `create_model`; they win.
+
+    Raises:
+        WeightsError: missing, unused, mis-shaped or non-finite tensors, biases lost by a conversion, an argument that
+            this model cannot take.
+        RecipeError: overrides that do not exist or do not fit together.
+    """
+    family = layout.family
+    published, _ = family.read(_unwrapped(state))
+    clip = _clip_settings(layout, where, frames, image_size)
+    settings = _merged(_merged(layout.overrides, clip), overrides or {})
+    lacking = [path for path in layout.unknown if not _leaves(settings).get(path)]
+    if lacking:
+        raise WeightsError(where, f"the tensors do not tell {', '.join(lacking)}", do="give them as overrides")
+    if family.masked:
+        _check_biases(published, where)
+    if clip:
+        published = _resized(layout, published, clip)
+    if new_classes is None:
+        model = create_model(layout.model, settings)
+        load_reference(model, published, where=where)
+        return model
+    if layout.model.endswith("-pretrain"):
+        return _classifier_from(layout, published, settings, new_classes, where)
+    return _with_new_head(layout, published, settings, new_classes, where)
+
+
+def _with_new_head(
+    layout: Layout, published: dict[str, Tensor], settings: Overrides, new_classes: int, where: object
+) -> nn.Module:
+    """All but the classifier's last layer from the file; all but the classifier where the file has none."""
+    family = layout.family
+    if not family.head:
+        raise WeightsError(where, f"{layout.name} has no classes", do="leave out new_classes")
+    fresh = family.head
+    if getattr(configure(layout.model, layout.overrides), family.classes) == 0:
+        fresh = fresh.partition(r"\.")[0] + r"\..*"
+    model = create_model(layout.model, _merged(settings, {family.classes: new_classes}))
+    ours = reference_names(model, published)
+    old = {key for key, names in ours.items() if names and all(re.fullmatch(fresh, name) for name in names)}
+    kept = {key: value for key, value in published.items() if key not in old}
+    load_reference(model, kept, where=where, fresh=fresh)
+    return model
+
+
+def _classifier_from(
+    layout: Layout, published: dict[str, Tensor], settings: Overrides, classes: int, where: object
+) -> nn.Module:
+    """A classifier from pretraining weights: its norm and head as drawn (spec B)."""
+    kept = {name: value for name, value in settings.items() if not name.startswith("decoder_")}
+    name = layout.model.replace("-pretrain", "-classifier")
+    table = _position_table(configure(layout.model, settings))
+    model = create_model(name, {"position_table": table, **kept, "classes": classes})
+    assert isinstance(model, VideoMAEClassifier)
+    load_pretrained(model, published, where)
+    return model
+
+
+def _clip_settings(layout: Layout, where: object, frames: int | None, image_size: int | None) -> dict[str, object]:
+    """The overrides for another clip size. WeightsError where the model cannot take it."""
+    family = layout.family
+    if frames is None and image_size is None:
+        return {}
+    config = configure(layout.model, layout.overrides)
+    for part in family.video:
+        config = getattr(config, part)
+    found: dict[str, object] = {}
+    if frames is not None:
+        if not family.frames:
+            raise WeightsError(where, f"{layout.name} has no number of frames", do="leave out frames")
+        found["frames"] = frames
+    if image_size is not None and image_size != getattr(config, "image_size", 0):
+        if not family.masked:
+            size = getattr(config, "image_size", None)
+            told = f"positions for {size} px" if size else f"{layout.name} sees no picture"
+            raise WeightsError(where, told, do="leave out image_size: these positions are not resized")
+        found["image_size"] = image_size
+    if family.masked and found and family.head:
+        found["position_table"] = _position_table(replace(config, **found))
+    for part in reversed(family.video):
+        found = {part: found}
+    return found
+
+
+def _position_table(config: VideoMAEConfig) -> str:
+    """InternVideo's classifiers resize the table of 224 px and 16 frames for any other clip (spec B)."""
+    return "native" if (config.image_size, config.frames) == (NATIVE_SIZE, NATIVE_FRAMES) else "resized"
+
+
+def _resized(layout: Layout, published: dict[str, Tensor], clip: Overrides) -> dict[str, Tensor]:
+    """Positions that are parameters, at the clip size asked for."""
+    config = configure(layout.model, layout.overrides)
+    asked = configure(layout.model, _merged(layout.overrides, clip))
+    changed = dict(published)
+    for key, table in published.items():
+        if layout.family.masked and key.endswith("pos_embed"):
+            changed[key] = resize_table(table[0].float(), config.grid, asked.grid)[None]
+        elif key == "vision_encoder.temporal_positional_embedding":
+            changed[key] = _time_positions(table, asked.frames)
+    return changed
+
+
+def _time_positions(table: Tensor, frames: int) -> Tensor:
+    """(1, T, D) -> (1, frames, D): fewer are cut, more interpolated."""
+    if frames <= table.shape[1]:
+        return table[:, :frames]
+    return F.interpolate(table.float().transpose(1, 2), size=frames, mode="linear", align_corners=False).transpose(1, 2)
+
+
+def _check_biases(published: State, where: object) -> None:
+    """A VideoMAE file whose other biases were trained has trained query and value biases too.
+
+    A conversion that loses them leaves zeros without a word, and the model still runs, only worse.
+    """
+    lost = [value for key, value in published.items() if key.endswith((".attn.q_bias", ".attn.v_bias"))]
+    other = [value for key, value in published.items() if key.endswith(".mlp.fc1.bias")]
+    if lost and not any(bool(value.any()) for value in lost) and any(bool(value.any()) for value in other):
+        raise WeightsError(
+            where,
+            "all query and value biases are zero",
+            "a trained VideoMAE, whose biases are not",
+            "likely cause: a conversion that lost them; take the original file",
+        )
+
+
+def _unwrapped(state: State) -> dict[str, Tensor]:
+    bare: dict[str, Tensor] = {}
+    for key, value in state.items():
+        name = _WRAPPERS.sub("", key, count=1) if _WRAPPERS.match(key) else key
+        if name in bare:
+            raise WeightsError("state dict", f"{key} and another key are both {name}", do="the file holds two models")
+        bare[name] = value
+    return bare
+
+
+def _leaves(overrides: Overrides, path: str = "") -> dict[str, object]:
+    """Dotted name -> value."""
+    found: dict[str, object] = {}
+    for name, value in overrides.items():
+        found |= _leaves(value, f"{path}{name}.") if isinstance(value, Mapping) else {f"{path}{name}": value}
+    return found
+
+
+def _merged(first: Overrides, second: Overrides) -> dict[str, object]:
+    """Nested overrides, the second ones win."""
+    merged = dict(first)
+    for name, value in second.items():
+        old = merged.get(name)
+        merged[name] = _merged(old, value) if isinstance(old, Mapping) and isinstance(value, Mapping) else value
+    return merged
