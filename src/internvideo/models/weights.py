@@ -66,7 +66,11 @@ def convert_reference(
 
 
 def load_reference(
-    model: nn.Module, state: Mapping[str, Tensor], prefix: str = "", where: object = "state dict"
+    model: nn.Module,
+    state: Mapping[str, Tensor],
+    prefix: str = "",
+    where: object = "state dict",
+    fresh: str | None = None,
 ) -> None:
     """Load a published state dict, all of it and nothing else.
 
@@ -75,13 +79,15 @@ def load_reference(
         state: published names -> tensors.
         prefix: what stands before every key ("backbone.", "clip.").
         where: file or source, for messages.
+        fresh: regular expression of names of ours that stay as drawn and must not be in the file.
 
     Raises:
         WeightsError: missing, unused, mis-shaped or non-finite tensors. The model is then unchanged.
     """
     ours, unused = convert_reference(model, state, prefix)
     table = table_for(model)
-    optional = [name for name in model.state_dict() if matches(table.derived, name)]
+    spare = (*table.derived, *(() if fresh is None else (fresh,)))
+    optional = [name for name in model.state_dict() if matches(spare, name)]
     _load(model, ours, unused=unused, optional=optional, where=where, source=f"{table.family} checkpoint")
 
 
@@ -169,8 +175,11 @@ def _cause(
     if missing and len(missing) == len(own):
         return "this is a checkpoint of another model"
     if shapes:
-        if all(re.match(r"(.*\.)?(head|proj\.2)\.", name) for name in shapes):
-            return "the head has another number of classes: set classes, or select rows with select_head_rows"
+        if all(re.match(r"(.*\.)?(head|proj\.linear)\.", name) for name in shapes):
+            return (
+                "the head has another number of classes: set classes, ask for a fresh head with new_classes, or select "
+                "rows with select_head_rows"
+            )
         if all("patch_embed" in name or "head" in name for name in shapes):
             return "another patch size or tubelet"
         if all("pos" in name for name in shapes):
@@ -199,6 +208,7 @@ def _load(
     extra = [*unused, *(name for name in ours if name not in own)]
     common = [name for name in ours if name in own]
     shapes = [name for name in common if ours[name].shape != own[name].shape]
+    kinds = [name for name in common if ours[name].is_floating_point() != own[name].is_floating_point()]
     broken = [name for name in common if ours[name].is_floating_point() and not bool(ours[name].isfinite().all())]
     faults = []
     if missing:
@@ -208,6 +218,9 @@ def _load(
     if shapes:
         told = [f"{name} {tuple(ours[name].shape)} for {tuple(own[name].shape)}" for name in shapes]
         faults.append(f"{len(shapes)} mis-shaped ({_names(told)})")
+    if kinds:
+        told = [f"{name} {ours[name].dtype} for {own[name].dtype}" for name in kinds]
+        faults.append(f"{len(kinds)} of another type ({_names(told)})")
     if broken:
         faults.append(f"{len(broken)} not finite ({_names(broken)})")
     if not faults:
@@ -215,8 +228,12 @@ def _load(
             for name in common:
                 own[name].copy_(ours[name])
         return
-    only_broken = len(faults) == 1 and bool(broken)
-    cause = "the file is damaged or training diverged" if only_broken else _cause(model, ours, missing, extra, shapes)
+    if len(faults) == 1 and broken:
+        cause = "the file is damaged or training diverged"
+    elif len(faults) == 1 and kinds:
+        cause = "quantised weights, which are not read"
+    else:
+        cause = _cause(model, ours, missing, extra, shapes)
     raise WeightsError(where, ", ".join(faults), f"{source} for {type(model).__name__}", f"likely cause: {cause}")
 
 
