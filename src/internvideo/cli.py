@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from internvideo import __version__
+from internvideo.commands.convert import convert
 from internvideo.errors import InternVideoError
 
 app = typer.Typer(
@@ -140,6 +141,10 @@ def list_(what: Annotated[str, typer.Argument(help="models, stages, tasks or rec
     from internvideo.pipeline import listing
 
     typer.echo(listing(what))
+
+
+for command in (convert,):
+    app.command()(command)
 
 
 def main() -> None:
