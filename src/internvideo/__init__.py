@@ -9,6 +9,10 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from internvideo.apps.door import load
+    from internvideo.apps.encoder import InternVideoEncoder
+    from internvideo.apps.preprocessing import Preprocessing, Span
+    from internvideo.apps.video_model import VideoModel
     from internvideo.data.manifest import read_manifest
     from internvideo.data.sample_world import WorldSettings, generate
     from internvideo.data.tokenizer import Tokenizer
@@ -21,15 +25,20 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
+    "InternVideoEncoder",
     "InternVideoError",
+    "Preprocessing",
     "Recipe",
+    "Span",
     "Tokenizer",
     "Video",
+    "VideoModel",
     "WorldSettings",
     "__version__",
     "create_model",
     "generate",
     "list_models",
+    "load",
     "load_trained",
     "probe",
     "read_manifest",
@@ -38,14 +47,19 @@ __all__ = [
 ]
 
 _HOMES = {
+    "InternVideoEncoder": "internvideo.apps.encoder",
     "InternVideoError": "internvideo.errors",
+    "Preprocessing": "internvideo.apps.preprocessing",
     "Recipe": "internvideo.recipe",
+    "Span": "internvideo.apps.preprocessing",
     "Tokenizer": "internvideo.data.tokenizer",
     "Video": "internvideo.data.video",
+    "VideoModel": "internvideo.apps.video_model",
     "WorldSettings": "internvideo.data.sample_world",
     "create_model": "internvideo.models.factory",
     "generate": "internvideo.data.sample_world",
     "list_models": "internvideo.models.factory",
+    "load": "internvideo.apps.door",
     "load_trained": "internvideo.pipeline",
     "probe": "internvideo.data.video",
     "read_manifest": "internvideo.data.manifest",

@@ -173,8 +173,8 @@ class CrossModel(nn.Module):
         with torch.set_grad_enabled(torch.is_grad_enabled() and first > 0):
             return run_blocks(self.masked.blocks[first:last], x, self.checkpointing)
 
-    def forward(self, masked_video: Tensor, multimodal_video: Tensor) -> CrossModelOutput:
-        """Both scores and their combination.
+    def interact(self, masked_video: Tensor, multimodal_video: Tensor) -> tuple[Tensor, Tensor]:
+        """What the two heads read: the masked encoder's tokens (B, N, Dm) and the multimodal feature (B, Du).
 
         Args:
             masked_video: (B, 3, T, S, S), normalised for the masked encoder.
@@ -194,7 +194,11 @@ class CrossModel(nn.Module):
                 if len(self.cma_both):
                     query = self.cma_both[stage](query, x)
         query = self.cma[-1](query, x)
-        feature = self.multimodal.fuse(query, last[:, :, 0].mean(dim=1))
+        return x, self.multimodal.fuse(query, last[:, :, 0].mean(dim=1))
+
+    def forward(self, masked_video: Tensor, multimodal_video: Tensor) -> CrossModelOutput:
+        """Both scores and their combination; arguments as `interact`."""
+        x, feature = self.interact(masked_video, multimodal_video)
         masked = self.masked.head(self.dropout(self.masked.pool(x)))
         multimodal = self._multimodal_head(feature)
         return CrossModelOutput(masked, multimodal, self.fuse(masked, multimodal))

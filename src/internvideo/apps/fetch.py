@@ -1,0 +1,204 @@
+"""Weights from elsewhere to a file on this machine: model hub repositories and https addresses.
+
+Nothing is opened here; a file that arrived is read like any other. Downloads are whole or not there.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import urllib.request
+from dataclasses import dataclass
+from http.client import HTTPException
+from pathlib import Path
+from typing import IO, Any
+from urllib.error import HTTPError, URLError
+from urllib.parse import unquote, urlsplit
+
+from internvideo.errors import WeightsError
+from internvideo.storage import atomic_path
+
+SCHEMES = ("https",)
+LARGEST = 64 * 2**30
+"""Bytes of the largest file that is downloaded; the largest published one has 7 GB."""
+SECONDS = 30.0
+"""Without a byte for so long, a download is given up."""
+PIECE = 1 << 20
+ENDING = ".safetensors"
+HUB_FILES = ("config.json", "model.safetensors", "README.md")
+
+
+def is_remote(source: str) -> bool:
+    """Whether this is an address rather than a path."""
+    return re.match(r"[A-Za-z][A-Za-z0-9+.-]+://", source) is not None
+
+
+def fetch(source: str) -> Path:
+    """The local file (or folder, for a whole hub repository) of an address.
+
+    Args:
+        source: "hf://ORGANISATION/REPOSITORY[/FILE][@REVISION]" or "https://...safetensors[#sha256=HEX]".
+
+    Raises:
+        WeightsError: another scheme, not there, not reachable, too large, or another hash.
+        RunError: the cache folder cannot be written.
+    """
+    if source.startswith("hf://"):
+        return _from_hub(HubAddress.parse(source))
+    return _from_url(source)
+
+
+# ------------------------------------------------------------------------------------------------------- model hub
+
+
+@dataclass(frozen=True)
+class HubAddress:
+    """A file of a repository, or with file "" the repository."""
+
+    repository: str
+    file: str
+    revision: str | None
+
+    @classmethod
+    def parse(cls, text: str) -> HubAddress:
+        """Raises WeightsError for anything but hf://ORGANISATION/REPOSITORY[/FILE][@REVISION]."""
+        place, at, revision = text.removeprefix("hf://").partition("@")
+        parts = place.strip("/").split("/")
+        if len(parts) < 2 or not all(parts) or ".." in parts or (at and not revision):
+            raise WeightsError(text, "is no address of a hub", "hf://ORGANISATION/REPOSITORY[/FILE][@REVISION]")
+        return cls("/".join(parts[:2]), "/".join(parts[2:]), revision or None)
+
+    def __str__(self) -> str:
+        file = f"/{self.file}" if self.file else ""
+        return f"hf://{self.repository}{file}" + (f"@{self.revision}" if self.revision else "")
+
+
+def _from_hub(address: HubAddress) -> Path:
+    if address.file:
+        check_ending(address.file, str(address))
+    # Imported here: it costs half a second, and local files need none of it.
+    import huggingface_hub
+    from huggingface_hub import errors
+
+    try:
+        if address.file:
+            return Path(huggingface_hub.hf_hub_download(address.repository, address.file, revision=address.revision))
+        return Path(
+            huggingface_hub.snapshot_download(
+                address.repository, revision=address.revision, allow_patterns=list(HUB_FILES)
+            )
+        )
+    except errors.GatedRepoError as error:
+        do = f"accept its conditions at https://huggingface.co/{address.repository}, then `hf auth login`"
+        raise WeightsError(address, "the repository asks for consent", "", do) from error
+    except errors.RepositoryNotFoundError as error:
+        raise WeightsError(address, "no such repository, or a private one", "", "check the name or log in") from error
+    except errors.RevisionNotFoundError as error:
+        raise WeightsError(address, f"no revision '{address.revision}'", "a branch, tag or commit") from error
+    except errors.LocalEntryNotFoundError as error:
+        do = "download it where there is a network, with the same HF_HOME"
+        raise WeightsError(address, "not in the local cache, and the hub cannot be reached", "", do) from error
+    except errors.EntryNotFoundError as error:
+        raise WeightsError(address, f"no file '{address.file}' in the repository", "", "check its name") from error
+    except (OSError, ValueError, RuntimeError) as error:  # of the network, the disk, a name that the hub refuses
+        raise WeightsError(address, f"cannot be downloaded: {_first_line(error)}") from error
+
+
+# ------------------------------------------------------------------------------------------------------- addresses
+
+
+class _SameSchemes(urllib.request.HTTPRedirectHandler):
+    """Follows redirections, but never out of the allowed schemes."""
+
+    def redirect_request(self, req: Any, fp: IO[bytes], code: int, msg: str, headers: Any, newurl: str) -> Any:
+        if urlsplit(newurl).scheme not in SCHEMES:
+            raise URLError(f"redirected to {urlsplit(newurl).scheme}://, which is not allowed")
+        return super().redirect_request(req, fp, code, msg, headers, newurl)
+
+
+def cache_folder() -> Path:
+    """Where downloads stay: INTERNVIDEO_CACHE, or internvideo/ in the user's cache folder."""
+    given = os.environ.get("INTERNVIDEO_CACHE")
+    if given:
+        return Path(given)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "internvideo"
+
+
+def _from_url(source: str) -> Path:
+    address, _, fragment = source.partition("#")
+    parts = urlsplit(address)
+    if parts.scheme not in SCHEMES:
+        raise WeightsError(source, f"scheme '{parts.scheme}'", "https://, hf:// or a path")
+    if not parts.hostname or parts.username or parts.password:
+        raise WeightsError(parts.hostname or source, "no host, or a password in the address", "https://HOST/FILE")
+    wanted = fragment.removeprefix("sha256=").lower() if fragment else ""
+    if fragment and not (fragment.startswith("sha256=") and re.fullmatch("[0-9a-f]{64}", wanted)):
+        raise WeightsError(f"#{fragment}", "is no hash", "#sha256= and 64 hex digits")
+    name = unquote(parts.path.rpartition("/")[2])
+    check_ending(name, address)
+    stem = re.sub(r"[^\w.-]", "_", name)[-80:]
+    target = cache_folder() / f"{hashlib.sha256(address.encode()).hexdigest()[:16]}-{stem}"
+    if target.is_file():
+        _check_hash(address, _hash_of(target), wanted, do=f"delete {target} to download it again")
+        return target
+    with atomic_path(target) as temporary:
+        digest = _download(address, temporary)
+        _check_hash(address, digest, wanted, do="do not use this file")
+    return target
+
+
+def _download(address: str, target: Path) -> str:
+    """Stream an address to a file; its SHA-256. Raises WeightsError."""
+    request = urllib.request.Request(address, headers={"User-Agent": "internvideo"})
+    opener = urllib.request.build_opener(_SameSchemes)
+    digest, received = hashlib.sha256(), 0
+    try:
+        with opener.open(request, timeout=SECONDS) as answer:
+            length = answer.headers.get("Content-Length", "")
+            expected = int(length) if length.isdecimal() else None
+            _check_size(address, expected or 0)
+            with target.open("wb") as file:
+                while piece := answer.read(PIECE):
+                    received += len(piece)
+                    _check_size(address, received)
+                    digest.update(piece)
+                    file.write(piece)
+    except HTTPError as error:
+        raise WeightsError(address, f"the server says {error.code} {error.reason}", "", "check the address") from error
+    except (URLError, TimeoutError, ConnectionError, HTTPException) as error:
+        raise WeightsError(address, f"cannot be downloaded: {_first_line(error)}", "", "check the network") from error
+    if expected is not None and received != expected:
+        raise WeightsError(address, f"broke off after {received} of {expected} bytes", "", "try again")
+    return digest.hexdigest()
+
+
+def _check_size(address: str, size: int) -> None:
+    if size > LARGEST:
+        raise WeightsError(address, f"{size / 2**30:.1f} GB", f"at most {LARGEST / 2**30:.0f} GB")
+
+
+def _check_hash(address: str, found: str, wanted: str, *, do: str) -> None:
+    if wanted and found != wanted:
+        raise WeightsError(address, f"SHA-256 {found}", f"{wanted}, as asked for", do)
+
+
+def _hash_of(path: Path) -> str:
+    with path.open("rb") as handle:
+        return hashlib.file_digest(handle, "sha256").hexdigest()
+
+
+def check_ending(name: str, where: str) -> None:
+    """Raises WeightsError for anything but a .safetensors file; pickles get the way to convert them."""
+    if name.endswith(ENDING):
+        return
+    if re.search(r"\.(pth|pt|bin|ckpt|pkl|pickle|tar)$", name, re.IGNORECASE):
+        place = where if not is_remote(where) else f"the downloaded {name}"
+        do = f"convert it first: internvideo convert {place}"
+        raise WeightsError(where, "a pickle can run any program, it is not opened", "a .safetensors file", do)
+    raise WeightsError(where, f"'{name}' is no weights file", "a .safetensors file")
+
+
+def _first_line(error: BaseException) -> str:
+    reason = getattr(error, "reason", None) or error
+    return (str(reason).splitlines() or [type(error).__name__])[0][:200]
