@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from internvideo.errors import WeightsError
+from internvideo.models.hugging_face import published_clip
 from internvideo.models.uniformerv2 import UniFormerV2
 from internvideo.models.viclip import ViCLIP
 from internvideo.models.video_language import VideoLanguage
@@ -76,7 +77,7 @@ def from_clip(model: nn.Module, state: Mapping[str, Tensor], where: object = "CL
 
     Args:
         model: `UniFormerV2`, `VideoLanguage` or `ViCLIP`.
-        state: in the public CLIP layout, or the state dict of our own `clip.Clip`; any precision.
+        state: in the public CLIP layout, transformers', or the state dict of our own `clip.Clip`; any precision.
         where: file or source, for messages.
 
     Raises:
@@ -111,7 +112,8 @@ def _our_layout(model: nn.Module, state: Mapping[str, Tensor], where: object) ->
     if "visual.stem.conv.weight" in state:
         return dict(state)
     ours: dict[str, Tensor] = {}
-    for key, tensor in state.items():
+    public = published_clip(state) if "vision_model.embeddings.class_embedding" in state else state
+    for key, tensor in public.items():
         rule = CLIP.find(key)
         if rule is not None:
             ours.update(zip(rule.names(key) or (), rule.apply(tensor, model), strict=True))

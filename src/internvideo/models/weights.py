@@ -182,7 +182,7 @@ def _cause(
             )
         if all("patch_embed" in name or "head" in name for name in shapes):
             return "another patch size or tubelet"
-        if all("pos" in name for name in shapes):
+        if all("pos" in name or "time_embedding" in name for name in shapes):
             return "another image size or number of frames"
         return "another size of the same model: compare width, heads and depth"
     layers = re.compile(r"(blocks|layers)\.\d+\.")
