@@ -111,6 +111,13 @@ class Preprocessing:
             return Sparse(frames=1, views=1).test(n)
         return [chosen[:: self.step] for chosen in rule.test(n)]
 
+    def chosen(
+        self, video: Video, start: float | None = None, end: float | None = None, *, views: int = 1
+    ) -> list[Indices]:
+        """(T,) frame numbers of the video for each view that `clips` would make, nothing decoded. Raises as `clips`."""
+        inside = _inside(video, start, end)
+        return [inside[indices] for indices in self.indices(len(inside), views)]
+
     def clips(
         self, video: Video, start: float | None = None, end: float | None = None, *, views: int = 1
     ) -> list[Tensor]:
@@ -124,13 +131,11 @@ class Preprocessing:
         Raises:
             VideoError: it cannot be read, or has no frame in the span. RecipeError: the rule has not as many views.
         """
-        inside = _inside(video, start, end)
-        chosen = [inside[indices] for indices in self.indices(len(inside), views)]
+        chosen = self.chosen(video, start, end, views=views)
         needed, place = np.unique(np.concatenate(chosen), return_inverse=True)
         decoded = video.frames(needed)
         return [
-            self._square(decoded[part])
-            for part in np.split(place.reshape(-1), np.cumsum([len(c) for c in chosen])[:-1])
+            self.square(decoded[part]) for part in np.split(place.reshape(-1), np.cumsum([len(c) for c in chosen])[:-1])
         ]
 
     def clip(self, video: Video, start: float | None = None, end: float | None = None) -> Tensor:
@@ -153,13 +158,14 @@ class Preprocessing:
         if array.dtype != np.uint8 or array.ndim != 4 or array.shape[3] != 3 or not array.size:
             found = f"an array of {array.dtype} {array.shape}"
             raise VideoError("frames", found, "uint8 (T, H, W, 3) with at least one frame")
-        return [self._square(array[indices]) for indices in self.indices(len(array), views)]
+        return [self.square(array[indices]) for indices in self.indices(len(array), views)]
 
     def from_frames(self, frames: NDArray[np.uint8] | Tensor) -> Tensor:
         """The one view of decoded frames (T', H, W, 3): uint8 (3, T, S, S)."""
         return self.views_of_frames(frames)[0]
 
-    def _square(self, frames: NDArray[np.uint8]) -> Tensor:
+    def square(self, frames: NDArray[np.uint8]) -> Tensor:
+        """Frames (T, H, W, 3) uint8 -> (3, T, S, S), each frame for itself."""
         return self._transform().views(torch.from_numpy(np.ascontiguousarray(frames)))[0]
 
     def to_json(self) -> dict[str, Any]:

@@ -192,6 +192,20 @@ class Video:
             raise fail(self.path, f"cannot be read: {reason_of(error)}") from error
         return upright(out, self.info.rotation, self.info.mirrored)
 
+    def pictures(self, wanted: NDArray[np.int64], deadline: Deadline) -> Iterator[tuple[int, Any]]:
+        """(index, decoded picture) of rising indices for `walk`; one that comes anew replaces the one before."""
+        bad = self._index.bad[np.clip(wanted, 0, self.info.frames - 1)]
+        sound = wanted[: int(np.argmax(np.append(bad, True)))]
+        self._check(sound)
+        yield from (self._by_seeking if self._index.exact else self._in_order)(sound.tolist(), deadline)
+        self._check(wanted)
+
+    def upright(self, picture: Any) -> NDArray[np.uint8]:
+        """(H, W, 3) uint8 RGB of a decoded picture."""
+        out = np.empty((1, self._size[1], self._size[0], 3), np.uint8)
+        self._converter.write(picture, out[0])
+        return upright(out, self.info.rotation, self.info.mirrored)[0]
+
     def at(self, times: Sequence[float] | NDArray[np.floating[Any]]) -> NDArray[np.uint8]:
         """Read the frames that are on screen at `times` (s, on the scale of `info.times`).
 

@@ -62,7 +62,11 @@ class Deadline:
 
     def __init__(self, path: object, seconds: float) -> None:
         self.path, self.seconds = path, seconds
-        self._end = time.monotonic() + seconds
+        self.renew()
+
+    def renew(self) -> None:
+        """Give the whole budget anew."""
+        self._end = time.monotonic() + self.seconds
 
     def check(self, at: float | None = None) -> None:
         """Raise VideoError, naming the time in the file where there is one, once the budget is spent."""

@@ -1,0 +1,141 @@
+"""Windows over videos of any length, in memory that does not grow with it.
+
+It is known before anything is decoded which frames the windows need; these alone are kept, already cut to the model's
+square, and only until the last window that needs them has been given.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from internvideo.apps.preprocessing import SLACK, Preprocessing, Span
+from internvideo.data.video import BUDGET, Video
+from internvideo.data.video_walk import walk
+from internvideo.errors import RecipeError
+
+MAX_SECONDS = 24 * 3600.0
+"""Longest video, s; its table of frames is held in memory. Longer ones can be streamed."""
+
+SECONDS_PER_BYTE = 1e-6
+"""Patience with files whose frames can only be found by decoding all of them."""
+
+
+class Window(NamedTuple):
+    """A piece of a video, start <= time < end in seconds as the file counts them, and its clip (3, T, S, S)."""
+
+    start: float
+    end: float
+    clip: Tensor
+
+
+def spans(start: float, end: float, window: float | None, stride: float | None = None) -> list[tuple[float, float]]:
+    """The windows of a video: one every `stride` seconds until all of it has been seen.
+
+    Args:
+        start, end: s, of the video.
+        window: s; None is the whole video. stride: s; `window` when not given.
+
+    Returns:
+        (start, end) of each; the last is shorter where the video ends in it.
+
+    Raises:
+        RecipeError: a window or stride that is not above 0.
+    """
+    check_window(window, stride)
+    if window is None:
+        return [(start, end)]
+    step = window if stride is None else stride
+    found: list[tuple[float, float]] = []
+    begin = start
+    while not found or (begin < end - SLACK and found[-1][1] < end - SLACK):
+        found.append((begin, min(begin + window, end)))
+        begin = start + len(found) * step
+    return found
+
+
+def check_window(window: float | None, stride: float | None) -> None:
+    """Raise RecipeError for lengths that make no windows."""
+    if window is None and stride is not None:
+        raise RecipeError("stride", f"{stride:g} s without a window", "", "give the window too")
+    for name, seconds in (("window", window), ("stride", stride)):
+        if seconds is not None and not 0 < seconds < float("inf"):
+            raise RecipeError(name, f"{seconds:g} s", "more than 0 seconds")
+
+
+def open_long(path: str | Path, short_side: int | None = None) -> Video:
+    """A video that may be hours long, with time to look through it. Raises VideoError."""
+    try:
+        size = os.stat(path).st_size
+    except (OSError, ValueError):
+        size = 0  # what is wrong with it is told when it is opened
+    return Video(path, short_side=short_side, max_seconds=MAX_SECONDS, budget=BUDGET + SECONDS_PER_BYTE * size)
+
+
+def windows(
+    source: str | Path | Span | Video,
+    preprocessing: Preprocessing,
+    *,
+    window: float | None = None,
+    stride: float | None = None,
+) -> Iterator[Window]:
+    """Clips of a video one after another; each equals `preprocessing.clip(video, start, end)`.
+
+    The file is decoded once, and only where a window needs it.
+
+    Args:
+        source: a file, a piece of one, or an open video (then not to be used for anything else on the way).
+        preprocessing: of the model.
+        window, stride: s, see `spans`.
+
+    Yields:
+        (start, end, clip), by rising start.
+
+    Raises:
+        VideoError: also on the way; the windows before the damage have been given then.
+        RecipeError: a window or stride that is not above 0.
+    """
+    check_window(window, stride)
+    if isinstance(source, Video):
+        yield from _of_video(source, preprocessing, None, None, window, stride)
+        return
+    path, start, end = (source.path, source.start, source.end) if isinstance(source, Span) else (source, None, None)
+    with open_long(path, preprocessing.short_side) as video:
+        yield from _of_video(video, preprocessing, start, end, window, stride)
+
+
+def _of_video(
+    video: Video,
+    preprocessing: Preprocessing,
+    start: float | None,
+    end: float | None,
+    window: float | None,
+    stride: float | None,
+) -> Iterator[Window]:
+    first = float(video.info.times[0])
+    last = first + video.info.duration
+    begin = first if start is None else max(start, first)
+    # A piece that begins behind the end of the video is left as it is: choosing its frames tells what is wrong.
+    stop = last if end is None else min(end, last) if begin < last else end
+    pieces = spans(begin, stop, window, stride)
+    chosen = [preprocessing.chosen(video, *piece)[0] for piece in pieces]
+    needed = np.unique(np.concatenate(chosen))
+    # What any window from here on needs: frames before it can go.
+    earliest = np.minimum.accumulate([indices.min() for indices in chosen][::-1])[::-1]
+    kept: dict[int, Tensor] = {}
+    turn = 0
+    for index, frame in zip(needed.tolist(), walk(video, needed), strict=True):
+        kept[index] = preprocessing.square(frame[None])
+        while turn < len(chosen) and chosen[turn].max() <= index:
+            clip = torch.cat([kept[number] for number in chosen[turn].tolist()], dim=1)
+            yield Window(*pieces[turn], clip)
+            turn += 1
+            if turn < len(chosen):
+                for number in [number for number in kept if number < earliest[turn]]:
+                    del kept[number]
