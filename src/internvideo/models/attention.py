@@ -14,7 +14,15 @@ from torch import Tensor, nn
 Bias = Literal["all", "query_value", "none"]
 
 
-def attend(query: Tensor, key: Tensor, value: Tensor, *, causal: bool = False) -> Tensor:
+def attend(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    *,
+    causal: bool = False,
+    scale: float | None = None,
+    bias: Tensor | None = None,
+) -> Tensor:
     """Scaled dot-product attention.
 
     Args:
@@ -22,13 +30,15 @@ def attend(query: Tensor, key: Tensor, value: Tensor, *, causal: bool = False) -
         key: (B, H, K, d), or (B, 1, K, d) for one key/value head shared by all query heads.
         value: as `key`.
         causal: a query at position n sees keys 0..n.
+        scale: factor of the products, None for 1 / sqrt(d).
+        bias: added to the scores before the soft-max, broadcast to (B, H, N, K); -inf hides a key. Not with `causal`.
 
     Returns:
         (B, N, H * d), the heads side by side.
     """
     if key.shape[1] != query.shape[1]:
         key, value = key.expand(-1, query.shape[1], -1, -1), value.expand(-1, query.shape[1], -1, -1)
-    out = F.scaled_dot_product_attention(query, key, value, is_causal=causal)
+    out = F.scaled_dot_product_attention(query, key, value, attn_mask=bias, is_causal=causal, scale=scale)
     return out.transpose(1, 2).flatten(2)
 
 
@@ -66,6 +76,8 @@ class Attention(nn.Module):
         weight, bias = self.qkv.weight, self._bias()
         if context is None:
             query, key, value = F.linear(x, weight, bias).chunk(3, dim=-1)
+        elif x.shape[1] * self.heads <= weight.shape[1] // 4:
+            return self.proj(self._read(x, context))  # type: ignore[no-any-return]  # nn.Module.__call__ is untyped
         else:
             width = weight.shape[1]
             query = F.linear(x, weight[:width], None if bias is None else bias[:width])
@@ -73,6 +85,23 @@ class Attention(nn.Module):
         heads = self.heads
         out = attend(split_heads(query, heads), split_heads(key, heads), split_heads(value, heads), causal=causal)
         return self.proj(out)  # type: ignore[no-any-return]  # nn.Module.__call__ is untyped
+
+    def _read(self, x: Tensor, context: Tensor) -> Tensor:
+        """The same for few queries, without making a key and a value of every context token.
+
+        q . (W_k y) = (W_k^T q) . y, and sum a (W_v y) = W_v sum a y: the heads attend to the context itself. The key's
+        bias adds the same to all products of a query, which the soft-max does not see.
+        """
+        batch, count, width = x.shape
+        bias = self._bias()
+        size = width // self.heads
+        to_query, to_key, to_value = self.qkv.weight.chunk(3)
+        query = F.linear(x, to_query, None if bias is None else bias[:width]).view(batch, count, self.heads, size)
+        query = torch.einsum("bnhd,hdw->bnhw", query, to_key.view(self.heads, size, width)).flatten(1, 2)
+        tokens = context[:, None]
+        seen = attend(query[:, None], tokens, tokens, scale=size**-0.5).view(batch, count, self.heads, width)
+        value = torch.einsum("bnhw,hdw->bnhd", seen, to_value.view(self.heads, size, width)).flatten(2)
+        return value if bias is None else value + bias[2 * width :]
 
 
 class CrossAttention(nn.Module):

@@ -39,6 +39,16 @@ class DropPath(nn.Module):
         return x * torch.empty(shape, dtype=x.dtype, device=x.device).bernoulli_(keep).div_(keep)
 
 
+def activate(hidden: Tensor, activation: Activation) -> Tensor:
+    """GELU, or x * sigmoid(1.702 x) with one pass less over the memory; without gradients in place of the input."""
+    in_place = not torch.is_grad_enabled()
+    if activation == "gelu":
+        return torch.ops.aten.gelu_(hidden) if in_place else F.gelu(hidden)  # type: ignore[no-any-return]  # untyped
+    if in_place:
+        return F.silu(hidden.mul_(1.702), inplace=True).div_(1.702)
+    return F.silu(1.702 * hidden) / 1.702
+
+
 class FeedForward(nn.Module):
     """Linear, activation, hidden dropout, Linear, dropout."""
 
@@ -54,8 +64,7 @@ class FeedForward(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., D) -> (..., D)."""
-        hidden = self.fc1(x)
-        hidden = F.gelu(hidden) if self.activation == "gelu" else hidden * torch.sigmoid(1.702 * hidden)
+        hidden = activate(self.fc1(x), self.activation)
         return self.dropout(self.fc2(self.hidden_dropout(hidden)))  # type: ignore[no-any-return]  # nn.Module.__call__ is untyped
 
 
