@@ -42,6 +42,7 @@ class Family:
         head: our names of the classifier's last layer, as a regular expression; "" for a model without classes.
         classes: the setting that counts the classes.
         masked: VideoMAE: positions are computed, so every clip size can be asked for.
+        plain: the same without its caption decoder, for who asks for the towers alone; None when there is no such.
         kernel: a patch kernel that must have five dimensions (image models have four under the same name); "" for none.
     """
 
@@ -57,6 +58,7 @@ class Family:
     classes: str = "classes"
     masked: bool = False
     kernel: str = ""
+    plain: Family | None = None
 
     def fits(self, state: State) -> bool:
         """Whether the keys are those of this layout."""
@@ -108,6 +110,7 @@ def _multimodal(prefix: str, caption: bool) -> Family:
         published=_without(prefix),
         parts=(prefix, *decoder) if prefix else (),
         video=("vision",),
+        plain=_multimodal(prefix, caption=False) if prefix and caption else None,
     )
 
 

@@ -99,22 +99,36 @@ def layout_of(state: State, where: object = "state dict") -> Layout:
 def as_model(layout: Layout, name: str, where: object = "state dict") -> Layout:
     """The same layout told as changes of the model `name`.
 
+    Who asks for the towers of InternVideo-MM gets them also from a file with a caption decoder, which is then left out.
+
     Raises:
         WeightsError: the file is of another kind or another size.
     """
-    if MODELS[layout.model].build is not MODELS[name].build:
+    found, asked = MODELS[layout.model], MODELS[name]
+    if found.build is not asked.build:
         pretrained = layout.model.endswith("-pretrain") and name.endswith("-classifier")
         do = "likely cause: pretraining weights; ask for a fresh head with new_classes" if pretrained else ""
         raise WeightsError(
             where, f"{layout.name}, {layout.model}", name, do or "likely cause: the file of another model"
         )
-    overrides = differences(MODELS[name].config, configure(layout.model, layout.overrides))
-    wrong = {path: value for path, value in _leaves(overrides).items() if path.rpartition(".")[2] in _STRUCTURE}
-    wrong = {path: value for path, value in wrong.items() if path != "caption.layers"}
+    config = configure(layout.model, layout.overrides)
+    wanted = getattr(asked.config, "caption", None)
+    if getattr(config, "caption", None) is not None and wanted is None and layout.family.plain is not None:
+        layout = replace(layout, family=layout.family.plain, left_out=(*layout.left_out, "caption_decoder.*"))
+        config = replace(config, caption=None)
+    if (getattr(config, "caption", None) is None) != (wanted is None):
+        raise WeightsError(where, layout.name, name, f"ask for {layout.model}")
+    overrides = differences(asked.config, config)
+    wrong = [f"{path} {value}" for path, value in _leaves(overrides).items() if _is_size(path)]
     if wrong:
-        told = ", ".join(f"{path} {value}" for path, value in wrong.items())
-        raise WeightsError(where, f"{layout.name} with {told}", name, f"likely cause: wrong size, it is {layout.model}")
+        other = f"it is {layout.model}" if layout.model != name else "the file is incomplete, or no published size"
+        raise WeightsError(where, f"{layout.name} with {', '.join(wrong)}", name, f"likely cause: wrong size, {other}")
     return replace(layout, model=name, overrides=overrides)
+
+
+def _is_size(path: str) -> bool:
+    """Whether two published sizes differ by this setting; decoders of any depth go with one size."""
+    return path.rpartition(".")[2] in _STRUCTURE and path != "caption.layers"
 
 
 def load_layout(
