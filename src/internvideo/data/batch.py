@@ -1,4 +1,4 @@
-"""Batch: the one record that travels from the loader through a stage."""
+"""What travels from a loader through a stage: a batch of clips, or one of feature sequences."""
 
 from __future__ import annotations
 
@@ -46,3 +46,45 @@ class Batch:
             return None if tensor is None else tensor.pin_memory()
 
         return replace(self, video=self.video.pin_memory(), labels=pin(self.labels), tokens=pin(self.tokens))
+
+
+@dataclass(frozen=True)
+class FeatureBatch:
+    """B sequences of features of untrimmed videos, padded at the end, and the actions in them.
+
+    Attributes:
+        features: (B, C, T) float32.
+        mask: (B, T) bool, True where the sequence is.
+        ids: B sample ids.
+        segments: B tensors (G, 2), start and end in feature steps.
+        labels: B tensors (G,) int64 class indices.
+    """
+
+    features: Tensor
+    mask: Tensor
+    ids: tuple[str, ...]
+    segments: tuple[Tensor, ...]
+    labels: tuple[Tensor, ...]
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def to(self, device: torch.device) -> FeatureBatch:
+        """Copy the tensors to `device`."""
+        return replace(
+            self,
+            features=self.features.to(device, non_blocking=True),
+            mask=self.mask.to(device, non_blocking=True),
+            segments=tuple(segment.to(device, non_blocking=True) for segment in self.segments),
+            labels=tuple(label.to(device, non_blocking=True) for label in self.labels),
+        )
+
+    def pin_memory(self) -> FeatureBatch:
+        """Page-locked copy (called by the data loader when it pins)."""
+        return replace(
+            self,
+            features=self.features.pin_memory(),
+            mask=self.mask.pin_memory(),
+            segments=tuple(segment.pin_memory() for segment in self.segments),
+            labels=tuple(label.pin_memory() for label in self.labels),
+        )

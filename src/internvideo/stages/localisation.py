@@ -1,0 +1,64 @@
+"""Training of the temporal detector on feature sequences (spec tasks.md 2.3 to 2.5)."""
+
+from __future__ import annotations
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor, nn
+
+from internvideo.data.batch import FeatureBatch
+from internvideo.models.actionformer import ActionFormer
+from internvideo.objectives.detection import detection_loss, point_targets
+
+
+class LocalisationSettings(BaseModel):
+    """The losses (the table in spec 2.3)."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    label_smoothing: float = Field(0.0, ge=0.0, lt=1.0)
+    loss_weight: float = Field(1.0, description="of the offsets; 0 or less balances them with the classes")
+    initial_norm: float = Field(100.0, gt=0.0, description="first value of the running number of positive points")
+    centre_radius: float = Field(1.5, gt=0.0, description="strides around a segment's centre that answer for it")
+
+
+class LocalisationStage(nn.Module):
+    """Focal and DIoU loss of ActionFormer. The number of positive points is averaged over the steps."""
+
+    normaliser: Tensor
+
+    def __init__(self, model: ActionFormer, settings: LocalisationSettings) -> None:
+        super().__init__()
+        self.model = model
+        self.settings = settings
+        self.register_buffer("normaliser", torch.tensor(settings.initial_norm))
+
+    def targets(self, batch: FeatureBatch) -> tuple[Tensor, Tensor]:
+        """Classes (B, P, K) and distances (B, P, 2) of all levels' points."""
+        points = torch.cat(self.model.points(batch.features.shape[-1], batch.features.device))
+        settings, classes = self.settings, self.model.config.classes
+        made = [
+            point_targets(points, segments, labels, classes, radius=settings.centre_radius)
+            for segments, labels in zip(batch.segments, batch.labels, strict=True)
+        ]
+        return torch.stack([classes for classes, _ in made]), torch.stack([distances for _, distances in made])
+
+    def forward(self, batch: FeatureBatch, generator: torch.Generator) -> dict[str, Tensor]:
+        """{"loss", "class_loss", "offset_loss"}."""
+        targets, distances = self.targets(batch)
+        found = self.model(batch.features, batch.mask)
+        valid = torch.cat(found.masks, dim=1)
+        if self.training:
+            with torch.no_grad():
+                positive = ((targets.sum(dim=-1) > 0) & valid).sum().clamp(min=1)
+                self.normaliser.mul_(0.9).add_(0.1 * positive)
+        return detection_loss(
+            torch.cat(found.logits, dim=1),
+            torch.cat(found.offsets, dim=1),
+            valid,
+            targets,
+            distances,
+            normaliser=self.normaliser,
+            smoothing=self.settings.label_smoothing,
+            weight=self.settings.loss_weight,
+        )
