@@ -81,7 +81,7 @@ class ActionFormerConfig:
     @property
     def multiple(self) -> int:
         """What a sequence's length must be a multiple of."""
-        return max(2**level * max(1, self.window(level) // 2 * 2) for level in range(self.levels))
+        return max((1 << level) * max(1, self.window(level) // 2 * 2) for level in range(self.levels))
 
     def padded_length(self, length: int) -> int:
         """To what a tested sequence is padded: `max_length`, or the next multiple beyond it."""
