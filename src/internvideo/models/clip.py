@@ -96,7 +96,7 @@ class FrameStem(nn.Module):
     def forward(self, video: Tensor) -> Tensor:
         """(B, 3, T, S, S) normalised -> tokens of every frame (B * T', 1 + HW, D), time inside the batch."""
         x = self.patches(video).flatten(0, 1)
-        cls = self.class_embedding.to(x.dtype).expand(len(x), 1, -1)
+        cls = self.class_embedding.to(x.dtype).expand(x.shape[0], 1, -1)
         return self.norm(torch.cat([cls, x], dim=1) + self.positional_embedding)  # type: ignore[no-any-return]  # as above
 
 
@@ -174,7 +174,7 @@ class TextTower(nn.Module):
 def at_end_of_text(tokens: Tensor, ids: Tensor) -> Tensor:
     """Tokens (B, L, D) at the first largest of the ids (B, L'), at most at the last position -> (B, D)."""
     end = ids.argmax(dim=1).clamp(max=tokens.shape[1] - 1)
-    return tokens[torch.arange(len(ids), device=ids.device), end]
+    return tokens[torch.arange(ids.shape[0], device=ids.device), end]
 
 
 class ImageTower(nn.Module):
@@ -193,7 +193,7 @@ class ImageTower(nn.Module):
         x = self.stem(video)
         for block in self.blocks:
             x = block(x)
-        return x[:, 0].reshape(len(video), -1, x.shape[2])  # type: ignore[no-any-return]  # untyped call
+        return x[:, 0].reshape(video.shape[0], -1, x.shape[2])  # type: ignore[no-any-return]  # untyped call
 
     def forward(self, video: Tensor) -> Tensor:
         """(B, 3, T, S, S) -> (B, E): norm of the frame mean of the class tokens, projected."""

@@ -228,8 +228,8 @@ class UniFormerV2(nn.Module):
             The tokens of each global stage (B, T * N, D), and the last layer's tokens (B, T, N, D).
         """
         x = self.stem(video)
-        batch, stages = len(video), []
-        frames = len(x) // batch
+        batch, stages = video.shape[0], []
+        frames = x.shape[0] // batch
         for i in range(self.config.depth):
             x = self._layer(i, x, frames)
             if i in self.config.global_layers:
@@ -243,7 +243,7 @@ class UniFormerV2(nn.Module):
     def stages(self, video: Tensor) -> StagedFeatures:
         """Normalised (B, 3, T, S, S) -> every intermediate that other modules read."""
         tokens, last = self.backbone(video)
-        query = self.query.expand(len(video), -1, -1)
+        query = self.query.expand(video.shape[0], -1, -1)
         for stage, stage_tokens in enumerate(tokens):
             query = self.read(stage, query, stage_tokens, last.shape[1])
         return StagedFeatures(tokens, query, last[:, :, 0].mean(dim=1), last)

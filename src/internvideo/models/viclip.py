@@ -81,7 +81,7 @@ class ViCLIPVision(nn.Module):
             count = max(1, int(x.shape[1] * self.config.keep))
             kept = torch.rand(x.shape[:2], device=x.device).argsort(dim=1)[:, :count].sort(dim=1).values
             x = x.gather(1, kept[:, :, None].expand(-1, -1, x.shape[2]))
-        cls = (stem.class_embedding + stem.positional_embedding[0]).expand(len(x), 1, -1)
+        cls = (stem.class_embedding + stem.positional_embedding[0]).expand(x.shape[0], 1, -1)
         x = stem.norm(torch.cat([cls.to(x.dtype), x], dim=1))
         for block in self.blocks:
             x = block(x)
