@@ -1,0 +1,111 @@
+"""What somebody inside a box does: RoIAlign, the head on it, and box arithmetic (spec tasks.md 3.1 and 3.3).
+
+Shapes: B clips, R boxes of all clips, T' H' W' token grid, D width, P bins a side, C classes.
+Boxes are (x1, y1, x2, y2) in pixels of the clip unless something else is said.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+def widen_boxes(boxes: Tensor, size: tuple[float, float], *, width: float = 0.1, height: float = 0.05) -> Tensor:
+    """Boxes (R, 4) grown by a share of their width and height in total, cut to the image.
+
+    A box ends on its last pixel, as published: its width is x2 - x1 + 1, and nothing lies beyond size - 1.
+
+    Args:
+        boxes: corners. size: (width, height) of the image. width, height: shares.
+    """
+    grow = (boxes[:, 2:] - boxes[:, :2] + 1) * boxes.new_tensor([width, height]) / 2
+    limit = boxes.new_tensor(size) - 1
+    low, high = (boxes[:, :2] - grow).clamp(min=0), (boxes[:, 2:] + grow).clamp(min=0)
+    return torch.cat([torch.minimum(low, limit), torch.minimum(high, limit)], dim=1)
+
+
+def jitter_boxes(boxes: Tensor, size: tuple[float, float], generator: torch.Generator) -> Tensor:
+    """Boxes (R, 4) with every side moved: out by up to 20 % of the width (10 % of the height), in by up to half that."""
+    extent = boxes[:, 2:] - boxes[:, :2] + 1
+    draw = torch.rand(boxes.shape, generator=generator, device=boxes.device, dtype=boxes.dtype)
+    moved = (draw * 0.3 - 0.1) * torch.cat([extent, extent], dim=1) * boxes.new_tensor([1.0, 0.5, 1.0, 0.5])
+    limit = boxes.new_tensor([*size, *size]) - 1
+    moved = boxes + moved * boxes.new_tensor([-1.0, -1.0, 1.0, 1.0])
+    return torch.minimum(moved.clamp(min=0), limit)
+
+
+def _axis_weights(start: Tensor, length: Tensor, size: int, bins: int) -> Tensor:
+    """(R,), (R,) -> (R, P, size): share of every cell in every bin along one axis.
+
+    A bin is the mean of ceil(length / P) samples, each linearly interpolated between two cells; samples more than one
+    cell outside count zero.
+    """
+    count = (length / bins).ceil().clamp(min=1)
+    most = int(count.max()) if len(count) else 1
+    sample = torch.arange(most, device=start.device, dtype=start.dtype)
+    bin_length = (length / bins)[:, None, None]
+    first = (
+        start[:, None, None] + torch.arange(bins, device=start.device, dtype=start.dtype)[None, :, None] * bin_length
+    )
+    place = first + (sample + 0.5) * bin_length / count[:, None, None]
+    share = ((sample < count[:, None, None]) & (place >= -1) & (place <= size)).to(start.dtype) / count[:, None, None]
+    place = place.clamp(min=0)
+    low = place.floor().clamp(max=size - 1)
+    beyond = low >= size - 1
+    upper = torch.where(beyond, torch.zeros_like(place), place - low)
+    high = torch.where(beyond, low, low + 1)
+    weights = start.new_zeros(len(start), bins, size)
+    weights.scatter_add_(2, low.long(), share * (1 - upper))
+    return weights.scatter_add_(2, high.long(), share * upper)
+
+
+def roi_align(features: Tensor, clip: Tensor, boxes: Tensor, *, bins: int = 7, scale: float = 1 / 16) -> Tensor:
+    """Mean feature of every bin of every box, without rounding ("not aligned", adaptive sampling).
+
+    The samples of a bin form a grid, so the mean is a product of one matrix along each axis.
+
+    Args:
+        features: (B, D, H', W'). clip: (R,) int64, to which clip a box belongs. boxes: (R, 4).
+        bins: P. scale: cells a pixel.
+
+    Returns:
+        (R, D, P, P).
+    """
+    corners = boxes * scale
+    extent = (corners[:, 2:] - corners[:, :2]).clamp(min=1.0)
+    height, width = features.shape[-2:]
+    along_y = _axis_weights(corners[:, 1], extent[:, 1], height, bins)
+    along_x = _axis_weights(corners[:, 0], extent[:, 0], width, bins)
+    rows = torch.einsum("rph,rdhw->rdpw", along_y.to(features.dtype), features[clip])
+    return torch.einsum("rdpw,rqw->rdpq", rows, along_x.to(features.dtype))
+
+
+class RegionHead(nn.Module):
+    """Tokens averaged over time, RoIAlign, maximum over the bins, linear (the paper's "simple linear head")."""
+
+    def __init__(self, width: int, classes: int, *, patch: int, bins: int = 7, dropout: float = 0.0) -> None:
+        super().__init__()
+        self.patch, self.bins = patch, bins
+        self.dropout = nn.Dropout(dropout)
+        self.projection = nn.Linear(width, classes)
+
+    def pool(self, tokens: Tensor, clip: Tensor, boxes: Tensor) -> Tensor:
+        """Tokens (B, T', H', W', D) after the norm, clip (R,), boxes (R, 4) pixels -> (R, D)."""
+        grid = tokens.mean(dim=1).permute(0, 3, 1, 2)
+        return roi_align(grid, clip, boxes, bins=self.bins, scale=1 / self.patch).amax(dim=(2, 3))
+
+    def forward(self, tokens: Tensor, clip: Tensor, boxes: Tensor) -> Tensor:
+        """As `pool` -> logits (R, C)."""
+        return self.projection(self.dropout(self.pool(tokens, clip, boxes)))  # type: ignore[no-any-return]  # nn.Module.__call__ is untyped
+
+
+def region_loss(logits: Tensor, labels: Tensor) -> Tensor:
+    """Sigmoid cross entropy, mean over the R x C entries times R, as published; logits and labels (R, C)."""
+    return F.binary_cross_entropy_with_logits(logits, labels) * len(logits)
+
+
+def key_frame_indices(frames: int, *, clip: int = 16, rate: int = 4) -> list[int]:
+    """Which of the raw frames around a key frame make the clip: every `rate`-th of clip * rate centred ones, clamped."""
+    start = (frames - clip * rate) // 2 + 1
+    return [min(max(start + rate * step, 0), frames - 1) for step in range(clip)]
