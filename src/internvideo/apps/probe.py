@@ -1,0 +1,244 @@
+"""Probe: a classifier of one's own on the features of a model that stays as it is; saved, loaded and asked here.
+
+A linear probe scores one vector a video. An attentive probe first lets learned queries read the video's tokens. Its
+probabilities are calibrated (one temperature), and below a threshold its answer is "unknown".
+
+Shapes: n videos, N tokens, D width of a feature or token, H queries, C classes.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from internvideo.apps.features import Kind, encode, model_hash
+from internvideo.apps.preprocessing import VideoSource
+from internvideo.apps.video_model import VideoModel
+from internvideo.errors import WeightsError
+from internvideo.metrics.classification import softmax
+from internvideo.models.attention import attend
+from internvideo.storage import read_metadata, read_safetensors, write_safetensors
+
+KEY = "internvideo_classifier"
+"""Under this name the file carries everything that is no tensor."""
+FORMAT = 1
+UNKNOWN = "unknown"
+ROWS_AT_ONCE = 256
+
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Head:
+    """Features to logits.
+
+    Attributes:
+        mean, scale: (D,) of the training features; features are standardised with them.
+        weight: (C, D), or (C, H D) behind queries. bias: (C,).
+        query: (H, D) of an attentive head, None for a linear one.
+    """
+
+    mean: Tensor
+    scale: Tensor
+    weight: Tensor
+    bias: Tensor
+    query: Tensor | None = None
+
+    @property
+    def kind(self) -> Kind:
+        """What features it reads."""
+        return "video" if self.query is None else "tokens"
+
+    def logits(self, features: Tensor) -> Floats:
+        """(n, D), or (n, N, D) for an attentive head -> (n, C)."""
+        wanted = 2 if self.query is None else 3
+        if features.ndim != wanted or features.shape[-1] != len(self.mean):
+            raise ValueError(f"features {tuple(features.shape)}: {wanted} dimensions, the last of {len(self.mean)}")
+        parts = [self._some(part.float()) for part in features.split(ROWS_AT_ONCE)]
+        return torch.cat(parts).double().numpy() if parts else np.zeros((0, len(self.bias)))
+
+    def _some(self, features: Tensor) -> Tensor:
+        with torch.no_grad():
+            read = (features - self.mean) / self.scale
+            return pool(read, self.query) @ self.weight.T + self.bias
+
+
+def pool(features: Tensor, query: Tensor | None) -> Tensor:
+    """What the queries read: standardised (n, N, D) and (H, D) -> (n, H D); without queries the features themselves.
+
+    Keys and values are the tokens as they are, shared by all queries. For one query a head this is as general as
+    attention with projections of its own: a key projection can be told as another query, a value projection as another
+    classifier.
+    """
+    if query is None:
+        return features
+    shared = features.unsqueeze(1)
+    return attend(query[None, :, None].expand(len(features), -1, -1, -1), shared, shared).flatten(1)
+
+
+@dataclass(frozen=True)
+class EncoderReference:
+    """Whose features a probe was fitted on."""
+
+    name: str
+    weights_sha256: str
+    preprocessing: Mapping[str, Any]
+    source: str = ""
+
+    @classmethod
+    def of(cls, model: VideoModel) -> EncoderReference:
+        """The reference of an open model."""
+        source = model.metadata.get("source", "")
+        return cls(model.name, model_hash(model), model.preprocessing.to_json(), source)
+
+
+@dataclass(frozen=True)
+class Probe:
+    """A classifier on top of an encoder.
+
+    Attributes:
+        head: features to logits.
+        classes: C names.
+        temperature: logits are divided by it.
+        threshold: a largest probability below it is answered "unknown"; 0 accepts everything.
+        encoder: what it was fitted on.
+        facts: how it was fitted and how good it was, plain JSON values.
+    """
+
+    head: Head
+    classes: tuple[str, ...]
+    temperature: float
+    threshold: float
+    encoder: EncoderReference
+    facts: Mapping[str, Any] = field(default_factory=dict)
+
+    # ---------------------------------------------------------------------------------------------------- answers
+
+    def check(self, model: VideoModel) -> None:
+        """Make sure that this is the encoder it was fitted on.
+
+        Raises:
+            WeightsError: other weights, or clips cut in another way: its answers would mean nothing.
+        """
+        now = EncoderReference.of(model)
+        if now.weights_sha256 != self.encoder.weights_sha256:
+            raise WeightsError(
+                "classifier",
+                f"fitted on features of {self.encoder.name} (weights {self.encoder.weights_sha256[:12]}), "
+                f"not of {now.name} ({now.weights_sha256[:12]})",
+                self.encoder.source or self.encoder.name,
+                "give it that model, or fit it again on this one",
+            )
+        was, is_now = dict(self.encoder.preprocessing), dict(now.preprocessing)
+        changed = [key for key in was if was[key] != is_now.get(key)]
+        if changed:
+            raise WeightsError(
+                "classifier",
+                f"fitted on clips with {changed[0]} {was[changed[0]]}, not {is_now.get(changed[0])}",
+                "",
+                "open the model as it was then, or fit it again",
+            )
+
+    def features(self, model: VideoModel, clips: Tensor) -> Tensor:
+        """What it reads of clips (n, 3, T, S, S): (n, D), or (n, N, D) for an attentive head."""
+        return encode(model, clips, self.head.kind)
+
+    def probabilities(self, features: Tensor | NDArray[Any]) -> Floats:
+        """(n, C) calibrated, each row sums to 1: how likely each class is if it is one of them."""
+        return softmax(self.head.logits(torch.as_tensor(features)) / self.temperature)
+
+    def predict(self, features: Tensor | NDArray[Any]) -> list[dict[str, float]]:
+        """Probabilities of all classes and "unknown", the largest first; each sums to 1.
+
+        "unknown" is 0 as long as the surest class reaches the threshold. Below it "unknown" has the share
+        1 - p / (2 threshold), at least a half, and the classes share the rest as before: so the first entry always is
+        the answer. That share is a degree, no calibrated probability.
+        """
+        return [self._answer(row) for row in self.probabilities(features)]
+
+    def _answer(self, row: Floats) -> dict[str, float]:
+        sure = float(row.max())
+        unknown = 1 - sure / (2 * self.threshold) if sure < self.threshold else 0.0
+        found = {self.classes[i]: float(row[i]) * (1 - unknown) for i in np.argsort(-row, kind="stable")}
+        return {UNKNOWN: unknown, **found} if unknown else {**found, UNKNOWN: 0.0}
+
+    def classify(
+        self, model: VideoModel, videos: VideoSource | Sequence[VideoSource], *, batch_size: int = 8
+    ) -> list[dict[str, float]]:
+        """Answers as `predict`, of videos as `VideoModel.encode_video` takes them.
+
+        Raises:
+            WeightsError: not the encoder it was fitted on. VideoError: a video that cannot be read.
+        """
+        self.check(model)
+        answers: list[dict[str, float]] = []
+        for clips in model.read(videos, batch_size=batch_size):
+            answers.extend(self.predict(self.features(model, clips)))
+        return answers
+
+    # ------------------------------------------------------------------------------------------------------ files
+
+    def save(self, path: str | Path) -> None:
+        """Write one safetensors file, atomically. Raises RunError."""
+        about = {
+            "format": FORMAT,
+            "classes": list(self.classes),
+            "temperature": self.temperature,
+            "threshold": self.threshold,
+            "encoder": asdict(self.encoder),
+            "facts": dict(self.facts),
+        }
+        tensors = {name: value for name, value in vars(self.head).items() if value is not None}
+        write_safetensors(path, tensors, {KEY: json.dumps(about, ensure_ascii=False)})
+
+    @classmethod
+    def load(cls, path: str | Path) -> Probe:
+        """Read what `save` wrote.
+
+        Raises:
+            WeightsError: no such file, damaged, or not a classifier of `internvideo fit`.
+        """
+        tensors, metadata = read_safetensors(path)
+        wanted = "a classifier written by `internvideo fit`"
+        if KEY not in metadata:
+            raise WeightsError(path, "holds no classifier of your own", wanted)
+        try:
+            about = json.loads(metadata[KEY])
+            if about["format"] != FORMAT:
+                raise WeightsError(path, f"classifier format {about['format']}", str(FORMAT), "fit it again")
+            head = Head(**tensors)
+            names = tuple(about["classes"])
+            temperature, threshold = float(about["temperature"]), float(about["threshold"])
+            probe = cls(head, names, temperature, threshold, EncoderReference(**about["encoder"]), about["facts"])
+        except (ValueError, KeyError, TypeError) as error:
+            raise WeightsError(path, f"not a whole classifier ({error})", wanted, "fit it again") from error
+        probe._check_parts(path)
+        return probe
+
+    def _check_parts(self, path: str | Path) -> None:
+        head, classes = self.head, len(self.classes)
+        width = len(head.mean) * (1 if head.query is None else len(head.query))
+        found = {name: tuple(value.shape) for name, value in vars(head).items() if value is not None}
+        wanted = {"mean": head.mean.shape[:1], "scale": head.mean.shape[:1], "weight": (classes, width)}
+        wanted |= {"bias": (classes,)}
+        if head.query is not None:
+            wanted["query"] = (head.query.shape[0], len(head.mean))
+        for name, shape in wanted.items():
+            if found[name] != tuple(shape):
+                raise WeightsError(path, f"{name} {found[name]}", str(tuple(shape)), "fit it again")
+        finite = all(bool(torch.isfinite(value).all()) for value in vars(head).values() if value is not None)
+        if not finite or not self.temperature > 0 or not 0 <= self.threshold <= 1:
+            raise WeightsError(path, "a number in it is out of range", "finite numbers", "fit it again")
+
+
+def is_probe(path: str | Path) -> bool:
+    """Whether a file is a classifier of `internvideo fit`. Raises WeightsError for no safetensors file."""
+    return KEY in read_metadata(path)
