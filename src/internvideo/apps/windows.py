@@ -79,7 +79,7 @@ def open_long(path: str | Path, short_side: int | None = None) -> Video:
 
 
 def windows(
-    source: str | Path | Span | Video,
+    source: str | Path | Span,
     preprocessing: Preprocessing,
     *,
     window: float | None = None,
@@ -90,7 +90,7 @@ def windows(
     The file is decoded once, and only where a window needs it.
 
     Args:
-        source: a file, a piece of one, or an open video (then not to be used for anything else on the way).
+        source: a file or a piece of one.
         preprocessing: of the model.
         window, stride: s, see `spans`.
 
@@ -101,23 +101,22 @@ def windows(
         VideoError: also on the way; the windows before the damage have been given then.
         RecipeError: a window or stride that is not above 0.
     """
-    check_window(window, stride)
-    if isinstance(source, Video):
-        yield from _of_video(source, preprocessing, None, None, window, stride)
-        return
     path, start, end = (source.path, source.start, source.end) if isinstance(source, Span) else (source, None, None)
+    check_window(window, stride)
     with open_long(path, preprocessing.short_side) as video:
-        yield from _of_video(video, preprocessing, start, end, window, stride)
+        yield from windows_of(video, preprocessing, start, end, window=window, stride=stride)
 
 
-def _of_video(
+def windows_of(
     video: Video,
     preprocessing: Preprocessing,
-    start: float | None,
-    end: float | None,
-    window: float | None,
-    stride: float | None,
+    start: float | None = None,
+    end: float | None = None,
+    *,
+    window: float | None = None,
+    stride: float | None = None,
 ) -> Iterator[Window]:
+    """`windows` of an open video, or of its piece from `start` to `end` s; ask nothing else of it on the way."""
     first = float(video.info.times[0])
     last = first + video.info.duration
     begin = first if start is None else max(start, first)

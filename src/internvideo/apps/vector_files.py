@@ -1,0 +1,156 @@
+"""Vectors of windows on the disk: one part a video while they are made, then one table.
+
+.parquet: columns path, start, end, embedding (list of E float32), the protocol in the file's metadata.
+.npy: float32 (N, E), with path, start and end of its rows in NAME.jsonl and the protocol in NAME.protocol.json.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from zipfile import BadZipFile
+
+import numpy as np
+from numpy.typing import NDArray
+
+from internvideo.errors import RecipeError, RunError
+from internvideo.storage import atomic_path, write_text
+
+KEY = b"internvideo"
+"""Where the protocol stands in the metadata of a parquet file."""
+
+
+@dataclass(frozen=True)
+class Vectors:
+    """What was made of a video.
+
+    Attributes:
+        path: as in the table.
+        spans: (n, 2) float64 s, start and end of each window.
+        values: (n, E) float32.
+        trouble: why nothing follows ("" when the video was read to its end).
+    """
+
+    path: str
+    spans: NDArray[np.float64]
+    values: NDArray[np.float32]
+    trouble: str = ""
+
+
+def check_output(output: Path) -> None:
+    """Raise RecipeError where a table of that name cannot be written here."""
+    if output.suffix not in WRITERS:
+        raise RecipeError("output", f"'{output.name}'", "a name that ends in " + " or ".join(WRITERS))
+    if output.suffix == ".parquet" and importlib.util.find_spec("pyarrow") is None:
+        raise RecipeError(
+            "output",
+            "parquet files need pyarrow, which is not installed",
+            ".npy",
+            "or: pip install 'internvideo[parquet]'",
+        )
+
+
+def write_table(output: Path, parts: Iterable[Vectors], count: int, width: int, protocol: Mapping[str, Any]) -> None:
+    """Write the table of `count` vectors of `width` numbers, one part after another. Raises RunError, RecipeError."""
+    check_output(output)
+    WRITERS[output.suffix](output, parts, count, width, protocol)
+
+
+def _write_parquet(output: Path, parts: Iterable[Vectors], count: int, width: int, protocol: Mapping[str, Any]) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    columns = [("path", pa.string()), ("start", pa.float64()), ("end", pa.float64())]
+    schema = pa.schema([*columns, ("embedding", pa.list_(pa.float32(), width))], metadata={KEY: json.dumps(protocol)})
+    with atomic_path(output) as temporary, pq.ParquetWriter(temporary, schema) as writer:
+        for part in parts:
+            arrays = [pa.array([part.path] * len(part.values)), pa.array(part.spans[:, 0]), pa.array(part.spans[:, 1])]
+            vectors = pa.FixedSizeListArray.from_arrays(pa.array(part.values.reshape(-1)), width)
+            writer.write_table(pa.Table.from_arrays([*arrays, vectors], schema=schema))
+
+
+def _write_npy(output: Path, parts: Iterable[Vectors], count: int, width: int, protocol: Mapping[str, Any]) -> None:
+    write_text(output.with_suffix(".protocol.json"), json.dumps(protocol, indent=1) + "\n")
+    with atomic_path(output) as temporary, atomic_path(output.with_suffix(".jsonl")) as index:
+        table = np.lib.format.open_memmap(temporary, mode="w+", dtype=np.float32, shape=(count, width))
+        row = 0
+        with index.open("w", encoding="utf-8") as lines:
+            for part in parts:
+                table[row : row + len(part.values)] = part.values
+                for start, end in part.spans.tolist():
+                    told = {"row": row, "path": part.path, "start": start, "end": end}
+                    lines.write(json.dumps(told, ensure_ascii=False) + "\n")
+                    row += 1
+        table.flush()
+
+
+WRITERS: dict[str, Callable[[Path, Iterable[Vectors], int, int, Mapping[str, Any]], None]] = {
+    ".parquet": _write_parquet,
+    ".npy": _write_npy,
+}
+
+
+class Parts:
+    """The folder of finished videos beside an output, all made with the same settings.
+
+    Args:
+        output: of the table; the folder is OUTPUT.parts.
+    """
+
+    def __init__(self, output: Path) -> None:
+        self.output = output
+        self.folder = output.with_name(output.name + ".parts")
+        self._settings = self.folder / "settings.json"
+
+    def begin(self, settings: Mapping[str, Any], *, fresh: bool) -> None:
+        """Make the folder, or go on with it.
+
+        Raises:
+            RunError: it was made with other settings, or there is a table whose parts are gone; not when `fresh`.
+        """
+        known = self._known()
+        plain = json.loads(json.dumps(settings))
+        if not fresh and known is None and self.output.exists():
+            raise RunError(self.output, "exists already, its parts do not", "", "add --fresh to replace it")
+        if fresh or known is None:
+            for part in self.folder.glob("*.npz"):
+                part.unlink(missing_ok=True)
+        elif known != plain:
+            names = [name for name in {**known, **plain} if known.get(name) != plain.get(name)]
+            was, now = (json.dumps(part.get(names[0])) for part in (known, plain))
+            found = f"was begun with another {names[0]}: {_short(was)}, now {_short(now)}"
+            raise RunError(self.folder, found, "", "choose another output, or add --fresh to begin anew")
+        write_text(self._settings, json.dumps(plain, indent=1) + "\n")
+
+    def _known(self) -> dict[str, Any] | None:
+        try:
+            known = json.loads(self._settings.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return None
+        return known if isinstance(known, dict) else None
+
+    def has(self, identity: str) -> bool:
+        """Whether a video is done."""
+        return (self.folder / f"{identity}.npz").is_file()
+
+    def write(self, identity: str, vectors: Vectors) -> None:
+        """Keep a finished video. Raises RunError."""
+        with atomic_path(self.folder / f"{identity}.npz") as temporary:
+            np.savez(temporary, spans=vectors.spans, values=vectors.values, trouble=np.array(vectors.trouble))
+
+    def read(self, identity: str, path: str) -> Vectors | None:
+        """A finished video, None where there is none or the file is damaged."""
+        try:
+            path_of_part = self.folder / f"{identity}.npz"
+            with path_of_part.open("rb") as file, np.load(file, allow_pickle=False) as found:
+                return Vectors(path, found["spans"], found["values"], str(found["trouble"]))
+        except (OSError, ValueError, KeyError, BadZipFile):
+            return None
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= 60 else text[:57] + "..."

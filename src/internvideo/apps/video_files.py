@@ -1,0 +1,95 @@
+"""Which videos are meant by files, folders and manifests named on the command line."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from internvideo.apps.preprocessing import Span
+from internvideo.data.lists import FILE_SUFFIXES, FOLDER_MANIFESTS, VIDEO_EXTENSIONS
+from internvideo.data.manifest import read_manifest
+from internvideo.errors import VideoError
+
+MANIFEST_SUFFIXES = frozenset(suffix for suffix in FILE_SUFFIXES if suffix)
+
+
+@dataclass(frozen=True)
+class VideoFile:
+    """A video file, or the piece of one that a manifest's row means.
+
+    Attributes:
+        path: as it was written, behind the folder of the manifest.
+        start, end: s, None for the ends of the video.
+    """
+
+    path: str
+    start: float | None = None
+    end: float | None = None
+
+    @property
+    def source(self) -> str | Span:
+        """For `Preprocessing.read` and everything built on it."""
+        if self.start is None or self.end is None:
+            return self.path
+        return Span(self.path, self.start, self.end)
+
+    def identity(self) -> str:
+        """32 hex digits that change when the file does (its place, size or time) or the piece.
+
+        Raises:
+            VideoError: there is no such file.
+        """
+        try:
+            found = os.stat(self.path)
+        except (OSError, ValueError) as error:
+            reason = getattr(error, "strerror", None) or str(error)
+            raise VideoError(self.path, f"cannot be opened: {reason}") from error
+        told = f"{os.path.realpath(self.path)}|{found.st_size}|{found.st_mtime_ns}|{self.start}|{self.end}"
+        return hashlib.sha256(told.encode("utf-8", "surrogateescape")).hexdigest()[:32]
+
+
+def find_videos(inputs: Iterable[str | Path], *, recursive: bool = False) -> list[VideoFile]:
+    """Videos in the order of the inputs, each once.
+
+    Args:
+        inputs: video files, folders (the videos in them, or their manifest), manifests (their rows).
+        recursive: also the folders inside folders.
+
+    Raises:
+        VideoError: nothing of that name, or a folder without videos. ManifestError: a manifest that cannot be read.
+    """
+    found: dict[tuple[str, float | None, float | None], VideoFile] = {}
+    for given in inputs:
+        for video in _meant_by(Path(given), recursive):
+            found.setdefault((os.path.abspath(video.path), video.start, video.end), video)
+    if not found:
+        raise VideoError("videos", "none given", "files, folders or manifests")
+    return list(found.values())
+
+
+def _meant_by(given: Path, recursive: bool) -> Iterator[VideoFile]:
+    if given.is_dir() and not any((given / name).is_file() for name in FOLDER_MANIFESTS):
+        yield from _in_folder(given, recursive)
+    elif given.is_dir() or given.suffix.lower() in MANIFEST_SUFFIXES:
+        manifest = read_manifest(given)
+        for row in manifest.rows:
+            yield VideoFile(str(manifest.video_path(row)), *(row.span or (None, None)))
+    elif given.exists():
+        yield VideoFile(str(given))
+    else:
+        raise VideoError(given, "no such file or folder")
+
+
+def _in_folder(folder: Path, recursive: bool) -> list[VideoFile]:
+    found: list[VideoFile] = []
+    for place, folders, names in os.walk(folder):
+        folders[:] = sorted(name for name in folders if recursive and not name.startswith("."))
+        videos = [name for name in sorted(names) if os.path.splitext(name)[1].lower() in VIDEO_EXTENSIONS]
+        found += [VideoFile(os.path.join(place, name)) for name in videos if not name.startswith(".")]
+    if not found:
+        do = "" if recursive else "add --recursive for the folders inside"
+        raise VideoError(folder, "no video in this folder", "files ending in " + " ".join(sorted(VIDEO_EXTENSIONS)), do)
+    return found
