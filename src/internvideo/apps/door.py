@@ -87,7 +87,7 @@ def load(
     source = text if weights is None else str(weights)
     if name is not None and weights is None:
         raise WeightsError(f"model {name}", "no weights given", WAYS)
-    if weights == RANDOM and not Path(RANDOM).exists():
+    if weights == RANDOM:
         return _random(wish, text)
     place = fetch(source) if is_remote(source) else Path(source).expanduser()
     if not place.exists():

@@ -69,6 +69,7 @@ class InternVideoEncoder:
     def encode(
         self,
         sentences: Item | Sequence[Item],
+        *,
         batch_size: int = 8,
         show_progress_bar: bool = False,
         convert_to_numpy: bool = True,

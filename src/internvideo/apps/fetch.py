@@ -113,6 +113,7 @@ class _SameSchemes(urllib.request.HTTPRedirectHandler):
 
     def redirect_request(self, req: Any, fp: IO[bytes], code: int, msg: str, headers: Any, newurl: str) -> Any:
         if urlsplit(newurl).scheme not in SCHEMES:
+            fp.close()
             raise URLError(f"redirected to {urlsplit(newurl).scheme}://, which is not allowed")
         return super().redirect_request(req, fp, code, msg, headers, newurl)
 
@@ -140,7 +141,7 @@ def _from_url(source: str) -> Path:
     stem = re.sub(r"[^\w.-]", "_", name)[-80:]
     target = cache_folder() / f"{hashlib.sha256(address.encode()).hexdigest()[:16]}-{stem}"
     if target.is_file():
-        _check_hash(address, _hash_of(target), wanted, do=f"delete {target} to download it again")
+        _check_hash(address, sha256_of(target), wanted, do=f"delete {target} to download it again")
         return target
     with atomic_path(target) as temporary:
         digest = _download(address, temporary)
@@ -165,6 +166,7 @@ def _download(address: str, target: Path) -> str:
                     digest.update(piece)
                     file.write(piece)
     except HTTPError as error:
+        error.close()
         raise WeightsError(address, f"the server says {error.code} {error.reason}", "", "check the address") from error
     except (URLError, TimeoutError, ConnectionError, HTTPException) as error:
         raise WeightsError(address, f"cannot be downloaded: {_first_line(error)}", "", "check the network") from error
@@ -183,7 +185,8 @@ def _check_hash(address: str, found: str, wanted: str, *, do: str) -> None:
         raise WeightsError(address, f"SHA-256 {found}", f"{wanted}, as asked for", do)
 
 
-def _hash_of(path: Path) -> str:
+def sha256_of(path: Path) -> str:
+    """SHA-256 of a file, 64 hex digits."""
     with path.open("rb") as handle:
         return hashlib.file_digest(handle, "sha256").hexdigest()
 

@@ -6,7 +6,6 @@ config.json inside. A folder in which either was changed is refused.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import shutil
@@ -14,6 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from internvideo.apps.fetch import is_remote, sha256_of
 from internvideo.apps.preprocessing import Preprocessing
 from internvideo.errors import RecipeError, RunError, WeightsError
 from internvideo.models.factory import MODELS, create_model
@@ -32,12 +32,6 @@ KEY = "internvideo"
 FORMAT = 1
 
 
-def sha256_of(path: Path) -> str:
-    """SHA-256 of a file, 64 hex digits."""
-    with path.open("rb") as handle:
-        return hashlib.file_digest(handle, "sha256").hexdigest()
-
-
 def save(model: VideoModel, folder: Path) -> Path:
     """Write the three files; other files of the folder stay.
 
@@ -48,6 +42,9 @@ def save(model: VideoModel, folder: Path) -> Path:
         RunError: the folder cannot be written.
     """
     metadata = {**model.metadata, "weights_sha256": weights_hash(model.module), "precision": model.precision}
+    metadata.pop("file_sha256", None)  # of the file that it was read from
+    if not is_remote(source := metadata.get("source", "")):
+        metadata["source"] = Path(source).name  # folders of this machine are nobody's business
     settings = {"format": FORMAT, **model.config, "metadata": metadata}
     partial = folder.with_name(f".{folder.name}.{os.getpid()}.partial")
     try:
@@ -82,17 +79,17 @@ def read(folder: Path, *, device: str = "auto", precision: Precision = "float32"
     weights = folder / WEIGHTS
     if not weights.is_file():
         raise WeightsError(weights, "no such file", "the weights that config.json describes", "copy the whole folder")
-    told, found = config.get("files", {}).get(WEIGHTS, {}).get("sha256", ""), sha256_of(weights)
+    told, found = _told_hash(config), sha256_of(weights)
     if told != found:
         raise WeightsError(
             weights,
-            f"SHA-256 {found[:16]}... is not the {str(told)[:16] or 'missing hash'}... of config.json",
+            f"SHA-256 {found[:16]}..., config.json says {told[:16] or 'nothing'}",
             "the files as they were saved together",
             "changed or damaged: copy the folder again",
         )
     state, inside = read_safetensors(weights)
     settings = {name: value for name, value in config.items() if name not in ("files", "library_name")}
-    if KEY not in inside or json.loads(inside[KEY]) != settings:
+    if _inside(inside, weights) != settings:
         raise WeightsError(
             folder / CONFIG,
             "differs from the settings inside model.safetensors",
@@ -111,11 +108,25 @@ def read_alone(path: Path, *, device: str, precision: Precision) -> VideoModel:
         WeightsError: it carries none, or of a later version.
     """
     state, inside = read_safetensors(path)
-    if KEY not in inside:
-        raise WeightsError(path, "carries no settings", "model.safetensors of save_pretrained")
-    model = _build(json.loads(inside[KEY]), state, path, device, precision)
+    model = _build(_inside(inside, path), state, path, device, precision)
     model.metadata.update(source=str(path), layout="internvideo hub")
     return model
+
+
+def _told_hash(config: Mapping[str, Any]) -> str:
+    try:
+        return str(config["files"][WEIGHTS]["sha256"])
+    except (KeyError, TypeError):
+        return ""
+
+
+def _inside(metadata: Mapping[str, str], where: Path) -> dict[str, Any]:
+    """The settings that weights carry. Raises WeightsError."""
+    try:
+        settings = json.loads(metadata[KEY])
+    except (KeyError, ValueError) as error:
+        raise WeightsError(where, "carries no settings", "model.safetensors of save_pretrained") from error
+    return settings if isinstance(settings, dict) else {}
 
 
 def read_config(folder: Path) -> dict[str, Any]:
@@ -149,18 +160,21 @@ def _build(
     try:
         module = create_model(name, settings["overrides"])
         preprocessing = Preprocessing.from_json(settings["preprocessing"])
-    except (RecipeError, KeyError, TypeError) as error:
+        classes = tuple(str(name) for name in settings["classes"])
+        metadata = {str(key): str(value) for key, value in settings["metadata"].items()}
+        frame_step = int(settings.get("frame_step", 1))
+    except (RecipeError, AttributeError, KeyError, TypeError, ValueError) as error:
         raise WeightsError(where, f"settings that do not fit: {error}", do="update internvideo") from error
     load_state(module, state, where=where)
     return VideoModel(
         name,
         module,
         preprocessing=preprocessing,
-        classes=tuple(settings["classes"]),
-        metadata={str(key): str(value) for key, value in settings["metadata"].items()},
+        classes=classes,
+        metadata=metadata,
         device=choose_device(device),
         precision=precision,
-        frame_step=settings.get("frame_step", 1),
+        frame_step=frame_step,
     )
 
 

@@ -21,7 +21,7 @@ from internvideo.data.sampling import FrameSampler, Indices, Sparse
 from internvideo.data.transforms import EvalTransform
 from internvideo.data.video import Video
 from internvideo.errors import RecipeError, VideoError
-from internvideo.recipe import SAMPLERS, Recipe, SamplingSettings
+from internvideo.recipe import SAMPLERS, Recipe
 
 SLACK = 1e-6
 """Seconds by which a time may be off through rounding."""
@@ -89,17 +89,16 @@ class Preprocessing:
         """The sampler with so many temporal views. Raises RecipeError where the rule does not have as many."""
         if self.sampler not in SAMPLERS:
             raise RecipeError("preprocessing.sampler", repr(self.sampler), ", ".join(SAMPLERS))
-        several = views != 1 or hasattr(SAMPLERS[self.sampler], "views")
-        settings = SamplingSettings(
-            kind=self.sampler,
-            frames=self.sampled or self.frames,
-            stride=self.stride,
-            views=views if several and views > 0 else None,
-        )
-        if views < 1 or (views > 1 and not hasattr(SAMPLERS[self.sampler], "views")):
+        several = hasattr(SAMPLERS[self.sampler], "views")
+        if views < 1 or (views > 1 and not several):
             allowed = "1" if views > 0 else "1 or more"
             raise RecipeError("views", str(views), f"{allowed} with the frame rule '{self.sampler}'")
-        return settings.build()
+        settings = {"frames": self.sampled or self.frames, "stride": self.stride, "views": views if several else None}
+        given = {name: value for name, value in settings.items() if value is not None}
+        try:
+            return SAMPLERS[self.sampler](**given)
+        except (TypeError, ValueError) as error:  # a stride for a rule that has none; views or frames out of range
+            raise RecipeError("preprocessing", f"the frame rule '{self.sampler}' does not take {given}") from error
 
     def _transform(self) -> EvalTransform:
         return EvalTransform(self.size, resize=self.resize, style=self.style, squash=self.squash)

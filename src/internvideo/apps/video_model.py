@@ -266,16 +266,22 @@ class VideoModel:
         sources = as_list(videos)
         if not sources:
             return []
-        text = None if self._towers is None else self._prompts(names, tuple(templates))
         rows, owners = [], []
         for clips, numbers in self._batches(sources, views, batch_size):
-            if text is None:
-                rows.append(softmax(self.logits(clips).numpy().astype(np.float64)))
-            else:
-                rows.append(zero_shot_probabilities(self.encode_clips(clips).numpy(), text, self.scale))
+            rows.append(self.probabilities(clips, labels, templates=templates))
             owners.extend(numbers)
         merged = merge_rows(np.concatenate(rows), np.asarray(owners, dtype=np.int64), len(sources))
         return [{names[i]: float(row[i]) for i in np.argsort(-row, kind="stable")} for row in merged]
+
+    def probabilities(
+        self, clips: Tensor, labels: Sequence[str] | None = None, *, templates: Sequence[str] = ACTION_TEMPLATES
+    ) -> np.ndarray[Any, Any]:
+        """Clips as in `encode_clips` -> (B, C) float64 in the order of labels or classes; otherwise as `classify`."""
+        names = self._label_names(labels)
+        if self._towers is None:
+            return softmax(self.logits(clips).numpy().astype(np.float64))
+        text = self._prompts(names, tuple(templates))
+        return zero_shot_probabilities(self.encode_clips(clips).numpy(), text, self.scale)
 
     def _label_names(self, labels: Sequence[str] | None) -> tuple[str, ...]:
         if self._towers is None:
@@ -324,22 +330,26 @@ class VideoModel:
         Raises:
             RecipeError: no caption decoder, or settings out of range. VideoError: a video that cannot be read.
         """
+        self._writer(beams, max_length)
+        groups = self.read(videos, batch_size=batch_size)
+        return [text for clips in groups for text in self.caption_clips(clips, beams=beams, max_length=max_length)]
+
+    def caption_clips(self, clips: Tensor, *, beams: int = 1, max_length: int = 0) -> list[str]:
+        """A sentence for each of the clips of `encode_clips`; otherwise as `caption`."""
+        module, tokenizer = self._writer(beams, max_length), self._text()[1]
+        with self._quiet():
+            video, ends = seen(module, self._ready(clips)), {"start": tokenizer.start, "end": tokenizer.end}
+            ids = module.generate(video, **ends, max_length=max_length, beams=beams)
+        return [tokenizer.decode(row, special=False) for row in ids.cpu()]
+
+    def _writer(self, beams: int, max_length: int) -> VideoLanguage:
         module = self.module
         if not isinstance(module, VideoLanguage) or module.caption_decoder is None:
             raise self._cannot("write captions", do="take a model with a caption decoder, internvideo-mm-l14-caption")
         context = module.config.text.context
         if beams < 1 or not (max_length == 0 or 2 <= max_length <= context):
             raise RecipeError("caption", f"beams {beams}, max_length {max_length}", f"beams >= 1, 0 or 2 to {context}")
-        written: list[str] = []
-        tokenizer = self._text()[1]
-        for clips in self.read(videos, batch_size=batch_size):
-            with self._quiet():
-                video = seen(module, self._ready(clips))
-                ids = module.generate(
-                    video, start=tokenizer.start, end=tokenizer.end, max_length=max_length, beams=beams
-                )
-            written.extend(tokenizer.decode(row, special=False) for row in ids.cpu())
-        return written
+        return module
 
     # ------------------------------------------------------------------------------------------------------ files
 
