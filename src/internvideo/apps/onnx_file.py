@@ -1,0 +1,104 @@
+"""ONNX files: written from an exported program, run with ONNX Runtime, made smaller with 8-bit weights.
+
+The three packages belong to the extra `internvideo[export]`; they are imported here alone and only when asked for.
+"""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from importlib.metadata import version
+from importlib.util import find_spec
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from internvideo.errors import RecipeError
+
+PACKAGES = ("onnx", "onnxscript", "onnxruntime")
+LARGEST = 2**31 - 2**20
+"""Bytes that one protobuf file holds, with room for the graph itself."""
+
+
+def require() -> None:
+    """Raises RecipeError where a package is missing."""
+    missing = [name for name in PACKAGES if find_spec(name) is None]
+    if missing:
+        raise RecipeError("format onnx", f"{', '.join(missing)} not installed", "", "pip install 'internvideo[export]'")
+
+
+def versions() -> dict[str, str]:
+    """Package -> version."""
+    return {name: version(name) for name in PACKAGES}
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the exporters' remarks on themselves: what counts is compared afterwards."""
+    loggers = [logging.getLogger(name) for name in ("", "torch.onnx", "onnxscript", "onnx_ir")]
+    levels = [logger.level for logger in loggers]
+    try:
+        for logger in loggers:
+            logger.setLevel(logging.ERROR)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+
+
+def write(
+    program: torch.export.ExportedProgram,
+    path: Path,
+    input_name: str,
+    output_name: str,
+    axes: Mapping[int, str],
+    opset: int | None = None,
+    largest: int = LARGEST,
+) -> None:
+    """Write a program of one input and one output; weights beyond `largest` bytes into PATH.data beside it.
+
+    Raises:
+        RecipeError: the exporter does not know the opset, or an operation has no place in it.
+    """
+    with _quiet():
+        try:
+            made = torch.onnx.export(
+                program,
+                input_names=[input_name],
+                output_names=[output_name],
+                dynamic_shapes=(dict(axes),),
+                opset_version=opset,
+                dynamo=True,
+                verbose=False,
+            )
+        except Exception as error:  # the exporter raises many kinds, its own and others'
+            raise RecipeError("opset", f"{opset or 'own'}: {str(error).splitlines()[0]}", "", "try another") from error
+        assert made is not None
+        size = sum(tensor.numel() * tensor.element_size() for tensor in program.state_dict.values())
+        made.save(path, external_data=size > largest)
+
+
+def runner(path: Path, threads: int | None = None) -> Callable[[Tensor], Tensor]:
+    """The file in ONNX Runtime on the CPU, as a function of one tensor; as many threads as torch by default."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads or torch.get_num_threads()
+    options.log_severity_level = 3
+    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    name = session.get_inputs()[0].name
+    return lambda x: torch.from_numpy(session.run(None, {name: x.numpy()})[0])
+
+
+def quantise(source: Path, target: Path) -> None:
+    """Weights of all matrix products in 8 bits, one scale a column; activations when they are met."""
+    with _quiet():
+        from onnxruntime.quantization import QuantType, quantize_dynamic
+
+        big = source.with_name(source.name + ".data").exists()
+        quantize_dynamic(source, target, weight_type=QuantType.QInt8, per_channel=True, use_external_data_format=big)
