@@ -262,7 +262,7 @@ class VideoModel:
             RecipeError: labels missing, doubled or given to a classifier, or more views than the frame rule has.
             VideoError: a video that cannot be read.
         """
-        names = self._label_names(labels)
+        names = self.label_names(labels)
         sources = as_list(videos)
         if not sources:
             return []
@@ -277,13 +277,14 @@ class VideoModel:
         self, clips: Tensor, labels: Sequence[str] | None = None, *, templates: Sequence[str] = ACTION_TEMPLATES
     ) -> np.ndarray[Any, Any]:
         """Clips as in `encode_clips` -> (B, C) float64 in the order of labels or classes; otherwise as `classify`."""
-        names = self._label_names(labels)
+        names = self.label_names(labels)
         if self._towers is None:
             return softmax(self.logits(clips).numpy().astype(np.float64))
         text = self._prompts(names, tuple(templates))
         return zero_shot_probabilities(self.encode_clips(clips).numpy(), text, self.scale)
 
-    def _label_names(self, labels: Sequence[str] | None) -> tuple[str, ...]:
+    def label_names(self, labels: Sequence[str] | None) -> tuple[str, ...]:
+        """The labels that `classify` would choose from. Raises RecipeError as it does."""
         if self._towers is None:
             if not self.classes:
                 raise self._cannot("classify", do="train a classifier on its embeddings")

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from internvideo.errors import RecipeError
+from internvideo.errors import RecipeError, VideoError
 
 if TYPE_CHECKING:
+    from internvideo.apps.scorer import Scorer
+    from internvideo.apps.video_files import VideoFile
     from internvideo.apps.video_model import VideoModel
 
 Encoder = Annotated[
@@ -28,6 +31,9 @@ Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
 Precision = Annotated[str, typer.Option(help="float32, bfloat16 or float16.")]
 Window = Annotated[float | None, typer.Option(help="Seconds; without it the whole video is one clip.")]
 Stride = Annotated[float | None, typer.Option(help="Seconds from one window to the next; by default the window.")]
+Labels = Annotated[str | None, typer.Option(help='Any texts, at least two: "cooking, playing tennis, a dog".')]
+LabelsFile = Annotated[Path | None, typer.Option(help="Labels from a text file, one a line.")]
+Classifier = Annotated[Path | None, typer.Option(help="A classifier written by `internvideo fit` on this encoder.")]
 Json = Annotated[bool, typer.Option("--json", help="One JSON object a line instead of text.")]
 
 
@@ -36,6 +42,44 @@ def open_model(encoder: str, weights: str | None, device: str, precision: str) -
     from internvideo.apps.door import load
 
     return load(encoder, weights=weights, device=device, precision=precision)  # type: ignore[arg-type]  # checked there
+
+
+def open_scorer(model: VideoModel, labels: str | None, labels_file: Path | None, classifier: Path | None) -> Scorer:
+    """What the three options ask for; without any of them the model's own classes. Raises as `Scorer`."""
+    from internvideo.apps.probe import Probe
+    from internvideo.apps.scorer import Scorer
+
+    if labels_file is not None:
+        names: list[str] | None = text_lines(labels_file)
+    else:
+        names = None if labels is None else [name.strip() for name in labels.split(",") if name.strip()]
+    return Scorer(model, names, None if classifier is None else Probe.load(classifier))
+
+
+def one_of(**given: object) -> None:
+    """Raise RecipeError when more than one of some options is there."""
+    names = [f"--{name.replace('_', '-')}" for name, value in given.items() if value is not None]
+    if len(names) > 1:
+        raise RecipeError(names[1], f"together with {names[0]}", "one of them")
+
+
+def for_each(videos: list[VideoFile], do: Callable[[VideoFile], None]) -> None:
+    """Do something with every video; one that cannot be read is told and does not stop the others.
+
+    Raises:
+        VideoError: at the end, when some could not be read.
+    """
+    lost = 0
+    for video in videos:
+        try:
+            do(video)
+        except VideoError as error:
+            if len(videos) == 1:
+                raise
+            lost += 1
+            typer.echo(f"internvideo: {error}", err=True)
+    if lost:
+        raise VideoError("videos", f"{lost} of {len(videos)} could not be read")
 
 
 def text_lines(path: Path) -> list[str]:

@@ -1,0 +1,58 @@
+"""`internvideo caption`: a sentence for a video, or for every window of it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from internvideo.commands.options import (
+    Device,
+    Encoder,
+    Json,
+    Precision,
+    Stride,
+    Weights,
+    Window,
+    clock,
+    for_each,
+    open_model,
+)
+
+if TYPE_CHECKING:
+    from internvideo.apps.video_files import VideoFile
+
+
+def caption(
+    inputs: Annotated[list[Path], typer.Argument(help="Video files, folders of them, or manifests.")],
+    encoder: Encoder,
+    weights: Weights = None,
+    beams: Annotated[int, typer.Option(min=1, help="Beginnings kept while writing; 1 is the quickest.")] = 4,
+    max_length: Annotated[int, typer.Option(min=0, help="Most word pieces; 0 is as many as the model can.")] = 0,
+    window: Window = None,
+    stride: Stride = None,
+    as_json: Json = False,
+    device: Device = "auto",
+    precision: Precision = "float32",
+) -> None:
+    """Describe videos in words. The model needs a caption decoder, such as internvideo-mm-l14-caption."""
+    from internvideo.apps.video_files import find_videos
+    from internvideo.apps.windows import check_window, windows
+
+    check_window(window, stride)
+    videos = find_videos(inputs)
+    model = open_model(encoder, weights, device, precision)
+    model.caption([], beams=beams, max_length=max_length)  # tells what does not fit before a video is opened
+
+    def write(video: VideoFile) -> None:
+        for start, end, clip in windows(video.source, model.preprocessing, window=window, stride=stride):
+            (text,) = model.caption_clips(clip[None], beams=beams, max_length=max_length)
+            if as_json:
+                told = {"path": video.path, "start": start, "end": end, "caption": text}
+                typer.echo(json.dumps(told, ensure_ascii=False))
+            else:
+                typer.echo(f"{video.path}{'' if window is None else ' ' + clock(start, end)}: {text}")
+
+    for_each(videos, write)

@@ -1,0 +1,47 @@
+"""`internvideo compare`: how alike two videos, or a video and a text, are to a model."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from internvideo.commands.options import Device, Encoder, Json, Precision, Weights, open_model
+from internvideo.errors import VideoError
+
+VIDEOS = "1 is the same to the model, 0 unrelated; what counts as alike, tell from a few pairs that you know"
+MIXED = "a text and its video are far below 1 as a rule: compare several texts instead of reading one number alone"
+
+
+def compare(
+    first: Annotated[str, typer.Argument(help="A video file, or with --text a text.")],
+    second: Annotated[str, typer.Argument(help="Another one.")],
+    encoder: Encoder,
+    weights: Weights = None,
+    text: Annotated[bool, typer.Option("--text", help="What is no file is a text.")] = False,
+    as_json: Json = False,
+    device: Device = "auto",
+    precision: Precision = "float32",
+) -> None:
+    """Print the cosine of two embeddings: of two videos, or with --text of a video and a text, or of two texts."""
+    from internvideo.apps.video_model import VideoModel
+
+    sides = (first, second)
+    files = [Path(side).is_file() if len(side) < 4096 and "\0" not in side else False for side in sides]
+    if not text and not all(files):
+        side = sides[files.index(False)]
+        raise VideoError(side, "no such file", "", "for texts add --text")
+    model: VideoModel = open_model(encoder, weights, device, precision)
+    one, other = (
+        model.encode_video(side) if is_file else model.encode_text(side)
+        for side, is_file in zip(sides, files, strict=True)
+    )
+    cosine = float(one[0] @ other[0])
+    kinds = ["video" if is_file else "text" for is_file in files]
+    if as_json:
+        told = {"first": first, "second": second, "kinds": kinds, "cosine": cosine}
+        typer.echo(json.dumps(told, ensure_ascii=False))
+    else:
+        typer.echo(f"cosine of {kinds[0]} and {kinds[1]}: {cosine:.4f} ({VIDEOS if kinds[0] == kinds[1] else MIXED})")
