@@ -16,8 +16,11 @@ import published_keys as keys
 import small_apps
 import small_world
 from internvideo import InternVideoError, VideoModel, load
+from internvideo.apps.undrawn import check_filled, undrawn
 from internvideo.errors import RecipeError, WeightsError
+from internvideo.models.factory import create_model
 from internvideo.models.videomae import VideoMAEClassifier
+from internvideo.models.weights import load_state
 from internvideo.storage import read_safetensors, write_safetensors
 from small_apps import random_model, settings
 
@@ -134,6 +137,13 @@ def test_published_weights_are_recognised(classifier: Path) -> None:
     other = load(classifier, overrides=SIZE, frames=4, image_size=32, new_classes=3, **CPU)
     assert other.classes == ("0", "1", "2")
     assert torch.equal(model.encode_video(small_apps.clips(1)), other.encode_video(small_apps.clips(1)))
+
+
+def test_a_folder_of_another_library_is_known_by_its_keys(classifier: Path) -> None:
+    (classifier.parent / "config.json").write_text('{"model_type": "videomae"}')
+    classifier.rename(classifier.with_name("model.safetensors"))
+    model = load(classifier.parent, overrides=SIZE, frames=4, image_size=32, **CPU)
+    assert "VideoMAE" in model.metadata["layout"]
 
 
 def test_published_weights_of_another_model_are_named(classifier: Path) -> None:
@@ -259,6 +269,23 @@ def test_torch_hub_opens_models(entry: str, arguments: dict[str, Any], family: s
     )
     assert isinstance(model, VideoModel)
     assert model.name == name
+
+
+@pytest.mark.parametrize("family", small_apps.FAMILIES)
+def test_only_models_that_are_filled_are_built_without_drawing(family: str) -> None:
+    name, overrides = settings(family)
+    state = create_model(name, overrides).state_dict()
+    before = torch.get_rng_state()
+    with undrawn():
+        module = create_model(name, overrides)
+    with pytest.raises(WeightsError, match=r"leaves .* empty"):
+        check_filled(module, "here")
+    if family in ("masked", "supervised"):  # elsewhere a few small embeddings are drawn by torch.randn
+        assert torch.equal(torch.get_rng_state(), before)
+    load_state(module, state)
+    check_filled(module, "here")
+    assert all(torch.equal(value, state[key]) for key, value in module.state_dict().items())
+    assert all(buffer.isfinite().all() for buffer in module.buffers())
 
 
 def test_metadata_is_plain_text() -> None:

@@ -6,6 +6,7 @@ import difflib
 import json
 import re
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from internvideo.apps import hub_layout
 from internvideo.apps.families import family_of, overrides_of
 from internvideo.apps.fetch import ENDING, check_ending, fetch, is_remote
 from internvideo.apps.preprocessing import Preprocessing
+from internvideo.apps.undrawn import check_filled, undrawn
 from internvideo.apps.video_model import Precision, VideoModel
 from internvideo.errors import RecipeError, WeightsError
 from internvideo.models.cross_model import CrossModel
@@ -194,7 +196,9 @@ def _from_hub_folder(place: Path, wish: Wish) -> VideoModel:
 def _from_run(place: Path, wish: Wish) -> VideoModel:
     """Weights of our own training."""
     _refuse_changes(wish, place)
-    trained: Trained = load_trained(place, device="cpu")
+    with undrawn():
+        trained: Trained = load_trained(place, device="cpu")
+    check_filled(trained.model, place)
     name, module, classes = trained.recipe.model.name, trained.model, trained.classes
     whole = isinstance(module, CrossModel)
     told = {"source": str(place), "layout": "internvideo training", "stage": trained.recipe.stage}
@@ -222,15 +226,17 @@ def _from_published(place: Path, wish: Wish) -> VideoModel:
     layout = layouts.layout_of(state, place)
     if wish.name is not None and not _becomes_classifier(layout.model, wish):
         layout = layouts.as_model(layout, wish.name, place)
-    module = layouts.load_layout(
-        layout,
-        state,
-        place,
-        wish.new_classes,
-        frames=wish.frames,
-        image_size=wish.image_size,
-        overrides=dict(wish.overrides),
-    )
+    with undrawn() if wish.new_classes is None else nullcontext():  # a fresh head is drawn
+        module = layouts.load_layout(
+            layout,
+            state,
+            place,
+            wish.new_classes,
+            frames=wish.frames,
+            image_size=wish.image_size,
+            overrides=dict(wish.overrides),
+        )
+    check_filled(module, place)
     name = layout.model
     if isinstance(module, VideoMAEClassifier):
         name = name.replace("-pretrain", "-classifier")

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from internvideo.apps.fetch import is_remote, sha256_of
 from internvideo.apps.preprocessing import Preprocessing
+from internvideo.apps.undrawn import check_filled, undrawn
 from internvideo.errors import RecipeError, RunError, WeightsError
 from internvideo.models.factory import MODELS, create_model
 from internvideo.models.weights import load_state, save_model
@@ -158,7 +159,8 @@ def _build(
     if name not in MODELS:
         raise WeightsError(where, f"unknown model {name!r}", ", ".join(MODELS), "update internvideo")
     try:
-        module = create_model(name, settings["overrides"])
+        with undrawn():
+            module = create_model(name, settings["overrides"])
         preprocessing = Preprocessing.from_json(settings["preprocessing"])
         classes = tuple(str(name) for name in settings["classes"])
         metadata = {str(key): str(value) for key, value in settings["metadata"].items()}
@@ -166,6 +168,7 @@ def _build(
     except (RecipeError, AttributeError, KeyError, TypeError, ValueError) as error:
         raise WeightsError(where, f"settings that do not fit: {error}", do="update internvideo") from error
     load_state(module, state, where=where)
+    check_filled(module, where)
     return VideoModel(
         name,
         module,

@@ -1,0 +1,45 @@
+"""Building a model whose weights come from a file, without drawing random ones first.
+
+Drawing takes most of the time of opening a large model, and all of it is overwritten.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from internvideo.errors import WeightsError
+
+DRAWS = (Tensor.uniform_, Tensor.normal_, nn.init.uniform_, nn.init.normal_, nn.init.kaiming_uniform_)
+
+
+class _Undrawn(TorchFunctionMode):
+    """NaN in place of random numbers."""
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Sequence[type], args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if func in DRAWS:
+            target: Tensor = args[0] if args else (kwargs or {})["tensor"]
+            with torch.no_grad():
+                return target.fill_(torch.nan)
+        return func(*args, **(kwargs or {}))
+
+
+@contextmanager
+def undrawn() -> Iterator[None]:
+    """Models built inside hold NaN wherever they would be random; fill them strictly, then `check_filled`."""
+    with _Undrawn():
+        yield
+
+
+def check_filled(module: nn.Module, where: object) -> None:
+    """Raises WeightsError for a parameter that no file filled."""
+    for name, parameter in module.named_parameters():
+        if parameter.numel() and bool(parameter.detach().reshape(-1)[0].isnan()):
+            raise WeightsError(where, f"leaves {name} empty", "a tensor for every parameter")
