@@ -127,11 +127,14 @@ class Graph(nn.Module):
         if what not in able:
             raise RecipeError("what", f"model {model.name} has no {what}", ", ".join(able))
         self.run, self.step = able[what], model.frame_step
+        if what == "text" and towers is not None:
+            self.module: nn.Module = towers.text
+            return
         self.module = copy.copy(model.module)
         parts = self.module._modules.copy()  # the copy's own, so that the parts left out stay in the model
         self.module._modules = parts
-        for name in ("visual", "visual_norm") if what == "text" else ("text", "caption_decoder"):
-            if towers is not None and name in parts:
+        if towers is not None:
+            for name in {"text", "caption_decoder"} & set(parts):
                 del parts[name]
 
     def forward(self, input: Tensor) -> Tensor:
@@ -139,8 +142,8 @@ class Graph(nn.Module):
         return self.run(self.module, input, self.step).float()
 
 
-def _encoded_text(module: Any, ids: Tensor, step: int) -> Tensor:
-    features: Tensor = module.encode_text(ids)
+def _encoded_text(tower: Any, ids: Tensor, step: int) -> Tensor:
+    features: Tensor = tower(ids)
     return features
 
 

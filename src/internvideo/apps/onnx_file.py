@@ -58,9 +58,8 @@ def write(
     output_name: str,
     axes: Mapping[int, str],
     opset: int | None = None,
-    largest: int = LARGEST,
 ) -> None:
-    """Write a program of one input and one output; weights beyond `largest` bytes into PATH.data beside it.
+    """Write a program of one input and one output; weights beyond `LARGEST` bytes into PATH.data beside it.
 
     Raises:
         RecipeError: the exporter does not know the opset, or an operation has no place in it.
@@ -80,7 +79,7 @@ def write(
             raise RecipeError("opset", f"{opset or 'own'}: {str(error).splitlines()[0]}", "", "try another") from error
         assert made is not None
         size = sum(tensor.numel() * tensor.element_size() for tensor in program.state_dict.values())
-        made.save(path, external_data=size > largest)
+        made.save(path, external_data=size > LARGEST)
 
 
 def runner(path: Path, threads: int | None = None) -> Callable[[Tensor], Tensor]:
