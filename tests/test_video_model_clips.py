@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from typing import Any
 
 import numpy as np
@@ -41,7 +42,11 @@ def test_the_multimodal_model_takes_the_demo_s_clips() -> None:
     assert rule.from_frames(video).dtype == torch.uint8
 
 
-@pytest.mark.parametrize("name", MODELS)
+SMALLEST = [name for name in MODELS if re.search(r"-(s|b|b16|b32)(-|$)", name)]
+"""Of every kind the smallest size."""
+
+
+@pytest.mark.parametrize("name", [*SMALLEST, "uniformerv2-l14-336", "internvideo-mm-l14"])
 def test_every_named_model_has_its_clips(name: str) -> None:
     with torch.device("meta"):
         module = create_model(name)
