@@ -6,6 +6,7 @@ data (unpickle.py), and only tensors come back, as a safetensors file with a man
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -154,6 +155,8 @@ def _run(file: BinaryIO, target: BinaryIO, settings: dict[str, Any], source: Pat
             "",
             "if you trust the file, give it more with --memory",
         )
-    if "errno" in report:
+    if report.get("errno") in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):  # of the output
         raise OSError(report["errno"], os.strerror(report["errno"]))
+    if "errno" in report:
+        raise WeightsError(source, f"cannot be read: {os.strerror(report['errno'])}", f"a {PICKLES} file")
     return report

@@ -144,6 +144,8 @@ def _entries(file: BinaryIO, size: int) -> dict[str, tuple[int, int, int]]:
         damaged(f"its zip directory is damaged ({printable(str(error))})")
     if len(infos) > MOST_ENTRIES:
         raise RefusedError(f"its zip directory has {len(infos)} entries", f"at most {MOST_ENTRIES}")
+    if infos and min(info.header_offset for info in infos) > 0:
+        raise RefusedError("other bytes stand before its first zip entry", "a file as torch.save wrote it")
     entries: dict[str, tuple[int, int, int]] = {}
     seen: set[str] = set()
     free = 0  # where the next entry may begin

@@ -28,13 +28,15 @@ WRAPPERS = ("state_dict", "model_state_dict", "model_state", "model", "module")
 """Under these names a state dict is looked for."""
 MODULE_FLAGS = ("training", "_is_full_backward_hook")
 MOST_MODULES, DEEPEST, MOST_TOLD = 100_000, 64, 200
+OUT_OF_MEMORY = b'{"memory": true}'  # made before: when it is needed there is no room for it
 LARGEST_HEADER = 100_000_000
 """Bytes; what the safetensors library reads."""
 
 
 def limit(memory: int, seconds: int, written: int) -> None:
     """Give up rights for the rest of the process: bytes of memory, seconds of work, bytes to write, no new files."""
-    "".encode("cp437")  # loads what zip names need, while files can still be opened
+    for encoding in ("cp437", "raw-unicode-escape"):  # of zip names and old texts: loaded while files can be opened
+        "".encode(encoding)
     limits = {
         resource.RLIMIT_CORE: (0, 0),
         resource.RLIMIT_CPU: (seconds, seconds + 1),  # first the signal that tells why
@@ -96,9 +98,12 @@ def _module_tensors(content: object) -> tuple[dict[str, Tensor], list[str]]:
 
 
 def check(file: BinaryIO, checkpoint: Checkpoint, tensors: dict[str, Tensor], size: int) -> None:
-    """The tensors are not larger than such a file can hold, and the bytes of their storages are undamaged."""
+    """Names can be written, tensors are not larger than such a file can hold, their bytes are undamaged."""
     if not tensors:
         raise RefusedError("holds no tensors under names", f"names and tensors, also under {', '.join(WRAPPERS)}")
+    for name in tensors:
+        if name == "__metadata__" or not name.isprintable():  # also lone halves of characters
+            raise RefusedError(f"a tensor is named {printable(name)}", "printable names")
     total = sum(tensor.count * BYTES[tensor.dtype] for tensor in tensors.values())
     if total > 4 * size:
         told = f"its tensors would take {printable(str(total))} bytes, more than four times its {size}"
@@ -200,9 +205,6 @@ def convert(settings: dict[str, object]) -> dict[str, object]:
     size = os.fstat(file.fileno()).st_size
     checkpoint = read_checkpoint(file, size)
     tensors, dropped = state_dict(checkpoint)
-    for name in tensors:
-        if name == "__metadata__" or not name.isprintable():  # also lone halves of characters
-            raise RefusedError(f"a tensor is named {printable(name)}", "printable names")
     check(file, checkpoint, tensors, size)
     types = write(file, checkpoint.places, tensors, output, settings)
     more = [f"and {len(dropped) - MOST_TOLD} more"] if len(dropped) > MOST_TOLD else []
@@ -226,7 +228,8 @@ def main() -> None:
     except RefusedError as error:
         report = {"refused": list(error.args)}
     except MemoryError:
-        report = {"memory": True}
+        os.write(2, OUT_OF_MEMORY)
+        os._exit(0)
     except RecursionError:
         report = {"refused": ["cannot be read: it is nested too deep", "a checkpoint that torch.save wrote", ""]}
     except OSError as error:
