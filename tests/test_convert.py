@@ -7,6 +7,7 @@ import hashlib
 import json
 import subprocess
 import sys
+import types
 from collections import OrderedDict, defaultdict
 from pathlib import Path
 
@@ -133,6 +134,27 @@ def test_what_trainers_put_beside_the_weights_is_dropped_by_name(tmp_path: Path)
     found = convert(tmp_path / "mp_rank_00_model_states.pt", tmp_path / "out" / "w.safetensors")
     assert found.dropped == [name for name in content if name != "module"]
     assert_same(read_safetensors(found.output)[0], model.state_dict())
+
+
+def test_a_lightning_checkpoint_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its callbacks are classes as keys, its settings a dictionary of its own class."""
+    for parent in ("pytorch_lightning", "pytorch_lightning.utilities", "pytorch_lightning.callbacks"):
+        monkeypatch.setitem(sys.modules, parent, types.ModuleType(parent))
+    parsing = types.ModuleType("pytorch_lightning.utilities.parsing")
+    callbacks = types.ModuleType("pytorch_lightning.callbacks.model_checkpoint")
+    for module, name, base in ((parsing, "AttributeDict", dict), (callbacks, "ModelCheckpoint", object)):
+        setattr(module, name, type(name, (base,), {"__module__": module.__name__}))
+        monkeypatch.setitem(sys.modules, module.__name__, module)
+    content = {
+        "epoch": 3,
+        "state_dict": {"clip.w": torch.ones(2)},
+        "callbacks": {callbacks.ModelCheckpoint: {"best": torch.tensor(0.5)}},
+        "hyper_parameters": parsing.AttributeDict(lr=1e-3),
+    }
+    torch.save(content, tmp_path / "c.ckpt")
+    found = convert(tmp_path / "c.ckpt")
+    assert found.dropped == ["epoch", "callbacks", "hyper_parameters"]
+    assert_same(read_safetensors(found.output)[0], {"clip.w": torch.ones(2)})
 
 
 def test_values_among_the_tensors_are_dropped_by_name(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ import math
 import pickletools
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, BinaryIO, NoReturn
+from typing import IO, Any, NoReturn, Protocol, cast
 
 BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "F8_E4M3": 1, "F8_E5M2": 1, "C64": 8, "BOOL": 1}
 BYTES |= {f"{sign}{bits}": bits // 8 for sign in "IU" for bits in (8, 16, 32, 64)}
@@ -58,6 +58,11 @@ INERT = {
     *(f"numpy.{core}.multiarray.{name}" for core in ("core", "_core") for name in ("scalar", "_reconstruct")),
     *("numpy.dtype", "numpy.ndarray", "torch.Size", "torch.device", "torch.Tensor", "torch.nn.parameter.Parameter"),
     *(f"torch.jit._pickle.build_{name}list" for name in ("int", "double", "bool", "tensor")),
+    *(
+        f"pytorch_lightning.callbacks.{name}"
+        for name in ("model_checkpoint.ModelCheckpoint", "early_stopping.EarlyStopping")
+    ),
+    *("pytorch_lightning.utilities.parsing.AttributeDict", "lightning_fabric.utilities.data.AttributeDict"),
     *(f"deepspeed.runtime.fp16.loss_scaler.{name}" for name in ("LossScaler", "DynamicLossScaler")),
 }
 """What stands in checkpoints beside the tensors; it becomes a holder without content and is dropped."""
@@ -190,13 +195,26 @@ def build(name: str, given: object) -> object:
 
 def put(target: object, key: object, value: object) -> None:
     """One entry of a dictionary. Keys are plain: hashing a deep one could overflow the stack."""
-    plain = (str, int, float, bytes, type(None))
+    plain = (str, int, float, bytes, Global, type(None))
     if not (isinstance(key, plain) or (isinstance(key, tuple) and all(isinstance(part, plain) for part in key))):
         raise RefusedError(f"a dictionary has a key of type {type(key).__name__}", "texts and numbers")
     if isinstance(target, dict):
-        target[key] = value
+        target[key.name if isinstance(key, Global) else key] = value
     elif not isinstance(target, Holder):
         damaged("an entry for something else than a dictionary")
+
+
+class Stream(Protocol):
+    """Where a pickle is read from; `read` gives what is left where less is left, and needs no more memory than that."""
+
+    def read(self, size: int, /) -> bytes:
+        """So many bytes."""
+
+    def readline(self) -> bytes:
+        """Bytes up to the end of the line."""
+
+    def tell(self) -> int:
+        """The place in the file."""
 
 
 class Machine:
@@ -208,7 +226,7 @@ class Machine:
         scripted: names below `__torch__.` become holders too.
     """
 
-    def __init__(self, stream: BinaryIO, storage: Callable[[object], Storage], scripted: bool = False) -> None:
+    def __init__(self, stream: Stream, storage: Callable[[object], Storage], scripted: bool = False) -> None:
         self.stream, self.storage, self.scripted = stream, storage, scripted
         self.stack: list[object] = []
         self.marks: list[int] = []
@@ -247,7 +265,8 @@ class Machine:
         """The value that the pickle describes. Raises RefusedError."""
         try:
             argument: Any  # of a type that the instruction says
-            for opcode, argument, _ in pickletools.genops(self.stream):
+            stream = cast("IO[bytes]", self.stream)  # genops needs no more of it than `Stream` has
+            for opcode, argument, _ in pickletools.genops(stream):
                 name = opcode.name
                 if name in CONSTANTS:
                     self.stack.append(argument)

@@ -190,12 +190,30 @@ def _content_start(file: BinaryIO, info: zipfile.ZipInfo, size: int) -> int:
     return info.header_offset + 30 + len(name) + int(extra_length)
 
 
+@dataclass(frozen=True)
+class _Bounded:
+    """The file for pickles: however much a damaged one asks for, no more is read than the file can have."""
+
+    file: BinaryIO
+    size: int
+
+    def read(self, size: int, /) -> bytes:
+        return self.file.read(min(size, self.size))
+
+    def readline(self) -> bytes:
+        return self.file.readline()
+
+    def tell(self) -> int:
+        return self.file.tell()
+
+
 def _legacy(file: BinaryIO, size: int) -> Checkpoint:
     found = Checkpoint("legacy")
+    stream = _Bounded(file, size)
     storages = _Storages(None)
 
     def value() -> object:
-        machine = Machine(file, storages)
+        machine = Machine(stream, storages)
         content = machine.run()
         found.globals |= machine.globals
         return content
