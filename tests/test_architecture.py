@@ -36,7 +36,11 @@ HOMES: dict[str, dict[str, str]] = {
         "training/step.py": "the step",
         "pipeline.py": "the dry run shows one forward and backward without an optimizer step",
     },
-    "av.open": {"data/video_index.py": "the decoder", "data/video_writer.py": "the encoder"},
+    "av.open": {
+        "data/video_index.py": "the decoder",
+        "data/live_video.py": "pipes, cameras and addresses",
+        "data/video_writer.py": "the encoder",
+    },
     "yaml.safe_load": {"recipe.py": "recipes"},
     "save_file": {"storage.py": "weights out"},
     "safe_open": {"storage.py": "weights in"},

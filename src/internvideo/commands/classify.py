@@ -23,7 +23,7 @@ from internvideo.commands.options import (
     for_each,
     one_of,
     open_model,
-    open_scorer,
+    read_labels,
 )
 
 if TYPE_CHECKING:
@@ -49,6 +49,8 @@ def classify(
     Labels of your own need a model with a text tower and no training; a classifier of `internvideo fit` is given with
     --model; otherwise the model's own classes are used. Long videos get a line for each --window.
     """
+    from internvideo.apps.probe import Probe
+    from internvideo.apps.scorer import Scorer
     from internvideo.apps.video_files import find_videos
     from internvideo.apps.windows import check_window, windows
 
@@ -56,7 +58,7 @@ def classify(
     check_window(window, stride)
     videos = find_videos(inputs)
     opened = open_model(encoder, weights, device, precision)
-    scorer = open_scorer(opened, labels, labels_file, model)
+    scorer = Scorer(opened, read_labels(labels, labels_file), None if model is None else Probe.load(model))
 
     def answer(video: VideoFile) -> None:
         for start, end, clip in windows(video.source, opened.preprocessing, window=window, stride=stride):

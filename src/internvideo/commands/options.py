@@ -11,7 +11,6 @@ import typer
 from internvideo.errors import RecipeError, VideoError
 
 if TYPE_CHECKING:
-    from internvideo.apps.scorer import Scorer
     from internvideo.apps.video_files import VideoFile
     from internvideo.apps.video_model import VideoModel
 
@@ -44,16 +43,11 @@ def open_model(encoder: str, weights: str | None, device: str, precision: str) -
     return load(encoder, weights=weights, device=device, precision=precision)  # type: ignore[arg-type]  # checked there
 
 
-def open_scorer(model: VideoModel, labels: str | None, labels_file: Path | None, classifier: Path | None) -> Scorer:
-    """What the three options ask for; without any of them the model's own classes. Raises as `Scorer`."""
-    from internvideo.apps.probe import Probe
-    from internvideo.apps.scorer import Scorer
-
+def read_labels(labels: str | None, labels_file: Path | None) -> list[str] | None:
+    """The labels that were given, None for none. Raises RecipeError for a file that cannot be read."""
     if labels_file is not None:
-        names: list[str] | None = text_lines(labels_file)
-    else:
-        names = None if labels is None else [name.strip() for name in labels.split(",") if name.strip()]
-    return Scorer(model, names, None if classifier is None else Probe.load(classifier))
+        return text_lines(labels_file)
+    return None if labels is None else [name.strip() for name in labels.split(",") if name.strip()]
 
 
 def one_of(**given: object) -> None:

@@ -204,7 +204,8 @@ class Video:
         """(H, W, 3) uint8 RGB of a decoded picture."""
         out = np.empty((1, self._size[1], self._size[0], 3), np.uint8)
         self._converter.write(picture, out[0])
-        return upright(out, self.info.rotation, self.info.mirrored)[0]
+        frame: NDArray[np.uint8] = upright(out, self.info.rotation, self.info.mirrored)[0]
+        return frame
 
     def at(self, times: Sequence[float] | NDArray[np.floating[Any]]) -> NDArray[np.uint8]:
         """Read the frames that are on screen at `times` (s, on the scale of `info.times`).

@@ -1,0 +1,309 @@
+"""Answers while a video comes in: a window every stride, each with its measured latency.
+
+A file or a pipe is read as fast as the model answers, and no window is lost. A live source does not wait: when the
+model is slower, windows that are already late are dropped and counted, and the newest is answered.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import threading
+import time
+from array import array
+from collections import deque
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, BinaryIO, Literal, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from internvideo.apps.preprocessing import SLACK
+from internvideo.apps.probe import Probe
+from internvideo.apps.scorer import Scorer
+from internvideo.apps.video_model import VideoModel
+from internvideo.apps.windows import check_window, windows
+from internvideo.data.live_video import LiveFrame, LiveVideo
+from internvideo.errors import RecipeError, VideoError
+
+RING_BYTES = 2 * 2**30
+"""Decoded pictures that are held at most."""
+
+Source = str | os.PathLike[str] | BinaryIO
+Value = NDArray[np.float32] | dict[str, float]
+
+
+class Moment(NamedTuple):
+    """The answer for a window.
+
+    Attributes:
+        time, start: s, end and start of the window in the stream.
+        value: embedding (E,) of length one, or label -> probability, the largest first.
+        latency: s from the window being complete (the first frame behind it, or the end, was decoded) to the answer.
+    """
+
+    time: float
+    start: float
+    value: Value
+    latency: float
+
+
+class Turn(NamedTuple):
+    """A complete window: its decoded pictures, and `perf_counter()` when it became complete."""
+
+    start: float
+    end: float
+    pictures: list[Any]
+    complete: float
+
+
+def stream(
+    source: Source,
+    model: VideoModel,
+    *,
+    window: float = 2.0,
+    stride: float = 1.0,
+    on: Literal["embedding", "classes"] | Sequence[str] | Probe = "embedding",
+    live: bool | None = None,
+    protocols: bool = False,
+) -> Stream:
+    """Look at a video while it comes in.
+
+    Args:
+        source: a file; "-" (standard input), a named pipe or an open binary file; "camera", "camera:N" or a device
+            file; with `protocols` an address.
+        model: any that sees videos.
+        window, stride: s.
+        on: "embedding"; "classes" of the model; labels, at least two, for a model with a text tower; a `Probe`.
+        live: the source does not wait: drop windows that are late. By default cameras and addresses; a pipe from a
+            running recorder may be told here, and a file is then played at its own speed.
+        protocols: accept addresses.
+
+    Returns:
+        An iterable of `Moment` that counts and measures.
+
+    Raises:
+        RecipeError: a length that is not above 0, or what this model cannot be asked. WeightsError: a foreign probe.
+    """
+    check_window(window, stride)
+    scorer = None
+    if isinstance(on, Probe):
+        scorer = Scorer(model, None, on)
+    elif on == "classes" or not isinstance(on, str):
+        scorer = Scorer(model, None if isinstance(on, str) else on)
+    elif on != "embedding":
+        raise RecipeError("on", repr(on), '"embedding", "classes", a list of labels or a Probe')
+    return Stream(source, model, window, stride, scorer, live, protocols)
+
+
+class Stream:
+    """Made by `stream`; iterate it once.
+
+    Attributes:
+        dropped: windows of a live source that were passed over because the model was late.
+        damaged: pictures that could not be decoded (pipes and live sources).
+        latencies: of the answers so far, s.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        model: VideoModel,
+        window: float,
+        stride: float,
+        scorer: Scorer | None,
+        live: bool | None,
+        protocols: bool,
+    ) -> None:
+        self.model, self.window, self.stride = model, window, stride
+        self.dropped = self.damaged = 0
+        self.latencies = array("d")
+        self._source, self._scorer, self._live, self._protocols = source, scorer, live, protocols
+
+    def percentile(self, percent: float) -> float:
+        """Latency (s) that so many per cent of the answers did not exceed; 0 before the first."""
+        return float(np.percentile(self.latencies, percent)) if self.latencies else 0.0
+
+    def __iter__(self) -> Iterator[Moment]:
+        """Answers by rising time. Raises VideoError when the source cannot be read or breaks off."""
+        source, clips = self._source, self.model.preprocessing
+        if not self._live and isinstance(source, str | os.PathLike) and os.path.isfile(source):
+            for start, end, clip in windows(Path(source), clips, window=self.window, stride=self.stride):
+                yield self._answer(start, end, clip, time.perf_counter())
+            return
+        if self._scorer is not None:  # the texts are encoded before the first picture
+            self._scorer(clips.from_frames(np.zeros((1, clips.size, clips.size, 3), np.uint8))[None])
+        video = LiveVideo(source, protocols=self._protocols, short_side=clips.short_side)
+        plan = Plan(self.window, self.stride)
+        live = video.kind in ("camera", "address") if self._live is None else self._live
+        for turn in self._newest(video, plan) if live else _in_turn(video, plan):
+            self.damaged = video.damaged
+            yield self._answer(turn.start, turn.end, self._clip(video, turn.pictures), turn.complete)
+        self.damaged = video.damaged
+
+    def _answer(self, start: float, end: float, clip: Tensor, complete: float) -> Moment:
+        value: Value
+        if self._scorer is None:
+            value = torch.nn.functional.normalize(self.model.encode_clips(clip[None]), dim=1)[0].numpy()
+        else:
+            value = self._scorer(clip[None])[0]
+        latency = time.perf_counter() - complete
+        self.latencies.append(latency)
+        return Moment(end, start, value, latency)
+
+    def _clip(self, video: LiveVideo, pictures: list[Any]) -> Tensor:
+        """The clip that the preprocessing makes of a window's pictures; only those that it takes are converted."""
+        (chosen,) = self.model.preprocessing.indices(len(pictures))
+        squares = {i: self.model.preprocessing.square(video.rgb(pictures[i])[None]) for i in set(chosen.tolist())}
+        return torch.cat([squares[i] for i in chosen.tolist()], dim=1)
+
+    def _newest(self, video: LiveVideo, plan: Plan) -> Iterator[Turn]:
+        """The newest complete window of a source that does not wait; another thread reads on meanwhile."""
+        reader = _Reader(video, plan, paced=video.kind == "file")
+        try:
+            while (found := reader.next()) is not None:
+                turn, late = found
+                self.dropped += late
+                yield turn
+        finally:
+            reader.stop()
+
+
+class Plan:
+    """Which window comes next: number k runs from origin + k stride for the length of the window."""
+
+    def __init__(self, window: float, stride: float) -> None:
+        self.window, self.stride, self.number = window, stride, 0
+        self.origin: float | None = None
+
+    @property
+    def start(self) -> float:
+        """Of the next window, s."""
+        return (self.origin or 0.0) + self.number * self.stride
+
+    @property
+    def end(self) -> float:
+        """Of the next window, s."""
+        return self.start + self.window
+
+    def newest(self, time: float) -> int:
+        """Number of the last window that is complete at a time, below 0 for none."""
+        return math.floor((time + SLACK - self.window - (self.origin or 0.0)) / self.stride)
+
+
+class Ring:
+    """The last pictures of a stream. Raises VideoError when they are more than memory is meant for."""
+
+    def __init__(self, name: str, limit: int = RING_BYTES) -> None:
+        self.name, self.limit, self.bytes = name, limit, 0
+        self.frames: deque[LiveFrame] = deque()
+
+    @property
+    def latest(self) -> float:
+        """Time of the last picture, s; there must be one."""
+        return self.frames[-1].time
+
+    def add(self, frame: LiveFrame) -> None:
+        """Put a picture in."""
+        self.frames.append(frame)
+        self.bytes += _bytes(frame)
+        if self.bytes > self.limit:
+            found = f"{len(self.frames)} pictures of a window take more than {self.limit / 2**20:.0f} MB"
+            raise VideoError(self.name, found, "", "take a shorter window, or smaller pictures")
+
+    def forget(self, start: float) -> None:
+        """Let go what no window from `start` on shows; the picture that stands at `start` stays."""
+        while len(self.frames) > 1 and self.frames[1].time <= start + SLACK:
+            self.bytes -= _bytes(self.frames.popleft())
+
+    def turn(self, start: float, end: float) -> Turn:
+        """The pictures shown first at start <= time < end, or the one that stands there."""
+        inside = [frame.picture for frame in self.frames if start - SLACK <= frame.time < end - SLACK]
+        if not inside:
+            before = [frame.picture for frame in self.frames if frame.time < start + SLACK]
+            inside = before[-1:] or [self.frames[0].picture]
+        complete = next((frame for frame in self.frames if frame.time >= end - SLACK), self.frames[-1])
+        return Turn(start, end, inside, complete.arrived)
+
+
+def _bytes(frame: LiveFrame) -> int:
+    return sum(plane.buffer_size for plane in frame.picture.planes)
+
+
+def _in_turn(video: LiveVideo, plan: Plan) -> Iterator[Turn]:
+    """Every window of a source that waits; at its end as `windows.spans` has them."""
+    ring = Ring(video.name)
+    with video:
+        for frame in video:
+            plan.origin = frame.time if plan.origin is None else plan.origin
+            ring.add(frame)
+            while plan.end <= frame.time + SLACK:
+                yield ring.turn(plan.start, plan.end)
+                plan.number += 1
+                ring.forget(plan.start)
+        stop = ring.latest + video.last_step
+        while plan.start < stop - SLACK and (not plan.number or plan.end - plan.stride < stop - SLACK):
+            yield ring.turn(plan.start, min(plan.end, stop))
+            plan.number += 1
+
+
+class _Reader:
+    """A thread that reads a source which does not wait, and keeps what the newest complete window needs."""
+
+    def __init__(self, video: LiveVideo, plan: Plan, *, paced: bool) -> None:
+        self._video, self._plan, self._paced = video, plan, paced
+        self._ring, self._changed = Ring(video.name), threading.Condition()
+        self._ended = self._stopping = False
+        self._error: Exception | None = None
+        self._thread = threading.Thread(target=self._run, name="internvideo stream", daemon=True)
+        self._thread.start()
+
+    def _run(self) -> None:
+        began = time.perf_counter()
+        try:
+            with self._video:
+                for frame in self._video:
+                    if self._plan.origin is None:
+                        self._plan.origin = frame.time
+                    if self._paced:
+                        time.sleep(max(began + frame.time - self._plan.origin - time.perf_counter(), 0.0))
+                        frame = frame._replace(arrived=time.perf_counter())
+                    with self._changed:
+                        self._ring.add(frame)
+                        self._ring.forget(frame.time - self._plan.window - self._plan.stride)
+                        self._changed.notify()
+                    if self._stopping:
+                        return
+        except Exception as error:  # whatever it is, it is raised where the answers are waited for
+            self._error = error
+        finally:
+            with self._changed:
+                self._ended = True
+                self._changed.notify()
+
+    def _due(self) -> bool:
+        return bool(self._ring.frames) and self._plan.newest(self._ring.latest) >= self._plan.number
+
+    def next(self) -> tuple[Turn, int] | None:
+        """The newest complete window and how many before it were passed over; None at the end of the stream."""
+        with self._changed:
+            # With a time limit, so that Ctrl-C is heard on every platform.
+            while not self._changed.wait_for(lambda: self._ended or self._due(), timeout=0.5):
+                pass
+            if not self._due():
+                if self._error is not None:
+                    raise self._error
+                return None
+            late = self._plan.newest(self._ring.latest) - self._plan.number
+            self._plan.number += late
+            turn = self._ring.turn(self._plan.start, self._plan.end)
+            self._plan.number += 1
+            return turn, late
+
+    def stop(self) -> None:
+        """Ask the thread to end; one that waits for a picture ends with the process."""
+        self._stopping = True
+        self._thread.join(timeout=1.0)
