@@ -43,7 +43,7 @@ def activate(hidden: Tensor, activation: Activation) -> Tensor:
     """GELU, or x * sigmoid(1.702 x) with one pass less over the memory; without gradients in place of the input."""
     in_place = not torch.is_grad_enabled()
     if activation == "gelu":
-        return torch.ops.aten.gelu_(hidden) if in_place else F.gelu(hidden)  # type: ignore[no-any-return]  # untyped
+        return torch.ops.aten.gelu_(hidden) if in_place else F.gelu(hidden)
     if in_place:
         return F.silu(hidden.mul_(1.702), inplace=True).div_(1.702)
     return F.silu(1.702 * hidden) / 1.702
