@@ -256,6 +256,17 @@ def test_the_command_in_a_process_of_its_own(tmp_path: Path) -> None:
     assert len(refused.stderr.strip().splitlines()) == 1
 
 
+def test_the_example_runs(tmp_path: Path) -> None:
+    folder = model("supervised").save_pretrained(tmp_path / "model")
+    script = Path(__file__).parents[1] / "examples" / "export_onnx.py"
+    assert len(script.read_text(encoding="utf-8").splitlines()) <= 60
+    line = [sys.executable, str(script), str(folder), str(small_apps.clips()[0]), "encoder.onnx"]
+    done = subprocess.run(line, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert "embedding with the model's: 1.000000" in done.stdout
+    assert (tmp_path / "encoder.int8.onnx").is_file()
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("family", small_apps.FAMILIES)
 @pytest.mark.parametrize("kind", ["torch", "onnx"])
