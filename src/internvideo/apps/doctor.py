@@ -1,0 +1,259 @@
+"""What is installed, what the machine has, how fast it reads videos, and one line of advice for each."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.metadata
+import os
+import platform
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import av
+import numpy as np
+import psutil
+import torch
+from huggingface_hub.constants import HF_HUB_CACHE
+from numpy.typing import NDArray
+
+from internvideo import __version__
+from internvideo.data.video import Video
+from internvideo.data.video_walk import walk
+from internvideo.data.video_writer import write_video
+from internvideo.errors import InternVideoError
+
+State = Literal["ok", "advice", "absent", "broken"]
+
+EXTRAS: dict[str, tuple[tuple[str, ...], str]] = {
+    "parquet": (("pyarrow",), "tables of vectors as .parquet"),
+    "track": (("tensorboard",), "curves of a training run in TensorBoard"),
+    "torchcodec": (("torchcodec",), "another decoder"),
+    "export": (("onnx", "onnxscript", "onnxruntime"), "models as ONNX files"),
+}
+"""Extra of the package -> what it installs, what for."""
+
+DECODERS = {"H.264": "h264", "HEVC": "hevc", "AV1": "libdav1d", "VP9": "vp9", "MPEG-4": "mpeg4"}
+WIDTH, HEIGHT, FPS, FRAMES = 640, 360, 30, 90
+GB = 2**30
+
+
+@dataclass(frozen=True)
+class Check:
+    """One thing looked at.
+
+    Attributes:
+        name: what.
+        state: "ok"; "advice", it works and could be better; "absent", an extra; "broken", it does not work.
+        found: what there is. advice: what to do, "" when nothing.
+    """
+
+    name: str
+    state: State
+    found: str
+    advice: str = ""
+
+    def line(self) -> str:
+        """For people."""
+        return f"{self.state:<7} {self.name}: {self.found}" + (f" -> {self.advice}" if self.advice else "")
+
+
+def examine(seconds: float = 1.0) -> Iterator[Check]:
+    """All checks, one after another.
+
+    Args:
+        seconds: how long each decoding speed is measured.
+    """
+    yield _versions()
+    yield _device()
+    yield _memory()
+    yield _threads()
+    yield from _shared_memory()
+    yield _decoders()
+    yield from reading_speeds(seconds)
+    yield _cache()
+    for extra in EXTRAS:
+        yield _extra(extra)
+
+
+def _versions() -> Check:
+    python = f"Python {platform.python_version()}, {platform.system()} {platform.machine()}"
+    return Check("internvideo", "ok", f"{__version__}, {python}, NumPy {np.__version__}, torch {torch.__version__}")
+
+
+def _device() -> Check:
+    if torch.cuda.is_available():
+        devices = [torch.cuda.get_device_properties(index) for index in range(torch.cuda.device_count())]
+        told = ", ".join(f"{device.name} with {device.total_memory / GB:.0f} GB" for device in devices)
+        half = torch.cuda.is_bf16_supported()
+        advice = "--precision bfloat16 is faster" if half else "--precision float16 is faster"
+        return Check("device", "ok", told, advice)
+    power = torch.backends.cpu.get_cpu_capability()
+    told = f"CPU only ({power}), {_cores()} cores for this process"
+    if shutil.which("nvidia-smi"):
+        return Check("device", "advice", told, "there is an NVIDIA driver: install torch with CUDA, see pytorch.org")
+    if power == "DEFAULT":
+        return Check("device", "advice", told, "torch uses no vector instructions here; expect it to be slow")
+    return Check("device", "ok", told)
+
+
+def _cores() -> int:
+    """Cores that this process may use, with the limit of a container."""
+    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    try:
+        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
+        return max(1, min(allowed, round(int(quota) / int(period))))
+    except (OSError, ValueError):  # no container, or no limit
+        return allowed
+
+
+def _memory() -> Check:
+    memory = psutil.virtual_memory()
+    told = f"{memory.total / GB:.1f} GB, {memory.available / GB:.1f} GB free"
+    if memory.available < 4 * GB:
+        return Check("memory", "advice", told, "large models need 4 GB or more: end other programs")
+    return Check("memory", "ok", told)
+
+
+def _threads() -> Check:
+    cores, threads = _cores(), torch.get_num_threads()
+    policy = os.environ.get("OMP_WAIT_POLICY", "")
+    told = f"torch computes with {threads} threads on {cores} cores, OMP_WAIT_POLICY {policy or 'not set'}"
+    advice = ""
+    if threads > cores:
+        advice = f"more threads than cores slow it down: export OMP_NUM_THREADS={cores}"
+    elif threads < cores:
+        advice = f"export OMP_NUM_THREADS={cores} uses all cores; leave it when others need them"
+    elif policy.upper() != "PASSIVE":
+        advice = "in programs of your own export OMP_WAIT_POLICY=PASSIVE when the cores are shared"
+    return Check("threads", "advice" if advice else "ok", told, advice)
+
+
+def _shared_memory() -> Iterator[Check]:
+    place = Path("/dev/shm")
+    if not place.is_dir():
+        return
+    free = shutil.disk_usage(place).free
+    low = free < GB
+    advice = "processes that decode pass clips through it: give the container --shm-size 4g or use --workers 0"
+    yield Check("shared memory", "advice" if low else "ok", f"{free / GB:.1f} GB free", advice if low else "")
+
+
+def _decoders() -> Check:
+    present, absent = [], []
+    for name, codec in DECODERS.items():
+        (present if _has_decoder(codec) else absent).append(name)
+    told = f"PyAV {av.__version__} (FFmpeg {av.ffmpeg_version_info}) decodes {', '.join(present)}"
+    if absent:
+        advice = "pip install --force-reinstall av gives a build that has them"
+        return Check("decoder", "advice", f"{told}, not {', '.join(absent)}", advice)
+    return Check("decoder", "ok", told)
+
+
+def _has_decoder(name: str) -> bool:
+    try:
+        av.codec.Codec(name, "r")
+    except ValueError:  # FFmpeg knows none of that name
+        return False
+    return True
+
+
+# ------------------------------------------------------------------------------------------------------------ speed
+
+
+def sample_frames(frames: int = FRAMES) -> Iterator[NDArray[np.uint8]]:
+    """A moving coarse texture (H, W, 3), about as hard to decode as a calm film."""
+    texture = np.random.RandomState(0).randint(0, 256, (HEIGHT // 8, WIDTH // 8, 3)).astype(np.uint8)
+    picture = texture.repeat(8, 0).repeat(8, 1)
+    for number in range(frames):
+        yield np.roll(picture, (number, 2 * number), (0, 1))
+
+
+def _all_frames(path: Path) -> int:
+    with Video(path) as video:
+        return sum(1 for _ in walk(video, np.arange(video.info.frames)))
+
+
+def _a_clip(path: Path) -> int:
+    with Video(path) as video:
+        return len(video.frames(np.linspace(0, video.info.frames - 1, 8).round().astype(np.int64)))
+
+
+READERS: dict[str, tuple[Callable[[Path], int], str]] = {
+    "reading, every frame": (_all_frames, "frames"),
+    "reading, 8 frames of a file": (_a_clip, "clips"),
+}
+"""Name -> a function that reads a file and gives the number of frames, and what is counted."""
+
+
+def reading_speeds(seconds: float) -> Iterator[Check]:
+    """Decode a clip written for the purpose, each way for so many seconds, with one thread."""
+    told = f"{WIDTH}x{HEIGHT} H.264"
+    with tempfile.TemporaryDirectory(prefix="internvideo-doctor-") as folder:
+        path = Path(folder) / "clip.mp4"
+        try:
+            write_video(path, sample_frames(), FPS, gop=30)
+        except InternVideoError as error:
+            yield Check("reading", "broken", str(error), "pip install --force-reinstall av")
+            return
+        for name, (read, unit) in READERS.items():
+            try:
+                yield _speed(name, told, read, path, unit, seconds)
+            except InternVideoError as error:
+                yield Check(name, "broken", str(error), "pip install --force-reinstall av")
+
+
+def _speed(name: str, told: str, read: Callable[[Path], int], path: Path, unit: str, seconds: float) -> Check:
+    read(path)  # loads what is loaded once
+    frames, files, began = 0, 0, time.perf_counter()
+    while (spent := time.perf_counter() - began) < seconds or not files:
+        frames, files = frames + read(path), files + 1
+    if unit == "clips":
+        speed = f"{files / spent:.0f} clips/s of {told}, one process"
+        return Check(name, "ok", speed, "--workers N decodes in N of them")
+    rate = frames / spent
+    slow = rate < 2 * FPS
+    advice = "barely real time: other programs may use the cores" if slow else ""
+    speed = f"{rate:.0f} frames/s of {told}, {rate / FPS:.1f}x real time, one thread"
+    return Check(name, "advice" if slow else "ok", speed, advice)
+
+
+# ------------------------------------------------------------------------------------------------------- disk, extras
+
+
+def _cache() -> Check:
+    place = Path(HF_HUB_CACHE)
+    size = sum(_size(os.path.join(folder, name)) for folder, _, names in os.walk(place) for name in names)
+    above = next((folder for folder in (place, *place.parents) if folder.is_dir()), Path("/"))
+    free = shutil.disk_usage(above).free
+    told = f"{size / GB:.1f} GB in {place}, {free / GB:.1f} GB free on that disk"
+    low = free < 5 * GB
+    advice = "weights of large models take gigabytes: move it with HF_HOME"
+    return Check("Hugging Face cache", "advice" if low else "ok", told, advice if low else "")
+
+
+def _size(path: str) -> int:
+    try:
+        return os.lstat(path).st_size
+    except OSError:  # another program has just removed it
+        return 0
+
+
+def _extra(extra: str) -> Check:
+    modules, purpose = EXTRAS[extra]
+    install = f"pip install 'internvideo[{extra}]'"
+    versions = []
+    for module in modules:
+        try:
+            importlib.import_module(module)
+            versions.append(f"{module} {importlib.metadata.version(module)}")
+        except ModuleNotFoundError:
+            return Check(extra, "absent", f"{module} is not installed; {purpose}", install)
+        except Exception as error:  # a library that is there but does not load may raise anything
+            reason = str(error).splitlines()[0][:120] if str(error) else type(error).__name__
+            return Check(extra, "advice", f"{module} does not load: {reason}", f"{install}, or do without: {purpose}")
+    return Check(extra, "ok", f"{', '.join(versions)}; {purpose}")
