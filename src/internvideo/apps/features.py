@@ -15,7 +15,7 @@ import json
 import os
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import closing, suppress
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -236,13 +236,12 @@ def _compute(
     saved = time.perf_counter()
     try:
         with tqdm(total=len(manifest), desc="features", unit="clip", disable=None) as bar:
-            with closing(_encoded(model, loader, kind)) as batches:
-                for ids, values in batches:
-                    fresh.update({places[name]: value for name, value in zip(ids, values, strict=True)})
-                    bar.update(len(ids))
-                    if time.perf_counter() - saved > SECONDS_BETWEEN_SAVES:
-                        cache.add(fresh)
-                        fresh, saved = {}, time.perf_counter()
+            for ids, values in _encoded(model, loader, kind):
+                fresh.update({places[name]: value for name, value in zip(ids, values, strict=True)})
+                bar.update(len(ids))
+                if time.perf_counter() - saved > SECONDS_BETWEEN_SAVES:
+                    cache.add(fresh)
+                    fresh, saved = {}, time.perf_counter()
             bar.update(len(loader.unreadable))
     finally:  # also when it was interrupted
         cache.add(fresh)

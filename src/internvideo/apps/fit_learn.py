@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,7 +24,7 @@ from internvideo.metrics.calibration import fit_temperature
 from internvideo.metrics.classification import cross_entropy, softmax, unit
 from internvideo.metrics.open_set import auroc, rejection_threshold
 
-Floats = NDArray[np.float64]
+Floats = NDArray[np.floating[Any]]
 Ints = NDArray[np.int64]
 Told = Callable[[str], None]
 
@@ -75,14 +76,10 @@ class Learned:
     threshold: float
     held: int
 
-    def logits(self, data: Data) -> Floats:
-        """(n, C)."""
-        return self.head.logits(data.features)
 
-
-def threshold_for(largest: Floats, known: float) -> float:
-    """The threshold on the largest probability that `known` of these videos reach."""
-    return max(0.0, -rejection_threshold(-largest, known))
+def threshold_for(familiarity: Floats, known: float) -> float:
+    """The familiarity that a share of `known` of these videos reaches."""
+    return -rejection_threshold(-familiarity, known)
 
 
 def learn(data: Data, rules: Rules) -> Learned:
@@ -93,6 +90,7 @@ def learn(data: Data, rules: Rules) -> Learned:
     """
     strengths = STRENGTHS[data.kind]
     held = np.zeros((len(strengths), len(data), rules.classes))
+    familiar = np.zeros((len(strengths), len(data)))
     usable = np.zeros(len(data), dtype=bool)
     place = folds(data.labels, data.groups, INNER[data.kind], rules.seed)
     for fold in np.unique(place):
@@ -100,19 +98,19 @@ def learn(data: Data, rules: Rules) -> Learned:
         if len(np.unique(inside.labels)) < 2:
             continue
         for number, head in enumerate(fit_heads(inside.features, inside.labels, rules.classes, strengths, rules.seed)):
-            held[number, place == fold] = head.logits(outside.features)
+            held[number, place == fold], familiar[number, place == fold] = head.scores(outside.features)
         usable[place == fold] = np.isin(outside.labels, inside.labels)
     if usable.sum() < FEWEST_HELD:
         strength = MIDDLE[data.kind]
         (head,) = fit_heads(data.features, data.labels, rules.classes, (strength,), rules.seed)
-        return Learned(head, strength, 1.0, 0.0, 0)
+        return Learned(head, strength, 1.0, -1.0, 0)
     labels = data.labels[usable]
     temperatures = [fit_temperature(logits[usable], labels) for logits in held]
     losses = [cross_entropy(logits[usable] / t, labels) for logits, t in zip(held, temperatures, strict=True)]
     best = int(np.argmin(losses))
-    sure = softmax(held[best][usable] / temperatures[best]).max(axis=1)
     (head,) = fit_heads(data.features, data.labels, rules.classes, (strengths[best],), rules.seed)
-    return Learned(head, strengths[best], temperatures[best], threshold_for(sure, rules.known), int(usable.sum()))
+    threshold = threshold_for(familiar[best][usable], rules.known)
+    return Learned(head, strengths[best], temperatures[best], threshold, int(usable.sum()))
 
 
 @dataclass(frozen=True)
@@ -120,11 +118,13 @@ class Judged:
     """What was said of videos that played no part in the learning.
 
     Attributes:
-        logits: (n, C). temperature, threshold: (n,) of the probe that was asked. fold: (n,) which probe that was.
+        logits: (n, C). familiarity: (n,), see `probe.Head`.
+        temperature, threshold: (n,) of the probe that was asked. fold: (n,) which probe that was.
         nearest: (n,) the class whose mean is nearest. majority: (n,) the most frequent class of the training part.
     """
 
     logits: Floats
+    familiarity: Floats
     temperature: Floats
     threshold: Floats
     fold: Ints
@@ -135,6 +135,11 @@ class Judged:
     def probabilities(self) -> Floats:
         """(n, C) calibrated."""
         return softmax(self.logits / self.temperature[:, None])
+
+    @property
+    def accepted(self) -> NDArray[np.bool_]:
+        """(n,) what was not called unknown."""
+        return np.asarray(self.familiarity >= self.threshold)
 
 
 def nearest_means(train: Data, test: Data, classes: int) -> Ints:
@@ -154,7 +159,7 @@ def judge(learned: Learned, train: Data, test: Data, rules: Rules, fold: int = 0
     """Ask a probe, and the two baselines, about other videos."""
     n = len(test)
     return Judged(
-        learned.logits(test),
+        *learned.head.scores(test.features),
         np.full(n, learned.temperature),
         np.full(n, learned.threshold),
         np.full(n, fold, dtype=np.int64),
@@ -183,7 +188,7 @@ class UnknownCheck:
     """Classes left out of the learning in turn.
 
     Attributes:
-        auroc: chance that a video of a class never seen is less sure than one of a known class; mean over classes.
+        auroc: chance that a video of a class never seen is stranger than one of a known class; mean over classes.
         rejected: share of the unseen classes' videos called unknown. accepted: share of known ones that are not.
         each: class index -> (auroc, rejected).
     """
@@ -197,8 +202,8 @@ class UnknownCheck:
 def leave_one_class_out(data: Data, learned: Learned, fold: Ints, rules: Rules) -> UnknownCheck | None:
     """How well classes are found unknown that a probe was never shown; None with fewer than 3 classes.
 
-    For each class in turn a probe learns all other classes from all folds but one, at the strength and temperature
-    chosen already. The threshold accepts the wanted share of that fold's known videos; all videos of the class left
+    For each class in turn a probe learns all other classes from all folds but one, at the strength chosen already. The
+    threshold accepts the wanted share of that fold's known videos; all videos of the class left
     out, but for sources that were trained on, are asked.
     """
     labels = np.unique(data.labels)
@@ -215,13 +220,11 @@ def leave_one_class_out(data: Data, learned: Learned, fold: Ints, rules: Rules) 
         if not len(known) or not len(unseen) or len(np.unique(train.labels)) < 2:
             continue
         (head,) = fit_heads(train.features, train.labels, rules.classes, (learned.strength,), rules.seed)
-        sure_known, sure_unseen = (
-            softmax(head.logits(part.features) / learned.temperature).max(axis=1) for part in (known, unseen)
-        )
-        threshold = threshold_for(sure_known, rules.known)
-        areas.append(auroc(1 - sure_known, 1 - sure_unseen))
-        each[int(label)] = (areas[-1], float((sure_unseen < threshold).mean()))
-        accepted.append(float((sure_known >= threshold).mean()))
+        familiar, strange = (head.scores(part.features)[1] for part in (known, unseen))
+        threshold = threshold_for(familiar, rules.known)
+        areas.append(auroc(-familiar, -strange))
+        each[int(label)] = (areas[-1], float((strange < threshold).mean()))
+        accepted.append(float((familiar >= threshold).mean()))
     if not areas:
         return None
     rejected = float(np.mean([share for _, share in each.values()]))

@@ -50,7 +50,7 @@ def add_figures(figures: Figures, prefix: str, judged: Judged, data: Data) -> No
     _add_mean(figures, f"{prefix}better_than_nearest_mean", right.astype(float) - nearest, data.groups)
     figures.add(f"{prefix}ece_before", expected_calibration_error(softmax(judged.logits), labels))
     figures.add(f"{prefix}ece_after", expected_calibration_error(probabilities, labels))
-    accepted = probabilities.max(axis=1) >= judged.threshold
+    accepted = judged.accepted
     _add_mean(figures, f"{prefix}known_accepted", accepted, data.groups)
     if accepted.any():
         _add_mean(figures, f"{prefix}top1_of_accepted", right[accepted], data.groups[accepted])

@@ -120,13 +120,15 @@ def check_classes(manifest: Manifest, labels: Ints, groups: Ints, unreadable: in
 def folds(labels: Ints, groups: Ints, most: int, seed: int) -> Ints:
     """(n,) the fold of each video, 0..K-1: sources whole, classes spread evenly.
 
-    K is `most`, or the fewest sources of a class, or 2. Of several random splits the first one is taken in which all
-    classes have training videos in every fold, else the one with the fewest gaps.
+    K is `most`, or the fewest sources of a class, or 2; 1 where no class has two videos. Of several random splits the
+    first one is taken in which all classes have training videos in every fold, else the one with the fewest gaps.
     """
     from sklearn.model_selection import StratifiedGroupKFold
 
     present = np.unique(labels, return_inverse=True)[1].astype(np.int64)
     count = int(np.clip(sources_per_class(present, groups, int(present.max()) + 1).min(), 2, most))
+    if np.bincount(present).max() < count:
+        return np.zeros(len(labels), dtype=np.int64)
     best: tuple[int, Ints] | None = None
     for attempt in range(TRIES):
         splitter: Any = StratifiedGroupKFold(count, shuffle=True, random_state=seed + attempt)

@@ -1,9 +1,11 @@
 """Probe: a classifier of one's own on the features of a model that stays as it is; saved, loaded and asked here.
 
 A linear probe scores one vector a video. An attentive probe first lets learned queries read the video's tokens. Its
-probabilities are calibrated (one temperature), and below a threshold its answer is "unknown".
+probabilities are calibrated (one temperature). What is less familiar than a threshold is answered "unknown";
+familiarity is the largest cosine with a mean of a class, because a classifier can be as sure of what it never saw.
 
-Shapes: n videos, N tokens, D width of a feature or token, H queries, C classes.
+Shapes: n videos, N tokens, D width of a feature or token, H queries, W = D or H D width of what is classified,
+C classes.
 """
 
 from __future__ import annotations
@@ -18,6 +20,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn import functional as F
 
 from internvideo.apps.features import Kind, encode, model_hash
 from internvideo.apps.preprocessing import VideoSource
@@ -33,7 +36,7 @@ FORMAT = 1
 UNKNOWN = "unknown"
 ROWS_AT_ONCE = 256
 
-Floats = NDArray[np.float64]
+Floats = NDArray[np.floating[Any]]
 
 
 @dataclass(frozen=True)
@@ -42,7 +45,9 @@ class Head:
 
     Attributes:
         mean, scale: (D,) of the training features; features are standardised with them.
-        weight: (C, D), or (C, H D) behind queries. bias: (C,).
+        weight: (C, W). bias: (C,).
+        centre: (W,) mean of what is classified. directions: (C, W) from there to the mean of each class, of length 1;
+            0 for a class without a training video.
         query: (H, D) of an attentive head, None for a linear one.
     """
 
@@ -50,6 +55,8 @@ class Head:
     scale: Tensor
     weight: Tensor
     bias: Tensor
+    centre: Tensor
+    directions: Tensor
     query: Tensor | None = None
 
     @property
@@ -57,18 +64,21 @@ class Head:
         """What features it reads."""
         return "video" if self.query is None else "tokens"
 
-    def logits(self, features: Tensor) -> Floats:
-        """(n, D), or (n, N, D) for an attentive head -> (n, C)."""
+    def read(self, features: Tensor) -> Tensor:
+        """(n, D), or (n, N, D) for an attentive head -> what is classified, (n, W)."""
         wanted = 2 if self.query is None else 3
         if features.ndim != wanted or features.shape[-1] != len(self.mean):
             raise ValueError(f"features {tuple(features.shape)}: {wanted} dimensions, the last of {len(self.mean)}")
-        parts = [self._some(part.float()) for part in features.split(ROWS_AT_ONCE)]
-        return torch.cat(parts).double().numpy() if parts else np.zeros((0, len(self.bias)))
-
-    def _some(self, features: Tensor) -> Tensor:
         with torch.no_grad():
-            read = (features - self.mean) / self.scale
-            return pool(read, self.query) @ self.weight.T + self.bias
+            parts = torch.split(features, ROWS_AT_ONCE)
+            return torch.cat([pool((part.float() - self.mean) / self.scale, self.query) for part in parts])
+
+    def scores(self, features: Tensor) -> tuple[Floats, Floats]:
+        """Logits (n, C) and familiarity (n,) in -1..1 of features as in `read`."""
+        read = self.read(features)
+        logits = read @ self.weight.T + self.bias
+        cosines = F.normalize(read - self.centre, dim=1) @ self.directions[self.directions.any(dim=1)].T
+        return logits.double().numpy(), cosines.amax(dim=1).double().numpy()
 
 
 def pool(features: Tensor, query: Tensor | None) -> Tensor:
@@ -108,7 +118,7 @@ class Probe:
         head: features to logits.
         classes: C names.
         temperature: logits are divided by it.
-        threshold: a largest probability below it is answered "unknown"; 0 accepts everything.
+        threshold: what is less familiar is answered "unknown"; -1 accepts everything.
         encoder: what it was fitted on.
         facts: how it was fitted and how good it was, plain JSON values.
     """
@@ -153,22 +163,24 @@ class Probe:
 
     def probabilities(self, features: Tensor | NDArray[Any]) -> Floats:
         """(n, C) calibrated, each row sums to 1: how likely each class is if it is one of them."""
-        return softmax(self.head.logits(torch.as_tensor(features)) / self.temperature)
+        return softmax(self.head.scores(torch.as_tensor(features))[0] / self.temperature)
 
     def predict(self, features: Tensor | NDArray[Any]) -> list[dict[str, float]]:
-        """Probabilities of all classes and "unknown", the largest first; each sums to 1.
+        """Probabilities of all classes and "unknown", the largest first; they sum to 1.
 
-        "unknown" is 0 as long as the surest class reaches the threshold. Below it "unknown" has the share
-        1 - p / (2 threshold), at least a half, and the classes share the rest as before: so the first entry always is
-        the answer. That share is a degree, no calibrated probability.
+        "unknown" is 0 for what is familiar enough. Otherwise it is more than a half, the more the stranger, and the
+        classes share the rest as before: so the first entry always is the answer. That number is a degree, no
+        calibrated probability.
         """
-        return [self._answer(row) for row in self.probabilities(features)]
+        logits, familiarity = self.head.scores(torch.as_tensor(features))
+        rows = softmax(logits / self.temperature)
+        return [self._answer(row, float(degree)) for row, degree in zip(rows, familiarity, strict=True)]
 
-    def _answer(self, row: Floats) -> dict[str, float]:
-        sure = float(row.max())
-        unknown = 1 - sure / (2 * self.threshold) if sure < self.threshold else 0.0
+    def _answer(self, row: Floats, familiarity: float) -> dict[str, float]:
+        strange = familiarity < self.threshold
+        unknown = (1 + (self.threshold - familiarity) / (self.threshold + 1)) / 2 if strange else 0.0
         found = {self.classes[i]: float(row[i]) * (1 - unknown) for i in np.argsort(-row, kind="stable")}
-        return {UNKNOWN: unknown, **found} if unknown else {**found, UNKNOWN: 0.0}
+        return {UNKNOWN: unknown, **found} if strange else {**found, UNKNOWN: 0.0}
 
     def classify(
         self, model: VideoModel, videos: VideoSource | Sequence[VideoSource], *, batch_size: int = 8
@@ -228,14 +240,14 @@ class Probe:
         width = len(head.mean) * (1 if head.query is None else len(head.query))
         found = {name: tuple(value.shape) for name, value in vars(head).items() if value is not None}
         wanted = {"mean": head.mean.shape[:1], "scale": head.mean.shape[:1], "weight": (classes, width)}
-        wanted |= {"bias": (classes,)}
+        wanted |= {"bias": (classes,), "centre": (width,), "directions": (classes, width)}
         if head.query is not None:
             wanted["query"] = (head.query.shape[0], len(head.mean))
         for name, shape in wanted.items():
             if found[name] != tuple(shape):
                 raise WeightsError(path, f"{name} {found[name]}", str(tuple(shape)), "fit it again")
         finite = all(bool(torch.isfinite(value).all()) for value in vars(head).values() if value is not None)
-        if not finite or not self.temperature > 0 or not 0 <= self.threshold <= 1:
+        if not finite or not self.temperature > 0 or not -1 <= self.threshold <= 1:
             raise WeightsError(path, "a number in it is out of range", "finite numbers", "fit it again")
 
 

@@ -9,6 +9,7 @@ Shapes: n videos, N tokens, D width, H queries, C classes.
 from __future__ import annotations
 
 import warnings
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -28,20 +29,20 @@ from internvideo.training.step import Stepper
 Ints = NDArray[np.int64]
 
 STRENGTHS: dict[Kind, tuple[float, ...]] = {
-    "video": (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0),
-    "tokens": (10.0, 1.0, 0.1),
+    "video": (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0, 100.0),
+    "tokens": (3.0, 0.3),
 }
 """From the strongest regularisation to the weakest: C of logistic regression; weight decay of the attentive head."""
 
-MIDDLE: dict[Kind, float] = {"video": 1e-2, "tokens": 1.0}
+MIDDLE: dict[Kind, float] = {"video": 1e-2, "tokens": 0.3}
 """Taken where there are too few videos to choose."""
 
 ABSENT = -1e3
 """Bias of a class without a training video: it is never the answer."""
 
 MOST_ITERATIONS = 1000
-QUERIES = 4
-BATCH, EPOCHS, MOST_STEPS, PEAK, WARMUP = 32, 40, 1500, 3e-3, 0.1
+QUERIES = 8
+BATCH, EPOCHS, MOST_STEPS, PEAK, WARMUP = 32, 100, 2000, 1e-2, 0.1
 
 
 def fit_heads(features: Tensor, labels: Ints, classes: int, strengths: tuple[float, ...], seed: int = 0) -> list[Head]:
@@ -97,8 +98,18 @@ def _linear(features: Tensor, labels: Ints, classes: int, strengths: tuple[float
         present = torch.from_numpy(learner.classes_.astype(np.int64))
         weight[present] = torch.from_numpy(slopes if basis is None else slopes @ basis).float()
         bias[present] = torch.from_numpy(offsets).float()
-        heads.append(Head(mean, scale, weight, bias))
-    return heads
+        heads.append((weight, bias))
+    read = (features.float() - mean) / scale
+    return [Head(mean, scale, *layer, *_directions(read, labels, classes)) for layer in heads]
+
+
+def _directions(read: Tensor, labels: Ints, classes: int) -> tuple[Tensor, Tensor]:
+    """Centre (W,) of what is classified (n, W), and the directions (C, W) of the class means seen from it."""
+    centre = read.mean(dim=0)
+    directions = torch.zeros(classes, read.shape[1])
+    for label in np.unique(labels):
+        directions[label] = F.normalize(read[np.flatnonzero(labels == label)].mean(dim=0) - centre, dim=0)
+    return centre, directions
 
 
 class AttentiveStage(nn.Module):
@@ -145,7 +156,11 @@ def _attentive(features: Tensor, labels: Ints, classes: int, strength: float, se
         raise RunError("attentive probe", "its loss became NaN or infinite", "", "check the model's weights")
     bias = stage.bias.detach().clone()
     bias[torch.from_numpy(np.setdiff1d(np.arange(classes), labels))] = ABSENT
-    return Head(mean, scale, stage.weight.detach(), bias, stage.query.detach())
+    query = stage.query.detach()
+    empty = torch.zeros(QUERIES * len(mean))
+    head = Head(mean, scale, stage.weight.detach(), bias, empty, empty.expand(classes, -1), query)
+    centre, directions = _directions(head.read(features), labels, classes)
+    return replace(head, centre=centre, directions=directions)
 
 
 def _order(n: int, size: int, total: int, seed: int) -> Tensor:

@@ -11,8 +11,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from internvideo.metrics.classification import cross_entropy
-
 Floats = NDArray[np.floating[Any]]
 Ints = NDArray[np.int64]
 
@@ -40,23 +38,37 @@ def expected_calibration_error(probabilities: Floats, labels: Ints, bins: int = 
 def fit_temperature(logits: Floats, labels: Ints) -> float:
     """The T that makes the cross-entropy of logits / T smallest.
 
+    As in Platt scaling the true class is expected with 1 - 1 / (N + 2) only, the others with the rest: N samples
+    without a mistake do not show that none will ever be made, and T would shrink to nothing.
+
     The cross-entropy is convex in 1 / T, so in log T it has one valley, which a golden-section search finds.
 
     Args:
-        logits: (N, C) of samples that the classifier was not trained on. labels: (N,).
+        logits: (N, C) of samples that the classifier was not trained on, C at least 2. labels: (N,).
     """
     if len(labels) == 0 or logits.shape[:1] != labels.shape or not np.isfinite(logits).all():
         raise ValueError(f"logits {logits.shape} must be finite and fit labels {labels.shape}")
+    # Soft targets are linear in the cross-entropy: their mean logit joins that of the true class.
+    doubt = 1 / (len(labels) + 2)
+    others = doubt / (logits.shape[1] - 1)
+    true = np.take_along_axis(logits, labels[:, None], axis=1)[:, 0]
+    expected = float(((1 - doubt - others) * true + others * logits.sum(axis=1)).mean())
+
+    def loss_at(place: float) -> float:
+        scaled = logits / np.exp(place)
+        peak = scaled.max(axis=1)
+        return float((peak + np.log(np.exp(scaled - peak[:, None]).sum(axis=1))).mean() - expected / np.exp(place))
+
     low, high = np.log(TEMPERATURES)
     inner = [high - _GOLDEN * (high - low), low + _GOLDEN * (high - low)]
-    loss = [cross_entropy(logits / np.exp(place), labels) for place in inner]
+    loss = [loss_at(place) for place in inner]
     while high - low > 1e-4:
         if loss[0] <= loss[1]:
             high, inner[1], loss[1] = inner[1], inner[0], loss[0]
             inner[0] = high - _GOLDEN * (high - low)
-            loss[0] = cross_entropy(logits / np.exp(inner[0]), labels)
+            loss[0] = loss_at(inner[0])
         else:
             low, inner[0], loss[0] = inner[0], inner[1], loss[1]
             inner[1] = low + _GOLDEN * (high - low)
-            loss[1] = cross_entropy(logits / np.exp(inner[1]), labels)
+            loss[1] = loss_at(inner[1])
     return float(np.exp((low + high) / 2))
