@@ -55,14 +55,14 @@ def close(found: Tensor, wanted: Tensor) -> None:
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Export:
-    """The multimodal video tower as ONNX, with its version in 8 bits, compared on a real video too."""
+    """CLIP's video tower as ONNX, with its version in 8 bits, compared on a real video too."""
     folder = tmp_path_factory.mktemp("export")
-    return export(model("multimodal"), folder / "m.onnx", ExportSettings(int8=True), video=small_apps.clips()[0])
+    return export(model("clip"), folder / "m.onnx", ExportSettings(int8=True), video=small_apps.clips()[0])
 
 
 def test_an_onnx_file_takes_any_batch_and_any_frames(made: Export) -> None:
-    of = model("multimodal")
-    for batch, frames in ((1, 4), (5, 4), (4, 7), (1, 1)):
+    of = model("clip")
+    for batch, frames in ((1, 8), (5, 8), (4, 7), (1, 1)):
         clips = random_clips(of, batch, frames)
         close(run_onnx(made.path, clips), of.encode_clips(clips))
 
@@ -70,9 +70,9 @@ def test_an_onnx_file_takes_any_batch_and_any_frames(made: Export) -> None:
 def test_the_axes_have_names(made: Export) -> None:
     session = onnxruntime.InferenceSession(str(made.path), providers=["CPUExecutionProvider"])
     (clips,), (features,) = session.get_inputs(), session.get_outputs()
-    side = model("multimodal").preprocessing.size
+    side = model("clip").preprocessing.size
     assert (clips.name, clips.type, clips.shape) == ("clips", "tensor(uint8)", ["batch", 3, "frames", side, side])
-    assert (features.name, features.shape) == ("features", ["batch", model("multimodal").width])
+    assert (features.name, features.shape) == ("features", ["batch", model("clip").width])
     onnx.checker.check_model(onnx.load(made.path), full_check=True)
 
 
@@ -89,7 +89,7 @@ def test_the_version_in_8_bits_is_near_and_smaller(made: Export) -> None:
     assert made.cosine is not None
     assert made.int8.name == "m.int8.onnx"
     assert made.int8.stat().st_size < made.path.stat().st_size
-    of, clips = model("multimodal"), random_clips(model("multimodal"), 3)
+    of, clips = model("clip"), random_clips(model("clip"), 3)
     cosine = torch.nn.functional.cosine_similarity(run_onnx(made.int8, clips), of.encode_clips(clips))
     assert 0.95 < made.cosine < 1 - 1e-7  # really another model
     assert cosine.min() > 0.95
@@ -97,7 +97,7 @@ def test_the_version_in_8_bits_is_near_and_smaller(made: Export) -> None:
 
 def test_the_description_is_enough_to_use_the_file(made: Export) -> None:
     about: dict[str, Any] = json.loads(made.metadata.read_text(encoding="utf-8"))
-    of = model("multimodal")
+    of = model("clip")
     assert about["input"] == {
         "name": "clips",
         "type": "uint8",
@@ -254,6 +254,16 @@ def test_the_command_in_a_process_of_its_own(tmp_path: Path) -> None:
     refused = run("dynamic")
     assert refused.returncode == 2
     assert len(refused.stderr.strip().splitlines()) == 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("opset", "told"), [(11, "opset: 11; allowed: 18 or more"), (99, "try a lower --opset")])
+def test_an_operator_set_that_cannot_be_is_told(tmp_path: Path, opset: int, told: str) -> None:
+    with pytest.raises(RecipeError, match=told):
+        export(model("supervised"), tmp_path / "m.onnx", ExportSettings(opset=opset))
+    assert list(tmp_path.iterdir()) == []
+    made = export(model("supervised"), tmp_path / "m.onnx", ExportSettings(opset=23))
+    assert onnx.load(made.path).opset_import[0].version == 23
 
 
 def test_the_example_runs(tmp_path: Path) -> None:

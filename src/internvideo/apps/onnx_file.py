@@ -76,20 +76,32 @@ def write(
                 verbose=False,
             )
         except Exception as error:  # the exporter raises many kinds, its own and others'
-            raise RecipeError("opset", f"{opset or 'own'}: {str(error).splitlines()[0]}", "", "try another") from error
+            where = "format onnx" if opset is None else f"opset {opset}"
+            raise RecipeError(where, str(error).splitlines()[0], "", "try another --opset") from error
         assert made is not None
+        got = made.model.opset_imports[""]
+        if opset not in (None, got):  # it keeps to its lowest set without a word
+            raise RecipeError("opset", str(opset), f"{got} or more")
         size = sum(tensor.numel() * tensor.element_size() for tensor in program.state_dict.values())
         made.save(path, external_data=size > LARGEST)
 
 
 def runner(path: Path, threads: int | None = None) -> Callable[[Tensor], Tensor]:
-    """The file in ONNX Runtime on the CPU, as a function of one tensor; as many threads as torch by default."""
+    """The file in ONNX Runtime on the CPU, as a function of one tensor; as many threads as torch by default.
+
+    Raises:
+        RecipeError: this ONNX Runtime does not open it.
+    """
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads or torch.get_num_threads()
     options.log_severity_level = 3
-    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    try:
+        session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # its kinds of errors have no common name
+        found = f"ONNX Runtime {version('onnxruntime')} does not open it: {str(error).splitlines()[0][:200]}"
+        raise RecipeError(path.name, found, "", "try a lower --opset") from error
     name = session.get_inputs()[0].name
     return lambda x: torch.from_numpy(session.run(None, {name: x.numpy()})[0])
 
