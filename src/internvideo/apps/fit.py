@@ -168,7 +168,7 @@ def _judged_and_saved(
         data, chosen = case.data.part(case.test), case.test
         judged = judge(learned, train, data, rules)
         add_figures(figures, "test_", judged, data)
-    close = _duplicates(case, folded, out)
+    close = _duplicates(case, out)
     seconds = {"features": found.seconds, "fit": time.perf_counter() - began}
     result = _result(figures, case, model, learned, settings, found, folded)
     more = {
@@ -259,16 +259,14 @@ def _workers(asked: int | None) -> int:
     return max(0, min(4, (os.cpu_count() or 1) // 2)) if asked is None else asked
 
 
-def _duplicates(case: _Case, folded: Judged, out: Console) -> list[dict[str, Any]]:
-    """Warn of videos on two sides of the split that look the same to the model."""
-    part = np.full(len(case.data), -1, dtype=np.int64)
-    part[~case.test] = folded.fold
+def _duplicates(case: _Case, out: Console) -> list[dict[str, Any]]:
+    """Warn of videos of different sources, which may stand on two sides, that look the same to the model."""
     plain = case.data.features.float().reshape(len(case.data), -1, case.data.features.shape[-1]).mean(dim=1)
-    pairs = near_duplicates(standardised(plain).numpy(), part)
+    pairs = near_duplicates(standardised(plain).numpy(), case.data.groups)
     if pairs:
         first, second = (case.manifest.rows[index].id for index in pairs[0][:2])
         out.print(
-            f"warning: {len(pairs)} pairs of videos in training and held-out part look the same to the model, such as "
+            f"warning: {len(pairs)} pairs of videos of different sources look the same to the model, such as "
             f"'{first}' and '{second}': if they come from one recording, give them one group",
             highlight=False,
             markup=False,

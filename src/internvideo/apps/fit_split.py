@@ -146,12 +146,13 @@ def folds(labels: Ints, groups: Ints, most: int, seed: int) -> Ints:
     return best[1]
 
 
-def near_duplicates(features: NDArray[Any], part: Ints) -> list[tuple[int, int, float]]:
-    """Pairs of videos of different parts whose features are as good as the same, the closest first.
+def near_duplicates(features: NDArray[Any], groups: Ints) -> list[tuple[int, int, float]]:
+    """Pairs of videos of different sources whose features are as good as the same, the closest first.
+
+    Such a pair may be divided between training and held-out part, which makes the figures too good.
 
     Args:
-        features: (n, E) standardised, so that what all videos have in common does not count.
-        part: (n,) which side of the split (fold) each is on.
+        features: (n, E) standardised, so that what all videos have in common does not count. groups: (n,) sources.
     """
     directions = unit(np.asarray(features, dtype=np.float32))
     found: list[tuple[int, int, float]] = []
@@ -159,6 +160,6 @@ def near_duplicates(features: NDArray[Any], part: Ints) -> list[tuple[int, int, 
         cosines = directions[start : start + BLOCK] @ directions.T
         for i, j in np.argwhere(cosines > NEAR):
             first, second = start + int(i), int(j)
-            if first < second and part[first] != part[second]:
+            if first < second and groups[first] != groups[second]:
                 found.append((first, second, float(cosines[i, j])))
     return sorted(found, key=lambda pair: -pair[2])
