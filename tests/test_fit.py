@@ -340,7 +340,7 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     command(clips(), str(model), tmp_path / "fit", folds=2, workers=0, device="cpu")
     told = capsys.readouterr()
     assert f"classifier: {tmp_path / 'fit' / CLASSIFIER}" in told.out
-    assert "internvideo classify FILE --model" in told.out
+    assert f"internvideo classify FILE --encoder {model} --model {tmp_path / 'fit' / CLASSIFIER}" in told.out
     assert Probe.load(tmp_path / "fit" / CLASSIFIER).encoder.source
     with pytest.raises(ManifestError):
         command(tmp_path / "none", "no model at all", tmp_path / "other")  # told before a model is opened

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import Annotated
 
@@ -66,4 +67,5 @@ def fit(
         typer.echo("warning: the model is untrained; its features say little", err=True)
     fitted = fitting.fit(source, model, output, settings, features=features)
     typer.echo(f"classifier: {fitted.file}")
-    typer.echo(f"use it: internvideo classify FILE --model {fitted.file}")
+    source_of_it = ["--encoder", encoder, *([] if weights is None else ["--weights", weights])]
+    typer.echo(f"use it: internvideo classify FILE {shlex.join([*source_of_it, '--model', str(fitted.file)])}")
