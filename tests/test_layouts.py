@@ -14,7 +14,7 @@ from torch import Tensor, nn
 import published_keys as keys
 from goldens_folder import GOLDENS
 from internvideo.errors import WeightsError
-from internvideo.models.factory import MODELS, create_model
+from internvideo.models.factory import MODELS, configure, create_model
 from internvideo.models.heads import FusedAnswer
 from internvideo.models.layouts import Layout, as_model, layout_of, load_layout, recognise
 from internvideo.models.uniformerv2 import UniFormerV2
@@ -257,6 +257,15 @@ def test_every_published_size_is_recognised_and_every_key_has_its_place(name: st
     assert {key: value.shape for key, value in ours.items()} == {
         key: value.shape for key, value in model.state_dict().items()
     }
+
+
+@pytest.mark.parametrize(
+    ("width", "heads"), [(768, 12), (1024, 16), (1280, 16), (1408, 16), (1664, 16), (320, 5), (40, 0)]
+)
+def test_heads_are_those_of_the_published_width_or_of_64_channels(width: int, heads: int) -> None:
+    layout = layout_of(keys.meta(clip_keys(224, 16, width, 2, 512)))
+    assert configure(layout.model, layout.overrides).heads == heads
+    assert layout.unknown == (("heads",) if not heads else ())
 
 
 def test_every_model_that_was_published_is_reached() -> None:
