@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
 import torch
 
@@ -17,6 +18,7 @@ from internvideo.apps.windows import Window, spans, windows
 from internvideo.data import video as video_module
 from internvideo.data.video import Video
 from internvideo.data.video_walk import walk
+from internvideo.data.video_writer import write_video
 from internvideo.errors import RecipeError, VideoError
 
 FPS = 15
@@ -145,6 +147,17 @@ def test_only_what_is_still_needed_is_kept(video: Path, monkeypatch: pytest.Monk
         most = max(most, sum(square() is not None for square in made))
     assert len(made) >= 40
     assert most <= 8
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["hour.mp4", "hour.ts"])
+def test_an_hour_takes_no_more_memory_than_a_minute(tmp_path: Path, name: str) -> None:
+    frames = odd_video.moving_frames(60)
+    write_video(tmp_path / name, (frames[i % 60] for i in range(5 * 3600)), 5, gop=100)
+    hour, process = windows(tmp_path / name, CLIPS, window=2.0, stride=1.0), psutil.Process()
+    sizes = [process.memory_info().rss for place, _ in enumerate(hour) if place % 60 == 0]
+    assert len(sizes) == 60
+    assert max(sizes[1:]) - sizes[1] < 30 * 2**20
 
 
 def test_windows_before_the_damage_are_given(folder: Path, video: Path) -> None:

@@ -11,8 +11,6 @@ from functools import cache
 from pathlib import Path
 from tempfile import mkdtemp
 
-import numpy as np
-
 import odd_video
 import small_world
 from internvideo.apps.preprocessing import Preprocessing
@@ -62,6 +60,12 @@ def clips(count: int = 4) -> Path:
     return folder
 
 
+@cache
+def piped() -> Path:
+    """The pictures of 0.mp4 in a file that can be read from a pipe."""
+    return odd_video.encode(_folder() / "0.mkv", odd_video.moving_frames(3 * FPS), fps=FPS)
+
+
 def command(*words: object, cwd: Path | None = None, stdin: Path | None = None) -> subprocess.CompletedProcess[str]:
     """`python -m internvideo ...` as a process of its own."""
     root = Path(__file__).parents[1]
@@ -89,7 +93,3 @@ def told_in_one_line(done: subprocess.CompletedProcess[str]) -> str:
     assert done.stderr.startswith("internvideo: "), done.stderr
     assert done.stderr.count("\n") == 1, done.stderr
     return done.stderr
-
-
-def unit(values: np.ndarray) -> np.ndarray:
-    return values / np.linalg.norm(values, axis=1, keepdims=True)
