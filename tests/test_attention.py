@@ -1,10 +1,14 @@
 """Short ways through a layer give what the long ways give."""
 
+import dataclasses
+
 import pytest
 import torch
 
 from internvideo.models.attention import Attention, Bias, attend, split_heads
-from internvideo.models.block import Activation, FeedForward, activate
+from internvideo.models.block import Activation, Block, BlockConfig, FeedForward, activate
+from internvideo.models.videomae import VideoMAEClassifier, run_blocks
+from small_videomae import TINY, clip
 
 
 @pytest.mark.parametrize("bias", ["all", "query_value", "none"])
@@ -60,3 +64,22 @@ def test_activations_are_the_same_with_and_without_gradients(activation: Activat
         before = kept.clone()
         layer(kept)
     assert torch.equal(kept, before)
+
+
+@pytest.mark.parametrize("layer_scale", [0.0, 0.3])
+def test_the_mean_of_a_layer_is_the_mean_of_its_tokens(layer_scale: float) -> None:
+    torch.manual_seed(0)
+    config = BlockConfig(width=16, heads=2, hidden=40, layer_scale=layer_scale, drop_path=0.5, dropout=0.2)
+    block = Block(config).double().eval()
+    x = torch.randn(3, 11, 16, dtype=torch.float64)
+    torch.testing.assert_close(block.mean(x), block(x).mean(dim=1))
+
+
+def test_a_classifier_without_gradients_gives_what_it_gives_with_them() -> None:
+    torch.manual_seed(0)
+    model = VideoMAEClassifier(dataclasses.replace(TINY, layer_scale=0.5)).double().eval()
+    video = clip().double()
+    with torch.no_grad():
+        short = model(video)
+    torch.testing.assert_close(short, model(video))
+    torch.testing.assert_close(short, model.head(model.pool(run_blocks(model.blocks, model.embed(video), False))))

@@ -373,7 +373,10 @@ class VideoMAEClassifier(Trunk):
 
     def features(self, video: Tensor) -> Tensor:
         """(B, 3, T, S, S) normalised -> (B, D)."""
-        return self.pool(run_blocks(self.blocks, self.embed(video), self.checkpointing))
+        tokens, last = self.embed(video), self.blocks[-1]
+        if self.fc_norm is None or self.training or torch.is_grad_enabled() or not isinstance(last, Block):
+            return self.pool(run_blocks(self.blocks, tokens, self.checkpointing))
+        return self.fc_norm(last.mean(run_blocks(self.blocks[:-1], tokens, False)))  # type: ignore[no-any-return]
 
     def forward(self, video: Tensor) -> Tensor:
         """(B, 3, T, S, S) normalised -> logits (B, C)."""
