@@ -291,14 +291,14 @@ def measure(
 
 
 def rows(model: str, times: Mapping[str, list[tuple[float, float]]], batch: int, window: float) -> None:
-    """Print one line an encoder; the ratio is over the CPU seconds (on CUDA the device's seconds) of ours."""
+    """Print one line an encoder; rates and ratios follow from CPU seconds, which are all cores', on CUDA the device's."""
     column = 0 if torch.cuda.is_available() and model.endswith("cuda") else 1
     median = {name: [statistics.median(t[i] for t in taken) for i in (0, 1)] for name, taken in times.items()}
     for name, (wall, cpu) in median.items():
         ratios = [peer[column] / own[column] for peer, own in zip(times[name], times["ours"], strict=True)]
-        spread = f"{min(ratios):.2f} to {max(ratios):.2f}"
+        spread, rate = f"{min(ratios):.2f} to {max(ratios):.2f}", batch / (wall, cpu)[column]
         ratio = f"**{median[name][column] / median['ours'][column]:.2f}x**"
-        cells = (model, name, f"{wall:.3f}", f"{cpu:.3f}", f"{batch / wall:.3f}", f"{window * batch / wall:.2f}", ratio)
+        cells = (model, name, f"{wall:.3f}", f"{cpu:.3f}", f"{rate:.3f}", f"{window * rate:.2f}", ratio)
         print(f"| {' | '.join(cells)} | {spread} |", flush=True)
 
 

@@ -81,7 +81,7 @@ def write(
         assert made is not None
         got = made.model.opset_imports[""]
         if opset not in (None, got):  # it keeps to its lowest set without a word
-            raise RecipeError("opset", str(opset), f"{got} or more")
+            raise RecipeError("opset", str(opset), "", f"the exporter made {got}")
         size = sum(tensor.numel() * tensor.element_size() for tensor in program.state_dict.values())
         made.save(path, external_data=size > LARGEST)
 
