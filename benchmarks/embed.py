@@ -291,7 +291,7 @@ def measure(
 
 
 def rows(model: str, times: Mapping[str, list[tuple[float, float]]], batch: int, window: float) -> None:
-    """Print one line an encoder; rates and ratios follow from CPU seconds, which are all cores', on CUDA the device's."""
+    """Print one line an encoder; rates and ratios are of CPU seconds (all cores'), on CUDA the device's."""
     column = 0 if torch.cuda.is_available() and model.endswith("cuda") else 1
     median = {name: [statistics.median(t[i] for t in taken) for i in (0, 1)] for name, taken in times.items()}
     for name, (wall, cpu) in median.items():
