@@ -180,6 +180,15 @@ def test_what_cannot_be_read_is_named_and_counted(tmp_path: Path, clips: Path, m
     assert not (tmp_path / "a.skipped.jsonl").exists(), "an old list does not stay"
 
 
+def test_a_recording_that_was_cut_off_is_named(tmp_path: Path, model: VideoModel) -> None:
+    whole = odd_video.encode(tmp_path / "whole.avi", odd_video.moving_frames(40), codec="mpeg4")
+    position, size = odd_video.sample_places(whole)[25]
+    odd_video.patched(whole, tmp_path / "a.avi", {position: b"\xff" * size})
+    coverage = embed(find_videos([tmp_path / "a.avi"]), model, tmp_path / "a.npy", EmbeddingSettings(window=0.5))
+    assert coverage.vectors >= 3
+    assert len(coverage.partly) == 1
+
+
 def test_nothing_readable_is_an_error(tmp_path: Path, model: VideoModel) -> None:
     (tmp_path / "a.mp4").write_bytes(b"garbage")
     (tmp_path / "b.mp4").write_bytes(b"")

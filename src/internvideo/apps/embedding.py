@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -192,18 +192,20 @@ class _Reader(IterableDataset[_Piece]):
         for number in self.numbers if worker is None else self.numbers[worker.id :: worker.num_workers]:
             trouble = ""
             try:
-                yield from self._read(number)
+                trouble = yield from self._read(number)
             except VideoError as error:
                 trouble = _reason(error, self.videos[number])
             yield _Piece(number, 0.0, 0.0, 1.0, None, trouble)
 
-    def _read(self, number: int) -> Iterator[_Piece]:
+    def _read(self, number: int) -> Generator[_Piece, None, str]:
+        """The windows of a video; returns why nothing follows, "" when it is whole."""
         video, size = self.videos[number], {"window": self.settings.window, "stride": self.settings.stride}
         with open_long(video.path, self.clips.short_side) as opened:
             first, last = float(opened.info.times[0]), float(opened.info.times[0]) + opened.info.duration
             first, last = max(first, video.start or first), min(last, video.end or last)
             for start, end, clip in windows_of(opened, self.clips, video.start, video.end, **size):
                 yield _Piece(number, start, end, min((end - first) / max(last - first, 1e-9), 1.0), clip)
+            return opened.info.stopped
 
 
 def _pieces(reader: _Reader, workers: int) -> Iterator[_Piece]:

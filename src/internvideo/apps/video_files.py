@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from internvideo.apps.preprocessing import Span
-from internvideo.data.lists import FILE_SUFFIXES, FOLDER_MANIFESTS, VIDEO_EXTENSIONS
+from internvideo.data.lists import FILE_SUFFIXES, VIDEO_EXTENSIONS
 from internvideo.data.manifest import read_manifest
 from internvideo.errors import VideoError
 
@@ -55,7 +55,7 @@ def find_videos(inputs: Iterable[str | Path], *, recursive: bool = False) -> lis
     """Videos in the order of the inputs, each once.
 
     Args:
-        inputs: video files, folders (the videos in them, or their manifest), manifests (their rows).
+        inputs: video files, folders (the videos in them), manifests (their rows).
         recursive: also the folders inside folders.
 
     Raises:
@@ -71,9 +71,9 @@ def find_videos(inputs: Iterable[str | Path], *, recursive: bool = False) -> lis
 
 
 def _meant_by(given: Path, recursive: bool) -> Iterator[VideoFile]:
-    if given.is_dir() and not any((given / name).is_file() for name in FOLDER_MANIFESTS):
+    if given.is_dir():
         yield from _in_folder(given, recursive)
-    elif given.is_dir() or given.suffix.lower() in MANIFEST_SUFFIXES:
+    elif given.suffix.lower() in MANIFEST_SUFFIXES:
         manifest = read_manifest(given)
         for row in manifest.rows:
             yield VideoFile(str(manifest.video_path(row)), *(row.span or (None, None)))
