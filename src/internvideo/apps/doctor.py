@@ -144,9 +144,8 @@ def _shared_memory() -> Iterator[Check]:
 
 
 def _decoders() -> Check:
-    present, absent = [], []
-    for name, codec in DECODERS.items():
-        (present if _has_decoder(codec) else absent).append(name)
+    present = [name for name, codec in DECODERS.items() if _has_decoder(codec)]
+    absent = [name for name in DECODERS if name not in present]
     told = f"PyAV {av.__version__} (FFmpeg {av.ffmpeg_version_info}) decodes {', '.join(present)}"
     if absent:
         advice = "pip install --force-reinstall av gives a build that has them"
