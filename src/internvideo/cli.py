@@ -11,6 +11,8 @@ import typer
 
 from internvideo import __version__
 from internvideo.commands.convert import convert
+from internvideo.commands.embed import embed
+from internvideo.commands.fit import fit
 from internvideo.errors import InternVideoError
 
 app = typer.Typer(
@@ -143,7 +145,7 @@ def list_(what: Annotated[str, typer.Argument(help="models, stages, tasks or rec
     typer.echo(listing(what))
 
 
-for command in (convert,):
+for command in (embed, fit, convert):
     app.command()(command)
 
 

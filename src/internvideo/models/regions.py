@@ -26,7 +26,7 @@ def widen_boxes(boxes: Tensor, size: tuple[float, float], *, width: float = 0.1,
 
 
 def jitter_boxes(boxes: Tensor, size: tuple[float, float], generator: torch.Generator) -> Tensor:
-    """Boxes (R, 4) with every side moved: out by up to 20 % of the width (10 % of the height), in by up to half that."""
+    """Boxes (R, 4), every side moved: out by up to 20 % of the width (10 % of the height), in by up to half that."""
     extent = boxes[:, 2:] - boxes[:, :2] + 1
     draw = torch.rand(boxes.shape, generator=generator, device=boxes.device, dtype=boxes.dtype)
     moved = (draw * 0.3 - 0.1) * torch.cat([extent, extent], dim=1) * boxes.new_tensor([1.0, 0.5, 1.0, 0.5])
@@ -106,6 +106,6 @@ def region_loss(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 def key_frame_indices(frames: int, *, clip: int = 16, rate: int = 4) -> list[int]:
-    """Which of the raw frames around a key frame make the clip: every `rate`-th of clip * rate centred ones, clamped."""
+    """Which raw frames around a key frame make the clip: every `rate`-th of clip * rate centred ones, clamped."""
     start = (frames - clip * rate) // 2 + 1
     return [min(max(start + rate * step, 0), frames - 1) for step in range(clip)]
