@@ -14,7 +14,7 @@ from torch import Tensor
 import colour_clips
 import small_apps
 from internvideo.apps import probe_fit
-from internvideo.apps.probe import KEY, UNKNOWN, EncoderReference, Head, Probe, is_probe, pool
+from internvideo.apps.probe import KEY, UNKNOWN, EncoderReference, Head, Probe, is_probe
 from internvideo.errors import WeightsError
 from internvideo.models.attention import CrossAttention
 from internvideo.storage import read_safetensors, write_safetensors
@@ -118,10 +118,10 @@ def test_shared_keys_and_values_are_as_general_as_projections() -> None:
         after = (classify.weight @ layer.out.weight).view(CLASSES, heads, size)
         weight = torch.einsum("chd,hdw->chw", after, layer.v.weight.view(heads, size, WIDTH)).flatten(1)
         bias = classify(layer.out(layer.v.bias))
+        mean, scale = torch.randn(WIDTH), torch.rand(WIDTH) + 0.5
         directions = torch.ones(CLASSES, heads * WIDTH)
-        head = Head(torch.zeros(WIDTH), torch.ones(WIDTH), weight, bias, directions[0], directions, query)
-    np.testing.assert_allclose(head.scores(tokens)[0], theirs.numpy(), atol=1e-5)
-    assert pool(tokens, None) is tokens
+        head = Head(mean, scale, weight, bias, directions[0], directions, query)
+    np.testing.assert_allclose(head.scores(tokens * scale + mean)[0], theirs.numpy(), atol=1e-5)
 
 
 def test_features_of_the_other_kind_are_refused() -> None:

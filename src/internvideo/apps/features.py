@@ -39,7 +39,7 @@ from internvideo.tasks.protocol import weights_hash
 Kind = Literal["video", "tokens"]
 """One vector a video (`VideoModel.encode_clips`), or its tokens (`VideoModel.tokens`, at most MOST_TOKENS)."""
 
-MOST_TOKENS = 196
+MOST_TOKENS = 98
 """More tokens than this are averaged over neighbours: a probe then costs a tenth, the cache too."""
 SECONDS_BETWEEN_SAVES = 20.0
 HALF_LIMIT = 65504.0

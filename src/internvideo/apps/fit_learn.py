@@ -32,7 +32,7 @@ INNER: dict[Kind, int] = {"video": 5, "tokens": 3}
 """Folds inside a training part."""
 FEWEST_HELD = 10
 """With fewer held-out videos than this nothing is chosen from them."""
-MOST_LEFT_OUT = 12
+MOST_LEFT_OUT: dict[Kind, int] = {"video": 12, "tokens": 4}
 """Classes that are left out in turn to see whether they are found unknown."""
 
 
@@ -210,7 +210,7 @@ def leave_one_class_out(data: Data, learned: Learned, fold: Ints, rules: Rules) 
     if len(labels) < 3:
         return None
     numbers = np.unique(fold)
-    chosen = labels[np.linspace(0, len(labels) - 1, min(MOST_LEFT_OUT, len(labels))).round().astype(int)]
+    chosen = labels[np.linspace(0, len(labels) - 1, min(MOST_LEFT_OUT[data.kind], len(labels))).round().astype(int)]
     areas, each, accepted = [], {}, []
     for turn, label in enumerate(chosen):
         out = fold == numbers[turn % len(numbers)]

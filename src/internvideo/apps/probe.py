@@ -71,7 +71,7 @@ class Head:
             raise ValueError(f"features {tuple(features.shape)}: {wanted} dimensions, the last of {len(self.mean)}")
         with torch.no_grad():
             parts = torch.split(features, ROWS_AT_ONCE)
-            return torch.cat([pool((part.float() - self.mean) / self.scale, self.query) for part in parts])
+            return torch.cat([pool(part, self.mean, self.scale, self.query) for part in parts])
 
     def scores(self, features: Tensor) -> tuple[Floats, Floats]:
         """Logits (n, C) and familiarity (n,) in -1..1 of features as in `read`."""
@@ -81,17 +81,19 @@ class Head:
         return logits.double().numpy(), cosines.amax(dim=1).double().numpy()
 
 
-def pool(features: Tensor, query: Tensor | None) -> Tensor:
-    """What the queries read: standardised (n, N, D) and (H, D) -> (n, H D); without queries the features themselves.
+def pool(features: Tensor, mean: Tensor, scale: Tensor, query: Tensor | None) -> Tensor:
+    """What is classified: features (n, D) standardised; with queries (H, D) what these read of standardised tokens
+    (n, N, D), side by side (n, H D).
 
     Keys and values are the tokens as they are, shared by all queries. For one query a head this is as general as
     attention with projections of its own: a key projection can be told as another query, a value projection as another
-    classifier.
+    classifier. Only what was read is standardised: the soft-max does not see what all tokens of a video share.
     """
     if query is None:
-        return features
-    shared = features.unsqueeze(1)
-    return attend(query[None, :, None].expand(len(features), -1, -1, -1), shared, shared).flatten(1)
+        return (features.float() - mean) / scale
+    tokens = features.float().unsqueeze(1)
+    asked = (query / scale).expand(len(features), 1, -1, -1)
+    return ((attend(asked, tokens, tokens) - mean) / scale).flatten(1)
 
 
 @dataclass(frozen=True)

@@ -129,7 +129,7 @@ class AttentiveStage(nn.Module):
     def forward(self, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
         """A batch whose `video` holds tokens (B, N, D) -> the cross-entropy."""
         assert batch.labels is not None
-        read = pool((batch.video.float() - self.mean) / self.scale, self.query)
+        read = pool(batch.video, self.mean, self.scale, self.query)
         return {"loss": F.cross_entropy(F.linear(read, self.weight, self.bias), batch.labels)}
 
 
