@@ -7,6 +7,8 @@ import json
 import os
 import re
 import shutil
+import subprocess
+import sys
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -334,13 +336,39 @@ def test_wrong_settings(setting: dict[str, Any], said: str) -> None:
     assert said in one_line(told.value)
 
 
-def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    model = tmp_path / "model"
+def internvideo(*words: object) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "internvideo", *map(str, words)],
+        capture_output=True,
+        text=True,
+        cwd=Path(command.__code__.co_filename).parents[2],
+        timeout=120,
+        check=False,
+    )
+
+
+def test_the_command(tmp_path: Path) -> None:
+    model, output = tmp_path / "model", tmp_path / "fit"
     colour_clips.encoder().save_pretrained(model)
-    command(clips(), str(model), tmp_path / "fit", folds=2, workers=0, device="cpu")
-    told = capsys.readouterr()
-    assert f"classifier: {tmp_path / 'fit' / CLASSIFIER}" in told.out
-    assert f"internvideo classify FILE --encoder {model} --model {tmp_path / 'fit' / CLASSIFIER}" in told.out
-    assert Probe.load(tmp_path / "fit" / CLASSIFIER).encoder.source
-    with pytest.raises(ManifestError):
-        command(tmp_path / "none", "no model at all", tmp_path / "other")  # told before a model is opened
+    words = ("-e", model, "-o", output, "--folds", 2, "--workers", 0, "--device", "cpu")
+    told = internvideo("fit", clips(), *words)
+    assert told.returncode == 0, told.stderr
+    assert f"classifier: {output / CLASSIFIER}" in told.stdout
+    assert f"internvideo classify FILE --encoder {model} --model {output / CLASSIFIER}" in told.stdout
+    assert Probe.load(output / CLASSIFIER).encoder.source
+    wrong = internvideo("fit", clips() / "red", *words)
+    assert wrong.returncode == 2
+    assert wrong.stdout == ""
+    assert wrong.stderr.count("\n") == 1
+    assert wrong.stderr.startswith("internvideo: ")
+    assert "have no label" in wrong.stderr
+
+
+def test_mistakes_are_told_before_a_model_is_opened(tmp_path: Path) -> None:
+    with pytest.raises(ManifestError, match="no such file"):
+        command(tmp_path / "none", "no model at all", tmp_path / "other")
+    with pytest.raises(RecipeError, match="--folds"):
+        command(clips(), "no model at all", tmp_path / "other", folds=1)
+    with pytest.raises(InternVideoError, match="no model at all"):
+        command(clips(), "no model at all", tmp_path / "other")
+    assert not (tmp_path / "other").exists()
