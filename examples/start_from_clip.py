@@ -1,7 +1,8 @@
 """Write the starting weights of a multimodal encoder from a CLIP checkpoint, for `init.weights=` of a recipe.
 
-python examples/start_from_clip.py ViT-L-14.pt clip_l14.safetensors
-python examples/start_from_clip.py ViT-L-14.pt clip_l14_ssv2.safetensors --model uniformerv2-l14-ssv2 --classes 174
+internvideo convert ViT-L-14.pt -o clip.safetensors
+python examples/start_from_clip.py clip.safetensors clip_l14.safetensors
+python examples/start_from_clip.py clip.safetensors clip_l14_ssv2.safetensors --model uniformerv2-l14-ssv2 --classes 174
 """
 
 import argparse
@@ -9,13 +10,14 @@ from pathlib import Path
 
 from internvideo.models.clip_import import from_clip
 from internvideo.models.factory import create_model
-from internvideo.models.weights import read_checkpoint, save_model
+from internvideo.models.weights import save_model
+from internvideo.storage import read_safetensors
 
 
 def main() -> None:
     """Read the arguments, build the model, fill it from CLIP, save it."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("clip", type=Path, help="state dict in CLIP's public layout (.pt or .safetensors)")
+    parser.add_argument("clip", type=Path, help="CLIP's weights, converted to safetensors")
     parser.add_argument("output", type=Path, help="safetensors file to write")
     parser.add_argument(
         "--model", default="internvideo-mm-l14-caption", help="a multimodal name of `internvideo list models`"
@@ -23,7 +25,7 @@ def main() -> None:
     parser.add_argument("--classes", type=int, help="of a classifier; its head stays as drawn")
     given = parser.parse_args()
     model = create_model(given.model, {"classes": given.classes} if given.classes else None)
-    print(from_clip(model, read_checkpoint(given.clip), where=given.clip))
+    print(from_clip(model, read_safetensors(given.clip)[0], where=given.clip))
     save_model(given.output, model)
 
 

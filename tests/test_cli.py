@@ -22,7 +22,10 @@ from internvideo.models.weights import save_model
 from internvideo.recipe import MODELS
 from small_world import small_recipe
 
-COMMANDS = ("demo", "sample-world", "train", "evaluate", "score", "list")
+COMMANDS = (
+    *("demo", "sample-world", "train", "evaluate", "score", "list"),
+    *("embed", "classify", "caption", "compare", "stream", "fit", "export", "convert", "doctor"),
+)
 
 
 class Told(NamedTuple):

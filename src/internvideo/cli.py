@@ -10,9 +10,15 @@ from typing import Annotated
 import typer
 
 from internvideo import __version__
+from internvideo.commands.caption import caption
+from internvideo.commands.classify import classify
+from internvideo.commands.compare import compare
 from internvideo.commands.convert import convert
+from internvideo.commands.doctor import doctor
 from internvideo.commands.embed import embed
+from internvideo.commands.export import export
 from internvideo.commands.fit import fit
+from internvideo.commands.stream import stream
 from internvideo.errors import InternVideoError
 
 app = typer.Typer(
@@ -145,7 +151,7 @@ def list_(what: Annotated[str, typer.Argument(help="models, stages, tasks or rec
     typer.echo(listing(what))
 
 
-for command in (embed, fit, convert):
+for command in (embed, classify, caption, compare, stream, fit, export, convert, doctor):
     app.command()(command)
 
 
