@@ -164,8 +164,6 @@ def main() -> None:
     except InternVideoError as error:
         print(f"internvideo: {error}", file=sys.stderr)
         sys.exit(2)
-    except typer.Abort:
-        sys.exit(130)
     except typer.TyperException as error:  # a wrong command, option or argument; or none at all: then it is the help
         message = error.format_message()
         context = getattr(error, "ctx", None)
@@ -174,7 +172,7 @@ def main() -> None:
             message = f"internvideo: {' '.join(message.split()).rstrip('.')}; see `{command} --help`"
         print(message, file=sys.stderr)
         sys.exit(2)
-    except KeyboardInterrupt:
+    except (typer.Abort, KeyboardInterrupt):  # typer makes the one out of the other
         print("internvideo: interrupted; the same command goes on where it was", file=sys.stderr)
         sys.exit(130)
     sys.exit(result if isinstance(result, int) else 0)
