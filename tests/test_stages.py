@@ -15,6 +15,7 @@ import small_world
 from internvideo.data.batch import Batch
 from internvideo.models.cross_model import CrossModel
 from internvideo.models.video_language import VideoLanguage
+from internvideo.objectives.contrastive import soft_symmetric_contrastive
 from internvideo.objectives.masking import MaskKind
 from internvideo.recipe import STAGES
 from internvideo.stages.interaction import InteractionSettings, InteractionStage
@@ -199,6 +200,26 @@ def test_multimodal_gathers_both_features_and_needs_a_decoder_for_captions() -> 
     silent = VideoLanguage(replace(small_world.LANGUAGE, caption=None))
     with pytest.raises(ValueError, match="caption decoder"):
         MultimodalStage(silent, MultimodalSettings())
+
+
+def test_equal_captions_of_a_batch_are_as_good_as_positives() -> None:
+    """Value and gradients of the published loss are those of the one that accepts every equal caption."""
+    clips, identity = batch(6), torch.tensor([0, 1, 0, 2, 0, 1])
+    assert clips.tokens is not None
+    few = replace(clips, tokens=clips.tokens[identity])
+    assert len(set(map(tuple, clips.tokens[:3].tolist()))) == 3, "captions that differ to begin with"
+    stage = MultimodalStage(small_world.language_model(), MultimodalSettings(caption_weight=0.0))
+    learn(stage, clips, 5)
+    learning = [p for p in stage.eval().parameters() if p.requires_grad]
+    loss = stage(few, generator())["loss"]
+    encoded = stage.model(stage.model.normalise(few.video), few.tokens, captioned=0)
+    accepting = soft_symmetric_contrastive(encoded.video, encoded.text, stage.model.scale, identity)
+    torch.testing.assert_close(loss, accepting)
+    gradients = [torch.autograd.grad(each, learning, allow_unused=True) for each in (loss, accepting)]
+    assert any(one is not None and one.abs().max() > 1e-3 for one in gradients[0])
+    for one, other in zip(*gradients, strict=True):
+        torch.testing.assert_close(one, other, atol=1e-6, rtol=1e-4)
+    assert loss > 3 / 6 * torch.tensor(3.0).log() + 2 / 6 * torch.tensor(2.0).log()
 
 
 # --- supervised ------------------------------------------------------------------------------------------------------
