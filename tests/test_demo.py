@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 
 from internvideo.data.manifest import read_manifest
+from internvideo.data.sample import Sample
 from internvideo.data.video_writer import write_video
-from internvideo.demo import PROFILES, STEPS, Columns, _own, run_demo, step_recipe
+from internvideo.demo import PROFILES, STEPS, Columns, _by_group, _own, run_demo, step_recipe
 from internvideo.demo_report import Clock, DemoData
 from internvideo.errors import ManifestError, RecipeError, RunError
 from internvideo.models.factory import create_model
@@ -55,6 +56,56 @@ def test_a_folder_of_folders_is_split_without_overlap(tmp_path: Path) -> None:
     assert not {row.id for row in train.rows} & {row.id for row in test.rows}
     assert all(row.captions for row in train.rows)
     assert all(train.video_path(row).is_file() for row in train.rows)
+
+
+def clips(groups: dict[str, list[int]]) -> list[Sample]:
+    """Rows of named groups, one for each of their labels."""
+    return [
+        Sample(id=f"{group}-{n}", path=f"{group}-{n}.mp4", label=label, group=None if group.startswith("-") else group)
+        for group, labels in groups.items()
+        for n, label in enumerate(labels)
+    ]
+
+
+WHOLE = {
+    "single videos": {f"-{label}-{n}": [label] for label in range(6) for n in range(2 + 7 * label)},
+    "groups of one class": {f"{label}-{n}": [label] * (1 + n) for label in range(8) for n in range(5)},
+    "two groups a class": {f"{label}-{n}": [label] * 3 for label in range(20) for n in range(2)},
+    "scenes of two classes": {f"scene {n}": [0, 1] * (1 + n % 4) for n in range(15)},
+    "one big scene": {"big": [0] * 90, **{f"{n}": [0, 1, 2] for n in range(5)}},
+    "a class of one group": {"lonely": [0] * 4, **{f"{n}": [1] * 3 for n in range(10)}},
+    "chained": {"a": [0, 1], "b": [1, 2], "c": [2, 0], "d": [0], "e": [1], "f": [2]},
+}
+
+
+@pytest.mark.parametrize("case", WHOLE)
+def test_every_class_of_two_groups_is_on_both_sides(case: str) -> None:
+    rows = clips(WHOLE[case])
+    train, test = _by_group(rows)
+    assert sorted(row.id for row in (*train, *test)) == sorted(row.id for row in rows)
+    sides = [{row.group or row.id for row in side} for side in (train, test)]
+    assert not sides[0] & sides[1], "a group was divided"
+    for label in {row.label for row in rows}:
+        of_class = {row.group or row.id for row in rows if row.label == label}
+        assert of_class & sides[0], f"class {label} is not trained on"
+        assert bool(of_class & sides[1]) == (len(of_class) > 1), f"class {label} in the test videos"
+    again = _by_group(rows)
+    assert again == (train, test)
+    assert {row.id for row in _by_group(rows[::-1])[1]} == {row.id for row in test}, "depends on the order of rows"
+
+
+@pytest.mark.parametrize(("classes", "each"), [(10, 20), (3, 50)])
+def test_about_one_group_in_five_of_every_class_is_held_out(classes: int, each: int) -> None:
+    rows = clips({f"{label}-{n}": [label] * 2 for label in range(classes) for n in range(each)})
+    held = np.bincount([row.label or 0 for row in _by_group(rows)[1]]) / 2 / each
+    assert held.min() > 0.1
+    assert held.max() < 0.3
+    assert held.mean() == pytest.approx(0.2, abs=0.03)
+
+
+def test_a_class_cannot_be_divided_that_has_one_group_only() -> None:
+    with pytest.raises(ManifestError, match="each class of one group"):
+        _by_group(clips({"a": [0] * 5, "b": [1] * 5}))
 
 
 def test_the_split_column_is_used(tmp_path: Path) -> None:

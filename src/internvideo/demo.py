@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import sys
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -221,7 +222,7 @@ def _claim(file: Path, claim: dict[str, Any]) -> None:
 
 
 def _divide(path: Path, rows: list[Sample], columns: Columns) -> tuple[list[Sample], list[Sample], str]:
-    """Training and test rows and how they were told apart: by the split column, else one group (or video) in five."""
+    """Training and test rows and how they were told apart: by the split column, else one group in five of a class."""
     named = [row.split if columns.split == "split" else row.attributes.get(columns.split) for row in rows]
     names = [(name or "").lower() for name in named]
     if not any(names):
@@ -229,7 +230,7 @@ def _divide(path: Path, rows: list[Sample], columns: Columns) -> tuple[list[Samp
             known = sorted({name for row in rows for name in row.attributes})
             raise ManifestError(path, f"no column '{columns.split}'", ", ".join(["split", *known]))
         train, test = _by_group(rows)
-        return train, test, "one group in five held out"
+        return train, test, "one group in five of every class held out"
     held = next((name for name in ("test", "validation", "val", "valid") if name in names), None)
     fit = next((name for name in ("train", "training") if name in names), None)
     if held is None or fit is None:
@@ -247,14 +248,40 @@ def _captioned(row: Sample, whole: Manifest) -> Sample:
 
 
 def _by_group(rows: list[Sample]) -> tuple[list[Sample], list[Sample]]:
-    """One group in five (or one video in five, without groups) is for testing."""
-    groups = sorted({row.group or row.id for row in rows})
-    chosen = set(np.random.RandomState(0).permutation(groups)[: max(1, len(groups) // 5)].tolist())
-    held = [row for row in rows if (row.group or row.id) in chosen]
-    train = [row for row in rows if (row.group or row.id) not in chosen]
-    if not train:
-        raise ManifestError("--data", f"{len(rows)} videos of one group", "at least 2 groups", "add videos")
-    return train, held
+    """About one group in five (or one video in five, without groups) of every class is for testing.
+
+    Every class is trained on. Every class of two or more groups is tested on as well, unless all of its groups are
+    the last ones of other classes.
+    """
+    from sklearn.model_selection import StratifiedGroupKFold
+
+    labels = np.array([row.label for row in rows])
+    groups = np.unique([row.group or row.id for row in rows], return_inverse=True)[1]
+    size = np.bincount(groups)
+    shows = np.zeros((labels.max() + 1, len(size)), dtype=bool)  # class, group
+    shows[labels, groups] = True
+    if shows.sum(axis=1).max() < 2:
+        raise ManifestError("--data", f"{len(rows)} videos, those of each class of one group", "2 groups", "add videos")
+    parts = int(min(5, len(size), np.bincount(labels).max()))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # a class of fewer videos than parts is seen to below
+        divided = StratifiedGroupKFold(parts, shuffle=True, random_state=0).split(labels, labels, groups)
+        _, test = next(divided)
+    held = np.zeros(len(size), dtype=bool)
+    held[groups[test]] = True
+    for groups_of in shows:
+        if groups_of.any() and held[groups_of].all():
+            held[min(np.flatnonzero(groups_of), key=size.__getitem__)] = False
+    for groups_of in shows:
+        if groups_of.sum() > 1 and not held[groups_of].any():
+            trained = (shows & ~held).sum(axis=1)
+            spare = [group for group in np.flatnonzero(groups_of) if trained[shows[:, group]].min() > 1]
+            if spare:
+                held[min(spare, key=size.__getitem__)] = True
+    return (
+        [row for row, group in zip(rows, groups, strict=True) if not held[group]],
+        [row for row, group in zip(rows, groups, strict=True) if held[group]],
+    )
 
 
 def _next(output: Path, data: DemoData) -> str:
