@@ -38,8 +38,7 @@ from internvideo.recipe import (
 )
 from internvideo.stages.multimodal import MultimodalStage
 from internvideo.storage import read_safetensors
-from internvideo.training import distributed
-from internvideo.training.checkpoint import read_weights
+from internvideo.training import checkpoint, distributed
 from internvideo.training.loop import BatchSource, train
 from internvideo.training.optimizer import make_optimizer
 from internvideo.training.settings import TrainingSettings
@@ -198,6 +197,8 @@ def _loader(
 def run_recipe(recipe: Recipe, folder: Path, *, device: str = "auto", title: str | None = None) -> Path:
     """Train a recipe to its end, from where an earlier run of the same recipe in `folder` stopped.
 
+    A run that has come to its end, and has its weights, is left as it is.
+
     Returns:
         folder/model.safetensors: weights (averaged ones where the recipe averages), with all that `load_trained` needs.
 
@@ -213,6 +214,7 @@ def run_recipe(recipe: Recipe, folder: Path, *, device: str = "auto", title: str
         initial = (
             {name: value.clone() for name, value in job.model.state_dict().items()} if recipe.initial_share else {}
         )
+        reached = checkpoint.newest(folder)
         settings = TrainingSettings(optimizer=recipe.optimizer, schedule=recipe.schedule, loop=recipe.loop)
         result = train(
             job.stage,
@@ -225,8 +227,9 @@ def run_recipe(recipe: Recipe, folder: Path, *, device: str = "auto", title: str
             title=title or recipe.stage,
             may_differ=MAY_DIFFER,
         )
-        if distributed.rank() == 0:
-            state = read_weights(result.checkpoint)
+        made = target.is_file() and result.checkpoint == reached  # nothing was left to learn
+        if distributed.rank() == 0 and not made:
+            state = checkpoint.read_weights(result.checkpoint)
             load_state(job.stage, state, where=result.checkpoint)
             if initial:
                 mixed = interpolate_weights(initial, job.model.state_dict(), recipe.initial_share)
