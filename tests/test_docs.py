@@ -185,7 +185,7 @@ def test_programs_parse_and_their_imports_exist(name: str) -> None:
 
 
 def test_the_example_is_the_readme_s() -> None:
-    (block,) = blocks(README, "python")
+    _, block = blocks(README, "python")
     example = (ROOT / "examples" / "train_and_evaluate.py").read_text(encoding="utf-8")
     assert example.endswith(block)
     assert len([line for line in block.split("__main__", 1)[1].splitlines() if line.strip()]) <= 10
@@ -200,7 +200,7 @@ def run(folder: Path, *arguments: object) -> subprocess.CompletedProcess[str]:
 
 
 def test_the_readme_s_program_runs(tmp_path: Path) -> None:
-    (block,) = blocks(README, "python")
+    _, block = blocks(README, "python")
     assert "clips=200" in block
     (tmp_path / "program.py").write_text(block.replace("clips=200", "clips=60, long_videos=1"), encoding="utf-8")
     done = run(tmp_path, "program.py")

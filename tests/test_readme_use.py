@@ -1,0 +1,69 @@
+"""The README's section on using a model, as it is written, on a small checkpoint in the published layout."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from internvideo.data.video_writer import write_video
+from published_keys import below, multimodal, numbers, text_tower, uniformerv2
+
+ROOT = Path(__file__).parents[1]
+SECTION = (ROOT / "README.md").read_text("utf-8").split("## Use a model", 1)[1].split("\n## ", 1)[0]
+
+
+def block(language: str) -> str:
+    found = re.search(rf"```{language}\n(.*?)```", SECTION, re.DOTALL)
+    assert found is not None
+    return found.group(1)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Videos in class folders and a checkpoint as it is published, but for its width and depth."""
+    place = tmp_path_factory.mktemp("readme")
+    for number, name in enumerate(("waving", "sitting")):
+        for clip in range(6):
+            (place / "videos" / name).mkdir(parents=True, exist_ok=True)
+            grey = np.full((48, 48, 3), 40 + 120 * number + 4 * clip, dtype=np.uint8)
+            write_video(place / "videos" / name / f"{clip}.mp4", [grey] * 20, 10)
+    tower = uniformerv2(32, 16, 64, 2, 1, prefix="visual.")
+    keys = below("clip.", multimodal(tower, text_tower("", 64, 64, layers=1), 64, 64, 64))
+    torch.save({"state_dict": numbers(keys), "epoch": 3}, place / "InternVideo-MM-L-14.ckpt")
+    return place
+
+
+def test_use_section_runs(folder: Path) -> None:
+    environment = {**os.environ, "PYTHONPATH": str(ROOT / "src"), "INTERNVIDEO_CACHE": str(folder / "cache")}
+    said = ""
+    for line in block("bash").splitlines():
+        words = shlex.split(line)
+        assert words[0] == "internvideo"
+        done = subprocess.run(
+            [sys.executable, "-m", *words], cwd=folder, env=environment, capture_output=True, text=True, timeout=300
+        )
+        assert done.returncode == 0, f"{line}\n{done.stderr[-1500:]}"
+        said += done.stdout
+    assert "coverage: 12 of 12 videos read" in said
+    assert "waving" in said
+    assert np.load(folder / "vectors.npy").shape[1] == 64
+    assert (folder / "mm.onnx").stat().st_size > 0
+    program = subprocess.run(
+        [sys.executable, "-c", block("python")],
+        cwd=folder,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert program.returncode == 0, program.stderr[-1500:]
+    assert "tensor([[" in program.stdout
+    assert (folder / "mm" / "config.json").is_file()
