@@ -112,4 +112,12 @@ def quantise(source: Path, target: Path) -> None:
         from onnxruntime.quantization import QuantType, quantize_dynamic
 
         big = source.with_name(source.name + ".data").exists()
-        quantize_dynamic(source, target, weight_type=QuantType.QInt8, per_channel=True, use_external_data_format=big)
+        # By default also convolutions, embeddings and opset 23's Attention, which its own runtime then refuses.
+        quantize_dynamic(
+            source,
+            target,
+            op_types_to_quantize=["MatMul", "Gemm"],
+            weight_type=QuantType.QInt8,
+            per_channel=True,
+            use_external_data_format=big,
+        )
