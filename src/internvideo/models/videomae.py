@@ -376,7 +376,7 @@ class VideoMAEClassifier(Trunk):
         tokens, last = self.embed(video), self.blocks[-1]
         if self.fc_norm is None or self.training or torch.is_grad_enabled() or not isinstance(last, Block):
             return self.pool(run_blocks(self.blocks, tokens, self.checkpointing))
-        return self.fc_norm(last.mean(run_blocks(self.blocks[:-1], tokens, False)))  # type: ignore[no-any-return]
+        return self.fc_norm(last.mean(run_blocks(self.blocks[:-1], tokens, False)))  # type: ignore[no-any-return]  # untyped
 
     def forward(self, video: Tensor) -> Tensor:
         """(B, 3, T, S, S) normalised -> logits (B, C)."""
