@@ -1,4 +1,4 @@
-"""Parameter groups, layer decay, multipliers, and the two optimizers."""
+"""Parameter groups, layer decay, multipliers, and the optimizers."""
 
 from __future__ import annotations
 
@@ -195,7 +195,7 @@ def test_learning_rate_scaling() -> None:
     assert OptimizerSettings(base_lr=1.5e-4).scale(2048) == 1.0
 
 
-@pytest.mark.parametrize("kind", ["adamw", "bert_adam"])
+@pytest.mark.parametrize("kind", ["adamw", "bert_adam", "sgd"])
 def test_a_flagged_step_moves_nothing(kind: str) -> None:
     torch.manual_seed(0)
     module = nn.Linear(3, 2)
@@ -226,3 +226,20 @@ def test_adamw_against_the_formula() -> None:
     # The first step of Adam with bias correction is lr * sign(gradient).
     expected = start * (1 - 0.01 * 0.1) - 0.01 * gradient.double() / (gradient.double().abs() + 1e-8)
     assert torch.allclose(module.weight.detach().double(), expected, atol=1e-7)
+
+
+def test_sgd_against_the_formula() -> None:
+    """v <- m v + g, w <- w - lr (g + m v) with g = gradient + decay w (Nesterov; spec tasks.md 10)."""
+    weight = nn.Parameter(torch.tensor([[1.0, -2.0]]))
+    optimizer = make_optimizer(
+        nn.ParameterDict({"weight": weight}), OptimizerSettings(kind="sgd", base_lr=0.1, momentum=0.9, weight_decay=0.5)
+    )
+    w, v = torch.tensor([[1.0, -2.0]]), torch.zeros(1, 2)
+    for _ in range(3):
+        weight.grad = torch.tensor([[0.3, 0.1]])
+        set_learning_rate(optimizer, 0.1)
+        optimizer.step()
+        g = torch.tensor([[0.3, 0.1]]) + 0.5 * w
+        v = 0.9 * v + g
+        w = w - 0.1 * (g + 0.9 * v)
+    torch.testing.assert_close(weight.detach(), w)

@@ -114,3 +114,21 @@ def test_lengths() -> None:
 def test_wrong_settings(wrong: dict[str, Any]) -> None:
     with pytest.raises(ValidationError):
         ScheduleSettings.model_validate(wrong)
+
+
+def test_steps_drop_to_a_tenth_where_they_are_asked_to() -> None:
+    settings = ScheduleSettings(epochs=50, shape="steps", drops=(20, 40))
+    per_epoch = 7
+    schedule = Schedule(settings, peak=1.0, scale=1.0, total=settings.total_steps(per_epoch), warmup=0)
+    values = [schedule(step) for step in range(50 * per_epoch)]
+    expected = [1.0] * 20 * per_epoch + [0.1] * 20 * per_epoch + [0.01] * 10 * per_epoch
+    assert values == pytest.approx(expected, rel=1e-9)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"shape": "steps"}, {"drops": (2,)}, {"shape": "steps", "drops": (4, 2)}, {"shape": "steps", "drops": (9,)}],
+)
+def test_drops_that_do_not_fit_are_refused(wrong: dict[str, Any]) -> None:
+    with pytest.raises(ValidationError, match="drops"):
+        ScheduleSettings(epochs=8, **wrong)

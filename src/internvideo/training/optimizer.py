@@ -1,4 +1,4 @@
-"""Parameter groups (no-decay rules, layer decay, multipliers) and the two optimizers.
+"""Parameter groups (no-decay rules, layer decay, multipliers) and the optimizers.
 
 A module may say about its own parameters (names relative to it):
     no_weight_decay(name, parameter) -> bool    exempt from weight decay
@@ -100,7 +100,9 @@ def make_optimizer(module: nn.Module, settings: OptimizerSettings) -> torch.opti
     ]
     if settings.kind == "bert_adam":
         return BertAdam(described, lr=settings.base_lr, betas=settings.betas, eps=settings.eps)
-    # The fused kernel skips a step by a flag on the device, which is how a non-finite step leaves no trace.
+    # The fused kernels skip a step by a flag on the device, which is how a non-finite step leaves no trace.
+    if settings.kind == "sgd":
+        return torch.optim.SGD(described, lr=settings.base_lr, momentum=settings.momentum, nesterov=True, fused=True)
     return torch.optim.AdamW(described, lr=settings.base_lr, betas=settings.betas, eps=settings.eps, fused=True)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from internvideo.training.settings import ScheduleSettings
@@ -48,6 +49,11 @@ def warmup_whole_cosine(progress: float, warmup: float) -> float:
     return progress / warmup if progress < warmup else 0.5 * (1.0 + math.cos(math.pi * progress))
 
 
+def step_factor(progress: float, drops: Sequence[float], factor: float = 0.1) -> float:
+    """`factor` for each of `drops` (shares of the run) that `progress` has reached."""
+    return factor ** sum(progress >= drop - 1e-9 for drop in drops)  # a drop falls on a whole step but for rounding
+
+
 @dataclass(frozen=True)
 class Schedule:
     """Learning rate by step.
@@ -79,5 +85,9 @@ class Schedule:
                 )
             case "constant":
                 return linear_warmup(step, self.warmup, start, self.peak) if step < self.warmup else self.peak
+            case "steps":
+                if step < self.warmup:
+                    return linear_warmup(step, self.warmup, start, self.peak)
+                return self.peak * step_factor(step / self.total, self.settings.drop_shares())
             case "whole_cosine":
                 return self.peak * warmup_whole_cosine(step / self.total, self.warmup / self.total)

@@ -20,20 +20,22 @@ class OptimizerSettings(_Settings):
     """How parameters are moved.
 
     Attributes:
-        kind: "adamw", or "bert_adam" (no bias correction, each tensor's gradient clipped to norm 1; spec/tasks.md 4.1).
+        kind: "adamw", "bert_adam" (no bias correction, each tensor's gradient clipped to norm 1; spec/tasks.md 4.1) or
+            "sgd" with Nesterov momentum, whose weight decay is part of the gradient (spec/tasks.md 10).
         base_lr: peak learning rate before scaling.
         lr_scaling: "batch/256" multiplies every rate by the clips of one step over all processes, repeats not
             counted, divided by 256 (spec/models.md A.6); "none" takes the rates as they are.
-        betas, eps, weight_decay: of Adam; the decay is decoupled.
+        betas, eps, weight_decay: of Adam; the decay is decoupled. momentum: of sgd.
         layer_decay: rate of layer id i is multiplied by layer_decay ** (layers - i); None for no layer decay.
         lr_multipliers: regular expression -> factor for the parameters in whose name it is found; several multiply.
     """
 
     base_lr: PositiveFloat
-    kind: Literal["adamw", "bert_adam"] = "adamw"
+    kind: Literal["adamw", "bert_adam", "sgd"] = "adamw"
     lr_scaling: Literal["batch/256", "none"] = "none"
     betas: tuple[Beta, Beta] = (0.9, 0.999)
     eps: PositiveFloat = 1e-8
+    momentum: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.9
     weight_decay: NotNegative = 0.05
     layer_decay: Decay | None = None
     lr_multipliers: dict[str, PositiveFloat] = {}
@@ -60,9 +62,11 @@ class ScheduleSettings(_Settings):
         steps, epochs: the length; exactly one is given.
         warmup: linear rise from `start_lr` to the peak, in the unit of the length (steps or epochs).
         start_lr, final_lr: before scaling, like `OptimizerSettings.base_lr`.
-        shape: after the warm-up "cosine" or "linear" from the peak to `final_lr`, or "constant";
+        shape: after the warm-up "cosine" or "linear" from the peak to `final_lr`, "constant", or "steps": a tenth of
+            the rate from each of `drops` on;
             "whole_cosine" is 0.5 (1 + cos(pi x)) of the progress x over the whole run, warm-up included, down to 0
             (spec/tasks.md 4.1).
+        drops: of the shape "steps", in the unit of the length, ascending.
     """
 
     steps: PositiveInt | None = None
@@ -70,7 +74,8 @@ class ScheduleSettings(_Settings):
     warmup: NotNegative = 0.0
     start_lr: NotNegative = 0.0
     final_lr: NotNegative = 0.0
-    shape: Literal["cosine", "linear", "constant", "whole_cosine"] = "cosine"
+    shape: Literal["cosine", "linear", "constant", "steps", "whole_cosine"] = "cosine"
+    drops: tuple[PositiveFloat, ...] = ()
 
     @model_validator(mode="after")
     def _one_length(self) -> Self:
@@ -81,6 +86,10 @@ class ScheduleSettings(_Settings):
             raise ValueError(f"warmup {self.warmup:g} is longer than the run of {length:g}")
         if self.shape == "whole_cosine" and (self.start_lr or self.final_lr):
             raise ValueError("whole_cosine starts and ends at 0: leave out start_lr and final_lr")
+        if (self.shape == "steps") != bool(self.drops):
+            raise ValueError("drops are the moments of the shape 'steps': give both or neither")
+        if list(self.drops) != sorted(set(self.drops)) or any(drop >= (length or 0) for drop in self.drops):
+            raise ValueError(f"drops {self.drops} do not ascend within the run of {length:g}")
         return self
 
     def total_steps(self, steps_per_epoch: float) -> int:
@@ -92,6 +101,10 @@ class ScheduleSettings(_Settings):
     def warmup_steps(self, steps_per_epoch: float) -> int:
         """Optimizer steps of the warm-up."""
         return round(self.warmup if self.steps is not None else self.warmup * steps_per_epoch)
+
+    def drop_shares(self) -> tuple[float, ...]:
+        """The drops as shares of the run, 0..1."""
+        return tuple(drop / (self.steps or self.epochs or 1.0) for drop in self.drops)
 
 
 class LoopSettings(_Settings):

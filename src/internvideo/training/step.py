@@ -76,7 +76,7 @@ class Stepper:
         norm = self._clip()
         finite = torch.isfinite(parts["loss"]) & torch.isfinite(norm)
         self.bad = torch.maximum(self.bad, (~finite).float())
-        self.optimizer.found_inf = self.bad  # type: ignore[attr-defined]  # read by both optimizers
+        self.optimizer.found_inf = self.bad  # type: ignore[attr-defined]  # read by every optimizer
         set_learning_rate(self.optimizer, lr)
         self.optimizer.step()
         if self.ema is not None:
