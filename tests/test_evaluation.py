@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +14,7 @@ import pytest
 
 import small_world
 from internvideo.data.manifest import Manifest, Sample, read_manifest, write_manifest
-from internvideo.errors import ManifestError, RecipeError
+from internvideo.errors import ManifestError, RecipeError, RunError
 from internvideo.evaluation import EvaluationSettings, clip_source, evaluate_task, under_classes
 from internvideo.pipeline import Trained, prepare, run_recipe
 from internvideo.recipe import build_recipe
@@ -135,7 +138,48 @@ def test_wrong_views_and_crops_are_told_before_anything_is_read(setting: dict[st
         EvaluationSettings(**setting)  # type: ignore[arg-type]  # mypy thinks of `device`
 
 
-def test_evaluation_by_several_processes_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(RecipeError, match="2 processes"):
-        evaluate_task("recognition", tmp_path / "none", tmp_path / "none", tmp_path, CPU)
+def test_the_table_of_another_measurement_is_kept(weights: Path, tmp_path: Path) -> None:
+    write_manifest(tmp_path / "test.jsonl", rows_of_the_world(), CLASSES)
+    write_manifest(tmp_path / "fewer.jsonl", rows_of_the_world(4), CLASSES)
+    write_manifest(tmp_path / "moved" / "test.jsonl", rows_of_the_world(), CLASSES)
+    other = build_recipe(small_recipe("supervised", schedule={"steps": 1}))
+    other_weights = run_recipe(other, tmp_path / "run", device="cpu")
+    evaluate_task("recognition", weights, tmp_path / "test.jsonl", tmp_path, CPU)
+    before = {path: path.read_bytes() for path in tmp_path.glob("recognition.*")}
+    assert len(before) == 2
+    for model, rows, settings, told in (
+        (other_weights, "test.jsonl", CPU, "other weights;"),
+        (weights, "fewer.jsonl", CPU, "other rows;"),
+        (other_weights, "fewer.jsonl", EvaluationSettings(device="cpu", crops=3), "other weights, rows, crops;"),
+    ):
+        with pytest.raises(RunError, match=f"holds a table with {told} choose another --output"):
+            evaluate_task("recognition", model, tmp_path / rows, tmp_path, settings)
+    assert {path: path.read_bytes() for path in tmp_path.glob("recognition.*")} == before
+    evaluate_task("recognition", weights, tmp_path / "moved" / "test.jsonl", tmp_path, CPU)
+    assert len(Table.load(tmp_path / "recognition.npz")["ids"]) == 6
+    (tmp_path / "recognition.npz").write_text("my notes")
+    with pytest.raises(RunError, match="is no table"):
+        evaluate_task("recognition", weights, tmp_path / "test.jsonl", tmp_path, CPU)
+    assert (tmp_path / "recognition.npz").read_text() == "my notes"
+
+
+def test_two_processes_write_the_bytes_of_one(weights: Path, tmp_path: Path) -> None:
+    rows = rows_of_the_world(17)
+    rows[4] = rows[4].model_copy(update={"path": str(tmp_path / "gone.mp4")})
+    rows[9] = rows[9].model_copy(update={"path": str(tmp_path / "gone.mp4")})
+    write_manifest(tmp_path / "test.jsonl", rows, CLASSES)
+    command = ["-m", "internvideo", "evaluate", "recognition", str(weights), str(tmp_path / "test.jsonl")]
+    command += ["--device", "cpu", "--crops", "3", "--batch-size", "4", "-o"]
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path), "OMP_NUM_THREADS": "1"}
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nnodes=1", "--nproc-per-node=2"]
+    told = {}
+    for name, start in (("one", []), ("two", torchrun)):
+        line = [sys.executable, *start, *command, str(tmp_path / name)]
+        told[name] = subprocess.run(line, env=env, timeout=300, check=True, capture_output=True, text=True).stdout
+    assert told["one"] == told["two"]
+    assert told["two"].count("videos read: 15 of 17") == 1
+    for file in ("recognition.npz", "recognition.json"):
+        assert (tmp_path / "one" / file).read_bytes() == (tmp_path / "two" / file).read_bytes(), file
+    table = Table.load(tmp_path / "two" / "recognition.npz")
+    assert table["ids"].tolist() == [row.id for row in rows if "gone" not in row.path]
+    assert table["sample"].tolist() == [sample for sample in range(15) for _ in range(3)]

@@ -149,12 +149,25 @@ def test_evaluation_yields_every_view_once_in_order(manifest: Manifest, workers:
 @pytest.mark.parametrize("world_size", [1, 2, 3, 20])
 def test_evaluation_shards_without_padding_or_repeats(manifest: Manifest, world_size: int) -> None:
     names: list[str] = []
+    batches: list[tuple[str, ...]] = []
     for rank in range(world_size):
         one = EvalLoader(manifest, Linspace(2), Plain(), LoaderSettings(4), rank=rank, world_size=world_size)
         mine = [name for batch, views in one for name, view in zip(batch.ids, views, strict=True) if view == 0]
         assert len(mine) == one.samples
         names += mine
+        batches += [batch.ids for batch, _ in one]
     assert sorted(names, key=int) == [str(c) for c in range(CLIPS)]
+    alone = [batch.ids for batch, _ in EvalLoader(manifest, Linspace(2), Plain(), LoaderSettings(4))]
+    assert sorted(batches) == sorted(alone), "the same clips stand together, however many processes"
+
+
+def test_an_unreadable_clip_moves_no_clip_of_later_groups(manifest: Manifest) -> None:
+    whole, broken = (
+        [batch.ids for batch, _ in EvalLoader(rows, Linspace(2), Plain(), LoaderSettings(4))]
+        for rows in (manifest, with_broken(manifest, 1))
+    )
+    assert whole != broken
+    assert [ids for ids in broken if int(ids[0]) >= 4] == [ids for ids in whole if int(ids[0]) >= 4]
 
 
 def test_evaluation_never_substitutes(manifest: Manifest) -> None:

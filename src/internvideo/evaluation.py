@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import cast
@@ -14,7 +13,7 @@ from internvideo.data.manifest import Manifest, classes_beside, read_manifest
 from internvideo.data.sample import did_you_mean
 from internvideo.data.tokenizer import Tokenizer
 from internvideo.data.world_actions import TIME_DIRECTED
-from internvideo.errors import ManifestError, RecipeError
+from internvideo.errors import InternVideoError, ManifestError, RecipeError, RunError
 from internvideo.models.cross_model import CrossModel
 from internvideo.models.uniformerv2 import UniFormerV2
 from internvideo.models.video_language import VideoLanguage
@@ -22,9 +21,10 @@ from internvideo.models.videomae import VideoMAEClassifier
 from internvideo.pipeline import Trained, load_trained
 from internvideo.recipe import SAMPLERS, TASKS, choose_device
 from internvideo.tasks import multiple_choice, recognition, retrieval, zero_shot
-from internvideo.tasks.protocol import ClipProtocol, clip_protocol
+from internvideo.tasks.protocol import ClipProtocol, clip_protocol, describe
 from internvideo.tasks.scoring import score
 from internvideo.tasks.table import Result, Table, print_result, save_result
+from internvideo.training import distributed
 
 LANGUAGE_TASKS = {
     "zero_shot": zero_shot.predict,
@@ -94,7 +94,15 @@ def clip_source(trained: Trained, manifest: Manifest, settings: EvaluationSettin
         single_frame=data.loader.single_frame,
     )
     clips = clip_protocol(sampler, transform, single_frame=data.loader.single_frame)
-    return clips, EvalLoader(manifest, sampler, transform, loader)
+    return clips, EvalLoader(
+        manifest,
+        sampler,
+        transform,
+        loader,
+        rank=distributed.rank(),
+        world_size=distributed.world_size(),
+        collect=distributed.collect,
+    )
 
 
 def scorer(trained: Trained) -> recognition.Scorer:
@@ -152,30 +160,58 @@ def evaluate_task(
 ) -> Result:
     """Predict, save `TASK.npz` and `TASK.json` in `output`, print the figures.
 
-    The classes are those of the manifest; for recognition they are found among the model's by name.
+    The classes are those of the manifest; for recognition they are found among the model's by name. Under torchrun the
+    processes share the videos, and the first one writes the table that one process (of as many threads) would write.
 
     Raises:
-        RecipeError: no such task, one that the model cannot do, or more than one process.
+        RecipeError: no such task, or one that the model cannot do.
         ManifestError: the manifest cannot be read, or has a class that a recognition model was not trained on.
+        RunError: `output` holds the table of another model, of other rows or of clips cut otherwise.
     """
-    processes = os.environ.get("WORLD_SIZE", "1")
-    if processes.isdecimal() and int(processes) > 1:
-        raise RecipeError("WORLD_SIZE", f"{processes} processes", "1", "start evaluate without torchrun")
     if task not in TASKS:
         raise RecipeError("task", f"found '{task}'", ", ".join(TASKS))
-    trained = load_trained(weights, device=settings.device)
-    _check(task, trained.model)
-    rows = read_manifest(manifest)
-    if split is not None:
-        rows = rows.subset(split=split)
-    if task == "recognition":
-        rows = under_classes(rows, trained.classes)
-    table = predict(task, trained, rows, settings)
-    path = table.save(output / f"{task}.npz")
-    result: Result = score(table)
-    save_result(result, path.with_suffix(".json"))
-    print_result(result)
+    with distributed.process_group(choose_device(settings.device)) as device:
+        trained = load_trained(weights, device=str(device))
+        _check(task, trained.model)
+        rows = read_manifest(manifest)
+        if split is not None:
+            rows = rows.subset(split=split)
+        if task == "recognition":
+            rows = under_classes(rows, trained.classes)
+        settings, path = replace(settings, device=str(device)), output / f"{task}.npz"
+        _check_output(path, trained, rows, clip_source(trained, rows, settings)[0])
+        table = predict(task, trained, rows, settings)
+        result: Result = score(table)
+        error: InternVideoError | None = None
+        if distributed.rank() == 0:
+            try:
+                save_result(result, table.save(path).with_suffix(".json"))
+            except InternVideoError as found:
+                error = found
+            else:
+                print_result(result)
+        distributed.raise_together(error)
     return result
+
+
+def _check_output(path: Path, trained: Trained, rows: Manifest, clips: ClipProtocol) -> None:
+    """Refuse to write over another measurement: only the same weights, rows and clips may be measured again."""
+    error: InternVideoError | None = None
+    if distributed.rank() == 0 and path.exists():
+        ours = describe(trained.model, trained.recipe.model.name, rows, clips)
+        choose = "choose another --output"
+        try:
+            theirs = Table.load(path).protocol
+        except RunError:
+            error = RunError(path, "is no table that was written here", "", choose)
+        else:
+            parts = {"weights_sha256": "weights", "split_sha256": "rows"}
+            others = [
+                parts.get(key, key) for key, value in ours.items() if key != "source" and theirs.get(key) != value
+            ]
+            if others:
+                error = RunError(path, f"holds a table with other {', '.join(others)}", "", choose)
+    distributed.raise_together(error)
 
 
 def score_table(path: Path) -> Result:

@@ -39,6 +39,10 @@ from internvideo.data.transforms import ClipTransform
 from internvideo.errors import ManifestError, RecipeError, RunError, VideoError
 
 
+def _alone(item: Any) -> list[Any]:
+    return [item]
+
+
 @dataclass(frozen=True)
 class LoaderSettings:
     """How batches are made.
@@ -191,12 +195,15 @@ class Loader:
 class EvalLoader:
     """All views of all samples, each exactly once over all ranks; iterate for (Batch, view numbers (B,) int64).
 
-    Rank r has samples r, r + world_size, ...; ranks may differ by one sample. View v of a sample with c crops is crop
-    v % c of temporal clip v // c. The views of a sample follow one another and may continue in the next batch.
+    Each `batch_size` samples in a row are batched for themselves and belong to one rank, in turn: which clips share a
+    batch, and with it the last digit of what a model says of them, does not depend on the number of processes. View v
+    of a sample with c crops is crop v % c of temporal clip v // c. The views of a sample follow one another and may
+    continue in the next batch.
 
     Args:
         manifest, sampler, settings, rank, world_size: as for `Loader` (order, repeats and substitutes play no part).
         transform: crops of a clip. tokenizer: encodes the first caption of each sample.
+        collect: what each process has, in rank order, in every process (`training.distributed.collect`).
 
     Attributes:
         unreadable: (id, path, reason) of this iteration's samples without views, complete after it.
@@ -214,15 +221,17 @@ class EvalLoader:
         tokenizer: TextEncoder | None = None,
         rank: int = 0,
         world_size: int = 1,
+        collect: Callable[[Any], list[Any]] = _alone,
     ) -> None:
         _check_rank(rank, world_size)
         if tokenizer is not None:
             _check_captions(manifest)
         self.unreadable: list[tuple[str, str, str]] = []
         self.waited = 0.0
-        self._indices = range(rank, len(manifest), world_size)
-        self.samples = len(self._indices)
+        self.collect = collect
         self._batch_size = settings.batch_size
+        self._indices = [index for index in range(len(manifest)) if index // self._batch_size % world_size == rank]
+        self.samples = len(self._indices)
         chosen: FrameSampler = Sparse(frames=1, views=1) if settings.single_frame else sampler
         views = EvaluationViews(_reader(manifest, settings), chosen, transform, tokenizer=tokenizer)
         self._source = _Source(views, settings)
@@ -230,15 +239,16 @@ class EvalLoader:
     def __iter__(self) -> Iterator[tuple[Batch, NDArray[np.int64]]]:
         self.unreadable = []
         pending: list[tuple[Batch, tuple[int, ...]]] = []
-        for loaded in self._source.read(list(self._indices), self._wait):
+        for number, loaded in enumerate(self._source.read(self._indices, self._wait), 1):
             self.unreadable += [(clip.id, clip.path, clip.reason) for clip in loaded.unreadable]
             if loaded.batch is not None:
                 pending.append((loaded.batch, loaded.views))
             while sum(len(batch) for batch, _ in pending) >= self._batch_size:
                 whole, pending = _cut(pending, self._batch_size)
                 yield whole
-        if pending:
-            yield _cut(pending, self._batch_size)[0]
+            if pending and (number % self._batch_size == 0 or number == self.samples):
+                yield _cut(pending, self._batch_size)[0]
+                pending = []
 
     def _wait(self, seconds: float) -> None:
         self.waited += seconds

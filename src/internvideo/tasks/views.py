@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -42,6 +42,16 @@ class Views:
     coverage: dict[str, Any]
 
 
+@dataclass
+class _Share:
+    """What one process read: of each batch the named outputs, rows of the manifest, view numbers; what was lost."""
+
+    values: dict[str, list[Floats]] = field(default_factory=dict)
+    rows: list[Ints] = field(default_factory=list)
+    views: list[Ints] = field(default_factory=list)
+    lost: dict[str, dict[str, str]] = field(default_factory=dict)
+
+
 @contextmanager
 def evaluating(model: object, device: torch.device, precision: str) -> Iterator[None]:
     """Evaluation mode without gradients in the given precision; the training mode comes back afterwards."""
@@ -65,7 +75,7 @@ def run_clips(
     device: torch.device,
     title: str,
 ) -> Views:
-    """Apply `function` to every clip.
+    """Apply `function` to every clip; several processes join what each of them read.
 
     Args:
         function: uint8 (B, 3, T, S, S) on `device` -> named outputs (B, ...).
@@ -80,28 +90,37 @@ def run_clips(
             or no video readable at all.
     """
     place = {row.id: index for index, row in enumerate(manifest.rows)}
-    where, view = [], []
-    values: dict[str, list[Floats]] = {}
+    own = _Share()
     with tqdm(total=len(place) * clips.clips, desc=title, unit="clip", leave=False, disable=None) as bar:
         for batch, numbers in source:
             _check_form(batch, clips, place)
             for name, output in function(batch.to(device).video).items():
-                values.setdefault(name, []).append(_finite(output, name, batch))
-            where.append(np.asarray([place[name] for name in batch.ids], dtype=np.int64))
-            view.append(np.asarray(numbers, dtype=np.int64))
+                own.values.setdefault(name, []).append(_finite(output, name, batch))
+            own.rows.append(np.asarray([place[name] for name in batch.ids], dtype=np.int64))
+            own.views.append(np.asarray(numbers, dtype=np.int64))
             bar.update(len(batch))
-    lost = {name: {"id": name, "path": str(path), "reason": str(reason)} for name, path, reason in source.unreadable}
+    own.lost = {
+        name: {"id": name, "path": str(path), "reason": str(reason)} for name, path, reason in source.unreadable
+    }
+    shares: list[_Share] = source.collect(own)
+    lost = {name: entry for share in shares for name, entry in share.lost.items()}
+    where = [rows for share in shares for rows in share.rows]
     if not where or len(lost) == len(place):
         reason = next(iter(lost.values()))["reason"] if lost else "the loader gave no clip"
         raise RunError(manifest.source, f"none of {len(place)} videos could be read ({reason})", "", "check the files")
-    rows, views = np.concatenate(where), np.concatenate(view)
+    rows, views = np.concatenate(where), np.concatenate([numbers for share in shares for numbers in share.views])
+    values = {
+        name: np.concatenate([part for share in shares for part in share.values.get(name, [])])
+        for name in next(share.values for share in shares if share.values)
+    }
     # A video that broke after some of its views is unreadable as a whole: it is never scored on fewer views.
-    kept = ~np.isin(rows, [place[name] for name in lost if name in place])
+    kept = np.flatnonzero(~np.isin(rows, [place[name] for name in lost if name in place]))
+    kept = kept[np.argsort(rows[kept], kind="stable")]  # the manifest's order, whoever read what
     rows, views = rows[kept], views[kept]
     read = np.asarray([index for name, index in place.items() if name not in lost], dtype=np.int64)
     _check_complete(rows, views, read, manifest, clips)
     return Views(
-        {name: np.concatenate(parts)[kept] for name, parts in values.items()},
+        {name: parts[kept] for name, parts in values.items()},
         np.searchsorted(read, rows).astype(np.int64),
         views,
         read,
