@@ -9,10 +9,10 @@ import contextlib
 import difflib
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, is_dataclass
 from importlib import resources
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, get_type_hints
 
 import torch
 import yaml
@@ -33,6 +33,7 @@ from internvideo.models.videomae import VideoMAEClassifier, VideoMAEPretrain
 from internvideo.stages.interaction import InteractionSettings, InteractionStage
 from internvideo.stages.masked import MaskedSettings, MaskedStage
 from internvideo.stages.multimodal import MultimodalSettings, MultimodalStage
+from internvideo.stages.open_set import OpenSetSettings, OpenSetStage
 from internvideo.stages.supervised import SupervisedSettings, SupervisedStage
 from internvideo.training.settings import LoopSettings, OptimizerSettings, ScheduleSettings
 
@@ -63,6 +64,12 @@ STAGES: dict[str, StageEntry] = {
         "learn action labels, one encoder at a time",
         SupervisedSettings,
         SupervisedStage,
+        (VideoMAEClassifier, UniFormerV2),
+    ),
+    "open_set": StageEntry(
+        "evidential learning: a classifier that tells what it does not know",
+        OpenSetSettings,
+        OpenSetStage,
         (VideoMAEClassifier, UniFormerV2),
     ),
     "interaction": StageEntry(
@@ -305,7 +312,7 @@ def _explain(item: Any, tree: Mapping[str, Any]) -> str:
     place = ".".join(str(part) for part in item["loc"])
     if item["type"] == "missing":
         return f"'{place}' is missing"
-    if item["type"] == "extra_forbidden":
+    if item["type"] in ("extra_forbidden", "unexpected_keyword_argument"):  # of models, of dataclasses
         near = difflib.get_close_matches(str(item["loc"][-1]), _siblings(item["loc"]), n=1)
         return f"no setting '{place}'" + (f", did you mean '{near[0]}'?" if near else "")
     message = item["msg"].removeprefix("Value error, ")
@@ -314,16 +321,18 @@ def _explain(item: Any, tree: Mapping[str, Any]) -> str:
 
 def _siblings(location: Sequence[int | str]) -> list[str]:
     """Names of the settings that stand beside `location`."""
-    model: type[BaseModel] = Recipe
+    kind: Any = Recipe
     for part in location[:-1]:
-        field = model.model_fields.get(str(part))
-        annotation = field.annotation if field else None
         if part == "settings":
             return sorted({name for entry in STAGES.values() for name in entry.settings.model_fields})
-        if not (isinstance(annotation, type) and issubclass(annotation, BaseModel)):
-            return []
-        model = annotation
-    return list(model.model_fields)
+        kind = get_type_hints(kind).get(str(part)) if is_dataclass(kind) or _is_model(kind) else None
+    if is_dataclass(kind):
+        return [field.name for field in fields(kind)]
+    return list(kind.model_fields) if _is_model(kind) else []
+
+
+def _is_model(kind: object) -> bool:
+    return isinstance(kind, type) and issubclass(kind, BaseModel)
 
 
 def choose_device(name: str) -> torch.device:
