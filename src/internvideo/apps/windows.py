@@ -7,7 +7,7 @@ square, and only until the last window that needs them has been given.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from internvideo.apps.preprocessing import SLACK, Preprocessing, Span
+from internvideo.data.sampling import Indices
 from internvideo.data.video import BUDGET, Video
 from internvideo.data.video_walk import walk
 from internvideo.errors import RecipeError
@@ -124,6 +125,19 @@ def windows_of(
     stop = last if end is None else min(end, last) if begin < last else end
     pieces = spans(begin, stop, window, stride)
     chosen = [preprocessing.chosen(video, *piece)[0] for piece in pieces]
+    for piece, clip in zip(pieces, clips_of(video, preprocessing, chosen), strict=True):
+        yield Window(*piece, clip)
+
+
+def clips_of(video: Video, preprocessing: Preprocessing, chosen: Sequence[Indices]) -> Iterator[Tensor]:
+    """Clips (3, T, S, S) of an open video from the frame numbers (T,) of each, on one way through the file.
+
+    Only frames that a later clip needs are kept, already cut to the model's square. Ask nothing else of the video on
+    the way.
+
+    Raises:
+        VideoError: also on the way; the clips before the damage have been given then.
+    """
     needed = np.unique(np.concatenate(chosen))
     # What any window from here on needs: frames before it can go.
     earliest = np.minimum.accumulate([indices.min() for indices in chosen][::-1])[::-1]
@@ -132,8 +146,7 @@ def windows_of(
     for index, frame in zip(needed.tolist(), walk(video, needed), strict=True):
         kept[index] = preprocessing.square(frame[None])
         while turn < len(chosen) and chosen[turn].max() <= index:
-            clip = torch.cat([kept[number] for number in chosen[turn].tolist()], dim=1)
-            yield Window(*pieces[turn], clip)
+            yield torch.cat([kept[number] for number in chosen[turn].tolist()], dim=1)
             turn += 1
             if turn < len(chosen):
                 for number in [number for number in kept if number < earliest[turn]]:
