@@ -55,7 +55,7 @@ def _overlap(segment: Floats, others: Floats) -> Floats:
 
 
 def suppress(segments: Floats, scores: Floats, settings: SuppressionSettings) -> tuple[Ints, Floats]:
-    """Indices kept, best first, and their decayed scores; (N, 2), (N,) -> (K,), (K,)."""
+    """Indices kept, best first, and their decayed scores; (N, 2), (N,) -> (K,), (K,), at most `settings.most`."""
     hard = settings.decay == "hard"
     left = scores.astype(np.float64).copy()
     kept: list[int] = []
@@ -65,6 +65,8 @@ def suppress(segments: Floats, scores: Floats, settings: SuppressionSettings) ->
         best = int(alive[left[alive].argmax()])
         kept.append(best)
         final.append(float(left[best]))
+        if len(kept) == settings.most:  # what follows changes neither these nor their scores
+            break
         alive = alive[alive != best]
         overlap = _overlap(segments[best], segments[alive])
         if hard:
@@ -107,7 +109,6 @@ def thin_out(
     found_segments, found_scores, found_labels = [], [], []
     for rows in groups if groups is not None else [np.arange(len(labels))]:
         index, decayed = suppress(segments[rows], scores[rows], settings)
-        index, decayed = index[: settings.most], decayed[: settings.most]
         found = segments[rows][index]
         if groups is None and settings.voting > 0 and len(index):
             found = vote(found, segments, scores, settings)
