@@ -140,7 +140,7 @@ def tree() -> set[str]:
         if line.startswith("  ") and not line.startswith("   "):
             folder = entry if entry.endswith("/") else ""
         if line.startswith("  "):
-            found |= {folder + name for name in re.findall(r"\b\w+\.py\b|\b\w+\.html\.j2", line)}
+            found |= {folder + name for name in re.findall(r"\b(?:\w+/)?\w+\.py\b|\b\w+\.html\.j2", line)}
     return found
 
 

@@ -180,7 +180,7 @@ def _validated(source: Path, rows: Iterable[lists.RawRow], labels: ClassNames) -
             else:
                 row = _ADAPTER.validate_python(content, context=labels)
         except ValidationError as error:
-            raise _explained(f"{source}:{line}", error) from None
+            raise explained(f"{source}:{line}", error) from None
         if row.id in first:
             raise ManifestError(
                 f"{source}:{line} id", f"'{row.id}', which line {first[row.id]} has too", "unique ids",
@@ -190,7 +190,8 @@ def _validated(source: Path, rows: Iterable[lists.RawRow], labels: ClassNames) -
         yield row
 
 
-def _explained(where: str, error: ValidationError) -> ManifestError:
+def explained(where: str, error: ValidationError) -> ManifestError:
+    """The first thing that is wrong with a record, in one line that starts with `where` and the field."""
     details = error.errors(include_url=False)
     detail = details[0]
     field = ".".join(str(part) for part in detail["loc"])
