@@ -37,7 +37,7 @@ HOMES: dict[str, dict[str, str]] = {
         "pipeline.py": "the dry run shows one forward and backward without an optimizer step",
     },
     "av.open": {
-        "data/video_index.py": "the decoder",
+        "data/video_open.py": "the decoder",
         "data/live_video.py": "pipes, cameras and addresses",
         "data/video_writer.py": "the encoder",
     },

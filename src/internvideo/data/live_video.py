@@ -17,7 +17,8 @@ import av
 import numpy as np
 from numpy.typing import NDArray
 
-from internvideo.data.video_index import FORMAT_WHITELIST, MAX_PIXELS, decode, fail, open_file, reason_of
+from internvideo.data.video_index import decode
+from internvideo.data.video_open import FORMAT_WHITELIST, MAX_PIXELS, fail, open_file, reason_of
 from internvideo.data.video_picture import Converter, orientation, scaled, upright
 
 CAMERAS = {"linux": ("v4l2", "/dev/video{}"), "darwin": ("avfoundation", "{}"), "win32": ("dshow", "video={}")}

@@ -17,17 +17,8 @@ import av
 import numpy as np
 from numpy.typing import NDArray
 
-from internvideo.data.video_index import (
-    Deadline,
-    Index,
-    decode,
-    fail,
-    index_from_frames,
-    index_from_packets,
-    open_file,
-    pictures_in_order,
-    reason_of,
-)
+from internvideo.data.video_index import Index, decode, index_from_frames, index_from_packets, pictures_in_order
+from internvideo.data.video_open import Deadline, fail, open_file, reason_of
 from internvideo.data.video_picture import Converter, orientation, scaled, upright
 
 MAX_SECONDS = 6 * 3600.0

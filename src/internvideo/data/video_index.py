@@ -1,4 +1,4 @@
-"""Open a video file safely and find out, before any frame is wanted, which frames it has and when each is shown.
+"""Find out, before any frame is wanted, which frames an open video has and when each is shown.
 
 Two ways. A well-behaved file (see `_TRUSTED`) is indexed from its packets alone, nothing is decoded. Every other file
 is decoded once from start to end, because its header or its time stamps may lie; its frames are then counted in the
@@ -7,9 +7,6 @@ order in which they come out.
 
 from __future__ import annotations
 
-import os
-import stat
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -18,60 +15,16 @@ import av
 import numpy as np
 from numpy.typing import NDArray
 
-from internvideo.errors import VideoError
-
-MAX_PIXELS = 8192 * 8192
-"""Largest picture, in pixels, that is decoded; a header that declares more is refused before memory is taken."""
+from internvideo.data.video_open import Deadline, check_readable, fail, reason_of
 
 KEEP_BYTES = 64 * 2**20
 """Decoded pictures that the slow way may keep, so that a short clip is not decoded twice."""
-
-# Demuxers that read one file and nothing else. Left out on purpose: playlists and scripts (hls, dash, concat, sdp,
-# image2 ...), devices and lavfi, which open other files, addresses or hardware.
-_FORMATS = (
-    "mov,mp4,m4a,3gp,3g2,mj2 matroska,webm avi mpegts mpeg mpegvideo flv live_flv kux asf ogg gif apng "
-    "h261 h263 h264 hevc vvc evc av1 obu ivf m4v vc1 vc1test cavsvideo dirac dv mxf nut rm wtv yuv4mpegpipe "
-    "mjpeg mjpeg_2000 webp jpegxl_anim "
-    "png_pipe jpeg_pipe bmp_pipe webp_pipe tiff_pipe gif_pipe psd_pipe jpegxl_pipe ppm_pipe pgm_pipe pgmyuv_pipe "
-    "nsv vob roq smk bink flic film_cpk 4xm amv swf rpl mtv thp txd vmd wc3movie xmv yop nuv mm smush avs "
-    # audio and subtitles: opened only to say that there is no video in them
-    "mp3 aac wav flac w64 aiff au caf ac3 eac3 amr ape tta wv srt webvtt ass"
-)
-FORMAT_WHITELIST = ",".join(_FORMATS.split())
 
 # (container, codec) whose packets carry exact presentation times, one shown picture a packet.
 _TRUSTED = {
     "mov": {"h264", "hevc", "av1", "vp9", "vp8", "mpeg4", "mjpeg", "prores", "png", "ffv1", "h263"},
     "matroska": {"h264", "hevc", "av1", "vp9", "vp8", "mjpeg", "ffv1", "prores"},
 }
-
-
-def fail(path: object, reason: str, at: float | None = None, do: str = "") -> VideoError:
-    """A VideoError that names the file, the reason and the time in the file."""
-    return VideoError(path, reason if at is None else f"{reason} at {at:.3f} s", do=do)
-
-
-def reason_of(error: BaseException) -> str:
-    """What a library exception says, in a few words."""
-    text = getattr(error, "strerror", None) or str(error) or type(error).__name__
-    return text[:1].lower() + text[1:]
-
-
-class Deadline:
-    """Wall-clock budget of one call: `check` raises once it is spent."""
-
-    def __init__(self, path: object, seconds: float) -> None:
-        self.path, self.seconds = path, seconds
-        self.renew()
-
-    def renew(self) -> None:
-        """Give the whole budget anew."""
-        self._end = time.monotonic() + self.seconds
-
-    def check(self, at: float | None = None) -> None:
-        """Raise VideoError, naming the time in the file where there is one, once the budget is spent."""
-        if time.monotonic() > self._end:
-            raise fail(self.path, f"reading took longer than {self.seconds:g} s", at, do="raise the time budget")
 
 
 @dataclass
@@ -104,65 +57,6 @@ class Index:
     stopped: str = ""
 
 
-def open_file(path: str, *, protocols: bool, threads: int, seconds: float) -> tuple[Any, Any]:
-    """Open a container and pick its first real video stream; everything else in the file is skipped unread.
-
-    Returns: (container, stream); the caller closes the container.
-    """
-    container_options = {"format_whitelist": FORMAT_WHITELIST, "max_pixels": str(MAX_PIXELS)}
-    name = path
-    if not protocols:
-        _check_regular(path)
-        # An absolute name behind "file:" cannot be taken for a protocol, whatever the file is called.
-        name = "file:" + os.path.abspath(path)
-        container_options["protocol_whitelist"] = "file"
-    try:
-        container = av.open(name, metadata_errors="replace", options=container_options, timeout=seconds)
-    except av.error.ExitError as error:
-        raise fail(path, f"opening took longer than {seconds:g} s", do="raise the time budget") from error
-    except (av.error.FFmpegError, OSError, ValueError) as error:
-        raise fail(path, f"not a readable video: {reason_of(error)}") from error
-    try:
-        stream = _pick_stream(path, container)
-        for other in container.streams:
-            if other is not stream:
-                other.discard = av.stream.Discard.all
-        context = stream.codec_context
-        if context.width * context.height > MAX_PIXELS:
-            raise fail(path, f"declares {context.width} x {context.height} pixels, more than {MAX_PIXELS} are not read")
-        context.thread_count = threads
-        context.options = {"max_pixels": str(MAX_PIXELS)}
-    except BaseException:
-        container.close()
-        raise
-    return container, stream
-
-
-def _check_regular(path: str) -> None:
-    try:
-        mode = os.stat(path).st_mode
-        if stat.S_ISREG(mode) and os.stat(path).st_size == 0:
-            raise fail(path, "is an empty file")
-    except (OSError, ValueError) as error:
-        raise fail(path, f"cannot be opened: {reason_of(error)}", do="only files on this machine are read") from error
-    if stat.S_ISDIR(mode):
-        raise fail(path, "is a folder, not a video")
-    if not stat.S_ISREG(mode):
-        raise fail(path, "is not a regular file")
-
-
-def _pick_stream(path: str, container: Any) -> Any:
-    pictures = 0
-    for stream in container.streams.video:
-        if stream.disposition & av.stream.Disposition.attached_pic:
-            pictures += 1
-        elif stream.codec_context is None:
-            raise fail(path, "its video codec has no decoder here")
-        else:
-            return stream
-    raise fail(path, "has no video stream" + (", only a cover picture" if pictures else ""))
-
-
 def index_from_packets(container: Any, stream: Any, path: str, deadline: Deadline, max_seconds: float) -> Index | None:
     """Index a freshly opened stream from its packets, one of them decoded; None where they cannot be trusted.
 
@@ -186,6 +80,8 @@ def index_from_packets(container: Any, stream: Any, path: str, deadline: Deadlin
                 if stamp is None:
                     continue  # the library's own mark of the end
                 return None
+            if packet.is_keyframe:
+                check_readable(packet, path)
             if stamp is None or packet.is_corrupt or not sound(packet):
                 return None
             if len(pts) % 256 == 0:
@@ -286,6 +182,8 @@ def real_packets(container: Any, stream: Any, deadline: Deadline) -> Iterator[An
     """The packets with data from here to the end (an empty one would tell the decoder that the stream ends)."""
     for packet in container.demux(stream):
         deadline.check()
+        if packet.is_keyframe:
+            check_readable(packet, deadline.path)
         if packet.size:
             yield packet
 
@@ -355,8 +253,8 @@ def index_from_frames(container: Any, stream: Any, path: str, deadline: Deadline
                 raise fail(path, f"is longer than {max_seconds:g} s", do="raise max_seconds or cut the file")
     except av.error.FFmpegError as error:
         stopped = reason_of(error)
-    if got.first is None:
-        raise fail(path, f"no frame can be decoded{': ' + stopped if stopped else ''}")
+    if got.first is None or all(got.bad):
+        raise fail(path, f"no {'sound ' * bool(got.bad)}frame can be decoded{': ' + stopped if stopped else ''}")
     times = _times(got.stamps, stream)
     return Index(
         times=times,

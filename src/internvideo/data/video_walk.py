@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from internvideo.data.video import BUDGET, Video
-from internvideo.data.video_index import Deadline, fail, reason_of
+from internvideo.data.video_open import Deadline, fail, reason_of
 from internvideo.errors import VideoError
 
 HELD = 16

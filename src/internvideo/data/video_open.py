@@ -1,0 +1,140 @@
+"""Open a video file safely: nothing but what was named, of a known kind, within limits of size and time."""
+
+from __future__ import annotations
+
+import os
+import stat
+import time
+from typing import Any
+
+import av
+
+from internvideo.errors import VideoError
+
+PROTOCOLS = {"file": "file", "http": "http,httpproxy,tcp", "https": "http,https,httpproxy,tcp,tls"}
+"""Kind of address that can be allowed -> what FFmpeg may use for it; a redirection leads nowhere else."""
+
+MAX_PIXELS = 8192 * 8192
+"""Largest picture, in pixels, that is decoded; a header that declares more is refused before memory is taken."""
+
+# Demuxers that read one file and nothing else. Left out on purpose: playlists and scripts (hls, dash, concat, sdp,
+# image2 ...), devices and lavfi, which open other files, addresses or hardware.
+_FORMATS = (
+    "mov,mp4,m4a,3gp,3g2,mj2 matroska,webm avi mpegts mpeg mpegvideo flv live_flv kux asf ogg gif apng "
+    "h261 h263 h264 hevc vvc evc av1 obu ivf m4v vc1 vc1test cavsvideo dirac dv mxf nut rm wtv yuv4mpegpipe "
+    "mjpeg mjpeg_2000 webp jpegxl_anim "
+    "png_pipe jpeg_pipe bmp_pipe webp_pipe tiff_pipe gif_pipe psd_pipe jpegxl_pipe ppm_pipe pgm_pipe pgmyuv_pipe "
+    "nsv vob roq smk bink flic film_cpk 4xm amv swf rpl mtv thp txd vmd wc3movie xmv yop nuv mm smush avs "
+    # audio and subtitles: opened only to say that there is no video in them
+    "mp3 aac wav flac w64 aiff au caf ac3 eac3 amr ape tta wv srt webvtt ass"
+)
+FORMAT_WHITELIST = ",".join(_FORMATS.split())
+
+
+def fail(path: object, reason: str, at: float | None = None, do: str = "") -> VideoError:
+    """A VideoError that names the file, the reason and the time in the file."""
+    return VideoError(path, reason if at is None else f"{reason} at {at:.3f} s", do=do)
+
+
+def reason_of(error: BaseException) -> str:
+    """What a library exception says, in a few words."""
+    text = getattr(error, "strerror", None) or str(error) or type(error).__name__
+    return text[:1].lower() + text[1:]
+
+
+class Deadline:
+    """Wall-clock budget of one call: `check` raises once it is spent."""
+
+    def __init__(self, path: object, seconds: float) -> None:
+        self.path, self.seconds = path, seconds
+        self.renew()
+
+    def renew(self) -> None:
+        """Give the whole budget anew."""
+        self._end = time.monotonic() + self.seconds
+
+    def check(self, at: float | None = None) -> None:
+        """Raise VideoError, naming the time in the file where there is one, once the budget is spent."""
+        if time.monotonic() > self._end:
+            raise fail(self.path, f"reading took longer than {self.seconds:g} s", at, do="raise the time budget")
+
+
+def open_file(path: str, *, protocols: bool, threads: int, seconds: float) -> tuple[Any, Any]:
+    """Open a container and pick its first real video stream; everything else in the file is skipped unread.
+
+    Returns: (container, stream); the caller closes the container.
+    """
+    kind, name = _address(path, protocols)
+    container_options = {
+        "format_whitelist": FORMAT_WHITELIST,
+        "max_pixels": str(MAX_PIXELS),
+        "protocol_whitelist": PROTOCOLS[kind],
+    }
+    try:
+        container = av.open(name, metadata_errors="replace", options=container_options, timeout=seconds)
+    except av.error.ExitError as error:
+        raise fail(path, f"opening took longer than {seconds:g} s", do="raise the time budget") from error
+    except (av.error.FFmpegError, OSError, ValueError) as error:
+        raise fail(path, f"not a readable video: {reason_of(error)}") from error
+    try:
+        stream = _pick_stream(path, container)
+        for other in container.streams:
+            if other is not stream:
+                other.discard = av.stream.Discard.all
+        context = stream.codec_context
+        if context.width * context.height > MAX_PIXELS:
+            raise fail(path, f"declares {context.width} x {context.height} pixels, more than {MAX_PIXELS} are not read")
+        context.thread_count = threads
+        context.options = {"max_pixels": str(MAX_PIXELS)}
+    except BaseException:
+        container.close()
+        raise
+    return container, stream
+
+
+def _address(path: str, protocols: bool) -> tuple[str, str]:
+    """(key of PROTOCOLS, name for FFmpeg) of what may be opened."""
+    kind, mark, _ = path.partition("://")
+    if mark and not os.path.exists(path):
+        if not protocols:
+            raise fail(path, "is an address; only files of this machine are opened", do="allow it with protocols=True")
+        if kind.lower() not in PROTOCOLS:
+            raise fail(path, f"addresses of the kind '{kind}' are not opened", do="take " + ", ".join(PROTOCOLS))
+        if kind.lower() != "file":
+            return kind.lower(), path
+    if protocols and path[:5].lower() == "file:" and not os.path.exists(path):
+        path = path[5:]
+    _check_regular(path)
+    # An absolute name behind "file:" cannot be taken for a protocol, whatever the file is called.
+    return "file", "file:" + os.path.abspath(path)
+
+
+def _check_regular(path: str) -> None:
+    try:
+        mode = os.stat(path).st_mode
+        if stat.S_ISREG(mode) and os.stat(path).st_size == 0:
+            raise fail(path, "is an empty file")
+    except (OSError, ValueError) as error:
+        raise fail(path, f"cannot be opened: {reason_of(error)}", do="only files on this machine are read") from error
+    if stat.S_ISDIR(mode):
+        raise fail(path, "is a folder, not a video")
+    if not stat.S_ISREG(mode):
+        raise fail(path, "is not a regular file")
+
+
+def _pick_stream(path: str, container: Any) -> Any:
+    pictures = 0
+    for stream in container.streams.video:
+        if stream.disposition & av.stream.Disposition.attached_pic:
+            pictures += 1
+        elif stream.codec_context is None:
+            raise fail(path, "its video codec has no decoder here")
+        else:
+            return stream
+    raise fail(path, "has no video stream" + (", only a cover picture" if pictures else ""))
+
+
+def check_readable(packet: Any, path: object) -> None:
+    """Refuse encrypted pictures: many decoders make something of them, a green or grey one."""
+    if packet.has_sidedata("encryption_info"):
+        raise fail(path, "is encrypted", float((packet.pts or 0) * packet.time_base), do="decrypt it first")
