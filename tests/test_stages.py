@@ -1,4 +1,4 @@
-"""The four stages: the contract over the table STAGES, and each one learns a small sample world."""
+"""The stages: the contract over the table STAGES, and each one learns a small sample world."""
 
 from __future__ import annotations
 
@@ -28,6 +28,7 @@ MODELS: dict[str, tuple[Callable[[], nn.Module], ...]] = {
     "masked": (small_world.pretraining_model,),
     "multimodal": (small_world.language_model,),
     "supervised": (small_world.masked_classifier, small_world.multimodal_classifier),
+    "open_set": (small_world.masked_classifier, small_world.multimodal_classifier),
     "interaction": (small_world.cross_model,),
 }
 """Stage -> small models that it trains, one of each kind in STAGES."""
@@ -96,7 +97,7 @@ def test_the_loss_follows_from_the_generator_and_leaves_the_clips_alone(
     assert torch.equal(clips.video, before)
 
 
-@pytest.mark.parametrize("name", ["multimodal", "supervised", "interaction"])
+@pytest.mark.parametrize("name", ["multimodal", "supervised", "open_set", "interaction"])
 def test_a_batch_without_what_the_stage_learns_from_is_a_mistake(name: str) -> None:
     stage = build_stage(name, MODELS[name][0])
     missing = "captions" if name == "multimodal" else "labels"

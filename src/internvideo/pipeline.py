@@ -105,7 +105,7 @@ def build_model(recipe: Recipe, classes: int) -> nn.Module:
         RecipeError: the recipe's number of classes is not that of the manifest.
     """
     overrides = copy.deepcopy(recipe.model.overrides)
-    if recipe.stage in {"supervised", "interaction"}:
+    if recipe.stage in {"supervised", "open_set", "interaction"}:
         if not classes:
             raise RecipeError("data.train", "has no labels", "a label in every row")
         heads = {"model.overrides": overrides}

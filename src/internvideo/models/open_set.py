@@ -1,0 +1,200 @@
+"""What open-set recognition adds to a classifier: parts that say how unsure they are (spec tasks.md 10, table 11).
+
+The debiasing head is needed in training alone. The other parts stand in the place of the last linear layer. No loss is
+here. Legend: B batch, T, H, W grid of the last layer's tokens, D width of its features, C classes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, cast
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from scipy.stats import weibull_min
+from torch import Tensor, nn
+
+from internvideo.models.uniformerv2 import UniFormerV2, to_grid
+from internvideo.models.videomae import VideoMAEClassifier, run_blocks
+
+Floats = NDArray[np.floating[Any]]
+Ints = NDArray[np.int64]
+
+BRANCHES = ("motion", "shuffled", "still")
+"""Of the debiasing head: what it sees of time."""
+
+
+def head_input(model: VideoMAEClassifier | UniFormerV2, video: Tensor) -> Tensor:
+    """Normalised (B, 3, T, S, S) -> (B, D), what the last linear layer reads (before drop-out).
+
+    Raises:
+        ValueError: a model without classifier.
+    """
+    if isinstance(model, VideoMAEClassifier):
+        return model.features(video)
+    if model.proj is None:
+        raise ValueError("a model without classifier")
+    return cast(Tensor, model.proj.norm(model.features(video)))
+
+
+def last_layer(model: VideoMAEClassifier | UniFormerV2) -> nn.Linear:
+    """The linear layer that `head_input` is for. Raises ValueError without one."""
+    layer = model.head if isinstance(model, VideoMAEClassifier) else getattr(model.proj, "linear", None)
+    if not isinstance(layer, nn.Linear):
+        raise ValueError("a model without classifier")
+    return layer
+
+
+def logits_and_grid(model: VideoMAEClassifier | UniFormerV2, video: Tensor) -> tuple[Tensor, Tensor]:
+    """Normalised (B, 3, T, S, S) -> logits (B, C) and the last layer's tokens (B, D, T, H, W), in one pass."""
+    if isinstance(model, VideoMAEClassifier):
+        config = model.config
+        tokens = run_blocks(model.blocks, model.embed(video), model.checkpointing)
+        side = config.image_size // config.patch_size
+        grid = tokens.transpose(1, 2).reshape(len(video), tokens.shape[2], -1, side, side)
+        return model.head(model.head_dropout(model.pool(tokens))), grid
+    if model.proj is None:
+        raise ValueError("a model without classifier")
+    staged = model.stages(video)
+    frames = staged.all_tokens.shape[1]
+    grid = to_grid(staged.all_tokens[:, :, 1:].flatten(0, 1), frames)
+    return model.proj(model.fuse(staged.query, staged.class_mean)), grid
+
+
+@dataclass(frozen=True)
+class BranchOutput:
+    """Of one branch: features (B, D) and logits (B, C)."""
+
+    features: Tensor
+    logits: Tensor
+
+
+class DebiasHead(nn.Module):
+    """Three branches on the 3-D feature map: a 1x3x3 convolution, another one on frames in a random order, and a 2-D
+    convolution of the frames' mean.
+
+    Each is followed by a norm, ReLU, the mean over the grid and a linear layer. It helps in training only.
+    """
+
+    def __init__(self, width: int, classes: int) -> None:
+        super().__init__()
+        self.motion = nn.Conv3d(width, width, (1, 3, 3), padding=(0, 1, 1), bias=False)
+        self.shuffled = nn.Conv3d(width, width, (1, 3, 3), padding=(0, 1, 1), bias=False)
+        self.still = nn.Conv2d(width, width, 3, padding=1, bias=False)
+        self.norms = nn.ModuleDict({name: nn.GroupNorm(1, width) for name in BRANCHES})
+        self.linears = nn.ModuleDict({name: nn.Linear(width, classes) for name in BRANCHES})
+
+    def forward(self, grid: Tensor, generator: torch.Generator) -> dict[str, BranchOutput]:
+        """(B, D, T, H, W) -> the three branches by name; one order of the frames is drawn for every sample."""
+        order = torch.rand(len(grid), grid.shape[2], generator=generator, device=grid.device).argsort(dim=1)
+        mixed = grid.gather(2, order[:, None, :, None, None].expand_as(grid))
+        maps = {"motion": self.motion(grid), "shuffled": self.shuffled(mixed), "still": self.still(grid.mean(dim=2))}
+        found = {}
+        for name, values in maps.items():
+            features = F.relu(self.norms[name](values)).flatten(2).mean(dim=2)
+            found[name] = BranchOutput(features, self.linears[name](features))
+        return found
+
+
+class BayesianLinear(nn.Module):
+    """A linear layer whose weights are independent normal variables (mean-field variational inference).
+
+    Every call draws weights anew, from the global generator. The prior of every weight is normal with mean 0.
+    """
+
+    def __init__(self, width: int, classes: int, prior: float = 1.0) -> None:
+        super().__init__()
+        self.prior = prior
+        self.mean = nn.Parameter(torch.empty(classes, width + 1))
+        self.spread = nn.Parameter(torch.full((classes, width + 1), -4.0))  # soft-plus gives the standard deviation
+        nn.init.normal_(self.mean, std=width**-0.5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, D) -> logits (B, C) of one draw."""
+        weight = self.mean + F.softplus(self.spread) * torch.randn_like(self.mean)
+        return F.linear(x, weight[:, :-1], weight[:, -1])
+
+    def divergence(self) -> Tensor:
+        """KL of the weights from their prior, ()."""
+        share = F.softplus(self.spread) / self.prior
+        return 0.5 * (share.square() + (self.mean / self.prior).square() - 1 - 2 * share.log()).sum()
+
+
+class ReciprocalPoints(nn.Module):
+    """Points that stand for what a class is not: the farther from them, the more it is that class (Chen et al. 2020).
+
+    Attributes:
+        points: (C, P, D). radius: (C,) within which the open space of a class shall lie.
+    """
+
+    def __init__(self, width: int, classes: int, points: int = 1) -> None:
+        super().__init__()
+        self.points = nn.Parameter(0.1 * torch.randn(classes, points, width))
+        self.radius = nn.Parameter(torch.zeros(classes))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, D) -> logits (B, C): squared distance from a class's points, mean over points and dimensions."""
+        classes, points, width = self.points.shape
+        distance = torch.cdist(x, self.points.flatten(0, 1)).square() / width
+        return distance.view(-1, classes, points).mean(dim=2)
+
+    def open_space(self, distances: Tensor, labels: Tensor) -> Tensor:
+        """Mean squared difference of each sample's own distance (of `forward`) from its class's radius, ()."""
+        own = distances.gather(1, labels[:, None]).squeeze(1)
+        return (own - self.radius[labels]).square().mean()
+
+
+@dataclass(frozen=True)
+class OpenMax:
+    """Logits revised by how extreme a sample's distance from a class's mean is (Bendale and Boult 2016).
+
+    Attributes:
+        means: (C, D). shape, scale: (C,) of the Weibull distribution of a class's largest distances; an infinite scale
+            for a class that is never revised.
+        ranks: so many of the best classes are revised, the best one most.
+    """
+
+    means: Floats
+    shape: Floats
+    scale: Floats
+    ranks: int
+
+    @classmethod
+    def fit(cls, features: Floats, logits: Floats, labels: Ints, *, tail: int = 20, ranks: int = 10) -> OpenMax:
+        """From rightly classified training samples.
+
+        Args:
+            features: (N, D). logits: (N, C). labels: (N,).
+            tail: the largest distances of a class that its distribution is fitted to.
+            ranks: see above, at most C.
+        """
+        classes = logits.shape[1]
+        means = np.zeros((classes, features.shape[1]))
+        shape, scale = np.ones(classes), np.full(classes, np.inf)
+        right = logits.argmax(axis=1) == labels
+        for label in range(classes):
+            own = features[right & (labels == label)]
+            if len(own) == 0:  # never answered rightly: nothing is known of its distances
+                continue
+            means[label] = own.mean(axis=0)
+            largest = np.sort(np.linalg.norm(own - means[label], axis=1))[-tail:]
+            if len(largest) >= 3 and largest[-1] > largest[0] > 0:
+                shape[label], _, scale[label] = weibull_min.fit(largest, floc=0)
+        return cls(means, shape, scale, min(ranks, classes))
+
+    def revise(self, features: Floats, logits: Floats) -> Floats:
+        """(N, D) and (N, C) -> probabilities (N, C + 1), the last one of "none of them".
+
+        The rule takes shares of the logits, which must not be negative: they are counted from each sample's smallest.
+        """
+        positive = logits - logits.min(axis=1, keepdims=True)
+        distance = np.linalg.norm(features[:, None] - self.means, axis=2)
+        extreme = 1 - np.exp(-((distance / self.scale) ** self.shape))
+        rank = (-logits).argsort(axis=1, kind="stable").argsort(axis=1)
+        taken = positive * extreme * np.clip((self.ranks - rank) / self.ranks, 0, 1)
+        revised = np.concatenate([positive - taken, taken.sum(axis=1, keepdims=True)], axis=1)
+        shifted = np.exp(revised - revised.max(axis=1, keepdims=True))
+        result: Floats = shifted / shifted.sum(axis=1, keepdims=True)
+        return result
