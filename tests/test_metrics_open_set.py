@@ -129,3 +129,22 @@ def test_perfect_and_useless_uncertainty() -> None:
         o.auroc(low, np.zeros(0))
     with pytest.raises(ValueError, match="no element"):
         o.rejection_threshold(np.zeros(0))
+
+
+@pytest.mark.parametrize("digits", [8, 1])
+def test_figures_of_drawn_samples_are_those_of_the_samples(digits: int) -> None:
+    rng = np.random.default_rng(0)
+    known, unknown = rng.normal(size=60).round(digits), rng.normal(1, 1, size=40).round(digits)
+    statistic = o.weighted_figures(np.concatenate([known, unknown]), np.repeat([False, True], [60, 40]))
+    draws = rng.integers(0, 3, (5, 100))
+    draws[0] = 1
+    expected = [
+        list(o.binary_figures(np.repeat(known, drawn[:60]), np.repeat(unknown, drawn[60:])).values()) for drawn in draws
+    ]
+    np.testing.assert_allclose(statistic(draws.astype(float)), expected, rtol=1e-12)
+
+
+def test_risk_of_what_is_accepted() -> None:
+    coverage, risk = o.risk_coverage(np.array([0.3, 0.1, 0.2, 0.9]), np.array([False, True, True, False]))
+    assert coverage.tolist() == [0.25, 0.5, 0.75, 1.0]
+    assert risk.tolist() == [0.0, 0.0, 1 / 3, 0.5]

@@ -11,6 +11,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from internvideo.metrics.bootstrap import Statistic
+
 Floats = NDArray[np.floating[Any]]
 Ints = NDArray[np.int64]
 
@@ -76,6 +78,51 @@ def binary_figures(known: Floats, unknown: Floats, threshold: float | None = Non
     return {"auroc": auroc(known, unknown), "aupr": aupr(known, unknown), "fpr95": fpr_at(known, unknown)}
 
 
+def weighted_figures(uncertainty: Floats, unknown: NDArray[np.bool_], recall: float = 0.95) -> Statistic:
+    """auroc, aupr and fpr95 of `binary_figures` as a statistic of how often each sample was drawn, for intervals.
+
+    Args:
+        uncertainty: (N,). unknown: (N,), of both kinds.
+        recall: see `fpr_at`.
+
+    Returns:
+        weights (b, N) -> (b, 3).
+    """
+    order = np.argsort(-uncertainty, kind="stable")
+    starts = np.append(0, np.flatnonzero(np.diff(uncertainty[order])) + 1)  # samples of one score count together
+    positive = unknown[order].astype(np.float64)
+
+    def statistic(weights: Floats) -> Floats:
+        drawn = weights[:, order]
+        true = np.add.reduceat(drawn * positive, starts, axis=1).cumsum(axis=1)
+        false = np.add.reduceat(drawn * (1 - positive), starts, axis=1).cumsum(axis=1)
+        zero = np.zeros((len(weights), 1))
+        above = np.maximum(true + false, 1e-12)  # nothing was drawn of the first scores: there is no precision yet
+        precision = np.concatenate([zero + 1, np.where(true + false > 0, true / above, 1.0)], axis=1)
+        tpr = np.concatenate([zero, true / true[:, -1:]], axis=1)
+        fpr = np.concatenate([zero, false / false[:, -1:]], axis=1)
+        nearest = np.abs(tpr - recall).argmin(axis=1)
+        columns = [np.trapezoid(tpr, fpr), np.trapezoid(precision, tpr), fpr[np.arange(len(fpr)), nearest]]
+        result: Floats = np.stack(columns, axis=1)
+        return result
+
+    return statistic
+
+
+def risk_coverage(uncertainty: Floats, right: NDArray[np.bool_]) -> tuple[Floats, Floats]:
+    """What accepting the least uncertain samples costs.
+
+    Args:
+        uncertainty: (N,). right: (N,) whether the answer is right, never for an unknown class.
+
+    Returns:
+        Coverage (N,), the accepted share 1/N .. 1, and risk (N,), the share of wrong answers among the accepted.
+    """
+    order = np.argsort(uncertainty, kind="stable")
+    accepted = np.arange(1, len(order) + 1)
+    return accepted / len(order), (~right[order]).cumsum() / accepted
+
+
 def openness(known_classes: int, unknown_classes: int) -> float:
     """1 - sqrt(2 C / (2 C + U)), in 0..1."""
     return float(1 - np.sqrt(2 * known_classes / (2 * known_classes + unknown_classes)))
@@ -83,11 +130,10 @@ def openness(known_classes: int, unknown_classes: int) -> float:
 
 def macro_f1(labels: Ints, predictions: Ints) -> float:
     """Mean over all classes that are true or predicted of their F1."""
-    scores = []
-    for label in np.union1d(labels, predictions):
-        hits = np.count_nonzero((labels == label) & (predictions == label))
-        scores.append(2 * hits / (np.count_nonzero(labels == label) + np.count_nonzero(predictions == label)))
-    return float(np.mean(scores))
+    size = int(max(labels.max(), predictions.max())) + 1
+    total = np.bincount(labels, minlength=size) + np.bincount(predictions, minlength=size)
+    hits = np.bincount(labels[labels == predictions], minlength=size)
+    return float((2 * hits[total > 0] / total[total > 0]).mean())
 
 
 def rejected(predictions: Ints, uncertainty: Floats, threshold: float, classes: int) -> Ints:
