@@ -76,6 +76,37 @@ def test_too_many_unreadable_clips_stop_the_run(manifest: Manifest, tmp_path: Pa
         list(loader(with_broken(manifest, 1), drop_last=False).epoch(0))
 
 
+def test_all_processes_and_sessions_count_together(manifest: Manifest, tmp_path: Path) -> None:
+    """Each of two processes meets too few unreadable clips to stop, together they meet too many."""
+    broken, file = with_broken(manifest, 4), tmp_path / "skipped.jsonl"
+    shared = {"max_unreadable": 0.3, "skipped": file, "drop_last": False, "shuffle": False, "batch_size": 3}
+    first, second = (loader(broken, rank=rank, world_size=2, **shared) for rank in range(2))
+    assert len(list(first.epoch(0))) == 2
+    assert sorted(first.unreadable) == ["0", "2", "6"]
+    with pytest.raises(VideoError, match="4 of 11 clips cannot be read"):
+        list(second.epoch(0))
+    assert sorted(second.unreadable) == ["0", "2", "4", "6"]
+    assert sorted(json.loads(line)["id"] for line in file.read_text().splitlines()) == ["0", "2", "4", "6"]
+    later = loader(broken, **shared)  # whichever batch it goes on with
+    with pytest.raises(VideoError, match=r"4 of 11 .*, then .*skipped\.jsonl, which names them"):
+        next(later.epoch(1, start=1))
+    file.unlink()
+    assert len(loader(broken, **shared).unreadable) == 0
+
+
+def test_clips_of_another_manifest_in_the_same_file_do_not_count(manifest: Manifest, tmp_path: Path) -> None:
+    file = tmp_path / "skipped.jsonl"
+    list(loader(with_broken(manifest, 2), max_unreadable=0.2, skipped=file).epoch(0))
+    with file.open("a") as stream:
+        stream.write('{"id": "3", "pa')  # killed while it wrote
+    assert len(loader(with_broken(manifest, 2), max_unreadable=0.2, skipped=file).unreadable) == 2
+    images = loader(with_broken(manifest, 3), max_unreadable=0.3, skipped=file)
+    assert not images.unreadable
+    list(images.epoch(0))
+    assert sorted(images.unreadable) == ["0", "2", "4"]
+    assert sorted(loader(with_broken(manifest, 3), skipped=file).unreadable) == ["0", "2", "4"]
+
+
 def test_a_file_of_skipped_clips_that_cannot_be_written_is_told(manifest: Manifest, tmp_path: Path) -> None:
     (tmp_path / "run").write_text("a file where the folder should be")
     one = loader(with_broken(manifest, 2), max_unreadable=0.2, skipped=tmp_path / "run" / "skipped.jsonl")

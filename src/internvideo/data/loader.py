@@ -5,11 +5,9 @@ Everything random is drawn from (seed, epoch, sample, repeat), so a batch depend
 
 from __future__ import annotations
 
-import contextlib
-import json
 import time
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, cast
@@ -30,13 +28,13 @@ from internvideo.data.dataset import (
     Loaded,
     TextEncoder,
     TrainingBatches,
-    Unreadable,
     ViewTransform,
 )
 from internvideo.data.manifest import Manifest
 from internvideo.data.sampling import FrameSampler, Sparse
+from internvideo.data.skipped import SkippedClips
 from internvideo.data.transforms import ClipTransform
-from internvideo.errors import ManifestError, RecipeError, RunError, VideoError
+from internvideo.errors import ManifestError, RecipeError, RunError
 
 
 def _alone(item: Any) -> list[Any]:
@@ -54,7 +52,8 @@ class LoaderSettings:
         repeats: augmentations of each decoded clip, standing one after another in the batch.
         seed: of order, frames, captions and augmentation.
         shuffle: a new order every epoch. drop_last: leave out the last, incomplete batch.
-        max_unreadable: training stops when more than this fraction of the manifest cannot be read.
+        max_unreadable: training stops when more than this fraction of the manifest cannot be read, by any process in
+            any session of the run.
         cache_megabytes: memory for decoded videos, for small sets of small clips. Each worker keeps its own share and
             meets any clip, so a set that fits is decoded once with 0 workers, once per worker otherwise.
         short_side: pixels of the shorter side after decoding; None keeps the video's size.
@@ -100,10 +99,11 @@ class Loader:
         manifest: the samples. sampler: which frames. transform: augmentation. settings: see there.
         tokenizer: for captions; None leaves `Batch.tokens` None. caption: which caption of a sample.
         rank, world_size: this process and the number of processes.
-        skipped: JSONL file that names unreadable clips; None only counts them.
+        skipped: JSONL file that names unreadable clips, one for all processes and sessions of a run, so that they
+            are counted together; None counts those of this process.
 
     Attributes:
-        waited: seconds that the consumer has waited for batches. unreadable: what could not be read so far.
+        waited: seconds that the consumer has waited for batches. unreadable: what could not be read so far, by id.
 
     Raises:
         RecipeError: not one batch in an epoch. ManifestError: a sample without caption where captions are asked for.
@@ -123,9 +123,8 @@ class Loader:
         skipped: Path | None = None,
     ) -> None:
         _check_rank(rank, world_size)
-        self.manifest, self.settings, self.skipped = manifest, settings, skipped
+        self.manifest, self.settings = manifest, settings
         self.waited = 0.0
-        self.unreadable: dict[str, Unreadable] = {}
         self._plan = EpochPlan(
             len(manifest),
             settings.batch_size,
@@ -143,7 +142,8 @@ class Loader:
             )
         if tokenizer is not None and caption != "none":
             _check_captions(manifest)
-        self._named = _already_named(skipped)
+        self._skipped = SkippedClips(manifest, settings.max_unreadable, skipped)
+        self.unreadable = self._skipped.known
         self._batches = TrainingBatches(
             _reader(manifest, settings),
             self._plan,
@@ -168,28 +168,11 @@ class Loader:
         if k < 0 or not 0 <= start <= len(self):
             raise ValueError(f"epoch {k}, batch {start} of {len(self)}")
         for loaded in self._source.read([(k, number) for number in range(start, len(self))], self._wait):
-            self._count(loaded.unreadable, k)
+            self._skipped.count(loaded.unreadable, k)
             yield cast(Batch, loaded.batch)
 
     def _wait(self, seconds: float) -> None:
         self.waited += seconds
-
-    def _count(self, unreadable: Iterable[Unreadable], epoch: int) -> None:
-        for clip in unreadable:
-            self.unreadable.setdefault(clip.id, clip)
-            if self.skipped is not None and clip.id not in self._named:
-                record = {"id": clip.id, "path": clip.path, "reason": clip.reason, "epoch": epoch}
-                _append(self.skipped, json.dumps(record, ensure_ascii=False))
-                self._named.add(clip.id)
-        share = len(self.unreadable) / len(self.manifest)
-        if share > self.settings.max_unreadable:
-            first = next(iter(self.unreadable.values()))
-            raise VideoError(
-                self.manifest.source,
-                f"{len(self.unreadable)} of {len(self.manifest)} clips cannot be read, for instance: {first.reason}",
-                f"max_unreadable = {self.settings.max_unreadable:g} of the manifest",
-                "mend or remove them" + (f", they are named in {self.skipped}" if self.skipped else ""),
-            )
 
 
 class EvalLoader:
@@ -337,26 +320,6 @@ def _check_captions(manifest: Manifest) -> None:
             f"{len(without)} of {len(manifest)} samples have no caption, for instance '{without[0]}'",
             "at least one caption for every sample",
         )
-
-
-def _append(path: Path, line: str) -> None:
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("a", encoding="utf-8") as stream:
-            stream.write(line + "\n")
-    except OSError as error:
-        raise RunError(path, f"cannot be written: {error.strerror or error}", "", "free space, then resume") from error
-
-
-def _already_named(skipped: Path | None) -> set[str]:
-    """Ids in the file of an earlier start of the run, so that each clip is named once."""
-    if skipped is None or not skipped.is_file():
-        return set()
-    named = set()
-    for line in skipped.read_text(encoding="utf-8").splitlines():
-        with contextlib.suppress(ValueError, KeyError, TypeError):  # a line cut off when the run was killed
-            named.add(json.loads(line)["id"])
-    return named
 
 
 def _cut(

@@ -1,0 +1,92 @@
+"""The clips of a training set that cannot be read: named in a file, and counted through it.
+
+All processes of a run, in all its sessions, append to one file. So it knows the clips of all of them, and no process
+waits for another.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+from collections.abc import Iterable
+from dataclasses import asdict
+from pathlib import Path
+
+from internvideo.data.dataset import Unreadable
+from internvideo.data.manifest import Manifest
+from internvideo.errors import RunError, VideoError
+
+
+class SkippedClips:
+    """What of a manifest could not be read so far.
+
+    Args:
+        manifest: the training set.
+        most: fraction of its samples that may be unreadable.
+        file: JSONL, one line a clip; None keeps the count of this process in memory.
+
+    Attributes:
+        known: by id; what others have told `file` is looked up whenever this process meets a new one.
+    """
+
+    def __init__(self, manifest: Manifest, most: float, file: Path | None) -> None:
+        self.manifest, self.most, self.file = manifest, most, file
+        self.known: dict[str, Unreadable] = {}
+        self._seen = 0  # bytes of the file
+        if file is not None:
+            self._read(file)
+
+    def count(self, clips: Iterable[Unreadable], epoch: int) -> None:
+        """Name and count clips that could not be read in this epoch.
+
+        Raises:
+            VideoError: too many by now. RunError: the file cannot be written.
+        """
+        new = {clip.id: clip for clip in clips if clip.id not in self.known}
+        if new and self.file is not None:
+            self._read(self.file)
+            lines = [
+                json.dumps({**asdict(clip), "epoch": epoch, "manifest": self.manifest.fingerprint}, ensure_ascii=False)
+                for name, clip in new.items()
+                if name not in self.known
+            ]
+            _append(self.file, "".join(f"{line}\n" for line in lines))
+            self._read(self.file)
+        self.known |= new
+        if len(self.known) > self.most * len(self.manifest):
+            first = next(iter(self.known.values()))
+            raise VideoError(
+                self.manifest.source,
+                f"{len(self.known)} of {len(self.manifest)} clips cannot be read, for instance: {first.reason}",
+                f"max_unreadable = {self.most:g} of the manifest",
+                "mend or remove them" + (f", then {self.file}, which names them" if self.file else ""),
+            )
+
+    def _read(self, file: Path) -> None:
+        """Take over what was named of this manifest since the last call."""
+        if not file.is_file():
+            return
+        with file.open("rb") as stream:
+            stream.seek(self._seen)
+            lines = stream.read().splitlines(keepends=True)
+        for line in lines:
+            if not line.endswith(b"\n"):  # being written by another process
+                break
+            self._seen += len(line)
+            with contextlib.suppress(ValueError, KeyError, TypeError):  # a line cut off when the run was killed
+                record = json.loads(line)
+                if record["manifest"] == self.manifest.fingerprint:  # not that of the images
+                    self.known.setdefault(record["id"], Unreadable(record["id"], record["path"], record["reason"]))
+
+
+def _append(path: Path, text: str) -> None:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("a+b") as stream:
+            end = stream.seek(0, os.SEEK_END)
+            stream.seek(max(end - 1, 0))
+            cut = end > 0 and stream.read(1) != b"\n"  # a run was killed here
+            stream.write(("\n" * cut + text).encode())
+    except OSError as error:
+        raise RunError(path, f"cannot be written: {error.strerror or error}", "", "free space, then resume") from error
