@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -26,6 +26,8 @@ from internvideo.apps.windows import check_window, open_long, windows_of
 from internvideo.errors import RecipeError, RunError, VideoError
 from internvideo.storage import write_text
 from internvideo.tasks.protocol import weights_hash
+
+Read = TypeVar("Read")
 
 
 @dataclass(frozen=True)
@@ -208,9 +210,9 @@ class _Reader(IterableDataset[_Piece]):
             return opened.info.stopped
 
 
-def _pieces(reader: _Reader, workers: int) -> Iterator[_Piece]:
+def stream_of(reader: IterableDataset[Read], workers: int) -> Iterator[Read]:
     """What the reader gives, through worker processes. Raises RunError when one of them dies."""
-    loader: DataLoader[_Piece] = DataLoader(
+    loader: DataLoader[Read] = DataLoader(
         reader, batch_size=None, num_workers=workers, collate_fn=_as_it_is, in_order=False, generator=torch.Generator()
     )
     try:
@@ -264,7 +266,7 @@ class _Run:
         form = "{l_bar}{bar}| {n:.1f}/{total} videos{postfix}, {remaining} left"
         disable = None if progress is None else not progress
         with tqdm(total=len(numbers), bar_format=form, postfix="", disable=disable) as bar:
-            for piece in _pieces(reader, min(self.settings.workers, len(numbers))) if numbers else ():
+            for piece in stream_of(reader, min(self.settings.workers, len(numbers))) if numbers else ():
                 bar.update(self._take(piece))
                 self.coverage.seconds = time.perf_counter() - began
                 bar.set_postfix_str(f"{self.coverage.speed:.1f}x real time", refresh=False)

@@ -70,10 +70,15 @@ def find_videos(inputs: Iterable[str | Path], *, recursive: bool = False) -> lis
     return list(found.values())
 
 
+def is_manifest(given: str | Path) -> bool:
+    """Whether a name on the command line means a manifest."""
+    return Path(given).suffix.lower() in MANIFEST_SUFFIXES and not Path(given).is_dir()
+
+
 def _meant_by(given: Path, recursive: bool) -> Iterator[VideoFile]:
     if given.is_dir():
         yield from _in_folder(given, recursive)
-    elif given.suffix.lower() in MANIFEST_SUFFIXES:
+    elif is_manifest(given):
         manifest = read_manifest(given)
         for row in manifest.rows:
             yield VideoFile(str(manifest.video_path(row)), *(row.span or (None, None)))

@@ -1,0 +1,66 @@
+"""`internvideo extract`: features of long videos for temporal localisation."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from internvideo.commands.options import Device, Encoder, Precision, Weights, open_model
+
+
+def extract(
+    inputs: Annotated[list[Path], typer.Argument(help="Video files, folders of them, or manifests.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder: ID.npy of every video, index.json.")],
+    encoder: Encoder,
+    weights: Weights = None,
+    window: Annotated[int, typer.Option(min=1, help="Frames of a window.")] = 16,
+    stride: Annotated[
+        int, typer.Option(min=1, help="Frames from one window to the next: 4 for THUMOS14, 16 for ActivityNet.")
+    ] = 4,
+    fps: Annotated[
+        float | None, typer.Option(help="Frames a second that windows are counted in; by default the file's.")
+    ] = None,
+    layer: Annotated[
+        str, typer.Option(help="pooled, the number of a layer (mean of its tokens; -1 the last), or scores.")
+    ] = "pooled",
+    recursive: Annotated[bool, typer.Option("--recursive", "-r", help="Also the folders inside folders.")] = False,
+    batch_size: Annotated[int, typer.Option(min=1, help="Windows at once.")] = 16,
+    workers: Annotated[int, typer.Option(min=0, help="Processes that decode; 0 decodes beside the model.")] = 0,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Begin anew instead of going on.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="List what would be read; read nothing.")] = False,
+    device: Device = "auto",
+    precision: Precision = "float32",
+) -> None:
+    """Write one vector for every sliding window: OUTPUT/ID.npy (T x C) of each video, and OUTPUT/index.json.
+
+    ActionFormer and OpenTAD read the folder as it is: index.json is their annotation file, classes.txt their class map.
+    Interrupt it at any time: the same command goes on where it was. Start it several times, on several GPUs or
+    machines with one OUTPUT, and the processes share the videos out among them.
+    """
+    from internvideo.apps.extract import ExtractSettings, plan
+    from internvideo.apps.extract import extract as run
+    from internvideo.apps.feature_folder import INDEX, find_items
+    from internvideo.apps.frame_grid import WindowRule
+
+    rule = WindowRule(window, stride, fps)
+    settings = ExtractSettings(rule, layer, batch_size, workers)
+    items, classes = find_items(inputs, recursive=recursive)
+    if dry_run:
+        for line in plan(items, output, rule, fresh=fresh):
+            typer.echo(line)
+        return
+    model = open_model(encoder, weights, device, precision)
+    found = run(items, model, output, settings, classes=classes, fresh=fresh)
+    done = found.read + found.earlier
+    typer.echo(f"{output / INDEX}: {done} of {found.asked} videos, {found.earlier} of them before, width {found.width}")
+    for _, path, reason in found.partly:
+        typer.echo(f"read in part: {path}: {reason}", err=True)
+    for _, path, reason in found.unreadable:
+        typer.echo(f"unreadable: {path}: {reason}", err=True)
+    if found.elsewhere > len(found.unreadable):
+        typer.echo(f"{found.elsewhere - len(found.unreadable)} videos are with other processes on the same folder")
+    if found.seconds and found.video_seconds:
+        told = f"{found.vectors} vectors, {found.video_seconds:.1f} s of video in {found.seconds:.1f} s"
+        typer.echo(f"speed: {told}, {found.speed:.1f}x real time")
