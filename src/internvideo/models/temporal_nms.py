@@ -14,8 +14,7 @@ from numpy.typing import NDArray
 Floats = NDArray[np.floating[Any]]
 Ints = NDArray[np.int64]
 
-_EXTENT = 1e-6
-"""Added to every segment's length inside suppression, as published."""
+_TINY = 1e-6
 
 
 @dataclass(frozen=True)
@@ -23,13 +22,15 @@ class SuppressionSettings:
     """How segments are thinned out.
 
     Attributes:
-        decay: "gaussian" exp(-tIoU^2 / sigma), "linear" 1 - tIoU above `overlap`, or "hard" (dropped above it).
+        decay: "gaussian" exp(-tIoU^power / sigma), "linear" 1 - tIoU above `overlap`, or "hard" (dropped above it).
         sigma, overlap: of the decay.
         min_score: what falls below it is gone.
         most: segments kept, best first.
         per_class: segments of different classes do not touch each other.
         voting: tIoU from which all segments shape a kept one, 0 for none; only without `per_class`.
         voting_weight: "score" (the paper's code) or "score_x_overlap" (upstream).
+        power: of tIoU in the Gaussian decay (TCANet 2.5).
+        extent: added to every length inside suppression, as ActionFormer's kernel does (TCANet 0).
     """
 
     decay: Literal["gaussian", "linear", "hard"] = "gaussian"
@@ -40,17 +41,19 @@ class SuppressionSettings:
     per_class: bool = True
     voting: float = 0.0
     voting_weight: Literal["score", "score_x_overlap"] = "score"
+    power: float = 2.0
+    extent: float = _TINY
 
     def __post_init__(self) -> None:
         if self.sigma <= 0 or self.most < 1 or not 0 <= self.voting <= 1:
             raise ValueError(f"sigma {self.sigma} must be positive, most {self.most} at least 1, voting in 0..1")
 
 
-def _overlap(segment: Floats, others: Floats) -> Floats:
-    """tIoU of one segment with many, lengths as in the published kernel."""
+def _overlap(segment: Floats, others: Floats, extent: float) -> Floats:
+    """tIoU of one segment with many, `extent` added to every length."""
     inside = np.maximum(np.minimum(segment[1], others[:, 1]) - np.maximum(segment[0], others[:, 0]), 0.0)
-    lengths = others[:, 1] - others[:, 0] + _EXTENT
-    result: Floats = inside / (segment[1] - segment[0] + _EXTENT + lengths - inside)
+    lengths = others[:, 1] - others[:, 0] + extent
+    result: Floats = inside / (segment[1] - segment[0] + extent + lengths - inside)
     return result
 
 
@@ -68,12 +71,12 @@ def suppress(segments: Floats, scores: Floats, settings: SuppressionSettings) ->
         if len(kept) == settings.most:  # what follows changes neither these nor their scores
             break
         alive = alive[alive != best]
-        overlap = _overlap(segments[best], segments[alive])
+        overlap = _overlap(segments[best], segments[alive], settings.extent)
         if hard:
             alive = alive[overlap < settings.overlap]
             continue
         if settings.decay == "gaussian":
-            left[alive] *= np.exp(-(overlap**2) / settings.sigma)
+            left[alive] *= np.exp(-(overlap**settings.power) / settings.sigma)
         else:
             left[alive] *= np.where(overlap >= settings.overlap, 1 - overlap, 1.0)
         alive = alive[left[alive] >= settings.min_score]
@@ -85,7 +88,7 @@ def vote(kept: Floats, segments: Floats, scores: Floats, settings: SuppressionSe
     inside = np.minimum(kept[:, None, 1], segments[None, :, 1]) - np.maximum(kept[:, None, 0], segments[None, :, 0])
     inside = np.maximum(inside, 0.0)
     whole = (kept[:, 1] - kept[:, 0])[:, None] + (segments[:, 1] - segments[:, 0])[None] - inside
-    overlap = inside / np.maximum(whole, _EXTENT)
+    overlap = inside / np.maximum(whole, _TINY)
     weights = np.where(overlap >= settings.voting, scores[None], 0.0)
     if settings.voting_weight == "score_x_overlap":
         weights = weights * overlap

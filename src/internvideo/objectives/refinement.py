@@ -1,0 +1,58 @@
+"""How far a regressor's refined segments are from the truth (spec tasks.md 2.9).
+
+Pure functions. Shapes: P proposals, each with the ground truth that it overlaps most.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+HIGH, LOW = 0.7, 0.3
+"""tIoU of the groups that the quality loss balances: high above, low below, middle between."""
+
+
+def balanced(overlap: Tensor, generator: torch.Generator) -> Tensor:
+    """Which proposals (P,) bool the quality loss reads: as many of each group as the smallest non-empty one has."""
+    group = (overlap >= HIGH).long() + (overlap >= LOW).long()
+    sizes = [int((group == index).sum()) for index in range(3)]
+    least = min((size for size in sizes if size), default=0)
+    draw = torch.rand(overlap.shape, generator=generator, device=overlap.device)
+    chosen = torch.zeros_like(overlap, dtype=torch.bool)
+    for index in range(3):
+        rows = torch.nonzero(group == index).squeeze(-1)
+        chosen[rows[draw[rows].argsort()[:least]]] = True
+    return chosen
+
+
+def refinement_loss(
+    ends: Tensor,
+    centre: Tensor,
+    quality: Tensor,
+    end_targets: Tensor,
+    centre_targets: Tensor,
+    overlap: Tensor,
+    threshold: float,
+    generator: torch.Generator,
+) -> dict[str, Tensor]:
+    """Smooth L1 on both codecs of the proposals that overlap enough, and on the quality of a balanced choice.
+
+    Args:
+        ends, centre: (P, 2) offsets. quality: (P,) logits. end_targets, centre_targets: (P, 2).
+        overlap: (P,) tIoU with the ground truth. threshold: of the regressor. generator: of the balancing.
+
+    Returns:
+        "loss", "ends_loss", "centre_loss", "quality_loss".
+    """
+    good = overlap >= threshold
+    count = good.sum().clamp(min=1)
+    # What does not count may hold infinite targets (no ground truth): it is replaced, not multiplied away.
+    keep = good[:, None]
+    ends_loss = F.smooth_l1_loss(ends, torch.where(keep, end_targets, ends.detach()), reduction="sum") / count
+    centre_loss = F.smooth_l1_loss(centre, torch.where(keep, centre_targets, centre.detach()), reduction="sum") / count
+    chosen = balanced(overlap, generator)
+    apart = F.smooth_l1_loss(quality.sigmoid(), overlap, reduction="none")
+    quality_loss = (apart * chosen).sum() / chosen.sum().clamp(min=1)
+    total = ends_loss + centre_loss + quality_loss
+    return {"loss": total, "ends_loss": ends_loss, "centre_loss": centre_loss, "quality_loss": quality_loss}
