@@ -11,7 +11,7 @@ demo: $(STAMP)          ## the whole pipeline on the embedded sample world; writ
 	$(BIN)/internvideo demo --output $(RUN) $(DEMO)
 
 test: $(STAMP)          ## the test suite
-	$(BIN)/python -m pytest $(TEST)
+	$(BIN)/python -m pytest -n auto --dist loadfile $(TEST)
 
 parity: $(STAMP)        ## equality with the stored reference tensors and results
 	$(BIN)/python -m pytest -m parity $(TEST)
