@@ -8,9 +8,9 @@ in the record, and the loader raises it.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, is_dataclass, replace
 from functools import partial
-from typing import Literal, Protocol
+from typing import Literal, Protocol, cast
 
 import numpy as np
 import torch
@@ -135,11 +135,11 @@ class ClipReader:
 
 
 def _inside(info: VideoInfo, sample: Sample) -> Indices:
-    """Indices of the frames shown at start <= time < end."""
+    """Indices of the frames of the sample's span."""
     if sample.span is None:
         return np.arange(info.frames, dtype=np.int64)
     start, end = sample.span
-    inside = np.flatnonzero((info.times >= start) & (info.times < end)).astype(np.int64)
+    inside = info.within(start, end)
     if not len(inside):
         raise VideoError(
             info.path, f"no frame from {start:g} s to {end:g} s (sample '{sample.id}')", f"0 to {info.duration:.3f} s"
@@ -247,7 +247,7 @@ class TrainingBatches(Dataset[Loaded]):
             rng = random_stream(FRAMES, self.plan.seed, epoch, index, attempt)
             row = self.reader.manifest.rows[index]
             try:
-                (clip,) = self.reader.clips(row, partial(_one_clip, self.sampler, rng))
+                (clip,) = self.reader.clips(row, partial(_one_clip, with_stride_of(row, self.sampler), rng))
             except VideoError as error:
                 unreadable.append(Unreadable(row.id, row.path, str(error)))
             else:
@@ -263,6 +263,14 @@ class TrainingBatches(Dataset[Loaded]):
         if self._order is None or self._order[0] != epoch:
             self._order = (epoch, self.plan.order(epoch))
         return self._order[1]
+
+
+def with_stride_of(row: Sample, sampler: FrameSampler) -> FrameSampler:
+    """The sampler with the row's own stride (attribute "stride", of mixtures) instead of its own, where it has one."""
+    own = row.attributes.get("stride", "")
+    if not own.isdecimal() or not hasattr(sampler, "stride") or not is_dataclass(sampler):
+        return sampler
+    return cast(FrameSampler, replace(sampler, stride=int(own)))
 
 
 def _one_clip(sampler: FrameSampler, rng: np.random.RandomState, n: int) -> list[Indices]:

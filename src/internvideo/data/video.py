@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Generator, Iterator, Sequence
-from dataclasses import dataclass, field
 from itertools import chain
 from types import TracebackType
 from typing import Any
@@ -17,9 +16,20 @@ import av
 import numpy as np
 from numpy.typing import NDArray
 
-from internvideo.data.video_index import Index, decode, index_from_frames, index_from_packets, pictures_in_order
+from internvideo.data.video_index import (
+    Index,
+    VideoInfo,
+    decode,
+    describe,
+    index_from_frames,
+    index_from_packets,
+    pictures_in_order,
+)
 from internvideo.data.video_open import Deadline, fail, open_file, reason_of
-from internvideo.data.video_picture import Converter, orientation, scaled, upright
+from internvideo.data.video_picture import Converter, scaled, upright
+from internvideo.data.video_torchcodec import SecondDecoder, chosen
+
+__all__ = ["BUDGET", "MAX_SECONDS", "Video", "VideoInfo", "probe", "read_frames"]
 
 MAX_SECONDS = 6 * 3600.0
 """Longest video, in seconds of play, that is indexed."""
@@ -29,40 +39,6 @@ BUDGET = 120.0
 
 _BEFORE_FIRST = 0.5
 """A time this much (s) before the first frame still means the first frame: encoders with B-frames start late."""
-
-
-@dataclass(frozen=True)
-class VideoInfo:
-    """What a video file holds.
-
-    Attributes:
-        path: as given.
-        width, height: pixels, after rotation.
-        fps: average frames a second.
-        frames: exact number of frames that can be read.
-        duration: s, from the start of the first to the end of the last frame.
-        rotation: 0, 90, 180 or 270 degrees clockwise; `Video.frames` has applied it.
-        pixel_format: as stored, FFmpeg's name.
-        codec: FFmpeg's name.
-        variable_rate: True when the frames are not evenly spaced.
-        times: (frames,) float64 s, presentation times as the file has them, in rising order; the first need not be 0.
-        mirrored: True when the file also asks for a left-right flip (applied before the rotation).
-        stopped: why nothing behind the last frame can be read ("" when the file is whole).
-    """
-
-    path: str
-    width: int
-    height: int
-    fps: float
-    frames: int
-    duration: float
-    rotation: int
-    pixel_format: str
-    codec: str
-    variable_rate: bool
-    times: NDArray[np.float64] = field(compare=False, repr=False)
-    mirrored: bool = False
-    stopped: str = ""
 
 
 def probe(path: str | os.PathLike[str], *, protocols: bool = False) -> VideoInfo:
@@ -88,8 +64,16 @@ class Video:
         max_seconds: longest video (s of play) that is accepted.
         short_side: frames are scaled down, in the decoder, so that their shorter side has this many pixels;
             smaller ones stay as they are.
-        protocols: also accept addresses (http:// ...); by default only regular files of this machine are opened.
+        protocols: also accept addresses (`video_open.PROTOCOLS`); by default only regular files of this machine are
+            opened.
         budget: seconds of work that opening, or one call of `frames`, may take.
+        backend: what decodes `frames`: "pyav"; "torchcodec" (wherever it gives the same frames; but it patches damaged
+            pictures of most codecs up without a word); "auto" (where it is also no slower and refuses damage); None:
+            what the environment's INTERNVIDEO_DECODER says, else "auto".
+
+    Attributes:
+        info: what the file holds.
+        decoder: which decoder gave the latest frames, "pyav" or "torchcodec".
 
     Raises:
         VideoError: the file cannot be read, with the reason and, where there is one, the time in the file.
@@ -104,16 +88,20 @@ class Video:
         short_side: int | None = None,
         protocols: bool = False,
         budget: float = BUDGET,
+        backend: str | None = None,
     ) -> None:
         if short_side is not None and short_side < 1:
             raise ValueError(f"short_side is {short_side}, must be at least 1")
         self.path = os.fspath(path)
+        backend = chosen(backend, self.path)
+        self.decoder = "pyav"
         self._threads, self._protocols, self._budget = threads, protocols, budget
         self._container: Any = None
         self._packets: Iterator[Any] = iter(())
+        self._second: SecondDecoder | None = None
         try:
             self._index = self._build_index(Deadline(self.path, budget), max_seconds)
-            self.info = _info(self.path, self._index, self._stream)
+            self.info = describe(self.path, self._index, self._stream)
         except av.error.FFmpegError as error:
             self.close()
             raise fail(self.path, f"cannot be read: {reason_of(error)}") from error
@@ -124,6 +112,9 @@ class Video:
         self._converter = Converter()
         self._position = -1  # decoding index of the packet that comes next; -1: unknown
         self._by_stamp = {int(stamp): i for i, stamp in enumerate(self._index.pts)} if self._index.exact else {}
+        if backend != "pyav" and self._index.exact and not protocols and short_side is None:
+            always = backend == "torchcodec"
+            self._second = SecondDecoder(self.path, self._index, self._stream, threads=threads, always=always)
         # The first picture was only needed for its properties; do not hold its buffer.
         self._index.first = None
 
@@ -140,6 +131,8 @@ class Video:
         self._packets = iter(())
         if self._container is not None:
             self._container.close()
+        if self._second is not None:
+            self._second.close()
 
     def _open(self) -> None:
         """Open the file, anew where it was open."""
@@ -166,7 +159,20 @@ class Video:
         """
         wanted = np.asarray(indices, dtype=np.int64).reshape(-1)
         self._check(wanted)
-        deadline = Deadline(self.path, self._budget)
+        second, deadline = self._second, Deadline(self.path, self._budget)
+        theirs = second.frames(wanted) if second is not None and second.serves(wanted) else None
+        deadline.check()
+        if second is not None and theirs is not None and second.proven:
+            self.decoder = "torchcodec"
+            return theirs
+        self.decoder = "pyav"
+        ours = self._decoded(wanted, deadline)
+        if second is not None and theirs is not None:
+            second.judge(theirs, ours)
+        return ours
+
+    def _decoded(self, wanted: NDArray[np.int64], deadline: Deadline) -> NDArray[np.uint8]:
+        """`frames` of indices that were checked."""
         width, height = self._size
         out = np.empty((len(wanted), height, width, 3), np.uint8)
         places: dict[int, list[int]] = {}
@@ -350,33 +356,3 @@ class Video:
                 if not waiting:
                     return
         raise self._damaged(waiting[-1])
-
-
-def _info(path: str, index: Index, stream: Any) -> VideoInfo:
-    first, times = index.first, index.times
-    rotation, mirrored = orientation(first)
-    width, height = (first.height, first.width) if rotation in (90, 270) else (first.width, first.height)
-    duration = index.end - float(times[0])
-    return VideoInfo(
-        path=path,
-        width=width,
-        height=height,
-        fps=len(times) / duration if duration > 0 else 0.0,
-        frames=len(times),
-        duration=duration,
-        rotation=rotation,
-        pixel_format=first.format.name,
-        codec=stream.codec_context.codec.canonical_name,
-        variable_rate=_uneven(times, float(stream.time_base)),
-        times=times,
-        mirrored=mirrored,
-        stopped=index.stopped,
-    )
-
-
-def _uneven(times: NDArray[np.float64], tick: float) -> bool:
-    """Whether the distances of frames differ by more than the rounding of time stamps explains."""
-    if len(times) < 3:
-        return False
-    steps = np.diff(times)
-    return bool(np.ptp(steps) > max(2.5 * tick, 0.1 * float(np.median(steps))))

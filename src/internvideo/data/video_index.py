@@ -16,15 +16,61 @@ import numpy as np
 from numpy.typing import NDArray
 
 from internvideo.data.video_open import Deadline, check_readable, fail, reason_of
+from internvideo.data.video_picture import orientation
 
 KEEP_BYTES = 64 * 2**20
 """Decoded pictures that the slow way may keep, so that a short clip is not decoded twice."""
+
+_ROUNDING = 1e-6
+"""Seconds by which a computed time may be off."""
 
 # (container, codec) whose packets carry exact presentation times, one shown picture a packet.
 _TRUSTED = {
     "mov": {"h264", "hevc", "av1", "vp9", "vp8", "mpeg4", "mjpeg", "prores", "png", "ffv1", "h263"},
     "matroska": {"h264", "hevc", "av1", "vp9", "vp8", "mjpeg", "ffv1", "prores"},
 }
+
+
+@dataclass(frozen=True)
+class VideoInfo:
+    """What a video file holds.
+
+    Attributes:
+        path: as given.
+        width, height: pixels, after rotation.
+        fps: average frames a second.
+        frames: exact number of frames that can be read.
+        duration: s, from the start of the first to the end of the last frame.
+        rotation: 0, 90, 180 or 270 degrees clockwise; `Video.frames` has applied it.
+        pixel_format: as stored, FFmpeg's name.
+        codec: FFmpeg's name.
+        variable_rate: True when the frames are not evenly spaced.
+        times: (frames,) float64 s, presentation times as the file has them, in rising order; the first need not be 0.
+        mirrored: True when the file also asks for a left-right flip (applied before the rotation).
+        stopped: why nothing behind the last frame can be read ("" when the file is whole).
+    """
+
+    path: str
+    width: int
+    height: int
+    fps: float
+    frames: int
+    duration: float
+    rotation: int
+    pixel_format: str
+    codec: str
+    variable_rate: bool
+    times: NDArray[np.float64] = field(compare=False, repr=False)
+    mirrored: bool = False
+    stopped: str = ""
+
+    def within(self, start: float, end: float) -> NDArray[np.int64]:
+        """Indices of the frames that begin at start <= time < end, in seconds from the first frame on.
+
+        That is how players count and how people note spans; `times` may start anywhere.
+        """
+        times = self.times - self.times[0] + _ROUNDING
+        return np.flatnonzero((times >= start) & (times < end)).astype(np.int64)
 
 
 @dataclass
@@ -55,6 +101,13 @@ class Index:
     bad: NDArray[np.bool_] = field(default_factory=lambda: np.zeros(0, np.bool_))
     kept: list[Any] | None = None
     stopped: str = ""
+
+    @property
+    def open_gop(self) -> bool:
+        """Whether pictures after a key frame are shown before it, so that they lean on the group before."""
+        group = np.cumsum(self.key) - 1
+        leading = (self.pts < self.pts[np.flatnonzero(self.key)][group]) & (group > 0)
+        return bool(leading.any())
 
 
 def index_from_packets(container: Any, stream: Any, path: str, deadline: Deadline, max_seconds: float) -> Index | None:
@@ -119,9 +172,7 @@ def _tables(
 
 def _opening_picture(context: Any, packet: Any, index: Index) -> Any:
     """Decode the first packet alone; the decoder forgets it again and is ready for any key frame."""
-    group = np.cumsum(index.key) - 1
-    leading = (index.pts < index.pts[np.flatnonzero(index.key)][group]) & (group > 0)
-    if not leading.any():
+    if not index.open_gop:
         # A fault in the stream shall be an error, not a picture patched up from its neighbours. In an open GOP, though,
         # a start in the middle counts as a fault, so there only the decoder's own marks of damage are left.
         context.options = {**context.options, "err_detect": "explode"}
@@ -290,3 +341,34 @@ def _end(times: NDArray[np.float64], duration: float, stream: Any) -> float:
     if duration < 0.002:  # 0 or 1 ms stand for "unknown"
         duration = float(np.median(np.diff(times))) if len(times) > 1 else 1.0 / _rate(stream)
     return float(times[-1]) + duration
+
+
+def describe(path: str, index: Index, stream: Any) -> VideoInfo:
+    """What is told of an indexed stream."""
+    first, times = index.first, index.times
+    rotation, mirrored = orientation(first)
+    width, height = (first.height, first.width) if rotation in (90, 270) else (first.width, first.height)
+    duration = index.end - float(times[0])
+    return VideoInfo(
+        path=path,
+        width=width,
+        height=height,
+        fps=len(times) / duration if duration > 0 else 0.0,
+        frames=len(times),
+        duration=duration,
+        rotation=rotation,
+        pixel_format=first.format.name,
+        codec=stream.codec_context.codec.canonical_name,
+        variable_rate=_uneven(times, float(stream.time_base)),
+        times=times,
+        mirrored=mirrored,
+        stopped=index.stopped,
+    )
+
+
+def _uneven(times: NDArray[np.float64], tick: float) -> bool:
+    """Whether the distances of frames differ by more than the rounding of time stamps explains."""
+    if len(times) < 3:
+        return False
+    steps = np.diff(times)
+    return bool(np.ptp(steps) > max(2.5 * tick, 0.1 * float(np.median(steps))))
