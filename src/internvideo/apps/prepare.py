@@ -1,0 +1,285 @@
+"""Benchmarks made ready: official annotation files and a folder of videos to manifests, one a split.
+
+A manifest names only videos that are there; what is missing or unreadable is told, counted and listed. The fingerprint
+of a split is that of its annotations, so it is the same wherever the videos lie.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field
+from functools import cache
+from pathlib import Path
+
+from internvideo.apps.pickle_machine import Machine, RefusedError, Storage
+from internvideo.data.catalog import Benchmark, benchmark
+from internvideo.data.formats.annotations import Annotations
+from internvideo.data.formats.reading import AnnotationSource
+from internvideo.data.lists import VIDEO_EXTENSIONS
+from internvideo.data.manifest import Manifest, write_manifest
+from internvideo.data.sample import Sample
+from internvideo.data.video import probe
+from internvideo.errors import ManifestError, VideoError
+from internvideo.storage import write_text
+
+_TRIMMED = re.compile(r"^(?P<video>.+)_(?P<start>\d{6})_(?P<end>\d{6})$")
+_OTHER_FILES = frozenset((".glb", ".jpg", ".jpeg", ".png"))  # scenes of navigation, frames of detection
+MOST_PICKLE_BYTES = 1 << 30
+
+
+@dataclass(frozen=True)
+class PreparedSplit:
+    """What became of a split.
+
+    Attributes:
+        manifest: file name of the manifest, "" where no video was there to write one for.
+        rows: of the annotations; counted: the same in the benchmark's unit.
+        present, missing, unreadable: videos (files, each once).
+        fingerprint: of all rows of the annotations and the class names, wherever videos lie.
+        written: rows in the manifest.
+    """
+
+    manifest: str
+    rows: int
+    counted: int
+    present: int
+    missing: int
+    unreadable: int
+    fingerprint: str
+    written: int
+
+
+@dataclass
+class Prepared:
+    """The report of a benchmark: its splits, notes of the reader, differences from the official release."""
+
+    benchmark: str
+    classes: int
+    splits: dict[str, PreparedSplit] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class _Found:
+    """A video file and the second of the uploaded video that it starts with."""
+
+    path: str
+    start: float = 0.0
+    end: float = float("inf")
+
+
+class VideoFolder:
+    """The videos of a folder by their names.
+
+    Args:
+        folder: everything below it is looked through, once.
+
+    Raises:
+        ManifestError: there is no such folder.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        if not folder.is_dir():
+            raise ManifestError(folder, "no such folder", "the folder of the videos")
+        self.folder = folder.absolute()
+        self._by_path: dict[str, str] = {}
+        self._by_stem: defaultdict[str, list[_Found]] = defaultdict(list)
+        self._parts: defaultdict[str, list[_Found]] = defaultdict(list)
+        self.frame_folders: set[str] = set()
+        for place, folders, names in os.walk(self.folder, followlinks=True):
+            folders[:] = sorted(name for name in folders if not name.startswith("."))
+            for name in sorted(names):
+                self._take(os.path.join(place, name), name)
+
+    def _take(self, path: str, name: str) -> None:
+        stem, extension = os.path.splitext(name)
+        if extension.lower() not in VIDEO_EXTENSIONS and extension.lower() not in _OTHER_FILES:
+            return
+        self._by_path[os.path.relpath(path, self.folder)] = path
+        if extension.lower() in _OTHER_FILES:
+            if extension.lower() != ".glb":
+                self.frame_folders.add(os.path.basename(os.path.dirname(path)))
+            return
+        self._by_stem[stem].append(_Found(path))
+        trimmed = _TRIMMED.match(stem)
+        if trimmed:
+            self._parts[trimmed["video"]].append(_Found(path, float(trimmed["start"]), float(trimmed["end"])))
+
+    def find(self, names: Iterable[str], seconds: float | None = None) -> _Found | None:
+        """The file of the first name that is there: by path, by name without extension, or a trimmed part of it.
+
+        Args:
+            names: best first. seconds: a time that a trimmed part must hold.
+        """
+        tried = list(names)
+        for name in tried:
+            if name in self._by_path:
+                return _Found(self._by_path[name])
+        for name in tried:
+            folder, stem = os.path.split(os.path.splitext(name)[0] if _extension(name) else name)
+            found = self._by_stem.get(stem, [])
+            if found:  # of several in different folders the one whose folder is asked for
+                near = [one for one in found if os.path.basename(os.path.dirname(one.path)) == os.path.basename(folder)]
+                return (near or found)[0]
+        for name in tried:
+            for part in self._parts.get(name, ()):
+                if seconds is None or part.start <= seconds <= part.end:
+                    return part
+        return None
+
+
+def _extension(name: str) -> bool:
+    return os.path.splitext(name)[1].lower() in VIDEO_EXTENSIONS
+
+
+def prepare(
+    name: str,
+    annotations: Path,
+    output: Path,
+    *,
+    videos: Path | None = None,
+    check_videos: bool = False,
+    workers: int | None = None,
+    told: Callable[[str], None] = lambda line: None,
+) -> Prepared:
+    """Read a benchmark's annotation files, find its videos, write a manifest a split into `output`.
+
+    Beside the manifests lie `prepared.json` (this report), `missing.txt`, `unreadable.txt`, vocabularies and, of
+    merges, `dropped.tsv`. Without `videos` the manifests hold all rows under the names of the annotations.
+
+    Args:
+        name: of `catalog.BENCHMARKS`. annotations: the file or folder. output: made when absent.
+        videos: their folder. check_videos: open each video too. workers: threads that do so.
+        told: called with lines for a person.
+
+    Raises:
+        ManifestError: an unknown benchmark, annotations that cannot be used, no such folder of videos.
+        RunError: the output cannot be written.
+    """
+    entry = benchmark(name)
+    folder = None if videos is None else VideoFolder(videos)
+    source = AnnotationSource(annotations, unpickle=read_pickle, frame_rate=None if folder is None else _rates(folder))
+    made = entry.read(source)
+    report = Prepared(name, len(made.classes), notes=list(made.notes), warnings=entry.differences(made))
+    missing: dict[str, None] = {}
+    broken: dict[str, str] = {}
+    checked: dict[str, str] = {}
+    for split, rows in made.splits.items():
+        located, lost = _locate(rows, made, folder)
+        missing |= dict.fromkeys(lost)
+        if check_videos and folder is not None:
+            _check((row.path for row in located), checked, workers)
+        unreadable = {row.path: checked[row.path] for row in located if checked.get(row.path)}
+        broken |= unreadable
+        kept = [row for row in located if row.path not in unreadable]
+        file = f"{split}.jsonl" if kept else ""
+        if kept:
+            write_manifest(output / file, kept, made.classes)
+        whole = Manifest(tuple(rows), made.classes, output, annotations)
+        report.splits[split] = PreparedSplit(
+            file, len(rows), entry.count(rows), len({row.path for row in kept}), len(lost), len(unreadable),
+            whole.fingerprint, len(kept),
+        )  # fmt: skip
+        told(_line(split, report.splits[split], entry, folder is not None))
+    if folder is not None and missing and any(Path(path).stem in folder.frame_folders for path in missing):
+        report.warnings.append("some missing videos are there as folders of frames; encode them as videos first")
+    _write(output, report, made, list(missing), broken)
+    for line in (*report.notes, *(f"warning: {warning}" for warning in report.warnings)):
+        told(line)
+    return report
+
+
+def _locate(rows: list[Sample], made: Annotations, folder: VideoFolder | None) -> tuple[list[Sample], list[str]]:
+    """Rows whose video is there, with its path, and the paths of the others."""
+    if folder is None:
+        return rows, []
+    located, lost = [], dict[str, None]()
+    for row in rows:
+        moment = row.boxes[0].time if row.boxes else None
+        found = folder.find((row.path, *made.names.get(row.path, ())), moment)
+        if found is None:
+            lost[row.path] = None
+        else:
+            located.append(_moved(row, found))
+    return located, list(lost)
+
+
+def _moved(row: Sample, found: _Found) -> Sample:
+    """The row with its file's path; times count from the start of a trimmed file."""
+    changed: dict[str, object] = {"path": found.path}
+    if found.start and row.boxes:
+        changed["boxes"] = tuple(box.model_copy(update={"time": max(box.time - found.start, 0.0)}) for box in row.boxes)
+    return row.model_copy(update=changed)
+
+
+def _check(paths: Iterable[str], checked: dict[str, str], workers: int | None) -> None:
+    """Open videos; `checked` holds the reason that one cannot be read, "" for a good one."""
+    fresh = [path for path in dict.fromkeys(paths) if path not in checked]
+    with ThreadPoolExecutor(workers or min(8, os.cpu_count() or 1)) as pool:
+        checked |= zip(fresh, pool.map(_reason, fresh), strict=True)
+
+
+def _reason(path: str) -> str:
+    if Path(path).suffix.lower() in _OTHER_FILES:
+        return ""
+    try:
+        probe(path)
+    except VideoError as error:
+        return error.found
+    return ""
+
+
+def _rates(folder: VideoFolder) -> Callable[[str], float | None]:
+    @cache
+    def rate(film: str) -> float | None:
+        found = folder.find((film,))
+        try:
+            return None if found is None else probe(found.path).fps
+        except VideoError:
+            return None
+
+    return rate
+
+
+def read_pickle(path: Path) -> object:
+    """The plain containers of a pickle; nothing of it is run. Raises ManifestError when it holds anything else."""
+    try:
+        if path.stat().st_size > MOST_PICKLE_BYTES:
+            raise ManifestError(path, f"more than {MOST_PICKLE_BYTES >> 30} GiB", "annotations")
+        with path.open("rb") as stream:
+            return Machine(stream, _no_storage).run()
+    except RefusedError as error:
+        raise ManifestError(path, str(error.args[0]), "dictionaries, lists, texts and numbers") from None
+    except OSError as error:
+        raise ManifestError(path, f"cannot be read: {error.strerror or error}", "a pickle") from None
+
+
+def _no_storage(_: object) -> Storage:
+    raise RefusedError("the pickle holds tensors")
+
+
+def _line(split: str, made: PreparedSplit, entry: Benchmark, looked: bool) -> str:
+    videos = f"{made.present:,} videos present, {made.missing:,} missing, {made.unreadable:,} unreadable"
+    videos = videos if looked else f"{made.present:,} videos, not looked for"
+    count = f"{made.rows:,} rows" if entry.unit == "clips" else f"{made.rows:,} rows ({made.counted:,} {entry.unit})"
+    where = f" -> {made.manifest}" if made.manifest else " -> no manifest"
+    return f"{split}: {count}; {videos}; fingerprint {made.fingerprint}{where}"
+
+
+def _write(output: Path, report: Prepared, made: Annotations, missing: list[str], broken: dict[str, str]) -> None:
+    write_text(output / "prepared.json", json.dumps(asdict(report), indent=1, ensure_ascii=False) + "\n")
+    tables: dict[str, Sequence[tuple[str, ...]]] = {
+        "missing.txt": [(path,) for path in missing],
+        "unreadable.txt": list(broken.items()),
+        **{f"{name}.txt": [(word,) for word in words] for name, words in made.vocabularies.items()},
+        **{f"{name}.tsv": rows for name, rows in made.lists.items()},
+    }
+    for name, rows in tables.items():
+        if rows or (output / name).exists():
+            write_text(output / name, "".join("\t".join(row) + "\n" for row in rows))

@@ -1,0 +1,34 @@
+"""`internvideo prepare`: the annotation files of a benchmark to manifests."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def prepare(
+    benchmark: Annotated[str, typer.Argument(help="A name of `internvideo list benchmarks`.")],
+    annotations: Annotated[Path, typer.Option(help="The official annotation file, or the folder of them.")],
+    videos: Annotated[
+        Path | None, typer.Option(help="The folder of the videos; without it nothing is looked for.")
+    ] = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Folder of the manifests; by default runs/prepare/BENCHMARK.")
+    ] = None,
+    check_videos: Annotated[bool, typer.Option("--check-videos", help="Open every video too.")] = False,
+    workers: Annotated[int | None, typer.Option(min=1, help="Threads that open videos; by default a few.")] = None,
+) -> None:
+    """Write the manifests of a benchmark, one a split, from its official annotation files.
+
+    Tells how many videos are present, missing and unreadable, a fingerprint of each split, and what differs from the
+    official release.
+    """
+    from internvideo.apps.prepare import prepare as prepare_benchmark
+
+    folder = output or Path("runs/prepare") / benchmark
+    prepare_benchmark(
+        benchmark, annotations, folder, videos=videos, check_videos=check_videos, workers=workers, told=typer.echo
+    )
+    typer.echo(f"manifests: {folder}")

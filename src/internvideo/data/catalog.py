@@ -1,0 +1,190 @@
+"""The 39 benchmarks of the paper (spec 0 and 12), and the data sets around them: who reads them, how large, how good.
+
+A benchmark is a (task, data set) pair that has a row or column in one of the paper's tables. Sizes are those of the
+official releases; `tolerance` is the share by which a release is known to differ ("about 240k").
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+from internvideo.data.formats import activitynet, ava, clip_sets, hybrid, kinetics, something
+from internvideo.data.formats.annotations import Annotations
+from internvideo.data.formats.reading import AnnotationSource
+from internvideo.data.sample import Sample, did_you_mean
+from internvideo.errors import ManifestError
+
+Reader = Callable[[AnnotationSource], Annotations]
+Unit = Literal["clips", "videos", "questions", "Kinetics clips"]
+TASKS = (
+    "recognition", "temporal localisation", "spatio-temporal localisation", "retrieval", "question answering",
+    "navigation", "zero-shot recognition", "zero-shot retrieval", "zero-shot multiple choice", "open set", "Ego4D",
+    "pretraining",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """One entry.
+
+    Attributes:
+        title: the data set's name.
+        task: one of TASKS.
+        read: the reader of its annotation files.
+        metric: what is reported. paper: the paper's figure, "" where it has none.
+        number: its place among the 39, 0 for a data set that is not counted.
+        sizes: split -> official size in `unit`. tolerance: share by which a split may differ unnoticed.
+        unit: what is counted: rows, different videos, questions.
+        classes: number of classes, 0 without.
+    """
+
+    title: str
+    task: str
+    read: Reader
+    metric: str
+    paper: str = ""
+    number: int = 0
+    sizes: Mapping[str, int] = field(default_factory=dict)
+    unit: Unit = "clips"
+    tolerance: float = 0.0
+    classes: int = 0
+
+    def count(self, rows: Sequence[Sample]) -> int:
+        """How many of its unit some rows are."""
+        if self.unit == "videos":
+            return len({row.path for row in rows})
+        if self.unit == "questions":
+            return sum(len(row.qa) for row in rows)
+        if self.unit == "Kinetics clips":
+            return sum(row.attributes.get("source") == "kinetics" for row in rows)
+        return len(rows)
+
+    def differences(self, annotations: Annotations) -> list[str]:
+        """What differs from the official release, one sentence each."""
+        found = []
+        for split, size in self.sizes.items():
+            if split not in annotations.splits:
+                found.append(f"no split {split} in the annotations; officially {size:,} {self.unit}")
+                continue
+            count = self.count(annotations.splits[split])
+            if abs(count - size) > self.tolerance * size:
+                about = "about " if self.tolerance else ""
+                found.append(f"{split} has {count:,} {self.unit}, officially {about}{size:,}")
+        if self.classes and len(annotations.classes) != self.classes:
+            found.append(f"{len(annotations.classes):,} classes, officially {self.classes:,}")
+        return found
+
+    @property
+    def about(self) -> str:
+        """One line: task, data set, splits, classes, metric, the paper's figure."""
+        about = "~" if self.tolerance else ""
+        sizes = ", ".join(f"{split} {about}{size:,}" for split, size in self.sizes.items())
+        parts = [f"{self.task}: {self.title}"]
+        parts += [f"{sizes} {self.unit}"] if sizes else []
+        parts += [f"{self.classes:,} classes"] if self.classes else []
+        parts += [self.metric] if self.metric else []
+        return "; ".join(parts) + (f"; paper {self.paper}" if self.paper else "")
+
+
+def _sizes(train: int = 0, val: int = 0, test: int = 0) -> dict[str, int]:
+    return {name: size for name, size in (("train", train), ("val", val), ("test", test)) if size}
+
+
+_HMDB_SIZES = {f"{part}{n}": size for n in (1, 2, 3) for part, size in (("train", 3570), ("test", 1530))}
+_TAL = "mAP at tIoU .5:.05:.95"
+
+BENCHMARKS: dict[str, Benchmark] = {
+    "kinetics400": Benchmark(
+        "Kinetics-400", "recognition", kinetics.read_400, "top-1", "D 90.9, T 91.1", 1,
+        _sizes(240_000, 20_000, 39_000), tolerance=0.1, classes=400,
+    ),
+    "kinetics600": Benchmark(
+        "Kinetics-600", "recognition", kinetics.read_600, "top-1", "D 91.1, T 91.3", 2,
+        _sizes(390_000, 30_000, 60_000), tolerance=0.1, classes=600,
+    ),
+    "kinetics700": Benchmark(
+        "Kinetics-700", "recognition", kinetics.read_700, "top-1", "D 83.8, T 84.0", 3,
+        _sizes(545_000, 35_000, 70_000), tolerance=0.1, classes=700,
+    ),
+    "something_v1": Benchmark(
+        "Something-Something V1", "recognition", something.read_v1, "top-1", "70.0", 4,
+        _sizes(86_017, 11_522, 10_960), classes=174,
+    ),
+    "something_v2": Benchmark(
+        "Something-Something V2", "recognition", something.read_v2, "top-1", "77.2", 5,
+        _sizes(168_913, 24_777, 27_157), classes=174,
+    ),
+    "activitynet": Benchmark(
+        "ActivityNet 1.3", "recognition", activitynet.read_activitynet, "top-1", "94.3", 6,
+        _sizes(10_024, 4_926, 5_044), classes=200,
+    ),
+    "hacs": Benchmark(
+        "HACS", "recognition", activitynet.read_hacs, "top-1", "95.5", 7,
+        _sizes(37_613, 5_981, 5_987), unit="videos", classes=200,
+    ),
+    "hmdb51": Benchmark(
+        "HMDB51", "recognition", clip_sets.read_hmdb51, "top-1, mean of 3 splits", "89.3", 8, _HMDB_SIZES, classes=51,
+    ),
+    "thumos14": Benchmark(
+        "THUMOS14", "temporal localisation", activitynet.read_thumos14, "mAP at tIoU .3:.1:.7", "71.58", 9,
+        _sizes(val=200, test=213), classes=20,
+    ),
+    "activitynet_segments": Benchmark(
+        "ActivityNet 1.3", "temporal localisation", activitynet.read_activitynet, _TAL, "39.00", 10,
+        _sizes(10_024, 4_926, 5_044), classes=200,
+    ),
+    "hacs_segments": Benchmark(
+        "HACS Segments 1.1.1", "temporal localisation", activitynet.read_hacs_segments, _TAL,
+        "41.32 (ActionFormer), 41.55 (TCANet)", 11, _sizes(37_613, 5_981, 5_987), classes=200,
+    ),
+    "fineaction": Benchmark(
+        "FineAction", "temporal localisation", activitynet.read_fineaction, _TAL, "17.57", 12,
+        _sizes(8_440, 4_174, 4_118), classes=106,
+    ),
+    "ava": Benchmark(
+        "AVA 2.2", "spatio-temporal localisation", ava.read_ava, "frame mAP at IoU .5 of 60 classes", "41.01", 13,
+        _sizes(235, 64, 131), unit="videos", classes=80,
+    ),
+    "ava_kinetics": Benchmark(
+        "AVA-Kinetics", "spatio-temporal localisation", ava.read_ava_kinetics, "frame mAP at IoU .5 of 60 classes",
+        "42.51", 14, _sizes(141_000, 32_000, 65_000), unit="Kinetics clips", tolerance=0.1, classes=80,
+    ),
+    "ucf101_hmdb51": Benchmark(
+        "UCF101, unknown HMDB51", "open set", clip_sets.read_open_hmdb, "AUC, closed-set accuracy", "85.48, 97.89", 33,
+        {"train": 9_537, "test": 3_783, "unknown": 1_530}, classes=101,
+    ),
+    "ucf101_mit": Benchmark(
+        "UCF101, unknown Moments in Time 2", "open set", clip_sets.read_open_moments, "AUC", "91.85", 34,
+        {"train": 9_537, "test": 3_783, "unknown": 30_500}, classes=101,
+    ),
+    "zero_shot_k400": Benchmark(
+        "Kinetics-400 test list", "zero-shot recognition", kinetics.read_zero_shot, "top-1", "64.25",
+        sizes={"test": 39_000}, tolerance=0.1, classes=400,
+    ),
+    "kinetics710": Benchmark(
+        "Kinetics-710", "pretraining", kinetics.read_710, "top-1",
+        sizes={"train": 658_000, "val": 67_000}, tolerance=0.02, classes=710,
+    ),
+    "unlabeled_hybrid": Benchmark(
+        "UnlabeledHybrid", "pretraining", hybrid.read_hybrid, "", sizes={"train": 1_348_000}, tolerance=0.02,
+    ),
+    "ucf101": Benchmark(
+        "UCF101", "recognition", clip_sets.read_ucf101, "top-1",
+        sizes={"train1": 9_537, "test1": 3_783}, classes=101,
+    ),
+    "mit_v2": Benchmark(
+        "Moments in Time 2", "recognition", clip_sets.read_moments, "top-1", sizes={"val": 30_500}, classes=305,
+    ),
+    "hacs_clips": Benchmark("HACS Clips 1.1", "recognition", activitynet.read_hacs_clips, "top-1", classes=200),
+}  # fmt: skip
+"""Name -> benchmark."""
+
+
+def benchmark(name: str) -> Benchmark:
+    """The entry of a name. Raises ManifestError naming what there is."""
+    if name not in BENCHMARKS:
+        found = f"no benchmark '{name}'{did_you_mean(name, BENCHMARKS)}"
+        raise ManifestError("benchmark", found, "a name of `internvideo list benchmarks`")
+    return BENCHMARKS[name]

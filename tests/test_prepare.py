@@ -1,0 +1,150 @@
+"""`internvideo prepare`: manifests of the videos that are there, and what is told of the others."""
+
+from __future__ import annotations
+
+import json
+import pickle
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from goldens_folder import GOLDENS
+from internvideo.apps.prepare import VideoFolder, prepare, read_pickle
+from internvideo.commands.prepare import prepare as command
+from internvideo.data.manifest import read_manifest
+from internvideo.data.video_writer import write_video
+from internvideo.errors import ManifestError
+
+FILES = GOLDENS / "tasks" / "annotations"
+
+
+def a_video(path: Path, frames: int = 4, fps: int = 8) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_video(path, (np.full((32, 32, 3), 8 * n, np.uint8) for n in range(frames)), fps)
+    return path
+
+
+def test_present_missing_and_unreadable(tmp_path: Path) -> None:
+    videos = tmp_path / "videos"
+    a_video(videos / "val" / "75YX8XM5mSL_000231_000241.mp4")
+    a_video(videos / "Fy5UBIHEYeD.webm.mp4").rename(videos / "Fy5UBIHEYeD.mkv")
+    (videos / "p4Zdl_AK6j0.mp4").write_bytes(b"no video")
+    (videos / "KgodkDINzNl.txt").write_text("no video either")
+    lines: list[str] = []
+    done = prepare(
+        "kinetics400", FILES / "kinetics400", tmp_path / "out", videos=videos, check_videos=True, told=lines.append
+    )
+    split = done.splits["val"]
+    assert (split.rows, split.present, split.missing, split.unreadable, split.written) == (5, 2, 2, 1, 2)
+    assert lines[0].startswith("val: 5 rows; 2 videos present, 2 missing, 1 unreadable; fingerprint ")
+    assert "warning: val has 5 clips, officially about 20,000" in lines
+    assert "warning: 5 classes, officially 400" in lines
+    manifest = read_manifest(tmp_path / "out" / "val.jsonl")
+    assert [row.label for row in manifest.rows] == [0, 1]
+    assert all(manifest.video_path(row).is_file() for row in manifest.rows)
+    assert len(manifest.classes) == 5
+    assert (tmp_path / "out" / "missing.txt").read_text().split() == [
+        "KgodkDINzNl_000282_000292.mp4",
+        "ICAbaG8wy1J_000197_000207.mp4",
+    ]
+    (line,) = (tmp_path / "out" / "unreadable.txt").read_text().splitlines()
+    assert line.startswith(str(videos / "p4Zdl_AK6j0.mp4") + "\t")
+    report = json.loads((tmp_path / "out" / "prepared.json").read_text())
+    assert report["splits"]["val"]["fingerprint"] == split.fingerprint
+    a_video(videos / "KgodkDINzNl.mp4")
+    (videos / "p4Zdl_AK6j0.mp4").unlink()
+    again = prepare("kinetics400", FILES / "kinetics400", tmp_path / "out", videos=videos, check_videos=True)
+    assert (again.splits["val"].present, again.splits["val"].missing, again.splits["val"].unreadable) == (3, 2, 0)
+    assert (tmp_path / "out" / "unreadable.txt").read_text() == ""
+
+
+def test_a_fingerprint_knows_the_annotations_and_not_the_place_of_videos(tmp_path: Path) -> None:
+    a_video(tmp_path / "videos" / "75YX8XM5mSL.mp4")
+    source = tmp_path / "val.csv"
+    shutil.copy(FILES / "kinetics400" / "kinetics-400_val.csv", source)
+    without = prepare("kinetics400", source, tmp_path / "a").splits["val"]
+    there = prepare("kinetics400", source, tmp_path / "b", videos=tmp_path / "videos").splits["val"]
+    assert without.fingerprint == there.fingerprint
+    assert (without.written, there.written) == (5, 1)
+    source.write_text(source.read_text().replace("231", "232"))
+    assert prepare("kinetics400", source, tmp_path / "c").splits["val"].fingerprint != without.fingerprint
+
+
+def test_times_count_from_the_start_of_a_trimmed_file(tmp_path: Path) -> None:
+    for start in (100, 117):
+        a_video(tmp_path / "videos" / f"q5wLNSMQWXY_{start:06d}_{start + 10:06d}.mp4")
+    prepare("ava_kinetics", FILES / "ava_kinetics", tmp_path / "out", videos=tmp_path / "videos")
+    (row,) = read_manifest(tmp_path / "out" / "val.jsonl").rows
+    assert row.path.endswith("q5wLNSMQWXY_000117_000127.mp4")
+    assert row.boxes[0].time == pytest.approx(121.281427 - 117)
+
+
+def test_names_of_videos(tmp_path: Path) -> None:
+    for name in ("a/x.mp4", "b/x.mp4", "v_y.avi", "z_000001_000011.mp4", ".hidden/h.mp4", "f/00001.jpg"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    folder = VideoFolder(tmp_path)
+    found = {
+        name: one and Path(one.path).relative_to(tmp_path).as_posix()
+        for name in ("b/x.mp4", "other/b/x.webm", "x", "v_y", "y", "z", "h")
+        if (one := folder.find([name])) or True
+    }
+    assert found == {
+        "b/x.mp4": "b/x.mp4", "other/b/x.webm": "b/x.mp4", "x": "a/x.mp4", "v_y": "v_y.avi", "y": None,
+        "z": "z_000001_000011.mp4", "h": None,
+    }  # fmt: skip
+    assert folder.find(["z"], seconds=30.0) is None
+    with pytest.raises(ManifestError, match="no such folder"):
+        VideoFolder(tmp_path / "absent")
+
+
+def test_folders_of_frames_are_told(tmp_path: Path) -> None:
+    for number in ("59729", "26694"):
+        (tmp_path / "videos" / number).mkdir(parents=True)
+        (tmp_path / "videos" / number / "00001.jpg").touch()
+    done = prepare("something_v1", FILES / "something_v1", tmp_path / "out", videos=tmp_path / "videos")
+    assert done.splits["val"].missing == 5
+    assert done.splits["val"].manifest == ""
+    assert any("folders of frames" in warning for warning in done.warnings)
+
+
+def test_the_merge_says_what_it_dropped(tmp_path: Path) -> None:
+    for count, split, video in ((400, "train", "a"), (600, "train", "b"), (700, "train", "c"), (700, "val", "a")):
+        path = tmp_path / f"kinetics{count}" / f"{split}.csv"
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(f"label,youtube_id,time_start,time_end,split\nyoga,{video},1,11,{split}\n")
+    prepare("kinetics710", tmp_path, tmp_path / "out")
+    told = (tmp_path / "out" / "dropped.tsv").read_text()
+    assert told == "kinetics400\ttrain\ta_000001_000011\tin the val set of kinetics700\n"
+
+
+def test_the_command_tells_where_it_wrote(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    command("thumos14", FILES / "thumos14", output=tmp_path / "out")
+    told = capsys.readouterr().out.splitlines()
+    assert told[-1] == f"manifests: {tmp_path / 'out'}"
+    assert sum(line.startswith("warning: ") for line in told) == 2
+    assert len(read_manifest(tmp_path / "out" / "test.jsonl").classes) == 20
+
+
+def test_an_unknown_benchmark(tmp_path: Path) -> None:
+    with pytest.raises(ManifestError, match=r"no benchmark 'kinetics40' \(did you mean 'kinetics400'\?\)"):
+        prepare("kinetics40", tmp_path, tmp_path / "out")
+
+
+class _Evil:
+    def __reduce__(self) -> tuple[object, tuple[str]]:
+        return print, ("run",)
+
+
+def test_pickles_are_data(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    captions = {"video": [["a", "cat"], ["it", "jumps"]]}
+    for protocol in range(pickle.HIGHEST_PROTOCOL + 1):
+        (tmp_path / "good.pkl").write_bytes(pickle.dumps(captions, protocol))
+        assert read_pickle(tmp_path / "good.pkl") == captions
+    for content in (pickle.dumps(_Evil()), b"\x80\x02}q", b""):
+        (tmp_path / "bad.pkl").write_bytes(content)
+        with pytest.raises(ManifestError, match=r"bad\.pkl"):
+            read_pickle(tmp_path / "bad.pkl")
+    assert capsys.readouterr().out == ""
