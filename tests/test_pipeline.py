@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import signal
 from collections.abc import Iterator
@@ -163,8 +164,36 @@ def test_a_dry_run_tells_parameters_steps_memory_and_a_loss_and_writes_nothing()
     assert f"learning  {count:.3f} M parameters" in told
     assert "frozen    0.000 M" in told
     assert "steps     6 (5.0 an epoch, 8 clips a batch of (3, 4, 32, 32))" in told
-    assert "MiB" in told
     assert "loss 0.6" in told or "loss 0.7" in told
+
+
+def memory(**changes: Any) -> dict[str, float]:
+    """MiB by kind, as the dry run tells them; "" is their sum."""
+    lines = describe(recipe(**changes), device="cpu").splitlines()
+    told = {line.split()[2]: float(line.split()[0]) for line in lines if re.match(r" +\d+\.\d MiB \w+$", line)}
+    (whole,) = (float(line.split()[1]) for line in lines if line.startswith("memory "))
+    assert whole == pytest.approx(sum(told.values()), abs=0.3)
+    return told
+
+
+def test_a_dry_run_tells_what_takes_memory() -> None:
+    wide = {"model": {"overrides": {"width": 192, "heads": 2}}}
+    plain = memory(**wide)
+    with torch.device("meta"):
+        model = pipeline.build_model(recipe(**wide), len(CLASSES))
+    whole = sum(p.numel() for p in model.parameters()) * 4 / 2**20
+    assert whole > 4
+    assert plain["parameters"] == pytest.approx(whole, abs=0.2)
+    assert plain["gradients"] == pytest.approx(whole, abs=0.1)
+    assert plain["optimizer"] == pytest.approx(2 * whole, abs=0.1)
+    assert plain["averages"] == 0.0
+    twice = memory(**wide, loader={"batch_size": 16}, loop={"ema_decay": 0.9})
+    assert twice["averages"] == pytest.approx(whole, abs=0.1)
+    assert twice["activations"] == pytest.approx(2 * plain["activations"], rel=0.02)
+    assert memory(**wide) == plain, "the same figures every time"
+    again = memory(**wide, loop={"activation_checkpointing": True})
+    assert again["activations"] < 0.4 * plain["activations"]
+    assert {**again, "activations": 0} == {**plain, "activations": 0}
 
 
 @pytest.mark.parametrize(("what", "table"), [("models", MODELS), ("stages", STAGES), ("tasks", TASKS)])

@@ -13,7 +13,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from internvideo.data.catalog import BENCHMARKS
 from internvideo.data.loader import Loader
 from internvideo.data.manifest import Manifest, read_manifest
 from internvideo.data.mixture import AlternatingLoader, MixedLoader
@@ -41,8 +40,9 @@ from internvideo.stages.multimodal import MultimodalStage
 from internvideo.storage import read_safetensors
 from internvideo.training import checkpoint, distributed
 from internvideo.training.loop import BatchSource, train
-from internvideo.training.optimizer import make_optimizer
+from internvideo.training.memory import MIB, counted_activations, tensor_bytes
 from internvideo.training.settings import TrainingSettings
+from internvideo.training.step import Stepper
 
 MAY_DIFFER = ("data.loader.workers", "data.loader.prefetch", "data.loader.pin_memory", "data.loader.cache_megabytes")
 """Settings that change nothing in what is computed: a run may be resumed with others."""
@@ -269,33 +269,42 @@ def load_trained(path: Path, *, device: str = "auto") -> Trained:
 
 
 def describe(recipe: Recipe, *, device: str = "auto") -> str:
-    """What a run would do: parameters, steps, memory, and one forward and backward on a batch that is made up."""
+    """What a run would do: parameters, steps, memory, and one step on the first batch of its data; nothing is kept."""
     here = choose_device(device)
-    if recipe.data.train is None:
-        raise RecipeError("data.train", "is missing", "a manifest or a folder of videos", "add data.train=PATH")
     job = prepare(recipe)
-    learning = sum(p.numel() for p in job.model.parameters() if p.requires_grad)
-    frozen = sum(p.numel() for p in job.model.parameters() if not p.requires_grad)
     per_epoch = len(job.loader) / recipe.loop.accumulate
     steps = recipe.schedule.total_steps(per_epoch)
+    counts = {kind: sum(p.numel() for p in job.model.parameters() if p.requires_grad == kind) for kind in (True, False)}
+    loop = recipe.loop.model_copy(update={"compile": False})
+    settings = TrainingSettings(optimizer=recipe.optimizer, schedule=recipe.schedule, loop=loop)
     stage = job.stage.to(here).train()
-    optimizer = make_optimizer(stage, recipe.optimizer)
+    stepper = Stepper(stage, settings, steps, here, torch.Generator(here).manual_seed(loop.seed))
     batch = next(iter(job.loader.epoch(0))).to(here)
-    generator = torch.Generator(here).manual_seed(recipe.loop.seed)
-    losses: dict[str, Tensor] = stage(batch, generator)
+    with stepper.autocast, counted_activations(stage) as activations:
+        losses: dict[str, Tensor] = stage(batch, stepper.generator)
     torch.autograd.backward(losses["loss"])
-    memory = learning * 16 + frozen * 4  # weights, gradients and two moments in float32
+    stepper.optimizer.step()  # only now does the optimizer have its state
+    states = [entry for state in stepper.optimizer.state.values() for entry in state.values()]
+    memory = {
+        "parameters": tensor_bytes((*stage.parameters(), *stage.buffers())),
+        "gradients": tensor_bytes(p.grad for p in stage.parameters() if p.grad is not None),
+        "optimizer": tensor_bytes(entry for entry in states if torch.is_tensor(entry)),
+        "averages": tensor_bytes(stepper.ema.averages.values()) if stepper.ema is not None else 0,
+        "activations": activations.bytes,
+    }
     lines = [
         f"recipe    {recipe.about or recipe.stage}",
         f"model     {recipe.model.name} ({type(job.model).__name__})",
-        f"learning  {learning / 1e6:.3f} M parameters in {len(optimizer.param_groups)} groups",
-        f"frozen    {frozen / 1e6:.3f} M parameters",
+        f"learning  {counts[True] / 1e6:.3f} M parameters in {len(stepper.optimizer.param_groups)} groups",
+        f"frozen    {counts[False] / 1e6:.3f} M parameters",
         f"steps     {steps} ({per_epoch:.1f} an epoch, {len(batch)} clips a batch of {tuple(batch.video.shape[1:])})",
-        f"memory    {memory / 2**20:.0f} MiB for weights, gradients and moments, activations not counted",
-        "forward and backward: " + ", ".join(f"{name} {value.item():.4f}" for name, value in losses.items()),
+        f"memory    {sum(memory.values()) / MIB:.1f} MiB on each process, passing results not counted:",
+        *(f"          {size / MIB:10.1f} MiB {name}" for name, size in memory.items()),
+        "first batch, forward and backward: "
+        + ", ".join(f"{name} {value.item():.4f}" for name, value in losses.items()),
     ]
     if here.type == "cuda":
-        lines.append(f"peak      {torch.cuda.max_memory_allocated(here) / 2**20:.0f} MiB on the device in that step")
+        lines.append(f"peak      {torch.cuda.max_memory_allocated(here) / MIB:.0f} MiB on the device in that step")
     return "\n".join(lines)
 
 
@@ -304,13 +313,12 @@ def _millions(parameters: float | None) -> str:
 
 
 def listing(what: str) -> str:
-    """What there is of "models", "stages", "tasks", "recipes" or "benchmarks", one line each. Raises RecipeError."""
+    """What there is of "models", "stages", "tasks" or "recipes", one line each. Raises RecipeError."""
     tables: dict[str, dict[str, str]] = {
         "models": {name: f"{_millions(entry.parameters)}  {entry.about}" for name, entry in MODELS.items()},
         "stages": {name: entry.about for name, entry in STAGES.items()},
         "tasks": TASKS,
         "recipes": {name: read_recipe(path).about for name, path in shipped_recipes().items()},
-        "benchmarks": {name: entry.about for name, entry in BENCHMARKS.items()},
     }
     if what not in tables:
         raise RecipeError("list", f"found '{what}'", ", ".join(tables))
