@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from internvideo.data.catalog import BENCHMARKS
 from internvideo.data.loader import Loader
 from internvideo.data.manifest import Manifest, read_manifest
 from internvideo.data.mixture import AlternatingLoader, MixedLoader
@@ -313,12 +314,13 @@ def _millions(parameters: float | None) -> str:
 
 
 def listing(what: str) -> str:
-    """What there is of "models", "stages", "tasks" or "recipes", one line each. Raises RecipeError."""
+    """What there is of "models", "stages", "tasks", "recipes" or "benchmarks", one line each. Raises RecipeError."""
     tables: dict[str, dict[str, str]] = {
         "models": {name: f"{_millions(entry.parameters)}  {entry.about}" for name, entry in MODELS.items()},
         "stages": {name: entry.about for name, entry in STAGES.items()},
         "tasks": TASKS,
         "recipes": {name: read_recipe(path).about for name, path in shipped_recipes().items()},
+        "benchmarks": {name: entry.about for name, entry in BENCHMARKS.items()},
     }
     if what not in tables:
         raise RecipeError("list", f"found '{what}'", ", ".join(tables))
