@@ -68,7 +68,7 @@ def test_a_command_exists_with_its_options(where: str, line: str) -> None:
         recipe = context.params["recipe"]
         read_recipe(ROOT / recipe if recipe.endswith(".yaml") else recipe, context.params["overrides"] or [])
     if name == "evaluate":
-        assert context.params["task"] in ("recognition", "zero_shot", "retrieval", "multiple_choice")
+        assert context.params["task"] in ("recognition", "open_set", "zero_shot", "retrieval", "multiple_choice")
     if name == "list":
         assert context.params["what"] in ("models", "stages", "tasks", "recipes")
 

@@ -117,7 +117,7 @@ def train(
 
 @app.command()
 def evaluate(
-    task: Annotated[str, typer.Argument(help="recognition, zero_shot, retrieval or multiple_choice.")],
+    task: Annotated[str, typer.Argument(help="recognition, open_set, zero_shot, retrieval or multiple_choice.")],
     weights: Annotated[Path, typer.Argument(help="A model.safetensors written by `internvideo train`.")],
     manifest: Annotated[Path, typer.Argument(help="What to test on: manifest, list file or folder of folders.")],
     output: Output = Path("runs/evaluate"),
@@ -127,11 +127,19 @@ def evaluate(
     batch_size: Annotated[int, typer.Option(min=1)] = 16,
     workers: Annotated[int, typer.Option(min=0)] = 0,
     device: Device = "auto",
+    unknown: Annotated[
+        Path | None, typer.Option(help="open_set: videos of unknown classes, beside the rows that say so themselves.")
+    ] = None,
+    train: Annotated[
+        Path | None, typer.Option(help="open_set: what the model learned from, where it is not where its recipe says.")
+    ] = None,
 ) -> None:
     """Predict a table, score it, and print the figures with their protocol. The table can be scored again later."""
     from internvideo.evaluation import EvaluationSettings, evaluate_task
 
-    settings = EvaluationSettings(views=views, crops=crops, batch_size=batch_size, workers=workers, device=device)
+    settings = EvaluationSettings(
+        views=views, crops=crops, batch_size=batch_size, workers=workers, device=device, unknown=unknown, train=train
+    )
     evaluate_task(task, weights, manifest, output, settings, split=split)
 
 

@@ -10,17 +10,19 @@ import torch
 
 from internvideo.data.loader import EvalLoader, LoaderSettings
 from internvideo.data.manifest import Manifest, classes_beside, read_manifest
-from internvideo.data.sample import did_you_mean
+from internvideo.data.sample import Sample, did_you_mean
 from internvideo.data.tokenizer import Tokenizer
 from internvideo.data.world_actions import TIME_DIRECTED
 from internvideo.errors import InternVideoError, ManifestError, RecipeError, RunError
+from internvideo.metrics import open_set as metrics_of_open_set
 from internvideo.models.cross_model import CrossModel
 from internvideo.models.uniformerv2 import UniFormerV2
 from internvideo.models.video_language import VideoLanguage
 from internvideo.models.videomae import VideoMAEClassifier
 from internvideo.pipeline import Trained, load_trained
 from internvideo.recipe import SAMPLERS, TASKS, choose_device
-from internvideo.tasks import multiple_choice, recognition, retrieval, zero_shot
+from internvideo.storage import write_text
+from internvideo.tasks import multiple_choice, open_set, recognition, retrieval, zero_shot
 from internvideo.tasks.protocol import ClipProtocol, clip_protocol, describe
 from internvideo.tasks.scoring import score
 from internvideo.tasks.table import Result, Table, print_result, save_result
@@ -40,6 +42,8 @@ class EvaluationSettings:
     Attributes:
         views: temporal views per video; None for the recipe's `data.sampling.views`, or one where it has none.
         crops: 1 or 3 places per view. batch_size, workers: of the loader. device: where the model runs.
+        unknown: open-set recognition: a manifest of unknown classes, beside the rows that say so themselves.
+        train: open-set recognition: what the model learned from, where that is not where its recipe says.
 
     Raises:
         RecipeError: no view, or another number of crops.
@@ -50,6 +54,8 @@ class EvaluationSettings:
     batch_size: int = 16
     workers: int = 0
     device: str = "auto"
+    unknown: Path | None = None
+    train: Path | None = None
 
     def __post_init__(self) -> None:
         if self.views is not None and self.views < 1:
@@ -68,6 +74,18 @@ def predict(task: str, trained: Trained, manifest: Manifest, settings: Evaluatio
     model, device = trained.model, choose_device(settings.device)
     clips, source = clip_source(trained, manifest, settings)
     name = trained.recipe.model.name
+    if task == "open_set":
+        train = training_rows(trained, settings.train)
+        return open_set.predict(
+            cast(VideoMAEClassifier | UniFormerV2, model),
+            (clip_source(trained, train, settings)[1], train),
+            (source, manifest),
+            clips,
+            device,
+            evidence=getattr(trained.recipe.settings, "evidence", None),
+            model_name=name,
+            frame_step=getattr(trained.recipe.settings, "frame_step", 1),
+        )
     if task == "recognition":
         subsets = {}
         if set(manifest.classes) & set(TIME_DIRECTED):  # the sample world's
@@ -120,6 +138,8 @@ def _check(task: str, model: torch.nn.Module) -> None:
     able: tuple[type[torch.nn.Module], ...] = (VideoLanguage,)
     if task == "recognition":
         able = (VideoMAEClassifier, UniFormerV2, CrossModel)
+    elif task == "open_set":
+        able = (VideoMAEClassifier, UniFormerV2)
     if not isinstance(model, able):
         names = ", ".join(kind.__name__ for kind in able)
         raise RecipeError("weights", f"hold a {type(model).__name__}", f"{names} for {task}", "choose another task")
@@ -155,6 +175,41 @@ def under_classes(manifest: Manifest, classes: tuple[str, ...]) -> Manifest:
     return replace(manifest, rows=tuple(row.with_class_indices(moved) for row in manifest.rows), classes=classes)
 
 
+def open_rows(manifest: Manifest, classes: tuple[str, ...], unknown: Path | None) -> Manifest:
+    """Known rows under a model's `classes`, and unknown ones: those that say so, those whose class is none of
+    `classes`, and all of the manifest `unknown`.
+
+    Raises:
+        ManifestError: no known or no unknown row, or a known one without label.
+    """
+    own = manifest.classes
+    named = classes_beside(manifest.source) if manifest.source.is_file() else own
+    numbers = named is None and all(name.isdecimal() for name in own)
+
+    def strange(row: Sample) -> bool:
+        other = not numbers and row.label is not None and own[row.label] not in classes
+        return other or open_set.is_unknown(row)
+
+    known = replace(manifest, rows=tuple(row for row in manifest.rows if not strange(row)))
+    away = replace(manifest, rows=tuple(row for row in manifest.rows if strange(row)))
+    added = open_set.strangers(away, manifest.root)
+    if unknown is not None:
+        added += open_set.strangers(read_manifest(unknown), manifest.root)
+    return open_set.join(under_classes(known, classes), added)
+
+
+def training_rows(trained: Trained, given: Path | None) -> Manifest:
+    """The labelled rows that a model learned from, under its classes. Raises RecipeError when they are not there."""
+    data = trained.recipe.data
+    path = given or data.train
+    if path is None or not path.exists():
+        raise RecipeError(
+            "--train", f"{path} is not there", "the manifest that the model learned from", "give --train MANIFEST"
+        )
+    rows = read_manifest(path)
+    return under_classes(rows if data.split is None else rows.subset(split=data.split), trained.classes)
+
+
 def evaluate_task(
     task: str, weights: Path, manifest: Path, output: Path, settings: EvaluationSettings, *, split: str | None = None
 ) -> Result:
@@ -178,6 +233,8 @@ def evaluate_task(
             rows = rows.subset(split=split)
         if task == "recognition":
             rows = under_classes(rows, trained.classes)
+        if task == "open_set":
+            rows = open_rows(rows, trained.classes, settings.unknown)
         settings, path = replace(settings, device=str(device)), output / f"{task}.npz"
         _check_output(path, trained, rows, clip_source(trained, rows, settings)[0])
         table = predict(task, trained, rows, settings)
@@ -189,6 +246,8 @@ def evaluate_task(
             except InternVideoError as found:
                 error = found
             else:
+                if task == "open_set":
+                    _draw_open_set(table, output)
                 print_result(result)
         distributed.raise_together(error)
     return result
@@ -212,6 +271,20 @@ def _check_output(path: Path, trained: Trained, rows: Manifest, clips: ClipProto
             if others:
                 error = RunError(path, f"holds a table with other {', '.join(others)}", "", choose)
     distributed.raise_together(error)
+
+
+def _draw_open_set(table: Table, output: Path) -> None:
+    """Write uncertainty.svg and risk_coverage.svg."""
+    from internvideo.figures import risk_coverage, uncertainty_histograms  # matplotlib is slow to import
+
+    unknown = table["labels"] < 0
+    parts, curves = {}, {}
+    for name in open_set.methods(table):
+        doubt = table[f"uncertainty:{name}"]
+        parts[name] = (doubt[~unknown], doubt[unknown], open_set.threshold(table, name))
+        curves[name] = metrics_of_open_set.risk_coverage(doubt, table[f"predicted:{name}"] == table["labels"])
+    write_text(output / "uncertainty.svg", uncertainty_histograms(parts) + "\n")
+    write_text(output / "risk_coverage.svg", risk_coverage(curves) + "\n")
 
 
 def score_table(path: Path) -> Result:

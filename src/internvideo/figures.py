@@ -238,3 +238,43 @@ def confusion_matrix(matrix: NDArray[Any], classes: Sequence[str]) -> str:
                     color="white" if dark else "#1a1a1a",
                 )
         return _svg(figure, "confusion matrix")
+
+
+def uncertainty_histograms(parts: Mapping[str, tuple[NDArray[Any], NDArray[Any], float]]) -> str:
+    """One small chart a method, name -> (uncertainty of known videos, of unknown ones, threshold)."""
+    if not parts:
+        raise ValueError("no method to show")
+    rows = (len(parts) + 1) // 2
+    with mpl.rc_context(_STYLE):
+        figure = Figure(figsize=(6.4, 1.9 * rows), layout="constrained")
+        axes = figure.subplots(rows, min(2, len(parts)), squeeze=False).ravel()
+        for axis in axes[len(parts) :]:
+            axis.set_visible(False)
+        for axis, (name, (known, unknown, threshold)) in zip(axes, parts.items(), strict=False):
+            edges = np.histogram_bin_edges(np.concatenate([known, unknown]), bins=40)
+            for values, colour, label in ((known, BLUE, "known"), (unknown, ORANGE, "unknown")):
+                share = np.full(len(values), 1 / max(len(values), 1))
+                axis.hist(values, bins=edges, weights=share, color=colour, alpha=0.6, label=label)
+            axis.axvline(threshold, color=_INK, linewidth=1, linestyle="--", label="threshold")
+            axis.set_title(name, loc="left", fontsize=10)
+            axis.set_xlabel("uncertainty")
+            axis.tick_params(labelsize=8)
+        axes[0].set_ylabel("share of videos")
+        axes[0].legend(fontsize=8)
+        return _svg(figure, "uncertainty of known and unknown videos")
+
+
+def risk_coverage(curves: Mapping[str, tuple[NDArray[Any], NDArray[Any]]]) -> str:
+    """One line a method, name -> (coverage, risk), both in 0..1."""
+    if not curves:
+        raise ValueError("no method to show")
+    with mpl.rc_context(_STYLE):
+        figure = Figure(figsize=(5.2, 3.6), layout="constrained")
+        axis = figure.subplots()
+        for place, (name, (coverage, risk)) in enumerate(curves.items()):
+            axis.plot(100 * coverage, 100 * risk, label=name, color=_LINES[place % len(_LINES)], linewidth=1.4)
+        axis.set_xlabel("accepted, the least uncertain first (%)")
+        axis.set_ylabel("wrong among the accepted (%)")
+        axis.set_ylim(0, 100)
+        axis.legend(fontsize=8)
+        return _svg(figure, "risk by coverage")

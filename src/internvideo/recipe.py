@@ -82,6 +82,7 @@ STAGES: dict[str, StageEntry] = {
 
 TASKS: dict[str, str] = {
     "recognition": "top-1, top-5 and mean class accuracy of a classifier over views",
+    "open_set": "which class, how unsure, and unknown or not: evidential and five other methods",
     "zero_shot": "recognition from class names alone, 16 prompt templates",
     "retrieval": "text to video and video to text, raw and dual softmax",
     "multiple_choice": "which of the texts fits the clip",

@@ -92,7 +92,7 @@ def weighted_figures(uncertainty: Floats, unknown: NDArray[np.bool_], recall: fl
     starts = np.append(0, np.flatnonzero(np.diff(uncertainty[order])) + 1)  # samples of one score count together
     positive = unknown[order].astype(np.float64)
 
-    def statistic(weights: Floats) -> Floats:
+    def statistic(weights: NDArray[np.float64]) -> NDArray[np.float64]:
         drawn = weights[:, order]
         true = np.add.reduceat(drawn * positive, starts, axis=1).cumsum(axis=1)
         false = np.add.reduceat(drawn * (1 - positive), starts, axis=1).cumsum(axis=1)
@@ -103,7 +103,7 @@ def weighted_figures(uncertainty: Floats, unknown: NDArray[np.bool_], recall: fl
         fpr = np.concatenate([zero, false / false[:, -1:]], axis=1)
         nearest = np.abs(tpr - recall).argmin(axis=1)
         columns = [np.trapezoid(tpr, fpr), np.trapezoid(precision, tpr), fpr[np.arange(len(fpr)), nearest]]
-        result: Floats = np.stack(columns, axis=1)
+        result: NDArray[np.float64] = np.stack(columns, axis=1)
         return result
 
     return statistic

@@ -185,7 +185,7 @@ class OpenMax:
         return cls(means, shape, scale, min(ranks, classes))
 
     def revise(self, features: Floats, logits: Floats) -> Floats:
-        """(N, D) and (N, C) -> probabilities (N, C + 1), the last one of "none of them".
+        """(N, D) and (N, C) -> logits (N, C + 1), the last one of "none of them".
 
         The rule takes shares of the logits, which must not be negative: they are counted from each sample's smallest.
         """
@@ -194,7 +194,5 @@ class OpenMax:
         extreme = 1 - np.exp(-((distance / self.scale) ** self.shape))
         rank = (-logits).argsort(axis=1, kind="stable").argsort(axis=1)
         taken = positive * extreme * np.clip((self.ranks - rank) / self.ranks, 0, 1)
-        revised = np.concatenate([positive - taken, taken.sum(axis=1, keepdims=True)], axis=1)
-        shifted = np.exp(revised - revised.max(axis=1, keepdims=True))
-        result: Floats = shifted / shifted.sum(axis=1, keepdims=True)
+        result: Floats = np.concatenate([positive - taken, taken.sum(axis=1, keepdims=True)], axis=1)
         return result
