@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-from internvideo.data.formats import activitynet, ava, clip_sets, hybrid, kinetics, something
+from internvideo.data.formats import activitynet, ava, captions, clip_sets, hybrid, kinetics, questions, something
 from internvideo.data.formats.annotations import Annotations
 from internvideo.data.formats.reading import AnnotationSource
 from internvideo.data.sample import Sample, did_you_mean
@@ -93,6 +93,7 @@ def _sizes(train: int = 0, val: int = 0, test: int = 0) -> dict[str, int]:
 
 
 _HMDB_SIZES = {f"{part}{n}": size for n in (1, 2, 3) for part, size in (("train", 3570), ("test", 1530))}
+_RETRIEVAL = "R@1 text to video / video to text"
 _TAL = "mAP at tIoU .5:.05:.95"
 
 BENCHMARKS: dict[str, Benchmark] = {
@@ -151,6 +152,66 @@ BENCHMARKS: dict[str, Benchmark] = {
         "AVA-Kinetics", "spatio-temporal localisation", ava.read_ava_kinetics, "frame mAP at IoU .5 of 60 classes",
         "42.51", 14, _sizes(141_000, 32_000, 65_000), unit="Kinetics clips", tolerance=0.1, classes=80,
     ),
+    "msrvtt": Benchmark(
+        "MSR-VTT 9k/1k-A", "retrieval", captions.read_msrvtt, _RETRIEVAL, "55.2/57.9", 15, _sizes(9_000, test=1_000),
+    ),
+    "msvd": Benchmark(
+        "MSVD", "retrieval", captions.read_msvd, _RETRIEVAL, "58.4/76.3", 16, _sizes(1_200, 100, 670),
+    ),
+    "lsmdc": Benchmark(
+        "LSMDC", "retrieval", captions.read_lsmdc, _RETRIEVAL, "34.0/34.9", 17, _sizes(101_079, 7_408, 1_000),
+    ),
+    "activitynet_captions": Benchmark(
+        "ActivityNet Captions, paragraphs", "retrieval", captions.read_activitynet_captions, _RETRIEVAL,
+        "62.2/62.8", 18, _sizes(10_009, 4_917),
+    ),
+    "didemo": Benchmark(
+        "DiDeMo, paragraphs", "retrieval", captions.read_didemo, _RETRIEVAL, "57.9/59.1", 19,
+        _sizes(8_395, 1_065, 1_004),
+    ),
+    "vatex": Benchmark(
+        "VATEX", "retrieval", captions.read_vatex, _RETRIEVAL, "71.1/87.2", 20, _sizes(25_991, 1_500, 1_500),
+    ),
+    "msrvtt_qa": Benchmark(
+        "MSRVTT-QA", "question answering", questions.read_msrvtt_qa, "accuracy, 1,500 answers", "47.1", 21,
+        _sizes(158_581, 12_278, 72_821), unit="questions",
+    ),
+    "msvd_qa": Benchmark(
+        "MSVD-QA", "question answering", questions.read_msvd_qa, "accuracy, 1,000 answers", "55.5", 22,
+        _sizes(30_933, 6_415, 13_157), unit="questions",
+    ),
+    "tgif_qa": Benchmark(
+        "TGIF FrameQA", "question answering", questions.read_tgif_qa, "accuracy, 1,540 answers", "72.2", 23,
+        _sizes(39_392, test=13_691), unit="questions",
+    ),
+    "zero_shot_msrvtt": Benchmark(
+        "MSR-VTT 1k-A", "zero-shot retrieval", captions.read_msrvtt, _RETRIEVAL, "40.7/39.6", 25, _sizes(test=1_000),
+    ),
+    "zero_shot_msvd": Benchmark(
+        "MSVD", "zero-shot retrieval", captions.read_msvd, _RETRIEVAL, "43.4/67.6", 26, _sizes(test=670),
+    ),
+    "zero_shot_lsmdc": Benchmark(
+        "LSMDC", "zero-shot retrieval", captions.read_lsmdc, _RETRIEVAL, "17.6/13.2", 27, _sizes(test=1_000),
+    ),
+    "zero_shot_activitynet_captions": Benchmark(
+        "ActivityNet Captions, paragraphs", "zero-shot retrieval", captions.read_activitynet_captions, _RETRIEVAL,
+        "30.7/31.4", 28, _sizes(val=4_917),
+    ),
+    "zero_shot_didemo": Benchmark(
+        "DiDeMo, paragraphs", "zero-shot retrieval", captions.read_didemo, _RETRIEVAL, "31.5/33.5", 29,
+        _sizes(test=1_004),
+    ),
+    "zero_shot_vatex": Benchmark(
+        "VATEX", "zero-shot retrieval", captions.read_vatex, _RETRIEVAL, "49.5/69.5", 30, _sizes(test=1_500),
+    ),
+    "msrvtt_mc": Benchmark(
+        "MSR-VTT", "zero-shot multiple choice", questions.read_msrvtt_choice, "accuracy of 5", "93.4", 31,
+        _sizes(test=2_990),
+    ),
+    "lsmdc_mc": Benchmark(
+        "LSMDC", "zero-shot multiple choice", questions.read_lsmdc_choice, "accuracy of 5", "77.3", 32,
+        _sizes(test=10_053),
+    ),
     "ucf101_hmdb51": Benchmark(
         "UCF101, unknown HMDB51", "open set", clip_sets.read_open_hmdb, "AUC, closed-set accuracy", "85.48, 97.89", 33,
         {"train": 9_537, "test": 3_783, "unknown": 1_530}, classes=101,
@@ -176,6 +237,12 @@ BENCHMARKS: dict[str, Benchmark] = {
     ),
     "mit_v2": Benchmark(
         "Moments in Time 2", "recognition", clip_sets.read_moments, "top-1", sizes={"val": 30_500}, classes=305,
+    ),
+    "msrvtt_full": Benchmark(
+        "MSR-VTT, whole", "retrieval", captions.read_msrvtt_full, _RETRIEVAL, sizes=_sizes(6_513, 497, 2_990),
+    ),
+    "tgif_choice": Benchmark(
+        "TGIF-QA action, transition", "question answering", questions.read_tgif_choice, "accuracy of 5",
     ),
     "hacs_clips": Benchmark("HACS Clips 1.1", "recognition", activitynet.read_hacs_clips, "top-1", classes=200),
 }  # fmt: skip

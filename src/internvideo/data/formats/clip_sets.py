@@ -145,7 +145,10 @@ def read_open_moments(source: AnnotationSource) -> Annotations:
 def _open_set(
     source: AnnotationSource, read: Callable[[AnnotationSource], Annotations], folder: str, splits: tuple[str, ...]
 ) -> Annotations:
-    """Splits train and test of the known classes, and unknown, whose rows have no label but the attribute "class"."""
+    """Splits train and test of the known classes, and unknown.
+
+    Unknown rows have no label but the attributes "known", which is "no", and "class".
+    """
     known, unknown = source.below(r"ucf-?101"), source.below(folder)
     if known is None or unknown is None:
         raise ManifestError(source.path, "not both sets", f"a folder ucf101 and a folder like {folder.strip('?')}")
@@ -157,6 +160,6 @@ def _open_set(
         raise ManifestError(unknown.path, "no test clips in it", " or ".join(splits))
     for row in other.splits[split]:
         name = "" if row.label is None else other.classes[row.label]
-        changed = {"label": None, "split": "unknown", "attributes": {**row.attributes, "class": name}}
+        changed = {"label": None, "split": "unknown", "attributes": {**row.attributes, "known": "no", "class": name}}
         made.add("unknown", row.model_copy(update=changed), unknown.path, *other.names.get(row.path, ()))
     return made
