@@ -104,14 +104,15 @@ def _article(noun: str) -> str:
     return f"{'an' if noun[0] in 'aeiou' else 'a'} {noun}"
 
 
-def _capital(text: str) -> str:
-    return text[0].upper() + text[1:]
+def _plain(facts: Facts) -> str:
+    """The sentence that holds the class name word for word, as a zero-shot prompt does."""
+    return f"{_article(f'{facts.colour} {facts.shape}')} {facts.action} {PLACE_PHRASES[facts.place]}"
 
 
 def captions(facts: Facts, rng: np.random.Generator) -> tuple[str, ...]:
     """Six paraphrases, all different; each names shape, colour, action and place, some texture, size and speed.
 
-    The first one holds the class name word for word, as a zero-shot prompt does.
+    The first one is the plain sentence, in the words that multiple choice and zero-shot prompts ask with.
     """
     verbs = [VERBS[facts.action][int(k)] for k in rng.permutation(len(VERBS[facts.action]))]
     short = f"{facts.colour} {facts.shape}"
@@ -119,7 +120,7 @@ def captions(facts: Facts, rng: np.random.Generator) -> tuple[str, ...]:
     where = PLACE_PHRASES[facts.place]
     speed = f" {facts.speed}" if facts.action != "standing still" else ""
     return (
-        f"{_article(short)} {facts.action} {where}",
+        _plain(facts),
         f"{_article(textured)} {verbs[0]} {where}",
         f"{where}, {_article(sized)} {verbs[1 % len(verbs)]}{speed}",
         f"a video of {_article(f'{facts.size} {textured}')} that {verbs[2 % len(verbs)]} {where}",
@@ -146,7 +147,7 @@ def _other(words: tuple[str, ...], than: tuple[str, ...], rng: np.random.Generat
 
 
 def choices(facts: Facts, rng: np.random.Generator) -> tuple[tuple[str, ...], int]:
-    """Five sentences of one form and the number of the true one.
+    """Five sentences of the form of the first caption, and the number of the true one.
 
     The false ones: the reversed action (another one where the action has none), another action, another shape, another
     colour and place.
@@ -166,10 +167,7 @@ def choices(facts: Facts, rng: np.random.Generator) -> tuple[tuple[str, ...], in
         ),
     ]
     order = rng.permutation(5)
-    options = [
-        f"{_capital(_article(f'{one.colour} {one.shape}'))} {VERBS[one.action][0]} {PLACE_PHRASES[one.place]}."
-        for one in (facts, *wrong)
-    ]
+    options = [_plain(one) for one in (facts, *wrong)]
     return tuple(options[int(k)] for k in order), int(np.flatnonzero(order == 0)[0])
 
 
