@@ -69,11 +69,11 @@ def encode(
             container.mux(stream.encode(picture))
         container.mux(stream.encode(None))
         if sound is not None:
-            _add_sound(container, sound)
+            add_sound(container, sound)
     return path
 
 
-def _add_sound(container: Any, stream: Any) -> None:
+def add_sound(container: Any, stream: Any) -> None:
     for i in range(8):
         wave = av.AudioFrame.from_ndarray(np.zeros((1, 1024), np.float32), format="fltp", layout="mono")
         wave.sample_rate, wave.pts, wave.time_base = 8000, i * 1024, Fraction(1, 8000)
@@ -92,7 +92,7 @@ def audio_only(path: Path, *, cover: bool = False) -> Path:
             picture = av.VideoFrame.from_ndarray(np.zeros((32, 32, 3), np.uint8), format="rgb24")
             container.mux(art.encode(picture.reformat(format="yuvj420p")))
             container.mux(art.encode(None))
-        _add_sound(container, sound)
+        add_sound(container, sound)
     return path
 
 
