@@ -10,7 +10,18 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-from internvideo.data.formats import activitynet, ava, captions, clip_sets, hybrid, kinetics, questions, something
+from internvideo.data.formats import (
+    activitynet,
+    ava,
+    captions,
+    clip_sets,
+    ego4d,
+    hybrid,
+    kinetics,
+    navigation,
+    questions,
+    something,
+)
 from internvideo.data.formats.annotations import Annotations
 from internvideo.data.formats.reading import AnnotationSource
 from internvideo.data.sample import Sample, did_you_mean
@@ -184,6 +195,11 @@ BENCHMARKS: dict[str, Benchmark] = {
         "TGIF FrameQA", "question answering", questions.read_tgif_qa, "accuracy, 1,540 answers", "72.2", 23,
         _sizes(39_392, test=13_691), unit="questions",
     ),
+    "r2r_ce": Benchmark(
+        "R2R-CE", "navigation", navigation.read_r2r, "NE, PL, SR, nDTW, SPL on val_unseen",
+        "4.95, 10.44, 52.90, 61.55, 47.70", 24,
+        {"train": 10_819, "val_seen": 778, "val_unseen": 1_839, "test": 3_408},
+    ),
     "zero_shot_msrvtt": Benchmark(
         "MSR-VTT 1k-A", "zero-shot retrieval", captions.read_msrvtt, _RETRIEVAL, "40.7/39.6", 25, _sizes(test=1_000),
     ),
@@ -219,6 +235,23 @@ BENCHMARKS: dict[str, Benchmark] = {
     "ucf101_mit": Benchmark(
         "UCF101, unknown Moments in Time 2", "open set", clip_sets.read_open_moments, "AUC", "91.85", 34,
         {"train": 9_537, "test": 3_783, "unknown": 30_500}, classes=101,
+    ),
+    "ego4d_mq": Benchmark(
+        "Ego4D moments", "Ego4D", ego4d.read_moments, "average mAP, R@1x at .5", "fig. 1", 35, classes=110,
+    ),
+    "ego4d_nlq": Benchmark(
+        "Ego4D language queries", "Ego4D", ego4d.read_queries, "R@1, R@5 at IoU .3, .5", "fig. 1", 36,
+        _sizes(11_300, 3_900, 4_000), tolerance=0.05,
+    ),
+    "ego4d_sta": Benchmark(
+        "Ego4D short-term anticipation", "Ego4D", ego4d.read_anticipation, "top-5 mAP", "fig. 1", 37,
+        _sizes(27_800, 17_200, 19_900), tolerance=0.02, classes=87,
+    ),
+    "ego4d_fhp": Benchmark(
+        "Ego4D future hands", "Ego4D", ego4d.read_hands, "displacement in pixels", "fig. 1", 38,
+    ),
+    "ego4d_scod": Benchmark(
+        "Ego4D state-change objects", "Ego4D", ego4d.read_state_change, "COCO AP", "fig. 1", 39, classes=1,
     ),
     "zero_shot_k400": Benchmark(
         "Kinetics-400 test list", "zero-shot recognition", kinetics.read_zero_shot, "top-1", "64.25",

@@ -124,6 +124,10 @@ class Spot:
     path: Path
     location: tuple[str | int, ...]
 
+    def at(self, *more: str | int) -> Spot:
+        """A value inside this one."""
+        return Spot(self.path, (*self.location, *more))
+
     def __str__(self) -> str:
         return f"{self.path}:{line_of(read_text(self.path), self.location)} {'.'.join(map(str, self.location))}"
 

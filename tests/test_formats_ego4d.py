@@ -1,0 +1,222 @@
+"""Annotation files of Ego4D and R2R-CE, and what can be wrong with them."""
+
+from __future__ import annotations
+
+import gzip
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from goldens_folder import GOLDENS
+from internvideo.data.formats import ego4d, navigation
+from internvideo.data.formats.annotations import Annotations
+from internvideo.data.formats.reading import AnnotationSource
+from internvideo.errors import ManifestError
+
+FILES = GOLDENS / "tasks"
+Read = Callable[[AnnotationSource], Annotations]
+
+pytestmark = pytest.mark.parity
+
+
+def given(read: Read, *names: str) -> Annotations:
+    return read(AnnotationSource(FILES.joinpath(*names)))
+
+
+def test_moments() -> None:
+    made = given(ego4d.read_moments, "annotations", "ego4d_mq")
+    (row,) = made.splits["val"]
+    assert row.path == "a8d4aed2-5793-6857-98b3-7957842e2e21.mp4"
+    assert [(part.start, part.end) for part in row.segments] == [(19.461, 47.834)]  # the other is not primary
+    assert made.classes == ("use_phone",)
+    assert made.notes == ["1 labels that are not primary, or have no length, left out"]
+
+
+def test_language_queries_of_the_evaluator(tmp_path: Path) -> None:
+    path = FILES / "ego4d_nlq" / "nlq_val.json"
+    made = ego4d.read_queries(AnnotationSource(path))
+    content = json.loads(path.read_text())
+    queries = [
+        query
+        for video in content["videos"]
+        for clip in video["clips"]
+        for annotator in clip["annotations"]
+        for query in annotator["language_queries"]
+    ]
+    assert len(made.splits["val"]) == len(queries)
+    for row, query in zip(made.splits["val"], queries, strict=True):
+        assert row.captions == (query["query"],)
+        assert [(part.start, part.end) for part in row.segments] == [(query["clip_start_sec"], query["clip_end_sec"])]
+
+
+def test_anticipation() -> None:
+    made = given(ego4d.read_anticipation, "annotations", "ego4d_sta")
+    (row,) = made.splits["val"]
+    (box,) = row.boxes
+    assert (box.x1, box.y1, box.x2, box.y2) == pytest.approx((10 / 1920, 20 / 1440, 110.5 / 1920, 220 / 1440))
+    assert box.time == pytest.approx(33 / 30)
+    assert row.attributes == {"uid": "vid0_0054832", "frame": "33", "verbs": "0", "times_to_contact": "0.767"}
+    assert (made.classes, len(made.vocabularies["verbs"])) == (("apple",), 1)
+
+
+def test_hands() -> None:
+    made = given(ego4d.read_hands, "annotations", "ego4d_fhp")
+    (row,) = made.splits["val"]
+    told = json.loads(row.attributes["hands"])
+    assert told["pre_30"] == {"frame": 115, "right_hand": [300.5, 212.0]}
+    assert list(told) == ["pre_45", "pre_30", "pre_15", "pre_frame", "contact_frame"]
+
+
+def test_state_change() -> None:
+    made = given(ego4d.read_state_change, "annotations", "ego4d_scod")
+    (row,) = made.splits["val"]
+    (box,) = row.boxes
+    assert (box.x1, box.y1, box.x2, box.y2) == pytest.approx((100 / 1920, 200 / 1080, 400 / 1920, 350 / 1080))
+    assert made.classes == ("object_of_change",)
+
+
+def test_episodes() -> None:
+    made = given(navigation.read_r2r, "annotations", "r2r_vlnce")
+    assert {split: len(rows) for split, rows in made.splits.items()} == {"val_unseen": 3}
+    row = made.splits["val_unseen"][0]
+    assert row.captions == ("Exit the study and turn left. Stop near the rug.",)
+    assert json.loads(row.attributes["goal"]) == [0.43, 0.15, 5.174]
+    assert json.loads(row.attributes["actions"])[-1] == 0
+    assert len(json.loads(row.attributes["locations"])) == 12
+
+
+STA = {"info": {"video_metadata": {"v": {"frame_width": 100, "frame_height": 100}}}}
+STA |= {"verb_categories": [{"id": 0, "name": "cut"}], "noun_categories": [{"id": 0, "name": "apple"}]}
+THING = {"box": [1, 1, 9, 9], "verb_category_id": 0, "noun_category_id": 0, "time_to_contact": 1}
+
+
+def sta(video: str = "v", **changes: object) -> str:
+    entry = {"uid": "u", "video_id": video, "frame": 1, "clip_uid": "c", "clip_frame": 1, "objects": [THING | changes]}
+    return json.dumps(STA | {"annotations": [entry]})
+
+
+def clips(**annotation: object) -> str:
+    return json.dumps({"videos": [{"video_uid": "v", "clips": [{"clip_uid": "c", "annotations": [annotation]}]}]})
+
+
+def coco(image: int = 1, category: int = 1, bbox: tuple[int, ...] = (1, 1, 5, 5)) -> str:
+    images = [{"id": 1, "file_name": "a.jpg", "width": 10, "height": 10}]
+    box = {"image_id": image, "category_id": category, "bbox": bbox}
+    return json.dumps({"images": images, "annotations": [box], "categories": [{"id": 1, "name": "x"}]})
+
+
+EPISODE = {
+    "episode_id": 1,
+    "trajectory_id": 1,
+    "scene_id": "s.glb",
+    "start_position": [0, 0, 0],
+    "start_rotation": [0, 0, 0, 1],
+    "instruction": {"instruction_text": "Go."},
+}
+REVERSED = {"start_time": 5, "end_time": 2, "label": "x"}
+
+CASES: dict[str, tuple[Read, dict[str, str], str]] = {
+    "a reversed moment": (
+        ego4d.read_moments,
+        {"moments_val.json": clips(labels=[REVERSED])},
+        "json:1 videos.0.clips.0.annotations.0.labels.0.end_time: 2 before the start 5",
+    ),
+    "a moment without label": (
+        ego4d.read_moments,
+        {"moments_val.json": clips(labels=[{"start_time": 1, "end_time": 2}])},
+        "labels.0.label: missing",
+    ),
+    "a reversed answer": (
+        ego4d.read_queries,
+        {"nlq_val.json": clips(language_queries=[{"clip_start_sec": 5, "clip_end_sec": 2, "query": "q"}])},
+        "language_queries.0.clip_end_sec: 2 before",
+    ),
+    "an unknown noun": (
+        ego4d.read_anticipation,
+        {"fho_sta_val.json": sta(noun_category_id=1)},
+        "noun_category_id: unknown",
+    ),
+    "an unknown verb": (
+        ego4d.read_anticipation,
+        {"fho_sta_val.json": sta(verb_category_id=1)},
+        "verb_category_id: unknown",
+    ),
+    "a box outside": (
+        ego4d.read_anticipation,
+        {"fho_sta_val.json": sta(box=[1, 1, 101, 9])},
+        "objects.0.box: a box that",
+    ),
+    "a reversed box": (
+        ego4d.read_anticipation,
+        {"fho_sta_val.json": sta(box=[9, 1, 1, 9])},
+        "objects.0.box: a box from",
+    ),
+    "a video without size": (
+        ego4d.read_anticipation,
+        {"fho_sta_val.json": sta("w")},
+        "annotations.0.video_id: no size",
+    ),
+    "a third hand": (
+        ego4d.read_hands,
+        {
+            "fho_hands_val.json": '{"clips": [{"clip_uid": "c", "video_uid": "v", "frames": [\n'
+            '{"pre_45": {"frame": 1, "boxes": [{"third_hand": [1, 2]}]}}]}]}'
+        },
+        "json:2 clips.0.frames.0.pre_45.boxes: a hand ['third_hand']",
+    ),
+    "no such image": (
+        ego4d.read_state_change,
+        {"val_coco.json": coco(image=2)},
+        "annotations.0.image_id: no image 2",
+    ),
+    "no such class": (
+        ego4d.read_state_change,
+        {"val_coco.json": coco(category=0)},
+        "annotations.0.category_id: unknown",
+    ),
+    "a box outside the image": (
+        ego4d.read_state_change,
+        {"val_coco.json": coco(bbox=(1, 1, 10, 5))},
+        "annotations.0.bbox: a box that leaves",
+    ),
+    "no rotation": (
+        navigation.read_r2r,
+        {"test.json": json.dumps({"episodes": [EPISODE | {"start_rotation": [0, 0, 0]}]})},
+        "test.json:1 episodes.0.start_rotation.3: missing",
+    ),
+    "an episode twice": (
+        navigation.read_r2r,
+        {"test.json": json.dumps({"episodes": [EPISODE, EPISODE]})},
+        "episodes.1.episode_id id: '1'",
+    ),
+    "an episode without its path": (
+        navigation.read_r2r,
+        {
+            "train.json": json.dumps({"episodes": [EPISODE]}),
+            "train_gt.json": '{"2": {"locations": [[0, 0, 0]], "actions": [0]}}',
+        },
+        "episodes.0.episode_id: no entry for 1",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_mistake_is_told_with_file_line_and_field(tmp_path: Path, name: str) -> None:
+    read, files, told = CASES[name]
+    for file, text in files.items():
+        (tmp_path / file).write_text(text, encoding="utf-8")
+    with pytest.raises(ManifestError) as caught:
+        read(AnnotationSource(tmp_path))
+    assert told in str(caught.value)
+    assert str(caught.value).startswith(str(tmp_path))
+
+
+def test_a_damaged_gzip_file(tmp_path: Path) -> None:
+    whole = gzip.compress(json.dumps({"episodes": [EPISODE]}).encode())
+    (tmp_path / "test.json.gz").write_bytes(whole)
+    assert len(navigation.read_r2r(AnnotationSource(tmp_path)).splits["test"]) == 1
+    (tmp_path / "test.json.gz").write_bytes(whole[:-12])
+    with pytest.raises(ManifestError, match=r"test\.json\.gz: cannot be read"):
+        navigation.read_r2r(AnnotationSource(tmp_path))
