@@ -2,6 +2,9 @@
 PYTHON ?= python3
 VENV   ?= .venv
 RUN    ?= runs/demo
+# Where pip takes torch from, if not from its usual index; plain PyPI has the CUDA build, gigabytes larger than
+# the CPU's: make demo TORCH_INDEX=https://download.pytorch.org/whl/cpu
+TORCH_INDEX ?=
 STAMP  := $(VENV)/.installed
 BIN    := $(VENV)/bin
 
@@ -32,6 +35,7 @@ $(VENV)/bin/python:
 
 $(STAMP): $(VENV)/bin/python pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(if $(TORCH_INDEX),$(BIN)/python -m pip install --quiet -c constraints.txt --index-url $(TORCH_INDEX) torch)
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[dev]"
 	@touch $@
 
