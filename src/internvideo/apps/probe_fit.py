@@ -41,6 +41,9 @@ ABSENT = -1e3
 """Bias of a class without a training video: it is never the answer."""
 
 MOST_ITERATIONS = 1000
+SMALL = 2**21
+"""Numbers in a table up to which one thread solves it faster than several that wait for each other."""
+
 QUERIES = 8
 BATCH, EPOCHS, MOST_STEPS, PEAK, WARMUP = 32, 100, 2000, 1e-2, 0.1
 
@@ -54,7 +57,10 @@ def fit_heads(features: Tensor, labels: Ints, classes: int, strengths: tuple[flo
         strengths: see STRENGTHS. seed: of the attentive heads.
     """
     if features.ndim == 2:
-        return _linear(features, labels, classes, strengths)
+        from threadpoolctl import threadpool_limits  # scikit-learn's own
+
+        with threadpool_limits(1 if features.numel() <= SMALL else None, user_api="blas"):
+            return _linear(features, labels, classes, strengths)
     return [_attentive(features, labels, classes, strength, seed) for strength in strengths]
 
 
