@@ -12,7 +12,8 @@ from pydantic import ValidationError
 from torch import nn
 
 import small_world
-from internvideo.data.batch import Batch
+from internvideo.data.batch import Batch, FeatureBatch
+from internvideo.models.actionformer import ActionFormer, ActionFormerConfig
 from internvideo.models.cross_model import CrossModel
 from internvideo.models.video_language import VideoLanguage
 from internvideo.objectives.contrastive import soft_symmetric_contrastive
@@ -24,11 +25,31 @@ from internvideo.stages.multimodal import MultimodalSettings, MultimodalStage
 from internvideo.stages.supervised import SupervisedSettings, SupervisedStage
 from small_world import CLASSES, batch, learn
 
+
+def detector() -> ActionFormer:
+    torch.manual_seed(0)
+    ranges = ((0.0, 4.0), (4.0, 10000.0))
+    return ActionFormer(
+        ActionFormerConfig(6, 8, 2, (3,), 16, 3, stem_layers=1, branch_layers=1, ranges=ranges, drop_path=0.0)
+    )
+
+
+def inputs(name: str, count: int) -> Batch | FeatureBatch:
+    """What a stage learns from: clips, or sequences of features with an action at both ends."""
+    if name != "localisation":
+        return batch(count)
+    values = torch.randn(count, 6, 16, generator=torch.Generator().manual_seed(1))
+    mask = torch.arange(16)[None].expand(count, 16) < 14
+    spans, labels = torch.tensor([[1.0, 4.0], [3.0, 13.5]]), torch.tensor([0, 2])
+    return FeatureBatch(values, mask, tuple(map(str, range(count))), (spans,) * count, (labels,) * count)
+
+
 MODELS: dict[str, tuple[Callable[[], nn.Module], ...]] = {
     "masked": (small_world.pretraining_model,),
     "multimodal": (small_world.language_model,),
     "supervised": (small_world.masked_classifier, small_world.multimodal_classifier),
     "open_set": (small_world.masked_classifier, small_world.multimodal_classifier),
+    "localisation": (detector,),
     "interaction": (small_world.cross_model,),
 }
 """Stage -> small models that it trains, one of each kind in STAGES."""
@@ -71,7 +92,7 @@ def test_a_step_gives_finite_scalars_and_reaches_every_learning_parameter(
     with torch.no_grad():
         for parameter in stage.parameters():  # open what starts closed: gates, heads, fresh readings
             parameter.add_(torch.randn(parameter.shape, generator=generator()) * 0.05)
-    losses = stage(batch(8), generator())
+    losses = stage(inputs(name, 8), generator())
     assert {value.shape for value in losses.values()} == {torch.Size([])}
     assert all(bool(value.isfinite()) for value in losses.values())
     torch.autograd.backward(losses["loss"])
@@ -88,13 +109,14 @@ def test_a_step_gives_finite_scalars_and_reaches_every_learning_parameter(
 def test_the_loss_follows_from_the_generator_and_leaves_the_clips_alone(
     name: str, build: Callable[[], nn.Module]
 ) -> None:
-    stage, clips = build_stage(name, build).eval(), batch(4)
-    before = clips.video.clone()
+    stage, clips = build_stage(name, build).eval(), inputs(name, 4)
+    seen = clips.features if isinstance(clips, FeatureBatch) else clips.video
+    before = seen.clone()
     state = torch.get_rng_state()
     first, again = (stage(clips, generator(3))["loss"] for _ in range(2))
     assert torch.equal(first, again)
     assert torch.equal(torch.get_rng_state(), state), "drew from the global generator"
-    assert torch.equal(clips.video, before)
+    assert torch.equal(seen, before)
 
 
 @pytest.mark.parametrize("name", ["multimodal", "supervised", "open_set", "interaction"])

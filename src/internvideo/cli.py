@@ -17,6 +17,7 @@ from internvideo.commands.convert import convert
 from internvideo.commands.doctor import doctor
 from internvideo.commands.embed import embed
 from internvideo.commands.export import export
+from internvideo.commands.extract import extract
 from internvideo.commands.fit import fit
 from internvideo.commands.stream import stream
 from internvideo.errors import InternVideoError
@@ -117,9 +118,11 @@ def train(
 
 @app.command()
 def evaluate(
-    task: Annotated[str, typer.Argument(help="recognition, open_set, zero_shot, retrieval or multiple_choice.")],
+    task: Annotated[str, typer.Argument(help="A name of `internvideo list tasks`.")],
     weights: Annotated[Path, typer.Argument(help="A model.safetensors written by `internvideo train`.")],
-    manifest: Annotated[Path, typer.Argument(help="What to test on: manifest, list file or folder of folders.")],
+    manifest: Annotated[
+        Path, typer.Argument(help="What to test on: manifest, list file, folder of folders; features for localisation.")
+    ],
     output: Output = Path("runs/evaluate"),
     split: Annotated[str | None, typer.Option(help="Only rows of this split.")] = None,
     views: Annotated[int | None, typer.Option(min=1, help="Temporal views per video; by default the recipe's.")] = None,
@@ -133,12 +136,22 @@ def evaluate(
     train: Annotated[
         Path | None, typer.Option(help="open_set: what the model learned from, where it is not where its recipe says.")
     ] = None,
+    class_scores: Annotated[
+        Path | None, typer.Option(help="localisation: JSON of whole videos' class scores for class-agnostic segments.")
+    ] = None,
 ) -> None:
     """Predict a table, score it, and print the figures with their protocol. The table can be scored again later."""
     from internvideo.evaluation import EvaluationSettings, evaluate_task
 
     settings = EvaluationSettings(
-        views=views, crops=crops, batch_size=batch_size, workers=workers, device=device, unknown=unknown, train=train
+        views=views,
+        crops=crops,
+        batch_size=batch_size,
+        workers=workers,
+        device=device,
+        unknown=unknown,
+        train=train,
+        class_scores=class_scores,
     )
     evaluate_task(task, weights, manifest, output, settings, split=split)
 
@@ -159,7 +172,7 @@ def list_(what: Annotated[str, typer.Argument(help="models, stages, tasks or rec
     typer.echo(listing(what))
 
 
-for command in (embed, classify, caption, compare, stream, fit, export, convert, doctor):
+for command in (embed, extract, classify, caption, compare, stream, fit, export, convert, doctor):
     app.command()(command)
 
 

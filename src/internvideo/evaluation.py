@@ -14,7 +14,9 @@ from internvideo.data.sample import Sample, did_you_mean
 from internvideo.data.tokenizer import Tokenizer
 from internvideo.data.world_actions import TIME_DIRECTED
 from internvideo.errors import InternVideoError, ManifestError, RecipeError, RunError
+from internvideo.feature_evaluation import evaluate_features
 from internvideo.metrics import open_set as metrics_of_open_set
+from internvideo.models.actionformer import ActionFormer
 from internvideo.models.cross_model import CrossModel
 from internvideo.models.uniformerv2 import UniFormerV2
 from internvideo.models.video_language import VideoLanguage
@@ -44,6 +46,7 @@ class EvaluationSettings:
         crops: 1 or 3 places per view. batch_size, workers: of the loader. device: where the model runs.
         unknown: open-set recognition: a manifest of unknown classes, beside the rows that say so themselves.
         train: open-set recognition: what the model learned from, where that is not where its recipe says.
+        class_scores: localisation: scores of whole videos, that give class-agnostic segments their classes.
 
     Raises:
         RecipeError: no view, or another number of crops.
@@ -56,6 +59,7 @@ class EvaluationSettings:
     device: str = "auto"
     unknown: Path | None = None
     train: Path | None = None
+    class_scores: Path | None = None
 
     def __post_init__(self) -> None:
         if self.views is not None and self.views < 1:
@@ -138,6 +142,8 @@ def _check(task: str, model: torch.nn.Module) -> None:
     able: tuple[type[torch.nn.Module], ...] = (VideoLanguage,)
     if task == "recognition":
         able = (VideoMAEClassifier, UniFormerV2, CrossModel)
+    elif task == "localisation":
+        able = (ActionFormer,)
     elif task == "open_set":
         able = (VideoMAEClassifier, UniFormerV2)
     if not isinstance(model, able):
@@ -225,6 +231,10 @@ def evaluate_task(
     """
     if task not in TASKS:
         raise RecipeError("task", f"found '{task}'", ", ".join(TASKS))
+    if task == "localisation":
+        return evaluate_features(
+            weights, manifest, output, split=split, class_scores=settings.class_scores, device=settings.device
+        )
     with distributed.process_group(choose_device(settings.device)) as device:
         trained = load_trained(weights, device=str(device))
         _check(task, trained.model)

@@ -278,3 +278,43 @@ def risk_coverage(curves: Mapping[str, tuple[NDArray[Any], NDArray[Any]]]) -> st
         axis.set_ylim(0, 100)
         axis.legend(fontsize=8)
         return _svg(figure, "risk by coverage")
+
+
+def timeline(
+    duration: float,
+    found: Sequence[tuple[float, float, str, float]],
+    truth: Sequence[tuple[float, float, str]] | None = None,
+    title: str = "",
+) -> str:
+    """What happens when in a video, one lane a class; above them the highest score at each moment.
+
+    Args:
+        duration: s.
+        found: (start s, end s, class, score 0..1), drawn the stronger the surer.
+        truth: (start s, end s, class), under the found ones of their class; None where it is not known.
+        title: of the picture.
+    """
+    lanes = list(dict.fromkeys([*(name for *_, name in truth or ()), *(name for _, _, name, _ in found)]))
+    moments = np.linspace(0, max(duration, 1e-3), 400)
+    curve = np.zeros_like(moments)
+    with mpl.rc_context(_STYLE):
+        figure = Figure(figsize=(7.2, 1.3 + 0.3 * max(len(lanes), 1)), layout="constrained")
+        above, axis = figure.subplots(2, sharex=True, height_ratios=[1.2, max(len(lanes), 1)])
+        for start, end, name in truth or ():
+            axis.barh(lanes.index(name) + 0.2, end - start, 0.34, start, color=GREEN)
+        place = -0.2 if truth is not None else 0.0
+        for start, end, name, score in found:
+            axis.barh(lanes.index(name) + place, end - start, 0.34, start, color=BLUE, alpha=0.15 + 0.85 * score)
+            inside = (moments >= start) & (moments <= end)
+            curve[inside] = np.maximum(curve[inside], score)
+        above.fill_between(moments, curve, color=BLUE, alpha=0.5, linewidth=0)
+        above.set_ylim(0, 1)
+        above.set_ylabel("score", fontsize=8)
+        above.tick_params(labelsize=8)
+        above.set_title(title, fontsize=10, loc="left")
+        axis.set_yticks(range(len(lanes)), lanes, fontsize=8)
+        axis.set_ylim(len(lanes) - 0.4, -0.6)
+        axis.set_xlim(0, duration)
+        axis.set_xlabel("seconds" if truth is None else "seconds (green: truth, blue: found)")
+        _grid(axis, "x")
+        return _svg(figure, f"timeline {title}".strip())

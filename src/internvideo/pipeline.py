@@ -4,22 +4,25 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
+from internvideo.data.batch import Batch, FeatureBatch
 from internvideo.data.catalog import BENCHMARKS
+from internvideo.data.feature_sequences import SequenceLoader, read_feature_set
 from internvideo.data.loader import Loader
 from internvideo.data.manifest import Manifest, read_manifest
 from internvideo.data.mixture import AlternatingLoader, MixedLoader
 from internvideo.data.tokenizer import Tokenizer
 from internvideo.data.transforms import direction_classes
 from internvideo.errors import RecipeError, WeightsError
+from internvideo.models.actionformer import ActionFormer
 from internvideo.models.cross_model import CrossModel
 from internvideo.models.factory import create_model
 from internvideo.models.initialise import initialise
@@ -51,13 +54,17 @@ MAY_DIFFER = ("data.loader.workers", "data.loader.prefetch", "data.loader.pin_me
 
 @dataclass(frozen=True)
 class Job:
-    """A recipe with everything that it names built; `fingerprint` is that of the training rows and their classes."""
+    """A recipe with everything that it names built; `fingerprint` is that of the training rows and their classes.
+
+    `features` tells how the features were made that a localisation learns from; it is empty elsewhere.
+    """
 
     recipe: Recipe
     stage: nn.Module
     loader: BatchSource
     classes: tuple[str, ...]
     fingerprint: str
+    features: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def model(self) -> nn.Module:
@@ -77,6 +84,8 @@ def prepare(recipe: Recipe, *, rank: int = 0, world_size: int = 1, skipped: Path
     data = recipe.data
     if data.train is None:
         raise RecipeError("data.train", "is missing", "a manifest or a folder of videos", "add data.train=PATH")
+    if recipe.stage == "localisation":
+        return _prepare_localisation(recipe, data.train, rank, world_size)
     manifest = read_manifest(data.train)
     if data.split is not None:
         manifest = manifest.subset(split=data.split)
@@ -100,6 +109,29 @@ def prepare(recipe: Recipe, *, rank: int = 0, world_size: int = 1, skipped: Path
     return Job(recipe, stage, loader, manifest.classes, manifest.fingerprint)
 
 
+def _prepare_localisation(recipe: Recipe, train: Path, rank: int, world_size: int) -> Job:
+    """The same for a detector, which learns from a folder of features. Raises as `prepare`."""
+    data = recipe.data
+    features = read_feature_set(train, data.features)
+    if data.split is not None:
+        features = features.subset(data.split)
+    torch.manual_seed(recipe.loop.seed)
+    model = build_model(recipe, len(features.classes))
+    if not isinstance(model, ActionFormer):
+        raise RecipeError("model.name", f"'{recipe.model.name}' is a {type(model).__name__}", "an ActionFormer")
+    if features.width != model.config.input_width:
+        found = f"{model.config.input_width}, but the features have {features.width} channels"
+        do = f"add model.overrides.input_width={features.width}"
+        raise RecipeError("model.overrides.input_width", found, str(features.width), do)
+    initialise(model, recipe.init)
+    stage = STAGES[recipe.stage].stage(model, recipe.settings)
+    loader = SequenceLoader(
+        features, data.features, model.config.max_length, data.loader, rank=rank, world_size=world_size
+    )
+    # The loop asks a batch for its length, its ids and to move; both kinds answer.
+    return Job(recipe, stage, cast(BatchSource, loader), features.classes, features.fingerprint, features.protocol)
+
+
 def build_model(recipe: Recipe, classes: int) -> nn.Module:
     """The recipe's model; a classifier without a number of classes gets that of the manifest.
 
@@ -107,7 +139,9 @@ def build_model(recipe: Recipe, classes: int) -> nn.Module:
         RecipeError: the recipe's number of classes is not that of the manifest.
     """
     overrides = copy.deepcopy(recipe.model.overrides)
-    if recipe.stage in {"supervised", "open_set", "interaction"}:
+    if recipe.stage == "localisation":
+        classes = 1 if recipe.data.features.class_agnostic else classes
+    if recipe.stage in {"supervised", "open_set", "interaction", "localisation"}:
         if not classes:
             raise RecipeError("data.train", "has no labels", "a label in every row")
         heads = {"model.overrides": overrides}
@@ -236,21 +270,23 @@ def run_recipe(recipe: Recipe, folder: Path, *, device: str = "auto", title: str
             if initial:
                 mixed = interpolate_weights(initial, job.model.state_dict(), recipe.initial_share)
                 load_state(job.model, mixed, where=result.checkpoint)
-            save_model(target, job.model, _metadata(recipe, job.classes))
+            save_model(target, job.model, _metadata(recipe, job))
     return target
 
 
-def _metadata(recipe: Recipe, classes: tuple[str, ...]) -> dict[str, str]:
-    return {"recipe": json.dumps(recipe.resolved()), "classes": json.dumps(classes)}
+def _metadata(recipe: Recipe, job: Job) -> dict[str, str]:
+    told = {"recipe": json.dumps(recipe.resolved()), "classes": json.dumps(job.classes)}
+    return {**told, "features": json.dumps(dict(job.features))} if job.features else told
 
 
 @dataclass(frozen=True)
 class Trained:
-    """A trained model and what it was trained with."""
+    """A trained model and what it was trained with; `features` as in `Job`."""
 
     model: nn.Module
     recipe: Recipe
     classes: tuple[str, ...]
+    features: Mapping[str, Any] = field(default_factory=dict)
 
 
 def load_trained(path: Path, *, device: str = "auto") -> Trained:
@@ -266,7 +302,8 @@ def load_trained(path: Path, *, device: str = "auto") -> Trained:
     classes = tuple(json.loads(metadata["classes"]))
     model = build_model(recipe, len(classes))
     load_state(model, state, where=path)
-    return Trained(model.to(choose_device(device)).eval(), recipe, classes)
+    features = json.loads(metadata.get("features", "{}"))
+    return Trained(model.to(choose_device(device)).eval(), recipe, classes, features)
 
 
 def describe(recipe: Recipe, *, device: str = "auto") -> str:
@@ -298,7 +335,7 @@ def describe(recipe: Recipe, *, device: str = "auto") -> str:
         f"model     {recipe.model.name} ({type(job.model).__name__})",
         f"learning  {counts[True] / 1e6:.3f} M parameters in {len(stepper.optimizer.param_groups)} groups",
         f"frozen    {counts[False] / 1e6:.3f} M parameters",
-        f"steps     {steps} ({per_epoch:.1f} an epoch, {len(batch)} clips a batch of {tuple(batch.video.shape[1:])})",
+        f"steps     {steps} ({per_epoch:.1f} an epoch, {len(batch)} clips a batch of {_form(batch)})",
         f"memory    {sum(memory.values()) / MIB:.1f} MiB on each process, passing results not counted:",
         *(f"          {size / MIB:10.1f} MiB {name}" for name, size in memory.items()),
         "first batch, forward and backward: "
@@ -307,6 +344,10 @@ def describe(recipe: Recipe, *, device: str = "auto") -> str:
     if here.type == "cuda":
         lines.append(f"peak      {torch.cuda.max_memory_allocated(here) / MIB:.0f} MiB on the device in that step")
     return "\n".join(lines)
+
+
+def _form(batch: Batch | FeatureBatch) -> tuple[int, ...]:
+    return tuple((batch.features if isinstance(batch, FeatureBatch) else batch.video).shape[1:])
 
 
 def _millions(parameters: float | None) -> str:

@@ -20,17 +20,20 @@ from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny, ValidationErr
 from torch import nn
 
 from internvideo.data import sampling
+from internvideo.data.feature_sequences import FeatureSettings
 from internvideo.data.loader import LoaderSettings
 from internvideo.data.mixup import Mixup
 from internvideo.data.rand_augment import RandAugment
 from internvideo.data.transforms import CropKind, EvalTransform, TrainTransform
 from internvideo.errors import RecipeError
+from internvideo.models.actionformer import ActionFormer
 from internvideo.models.cross_model import CrossModel
 from internvideo.models.factory import MODELS
 from internvideo.models.uniformerv2 import UniFormerV2
 from internvideo.models.video_language import VideoLanguage
 from internvideo.models.videomae import VideoMAEClassifier, VideoMAEPretrain
 from internvideo.stages.interaction import InteractionSettings, InteractionStage
+from internvideo.stages.localisation import LocalisationSettings, LocalisationStage
 from internvideo.stages.masked import MaskedSettings, MaskedStage
 from internvideo.stages.multimodal import MultimodalSettings, MultimodalStage
 from internvideo.stages.open_set import OpenSetSettings, OpenSetStage
@@ -72,6 +75,12 @@ STAGES: dict[str, StageEntry] = {
         OpenSetStage,
         (VideoMAEClassifier, UniFormerV2),
     ),
+    "localisation": StageEntry(
+        "find actions in time, on features of `internvideo extract` (ActionFormer)",
+        LocalisationSettings,
+        LocalisationStage,
+        (ActionFormer,),
+    ),
     "interaction": StageEntry(
         "cross-model attention between the two frozen encoders, learned fusion of their scores",
         InteractionSettings,
@@ -85,6 +94,7 @@ TASKS: dict[str, str] = {
     "open_set": "which class, how unsure, and unknown or not: evidential and five other methods",
     "zero_shot": "recognition from class names alone, 16 prompt templates",
     "retrieval": "text to video and video to text, raw and dual softmax",
+    "localisation": "when which action happens: mAP over tIoU thresholds, recall",
     "multiple_choice": "which of the texts fits the clip",
 }
 
@@ -186,6 +196,7 @@ class DataSettings(Settings):
     image_batch_size: int | None = Field(None, ge=1, description="of the image batches; that of the videos by default")
     sampling: SamplingSettings = SamplingSettings()
     augment: AugmentSettings = AugmentSettings()
+    features: FeatureSettings = FeatureSettings()
     loader: LoaderSettings
 
 

@@ -5,7 +5,7 @@ NumPy only. Times are seconds. Legend: N predictions, G ground truths, I tIoU th
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -162,10 +162,21 @@ def average_precision(
     """
     if not len(truth):
         raise ValueError("no ground truth: a mAP of nothing is undefined")
+    parts = list(_by_class(truth, predicted, thresholds, released))
+    result = np.zeros((len(thresholds), len(parts)))
+    for column, (own, found, hits) in enumerate(parts):
+        if len(found):
+            result[:, column] = interpolated_average_precision(hits, len(own))
+    return result, np.unique(truth.label)
+
+
+def _by_class(
+    truth: Detections, predicted: Detections, thresholds: Sequence[float], released: bool = False
+) -> Iterator[tuple[Detections, Detections, Bools]]:
+    """For every class of the ground truth: that, its predictions best first, and which of these are right (I, N)."""
     truth, predicted = distinct(truth), predicted.best_first()
     levels = np.asarray(thresholds, dtype=np.float64)
     classes = np.unique(truth.label)
-    result = np.zeros((len(levels), len(classes)))
     for column, label in enumerate(classes):
         named = predicted.label == label
         if released and column not in classes:
@@ -177,9 +188,45 @@ def average_precision(
             known = spans.get(int(found.video[rows[0]]))
             if known is not None:
                 hits[:, rows] = _hits(tiou(found.span[rows], known), levels)
-        if len(found):
-            result[:, column] = interpolated_average_precision(hits, len(own))
-    return result, classes
+        yield own, found, hits
+
+
+def map_statistic(
+    truth: Detections, predicted: Detections, thresholds: Sequence[float], videos: int
+) -> Callable[[NDArray[np.float64]], NDArray[np.float64]]:
+    """mAP of videos drawn with replacement, for `bootstrap.interval`; matching, inside a video, is done once.
+
+    Args:
+        truth, predicted, thresholds: as in `average_precision`. videos: V; all indices are below it.
+
+    Returns:
+        weights (b, V), how often each video counts -> (b, I + 1): mAP of the classes drawn at every tIoU, and its mean.
+    """
+    parts = [
+        (np.bincount(own.video, minlength=videos).astype(np.float64), found.video, hits)
+        for own, found, hits in _by_class(truth, predicted, thresholds)
+    ]
+
+    def statistic(weights: NDArray[np.float64]) -> NDArray[np.float64]:
+        total = np.zeros((len(weights), len(thresholds)))
+        drawn = np.zeros(len(weights))
+        for truths, video, hits in parts:
+            there = weights @ truths
+            drawn += there > 0
+            if not len(video):
+                continue
+            each = weights[:, video]
+            behind = np.maximum(each.cumsum(axis=1), 1e-12)
+            for level, hit in enumerate(hits):
+                right = each * hit
+                precision = right.cumsum(axis=1) / behind
+                envelope = np.maximum.accumulate(precision[:, ::-1], axis=1)[:, ::-1]
+                area = (envelope * right).sum(axis=1)
+                total[:, level] += np.divide(area, there, out=np.zeros_like(area), where=there > 0)
+        values = total / np.maximum(drawn, 1)[:, None]
+        return np.concatenate([values, values.mean(axis=1, keepdims=True)], axis=1)
+
+    return statistic
 
 
 def recall_at_multiples(

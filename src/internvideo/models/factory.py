@@ -13,6 +13,7 @@ from typing import Any
 from torch import nn
 
 from internvideo.errors import RecipeError
+from internvideo.models.actionformer import ActionFormer, ActionFormerConfig
 from internvideo.models.entry import ModelEntry
 from internvideo.models.multimodal_sizes import MULTIMODAL_MODELS
 from internvideo.models.videomae import VideoMAEClassifier, VideoMAEConfig, VideoMAEPretrain
@@ -62,7 +63,29 @@ _CLASSIFIER = {
     for size, config in _SIZES.items()
 }
 
-MODELS: dict[str, ModelEntry] = {**_PRETRAIN, **_CLASSIFIER, **MULTIMODAL_MODELS}
+_CLASSLESS = ActionFormerConfig(width=256, windows=(25,) * 5 + (1,), classes=1, absolute_positions=True)
+_DETECTORS: dict[str, tuple[ActionFormerConfig, float | None, str]] = {
+    "thumos": (ActionFormerConfig(), 28.072, "20 classes, windows of 19, up to 2304 steps"),
+    "activitynet": (
+        dataclasses.replace(_CLASSLESS, max_length=768),
+        7.533,
+        "one class, windows of 25, up to 768 steps",
+    ),
+    "hacs": (_CLASSLESS, None, "one class, windows of 25, up to 2304 steps"),
+    "fineaction": (
+        dataclasses.replace(_CLASSLESS, windows=(7,) * 5 + (1,), max_length=192),
+        None,
+        "one class, windows of 7, 192 steps",
+    ),
+}
+"""ActionFormer for each benchmark (spec/tasks.md 2.3)."""
+
+_DETECTOR_ENTRIES = {
+    f"actionformer-{name}": ModelEntry(ActionFormer, config, millions, f"temporal detector on features: {about}")
+    for name, (config, millions, about) in _DETECTORS.items()
+}
+
+MODELS: dict[str, ModelEntry] = {**_PRETRAIN, **_CLASSIFIER, **MULTIMODAL_MODELS, **_DETECTOR_ENTRIES}
 """Every model that a recipe can name."""
 
 

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
 from internvideo.data.batch import FeatureBatch
 from internvideo.models.actionformer import ActionFormer
+from internvideo.models.segment_decoding import DecodingSettings
+from internvideo.models.temporal_nms import SuppressionSettings
 from internvideo.objectives.detection import detection_loss, point_targets
 
 
 class LocalisationSettings(BaseModel):
-    """The losses (the table in spec 2.3)."""
+    """The losses, and how segments are found in testing (the table in spec 2.3)."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -20,6 +24,27 @@ class LocalisationSettings(BaseModel):
     loss_weight: float = Field(1.0, description="of the offsets; 0 or less balances them with the classes")
     initial_norm: float = Field(100.0, gt=0.0, description="first value of the running number of positive points")
     centre_radius: float = Field(1.5, gt=0.0, description="strides around a segment's centre that answer for it")
+    sigma: float = Field(0.5, gt=0.0, description="testing: of the Gaussian that lowers overlapping segments")
+    voting: float = Field(0.0, ge=0.0, le=1.0, description="testing: tIoU of segments that shape a found one; 0: none")
+    voting_weight: Literal["score", "score_x_overlap"] = Field("score", description="testing: weight of such a vote")
+    most: int = Field(200, ge=1, description="testing: segments of a video")
+    min_score: float = Field(0.001, ge=0.0, lt=1.0, description="testing: of a segment")
+    min_length: float = Field(0.05, ge=0.0, description="testing: of a segment, feature steps")
+    overlaps: tuple[float, ...] = Field(
+        (0.3, 0.4, 0.5, 0.6, 0.7), min_length=1, description="testing: tIoU thresholds of the mAP"
+    )
+
+    def decoding(self, *, classes: int) -> DecodingSettings:
+        """Settings of `detect` for a head of so many classes; with one class suppression is over all segments."""
+        suppression = SuppressionSettings(
+            sigma=self.sigma,
+            min_score=self.min_score,
+            most=self.most,
+            per_class=classes > 1,
+            voting=self.voting,
+            voting_weight=self.voting_weight,
+        )
+        return DecodingSettings(min_score=self.min_score, min_length=self.min_length, suppression=suppression)
 
 
 class LocalisationStage(nn.Module):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from internvideo.errors import RunError
-from internvideo.tasks import multiple_choice, open_set, recognition, retrieval, zero_shot
+from internvideo.tasks import localisation, multiple_choice, open_set, recognition, retrieval, zero_shot
 from internvideo.tasks.table import Result, Table
 
 SCORES: dict[str, Callable[[Table], Result]] = {
@@ -13,6 +13,7 @@ SCORES: dict[str, Callable[[Table], Result]] = {
     open_set.NAME: open_set.score,
     zero_shot.NAME: zero_shot.score,
     retrieval.NAME: retrieval.score,
+    localisation.NAME: localisation.score,
     multiple_choice.NAME: multiple_choice.score,
 }
 

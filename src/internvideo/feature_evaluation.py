@@ -1,0 +1,164 @@
+"""A trained detector on a folder of features: table, figures, detections, a timeline of every video."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from internvideo import figures
+from internvideo.data.feature_sequences import FeatureSet, read_feature_set
+from internvideo.errors import ManifestError, RecipeError, RunError, WeightsError
+from internvideo.models.actionformer import ActionFormer
+from internvideo.pipeline import Trained, load_trained
+from internvideo.recipe import choose_device
+from internvideo.stages.localisation import LocalisationSettings
+from internvideo.storage import write_text
+from internvideo.tasks import localisation
+from internvideo.tasks.table import Result, Table, print_result, save_result
+from internvideo.training import distributed
+
+SHOWN = 24
+"""Timelines that an evaluation draws."""
+
+LIKELY = 0.2
+"""Segments below this score are not drawn."""
+
+SAME = ("weights_sha256", "layer", "window", "stride", "fps")
+"""What features must share with those that a detector learned from."""
+
+
+@dataclass(frozen=True)
+class Detector:
+    """A trained detector with its settings."""
+
+    trained: Trained
+    model: ActionFormer
+    settings: LocalisationSettings
+
+
+def load_detector(path: Path, *, device: str = "auto") -> Detector:
+    """Read a detector that `internvideo train` wrote. Raises WeightsError for anything else."""
+    trained = load_trained(path, device=device)
+    settings = trained.recipe.settings
+    if not isinstance(trained.model, ActionFormer) or not isinstance(settings, LocalisationSettings):
+        allowed = "weights of a recipe with stage: localisation"
+        raise WeightsError(path, f"holds a {type(trained.model).__name__}, no detector", allowed)
+    return Detector(trained, trained.model, settings)
+
+
+def check_features(detector: Detector, features: FeatureSet) -> None:
+    """Raise RunError for features made otherwise than those that the detector learned from."""
+    learned, given = detector.trained.features, features.protocol
+    for key in SAME:
+        if key in learned and key in given and learned[key] != given[key]:
+            found = f"features with {key} {json.dumps(given[key])[:24]}"
+            raise RunError(features.source, found, f"{json.dumps(learned[key])[:24]}, as the detector learned from")
+
+
+def under_classes(features: FeatureSet, classes: tuple[str, ...]) -> FeatureSet:
+    """The same with labels as indices into a detector's classes, found by name.
+
+    Raises:
+        ManifestError: an action of a class that the detector does not know.
+    """
+    if features.classes == classes:
+        return features
+    place = {name: index for index, name in enumerate(classes)}
+    used = sorted({int(label) for video in features.videos for label in video.labels})
+    unknown = [features.classes[label] for label in used if features.classes[label] not in place]
+    if unknown:
+        found = f"the detector was not trained on the class '{unknown[0]}'"
+        raise ManifestError(features.source, found, f"the {len(classes)} classes of the weights")
+    moved = np.asarray([place.get(name, 0) for name in features.classes], dtype=np.int64)
+    videos = tuple(replace(video, labels=moved[video.labels]) for video in features.videos)
+    return replace(features, videos=videos, classes=classes)
+
+
+def evaluate_features(
+    weights: Path,
+    path: Path,
+    output: Path,
+    *,
+    split: str | None = None,
+    class_scores: Path | None = None,
+    device: str = "auto",
+) -> Result:
+    """Write localisation.npz and .json, detections.json (ActivityNet's form) and timelines; print the figures.
+
+    Args:
+        weights: of a detector. path: folder of features, or its index, with the actions of its videos.
+        output: folder. split: only its videos; class_scores: see `localisation.read_class_scores`.
+        device: where the detector runs.
+
+    Raises:
+        WeightsError, ManifestError, RunError, RecipeError: what does not fit together.
+    """
+    if distributed.world_size() > 1:
+        raise RecipeError("WORLD_SIZE", f"{distributed.world_size()} processes", "1 for localisation")
+    detector = load_detector(weights, device=device)
+    recipe = detector.trained.recipe
+    settings = recipe.data.features.model_copy(update={"annotations": None, "folder": None})
+    features = under_classes(read_feature_set(path, settings), detector.trained.classes)
+    check_features(detector, features)
+    if split is not None:
+        features = features.subset(split)
+    fused = None if class_scores is None else localisation.read_class_scores(class_scores, len(features.classes))
+    target = output / f"{localisation.NAME}.npz"
+    table = localisation.predict(
+        detector.model,
+        features,
+        settings,
+        detector.settings.decoding(classes=detector.model.config.classes),
+        choose_device(device),
+        overlaps=detector.settings.overlaps,
+        model_name=recipe.model.name,
+        class_scores=fused,
+    )
+    _check_output(target, table)
+    result = localisation.score(table)
+    save_result(result, table.save(target).with_suffix(".json"))
+    write_text(output / "detections.json", json.dumps(localisation.submission(table)) + "\n")
+    draw(table, output / "timelines.html")
+    print_result(result)
+    return result
+
+
+def _check_output(target: Path, table: Table) -> None:
+    if not target.exists():
+        return
+    try:
+        known: Any = Table.load(target).protocol
+    except RunError:
+        known = {}
+    if any(known.get(key) != table.protocol[key] for key in ("weights_sha256", "split_sha256")):
+        raise RunError(target, "holds a table of other weights or videos", "", "choose another --output")
+
+
+def draw(table: Table, target: Path) -> None:
+    """The timelines of a table's first videos as one page. Raises RunError."""
+    classes, truth, found = table["classes"].tolist(), localisation.truth_of(table), localisation.found_of(table)
+    parts = []
+    for number, name in enumerate(table["ids"].tolist()[:SHOWN]):
+        own, seen = truth.take(truth.video == number), found.take(found.video == number)
+        seen = seen.take(seen.score >= LIKELY)
+        actions = [(*span, classes[label]) for span, label in zip(own.span.tolist(), own.label, strict=True)]
+        likely = [
+            (*span, classes[label], float(score))
+            for span, label, score in zip(seen.span.tolist(), seen.label, seen.score, strict=True)
+        ]
+        parts.append(figures.timeline(float(table["duration"][number]), likely, actions, name))
+    write_text(target, page(parts))
+
+
+def page(pictures: Sequence[str]) -> str:
+    """Pictures under one another as an HTML page."""
+    body = "\n".join(f'<figure style="max-width: 60rem">{picture}</figure>' for picture in pictures)
+    head = (
+        '<!doctype html><meta charset="utf-8"><meta name="color-scheme" content="light dark"><title>Timelines</title>'
+    )
+    return f"{head}\n<body style='font-family: sans-serif'>\n{body}\n</body>\n"
