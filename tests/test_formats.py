@@ -206,6 +206,14 @@ def test_ava() -> None:
     assert "1 clips without persons in kinetics_val_v1.0.csv left out" in kinetic.notes
 
 
+def test_rows_of_ava_that_say_nothing_are_counted(tmp_path: Path) -> None:
+    box = "v,0902,0.1,0.1,0.2,0.5"
+    text = f"{box},1,0\n{box},1,0\nv,0902,0.1,0.1,0.1,0.5,1,0\n"
+    made = ava.read_ava(written(tmp_path, {"ava_val_v2.2.csv": text}))
+    assert [box.labels for row in made.splits["val"] for box in row.boxes] == [(0,)]
+    assert [note.split()[0] for note in made.notes[-2:]] == ["1", "1"]
+
+
 def test_ava_of_the_released_json() -> None:
     made = given(ava.read_ava, "ava_v2_2", "ava_val_v2.2_min.json")
     (box,) = made.splits["val"][0].boxes

@@ -100,6 +100,15 @@ def test_names_of_videos(tmp_path: Path) -> None:
         VideoFolder(tmp_path / "absent")
 
 
+def test_another_part_of_the_same_upload_is_no_stand_in(tmp_path: Path) -> None:
+    a_video(tmp_path / "videos" / "75YX8XM5mSL_000001_000011.mp4")
+    done = prepare("kinetics400", FILES / "kinetics400", tmp_path / "out", videos=tmp_path / "videos")
+    assert done.splits["val"].present == 0
+    a_video(tmp_path / "videos" / "ZirLnqB0PRf_000001_000011.mp4")  # a list names only the upload
+    source = FILES / "kinetics400" / "val_space_list.csv"
+    assert prepare("kinetics400", source, tmp_path / "out", videos=tmp_path / "videos").splits["val"].present == 1
+
+
 def test_folders_of_frames_are_told(tmp_path: Path) -> None:
     for number in ("59729", "26694"):
         (tmp_path / "videos" / number).mkdir(parents=True)

@@ -111,31 +111,31 @@ class VideoFolder:
         if trimmed:
             self._parts[trimmed["video"]].append(_Found(path, float(trimmed["start"]), float(trimmed["end"])))
 
-    def find(self, names: Iterable[str], seconds: float | None = None) -> _Found | None:
+    def find(self, names: Iterable[str], seconds: float | None = None, *, parts: bool = True) -> _Found | None:
         """The file of the first name that is there: by path, by name without extension, or a trimmed part of it.
 
         Args:
-            names: best first. seconds: a time that a trimmed part must hold.
+            names: best first. seconds: a time that a trimmed part must hold. parts: whether one will do at all.
         """
-        tried = list(names)
-        for name in tried:
+        tried = [(name, *os.path.split(_without_extension(name))) for name in names]
+        for name, _, _ in tried:
             if name in self._by_path:
                 return _Found(self._by_path[name])
-        for name in tried:
-            folder, stem = os.path.split(os.path.splitext(name)[0] if _extension(name) else name)
+        for _, folder, stem in tried:
             found = self._by_stem.get(stem, [])
             if found:  # of several in different folders the one whose folder is asked for
                 near = [one for one in found if os.path.basename(os.path.dirname(one.path)) == os.path.basename(folder)]
                 return (near or found)[0]
-        for name in tried:
-            for part in self._parts.get(name, ()):
+        for _, _, stem in tried if parts else ():
+            for part in self._parts.get(stem, ()):
                 if seconds is None or part.start <= seconds <= part.end:
                     return part
         return None
 
 
-def _extension(name: str) -> bool:
-    return os.path.splitext(name)[1].lower() in VIDEO_EXTENSIONS
+def _without_extension(name: str) -> str:
+    stem, extension = os.path.splitext(name)
+    return stem if extension.lower() in VIDEO_EXTENSIONS else name  # a point may belong to the name
 
 
 def prepare(
@@ -181,6 +181,8 @@ def prepare(
         file = f"{split}.jsonl" if kept else ""
         if kept:
             write_manifest(output / file, kept, made.classes)
+        else:
+            (output / f"{split}.jsonl").unlink(missing_ok=True)  # of an earlier call
         whole = Manifest(tuple(rows), made.classes, output, annotations)
         report.splits[split] = PreparedSplit(
             file, len(rows), entry.count(rows), len({row.path for row in kept}), len(lost), len(unreadable),
@@ -202,7 +204,9 @@ def _locate(rows: list[Sample], made: Annotations, folder: VideoFolder | None) -
     located, lost = [], dict[str, None]()
     for row in rows:
         moment = row.boxes[0].time if row.boxes else None
-        found = folder.find((row.path, *made.names.get(row.path, ())), moment)
+        # Another part of the same upload is no stand-in for this part, nor a part for the whole that times are told of.
+        parts = bool(row.boxes) or not (row.span or row.segments or _TRIMMED.match(Path(row.path).stem))
+        found = folder.find((row.path, *made.names.get(row.path, ())), moment, parts=parts)
         if found is None:
             lost[row.path] = None
         else:

@@ -46,7 +46,7 @@ class _Annotation(Record):
 
 class _Video(Record):
     subset: SplitName
-    duration: Annotated[float, Field(gt=0)] | None = None
+    duration: Annotated[float, Field(ge=0)] | None = None
     fps: Annotated[float, Field(gt=0)] | None = None
     filename: Name | None = None
     annotations: tuple[_Annotation, ...] = ()

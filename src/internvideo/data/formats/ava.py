@@ -146,7 +146,7 @@ def read_ava_kinetics(source: AnnotationSource) -> Annotations:
 
 def _read_csv(path: Path, split: str, made: Annotations, excluded: set[tuple[str, float]], *, origin: str = "") -> None:
     frames: dict[tuple[str, float], _Frame] = {}
-    empty = repeated = 0
+    empty = repeated = flat = 0
     for line, row in csv_records(path, _Row, columns=COLUMNS):
         where = f"{path}:{line}"
         corners = row.corners()
@@ -157,6 +157,9 @@ def _read_csv(path: Path, split: str, made: Annotations, excluded: set[tuple[str
             continue
         if row.action is None:
             raise ManifestError(f"{where} action_id", "missing", f"1 to {CLASSES}")
+        if corners[0] == corners[2] or corners[1] == corners[3]:
+            flat += 1
+            continue
         _check(where, corners, (row.action,))
         frame = frames.setdefault((row.video, row.time), _Frame(where))
         actions = frame.persons.setdefault((*corners, -1 if row.person is None else row.person), [])
@@ -164,6 +167,7 @@ def _read_csv(path: Path, split: str, made: Annotations, excluded: set[tuple[str
             repeated += 1
         else:
             actions.append(row.action)
+    made.note(flat, f"rows of {path.name} have a box without area and are left out")
     made.note(repeated, f"rows of {path.name} repeat an action of the same person and box and count once")
     made.note(empty, f"clips without persons in {path.name} left out")
     _add(path, split, made, frames, excluded, origin)

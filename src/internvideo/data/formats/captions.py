@@ -85,7 +85,7 @@ class _FilmSentence(Film):
 class _Paragraph(Record):
     duration: Annotated[float, Field(gt=0)]
     timestamps: tuple[tuple[Annotated[float, Field(ge=0)], Annotated[float, Field(ge=0)]], ...]
-    sentences: tuple[Sentence, ...] = Field(min_length=1)
+    sentences: tuple[str, ...]
 
 
 class _Moment(Record):
@@ -260,7 +260,9 @@ def read_activitynet_captions(source: AnnotationSource) -> Annotations:
                 found = f"{len(entry.sentences)} sentences for {len(entry.timestamps)} times"
                 raise ManifestError(where, found, "one for each")
             reversed_times += sum(start > end for start, end in entry.timestamps)
-            paragraph = " ".join(sentence.strip() for sentence in entry.sentences)
+            paragraph = " ".join(sentence.strip() for sentence in entry.sentences if sentence.strip())
+            if not paragraph:
+                raise ManifestError(where, "no sentence that is not blank", "at least one")
             sample = _row(video, (paragraph,), split).model_copy(
                 update={"attributes": {"duration": f"{entry.duration:g}"}}
             )
