@@ -75,7 +75,9 @@ def read_class_scores(path: Path, classes: int) -> dict[str, Floats]:
     """
     try:
         content = json.loads(path.read_text(encoding="utf-8-sig"))["results"]
-        found = {name: np.asarray(row, dtype=np.float64).reshape(-1) for name, row in content.items()}
+        found: dict[str, Floats] = {
+            name: np.asarray(row, dtype=np.float64).reshape(-1) for name, row in content.items()
+        }
     except (OSError, UnicodeDecodeError, ValueError, KeyError, TypeError, AttributeError) as error:
         allowed = 'JSON: {"results": {video: [a score for each class]}}'
         raise ManifestError(path, f"no class scores ({error})", allowed) from error
