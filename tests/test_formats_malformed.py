@@ -132,6 +132,17 @@ CASES: dict[str, tuple[Read, dict[str, str], str]] = {
         {"a.json": '{"database": {\n"v": {"subset": "training"},\n"v": {"subset": "testing"}}}'},
         "a.json:3 database.v: stands a second time, first in line 2",
     ),
+    "a number of thousands of digits": (
+        activitynet.read_activitynet,
+        {"a.json": '{"database": ' + "9" * 5000 + "}"},
+        "a.json:1: a number of thousands of digits",
+    ),
+    "lists in lists": (activitynet.read_activitynet, {"a.json": "[" * 200_000}, "a.json:1: "),
+    "a video whose name no file can have": (
+        activitynet.read_activitynet,
+        {"a.json": '{"database": {\n"v\\u0000": {"subset": "training"}}}'},
+        "a.json:2 database.v",
+    ),
     "an unknown subset": (
         activitynet.read_activitynet,
         {"a.json": '{"database": {\n"v": {\n"subset": "dev"}}}'},

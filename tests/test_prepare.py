@@ -129,6 +129,26 @@ def test_the_merge_says_what_it_dropped(tmp_path: Path) -> None:
     assert told == "kinetics400\ttrain\ta_000001_000011\tin the val set of kinetics700\n"
 
 
+def test_films_of_the_mixture_are_cut_at_their_own_rate(tmp_path: Path) -> None:
+    annotations = tmp_path / "annotations" / "ava" / "ava_train_v2.2.csv"
+    annotations.parent.mkdir(parents=True)
+    annotations.write_text("there,0902,0.1,0.1,0.2,0.5,1,0\nabsent,0902,0.1,0.1,0.2,0.5,1,0\n")
+    a_video(tmp_path / "videos" / "there.mkv", fps=10)
+    done = prepare("unlabeled_hybrid", tmp_path / "annotations", tmp_path / "out", videos=tmp_path / "videos")
+    assert done.splits["train"].rows == 900 * 10 // 300 + 900 * 30 // 300
+    assert "1 films of AVA could not be opened; cut as if they had 30 frames/s" in done.notes
+    rows = read_manifest(tmp_path / "out" / "train.jsonl").rows
+    assert (len(rows), rows[0].span, rows[0].attributes["stride"]) == (30, (900.0, 930.0), "4")
+
+
+def test_a_manifest_of_an_earlier_call_does_not_stay(tmp_path: Path) -> None:
+    source = FILES / "kinetics400" / "kinetics-400_val.csv"
+    prepare("kinetics400", source, tmp_path / "out")
+    (tmp_path / "empty").mkdir()
+    prepare("kinetics400", source, tmp_path / "out", videos=tmp_path / "empty")
+    assert not (tmp_path / "out" / "val.jsonl").exists()
+
+
 def test_the_command_tells_where_it_wrote(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     command("thumos14", FILES / "thumos14", output=tmp_path / "out")
     told = capsys.readouterr().out.splitlines()

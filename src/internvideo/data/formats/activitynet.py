@@ -59,7 +59,7 @@ class _Taxon(Record):
 
 
 class _File(Record):
-    database: dict[str, _Video]
+    database: dict[Name, _Video]
     taxonomy: tuple[_Taxon, ...] = ()
 
 

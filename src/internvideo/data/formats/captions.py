@@ -254,7 +254,7 @@ def read_activitynet_captions(source: AnnotationSource) -> Annotations:
         path = source.maybe(pattern)
         if path is None:
             continue
-        for video, entry in read_json(path, dict[str, _Paragraph]).items():
+        for video, entry in read_json(path, dict[Name, _Paragraph]).items():
             where = Spot(path, (video, "sentences"))
             if len(entry.sentences) != len(entry.timestamps):
                 found = f"{len(entry.sentences)} sentences for {len(entry.timestamps)} times"

@@ -10,6 +10,7 @@ import gzip
 import io
 import json
 import re
+import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -53,11 +54,18 @@ def _split(value: str) -> str:
     return _SPLITS[value.strip().lower()]
 
 
+def _one_line(value: str) -> str:
+    if any(ord(character) < 32 for character in value):
+        raise ValueError("a name without control characters")
+    return value
+
+
 Interval = Annotated[tuple[float, float], AfterValidator(_interval)]
 """(start, end) in seconds, 0 <= start <= end."""
 SplitName = Annotated[str, AfterValidator(_split)]
 """train, val or test, in any of the usual spellings."""
-Name = Annotated[str, Field(min_length=1)]
+Name = Annotated[str, Field(min_length=1), AfterValidator(_one_line)]
+"""A name or path: one line without control characters."""
 
 
 @dataclass(frozen=True)
@@ -143,7 +151,7 @@ def read_text(path: Path) -> str:
     if path.suffix == ".gz":
         try:
             content = gzip.decompress(path.read_bytes()).decode("utf-8-sig")
-        except (OSError, EOFError, UnicodeDecodeError, ValueError) as error:
+        except (OSError, EOFError, zlib.error, ValueError) as error:
             raise ManifestError(path, f"cannot be read: {error}", "a whole gzip file of UTF-8 text") from None
     else:
         content = lists.read_text(path)
@@ -273,6 +281,10 @@ def _parsed(path: Path, text: str, above: int = 0) -> object:
         return json.loads(text, object_pairs_hook=_once)
     except json.JSONDecodeError as error:
         raise ManifestError(f"{path}:{error.lineno + above}", f"not JSON: {error.msg}", "a whole JSON file") from None
+    except (ValueError, RecursionError):
+        raise ManifestError(
+            f"{path}:{above + 1}", "a number of thousands of digits, or too deeply nested", "JSON"
+        ) from None
     except _KeyTwiceError:
         seen: dict[tuple[str | int, ...], int] = {}
         for place, at in _places(text):
