@@ -141,12 +141,13 @@ def small_recipe(stage: str, **changes: Mapping[str, object]) -> dict[str, Any]:
             {"vision": vision, "text": text, "joint_width": 24, "caption": caption},
         ),
         "supervised": ("videomae-s-classifier", masked),
+        "open_set": ("videomae-s-classifier", masked),
         "supervised_multimodal": ("uniformerv2-b16", vision),
         "interaction": ("interaction-b", {"masked": masked, "multimodal": vision}),
     }
     name, overrides = models[stage]
     tree: dict[str, Any] = {
-        "stage": stage.partition("_")[0],
+        "stage": stage.removesuffix("_multimodal"),
         "model": {"name": name, "overrides": overrides},
         "settings": {"frame_step": 1} if stage == "interaction" else {},
         "init": {},

@@ -144,6 +144,12 @@ def test_figures_of_drawn_samples_are_those_of_the_samples(digits: int) -> None:
     np.testing.assert_allclose(statistic(draws.astype(float)), expected, rtol=1e-12)
 
 
+def test_a_draw_without_one_kind_takes_all_of_it() -> None:
+    statistic = o.weighted_figures(np.array([0.1, 0.2, 0.3, 0.15]), np.array([False, False, True, True]))
+    values = statistic(np.array([[2.0, 2.0, 0.0, 0.0], [2.0, 2.0, 1.0, 1.0]]))
+    assert values[0].tolist() == values[1].tolist()
+
+
 def test_risk_of_what_is_accepted() -> None:
     coverage, risk = o.risk_coverage(np.array([0.3, 0.1, 0.2, 0.9]), np.array([False, True, True, False]))
     assert coverage.tolist() == [0.25, 0.5, 0.75, 1.0]

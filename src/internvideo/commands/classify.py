@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -27,7 +29,12 @@ from internvideo.commands.options import (
 )
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from internvideo.apps.video_files import VideoFile
+    from internvideo.apps.video_model import VideoModel
+
+    Tell = Callable[[Tensor], tuple[dict[str, object], str]]  # a clip to what is told of it: values, and a line
 
 
 def classify(
@@ -39,6 +46,13 @@ def classify(
     model: Classifier = None,
     window: Window = None,
     stride: Stride = None,
+    unknown: Annotated[
+        Path | None,
+        typer.Option(
+            help="The open_set.json of `internvideo evaluate open_set` on this classifier: one label with belief and "
+            "uncertainty, or unknown."
+        ),
+    ] = None,
     top: Annotated[int, typer.Option(min=1, help="So many labels, the likeliest first.")] = 5,
     as_json: Json = False,
     device: Device = "auto",
@@ -47,27 +61,56 @@ def classify(
     """Say what is in videos, with probabilities.
 
     Labels of your own need a model with a text tower and no training; a classifier of `internvideo fit` is given with
-    --model; otherwise the model's own classes are used. Long videos get a line for each --window.
+    --model; otherwise the model's own classes are used, with --unknown as belief and uncertainty. Long videos get a
+    line for each --window.
     """
-    from internvideo.apps.probe import Probe
-    from internvideo.apps.scorer import Scorer
     from internvideo.apps.video_files import find_videos
     from internvideo.apps.windows import check_window, windows
 
-    one_of(labels=labels, labels_file=labels_file, model=model)
+    one_of(labels=labels, labels_file=labels_file, model=model, unknown=unknown)
     check_window(window, stride)
     videos = find_videos(inputs)
     opened = open_model(encoder, weights, device, precision)
-    scorer = Scorer(opened, read_labels(labels, labels_file), None if model is None else Probe.load(model))
+    if unknown is not None:
+        tell = _open_set(opened, unknown)
+    else:
+        tell = _closed_set(opened, read_labels(labels, labels_file), model, top)
 
     def answer(video: VideoFile) -> None:
         for start, end, clip in windows(video.source, opened.preprocessing, window=window, stride=stride):
-            shown = dict(list(scorer(clip[None])[0].items())[:top])
+            told, text = tell(clip[None])
             if as_json:
-                told = {"path": video.path, "start": start, "end": end, "labels": shown}
-                typer.echo(json.dumps(told, ensure_ascii=False))
+                line = {"path": video.path, "start": start, "end": end, **told}
+                typer.echo(json.dumps(line, ensure_ascii=False))
                 continue
             piece = "" if window is None else f" {clock(start, end)}"
-            typer.echo(f"{video.path}{piece}: " + ", ".join(f"{label} {share:.3f}" for label, share in shown.items()))
+            typer.echo(f"{video.path}{piece}: {text}")
 
     for_each(videos, answer)
+
+
+def _closed_set(opened: VideoModel, labels: list[str] | None, model: Path | None, top: int) -> Tell:
+    from internvideo.apps.probe import Probe
+    from internvideo.apps.scorer import Scorer
+
+    scorer = Scorer(opened, labels, None if model is None else Probe.load(model))
+
+    def tell(clips: Tensor) -> tuple[dict[str, object], str]:
+        shown = dict(list(scorer(clips)[0].items())[:top])
+        return {"labels": shown}, ", ".join(f"{label} {share:.3f}" for label, share in shown.items())
+
+    return tell
+
+
+def _open_set(opened: VideoModel, evaluation: Path) -> Tell:
+    from internvideo.apps.open_set import OpenSetRule
+
+    rule = OpenSetRule.load(evaluation)
+    rule.check(opened)
+
+    def tell(clips: Tensor) -> tuple[dict[str, object], str]:
+        said = rule(opened, clips)[0]
+        named = said.label if said.known else f"unknown, nearest {said.label}"
+        return asdict(said), f"{named}, belief {said.belief:.3f}, uncertainty {said.uncertainty:.3f}"
+
+    return tell

@@ -94,6 +94,8 @@ def weighted_figures(uncertainty: Floats, unknown: NDArray[np.bool_], recall: fl
 
     def statistic(weights: NDArray[np.float64]) -> NDArray[np.float64]:
         drawn = weights[:, order]
+        for kind in (positive, 1 - positive):  # a draw without one of the kinds takes all of that kind
+            drawn = drawn + kind * (drawn @ kind == 0)[:, None]
         true = np.add.reduceat(drawn * positive, starts, axis=1).cumsum(axis=1)
         false = np.add.reduceat(drawn * (1 - positive), starts, axis=1).cumsum(axis=1)
         zero = np.zeros((len(weights), 1))

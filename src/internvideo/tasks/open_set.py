@@ -152,7 +152,7 @@ def predict(
     protocol = {
         **describe(model, model_name, test[1], clips),
         "merge": "logits mean",
-        "own_layer": f"{evidence} evidence" if evidence else "softmax",
+        "evidence": evidence or "softmax",
         "methods": f"last layers on frozen features, {learning.epochs} epochs",
         "train_split_sha256": train[1].fingerprint,
         "train_videos": len(labels),

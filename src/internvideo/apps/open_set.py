@@ -1,0 +1,93 @@
+"""Label, belief and uncertainty of clips; "unknown" above the threshold that an evaluation found (spec tasks.md 10)."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import cast, get_args
+
+from torch import Tensor
+
+from internvideo.apps.features import model_hash
+from internvideo.apps.video_model import VideoModel
+from internvideo.errors import RunError, WeightsError
+from internvideo.objectives.evidential import Evidence, opinion
+from internvideo.objectives.evidential import evidence as class_evidence
+from internvideo.tasks import open_set
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What is said of one clip.
+
+    Attributes:
+        label: the best class.
+        belief: of that class: the share of its evidence; the probability for a classifier without evidence.
+        uncertainty: 0..1. Beliefs of all classes and the uncertainty sum to 1 where there is evidence.
+        known: whether the uncertainty is below the threshold.
+    """
+
+    label: str
+    belief: float
+    uncertainty: float
+    known: bool
+
+
+@dataclass(frozen=True)
+class OpenSetRule:
+    """How a classifier's scores become answers.
+
+    Attributes:
+        evidence: what its logits mean, None for a soft-max.
+        threshold: more uncertain is unknown.
+        weights_sha256: of the classifier that was evaluated.
+        source: the file it was read from.
+    """
+
+    evidence: Evidence | None
+    threshold: float
+    weights_sha256: str
+    source: Path
+
+    @classmethod
+    def load(cls, path: str | Path) -> OpenSetRule:
+        """Read the open_set.json of an evaluation. Raises RunError when it is none."""
+        file, wanted = Path(path), "the open_set.json of `internvideo evaluate open_set`"
+        try:
+            told = json.loads(file.read_text(encoding="utf-8"))
+            if told["task"] != open_set.NAME:
+                raise RunError(file, f"figures of {told['task']}", wanted)
+            protocol = told["protocol"]
+            kind = protocol["evidence"]
+            if kind not in ("softmax", *get_args(Evidence)):
+                raise ValueError(f"evidence {kind}")
+            evidence = None if kind == "softmax" else cast(Evidence, kind)
+            return cls(evidence, float(protocol["thresholds"][open_set.OWN]), str(protocol["weights_sha256"]), file)
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise RunError(file, f"cannot be used: {error}", wanted) from error
+
+    def check(self, model: VideoModel) -> None:
+        """Raise WeightsError when another classifier was evaluated, RecipeError when `model` is none."""
+        model.label_names(None)
+        if model_hash(model) != self.weights_sha256:
+            raise WeightsError(
+                self.source,
+                f"tells of the weights {self.weights_sha256[:12]}, not {model_hash(model)[:12]}",
+                "the evaluation of this model",
+                "run `internvideo evaluate open_set` on it",
+            )
+
+    def __call__(self, model: VideoModel, clips: Tensor) -> list[Answer]:
+        """Answers on clips (B, 3, T, S, S) as the model's preprocessing makes them."""
+        logits = model.logits(clips).double()
+        if self.evidence is None:
+            beliefs = logits.softmax(dim=1)
+            uncertainty = 1 - beliefs.amax(dim=1)
+        else:
+            found = class_evidence(logits, self.evidence)
+            uncertainty = opinion(found)[1]
+            beliefs = found / (found.sum(dim=1, keepdim=True) + found.shape[1])
+        best = beliefs.max(dim=1)
+        rows = zip(best.values.tolist(), best.indices.tolist(), uncertainty.tolist(), strict=True)
+        return [Answer(model.classes[place], belief, doubt, doubt <= self.threshold) for belief, place, doubt in rows]
