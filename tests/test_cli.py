@@ -24,7 +24,7 @@ from small_world import small_recipe
 
 COMMANDS = (
     *("demo", "sample-world", "train", "evaluate", "score", "list"),
-    *("embed", "extract", "classify", "caption", "compare", "stream", "fit", "export", "convert", "doctor"),
+    *("embed", "extract", "localize", "classify", "caption", "compare", "stream", "fit", "export", "convert", "doctor"),
 )
 
 

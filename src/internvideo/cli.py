@@ -19,6 +19,7 @@ from internvideo.commands.embed import embed
 from internvideo.commands.export import export
 from internvideo.commands.extract import extract
 from internvideo.commands.fit import fit
+from internvideo.commands.localize import localize
 from internvideo.commands.stream import stream
 from internvideo.errors import InternVideoError
 
@@ -172,7 +173,7 @@ def list_(what: Annotated[str, typer.Argument(help="models, stages, tasks or rec
     typer.echo(listing(what))
 
 
-for command in (embed, extract, classify, caption, compare, stream, fit, export, convert, doctor):
+for command in (embed, extract, localize, classify, caption, compare, stream, fit, export, convert, doctor):
     app.command()(command)
 
 

@@ -1,0 +1,82 @@
+"""mAP of the plain way to localise: class scores of sliding windows, thresholded, merged, thinned out.
+
+internvideo extract WORLD/long.jsonl -o SCORES -e CLASSIFIER --window 24 --stride 4 --layer scores
+python benchmarks/localisation_baseline.py SCORES --background "standing still" -o runs/baseline
+
+With --fit the scores are those of a linear classifier of windows, fitted on the features of a split: every class for
+itself, a window belongs to the actions that are going on in its middle.
+
+python benchmarks/localisation_baseline.py FEATURES --fit train -o runs/fitted_baseline
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from numpy.typing import NDArray
+
+from internvideo.data.feature_sequences import FeatureSet, load, read_feature_set
+from internvideo.metrics.temporal_detection import THUMOS_THRESHOLDS
+from internvideo.tasks import localisation, window_baseline
+from internvideo.tasks.table import print_result, save_result
+
+Classify = Callable[[NDArray[Any]], NDArray[Any]]
+
+
+def fitted(features: FeatureSet, steps: int = 400) -> Classify:
+    """A linear layer and sigmoids, fitted on the windows of all videos: features (T, width) -> (T, C)."""
+    values, targets = [], []
+    for video in features.videos:
+        rows = torch.from_numpy(load(video))
+        middle = (torch.arange(len(rows)) * video.stride + 0.5 * video.window) / video.fps
+        target = torch.zeros(len(rows), len(features.classes))
+        for (start, end), label in zip(video.spans.tolist(), video.labels.tolist(), strict=True):
+            target[(middle >= start) & (middle <= end), label] = 1.0
+        values.append(rows)
+        targets.append(target)
+    x, y = torch.cat(values), torch.cat(targets)
+    mean, deviation = x.mean(dim=0), x.std(dim=0) + 1e-6
+    torch.manual_seed(0)
+    head = torch.nn.Linear(x.shape[1], y.shape[1])
+    torch.nn.init.constant_(head.bias, -3.0)
+    optimizer = torch.optim.AdamW(head.parameters(), lr=0.02, weight_decay=0.01)
+    for _ in range(steps):
+        optimizer.zero_grad()
+        loss = torch.nn.functional.binary_cross_entropy_with_logits(head((x - mean) / deviation), y)
+        torch.autograd.backward(loss)
+        optimizer.step()
+
+    def classify(rows: NDArray[Any]) -> NDArray[Any]:
+        with torch.no_grad():
+            found: NDArray[Any] = head((torch.from_numpy(rows) - mean) / deviation).sigmoid().numpy()
+        return found
+
+    return classify
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("features", type=Path)
+    parser.add_argument("--split", default="test")
+    parser.add_argument("--fit", metavar="SPLIT")
+    parser.add_argument("--background", nargs="*", default=[])
+    parser.add_argument("-o", "--output", type=Path, required=True)
+    given = parser.parse_args()
+    features = read_feature_set(given.features)
+    table = window_baseline.predict(
+        features.subset(given.split),
+        overlaps=THUMOS_THRESHOLDS,
+        classify=fitted(features.subset(given.fit)) if given.fit else None,
+        background=given.background,
+    )
+    result = localisation.score(table)
+    save_result(result, table.save(given.output / "localisation.npz").with_suffix(".json"))
+    print_result(result)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,63 @@
+"""`internvideo localize`: which actions are in a video, and when."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from internvideo.commands.options import Device, Encoder, Json, Precision, Weights, clock, for_each, open_model
+
+
+def localize(
+    videos: Annotated[list[Path], typer.Argument(help="Video files, folders of them, or manifests.")],
+    encoder: Encoder,
+    detector: Annotated[
+        Path,
+        typer.Option("--detector", "-d", help="model.safetensors of a localisation that was trained on its features."),
+    ],
+    weights: Weights = None,
+    least: Annotated[float, typer.Option(min=0.0, max=1.0, help="Print segments from this score on.")] = 0.2,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Folder for a timeline of each video, NAME.svg.")
+    ] = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="Windows at once.")] = 16,
+    json_: Json = False,
+    device: Device = "auto",
+    precision: Precision = "float32",
+) -> None:
+    """Print when which action begins and ends, and draw it on a timeline.
+
+    The detector comes from `internvideo extract` and `internvideo train sample/localisation` or a recipe of its kind;
+    the encoder must be the one whose features it learned from.
+    """
+    from internvideo.apps.localize import check_pair, draw
+    from internvideo.apps.localize import localize as run
+    from internvideo.apps.video_files import VideoFile, find_videos
+    from internvideo.feature_evaluation import load_detector
+
+    found_videos = find_videos(videos)
+    trained = load_detector(detector, device=device)
+    model = open_model(encoder, weights, device, precision)
+    check_pair(model, trained)
+
+    def show(video: VideoFile) -> None:
+        found = run(video, model, trained, batch_size=batch_size)
+        shown = [action for action in found.actions if action.score >= least]
+        if json_:
+            told = {"path": video.path, "duration": found.duration, "actions": [asdict(action) for action in shown]}
+            typer.echo(json.dumps(told, ensure_ascii=False))
+        else:
+            typer.echo(f"{video.path}: {len(shown)} actions in {found.duration:.1f} s")
+            for action in sorted(shown, key=lambda action: action.start):
+                typer.echo(f"  {clock(action.start, action.end)}  {action.score:.2f}  {action.label}")
+        if output is not None:
+            target = output / f"{Path(video.path).stem}.svg"
+            draw(found, target, least)
+            if not json_:
+                typer.echo(f"  timeline: {target}")
+
+    for_each(found_videos, show)
