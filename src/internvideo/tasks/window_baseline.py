@@ -47,6 +47,14 @@ def merge_windows(scores: Floats, levels: Sequence[float] = LEVELS) -> Segments:
     return Segments(np.concatenate(spans), np.concatenate(values), np.concatenate(labels))
 
 
+def smoothed(scores: Floats, windows: int) -> Floats:
+    """Mean over an odd number of windows around each of (T, C); the first and last stand for what is beyond them."""
+    half = windows // 2
+    wide = np.pad(scores, ((half, half), (0, 0)), mode="edge")
+    result: Floats = np.mean([wide[at : at + len(scores)] for at in range(windows)], axis=0)
+    return result
+
+
 def find(video: FeatureVideo, scores: Floats, settings: SuppressionSettings, ignored: Sequence[int] = ()) -> Segments:
     """Segments in seconds, thinned out, from the class scores (T, C) of a video; `ignored` classes are no actions."""
     scores = scores.astype(np.float64)
