@@ -2,6 +2,9 @@
 
 A benchmark is a (task, data set) pair that has a row or column in one of the paper's tables. Sizes are those of the
 official releases; `tolerance` is the share by which a release is known to differ ("about 240k").
+
+No source at hand confirmed the sizes of Kinetics-600 and 700, Something-Something V1 and V2, ActivityNet's test, HACS,
+FineAction, AVA, AVA-Kinetics, VATEX's halves, LSMDC's choices and Ego4D: a difference there may be the table's mistake.
 """
 
 from __future__ import annotations
