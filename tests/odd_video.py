@@ -115,7 +115,7 @@ def cut(source: Path, path: Path, fraction: float) -> Path:
 def sample_places(path: Path) -> list[tuple[int, int]]:
     """(offset, size) in the file of every video packet, in decoding order."""
     with av.open(str(path)) as container:
-        return [(packet.pos, packet.size) for packet in container.demux(video=0) if packet.size]
+        return [(packet.pos or 0, packet.size) for packet in container.demux(video=0) if packet.size]
 
 
 def patched(source: Path, path: Path, patches: Mapping[int, bytes]) -> Path:

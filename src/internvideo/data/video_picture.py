@@ -36,6 +36,9 @@ def scaled(width: int, height: int, short_side: int | None) -> tuple[int, int]:
 
 def orientation(picture: Any) -> tuple[int, bool]:
     """(degrees clockwise, left-right flip first) that the display matrix asks for, to the nearest quarter turn."""
+    # The library's view of side data and its picture hold each other until the garbage collector comes, so that
+    # thousands of opened videos would each keep a picture in memory: let that be a tiny one.
+    picture = VideoReformatter().reformat(picture, width=16, height=16, format="gray", interpolation="POINT", threads=1)
     try:
         data = picture.side_data.get(SideDataType.DISPLAYMATRIX)
     except ValueError:  # this version of the library does not know some other side data of the picture
