@@ -78,7 +78,7 @@ def test_a_command_exists_with_its_options(where: str, line: str) -> None:
     if name == "evaluate":
         assert context.params["task"] in TASKS
     if name == "list":
-        assert context.params["what"] in ("models", "stages", "tasks", "recipes")
+        assert context.params["what"] in ("models", "stages", "tasks", "recipes", "benchmarks")
 
 
 def test_commands_were_found() -> None:

@@ -18,7 +18,10 @@ from internvideo.commands.doctor import doctor
 from internvideo.commands.embed import embed
 from internvideo.commands.export import export
 from internvideo.commands.extract import extract
+from internvideo.commands.extract import extract
 from internvideo.commands.fit import fit
+from internvideo.commands.localize import localize
+from internvideo.commands.prepare import prepare
 from internvideo.commands.localize import localize
 from internvideo.commands.stream import stream
 from internvideo.errors import InternVideoError
@@ -166,7 +169,7 @@ def score(table: Annotated[Path, typer.Argument(help="A table written by `intern
 
 
 @app.command("list")
-def list_(what: Annotated[str, typer.Argument(help="models, stages, tasks or recipes.")]) -> None:
+def list_(what: Annotated[str, typer.Argument(help="models, stages, tasks, recipes or benchmarks.")]) -> None:
     """Print what there is, one line each."""
     from internvideo.pipeline import listing
 
