@@ -47,6 +47,53 @@ def split_heads(x: Tensor, heads: int) -> Tensor:
     return x.reshape(*x.shape[:2], heads, -1).transpose(1, 2)
 
 
+class Past:
+    """Keys and values that an attention has made, kept so that later words need not make them again.
+
+    Attributes:
+        key, value: (R, H, n, d) of R texts, None before the first word.
+    """
+
+    def __init__(self) -> None:
+        self.key: Tensor | None = None
+        self.value: Tensor | None = None
+
+    @property
+    def length(self) -> int:
+        """n."""
+        return 0 if self.key is None else self.key.shape[2]
+
+    def extend(self, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+        """Append those of the next words; all of them, (R, H, n, d) each."""
+        if self.key is not None and self.value is not None:
+            if key.shape[2] != 1:
+                raise ValueError(f"{key.shape[2]} words at once after the first")  # they would need a mask
+            key, value = torch.cat([self.key, key], dim=2), torch.cat([self.value, value], dim=2)
+        self.key, self.value = key, value
+        return key, value
+
+    def keep(self, rows: Tensor) -> None:
+        """Go on with these of the R texts, in this order."""
+        if self.key is not None and self.value is not None:
+            self.key, self.value = self.key[rows], self.value[rows]
+
+
+class Memory:
+    """What every attention of a model has read of some texts that are being written."""
+
+    def __init__(self) -> None:
+        self._pasts: dict[nn.Module, Past] = {}
+
+    def of(self, attention: nn.Module) -> Past:
+        """The past of one attention."""
+        return self._pasts.setdefault(attention, Past())
+
+    def keep(self, rows: Tensor) -> None:
+        """Go on with these texts, in this order: (R',) indices."""
+        for past in self._pasts.values():
+            past.keep(rows)
+
+
 class Attention(nn.Module):
     """Multi-head attention with one packed projection [query; key; value] (VideoMAE, CLIP).
 
@@ -71,8 +118,13 @@ class Attention(nn.Module):
             return self.qkv.bias
         return torch.cat([self.q_bias, torch.zeros_like(self.q_bias), self.v_bias])
 
-    def forward(self, x: Tensor, context: Tensor | None = None, *, causal: bool = False) -> Tensor:
-        """(B, N, D), context (B, K, D) or None for self-attention -> (B, N, D)."""
+    def forward(
+        self, x: Tensor, context: Tensor | None = None, *, causal: bool = False, past: Past | None = None
+    ) -> Tensor:
+        """(B, N, D), context (B, K, D) or None for self-attention -> (B, N, D).
+
+        With a `past` x are the words after it, which see it too: all words at first, then one at a time.
+        """
         weight, bias = self.qkv.weight, self._bias()
         if context is None:
             query, key, value = F.linear(x, weight, bias).chunk(3, dim=-1)
@@ -83,7 +135,11 @@ class Attention(nn.Module):
             query = F.linear(x, weight[:width], None if bias is None else bias[:width])
             key, value = F.linear(context, weight[width:], None if bias is None else bias[width:]).chunk(2, dim=-1)
         heads = self.heads
-        out = attend(split_heads(query, heads), split_heads(key, heads), split_heads(value, heads), causal=causal)
+        key, value = split_heads(key, heads), split_heads(value, heads)
+        if past is not None:
+            causal = causal and not past.length
+            key, value = past.extend(key, value)
+        out = attend(split_heads(query, heads), key, value, causal=causal)
         return self.proj(out)  # type: ignore[no-any-return]  # nn.Module.__call__ is untyped
 
     def _read(self, x: Tensor, context: Tensor) -> Tensor:
@@ -129,9 +185,14 @@ class CrossAttention(nn.Module):
         self.v = nn.Linear(context_width, inner, bias=bias)
         self.out = nn.Linear(width, width, bias=bias)
 
-    def forward(self, x: Tensor, context: Tensor) -> Tensor:
-        """(B, N, D), (B, K, context width) -> (B, N, D)."""
+    def forward(self, x: Tensor, context: Tensor, *, past: Past | None = None) -> Tensor:
+        """(B, N, D), (B, K, context width) -> (B, N, D). A `past` keeps the context's keys and values."""
         query = split_heads(self.q(x), self.heads)
-        key = split_heads(self.k(context), self.key_value_heads)
-        value = split_heads(self.v(context), self.key_value_heads)
+        if past is not None and past.key is not None and past.value is not None:
+            key, value = past.key, past.value
+        else:
+            key = split_heads(self.k(context), self.key_value_heads)
+            value = split_heads(self.v(context), self.key_value_heads)
+            if past is not None:
+                past.extend(key, value)
         return self.out(attend(query, key, value))  # type: ignore[no-any-return]  # nn.Module.__call__ is untyped

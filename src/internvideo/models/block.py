@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from internvideo.models.attention import Attention, Bias, CrossAttention
+from internvideo.models.attention import Attention, Bias, CrossAttention, Past
 
 Activation = Literal["gelu", "quick_gelu"]
 
@@ -154,7 +154,9 @@ class Block(nn.Module):
             y = torch.tanh(gate) * y
         return self.drop_path(y)  # type: ignore[no-any-return]  # nn.Module.__call__ is untyped
 
-    def mix(self, x: Tensor, context: Tensor | None = None, last: int | None = None) -> Tensor:
+    def mix(
+        self, x: Tensor, context: Tensor | None = None, last: int | None = None, past: Past | None = None
+    ) -> Tensor:
         """The attention half. x (B, N, D), context (B, K, D') -> (B, N, D), or (B, last, D) (see `forward`)."""
         y = self.norm1(x)
         if self.norm_context is not None:
@@ -167,20 +169,23 @@ class Block(nn.Module):
             x = x[:, -last:]
             out = self.attn(y[:, -last:], y)
         else:
-            out = self.attn(y, causal=self.config.causal)
+            out = self.attn(y, causal=self.config.causal, past=past)
         return x + self._branch(out, self.gamma_1, self.gate_attn)
 
     def feed(self, x: Tensor) -> Tensor:
         """The feed-forward half. (B, N, D) -> (B, N, D)."""
         return x + self._branch(self.mlp(self.norm2(x)), self.gamma_2, self.gate_mlp)
 
-    def forward(self, x: Tensor, context: Tensor | None = None, *, last: int | None = None) -> Tensor:
+    def forward(
+        self, x: Tensor, context: Tensor | None = None, *, last: int | None = None, past: Past | None = None
+    ) -> Tensor:
         """(B, N, D), context (B, K, D') for a cross block -> (B, N, D).
 
         A self-attention block with `last` gives (B, last, D): what the last tokens, which see all, become. Where
-        nothing reads the others this saves their queries and feed-forward.
+        nothing reads the others this saves their queries and feed-forward. A causal one with a `past` reads on where it
+        stopped.
         """
-        return self.feed(self.mix(x, context, last))
+        return self.feed(self.mix(x, context, last, past))
 
     def mean(self, x: Tensor) -> Tensor:
         """(B, N, D) -> (B, D): the mean over the tokens of `forward(x)` in evaluation, for less work."""

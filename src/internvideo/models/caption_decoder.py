@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from internvideo.models.attention import CrossAttention, attend, split_heads
+from internvideo.models.attention import CrossAttention, Memory, Past, attend, split_heads
 from internvideo.models.clip import EPS
 
 
@@ -45,15 +45,15 @@ def swiglu(x: Tensor) -> Tensor:
     return F.silu(gate) * value
 
 
-def rotate(x: Tensor) -> Tensor:
-    """Rotary positions 0..L-1 over the whole head width d, halves paired. x (B, H, L, d) -> the same.
+def rotate(x: Tensor, start: int = 0) -> Tensor:
+    """Rotary positions start..start+L-1 over the whole head width d, halves paired. x (B, H, L, d) -> the same.
 
     Frequencies 10000^(-2i/d) are float32, as published, and angles float32 or better, whatever the precision of x.
     """
     width = x.shape[3]
     precise = torch.promote_types(x.dtype, torch.float32)
     frequencies = 1.0 / 10000 ** (torch.arange(0, width, 2, device=x.device).float() / width)
-    angles = torch.arange(x.shape[2], device=x.device, dtype=precise)[:, None] * frequencies.to(precise)
+    angles = torch.arange(start, start + x.shape[2], device=x.device, dtype=precise)[:, None] * frequencies.to(precise)
     angles = torch.cat([angles, angles], dim=-1)
     first, second = x.chunk(2, dim=-1)
     rotated = torch.cat([-second, first], dim=-1)
@@ -74,12 +74,15 @@ class ParallelBlock(nn.Module):
         self.attn_out = nn.Linear(width, width, bias=False)
         self.ff_out = nn.Linear(inner, width, bias=False)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, L, W) -> (B, L, W)."""
+    def forward(self, x: Tensor, past: Past | None = None) -> Tensor:
+        """(B, L, W) -> (B, L, W); the words after a `past` see it too."""
         query, key, value, hidden = self.fused(self.norm(x)).split(self.sizes, dim=-1)
-        query = rotate(split_heads(query, self.heads))
-        key = rotate(split_heads(key, 1))
-        mixed = attend(query, key, split_heads(value, 1), causal=True)
+        start = 0 if past is None else past.length
+        query = rotate(split_heads(query, self.heads), start)
+        key, value = rotate(split_heads(key, 1), start), split_heads(value, 1)
+        if past is not None:
+            key, value = past.extend(key, value)
+        mixed = attend(query, key, value, causal=start == 0)
         return x + self.attn_out(mixed) + self.ff_out(swiglu(hidden))  # type: ignore[no-any-return]  # untyped call
 
 
@@ -94,10 +97,10 @@ class VisualBlock(nn.Module):
         self.fc1 = nn.Linear(width, 2 * inner, bias=False)
         self.fc2 = nn.Linear(inner, width, bias=False)
 
-    def forward(self, x: Tensor, visual: Tensor) -> Tensor:
-        """Words (B, L, W), visual (B, Q, W) -> (B, L, W)."""
+    def forward(self, x: Tensor, visual: Tensor, past: Past | None = None) -> Tensor:
+        """Words (B, L, W), visual (B, Q, W) -> (B, L, W); a `past` keeps what it makes of the visual tokens."""
         y = self.norm(x)
-        return x + self.attn(y, visual) + self.fc2(swiglu(self.fc1(y)))  # type: ignore[no-any-return]  # untyped call
+        return x + self.attn(y, visual, past=past) + self.fc2(swiglu(self.fc1(y)))  # type: ignore[no-any-return]  # untyped call
 
 
 class CaptionLayer(nn.Module):
@@ -108,8 +111,11 @@ class CaptionLayer(nn.Module):
         self.words = ParallelBlock(config)
         self.visual = VisualBlock(config)
 
-    def forward(self, x: Tensor, visual: Tensor) -> Tensor:
+    def forward(self, x: Tensor, visual: Tensor, memory: Memory | None = None) -> Tensor:
         """Words (B, L, W), visual (B, Q, W) -> (B, L, W)."""
+        if memory is not None:
+            words = self.words(x, memory.of(self.words))
+            return self.visual(words, visual, memory.of(self.visual))  # type: ignore[no-any-return]  # as below
         return self.visual(self.words(x), visual)  # type: ignore[no-any-return]  # nn.Module.__call__ is untyped
 
 
@@ -138,14 +144,15 @@ class CaptionDecoder(nn.Module):
         queries = self.query_norm(self.queries).expand(len(visual), -1, -1)
         return self.pooled_norm(self.pooler(queries, self.context_norm(visual)))  # type: ignore[no-any-return]  # as above
 
-    def decode(self, words: Tensor, pooled: Tensor) -> Tensor:
+    def decode(self, words: Tensor, pooled: Tensor, memory: Memory | None = None) -> Tensor:
         """Word features (B, L, W) of the text tower, pooled visual tokens (B, Q, W) -> logits (B, L, V).
 
-        Position i predicts word i + 1. Without a predictor: features (B, L, W).
+        Position i predicts word i + 1. Without a predictor: features (B, L, W). A `memory` knows the words before these
+        and the visual tokens of the first call.
         """
         x = self.text_norm(words)
         for layer in self.layers:
-            x = layer(x, pooled)
+            x = layer(x, pooled, memory)
         return x if self.predictor is None else self.predictor(x)  # type: ignore[no-any-return]  # untyped call
 
     def forward(self, visual: Tensor, words: Tensor) -> Tensor:

@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from internvideo.models.attention import Memory
 from internvideo.models.block import Block, BlockConfig
 from internvideo.models.embeddings import CLIP_MEAN, CLIP_STD, Normalise
 
@@ -140,26 +141,29 @@ class TextTower(nn.Module):
         nn.init.normal_(self.token_embedding.weight, std=0.02)
         init_clip_blocks(self.blocks)
 
-    def tokens(self, ids: Tensor, masked: Tensor | None = None) -> Tensor:
+    def tokens(self, ids: Tensor, masked: Tensor | None = None, *, memory: Memory | None = None) -> Tensor:
         """Word features after the final norm, before the projection.
 
         Args:
             ids: (B, L) integer ids, L up to the context length.
             masked: (B, L) bool, words to replace by the mask embedding; None for none.
+            memory: of the words before these; None where they are the first ones and none will follow.
 
         Returns:
             (B, L, D). ValueError for too many words or a mask where the tower has no mask embedding.
         """
-        if ids.shape[1] > self.config.context:
-            raise ValueError(f"{ids.shape[1]} words, the text tower takes at most {self.config.context}")
+        start = 0 if memory is None else memory.of(self.blocks[0]).length
+        end = start + ids.shape[1]
+        if end > self.config.context:
+            raise ValueError(f"{end} words, the text tower takes at most {self.config.context}")
         x = self.token_embedding(ids)
         if masked is not None:
             if self.mask_embedding is None:
                 raise ValueError("this text tower has no mask embedding")
             x = torch.where(masked.bool()[:, :, None], self.mask_embedding.to(x.dtype), x)
-        x = x + self.positional_embedding[: ids.shape[1]]
+        x = x + self.positional_embedding[start:end]
         for block in self.blocks:
-            x = block(x)
+            x = block(x, past=None if memory is None else memory.of(block))
         return self.norm(x)  # type: ignore[no-any-return]  # nn.Module.__call__ is untyped
 
     def project(self, features: Tensor) -> Tensor:

@@ -21,17 +21,21 @@ def generate(
     device: torch.device,
     beams: int = 1,
     length_penalty: float = 1.0,
+    reorder: Callable[[Tensor], None] | None = None,
 ) -> Tensor:
     """Write B texts word by word; the K most likely continuations of each are kept (K = 1: greedy).
 
     Args:
-        step: (ids (R, l), text (R,) that each row belongs to) -> log probabilities of the next word (R, V).
+        step: (ids (R, l), text (R,) that each row belongs to) -> log probabilities of the next word (R, V). Each call
+            has one word more than the last.
         batch: B.
         start, end: ids of the start and the end of a text.
         length: largest number of ids with both.
         device: where `step` takes its ids.
         beams: K.
         length_penalty: candidates are ranked by log probability / words ** length_penalty.
+        reorder: told, where beams compete, which row of the last call each row of the next one goes on with (R,); for a
+            `step` that remembers.
 
     Returns:
         (B, length) int64 ids, zero after the end; a text cut by `length` ends with `end` all the same.
@@ -62,6 +66,8 @@ def generate(
         ids = torch.cat([ids.gather(1, beam[:, :, None].expand(-1, -1, ids.shape[2])), word[:, :, None]], dim=2)
         if bool(finished.all()):
             break
+        if reorder is not None and beams > 1:
+            reorder((texts[:, None] * beams + beam).flatten())
     best_beam = (total / words.clamp(min=1) ** length_penalty).argmax(dim=1)
     chosen, done = ids[texts, best_beam], finished[texts, best_beam]
     out = torch.zeros(batch, length, dtype=torch.long, device=device)

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from internvideo.models.attention import Memory
 from internvideo.models.caption_decoder import CaptionDecoder, CaptionDecoderConfig
 from internvideo.models.clip import EPS, INITIAL_LOGIT_SCALE, LARGEST_LOGIT_SCALE, TextConfig, TextTower, at_end_of_text
 from internvideo.models.clip import similarity as cosine_similarity
@@ -177,13 +178,23 @@ class VideoLanguage(nn.Module):
         if not 2 <= length <= context:
             raise ValueError(f"max_length {length}: 2 to {context}, the text tower's context")
         decoder = self._decoder()
-        pooled = decoder.pool(self.see(video).tokens)
+        pooled = decoder.pool(self.see(video).tokens).repeat_interleave(max(beams, 1), dim=0)
+        memory = Memory()
 
-        def step(ids: Tensor, rows: Tensor) -> Tensor:
-            return decoder.decode(self.text.tokens(ids), pooled[rows])[:, -1].float().log_softmax(dim=-1)
+        def step(ids: Tensor, _: Tensor) -> Tensor:
+            words = self.text.tokens(ids[:, -1:], memory=memory)
+            return decoder.decode(words, pooled, memory)[:, -1].float().log_softmax(dim=-1)
 
         return generate(
-            step, len(video), start, end, length, device=pooled.device, beams=beams, length_penalty=length_penalty
+            step,
+            len(video),
+            start,
+            end,
+            length,
+            device=pooled.device,
+            beams=beams,
+            length_penalty=length_penalty,
+            reorder=memory.keep,
         )
 
     @property
