@@ -24,7 +24,8 @@ from small_world import small_recipe
 
 COMMANDS = (
     *("demo", "sample-world", "train", "evaluate", "score", "list"),
-    *("embed", "extract", "localize", "classify", "caption", "compare", "stream", "fit", "export", "convert", "doctor"),
+    *("embed", "classify", "caption", "compare", "stream", "fit"),
+    *("prepare", "extract", "localize", "export", "convert", "doctor"),
 )
 
 

@@ -18,11 +18,9 @@ from internvideo.commands.doctor import doctor
 from internvideo.commands.embed import embed
 from internvideo.commands.export import export
 from internvideo.commands.extract import extract
-from internvideo.commands.extract import extract
 from internvideo.commands.fit import fit
 from internvideo.commands.localize import localize
 from internvideo.commands.prepare import prepare
-from internvideo.commands.localize import localize
 from internvideo.commands.stream import stream
 from internvideo.errors import InternVideoError
 
@@ -176,7 +174,8 @@ def list_(what: Annotated[str, typer.Argument(help="models, stages, tasks, recip
     typer.echo(listing(what))
 
 
-for command in (embed, extract, localize, classify, caption, compare, stream, fit, export, convert, doctor):
+COMMANDS = (embed, classify, caption, compare, stream, fit, prepare, extract, localize, export, convert, doctor)
+for command in COMMANDS:
     app.command()(command)
 
 
