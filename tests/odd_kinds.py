@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import cache
@@ -45,7 +45,7 @@ class Odd:
         name: of the file.
         make: writes it at a path.
         frames: its frames, before compression.
-        start: time of the first one, s. step: s between two; 0 for uneven times.
+        start: time of the first one in the file, s. step: s between two; 0 for uneven times.
         exact: whether the pictures are lossless.
     """
 
@@ -66,10 +66,14 @@ def made(name: str, *, size: tuple[int, int] = (48, 64), count: int = COUNT, **s
     return Odd(name, lambda path: encode(path, frames, **settings), frames, **expected)
 
 
-def remuxed(path: Path, *, shift: float, options: Mapping[str, str] | None = None) -> Path:
-    """An H.264 file whose packets all come `shift` s later; negative: what lies before 0 is hidden by an edit list."""
-    source = encode(path.with_name("source.mp4"), world_frames(), options=B_FRAMES)
-    with av.open(str(source)) as old, av.open(str(path), "w", container_options=dict(options or {})) as new:
+def late(path: Path, shift: float) -> Path:
+    """A file whose packets all come `shift` s later."""
+    return remuxed(encode(path.with_name("source.mp4"), world_frames(), options=B_FRAMES), path, shift)
+
+
+def remuxed(source: Path, path: Path, shift: float) -> Path:
+    """A copy whose packets all come `shift` s later; negative: what lies before 0 is hidden by an edit list."""
+    with av.open(str(source)) as old, av.open(str(path), "w") as new:
         stream: Any = old.streams.video[0]
         copy = new.add_stream_from_template(stream)
         for packet in old.demux(stream):
@@ -191,10 +195,10 @@ GOOD = [
     made("fast.mp4", fps=60),
     made("uneven.mp4", stamps=[*range(10), *range(12, 40, 3)], step=0.0),
     made("gap.mp4", stamps=[*range(10), *range(40, 50)], step=0.0),
-    Odd("late.mp4", lambda path: remuxed(path, shift=5), world_frames(), start=5),
-    Odd("late.mkv", lambda path: remuxed(path, shift=5), world_frames(), start=5),
-    Odd("late.ts", lambda path: remuxed(path, shift=1000), world_frames(), start=1000),
-    Odd("edit_list.mp4", lambda path: remuxed(path, shift=-5 / FPS), world_frames()[5:]),
+    Odd("late.mp4", lambda path: late(path, 5), world_frames(), start=5),
+    Odd("late.mkv", lambda path: late(path, 5), world_frames(), start=5),
+    Odd("late.ts", lambda path: late(path, 1000), world_frames(), start=1000),
+    Odd("edit_list.mp4", lambda path: late(path, -5 / FPS), world_frames()[5:]),
     Odd("two_streams.mp4", two_streams, world_frames()),
     Odd("cover.mp4", lambda path: two_streams(path, cover=True), world_frames()),
     Odd("wide_pixels.mp4", wide_pixels, world_frames()),
@@ -219,7 +223,7 @@ def huge_avi(path: Path) -> Path:
 
 
 BAD: dict[str, tuple[Callable[[Path], object], str]] = {
-    "encrypted.mp4": (encrypted, "is encrypted at 0.000 s"),
+    "encrypted.mp4": (encrypted, "is encrypted; decrypt it first"),
     "animated.webp": (
         lambda path: encode(path, world_frames(), codec="libwebp_anim", pixel_format="yuva420p"),
         "no frame can be decoded",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -29,8 +30,9 @@ from internvideo.data.dataset import ClipReader, EpochPlan
 from internvideo.data.loader import EvalLoader, LoaderSettings
 from internvideo.data.manifest import Manifest
 from internvideo.data.sampling import Linspace, Sparse
-from internvideo.data.video import Video
+from internvideo.data.video import Video, probe
 from internvideo.errors import ManifestError, RecipeError, VideoError
+from odd_kinds import remuxed
 
 
 @pytest.fixture(scope="module")
@@ -175,6 +177,17 @@ def test_only_frames_inside_the_span_are_read(manifest: Manifest) -> None:
                 for name, frames in zip(batch.ids, frames_of(batch.video), strict=True):
                     seen[name] |= set(frames)
     assert seen == {"0": set(range(5, 12)), "1": {0}, "2": {23}}
+
+
+@pytest.mark.parametrize("name", ["late.mp4", "late.mkv", "late.ts"])
+def test_spans_count_from_the_first_frame(name: str, manifest: Manifest, tmp_path: Path) -> None:
+    """As players and people do, wherever the file's own clock begins."""
+    late = remuxed(manifest.video_path(manifest.rows[0]), tmp_path / name, shift=5)
+    assert probe(late).start == pytest.approx(5, abs=0.01)
+    rows = [manifest.rows[0].model_copy(update={"path": path, "span": (0.5, 1.2)}) for path in ("0.mp4", str(late))]
+    for row, reader in zip(rows, (ClipReader(manifest), ClipReader(manifest, cache_bytes=2**20)), strict=True):
+        (clip,) = reader.clips(row, lambda n: [np.arange(n)])
+        assert frames_of(clip.permute(3, 0, 1, 2)[None])[0] == list(range(5, 12))
 
 
 def test_a_span_without_frames_is_unreadable(manifest: Manifest) -> None:

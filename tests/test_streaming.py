@@ -240,11 +240,11 @@ def test_damaged_packets_are_left_out_and_counted(folder: Path, video: Path) -> 
 
 
 def test_the_clock_never_falls() -> None:
-    clock = live_video._Clock(0.1, 0.001, from_zero=True)
+    clock = live_video._Clock(0.1, 0.001)
     stamps = [5000, 5100, None, 5250, 5240, 100, 200, 1000]
     assert [round(clock.read(stamp), 6) for stamp in stamps] == [0, 0.1, 0.2, 0.25, 0.25, 0.35, 0.45, 1.25]
-    clock = live_video._Clock(0.1, 0.001, from_zero=False)
-    assert [clock.read(stamp) for stamp in (1400, 1500)] == pytest.approx([1.4, 1.5])
+    clock = live_video._Clock(0.1, 0.001)
+    assert [clock.read(stamp) for stamp in (None, None, 1400)] == pytest.approx([0, 0.1, 1.4])
 
 
 @pytest.mark.parametrize(

@@ -72,7 +72,7 @@ class FrameGrid:
 
 
 def frame_grid(info: VideoInfo, rule: WindowRule, start: float | None = None, end: float | None = None) -> FrameGrid:
-    """The grid of a video, or of its piece from `start` to `end` s as the file counts them.
+    """The grid of a video, or of its piece from `start` to `end` s, counted from the first frame on.
 
     At the file's own rate it is made of the frames as they come; at another rate, or where the file's varies, of the
     frames that are shown at every 1 / fps seconds.

@@ -29,10 +29,7 @@ SLACK = 1e-6
 
 @dataclass(frozen=True)
 class Span:
-    """A piece of a video file: the frames shown at start <= time < end, in seconds as the file counts them.
-
-    (`VideoInfo.times`; in most files the first frame is at 0.)
-    """
+    """A piece of a video file: the frames shown at start <= time < end, in seconds from the first frame on."""
 
     path: str | Path
     start: float
@@ -124,7 +121,7 @@ class Preprocessing:
 
         Args:
             video: open, at its full size (or scaled to `short_side`).
-            start, end: seconds as the file counts them, start <= time < end; None for the ends of the video.
+            start, end: seconds from the first frame on, start <= time < end; None for the ends of the video.
             views: temporal views.
 
         Raises:

@@ -29,7 +29,7 @@ SECONDS_PER_BYTE = 1e-6
 
 
 class Window(NamedTuple):
-    """A piece of a video, start <= time < end in seconds as the file counts them, and its clip (3, T, S, S)."""
+    """A piece of a video, start <= time < end in seconds from the first frame on, and its clip (3, T, S, S)."""
 
     start: float
     end: float

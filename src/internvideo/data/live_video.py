@@ -29,7 +29,7 @@ STEP_BACK = 1.0
 
 
 class LiveFrame(NamedTuple):
-    """A decoded picture, its time in the stream (s, never falling), and `time.perf_counter()` when it was there."""
+    """A decoded picture, its time since the first (s, never falling), and `time.perf_counter()` when it was there."""
 
     time: float
     arrived: float
@@ -162,7 +162,7 @@ class LiveVideo:
         Raises:
             VideoError: the source broke off, or not one frame came.
         """
-        clock = _Clock(self.step, float(self._stream.time_base or 1), from_zero=self.kind in ("camera", "address"))
+        clock = _Clock(self.step, float(self._stream.time_base or 1))
         given = 0
         for packet in self._packets():
             for picture in self._decoded(packet):
@@ -219,19 +219,17 @@ def _camera(name: str) -> tuple[str, str]:
 
 
 class _Clock:
-    """Time stamps to seconds that never fall."""
+    """Time stamps to seconds that start at 0 and never fall."""
 
-    def __init__(self, step: float, base: float, *, from_zero: bool) -> None:
-        self.step, self.base, self.from_zero = step, base, from_zero
+    def __init__(self, step: float, base: float) -> None:
+        self.step, self.base = step, base
         self._shift = 0.0
         self._last: float | None = None
 
     def read(self, stamp: int | None) -> float:
         """The time of the next picture, s."""
         if self._last is None:
-            now = 0.0 if stamp is None else stamp * self.base
-            if self.from_zero:
-                self._shift, now = -now, 0.0
+            self._shift, now = (0.0 if stamp is None else -stamp * self.base), 0.0
         elif stamp is None:
             now = self._last + self.step
         else:

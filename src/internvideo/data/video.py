@@ -37,9 +37,6 @@ MAX_SECONDS = 6 * 3600.0
 BUDGET = 120.0
 """Seconds of work that one call may take."""
 
-_BEFORE_FIRST = 0.5
-"""A time this much (s) before the first frame still means the first frame: encoders with B-frames start late."""
-
 
 def probe(path: str | os.PathLike[str], *, protocols: bool = False) -> VideoInfo:
     """Find out what a file holds. Raises VideoError when it is not a video that can be read."""
@@ -205,30 +202,29 @@ class Video:
         return frame
 
     def at(self, times: Sequence[float] | NDArray[np.floating[Any]]) -> NDArray[np.uint8]:
-        """Read the frames that are on screen at `times` (s, on the scale of `info.times`).
+        """Read the frames that are on screen at `times` (s, from the first frame on).
 
         A frame stays until the next one is shown, the last one for its own duration.
 
         Returns: (len(times), H, W, 3) uint8 RGB in the order asked.
         """
         asked = np.asarray(times, dtype=np.float64).reshape(-1)
-        starts, info = self.info.times, self.info
-        end = float(starts[0]) + info.duration
+        info = self.info
         # Times computed as k / fps must not fall on the frame before by a rounding of the last digit.
         slack = 1e-6
-        outside = ~((asked >= starts[0] - _BEFORE_FIRST) & (asked <= end + slack))
+        outside = ~((asked >= -slack) & (asked <= info.duration + slack))
         if outside.any():
             at = float(asked[np.argmax(outside)])
-            raise fail(self.path, f"nothing is shown, the video runs from {starts[0]:.3f} to {end:.3f} s, asked", at)
-        return self.frames(np.clip(np.searchsorted(starts, asked + slack, side="right") - 1, 0, info.frames - 1))
+            raise fail(self.path, f"nothing is shown, the video runs from 0 to {info.duration:.3f} s, asked", at)
+        return self.frames(np.clip(np.searchsorted(info.times, asked + slack, side="right") - 1, 0, info.frames - 1))
 
     def _check(self, wanted: NDArray[np.int64]) -> None:
         info = self.info
         if len(wanted) and (wanted.min() < 0 or wanted.max() >= info.frames):
             index = int(wanted.min()) if wanted.min() < 0 else int(wanted.max())
             why = f" ({info.stopped})" if info.stopped else ""
-            at = float(info.times[0]) + info.duration
-            raise fail(self.path, f"frame {index} asked, readable are 0 to {info.frames - 1}{why}, the video ends", at)
+            found = f"frame {index} asked, readable are 0 to {info.frames - 1}{why}, the video ends"
+            raise fail(self.path, found, info.duration)
         bad = self._index.bad[wanted]
         if bad.any():
             index = int(wanted[np.argmax(bad)])
@@ -338,7 +334,11 @@ class Video:
             if 0 <= landed <= start:
                 self._packets, self._position = chain((packet,), source), landed
                 return
-        raise fail(self.path, "cannot be wound back to a key frame", float(index.pts[start] * stream.time_base))
+        raise fail(
+            self.path,
+            "cannot be wound back to a key frame",
+            float(index.pts[start] * stream.time_base) - self.info.start,
+        )
 
     def _in_order(self, wanted: list[int], deadline: Deadline) -> Iterator[tuple[int, Any]]:
         """Pictures of `wanted` (rising) of a file whose packets tell too little: decode from its start and count."""

@@ -45,9 +45,11 @@ class VideoInfo:
         pixel_format: as stored, FFmpeg's name.
         codec: FFmpeg's name.
         variable_rate: True when the frames are not evenly spaced.
-        times: (frames,) float64 s, presentation times as the file has them, in rising order; the first need not be 0.
+        times: (frames,) float64 s, when each frame is shown, in rising order; counted, as players and people who note
+            spans do, from the first frame on, which is at 0.
         mirrored: True when the file also asks for a left-right flip (applied before the rotation).
         stopped: why nothing behind the last frame can be read ("" when the file is whole).
+        start: s, presentation time of the first frame as the file has it.
     """
 
     path: str
@@ -63,13 +65,11 @@ class VideoInfo:
     times: NDArray[np.float64] = field(compare=False, repr=False)
     mirrored: bool = False
     stopped: str = ""
+    start: float = 0.0
 
     def within(self, start: float, end: float) -> NDArray[np.int64]:
-        """Indices of the frames that begin at start <= time < end, in seconds from the first frame on.
-
-        That is how players count and how people note spans; `times` may start anywhere.
-        """
-        times = self.times - self.times[0] + _ROUNDING
+        """Indices of the frames that begin at start <= time < end, s."""
+        times = self.times + _ROUNDING
         return np.flatnonzero((times >= start) & (times < end)).astype(np.int64)
 
 
@@ -78,7 +78,7 @@ class Index:
     """Which frames a stream has.
 
     Attributes:
-        times: (F,) float64 s, presentation times in rising order.
+        times: (F,) float64 s, presentation times as the file has them, in rising order.
         end: s, when the last frame ends.
         first: the first picture decoded (it knows size, pixel format and rotation).
         exact: True when the packet tables below are filled, so that seeking is safe.
@@ -360,9 +360,10 @@ def describe(path: str, index: Index, stream: Any) -> VideoInfo:
         pixel_format=first.format.name,
         codec=stream.codec_context.codec.canonical_name,
         variable_rate=_uneven(times, float(stream.time_base)),
-        times=times,
+        times=times - times[0],
         mirrored=mirrored,
         stopped=index.stopped,
+        start=float(times[0]),
     )
 
 

@@ -137,4 +137,4 @@ def _pick_stream(path: str, container: Any) -> Any:
 def check_readable(packet: Any, path: object) -> None:
     """Refuse encrypted pictures: many decoders make something of them, a green or grey one."""
     if packet.has_sidedata("encryption_info"):
-        raise fail(path, "is encrypted", float((packet.pts or 0) * packet.time_base), do="decrypt it first")
+        raise fail(path, "is encrypted", do="decrypt it first")
