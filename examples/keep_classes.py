@@ -18,13 +18,9 @@ from internvideo.storage import read_safetensors, write_safetensors
 
 
 def cut_head(source: Path, names: list[str], output: Path, *, fresh: bool = False) -> int:
-    """Write `source` with a head of the classes `names`, in their order.
+    """Write `source` with a head of the classes `names`, in their order; returns how many of them were drawn afresh.
 
-    Returns:
-        How many of them were drawn afresh.
-
-    Raises:
-        WeightsError: a class that the old head does not know (unless `fresh`), or no head at all.
+    Raises WeightsError: a class that the old head does not know (unless `fresh`), or no head at all.
     """
     state, metadata = read_safetensors(source)
     old = {name: row for row, name in enumerate(json.loads(metadata.get("classes", "[]")))}

@@ -255,6 +255,12 @@ def test_example_classifies_without_training(language: Path, clips: Path, exampl
     assert "absent.mp4" in example.mistake("classify_zero_shot.py", language, "a dog, a cat", "absent.mp4")
 
 
+def test_example_describes_and_compares(language: Path, clips: Path, example: Example) -> None:
+    said, alike = example("describe_and_compare.py", language, clips / "0.mp4", clips / "0.mp4").splitlines()
+    assert said == f"{clips / '0.mp4'}: {use_world.language().caption(clips / '0.mp4')[0]}"
+    assert alike == "cosine 1.000"
+
+
 def test_example_follows_a_source(language: Path, clips: Path, example: Example) -> None:
     words = (language, clips / "0.mp4", "a dog, a cat", "--window", "1", "--stride", "0.5")
     assert "latency p50 " in example("stream_camera.py", *words).splitlines()[-1]

@@ -67,3 +67,29 @@ def test_use_section_runs(folder: Path) -> None:
     assert program.returncode == 0, program.stderr[-1500:]
     assert "tensor([[" in program.stdout
     assert (folder / "mm" / "config.json").is_file()
+
+
+def test_examples_on_a_checkpoint(folder: Path) -> None:
+    """From a published file to a folder, captions aside (its towers have no decoder), and a classifier of one's own."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT / "src")}
+
+    def example(name: str, *words: str) -> str:
+        command = [sys.executable, str(ROOT / "examples" / name), *words]
+        done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=300)
+        assert done.returncode == 0, done.stderr[-1500:]
+        return done.stdout
+
+    told = example("from_checkpoint.py", "InternVideo-MM-L-14.ckpt", "kept", "--licence", "apache-2.0")
+    assert "text, video" in told
+    assert "apache-2.0" in (folder / "kept" / "README.md").read_text("utf-8")
+    two = ("videos/waving/0.mp4", "videos/sitting/0.mp4")
+    assert example("describe_and_compare.py", "kept", *two).startswith("cosine ")
+    fit = [sys.executable, "-m", "internvideo", "fit", "videos", "-e", "kept", "-o", "own", "--folds", "2"]
+    assert subprocess.run(fit, cwd=folder, env=environment, capture_output=True, timeout=300).returncode == 0
+    answers = example("own_classes.py", "kept", "own/classifier.safetensors", *two).splitlines()
+    assert [line.split(": ")[0] for line in answers] == list(two)
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "examples").glob("*.py")), ids=lambda path: path.name)
+def test_an_example_is_short(path: Path) -> None:
+    assert len(path.read_text("utf-8").splitlines()) <= 60
