@@ -222,6 +222,12 @@ def huge_avi(path: Path) -> Path:
     return patched(path, path, {header: (60000).to_bytes(4, "little") * 2})
 
 
+def huge_count(path: Path) -> Path:
+    """A table of times that declares two thousand million frames."""
+    data = encode(path, world_frames(5)).read_bytes()
+    return patched(path, path, {data.index(b"stts") + 8: (0x7FFFFFFF).to_bytes(4, "big")})
+
+
 BAD: dict[str, tuple[Callable[[Path], object], str]] = {
     "encrypted.mp4": (encrypted, "is encrypted; decrypt it first"),
     "animated.webp": (
@@ -229,6 +235,7 @@ BAD: dict[str, tuple[Callable[[Path], object], str]] = {
         "no frame can be decoded",
     ),
     "huge.avi": (huge_avi, "pixels|not a readable video|no frame"),
+    "huge_count.mp4": (huge_count, "not a readable video"),
     "huge.png": (lambda path: huge_png(path, 60000, 60000), "pixels|not a readable video|no frame"),
 }
 """Name -> (how it is made, what the refusal says)."""

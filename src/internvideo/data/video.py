@@ -27,7 +27,7 @@ from internvideo.data.video_index import (
 )
 from internvideo.data.video_open import Deadline, fail, open_file, reason_of
 from internvideo.data.video_picture import Converter, scaled, upright
-from internvideo.data.video_torchcodec import SecondDecoder, chosen
+from internvideo.data.video_torchcodec import SecondDecoder, chosen, may_serve
 
 __all__ = ["BUDGET", "MAX_SECONDS", "Video", "VideoInfo", "probe", "read_frames"]
 
@@ -109,7 +109,7 @@ class Video:
         self._converter = Converter()
         self._position = -1  # decoding index of the packet that comes next; -1: unknown
         self._by_stamp = {int(stamp): i for i, stamp in enumerate(self._index.pts)} if self._index.exact else {}
-        if backend != "pyav" and self._index.exact and not protocols and short_side is None:
+        if may_serve(backend, self._index, self._stream) and not protocols and short_side is None:
             always = backend == "torchcodec"
             self._second = SecondDecoder(self.path, self._index, self._stream, threads=threads, always=always)
         # The first picture was only needed for its properties; do not hold its buffer.

@@ -27,12 +27,12 @@ ENVIRONMENT = "INTERNVIDEO_DECODER"
 # one thread, medians of 5, at 320x240 / 640x360 / 1280x720, key frames 12 and 250 apart; below 1 torchcodec is faster:
 #
 #              8 spread frames     every 4th of 64     all 200
-#     av1      0.94 ... 1.02       0.97 ... 1.24       1.3 ... 2.0
+#     av1      0.94 ... 1.06       0.97 ... 1.24       1.3 ... 2.0
 #     hevc     0.95 ... 1.22       0.99 ... 2.3        1.0 ... 1.6
 #     vp9      1.03 ... 1.08       0.7  ... 1.2        1.2 ... 1.5
 #     h264     1.28 ... 1.72       1.37 ... 1.84       1.3 ... 1.7
 #
-# So: few frames out of many, and AV1 alone, whose decoder also refuses damaged data; that of H.264 or HEVC patches
+# So: never a clear gain on a CPU; on a par for few frames out of many, and AV1 alone, whose decoder also refuses damaged data; that of H.264 or HEVC patches
 # damage up, and torchcodec does not tell which pictures are patched up.
 FASTER = frozenset({"av1"})
 SPARSE = 8
@@ -59,6 +59,12 @@ def chosen(backend: str | None, path: object) -> str:
     if name == "torchcodec" and isinstance(loaded(), str):
         raise VideoError(path, f"torchcodec cannot be loaded: {loaded()}", do="install it and FFmpeg, or take 'pyav'")
     return name
+
+
+def may_serve(backend: str, index: Index, stream: Any) -> bool:
+    """Whether torchcodec comes into question at all for a video."""
+    codec = stream.codec_context.codec.canonical_name
+    return index.exact and (backend == "torchcodec" or (backend == "auto" and codec in FASTER))
 
 
 @cache
