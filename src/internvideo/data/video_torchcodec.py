@@ -32,8 +32,8 @@ ENVIRONMENT = "INTERNVIDEO_DECODER"
 #     vp9      1.03 ... 1.08       0.7  ... 1.2        1.2 ... 1.5
 #     h264     1.28 ... 1.72       1.37 ... 1.84       1.3 ... 1.7
 #
-# So: never a clear gain on a CPU; on a par for few frames out of many, and AV1 alone, whose decoder also refuses damaged data; that of H.264 or HEVC patches
-# damage up, and torchcodec does not tell which pictures are patched up.
+# So: never a clear gain on a CPU; on a par for few frames out of many of VP9 and AV1, and of these AV1 is the one whose
+# decoder finds damage. That of H.264 or HEVC patches damage up, and torchcodec does not tell which pictures are such.
 FASTER = frozenset({"av1"})
 SPARSE = 8
 """For each frame asked, at least so many lie between the first and the last of them."""
