@@ -9,10 +9,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from grey_clips import CLIPS, Letters, grey_clips, loader, same
-from internvideo.data.manifest import Manifest
-from internvideo.data.mixture import AlternatingLoader, MixedLoader
+from grey_clips import CLIPS, Letters, Plain, frames_of, grey_clips, loader, same
+from internvideo.data.loader import Loader, LoaderSettings
+from internvideo.data.manifest import Manifest, read_manifest, write_manifest
+from internvideo.data.mixture import AlternatingLoader, MixedLoader, joined
 from internvideo.data.mixup import Mixup
+from internvideo.data.sampling import Dense, DensePretrain, FrameSampler
 from internvideo.errors import ManifestError
 
 
@@ -73,6 +75,45 @@ def test_both_waits_count(manifest: Manifest) -> None:
     assert both.waited == both.videos.waited > 0
     list(both.epoch(0))
     assert both.waited == both.videos.waited + both.images.waited > both.videos.waited > 0
+
+
+# --- joined manifests ------------------------------------------------------------------------------------------------
+
+
+def another(tmp_path: Path, manifest: Manifest, classes: tuple[str, ...] = ("z", "w")) -> Manifest:
+    """Four of the clips, listed by a manifest in another folder."""
+    rows = [
+        row.model_copy(update={"path": str(manifest.video_path(row)), "label": number % 2})
+        for number, row in enumerate(manifest.rows[:4])
+    ]
+    write_manifest(tmp_path / "other" / "rows.jsonl", rows, classes)
+    return read_manifest(tmp_path / "other" / "rows.jsonl")
+
+
+def test_manifests_are_joined_by_the_names_of_their_classes(manifest: Manifest, tmp_path: Path) -> None:
+    both = joined(manifest, "more", another(tmp_path, manifest), 2)
+    assert both.classes == ("x", "y", "z", "w")
+    assert both.rows[:CLIPS] == manifest.rows
+    assert [row.id for row in both.rows[CLIPS:]] == ["more/0", "more/1", "more/2", "more/3"]
+    assert [row.label for row in both.rows[CLIPS:]] == [2, 3, 2, 3]
+    assert all(both.video_path(row).is_file() and not Path(row.path).is_absolute() for row in both.rows)
+    assert {(row.attributes["source"], row.attributes["stride"]) for row in both.rows[CLIPS:]} == {("more", "2")}
+    assert both.fingerprint != manifest.fingerprint
+    assert "stride" not in joined(manifest, "more", another(tmp_path, manifest)).rows[-1].attributes
+    with pytest.raises(ManifestError, match="'more/0' is also one of"):
+        joined(both, "more", another(tmp_path, manifest))
+
+
+@pytest.mark.parametrize("sampler", [Dense(frames=4, stride=4), DensePretrain(frames=4, stride=4)])
+def test_each_source_is_read_at_its_own_stride(manifest: Manifest, tmp_path: Path, sampler: FrameSampler) -> None:
+    both = joined(manifest, "more", another(tmp_path, manifest), 2)
+    settings = LoaderSettings(batch_size=3, drop_last=False)
+    steps: dict[bool, set[int]] = {True: set(), False: set()}
+    for batch in Loader(both, sampler, Plain(), settings).epoch(0):
+        for name, frames in zip(batch.ids, frames_of(batch.video), strict=True):
+            steps[name.startswith("more/")] |= {b - a for a, b in pairwise(frames)}
+    assert steps[True] <= {2, 3}
+    assert steps[False] <= {4, 5}
 
 
 # --- mixed clips -----------------------------------------------------------------------------------------------------

@@ -129,6 +129,22 @@ def test_a_run_is_not_resumed_on_other_rows(tmp_path: Path) -> None:
         run_recipe(build_recipe(settings), tmp_path / "run", device="cpu")
 
 
+def test_several_manifests_train_together(tmp_path: Path) -> None:
+    world = small_world.world()
+    dense = {"kind": "dense", "stride": 2}
+    settings = small_recipe("supervised", sampling=dense)
+    settings["data"]["also"] = {"more": {"manifest": str(world.with_name("test.jsonl")), "stride": 1}}
+    job = prepare(build_recipe(settings))
+    assert len(job.loader) == (len(read_manifest(world)) + len(read_manifest(world.with_name("test.jsonl")))) // 8
+    assert job.fingerprint != read_manifest(world).fingerprint
+    settings["data"]["sampling"] = {"kind": "sparse", "frames": small_world.FRAMES}
+    with pytest.raises(RecipeError, match=r"data\.also\.more\.stride: 'sparse' has no stride"):
+        prepare(build_recipe(settings))
+    settings["data"]["also"]["more"] = {"manifest": str(world), "split": "nowhere"}
+    with pytest.raises(InternVideoError, match="nowhere"):
+        prepare(build_recipe(settings))
+
+
 def test_another_seed_gives_other_weights(done: Path, tmp_path: Path) -> None:
     assert not same(run_recipe(recipe(loop={"seed": 1}), tmp_path), done / "model.safetensors")
 

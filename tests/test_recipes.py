@@ -8,6 +8,7 @@ import pytest
 import torch
 import yaml
 
+from internvideo.data.mixup import Mixup
 from internvideo.errors import RecipeError
 from internvideo.pipeline import build_model
 from internvideo.recipe import STAGES, Recipe, build_recipe, read_recipe, shipped_recipes
@@ -46,7 +47,8 @@ def test_clip_and_model_have_the_same_size(name: str) -> None:
     if recipe.stage != "interaction":
         step = getattr(recipe.settings, "frame_step", 1)
         assert config.frames == -(-recipe.data.sampling.frames // step)
-        assert config.image_size == recipe.data.augment.size
+        if recipe.stage != "regions":  # frames of any size
+            assert config.image_size == recipe.data.augment.size
     assert recipe.data.sampling.build().frames == recipe.data.sampling.frames
     assert recipe.data.augment.train_transform().size == recipe.data.augment.size
 
@@ -162,6 +164,10 @@ FIGURES: dict[str, dict[str, object]] = {
         "data.augment.cutmix": 1.0,
         "data.augment.erasing": 0.25,
         "data.augment.mix_smoothing": 0.1,
+        "data.augment.mix_probability": 1.0,
+        "data.augment.mix_switch": 0.5,
+        "data.augment.minimum_area": 0.08,
+        "data.augment.aspect": [0.75, 4 / 3],
         "data.augment.rand_augment": "rand-m7-n4-mstd0.5-inc1",
         "data.sampling.views": 7,
     },
@@ -206,6 +212,19 @@ def test_image_batches_are_those_of_the_paper() -> None:
     assert (read_recipe("paper/multimodal").data.image_batch_size or 0) * 128 == 86_016
 
 
+def test_the_second_manifest_of_a_comment_is_a_setting() -> None:
+    (change,) = re.findall(r"'(data\.also=.*?)'", PAPER["paper/masked"].read_text(encoding="utf-8"))
+    also = read_recipe("paper/masked", [change]).data.also
+    assert {name: (str(one.manifest), one.stride) for name, one in also.items()} == {"ssv2": ("FILE", 2)}
+
+
+def test_mixing_and_cropping_are_those_of_the_settings() -> None:
+    changes = ["mix_probability=0.7", "mix_switch=0.2", "mixup=0.4", "cutmix=0.6", "aspect=[0.5,2]"]
+    augment = read_recipe("paper/supervised_masked", [f"data.augment.{change}" for change in changes]).data.augment
+    assert augment.mix(5) == Mixup(5, 0.4, 0.6, 0.7, 0.2, smoothing=0.1)
+    assert augment.train_transform().aspect == (0.5, 2.0)
+
+
 def test_overrides_change_values_and_keep_their_kind() -> None:
     recipe = read_recipe(
         "sample/masked",
@@ -224,6 +243,9 @@ WRONG_OVERRIDES = {
     "unknown key of the loader": ("data.loader.batch_sze=4", ["data.loader.batch_sze", "did you mean 'batch_size'"]),
     "unknown key of the augmentation": ("data.augment.flop=true", ["data.augment.flop", "did you mean 'flip'"]),
     "a key of the loader elsewhere": ("data.batch_size=4", ["data.batch_size", "did you mean 'image_batch_size'"]),
+    "unknown key of another manifest": ("data.also.ssv2={manifest: a, strid: 2}", ["data.also.ssv2.strid", "'stride'"]),
+    "a stride of none": ("data.also.ssv2={manifest: a, stride: 0}", ["data.also.ssv2.stride"]),
+    "an aspect that falls": ("data.augment.aspect=[1.3, 0.7]", ["data.augment.aspect", "from 1.3 to 0.7"]),
     "unknown model": ("model.name=videomae-b-pretrian", ["videomae-b-pretrian", "did you mean 'videomae-b-pretrain'"]),
     "unknown stage": ("stage=maskd", ["maskd", "masked"]),
     "unknown sampler": ("data.sampling.kind=dens", ["dens", "dense"]),

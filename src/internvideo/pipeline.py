@@ -18,7 +18,7 @@ from internvideo.data.catalog import BENCHMARKS
 from internvideo.data.feature_sequences import SequenceLoader, read_feature_set
 from internvideo.data.loader import Loader
 from internvideo.data.manifest import Manifest, read_manifest
-from internvideo.data.mixture import AlternatingLoader, MixedLoader
+from internvideo.data.mixture import AlternatingLoader, MixedLoader, joined
 from internvideo.data.tokenizer import Tokenizer
 from internvideo.data.transforms import direction_classes
 from internvideo.errors import RecipeError, WeightsError
@@ -32,6 +32,7 @@ from internvideo.models.videomae import VideoMAEClassifier, VideoMAEPretrain
 from internvideo.models.weights import load_state, save_model
 from internvideo.recipe import (
     MODELS,
+    SAMPLERS,
     STAGES,
     TASKS,
     Recipe,
@@ -86,9 +87,7 @@ def prepare(recipe: Recipe, *, rank: int = 0, world_size: int = 1, skipped: Path
         raise RecipeError("data.train", "is missing", "a manifest or a folder of videos", "add data.train=PATH")
     if recipe.stage == "localisation":
         return _prepare_localisation(recipe, data.train, rank, world_size)
-    manifest = read_manifest(data.train)
-    if data.split is not None:
-        manifest = manifest.subset(split=data.split)
+    manifest = _rows(recipe, data.train)
     _check_flip(recipe, manifest)
     torch.manual_seed(recipe.loop.seed)  # of the initial weights; the loop seeds its own generators
     model = build_model(recipe, len(manifest.classes))
@@ -107,6 +106,23 @@ def prepare(recipe: Recipe, *, rank: int = 0, world_size: int = 1, skipped: Path
             stage = entry.stage(model, recipe.settings)
     loader = _loader(recipe, manifest, model, rank, world_size, skipped)
     return Job(recipe, stage, loader, manifest.classes, manifest.fingerprint)
+
+
+def _rows(recipe: Recipe, train: Path) -> Manifest:
+    """The rows to train on, of one manifest or of several."""
+    data = recipe.data
+    manifest = read_manifest(train)
+    if data.split is not None:
+        manifest = manifest.subset(split=data.split)
+    for name, other in data.also.items():
+        if other.stride is not None and not hasattr(SAMPLERS[data.sampling.kind], "stride"):
+            place = f"data.also.{name}.stride"
+            raise RecipeError(
+                place, f"'{data.sampling.kind}' has no stride", "data.sampling.kind: dense, dense_pretrain"
+            )
+        more = read_manifest(other.manifest)
+        manifest = joined(manifest, name, more if other.split is None else more.subset(split=other.split), other.stride)
+    return manifest
 
 
 def _prepare_localisation(recipe: Recipe, train: Path, rank: int, world_size: int) -> Job:

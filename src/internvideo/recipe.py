@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass
 from importlib import resources
 from pathlib import Path
-from typing import Annotated, Any, get_type_hints
+from typing import Annotated, Any, get_args, get_origin, get_type_hints
 
 import torch
 import yaml
@@ -146,11 +146,14 @@ class AugmentSettings(Settings):
     size: int = Field(224, ge=8)
     crop: CropKind = "random_resized"
     minimum_area: float = Field(0.08, gt=0.0, le=1.0, description="random resized crop: smallest part of the frame")
+    aspect: tuple[float, float] = Field((0.75, 4 / 3), description="random resized crop: width over height, from, to")
     flip: bool = Field(False, description="leave off where the labels know left from right")
     rand_augment: str | None = Field(None, description="for example rand-m7-n4-mstd0.5-inc1")
     erasing: float = Field(0.0, ge=0.0, le=1.0)
     mixup: float = Field(0.0, ge=0.0, description="alpha; 0 switches it off")
     cutmix: float = Field(0.0, ge=0.0, description="alpha; 0 switches it off")
+    mix_probability: float = Field(1.0, ge=0.0, le=1.0, description="of mixing a batch at all")
+    mix_switch: float = Field(0.5, ge=0.0, le=1.0, description="share of cutmix where mixup is on as well")
     mix_smoothing: float = Field(0.1, ge=0.0, lt=1.0, description="label smoothing of mixed targets")
 
     @field_validator("rand_augment")
@@ -160,12 +163,20 @@ class AugmentSettings(Settings):
             RandAugment.parse(setting)
         return setting
 
+    @field_validator("aspect")
+    @classmethod
+    def _ordered(cls, aspect: tuple[float, float]) -> tuple[float, float]:
+        if not 0 < aspect[0] <= aspect[1]:
+            raise ValueError(f"from {aspect[0]} to {aspect[1]}, must be positive and rise")
+        return aspect
+
     def train_transform(self) -> TrainTransform:
         """Augmentation of a training clip."""
         return TrainTransform(
             size=self.size,
             crop=self.crop,
             area=(self.minimum_area, 1.0),
+            aspect=self.aspect,
             flip=self.flip,
             rand_augment=self.rand_augment,
             erasing=self.erasing,
@@ -179,7 +190,17 @@ class AugmentSettings(Settings):
         """Mixing of a batch, or None."""
         if self.mixup == 0.0 and self.cutmix == 0.0:
             return None
-        return Mixup(classes=classes, mixup_alpha=self.mixup, cutmix_alpha=self.cutmix, smoothing=self.mix_smoothing)
+        return Mixup(
+            classes, self.mixup, self.cutmix, self.mix_probability, self.mix_switch, smoothing=self.mix_smoothing
+        )
+
+
+class SourceSettings(Settings):
+    """One more manifest to train on, whose videos may be read at a stride of their own (data/mixture.py)."""
+
+    manifest: Path
+    split: str | None = Field(None, description="only rows of this split")
+    stride: int | None = Field(None, ge=1, description="instead of data.sampling.stride")
 
 
 class DataSettings(Settings):
@@ -190,6 +211,7 @@ class DataSettings(Settings):
 
     train: Path | None = None
     split: str | None = Field(None, description="only rows of this split")
+    also: dict[str, SourceSettings] = Field(default_factory=dict, description="more manifests, by a name of each")
     images: Path | None = Field(
         None, description="multimodal: captioned images or videos; every second batch is then of single frames"
     )
@@ -337,7 +359,10 @@ def _siblings(location: Sequence[int | str]) -> list[str]:
     for part in location[:-1]:
         if part == "settings":
             return sorted({name for entry in STAGES.values() for name in entry.settings.model_fields})
-        kind = get_type_hints(kind).get(str(part)) if is_dataclass(kind) or _is_model(kind) else None
+        if get_origin(kind) is dict:
+            kind = get_args(kind)[1]
+        else:
+            kind = get_type_hints(kind).get(str(part)) if is_dataclass(kind) or _is_model(kind) else None
     if is_dataclass(kind):
         return [field.name for field in fields(kind)]
     return list(kind.model_fields) if _is_model(kind) else []

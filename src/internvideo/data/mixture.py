@@ -1,7 +1,9 @@
-"""Batches of several sources or several clips: video and image batches in turn (paper 4.2.1), mixed clips (3.2)."""
+"""Several sources or several clips in one: joined manifests (paper table 1), video and image batches in turn (4.2.1),
+mixed clips (3.2)."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from dataclasses import replace
 
@@ -10,8 +12,40 @@ import torch
 
 from internvideo.data.batch import Batch
 from internvideo.data.loader import Loader
+from internvideo.data.manifest import Manifest
 from internvideo.data.mixup import Mixup
 from internvideo.errors import ManifestError
+
+
+def joined(first: Manifest, name: str, other: Manifest, stride: int | None = None) -> Manifest:
+    """The rows of two manifests under the classes of both, which are the same where they have the same name.
+
+    Rows of `other` get ids that begin with `name`, it is their "source", and their videos are read at `stride`, where
+    one is given, instead of the sampler's.
+
+    Raises:
+        ManifestError: an id that both have after all.
+    """
+    classes = (*first.classes, *(one for one in other.classes if one not in first.classes))
+    place = {name: index for index, name in enumerate(classes)}
+    moved = {index: place[one] for index, one in enumerate(other.classes)}
+    told = {} if stride is None else {"stride": str(stride)}
+    rows = [
+        row.with_class_indices(moved).model_copy(
+            update={
+                "id": f"{name}/{row.id}",
+                "path": os.path.relpath(other.video_path(row), first.root),
+                "attributes": {"source": name, **row.attributes, **told},
+            }
+        )
+        for row in other.rows
+    ]
+    twice = {row.id for row in first.rows} & {row.id for row in rows}
+    if twice:
+        raise ManifestError(
+            other.source, f"the id '{min(twice)}' is also one of {first.source}", "", "rename the source"
+        )
+    return replace(first, rows=(*first.rows, *rows), classes=classes, notes=(*first.notes, *other.notes))
 
 
 class AlternatingLoader:
