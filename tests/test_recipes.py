@@ -90,6 +90,8 @@ SETTINGS = {
     "paper/localisation_activitynet": (1, 8, 1e-3, 15, 5),
     "paper/localisation_hacs": (1, 16, 1e-3, 25, 5),
     "paper/localisation_fineaction": (1, 16, 1e-3, 25, 5),
+    "paper/spatio_temporal_ava": (32, 128, 1.25e-4, 30, 5),
+    "paper/spatio_temporal_ava_kinetics": (32, 128, 1.25e-4, 30, 5),
     "paper/interaction": (8, 64, 5e-5, 5, 1),
     "paper/open_set_hmdb51": (8, 8, 1e-3, 50, 0),
     "paper/open_set_mit": (8, 8, 1e-3, 50, 0),

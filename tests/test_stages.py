@@ -12,7 +12,8 @@ from pydantic import ValidationError
 from torch import nn
 
 import small_world
-from internvideo.data.batch import Batch, FeatureBatch
+from internvideo.data.batch import Batch, FeatureBatch, RegionBatch
+from internvideo.models.action_detector import ActionDetector
 from internvideo.models.actionformer import ActionFormer, ActionFormerConfig
 from internvideo.models.cross_model import CrossModel
 from internvideo.models.video_language import VideoLanguage
@@ -34,8 +35,18 @@ def detector() -> ActionFormer:
     )
 
 
+def region_detector() -> ActionDetector:
+    torch.manual_seed(0)
+    return ActionDetector(replace(small_world.MASKED, classes=3))
+
+
 def inputs(name: str, count: int) -> Batch | FeatureBatch:
     """What a stage learns from: clips, or sequences of features with an action at both ends."""
+    if name == "regions":
+        clips = batch(count)
+        boxes = torch.tensor([[1.0, 2.0, 20.0, 30.0]]).repeat(count, 1)
+        targets = torch.tensor([[1.0, 0.0, 1.0]]).repeat(count, 1)
+        return RegionBatch(clips.video, clips.ids, clip=torch.arange(count), boxes=boxes, targets=targets)
     if name != "localisation":
         return batch(count)
     values = torch.randn(count, 6, 16, generator=torch.Generator().manual_seed(1))
@@ -50,6 +61,7 @@ MODELS: dict[str, tuple[Callable[[], nn.Module], ...]] = {
     "supervised": (small_world.masked_classifier, small_world.multimodal_classifier),
     "open_set": (small_world.masked_classifier, small_world.multimodal_classifier),
     "localisation": (detector,),
+    "regions": (region_detector,),
     "interaction": (small_world.cross_model,),
 }
 """Stage -> small models that it trains, one of each kind in STAGES."""

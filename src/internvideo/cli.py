@@ -141,6 +141,9 @@ def evaluate(
     class_scores: Annotated[
         Path | None, typer.Option(help="localisation: JSON of whole videos' class scores for class-agnostic segments.")
     ] = None,
+    persons: Annotated[
+        Path | None, typer.Option(help="spatio_temporal: boxes of a person detector, CSV or JSON.")
+    ] = None,
 ) -> None:
     """Predict a table, score it, and print the figures with their protocol. The table can be scored again later."""
     from internvideo.evaluation import EvaluationSettings, evaluate_task
@@ -154,6 +157,7 @@ def evaluate(
         unknown=unknown,
         train=train,
         class_scores=class_scores,
+        persons=persons,
     )
     evaluate_task(task, weights, manifest, output, settings, split=split)
 

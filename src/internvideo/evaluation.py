@@ -16,6 +16,7 @@ from internvideo.data.world_actions import TIME_DIRECTED
 from internvideo.errors import InternVideoError, ManifestError, RecipeError, RunError
 from internvideo.feature_evaluation import evaluate_features
 from internvideo.metrics import open_set as metrics_of_open_set
+from internvideo.models.action_detector import ActionDetector
 from internvideo.models.actionformer import ActionFormer
 from internvideo.models.cross_model import CrossModel
 from internvideo.models.uniformerv2 import UniFormerV2
@@ -23,6 +24,7 @@ from internvideo.models.video_language import VideoLanguage
 from internvideo.models.videomae import VideoMAEClassifier
 from internvideo.pipeline import Trained, load_trained
 from internvideo.recipe import SAMPLERS, TASKS, choose_device
+from internvideo.region_evaluation import evaluate_regions
 from internvideo.storage import write_text
 from internvideo.tasks import multiple_choice, open_set, recognition, retrieval, zero_shot
 from internvideo.tasks.protocol import ClipProtocol, clip_protocol, describe
@@ -46,6 +48,7 @@ class EvaluationSettings:
         crops: 1 or 3 places per view. batch_size, workers: of the loader. device: where the model runs.
         unknown: open-set recognition: a manifest of unknown classes, beside the rows that say so themselves.
         train: open-set recognition: what the model learned from, where that is not where its recipe says.
+        persons: spatio_temporal: boxes of a person detector in place of the annotated ones.
         class_scores: localisation: scores of whole videos, that give class-agnostic segments their classes.
 
     Raises:
@@ -60,6 +63,7 @@ class EvaluationSettings:
     unknown: Path | None = None
     train: Path | None = None
     class_scores: Path | None = None
+    persons: Path | None = None
 
     def __post_init__(self) -> None:
         if self.views is not None and self.views < 1:
@@ -144,6 +148,8 @@ def _check(task: str, model: torch.nn.Module) -> None:
         able = (VideoMAEClassifier, UniFormerV2, CrossModel)
     elif task == "localisation":
         able = (ActionFormer,)
+    elif task == "spatio_temporal":
+        able = (ActionDetector,)
     elif task == "open_set":
         able = (VideoMAEClassifier, UniFormerV2)
     if not isinstance(model, able):
@@ -241,8 +247,12 @@ def evaluate_task(
         rows = read_manifest(manifest)
         if split is not None:
             rows = rows.subset(split=split)
-        if task == "recognition":
+        if task in ("recognition", "spatio_temporal"):
             rows = under_classes(rows, trained.classes)
+        if task == "spatio_temporal":
+            return evaluate_regions(
+                trained, rows, output, persons=settings.persons, workers=settings.workers, device=str(device)
+            )
         if task == "open_set":
             rows = open_rows(rows, trained.classes, settings.unknown)
         settings, path = replace(settings, device=str(device)), output / f"{task}.npz"

@@ -8,15 +8,17 @@ from __future__ import annotations
 import base64
 import io
 import re
+import textwrap
 import warnings
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.image import imsave
+from matplotlib.patches import Rectangle
 from numpy.typing import NDArray
 
 Frames = NDArray[np.uint8]
@@ -318,3 +320,40 @@ def timeline(
         axis.set_xlabel("seconds" if truth is None else "seconds (green: truth, blue: found)")
         _grid(axis, "x")
         return _svg(figure, f"timeline {title}".strip())
+
+
+class BoxedFrame(NamedTuple):
+    """A frame (H, W, 3) uint8, boxes as fractions with their lines of text, what is true of each box, a title."""
+
+    frame: NDArray[np.uint8]
+    boxes: Sequence[tuple[Sequence[float], Sequence[str]]]
+    truth: Sequence[str]
+    title: str
+
+
+def frames_with_boxes(panels: Sequence[BoxedFrame], columns: int = 3) -> str:
+    """Frames with numbered boxes; below each frame what is said of every box and, in brackets, what is true."""
+    rows = -(-len(panels) // columns)
+    with mpl.rc_context(_STYLE):
+        figure = Figure(figsize=(4.2 * columns, 4.6 * rows), layout="constrained")
+        axes = figure.subplots(rows, columns, squeeze=False).ravel()
+        for axis, panel in zip(axes, panels, strict=False):
+            height, width = panel.frame.shape[:2]
+            axis.imshow(panel.frame, interpolation="nearest")
+            lines = []
+            for number, (box, said) in enumerate(panel.boxes):
+                x1, y1, x2, y2 = (value * side for value, side in zip(box, (width, height) * 2, strict=True))
+                colour = _BOXES[number % len(_BOXES)]
+                axis.add_patch(Rectangle((x1 - 0.5, y1 - 0.5), x2 - x1, y2 - y1, fill=False, edgecolor=colour, lw=2))
+                axis.text(x1, y1, str(number + 1), color="white", fontsize=9, va="bottom", backgroundcolor=colour)
+                true = panel.truth[number] if number < len(panel.truth) else ""
+                lines.append(f"{number + 1}: {', '.join(said) or 'nothing sure'}" + (f" [{true}]" if true else ""))
+            axis.set_title(panel.title, fontsize=9)
+            axis.set_xlabel("\n".join(textwrap.fill(line, 58) for line in lines), fontsize=8, loc="left")
+            axis.set(xticks=[], yticks=[])
+        for axis in axes[len(panels) :]:
+            axis.set_axis_off()
+        return _svg(figure, "frames with boxes and their actions")
+
+
+_BOXES = ("#c2185b", "#00796b", "#e65100", "#3949ab", "#6d4c41", "#7b1fa2")

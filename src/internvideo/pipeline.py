@@ -16,12 +16,14 @@ from torch import Tensor, nn
 from internvideo.data.batch import Batch, FeatureBatch
 from internvideo.data.catalog import BENCHMARKS
 from internvideo.data.feature_sequences import SequenceLoader, read_feature_set
+from internvideo.data.key_frames import ClipForm, KeyFrameLoader
 from internvideo.data.loader import Loader
 from internvideo.data.manifest import Manifest, read_manifest
 from internvideo.data.mixture import AlternatingLoader, MixedLoader, joined
 from internvideo.data.tokenizer import Tokenizer
 from internvideo.data.transforms import direction_classes
 from internvideo.errors import RecipeError, WeightsError
+from internvideo.models.action_detector import ActionDetector
 from internvideo.models.actionformer import ActionFormer
 from internvideo.models.cross_model import CrossModel
 from internvideo.models.factory import create_model
@@ -157,7 +159,7 @@ def build_model(recipe: Recipe, classes: int) -> nn.Module:
     overrides = copy.deepcopy(recipe.model.overrides)
     if recipe.stage == "localisation":
         classes = 1 if recipe.data.features.class_agnostic else classes
-    if recipe.stage in {"supervised", "open_set", "interaction", "localisation"}:
+    if recipe.stage in {"supervised", "open_set", "interaction", "localisation", "regions"}:
         if not classes:
             raise RecipeError("data.train", "has no labels", "a label in every row")
         heads = {"model.overrides": overrides}
@@ -198,10 +200,10 @@ def _check_clips(recipe: Recipe, model: nn.Module) -> None:
         parts, step = {"": model}, getattr(recipe.settings, "frame_step", 1)
     frames = len(range(0, 1 if data.loader.single_frame else data.sampling.frames, step))
     for part, encoder in parts.items():
-        if not isinstance(encoder, VideoMAEPretrain | VideoMAEClassifier | UniFormerV2):
+        if not isinstance(encoder, VideoMAEPretrain | VideoMAEClassifier | UniFormerV2 | ActionDetector):
             continue
         config, place = encoder.config, f"model.overrides{part}"
-        if data.augment.size != config.image_size:
+        if data.augment.size != config.image_size and not isinstance(encoder, ActionDetector):
             raise RecipeError("data.augment.size", str(data.augment.size), f"{config.image_size}, {place}.image_size")
         if frames != config.frames and not isinstance(encoder, UniFormerV2):
             raise RecipeError(
@@ -219,6 +221,9 @@ def _loader(
     recipe: Recipe, manifest: Manifest, model: nn.Module, rank: int, world_size: int, skipped: Path | None
 ) -> BatchSource:
     data = recipe.data
+    if isinstance(model, ActionDetector):
+        form = clip_form(recipe, model.config.classes)
+        return KeyFrameLoader(manifest, form, data.loader, rank=rank, world_size=world_size, skipped=skipped)
     tokenizer = Tokenizer(context=model.config.text.context) if isinstance(model, VideoLanguage) else None
     sampler = data.sampling.build()
     with _setting("data.augment"):
@@ -244,6 +249,13 @@ def _loader(
     if mixup is not None:
         return MixedLoader(videos, mixup, seed=data.loader.seed, rank=rank)
     return videos
+
+
+def clip_form(recipe: Recipe, classes: int) -> ClipForm:
+    """How a recipe of the stage `regions` cuts the clip around a key frame."""
+    data = recipe.data
+    transform = data.key_frames.transform(data.augment.size, flip=data.augment.flip)
+    return ClipForm(data.sampling.frames, data.sampling.stride or 1, transform, classes)
 
 
 def run_recipe(recipe: Recipe, folder: Path, *, device: str = "auto", title: str | None = None) -> Path:

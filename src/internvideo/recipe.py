@@ -21,11 +21,13 @@ from torch import nn
 
 from internvideo.data import sampling
 from internvideo.data.feature_sequences import FeatureSettings
+from internvideo.data.key_frames import KeyFrameSettings
 from internvideo.data.loader import LoaderSettings
 from internvideo.data.mixup import Mixup
 from internvideo.data.rand_augment import RandAugment
 from internvideo.data.transforms import CropKind, EvalTransform, TrainTransform
 from internvideo.errors import RecipeError
+from internvideo.models.action_detector import ActionDetector
 from internvideo.models.actionformer import ActionFormer
 from internvideo.models.cross_model import CrossModel
 from internvideo.models.factory import MODELS
@@ -37,6 +39,7 @@ from internvideo.stages.localisation import LocalisationSettings, LocalisationSt
 from internvideo.stages.masked import MaskedSettings, MaskedStage
 from internvideo.stages.multimodal import MultimodalSettings, MultimodalStage
 from internvideo.stages.open_set import OpenSetSettings, OpenSetStage
+from internvideo.stages.regions import RegionSettings, RegionStage
 from internvideo.stages.supervised import SupervisedSettings, SupervisedStage
 from internvideo.training.settings import LoopSettings, OptimizerSettings, ScheduleSettings
 
@@ -81,6 +84,9 @@ STAGES: dict[str, StageEntry] = {
         LocalisationStage,
         (ActionFormer,),
     ),
+    "regions": StageEntry(
+        "tell what each person in a box does, at key frames (AVA)", RegionSettings, RegionStage, (ActionDetector,)
+    ),
     "interaction": StageEntry(
         "cross-model attention between the two frozen encoders, learned fusion of their scores",
         InteractionSettings,
@@ -95,6 +101,7 @@ TASKS: dict[str, str] = {
     "zero_shot": "recognition from class names alone, 16 prompt templates",
     "retrieval": "text to video and video to text, raw and dual softmax",
     "localisation": "when which action happens: mAP over tIoU thresholds, recall",
+    "spatio_temporal": "what every person at a key frame does: frame mAP at IoU 0.5",
     "multiple_choice": "which of the texts fits the clip",
 }
 
@@ -219,6 +226,7 @@ class DataSettings(Settings):
     sampling: SamplingSettings = SamplingSettings()
     augment: AugmentSettings = AugmentSettings()
     features: FeatureSettings = FeatureSettings()
+    key_frames: KeyFrameSettings = KeyFrameSettings()
     loader: LoaderSettings
 
 

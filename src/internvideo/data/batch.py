@@ -1,4 +1,4 @@
-"""What travels from a loader through a stage: a batch of clips, or one of feature sequences."""
+"""What travels from a loader through a stage: a batch of clips, with boxes or without, or of feature sequences."""
 
 from __future__ import annotations
 
@@ -46,6 +46,32 @@ class Batch:
             return None if tensor is None else tensor.pin_memory()
 
         return replace(self, video=self.video.pin_memory(), labels=pin(self.labels), tokens=pin(self.tokens))
+
+
+@dataclass(frozen=True, kw_only=True)
+class RegionBatch(Batch):
+    """B clips around key frames, (B, 3, T, H, W), and the R boxes of persons in all of them.
+
+    Attributes:
+        clip: (R,) int64, to which clip a box belongs. boxes: (R, 4) float32, corners in pixels of the clip.
+        targets: (R, C) float32, 1 for what a person does.
+    """
+
+    clip: Tensor
+    boxes: Tensor
+    targets: Tensor
+
+    def to(self, device: torch.device) -> RegionBatch:
+        """Copy the tensors to `device`."""
+        moved = {name: getattr(self, name).to(device, non_blocking=True) for name in REGIONS}
+        return replace(self, **moved)
+
+    def pin_memory(self) -> RegionBatch:
+        """Page-locked copy (called by the data loader when it pins)."""
+        return replace(self, **{name: getattr(self, name).pin_memory() for name in REGIONS})
+
+
+REGIONS = ("video", "clip", "boxes", "targets")
 
 
 @dataclass(frozen=True)

@@ -92,7 +92,7 @@ class ClipReader:
     def __init__(self, manifest: Manifest, *, short_side: int | None = None, cache_bytes: int = 0) -> None:
         self.manifest, self.short_side, self.cache_bytes = manifest, short_side, cache_bytes
         self.cached_bytes = 0
-        self._kept: dict[str, NDArray[np.uint8]] = {}
+        self._kept: dict[str, tuple[NDArray[np.uint8], NDArray[np.float64]]] = {}
         self._damaged: set[str] = set()
 
     def clips(self, sample: Sample, choose: Callable[[int], Sequence[Indices]]) -> list[Tensor]:
@@ -104,20 +104,26 @@ class ClipReader:
         Raises:
             VideoError: the video cannot be read, or has no frame inside the span.
         """
-        frames = self._kept.get(sample.id)
-        if frames is None:
+        return self.timed(sample, lambda times: choose(len(times)))
+
+    def timed(self, sample: Sample, choose: Callable[[NDArray[np.float64]], Sequence[Indices]]) -> list[Tensor]:
+        """The same for a `choose` that is given the frames' times (n,): seconds in the video."""
+        kept = self._kept.get(sample.id)
+        if kept is None:
             with Video(self.manifest.video_path(sample), short_side=self.short_side) as video:
                 inside = _inside(video.info, sample)
+                times = video.info.times[inside]
                 frames = self._keep(sample, video, inside)
                 if frames is None:
-                    chosen = choose(len(inside))
+                    chosen = choose(times)
                     decoded = video.frames(inside[np.concatenate(chosen)])
                     ends = np.cumsum([len(indices) for indices in chosen])[:-1]
                     return [torch.from_numpy(part) for part in np.split(decoded, ends)]
-        return [torch.from_numpy(frames[indices]) for indices in choose(len(frames))]
+                self._kept[sample.id] = kept = (frames, times)
+        return [torch.from_numpy(kept[0][indices]) for indices in choose(kept[1])]
 
     def _keep(self, sample: Sample, video: Video, inside: Indices) -> NDArray[np.uint8] | None:
-        """The decoded span, kept from now on; None where it does not fit."""
+        """The decoded span, counted as kept; None where it does not fit."""
         info = video.info
         scale = min(1.0, (self.short_side or info.width) / min(info.width, info.height))
         # A pixel more on each side than the decoder could round to.
@@ -129,7 +135,6 @@ class ClipReader:
         except VideoError:  # a damaged frame that the sampler may never ask for
             self._damaged.add(sample.id)
             return None
-        self._kept[sample.id] = frames
         self.cached_bytes += frames.nbytes
         return frames
 

@@ -153,7 +153,7 @@ class Loader:
             tokenizer=tokenizer,
             caption=caption,
         )
-        self._source = _Source(self._batches, settings)
+        self._source = Source(self._batches, settings)
 
     def __len__(self) -> int:
         """Batches per epoch, the same on every rank."""
@@ -217,7 +217,7 @@ class EvalLoader:
         self.samples = len(self._indices)
         chosen: FrameSampler = Sparse(frames=1, views=1) if settings.single_frame else sampler
         views = EvaluationViews(_reader(manifest, settings), chosen, transform, tokenizer=tokenizer)
-        self._source = _Source(views, settings)
+        self._source = Source(views, settings)
 
     def __iter__(self) -> Iterator[tuple[Batch, NDArray[np.int64]]]:
         self.unreadable = []
@@ -250,7 +250,7 @@ class _Keys:
         return len(self.keys)
 
 
-class _Source:
+class Source:
     """Reads keys of a data set in order through torch's DataLoader, whose workers live as long as this object."""
 
     def __init__(self, dataset: Dataset[Loaded], settings: LoaderSettings) -> None:

@@ -5,7 +5,7 @@ NumPy only. Boxes are (x1, y1, x2, y2). Legend: N predictions, G ground truths, 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -97,9 +97,16 @@ def frame_average_precision(truth: Boxes, predicted: Boxes, threshold: float = 0
     """
     if not len(truth):
         raise ValueError("no ground truth: a mAP of nothing is undefined")
+    return {
+        int(own.label[0]): float(interpolated_average_precision(hits, len(own))) if len(found) else 0.0
+        for own, found, hits in _hits_by_class(truth, predicted, threshold)
+    }
+
+
+def _hits_by_class(truth: Boxes, predicted: Boxes, threshold: float) -> Iterator[tuple[Boxes, Boxes, Bools]]:
+    """For every class of the ground truth: that, its predictions best first, and which of these are right (N,)."""
     extended: Bools = np.all(predicted.box[:, 2:] > predicted.box[:, :2], axis=1)
     predicted = predicted.take(extended)
-    result = {}
     for label in np.unique(truth.label):
         own, found = truth.take(truth.label == label), predicted.take(predicted.label == label)
         found = found.take(np.argsort(-found.score, kind="stable"))
@@ -114,8 +121,40 @@ def frame_average_precision(truth: Boxes, predicted: Boxes, threshold: float = 0
             good = overlap[np.arange(len(rows)), best] >= threshold
             first = np.unique(best[good], return_index=True)[1]  # the first hit on a ground truth is the true one
             hits[rows[good][first]] = True
-        result[int(label)] = float(interpolated_average_precision(hits, len(own))) if len(found) else 0.0
-    return result
+        yield own, found, hits
+
+
+def frame_map_statistic(
+    truth: Boxes, predicted: Boxes, video: Ints, threshold: float = 0.5
+) -> Callable[[NDArray[np.float64]], NDArray[np.float64]]:
+    """mAP of videos drawn with replacement, for `bootstrap.interval`; matching, inside a frame, is done once.
+
+    Args:
+        truth, predicted, threshold: as in `frame_average_precision`. video: (F,) to which video, of V, a frame belongs.
+
+    Returns:
+        weights (b, V), how often each video counts -> (b,): mAP of the classes drawn.
+    """
+    parts = [
+        (video[own.frame], video[found.frame], hits) for own, found, hits in _hits_by_class(truth, predicted, threshold)
+    ]
+
+    def statistic(weights: NDArray[np.float64]) -> NDArray[np.float64]:
+        total, drawn = np.zeros(len(weights)), np.zeros(len(weights))
+        for true, found, hits in parts:
+            there = weights @ np.bincount(true, minlength=weights.shape[1])
+            drawn += there > 0
+            if not hits.any():
+                continue
+            for row, each in enumerate(weights[:, found]):  # one draw at a time: there may be millions of boxes
+                right = each * hits
+                precision = right.cumsum() / np.maximum(each.cumsum(), 1e-12)
+                envelope = np.maximum.accumulate(precision[::-1])[::-1]
+                total[row] += (envelope * right).sum() / max(there[row], 1e-12)
+        result: NDArray[np.float64] = total / np.maximum(drawn, 1)
+        return result
+
+    return statistic
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from typing import Any
 from torch import nn
 
 from internvideo.errors import RecipeError
+from internvideo.models.action_detector import ActionDetector
 from internvideo.models.actionformer import ActionFormer, ActionFormerConfig
 from internvideo.models.entry import ModelEntry
 from internvideo.models.multimodal_sizes import MULTIMODAL_MODELS
@@ -85,7 +86,17 @@ _DETECTOR_ENTRIES = {
     for name, (config, millions, about) in _DETECTORS.items()
 }
 
-MODELS: dict[str, ModelEntry] = {**_PRETRAIN, **_CLASSIFIER, **MULTIMODAL_MODELS, **_DETECTOR_ENTRIES}
+_REGIONS = {
+    f"action-detector-{size}": ModelEntry(
+        ActionDetector,
+        dataclasses.replace(_SIZES[size], classes=80),
+        None,
+        f"what persons in boxes do: masked encoder {size.upper()} with a head on boxes, 80 classes",
+    )
+    for size in ("s", "b", "l", "h")
+}
+
+MODELS: dict[str, ModelEntry] = {**_PRETRAIN, **_CLASSIFIER, **MULTIMODAL_MODELS, **_DETECTOR_ENTRIES, **_REGIONS}
 """Every model that a recipe can name."""
 
 

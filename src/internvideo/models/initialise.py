@@ -11,6 +11,7 @@ from pathlib import Path
 from torch import Tensor, nn
 
 from internvideo.errors import WeightsError
+from internvideo.models.action_detector import FRESH, ActionDetector, of_encoder
 from internvideo.models.clip_import import from_clip
 from internvideo.models.cross_model import CrossModel
 from internvideo.models.uniformerv2 import UniFormerV2
@@ -55,7 +56,9 @@ def initialise(model: nn.Module, sources: Mapping[str, Path]) -> None:
 
 def _fill(model: nn.Module, path: Path) -> None:
     state, _ = read_safetensors(path)
-    if isinstance(model, VideoMAEClassifier) and any(name.startswith("encoder.") for name in state):
+    if isinstance(model, ActionDetector) and "head.projection.weight" not in state:
+        load_part(model, of_encoder(state), fresh=FRESH, where=path)
+    elif isinstance(model, VideoMAEClassifier) and any(name.startswith("encoder.") for name in state):
         load_pretrained(model, state, where=path)
     elif isinstance(model, UniFormerV2) and any(name.startswith("visual.") for name in state):
         load_part(model, _below(state, "visual."), fresh=r"proj\.", where=path)

@@ -5,7 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from internvideo.errors import RunError
-from internvideo.tasks import localisation, multiple_choice, open_set, recognition, retrieval, zero_shot
+from internvideo.tasks import (
+    localisation,
+    multiple_choice,
+    open_set,
+    recognition,
+    retrieval,
+    spatio_temporal,
+    zero_shot,
+)
 from internvideo.tasks.table import Result, Table
 
 SCORES: dict[str, Callable[[Table], Result]] = {
@@ -14,6 +22,7 @@ SCORES: dict[str, Callable[[Table], Result]] = {
     zero_shot.NAME: zero_shot.score,
     retrieval.NAME: retrieval.score,
     localisation.NAME: localisation.score,
+    spatio_temporal.NAME: spatio_temporal.score,
     multiple_choice.NAME: multiple_choice.score,
 }
 

@@ -1,0 +1,101 @@
+"""Boxes with actions as AVA writes them: annotations, results, exclusions (spec tasks.md 3.4).
+
+Rows are `video, timestamp, x1, y1, x2, y2, action_id, person_id or score` without header; action ids count from 1,
+corners are fractions. Frames are compared by video and whole second, as the published evaluator does.
+"""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from internvideo.data.formats.reading import read_text
+from internvideo.errors import ManifestError
+
+
+@dataclass(frozen=True)
+class AvaRows:
+    """Rows in columns.
+
+    Attributes:
+        frame: N times (video, whole second). box: (N, 4). action: (N,) ids from 1. score: (N,), zeros without one.
+    """
+
+    frame: tuple[tuple[str, int], ...]
+    box: NDArray[np.float64]
+    action: NDArray[np.int64]
+    score: NDArray[np.float64]
+
+
+def _cells(path: Path, least: int) -> Iterator[tuple[int, list[str]]]:
+    reader = csv.reader(read_text(path).splitlines())
+    for cells in reader:
+        if not any(cell.strip() for cell in cells):
+            continue
+        if len(cells) < least:
+            raise ManifestError(f"{path}:{reader.line_num}", f"{len(cells)} cells", f"{least} or more")
+        yield reader.line_num, cells
+
+
+def read_rows(path: Path, *, scored: bool, excluded: frozenset[tuple[str, int]] = frozenset()) -> AvaRows:
+    """Annotations, or results with scores. Frames of `excluded` and rows without a box are left out.
+
+    Raises:
+        ManifestError: a row with too few cells or a cell that is no number.
+    """
+    frames, boxes, actions, scores = [], [], [], []
+    for line, cells in _cells(path, 8 if scored else 7):
+        if not cells[6].strip():  # a clip without persons
+            continue
+        try:
+            key = (cells[0], int(float(cells[1])))
+            box = [float(cell) for cell in cells[2:6]]
+            action, score = int(cells[6]), float(cells[7]) if scored else 0.0
+        except (ValueError, OverflowError) as error:
+            raise ManifestError(f"{path}:{line}", f"{error}", "video,second,x1,y1,x2,y2,action,...") from error
+        if not np.isfinite([*box, score]).all():
+            raise ManifestError(f"{path}:{line}", "a number that is not finite", "video,second,x1,y1,x2,y2,action,...")
+        if key not in excluded:
+            frames.append(key)
+            boxes.append(box)
+            actions.append(action)
+            scores.append(score)
+    return AvaRows(
+        tuple(frames),
+        np.asarray(boxes, dtype=np.float64).reshape(-1, 4),
+        np.asarray(actions, dtype=np.int64),
+        np.asarray(scores, dtype=np.float64),
+    )
+
+
+def read_exclusions(path: Path) -> frozenset[tuple[str, int]]:
+    """Frames that are not scored, `video, timestamp`. Raises ManifestError."""
+    found = set()
+    for line, cells in _cells(path, 2):
+        try:
+            found.add((cells[0], int(float(cells[1]))))
+        except (ValueError, OverflowError) as error:
+            raise ManifestError(f"{path}:{line}", f"{error}", "video,second") from error
+    return frozenset(found)
+
+
+def timestamp(time: float) -> str:
+    """A time as AVA writes it: whole seconds with four digits, others as they are."""
+    return f"{time:04.0f}" if float(time).is_integer() else f"{time:g}"
+
+
+def result_lines(
+    videos: Iterable[str], times: Iterable[float], boxes: NDArray[Any], actions: Iterable[int], scores: Iterable[float]
+) -> Iterator[str]:
+    """Lines of a results file: corners clipped to 0..1, with five digits. `actions` are ids, from 1."""
+    for video, time, box, action, score in zip(
+        videos, times, np.asarray(boxes).clip(0, 1).tolist(), actions, scores, strict=True
+    ):
+        corners = ",".join(f"{value:.5f}" for value in box)
+        yield f"{video},{timestamp(time)},{corners},{action},{score:.5f}"

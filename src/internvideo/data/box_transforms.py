@@ -1,0 +1,97 @@
+"""Transforms of a clip whose boxes move along (spec tasks.md 3.2). Boxes are (R, 4): x1, y1, x2, y2 in pixels."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from internvideo.data.resize import channels_first, resize_fast
+
+
+class Boxed(NamedTuple):
+    """A clip (3, T, H, W) uint8, its boxes (R, 4) float32, and which of the boxes before they are, (R,) int64."""
+
+    clip: Tensor
+    boxes: Tensor
+    kept: Tensor
+
+
+def fitted_size(height: int, width: int, short: int, longest: int) -> tuple[int, int]:
+    """(height, width) with the shorter side `short`, unless the longer one would then exceed `longest`."""
+    scale = min(short / min(height, width), longest / max(height, width))
+    return max(round(height * scale), 1), max(round(width * scale), 1)
+
+
+def shift_colour(clip: Tensor, hue: float, saturation: float, value: float) -> Tensor:
+    """(T, 3, H, W) uint8 RGB with hue turned by `hue` degrees, saturation and value (0..1) raised by the others."""
+    pixels = clip.float() / 255
+    high, low = pixels.amax(1), pixels.amin(1)
+    spread = high - low
+    safe = spread.clamp(min=1e-8)
+    red, green, blue = pixels.unbind(1)
+    angle = torch.where(
+        high == red,
+        ((green - blue) / safe) % 6,
+        torch.where(high == green, (blue - red) / safe + 2, (red - green) / safe + 4),
+    )
+    angle = (angle + hue / 60) % 6
+    part = (spread / high.clamp(min=1e-8) + saturation).clamp(0, 1) * (spread > 0)  # grey has no hue to strengthen
+    level = (high + value).clamp(0, 1)
+    place = torch.tensor([5.0, 3.0, 1.0]).view(1, 3, 1, 1)
+    ramp = (place + angle[:, None]) % 6
+    shade = torch.minimum(ramp, 4 - ramp).clamp(0, 1)
+    return ((level[:, None] * (1 - part[:, None] * shade)) * 255).round().to(torch.uint8)
+
+
+@dataclass(frozen=True)
+class BoxedTransform:
+    """Resize; in training also a random crop, colour and mirroring.
+
+    Attributes:
+        size: S of the training crop; smaller frames are padded with black at the right and below.
+        short, longest: sides after resizing. flip: mirror every second clip.
+        hue: largest turn in degrees; saturation, value: largest change, of 1.
+    """
+
+    size: int = 224
+    short: int = 256
+    longest: int = 464
+    flip: bool = False
+    hue: float = 20.0
+    saturation: float = 0.1
+    value: float = 0.1
+
+    def whole(self, clip: Tensor, boxes: Tensor) -> Boxed:
+        """For testing: (T, H, W, 3) uint8 and boxes (R, 4) as fractions -> the whole frame."""
+        frames = channels_first(clip)
+        height, width = fitted_size(frames.shape[2], frames.shape[3], self.short, self.longest)
+        frames = resize_fast(frames, (height, width))
+        scaled = boxes * boxes.new_tensor([width, height, width, height])
+        return Boxed(frames.permute(1, 0, 2, 3).contiguous(), scaled, torch.arange(len(boxes)))
+
+    def train(self, clip: Tensor, boxes: Tensor, rng: np.random.RandomState) -> Boxed:
+        """The same, (3, T, S, S); boxes that the crop leaves out are dropped."""
+        video, boxes, _ = self.whole(clip, boxes)
+        size, (height, width) = self.size, video.shape[-2:]
+        top = int(rng.randint(max(height - size, 0) + 1))
+        left = int(rng.randint(max(width - size, 0) + 1))
+        video = video[..., top : top + size, left : left + size]
+        seen = boxes.new_tensor([video.shape[-1], video.shape[-2]] * 2)
+        boxes = torch.minimum((boxes - boxes.new_tensor([left, top] * 2)).clamp(min=0), seen)
+        kept = ((boxes[:, 2] - boxes[:, 0] > 1) & (boxes[:, 3] - boxes[:, 1] > 1)).nonzero()[:, 0]
+        boxes = boxes[kept]
+        if self.hue or self.saturation or self.value:
+            hue, saturation, value = rng.uniform(-1, 1, 3) * (self.hue, self.saturation, self.value)
+            video = shift_colour(video.transpose(0, 1), hue, saturation, value).transpose(0, 1)
+        if self.flip and rng.rand() < 0.5:
+            video = video.flip(-1)
+            wide = video.shape[-1]
+            boxes = torch.stack([wide - boxes[:, 2], boxes[:, 1], wide - boxes[:, 0], boxes[:, 3]], dim=1)
+        missing = (size - video.shape[-2], size - video.shape[-1])
+        if any(missing):
+            video = torch.nn.functional.pad(video, (0, missing[1], 0, missing[0]))
+        return Boxed(video.contiguous(), boxes, kept)

@@ -1,0 +1,324 @@
+"""Clips around key frames, with the boxes of the persons in them: manifest -> RegionBatch (spec tasks.md 3.1).
+
+A row of a manifest has the boxes of one key frame (AVA) or of many (`long.jsonl` of the sample world); those of one
+time are one key frame. Corners are fractions of the frame until a transform turns them into pixels.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import cast
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from internvideo.data.batch import RegionBatch
+from internvideo.data.box_transforms import BoxedTransform
+from internvideo.data.dataset import AUGMENT, ClipReader, EpochPlan, Loaded, Unreadable, random_stream
+from internvideo.data.loader import LoaderSettings, Source
+from internvideo.data.manifest import Manifest
+from internvideo.data.sample import Sample
+from internvideo.data.skipped import SkippedClips
+from internvideo.errors import InternVideoError, ManifestError, RecipeError, VideoError
+
+MOST_BOXES = 100
+"""Boxes of a training clip (spec 3.1)."""
+
+_CLIP_OF_KINETICS = re.compile(r"_(\d{6})_(\d{6})$")
+
+Floats = NDArray[np.float64]
+Key = tuple[str, float]
+Persons = Mapping[Key, Sequence[tuple[float, float, float, float, float]]]
+
+
+class KeyFrameSettings(BaseModel):
+    """How the clip around a key frame is resized and coloured."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    short: int = Field(256, ge=8, description="shorter side after resizing, in testing the whole frame is seen")
+    longest: int = Field(464, ge=8, description="longer side at most")
+    hue: float = Field(20.0, ge=0.0, le=180.0, description="training: largest turn, degrees")
+    saturation: float = Field(0.1, ge=0.0, le=1.0, description="training: largest change, as of the value")
+
+    def transform(self, size: int, *, flip: bool) -> BoxedTransform:
+        """The transform with a training crop of `size`."""
+        return BoxedTransform(size, self.short, self.longest, flip, self.hue, self.saturation, self.saturation)
+
+
+@dataclass(frozen=True)
+class KeyFrame:
+    """A key frame: R boxes (R, 4) as fractions, their scores (R,), what each person does (none where not known)."""
+
+    row: Sample
+    video: str
+    time: float
+    boxes: Floats
+    scores: Floats
+    labels: tuple[tuple[int, ...], ...]
+
+
+def video_name(row: Sample) -> str:
+    """The name that annotation files use: the film's where a row is one key frame of it."""
+    return row.group if "timestamp" in row.attributes and row.group else row.id
+
+
+def frame_key(video: str, time: float) -> Key:
+    """Key of a key frame in every table here."""
+    return video, round(time, 3)
+
+
+def key_frames(manifest: Manifest) -> list[KeyFrame]:
+    """All annotated key frames, in the order of the rows and of time. Raises ManifestError where there is none."""
+    found = []
+    for row in manifest.rows:
+        times = sorted({box.time for box in row.boxes})
+        for time in times:
+            boxes = [box for box in row.boxes if box.time == time]
+            corners = np.asarray([(box.x1, box.y1, box.x2, box.y2) for box in boxes], dtype=np.float64)
+            labels = tuple(box.labels for box in boxes)
+            found.append(KeyFrame(row, video_name(row), time, corners, np.ones(len(boxes)), labels))
+    if not found:
+        raise ManifestError(manifest.source, "no row has boxes", "rows with boxes of persons at key frames")
+    return found
+
+
+def with_persons(frames: Sequence[KeyFrame], persons: Persons, least: float) -> list[KeyFrame]:
+    """The key frames with the boxes of a person detector; those without a box of score `least` are left out.
+
+    Boxes at times that are not annotated count too, where the video is: whatever is found there is wrong.
+    """
+    known = {frame_key(frame.video, frame.time): frame for frame in frames}
+    of_video = {frame.video: frame for frame in frames}
+    found = []
+    for (video, time), boxes in sorted(persons.items()):
+        frame = known.get(frame_key(video, time)) or of_video.get(video)
+        good = np.asarray([box for box in boxes if box[4] >= least], dtype=np.float64).reshape(-1, 5)
+        if frame is not None and len(good):
+            found.append(KeyFrame(frame.row, video, time, good[:, :4], good[:, 4], ((),) * len(good)))
+    return found
+
+
+def clip_positions(times: Floats, frame: KeyFrame, *, frames: int, stride: int) -> Floats:
+    """Places (T,) of the clip's frames among the video's, fractions lie between two of them.
+
+    Of frames * stride raw frames centred on the key frame every stride-th is taken. A film (AVA) gives as many frames
+    on the one side as on the other, so that at an end the last frame stands still; in a Kinetics clip a missing
+    side is made of what is there, stretched in time.
+
+    Args:
+        times: (n,) seconds in the video. frame: tells time and source.
+        frames, stride: T and raw frames between two of them.
+    """
+    n, half = len(times), frames * stride // 2
+    kinetics = frame.row.attributes.get("source") == "kinetics"
+    centre = int(np.searchsorted(times, frame.time - 1e-6))
+    span = _CLIP_OF_KINETICS.search(Path(frame.row.path).stem)
+    if kinetics and span is not None and int(span[2]) > int(span[1]):
+        share = (frame.time - int(span[1])) / (int(span[2]) - int(span[1]))
+        centre = round(share * n)
+    centre = min(max(centre, 0), n - 1)
+    if kinetics:
+        raw = np.concatenate([_stretched(centre - half, centre, n, half), _stretched(centre, centre + half, n, half)])
+    else:
+        side = max(min(half, centre, n - centre), 1)
+        raw = np.arange(centre - side, centre + side, dtype=np.float64).clip(0, n - 1)
+    start = (len(raw) - frames * stride) // 2 + 1
+    chosen = (start + stride * np.arange(frames)).clip(0, len(raw) - 1)
+    return raw[chosen]
+
+
+def _stretched(low: int, high: int, n: int, size: int) -> Floats:
+    """`size` places between the frames low..high - 1 of n, evenly over those that exist."""
+    low, high = min(max(low, 0), n - 1), min(max(high, 1), n)
+    high = max(high, low + 1)
+    place = (np.arange(size) + 0.5) * (high - low) / size - 0.5
+    result: Floats = low + place.clip(0, high - low - 1)
+    return result
+
+
+def read_clip(reader: ClipReader, frame: KeyFrame, *, frames: int, stride: int) -> Tensor:
+    """(T, H, W, 3) uint8 around a key frame; between two frames is their weighted mean. Raises VideoError."""
+    part = np.zeros(frames)
+
+    def choose(times: Floats) -> list[NDArray[np.int64]]:
+        place = clip_positions(times, frame, frames=frames, stride=stride)
+        low = np.floor(place).astype(np.int64)
+        part[:] = place - low
+        return [low, np.minimum(low + 1, len(times) - 1)] if part.any() else [low]
+
+    clips = reader.timed(frame.row, choose)
+    if len(clips) == 1:
+        return clips[0]
+    weight = torch.from_numpy(part).float().view(-1, 1, 1, 1)
+    return torch.lerp(clips[0].float(), clips[1].float(), weight).round().to(torch.uint8)
+
+
+@dataclass(frozen=True)
+class ClipForm:
+    """How a clip is cut around a key frame and transformed: T frames every `stride`, classes of the targets."""
+
+    frames: int
+    stride: int
+    transform: BoxedTransform
+    classes: int
+
+
+def _targets(labels: Sequence[tuple[int, ...]], classes: int) -> Tensor:
+    made = torch.zeros(len(labels), classes)
+    for row, own in enumerate(labels):
+        made[row, list(own)] = 1.0
+    return made
+
+
+class _Training(Dataset[Loaded]):
+    """Batch number b of epoch k, for the key (k, b)."""
+
+    def __init__(self, reader: ClipReader, frames: Sequence[KeyFrame], plan: EpochPlan, form: ClipForm) -> None:
+        self.reader, self.frames, self.plan, self.form = reader, frames, plan, form
+
+    def __getitem__(self, key: tuple[int, int]) -> Loaded:
+        epoch, number = key
+        order = self.plan.order(epoch)
+        lost: list[Unreadable] = []
+        try:
+            parts = [self._read(epoch, place, order, lost) for place in self.plan.places(number)]
+        except InternVideoError as error:
+            return Loaded(error=error)
+        return Loaded(_join(parts), unreadable=tuple(lost))
+
+    def _read(self, epoch: int, place: int, order: NDArray[np.int64], lost: list[Unreadable]) -> RegionBatch:
+        for attempt, candidate in enumerate([place, *self.plan.substitutes(place)]):
+            index = int(order[candidate])
+            frame = self.frames[index]
+            try:
+                clip = read_clip(self.reader, frame, frames=self.form.frames, stride=self.form.stride)
+            except VideoError as error:
+                lost.append(Unreadable(frame.row.id, frame.row.path, str(error)))
+                continue
+            rng = random_stream(AUGMENT, self.plan.seed, epoch, index, attempt)
+            made = self.form.transform.train(clip, torch.from_numpy(frame.boxes).float(), rng)
+            kept = made.kept.numpy()[rng.permutation(len(made.kept))[:MOST_BOXES]]
+            place_of = {int(box): row for row, box in enumerate(made.kept)}
+            boxes = made.boxes[[place_of[int(box)] for box in kept]]
+            targets = _targets([frame.labels[int(box)] for box in kept], self.form.classes)
+            return _batch(made.clip, frame, boxes, targets)
+        raise VideoError(
+            self.reader.manifest.source,
+            f"{len(lost)} clips in succession cannot be read, the last one because: {lost[-1].reason}",
+            "",
+            "check that the videos lie where the manifest says",
+        )
+
+
+def _batch(clip: Tensor, frame: KeyFrame, boxes: Tensor, targets: Tensor) -> RegionBatch:
+    name = f"{frame.video}@{frame.time:g}"
+    owner = torch.zeros(len(boxes), dtype=torch.int64)
+    return RegionBatch(clip[None], (name,), clip=owner, boxes=boxes, targets=targets)
+
+
+def _join(parts: Sequence[RegionBatch]) -> RegionBatch:
+    return RegionBatch(
+        torch.cat([part.video for part in parts]),
+        tuple(name for part in parts for name in part.ids),
+        clip=torch.cat([torch.full((len(part.boxes),), row, dtype=torch.int64) for row, part in enumerate(parts)]),
+        boxes=torch.cat([part.boxes for part in parts]),
+        targets=torch.cat([part.targets for part in parts]),
+    )
+
+
+class KeyFrameLoader:
+    """Training batches of one rank; unreadable clips are replaced as in `Loader`.
+
+    Args:
+        manifest: rows with boxes. form: how clips are cut. settings: of the loader; repeats play no part.
+        rank, world_size, skipped: as for `Loader`.
+
+    Raises:
+        ManifestError: no row has boxes. RecipeError: not one batch in an epoch.
+    """
+
+    def __init__(
+        self,
+        manifest: Manifest,
+        form: ClipForm,
+        settings: LoaderSettings,
+        *,
+        rank: int = 0,
+        world_size: int = 1,
+        skipped: Path | None = None,
+    ) -> None:
+        frames, self.waited = key_frames(manifest), 0.0
+        self._plan = EpochPlan(
+            len(frames), settings.batch_size, settings.seed, settings.shuffle, settings.drop_last, rank, world_size
+        )
+        if not self._plan.batches:
+            found = f"{settings.batch_size} on {world_size} processes, but there are {len(frames)} key frames"
+            raise RecipeError("batch_size", found, f"at most {len(frames) // world_size}")
+        self._skipped = SkippedClips(manifest, settings.max_unreadable, skipped)
+        self._source = Source(_Training(_reader(manifest, settings), frames, self._plan, form), settings)
+
+    def __len__(self) -> int:
+        """Batches per epoch, the same on every rank."""
+        return self._plan.batches
+
+    def epoch(self, k: int, start: int = 0) -> Iterator[RegionBatch]:
+        """Batches `start`, `start + 1`, ... of epoch `k`. Raises VideoError and RunError as `Loader.epoch`."""
+        for loaded in self._source.read([(k, number) for number in range(start, len(self))], self._wait):
+            self._skipped.count(loaded.unreadable, k)
+            yield cast(RegionBatch, loaded.batch)
+
+    def _wait(self, seconds: float) -> None:
+        self.waited += seconds
+
+
+class _Testing(Dataset[Loaded]):
+    """The key frame of the given index, whole."""
+
+    def __init__(self, reader: ClipReader, frames: Sequence[KeyFrame], form: ClipForm) -> None:
+        self.reader, self.frames, self.form = reader, frames, form
+
+    def __getitem__(self, index: int) -> Loaded:
+        frame = self.frames[index]
+        try:
+            clip = read_clip(self.reader, frame, frames=self.form.frames, stride=self.form.stride)
+        except VideoError as error:
+            return Loaded(unreadable=(Unreadable(frame.row.id, frame.row.path, str(error)),))
+        except InternVideoError as error:
+            return Loaded(error=error)
+        made = self.form.transform.whole(clip, torch.from_numpy(frame.boxes).float())
+        return Loaded(_batch(made.clip, frame, made.boxes, _targets(frame.labels, self.form.classes)), (index,))
+
+
+class KeyFrameViews:
+    """Every key frame once, in order: (index, clip with its boxes), frame size as it comes.
+
+    Attributes:
+        unreadable: what of this iteration could not be read, complete after it.
+    """
+
+    def __init__(
+        self, manifest: Manifest, frames: Sequence[KeyFrame], form: ClipForm, settings: LoaderSettings
+    ) -> None:
+        self.frames, self.form, self.unreadable = frames, form, list[Unreadable]()
+        self._source = Source(_Testing(_reader(manifest, settings), frames, form), settings)
+
+    def __iter__(self) -> Iterator[tuple[list[int], RegionBatch]]:
+        """One clip at a time."""
+        self.unreadable = []
+        for loaded in self._source.read(range(len(self.frames)), lambda _: None):
+            self.unreadable += loaded.unreadable
+            if loaded.batch is not None:
+                yield list(loaded.views), cast(RegionBatch, loaded.batch)
+
+
+def _reader(manifest: Manifest, settings: LoaderSettings) -> ClipReader:
+    share = int(settings.cache_megabytes * 2**20 / max(settings.workers, 1))
+    return ClipReader(manifest, short_side=settings.short_side, cache_bytes=share)

@@ -1,0 +1,160 @@
+"""A trained action detector on key frames: table, figures, results file, pictures of frames with boxes."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+
+from internvideo import figures
+from internvideo.data.formats.ava import read_person_boxes
+from internvideo.data.formats.reading import read_text
+from internvideo.data.key_frames import KeyFrame, KeyFrameViews, Persons, key_frames, video_name, with_persons
+from internvideo.data.loader import LoaderSettings
+from internvideo.data.manifest import Manifest
+from internvideo.data.video import Video, probe
+from internvideo.errors import ManifestError, RecipeError, RunError, VideoError
+from internvideo.models.action_detector import ActionDetector
+from internvideo.pipeline import Trained, clip_form
+from internvideo.recipe import choose_device
+from internvideo.stages.regions import RegionSettings
+from internvideo.storage import write_text
+from internvideo.tasks import spatio_temporal
+from internvideo.tasks.protocol import weights_hash
+from internvideo.tasks.table import Result, Table, print_result, save_result
+from internvideo.training import distributed
+
+SHOWN = 12
+"""Key frames that an evaluation draws."""
+
+NAMED = 3
+"""Actions that a picture names for a box at most."""
+
+LIKELY = 0.2
+"""Actions below this score are not named."""
+
+
+def evaluate_regions(
+    trained: Trained,
+    manifest: Manifest,
+    output: Path,
+    *,
+    persons: Path | None = None,
+    workers: int = 0,
+    device: str = "auto",
+) -> Result:
+    """Write spatio_temporal.npz and .json, results.csv (AVA's form) and frames.svg; print the figures.
+
+    Args:
+        trained: an action detector. manifest: under its classes, with boxes at key frames.
+        output: folder. persons: boxes of a detector (spec 3.4); without it the annotated boxes are tested.
+        workers: processes that decode. device: where the detector runs.
+
+    Raises:
+        RecipeError, ManifestError, RunError: what does not fit together.
+    """
+    model, settings = trained.model, trained.recipe.settings
+    if not isinstance(model, ActionDetector) or not isinstance(settings, RegionSettings):
+        raise RecipeError("weights", f"hold a {type(model).__name__}", "an action detector")
+    if distributed.world_size() > 1:
+        raise RecipeError("WORLD_SIZE", f"{distributed.world_size()} processes", "1 for spatio_temporal")
+    truths = key_frames(manifest)
+    tested = truths
+    if persons is not None:
+        tested = with_persons(truths, read_persons(persons, manifest), settings.min_person)
+        if not tested:
+            allowed = f"boxes of score {settings.min_person:g} or more in the videos of {manifest.source}"
+            raise ManifestError(persons, "no such box", allowed)
+    target = output / f"{spatio_temporal.NAME}.npz"
+    _check_output(target, weights_hash(model), manifest.fingerprint)
+    form = clip_form(trained.recipe, model.config.classes)
+    loader = LoaderSettings(batch_size=1, workers=workers, short_side=trained.recipe.data.loader.short_side)
+    table = spatio_temporal.predict(
+        model,
+        manifest,
+        truths,
+        KeyFrameViews(manifest, tested, form, loader),
+        choose_device(device),
+        model_name=trained.recipe.model.name,
+        persons="ground truth" if persons is None else persons.name,
+        scored=scored_classes(manifest),
+    )
+    result = spatio_temporal.score(table)
+    save_result(result, table.save(target).with_suffix(".json"))
+    write_text(output / "results.csv", spatio_temporal.results_csv(table))
+    draw(table, manifest, tested, output / "frames.svg")
+    print_result(result)
+    return result
+
+
+def scored_classes(manifest: Manifest) -> tuple[str, ...]:
+    """Names in `scored_classes.txt` beside a manifest (`internvideo prepare` writes AVA's 60); none without the file.
+
+    Raises:
+        ManifestError: a name that is no class, or a file that cannot be read.
+    """
+    path = manifest.root / "scored_classes.txt"
+    if not path.is_file():
+        return ()
+    names = tuple(line.strip() for line in read_text(path).splitlines() if line.strip())
+    unknown = [name for name in names if name not in manifest.classes]
+    if unknown:
+        raise ManifestError(path, f"'{unknown[0]}' is no class", f"the {len(manifest.classes)} classes of the weights")
+    return names
+
+
+def read_persons(path: Path, manifest: Manifest) -> Persons:
+    """Boxes of a person detector; for JSON in pixels the videos are asked for their sizes. Raises ManifestError."""
+    if path.suffix.lower() != ".json":
+        return read_person_boxes(path)
+    sizes: dict[str, tuple[int, int]] = {}
+    for row in manifest.rows:
+        if video_name(row) not in sizes:
+            try:
+                info = probe(manifest.video_path(row))
+            except VideoError:  # told when its clips are read
+                continue
+            sizes[video_name(row)] = (info.width, info.height)
+    return read_person_boxes(path, sizes)
+
+
+def _check_output(target: Path, weights: str, split: str) -> None:
+    if not target.exists():
+        return
+    try:
+        known: Mapping[str, object] = Table.load(target).protocol
+    except RunError:
+        known = {}
+    if (known.get("weights_sha256"), known.get("split_sha256")) != (weights, split):
+        raise RunError(target, "holds a table of other weights or videos", "", "choose another --output")
+
+
+def draw(table: Table, manifest: Manifest, tested: list[KeyFrame], target: Path) -> None:
+    """Key frames, evenly from the split, with boxes and their likeliest actions. Raises RunError."""
+    classes = table["classes"].tolist()
+    named: defaultdict[tuple[str, float], dict[tuple[float, ...], list[tuple[float, str]]]]
+    named = defaultdict(lambda: defaultdict(list))
+    chosen = [tested[index] for index in np.unique(np.linspace(0, len(tested) - 1, SHOWN).round().astype(int))]
+    wanted = {(frame.video, frame.time) for frame in chosen}
+    frames = list(zip(table["frame_video"].tolist(), table["frame_time"].tolist(), strict=True))
+    shown = np.asarray([key in wanted for key in frames])[table["frame"]]
+    for row in np.flatnonzero(shown & (table["score"] >= LIKELY)):
+        key, corners = frames[table["frame"][row]], tuple(table["box"][row].tolist())
+        named[key][corners].append((float(table["score"][row]), classes[table["label"][row]]))
+    panels = []
+    for frame in chosen:
+        try:
+            with Video(manifest.video_path(frame.row)) as video:
+                picture = video.at([min(frame.time, video.info.duration)])[0]
+        except VideoError:
+            continue
+        boxes = []
+        for corners in frame.boxes.tolist():
+            best = sorted(named[frame.video, frame.time][tuple(corners)], reverse=True)[:NAMED]
+            boxes.append((corners, [f"{name} {score:.2f}" for score, name in best]))
+        truth = [", ".join(classes[label] for label in labels) for labels in frame.labels]
+        panels.append(figures.BoxedFrame(picture, boxes, truth, f"{frame.video}, {frame.time:g} s"))
+    if panels:
+        write_text(target, figures.frames_with_boxes(panels) + "\n")
