@@ -132,7 +132,8 @@ def clip_positions(times: Floats, frame: KeyFrame, *, frames: int, stride: int) 
         raw = np.arange(centre - side, centre + side, dtype=np.float64).clip(0, n - 1)
     start = (len(raw) - frames * stride) // 2 + 1
     chosen = (start + stride * np.arange(frames)).clip(0, len(raw) - 1)
-    return raw[chosen]
+    result: Floats = raw[chosen]
+    return result
 
 
 def _stretched(low: int, high: int, n: int, size: int) -> Floats:
