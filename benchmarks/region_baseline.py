@@ -1,0 +1,97 @@
+"""What a table of `internvideo evaluate spatio_temporal` is worth: other scores for the same boxes, frame mAP of each.
+
+python benchmarks/region_baseline.py TABLE.npz MANIFEST CLASSIFIER.safetensors --split test
+
+Chance is random scores; "whole clip" gives every box of a key frame what a classifier says of the clip around it;
+"frame mean" gives them the mean of the detector's own scores in the frame. Differences to the detector are paired over
+videos, which are drawn again.
+"""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from internvideo.data.box_transforms import BoxedTransform
+from internvideo.data.key_frames import ClipForm, KeyFrameViews, frame_key, key_frames
+from internvideo.data.loader import LoaderSettings
+from internvideo.data.manifest import read_manifest
+from internvideo.metrics import bootstrap
+from internvideo.metrics.frame_detection import Boxes, frame_average_precision, frame_map_statistic
+from internvideo.pipeline import load_trained
+from internvideo.tasks import spatio_temporal
+from internvideo.tasks.table import BOOTSTRAP, Table
+
+
+def clip_scores(table: Table, manifest_path: Path, weights: Path, split: str | None) -> NDArray[Any]:
+    """(N,) for the rows of the table: probability of the row's class in the clip around its key frame."""
+    trained, manifest = load_trained(weights, device="cpu"), read_manifest(manifest_path)
+    rows = manifest if split is None else manifest.subset(split=split)
+    frames, stride = table.protocol["frames"], table.protocol["stride"]
+    size = trained.recipe.data.augment.size
+    form = ClipForm(frames, stride, BoxedTransform(size=size, short=size, longest=2 * size), len(manifest.classes))
+    chosen = key_frames(rows)
+    keys = zip(table["frame_video"].tolist(), table["frame_time"].tolist(), strict=True)
+    number = {frame_key(*key): index for index, key in enumerate(keys)}
+    place = [trained.classes.index(name) if name in trained.classes else -1 for name in table["classes"].tolist()]
+    scores = np.zeros((len(number), len(place)))
+    model: Any = trained.model
+    with torch.no_grad():
+        for (index,), batch in KeyFrameViews(rows, chosen, form, LoaderSettings(batch_size=1)):
+            video = batch.video[..., :size, :size]
+            said = model(model.normalise(video)).softmax(1)[0].numpy()
+            frame = chosen[index]
+            scores[number[frame_key(frame.video, frame.time)]] = [said[at] if at >= 0 else 0.0 for at in place]
+    result: NDArray[Any] = scores[table["frame"], table["label"]]
+    return result
+
+
+def frame_means(table: Table) -> NDArray[Any]:
+    """(N,) the mean score of the row's class over the boxes of its frame."""
+    cell = table["frame"] * len(table["classes"]) + table["label"]
+    total = np.bincount(cell, table["score"]) / np.maximum(np.bincount(cell), 1)
+    result: NDArray[Any] = total[cell]
+    return result
+
+
+def main() -> None:
+    """Print a line for each kind of scores."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("table", type=Path)
+    parser.add_argument("manifest", type=Path)
+    parser.add_argument("classifier", type=Path)
+    parser.add_argument("--split")
+    given = parser.parse_args()
+    torch.set_num_threads(1)
+    table = Table.load(given.table)
+    truth, found = spatio_temporal.columns(table)
+    names, video = np.unique(table["frame_video"], return_inverse=True)
+    kinds: dict[str, Boxes] = {
+        "detector": found,
+        "chance": replace(found, score=np.random.default_rng(0).random(len(found))),
+        "frame mean": replace(found, score=frame_means(table)),
+        "whole clip": replace(found, score=clip_scores(table, given.manifest, given.classifier, given.split)),
+    }
+    own = frame_map_statistic(truth, found, video)
+    for name, boxes in kinds.items():
+        value = float(np.mean(list(frame_average_precision(truth, boxes).values())))
+        other = frame_map_statistic(truth, boxes, video)
+        low, high = bootstrap.interval(
+            lambda weights, other=other: np.stack([other(weights), own(weights) - other(weights)], axis=1),
+            len(names),
+            **{**BOOTSTRAP, "draws": 200},
+        )
+        print(
+            f"{name:12} {100 * value:5.1f} ({100 * low[0]:.1f} to {100 * high[0]:.1f}), "
+            f"detector before it by {100 * low[1]:.1f} to {100 * high[1]:.1f}"
+        )
+
+
+if __name__ == "__main__":
+    main()
