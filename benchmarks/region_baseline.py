@@ -23,10 +23,11 @@ from internvideo.data.key_frames import ClipForm, KeyFrameViews, frame_key, key_
 from internvideo.data.loader import LoaderSettings
 from internvideo.data.manifest import read_manifest
 from internvideo.metrics import bootstrap
+from internvideo.metrics.bootstrap import Statistic
 from internvideo.metrics.frame_detection import Boxes, frame_average_precision, frame_map_statistic
 from internvideo.pipeline import load_trained
 from internvideo.tasks import spatio_temporal
-from internvideo.tasks.table import BOOTSTRAP, Table
+from internvideo.tasks.table import Table
 
 
 def clip_scores(table: Table, manifest_path: Path, weights: Path, split: str | None) -> NDArray[Any]:
@@ -60,6 +61,16 @@ def frame_means(table: Table) -> NDArray[Any]:
     return result
 
 
+def _both(own: Statistic, other: Statistic) -> Statistic:
+    """The other's figure, and how far the own one is before it."""
+
+    def statistic(weights: NDArray[np.float64]) -> NDArray[np.float64]:
+        value = other(weights)
+        return np.stack([value, own(weights) - value], axis=1)
+
+    return statistic
+
+
 def main() -> None:
     """Print a line for each kind of scores."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -82,11 +93,7 @@ def main() -> None:
     for name, boxes in kinds.items():
         value = float(np.mean(list(frame_average_precision(truth, boxes).values())))
         other = frame_map_statistic(truth, boxes, video)
-        low, high = bootstrap.interval(
-            lambda weights, other=other: np.stack([other(weights), own(weights) - other(weights)], axis=1),
-            len(names),
-            **{**BOOTSTRAP, "draws": 200},
-        )
+        low, high = bootstrap.interval(_both(own, other), len(names), draws=200)
         print(
             f"{name:12} {100 * value:5.1f} ({100 * low[0]:.1f} to {100 * high[0]:.1f}), "
             f"detector before it by {100 * low[1]:.1f} to {100 * high[1]:.1f}"

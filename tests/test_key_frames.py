@@ -122,7 +122,7 @@ def test_boxes_move_with_what_is_in_them(seed: int) -> None:
     assert made.clip.shape == (3, 2, 24, 24)
     bright = (made.clip[0, 0] > 128).nonzero()
     if not len(made.boxes):
-        assert bright[:, 1].unique().numel() <= 1
+        assert len(set(bright[:, 1].tolist())) <= 1
         return
     low, high = bright.min(0).values, bright.max(0).values + 1
     assert made.boxes[0].tolist() == [low[1], low[0], high[1], high[0]]

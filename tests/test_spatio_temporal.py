@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 from pathlib import Path
 from typing import Any
@@ -140,7 +141,7 @@ def test_the_two_parts_of_a_mixed_set_have_their_own_figures() -> None:
 def test_roi_align_equals_that_of_torchvision() -> None:
     """Where it is installed; the float64 reference in test_regions.py is always there."""
     try:
-        from torchvision.ops import roi_align as reference
+        reference = importlib.import_module("torchvision.ops").roi_align
     except (ImportError, RuntimeError):
         return
     torch.manual_seed(0)
