@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-import torch
 
 from goldens_folder import GOLDENS
 from internvideo import figures
@@ -21,7 +19,6 @@ from internvideo.data.video_writer import write_video
 from internvideo.errors import ManifestError, RecipeError, RunError
 from internvideo.evaluation import EvaluationSettings, evaluate_task, score_table
 from internvideo.metrics.frame_detection import Boxes, frame_average_precision, frame_map_statistic
-from internvideo.models.regions import roi_align
 from internvideo.pipeline import describe, run_recipe
 from internvideo.recipe import Recipe, build_recipe
 from internvideo.tasks import spatio_temporal
@@ -136,20 +133,6 @@ def test_the_two_parts_of_a_mixed_set_have_their_own_figures() -> None:
     empty = {name: array[:0] if name.startswith("truth") else array for name, array in arrays.items()}
     with pytest.raises(RunError, match="no key frame"):
         spatio_temporal.score(Table("spatio_temporal", empty, {}, coverage))
-
-
-def test_roi_align_equals_that_of_torchvision() -> None:
-    """Where it is installed; the float64 reference in test_regions.py is always there."""
-    try:
-        reference = importlib.import_module("torchvision.ops").roi_align
-    except (ImportError, RuntimeError):
-        return
-    torch.manual_seed(0)
-    features, boxes = torch.randn(2, 3, 9, 11), torch.rand(20, 4) * 60
-    boxes = torch.cat([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], dim=1)
-    clip = torch.arange(20) % 2
-    expected = reference(features, torch.cat([clip[:, None].float(), boxes], 1), 7, 1 / 8, -1, False)
-    torch.testing.assert_close(roi_align(features, clip, boxes, bins=7, scale=1 / 8), expected, rtol=1e-4, atol=1e-5)
 
 
 def test_a_picture_has_boxes_and_words() -> None:
