@@ -77,13 +77,18 @@ def write(
             )
         except Exception as error:  # the exporter raises many kinds, its own and others'
             where = "format onnx" if opset is None else f"opset {opset}"
-            raise RecipeError(where, str(error).splitlines()[0], "", "try another --opset") from error
+            raise RecipeError(where, first_line(error), "", "try another --opset") from error
         assert made is not None
         got = made.model.opset_imports[""]
         if opset not in (None, got):  # it keeps to its lowest set without a word
             raise RecipeError("opset", str(opset), "", f"the exporter made {got}")
         size = sum(tensor.numel() * tensor.element_size() for tensor in program.state_dict.values())
         made.save(path, external_data=size > LARGEST)
+
+
+def first_line(error: Exception) -> str:
+    """What an error of another library says, in one short line; its kind where it says nothing."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:200]
 
 
 def runner(path: Path, threads: int | None = None) -> Callable[[Tensor], Tensor]:
@@ -100,7 +105,7 @@ def runner(path: Path, threads: int | None = None) -> Callable[[Tensor], Tensor]
     try:
         session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     except Exception as error:  # its kinds of errors have no common name
-        found = f"ONNX Runtime {version('onnxruntime')} does not open it: {str(error).splitlines()[0][:200]}"
+        found = f"ONNX Runtime {version('onnxruntime')} does not open it: {first_line(error)}"
         raise RecipeError(path.name, found, "", "try a lower --opset") from error
     name = session.get_inputs()[0].name
     return lambda x: torch.from_numpy(session.run(None, {name: x.numpy()})[0])
