@@ -27,7 +27,12 @@ ROOMS: dict[str, tuple[str, ...]] = {
 }
 """Room -> what it may import of the package besides itself. Single files beside the rooms may import all of them."""
 
-UPPER_ROOMS: dict[str, tuple[str, ...]] = {"apps": ("cli", "commands"), "commands": ("cli",)}
+UPPER_ROOMS: dict[str, tuple[str, ...]] = {
+    "jobs": ("pipeline", "evaluation", "demo", "demo_report", "report", "apps", "cli", "commands"),
+    "evaluation": ("demo", "demo_report", "report", "apps", "cli", "commands"),
+    "apps": ("cli", "commands"),
+    "commands": ("cli",),
+}
 """Room -> what it must not import; everything else it may."""
 
 HOMES: dict[str, dict[str, str]] = {

@@ -15,9 +15,13 @@ import pytest
 import small_world
 from internvideo.data.manifest import Manifest, Sample, read_manifest, write_manifest
 from internvideo.errors import ManifestError, RecipeError, RunError
-from internvideo.evaluation import EvaluationSettings, clip_source, evaluate_task, under_classes
-from internvideo.pipeline import Trained, prepare, run_recipe
-from internvideo.recipe import build_recipe
+from internvideo.evaluation import EvaluationSettings, evaluate_task
+from internvideo.evaluation.clips import clip_source
+from internvideo.evaluation.rows import under_classes
+from internvideo.evaluation.table import EVALUATIONS
+from internvideo.jobs.table import JOBS, prepare
+from internvideo.pipeline import Trained, run_recipe
+from internvideo.recipe import STAGES, TASKS, build_recipe
 from internvideo.tasks.table import Table
 from small_world import CLASSES, small_recipe
 
@@ -83,9 +87,9 @@ def test_language_tasks_keep_the_classes_of_the_manifest(
         raise KeyboardInterrupt
 
     monkeypatch.setattr(
-        "internvideo.evaluation.load_trained", lambda *_, **__: Trained(job.model, job.recipe, job.classes)
+        "internvideo.evaluation.table.load_trained", lambda *_, **__: Trained(job.model, job.recipe, job.classes)
     )
-    monkeypatch.setattr("internvideo.evaluation.predict", stop)
+    monkeypatch.setattr("internvideo.evaluation.clips.predict_language", stop)
     write_manifest(tmp_path / "test.jsonl", rows_of_the_world(), ("falling", "rising"))
     with pytest.raises(KeyboardInterrupt):
         evaluate_task(task, tmp_path / "none", tmp_path / "test.jsonl", tmp_path, CPU)
@@ -183,3 +187,8 @@ def test_two_processes_write_the_bytes_of_one(weights: Path, tmp_path: Path) -> 
     table = Table.load(tmp_path / "two" / "recognition.npz")
     assert table["ids"].tolist() == [row.id for row in rows if "gone" not in row.path]
     assert table["sample"].tolist() == [sample for sample in range(15) for _ in range(3)]
+
+
+def test_every_task_and_stage_has_its_row() -> None:
+    assert set(EVALUATIONS) == set(TASKS)
+    assert set(JOBS) == set(STAGES)

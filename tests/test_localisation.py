@@ -22,7 +22,7 @@ from internvideo.data.loader import LoaderSettings
 from internvideo.data.manifest import Sample, Segment, write_manifest
 from internvideo.errors import ManifestError, RecipeError, RunError, WeightsError
 from internvideo.evaluation import EvaluationSettings, evaluate_task
-from internvideo.feature_evaluation import load_detector
+from internvideo.evaluation.features import load_detector
 from internvideo.metrics.bootstrap import interval
 from internvideo.metrics.temporal_detection import average_precision, detections, map_statistic
 from internvideo.models.segment_decoding import FeatureGrid

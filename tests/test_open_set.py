@@ -19,7 +19,8 @@ from internvideo.apps.open_set import OpenSetRule
 from internvideo.commands.classify import classify
 from internvideo.data.manifest import Manifest, Sample, read_manifest, write_manifest
 from internvideo.errors import ManifestError, RecipeError, RunError, WeightsError
-from internvideo.evaluation import EvaluationSettings, evaluate_task, open_rows
+from internvideo.evaluation import EvaluationSettings, evaluate_task
+from internvideo.evaluation.open_set import open_rows
 from internvideo.models.open_set import (
     BayesianLinear,
     DebiasHead,

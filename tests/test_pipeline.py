@@ -15,12 +15,14 @@ import torch
 from safetensors.torch import save_file
 
 import small_world
-from internvideo import pipeline
 from internvideo.data.batch import Batch
 from internvideo.data.manifest import read_manifest, write_manifest
 from internvideo.errors import InternVideoError, ManifestError, RecipeError, RunError, WeightsError
+from internvideo.jobs import clips
+from internvideo.jobs.job import build_model
+from internvideo.jobs.table import prepare
 from internvideo.models.cross_model import CrossModel
-from internvideo.pipeline import describe, listing, load_trained, prepare, run_recipe
+from internvideo.pipeline import describe, listing, load_trained, run_recipe
 from internvideo.recipe import MODELS, STAGES, TASKS, Recipe, build_recipe, choose_device, shipped_recipes
 from internvideo.storage import read_safetensors
 from internvideo.training.loop import RunInterruptedError
@@ -100,9 +102,9 @@ class StopAt:
 
 
 def test_a_stopped_run_goes_on_to_the_same_weights(done: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    original = pipeline._loader
+    original = clips._loader
     with monkeypatch.context() as patch:
-        patch.setattr(pipeline, "_loader", lambda *args: StopAt(original(*args), 3))
+        patch.setattr(clips, "_loader", lambda *args: StopAt(original(*args), 3))
         with pytest.raises(RunInterruptedError, match=r"at step [34] of 6; start the same command again"):
             run_recipe(recipe(), tmp_path)
     assert not (tmp_path / "model.safetensors").exists()
@@ -196,7 +198,7 @@ def test_a_dry_run_tells_what_takes_memory() -> None:
     wide = {"model": {"overrides": {"width": 192, "heads": 2}}}
     plain = memory(**wide)
     with torch.device("meta"):
-        model = pipeline.build_model(recipe(**wide), len(CLASSES))
+        model = build_model(recipe(**wide), len(CLASSES))
     whole = sum(p.numel() for p in model.parameters()) * 4 / 2**20
     assert whole > 4
     assert plain["parameters"] == pytest.approx(whole, abs=0.2)

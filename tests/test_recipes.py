@@ -10,7 +10,7 @@ import yaml
 
 from internvideo.data.mixup import Mixup
 from internvideo.errors import RecipeError
-from internvideo.pipeline import build_model
+from internvideo.jobs.job import build_model
 from internvideo.recipe import STAGES, Recipe, build_recipe, read_recipe, shipped_recipes
 from internvideo.training.optimizer import parameter_rules
 

@@ -19,10 +19,12 @@ from internvideo.data.manifest import read_manifest
 from internvideo.data.tokenizer import Tokenizer
 from internvideo.data.video import Video, read_frames
 from internvideo.errors import InternVideoError, RecipeError, TextError, VideoError
-from internvideo.evaluation import EvaluationSettings, predict
+from internvideo.evaluation.clips import predict_recognition
+from internvideo.evaluation.settings import EvaluationSettings
+from internvideo.jobs.job import build_model
 from internvideo.models.video_language import VideoLanguage
 from internvideo.models.weights import save_model
-from internvideo.pipeline import build_model, load_trained
+from internvideo.pipeline import load_trained
 from internvideo.recipe import build_recipe
 from internvideo.tasks import recognition
 from internvideo.tasks.templates import ACTION_TEMPLATES
@@ -205,7 +207,7 @@ def test_zero_shot_averages_the_softmax_of_every_template(family: str) -> None:
 def test_a_trained_run_scores_as_its_evaluation_does() -> None:
     path = small_apps.trained("supervised")
     trained, manifest = load_trained(path, device="cpu"), read_manifest(small_world.world())
-    table = predict("recognition", trained, manifest, EvaluationSettings(device="cpu"))
+    table = predict_recognition(trained, manifest, EvaluationSettings(device="cpu"))
     model = load(path, device="cpu")
     answers = model.classify([manifest.video_path(row) for row in manifest.rows])
     found = [[answer[name] for name in manifest.classes] for answer in answers]
@@ -222,7 +224,7 @@ def test_a_frame_step_is_kept(stage: str, tmp_path: Path) -> None:
     told = {"recipe": json.dumps(recipe.resolved()), "classes": json.dumps(manifest.classes)}
     save_model(path, build_model(recipe, len(manifest.classes)), told)
     trained = load_trained(path, device="cpu")
-    table = predict("recognition", trained, manifest, EvaluationSettings(device="cpu"))
+    table = predict_recognition(trained, manifest, EvaluationSettings(device="cpu"))
     model = load(path, device="cpu")
     answers = model.classify([manifest.video_path(row) for row in manifest.rows[:5]])
     found = [[answer[name] for name in manifest.classes] for answer in answers]

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from internvideo.pipeline import prepare, run_recipe
+from internvideo.jobs.table import prepare
+from internvideo.pipeline import run_recipe
 from internvideo.recipe import build_recipe
 from internvideo.storage import read_safetensors
 from small_world import small_recipe

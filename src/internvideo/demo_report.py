@@ -19,7 +19,8 @@ from internvideo.data.manifest import Manifest, Sample, read_manifest
 from internvideo.data.sampling import linspace_frames
 from internvideo.data.video import Video
 from internvideo.data.world_actions import TIME_DIRECTED, reverse_class
-from internvideo.evaluation import EvaluationSettings, clip_source, predict, scorer
+from internvideo.evaluation.clips import clip_source, predict_language, predict_recognition, scorer
+from internvideo.evaluation.settings import EvaluationSettings
 from internvideo.metrics import bootstrap
 from internvideo.metrics.classification import confusion_matrix
 from internvideo.models.videomae import VideoMAEPretrain
@@ -122,12 +123,12 @@ def write_demo_report(output: Path, data: DemoData, device: str, clock: Clock) -
     trained = {
         name: load_trained(output / folder / "model.safetensors", device=device) for name, folder in ENCODERS.items()
     }
-    tables = {name: predict("recognition", one, test, settings) for name, one in trained.items()}
+    tables = {name: predict_recognition(one, test, settings) for name, one in trained.items()}
     tables["interaction"] = _only(tables["interaction"], "fused")
     tables["ensemble"] = recognition.ensemble([tables["masked"], tables["multimodal"]])
     results = {name: _save(output, name, table) for name, table in tables.items()}
     language = load_trained(output / "multimodal_pretrained" / "model.safetensors", device=device)
-    found = predict("retrieval", language, test, settings)
+    found = predict_language("retrieval", language, test, settings)
     shot = _save(output, "retrieval", found)
     more = _language_tasks(output, language, test, data, settings)
     rows = _ablation(results, len(test.classes))
@@ -235,7 +236,7 @@ def _language_tasks(
     if data.zero_shot is not None:
         jobs["zero_shot_unseen_classes"] = ("zero_shot", read_manifest(data.zero_shot))
     return {
-        name: _save(output, name, predict(task, language, manifest, settings))["figures"]
+        name: _save(output, name, predict_language(task, language, manifest, settings))["figures"]
         for name, (task, manifest) in jobs.items()
     }
 
@@ -249,7 +250,7 @@ def _reverse(trained: Trained, test: Manifest, settings: EvaluationSettings) -> 
             test.classes[cast(int, row.label)] in TIME_DIRECTED and pairs[cast(int, row.label)] is not None
         )
     )
-    forwards = predict("recognition", trained, directed, settings)
+    forwards = predict_recognition(trained, directed, settings)
     play = scorer(trained)
     clips, source = clip_source(trained, directed, settings)
     backwards = recognition.predict(

@@ -1,6 +1,6 @@
 """Recipe: the typed settings of one training run; read from YAML, changed by `key=value`, saved beside the weights.
 
-The tables STAGES, TASKS and MODELS are all there is to see; nothing registers itself.
+The tables of what there is are in `tables.py` and `models/factory.py`.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ import contextlib
 import difflib
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import fields, is_dataclass
 from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, get_args, get_origin, get_type_hints
@@ -17,7 +17,6 @@ from typing import Annotated, Any, get_args, get_origin, get_type_hints
 import torch
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny, ValidationError, ValidationInfo, field_validator
-from torch import nn
 
 from internvideo.data import sampling
 from internvideo.data.feature_sequences import FeatureSettings
@@ -27,92 +26,12 @@ from internvideo.data.mixup import Mixup
 from internvideo.data.rand_augment import RandAugment
 from internvideo.data.transforms import CropKind, EvalTransform, TrainTransform
 from internvideo.errors import RecipeError
-from internvideo.models.action_detector import ActionDetector
-from internvideo.models.actionformer import ActionFormer
-from internvideo.models.cross_model import CrossModel
 from internvideo.models.factory import MODELS
-from internvideo.models.uniformerv2 import UniFormerV2
-from internvideo.models.video_language import VideoLanguage
-from internvideo.models.videomae import VideoMAEClassifier, VideoMAEPretrain
-from internvideo.stages.interaction import InteractionSettings, InteractionStage
-from internvideo.stages.localisation import LocalisationSettings, LocalisationStage
-from internvideo.stages.masked import MaskedSettings, MaskedStage
-from internvideo.stages.multimodal import MultimodalSettings, MultimodalStage
-from internvideo.stages.open_set import OpenSetSettings, OpenSetStage
-from internvideo.stages.regions import RegionSettings, RegionStage
-from internvideo.stages.supervised import SupervisedSettings, SupervisedStage
+from internvideo.stages.masked import MaskedSettings
+from internvideo.tables import SAMPLERS, STAGES, TASKS
 from internvideo.training.settings import LoopSettings, OptimizerSettings, ScheduleSettings
 
 __all__ = ["MODELS", "SAMPLERS", "STAGES", "TASKS", "Recipe", "read_recipe", "shipped_recipes"]
-
-
-@dataclass(frozen=True)
-class StageEntry:
-    """One stage: its settings, the stage class and what models it trains."""
-
-    about: str
-    settings: type[BaseModel]
-    stage: type[nn.Module]
-    trains: tuple[type[nn.Module], ...]
-
-
-STAGES: dict[str, StageEntry] = {
-    "masked": StageEntry(
-        "rebuild the hidden tubes, 90 % in the paper (VideoMAE)", MaskedSettings, MaskedStage, (VideoMAEPretrain,)
-    ),
-    "multimodal": StageEntry(
-        "match clips and captions, write captions (UniFormerV2 on CLIP)",
-        MultimodalSettings,
-        MultimodalStage,
-        (VideoLanguage,),
-    ),
-    "supervised": StageEntry(
-        "learn action labels, one encoder at a time",
-        SupervisedSettings,
-        SupervisedStage,
-        (VideoMAEClassifier, UniFormerV2),
-    ),
-    "open_set": StageEntry(
-        "evidential learning: a classifier that tells what it does not know",
-        OpenSetSettings,
-        OpenSetStage,
-        (VideoMAEClassifier, UniFormerV2),
-    ),
-    "localisation": StageEntry(
-        "find actions in time, on features of `internvideo extract` (ActionFormer)",
-        LocalisationSettings,
-        LocalisationStage,
-        (ActionFormer,),
-    ),
-    "regions": StageEntry(
-        "tell what each person in a box does, at key frames (AVA)", RegionSettings, RegionStage, (ActionDetector,)
-    ),
-    "interaction": StageEntry(
-        "cross-model attention between the two frozen encoders, learned fusion of their scores",
-        InteractionSettings,
-        InteractionStage,
-        (CrossModel,),
-    ),
-}
-
-TASKS: dict[str, str] = {
-    "recognition": "top-1, top-5 and mean class accuracy of a classifier over views",
-    "open_set": "which class, how unsure, and unknown or not: evidential and five other methods",
-    "zero_shot": "recognition from class names alone, 16 prompt templates",
-    "retrieval": "text to video and video to text, raw and dual softmax",
-    "localisation": "when which action happens: mAP over tIoU thresholds, recall",
-    "spatio_temporal": "what every person at a key frame does: frame mAP at IoU 0.5",
-    "multiple_choice": "which of the texts fits the clip",
-}
-
-SAMPLERS: dict[str, type[sampling.FrameSampler]] = {
-    "dense": sampling.Dense,
-    "dense_pretrain": sampling.DensePretrain,
-    "sparse": sampling.Sparse,
-    "sparse_two_view": sampling.SparseTwoView,
-    "segment_middle": sampling.SegmentMiddle,
-    "linspace": sampling.Linspace,
-}
 
 
 class Settings(BaseModel):

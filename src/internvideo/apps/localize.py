@@ -19,7 +19,7 @@ from internvideo.apps.video_files import VideoFile
 from internvideo.apps.video_model import VideoModel
 from internvideo.data.feature_sequences import read_feature_set
 from internvideo.errors import RecipeError
-from internvideo.feature_evaluation import LIKELY, Detector, page
+from internvideo.evaluation.features import LIKELY, Detector, page
 from internvideo.storage import write_text
 from internvideo.tasks.localisation import find_segments
 
@@ -57,7 +57,7 @@ def check_pair(model: VideoModel, detector: Detector) -> ExtractSettings:
     Raises:
         RecipeError: the detector does not tell, or learned from features of another encoder.
     """
-    made = detector.trained.features
+    made = detector.trained.context
     if not {"window", "stride"} <= set(made):
         raise RecipeError(
             "detector", "does not tell how its features were made", "one trained on `internvideo extract`"

@@ -37,7 +37,7 @@ def localize(
     from internvideo.apps.localize import check_pair, draw
     from internvideo.apps.localize import localize as run
     from internvideo.apps.video_files import VideoFile, find_videos
-    from internvideo.feature_evaluation import load_detector
+    from internvideo.evaluation.features import load_detector
 
     found_videos = find_videos(videos)
     trained = load_detector(detector, device=device)

@@ -13,6 +13,7 @@ import numpy as np
 from internvideo import figures
 from internvideo.data.feature_sequences import FeatureSet, read_feature_set
 from internvideo.errors import ManifestError, RecipeError, RunError, WeightsError
+from internvideo.evaluation.settings import EvaluationSettings
 from internvideo.models.actionformer import ActionFormer
 from internvideo.pipeline import Trained, load_trained
 from internvideo.recipe import choose_device
@@ -41,19 +42,23 @@ class Detector:
     settings: LocalisationSettings
 
 
-def load_detector(path: Path, *, device: str = "auto") -> Detector:
-    """Read a detector that `internvideo train` wrote. Raises WeightsError for anything else."""
-    trained = load_trained(path, device=device)
+def detector_of(trained: Trained, where: object) -> Detector:
+    """A trained model as a detector. Raises WeightsError for anything else."""
     settings = trained.recipe.settings
     if not isinstance(trained.model, ActionFormer) or not isinstance(settings, LocalisationSettings):
         allowed = "weights of a recipe with stage: localisation"
-        raise WeightsError(path, f"holds a {type(trained.model).__name__}, no detector", allowed)
+        raise WeightsError(where, f"holds a {type(trained.model).__name__}, no detector", allowed)
     return Detector(trained, trained.model, settings)
+
+
+def load_detector(path: Path, *, device: str = "auto") -> Detector:
+    """Read a detector that `internvideo train` wrote. Raises WeightsError for anything else."""
+    return detector_of(load_trained(path, device=device), path)
 
 
 def check_features(detector: Detector, features: FeatureSet) -> None:
     """Raise RunError for features made otherwise than those that the detector learned from."""
-    learned, given = detector.trained.features, features.protocol
+    learned, given = detector.trained.context, features.protocol
     for key in SAME:
         if key in learned and key in given and learned[key] != given[key]:
             found = f"features with {key} {json.dumps(given[key])[:24]}"
@@ -79,42 +84,37 @@ def under_classes(features: FeatureSet, classes: tuple[str, ...]) -> FeatureSet:
     return replace(features, videos=videos, classes=classes)
 
 
-def evaluate_features(
-    weights: Path,
-    path: Path,
-    output: Path,
-    *,
-    split: str | None = None,
-    class_scores: Path | None = None,
-    device: str = "auto",
+def evaluate(
+    trained: Trained, manifest: Path, output: Path, settings: EvaluationSettings, *, split: str | None
 ) -> Result:
     """Write localisation.npz and .json, detections.json (ActivityNet's form) and timelines; print the figures.
 
     Args:
-        weights: of a detector. path: folder of features, or its index, with the actions of its videos.
-        output: folder. split: only its videos; class_scores: see `localisation.read_class_scores`.
-        device: where the detector runs.
+        trained: a detector. manifest: folder of features, or its index, with the actions of its videos.
+        output: folder. settings: device and class scores. split: only its videos.
 
     Raises:
         WeightsError, ManifestError, RunError, RecipeError: what does not fit together.
     """
     if distributed.world_size() > 1:
         raise RecipeError("WORLD_SIZE", f"{distributed.world_size()} processes", "1 for localisation")
-    detector = load_detector(weights, device=device)
+    detector = detector_of(trained, "weights")
     recipe = detector.trained.recipe
-    settings = recipe.data.features.model_copy(update={"annotations": None, "folder": None})
-    features = under_classes(read_feature_set(path, settings), detector.trained.classes)
+    how = recipe.data.features.model_copy(update={"annotations": None, "folder": None})
+    features = under_classes(read_feature_set(manifest, how), detector.trained.classes)
     check_features(detector, features)
     if split is not None:
         features = features.subset(split)
-    fused = None if class_scores is None else localisation.read_class_scores(class_scores, len(features.classes))
+    fused = None
+    if settings.class_scores is not None:
+        fused = localisation.read_class_scores(settings.class_scores, len(features.classes))
     target = output / f"{localisation.NAME}.npz"
     table = localisation.predict(
         detector.model,
         features,
-        settings,
+        how,
         detector.settings.decoding(classes=detector.model.config.classes),
-        choose_device(device),
+        choose_device(settings.device),
         overlaps=detector.settings.overlaps,
         model_name=recipe.model.name,
         class_scores=fused,

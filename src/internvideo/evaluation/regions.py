@@ -16,8 +16,12 @@ from internvideo.data.loader import LoaderSettings
 from internvideo.data.manifest import Manifest
 from internvideo.data.video import Video, probe
 from internvideo.errors import ManifestError, RecipeError, RunError, VideoError
+from internvideo.evaluation.clips import split_rows
+from internvideo.evaluation.rows import under_classes
+from internvideo.evaluation.settings import EvaluationSettings
+from internvideo.jobs.clips import clip_form
 from internvideo.models.action_detector import ActionDetector
-from internvideo.pipeline import Trained, clip_form
+from internvideo.pipeline import Trained
 from internvideo.recipe import choose_device
 from internvideo.stages.regions import RegionSettings
 from internvideo.storage import write_text
@@ -36,47 +40,48 @@ LIKELY = 0.2
 """Actions below this score are not named."""
 
 
-def evaluate_regions(
-    trained: Trained,
-    manifest: Manifest,
-    output: Path,
-    *,
-    persons: Path | None = None,
-    workers: int = 0,
-    device: str = "auto",
+def evaluate(
+    trained: Trained, manifest: Path, output: Path, settings: EvaluationSettings, *, split: str | None
 ) -> Result:
     """Write spatio_temporal.npz and .json, results.csv (AVA's form) and frames.svg; print the figures.
 
     Args:
-        trained: an action detector. manifest: under its classes, with boxes at key frames.
-        output: folder. persons: boxes of a detector (spec 3.4); without it the annotated boxes are tested.
-        workers: processes that decode. device: where the detector runs.
+        trained: an action detector. manifest: rows with boxes at key frames.
+        output: folder. settings: device, workers, and boxes of a person detector (spec 3.4); without those the
+            annotated boxes are tested. split: only its rows.
 
     Raises:
         RecipeError, ManifestError, RunError: what does not fit together.
     """
-    model, settings = trained.model, trained.recipe.settings
-    if not isinstance(model, ActionDetector) or not isinstance(settings, RegionSettings):
+    rows = under_classes(split_rows(manifest, split), trained.classes)
+    return evaluate_rows(trained, rows, output, settings)
+
+
+def evaluate_rows(trained: Trained, manifest: Manifest, output: Path, settings: EvaluationSettings) -> Result:
+    """The same of rows under the model's classes."""
+    model, stage = trained.model, trained.recipe.settings
+    if not isinstance(model, ActionDetector) or not isinstance(stage, RegionSettings):
         raise RecipeError("weights", f"hold a {type(model).__name__}", "an action detector")
     if distributed.world_size() > 1:
         raise RecipeError("WORLD_SIZE", f"{distributed.world_size()} processes", "1 for spatio_temporal")
     truths = key_frames(manifest)
     tested = truths
+    persons = settings.persons
     if persons is not None:
-        tested = with_persons(truths, read_persons(persons, manifest), settings.min_person)
+        tested = with_persons(truths, read_persons(persons, manifest), stage.min_person)
         if not tested:
-            allowed = f"boxes of score {settings.min_person:g} or more in the videos of {manifest.source}"
+            allowed = f"boxes of score {stage.min_person:g} or more in the videos of {manifest.source}"
             raise ManifestError(persons, "no such box", allowed)
     target = output / f"{spatio_temporal.NAME}.npz"
     _check_output(target, weights_hash(model), manifest.fingerprint)
     form = clip_form(trained.recipe, model.config.classes)
-    loader = LoaderSettings(batch_size=1, workers=workers, short_side=trained.recipe.data.loader.short_side)
+    loader = LoaderSettings(batch_size=1, workers=settings.workers, short_side=trained.recipe.data.loader.short_side)
     table = spatio_temporal.predict(
         model,
         manifest,
         truths,
         KeyFrameViews(manifest, tested, form, loader),
-        choose_device(device),
+        choose_device(settings.device),
         model_name=trained.recipe.model.name,
         persons="ground truth" if persons is None else persons.name,
         scored=scored_classes(manifest),

@@ -1,0 +1,179 @@
+"""Tasks on single clips: recognition, and what a video-language model does without learning more."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import cast
+
+from internvideo.data.loader import EvalLoader, LoaderSettings
+from internvideo.data.manifest import Manifest, read_manifest
+from internvideo.data.tokenizer import Tokenizer
+from internvideo.data.world_actions import TIME_DIRECTED
+from internvideo.errors import InternVideoError, RunError
+from internvideo.evaluation.rows import under_classes
+from internvideo.evaluation.settings import EvaluationSettings
+from internvideo.models.cross_model import CrossModel
+from internvideo.models.video_language import VideoLanguage
+from internvideo.pipeline import Trained
+from internvideo.recipe import SAMPLERS, choose_device
+from internvideo.tasks import multiple_choice, recognition, retrieval, zero_shot
+from internvideo.tasks.protocol import ClipProtocol, clip_protocol, describe
+from internvideo.tasks.scoring import score
+from internvideo.tasks.table import Result, Table, print_result, save_result
+from internvideo.training import distributed
+
+Predict = Callable[[Trained, Manifest, EvaluationSettings], Table]
+
+LANGUAGE_TASKS = {
+    "zero_shot": zero_shot.predict,
+    "retrieval": retrieval.predict,
+    "multiple_choice": multiple_choice.predict,
+}
+
+
+def evaluate_recognition(
+    trained: Trained, manifest: Path, output: Path, settings: EvaluationSettings, *, split: str | None
+) -> Result:
+    """Write recognition.npz and .json; print the figures. The classes are found among the model's by name.
+
+    Raises:
+        RecipeError, ManifestError, RunError: what does not fit together.
+    """
+    rows = under_classes(split_rows(manifest, split), trained.classes)
+    return finish(recognition.NAME, trained, rows, output, settings, predict_recognition)
+
+
+def predict_recognition(trained: Trained, manifest: Manifest, settings: EvaluationSettings) -> Table:
+    """Scores of a classifier over views."""
+    clips, source = clip_source(trained, manifest, settings)
+    subsets = {}
+    if set(manifest.classes) & set(TIME_DIRECTED):  # the sample world's
+        subsets["time_directed"] = lambda row: manifest.classes[row.label] in TIME_DIRECTED
+    return recognition.predict(
+        trained.model,
+        scorer(trained),
+        source,
+        manifest,
+        clips,
+        choose_device(settings.device),
+        model_name=trained.recipe.model.name,
+        subsets=subsets,
+    )
+
+
+def language_evaluation(task: str) -> Callable[..., Result]:
+    """What evaluates one of LANGUAGE_TASKS: writes TASK.npz and .json, prints the figures."""
+
+    def predict(trained: Trained, manifest: Manifest, settings: EvaluationSettings) -> Table:
+        return predict_language(task, trained, manifest, settings)
+
+    def evaluate(
+        trained: Trained, manifest: Path, output: Path, settings: EvaluationSettings, *, split: str | None
+    ) -> Result:
+        return finish(task, trained, split_rows(manifest, split), output, settings, predict)
+
+    return evaluate
+
+
+def predict_language(task: str, trained: Trained, manifest: Manifest, settings: EvaluationSettings) -> Table:
+    """The table of one of LANGUAGE_TASKS."""
+    clips, source = clip_source(trained, manifest, settings)
+    tokenizer = Tokenizer(context=cast(VideoLanguage, trained.model).config.text.context)
+    device, name = choose_device(settings.device), trained.recipe.model.name
+    return LANGUAGE_TASKS[task](trained.model, tokenizer, source, manifest, clips, device, model_name=name)
+
+
+def split_rows(manifest: Path, split: str | None) -> Manifest:
+    """The rows of a split. Raises ManifestError."""
+    rows = read_manifest(manifest)
+    return rows if split is None else rows.subset(split=split)
+
+
+def clip_source(trained: Trained, manifest: Manifest, settings: EvaluationSettings) -> tuple[ClipProtocol, EvalLoader]:
+    """How the model's recipe cuts clips from a video in testing, and a loader that does it."""
+    data = trained.recipe.data
+    sampling = data.sampling
+    views = settings.views or sampling.views or 1
+    if views > 1 or hasattr(SAMPLERS[sampling.kind], "views"):  # a kind of several views, whose own default may be more
+        sampling = sampling.model_copy(update={"views": views})
+    sampler, transform = sampling.build(), data.augment.eval_transform(settings.crops)
+    loader = LoaderSettings(
+        batch_size=settings.batch_size,
+        workers=settings.workers,
+        short_side=data.loader.short_side,
+        single_frame=data.loader.single_frame,
+    )
+    clips = clip_protocol(sampler, transform, single_frame=data.loader.single_frame)
+    return clips, EvalLoader(
+        manifest,
+        sampler,
+        transform,
+        loader,
+        rank=distributed.rank(),
+        world_size=distributed.world_size(),
+        collect=distributed.collect,
+    )
+
+
+def scorer(trained: Trained) -> recognition.Scorer:
+    """uint8 clips -> named logits, each encoder with its own frames."""
+    step: int = getattr(trained.recipe.settings, "frame_step", 1)
+    if isinstance(trained.model, CrossModel):
+        return recognition.interaction_scorer(trained.model, step)
+    whole = recognition.classifier_scorer(trained.model)
+    return lambda video: whole(video[:, :, ::step])
+
+
+def finish(
+    task: str,
+    trained: Trained,
+    rows: Manifest,
+    output: Path,
+    settings: EvaluationSettings,
+    predict: Predict,
+    draw: Callable[[Table, Path], None] | None = None,
+) -> Result:
+    """Predict, save `TASK.npz` and `TASK.json` in `output`, draw, print the figures.
+
+    The processes share the videos; the first one writes the table that one process (of as many threads) would write.
+
+    Raises:
+        RunError: `output` holds the table of another model, of other rows or of clips cut otherwise.
+    """
+    path = output / f"{task}.npz"
+    _check_output(path, trained, rows, clip_source(trained, rows, settings)[0])
+    table = predict(trained, rows, settings)
+    result: Result = score(table)
+    error: InternVideoError | None = None
+    if distributed.rank() == 0:
+        try:
+            save_result(result, table.save(path).with_suffix(".json"))
+        except InternVideoError as found:
+            error = found
+        else:
+            if draw is not None:
+                draw(table, output)
+            print_result(result)
+    distributed.raise_together(error)
+    return result
+
+
+def _check_output(path: Path, trained: Trained, rows: Manifest, clips: ClipProtocol) -> None:
+    """Refuse to write over another measurement: only the same weights, rows and clips may be measured again."""
+    error: InternVideoError | None = None
+    if distributed.rank() == 0 and path.exists():
+        ours = describe(trained.model, trained.recipe.model.name, rows, clips)
+        choose = "choose another --output"
+        try:
+            theirs = Table.load(path).protocol
+        except RunError:
+            error = RunError(path, "is no table that was written here", "", choose)
+        else:
+            parts = {"weights_sha256": "weights", "split_sha256": "rows"}
+            others = [
+                parts.get(key, key) for key, value in ours.items() if key != "source" and theirs.get(key) != value
+            ]
+            if others:
+                error = RunError(path, f"holds a table with other {', '.join(others)}", "", choose)
+    distributed.raise_together(error)

@@ -1,0 +1,82 @@
+"""The table EVALUATIONS: what tests a model on a task."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Protocol
+
+from torch import nn
+
+from internvideo.errors import RecipeError
+from internvideo.evaluation import clips, features, open_set, regions
+from internvideo.evaluation.settings import EvaluationSettings
+from internvideo.models.action_detector import ActionDetector
+from internvideo.models.actionformer import ActionFormer
+from internvideo.models.cross_model import CrossModel
+from internvideo.models.uniformerv2 import UniFormerV2
+from internvideo.models.video_language import VideoLanguage
+from internvideo.models.videomae import VideoMAEClassifier
+from internvideo.pipeline import Trained, load_trained
+from internvideo.recipe import TASKS, choose_device
+from internvideo.tasks.scoring import score
+from internvideo.tasks.table import Result, Table, print_result
+from internvideo.training import distributed
+
+
+class Evaluate(Protocol):
+    """Writes `TASK.npz`, `TASK.json` and what else belongs to a task into `output`; prints the figures."""
+
+    def __call__(
+        self, trained: Trained, manifest: Path, output: Path, settings: EvaluationSettings, *, split: str | None
+    ) -> Result:
+        """Raise RecipeError, ManifestError, RunError: what does not fit together."""
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """How a task is tested, and the kinds of models that can do it."""
+
+    evaluate: Evaluate
+    models: tuple[type[nn.Module], ...]
+
+
+EVALUATIONS: dict[str, Evaluation] = {
+    "recognition": Evaluation(clips.evaluate_recognition, (VideoMAEClassifier, UniFormerV2, CrossModel)),
+    "open_set": Evaluation(open_set.evaluate, (VideoMAEClassifier, UniFormerV2)),
+    "zero_shot": Evaluation(clips.language_evaluation("zero_shot"), (VideoLanguage,)),
+    "retrieval": Evaluation(clips.language_evaluation("retrieval"), (VideoLanguage,)),
+    "multiple_choice": Evaluation(clips.language_evaluation("multiple_choice"), (VideoLanguage,)),
+    "localisation": Evaluation(features.evaluate, (ActionFormer,)),
+    "spatio_temporal": Evaluation(regions.evaluate, (ActionDetector,)),
+}
+"""Task -> how it is tested."""
+
+
+def evaluate_task(
+    task: str, weights: Path, manifest: Path, output: Path, settings: EvaluationSettings, *, split: str | None = None
+) -> Result:
+    """Predict, save `TASK.npz` and `TASK.json` in `output`, print the figures.
+
+    Raises:
+        RecipeError: no such task, or one that the model cannot do.
+        ManifestError: the manifest cannot be read, or has a class that a recognition model was not trained on.
+        RunError: `output` holds the table of another model, of other rows or of clips cut otherwise.
+    """
+    if task not in TASKS:
+        raise RecipeError("task", f"found '{task}'", ", ".join(TASKS))
+    entry = EVALUATIONS[task]
+    with distributed.process_group(choose_device(settings.device)) as device:
+        trained = load_trained(weights, device=str(device))
+        if not isinstance(trained.model, entry.models):
+            names = ", ".join(kind.__name__ for kind in entry.models)
+            found = f"holds a {type(trained.model).__name__}"
+            raise RecipeError(weights, found, f"{names} for {task}", "choose another task")
+        return entry.evaluate(trained, manifest, output, replace(settings, device=str(device)), split=split)
+
+
+def score_table(path: Path) -> Result:
+    """Score a saved table again and print its figures."""
+    result = score(Table.load(path))
+    print_result(result)
+    return result

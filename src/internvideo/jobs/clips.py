@@ -1,0 +1,132 @@
+"""Jobs that learn from clips: the paper's four stages, evidential learning, actions in boxes."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from internvideo.data.key_frames import ClipForm, KeyFrameLoader
+from internvideo.data.loader import Loader
+from internvideo.data.manifest import Manifest, read_manifest
+from internvideo.data.mixture import AlternatingLoader, MixedLoader, joined
+from internvideo.data.tokenizer import Tokenizer
+from internvideo.data.transforms import direction_classes
+from internvideo.errors import RecipeError
+from internvideo.jobs.job import Job, draw_model, setting, start_model, training_path
+from internvideo.models.action_detector import ActionDetector
+from internvideo.models.cross_model import CrossModel
+from internvideo.models.uniformerv2 import UniFormerV2
+from internvideo.models.video_language import VideoLanguage
+from internvideo.models.videomae import VideoMAEClassifier, VideoMAEPretrain
+from internvideo.recipe import SAMPLERS, STAGES, Recipe
+from internvideo.stages.multimodal import MultimodalStage
+from internvideo.training import distributed
+from internvideo.training.loop import BatchSource
+
+
+def prepare(recipe: Recipe, *, rank: int, world_size: int, skipped: Path | None) -> Job:
+    """Manifest, loader, model and stage. Raises RecipeError, ManifestError, WeightsError."""
+    manifest = training_rows(recipe)
+    _check_flip(recipe, manifest)
+    model = draw_model(recipe, len(manifest.classes))
+    _check_clips(recipe, model)
+    start_model(model, recipe)
+    with setting({"masked": "settings.ratio", "multimodal": "settings.caption_weight"}.get(recipe.stage, "settings")):
+        stage: nn.Module
+        if isinstance(model, VideoLanguage):
+            stage = MultimodalStage(model, recipe.settings, distributed.gather_with_gradient)  # type: ignore[arg-type]  # the recipe's validator chose the stage's settings
+        else:
+            stage = STAGES[recipe.stage].stage(model, recipe.settings)
+    loader = _loader(recipe, manifest, model, rank, world_size, skipped)
+    return Job(recipe, stage, loader, manifest.classes, manifest.fingerprint)
+
+
+def training_rows(recipe: Recipe) -> Manifest:
+    """The rows to train on, of one manifest or of several."""
+    data = recipe.data
+    manifest = read_manifest(training_path(recipe))
+    if data.split is not None:
+        manifest = manifest.subset(split=data.split)
+    for name, other in data.also.items():
+        if other.stride is not None and not hasattr(SAMPLERS[data.sampling.kind], "stride"):
+            place = f"data.also.{name}.stride"
+            raise RecipeError(
+                place, f"'{data.sampling.kind}' has no stride", "data.sampling.kind: dense, dense_pretrain"
+            )
+        more = read_manifest(other.manifest)
+        manifest = joined(manifest, name, more if other.split is None else more.subset(split=other.split), other.stride)
+    return manifest
+
+
+def _check_flip(recipe: Recipe, manifest: Manifest) -> None:
+    sides = direction_classes(manifest.classes)
+    if recipe.data.augment.flip and sides:
+        raise RecipeError(
+            "data.augment.flip", f"true, but mirroring changes the class '{sides[0]}'", "false for such label sets"
+        )
+
+
+def _check_clips(recipe: Recipe, model: nn.Module) -> None:
+    """The clips of the recipe are those that the model is made for; encoders on CLIP take any number of frames."""
+    data, step = recipe.data, 1
+    if isinstance(model, CrossModel):  # its frame_step is of the multimodal encoder alone
+        parts: dict[str, nn.Module] = {".masked": model.masked, ".multimodal": model.multimodal}
+    elif isinstance(model, VideoLanguage):
+        parts = {".vision": model.visual}
+    else:
+        parts, step = {"": model}, getattr(recipe.settings, "frame_step", 1)
+    frames = len(range(0, 1 if data.loader.single_frame else data.sampling.frames, step))
+    for part, encoder in parts.items():
+        if not isinstance(encoder, VideoMAEPretrain | VideoMAEClassifier | UniFormerV2 | ActionDetector):
+            continue
+        config, place = encoder.config, f"model.overrides{part}"
+        if data.augment.size != config.image_size and not isinstance(encoder, ActionDetector):
+            raise RecipeError("data.augment.size", str(data.augment.size), f"{config.image_size}, {place}.image_size")
+        if frames != config.frames and not isinstance(encoder, UniFormerV2):
+            raise RecipeError(
+                "data.sampling.frames", f"the model sees {frames} frames", f"{config.frames}, {place}.frames"
+            )
+
+
+def _loader(
+    recipe: Recipe, manifest: Manifest, model: nn.Module, rank: int, world_size: int, skipped: Path | None
+) -> BatchSource:
+    data = recipe.data
+    if isinstance(model, ActionDetector):
+        form = clip_form(recipe, model.config.classes)
+        return KeyFrameLoader(manifest, form, data.loader, rank=rank, world_size=world_size, skipped=skipped)
+    tokenizer = Tokenizer(context=model.config.text.context) if isinstance(model, VideoLanguage) else None
+    sampler = data.sampling.build()
+    with setting("data.augment"):
+        transform = data.augment.train_transform()
+        mixup = data.augment.mix(len(manifest.classes)) if recipe.stage == "supervised" else None
+
+    def make(rows: Manifest, **changes: Any) -> Loader:
+        return Loader(
+            rows,
+            sampler,
+            transform,
+            replace(data.loader, **changes),
+            tokenizer=tokenizer,
+            rank=rank,
+            world_size=world_size,
+            skipped=skipped,
+        )
+
+    videos = make(manifest)
+    if data.images is not None:
+        size = data.image_batch_size or data.loader.batch_size
+        return AlternatingLoader(videos, make(read_manifest(data.images), single_frame=True, batch_size=size))
+    if mixup is not None:
+        return MixedLoader(videos, mixup, seed=data.loader.seed, rank=rank)
+    return videos
+
+
+def clip_form(recipe: Recipe, classes: int) -> ClipForm:
+    """How a recipe of the stage `regions` cuts the clip around a key frame."""
+    data = recipe.data
+    transform = data.key_frames.transform(data.augment.size, flip=data.augment.flip)
+    return ClipForm(data.sampling.frames, data.sampling.stride or 1, transform, classes)

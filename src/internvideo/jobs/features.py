@@ -1,0 +1,35 @@
+"""Jobs that learn from features of untrimmed videos: the temporal detector."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import cast
+
+from internvideo.data.feature_sequences import SequenceLoader, read_feature_set
+from internvideo.errors import RecipeError
+from internvideo.jobs.job import Job, draw_model, start_model, training_path
+from internvideo.models.actionformer import ActionFormer
+from internvideo.recipe import STAGES, Recipe
+from internvideo.training.loop import BatchSource
+
+
+def prepare(recipe: Recipe, *, rank: int, world_size: int, skipped: Path | None) -> Job:
+    """Features, loader, detector and stage. Raises RecipeError, ManifestError, WeightsError."""
+    data = recipe.data
+    features = read_feature_set(training_path(recipe), data.features)
+    if data.split is not None:
+        features = features.subset(data.split)
+    model = draw_model(recipe, len(features.classes))
+    if not isinstance(model, ActionFormer):
+        raise TypeError(f"the stage localisation trains a {type(model).__name__}")
+    if features.width != model.config.input_width:
+        found = f"{model.config.input_width}, but the features have {features.width} channels"
+        do = f"add model.overrides.input_width={features.width}"
+        raise RecipeError("model.overrides.input_width", found, str(features.width), do)
+    start_model(model, recipe)
+    stage = STAGES[recipe.stage].stage(model, recipe.settings)
+    loader = SequenceLoader(
+        features, data.features, model.config.max_length, data.loader, rank=rank, world_size=world_size
+    )
+    # The loop asks a batch for its length, its ids and to move; every kind of batch answers.
+    return Job(recipe, stage, cast(BatchSource, loader), features.classes, features.fingerprint, features.protocol)

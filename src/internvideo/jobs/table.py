@@ -1,0 +1,38 @@
+"""The table JOBS: which stage learns from what."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Protocol
+
+from internvideo.jobs import clips, features
+from internvideo.jobs.job import Job
+from internvideo.recipe import Recipe
+
+
+class Prepare(Protocol):
+    """Builds the job of a recipe for one of `world_size` processes; unreadable videos are told in `skipped`."""
+
+    def __call__(self, recipe: Recipe, *, rank: int, world_size: int, skipped: Path | None) -> Job:
+        """Raise RecipeError, ManifestError, WeightsError: settings, data or weights that do not fit together."""
+
+
+JOBS: dict[str, Prepare] = {
+    "masked": clips.prepare,
+    "multimodal": clips.prepare,
+    "supervised": clips.prepare,
+    "open_set": clips.prepare,
+    "interaction": clips.prepare,
+    "regions": clips.prepare,
+    "localisation": features.prepare,
+}
+"""Stage -> what builds its job."""
+
+
+def prepare(recipe: Recipe, *, rank: int = 0, world_size: int = 1, skipped: Path | None = None) -> Job:
+    """Data, model (with its initial weights) and stage of a recipe.
+
+    Raises:
+        RecipeError: settings that do not fit together. ManifestError, WeightsError: what they name cannot be used.
+    """
+    return JOBS[recipe.stage](recipe, rank=rank, world_size=world_size, skipped=skipped)

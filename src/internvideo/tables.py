@@ -1,0 +1,105 @@
+"""The tables STAGES, TASKS and SAMPLERS: all there is to see; nothing registers itself. MODELS is in models/factory.py."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from pydantic import BaseModel
+from torch import nn
+
+from internvideo.data import sampling
+from internvideo.models.action_detector import ActionDetector
+from internvideo.models.actionformer import ActionFormer
+from internvideo.models.cross_model import CrossModel
+from internvideo.models.uniformerv2 import UniFormerV2
+from internvideo.models.video_language import VideoLanguage
+from internvideo.models.videomae import VideoMAEClassifier, VideoMAEPretrain
+from internvideo.stages.interaction import InteractionSettings, InteractionStage
+from internvideo.stages.localisation import LocalisationSettings, LocalisationStage
+from internvideo.stages.masked import MaskedSettings, MaskedStage
+from internvideo.stages.multimodal import MultimodalSettings, MultimodalStage
+from internvideo.stages.open_set import OpenSetSettings, OpenSetStage
+from internvideo.stages.regions import RegionSettings, RegionStage
+from internvideo.stages.supervised import SupervisedSettings, SupervisedStage
+
+
+@dataclass(frozen=True)
+class StageEntry:
+    """One stage: its settings, the stage class and what models it trains.
+
+    `heads` are the parts of the model that have one output a class ("" is the model itself): they get the number of
+    classes of the data. What a stage learns from is built by its row in `jobs/table.py`.
+    """
+
+    about: str
+    settings: type[BaseModel]
+    stage: type[nn.Module]
+    trains: tuple[type[nn.Module], ...]
+    heads: tuple[str, ...] = ()
+
+
+STAGES: dict[str, StageEntry] = {
+    "masked": StageEntry(
+        "rebuild the hidden tubes, 90 % in the paper (VideoMAE)", MaskedSettings, MaskedStage, (VideoMAEPretrain,)
+    ),
+    "multimodal": StageEntry(
+        "match clips and captions, write captions (UniFormerV2 on CLIP)",
+        MultimodalSettings,
+        MultimodalStage,
+        (VideoLanguage,),
+    ),
+    "supervised": StageEntry(
+        "learn action labels, one encoder at a time",
+        SupervisedSettings,
+        SupervisedStage,
+        (VideoMAEClassifier, UniFormerV2),
+        heads=("",),
+    ),
+    "open_set": StageEntry(
+        "evidential learning: a classifier that tells what it does not know",
+        OpenSetSettings,
+        OpenSetStage,
+        (VideoMAEClassifier, UniFormerV2),
+        heads=("",),
+    ),
+    "localisation": StageEntry(
+        "find actions in time, on features of `internvideo extract` (ActionFormer)",
+        LocalisationSettings,
+        LocalisationStage,
+        (ActionFormer,),
+        heads=("",),
+    ),
+    "regions": StageEntry(
+        "tell what each person in a box does, at key frames (AVA)",
+        RegionSettings,
+        RegionStage,
+        (ActionDetector,),
+        heads=("",),
+    ),
+    "interaction": StageEntry(
+        "cross-model attention between the two frozen encoders, learned fusion of their scores",
+        InteractionSettings,
+        InteractionStage,
+        (CrossModel,),
+        heads=("masked", "multimodal"),
+    ),
+}
+
+TASKS: dict[str, str] = {
+    "recognition": "top-1, top-5 and mean class accuracy of a classifier over views",
+    "open_set": "which class, how unsure, and unknown or not: evidential and five other methods",
+    "zero_shot": "recognition from class names alone, 16 prompt templates",
+    "retrieval": "text to video and video to text, raw and dual softmax",
+    "localisation": "when which action happens: mAP over tIoU thresholds, recall",
+    "spatio_temporal": "what every person at a key frame does: frame mAP at IoU 0.5",
+    "multiple_choice": "which of the texts fits the clip",
+}
+
+SAMPLERS: dict[str, type[sampling.FrameSampler]] = {
+    "dense": sampling.Dense,
+    "dense_pretrain": sampling.DensePretrain,
+    "sparse": sampling.Sparse,
+    "sparse_two_view": sampling.SparseTwoView,
+    "segment_middle": sampling.SegmentMiddle,
+    "linspace": sampling.Linspace,
+}
