@@ -1,0 +1,73 @@
+"""Figures of future hands: how far predicted positions are off (spec tasks.md 11). NumPy only.
+
+Positions are (N, 5, 2, 2): sample, moment (the last is the contact), hand (left, right), x and y in pixels; a hand at
+(0, 0) is not visible, as in the published files.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+from numpy.typing import NDArray
+
+Floats = NDArray[np.float64]
+
+MOMENTS, HANDS = 5, 2
+FIGURES = (
+    "left_mean_displacement", "right_mean_displacement", "left_contact_displacement", "right_contact_displacement",
+)  # fmt: skip
+
+
+def visible(truth: Floats) -> NDArray[np.bool_]:
+    """(N, 5, 2, 2) -> (N, 5, 2): whether a hand is there."""
+    seen: NDArray[np.bool_] = (truth != 0).any(axis=-1)
+    return seen
+
+
+def from_submission(values: Floats, clips: int) -> Floats:
+    """Submitted values (N, 20), each the sum over `clips` views of a video -> mean positions (N, 5, 2, 2)."""
+    if values.ndim != 2 or values.shape[1] != MOMENTS * HANDS * 2 or clips < 1:
+        raise ValueError(f"values {values.shape} of {clips} views: (N, {MOMENTS * HANDS * 2}) of 1 or more")
+    result: Floats = np.asarray(values, dtype=np.float64).reshape(-1, MOMENTS, HANDS, 2) / clips
+    return result
+
+
+def displacement_statistic(predicted: Floats, truth: Floats) -> Callable[[Floats], Floats]:
+    """The figures of drawn samples, for `bootstrap.interval`: weights (b, N) -> (b, 4) in the order of FIGURES.
+
+    A figure is the sum of the distances to the visible hands over their number, of all moments or of the contact
+    alone; NaN where no such hand is drawn.
+
+    Raises:
+        ValueError: other shapes.
+    """
+    if predicted.shape != truth.shape or truth.shape[1:] != (MOMENTS, HANDS, 2):
+        raise ValueError(f"predicted {predicted.shape}, truth {truth.shape}: both (N, {MOMENTS}, {HANDS}, 2)")
+    seen = visible(truth)
+    far = np.where(seen, np.sqrt(((predicted - truth) ** 2).sum(axis=-1)), 0.0)
+    totals = np.concatenate([far.sum(axis=1), far[:, -1]], axis=1)
+    counts = np.concatenate([seen.sum(axis=1), seen[:, -1]], axis=1).astype(np.float64)
+
+    def statistic(weights: Floats) -> Floats:
+        number = weights @ counts
+        result: Floats = np.divide(weights @ totals, number, out=np.full(number.shape, np.nan), where=number > 0)
+        return result
+
+    return statistic
+
+
+def displacement(predicted: Floats, truth: Floats) -> dict[str, float]:
+    """Mean distance in pixels to the visible left and right hands, and to those at the contact.
+
+    Args:
+        predicted, truth: (N, 5, 2, 2).
+
+    Returns:
+        the values of FIGURES by name; NaN for a hand that is never visible.
+
+    Raises:
+        ValueError: other shapes.
+    """
+    values = displacement_statistic(predicted, truth)(np.ones((1, len(truth))))[0]
+    return dict(zip(FIGURES, values.tolist(), strict=True))
