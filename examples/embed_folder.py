@@ -31,8 +31,8 @@ def main() -> None:
     except InternVideoError as error:
         parser.exit(2, f"{error}\n")
     print(f"{coverage.vectors} vectors of {coverage.asked - len(coverage.unreadable)} videos in {given.output}")
-    for path, reason in coverage.unreadable:
-        print(f"not read: {path}: {reason}")
+    for lost in coverage.unreadable:
+        print(f"not read: {lost.path}: {lost.reason}")
 
 
 if __name__ == "__main__":

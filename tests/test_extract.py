@@ -195,7 +195,7 @@ def test_what_cannot_be_read_is_named_and_tried_again(videos: Path, tmp_path: Pa
     broken.write_bytes(b"no video")
     items, _ = find_items([videos])
     found = extract(items, small_model(), tmp_path / "out", ExtractSettings(RULE))
-    assert [name for name, _, _ in found.unreadable] == ["v1"]
+    assert [lost.id for lost in found.unreadable] == ["v1"]
     assert json.loads((tmp_path / "out" / "index.json").read_text())["unreadable"][0]["id"] == "v1"
     broken.write_bytes(good)
     found = extract(items, small_model(), tmp_path / "out", ExtractSettings(RULE))

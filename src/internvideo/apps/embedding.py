@@ -18,6 +18,7 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 from tqdm import tqdm
 
 from internvideo import __version__
+from internvideo.apps.coverage import Coverage, Trouble
 from internvideo.apps.preprocessing import Preprocessing
 from internvideo.apps.vector_files import Parts, Vectors, check_output, write_table
 from internvideo.apps.video_files import VideoFile
@@ -54,32 +55,6 @@ class EmbeddingSettings:
         for name, least in (("batch_size", 1), ("workers", 0)):
             if getattr(self, name) < least:
                 raise RecipeError(name, str(getattr(self, name)), f"{least} or more")
-
-
-@dataclass
-class Coverage:
-    """What became of the videos asked for.
-
-    Attributes:
-        asked, earlier: videos; those of them that were done before.
-        vectors, width: N and E of the table.
-        partly, unreadable: (path, reason) of videos read up to some damage, and of those not read at all.
-        video_seconds, seconds: of video looked at in this run, and of work.
-    """
-
-    asked: int
-    width: int
-    earlier: int = 0
-    vectors: int = 0
-    partly: list[tuple[str, str]] = field(default_factory=list)
-    unreadable: list[tuple[str, str]] = field(default_factory=list)
-    video_seconds: float = 0.0
-    seconds: float = 0.0
-
-    @property
-    def speed(self) -> float:
-        """Seconds of video a second."""
-        return self.video_seconds / self.seconds if self.seconds else 0.0
 
 
 def embed(
@@ -121,7 +96,7 @@ def embed(
             identities.append(video.identity())
         except VideoError as error:
             identities.append("")
-            coverage.unreadable.append((video.path, _reason(error, video)))
+            coverage.unreadable.append(Trouble(video.path, _reason(error, video)))
             continue
         if parts.read(identities[-1], video.path) is None:
             waiting.append(number)
@@ -315,8 +290,9 @@ class _Run:
             return
         del self.open[number]
         if not state.values:
-            self.coverage.unreadable.append((video.path, state.trouble))
+            self.coverage.unreadable.append(Trouble(video.path, state.trouble))
             return
+        self.coverage.read += 1
         spans = np.array(state.spans, np.float64)
         self.parts.write(self.identities[number], Vectors(video.path, spans, np.stack(state.values), state.trouble))
 
@@ -340,16 +316,14 @@ def _finish(
     for part in finished():
         coverage.vectors += len(part.values)
         if part.trouble:
-            coverage.partly.append((part.path, part.trouble))
+            coverage.partly.append(Trouble(part.path, part.trouble))
     skipped = output.with_suffix(".skipped.jsonl")
-    rows = [{"path": path, "read": "in part", "reason": reason} for path, reason in coverage.partly]
-    rows += [{"path": path, "read": "nothing", "reason": reason} for path, reason in coverage.unreadable]
+    kinds = {"in part": coverage.partly, "nothing": coverage.unreadable}
+    rows = [{"path": lost.path, "read": kind, "reason": lost.reason} for kind in kinds for lost in kinds[kind]]
     if rows:
         write_text(skipped, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
     else:
         skipped.unlink(missing_ok=True)
     if not coverage.vectors:
-        path, reason = coverage.unreadable[0]
-        found = f"{reason}; not one of {coverage.asked} videos could be read" if coverage.asked > 1 else reason
-        raise VideoError(path, found)
+        coverage.refuse()
     write_table(output, finished(), coverage.vectors, coverage.width, protocol)

@@ -20,6 +20,7 @@ from tqdm import tqdm
 
 from internvideo import __version__
 from internvideo.apps.claims import Claims
+from internvideo.apps.coverage import Coverage, Trouble
 from internvideo.apps.embedding import stream_of
 from internvideo.apps.feature_folder import INDEX, FeatureFolder, Item, Record, append_rows
 from internvideo.apps.frame_grid import FrameGrid, WindowRule, frame_grid
@@ -54,34 +55,6 @@ class ExtractSettings:
                 raise RecipeError(name, str(getattr(self, name)), f"{least} or more")
 
 
-@dataclass
-class Extraction:
-    """What became of the videos asked for.
-
-    Attributes:
-        asked, earlier, elsewhere: videos; those done before; those that other processes did or are doing.
-        read, vectors, width: videos and vectors of this run; C.
-        partly, unreadable: (id, path, reason) of videos read up to some damage, and of those not read at all.
-        video_seconds, seconds: of video read in this run, and of work.
-    """
-
-    asked: int
-    earlier: int = 0
-    elsewhere: int = 0
-    read: int = 0
-    vectors: int = 0
-    width: int = 0
-    partly: list[tuple[str, str, str]] = field(default_factory=list)
-    unreadable: list[tuple[str, str, str]] = field(default_factory=list)
-    video_seconds: float = 0.0
-    seconds: float = 0.0
-
-    @property
-    def speed(self) -> float:
-        """Seconds of video a second."""
-        return self.video_seconds / self.seconds if self.seconds else 0.0
-
-
 def extract(
     items: Sequence[Item],
     model: VideoModel,
@@ -91,7 +64,7 @@ def extract(
     classes: tuple[str, ...] = (),
     fresh: bool = False,
     progress: bool | None = None,
-) -> Extraction:
+) -> Coverage:
     """Write the features of videos into a folder (see `feature_folder`).
 
     Finished videos are kept: an interrupted run goes on, a later one reads only what is new, was changed or could not
@@ -255,7 +228,7 @@ class _Run:
         self.claims, self.began = Claims(folder.work), time.time()
         self.open: dict[int, _Open] = {}
         self.batch: list[_Piece] = []
-        self.found = Extraction(len(items))
+        self.found = Coverage(len(items))
         self.mine: set[int] = set()
 
     def _waiting(self) -> list[int]:
@@ -369,7 +342,7 @@ class _Run:
         for item in self.items:  # what a worker took and had not told of
             self.claims.give_back(item.id)
 
-    def told(self) -> Extraction:
+    def told(self) -> Coverage:
         """The coverage. Raises VideoError when not one video has features."""
         found, whole = self.found, 0
         for item in self.items:
@@ -380,9 +353,7 @@ class _Run:
             found.width = found.width or record.width
             if record.trouble:
                 kind = found.partly if record.vectors else found.unreadable
-                kind.append((item.id, record.path, record.trouble))
+                kind.append(Trouble(record.path, record.trouble, item.id))
         if not whole and found.unreadable:
-            _, path, reason = found.unreadable[0]
-            more = f"{reason}; not one of {found.asked} videos could be read" if found.asked > 1 else reason
-            raise VideoError(path, more)
+            found.refuse()
         return found

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from internvideo.commands.options import Device, Encoder, Precision, Stride, Weights, open_model
+from internvideo.commands.options import Device, Encoder, Precision, Recursive, Stride, Weights, open_model
 
 
 def embed(
@@ -21,7 +21,7 @@ def embed(
         float | None, typer.Option(help="Seconds; one vector for each window. Without it one for each video.")
     ] = None,
     stride: Stride = None,
-    recursive: Annotated[bool, typer.Option("--recursive", "-r", help="Also the folders inside folders.")] = False,
+    recursive: Recursive = False,
     normalize: Annotated[bool, typer.Option(help="Vectors of length one.")] = True,
     batch_size: Annotated[int, typer.Option(min=1, help="Clips at once.")] = 8,
     workers: Annotated[int, typer.Option(min=0, help="Processes that decode; 0 decodes beside the model.")] = 0,
@@ -52,6 +52,5 @@ def embed(
     partly, lost = len(found.partly), len(found.unreadable)
     told = f"coverage: {done} of {found.asked} videos read" + (f", {partly} of them in part" if partly else "")
     typer.echo(told + (f"; see {output.with_suffix('.skipped.jsonl')}" if partly or lost else ""))
-    if found.seconds and found.video_seconds:
-        told = f"{found.video_seconds:.1f} s of video in {found.seconds:.1f} s"
-        typer.echo(f"speed: {told}, {found.speed:.1f}x real time")
+    if found.pace:
+        typer.echo(f"speed: {found.pace}")

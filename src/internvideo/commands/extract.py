@@ -55,12 +55,10 @@ def extract(
     found = run(items, model, output, settings, classes=classes, fresh=fresh)
     done = found.read + found.earlier
     typer.echo(f"{output / INDEX}: {done} of {found.asked} videos, {found.earlier} of them before, width {found.width}")
-    for _, path, reason in found.partly:
-        typer.echo(f"read in part: {path}: {reason}", err=True)
-    for _, path, reason in found.unreadable:
-        typer.echo(f"unreadable: {path}: {reason}", err=True)
+    for kind, troubles in (("read in part", found.partly), ("unreadable", found.unreadable)):
+        for lost in troubles:
+            typer.echo(f"{kind}: {lost.path}: {lost.reason}", err=True)
     if found.elsewhere > len(found.unreadable):
         typer.echo(f"{found.elsewhere - len(found.unreadable)} videos are with other processes on the same folder")
-    if found.seconds and found.video_seconds:
-        told = f"{found.vectors} vectors, {found.video_seconds:.1f} s of video in {found.seconds:.1f} s"
-        typer.echo(f"speed: {told}, {found.speed:.1f}x real time")
+    if found.pace:
+        typer.echo(f"speed: {found.vectors} vectors, {found.pace}")

@@ -33,6 +33,7 @@ Stride = Annotated[float | None, typer.Option(help="Seconds from one window to t
 Labels = Annotated[str | None, typer.Option(help='Any texts, at least two: "cooking, playing tennis, a dog".')]
 LabelsFile = Annotated[Path | None, typer.Option(help="Labels from a text file, one a line.")]
 Classifier = Annotated[Path | None, typer.Option(help="A classifier written by `internvideo fit` on this encoder.")]
+Recursive = Annotated[bool, typer.Option("--recursive", "-r", help="Also the folders inside folders.")]
 Json = Annotated[bool, typer.Option("--json", help="One JSON object a line instead of text.")]
 
 
