@@ -103,6 +103,18 @@ def test_classify_in_words(tmp_path: Path, language: Path, clips: Path, capsys: 
     assert "moving left to right 0." in capsys.readouterr().out
 
 
+def test_folders_inside_folders(
+    tmp_path: Path, language: Path, clips: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "deep" / "deeper").mkdir(parents=True)
+    (tmp_path / "deep" / "deeper" / "0.mp4").symlink_to(clips / "0.mp4")
+    with pytest.raises(VideoError, match="add --recursive"):
+        classify([tmp_path / "deep"], str(language), labels="a, b")
+    classify([tmp_path / "deep"], str(language), labels="a, b", recursive=True)
+    caption([tmp_path / "deep"], str(language), max_length=4, recursive=True)
+    assert capsys.readouterr().out.count(f"{tmp_path / 'deep' / 'deeper' / '0.mp4'}: ") == 2
+
+
 @pytest.mark.parametrize(
     ("options", "told"),
     [

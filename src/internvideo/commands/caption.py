@@ -13,6 +13,7 @@ from internvideo.commands.options import (
     Encoder,
     Json,
     Precision,
+    Recursive,
     Stride,
     Weights,
     Window,
@@ -33,6 +34,7 @@ def caption(
     max_length: Annotated[int, typer.Option(min=0, help="Most word pieces; 0 is as many as the model can.")] = 0,
     window: Window = None,
     stride: Stride = None,
+    recursive: Recursive = False,
     as_json: Json = False,
     device: Device = "auto",
     precision: Precision = "float32",
@@ -42,7 +44,7 @@ def caption(
     from internvideo.apps.windows import check_window, windows
 
     check_window(window, stride)
-    videos = find_videos(inputs)
+    videos = find_videos(inputs, recursive=recursive)
     model = open_model(encoder, weights, device, precision)
     model.caption([], beams=beams, max_length=max_length)  # tells what does not fit before a video is opened
 

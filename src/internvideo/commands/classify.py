@@ -18,6 +18,7 @@ from internvideo.commands.options import (
     Labels,
     LabelsFile,
     Precision,
+    Recursive,
     Stride,
     Weights,
     Window,
@@ -54,6 +55,7 @@ def classify(
         ),
     ] = None,
     top: Annotated[int, typer.Option(min=1, help="So many labels, the likeliest first.")] = 5,
+    recursive: Recursive = False,
     as_json: Json = False,
     device: Device = "auto",
     precision: Precision = "float32",
@@ -69,7 +71,7 @@ def classify(
 
     one_of(labels=labels, labels_file=labels_file, model=model, unknown=unknown)
     check_window(window, stride)
-    videos = find_videos(inputs)
+    videos = find_videos(inputs, recursive=recursive)
     opened = open_model(encoder, weights, device, precision)
     if unknown is not None:
         tell = _open_set(opened, unknown)
