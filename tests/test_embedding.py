@@ -257,3 +257,26 @@ def test_parts_without_settings_are_not_trusted(tmp_path: Path, clips: Path, mod
     counting = CountingModel(model)
     embed(videos, counting, output, EmbeddingSettings(window=1.5))
     assert counting.seen == 8
+
+
+def test_the_index_of_a_table_never_replaces_a_manifest(tmp_path: Path, clips: Path, model: VideoModel) -> None:
+    manifest, output = clips / "mine.jsonl", clips / "mine.npy"
+    write_manifest(manifest, [Sample(id="a", path="0.mp4")], ())
+    before = manifest.read_bytes()
+    for attempt in (lambda: embed(find_videos([manifest]), model, output), lambda: [*plan([], output)]):
+        with pytest.raises(RecipeError, match=r"mine\.jsonl: would be replaced by the index of the table"):
+            attempt()
+    assert manifest.read_bytes() == before
+    assert not output.exists()
+    embed(find_videos([manifest]), model, clips / "other.npy")
+    embed(find_videos([manifest]), model, clips / "other.npy")  # its own index is no hindrance
+    embed(find_videos([manifest]), model, clips / "mine.parquet")  # has none
+
+
+def test_coverage_counts_what_was_read(tmp_path: Path, clips: Path, model: VideoModel) -> None:
+    (clips / "4.mp4").write_bytes(b"garbage")
+    coverage = embed(find_videos([clips]), model, tmp_path / "a.npy", WINDOWS)
+    assert (coverage.asked, coverage.read, coverage.earlier) == (5, 4, 0)
+    assert coverage.pace == f"12.0 s of video in {coverage.seconds:.1f} s, {coverage.speed:.1f}x real time"
+    again = embed(find_videos([clips]), model, tmp_path / "a.npy", WINDOWS)
+    assert (again.read, again.earlier, again.pace) == (0, 4, "")

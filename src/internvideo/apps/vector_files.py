@@ -42,7 +42,7 @@ class Vectors:
 
 
 def check_output(output: Path) -> None:
-    """Raise RecipeError where a table of that name cannot be written here."""
+    """Raise RecipeError where a table of that name cannot be written here, or its index would replace another file."""
     if output.suffix not in WRITERS:
         raise RecipeError("output", f"'{output.name}'", "a name that ends in " + " or ".join(WRITERS))
     if output.suffix == ".parquet" and importlib.util.find_spec("pyarrow") is None:
@@ -52,6 +52,20 @@ def check_output(output: Path) -> None:
             ".npy",
             "or: pip install 'internvideo[parquet]'",
         )
+    index = output.with_suffix(".jsonl")
+    if output.suffix == ".npy" and index.exists() and not _is_index(index):
+        found = "would be replaced by the index of the table, and is something else (a manifest?)"
+        raise RecipeError(index, found, "", "choose another name for the table")
+
+
+def _is_index(path: Path) -> bool:
+    """Whether a file is the index that `_write_npy` writes; an empty one is nobody's."""
+    try:
+        with path.open(encoding="utf-8") as lines:
+            first = lines.readline(1 << 20)
+        return not first or set(json.loads(first)) == {"row", "path", "start", "end"}
+    except (OSError, ValueError, TypeError):
+        return False
 
 
 def write_table(output: Path, parts: Iterable[Vectors], count: int, width: int, protocol: Mapping[str, Any]) -> None:
