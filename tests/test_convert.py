@@ -312,3 +312,16 @@ def test_from_the_shell(tmp_path: Path) -> None:
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.startswith("internvideo: bad.pth: the pickle asks for os.system, and nothing of it was run;")
     assert done.stderr.count("\n") == 1
+
+
+def test_the_manifest_never_replaces_another_file(tmp_path: Path) -> None:
+    torch.save({"a": torch.ones(1)}, tmp_path / "model.pth")
+    notes = tmp_path / "model.json"
+    for text in ('{"my": "notes"}', "no JSON", "[]"):
+        notes.write_text(text)
+        with pytest.raises(WeightsError, match=r"model\.json: would be replaced by the manifest"):
+            convert(tmp_path / "model.pth")
+        assert notes.read_text() == text
+        assert not (tmp_path / "model.safetensors").exists()
+    notes.unlink()
+    assert convert(tmp_path / "model.pth") == convert(tmp_path / "model.pth")  # its own is no hindrance

@@ -76,6 +76,10 @@ def convert(
     output = source.with_suffix(".safetensors") if output is None else Path(output)
     if output.suffix != ".safetensors":
         raise WeightsError(output, "the output has another ending", ".safetensors", "change --output")
+    manifest = output.with_suffix(".json")
+    if manifest.exists() and not _is_manifest(manifest):
+        found = "would be replaced by the manifest of the conversion, and is something else"
+        raise WeightsError(manifest, found, "", "change --output")
     if source.is_dir() or not source.exists():
         raise WeightsError(source, "is a folder" if source.is_dir() else "no such file", f"a {PICKLES} file")
     if not source.is_file():
@@ -104,7 +108,6 @@ def convert(
             read_metadata(temporary)  # the library itself reads the header
             with temporary.open("rb") as written:
                 sha256 = hashlib.file_digest(written, "sha256").hexdigest()
-    manifest = output.with_suffix(".json")
     found = Conversion(
         source=source, output=output, manifest=manifest, source_sha256=digest, output_sha256=sha256, **report
     )
@@ -112,6 +115,15 @@ def convert(
     told |= {"program": f"internvideo {__version__}", "date": datetime.now(UTC).isoformat(timespec="seconds")}
     write_text(manifest, json.dumps(told, indent=2) + "\n")
     return found
+
+
+def _is_manifest(path: Path) -> bool:
+    """Whether a file is the manifest of an earlier conversion."""
+    try:
+        told = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(told, dict) and {"source_sha256", "output_sha256"} <= told.keys()
 
 
 def _run(file: BinaryIO, target: BinaryIO, settings: dict[str, Any], source: Path) -> dict[str, Any]:
