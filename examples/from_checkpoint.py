@@ -16,12 +16,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("checkpoint", type=Path, help="a .pth, .pt, .bin or .ckpt file")
     parser.add_argument("folder", type=Path, help="folder to write")
-    parser.add_argument("--licence", default="unknown", help="stands in the model card")
+    parser.add_argument("--licence", help="for the model card; by default what the publisher of such files states")
     given = parser.parse_args()
     try:
         converted = convert(given.checkpoint, given.folder.with_suffix(".safetensors"))
         model = load(converted.output)
-        model.metadata["licence"] = given.licence
+        if given.licence:
+            model.metadata |= {"licence": given.licence, "licence_stated": "as given"}
         model.save_pretrained(given.folder)
     except InternVideoError as error:
         parser.exit(2, f"{error}\n")

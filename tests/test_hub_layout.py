@@ -13,10 +13,13 @@ import pytest
 import torch
 import yaml
 
+import published_keys
 import small_apps
 from internvideo import VideoModel, load
 from internvideo.apps import hub_layout
+from internvideo.apps.licences import LICENCES
 from internvideo.errors import RecipeError, RunError, WeightsError
+from internvideo.models.layout_families import FAMILIES as LAYOUTS
 from internvideo.storage import read_safetensors, write_safetensors
 from small_apps import FAMILIES, random_model
 
@@ -254,3 +257,49 @@ def test_a_full_disk_leaves_the_earlier_model(saved: Path, broken: str, monkeypa
         random_model("masked").save_pretrained(saved.parent / "fresh")
     assert {path.name: path.read_bytes() for path in saved.iterdir()} == before
     assert sorted(path.name for path in saved.parent.iterdir()) == ["saved"]
+
+
+# ------------------------------------------------------------------------------------------------- where it is written
+
+
+def test_the_folder_one_stands_in_and_a_link(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = random_model("masked")
+    (tmp_path / "here").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "here")
+    monkeypatch.chdir(tmp_path / "here")
+    for folder in (".", "", tmp_path / "link"):
+        assert model.save_pretrained(folder) == Path(folder)
+        assert sorted(path.name for path in (tmp_path / "here").iterdir()) == sorted(hub_layout.FILES)
+        assert load(tmp_path / "here", device="cpu").name == model.name
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["here", "link"]
+    assert (tmp_path / "link").is_symlink()
+
+
+# ----------------------------------------------------------------------------------------------------------- licences
+
+
+def test_every_layout_has_its_licence_or_none_is_known() -> None:
+    assert set(LICENCES) == {family.name for family in LAYOUTS}
+    for name, stated in LICENCES.values():
+        assert hub_layout._tag(name) == name, "as hubs spell it"
+        assert stated or name == "unknown"
+
+
+def test_the_licence_of_published_weights_goes_on_the_card(tmp_path: Path) -> None:
+    keys = published_keys.uniformerv2(32, 16, 64, 2, 1, classes=5)
+    write_safetensors(tmp_path / "published.safetensors", published_keys.numbers(keys))
+    model = load(tmp_path / "published.safetensors", device="cpu")
+    card = (model.save_pretrained(tmp_path / "saved") / "README.md").read_text()
+    assert "license: mit" in card
+    assert "- licence of the weights: mit (of the published weights of this layout: by the README of" in card
+    assert "weights that others trained have their own" in card
+    again = load(tmp_path / "saved", device="cpu")
+    assert again.metadata["licence"] == "mit"
+    fresh = load(tmp_path / "saved", new_classes=3, device="cpu")
+    assert fresh.metadata["licence_stated"] == model.metadata["licence_stated"]
+
+
+def test_weights_of_ones_own_have_no_licence_but_ones_own(tmp_path: Path) -> None:
+    model = load(small_apps.trained("supervised"), device="cpu")
+    assert model.metadata["licence"] == "unknown"
+    assert "licence_stated" not in model.metadata

@@ -15,6 +15,7 @@ from torch import nn
 from internvideo.apps import hub_layout
 from internvideo.apps.families import family_of, overrides_of
 from internvideo.apps.fetch import ENDING, check_ending, fetch, is_remote
+from internvideo.apps.licences import licence_of
 from internvideo.apps.preprocessing import Preprocessing
 from internvideo.apps.undrawn import check_filled, undrawn
 from internvideo.apps.video_model import Precision, VideoModel
@@ -185,7 +186,7 @@ def _from_hub_folder(place: Path, wish: Wish) -> VideoModel:
         {
             "source": str(place),
             "layout": "internvideo hub",
-            "licence": model.metadata.get("licence", "unknown"),
+            **{key: model.metadata[key] for key in ("licence", "licence_stated") if key in model.metadata},
             "head": "untrained",
         },
         preprocessing=model.preprocessing,
@@ -242,7 +243,7 @@ def _from_published(place: Path, wish: Wish) -> VideoModel:
         name = name.replace("-pretrain", "-classifier")
     if wish.name not in (None, name):
         raise WeightsError(place, f"these are weights of '{layout.model}'", str(wish.name))
-    told = {"source": str(place), "layout": layout.name}
+    told = {"source": str(place), "layout": layout.name, **licence_of(layout.name)}
     if layout.left_out:
         told["left_out"] = f"{len(layout.left_out)} tensors of no part of the model"
     if "source_sha256" in metadata:

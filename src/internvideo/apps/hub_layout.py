@@ -47,6 +47,7 @@ def save(model: VideoModel, folder: Path) -> Path:
     if not is_remote(source := metadata.get("source", "")):
         metadata["source"] = Path(source).name  # folders of this machine are nobody's business
     settings = {"format": FORMAT, **model.config, "metadata": metadata}
+    given, folder = folder, Path(os.path.realpath(folder))  # beside it, also of "." and of a link to another disk
     partial = folder.with_name(f".{folder.name}.{os.getpid()}.partial")
     try:
         shutil.rmtree(partial, ignore_errors=True)
@@ -64,10 +65,10 @@ def save(model: VideoModel, folder: Path) -> Path:
             partial.rename(folder)
     except OSError as error:
         reason = f"cannot be written: {error.strerror or error}"
-        raise RunError(folder, reason, "", "free space or choose another folder") from error
+        raise RunError(given, reason, "", "free space or choose another folder") from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
-    return folder
+    return given
 
 
 def read(folder: Path, *, device: str = "auto", precision: Precision = "float32") -> VideoModel:
@@ -227,7 +228,7 @@ def card(model: VideoModel, file_sha256: str, metadata: Mapping[str, str]) -> st
         "",
         "## Origin and licence",
         "",
-        f"- licence of the weights: {licence}",
+        f"- licence of the weights: {licence}" + (f" ({stated})" if (stated := metadata.get("licence_stated")) else ""),
         *(f"- {key}: {value}" for key, value in sorted(metadata.items()) if key not in _OWN_LINES),
         "",
         "## Hashes",
@@ -238,7 +239,7 @@ def card(model: VideoModel, file_sha256: str, metadata: Mapping[str, str]) -> st
     return "\n".join(lines) + "\n"
 
 
-_OWN_LINES = ("licence", "title", "weights_sha256", "file_sha256")
+_OWN_LINES = ("licence", "licence_stated", "title", "weights_sha256", "file_sha256")
 
 
 def _tag(licence: str) -> str:

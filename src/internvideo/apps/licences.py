@@ -1,0 +1,48 @@
+"""Under which licences the publishers of the known layouts have put their weights.
+
+A layout tells who may have published weights, not who trained these: what is said here is said of the published ones.
+Where the same keys come from publishers with different licences, or a publisher states none, it is "unknown".
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+UNKNOWN = "unknown"
+
+
+class Licence(NamedTuple):
+    """Name as model hubs spell it, and where that stands."""
+
+    name: str
+    stated: str
+
+
+_INTERNVIDEO = Licence("apache-2.0", "by the LICENSE of github.com/OpenGVLab/InternVideo, which publishes them")
+_VIDEOMAE = "github.com/MCG-NJU/VideoMAE states CC-BY-NC-4.0"
+_CLIP = Licence("mit", "by the LICENSE of github.com/openai/CLIP, which publishes them")
+_EITHER = Licence(UNKNOWN, f"{_VIDEOMAE}, github.com/OpenGVLab/InternVideo Apache-2.0: the tensors do not tell whose")
+
+LICENCES: dict[str, Licence] = {
+    "VideoMAE pretraining": _EITHER,
+    "VideoMAE classifier": _EITHER,
+    "transformers VideoMAE pretraining": Licence("cc-by-nc-4.0", _VIDEOMAE),
+    "transformers VideoMAE classifier": Licence("cc-by-nc-4.0", _VIDEOMAE),
+    "InternVideo-MM": _INTERNVIDEO,
+    "InternVideo-MM with a caption decoder": _INTERNVIDEO,
+    "InternVideo-MM question answering": _INTERNVIDEO,
+    "InternVideo-MM multiple choice": _INTERNVIDEO,
+    "UniFormerV2": Licence("mit", "by the README of github.com/OpenGVLab/UniFormerV2, which publishes them"),
+    "CLIP": _CLIP,
+    "transformers CLIP": _CLIP,
+    "ViCLIP": Licence(UNKNOWN, "the publisher's repository, github.com/OpenGVLab/InternVideo, states none for them"),
+    "caption decoder": Licence(UNKNOWN, ""),
+}
+"""Name of a layout (`models.layout_families`) -> what its publisher states."""
+
+
+def licence_of(layout: str) -> dict[str, str]:
+    """Metadata of a model read from a layout: "licence", and "licence_stated" where there is something to tell."""
+    name, stated = LICENCES.get(layout, Licence(UNKNOWN, ""))
+    told = f"of the published weights of this layout: {stated}; weights that others trained have their own"
+    return {"licence": name, **({"licence_stated": told} if stated else {})}
