@@ -131,3 +131,25 @@ def test_slow_reading_is_told() -> None:
     check = doctor._speed("reading", "a clip", lambda path: 1, Path(), "frames", 0.0)
     assert check.state in ("ok", "advice")
     assert "x real time" in check.found
+
+
+def test_the_second_decoder_is_loaded_and_not_only_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("INTERNVIDEO_DECODER", raising=False)
+    fine = Check("torchcodec", "ok", "torchcodec 0.13; a second decoder")
+    monkeypatch.setattr(doctor, "_extra", lambda extra: fine)
+    monkeypatch.setattr(doctor.video_torchcodec, "loaded", lambda: object)
+    check = doctor._second_decoder("torchcodec")
+    assert (check.state, check.found.startswith("torchcodec 0.13; it loads")) == ("ok", True)
+    monkeypatch.setattr(doctor.video_torchcodec, "loaded", lambda: "Could not load libtorchcodec")
+    check = doctor._second_decoder("torchcodec")
+    assert check.state == "advice"
+    assert "does not load: Could not load libtorchcodec" in check.found
+    assert "FFmpeg" in check.advice
+    monkeypatch.setenv("INTERNVIDEO_DECODER", "torchcodec")
+    check = doctor._second_decoder("torchcodec")
+    assert (check.state, check.advice) == ("broken", "unset INTERNVIDEO_DECODER")
+    monkeypatch.setenv("INTERNVIDEO_DECODER", "ffmpeg")
+    monkeypatch.setattr(doctor, "_extra", lambda extra: Check(extra, "absent", "torchcodec is not installed"))
+    assert doctor._second_decoder("torchcodec").state == "broken"
+    monkeypatch.delenv("INTERNVIDEO_DECODER")
+    assert doctor._second_decoder("torchcodec").state == "absent"

@@ -22,6 +22,7 @@ from huggingface_hub.constants import HF_HUB_CACHE
 from numpy.typing import NDArray
 
 from internvideo import __version__
+from internvideo.data import video_torchcodec
 from internvideo.data.video import Video
 from internvideo.data.video_walk import walk
 from internvideo.data.video_writer import write_video
@@ -32,7 +33,7 @@ State = Literal["ok", "advice", "absent", "broken"]
 EXTRAS: dict[str, tuple[tuple[str, ...], str]] = {
     "parquet": (("pyarrow",), "tables of vectors as .parquet"),
     "track": (("tensorboard",), "curves of a training run in TensorBoard"),
-    "torchcodec": (("torchcodec",), "another decoder"),
+    "torchcodec": (("torchcodec",), "a second decoder"),
     "export": (("onnx", "onnxscript", "onnxruntime"), "models as ONNX files"),
 }
 """Extra of the package -> what it installs, what for."""
@@ -77,7 +78,7 @@ def examine(seconds: float = 1.0) -> Iterator[Check]:
     yield from reading_speeds(seconds)
     yield _cache()
     for extra in EXTRAS:
-        yield _extra(extra)
+        yield _second_decoder(extra) if extra == "torchcodec" else _extra(extra)
 
 
 def _versions() -> Check:
@@ -240,6 +241,21 @@ def _size(path: str) -> int:
         return os.lstat(path).st_size
     except OSError:  # another program has just removed it
         return 0
+
+
+def _second_decoder(extra: str) -> Check:
+    """torchcodec is there, and finds an FFmpeg that it can load."""
+    found, wish = _extra(extra), os.environ.get(video_torchcodec.ENVIRONMENT, "auto")
+    if found.state != "absent" and isinstance(reason := video_torchcodec.loaded(), str):
+        advice = "install an FFmpeg that it finds, or do without: PyAV reads everything"
+        found = Check(extra, "advice", f"torchcodec is installed and does not load: {reason[:120]}", advice)
+    if wish not in video_torchcodec.BACKENDS or (wish == "torchcodec" and found.state != "ok"):
+        told = f"{video_torchcodec.ENVIRONMENT} is '{wish}', and no video can be read: {found.found}"
+        return Check(extra, "broken", told, f"unset {video_torchcodec.ENVIRONMENT}")
+    if found.state == "ok":
+        told = "it loads; videos are read with it where it is no slower and gives the same frames, else with PyAV"
+        return Check(extra, "ok", f"{found.found.partition(';')[0]}; {told}")
+    return found
 
 
 def _extra(extra: str) -> Check:
