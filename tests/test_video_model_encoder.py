@@ -11,6 +11,7 @@ import torch
 import small_apps
 from internvideo import InternVideoEncoder, Span
 from internvideo.apps.encoder import is_video
+from internvideo.data.lists import VIDEO_EXTENSIONS
 from internvideo.data.video import read_frames
 from internvideo.errors import RecipeError, VideoError
 from small_apps import random_model
@@ -77,3 +78,8 @@ def test_it_opens_what_the_door_opens() -> None:
     assert encoder.encode("a dog").shape == (encoder.get_sentence_embedding_dimension(),)
     with pytest.raises(Exception, match="no weights given"):
         InternVideoEncoder("internvideo-mm-l14")
+
+
+def test_one_list_of_video_endings() -> None:
+    for ending in VIDEO_EXTENSIONS:
+        assert is_video(f"missing{ending}")

@@ -18,22 +18,7 @@ from tqdm import tqdm
 from internvideo.apps.door import load
 from internvideo.apps.preprocessing import Span, VideoSource
 from internvideo.apps.video_model import Precision, VideoModel
-
-VIDEO_ENDINGS = (
-    ".mp4",
-    ".mkv",
-    ".webm",
-    ".avi",
-    ".mov",
-    ".m4v",
-    ".mpg",
-    ".mpeg",
-    ".ts",
-    ".wmv",
-    ".flv",
-    ".3gp",
-    ".ogv",
-)
+from internvideo.data.lists import VIDEO_EXTENSIONS
 
 Item = str | Path | Span | NDArray[np.uint8] | Tensor
 
@@ -129,7 +114,7 @@ def is_video(text: str) -> bool:
     """Whether a string means a video: an existing file, or a name that ends like one."""
     if "\n" in text or "\0" in text or len(text) > 4096:
         return False
-    if text.lower().endswith(VIDEO_ENDINGS):
+    if text.lower().endswith(tuple(VIDEO_EXTENSIONS)):
         return True
     try:
         return Path(text).is_file()
