@@ -259,11 +259,31 @@ def test_parts_are_numbered_on(tmp_path: Path) -> None:
     store = FeatureCache(tmp_path, "video-x")
     store.add({"a": torch.ones(2)})
     store.add({"b": torch.zeros(2)})
-    assert [path.name for path in store.parts()] == ["video-x.part-00000.safetensors", "video-x.part-00001.safetensors"]
+    assert [path.name[:18] for path in store.parts()] == ["video-x.part-00000", "video-x.part-00001"]
     other = FeatureCache(tmp_path, "video-x")
     other.read()
     other.join()
     assert sorted(other.rows) == ["a", "b"]
+    assert [path.name for path in tmp_path.iterdir()] == ["video-x.safetensors"]
+
+
+def test_two_fits_on_one_folder_lose_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    one, other = FeatureCache(tmp_path, "video-x"), FeatureCache(tmp_path, "video-x")
+    monkeypatch.setattr(FeatureCache, "parts", lambda cache: [])  # both count before either has written
+    one.add({"a": torch.ones(2)})
+    with monkeypatch.context() as patch:
+        patch.setattr("os.getpid", lambda: 1)
+        other.add({"b": torch.zeros(2)})
+    monkeypatch.undo()
+    assert len(one.parts()) == 2
+    seen = one.parts()
+    other.join()
+    monkeypatch.setattr(FeatureCache, "parts", lambda cache: seen)  # listed before the other one joined them
+    one.join()
+    whole = FeatureCache(tmp_path, "video-x")
+    monkeypatch.undo()
+    whole.read()
+    assert sorted(whole.rows) == ["a", "b"]
     assert [path.name for path in tmp_path.iterdir()] == ["video-x.safetensors"]
 
 

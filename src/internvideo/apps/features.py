@@ -153,18 +153,19 @@ class FeatureCache:
     def add(self, rows: Mapping[str, Tensor]) -> None:
         """Keep rows in a part of their own. Raises RunError (a full disk)."""
         if rows:
-            taken = [int(path.name.split(".part-")[1].split(".")[0]) for path in self.parts()]
-            number = max(taken, default=-1) + 1
-            _write(self.folder / f"{self.name}.part-{number:05d}.safetensors", rows)
+            taken = [int(path.name.split(".part-")[1][:5]) for path in self.parts()]
+            number = max(taken, default=-1) + 1  # the process id keeps two fits on one folder apart
+            _write(self.folder / f"{self.name}.part-{number:05d}-{os.getpid()}.safetensors", rows)
             self.rows.update(rows)
 
     def join(self) -> None:
         """All rows into the whole file; the parts go. Raises RunError."""
         parts = self.parts()
         if parts:
+            self.read()  # also what another fit on this folder has kept meanwhile
             _write(self.file, self.rows)
             for path in parts:
-                path.unlink()
+                path.unlink(missing_ok=True)
 
 
 def _write(path: Path, rows: Mapping[str, Tensor]) -> None:
