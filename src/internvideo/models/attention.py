@@ -22,6 +22,7 @@ def attend(
     causal: bool = False,
     scale: float | None = None,
     bias: Tensor | None = None,
+    dropout: float = 0.0,
 ) -> Tensor:
     """Scaled dot-product attention.
 
@@ -31,14 +32,18 @@ def attend(
         value: as `key`.
         causal: a query at position n sees keys 0..n.
         scale: factor of the products, None for 1 / sqrt(d).
-        bias: added to the scores before the soft-max, broadcast to (B, H, N, K); -inf hides a key. Not with `causal`.
+        bias: added to the scores before the soft-max, broadcast to (B, H, N, K); -inf, or False in a bool one, hides a
+            key. Not with `causal`.
+        dropout: share of the soft-max's entries set to 0; the caller gives 0 outside training.
 
     Returns:
         (B, N, H * d), the heads side by side.
     """
     if key.shape[1] != query.shape[1]:
         key, value = key.expand(-1, query.shape[1], -1, -1), value.expand(-1, query.shape[1], -1, -1)
-    out = F.scaled_dot_product_attention(query, key, value, attn_mask=bias, is_causal=causal, scale=scale)
+    out = F.scaled_dot_product_attention(
+        query, key, value, attn_mask=bias, dropout_p=dropout, is_causal=causal, scale=scale
+    )
     return out.transpose(1, 2).flatten(2)
 
 
@@ -169,12 +174,21 @@ class CrossAttention(nn.Module):
         heads: query heads H.
         key_value_heads: H, or 1 for multi-query attention.
         bias: biases on all four projections.
+        dropout: of the soft-max's entries, in training.
     """
 
     def __init__(
-        self, width: int, context_width: int, heads: int, *, key_value_heads: int | None = None, bias: bool = True
+        self,
+        width: int,
+        context_width: int,
+        heads: int,
+        *,
+        key_value_heads: int | None = None,
+        bias: bool = True,
+        dropout: float = 0.0,
     ) -> None:
         super().__init__()
+        self.dropout = dropout
         if width % heads:
             raise ValueError(f"width {width} is not a multiple of heads {heads}")
         self.heads = heads
@@ -185,8 +199,11 @@ class CrossAttention(nn.Module):
         self.v = nn.Linear(context_width, inner, bias=bias)
         self.out = nn.Linear(width, width, bias=bias)
 
-    def forward(self, x: Tensor, context: Tensor, *, past: Past | None = None) -> Tensor:
-        """(B, N, D), (B, K, context width) -> (B, N, D). A `past` keeps the context's keys and values."""
+    def forward(self, x: Tensor, context: Tensor, *, past: Past | None = None, seen: Tensor | None = None) -> Tensor:
+        """(B, N, D), (B, K, context width) -> (B, N, D).
+
+        A `past` keeps the context's keys and values. `seen` is bool, broadcast to (B, H, N, K): False hides a key.
+        """
         query = split_heads(self.q(x), self.heads)
         if past is not None and past.key is not None and past.value is not None:
             key, value = past.key, past.value
@@ -195,4 +212,5 @@ class CrossAttention(nn.Module):
             value = split_heads(self.v(context), self.key_value_heads)
             if past is not None:
                 past.extend(key, value)
-        return self.out(attend(query, key, value))  # type: ignore[no-any-return]  # nn.Module.__call__ is untyped
+        dropout = self.dropout if self.training else 0.0
+        return self.out(attend(query, key, value, bias=seen, dropout=dropout))  # type: ignore[no-any-return]  # nn.Module.__call__ is untyped

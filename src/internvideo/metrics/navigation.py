@@ -1,0 +1,174 @@
+"""Metrics of instruction-following walks: how near, how direct, how faithful to the reference path (spec tasks.md 6.2).
+
+NumPy only. Shapes: n positions of a walk, m positions of a reference path, (x, y) or (x, y, z) in metres each; the
+height may stand anywhere, `up` says where.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Floats = NDArray[np.float64]
+Cell = tuple[int, int]
+
+SUCCESS = 3.0
+"""Metres from the goal that count as there."""
+
+SPACING = 0.25
+"""Metres between the points of a densified reference path."""
+
+
+@dataclass(frozen=True)
+class Walked:
+    """One episode as it was walked.
+
+    Attributes:
+        path: (n, 2) or (n, 3) every position, the start first.
+        decisions: (k,) geodesic distance to the goal at each decision, the start first, the end last.
+        stopped: whether the agent itself ended the walk.
+        steps: (n,) geodesic distance at every position, None where only the decisions were measured.
+    """
+
+    path: Floats
+    decisions: Floats
+    stopped: bool
+    steps: Floats | None = None
+
+
+def navigation_error(walked: Walked) -> float:
+    """NE: metres from the end to the goal, around obstacles."""
+    return float(walked.decisions[-1])
+
+
+def success(walked: Walked, radius: float = SUCCESS) -> float:
+    """SR: 1 where the agent stopped within the radius, its edge included."""
+    return float(walked.stopped and navigation_error(walked) <= radius)
+
+
+def oracle_success(walked: Walked, radius: float = SUCCESS) -> float:
+    """OSR: 1 where any decision was made within the radius, its edge included."""
+    return float((walked.decisions <= radius).any())
+
+
+def oracle_success_of_steps(walked: Walked, radius: float = SUCCESS) -> float:
+    """VLN-CE's own OSR: 1 where any step, not only a decision, led strictly inside the radius.
+
+    Raises:
+        ValueError: the steps were not measured.
+    """
+    if walked.steps is None:
+        raise ValueError("the distances of the steps are not known")
+    return float((walked.steps < radius).any())
+
+
+def path_length(walked: Walked) -> float:
+    """PL, also called TL: metres walked, the height included."""
+    return float(np.linalg.norm(np.diff(walked.path, axis=0), axis=1).sum())
+
+
+def success_by_path_length(walked: Walked, radius: float = SUCCESS) -> float:
+    """SPL: success times d0 / max(d0, PL), d0 the geodesic distance at the start."""
+    reached = success(walked, radius)
+    if not reached:
+        return 0.0
+    shortest, taken = float(walked.decisions[0]), path_length(walked)
+    longest = max(shortest, taken)
+    return reached * shortest / longest if longest > 0 else reached
+
+
+def densify(path: Floats, spacing: float = SPACING, up: int | None = 1) -> Floats:
+    """A reference path with a point every `spacing` metres.
+
+    A leg gets floor(length / spacing) points from its start on, so its last piece is the longest one; the length is
+    that on the floor plan. A leg that is shorter gives no point (released behaviour), except the end of the path.
+
+    Args:
+        path: (m, 2) or (m, 3).
+        spacing: metres.
+        up: column of the height; None where there is none.
+    """
+    flat = path if up is None else np.delete(path, up, axis=1)
+    lengths = np.linalg.norm(np.diff(flat, axis=0), axis=1)
+    points: list[Floats] = []
+    for start, end, length in zip(path, path[1:], lengths, strict=False):
+        pieces = math.floor(length / spacing)
+        if pieces:
+            points.extend(start + (end - start) * (spacing / length) * np.arange(pieces)[:, None])
+    return np.stack([*points, path[-1]])
+
+
+def ndtw(walked: Floats, reference: Floats, *, fast: bool = True, radius: float = SUCCESS) -> float:
+    """nDTW: exp(-DTW / (m * radius)).
+
+    Args:
+        walked: (n, D). reference: (m, D), densified or not.
+        fast: the approximate DTW of radius 1 (released evaluation) instead of the exact one.
+        radius: metres at which being off costs a factor of e.
+    """
+    cost = fast_dtw(walked, reference) if fast else exact_dtw(walked, reference)
+    return math.exp(-cost / (len(reference) * radius))
+
+
+def exact_dtw(a: Floats, b: Floats) -> float:
+    """Dynamic time warping with Euclidean costs: the cheapest alignment of all points, in order."""
+    return _align(a, b, None)[0]
+
+
+def fast_dtw(a: Floats, b: Floats, radius: int = 1) -> float:
+    """Approximate DTW: aligned at half the resolution first, then only within `radius` of that alignment.
+
+    Never below the exact cost (Salvador and Chan, 2007).
+    """
+    return _fast(a, b, radius)[0]
+
+
+def _fast(a: Floats, b: Floats, radius: int) -> tuple[float, list[Cell]]:
+    if min(len(a), len(b)) < radius + 2:
+        return _align(a, b, None)
+    _, coarse = _fast(_halved(a), _halved(b), radius)
+    return _align(a, b, _widened(coarse, len(a), len(b), radius))
+
+
+def _halved(path: Floats) -> Floats:
+    """Means of pairs; an odd last point is left out."""
+    pairs = len(path) // 2
+    result: Floats = path[: 2 * pairs].reshape(pairs, 2, -1).mean(axis=1)
+    return result
+
+
+def _widened(coarse: Sequence[Cell], rows: int, columns: int, radius: int) -> list[tuple[int, int]]:
+    """Of each row of the full table the columns (first, end) that may be aligned.
+
+    Around every aligned pair of the coarse level lie (2 radius + 1)^2 coarse cells, each of them 2 x 2 cells here.
+    """
+    low, high = np.full(rows, columns), np.zeros(rows, dtype=np.int64)
+    for i, j in coarse:
+        first, end = max(0, 2 * (i - radius)), min(rows, 2 * (i + radius) + 2)
+        low[first:end] = np.minimum(low[first:end], max(0, 2 * (j - radius)))
+        high[first:end] = np.maximum(high[first:end], min(columns, 2 * (j + radius) + 2))
+    return list(zip(low.tolist(), high.tolist(), strict=True))
+
+
+def _align(a: Floats, b: Floats, window: Sequence[tuple[int, int]] | None) -> tuple[float, list[Cell]]:
+    """Cost and cells of the cheapest alignment; of equal ones the steps along a first, then along b, then both."""
+    spans = window if window is not None else [(0, len(b))] * len(a)
+    costs: Any = np.linalg.norm(a[:, None] - b[None], axis=2).tolist()
+    best: dict[Cell, tuple[float, Cell]] = {(-1, -1): (0.0, (-1, -1))}
+    far = (math.inf, (-1, -1))
+    for i, (first, end) in enumerate(spans):
+        for j in range(first, end):
+            before = min(((i - 1, j), (i, j - 1), (i - 1, j - 1)), key=lambda cell: best.get(cell, far)[0])
+            best[i, j] = (best.get(before, far)[0] + costs[i][j], before)
+    cell = (len(a) - 1, len(b) - 1)
+    total = best[cell][0]
+    cells: list[Cell] = []
+    while cell != (-1, -1):
+        cells.append(cell)
+        cell = best[cell][1]
+    return total, cells[::-1]

@@ -1,0 +1,68 @@
+"""Layers of BERT: a norm after every addition, where `block.Block` has it before every branch.
+
+The attention and the feed-forward are the package's own. Used by the navigation planner and the waypoint predictor,
+which continue published weights of this form. Source: spec/tasks.md 6.1.
+Shapes: B batch, N tokens, K tokens of the other side, D width.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+
+from internvideo.models.attention import CrossAttention
+from internvideo.models.block import FeedForward
+
+EPS = 1e-12
+
+
+@dataclass(frozen=True)
+class PostNormConfig:
+    """Sizes of one layer: D, H, feed-forward width, and the dropout of branches and of attention."""
+
+    width: int
+    heads: int
+    hidden: int
+    dropout: float = 0.1
+
+
+class PostNormAttention(nn.Module):
+    """norm(x + attention(x, y))."""
+
+    def __init__(self, config: PostNormConfig) -> None:
+        super().__init__()
+        self.attn = CrossAttention(config.width, config.width, config.heads, dropout=config.dropout)
+        self.dropout = nn.Dropout(config.dropout)
+        self.norm = nn.LayerNorm(config.width, eps=EPS)
+
+    def forward(self, x: Tensor, context: Tensor | None = None, seen: Tensor | None = None) -> Tensor:
+        """(B, N, D), context (B, K, D) or None for x itself, seen bool to (B, H, N, K) -> (B, N, D)."""
+        read = self.attn(x, x if context is None else context, seen=seen)
+        return self.norm(x + self.dropout(read))  # type: ignore[no-any-return]  # nn.Module.__call__ is untyped
+
+
+class PostNormFeed(nn.Module):
+    """norm(x + feed-forward(x))."""
+
+    def __init__(self, config: PostNormConfig) -> None:
+        super().__init__()
+        self.mlp = FeedForward(config.width, config.hidden, activation="gelu", dropout=config.dropout)
+        self.norm = nn.LayerNorm(config.width, eps=EPS)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, N, D) -> (B, N, D)."""
+        return self.norm(x + self.mlp(x))  # type: ignore[no-any-return]  # nn.Module.__call__ is untyped
+
+
+class PostNormLayer(nn.Module):
+    """Self-attention and feed-forward."""
+
+    def __init__(self, config: PostNormConfig) -> None:
+        super().__init__()
+        self.attention = PostNormAttention(config)
+        self.feed = PostNormFeed(config)
+
+    def forward(self, x: Tensor, seen: Tensor | None = None) -> Tensor:
+        """(B, N, D), seen bool to (B, H, N, N) -> (B, N, D)."""
+        return self.feed(self.attention(x, seen=seen))  # type: ignore[no-any-return]  # nn.Module.__call__ is untyped
