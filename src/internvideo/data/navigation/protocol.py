@@ -29,7 +29,7 @@ Position = tuple[float, ...]
 
 @dataclass(frozen=True)
 class Pose:
-    """Where somebody stands and looks to: x, y (m), heading (radians, any multiple of a turn), height of the feet (m)."""
+    """Where somebody stands and looks to: x, y (m), heading (radians, any value), height of the feet (m)."""
 
     x: float
     y: float
@@ -130,7 +130,7 @@ def wrapped(angle: float) -> float:
 
 
 def turn_pieces(turn: float) -> tuple[float, ...]:
-    """Turns of at most 45 degrees, one after another, that make up `turn` by the shorter way: whole ones, then a rest."""
+    """Turns of at most 45 degrees that make up `turn` by the shorter way: whole ones, then a rest."""
     left = wrapped(turn)
     whole = math.floor(abs(left) / TURN_UNIT + 1e-9)
     sign = math.copysign(1.0, left)
