@@ -147,29 +147,6 @@ def test_wrong_class_count_missing_label_and_nan_are_one_clear_line() -> None:
         run(model=Reader(strength=float("nan")))
 
 
-def test_ensembles_pool_views_or_weigh_models() -> None:
-    one = run(clips=VIEWS, model=Reader(strength=2.0), shift={(0, v): 1 for v in range(3)})
-    two = run(model=Reader(strength=4.0))
-    each = [recognition.probabilities(table) for table in (one, two)]
-    np.testing.assert_allclose(recognition.probabilities(recognition.ensemble([one, two])), np.mean(each, axis=0))
-    pooled = recognition.probabilities(recognition.ensemble([one, two], rule="pooled"))
-    np.testing.assert_allclose(pooled, (3 * each[0] + each[1]) / 4)
-    weighted = recognition.probabilities(recognition.ensemble([one, two], weights=[1.0, 3.0]))
-    np.testing.assert_allclose(weighted, (each[0] + 3 * each[1]) / 4)
-    result = recognition.score(recognition.ensemble([one, two]))
-    assert [member["views"] for member in result["protocol"]["members"]] == [3, 1]
-    assert "top1_one_view" not in result["figures"]
-
-
-def test_an_ensemble_holds_only_what_every_model_read() -> None:
-    joined = recognition.ensemble([run(unreadable=[1]), run(unreadable=[4], shift={(0, 0): 1})])
-    assert joined["ids"].tolist() == [f"clip{i}" for i in range(12) if i not in (1, 4)]
-    assert joined.coverage["read"] == 10
-    assert [lost["id"] for lost in joined.coverage["unreadable"]] == ["clip1", "clip4"]
-    with pytest.raises(RunError, match="tables of 2 splits"):
-        recognition.ensemble([run(), run(videos=11)])
-
-
 def test_paired_difference_is_narrower_than_the_figures() -> None:
     worse = run(shift={(i, 0): 1 for i in (0, 1, 2)})
     gap = recognition.difference(run(), worse)

@@ -16,6 +16,7 @@ from internvideo.commands.compare import compare
 from internvideo.commands.convert import convert
 from internvideo.commands.doctor import doctor
 from internvideo.commands.embed import embed
+from internvideo.commands.ensemble import ensemble
 from internvideo.commands.export import export
 from internvideo.commands.extract import extract
 from internvideo.commands.fit import fit
@@ -144,6 +145,13 @@ def evaluate(
     persons: Annotated[
         Path | None, typer.Option(help="spatio_temporal: boxes of a person detector, CSV or JSON.")
     ] = None,
+    restrict: Annotated[
+        bool,
+        typer.Option("--restrict", help="recognition: choose among the manifest's classes only, of a model of more."),
+    ] = False,
+    class_map: Annotated[
+        Path | None, typer.Option(help="With --restrict: file that says which class is which of the model's.")
+    ] = None,
 ) -> None:
     """Predict a table, score it, and print the figures with their protocol. The table can be scored again later."""
     from internvideo.evaluation import EvaluationSettings, evaluate_task
@@ -158,16 +166,31 @@ def evaluate(
         train=train,
         class_scores=class_scores,
         persons=persons,
+        restrict=restrict,
+        class_map=class_map,
+        proposals=proposals,
     )
     evaluate_task(task, weights, manifest, output, settings, split=split)
 
 
 @app.command()
-def score(table: Annotated[Path, typer.Argument(help="A table written by `internvideo evaluate`.")]) -> None:
-    """Figures again from a saved table: no model and no video needed."""
-    from internvideo.evaluation import score_table
+def score(
+    tables: Annotated[
+        list[Path],
+        typer.Argument(help="A table written by `internvideo evaluate`; several of different splits give their mean."),
+    ],
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="JSON file for the figures.")] = None,
+) -> None:
+    """Figures again from a saved table: no model and no video needed.
 
-    score_table(table)
+    Of several tables, each of another split of one set, print each and the mean, as HMDB51 is told.
+    """
+    from internvideo.evaluation import score_table, score_tables
+    from internvideo.tasks.table import save_result
+
+    result = score_table(tables[0]) if len(tables) == 1 else score_tables(tables)
+    if output is not None:
+        save_result(result, output)
 
 
 @app.command("list")
@@ -178,7 +201,8 @@ def list_(what: Annotated[str, typer.Argument(help="models, stages, tasks, recip
     typer.echo(listing(what))
 
 
-COMMANDS = (embed, classify, caption, compare, stream, fit, prepare, extract, localize, export, convert, doctor)
+COMMANDS = (embed, classify, caption, compare, stream, fit)
+COMMANDS += (prepare, extract, localize, ensemble, export, convert, doctor)
 for command in COMMANDS:
     app.command()(command)
 

@@ -44,7 +44,7 @@ from internvideo.report import (
 )
 from internvideo.stages.masked import MaskedSettings, MaskedStage
 from internvideo.storage import write_text
-from internvideo.tasks import recognition, retrieval
+from internvideo.tasks import ensemble, recognition, retrieval
 from internvideo.tasks.scoring import score
 from internvideo.tasks.table import BOOTSTRAP, Result, Table, save_result
 
@@ -125,7 +125,7 @@ def write_demo_report(output: Path, data: DemoData, device: str, clock: Clock) -
     }
     tables = {name: predict_recognition(one, test, settings) for name, one in trained.items()}
     tables["interaction"] = _only(tables["interaction"], "fused")
-    tables["ensemble"] = recognition.ensemble([tables["masked"], tables["multimodal"]])
+    tables["ensemble"] = ensemble.join([ensemble.member(name, tables[name]) for name in ("masked", "multimodal")])
     results = {name: _save(output, name, table) for name, table in tables.items()}
     language = load_trained(output / "multimodal_pretrained" / "model.safetensors", device=device)
     found = predict_language("retrieval", language, test, settings)

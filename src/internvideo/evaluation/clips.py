@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import cast
 
+from internvideo.data.class_names import match_classes
 from internvideo.data.loader import EvalLoader, LoaderSettings
 from internvideo.data.manifest import Manifest, read_manifest
 from internvideo.data.tokenizer import Tokenizer
@@ -37,28 +38,39 @@ def evaluate_recognition(
 ) -> Result:
     """Write recognition.npz and .json; print the figures. The classes are found among the model's by name.
 
+    With `settings.restrict` a model of more classes (Kinetics-710 on 400) chooses among the manifest's alone: the
+    logits of the others are left out before the soft-max, and the table is that of a model of these classes.
+
     Raises:
         RecipeError, ManifestError, RunError: what does not fit together.
     """
-    rows = under_classes(split_rows(manifest, split), trained.classes)
+    rows = split_rows(manifest, split)
+    if not settings.restrict:
+        rows = under_classes(rows, trained.classes)
     return finish(recognition.NAME, trained, rows, output, settings, predict_recognition)
 
 
 def predict_recognition(trained: Trained, manifest: Manifest, settings: EvaluationSettings) -> Table:
-    """Scores of a classifier over views."""
+    """Scores of a classifier over views, with `settings.restrict` of the manifest's classes alone."""
+    scores, told = scorer(trained), {}
+    if settings.restrict:
+        kept = match_classes(manifest.classes, trained.classes, where=manifest.source, class_map=settings.class_map)
+        scores = recognition.restricted(scores, kept.rows)
+        told = {"classes_kept": f"{kept.about}, before the soft-max"}
     clips, source = clip_source(trained, manifest, settings)
     subsets = {}
     if set(manifest.classes) & set(TIME_DIRECTED):  # the sample world's
         subsets["time_directed"] = lambda row: manifest.classes[row.label] in TIME_DIRECTED
     return recognition.predict(
         trained.model,
-        scorer(trained),
+        scores,
         source,
         manifest,
         clips,
         choose_device(settings.device),
         model_name=trained.recipe.model.name,
         subsets=subsets,
+        told=told,
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
@@ -19,8 +20,8 @@ from internvideo.models.video_language import VideoLanguage
 from internvideo.models.videomae import VideoMAEClassifier
 from internvideo.pipeline import Trained, load_trained
 from internvideo.recipe import TASKS, choose_device
-from internvideo.tasks.scoring import score
-from internvideo.tasks.table import Result, Table, print_result
+from internvideo.tasks.scoring import mean_of_splits, score
+from internvideo.tasks.table import Result, Table, print_result, print_results, short_names
 from internvideo.training import distributed
 
 
@@ -80,3 +81,16 @@ def score_table(path: Path) -> Result:
     result = score(Table.load(path))
     print_result(result)
     return result
+
+
+def score_tables(paths: Sequence[Path]) -> Result:
+    """Score tables of several splits of one set (HMDB51's three), print each and their mean; returns the mean.
+
+    Raises:
+        RunError: no tables, or such as cannot be averaged.
+    """
+    tables = dict(zip(short_names(paths), map(Table.load, paths), strict=True))
+    results = {name: score(table) for name, table in tables.items()}
+    mean = mean_of_splits(tables, results)
+    print_results(mean["task"].replace("_", " "), {**results, f"mean of {len(paths)}": mean})
+    return mean

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal, Protocol, cast
+from typing import Any, Protocol, cast
 
 import numpy as np
 import torch
@@ -70,6 +70,12 @@ def interaction_scorer(model: nn.Module, frame_step: int) -> Scorer:
     return score_clips
 
 
+def restricted(scorer: Scorer, classes: Sequence[int]) -> Scorer:
+    """The scores of some classes alone, in their order."""
+    index = torch.tensor(list(classes))
+    return lambda video: {name: logits[:, index.to(logits.device)] for name, logits in scorer(video).items()}
+
+
 def predict(
     model: nn.Module,
     scorer: Scorer,
@@ -80,6 +86,7 @@ def predict(
     *,
     model_name: str = "",
     subsets: Mapping[str, Callable[[Sample], bool]] | None = None,
+    told: Mapping[str, object] | None = None,
 ) -> Table:
     """Score every view of every video.
 
@@ -90,9 +97,11 @@ def predict(
         device: where the model is.
         model_name: for the protocol.
         subsets: named conditions on a row, whose accuracy is reported too (e.g. time-directed classes).
+        told: what else the protocol says of the scores.
 
     Returns:
-        ids (N,), labels (N,), sample (R,), view (R,), logits:NAME (R, C) and subset:NAME (N,) of the videos read.
+        ids (N,), labels (N,), sample (R,), view (R,), classes (C,), logits:NAME (R, C) and subset:NAME (N,) of the
+        videos read.
 
     Raises:
         RecipeError: a row without label, or a model with another number of classes.
@@ -120,12 +129,12 @@ def predict(
         "labels": labels[views.read],
         "sample": views.sample,
         "view": views.view,
+        "classes": np.asarray(manifest.classes),
         **{f"logits:{name}": values for name, values in views.values.items()},
         **{f"subset:{name}": np.asarray([holds(row) for row in rows]) for name, holds in (subsets or {}).items()},
     }
-    return Table(
-        NAME, arrays, {**describe(model, model_name, manifest, clips), "merge": "softmax mean"}, views.coverage
-    )
+    protocol = {**describe(model, model_name, manifest, clips), "merge": "softmax mean", **(told or {})}
+    return Table(NAME, arrays, protocol, views.coverage)
 
 
 def columns(table: Table) -> list[str]:
@@ -191,68 +200,6 @@ def _one_view(table: Table, column: str) -> Floats | None:
     order = np.argsort(table["sample"][chosen])
     logits: Floats = table[f"logits:{column}"][chosen][order]
     return logits
-
-
-def ensemble(
-    tables: Sequence[Table],
-    *,
-    columns_of: Sequence[str] | None = None,
-    rule: Literal["per_model", "pooled"] = "per_model",
-    weights: Sequence[float] | None = None,
-) -> Table:
-    """Join the scores of several models on one split (spec 1.5): a table that `score` reads like any other.
-
-    Args:
-        tables: of `predict`, of the same split; only videos that every model read enter.
-        columns_of: which column of each table; the only one when not given.
-        rule: `per_model` weighs models equally (or by `weights`), `pooled` weighs views equally (as released).
-        weights: above 0, one a model, for `per_model`.
-
-    Raises:
-        RunError: tables of different splits or class counts.
-    """
-    chosen = columns_of or [columns(table)[0] for table in tables]
-    share = [1.0] * len(tables) if weights is None else list(weights)
-    if not tables or len(chosen) != len(tables) or len(share) != len(tables) or min(share) <= 0:
-        raise ValueError("an ensemble needs tables, and for each one column and one weight above 0")
-    splits = sorted({str(table.protocol["split_sha256"]) for table in tables})
-    if len(splits) != 1:
-        raise RunError("ensemble", f"tables of {len(splits)} splits ({', '.join(splits)})", "one split")
-    common = set.intersection(*(set(table["ids"].tolist()) for table in tables))
-    shared = [name for name in tables[0]["ids"].tolist() if name in common]
-    if not shared:
-        raise RunError("ensemble", "no video that every model read", "", "evaluate on one readable split")
-    place = {name: index for index, name in enumerate(shared)}
-    logits, sample, view, weight = [], [], [], []
-    for table, column, amount in zip(tables, chosen, share, strict=True):
-        where = np.asarray([place.get(name, -1) for name in table["ids"].tolist()])[table["sample"]]
-        rows = where >= 0
-        counts = np.bincount(where[rows], minlength=len(shared))
-        logits.append(table[f"logits:{column}"][rows])
-        sample.append(where[rows])
-        view.append(table["view"][rows])
-        weight.append(amount / counts[where[rows]] if rule == "per_model" else np.ones(rows.sum()))
-    if len({part.shape[1] for part in logits}) != 1:
-        raise RunError("ensemble", f"class counts {[part.shape[1] for part in logits]}", "equal counts")
-    first = np.isin(tables[0]["ids"], shared)
-    arrays: dict[str, NDArray[Any]] = {
-        "ids": np.asarray(shared),
-        "labels": tables[0]["labels"][first],
-        "sample": np.concatenate(sample),
-        "view": np.concatenate(view),
-        "weight": np.concatenate(weight),
-        f"logits:{COLUMN}": np.concatenate(logits),
-        **{name: tables[0][name][first] for name in tables[0].arrays if name.startswith("subset:")},
-    }
-    members = [{**table.protocol, "column": column} for table, column in zip(tables, chosen, strict=True)]
-    lost = {entry["id"]: entry for table in tables for entry in table.coverage["unreadable"]}
-    coverage = {
-        "asked": tables[0].coverage["asked"],
-        "read": len(shared),
-        "unreadable": [lost[name] for name in sorted(lost)],
-    }
-    protocol = {"members": members, "ensemble": rule, "weights": share, "split_sha256": members[0]["split_sha256"]}
-    return Table(NAME, arrays, {**protocol, "merge": "softmax mean"}, coverage)
 
 
 def difference(first: Table, second: Table) -> dict[str, Any]:

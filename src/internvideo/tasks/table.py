@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypedDict
@@ -155,14 +155,51 @@ def print_result(result: Result, console: Console | None = None) -> None:
     out.print(escape(f"protocol: {facts}"), highlight=False)
 
 
+def short_names(paths: Sequence[str | os.PathLike[str]]) -> list[str]:
+    """A name for each table: its folder where these differ, else its file, else the path.
+
+    Raises:
+        RunError: one path twice.
+    """
+    whole = [str(path) for path in paths]
+    twice = next((path for path in whole if whole.count(path) > 1), None)
+    if twice is not None:
+        raise RunError(twice, "given twice", "each table once")
+    for names in ([Path(path).parent.name for path in whole], [Path(path).stem for path in whole]):
+        if all(names) and len(set(names)) == len(names):
+            return names
+    return whole
+
+
+def print_results(title: str, rows: Mapping[str, Result], console: Console | None = None) -> None:
+    """Show several results side by side, a line each: the figures that any has, the first one's interval, the videos.
+
+    Lines are as long as they are, because a table squeezed into 80 columns shows no figure.
+    """
+    out = console or Console()
+    names = list(dict.fromkeys(name for result in rows.values() for name in result["figures"]))
+    lines = [[title, *(name.replace("_", " ") for name in names), f"95 % of {names[0]}", "videos"]]
+    for label, result in rows.items():
+        figures, bounds = result["figures"], result["intervals"].get(names[0])
+        shown = [_shown(name, figures[name]) if name in figures else "" for name in names]
+        span = "" if bounds is None else f"{_shown(names[0], bounds[0])} to {_shown(names[0], bounds[1])}"
+        coverage = result["coverage"]
+        lines.append([label, *shown, span, f"{coverage['read']} of {coverage['asked']}"])
+    lines = [[cell.replace(" %", "") if number else cell for cell in line] for number, line in enumerate(lines)]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    for label, *cells in lines:
+        text = "  ".join([label.ljust(widths[0]), *(cell.rjust(w) for cell, w in zip(cells, widths[1:], strict=True))])
+        out.print(text, highlight=False, markup=False, soft_wrap=True)
+
+
 def _shown(name: str, value: float) -> str:
     return f"{value:.2f}" if "rank" in name else f"{100 * value:.2f} %"
 
 
 def _fact(value: object) -> str:
     if isinstance(value, Mapping):
-        return "(" + ", ".join(f"{key} {inner}" for key, inner in value.items()) + ")"
+        return "(" + ", ".join(f"{key} {_fact(inner)}" for key, inner in value.items()) + ")"
     if isinstance(value, list | tuple):
-        return f"{len(value)} entries" if len(value) > 4 else "/".join(str(entry) for entry in value)
+        return f"{len(value)} entries" if len(value) > 4 else "/".join(_fact(entry) for entry in value)
     text = str(value)
     return text[:16] if len(text) == 64 and text.isalnum() else text

@@ -13,6 +13,7 @@ from typing import Annotated
 
 from pydantic import Field, ValidationInfo, field_validator
 
+from internvideo.data.class_names import same_name
 from internvideo.data.formats.annotations import Annotations, ClassList
 from internvideo.data.formats.clip_lists import names_beside, read_lists
 from internvideo.data.formats.reading import (
@@ -206,11 +207,6 @@ def merge(parts: Mapping[int, Annotations], maps: Mapping[int, Mapping[int, int]
 def _video(row: Sample) -> str:
     """The uploaded video that a clip is of; lists tell it by the name of the file."""
     return row.group or _TRIMMED.sub("", Path(row.path).stem)
-
-
-def same_name(name: str) -> str:
-    """What two spellings of one class have in common: letters and digits."""
-    return re.sub(r"[^a-z0-9]+", " ", name.lower()).strip()
 
 
 def _union(parts: Mapping[int, Annotations]) -> tuple[str, ...]:
