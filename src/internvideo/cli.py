@@ -142,6 +142,9 @@ def evaluate(
     class_scores: Annotated[
         Path | None, typer.Option(help="localisation: JSON of whole videos' class scores for class-agnostic segments.")
     ] = None,
+    proposals: Annotated[
+        Path | None, typer.Option(help="refinement: the detections.json of a detector on the same videos.")
+    ] = None,
     persons: Annotated[
         Path | None, typer.Option(help="spatio_temporal: boxes of a person detector, CSV or JSON.")
     ] = None,
