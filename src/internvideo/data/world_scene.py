@@ -52,11 +52,12 @@ class Look:
 
 @dataclass(frozen=True)
 class Actor:
-    """An object, where it lives and what happens to it."""
+    """An object, where it lives and what happens to it; `track` where that is given frame by frame instead."""
 
     look: Look
     parts: tuple[Part, ...]
     cell: Cell
+    track: Track | None = None
 
 
 @dataclass(frozen=True)
@@ -304,7 +305,7 @@ def _streams(scene: Scene) -> list[np.random.Generator]:
 def _acting(scene: Scene, shift: NDArray[np.float64]) -> Iterator[tuple[list[_Sprite], NDArray[np.float64]]]:
     """The sprites of each actor with what it plays with, and the boxes (T, 4) of the actor alone."""
     for index, actor in enumerate(scene.actors):
-        track = track_of(actor.parts, scene.frames, actor.cell, (*scene.seed, index))
+        track = actor.track or track_of(actor.parts, scene.frames, actor.cell, (*scene.seed, index))
         sprites = _sprites(actor, track, scene.side, shift)
         boxes = _boxes(sprites, scene.side)
         if np.any(track.ball > 0):
