@@ -15,6 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from internvideo.errors import WeightsError
+from internvideo.models.planner import Planner
+from internvideo.models.planner_weights import PLANNER
 from internvideo.models.videomae import VideoMAEClassifier, VideoMAEPretrain
 from internvideo.models.weight_rules import VIDEOMAE_CLASSIFIER, VIDEOMAE_PRETRAIN, WeightTable, matches
 from internvideo.models.weight_tables import MULTIMODAL_TABLES
@@ -25,6 +27,7 @@ TABLES: dict[type[nn.Module], WeightTable] = {
     VideoMAEPretrain: VIDEOMAE_PRETRAIN,
     VideoMAEClassifier: VIDEOMAE_CLASSIFIER,
     **MULTIMODAL_TABLES,
+    Planner: PLANNER,
 }
 """Which table reads the published checkpoint of which model."""
 

@@ -1,0 +1,248 @@
+"""The history-aware planner: an instruction, the panoramas of all steps so far and places to go -> one of them.
+
+
+Pure tensors; nothing here knows a world. Source: spec/tasks.md 6.1 (3).
+Shapes: B batch, L words, D width, H history tokens (a start token, then one a step), O observation tokens (places to
+go, the stop token, views that no place uses), 12 views of a panorama.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from internvideo.models.post_norm import EPS, PostNormAttention, PostNormConfig, PostNormFeed, PostNormLayer
+
+FEATURE = 4
+"""Values of an angle and of a distance feature."""
+CONTEXT, CANDIDATE, STOP = 0, 1, 2
+"""Navigation types of observation tokens."""
+
+
+@dataclass(frozen=True)
+class PlannerConfig:
+    """Sizes.
+
+    Attributes:
+        rgb_width, depth_width: of one view's features as the planner takes them.
+        width, heads, hidden: D, heads, feed-forward width.
+        text_layers, cross_layers, panorama_layers: of the text encoder, of the cross-modal encoder and of the encoder
+            over the views of one step of the history.
+        vocabulary, words, steps: largest numbers of word ids, of words and of steps.
+        dropout: of everything in training.
+        frozen_words: the word embeddings do not learn (they come from BERT).
+        frozen_history: the embeddings of the history do not learn (released setting).
+    """
+
+    rgb_width: int = 768
+    depth_width: int = 128
+    width: int = 768
+    heads: int = 12
+    hidden: int = 3072
+    text_layers: int = 9
+    cross_layers: int = 4
+    panorama_layers: int = 2
+    vocabulary: int = 30522
+    words: int = 512
+    steps: int = 50
+    dropout: float = 0.1
+    frozen_words: bool = True
+    frozen_history: bool = True
+
+    @property
+    def layer(self) -> PostNormConfig:
+        """Of every layer."""
+        return PostNormConfig(self.width, self.heads, self.hidden, self.dropout)
+
+
+class Observation(NamedTuple):
+    """What the agent can choose from, padded at the end.
+
+    Attributes:
+        rgb (B, O, rgb width), depth (B, O, depth width), angle (B, O, 4), distance (B, O, 4).
+        kind: (B, O) int64 CONTEXT, CANDIDATE or STOP. mask: (B, O) bool, True where a token is.
+    """
+
+    rgb: Tensor
+    depth: Tensor
+    angle: Tensor
+    distance: Tensor
+    kind: Tensor
+    mask: Tensor
+
+
+class Plan(NamedTuple):
+    """Scores (B, O), -inf where there is nothing to choose, and the encoded tokens of all three kinds (B, ., D)."""
+
+    scores: Tensor
+    text: Tensor
+    history: Tensor
+    observation: Tensor
+
+
+class Projection(nn.Module):
+    """norm(linear(x)): how every kind of feature enters."""
+
+    def __init__(self, inner: int, width: int) -> None:
+        super().__init__()
+        self.linear = nn.Linear(inner, width)
+        self.norm = nn.LayerNorm(width, eps=EPS)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., inner) -> (..., D)."""
+        return self.norm(self.linear(x))  # type: ignore[no-any-return]  # nn.Module.__call__ is untyped
+
+
+class WordEmbedding(nn.Module):
+    """Words, their places and the token type, which observations share (type 1)."""
+
+    def __init__(self, config: PlannerConfig) -> None:
+        super().__init__()
+        self.word = nn.Embedding(config.vocabulary, config.width)
+        self.position = nn.Embedding(config.words, config.width)
+        self.token_type = nn.Embedding(2, config.width)
+        self.norm = nn.LayerNorm(config.width, eps=EPS)
+        self.dropout = nn.Dropout(config.dropout)
+        self.word.weight.requires_grad = not config.frozen_words
+
+    def forward(self, ids: Tensor) -> Tensor:
+        """(B, L) -> (B, L, D)."""
+        if ids.shape[1] > self.position.num_embeddings:
+            raise ValueError(f"{ids.shape[1]} words, the planner takes at most {self.position.num_embeddings}")
+        x = self.word(ids) + self.position.weight[: ids.shape[1]] + self.token_type.weight[0]
+        return self.dropout(self.norm(x))  # type: ignore[no-any-return]  # nn.Module.__call__ is untyped
+
+
+class HistoryEmbedding(nn.Module):
+    """One token a step: the front view, the turn that was taken, and what the whole panorama showed."""
+
+    def __init__(self, config: PlannerConfig) -> None:
+        super().__init__()
+        width = config.width
+        self.start = nn.Parameter(torch.zeros(1, 1, width))
+        self.rgb, self.angle = Projection(config.rgb_width, width), Projection(FEATURE, width)
+        self.view_rgb, self.view_angle = Projection(config.rgb_width, width), Projection(FEATURE, width)
+        self.position = nn.Embedding(config.steps, width)
+        self.token_type = nn.Embedding(1, width)
+        self.layers = nn.ModuleList(PostNormLayer(config.layer) for _ in range(config.panorama_layers))
+        self.norm = nn.LayerNorm(width, eps=EPS)
+        self.dropout = nn.Dropout(config.dropout)
+        if config.frozen_history:
+            self.requires_grad_(False)
+
+    def first(self, batch: int) -> Tensor:
+        """The start token (B, D)."""
+        token = self.norm(self.start[0] + self.token_type.weight)
+        return self.dropout(token.expand(batch, -1))  # type: ignore[no-any-return]  # nn.Module.__call__ is untyped
+
+    def forward(self, rgb: Tensor, angle: Tensor, views: Tensor, view_angles: Tensor, step: int) -> Tensor:
+        """The token of a step.
+
+        Args:
+            rgb: (B, rgb width) of the view ahead. angle: (B, 4) of the turn that was taken.
+            views: (B, 12, rgb width). view_angles: (B, 12, 4) or (12, 4).
+            step: its number, from 0.
+
+        Returns:
+            (B, D).
+        """
+        panorama = self.dropout(self.view_rgb(views) + self.view_angle(view_angles))
+        for layer in self.layers:
+            panorama = layer(panorama)
+        x = self.rgb(rgb) + self.angle(angle) + self.position.weight[step] + self.token_type.weight
+        return self.dropout(self.norm(x + panorama.mean(dim=1)))  # type: ignore[no-any-return]  # as above
+
+
+class ObservationEmbedding(nn.Module):
+    """Places to go, the stop token and the other views."""
+
+    def __init__(self, config: PlannerConfig) -> None:
+        super().__init__()
+        width = config.width
+        self.rgb, self.depth = Projection(config.rgb_width, width), Projection(config.depth_width, width)
+        self.angle, self.distance = Projection(FEATURE, width), Projection(FEATURE, width)
+        self.kind = nn.Embedding(3, width)
+        self.norm = nn.LayerNorm(width, eps=EPS)
+        self.dropout = nn.Dropout(config.dropout)
+
+    def forward(self, seen: Observation, token_type: Tensor) -> Tensor:
+        """Tokens (B, O, D); token_type (D,)."""
+        x = self.rgb(seen.rgb) + self.depth(seen.depth) + self.angle(seen.angle) + self.distance(seen.distance)
+        return self.dropout(self.norm(x + token_type + self.kind(seen.kind)))  # type: ignore[no-any-return]  # as above
+
+
+class CrossLayer(nn.Module):
+    """Text reads what was and is seen, and that reads the text, with the same weights; then each by itself."""
+
+    def __init__(self, config: PlannerConfig) -> None:
+        super().__init__()
+        layer = config.layer
+        self.cross = PostNormAttention(layer)
+        self.text, self.text_feed = PostNormAttention(layer), PostNormFeed(layer)
+        self.vision, self.vision_feed = PostNormAttention(layer), PostNormFeed(layer)
+
+    def forward(self, text: Tensor, vision: Tensor, text_seen: Tensor, vision_seen: Tensor) -> tuple[Tensor, Tensor]:
+        """Text (B, L, D), vision (B, H + O, D), which tokens are (B, 1, 1, .) bool -> the same shapes."""
+        text, vision = self.cross(text, vision, vision_seen), self.cross(vision, text, text_seen)
+        text, vision = self.text(text, seen=text_seen), self.vision(vision, seen=vision_seen)
+        return self.text_feed(text), self.vision_feed(vision)
+
+
+class Planner(nn.Module):
+    """Encodes the instruction once, a token of history a step, and scores the present observation."""
+
+    def __init__(self, config: PlannerConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.words = WordEmbedding(config)
+        self.text_layers = nn.ModuleList(PostNormLayer(config.layer) for _ in range(config.text_layers))
+        self.history = HistoryEmbedding(config)
+        self.observation = ObservationEmbedding(config)
+        self.cross_layers = nn.ModuleList(CrossLayer(config) for _ in range(config.cross_layers))
+        width = config.width
+        self.action = nn.Sequential(
+            nn.Linear(width, width),
+            nn.ReLU(),
+            nn.LayerNorm(width, eps=EPS),
+            nn.Dropout(config.dropout),
+            nn.Linear(width, 1),
+        )
+        self.apply(_initialise)
+
+    def encode_text(self, ids: Tensor, mask: Tensor) -> Tensor:
+        """Words (B, L) int64, mask (B, L) bool True where a word is -> (B, L, D)."""
+        x = self.words(ids)
+        for layer in self.text_layers:
+            x = layer(x, mask[:, None, None])
+        return x  # type: ignore[no-any-return]  # nn.Module.__call__ is untyped
+
+    def forward(
+        self, text: Tensor, text_mask: Tensor, history: Tensor, history_mask: Tensor, seen: Observation
+    ) -> Plan:
+        """Score every token of an observation.
+
+        Args:
+            text: of `encode_text`. text_mask: (B, L) bool.
+            history: (B, H, D), the start token first. history_mask: (B, H) bool.
+            seen: what there is to choose from.
+        """
+        length = history.shape[1]
+        vision = torch.cat([history, self.observation(seen, self.words.token_type.weight[1])], dim=1)
+        text_seen = text_mask[:, None, None]
+        vision_seen = torch.cat([history_mask, seen.mask], dim=1)[:, None, None]
+        for layer in self.cross_layers:
+            text, vision = layer(text, vision, text_seen, vision_seen)
+        history, tokens = vision[:, :length], vision[:, length:]
+        scores = self.action(tokens * text[:, :1])[..., 0]
+        scores = scores.masked_fill((seen.kind == CONTEXT) | ~seen.mask, float("-inf"))
+        return Plan(scores, text, history, tokens)
+
+
+def _initialise(module: nn.Module) -> None:
+    if isinstance(module, nn.Linear | nn.Embedding):
+        nn.init.normal_(module.weight, std=0.02)
+    if isinstance(module, nn.Linear):
+        nn.init.zeros_(module.bias)
