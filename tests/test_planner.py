@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from goldens_folder import GOLDENS
 from internvideo.models.attention import attend, split_heads
-from internvideo.models.planner import CONTEXT, STOP, Observation, Plan, Planner, PlannerConfig
+from internvideo.models.planner import CONTEXT, STOP, CrossLayer, Observation, Plan, Planner, PlannerConfig
 from internvideo.models.weights import load_reference
 
 FOLDER = GOLDENS / "tasks" / "vln_planner"
@@ -73,12 +73,15 @@ def outputs() -> dict[str, Tensor]:
         )
         history.append(model.history(rgb, angle, views, angles, int(stored[f"in/step{step}/ob_step_ids"])))
     read: list[Tensor] = []
-    last = model.cross_layers[-1].cross.attn
+    layer = model.cross_layers[-1]
+    assert isinstance(layer, CrossLayer)
+    last = layer.cross.attn
 
     def weights(module: nn.Module, inputs: tuple[Tensor, ...], kwargs: dict[str, Any]) -> None:
         query, key = split_heads(last.q(inputs[0]), last.heads), split_heads(last.k(inputs[1]), last.heads)
         unit = torch.eye(key.shape[2]).expand(*key.shape[:2], -1, -1)
-        read.append(attend(query, key, unit, bias=kwargs["seen"]).unflatten(2, (last.heads, -1)))
+        seen = attend(query, key, unit, bias=kwargs["seen"])
+        read.append(seen.view(*seen.shape[:2], last.heads, -1))
 
     hook = last.register_forward_pre_hook(weights, with_kwargs=True)
     plan: Plan = model(text, mask, torch.stack(history, dim=1), stored["in/hist_masks"], observation())

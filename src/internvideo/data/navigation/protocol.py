@@ -116,6 +116,9 @@ class NavEnv(Protocol):
     def step(self, turn: float, distance: float) -> Walk:
         """Turn by `turn` radians (the shorter way), then floor(distance / 0.25) steps of 0.25 m; sliding allowed."""
 
+    def place(self, pose: Pose, time: int) -> None:
+        """Be at a pose at a tick of this scene: back where one was before trying a step, say."""
+
     def geodesic(self, a: Position, b: Position) -> float:
         """Metres of the shortest way; inf where there is none."""
 

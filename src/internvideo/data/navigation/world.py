@@ -136,6 +136,10 @@ class World:
         self._pose = pose
         return Walk(tuple(poses), tuple(range(first, first + len(poses))), collided)
 
+    def place(self, pose: Pose, time: int) -> None:
+        """Be at a pose at a tick."""
+        self._pose, self._time = pose, time
+
     def geodesic(self, a: Position, b: Position) -> float:
         """Metres of the shortest way in this house; inf where there is none."""
         return float(self.house.ground.distances(np.array([a[:2]]), b)[0])
