@@ -23,6 +23,7 @@ from internvideo.data.feature_sequences import FeatureSettings
 from internvideo.data.key_frames import KeyFrameSettings
 from internvideo.data.loader import LoaderSettings
 from internvideo.data.mixup import Mixup
+from internvideo.data.questions import QuestionSettings
 from internvideo.data.rand_augment import RandAugment
 from internvideo.data.transforms import CropKind, EvalTransform, TrainTransform
 from internvideo.errors import RecipeError
@@ -146,6 +147,7 @@ class DataSettings(Settings):
     augment: AugmentSettings = AugmentSettings()
     features: FeatureSettings = FeatureSettings()
     key_frames: KeyFrameSettings = KeyFrameSettings()
+    questions: QuestionSettings = QuestionSettings()
     loader: LoaderSettings
 
 

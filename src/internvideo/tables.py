@@ -11,9 +11,11 @@ from internvideo.data import sampling
 from internvideo.models.action_detector import ActionDetector
 from internvideo.models.actionformer import ActionFormer
 from internvideo.models.cross_model import CrossModel
+from internvideo.models.heads import VideoQuestionAnswering
 from internvideo.models.uniformerv2 import UniFormerV2
 from internvideo.models.video_language import VideoLanguage
 from internvideo.models.videomae import VideoMAEClassifier, VideoMAEPretrain
+from internvideo.stages.answering import AnsweringSettings, AnsweringStage
 from internvideo.stages.interaction import InteractionSettings, InteractionStage
 from internvideo.stages.localisation import LocalisationSettings, LocalisationStage
 from internvideo.stages.masked import MaskedSettings, MaskedStage
@@ -28,7 +30,7 @@ class StageEntry:
     """One stage: its settings, the stage class and what models it trains.
 
     `heads` are the parts of the model that have one output a class ("" is the model itself): they get the number of
-    classes of the data. What a stage learns from is built by its row in `jobs/table.py`.
+    classes of the data in their setting `outputs`. What a stage learns from is built by its row in `jobs/table.py`.
     """
 
     about: str
@@ -36,6 +38,7 @@ class StageEntry:
     stage: type[nn.Module]
     trains: tuple[type[nn.Module], ...]
     heads: tuple[str, ...] = ()
+    outputs: str = "classes"
 
 
 STAGES: dict[str, StageEntry] = {
@@ -76,6 +79,14 @@ STAGES: dict[str, StageEntry] = {
         (ActionDetector,),
         heads=("",),
     ),
+    "answering": StageEntry(
+        "answer questions about videos with one of the frequent answers",
+        AnsweringSettings,
+        AnsweringStage,
+        (VideoQuestionAnswering,),
+        heads=("",),
+        outputs="answers",
+    ),
     "interaction": StageEntry(
         "cross-model attention between the two frozen encoders, learned fusion of their scores",
         InteractionSettings,
@@ -93,6 +104,7 @@ TASKS: dict[str, str] = {
     "localisation": "when which action happens: mAP over tIoU thresholds, recall",
     "spatio_temporal": "what every person at a key frame does: frame mAP at IoU 0.5",
     "multiple_choice": "which of the texts fits the clip",
+    "answering": "questions about the clip: accuracy over all, and over those that can be answered",
 }
 
 SAMPLERS: dict[str, type[sampling.FrameSampler]] = {

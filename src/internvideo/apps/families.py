@@ -18,7 +18,6 @@ from internvideo.models.clip import Clip
 from internvideo.models.cross_model import CrossModel, InteractionConfig
 from internvideo.models.factory import MODELS, differences
 from internvideo.models.heads import FusedAnswer, VideoQuestionAnswering
-from internvideo.models.multimodal_sizes import AnswerConfig
 from internvideo.models.uniformerv2 import UniFormerV2
 from internvideo.models.viclip import ViCLIP
 from internvideo.models.video_language import VideoLanguage
@@ -123,11 +122,7 @@ def _clip_tokens(module: Clip, clips: Tensor, step: int) -> Tensor:
 
 
 def _answer_config(module: FusedAnswer) -> Any:
-    config = module.model.config
-    last = module.head[-1]
-    if isinstance(module, VideoQuestionAnswering) and isinstance(last, nn.Linear):
-        return AnswerConfig(config, last.out_features)
-    return config
+    return module.config if isinstance(module, VideoQuestionAnswering) else module.model.config
 
 
 def _joint_width(module: VideoLanguage) -> int:
@@ -207,6 +202,7 @@ FAMILIES: tuple[Family, ...] = (
         lambda m, clips, step: m.model.see(seen(m.model, clips)).tokens,
         lambda m: _language_clips(m.model),
         config=_answer_config,
+        classes=lambda m: m.config.answers if isinstance(m, VideoQuestionAnswering) else 0,
     ),
     Family(
         CrossModel,

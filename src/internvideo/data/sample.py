@@ -142,10 +142,11 @@ class Box(_Part):
 
 
 class QA(_Part):
-    """A question about the clip and its answer."""
+    """A question about the clip and its answer; `type` where the annotation tells what it asks for."""
 
     question: Sentence
     answer: Sentence
+    type: str | None = None
 
 
 class Choice(_Part):

@@ -66,9 +66,10 @@ def build_model(recipe: Recipe, classes: int) -> nn.Module:
         place, settings = "model.overrides", overrides
         if part:
             place, settings = f"model.overrides.{part}", overrides.setdefault(part, {})
-        asked = settings.setdefault("classes", classes)
+        asked = settings.setdefault(entry.outputs, classes)
         if asked != classes:
-            raise RecipeError(f"{place}.classes", f"{asked}, but the manifest has {classes} classes", str(classes))
+            found = f"{asked}, but the manifest has {classes} {entry.outputs}"
+            raise RecipeError(f"{place}.{entry.outputs}", found, str(classes))
     return create_model(recipe.model.name, overrides)
 
 

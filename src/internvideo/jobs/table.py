@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Protocol
 
-from internvideo.jobs import clips, features
+from internvideo.jobs import clips, features, questions
 from internvideo.jobs.job import Job
 from internvideo.recipe import Recipe
 
@@ -24,6 +24,7 @@ JOBS: dict[str, Prepare] = {
     "open_set": clips.prepare,
     "interaction": clips.prepare,
     "regions": clips.prepare,
+    "answering": questions.prepare,
     "localisation": features.prepare,
 }
 """Stage -> what builds its job."""

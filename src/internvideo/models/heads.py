@@ -6,28 +6,55 @@ Source: spec/models.md E.2.
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 
-from internvideo.models.caption_decoder import init_normal
+from internvideo.models.caption_decoder import CaptionDecoder, init_normal
 from internvideo.models.clip import EPS, at_end_of_text
+from internvideo.models.uniformerv2 import UniFormerV2Config
 from internvideo.models.video_language import VideoLanguage, VideoLanguageConfig
 
 
-class AnswerHead(nn.Sequential):
-    """Dropout, linear to twice the width, layer norm, GELU, dropout, linear: (..., F) -> (..., outputs)."""
+@dataclass(frozen=True)
+class AnswerConfig:
+    """A question answering network.
 
-    def __init__(self, features: int, outputs: int, dropout: float = 0.5) -> None:
-        super().__init__(
-            nn.Dropout(dropout),
-            nn.Linear(features, 2 * features),
-            nn.LayerNorm(2 * features, eps=EPS),
-            nn.GELU(),
-            nn.Dropout(dropout),
-            nn.Linear(2 * features, outputs),
-        )
+    Attributes:
+        model: towers and caption decoder; their projections and its predictor are left out.
+        answers: A, the frequent answers (MSRVTT 1501, MSVD 1001, TGIF-frame 1541; spec/models.md E.3).
+        dropout: of the head. layers: linear layers of the head, two in the released code, three in the paper.
+        video: whether the video is seen; without it the network answers from the question alone, as a baseline.
+    """
+
+    model: VideoLanguageConfig
+    answers: int
+    dropout: float = 0.5
+    layers: int = 2
+    video: bool = True
+
+    @property
+    def vision(self) -> UniFormerV2Config:
+        """Sizes of the video tower."""
+        return self.model.vision
+
+
+class AnswerHead(nn.Sequential):
+    """(Dropout, linear to twice the width, layer norm, GELU) once for two layers, twice for three; dropout, linear.
+
+    (..., F) -> (..., outputs). The published code has two linear layers, the paper speaks of three, whose hidden ones
+    are here of one width (spec/models.md E.2). ValueError for less than two.
+    """
+
+    def __init__(self, features: int, outputs: int, dropout: float = 0.5, layers: int = 2) -> None:
+        if layers < 2:
+            raise ValueError(f"an answer head of {layers} layers: 2 or more")
+        hidden, parts = 2 * features, list[nn.Module]()
+        for before in (features, *(hidden,) * (layers - 2)):
+            parts += [nn.Dropout(dropout), nn.Linear(before, hidden), nn.LayerNorm(hidden, eps=EPS), nn.GELU()]
+        super().__init__(*parts, nn.Dropout(dropout), nn.Linear(hidden, outputs))
         self.apply(init_normal)
 
 
@@ -47,43 +74,94 @@ class AnswerOutput:
     caption: Tensor
 
 
+@dataclass(frozen=True)
+class SeenVideo:
+    """What questions are asked about: video features (B, D) and the decoder's pooled visual tokens (B, Q, W)."""
+
+    features: Tensor
+    pooled: Tensor
+
+    def __getitem__(self, index: slice) -> SeenVideo:
+        """Some of the videos."""
+        return SeenVideo(self.features[index], self.pooled[index])
+
+
 class FusedAnswer(nn.Module):
     """Towers without projections, caption decoder without predictor, and an answer head on all three features.
 
     Args:
         config: a video-language model with a caption decoder; its projections and predictor are left out.
         outputs: number of scores of a (video, text) pair.
-        dropout: of the head.
+        dropout: of the head. layers: linear layers of the head.
+        video: whether the video is seen; otherwise zeros stand for its features and its pooled tokens.
     """
 
-    def __init__(self, config: VideoLanguageConfig, outputs: int, dropout: float = 0.5) -> None:
+    def __init__(
+        self, config: VideoLanguageConfig, outputs: int, dropout: float = 0.5, layers: int = 2, video: bool = True
+    ) -> None:
         super().__init__()
         if config.caption is None:
             raise ValueError("an answering network needs a caption decoder")
         self.model = VideoLanguage(replace(config, joint_width=0, caption=replace(config.caption, vocabulary=0)))
-        self.head = AnswerHead(config.vision.width + 2 * config.text.width, outputs, dropout)
+        self.head = AnswerHead(config.vision.width + 2 * config.text.width, outputs, dropout, layers)
+        self.video = video
+
+    @property
+    def checkpointing(self) -> bool:
+        """Recompute the video tower's activations in the backward pass instead of storing them."""
+        return self.model.checkpointing
+
+    @checkpointing.setter
+    def checkpointing(self, value: bool) -> None:
+        self.model.checkpointing = value
+
+    def idle(self, name: str) -> bool:
+        """Whether a parameter plays no part in the scores: the cosines' scale, the mask of words, an unseen video's."""
+        if name in ("model.logit_scale", "model.text.mask_embedding"):
+            return True
+        eyes = r"model\.(visual\.|visual_norm\.|caption_decoder\.(quer|context_norm|pool))"
+        return not self.video and re.match(eyes, name) is not None
+
+    @property
+    def decoder(self) -> CaptionDecoder:
+        """The caption decoder without its predictor."""
+        decoder = self.model.caption_decoder
+        if decoder is None:
+            raise ValueError("an answering network needs a caption decoder")
+        return decoder
 
     def normalise(self, video: Tensor) -> Tensor:
         """uint8 or float in 0..255 (B, 3, T, S, S) -> normalised float."""
         return self.model.normalise(video)  # type: ignore[no-any-return]  # nn.Module.__call__ is untyped
 
-    def answer(self, video: Tensor, tokens: Tensor) -> AnswerOutput:
-        """Normalised (B, 3, T, S, S), ids (B * K, L) with the K texts of a video side by side -> outputs of B * K rows.
+    def look(self, video: Tensor) -> SeenVideo:
+        """Normalised (B, 3, T, S, S) -> what the questions are asked about, the same for all of them."""
+        decoder = self.decoder
+        if not self.video:
+            config, unseen = decoder.config, self.model.visual_norm.weight
+            return SeenVideo(
+                unseen.new_zeros(len(video), config.vision_width),
+                unseen.new_zeros(len(video), config.queries, config.width),
+            )
+        seen = self.model.see(video)
+        return SeenVideo(self.model.project_video(seen.pooled), decoder.pool(seen.tokens))
+
+    def respond(self, seen: SeenVideo, tokens: Tensor) -> AnswerOutput:
+        """B seen videos, ids (B * K, L) with the K texts of a video side by side -> outputs of B * K rows.
 
         The decoder has one position less than the text tower; a text that fills the context is read at the last one.
         """
-        choices = len(tokens) // len(video)
-        model = self.model
-        decoder = model.caption_decoder
-        if decoder is None:
-            raise ValueError("an answering network needs a caption decoder")
-        seen, words = model.see(video), model.text.tokens(tokens)
-        pooled = decoder.pool(seen.tokens).repeat_interleave(choices, dim=0)
-        caption = decoder.decode(words[:, :-1], pooled)
-        seen_features = model.project_video(seen.pooled).repeat_interleave(choices, dim=0)
+        choices = len(tokens) // len(seen.features)
+        words = self.model.text.tokens(tokens)
+        caption = self.decoder.decode(words[:, :-1], seen.pooled.repeat_interleave(choices, dim=0))
+        features = seen.features.repeat_interleave(choices, dim=0)
         text = at_end_of_text(words, tokens)
-        scores = self.head(torch.cat([at_end_of_text(caption, tokens), seen_features, text], dim=1))
-        return AnswerOutput(scores, seen_features, text, caption)
+        scores = self.head(torch.cat([at_end_of_text(caption, tokens), features, text], dim=1))
+        return AnswerOutput(scores, features, text, caption)
+
+    def answer(self, video: Tensor, tokens: Tensor) -> AnswerOutput:
+        """Normalised (B, 3, T, S, S), ids (B * K, L) -> outputs of B * K rows (see `respond`)."""
+        return self.respond(self.look(video), tokens)
 
     @property
     def layers(self) -> int:
@@ -100,7 +178,17 @@ class FusedAnswer(nn.Module):
 
 
 class VideoQuestionAnswering(FusedAnswer):
-    """Open-ended question answering as classification over A frequent answers."""
+    """Open-ended question answering as classification over A frequent answers.
+
+    Args:
+        config: a video-language model with a caption decoder. answers: A. dropout, layers, video: see `AnswerConfig`.
+    """
+
+    def __init__(
+        self, config: VideoLanguageConfig, answers: int, dropout: float = 0.5, layers: int = 2, video: bool = True
+    ) -> None:
+        super().__init__(config, answers, dropout, layers, video)
+        self.config = AnswerConfig(config, answers, dropout, layers, video)
 
     def forward(self, video: Tensor, tokens: Tensor) -> Tensor:
         """Normalised (B, 3, T, S, S), question ids (B, L) -> answer logits (B, A)."""

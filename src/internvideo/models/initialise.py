@@ -5,8 +5,11 @@ Source: paper 3.2 and 3.3; spec/models.md B (classifier from pretraining), C.3, 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import json
+import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Protocol
 
 from torch import Tensor, nn
 
@@ -14,25 +17,39 @@ from internvideo.errors import WeightsError
 from internvideo.models.action_detector import FRESH, ActionDetector, of_encoder
 from internvideo.models.clip_import import from_clip
 from internvideo.models.cross_model import CrossModel
+from internvideo.models.heads import FusedAnswer
 from internvideo.models.uniformerv2 import UniFormerV2
 from internvideo.models.viclip import ViCLIP
 from internvideo.models.video_language import VideoLanguage
 from internvideo.models.videomae import VideoMAEClassifier
-from internvideo.models.weights import load_part, load_pretrained, read_safetensors
+from internvideo.models.weights import load_part, load_pretrained, read_safetensors, select_head_rows
 
 FROM_CLIP = (UniFormerV2, VideoLanguage, ViCLIP)
 """What can start from an image-text model."""
 
 
-def initialise(model: nn.Module, sources: Mapping[str, Path]) -> None:
+HEADS: tuple[tuple[type[nn.Module], str], ...] = ((VideoMAEClassifier, "head"), (UniFormerV2, "proj.linear"))
+"""Models with a classification head, and its name."""
+
+
+class HeadRule(Protocol):
+    """Asked where a file brings a head: which of its rows the model starts with."""
+
+    def __call__(self, known: tuple[str, ...], path: Path) -> Sequence[int] | None:
+        """Rows of the head of `path`, whose classes are `known` (numbers where it tells none); None for a fresh head."""
+
+
+def initialise(model: nn.Module, sources: Mapping[str, Path], head: HeadRule | None = None) -> None:
     """Fill `model` from files.
 
     Args:
         model: any model of the table.
         sources: {"weights": FILE} that `internvideo train` wrote; for a `CrossModel` {"masked": FILE,
             "multimodal": FILE}; for the encoders that start from an image-text model also {"clip": FILE}, in the public
-            CLIP layout (converted by `internvideo convert`) or ours. Empty leaves the model as it was drawn, except a
-            `CrossModel`, whose encoders never learn.
+            CLIP layout (converted by `internvideo convert`) or ours; for a classifier also {"encoder": FILE}: a
+            classifier of other classes, whose last linear map is left behind. Empty leaves the model as it was drawn,
+            except a `CrossModel`, whose encoders never learn.
+        head: of a file with a classification head; without it the whole head is taken.
 
     Raises:
         WeightsError: a wrong name, an absent file, or tensors that do not fit. A model of one source is then unchanged.
@@ -42,30 +59,73 @@ def initialise(model: nn.Module, sources: Mapping[str, Path]) -> None:
     allowed = [{"masked", "multimodal"}] if isinstance(model, CrossModel) else [{"weights"}]
     if isinstance(model, FROM_CLIP):
         allowed.append({"clip"})
+    if isinstance(model, VideoMAEClassifier | UniFormerV2):
+        allowed.append({"encoder"})
     if set(sources) not in allowed:
         names = " or ".join(" and ".join(f"{name}: FILE" for name in sorted(choice)) for choice in allowed)
         raise WeightsError("init", f"holds {', '.join(sources) or 'nothing'}", names, "change `init` in the recipe")
     if isinstance(model, CrossModel):
-        _fill(model.masked, sources["masked"])
-        _fill(model.multimodal, sources["multimodal"])
+        _fill(model.masked, sources["masked"], head)
+        _fill(model.multimodal, sources["multimodal"], head)
     elif "clip" in sources:
         from_clip(model, read_safetensors(sources["clip"])[0], where=sources["clip"])
+    elif "encoder" in sources:
+        load_part(model, read_safetensors(sources["encoder"])[0], fresh=LAST_MAP, where=sources["encoder"])
     else:
-        _fill(model, sources["weights"])
+        _fill(model, sources["weights"], head)
 
 
-def _fill(model: nn.Module, path: Path) -> None:
-    state, _ = read_safetensors(path)
+def _fill(model: nn.Module, path: Path, head: HeadRule | None) -> None:
+    state, metadata = read_safetensors(path)
     if isinstance(model, ActionDetector) and "head.projection.weight" not in state:
         load_part(model, of_encoder(state), fresh=FRESH, where=path)
     elif isinstance(model, VideoMAEClassifier) and any(name.startswith("encoder.") for name in state):
         load_pretrained(model, state, where=path)
     elif isinstance(model, UniFormerV2) and any(name.startswith("visual.") for name in state):
         load_part(model, _below(state, "visual."), fresh=r"proj\.", where=path)
-    elif isinstance(model, VideoLanguage) and not any(name.startswith("caption_decoder.") for name in state):
-        load_part(model, state, fresh=r"caption_decoder\.", where=path)
+    elif isinstance(model, FusedAnswer) and not any(name.startswith("head.") for name in state):
+        load_part(model, of_language(state), fresh=r"head\.", where=path)
+    elif isinstance(model, VideoLanguage):
+        _fill_language(model, state, path)
     else:
-        load_part(model, state, fresh=None, where=path)
+        _fill_classifier(model, state, metadata, path, head)
+
+
+def _fill_classifier(
+    model: nn.Module, state: Mapping[str, Tensor], metadata: Mapping[str, str], path: Path, rule: HeadRule | None
+) -> None:
+    """All of a model, with the rows of its head that `rule` chooses."""
+    name = next((name for kind, name in HEADS if isinstance(model, kind)), "")
+    weight = state.get(f"{name}.weight")
+    fresh = None
+    if rule is not None and name and weight is not None:
+        known = tuple(json.loads(metadata.get("classes", "[]"))) or tuple(map(str, range(len(weight))))
+        rows = rule(known, path)
+        if rows is None:
+            fresh = re.escape(name) + r"\."
+        elif list(rows) != list(range(len(weight))):
+            state = select_head_rows(state, rows, name)
+    load_part(model, state, fresh=fresh, where=path)
+
+
+def _fill_language(model: VideoLanguage, state: Mapping[str, Tensor], path: Path) -> None:
+    """Towers and caption decoder; a decoder that only one of both has stays as drawn, or is left behind."""
+    decoder = any(name.startswith("caption_decoder.") for name in state)
+    if decoder and model.caption_decoder is None:
+        state = {name: value for name, value in state.items() if not name.startswith("caption_decoder.")}
+    load_part(model, state, fresh=None if decoder else r"caption_decoder\.", where=path)
+
+
+LAST_MAP = r"head\.|proj\.linear\."
+"""Of the two kinds of classifiers."""
+
+LEFT_BEHIND = re.compile(r"visual_projection|text\.projection|caption_decoder\.predictor\..*")
+"""What an answering network has no use for: the ways into the joint space, and the words of captions (E.2)."""
+
+
+def of_language(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """What an answering network takes over from a video-language model, under its own names: all but `LEFT_BEHIND`."""
+    return {f"model.{name}": value for name, value in state.items() if not LEFT_BEHIND.fullmatch(name)}
 
 
 def _below(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:

@@ -18,7 +18,7 @@ from torch import Tensor
 from internvideo.errors import WeightsError
 from internvideo.models.caption_decoder import CaptionDecoderConfig
 from internvideo.models.clip import ClipConfig, TextConfig
-from internvideo.models.multimodal_sizes import AnswerConfig
+from internvideo.models.heads import AnswerConfig
 from internvideo.models.uniformerv2 import UniFormerV2Config
 from internvideo.models.viclip import ViCLIPConfig
 from internvideo.models.video_language import VideoLanguageConfig

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from internvideo.models.caption_decoder import CaptionDecoder, CaptionDecoderConfig
 from internvideo.models.clip import Clip, ClipConfig, TextConfig
 from internvideo.models.cross_model import InteractionConfig, build_cross_model
 from internvideo.models.entry import ModelEntry
-from internvideo.models.heads import RankedMultipleChoice, VideoQuestionAnswering
+from internvideo.models.heads import AnswerConfig, RankedMultipleChoice, VideoQuestionAnswering
 from internvideo.models.uniformerv2 import UniFormerV2, UniFormerV2Config
 from internvideo.models.viclip import ViCLIP, ViCLIPConfig
 from internvideo.models.video_language import VideoLanguage, VideoLanguageConfig
@@ -70,24 +70,9 @@ _MM_CAPTION = {size: _captioner(config, layers=6) for size, config in _MM.items(
 """Six decoder layers as in the paper; the released code has four: `caption: {layers: 4}`."""
 
 
-@dataclass(frozen=True)
-class AnswerConfig:
-    """A question answering network.
-
-    Attributes:
-        model: towers and caption decoder; their projections and its predictor are left out.
-        answers: A, the frequent answers (MSRVTT 1501, MSVD 1001, TGIF-frame 1541; spec/models.md E.3).
-        dropout: of the head.
-    """
-
-    model: VideoLanguageConfig
-    answers: int
-    dropout: float = 0.5
-
-
 def build_answering(config: AnswerConfig) -> VideoQuestionAnswering:
     """The network of a config."""
-    return VideoQuestionAnswering(config.model, config.answers, config.dropout)
+    return VideoQuestionAnswering(config.model, config.answers, config.dropout, config.layers, config.video)
 
 
 _ANSWERING = {size: _captioner(config, layers=4) for size, config in _MM.items()}

@@ -8,6 +8,7 @@ import numpy as np
 
 from internvideo.errors import RunError
 from internvideo.tasks import (
+    answering,
     localisation,
     multiple_choice,
     open_set,
@@ -26,6 +27,7 @@ SCORES: dict[str, Callable[[Table], Result]] = {
     localisation.NAME: localisation.score,
     spatio_temporal.NAME: spatio_temporal.score,
     multiple_choice.NAME: multiple_choice.score,
+    answering.NAME: answering.score,
 }
 
 

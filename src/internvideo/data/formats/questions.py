@@ -6,6 +6,7 @@ may give; an answer outside it stays as it is, and the task counts it as not ans
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated
@@ -26,8 +27,8 @@ from internvideo.data.formats.reading import (
 from internvideo.data.sample import QA, Choice, Sample, Sentence
 from internvideo.errors import ManifestError
 
-Asked = tuple[str, str, Sentence, Sentence]
-"""Where, the video, question, answer."""
+Asked = tuple[str, str, Sentence, Sentence, str]
+"""Where, the video, question, answer, type of the question ("" where it is not told)."""
 _OPTIONS = tuple(f"option{number}" for number in range(1, 6))
 
 
@@ -41,12 +42,14 @@ class _OneAQuestion(Record):
     question: Sentence
     answer: Sentence
     video_id: Name
+    answer_type: str = ""
 
 
 class _Gif(Record):
     gif_name: Name
     question: Sentence
     answer: Sentence
+    answer_type: str = ""
 
 
 class _GifChoice(Record):
@@ -74,26 +77,39 @@ class _FilmChoice(Film):
 def _gather(made: Annotations, split: str, asked: Iterable[Asked], extension: str, second: dict[str, str]) -> None:
     """A row for each video, in the order in which the videos are first asked about."""
     found: dict[str, tuple[str, list[QA]]] = {}
-    for where, video, question, answer in asked:
-        found.setdefault(video, (where, []))[1].append(QA(question=question, answer=answer))
+    for where, video, question, answer, kind in asked:
+        found.setdefault(video, (where, []))[1].append(QA(question=question, answer=answer, type=kind or None))
     for video, (where, pairs) in found.items():
         names = (video, *([second[video]] if video in second else ()))
         made.add(split, Sample(id=video, path=f"{video}{extension}", qa=tuple(pairs), split=split), where, *names)
 
 
+def frequent_answers(rows: Iterable[Sample], most: int) -> tuple[str, ...]:
+    """The `most` most frequent answers, of equally frequent ones those first met first."""
+    counts = Counter(pair.answer for row in rows for pair in row.qa)
+    return tuple(answer for answer, _ in counts.most_common(most))
+
+
+def read_answers(path: Path) -> tuple[str, ...]:
+    """Answers in the order of their numbers: one a line (`answer_set.txt`), or JSON (`ans2label.json`).
+
+    Raises:
+        ManifestError: no such file, another form, an answer twice, numbers that are not 0, 1, 2, ...
+    """
+    if path.suffix != ".json":
+        return read_names(path)
+    table = read_json(path, dict[str, Annotated[int, Field(ge=0)]])
+    if sorted(table.values()) != list(range(len(table))):
+        raise ManifestError(path, "the numbers of the answers are not 0, 1, 2, ...", "each once")
+    return tuple(sorted(table, key=table.__getitem__))
+
+
 def _answers(made: Annotations, path: Path | None, *, size: int) -> None:
     """The vocabulary of a file answer -> number, else the most frequent answers of training (ties by their order)."""
     if path is not None:
-        table = read_json(path, dict[str, Annotated[int, Field(ge=0)]])
-        if sorted(table.values()) != list(range(len(table))):
-            raise ManifestError(path, "the numbers of the answers are not 0, 1, 2, ...", "each once")
-        made.vocabularies["answers"] = tuple(sorted(table, key=table.__getitem__))
+        made.vocabularies["answers"] = read_answers(path)
     elif "train" in made.splits:
-        counts: dict[str, int] = {}
-        for row in made.splits["train"]:
-            for pair in row.qa:
-                counts[pair.answer] = counts.get(pair.answer, 0) + 1
-        made.vocabularies["answers"] = tuple(sorted(counts, key=lambda answer: -counts[answer])[:size])
+        made.vocabularies["answers"] = frequent_answers(made.splits["train"], size)
         made.notes.append(f"the answers are the {len(made.vocabularies['answers']):,} most frequent of training")
     else:
         made.notes.append("neither a list of answers nor training questions: no vocabulary of answers")
@@ -113,7 +129,7 @@ def read_msrvtt_qa(source: AnnotationSource) -> Annotations:
     made = Annotations()
     for path in source.find(r"(train|val|test)\.jsonl$"):
         asked = (
-            (f"{path}:{line}", row.video_id, row.question, row.answer)
+            (f"{path}:{line}", row.video_id, row.question, row.answer, row.answer_type)
             for line, row in json_records(path, _OneAQuestion)
         )
         _gather(made, split_of(path) or "", asked, ".mp4", {})
@@ -124,7 +140,7 @@ def read_msrvtt_qa(source: AnnotationSource) -> Annotations:
             passed.append(path.name)
             continue
         original = (
-            (f"{path}:{line}", f"video{row.video_id}", row.question, row.answer)
+            (f"{path}:{line}", f"video{row.video_id}", row.question, row.answer, "")
             for line, row in json_records(path, _Original)
         )
         _gather(made, split, original, ".mp4", {})
@@ -146,7 +162,7 @@ def read_msvd_qa(source: AnnotationSource) -> Annotations:
     second = {short: name for name, short in mapping(source).items()}
     for path in source.find(r"(train|val|test)_qa[^/]*\.json$"):
         asked = (
-            (f"{path}:{line}", f"vid{row.video_id}", row.question, row.answer)
+            (f"{path}:{line}", f"vid{row.video_id}", row.question, row.answer, "")
             for line, row in json_records(path, _Original)
         )
         _gather(made, split_of(path) or "", asked, ".avi", second)
@@ -154,7 +170,7 @@ def read_msvd_qa(source: AnnotationSource) -> Annotations:
         raise ManifestError(source.path, "no annotation file of MSVD-QA", "msvd_test_qa_encode.json and so on")
     listed = source.maybe(r"answer_set\.txt$")
     if listed is not None:
-        made.vocabularies["answers"] = read_names(listed)
+        made.vocabularies["answers"] = read_answers(listed)
     else:
         _answers(made, None, size=1000)
     return made
@@ -187,7 +203,7 @@ def read_tgif_qa(source: AnnotationSource) -> Annotations:
 
 
 def _gifs(path: Path, rows: Iterable[tuple[int, _Gif]]) -> Iterable[Asked]:
-    return ((f"{path}:{line}", row.gif_name, row.question, row.answer) for line, row in rows)
+    return ((f"{path}:{line}", row.gif_name, row.question, row.answer, row.answer_type) for line, row in rows)
 
 
 def read_tgif_choice(source: AnnotationSource) -> Annotations:

@@ -1,0 +1,48 @@
+"""Answering questions about videos: classification over frequent answers, or a choice among a few (spec tasks.md 5)."""
+
+from __future__ import annotations
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor, nn
+
+from internvideo.data.batch import Batch
+from internvideo.models.heads import RankedMultipleChoice, VideoQuestionAnswering
+from internvideo.objectives.classification import IGNORED, cross_entropy
+
+
+class AnsweringSettings(BaseModel):
+    """How answers are softened (not at all in the released code)."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    label_smoothing: float = Field(0.0, ge=0.0, lt=1.0)
+
+
+class AnsweringStage(nn.Module):
+    """Cross entropy of the right answer; a question whose answer is not in the vocabulary (-100) counts for nothing.
+
+    What plays no part in the answers (see `FusedAnswer.idle`) does not learn.
+    """
+
+    def __init__(self, model: VideoQuestionAnswering | RankedMultipleChoice, settings: AnsweringSettings) -> None:
+        super().__init__()
+        self.model = model
+        self.settings = settings
+        for name, parameter in model.named_parameters():
+            if model.idle(name):
+                parameter.requires_grad_(False)
+
+    def forward(self, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
+        """{"loss", "accuracy"}: mean cross entropy and share of right answers, of those in the vocabulary.
+
+        Tokens are questions (B, L), or the candidates of each (B, K, L); labels (B,) the answer's number or -100.
+        """
+        if batch.tokens is None or batch.labels is None:
+            raise ValueError("the answering stage needs questions (tokens) and answers (labels)")
+        scores = self.model(self.model.normalise(batch.video), batch.tokens)
+        right = (scores.detach().argmax(dim=1) == batch.labels).sum()
+        return {
+            "loss": cross_entropy(scores, batch.labels, smoothing=self.settings.label_smoothing),
+            "accuracy": right / (batch.labels != IGNORED).sum().clamp(min=1),
+        }
