@@ -22,7 +22,7 @@ from internvideo.data.sampling import SegmentMiddle
 from internvideo.data.tokenizer import Tokenizer
 from internvideo.data.transforms import TrainTransform
 from internvideo.models.caption_decoder import CaptionDecoderConfig
-from internvideo.models.clip import TextConfig
+from internvideo.models.clip import Clip, ClipConfig, TextConfig
 from internvideo.models.cross_model import CrossModelConfig, InteractionConfig, build_cross_model
 from internvideo.models.uniformerv2 import UniFormerV2, UniFormerV2Config
 from internvideo.models.video_language import VideoLanguage, VideoLanguageConfig
@@ -64,6 +64,11 @@ def pretraining_model() -> VideoMAEPretrain:
 def language_model() -> VideoLanguage:
     torch.manual_seed(0)
     return VideoLanguage(LANGUAGE)
+
+
+def image_text_model() -> Clip:
+    torch.manual_seed(0)
+    return Clip(ClipConfig(SIDE, 8, 48, 3, 2, replace(TEXT, mask_embedding=False), joint_width=24))
 
 
 def cross_model() -> nn.Module:
@@ -140,6 +145,7 @@ def small_recipe(stage: str, **changes: Mapping[str, object]) -> dict[str, Any]:
             "internvideo-mm-b16-caption",
             {"vision": vision, "text": text, "joint_width": 24, "caption": caption},
         ),
+        "retrieval": ("internvideo-mm-b16", {"vision": vision, "text": text, "joint_width": 24}),
         "supervised": ("videomae-s-classifier", masked),
         "open_set": ("videomae-s-classifier", masked),
         "supervised_multimodal": ("uniformerv2-b16", vision),

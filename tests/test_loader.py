@@ -186,7 +186,7 @@ def test_spans_count_from_the_first_frame(name: str, manifest: Manifest, tmp_pat
     assert probe(late).start == pytest.approx(5, abs=0.01)
     rows = [manifest.rows[0].model_copy(update={"path": path, "span": (0.5, 1.2)}) for path in ("0.mp4", str(late))]
     for row, reader in zip(rows, (ClipReader(manifest), ClipReader(manifest, cache_bytes=2**20)), strict=True):
-        (clip,) = reader.clips(row, lambda n: [np.arange(n)])
+        (clip,) = reader.clips(row, lambda times: [np.arange(len(times))])
         assert frames_of(clip.permute(3, 0, 1, 2)[None])[0] == list(range(5, 12))
 
 
@@ -270,12 +270,12 @@ def test_the_cache_keeps_to_its_memory(manifest: Manifest) -> None:
     reader = ClipReader(manifest, cache_bytes=limit)
     for _ in range(2):
         for row in manifest.rows:
-            (clip,) = reader.clips(row, lambda n: [np.arange(n)])
+            (clip,) = reader.clips(row, lambda times: [np.arange(len(times))])
             assert clip.shape == (FRAMES, SIDE, SIDE, 3)
             assert reader.cached_bytes <= limit
     assert reader.cached_bytes == 3 * BYTES
     nothing = ClipReader(manifest, cache_bytes=BYTES // 2)
-    nothing.clips(manifest.rows[0], lambda n: [np.arange(n)])
+    nothing.clips(manifest.rows[0], lambda times: [np.arange(len(times))])
     assert nothing.cached_bytes == 0
 
 
@@ -292,7 +292,7 @@ def test_a_video_with_a_damaged_frame_is_read_as_without_cache(
     monkeypatch.setattr(Video, "frames", last_is_damaged)
     reader = ClipReader(manifest, cache_bytes=10 * BYTES)
     for _ in range(2):
-        (clip,) = reader.clips(manifest.rows[0], lambda n: [np.array([0, 5])])
+        (clip,) = reader.clips(manifest.rows[0], lambda times: [np.array([0, 5])])
         assert clip.shape[0] == 2
     assert reader.cached_bytes == 0
 

@@ -204,15 +204,6 @@ def test_stored_value(path: str, value: Any) -> None:
     np.testing.assert_allclose(ours, value, rtol=1e-6, atol=1e-6)
 
 
-@pytest.mark.parity
-def test_pooled_similarity() -> None:
-    a = arrays("retrieval")
-    ours = r.pooled_similarity(
-        a["pool_text"], a["pool_frames"], a["pool_mask"], float(np.exp(a["pool_logit_scale_log"]))
-    )
-    np.testing.assert_allclose(ours, a["pool_logits"], rtol=1e-6, atol=1e-6)
-
-
 def test_lists_of_others_are_real() -> None:
     """A name on the lists above that no longer exists would hide nothing and mean nothing."""
     known = [leaf[0] for folder in FOLDERS for leaf in leaves(expected(folder), folder)]
@@ -224,13 +215,14 @@ def test_lists_of_others_are_real() -> None:
 
 @pytest.mark.parity
 def test_every_stored_array_is_read() -> None:
-    elsewhere = {"retrieval": {"loss_sim"}, "classification": {n for n in arrays("classification") if n[:4] == "wse_"}}
+    pooled = {n for n in arrays("retrieval") if n[:5] == "pool_"}  # tests/test_retrieval_stage.py
+    mixed = {n for n in arrays("classification") if n[:4] == "wse_"}  # tests/test_weight_mixing.py
+    elsewhere = {"retrieval": {"loss_sim"} | pooled, "classification": mixed}
     ours = {
         "classification": {"scores", "labels", "view_labels", "zs_text", "zs_video", "vqa_logits", "vqa_labels"}
         | {f"view_logits_model{i}" for i in range(3)}
         | {"mc_video", "mc_text", "mc_answer"},
-        "retrieval": {"square_sim", "multi_sim", "multi_captions_per_video", "ten_sim", "ties_sim"}
-        | {"pool_text", "pool_frames", "pool_mask", "pool_logit_scale_log", "pool_logits"},
+        "retrieval": {"square_sim", "multi_sim", "multi_captions_per_video", "ten_sim", "ties_sim"},
     }
     for folder in FOLDERS:
         assert set(arrays(folder)) == ours[folder] | elsewhere[folder]

@@ -58,6 +58,7 @@ def inputs(name: str, count: int) -> Batch | FeatureBatch:
 MODELS: dict[str, tuple[Callable[[], nn.Module], ...]] = {
     "masked": (small_world.pretraining_model,),
     "multimodal": (small_world.language_model,),
+    "retrieval": (small_world.language_model, small_world.image_text_model),
     "supervised": (small_world.masked_classifier, small_world.multimodal_classifier),
     "open_set": (small_world.masked_classifier, small_world.multimodal_classifier),
     "localisation": (detector,),
@@ -131,10 +132,10 @@ def test_the_loss_follows_from_the_generator_and_leaves_the_clips_alone(
     assert torch.equal(seen, before)
 
 
-@pytest.mark.parametrize("name", ["multimodal", "supervised", "open_set", "interaction"])
+@pytest.mark.parametrize("name", ["multimodal", "retrieval", "supervised", "open_set", "interaction"])
 def test_a_batch_without_what_the_stage_learns_from_is_a_mistake(name: str) -> None:
     stage = build_stage(name, MODELS[name][0])
-    missing = "captions" if name == "multimodal" else "labels"
+    missing = "captions" if name in ("multimodal", "retrieval") else "labels"
     with pytest.raises(ValueError, match=missing):
         stage(Batch(batch(2).video, ("a", "b")), generator())
 

@@ -19,6 +19,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny, ValidationError, ValidationInfo, field_validator
 
 from internvideo.data import sampling
+from internvideo.data.caption_choice import CaptionChoice
 from internvideo.data.feature_sequences import FeatureSettings
 from internvideo.data.key_frames import KeyFrameSettings
 from internvideo.data.loader import LoaderSettings
@@ -143,6 +144,7 @@ class DataSettings(Settings):
         None, description="multimodal: captioned images or videos; every second batch is then of single frames"
     )
     image_batch_size: int | None = Field(None, ge=1, description="of the image batches; that of the videos by default")
+    captions: CaptionChoice = Field("random", description="which of a video are learned: data/caption_choice.py")
     sampling: SamplingSettings = SamplingSettings()
     augment: AugmentSettings = AugmentSettings()
     features: FeatureSettings = FeatureSettings()

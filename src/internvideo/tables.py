@@ -10,6 +10,7 @@ from torch import nn
 from internvideo.data import sampling
 from internvideo.models.action_detector import ActionDetector
 from internvideo.models.actionformer import ActionFormer
+from internvideo.models.clip import Clip
 from internvideo.models.cross_model import CrossModel
 from internvideo.models.heads import VideoQuestionAnswering
 from internvideo.models.uniformerv2 import UniFormerV2
@@ -22,6 +23,7 @@ from internvideo.stages.masked import MaskedSettings, MaskedStage
 from internvideo.stages.multimodal import MultimodalSettings, MultimodalStage
 from internvideo.stages.open_set import OpenSetSettings, OpenSetStage
 from internvideo.stages.regions import RegionSettings, RegionStage
+from internvideo.stages.retrieval import RetrievalSettings, RetrievalStage
 from internvideo.stages.supervised import SupervisedSettings, SupervisedStage
 
 
@@ -50,6 +52,12 @@ STAGES: dict[str, StageEntry] = {
         MultimodalSettings,
         MultimodalStage,
         (VideoLanguage,),
+    ),
+    "retrieval": StageEntry(
+        "fine-tune for text-video retrieval; clips of one frame a second, any number of them",
+        RetrievalSettings,
+        RetrievalStage,
+        (VideoLanguage, Clip),
     ),
     "supervised": StageEntry(
         "learn action labels, one encoder at a time",
@@ -100,7 +108,7 @@ TASKS: dict[str, str] = {
     "recognition": "top-1, top-5 and mean class accuracy of a classifier over views",
     "open_set": "which class, how unsure, and unknown or not: evidential and five other methods",
     "zero_shot": "recognition from class names alone, 16 prompt templates",
-    "retrieval": "text to video and video to text, raw and dual softmax",
+    "retrieval": "text to video and video to text: raw, dual softmax and, with a bank, query-bank normalised",
     "localisation": "when which action happens: mAP over tIoU thresholds, recall",
     "spatio_temporal": "what every person at a key frame does: frame mAP at IoU 0.5",
     "multiple_choice": "which of the texts fits the clip",
@@ -114,4 +122,5 @@ SAMPLERS: dict[str, type[sampling.FrameSampler]] = {
     "sparse_two_view": sampling.SparseTwoView,
     "segment_middle": sampling.SegmentMiddle,
     "linspace": sampling.Linspace,
+    "one_per_second": sampling.OnePerSecond,
 }

@@ -190,12 +190,14 @@ class Preprocessing:
             whole: keep all frames of the rule; the model itself leaves some out (an interaction of two encoders).
         """
         data, step = recipe.data, 1 if whole else getattr(recipe.settings, "frame_step", 1)
+        # Clips of one frame a second differ in length; here they are spread over the video, always T frames.
+        kind = "linspace" if data.sampling.kind == "one_per_second" else data.sampling.kind
         sampled = data.sampling.frames
         single = data.loader.single_frame
         return cls(
             frames=1 if single else len(range(0, sampled, step)),
             size=data.augment.size,
-            sampler=data.sampling.kind,
+            sampler=kind,
             stride=data.sampling.stride,
             sampled=sampled,
             step=1 if single else step,

@@ -1,8 +1,10 @@
-"""What travels from a loader through a stage: a batch of clips, with boxes or without, or of feature sequences."""
+"""What travels from a loader through a stage: clips, with boxes or without, or feature sequences, with proposals or
+without."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -17,12 +19,14 @@ class Batch:
         ids: B sample ids; with repeated sampling one id stands several times in a row.
         labels: (B,) int64 class indices, -100 where a sample has none; None when no sample has one.
         tokens: (B, L) int64 text ids padded with 0; None when the loader was given no tokenizer.
+        frame_mask: (B, T) bool, True where a frame is real; the others are black. None when all are.
     """
 
     video: Tensor
     ids: tuple[str, ...]
     labels: Tensor | None = None
     tokens: Tensor | None = None
+    frame_mask: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -36,7 +40,11 @@ class Batch:
             return None if tensor is None else tensor.to(device, non_blocking=True)
 
         return replace(
-            self, video=self.video.to(device, non_blocking=True), labels=move(self.labels), tokens=move(self.tokens)
+            self,
+            video=self.video.to(device, non_blocking=True),
+            labels=move(self.labels),
+            tokens=move(self.tokens),
+            frame_mask=move(self.frame_mask),
         )
 
     def pin_memory(self) -> Batch:
@@ -45,7 +53,13 @@ class Batch:
         def pin(tensor: Tensor | None) -> Tensor | None:
             return None if tensor is None else tensor.pin_memory()
 
-        return replace(self, video=self.video.pin_memory(), labels=pin(self.labels), tokens=pin(self.tokens))
+        return replace(
+            self,
+            video=self.video.pin_memory(),
+            labels=pin(self.labels),
+            tokens=pin(self.tokens),
+            frame_mask=pin(self.frame_mask),
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,6 +86,31 @@ class RegionBatch(Batch):
 
 
 REGIONS = ("video", "clip", "boxes", "targets")
+
+
+@dataclass(frozen=True, kw_only=True)
+class HandBatch(Batch):
+    """B clips and where the hands of the person will be.
+
+    Attributes:
+        positions: (B, 5, 2, 2) float32: moment, left or right hand, x and y in pixels of the whole frame.
+        visible: (B, 5, 2) bool. size: (B, 2) float32, width and height of the whole frame.
+    """
+
+    positions: Tensor
+    visible: Tensor
+    size: Tensor
+
+    def to(self, device: torch.device) -> HandBatch:
+        """Copy the tensors to `device`."""
+        return replace(self, **{name: getattr(self, name).to(device, non_blocking=True) for name in HANDS})
+
+    def pin_memory(self) -> HandBatch:
+        """Page-locked copy (called by the data loader when it pins)."""
+        return replace(self, **{name: getattr(self, name).pin_memory() for name in HANDS})
+
+
+HANDS = ("video", "positions", "visible", "size")
 
 
 @dataclass(frozen=True)
@@ -114,3 +153,26 @@ class FeatureBatch:
             segments=tuple(segment.pin_memory() for segment in self.segments),
             labels=tuple(label.pin_memory() for label in self.labels),
         )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProposalBatch(FeatureBatch):
+    """B sequences of features with segments that another detector proposed.
+
+    `segments` and `proposals` count steps from the beginning of the sequence: the middle of feature g is g + 0.5.
+
+    Attributes:
+        proposals: B tensors (P, 2), start and end.
+    """
+
+    proposals: tuple[Tensor, ...]
+
+    def to(self, device: torch.device) -> ProposalBatch:
+        """Copy the tensors to `device`."""
+        moved = tuple(proposal.to(device, non_blocking=True) for proposal in self.proposals)
+        return replace(cast(ProposalBatch, super().to(device)), proposals=moved)
+
+    def pin_memory(self) -> ProposalBatch:
+        """Page-locked copy (called by the data loader when it pins)."""
+        pinned = tuple(proposal.pin_memory() for proposal in self.proposals)
+        return replace(cast(ProposalBatch, super().pin_memory()), proposals=pinned)

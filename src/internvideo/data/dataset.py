@@ -20,7 +20,7 @@ from torch.utils.data import Dataset
 
 from internvideo.data.batch import Batch
 from internvideo.data.manifest import Manifest, Sample
-from internvideo.data.sampling import FrameSampler
+from internvideo.data.sampling import FrameSampler, OnePerSecond
 from internvideo.data.transforms import ClipTransform
 from internvideo.data.video import Video, VideoInfo
 from internvideo.errors import InternVideoError, VideoError
@@ -95,8 +95,8 @@ class ClipReader:
         self._kept: dict[str, tuple[NDArray[np.uint8], NDArray[np.float64]]] = {}
         self._damaged: set[str] = set()
 
-    def clips(self, sample: Sample, choose: Callable[[int], Sequence[Indices]]) -> list[Tensor]:
-        """The frames that `choose` picks, given the number n of frames inside the sample's span.
+    def clips(self, sample: Sample, choose: Callable[[NDArray[np.float64]], Sequence[Indices]]) -> list[Tensor]:
+        """The frames that `choose` picks, given the times (n,) in seconds of the frames in the sample's span.
 
         Returns:
             for each index array (T,) in [0, n) the frames, (T, H, W, 3) uint8; the file is opened once.
@@ -104,10 +104,6 @@ class ClipReader:
         Raises:
             VideoError: the video cannot be read, or has no frame inside the span.
         """
-        return self.timed(sample, lambda times: choose(len(times)))
-
-    def timed(self, sample: Sample, choose: Callable[[NDArray[np.float64]], Sequence[Indices]]) -> list[Tensor]:
-        """The same for a `choose` that is given the frames' times (n,): seconds in the video."""
         kept = self._kept.get(sample.id)
         if kept is None:
             with Video(self.manifest.video_path(sample), short_side=self.short_side) as video:
@@ -234,12 +230,14 @@ class TrainingBatches(Dataset[Loaded]):
                 captions.append(choose_caption(row, self.caption, rng))
                 clips.append(self.transform(clip, rng))
                 rows.append(row)
+        video, frame_mask = stacked(clips, self.sampler)
         return Loaded(
             Batch(
-                torch.stack(clips),
+                video,
                 tuple(row.id for row in rows),
                 label_tensor(rows) if self.labelled else None,
                 None if self.tokenizer is None or self.caption == "none" else self.tokenizer.encode(captions),
+                frame_mask,
             ),
             unreadable=tuple(unreadable),
         )
@@ -278,8 +276,26 @@ def with_stride_of(row: Sample, sampler: FrameSampler) -> FrameSampler:
     return cast(FrameSampler, replace(sampler, stride=int(own)))
 
 
-def _one_clip(sampler: FrameSampler, rng: np.random.RandomState, n: int) -> list[Indices]:
-    return [sampler.train(n, rng)]
+def with_rate_of(times: NDArray[np.float64], sampler: FrameSampler) -> FrameSampler:
+    """The sampler with the average frame rate of the frames at these seconds (n,), where it asks for one."""
+    if not isinstance(sampler, OnePerSecond) or len(times) < 2 or times[-1] <= times[0]:
+        return sampler
+    return replace(sampler, rate=float((len(times) - 1) / (times[-1] - times[0])))
+
+
+def _one_clip(sampler: FrameSampler, rng: np.random.RandomState, times: NDArray[np.float64]) -> list[Indices]:
+    return [with_rate_of(times, sampler).train(len(times), rng)]
+
+
+def stacked(clips: Sequence[Tensor], sampler: FrameSampler) -> tuple[Tensor, Tensor | None]:
+    """Clips (3, k, S, S) as one (B, 3, T, S, S), and where its frames are real (B, T) if the sampler may give fewer."""
+    if not isinstance(sampler, OnePerSecond):
+        return torch.stack(list(clips)), None
+    video = clips[0].new_zeros((len(clips), 3, sampler.frames, *clips[0].shape[2:]))
+    for place, clip in zip(video, clips, strict=True):
+        place[:, : clip.shape[1]] = clip
+    lengths = torch.tensor([clip.shape[1] for clip in clips])
+    return video, torch.arange(sampler.frames)[None] < lengths[:, None]
 
 
 class EvaluationViews(Dataset[Loaded]):
@@ -299,7 +315,7 @@ class EvaluationViews(Dataset[Loaded]):
     def __getitem__(self, index: int) -> Loaded:
         row = self.reader.manifest.rows[index]
         try:
-            clips = self.reader.clips(row, self.sampler.test)
+            clips = self.reader.clips(row, lambda times: with_rate_of(times, self.sampler).test(len(times)))
             views = [view for clip in clips for view in self.transform.views(clip)]
             rows = [row] * len(views)
             tokens = None if self.tokenizer is None else self.tokenizer.encode([row.captions[0]]).repeat(len(views), 1)
@@ -308,7 +324,9 @@ class EvaluationViews(Dataset[Loaded]):
         except InternVideoError as error:
             return Loaded(error=error)
         labels = label_tensor(rows) if self.labelled else None
-        return Loaded(Batch(torch.stack(views), (row.id,) * len(views), labels, tokens), tuple(range(len(views))))
+        video, frame_mask = stacked(views, self.sampler)
+        batch = Batch(video, (row.id,) * len(views), labels, tokens, frame_mask)
+        return Loaded(batch, views=tuple(range(len(views))))
 
 
 def label_tensor(rows: Sequence[Sample]) -> Tensor:

@@ -155,7 +155,7 @@ def read_clip(reader: ClipReader, frame: KeyFrame, *, frames: int, stride: int) 
         part[:] = place - low
         return [low, np.minimum(low + 1, len(times) - 1)] if part.any() else [low]
 
-    clips = reader.timed(frame.row, choose)
+    clips = reader.clips(frame.row, choose)
     if len(clips) == 1:
         return clips[0]
     weight = torch.from_numpy(part).float().view(-1, 1, 1, 1)

@@ -333,6 +333,7 @@ def _cut(
         tuple(name for batch in batches for name in batch.ids),
         _joined([batch.labels for batch in batches]),
         _joined([batch.tokens for batch in batches]),
+        _joined([batch.frame_mask for batch in batches]),
     )
     first, rest = _sliced(joined, 0, size), _sliced(joined, size, len(joined))
     numbers = np.array(views[:size], dtype=np.int64)
@@ -350,4 +351,5 @@ def _sliced(batch: Batch, start: int, end: int) -> Batch:
         batch.ids[start:end],
         None if batch.labels is None else batch.labels[start:end],
         None if batch.tokens is None else batch.tokens[start:end],
+        None if batch.frame_mask is None else batch.frame_mask[start:end],
     )

@@ -7,7 +7,7 @@ specification; the released rounding (truncation, banker's rounding, float32 spa
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal, Protocol, runtime_checkable
 
 import numpy as np
@@ -23,7 +23,7 @@ class FrameSampler(Protocol):
 
     @property
     def frames(self) -> int:
-        """T, the number of indices in a clip."""
+        """T, the number of indices in a clip (at most so many, of `OnePerSecond`)."""
 
     def train(self, n: int, rng: np.random.RandomState) -> Indices:
         """One random clip: (T,) int64 in [0, n)."""
@@ -324,3 +324,32 @@ class Linspace:
         """One view."""
         _check(n)
         return [linspace_frames(n, self.frames)]
+
+
+@dataclass(frozen=True)
+class OnePerSecond:
+    """One frame a second of the whole video, thinned evenly to T where there are more: retrieval (tasks.md 4.2).
+
+    The only kind that gives fewer than T indices, of a video shorter than T seconds. The loader fills such a clip with
+    black frames and tells the real ones in `Batch.frame_mask`.
+
+    Attributes:
+        frames: T, the most frames of a clip.
+        rate: frames per second of the video; the loader sets it for each one.
+    """
+
+    frames: int = 12
+    rate: float = field(default=1.0, repr=False)
+
+    def __post_init__(self) -> None:
+        _check_settings(frames=self.frames)
+
+    def train(self, n: int, rng: np.random.RandomState) -> Indices:
+        """The test view; `rng` is not used."""
+        _check(n)
+        return one_per_second(n, self.rate, self.frames)[0]
+
+    def test(self, n: int) -> list[Indices]:
+        """One view."""
+        _check(n)
+        return [one_per_second(n, self.rate, self.frames)[0]]

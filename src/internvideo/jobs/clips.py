@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import nn
 
+from internvideo.data.caption_choice import with_captions
 from internvideo.data.key_frames import ClipForm, KeyFrameLoader
 from internvideo.data.loader import Loader
 from internvideo.data.manifest import Manifest, read_manifest
@@ -17,14 +18,17 @@ from internvideo.data.transforms import direction_classes
 from internvideo.errors import RecipeError
 from internvideo.jobs.job import Job, draw_model, setting, start_model, training_path
 from internvideo.models.action_detector import ActionDetector
+from internvideo.models.clip import Clip
 from internvideo.models.cross_model import CrossModel
 from internvideo.models.uniformerv2 import UniFormerV2
 from internvideo.models.video_language import VideoLanguage
 from internvideo.models.videomae import VideoMAEClassifier, VideoMAEPretrain
 from internvideo.recipe import SAMPLERS, STAGES, Recipe
-from internvideo.stages.multimodal import MultimodalStage
 from internvideo.training import distributed
 from internvideo.training.loop import BatchSource
+
+GATHERING = ("multimodal", "retrieval")
+"""Stages that learn from the batch of all processes."""
 
 
 def prepare(recipe: Recipe, *, rank: int, world_size: int, skipped: Path | None) -> Job:
@@ -35,11 +39,8 @@ def prepare(recipe: Recipe, *, rank: int, world_size: int, skipped: Path | None)
     _check_clips(recipe, model)
     start_model(model, recipe)
     with setting({"masked": "settings.ratio", "multimodal": "settings.caption_weight"}.get(recipe.stage, "settings")):
-        stage: nn.Module
-        if isinstance(model, VideoLanguage):
-            stage = MultimodalStage(model, recipe.settings, distributed.gather_with_gradient)  # type: ignore[arg-type]  # the recipe's validator chose the stage's settings
-        else:
-            stage = STAGES[recipe.stage].stage(model, recipe.settings)
+        gather = (distributed.gather_with_gradient,) if recipe.stage in GATHERING else ()
+        stage = STAGES[recipe.stage].stage(model, recipe.settings, *gather)
     loader = _loader(recipe, manifest, model, rank, world_size, skipped)
     return Job(recipe, stage, loader, manifest.classes, manifest.fingerprint)
 
@@ -58,7 +59,7 @@ def training_rows(recipe: Recipe) -> Manifest:
             )
         more = read_manifest(other.manifest)
         manifest = joined(manifest, name, more if other.split is None else more.subset(split=other.split), other.stride)
-    return manifest
+    return with_captions(manifest, data.captions)
 
 
 def _check_flip(recipe: Recipe, manifest: Manifest) -> None:
@@ -72,6 +73,10 @@ def _check_flip(recipe: Recipe, manifest: Manifest) -> None:
 def _check_clips(recipe: Recipe, model: nn.Module) -> None:
     """The clips of the recipe are those that the model is made for; encoders on CLIP take any number of frames."""
     data, step = recipe.data, 1
+    if data.sampling.kind == "one_per_second" and not isinstance(model, VideoLanguage | Clip):
+        raise RecipeError(
+            "data.sampling.kind", "one_per_second, whose clips differ in length", "a fixed number of frames"
+        )
     if isinstance(model, CrossModel):  # its frame_step is of the multimodal encoder alone
         parts: dict[str, nn.Module] = {".masked": model.masked, ".multimodal": model.multimodal}
     elif isinstance(model, VideoLanguage):
@@ -80,14 +85,14 @@ def _check_clips(recipe: Recipe, model: nn.Module) -> None:
         parts, step = {"": model}, getattr(recipe.settings, "frame_step", 1)
     frames = len(range(0, 1 if data.loader.single_frame else data.sampling.frames, step))
     for part, encoder in parts.items():
-        if not isinstance(encoder, VideoMAEPretrain | VideoMAEClassifier | UniFormerV2 | ActionDetector):
+        if not isinstance(encoder, VideoMAEPretrain | VideoMAEClassifier | UniFormerV2 | ActionDetector | Clip):
             continue
         config, place = encoder.config, f"model.overrides{part}"
         if data.augment.size != config.image_size and not isinstance(encoder, ActionDetector):
             raise RecipeError("data.augment.size", str(data.augment.size), f"{config.image_size}, {place}.image_size")
-        if frames != config.frames and not isinstance(encoder, UniFormerV2):
+        if not isinstance(encoder, UniFormerV2 | Clip) and frames != encoder.config.frames:
             raise RecipeError(
-                "data.sampling.frames", f"the model sees {frames} frames", f"{config.frames}, {place}.frames"
+                "data.sampling.frames", f"the model sees {frames} frames", f"{encoder.config.frames}, {place}.frames"
             )
 
 
@@ -98,7 +103,7 @@ def _loader(
     if isinstance(model, ActionDetector):
         form = clip_form(recipe, model.config.classes)
         return KeyFrameLoader(manifest, form, data.loader, rank=rank, world_size=world_size, skipped=skipped)
-    tokenizer = Tokenizer(context=model.config.text.context) if isinstance(model, VideoLanguage) else None
+    tokenizer = Tokenizer(context=model.config.text.context) if isinstance(model, VideoLanguage | Clip) else None
     sampler = data.sampling.build()
     with setting("data.augment"):
         transform = data.augment.train_transform()

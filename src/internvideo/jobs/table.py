@@ -20,6 +20,7 @@ class Prepare(Protocol):
 JOBS: dict[str, Prepare] = {
     "masked": clips.prepare,
     "multimodal": clips.prepare,
+    "retrieval": clips.prepare,
     "supervised": clips.prepare,
     "open_set": clips.prepare,
     "interaction": clips.prepare,

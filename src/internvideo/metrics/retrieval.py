@@ -11,8 +11,6 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from internvideo.metrics.classification import unit
-
 Floats = NDArray[np.floating[Any]]
 Ints = NDArray[np.int64]
 Ties = Literal["official", "optimistic", "pessimistic"]
@@ -171,22 +169,3 @@ def tied_queries(similarity: Floats, owner: Ints | None = None) -> int:
     """How many rows have another column equal to their target's: the queries whose rank depends on the tie rule."""
     better, level = _row_bounds(similarity, np.arange(len(similarity)) if owner is None else owner)
     return int((better != level).sum())
-
-
-def pooled_similarity(text: Floats, frames: Floats, mask: NDArray[Any], scale: float) -> Floats:
-    """scale x cosine of texts with the masked mean of frame vectors (spec 4.3).
-
-    Args:
-        text: (Q, E).
-        frames: (V, T, E).
-        mask: (V, T), non-zero where a frame exists; a video without any divides by 1.
-        scale: exp of the logit scale.
-
-    Returns:
-        (Q, V) float64.
-    """
-    present = (mask != 0).astype(np.float64)
-    pooled = np.einsum("vte,vt->ve", frames.astype(np.float64), present)
-    pooled /= np.maximum(present.sum(axis=1, keepdims=True), 1)
-    result: Floats = scale * unit(text.astype(np.float64)) @ unit(pooled).T
-    return result

@@ -181,6 +181,19 @@ def at_end_of_text(tokens: Tensor, ids: Tensor) -> Tensor:
     return tokens[torch.arange(ids.shape[0], device=ids.device), end]
 
 
+def without_filling(video: Tensor, frame_mask: Tensor | None) -> Tensor:
+    """Normalised (B, 3, T, S, S) with zeros where (B, T) `frame_mask` is False; None says that all frames are real."""
+    return video if frame_mask is None else video * frame_mask[:, None, :, None, None]
+
+
+def masked_mean(frames: Tensor, frame_mask: Tensor | None) -> Tensor:
+    """Mean over the real frames of (B, T, E); all of them for None, and none divides by 1 (spec/tasks.md 4.3)."""
+    if frame_mask is None:
+        return frames.mean(dim=1)
+    weights = frame_mask[:, :, None].to(frames)
+    return (frames * weights).sum(dim=1) / weights.sum(dim=1).clamp(min=1.0)
+
+
 class ImageTower(nn.Module):
     """CLIP's image transformer, run on every frame by itself."""
 
@@ -200,8 +213,8 @@ class ImageTower(nn.Module):
         return x[:, 0].reshape(video.shape[0], -1, x.shape[2])  # type: ignore[no-any-return]  # untyped call
 
     def forward(self, video: Tensor) -> Tensor:
-        """(B, 3, T, S, S) -> (B, E): norm of the frame mean of the class tokens, projected."""
-        return self.norm(self.class_tokens(video).mean(dim=1)) @ self.projection  # type: ignore[no-any-return]  # as above
+        """(B, 3, T, S, S) -> the vectors of its frames (B, T, E)."""
+        return self.norm(self.class_tokens(video)) @ self.projection  # type: ignore[no-any-return]  # as above
 
 
 @dataclass(frozen=True)
@@ -230,8 +243,8 @@ class ClipConfig:
 class Clip(nn.Module):
     """The image-text model that the multimodal encoders start from (spec/models.md C.3, D.2).
 
-    Its state dict in the public key layout is read by `weight_tables.CLIP`. A clip's feature is that of the mean of its
-    frames' class tokens.
+    Its state dict in the public key layout is read by `weight_tables.CLIP`. A clip's vector is the mean of those of its
+    real frames (spec/tasks.md 4.3).
     """
 
     def __init__(self, config: ClipConfig) -> None:
@@ -244,9 +257,9 @@ class Clip(nn.Module):
         self.text = TextTower(config.text, config.joint_width)
         self.logit_scale = nn.Parameter(torch.tensor(INITIAL_LOGIT_SCALE))
 
-    def encode_video(self, video: Tensor) -> Tensor:
-        """(B, 3, T, S, S) normalised, T = 1 for an image -> (B, E), not length-normalised."""
-        return self.visual(video)  # type: ignore[no-any-return]  # nn.Module.__call__ is untyped
+    def encode_video(self, video: Tensor, frame_mask: Tensor | None = None) -> Tensor:
+        """(B, 3, T, S, S) normalised, T = 1 for an image; (B, T) bool or None -> (B, E), not length-normalised."""
+        return masked_mean(self.visual(video), frame_mask)
 
     def encode_text(self, tokens: Tensor) -> Tensor:
         """(B, L) ids -> (B, E), not length-normalised."""
@@ -260,6 +273,15 @@ class Clip(nn.Module):
     def similarity(self, video: Tensor, text: Tensor) -> Tensor:
         """Features (B, E), (C, E) -> scaled cosines (B, C)."""
         return similarity(video, text, self.scale)
+
+    @torch.no_grad()
+    def clamp_logit_scale(self) -> None:
+        """Keep logit_scale in [0, ln 100], in place; training does this at the start of every step (D.2)."""
+        self.logit_scale.clamp_(0.0, LARGEST_LOGIT_SCALE)
+
+    def no_weight_decay(self, name: str, parameter: Tensor) -> bool:
+        """No decay below two dimensions, nor for embeddings."""
+        return parameter.dim() < 2 or "embedding" in name
 
     def forward(self, video: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
         """Normalised (B, 3, T, S, S), ids (B, L) -> features (B, E), (B, E)."""

@@ -15,7 +15,15 @@ from torch import Tensor, nn
 
 from internvideo.models.attention import Memory
 from internvideo.models.caption_decoder import CaptionDecoder, CaptionDecoderConfig
-from internvideo.models.clip import EPS, INITIAL_LOGIT_SCALE, LARGEST_LOGIT_SCALE, TextConfig, TextTower, at_end_of_text
+from internvideo.models.clip import (
+    EPS,
+    INITIAL_LOGIT_SCALE,
+    LARGEST_LOGIT_SCALE,
+    TextConfig,
+    TextTower,
+    at_end_of_text,
+    without_filling,
+)
 from internvideo.models.clip import similarity as cosine_similarity
 from internvideo.models.embeddings import CLIP_MEAN, CLIP_STD, Normalise
 from internvideo.models.generation import generate
@@ -108,9 +116,9 @@ class VideoLanguage(nn.Module):
         features: Tensor = self.visual_norm(pooled)
         return features if self.visual_projection is None else features @ self.visual_projection
 
-    def encode_video(self, video: Tensor) -> Tensor:
-        """Normalised (B, 3, T, S, S) -> (B, E), not length-normalised."""
-        return self.project_video(self.see(video).pooled)
+    def encode_video(self, video: Tensor, frame_mask: Tensor | None = None) -> Tensor:
+        """Normalised (B, 3, T, S, S), (B, T) bool where frames are real or None -> (B, E), not length-normalised."""
+        return self.project_video(self.see(without_filling(video, frame_mask)).pooled)
 
     def encode_text(self, tokens: Tensor, masked: Tensor | None = None) -> Tensor:
         """Ids (B, L), optional mask of words to hide (B, L) -> (B, E), not length-normalised."""
@@ -142,15 +150,18 @@ class VideoLanguage(nn.Module):
             raise ValueError("this video-language model has no caption decoder")
         return logits
 
-    def forward(self, video: Tensor, tokens: Tensor, *, captioned: int | None = None) -> VideoLanguageOutput:
+    def forward(
+        self, video: Tensor, tokens: Tensor, *, captioned: int | None = None, frame_mask: Tensor | None = None
+    ) -> VideoLanguageOutput:
         """Both towers once, and the caption logits where there is a decoder.
 
         Args:
             video: normalised (B, 3, T, S, S).
             tokens: (B, L) ids, zero padded.
             captioned: clips of the batch, from its start, whose captions are decoded; None for all, 0 for none.
+            frame_mask: (B, T) bool, True where a frame is real; None for all.
         """
-        seen, words = self.see(video), self.text.tokens(tokens)
+        seen, words = self.see(without_filling(video, frame_mask)), self.text.tokens(tokens)
         count = len(tokens) if captioned is None else captioned
         logits = self._decoder()(seen.tokens[:count], words[:count, :-1]) if count and self.caption_decoder else None
         return VideoLanguageOutput(

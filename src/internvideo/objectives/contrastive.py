@@ -5,9 +5,12 @@ Shapes: B pairs of the global batch, E joint space. Source: spec/models.md D.6, 
 
 from __future__ import annotations
 
+from typing import cast
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 
 def similarity_loss(similarity: Tensor) -> Tensor:
@@ -22,12 +25,16 @@ def symmetric_similarity_loss(similarity: Tensor) -> Tensor:
     return (similarity_loss(similarity) + similarity_loss(similarity.t())) / 2
 
 
-def symmetric_contrastive(video: Tensor, text: Tensor, scale: Tensor | float) -> Tensor:
+def symmetric_contrastive(
+    video: Tensor, text: Tensor, scale: Tensor | float, rows_at_once: int | None = None
+) -> Tensor:
     """Symmetric cross entropy of scaled cosines, row i of both being a pair.
 
     Args:
         video, text: (B, E) features of the global batch, of any length; normalised here, in float32 or better.
         scale: factor of the cosines, exp(logit_scale) or 1 / temperature.
+        rows_at_once: never hold more than so many rows of the (B, B) similarities, neither here nor in the backward
+            pass, which computes them again; value and gradients are the same. None for all of them.
 
     Returns:
         Scalar. ValueError when the numbers of rows differ.
@@ -36,7 +43,26 @@ def symmetric_contrastive(video: Tensor, text: Tensor, scale: Tensor | float) ->
         raise ValueError(f"features {tuple(video.shape)} and {tuple(text.shape)} are not pairs")
     with torch.autocast(video.device.type, enabled=False):
         video, text = F.normalize(_wide(video), dim=-1), F.normalize(_wide(text), dim=-1)
-        return symmetric_similarity_loss(scale * video @ text.t())
+        if rows_at_once is None or rows_at_once >= len(video):
+            return symmetric_similarity_loss(scale * video @ text.t())
+        return _in_rows(video, text, torch.as_tensor(scale).to(video), rows_at_once)
+
+
+def _in_rows(video: Tensor, text: Tensor, scale: Tensor, count: int) -> Tensor:
+    """Both cross entropies from the log-sums of rows and columns, a few rows at a time."""
+    rows, columns = [], []
+    for part in torch.split(video, count):
+        row, column = cast(tuple[Tensor, Tensor], checkpoint(_log_sums, part, text, scale, use_reentrant=False))
+        rows.append(row)
+        columns.append(column)
+    pairs = scale * (video * text).sum(dim=1)
+    return ((torch.cat(rows) - pairs).mean() + (torch.stack(columns).logsumexp(dim=0) - pairs).mean()) / 2
+
+
+def _log_sums(video: Tensor, text: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
+    """Log-sums of exp of the similarities (R, B) of some rows: over columns (R,), over these rows (B,)."""
+    similarity = scale * video @ text.t()
+    return similarity.logsumexp(dim=1), similarity.logsumexp(dim=0)
 
 
 def soft_symmetric_contrastive(video: Tensor, text: Tensor, scale: Tensor | float, identity: Tensor) -> Tensor:
@@ -62,6 +88,17 @@ def dual_softmax(similarity: Tensor, temperature: float = 1000.0) -> Tensor:
         (B, B).
     """
     return similarity * F.softmax(similarity / temperature, dim=0) * len(similarity)
+
+
+def symmetric_dual_softmax(video: Tensor, text: Tensor, scale: Tensor | float) -> Tensor:
+    """Mean of `dual_softmax_loss` of texts against videos and of videos against texts; arguments as
+    `symmetric_contrastive` -> scalar."""
+    if video.shape != text.shape:
+        raise ValueError(f"features {tuple(video.shape)} and {tuple(text.shape)} are not pairs")
+    with torch.autocast(video.device.type, enabled=False):
+        video, text = F.normalize(_wide(video), dim=-1), F.normalize(_wide(text), dim=-1)
+        similarity = scale * text @ video.t()
+        return (dual_softmax_loss(similarity) + dual_softmax_loss(similarity.t())) / 2
 
 
 def dual_softmax_loss(similarity: Tensor, temperature: float = 1000.0) -> Tensor:

@@ -9,31 +9,22 @@ Source: paper 3.1.2 and 4.2.1; spec/models.md D.6 and E.1.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from torch import Tensor, nn
 
 from internvideo.data.batch import Batch
 from internvideo.models.video_language import VideoLanguage
-from internvideo.objectives.captioning import caption_loss
+from internvideo.objectives.captioning import after_end, caption_loss
 from internvideo.objectives.contrastive import symmetric_contrastive
-
-Gather = Callable[[Tensor], Tensor]
-
-
-def _alone(features: Tensor) -> Tensor:
-    return features
+from internvideo.stages.parts import Gather, PartSettings, alone, in_parts
 
 
-class MultimodalSettings(BaseModel):
+class MultimodalSettings(PartSettings):
     """Weights of the two losses (the released code sums them).
 
     `captioned` limits captioning to the first clips of every batch: its logits are as large as the vocabulary.
     """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     contrastive_weight: float = Field(1.0, ge=0.0)
     caption_weight: float = Field(1.0, ge=0.0)
@@ -49,7 +40,7 @@ class MultimodalStage(nn.Module):
         gather: joins the features of all processes with exact gradients; the identity in a single process.
     """
 
-    def __init__(self, model: VideoLanguage, settings: MultimodalSettings, gather: Gather = _alone) -> None:
+    def __init__(self, model: VideoLanguage, settings: MultimodalSettings, gather: Gather = alone) -> None:
         super().__init__()
         if settings.caption_weight > 0 and model.caption_decoder is None:
             raise ValueError("caption_weight > 0 needs a model with a caption decoder")
@@ -61,14 +52,26 @@ class MultimodalStage(nn.Module):
 
     def forward(self, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
         """{"loss", "contrastive", "caption"}: the losses of one batch, which must carry tokens."""
-        if batch.tokens is None:
-            raise ValueError("the multimodal stage needs captions: the loader was given no tokenizer")
         self.model.clamp_logit_scale()
-        count = self.settings.captioned if self.settings.caption_weight > 0 else 0
-        encoded = self.model(self.model.normalise(batch.video), batch.tokens, captioned=count)
-        contrastive = symmetric_contrastive(self.gather(encoded.video), self.gather(encoded.text), self.model.scale)
+        captioned = self.settings.captioned if self.settings.caption_weight > 0 else 0
+
+        def encode(video: Tensor, tokens: Tensor, frame_mask: Tensor | None, start: int) -> tuple[Tensor, ...]:
+            count = len(tokens) if captioned is None else min(max(captioned - start, 0), len(tokens))
+            seen = self.model.normalise(video)
+            encoded = self.model(seen, tokens, captioned=count, frame_mask=frame_mask)
+            if encoded.caption_logits is None:
+                return encoded.video, encoded.text
+            loss = caption_loss(encoded.caption_logits, tokens[:count])
+            words = (~after_end(tokens[:count])[:, 1:]).sum()
+            return encoded.video, encoded.text, loss, words
+
+        parts = in_parts(encode, batch, self.settings.clips_at_once)
+        video, text = (self.gather(torch.cat([part[place] for part in parts])) for place in (0, 1))
+        contrastive = symmetric_contrastive(video, text, self.model.scale, self.settings.rows_at_once)
         losses = {"contrastive": contrastive, "loss": self.settings.contrastive_weight * contrastive}
-        if encoded.caption_logits is not None:
-            losses["caption"] = caption_loss(encoded.caption_logits, batch.tokens[: len(encoded.caption_logits)])
+        written = [part[2:] for part in parts if len(part) > 2]
+        if written:
+            words = torch.stack([count for _, count in written]).to(contrastive)
+            losses["caption"] = (torch.stack([loss for loss, _ in written]) * (words / words.sum())).sum()
             losses["loss"] = losses["loss"] + self.settings.caption_weight * losses["caption"]
         return losses

@@ -92,8 +92,8 @@ class VideoTextModel(Protocol):
     def normalise(self, video: Tensor) -> Tensor:
         """uint8 (B, 3, T, S, S) -> float."""
 
-    def encode_video(self, video: Tensor) -> Tensor:
-        """Normalised (B, 3, T, S, S) -> (B, E)."""
+    def encode_video(self, video: Tensor, frame_mask: Tensor | None = None, /) -> Tensor:
+        """Normalised (B, 3, T, S, S), (B, T) bool where frames are real, or None -> (B, E)."""
 
     def encode_text(self, tokens: Tensor) -> Tensor:
         """Ids (B, L) -> (B, E)."""

@@ -68,7 +68,7 @@ def evaluating(model: object, device: torch.device, precision: str) -> Iterator[
 
 
 def run_clips(
-    function: Callable[[Tensor], Mapping[str, Tensor]],
+    function: Callable[..., Mapping[str, Tensor]],
     source: ClipSource,
     manifest: Manifest,
     clips: ClipProtocol,
@@ -78,7 +78,8 @@ def run_clips(
     """Apply `function` to every clip; several processes join what each of them read.
 
     Args:
-        function: uint8 (B, 3, T, S, S) on `device` -> named outputs (B, ...).
+        function: uint8 (B, 3, T, S, S) on `device` -> named outputs (B, ...); where clips may be shorter than T it is
+            also given the (B, T) mask of their real frames.
         source: loader over `manifest`.
         manifest: the split that was asked for.
         clips: what every clip and video must look like.
@@ -94,7 +95,9 @@ def run_clips(
     with tqdm(total=len(place) * clips.clips, desc=title, unit="clip", leave=False, disable=None) as bar:
         for batch, numbers in source:
             _check_form(batch, clips, place)
-            for name, output in function(batch.to(device).video).items():
+            moved = batch.to(device)
+            seen = (moved.video,) if moved.frame_mask is None else (moved.video, moved.frame_mask)
+            for name, output in function(*seen).items():
                 own.values.setdefault(name, []).append(_finite(output, name, batch))
             own.rows.append(np.asarray([place[name] for name in batch.ids], dtype=np.int64))
             own.views.append(np.asarray(numbers, dtype=np.int64))
@@ -175,6 +178,6 @@ def run_texts(model: VideoTextModel, tokenizer: TextEncoder, texts: Sequence[str
     return features
 
 
-def video_function(model: VideoTextModel) -> Callable[[Tensor], Mapping[str, Tensor]]:
-    """uint8 clips -> {"video": features}."""
-    return lambda video: {"video": model.encode_video(model.normalise(video))}
+def video_function(model: VideoTextModel) -> Callable[..., Mapping[str, Tensor]]:
+    """uint8 clips, with or without the mask of their real frames -> {"video": features}."""
+    return lambda video, *mask: {"video": model.encode_video(model.normalise(video), *mask)}

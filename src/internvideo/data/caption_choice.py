@@ -1,0 +1,45 @@
+"""Which of a video's captions stand beside it in training."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Literal, get_args
+
+from internvideo.data.manifest import Manifest
+from internvideo.data.sample import Sample
+from internvideo.errors import ManifestError
+
+CaptionChoice = Literal["random", "each", "first", "joined"]
+
+
+def with_captions(manifest: Manifest, choice: CaptionChoice) -> Manifest:
+    """The rows with the captions that shall be learned.
+
+    Args:
+        manifest: rows with captions.
+        choice: "random" leaves them: a new one is drawn whenever a video is read. "each" makes a row of every (video,
+            caption) pair, so that an epoch sees all of them, as the published retrieval recipes count (spec/tasks.md
+            4.1). "first" keeps one, "joined" makes one paragraph of them.
+
+    Raises:
+        ManifestError: a row without captions, where they are chosen.
+    """
+    if choice not in get_args(CaptionChoice):
+        raise ValueError(f"{choice}: {', '.join(get_args(CaptionChoice))}")
+    if choice == "random":
+        return manifest
+    without = [row.id for row in manifest.rows if not row.captions]
+    if without:
+        found = f"{len(without)} of {len(manifest)} samples have no caption, for instance '{without[0]}'"
+        raise ManifestError(manifest.source, found, "at least one caption for every sample")
+
+    def made(row: Sample) -> Iterator[Sample]:
+        if choice == "each":
+            for number, caption in enumerate(row.captions):
+                yield row.model_copy(update={"id": f"{row.id}#{number}", "captions": (caption,)})
+        else:
+            only = row.captions[0] if choice == "first" else " ".join(row.captions)
+            yield row.model_copy(update={"captions": (only,)})
+
+    return replace(manifest, rows=tuple(part for row in manifest.rows for part in made(row)))
