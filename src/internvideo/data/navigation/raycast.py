@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from functools import lru_cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,7 +26,7 @@ CELL = 0.05
 FADE = 0.045
 """Share of its light that a thing loses with each metre."""
 
-Floats = NDArray[np.float32]
+Floats = NDArray[np.floating[Any]]
 Bools = NDArray[np.bool_]
 
 
@@ -72,9 +72,7 @@ class Camera:
             _, depth = self.views(pose, headings, time, depth_size)
         return Observation(rgb, depth)
 
-    def views(
-        self, pose: Pose, headings: NDArray[np.float64], time: int, size: int
-    ) -> tuple[NDArray[np.uint8], Floats]:
+    def views(self, pose: Pose, headings: Floats, time: int, size: int) -> tuple[NDArray[np.uint8], Floats]:
         """Views of 90 degrees in n directions: (n, size, size, 3) uint8 and depth (n, size, size) float32 in 0..1."""
         u, v = _grid(size)
         forward = np.stack([np.cos(headings), np.sin(headings)], axis=1)
@@ -151,7 +149,7 @@ class Camera:
         far = np.where(solids.is_round[:, None], round_far, far)
         behind = canvas.depth.max(axis=1)
         seen = np.isfinite(near) & (near < behind)
-        for number in np.nonzero(seen.any(axis=1))[0]:
+        for number in np.nonzero(seen.any(axis=1))[0].tolist():
             columns = np.nonzero(seen[number])[0]
             tone = _tones(
                 solids, number, local[number], turned[number, columns], near[number, columns], axis[number, columns]
@@ -202,19 +200,21 @@ def _slabs(low: Floats, high: Floats, rays: Floats) -> tuple[Floats, Floats, Boo
     safe = np.where(np.abs(rays) < 1e-7, np.float32(1e-7), rays)
     rays = safe if rays.ndim == 3 else safe[None]
     with np.errstate(over="ignore"):
-        first = low[:, None] / rays
-        second = high[:, None] / rays
-    enter, leave = np.minimum(first, second), np.maximum(first, second)
-    near, far = enter.max(axis=2), leave.min(axis=2)
+        x1, x2 = low[:, :1] / rays[..., 0], high[:, :1] / rays[..., 0]
+        y1, y2 = low[:, 1:] / rays[..., 1], high[:, 1:] / rays[..., 1]
+    enter_x, enter_y = np.minimum(x1, x2), np.minimum(y1, y2)
+    near = np.maximum(enter_x, enter_y)
+    far = np.minimum(np.maximum(x1, x2), np.maximum(y1, y2))
     missed = (near >= far) | (near <= 1e-4)
-    axis = enter[..., 0] >= enter[..., 1]
+    axis = enter_x >= enter_y
     return np.where(missed, np.float32(np.inf), near), far, axis
 
 
 def _circles(middle: Floats, radius: Floats, rays: Floats) -> tuple[Floats, Floats]:
     """Where rays (n, columns, 2) from the origin enter and leave n circles."""
-    square = (rays**2).sum(axis=2)
-    along = (rays * middle[:, None]).sum(axis=2)
+    x, y = rays[..., 0], rays[..., 1]
+    square = x * x + y * y
+    along = x * middle[:, :1] + y * middle[:, 1:]
     rest = along**2 - square * ((middle**2).sum(axis=1) - radius**2)[:, None]
     root = np.sqrt(np.maximum(rest, 0))
     near, far = (along - root) / square, (along + root) / square
