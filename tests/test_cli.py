@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 import torch
+import typer
 import yaml
 
 import odd_video
@@ -64,6 +65,18 @@ def mistake(told: Told) -> str:
     assert told.err.count("\n") == 1, told.err
     assert told.err.startswith("internvideo: ")
     return told.err
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, typer.Abort])
+def test_ctrl_c_is_told(run: Run, monkeypatch: pytest.MonkeyPatch, error: type[BaseException]) -> None:
+    def stopped(*given: object, **named: object) -> None:
+        raise error
+
+    monkeypatch.setattr("internvideo.pipeline.listing", stopped)
+    monkeypatch.setattr("internvideo.apps.video_files.find_videos", stopped)
+    assert run("list", "models") == (130, "", "internvideo: interrupted\n")
+    told = "internvideo: interrupted; the same command goes on where it was\n"
+    assert run("embed", "x", "-o", "x.npy", "-e", "x") == (130, "", told)
 
 
 def write(folder: Path, stage: str = "supervised", **changes: Any) -> Path:

@@ -210,6 +210,12 @@ for command in COMMANDS:
     app.command()(command)
 
 
+RESUMED = {"demo", "train", "embed", "extract", "fit"}
+"""Commands that go on where they were interrupted."""
+INTERRUPTED = 130
+"""The exit code that typer makes of Ctrl-C."""
+
+
 def main() -> None:
     """Entry point: a user's mistake is one line on stderr and exit code 2, never a traceback."""
     # Before torch is imported: idle threads that spin slow small steps threefold where others use the cores too.
@@ -227,7 +233,9 @@ def main() -> None:
             message = f"internvideo: {' '.join(message.split()).rstrip('.')}; see `{command} --help`"
         print(message, file=sys.stderr)
         sys.exit(2)
-    except (typer.Abort, KeyboardInterrupt):  # typer makes the one out of the other
-        print("internvideo: interrupted; the same command goes on where it was", file=sys.stderr)
-        sys.exit(130)
+    except (typer.Abort, KeyboardInterrupt):
+        result = INTERRUPTED
+    if result == INTERRUPTED:
+        goes_on = "; the same command goes on where it was" if RESUMED & set(sys.argv[1:2]) else ""
+        print(f"internvideo: interrupted{goes_on}", file=sys.stderr)
     sys.exit(result if isinstance(result, int) else 0)
