@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 
 from internvideo.data.catalog import BENCHMARKS
 from internvideo.errors import RecipeError, WeightsError
+from internvideo.jobs.head import check_start
 from internvideo.jobs.job import Job, build_model
 from internvideo.jobs.table import prepare
 from internvideo.models.video_language import interpolate_weights
@@ -51,6 +53,7 @@ def run_recipe(recipe: Recipe, folder: Path, *, device: str = "auto", title: str
         RunInterruptedError: asked to stop; the same call goes on.
     """
     target = folder / "model.safetensors"
+    check_start(recipe)
     with distributed.process_group(choose_device(device)) as here:
         job = prepare(
             recipe, rank=distributed.rank(), world_size=distributed.world_size(), skipped=folder / "skipped.jsonl"
@@ -58,6 +61,9 @@ def run_recipe(recipe: Recipe, folder: Path, *, device: str = "auto", title: str
         initial = (
             {name: value.clone() for name, value in job.model.state_dict().items()} if recipe.initial_share else {}
         )
+        if distributed.rank() == 0:
+            for line in job.head:
+                print(f"head: {line}", file=sys.stderr)
         reached = checkpoint.newest(folder)
         settings = TrainingSettings(optimizer=recipe.optimizer, schedule=recipe.schedule, loop=recipe.loop)
         result = train(
@@ -65,7 +71,7 @@ def run_recipe(recipe: Recipe, folder: Path, *, device: str = "auto", title: str
             job.loader,
             settings,
             folder,
-            {**recipe.resolved(), "training_rows": job.fingerprint},  # a changed manifest is another run
+            {**recipe.resolved(), **_facts(job)},  # a changed manifest or map of classes is another run
             batch_size=recipe.data.loader.batch_size,
             device=here,
             title=title or recipe.stage,
@@ -80,6 +86,10 @@ def run_recipe(recipe: Recipe, folder: Path, *, device: str = "auto", title: str
                 load_state(job.model, mixed, where=result.checkpoint)
             save_model(target, job.model, _metadata(recipe, job))
     return target
+
+
+def _facts(job: Job) -> dict[str, object]:
+    return {"training_rows": job.fingerprint, **({"head": list(job.head)} if job.head else {})}
 
 
 def _metadata(recipe: Recipe, job: Job) -> dict[str, str]:
@@ -141,6 +151,7 @@ def describe(recipe: Recipe, *, device: str = "auto") -> str:
     lines = [
         f"recipe    {recipe.about or recipe.stage}",
         f"model     {recipe.model.name} ({type(job.model).__name__})",
+        *(f"head      {line}" for line in job.head),
         f"learning  {counts[True] / 1e6:.3f} M parameters in {len(stepper.optimizer.param_groups)} groups",
         f"frozen    {counts[False] / 1e6:.3f} M parameters",
         f"steps     {steps} ({per_epoch:.1f} an epoch, {len(batch)} clips a batch of {_form(batch)})",

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from importlib import resources
 from pathlib import Path
-from typing import Annotated, Any, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
 import torch
 import yaml
@@ -153,6 +153,9 @@ class DataSettings(Settings):
     loader: LoaderSettings
 
 
+HeadChoice = Literal["same", "names", "fresh"]
+
+
 class ModelSettings(Settings):
     """A name of the table MODELS and what is changed in it."""
 
@@ -178,6 +181,10 @@ class Recipe(Settings):
     init: dict[str, Path] = Field(
         default_factory=dict, description="weights to start from: {weights: FILE}, interaction: {masked:, multimodal:}"
     )
+    init_head: HeadChoice = Field(
+        "same", description="the head of init.weights: the same classes, its rows found by class names, or a fresh one"
+    )
+    init_class_map: Path | None = Field(None, description="with init_head: names, which class is which of the file's")
     initial_share: float = Field(
         0.0, ge=0.0, le=1.0, description="weight-space ensemble: share of the initial weights in the result"
     )

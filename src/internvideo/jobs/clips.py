@@ -37,12 +37,12 @@ def prepare(recipe: Recipe, *, rank: int, world_size: int, skipped: Path | None)
     _check_flip(recipe, manifest)
     model = draw_model(recipe, len(manifest.classes))
     _check_clips(recipe, model)
-    start_model(model, recipe)
+    head = start_model(model, recipe, manifest.classes)
     with setting({"masked": "settings.ratio", "multimodal": "settings.caption_weight"}.get(recipe.stage, "settings")):
         gather = (distributed.gather_with_gradient,) if recipe.stage in GATHERING else ()
         stage = STAGES[recipe.stage].stage(model, recipe.settings, *gather)
     loader = _loader(recipe, manifest, model, rank, world_size, skipped)
-    return Job(recipe, stage, loader, manifest.classes, manifest.fingerprint)
+    return Job(recipe, stage, loader, manifest.classes, manifest.fingerprint, head=head)
 
 
 def training_rows(recipe: Recipe) -> Manifest:

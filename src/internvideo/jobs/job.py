@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from internvideo.errors import RecipeError
+from internvideo.jobs.head import HeadRule
 from internvideo.models.factory import create_model
 from internvideo.models.initialise import initialise
 from internvideo.recipe import STAGES, Recipe
@@ -24,7 +25,8 @@ class Job:
     """A recipe with everything that it names built; `fingerprint` is that of the training rows and their classes.
 
     `context` is what else must be known to use the model later, and is kept beside its weights: how the features were
-    made that a detector learned from, the words of an instruction. It must be ready for JSON.
+    made that a detector learned from, the words of an instruction. It must be ready for JSON. `head` tells where the
+    classification head comes from, where the recipe says something of it.
     """
 
     recipe: Recipe
@@ -33,6 +35,7 @@ class Job:
     classes: tuple[str, ...]
     fingerprint: str
     context: Mapping[str, Any] = field(default_factory=dict)
+    head: tuple[str, ...] = ()
 
     @property
     def model(self) -> nn.Module:
@@ -88,13 +91,22 @@ def draw_model(recipe: Recipe, classes: int) -> nn.Module:
     return model
 
 
-def start_model(model: nn.Module, recipe: Recipe) -> None:
+def start_model(model: nn.Module, recipe: Recipe, classes: Sequence[str] | None = None) -> tuple[str, ...]:
     """Fill the model with the weights of `init`, and let it recompute activations where the recipe says so.
 
+    Args:
+        classes: of the training rows, for a model with a head that `init_head` is about.
+
+    Returns:
+        what was done with the head, to be told.
+
     Raises:
-        WeightsError: `init` cannot be used.
+        WeightsError: `init` cannot be used. RecipeError, ManifestError: `init_head` cannot.
     """
-    initialise(model, recipe.init)
+    if classes is None and recipe.init_head != "same":
+        raise RecipeError("init_head", recipe.init_head, "same, in this stage")
+    rule = None if classes is None else HeadRule(recipe, classes)
+    initialise(model, recipe.init, rule)
     if recipe.loop.activation_checkpointing:
         for module in model.modules():
             if hasattr(module, "checkpointing"):

@@ -36,7 +36,7 @@ class HeadRule(Protocol):
     """Asked where a file brings a head: which of its rows the model starts with."""
 
     def __call__(self, known: tuple[str, ...], path: Path) -> Sequence[int] | None:
-        """Rows of the head of `path`, whose classes are `known` (numbers where it tells none); None for a fresh head."""
+        """Rows of the head of `path`, whose classes are `known`, numbers where it tells none; None for a fresh head."""
 
 
 def initialise(model: nn.Module, sources: Mapping[str, Path], head: HeadRule | None = None) -> None:
