@@ -111,6 +111,7 @@ def start_model(model: nn.Module, recipe: Recipe, classes: Sequence[str] | None 
         for module in model.modules():
             if hasattr(module, "checkpointing"):
                 setattr(module, "checkpointing", True)  # noqa: B010  # a plain attribute, unknown to nn.Module's types
+    return () if rule is None else rule.told(recipe)
 
 
 @contextmanager

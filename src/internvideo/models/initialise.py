@@ -128,13 +128,5 @@ def of_language(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {f"model.{name}": value for name, value in state.items() if not LEFT_BEHIND.fullmatch(name)}
 
 
-def _fill_language(model: VideoLanguage, state: Mapping[str, Tensor], path: Path) -> None:
-    """Towers and caption decoder; a decoder that only one of both has stays as drawn, or is left behind."""
-    decoder = any(name.startswith("caption_decoder.") for name in state)
-    if decoder and model.caption_decoder is None:
-        state = {name: value for name, value in state.items() if not name.startswith("caption_decoder.")}
-    load_part(model, state, fresh=None if decoder else r"caption_decoder\.", where=path)
-
-
 def _below(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
     return {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
