@@ -25,7 +25,7 @@ from internvideo.data.navigation.scene import (
     Shape,
 )
 
-FROM_WALL, FROM_DOOR, APART, TWINS_APART = 1.1, 1.5, 1.7, 4.2
+FROM_WALL, FROM_DOOR, APART, TWINS_APART = 1.1, 1.5, 1.7, 4.8
 """Least distances of a landmark's middle from the walls' middles, from doors, from other landmarks and of twins, m.
 
 Twins are farther apart than the 3 m within which an agent has arrived: whoever goes to the wrong one has failed."""
@@ -48,7 +48,7 @@ class HouseSettings:
     largest: float = 7.5
     landmarks: int = 4
     moving: float = 0.4
-    twins: float = 0.5
+    twins: float = 0.7
     more_doors: float = 0.3
 
     __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
@@ -157,9 +157,12 @@ def _landmarks(
 
 def _twins(rng: np.random.Generator, number: int, room: Room, gaps: list[tuple[float, float]]) -> list[Landmark]:
     """A moving thing and a still one that looks the same in every picture; none where the room is too small."""
-    first = _spot(rng, room, gaps, [], APART)
-    second = first and _spot(rng, room, gaps, [first], TWINS_APART)
-    if not first or not second:
+    for _ in range(10):
+        first = _spot(rng, room, gaps, [], APART)
+        second = first and _spot(rng, room, gaps, [first], TWINS_APART)
+        if first and second:
+            break
+    else:
         return []
     kind = MOTIONS[int(rng.integers(len(MOTIONS)))]
     shape, colour = _look(rng, [])

@@ -2,7 +2,7 @@
 
 text   = piece (joint piece)* "."
 piece  = turn | door | pass | stop
-turn   = "turn left" | "turn right" | "turn around"                         (before the first door)
+turn   = "turn left" | "turn right" | "turn around"                         (before the first of the others)
 door   = ("go through" | "walk through" | "leave by" | "take") "the" COLOUR ("door" | "doorway")
 pass   = ("pass" | "walk past" | "go by") "the" thing
 stop   = ("stop at" | "stop beside" | "wait next to" | "end at") "the" thing
@@ -56,7 +56,7 @@ class Thing:
 
 @dataclass(frozen=True)
 class Through:
-    """Go through the door of a colour, after a turn that brings it in front."""
+    """Go through the door of a colour, after a turn."""
 
     colour: str
     turn: Side = ""
@@ -64,16 +64,18 @@ class Through:
 
 @dataclass(frozen=True)
 class Pass:
-    """Go by a thing."""
+    """Go by a thing, after a turn."""
 
     thing: Thing
+    turn: Side = ""
 
 
 @dataclass(frozen=True)
 class Stop:
-    """The end, at a thing."""
+    """The end, at a thing, after a turn."""
 
     thing: Thing
+    turn: Side = ""
 
 
 Leg = Through | Pass | Stop
@@ -89,8 +91,8 @@ def say(route: Route, rng: np.random.Generator) -> str:
 
     pieces: list[str] = []
     for leg in route:
+        pieces += [f"turn {leg.turn}"] if leg.turn else []
         if isinstance(leg, Through):
-            pieces += [f"turn {leg.turn}"] if leg.turn else []
             pieces.append(f"{one(VERBS['door'])} the {leg.colour} {one(DOOR_WORDS)}")
         else:
             thing = leg.thing
@@ -114,7 +116,7 @@ def understand(text: str) -> Route:
     for piece in _SPLIT.split(text.strip().removesuffix(".").lower()):
         if found := _TURN.fullmatch(piece):
             if legs or turn:
-                raise ValueError(f"'{piece}' after the first door")
+                raise ValueError(f"'{piece}' which is no beginning")
             turn = next(side for side in get_args(Side) if side == found[1])
             continue
         legs.append(_leg(piece, turn))
@@ -129,7 +131,7 @@ def _leg(piece: str, turn: Side) -> Leg:
     if not found:
         raise ValueError(f"'{piece}' is not a piece of this language")
     kind, noun, motion = _KINDS[found["verb"]], found["noun"], found["motion"] or ""
-    if (kind == "door") != (noun in DOOR_WORDS) or (kind == "door" and motion) or (turn and kind != "door"):
+    if (kind == "door") != (noun in DOOR_WORDS) or (kind == "door" and motion):
         raise ValueError(f"'{piece}' is not a piece of this language")
     if kind == "door":
         return Through(found["colour"], turn)
@@ -137,7 +139,7 @@ def _leg(piece: str, turn: Side) -> Leg:
         (word for word in get_args(Motion) if word == motion), "still" if motion == "still" else ""
     )
     thing = Thing(_SHAPES[noun], found["colour"], spoken)
-    return Pass(thing) if kind == "pass" else Stop(thing)
+    return Pass(thing, turn) if kind == "pass" else Stop(thing, turn)
 
 
 def told_by_motion(text: str) -> bool:

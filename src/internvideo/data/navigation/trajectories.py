@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import ClassVar, Literal
 
@@ -20,6 +20,9 @@ BESIDE = 0.35
 """Metres of air between the agent at the goal and the square around its landmark."""
 PASSED_WITHIN = 1.8
 """A landmark is passed when the way leads by its middle within this, m."""
+
+AHEAD = 1.5
+"""Metres of a way that tell its first direction."""
 
 
 @dataclass(frozen=True)
@@ -66,11 +69,12 @@ def draw_trajectory(house: House, rng: np.random.Generator, settings: Trajectory
     """
     scene = house.scene
     pairs = {number: twin for number, thing in enumerate(scene.landmarks) if (twin := _twin(scene, thing)) is not None}
-    for _ in range(500):
-        wanted = bool(pairs) and rng.random() < settings.by_motion
-        number = int(rng.choice(list(pairs))) if wanted else int(rng.integers(len(scene.landmarks)))
-        if not wanted and number in pairs:
-            continue
+    plain = [number for number in range(len(scene.landmarks)) if number not in pairs]
+    by_motion = bool(pairs) and rng.random() < settings.by_motion
+    for attempt in range(500):
+        # Twins of a small room may lie too close to one another to be a goal.
+        choice = list(pairs) if (by_motion and attempt < 200) or not plain else plain
+        number = choice[int(rng.integers(len(choice)))]
         drawn = _towards(house, rng, settings, scene.landmarks[number], pairs.get(number))
         if drawn is not None:
             return drawn
@@ -90,7 +94,7 @@ def _towards(
     scene = house.scene
     x, y = rng.uniform((0, 0), scene.size)
     start = Pose(round(float(x), 3), round(float(y), 3), round(wrapped(float(rng.uniform(-math.pi, math.pi))), 6))
-    if scene.room_at(start.x, start.y) == thing.room or not house.ground.free(np.array([[x, y]]))[0]:
+    if scene.room_at(start.x, start.y) == thing.room or not house.ground.free(np.array([[start.x, start.y]]))[0]:
         return None
     goal, geodesic = _end(house, start, thing)
     if not settings.shortest <= geodesic <= settings.longest:
@@ -101,12 +105,10 @@ def _towards(
     doors = sorted(_crossed(scene, path), key=lambda entry: entry[0])
     if not doors:
         return None
-    turn = _side(start, doors[0][1])
-    marks: list[tuple[float, Leg]] = [
-        (at, Through(door.colour, "" if number else turn)) for number, (at, door) in enumerate(doors)
-    ]
+    marks: list[tuple[float, Leg]] = [(at, Through(door.colour)) for at, door in doors]
     marks += _passed(scene, path, thing, rng, settings.passing)
     legs = [leg for _, leg in sorted(marks, key=lambda mark: mark[0])]
+    legs[0] = replace(legs[0], turn=_side(start, path))
     spoken: Motion | Literal["still", ""] = "" if twin is None else (thing.motion or "still")
     return Trajectory(start, goal, path, geodesic, (*legs, Stop(Thing(thing.shape, thing.colour, spoken))))
 
@@ -172,9 +174,12 @@ def _alike(thing: Landmark, other: Landmark) -> bool:
     return (thing.room, thing.shape, thing.colour) == (other.room, other.shape, other.colour)
 
 
-def _side(start: Pose, first: Door) -> Side:
-    """The turn that brings the first door in front: it is said where it lies more than 45 degrees to a side."""
-    angle = math.degrees(turn_towards(start, (first.x, first.y)))
+def _side(start: Pose, path: NDArray[np.float64]) -> Side:
+    """The turn that brings the way's beginning in front: said where it leads more than 45 degrees aside."""
+    steps = np.linalg.norm(np.diff(path, axis=0), axis=1)
+    walked = np.concatenate([[0.0], steps.cumsum()])
+    x, y = (float(np.interp(AHEAD, walked, path[:, axis])) for axis in (0, 1))
+    angle = math.degrees(turn_towards(start, (x, y)))
     if abs(angle) <= 45:
         return ""
     if abs(angle) >= 135:
