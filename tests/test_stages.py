@@ -12,10 +12,11 @@ from pydantic import ValidationError
 from torch import nn
 
 import small_world
-from internvideo.data.batch import Batch, FeatureBatch, RegionBatch
+from internvideo.data.batch import Batch, FeatureBatch, ProposalBatch, RegionBatch
 from internvideo.models.action_detector import ActionDetector
 from internvideo.models.actionformer import ActionFormer, ActionFormerConfig
 from internvideo.models.cross_model import CrossModel
+from internvideo.models.tcanet import TCANet, TCANetConfig
 from internvideo.models.video_language import VideoLanguage
 from internvideo.objectives.contrastive import soft_symmetric_contrastive
 from internvideo.objectives.masking import MaskKind
@@ -35,6 +36,11 @@ def detector() -> ActionFormer:
     )
 
 
+def refiner() -> TCANet:
+    torch.manual_seed(0)
+    return TCANet(TCANetConfig(8, 8, 2, feed_forward=8, window=3, dropout=0.0, thresholds=(0.3, 0.3, 0.3)))
+
+
 def region_detector() -> ActionDetector:
     torch.manual_seed(0)
     return ActionDetector(replace(small_world.MASKED, classes=3))
@@ -47,12 +53,15 @@ def inputs(name: str, count: int) -> Batch | FeatureBatch:
         boxes = torch.tensor([[1.0, 2.0, 20.0, 30.0]]).repeat(count, 1)
         targets = torch.tensor([[1.0, 0.0, 1.0]]).repeat(count, 1)
         return RegionBatch(clips.video, clips.ids, clip=torch.arange(count), boxes=boxes, targets=targets)
-    if name != "localisation":
+    if name not in ("localisation", "refinement"):
         return batch(count)
-    values = torch.randn(count, 6, 16, generator=torch.Generator().manual_seed(1))
+    values = torch.randn(count, 8 if name == "refinement" else 6, 16, generator=torch.Generator().manual_seed(1))
     mask = torch.arange(16)[None].expand(count, 16) < 14
     spans, labels = torch.tensor([[1.0, 4.0], [3.0, 13.5]]), torch.tensor([0, 2])
-    return FeatureBatch(values, mask, tuple(map(str, range(count))), (spans,) * count, (labels,) * count)
+    found = (values, mask, tuple(map(str, range(count))), (spans,) * count, (labels,) * count)
+    if name == "refinement":
+        return ProposalBatch(*found, proposals=(torch.tensor([[1.5, 4.0], [3.0, 12.0], [6.0, 8.0]]),) * count)
+    return FeatureBatch(*found)
 
 
 MODELS: dict[str, tuple[Callable[[], nn.Module], ...]] = {
@@ -62,6 +71,7 @@ MODELS: dict[str, tuple[Callable[[], nn.Module], ...]] = {
     "supervised": (small_world.masked_classifier, small_world.multimodal_classifier),
     "open_set": (small_world.masked_classifier, small_world.multimodal_classifier),
     "localisation": (detector,),
+    "refinement": (refiner,),
     "regions": (region_detector,),
     "interaction": (small_world.cross_model,),
 }

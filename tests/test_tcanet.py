@@ -38,7 +38,8 @@ def config() -> TCANetConfig:
 @pytest.mark.parity
 @pytest.mark.parametrize("region", ["start", "action", "end"])
 def test_regions(region: str) -> None:
-    made = tcanet.sample_regions(ARRAYS["features"], ARRAYS["segments"], config())
+    segments = ARRAYS["segments"]
+    made = tcanet.sample_regions(ARRAYS["features"], torch.arange(len(segments)), segments, config())
     found = dict(zip(("start", "action", "end"), made, strict=True))[region]
     torch.testing.assert_close(found, ARRAYS[f"{region}_feature"], rtol=1e-4, atol=5e-5)
 

@@ -24,6 +24,7 @@ from internvideo.data.feature_sequences import FeatureSettings
 from internvideo.data.key_frames import KeyFrameSettings
 from internvideo.data.loader import LoaderSettings
 from internvideo.data.mixup import Mixup
+from internvideo.data.proposals import ProposalSettings
 from internvideo.data.questions import QuestionSettings
 from internvideo.data.rand_augment import RandAugment
 from internvideo.data.transforms import CropKind, EvalTransform, TrainTransform
@@ -148,6 +149,7 @@ class DataSettings(Settings):
     sampling: SamplingSettings = SamplingSettings()
     augment: AugmentSettings = AugmentSettings()
     features: FeatureSettings = FeatureSettings()
+    proposals: ProposalSettings = ProposalSettings()
     key_frames: KeyFrameSettings = KeyFrameSettings()
     questions: QuestionSettings = QuestionSettings()
     loader: LoaderSettings

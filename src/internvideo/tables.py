@@ -13,6 +13,7 @@ from internvideo.models.actionformer import ActionFormer
 from internvideo.models.clip import Clip
 from internvideo.models.cross_model import CrossModel
 from internvideo.models.heads import VideoQuestionAnswering
+from internvideo.models.tcanet import TCANet
 from internvideo.models.uniformerv2 import UniFormerV2
 from internvideo.models.video_language import VideoLanguage
 from internvideo.models.videomae import VideoMAEClassifier, VideoMAEPretrain
@@ -22,6 +23,7 @@ from internvideo.stages.localisation import LocalisationSettings, LocalisationSt
 from internvideo.stages.masked import MaskedSettings, MaskedStage
 from internvideo.stages.multimodal import MultimodalSettings, MultimodalStage
 from internvideo.stages.open_set import OpenSetSettings, OpenSetStage
+from internvideo.stages.refinement import RefinementSettings, RefinementStage
 from internvideo.stages.regions import RegionSettings, RegionStage
 from internvideo.stages.retrieval import RetrievalSettings, RetrievalStage
 from internvideo.stages.supervised import SupervisedSettings, SupervisedStage
@@ -80,6 +82,12 @@ STAGES: dict[str, StageEntry] = {
         (ActionFormer,),
         heads=("",),
     ),
+    "refinement": StageEntry(
+        "move the ends of a detector's segments and judge them, on the same features (TCANet)",
+        RefinementSettings,
+        RefinementStage,
+        (TCANet,),
+    ),
     "regions": StageEntry(
         "tell what each person in a box does, at key frames (AVA)",
         RegionSettings,
@@ -110,6 +118,7 @@ TASKS: dict[str, str] = {
     "zero_shot": "recognition from class names alone, 16 prompt templates",
     "retrieval": "text to video and video to text: raw, dual softmax and, with a bank, query-bank normalised",
     "localisation": "when which action happens: mAP over tIoU thresholds, recall",
+    "refinement": "a detector's segments with better ends: mAP before and after",
     "spatio_temporal": "what every person at a key frame does: frame mAP at IoU 0.5",
     "multiple_choice": "which of the texts fits the clip",
     "answering": "questions about the clip: accuracy over all, and over those that can be answered",

@@ -359,14 +359,17 @@ class SequenceLoader:
 
     def _whole(self, index: int) -> tuple[Tensor, Tensor, Tensor]:
         if index not in self._kept:
-            video = self.features.videos[index]
-            made = sequence(video, self.settings)
-            found = (made.values, *actions(video, made, self.settings))
-            self._bytes += made.values.nbytes
+            found = self._read(index)
+            self._bytes += found[0].nbytes
             if self._bytes > self.loader.cache_megabytes * 2**20:
                 return found
             self._kept[index] = found
         return self._kept[index]
+
+    def _read(self, index: int) -> tuple[Tensor, Tensor, Tensor]:
+        video = self.features.videos[index]
+        made = sequence(video, self.settings)
+        return (made.values, *actions(video, made, self.settings))
 
     def _batch(self, k: int, chosen: list[int]) -> FeatureBatch:
         parts = []

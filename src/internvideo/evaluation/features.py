@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from internvideo import figures
 from internvideo.data.feature_sequences import FeatureSet, read_feature_set
 from internvideo.errors import ManifestError, RecipeError, RunError, WeightsError
 from internvideo.evaluation.settings import EvaluationSettings
+from internvideo.metrics.temporal_detection import Detections
 from internvideo.models.actionformer import ActionFormer
 from internvideo.pipeline import Trained, load_trained
 from internvideo.recipe import choose_device
@@ -30,7 +31,10 @@ LIKELY = 0.2
 """Segments below this score are not drawn."""
 
 SAME = ("weights_sha256", "layer", "window", "stride", "fps")
-"""What features must share with those that a detector learned from."""
+"""What features must share with those that a model learned from."""
+
+PARTS = {"weights": "weights_sha256", "videos": "split_sha256", "proposals": "proposals_sha256"}
+"""What only a table of the same measurement shares, and where its protocol tells it."""
 
 
 @dataclass(frozen=True)
@@ -56,13 +60,13 @@ def load_detector(path: Path, *, device: str = "auto") -> Detector:
     return detector_of(load_trained(path, device=device), path)
 
 
-def check_features(detector: Detector, features: FeatureSet) -> None:
-    """Raise RunError for features made otherwise than those that the detector learned from."""
-    learned, given = detector.trained.context, features.protocol
+def check_protocol(learned: Mapping[str, Any], features: FeatureSet) -> None:
+    """Raise RunError for features made otherwise than those that a model learned from, which `learned` tells."""
+    given = features.protocol
     for key in SAME:
         if key in learned and key in given and learned[key] != given[key]:
             found = f"features with {key} {json.dumps(given[key])[:24]}"
-            raise RunError(features.source, found, f"{json.dumps(learned[key])[:24]}, as the detector learned from")
+            raise RunError(features.source, found, f"{json.dumps(learned[key])[:24]}, as the model learned from")
 
 
 def under_classes(features: FeatureSet, classes: tuple[str, ...]) -> FeatureSet:
@@ -102,7 +106,7 @@ def evaluate(
     recipe = detector.trained.recipe
     how = recipe.data.features.model_copy(update={"annotations": None, "folder": None})
     features = under_classes(read_feature_set(manifest, how), detector.trained.classes)
-    check_features(detector, features)
+    check_protocol(trained.context, features)
     if split is not None:
         features = features.subset(split)
     fused = None
@@ -119,29 +123,38 @@ def evaluate(
         model_name=recipe.model.name,
         class_scores=fused,
     )
-    _check_output(target, table)
-    result = localisation.score(table)
-    save_result(result, table.save(target).with_suffix(".json"))
+    check_output(target, table)
+    table.save(target)
+    # Before the figures: videos whose actions nobody knows have detections all the same.
     write_text(output / "detections.json", json.dumps(localisation.submission(table)) + "\n")
+    result = localisation.score(table)
+    save_result(result, target.with_suffix(".json"))
     draw(table, output / "timelines.html")
     print_result(result)
     return result
 
 
-def _check_output(target: Path, table: Table) -> None:
+def check_output(target: Path, table: Table) -> None:
+    """Raise RunError where the table of another measurement lies."""
     if not target.exists():
         return
     try:
         known: Any = Table.load(target).protocol
     except RunError:
         known = {}
-    if any(known.get(key) != table.protocol[key] for key in ("weights_sha256", "split_sha256")):
-        raise RunError(target, "holds a table of other weights or videos", "", "choose another --output")
+    others = [part for part, key in PARTS.items() if known.get(key) != table.protocol.get(key)]
+    if others:
+        raise RunError(target, f"holds a table of other {' and other '.join(others)}", "", "choose another --output")
 
 
 def draw(table: Table, target: Path) -> None:
     """The timelines of a table's first videos as one page. Raises RunError."""
-    classes, truth, found = table["classes"].tolist(), localisation.truth_of(table), localisation.found_of(table)
+    write_text(target, page(timelines(table, localisation.found_of(table))))
+
+
+def timelines(table: Table, found: Detections, title: str = "") -> list[str]:
+    """Truth and segments of a table's first videos, an <svg> each; `title` stands behind their names."""
+    classes, truth = table["classes"].tolist(), localisation.truth_of(table)
     parts = []
     for number, name in enumerate(table["ids"].tolist()[:SHOWN]):
         own, seen = truth.take(truth.video == number), found.take(found.video == number)
@@ -151,8 +164,8 @@ def draw(table: Table, target: Path) -> None:
             (*span, classes[label], float(score))
             for span, label, score in zip(seen.span.tolist(), seen.label, seen.score, strict=True)
         ]
-        parts.append(figures.timeline(float(table["duration"][number]), likely, actions, name))
-    write_text(target, page(parts))
+        parts.append(figures.timeline(float(table["duration"][number]), likely, actions, f"{name}{title}"))
+    return parts
 
 
 def page(pictures: Sequence[str]) -> str:

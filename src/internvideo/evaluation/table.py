@@ -10,12 +10,13 @@ from typing import Protocol
 from torch import nn
 
 from internvideo.errors import RecipeError
-from internvideo.evaluation import answering, clips, features, open_set, regions
+from internvideo.evaluation import answering, clips, features, open_set, refinement, regions
 from internvideo.evaluation.settings import EvaluationSettings
 from internvideo.models.action_detector import ActionDetector
 from internvideo.models.actionformer import ActionFormer
 from internvideo.models.cross_model import CrossModel
 from internvideo.models.heads import VideoQuestionAnswering
+from internvideo.models.tcanet import TCANet
 from internvideo.models.uniformerv2 import UniFormerV2
 from internvideo.models.video_language import VideoLanguage
 from internvideo.models.videomae import VideoMAEClassifier
@@ -50,6 +51,7 @@ EVALUATIONS: dict[str, Evaluation] = {
     "retrieval": Evaluation(clips.language_evaluation("retrieval"), (VideoLanguage,)),
     "multiple_choice": Evaluation(clips.language_evaluation("multiple_choice"), (VideoLanguage,)),
     "localisation": Evaluation(features.evaluate, (ActionFormer,)),
+    "refinement": Evaluation(refinement.evaluate, (TCANet,)),
     "spatio_temporal": Evaluation(regions.evaluate, (ActionDetector,)),
     "answering": Evaluation(answering.evaluate, (VideoQuestionAnswering,)),
 }

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Protocol
 
-from internvideo.jobs import clips, features, questions
+from internvideo.jobs import clips, features, questions, refinement
 from internvideo.jobs.job import Job
 from internvideo.recipe import Recipe
 
@@ -27,6 +27,7 @@ JOBS: dict[str, Prepare] = {
     "regions": clips.prepare,
     "answering": questions.prepare,
     "localisation": features.prepare,
+    "refinement": refinement.prepare,
 }
 """Stage -> what builds its job."""
 

@@ -17,6 +17,7 @@ from internvideo.models.action_detector import ActionDetector
 from internvideo.models.actionformer import ActionFormer, ActionFormerConfig
 from internvideo.models.entry import ModelEntry
 from internvideo.models.multimodal_sizes import MULTIMODAL_MODELS
+from internvideo.models.tcanet import TCANet, TCANetConfig
 from internvideo.models.videomae import VideoMAEClassifier, VideoMAEConfig, VideoMAEPretrain
 
 _SIZES: dict[str, VideoMAEConfig] = {
@@ -86,6 +87,13 @@ _DETECTOR_ENTRIES = {
     for name, (config, millions, about) in _DETECTORS.items()
 }
 
+_REFINERS = {
+    "tcanet": ModelEntry(
+        TCANet, TCANetConfig(), None, "refines a detector's segments: encoder of width 512, three regressors in cascade"
+    )
+}
+"""TCANet as for HACS, on SlowFast's 2304 channels (spec/tasks.md 2.9)."""
+
 _REGIONS = {
     f"action-detector-{size}": ModelEntry(
         ActionDetector,
@@ -96,7 +104,14 @@ _REGIONS = {
     for size in ("s", "b", "l", "h")
 }
 
-MODELS: dict[str, ModelEntry] = {**_PRETRAIN, **_CLASSIFIER, **MULTIMODAL_MODELS, **_DETECTOR_ENTRIES, **_REGIONS}
+MODELS: dict[str, ModelEntry] = {
+    **_PRETRAIN,
+    **_CLASSIFIER,
+    **MULTIMODAL_MODELS,
+    **_DETECTOR_ENTRIES,
+    **_REFINERS,
+    **_REGIONS,
+}
 """Every model that a recipe can name."""
 
 

@@ -13,6 +13,12 @@ from torch import Tensor, nn
 
 from internvideo.models.attention import attend, split_heads
 
+LONGEST = 10.0
+"""Log ratio of lengths that one step changes at most: a network that has not learned must not give infinite ones."""
+
+SHORTEST = 0.01
+"""Feature steps of the shortest refined segment: what turns round or vanishes could not be refined further."""
+
 
 @dataclass(frozen=True)
 class TCANetConfig:
@@ -60,32 +66,48 @@ def blocked(steps: int, window: int, heads: int, device: torch.device | None = N
     return mask
 
 
-def sample_region(features: Tensor, low: Tensor, high: Tensor, samples: int, seconds: float) -> Tensor:
-    """Features at the middles of S equal parts of a region of each video, linearly interpolated.
+def sample_region(features: Tensor, video: Tensor, low: Tensor, high: Tensor, samples: int, seconds: float) -> Tensor:
+    """Features at the middles of S equal parts of a region of each proposal, linearly interpolated.
+
+    The middle of feature g is at (g + 0.5) * `seconds`.
 
     Args:
-        features: (P, D, T), one row a proposal. low, high: (P,) ends of the region. samples: S.
-        seconds: of the T steps.
+        features: (B, D, T). video: (P,) int64 row of each proposal. low, high: (P,) ends of the region. samples: S.
+        seconds: of a step.
 
     Returns:
         (P, D, S); zero outside the features.
     """
-    share = (torch.arange(samples, device=features.device, dtype=features.dtype) + 0.5) / samples
-    place = low[:, None] + share * (high - low)[:, None]
-    across = place / seconds * 2 - 1
-    grid = torch.stack([across, torch.zeros_like(across)], dim=-1)[:, None]
-    return F.grid_sample(features[:, :, None], grid, padding_mode="zeros", align_corners=False)[:, :, 0]
+    share = (torch.arange(samples, device=features.device, dtype=low.dtype) + 0.5) / samples
+    place = (low[:, None] + share * (high - low)[:, None]) / seconds - 0.5
+    before = place.floor()
+    part = (place - before).to(features.dtype)[..., None]
+    rows, steps = features.transpose(1, 2), features.shape[-1]
+
+    def at(index: Tensor) -> Tensor:
+        inside = (index >= 0) & (index < steps)
+        return rows[video[:, None], index.clamp(0, steps - 1).long()] * inside[..., None]
+
+    return (at(before) * (1 - part) + at(before + 1) * part).transpose(1, 2)
 
 
-def sample_regions(features: Tensor, proposals: Tensor, config: TCANetConfig) -> tuple[Tensor, Tensor, Tensor]:
-    """Start (P, D, S), action and end regions of proposals (P, 2) over features (P, D, T); cut to the video."""
-    seconds = features.shape[-1] * config.seconds_per_feature
+def sample_regions(
+    features: Tensor, video: Tensor, proposals: Tensor, config: TCANetConfig, lengths: Tensor | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Start (P, D, S), action and end regions of proposals (P, 2) over features (B, D, T); cut to the video.
+
+    `video` (P,) is the row of each proposal, `lengths` (B,) the steps of each video where some are shorter than T.
+    """
+    step = config.seconds_per_feature
+    seconds = proposals.new_full((len(proposals),), features.shape[-1] * step)
+    if lengths is not None:
+        seconds = lengths.to(proposals.dtype)[video] * step
     start, end = proposals[:, 0], proposals[:, 1]
     around = config.boundary_ratio * (end - start)
     return (
-        sample_region(features, (start - around).clamp(min=0), start, config.start_samples, seconds),
-        sample_region(features, start, end, config.action_samples, seconds),
-        sample_region(features, end, (end + around).clamp(max=seconds), config.end_samples, seconds),
+        sample_region(features, video, (start - around).clamp(min=0), start, config.start_samples, step),
+        sample_region(features, video, start, end, config.action_samples, step),
+        sample_region(features, video, end, torch.minimum(end + around, seconds), config.end_samples, step),
     )
 
 
@@ -108,7 +130,7 @@ def encode_centre(proposals: Tensor, truth: Tensor) -> Tensor:
 def decode_centre(proposals: Tensor, offsets: Tensor, factors: tuple[float, float] = (0.1, 0.2)) -> Tensor:
     """New segments (P, 2) from offsets scaled by `factors`."""
     centre = proposals.mean(dim=-1, keepdim=True) + offsets[:, :1] * factors[0] * _length(proposals)
-    half = 0.5 * _length(proposals) * (offsets[:, 1:] * factors[1]).exp()
+    half = 0.5 * _length(proposals) * (offsets[:, 1:] * factors[1]).clamp(-LONGEST, LONGEST).exp()
     return torch.cat([centre - half, centre + half], dim=-1)
 
 
@@ -128,10 +150,12 @@ class LocalGlobalLayer(nn.Module):
         self.fc1, self.fc2 = nn.Linear(width, config.feed_forward), nn.Linear(config.feed_forward, width)
         self.dropout = nn.Dropout(config.dropout)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, T, D) -> (B, T, D)."""
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        """(B, T, D) -> (B, T, D); steps where `mask` (B, T) is False are not seen."""
         query, key, value = (split_heads(part, self.heads) for part in self.qkv(x).chunk(3, dim=-1))
         hidden = blocked(x.shape[1], self.window, self.heads, x.device)
+        if mask is not None:  # steps behind the end see everything: a row without a key would be NaN
+            hidden = hidden | (mask[:, None, :, None] & ~mask[:, None, None, :])
         bias = torch.zeros(hidden.shape, dtype=x.dtype, device=x.device).masked_fill(hidden, float("-inf"))
         x = self.norm1(x + self.dropout(self.proj(attend(query, key, value, bias=bias))))
         return self.norm2(x + self.dropout(self.fc2(F.relu(self.fc1(x)))))  # type: ignore[no-any-return]  # nn.Module.__call__ is untyped
@@ -158,17 +182,20 @@ class BoundaryRegressor(nn.Module):
             nn.Conv1d(width // 2, outputs, samples),
         )
 
-    def forward(self, features: Tensor, proposals: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Features (P, D, T), proposals (P, 2) -> ends (P, 2), centre and length (P, 2), tIoU logit (P,)."""
-        start, action, end = sample_regions(features, proposals, self.config)
+    def forward(
+        self, features: Tensor, video: Tensor, proposals: Tensor, lengths: Tensor | None = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Features (B, D, T), proposals (P, 2) of rows `video` -> ends (P, 2), centre and length (P, 2), logit (P,)."""
+        start, action, end = sample_regions(features, video, proposals, self.config, lengths)
         whole = self.whole(torch.cat([start, action, end], dim=-1))[:, :, 0]
         ends = torch.cat([self.start(start)[:, :, 0], self.end(end)[:, :, 0]], dim=1)
         return ends, whole[:, :2], whole[:, 2]
 
     def refine(self, proposals: Tensor, ends: Tensor, centre: Tensor, factor: float) -> Tensor:
-        """Mean of both decodings, at least 0; (P, 2)."""
+        """Mean of both decodings, (P, 2); at least 0 and never turned round."""
         both = decode_ends(proposals, ends, factor) + decode_centre(proposals, centre, self.config.centre_factors)
-        return torch.clamp(0.5 * both, min=0)
+        start, end = torch.clamp(0.5 * both, min=0).sort(dim=-1).values.unbind(dim=-1)
+        return torch.stack([start, torch.maximum(end, start + SHORTEST * self.config.seconds_per_feature)], dim=-1)
 
 
 @dataclass(frozen=True)
@@ -197,28 +224,42 @@ class TCANet(nn.Module):
         self.encoder = nn.ModuleList(LocalGlobalLayer(config) for _ in range(config.encoder_layers))
         self.regressors = nn.ModuleList(BoundaryRegressor(config) for _ in config.thresholds)
 
-    def encode(self, features: Tensor) -> Tensor:
-        """(B, C, T) -> (B, D, T)."""
-        x: Tensor = self.base(features).transpose(1, 2)
-        for layer in self.encoder:
-            x = layer(x)
-        return x.transpose(1, 2)
+    def encode(self, features: Tensor, mask: Tensor | None = None) -> Tensor:
+        """(B, C, T) -> (B, D, T); 0 where `mask` (B, T) is False, and those steps are not seen.
 
-    def forward(self, features: Tensor, video: Tensor, proposals: Tensor) -> tuple[list[Refined], Tensor]:
+        The released code has no mask: every video is padded with zeros to 1000 steps, which it sees.
+        """
+        x: Tensor = features
+        for layer in self.base:
+            x = layer(x)
+            if mask is not None:
+                x = x * mask[:, None]
+        x = x.transpose(1, 2)
+        for layer in self.encoder:
+            x = layer(x, mask)
+        x = x.transpose(1, 2)
+        return x if mask is None else x * mask[:, None]
+
+    def forward(
+        self, features: Tensor, video: Tensor, proposals: Tensor, mask: Tensor | None = None
+    ) -> tuple[list[Refined], Tensor]:
         """Refine proposals.
 
         Args:
-            features: (B, C, T). video: (P,) int64 row of each proposal. proposals: (P, 2) seconds.
+            features: (B, C, T). video: (P,) int64 row of each proposal. proposals: (P, 2) seconds, the middle of
+                feature g at (g + 0.5) * `seconds_per_feature`.
+            mask: (B, T) bool, True where a video is; None where all are T long.
 
         Returns:
             what each regressor said, and the final segments (P, 2). Their score is the proposal's times the sigmoid of
             the last regressor's quality.
         """
-        encoded = self.encode(features)[video]
+        encoded = self.encode(features, mask)
+        lengths = None if mask is None else mask.sum(dim=1)
         factor = self.config.training_factor if self.training else self.config.inference_factor
         said = []
         for regressor in self.regressors:
-            ends, centre, quality = regressor(encoded, proposals)
+            ends, centre, quality = regressor(encoded, video, proposals, lengths)
             said.append(Refined(proposals, ends, centre, quality))
             proposals = regressor.refine(proposals, ends, centre, factor).detach()  # type: ignore[operator]  # a BoundaryRegressor
         return said, proposals

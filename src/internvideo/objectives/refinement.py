@@ -13,6 +13,21 @@ HIGH, LOW = 0.7, 0.3
 """tIoU of the groups that the quality loss balances: high above, low below, middle between."""
 
 
+def best_truths(proposals: Tensor, truths: Tensor) -> tuple[Tensor, Tensor]:
+    """The truth that each proposal overlaps most, (P, 2), (G, 2) -> (P, 2) and the tIoU (P,).
+
+    Without truths a proposal stands for its own, with tIoU 0.
+    """
+    if not len(truths):
+        return proposals, proposals.new_zeros(len(proposals))
+    left = torch.maximum(proposals[:, None, 0], truths[None, :, 0])
+    right = torch.minimum(proposals[:, None, 1], truths[None, :, 1])
+    inside = (right - left).clamp(min=0)
+    whole = (proposals[:, 1] - proposals[:, 0])[:, None] + (truths[:, 1] - truths[:, 0])[None] - inside
+    overlap, chosen = (inside / whole.clamp(min=1e-9)).max(dim=1)
+    return truths[chosen], overlap
+
+
 def balanced(overlap: Tensor, generator: torch.Generator) -> Tensor:
     """Which proposals (P,) bool the quality loss reads: as many of each group as the smallest non-empty one has."""
     group = (overlap >= HIGH).long() + (overlap >= LOW).long()
