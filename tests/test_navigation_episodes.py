@@ -87,14 +87,14 @@ def test_what_is_said_is_understood() -> None:
 @pytest.mark.parametrize(
     "text",
     [
-        "", "Go.", "Go through the red door.", "Stop at the red door.", 
+        "", "Go.", "Go through the red door.", "Stop at the red door.",
         "Go through the red box and stop at the red box.",
         "Stop at the red box, then pass the blue box.", "Pass the grey box and stop at the red box.",
         "Pass the red box, turn left and stop at the red box.", "Turn left.", "Stop at the jumping red box.",
     ],
 )  # fmt: skip
 def test_what_is_no_sentence_is_not_understood(text: str) -> None:
-    with pytest.raises(ValueError, match="piece|beginning|does not end"):
+    with pytest.raises(ValueError, match=r"piece|beginning|does not end"):
         understand(text)
     assert not told_by_motion(text)
 
