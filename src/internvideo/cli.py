@@ -21,6 +21,7 @@ from internvideo.commands.export import export
 from internvideo.commands.extract import extract
 from internvideo.commands.fit import fit
 from internvideo.commands.localize import localize
+from internvideo.commands.navigation_world import navigation_world
 from internvideo.commands.prepare import prepare
 from internvideo.commands.stream import stream
 from internvideo.errors import InternVideoError
@@ -205,7 +206,7 @@ def list_(what: Annotated[str, typer.Argument(help="models, stages, tasks, recip
 
 
 COMMANDS = (embed, classify, caption, compare, stream, fit)
-COMMANDS += (prepare, extract, localize, ensemble, export, convert, doctor)
+COMMANDS += (prepare, extract, localize, navigation_world, ensemble, export, convert, doctor)
 for command in COMMANDS:
     app.command()(command)
 
