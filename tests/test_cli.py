@@ -26,7 +26,7 @@ from small_world import small_recipe
 COMMANDS = (
     *("demo", "sample-world", "train", "evaluate", "score", "list"),
     *("embed", "classify", "caption", "compare", "stream", "fit"),
-    *("prepare", "extract", "localize", "ensemble", "export", "convert", "doctor"),
+    *("prepare", "extract", "localize", "navigation-world", "ensemble", "export", "convert", "doctor"),
 )
 
 
@@ -102,7 +102,8 @@ def test_every_command_is_in_the_help(run: Run) -> None:
     told = run("--help")
     assert told.code == 0
     assert [name for name in COMMANDS if f"  {name} " not in told.out] == []
-    assert {command.name or command.callback.__name__ for command in cli.app.registered_commands} == set(COMMANDS)  # type: ignore[union-attr]  # all have one
+    names = {command.name or command.callback.__name__ for command in cli.app.registered_commands}  # type: ignore[union-attr]  # all have one
+    assert {name.replace("_", "-") for name in names} == set(COMMANDS)
     assert run() == Told(2, "", told.out), "without a command: the help, as an error"
 
 
