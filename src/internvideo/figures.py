@@ -30,7 +30,7 @@ BLUE, ORANGE, GREEN = "#3d7fd6", "#d97a1f", "#2f9e6b"  # readable on white and o
 _LINES = (BLUE, ORANGE, GREEN, "#b455c9", "#c94f5d", "#7a8aa0", "#a98f1d", "#1f9fb3")
 _INK = "#010203"  # stands for the page's text colour and is replaced by it
 
-_STYLE: Any = {
+STYLE: Any = {
     "font.size": 10,
     "font.family": "sans-serif",
     "svg.fonttype": "none",  # text stays text: the browser's fonts know every script
@@ -49,7 +49,7 @@ _STYLE: Any = {
 }
 
 
-def _svg(figure: Figure, label: str) -> str:
+def svg(figure: Figure, label: str) -> str:
     """The figure as an <svg> element that scales with its container; the same figure gives the same text."""
     buffer = io.StringIO()
     with warnings.catch_warnings():
@@ -116,7 +116,7 @@ def loss_curves(stages: Mapping[str, tuple[Sequence[float], Sequence[float]]]) -
     if not stages:
         raise ValueError("no stage to show")
     rows = (len(stages) + 1) // 2
-    with mpl.rc_context(_STYLE):
+    with mpl.rc_context(STYLE):
         figure = Figure(figsize=(5.8, 2.0 * rows), layout="constrained")
         axes = figure.subplots(rows, min(2, len(stages)), squeeze=False).ravel()
         for axis in axes[len(stages) :]:
@@ -129,7 +129,7 @@ def loss_curves(stages: Mapping[str, tuple[Sequence[float], Sequence[float]]]) -
             axis.set_xlabel("step", fontsize=9)
             axis.tick_params(labelsize=8)
             _grid(axis, "y")
-        return _svg(figure, "loss over training of each stage")
+        return svg(figure, "loss over training of each stage")
 
 
 def _running_mean(values: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -148,7 +148,7 @@ def _grid(axis: Axes, direction: str) -> None:
 
 def gates(steps: Sequence[float], values: Mapping[str, Sequence[float]]) -> str:
     """Gate values over training, name -> one value a step; zero is where the interaction starts from."""
-    with mpl.rc_context(_STYLE):
+    with mpl.rc_context(STYLE):
         figure = Figure(figsize=(5.8, 3.0), layout="constrained")
         axis = figure.subplots()
         axis.axhline(0, color=_INK, linewidth=0.6, alpha=0.5)
@@ -158,7 +158,7 @@ def gates(steps: Sequence[float], values: Mapping[str, Sequence[float]]) -> str:
         axis.set_xlabel("step")
         _grid(axis, "y")
         axis.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0), fontsize=8)
-        return _svg(figure, "gates of the interaction over training")
+        return svg(figure, "gates of the interaction over training")
 
 
 def ablation_bars(
@@ -176,7 +176,7 @@ def ablation_bars(
         chance: drawn as a line.
     """
     height = 0.8 / max(1, len(series))
-    with mpl.rc_context(_STYLE):
+    with mpl.rc_context(STYLE):
         figure = Figure(figsize=(5.6, 0.9 + 0.5 * len(names)), layout="constrained")
         axis = figure.subplots()
         for index, (label, values) in enumerate(series.items()):
@@ -195,7 +195,7 @@ def ablation_bars(
         axis.set_xlabel("top-1 accuracy, %")
         _grid(axis, "x")
         axis.legend(loc="lower left", bbox_to_anchor=(0.0, 1.0), ncols=2, fontsize=9)
-        return _svg(figure, "accuracy of each step of the ablation")
+        return svg(figure, "accuracy of each step of the ablation")
 
 
 def _mark(axis: Axes, place: float, value: float | None, bounds: Bounds | None) -> None:
@@ -217,7 +217,7 @@ def confusion_matrix(matrix: NDArray[Any], classes: Sequence[str]) -> str:
         raise ValueError(f"a matrix {counts.shape} for {len(classes)} classes")
     share = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     side = min(9.0, 2.4 + 0.24 * len(classes))
-    with mpl.rc_context(_STYLE):
+    with mpl.rc_context(STYLE):
         figure = Figure(figsize=(side, side), layout="constrained")
         axis = figure.subplots()
         axis.imshow(share, cmap="Blues", vmin=0, vmax=1, interpolation="nearest")
@@ -239,7 +239,7 @@ def confusion_matrix(matrix: NDArray[Any], classes: Sequence[str]) -> str:
                     fontsize=8,
                     color="white" if dark else "#1a1a1a",
                 )
-        return _svg(figure, "confusion matrix")
+        return svg(figure, "confusion matrix")
 
 
 def uncertainty_histograms(parts: Mapping[str, tuple[NDArray[Any], NDArray[Any], float]]) -> str:
@@ -247,7 +247,7 @@ def uncertainty_histograms(parts: Mapping[str, tuple[NDArray[Any], NDArray[Any],
     if not parts:
         raise ValueError("no method to show")
     rows = (len(parts) + 1) // 2
-    with mpl.rc_context(_STYLE):
+    with mpl.rc_context(STYLE):
         figure = Figure(figsize=(6.4, 1.9 * rows), layout="constrained")
         axes = figure.subplots(rows, min(2, len(parts)), squeeze=False).ravel()
         for axis in axes[len(parts) :]:
@@ -263,14 +263,14 @@ def uncertainty_histograms(parts: Mapping[str, tuple[NDArray[Any], NDArray[Any],
             axis.tick_params(labelsize=8)
         axes[0].set_ylabel("share of videos")
         axes[0].legend(fontsize=8)
-        return _svg(figure, "uncertainty of known and unknown videos")
+        return svg(figure, "uncertainty of known and unknown videos")
 
 
 def risk_coverage(curves: Mapping[str, tuple[NDArray[Any], NDArray[Any]]]) -> str:
     """One line a method, name -> (coverage, risk), both in 0..1."""
     if not curves:
         raise ValueError("no method to show")
-    with mpl.rc_context(_STYLE):
+    with mpl.rc_context(STYLE):
         figure = Figure(figsize=(5.2, 3.6), layout="constrained")
         axis = figure.subplots()
         for place, (name, (coverage, risk)) in enumerate(curves.items()):
@@ -279,7 +279,7 @@ def risk_coverage(curves: Mapping[str, tuple[NDArray[Any], NDArray[Any]]]) -> st
         axis.set_ylabel("wrong among the accepted (%)")
         axis.set_ylim(0, 100)
         axis.legend(fontsize=8)
-        return _svg(figure, "risk by coverage")
+        return svg(figure, "risk by coverage")
 
 
 def timeline(
@@ -299,7 +299,7 @@ def timeline(
     lanes = list(dict.fromkeys([*(name for *_, name in truth or ()), *(name for _, _, name, _ in found)]))
     moments = np.linspace(0, max(duration, 1e-3), 400)
     curve = np.zeros_like(moments)
-    with mpl.rc_context(_STYLE):
+    with mpl.rc_context(STYLE):
         figure = Figure(figsize=(7.2, 1.3 + 0.3 * max(len(lanes), 1)), layout="constrained")
         above, axis = figure.subplots(2, sharex=True, height_ratios=[1.2, max(len(lanes), 1)])
         for start, end, name in truth or ():
@@ -319,7 +319,7 @@ def timeline(
         axis.set_xlim(0, duration)
         axis.set_xlabel("seconds" if truth is None else "seconds (green: truth, blue: found)")
         _grid(axis, "x")
-        return _svg(figure, f"timeline {title}".strip())
+        return svg(figure, f"timeline {title}".strip())
 
 
 class BoxedFrame(NamedTuple):
@@ -334,7 +334,7 @@ class BoxedFrame(NamedTuple):
 def frames_with_boxes(panels: Sequence[BoxedFrame], columns: int = 3) -> str:
     """Frames with numbered boxes; below each frame what is said of every box and, in brackets, what is true."""
     rows = -(-len(panels) // columns)
-    with mpl.rc_context(_STYLE):
+    with mpl.rc_context(STYLE):
         figure = Figure(figsize=(4.2 * columns, 4.6 * rows), layout="constrained")
         axes = figure.subplots(rows, columns, squeeze=False).ravel()
         for axis, panel in zip(axes, panels, strict=False):
@@ -353,7 +353,7 @@ def frames_with_boxes(panels: Sequence[BoxedFrame], columns: int = 3) -> str:
             axis.set(xticks=[], yticks=[])
         for axis in axes[len(panels) :]:
             axis.set_axis_off()
-        return _svg(figure, "frames with boxes and their actions")
+        return svg(figure, "frames with boxes and their actions")
 
 
 _BOXES = ("#c2185b", "#00796b", "#e65100", "#3949ab", "#6d4c41", "#7b1fa2")
