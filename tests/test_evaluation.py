@@ -82,14 +82,15 @@ def test_language_tasks_keep_the_classes_of_the_manifest(
     job = prepare(build_recipe(small_recipe("multimodal")))
     seen: list[Manifest] = []
 
-    def stop(_task: str, _trained: Trained, manifest: Manifest, _settings: EvaluationSettings) -> None:
-        seen.append(manifest)
+    def stop(*given: object) -> None:
+        seen.extend(one for one in given if isinstance(one, Manifest))
         raise KeyboardInterrupt
 
     monkeypatch.setattr(
         "internvideo.evaluation.table.load_trained", lambda *_, **__: Trained(job.model, job.recipe, job.classes)
     )
     monkeypatch.setattr("internvideo.evaluation.clips.predict_language", stop)
+    monkeypatch.setattr("internvideo.evaluation.retrieval.predict", stop)
     write_manifest(tmp_path / "test.jsonl", rows_of_the_world(), ("falling", "rising"))
     with pytest.raises(KeyboardInterrupt):
         evaluate_task(task, tmp_path / "none", tmp_path / "test.jsonl", tmp_path, CPU)

@@ -83,6 +83,32 @@ def test_dual_softmax_leaves_its_input_alone() -> None:
     np.testing.assert_allclose(product, similarity * weight)
 
 
+def test_dual_softmax_in_parts_along_both_axes() -> None:
+    similarity = 30 * np.random.default_rng(7).normal(size=(75, 41))
+    for axis in (0, 1):
+        weight = np.exp(similarity - similarity.max(axis=axis, keepdims=True))
+        expected = similarity * weight / weight.sum(axis=axis, keepdims=True)
+        np.testing.assert_allclose(r.dual_softmax(similarity, axis), expected, rtol=1e-12)
+
+
+def test_a_bank_damps_hubs_and_leaves_other_rows_alone() -> None:
+    """Video 0 is near to every text: the bank knows it as a hub, and the query of video 1 is found again."""
+    similarity = np.array([[50.0, 20.0, 10.0], [45.0, 44.0, 0.0], [5.0, 6.0, 30.0]])
+    bank = np.array([[48.0, 5.0, 0.0], [49.0, 10.0, 3.0], [44.0, 7.0, 20.0], [40.0, 9.0, 1.0]])
+    assert r.row_ranks(similarity).tolist() == [0, 1, 0]
+    sums = np.log(np.exp(0.2 * bank).sum(axis=0))
+    for blocks in ([bank], [bank[:1], bank[1:]]):
+        total, active = r.bank_counts(blocks)
+        np.testing.assert_allclose(total, sums)
+        assert active.tolist() == [True, False, False]
+    damped = r.query_bank(similarity, total, active)
+    np.testing.assert_allclose(damped[:2], 0.2 * similarity[:2] - sums)
+    np.testing.assert_array_equal(damped[2], similarity[2])
+    assert r.row_ranks(damped)[1:].tolist() == [0, 0]
+    with pytest.raises(ValueError, match="empty bank"):
+        r.bank_counts([])
+
+
 def test_medians() -> None:
     ranks = np.array([0, 1, 4, 9])
     assert r.rank_figures(ranks)["median_rank"] == 3.5

@@ -23,6 +23,7 @@ from internvideo.commands.fit import fit
 from internvideo.commands.localize import localize
 from internvideo.commands.navigation_world import navigation_world
 from internvideo.commands.prepare import prepare
+from internvideo.commands.options import whole_numbers
 from internvideo.commands.stream import stream
 from internvideo.errors import InternVideoError
 
@@ -146,6 +147,19 @@ def evaluate(
     proposals: Annotated[
         Path | None, typer.Option(help="refinement: the detections.json of a detector on the same videos.")
     ] = None,
+    captions: Annotated[
+        str | None, typer.Option(help="retrieval: first, all (many captions a video) or joined (paragraphs).")
+    ] = None,
+    bank: Annotated[
+        Path | None,
+        typer.Option(help="retrieval: manifest of training captions, to show query-bank normalised figures beside."),
+    ] = None,
+    frames: Annotated[
+        str, typer.Option(help="retrieval: numbers of frames to try, such as 4,5,6,7,8; the best is kept and said so.")
+    ] = "",
+    also: Annotated[
+        list[Path] | None, typer.Option(help="retrieval: weights of one more model; similarities are averaged.")
+    ] = None,
     persons: Annotated[
         Path | None, typer.Option(help="spatio_temporal: boxes of a person detector, CSV or JSON.")
     ] = None,
@@ -170,6 +184,10 @@ def evaluate(
         train=train,
         class_scores=class_scores,
         persons=persons,
+        captions=captions,  # type: ignore[arg-type]  # checked there
+        bank=bank,
+        frames=whole_numbers("--frames", frames),
+        also=tuple(also or ()),
         restrict=restrict,
         class_map=class_map,
         proposals=proposals,

@@ -51,6 +51,14 @@ def read_labels(labels: str | None, labels_file: Path | None) -> list[str] | Non
     return None if labels is None else [name.strip() for name in labels.split(",") if name.strip()]
 
 
+def whole_numbers(option: str, text: str) -> tuple[int, ...]:
+    """Numbers between commas. Raises RecipeError for anything else."""
+    parts = [part.strip() for part in text.split(",") if part.strip()]
+    if not all(part.isascii() and part.isdecimal() for part in parts):
+        raise RecipeError(option, repr(text), "whole numbers between commas, such as 4,5,6")
+    return tuple(map(int, parts))
+
+
 def one_of(**given: object) -> None:
     """Raise RecipeError when more than one of some options is there."""
     names = [f"--{name.replace('_', '-')}" for name, value in given.items() if value is not None]

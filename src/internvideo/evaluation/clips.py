@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 from internvideo.data.class_names import match_classes
 from internvideo.data.loader import EvalLoader, LoaderSettings
@@ -14,11 +14,12 @@ from internvideo.data.world_actions import TIME_DIRECTED
 from internvideo.errors import InternVideoError, RunError
 from internvideo.evaluation.rows import under_classes
 from internvideo.evaluation.settings import EvaluationSettings
+from internvideo.models.clip import Clip
 from internvideo.models.cross_model import CrossModel
 from internvideo.models.video_language import VideoLanguage
 from internvideo.pipeline import Trained
 from internvideo.recipe import SAMPLERS, choose_device
-from internvideo.tasks import multiple_choice, recognition, retrieval, zero_shot
+from internvideo.tasks import multiple_choice, recognition, zero_shot
 from internvideo.tasks.protocol import ClipProtocol, clip_protocol, describe
 from internvideo.tasks.scoring import score
 from internvideo.tasks.table import Result, Table, print_result, save_result
@@ -28,7 +29,6 @@ Predict = Callable[[Trained, Manifest, EvaluationSettings], Table]
 
 LANGUAGE_TASKS = {
     "zero_shot": zero_shot.predict,
-    "retrieval": retrieval.predict,
     "multiple_choice": multiple_choice.predict,
 }
 
@@ -91,7 +91,7 @@ def language_evaluation(task: str) -> Callable[..., Result]:
 def predict_language(task: str, trained: Trained, manifest: Manifest, settings: EvaluationSettings) -> Table:
     """The table of one of LANGUAGE_TASKS."""
     clips, source = clip_source(trained, manifest, settings)
-    tokenizer = Tokenizer(context=cast(VideoLanguage, trained.model).config.text.context)
+    tokenizer = Tokenizer(context=cast(VideoLanguage | Clip, trained.model).config.text.context)
     device, name = choose_device(settings.device), trained.recipe.model.name
     return LANGUAGE_TASKS[task](trained.model, tokenizer, source, manifest, clips, device, model_name=name)
 
@@ -145,16 +145,22 @@ def finish(
     settings: EvaluationSettings,
     predict: Predict,
     draw: Callable[[Table, Path], None] | None = None,
+    told: Mapping[str, Any] | None = None,
 ) -> Result:
     """Predict, save `TASK.npz` and `TASK.json` in `output`, draw, print the figures.
 
     The processes share the videos; the first one writes the table that one process (of as many threads) would write.
 
+    Args:
+        task, trained, rows, output, settings, predict: what is predicted, of what, by what, and where the table goes.
+        draw: pictures of the table, into a folder.
+        told: what else of the table's protocol must be the same in a table that is written over.
+
     Raises:
         RunError: `output` holds the table of another model, of other rows or of clips cut otherwise.
     """
     path = output / f"{task}.npz"
-    _check_output(path, trained, rows, clip_source(trained, rows, settings)[0])
+    check_output(path, trained, rows, clip_source(trained, rows, settings)[0], told or {})
     table = predict(trained, rows, settings)
     result: Result = score(table)
     error: InternVideoError | None = None
@@ -171,11 +177,11 @@ def finish(
     return result
 
 
-def _check_output(path: Path, trained: Trained, rows: Manifest, clips: ClipProtocol) -> None:
+def check_output(path: Path, trained: Trained, rows: Manifest, clips: ClipProtocol, told: Mapping[str, Any]) -> None:
     """Refuse to write over another measurement: only the same weights, rows and clips may be measured again."""
     error: InternVideoError | None = None
     if distributed.rank() == 0 and path.exists():
-        ours = describe(trained.model, trained.recipe.model.name, rows, clips)
+        ours = {**describe(trained.model, trained.recipe.model.name, rows, clips), **told}
         choose = "choose another --output"
         try:
             theirs = Table.load(path).protocol

@@ -10,10 +10,11 @@ from typing import Protocol
 from torch import nn
 
 from internvideo.errors import RecipeError
-from internvideo.evaluation import answering, clips, features, open_set, refinement, regions
+from internvideo.evaluation import answering, clips, features, open_set, refinement, regions, retrieval
 from internvideo.evaluation.settings import EvaluationSettings
 from internvideo.models.action_detector import ActionDetector
 from internvideo.models.actionformer import ActionFormer
+from internvideo.models.clip import Clip
 from internvideo.models.cross_model import CrossModel
 from internvideo.models.heads import VideoQuestionAnswering
 from internvideo.models.tcanet import TCANet
@@ -47,9 +48,9 @@ class Evaluation:
 EVALUATIONS: dict[str, Evaluation] = {
     "recognition": Evaluation(clips.evaluate_recognition, (VideoMAEClassifier, UniFormerV2, CrossModel)),
     "open_set": Evaluation(open_set.evaluate, (VideoMAEClassifier, UniFormerV2)),
-    "zero_shot": Evaluation(clips.language_evaluation("zero_shot"), (VideoLanguage,)),
-    "retrieval": Evaluation(clips.language_evaluation("retrieval"), (VideoLanguage,)),
-    "multiple_choice": Evaluation(clips.language_evaluation("multiple_choice"), (VideoLanguage,)),
+    "zero_shot": Evaluation(clips.language_evaluation("zero_shot"), (VideoLanguage, Clip)),
+    "retrieval": Evaluation(retrieval.evaluate, (VideoLanguage, Clip)),
+    "multiple_choice": Evaluation(clips.language_evaluation("multiple_choice"), (VideoLanguage, Clip)),
     "localisation": Evaluation(features.evaluate, (ActionFormer,)),
     "refinement": Evaluation(refinement.evaluate, (TCANet,)),
     "spatio_temporal": Evaluation(regions.evaluate, (ActionDetector,)),

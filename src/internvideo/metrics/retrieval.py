@@ -6,6 +6,7 @@ in the figures and at 0 inside. A similarity is read once a direction and never 
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any, Literal
 
 import numpy as np
@@ -16,6 +17,9 @@ Ints = NDArray[np.int64]
 Ties = Literal["official", "optimistic", "pessimistic"]
 
 RECALLS = (1, 5, 10)
+BANK_BETA = 0.2
+"""Of similarities that carry a scale of about 100: 20 for cosines, as its authors chose."""
+_FEW = 32  # rows of a product made at a time
 _BLOCK = 128  # rows read at a time by the column pass: their counts fit one byte, so the sum stays vectorised
 
 
@@ -116,11 +120,64 @@ def dual_softmax(similarity: Floats, axis: int = 0) -> Floats:
     The similarity must already carry the scale of about 100; there is no other temperature. float32 underflows beyond
     a gap of about 87 and then ties; the tasks pass float64.
     """
-    product: Floats = np.subtract(similarity, similarity.max(axis=axis, keepdims=True))
-    np.exp(product, out=product)
-    product /= product.sum(axis=axis, keepdims=True)
-    product *= similarity
+    product = np.empty_like(similarity)
+    top, total = similarity.max(axis=axis, keepdims=True), 0.0
+    # A few rows at a time stay in the cache; whole passes over a large matrix cost as much as the exponentials.
+    for part in _parts(len(similarity)):
+        own = product[part]
+        np.subtract(similarity[part], top if axis == 0 else top[part], out=own)
+        np.exp(own, out=own)
+        if axis == 0:
+            total = total + own.sum(axis=0)
+        else:
+            own *= similarity[part] / own.sum(axis=1, keepdims=True)
+    for part in _parts(len(similarity)) if axis == 0 else ():
+        product[part] *= similarity[part] / total
     return product
+
+
+def _parts(rows: int) -> list[slice]:
+    return [slice(start, start + _FEW) for start in range(0, rows, _FEW)]
+
+
+def bank_counts(blocks: Iterable[Floats], beta: float = BANK_BETA) -> tuple[Floats, NDArray[np.bool_]]:
+    """What a bank of other texts says of each video, for `query_bank`.
+
+    Args:
+        blocks: similarities (m, V) of the bank's texts, a block at a time.
+        beta: factor of the similarities.
+
+    Returns:
+        (V,) log of the sum over the bank of exp(beta S), and (V,) whether a video is the best one of any bank text.
+        ValueError for an empty bank.
+    """
+    total: Floats | None = None
+    active: NDArray[np.bool_] | None = None
+    for block in blocks:
+        top = block.max(axis=0)
+        part = beta * top + np.log(np.exp(beta * (block - top)).sum(axis=0))
+        found = np.bincount(block.argmax(axis=1), minlength=block.shape[1]) > 0
+        total = part if total is None else np.logaddexp(total, part)
+        active = found if active is None else active | found
+    if total is None or active is None:
+        raise ValueError("an empty bank says nothing of any video")
+    return total, active
+
+
+def query_bank(similarity: Floats, log_sum: Floats, active: NDArray[np.bool_], beta: float = BANK_BETA) -> Floats:
+    """Similarities (Q, V) whose hubs are damped by a bank of other texts: query-bank normalisation, an extra of ours.
+
+    Dynamic inverted soft-max (Bogolin et al., arXiv 2112.12777): a row whose best video is one that the bank finds too
+    becomes beta S - `log_sum`, which ranks as exp(beta S) over its sum in the bank; another row stays as it is. Rows
+    can be ranked, columns not: their entries are no longer of one kind.
+
+    Args:
+        log_sum, active: of `bank_counts`, with the same `beta`.
+    """
+    result = np.array(similarity)
+    touched = active[similarity.argmax(axis=1)]
+    result[touched] = beta * similarity[touched] - log_sum
+    return result
 
 
 def directions(

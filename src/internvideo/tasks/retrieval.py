@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
-from typing import Literal, cast
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import Any, Literal, cast
 
 import numpy as np
 import torch
@@ -11,15 +13,30 @@ from numpy.typing import NDArray
 from torch import nn
 
 from internvideo.data.manifest import Manifest
-from internvideo.errors import RecipeError
+from internvideo.errors import RecipeError, RunError
 from internvideo.metrics import bootstrap
 from internvideo.metrics.classification import merge_rows, unit
-from internvideo.metrics.retrieval import RECALLS, directions, rank_figures, tied_queries
+from internvideo.metrics.retrieval import (
+    RECALLS,
+    bank_counts,
+    directions,
+    query_bank,
+    rank_figures,
+    row_ranks,
+    tied_queries,
+)
 from internvideo.tasks.protocol import ClipProtocol, ClipSource, TextEncoder, VideoTextModel, describe
 from internvideo.tasks.table import BOOTSTRAP, Figures, Result, Table
 from internvideo.tasks.views import evaluating, run_clips, run_texts, video_function
 
 NAME = "retrieval"
+PER_MODEL = ("text", "video", "scale", "bank")
+"""Arrays that an ensemble has of each model: NAME of the first, NAME:1, NAME:2 of the others."""
+BANK_BLOCK = 4096
+
+Captions = Literal["first", "all", "joined"]
+Features = NDArray[np.float32]
+Vectors = NDArray[np.floating[Any]]
 
 
 def predict(
@@ -31,7 +48,7 @@ def predict(
     device: torch.device,
     *,
     model_name: str = "",
-    captions: Literal["first", "all", "joined"] = "first",
+    captions: Captions = "first",
 ) -> Table:
     """Encode every video and its captions.
 
@@ -85,18 +102,84 @@ def _queries(captions: list[tuple[str, ...]], which: str) -> tuple[list[str], ND
     return [text for text, _ in pairs], np.asarray([index for _, index in pairs], dtype=np.int64)
 
 
+def encode_texts(
+    model: nn.Module, tokenizer: TextEncoder, texts: Sequence[str], clips: ClipProtocol, device: torch.device
+) -> Features:
+    """(M, E) vectors of other texts by a `VideoTextModel` on `device`, for a bank."""
+    with evaluating(model, device, clips.precision):
+        return run_texts(cast("VideoTextModel", model), tokenizer, texts, device)
+
+
+def ensemble(tables: Sequence[Table]) -> Table:
+    """One table of several models' on the same split, whose similarity is the mean of theirs (spec 8).
+
+    Raises:
+        RunError: tables of other videos or other captions.
+    """
+    first, arrays = tables[0], dict(tables[0].arrays)
+    for number, other in enumerate(tables[1:], 1):
+        if any(not np.array_equal(first[name], other[name]) for name in ("ids", "captions", "owner")):
+            raise RunError(
+                NAME, "tables of different videos or captions", "the same rows in all", "evaluate them again"
+            )
+        arrays |= {f"{name}:{number}": other[name] for name in PER_MODEL if name in other.arrays}
+    members = [{name: table.protocol.get(name) for name in ("model", "weights_sha256")} for table in tables]
+    return Table(NAME, arrays, {**first.protocol, "ensemble": described(members)}, first.coverage)
+
+
+def described(members: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """An ensemble in a protocol: the name and weights of its models."""
+    return {"mean_of": "similarities", "members": [dict(member) for member in members]}
+
+
+def with_bank(table: Table, texts: Features, about: Mapping[str, object]) -> Table:
+    """The table with the vectors (M, E) of a bank of other texts, described by `about` in the protocol."""
+    return replace(
+        table, arrays={**table.arrays, "bank": texts}, protocol={**table.protocol, "query_bank": dict(about)}
+    )
+
+
+def _members(table: Table, name: str) -> list[Vectors]:
+    """The array `name` of every model of a table, vectors of length one."""
+    found = [table[name], *(table[f"{name}:{number}"] for number in range(1, _count(table)))]
+    return [unit(part.astype(np.float64)) for part in found]
+
+
+def _count(table: Table) -> int:
+    return sum(name.partition(":")[0] == "scale" for name in table.arrays)
+
+
 def similarity(table: Table) -> NDArray[np.float64]:
-    """(Q, N) scale x cosine, in double precision so that the dual soft-max does not underflow into ties."""
-    text, video = unit(table["text"].astype(np.float64)), unit(table["video"].astype(np.float64))
-    result: NDArray[np.float64] = float(table["scale"]) * text @ video.T
-    return result
+    """(Q, N) scale x cosine of the texts with the videos, the mean over the models of an ensemble.
+
+    In double precision, so that the dual soft-max does not underflow into ties.
+    """
+    return _mean_similarity(table, _members(table, "text"))
+
+
+def _mean_similarity(table: Table, texts: Sequence[Vectors]) -> NDArray[np.float64]:
+    scales = [table["scale"], *(table[f"scale:{number}"] for number in range(1, _count(table)))]
+    found = [
+        float(scale) * text @ video.T
+        for scale, text, video in zip(scales, texts, _members(table, "video"), strict=True)
+    ]
+    mean: NDArray[np.float64] = np.add.reduce(found) / len(found)
+    return mean
+
+
+def _bank(table: Table) -> Iterator[NDArray[np.float64]]:
+    """Similarities (m, N) of the bank's texts with the videos, a few thousand at a time."""
+    texts = _members(table, "bank")
+    for start in range(0, len(texts[0]), BANK_BLOCK):
+        yield _mean_similarity(table, [text[start : start + BANK_BLOCK] for text in texts])
 
 
 def score(table: Table) -> Result:
     """DIRECTION_FIGURE raw and DIRECTION_FIGURE_dual_softmax: r1, r5, r10, median_rank, mean_rank for t2v and v2t.
 
-    Queries that tie are ranked last among their equals, so that a model which says the same of everything finds
-    nothing; the protocol counts them, and the captions that more than one video has.
+    With a bank of other texts also t2v_FIGURE_query_bank. Queries that tie are ranked last among their equals, so that
+    a model which says the same of everything finds nothing; the protocol counts them, and the captions that more than
+    one video has.
     """
     figures = Figures()
     matrix, owner = similarity(table), table["owner"]
@@ -106,12 +189,18 @@ def score(table: Table) -> Result:
         forward, backward = directions(matrix, owners, dual=cast("Literal['none', 'released']", dual))
         for name, ranks, groups in (("t2v", forward, owner), ("v2t", backward, None)):
             _add(figures, name, suffix, ranks, groups)
+    bank = "none: no texts of other videos were given (--bank)"
+    if "bank" in table.arrays:
+        damped = query_bank(matrix, *bank_counts(_bank(table)))
+        _add(figures, "t2v", "_query_bank", row_ranks(damped, owners), owner)
+        bank = "an extra, not in the paper; text to video alone, since the bank has texts and no videos"
     owned: Counter[str] = Counter()
     for text, _ in {(str(text), int(index)) for text, index in zip(table["captions"], owner, strict=True)}:
         owned[text] += 1
     return figures.result(
         table,
-        dual_softmax="shown beside the raw figures",
+        dual_softmax="shown beside the raw figures; it needs all queries at once",
+        query_bank_normalisation=bank,
         chance_r1=1 / videos,
         ties={"rule": "pessimistic", "queries": tied_queries(matrix, owner)},
         texts=len(owner),
