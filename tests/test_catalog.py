@@ -32,7 +32,7 @@ def test_the_listing_has_a_line_for_each() -> None:
     assert [line.split()[0] for line in lines] == list(BENCHMARKS)
     assert lines[0].split(maxsplit=1)[1] == (
         "recognition: Kinetics-400; train ~240,000, val ~20,000, test ~39,000 clips; 400 classes; top-1; "
-        "paper D 90.9, T 91.1"
+        "paper D 90.9, T 91.1; recipe benchmarks/kinetics400"
     )
 
 

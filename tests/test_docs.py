@@ -58,7 +58,7 @@ def commands() -> Iterator[tuple[str, str]]:
                 yield name, start[1].split("  #")[0]
     for name, path in RECIPES.items():
         for line in path.read_text(encoding="utf-8").splitlines():
-            start = re.match(r"#.*?\b(internvideo (?:train|evaluate) .*)", line)
+            start = re.match(r"#.*?\b(internvideo (?:(?:train|evaluate|extract|ensemble|score) |prepare \w+ --).*)", line)
             if start:
                 yield name, start[1]
 
@@ -134,7 +134,7 @@ def test_named_files_exist(name: str) -> None:
 
 def test_named_recipes_exist() -> None:
     for name, text in TEXTS.items():
-        for recipe in re.findall(r"\b((?:paper|sample)/\w+)\b(?!/)", text):
+        for recipe in re.findall(r"\b((?:paper|sample|benchmarks)/\w+)\b(?!/|\.py|\.md)", text):
             known = recipe in RECIPES or any(other.startswith(recipe) for other in RECIPES)
             assert known, f"{name}: {recipe}"
 

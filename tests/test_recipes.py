@@ -15,7 +15,7 @@ from internvideo.recipe import STAGES, Recipe, build_recipe, read_recipe, shippe
 from internvideo.training.optimizer import parameter_rules
 
 SHIPPED = shipped_recipes()
-PAPER = {name: path for name, path in SHIPPED.items() if name.startswith("paper/")}
+PAPER = {name: path for name, path in SHIPPED.items() if name.startswith(("paper/", "benchmarks/"))}
 
 
 def own_classes(recipe: Recipe) -> int:
@@ -78,24 +78,34 @@ SETTINGS = {
     "paper/supervised_multimodal": (32, 512, 1e-5, 40, 5),
     "paper/finetune_masked_b_k400": (32, 512, 2e-3, 100, 5),
     "paper/finetune_masked_b_ssv2": (16, 256, 2e-3, 25, 5),
+    "paper/finetune_masked_b_anet": (16, 256, 1e-3, 100, 5),
+    "paper/finetune_masked_l_k700": (32, 192, 1.5e-3, 40, 5),
     "paper/finetune_masked_l_k400": (32, 192, 1.5e-3, 40, 5),
     "paper/finetune_masked_l_ssv2": (32, 384, 7.5e-4, 30, 5),
     "paper/finetune_masked_h_k400": (32, 128, 5e-4, 35, 5),
+    "paper/finetune_masked_h_k600": (32, 128, 5e-4, 40, 5),
+    "paper/finetune_masked_h_k700": (32, 256, 3e-4, 75, 5),
+    "paper/finetune_masked_h_from_k710_k600": (8, 32, 2.5e-7, 3, 1),
+    "paper/finetune_masked_h_from_k710_k700": (8, 32, 2.5e-7, 3, 1),
+    "paper/finetune_multimodal_l14_336_from_k710": (64, 128, 1.5e-6, 5, 1),
     "paper/finetune_masked_h_ssv2": (32, 256, 5e-4, 30, 5),
     "paper/finetune_masked_h_from_k710": (8, 32, 2.5e-7, 3, 1),
-    "paper/finetune_multimodal_l14_from_k710": (32, 256, 1.5e-6, 5, 1),
-    "paper/finetune_multimodal_l14_ssv2": (16, 128, 2e-5, 22, 5),
-    "paper/finetune_multimodal_l14_anet": (16, 64, 5e-6, 20, 5),
-    "paper/localisation_thumos": (1, 2, 1e-4, 50, 5),
-    "paper/localisation_activitynet": (1, 8, 1e-3, 15, 5),
-    "paper/localisation_hacs": (1, 16, 1e-3, 25, 5),
-    "paper/localisation_fineaction": (1, 16, 1e-3, 25, 5),
-    "paper/refinement_hacs": (1, 16, 4e-4, 9, 0),
-    "paper/spatio_temporal_ava": (32, 128, 1.25e-4, 30, 5),
-    "paper/spatio_temporal_ava_kinetics": (32, 128, 1.25e-4, 30, 5),
+    "benchmarks/kinetics400": (32, 256, 1.5e-6, 5, 1),
+    "benchmarks/kinetics600": (32, 256, 1.5e-6, 5, 1),
+    "benchmarks/kinetics700": (32, 256, 1.5e-6, 5, 1),
+    "benchmarks/hacs": (16, 64, 5e-6, 20, 5),
+    "benchmarks/something_v1": (16, 128, 2e-5, 22, 5),
+    "benchmarks/something_v2": (16, 128, 2e-5, 22, 5),
+    "benchmarks/activitynet": (16, 64, 5e-6, 20, 5),
+    "benchmarks/thumos14": (1, 2, 1e-4, 50, 5),
+    "benchmarks/activitynet_segments": (1, 8, 1e-3, 15, 5),
+    "benchmarks/hacs_segments": (1, 16, 1e-3, 25, 5),
+    "benchmarks/fineaction": (1, 16, 1e-3, 25, 5),
+    "benchmarks/ava": (32, 128, 1.25e-4, 30, 5),
+    "benchmarks/ava_kinetics": (32, 128, 1.25e-4, 30, 5),
     "paper/interaction": (8, 64, 5e-5, 5, 1),
-    "paper/open_set_hmdb51": (8, 8, 1e-3, 50, 0),
-    "paper/open_set_mit": (8, 8, 1e-3, 50, 0),
+    "benchmarks/ucf101_hmdb51": (8, 8, 1e-3, 50, 0),
+    "benchmarks/ucf101_mit": (8, 8, 1e-3, 50, 0),
 }
 
 
@@ -135,8 +145,8 @@ OPEN_SET: dict[str, object] = {
     "data.augment.crop": "multi_scale",
 }  # spec/tasks.md 10
 FIGURES: dict[str, dict[str, object]] = {
-    "paper/open_set_hmdb51": OPEN_SET,
-    "paper/open_set_mit": OPEN_SET,
+    "benchmarks/ucf101_hmdb51": OPEN_SET,
+    "benchmarks/ucf101_mit": OPEN_SET,
     "paper/masked": {
         "settings.ratio": 0.9,
         "settings.mask": "tube",
@@ -186,8 +196,8 @@ FIGURES: dict[str, dict[str, object]] = {
     "paper/finetune_masked_b_ssv2": {"optimizer.layer_decay": 0.65, "data.augment.flip": False},
     "paper/finetune_masked_l_ssv2": {"optimizer.layer_decay": 0.75, "data.augment.flip": False},
     "paper/finetune_masked_h_ssv2": {"model.overrides.head_dropout": 0.3, "data.augment.flip": False},
-    "paper/finetune_multimodal_l14_ssv2": {"data.augment.flip": False, "data.loader.repeats": 2},
-    "paper/finetune_multimodal_l14_anet": {
+    "benchmarks/something_v2": {"data.augment.flip": False, "data.loader.repeats": 2},
+    "benchmarks/activitynet": {
         "model.overrides.backbone_drop_path": 0.2,
         "model.overrides.drop_path": 0.4,
         "data.sampling.views": 10,

@@ -177,12 +177,16 @@ def _millions(parameters: float | None) -> str:
 
 def listing(what: str) -> str:
     """What there is of "models", "stages", "tasks", "recipes" or "benchmarks", one line each. Raises RecipeError."""
+    recipes = shipped_recipes()
     tables: dict[str, dict[str, str]] = {
         "models": {name: f"{_millions(entry.parameters)}  {entry.about}" for name, entry in MODELS.items()},
         "stages": {name: entry.about for name, entry in STAGES.items()},
         "tasks": TASKS,
-        "recipes": {name: read_recipe(path).about for name, path in shipped_recipes().items()},
-        "benchmarks": {name: entry.about for name, entry in BENCHMARKS.items()},
+        "recipes": {name: read_recipe(path).about for name, path in recipes.items()},
+        "benchmarks": {
+            name: entry.about + (f"; recipe benchmarks/{name}" if f"benchmarks/{name}" in recipes else "")
+            for name, entry in BENCHMARKS.items()
+        },
     }
     if what not in tables:
         raise RecipeError("list", f"found '{what}'", ", ".join(tables))
