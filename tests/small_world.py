@@ -24,6 +24,7 @@ from internvideo.data.transforms import TrainTransform
 from internvideo.models.caption_decoder import CaptionDecoderConfig
 from internvideo.models.clip import Clip, ClipConfig, TextConfig
 from internvideo.models.cross_model import CrossModelConfig, InteractionConfig, build_cross_model
+from internvideo.models.heads import VideoQuestionAnswering
 from internvideo.models.uniformerv2 import UniFormerV2, UniFormerV2Config
 from internvideo.models.video_language import VideoLanguage, VideoLanguageConfig
 from internvideo.models.videomae import VideoMAEClassifier, VideoMAEConfig, VideoMAEPretrain
@@ -69,6 +70,11 @@ def language_model() -> VideoLanguage:
 def image_text_model() -> Clip:
     torch.manual_seed(0)
     return Clip(ClipConfig(SIDE, 8, 48, 3, 2, replace(TEXT, mask_embedding=False), joint_width=24))
+
+
+def answering_model() -> VideoQuestionAnswering:
+    torch.manual_seed(0)
+    return VideoQuestionAnswering(LANGUAGE, len(CLASSES), dropout=0.0)
 
 
 def cross_model() -> nn.Module:
@@ -150,6 +156,7 @@ def small_recipe(stage: str, **changes: Mapping[str, object]) -> dict[str, Any]:
         "open_set": ("videomae-s-classifier", masked),
         "supervised_multimodal": ("uniformerv2-b16", vision),
         "interaction": ("interaction-b", {"masked": masked, "multimodal": vision}),
+        "answering": ("internvideo-mm-b16-vqa", {"model": {"vision": vision, "text": text, "caption": caption}}),
     }
     name, overrides = models[stage]
     tree: dict[str, Any] = {

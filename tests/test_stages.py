@@ -73,6 +73,7 @@ MODELS: dict[str, tuple[Callable[[], nn.Module], ...]] = {
     "localisation": (detector,),
     "refinement": (refiner,),
     "regions": (region_detector,),
+    "answering": (small_world.answering_model,),
     "interaction": (small_world.cross_model,),
 }
 """Stage -> small models that it trains, one of each kind in STAGES."""
@@ -142,7 +143,7 @@ def test_the_loss_follows_from_the_generator_and_leaves_the_clips_alone(
     assert torch.equal(seen, before)
 
 
-@pytest.mark.parametrize("name", ["multimodal", "retrieval", "supervised", "open_set", "interaction"])
+@pytest.mark.parametrize("name", ["multimodal", "retrieval", "supervised", "open_set", "answering", "interaction"])
 def test_a_batch_without_what_the_stage_learns_from_is_a_mistake(name: str) -> None:
     stage = build_stage(name, MODELS[name][0])
     missing = "captions" if name in ("multimodal", "retrieval") else "labels"

@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from internvideo import __version__
+from internvideo.commands.ask import ask
 from internvideo.commands.caption import caption
 from internvideo.commands.classify import classify
 from internvideo.commands.compare import compare
@@ -223,7 +224,7 @@ def list_(what: Annotated[str, typer.Argument(help="models, stages, tasks, recip
     typer.echo(listing(what))
 
 
-COMMANDS = (embed, classify, caption, compare, stream, fit)
+COMMANDS = (embed, classify, caption, ask, compare, stream, fit)
 COMMANDS += (prepare, extract, localize, navigation_world, ensemble, export, convert, doctor)
 for command in COMMANDS:
     app.command()(command)

@@ -87,12 +87,12 @@ class VideoModel:
 
     @property
     def can(self) -> frozenset[str]:
-        """What it can be asked: "video", "text", "caption", "classify" (with its own classes or with labels)."""
+        """What it can be asked: "video", "text", "caption", "answer", "classify" (with its own classes or labels)."""
         able = {"video"}
         if self._towers is not None:
             able |= {"text", "classify"}
         if self.classes:
-            able.add("classify")
+            able.add("classify" if self._family.scores is not None else "answer")  # apps/answering.py asks
         if isinstance(self.module, VideoLanguage) and self.module.caption_decoder is not None:
             able.add("caption")
         return frozenset(able)
@@ -286,7 +286,7 @@ class VideoModel:
     def label_names(self, labels: Sequence[str] | None) -> tuple[str, ...]:
         """The labels that `classify` would choose from. Raises RecipeError as it does."""
         if self._towers is None:
-            if not self.classes:
+            if not self.classes or self._family.scores is None:
                 raise self._cannot("classify", do="train a classifier on its embeddings")
             if labels is not None:
                 known = f"its own {len(self.classes)} classes"

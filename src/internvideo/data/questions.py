@@ -37,12 +37,15 @@ class QuestionSettings:
             beside the manifest, and without one the most frequent answers of training.
         most: so many of them.
         each: "question": an epoch asks every question once, each with its own clip (as released); "video": it reads
-            every video once and asks about it once a repeat, all its questions equally often over the epochs.
+            every video once and asks `at_once` questions about every clip of it, all of them equally often over the
+            epochs.
+        at_once: questions about a clip, which share one look at it; 1 with each "question".
     """
 
     answers: Path | None = None
     most: int = 1500
     each: Literal["question", "video"] = "question"
+    at_once: int = 1
 
     # Inside a recipe (a pydantic model) an unknown key is an error.
     __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
@@ -50,6 +53,8 @@ class QuestionSettings:
     def __post_init__(self) -> None:
         if self.most < 2:
             raise ValueError(f"most is {self.most}, there must be 2 answers to choose from")
+        if self.at_once < 1 or (self.at_once > 1 and self.each == "question"):
+            raise ValueError(f"at_once is {self.at_once}: 1, or more with each: video")
 
 
 def answer_vocabulary(manifest: Manifest, settings: QuestionSettings) -> tuple[str, ...]:
@@ -108,29 +113,33 @@ def one_question_a_row(manifest: Manifest) -> Manifest:
 
 
 def question_tokens(questions: Sequence[str], context: int, *, truncate: bool = True) -> Tensor:
-    """Ids (B, context) of questions, zero padded; the last position stays free, because the decoder has none for it.
+    """Ids (B, L) of questions, zero padded, L as long as the longest one and at most `context`.
+
+    The last position stays free, because the decoder has none for it; what the padding would be made of nobody reads.
 
     Raises:
         TextError: something that is no text, or a question longer than the context without `truncate`.
     """
     tokens = Tokenizer(context=context - 1).encode(questions, truncate=truncate)
-    return torch.nn.functional.pad(tokens, (0, 1))
+    longest = int((tokens != 0).any(dim=0).sum())
+    return torch.nn.functional.pad(tokens[:, :longest], (0, 1))
 
 
 class QuestionLoader:
-    """The clips of a loader, each with one question (tokens) and its answer (label, -100 outside the vocabulary).
+    """The clips of a loader, each with K questions (tokens (B, K, L)) and their answers (labels (B, K)); for one
+    question (B, L) and (B,). An answer outside the vocabulary has the label -100.
 
-    Which question a clip is asked depends on (seed, epoch, row, repeat) alone. Over the epochs all questions of a row
+    Which questions a clip is asked depends on (seed, epoch, row, repeat) alone. Over the epochs all questions of a row
     come equally often, and no question twice before all have come.
 
     Args:
         clips: loader of rows with questions, without tokenizer.
-        answers: the vocabulary. context: L, words of the text tower.
+        answers: the vocabulary. context: most words of the text tower. at_once: K.
     """
 
-    def __init__(self, clips: Loader, answers: Sequence[str], context: int) -> None:
+    def __init__(self, clips: Loader, answers: Sequence[str], context: int, at_once: int = 1) -> None:
         check_questions(clips.manifest)
-        self.clips, self.context = clips, context
+        self.clips, self.context, self.at_once = clips, context, at_once
         self._label = {answer: index for index, answer in enumerate(answers)}
         self._row = {row.id: index for index, row in enumerate(clips.manifest.rows)}
 
@@ -145,14 +154,15 @@ class QuestionLoader:
 
     def epoch(self, k: int, start: int = 0) -> Iterator[Batch]:
         """Batches `start`, `start + 1`, ... of epoch `k`, exactly as in the uninterrupted epoch."""
-        repeats = self.clips.settings.repeats
+        repeats, count = self.clips.settings.repeats, self.at_once
         for batch in self.clips.epoch(k, start):
-            asked = [self._pair(name, k * repeats + place % repeats) for place, name in enumerate(batch.ids)]
-            yield replace(
-                batch,
-                labels=torch.tensor([self._label.get(pair.answer, NO_LABEL) for pair in asked]),
-                tokens=question_tokens([pair.question for pair in asked], self.context),
-            )
+            turns = [(name, (k * repeats + place % repeats) * count) for place, name in enumerate(batch.ids)]
+            asked = [self._pair(name, turn + number) for name, turn in turns for number in range(count)]
+            labels = torch.tensor([self._label.get(pair.answer, NO_LABEL) for pair in asked])
+            tokens = question_tokens([pair.question for pair in asked], self.context)
+            if count > 1:
+                labels, tokens = labels.view(-1, count), tokens.view(len(batch), count, -1)
+            yield replace(batch, labels=labels, tokens=tokens)
 
     def _pair(self, name: str, turn: int) -> QA:
         """The question of a row that is asked when it is asked for time number `turn`."""

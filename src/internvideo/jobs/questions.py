@@ -49,6 +49,6 @@ def prepare(recipe: Recipe, *, rank: int, world_size: int, skipped: Path | None)
         world_size=world_size,
         skipped=skipped,
     )
-    loader = QuestionLoader(clips, answers, model.config.model.text.context)
+    loader = QuestionLoader(clips, answers, model.config.model.text.context, data.questions.at_once)
     context = {"commonest": commonest_answers(manifest.rows)}
     return Job(recipe, stage, loader, answers, replace(manifest, classes=answers).fingerprint, context)

@@ -191,8 +191,9 @@ class VideoQuestionAnswering(FusedAnswer):
         self.config = AnswerConfig(config, answers, dropout, layers, video)
 
     def forward(self, video: Tensor, tokens: Tensor) -> Tensor:
-        """Normalised (B, 3, T, S, S), question ids (B, L) -> answer logits (B, A)."""
-        return self.answer(video, tokens).scores
+        """Normalised (B, 3, T, S, S), question ids (B, L) or (B, K, L) -> answer logits (B, A) or (B, K, A)."""
+        scores = self.answer(video, tokens.flatten(0, -2)).scores
+        return scores.reshape(*tokens.shape[:-1], -1)
 
 
 class RankedMultipleChoice(FusedAnswer):

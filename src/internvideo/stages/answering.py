@@ -36,12 +36,13 @@ class AnsweringStage(nn.Module):
     def forward(self, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
         """{"loss", "accuracy"}: mean cross entropy and share of right answers, of those in the vocabulary.
 
-        Tokens are questions (B, L), or the candidates of each (B, K, L); labels (B,) the answer's number or -100.
+        Tokens are questions (B, L), or K about each clip (B, K, L), with labels (B,) or (B, K): the number of the
+        answer, or -100. For multiple choice tokens are the candidates of each clip (B, K, L), labels (B,).
         """
         if batch.tokens is None or batch.labels is None:
             raise ValueError("the answering stage needs questions (tokens) and answers (labels)")
         scores = self.model(self.model.normalise(batch.video), batch.tokens)
-        right = (scores.detach().argmax(dim=1) == batch.labels).sum()
+        right = (scores.detach().argmax(dim=-1) == batch.labels).sum()
         return {
             "loss": cross_entropy(scores, batch.labels, smoothing=self.settings.label_smoothing),
             "accuracy": right / (batch.labels != IGNORED).sum().clamp(min=1),
