@@ -22,9 +22,10 @@ from internvideo.commands.export import export
 from internvideo.commands.extract import extract
 from internvideo.commands.fit import fit
 from internvideo.commands.localize import localize
+from internvideo.commands.mix import mix
 from internvideo.commands.navigation_world import navigation_world
-from internvideo.commands.prepare import prepare
 from internvideo.commands.options import whole_numbers
+from internvideo.commands.prepare import prepare
 from internvideo.commands.stream import stream
 from internvideo.errors import InternVideoError
 
@@ -225,7 +226,7 @@ def list_(what: Annotated[str, typer.Argument(help="models, stages, tasks, recip
 
 
 COMMANDS = (embed, classify, caption, ask, compare, stream, fit)
-COMMANDS += (prepare, extract, localize, navigation_world, ensemble, export, convert, doctor)
+COMMANDS += (prepare, extract, localize, navigation_world, ensemble, mix, export, convert, doctor)
 for command in COMMANDS:
     app.command()(command)
 

@@ -1,0 +1,135 @@
+"""Weights between weights: the average of several runs, and the ensemble with the weights they started from.
+
+Source: spec/tasks.md 8 (share x CLIP + (1 - share) x tuned, per tower; several checkpoints averaged before), and
+spec/models.md E.2 (the logit scale stays that of the tuned model).
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor, nn
+
+from internvideo.errors import RecipeError, WeightsError
+from internvideo.jobs.job import build_model
+from internvideo.models.clip_import import from_clip
+from internvideo.models.initialise import FROM_CLIP
+from internvideo.models.video_language import interpolate_weights
+from internvideo.models.weights import load_state
+from internvideo.recipe import build_recipe
+from internvideo.storage import read_safetensors, write_safetensors
+from internvideo.tasks.protocol import weights_hash
+
+Tower = Literal["both", "text", "video"]
+State = dict[str, Tensor]
+TOWERS = {"both": r".*", "text": r"text\..*", "video": r"visual.*"}
+SCALE = r"(.*\.)?logit_scale"
+
+
+@dataclass(frozen=True)
+class Mixture:
+    """What was written: the file, how many tensors are mixed with `base` and how many stay as tuned."""
+
+    file: Path
+    mixed: int
+    kept: int
+
+
+def mix(
+    tuned: Sequence[Path], output: Path, *, base: Path | None = None, share: float = 0.5, tower: Tower = "both"
+) -> Mixture:
+    """Average `tuned`, mix the average with `base`, and write a file that `internvideo evaluate` reads.
+
+    Args:
+        tuned: model.safetensors of runs of one model; their plain mean is taken.
+        output: safetensors file to write; it carries the recipe of the first, and what was mixed.
+        base: weights they started from: CLIP in the public layout, transformers' or ours, or a model.safetensors of an
+            earlier run of the same model. None for the mean alone.
+        share: of `base` in every tensor that both have; 1 is `base` where it has the tensor.
+        tower: mix the text tower or the video tower alone.
+
+    Raises:
+        RecipeError: a share or a tower that there is not.
+        WeightsError: a file that is none of these, or files of different models.
+    """
+    if not 0.0 <= share <= 1.0:
+        raise RecipeError("--share", f"{share:g}", "0 to 1")
+    if tower not in get_args(Tower):
+        raise RecipeError("--tower", repr(tower), ", ".join(get_args(Tower)))
+    if output.resolve() in {path.resolve() for path in (*tuned, *([base] if base else []))}:
+        raise RecipeError("--output", f"{output} is one of the files that are mixed", "a new file")
+    model, state, metadata, about = _mean(tuned)
+    mixed: list[str] = []
+    if base is not None:
+        found = _under_our_names(model, base)
+        for name, value in found.items():
+            if value.shape != state[name].shape:
+                raise WeightsError(
+                    base, f"{name} {tuple(value.shape)}", f"{tuple(state[name].shape)}, as in {tuned[0]}"
+                )
+        chosen = {name: value for name, value in found.items() if re.fullmatch(TOWERS[tower], name)}
+        mixed = [name for name in chosen if state[name].is_floating_point() and not re.fullmatch(SCALE, name)]
+        if not mixed:
+            raise WeightsError(base, f"no tensor of the tower '{tower}'", f"weights that {tuned[0]} can be mixed with")
+        state = interpolate_weights(chosen, state, share, SCALE)
+        about |= {"base": {"file": str(base), "sha256": weights_hash(found)}, "share_of_base": share, "tower": tower}
+    load_state(model, state, where=output)  # strict: what is written is a whole model
+    write_safetensors(output, state, {**metadata, "mixed": json.dumps(about)})
+    return Mixture(output, len(mixed), len(state) - len(mixed))
+
+
+def _mean(paths: Sequence[Path]) -> tuple[nn.Module, State, dict[str, str], dict[str, Any]]:
+    """An undrawn model, the mean of the files, the metadata of the first, and the names of all."""
+    model, first, metadata = _read(paths[0])
+    files = [{"file": str(paths[0]), "sha256": weights_hash(first)}]
+    total = {name: value.double() if value.is_floating_point() else value for name, value in first.items()}
+    for path in paths[1:]:
+        _, other, _ = _read(path)
+        different = set(first) ^ set(other)
+        different |= {name for name in set(first) & set(other) if first[name].shape != other[name].shape}
+        if different:
+            raise WeightsError(path, f"{min(different)} differs from {paths[0]}", "weights of the same model")
+        files.append({"file": str(path), "sha256": weights_hash(other)})
+        for name, value in other.items():
+            if value.is_floating_point():
+                total[name] = total[name] + value
+    mean = {
+        name: (value / len(paths)).to(first[name].dtype) if value.is_floating_point() else value
+        for name, value in total.items()
+    }
+    return model, mean, metadata, {"mean_of": files}
+
+
+def _read(path: Path) -> tuple[nn.Module, State, dict[str, str]]:
+    state, metadata = read_safetensors(path)
+    if "recipe" not in metadata or "classes" not in metadata:
+        raise WeightsError(path, "carries no recipe", "a model.safetensors written by `internvideo train`")
+    model = build_model(build_recipe(json.loads(metadata["recipe"]), where=path), len(json.loads(metadata["classes"])))
+    load_state(model, state, where=path)
+    return model, state, metadata
+
+
+def _under_our_names(model: nn.Module, base: Path) -> State:
+    """The tensors of `base` that the model has too, under the model's names."""
+    state, metadata = read_safetensors(base)
+    own = model.state_dict()
+    if "recipe" in metadata:
+        return _common(state, own, base)
+    if not isinstance(model, FROM_CLIP):
+        raise WeightsError(base, "carries no recipe", "a model.safetensors written by `internvideo train`")
+    with torch.no_grad():
+        filled = from_clip(model, state, where=base).filled
+    return {name: value.clone() for name, value in model.state_dict().items() if name in filled}
+
+
+def _common(state: Mapping[str, Tensor], own: Mapping[str, Tensor], base: Path) -> State:
+    found = {name: value for name, value in state.items() if name in own}
+    if not found:
+        raise WeightsError(base, "no tensor that the tuned model has", "weights of the same model")
+    return found
