@@ -89,12 +89,20 @@ def sample_world(
     size: Annotated[int, typer.Option(min=32, help="Side of the square frames in pixels.")] = 96,
     difficulty: Annotated[float, typer.Option(min=0.0, max=1.0, help="Shake, occlusion, noise, distractors.")] = 0.25,
     workers: Workers = None,
+    reaches: Annotated[
+        int, typer.Option(min=0, help="Clips of hands that reach for objects, below FOLDER/ego, for Ego4D's tasks.")
+    ] = 0,
 ) -> None:
     """Write small real video files with exactly known answers, for learning, testing and teaching."""
     from internvideo.data.sample_world import WorldSettings, generate
 
     settings = WorldSettings(clips=clips, seed=seed, size=size, difficulty=difficulty)
-    for name, path in generate(folder, settings, workers=workers).items():
+    made = generate(folder, settings, workers=workers)
+    if reaches:
+        from internvideo.data.world_ego import generate_reaches
+
+        made |= generate_reaches(folder, settings, reaches, workers=workers)
+    for name, path in made.items():
         typer.echo(f"{name}: {path}")
 
 
@@ -162,8 +170,16 @@ def evaluate(
     also: Annotated[
         list[Path] | None, typer.Option(help="retrieval: weights of one more model; similarities are averaged.")
     ] = None,
+    beams: Annotated[int, typer.Option(min=1, help="captioning: beginnings kept while writing; 1 is greedy.")] = 1,
+    nucleus: Annotated[
+        float, typer.Option(min=0.0, max=1.0, help="captioning: draw words from the likeliest that hold this share.")
+    ] = 0.0,
+    seed: Annotated[int, typer.Option(help="captioning: of the draws.")] = 0,
     persons: Annotated[
         Path | None, typer.Option(help="spatio_temporal: boxes of a person detector, CSV or JSON.")
+    ] = None,
+    boxes: Annotated[
+        Path | None, typer.Option(help="anticipation, state_change: boxes of an object detector, JSON.")
     ] = None,
     restrict: Annotated[
         bool,
@@ -186,10 +202,14 @@ def evaluate(
         train=train,
         class_scores=class_scores,
         persons=persons,
+        boxes=boxes,
         captions=captions,  # type: ignore[arg-type]  # checked there
         bank=bank,
         frames=whole_numbers("--frames", frames),
         also=tuple(also or ()),
+        beams=beams,
+        nucleus=nucleus,
+        seed=seed,
         restrict=restrict,
         class_map=class_map,
         proposals=proposals,

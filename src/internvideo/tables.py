@@ -10,23 +10,29 @@ from torch import nn
 from internvideo.data import sampling
 from internvideo.models.action_detector import ActionDetector
 from internvideo.models.actionformer import ActionFormer
+from internvideo.models.anticipation import Anticipator
 from internvideo.models.clip import Clip
 from internvideo.models.cross_model import CrossModel
 from internvideo.models.heads import VideoQuestionAnswering
+from internvideo.models.navigator import Navigator
 from internvideo.models.tcanet import TCANet
 from internvideo.models.uniformerv2 import UniFormerV2
 from internvideo.models.video_language import VideoLanguage
 from internvideo.models.videomae import VideoMAEClassifier, VideoMAEPretrain
 from internvideo.stages.answering import AnsweringSettings, AnsweringStage
+from internvideo.stages.anticipation import AnticipationSettings, AnticipationStage
+from internvideo.stages.hands import HandsSettings, HandsStage
 from internvideo.stages.interaction import InteractionSettings, InteractionStage
 from internvideo.stages.localisation import LocalisationSettings, LocalisationStage
 from internvideo.stages.masked import MaskedSettings, MaskedStage
 from internvideo.stages.multimodal import MultimodalSettings, MultimodalStage
+from internvideo.stages.navigation import NavigationSettings, NavigationStage
 from internvideo.stages.open_set import OpenSetSettings, OpenSetStage
 from internvideo.stages.refinement import RefinementSettings, RefinementStage
 from internvideo.stages.regions import RegionSettings, RegionStage
 from internvideo.stages.retrieval import RetrievalSettings, RetrievalStage
 from internvideo.stages.supervised import SupervisedSettings, SupervisedStage
+from internvideo.stages.waypoints import WaypointSettings, WaypointStage
 
 
 @dataclass(frozen=True)
@@ -103,6 +109,32 @@ STAGES: dict[str, StageEntry] = {
         heads=("",),
         outputs="answers",
     ),
+    "anticipation": StageEntry(
+        "tell what will be done to objects in boxes, and when (Ego4D)",
+        AnticipationSettings,
+        AnticipationStage,
+        (Anticipator,),
+        heads=("",),
+    ),
+    "hands": StageEntry(
+        "tell where both hands will be, from the clip before (Ego4D)",
+        HandsSettings,
+        HandsStage,
+        (VideoMAEClassifier, UniFormerV2),
+        heads=("",),
+    ),
+    "waypoints": StageEntry(
+        "an agent's eyes: where one can walk to, what stands there, what moves (embedded world)",
+        WaypointSettings,
+        WaypointStage,
+        (Navigator,),
+    ),
+    "navigation": StageEntry(
+        "follow instructions through houses, by imitation with scheduled sampling (VLN-CE)",
+        NavigationSettings,
+        NavigationStage,
+        (Navigator,),
+    ),
     "interaction": StageEntry(
         "cross-model attention between the two frozen encoders, learned fusion of their scores",
         InteractionSettings,
@@ -120,7 +152,11 @@ TASKS: dict[str, str] = {
     "localisation": "when which action happens: mAP over tIoU thresholds, recall",
     "refinement": "a detector's segments with better ends: mAP before and after",
     "spatio_temporal": "what every person at a key frame does: frame mAP at IoU 0.5",
+    "anticipation": "what will be touched next, how and when: top-5 mAP",
+    "state_change": "which object changes its state: COCO AP",
+    "future_hands": "where hands will be at five moments: mean displacement in pixels",
     "multiple_choice": "which of the texts fits the clip",
+    "captioning": "a sentence for the clip: CIDEr, BLEU-4, ROUGE-L, METEOR without synonyms",
     "answering": "questions about the clip: accuracy over all, and over those that can be answered",
 }
 

@@ -15,8 +15,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from internvideo.apps.families import family_of, overrides_of, seen, text_towers
+from internvideo.apps.families import family_of, overrides_of, text_towers
 from internvideo.apps.preprocessing import Preprocessing, Span, VideoSource, as_list
+from internvideo.apps.writing import CaptionWriter
 from internvideo.data.tokenizer import Tokenizer
 from internvideo.errors import RecipeError, TextError
 from internvideo.metrics.classification import merge_rows, softmax, zero_shot_probabilities
@@ -317,6 +318,8 @@ class VideoModel:
         videos: VideoSource | Sequence[VideoSource],
         *,
         beams: int = 1,
+        nucleus: float = 0.0,
+        seed: int = 0,
         max_length: int = 0,
         batch_size: int = 8,
     ) -> list[str]:
@@ -325,32 +328,23 @@ class VideoModel:
         Args:
             videos: as in `encode_video`.
             beams: 1 takes the likeliest word each time; more keep as many beginnings.
+            nucleus: over 0, words are drawn from the likeliest that hold this share of the probability, from `seed`.
             max_length: most words pieces with start and end, 0 for the tower's context.
             batch_size: videos at once.
 
         Raises:
             RecipeError: no caption decoder, or settings out of range. VideoError: a video that cannot be read.
         """
-        self._writer(beams, max_length)
-        groups = self.read(videos, batch_size=batch_size)
-        return [text for clips in groups for text in self.caption_clips(clips, beams=beams, max_length=max_length)]
+        write = self.writer(beams=beams, nucleus=nucleus, seed=seed, max_length=max_length)
+        return [text for clips in self.read(videos, batch_size=batch_size) for text in write(self._ready(clips))]
 
-    def caption_clips(self, clips: Tensor, *, beams: int = 1, max_length: int = 0) -> list[str]:
-        """A sentence for each of the clips of `encode_clips`; otherwise as `caption`."""
-        module, tokenizer = self._writer(beams, max_length), self._text()[1]
-        with self._quiet():
-            video, ends = seen(module, self._ready(clips)), {"start": tokenizer.start, "end": tokenizer.end}
-            ids = module.generate(video, **ends, max_length=max_length, beams=beams)
-        return [tokenizer.decode(row, special=False) for row in ids.cpu()]
-
-    def _writer(self, beams: int, max_length: int) -> VideoLanguage:
+    def writer(self, *, beams: int = 1, nucleus: float = 0.0, seed: int = 0, max_length: int = 0) -> CaptionWriter:
+        """What writes captions of clips on this model's device, as `caption` does. Raises RecipeError."""
         module = self.module
         if not isinstance(module, VideoLanguage) or module.caption_decoder is None:
             raise self._cannot("write captions", do="take a model with a caption decoder, internvideo-mm-l14-caption")
-        context = module.config.text.context
-        if beams < 1 or not (max_length == 0 or 2 <= max_length <= context):
-            raise RecipeError("caption", f"beams {beams}, max_length {max_length}", f"beams >= 1, 0 or 2 to {context}")
-        return module
+        tokenizer = self._text()[1]
+        return CaptionWriter(module.eval(), tokenizer, beams=beams, nucleus=nucleus, seed=seed, max_length=max_length)
 
     # ------------------------------------------------------------------------------------------------------ files
 

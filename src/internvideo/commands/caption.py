@@ -30,7 +30,13 @@ def caption(
     inputs: Annotated[list[Path], typer.Argument(help="Video files, folders of them, or manifests.")],
     encoder: Encoder,
     weights: Weights = None,
-    beams: Annotated[int, typer.Option(min=1, help="Beginnings kept while writing; 1 is the quickest.")] = 4,
+    beams: Annotated[
+        int | None, typer.Option(min=1, help="Beginnings kept while writing, by default 4; 1 is the quickest.")
+    ] = None,
+    nucleus: Annotated[
+        float, typer.Option(min=0.0, max=1.0, help="Draw words instead, from the likeliest that hold this share.")
+    ] = 0.0,
+    seed: Annotated[int, typer.Option(help="Of the draws.")] = 0,
     max_length: Annotated[int, typer.Option(min=0, help="Most word pieces; 0 is as many as the model can.")] = 0,
     window: Window = None,
     stride: Stride = None,
@@ -46,11 +52,13 @@ def caption(
     check_window(window, stride)
     videos = find_videos(inputs, recursive=recursive)
     model = open_model(encoder, weights, device, precision)
-    model.caption([], beams=beams, max_length=max_length)  # tells what does not fit before a video is opened
+    beams = beams or (1 if nucleus else 4)
+    # Tells what does not fit before a video is opened.
+    writer = model.writer(beams=beams, nucleus=nucleus, seed=seed, max_length=max_length)
 
     def write(video: VideoFile) -> None:
         for start, end, clip in windows(video.source, model.preprocessing, window=window, stride=stride):
-            (text,) = model.caption_clips(clip[None], beams=beams, max_length=max_length)
+            (text,) = writer(clip[None].to(model.device))
             if as_json:
                 told = {"path": video.path, "start": start, "end": end, "caption": text}
                 typer.echo(json.dumps(told, ensure_ascii=False))

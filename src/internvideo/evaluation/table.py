@@ -10,10 +10,23 @@ from typing import Protocol
 from torch import nn
 
 from internvideo.errors import RecipeError
-from internvideo.evaluation import answering, clips, features, open_set, refinement, regions, retrieval
+from internvideo.evaluation import (
+    answering,
+    anticipation,
+    captioning,
+    clips,
+    features,
+    hands,
+    open_set,
+    refinement,
+    regions,
+    retrieval,
+    state_change,
+)
 from internvideo.evaluation.settings import EvaluationSettings
 from internvideo.models.action_detector import ActionDetector
 from internvideo.models.actionformer import ActionFormer
+from internvideo.models.anticipation import Anticipator
 from internvideo.models.clip import Clip
 from internvideo.models.cross_model import CrossModel
 from internvideo.models.heads import VideoQuestionAnswering
@@ -53,7 +66,11 @@ EVALUATIONS: dict[str, Evaluation] = {
     "multiple_choice": Evaluation(clips.language_evaluation("multiple_choice"), (VideoLanguage, Clip)),
     "localisation": Evaluation(features.evaluate, (ActionFormer,)),
     "refinement": Evaluation(refinement.evaluate, (TCANet,)),
+    "anticipation": Evaluation(anticipation.evaluate, (Anticipator,)),
+    "state_change": Evaluation(state_change.evaluate, (ActionDetector,)),
+    "future_hands": Evaluation(hands.evaluate, (VideoMAEClassifier, UniFormerV2)),
     "spatio_temporal": Evaluation(regions.evaluate, (ActionDetector,)),
+    "captioning": Evaluation(captioning.evaluate, (VideoLanguage,)),
     "answering": Evaluation(answering.evaluate, (VideoQuestionAnswering,)),
 }
 """Task -> how it is tested."""

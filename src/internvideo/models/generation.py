@@ -1,4 +1,4 @@
-"""Greedy and beam search over a function that scores the next word.
+"""Greedy and beam search, and nucleus sampling, over a function that scores the next word.
 
 Shapes: B texts, K beams, V vocabulary.
 """
@@ -73,4 +73,51 @@ def generate(
     out = torch.zeros(batch, length, dtype=torch.long, device=device)
     out[:, : chosen.shape[1]] = chosen
     out[~done, chosen.shape[1]] = end
+    return out
+
+
+def sample(
+    step: Callable[[Tensor, Tensor], Tensor],
+    batch: int,
+    start: int,
+    end: int,
+    length: int,
+    *,
+    device: torch.device,
+    nucleus: float = 0.9,
+    temperature: float = 1.0,
+    generator: torch.Generator | None = None,
+) -> Tensor:
+    """Write B texts word by word, every word drawn from the smallest set of likeliest words that holds `nucleus`.
+
+    Args:
+        step, batch, start, end, length, device: as in `generate`.
+        nucleus: share of the probability that is drawn from, over 0 to 1 (1: from all words).
+        temperature: divides log probabilities; below 1 the likely words become likelier.
+        generator: of the draws, on the CPU, so that every device writes the same texts.
+
+    Returns:
+        as `generate`.
+    """
+    if not 0 < nucleus <= 1 or temperature <= 0:
+        raise ValueError(f"nucleus {nucleus}, temperature {temperature}: over 0 to 1, over 0")
+    texts = torch.arange(batch, device=device)
+    out = torch.zeros(batch, length, dtype=torch.long, device=device)
+    out[:, 0] = start
+    finished = torch.zeros(batch, dtype=torch.bool, device=device)
+    for place in range(1, length):
+        if place == length - 1:
+            word = torch.full_like(texts, end)
+        else:
+            scores = step(out[:, :place], texts).clone()
+            scores[:, start] = -torch.inf
+            likely, words = (scores / temperature).softmax(dim=1).sort(dim=1, descending=True)
+            before = likely.cumsum(dim=1) - likely  # the first word is always in, whatever its share
+            likely = likely.masked_fill(before >= nucleus, 0.0)
+            drawn = torch.multinomial(likely.cpu(), 1, generator=generator).to(device)
+            word = words.gather(1, drawn)[:, 0]
+        out[:, place] = word.masked_fill(finished, 0)
+        finished |= word == end
+        if bool(finished.all()):
+            break
     return out

@@ -26,7 +26,7 @@ from internvideo.models.clip import (
 )
 from internvideo.models.clip import similarity as cosine_similarity
 from internvideo.models.embeddings import CLIP_MEAN, CLIP_STD, Normalise
-from internvideo.models.generation import generate
+from internvideo.models.generation import generate, sample
 from internvideo.models.uniformerv2 import UniFormerV2, UniFormerV2Config
 
 
@@ -170,7 +170,16 @@ class VideoLanguage(nn.Module):
 
     @torch.no_grad()
     def generate(
-        self, video: Tensor, *, start: int, end: int, max_length: int = 0, beams: int = 1, length_penalty: float = 1.0
+        self,
+        video: Tensor,
+        *,
+        start: int,
+        end: int,
+        max_length: int = 0,
+        beams: int = 1,
+        length_penalty: float = 1.0,
+        nucleus: float = 0.0,
+        generator: torch.Generator | None = None,
     ) -> Tensor:
         """Captions for normalised clips (B, 3, T, S, S).
 
@@ -179,6 +188,7 @@ class VideoLanguage(nn.Module):
             max_length: largest number of ids with start and end, 0 for the text tower's context.
             beams: 1 for greedy decoding, more for beam search.
             length_penalty: beams are ranked by log probability / words ** length_penalty.
+            nucleus: over 0, words are drawn instead, from the likeliest that hold this share; `generator` draws them.
 
         Returns:
             (B, max_length) ids from `start` to `end`, zero padded; a text cut by the limit still ends with `end`.
@@ -189,6 +199,8 @@ class VideoLanguage(nn.Module):
         if not 2 <= length <= context:
             raise ValueError(f"max_length {length}: 2 to {context}, the text tower's context")
         decoder = self._decoder()
+        if nucleus and beams > 1:
+            raise ValueError(f"{beams} beams and nucleus {nucleus}: words are either ranked or drawn")
         pooled = decoder.pool(self.see(video).tokens).repeat_interleave(max(beams, 1), dim=0)
         memory = Memory()
 
@@ -196,6 +208,9 @@ class VideoLanguage(nn.Module):
             words = self.text.tokens(ids[:, -1:], memory=memory)
             return decoder.decode(words, pooled, memory)[:, -1].float().log_softmax(dim=-1)
 
+        if nucleus:
+            here = pooled.device
+            return sample(step, len(video), start, end, length, device=here, nucleus=nucleus, generator=generator)
         return generate(
             step,
             len(video),

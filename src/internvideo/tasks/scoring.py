@@ -9,6 +9,9 @@ import numpy as np
 from internvideo.errors import RunError
 from internvideo.tasks import (
     answering,
+    anticipation,
+    captioning,
+    future_hands,
     localisation,
     multiple_choice,
     open_set,
@@ -16,6 +19,7 @@ from internvideo.tasks import (
     refinement,
     retrieval,
     spatio_temporal,
+    state_change,
     zero_shot,
 )
 from internvideo.tasks.table import Result, Table
@@ -30,6 +34,10 @@ SCORES: dict[str, Callable[[Table], Result]] = {
     spatio_temporal.NAME: spatio_temporal.score,
     multiple_choice.NAME: multiple_choice.score,
     answering.NAME: answering.score,
+    captioning.NAME: captioning.score,
+    anticipation.NAME: anticipation.score,
+    state_change.NAME: state_change.score,
+    future_hands.NAME: future_hands.score,
 }
 
 

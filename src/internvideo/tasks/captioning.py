@@ -1,0 +1,192 @@
+"""Captioning: a sentence for every clip, judged by what people wrote (paper 3.1.2; spec/models.md E.1).
+
+The figures come from the pycocoevalcap and nltk packages (`pip install internvideo[captions]`): BLEU-4, ROUGE-L and
+CIDEr as they are published there, and METEOR without its synonyms, which need a download. Words are split here and not
+by the Java program of published figures, so that theirs and ours may differ in the last digits.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, cast
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from internvideo.data.manifest import Manifest
+from internvideo.data.tokenizer import Tokenizer
+from internvideo.errors import RecipeError, RunError
+from internvideo.metrics import bootstrap
+from internvideo.models.video_language import VideoLanguage
+from internvideo.tasks.protocol import ClipProtocol, ClipSource, describe
+from internvideo.tasks.table import BOOTSTRAP, Figures, Result, Table
+from internvideo.tasks.views import evaluating, run_clips
+
+NAME = "captioning"
+Texts = dict[str, list[str]]
+
+
+@dataclass(frozen=True)
+class Writing:
+    """How captions are written: `beams` 1 is greedy; `nucleus` over 0 draws words instead, from `seed`.
+
+    Raises:
+        RecipeError: beams below 1, a nucleus outside 0..1, or both.
+    """
+
+    beams: int = 1
+    nucleus: float = 0.0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.beams < 1 or not 0 <= self.nucleus <= 1 or (self.nucleus and self.beams > 1):
+            found = f"beams {self.beams}, nucleus {self.nucleus:g}"
+            raise RecipeError("writing", found, "1 beam or more; or one beam and a nucleus over 0 up to 1")
+
+
+def predict(
+    model: nn.Module,
+    tokenizer: Tokenizer,
+    source: ClipSource,
+    manifest: Manifest,
+    clips: ClipProtocol,
+    device: torch.device,
+    *,
+    model_name: str = "",
+    writing: Writing | None = None,
+) -> Table:
+    """Write a caption for every video.
+
+    Args:
+        model: a `VideoLanguage` with a caption decoder, on `device`. tokenizer: of its text tower.
+        source: loader over `manifest`. manifest: rows with captions. clips: how videos become clips, one view a video.
+        device: where the model is. model_name: for the protocol. writing: greedy by default.
+
+    Returns:
+        ids (N,), written (N,), references (Q,), owner (Q,) of the videos read.
+
+    Raises:
+        RecipeError: a row without caption, several views, a model that writes none. RunError: see `run_clips`.
+    """
+    writing = writing or Writing()
+    empty = [row.id for row in manifest.rows if not row.captions]
+    if empty:
+        found = f"{len(empty)} of {len(manifest.rows)} rows have no caption, first '{empty[0]}'"
+        raise RecipeError(manifest.source, found, "", "give every row a caption or choose a split that has them")
+    if clips.clips != 1:
+        raise RecipeError("views", str(clips.clips), "1: a caption is of one clip")
+    towers = cast(VideoLanguage, model)
+    if towers.caption_decoder is None:
+        raise RecipeError("weights", "a model without a caption decoder", "one that was trained with captions")
+    generator = torch.Generator().manual_seed(writing.seed)
+
+    def write(video: Tensor) -> dict[str, Tensor]:
+        ids = towers.generate(
+            towers.normalise(video),
+            start=tokenizer.start,
+            end=tokenizer.end,
+            beams=writing.beams,
+            nucleus=writing.nucleus,
+            generator=generator,
+        )
+        return {"ids": ids}
+
+    with evaluating(model, device, clips.precision):
+        views = run_clips(write, source, manifest, clips, device, NAME)
+    ids = torch.from_numpy(views.values["ids"]).long()
+    own = [manifest.rows[index].captions for index in views.read]
+    arrays = {
+        "ids": np.asarray([manifest.rows[index].id for index in views.read]),
+        "written": np.asarray([tokenizer.decode(row, special=False) for row in ids]),
+        "references": np.asarray([text for texts in own for text in texts]),
+        "owner": np.asarray([number for number, texts in enumerate(own) for _ in texts], dtype=np.int64),
+    }
+    protocol = {**describe(model, model_name, manifest, clips), "writing": asdict(writing)}
+    return Table(NAME, arrays, protocol, views.coverage)
+
+
+def words(text: str) -> str:
+    """Lower case, words and numbers with one blank between; punctuation is dropped."""
+    return " ".join(re.findall(r"\w+(?:'\w+)?", text.lower()))
+
+
+def score(table: Table) -> Result:
+    """bleu4, rouge_l, cider and meteor_exact; and those of a caption that every video gets, the references' commonest.
+
+    CIDEr can exceed 1, as in published tables (it is up to 10). BLEU-4 is one figure of the whole split and has no
+    interval.
+    """
+    references, count = table["references"].tolist(), len(table["ids"])
+    known: Texts = {str(number): [] for number in range(count)}
+    for number, text in zip(table["owner"].tolist(), references, strict=True):
+        known[str(number)].append(words(text))
+    written = {str(number): [words(text) or "nothing"] for number, text in enumerate(table["written"].tolist())}
+    counts = np.unique([words(text) for text in references], return_counts=True)
+    common = str(counts[0][counts[1].argmax()])
+    figures = Figures()
+    for suffix, given in (("", written), ("_one_for_all", {name: [common] for name in written})):
+        for name, (value, each) in judge(known, given).items():
+            spread = None
+            if each is not None:
+                spread = bootstrap.interval(bootstrap.mean(each), count, **BOOTSTRAP)
+            figures.add(name + suffix, value, spread)
+    protocol = {"one_for_all": common, "captions": len(references), "different": len(set(map(str, table["written"])))}
+    return figures.result(table, **protocol)
+
+
+def judge(known: Mapping[str, Sequence[str]], written: Mapping[str, Sequence[str]]) -> dict[str, tuple[float, Any]]:
+    """Name -> (figure, values of the videos (N,) or None) of sentences in `words`' form.
+
+    Raises:
+        RunError: the packages are not installed.
+    """
+    try:
+        from nltk.stem.porter import PorterStemmer
+        from nltk.translate.meteor_score import meteor_score
+        from pycocoevalcap.bleu.bleu import Bleu
+        from pycocoevalcap.cider.cider import Cider
+        from pycocoevalcap.rouge.rouge import Rouge
+    except ImportError as error:
+        raise RunError("captioning", f"{error}", "", "pip install internvideo[captions]") from error
+    bleu, _ = Bleu(4).compute_score(known, written, verbose=0)
+    rouge, rouges = Rouge().compute_score(known, written)
+    cider, ciders = Cider().compute_score(known, written)
+    stemmer = PorterStemmer()
+    meteors = _array(
+        meteor_score([text.split() for text in known[name]], written[name][0].split(), str, stemmer, _NoSynonyms())
+        for name in known
+    )
+    return {
+        "cider": (float(cider), _array(ciders)),
+        "bleu4": (float(bleu[3]), None),
+        "rouge_l": (float(rouge), _array(rouges)),
+        "meteor_exact": (float(meteors.mean()), meteors),
+    }
+
+
+class _NoSynonyms:
+    """Stands for WordNet, which must be downloaded: no word has a synonym."""
+
+    def synsets(self, _: str) -> list[str]:
+        """None."""
+        return []
+
+
+def _array(values: Iterable[float]) -> NDArray[np.float64]:
+    return np.asarray([float(value) for value in values])
+
+
+def examples(table: Table, count: int = 20) -> str:
+    """JSON lines of the first videos: id, what was written, what people wrote."""
+    lines = []
+    for number, (name, text) in enumerate(zip(table["ids"].tolist(), table["written"].tolist(), strict=True)):
+        if number == count:
+            break
+        own = table["references"][table["owner"] == number].tolist()
+        lines.append(json.dumps({"id": name, "written": text, "references": own}, ensure_ascii=False))
+    return "\n".join(lines) + "\n"
