@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
 
@@ -245,7 +246,7 @@ def list_(what: Annotated[str, typer.Argument(help="models, stages, tasks, recip
     typer.echo(listing(what))
 
 
-COMMANDS = (embed, classify, caption, ask, compare, stream, fit)
+COMMANDS: tuple[Callable[..., None], ...] = (embed, classify, caption, ask, compare, stream, fit)
 COMMANDS += (prepare, extract, localize, navigation_world, ensemble, mix, export, convert, doctor)
 for command in COMMANDS:
     app.command()(command)
