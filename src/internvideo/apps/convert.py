@@ -108,13 +108,13 @@ def convert(
             read_metadata(temporary)  # the library itself reads the header
             with temporary.open("rb") as written:
                 sha256 = hashlib.file_digest(written, "sha256").hexdigest()
-    found = Conversion(
+    conversion = Conversion(
         source=source, output=output, manifest=manifest, source_sha256=digest, output_sha256=sha256, **report
     )
-    told = {name: str(value) if isinstance(value, Path) else value for name, value in asdict(found).items()}
+    told = {name: str(value) if isinstance(value, Path) else value for name, value in asdict(conversion).items()}
     told |= {"program": f"internvideo {__version__}", "date": datetime.now(UTC).isoformat(timespec="seconds")}
     write_text(manifest, json.dumps(told, indent=2) + "\n")
-    return found
+    return conversion
 
 
 def _is_manifest(path: Path) -> bool:
