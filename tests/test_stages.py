@@ -12,12 +12,15 @@ from pydantic import ValidationError
 from torch import nn
 
 import small_world
-from internvideo.data.batch import Batch, FeatureBatch, ProposalBatch, RegionBatch
+from internvideo.data.batch import Batch, FeatureBatch, HandBatch, ProposalBatch, RegionBatch
 from internvideo.models.action_detector import ActionDetector
 from internvideo.models.actionformer import ActionFormer, ActionFormerConfig
+from internvideo.models.anticipation import Anticipator
 from internvideo.models.cross_model import CrossModel
 from internvideo.models.tcanet import TCANet, TCANetConfig
+from internvideo.models.uniformerv2 import UniFormerV2
 from internvideo.models.video_language import VideoLanguage
+from internvideo.models.videomae import VideoMAEClassifier
 from internvideo.objectives.contrastive import soft_symmetric_contrastive
 from internvideo.objectives.masking import MaskKind
 from internvideo.recipe import STAGES
@@ -46,13 +49,33 @@ def region_detector() -> ActionDetector:
     return ActionDetector(replace(small_world.MASKED, classes=3))
 
 
+def anticipator() -> Anticipator:
+    torch.manual_seed(0)
+    return Anticipator(replace(small_world.MASKED, classes=3))
+
+
+def hand_encoder() -> VideoMAEClassifier:
+    torch.manual_seed(0)
+    return VideoMAEClassifier(replace(small_world.MASKED, classes=20))
+
+
+def hand_multimodal_encoder() -> UniFormerV2:
+    torch.manual_seed(0)
+    return UniFormerV2(replace(small_world.VISION, classes=20))
+
+
 def inputs(name: str, count: int) -> Batch | FeatureBatch:
     """What a stage learns from: clips, or sequences of features with an action at both ends."""
-    if name == "regions":
+    if name in ("regions", "anticipation"):
         clips = batch(count)
         boxes = torch.tensor([[1.0, 2.0, 20.0, 30.0]]).repeat(count, 1)
-        targets = torch.tensor([[1.0, 0.0, 1.0]]).repeat(count, 1)
+        targets = torch.tensor([[1.0, 0.0, 1.0] if name == "regions" else [1.0, 0.4]]).repeat(count, 1)
         return RegionBatch(clips.video, clips.ids, clip=torch.arange(count), boxes=boxes, targets=targets)
+    if name == "hands":
+        clips = batch(count)
+        places = torch.rand(count, 5, 2, 2, generator=torch.Generator().manual_seed(2)) * 64
+        seen, size = torch.ones(count, 5, 2, dtype=torch.bool), torch.full((count, 2), 64.0)
+        return HandBatch(clips.video, clips.ids, positions=places, visible=seen, size=size)
     if name not in ("localisation", "refinement"):
         return batch(count)
     values = torch.randn(count, 8 if name == "refinement" else 6, 16, generator=torch.Generator().manual_seed(1))
@@ -73,6 +96,8 @@ MODELS: dict[str, tuple[Callable[[], nn.Module], ...]] = {
     "localisation": (detector,),
     "refinement": (refiner,),
     "regions": (region_detector,),
+    "anticipation": (anticipator,),
+    "hands": (hand_encoder, hand_multimodal_encoder),
     "answering": (small_world.answering_model,),
     "interaction": (small_world.cross_model,),
 }

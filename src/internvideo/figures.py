@@ -356,4 +356,35 @@ def frames_with_boxes(panels: Sequence[BoxedFrame], columns: int = 3) -> str:
         return svg(figure, "frames with boxes and their actions")
 
 
+class WaysFrame(NamedTuple):
+    """A frame (H, W, 3) uint8, ways on it: name, true and predicted points (K, 2) as fractions; a title."""
+
+    frame: NDArray[np.uint8]
+    ways: Sequence[tuple[str, NDArray[np.float64], NDArray[np.float64]]]
+    title: str
+
+
+def frames_with_ways(panels: Sequence[WaysFrame], columns: int = 3) -> str:
+    """Frames with true ways (circles) and predicted ones (crosses); the last point of each is the largest."""
+    rows = -(-len(panels) // columns)
+    with mpl.rc_context(STYLE):
+        figure = Figure(figsize=(3.6 * columns, 3.9 * rows), layout="constrained")
+        axes = figure.subplots(rows, columns, squeeze=False).ravel()
+        for axis, panel in zip(axes, panels, strict=False):
+            height, width = panel.frame.shape[:2]
+            axis.imshow(panel.frame, interpolation="nearest")
+            for number, (name, *both) in enumerate(panel.ways):
+                for points, mark, style in zip(both, "ox", ("-", "--"), strict=True):
+                    x, y = points[:, 0] * width - 0.5, points[:, 1] * height - 0.5
+                    colour, label = _BOXES[number], f"{name}, {'true' if mark == 'o' else 'predicted'}"
+                    axis.plot(x, y, style, color=colour, lw=1.2, marker=mark, ms=4, label=label)
+                    axis.plot(x[-1:], y[-1:], color=colour, marker=mark, ms=9, mew=2, fillstyle="none")
+            axis.set_title(panel.title, fontsize=9)
+            axis.set(xticks=[], yticks=[], xlim=(-0.5, width - 0.5), ylim=(height - 0.5, -0.5))
+            axis.legend(fontsize=7, loc="upper center", bbox_to_anchor=(0.5, -0.02), ncols=2)
+        for axis in axes[len(panels) :]:
+            axis.set_axis_off()
+        return svg(figure, "frames with the ways of hands")
+
+
 _BOXES = ("#c2185b", "#00796b", "#e65100", "#3949ab", "#6d4c41", "#7b1fa2")

@@ -21,6 +21,7 @@ from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny, ValidationErr
 from internvideo.data import sampling
 from internvideo.data.caption_choice import CaptionChoice
 from internvideo.data.feature_sequences import FeatureSettings
+from internvideo.data.hands import HandSettings
 from internvideo.data.key_frames import KeyFrameSettings
 from internvideo.data.loader import LoaderSettings
 from internvideo.data.mixup import Mixup
@@ -151,6 +152,7 @@ class DataSettings(Settings):
     features: FeatureSettings = FeatureSettings()
     proposals: ProposalSettings = ProposalSettings()
     key_frames: KeyFrameSettings = KeyFrameSettings()
+    hands: HandSettings = HandSettings()
     questions: QuestionSettings = QuestionSettings()
     loader: LoaderSettings
 

@@ -135,6 +135,20 @@ STAGES: dict[str, StageEntry] = {
         NavigationStage,
         (Navigator,),
     ),
+    "anticipation": StageEntry(
+        "tell what will be done to objects in boxes, and when (Ego4D)",
+        AnticipationSettings,
+        AnticipationStage,
+        (Anticipator,),
+        heads=("",),
+    ),
+    "hands": StageEntry(
+        "tell where both hands will be, from the clip before (Ego4D)",
+        HandsSettings,
+        HandsStage,
+        (VideoMAEClassifier, UniFormerV2),
+        heads=("",),
+    ),
     "interaction": StageEntry(
         "cross-model attention between the two frozen encoders, learned fusion of their scores",
         InteractionSettings,

@@ -47,6 +47,7 @@ class KeyFrameSettings(BaseModel):
     longest: int = Field(464, ge=8, description="longer side at most")
     hue: float = Field(20.0, ge=0.0, le=180.0, description="training: largest turn, degrees")
     saturation: float = Field(0.1, ge=0.0, le=1.0, description="training: largest change, as of the value")
+    candidates: Path | None = Field(None, description="training: boxes of an object detector, JSON: data/objects.py")
 
     def transform(self, size: int, *, flip: bool) -> BoxedTransform:
         """The transform with a training crop of `size`."""
@@ -55,7 +56,10 @@ class KeyFrameSettings(BaseModel):
 
 @dataclass(frozen=True)
 class KeyFrame:
-    """A key frame: R boxes (R, 4) as fractions, their scores (R,), what each person does (none where not known)."""
+    """A key frame: R boxes (R, 4) as fractions, their scores (R,), what each person does (none where not known).
+
+    `targets` (R, K) is what a stage learns of each box where that is not the labels.
+    """
 
     row: Sample
     video: str
@@ -63,6 +67,7 @@ class KeyFrame:
     boxes: Floats
     scores: Floats
     labels: tuple[tuple[int, ...], ...]
+    targets: Floats | None = None
 
 
 def video_name(row: Sample) -> str:
@@ -145,12 +150,20 @@ def _stretched(low: int, high: int, n: int, size: int) -> Floats:
     return result
 
 
-def read_clip(reader: ClipReader, frame: KeyFrame, *, frames: int, stride: int) -> Tensor:
+def positions_before(times: Floats, frame: KeyFrame, *, frames: int, stride: int) -> Floats:
+    """The same of a clip that ends with the key frame: every `stride`-th frame, the first one where there is none."""
+    centre = min(max(int(np.searchsorted(times, frame.time - 1e-6)), 0), len(times) - 1)
+    result: Floats = (centre - stride * np.arange(frames - 1, -1, -1, dtype=np.float64)).clip(min=0)
+    return result
+
+
+def read_clip(reader: ClipReader, frame: KeyFrame, form: ClipForm) -> Tensor:
     """(T, H, W, 3) uint8 around a key frame; between two frames is their weighted mean. Raises VideoError."""
-    part = np.zeros(frames)
+    part = np.zeros(form.frames)
+    positions = positions_before if form.before else clip_positions
 
     def choose(times: Floats) -> list[NDArray[np.int64]]:
-        place = clip_positions(times, frame, frames=frames, stride=stride)
+        place = positions(times, frame, frames=form.frames, stride=form.stride)
         low = np.floor(place).astype(np.int64)
         part[:] = place - low
         return [low, np.minimum(low + 1, len(times) - 1)] if part.any() else [low]
@@ -164,12 +177,23 @@ def read_clip(reader: ClipReader, frame: KeyFrame, *, frames: int, stride: int) 
 
 @dataclass(frozen=True)
 class ClipForm:
-    """How a clip is cut around a key frame and transformed: T frames every `stride`, classes of the targets."""
+    """How a clip is cut around a key frame and transformed: T frames every `stride`, classes of the targets.
+
+    With `before` the key frame is the last of the clip.
+    """
 
     frames: int
     stride: int
     transform: BoxedTransform
     classes: int
+    before: bool = False
+
+
+def targets_of(frame: KeyFrame, kept: Sequence[int], form: ClipForm) -> Tensor:
+    """(R, K) what is learned of some boxes: the key frame's own targets, or its labels as 0 and 1."""
+    if frame.targets is not None:
+        return torch.from_numpy(frame.targets[list(kept)]).float()
+    return _targets([frame.labels[box] for box in kept], form.classes)
 
 
 def _targets(labels: Sequence[tuple[int, ...]], classes: int) -> Tensor:
@@ -200,7 +224,7 @@ class _Training(Dataset[Loaded]):
             index = int(order[candidate])
             frame = self.frames[index]
             try:
-                clip = read_clip(self.reader, frame, frames=self.form.frames, stride=self.form.stride)
+                clip = read_clip(self.reader, frame, self.form)
             except VideoError as error:
                 lost.append(Unreadable(frame.row.id, frame.row.path, str(error)))
                 continue
@@ -209,8 +233,7 @@ class _Training(Dataset[Loaded]):
             kept = made.kept.numpy()[rng.permutation(len(made.kept))[:MOST_BOXES]]
             place_of = {int(box): row for row, box in enumerate(made.kept)}
             boxes = made.boxes[[place_of[int(box)] for box in kept]]
-            targets = _targets([frame.labels[int(box)] for box in kept], self.form.classes)
-            return _batch(made.clip, frame, boxes, targets)
+            return _batch(made.clip, frame, boxes, targets_of(frame, kept.tolist(), self.form))
         raise VideoError(
             self.reader.manifest.source,
             f"{len(lost)} clips in succession cannot be read, the last one because: {lost[-1].reason}",
@@ -240,6 +263,7 @@ class KeyFrameLoader:
 
     Args:
         manifest: rows with boxes. form: how clips are cut. settings: of the loader; repeats play no part.
+        frames: key frames of these rows, where they are not those of `key_frames`.
         rank, world_size, skipped: as for `Loader`.
 
     Raises:
@@ -255,8 +279,9 @@ class KeyFrameLoader:
         rank: int = 0,
         world_size: int = 1,
         skipped: Path | None = None,
+        frames: Sequence[KeyFrame] | None = None,
     ) -> None:
-        frames, self.waited = key_frames(manifest), 0.0
+        frames, self.waited = key_frames(manifest) if frames is None else frames, 0.0
         self._plan = EpochPlan(
             len(frames), settings.batch_size, settings.seed, settings.shuffle, settings.drop_last, rank, world_size
         )
@@ -289,13 +314,14 @@ class _Testing(Dataset[Loaded]):
     def __getitem__(self, index: int) -> Loaded:
         frame = self.frames[index]
         try:
-            clip = read_clip(self.reader, frame, frames=self.form.frames, stride=self.form.stride)
+            clip = read_clip(self.reader, frame, self.form)
         except VideoError as error:
             return Loaded(unreadable=(Unreadable(frame.row.id, frame.row.path, str(error)),))
         except InternVideoError as error:
             return Loaded(error=error)
         made = self.form.transform.whole(clip, torch.from_numpy(frame.boxes).float())
-        return Loaded(_batch(made.clip, frame, made.boxes, _targets(frame.labels, self.form.classes)), (index,))
+        targets = targets_of(frame, range(len(frame.boxes)), self.form)
+        return Loaded(_batch(made.clip, frame, made.boxes, targets), (index,))
 
 
 class KeyFrameViews:

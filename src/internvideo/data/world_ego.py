@@ -3,7 +3,7 @@
 `generate_reaches` writes below FOLDER/ego: `clips/...mp4` and
 
 - `hands.jsonl`: where both hands will be, as the reader of Ego4D's future hands writes it; attribute "seen" tells where
-  they were in the last two observed frames, for baselines;
+  they were in the last observed frame and a third of a second before, for baselines;
 - `contact.jsonl`: which object will be touched, how and when, two key frames a clip (classes: nouns; `verbs.txt`);
 - `change.jsonl`: which object changes its state, at a frame before, in and after the change;
 - `actions.jsonl`: the attributes "verb" and "noun" of every clip;
@@ -165,8 +165,10 @@ def _hands_row(reach: Reach, boxes: Floats, fps: int) -> Sample:
     hands = {name: {"frame": frame, **_middles(reach, boxes, frame)} for name, frame in moments.items()}
     # The frame at which the first moment begins is not observed any more.
     last = moments["pre_45"] - 1
-    seen = [{"frame": frame, **_middles(reach, boxes, frame)} for frame in (last - 1, last)]
-    told = {"hands": json.dumps(hands), "seen": json.dumps(seen), "fps": str(fps)}
+    # Middles are whole half pixels: over a third of a second their difference tells the speed.
+    seen = [{"frame": frame, **_middles(reach, boxes, frame)} for frame in (last - round(fps / 3), last)]
+    side = reach.scene.side
+    told = {"hands": json.dumps(hands), "seen": json.dumps(seen), "fps": str(fps), "size": f"{side}x{side}"}
     return _row(reach, reach.name, attributes=told)
 
 

@@ -13,6 +13,7 @@ from internvideo.data.key_frames import ClipForm, KeyFrameLoader
 from internvideo.data.loader import Loader
 from internvideo.data.manifest import Manifest, read_manifest
 from internvideo.data.mixture import AlternatingLoader, MixedLoader, joined
+from internvideo.data.objects import learned, object_frames, of_frame, read_detections
 from internvideo.data.tokenizer import Tokenizer
 from internvideo.data.transforms import direction_classes
 from internvideo.errors import RecipeError
@@ -102,7 +103,13 @@ def _loader(
     data = recipe.data
     if isinstance(model, ActionDetector):
         form = clip_form(recipe, model.config.classes)
-        return KeyFrameLoader(manifest, form, data.loader, rank=rank, world_size=world_size, skipped=skipped)
+        frames = None
+        if data.key_frames.candidates is not None:
+            found = read_detections(data.key_frames.candidates)
+            frames = [learned(frame, of_frame(frame, found)) for frame in object_frames(manifest)]
+        return KeyFrameLoader(
+            manifest, form, data.loader, rank=rank, world_size=world_size, skipped=skipped, frames=frames
+        )
     tokenizer = Tokenizer(context=model.config.text.context) if isinstance(model, VideoLanguage | Clip) else None
     sampler = data.sampling.build()
     with setting("data.augment"):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Protocol
 
-from internvideo.jobs import clips, features, questions, refinement
+from internvideo.jobs import anticipation, clips, features, hands, questions, refinement
 from internvideo.jobs.job import Job
 from internvideo.recipe import Recipe
 
@@ -27,6 +27,8 @@ JOBS: dict[str, Prepare] = {
     "regions": clips.prepare,
     "answering": questions.prepare,
     "localisation": features.prepare,
+    "hands": hands.prepare,
+    "anticipation": anticipation.prepare,
     "refinement": refinement.prepare,
 }
 """Stage -> what builds its job."""

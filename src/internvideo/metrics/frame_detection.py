@@ -135,9 +135,19 @@ def frame_map_statistic(
     Returns:
         weights (b, V), how often each video counts -> (b,): mAP of the classes drawn.
     """
-    parts = [
-        (video[own.frame], video[found.frame], hits) for own, found, hits in _hits_by_class(truth, predicted, threshold)
-    ]
+    return _mean_precision(
+        [
+            (video[own.frame], video[found.frame], hits)
+            for own, found, hits in _hits_by_class(truth, predicted, threshold)
+        ]
+    )
+
+
+def _mean_precision(
+    parts: Sequence[tuple[Ints, Ints, Bools]],
+) -> Callable[[NDArray[np.float64]], NDArray[np.float64]]:
+    """Mean AP over classes of drawn videos: for each class the videos of its truths and, best first, of its finds, and
+    which of these are right."""
 
     def statistic(weights: NDArray[np.float64]) -> NDArray[np.float64]:
         total, drawn = np.zeros(len(weights)), np.zeros(len(weights))
@@ -189,26 +199,62 @@ def anticipation_average_precision(
     Returns:
         noun -> AP in 0..1, or None for a noun that is predicted and never true.
     """
-    counts: dict[int, int] = {}
-    rows: list[tuple[float, bool, int]] = []
-    for truth, found, scores in frames:
+    result: dict[int, float | None] = {}
+    for noun, (true, _, hits) in _by_noun(
+        frames, verb=verb, seconds=seconds, top=top, iou=iou, tolerance=tolerance, skip_empty=skip_empty
+    ).items():
+        total = len(true)
+        result[noun] = (float(interpolated_average_precision(hits, total)) if len(hits) else 0.0) if total else None
+    return result
+
+
+def anticipation_statistic(
+    frames: Sequence[tuple[Anticipated, Anticipated, Floats]], group: Ints, *, verb: bool, seconds: bool
+) -> Callable[[NDArray[np.float64]], NDArray[np.float64]]:
+    """Top-5 mAP over the nouns with ground truth, of groups of images drawn again, for `bootstrap.interval`.
+
+    Args:
+        frames, verb, seconds: as in `anticipation_average_precision`. group: (F,) to which of V an image belongs.
+
+    Returns:
+        weights (b, V) -> (b,).
+    """
+    nouns = _by_noun(frames, verb=verb, seconds=seconds, top=5, iou=0.5, tolerance=0.25, skip_empty=True)
+    return _mean_precision([(group[true], group[found], hits) for true, found, hits in nouns.values() if len(true)])
+
+
+def _by_noun(
+    frames: Sequence[tuple[Anticipated, Anticipated, Floats]],
+    *,
+    verb: bool,
+    seconds: bool,
+    top: int | None,
+    iou: float,
+    tolerance: float,
+    skip_empty: bool,
+) -> dict[int, tuple[Ints, Ints, Bools]]:
+    """For every noun the images of its truths, those of its counted predictions, best first, and which are right."""
+    true: list[tuple[int, int]] = []
+    rows: list[tuple[float, bool, int, int]] = []
+    for number, (truth, found, scores) in enumerate(frames):
         if not len(scores) and skip_empty:
             continue
-        for noun in truth.noun.tolist():
-            counts[noun] = counts.get(noun, 0) + 1
+        true += [(noun, number) for noun in truth.noun.tolist()]
         order = np.argsort(-scores, kind="stable")
         hits = _anticipated(truth, found, order, verb=verb, seconds=seconds, iou=iou, tolerance=tolerance)
         spared = (top - 1) * len(truth.noun) if top else 0
         counted = hits | ((~hits).cumsum() > spared)
-        chosen = order[counted]
-        rows += zip(scores[chosen].tolist(), hits[counted].tolist(), found.noun[chosen].tolist(), strict=True)
+        for row, hit in zip(order[counted].tolist(), hits[counted].tolist(), strict=True):
+            rows.append((float(scores[row]), hit, int(found.noun[row]), number))
     rows.sort(key=lambda row: -row[0])
-    result: dict[int, float | None] = {}
-    for noun in sorted({*counts, *(row[2] for row in rows)}):
-        own = np.asarray([hit for _, hit, label in rows if label == noun], dtype=bool)
-        total = counts.get(noun, 0)
-        result[noun] = (float(interpolated_average_precision(own, total)) if len(own) else 0.0) if total else None
-    return result
+    return {
+        noun: (
+            np.asarray([number for label, number in true if label == noun], dtype=np.int64),
+            np.asarray([row[3] for row in rows if row[2] == noun], dtype=np.int64),
+            np.asarray([row[1] for row in rows if row[2] == noun], dtype=bool),
+        )
+        for noun in sorted({*(label for label, _ in true), *(row[2] for row in rows)})
+    }
 
 
 def _anticipated(
@@ -251,15 +297,55 @@ def coco_average_precision(
     Returns:
         NaN where no ground truth has that size.
     """
-    low, high = COCO_AREAS[area]
-    levels = np.asarray(thresholds)[:, None]
     sizes = (truth.box[:, 2:] - truth.box[:, :2]).prod(axis=1) if truth_areas is None else truth_areas
+    low, high = COCO_AREAS[area]
     counts = (sizes >= low) & (sizes <= high)
     if not counts.any():
-        nothing = np.full(len(levels), np.nan)
+        nothing = np.full(len(thresholds), np.nan)
         return nothing, nothing
+    hit, miss, _ = _coco_rows(truth, predicted, counts, (low, high), most, thresholds)
+    if not hit.shape[1]:
+        return np.zeros(len(thresholds)), np.zeros(len(thresholds))
+    return _coco_curve(hit, miss, int(counts.sum()))
+
+
+def coco_statistic(truth: Boxes, predicted: Boxes, group: Ints) -> Callable[[NDArray[np.float64]], NDArray[np.float64]]:
+    """AP, AP50 and AP75 of groups of images drawn again, for `bootstrap.interval`.
+
+    Args:
+        truth, predicted: as in `coco_average_precision`. group: (F,) to which of V an image belongs.
+
+    Returns:
+        weights (b, V) -> (b, 3); 0 where no ground truth is drawn.
+    """
+    counts = np.ones(len(truth), dtype=bool)
+    hit, miss, frame = _coco_rows(truth, predicted, counts, COCO_AREAS["all"], 100, COCO_THRESHOLDS)
+    owner, own = group[frame], group[truth.frame]
+
+    def statistic(weights: NDArray[np.float64]) -> NDArray[np.float64]:
+        found = np.zeros((len(weights), 3))
+        for row, drawn in enumerate(weights):
+            total = drawn[own].sum()
+            if hit.shape[1] and total:
+                precision = _coco_curve(hit * drawn[owner], miss * drawn[owner], total)[0]
+                found[row] = precision.mean(), precision[0], precision[5]
+        return found
+
+    return statistic
+
+
+def _coco_rows(
+    truth: Boxes,
+    predicted: Boxes,
+    counts: Bools,
+    limits: tuple[float, float],
+    most: int,
+    thresholds: Sequence[float],
+) -> tuple[Bools, Bools, Ints]:
+    """Predictions of all images, best first: hit and miss at every threshold (I, N), and their image (N,)."""
+    levels, (low, high) = np.asarray(thresholds)[:, None], limits
     owned = {int(truth.frame[rows[0]]): rows for rows in _by_frame(truth.frame)}
-    scores, hits, ignored = [], [], []
+    scores, hits, ignored, frames = [], [], [], []
     for rows in _by_frame(predicted.frame):
         rows = rows[np.argsort(-predicted.score[rows], kind="stable")][:most]
         boxes = predicted.box[rows]
@@ -270,13 +356,15 @@ def coco_average_precision(
         aside = found & ~counts[own][matched] if len(own) else np.zeros_like(found)
         extent = (boxes[:, 2:] - boxes[:, :2]).prod(axis=1)
         scores.append(predicted.score[rows])
+        frames.append(predicted.frame[rows])
         hits.append(found & ~aside)
         ignored.append(aside | (~found & ((extent < low) | (extent > high))))
     if not scores:
-        return np.zeros(len(levels)), np.zeros(len(levels))
+        nothing = np.zeros((len(levels), 0), dtype=bool)
+        return nothing, nothing, np.zeros(0, dtype=np.int64)
     order = np.argsort(-np.concatenate(scores), kind="stable")
     hit, aside = (np.concatenate(parts, axis=1)[:, order] for parts in (hits, ignored))
-    return _coco_curve(hit, ~hit & ~aside, int(counts.sum()))
+    return hit, ~hit & ~aside, np.concatenate(frames)[order]
 
 
 def _coco_matches(overlap: Floats, counts: Bools, thresholds: Floats) -> Ints:
@@ -298,7 +386,7 @@ def _coco_matches(overlap: Floats, counts: Bools, thresholds: Floats) -> Ints:
     return matched
 
 
-def _coco_curve(hits: Bools, misses: Bools, total: int) -> tuple[Floats, Floats]:
+def _coco_curve(hits: NDArray[Any], misses: NDArray[Any], total: float) -> tuple[Floats, Floats]:
     true, false = hits.cumsum(axis=1), misses.cumsum(axis=1)
     recall = true / total
     precision = true / np.maximum(true + false, np.spacing(1))

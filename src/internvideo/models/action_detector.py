@@ -19,8 +19,8 @@ STD = (57.375 / 255,) * 3
 INIT_STD = 0.02
 
 
-class ActionDetector(Trunk):
-    """Logits of every box of frames of any size; a position table for `image_size` is resized to what comes.
+class FrameTrunk(Trunk):
+    """Tokens of frames of any size; a position table for `image_size` is resized to what comes.
 
     Attributes:
         checkpointing: compute activations again in the backward pass.
@@ -30,8 +30,6 @@ class ActionDetector(Trunk):
         super().__init__(config)
         self.normalise = Normalise(MEAN, STD)
         self.norm = nn.LayerNorm(config.width, eps=EPS)
-        self.head = RegionHead(config.width, config.classes, patch=config.patch_size, dropout=config.head_dropout)
-        self.reset_parameters()
 
     def reset_parameters(self) -> None:
         """As the classifier, spec models.md B: truncated normal matrices of std .02."""
@@ -40,7 +38,6 @@ class ActionDetector(Trunk):
             if isinstance(module, nn.Linear) and module is not self.patch_embed.proj:
                 nn.init.trunc_normal_(module.weight, std=INIT_STD)
         self.norm.reset_parameters()
-        nn.init.zeros_(self.head.projection.bias)
 
     def tokens(self, video: Tensor) -> Tensor:
         """Tokens after the norm.
@@ -69,10 +66,6 @@ class ActionDetector(Trunk):
         made: Tensor = self.norm(tokens)
         return made.view(len(video), slots, rows, columns, -1)
 
-    def forward(self, video: Tensor, clip: Tensor, boxes: Tensor) -> Tensor:
-        """Video as in `tokens`, clip (R,) int64 to which a box belongs, boxes (R, 4) pixels -> logits (R, C)."""
-        return self.head(self.tokens(video), clip, boxes)  # type: ignore[no-any-return]  # nn.Module.__call__ is untyped
-
     @property
     def layers(self) -> int:
         """Layer ids for layer decay run from 0 to this number."""
@@ -88,6 +81,20 @@ class ActionDetector(Trunk):
     def no_weight_decay(self, name: str, parameter: Tensor) -> bool:
         """Whether the optimiser must not decay this parameter."""
         return no_weight_decay(name, parameter)
+
+
+class ActionDetector(FrameTrunk):
+    """Logits of every box of frames of any size."""
+
+    def __init__(self, config: VideoMAEConfig) -> None:
+        super().__init__(config)
+        self.head = RegionHead(config.width, config.classes, patch=config.patch_size, dropout=config.head_dropout)
+        self.reset_parameters()
+        nn.init.zeros_(self.head.projection.bias)
+
+    def forward(self, video: Tensor, clip: Tensor, boxes: Tensor) -> Tensor:
+        """Video as in `tokens`, clip (R,) int64 to which a box belongs, boxes (R, 4) pixels -> logits (R, C)."""
+        return self.head(self.tokens(video), clip, boxes)  # type: ignore[no-any-return]  # nn.Module.__call__ is untyped
 
 
 FRESH = r"(norm|head)\."

@@ -15,6 +15,7 @@ from torch import nn
 from internvideo.errors import RecipeError
 from internvideo.models.action_detector import ActionDetector
 from internvideo.models.actionformer import ActionFormer, ActionFormerConfig
+from internvideo.models.anticipation import Anticipator
 from internvideo.models.entry import ModelEntry
 from internvideo.models.multimodal_sizes import MULTIMODAL_MODELS
 from internvideo.models.tcanet import TCANet, TCANetConfig
@@ -100,6 +101,14 @@ _REGIONS = {
         dataclasses.replace(_SIZES[size], classes=80),
         None,
         f"what persons in boxes do: masked encoder {size.upper()} with a head on boxes, 80 classes",
+    )
+    for size in ("s", "b", "l", "h")
+} | {
+    f"anticipator-{size}": ModelEntry(
+        Anticipator,
+        dataclasses.replace(_SIZES[size], classes=74),
+        None,
+        f"what will be done to objects in boxes, and when: masked encoder {size.upper()} with two heads, 74 verbs",
     )
     for size in ("s", "b", "l", "h")
 }

@@ -14,7 +14,7 @@ from typing import Protocol
 from torch import Tensor, nn
 
 from internvideo.errors import WeightsError
-from internvideo.models.action_detector import FRESH, ActionDetector, of_encoder
+from internvideo.models.action_detector import FRESH, FrameTrunk, of_encoder
 from internvideo.models.clip_import import from_clip
 from internvideo.models.cross_model import CrossModel
 from internvideo.models.heads import FusedAnswer
@@ -77,7 +77,7 @@ def initialise(model: nn.Module, sources: Mapping[str, Path], head: HeadRule | N
 
 def _fill(model: nn.Module, path: Path, head: HeadRule | None) -> None:
     state, metadata = read_safetensors(path)
-    if isinstance(model, ActionDetector) and "head.projection.weight" not in state:
+    if isinstance(model, FrameTrunk) and "head.projection.weight" not in state:
         load_part(model, of_encoder(state), fresh=FRESH, where=path)
     elif isinstance(model, VideoMAEClassifier) and any(name.startswith("encoder.") for name in state):
         load_pretrained(model, state, where=path)

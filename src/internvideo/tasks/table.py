@@ -95,7 +95,8 @@ class Table:
 class Result(TypedDict):
     """Figures with everything needed to believe them; plain JSON values.
 
-    figures are fractions in 0..1, except ranks; intervals are the 95 % bootstrap bounds of the figures of that name.
+    figures are fractions in 0..1, except ranks and those with "_px", pixels; intervals are the 95 % bootstrap bounds of
+    the figures of that name.
     """
 
     task: str
@@ -193,6 +194,8 @@ def print_results(title: str, rows: Mapping[str, Result], console: Console | Non
 
 
 def _shown(name: str, value: float) -> str:
+    if "_px" in name:
+        return f"{value:.2f} px"
     return f"{value:.2f}" if "rank" in name else f"{100 * value:.2f} %"
 
 

@@ -1,0 +1,49 @@
+"""Future hands: where both hands will be at five moments, from the clip before (spec tasks.md 11).
+
+The model is a classifier of 20 outputs: how far x and y are from the middle, in parts of the frame, at five moments for
+two hands.
+"""
+
+from __future__ import annotations
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor, nn
+
+from internvideo.data.batch import HandBatch
+from internvideo.models.uniformerv2 import UniFormerV2
+from internvideo.models.videomae import VideoMAEClassifier
+from internvideo.objectives.positions import masked_smooth_l1
+
+MOMENTS, HANDS = 5, 2
+
+
+class HandsSettings(BaseModel):
+    """The loss."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    beta: float = Field(5.0, gt=0.0, description="pixels up to which the error is squared")
+
+
+def positions(outputs: Tensor, size: Tensor) -> Tensor:
+    """Outputs (B, 20) and frames (B, 2) of width and height -> pixels (B, 5, 2, 2)."""
+    share = outputs.float().view(-1, MOMENTS, HANDS, 2) + 0.5
+    return share * size[:, None, None]
+
+
+class HandsStage(nn.Module):
+    """Smooth-L1 error in pixels, of the hands that can be seen."""
+
+    def __init__(self, model: VideoMAEClassifier | UniFormerV2, settings: HandsSettings) -> None:
+        super().__init__()
+        if model.config.classes != MOMENTS * HANDS * 2:
+            raise ValueError(f"{model.config.classes} outputs: {MOMENTS * HANDS * 2} are needed")
+        self.model = model
+        self.settings = settings
+
+    def forward(self, batch: HandBatch, generator: torch.Generator) -> dict[str, Tensor]:
+        """{"loss"}; 0 for a batch in which no hand is visible."""
+        found = positions(self.model(self.model.normalise(batch.video)), batch.size)
+        seen = batch.visible[..., None].expand_as(found)
+        return {"loss": masked_smooth_l1(found, batch.positions, seen, beta=self.settings.beta)}
