@@ -18,6 +18,7 @@ from internvideo.data.proposals import (
     ProposalLoader,
     ProposalSettings,
     jittered,
+    read_all_proposals,
     read_proposals,
     whole_sequence,
     with_proposals,
@@ -90,6 +91,30 @@ def test_proposals_are_cut_to_the_video_and_those_outside_are_left_out(tmp_path:
     found = read_proposals(tmp_path / "p.json", CLASSES)
     assert found.of(video).spans.tolist() == [[0.0, 2.0], [3.0, video.duration]]
     assert len(found.of(replace(video, id="other"))) == 0
+
+
+def test_files_of_other_videos_are_joined(tmp_path: Path) -> None:
+    whole = json.loads((world(tmp_path) / "proposals.json").read_text())
+    names = sorted(whole["results"])
+    for part, chosen in enumerate((names[:9], names[9:])):
+        content = {**whole, "results": {name: whole["results"][name] for name in chosen}}
+        (tmp_path / f"{part}.json").write_text(json.dumps(content))
+    paths = [tmp_path / "0.json", tmp_path / "1.json"]
+    joined = read_all_proposals(paths, CLASSES)
+    assert joined.fingerprint == read_proposals(tmp_path / "proposals.json", CLASSES).fingerprint
+    with pytest.raises(ManifestError, match="'v0' again"):
+        read_all_proposals([*paths, tmp_path / "0.json"], CLASSES)
+
+
+def test_a_split_has_parts(tmp_path: Path) -> None:
+    features = read_feature_set(world(tmp_path))
+    parts = [features.subset(f"TRAIN:{part}/3").videos for part in (1, 2, 3)]
+    names = [video.id for part in parts for video in part]
+    assert sorted(names) == sorted(video.id for video in features.subset("train").videos)
+    assert {len(part) for part in parts} == {6, 7}
+    for wrong in ("train:0/3", "train:4/3", "train:1/0", "train:30/40", "train:", "x:1/2"):
+        with pytest.raises(ManifestError, match="no video of split"):
+            features.subset(wrong)
 
 
 def test_the_fingerprint_changes_with_a_segment(tmp_path: Path) -> None:

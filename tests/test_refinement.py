@@ -35,7 +35,7 @@ CPU = torch.device("cpu")
 def recipe(folder: Path, steps: int = 90, **data: Any) -> Recipe:
     sizes = {"input_width": 4, "width": 32, "heads": 4, "window": 5, "feed_forward": 32, "dropout": 0.0,
              "inference_factor": 1.0, "centre_factors": [1.0, 1.0], "action_samples": 8}  # fmt: skip
-    proposals = {"file": str(folder / "proposals.json"), "jitter": 0.2}
+    proposals = {"files": [str(folder / "proposals.json")], "jitter": 0.2}
     tree = {
         "stage": "refinement",
         "model": {"name": "tcanet", "overrides": sizes},
@@ -191,7 +191,7 @@ def test_proposals_of_other_videos_are_refused(learned: Path, tmp_path: Path) ->
         evaluate_task("refinement", weights, learned / "features", tmp_path / "o", other)
     with pytest.raises(ManifestError, match="xv0"):
         run_recipe(
-            recipe(learned / "features", proposals={"file": str(tmp_path / "p.json")}), tmp_path / "r", device="cpu"
+            recipe(learned / "features", proposals={"files": [str(tmp_path / "p.json")]}), tmp_path / "r", device="cpu"
         )
 
 
@@ -210,8 +210,8 @@ def test_a_video_without_proposals_is_counted(learned: Path, tmp_path: Path) -> 
 @pytest.mark.parametrize(
     ("data", "told"),
     [
-        ({"proposals": {}}, r"data\.proposals\.file"),
-        ({"proposals": {"file": "none.json"}}, "cannot be read"),
+        ({"proposals": {}}, r"data\.proposals\.files"),
+        ({"proposals": {"files": ["none.json"]}}, "cannot be read"),
         ({"split": "validation"}, "validation"),
     ],
 )

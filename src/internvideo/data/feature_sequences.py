@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -108,8 +109,15 @@ class FeatureSet:
         return len(self.videos)
 
     def subset(self, split: str) -> FeatureSet:
-        """The videos of a split; capital letters do not matter. Raises ManifestError when there is none."""
-        chosen = tuple(video for video in self.videos if video.subset.lower() == split.lower())
+        """The videos of a split, or a part of it: "train:1/3" is the first of three; capital letters do not matter.
+
+        Raises ManifestError when there is none.
+        """
+        found = re.fullmatch(r"(?s)(.*?)(?::(\d{1,4})/(\d{1,4}))?", split)
+        name, *numbers = found.groups(default="1") if found else (split, "1", "1")
+        part, parts = map(int, numbers)
+        whole = [video for video in self.videos if video.subset.lower() == name.lower()]
+        chosen = tuple(whole[part - 1 :: parts]) if 1 <= part <= parts else ()
         if not chosen:
             present = ", ".join(sorted({video.subset for video in self.videos})) or "none"
             raise ManifestError(self.source, f"no video of split {split}", f"splits of this index: {present}")

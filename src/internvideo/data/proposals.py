@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -41,7 +41,9 @@ class ProposalSettings(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    file: Path | None = Field(None, description="segments of the training videos, as a detector's detections.json")
+    files: tuple[Path, ...] = Field(
+        (), description="segments of the training videos, as the detections.json of one detector or of several"
+    )
     most: int = Field(100, ge=1, description="best ones of a video that count, in training")
     jitter: float = Field(
         0.0, ge=0.0, lt=0.5, description="training: both ends move by up to this share of the length, each epoch anew"
@@ -110,6 +112,19 @@ class _Row(BaseModel):
 class _File(BaseModel):
     results: dict[str, list[_Row]]
     external_data: dict[str, Any] = {}
+
+
+def read_all_proposals(paths: Sequence[Path], classes: tuple[str, ...]) -> ProposalSet:
+    """The proposals of several files, each of its own videos. Raises ManifestError as `read_proposals`."""
+    first, *others = (read_proposals(path, classes) for path in paths)
+    videos = dict(first.videos)
+    for other in others:
+        twice = next((name for name in other.videos if name in videos), None)
+        if twice is not None or other.classes != first.classes:
+            found = f"'{twice}' again" if twice is not None else "other classes"
+            raise ManifestError(other.source, f"{found}, after {first.source}", "other videos, under the same classes")
+        videos.update(other.videos)
+    return replace(first, videos=videos)
 
 
 def read_proposals(path: Path, classes: tuple[str, ...]) -> ProposalSet:

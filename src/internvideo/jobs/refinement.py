@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import cast
 
 from internvideo.data.feature_sequences import read_feature_set
-from internvideo.data.proposals import ProposalLoader, read_proposals, with_proposals
+from internvideo.data.proposals import ProposalLoader, read_all_proposals, with_proposals
 from internvideo.errors import RecipeError
 from internvideo.jobs.job import Job, draw_model, start_model, training_path
 from internvideo.models.tcanet import TCANet
@@ -18,13 +18,13 @@ from internvideo.training.loop import BatchSource
 def prepare(recipe: Recipe, *, rank: int, world_size: int, skipped: Path | None) -> Job:
     """Features, proposals, loader, model and stage. Raises RecipeError, ManifestError, WeightsError."""
     data = recipe.data
-    if data.proposals.file is None:
+    if not data.proposals.files:
         allowed = "the detections.json of a detector on the training videos"
-        raise RecipeError("data.proposals.file", "is missing", allowed, "add data.proposals.file=PATH")
+        raise RecipeError("data.proposals.files", "are missing", allowed, "add data.proposals.files=[PATH]")
     features = read_feature_set(training_path(recipe), data.features)
     if data.split is not None:
         features = features.subset(data.split)
-    proposals = read_proposals(data.proposals.file, features.classes)
+    proposals = read_all_proposals(data.proposals.files, features.classes)
     features = with_proposals(features, proposals)
     model = draw_model(recipe, len(features.classes))
     if not isinstance(model, TCANet):
