@@ -192,6 +192,21 @@ def test_a_misspelt_name_is_mended() -> None:
         load("internvideo-mm-l14", weights="nowhere.safetensors", **CPU)
 
 
+@pytest.mark.parametrize(
+    ("source", "found"), [("https://[::1/x.safetensors", "is no address"), ("~nobody-is-called-so/x", "no such file")]
+)
+def test_addresses_and_paths_that_cannot_be(source: str, found: str) -> None:
+    with pytest.raises(WeightsError, match=found) as error:
+        load(source, **CPU)
+    told(error)
+
+
+def test_the_advice_to_convert_can_be_copied(tmp_path: Path) -> None:
+    (tmp_path / "two words.pth").write_bytes(b"")
+    with pytest.raises(WeightsError, match=r"internvideo convert '.*/two words\.pth'"):
+        load(tmp_path / "two words.pth", **CPU)
+
+
 @pytest.mark.parametrize("ending", [".pth", ".pt", ".bin", ".ckpt", ".PTH"])
 def test_a_pickle_is_never_opened(ending: str, tmp_path: Path) -> None:
     path = tmp_path / f"weights{ending}"

@@ -272,7 +272,15 @@ def test_what_a_model_cannot_do_is_said_with_what_it_can() -> None:
 
 
 @pytest.mark.parametrize(
-    ("labels", "found"), [(None, "none"), (["a"], "at least 2"), ("ab", "at least 2"), (["a", "b", "a"], "'a' twice")]
+    ("labels", "found"),
+    [
+        (None, "none"),
+        (["a"], "at least 2"),
+        ("ab", "at least 2"),
+        (["a", "b", "a"], "'a' twice"),
+        (["a", 3], "3; allowed: texts"),
+        (["a", " "], "' '; allowed: texts"),
+    ],
 )
 def test_labels_of_a_text_model_are_checked(labels: Any, found: str) -> None:
     with pytest.raises(RecipeError, match=found):

@@ -92,7 +92,7 @@ def load(
         raise WeightsError(f"model {name}", "no weights given", WAYS)
     if weights == RANDOM:
         return _random(wish, text)
-    place = fetch(source) if is_remote(source) else Path(source).expanduser()
+    place = fetch(source) if is_remote(source) else _here(source)
     if not place.exists():
         allowed = "the name of a model, a folder, a .safetensors file or an address"
         raise WeightsError(source, "no such file or folder", allowed, _near(source))
@@ -100,6 +100,14 @@ def load(
     if is_remote(source):
         model.metadata["source"] = re.sub(r"[?#].*", "", source)
     return model
+
+
+def _here(source: str) -> Path:
+    """A path of this machine; "~" is the user's folder, where there is such a user."""
+    try:
+        return Path(source).expanduser()
+    except RuntimeError:
+        return Path(source)
 
 
 def _near(name: str) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
+import shlex
 import urllib.request
 from dataclasses import dataclass
 from http.client import HTTPException
@@ -128,7 +129,10 @@ def cache_folder() -> Path:
 
 def _from_url(source: str) -> Path:
     address, _, fragment = source.partition("#")
-    parts = urlsplit(address)
+    try:
+        parts = urlsplit(address)
+    except ValueError as error:  # such as half a bracket around a host
+        raise WeightsError(source, f"is no address: {_first_line(error)}", "https://HOST/FILE") from error
     if parts.scheme not in SCHEMES:
         raise WeightsError(source, f"scheme '{parts.scheme}'", "https://, hf:// or a path")
     if not parts.hostname or parts.username or parts.password:
@@ -197,7 +201,7 @@ def check_ending(name: str, where: str) -> None:
         return
     if re.search(r"\.(pth|pt|bin|ckpt|pkl|pickle|tar)$", name, re.IGNORECASE):
         place = where if not is_remote(where) else f"the downloaded {name}"
-        do = f"convert it first: internvideo convert {place}"
+        do = f"convert it first: internvideo convert {place if is_remote(where) else shlex.quote(place)}"
         raise WeightsError(where, "a pickle can run any program, it is not opened", "a .safetensors file", do)
     raise WeightsError(where, f"'{name}' is no weights file", "a .safetensors file")
 

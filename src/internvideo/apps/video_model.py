@@ -297,6 +297,8 @@ class VideoModel:
             found = "none" if labels is None else repr(labels)
             raise RecipeError("labels", found, "a list of at least 2 texts: this model classifies by texts alone")
         names = tuple(labels)
+        if wrong := [name for name in names if not isinstance(name, str) or not name.strip()]:
+            raise RecipeError("labels", repr(wrong[0]), "texts")
         if len(set(names)) != len(names):
             double = next(name for name in names if names.count(name) > 1)
             raise RecipeError("labels", f"'{double}' twice", "each label once")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
+import os
 from typing import Annotated
 
 import typer
@@ -29,9 +29,11 @@ def compare(
     from internvideo.apps.video_model import VideoModel
 
     sides = (first, second)
-    files = [Path(side).is_file() if len(side) < 4096 and "\0" not in side else False for side in sides]
+    files = [os.path.isfile(side) for side in sides]  # unlike Path's, it knows a long text for no file
     if not text and not all(files):
         side = sides[files.index(False)]
+        if os.path.isdir(side):
+            raise VideoError(side, "is a folder", "two video files")
         raise VideoError(side, "no such file", "", "for texts add --text")
     model: VideoModel = open_model(encoder, weights, device, precision)
     one, other = (
