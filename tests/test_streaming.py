@@ -101,9 +101,24 @@ def test_a_named_pipe_is_followed_while_it_is_written(folder: Path, video: Path,
     same(found, list(stream(video, model, window=0.5)))
 
 
+class SlowText(VideoModel):
+    """Takes its time for texts."""
+
+    seconds = 0.5
+
+    def __init__(self, model: VideoModel) -> None:
+        super().__init__(model.name, model.module, preprocessing=model.preprocessing)
+
+    def encode_text(self, texts: Any, *, normalize: bool = True) -> torch.Tensor:
+        time.sleep(self.seconds)
+        return super().encode_text(texts, normalize=normalize)
+
+
 def test_labels_and_classes_are_answered(video: Path, model: VideoModel) -> None:
     (first, *_) = stream(video, model, on=["a dog", "a cat"])
     assert first.value == pytest.approx(model.classify(Span(video, 0, 2), ["a dog", "a cat"])[0])
+    (first, *_) = stream(video, SlowText(model), on=["a dog", "a cat"])
+    assert first.latency < SlowText.seconds, "the texts are encoded before, also for a file"
     classifier = use_world.classifier()
     (first, *_) = stream(video, classifier, on="classes")
     assert isinstance(first.value, dict)

@@ -130,12 +130,12 @@ class Stream:
     def __iter__(self) -> Iterator[Moment]:
         """Answers by rising time. Raises VideoError when the source cannot be read or breaks off."""
         source, clips = self._source, self.model.preprocessing
+        if self._scorer is not None:  # the texts are encoded before the first picture
+            self._scorer(clips.from_frames(np.zeros((1, clips.size, clips.size, 3), np.uint8))[None])
         if not self._live and isinstance(source, str | os.PathLike) and os.path.isfile(source):
             for start, end, clip in windows(Path(source), clips, window=self.window, stride=self.stride):
                 yield self._answer(start, end, clip, time.perf_counter())
             return
-        if self._scorer is not None:  # the texts are encoded before the first picture
-            self._scorer(clips.from_frames(np.zeros((1, clips.size, clips.size, 3), np.uint8))[None])
         video = LiveVideo(source, protocols=self._protocols, short_side=clips.short_side)
         plan = Plan(self.window, self.stride)
         live = video.kind in ("camera", "address") if self._live is None else self._live
