@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, is_dataclass, replace
 from functools import partial
+from pathlib import Path
 from typing import Literal, Protocol, cast
 
 import numpy as np
@@ -43,6 +44,39 @@ class TextEncoder(Protocol):
 
     def encode(self, texts: Sequence[str], /) -> Tensor:
         """B texts -> (B, L) int64."""
+
+
+class Collection(Protocol):
+    """What a loader draws from: a `Manifest`, or the samples of shards."""
+
+    @property
+    def rows(self) -> Sequence[Sample]:
+        """The samples."""
+
+    @property
+    def source(self) -> Path | str:
+        """Where they come from, for messages."""
+
+    @property
+    def fingerprint(self) -> str:
+        """Tells this collection from any other."""
+
+    def __len__(self) -> int: ...
+
+
+class Reader(Protocol):
+    """Decodes clips of a collection, as `ClipReader`."""
+
+    @property
+    def manifest(self) -> Collection:
+        """What it reads."""
+
+    @property
+    def labelled(self) -> bool:
+        """Whether any sample has a label."""
+
+    def clips(self, sample: Sample, choose: Callable[[NDArray[np.float64]], Sequence[Indices]], /) -> list[Tensor]:
+        """Frames of one sample. Raises VideoError."""
 
 
 @dataclass(frozen=True)
@@ -94,6 +128,7 @@ class ClipReader:
         self.cached_bytes = 0
         self._kept: dict[str, tuple[NDArray[np.uint8], NDArray[np.float64]]] = {}
         self._damaged: set[str] = set()
+        self.labelled = any(row.label is not None for row in manifest.rows)
 
     def clips(self, sample: Sample, choose: Callable[[NDArray[np.float64]], Sequence[Indices]]) -> list[Tensor]:
         """The frames that `choose` picks, given the times (n,) in seconds of the frames in the sample's span.
@@ -172,7 +207,7 @@ class EpochPlan:
         whole, rest = divmod(self.samples, self.batch_size * self.world_size)
         return whole + (not self.drop_last and rest >= self.world_size)
 
-    def order(self, epoch: int) -> Indices:
+    def order(self, epoch: int) -> Sequence[int] | Indices:
         """(samples,) a permutation that depends on seed and epoch."""
         if not self.shuffle:
             return np.arange(self.samples, dtype=np.int64)
@@ -196,7 +231,7 @@ class TrainingBatches(Dataset[Loaded]):
 
     def __init__(
         self,
-        reader: ClipReader,
+        reader: Reader,
         plan: EpochPlan,
         sampler: FrameSampler,
         transform: ClipTransform,
@@ -207,8 +242,8 @@ class TrainingBatches(Dataset[Loaded]):
     ) -> None:
         self.reader, self.plan, self.sampler, self.transform = reader, plan, sampler, transform
         self.repeats, self.tokenizer, self.caption = repeats, tokenizer, caption
-        self.labelled = any(row.label is not None for row in reader.manifest.rows)
-        self._order: tuple[int, Indices] | None = None
+        self.labelled = reader.labelled
+        self._order: tuple[int, Sequence[int] | Indices] | None = None
 
     def __getitem__(self, key: tuple[int, int]) -> Loaded:
         epoch, number = key
@@ -262,7 +297,7 @@ class TrainingBatches(Dataset[Loaded]):
             "check that the videos lie where the manifest says",
         )
 
-    def _epoch_order(self, epoch: int) -> Indices:
+    def _epoch_order(self, epoch: int) -> Sequence[int] | Indices:
         if self._order is None or self._order[0] != epoch:
             self._order = (epoch, self.plan.order(epoch))
         return self._order[1]
