@@ -23,9 +23,11 @@ from internvideo.data.batch import Batch
 from internvideo.data.dataset import (
     Captions,
     ClipReader,
+    Collection,
     EpochPlan,
     EvaluationViews,
     Loaded,
+    Reader,
     TextEncoder,
     TrainingBatches,
     ViewTransform,
@@ -89,7 +91,73 @@ class LoaderSettings:
             raise ValueError(f"max_unreadable is {self.max_unreadable}, must be a fraction from 0 to 1")
 
 
-class Loader:
+class EpochLoader:
+    """Training batches of one rank, of any collection: the walk through an epoch. `Loader` is that of a manifest.
+
+    Args:
+        collection: the samples. plan: which of them stand in which batch. reader: decodes them.
+        sampler, transform, settings, tokenizer, caption, skipped: see `Loader`.
+
+    Raises:
+        RecipeError: not one batch in an epoch.
+    """
+
+    def __init__(
+        self,
+        collection: Collection,
+        plan: EpochPlan,
+        reader: Reader,
+        sampler: FrameSampler,
+        transform: ClipTransform,
+        settings: LoaderSettings,
+        *,
+        tokenizer: TextEncoder | None,
+        caption: Captions,
+        skipped: Path | None,
+    ) -> None:
+        _check_rank(plan.rank, plan.world_size)
+        self.settings = settings
+        self.waited = 0.0
+        self._plan = plan
+        if not plan.batches:
+            found = f"{settings.batch_size} on {plan.world_size} processes, but {collection.source} has"
+            raise RecipeError(
+                "batch_size", f"{found} {len(collection)} clips", f"at most {len(collection) // plan.world_size}"
+            )
+        self._skipped = SkippedClips(collection, settings.max_unreadable, skipped)
+        self.unreadable = self._skipped.known
+        self._batches = TrainingBatches(
+            reader,
+            plan,
+            Sparse(frames=1, views=1) if settings.single_frame else sampler,
+            transform,
+            repeats=settings.repeats,
+            tokenizer=tokenizer,
+            caption=caption,
+        )
+        self._source = Source(self._batches, settings)
+
+    def __len__(self) -> int:
+        """Batches per epoch, the same on every rank."""
+        return self._plan.batches
+
+    def epoch(self, k: int, start: int = 0) -> Iterator[Batch]:
+        """Batches `start`, `start + 1`, ... of epoch `k`, exactly as in the uninterrupted epoch.
+
+        Raises:
+            VideoError: more clips than `max_unreadable` cannot be read. RunError: a worker died.
+        """
+        if k < 0 or not 0 <= start <= len(self):
+            raise ValueError(f"epoch {k}, batch {start} of {len(self)}")
+        for loaded in self._source.read([(k, number) for number in range(start, len(self))], self._wait):
+            self._skipped.count(loaded.unreadable, k)
+            yield cast(Batch, loaded.batch)
+
+    def _wait(self, seconds: float) -> None:
+        self.waited += seconds
+
+
+class Loader(EpochLoader):
     """Training batches of one rank.
 
     An unreadable clip is replaced by a readable one of the same epoch (`EpochPlan.substitutes`), so that batch sizes
@@ -122,57 +190,16 @@ class Loader:
         world_size: int = 1,
         skipped: Path | None = None,
     ) -> None:
-        _check_rank(rank, world_size)
-        self.manifest, self.settings = manifest, settings
-        self.waited = 0.0
-        self._plan = EpochPlan(
-            len(manifest),
-            settings.batch_size,
-            settings.seed,
-            settings.shuffle,
-            settings.drop_last,
-            rank,
-            world_size,
-        )
-        if not self._plan.batches:
-            raise RecipeError(
-                "batch_size",
-                f"{settings.batch_size} on {world_size} processes, but {manifest.source} has {len(manifest)} clips",
-                f"at most {len(manifest) // world_size}",
-            )
         if tokenizer is not None and caption != "none":
             _check_captions(manifest)
-        self._skipped = SkippedClips(manifest, settings.max_unreadable, skipped)
-        self.unreadable = self._skipped.known
-        self._batches = TrainingBatches(
-            _reader(manifest, settings),
-            self._plan,
-            Sparse(frames=1, views=1) if settings.single_frame else sampler,
-            transform,
-            repeats=settings.repeats,
-            tokenizer=tokenizer,
-            caption=caption,
+        self.manifest = manifest
+        plan = EpochPlan(
+            len(manifest), settings.batch_size, settings.seed, settings.shuffle, settings.drop_last, rank, world_size
         )
-        self._source = Source(self._batches, settings)
-
-    def __len__(self) -> int:
-        """Batches per epoch, the same on every rank."""
-        return self._plan.batches
-
-    def epoch(self, k: int, start: int = 0) -> Iterator[Batch]:
-        """Batches `start`, `start + 1`, ... of epoch `k`, exactly as in the uninterrupted epoch.
-
-        Raises:
-            VideoError: more clips than `max_unreadable` cannot be read. RunError: a worker died.
-        """
-        if k < 0 or not 0 <= start <= len(self):
-            raise ValueError(f"epoch {k}, batch {start} of {len(self)}")
-        for loaded in self._source.read([(k, number) for number in range(start, len(self))], self._wait):
-            self._skipped.count(loaded.unreadable, k)
-            yield cast(Batch, loaded.batch)
-
-    def _wait(self, seconds: float) -> None:
-        self.waited += seconds
+        super().__init__(
+            manifest, plan, _reader(manifest, settings), sampler, transform, settings, tokenizer=tokenizer,
+            caption=caption, skipped=skipped,
+        )  # fmt: skip
 
 
 class EvalLoader:
