@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 
 import small_world
 from internvideo.apps.mix import mix
@@ -70,6 +71,23 @@ def test_clip_has_the_share_wherever_it_has_the_tensor(runs: list[Path], tmp_pat
         mixed = name in filled and name != "logit_scale"
         expected = (model.state_dict()[name] + tuned[name]) / 2 if mixed else tuned[name]
         torch.testing.assert_close(value, expected)
+
+
+def test_another_recipe_cuts_the_test_clips_and_leaves_a_decoder_behind(runs: list[Path], tmp_path: Path) -> None:
+    captioning = run_recipe(
+        build_recipe(small_recipe("multimodal", schedule={"steps": 1})), tmp_path / "a", device="cpu"
+    )
+    tree = small_recipe("retrieval", sampling={"kind": "one_per_second", "frames": 3}, augment={"bicubic": True})
+    (tmp_path / "clips.yaml").write_text(yaml.safe_dump(tree))
+    made = mix([captioning], tmp_path / "out.safetensors", base=runs[0], recipe=str(tmp_path / "clips.yaml"))
+    trained = load_trained(made.file, device="cpu")
+    assert (trained.recipe.data.sampling.kind, trained.recipe.data.augment.bicubic) == ("one_per_second", True)
+    assert trained.recipe.data.augment.eval_transform().style == "pil_bicubic"
+    assert not any(name.startswith("caption_decoder") for name in trained.model.state_dict())
+    one, two = states([captioning, runs[0]])
+    torch.testing.assert_close(
+        trained.model.state_dict()["visual.query"], (one["visual.query"] + two["visual.query"]) / 2
+    )
 
 
 def test_mistakes_leave_no_file(runs: list[Path], tmp_path: Path) -> None:

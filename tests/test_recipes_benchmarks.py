@@ -31,10 +31,7 @@ RECIPES = {
     if name.startswith(PREFIX)
 }
 MISSING = {
-    *("msrvtt", "msvd", "lsmdc", "activitynet_captions", "didemo", "vatex"),
     "r2r_ce",
-    *("zero_shot_msrvtt", "zero_shot_msvd", "zero_shot_lsmdc", "zero_shot_activitynet_captions"),
-    *("zero_shot_didemo", "zero_shot_vatex", "msrvtt_mc", "lsmdc_mc"),
     *("ego4d_mq", "ego4d_nlq", "ego4d_sta", "ego4d_fhp", "ego4d_scod"),
 }
 """Benchmarks without a recipe yet."""
@@ -142,6 +139,43 @@ def test_a_row_of_the_multimodal_encoders_table(name: str) -> None:
     assert f"--views {data.sampling.views} --crops 3" in shipped_recipes()[name].read_text(encoding="utf-8")
 
 
+# --- every row of spec/tasks.md 4.1 and 8 -----------------------------------------------------------------------------
+
+# frames, epochs, clips of a step, rate of what is pre-trained; zero-shot: frames, share of CLIP
+RETRIEVAL: dict[str, tuple[tuple[float, ...], tuple[int, float]]] = {
+    "msrvtt": ((12, 5, 128, 4e-6), (8, 0.5)),
+    "msvd": ((8, 5, 64, 2.5e-6), (12, 0.25)),
+    "lsmdc": ((8, 5, 64, 2e-6), (6, 0.5)),
+    "didemo": ((32, 5, 16, 2e-6), (32, 0.0)),
+    "activitynet_captions": ((64, 30, 64, 2e-6), (16, 0.5)),
+    "vatex": ((8, 5, 128, 5e-6), (8, 0.5)),
+}
+
+
+@pytest.mark.parametrize("name", RETRIEVAL)
+def test_a_row_of_the_retrieval_table(name: str) -> None:
+    recipe, text = read_recipe(PREFIX + name), RECIPES[name]
+    optimizer, schedule, data = recipe.optimizer, recipe.schedule, recipe.data
+    processes = re.search(r"--nproc-per-node (\d+)", text)
+    assert processes is not None
+    ((pattern, factor),) = optimizer.lr_multipliers.items()
+    clips = data.loader.batch_size * int(processes[1])
+    rate = pytest.approx(optimizer.base_lr * factor)
+    assert (data.sampling.frames, schedule.epochs, clips, rate) == RETRIEVAL[name][0]
+    assert (optimizer.kind, optimizer.betas, optimizer.eps) == ("bert_adam", (0.9, 0.98), 1e-6)
+    assert (optimizer.weight_decay, optimizer.base_lr, pattern) == (0.2, 1e-3, r"^model\.")
+    assert (schedule.shape, schedule.warmup) == ("whole_cosine", pytest.approx(0.1 * (schedule.epochs or 0)))
+    assert recipe.loop.gradient_clip == 1.0
+    assert data.sampling.kind == "one_per_second"
+    assert (data.augment.as_tested, data.augment.bicubic) == (True, True)
+    assert ("--share 0.5" in text) == (name == "lsmdc"), "merged init"
+    frames, share = RETRIEVAL[name][1]
+    zero_shot = RECIPES[f"zero_shot_{name}"]
+    assert read_recipe(f"{PREFIX}zero_shot_{name}").data.sampling.frames == frames
+    assert ("--with" in zero_shot, f"--share {share:g} " in zero_shot) == (share > 0, share > 0)
+    assert "internvideo mix " in zero_shot
+
+
 # --- dry runs ---------------------------------------------------------------------------------------------------------
 
 ANNOTATIONS = GOLDENS / "tasks" / "annotations"
@@ -152,6 +186,7 @@ SAMPLES: dict[str, str] = {
     "ava": "ava_v2_2",
     "ucf101_hmdb51": ".",
     "ucf101_mit": ".",
+    **{f"zero_shot_{name}": name for name in ("msrvtt", "msvd", "lsmdc", "activitynet_captions", "didemo", "vatex")},
 }
 """Benchmark -> folder of its annotation sample, where it has another name."""
 

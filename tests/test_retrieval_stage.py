@@ -21,7 +21,7 @@ from internvideo.data.batch import Batch
 from internvideo.data.caption_choice import with_captions
 from internvideo.data.loader import EvalLoader, Loader, LoaderSettings
 from internvideo.data.manifest import Manifest, read_manifest
-from internvideo.data.sample import Sample
+from internvideo.data.sample import Choice, Sample
 from internvideo.data.sampling import OnePerSecond
 from internvideo.data.tokenizer import Tokenizer
 from internvideo.data.transforms import EvalTransform, TrainTransform
@@ -276,6 +276,14 @@ def test_captions_are_chosen_before_reading(films: Manifest) -> None:
     ]
     assert with_captions(films, "first").rows[1].captions == ("a long film",)
     assert with_captions(films, "joined").rows[0].captions == ("a short film short, again",)
+    options = Choice(options=("red", "blue"), answer=1)
+    other = (films.rows[0].model_copy(update={"choices": options}), films.rows[1].model_copy(update={"label": 0}))
+    assert [row.captions for row in with_captions(replace(films, rows=other, classes=("run",)), "answer").rows] == [
+        ("blue",),
+        ("run",),
+    ]
+    with pytest.raises(ManifestError, match="no caption, for instance 'short'"):
+        with_captions(films, "answer")
     bare = replace(films, rows=(films.rows[0].model_copy(update={"captions": ()}),))
     assert with_captions(bare, "random") is bare
     with pytest.raises(ManifestError, match="no caption, for instance 'short'"):

@@ -85,6 +85,8 @@ class AugmentSettings(Settings):
     mix_probability: float = Field(1.0, ge=0.0, le=1.0, description="of mixing a batch at all")
     mix_switch: float = Field(0.5, ge=0.0, le=1.0, description="share of cutmix where mixup is on as well")
     mix_smoothing: float = Field(0.1, ge=0.0, lt=1.0, description="label smoothing of mixed targets")
+    as_tested: bool = Field(False, description="learn from clips as they are tested: resized, centre crop, no more")
+    bicubic: bool = Field(False, description="how test clips are resized, as CLIP does; otherwise bilinear")
 
     @field_validator("rand_augment")
     @classmethod
@@ -114,7 +116,7 @@ class AugmentSettings(Settings):
 
     def eval_transform(self, crops: int = 1) -> EvalTransform:
         """Resize and crop of a test clip."""
-        return EvalTransform(size=self.size, crops=crops)
+        return EvalTransform(size=self.size, crops=crops, style="pil_bicubic" if self.bicubic else "pil")
 
     def mix(self, classes: int) -> Mixup | None:
         """Mixing of a batch, or None."""

@@ -22,7 +22,7 @@ from internvideo.models.clip_import import from_clip
 from internvideo.models.initialise import FROM_CLIP
 from internvideo.models.video_language import interpolate_weights
 from internvideo.models.weights import load_state
-from internvideo.recipe import build_recipe
+from internvideo.recipe import build_recipe, read_recipe
 from internvideo.storage import read_safetensors, write_safetensors
 from internvideo.tasks.protocol import weights_hash
 
@@ -30,6 +30,7 @@ Tower = Literal["both", "text", "video"]
 State = dict[str, Tensor]
 TOWERS = {"both": r".*", "text": r"text\..*", "video": r"visual.*"}
 SCALE = r"(.*\.)?logit_scale"
+DECODER = "caption_decoder."
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,13 @@ class Mixture:
 
 
 def mix(
-    tuned: Sequence[Path], output: Path, *, base: Path | None = None, share: float = 0.5, tower: Tower = "both"
+    tuned: Sequence[Path],
+    output: Path,
+    *,
+    base: Path | None = None,
+    share: float = 0.5,
+    tower: Tower = "both",
+    recipe: str | None = None,
 ) -> Mixture:
     """Average `tuned`, mix the average with `base`, and write a file that `internvideo evaluate` reads.
 
@@ -53,6 +60,8 @@ def mix(
             earlier run of the same model. None for the mean alone.
         share: of `base` in every tensor that both have; 1 is `base` where it has the tensor.
         tower: mix the text tower or the video tower alone.
+        recipe: name or file of one that the file shall carry instead, with its model and how its test clips are cut; a
+            caption decoder that its model has not is left out.
 
     Raises:
         RecipeError: a share or a tower that there is not.
@@ -65,6 +74,13 @@ def mix(
     if output.resolve() in {path.resolve() for path in (*tuned, *([base] if base else []))}:
         raise RecipeError("--output", f"{output} is one of the files that are mixed", "a new file")
     model, state, metadata, about = _mean(tuned)
+    if recipe is not None:
+        other = read_recipe(recipe)
+        model = build_model(other, len(json.loads(metadata["classes"])))
+        metadata = {**metadata, "recipe": json.dumps(other.resolved())}
+        lacking = not any(name.startswith(DECODER) for name in model.state_dict())
+        state = {name: value for name, value in state.items() if not (lacking and name.startswith(DECODER))}
+        load_state(model, state, where=tuned[0])
     mixed: list[str] = []
     if base is not None:
         found = _under_our_names(model, base)

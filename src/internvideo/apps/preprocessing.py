@@ -198,6 +198,7 @@ class Preprocessing:
             frames=1 if single else len(range(0, sampled, step)),
             size=data.augment.size,
             sampler=kind,
+            style="pil_bicubic" if data.augment.bicubic else "pil",
             stride=data.sampling.stride,
             sampled=sampled,
             step=1 if single else step,

@@ -18,6 +18,9 @@ def mix(
     share: Annotated[
         float, typer.Option(help="Of --with; the tuned model has the rest. Published: 0.5, MSVD 0.25.")
     ] = 0.5,
+    recipe: Annotated[
+        str | None, typer.Option(help="Recipe the file shall carry: its model, and how test clips are cut.")
+    ] = None,
     tower: Annotated[str, typer.Option(help="Mix both towers, or one alone: both, text or video.")] = "both",
 ) -> None:
     """Mix weights: better zero-shot figures, and a better start of fine-tuning, than either of the two.
@@ -26,5 +29,5 @@ def mix(
     """
     from internvideo.apps.mix import mix as mixing
 
-    made = mixing(tuned, output, base=base, share=share, tower=tower)  # type: ignore[arg-type]  # checked there
+    made = mixing(tuned, output, base=base, share=share, tower=tower, recipe=recipe)  # type: ignore[arg-type]  # checked there
     typer.echo(f"weights: {made.file} ({made.mixed} tensors mixed, {made.kept} as tuned)")

@@ -10,7 +10,7 @@ from internvideo.data.manifest import Manifest
 from internvideo.data.sample import Sample
 from internvideo.errors import ManifestError
 
-CaptionChoice = Literal["random", "each", "first", "joined"]
+CaptionChoice = Literal["random", "each", "first", "joined", "answer"]
 
 
 def with_captions(manifest: Manifest, choice: CaptionChoice) -> Manifest:
@@ -20,15 +20,19 @@ def with_captions(manifest: Manifest, choice: CaptionChoice) -> Manifest:
         manifest: rows with captions.
         choice: "random" leaves them: a new one is drawn whenever a video is read. "each" makes a row of every (video,
             caption) pair, so that an epoch sees all of them, as the published retrieval recipes count (spec/tasks.md
-            4.1). "first" keeps one, "joined" makes one paragraph of them.
+            4.1). "first" keeps one, "joined" makes one paragraph of them. "answer" takes what a row of another task
+            answers: the right one of its choices, or its class name.
 
     Raises:
-        ManifestError: a row without captions, where they are chosen.
+        ManifestError: a row without captions or answers, where they are chosen.
     """
     if choice not in get_args(CaptionChoice):
         raise ValueError(f"{choice}: {', '.join(get_args(CaptionChoice))}")
     if choice == "random":
         return manifest
+    if choice == "answer":
+        rows = (row.model_copy(update={"captions": _answer(row, manifest.classes)}) for row in manifest.rows)
+        return with_captions(replace(manifest, rows=tuple(rows)), "first")
     without = [row.id for row in manifest.rows if not row.captions]
     if without:
         found = f"{len(without)} of {len(manifest)} samples have no caption, for instance '{without[0]}'"
@@ -43,3 +47,9 @@ def with_captions(manifest: Manifest, choice: CaptionChoice) -> Manifest:
             yield row.model_copy(update={"captions": (only,)})
 
     return replace(manifest, rows=tuple(part for row in manifest.rows for part in made(row)))
+
+
+def _answer(row: Sample, classes: tuple[str, ...]) -> tuple[str, ...]:
+    if row.choices is not None:
+        return (row.choices.options[row.choices.answer],)
+    return () if row.label is None else (classes[row.label],)

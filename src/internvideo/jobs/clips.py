@@ -113,7 +113,7 @@ def _loader(
     tokenizer = Tokenizer(context=model.config.text.context) if isinstance(model, VideoLanguage | Clip) else None
     sampler = data.sampling.build()
     with setting("data.augment"):
-        transform = data.augment.train_transform()
+        transform = data.augment.eval_transform() if data.augment.as_tested else data.augment.train_transform()
         mixup = data.augment.mix(len(manifest.classes)) if recipe.stage == "supervised" else None
 
     def make(rows: Manifest, **changes: Any) -> Loader:
