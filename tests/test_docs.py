@@ -33,7 +33,7 @@ from internvideo.training.settings import LoopSettings, OptimizerSettings, Sched
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "src" / "internvideo"
 DOCUMENTS = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")] + sorted(
-    (ROOT / "docs").glob("*.md")
+    (ROOT / "docs").rglob("*.md")
 )
 TEXTS = {str(path.relative_to(ROOT)): path.read_text(encoding="utf-8") for path in DOCUMENTS}
 README = TEXTS["README.md"]

@@ -290,7 +290,7 @@ class Source:
             collate_fn=_as_it_is,
             persistent_workers=settings.workers > 0,
             prefetch_factor=settings.prefetch if settings.workers else None,
-            pin_memory=settings.pin_memory,
+            pin_memory=settings.pin_memory and torch.cuda.is_available(),  # nothing to pin for elsewhere
             # Its own, unused: otherwise every epoch would draw from the global one and disturb a resumed run.
             generator=torch.Generator(),
         )
