@@ -57,7 +57,8 @@ def test_anticipation() -> None:
     (box,) = row.boxes
     assert (box.x1, box.y1, box.x2, box.y2) == pytest.approx((10 / 1920, 20 / 1440, 110.5 / 1920, 220 / 1440))
     assert box.time == pytest.approx(33 / 30)
-    assert row.attributes == {"uid": "vid0_0054832", "frame": "33", "verbs": "0", "times_to_contact": "0.767"}
+    frame = {"uid": "vid0_0054832", "frame": "33", "time": "1.1000", "size": "1920x1440"}
+    assert row.attributes == {**frame, "verbs": "0", "times_to_contact": "0.767"}
     assert (made.classes, len(made.vocabularies["verbs"])) == (("apple",), 1)
 
 
@@ -75,6 +76,7 @@ def test_state_change() -> None:
     (box,) = row.boxes
     assert (box.x1, box.y1, box.x2, box.y2) == pytest.approx((100 / 1920, 200 / 1080, 400 / 1920, 350 / 1080))
     assert made.classes == ("object_of_change",)
+    assert row.attributes == {"size": "1920x1080"}
 
 
 def test_episodes() -> None:

@@ -47,7 +47,7 @@ def test_clip_and_model_have_the_same_size(name: str) -> None:
     if recipe.stage != "interaction":
         step = getattr(recipe.settings, "frame_step", 1)
         assert config.frames == -(-recipe.data.sampling.frames // step)
-        if recipe.stage != "regions":  # frames of any size
+        if recipe.stage not in ("regions", "anticipation"):  # frames of any size
             assert config.image_size == recipe.data.augment.size
     assert recipe.data.sampling.build().frames == recipe.data.sampling.frames
     assert recipe.data.augment.train_transform().size == recipe.data.augment.size
@@ -79,6 +79,7 @@ SETTINGS = {
     "paper/finetune_masked_b_k400": (32, 512, 2e-3, 100, 5),
     "paper/finetune_masked_b_ssv2": (16, 256, 2e-3, 25, 5),
     "paper/finetune_masked_b_anet": (16, 256, 1e-3, 100, 5),
+    "paper/verb_noun_l": (32, 256, 5e-4, 30, 5),
     "paper/finetune_masked_l_k700": (32, 192, 1.5e-3, 40, 5),
     "paper/finetune_masked_l_k400": (32, 192, 1.5e-3, 40, 5),
     "paper/finetune_masked_l_ssv2": (32, 384, 7.5e-4, 30, 5),

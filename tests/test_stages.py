@@ -64,6 +64,16 @@ def hand_multimodal_encoder() -> UniFormerV2:
     return UniFormerV2(replace(small_world.VISION, classes=20))
 
 
+def masked_of_words() -> VideoMAEClassifier:
+    torch.manual_seed(0)
+    return VideoMAEClassifier(replace(small_world.MASKED, classes=3))
+
+
+def multimodal_of_words() -> UniFormerV2:
+    torch.manual_seed(0)
+    return UniFormerV2(replace(small_world.VISION, classes=3))
+
+
 def inputs(name: str, count: int) -> Batch | FeatureBatch:
     """What a stage learns from: clips, or sequences of features with an action at both ends."""
     if name in ("regions", "anticipation"):
@@ -71,6 +81,9 @@ def inputs(name: str, count: int) -> Batch | FeatureBatch:
         boxes = torch.tensor([[1.0, 2.0, 20.0, 30.0]]).repeat(count, 1)
         targets = torch.tensor([[1.0, 0.0, 1.0] if name == "regions" else [1.0, 0.4]]).repeat(count, 1)
         return RegionBatch(clips.video, clips.ids, clip=torch.arange(count), boxes=boxes, targets=targets)
+    if name == "verb_noun":  # one verb, two nouns; half of the clips have no noun
+        words = torch.stack([torch.zeros(count), torch.arange(count) % 4 - 1], dim=1).long()
+        return replace(batch(count), labels=words.where((words >= 0) & (words < 2), torch.tensor(-100)))
     if name == "hands":
         clips = batch(count)
         places = torch.rand(count, 5, 2, 2, generator=torch.Generator().manual_seed(2)) * 64
@@ -98,6 +111,7 @@ MODELS: dict[str, tuple[Callable[[], nn.Module], ...]] = {
     "regions": (region_detector,),
     "anticipation": (anticipator,),
     "hands": (hand_encoder, hand_multimodal_encoder),
+    "verb_noun": (masked_of_words, multimodal_of_words),
     "answering": (small_world.answering_model,),
     "interaction": (small_world.cross_model,),
 }

@@ -32,6 +32,7 @@ from internvideo.stages.refinement import RefinementSettings, RefinementStage
 from internvideo.stages.regions import RegionSettings, RegionStage
 from internvideo.stages.retrieval import RetrievalSettings, RetrievalStage
 from internvideo.stages.supervised import SupervisedSettings, SupervisedStage
+from internvideo.stages.verb_noun import VerbNounSettings, VerbNounStage
 from internvideo.stages.waypoints import WaypointSettings, WaypointStage
 
 
@@ -116,6 +117,13 @@ STAGES: dict[str, StageEntry] = {
         (Anticipator,),
         heads=("",),
     ),
+    "verb_noun": StageEntry(
+        "learn verbs and nouns of first-person clips: two classifiers on one encoder",
+        VerbNounSettings,
+        VerbNounStage,
+        (VideoMAEClassifier, UniFormerV2),
+        heads=("",),
+    ),
     "hands": StageEntry(
         "tell where both hands will be, from the clip before (Ego4D)",
         HandsSettings,
@@ -166,6 +174,7 @@ TASKS: dict[str, str] = {
     "localisation": "when which action happens: mAP over tIoU thresholds, recall",
     "refinement": "a detector's segments with better ends: mAP before and after",
     "spatio_temporal": "what every person at a key frame does: frame mAP at IoU 0.5",
+    "verb_noun": "verbs and nouns of clips: top-1 and top-5 of each",
     "anticipation": "what will be touched next, how and when: top-5 mAP",
     "state_change": "which object changes its state: COCO AP",
     "future_hands": "where hands will be at five moments: mean displacement in pixels",

@@ -22,6 +22,7 @@ from internvideo.evaluation import (
     regions,
     retrieval,
     state_change,
+    verb_noun,
 )
 from internvideo.evaluation.settings import EvaluationSettings
 from internvideo.models.action_detector import ActionDetector
@@ -66,6 +67,7 @@ EVALUATIONS: dict[str, Evaluation] = {
     "multiple_choice": Evaluation(clips.language_evaluation("multiple_choice"), (VideoLanguage, Clip)),
     "localisation": Evaluation(features.evaluate, (ActionFormer,)),
     "refinement": Evaluation(refinement.evaluate, (TCANet,)),
+    "verb_noun": Evaluation(verb_noun.evaluate, (VideoMAEClassifier, UniFormerV2)),
     "anticipation": Evaluation(anticipation.evaluate, (Anticipator,)),
     "state_change": Evaluation(state_change.evaluate, (ActionDetector,)),
     "future_hands": Evaluation(hands.evaluate, (VideoMAEClassifier, UniFormerV2)),

@@ -27,7 +27,7 @@ def prepare(recipe: Recipe, *, rank: int, world_size: int, skipped: Path | None)
     if not isinstance(model, VideoMAEClassifier | UniFormerV2):
         raise TypeError(f"the stage hands trains a {type(model).__name__}")
     _check(recipe, model)
-    start_model(model, recipe)
+    head = start_model(model, recipe, OUTPUTS)
     stage = STAGES[recipe.stage].stage(model, recipe.settings)
     clips = Loader(
         rows,
@@ -39,7 +39,7 @@ def prepare(recipe: Recipe, *, rank: int, world_size: int, skipped: Path | None)
         skipped=skipped,
     )
     loader = HandLoader(clips, targets, mirror=data.augment.flip, seed=data.loader.seed)
-    return Job(recipe, stage, loader, OUTPUTS, rows.fingerprint, {"mean": mean_places(targets)})
+    return Job(recipe, stage, loader, OUTPUTS, rows.fingerprint, {"mean": mean_places(targets)}, head)
 
 
 def whole_frame(augment: AugmentSettings) -> tuple[TrainTransform, EvalTransform]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Protocol
 
-from internvideo.jobs import anticipation, clips, features, hands, questions, refinement
+from internvideo.jobs import anticipation, clips, features, hands, questions, refinement, verb_noun
 from internvideo.jobs.job import Job
 from internvideo.recipe import Recipe
 
@@ -28,6 +28,7 @@ JOBS: dict[str, Prepare] = {
     "answering": questions.prepare,
     "localisation": features.prepare,
     "hands": hands.prepare,
+    "verb_noun": verb_noun.prepare,
     "anticipation": anticipation.prepare,
     "refinement": refinement.prepare,
 }

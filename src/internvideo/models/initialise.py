@@ -46,9 +46,8 @@ def initialise(model: nn.Module, sources: Mapping[str, Path], head: HeadRule | N
         model: any model of the table.
         sources: {"weights": FILE} that `internvideo train` wrote; for a `CrossModel` {"masked": FILE,
             "multimodal": FILE}; for the encoders that start from an image-text model also {"clip": FILE}, in the public
-            CLIP layout (converted by `internvideo convert`) or ours; for a classifier also {"encoder": FILE}: a
-            classifier of other classes, whose last linear map is left behind. Empty leaves the model as it was drawn,
-            except a `CrossModel`, whose encoders never learn.
+            CLIP layout (converted by `internvideo convert`) or ours. Empty leaves the model as it was drawn, except a
+            `CrossModel`, whose encoders never learn.
         head: of a file with a classification head; without it the whole head is taken.
 
     Raises:
@@ -59,8 +58,6 @@ def initialise(model: nn.Module, sources: Mapping[str, Path], head: HeadRule | N
     allowed = [{"masked", "multimodal"}] if isinstance(model, CrossModel) else [{"weights"}]
     if isinstance(model, FROM_CLIP):
         allowed.append({"clip"})
-    if isinstance(model, VideoMAEClassifier | UniFormerV2):
-        allowed.append({"encoder"})
     if set(sources) not in allowed:
         names = " or ".join(" and ".join(f"{name}: FILE" for name in sorted(choice)) for choice in allowed)
         raise WeightsError("init", f"holds {', '.join(sources) or 'nothing'}", names, "change `init` in the recipe")
@@ -69,8 +66,6 @@ def initialise(model: nn.Module, sources: Mapping[str, Path], head: HeadRule | N
         _fill(model.multimodal, sources["multimodal"], head)
     elif "clip" in sources:
         from_clip(model, read_safetensors(sources["clip"])[0], where=sources["clip"])
-    elif "encoder" in sources:
-        load_part(model, read_safetensors(sources["encoder"])[0], fresh=LAST_MAP, where=sources["encoder"])
     else:
         _fill(model, sources["weights"], head)
 
@@ -115,9 +110,6 @@ def _fill_language(model: VideoLanguage, state: Mapping[str, Tensor], path: Path
         state = {name: value for name, value in state.items() if not name.startswith("caption_decoder.")}
     load_part(model, state, fresh=None if decoder else r"caption_decoder\.", where=path)
 
-
-LAST_MAP = r"head\.|proj\.linear\."
-"""Of the two kinds of classifiers."""
 
 LEFT_BEHIND = re.compile(r"visual_projection|text\.projection|caption_decoder\.predictor\..*")
 """What an answering network has no use for: the ways into the joint space, and the words of captions (E.2)."""

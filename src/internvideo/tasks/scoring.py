@@ -20,6 +20,7 @@ from internvideo.tasks import (
     retrieval,
     spatio_temporal,
     state_change,
+    verb_noun,
     zero_shot,
 )
 from internvideo.tasks.table import Result, Table
@@ -34,6 +35,7 @@ SCORES: dict[str, Callable[[Table], Result]] = {
     spatio_temporal.NAME: spatio_temporal.score,
     multiple_choice.NAME: multiple_choice.score,
     answering.NAME: answering.score,
+    verb_noun.NAME: verb_noun.score,
     anticipation.NAME: anticipation.score,
     state_change.NAME: state_change.score,
     future_hands.NAME: future_hands.score,

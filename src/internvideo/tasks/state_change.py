@@ -56,7 +56,7 @@ def _boxes(frame: NDArray[Any], box: NDArray[Any], score: NDArray[Any] | None = 
 
 
 def score(table: Table) -> Result:
-    """AP over IoU .5 to .95, AP50 and AP75, of the model and of the detector's own scores; intervals of clips drawn again.
+    """AP over IoU .5 to .95, AP50 and AP75, with the model's and with the detector's scores; clips are drawn again.
 
     Raises:
         RunError: no ground truth.

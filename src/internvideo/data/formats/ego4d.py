@@ -230,7 +230,7 @@ def read_anticipation(source: AnnotationSource) -> Annotations:
     """Short-term anticipation (STA), 87 nouns and 74 verbs: `fho_sta_train.json` and so on; a row a key frame.
 
     Boxes carry the noun; the attributes "verbs" and "times_to_contact" (s) have a number for each box, in their order,
-    and "uid", "frame" name the key frame. The vocabulary "verbs" names the verbs.
+    and "uid", "frame", "time" and "size" name the key frame. The vocabulary "verbs" names the verbs.
 
     Raises:
         ManifestError: no such file, a malformed entry, an unknown noun, verb or video, a box outside the frame.
@@ -254,7 +254,8 @@ def read_anticipation(source: AnnotationSource) -> Annotations:
                 for n, thing in enumerate(entry.objects)
             )
             told = {
-                "uid": entry.uid, "frame": str(entry.clip_frame),
+                "uid": entry.uid, "frame": str(entry.clip_frame), "size": f"{size.width}x{size.height}",
+                "time": f"{seconds:.4f}",
                 "verbs": " ".join(str(thing.verb) for thing in entry.objects),
                 "times_to_contact": " ".join(f"{thing.time_to_contact:g}" for thing in entry.objects),
             }  # fmt: skip
@@ -351,6 +352,7 @@ def read_state_change(source: AnnotationSource) -> Annotations:
             corners = (x / image.width, y / image.height, (x + width) / image.width, (y + height) / image.height)
             boxes[image.id].append(_inside(corners, 0.0, index[box.category_id], where.at("bbox")))
         for number, image in enumerate(content.images):
-            sample = Sample(id=str(image.id), path=image.file_name, boxes=tuple(boxes[image.id]), split=split)
+            told, name = {"size": f"{image.width}x{image.height}"}, image.file_name
+            sample = Sample(id=str(image.id), path=name, boxes=tuple(boxes[image.id]), split=split, attributes=told)
             made.add(split, sample, Spot(path, ("images", number)))
     return made
