@@ -1,0 +1,247 @@
+"""Image-text and video-text pairs in tar shards (LAION, webdataset), streamed by the loader's rules.
+
+The order is random in two steps, so that neighbours in a batch lie near one another on the disk: shards are shuffled
+and taken in groups, and the samples of a group are shuffled together. It follows from (seed, epoch) alone and is never
+written down as a whole: a place in it is worked out when it is asked for. So batches are the same for any number of
+workers, ranks cut global batches as they do with a manifest, and a run resumes at any batch without reading others.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import tempfile
+from bisect import bisect_right
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import overload
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from internvideo.data.dataset import ORDER, Captions, EpochPlan, Indices, TextEncoder, random_stream
+from internvideo.data.loader import EpochLoader, LoaderSettings
+from internvideo.data.sample import Sample
+from internvideo.data.sampling import FrameSampler
+from internvideo.data.shard_files import Contents, Shard, read_shard, shard_addresses
+from internvideo.data.transforms import ClipTransform
+from internvideo.data.video import Video
+from internvideo.errors import ManifestError, VideoError
+
+GROUP = 8
+"""Shards whose samples are shuffled together."""
+_FAULT = "fault"
+
+
+class ShardRows(Sequence[Sample]):
+    """The samples of shards, made when they are asked for: the caption is read then, the picture by `ShardReader`."""
+
+    def __init__(self, shards: Sequence[Shard]) -> None:
+        self.shards = tuple(shards)
+        self._ends = np.cumsum([len(shard.entries) for shard in self.shards]).tolist()
+        self._contents = Contents()
+
+    def __len__(self) -> int:
+        return int(self._ends[-1])
+
+    @overload
+    def __getitem__(self, index: int) -> Sample: ...
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[Sample]: ...
+    def __getitem__(self, index: int | slice) -> Sample | Sequence[Sample]:
+        """A sample; one whose caption cannot be read has none, and the attribute "fault" says why."""
+        if isinstance(index, slice):
+            return [self[number] for number in range(*index.indices(len(self)))]
+        number, shard, entry = self._place(index)
+        address = shard.address
+        known = shard.entries[entry]
+        told = {"shard": str(number), "entry": str(entry)}
+        try:
+            caption = _caption(self._contents.read(address, known.caption), known.caption[0])
+        except (ManifestError, ValueError) as error:
+            told[_FAULT] = getattr(error, "found", "") or str(error)
+            caption = ""
+        name = f"{Path(address).stem}/{known.key}"
+        return Sample(id=name, path=f"{address}#{known.key}.{known.medium[0]}", captions=(caption,) if caption else (),
+                      attributes=told)  # fmt: skip
+
+    def first(self, shard: int) -> int:
+        """Number of the first sample of a shard."""
+        return int(self._ends[shard - 1]) if shard else 0
+
+    def medium(self, sample: Sample) -> tuple[bytes, str]:
+        """Bytes and ending of a sample's picture or video. Raises ManifestError."""
+        shard = self.shards[int(sample.attributes["shard"])]
+        place = shard.entries[int(sample.attributes["entry"])].medium
+        return self._contents.read(shard.address, place), place[0]
+
+    def _place(self, index: int) -> tuple[int, Shard, int]:
+        if not 0 <= index < len(self):
+            raise IndexError(index)
+        number = bisect_right(self._ends, index)
+        return number, self.shards[number], index - self.first(number)
+
+
+def _caption(content: bytes, ending: str) -> str:
+    """The caption in a text or JSON file. Raises ValueError: none."""
+    text = content.decode("utf-8-sig")
+    if ending == "json":
+        told = json.loads(text)
+        text = str(told.get("caption") or "") if isinstance(told, dict) else ""
+    text = " ".join(text.split())
+    if not text:
+        raise ValueError("has a blank caption")
+    return text
+
+
+@dataclass(frozen=True)
+class Shards:
+    """All samples of some shards, as a loader wants them: rows, their number, where they come from, a fingerprint.
+
+    Attributes:
+        rows: the samples. source: what was asked for. notes: what was left out.
+    """
+
+    rows: ShardRows
+    source: str
+    notes: tuple[str, ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """16 hex digits that change with the names, sizes or numbers of samples of the shards."""
+        told = [[Path(shard.address).name, shard.size, len(shard.entries)] for shard in self.rows.shards]
+        return hashlib.sha256(json.dumps(told).encode()).hexdigest()[:16]
+
+
+def read_shards(pattern: str, index: Path | None = None) -> Shards:
+    """Shards of samples that have a picture or video and a caption.
+
+    Args:
+        pattern: a folder, a glob, or a name or address with a range: s3://mine/laion/{00000..00099}.tar.
+        index: folder that keeps what their headers say; without it they are read at every start.
+
+    Raises:
+        ManifestError: no shard, one that cannot be read, or no sample in any.
+    """
+    shards = [read_shard(address, index) for address in shard_addresses(pattern)]
+    if not any(shard.entries for shard in shards):
+        raise ManifestError(pattern, "no sample with a picture and a caption", "KEY.jpg with KEY.txt or KEY.json")
+    incomplete = sum(shard.incomplete for shard in shards)
+    notes = (f"{incomplete:,} samples lack a picture or a caption",) if incomplete else ()
+    return Shards(ShardRows(shards), pattern, notes)
+
+
+class _Order(Sequence[int]):
+    """The samples of an epoch in order, worked out place by place."""
+
+    def __init__(self, rows: ShardRows, seed: int, epoch: int) -> None:
+        self._rows = rows
+        shards = random_stream(ORDER, seed, epoch).permutation(len(rows.shards)).tolist()
+        self._groups = [shards[first : first + GROUP] for first in range(0, len(shards), GROUP)]
+        sizes = [sum(len(rows.shards[number].entries) for number in group) for group in self._groups]
+        self._ends = np.cumsum(sizes).tolist()
+        self._seed, self._epoch = seed, epoch
+        self._shuffled: dict[int, NDArray[np.int64]] = {}
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, place: int) -> int:  # type: ignore[override]  # only single places are asked for
+        group = bisect_right(self._ends, place)
+        if group not in self._shuffled:
+            if len(self._shuffled) >= 2:  # substitutes may lie in the next group
+                self._shuffled.pop(next(iter(self._shuffled)))
+            numbers = [np.arange(len(self._rows.shards[shard].entries)) + self._rows.first(shard)
+                       for shard in self._groups[group]]  # fmt: skip
+            rng = random_stream(ORDER, self._seed, self._epoch, group + 1)
+            self._shuffled[group] = rng.permutation(np.concatenate(numbers))
+        start = self._ends[group - 1] if group else 0
+        return int(self._shuffled[group][place - start])
+
+
+@dataclass(frozen=True)
+class ShardPlan(EpochPlan):
+    """Which samples stand in which batch, in an order that is never written down as a whole."""
+
+    rows: ShardRows
+
+    def order(self, epoch: int) -> Sequence[int]:
+        """Place in the epoch -> number of the sample."""
+        return _Order(self.rows, self.seed, epoch) if self.shuffle else range(len(self.rows))
+
+
+class ShardReader:
+    """Decodes what lies in shards, by way of a temporary file: pictures and videos are opened by one decoder.
+
+    Args:
+        shards: the samples. short_side: as for `ClipReader`.
+    """
+
+    labelled = False
+
+    def __init__(self, shards: Shards, *, short_side: int | None = None) -> None:
+        self.manifest, self.short_side = shards, short_side
+
+    def clips(self, sample: Sample, choose: Callable[[NDArray[np.float64]], Sequence[Indices]]) -> list[Tensor]:
+        """The frames that `choose` picks, as `ClipReader.clips`; a picture is a video of one frame.
+
+        Raises:
+            VideoError: picture, video or caption cannot be read.
+        """
+        if _FAULT in sample.attributes:
+            raise VideoError(sample.path, sample.attributes[_FAULT])
+        try:
+            content, ending = self.manifest.rows.medium(sample)
+            with tempfile.NamedTemporaryFile(suffix=f".{ending}") as file:
+                file.write(content)
+                file.flush()
+                with Video(file.name, short_side=self.short_side) as video:
+                    chosen = choose(video.info.times)
+                    decoded = video.frames(np.concatenate(chosen))
+        except (ManifestError, VideoError) as error:
+            # The temporary file's name would help nobody.
+            raise VideoError(sample.path, error.found, error.allowed, error.do) from error
+        ends = np.cumsum([len(indices) for indices in chosen])[:-1]
+        return [torch.from_numpy(part) for part in np.split(decoded, ends)]
+
+
+class ShardLoader(EpochLoader):
+    """Training batches of one rank from shards; a `Loader` in all else.
+
+    Args:
+        shards: `read_shards`.
+        sampler, transform, settings, tokenizer, caption, rank, world_size, skipped: see `Loader`.
+            Without `settings.single_frame` a picture is repeated for all frames that the sampler asks for.
+
+    Raises:
+        RecipeError: not one batch in an epoch.
+    """
+
+    def __init__(
+        self,
+        shards: Shards,
+        sampler: FrameSampler,
+        transform: ClipTransform,
+        settings: LoaderSettings,
+        *,
+        tokenizer: TextEncoder | None = None,
+        caption: Captions = "first",
+        rank: int = 0,
+        world_size: int = 1,
+        skipped: Path | None = None,
+    ) -> None:
+        plan = ShardPlan(
+            len(shards), settings.batch_size, settings.seed, settings.shuffle, settings.drop_last, rank, world_size,
+            shards.rows,
+        )  # fmt: skip
+        reader = ShardReader(shards, short_side=settings.short_side)
+        super().__init__(
+            shards, plan, reader, sampler, transform, settings, tokenizer=tokenizer, caption=caption, skipped=skipped
+        )
