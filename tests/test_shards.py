@@ -6,7 +6,7 @@ import io
 import json
 import shutil
 import tarfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -35,7 +35,7 @@ class Whole:
 class Letters:
     """Texts as the codes of their letters."""
 
-    def encode(self, texts: list[str], /) -> Tensor:
+    def encode(self, texts: Sequence[str], /) -> Tensor:
         codes = torch.zeros(len(texts), 24, dtype=torch.int64)
         for row, text in zip(codes, texts, strict=True):
             row[: len(text)] = torch.tensor([ord(letter) for letter in text])
