@@ -147,6 +147,10 @@ class DataSettings(Settings):
     images: Path | None = Field(
         None, description="multimodal: captioned images or videos; every second batch is then of single frames"
     )
+    image_shards: str | None = Field(
+        None, description="multimodal: the same from tar shards: a folder, or an address like s3://x/{00000..00099}.tar"
+    )
+    shard_index: Path | None = Field(None, description="folder that keeps where what lies in the shards")
     image_batch_size: int | None = Field(None, ge=1, description="of the image batches; that of the videos by default")
     captions: CaptionChoice = Field("random", description="which of a video are learned: data/caption_choice.py")
     sampling: SamplingSettings = SamplingSettings()
