@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from internvideo.data.batch import Batch
-from internvideo.data.loader import Loader
+from internvideo.data.loader import EpochLoader, Loader
 from internvideo.data.manifest import Manifest
 from internvideo.data.mixup import Mixup
 from internvideo.errors import ManifestError
@@ -55,7 +55,7 @@ class AlternatingLoader:
     (epoch, number) alone and a resumed epoch gives the batches of the uninterrupted one.
     """
 
-    def __init__(self, videos: Loader, images: Loader) -> None:
+    def __init__(self, videos: Loader, images: EpochLoader) -> None:
         self.videos, self.images = videos, images
 
     def __len__(self) -> int:
