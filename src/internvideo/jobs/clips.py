@@ -14,6 +14,7 @@ from internvideo.data.loader import Loader
 from internvideo.data.manifest import Manifest, read_manifest
 from internvideo.data.mixture import AlternatingLoader, MixedLoader, joined
 from internvideo.data.objects import learned, object_frames, of_frame, read_detections
+from internvideo.data.shards import ShardLoader, read_shards
 from internvideo.data.tokenizer import Tokenizer
 from internvideo.data.transforms import direction_classes
 from internvideo.errors import RecipeError
@@ -116,22 +117,16 @@ def _loader(
         transform = data.augment.eval_transform() if data.augment.as_tested else data.augment.train_transform()
         mixup = data.augment.mix(len(manifest.classes)) if recipe.stage == "supervised" else None
 
-    def make(rows: Manifest, **changes: Any) -> Loader:
-        return Loader(
-            rows,
-            sampler,
-            transform,
-            replace(data.loader, **changes),
-            tokenizer=tokenizer,
-            rank=rank,
-            world_size=world_size,
-            skipped=skipped,
-        )
-
-    videos = make(manifest)
+    chosen: Any = {"tokenizer": tokenizer, "rank": rank, "world_size": world_size, "skipped": skipped}
+    videos = Loader(manifest, sampler, transform, data.loader, **chosen)
+    pictures = replace(data.loader, single_frame=True, batch_size=data.image_batch_size or data.loader.batch_size)
+    if data.image_shards is not None:
+        if data.images is not None:
+            raise RecipeError("data.image_shards", "data.images is given too", "one of them")
+        shards = read_shards(data.image_shards, data.shard_index)
+        return AlternatingLoader(videos, ShardLoader(shards, sampler, transform, pictures, **chosen))
     if data.images is not None:
-        size = data.image_batch_size or data.loader.batch_size
-        return AlternatingLoader(videos, make(read_manifest(data.images), single_frame=True, batch_size=size))
+        return AlternatingLoader(videos, Loader(read_manifest(data.images), sampler, transform, pictures, **chosen))
     if mixup is not None:
         return MixedLoader(videos, mixup, seed=data.loader.seed, rank=rank)
     return videos
