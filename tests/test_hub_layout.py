@@ -19,6 +19,8 @@ from internvideo import VideoModel, load
 from internvideo.apps import hub_layout
 from internvideo.apps.licences import LICENCES
 from internvideo.errors import RecipeError, RunError, WeightsError
+from internvideo.models.factory import create_model
+from internvideo.models.initialise import initialise
 from internvideo.models.layout_families import FAMILIES as LAYOUTS
 from internvideo.storage import read_safetensors, write_safetensors
 from small_apps import FAMILIES, random_model
@@ -257,6 +259,16 @@ def test_a_full_disk_leaves_the_earlier_model(saved: Path, broken: str, monkeypa
         random_model("masked").save_pretrained(saved.parent / "fresh")
     assert {path.name: path.read_bytes() for path in saved.iterdir()} == before
     assert sorted(path.name for path in saved.parent.iterdir()) == ["saved"]
+
+
+def test_a_published_model_starts_a_fine_tuning_once_it_is_saved(tmp_path: Path) -> None:
+    keys = published_keys.numbers(published_keys.uniformerv2(32, 16, 64, 2, 1, classes=5))
+    write_safetensors(tmp_path / "published.safetensors", {f"module.{key}": value for key, value in keys.items()})
+    model = load(tmp_path / "published.safetensors", device="cpu")
+    model.save_pretrained(tmp_path / "saved")
+    fresh = create_model(model.name, model.config["overrides"])  # type: ignore[arg-type]  # plain values of any kind
+    initialise(fresh, {"weights": tmp_path / "saved" / "model.safetensors"})
+    assert hub_layout.weights_hash(fresh) == model.metadata["weights_sha256"]
 
 
 # ------------------------------------------------------------------------------------------------- where it is written
