@@ -301,7 +301,7 @@ def test_a_run_and_its_evaluation(weights: Path, tmp_path: Path) -> None:
     trained = load_trained(weights, device="cpu")
     asked = {pair.answer for row in read_manifest(small_world.world()).rows for pair in row.qa}
     assert set(trained.classes) == asked
-    assert trained.context["commonest"]["which"] in asked
+    assert trained.context["commonest"]["shape"] in asked
     manifest = small_world.world().with_name("test.jsonl")
     result = evaluate_task("answering", weights, manifest, tmp_path, EvaluationSettings(device="cpu", batch_size=3))
     assert {"accuracy", "accuracy_in_vocabulary", "accuracy_commonest", "answerable"} <= set(result["figures"])

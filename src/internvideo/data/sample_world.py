@@ -166,7 +166,7 @@ def _short_row(settings: WorldSettings, split: str, clip: Clip) -> Sample:
         path=clip_path(clip),
         label=classes.index(facts.action),
         captions=sentences,
-        qa=tuple(QA(question=question, answer=reply) for question, reply in questions(facts)),
+        qa=tuple(QA(question=question, answer=reply, type=kind) for question, reply, kind in questions(facts)),
         choices=Choice(options=options, answer=answer),
         group=f"{facts.colour} {facts.shape}, {facts.place}",
         split="test" if split == "zero_shot" else split,

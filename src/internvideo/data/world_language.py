@@ -129,15 +129,15 @@ def captions(facts: Facts, rng: np.random.Generator) -> tuple[str, ...]:
     )
 
 
-def questions(facts: Facts) -> tuple[tuple[str, str], ...]:
-    """(question, answer) pairs; answers are class, colour, shape, place, texture and size names."""
+def questions(facts: Facts) -> tuple[tuple[str, str, str], ...]:
+    """(question, answer, type): what is asked for is the action, colour, shape, place, texture or size."""
     return (
-        (f"What is the {facts.shape} doing?", facts.action),
-        (f"What colour is the {facts.shape}?", facts.colour),
-        (f"Which shape is {facts.action}?", facts.shape),
-        (f"Where is the {facts.colour} {facts.shape}?", facts.place),
-        (f"How does the surface of the {facts.shape} look?", facts.texture),
-        (f"Is the {facts.colour} {facts.shape} small or large?", facts.size),
+        (f"What is the {facts.shape} doing?", facts.action, "action"),
+        (f"What colour is the {facts.shape}?", facts.colour, "colour"),
+        (f"Which shape is {facts.action}?", facts.shape, "shape"),
+        (f"Where is the {facts.colour} {facts.shape}?", facts.place, "place"),
+        (f"How does the surface of the {facts.shape} look?", facts.texture, "texture"),
+        (f"Is the {facts.colour} {facts.shape} small or large?", facts.size, "size"),
     )
 
 
