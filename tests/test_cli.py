@@ -154,7 +154,7 @@ def test_train_evaluate_and_score(run: Run, tmp_path: Path) -> None:
     again = run("score", tmp_path / "test/recognition.npz")
     assert again.code == 0, again.err
     assert "top1" in again.out
-    assert "hold a VideoMAEClassifier" in mistake(run("evaluate", "retrieval", *words))
+    assert "holds a VideoMAEClassifier" in mistake(run("evaluate", "retrieval", *words))
 
 
 def test_a_dry_run_writes_nothing(run: Run, tmp_path: Path) -> None:
