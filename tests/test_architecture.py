@@ -22,7 +22,7 @@ ROOMS: dict[str, tuple[str, ...]] = {
     "objectives": (),
     "metrics": (),
     "training": ("data.batch", "errors", "storage"),
-    "stages": ("data.batch", "models", "objectives"),
+    "stages": ("data.batch", "data.navigation.batch", "data.navigation.protocol", "models", "objectives"),
     "tasks": ("data", "models", "objectives", "metrics", "stages", "errors", "storage"),
 }
 """Room -> what it may import of the package besides itself. Single files beside the rooms may import all of them."""

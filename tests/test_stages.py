@@ -11,8 +11,10 @@ import torch
 from pydantic import ValidationError
 from torch import nn
 
+import small_navigation
 import small_world
 from internvideo.data.batch import Batch, FeatureBatch, HandBatch, ProposalBatch, RegionBatch
+from internvideo.data.navigation.batch import NavigationBatch, PanoramaBatch
 from internvideo.models.action_detector import ActionDetector
 from internvideo.models.actionformer import ActionFormer, ActionFormerConfig
 from internvideo.models.anticipation import Anticipator
@@ -74,8 +76,12 @@ def multimodal_of_words() -> UniFormerV2:
     return UniFormerV2(replace(small_world.VISION, classes=3))
 
 
-def inputs(name: str, count: int) -> Batch | FeatureBatch:
-    """What a stage learns from: clips, or sequences of features with an action at both ends."""
+def inputs(name: str, count: int) -> Batch | FeatureBatch | NavigationBatch | PanoramaBatch:
+    """What a stage learns from: clips, sequences of features with an action at both ends, episodes, panoramas."""
+    if name == "navigation":
+        return small_navigation.episode_batch(count)
+    if name == "waypoints":
+        return small_navigation.panorama_batch(count)
     if name in ("regions", "anticipation"):
         clips = batch(count)
         boxes = torch.tensor([[1.0, 2.0, 20.0, 30.0]]).repeat(count, 1)
@@ -113,6 +119,8 @@ MODELS: dict[str, tuple[Callable[[], nn.Module], ...]] = {
     "hands": (hand_encoder, hand_multimodal_encoder),
     "verb_noun": (masked_of_words, multimodal_of_words),
     "answering": (small_world.answering_model,),
+    "waypoints": (small_navigation.navigator,),
+    "navigation": (small_navigation.navigator,),
     "interaction": (small_world.cross_model,),
 }
 """Stage -> small models that it trains, one of each kind in STAGES."""
@@ -173,7 +181,7 @@ def test_the_loss_follows_from_the_generator_and_leaves_the_clips_alone(
     name: str, build: Callable[[], nn.Module]
 ) -> None:
     stage, clips = build_stage(name, build).eval(), inputs(name, 4)
-    seen = clips.features if isinstance(clips, FeatureBatch) else clips.video
+    seen = next(value for value in vars(clips).values() if torch.is_tensor(value))
     before = seen.clone()
     state = torch.get_rng_state()
     first, again = (stage(clips, generator(3))["loss"] for _ in range(2))

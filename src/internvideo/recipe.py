@@ -25,6 +25,7 @@ from internvideo.data.hands import HandSettings
 from internvideo.data.key_frames import KeyFrameSettings
 from internvideo.data.loader import LoaderSettings
 from internvideo.data.mixup import Mixup
+from internvideo.data.navigation.settings import WorldSettings
 from internvideo.data.proposals import ProposalSettings
 from internvideo.data.questions import QuestionSettings
 from internvideo.data.rand_augment import RandAugment
@@ -160,6 +161,7 @@ class DataSettings(Settings):
     key_frames: KeyFrameSettings = KeyFrameSettings()
     hands: HandSettings = HandSettings()
     questions: QuestionSettings = QuestionSettings()
+    world: WorldSettings = WorldSettings()
     loader: LoaderSettings
 
 

@@ -143,20 +143,6 @@ STAGES: dict[str, StageEntry] = {
         NavigationStage,
         (Navigator,),
     ),
-    "anticipation": StageEntry(
-        "tell what will be done to objects in boxes, and when (Ego4D)",
-        AnticipationSettings,
-        AnticipationStage,
-        (Anticipator,),
-        heads=("",),
-    ),
-    "hands": StageEntry(
-        "tell where both hands will be, from the clip before (Ego4D)",
-        HandsSettings,
-        HandsStage,
-        (VideoMAEClassifier, UniFormerV2),
-        heads=("",),
-    ),
     "interaction": StageEntry(
         "cross-model attention between the two frozen encoders, learned fusion of their scores",
         InteractionSettings,
@@ -180,6 +166,7 @@ TASKS: dict[str, str] = {
     "future_hands": "where hands will be at five moments: mean displacement in pixels",
     "multiple_choice": "which of the texts fits the clip",
     "captioning": "a sentence for the clip: CIDEr, BLEU-4, ROUGE-L, METEOR without synonyms",
+    "navigation": "walks that follow instructions: NE, PL, SR, OSR, SPL, nDTW beside baselines",
     "answering": "questions about the clip: accuracy over all, and over those that can be answered",
 }
 

@@ -17,6 +17,7 @@ from internvideo.evaluation import (
     clips,
     features,
     hands,
+    navigation,
     open_set,
     refinement,
     regions,
@@ -31,6 +32,7 @@ from internvideo.models.anticipation import Anticipator
 from internvideo.models.clip import Clip
 from internvideo.models.cross_model import CrossModel
 from internvideo.models.heads import VideoQuestionAnswering
+from internvideo.models.navigator import Navigator
 from internvideo.models.tcanet import TCANet
 from internvideo.models.uniformerv2 import UniFormerV2
 from internvideo.models.video_language import VideoLanguage
@@ -71,6 +73,7 @@ EVALUATIONS: dict[str, Evaluation] = {
     "anticipation": Evaluation(anticipation.evaluate, (Anticipator,)),
     "state_change": Evaluation(state_change.evaluate, (ActionDetector,)),
     "future_hands": Evaluation(hands.evaluate, (VideoMAEClassifier, UniFormerV2)),
+    "navigation": Evaluation(navigation.evaluate, (Navigator,)),
     "spatio_temporal": Evaluation(regions.evaluate, (ActionDetector,)),
     "captioning": Evaluation(captioning.evaluate, (VideoLanguage,)),
     "answering": Evaluation(answering.evaluate, (VideoQuestionAnswering,)),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Protocol
 
-from internvideo.jobs import anticipation, clips, features, hands, questions, refinement, verb_noun
+from internvideo.jobs import anticipation, clips, features, hands, navigation, questions, refinement, verb_noun
 from internvideo.jobs.job import Job
 from internvideo.recipe import Recipe
 
@@ -31,6 +31,8 @@ JOBS: dict[str, Prepare] = {
     "verb_noun": verb_noun.prepare,
     "anticipation": anticipation.prepare,
     "refinement": refinement.prepare,
+    "waypoints": navigation.prepare,
+    "navigation": navigation.prepare,
 }
 """Stage -> what builds its job."""
 

@@ -18,6 +18,7 @@ from internvideo.models.actionformer import ActionFormer, ActionFormerConfig
 from internvideo.models.anticipation import Anticipator
 from internvideo.models.entry import ModelEntry
 from internvideo.models.multimodal_sizes import MULTIMODAL_MODELS
+from internvideo.models.navigator import Navigator, NavigatorConfig
 from internvideo.models.tcanet import TCANet, TCANetConfig
 from internvideo.models.videomae import VideoMAEClassifier, VideoMAEConfig, VideoMAEPretrain
 
@@ -113,6 +114,15 @@ _REGIONS = {
     for size in ("s", "b", "l", "h")
 }
 
+_NAVIGATORS = {
+    "navigator": ModelEntry(
+        Navigator,
+        NavigatorConfig(),
+        None,
+        "follows instructions in worlds: masked encoder L, CLIP B/32, waypoints from depth, history-aware planner",
+    )
+}
+
 MODELS: dict[str, ModelEntry] = {
     **_PRETRAIN,
     **_CLASSIFIER,
@@ -120,6 +130,7 @@ MODELS: dict[str, ModelEntry] = {
     **_DETECTOR_ENTRIES,
     **_REFINERS,
     **_REGIONS,
+    **_NAVIGATORS,
 }
 """Every model that a recipe can name."""
 

@@ -14,6 +14,7 @@ from internvideo.tasks import (
     future_hands,
     localisation,
     multiple_choice,
+    navigation,
     open_set,
     recognition,
     refinement,
@@ -35,14 +36,12 @@ SCORES: dict[str, Callable[[Table], Result]] = {
     spatio_temporal.NAME: spatio_temporal.score,
     multiple_choice.NAME: multiple_choice.score,
     answering.NAME: answering.score,
+    captioning.NAME: captioning.score,
     verb_noun.NAME: verb_noun.score,
     anticipation.NAME: anticipation.score,
     state_change.NAME: state_change.score,
     future_hands.NAME: future_hands.score,
-    captioning.NAME: captioning.score,
-    anticipation.NAME: anticipation.score,
-    state_change.NAME: state_change.score,
-    future_hands.NAME: future_hands.score,
+    navigation.NAME: navigation.score,
 }
 
 

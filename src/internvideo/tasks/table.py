@@ -196,6 +196,8 @@ def print_results(title: str, rows: Mapping[str, Result], console: Console | Non
 def _shown(name: str, value: float) -> str:
     if "_px" in name:
         return f"{value:.2f} px"
+    if name.endswith("_m"):
+        return f"{value:.2f} m"
     return f"{value:.2f}" if "rank" in name else f"{100 * value:.2f} %"
 
 

@@ -1,0 +1,77 @@
+"""Batches of navigation: episodes with worlds to walk in, and panoramas with what an agent's eyes should see.
+
+Shapes: B batch, T pictures of a direction, 12 views, S side, L words, A = 120 angles and R = 12 distances of waypoints.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from internvideo.data.navigation.protocol import Episode, NavEnv
+
+
+@dataclass(frozen=True)
+class NavigationBatch:
+    """B episodes, each with a world of its own to walk in.
+
+    Attributes:
+        episodes, worlds: B of each.
+        tokens: (B, L) int64 words of the instructions, the start word first, padded with 0.
+    """
+
+    episodes: tuple[Episode, ...]
+    worlds: tuple[NavEnv, ...]
+    tokens: Tensor
+
+    @property
+    def ids(self) -> tuple[str, ...]:
+        """B ids."""
+        return tuple(episode.id for episode in self.episodes)
+
+    def __len__(self) -> int:
+        return len(self.episodes)
+
+    def to(self, device: torch.device) -> NavigationBatch:
+        """Copy the words to `device`; worlds stay where they are."""
+        return replace(self, tokens=self.tokens.to(device, non_blocking=True))
+
+    def pin_memory(self) -> NavigationBatch:
+        """Page-locked copy of the words."""
+        return replace(self, tokens=self.tokens.pin_memory())
+
+
+@dataclass(frozen=True)
+class PanoramaBatch:
+    """B panoramas at the end of short walks, and what is true of them.
+
+    Attributes:
+        pictures: (B, T, 12, S, S, 3) uint8, the newest last. depth: (B, 12, S', S') float32 in 0..1.
+        heat: (B, 120, 12) float32, where one can walk to, summing to 1 each.
+        things: (B, 12, K) float32, 1 for each kind of thing in the middle of a view.
+        motions: (B, 12, M) float32, 1 for each kind of motion there.
+        ids: B names.
+    """
+
+    pictures: Tensor
+    depth: Tensor
+    heat: Tensor
+    things: Tensor
+    motions: Tensor
+    ids: tuple[str, ...]
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def to(self, device: torch.device) -> PanoramaBatch:
+        """Copy the tensors to `device`."""
+        return replace(self, **{name: getattr(self, name).to(device, non_blocking=True) for name in _TENSORS})
+
+    def pin_memory(self) -> PanoramaBatch:
+        """Page-locked copy."""
+        return replace(self, **{name: getattr(self, name).pin_memory() for name in _TENSORS})
+
+
+_TENSORS = ("pictures", "depth", "heat", "things", "motions")

@@ -1,0 +1,58 @@
+"""Words of instructions as numbers: a list of words that comes with the episodes or is made from them."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterable, Sequence
+
+import torch
+from torch import Tensor
+
+PAD, UNKNOWN, START = "<pad>", "<unk>", "<start>"
+SPECIAL = (PAD, UNKNOWN, START)
+"""The first words of every list. The planner's choice is read off the start word."""
+
+_WORD = re.compile(r"[\w']+|[^\w\s]")
+
+
+def split_words(text: str) -> list[str]:
+    """Lower-case words and signs of a sentence."""
+    return _WORD.findall(text.lower())
+
+
+class Words:
+    """A list of words.
+
+    Args:
+        words: the list, the special ones first.
+
+    Raises:
+        ValueError: it does not begin with the special words, or has a word twice.
+    """
+
+    def __init__(self, words: Sequence[str]) -> None:
+        if tuple(words[: len(SPECIAL)]) != SPECIAL or len(set(words)) != len(words):
+            raise ValueError(f"a list of words begins with {', '.join(SPECIAL)} and has no word twice")
+        self.words = tuple(words)
+        self._numbers = {word: number for number, word in enumerate(words)}
+
+    def __len__(self) -> int:
+        return len(self.words)
+
+    @classmethod
+    def of(cls, texts: Iterable[str], most: int) -> Words:
+        """The commonest words of texts, at most so many with the special ones; of equally common ones by letters."""
+        counts = Counter(word for text in texts for word in split_words(text))
+        order = sorted(counts, key=lambda word: (-counts[word], word))
+        return cls((*SPECIAL, *order[: max(0, most - len(SPECIAL))]))
+
+    def encode(self, text: str, most: int) -> list[int]:
+        """The start word and the sentence's words, at most so many; words that are not in the list are unknown."""
+        return [self._numbers[START], *(self._numbers.get(word, 1) for word in split_words(text))][:most]
+
+    def batch(self, texts: Sequence[str], most: int) -> Tensor:
+        """(B, L) int64, padded with 0 to the longest."""
+        rows = [self.encode(text, most) for text in texts]
+        longest = max(map(len, rows))
+        return torch.tensor([row + [0] * (longest - len(row)) for row in rows])
