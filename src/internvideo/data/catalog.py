@@ -17,6 +17,7 @@ from internvideo.data.formats import (
     activitynet,
     ava,
     captions,
+    corpora,
     clip_sets,
     ego4d,
     hybrid,
@@ -267,6 +268,8 @@ BENCHMARKS: dict[str, Benchmark] = {
     "unlabeled_hybrid": Benchmark(
         "UnlabeledHybrid", "pretraining", hybrid.read_hybrid, "", sizes={"train": 1_348_000}, tolerance=0.02,
     ),
+    "webvid": Benchmark("WebVid 2M, 10M", "pretraining", corpora.read_webvid, ""),
+    "howto100m": Benchmark("HowTo100M", "pretraining", corpora.read_howto100m, ""),
     "ucf101": Benchmark(
         "UCF101", "recognition", clip_sets.read_ucf101, "top-1",
         sizes={"train1": 9_537, "test1": 3_783}, classes=101,
