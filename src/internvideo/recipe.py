@@ -88,6 +88,7 @@ class AugmentSettings(Settings):
     mix_smoothing: float = Field(0.1, ge=0.0, lt=1.0, description="label smoothing of mixed targets")
     as_tested: bool = Field(False, description="learn from clips as they are tested: resized, centre crop, no more")
     bicubic: bool = Field(False, description="how test clips are resized, as CLIP does; otherwise bilinear")
+    test_resize: int | None = Field(None, ge=8, description="short side of test clips before the crop; by default size")
 
     @field_validator("rand_augment")
     @classmethod
@@ -117,7 +118,8 @@ class AugmentSettings(Settings):
 
     def eval_transform(self, crops: int = 1) -> EvalTransform:
         """Resize and crop of a test clip."""
-        return EvalTransform(size=self.size, crops=crops, style="pil_bicubic" if self.bicubic else "pil")
+        style: Literal["pil", "pil_bicubic"] = "pil_bicubic" if self.bicubic else "pil"
+        return EvalTransform(size=self.size, resize=self.test_resize, crops=crops, style=style)
 
     def mix(self, classes: int) -> Mixup | None:
         """Mixing of a batch, or None."""

@@ -199,6 +199,7 @@ class Preprocessing:
             size=data.augment.size,
             sampler=kind,
             style="pil_bicubic" if data.augment.bicubic else "pil",
+            resize=data.augment.test_resize,
             stride=data.sampling.stride,
             sampled=sampled,
             step=1 if single else step,
