@@ -34,7 +34,11 @@ def asked_for(*extras: str) -> set[str]:
 
 @pytest.mark.parametrize(
     ("folder", "extras"),
-    [("src", ("track", "torchcodec", "export", "parquet", "miniworld", "cloud")), ("tests", ("dev",)), ("examples", ("export",))],
+    [
+        ("src", ("track", "torchcodec", "export", "parquet", "captions", "miniworld", "cloud")),
+        ("tests", ("dev",)),
+        ("examples", ("export",)),
+    ],
 )
 def test_what_is_imported_is_asked_for_by_name(folder: str, extras: tuple[str, ...]) -> None:
     homes, own = packages_distributions(), {path.stem for path in ROOT.glob("tests/*")}
