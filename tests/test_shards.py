@@ -21,6 +21,9 @@ from internvideo.data.shard_files import read_shard, shard_addresses
 from internvideo.data.shards import ShardLoader, read_shards
 from internvideo.data.video_writer import write_video
 from internvideo.errors import ManifestError, RecipeError, VideoError
+from internvideo.jobs.table import prepare
+from internvideo.recipe import build_recipe
+from small_world import small_recipe
 
 SIDE = 8
 
@@ -256,3 +259,16 @@ def test_names_that_mean_no_shard_are_told(folder: Path, name: str) -> None:
 def test_a_batch_larger_than_the_shards_is_told(folder: Path) -> None:
     with pytest.raises(RecipeError, match="18 clips"):
         loader(folder, batch_size=19)
+
+
+def test_a_recipe_learns_every_second_batch_from_shards(folder: Path, tmp_path: Path) -> None:
+    data = {"image_shards": str(folder), "shard_index": str(tmp_path), "image_batch_size": 3}
+    source = prepare(build_recipe(small_recipe("multimodal", data=data))).loader
+    batches = source.epoch(0)
+    video, pictures = next(batches), next(batches)
+    assert (len(pictures), pictures.video.shape[2]) == (3, 1)
+    assert video.video.shape[2] > 1
+    assert pictures.tokens is not None
+    assert len(list(tmp_path.iterdir())) == 3
+    with pytest.raises(RecipeError, match="image_shards"):
+        prepare(build_recipe(small_recipe("multimodal", data=data | {"images": "x.jsonl"})))
