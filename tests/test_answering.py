@@ -17,6 +17,7 @@ import small_world
 from goldens_folder import GOLDENS
 from internvideo.apps.answering import Answerer
 from internvideo.apps.door import load
+from internvideo.data.formats.questions import read_answers
 from internvideo.data.loader import Loader, LoaderSettings
 from internvideo.data.manifest import Manifest, read_manifest
 from internvideo.data.questions import (
@@ -27,7 +28,6 @@ from internvideo.data.questions import (
     one_question_a_row,
     question_tokens,
     question_type,
-    read_answers,
 )
 from internvideo.data.sample import QA, Sample
 from internvideo.data.sampling import SegmentMiddle
@@ -196,7 +196,7 @@ def test_it_starts_from_a_video_language_model_without_its_ways_out(tmp_path: Pa
     language = small_world.language_model()
     save_model(tmp_path / "language.safetensors", language)
     model = VideoQuestionAnswering(LANGUAGE, 5)
-    head = model.head[1].weight.clone()  # type: ignore[union-attr,operator]  # a linear map
+    head = model.head[1].weight.clone()  # type: ignore[operator]  # a linear map
     initialise(model, {"weights": tmp_path / "language.safetensors"})
     state = language.state_dict()
     left = {name for name in state if f"model.{name}" not in model.state_dict()}
@@ -348,7 +348,7 @@ def test_what_cannot_be_asked(weights: Path, tmp_path: Path) -> None:
         Answerer(model, tmp_path / "two.txt")
     with pytest.raises(RecipeError, match="has no head for answers"):
         Answerer(load("internvideo-mm-b16", weights="random", overrides=small_towers(), device="cpu"))
-    model.module.video = False
+    setattr(model.module, "video", False)  # noqa: B010  # a plain attribute, unknown to nn.Module's types
     with pytest.raises(RecipeError, match="questions alone"):
         Answerer(model)
 
