@@ -31,7 +31,6 @@ RECIPES = {
     if name.startswith(PREFIX)
 }
 MISSING = {
-    "r2r_ce",
     *("ego4d_mq", "ego4d_nlq"),
 }
 """Benchmarks without a recipe yet."""
@@ -185,6 +184,7 @@ SAMPLES: dict[str, str] = {
     "hacs_segments": "hacs",
     "ava": "ava_v2_2",
     "ucf101_hmdb51": ".",
+    "r2r_ce": "r2r_vlnce",
     "ucf101_mit": ".",
     **{f"zero_shot_{name}": name for name in ("msrvtt", "msvd", "lsmdc", "activitynet_captions", "didemo", "vatex")},
 }
@@ -255,8 +255,14 @@ def features(manifest: Manifest, folder: Path) -> Path:
 
 def changes(name: str, folder: Path) -> list[str]:
     """What makes a recipe small enough to run here, on the sample of its benchmark."""
-    recipe, manifest = read_recipe(PREFIX + name), prepared(name, folder)
+    recipe = read_recipe(PREFIX + name)
     model, data = small(recipe.stage)
+    if recipe.stage == "navigation":  # no videos: the agent walks, here over a floor without end
+        given = {"train": ANNOTATIONS / SAMPLES[name], "split": "val_unseen", "loader.batch_size": 1}
+        given["world.opener"] = "empty_habitat:open_scene"
+        overrides = [f"model.overrides.{key}={json.dumps(value)}" for key, value in model.items()]
+        return overrides + [f"data.{key}={value}" for key, value in given.items()]
+    manifest = prepared(name, folder)
     source = manifest.source
     if recipe.model.name.endswith("-ssv2"):
         model = {**model, "global_heads": 2}
