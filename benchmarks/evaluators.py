@@ -30,7 +30,7 @@ class Case:
     load: str
     whole: int
     part: int
-    make: Callable[[np.random.Generator, int], tuple[Callable[[], float], Callable[[], float]]]
+    make: Callable[[np.random.Generator, int], tuple[Callable[[], float], Callable[[], float] | None]]
 
 
 def seconds(work: Callable[[], float]) -> tuple[float, float]:

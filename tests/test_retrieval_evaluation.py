@@ -68,7 +68,8 @@ def test_raw_dual_softmax_and_bank_stand_side_by_side(weights: list[Path], manif
 
 def bank_similarity(table: Table) -> np.ndarray:
     unit = [value / np.linalg.norm(value, axis=1, keepdims=True) for value in (table["bank"], table["video"])]
-    return float(table["scale"]) * unit[0].astype(np.float64) @ unit[1].T.astype(np.float64)
+    found: np.ndarray = float(table["scale"]) * unit[0].astype(np.float64) @ unit[1].T.astype(np.float64)
+    return found
 
 
 def test_a_bank_of_the_queries_themselves_is_refused(weights: list[Path], manifest: Path, tmp_path: Path) -> None:
