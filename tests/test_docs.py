@@ -58,7 +58,8 @@ def commands() -> Iterator[tuple[str, str]]:
                 yield name, start[1].split("  #")[0]
     for name, path in RECIPES.items():
         for line in path.read_text(encoding="utf-8").splitlines():
-            start = re.match(r"#.*?\b(internvideo (?:(?:train|evaluate|extract|ensemble|score) |prepare \w+ --).*)", line)
+            told = r"(?:train|evaluate|extract|ensemble|score) |prepare \w+ --"
+            start = re.match(rf"#.*?\b(internvideo (?:{told}).*)", line)
             if start:
                 yield name, start[1]
 
