@@ -118,7 +118,7 @@ def test_it_learns_to_move_the_ends() -> None:
             parts = (step.ends, step.centre, step.quality, *targets, overlap, threshold, generator)
             losses.append(refinement_loss(*parts)["loss"])
         optimizer.zero_grad()
-        torch.stack(losses).sum().backward()
+        torch.autograd.backward(torch.stack(losses).sum())
         optimizer.step()
     model.eval()
     with torch.no_grad():

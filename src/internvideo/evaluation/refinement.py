@@ -59,6 +59,7 @@ def evaluate(
         how.suppression(per_class=proposals.classes == features.classes),
         choose_device(settings.device),
         overlaps=how.overlaps,
+        quality_power=how.quality_power,
         model_name=trained.recipe.model.name,
         class_scores=fused,
     )

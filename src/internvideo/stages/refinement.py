@@ -19,6 +19,9 @@ class RefinementSettings(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
+    quality_power: float = Field(
+        1.0, ge=0.0, description="testing: of the quality that scores are multiplied by; 0 keeps the detector's scores"
+    )
     alpha: float = Field(
         0.4, gt=0.0, description="testing: overlapping segments are lowered by exp(-tIoU^power / alpha)"
     )

@@ -33,9 +33,14 @@ Floats = NDArray[np.floating[Any]]
 
 @torch.no_grad()
 def refine(
-    model: TCANet, video: FeatureVideo, proposals: Proposals, settings: FeatureSettings, device: torch.device
+    model: TCANet,
+    video: FeatureVideo,
+    proposals: Proposals,
+    settings: FeatureSettings,
+    device: torch.device,
+    quality_power: float = 1.0,
 ) -> Segments:
-    """Proposals of a video with new ends and scores (old x the last regressor's quality), in their order.
+    """Proposals of a video with new ends and scores (old x the last regressor's quality ^ `quality_power`), in order.
 
     Args:
         model: in evaluation mode, on `device`. video: its features. proposals: of the video. settings: of reading.
@@ -54,7 +59,7 @@ def refine(
     rows = torch.zeros(len(places), dtype=torch.long, device=device)
     said, refined = model(made.values[None].to(device), rows, places)
     spans = made.seconds((refined.double().cpu() / step).numpy())
-    scores = proposals.scores * said[-1].quality.double().sigmoid().cpu().numpy()
+    scores = proposals.scores * said[-1].quality.double().sigmoid().cpu().numpy() ** quality_power
     inside = spans[:, 1] > spans[:, 0]
     return Segments(spans[inside], scores[inside], proposals.labels[inside])
 
@@ -68,6 +73,7 @@ def predict(
     device: torch.device,
     *,
     overlaps: Sequence[float],
+    quality_power: float = 1.0,
     model_name: str = "",
     class_scores: Mapping[str, Floats] | None = None,
 ) -> Table:
@@ -77,7 +83,7 @@ def predict(
         model: on `device`; put into evaluation mode.
         features: videos with their actions. proposals: of these videos, under the same classes or nameless.
         settings: how features are read. suppression: of the refined segments. overlaps: tIoU thresholds of the mAP.
-        model_name: for the protocol.
+        quality_power: see `refine`. model_name: for the protocol.
         class_scores: for nameless proposals, video -> (C,), which name the segments before and after. Without them
             such segments are scored as proposals, against a ground truth without classes.
 
@@ -96,7 +102,7 @@ def predict(
     after: list[Segments] = []
     for video in features.videos:
         own = proposals.of(video)
-        refined = Segments(*thin_out(*refine(model, video, own, settings, device), suppression))
+        refined = Segments(*thin_out(*refine(model, video, own, settings, device, quality_power), suppression))
         for kept, segments in ((before, Segments(own.spans, own.scores, own.labels)), (after, refined)):
             if class_scores is not None:
                 named = fuse_class_scores(*segments[:2], class_scores[video.id], classes=FUSED_CLASSES)
@@ -116,6 +122,7 @@ def predict(
         "features": {key: features.protocol.get(key) for key in FEATURE_FACTS if key in features.protocol},
         "tiou": list(overlaps),
         "classes": "none, proposals" if unnamed else "scores of whole videos" if nameless else "the proposals'",
+        "quality_power": quality_power,
         "suppression": asdict(suppression),
     }
     table, old = (make_table(features, found, classes, protocol) for found in (after, before))
