@@ -102,6 +102,7 @@ SETTINGS = {
     "benchmarks/activitynet_segments": (1, 8, 1e-3, 15, 5),
     "benchmarks/hacs_segments": (1, 16, 1e-3, 25, 5),
     "benchmarks/fineaction": (1, 16, 1e-3, 25, 5),
+    "paper/refinement_hacs": (1, 16, 4e-4, 9, 0),
     "benchmarks/ava": (32, 128, 1.25e-4, 30, 5),
     "benchmarks/ava_kinetics": (32, 128, 1.25e-4, 30, 5),
     "paper/interaction": (8, 64, 5e-5, 5, 1),
