@@ -142,15 +142,17 @@ def of_frame(frame: ObjectFrame, detections: Mapping[str, Detected]) -> Detected
 
 def annotated(frame: ObjectFrame) -> KeyFrame:
     """The annotated boxes as boxes to be tested."""
-    return KeyFrame(frame.row, frame.row.id, frame.time, frame.boxes, np.ones(len(frame.boxes)), frame.labels)
+    scores, unknown = np.ones(len(frame.boxes)), np.zeros((len(frame.boxes), 0))
+    return KeyFrame(frame.row, frame.row.id, frame.time, frame.boxes, scores, frame.labels, unknown)
 
 
-def tested(frame: ObjectFrame, found: Detected) -> KeyFrame:
+def detected(frame: ObjectFrame, found: Detected) -> KeyFrame:
     """The boxes of a detector, with its classes, to be tested."""
     boxes = (found.box / np.tile(frame.size, 2)).clip(0.0, 1.0)
     good = (boxes[:, 2:] > boxes[:, :2]).all(axis=1)
     labels = tuple((int(label),) for label in found.label[good])
-    return KeyFrame(frame.row, frame.row.id, frame.time, boxes[good], found.score[good], labels)
+    unknown = np.zeros((len(labels), 0))
+    return KeyFrame(frame.row, frame.row.id, frame.time, boxes[good], found.score[good], labels, unknown)
 
 
 def learned(frame: ObjectFrame, found: Detected | None, *, background: int | None = None) -> KeyFrame:
@@ -161,7 +163,7 @@ def learned(frame: ObjectFrame, found: Detected | None, *, background: int | Non
     """
     boxes, owner = frame.boxes, np.arange(len(frame.boxes))
     if found is not None:
-        others = tested(frame, found).boxes
+        others = detected(frame, found).boxes
         boxes, owner = np.concatenate([boxes, others]), np.concatenate([owner, matched(others, frame.boxes)])
     labels = tuple(frame.labels[own] if own >= 0 else () for own in owner)
     targets = None

@@ -13,7 +13,7 @@ from internvideo import figures
 from internvideo.data.key_frames import ClipForm, KeyFrameViews
 from internvideo.data.loader import LoaderSettings
 from internvideo.data.manifest import Manifest
-from internvideo.data.objects import ObjectFrame, annotated, object_frames, of_frame, read_detections, tested
+from internvideo.data.objects import ObjectFrame, annotated, detected, object_frames, of_frame, read_detections
 from internvideo.data.video import Video
 from internvideo.errors import ManifestError, RecipeError, RunError, VideoError
 from internvideo.evaluation.settings import EvaluationSettings
@@ -49,7 +49,7 @@ def boxes_to_test(trained: Trained, rows: Manifest, form: ClipForm, settings: Ev
         chosen = [annotated(frame) for frame in frames]
     else:
         found = read_detections(settings.boxes)
-        chosen = [tested(frame, of_frame(frame, found)) for frame in frames]
+        chosen = [detected(frame, of_frame(frame, found)) for frame in frames]
         if not any(len(frame.boxes) for frame in chosen):
             raise ManifestError(settings.boxes, f"no box of a row of {rows.source}", "rows by their id or uid")
     data = trained.recipe.data

@@ -94,7 +94,8 @@ def score(table: Table) -> Result:
         bounds = bootstrap.interval(statistic, len(truth), groups=groups, **BOOTSTRAP)
         for place, figure in enumerate(FIGURES):
             if np.isfinite(values[place]) and np.isfinite(bounds[:, place]).all():
-                figures.add(f"{figure}_px{'_of_' * bool(name)}{name}", values[place], bounds[:, place])
+                short = figure.removesuffix("_displacement")
+                figures.add(f"{short}_px{'_' * bool(name)}{name}", values[place], bounds[:, place])
     return figures.result(table, clips=len(np.unique(groups)))
 
 
