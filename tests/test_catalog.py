@@ -16,6 +16,7 @@ from internvideo.data.formats.reading import AnnotationSource
 from internvideo.data.sample import QA, Sample
 from internvideo.data.sampling import DensePretrain, Sparse
 from internvideo.errors import ManifestError
+from internvideo.evaluation.table import EVALUATIONS
 from internvideo.pipeline import listing
 
 
@@ -25,6 +26,8 @@ def test_numbers_stand_once_and_tasks_exist() -> None:
     assert list(numbers) == list(range(1, 40))
     assert {entry.task for entry in BENCHMARKS.values()} <= set(TASKS)
     assert all(entry.paper for entry in BENCHMARKS.values() if entry.number)
+    assert {entry.measure.evaluation for entry in BENCHMARKS.values()} - {""} <= set(EVALUATIONS)
+    assert all(entry.measure.figures for entry in BENCHMARKS.values() if entry.measure.evaluation)
 
 
 def test_the_listing_has_a_line_for_each() -> None:
@@ -32,7 +35,7 @@ def test_the_listing_has_a_line_for_each() -> None:
     assert [line.split()[0] for line in lines] == list(BENCHMARKS)
     assert lines[0].split(maxsplit=1)[1] == (
         "recognition: Kinetics-400; train ~240,000, val ~20,000, test ~39,000 clips; 400 classes; top-1; "
-        "paper D 90.9, T 91.1; recipe benchmarks/kinetics400"
+        "paper D 90.9, T 91.1; evaluate recognition: top1; recipe benchmarks/kinetics400"
     )
 
 

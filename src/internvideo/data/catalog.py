@@ -33,11 +33,33 @@ from internvideo.errors import ManifestError
 
 Reader = Callable[[AnnotationSource], Annotations]
 Unit = Literal["clips", "videos", "questions", "Kinetics clips"]
-TASKS = (
-    "recognition", "temporal localisation", "spatio-temporal localisation", "retrieval", "question answering",
-    "navigation", "zero-shot recognition", "zero-shot retrieval", "zero-shot multiple choice", "open set", "Ego4D",
-    "pretraining",
-)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Measure:
+    """The task of `internvideo evaluate` that measures a benchmark, and the figures of its that are the metric."""
+
+    evaluation: str = ""
+    figures: tuple[str, ...] = ()
+
+
+MEASURES: dict[str, Measure] = {
+    "recognition": Measure("recognition", ("top1",)),
+    "temporal localisation": Measure("localisation", ("mean_mAP",)),
+    "spatio-temporal localisation": Measure("spatio_temporal", ("frame_mAP@0.5",)),
+    "retrieval": Measure("retrieval", ("t2v_r1", "v2t_r1")),
+    "question answering": Measure("answering", ("accuracy",)),
+    "navigation": Measure("navigation", ("NE", "PL", "SR", "nDTW", "SPL")),
+    "zero-shot recognition": Measure("zero_shot", ("top1",)),
+    "zero-shot retrieval": Measure("retrieval", ("t2v_r1", "v2t_r1")),
+    "zero-shot multiple choice": Measure("multiple_choice", ("accuracy",)),
+    "open set": Measure("open_set", ("evidential.auroc_binary", "evidential.top1")),
+    "Ego4D": Measure(),
+    "pretraining": Measure(),
+}
+"""Task of a benchmark -> how most of its benchmarks are measured; Ego4D's five differ, and tell it themselves."""
+
+TASKS = tuple(MEASURES)
 
 
 @dataclass(frozen=True)
@@ -53,6 +75,7 @@ class Benchmark:
         sizes: split -> official size in `unit`. tolerance: share by which a split may differ unnoticed.
         unit: what is counted: rows, different videos, questions.
         classes: number of classes, 0 without.
+        measured: how it is measured, where that is not as MEASURES says of its task.
     """
 
     title: str
@@ -65,6 +88,12 @@ class Benchmark:
     unit: Unit = "clips"
     tolerance: float = 0.0
     classes: int = 0
+    measured: Measure | None = None
+
+    @property
+    def measure(self) -> Measure:
+        """How it is measured; an evaluation "" where nothing is: it is learned from."""
+        return self.measured or MEASURES[self.task]
 
     def count(self, rows: Sequence[Sample]) -> int:
         """How many of its unit some rows are."""
@@ -100,7 +129,10 @@ class Benchmark:
         parts += [f"{sizes} {self.unit}"] if sizes else []
         parts += [f"{self.classes:,} classes"] if self.classes else []
         parts += [self.metric] if self.metric else []
-        return "; ".join(parts) + (f"; paper {self.paper}" if self.paper else "")
+        parts += [f"paper {self.paper}"] if self.paper else []
+        measure = self.measure
+        parts += [f"evaluate {measure.evaluation}: {', '.join(measure.figures)}"] if measure.evaluation else []
+        return "; ".join(parts)
 
 
 def _sizes(train: int = 0, val: int = 0, test: int = 0) -> dict[str, int]:
@@ -239,9 +271,11 @@ BENCHMARKS: dict[str, Benchmark] = {
     "ucf101_mit": Benchmark(
         "UCF101, unknown Moments in Time 2", "open set", clip_sets.read_open_moments, "AUC", "91.85", 34,
         {"train": 9_537, "test": 3_783, "unknown": 30_500}, classes=101,
+        measured=Measure("open_set", ("evidential.auroc_binary",)),
     ),
     "ego4d_mq": Benchmark(
         "Ego4D moments", "Ego4D", ego4d.read_moments, "average mAP, R@1x at .5", "fig. 1", 35, classes=110,
+        measured=Measure("localisation", ("mean_mAP", "recall_1x")),
     ),
     "ego4d_nlq": Benchmark(
         "Ego4D language queries", "Ego4D", ego4d.read_queries, "R@1, R@5 at IoU .3, .5", "fig. 1", 36,
@@ -250,12 +284,15 @@ BENCHMARKS: dict[str, Benchmark] = {
     "ego4d_sta": Benchmark(
         "Ego4D short-term anticipation", "Ego4D", ego4d.read_anticipation, "top-5 mAP", "fig. 1", 37,
         _sizes(27_800, 17_200, 19_900), tolerance=0.02, classes=87,
+        measured=Measure("anticipation", tuple(f"top5_mAP_{of}" for of in ("noun", "noun_verb", "noun_time", "all"))),
     ),
     "ego4d_fhp": Benchmark(
         "Ego4D future hands", "Ego4D", ego4d.read_hands, "displacement in pixels", "fig. 1", 38,
+        measured=Measure("future_hands", tuple(f"{h}_{w}_px" for w in ("mean", "contact") for h in ("left", "right"))),
     ),
     "ego4d_scod": Benchmark(
         "Ego4D state-change objects", "Ego4D", ego4d.read_state_change, "COCO AP", "fig. 1", 39, classes=1,
+        measured=Measure("state_change", ("AP", "AP50", "AP75")),
     ),
     "zero_shot_k400": Benchmark(
         "Kinetics-400 test list", "zero-shot recognition", kinetics.read_zero_shot, "top-1", "64.25",
@@ -264,6 +301,7 @@ BENCHMARKS: dict[str, Benchmark] = {
     "kinetics710": Benchmark(
         "Kinetics-710", "pretraining", kinetics.read_710, "top-1",
         sizes={"train": 658_000, "val": 67_000}, tolerance=0.02, classes=710,
+        measured=MEASURES["recognition"],
     ),
     "unlabeled_hybrid": Benchmark(
         "UnlabeledHybrid", "pretraining", hybrid.read_hybrid, "", sizes={"train": 1_348_000}, tolerance=0.02,
@@ -282,6 +320,7 @@ BENCHMARKS: dict[str, Benchmark] = {
     ),
     "tgif_choice": Benchmark(
         "TGIF-QA action, transition", "question answering", questions.read_tgif_choice, "accuracy of 5",
+        measured=MEASURES["zero-shot multiple choice"],
     ),
     "hacs_clips": Benchmark("HACS Clips 1.1", "recognition", activitynet.read_hacs_clips, "top-1", classes=200),
 }  # fmt: skip
