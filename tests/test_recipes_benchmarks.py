@@ -31,7 +31,7 @@ RECIPES = {
     if name.startswith(PREFIX)
 }
 MISSING = {
-    *("ego4d_mq", "ego4d_nlq"),
+    "ego4d_nlq",
 }
 """Benchmarks without a recipe yet."""
 
@@ -243,7 +243,7 @@ def features(manifest: Manifest, folder: Path) -> Path:
     folder.mkdir()
     database: dict[str, Any] = {}
     for row in manifest.rows:
-        duration = float(row.attributes["duration"])
+        duration = float(row.attributes.get("duration", 60.0))
         actions = [{"label": manifest.classes[s.label], "segment": [s.start, s.end]} for s in row.segments]
         database[row.id] = {"subset": row.split, "fps": 15.0, "duration": duration, "annotations": actions}
         np.save(folder / f"{row.id}.npy", np.random.default_rng(0).normal(size=(40, 4)).astype(np.float32))

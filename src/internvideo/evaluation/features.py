@@ -120,6 +120,7 @@ def evaluate(
         detector.settings.decoding(classes=detector.model.config.classes),
         choose_device(settings.device),
         overlaps=detector.settings.overlaps,
+        recall=detector.settings.recall,
         model_name=recipe.model.name,
         class_scores=fused,
     )

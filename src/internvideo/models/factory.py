@@ -68,6 +68,7 @@ _CLASSIFIER = {
 }
 
 _CLASSLESS = ActionFormerConfig(width=256, windows=(25,) * 5 + (1,), classes=1, absolute_positions=True)
+_LEVELS = ActionFormerConfig().ranges
 _DETECTORS: dict[str, tuple[ActionFormerConfig, float | None, str]] = {
     "thumos": (ActionFormerConfig(), 28.072, "20 classes, windows of 19, up to 2304 steps"),
     "activitynet": (
@@ -81,8 +82,21 @@ _DETECTORS: dict[str, tuple[ActionFormerConfig, float | None, str]] = {
         None,
         "one class, windows of 7, 192 steps",
     ),
+    "ego4d-mq": (
+        ActionFormerConfig(
+            width=384,
+            windows=(9,),
+            max_length=1024,
+            classes=110,
+            branch_layers=7,
+            absolute_positions=True,
+            ranges=(*_LEVELS[:-1], (64, 128), (128, 256), (256, 10000)),
+        ),
+        None,
+        "110 classes, 8 levels, windows of 9, up to 1024 steps",
+    ),
 }
-"""ActionFormer for each benchmark (spec/tasks.md 2.3)."""
+"""ActionFormer for each benchmark (spec/tasks.md 2.3, and 11 for Ego4D's moments)."""
 
 _DETECTOR_ENTRIES = {
     f"actionformer-{name}": ModelEntry(ActionFormer, config, millions, f"temporal detector on features: {about}")

@@ -33,6 +33,9 @@ class LocalisationSettings(BaseModel):
     overlaps: tuple[float, ...] = Field(
         (0.3, 0.4, 0.5, 0.6, 0.7), min_length=1, description="testing: tIoU thresholds of the mAP"
     )
+    recall: Literal["classes", "moments"] = Field(
+        "classes", description="testing: recall as ActivityNet's mean over classes, or as Ego4D's moment queries"
+    )
 
     def decoding(self, *, classes: int) -> DecodingSettings:
         """Settings of `detect` for a head of so many classes; with one class suppression is over all segments."""

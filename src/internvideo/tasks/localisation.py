@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -25,6 +25,16 @@ from internvideo.tasks.table import BOOTSTRAP, Figures, Result, Table
 NAME = "localisation"
 FUSED_CLASSES = 2
 """Best classes of a video that its class-agnostic segments get (spec 2.7)."""
+
+RECALL_OVERLAP = 0.5
+"""tIoU of the recall of moment queries."""
+
+Recall = Literal["classes", "moments"]
+RECALLS: dict[Recall, str] = {
+    "classes": "mean over classes and tIoU, >=",
+    "moments": "of all instances, > 0.5 of the hull (Ego4D)",
+}
+"""How recall is counted, as the protocol tells it."""
 
 Floats = NDArray[np.floating[Any]]
 Ints = NDArray[np.int64]
@@ -95,6 +105,7 @@ def predict(
     device: torch.device,
     *,
     overlaps: Sequence[float],
+    recall: Recall = "classes",
     model_name: str = "",
     class_scores: Mapping[str, Floats] | None = None,
 ) -> Table:
@@ -103,7 +114,7 @@ def predict(
     Args:
         model: on `device`; put into evaluation mode.
         features: videos with their actions, under the model's classes.
-        settings, decoding: see `find_segments`. overlaps: tIoU thresholds of the mAP.
+        settings, decoding: see `find_segments`. overlaps: tIoU thresholds of the mAP. recall: see `score`.
         model_name: for the protocol.
         class_scores: for a model of one class, video -> (C,). Without them the segments of such a model have no class,
             and neither has the ground truth: they are scored as proposals.
@@ -138,6 +149,7 @@ def predict(
         "source": str(features.source),
         "features": {key: features.protocol.get(key) for key in FEATURE_FACTS if key in features.protocol},
         "tiou": list(overlaps),
+        "recall": RECALLS[recall],
         "classes": "none, proposals" if nameless else "scores of whole videos" if agnostic else "the detector's",
         "decoding": asdict(decoding),
     }
@@ -186,9 +198,11 @@ def found_of(table: Table) -> Detections:
 
 
 def score(table: Table) -> Result:
-    """mAP at every tIoU, mean_mAP over them, recall when 1 and 5 predictions a ground truth count (mean over tIoU).
+    """mAP at every tIoU, mean_mAP over them, recall when 1 and 5 predictions a ground truth count.
 
-    Intervals are of videos drawn again. Raises RunError for a table without ground truth.
+    Recall is the mean over classes and tIoU; of a table of moment queries (Ego4D, spec 11) that of all instances at a
+    tIoU above 0.5, the union taken as the hull. Intervals are of videos drawn again. Raises RunError for a table
+    without ground truth.
     """
     truth, predicted = truth_of(table), found_of(table)
     if not len(truth):
@@ -201,8 +215,14 @@ def score(table: Table) -> Result:
     figures.add("mean_mAP", precision.mean(), bounds[:, -1])
     for level, overlap in enumerate(overlaps):
         figures.add(f"mAP@{overlap:g}", precision[level], bounds[:, level])
+    if table.protocol.get("recall") == RECALLS["moments"]:
+        reached = recall_at_multiples(
+            truth, predicted, (RECALL_OVERLAP,), average="instances", strict=True, union="hull"
+        )
+    else:
+        reached = recall_at_multiples(truth, predicted, overlaps)
     for column, k in enumerate((1, 5)):
-        figures.add(f"recall_{k}x", recall_at_multiples(truth, predicted, overlaps)[:, column].mean())
+        figures.add(f"recall_{k}x", reached[:, column].mean())
     return figures.result(table, videos=videos, actions=len(truth), segments=len(predicted))
 
 
