@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from goldens_folder import GOLDENS
+from benchmark_samples import PREFIX, RECIPES, sample_of, shrunk
 from internvideo.apps.prepare import prepare
 from internvideo.data.catalog import BENCHMARKS
 from internvideo.data.manifest import Manifest, read_manifest
@@ -24,12 +24,6 @@ from internvideo.errors import RecipeError
 from internvideo.pipeline import describe, listing, run_recipe
 from internvideo.recipe import read_recipe, shipped_recipes
 
-PREFIX = "benchmarks/"
-RECIPES = {
-    name.removeprefix(PREFIX): path.read_text(encoding="utf-8")
-    for name, path in shipped_recipes().items()
-    if name.startswith(PREFIX)
-}
 MISSING = {
     "ego4d_nlq",
 }
@@ -177,42 +171,6 @@ def test_a_row_of_the_retrieval_table(name: str) -> None:
 
 # --- dry runs ---------------------------------------------------------------------------------------------------------
 
-ANNOTATIONS = GOLDENS / "tasks" / "annotations"
-SAMPLES: dict[str, str] = {
-    "activitynet": "activitynet_v1_3",
-    "activitynet_segments": "activitynet_v1_3",
-    "hacs_segments": "hacs",
-    "ava": "ava_v2_2",
-    "ucf101_hmdb51": ".",
-    "r2r_ce": "r2r_vlnce",
-    "ucf101_mit": ".",
-    **{f"zero_shot_{name}": name for name in ("msrvtt", "msvd", "lsmdc", "activitynet_captions", "didemo", "vatex")},
-}
-"""Benchmark -> folder of its annotation sample, where it has another name."""
-
-ENCODER = {"image_size": 32, "patch_size": 8, "width": 32, "depth": 3, "heads": 2, "frames": 4}
-DETECTOR = {"input_width": 4, "width": 16, "heads": 2, "windows": [5], "max_length": 32, "branch_layers": 2,
-            "ranges": [[0, 4], [4, 8], [8, 10000]], "stem_layers": 1, "embedding_layers": 1}  # fmt: skip
-CLIPS: dict[str, object] = {"sampling.frames": 4, "augment.size": 32}
-SMALL: dict[str, tuple[dict[str, Any], dict[str, object]]] = {
-    "supervised": ({**ENCODER, "global_layers": [1, 2]}, CLIPS),
-    "open_set": (ENCODER, CLIPS),
-    "regions": (ENCODER, {**CLIPS, "key_frames.short": 36, "key_frames.longest": 48}),
-    "anticipation": (ENCODER, {**CLIPS, "key_frames.short": 36, "key_frames.longest": 48}),
-    "hands": ({**ENCODER, "global_layers": [1, 2]}, CLIPS),
-    "localisation": (DETECTOR, {}),
-}
-"""Stage -> overrides of the model, and of the data, that make its recipes small."""
-
-
-def small(stage: str) -> tuple[dict[str, Any], dict[str, object]]:
-    """SMALL, and of other stages what their recipe for the sample world has."""
-    if stage in SMALL:
-        return SMALL[stage]
-    sample = read_recipe(f"sample/{stage}")
-    data: dict[str, object] = {"sampling.frames": sample.data.sampling.frames, "augment.size": sample.data.augment.size}
-    return sample.model.overrides, data
-
 
 @cache
 def _video(folder: Path) -> Path:
@@ -223,7 +181,7 @@ def _video(folder: Path) -> Path:
 
 def prepared(name: str, folder: Path) -> Manifest:
     """The sample of official annotations with a video under every name, through `internvideo prepare`."""
-    sample = ANNOTATIONS / SAMPLES.get(name, name)
+    sample = sample_of(name)
     made = prepare(name, sample, folder / "names")
     split = min(made.splits, key=lambda one: ("train" not in one, "val" not in one, one))
     videos = folder / "videos"
@@ -256,27 +214,11 @@ def features(manifest: Manifest, folder: Path) -> Path:
 def changes(name: str, folder: Path) -> list[str]:
     """What makes a recipe small enough to run here, on the sample of its benchmark."""
     recipe = read_recipe(PREFIX + name)
-    model, data = small(recipe.stage)
-    if recipe.stage == "navigation":  # no videos: the agent walks, here over a floor without end
-        given = {"train": ANNOTATIONS / SAMPLES[name], "split": "val_unseen", "loader.batch_size": 1}
-        given["world.opener"] = "empty_habitat:open_scene"
-        overrides = [f"model.overrides.{key}={json.dumps(value)}" for key, value in model.items()]
-        return overrides + [f"data.{key}={value}" for key, value in given.items()]
+    if recipe.stage == "navigation":
+        return shrunk(name, sample_of(name), None)
     manifest = prepared(name, folder)
-    source = manifest.source
-    if recipe.model.name.endswith("-ssv2"):
-        model = {**model, "global_heads": 2}
-    if recipe.stage == "localisation":
-        source = features(manifest, folder / "features")
-        data = {"features.resized": 32} if recipe.data.features.resized else {}
-    elif "classes" in recipe.model.overrides:
-        model = {**model, "classes": len(manifest.classes)}
-    given = {**data, "train": source, "loader.batch_size": 1, "loader.workers": 0, "loader.cache_megabytes": 0}
-    if recipe.data.split is not None:
-        given["split"] = manifest.rows[0].split  # some samples hold one split alone
-    return [f"model.overrides.{key}={value}" for key, value in model.items()] + [
-        f"data.{key}={value}" for key, value in given.items()
-    ]
+    detects = recipe.stage == "localisation"
+    return shrunk(name, features(manifest, folder / "features") if detects else manifest.source, manifest)
 
 
 @pytest.mark.parity

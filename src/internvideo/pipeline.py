@@ -84,7 +84,7 @@ def run_recipe(recipe: Recipe, folder: Path, *, device: str = "auto", title: str
             if initial:
                 mixed = interpolate_weights(initial, job.model.state_dict(), recipe.initial_share)
                 load_state(job.model, mixed, where=result.checkpoint)
-            save_model(target, job.model, _metadata(recipe, job))
+            save_trained(target, job)
     return target
 
 
@@ -92,9 +92,12 @@ def _facts(job: Job) -> dict[str, object]:
     return {"training_rows": job.fingerprint, **({"head": list(job.head)} if job.head else {})}
 
 
-def _metadata(recipe: Recipe, job: Job) -> dict[str, str]:
-    told = {"recipe": json.dumps(recipe.resolved()), "classes": json.dumps(job.classes)}
-    return {**told, "context": json.dumps(dict(job.context))} if job.context else told
+def save_trained(path: Path, job: Job) -> None:
+    """Write the job's model, as it is, with all that `load_trained` needs. Raises RunError."""
+    told = {"recipe": json.dumps(job.recipe.resolved()), "classes": json.dumps(job.classes)}
+    if job.context:
+        told["context"] = json.dumps(dict(job.context))
+    save_model(path, job.model, told)
 
 
 @dataclass(frozen=True)
