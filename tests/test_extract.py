@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
 
 from internvideo.apps.claims import Claims
 from internvideo.apps.extract import ExtractSettings, extract, plan
@@ -143,6 +144,89 @@ def test_scores_are_probabilities_and_unknown_layers_are_refused() -> None:
     for wrong in ("3", "0", "-3", "last"):
         with pytest.raises(RecipeError, match="layer"):
             clip_encoder(model, wrong)
+
+
+def picture_model(name: str) -> tuple[VideoModel, Tensor]:
+    """A model of 32 px with 4 x 4 tokens a frame, and clips for it."""
+    torch.manual_seed(0)
+    sizes: dict[str, object] = {"image_size": 32, "patch_size": 8, "frames": 4, "width": 16, "heads": 2, "classes": 3}
+    if name == "uniformerv2-b16":
+        sizes |= {"depth": 2, "heads": 2, "global_layers": [0, 1], "global_heads": 2, "local_blocks": 1}
+        sizes |= {"mlp_factor": 2.0, "temporal_downsample": False}
+    else:
+        sizes["depth"] = 2
+    module = create_model(name, sizes)
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.add_(torch.randn(parameter.shape) * 0.1)
+    clips = torch.randint(0, 256, (3, 3, 4, 32, 32), dtype=torch.uint8)
+    return VideoModel(name, module, preprocessing=Preprocessing(4, 32, short_side=32)), clips
+
+
+def tokens_with_places(model: VideoModel, clips: Tensor) -> Tensor:
+    """The last layer's tokens (B, T, 4, 4, D), by the layout that each model documents."""
+    tokens = model.tokens(clips)
+    if model.name == "uniformerv2-b16":
+        return tokens.reshape(3, 4, 17, 16)[:, :, 1:].reshape(3, 4, 4, 4, 16)  # the class token is the first of a frame
+    return tokens.reshape(3, 2, 4, 4, 16)
+
+
+@pytest.mark.parametrize("name", ["videomae-s-classifier", "uniformerv2-b16"])
+@pytest.mark.parametrize("grid", [2, 4])
+def test_a_grid_keeps_where_things_are(name: str, grid: int) -> None:
+    model, clips = picture_model(name)
+    found = clip_encoder(model, "-1", grid)(clips)
+    places, side = tokens_with_places(model, clips), 4 // grid
+    cells = [
+        places[:, :, row * side : (row + 1) * side, column * side : (column + 1) * side].mean(dim=(1, 2, 3))
+        for row in range(grid)
+        for column in range(grid)
+    ]
+    assert found.shape == (3, grid * grid * 16)
+    torch.testing.assert_close(found, torch.cat(cells, dim=1))
+
+
+def test_a_detector_of_actions_in_boxes_gives_features_of_any_layer_and_frame() -> None:
+    module = picture_model("action-detector-s")[0].module
+    model = VideoModel("action-detector-s", module, preprocessing=Preprocessing(4, 48, short_side=48))
+    clips = torch.randint(0, 256, (2, 3, 4, 48, 48), dtype=torch.uint8)
+    with torch.no_grad():
+        blocks = module.norm  # the layer's output comes before it
+        places = clip_encoder(model, "-1", 3)(clips).reshape(2, 9, 16)
+        whole = module.tokens(module.normalise(clips))
+    assert (model.classes, model.width) == ((), 16)
+    torch.testing.assert_close(model.encode_clips(clips), whole.mean(dim=(1, 2, 3)))
+    seen: list[Tensor] = []
+    hook = module.blocks[-1].register_forward_hook(lambda block, inputs, output: seen.append(output))
+    with torch.no_grad():
+        module.tokens(module.normalise(clips))
+    hook.remove()
+    torch.testing.assert_close(blocks(seen[0]).view(2, 2, 6, 6, 16), whole)
+    cell = seen[0].view(2, 2, 6, 6, 16)[:, :, 2:4, 4:6].mean(dim=(1, 2, 3))
+    torch.testing.assert_close(places[:, 5], cell)
+
+
+def test_a_grid_that_does_not_fit_is_refused() -> None:
+    model, clips = picture_model("videomae-s-classifier")
+    for layer in ("pooled", "scores"):
+        with pytest.raises(RecipeError, match="grid"):
+            clip_encoder(model, layer, 2)
+    with pytest.raises(RecipeError, match="grid"):
+        clip_encoder(model, "-1", 0)
+    with pytest.raises(RecipeError, match="at most 4"):
+        clip_encoder(model, "-1", 5)(clips)
+
+
+def test_the_index_tells_the_grid_and_folders_without_one_go_on(videos: Path, tmp_path: Path) -> None:
+    items, _ = find_items([videos])
+    extract(items, small_model(), tmp_path / "out", ExtractSettings(RULE, "-1", grid=2))
+    index = json.loads((tmp_path / "out" / "index.json").read_text())
+    assert index["protocol"]["grid"] == 2
+    assert np.load(tmp_path / "out" / "v0.npy").shape[1] == 4 * 8
+    with pytest.raises(RunError, match="grid"):
+        extract(items, small_model(), tmp_path / "out", ExtractSettings(RULE, "-1"))
+    extract(items, small_model(), tmp_path / "plain", ExtractSettings(RULE, "-1"))
+    assert "grid" not in json.loads((tmp_path / "plain" / "index.json").read_text())["protocol"]
 
 
 # --- going on --------------------------------------------------------------------------------------------------------

@@ -37,7 +37,7 @@ class ExtractSettings:
     """How videos become features.
 
     Attributes:
-        rule: windows and rate. layer: see `clip_encoder`.
+        rule: windows and rate. layer, grid: see `clip_encoder`.
         batch_size: windows at once. workers: processes that decode; 0 decodes in this one.
 
     Raises:
@@ -48,9 +48,10 @@ class ExtractSettings:
     layer: str = POOLED
     batch_size: int = 16
     workers: int = 0
+    grid: int = 1
 
     def __post_init__(self) -> None:
-        for name, least in (("batch_size", 1), ("workers", 0)):
+        for name, least in (("batch_size", 1), ("workers", 0), ("grid", 1)):
             if getattr(self, name) < least:
                 raise RecipeError(name, str(getattr(self, name)), f"{least} or more")
 
@@ -83,7 +84,7 @@ def extract(
         RunError: the folder was begun with other settings, a full disk, numbers that are not finite.
     """
     settings = settings or ExtractSettings()
-    encode = clip_encoder(model, settings.layer)
+    encode = clip_encoder(model, settings.layer, settings.grid)
     folder = FeatureFolder(output)
     folder.begin(protocol_of(model, settings), classes, fresh=fresh)
     run = _Run(items, model.preprocessing, encode, settings, folder)
@@ -99,6 +100,7 @@ def extract(
 def protocol_of(model: VideoModel, settings: ExtractSettings) -> dict[str, Any]:
     """How features were made, as plain values."""
     config = model.config
+    cells = {"grid": settings.grid} if settings.grid > 1 else {}  # folders begun before there was a grid go on
     return {
         "model": model.name,
         "weights_sha256": model.metadata.get("weights_sha256") or weights_hash(model.module),
@@ -107,6 +109,7 @@ def protocol_of(model: VideoModel, settings: ExtractSettings) -> dict[str, Any]:
         "preprocessing": config["preprocessing"],
         "precision": model.precision,
         "layer": settings.layer,
+        **cells,
         **asdict(settings.rule),
         "internvideo": __version__,
     }

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from internvideo.apps.preprocessing import Preprocessing
 from internvideo.errors import RecipeError
+from internvideo.models.action_detector import ActionDetector
 from internvideo.models.clip import Clip
 from internvideo.models.cross_model import CrossModel, InteractionConfig
 from internvideo.models.factory import MODELS, differences
@@ -72,7 +73,11 @@ def _classifier_tokens(module: VideoMAEClassifier, clips: Tensor, step: int) -> 
     return run_blocks(module.blocks, module.embed(seen(module, clips)), module.checkpointing)
 
 
-def _masked_clips(module: VideoMAEPretrain | VideoMAEClassifier) -> Preprocessing:
+def _detector_tokens(module: ActionDetector, clips: Tensor, step: int) -> Tensor:
+    return module.tokens(seen(module, clips)).flatten(1, 3)
+
+
+def _masked_clips(module: VideoMAEPretrain | VideoMAEClassifier | ActionDetector) -> Preprocessing:
     """Validation of spec B: the centre clip of stride 4, or sparse middles for Something-Something; OpenCV resize."""
     config = module.config
     sparse = config.classes == SOMETHING_SOMETHING
@@ -174,6 +179,13 @@ FAMILIES: tuple[Family, ...] = (
         _masked_clips,
         classes=lambda m: m.config.classes,
         scores=_scores,
+    ),
+    Family(  # an encoder whose tokens learned from boxes; what is done in a box is `evaluate spatio_temporal`'s
+        ActionDetector,
+        lambda m: m.config.width,
+        lambda m, clips, step: _detector_tokens(m, clips, step).mean(dim=1),
+        _detector_tokens,
+        _masked_clips,
     ),
     Family(
         UniFormerV2,

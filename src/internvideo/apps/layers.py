@@ -1,14 +1,17 @@
-"""One vector a clip from any depth of a model: pooled, a layer's mean token, or the classifier's probabilities."""
+"""One vector a clip from any depth of a model: pooled, a layer's tokens averaged, or the classifier's probabilities."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from internvideo.apps.video_model import VideoModel
 from internvideo.errors import RecipeError
-from internvideo.models.videomae import VideoMAEPretrain
+from internvideo.models.uniformerv2 import UniFormerV2
+from internvideo.models.videomae import Trunk, VideoMAEPretrain
 
 POOLED, SCORES = "pooled", "scores"
 
@@ -16,31 +19,34 @@ Encode = Callable[[Tensor], Tensor]
 """Clips (B, 3, T, S, S) -> (B, C) float32 on the CPU."""
 
 
-def clip_encoder(model: VideoModel, layer: str = POOLED) -> Encode:
+def clip_encoder(model: VideoModel, layer: str = POOLED, grid: int = 1) -> Encode:
     """How clips become vectors.
 
     Args:
         model: any that sees videos.
         layer: "pooled", the model's own vector; "scores", the classifier's probabilities; or a number, the mean of all
             tokens behind that transformer layer: 1 is the first, -1 the last.
+        grid: over 1, the tokens of a layer are averaged in each of grid x grid cells of the frame, over time, and the
+            cells laid side by side, row by row: grid * grid * D numbers. Class tokens have no place and are left out.
 
     Raises:
-        RecipeError: no such layer, or a model without layers or a classifier of its own.
+        RecipeError: no such layer, or a model without layers or a classifier of its own; a grid that is finer than the
+            tokens, or without tokens that have places.
     """
+    if grid < 1:
+        raise RecipeError("grid", str(grid), "1 or more")
+    if layer in (POOLED, SCORES) and grid > 1:
+        raise RecipeError("grid", f"{grid} with layer '{layer}', which has no places", "the number of a layer")
     if layer == POOLED:
         return model.encode_clips
     if layer == SCORES:
         if not model.classes:
             raise RecipeError("layer", "scores of a model without a classifier", "pooled or the number of a layer")
         return lambda clips: model.logits(clips).double().softmax(dim=1).float()
-    blocks = _blocks(model)
-    try:
-        number = int(layer)
-    except ValueError:
-        number = 0
-    if not 1 <= abs(number) <= len(blocks):
-        raise RecipeError("layer", f"'{layer}'", f"pooled, scores, 1 to {len(blocks)} or -{len(blocks)} to -1")
-    block = blocks[number - 1 if number > 0 else number]
+    encoder = _encoder(model)
+    block = _block(model, encoder, layer)
+    if grid > 1:
+        _check_places(model, encoder)
 
     def encode(clips: Tensor) -> Tensor:
         def stop(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
@@ -53,24 +59,66 @@ def clip_encoder(model: VideoModel, layer: str = POOLED) -> Encode:
             output: Tensor = reached.args[0]
         finally:
             hook.remove()
+        if grid > 1:
+            return in_cells(_places(encoder, output.float(), len(clips)), grid).cpu()
         tokens = output.reshape(len(clips), -1, output.shape[-1])  # frames of a clip stand one behind the other
         return tokens.float().mean(dim=1).cpu()
 
     return encode
 
 
+def in_cells(tokens: Tensor, grid: int) -> Tensor:
+    """Tokens (B, T, H, W, D) averaged over time and in grid x grid cells of the frame -> (B, grid * grid * D).
+
+    Where H or W is no multiple of the grid, a cell is every token that it touches. Raises RecipeError for a grid that
+    is finer than the tokens.
+    """
+    rows, columns = tokens.shape[2:4]
+    if grid > min(rows, columns):
+        raise RecipeError("grid", str(grid), f"at most {min(rows, columns)}, the tokens along a side of the frame")
+    cells = F.adaptive_avg_pool2d(tokens.mean(dim=1).permute(0, 3, 1, 2), grid)  # (B, D, grid, grid)
+    return cells.permute(0, 2, 3, 1).flatten(1)
+
+
+def _places(encoder: nn.Module, output: Tensor, clips: int) -> Tensor:
+    """A layer's output as tokens with places (B, T, H, W, D), without class tokens; frames are square."""
+    if isinstance(encoder, UniFormerV2):  # (B * T, 1 + HW, D)
+        patches = output[:, 1:]
+        side = math.isqrt(patches.shape[1])
+        return patches.reshape(clips, -1, side, side, output.shape[-1])
+    slots = encoder.config.grid[0]  # type: ignore[union-attr, index]  # `_check_places` lets a Trunk pass alone
+    side = math.isqrt(output.shape[1] // slots)
+    return output.reshape(clips, slots, side, side, output.shape[-1])
+
+
+def _check_places(model: VideoModel, encoder: nn.Module) -> None:
+    if not isinstance(encoder, UniFormerV2 | Trunk):
+        raise RecipeError("grid", f"the tokens of {model.name} are not laid out by frame", "1")
+
+
 class _Reached(Exception):  # noqa: N818  # no error: the layers above need not run
     """A layer's output."""
 
 
-def _blocks(model: VideoModel) -> nn.ModuleList:
-    """The transformer layers that every token of a clip goes through."""
+def _encoder(model: VideoModel) -> nn.Module:
+    """The part of a model whose layers see the clip."""
     module: nn.Module = model.module
     if isinstance(module, VideoMAEPretrain):
         module = module.encoder
     inner = getattr(module, "model", module)
-    visual = getattr(inner, "visual", inner)
-    blocks = getattr(visual, "blocks", None)  # an interaction of two encoders has none of its own
-    if not isinstance(blocks, nn.ModuleList) or len(getattr(visual, "local2", ())):
+    visual: nn.Module = getattr(inner, "visual", inner)
+    return visual
+
+
+def _block(model: VideoModel, encoder: nn.Module, layer: str) -> nn.Module:
+    """A transformer layer that every token of a clip goes through."""
+    blocks = getattr(encoder, "blocks", None)  # an interaction of two encoders has none of its own
+    if not isinstance(blocks, nn.ModuleList) or len(getattr(encoder, "local2", ())):
         raise RecipeError("layer", f"the layers of {model.name} cannot be told apart", "pooled")
-    return blocks
+    try:
+        number = int(layer)
+    except ValueError:
+        number = 0
+    if not 1 <= abs(number) <= len(blocks):
+        raise RecipeError("layer", f"'{layer}'", f"pooled, scores, 1 to {len(blocks)} or -{len(blocks)} to -1")
+    return blocks[number - 1 if number > 0 else number]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -67,7 +67,7 @@ def check_pair(model: VideoModel, detector: Detector) -> ExtractSettings:
         found = f"{model.name} {ours[:12]}"
         raise RecipeError("encoder", found, f"{made.get('model')} {theirs[:12]}, whose features the detector knows")
     rule = WindowRule(int(made["window"]), int(made["stride"]), made.get("fps"))
-    return ExtractSettings(rule, str(made.get("layer", POOLED)))
+    return ExtractSettings(rule, str(made.get("layer", POOLED)), grid=int(made.get("grid", 1)))
 
 
 def localize(
@@ -90,8 +90,7 @@ def localize(
     Raises:
         VideoError: a video that cannot be read. RecipeError: an encoder and a detector that do not belong together.
     """
-    settings = check_pair(model, detector)
-    settings = ExtractSettings(settings.rule, settings.layer, batch_size)
+    settings = replace(check_pair(model, detector), batch_size=batch_size)
     recipe = detector.trained.recipe
     classes, scores = detector.trained.classes, None
     if detector.model.config.classes == 1 and len(classes) > 1:

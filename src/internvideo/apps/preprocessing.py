@@ -196,7 +196,7 @@ class Preprocessing:
         single = data.loader.single_frame
         return cls(
             frames=1 if single else len(range(0, sampled, step)),
-            size=data.augment.size,
+            size=data.key_frames.short if recipe.stage == "regions" else data.augment.size,
             sampler=kind,
             style="pil_bicubic" if data.augment.bicubic else "pil",
             resize=data.augment.test_resize,

@@ -25,6 +25,10 @@ def extract(
     layer: Annotated[
         str, typer.Option(help="pooled, the number of a layer (mean of its tokens; -1 the last), or scores.")
     ] = "pooled",
+    grid: Annotated[
+        int,
+        typer.Option(min=1, help="Keep where things are: tokens of --layer averaged in N x N cells, side by side."),
+    ] = 1,
     recursive: Annotated[bool, typer.Option("--recursive", "-r", help="Also the folders inside folders.")] = False,
     batch_size: Annotated[int, typer.Option(min=1, help="Windows at once.")] = 16,
     workers: Annotated[int, typer.Option(min=0, help="Processes that decode; 0 decodes beside the model.")] = 0,
@@ -45,7 +49,7 @@ def extract(
     from internvideo.apps.frame_grid import WindowRule
 
     rule = WindowRule(window, stride, fps)
-    settings = ExtractSettings(rule, layer, batch_size, workers)
+    settings = ExtractSettings(rule, layer, batch_size, workers, grid)
     items, classes = find_items(inputs, recursive=recursive)
     if dry_run:
         for line in plan(items, output, rule, fresh=fresh):
