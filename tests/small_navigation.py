@@ -83,7 +83,7 @@ def episode_batch(count: int) -> NavigationBatch:
 
 def panorama_loader(count: int, batch_size: int) -> PanoramaLoader:
     settings = WorldSettings(panoramas=count, walk=2)
-    return PanoramaLoader(episodes(8), house_world(), settings, FRAMES, LoaderSettings(batch_size=batch_size))
+    return PanoramaLoader(episodes(8), house_world(), settings, FRAMES, SIZE, LoaderSettings(batch_size=batch_size))
 
 
 def panorama_batch(count: int) -> PanoramaBatch:

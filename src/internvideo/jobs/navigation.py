@@ -41,7 +41,14 @@ def prepare(recipe: Recipe, *, rank: int, world_size: int, skipped: Path | None)
             raise RecipeError("data.world.kind", data.world.kind, "embedded, for the stage waypoints")
         frames = model.config.video.frames
         loader: object = PanoramaLoader(
-            episodes, world, data.world, frames, data.loader, rank=rank, world_size=world_size
+            episodes,
+            world,
+            data.world,
+            frames,
+            model.config.image.image_size,
+            data.loader,
+            rank=rank,
+            world_size=world_size,
         )
     else:
         most = min(data.world.words, planner.words)

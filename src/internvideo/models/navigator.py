@@ -150,14 +150,14 @@ class Navigator(nn.Module):
         """The parts that do not learn from instructions."""
         return (self.image, self.video, self.depth, self.waypoints)
 
-    def see_images(self, pictures: Tensor) -> Tensor:
-        """(B, 12, S, S, 3) uint8 -> (B, 12, E)."""
-        return self.image(self.normalise(pictures.permute(0, 4, 1, 2, 3)))  # type: ignore[no-any-return]  # untyped call
+    def image_features(self, pictures: Tensor) -> Tensor:
+        """(N, S, S, 3) uint8 -> (N, E)."""
+        video = self.normalise(pictures.permute(0, 3, 1, 2)[:, :, None])
+        return self.image(video)[:, 0]  # type: ignore[no-any-return]  # nn.Module.__call__ is untyped
 
-    def see_clips(self, pictures: Tensor) -> Tensor:
-        """(B, T, 12, S, S, 3) uint8, the newest last -> (B, 12, V)."""
-        clips = pictures.permute(0, 2, 5, 1, 3, 4).flatten(0, 1)
-        return self.video.features(self.video.normalise(clips)).view(len(pictures), VIEWS, -1)
+    def clip_features(self, clips: Tensor) -> Tensor:
+        """(N, T, S, S, 3) uint8, the newest last -> (N, V)."""
+        return self.video.features(self.video.normalise(clips.permute(0, 4, 1, 2, 3)))
 
     def see(self, pictures: Tensor, depth: Tensor) -> Seen:
         """All features of panoramas.
@@ -166,9 +166,9 @@ class Navigator(nn.Module):
             pictures: (B, T, 12, S, S, 3) uint8, the newest last; with T = 1 the video feature is left out, as zeros.
             depth: (B, 12, S', S') float.
         """
-        image = self.see_images(pictures[:, -1])
+        image = self.image_features(pictures[:, -1].flatten(0, 1)).view(len(pictures), VIEWS, -1)
         if pictures.shape[1] > 1:
-            video = self.see_clips(pictures)
+            video = self.clip_features(pictures.transpose(1, 2).flatten(0, 1)).view(len(pictures), VIEWS, -1)
         else:
             video = image.new_zeros(*image.shape[:2], self.config.video.width)
         return Seen(image, video, self.depth(depth))

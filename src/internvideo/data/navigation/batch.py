@@ -1,6 +1,6 @@
 """Batches of navigation: episodes with worlds to walk in, and panoramas with what an agent's eyes should see.
 
-Shapes: B batch, T pictures of a direction, 12 views, S side, L words, A = 120 angles and R = 12 distances of waypoints.
+Shapes: B batch, C clips, T pictures of a direction, 12 views, S side, L words, 120 angles and 12 distances of waypoints.
 """
 
 from __future__ import annotations
@@ -45,19 +45,19 @@ class NavigationBatch:
 
 @dataclass(frozen=True)
 class PanoramaBatch:
-    """B panoramas at the end of short walks, and what is true of them.
+    """B panoramas of depth and C clips at the ends of short walks, and what is true of them.
 
     Attributes:
-        pictures: (B, T, 12, S, S, 3) uint8, the newest last. depth: (B, 12, S', S') float32 in 0..1.
-        heat: (B, 120, 12) float32, where one can walk to, summing to 1 each.
-        things: (B, 12, K) float32, 1 for each kind of thing in the middle of a view.
-        motions: (B, 12, M) float32, 1 for each kind of motion there.
+        depth: (B, 12, S', S') float32 in 0..1. heat: (B, 120, 12) float32, where one can walk to, summing to 1 each.
+        clips: (C, T, S, S, 3) uint8, what was seen in one direction, the newest last.
+        things: (C, K) float32, 1 for each kind of thing in the middle of the newest picture.
+        motions: (C, M) float32, 1 for each kind of motion there.
         ids: B names.
     """
 
-    pictures: Tensor
     depth: Tensor
     heat: Tensor
+    clips: Tensor
     things: Tensor
     motions: Tensor
     ids: tuple[str, ...]
@@ -74,4 +74,4 @@ class PanoramaBatch:
         return replace(self, **{name: getattr(self, name).pin_memory() for name in _TENSORS})
 
 
-_TENSORS = ("pictures", "depth", "heat", "things", "motions")
+_TENSORS = ("depth", "heat", "clips", "things", "motions")

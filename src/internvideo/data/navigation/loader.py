@@ -10,7 +10,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from internvideo.data.loader import LoaderSettings
 from internvideo.data.navigation.batch import NavigationBatch, PanoramaBatch
@@ -18,7 +17,7 @@ from internvideo.data.navigation.habitat import Habitat
 from internvideo.data.navigation.miniworld import MiniWorld
 from internvideo.data.navigation.protocol import Episode, NavEnv
 from internvideo.data.navigation.settings import WorldSettings
-from internvideo.data.navigation.walks import Panorama, panoramas
+from internvideo.data.navigation.walks import Glance, glances
 from internvideo.data.navigation.words import Words
 from internvideo.data.navigation.world import World
 from internvideo.errors import RecipeError
@@ -88,11 +87,11 @@ class EpisodeLoader:
 
 
 class PanoramaLoader:
-    """Batches of panoramas from random walks through the embedded world, drawn once.
+    """Batches of panoramas and clips from random walks through the embedded world, drawn once.
 
     Args:
         episodes: where walks start, in turn. world: the embedded one. settings: how many panoramas and how long walks.
-        frames: pictures of a direction. loader, rank, world_size: as in `EpisodeLoader`.
+        frames, size: pictures of a clip and their side. loader, rank, world_size: as in `EpisodeLoader`.
     """
 
     def __init__(
@@ -101,14 +100,16 @@ class PanoramaLoader:
         world: World,
         settings: WorldSettings,
         frames: int,
+        size: int,
         loader: LoaderSettings,
         *,
         rank: int = 0,
         world_size: int = 1,
     ) -> None:
-        self.episodes, self.world, self.settings, self.frames, self.loader = episodes, world, settings, frames, loader
+        self.episodes, self.world, self.settings, self.loader = episodes, world, settings, loader
+        self.frames, self.size = frames, size
         self.rank, self.world_size, self.waited = rank, world_size, 0.0
-        self._drawn: list[Panorama] = []
+        self._drawn: list[Glance] = []
 
     def __len__(self) -> int:
         """Whole batches of an epoch on this process."""
@@ -124,25 +125,22 @@ class PanoramaLoader:
         for number in range(start, len(self)):
             first = (number * self.world_size + self.rank) * size
             chosen = [drawn[index] for index in order[first : first + size]]
-
-            def stacked(name: str, rows: Sequence[Panorama] = chosen) -> Tensor:
-                return torch.stack([getattr(row, name) for row in rows])
-
             yield PanoramaBatch(
-                pictures=stacked("pictures"),
-                depth=stacked("depth"),
-                heat=stacked("heat"),
-                things=stacked("things"),
-                motions=stacked("motions"),
-                ids=tuple(row.id for row in chosen),
+                depth=torch.stack([one.depth for one in chosen]),
+                heat=torch.stack([one.heat for one in chosen]),
+                clips=torch.cat([one.clips for one in chosen]),
+                things=torch.cat([one.things for one in chosen]),
+                motions=torch.cat([one.motions for one in chosen]),
+                ids=tuple(one.id for one in chosen),
             )
 
-    def _draw(self) -> list[Panorama]:
-        number = 0
-        while len(self._drawn) < self.settings.panoramas:
+    def _draw(self) -> list[Glance]:
+        settings, number = self.settings, 0
+        while len(self._drawn) < settings.panoramas:
             episode = self.episodes[number % len(self.episodes)]
-            count = min(self.settings.walk, self.settings.panoramas - len(self._drawn))
-            self._drawn += panoramas(self.world, episode, count, self.frames, self.loader.seed + number)
+            count = min(settings.walk, settings.panoramas - len(self._drawn))
+            seed = self.loader.seed + number
+            self._drawn += glances(self.world, episode, count, self.frames, settings.clips, self.size, seed)
             number += 1
         return self._drawn
 

@@ -110,19 +110,24 @@ def in_views(world: World, pose: Pose) -> tuple[NDArray[np.float32], NDArray[np.
 
 
 @dataclass(frozen=True)
-class Panorama:
-    """One sample of `PanoramaBatch`, without the batch."""
+class Glance:
+    """One panorama of `PanoramaBatch` and the clips of some of its directions."""
 
-    pictures: Tensor
     depth: Tensor
     heat: Tensor
+    clips: Tensor
     things: Tensor
     motions: Tensor
     id: str
 
 
-def panoramas(world: World, episode: Episode, count: int, frames: int, seed: int) -> list[Panorama]:
-    """`count` panoramas at the ends of steps of a random walk from the start of an episode."""
+def glances(world: World, episode: Episode, count: int, frames: int, clips: int, size: int, seed: int) -> list[Glance]:
+    """`count` panoramas at the ends of steps of a random walk from the start of an episode.
+
+    Args:
+        frames: T. clips: directions that are also seen as clips, those with landmarks in their middle first.
+        size: S.
+    """
     rng = np.random.default_rng([seed, 0x77616C6B])
     trail = [(world.reset(episode), world.time)]
     made = []
@@ -131,18 +136,31 @@ def panoramas(world: World, episode: Episode, count: int, frames: int, seed: int
         if not places:
             break
         angle, distance = places[int(rng.integers(len(places)))]
-        turn = -angle * (2 * math.pi / ANGLES)
-        walked = world.step(turn, (int(rng.integers(distance + 1)) + 1) * STEP)
+        walked = world.step(-angle * (2 * math.pi / ANGLES), (int(rng.integers(distance + 1)) + 1) * STEP)
         trail += zip(walked.poses, walked.times, strict=True)
-        last = trail[-frames:]
-        seen = {at: world.observe(*at) for at in dict.fromkeys(last)}
-        pictures = [seen[at].rgb for at in (*(last[:1] * (frames - len(last))), *last)]
         things, motions = in_views(world, world.pose)
+        landmarks = things[:, : len(SHAPES) * len(COLOURS)].any(axis=1)
+        order = np.argsort(-(2.0 * landmarks + things.any(axis=1) + rng.random(VIEWS)))[:clips]
+        last = trail[-frames:]
+        seen = _clips(world, [*(last[:1] * (frames - len(last))), *last], order, size)
         heat = heat_map(open_places(open_lengths(world, world.pose)))
         made.append(
-            Panorama(
-                torch.from_numpy(np.stack(pictures)), torch.from_numpy(seen[trail[-1]].depth), torch.from_numpy(heat),
-                torch.from_numpy(things), torch.from_numpy(motions), f"{episode.id}-{number}",
+            Glance(
+                depth=torch.from_numpy(world.observe().depth),
+                heat=torch.from_numpy(heat),
+                clips=torch.from_numpy(seen),
+                things=torch.from_numpy(things[order]),
+                motions=torch.from_numpy(motions[order]),
+                id=f"{episode.id}-{number}",
             )
-        )  # fmt: skip
+        )
     return made
+
+
+def _clips(world: World, look: Sequence[tuple[Pose, int]], views: NDArray[np.intp], size: int) -> NDArray[np.uint8]:
+    """(C, T, S, S, 3): some directions of the panoramas from several poses."""
+    pictures = []
+    for pose, tick in look:
+        headings = pose.heading + views * (2 * math.pi / VIEWS)
+        pictures.append(world.house.camera.views(pose, headings, tick, size)[0])
+    return np.stack(pictures, axis=1)
