@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from internvideo.data.box_transforms import BoxedTransform, fitted_size, shift_colour
+from internvideo.data.box_transforms import BoxedTransform, fitted_size, shift_colour, square_around
 from internvideo.data.key_frames import (
     ClipForm,
     KeyFrame,
@@ -137,6 +137,52 @@ def test_the_whole_frame_in_testing_and_padding_in_training() -> None:
     made = narrow.train(clip, box, np.random.RandomState(0))
     assert made.clip.shape == (3, 2, 24, 24)
     assert (made.clip[:, :, 20:] == 0).all()
+
+
+@pytest.mark.parametrize(
+    ("box", "expected"),
+    [
+        ((20, 10, 30, 14), (15, 2, 20)),  # twice the longer side around the middle (25, 12)
+        ((0, 0, 10, 10), (0, 0, 20)),  # pushed into the frame
+        ((38, 22, 48, 32), (28, 12, 20)),
+        ((1, 1, 2, 2), (0, 0, 8)),  # never below the least
+        ((0, 0, 48, 32), (8, 0, 32)),  # never wider than the frame's shorter side
+    ],
+)
+def test_a_square_around_a_box(box: tuple[float, ...], expected: tuple[int, int, int]) -> None:
+    assert tuple(square_around(box, (32, 48), 2.0)) == expected
+
+
+@pytest.mark.parametrize("seed", [None, 0, 1, 2])
+def test_a_clip_around_every_box_shows_what_is_in_it(seed: int | None) -> None:
+    clip = torch.zeros(2, 40, 60, 3, dtype=torch.uint8)
+    clip[:, 4:12, 4:12, 0], clip[:, 20:32, 40:48, 1] = 255, 255
+    boxes = torch.tensor([[4 / 60, 4 / 40, 12 / 60, 12 / 40], [40 / 60, 20 / 40, 48 / 60, 32 / 40]])
+    transform = BoxedTransform(size=32, flip=True, hue=0, saturation=0, value=0, around=1.5)
+    rng = None if seed is None else np.random.RandomState(seed)
+    made = transform.each(clip, boxes, rng)
+    assert [piece.kept.tolist() for piece in made] == [[0], [1]]
+    for colour, piece in enumerate(made):
+        assert piece.clip.shape == (3, 2, 32, 32)
+        lit = (piece.clip[colour, 0] > 127).nonzero().float()
+        low, high = lit.amin(dim=0), lit.amax(dim=0) + 1
+        seen = torch.stack([low[1], low[0], high[1], high[0]])
+        torch.testing.assert_close(piece.boxes[0], seen, rtol=0, atol=1.5)
+        assert piece.clip[1 - colour].max() < 50, "the other one is not seen"
+
+
+def test_a_key_frame_becomes_as_many_clips_as_boxes(tmp_path: Path) -> None:
+    manifest = world(tmp_path)
+    form = ClipForm(4, 2, BoxedTransform(size=16, hue=0, saturation=0, value=0, around=2.0), 2)
+    (batch,) = KeyFrameLoader(manifest, form, LoaderSettings(batch_size=4, shuffle=False)).epoch(0)
+    # One box at .5 s and two at 1.5 s, in both videos.
+    assert batch.video.shape == (6, 3, 4, 16, 16)
+    assert batch.clip.tolist() == [0, 1, 2, 3, 4, 5]
+    assert batch.ids == ("v0@0.5", "v0@1.5", "v0@1.5", "v1@0.5", "v1@1.5", "v1@1.5")
+    assert batch.targets.tolist() == [[1, 0], [1, 1], [0, 0]] * 2
+    views = KeyFrameViews(manifest, key_frames(manifest), form, SETTINGS)
+    tested = [(index, part.video.shape[0], part.clip.tolist()) for (index,), part in views]
+    assert tested == [(0, 1, [0]), (1, 2, [0, 1]), (2, 1, [0]), (3, 2, [0, 1])]
 
 
 def test_colour() -> None:

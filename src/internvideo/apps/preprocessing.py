@@ -193,10 +193,11 @@ class Preprocessing:
         # Clips of one frame a second differ in length; here they are spread over the video, always T frames.
         kind = "linspace" if data.sampling.kind == "one_per_second" else data.sampling.kind
         sampled = data.sampling.frames
+        whole_frames = recipe.stage == "regions" and data.key_frames.around is None
         single = data.loader.single_frame
         return cls(
             frames=1 if single else len(range(0, sampled, step)),
-            size=data.key_frames.short if recipe.stage == "regions" else data.augment.size,
+            size=data.key_frames.short if whole_frames else data.augment.size,
             sampler=kind,
             style="pil_bicubic" if data.augment.bicubic else "pil",
             resize=data.augment.test_resize,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -10,6 +11,20 @@ import torch
 from torch import Tensor
 
 from internvideo.data.resize import channels_first, resize_fast
+
+LEAST = 8
+"""Pixels of the smallest square around a box."""
+
+SHIFT, ZOOM = 0.1, (0.85, 1.2)
+"""Training: a square around a box is moved by up to so much of its width, and so much wider at the least and most."""
+
+
+class Square(NamedTuple):
+    """A square of a frame in pixels."""
+
+    left: int
+    top: int
+    width: int
 
 
 class Boxed(NamedTuple):
@@ -24,6 +39,26 @@ def fitted_size(height: int, width: int, short: int, longest: int) -> tuple[int,
     """(height, width) with the shorter side `short`, unless the longer one would then exceed `longest`."""
     scale = min(short / min(height, width), longest / max(height, width))
     return max(round(height * scale), 1), max(round(width * scale), 1)
+
+
+def square_around(box: Sequence[float], size: tuple[int, int], sides: float, shift: Sequence[float] = (0, 0)) -> Square:
+    """The square around a box, pushed into the frame.
+
+    Args:
+        box: x1, y1, x2, y2 in pixels. size: (height, width) of the frame.
+        sides: how many of the box's longer sides it is wide; at most the frame's shorter side.
+        shift: by how much of its own width it is moved to the right and down.
+
+    Returns:
+        left, top, width in whole pixels.
+    """
+    longer = max(box[2] - box[0], box[3] - box[1])
+    width = min(max(round(longer * sides), LEAST), *size)
+    centre = ((box[0] + box[2]) / 2 + shift[0] * width, (box[1] + box[3]) / 2 + shift[1] * width)
+    left, top = (
+        min(max(round(middle - width / 2), 0), whole - width) for middle, whole in zip(centre, size[::-1], strict=True)
+    )
+    return Square(left, top, width)
 
 
 def shift_colour(clip: Tensor, hue: float, saturation: float, value: float) -> Tensor:
@@ -55,6 +90,7 @@ class BoxedTransform:
         size: S of the training crop; smaller frames are padded with black at the right and below.
         short, longest: sides after resizing. flip: mirror every second clip.
         hue: largest turn in degrees; saturation, value: largest change, of 1.
+        around: a clip for every box instead: the square around it, so many of its longer sides wide, resized to S.
     """
 
     size: int = 224
@@ -64,6 +100,29 @@ class BoxedTransform:
     hue: float = 20.0
     saturation: float = 0.1
     value: float = 0.1
+    around: float | None = None
+
+    def each(self, clip: Tensor, boxes: Tensor, rng: np.random.RandomState | None = None) -> list[Boxed]:
+        """With `around`: (T, H, W, 3) uint8 and boxes (R, 4) as fractions -> R clips (3, T, S, S) of one box each.
+
+        Args:
+            rng: for training, moves and scales the squares, colours and mirrors; None for testing.
+        """
+        sides = self.around or 1.0
+        frames = channels_first(clip)
+        height, width = frames.shape[2:]
+        made = []
+        for index, box in enumerate(boxes * boxes.new_tensor([width, height, width, height])):
+            shift = (0.0, 0.0) if rng is None else rng.uniform(-SHIFT, SHIFT, 2).tolist()
+            zoom = 1.0 if rng is None else float(rng.uniform(*ZOOM))
+            left, top, side = square_around(box.tolist(), (height, width), sides * zoom, shift)
+            seen = frames[:, :, top : top + side, left : left + side].contiguous()
+            video = resize_fast(seen, (self.size, self.size)).permute(1, 0, 2, 3)
+            inside = (box - box.new_tensor([left, top, left, top])).clamp(0, side) * (self.size / side)
+            if rng is not None:
+                video, inside = self._altered(video, inside[None], rng)
+            made.append(Boxed(video.contiguous(), inside.view(1, 4), torch.tensor([index])))
+        return made
 
     def whole(self, clip: Tensor, boxes: Tensor) -> Boxed:
         """For testing: (T, H, W, 3) uint8 and boxes (R, 4) as fractions -> the whole frame."""
@@ -84,6 +143,14 @@ class BoxedTransform:
         boxes = torch.minimum((boxes - boxes.new_tensor([left, top] * 2)).clamp(min=0), seen)
         kept = ((boxes[:, 2] - boxes[:, 0] > 1) & (boxes[:, 3] - boxes[:, 1] > 1)).nonzero()[:, 0]
         boxes = boxes[kept]
+        video, boxes = self._altered(video, boxes, rng)
+        missing = (size - video.shape[-2], size - video.shape[-1])
+        if any(missing):
+            video = torch.nn.functional.pad(video, (0, missing[1], 0, missing[0]))
+        return Boxed(video.contiguous(), boxes, kept)
+
+    def _altered(self, video: Tensor, boxes: Tensor, rng: np.random.RandomState) -> tuple[Tensor, Tensor]:
+        """(3, T, H, W) and its boxes with another colour, and mirrored every second time."""
         if self.hue or self.saturation or self.value:
             hue, saturation, value = rng.uniform(-1, 1, 3) * (self.hue, self.saturation, self.value)
             video = shift_colour(video.transpose(0, 1), hue, saturation, value).transpose(0, 1)
@@ -91,7 +158,4 @@ class BoxedTransform:
             video = video.flip(-1)
             wide = video.shape[-1]
             boxes = torch.stack([wide - boxes[:, 2], boxes[:, 1], wide - boxes[:, 0], boxes[:, 3]], dim=1)
-        missing = (size - video.shape[-2], size - video.shape[-1])
-        if any(missing):
-            video = torch.nn.functional.pad(video, (0, missing[1], 0, missing[0]))
-        return Boxed(video.contiguous(), boxes, kept)
+        return video, boxes

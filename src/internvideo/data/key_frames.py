@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from internvideo.data.batch import RegionBatch
-from internvideo.data.box_transforms import BoxedTransform
+from internvideo.data.box_transforms import Boxed, BoxedTransform
 from internvideo.data.dataset import AUGMENT, ClipReader, EpochPlan, Loaded, Unreadable, random_stream
 from internvideo.data.loader import LoaderSettings, Source
 from internvideo.data.manifest import Manifest
@@ -47,11 +47,15 @@ class KeyFrameSettings(BaseModel):
     longest: int = Field(464, ge=8, description="longer side at most")
     hue: float = Field(20.0, ge=0.0, le=180.0, description="training: largest turn, degrees")
     saturation: float = Field(0.1, ge=0.0, le=1.0, description="training: largest change, as of the value")
+    around: float | None = Field(
+        None, ge=1.0, description="a clip for every box: a square around it, so many of its sides wide, resized to size"
+    )
     candidates: Path | None = Field(None, description="training: boxes of an object detector, JSON: data/objects.py")
 
     def transform(self, size: int, *, flip: bool) -> BoxedTransform:
         """The transform with a training crop of `size`."""
-        return BoxedTransform(size, self.short, self.longest, flip, self.hue, self.saturation, self.saturation)
+        colour = (self.hue, self.saturation, self.saturation)
+        return BoxedTransform(size, self.short, self.longest, flip, *colour, self.around)
 
 
 @dataclass(frozen=True)
@@ -229,6 +233,11 @@ class _Training(Dataset[Loaded]):
                 lost.append(Unreadable(frame.row.id, frame.row.path, str(error)))
                 continue
             rng = random_stream(AUGMENT, self.plan.seed, epoch, index, attempt)
+            if self.form.transform.around is not None:
+                chosen = np.sort(rng.permutation(len(frame.boxes))[:MOST_BOXES])
+                corners = torch.from_numpy(frame.boxes[chosen]).float()
+                pieces = self.form.transform.each(clip, corners, rng)
+                return _pieces(pieces, frame, targets_of(frame, chosen.tolist(), self.form))
             made = self.form.transform.train(clip, torch.from_numpy(frame.boxes).float(), rng)
             kept = made.kept.numpy()[rng.permutation(len(made.kept))[:MOST_BOXES]]
             place_of = {int(box): row for row, box in enumerate(made.kept)}
@@ -248,11 +257,20 @@ def _batch(clip: Tensor, frame: KeyFrame, boxes: Tensor, targets: Tensor) -> Reg
     return RegionBatch(clip[None], (name,), clip=owner, boxes=boxes, targets=targets)
 
 
+def _pieces(pieces: Sequence[Boxed], frame: KeyFrame, targets: Tensor) -> RegionBatch:
+    """A clip for every box of a key frame."""
+    names = (f"{frame.video}@{frame.time:g}",) * len(pieces)
+    boxes = torch.cat([piece.boxes for piece in pieces])
+    clips = torch.stack([piece.clip for piece in pieces])
+    return RegionBatch(clips, names, clip=torch.arange(len(pieces)), boxes=boxes, targets=targets)
+
+
 def _join(parts: Sequence[RegionBatch]) -> RegionBatch:
+    first = np.cumsum([0, *(len(part.video) for part in parts)]).tolist()
     return RegionBatch(
         torch.cat([part.video for part in parts]),
         tuple(name for part in parts for name in part.ids),
-        clip=torch.cat([torch.full((len(part.boxes),), row, dtype=torch.int64) for row, part in enumerate(parts)]),
+        clip=torch.cat([part.clip + start for start, part in zip(first, parts, strict=False)]),
         boxes=torch.cat([part.boxes for part in parts]),
         targets=torch.cat([part.targets for part in parts]),
     )
@@ -319,8 +337,11 @@ class _Testing(Dataset[Loaded]):
             return Loaded(unreadable=(Unreadable(frame.row.id, frame.row.path, str(error)),))
         except InternVideoError as error:
             return Loaded(error=error)
-        made = self.form.transform.whole(clip, torch.from_numpy(frame.boxes).float())
         targets = targets_of(frame, range(len(frame.boxes)), self.form)
+        corners = torch.from_numpy(frame.boxes).float()
+        if self.form.transform.around is not None:
+            return Loaded(_pieces(self.form.transform.each(clip, corners), frame, targets), (index,))
+        made = self.form.transform.whole(clip, corners)
         return Loaded(_batch(made.clip, frame, made.boxes, targets), (index,))
 
 
