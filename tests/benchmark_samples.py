@@ -25,6 +25,7 @@ SAMPLES: dict[str, str] = {
     "hacs_segments": "hacs",
     "ava": "ava_v2_2",
     "ucf101_hmdb51": ".",
+    "ego4d_nlq": "../ego4d_nlq",
     "r2r_ce": "r2r_vlnce",
     "ucf101_mit": ".",
     **{f"zero_shot_{name}": name for name in ("msrvtt", "msvd", "lsmdc", "activitynet_captions", "didemo", "vatex")},
@@ -42,6 +43,7 @@ SMALL: dict[str, tuple[dict[str, Any], dict[str, object]]] = {
     "anticipation": (ENCODER, {**CLIPS, "key_frames.short": 36, "key_frames.longest": 48}),
     "hands": ({**ENCODER, "global_layers": [1, 2]}, CLIPS),
     "localisation": (DETECTOR, {}),
+    "grounding": ({"input_width": 4, "width": 16, "heads": 2, "max_length": 64}, {}),
 }
 """Stage -> overrides of the model, and of the data, that make its recipes small."""
 
@@ -64,7 +66,8 @@ def shrunk(name: str, source: Path, manifest: Manifest | None) -> list[str]:
     """What makes a recipe small enough to run here.
 
     Args:
-        source: what it learns from: a manifest, features, episodes. manifest: its rows, where it has some.
+        source: what it learns from: a manifest (of queries: the folder `features` lies beside it), features, episodes.
+        manifest: its rows, where it has some.
     """
     recipe = read_recipe(PREFIX + name)
     model, data = small(recipe.stage)
@@ -77,6 +80,8 @@ def shrunk(name: str, source: Path, manifest: Manifest | None) -> list[str]:
         model = {**model, "global_heads": 2}
     if recipe.stage == "localisation":
         data = {"features.resized": 32} if recipe.data.features.resized else {}
+    elif recipe.stage == "grounding":
+        data = {"queries.features": source.parent / "features"}
     elif "classes" in recipe.model.overrides:
         model = {**model, "classes": len(manifest.classes)}
     given = {**data, **given, "loader.workers": 0, "loader.cache_megabytes": 0}

@@ -39,7 +39,13 @@ def test_a_shipped_recipe_builds(name: str) -> None:
 @pytest.mark.parametrize("name", SHIPPED)
 def test_clip_and_model_have_the_same_size(name: str) -> None:
     recipe = read_recipe(name)
-    if recipe.stage in ("localisation", "refinement", "waypoints", "navigation"):  # features, worlds: no clips
+    if recipe.stage in (
+        "localisation",
+        "refinement",
+        "grounding",
+        "waypoints",
+        "navigation",
+    ):  # features, worlds: no clips
         return
     with torch.device("meta"):
         model: Any = build_model(recipe, own_classes(recipe))

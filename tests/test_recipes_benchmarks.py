@@ -24,9 +24,7 @@ from internvideo.errors import RecipeError
 from internvideo.pipeline import describe, listing, run_recipe
 from internvideo.recipe import read_recipe, shipped_recipes
 
-MISSING = {
-    "ego4d_nlq",
-}
+MISSING: set[str] = set()
 """Benchmarks without a recipe yet."""
 
 
@@ -196,15 +194,16 @@ def prepared(name: str, folder: Path) -> Manifest:
     return read_manifest(folder / "data" / f"{split}.jsonl")
 
 
-def features(manifest: Manifest, folder: Path) -> Path:
-    """An index as `internvideo extract` writes it, with random features of four channels."""
+def features(manifest: Manifest, folder: Path, *, of_files: bool = False) -> Path:
+    """An index as `internvideo extract` writes it, with random features of four channels, for rows or for files."""
     folder.mkdir()
     database: dict[str, Any] = {}
     for row in manifest.rows:
         duration = float(row.attributes.get("duration", 60.0))
         actions = [{"label": manifest.classes[s.label], "segment": [s.start, s.end]} for s in row.segments]
-        database[row.id] = {"subset": row.split, "fps": 15.0, "duration": duration, "annotations": actions}
-        np.save(folder / f"{row.id}.npy", np.random.default_rng(0).normal(size=(40, 4)).astype(np.float32))
+        name = Path(row.path).stem if of_files else row.id
+        database[name] = {"subset": row.split, "fps": 15.0, "duration": duration, "annotations": actions}
+        np.save(folder / f"{name}.npy", np.random.default_rng(0).normal(size=(40, 4)).astype(np.float32))
     protocol = {"window": 16, "stride": 16, "fps": 15.0}
     index = {"protocol": protocol, "classes": list(manifest.classes), "database": database}
     (folder / "index.json").write_text(json.dumps(index))
@@ -217,6 +216,8 @@ def changes(name: str, folder: Path) -> list[str]:
     if recipe.stage == "navigation":
         return shrunk(name, sample_of(name), None)
     manifest = prepared(name, folder)
+    if recipe.stage == "grounding":
+        features(manifest, manifest.source.parent / "features", of_files=True)
     detects = recipe.stage == "localisation"
     return shrunk(name, features(manifest, folder / "features") if detects else manifest.source, manifest)
 

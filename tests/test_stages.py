@@ -13,12 +13,13 @@ from torch import nn
 
 import small_navigation
 import small_world
-from internvideo.data.batch import Batch, FeatureBatch, HandBatch, ProposalBatch, RegionBatch
+from internvideo.data.batch import Batch, FeatureBatch, HandBatch, ProposalBatch, QueryBatch, RegionBatch
 from internvideo.data.navigation.batch import NavigationBatch, PanoramaBatch
 from internvideo.models.action_detector import ActionDetector
 from internvideo.models.actionformer import ActionFormer, ActionFormerConfig
 from internvideo.models.anticipation import Anticipator
 from internvideo.models.cross_model import CrossModel
+from internvideo.models.grounding import Grounder, GrounderConfig
 from internvideo.models.tcanet import TCANet, TCANetConfig
 from internvideo.models.uniformerv2 import UniFormerV2
 from internvideo.models.video_language import VideoLanguage
@@ -44,6 +45,11 @@ def detector() -> ActionFormer:
 def refiner() -> TCANet:
     torch.manual_seed(0)
     return TCANet(TCANetConfig(8, 8, 2, feed_forward=8, window=3, dropout=0.0, thresholds=(0.3, 0.3, 0.3)))
+
+
+def grounder() -> Grounder:
+    torch.manual_seed(0)
+    return Grounder(GrounderConfig(6, 9, 8, 2, kernel=3, max_length=16, words=8, dropout=0.0))
 
 
 def region_detector() -> ActionDetector:
@@ -95,11 +101,15 @@ def inputs(name: str, count: int) -> Batch | FeatureBatch | NavigationBatch | Pa
         places = torch.rand(count, 5, 2, 2, generator=torch.Generator().manual_seed(2)) * 64
         seen, size = torch.ones(count, 5, 2, dtype=torch.bool), torch.full((count, 2), 64.0)
         return HandBatch(clips.video, clips.ids, positions=places, visible=seen, size=size)
-    if name not in ("localisation", "refinement"):
+    if name not in ("localisation", "refinement", "grounding"):
         return batch(count)
     values = torch.randn(count, 8 if name == "refinement" else 6, 16, generator=torch.Generator().manual_seed(1))
     mask = torch.arange(16)[None].expand(count, 16) < 14
     spans, labels = torch.tensor([[1.0, 4.0], [3.0, 13.5]]), torch.tensor([0, 2])
+    if name == "grounding":
+        ids, labels = tuple(map(str, range(count))), (torch.zeros(1, dtype=torch.int64),) * count
+        words = torch.tensor([[2, 3, 4, 5], [2, 6, 7, 0]]).repeat(-(-count // 2), 1)[:count]
+        return QueryBatch(values, mask, ids, (torch.tensor([[3.0, 9.5]]),) * count, labels, words=words)
     found = (values, mask, tuple(map(str, range(count))), (spans,) * count, (labels,) * count)
     if name == "refinement":
         return ProposalBatch(*found, proposals=(torch.tensor([[1.5, 4.0], [3.0, 12.0], [6.0, 8.0]]),) * count)
@@ -114,6 +124,7 @@ MODELS: dict[str, tuple[Callable[[], nn.Module], ...]] = {
     "open_set": (small_world.masked_classifier, small_world.multimodal_classifier),
     "localisation": (detector,),
     "refinement": (refiner,),
+    "grounding": (grounder,),
     "regions": (region_detector,),
     "anticipation": (anticipator,),
     "hands": (hand_encoder, hand_multimodal_encoder),

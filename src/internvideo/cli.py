@@ -155,6 +155,9 @@ def evaluate(
     class_scores: Annotated[
         Path | None, typer.Option(help="localisation: JSON of whole videos' class scores for class-agnostic segments.")
     ] = None,
+    features: Annotated[
+        Path | None, typer.Option(help="grounding: folder of the videos' features; by default the recipe's.")
+    ] = None,
     proposals: Annotated[
         Path | None, typer.Option(help="refinement: the detections.json of a detector on the same videos.")
     ] = None,
@@ -214,6 +217,7 @@ def evaluate(
         restrict=restrict,
         class_map=class_map,
         proposals=proposals,
+        features=features,
     )
     evaluate_task(task, weights, manifest, output, settings, split=split)
 

@@ -27,6 +27,7 @@ from internvideo.data.loader import LoaderSettings
 from internvideo.data.mixup import Mixup
 from internvideo.data.navigation.settings import WorldSettings
 from internvideo.data.proposals import ProposalSettings
+from internvideo.data.queries import QuerySettings
 from internvideo.data.questions import QuestionSettings
 from internvideo.data.rand_augment import RandAugment
 from internvideo.data.transforms import CropKind, EvalTransform, TrainTransform
@@ -163,6 +164,7 @@ class DataSettings(Settings):
     key_frames: KeyFrameSettings = KeyFrameSettings()
     hands: HandSettings = HandSettings()
     questions: QuestionSettings = QuestionSettings()
+    queries: QuerySettings = QuerySettings()
     world: WorldSettings = WorldSettings()
     loader: LoaderSettings
 

@@ -13,6 +13,7 @@ from internvideo.models.actionformer import ActionFormer
 from internvideo.models.anticipation import Anticipator
 from internvideo.models.clip import Clip
 from internvideo.models.cross_model import CrossModel
+from internvideo.models.grounding import Grounder
 from internvideo.models.heads import VideoQuestionAnswering
 from internvideo.models.navigator import Navigator
 from internvideo.models.tcanet import TCANet
@@ -21,6 +22,7 @@ from internvideo.models.video_language import VideoLanguage
 from internvideo.models.videomae import VideoMAEClassifier, VideoMAEPretrain
 from internvideo.stages.answering import AnsweringSettings, AnsweringStage
 from internvideo.stages.anticipation import AnticipationSettings, AnticipationStage
+from internvideo.stages.grounding import GroundingSettings, GroundingStage
 from internvideo.stages.hands import HandsSettings, HandsStage
 from internvideo.stages.interaction import InteractionSettings, InteractionStage
 from internvideo.stages.localisation import LocalisationSettings, LocalisationStage
@@ -88,6 +90,14 @@ STAGES: dict[str, StageEntry] = {
         LocalisationStage,
         (ActionFormer,),
         heads=("",),
+    ),
+    "grounding": StageEntry(
+        "find in time what a query asks for, on the same features (VSLNet, Ego4D)",
+        GroundingSettings,
+        GroundingStage,
+        (Grounder,),
+        heads=("",),
+        outputs="vocabulary",
     ),
     "refinement": StageEntry(
         "move the ends of a detector's segments and judge them, on the same features (TCANet)",
@@ -159,6 +169,7 @@ TASKS: dict[str, str] = {
     "retrieval": "text to video and video to text: raw, dual softmax and, with a bank, query-bank normalised",
     "localisation": "when which action happens: mAP over tIoU thresholds, recall",
     "refinement": "a detector's segments with better ends: mAP before and after",
+    "grounding": "which part of a video answers a query: R@1 and R@5 at tIoU 0.3 and 0.5 beside baselines",
     "spatio_temporal": "what every person at a key frame does: frame mAP at IoU 0.5",
     "verb_noun": "verbs and nouns of clips: top-1 and top-5 of each",
     "anticipation": "what will be touched next, how and when: top-5 mAP",

@@ -176,3 +176,22 @@ class ProposalBatch(FeatureBatch):
         """Page-locked copy (called by the data loader when it pins)."""
         pinned = tuple(proposal.pin_memory() for proposal in self.proposals)
         return replace(cast(ProposalBatch, super().pin_memory()), proposals=pinned)
+
+
+@dataclass(frozen=True, kw_only=True)
+class QueryBatch(FeatureBatch):
+    """B sequences of features, each with a query; its answer is the one segment, or there is none.
+
+    Attributes:
+        words: (B, L) int64 numbers of the query's words, 0 behind them.
+    """
+
+    words: Tensor
+
+    def to(self, device: torch.device) -> QueryBatch:
+        """Copy the tensors to `device`."""
+        return replace(cast(QueryBatch, super().to(device)), words=self.words.to(device, non_blocking=True))
+
+    def pin_memory(self) -> QueryBatch:
+        """Page-locked copy (called by the data loader when it pins)."""
+        return replace(cast(QueryBatch, super().pin_memory()), words=self.words.pin_memory())

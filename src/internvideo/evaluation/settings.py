@@ -21,6 +21,7 @@ class EvaluationSettings:
         persons: spatio_temporal: boxes of a person detector in place of the annotated ones.
         boxes: anticipation, state_change: boxes of an object detector in place of the annotated ones.
         proposals: refinement: the segments to refine, as a detector's detections.json.
+        features: grounding: of the queries' videos, where they are not those of the recipe.
         class_scores: localisation, refinement: scores of whole videos, that give class-agnostic segments their classes.
         restrict: recognition: choose among the manifest's classes only, of a model that knows more.
         captions: retrieval: "first", "all", "joined"; None for "joined" where the recipe learns that, else "first".
@@ -47,6 +48,7 @@ class EvaluationSettings:
     restrict: bool = False
     class_map: Path | None = None
     proposals: Path | None = None
+    features: Path | None = None
     captions: Literal["first", "all", "joined"] | None = None
     bank: Path | None = None
     frames: tuple[int, ...] = ()

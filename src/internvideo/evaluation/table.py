@@ -16,6 +16,7 @@ from internvideo.evaluation import (
     captioning,
     clips,
     features,
+    grounding,
     hands,
     navigation,
     open_set,
@@ -31,6 +32,7 @@ from internvideo.models.actionformer import ActionFormer
 from internvideo.models.anticipation import Anticipator
 from internvideo.models.clip import Clip
 from internvideo.models.cross_model import CrossModel
+from internvideo.models.grounding import Grounder
 from internvideo.models.heads import VideoQuestionAnswering
 from internvideo.models.navigator import Navigator
 from internvideo.models.tcanet import TCANet
@@ -68,6 +70,7 @@ EVALUATIONS: dict[str, Evaluation] = {
     "retrieval": Evaluation(retrieval.evaluate, (VideoLanguage, Clip)),
     "multiple_choice": Evaluation(clips.language_evaluation("multiple_choice"), (VideoLanguage, Clip)),
     "localisation": Evaluation(features.evaluate, (ActionFormer,)),
+    "grounding": Evaluation(grounding.evaluate, (Grounder,)),
     "refinement": Evaluation(refinement.evaluate, (TCANet,)),
     "verb_noun": Evaluation(verb_noun.evaluate, (VideoMAEClassifier, UniFormerV2)),
     "anticipation": Evaluation(anticipation.evaluate, (Anticipator,)),

@@ -5,7 +5,17 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Protocol
 
-from internvideo.jobs import anticipation, clips, features, hands, navigation, questions, refinement, verb_noun
+from internvideo.jobs import (
+    anticipation,
+    clips,
+    features,
+    grounding,
+    hands,
+    navigation,
+    questions,
+    refinement,
+    verb_noun,
+)
 from internvideo.jobs.job import Job
 from internvideo.recipe import Recipe
 
@@ -27,6 +37,7 @@ JOBS: dict[str, Prepare] = {
     "regions": clips.prepare,
     "answering": questions.prepare,
     "localisation": features.prepare,
+    "grounding": grounding.prepare,
     "hands": hands.prepare,
     "verb_noun": verb_noun.prepare,
     "anticipation": anticipation.prepare,

@@ -288,13 +288,21 @@ def grounded_recall(
         (I, K), and the mean tIoU of the first prediction, which the published evaluator prints as that of the best
         three: its sort sees one row.
     """
+    hits, overlaps = grounded_hits(truths, predicted, thresholds, ks)
+    result: Floats = hits.mean(axis=0)
+    return result, float(np.mean([overlap[0] for overlap in overlaps]))
+
+
+def grounded_hits(
+    truths: Floats, predicted: Sequence[Floats], thresholds: Sequence[float], ks: Sequence[int]
+) -> tuple[Bools, list[Floats]]:
+    """What `grounded_recall` is the mean of: (Q, I, K), and the tIoU (N,) of every query's spans."""
     hits = np.zeros((len(truths), len(thresholds), len(ks)), dtype=bool)
-    first = np.zeros(len(truths))
+    overlaps: list[Floats] = []
     levels = np.asarray(thresholds, dtype=np.float64)
     for query, (truth, spans) in enumerate(zip(truths, predicted, strict=True)):
         overlap = tiou(np.asarray(spans, dtype=np.float64).reshape(-1, 2), truth[None], union="hull")[:, 0]
-        first[query] = overlap[0]
+        overlaps.append(overlap)
         for column, k in enumerate(ks):
             hits[query, :, column] = overlap[:k].max() > levels
-    result: Floats = hits.mean(axis=0)
-    return result, float(first.mean())
+    return hits, overlaps

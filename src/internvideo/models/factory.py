@@ -17,6 +17,7 @@ from internvideo.models.action_detector import ActionDetector
 from internvideo.models.actionformer import ActionFormer, ActionFormerConfig
 from internvideo.models.anticipation import Anticipator
 from internvideo.models.entry import ModelEntry
+from internvideo.models.grounding import Grounder, GrounderConfig
 from internvideo.models.multimodal_sizes import MULTIMODAL_MODELS
 from internvideo.models.navigator import Navigator, NavigatorConfig
 from internvideo.models.tcanet import TCANet, TCANetConfig
@@ -110,6 +111,15 @@ _REFINERS = {
 }
 """TCANet as for HACS, on SlowFast's 2304 channels (spec/tasks.md 2.9)."""
 
+_GROUNDERS = {
+    "grounder": ModelEntry(
+        Grounder,
+        GrounderConfig(),
+        None,
+        "finds what a query asks for in features of a long video: width 256, words learned",
+    )
+}
+
 _REGIONS = {
     f"action-detector-{size}": ModelEntry(
         ActionDetector,
@@ -143,6 +153,7 @@ MODELS: dict[str, ModelEntry] = {
     **MULTIMODAL_MODELS,
     **_DETECTOR_ENTRIES,
     **_REFINERS,
+    **_GROUNDERS,
     **_REGIONS,
     **_NAVIGATORS,
 }

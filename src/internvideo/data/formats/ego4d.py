@@ -47,6 +47,7 @@ class _Query(Record):
 
 
 class _Annotator(Record):
+    annotation_uid: str = ""
     labels: tuple[_MomentLabel, ...] = ()
     language_queries: tuple[_Query, ...] = ()
 
@@ -219,7 +220,8 @@ def read_queries(source: AnnotationSource) -> Annotations:
                         left_out += 1
                         continue
                     row = _clip_row(f"{clip.clip_uid}_{k}_{n}", clip.clip_uid, split, video.video_uid)
-                    told = {"template": query.template} if query.template else {}
+                    told = {"clip_uid": clip.clip_uid, "annotation_uid": annotator.annotation_uid, "query_idx": str(n)}
+                    told |= {"template": query.template} if query.template else {}
                     changed = {"captions": (query.query,), "segments": answer, "attributes": told}
                     made.add(split, row.model_copy(update=changed), where, clip.clip_uid)
     made.note(left_out, "queries without text or whose answer has no length left out")

@@ -1,0 +1,226 @@
+"""Grounding a sentence in a long video: where the answer begins and ends (spec tasks.md 11, in the manner of VSLNet).
+
+Features of the video and words meet in context-query attention; a score of every step, guided by the whole query, says
+whether it belongs to the answer and weighs it; two predictors in a row tell the first and the last step.
+Shapes: B queries, C channels, T steps, L words, D width.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from internvideo.models.attention import attend
+from internvideo.models.embeddings import sin_cos_table
+from internvideo.models.post_norm import PostNormConfig, PostNormLayer
+
+
+@dataclass(frozen=True)
+class GrounderConfig:
+    """Sizes.
+
+    Attributes:
+        input_width: channels of the features.
+        vocabulary: number of words, the first one for padding.
+        width, heads: D, H.
+        layers: of the encoder that video and words share.
+        kernel: steps that the convolution before it sees, odd.
+        max_length: steps of a training sequence; longer ones can be tested.
+        words: of a query that are read, at most.
+        dropout: everywhere.
+
+    Raises:
+        ValueError: sizes that do not fit together.
+    """
+
+    input_width: int = 1024
+    vocabulary: int = 4000
+    width: int = 256
+    heads: int = 8
+    layers: int = 1
+    kernel: int = 7
+    max_length: int = 1024
+    words: int = 32
+    dropout: float = 0.2
+
+    def __post_init__(self) -> None:
+        if self.width % self.heads or self.width % 2:
+            raise ValueError(f"width {self.width} is not an even multiple of heads {self.heads}")
+        if self.kernel % 2 == 0 or min(self.layers, self.max_length, self.words) < 1 or self.vocabulary < 2:
+            raise ValueError(
+                f"kernel {self.kernel} (odd), layers {self.layers}, max_length {self.max_length}, words {self.words}, "
+                f"vocabulary {self.vocabulary} (2 or more)"
+            )
+
+
+@dataclass(frozen=True)
+class Grounding:
+    """Logits of every step, (B, T): that the answer begins there, ends there (-inf behind the video), goes on there."""
+
+    start: Tensor
+    end: Tensor
+    highlight: Tensor
+
+
+class LocalLayer(nn.Module):
+    """norm(x + what a depth-wise convolution and a linear map make of it)."""
+
+    def __init__(self, config: GrounderConfig) -> None:
+        super().__init__()
+        width = config.width
+        self.depth = nn.Conv1d(width, width, config.kernel, padding=config.kernel // 2, groups=width, bias=False)
+        self.mix = nn.Linear(width, width)
+        self.norm = nn.LayerNorm(width)
+        self.dropout = nn.Dropout(config.dropout)
+
+    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+        """(B, N, D), (B, N) bool -> (B, N, D)."""
+        seen = self.depth((x * mask[..., None]).transpose(1, 2)).transpose(1, 2)
+        return self.norm(x + self.dropout(F.relu(self.mix(seen))))  # type: ignore[no-any-return]  # nn.Module.__call__ is untyped
+
+
+class ContextQueryAttention(nn.Module):
+    """What each step of the video finds in the query, and in the video through the query.
+
+    The likeness of step v and word q is a.v + b.q + c.(v * q). Its soft-max over the words weighs the words, and for
+    each word its soft-max over the steps weighs the steps; what is constant in a soft-max is left out of it.
+    """
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.of_video = nn.Linear(width, 1, bias=False)
+        self.of_query = nn.Linear(width, 1, bias=False)
+        self.of_both = nn.Parameter(torch.randn(width) / width)
+        self.out = nn.Linear(4 * width, width)
+
+    def forward(self, video: Tensor, query: Tensor, seen: Tensor, read: Tensor) -> Tensor:
+        """(B, T, D), (B, L, D), seen (B, T) and read (B, L) bool -> (B, T, D)."""
+        hidden = torch.finfo(video.dtype).min
+        steps = self.of_video(video).transpose(1, 2).masked_fill(~seen[:, None], hidden)[:, None]
+        words = self.of_query(query).transpose(1, 2).masked_fill(~read[:, None], hidden)[:, None]
+        v, q = video[:, None], query[:, None]
+        summaries = attend(q * self.of_both, v, v, scale=1.0, bias=steps)
+        found = attend(v * self.of_both, q, torch.cat([q, summaries[:, None]], dim=-1), scale=1.0, bias=words)
+        asked, through = found.chunk(2, dim=-1)
+        return self.out(torch.cat([video, asked, video * asked, video * through], dim=-1))  # type: ignore[no-any-return]  # as above
+
+
+class StepHead(nn.Module):
+    """A logit for every step. It has no last bias, because a soft-max over the steps would not see it."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.hidden = nn.Linear(2 * width, width)
+        self.out = nn.Linear(width, 1, bias=False)
+
+    def forward(self, x: Tensor, beside: Tensor) -> Tensor:
+        """(B, T, D) twice -> (B, T)."""
+        hidden = F.relu(self.hidden(torch.cat([x, beside], dim=-1)))
+        return self.out(hidden).squeeze(-1)  # type: ignore[no-any-return]  # as above
+
+
+class Grounder(nn.Module):
+    """Finds the part of a video that answers a query."""
+
+    steps: Tensor
+    places: Tensor
+
+    def __init__(self, config: GrounderConfig) -> None:
+        super().__init__()
+        self.config = config
+        width = config.width
+        layer = PostNormConfig(width, config.heads, 2 * width, config.dropout)
+        self.video = nn.Linear(config.input_width, width)
+        self.word = nn.Embedding(config.vocabulary, width, padding_idx=0)
+        self.dropout = nn.Dropout(config.dropout)
+        self.local = LocalLayer(config)
+        self.encoder = nn.ModuleList(PostNormLayer(layer) for _ in range(config.layers))
+        self.attention = ContextQueryAttention(width)
+        self.pool = nn.Linear(width, 1, bias=False)
+        self.highlight = nn.Linear(2 * width, 1)
+        self.start_layer, self.end_layer = PostNormLayer(layer), PostNormLayer(layer)
+        self.start_head, self.end_head = StepHead(width), StepHead(width)
+        for name, length in (("steps", config.max_length), ("places", config.words)):
+            self.register_buffer(name, sin_cos_table(length, width).reshape(1, length, width), persistent=False)
+        nn.init.normal_(self.word.weight, std=width**-0.5)
+
+    def _encode(self, x: Tensor, table: Tensor, mask: Tensor) -> Tensor:
+        if x.shape[1] > table.shape[1]:
+            table = F.interpolate(table.transpose(1, 2), x.shape[1], mode="linear").transpose(1, 2)
+        x = self.local(x + table[:, : x.shape[1]], mask)
+        for layer in self.encoder:
+            x = layer(x, seen=mask[:, None, None])
+        return x
+
+    def look(self, features: Tensor, mask: Tensor) -> Tensor:
+        """Features (B, C, T) padded at the end, mask (B, T) -> what is seen (B, T, D), before any query."""
+        x = self.video((features * mask[:, None]).transpose(1, 2))
+        return self._encode(self.dropout(x), self.steps, mask)
+
+    def ask(self, seen: Tensor, mask: Tensor, words: Tensor) -> Grounding:
+        """What `look` saw (B, T, D), mask (B, T), words (B, L) int64 with 0 behind the query -> logits."""
+        read = words > 0
+        query = self._encode(self.dropout(self.word(words)), self.places, read)
+        x = self.attention(seen, query, mask, read)
+        share = self.pool(query).squeeze(-1).masked_fill(~read, float("-inf")).softmax(dim=-1)
+        whole = (share[..., None] * query).sum(dim=1, keepdim=True).expand(-1, x.shape[1], -1)
+        highlight = self.highlight(torch.cat([x, whole], dim=-1)).squeeze(-1)
+        x = x * highlight.sigmoid()[..., None]
+        start = self.start_layer(x, seen=mask[:, None, None])
+        end = self.end_layer(start, seen=mask[:, None, None])
+        logits = [head(hidden, x) for head, hidden in ((self.start_head, start), (self.end_head, end))]
+        first, last = (row.masked_fill(~mask, float("-inf")) for row in logits)
+        return Grounding(first, last, highlight)
+
+    def forward(self, features: Tensor, mask: Tensor, words: Tensor) -> Grounding:
+        """Features (B, C, T), mask (B, T) bool, words (B, L) -> logits of every step."""
+        return self.ask(self.look(features, mask), mask, words)
+
+    def no_weight_decay(self, name: str, parameter: Tensor) -> bool:
+        """Only matrices decay, and not the words."""
+        return parameter.dim() < 2 or name.startswith("word.")
+
+
+CANDIDATES = 1000
+"""Likeliest spans of a query that are looked at."""
+
+
+def likely_spans(start: Tensor, end: Tensor, count: int, most_overlap: float) -> tuple[NDArray[Any], NDArray[Any]]:
+    """The likeliest spans of one query.
+
+    Args:
+        start, end: (T,) logits. count: how many, if there are so many.
+        most_overlap: tIoU with a likelier span above which a span waits until no other is left.
+
+    Returns:
+        best first, (N, 2) in steps, step t from t - 0.5 to t + 0.5, and (N,) probability of start times that of end.
+    """
+    length = len(start)
+    joint = start.log_softmax(0)[:, None] + end.log_softmax(0)[None]
+    joint = joint.masked_fill(torch.ones_like(joint, dtype=torch.bool).tril(-1), float("-inf"))
+    most = min(CANDIDATES, length * (length + 1) // 2)
+    values, places = joint.flatten().topk(most)
+    first, last = places.div(length, rounding_mode="floor"), places % length
+    spans = torch.stack([first - 0.5, last + 0.5], dim=1).double().cpu().numpy()
+    scores: NDArray[Any] = values.double().exp().cpu().numpy()
+    chosen: list[int] = []
+    for row in range(most):
+        if len(chosen) == count:
+            break
+        if not chosen or _overlap(spans[row], spans[chosen]) <= most_overlap:
+            chosen.append(row)
+    rest = [row for row in range(most) if row not in chosen][: count - len(chosen)]
+    order = np.asarray(sorted(chosen + rest), dtype=np.int64)
+    return spans[order], scores[order]
+
+
+def _overlap(span: NDArray[Any], others: NDArray[Any]) -> float:
+    inside = np.minimum(span[1], others[:, 1]) - np.maximum(span[0], others[:, 0])
+    whole = span[1] - span[0] + others[:, 1] - others[:, 0] - inside.clip(min=0)
+    return float((inside.clip(min=0) / whole).max())

@@ -1,0 +1,50 @@
+"""What a grounded span should be (spec tasks.md 11, in the manner of VSLNet): its ends, the steps that belong to it.
+
+Pure functions. Shapes: B queries, T steps. Step t of a sequence goes from t - 0.5 to t + 0.5.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+NO_ANSWER = -100
+"""First and last step of a query whose answer is not in the sequence."""
+INSIDE_WEIGHT = 2.0
+"""Weight of the steps of the answer beside the others, as in the released code of VSLNet."""
+
+
+def end_steps(span: Tensor, length: int) -> Tensor:
+    """First and last step (2,) int64 of a span (2,) in steps, in a sequence of so many; borders next to its ends."""
+    first, behind = (torch.floor(span + 1.0)).long().unbind()
+    first = first.clamp(0, length - 1)
+    return torch.stack([first, torch.maximum(first, (behind - 1).clamp(max=length - 1))])
+
+
+def span_loss(start: Tensor, end: Tensor, steps: Tensor) -> Tensor:
+    """Cross entropy of both ends, mean over the queries that have an answer; 0 without any.
+
+    Args:
+        start, end: (B, T) logits. steps: (B, 2) first and last step, or `NO_ANSWER`.
+    """
+    known = (steps[:, 0] != NO_ANSWER).sum().clamp(min=1)
+    first = F.cross_entropy(start, steps[:, 0], ignore_index=NO_ANSWER, reduction="sum")
+    last = F.cross_entropy(end, steps[:, 1], ignore_index=NO_ANSWER, reduction="sum")
+    return (first + last) / known
+
+
+def highlight_targets(steps: Tensor, length: int, margin: float) -> Tensor:
+    """(B, T) 1 where a step belongs to the answer, made longer at both ends by `margin` of its length, else 0."""
+    first, last = steps[:, :1], steps[:, 1:]
+    more = margin * (last - first + 1)
+    step = torch.arange(length, device=steps.device)[None]
+    inside = (step >= first - more) & (step <= last + more) & (first != NO_ANSWER)
+    return inside.float()
+
+
+def highlight_loss(logits: Tensor, targets: Tensor, mask: Tensor) -> Tensor:
+    """Binary cross entropy of the steps, mean over those in `mask`, (B, T) each."""
+    each = F.binary_cross_entropy_with_logits(logits, targets, reduction="none")
+    weighted = each * torch.where(targets > 0, INSIDE_WEIGHT, 1.0) * mask
+    return weighted.sum() / mask.sum().clamp(min=1)
