@@ -33,7 +33,7 @@ from internvideo.data.world_scene import COLOURS, SHAPES, TEXTURES, Actor, Look,
 from internvideo.errors import RecipeError, RunError  # fmt: skip
 
 SMALL = WorldSettings(clips=40, seed=3, size=48, frames=12, fps=6, long_videos=2)
-PARTS = ("train", "validation", "test", "zero_shot", "open_set", "long")
+PARTS = ("train", "validation", "test", "zero_shot", "open_set", "long", "queries")
 
 
 def hashes(folder: Path) -> dict[str, str]:
@@ -227,6 +227,26 @@ def test_files_are_h264_of_the_asked_size_and_show_the_drawn_frames(world: World
     decoded = read_frames(path, list(range(12))).astype(float)
     assert np.abs(drawn - decoded).mean() < 8  # chroma is stored at half the size
     assert np.abs(drawn[::-1] - decoded).mean() > np.abs(drawn - decoded).mean()
+
+
+def test_every_query_about_a_long_video_has_one_answer(world: World) -> None:
+    rows, videos = world.rows("queries"), {row.id: row for row in world.rows("long")}
+    assert {Path(row.path).stem for row in rows} == set(videos)
+    for row in rows:
+        video, told = videos[Path(row.path).stem], row.attributes
+        (answer,) = row.segments
+        assert row.split == video.split
+        same = [part for part in video.segments if ACTIONS[part.label] == told["asks"]]
+        assert (answer.start, answer.end) in {(part.start, part.end) for part in same}
+        scene = plan(SMALL, "long", int(video.id.split("_")[1])).scene
+        doers = [actor for actor in scene.actors if f"{actor.look.colour} {actor.look.shape}" in row.captions[0]]
+        if told["template"] == "action":
+            assert (len(same), doers) == (1, [])
+        else:
+            (doer,) = doers
+            assert sum(told["asks"] in part.actions for part in doer.parts) == 1
+    assert {row.attributes["template"] for row in rows} == {"actor", "action"}
+    assert len({row.captions for row in rows}) > len(rows) / 2
 
 
 def test_long_videos_have_segments_within_their_length_and_boxes_within_the_frame(world: World) -> None:

@@ -6,7 +6,8 @@
 - `test.jsonl`: unseen seeds and unseen combinations;
 - `zero_shot.jsonl`: classes that no training clip shows (their names in `zero_shot.classes.txt`), unseen combinations;
 - `open_set.jsonl`: the clips of the two above; those of unknown classes have no label (attribute `known`: yes or no);
-- `long.jsonl`: untrimmed videos with segments, and boxes of all actors once a second (`split`: train or test).
+- `long.jsonl`: untrimmed videos with segments, and boxes of all actors once a second (`split`: train or test);
+- `queries.jsonl`: questions when something happens in these, with one right answer each (world_queries.py).
 
 Rows have captions, questions and answers and a five-way choice; attributes hold action, shape, colour, texture, size,
 place and speed. A script that calls `generate` needs `if __name__ == "__main__":`, as every one that starts processes.
@@ -40,6 +41,7 @@ from internvideo.data.world_clips import (
     write_clips,
 )
 from internvideo.data.world_language import captions, choices, long_captions, questions
+from internvideo.data.world_queries import described_moments
 from internvideo.data.world_scene import render
 from internvideo.errors import RunError
 from internvideo.storage import write_text
@@ -70,7 +72,7 @@ def generate(
         workers: processes; None for one a CPU core. The files do not depend on it.
         progress: show a bar with the time left on stderr.
 
-    Returns: the manifests by name: train, validation, test, zero_shot, open_set and, if there are long videos, long.
+    Returns: the manifests by name: train, validation, test, zero_shot, open_set and, if there are long videos, long and queries.
 
     Raises:
         RunError: the folder holds another world or other files, or cannot be written. VideoError: a file of it cannot.
@@ -85,9 +87,16 @@ def generate(
         rows[split].append(_long_row(settings, clip, boxes) if split == "long" else _short_row(settings, split, clip))
     rows["open_set"] = [_open(row, known=True) for row in rows["test"]]
     rows["open_set"] += [_open(row, known=False) for row in rows["zero_shot"]]
+    if "long" in rows:
+        rows["queries"] = [
+            query
+            for number, row in enumerate(rows["long"])
+            for query in described_moments(plan(settings, "long", number), settings.fps, row.split or "")
+        ]
     manifests = {split: root / f"{split}.jsonl" for split in rows}
+    classes = {"zero_shot": KEPT_OUT, "queries": ("answer",)}
     for split, path in manifests.items():
-        write_manifest(path, rows[split], KEPT_OUT if split == "zero_shot" else settings.actions)
+        write_manifest(path, rows[split], classes.get(split, settings.actions))
     return manifests
 
 
