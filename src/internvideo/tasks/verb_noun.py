@@ -70,7 +70,7 @@ def score(table: Table) -> Result:
         both.append(table[part].argmax(axis=1) == labels[:, column])
     known = (labels >= 0).all(axis=1)
     if known.any():
-        hits = (both[0] & both[1])[known]
+        hits = np.stack(both).all(axis=0)[known]
         bounds = bootstrap.interval(bootstrap.mean(hits), len(hits), groups=table["group"][known], **BOOTSTRAP)
         figures.add("both_top1", float(hits.mean()), bounds)
     return figures.result(table)
