@@ -256,6 +256,18 @@ def test_a_class_agnostic_detector_gets_classes_from_scores(tmp_path: Path) -> N
         evaluate_task("localisation", weights, folder, tmp_path / "c", settings)
 
 
+def test_columns_of_class_scores_are_found_by_name_where_the_file_names_them(tmp_path: Path) -> None:
+    path = tmp_path / "s.json"
+    path.write_text(json.dumps({"results": {"v": [0.1, 0.2, 0.7]}, "class": ["c", "b", "a"]}))
+    assert localisation.read_class_scores(path, ("a", "c"))["v"].tolist() == [0.7, 0.1]
+    with pytest.raises(ManifestError, match="first 'd'"):
+        localisation.read_class_scores(path, ("a", "d"))
+    path.write_text(json.dumps({"results": {"v": [0.1, 0.2, 0.7]}}))
+    assert localisation.read_class_scores(path, ("a", "b", "c"))["v"].tolist() == [0.1, 0.2, 0.7]
+    with pytest.raises(ManifestError, match="2 finite numbers"):
+        localisation.read_class_scores(path, ("a", "b"))
+
+
 def test_a_wrong_width_is_told_and_a_dry_run_trains_nothing(tmp_path: Path) -> None:
     folder = world(tmp_path / "f")
     told = describe(recipe(folder), device="cpu")

@@ -12,7 +12,7 @@ import numpy as np
 
 from internvideo import figures
 from internvideo.data.feature_sequences import FeatureSet, read_feature_set
-from internvideo.errors import ManifestError, RecipeError, RunError, WeightsError
+from internvideo.errors import ManifestError, RunError, WeightsError
 from internvideo.evaluation.settings import EvaluationSettings
 from internvideo.metrics.temporal_detection import Detections
 from internvideo.models.actionformer import ActionFormer
@@ -101,8 +101,6 @@ def evaluate(
     Raises:
         WeightsError, ManifestError, RunError, RecipeError: what does not fit together.
     """
-    if distributed.world_size() > 1:
-        raise RecipeError("WORLD_SIZE", f"{distributed.world_size()} processes", "1 for localisation")
     detector = detector_of(trained, "weights")
     recipe = detector.trained.recipe
     how = recipe.data.features.model_copy(update={"annotations": None, "folder": None})
@@ -112,7 +110,7 @@ def evaluate(
         features = features.subset(split)
     fused = None
     if settings.class_scores is not None:
-        fused = localisation.read_class_scores(settings.class_scores, len(features.classes))
+        fused = localisation.read_class_scores(settings.class_scores, features.classes)
     target = output / f"{localisation.NAME}.npz"
     table = localisation.predict(
         detector.model,
@@ -124,15 +122,26 @@ def evaluate(
         recall=detector.settings.recall,
         model_name=recipe.model.name,
         class_scores=fused,
+        rank=distributed.rank(),
+        world_size=distributed.world_size(),
+        collect=distributed.collect,
     )
-    check_output(target, table)
-    table.save(target)
-    # Before the figures: videos whose actions nobody knows have detections all the same.
-    write_text(output / "detections.json", json.dumps(localisation.submission(table)) + "\n")
+
+    def keep() -> None:
+        check_output(target, table)
+        table.save(target)
+        # Before the figures: videos whose actions nobody knows have detections all the same.
+        write_text(output / "detections.json", json.dumps(localisation.submission(table)) + "\n")
+
+    distributed.first_alone(keep)
     result = localisation.score(table)
-    save_result(result, target.with_suffix(".json"))
-    draw(table, output / "timelines.html")
-    print_result(result)
+
+    def tell() -> None:
+        save_result(result, target.with_suffix(".json"))
+        draw(table, output / "timelines.html")
+        print_result(result)
+
+    distributed.first_alone(tell)
     return result
 
 

@@ -49,7 +49,7 @@ def evaluate(
     with_proposals(features, proposals)  # at least one video has some
     fused = None
     if settings.class_scores is not None:
-        fused = localisation.read_class_scores(settings.class_scores, len(features.classes))
+        fused = localisation.read_class_scores(settings.class_scores, features.classes)
     target = output / f"{refinement.NAME}.npz"
     table = refinement.predict(
         model,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -77,24 +77,35 @@ def find_segments(
     return Segments(*fuse_class_scores(found.spans, found.scores, class_scores, classes=FUSED_CLASSES))
 
 
-def read_class_scores(path: Path, classes: int) -> dict[str, Floats]:
-    """Scores of whole videos by another model, {"results": {video: [C floats]}}, as published.
+def read_class_scores(path: Path, classes: Sequence[str]) -> dict[str, Floats]:
+    """Scores of whole videos by another model, {"results": {video: [floats]}, "class": [names]}, as published.
+
+    With "class" the columns of `classes` are found by name, and others are left out; without it the file must have one
+    column a class, in the order of `classes`.
+
+    Returns:
+        video -> (C,) scores.
 
     Raises:
-        ManifestError: a file that cannot be read, or rows that are not of so many classes.
+        ManifestError: a file that cannot be read, without some class, or with rows of another length.
     """
     try:
-        content = json.loads(path.read_text(encoding="utf-8-sig"))["results"]
+        content = json.loads(path.read_text(encoding="utf-8-sig"))
         found: dict[str, Floats] = {
-            name: np.asarray(row, dtype=np.float64).reshape(-1) for name, row in content.items()
+            name: np.asarray(row, dtype=np.float64).reshape(-1) for name, row in content["results"].items()
         }
+        names = [str(name) for name in content.get("class", classes)]
     except (OSError, UnicodeDecodeError, ValueError, KeyError, TypeError, AttributeError) as error:
         allowed = 'JSON: {"results": {video: [a score for each class]}}'
         raise ManifestError(path, f"no class scores ({error})", allowed) from error
+    lost = [name for name in classes if name not in names]
+    if lost:
+        raise ManifestError(path, f"no scores of {len(lost)} classes, first '{lost[0]}'", "every class of the videos")
     for name, row in found.items():
-        if len(row) != classes or not np.isfinite(row).all():
-            raise ManifestError(f"{path}: {name}", f"{len(row)} scores", f"{classes} finite numbers, one a class")
-    return found
+        if len(row) != len(names) or not np.isfinite(row).all():
+            raise ManifestError(f"{path}: {name}", f"{len(row)} scores", f"{len(names)} finite numbers, one a class")
+    columns = [names.index(name) for name in classes]
+    return {name: row[columns] for name, row in found.items()}
 
 
 def predict(
@@ -108,6 +119,9 @@ def predict(
     recall: Recall = "classes",
     model_name: str = "",
     class_scores: Mapping[str, Floats] | None = None,
+    rank: int = 0,
+    world_size: int = 1,
+    collect: Callable[[Any], list[Any]] = lambda item: [item],
 ) -> Table:
     """Find the segments of every video.
 
@@ -118,13 +132,14 @@ def predict(
         model_name: for the protocol.
         class_scores: for a model of one class, video -> (C,). Without them the segments of such a model have no class,
             and neither has the ground truth: they are scored as proposals.
+        rank, world_size, collect: this process, how many share the videos, and what each has in every one of them.
 
     Raises:
         RecipeError: a model with another number of classes, or without the scores of a video.
         RunError: features that cannot be read.
     """
     count = model.config.classes
-    agnostic = count == 1 and len(features.classes) > 1
+    agnostic = count == 1 and (settings.class_agnostic or len(features.classes) > 1)
     if not agnostic and count != len(features.classes):
         raise RecipeError(features.source, f"{len(features.classes)} classes", f"{count}, as the weights")
     if class_scores is not None and not agnostic:
@@ -133,12 +148,13 @@ def predict(
     if lost:
         raise RecipeError("class scores", f"none for {len(lost)} videos, first '{lost[0]}'", "one row a video")
     model.eval()
-    found = [
-        find_segments(
-            model, video, settings, decoding, device, None if class_scores is None else class_scores[video.id]
-        )
-        for video in features.videos
-    ]
+    own = {}
+    for index in range(rank, len(features), world_size):
+        video = features.videos[index]
+        scores = None if class_scores is None else class_scores[video.id]
+        own[index] = find_segments(model, video, settings, decoding, device, scores)
+    whole = {index: segments for share in collect(own) for index, segments in share.items()}
+    found = [whole[index] for index in range(len(features))]
     nameless = agnostic and class_scores is None
     classes = ("action",) if nameless else features.classes
     protocol = {
