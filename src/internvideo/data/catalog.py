@@ -49,7 +49,7 @@ MEASURES: dict[str, Measure] = {
     "spatio-temporal localisation": Measure("spatio_temporal", ("frame_mAP@0.5",)),
     "retrieval": Measure("retrieval", ("t2v_r1", "v2t_r1")),
     "question answering": Measure("answering", ("accuracy",)),
-    "navigation": Measure("navigation", ("NE", "PL", "SR", "nDTW", "SPL")),
+    "navigation": Measure("navigation", ("NE_m", "PL_m", "SR", "nDTW", "SPL")),
     "zero-shot recognition": Measure("zero_shot", ("top1",)),
     "zero-shot retrieval": Measure("retrieval", ("t2v_r1", "v2t_r1")),
     "zero-shot multiple choice": Measure("multiple_choice", ("accuracy",)),
