@@ -7,10 +7,10 @@ time are one key frame. Corners are fractions of the frame until a transform tur
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import cast
+from typing import Any, TypeVar, cast
 
 import numpy as np
 import torch
@@ -33,6 +33,7 @@ MOST_BOXES = 100
 
 _CLIP_OF_KINETICS = re.compile(r"_(\d{6})_(\d{6})$")
 
+Found = TypeVar("Found")
 Floats = NDArray[np.float64]
 Key = tuple[str, float]
 Persons = Mapping[Key, Sequence[tuple[float, float, float, float, float]]]
@@ -237,7 +238,7 @@ class _Training(Dataset[Loaded]):
                 chosen = np.sort(rng.permutation(len(frame.boxes))[:MOST_BOXES])
                 corners = torch.from_numpy(frame.boxes[chosen]).float()
                 pieces = self.form.transform.each(clip, corners, rng)
-                return _pieces(pieces, frame, targets_of(frame, chosen.tolist(), self.form))
+                return _pieces(pieces, frame, self.form, targets_of(frame, chosen.tolist(), self.form))
             made = self.form.transform.train(clip, torch.from_numpy(frame.boxes).float(), rng)
             kept = made.kept.numpy()[rng.permutation(len(made.kept))[:MOST_BOXES]]
             place_of = {int(box): row for row, box in enumerate(made.kept)}
@@ -257,8 +258,11 @@ def _batch(clip: Tensor, frame: KeyFrame, boxes: Tensor, targets: Tensor) -> Reg
     return RegionBatch(clip[None], (name,), clip=owner, boxes=boxes, targets=targets)
 
 
-def _pieces(pieces: Sequence[Boxed], frame: KeyFrame, targets: Tensor) -> RegionBatch:
+def _pieces(pieces: Sequence[Boxed], frame: KeyFrame, form: ClipForm, targets: Tensor) -> RegionBatch:
     """A clip for every box of a key frame."""
+    if not pieces:
+        none = torch.zeros((0, 3, form.frames, form.transform.size, form.transform.size), dtype=torch.uint8)
+        return RegionBatch(none, (), clip=torch.zeros(0, dtype=torch.int64), boxes=torch.zeros(0, 4), targets=targets)
     names = (f"{frame.video}@{frame.time:g}",) * len(pieces)
     boxes = torch.cat([piece.boxes for piece in pieces])
     clips = torch.stack([piece.clip for piece in pieces])
@@ -340,31 +344,54 @@ class _Testing(Dataset[Loaded]):
         targets = targets_of(frame, range(len(frame.boxes)), self.form)
         corners = torch.from_numpy(frame.boxes).float()
         if self.form.transform.around is not None:
-            return Loaded(_pieces(self.form.transform.each(clip, corners), frame, targets), (index,))
+            return Loaded(_pieces(self.form.transform.each(clip, corners), frame, self.form, targets), (index,))
         made = self.form.transform.whole(clip, corners)
         return Loaded(_batch(made.clip, frame, made.boxes, targets), (index,))
 
 
 class KeyFrameViews:
-    """Every key frame once, in order: (index, clip with its boxes), frame size as it comes.
+    """Every key frame once over all ranks, in turn: (index, clip with its boxes), frame size as it comes.
 
-    Attributes:
-        unreadable: what of this iteration could not be read, complete after it.
+    Args:
+        manifest, frames, form, settings: as for `KeyFrameLoader`. rank, world_size: this process and how many share.
+        collect: what each process has, in rank order, in every process (`training.distributed.collect`).
+
     """
 
     def __init__(
-        self, manifest: Manifest, frames: Sequence[KeyFrame], form: ClipForm, settings: LoaderSettings
+        self,
+        manifest: Manifest,
+        frames: Sequence[KeyFrame],
+        form: ClipForm,
+        settings: LoaderSettings,
+        *,
+        rank: int = 0,
+        world_size: int = 1,
+        collect: Callable[[Any], list[Any]] = lambda item: [item],
     ) -> None:
-        self.frames, self.form, self.unreadable = frames, form, list[Unreadable]()
+        self.frames, self.form = frames, form
+        self._lost: list[tuple[int, Unreadable]] = []
+        self._indices, self._collect = range(rank, len(frames), world_size), collect
         self._source = Source(_Testing(_reader(manifest, settings), frames, form), settings)
 
+    @property
+    def unreadable(self) -> list[Unreadable]:
+        """What of the last iteration could not be read, complete after it; of all processes once `collected`."""
+        return [clip for _, clip in self._lost]
+
     def __iter__(self) -> Iterator[tuple[list[int], RegionBatch]]:
-        """One clip at a time."""
-        self.unreadable = []
-        for loaded in self._source.read(range(len(self.frames)), lambda _: None):
-            self.unreadable += loaded.unreadable
+        """One key frame at a time."""
+        self._lost = []
+        for index, loaded in zip(self._indices, self._source.read(self._indices, lambda _: None), strict=True):
+            self._lost += [(index, clip) for clip in loaded.unreadable]
             if loaded.batch is not None:
                 yield list(loaded.views), cast(RegionBatch, loaded.batch)
+
+    def collected(self, own: Mapping[int, Found]) -> dict[int, Found]:
+        """What all processes found for their key frames, in order; each calls this once it has seen its own."""
+        shares: list[tuple[dict[int, Found], list[tuple[int, Unreadable]]]] = self._collect((dict(own), self._lost))
+        self._lost = sorted((lost for _, part in shares for lost in part), key=lambda lost: lost[0])
+        return dict(sorted((index, value) for share, _ in shares for index, value in share.items()))
 
 
 def _reader(manifest: Manifest, settings: LoaderSettings) -> ClipReader:

@@ -62,8 +62,6 @@ def evaluate_rows(trained: Trained, manifest: Manifest, output: Path, settings: 
     model, stage = trained.model, trained.recipe.settings
     if not isinstance(model, ActionDetector) or not isinstance(stage, RegionSettings):
         raise RecipeError("weights", f"hold a {type(model).__name__}", "an action detector")
-    if distributed.world_size() > 1:
-        raise RecipeError("WORLD_SIZE", f"{distributed.world_size()} processes", "1 for spatio_temporal")
     truths = key_frames(manifest)
     tested = truths
     persons = settings.persons
@@ -73,24 +71,36 @@ def evaluate_rows(trained: Trained, manifest: Manifest, output: Path, settings: 
             allowed = f"boxes of score {stage.min_person:g} or more in the videos of {manifest.source}"
             raise ManifestError(persons, "no such box", allowed)
     target = output / f"{spatio_temporal.NAME}.npz"
-    _check_output(target, weights_hash(model), manifest.fingerprint)
+    distributed.first_alone(lambda: _check_output(target, weights_hash(model), manifest.fingerprint))
     form = clip_form(trained.recipe, model.config.classes)
     loader = LoaderSettings(batch_size=1, workers=settings.workers, short_side=trained.recipe.data.loader.short_side)
     table = spatio_temporal.predict(
         model,
         manifest,
         truths,
-        KeyFrameViews(manifest, tested, form, loader),
+        KeyFrameViews(
+            manifest,
+            tested,
+            form,
+            loader,
+            rank=distributed.rank(),
+            world_size=distributed.world_size(),
+            collect=distributed.collect,
+        ),
         choose_device(settings.device),
         model_name=trained.recipe.model.name,
         persons="ground truth" if persons is None else persons.name,
         scored=scored_classes(manifest),
     )
     result = spatio_temporal.score(table)
-    save_result(result, table.save(target).with_suffix(".json"))
-    write_text(output / "results.csv", spatio_temporal.results_csv(table))
-    draw(table, manifest, tested, output / "frames.svg")
-    print_result(result)
+
+    def write() -> None:
+        save_result(result, table.save(target).with_suffix(".json"))
+        write_text(output / "results.csv", spatio_temporal.results_csv(table))
+        draw(table, manifest, tested, output / "frames.svg")
+        print_result(result)
+
+    distributed.first_alone(write)
     return result
 
 

@@ -32,7 +32,8 @@ Arrays = dict[str, NDArray[Any]]
 def action_scores(model: ActionDetector, views: KeyFrameViews, device: torch.device) -> dict[int, NDArray[np.float32]]:
     """Index of a key frame -> (R, C): probability of every action, times the person's score.
 
-    Boxes are widened by 10 % of their width and 5 % of their height. A frame that cannot be read is left out.
+    Boxes are widened by 10 % of their width and 5 % of their height. A frame that cannot be read is left out. Every
+    process of a run returns what all of them found.
     """
     model.eval()
     found = {}
@@ -43,7 +44,7 @@ def action_scores(model: ActionDetector, views: KeyFrameViews, device: torch.dev
         logits = model(model.normalise(moved.video), moved.clip, boxes).float()
         person = torch.from_numpy(views.frames[index].scores).float()[:, None]
         found[index] = (logits.sigmoid().cpu() * person).numpy()
-    return found
+    return views.collected(found)
 
 
 def make_table(
@@ -129,6 +130,7 @@ def predict(
         "frames": form.frames,
         "stride": form.stride,
         "short_side": form.transform.short,
+        **({} if form.transform.around is None else {"around": form.transform.around}),
         "persons": persons,
         "iou": IOU,
     }

@@ -6,7 +6,7 @@ Without torchrun every function is the identity of a single process.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -86,6 +86,17 @@ def raise_together(error: InternVideoError | None) -> None:
     for found in collect(error):
         if found is not None:
             raise found
+
+
+def first_alone(act: Callable[[], None]) -> None:
+    """Let the first process do something, such as write files; what goes wrong is raised in every process."""
+    error: InternVideoError | None = None
+    if rank() == 0:
+        try:
+            act()
+        except InternVideoError as found:
+            error = found
+    raise_together(error)
 
 
 class _Gather(torch.autograd.Function):
