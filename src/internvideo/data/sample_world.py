@@ -72,7 +72,7 @@ def generate(
         workers: processes; None for one a CPU core. The files do not depend on it.
         progress: show a bar with the time left on stderr.
 
-    Returns: the manifests by name: train, validation, test, zero_shot, open_set and, if there are long videos, long and queries.
+    Returns: the manifests by name: train, validation, test, zero_shot, open_set; with long videos long and queries.
 
     Raises:
         RunError: the folder holds another world or other files, or cannot be written. VideoError: a file of it cannot.
