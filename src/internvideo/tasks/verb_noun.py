@@ -56,7 +56,7 @@ def predict(
 
 def score(table: Table) -> Result:
     """Accuracies; intervals of groups drawn again. Raises RunError where no row has a label."""
-    figures, labels, both = Figures(), table["labels"], []
+    figures, labels = Figures(), table["labels"]
     if (labels < 0).all():
         raise RunError("table", "no row has a verb or noun", "", "evaluate on rows with the attributes verb and noun")
     for column, part in enumerate(PARTS):
@@ -67,10 +67,10 @@ def score(table: Table) -> Result:
             hits = top_k_hits(table[part][known], labels[known, column], k)
             bounds = bootstrap.interval(bootstrap.mean(hits), len(hits), groups=table["group"][known], **BOOTSTRAP)
             figures.add(f"{part}_top{k}", float(hits.mean()), bounds)
-        both.append(table[part].argmax(axis=1) == labels[:, column])
     known = (labels >= 0).all(axis=1)
     if known.any():
-        hits = np.stack(both).all(axis=0)[known]
+        found = np.stack([table[part].argmax(axis=1) for part in PARTS], axis=1)
+        hits = np.logical_and.reduce(found == labels, axis=1)[known]
         bounds = bootstrap.interval(bootstrap.mean(hits), len(hits), groups=table["group"][known], **BOOTSTRAP)
         figures.add("both_top1", float(hits.mean()), bounds)
     return figures.result(table)
