@@ -116,7 +116,7 @@ def read_query_set(
 
 def _query(row: Sample, path: Path) -> tuple[Query, tuple[float, float] | None]:
     where = f"{path}: {row.id}"
-    if not row.captions or not row.captions[0].strip():
+    if not row.captions:
         raise ManifestError(where, "no text", "a query as the first caption")
     if len(row.segments) > 1:
         raise ManifestError(where, f"{len(row.segments)} segments", "one: the answer")
