@@ -18,11 +18,11 @@ from internvideo.apps.claims import Claims
 from internvideo.apps.extract import ExtractSettings, extract, plan
 from internvideo.apps.feature_folder import FeatureFolder, find_items
 from internvideo.apps.frame_grid import WindowRule, frame_grid
-from internvideo.apps.layers import clip_encoder
+from internvideo.apps.layers import clip_encoder, over_tiles, tile_side
 from internvideo.apps.preprocessing import Preprocessing
 from internvideo.apps.video_model import VideoModel
 from internvideo.data.manifest import Sample, Segment, write_manifest
-from internvideo.data.video import VideoInfo, probe, read_frames
+from internvideo.data.video import Video, VideoInfo, probe, read_frames
 from internvideo.data.video_writer import write_video
 from internvideo.errors import RecipeError, RunError, VideoError
 from internvideo.models.factory import create_model
@@ -191,7 +191,6 @@ def test_a_detector_of_actions_in_boxes_gives_features_of_any_layer_and_frame() 
     model = VideoModel("action-detector-s", module, preprocessing=Preprocessing(4, 48, short_side=48))
     clips = torch.randint(0, 256, (2, 3, 4, 48, 48), dtype=torch.uint8)
     with torch.no_grad():
-        blocks = module.norm  # the layer's output comes before it
         places = clip_encoder(model, "-1", 3)(clips).reshape(2, 9, 16)
         whole = module.tokens(module.normalise(clips))
     assert (model.classes, model.width) == ((), 16)
@@ -201,9 +200,37 @@ def test_a_detector_of_actions_in_boxes_gives_features_of_any_layer_and_frame() 
     with torch.no_grad():
         module.tokens(module.normalise(clips))
     hook.remove()
-    torch.testing.assert_close(blocks(seen[0]).view(2, 2, 6, 6, 16), whole)
+    torch.testing.assert_close(module.norm(seen[0]).view(2, 2, 6, 6, 16), whole)
     cell = seen[0].view(2, 2, 6, 6, 16)[:, :, 2:4, 4:6].mean(dim=(1, 2, 3))
     torch.testing.assert_close(places[:, 5], cell)
+
+
+@pytest.mark.parametrize("layer", ["pooled", "scores", "-1"])
+def test_tiles_are_clips_of_their_own(layer: str) -> None:
+    model, _ = picture_model("videomae-s-classifier")
+    frames = torch.randint(0, 256, (2, 3, 4, 64, 64), dtype=torch.uint8)
+    encode = clip_encoder(model, layer)
+    found = over_tiles(encode, 32, 3)(frames)
+    assert (tile_side(32, 3), tile_side(32, 1), tile_side(224, 2)) == (64, 32, 336)
+    width = found.shape[1] // 9
+    torch.testing.assert_close(found[:, 5 * width : 6 * width], encode(frames[..., 16:48, 32:64]))
+    torch.testing.assert_close(found[:, 6 * width : 7 * width], encode(frames[..., 32:64, :32]))
+
+
+def test_features_of_tiles_are_of_larger_frames(tmp_path: Path) -> None:
+    path = movie(tmp_path / "v.mp4", 6)
+    model = small_model()
+    extract(find_items([path])[0], model, tmp_path / "out", ExtractSettings(RULE, tiles=2))
+    frames = model.preprocessing.changed(size=24, short_side=24)
+    with Video(path, short_side=24) as video:
+        clip = frames.clips(video, 0.0, 0.4)[0]
+    first = np.load(tmp_path / "out" / "v.npy")[0]
+    corner = model.encode_clips(clip[None, ..., 8:24, 8:24])
+    np.testing.assert_allclose(first[-8:], corner[0], rtol=1e-4, atol=1e-5)
+    index = json.loads((tmp_path / "out" / "index.json").read_text())
+    assert (index["protocol"]["tiles"], first.shape) == (2, (4 * 8,))
+    with pytest.raises(RunError, match="tiles"):
+        extract(find_items([path])[0], model, tmp_path / "out", ExtractSettings(RULE))
 
 
 def test_a_grid_that_does_not_fit_is_refused() -> None:

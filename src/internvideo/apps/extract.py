@@ -24,7 +24,7 @@ from internvideo.apps.coverage import Coverage, Trouble
 from internvideo.apps.embedding import stream_of
 from internvideo.apps.feature_folder import INDEX, FeatureFolder, Item, Record, append_rows
 from internvideo.apps.frame_grid import FrameGrid, WindowRule, frame_grid
-from internvideo.apps.layers import POOLED, clip_encoder
+from internvideo.apps.layers import POOLED, clip_encoder, over_tiles, tile_side
 from internvideo.apps.preprocessing import Preprocessing
 from internvideo.apps.video_model import VideoModel
 from internvideo.apps.windows import clips_of, open_long
@@ -38,6 +38,7 @@ class ExtractSettings:
 
     Attributes:
         rule: windows and rate. layer, grid: see `clip_encoder`.
+        tiles: the encoder sees tiles x tiles squares of larger frames, one after another (`layers.over_tiles`).
         batch_size: windows at once. workers: processes that decode; 0 decodes in this one.
 
     Raises:
@@ -49,9 +50,10 @@ class ExtractSettings:
     batch_size: int = 16
     workers: int = 0
     grid: int = 1
+    tiles: int = 1
 
     def __post_init__(self) -> None:
-        for name, least in (("batch_size", 1), ("workers", 0), ("grid", 1)):
+        for name, least in (("batch_size", 1), ("workers", 0), ("grid", 1), ("tiles", 1)):
             if getattr(self, name) < least:
                 raise RecipeError(name, str(getattr(self, name)), f"{least} or more")
 
@@ -84,10 +86,11 @@ def extract(
         RunError: the folder was begun with other settings, a full disk, numbers that are not finite.
     """
     settings = settings or ExtractSettings()
-    encode = clip_encoder(model, settings.layer, settings.grid)
+    clips = tiled_clips(model.preprocessing, settings.tiles)
+    encode = over_tiles(clip_encoder(model, settings.layer, settings.grid), model.preprocessing.size, settings.tiles)
     folder = FeatureFolder(output)
     folder.begin(protocol_of(model, settings), classes, fresh=fresh)
-    run = _Run(items, model.preprocessing, encode, settings, folder)
+    run = _Run(items, clips, encode, settings, folder)
     try:
         run.go(progress)
     finally:  # also when it was interrupted
@@ -97,10 +100,21 @@ def extract(
     return run.told()
 
 
+def tiled_clips(clips: Preprocessing, tiles: int) -> Preprocessing:
+    """The same for frames that tiles x tiles squares of the encoder's size cover. RecipeError for an odd size."""
+    if tiles == 1:
+        return clips
+    if clips.size % 2:
+        raise RecipeError("tiles", f"{tiles} of {clips.size} pixels", "an encoder of an even size")
+    larger = {name: getattr(clips, name) for name in ("size", "resize", "short_side")}
+    return clips.changed(**{name: tile_side(side, tiles) if side else side for name, side in larger.items()})
+
+
 def protocol_of(model: VideoModel, settings: ExtractSettings) -> dict[str, Any]:
     """How features were made, as plain values."""
     config = model.config
-    cells = {"grid": settings.grid} if settings.grid > 1 else {}  # folders begun before there was a grid go on
+    # Told where there are several: folders begun before there were any go on.
+    cells = {name: count for name in ("grid", "tiles") if (count := getattr(settings, name)) > 1}
     return {
         "model": model.name,
         "weights_sha256": model.metadata.get("weights_sha256") or weights_hash(model.module),

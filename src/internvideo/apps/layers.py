@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -65,6 +66,31 @@ def clip_encoder(model: VideoModel, layer: str = POOLED, grid: int = 1) -> Encod
         return tokens.float().mean(dim=1).cpu()
 
     return encode
+
+
+def tile_side(size: int, tiles: int) -> int:
+    """Pixels of the frame that tiles x tiles squares of `size` cover, neighbours overlapping by half."""
+    return size * (tiles + 1) // 2
+
+
+def over_tiles(encode: Encode, size: int, tiles: int) -> Encode:
+    """The same for larger frames: each square of `size` pixels is a clip of its own.
+
+    Args:
+        encode: clips (B, 3, T, S, S) -> (B, C). size: S, even. tiles: along a side of the frame.
+
+    Returns:
+        clips (B, 3, T, F, F), F of `tile_side` -> (B, tiles * tiles * C), row by row.
+    """
+    if tiles == 1:
+        return encode
+
+    def each(clips: Tensor) -> Tensor:
+        places = [(row * size // 2, column * size // 2) for row in range(tiles) for column in range(tiles)]
+        seen = [encode(clips[..., top : top + size, left : left + size].contiguous()) for top, left in places]
+        return torch.cat(seen, dim=1)
+
+    return each
 
 
 def in_cells(tokens: Tensor, grid: int) -> Tensor:

@@ -67,7 +67,8 @@ def check_pair(model: VideoModel, detector: Detector) -> ExtractSettings:
         found = f"{model.name} {ours[:12]}"
         raise RecipeError("encoder", found, f"{made.get('model')} {theirs[:12]}, whose features the detector knows")
     rule = WindowRule(int(made["window"]), int(made["stride"]), made.get("fps"))
-    return ExtractSettings(rule, str(made.get("layer", POOLED)), grid=int(made.get("grid", 1)))
+    cells = {name: int(made.get(name, 1)) for name in ("grid", "tiles")}
+    return ExtractSettings(rule, str(made.get("layer", POOLED)), **cells)
 
 
 def localize(

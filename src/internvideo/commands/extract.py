@@ -29,6 +29,10 @@ def extract(
         int,
         typer.Option(min=1, help="Keep where things are: tokens of --layer averaged in N x N cells, side by side."),
     ] = 1,
+    tiles: Annotated[
+        int,
+        typer.Option(min=1, help="For small actors: N x N overlapping squares of larger frames are seen one by one."),
+    ] = 1,
     recursive: Annotated[bool, typer.Option("--recursive", "-r", help="Also the folders inside folders.")] = False,
     batch_size: Annotated[int, typer.Option(min=1, help="Windows at once.")] = 16,
     workers: Annotated[int, typer.Option(min=0, help="Processes that decode; 0 decodes beside the model.")] = 0,
@@ -49,7 +53,7 @@ def extract(
     from internvideo.apps.frame_grid import WindowRule
 
     rule = WindowRule(window, stride, fps)
-    settings = ExtractSettings(rule, layer, batch_size, workers, grid)
+    settings = ExtractSettings(rule, layer, batch_size, workers, grid, tiles)
     items, classes = find_items(inputs, recursive=recursive)
     if dry_run:
         for line in plan(items, output, rule, fresh=fresh):

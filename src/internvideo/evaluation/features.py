@@ -30,7 +30,7 @@ SHOWN = 24
 LIKELY = 0.2
 """Segments below this score are not drawn."""
 
-SAME = ("weights_sha256", "layer", "grid", "window", "stride", "fps")
+SAME = ("weights_sha256", "layer", "grid", "tiles", "window", "stride", "fps")
 """What features must share with those that a model learned from."""
 
 PARTS = {"weights": "weights_sha256", "videos": "split_sha256", "proposals": "proposals_sha256"}
@@ -62,8 +62,9 @@ def load_detector(path: Path, *, device: str = "auto") -> Detector:
 
 def check_protocol(learned: Mapping[str, Any], features: FeatureSet) -> None:
     """Raise RunError for features made otherwise than those that a model learned from, which `learned` tells."""
-    # Without a grid nothing is told of it; features that others made tell nothing at all.
-    given, learned = ({"grid": 1, **told} if told else {} for told in (features.protocol, learned))
+    # Without a grid or tiles nothing is told of them; features that others made tell nothing at all.
+    alone = {"grid": 1, "tiles": 1}
+    given, learned = ({**alone, **told} if told else {} for told in (features.protocol, learned))
     for key in SAME:
         if key in learned and key in given and learned[key] != given[key]:
             found = f"features with {key} {json.dumps(given[key])[:24]}"

@@ -172,7 +172,7 @@ def predict(
     return make_table(features, found, classes, protocol)
 
 
-FEATURE_FACTS = ("model", "weights_sha256", "layer", "grid", "window", "stride", "fps")
+FEATURE_FACTS = ("model", "weights_sha256", "layer", "grid", "tiles", "window", "stride", "fps")
 
 
 def make_table(
