@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import math
+from importlib import import_module
+from importlib.util import find_spec
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -12,12 +15,16 @@ import torch
 from torch import Tensor
 
 from goldens_folder import GOLDENS
+from internvideo.models import regions
 from internvideo.models.regions import (
     RegionHead,
+    RoIAlign,
+    chosen_roi_align,
     jitter_boxes,
     key_frame_indices,
     region_loss,
     roi_align,
+    torchvision_roi_align,
     widen_boxes,
 )
 
@@ -116,6 +123,57 @@ def test_gradients() -> None:
     features = torch.randn(1, 2, 4, 5, dtype=torch.float64, requires_grad=True)
     boxes = torch.tensor([[3.0, 5.0, 60.0, 50.0], [10.0, 0.0, 20.0, 64.0]], dtype=torch.float64)
     assert torch.autograd.gradcheck(lambda x: roi_align(x, torch.tensor([0, 0]), boxes, bins=2), (features,))
+
+
+def test_torchvision_is_taken_where_it_can_be_imported(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever is installed: torchvision's where it is, ours where it is not or is made for another torch."""
+    present = find_spec("torchvision") is not None
+    chosen_roi_align.cache_clear()
+    assert chosen_roi_align() is (torchvision_roi_align if present else roi_align)
+    asked: list[tuple[int, float]] = []
+
+    def operator(features: Tensor, rois: Tensor, bins: int, scale: float, **how: object) -> Tensor:
+        assert how == {"sampling_ratio": -1, "aligned": False}
+        assert features.dtype == rois.dtype == torch.float32
+        asked.append((bins, scale))
+        return roi_align(features, rois[:, 0].long(), rois[:, 1:], bins=bins, scale=scale)
+
+    def stand_in(name: str) -> object:
+        return SimpleNamespace(roi_align=operator) if name == "torchvision.ops" else import_module(name)
+
+    monkeypatch.setattr(regions, "import_module", stand_in)
+    chosen_roi_align.cache_clear()
+    model = RegionHead(4, 2, patch=8, bins=3)
+    tokens, clip, boxes = torch.randn(1, 2, 4, 4, 4), torch.tensor([0]), torch.tensor([[2.0, 3.0, 20.0, 30.0]])
+    found = model.pool(tokens, clip, boxes)
+    assert asked == [(3, 1 / 8)]
+    assert torchvision_roi_align(torch.zeros(1, 2, 4, 4, dtype=torch.bfloat16), clip, boxes).dtype == torch.bfloat16
+
+    def broken(name: str) -> object:
+        raise RuntimeError("operator torchvision::nms does not exist")
+
+    monkeypatch.setattr(regions, "import_module", broken)
+    chosen_roi_align.cache_clear()
+    assert chosen_roi_align() is roi_align
+    torch.testing.assert_close(model.pool(tokens, clip, boxes), found)
+    chosen_roi_align.cache_clear()
+
+
+BOTH = [torchvision_roi_align] if find_spec("torchvision") is not None else []
+"""Compared only where torchvision is installed."""
+
+
+@pytest.mark.parametrize("other", [roi_align, *BOTH])
+def test_every_roi_align_here_is_equal(other: RoIAlign) -> None:
+    torch.manual_seed(0)
+    features = torch.randn(2, 3, 9, 13, dtype=torch.float64)
+    corners = torch.rand(40, 4, dtype=torch.float64) * 260 - 30
+    boxes = torch.cat([corners[:, :2], corners[:, :2] + corners[:, 2:].abs()], dim=1)
+    clip = torch.arange(40) % 2
+    found = other(features, clip, boxes, bins=7, scale=1 / 16)
+    for row in (0, 7, 23, 39):
+        expected = sampled(features[clip[row]], boxes[row].tolist(), 7, 1 / 16)
+        torch.testing.assert_close(found[row], expected, rtol=1e-6, atol=1e-6)
 
 
 def test_no_boxes() -> None:

@@ -6,9 +6,20 @@ Boxes are (x1, y1, x2, y2) in pixels of the clip unless something else is said.
 
 from __future__ import annotations
 
+from functools import cache
+from importlib import import_module
+from typing import Protocol
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+
+class RoIAlign(Protocol):
+    """As `roi_align`."""
+
+    def __call__(self, features: Tensor, clip: Tensor, boxes: Tensor, *, bins: int, scale: float) -> Tensor:
+        """(B, D, H', W'), (R,), (R, 4) -> (R, D, P, P)."""
 
 
 def widen_boxes(boxes: Tensor, size: tuple[float, float], *, width: float = 0.1, height: float = 0.05) -> Tensor:
@@ -81,6 +92,27 @@ def roi_align(features: Tensor, clip: Tensor, boxes: Tensor, *, bins: int = 7, s
     return torch.einsum("rdpw,rqw->rdpq", rows, along_x.to(features.dtype))
 
 
+def torchvision_roi_align(
+    features: Tensor, clip: Tensor, boxes: Tensor, *, bins: int = 7, scale: float = 1 / 16
+) -> Tensor:
+    """`roi_align` by the package torchvision, which must be there; it computes in float32 or float64."""
+    exact = features if features.dtype in (torch.float32, torch.float64) else features.float()
+    rois = torch.cat([clip[:, None].to(exact.dtype), boxes.to(exact.dtype)], dim=1)
+    operators = import_module("torchvision.ops")
+    found: Tensor = operators.roi_align(exact, rois, bins, scale, sampling_ratio=-1, aligned=False)
+    return found.to(features.dtype)
+
+
+@cache
+def chosen_roi_align() -> RoIAlign:
+    """torchvision's RoIAlign where the package can be imported, else the one written here; they are equal."""
+    try:
+        import_module("torchvision.ops")
+    except (ImportError, OSError, RuntimeError):  # absent, or made for another version of torch
+        return roi_align
+    return torchvision_roi_align
+
+
 class RegionHead(nn.Module):
     """Tokens averaged over time, RoIAlign, maximum over the bins, linear (the paper's "simple linear head")."""
 
@@ -93,7 +125,7 @@ class RegionHead(nn.Module):
     def pool(self, tokens: Tensor, clip: Tensor, boxes: Tensor) -> Tensor:
         """Tokens (B, T', H', W', D) after the norm, clip (R,), boxes (R, 4) pixels -> (R, D)."""
         grid = tokens.mean(dim=1).permute(0, 3, 1, 2)
-        return roi_align(grid, clip, boxes, bins=self.bins, scale=1 / self.patch).amax(dim=(2, 3))
+        return chosen_roi_align()(grid, clip, boxes, bins=self.bins, scale=1 / self.patch).amax(dim=(2, 3))
 
     def forward(self, tokens: Tensor, clip: Tensor, boxes: Tensor) -> Tensor:
         """As `pool` -> logits (R, C)."""
