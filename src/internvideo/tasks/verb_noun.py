@@ -67,7 +67,7 @@ def score(table: Table) -> Result:
             hits = top_k_hits(table[part][known], labels[known, column], k)
             bounds = bootstrap.interval(bootstrap.mean(hits), len(hits), groups=table["group"][known], **BOOTSTRAP)
             figures.add(f"{part}_top{k}", float(hits.mean()), bounds)
-    known = (labels >= 0).all(axis=1)
+    known = np.logical_and.reduce(labels >= 0, axis=1)
     if known.any():
         found = np.stack([table[part].argmax(axis=1) for part in PARTS], axis=1)
         hits = np.logical_and.reduce(found == labels, axis=1)[known]
