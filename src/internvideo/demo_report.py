@@ -19,6 +19,7 @@ from internvideo.data.manifest import Manifest, Sample, read_manifest
 from internvideo.data.sampling import linspace_frames
 from internvideo.data.video import Video
 from internvideo.data.world_actions import TIME_DIRECTED, reverse_class
+from internvideo.evaluation import retrieval as retrieval_evaluation
 from internvideo.evaluation.clips import clip_source, predict_language, predict_recognition, scorer
 from internvideo.evaluation.settings import EvaluationSettings
 from internvideo.metrics import bootstrap
@@ -128,7 +129,7 @@ def write_demo_report(output: Path, data: DemoData, device: str, clock: Clock) -
     tables["ensemble"] = ensemble.join([ensemble.member(name, tables[name]) for name in ("masked", "multimodal")])
     results = {name: _save(output, name, table) for name, table in tables.items()}
     language = load_trained(output / "multimodal_pretrained" / "model.safetensors", device=device)
-    found = predict_language("retrieval", language, test, settings)
+    found = retrieval_evaluation.predict([language], test, settings)
     shot = _save(output, "retrieval", found)
     more = _language_tasks(output, language, test, data, settings)
     rows = _ablation(results, len(test.classes))
