@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmark_walk import LANGUAGE, MISSING, WALKED, check, measuring, walk
+from benchmark_walk import LANGUAGE, WALKED, check, measuring, walk
 from internvideo.data.catalog import BENCHMARKS
 
 PAGE = Path(__file__).parents[1] / "docs" / "benchmarks.md"
@@ -18,10 +18,10 @@ def test_an_entry_is_walked_from_annotations_to_figures(name: str, tmp_path: Pat
     check(name, walk(name, tmp_path))
 
 
-def test_every_entry_of_the_paper_is_walked_or_named_as_missing() -> None:
+def test_every_entry_of_the_paper_is_walked() -> None:
     counted = {name for name, entry in BENCHMARKS.items() if entry.number}
     assert len(counted) == 39
-    assert counted - set(WALKED) == MISSING
+    assert counted <= set(WALKED)
 
 
 @pytest.mark.parametrize("name", WALKED)

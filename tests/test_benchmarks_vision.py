@@ -6,11 +6,23 @@ from pathlib import Path
 
 import pytest
 
-from benchmark_walk import LANGUAGE, WALKED, check, walk
+from benchmark_walk import LANGUAGE, WALKED, check, measured, measuring, walk
 from internvideo.data.catalog import BENCHMARKS
+from internvideo.data.navigation.episodes import NavigationSettings, write_world
+from internvideo.data.navigation.house import HouseSettings
+from internvideo.data.navigation.trajectories import TrajectorySettings
 
 
 @pytest.mark.parity
 @pytest.mark.parametrize("name", [name for name in WALKED if BENCHMARKS[name].measure.evaluation not in LANGUAGE])
 def test_an_entry_is_walked_from_annotations_to_figures(name: str, tmp_path: Path) -> None:
     check(name, walk(name, tmp_path))
+
+
+def test_the_agent_of_r2r_ce_walks_the_embedded_world(tmp_path: Path) -> None:
+    """Its own scenes need Matterport3D; in the walk above it is on a floor without end."""
+    house = HouseSettings(columns=2, rows=1, smallest=5.0, largest=5.5, landmarks=2)
+    ways = TrajectorySettings(shortest=2.5, longest=6.0)
+    write_world(tmp_path / "w", NavigationSettings(scenes=2, episodes=6, validation=3, house=house, trajectory=ways))
+    overrides = ["data.split=train", "data.world.kind=embedded", "data.world.opener=''"]
+    check("r2r_ce", measured("r2r_ce", measuring("r2r_ce"), tmp_path, tmp_path / "w", None, overrides=overrides))
