@@ -194,6 +194,13 @@ def test_imitation_learns_a_few_episodes() -> None:
     assert not any(part.training for part in stage.model.eyes())
 
 
+def test_gradients_of_the_first_step_do_not_explode_at_the_empty_stop_token() -> None:
+    stage = NavigationStage(navigator(), NavigationSettings(steps=2)).train()
+    torch.autograd.backward(stage(episode_batch(2), torch.Generator().manual_seed(0))["loss"])
+    gradients = [parameter.grad for parameter in stage.parameters() if parameter.grad is not None]
+    assert float(torch.nn.utils.get_total_norm(gradients)) < 1000  # a norm over zeros alone gave millions
+
+
 def test_a_blind_agent_reads_nothing() -> None:
     batch = episode_batch(4)
     other = NavigationBatch(batch.episodes, batch.worlds, batch.tokens.flip(1).clamp(min=1))

@@ -245,3 +245,7 @@ def _initialise(module: nn.Module) -> None:
         nn.init.normal_(module.weight, std=0.02)
     if isinstance(module, nn.Linear):
         nn.init.zeros_(module.bias)
+    if isinstance(
+        module, Projection
+    ):  # the features of the stop token are 0: a norm of 0 alone has a slope of 1 / EPS^0.5
+        nn.init.normal_(module.linear.bias, std=0.02)
