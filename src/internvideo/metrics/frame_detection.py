@@ -234,26 +234,25 @@ def _by_noun(
     skip_empty: bool,
 ) -> dict[int, tuple[Ints, Ints, Bools]]:
     """For every noun the images of its truths, those of its counted predictions, best first, and which are right."""
-    true: list[tuple[int, int]] = []
-    rows: list[tuple[float, bool, int, int]] = []
+    none: Ints = np.empty(0, dtype=np.int64)
+    truths, rows = [(none, none)], [(none.astype(float), none.astype(bool), none, none)]
     for number, (truth, found, scores) in enumerate(frames):
         if not len(scores) and skip_empty:
             continue
-        true += [(noun, number) for noun in truth.noun.tolist()]
+        truths.append((truth.noun, np.full(len(truth.noun), number)))
         order = np.argsort(-scores, kind="stable")
         hits = _anticipated(truth, found, order, verb=verb, seconds=seconds, iou=iou, tolerance=tolerance)
         spared = (top - 1) * len(truth.noun) if top else 0
-        counted = hits | ((~hits).cumsum() > spared)
-        for row, hit in zip(order[counted].tolist(), hits[counted].tolist(), strict=True):
-            rows.append((float(scores[row]), hit, int(found.noun[row]), number))
-    rows.sort(key=lambda row: -row[0])
+        kept = hits | ((~hits).cumsum() > spared)
+        row = order[kept]
+        rows.append((scores[row], hits[kept], found.noun[row], np.full(len(row), number)))
+    true, true_image = (np.concatenate(column) for column in zip(*truths, strict=True))
+    score, hit, noun, image = (np.concatenate(column) for column in zip(*rows, strict=True))
+    best = np.argsort(-score, kind="stable")
+    noun, image, hit = noun[best], image[best], hit[best]
     return {
-        noun: (
-            np.asarray([number for label, number in true if label == noun], dtype=np.int64),
-            np.asarray([row[3] for row in rows if row[2] == noun], dtype=np.int64),
-            np.asarray([row[1] for row in rows if row[2] == noun], dtype=bool),
-        )
-        for noun in sorted({*(label for label, _ in true), *(row[2] for row in rows)})
+        int(label): (true_image[true == label], image[noun == label], hit[noun == label])
+        for label in np.union1d(true, noun)
     }
 
 
@@ -268,7 +267,8 @@ def _anticipated(
     if seconds:
         fits &= np.abs(found.seconds[:, None] - truth.seconds[None]) <= tolerance
     free, hits = np.ones(len(truth.noun), dtype=bool), np.zeros(len(order), dtype=bool)
-    for place, row in enumerate(order):
+    for place in np.flatnonzero(fits.any(axis=1)[order]):
+        row = order[place]
         open_to = fits[row] & free
         if open_to.any():
             free[np.where(open_to, overlap[row], -1.0).argmax()] = False
