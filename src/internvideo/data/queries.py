@@ -149,7 +149,7 @@ def answered(queries: QuerySet) -> QuerySet:
 
 
 class QueryLoader:
-    """Batches of training sequences with a query each; cut and padded as `SequenceLoader` does.
+    """Batches of training sequences with a query each; cut as `SequenceLoader` does, padded to the longest of a batch.
 
     Args:
         queries: with answers. words: that are known. most_words: of a query, the first ones.
@@ -185,4 +185,6 @@ class QueryLoader:
         """Batches `start`, `start + 1`, ... of epoch `k`. Raises RunError for features that cannot be read."""
         for batch in self._sequences.epoch(k, start):
             texts: Sequence[str] = [self._texts[name] for name in batch.ids]
-            yield QueryBatch(**vars(batch), words=self._words.batch(texts, self._most))
+            longest = int(batch.mask.sum(dim=1).max())
+            parts = {**vars(batch), "features": batch.features[..., :longest], "mask": batch.mask[:, :longest]}
+            yield QueryBatch(**parts, words=self._words.batch(texts, self._most))

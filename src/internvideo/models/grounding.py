@@ -136,6 +136,7 @@ class Grounder(nn.Module):
         self.config = config
         width = config.width
         layer = PostNormConfig(width, config.heads, 2 * width, config.dropout)
+        self.norm = nn.LayerNorm(config.input_width)  # so that it does not matter how large features are
         self.video = nn.Linear(config.input_width, width)
         self.word = nn.Embedding(config.vocabulary, width, padding_idx=0)
         self.dropout = nn.Dropout(config.dropout)
@@ -148,7 +149,6 @@ class Grounder(nn.Module):
         self.start_head, self.end_head = StepHead(width), StepHead(width)
         for name, length in (("steps", config.max_length), ("places", config.words)):
             self.register_buffer(name, sin_cos_table(length, width).reshape(1, length, width), persistent=False)
-        nn.init.normal_(self.word.weight, std=width**-0.5)
 
     def _encode(self, x: Tensor, table: Tensor, mask: Tensor) -> Tensor:
         if x.shape[1] > table.shape[1]:
@@ -160,7 +160,7 @@ class Grounder(nn.Module):
 
     def look(self, features: Tensor, mask: Tensor) -> Tensor:
         """Features (B, C, T) padded at the end, mask (B, T) -> what is seen (B, T, D), before any query."""
-        x = self.video((features * mask[:, None]).transpose(1, 2))
+        x = self.video(self.norm((features * mask[:, None]).transpose(1, 2)))
         return self._encode(self.dropout(x), self.steps, mask)
 
     def ask(self, seen: Tensor, mask: Tensor, words: Tensor) -> Grounding:
