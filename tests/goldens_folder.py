@@ -8,3 +8,6 @@ from pathlib import Path
 GOLDENS = Path(os.environ.get("INTERNVIDEO_GOLDENS", Path(__file__).parent / "goldens"))
 if not GOLDENS.is_dir():
     raise FileNotFoundError(f"INTERNVIDEO_GOLDENS: no folder {GOLDENS}; copy the reference goldens there")
+
+SAMPLES = Path(__file__).parent / "goldens"
+"""The repository's own copy, for tests that know its values; parity tests read GOLDENS, whatever lies there."""

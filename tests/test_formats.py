@@ -8,17 +8,15 @@ from pathlib import Path
 
 import pytest
 
-from goldens_folder import GOLDENS
+from goldens_folder import SAMPLES
 from internvideo.data.catalog import BENCHMARKS
 from internvideo.data.formats import activitynet, ava, clip_sets, kinetics, something
 from internvideo.data.formats.annotations import Annotations
 from internvideo.data.formats.reading import AnnotationSource, line_of, list_lines
 from internvideo.errors import ManifestError
 
-FILES = GOLDENS / "tasks" / "annotations"
+FILES = SAMPLES / "tasks" / "annotations"
 Read = Callable[[AnnotationSource], Annotations]
-
-pytestmark = pytest.mark.parity
 
 
 def given(read: Read, *names: str) -> Annotations:

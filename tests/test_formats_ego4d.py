@@ -9,16 +9,14 @@ from pathlib import Path
 
 import pytest
 
-from goldens_folder import GOLDENS
+from goldens_folder import GOLDENS, SAMPLES
 from internvideo.data.formats import ego4d, navigation
 from internvideo.data.formats.annotations import Annotations
 from internvideo.data.formats.reading import AnnotationSource
 from internvideo.errors import ManifestError
 
-FILES = GOLDENS / "tasks"
+FILES = SAMPLES / "tasks"
 Read = Callable[[AnnotationSource], Annotations]
-
-pytestmark = pytest.mark.parity
 
 
 def given(read: Read, *names: str) -> Annotations:
@@ -34,8 +32,9 @@ def test_moments() -> None:
     assert made.notes == ["1 labels that are not primary, or have no length, left out"]
 
 
-def test_language_queries_of_the_evaluator(tmp_path: Path) -> None:
-    path = FILES / "ego4d_nlq" / "nlq_val.json"
+@pytest.mark.parity
+def test_language_queries_of_the_evaluator() -> None:
+    path = GOLDENS / "tasks" / "ego4d_nlq" / "nlq_val.json"
     made = ego4d.read_queries(AnnotationSource(path))
     content = json.loads(path.read_text())
     queries = [

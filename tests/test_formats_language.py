@@ -8,17 +8,15 @@ from pathlib import Path
 
 import pytest
 
-from goldens_folder import GOLDENS
+from goldens_folder import SAMPLES
 from internvideo.apps.prepare import prepare, read_pickle
 from internvideo.data.formats import captions, questions
 from internvideo.data.formats.annotations import Annotations
 from internvideo.data.formats.reading import AnnotationSource
 from internvideo.errors import ManifestError
 
-FILES = GOLDENS / "tasks" / "annotations"
+FILES = SAMPLES / "tasks" / "annotations"
 Read = Callable[[AnnotationSource], Annotations]
-
-pytestmark = pytest.mark.parity
 
 
 def given(read: Read, name: str) -> Annotations:

@@ -10,14 +10,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from goldens_folder import GOLDENS
+from goldens_folder import SAMPLES
 from internvideo.apps.prepare import VideoFolder, prepare, read_pickle
 from internvideo.commands.prepare import prepare as command
 from internvideo.data.manifest import read_manifest
 from internvideo.data.video_writer import write_video
 from internvideo.errors import ManifestError
 
-FILES = GOLDENS / "tasks" / "annotations"
+FILES = SAMPLES / "tasks" / "annotations"
 
 
 def a_video(path: Path, frames: int = 4, fps: int = 8) -> Path:
