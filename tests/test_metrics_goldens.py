@@ -26,6 +26,7 @@ ELSEWHERE = {
 NOTES = {
     "classification/mean_class_accuracy_note",
     "classification/zero_shot/order",
+    "classification/zero_shot/logit_scale",  # given, not computed
 }
 
 
@@ -54,6 +55,10 @@ def rows(model: int, views: int | None = None) -> tuple[Any, Any]:
 
 def videos() -> int:
     return len(arrays("classification")["view_labels"])
+
+
+def models() -> int:
+    return sum(name.startswith("view_logits_model") for name in arrays("classification"))
 
 
 def merged(model: int, rule: Any = "probabilities") -> Any:
@@ -101,8 +106,8 @@ COMPUTED: dict[str, Callable[[], Any]] = {
     "classification/top1": lambda: top(1),
     "classification/top5": lambda: top(5),
     "classification/mean_class_accuracy": mean_class,
-    "classification/views/per_model_top1": lambda: [percent(merged(i)) for i in range(3)],
-    "classification/views/per_model_top5": lambda: [percent(merged(i), 5) for i in range(3)],
+    "classification/views/per_model_top1": lambda: [percent(merged(i)) for i in range(models())],
+    "classification/views/per_model_top5": lambda: [percent(merged(i), 5) for i in range(models())],
     "classification/views/two_model_mean_of_softmax_top1": lambda: percent(
         c.ensemble_weighted([rows(0), rows(1)], videos())
     ),
@@ -117,7 +122,6 @@ COMPUTED: dict[str, Callable[[], Any]] = {
     "classification/views/pooled_unequal_views_first_video": lambda: pooled()[0],
     "classification/zero_shot/templates": lambda: len(arrays("classification")["zs_text"]) / zero_shot().shape[1],
     "classification/zero_shot/classes": lambda: zero_shot().shape[1],
-    "classification/zero_shot/logit_scale": lambda: 100.0,
     "classification/zero_shot/mean_of_per_template_softmax": zero_shot,
     "classification/vqa/accuracy_known_answers_only": lambda: vqa(True),
     "classification/vqa/accuracy_over_all_questions": lambda: vqa(False),
@@ -145,18 +149,17 @@ def retrieval_value(path: str) -> Any:
     """Compute a stored retrieval value from its path, e.g. multi_caption/dsl_t2v/R1."""
     a = arrays("retrieval")
     group, *rest = path.split("/")
-    if group == "ties":
-        return ties_value(rest)
-    sim = {"square": a["square_sim"], "multi_caption": a["multi_sim"], "ten_captions": a["ten_sim"]}[group]
+    if group.startswith("ties"):
+        return ties_value(group, rest)
+    prefix = prefix_of(group)
+    sim = a[f"{prefix}_sim"]
     if rest[0].endswith("_sum"):
         return r.dual_softmax(sim if "t2v" in rest[0] else sim.T, axis=0).sum(dtype=np.float64)
     if rest[0] == "dsl_t2v_first_row_first_5":
         return r.dual_softmax(sim, axis=0)[0, :5]
-    owner = {
-        "square": None,
-        "multi_caption": np.repeat(np.arange(a["multi_sim"].shape[1]), a["multi_captions_per_video"]),
-        "ten_captions": np.repeat(np.arange(a["ten_sim"].shape[1]), len(a["ten_sim"]) // a["ten_sim"].shape[1]),
-    }[group]
+    videos = sim.shape[1]
+    counts = a.get(f"{prefix}_captions_per_video", len(sim) // videos)
+    owner = None if len(sim) == videos else np.repeat(np.arange(videos), counts)
     direction, figure = rest
     dual = "released" if direction.startswith("dsl_") else "none"
     ranks = r.directions(sim, owner, dual=dual)[0 if direction.endswith("t2v") else 1]
@@ -169,8 +172,13 @@ def in_percent(figures: dict[str, float], name: str) -> float:
     return 100 * value if name in ("R1", "R5", "R10") else value
 
 
-def ties_value(rest: list[str]) -> float:
-    sim = arrays("retrieval")["ties_sim"]
+def prefix_of(group: str) -> str:
+    """`multi` of `multi_caption`, `square` of `square`: what the arrays of a group begin with."""
+    return re.sub(r"_captions?(?=_|$)", "", group)
+
+
+def ties_value(group: str, rest: list[str]) -> float:
+    sim = arrays("retrieval")[f"{group}_sim"]
     if rest[0] == "official":
         return in_percent(r.rank_figures(r.row_ranks(sim, ties="official")), rest[1])
     if rest[0] == "official_number_of_matches":
@@ -220,9 +228,15 @@ def test_every_stored_array_is_read() -> None:
     elsewhere = {"retrieval": {"loss_sim"} | pooled, "classification": mixed}
     ours = {
         "classification": {"scores", "labels", "view_labels", "zs_text", "zs_video", "vqa_logits", "vqa_labels"}
-        | {f"view_logits_model{i}" for i in range(3)}
+        | {f"view_logits_model{i}" for i in range(models())}
         | {"mc_video", "mc_text", "mc_answer"},
-        "retrieval": {"square_sim", "multi_sim", "multi_captions_per_video", "ten_sim", "ties_sim"},
+        "retrieval": {
+            name
+            for group in expected("retrieval")
+            if group != "losses"
+            for name in (f"{prefix_of(group)}_sim", f"{prefix_of(group)}_captions_per_video")
+            if name in arrays("retrieval")
+        },
     }
     for folder in FOLDERS:
         assert set(arrays(folder)) == ours[folder] | elsewhere[folder]

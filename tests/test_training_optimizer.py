@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+from functools import cache
 from typing import Any
 
 import pytest
@@ -59,24 +61,44 @@ class Stage(nn.Module):
         self.scale = nn.Parameter(torch.zeros(()))
 
 
-@pytest.mark.parity
-@pytest.mark.parametrize("layer", list(TASKS["layer_scale_depth12_decay0p75"]))
-def test_layer_scale(layer: str) -> None:
-    expected = TASKS["layer_scale_depth12_decay0p75"][layer]
-    assert layer_scale(0.75, int(layer), 13) == pytest.approx(expected, abs=1e-12)
-
-
-@pytest.fixture(scope="module")
-def classifier() -> VideoMAEClassifier:
-    """Twelve layers with the names of the published model."""
-    return VideoMAEClassifier(VideoMAEConfig(image_size=16, frames=2, width=6, heads=1, depth=12, classes=3))
+def depths(kind: str) -> list[tuple[str, str]]:
+    """Of every stored table of a kind its name, which tells depth and decay, and its keys."""
+    return [(table, key) for table in TASKS if table.startswith(kind) for key in TASKS[table]]
 
 
 @pytest.mark.parity
-@pytest.mark.parametrize("name", TASKS["layer_id_depth12"])
-def test_layer_id(classifier: VideoMAEClassifier, name: str) -> None:
-    assert classifier.layers == 13
-    assert classifier.layer_id(name) == TASKS["layer_id_depth12"][name]
+@pytest.mark.parametrize(("table", "layer"), depths("layer_scale_"))
+def test_layer_scale(table: str, layer: str) -> None:
+    told = re.fullmatch(r"layer_scale_depth(\d+)_decay(\d+)p(\d+)", table)
+    assert told is not None
+    decay, last = float(f"{told[2]}.{told[3]}"), int(told[1]) + 1
+    assert layer_scale(decay, int(layer), last) == pytest.approx(TASKS[table][layer], abs=1e-12)
+
+
+@cache
+def classifier(depth: int) -> VideoMAEClassifier:
+    """So many layers with the names of the published model."""
+    return VideoMAEClassifier(VideoMAEConfig(image_size=16, frames=2, width=6, heads=1, depth=depth, classes=3))
+
+
+@pytest.mark.parity
+@pytest.mark.parametrize(("table", "name"), depths("layer_id_"))
+def test_layer_id(table: str, name: str) -> None:
+    depth = int(table.removeprefix("layer_id_depth"))
+    assert classifier(depth).layers == depth + 1
+    assert classifier(depth).layer_id(name) == TASKS[table][name]
+
+
+@pytest.mark.parity
+def test_every_stored_table_is_read() -> None:
+    """Here, in tests/test_training_schedule.py and in tests/test_mixup.py."""
+    known = ("mixup_target", "cosine_with_warmup", "retrieval_warmup_cosine", "retrieval_optimizer")
+    assert [
+        table for table in TASKS if table not in known and not table.startswith(("layer_id_", "layer_scale_"))
+    ] == []
+    assert set(known) <= set(TASKS)
+    assert depths("layer_id_")
+    assert depths("layer_scale_")
 
 
 @pytest.mark.parity

@@ -9,11 +9,18 @@ import torch
 from goldens_folder import GOLDENS
 from internvideo.models.video_language import interpolate_weights
 
+STORED = GOLDENS / "tasks" / "classification" / "classification.npz"
+
+
+def shares() -> list[str]:
+    with np.load(STORED) as arrays:
+        return sorted({name.split("/")[0].removeprefix("wse_out_") for name in arrays.files if "wse_out_" in name})
+
 
 @pytest.mark.parity
-@pytest.mark.parametrize("share", ["0.25", "0.5"])
+@pytest.mark.parametrize("share", shares())
 def test_stored_weight_space_ensemble(share: str) -> None:
-    with np.load(GOLDENS / "tasks" / "classification" / "classification.npz") as arrays:
+    with np.load(STORED) as arrays:
         states = {
             prefix: {k.removeprefix(prefix): torch.from_numpy(arrays[k]) for k in arrays.files if k.startswith(prefix)}
             for prefix in ("wse_clip/", "wse_tuned/", f"wse_out_{share}/")
