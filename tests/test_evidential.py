@@ -81,6 +81,14 @@ def test_debias(name: str) -> None:
     torch.testing.assert_close(made, torch.tensor(STORED["debias"][name]), rtol=1e-4, atol=2e-6)
 
 
+@pytest.mark.parametrize("kind", ["step", "exp"])
+def test_the_weight_rises_to_1_and_stays(kind: Any) -> None:
+    weights = [e.annealing(epoch, 20, kind, step=20) for epoch in (0, 10, 20, 21, 200)]
+    assert weights[0] <= 0.01
+    assert weights[0] < weights[1] < 1.0
+    assert weights[2:] == [pytest.approx(1.0)] * 3
+
+
 def test_no_evidence_is_full_uncertainty() -> None:
     probabilities, uncertainty = e.opinion(torch.zeros(2, 5))
     torch.testing.assert_close(probabilities, torch.full((2, 5), 0.2))

@@ -33,10 +33,13 @@ def opinion(evidence: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def annealing(epoch: int, epochs: int, kind: Literal["step", "exp"], *, start: float = 0.01, step: int = 10) -> float:
-    """Weight lambda of the regularisers: rises to 1 within `step` epochs, or from `start` to 1 over all of them."""
+    """Weight lambda of the regularisers: rises to 1 within `step` epochs, or from `start` to 1 over all of them.
+
+    Beyond them it stays 1: the published exponential would go on growing, and calibration's 1 - lambda turn negative.
+    """
     if kind == "step":
         return min(1.0, epoch / step)
-    return start * math.exp(-math.log(start) / epochs * epoch)
+    return min(1.0, start * math.exp(-math.log(start) / epochs * epoch))
 
 
 def dirichlet_kl(alpha: Tensor, beta: Tensor | None = None) -> Tensor:
