@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,7 @@ STORED: dict[str, Any] = json.loads((FOLDER / "expected.json").read_text("utf-8"
 with np.load(FOLDER / "open_set.npz", allow_pickle=False) as file:
     ARRAYS = {name: file[name] for name in file.files}
 CLASSES = ARRAYS["ind_logits"].shape[1]
+KINDS = {"raw_uncertainty", "binarised_at_threshold", "softmax_max_prob_baseline"}
 
 
 def evidence(logits: Any) -> Any:
@@ -33,7 +35,16 @@ def uncertainties(kind: str) -> tuple[Any, Any]:
 
 
 @pytest.mark.parity
+def test_every_stored_figure_is_read() -> None:
+    text = Path(__file__).read_text("utf-8")
+    assert [name for name in STORED if f'STORED["{name}"]' not in text and name not in KINDS] == []
+    assert {group for group, values in STORED.items() if isinstance(values, dict)} == KINDS
+
+
+@pytest.mark.parity
 def test_threshold() -> None:
+    train = ARRAYS["train_unctt"]
+    assert np.sort(train)[-STORED["rank_used_from_top"]] == o.rejection_threshold(train)
     assert o.rejection_threshold(ARRAYS["train_unctt"]) == pytest.approx(STORED["train_threshold_95"], abs=1e-6)
 
 
@@ -106,6 +117,14 @@ def test_entropy_of_draws() -> None:
     draws = ARRAYS["stochastic_probs"].astype(np.float64)
     np.testing.assert_allclose(o.entropy(draws), STORED["entropy"], rtol=0, atol=1e-6)
     np.testing.assert_allclose(o.mutual_information(draws), STORED["bald"], rtol=0, atol=1e-6)
+
+
+def test_certain_draws_have_no_entropy() -> None:
+    """Soft-max rounds to 0 and 1: 0 log 0 is 0."""
+    one, other = [1.0, 0.0], [0.0, 1.0]
+    draws = np.asarray([[one, one], [one, other]]).transpose(0, 2, 1)
+    np.testing.assert_allclose(o.entropy(draws), [0.0, np.log(2)])
+    np.testing.assert_allclose(o.mutual_information(draws), [0.0, np.log(2)])
 
 
 @settings(max_examples=60, deadline=None)

@@ -176,13 +176,18 @@ def open_macro_f1(
 
 def entropy(probabilities: Floats) -> Floats:
     """Of the mean of several draws (N, C, draws) -> (N,), in nats."""
-    mean = probabilities.mean(axis=2)
-    result: Floats = -(mean * np.log(mean)).sum(axis=1)
+    result: Floats = _information(probabilities.mean(axis=2)).sum(axis=1)
+    return result
+
+
+def _information(probabilities: Floats) -> Floats:
+    """-p log p, 0 where p is 0."""
+    result: Floats = -probabilities * np.log(np.where(probabilities > 0, probabilities, 1.0))
     return result
 
 
 def mutual_information(probabilities: Floats) -> Floats:
     """Between prediction and weights (BALD): entropy of the mean minus mean entropy, (N, C, draws) -> (N,)."""
-    expected = -(probabilities * np.log(probabilities)).sum(axis=1).mean(axis=1)
+    expected = _information(probabilities).sum(axis=1).mean(axis=1)
     result: Floats = entropy(probabilities) - expected
     return result
