@@ -20,6 +20,7 @@ FOLDER = GOLDENS / "tasks" / "tcanet_parts"
 STORED: dict[str, Any] = json.loads((FOLDER / "expected.json").read_text("utf-8"))
 with np.load(FOLDER / "parts.npz", allow_pickle=False) as file:
     ARRAYS = {name: torch.from_numpy(np.asarray(file[name])) for name in file.files}
+MASKS = sorted(name for name in ARRAYS if name.startswith("attention_blocked_mask"))
 
 
 def config() -> TCANetConfig:
@@ -64,8 +65,8 @@ def test_overlaps() -> None:
 
 
 @pytest.mark.parity
-def test_mask() -> None:
-    (name,) = (name for name in ARRAYS if name.startswith("attention_blocked_mask"))
+@pytest.mark.parametrize("name", MASKS)
+def test_mask(name: str) -> None:
     stored = ARRAYS[name]
     window, heads = (int(name.rpartition(key)[2].partition("_")[0]) for key in ("_w", "_heads"))
     assert torch.equal(tcanet.blocked(stored.shape[-1], window, heads), stored.bool())
@@ -86,6 +87,15 @@ def test_suppression() -> None:
     found = np.concatenate([rows[index, :2], scores[:, None]], axis=1)
     expected = ARRAYS["snms_out"].numpy()
     np.testing.assert_allclose(found[: len(expected)], expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parity
+def test_every_stored_array_is_read() -> None:
+    regions = {"features", "segments", "start_feature", "action_feature", "end_feature"}
+    codecs = {"se_targets", "xw_targets", "se_decoded_1p0", "se_decoded_0p2", "xw_decoded_0p1_0p2"}
+    given = {"proposals", "gt", "deltas", "iou", "snms_in", "snms_out"}
+    assert set(ARRAYS) == regions | codecs | given | set(MASKS)
+    assert MASKS
 
 
 def test_it_learns_to_move_the_ends() -> None:
