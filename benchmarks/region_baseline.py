@@ -3,6 +3,7 @@
 python benchmarks/region_baseline.py TABLE.npz MANIFEST CLASSIFIER.safetensors --split test
 
 Chance is random scores; "whole clip" gives every box of a key frame what a classifier says of the clip around it;
+"own clip", for a detector that sees a clip around every box, what the classifier says of that without learning more;
 "frame mean" gives them the mean of the detector's own scores in the frame. Differences to the detector are paired over
 videos, which are drawn again.
 """
@@ -53,6 +54,23 @@ def clip_scores(table: Table, manifest_path: Path, weights: Path, split: str | N
     return result
 
 
+def box_scores(table: Table, manifest_path: Path, weights: Path, split: str | None) -> NDArray[Any]:
+    """(N,) for the rows of a table of annotated boxes: the same of the clip around the row's box."""
+    trained, manifest = load_trained(weights, device="cpu"), read_manifest(manifest_path)
+    rows = manifest if split is None else manifest.subset(split=split)
+    told, size = table.protocol, trained.recipe.data.augment.size
+    form = ClipForm(told["frames"], told["stride"], BoxedTransform(size, around=told["around"]), len(manifest.classes))
+    place = [trained.classes.index(name) for name in table["classes"].tolist()]
+    model: Any = trained.model
+    with torch.no_grad():
+        views = KeyFrameViews(rows, key_frames(rows), form, LoaderSettings(batch_size=1))
+        found = [model(model.normalise(batch.video)).softmax(1)[:, place].numpy().reshape(-1) for _, batch in views]
+    result: NDArray[Any] = np.concatenate(found)
+    if len(result) != len(table["score"]):
+        raise SystemExit("this table has other boxes than the annotated ones")
+    return result
+
+
 def frame_means(table: Table) -> NDArray[Any]:
     """(N,) the mean score of the row's class over the boxes of its frame."""
     cell = table["frame"] * len(table["classes"]) + table["label"]
@@ -89,6 +107,8 @@ def main() -> None:
         "frame mean": replace(found, score=frame_means(table)),
         "whole clip": replace(found, score=clip_scores(table, given.manifest, given.classifier, given.split)),
     }
+    if "around" in table.protocol:
+        kinds["own clip"] = replace(found, score=box_scores(table, given.manifest, given.classifier, given.split))
     own = frame_map_statistic(truth, found, video)
     for name, boxes in kinds.items():
         value = float(np.mean(list(frame_average_precision(truth, boxes).values())))
