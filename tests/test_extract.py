@@ -25,6 +25,7 @@ from internvideo.data.manifest import Sample, Segment, write_manifest
 from internvideo.data.video import Video, VideoInfo, probe, read_frames
 from internvideo.data.video_writer import write_video
 from internvideo.errors import RecipeError, RunError, VideoError
+from internvideo.models.action_detector import ActionDetector
 from internvideo.models.factory import create_model
 
 RULE = WindowRule(window=4, stride=2)
@@ -188,6 +189,7 @@ def test_a_grid_keeps_where_things_are(name: str, grid: int) -> None:
 
 def test_a_detector_of_actions_in_boxes_gives_features_of_any_layer_and_frame() -> None:
     module = picture_model("action-detector-s")[0].module
+    assert isinstance(module, ActionDetector)
     model = VideoModel("action-detector-s", module, preprocessing=Preprocessing(4, 48, short_side=48))
     clips = torch.randint(0, 256, (2, 3, 4, 48, 48), dtype=torch.uint8)
     with torch.no_grad():

@@ -112,7 +112,9 @@ def _places(encoder: nn.Module, output: Tensor, clips: int) -> Tensor:
         patches = output[:, 1:]
         side = math.isqrt(patches.shape[1])
         return patches.reshape(clips, -1, side, side, output.shape[-1])
-    slots = encoder.config.grid[0]  # type: ignore[union-attr, index]  # `_check_places` lets a Trunk pass alone
+    if not isinstance(encoder, Trunk):
+        raise TypeError(f"the tokens of a {type(encoder).__name__} have no places")
+    slots = encoder.config.grid[0]
     side = math.isqrt(output.shape[1] // slots)
     return output.reshape(clips, slots, side, side, output.shape[-1])
 
