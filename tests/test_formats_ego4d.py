@@ -159,6 +159,11 @@ CASES: dict[str, tuple[Read, dict[str, str], str]] = {
         {"fho_sta_val.json": sta("w")},
         "annotations.0.video_id: no size",
     ),
+    "other verbs in the second file": (
+        ego4d.read_anticipation,
+        {"fho_sta_train.json": sta(), "fho_sta_val.json": sta().replace('"cut"', '"take"')},
+        "fho_sta_val.json:1 verb_categories: other verbs",
+    ),
     "a third hand": (
         ego4d.read_hands,
         {

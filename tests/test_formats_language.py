@@ -106,6 +106,13 @@ def test_answers_without_a_list_are_the_most_frequent_of_training(tmp_path: Path
     assert made.vocabularies["answers"] == ("b", "a", "c")
 
 
+def test_answers_that_a_listed_set_lacks_are_told(tmp_path: Path) -> None:
+    (tmp_path / "msvd_test_qa_encode.json").write_text('[{"question": "q", "answer": "c", "video_id": 1}]')
+    (tmp_path / "msvd_answer_set.txt").write_text("a\nb\n")
+    made = questions.read_msvd_qa(AnnotationSource(tmp_path))
+    assert made.notes == ["1 test questions have an answer that no model can give"]
+
+
 def test_multiple_choice() -> None:
     made = given(questions.read_msrvtt_choice, "msrvtt_mc")
     assert [row.choices and row.choices.answer for row in made.splits["test"]] == [3, 0, 4]

@@ -30,6 +30,8 @@ from internvideo.models.videomae import VideoMAEConfig
 from internvideo.objectives.anticipation import contact_losses
 from internvideo.pipeline import run_recipe
 from internvideo.recipe import Recipe, build_recipe
+from internvideo.tasks import state_change
+from internvideo.tasks.table import Table
 
 NOUNS, VERBS = ("red", "blue"), ("take", "put")
 
@@ -255,6 +257,19 @@ def test_state_change_learns_which_box_and_writes_cocos_form(tmp_path: Path) -> 
     rows = json.loads((out / "detections.json").read_text())
     assert {row["image_id"] for row in rows} == {"o6"}
     assert "<svg" in (out / "state_change.svg").read_text()
+
+
+def test_numbers_of_images_stay_numbers_in_cocos_form() -> None:
+    """Ids 12 and 3 of a COCO file must be found again by its evaluator, which compares them as numbers."""
+    arrays = {
+        "frame_id": np.asarray(["12", "3", "03"]),
+        "frame": np.asarray([0, 1, 2]),
+        "box": np.asarray([[1.0, 2.0, 4.0, 8.0]] * 3),
+        "score": np.asarray([0.5, 0.25, 0.125]),
+    }
+    rows = json.loads(state_change.detections(Table("state_change", arrays, {}, {})))
+    assert [row["image_id"] for row in rows] == [12, 3, "03"]
+    assert rows[0] == {"image_id": 12, "category_id": 1, "bbox": [1.0, 2.0, 3.0, 6.0], "score": 0.5}
 
 
 def test_what_does_not_fit_is_told(tmp_path: Path) -> None:

@@ -25,6 +25,8 @@ from internvideo.tasks.table import BOOTSTRAP, Figures, Result, Table
 from internvideo.tasks.views import evaluating, run_clips
 
 NAME = "future_hands"
+SUMMED = 30
+"""Views whose sum the published scorer expects (`num_clips`)."""
 Floats = NDArray[np.float64]
 
 
@@ -99,7 +101,7 @@ def score(table: Table) -> Result:
     return figures.result(table, clips=len(np.unique(groups)))
 
 
-def submission(table: Table, *, clips: int = 1) -> str:
-    """The predictions as the challenge takes them, JSON: for each row 20 sums over `clips` views."""
+def submission(table: Table, *, clips: int = SUMMED) -> str:
+    """The predictions as the challenge takes them, JSON: for each row 20 values times the `clips` it divides by."""
     values = (table["predicted"].reshape(len(table["id"]), -1) * clips).round(3).tolist()
     return json.dumps(dict(zip(table["id"].tolist(), values, strict=True))) + "\n"

@@ -78,10 +78,13 @@ def score(table: Table) -> Result:
 
 
 def detections(table: Table) -> str:
-    """The scored boxes as COCO's list of results, JSON."""
+    """The scored boxes as COCO's list of results, JSON; frames named by numbers, as COCO names them, stay numbers."""
     corners = table["box"]
     wide = np.concatenate([corners[:, :2], corners[:, 2:] - corners[:, :2]], axis=1).round(2).tolist()
-    names = table["frame_id"][table["frame"]].tolist()
+    numbers = [
+        int(name) if name.isdecimal() and str(int(name)) == name else name for name in map(str, table["frame_id"])
+    ]
+    names = [numbers[frame] for frame in table["frame"].tolist()]
     rows = zip(names, wide, table["score"].tolist(), strict=True)
     made = [{"image_id": name, "category_id": 1, "bbox": box, "score": round(value, 6)} for name, box, value in rows]
     return json.dumps(made) + "\n"

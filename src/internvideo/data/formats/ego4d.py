@@ -243,6 +243,8 @@ def read_anticipation(source: AnnotationSource) -> Annotations:
         nouns, verbs = _named(path, "noun_categories", content.nouns), _named(path, "verb_categories", content.verbs)
         if made.classes not in ((), nouns):
             raise ManifestError(f"{path}:1 noun_categories", "other nouns than in the other files", "the same")
+        if made.vocabularies.get("verbs", verbs) != verbs:
+            raise ManifestError(f"{path}:1 verb_categories", "other verbs than in the other files", "the same")
         made.classes, made.vocabularies["verbs"] = nouns, verbs
         for number, entry in enumerate(content.annotations):
             size = content.info.video_metadata.get(entry.video_id)

@@ -168,11 +168,7 @@ def read_msvd_qa(source: AnnotationSource) -> Annotations:
         _gather(made, split_of(path) or "", asked, ".avi", second)
     if not made.splits:
         raise ManifestError(source.path, "no annotation file of MSVD-QA", "msvd_test_qa_encode.json and so on")
-    listed = source.maybe(r"answer_set\.txt$")
-    if listed is not None:
-        made.vocabularies["answers"] = read_answers(listed)
-    else:
-        _answers(made, None, size=1000)
+    _answers(made, source.maybe(r"answer_set\.txt$"), size=1000)
     return made
 
 
