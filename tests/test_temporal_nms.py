@@ -124,6 +124,37 @@ def test_scores_never_rise_and_nothing_is_invented(
         assert decayed[0] == scores.max()  # the best one is never touched
 
 
+def kernel(segments: Any, scores: Any, asked: SuppressionSettings) -> list[int]:
+    """The Gaussian kernel item by item: what is chosen and what goes change places with the first and the last."""
+    left, order, last = list(scores), list(range(len(scores))), len(scores)
+    first = 0
+    while first < last:
+        best = max(range(first, last), key=lambda place: left[order[place]])  # the first of equals
+        order[first], order[best] = order[best], order[first]
+        one, place = segments[order[first]], first + 1
+        while place < last:
+            other = segments[order[place]]
+            inside = max(0.0, min(one[1], other[1]) - max(one[0], other[0]))
+            whole = one[1] - one[0] + other[1] - other[0] + 2 * asked.extent - inside
+            left[order[place]] *= np.exp(-((inside / whole) ** 2) / asked.sigma)
+            if left[order[place]] < asked.min_score:
+                last -= 1
+                order[place] = order[last]
+            else:
+                place += 1
+        first += 1
+    return order[:last]
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(st.tuples(st.integers(0, 30), st.integers(1, 9), st.sampled_from([0.2, 0.5, 0.9])), max_size=20))
+def test_equal_scores_keep_the_order_of_the_kernel(rows: list[tuple[int, int, float]]) -> None:
+    segments = np.asarray([(start, start + length) for start, length, _ in rows], dtype=np.float64).reshape(-1, 2)
+    scores = np.asarray([score for *_, score in rows], dtype=np.float64)
+    asked = SuppressionSettings(sigma=0.5, min_score=0.15, most=1000)
+    assert suppress(segments, scores, asked)[0].tolist() == kernel(segments, scores, asked)
+
+
 def test_no_segments() -> None:
     nothing = np.zeros((0, 2)), np.zeros(0), np.zeros(0, dtype=np.int64)
     for per_class in (True, False):

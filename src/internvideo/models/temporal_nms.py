@@ -58,19 +58,27 @@ def _overlap(segment: Floats, others: Floats, extent: float) -> Floats:
 
 
 def suppress(segments: Floats, scores: Floats, settings: SuppressionSettings) -> tuple[Ints, Floats]:
-    """Indices kept, best first, and their decayed scores; (N, 2), (N,) -> (K,), (K,), at most `settings.most`."""
+    """Indices kept, best first, and their decayed scores; (N, 2), (N,) -> (K,), (K,), at most `settings.most`.
+
+    Of equal scores the first is taken, in the order that the published kernel's exchanges leave (spec 2.6).
+    """
     hard = settings.decay == "hard"
     left = scores.astype(np.float64).copy()
     kept: list[int] = []
     final: list[float] = []
     alive = np.flatnonzero(left > settings.min_score) if hard and settings.min_score > 0 else np.arange(len(left))
     while len(alive):
-        best = int(alive[left[alive].argmax()])
+        place = int(left[alive].argmax())
+        best = int(alive[place])
         kept.append(best)
         final.append(float(left[best]))
         if len(kept) == settings.most:  # what follows changes neither these nor their scores
             break
-        alive = alive[alive != best]
+        if hard:
+            alive = np.delete(alive, place)
+        else:  # the first takes the best one's place
+            alive[place] = alive[0]
+            alive = alive[1:]
         overlap = _overlap(segments[best], segments[alive], settings.extent)
         if hard:
             alive = alive[overlap < settings.overlap]
@@ -79,8 +87,16 @@ def suppress(segments: Floats, scores: Floats, settings: SuppressionSettings) ->
             left[alive] *= np.exp(-(overlap**settings.power) / settings.sigma)
         else:
             left[alive] *= np.where(overlap >= settings.overlap, 1 - overlap, 1.0)
-        alive = alive[left[alive] >= settings.min_score]
+        alive = _without(alive, left[alive] >= settings.min_score)
     return np.asarray(kept, dtype=np.int64), np.asarray(final)
+
+
+def _without(alive: Ints, stays: NDArray[np.bool_]) -> Ints:
+    """The segments that stay, in the order of the published kernel: the last one takes the place of what goes."""
+    count = int(stays.sum())
+    result = alive[:count].copy()
+    result[~stays[:count]] = alive[count:][stays[count:]][::-1]
+    return result
 
 
 def vote(kept: Floats, segments: Floats, scores: Floats, settings: SuppressionSettings) -> Floats:
