@@ -52,6 +52,19 @@ def test_the_listing_names_the_recipe() -> None:
         assert line.endswith(f"; recipe {PREFIX}{name}") == (name in RECIPES)
 
 
+def test_what_refines_hacs_reads_what_its_detector_left() -> None:
+    """Splits, features and run of the recipe of the detector, whose commands come first."""
+    recipe, text = read_recipe("paper/refinement_hacs"), shipped_recipes()["paper/refinement_hacs"].read_text("utf-8")
+    detector = RECIPES["hacs_segments"]
+    assert recipe.data.split == read_recipe(PREFIX + "hacs_segments").data.split
+    assert set(re.findall(r"(?:data|runs)/hacs\w*", text)) == {
+        "data/hacs_segments", "runs/hacs_segments", "runs/hacs_refined",
+    }  # fmt: skip
+    for folder in ("data/hacs_segments/features", "runs/hacs_segments/model.safetensors"):
+        assert folder in text
+        assert folder in detector
+
+
 # --- every row of spec/tasks.md 1.3 and 1.4 ---------------------------------------------------------------------------
 
 # epochs, base rate, drop path, head dropout, layer decay, repeats, views. Repeats of B and L on Kinetics and
