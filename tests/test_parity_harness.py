@@ -79,3 +79,8 @@ def test_a_folder_without_models_is_a_failure(tmp_path: Path, made: bool) -> Non
     assert not failed
     assert "FileNotFoundError" in output
     assert "passed" not in output
+
+
+def test_goldens_without_cases_fail(pytestconfig: pytest.Config) -> None:
+    """A test over no case would be skipped, and nobody would see it."""
+    assert pytestconfig.getini("empty_parameter_set_mark") == "fail_at_collect"
