@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -88,12 +89,26 @@ def test_official_files_give_the_published_figure(name: str, tmp_path: Path) -> 
     assert spatio_temporal.per_class(table) == pytest.approx(AVA[name]["per_class_AP"], abs=1e-6)
 
 
-@pytest.mark.parametrize("row", ["v,1,0,0,1,1", "v,x,0,0,1,1,3,1", "v,1,0,0,1,1,3.5,1", "v,1,nan,0,1,1,3,1"])
-def test_a_malformed_row_is_told_with_its_line(row: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("row", "field"),
+    [
+        ("v,1,0,0,1,1", ": 6 cells"),
+        ("v,x,0,0,1,1,3,1", " timestamp: 'x'"),
+        ("v,1,0,0,1,1,3.5,1", " action_id: '3.5'"),
+        ("v,1,0,0,1,1,0,1", " action_id: '0'"),
+        ("v,1,nan,0,1,1,3,1", " x1: 'nan'"),
+        ("v,1,0,0,1,1,3,", " score: ''"),
+    ],
+)
+def test_a_malformed_row_is_told_with_its_line_and_field(row: str, field: str, tmp_path: Path) -> None:
     path = tmp_path / "r.csv"
     path.write_text(f"v,0902,0,0,1,1,3,0.5\n{row}\n")
-    with pytest.raises(ManifestError, match=r"r\.csv:2"):
+    with pytest.raises(ManifestError, match=rf"r\.csv:2{re.escape(field)}"):
         read_rows(path, scored=True)
+
+
+def test_a_time_of_the_official_list_is_written_as_it_stands_there() -> None:
+    assert [timestamp(time) for time in (902.0, 121.281427, 1734.5)] == ["0902", "121.281427", "1734.5"]
 
 
 def test_rows_without_boxes_and_excluded_frames_are_left_out(tmp_path: Path) -> None:

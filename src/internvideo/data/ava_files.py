@@ -43,24 +43,39 @@ def _cells(path: Path, least: int) -> Iterator[tuple[int, list[str]]]:
         yield reader.line_num, cells
 
 
+def _number(where: str, field: str, cell: str) -> float:
+    """A finite number. Raises ManifestError."""
+    try:
+        value = float(cell)
+    except ValueError:
+        value = float("nan")
+    if not np.isfinite(value):
+        raise ManifestError(f"{where} {field}", f"'{cell[:80]}'", "a finite number")
+    return value
+
+
+def _action(where: str, cell: str) -> int:
+    """An id, from 1. Raises ManifestError."""
+    if not cell.strip().isdecimal() or int(cell) < 1:
+        raise ManifestError(f"{where} action_id", f"'{cell[:80]}'", "an id, from 1")
+    return int(cell)
+
+
 def read_rows(path: Path, *, scored: bool, excluded: frozenset[tuple[str, int]] = frozenset()) -> AvaRows:
     """Annotations, or results with scores. Frames of `excluded` and rows without a box are left out.
 
     Raises:
-        ManifestError: a row with too few cells or a cell that is no number.
+        ManifestError: a row with too few cells, a cell that is no number, an action below 1.
     """
     frames, boxes, actions, scores = [], [], [], []
     for line, cells in _cells(path, 8 if scored else 7):
         if not cells[6].strip():  # a clip without persons
             continue
-        try:
-            key = (cells[0], int(float(cells[1])))
-            box = [float(cell) for cell in cells[2:6]]
-            action, score = int(cells[6]), float(cells[7]) if scored else 0.0
-        except (ValueError, OverflowError) as error:
-            raise ManifestError(f"{path}:{line}", f"{error}", "video,second,x1,y1,x2,y2,action,...") from error
-        if not np.isfinite([*box, score]).all():
-            raise ManifestError(f"{path}:{line}", "a number that is not finite", "video,second,x1,y1,x2,y2,action,...")
+        where = f"{path}:{line}"
+        key = (cells[0], int(_number(where, "timestamp", cells[1])))
+        box = [_number(where, name, cell) for name, cell in zip(("x1", "y1", "x2", "y2"), cells[2:6], strict=True)]
+        action = _action(where, cells[6])
+        score = _number(where, "score", cells[7]) if scored else 0.0
         if key not in excluded:
             frames.append(key)
             boxes.append(box)
@@ -76,18 +91,14 @@ def read_rows(path: Path, *, scored: bool, excluded: frozenset[tuple[str, int]] 
 
 def read_exclusions(path: Path) -> frozenset[tuple[str, int]]:
     """Frames that are not scored, `video, timestamp`. Raises ManifestError."""
-    found = set()
-    for line, cells in _cells(path, 2):
-        try:
-            found.add((cells[0], int(float(cells[1]))))
-        except (ValueError, OverflowError) as error:
-            raise ManifestError(f"{path}:{line}", f"{error}", "video,second") from error
-    return frozenset(found)
+    return frozenset(
+        (cells[0], int(_number(f"{path}:{line}", "timestamp", cells[1]))) for line, cells in _cells(path, 2)
+    )
 
 
 def timestamp(time: float) -> str:
-    """A time as AVA writes it: whole seconds with four digits, others as they are."""
-    return f"{time:04.0f}" if float(time).is_integer() else f"{time:g}"
+    """A time as AVA writes it: whole seconds with four digits, others to the microsecond."""
+    return f"{time:04.0f}" if float(time).is_integer() else f"{time:.6f}".rstrip("0")
 
 
 def result_lines(
