@@ -34,6 +34,7 @@ from internvideo.apps.video_model import VideoModel
 from internvideo.cli import app, evaluate
 from internvideo.data.catalog import BENCHMARKS
 from internvideo.data.manifest import Manifest, read_manifest
+from internvideo.data.navigation.episodes import read_episodes
 from internvideo.data.sample import Sample
 from internvideo.data.video import read_frames
 from internvideo.data.video_writer import write_video
@@ -56,9 +57,6 @@ SCENE = 0.5
 
 TRIMMED = ("ava_kinetics",)
 """Benchmarks whose films come in parts of ten seconds, their seconds in the name."""
-
-EPISODES = 3
-"""Of the sample of R2R-CE, and of the small embedded world."""
 
 WITHOUT_BANK = ("activitynet_captions", "didemo", "vatex")
 """Benchmarks whose sample has no training captions."""
@@ -115,7 +113,7 @@ def measured(
         evaluate(**placed)
     saved = output / arguments["task"]
     result = json.loads(saved.with_suffix(".json").read_text(encoding="utf-8"))
-    asked = EPISODES if manifest is None else len(manifest.rows)
+    asked = len(read_episodes(source, arguments["split"]) if manifest is None else manifest.rows)
     if placed["unknown"] is not None:
         asked += len(read_manifest(placed["unknown"]).rows)
     return Walked(result, score_table(saved.with_suffix(".npz")), weights_hash(job.model), asked)
