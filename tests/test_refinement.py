@@ -143,6 +143,7 @@ def test_nameless_proposals_get_classes_from_scores(learned: Path, tmp_path: Pat
     plain = settings(learned, proposals=folder / "proposals.json")
     nameless = evaluate_task("refinement", weights, folder, tmp_path / "a", plain, split="test")
     assert nameless["protocol"]["classes"] == "none, proposals"
+    assert "best free action" in nameless["protocol"]["matching"]
     assert nameless["figures"]["gain"] > 0
     rows = {video.id: [0.9, 0.4] for video in read_feature_set(folder).videos}
     (tmp_path / "s.json").write_text(json.dumps({"results": rows}))

@@ -36,6 +36,12 @@ RECALLS: dict[Recall, str] = {
 }
 """How recall is counted, as the protocol tells it."""
 
+MATCHING = (
+    "each prediction the best free action of its class and video, tIoU >=; equal scores in file order; "
+    "classes without an action left out"
+)
+"""How the mAP counts, as the protocol tells it (spec 13.1, 13.2, 13.11)."""
+
 Floats = NDArray[np.floating[Any]]
 Ints = NDArray[np.int64]
 
@@ -239,7 +245,7 @@ def score(table: Table) -> Result:
         reached = recall_at_multiples(truth, predicted, overlaps)
     for column, k in enumerate((1, 5)):
         figures.add(f"recall_{k}x", reached[:, column].mean())
-    return figures.result(table, videos=videos, actions=len(truth), segments=len(predicted))
+    return figures.result(table, videos=videos, actions=len(truth), segments=len(predicted), matching=MATCHING)
 
 
 def submission(table: Table) -> dict[str, Any]:

@@ -163,7 +163,12 @@ def score(table: Table) -> Result:
         figures.add(f"{prefix}reached", float(reached(truth, found).mean()))
     figures.add("gain", means[1] - means[0], bounds[:, -1])
     return figures.result(
-        table, videos=videos, actions=len(truth), proposals_before=len(before), segments_after=len(after)
+        table,
+        videos=videos,
+        actions=len(truth),
+        proposals_before=len(before),
+        segments_after=len(after),
+        matching=localisation.MATCHING,
     )
 
 
