@@ -1,6 +1,6 @@
 """Batches of navigation: episodes with worlds to walk in, and panoramas with what an agent's eyes should see.
 
-Shapes: B batch, C clips, T pictures of a direction, 12 views, S side, L words, 120 angles and 12 distances of waypoints.
+Shapes: B batch, C clips, T pictures of a direction, 12 views, S side, L words; waypoints: 120 angles, 12 distances.
 """
 
 from __future__ import annotations
