@@ -9,6 +9,7 @@ import tarfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import fsspec
 import numpy as np
 import pytest
 import torch
@@ -210,7 +211,6 @@ def test_shards_are_named_by_folder_glob_or_range(folder: Path) -> None:
 
 def test_through_fsspec_the_same_batches_come(folder: Path) -> None:
     """A file system that only fsspec knows; the paths differ, the batches do not."""
-    fsspec = pytest.importorskip("fsspec")
     memory = fsspec.filesystem("memory")
     for path in sorted(folder.glob("*.tar")):
         memory.pipe(f"/shards/{path.name}", path.read_bytes())
