@@ -224,7 +224,9 @@ class _Training(Dataset[Loaded]):
             return Loaded(error=error)
         return Loaded(_join(parts), unreadable=tuple(lost))
 
-    def _read(self, epoch: int, place: int, order: Sequence[int] | NDArray[np.int64], lost: list[Unreadable]) -> RegionBatch:
+    def _read(
+        self, epoch: int, place: int, order: Sequence[int] | NDArray[np.int64], lost: list[Unreadable]
+    ) -> RegionBatch:
         for attempt, candidate in enumerate([place, *self.plan.substitutes(place)]):
             index = int(order[candidate])
             frame = self.frames[index]
