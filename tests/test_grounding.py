@@ -86,9 +86,6 @@ def recipe(path: Path, **changes: Any) -> Recipe:
     return build_recipe({**tree, **changes})
 
 
-# --- reading ---------------------------------------------------------------------------------------------------------
-
-
 def test_a_manifest_of_queries_finds_the_features_of_its_videos(tmp_path: Path) -> None:
     queries = read(world(tmp_path), split="test")
     assert (len(queries), queries.missing, set(queries.videos)) == (24, (), {f"v{n}" for n in range(2, 24, 3)})
@@ -149,9 +146,6 @@ def test_a_batch_depends_on_its_place_alone_and_carries_its_words(tmp_path: Path
     assert whole[0].to(torch.device("cpu")).words.equal(whole[0].words)
 
 
-# --- the head --------------------------------------------------------------------------------------------------------
-
-
 def grounder(**changes: Any) -> Grounder:
     torch.manual_seed(0)
     sizes: dict[str, Any] = {"input_width": 4, "vocabulary": 9, "width": 8, "heads": 2, "max_length": 16, "words": 8}
@@ -205,9 +199,6 @@ def test_sizes_that_do_not_fit_are_refused(changed: dict[str, int]) -> None:
         grounder(**changed)
 
 
-# --- losses and spans ------------------------------------------------------------------------------------------------
-
-
 def test_ends_are_the_borders_of_steps_next_to_them() -> None:
     assert end_steps(torch.tensor([2.0, 5.0]) - 0.5, 9).tolist() == [2, 4]
     assert end_steps(torch.tensor([1.8, 5.3]), 9).tolist() == [2, 5]
@@ -246,9 +237,6 @@ def test_a_span_near_a_likelier_one_waits() -> None:
     assert scores.tolist() == sorted(scores.tolist(), reverse=True)
     assert likely_spans(torch.zeros(1), torch.zeros(1), 5, 0.7)[0].tolist() == [[-0.5, 0.5]]
     assert len(likely_spans(torch.zeros(2), torch.zeros(2), 5, 0.0)[0]) == 3
-
-
-# --- figures ---------------------------------------------------------------------------------------------------------
 
 
 def stored(name: str) -> Any:
@@ -330,9 +318,6 @@ def test_the_prior_covers_as_many_training_answers_as_it_can(tmp_path: Path) -> 
     told = prior_of(queries)
     assert told["usual_length"] == 2.0
     np.testing.assert_allclose(np.asarray(told["prior"])[:3] * length, [[0, 2], [5, 7], [3, 4]], atol=1e-4)
-
-
-# --- learning --------------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
