@@ -190,6 +190,15 @@ def _validated(source: Path, rows: Iterable[lists.RawRow], labels: ClassNames) -
         yield row
 
 
+_SHAPES = {
+    **dict.fromkeys(("model_type", "dict_type"), "an object {{...}}"),
+    **dict.fromkeys(("tuple_type", "list_type"), "a list [...]"),
+    "too_long": "at most {max_length} of them",
+    "too_short": "at least {min_length} of them",
+}
+"""What pydantic calls by the names of Python's types, in those of JSON."""
+
+
 def explained(where: str, error: ValidationError) -> ManifestError:
     """The first thing that is wrong with a record, in one line that starts with `where` and the field."""
     details = error.errors(include_url=False)
@@ -208,6 +217,8 @@ def explained(where: str, error: ValidationError) -> ManifestError:
         found, allowed = "missing", "a value"
     elif detail["type"] == "value_error":
         allowed = str(detail["ctx"]["error"])
+    elif detail["type"] in _SHAPES:
+        allowed = _SHAPES[detail["type"]].format(**detail.get("ctx", {}))
     more = f"({len(details) - 1} more in this line)" if len(details) > 1 else ""
     return ManifestError(f"{where} {field}".rstrip(), found, allowed, more)
 

@@ -15,8 +15,8 @@ from internvideo.data.formats.reading import AnnotationSource, Name, Record, csv
 from internvideo.data.sample import Sample
 from internvideo.errors import ManifestError
 
-_HMDB = re.compile(r"^(?P<label>.+)_test_split(?P<split>[123])\.txt$")
-_UCF = re.compile(r"^(?P<part>train|test)list0?(?P<split>[123])\.txt$", re.IGNORECASE)
+_HMDB = re.compile(r"^(?P<label>.+)_test_split(?P<split>\d+)\.txt$")
+_UCF = re.compile(r"^(?P<part>train|test)list0?(?P<split>\d+)\.txt$", re.IGNORECASE)
 _HMDB_CODES = {"1": "train", "2": "test", "0": ""}
 
 
@@ -35,7 +35,7 @@ def read_hmdb51(source: AnnotationSource) -> Annotations:
     Raises:
         ManifestError: neither, a malformed line, a clip twice in a split.
     """
-    files = [(path, found) for path in source.files if (found := _HMDB.match(path.name))]
+    files = _numbered(source, _HMDB)
     if not files:
         return _lists(source, 51, "CLASS_test_split1.txt and so on")
     names = tuple(sorted({found["label"] for _, found in files}))
@@ -54,6 +54,15 @@ def read_hmdb51(source: AnnotationSource) -> Annotations:
     return made
 
 
+def _numbered(source: AnnotationSource, name: re.Pattern[str]) -> list[tuple[Path, re.Match[str]]]:
+    """The files of three splits. Raises ManifestError for another number."""
+    files = [(path, found) for path in source.files if (found := name.match(path.name))]
+    for path, found in files:
+        if found["split"] not in ("1", "2", "3"):
+            raise ManifestError(path, f"split {found['split']}", "1, 2 or 3")
+    return files
+
+
 def _source_film(name: str) -> str:
     """Clips of one film differ in the number at the end: they belong together (70 % of a film's clips train)."""
     return re.sub(r"_\d+\.\w+$", "", name)
@@ -67,7 +76,7 @@ def read_ucf101(source: AnnotationSource) -> Annotations:
     Raises:
         ManifestError: neither, a malformed line, a number that is not the class of the folder.
     """
-    files = [(path, found) for path in source.files if (found := _UCF.match(path.name))]
+    files = _numbered(source, _UCF)
     if not files:
         return _lists(source, 101, "classInd.txt, trainlist01.txt and testlist01.txt")
     names = _ucf_names(source.one(r"/classInd\.txt$", "classInd.txt"))
