@@ -35,6 +35,7 @@ _CLIP_OF_KINETICS = re.compile(r"_(\d{6})_(\d{6})$")
 
 Found = TypeVar("Found")
 Floats = NDArray[np.float64]
+Order = Sequence[int] | NDArray[np.int64]
 Key = tuple[str, float]
 Persons = Mapping[Key, Sequence[tuple[float, float, float, float, float]]]
 
@@ -224,9 +225,7 @@ class _Training(Dataset[Loaded]):
             return Loaded(error=error)
         return Loaded(_join(parts), unreadable=tuple(lost))
 
-    def _read(
-        self, epoch: int, place: int, order: Sequence[int] | NDArray[np.int64], lost: list[Unreadable]
-    ) -> RegionBatch:
+    def _read(self, epoch: int, place: int, order: Order, lost: list[Unreadable]) -> RegionBatch:
         for attempt, candidate in enumerate([place, *self.plan.substitutes(place)]):
             index = int(order[candidate])
             frame = self.frames[index]
