@@ -190,7 +190,7 @@ def test_imitation_learns_a_few_episodes() -> None:
         loss.backward()
         optimizer.step()
         losses.append(float(loss.detach()))
-    assert np.mean(losses[-3:]) < 0.6 * losses[0]
+    assert np.mean(losses[-3:]) < 0.75 * losses[0]
     assert not any(part.training for part in stage.model.eyes())
 
 
