@@ -390,3 +390,23 @@ def test_walls_overlap_where_they_meet_so_that_no_seam_lets_anybody_through() ->
         gaps = [door for door in house.scene.doors if door.along == "x" and math.isclose(door.y, room.y1)]
         at_a_door = np.any([np.abs(along - door.x) <= 0.56 for door in gaps], axis=0) if gaps else np.zeros(4000, bool)
         assert not (open_there & ~at_a_door)[1:-1].any()
+
+
+def test_one_who_stands_on_a_corner_cannot_slip_into_it() -> None:
+    ground = FreeSpace(np.array([[2.0, 2.0, 4.0, 4.0]]), (0.0, 0.0, 6.0, 6.0), 0.0)
+    for start, way in (((2.0, 2.0), (0.2, 0.1)), ((4.0, 4.0), (-0.1, -0.2)), ((2.0, 4.0), (0.1, -0.1))):
+        place, met = ground.slide(start, way)
+        assert met
+        assert ground.free(np.array([place]))[0], start
+
+
+def test_whoever_walks_at_random_always_stands_on_free_ground() -> None:
+    house = House(draw_house("a", 5))
+    rng = np.random.default_rng(0)
+    x, y = next(spot for spot in rng.uniform((0, 0), house.scene.size, (100, 2)) if house.ground.free(spot[None])[0])
+    place = (float(x), float(y))
+    for _ in range(3000):
+        angle = rng.choice([rng.uniform(-np.pi, np.pi), *(np.pi / 4 * np.arange(8))])
+        for _ in range(int(rng.integers(1, 8))):
+            place, _ = house.ground.slide(place, (0.25 * np.cos(angle), 0.25 * np.sin(angle)))
+            assert house.ground.free(np.array([place]))[0]

@@ -150,22 +150,33 @@ class FreeSpace:
         return (float(place[0]), float(place[1])), met
 
     def _contact(self, place: Points, way: Points) -> tuple[float, int | None, float]:
-        """Share of the way until the first obstacle, the axis that its side crosses and where the side lies."""
+        """Share of the way until the first obstacle, the axis that its side crosses and where the side lies.
+
+        A way leads into a rectangle where it is between both pairs of sides at once, so that one who stands on a corner
+        cannot slip in between them.
+        """
         first, axis, side = 1.0, None, 0.0
-        low, high = self._rectangles[:, :2], self._rectangles[:, 2:]
+        count = len(self._rectangles)
+        enter, leave, crossed = np.full(count, -math.inf), np.full(count, math.inf), np.zeros(count, dtype=np.int64)
+        for along in (0, 1):
+            low = self._rectangles[:, along] + SLACK - place[along]
+            high = self._rectangles[:, along + 2] - SLACK - place[along]
+            if abs(way[along]) < 1e-12:
+                leave = np.where((low < 0) & (high > 0), leave, -math.inf)
+                continue
+            near = np.minimum(low / way[along], high / way[along])
+            crossed = np.where(near > enter, along, crossed)
+            enter = np.maximum(enter, near)
+            leave = np.minimum(leave, np.maximum(low / way[along], high / way[along]))
+        hit = (enter < leave) & (enter >= 0) & (enter < 1)
+        if hit.any():
+            number = int(np.where(hit, enter, math.inf).argmin())
+            axis = int(crossed[number])
+            side = float(self._rectangles[number, axis if way[axis] > 0 else axis + 2])
+            first = min(1.0, max(0.0, float((side - place[axis]) / way[axis])))
         for along in (0, 1):
             if abs(way[along]) < 1e-12:
                 continue
-            other = 1 - along
-            edge = low[:, along] if way[along] > 0 else high[:, along]
-            share = (edge - place[along]) / way[along]
-            beside = place[other] + way[other] * share
-            # Whoever slides along a side stands on it, up to rounding.
-            hit = (share >= -SLACK / abs(way[along])) & (share < first)
-            hit &= (beside > low[:, other] + SLACK) & (beside < high[:, other] - SLACK)
-            if hit.any():
-                number = int(np.where(hit, share, math.inf).argmin())
-                first, axis, side = max(0.0, float(share[number])), along, float(edge[number])
             limit = self._bounds[along + 2] if way[along] > 0 else self._bounds[along]
             reach = (limit - place[along]) / way[along]
             if reach < first:
