@@ -26,7 +26,18 @@ from small_world import small_recipe
 COMMANDS = (
     *("demo", "sample-world", "train", "evaluate", "score", "list"),
     *("embed", "classify", "caption", "ask", "compare", "stream", "fit"),
-    *("prepare", "extract", "localize", "navigation-world", "ensemble", "mix", "export", "convert", "doctor"),
+    *(
+        "prepare",
+        "extract",
+        "localize",
+        "persons",
+        "navigation-world",
+        "ensemble",
+        "mix",
+        "export",
+        "convert",
+        "doctor",
+    ),
 )
 
 

@@ -26,6 +26,7 @@ from internvideo.commands.localize import localize
 from internvideo.commands.mix import mix
 from internvideo.commands.navigation_world import navigation_world
 from internvideo.commands.options import whole_numbers
+from internvideo.commands.persons import persons
 from internvideo.commands.prepare import prepare
 from internvideo.commands.stream import stream
 from internvideo.errors import InternVideoError
@@ -251,7 +252,7 @@ def list_(what: Annotated[str, typer.Argument(help="models, stages, tasks, recip
 
 
 COMMANDS: tuple[Callable[..., None], ...] = (embed, classify, caption, ask, compare, stream, fit)
-COMMANDS += (prepare, extract, localize, navigation_world, ensemble, mix, export, convert, doctor)
+COMMANDS += (prepare, extract, localize, persons, navigation_world, ensemble, mix, export, convert, doctor)
 for command in COMMANDS:
     app.command()(command)
 

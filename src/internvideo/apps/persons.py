@@ -1,0 +1,203 @@
+"""Boxes of persons at key frames, by a detector of the transformers package.
+
+Spatio-temporal localisation is tested on a file of boxes, and any will do (spec tasks.md 3.1: a COCO-trained detector, boxes from a score
+of 0.8 on); this makes one.
+The DETR family needs no suppression and neither torchvision nor code of its own: `pip install internvideo[persons]`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor
+from tqdm import tqdm
+
+from internvideo.data.dataset import ClipReader
+from internvideo.data.key_frames import KeyFrame, clip_positions, key_frames
+from internvideo.data.manifest import Manifest
+from internvideo.errors import RunError, VideoError, WeightsError
+from internvideo.storage import write_text
+
+SOFT_MAX = ("detr", "yolos")
+"""Families whose last class is "nothing"."""
+SIGMOID = ("rt_detr", "rt_detr_v2", "d_fine", "conditional_detr", "deformable_detr")
+"""Families that score every class by itself."""
+HUB = "hf://"
+AT_ONCE = 8
+"""Frames in memory at a time."""
+
+Floats = NDArray[np.float64]
+
+
+class PersonDetector:
+    """A detector that finds persons.
+
+    Args:
+        source: a folder that transformers' `save_pretrained` wrote, or hf://ORGANISATION/REPOSITORY.
+        device: where it runs.
+
+    Raises:
+        RunError: transformers is not installed. WeightsError: no such detector, no safetensors, or one of another
+            family or without the class "person".
+    """
+
+    def __init__(self, source: str, device: torch.device) -> None:
+        try:
+            from transformers import AutoConfig, AutoModelForObjectDetection
+        except ImportError as error:
+            raise RunError("persons", str(error), "", "pip install internvideo[persons]") from error
+        place, away = source.removeprefix(HUB), source.startswith(HUB)
+        if not away and not (Path(source) / "config.json").is_file():
+            raise WeightsError(source, "holds no config.json", f"a detector's folder, or {HUB}ORGANISATION/REPOSITORY")
+        how: dict[str, Any] = {"local_files_only": not away, "trust_remote_code": False}
+        try:
+            config = AutoConfig.from_pretrained(place, **how)
+            self.family = str(config.model_type)
+            if self.family not in SOFT_MAX + SIGMOID:
+                raise WeightsError(source, f"a '{self.family}'", ", ".join(SOFT_MAX + SIGMOID))
+            # Pickled weights are never opened: convert them first.
+            self.model = AutoModelForObjectDetection.from_pretrained(place, use_safetensors=True, **how)
+        except (OSError, ValueError, KeyError) as error:
+            raise WeightsError(source, f"cannot be loaded: {str(error).splitlines()[0]}", "safetensors") from error
+        names = {str(name).lower(): int(index) for index, name in config.id2label.items()}
+        if "person" not in names:
+            raise WeightsError(source, "its classes have no 'person'", "a detector trained on COCO")
+        self.person, self.device = names["person"], device
+        self.model.to(device).eval()
+        self.form = _form(Path(place) if not away else _downloaded(place))
+
+    @torch.inference_mode()
+    def find(self, frames: Tensor) -> list[Floats]:
+        """Frames (N, H, W, 3) uint8 of one size -> of each (K, 5): x1, y1, x2, y2 as fractions, score; best first."""
+        pixels = self.form.prepare(frames.to(self.device))
+        output = self.model(pixel_values=pixels)
+        logits, boxes = output.logits.float(), output.pred_boxes.float()
+        scores = logits.softmax(-1) if self.family in SOFT_MAX else logits.sigmoid()
+        person = scores[..., self.person]
+        half = boxes[..., 2:] / 2
+        corners = torch.cat([boxes[..., :2] - half, boxes[..., :2] + half], dim=-1).clamp(0.0, 1.0)
+        rows = torch.cat([corners, person[..., None]], dim=-1).double().cpu().numpy()
+        return [own[np.argsort(-own[:, 4], kind="stable")] for own in rows]
+
+
+@dataclass(frozen=True)
+class _Form:
+    """How frames become pixels; the published defaults of DETR."""
+
+    shortest: int = 800
+    longest: int = 1333
+    fixed: tuple[int, int] | None = None
+    scale: float = 1 / 255
+    mean: tuple[float, ...] = (0.485, 0.456, 0.406)
+    std: tuple[float, ...] = (0.229, 0.224, 0.225)
+
+    def prepare(self, frames: Tensor) -> Tensor:
+        """(N, H, W, 3) uint8 -> (N, 3, h, w) float32."""
+        height, width = frames.shape[1:3]
+        ratio = min(self.shortest / min(height, width), self.longest / max(height, width))
+        size = self.fixed or (round(height * ratio), round(width * ratio))
+        pixels = frames.permute(0, 3, 1, 2).float()
+        pixels = F.interpolate(pixels, size=size, mode="bilinear", antialias=True, align_corners=False)
+        mean, std = (torch.tensor(value, device=pixels.device).view(3, 1, 1) for value in (self.mean, self.std))
+        return (pixels * self.scale - mean) / std
+
+
+def _form(folder: Path) -> _Form:
+    """What preprocessor_config.json says; the defaults without one. Raises WeightsError."""
+    path = folder / "preprocessor_config.json"
+    if not path.is_file():
+        return _Form()
+    try:
+        told = json.loads(path.read_text(encoding="utf-8"))
+        size = told.get("size", {})
+        fixed = (int(size["height"]), int(size["width"])) if "height" in size else None
+        plain = not told.get("do_normalize", True)
+        return _Form(
+            int(size.get("shortest_edge", 800)),
+            int(size.get("longest_edge", 1333)),
+            fixed,
+            float(told.get("rescale_factor", 1 / 255)),
+            (0.0, 0.0, 0.0) if plain else tuple(map(float, told.get("image_mean", _Form.mean))),
+            (1.0, 1.0, 1.0) if plain else tuple(map(float, told.get("image_std", _Form.std))),
+        )
+    except (OSError, ValueError, TypeError, AttributeError) as error:
+        raise WeightsError(path, f"cannot be read: {error}", "a preprocessor_config.json of transformers") from error
+
+
+def _downloaded(name: str) -> Path:
+    from huggingface_hub import snapshot_download  # comes with transformers
+
+    return Path(snapshot_download(name, allow_patterns=["*.json"]))
+
+
+@dataclass
+class Persons:
+    """What was found: rows (video, time, x1, y1, x2, y2, score); key frames read, and what could not be."""
+
+    rows: list[tuple[str, float, float, float, float, float, float]] = field(default_factory=list)
+    read: int = 0
+    unreadable: list[tuple[str, str]] = field(default_factory=list)
+
+
+def find_persons(
+    manifest: Manifest, detector: PersonDetector, *, least: float = 0.1, progress: bool | None = None
+) -> Persons:
+    """Boxes of persons at all key frames of a manifest.
+
+    Args:
+        manifest: rows with boxes, whose times are the key frames. detector: see `PersonDetector`.
+        least: boxes below this score are left out; the task has a limit of its own.
+        progress: a bar on the error stream; by default where that is a terminal.
+
+    Raises:
+        ManifestError: no row has boxes.
+    """
+    frames, reader, found = key_frames(manifest), ClipReader(manifest), Persons()
+    disable = None if progress is None else not progress
+    with tqdm(total=len(frames), desc="persons", unit="frame", disable=disable) as bar:
+        for _, group in groupby(frames, key=lambda frame: frame.row.id):
+            own = list(group)
+            try:
+                for part, pictures in _pictures(reader, own):
+                    for frame, boxes in zip(part, detector.find(pictures), strict=True):
+                        found.rows += _rows(frame, boxes[boxes[:, 4] >= least])
+                    found.read += len(part)
+            except VideoError as error:
+                found.unreadable.append((own[0].row.path, str(error)))
+            bar.update(len(own))
+    return found
+
+
+def _pictures(reader: ClipReader, frames: Sequence[KeyFrame]) -> Iterator[tuple[list[KeyFrame], Tensor]]:
+    for start in range(0, len(frames), AT_ONCE):
+        part = list(frames[start : start + AT_ONCE])
+
+        def choose(times: NDArray[np.float64], part: list[KeyFrame] = part) -> list[NDArray[np.int64]]:
+            # Of two raw frames around the key frame the second one is the key frame itself.
+            return [clip_positions(times, frame, frames=1, stride=2).round().astype(np.int64) for frame in part]
+
+        yield part, torch.cat(reader.clips(part[0].row, choose))
+
+
+def _rows(frame: KeyFrame, boxes: Floats) -> list[tuple[str, float, float, float, float, float, float]]:
+    corners = boxes.round(5)
+    kept = corners[(corners[:, 0] < corners[:, 2]) & (corners[:, 1] < corners[:, 3])]
+    return [(frame.video, frame.time, x1, y1, x2, y2, score) for x1, y1, x2, y2, score in kept.tolist()]
+
+
+def write_persons(found: Persons, path: Path) -> None:
+    """Write `video,time,x1,y1,x2,y2,,score`, as `evaluate spatio_temporal --persons` reads it. Raises RunError."""
+    lines = []
+    for video, time, *corners, score in found.rows:
+        second = f"{time:.6f}".rstrip("0").rstrip(".")
+        lines.append(",".join([video, second, *(f"{corner:.5f}" for corner in corners), "", f"{score:.5f}"]))
+    write_text(path, "".join(f"{line}\n" for line in lines))
