@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import time
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -166,16 +165,6 @@ def test_a_doorway_can_be_looked_through_below_its_lintel() -> None:
     lintel = 32 - round((2.3 - EYE) / (4 - WALL / 2) * 32.5)
     assert column[lintel] == pytest.approx(4 - WALL / 2 - 0.03, abs=1e-3)
     assert seen.rgb[0, lintel, 32].argmax() == 1
-
-
-def test_speed_is_printed() -> None:
-    camera = House(draw_house("a", 3)).camera
-    for size in (32, 64):
-        camera.panorama(Pose(2, 2, 0), 0, size)
-        began = time.process_time()
-        for tick in range(5):
-            camera.panorama(Pose(2, 2, 0), tick, size)
-        print(f"panorama at {size} px: {(time.process_time() - began) / 5 * 1e3:.1f} ms")
 
 
 # how far the ways are

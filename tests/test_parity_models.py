@@ -182,8 +182,12 @@ def facts() -> list[ParameterSet]:
     return found
 
 
-@pytest.mark.parametrize(("stem", "check"), facts())
+# A folder of other cases need not have facts; what is in it and is no case is a failure of its own above.
+@pytest.mark.parametrize(("stem", "check"), facts() or [("", "")])
 def test_stored_fact(stem: str, check: str) -> None:
+    if not stem:
+        assert facts() == []
+        return
     kind = fact_of(CONTENT[stem])
     assert kind is not None
     checks = FACTS[kind]

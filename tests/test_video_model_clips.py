@@ -50,13 +50,13 @@ SMALLEST = [name for name in MODELS if re.search(r"-(s|b|b16|b32)(-|$)", name)]
 def test_every_named_model_has_its_clips(name: str) -> None:
     with torch.device("meta"):
         module = create_model(name)
-    if name.startswith(("caption-decoder", "action-detector")):
+    if name.startswith(("caption-decoder", "anticipator")):
         with pytest.raises(RecipeError, match="sees no video by itself"):
             family_of(module, name)
         return
     family = family_of(module, name)
     rule = family.clips(module)
-    masked = name.startswith(("videomae", "interaction"))
+    masked = name.startswith(("videomae", "interaction", "action-detector"))
     assert rule.frames == (16 if masked or name.endswith("ssv2") else 8)
     assert rule.size == (336 if name.endswith("336") else 224)
     if name.startswith("internvideo-mm"):
