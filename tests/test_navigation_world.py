@@ -264,9 +264,6 @@ def test_nobody_stands_in_a_wall_or_a_thing() -> None:
         world.reset(episode("room", Pose(6, 3, 0.0)))
 
 
-# how one walks
-
-
 def test_a_walk_turns_in_pieces_and_steps_by_a_quarter_of_a_metre() -> None:
     world = world_of(one_room(), Pose(2, 2, 0.0))
     walk = world.step(math.radians(120), 0.8)
@@ -322,9 +319,6 @@ def test_nobody_ever_gets_into_anything() -> None:
         assert world.house.ground.free(points).all()
         steps = np.linalg.norm(np.diff(points, axis=0), axis=1)
         assert (steps <= 0.25 + 1e-9).all()
-
-
-# files
 
 
 def test_a_scene_survives_its_file(tmp_path: Path) -> None:
