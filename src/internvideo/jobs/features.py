@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import cast
 
-from internvideo.data.feature_sequences import SequenceLoader, read_feature_set
+from internvideo.data.feature_sequences import FeatureSet, SequenceLoader, read_feature_set
 from internvideo.errors import RecipeError
 from internvideo.jobs.job import Job, draw_model, start_model, training_path
 from internvideo.models.actionformer import ActionFormer
@@ -13,19 +13,27 @@ from internvideo.recipe import STAGES, Recipe
 from internvideo.training.loop import BatchSource
 
 
+def training_features(recipe: Recipe) -> FeatureSet:
+    """The features of the recipe's training videos. Raises RecipeError, ManifestError."""
+    features = read_feature_set(training_path(recipe), recipe.data.features)
+    return features if recipe.data.split is None else features.subset(recipe.data.split)
+
+
+def check_width(found: int, asked: int) -> None:
+    """Raise RecipeError where features have another number of channels than the model reads."""
+    if found != asked:
+        place, do = "model.overrides.input_width", f"add model.overrides.input_width={found}"
+        raise RecipeError(place, f"{asked}, but the features have {found} channels", str(found), do)
+
+
 def prepare(recipe: Recipe, *, rank: int, world_size: int, skipped: Path | None) -> Job:
     """Features, loader, detector and stage. Raises RecipeError, ManifestError, WeightsError."""
     data = recipe.data
-    features = read_feature_set(training_path(recipe), data.features)
-    if data.split is not None:
-        features = features.subset(data.split)
+    features = training_features(recipe)
     model = draw_model(recipe, len(features.classes))
     if not isinstance(model, ActionFormer):
         raise TypeError(f"the stage localisation trains a {type(model).__name__}")
-    if features.width != model.config.input_width:
-        found = f"{model.config.input_width}, but the features have {features.width} channels"
-        do = f"add model.overrides.input_width={features.width}"
-        raise RecipeError("model.overrides.input_width", found, str(features.width), do)
+    check_width(features.width, model.config.input_width)
     start_model(model, recipe)
     stage = STAGES[recipe.stage].stage(model, recipe.settings)
     loader = SequenceLoader(

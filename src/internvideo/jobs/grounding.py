@@ -7,7 +7,7 @@ from typing import cast
 
 from internvideo.data.navigation.words import Words
 from internvideo.data.queries import QueryLoader, answered, read_query_set
-from internvideo.errors import RecipeError
+from internvideo.jobs.features import check_width
 from internvideo.jobs.job import Job, draw_model, start_model, training_path
 from internvideo.models.grounding import Grounder
 from internvideo.recipe import STAGES, Recipe
@@ -26,11 +26,7 @@ def prepare(recipe: Recipe, *, rank: int, world_size: int, skipped: Path | None)
     model = draw_model(recipe, len(words))
     if not isinstance(model, Grounder):
         raise TypeError(f"the stage grounding trains a {type(model).__name__}")
-    width = queries.features.width
-    if width != model.config.input_width:
-        found = f"{model.config.input_width}, but the features have {width} channels"
-        do = f"add model.overrides.input_width={width}"
-        raise RecipeError("model.overrides.input_width", found, str(width), do)
+    check_width(queries.features.width, model.config.input_width)
     start_model(model, recipe)
     stage = STAGES[recipe.stage].stage(model, recipe.settings)
     config = model.config

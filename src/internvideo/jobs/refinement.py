@@ -6,10 +6,10 @@ import hashlib
 from pathlib import Path
 from typing import cast
 
-from internvideo.data.feature_sequences import read_feature_set
 from internvideo.data.proposals import ProposalLoader, read_all_proposals, with_proposals
 from internvideo.errors import RecipeError
-from internvideo.jobs.job import Job, draw_model, start_model, training_path
+from internvideo.jobs.features import check_width, training_features
+from internvideo.jobs.job import Job, draw_model, start_model
 from internvideo.models.tcanet import TCANet
 from internvideo.recipe import STAGES, Recipe
 from internvideo.training.loop import BatchSource
@@ -21,18 +21,13 @@ def prepare(recipe: Recipe, *, rank: int, world_size: int, skipped: Path | None)
     if not data.proposals.files:
         allowed = "the detections.json of a detector on the training videos"
         raise RecipeError("data.proposals.files", "are missing", allowed, "add data.proposals.files=[PATH]")
-    features = read_feature_set(training_path(recipe), data.features)
-    if data.split is not None:
-        features = features.subset(data.split)
+    features = training_features(recipe)
     proposals = read_all_proposals(data.proposals.files, features.classes)
     features = with_proposals(features, proposals)
     model = draw_model(recipe, len(features.classes))
     if not isinstance(model, TCANet):
         raise TypeError(f"the stage refinement trains a {type(model).__name__}")
-    if features.width != model.config.input_width:
-        found = f"{model.config.input_width}, but the features have {features.width} channels"
-        do = f"add model.overrides.input_width={features.width}"
-        raise RecipeError("model.overrides.input_width", found, str(features.width), do)
+    check_width(features.width, model.config.input_width)
     start_model(model, recipe)
     stage = STAGES[recipe.stage].stage(model, recipe.settings)
     loader = ProposalLoader(
