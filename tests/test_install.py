@@ -35,7 +35,7 @@ def asked_for(*extras: str) -> set[str]:
 @pytest.mark.parametrize(
     ("folder", "extras"),
     [
-        ("src", ("track", "torchcodec", "export", "parquet", "captions", "miniworld", "cloud")),
+        ("src", ("track", "torchcodec", "export", "parquet", "captions", "persons", "miniworld", "cloud")),
         ("tests", ("dev",)),
         ("examples", ("export",)),
     ],
