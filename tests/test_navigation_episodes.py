@@ -23,7 +23,8 @@ from internvideo.data.navigation.episodes import (
     to_habitat,
     write_world,
 )
-from internvideo.data.navigation.follower import FORWARD, LEFT, RIGHT, next_move
+from internvideo.data.navigation.follower import FORWARD, LEFT, NEAR, RIGHT, STOP, follow, next_move
+from internvideo.data.navigation.house import draw_house
 from internvideo.data.navigation.instructions import (
     Pass,
     Route,
@@ -37,7 +38,7 @@ from internvideo.data.navigation.instructions import (
 )
 from internvideo.data.navigation.protocol import Episode, Pose, turn_towards, wrapped
 from internvideo.data.navigation.scene import COLOURS, MOTIONS, SHAPES
-from internvideo.data.navigation.world import World
+from internvideo.data.navigation.world import House, World
 from internvideo.errors import ManifestError, RecipeError
 from internvideo.navigation_figures import Plan, plans
 
@@ -145,6 +146,17 @@ def test_a_follower_of_the_shortest_way_reaches_every_goal(folder: Path, episode
                 before = pose
         assert world.geodesic(world.pose.position, episode.goal) < 0.5
         assert walked < 1.1 * episode.geodesic + 0.5
+
+
+def test_a_follower_is_not_caught_at_a_corner() -> None:
+    """Here whole steps and turns of 15 degrees along the straight pieces alone went to and fro for ever."""
+    ground = House(draw_house("scenes/house_0055.json", 200_061)).ground
+    start, goal = Pose(6.644, 9.81, 2.094431), (10.27, 4.58)
+    walked = follow(ground, start, goal)
+    assert walked.actions[-1] == STOP
+    assert math.dist(walked.locations[-1], goal) <= NEAR
+    shortest = float(ground.distances(np.array([[start.x, start.y]]), goal)[0])
+    assert 0.25 * walked.actions.count(FORWARD) < 1.1 * shortest + 0.5
 
 
 def test_the_actions_of_the_truth_lead_to_the_goal(folder: Path, episodes: list[Episode]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,6 +18,8 @@ ACTION_TURN = math.radians(15)
 NEAR = 0.2
 """Metres from the goal at which the follower stops."""
 _MOST = 1000
+_PROGRESS = 0.01
+"""Metres that a step must come nearer, or lead away from where the follower has been."""
 
 
 @dataclass(frozen=True)
@@ -33,19 +36,43 @@ def follow(ground: FreeSpace, start: Pose, goal: Position) -> Followed:
     Raises:
         ValueError: there is no way, or the follower is stuck.
     """
-    pose = start
+    pose, left = start, math.inf
     actions: list[int] = []
     places = [(start.x, start.y)]
     while math.dist((pose.x, pose.y), goal[:2]) > NEAR or not ground.sees(*_ends(pose, goal))[0, 0]:
         if len(actions) > _MOST:
             raise ValueError(f"no end of the way from {start} to {goal}")
         turns = round(turn_towards(pose, _next(ground, pose, goal)) / ACTION_TURN)
+        moved = _moved(ground, pose, turns)
+        now = float(ground.distances(np.array([[moved.x, moved.y]]), goal)[0])
+        if now > left - _PROGRESS:  # whole steps and turns can go to and fro beside a corner for ever
+            turns, moved, now = _nearest(ground, pose, goal, places)
         actions += [LEFT if turns > 0 else RIGHT] * abs(turns) + [FORWARD]
-        heading = wrapped(pose.heading + turns * ACTION_TURN)
-        (x, y), _ = ground.slide((pose.x, pose.y), (STEP * math.cos(heading), STEP * math.sin(heading)))
-        pose = Pose(x, y, heading, pose.height)
-        places.append((x, y))
+        pose, left = moved, min(left, now)
+        places.append((pose.x, pose.y))
     return Followed((*actions, STOP), np.array(places))
+
+
+def _moved(ground: FreeSpace, pose: Pose, turns: int) -> Pose:
+    """The pose after some turns of 15 degrees and one step."""
+    heading = wrapped(pose.heading + turns * ACTION_TURN)
+    (x, y), _ = ground.slide((pose.x, pose.y), (STEP * math.cos(heading), STEP * math.sin(heading)))
+    return Pose(x, y, heading, pose.height)
+
+
+def _nearest(
+    ground: FreeSpace, pose: Pose, goal: Position, been: Sequence[tuple[float, float]]
+) -> tuple[int, Pose, float]:
+    """Of all turns after which a step leads somewhere new, the nearest to the goal: turns, pose, metres left."""
+    half = round(math.pi / ACTION_TURN)
+    tried = [(turns, _moved(ground, pose, turns)) for turns in sorted(range(1 - half, half + 1), key=abs)]
+    ends = np.array([(moved.x, moved.y) for _, moved in tried])
+    new = np.linalg.norm(ends[:, None] - np.array(been), axis=2).min(axis=1) > _PROGRESS
+    metres = np.where(new, ground.distances(ends, goal), np.inf)
+    best = int(metres.argmin())
+    if not np.isfinite(metres[best]):
+        raise ValueError(f"stuck at {pose} on the way to {goal}")
+    return *tried[best], float(metres[best])
 
 
 def next_move(ground: FreeSpace, pose: Pose, goal: Position) -> tuple[float, float]:
