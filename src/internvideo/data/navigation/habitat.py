@@ -15,18 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from internvideo.data.navigation.episodes import from_habitat, rotation_of, to_habitat
-from internvideo.data.navigation.protocol import (
-    STEP,
-    VIEWS,
-    Episode,
-    Observation,
-    Pose,
-    Position,
-    Walk,
-    steps_forward,
-    turn_pieces,
-    wrapped,
-)
+from internvideo.data.navigation.protocol import STEP, VIEWS, Episode, Observation, Pose, Position
+from internvideo.data.navigation.walker import Walker
 from internvideo.errors import RunError
 
 RGB, DEPTH = "rgb", "depth"
@@ -59,8 +49,8 @@ class Simulator(Protocol):
         """Metres over the navigation mesh; inf where there is no way."""
 
 
-class Habitat:
-    """A `NavEnv` over a habitat simulator.
+class Habitat(Walker):
+    """A `NavEnv` over a habitat simulator; nothing moves in scanned houses.
 
     Args:
         open_scene: gives the simulator of an episode's scene; called when an episode's scene differs from the last.
@@ -68,12 +58,11 @@ class Habitat:
     """
 
     def __init__(self, open_scene: Callable[[str], Simulator], largest_depth: float | None = None) -> None:
+        super().__init__()
         self._open_scene = open_scene
         self._largest_depth = largest_depth
         self._scene = ""
         self._simulator: Simulator | None = None
-        self._pose = Pose(0.0, 0.0, 0.0)
-        self._time = 0
 
     @property
     def simulator(self) -> Simulator:
@@ -82,22 +71,12 @@ class Habitat:
             raise ValueError("reset comes first")
         return self._simulator
 
-    @property
-    def pose(self) -> Pose:
-        """Where the agent is now."""
-        return self._pose
-
-    @property
-    def time(self) -> int:
-        """Poses walked through since reset; nothing moves in scanned houses."""
-        return self._time
-
     def reset(self, episode: Episode) -> Pose:
         """Go to the start of an episode."""
         if self._simulator is None or episode.scene != self._scene:
             self._simulator, self._scene = self._open_scene(episode.scene), episode.scene
-        self._pose, self._time = episode.start, 0
-        return self._pose
+        self.place(episode.start, 0)
+        return episode.start
 
     def observe(self, pose: Pose | None = None, time: int | None = None) -> Observation:
         """12 views counter-clockwise at any pose.
@@ -105,7 +84,7 @@ class Habitat:
         Raises:
             RunError: the simulator sees nothing there, or lacks a sensor.
         """
-        at = self._pose if pose is None else pose
+        at = self.pose if pose is None else pose
         pictures, depths = [], []
         for view in range(VIEWS):
             rotation = rotation_of(at.heading + view * 2 * math.pi / VIEWS)
@@ -122,29 +101,12 @@ class Habitat:
         shares: NDArray[np.float32] = np.clip(flat / (self._largest_depth or 1.0), 0, 1).astype(np.float32)
         return shares
 
-    def step(self, turn: float, distance: float) -> Walk:
-        """Turn, then whole steps of 0.25 m over the navigation mesh, sliding along its border."""
-        poses: list[Pose] = []
-        pose, collided = self._pose, False
-        for piece in turn_pieces(turn):
-            pose = Pose(pose.x, pose.y, wrapped(pose.heading + piece), pose.height)
-            poses.append(pose)
-        for _ in range(steps_forward(distance)):
-            ahead = (pose.x + STEP * math.cos(pose.heading), pose.y + STEP * math.sin(pose.heading), pose.height)
-            reached = self.simulator.pathfinder.try_step(to_habitat(pose.position), to_habitat(ahead))
-            x, y, height = from_habitat([float(value) for value in reached])
-            # Steps over stairs end higher or lower, so only the floor's axes tell whether something was met.
-            collided |= math.dist((x, y), ahead[:2]) > 1e-3
-            pose = Pose(x, y, pose.heading, height)
-            poses.append(pose)
-        first = self._time + 1
-        self._time += len(poses)
-        self._pose = pose
-        return Walk(tuple(poses), tuple(range(first, first + len(poses))), collided)
-
-    def place(self, pose: Pose, time: int) -> None:
-        """Be at a pose at a tick of this scene."""
-        self._pose, self._time = pose, time
+    def _forward(self, pose: Pose) -> tuple[Pose, bool]:
+        ahead = (pose.x + STEP * math.cos(pose.heading), pose.y + STEP * math.sin(pose.heading), pose.height)
+        reached = self.simulator.pathfinder.try_step(to_habitat(pose.position), to_habitat(ahead))
+        x, y, height = from_habitat([float(value) for value in reached])
+        # Steps over stairs end higher or lower, so only the floor's axes tell whether something was met.
+        return Pose(x, y, pose.heading, height), math.dist((x, y), ahead[:2]) > 1e-3
 
     def geodesic(self, a: Position, b: Position) -> float:
         """Metres over the navigation mesh; inf where there is no way."""

@@ -10,19 +10,10 @@ from pathlib import Path
 import numpy as np
 
 from internvideo.data.navigation.free_space import FreeSpace
-from internvideo.data.navigation.protocol import (
-    STEP,
-    Episode,
-    Observation,
-    Pose,
-    Position,
-    Walk,
-    steps_forward,
-    turn_pieces,
-    wrapped,
-)
+from internvideo.data.navigation.protocol import STEP, Episode, Observation, Pose, Position
 from internvideo.data.navigation.raycast import Camera
 from internvideo.data.navigation.scene import BODY, Scene, footprints, read_scene, walls_of
+from internvideo.data.navigation.walker import Walker
 from internvideo.errors import ManifestError
 
 
@@ -44,7 +35,7 @@ class House:
         return FreeSpace(footprints(self.scene, self.walls), (0.0, 0.0, *self.scene.size), BODY)
 
 
-class World:
+class World(Walker):
     """Houses to walk in (a `NavEnv`).
 
     Args:
@@ -58,12 +49,11 @@ class World:
     def __init__(self, scenes: Mapping[str, Scene] | Path, size: int = 32, depth_size: int | None = None) -> None:
         if size < 1 or (depth_size is not None and depth_size < 1):
             raise ValueError(f"views of {size} and {depth_size} pixels")
+        super().__init__()
         self._scenes = scenes
         self._size, self._depth_size = size, depth_size
         self._houses: dict[str, House] = {}
         self._house: House | None = None
-        self._pose = Pose(0.0, 0.0, 0.0)
-        self._time = 0
 
     @property
     def house(self) -> House:
@@ -71,16 +61,6 @@ class World:
         if self._house is None:
             raise ValueError("reset comes first")
         return self._house
-
-    @property
-    def pose(self) -> Pose:
-        """Where the agent is now."""
-        return self._pose
-
-    @property
-    def time(self) -> int:
-        """Ticks since reset."""
-        return self._time
 
     def enter(self, scene: str) -> House:
         """The house of a name, without anybody in it.
@@ -109,36 +89,19 @@ class World:
         self._house = self.enter(episode.scene)
         if not self.free(episode.start.position):
             raise ManifestError(f"episode {episode.id}", f"nobody can stand at its start {episode.start.position[:2]}")
-        self._pose, self._time = episode.start, 0
-        return self._pose
+        self.place(episode.start, 0)
+        return episode.start
 
     def observe(self, pose: Pose | None = None, time: int | None = None) -> Observation:
         """The panorama at any pose and tick, by default the present ones."""
-        at = self._pose if pose is None else pose
-        tick = self._time if time is None else time
+        at = self.pose if pose is None else pose
+        tick = self.time if time is None else time
         return self.house.camera.panorama(at, tick, self._size, self._depth_size)
 
-    def step(self, turn: float, distance: float) -> Walk:
-        """Turn, then whole steps of 0.25 m, sliding along what is in the way."""
-        poses: list[Pose] = []
-        pose, collided = self._pose, False
-        for piece in turn_pieces(turn):
-            pose = Pose(pose.x, pose.y, wrapped(pose.heading + piece), pose.height)
-            poses.append(pose)
+    def _forward(self, pose: Pose) -> tuple[Pose, bool]:
         way = (STEP * math.cos(pose.heading), STEP * math.sin(pose.heading))
-        for _ in range(steps_forward(distance)):
-            (x, y), met = self.house.ground.slide((pose.x, pose.y), way)
-            pose = Pose(x, y, pose.heading, pose.height)
-            poses.append(pose)
-            collided |= met
-        first = self._time + 1
-        self._time += len(poses)
-        self._pose = pose
-        return Walk(tuple(poses), tuple(range(first, first + len(poses))), collided)
-
-    def place(self, pose: Pose, time: int) -> None:
-        """Be at a pose at a tick."""
-        self._pose, self._time = pose, time
+        (x, y), met = self.house.ground.slide((pose.x, pose.y), way)
+        return Pose(x, y, pose.heading, pose.height), met
 
     def geodesic(self, a: Position, b: Position) -> float:
         """Metres of the shortest way in this house; inf where there is none."""
