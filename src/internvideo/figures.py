@@ -333,13 +333,10 @@ class BoxedFrame(NamedTuple):
 
 def frames_with_boxes(panels: Sequence[BoxedFrame], columns: int = 3) -> str:
     """Frames with numbered boxes; below each frame what is said of every box and, in brackets, what is true."""
-    rows = -(-len(panels) // columns)
     with mpl.rc_context(STYLE):
-        figure = Figure(figsize=(4.2 * columns, 4.6 * rows), layout="constrained")
-        axes = figure.subplots(rows, columns, squeeze=False).ravel()
-        for axis, panel in zip(axes, panels, strict=False):
+        figure, axes = _grid_of_frames(panels, columns, (4.2, 4.6))
+        for axis, panel in zip(axes, panels, strict=True):
             height, width = panel.frame.shape[:2]
-            axis.imshow(panel.frame, interpolation="nearest")
             lines = []
             for number, (box, said) in enumerate(panel.boxes):
                 x1, y1, x2, y2 = (value * side for value, side in zip(box, (width, height) * 2, strict=True))
@@ -348,11 +345,7 @@ def frames_with_boxes(panels: Sequence[BoxedFrame], columns: int = 3) -> str:
                 axis.text(x1, y1, str(number + 1), color="white", fontsize=9, va="bottom", backgroundcolor=colour)
                 true = panel.truth[number] if number < len(panel.truth) else ""
                 lines.append(f"{number + 1}: {', '.join(said) or 'nothing sure'}" + (f" [{true}]" if true else ""))
-            axis.set_title(panel.title, fontsize=9)
             axis.set_xlabel("\n".join(textwrap.fill(line, 58) for line in lines), fontsize=8, loc="left")
-            axis.set(xticks=[], yticks=[])
-        for axis in axes[len(panels) :]:
-            axis.set_axis_off()
         return svg(figure, "frames with boxes and their actions")
 
 
@@ -366,25 +359,33 @@ class WaysFrame(NamedTuple):
 
 def frames_with_ways(panels: Sequence[WaysFrame], columns: int = 3) -> str:
     """Frames with true ways (circles) and predicted ones (crosses); the last point of each is the largest."""
-    rows = -(-len(panels) // columns)
     with mpl.rc_context(STYLE):
-        figure = Figure(figsize=(3.6 * columns, 3.9 * rows), layout="constrained")
-        axes = figure.subplots(rows, columns, squeeze=False).ravel()
-        for axis, panel in zip(axes, panels, strict=False):
+        figure, axes = _grid_of_frames(panels, columns, (3.6, 3.9))
+        for axis, panel in zip(axes, panels, strict=True):
             height, width = panel.frame.shape[:2]
-            axis.imshow(panel.frame, interpolation="nearest")
             for number, (name, *both) in enumerate(panel.ways):
                 for points, mark, style in zip(both, "ox", ("-", "--"), strict=True):
                     x, y = points[:, 0] * width - 0.5, points[:, 1] * height - 0.5
                     colour, label = _BOXES[number], f"{name}, {'true' if mark == 'o' else 'predicted'}"
                     axis.plot(x, y, style, color=colour, lw=1.2, marker=mark, ms=4, label=label)
                     axis.plot(x[-1:], y[-1:], color=colour, marker=mark, ms=9, mew=2, fillstyle="none")
-            axis.set_title(panel.title, fontsize=9)
-            axis.set(xticks=[], yticks=[], xlim=(-0.5, width - 0.5), ylim=(height - 0.5, -0.5))
+            axis.set(xlim=(-0.5, width - 0.5), ylim=(height - 0.5, -0.5))
             axis.legend(fontsize=7, loc="upper center", bbox_to_anchor=(0.5, -0.02), ncols=2)
-        for axis in axes[len(panels) :]:
-            axis.set_axis_off()
         return svg(figure, "frames with the ways of hands")
+
+
+def _grid_of_frames(panels: Sequence[BoxedFrame | WaysFrame], columns: int, size: Bounds) -> tuple[Figure, list[Axes]]:
+    """Frames under their titles, `columns` a row, each `size` inches; their axes, to be drawn on."""
+    rows = -(-len(panels) // columns)
+    figure = Figure(figsize=(size[0] * columns, size[1] * rows), layout="constrained")
+    axes = list(figure.subplots(rows, columns, squeeze=False).ravel())
+    for axis, panel in zip(axes, panels, strict=False):
+        axis.imshow(panel.frame, interpolation="nearest")
+        axis.set_title(panel.title, fontsize=9)
+        axis.set(xticks=[], yticks=[])
+    for axis in axes[len(panels) :]:
+        axis.set_axis_off()
+    return figure, axes[: len(panels)]
 
 
 _BOXES = ("#c2185b", "#00796b", "#e65100", "#3949ab", "#6d4c41", "#7b1fa2")

@@ -18,7 +18,7 @@ from internvideo.metrics import bootstrap
 from internvideo.metrics.temporal_detection import grounded_hits, tiou
 from internvideo.models.grounding import Grounder, likely_spans
 from internvideo.models.segment_decoding import FeatureGrid
-from internvideo.tasks.localisation import FEATURE_FACTS
+from internvideo.tasks.localisation import FEATURE_FACTS, check_width
 from internvideo.tasks.protocol import weights_hash
 from internvideo.tasks.table import BOOTSTRAP, Figures, Result, Table
 
@@ -111,9 +111,7 @@ def _find(
     """(N, 2) seconds and (N,) scores of every query about one video."""
     video = queries.features.videos[numbers[0]]
     made = sequence(video, settings)
-    if made.values.shape[0] != model.config.input_width:
-        allowed = f"{model.config.input_width}, which the model learned from"
-        raise RunError(video.file, f"features of {made.values.shape[0]} channels", allowed)
+    check_width(video, made.values, model.config.input_width)
     grid = FeatureGrid(video.fps, made.stride, made.window, video.duration)
     asked = words.batch([queries.queries[number].text for number in numbers], model.config.words).to(device)
     with torch.no_grad():

@@ -54,6 +54,12 @@ class Segments(NamedTuple):
     labels: Ints
 
 
+def check_width(video: FeatureVideo, values: torch.Tensor, width: int) -> None:
+    """Raises RunError for features (C, T) of another width than a model's."""
+    if values.shape[0] != width:
+        raise RunError(video.file, f"features of {values.shape[0]} channels", f"{width}, which the model learned from")
+
+
 def find_segments(
     model: ActionFormer,
     video: FeatureVideo,
@@ -73,9 +79,7 @@ def find_segments(
         RunError: features that cannot be read, or of another width.
     """
     made = sequence(video, settings)
-    if made.values.shape[0] != model.config.input_width:
-        allowed = f"{model.config.input_width}, which the detector learned from"
-        raise RunError(video.file, f"features of {made.values.shape[0]} channels", allowed)
+    check_width(video, made.values, model.config.input_width)
     grid = FeatureGrid(video.fps, made.stride, made.window, video.duration)
     found = Segments(*detect(model, made.values.to(device), grid, decoding))
     if class_scores is None:

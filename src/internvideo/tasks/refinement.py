@@ -18,7 +18,7 @@ from internvideo.metrics.temporal_detection import Detections, average_precision
 from internvideo.models.tcanet import TCANet
 from internvideo.models.temporal_nms import SuppressionSettings, fuse_class_scores, thin_out
 from internvideo.tasks import localisation
-from internvideo.tasks.localisation import FEATURE_FACTS, FUSED_CLASSES, Segments, make_table
+from internvideo.tasks.localisation import FEATURE_FACTS, FUSED_CLASSES, Segments, check_width, make_table
 from internvideo.tasks.protocol import weights_hash
 from internvideo.tasks.table import BOOTSTRAP, Figures, Result, Table
 
@@ -49,9 +49,7 @@ def refine(
         RunError: features that cannot be read, or of another width.
     """
     made = whole_sequence(video, settings)
-    if made.values.shape[0] != model.config.input_width:
-        allowed = f"{model.config.input_width}, which the model learned from"
-        raise RunError(video.file, f"features of {made.values.shape[0]} channels", allowed)
+    check_width(video, made.values, model.config.input_width)
     if not len(proposals):
         return Segments(proposals.spans, proposals.scores, proposals.labels)
     step = model.config.seconds_per_feature
