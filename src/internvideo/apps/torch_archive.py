@@ -140,6 +140,7 @@ def _entries(file: BinaryIO, size: int) -> dict[str, tuple[int, int, int]]:
     try:
         with zipfile.ZipFile(file) as archive:
             infos, directory = archive.infolist(), archive.start_dir
+    # NotImplementedError: features of zip that Python's zipfile lacks, as versions above 6.3.
     except (zipfile.BadZipFile, NotImplementedError, ValueError, EOFError, struct.error) as error:
         damaged(f"its zip directory is damaged ({printable(str(error))})")
     if len(infos) > MOST_ENTRIES:
