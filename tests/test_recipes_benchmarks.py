@@ -168,6 +168,7 @@ def test_a_row_of_the_retrieval_table(name: str) -> None:
     assert (data.sampling.frames, schedule.epochs, clips, rate) == RETRIEVAL[name][0]
     assert (optimizer.kind, optimizer.betas, optimizer.eps) == ("bert_adam", (0.9, 0.98), 1e-6)
     assert (optimizer.weight_decay, optimizer.base_lr, pattern) == (0.2, 1e-3, r"^model\.")
+    assert optimizer.no_decay == "biases_and_norms"
     assert (schedule.shape, schedule.warmup) == ("whole_cosine", pytest.approx(0.1 * (schedule.epochs or 0)))
     assert recipe.loop.gradient_clip == 1.0
     assert data.sampling.kind == "one_per_second"

@@ -12,9 +12,11 @@ import torch
 from pydantic import ValidationError
 from torch import nn
 
+import small_world
 from goldens_folder import GOLDENS
 from internvideo.errors import RecipeError
 from internvideo.models.videomae import VideoMAEClassifier, VideoMAEConfig
+from internvideo.stages.retrieval import RetrievalSettings, RetrievalStage
 from internvideo.training.optimizer import (
     BertAdam,
     ParameterRule,
@@ -269,3 +271,33 @@ def test_sgd_against_the_formula() -> None:
         v = 0.9 * v + g
         w = w - 0.1 * (g + 0.9 * v)
     torch.testing.assert_close(weight.detach(), w)
+
+
+def test_what_decays_in_the_retrieval_recipes() -> None:
+    """All but biases and normalisations: embeddings, positions, queries and the logit scale too (spec/tasks.md 4.1)."""
+    stage = RetrievalStage(small_world.language_model(), RetrievalSettings())
+    settings = OptimizerSettings(base_lr=1.0, weight_decay=0.2, no_decay="biases_and_norms")
+    decays = {name: rule.weight_decay for name, rule in parameter_rules(stage, settings).items()}
+    assert set(decays.values()) == {0.0, 0.2}
+    exempt = {name for name, decay in decays.items() if decay == 0.0}
+    normalisations = tuple(
+        f"{name}."
+        for name, module in stage.named_modules()
+        if isinstance(module, nn.LayerNorm | nn.modules.batchnorm._BatchNorm)
+    )
+    assert {name for name in decays if name.endswith("bias") or name.startswith(normalisations)} == exempt
+    by_the_model = {
+        name
+        for name, rule in parameter_rules(stage, settings.model_copy(update={"no_decay": "model"})).items()
+        if rule.weight_decay == 0.0
+    }
+    assert exempt < by_the_model
+    assert by_the_model - exempt == {
+        "model.logit_scale",
+        "model.text.positional_embedding",
+        "model.text.token_embedding.weight",
+        "model.visual.balance",
+        "model.visual.query",
+        "model.visual.stem.class_embedding",
+        "model.visual.stem.positional_embedding",
+    }

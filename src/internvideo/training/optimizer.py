@@ -1,7 +1,7 @@
 """Parameter groups (no-decay rules, layer decay, multipliers) and the optimizers.
 
 A module may say about its own parameters (names relative to it):
-    no_weight_decay(name, parameter) -> bool    exempt from weight decay
+    no_weight_decay(name, parameter) -> bool    exempt from weight decay, unless the settings name another rule
     layer_id(name) -> int, layers: int          place in the depth, 0 (input) .. layers (head), for layer decay
 The outermost module that offers a rule decides for everything inside it.
 """
@@ -39,7 +39,20 @@ def _owner(module: nn.Module, name: str, attribute: str) -> tuple[nn.Module, str
     return owner, rest
 
 
-def _exempt(module: nn.Module, name: str, parameter: nn.Parameter) -> bool:
+_NORM = re.compile(r"Norm(\dd)?$")
+
+
+def _bias_or_norm(module: nn.Module, name: str) -> bool:
+    """A bias, or a parameter of a normalisation, told by the class of the module that holds it."""
+    holder, _, own = name.rpartition(".")
+    if own == "bias" or own.endswith("_bias"):
+        return True
+    return _NORM.search(type(module.get_submodule(holder)).__name__) is not None
+
+
+def _exempt(module: nn.Module, name: str, parameter: nn.Parameter, rule: str) -> bool:
+    if rule == "biases_and_norms":
+        return _bias_or_norm(module, name)
     found = _owner(module, name, "no_weight_decay")
     if found is None:
         return parameter.ndim <= 1 or name.endswith(".bias")
@@ -83,7 +96,7 @@ def parameter_rules(module: nn.Module, settings: OptimizerSettings) -> dict[str,
         scale = _depth_scale(module, name, settings.layer_decay)
         for pattern, factor in settings.lr_multipliers.items():
             scale *= factor if re.search(pattern, name) else 1.0
-        decay = 0.0 if _exempt(module, name, parameter) else settings.weight_decay
+        decay = 0.0 if _exempt(module, name, parameter, settings.no_decay) else settings.weight_decay
         rules[name] = ParameterRule(scale, decay)
     return rules
 
