@@ -245,6 +245,8 @@ def _boxes(manifest: Manifest, folder: Path) -> Path:
     """Two boxes a frame, one of them right, in pixels, under the row's uid or id."""
     results = {}
     for row in manifest.rows:
+        if not row.boxes:
+            continue  # nothing changes there, and nothing is found
         width, height = map(int, row.attributes["size"].split("x"))
         box = row.boxes[0]
         right = [box.x1 * width, box.y1 * height, box.x2 * width, box.y2 * height]

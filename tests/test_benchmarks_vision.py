@@ -6,7 +6,9 @@ from pathlib import Path
 
 import pytest
 
+import benchmark_samples
 from benchmark_walk import LANGUAGE, WALKED, check, measured, measuring, walk
+from goldens_folder import SAMPLES
 from internvideo.data.catalog import BENCHMARKS
 from internvideo.data.navigation.episodes import NavigationSettings, write_world
 from internvideo.data.navigation.house import HouseSettings
@@ -17,6 +19,16 @@ from internvideo.data.navigation.trajectories import TrajectorySettings
 @pytest.mark.parametrize("name", [name for name in WALKED if BENCHMARKS[name].measure.evaluation not in LANGUAGE])
 def test_an_entry_is_walked_from_annotations_to_figures(name: str, tmp_path: Path) -> None:
     check(name, walk(name, tmp_path))
+
+
+def test_state_change_is_walked_from_the_official_clips_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The walk above reads the COCO export of the frames."""
+    official = SAMPLES / "tasks" / "annotations" / "ego4d_scod_clips"
+    monkeypatch.setitem(benchmark_samples.SAMPLES, "ego4d_scod", str(official.resolve()))
+    walked = walk("ego4d_scod", tmp_path)
+    check("ego4d_scod", walked)
+    assert walked.asked == 3
+    assert walked.result["figures"]["AP50_of_detector_alone"] == pytest.approx(0.5, abs=0.01), "right boxes come second"
 
 
 def test_the_agent_of_r2r_ce_walks_the_embedded_world(tmp_path: Path) -> None:

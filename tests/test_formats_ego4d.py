@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from goldens_folder import GOLDENS, SAMPLES
-from internvideo.data.formats import ego4d, navigation
+from internvideo.data.formats import ego4d, ego4d_objects, navigation
 from internvideo.data.formats.annotations import Annotations
 from internvideo.data.formats.reading import AnnotationSource
 from internvideo.errors import ManifestError
@@ -70,12 +70,52 @@ def test_hands() -> None:
 
 
 def test_state_change() -> None:
-    made = given(ego4d.read_state_change, "annotations", "ego4d_scod")
+    made = given(ego4d_objects.read_state_change, "annotations", "ego4d_scod")
     (row,) = made.splits["val"]
     (box,) = row.boxes
     assert (box.x1, box.y1, box.x2, box.y2) == pytest.approx((100 / 1920, 200 / 1080, 400 / 1920, 350 / 1080))
     assert made.classes == ("object_of_change",)
     assert row.attributes == {"size": "1920x1080"}
+
+
+def test_state_change_in_the_official_form() -> None:
+    made = given(ego4d_objects.read_state_change, "annotations", "ego4d_scod_clips")
+    rows = made.splits["val"]
+    clip, video = "f5f6cd21-8b80-58c6-83b1-4b4730ace2ca", "819c7f16-4416-9ddf-48ae-c468ec4cb739"
+    assert [row.id for row in rows] == [f"{clip}_0_pre", f"{clip}_0_pnr", f"{clip}_0_post"]
+    assert {(row.path, row.group) for row in rows} == {(f"{clip}.mp4", video)}
+    assert [len(row.boxes) for row in rows] == [1, 1, 0], "boxes of hands and tools are none of the change"
+    box = rows[1].boxes[0]
+    assert (box.x1, box.y1) == pytest.approx((500.25 / 1920, 610 / 1440))
+    assert (box.x2, box.y2) == pytest.approx((830.25 / 1920, 785.5 / 1440))
+    assert (box.time, box.labels) == (75 / 30, (0,))
+    assert rows[1].attributes == {
+        "uid": f"{video}/405", "moment": "pnr", "noun": "knife_(knife,_machete)", "frame": "75", "time": "2.5000",
+        "size": "1920x1440",
+    }  # fmt: skip
+    assert made.classes == ("object_of_change",)
+    assert made.notes == ["1 frames without a box of the object of change"]
+
+
+def test_two_changes_of_a_clip_and_a_test_split_without_boxes(tmp_path: Path) -> None:
+    (tmp_path / "fho_scod_test_unannotated.json").write_text(scod(2, boxes=False))
+    made = ego4d_objects.read_state_change(AnnotationSource(tmp_path))
+    assert [row.id for row in made.splits["test"]] == [f"c_{n}_{at}" for n in (0, 1) for at in ("pre", "pnr", "post")]
+    assert not any(row.boxes for row in made.splits["test"])
+
+
+def test_the_official_form_goes_before_an_export_in_a_folder(tmp_path: Path) -> None:
+    (tmp_path / "coco_annotations").mkdir()
+    for split in ("train", "val", "trainval"):
+        (tmp_path / "coco_annotations" / f"{split}.json").write_text(coco())
+    made = ego4d_objects.read_state_change(AnnotationSource(tmp_path))
+    assert {split: [row.path for row in rows] for split, rows in made.splits.items()} == {
+        "train": ["a.jpg"],
+        "val": ["a.jpg"],
+    }
+    (tmp_path / "fho_scod_val.json").write_text(scod())
+    made = ego4d_objects.read_state_change(AnnotationSource(tmp_path))
+    assert [row.path for row in made.splits["val"]] == ["c.mp4"] * 3
 
 
 def test_episodes() -> None:
@@ -100,6 +140,14 @@ def sta(video: str = "v", **changes: object) -> str:
 
 def clips(**annotation: object) -> str:
     return json.dumps({"videos": [{"video_uid": "v", "clips": [{"clip_uid": "c", "annotations": [annotation]}]}]})
+
+
+def scod(count: int = 1, *, boxes: bool = True, frame: dict[str, object] | None = None, **thing: object) -> str:
+    box = {"object_type": "object_of_change", "bbox": {"x": 1, "y": 1, "width": 5, "height": 5}} | thing
+    told: dict[str, object] = {"frame_number": 9, "clip_frame_number": 3, "width": 10, "height": 10}
+    told |= {"bbox": [box]} if boxes else {}
+    clip = {"video_uid": "v", "clip_uid": "c", "pre_frame": told | (frame or {}), "pnr_frame": told, "post_frame": told}
+    return json.dumps({"clips": [clip] * count})
 
 
 def coco(image: int = 1, category: int = 1, bbox: tuple[int, ...] = (1, 1, 5, 5)) -> str:
@@ -172,18 +220,43 @@ CASES: dict[str, tuple[Read, dict[str, str], str]] = {
         },
         "json:2 clips.0.frames.0.pre_45.boxes: a hand ['third_hand']",
     ),
+    "a change without a frame": (
+        ego4d_objects.read_state_change,
+        {"fho_scod_val.json": scod().replace("pnr_frame", "other")},
+        "clips.0.pnr_frame: missing",
+    ),
+    "a key frame of no size": (
+        ego4d_objects.read_state_change,
+        {"fho_scod_val.json": scod(frame={"width": 0})},
+        "clips.0.pre_frame.width: 0",
+    ),
+    "an object outside its frame": (
+        ego4d_objects.read_state_change,
+        {"fho_scod_val.json": scod(bbox={"x": 1, "y": 8, "width": 5, "height": 5})},
+        "clips.0.pre_frame.bbox.0.bbox: a box that leaves",
+    ),
+    "an object without height": (
+        ego4d_objects.read_state_change,
+        {"fho_scod_val.json": scod(bbox={"x": 1, "y": 8, "width": 5, "height": 0})},
+        "clips.0.pre_frame.bbox.0.bbox: a box from",
+    ),
+    "neither form": (
+        ego4d_objects.read_state_change,
+        {"fho_sta_val.json": sta()},
+        "no annotation file of this track",
+    ),
     "no such image": (
-        ego4d.read_state_change,
+        ego4d_objects.read_state_change,
         {"val_coco.json": coco(image=2)},
         "annotations.0.image_id: no image 2",
     ),
     "no such class": (
-        ego4d.read_state_change,
+        ego4d_objects.read_state_change,
         {"val_coco.json": coco(category=0)},
         "annotations.0.category_id: unknown",
     ),
     "a box outside the image": (
-        ego4d.read_state_change,
+        ego4d_objects.read_state_change,
         {"val_coco.json": coco(bbox=(1, 1, 10, 5))},
         "annotations.0.bbox: a box that leaves",
     ),

@@ -6,8 +6,6 @@ the repository's own samples.
 
 from __future__ import annotations
 
-import csv
-import gzip
 import json
 from collections import defaultdict
 from collections.abc import Callable, Iterable
@@ -16,10 +14,11 @@ from typing import Any
 
 import pytest
 
+from annotation_files import cells, json_lines, lines, loaded, of, table
 from goldens_folder import GOLDENS
 from internvideo.apps.prepare import read_pickle
 from internvideo.data.catalog import BENCHMARKS
-from internvideo.data.formats import captions, ego4d, navigation, questions
+from internvideo.data.formats import captions, ego4d, ego4d_objects, navigation, questions
 from internvideo.data.formats.annotations import Annotations
 from internvideo.data.formats.reading import AnnotationSource
 
@@ -47,38 +46,6 @@ ACTIONS: dict[str, tuple[str, ...]] = {
     "zero_shot_k400": ("zero_shot_k400",),
 }
 """Folders of the action data sets, and the benchmarks that read each; their values are in tests/test_formats.py."""
-
-
-def loaded(path: Path) -> Any:
-    data = path.read_bytes()
-    return json.loads(gzip.decompress(data) if path.suffix == ".gz" else data)
-
-
-def lines(path: Path) -> list[str]:
-    return [line for line in path.read_text("utf-8").splitlines() if line.strip()]
-
-
-def json_lines(path: Path) -> list[Any]:
-    return [json.loads(line) for line in lines(path)]
-
-
-def table(path: Path, **how: Any) -> list[Any]:
-    with path.open(newline="", encoding="utf-8") as file:
-        return list(csv.DictReader(file, **how))
-
-
-def cells(path: Path) -> list[list[str]]:
-    return [line.split("\t") for line in lines(path)]
-
-
-def of(folder: Path, *endings: str) -> dict[str, Path]:
-    """Split -> file, of files SPLIT + ending or those whose name holds the split."""
-    found = {}
-    for path in sorted(folder.iterdir()):
-        if path.name.endswith(endings):
-            found[next(split for split in ("train", "val", "test") if split in path.name.lower())] = path
-    assert found, f"no file of {folder} ends with {' or '.join(endings)}"
-    return found
 
 
 def asked(rows: Iterable[Any], video: Callable[[Any], str]) -> list[Any]:
@@ -320,10 +287,31 @@ def state_change(folder: Path) -> Splits:
     made = {}
     for split, path in of(folder, ".json").items():
         content, boxes = loaded(path), defaultdict(list)
+        if "clips" in content:
+            made[split] = changes(content["clips"])
+            continue
         for row in content["annotations"]:
             boxes[row["image_id"]].append(row["bbox"])
         made[split] = [(str(row["id"]), row["file_name"], boxes[row["id"]]) for row in content["images"]]
     return made
+
+
+def changes(clips: Any) -> list[Any]:
+    """Of the official form three frames of every clip."""
+    return [
+        (
+            f"{clip['clip_uid']}_{number}_{moment}",
+            f"{clip['clip_uid']}.mp4",
+            [
+                [thing["bbox"][side] for side in ("x", "y", "width", "height")]
+                for thing in clip[f"{moment}_frame"].get("bbox", [])
+                if thing["object_type"] == "object_of_change"
+            ],
+        )
+        for at, clip in enumerate(clips)
+        for number in [sum(other["clip_uid"] == clip["clip_uid"] for other in clips[:at])]
+        for moment in ("pre", "pnr", "post")
+    ]
 
 
 def told_state_change(made: Annotations) -> Splits:
@@ -354,7 +342,7 @@ CASES: dict[str, list[Case]] = {
     "ego4d_mq": [(ego4d.read_moments, moments, told_moments)],
     "ego4d_sta": [(ego4d.read_anticipation, anticipation, told_anticipation)],
     "ego4d_fhp": [(ego4d.read_hands, hands, told_hands)],
-    "ego4d_scod": [(ego4d.read_state_change, state_change, told_state_change)],
+    "ego4d_scod": [(ego4d_objects.read_state_change, state_change, told_state_change)],
 }
 
 

@@ -20,6 +20,7 @@ from internvideo.data.formats import (
     clip_sets,
     corpora,
     ego4d,
+    ego4d_objects,
     hybrid,
     kinetics,
     navigation,
@@ -292,7 +293,7 @@ BENCHMARKS: dict[str, Benchmark] = {
         measured=Measure("future_hands", tuple(f"{h}_{w}_px" for w in ("mean", "contact") for h in ("left", "right"))),
     ),
     "ego4d_scod": Benchmark(
-        "Ego4D state-change objects", "Ego4D", ego4d.read_state_change, "COCO AP", "fig. 1", 39, classes=1,
+        "Ego4D state-change objects", "Ego4D", ego4d_objects.read_state_change, "COCO AP", "fig. 1", 39, classes=1,
         measured=Measure("state_change", ("AP", "AP50", "AP75")),
     ),
     "zero_shot_k400": Benchmark(

@@ -1,5 +1,5 @@
-"""Ego4D: the five tracks of the paper's figure 1 (spec 11): moments, language queries, short-term anticipation, future
-hands, state-change objects.
+"""Ego4D: four tracks of the paper's figure 1 (spec 11): moments, language queries, short-term anticipation, future
+hands. The fifth, state-change objects, is in ego4d_objects.py.
 
 Clips are files CLIP_UID.mp4, whose times and frames start at 0. Splits are told by the names of the files.
 """
@@ -66,7 +66,9 @@ class _Clips(Record):
     videos: tuple[_Video, ...]
 
 
-class _Category(Record):
+class Category(Record):
+    """A class with its number."""
+
     id: Whole
     name: Name
 
@@ -99,8 +101,8 @@ class _Anticipation(Record):
 
 class _ShortTerm(Record):
     info: _Info
-    verbs: tuple[_Category, ...] = Field(alias="verb_categories")
-    nouns: tuple[_Category, ...] = Field(alias="noun_categories")
+    verbs: tuple[Category, ...] = Field(alias="verb_categories")
+    nouns: tuple[Category, ...] = Field(alias="noun_categories")
     annotations: tuple[_Anticipation, ...]
 
 
@@ -127,26 +129,8 @@ class _Hands(Record):
     clips: tuple[_HandClip, ...]
 
 
-class _Image(Record):
-    id: int
-    file_name: Name
-    width: Annotated[int, Field(gt=0)]
-    height: Annotated[int, Field(gt=0)]
-
-
-class _ImageBox(Record):
-    image_id: int
-    category_id: Whole
-    bbox: tuple[float, float, float, float]
-
-
-class _Coco(Record):
-    images: tuple[_Image, ...]
-    annotations: tuple[_ImageBox, ...] = ()
-    categories: tuple[_Category, ...]
-
-
-def _files(source: AnnotationSource, pattern: str, expected: str) -> Iterator[tuple[Path, str]]:
+def annotation_files(source: AnnotationSource, pattern: str, expected: str) -> Iterator[tuple[Path, str]]:
+    """The files of a track, with their splits. Raises ManifestError: there is none."""
     files = source.find(pattern)
     if not files:
         raise ManifestError(source.path, "no annotation file of this track", expected)
@@ -167,7 +151,7 @@ def read_moments(source: AnnotationSource) -> Annotations:
         ManifestError: no such file, a malformed entry, a reversed moment, a clip twice.
     """
     made, known, left_out = Annotations(), ClassList((), 110), 0
-    for path, split in _files(source, r"moments[^/]*\.json$", "moments_train.json, moments_val.json"):
+    for path, split in annotation_files(source, r"moments[^/]*\.json$", "moments_train.json, moments_val.json"):
         for video, clip, place in _clips(path):
             segments = []
             for k, annotator in enumerate(clip.annotations):
@@ -179,7 +163,7 @@ def read_moments(source: AnnotationSource) -> Annotations:
                         continue
                     label = known.named(moment.label, where)
                     segments.append(Segment(start=moment.start, end=moment.end, label=label))
-            sample = _clip_row(clip.clip_uid, clip.clip_uid, split, video.video_uid).model_copy(
+            sample = clip_row(clip.clip_uid, clip.clip_uid, split, video.video_uid).model_copy(
                 update={"segments": tuple(segments)}
             )
             made.add(split, sample, Spot(path, place), clip.clip_uid)
@@ -193,7 +177,8 @@ def _ordered(where: Spot, start: float, end: float, field: str) -> None:
         raise ManifestError(where.at(field), f"{end:g} before the start {start:g}", "start before end")
 
 
-def _clip_row(name: str, clip: str, split: str, video: str) -> Sample:
+def clip_row(name: str, clip: str, split: str, video: str) -> Sample:
+    """A row of the file of a clip."""
     return Sample(id=name, path=f"{clip}.mp4", group=video, split=split)
 
 
@@ -206,7 +191,7 @@ def read_queries(source: AnnotationSource) -> Annotations:
         ManifestError: no such file, a malformed entry, a reversed answer.
     """
     made, left_out = Annotations(("answer",)), 0
-    for path, split in _files(source, r"nlq[^/]*\.json$", "nlq_train.json, nlq_val.json"):
+    for path, split in annotation_files(source, r"nlq[^/]*\.json$", "nlq_train.json, nlq_val.json"):
         for video, clip, place in _clips(path):
             for k, annotator in enumerate(clip.annotations):
                 for n, query in enumerate(annotator.language_queries):
@@ -219,7 +204,7 @@ def read_queries(source: AnnotationSource) -> Annotations:
                     if not (query.query or "").strip() or (not answer and query.end is not None):
                         left_out += 1
                         continue
-                    row = _clip_row(f"{clip.clip_uid}_{k}_{n}", clip.clip_uid, split, video.video_uid)
+                    row = clip_row(f"{clip.clip_uid}_{k}_{n}", clip.clip_uid, split, video.video_uid)
                     told = {"clip_uid": clip.clip_uid, "annotation_uid": annotator.annotation_uid, "query_idx": str(n)}
                     told |= {"template": query.template} if query.template else {}
                     changed = {"captions": (query.query,), "segments": answer, "attributes": told}
@@ -238,7 +223,7 @@ def read_anticipation(source: AnnotationSource) -> Annotations:
         ManifestError: no such file, a malformed entry, an unknown noun, verb or video, a box outside the frame.
     """
     made = Annotations()
-    for path, split in _files(source, r"fho_sta[^/]*\.json$", "fho_sta_train.json, fho_sta_val.json"):
+    for path, split in annotation_files(source, r"fho_sta[^/]*\.json$", "fho_sta_train.json, fho_sta_val.json"):
         content = read_json(path, _ShortTerm)
         nouns, verbs = _named(path, "noun_categories", content.nouns), _named(path, "verb_categories", content.verbs)
         if made.classes not in ((), nouns):
@@ -263,13 +248,13 @@ def read_anticipation(source: AnnotationSource) -> Annotations:
                 "verbs": " ".join(str(thing.verb) for thing in entry.objects),
                 "times_to_contact": " ".join(f"{thing.time_to_contact:g}" for thing in entry.objects),
             }  # fmt: skip
-            row = _clip_row(entry.uid, entry.clip_uid, split, entry.video_id)
+            row = clip_row(entry.uid, entry.clip_uid, split, entry.video_id)
             kept = {"boxes": boxes, "attributes": {key: value for key, value in told.items() if value}}
             made.add(split, row.model_copy(update=kept), spot, entry.clip_uid)
     return made
 
 
-def _named(path: Path, field: str, categories: tuple[_Category, ...]) -> tuple[str, ...]:
+def _named(path: Path, field: str, categories: tuple[Category, ...]) -> tuple[str, ...]:
     """Names in the order of their numbers. Raises ManifestError: numbers with gaps."""
     ordered = sorted(categories, key=lambda category: category.id)
     if [category.id for category in ordered] != list(range(len(ordered))):
@@ -286,10 +271,10 @@ def _object_box(thing: _Object, size: _Size, seconds: float, limits: tuple[int, 
             raise ManifestError(where.at(field), f"unknown class {number}", f"0 to {limit - 1}")
     x1, y1, x2, y2 = thing.box
     corners = (x1 / size.width, y1 / size.height, x2 / size.width, y2 / size.height)
-    return _inside(corners, seconds, thing.noun, where.at("box"))
+    return box_inside(corners, seconds, thing.noun, where.at("box"))
 
 
-def _inside(corners: tuple[float, float, float, float], seconds: float, label: int, where: object) -> Box:
+def box_inside(corners: tuple[float, float, float, float], seconds: float, label: int, where: object) -> Box:
     """A box in fractions; half a per mille outside is rounding. Raises ManifestError."""
     x1, y1, x2, y2 = corners
     if min(corners) < -5e-4 or max(corners) > 1 + 5e-4:
@@ -312,7 +297,7 @@ def read_hands(source: AnnotationSource) -> Annotations:
         ManifestError: no such file, a malformed entry, a hand of another name.
     """
     made = Annotations()
-    for path, split in _files(source, r"fho_hands[^/]*\.json$", "fho_hands_train.json, fho_hands_val.json"):
+    for path, split in annotation_files(source, r"fho_hands[^/]*\.json$", "fho_hands_train.json, fho_hands_val.json"):
         for i, clip in enumerate(read_json(path, _Hands).clips):
             for j, contact in enumerate(clip.frames):
                 where = Spot(path, ("clips", i, "frames", j))
@@ -325,38 +310,7 @@ def read_hands(source: AnnotationSource) -> Annotations:
                     if not set(hands) <= set(HANDS):
                         raise ManifestError(where.at(name, "boxes"), f"a hand {sorted(hands)}", " or ".join(HANDS))
                     told[name] = {"frame": moment.frame, **hands}
-                row = _clip_row(f"{clip.clip_uid}_{j}", clip.clip_uid, split, clip.video_uid)
+                row = clip_row(f"{clip.clip_uid}_{j}", clip.clip_uid, split, clip.video_uid)
                 sample = row.model_copy(update={"attributes": {"hands": json.dumps(told)}})
                 made.add(split, sample, where, clip.clip_uid)
-    return made
-
-
-def read_state_change(source: AnnotationSource) -> Annotations:
-    """State-change objects (SCOD): a COCO export of one class, `train_coco.json`, `val_coco.json`; a row a frame.
-
-    Paths are those of the exported images.
-
-    Raises:
-        ManifestError: no such file, a malformed entry, an unknown image or class, a box outside the image.
-    """
-    made = Annotations()
-    for path, split in _files(source, r"coco[^/]*\.json$", "train_coco.json, val_coco.json"):
-        content = read_json(path, _Coco)
-        index = {category.id: number for number, category in enumerate(content.categories)}
-        made.classes = tuple(category.name for category in content.categories)
-        boxes: dict[int, list[Box]] = {image.id: [] for image in content.images}
-        images = {image.id: image for image in content.images}
-        for number, box in enumerate(content.annotations):
-            where = Spot(path, ("annotations", number))
-            if box.image_id not in images:
-                raise ManifestError(where.at("image_id"), f"no image {box.image_id}", "one of images")
-            if box.category_id not in index:
-                raise ManifestError(where.at("category_id"), f"unknown class {box.category_id}", "one of categories")
-            image, (x, y, width, height) = images[box.image_id], box.bbox
-            corners = (x / image.width, y / image.height, (x + width) / image.width, (y + height) / image.height)
-            boxes[image.id].append(_inside(corners, 0.0, index[box.category_id], where.at("bbox")))
-        for number, image in enumerate(content.images):
-            told, name = {"size": f"{image.width}x{image.height}"}, image.file_name
-            sample = Sample(id=str(image.id), path=name, boxes=tuple(boxes[image.id]), split=split, attributes=told)
-            made.add(split, sample, Spot(path, ("images", number)))
     return made
