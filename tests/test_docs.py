@@ -32,9 +32,10 @@ from internvideo.training.settings import LoopSettings, OptimizerSettings, Sched
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "src" / "internvideo"
-DOCUMENTS = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")] + sorted(
-    (ROOT / "docs").rglob("*.md")
-)
+DOCUMENTS = [
+    *(ROOT / name for name in ("README.md", "RESULTS.md", "CONTRIBUTING.md", "CHANGELOG.md", "benchmarks/README.md")),
+    *sorted((ROOT / "docs").rglob("*.md")),
+]
 TEXTS = {str(path.relative_to(ROOT)): path.read_text(encoding="utf-8") for path in DOCUMENTS}
 README = TEXTS["README.md"]
 RECIPES = shipped_recipes()
@@ -127,9 +128,8 @@ def named_files(text: str) -> set[str]:
 
 @pytest.mark.parametrize("name", TEXTS)
 def test_named_files_exist(name: str) -> None:
-    missing = [
-        path for path in named_files(TEXTS[name]) if not (ROOT / path).exists() and not (PACKAGE / path).exists()
-    ]
+    places = (ROOT, PACKAGE, (ROOT / name).parent)
+    missing = [path for path in named_files(TEXTS[name]) if not any((place / path).exists() for place in places)]
     assert not missing
 
 
