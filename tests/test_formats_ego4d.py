@@ -67,6 +67,16 @@ def test_hands() -> None:
     told = json.loads(row.attributes["hands"])
     assert told["pre_30"] == {"frame": 115, "right_hand": [300.5, 212.0]}
     assert list(told) == ["pre_45", "pre_30", "pre_15", "pre_frame", "contact_frame"]
+    assert row.attributes["uid"] == "7_99", "clip 7, the video frame before pre_45"
+
+
+def test_hands_of_a_test_split_are_frames_of_the_clip(tmp_path: Path) -> None:
+    moment = {"frame": 1900, "clip_frame": 100}
+    clip = {"clip_id": 12, "clip_uid": "c", "video_uid": "v", "frames": [{"pre_45": moment}]}
+    (tmp_path / "fho_hands_test_unannotated.json").write_text(json.dumps({"clips": [clip]}))
+    (row,) = ego4d.read_hands(AnnotationSource(tmp_path)).splits["test"]
+    assert json.loads(row.attributes["hands"]) == {"pre_45": {"frame": 100}}
+    assert row.attributes["uid"] == "12_1899"
 
 
 def test_state_change() -> None:

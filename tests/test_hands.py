@@ -20,6 +20,7 @@ from internvideo.evaluation import EvaluationSettings, evaluate_task, score_tabl
 from internvideo.metrics.hands import from_submission
 from internvideo.pipeline import run_recipe
 from internvideo.recipe import Recipe, build_recipe
+from internvideo.tasks.future_hands import submission
 from internvideo.tasks.table import Table
 
 FRAMES = {"pre_45": 8, "pre_30": 11, "pre_15": 14, "pre_frame": 16, "contact_frame": 17}
@@ -153,6 +154,16 @@ def test_train_evaluate_submit_and_score_again(tmp_path: Path) -> None:
     np.testing.assert_allclose(values, table["predicted"], atol=1e-3)
     with pytest.raises(RecipeError, match="whole frame"):
         evaluate_task("future_hands", weights, tmp_path / "m.jsonl", out, EvaluationSettings(crops=3), split="test")
+
+
+def test_a_submission_names_rows_as_the_challenge_does() -> None:
+    predicted = np.arange(60.0).reshape(3, 5, 2, 2)
+    arrays = {"id": np.asarray(["a", "b", "c"]), "uid": np.asarray(["7_99", "7_120", "7_99"]), "predicted": predicted}
+    sent = json.loads(submission(Table("future_hands", arrays, {}, {}), clips=2))
+    assert sent == {
+        "7_99": (predicted[0] + predicted[2]).ravel().tolist(),
+        "7_120": (2 * predicted[1]).ravel().tolist(),
+    }
 
 
 @pytest.mark.parametrize(

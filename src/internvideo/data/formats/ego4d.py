@@ -108,6 +108,7 @@ class _ShortTerm(Record):
 
 class _HandFrame(Record):
     frame: Whole
+    clip_frame: Whole | None = None
     boxes: tuple[dict[str, tuple[float, float]], ...] = ()
 
 
@@ -120,6 +121,7 @@ class _Contact(Record):
 
 
 class _HandClip(Record):
+    clip_id: Whole | None = None
     clip_uid: Name
     video_uid: Name
     frames: tuple[_Contact, ...] = ()
@@ -291,7 +293,8 @@ def read_hands(source: AnnotationSource) -> Annotations:
     """Future hands (FHP): `fho_hands_train.json` and so on; a row an interaction.
 
     The attribute "hands" is JSON: for each of pre_45, pre_30, pre_15, pre_frame and contact_frame that is annotated its
-    frame number and the positions (pixels) of the visible hands.
+    frame number in the clip (in the video, where no other is told) and the positions (pixels) of the visible hands. The
+    attribute "uid" is the challenge's name of the row: CLIP_ID_FRAME, the last video frame before pre_45.
 
     Raises:
         ManifestError: no such file, a malformed entry, a hand of another name.
@@ -309,8 +312,11 @@ def read_hands(source: AnnotationSource) -> Annotations:
                     hands = {hand: place for box in moment.boxes for hand, place in box.items()}
                     if not set(hands) <= set(HANDS):
                         raise ManifestError(where.at(name, "boxes"), f"a hand {sorted(hands)}", " or ".join(HANDS))
-                    told[name] = {"frame": moment.frame, **hands}
+                    inside = moment.frame if moment.clip_frame is None else moment.clip_frame
+                    told[name] = {"frame": inside, **hands}
                 row = clip_row(f"{clip.clip_uid}_{j}", clip.clip_uid, split, clip.video_uid)
-                sample = row.model_copy(update={"attributes": {"hands": json.dumps(told)}})
-                made.add(split, sample, where, clip.clip_uid)
+                kept = {"hands": json.dumps(told)}
+                if clip.clip_id is not None and contact.pre_45 is not None:
+                    kept["uid"] = f"{clip.clip_id}_{contact.pre_45.frame - 1}"
+                made.add(split, row.model_copy(update={"attributes": kept}), where, clip.clip_uid)
     return made
