@@ -267,7 +267,10 @@ def hands(folder: Path) -> Splits:
     return {
         split: [
             (clip["clip_uid"], {
-                name: {"frame": moment.get("clip_frame", moment["frame"]), **{hand: at for box in moment["boxes"] for hand, at in box.items()}}
+                name: {
+                    "frame": moment.get("clip_frame", moment["frame"]),
+                    **{hand: at for box in moment["boxes"] for hand, at in box.items()},
+                }
                 for name, moment in contact.items() if isinstance(moment, dict) and "boxes" in moment
             })
             for clip in loaded(path)["clips"] for contact in clip["frames"]

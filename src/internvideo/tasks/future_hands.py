@@ -105,8 +105,8 @@ def score(table: Table) -> Result:
 def submission(table: Table, *, clips: int = SUMMED) -> str:
     """The predictions as the challenge takes them, JSON: for each row 20 values times the `clips` it divides by.
 
-    Rows go by their "uid", the challenge's CLIP_ID_FRAME, or by their id where none is told; two rows of one name, which
-    are the same clip annotated twice, give their mean.
+    Rows go by their "uid", the challenge's CLIP_ID_FRAME, or by their id where none is told; two rows of one name (the
+    same clip annotated twice) give their mean.
     """
     found: dict[str, list[Floats]] = {}
     for name, values in zip(table.arrays.get("uid", table["id"]).tolist(), table["predicted"], strict=True):
