@@ -369,7 +369,6 @@ def frames_with_ways(panels: Sequence[WaysFrame], columns: int = 3) -> str:
                     colour, label = _BOXES[number], f"{name}, {'true' if mark == 'o' else 'predicted'}"
                     axis.plot(x, y, style, color=colour, lw=1.2, marker=mark, ms=4, label=label)
                     axis.plot(x[-1:], y[-1:], color=colour, marker=mark, ms=9, mew=2, fillstyle="none")
-            axis.set(xlim=(-0.5, width - 0.5), ylim=(height - 0.5, -0.5))
             axis.legend(fontsize=7, loc="upper center", bbox_to_anchor=(0.5, -0.02), ncols=2)
         return svg(figure, "frames with the ways of hands")
 
@@ -382,7 +381,7 @@ def _grid_of_frames(panels: Sequence[BoxedFrame | WaysFrame], columns: int, size
     for axis, panel in zip(axes, panels, strict=False):
         axis.imshow(panel.frame, interpolation="nearest")
         axis.set_title(panel.title, fontsize=9)
-        axis.set(xticks=[], yticks=[])
+        axis.set(xticks=[], yticks=[], autoscale_on=False)
     for axis in axes[len(panels) :]:
         axis.set_axis_off()
     return figure, axes[: len(panels)]
