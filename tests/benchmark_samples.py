@@ -26,6 +26,7 @@ SAMPLES: dict[str, str] = {
     "ava": "ava_v2_2",
     "ucf101_hmdb51": ".",
     "ego4d_nlq": "../ego4d_nlq",
+    "tgif_choice": "tgif_qa",
     "r2r_ce": "r2r_vlnce",
     "ucf101_mit": ".",
     **{f"zero_shot_{name}": name for name in ("msrvtt", "msvd", "lsmdc", "activitynet_captions", "didemo", "vatex")},

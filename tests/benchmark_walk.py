@@ -50,7 +50,7 @@ LANGUAGE = ("retrieval", "zero_shot", "multiple_choice", "answering")
 """Evaluations of models that know texts; the others are walked in another file, to share the work out."""
 
 WALKED = [name for name in BENCHMARKS if name in RECIPES]
-"""The paper's 39, and zero-shot Kinetics-400."""
+"""The paper's 39, zero-shot Kinetics-400, and TGIF-QA's choices."""
 
 SCENE = 0.5
 """Seconds that a frame of a long film lasts."""

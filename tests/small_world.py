@@ -11,12 +11,14 @@ from pathlib import Path
 from tempfile import mkdtemp
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
 from internvideo.data.batch import Batch
 from internvideo.data.loader import Loader, LoaderSettings
 from internvideo.data.manifest import read_manifest
+from internvideo.data.questions import question_tokens
 from internvideo.data.sample_world import WorldSettings, generate
 from internvideo.data.sampling import SegmentMiddle
 from internvideo.data.tokenizer import Tokenizer
@@ -24,7 +26,7 @@ from internvideo.data.transforms import TrainTransform
 from internvideo.models.caption_decoder import CaptionDecoderConfig
 from internvideo.models.clip import Clip, ClipConfig, TextConfig
 from internvideo.models.cross_model import CrossModelConfig, InteractionConfig, build_cross_model
-from internvideo.models.heads import VideoQuestionAnswering
+from internvideo.models.heads import RankedMultipleChoice, VideoQuestionAnswering
 from internvideo.models.uniformerv2 import UniFormerV2, UniFormerV2Config
 from internvideo.models.video_language import VideoLanguage, VideoLanguageConfig
 from internvideo.models.videomae import VideoMAEClassifier, VideoMAEConfig, VideoMAEPretrain
@@ -77,6 +79,11 @@ def answering_model() -> VideoQuestionAnswering:
     return VideoQuestionAnswering(LANGUAGE, len(CLASSES), dropout=0.0)
 
 
+def choosing_model() -> RankedMultipleChoice:
+    torch.manual_seed(0)
+    return RankedMultipleChoice(LANGUAGE, dropout=0.0)
+
+
 def cross_model() -> nn.Module:
     torch.manual_seed(0)
     classes = len(CLASSES)
@@ -110,6 +117,21 @@ def batch(count: int = 40, *, single_frame: bool = False) -> Batch:
         caption="first",
     )
     return next(loader.epoch(0))
+
+
+def choices(count: int = 24) -> Batch:
+    """The clips with a question, five colours in another order for every clip, and the number of the right one."""
+    rows, clips = {row.id: row for row in read_manifest(world()).rows}, batch(count)
+    colours = sorted({row.attributes["colour"] for row in rows.values()})
+    texts, right = [], []
+    for place, name in enumerate(clips.ids):
+        rng, own = np.random.RandomState(place), rows[name].attributes["colour"]
+        others = rng.permutation([colour for colour in colours if colour != own])[:4]
+        order = rng.permutation([own, *others]).tolist()
+        texts += [f"what colour is it? {colour}" for colour in order]
+        right.append(order.index(own))
+    tokens = question_tokens(texts, WORDS).view(count, 5, -1)
+    return replace(clips, tokens=tokens, labels=torch.tensor(right))
 
 
 def learn(stage: nn.Module, clips: Batch, steps: int, rate: float = 2e-3) -> list[float]:
@@ -157,6 +179,7 @@ def small_recipe(stage: str, **changes: Mapping[str, object]) -> dict[str, Any]:
         "supervised_multimodal": ("uniformerv2-b16", vision),
         "interaction": ("interaction-b", {"masked": masked, "multimodal": vision}),
         "answering": ("internvideo-mm-b16-vqa", {"model": {"vision": vision, "text": text, "caption": caption}}),
+        "multiple_choice": ("internvideo-mm-b16-choice", {"vision": vision, "text": text, "caption": caption}),
     }
     name, overrides = models[stage]
     tree: dict[str, Any] = {

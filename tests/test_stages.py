@@ -101,6 +101,8 @@ def inputs(name: str, count: int) -> Batch | FeatureBatch | NavigationBatch | Pa
         places = torch.rand(count, 5, 2, 2, generator=torch.Generator().manual_seed(2)) * 64
         seen, size = torch.ones(count, 5, 2, dtype=torch.bool), torch.full((count, 2), 64.0)
         return HandBatch(clips.video, clips.ids, positions=places, visible=seen, size=size)
+    if name == "multiple_choice":
+        return small_world.choices(count)
     if name not in ("localisation", "refinement", "grounding"):
         return batch(count)
     values = torch.randn(count, 8 if name == "refinement" else 6, 16, generator=torch.Generator().manual_seed(1))
@@ -130,6 +132,7 @@ MODELS: dict[str, tuple[Callable[[], nn.Module], ...]] = {
     "hands": (hand_encoder, hand_multimodal_encoder),
     "verb_noun": (masked_of_words, multimodal_of_words),
     "answering": (small_world.answering_model,),
+    "multiple_choice": (small_world.choosing_model,),
     "waypoints": (small_navigation.navigator,),
     "navigation": (small_navigation.navigator,),
     "interaction": (small_world.cross_model,),

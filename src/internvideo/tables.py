@@ -14,7 +14,7 @@ from internvideo.models.anticipation import Anticipator
 from internvideo.models.clip import Clip
 from internvideo.models.cross_model import CrossModel
 from internvideo.models.grounding import Grounder
-from internvideo.models.heads import VideoQuestionAnswering
+from internvideo.models.heads import RankedMultipleChoice, VideoQuestionAnswering
 from internvideo.models.navigator import Navigator
 from internvideo.models.tcanet import TCANet
 from internvideo.models.uniformerv2 import UniFormerV2
@@ -119,6 +119,12 @@ STAGES: dict[str, StageEntry] = {
         (VideoQuestionAnswering,),
         heads=("",),
         outputs="answers",
+    ),
+    "multiple_choice": StageEntry(
+        "choose among a few texts about a video, a question before each or none (TGIF-QA's five-way form)",
+        AnsweringSettings,
+        AnsweringStage,
+        (RankedMultipleChoice,),
     ),
     "anticipation": StageEntry(
         "tell what will be done to objects in boxes, and when (Ego4D)",

@@ -16,6 +16,7 @@ from internvideo.evaluation.rows import under_classes
 from internvideo.evaluation.settings import EvaluationSettings
 from internvideo.models.clip import Clip
 from internvideo.models.cross_model import CrossModel
+from internvideo.models.heads import RankedMultipleChoice
 from internvideo.models.video_language import VideoLanguage
 from internvideo.pipeline import Trained
 from internvideo.recipe import SAMPLERS, choose_device
@@ -91,8 +92,10 @@ def language_evaluation(task: str) -> Callable[..., Result]:
 def predict_language(task: str, trained: Trained, manifest: Manifest, settings: EvaluationSettings) -> Table:
     """The table of one of LANGUAGE_TASKS."""
     clips, source = clip_source(trained, manifest, settings)
-    tokenizer = Tokenizer(context=cast(VideoLanguage | Clip, trained.model).config.text.context)
     device, name = choose_device(settings.device), trained.recipe.model.name
+    if isinstance(trained.model, RankedMultipleChoice):
+        return multiple_choice.predict_ranked(trained.model, source, manifest, clips, device, model_name=name)
+    tokenizer = Tokenizer(context=cast(VideoLanguage | Clip, trained.model).config.text.context)
     return LANGUAGE_TASKS[task](trained.model, tokenizer, source, manifest, clips, device, model_name=name)
 
 

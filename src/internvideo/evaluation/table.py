@@ -33,7 +33,7 @@ from internvideo.models.anticipation import Anticipator
 from internvideo.models.clip import Clip
 from internvideo.models.cross_model import CrossModel
 from internvideo.models.grounding import Grounder
-from internvideo.models.heads import VideoQuestionAnswering
+from internvideo.models.heads import RankedMultipleChoice, VideoQuestionAnswering
 from internvideo.models.navigator import Navigator
 from internvideo.models.tcanet import TCANet
 from internvideo.models.uniformerv2 import UniFormerV2
@@ -68,7 +68,9 @@ EVALUATIONS: dict[str, Evaluation] = {
     "open_set": Evaluation(open_set.evaluate, (VideoMAEClassifier, UniFormerV2)),
     "zero_shot": Evaluation(clips.language_evaluation("zero_shot"), (VideoLanguage, Clip)),
     "retrieval": Evaluation(retrieval.evaluate, (VideoLanguage, Clip)),
-    "multiple_choice": Evaluation(clips.language_evaluation("multiple_choice"), (VideoLanguage, Clip)),
+    "multiple_choice": Evaluation(
+        clips.language_evaluation("multiple_choice"), (VideoLanguage, Clip, RankedMultipleChoice)
+    ),
     "localisation": Evaluation(features.evaluate, (ActionFormer,)),
     "grounding": Evaluation(grounding.evaluate, (Grounder,)),
     "refinement": Evaluation(refinement.evaluate, (TCANet,)),

@@ -1,11 +1,13 @@
-"""Jobs that learn to answer questions about clips."""
+"""Jobs that learn to answer questions about clips, freely or by choosing among a few texts."""
 
 from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
 
+from internvideo.data.choices import ChoiceLoader
 from internvideo.data.loader import Loader
+from internvideo.data.manifest import Manifest
 from internvideo.data.questions import (
     QuestionLoader,
     answer_vocabulary,
@@ -15,7 +17,7 @@ from internvideo.data.questions import (
 from internvideo.errors import RecipeError
 from internvideo.jobs.clips import training_rows
 from internvideo.jobs.job import Job, draw_model, setting, start_model
-from internvideo.models.heads import VideoQuestionAnswering
+from internvideo.models.heads import FusedAnswer, RankedMultipleChoice, VideoQuestionAnswering
 from internvideo.recipe import STAGES, Recipe
 
 
@@ -31,24 +33,41 @@ def prepare(recipe: Recipe, *, rank: int, world_size: int, skipped: Path | None)
     model = draw_model(recipe, len(answers))
     if not isinstance(model, VideoQuestionAnswering):
         raise TypeError(f"the stage answering trains a {type(model).__name__}")
-    size = model.config.vision.image_size
-    if data.augment.size != size:
-        place = "model.overrides.model.vision.image_size"
-        raise RecipeError("data.augment.size", str(data.augment.size), f"{size}, {place}")
-    start_model(model, recipe)
+    _start(model, recipe, "model.overrides.model.vision.image_size")
     stage = STAGES[recipe.stage].stage(model, recipe.settings)
-    with setting("data.augment"):
-        transform = data.augment.train_transform()
     rows = one_question_a_row(manifest) if data.questions.each == "question" else manifest
-    clips = Loader(
-        rows,
-        data.sampling.build(),
-        transform,
-        data.loader,
-        rank=rank,
-        world_size=world_size,
-        skipped=skipped,
-    )
+    clips = _clips(recipe, rows, rank, world_size, skipped)
     loader = QuestionLoader(clips, answers, model.config.model.text.context, data.questions.at_once)
     context = {"commonest": commonest_answers(manifest.rows)}
     return Job(recipe, stage, loader, answers, replace(manifest, classes=answers).fingerprint, context)
+
+
+def prepare_choices(recipe: Recipe, *, rank: int, world_size: int, skipped: Path | None) -> Job:
+    """Rows with choices, loader, model and stage; a model that scores texts has no classes.
+
+    Raises:
+        RecipeError, ManifestError, WeightsError: what does not fit together.
+    """
+    manifest = training_rows(recipe)
+    model = draw_model(recipe, 0)
+    if not isinstance(model, RankedMultipleChoice):
+        raise TypeError(f"the stage multiple_choice trains a {type(model).__name__}")
+    _start(model, recipe, "model.overrides.vision.image_size")
+    stage = STAGES[recipe.stage].stage(model, recipe.settings)
+    loader = ChoiceLoader(_clips(recipe, manifest, rank, world_size, skipped), model.config.text.context)
+    return Job(recipe, stage, loader, (), manifest.fingerprint)
+
+
+def _start(model: FusedAnswer, recipe: Recipe, place: str) -> None:
+    size, asked = model.model.config.vision.image_size, recipe.data.augment.size
+    if asked != size:
+        raise RecipeError("data.augment.size", str(asked), f"{size}, {place}")
+    start_model(model, recipe)
+
+
+def _clips(recipe: Recipe, rows: Manifest, rank: int, world_size: int, skipped: Path | None) -> Loader:
+    data = recipe.data
+    with setting("data.augment"):
+        transform = data.augment.train_transform()
+    sampler = data.sampling.build()
+    return Loader(rows, sampler, transform, data.loader, rank=rank, world_size=world_size, skipped=skipped)

@@ -36,6 +36,7 @@ JOBS: dict[str, Prepare] = {
     "interaction": clips.prepare,
     "regions": clips.prepare,
     "answering": questions.prepare,
+    "multiple_choice": questions.prepare_choices,
     "localisation": features.prepare,
     "grounding": grounding.prepare,
     "hands": hands.prepare,

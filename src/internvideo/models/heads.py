@@ -201,6 +201,7 @@ class RankedMultipleChoice(FusedAnswer):
 
     def __init__(self, config: VideoLanguageConfig, dropout: float = 0.5) -> None:
         super().__init__(config, 1, dropout)
+        self.config = config
 
     def forward(self, video: Tensor, tokens: Tensor) -> Tensor:
         """Normalised (B, 3, T, S, S), ids of the choices (B, K, L) -> scores (B, K)."""

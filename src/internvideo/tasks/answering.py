@@ -15,7 +15,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from internvideo.data.batch import Batch
 from internvideo.data.manifest import Manifest
 from internvideo.data.questions import check_questions, question_tokens, question_type
 from internvideo.data.sample import QA
@@ -25,7 +24,7 @@ from internvideo.metrics.classification import IGNORED, label_ranks
 from internvideo.models.heads import VideoQuestionAnswering
 from internvideo.tasks.protocol import ClipProtocol, ClipSource, describe
 from internvideo.tasks.table import BOOTSTRAP, Figures, Result, Table
-from internvideo.tasks.views import evaluating, run_clips
+from internvideo.tasks.views import NamedSource, evaluating, run_clips
 
 NAME = "answering"
 AT_ONCE = 64
@@ -35,28 +34,6 @@ SHOWN = 5
 
 Floats = NDArray[np.floating[Any]]
 Bools = NDArray[np.bool_]
-
-
-class _Named:
-    """A loader whose latest batch can be asked for: which videos a model is just looking at."""
-
-    def __init__(self, source: ClipSource) -> None:
-        self.source = source
-        self.ids: tuple[str, ...] = ()
-
-    @property
-    def unreadable(self) -> Sequence[tuple[str, Any, str]]:
-        """See `ClipSource`."""
-        return self.source.unreadable
-
-    def collect(self, item: Any) -> list[Any]:
-        """See `ClipSource`."""
-        return self.source.collect(item)
-
-    def __iter__(self) -> Iterator[tuple[Batch, NDArray[Any]]]:
-        for batch, views in self.source:
-            self.ids = batch.ids
-            yield batch, views
 
 
 def predict(
@@ -91,7 +68,7 @@ def predict(
     check_questions(manifest)
     context = model.model.config.text.context
     rows = {row.id: row for row in manifest.rows}
-    named, sums = _Named(source), dict[str, Floats]()
+    named, sums = NamedSource(source), dict[str, Floats]()
 
     def ask(video: Tensor) -> dict[str, Tensor]:
         seen = model.look(model.normalise(video))

@@ -1,4 +1,7 @@
-"""Multiple choice: which of a few sentences describes the video (spec 9)."""
+"""Multiple choice: which of a few sentences describes the video (spec 9), or answers a question about it (spec 5).
+
+Without learning, the cosines of video and sentences choose; a network that learned to choose scores every sentence.
+"""
 
 from __future__ import annotations
 
@@ -6,15 +9,18 @@ from typing import cast
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from internvideo.data.choices import check_choices, choice_texts
 from internvideo.data.manifest import Manifest
+from internvideo.data.questions import question_tokens
 from internvideo.errors import RecipeError
 from internvideo.metrics import bootstrap
 from internvideo.metrics.classification import choice_scores, merge_rows, top_k_hits, unit
+from internvideo.models.heads import RankedMultipleChoice
 from internvideo.tasks.protocol import ClipProtocol, ClipSource, TextEncoder, VideoTextModel, describe
 from internvideo.tasks.table import BOOTSTRAP, Figures, Result, Table
-from internvideo.tasks.views import evaluating, run_clips, run_texts, video_function
+from internvideo.tasks.views import NamedSource, evaluating, run_clips, run_texts, video_function
 
 NAME = "multiple_choice"
 
@@ -72,10 +78,59 @@ def predict(
     return Table(NAME, arrays, protocol, views.coverage)
 
 
+def predict_ranked(
+    model: RankedMultipleChoice,
+    source: ClipSource,
+    manifest: Manifest,
+    clips: ClipProtocol,
+    device: torch.device,
+    *,
+    model_name: str = "",
+) -> Table:
+    """Score the texts of every video with a network that learned to; arguments as of `predict`.
+
+    Returns:
+        ids, answers, options (N,) as of `predict`; probabilities (N, most options), means over the views, 0 beyond a
+        row's own options.
+
+    Raises:
+        ManifestError: a row without choices. RunError: see `run_clips`.
+    """
+    check_choices(manifest)
+    rows = {row.id: row for row in manifest.rows}
+    most, context = max(len(choice_texts(row)) for row in manifest.rows), model.config.text.context
+    named = NamedSource(source)
+
+    def choose(video: Tensor) -> dict[str, Tensor]:
+        seen = model.look(model.normalise(video))
+        said = seen.features.new_zeros(len(video), most, dtype=torch.float32)
+        for place, name in enumerate(named.ids):
+            tokens = question_tokens(choice_texts(rows[name]), context).to(device)
+            scores = model.respond(seen[place : place + 1], tokens).scores[:, 0]
+            said[place, : len(scores)] = scores.float().softmax(dim=0)
+        return {"probabilities": said}
+
+    with evaluating(model, device, clips.precision):
+        views = run_clips(choose, named, manifest, clips, device, NAME)
+    read = [manifest.rows[index] for index in views.read]
+    choices = [row.choices for row in read if row.choices is not None]
+    arrays = {
+        "ids": np.asarray([row.id for row in read]),
+        "answers": np.asarray([choice.answer for choice in choices], dtype=np.int64),
+        "options": np.asarray([len(choice.options) for choice in choices], dtype=np.int64),
+        "probabilities": merge_rows(views.values["probabilities"], views.sample, len(read)).astype(np.float32),
+    }
+    protocol = {**describe(model, model_name, manifest, clips), "merge": "softmax mean"}
+    return Table(NAME, arrays, protocol, views.coverage)
+
+
 def scores(table: Table) -> np.ndarray:
-    """(N, most options) scaled cosines; places beyond a row's own options are below every score."""
+    """(N, most options) probabilities or scaled cosines; places beyond a row's own options are below every score."""
     options = table["options"]
     place = np.arange(options.max())[None] < options[:, None]
+    if "probabilities" in table.arrays:
+        learned: np.ndarray = np.where(place, table["probabilities"][:, : options.max()], -1.0)
+        return learned
     text = np.zeros((*place.shape, table["text"].shape[1]))
     text[place] = table["text"]
     scale = float(table["scale"])

@@ -67,6 +67,28 @@ def evaluating(model: object, device: torch.device, precision: str) -> Iterator[
             part.training = training
 
 
+class NamedSource:
+    """A loader whose latest batch can be asked for: which videos a model is just looking at."""
+
+    def __init__(self, source: ClipSource) -> None:
+        self.source = source
+        self.ids: tuple[str, ...] = ()
+
+    @property
+    def unreadable(self) -> Sequence[tuple[str, Any, str]]:
+        """See `ClipSource`."""
+        return self.source.unreadable
+
+    def collect(self, item: Any) -> list[Any]:
+        """See `ClipSource`."""
+        return self.source.collect(item)
+
+    def __iter__(self) -> Iterator[tuple[Batch, NDArray[Any]]]:
+        for batch, views in self.source:
+            self.ids = batch.ids
+            yield batch, views
+
+
 def run_clips(
     function: Callable[..., Mapping[str, Tensor]],
     source: ClipSource,
