@@ -194,6 +194,11 @@ def test_a_dry_run_writes_nothing(run: Run, tmp_path: Path) -> None:
         (["evaluate", "recognition", "none.safetensors", "none.jsonl"], "no such file"),
         (["evaluate", "nonsense", "none.safetensors", "none.jsonl"], "allowed: recognition"),
         (["score", "none.npz"], "none.npz"),
+        (["score", "none.csv"], "results in AVA's form, without --truth"),
+        (["score", "none.csv", "--truth", "t.csv"], "results in AVA's form, without --labels"),
+        (["score", "none.csv", "--truth", "t.csv", "--labels", "l.pbtxt"], "no such file"),
+        (["score", "none.npz", "--truth", "t.csv"], "with no single .csv"),
+        (["score", "a.csv", "b.csv", "--truth", "t.csv"], "with no single .csv"),
     ],
 )
 def test_wrong_commands(run: Run, words: list[str], said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,6 +12,7 @@ import pytest
 
 from goldens_folder import GOLDENS
 from internvideo import figures
+from internvideo.cli import score
 from internvideo.data.ava_files import read_exclusions, read_rows, timestamp
 from internvideo.data.key_frames import key_frames
 from internvideo.data.manifest import Manifest, Sample, read_manifest, write_manifest
@@ -88,6 +89,18 @@ def test_official_files_give_the_published_figure(name: str, tmp_path: Path) -> 
     assert result["figures"]["frame_mAP@0.5"] == pytest.approx(AVA[name]["mAP@0.5"], abs=1e-6)
     assert "highest IoU alone" in result["protocol"]["matching"]
     assert spatio_temporal.per_class(table) == pytest.approx(AVA[name]["per_class_AP"], abs=1e-6)
+
+
+@pytest.mark.parity
+@pytest.mark.parametrize("name", sorted(AVA))
+def test_the_command_scores_official_files(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    case, labels = name.split("/")
+    truth, results, excluded = (FOLDER / f"{case}.{kind}.csv" for kind in ("gt", "det", "excluded"))
+    score([results], truth, FOLDER / f"{labels}.pbtxt", excluded, tmp_path / "figures.json")
+    told = json.loads((tmp_path / "figures.json").read_text())
+    assert told["figures"]["frame_mAP@0.5"] == pytest.approx(AVA[name]["mAP@0.5"], abs=1e-6)
+    assert told["protocol"]["results"] == str(results)
+    assert "frame_mAP@0.5" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

@@ -227,18 +227,30 @@ def evaluate(
 def score(
     tables: Annotated[
         list[Path],
-        typer.Argument(help="A table written by `internvideo evaluate`; several of different splits give their mean."),
+        typer.Argument(
+            help="A table written by `internvideo evaluate`; several of different splits give their mean. "
+            "Or results in AVA's form, .csv."
+        ),
     ],
+    truth: Annotated[Path | None, typer.Option(help="Of a .csv: AVA's annotations, such as ava_val_v2.2.csv.")] = None,
+    labels: Annotated[Path | None, typer.Option(help="Of a .csv: AVA's label map of the scored classes.")] = None,
+    excluded: Annotated[Path | None, typer.Option(help="Of a .csv: AVA's timestamps that are not scored.")] = None,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="JSON file for the figures.")] = None,
 ) -> None:
-    """Figures again from a saved table: no model and no video needed.
+    """Figures again from a saved table: no model and no video needed. Of AVA's results file, by its annotations.
 
     Of several tables, each of another split of one set, print each and the mean, as HMDB51 is told.
     """
-    from internvideo.evaluation import score_table, score_tables
+    from internvideo.errors import RunError
+    from internvideo.evaluation import score_results, score_table, score_tables
     from internvideo.tasks.table import save_result
 
-    result = score_table(tables[0]) if len(tables) == 1 else score_tables(tables)
+    if len(tables) == 1 and tables[0].suffix == ".csv":
+        result = score_results(tables[0], truth, labels, excluded)
+    elif (truth, labels, excluded) != (None, None, None):
+        raise RunError(tables[0], "--truth, --labels and --excluded with no single .csv", "one results file")
+    else:
+        result = score_table(tables[0]) if len(tables) == 1 else score_tables(tables)
     if output is not None:
         save_result(result, output)
 

@@ -9,7 +9,7 @@ from typing import Protocol
 
 from torch import nn
 
-from internvideo.errors import RecipeError
+from internvideo.errors import RecipeError, RunError
 from internvideo.evaluation import (
     answering,
     anticipation,
@@ -41,6 +41,7 @@ from internvideo.models.video_language import VideoLanguage
 from internvideo.models.videomae import VideoMAEClassifier
 from internvideo.pipeline import Trained, load_trained
 from internvideo.recipe import TASKS, choose_device
+from internvideo.tasks import spatio_temporal
 from internvideo.tasks.scoring import mean_of_splits, score
 from internvideo.tasks.table import Result, Table, print_result, print_results, short_names
 from internvideo.training import distributed
@@ -111,6 +112,20 @@ def evaluate_task(
 def score_table(path: Path) -> Result:
     """Score a saved table again and print its figures."""
     result = score(Table.load(path))
+    print_result(result)
+    return result
+
+
+def score_results(results: Path, truth: Path | None, labels: Path | None, excluded: Path | None = None) -> Result:
+    """Score AVA's results file against its own annotations and print the figures; see `spatio_temporal.table_of_files`.
+
+    Raises:
+        RunError: annotations or label map are not given. ManifestError: a malformed file.
+    """
+    if truth is None or labels is None:
+        missing = "--truth" if truth is None else "--labels"
+        raise RunError(results, f"results in AVA's form, without {missing}", "--truth CSV and --labels PBTXT")
+    result = score(spatio_temporal.table_of_files(truth, results, labels, excluded))
     print_result(result)
     return result
 
