@@ -100,6 +100,7 @@ def test_the_command_scores_official_files(name: str, tmp_path: Path, capsys: py
     told = json.loads((tmp_path / "figures.json").read_text())
     assert told["figures"]["frame_mAP@0.5"] == pytest.approx(AVA[name]["mAP@0.5"], abs=1e-6)
     assert told["protocol"]["results"] == str(results)
+    assert told["protocol"]["annotated_frames_with_results"] <= told["coverage"]["read"] == told["coverage"]["asked"]
     assert "frame_mAP@0.5" in capsys.readouterr().out
 
 

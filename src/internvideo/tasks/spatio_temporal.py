@@ -225,6 +225,11 @@ def table_of_files(truth: Path, results: Path, labels: Path, excluded: Path | No
         "truth_box": true.box,
         "truth_label": true.action - 1,
     }
-    protocol = {"source": str(truth), "results": str(results), "labels": str(labels), "iou": IOU}
-    coverage: dict[str, Any] = {"asked": len(set(true.frame)), "read": len(set(found.frame)), "unreadable": []}
+    annotated = set(true.frame)
+    protocol = {
+        "source": str(truth), "results": str(results), "labels": str(labels), "iou": IOU,
+        "annotated_frames_with_results": len(annotated & set(found.frame)),
+        "other_frames_with_results": len(set(found.frame) - annotated),
+    }  # fmt: skip
+    coverage: dict[str, Any] = {"asked": len(annotated), "read": len(annotated), "unreadable": []}
     return Table(NAME, arrays, protocol, coverage)
