@@ -7,6 +7,7 @@ go, the stop token, views that no place uses), 12 views of a panorama.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -209,7 +210,9 @@ class Planner(nn.Module):
             nn.Dropout(config.dropout),
             nn.Linear(width, 1),
         )
-        self.apply(_initialise)
+        # 0.02 at the published width; a narrow planner with it hardly attends to anything at first.
+        std = 0.02 * math.sqrt(768 / width)
+        self.apply(lambda module: _initialise(module, std))
 
     def encode_text(self, ids: Tensor, mask: Tensor) -> Tensor:
         """Words (B, L) int64, mask (B, L) bool True where a word is -> (B, L, D)."""
@@ -240,12 +243,12 @@ class Planner(nn.Module):
         return Plan(scores, text, history, tokens)
 
 
-def _initialise(module: nn.Module) -> None:
+def _initialise(module: nn.Module, std: float) -> None:
     if isinstance(module, nn.Linear | nn.Embedding):
-        nn.init.normal_(module.weight, std=0.02)
+        nn.init.normal_(module.weight, std=std)
     if isinstance(module, nn.Linear):
         nn.init.zeros_(module.bias)
     if isinstance(
         module, Projection
     ):  # the features of the stop token are 0: a norm of 0 alone has a slope of 1 / EPS^0.5
-        nn.init.normal_(module.linear.bias, std=0.02)
+        nn.init.normal_(module.linear.bias, std=std)

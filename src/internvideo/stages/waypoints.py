@@ -43,8 +43,8 @@ class WaypointStage(nn.Module):
         model = self.model
         heat = model.waypoints(model.depth(batch.depth)).flatten(1).log_softmax(dim=1)
         heat_loss = -(batch.heat.flatten(1) * heat).sum(dim=1).mean()
-        things = self.things(model.image_features(batch.clips[:, -1]))
-        things_loss = F.binary_cross_entropy_with_logits(things, batch.things)
+        things = self.things(model.image_features(batch.pictures.flatten(0, 1)))
+        things_loss = F.binary_cross_entropy_with_logits(things, batch.things.flatten(0, 1))
         motions = self.motions(model.clip_features(batch.clips))
         motions_loss = F.binary_cross_entropy_with_logits(motions, batch.motions)
         weights = self.settings

@@ -45,20 +45,21 @@ class NavigationBatch:
 
 @dataclass(frozen=True)
 class PanoramaBatch:
-    """B panoramas of depth and C clips at the ends of short walks, and what is true of them.
+    """B panoramas and C clips of some of their directions at the ends of short walks, and what is true of them.
 
     Attributes:
         depth: (B, 12, S', S') float32 in 0..1. heat: (B, 120, 12) float32, where one can walk to, summing to 1 each.
+        pictures: (B, 12, S, S, 3) uint8. things: (B, 12, K) float32, 1 for each kind of thing in a picture's middle.
         clips: (C, T, S, S, 3) uint8, what was seen in one direction, the newest last.
-        things: (C, K) float32, 1 for each kind of thing in the middle of the newest picture.
-        motions: (C, M) float32, 1 for each kind of motion there.
+        motions: (C, M) float32, 1 for each kind of motion in the middle of the newest picture.
         ids: B names.
     """
 
     depth: Tensor
     heat: Tensor
-    clips: Tensor
+    pictures: Tensor
     things: Tensor
+    clips: Tensor
     motions: Tensor
     ids: tuple[str, ...]
 
@@ -74,4 +75,4 @@ class PanoramaBatch:
         return replace(self, **{name: getattr(self, name).pin_memory() for name in _TENSORS})
 
 
-_TENSORS = ("depth", "heat", "clips", "things", "motions")
+_TENSORS = ("depth", "heat", "pictures", "things", "clips", "motions")

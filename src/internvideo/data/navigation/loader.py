@@ -128,8 +128,9 @@ class PanoramaLoader:
             yield PanoramaBatch(
                 depth=torch.stack([one.depth for one in chosen]),
                 heat=torch.stack([one.heat for one in chosen]),
+                pictures=torch.stack([one.pictures for one in chosen]),
+                things=torch.stack([one.things for one in chosen]),
                 clips=torch.cat([one.clips for one in chosen]),
-                things=torch.cat([one.things for one in chosen]),
                 motions=torch.cat([one.motions for one in chosen]),
                 ids=tuple(one.id for one in chosen),
             )

@@ -115,6 +115,7 @@ class Glance:
 
     depth: Tensor
     heat: Tensor
+    pictures: Tensor
     clips: Tensor
     things: Tensor
     motions: Tensor
@@ -136,7 +137,9 @@ def glances(world: World, episode: Episode, count: int, frames: int, clips: int,
         if not places:
             break
         angle, distance = places[int(rng.integers(len(places)))]
-        walked = world.step(-angle * (2 * math.pi / ANGLES), (int(rng.integers(distance + 1)) + 1) * STEP)
+        # Long steps, as agents make: after a turn the pictures of a direction show something else.
+        steps = int(rng.integers(distance // 2, distance + 1)) + 1
+        walked = world.step(-angle * (2 * math.pi / ANGLES), steps * STEP)
         trail += zip(walked.poses, walked.times, strict=True)
         things, motions = in_views(world, world.pose)
         landmarks = things[:, : len(SHAPES) * len(COLOURS)].any(axis=1)
@@ -144,12 +147,14 @@ def glances(world: World, episode: Episode, count: int, frames: int, clips: int,
         last = trail[-frames:]
         seen = _clips(world, [*(last[:1] * (frames - len(last))), *last], order, size)
         heat = heat_map(open_places(open_lengths(world, world.pose)))
+        panorama = world.observe()
         made.append(
             Glance(
-                depth=torch.from_numpy(world.observe().depth),
+                depth=torch.from_numpy(panorama.depth),
                 heat=torch.from_numpy(heat),
+                pictures=torch.from_numpy(panorama.rgb),
                 clips=torch.from_numpy(seen),
-                things=torch.from_numpy(things[order]),
+                things=torch.from_numpy(things),
                 motions=torch.from_numpy(motions[order]),
                 id=f"{episode.id}-{number}",
             )
