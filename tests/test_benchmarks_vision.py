@@ -8,7 +8,6 @@ import pytest
 
 import benchmark_samples
 from benchmark_walk import LANGUAGE, WALKED, check, measured, measuring, walk
-from goldens_folder import SAMPLES
 from internvideo.data.catalog import BENCHMARKS
 from internvideo.data.navigation.episodes import NavigationSettings, write_world
 from internvideo.data.navigation.house import HouseSettings
@@ -23,8 +22,8 @@ def test_an_entry_is_walked_from_annotations_to_figures(name: str, tmp_path: Pat
 
 def test_state_change_is_walked_from_the_official_clips_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The walk above reads the COCO export of the frames."""
-    official = SAMPLES / "tasks" / "annotations" / "ego4d_scod_clips"
-    monkeypatch.setitem(benchmark_samples.SAMPLES, "ego4d_scod", str(official.resolve()))
+    official = Path(__file__).parent / "annotations" / "ego4d_scod_clips"
+    monkeypatch.setitem(benchmark_samples.SAMPLES, "ego4d_scod", str(official))
     walked = walk("ego4d_scod", tmp_path)
     check("ego4d_scod", walked)
     assert walked.asked == 3

@@ -89,7 +89,7 @@ def test_state_change() -> None:
 
 
 def test_state_change_in_the_official_form() -> None:
-    made = given(ego4d_objects.read_state_change, "annotations", "ego4d_scod_clips")
+    made = ego4d_objects.read_state_change(AnnotationSource(Path(__file__).parent / "annotations" / "ego4d_scod_clips"))
     rows = made.splits["val"]
     clip, video = "f5f6cd21-8b80-58c6-83b1-4b4730ace2ca", "819c7f16-4416-9ddf-48ae-c468ec4cb739"
     assert [row.id for row in rows] == [f"{clip}_0_pre", f"{clip}_0_pnr", f"{clip}_0_post"]

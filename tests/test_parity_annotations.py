@@ -290,31 +290,10 @@ def state_change(folder: Path) -> Splits:
     made = {}
     for split, path in of(folder, ".json").items():
         content, boxes = loaded(path), defaultdict(list)
-        if "clips" in content:
-            made[split] = changes(content["clips"])
-            continue
         for row in content["annotations"]:
             boxes[row["image_id"]].append(row["bbox"])
         made[split] = [(str(row["id"]), row["file_name"], boxes[row["id"]]) for row in content["images"]]
     return made
-
-
-def changes(clips: Any) -> list[Any]:
-    """Of the official form three frames of every clip."""
-    return [
-        (
-            f"{clip['clip_uid']}_{number}_{moment}",
-            f"{clip['clip_uid']}.mp4",
-            [
-                [thing["bbox"][side] for side in ("x", "y", "width", "height")]
-                for thing in clip[f"{moment}_frame"].get("bbox", [])
-                if thing["object_type"] == "object_of_change"
-            ],
-        )
-        for at, clip in enumerate(clips)
-        for number in [sum(other["clip_uid"] == clip["clip_uid"] for other in clips[:at])]
-        for moment in ("pre", "pnr", "post")
-    ]
 
 
 def told_state_change(made: Annotations) -> Splits:
