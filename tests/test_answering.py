@@ -128,7 +128,7 @@ def test_batches_resume_and_ask_every_question_equally_often() -> None:
         assert old.ids == new.ids
         assert torch.equal(old.tokens, new.tokens)  # type: ignore[arg-type]  # both are there
         assert torch.equal(old.labels, new.labels)  # type: ignore[arg-type]  # both are there
-    manifest = source.clips.manifest
+    manifest = source.loader.manifest
     row = manifest.rows[5]
     asked = [source._pair(row.id, turn).question for turn in range(12)]
     assert sorted(asked[:6]) == sorted(asked[6:]) == sorted(pair.question for pair in row.qa)

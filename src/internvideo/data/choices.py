@@ -16,6 +16,7 @@ from internvideo.data.loader import Loader
 from internvideo.data.manifest import Manifest
 from internvideo.data.questions import question_tokens
 from internvideo.data.sample import Sample
+from internvideo.data.wrapped_loader import WrappedLoader
 from internvideo.errors import ManifestError
 
 
@@ -34,7 +35,7 @@ def check_choices(manifest: Manifest) -> None:
         raise ManifestError(manifest.source, found, "options and the number of the right one in every row")
 
 
-class ChoiceLoader:
+class ChoiceLoader(WrappedLoader[Loader]):
     """The clips of a loader with their K texts, tokens (B, K, L), and the numbers of the right ones, labels (B,).
 
     Args:
@@ -46,25 +47,17 @@ class ChoiceLoader:
 
     def __init__(self, clips: Loader, context: int) -> None:
         check_choices(clips.manifest)
-        self.clips, self.context = clips, context
+        super().__init__(clips)
+        self.context = context
         self._rows = {row.id: row for row in clips.manifest.rows}
         counts = {len(choice_texts(row)): row.id for row in clips.manifest.rows}
         if len(counts) > 1:
             told = " and ".join(f"{count} ('{name}')" for count, name in sorted(counts.items())[:2])
             raise ManifestError(clips.manifest.source, f"rows of {told} options", "one number of options to learn from")
 
-    def __len__(self) -> int:
-        """Batches per epoch."""
-        return len(self.clips)
-
-    @property
-    def waited(self) -> float:
-        """Seconds the consumer waited for data so far."""
-        return self.clips.waited
-
     def epoch(self, k: int, start: int = 0) -> Iterator[Batch]:
         """Batches `start`, `start + 1`, ... of epoch `k`, exactly as in the uninterrupted epoch."""
-        for batch in self.clips.epoch(k, start):
+        for batch in self.loader.epoch(k, start):
             rows = [self._rows[name] for name in batch.ids]
             tokens = question_tokens([text for row in rows for text in choice_texts(row)], self.context)
             labels = torch.tensor([row.choices.answer for row in rows if row.choices is not None])

@@ -24,6 +24,7 @@ from internvideo.data.loader import Loader
 from internvideo.data.manifest import Manifest
 from internvideo.data.sample import Sample
 from internvideo.data.video import probe
+from internvideo.data.wrapped_loader import WrappedLoader
 from internvideo.errors import ManifestError
 
 Floats = NDArray[np.float64]
@@ -150,7 +151,7 @@ def _seen(entries: Any, where: object) -> Floats:
     return np.stack([last, np.where(there, (last - first) / max(frames[1] - frames[0], 1.0), 0.0)])
 
 
-class HandLoader:
+class HandLoader(WrappedLoader[Loader]):
     """Batches of a loader with what is true of them; mirrored ones have their hands exchanged.
 
     Args:
@@ -159,17 +160,9 @@ class HandLoader:
     """
 
     def __init__(self, loader: Loader, targets: HandTargets, *, mirror: bool = False, seed: int = 0) -> None:
-        self.loader, self.targets, self.mirror, self.seed = loader, targets, mirror, seed
+        super().__init__(loader)
+        self.targets, self.mirror, self.seed = targets, mirror, seed
         self._place = {row.id: number for number, row in enumerate(loader.manifest.rows)}
-
-    def __len__(self) -> int:
-        """Batches per epoch."""
-        return len(self.loader)
-
-    @property
-    def waited(self) -> float:
-        """Seconds the consumer waited for data so far."""
-        return self.loader.waited
 
     def epoch(self, k: int, start: int = 0) -> Iterator[HandBatch]:
         """Batches `start`, `start + 1`, ... of epoch `k`; mirroring depends on (seed, k, row) alone."""

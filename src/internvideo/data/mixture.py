@@ -14,6 +14,7 @@ from internvideo.data.batch import Batch
 from internvideo.data.loader import EpochLoader, Loader
 from internvideo.data.manifest import Manifest
 from internvideo.data.mixup import Mixup
+from internvideo.data.wrapped_loader import WrappedLoader
 from internvideo.errors import ManifestError
 
 
@@ -85,7 +86,7 @@ class AlternatingLoader:
             epoch, position = epoch + 1, 0
 
 
-class MixedLoader:
+class MixedLoader(WrappedLoader[Loader]):
     """Mixup and cutmix of every batch of a loader; the labels become soft targets (B, C).
 
     Mixed clips are rounded to uint8, so that they travel to the device as small as others.
@@ -95,20 +96,12 @@ class MixedLoader:
     """
 
     def __init__(self, loader: Loader, mixup: Mixup, *, seed: int, rank: int = 0) -> None:
-        self.loader, self.mixup, self.seed, self.rank = loader, mixup, seed, rank
+        super().__init__(loader)
+        self.mixup, self.seed, self.rank = mixup, seed, rank
         without = [row.id for row in loader.manifest.rows if row.label is None]
         if without:
             found = f"{len(without)} of {len(loader.manifest)} samples have no label, for instance '{without[0]}'"
             raise ManifestError(loader.manifest.source, found, "a label for every sample, which mixing clips needs")
-
-    def __len__(self) -> int:
-        """Batches per epoch."""
-        return len(self.loader)
-
-    @property
-    def waited(self) -> float:
-        """Seconds the consumer waited for data so far."""
-        return self.loader.waited
 
     def epoch(self, k: int, start: int = 0) -> Iterator[Batch]:
         """Batches `start`, `start + 1`, ... of epoch `k`; the mixing depends on (seed, rank, k, number) alone."""

@@ -27,6 +27,7 @@ from internvideo.data.loader import LoaderSettings
 from internvideo.data.manifest import read_manifest
 from internvideo.data.navigation.words import Words
 from internvideo.data.sample import Sample
+from internvideo.data.wrapped_loader import WrappedLoader
 from internvideo.errors import ManifestError, RecipeError
 
 
@@ -148,7 +149,7 @@ def answered(queries: QuerySet) -> QuerySet:
     )
 
 
-class QueryLoader:
+class QueryLoader(WrappedLoader[SequenceLoader]):
     """Batches of training sequences with a query each; cut as `SequenceLoader` does, padded to the longest of a batch.
 
     Args:
@@ -168,22 +169,14 @@ class QueryLoader:
         rank: int = 0,
         world_size: int = 1,
     ) -> None:
-        self._sequences = SequenceLoader(queries.features, settings, length, loader, rank=rank, world_size=world_size)
+        sequences = SequenceLoader(queries.features, settings, length, loader, rank=rank, world_size=world_size)
+        super().__init__(sequences)
         self._texts = {query.id: query.text for query in queries.queries}
         self._words, self._most = words, most_words
 
-    def __len__(self) -> int:
-        """Batches of an epoch on this process."""
-        return len(self._sequences)
-
-    @property
-    def waited(self) -> float:
-        """Seconds that were spent reading."""
-        return self._sequences.waited
-
     def epoch(self, k: int, start: int = 0) -> Iterator[QueryBatch]:
         """Batches `start`, `start + 1`, ... of epoch `k`. Raises RunError for features that cannot be read."""
-        for batch in self._sequences.epoch(k, start):
+        for batch in self.loader.epoch(k, start):
             texts: Sequence[str] = [self._texts[name] for name in batch.ids]
             longest = int(batch.mask.sum(dim=1).max())
             parts = {**vars(batch), "features": batch.features[..., :longest], "mask": batch.mask[:, :longest]}

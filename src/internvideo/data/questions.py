@@ -22,6 +22,7 @@ from internvideo.data.loader import Loader
 from internvideo.data.manifest import Manifest
 from internvideo.data.sample import QA, Sample
 from internvideo.data.tokenizer import Tokenizer
+from internvideo.data.wrapped_loader import WrappedLoader
 from internvideo.errors import ManifestError
 
 QUESTIONS = 3  # purpose of random streams, beside those of data/dataset.py
@@ -125,7 +126,7 @@ def question_tokens(questions: Sequence[str], context: int, *, truncate: bool = 
     return torch.nn.functional.pad(tokens[:, :longest], (0, 1))
 
 
-class QuestionLoader:
+class QuestionLoader(WrappedLoader[Loader]):
     """The clips of a loader, each with K questions (tokens (B, K, L)) and their answers (labels (B, K)); for one
     question (B, L) and (B,). An answer outside the vocabulary has the label -100.
 
@@ -139,23 +140,15 @@ class QuestionLoader:
 
     def __init__(self, clips: Loader, answers: Sequence[str], context: int, at_once: int = 1) -> None:
         check_questions(clips.manifest)
-        self.clips, self.context, self.at_once = clips, context, at_once
+        super().__init__(clips)
+        self.context, self.at_once = context, at_once
         self._label = {answer: index for index, answer in enumerate(answers)}
         self._row = {row.id: index for index, row in enumerate(clips.manifest.rows)}
 
-    def __len__(self) -> int:
-        """Batches per epoch."""
-        return len(self.clips)
-
-    @property
-    def waited(self) -> float:
-        """Seconds the consumer waited for data so far."""
-        return self.clips.waited
-
     def epoch(self, k: int, start: int = 0) -> Iterator[Batch]:
         """Batches `start`, `start + 1`, ... of epoch `k`, exactly as in the uninterrupted epoch."""
-        repeats, count = self.clips.settings.repeats, self.at_once
-        for batch in self.clips.epoch(k, start):
+        repeats, count = self.loader.settings.repeats, self.at_once
+        for batch in self.loader.epoch(k, start):
             turns = [(name, (k * repeats + place % repeats) * count) for place, name in enumerate(batch.ids)]
             asked = [self._pair(name, turn + number) for name, turn in turns for number in range(count)]
             labels = torch.tensor([self._label.get(pair.answer, NO_LABEL) for pair in asked])
@@ -167,7 +160,7 @@ class QuestionLoader:
     def _pair(self, name: str, turn: int) -> QA:
         """The question of a row that is asked when it is asked for time number `turn`."""
         index = self._row[name]
-        pairs = self.clips.manifest.rows[index].qa
+        pairs = self.loader.manifest.rows[index].qa
         cycle, place = divmod(turn, len(pairs))
-        order = random_stream(QUESTIONS, self.clips.settings.seed, cycle, index).permutation(len(pairs))
+        order = random_stream(QUESTIONS, self.loader.settings.seed, cycle, index).permutation(len(pairs))
         return pairs[int(order[place])]

@@ -14,6 +14,7 @@ from internvideo.data.dataset import NO_LABEL
 from internvideo.data.loader import Loader
 from internvideo.data.manifest import Manifest
 from internvideo.data.sample import did_you_mean
+from internvideo.data.wrapped_loader import WrappedLoader
 from internvideo.errors import ManifestError
 
 PARTS = ("verb", "noun")
@@ -62,22 +63,13 @@ def labels_of(manifest: Manifest, words: Words) -> NDArray[np.int64]:
     return labels
 
 
-class VerbNounLoader:
+class VerbNounLoader(WrappedLoader[Loader]):
     """Batches of a loader with labels (B, 2): verb and noun."""
 
     def __init__(self, loader: Loader, words: Words) -> None:
-        self.loader = loader
+        super().__init__(loader)
         labels = torch.from_numpy(labels_of(loader.manifest, words))
         self._labels = {row.id: labels[number] for number, row in enumerate(loader.manifest.rows)}
-
-    def __len__(self) -> int:
-        """Batches per epoch."""
-        return len(self.loader)
-
-    @property
-    def waited(self) -> float:
-        """Seconds the consumer waited for data so far."""
-        return self.loader.waited
 
     def epoch(self, k: int, start: int = 0) -> Iterator[Batch]:
         """Batches `start`, `start + 1`, ... of epoch `k`."""
