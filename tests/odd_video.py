@@ -46,6 +46,8 @@ def encode(
     """Write frames with any codec. `stamps` are presentation times in units of 1 / fps; `rotation` is (degrees
     counter-clockwise, left-right flip)."""
     settings = {"threads": "1", **dict(options or {})}
+    if codec.startswith("libx264"):  # without it a file is another one each time on CPUs with AVX-512
+        settings["x264-params"] = ":".join(filter(None, ("cpu-independent=1", settings.get("x264-params", ""))))
     if codec == "libx265":
         settings["x265-params"] = ":".join(
             filter(None, ("log-level=none:pools=none:frame-threads=1", settings.get("x265-params", "")))

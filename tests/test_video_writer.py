@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from internvideo.data.sample_world import WorldSettings, plan, render
 from internvideo.data.video import probe, read_frames
 from internvideo.data.video_writer import write_video
 from internvideo.errors import VideoError
@@ -27,6 +28,57 @@ def test_write_video_is_deterministic_and_whole(tmp_path: Path) -> None:
     write_video(tmp_path / "ntsc.mp4", frames, 30000 / 1001, codec="libx265")
     assert probe(tmp_path / "ntsc.mp4").fps == pytest.approx(30000 / 1001, rel=1e-4)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.mp4", "b.mp4", "ntsc.mp4"]
+
+
+CODECS = [
+    ("libx264", "mp4", "yuv420p", {"preset": "veryfast"}),
+    ("libx264", "mp4", "yuv420p", {"x264-params": "rc-lookahead=40"}),
+    ("h264", "mkv", "yuv420p", {"preset": "slower"}),
+    ("libx264rgb", "mkv", "rgb24", {}),
+    ("libx265", "mp4", "yuv420p", {"preset": "ultrafast"}),
+    ("libvpx-vp9", "webm", "yuv420p", {"cpu-used": "8", "deadline": "realtime"}),
+    ("libvpx", "webm", "yuv420p", {"cpu-used": "8"}),
+    ("libsvtav1", "mp4", "yuv420p", {"preset": "12"}),
+    ("mpeg4", "avi", "yuv420p", {}),
+    ("mpeg2video", "mpg", "yuv420p", {}),
+    ("mjpeg", "avi", "yuvj420p", {}),
+    ("prores_ks", "mov", "yuv422p10le", {}),
+    ("ffv1", "mkv", "yuv420p", {}),
+]
+
+
+@pytest.mark.parametrize(("codec", "suffix", "pixel_format", "options"), CODECS, ids=str)
+def test_bytes_are_the_same_every_time(
+    codec: str, suffix: str, pixel_format: str, options: dict[str, str], tmp_path: Path
+) -> None:
+    """Eight times, with other things in memory each time; the frames are some that x264 by itself gave 8 files of."""
+    world = WorldSettings(clips=40, seed=3, size=96, frames=16, fps=6, long_videos=2)
+    frames = render(plan(world, "train", 0).scene)[0]
+    written = set()
+    for number in range(8):
+        junk = np.full(100_003 * (1 + number), number, np.uint8)
+        path = tmp_path / f"{number}.{suffix}"
+        write_video(path, frames, 25, codec=codec, crf=20, pixel_format=pixel_format, options=options)
+        written.add(path.read_bytes())
+        del junk
+    assert len(written) == 1
+
+
+@pytest.mark.parametrize(
+    ("codec", "pixel_format", "key", "value"),
+    [
+        ("libx264", "yuv420p", "x264-params", "asm=0"),
+        ("libx264rgb", "rgb24", "x264-params", "asm=0"),
+        ("libsvtav1", "yuv420p", "svtav1-params", "asm=c"),
+    ],
+)
+def test_bytes_are_the_same_with_any_instruction_set(
+    codec: str, pixel_format: str, key: str, value: str, tmp_path: Path
+) -> None:
+    frames = moving_frames(30, 96, 128)
+    write_video(tmp_path / "native.mkv", frames, 15, codec=codec, pixel_format=pixel_format)
+    write_video(tmp_path / "plain.mkv", frames, 15, codec=codec, pixel_format=pixel_format, options={key: value})
+    assert (tmp_path / "plain.mkv").read_bytes() == (tmp_path / "native.mkv").read_bytes()
 
 
 def test_write_video_leaves_nothing_half_written(tmp_path: Path) -> None:

@@ -87,7 +87,7 @@ def demo(
 def sample_world(
     folder: Annotated[Path, typer.Argument(help="Where to write the videos and manifests.")],
     clips: Annotated[int, typer.Option(min=1, help="Number of short clips.")] = 2000,
-    seed: Annotated[int, typer.Option(help="One seed gives identical frames and annotations.")] = 0,
+    seed: Annotated[int, typer.Option(help="One seed gives identical files on one kind of CPU.")] = 0,
     size: Annotated[int, typer.Option(min=32, help="Side of the square frames in pixels.")] = 96,
     difficulty: Annotated[float, typer.Option(min=0.0, max=1.0, help="Shake, occlusion, noise, distractors.")] = 0.25,
     workers: Workers = None,

@@ -189,7 +189,7 @@ class ModelSettings(Settings):
 
 
 class Recipe(Settings):
-    """One training run, complete: the same recipe and data give the same weights."""
+    """One training run, complete: on one kind of machine the same recipe and data give the same weights."""
 
     about: str = ""
     stage: str

@@ -10,7 +10,9 @@
 - `queries.jsonl`: questions when something happens in these, with one right answer each (world_queries.py).
 
 Rows have captions, questions and answers and a five-way choice; attributes hold action, shape, colour, texture, size,
-place and speed. A script that calls `generate` needs `if __name__ == "__main__":`, as every one that starts processes.
+place and speed. Floats are rounded as the CPU's instruction set does it: one seed gives the same files on CPUs of one
+kind; on others a few of them differ by a rounding. A script that calls `generate` needs `if __name__ == "__main__":`,
+as every one that starts processes.
 """
 
 from __future__ import annotations

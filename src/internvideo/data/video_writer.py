@@ -15,6 +15,17 @@ from numpy.typing import NDArray
 
 from internvideo.errors import VideoError
 
+# Encoder -> (its option for settings of its own, those that repeatable bytes need).
+_X264 = ("x264-params", "cpu-independent=1")
+_REPEATABLE = {
+    # Its macroblock tree is summed up in another order with each instruction set, and with AVX-512 in another one each
+    # time, which changes the pictures; the plain routine costs nothing to speak of (0.4 % larger files).
+    "libx264": _X264,
+    "libx264rgb": _X264,
+    # It keeps its own threads and banner; its frame threads would make the bytes depend on the machine.
+    "libx265": ("x265-params", "log-level=none:pools=none:frame-threads=1"),
+}
+
 
 def write_video(
     path: str | os.PathLike[str],
@@ -30,7 +41,10 @@ def write_video(
     """Encode frames into `path`; the container follows from the name (.mp4, .mkv, .webm, .avi ...).
 
     The file appears under its name only when it is complete: it is written beside it, synced and renamed.
-    One encoder thread and no time stamps of the day, so equal input gives equal bytes.
+    Equal frames and settings give equal bytes, time after time, with any software encoder of `av`: one encoder thread,
+    no date and no version in the file. libx264, libx264rgb and libsvtav1 give the same bytes on every kind of CPU as
+    well; libx265 chooses differently with other instruction sets, so its bytes hold for one kind of CPU. Another
+    version of an encoder may give others. tests/test_video_writer.py repeats both.
 
     Args:
         frames: (H, W, 3) uint8 RGB pictures, all of one size; an iterable is enough, one picture is held at a time.
@@ -53,11 +67,8 @@ def write_video(
     os.close(handle)
     temporary = Path(name)
     settings = {"threads": "1", **({} if crf is None else {"crf": str(crf)}), **dict(options or {})}
-    if codec == "libx265":
-        # x265 keeps its own threads and banner; its frame threads would make the bytes depend on the machine.
-        quiet = "log-level=none:pools=none:frame-threads=1"
-        settings["x265-params"] = ":".join(filter(None, (quiet, settings.get("x265-params", ""))))
     try:
+        settings |= _repeatable(codec, settings)
         count = _encode(temporary, frames, Fraction(fps).limit_denominator(1001), codec, pixel_format, gop, settings)
         if count == 0:
             raise VideoError(target, "no frames to write")
@@ -107,6 +118,16 @@ def _encode(
     return count
 
 
+def _repeatable(codec: str, settings: Mapping[str, str]) -> dict[str, str]:
+    """The encoder's own settings, before those of the caller, that make its bytes the same every time."""
+    try:
+        encoder = av.codec.Codec(codec, "w").name  # "h264" stands for libx264 here, for another encoder there
+    except ValueError as error:
+        raise _UnfitError(f"no such encoder here: {error}") from error
+    key, ours = _REPEATABLE.get(encoder, ("", ""))
+    return {key: ":".join(filter(None, (ours, settings.get(key, ""))))} if key else {}
+
+
 class _UnfitError(Exception):
     """The file name, the codec and the settings do not go together."""
 
@@ -121,8 +142,8 @@ def _open(path: Path) -> Any:
 def _add_stream(container: Any, codec: str, fps: Fraction, settings: dict[str, str]) -> Any:
     try:
         stream = container.add_stream(codec, rate=fps, options=settings)
-    except ValueError as error:  # no such encoder, or not in this container
-        raise _UnfitError(f"no such encoder here: {error}" if str(error) == codec else str(error)) from error
+    except ValueError as error:  # not in this container
+        raise _UnfitError(str(error)) from error
     stream.codec_context.time_base = 1 / fps
     stream.codec_context.thread_count = 1
     return stream

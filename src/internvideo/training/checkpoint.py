@@ -1,4 +1,4 @@
-"""Checkpoints: one safetensors file with everything that a run needs to go on bit for bit.
+"""Checkpoints: one safetensors file with everything that a run needs to go on bit for bit on the same machine.
 
 Names of the tensors:
     model/NAME            what stage.state_dict() says
