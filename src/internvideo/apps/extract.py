@@ -167,6 +167,7 @@ class _Piece(NamedTuple):
     grid: tuple[float, int, float] | None = None  # fps, frames, duration
     trouble: str = ""
     taken: bool = True
+    identity: str = ""  # of the file before it was opened: what was written into it meanwhile is read next time
 
 
 class _Reader(IterableDataset[_Piece]):
@@ -199,8 +200,9 @@ class _Reader(IterableDataset[_Piece]):
     def _read(self, number: int) -> Iterator[_Piece]:
         video = self.items[number].video
         grid: FrameGrid | None = None
-        trouble = ""
+        trouble = identity = ""
         try:
+            identity = video.identity()
             with open_long(video.path, self.clips.short_side) as opened:
                 grid = frame_grid(opened.info, self.rule, video.start, video.end)
                 chosen = grid.chosen(self.clips.frames)
@@ -211,7 +213,7 @@ class _Reader(IterableDataset[_Piece]):
         except VideoError as error:
             trouble = str(error).removeprefix(f"{video.path}: ")
         about = (0.0, 0, 0.0) if grid is None else (grid.fps, len(grid.numbers), grid.duration)
-        yield _Piece(number, None, 1.0, 0.0, about, trouble)
+        yield _Piece(number, None, 1.0, 0.0, about, trouble, identity=identity)
 
 
 def is_done(record: Record | None, item: Item, began: float) -> bool:
@@ -330,12 +332,8 @@ class _Run:
             return
         del self.open[number]
         fps, frames, duration = state.last.grid or (0.0, 0, 0.0)
-        try:
-            identity = item.video.identity()
-        except VideoError:
-            identity = ""
         record = Record(
-            identity,
+            state.last.identity,
             item.video.path,
             state.written,
             self.found.width if state.written else 0,

@@ -20,6 +20,7 @@ from internvideo.data.resize import Style
 from internvideo.data.sampling import FrameSampler, Indices, Sparse
 from internvideo.data.transforms import EvalTransform
 from internvideo.data.video import Video
+from internvideo.data.video_pool import lent
 from internvideo.errors import RecipeError, VideoError
 from internvideo.recipe import SAMPLERS, Recipe
 
@@ -141,10 +142,10 @@ class Preprocessing:
     def read(self, source: str | Path | Span | NDArray[np.uint8] | Tensor, *, views: int = 1) -> list[Tensor]:
         """All views of a file, a piece of one, or decoded frames (T', H, W, 3). Raises as `clips`."""
         if isinstance(source, Span):
-            with Video(source.path, short_side=self.short_side) as video:
+            with lent(source.path, short_side=self.short_side) as video:
                 return self.clips(video, source.start, source.end, views=views)
         if isinstance(source, str | Path):
-            with Video(source, short_side=self.short_side) as video:
+            with lent(source, short_side=self.short_side) as video:
                 return self.clips(video, views=views)
         return self.views_of_frames(source, views)
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import NamedTuple
 
@@ -18,6 +19,7 @@ from torch import Tensor
 from internvideo.apps.preprocessing import SLACK, Preprocessing, Span
 from internvideo.data.sampling import Indices
 from internvideo.data.video import BUDGET, Video
+from internvideo.data.video_pool import lent
 from internvideo.data.video_walk import walk
 from internvideo.errors import RecipeError
 
@@ -70,13 +72,13 @@ def check_window(window: float | None, stride: float | None) -> None:
             raise RecipeError(name, f"{seconds:g} s", "more than 0 seconds")
 
 
-def open_long(path: str | Path, short_side: int | None = None) -> Video:
-    """A video that may be hours long, with time to look through it. Raises VideoError."""
+def open_long(path: str | Path, short_side: int | None = None) -> AbstractContextManager[Video]:
+    """A video that may be hours long, with time to look through it (see `video_pool.lent`). Raises VideoError."""
     try:
         size = os.stat(path).st_size
     except (OSError, ValueError):
         size = 0  # what is wrong with it is told when it is opened
-    return Video(path, short_side=short_side, max_seconds=MAX_SECONDS, budget=BUDGET + SECONDS_PER_BYTE * size)
+    return lent(path, short_side=short_side, max_seconds=MAX_SECONDS, budget=BUDGET + SECONDS_PER_BYTE * size)
 
 
 def windows(

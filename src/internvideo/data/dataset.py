@@ -24,6 +24,7 @@ from internvideo.data.manifest import Manifest, Sample
 from internvideo.data.sampling import FrameSampler, OnePerSecond
 from internvideo.data.transforms import ClipTransform
 from internvideo.data.video import Video, VideoInfo
+from internvideo.data.video_pool import lent
 from internvideo.errors import InternVideoError, VideoError
 
 Captions = Literal["random", "first", "none"]
@@ -134,14 +135,14 @@ class ClipReader:
         """The frames that `choose` picks, given the times (n,) in seconds of the frames in the sample's span.
 
         Returns:
-            for each index array (T,) in [0, n) the frames, (T, H, W, 3) uint8; the file is opened once.
+            for each index array (T,) in [0, n) the frames, (T, H, W, 3) uint8.
 
         Raises:
             VideoError: the video cannot be read, or has no frame inside the span.
         """
         kept = self._kept.get(sample.id)
         if kept is None:
-            with Video(self.manifest.video_path(sample), short_side=self.short_side) as video:
+            with lent(self.manifest.video_path(sample), short_side=self.short_side) as video:
                 inside = _inside(video.info, sample)
                 times = video.info.times[inside]
                 frames = self._keep(sample, video, inside)

@@ -16,6 +16,7 @@ import av
 import numpy as np
 from numpy.typing import NDArray
 
+from internvideo.data.video_cache import recall, remember, stamp_of
 from internvideo.data.video_index import (
     Index,
     VideoInfo,
@@ -23,6 +24,7 @@ from internvideo.data.video_index import (
     describe,
     index_from_frames,
     index_from_packets,
+    make_strict,
     pictures_in_order,
 )
 from internvideo.data.video_open import Deadline, fail, open_file, reason_of
@@ -71,6 +73,7 @@ class Video:
     Attributes:
         info: what the file holds.
         decoder: which decoder gave the latest frames, "pyav" or "torchcodec".
+        stamp: of the file before it was opened (`video_cache.stamp_of`).
 
     Raises:
         VideoError: the file cannot be read, with the reason and, where there is one, the time in the file.
@@ -96,6 +99,7 @@ class Video:
         self._container: Any = None
         self._packets: Iterator[Any] = iter(())
         self._second: SecondDecoder | None = None
+        self.stamp = None if protocols else stamp_of(self.path)
         try:
             self._index = self._build_index(Deadline(self.path, budget), max_seconds)
             self.info = describe(self.path, self._index, self._stream)
@@ -108,12 +112,9 @@ class Video:
         self._size = scaled(self._index.first.width, self._index.first.height, short_side)
         self._converter = Converter()
         self._position = -1  # decoding index of the packet that comes next; -1: unknown
-        self._by_stamp = {int(stamp): i for i, stamp in enumerate(self._index.pts)} if self._index.exact else {}
         if may_serve(backend, self._index, self._stream) and not protocols and short_side is None:
             always = backend == "torchcodec"
             self._second = SecondDecoder(self.path, self._index, self._stream, threads=threads, always=always)
-        # The first picture was only needed for its properties; do not hold its buffer.
-        self._index.first = None
 
     def __enter__(self) -> Video:
         return self
@@ -131,6 +132,10 @@ class Video:
         if self._second is not None:
             self._second.close()
 
+    def forget(self) -> None:
+        """Give back the memory of decoded pictures; they are decoded again when they are asked for."""
+        self._index.kept = None
+
     def _open(self) -> None:
         """Open the file, anew where it was open."""
         self.close()
@@ -140,10 +145,15 @@ class Video:
 
     def _build_index(self, deadline: Deadline, max_seconds: float) -> Index:
         self._open()
+        index = recall(self.stamp)
+        if index is not None and index.times[-1] - index.times[0] <= max_seconds:
+            make_strict(self._stream.codec_context, index)
+            return index
         index = index_from_packets(self._container, self._stream, self.path, deadline, max_seconds)
         if index is None:
             self._open()
             index = index_from_frames(self._container, self._stream, self.path, deadline, max_seconds)
+        remember(self.stamp, index)
         return index
 
     def frames(self, indices: Sequence[int] | NDArray[np.integer[Any]]) -> NDArray[np.uint8]:
@@ -286,18 +296,21 @@ class Video:
                 break
             for picture in pictures:
                 damage = min(damage, self._place_if_damaged(picture, start))
-                if (place := self._by_stamp.get(picture.pts, -1)) in missing:
+                if (place := self._index.place(picture.pts)) in missing:
                     yield missing.pop(place), picture
         for picture in self._drain():
             damage = min(damage, self._place_if_damaged(picture, start))
-            if (place := self._by_stamp.get(picture.pts, -1)) in missing:
+            if (place := self._index.place(picture.pts)) in missing:
                 yield missing.pop(place), picture
         # Whatever was decoded from the damaged picture on may be built on it.
         return min((frame for place, frame in asked.items() if place >= damage), default=None)
 
     def _place_if_damaged(self, picture: Any, start: int) -> int:
         """Decoding index of a damaged picture, and behind everything for a good one."""
-        return self._by_stamp.get(picture.pts, start) if picture.is_corrupt else len(self._index.pts)
+        if not picture.is_corrupt:
+            return len(self._index.pts)
+        place = self._index.place(picture.pts)
+        return start if place < 0 else place
 
     def _drain(self) -> list[Any]:
         """The pictures still inside the decoder, which is ready for a key frame afterwards."""
@@ -330,7 +343,7 @@ class Video:
             self._container.seek(int(stamps[key]), stream=stream)
             source = self._container.demux(stream)
             packet = next(source, None)
-            landed = -1 if packet is None or packet.pts is None else self._by_stamp.get(packet.pts, -1)
+            landed = -1 if packet is None else index.place(packet.pts)
             if 0 <= landed <= start:
                 self._packets, self._position = chain((packet,), source), landed
                 return

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import av
@@ -16,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from internvideo.data.video_open import Deadline, check_readable, fail, reason_of
-from internvideo.data.video_picture import orientation
+from internvideo.data.video_picture import FirstPicture, first_picture
 
 KEEP_BYTES = 64 * 2**20
 """Decoded pictures that the slow way may keep, so that a short clip is not decoded twice."""
@@ -80,7 +81,7 @@ class Index:
     Attributes:
         times: (F,) float64 s, presentation times as the file has them, in rising order.
         end: s, when the last frame ends.
-        first: the first picture decoded (it knows size, pixel format and rotation).
+        first: what the first picture decoded told.
         exact: True when the packet tables below are filled, so that seeking is safe.
         pts, dts: (P,) int64 time stamps in decoding order, in units of the stream's time base.
         key: (P,) bool, key frames.
@@ -92,7 +93,7 @@ class Index:
 
     times: NDArray[np.float64]
     end: float
-    first: Any
+    first: FirstPicture
     exact: bool
     pts: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))
     dts: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))
@@ -103,6 +104,22 @@ class Index:
     stopped: str = ""
 
     @property
+    def nbytes(self) -> int:
+        """Bytes of the tables."""
+        return sum(table.nbytes for table in (self.times, self.pts, self.dts, self.key, self.order, self.bad))
+
+    @cached_property
+    def _rising(self) -> NDArray[np.int64]:
+        return self.pts[self.order]
+
+    def place(self, stamp: int | None) -> int:
+        """Decoding index of the picture with a presentation time stamp, -1 where there is none."""
+        if stamp is None or not len(self.pts):
+            return -1
+        at = min(int(np.searchsorted(self._rising, stamp)), len(self.pts) - 1)
+        return int(self.order[at]) if self._rising[at] == stamp else -1
+
+    @cached_property
     def open_gop(self) -> bool:
         """Whether pictures after a key frame are shown before it, so that they lean on the group before."""
         group = np.cumsum(self.key) - 1
@@ -153,8 +170,10 @@ def index_from_packets(container: Any, stream: Any, path: str, deadline: Deadlin
     if index is None:
         return None
     index.end = _end(index.times, duration * float(stream.time_base), stream)
-    index.first = _opening_picture(context, opening, index)
-    return None if index.first is None else index
+    make_strict(context, index)
+    if picture := _opening_picture(context, opening):
+        index.first = first_picture(picture)
+    return index if picture else None
 
 
 def _tables(
@@ -167,15 +186,20 @@ def _tables(
     order = np.argsort(pts, kind="stable").astype(np.int64)
     times = (pts[order] * float(stream.time_base)).astype(np.float64)
     bad = np.zeros(len(order), np.bool_)
-    return Index(times, 0.0, None, exact=True, pts=pts, dts=dts, key=key, order=order, bad=bad)
+    return Index(times, 0.0, FirstPicture(), exact=True, pts=pts, dts=dts, key=key, order=order, bad=bad)
 
 
-def _opening_picture(context: Any, packet: Any, index: Index) -> Any:
-    """Decode the first packet alone; the decoder forgets it again and is ready for any key frame."""
-    if not index.open_gop:
-        # A fault in the stream shall be an error, not a picture patched up from its neighbours. In an open GOP, though,
-        # a start in the middle counts as a fault, so there only the decoder's own marks of damage are left.
+def make_strict(context: Any, index: Index) -> None:
+    """Let a decoder that is not yet open take a fault in the stream for an error instead of patching it up.
+
+    In an open GOP a start in the middle counts as a fault: there only the decoder's own marks of damage are left.
+    """
+    if index.exact and not index.open_gop:
         context.options = {**context.options, "err_detect": "explode"}
+
+
+def _opening_picture(context: Any, packet: Any) -> Any:
+    """Decode the first packet alone; the decoder forgets it again and is ready for any key frame."""
     try:
         pictures = decode(context, packet) + decode(context, None)
     except av.error.FFmpegError:
@@ -310,7 +334,7 @@ def index_from_frames(container: Any, stream: Any, path: str, deadline: Deadline
     return Index(
         times=times,
         end=_end(times, 0.0 if got.stamps[-1] is None else got.duration * base, stream),
-        first=got.first,
+        first=first_picture(got.first),
         exact=False,
         bad=np.array(got.bad, np.bool_),
         kept=got.kept,
@@ -346,8 +370,7 @@ def _end(times: NDArray[np.float64], duration: float, stream: Any) -> float:
 def describe(path: str, index: Index, stream: Any) -> VideoInfo:
     """What is told of an indexed stream."""
     first, times = index.first, index.times
-    rotation, mirrored = orientation(first)
-    width, height = (first.height, first.width) if rotation in (90, 270) else (first.width, first.height)
+    width, height = (first.height, first.width) if first.rotation in (90, 270) else (first.width, first.height)
     duration = index.end - float(times[0])
     return VideoInfo(
         path=path,
@@ -356,12 +379,12 @@ def describe(path: str, index: Index, stream: Any) -> VideoInfo:
         fps=len(times) / duration if duration > 0 else 0.0,
         frames=len(times),
         duration=duration,
-        rotation=rotation,
-        pixel_format=first.format.name,
+        rotation=first.rotation,
+        pixel_format=first.pixel_format,
         codec=stream.codec_context.codec.canonical_name,
         variable_rate=_uneven(times, float(stream.time_base)),
         times=times - times[0],
-        mirrored=mirrored,
+        mirrored=first.mirrored,
         stopped=index.stopped,
         start=float(times[0]),
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from av.sidedata.sidedata import Type as SideDataType
@@ -53,6 +53,23 @@ def orientation(picture: Any) -> tuple[int, bool]:
     if mirrored:
         a, b = -a, -b
     return round(math.degrees(math.atan2(b, a)) / 90) % 4 * 90, mirrored
+
+
+class FirstPicture(NamedTuple):
+    """What the first picture tells of all: pixels as stored, and how they are turned upright."""
+
+    width: int = 0
+    height: int = 0
+    pixel_format: str = ""
+    colours: tuple[object, object] = (None, None)
+    rotation: int = 0
+    mirrored: bool = False
+
+
+def first_picture(picture: Any) -> FirstPicture:
+    """The properties of a decoded picture, which is not held."""
+    colours = (picture.colorspace, picture.color_range)
+    return FirstPicture(picture.width, picture.height, picture.format.name, colours, *orientation(picture))
 
 
 def upright(frames: NDArray[np.uint8], rotation: int, mirrored: bool) -> NDArray[np.uint8]:

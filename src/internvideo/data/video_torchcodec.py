@@ -17,7 +17,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from internvideo.data.video_index import Index
-from internvideo.data.video_picture import orientation
 from internvideo.errors import VideoError
 
 BACKENDS = ("auto", "pyav", "torchcodec")
@@ -81,7 +80,7 @@ class SecondDecoder:
 
     Args:
         path: a local file.
-        index: from packets, with its first picture.
+        index: from packets.
         stream: of the index.
         threads: of the decoder.
         always: every request, not only the kinds in which it is faster.
@@ -93,8 +92,7 @@ class SecondDecoder:
         self._stream, self._base = stream.index, stream.time_base
         # The last two decide which of its routines the colour conversion takes.
         size = (first.width % 32, first.height % 2)
-        colours = (first.format.name, first.colorspace, first.color_range)
-        self._kind = (self._codec, *colours, *orientation(first), *size)
+        self._kind = (self._codec, first.pixel_format, *first.colours, first.rotation, first.mirrored, *size)
         self._decoder: Any = None
         self._gone = index.open_gop or not _begins_well(self._path)
 

@@ -10,7 +10,7 @@ from internvideo import figures
 from internvideo.data.hands import HandTargets, observed
 from internvideo.data.loader import EvalLoader, LoaderSettings
 from internvideo.data.manifest import Manifest
-from internvideo.data.video import Video
+from internvideo.data.video_pool import lent
 from internvideo.errors import RecipeError, VideoError
 from internvideo.evaluation.clips import clip_source, finish, split_rows
 from internvideo.evaluation.settings import EvaluationSettings
@@ -86,7 +86,7 @@ def panels(table: Table, rows: Manifest) -> list[figures.WaysFrame]:
         row = of_id[str(table["id"][index])]
         assert row.span is not None  # `observed` gave it one
         try:
-            with Video(rows.video_path(row)) as video:
+            with lent(rows.video_path(row)) as video:
                 times = video.info.times
                 picture = video.frames([int(np.flatnonzero(times < row.span[1])[-1])])[0]
         except (VideoError, IndexError):

@@ -14,7 +14,7 @@ from internvideo.data.key_frames import ClipForm, KeyFrameViews
 from internvideo.data.loader import LoaderSettings
 from internvideo.data.manifest import Manifest
 from internvideo.data.objects import ObjectFrame, annotated, detected, object_frames, of_frame, read_detections
-from internvideo.data.video import Video
+from internvideo.data.video_pool import lent
 from internvideo.errors import ManifestError, RecipeError, RunError, VideoError
 from internvideo.evaluation.settings import EvaluationSettings
 from internvideo.pipeline import Trained
@@ -95,7 +95,7 @@ def draw(
     for index in np.unique(np.linspace(0, len(tested.frames) - 1, SHOWN).round().astype(int)).tolist():
         frame, boxes = tested.frames[index], tested.views.frames[index].boxes
         try:
-            with Video(rows.video_path(frame.row)) as video:
+            with lent(rows.video_path(frame.row)) as video:
                 picture = video.at([min(frame.time, video.info.duration)])[0]
         except VideoError:
             continue

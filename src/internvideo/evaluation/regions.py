@@ -14,7 +14,8 @@ from internvideo.data.formats.reading import read_text
 from internvideo.data.key_frames import KeyFrame, KeyFrameViews, Persons, key_frames, video_name, with_persons
 from internvideo.data.loader import LoaderSettings
 from internvideo.data.manifest import Manifest
-from internvideo.data.video import Video, probe
+from internvideo.data.video import probe
+from internvideo.data.video_pool import lent
 from internvideo.errors import ManifestError, RecipeError, RunError, VideoError
 from internvideo.evaluation.clips import split_rows
 from internvideo.evaluation.rows import under_classes
@@ -161,7 +162,7 @@ def draw(table: Table, manifest: Manifest, tested: list[KeyFrame], target: Path)
     panels = []
     for frame in chosen:
         try:
-            with Video(manifest.video_path(frame.row)) as video:
+            with lent(manifest.video_path(frame.row)) as video:
                 picture = video.at([min(frame.time, video.info.duration)])[0]
         except VideoError:
             continue
