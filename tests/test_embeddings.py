@@ -57,6 +57,15 @@ def test_resizing_to_the_same_grid_changes_nothing() -> None:
     assert torch.equal(resized_table((8, 14, 14), 8, 16, 2), sin_cos_table(8 * 14 * 14, 8))
 
 
+def test_a_patch_that_does_not_divide_224_pixels_has_the_table_of_the_whole_patches() -> None:
+    """OpenGVLab/InternVideo, InternVideo1/Pretrain/VideoMAE/modeling_finetune.py: `org_img_size[1] // patch_size`."""
+    native = sin_cos_table(8 * 9 * 9, 8)  # 224 // 24 = 9
+    assert torch.equal(resized_table((8, 10, 10), 8, 24, 2), resize_table(native, (8, 9, 9), (8, 10, 10)))
+    assert torch.equal(resized_table((5, 9, 9), 8, 24, 3), sin_cos_table(5 * 9 * 9, 8)), "16 // 3 slots"
+    with pytest.raises(ValueError, match="no 224 px / 16 frame table for patch 256"):
+        resized_table((8, 1, 1), 8, 256, 2)
+
+
 def test_resizing_keeps_a_constant_and_interpolates_time() -> None:
     constant = torch.ones(2 * 3 * 3, 4)
     torch.testing.assert_close(resize_table(constant, (2, 3, 3), (5, 2, 6)), torch.ones(60, 4))

@@ -161,6 +161,14 @@ def test_a_prediction_falls_through_to_the_next_best() -> None:
     assert average_precision(truth, found, [0.95])[0].item() == 0.5
 
 
+def test_of_ground_truths_of_equal_overlap_the_last_is_taken() -> None:
+    """activitynet/ActivityNet, Evaluation/eval_detection.py: tIoUs are sorted and walked from the end."""
+    truth = detections([(0, 0, 0.0, 2.0, 0.0), (0, 0, 2.0, 4.0, 0.0)])
+    middle = (0, 0, 1.0, 3.0, 0.9)
+    for second, right in (((0, 0, 0.0, 2.0, 0.8), 1.0), ((0, 0, 2.0, 4.0, 0.8), 0.5)):
+        assert average_precision(truth, detections([middle, second]), [0.3])[0][0, 0] == right
+
+
 def test_ground_truth_that_occurs_twice_counts_once() -> None:
     truth = detections([(0, 0, 1, 2, 0), (0, 0, 1.0004, 2.0004, 0), (0, 1, 1, 2, 0), (1, 0, 1, 2, 0)])
     assert len(distinct(truth)) == 3

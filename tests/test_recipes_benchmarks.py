@@ -181,6 +181,14 @@ def test_a_row_of_the_retrieval_table(name: str) -> None:
     assert "internvideo mix " in zero_shot
 
 
+@pytest.mark.parametrize("name", ["ucf101_hmdb51", "ucf101_mit"])
+def test_open_set_recognition_starts_from_kinetics_700_and_is_tested_on_30_clips(name: str) -> None:
+    """.../Open-Set-Action-Recognition/configs/recognition/mae/finetune_ucf101_mae_edlnokl.py."""
+    assert "init.weights=runs/masked_k700/model.safetensors" in RECIPES[name]
+    assert "--views 10 --crops 3" in RECIPES[name]
+    assert read_recipe(PREFIX + name).data.augment.train_transform()._short == 256
+
+
 # --- dry runs ---------------------------------------------------------------------------------------------------------
 
 

@@ -13,7 +13,16 @@ from hypothesis import strategies as st
 
 from goldens_folder import GOLDENS
 from internvideo.data import sampling
-from internvideo.data.sampling import Dense, DensePretrain, FrameSampler, Linspace, SegmentMiddle, Sparse, SparseTwoView
+from internvideo.data.sampling import (
+    Dense,
+    DenseLoop,
+    DensePretrain,
+    FrameSampler,
+    Linspace,
+    SegmentMiddle,
+    Sparse,
+    SparseTwoView,
+)
 
 Case = dict[str, Any]
 
@@ -134,9 +143,10 @@ SAMPLERS = st.one_of(
     st.builds(Dense, st.integers(1, 20), st.integers(1, 5), st.integers(1, 4)),
     st.builds(DensePretrain, st.integers(1, 20), st.integers(1, 5)),
     st.builds(Sparse, st.integers(1, 20), st.integers(1, 4)),
-    st.builds(SparseTwoView, st.integers(1, 20), st.integers(1, 2), st.sampled_from(["zeros", "spread"])),
+    st.builds(SparseTwoView, st.integers(1, 20), st.integers(1, 2), st.sampled_from(["first", "zeros", "spread"])),
     st.builds(SegmentMiddle, st.integers(1, 20)),
     st.builds(Linspace, st.integers(1, 20)),
+    st.builds(DenseLoop, st.integers(1, 20), st.integers(1, 5), st.integers(1, 12)),
 )
 
 
@@ -149,7 +159,7 @@ def test_indices_lie_in_the_video_in_order(sampler: FrameSampler, n: int, seed: 
         assert clip.dtype == np.int64
         assert clip.min() >= 0
         assert clip.max() < n
-        assert (np.diff(clip) >= 0).all()
+        assert (np.diff(clip) >= 0).all() or (isinstance(sampler, DenseLoop) and n < sampler.frames * sampler.stride)
     assert len(clips) == 1 + getattr(sampler, "views", 1)
     assert (clips[0] == sampler.train(n, np.random.RandomState(seed))).all()
     assert isinstance(sampler, FrameSampler)
@@ -180,17 +190,44 @@ def test_training_reaches_both_ends() -> None:
     assert ends == {7, 8, 9, 10}
 
 
-def test_pretraining_repeats_the_last_reachable_frame() -> None:
-    assert DensePretrain(6, 4).train(10, np.random.RandomState(0)).tolist() == [0, 4, 8, 8, 8, 8]
+@pytest.mark.parametrize(
+    ("n", "right"),
+    [
+        (61, [*range(0, 57, 4), 56]),
+        (57, [*range(0, 53, 4), 52, 52]),
+        (62, [*range(0, 61, 4)]),
+        (9, [0, *[4] * 15]),
+        (1, [0] * 16),
+    ],
+)
+def test_pretraining_steps_while_the_next_place_is_before_the_last(n: int, right: list[int]) -> None:
+    """OpenGVLab/InternVideo, InternVideo1/Pretrain/VideoMAE/mae.py, get_frame_id_list: places counted from 1."""
+    assert DensePretrain(16, 4).train(n, np.random.RandomState(0)).tolist() == right
 
 
 def test_short_videos_of_sparse_training() -> None:
+    """By default all frames after copies of the first, as the released SSRawFrameClsDataset does."""
     rng = np.random.RandomState(0)
-    assert SparseTwoView(6).train(3, rng).tolist() == [0] * 6
+    assert SparseTwoView(6).train(4, rng).tolist() == [0, 0, 0, 1, 2, 3]
+    assert SparseTwoView(6).train(1, rng).tolist() == [0] * 6
+    assert SparseTwoView(6, short="zeros").train(3, rng).tolist() == [0] * 6
     assert set(SparseTwoView(6, short="spread").train(3, rng).tolist()) == {0, 1, 2}
 
 
-@pytest.mark.parametrize("sampler", [Dense(), DensePretrain(), Sparse(), SparseTwoView(), SegmentMiddle(), Linspace()])
+def test_open_set_clips() -> None:
+    """mmaction2's DenseSampleFrames (mmaction/datasets/pipelines/loading.py) with 32 frames at stride 2 of 64."""
+    assert DenseLoop().test(40)[3].tolist() == [*range(0, 40, 2), *range(0, 24, 2)], "a short video begins anew"
+    assert [int(view[0]) for view in DenseLoop().test(100)] == [0, 4, 8, 12, 16, 20, 24, 28, 32, 36]
+    assert DenseLoop().test(100)[9].tolist() == [*range(36, 99, 2)]
+    assert [int(DenseLoop(views=1).test(n)[0][0]) for n in (40, 64, 65, 100)] == [0, 0, 1, 18]
+    rng = np.random.RandomState(0)
+    assert {int(DenseLoop(4, 2).train(11, rng)[0]) for _ in range(100)} == {0, 1, 2}, "the last place is never drawn"
+    assert DenseLoop(4, 2).train(7, rng).tolist() == [0, 2, 4, 6]
+
+
+@pytest.mark.parametrize(
+    "sampler", [Dense(), DensePretrain(), DenseLoop(), Sparse(), SparseTwoView(), SegmentMiddle(), Linspace()]
+)
 def test_no_frames_is_an_error(sampler: FrameSampler) -> None:
     with pytest.raises(ValueError, match="at least one frame"):
         sampler.train(0, np.random.RandomState(0))

@@ -25,6 +25,7 @@ from internvideo.data.transforms import (
     ClipTransform,
     EvalTransform,
     TrainTransform,
+    corner_box,
     direction_classes,
     erase_cube,
     multi_scale_box,
@@ -142,7 +143,7 @@ def still(height: int, width: int, frames: int = 4, seed: int = 0) -> Tensor:
 TRAIN = st.builds(
     TrainTransform,
     size=st.integers(8, 24),
-    crop=st.sampled_from(["multi_scale", "random_resized", "random", "centre"]),
+    crop=st.sampled_from(["multi_scale", "corner", "random_resized", "random", "centre"]),
     flip=st.booleans(),
     rand_augment=st.sampled_from([None, POLICY, "rand-m9-n2-mstd0.5-inc1"]),
     squash=st.booleans(),
@@ -221,6 +222,7 @@ def test_crop_boxes_lie_in_the_frame(height: int, width: int, size: int, seed: i
     rng = np.random.RandomState(seed)
     for top, left, high, wide in (
         multi_scale_box(height, width, size, rng),
+        corner_box(height, width, rng),
         random_resized_box(height, width, (0.08, 1.0), (0.75, 4 / 3), rng),
     ):
         assert 0 <= top <= top + high <= height
@@ -236,6 +238,18 @@ def test_multi_scale_uses_13_places_and_neighbouring_scales() -> None:
     scales = [256, 224, 192, 168]
     assert sides == {(h, w) for i, h in enumerate(scales) for j, w in enumerate(scales) if abs(i - j) < 2}
     assert len([box for box in boxes if box[2:] == (192, 192)]) == 13
+
+
+def test_corner_crops_are_squares_of_two_sizes_at_five_places() -> None:
+    """OpenGVLab/InternVideo, Open-Set-Action-Recognition/configs/recognition/mae/finetune_ucf101_mae_edlnokl.py."""
+    rng = np.random.RandomState(0)
+    boxes = {corner_box(256, 340, rng) for _ in range(1000)}
+    assert {box[2:] for box in boxes} == {(256, 256), (204, 204)}
+    assert {box[:2] for box in boxes if box[2] == 256} == {(0, 0), (0, 84), (0, 42)}
+    assert {box[:2] for box in boxes if box[2] == 204} == {(0, 0), (0, 136), (52, 0), (52, 136), (26, 68)}
+    clip = torch.arange(32, dtype=torch.uint8).mul(8)[None, :, None, None].expand(2, 32, 48, 3).contiguous()
+    rows = {TrainTransform(28, "corner")(clip, rng)[0, 0, :, 0].sum().item() for _ in range(100)}
+    assert len(rows) == 4, "whole, top, bottom and middle of the frame scaled to 32"
 
 
 def test_random_resized_covers_its_range() -> None:

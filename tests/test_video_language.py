@@ -377,3 +377,20 @@ def test_multiple_choice_networks_score_each_choice_by_itself() -> None:
         assert scores.shape == (2, 3)
         assert torch.allclose(model(clips(2), choices.flip(1)), scores.flip(1), atol=1e-5)
         assert torch.allclose(model(clips(2)[1:], choices[1:]), scores[1:], atol=1e-5)
+
+
+def test_every_frame_of_the_image_text_model_weighs_alike() -> None:
+    """ArrowLuo/CLIP4Clip, modules/modeling.py, _loose_similarity (meanP): every frame's vector is normalised first."""
+    model = clip_model()
+    model.visual.projection.data *= torch.linspace(0.2, 3.0, 12)
+    video, mask = clips(2), torch.tensor([[1, 1, 1, 1], [1, 1, 0, 0]], dtype=torch.bool)
+    with torch.no_grad():
+        frames = model.visual(video)
+        unit = torch.nn.functional.normalize(frames, dim=-1)
+        expected = torch.stack([unit[0].mean(dim=0), unit[1, :2].mean(dim=0)])
+        torch.testing.assert_close(model.encode_video(video, mask), expected)
+        assert torch.equal(model.encode_video(video[:, :, :1]), frames[:, 0]), "an image keeps CLIP's vector"
+        plain = Clip(replace(model.config, unit_frames=False)).eval()
+        plain.load_state_dict(model.state_dict())
+        torch.testing.assert_close(plain.encode_video(video), frames.mean(dim=1))
+        assert not torch.allclose(plain.encode_video(video), model.encode_video(video), atol=0.05)

@@ -190,6 +190,7 @@ TASKS: dict[str, str] = {
 SAMPLERS: dict[str, type[sampling.FrameSampler]] = {
     "dense": sampling.Dense,
     "dense_pretrain": sampling.DensePretrain,
+    "dense_loop": sampling.DenseLoop,
     "sparse": sampling.Sparse,
     "sparse_two_view": sampling.SparseTwoView,
     "segment_middle": sampling.SegmentMiddle,

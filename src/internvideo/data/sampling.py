@@ -81,9 +81,18 @@ def spread_between(start: float, end: float, frames: int, n: int) -> Indices:
 
 
 def walk(n: int, frames: int, stride: int, start: int) -> Indices:
-    """T steps of `stride` from `start` that stop, and so repeat, before leaving the video (models.md A.6)."""
-    furthest = start + stride * ((n - 1 - start) // stride)
+    """T steps of `stride` from `start` that stop, and so repeat, before the last frame.
+
+    The last frame is reached only as `start`: the released loader counts frames from 1 and steps while the next place
+    is below n (OpenGVLab/InternVideo, InternVideo1/Pretrain/VideoMAE/mae.py, `get_frame_id_list`).
+    """
+    furthest = start + stride * max((n - 2 - start) // stride, 0)
     return np.minimum(start + stride * np.arange(frames, dtype=np.int64), furthest)
+
+
+def loop(n: int, frames: int, stride: int, start: int) -> Indices:
+    """T steps of `stride` from `start`; a video that ends before begins anew (mmaction2, `SampleFrames`)."""
+    return (start + stride * np.arange(frames, dtype=np.int64)) % n
 
 
 def two_view_order(n: int, segments: int) -> Indices:
@@ -95,11 +104,16 @@ def two_view_order(n: int, segments: int) -> Indices:
 
 
 def raw_frames_middle(n: int, segments: int) -> Indices:
-    """(T,) the middle frame of T segments of n // T frames; a shorter video stands at the end after zeros."""
+    """(T,) the middle frame of T segments of n // T frames; of a shorter video as `first_then_all`."""
     length = n // segments
     if length > 0:
         return np.arange(segments, dtype=np.int64) * length + length // 2
-    return np.concatenate([np.zeros(segments - n, dtype=np.int64), np.arange(n, dtype=np.int64)])
+    return first_then_all(n, segments)
+
+
+def first_then_all(n: int, frames: int) -> Indices:
+    """(T,) of a video of n <= T frames: copies of the first, then all of them."""
+    return np.arange(n - frames, n, dtype=np.int64).clip(min=0)
 
 
 def sparse_test(n: int, frames: int, view: int, views: int) -> Indices:
@@ -221,6 +235,34 @@ class DensePretrain:
 
 
 @dataclass(frozen=True)
+class DenseLoop:
+    """T frames with exact stride from a random start, of a short video in rounds: open-set recognition.
+
+    Source: OpenGVLab/InternVideo, Open-Set-Action-Recognition/configs/recognition/mae; mmaction2's `DenseSampleFrames`.
+    """
+
+    frames: int = 32
+    stride: int = 2
+    views: int = 10
+
+    def __post_init__(self) -> None:
+        _check_settings(frames=self.frames, stride=self.stride, views=self.views)
+
+    def train(self, n: int, rng: np.random.RandomState) -> Indices:
+        """Start uniform in [0, n - T * stride), 0 in a video that is not longer."""
+        _check(n)
+        room = max(n - self.frames * self.stride, 0)
+        return loop(n, self.frames, self.stride, int(rng.randint(room)) if room else 0)
+
+    def test(self, n: int) -> list[Indices]:
+        """`views` starts evenly from 0 to n - T * stride, truncated; one view is the centre (inference_mae_enn.py)."""
+        _check(n)
+        room = max(n - self.frames * self.stride, 0)
+        starts = np.linspace(0, room, num=self.views).astype(np.int64) if self.views > 1 else [(room + 1) // 2]
+        return [loop(n, self.frames, self.stride, int(start)) for start in starts]
+
+
+@dataclass(frozen=True)
 class Sparse:
     """One frame of each of T equal segments: UniFormerV2 (models.md C.4)."""
 
@@ -250,13 +292,13 @@ class SparseTwoView:
         frames: T segments.
         views: test views; view v takes every `views`-th of the 2 T sorted starts and middles. 1 (the middles alone,
             validation) or 2.
-        short: what training gives for a video of fewer than T frames: "zeros" as released (the first frame T times)
-            or "spread" (evenly spread frames, some repeated).
+        short: what training gives for a video of fewer than T frames: "first" as released (copies of the first, then
+            all of them), "zeros" (the first T times) or "spread" (evenly spread frames, some repeated).
     """
 
     frames: int = 16
     views: int = 2
-    short: Literal["zeros", "spread"] = "zeros"
+    short: Literal["first", "zeros", "spread"] = "first"
 
     def __post_init__(self) -> None:
         _check_settings(frames=self.frames, views=self.views)
@@ -269,6 +311,8 @@ class SparseTwoView:
         length = n // self.frames
         if length > 0:
             return np.arange(self.frames, dtype=np.int64) * length + rng.randint(length, size=self.frames)
+        if self.short == "first":
+            return first_then_all(n, self.frames)
         if self.short == "zeros":
             return np.zeros(self.frames, dtype=np.int64)
         return linspace_frames(n, self.frames)

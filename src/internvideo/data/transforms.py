@@ -11,7 +11,7 @@ import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Literal, Protocol
+from typing import Literal, Protocol, get_args
 
 import numpy as np
 import torch
@@ -21,6 +21,7 @@ from internvideo.data.rand_augment import RandAugment
 from internvideo.data.resize import Style, channels_first, crop_starts, resize, resize_fast, scaled_size
 
 MULTI_SCALES = (1.0, 0.875, 0.75, 0.66)
+CORNER_SCALES = (1.0, 0.8)
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 CLIP_RESIZE = 256 / 224
@@ -28,7 +29,7 @@ CLIP_RESIZE = 256 / 224
 
 _SIDES = re.compile(r"\b((left|right)(wards?)?|(anti-?|counter-?)?clockwise)\b", re.IGNORECASE)
 
-CropKind = Literal["multi_scale", "random_resized", "random", "centre"]
+CropKind = Literal["multi_scale", "corner", "random_resized", "random", "centre"]
 Box = tuple[int, int, int, int]
 """top, left, height, width in pixels."""
 
@@ -60,6 +61,18 @@ def multi_scale_box(height: int, width: int, size: int, rng: np.random.RandomSta
     places = [(y, x) for y in (0, 2, 4) for x in (0, 2, 4)] + [(y, x) for y in (1, 3) for x in (1, 3)]
     y, x = places[rng.randint(len(places))]
     return y * down, x * right, high, wide
+
+
+def corner_box(height: int, width: int, rng: np.random.RandomState) -> Box:
+    """A square in one of the corners or in the centre, its side the shorter side times 1 or 0.8.
+
+    Source: OpenGVLab/InternVideo, Open-Set-Action-Recognition/configs/recognition/mae/finetune_ucf101_mae_edlnokl.py
+    (mmaction2's `MultiScaleCrop` with scales (1, 0.8), no gap between the scales of the sides and five places).
+    """
+    side = int(min(height, width) * CORNER_SCALES[rng.randint(len(CORNER_SCALES))])
+    down, right = (height - side) // 4, (width - side) // 4
+    y, x = ((0, 0), (0, 4), (4, 0), (4, 4), (2, 2))[rng.randint(5)]
+    return y * down, x * right, side, side
 
 
 def random_resized_box(
@@ -124,13 +137,14 @@ class TrainTransform:
 
     Attributes:
         size: S of the result, pixels.
-        crop: "multi_scale" (A.6), "random_resized" (B, C.4), "random" (E.3: scale, then a random place), or "centre".
+        crop: "multi_scale" (A.6), "corner" (open-set recognition: scale, then `corner_box`), "random_resized" (B, C.4),
+            "random" (E.3: scale, then a random place), or "centre".
         flip: mirror half of the clips; leave it off for label sets with directions (`direction_classes`).
         rand_augment: a setting like "rand-m7-n4-mstd0.5-inc1", or None.
         erasing: probability of erasing one box.
         area, aspect: range of "random_resized", shares of the frame and width over height.
-        resize: short side before "random" and "centre" crops; None for S * 256 / 224.
-        squash: for those two, scale to a square without keeping the aspect (E.3).
+        resize: short side before "corner", "random" and "centre" crops; None for S * 256 / 224.
+        squash: for those three, scale to a square without keeping the aspect (E.3).
     """
 
     size: int
@@ -147,7 +161,7 @@ class TrainTransform:
     def __post_init__(self) -> None:
         if self.size < 1 or not 0 <= self.erasing <= 1 or self._short < self.size:
             raise ValueError(f"size {self.size}, resize {self.resize}, erasing {self.erasing}")
-        if self.crop not in ("multi_scale", "random_resized", "random", "centre"):
+        if self.crop not in get_args(CropKind):
             raise ValueError(f"crop {self.crop!r}")
         if self.rand_augment is not None:
             object.__setattr__(self, "_augment", RandAugment.parse(self.rand_augment))
@@ -171,14 +185,18 @@ class TrainTransform:
     def _cropped(self, frames: Tensor, rng: np.random.RandomState) -> Tensor:
         height, width = frames.shape[-2:]
         square = (self.size, self.size)
-        if self.crop in ("random", "centre"):
+        if self.crop in ("corner", "random", "centre"):
             short = self._short
             scaled = (short, short) if self.squash else scaled_size(height, width, short, "pil")
             frames = resize_fast(frames, scaled)
-            rooms = [side - self.size for side in scaled]
+            height, width = scaled
+        if self.crop in ("random", "centre"):
+            rooms = (height - self.size, width - self.size)
             top, left = (rng.randint(room + 1) if self.crop == "random" else round(room / 2) for room in rooms)
             return frames[..., top : top + self.size, left : left + self.size]
-        if self.crop == "multi_scale":
+        if self.crop == "corner":
+            top, left, high, wide = corner_box(height, width, rng)
+        elif self.crop == "multi_scale":
             top, left, high, wide = multi_scale_box(height, width, self.size, rng)
         else:
             top, left, high, wide = random_resized_box(height, width, self.area, self.aspect, rng)

@@ -113,14 +113,15 @@ def _groups(*columns: Ints) -> Iterator[Ints]:
 def _hits(overlap: Floats, thresholds: Floats) -> Bools:
     """Which predictions (N, best first) find a ground truth (G), for every threshold: (I, N).
 
-    A prediction takes the unmatched ground truth of highest overlap, so it may fall through to the second best.
+    A prediction takes the unmatched ground truth of highest overlap, so it may fall through to the second best; of
+    equal overlaps the last in file order (activitynet/ActivityNet, Evaluation/eval_detection.py: `argsort()[::-1]`).
     """
     found = np.zeros((len(thresholds), len(overlap)), dtype=bool)
     free = np.ones((len(thresholds), overlap.shape[1]), dtype=bool)
     every = np.arange(len(thresholds))
     for row in np.flatnonzero(overlap.max(axis=1) >= thresholds.min()):
         open_to = np.where(free, overlap[row], -1.0)
-        best = open_to.argmax(axis=1)
+        best = open_to.shape[1] - 1 - open_to[:, ::-1].argmax(axis=1)
         found[:, row] = open_to[every, best] >= thresholds
         free[every, best] &= ~found[:, row]
     return found

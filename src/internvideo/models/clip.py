@@ -226,6 +226,8 @@ class ClipConfig:
         width, depth, heads: of the image tower.
         text: the text tower (no mask embedding).
         joint_width: E.
+        unit_frames: the vector of every frame gets length one before their mean, as CLIP4Clip and the CLIP row of the
+            paper's table 9 have it; otherwise frames of long vectors weigh more.
         mean, std: per channel, of pixels in 0..1.
     """
 
@@ -236,6 +238,7 @@ class ClipConfig:
     heads: int
     text: TextConfig
     joint_width: int
+    unit_frames: bool = True
     mean: tuple[float, float, float] = CLIP_MEAN
     std: tuple[float, float, float] = CLIP_STD
 
@@ -244,7 +247,7 @@ class Clip(nn.Module):
     """The image-text model that the multimodal encoders start from (spec/models.md C.3, D.2).
 
     Its state dict in the public key layout is read by `weight_tables.CLIP`. A clip's vector is the mean of those of its
-    real frames (spec/tasks.md 4.3).
+    real frames, each of length one (ArrowLuo/CLIP4Clip, modules/modeling.py, `_loose_similarity` with meanP).
     """
 
     def __init__(self, config: ClipConfig) -> None:
@@ -259,7 +262,10 @@ class Clip(nn.Module):
 
     def encode_video(self, video: Tensor, frame_mask: Tensor | None = None) -> Tensor:
         """(B, 3, T, S, S) normalised, T = 1 for an image; (B, T) bool or None -> (B, E), not length-normalised."""
-        return masked_mean(self.visual(video), frame_mask)
+        frames = self.visual(video)
+        if self.config.unit_frames and frames.shape[1] > 1:  # one vector, an image's, keeps CLIP's length
+            frames = F.normalize(frames, dim=-1)
+        return masked_mean(frames, frame_mask)
 
     def encode_text(self, tokens: Tensor) -> Tensor:
         """(B, L) ids -> (B, E), not length-normalised."""

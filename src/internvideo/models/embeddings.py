@@ -126,14 +126,17 @@ def resize_table(table: Tensor, grid: tuple[int, int, int], target: tuple[int, i
 def resized_table(grid: tuple[int, int, int], width: int, patch: int, tubelet: int) -> Tensor:
     """The classifier's table at another size: that of 224 pixels and 16 frames, resized (spec B).
 
+    A patch that does not divide 224 pixels has the table of the whole patches, as released (OpenGVLab/InternVideo,
+    InternVideo1/Pretrain/VideoMAE/modeling_finetune.py: `org_img_size[1] // patch_size`).
+
     Returns:
         (t * h * w, D) float32.
 
     Raises:
-        ValueError: the patch does not divide 224 pixels.
+        ValueError: no whole patch fits.
     """
-    if NATIVE_SIZE % patch or NATIVE_FRAMES % tubelet:
+    side, slots = NATIVE_SIZE // patch, NATIVE_FRAMES // tubelet
+    if not side * slots:
         raise ValueError(f"no {NATIVE_SIZE} px / {NATIVE_FRAMES} frame table for patch {patch}, tubelet {tubelet}")
-    side = NATIVE_SIZE // patch
-    native = (NATIVE_FRAMES // tubelet, side, side)
+    native = (slots, side, side)
     return resize_table(sin_cos_table(native[0] * side * side, width), native, grid)

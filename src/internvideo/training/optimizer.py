@@ -42,17 +42,17 @@ def _owner(module: nn.Module, name: str, attribute: str) -> tuple[nn.Module, str
 _NORM = re.compile(r"Norm(\dd)?$")
 
 
-def _bias_or_norm(module: nn.Module, name: str) -> bool:
-    """A bias, or a parameter of a normalisation, told by the class of the module that holds it."""
-    holder, _, own = name.rpartition(".")
-    if own == "bias" or own.endswith("_bias"):
-        return True
-    return _NORM.search(type(module.get_submodule(holder)).__name__) is not None
+def _of_a_norm(module: nn.Module, name: str) -> bool:
+    """A parameter of a normalisation, told by the class of the module that holds it."""
+    holder = module.get_submodule(name.rpartition(".")[0])
+    return _NORM.search(type(holder).__name__) is not None
 
 
 def _exempt(module: nn.Module, name: str, parameter: nn.Parameter, rule: str) -> bool:
-    if rule == "biases_and_norms":
-        return _bias_or_norm(module, name)
+    if rule != "model":
+        own = name.rpartition(".")[2]
+        bias = own == "bias" or own.endswith("_bias")
+        return rule != "nothing" and (bias or (rule == "biases_and_all_norms" and _of_a_norm(module, name)))
     found = _owner(module, name, "no_weight_decay")
     if found is None:
         return parameter.ndim <= 1 or name.endswith(".bias")

@@ -27,8 +27,10 @@ class OptimizerSettings(_Settings):
             counted, divided by 256 (spec/models.md A.6); "none" takes the rates as they are.
         betas, eps, weight_decay: of Adam; the decay is decoupled. momentum: of sgd.
         no_decay: what is exempt from weight decay. "model" is what the model names, or where it names nothing vectors
-            and biases; "biases_and_norms" is biases and the parameters of normalisations alone, so that embeddings,
-            positions, query tokens and the logit scale decay (spec/tasks.md 4.1).
+            and biases; "biases_and_norms" is what the released retrieval script exempts, names with "bias" or
+            "LayerNorm.weight", which no gain of a CLIP has: those decay as embeddings, positions, query tokens and the
+            logit scale do (OpenGVLab/InternVideo, Video-Text-Retrieval/main_task_retrieval.py, `prep_optimizer`);
+            "biases_and_all_norms" is what that list means, all parameters of normalisations exempt; "nothing".
         layer_decay: rate of layer id i is multiplied by layer_decay ** (layers - i); None for no layer decay.
         lr_multipliers: regular expression -> factor for the parameters in whose name it is found; several multiply.
     """
@@ -40,7 +42,7 @@ class OptimizerSettings(_Settings):
     eps: PositiveFloat = 1e-8
     momentum: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.9
     weight_decay: NotNegative = 0.05
-    no_decay: Literal["model", "biases_and_norms"] = "model"
+    no_decay: Literal["model", "biases_and_norms", "biases_and_all_norms", "nothing"] = "model"
     layer_decay: Decay | None = None
     lr_multipliers: dict[str, PositiveFloat] = {}
 
