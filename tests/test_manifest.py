@@ -262,7 +262,10 @@ def test_csv_columns_go_where_they_belong(tmp_path: Path) -> None:
     )
     manifest = read_manifest(write(tmp_path, "index.csv", text))
     assert manifest.classes == ("walk",)
-    assert manifest.notes == ("1 rows without path left out",)
+    assert manifest.notes == (
+        "1 rows without path left out",
+        "columns without a meaning in a manifest, kept as attributes: 'fps'",
+    )
     assert manifest.rows == (
         Sample(
             id="a.mp4",

@@ -6,6 +6,14 @@ The command line prints the line and exits with code 2; from Python they are ord
 from __future__ import annotations
 
 
+def as_text(name: object) -> str:
+    r"""A name that any terminal and file takes: bytes of a file name that are not UTF-8 are shown as \udcXX.
+
+    JSON reads that back as the same name, so that it still opens the file.
+    """
+    return str(name).encode("utf-8", "backslashreplace").decode("utf-8")
+
+
 class InternVideoError(Exception):
     """A mistake that the user can mend.
 
@@ -23,7 +31,7 @@ class InternVideoError(Exception):
             parts.append(f"allowed: {allowed}")
         if do:
             parts.append(do)
-        super().__init__("; ".join(" ".join(part.split()) for part in parts))
+        super().__init__(as_text("; ".join(" ".join(part.split()) for part in parts)))
 
     def __reduce__(self) -> tuple[type[InternVideoError], tuple[str, str, str, str]]:
         """Pickle through the constructor, so that data loader workers can send the error on."""

@@ -79,7 +79,7 @@ def _meant_by(given: Path, recursive: bool) -> Iterator[VideoFile]:
     if given.is_dir():
         yield from _in_folder(given, recursive)
     elif is_manifest(given):
-        manifest = read_manifest(given)
+        manifest = read_manifest(given).told()
         for row in manifest.rows:
             yield VideoFile(str(manifest.video_path(row)), *(row.span or (None, None)))
     elif given.exists():

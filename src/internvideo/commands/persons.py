@@ -29,7 +29,7 @@ def persons(
     from internvideo.errors import VideoError
     from internvideo.recipe import choose_device
 
-    rows = read_manifest(manifest)
+    rows = read_manifest(manifest).told()
     if split is not None:
         rows = rows.subset(split=split)
     found = find_persons(rows, PersonDetector(detector, choose_device(device)), least=least)

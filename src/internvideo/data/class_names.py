@@ -51,8 +51,13 @@ class ClassMatch:
 
 
 def same_name(name: str) -> str:
-    """What two spellings of one class have in common: letters and digits."""
-    return re.sub(r"[^a-z0-9]+", " ", name.lower()).strip()
+    """What two spellings of one class have in common: letters and digits, of any alphabet."""
+    return re.sub(r"[\W_]+", " ", name.lower()).strip()
+
+
+def only_count(names: Sequence[str]) -> bool:
+    """Whether class names say nothing but their place, "0", "1", "2", ..., as of labels that are numbers."""
+    return list(names) == [str(index) for index in range(len(names))]
 
 
 def match_classes(
@@ -77,7 +82,7 @@ def match_classes(
         alike.setdefault(same_name(name), []).append(row)
     rows, respelled, lost = [], [], []
     for number, name in enumerate(wanted):
-        near = alike.get(same_name(name), []) if same_name(name) else []  # none of another alphabet are alike
+        near = alike.get(same_name(name), []) if same_name(name) else []
         if number in told:
             rows.append(told[number])
         elif name in exact:
@@ -110,6 +115,8 @@ def _read_map(path: Path, wanted: Sequence[str], known: Sequence[str]) -> dict[i
     pairs = _json_pairs(path) if path.suffix == ".json" else _text_pairs(path)
     found: dict[int, int] = {}
     for place, one, other in pairs:
+        if path.suffix == ".json" and isinstance(one, str) and one not in wanted and one.isdecimal():
+            one = int(one)  # keys of JSON are texts
         number = _index(one, wanted, f"{place} class", "of the manifest")
         if number in found:
             raise ManifestError(f"{place} class", f"'{one}' a second time", "each class once")
@@ -143,11 +150,11 @@ def _text_pairs(path: Path) -> list[tuple[str, Named, Named]]:
 
 
 def _index(name: Named, names: Sequence[str], where: str, of: str) -> int:
-    """A name, else an index (JSON's keys are texts)."""
-    if isinstance(name, str) and name in names:
-        return names.index(name)
-    if isinstance(name, int) or name.isdecimal():
-        if 0 <= int(name) < len(names):
-            return int(name)
+    """Of a class by its name, or by its index."""
+    if isinstance(name, int):
+        if 0 <= name < len(names):
+            return name
         raise ManifestError(where, f"class {name}", f"0 to {len(names) - 1}, the classes {of}")
+    if name in names:
+        return names.index(name)
     raise ManifestError(where, f"unknown class '{name}'{did_you_mean(name, names)}", f"the {len(names)} classes {of}")

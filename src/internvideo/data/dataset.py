@@ -20,12 +20,13 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from internvideo.data.batch import Batch
+from internvideo.data.csv_columns import STRIDE
 from internvideo.data.manifest import Manifest, Sample
 from internvideo.data.sampling import FrameSampler, OnePerSecond
 from internvideo.data.transforms import ClipTransform
 from internvideo.data.video import Video, VideoInfo
 from internvideo.data.video_pool import lent
-from internvideo.errors import InternVideoError, VideoError
+from internvideo.errors import InternVideoError, ManifestError, VideoError
 
 Captions = Literal["random", "first", "none"]
 Indices = NDArray[np.int64]
@@ -305,10 +306,17 @@ class TrainingBatches(Dataset[Loaded]):
 
 
 def with_stride_of(row: Sample, sampler: FrameSampler) -> FrameSampler:
-    """The sampler with the row's own stride (attribute "stride", of mixtures) instead of its own, where it has one."""
-    own = row.attributes.get("stride", "")
-    if not own.isdecimal() or not hasattr(sampler, "stride") or not is_dataclass(sampler):
+    """The sampler with the row's own stride (attribute "stride", of mixtures) instead of its own, where it has one.
+
+    Raises:
+        ManifestError: the attribute is no number of frames.
+    """
+    own = row.attributes.get(STRIDE)
+    if own is None or not hasattr(sampler, "stride") or not is_dataclass(sampler):
         return sampler
+    if not (own.isascii() and own.isdecimal() and int(own)):
+        found = f"'{own}'"
+        raise ManifestError(f"sample '{row.id}' attributes.stride", found, "frames from one to the next, 1 or more")
     return cast(FrameSampler, replace(sampler, stride=int(own)))
 
 

@@ -4,13 +4,15 @@ Nothing is checked here beyond the syntax; `manifest.py` validates the rows.
 
 List files (Kinetics, VideoMAE): `path label` with a space, tab or comma between; the label is a number, or a name where
 the path ends in a video extension; paths may contain spaces and commas; the label may be left out; `path 0 -1` (the
-VideoMAE pre-training lists) is a whole video without label. Lists of folders of frames (`folder frames label`) are
-refused by name: only video files are read.
+VideoMAE pre-training lists) is a whole video without label. Times behind a label need a csv header and are refused, as
+are lists of folders of frames (`folder frames label`): only video files are read.
 
 Csv files: the header names at least `path`; `id`, `label`, `split`, `group`, `start` and `end` (s), `caption`,
-`caption2`, ..., `question`, `answer`, `question2`, ... mean what they say; every other column becomes an attribute.
+`caption2`, ..., `question`, `answer`, `question2`, ... mean what they say (`csv_columns.py`); every other column
+becomes an attribute, and is told.
 
-Folders: `CLASS/**/video`, `SPLIT/CLASS/**/video` (SPLIT is train, val, valid, validation or test), or videos only.
+Folders: `CLASS/**/video`, `SPLIT/CLASS/**/video` (SPLIT is train, val, valid, validation or test), or videos only. A
+class is named as its folder is, also where that looks like a number.
 """
 
 from __future__ import annotations
@@ -23,7 +25,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TextIO
 
-from internvideo.errors import ManifestError
+from internvideo.data.csv_columns import CsvColumns, read_columns
+from internvideo.errors import ManifestError, as_text
 
 RawRow = tuple[int, str | dict[str, Any]]  # line number and a JSON text or the fields
 VIDEO_EXTENSIONS = frozenset(
@@ -36,14 +39,19 @@ SPLIT_FOLDERS = frozenset(("train", "val", "valid", "validation", "test"))
 _EXTENSION = "|".join(sorted((extension[1:] for extension in VIDEO_EXTENSIONS), key=len, reverse=True))
 _PLAIN = re.compile(rf"^(?P<path>.+\.(?:{_EXTENSION}))$", re.IGNORECASE)
 _NUMBERED = re.compile(r"^(?P<path>.+?)(?:\s*,\s*|\s+)(?P<label>[+-]?\d+)$")
+_TIMES = re.compile(r"(?:^|[\s,])\s*\d+(?:\.\d+)?\s*[\s,]\s*\d+(?:\.\d+)?(?:[\s,].*)?$")  # two numbers after a name
 _NAMED = re.compile(rf"^(?P<path>.+?\.(?:{_EXTENSION}))(?:\s*,\s*|\s+)(?P<label>.+)$", re.IGNORECASE)
 
 
 @dataclass
 class Listing:
-    """Rows still to be consumed; `notes` is complete once they are."""
+    """Rows still to be consumed; `notes` is complete once they are.
+
+    `untyped` says that labels come as text, so that "7" may be the number 7.
+    """
 
     rows: Iterable[RawRow]
+    untyped: bool = False
     notes: list[str] = field(default_factory=list)
 
 
@@ -79,13 +87,13 @@ def read_file(source: Path, *, path_column: str = "path", label_column: str = "l
     delimiter = next((mark for mark in "\t;" if mark in head), ",")
     columns = [column.strip() for column in next(csv.reader([head], delimiter=delimiter), [])]
     if path_column in columns:
-        listing = Listing(())
+        listing = Listing((), untyped=True)
         listing.rows = _csv_rows(source, delimiter, path_column, label_column, listing.notes)
         return listing
     if path_column != "path" or label_column != "label":
         missing = path_column if path_column != "path" else label_column
         raise ManifestError(f"{source}:1", f"no column '{missing}'", f"the columns {', '.join(columns)}")
-    return Listing(_list_rows(source))
+    return Listing(_list_rows(source), untyped=True)
 
 
 def check_no_columns(source: Path, path_column: str, label_column: str) -> None:
@@ -110,7 +118,9 @@ def read_folder(folder: Path) -> Listing:
         found = _find_videos(folder)
     except OSError as error:
         raise ManifestError(error.filename or folder, f"cannot be read: {error.strerror or error}") from None
-    if not found:
+    odd = {video for video, _, _ in found if as_text(name := str(video.relative_to(folder))) != name}
+    found = [one for one in found if one[0] not in odd]
+    if not found and not odd:
         raise ManifestError(folder, "no video in this folder", "files ending in " + " ".join(sorted(VIDEO_EXTENSIONS)))
     labelled = sum(label is not None for _, _, label in found)
     if 0 < labelled < len(found):
@@ -120,7 +130,10 @@ def read_folder(folder: Path) -> Listing:
     for number, (video, split_name, label) in enumerate(found, start=1):
         name = video.relative_to(folder).as_posix()
         rows.append((number, {"id": name, "path": name, "split": split_name, "label": label}))
-    return Listing(rows)
+    listing = Listing(rows)
+    if odd:
+        listing.notes.append(f"{len(odd)} videos left out, their names are not UTF-8, such as {as_text(min(odd).name)}")
+    return listing
 
 
 def _find_videos(folder: Path) -> list[tuple[Path, str | None, str | None]]:
@@ -200,7 +213,7 @@ def _list_rows(source: Path) -> Iterator[RawRow]:
         yield number, {"id": path, "path": path, "label": label}
 
 
-def _split_list_line(source: Path, number: int, line: str) -> tuple[str, int | str | None]:
+def _split_list_line(source: Path, number: int, line: str) -> tuple[str, str | None]:
     where = f"{source}:{number}"
     if match := _PLAIN.match(line):
         return _unquoted(match["path"]), None
@@ -216,8 +229,12 @@ def _split_list_line(source: Path, number: int, line: str) -> tuple[str, int | s
                 raise ManifestError(
                     where, f"{inner['path']} is a folder of frames", "video files", "encode the frames as videos first"
                 )
-        return _unquoted(path), int(label)
+        if _PLAIN.match(path) or not _NAMED.match(path):  # else a name that ends in a number
+            return _unquoted(path), label.removeprefix("+")
     if match := _NAMED.match(line):
+        if _TIMES.search(match["label"]) and match["label"][0] not in "\"'":
+            found = f"'{match['label']}' behind {match['path']}"
+            raise ManifestError(where, found, "a label alone", "name times in a csv header: path,label,start,end")
         return _unquoted(match["path"]), _unquoted(match["label"])
     shown = line if len(line) <= 80 else line[:77] + "..."
     raise ManifestError(
@@ -233,21 +250,20 @@ def _csv_rows(source: Path, delimiter: str, path_column: str, label_column: str,
     without_path = 0
     with _open(source) as stream:
         reader = csv.reader(stream, delimiter=delimiter, strict=True)
-        columns: list[str] = []
+        columns: CsvColumns | None = None
         try:
             for cells in reader:
                 if not any(cell.strip() for cell in cells):
                     continue
-                if not columns:
-                    columns = _header(source, cells, label_column)
+                where = f"{source}:{reader.line_num}"
+                if columns is None:
+                    columns = read_columns(where, cells, path_column, label_column)
                     continue
-                if len(cells) != len(columns):
-                    raise ManifestError(
-                        f"{source}:{reader.line_num}", f"{len(cells)} cells", f"{len(columns)}, as the header has"
-                    )
-                values = {name: cell.strip() for name, cell in zip(columns, cells, strict=True)}
+                if len(cells) != len(columns.names):
+                    raise ManifestError(where, f"{len(cells)} cells", f"{len(columns.names)}, as the header has")
+                values = {name: cell.strip() for name, cell in zip(columns.names, cells, strict=True)}
                 if values[path_column]:
-                    yield reader.line_num, _csv_fields(values, path_column, label_column)
+                    yield reader.line_num, columns.fields(values, where)
                 else:
                     without_path += 1
         except csv.Error as error:
@@ -256,32 +272,4 @@ def _csv_rows(source: Path, delimiter: str, path_column: str, label_column: str,
             raise _not_text(source) from None
     if without_path:
         notes.append(f"{without_path} rows without {path_column} left out")
-
-
-def _header(source: Path, cells: list[str], label_column: str) -> list[str]:
-    columns = [cell.strip() for cell in cells]
-    twice = sorted({column for column in columns if columns.count(column) > 1})
-    if twice:
-        raise ManifestError(f"{source}:1", f"column '{twice[0]}' stands twice", "each column once")
-    if label_column != "label" and label_column not in columns:
-        raise ManifestError(f"{source}:1", f"no column '{label_column}'", f"the columns {', '.join(columns)}")
-    return columns
-
-
-def _csv_fields(values: dict[str, str], path_column: str, label_column: str) -> dict[str, Any]:
-    path = values[path_column]
-    fields: dict[str, Any] = {"id": values.get("id") or path, "path": path, "label": values.get(label_column) or None}
-    used = {"id", path_column, label_column, "split", "group"}
-    for name in ("split", "group"):
-        fields[name] = values.get(name) or None
-    if values.get("start") and values.get("end"):
-        fields["span"] = (values["start"], values["end"])
-        used |= {"start", "end"}
-    captions = [name for name in values if re.fullmatch(r"caption\d*", name)]
-    fields["captions"] = tuple(values[name] for name in captions if values[name])
-    pairs = [(name, name.replace("question", "answer")) for name in values if re.fullmatch(r"question\d*", name)]
-    pairs = [(question, answer) for question, answer in pairs if answer in values]
-    fields["qa"] = tuple({"question": values[q], "answer": values[a]} for q, a in pairs if values[q] and values[a])
-    used.update(captions, *pairs)
-    fields["attributes"] = {name: cell for name, cell in values.items() if name and name not in used and cell}
-    return fields
+    notes += columns.notes() if columns else []

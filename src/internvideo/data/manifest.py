@@ -9,21 +9,24 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import islice
 from pathlib import Path
 
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from internvideo.data import lists
 from internvideo.data.sample import QA, Box, Choice, ClassNames, Sample, Segment, did_you_mean
-from internvideo.errors import ManifestError
+from internvideo.errors import ManifestError, as_text
 from internvideo.storage import write_text
 
 __all__ = ["QA", "Box", "Choice", "Manifest", "Sample", "Segment", "read_manifest", "write_manifest"]
 
+SHOWN = 8
 _ADAPTER = TypeAdapter(Sample)
 
 
@@ -59,6 +62,12 @@ class Manifest:
         """Where the sample's video lies."""
         return self.root / sample.path
 
+    def told(self) -> Manifest:
+        """The same, with its notes logged as warnings: on the error stream, unless a program sends logs elsewhere."""
+        for note in self.notes:
+            logging.getLogger("internvideo").warning("%s: %s", as_text(self.source), as_text(note))
+        return self
+
     def subset(
         self, split: str | Sequence[str] | None = None, *, where: Callable[[Sample], bool] | None = None
     ) -> Manifest:
@@ -90,7 +99,7 @@ def read_manifest(
     Args:
         path: the file or folder.
         classes: class names in order. Without them they come from `NAME.classes.txt` or `classes.txt` beside the file,
-            else from the labels: sorted names, or 0..highest for numbers.
+            else from the labels: sorted names, or 0..highest for numbers (those without a clip are noted).
         path_column: csv column of the video file. label_column: csv column of the class; "label" may be absent, another
             name may not, and neither may be chosen where there are no columns.
 
@@ -107,14 +116,26 @@ def read_manifest(
     else:
         root, listing = source.parent, lists.read_file(source, path_column=path_column, label_column=label_column)
         classes = classes_beside(source) if classes is None else classes
-    labels = ClassNames(classes)
+    labels = ClassNames(classes, untyped=listing.untyped)
     rows = tuple(_validated(source, listing.rows, labels))
     if not rows:
         raise ManifestError(source, "no sample in it", "at least one row", "; ".join(listing.notes))
     names, moved = labels.settle(source)
     if any(was != now for was, now in moved.items()):
         rows = tuple(row.with_class_indices(moved) for row in rows)
-    return Manifest(rows, names, root, source, tuple(listing.notes))
+    notes = listing.notes if labels.fixed else [*listing.notes, *_without_clip(rows, names)]
+    return Manifest(rows, names, root, source, tuple(notes))
+
+
+def _without_clip(rows: Iterable[Sample], names: Sequence[str]) -> Iterator[str]:
+    """A note on classes that no row has: labels that are numbers count from 0, and may have gaps."""
+    used = {index for row in rows for index in row.class_indices()}
+    absent = len(names) - len(used)
+    if absent:
+        shown = ", ".join(str(index) for index in islice((i for i in range(len(names)) if i not in used), SHOWN))
+        more = ", ..." if absent > SHOWN else ""
+        first = f"; labels count from 0, these from {min(used)}" if 0 not in used else ""
+        yield f"{absent} of {len(names)} classes are without a clip: {shown}{more}{first}"
 
 
 def write_manifest(path: str | os.PathLike[str], rows: Iterable[Sample], classes: Sequence[str]) -> None:

@@ -94,7 +94,7 @@ def read_query_set(
     if settings.features is None:
         do = "add data.queries.features=FOLDER, in testing --features FOLDER"
         raise RecipeError("data.queries.features", "is missing", "a folder of `internvideo extract`", do)
-    manifest = read_manifest(path)
+    manifest = read_manifest(path).told()
     rows = (manifest if split is None else manifest.subset(split=split)).rows
     index = read_feature_set(settings.features, features)
     known = {video.id: video for video in index.videos}

@@ -30,25 +30,32 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
 class ClassNames:
     """Class names met while reading; hands out indices and settles them at the end.
 
-    With a given list of names a text is looked up there (a number written as text is an index). Without one the names
-    are collected and, at the end, sorted; if all of them are numbers they are the indices themselves.
+    A number is an index, a text is a name, "007" and "7" are two. Only where all labels come as text (csv and list
+    files) are texts like 7 numbers: all of them, or all that are not among the given names.
+
+    Args:
+        classes: the names in order, where they are known; else they are collected and sorted.
+        untyped: whether a text may mean a number.
     """
 
-    def __init__(self, classes: Sequence[str] | None) -> None:
-        self.fixed = classes is not None
+    def __init__(self, classes: Sequence[str] | None, *, untyped: bool = False) -> None:
+        self.fixed, self.untyped = classes is not None, untyped
         self.names = {name: index for index, name in enumerate(classes or ())}
         if classes is not None and len(self.names) != len(classes):
             raise ValueError("a class name stands twice")
         self.highest = -1  # largest index that came as a number
+        self._met: dict[str, bool] = {}  # texts that look like numbers -> whether a given class is called so
 
     def index(self, value: object) -> int:
         """The index of a class given by number or name. Raises ValueError saying what is allowed."""
         if isinstance(value, bool) or not isinstance(value, int | str):
             raise ValueError("a class index or a class name")
-        if isinstance(value, str) and not value.isdecimal():
+        if isinstance(value, str) and not (self.untyped and _is_number(value)):
             return self._named(value)
-        if isinstance(value, str) and (value in self.names or not self.fixed):
-            return self._named(value)
+        if isinstance(value, str):
+            self._met[value] = value in self.names
+            if self._met[value] or (not self.fixed and not value.startswith("-")):
+                return self._named(value)
         number = int(value)
         if number < 0 or (self.fixed and number >= len(self.names)):
             limit = f"0 to {len(self.names) - 1}" if self.fixed else "0 or more"
@@ -66,22 +73,39 @@ class ClassNames:
         return self.names[name]
 
     def settle(self, source: Path) -> tuple[tuple[str, ...], dict[int, int]]:
-        """The class names in order, and the final index of every provisional one (empty when nothing moves)."""
+        """The class names in order, and the final index of every provisional one (empty when nothing moves).
+
+        Raises:
+            ManifestError: names in some rows and numbers in others, or numbers that could be either.
+        """
         if self.fixed:
+            self._check_meaning(source)
             return tuple(self.names), {}
-        if all(name.isdecimal() for name in self.names):
+        if not self.names or (self.untyped and all(_is_number(name) for name in self.names)):
             highest = max([self.highest, *(int(name) for name in self.names)])
             return tuple(str(index) for index in range(highest + 1)), {at: int(name) for name, at in self.names.items()}
         if self.highest >= 0:
-            example = next(name for name in self.names if not name.isdecimal())
             raise ManifestError(
                 source,
-                f"label is the name '{example}' in some rows and the number {self.highest} in others",
+                f"label is the name '{next(iter(self.names))}' in some rows and the number {self.highest} in others",
                 "names or numbers",
                 "write names everywhere, or numbers and a classes.txt beside the manifest",
             )
         ordered = sorted(self.names)
         return tuple(ordered), {self.names[name]: index for index, name in enumerate(ordered)}
+
+    def _check_meaning(self, source: Path) -> None:
+        """Refuse texts like "1" that are names of given classes and places of other ones."""
+        moved = [name for name, known in self._met.items() if known and self.names[name] != int(name)]
+        if moved and all(int(name) < len(self.names) for name in self._met):
+            found = f"label {moved[0]} may be the class called so or class number {moved[0]}, '"
+            found += f"{list(self.names)[int(moved[0])]}'"
+            raise ManifestError(source, found, "", "write JSONL: a number is an index there, a text a name")
+
+
+def _is_number(text: str) -> bool:
+    """Whether a text is a whole number as one writes it, without zeros in front."""
+    return text.isascii() and text.removeprefix("-").isdecimal() and str(int(text)) == text
 
 
 def _class_index(value: object, info: ValidationInfo) -> object:
@@ -175,7 +199,7 @@ class Sample(_Part):
         qa: questions with answers; choices: a multiple choice.
         group: clips of one group (scene, signer, source video) must not be divided between splits.
         split: "train", "test", ...
-        attributes: anything else, as text.
+        attributes: anything else, as text; "stride" (of mixtures) is the row's own step between frames.
     """
 
     id: Text

@@ -101,7 +101,7 @@ def predict_language(task: str, trained: Trained, manifest: Manifest, settings: 
 
 def split_rows(manifest: Path, split: str | None) -> Manifest:
     """The rows of a split. Raises ManifestError."""
-    rows = read_manifest(manifest)
+    rows = read_manifest(manifest).told()
     return rows if split is None else rows.subset(split=split)
 
 

@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import cast
 
+from internvideo.data.class_names import only_count
 from internvideo.data.manifest import Manifest, classes_beside, read_manifest
 from internvideo.data.sample import Sample
 from internvideo.errors import RecipeError
@@ -59,7 +60,7 @@ def open_rows(manifest: Manifest, classes: tuple[str, ...], unknown: Path | None
     """
     own = manifest.classes
     named = classes_beside(manifest.source) if manifest.source.is_file() else own
-    numbers = named is None and all(name.isdecimal() for name in own)
+    numbers = named is None and only_count(own)
 
     def strange(row: Sample) -> bool:
         other = not numbers and row.label is not None and own[row.label] not in classes
@@ -69,7 +70,7 @@ def open_rows(manifest: Manifest, classes: tuple[str, ...], unknown: Path | None
     away = replace(manifest, rows=tuple(row for row in manifest.rows if strange(row)))
     added = open_set.strangers(away, manifest.root)
     if unknown is not None:
-        added += open_set.strangers(read_manifest(unknown), manifest.root)
+        added += open_set.strangers(read_manifest(unknown).told(), manifest.root)
     return open_set.join(under_classes(known, classes), added)
 
 

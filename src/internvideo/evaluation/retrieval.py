@@ -89,7 +89,7 @@ def _bank(rows: Manifest, settings: EvaluationSettings, trained: Trained) -> lis
     """
     if settings.bank is None:
         return []
-    bank = read_manifest(settings.bank)
+    bank = read_manifest(settings.bank).told()
     if any(row.split == "train" for row in bank.rows):
         bank = bank.subset(split="train")
     searched = {(rows.video_path(row).resolve(), row.span) for row in rows.rows}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from internvideo.data.class_names import only_count
 from internvideo.data.manifest import Manifest, classes_beside
 from internvideo.data.sample import did_you_mean
 from internvideo.errors import ManifestError
@@ -21,7 +22,7 @@ def under_classes(manifest: Manifest, classes: tuple[str, ...]) -> Manifest:
         return manifest
     used = sorted({index for row in manifest.rows for index in row.class_indices()})
     beside = classes_beside(manifest.source) if manifest.source.is_file() else None
-    if beside is None and all(name.isdecimal() for name in own):
+    if beside is None and only_count(own) and not manifest.source.is_dir():
         if used and used[-1] >= len(classes):
             raise ManifestError(
                 manifest.source, f"class {used[-1]}", f"0 to {len(classes) - 1}, the classes that the model knows"

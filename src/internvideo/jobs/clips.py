@@ -50,7 +50,7 @@ def prepare(recipe: Recipe, *, rank: int, world_size: int, skipped: Path | None)
 def training_rows(recipe: Recipe) -> Manifest:
     """The rows to train on, of one manifest or of several."""
     data = recipe.data
-    manifest = read_manifest(training_path(recipe))
+    manifest = read_manifest(training_path(recipe)).told()
     if data.split is not None:
         manifest = manifest.subset(split=data.split)
     for name, other in data.also.items():
@@ -59,7 +59,7 @@ def training_rows(recipe: Recipe) -> Manifest:
             raise RecipeError(
                 place, f"'{data.sampling.kind}' has no stride", "data.sampling.kind: dense, dense_pretrain"
             )
-        more = read_manifest(other.manifest)
+        more = read_manifest(other.manifest).told()
         manifest = joined(manifest, name, more if other.split is None else more.subset(split=other.split), other.stride)
     return with_captions(manifest, data.captions)
 
@@ -126,7 +126,8 @@ def _loader(
         shards = read_shards(data.image_shards, data.shard_index)
         return AlternatingLoader(videos, ShardLoader(shards, sampler, transform, pictures, **chosen))
     if data.images is not None:
-        return AlternatingLoader(videos, Loader(read_manifest(data.images), sampler, transform, pictures, **chosen))
+        images = read_manifest(data.images).told()
+        return AlternatingLoader(videos, Loader(images, sampler, transform, pictures, **chosen))
     if mixup is not None:
         return MixedLoader(videos, mixup, seed=data.loader.seed, rank=rank)
     return videos

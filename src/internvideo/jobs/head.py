@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from internvideo.data.class_names import ClassMatch, match_classes
+from internvideo.data.class_names import ClassMatch, match_classes, only_count
 from internvideo.errors import RecipeError, WeightsError
 from internvideo.recipe import Recipe
 
@@ -51,7 +51,7 @@ class HeadRule:
             return self.match.rows
         if len(known) != len(self.classes):
             raise WeightsError(path, f"a head of {len(known)} classes", f"{len(self.classes)}, those of data.train", DO)
-        numbers = all(name.isdecimal() for name in known) or all(name.isdecimal() for name in self.classes)
+        numbers = only_count(known) or only_count(self.classes)
         other = next((pair for pair in zip(known, self.classes, strict=True) if pair[0] != pair[1]), None)
         if other is not None and not numbers:
             found = f"the head's class '{other[0]}' stands where data.train has '{other[1]}'"

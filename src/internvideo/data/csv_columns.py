@@ -1,0 +1,143 @@
+"""What the columns of a csv manifest mean. None is passed over in silence: it is understood, told, or refused."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from internvideo.errors import ManifestError
+
+Row = dict[str, str]  # column -> its cell
+
+_ONE = ("id", "label", "split", "group")
+_MANY = ("caption", "question", "answer")
+_BOUNDS = {"start": frozenset(("start", "begin", "onset")), "end": frozenset(("end", "stop", "offset"))}
+_SECONDS = frozenset(("time", "t", "s", "sec", "secs", "second", "seconds"))
+_OTHER_TIMES = frozenset(
+    ("frame", "frames", "ms", "msec", "milliseconds", "min", "minute", "minutes", "timestamp", "ts", "index", "idx")
+) | frozenset(("segment", "clip", "action", "event", "video", "window", "interval", "narration"))
+_WORD = re.compile(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])|\d+")
+STRIDE = "stride"
+"""An attribute that changes which frames are read (`data/dataset.py`); a user's csv column means something else."""
+SHOWN = 8
+
+
+@dataclass
+class CsvColumns:
+    """The columns of one file by their meaning.
+
+    Attributes:
+        names: all of them, in order. path: of the video file.
+        known: "id", "label", "split", "group", "start", "end" -> the column, where there is one.
+        captions: columns of sentences. pairs: columns of questions and of their answers.
+        kept: those that become attributes. halves: questions without an answer so far, and the other way round.
+    """
+
+    names: tuple[str, ...]
+    path: str
+    known: dict[str, str]
+    captions: tuple[str, ...]
+    pairs: tuple[tuple[str, str], ...]
+    kept: tuple[str, ...]
+    halves: int = 0
+
+    def fields(self, values: Row, where: str) -> dict[str, Any]:
+        """The fields of a `Sample`.
+
+        Raises:
+            ManifestError: a start without an end, or the other way round.
+        """
+        cell = {meaning: values[column] or None for meaning, column in self.known.items()}
+        path = values[self.path]
+        fields: dict[str, Any] = {"id": cell.get("id") or path, "path": path}
+        fields |= {name: cell.get(name) for name in ("label", "split", "group")}
+        start, end = cell.get("start"), cell.get("end")
+        if start and end:
+            fields["span"] = (start, end)
+        elif start or end:
+            empty, given = ("end", f"start {start}") if start else ("start", f"end {end}")
+            raise ManifestError(f"{where} {self.known[empty]}", f"empty beside {given}", "both, in s, or neither")
+        fields["captions"] = tuple(values[name] for name in self.captions if values[name])
+        asked = [(values[question], values[answer]) for question, answer in self.pairs]
+        self.halves += sum(bool(question) != bool(answer) for question, answer in asked)
+        fields["qa"] = tuple({"question": one, "answer": other} for one, other in asked if one and other)
+        fields["attributes"] = {name: values[name] for name in self.kept if values[name]}
+        return fields
+
+    def notes(self) -> list[str]:
+        """What a reader should know, complete once all rows are read."""
+        told = []
+        if self.kept:
+            more = f" and {len(self.kept) - SHOWN} more" if len(self.kept) > SHOWN else ""
+            names = ", ".join(f"'{name}'" for name in self.kept[:SHOWN])
+            told.append(f"columns without a meaning in a manifest, kept as attributes: {names}{more}")
+        if STRIDE in self.names:
+            told.append("column 'stride' passed over: it does not change which frames are read")
+        if "" in self.names:
+            told.append("a column without a name passed over")
+        if self.halves:
+            told.append(f"{self.halves} questions without an answer, or answers without a question, left out")
+        return told
+
+
+def read_columns(where: str, cells: Sequence[str], path_column: str, label_column: str) -> CsvColumns:
+    """The header of a csv file. Case does not matter where one column alone can be meant.
+
+    Args:
+        where: file and line. cells: of the header. path_column, label_column: as for `read_manifest`.
+
+    Raises:
+        ManifestError: a column twice, two columns of one meaning, times of which it is not clear what they are.
+    """
+    names = tuple(cell.strip() for cell in cells)
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise ManifestError(where, f"column '{twice[0]}' stands twice", "each column once")
+    if label_column != "label" and label_column not in names:
+        raise ManifestError(where, f"no column '{label_column}'", f"the columns {', '.join(names)}")
+    free = [name for name in names if name not in (path_column, label_column)]
+    known = {"label": label_column} if label_column in names else {}
+    for meaning in _ONE:
+        alike = [name for name in free if name.casefold() == meaning]
+        if meaning not in known and alike:
+            known[meaning] = _the_one(where, alike, meaning)
+    known |= _times(where, free)
+    many = {name.casefold(): name for name in free if re.fullmatch(rf"({'|'.join(_MANY)})\d*", name.casefold())}
+    captions = tuple(column for name, column in many.items() if name.startswith("caption"))
+    asked = [(name, name.replace("question", "answer")) for name in many if name.startswith("question")]
+    pairs = tuple((many[question], many[answer]) for question, answer in asked if answer in many)
+    used = {path_column, STRIDE, "", *known.values(), *captions, *(name for pair in pairs for name in pair)}
+    return CsvColumns(names, path_column, known, captions, pairs, tuple(name for name in names if name not in used))
+
+
+def _the_one(where: str, alike: Sequence[str], meaning: str) -> str:
+    """The column that is spelled as it should be, else the only one."""
+    if meaning in alike:
+        return meaning
+    if len(alike) > 1:
+        raise ManifestError(where, f"columns '{alike[0]}' and '{alike[1]}'", f"one column '{meaning}'")
+    return alike[0]
+
+
+def _times(where: str, names: Sequence[str]) -> dict[str, str]:
+    """The columns of start and end in seconds: start, time_start, start_time, Start, begin_sec, ..."""
+    found: dict[str, list[str]] = {bound: [] for bound in _BOUNDS}
+    for name in names:
+        words = {word.casefold() for word in _WORD.findall(name)}
+        for bound, its_words in _BOUNDS.items():
+            rest = words - its_words - _SECONDS
+            if not words & its_words or rest - _OTHER_TIMES:
+                continue
+            if rest:
+                allowed = "times in s: 'start' and 'end'"
+                raise ManifestError(where, f"column '{name}' may be a time, but not one in s", allowed, "rename it")
+            found[bound].append(name)
+    known = {bound: _the_one(where, names, bound) for bound, names in found.items() if names}
+    if len(known) == 1:
+        ((bound, name),) = known.items()
+        raise ManifestError(
+            where, f"column '{name}' without its other half", "both 'start' and 'end', in s, or neither"
+        )
+    return known
