@@ -33,7 +33,6 @@ from internvideo.data.rand_augment import RandAugment
 from internvideo.data.transforms import CropKind, EvalTransform, TrainTransform
 from internvideo.errors import RecipeError
 from internvideo.models.factory import MODELS
-from internvideo.stages.masked import MaskedSettings
 from internvideo.tables import SAMPLERS, STAGES, TASKS
 from internvideo.training.settings import LoopSettings, OptimizerSettings, ScheduleSettings
 
@@ -204,7 +203,10 @@ class Recipe(Settings):
     initial_share: float = Field(
         0.0, ge=0.0, le=1.0, description="weight-space ensemble: share of the initial weights in the result"
     )
-    settings: Annotated[SerializeAsAny[BaseModel], Field(validate_default=True)] = Field(default_factory=MaskedSettings)
+    # Made by `_of_the_stage`, of nothing as well: which settings these are is known only with the stage.
+    settings: Annotated[SerializeAsAny[BaseModel], Field(validate_default=True)] = Field(
+        default_factory=dict  # type: ignore[assignment]
+    )
     data: DataSettings
     optimizer: OptimizerSettings
     schedule: ScheduleSettings
@@ -223,7 +225,11 @@ class Recipe(Settings):
         entry = STAGES.get(info.data.get("stage", ""))
         if entry is None or isinstance(value, entry.settings):
             return value
-        return entry.settings.model_validate(value if isinstance(value, Mapping) else {})
+        if value is not None and not isinstance(value, Mapping):
+            raise ValueError(
+                f"must be settings of the stage, {', '.join(entry.settings.model_fields)}, found {value!r}"
+            )
+        return entry.settings.model_validate({} if value is None else value)
 
     def resolved(self) -> dict[str, Any]:
         """Plain values of every setting, as they are saved."""
@@ -241,7 +247,8 @@ def read_recipe(name: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     """Read a recipe file, or a shipped one by name, and apply `key.key=value` changes.
 
     Raises:
-        RecipeError: no such recipe, not YAML, an unknown or missing key, a value that does not fit.
+        RecipeError: no such recipe, not YAML, an unknown or missing key, a value that does not fit, a setting that the
+            recipe's stage does not read.
     """
     path = _find(name)
     try:
@@ -252,7 +259,9 @@ def read_recipe(name: str | Path, overrides: Sequence[str] = ()) -> Recipe:
         raise RecipeError(path, f"holds {type(tree).__name__}, not settings", "a mapping with stage, model, data ...")
     for override in overrides:
         _override(tree, override)
-    return build_recipe(tree, where=path)
+    recipe = build_recipe(tree, where=path)
+    _check_read(recipe, path)
+    return recipe
 
 
 def build_recipe(tree: Mapping[str, Any], where: object = "recipe") -> Recipe:
@@ -261,6 +270,35 @@ def build_recipe(tree: Mapping[str, Any], where: object = "recipe") -> Recipe:
         return Recipe.model_validate(tree)
     except ValidationError as error:
         raise RecipeError(where, "; ".join(_explain(item, tree) for item in error.errors())) from error
+
+
+def _check_read(recipe: Recipe, where: object) -> None:
+    """Refuse what is set below `data` and counts only in other stages: it would be passed over in silence."""
+    given = _leaves(recipe.data.model_dump())
+    usual = _leaves(DataSettings(loader=recipe.data.loader).model_dump())
+    changed = [name for name, value in given.items() if name != "train" and value != usual.get(name)]
+    unread = [name for name in changed if not _is_read(name, recipe.stage)]
+    if unread:
+        told = (
+            f"'data.{name}' counts in {', '.join(stage for stage in STAGES if _is_read(name, stage))}"
+            for name in unread
+        )
+        sections = dict.fromkeys(name.partition(".")[0] for name in STAGES[recipe.stage].reads)
+        allowed = ", ".join(f"data.{name}" for name in ("train", *sections, "loader"))
+        raise RecipeError(where, f"not read in the stage '{recipe.stage}': {', '.join(told)}", allowed)
+
+
+def _is_read(name: str, stage: str) -> bool:
+    return any(f"{name}.".startswith(f"{read}.") for read in STAGES[stage].reads)
+
+
+def _leaves(tree: Mapping[str, Any], above: str = "") -> dict[str, Any]:
+    """Dotted name -> value."""
+    found: dict[str, Any] = {}
+    for name, value in tree.items():
+        inside = isinstance(value, Mapping) and bool(value)
+        found |= _leaves(value, f"{above}{name}.") if inside else {f"{above}{name}": value}
+    return found
 
 
 def _find(name: str | Path) -> Path:
@@ -301,18 +339,23 @@ def _explain(item: Any, tree: Mapping[str, Any]) -> str:
     if item["type"] == "missing":
         return f"'{place}' is missing"
     if item["type"] in ("extra_forbidden", "unexpected_keyword_argument"):  # of models, of dataclasses
-        near = difflib.get_close_matches(str(item["loc"][-1]), _siblings(item["loc"]), n=1)
-        return f"no setting '{place}'" + (f", did you mean '{near[0]}'?" if near else "")
+        name, stage = str(item["loc"][-1]), tree.get("stage")
+        near = difflib.get_close_matches(name, _siblings(item["loc"], stage), n=1)
+        others = [other for other, entry in STAGES.items() if name in entry.settings.model_fields]
+        hint = f", did you mean '{near[0]}'?" if near else ""
+        if item["loc"][0] == "settings" and others and not hint:
+            hint = f" in the stage '{stage}', it is of {', '.join(others)}"
+        return f"no setting '{place}'{hint}"
     message = item["msg"].removeprefix("Value error, ")
     return f"'{place}': {message}" + ("" if item["type"] == "value_error" else f", found {item['input']!r}")
 
 
-def _siblings(location: Sequence[int | str]) -> list[str]:
-    """Names of the settings that stand beside `location`."""
+def _siblings(location: Sequence[int | str], stage: object) -> list[str]:
+    """Names of the settings that stand beside `location` in a recipe of a stage."""
     kind: Any = Recipe
     for part in location[:-1]:
         if part == "settings":
-            return sorted({name for entry in STAGES.values() for name in entry.settings.model_fields})
+            return list(STAGES[stage].settings.model_fields) if isinstance(stage, str) and stage in STAGES else []
         if get_origin(kind) is dict:
             kind = get_args(kind)[1]
         else:

@@ -42,39 +42,63 @@ from internvideo.stages.waypoints import WaypointSettings, WaypointStage
 class StageEntry:
     """One stage: its settings, the stage class and what models it trains.
 
-    `heads` are the parts of the model that have one output a class ("" is the model itself): they get the number of
-    classes of the data in their setting `outputs`. What a stage learns from is built by its row in `jobs/table.py`.
+    `reads` are the settings below `data` that count for it, whole sections or single ones; `train` and `loader` count
+    for all. `heads` are the parts of the model that have one output a class ("" is the model itself): they get the
+    number of classes of the data in their setting `outputs`. What a stage learns from is built by its row in
+    `jobs/table.py`.
     """
 
     about: str
     settings: type[BaseModel]
     stage: type[nn.Module]
     trains: tuple[type[nn.Module], ...]
+    reads: tuple[str, ...]
     heads: tuple[str, ...] = ()
     outputs: str = "classes"
 
 
+def _augment(*names: str) -> tuple[str, ...]:
+    return tuple(f"augment.{name}" for name in names)
+
+
+_ROWS = ("split", "also")
+_TESTED = _augment("size", "bicubic", "test_resize")
+_TRAINED = _augment("crop", "minimum_area", "aspect", "flip", "rand_augment", "erasing")
+_LEARNED = (*_ROWS, "sampling", *_TESTED, *_TRAINED)
+_CLIPS = (*_LEARNED, "augment.as_tested")
+_MIXED = _augment("mixup", "cutmix", "mix_probability", "mix_switch", "mix_smoothing")
+_IMAGES = ("images", "image_shards", "shard_index", "image_batch_size")
+_KEY_FRAMES = (*_ROWS, "sampling", *_TESTED, "augment.flip", "key_frames")
+_WORDS = ("split", "world.kind", "world.opener", "world.scenes", "world.words")
+
 STAGES: dict[str, StageEntry] = {
     "masked": StageEntry(
-        "rebuild the hidden tubes, 90 % in the paper (VideoMAE)", MaskedSettings, MaskedStage, (VideoMAEPretrain,)
+        "rebuild the hidden tubes, 90 % in the paper (VideoMAE)",
+        MaskedSettings,
+        MaskedStage,
+        (VideoMAEPretrain,),
+        reads=_CLIPS,
     ),
     "multimodal": StageEntry(
         "match clips and captions, write captions (UniFormerV2 on CLIP)",
         MultimodalSettings,
         MultimodalStage,
         (VideoLanguage,),
+        reads=(*_CLIPS, "captions", *_IMAGES),
     ),
     "retrieval": StageEntry(
         "fine-tune for text-video retrieval; clips of one frame a second, any number of them",
         RetrievalSettings,
         RetrievalStage,
         (VideoLanguage, Clip),
+        reads=(*_CLIPS, "captions"),
     ),
     "supervised": StageEntry(
         "learn action labels, one encoder at a time",
         SupervisedSettings,
         SupervisedStage,
         (VideoMAEClassifier, UniFormerV2),
+        reads=(*_CLIPS, *_MIXED),
         heads=("",),
     ),
     "open_set": StageEntry(
@@ -82,6 +106,7 @@ STAGES: dict[str, StageEntry] = {
         OpenSetSettings,
         OpenSetStage,
         (VideoMAEClassifier, UniFormerV2),
+        reads=_CLIPS,
         heads=("",),
     ),
     "localisation": StageEntry(
@@ -89,6 +114,7 @@ STAGES: dict[str, StageEntry] = {
         LocalisationSettings,
         LocalisationStage,
         (ActionFormer,),
+        reads=("split", "features"),
         heads=("",),
     ),
     "grounding": StageEntry(
@@ -96,6 +122,7 @@ STAGES: dict[str, StageEntry] = {
         GroundingSettings,
         GroundingStage,
         (Grounder,),
+        reads=("split", "features", "queries"),
         heads=("",),
         outputs="vocabulary",
     ),
@@ -104,12 +131,14 @@ STAGES: dict[str, StageEntry] = {
         RefinementSettings,
         RefinementStage,
         (TCANet,),
+        reads=("split", "features", "proposals"),
     ),
     "regions": StageEntry(
         "tell what each person in a box does, at key frames (AVA)",
         RegionSettings,
         RegionStage,
         (ActionDetector,),
+        reads=_KEY_FRAMES,
         heads=("",),
     ),
     "answering": StageEntry(
@@ -117,6 +146,7 @@ STAGES: dict[str, StageEntry] = {
         AnsweringSettings,
         AnsweringStage,
         (VideoQuestionAnswering,),
+        reads=(*_LEARNED, "questions"),
         heads=("",),
         outputs="answers",
     ),
@@ -125,12 +155,14 @@ STAGES: dict[str, StageEntry] = {
         AnsweringSettings,
         AnsweringStage,
         (RankedMultipleChoice,),
+        reads=_LEARNED,
     ),
     "anticipation": StageEntry(
         "tell what will be done to objects in boxes, and when (Ego4D)",
         AnticipationSettings,
         AnticipationStage,
         (Anticipator,),
+        reads=_KEY_FRAMES,
         heads=("",),
     ),
     "verb_noun": StageEntry(
@@ -138,6 +170,7 @@ STAGES: dict[str, StageEntry] = {
         VerbNounSettings,
         VerbNounStage,
         (VideoMAEClassifier, UniFormerV2),
+        reads=(*_LEARNED, *_MIXED),
         heads=("",),
     ),
     "hands": StageEntry(
@@ -145,6 +178,7 @@ STAGES: dict[str, StageEntry] = {
         HandsSettings,
         HandsStage,
         (VideoMAEClassifier, UniFormerV2),
+        reads=(*_LEARNED, *_MIXED, "hands"),
         heads=("",),
     ),
     "waypoints": StageEntry(
@@ -152,18 +186,21 @@ STAGES: dict[str, StageEntry] = {
         WaypointSettings,
         WaypointStage,
         (Navigator,),
+        reads=("split", "world"),
     ),
     "navigation": StageEntry(
         "follow instructions through houses, by imitation with scheduled sampling (VLN-CE)",
         NavigationSettings,
         NavigationStage,
         (Navigator,),
+        reads=_WORDS,
     ),
     "interaction": StageEntry(
         "cross-model attention between the two frozen encoders, learned fusion of their scores",
         InteractionSettings,
         InteractionStage,
         (CrossModel,),
+        reads=_CLIPS,
         heads=("masked", "multimodal"),
     ),
 }

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Literal
 
@@ -68,3 +69,16 @@ class EvaluationSettings:
             raise RecipeError("frames", ",".join(map(str, self.frames)), "numbers from 1 on")
         if self.class_map is not None and not self.restrict:
             raise RecipeError("class_map", str(self.class_map), "with restrict", "add --restrict")
+
+    def given(self) -> dict[str, object]:
+        """The settings that are not as by default, but for those of every task."""
+        changed = {one.name: getattr(self, one.name) for one in fields(self) if getattr(self, one.name) != one.default}
+        return {name: value for name, value in changed.items() if name not in OF_EVERY_TASK}
+
+
+OF_EVERY_TASK = ("batch_size", "workers", "device")
+
+
+def options(names: Iterable[str]) -> str:
+    """Settings as they are named on the command line."""
+    return ", ".join(f"--{name.replace('_', '-')}" for name in names)

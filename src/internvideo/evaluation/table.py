@@ -26,7 +26,7 @@ from internvideo.evaluation import (
     state_change,
     verb_noun,
 )
-from internvideo.evaluation.settings import EvaluationSettings
+from internvideo.evaluation.settings import OF_EVERY_TASK, EvaluationSettings, options
 from internvideo.models.action_detector import ActionDetector
 from internvideo.models.actionformer import ActionFormer
 from internvideo.models.anticipation import Anticipator
@@ -58,31 +58,40 @@ class Evaluate(Protocol):
 
 @dataclass(frozen=True)
 class Evaluation:
-    """How a task is tested, and the kinds of models that can do it."""
+    """How a task is tested, the kinds of models that can do it, and the settings of its own that it reads."""
 
     evaluate: Evaluate
     models: tuple[type[nn.Module], ...]
+    reads: tuple[str, ...]
 
 
 EVALUATIONS: dict[str, Evaluation] = {
-    "recognition": Evaluation(clips.evaluate_recognition, (VideoMAEClassifier, UniFormerV2, CrossModel)),
-    "open_set": Evaluation(open_set.evaluate, (VideoMAEClassifier, UniFormerV2)),
-    "zero_shot": Evaluation(clips.language_evaluation("zero_shot"), (VideoLanguage, Clip)),
-    "retrieval": Evaluation(retrieval.evaluate, (VideoLanguage, Clip)),
-    "multiple_choice": Evaluation(
-        clips.language_evaluation("multiple_choice"), (VideoLanguage, Clip, RankedMultipleChoice)
+    "recognition": Evaluation(
+        clips.evaluate_recognition,
+        (VideoMAEClassifier, UniFormerV2, CrossModel),
+        ("views", "crops", "restrict", "class_map"),
     ),
-    "localisation": Evaluation(features.evaluate, (ActionFormer,)),
-    "grounding": Evaluation(grounding.evaluate, (Grounder,)),
-    "refinement": Evaluation(refinement.evaluate, (TCANet,)),
-    "verb_noun": Evaluation(verb_noun.evaluate, (VideoMAEClassifier, UniFormerV2)),
-    "anticipation": Evaluation(anticipation.evaluate, (Anticipator,)),
-    "state_change": Evaluation(state_change.evaluate, (ActionDetector,)),
-    "future_hands": Evaluation(hands.evaluate, (VideoMAEClassifier, UniFormerV2)),
-    "navigation": Evaluation(navigation.evaluate, (Navigator,)),
-    "spatio_temporal": Evaluation(regions.evaluate, (ActionDetector,)),
-    "captioning": Evaluation(captioning.evaluate, (VideoLanguage,)),
-    "answering": Evaluation(answering.evaluate, (VideoQuestionAnswering,)),
+    "open_set": Evaluation(
+        open_set.evaluate, (VideoMAEClassifier, UniFormerV2), ("views", "crops", "unknown", "train")
+    ),
+    "zero_shot": Evaluation(clips.language_evaluation("zero_shot"), (VideoLanguage, Clip), ("views", "crops")),
+    "retrieval": Evaluation(
+        retrieval.evaluate, (VideoLanguage, Clip), ("views", "crops", "captions", "bank", "frames", "also")
+    ),
+    "multiple_choice": Evaluation(
+        clips.language_evaluation("multiple_choice"), (VideoLanguage, Clip, RankedMultipleChoice), ("views", "crops")
+    ),
+    "localisation": Evaluation(features.evaluate, (ActionFormer,), ("class_scores",)),
+    "grounding": Evaluation(grounding.evaluate, (Grounder,), ("features",)),
+    "refinement": Evaluation(refinement.evaluate, (TCANet,), ("proposals", "class_scores")),
+    "verb_noun": Evaluation(verb_noun.evaluate, (VideoMAEClassifier, UniFormerV2), ("views", "crops")),
+    "anticipation": Evaluation(anticipation.evaluate, (Anticipator,), ("boxes",)),
+    "state_change": Evaluation(state_change.evaluate, (ActionDetector,), ("boxes",)),
+    "future_hands": Evaluation(hands.evaluate, (VideoMAEClassifier, UniFormerV2), ("views", "crops")),
+    "navigation": Evaluation(navigation.evaluate, (Navigator,), ()),
+    "spatio_temporal": Evaluation(regions.evaluate, (ActionDetector,), ("persons",)),
+    "captioning": Evaluation(captioning.evaluate, (VideoLanguage,), ("views", "crops", "beams", "nucleus", "seed")),
+    "answering": Evaluation(answering.evaluate, (VideoQuestionAnswering,), ("views", "crops")),
 }
 """Task -> how it is tested."""
 
@@ -93,13 +102,14 @@ def evaluate_task(
     """Predict, save `TASK.npz` and `TASK.json` in `output`, print the figures.
 
     Raises:
-        RecipeError: no such task, or one that the model cannot do.
+        RecipeError: no such task, one that the model cannot do, or a setting that the task does not read.
         ManifestError: the manifest cannot be read, or has a class that a recognition model was not trained on.
         RunError: `output` holds the table of another model, of other rows or of clips cut otherwise.
     """
     if task not in TASKS:
         raise RecipeError("task", f"found '{task}'", ", ".join(TASKS))
     entry = EVALUATIONS[task]
+    _check_read(task, settings)
     with distributed.process_group(choose_device(settings.device)) as device:
         trained = load_trained(weights, device=str(device))
         if not isinstance(trained.model, entry.models):
@@ -107,6 +117,18 @@ def evaluate_task(
             found = f"holds a {type(trained.model).__name__}"
             raise RecipeError(weights, found, f"{names} for {task}", "choose another task")
         return entry.evaluate(trained, manifest, output, replace(settings, device=str(device)), split=split)
+
+
+def _check_read(task: str, settings: EvaluationSettings) -> None:
+    """Refuse settings of other tasks, which would be passed over in silence."""
+    entry = EVALUATIONS[task]
+    unread = [name for name in settings.given() if name not in entry.reads]
+    if unread:
+        told = (
+            f"{options([name])} ({', '.join(other for other, one in EVALUATIONS.items() if name in one.reads)} does)"
+            for name in unread
+        )
+        raise RecipeError(task, f"does not read {', '.join(told)}", options((*entry.reads, *OF_EVERY_TASK)))
 
 
 def score_table(path: Path) -> Result:

@@ -39,7 +39,7 @@ def prepare(recipe: Recipe, *, rank: int, world_size: int, skipped: Path | None)
         raise RecipeError(
             "data.sampling.frames", str(data.sampling.frames), f"{model.config.frames}, those of the model"
         )
-    start_model(model, recipe)
+    head = start_model(model, recipe, verbs)
     stage = STAGES[recipe.stage].stage(model, recipe.settings)
     loader = KeyFrameLoader(
         manifest,
@@ -50,7 +50,8 @@ def prepare(recipe: Recipe, *, rank: int, world_size: int, skipped: Path | None)
         skipped=skipped,
         frames=[frame for frame in frames if len(frame.boxes)],
     )
-    return Job(recipe, stage, loader, verbs, manifest.fingerprint, {"nouns": manifest.classes, "guess": guess})
+    context = {"nouns": manifest.classes, "guess": guess}
+    return Job(recipe, stage, loader, verbs, manifest.fingerprint, context, head)
 
 
 def contact_form(recipe: Recipe) -> ClipForm:

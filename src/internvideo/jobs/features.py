@@ -34,10 +34,12 @@ def prepare(recipe: Recipe, *, rank: int, world_size: int, skipped: Path | None)
     if not isinstance(model, ActionFormer):
         raise TypeError(f"the stage localisation trains a {type(model).__name__}")
     check_width(features.width, model.config.input_width)
-    start_model(model, recipe)
+    head = start_model(model, recipe, None if data.features.class_agnostic else features.classes)
     stage = STAGES[recipe.stage].stage(model, recipe.settings)
     loader = SequenceLoader(
         features, data.features, model.config.max_length, data.loader, rank=rank, world_size=world_size
     )
     # The loop asks a batch for its length, its ids and to move; every kind of batch answers.
-    return Job(recipe, stage, cast(BatchSource, loader), features.classes, features.fingerprint, features.protocol)
+    return Job(
+        recipe, stage, cast(BatchSource, loader), features.classes, features.fingerprint, features.protocol, head
+    )

@@ -27,7 +27,7 @@ def prepare(recipe: Recipe, *, rank: int, world_size: int, skipped: Path | None)
     if not isinstance(model, Grounder):
         raise TypeError(f"the stage grounding trains a {type(model).__name__}")
     check_width(queries.features.width, model.config.input_width)
-    start_model(model, recipe)
+    head = start_model(model, recipe, words.words)
     stage = STAGES[recipe.stage].stage(model, recipe.settings)
     config = model.config
     loader = QueryLoader(
@@ -42,4 +42,4 @@ def prepare(recipe: Recipe, *, rank: int, world_size: int, skipped: Path | None)
     )
     context = {"features": dict(queries.features.protocol), **prior_of(queries)}
     # The loop asks a batch for its length, its ids and to move; every kind of batch answers.
-    return Job(recipe, stage, cast(BatchSource, loader), words.words, queries.fingerprint, context)
+    return Job(recipe, stage, cast(BatchSource, loader), words.words, queries.fingerprint, context, head)

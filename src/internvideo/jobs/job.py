@@ -56,12 +56,14 @@ def training_path(recipe: Recipe) -> Path:
 def build_model(recipe: Recipe, classes: int) -> nn.Module:
     """The recipe's model; a classifier without a number of classes gets that of the manifest.
 
+    So does one whose head is not that of `init`: a recipe's own number of classes is then that of its data set alone.
+
     Raises:
         RecipeError: the recipe's number of classes is not that of the manifest.
     """
     overrides = copy.deepcopy(recipe.model.overrides)
     entry = STAGES[recipe.stage]
-    if recipe.data.features.class_agnostic:
+    if "features" in entry.reads and recipe.data.features.class_agnostic:
         classes = 1
     if entry.heads and not classes:
         raise RecipeError("data.train", "has no labels", "a label in every row")
@@ -69,8 +71,12 @@ def build_model(recipe: Recipe, classes: int) -> nn.Module:
         place, settings = "model.overrides", overrides
         if part:
             place, settings = f"model.overrides.{part}", overrides.setdefault(part, {})
+        if not isinstance(settings, dict):
+            raise RecipeError(place, f"found {settings!r}", "settings of the model")
         asked = settings.setdefault(entry.outputs, classes)
-        if asked != classes:
+        if recipe.init_head != "same":
+            settings[entry.outputs] = classes
+        elif asked != classes:
             found = f"{asked}, but the manifest has {classes} {entry.outputs}"
             raise RecipeError(f"{place}.{entry.outputs}", found, str(classes))
     return create_model(recipe.model.name, overrides)
@@ -105,6 +111,8 @@ def start_model(model: nn.Module, recipe: Recipe, classes: Sequence[str] | None 
     """
     if classes is None and recipe.init_head != "same":
         raise RecipeError("init_head", recipe.init_head, "same, in this stage")
+    if classes is None and recipe.init_class_map is not None:
+        raise RecipeError("init_class_map", str(recipe.init_class_map), "none, in this stage")
     rule = None if classes is None else HeadRule(recipe, classes)
     initialise(model, recipe.init, rule)
     if recipe.loop.activation_checkpointing:

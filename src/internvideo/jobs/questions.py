@@ -33,13 +33,13 @@ def prepare(recipe: Recipe, *, rank: int, world_size: int, skipped: Path | None)
     model = draw_model(recipe, len(answers))
     if not isinstance(model, VideoQuestionAnswering):
         raise TypeError(f"the stage answering trains a {type(model).__name__}")
-    _start(model, recipe, "model.overrides.model.vision.image_size")
+    head = _start(model, recipe, "model.overrides.model.vision.image_size", answers)
     stage = STAGES[recipe.stage].stage(model, recipe.settings)
     rows = one_question_a_row(manifest) if data.questions.each == "question" else manifest
     clips = _clips(recipe, rows, rank, world_size, skipped)
     loader = QuestionLoader(clips, answers, model.config.model.text.context, data.questions.at_once)
     context = {"commonest": commonest_answers(manifest.rows)}
-    return Job(recipe, stage, loader, answers, replace(manifest, classes=answers).fingerprint, context)
+    return Job(recipe, stage, loader, answers, replace(manifest, classes=answers).fingerprint, context, head)
 
 
 def prepare_choices(recipe: Recipe, *, rank: int, world_size: int, skipped: Path | None) -> Job:
@@ -58,11 +58,11 @@ def prepare_choices(recipe: Recipe, *, rank: int, world_size: int, skipped: Path
     return Job(recipe, stage, loader, (), manifest.fingerprint)
 
 
-def _start(model: FusedAnswer, recipe: Recipe, place: str) -> None:
+def _start(model: FusedAnswer, recipe: Recipe, place: str, answers: tuple[str, ...] | None = None) -> tuple[str, ...]:
     size, asked = model.model.config.vision.image_size, recipe.data.augment.size
     if asked != size:
         raise RecipeError("data.augment.size", str(asked), f"{size}, {place}")
-    start_model(model, recipe)
+    return start_model(model, recipe, answers)
 
 
 def _clips(recipe: Recipe, rows: Manifest, rank: int, world_size: int, skipped: Path | None) -> Loader:

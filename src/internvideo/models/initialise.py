@@ -14,10 +14,13 @@ from typing import Protocol
 from torch import Tensor, nn
 
 from internvideo.errors import WeightsError
-from internvideo.models.action_detector import FRESH, FrameTrunk, of_encoder
+from internvideo.models.action_detector import FRESH, ActionDetector, FrameTrunk, of_encoder
+from internvideo.models.actionformer import ActionFormer
+from internvideo.models.anticipation import Anticipator
 from internvideo.models.clip_import import from_clip
 from internvideo.models.cross_model import CrossModel
-from internvideo.models.heads import FusedAnswer
+from internvideo.models.grounding import Grounder
+from internvideo.models.heads import FusedAnswer, VideoQuestionAnswering
 from internvideo.models.uniformerv2 import UniFormerV2
 from internvideo.models.viclip import ViCLIP
 from internvideo.models.video_language import VideoLanguage
@@ -28,8 +31,21 @@ FROM_CLIP = (UniFormerV2, VideoLanguage, ViCLIP)
 """What can start from an image-text model."""
 
 
-HEADS: tuple[tuple[type[nn.Module], str], ...] = ((VideoMAEClassifier, "head"), (UniFormerV2, "proj.linear"))
-"""Models with a classification head, and its name."""
+def class_layer(model: nn.Module) -> tuple[str, int]:
+    """The layer with one output a class, and how many outputs of no class follow those; "" where there is none."""
+    if isinstance(model, VideoMAEClassifier):
+        return "head", 0
+    if isinstance(model, UniFormerV2):
+        return "proj.linear", 0
+    if isinstance(model, ActionDetector):
+        return "head.projection", 0
+    if isinstance(model, Anticipator):
+        return "head.projection", 1  # the background
+    if isinstance(model, VideoQuestionAnswering):
+        return f"head.{len(model.head) - 1}", 0
+    if isinstance(model, ActionFormer):
+        return "cls_head.cls_head.conv", 0
+    return ("word", 0) if isinstance(model, Grounder) else ("", 0)  # words are learned like classes
 
 
 class HeadRule(Protocol):
@@ -90,16 +106,17 @@ def _fill_classifier(
     model: nn.Module, state: Mapping[str, Tensor], metadata: Mapping[str, str], path: Path, rule: HeadRule | None
 ) -> None:
     """All of a model, with the rows of its head that `rule` chooses."""
-    name = next((name for kind, name in HEADS if isinstance(model, kind)), "")
+    name, others = class_layer(model)
     weight = state.get(f"{name}.weight")
     fresh = None
     if rule is not None and name and weight is not None:
-        known = tuple(json.loads(metadata.get("classes", "[]"))) or tuple(map(str, range(len(weight))))
+        count = len(weight) - others
+        known = tuple(json.loads(metadata.get("classes", "[]"))) or tuple(map(str, range(count)))
         rows = rule(known, path)
         if rows is None:
             fresh = re.escape(name) + r"\."
-        elif list(rows) != list(range(len(weight))):
-            state = select_head_rows(state, rows, name)
+        elif list(rows) != list(range(count)):
+            state = select_head_rows(state, (*rows, *range(count, count + others)), name)
     load_part(model, state, fresh=fresh, where=path)
 
 

@@ -139,7 +139,7 @@ def select_head_rows(state: Mapping[str, Tensor], rows: Sequence[int], head: str
     """The state dict with the head reduced to some classes (K710 -> K400: rows 0..399; K600, K700: a label map).
 
     Args:
-        state: with `head`.weight (C, D) and `head`.bias (C,).
+        state: with `head`.weight (C, ...) and, where it has one, `head`.bias (C,).
         rows: class indices to keep, in the order wanted.
         head: the head's name.
 
@@ -156,7 +156,8 @@ def select_head_rows(state: Mapping[str, Tensor], rows: Sequence[int], head: str
     index = torch.tensor(list(rows))
     chosen = dict(state)
     for name in (f"{head}.weight", f"{head}.bias"):
-        chosen[name] = state[name][index]
+        if name in state:
+            chosen[name] = state[name][index]
     return chosen
 
 
