@@ -125,7 +125,7 @@ def _check_read(task: str, settings: EvaluationSettings) -> None:
     unread = [name for name in settings.given() if name not in entry.reads]
     if unread:
         told = (
-            f"{options([name])} ({', '.join(other for other, one in EVALUATIONS.items() if name in one.reads)} does)"
+            f"{options([name])} (of {', '.join(other for other, one in EVALUATIONS.items() if name in one.reads)})"
             for name in unread
         )
         raise RecipeError(task, f"does not read {', '.join(told)}", options((*entry.reads, *OF_EVERY_TASK)))
