@@ -22,6 +22,7 @@ from internvideo.apps.streaming import Moment, Plan, Ring, stream
 from internvideo.apps.video_model import VideoModel
 from internvideo.data import live_video
 from internvideo.data.live_video import LiveFrame, LiveVideo
+from internvideo.data.video_clock import Clock
 from internvideo.errors import RecipeError, VideoError
 
 FPS = 15
@@ -255,10 +256,10 @@ def test_damaged_packets_are_left_out_and_counted(folder: Path, video: Path) -> 
 
 
 def test_the_clock_never_falls() -> None:
-    clock = live_video._Clock(0.1, 0.001)
+    clock = Clock(0.1, 0.001)
     stamps = [5000, 5100, None, 5250, 5240, 100, 200, 1000]
     assert [round(clock.read(stamp), 6) for stamp in stamps] == [0, 0.1, 0.2, 0.25, 0.25, 0.35, 0.45, 1.25]
-    clock = live_video._Clock(0.1, 0.001)
+    clock = Clock(0.1, 0.001)
     assert [clock.read(stamp) for stamp in (None, None, 1400)] == pytest.approx([0, 0.1, 1.4])
 
 

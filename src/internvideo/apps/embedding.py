@@ -178,8 +178,7 @@ class _Reader(IterableDataset[_Piece]):
         """The windows of a video; returns why nothing follows, "" when it is whole."""
         video, size = self.videos[number], {"window": self.settings.window, "stride": self.settings.stride}
         with open_long(video.path, self.clips.short_side) as opened:
-            first, last = float(opened.info.times[0]), float(opened.info.times[0]) + opened.info.duration
-            first, last = max(first, video.start or first), min(last, video.end or last)
+            first, last = max(0.0, video.start or 0.0), min(opened.info.duration, video.end or opened.info.duration)
             for start, end, clip in windows_of(opened, self.clips, video.start, video.end, **size):
                 yield _Piece(number, start, end, min((end - first) / max(last - first, 1e-9), 1.0), clip)
             return opened.info.stopped

@@ -72,7 +72,7 @@ class FrameGrid:
 
 
 def frame_grid(info: VideoInfo, rule: WindowRule, start: float | None = None, end: float | None = None) -> FrameGrid:
-    """The grid of a video, or of its piece from `start` to `end` s, counted from the first frame on.
+    """The grid of a video, or of its piece from `start` to `end` s, counted from the video's start.
 
     At the file's own rate it is made of the frames as they come; at another rate, or where the file's varies, of the
     frames that are shown at every 1 / fps seconds.
@@ -80,13 +80,12 @@ def frame_grid(info: VideoInfo, rule: WindowRule, start: float | None = None, en
     Raises:
         VideoError: a piece without a frame.
     """
-    first, last = float(info.times[0]), float(info.times[0]) + info.duration
-    begin = first if start is None else max(start, first)
-    stop = last if end is None else min(end, last)
+    begin = 0.0 if start is None else max(start, 0.0)
+    stop = info.duration if end is None else min(end, info.duration)
     if stop - begin <= SLACK:
-        raise VideoError(info.path, f"no frame from {begin:g} s to {stop:g} s", f"{first:.3f} s to {last:.3f} s")
+        raise VideoError(info.path, f"no frame from {begin:g} s to {stop:g} s", f"0 s to {info.duration:.3f} s")
     fps = info.fps if rule.fps is None else rule.fps
-    if rule.fps is None and not info.variable_rate:
+    if rule.fps is None and not info.variable_rate and begin >= info.times[0] - SLACK:
         low, high = np.searchsorted(info.times, [begin - SLACK, stop - SLACK])
         numbers = np.arange(low, max(high, low + 1), dtype=np.int64).clip(max=info.frames - 1)
     else:

@@ -30,7 +30,7 @@ SLACK = 1e-6
 
 @dataclass(frozen=True)
 class Span:
-    """A piece of a video file: the frames shown at start <= time < end, in seconds from the first frame on."""
+    """A piece of a video file: the frames shown at start <= time < end, in seconds from the video's start."""
 
     path: str | Path
     start: float
@@ -122,7 +122,7 @@ class Preprocessing:
 
         Args:
             video: open, at its full size (or scaled to `short_side`).
-            start, end: seconds from the first frame on, start <= time < end; None for the ends of the video.
+            start, end: seconds from the video's start, start <= time < end; None for the ends of the video.
             views: temporal views.
 
         Raises:
@@ -225,10 +225,9 @@ def _inside(video: Video, start: float | None, end: float | None) -> Indices:
     if len(inside):
         return inside
     shown = int(np.searchsorted(times, first + SLACK, side="right")) - 1
-    if shown < 0 or first >= last or first > times[0] + info.duration:
-        allowed = f"{times[0]:.3f} s to {times[0] + info.duration:.3f} s"
-        raise VideoError(info.path, f"no frame from {first:g} s to {last:g} s", allowed)
-    return np.asarray([shown], dtype=np.int64)
+    if first < -SLACK or first >= last or first > info.duration:
+        raise VideoError(info.path, f"no frame from {first:g} s to {last:g} s", f"0 s to {info.duration:.3f} s")
+    return np.asarray([max(shown, 0)], dtype=np.int64)
 
 
 VideoSource = str | Path | Span | NDArray[np.uint8] | Tensor

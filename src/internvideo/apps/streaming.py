@@ -238,7 +238,7 @@ def _in_turn(video: LiveVideo, plan: Plan) -> Iterator[Turn]:
     ring = Ring(video.name)
     with video:
         for frame in video:
-            plan.origin = frame.time if plan.origin is None else plan.origin
+            plan.origin = plan.origin or 0.0
             ring.add(frame)
             while plan.end <= frame.time + SLACK:
                 yield ring.turn(plan.start, plan.end)
@@ -267,7 +267,7 @@ class _Reader:
             with self._video:
                 for frame in self._video:
                     if self._plan.origin is None:
-                        self._plan.origin = frame.time
+                        self._plan.origin = 0.0
                     if self._paced:
                         time.sleep(max(began + frame.time - self._plan.origin - time.perf_counter(), 0.0))
                         frame = frame._replace(arrived=time.perf_counter())

@@ -31,7 +31,7 @@ SECONDS_PER_BYTE = 1e-6
 
 
 class Window(NamedTuple):
-    """A piece of a video, start <= time < end in seconds from the first frame on, and its clip (3, T, S, S)."""
+    """A piece of a video, start <= time < end in seconds from the video's start, and its clip (3, T, S, S)."""
 
     start: float
     end: float
@@ -120,9 +120,8 @@ def windows_of(
     stride: float | None = None,
 ) -> Iterator[Window]:
     """`windows` of an open video, or of its piece from `start` to `end` s; ask nothing else of it on the way."""
-    first = float(video.info.times[0])
-    last = first + video.info.duration
-    begin = first if start is None else max(start, first)
+    last = video.info.duration
+    begin = 0.0 if start is None else max(start, 0.0)
     # A piece that begins behind the end of the video is left as it is: choosing its frames tells what is wrong.
     stop = last if end is None else min(end, last) if begin < last else end
     pieces = spans(begin, stop, window, stride)

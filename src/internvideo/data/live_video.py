@@ -17,6 +17,7 @@ import av
 import numpy as np
 from numpy.typing import NDArray
 
+from internvideo.data.video_clock import Clock, clock_of, rate, zero
 from internvideo.data.video_index import decode
 from internvideo.data.video_open import FORMAT_WHITELIST, MAX_PIXELS, fail, open_file, reason_of
 from internvideo.data.video_picture import Converter, orientation, scaled, upright
@@ -24,12 +25,9 @@ from internvideo.data.video_picture import Converter, orientation, scaled, uprig
 CAMERAS = {"linux": ("v4l2", "/dev/video{}"), "darwin": ("avfoundation", "{}"), "win32": ("dshow", "video={}")}
 """Platform -> FFmpeg's name of its cameras, and how one is called."""
 
-STEP_BACK = 1.0
-"""Time stamps that fall back by more than this (s) are a new count: the clock goes on where it was."""
-
 
 class LiveFrame(NamedTuple):
-    """A decoded picture, its time since the first (s, never falling), and `time.perf_counter()` when it was there."""
+    """A decoded picture, its time (s, never falling: `video_clock`), and `time.perf_counter()` when it was there."""
 
     time: float
     arrived: float
@@ -75,8 +73,7 @@ class LiveVideo:
         except BaseException:
             self._close_file()
             raise
-        rate = self._stream.average_rate or self._stream.guessed_rate or 25
-        self.step = self.last_step = 1 / float(rate) if 0 < float(rate) <= 240 else 0.04
+        self.step = self.last_step = 1 / rate(self._stream)
 
     def __enter__(self) -> LiveVideo:
         return self
@@ -162,7 +159,7 @@ class LiveVideo:
         Raises:
             VideoError: the source broke off, or not one frame came.
         """
-        clock = _Clock(self.step, float(self._stream.time_base or 1))
+        clock: Clock | None = None
         given = 0
         for packet in self._packets():
             for picture in self._decoded(packet):
@@ -173,9 +170,16 @@ class LiveVideo:
                 given += 1
                 if picture.duration:
                     self.last_step = float(picture.duration * self._stream.time_base)
-                yield LiveFrame(clock.read(picture.pts), arrived, picture)
+                clock = clock or self._clock(picture.pts)
+                yield LiveFrame(clock.of(picture), arrived, picture)
         if not given:
             raise fail(self.name, "no frame came")
+
+    def _clock(self, first: int | None) -> Clock:
+        """The clock for a stream whose first picture has this stamp."""
+        container, stream = self._container, self._stream
+        origin = None if first is None else zero(container, stream, float(first * stream.time_base))
+        return clock_of(container, stream, origin=origin, spliced=self.kind in ("camera", "address"))
 
     def _packets(self) -> Iterator[Any]:
         """Packets with data, then None, which drains the decoder."""
@@ -216,27 +220,3 @@ def _camera(name: str) -> tuple[str, str]:
         raise fail(name, f"no cameras are known on {sys.platform}", do="name a pipe or a file")
     form, pattern = CAMERAS[sys.platform]
     return form, pattern.format(which)
-
-
-class _Clock:
-    """Time stamps to seconds that start at 0 and never fall."""
-
-    def __init__(self, step: float, base: float) -> None:
-        self.step, self.base = step, base
-        self._shift = 0.0
-        self._last: float | None = None
-
-    def read(self, stamp: int | None) -> float:
-        """The time of the next picture, s."""
-        if self._last is None:
-            self._shift, now = (0.0 if stamp is None else -stamp * self.base), 0.0
-        elif stamp is None:
-            now = self._last + self.step
-        else:
-            now = stamp * self.base + self._shift
-            if now < self._last - STEP_BACK:
-                self._shift += self._last + self.step - now
-                now = self._last + self.step
-            now = max(now, self._last)
-        self._last = now
-        return now

@@ -192,7 +192,7 @@ class Sample(_Part):
     Attributes:
         id: unique name in the manifest.
         path: video file, as written; relative paths start at the manifest's folder.
-        span: (start, end) in seconds, from the first frame on, of the part that is meant; None for the whole video.
+        span: (start, end) in seconds from the start of the video, of the part that is meant; None for the whole video.
         label: class index; None where unknown.
         captions: sentences that describe the clip.
         segments: actions with their times; boxes: actors with their actions; both count from the start of the video.

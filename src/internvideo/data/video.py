@@ -22,13 +22,12 @@ from internvideo.data.video_index import (
     VideoInfo,
     decode,
     describe,
-    index_from_frames,
     index_from_packets,
     make_strict,
-    pictures_in_order,
 )
 from internvideo.data.video_open import Deadline, fail, open_file, reason_of
 from internvideo.data.video_picture import Converter, scaled, upright
+from internvideo.data.video_scan import index_from_frames, pictures_in_order
 from internvideo.data.video_torchcodec import SecondDecoder, chosen, may_serve
 
 __all__ = ["BUDGET", "MAX_SECONDS", "Video", "VideoInfo", "probe", "read_frames"]
@@ -212,9 +211,9 @@ class Video:
         return frame
 
     def at(self, times: Sequence[float] | NDArray[np.floating[Any]]) -> NDArray[np.uint8]:
-        """Read the frames that are on screen at `times` (s, from the first frame on).
+        """Read the frames that are on screen at `times` (s, as `info.times`).
 
-        A frame stays until the next one is shown, the last one for its own duration.
+        A frame stays until the next one is shown, the last one for its own duration; the first one stands from 0 on.
 
         Returns: (len(times), H, W, 3) uint8 RGB in the order asked.
         """

@@ -7,7 +7,6 @@ order in which they come out.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -16,11 +15,12 @@ import av
 import numpy as np
 from numpy.typing import NDArray
 
-from internvideo.data.video_open import Deadline, check_readable, fail, reason_of
+from internvideo.data.video_clock import end_of, rate, uneven, zero
+from internvideo.data.video_open import Deadline, check_readable, fail
 from internvideo.data.video_picture import FirstPicture, first_picture
 
 KEEP_BYTES = 64 * 2**20
-"""Decoded pictures that the slow way may keep, so that a short clip is not decoded twice."""
+"""Decoded pictures that decoding everything may keep, so that a short clip is not decoded twice."""
 
 _ROUNDING = 1e-6
 """Seconds by which a computed time may be off."""
@@ -41,16 +41,17 @@ class VideoInfo:
         width, height: pixels, after rotation.
         fps: average frames a second.
         frames: exact number of frames that can be read.
-        duration: s, from the start of the first to the end of the last frame.
+        duration: s, from time 0 to the end of the last frame.
         rotation: 0, 90, 180 or 270 degrees clockwise; `Video.frames` has applied it.
         pixel_format: as stored, FFmpeg's name.
         codec: FFmpeg's name.
         variable_rate: True when the frames are not evenly spaced.
-        times: (frames,) float64 s, when each frame is shown, in rising order; counted, as players and people who note
-            spans do, from the first frame on, which is at 0.
+        times: (frames,) float64 s, when each frame is shown, in rising order; counted, as ffmpeg, players and people
+            who note spans do, from where the file begins: the first frame is at 0, or later where sound begins before
+            it (`video_clock`); it also stands for the time before it.
         mirrored: True when the file also asks for a left-right flip (applied before the rotation).
         stopped: why nothing behind the last frame can be read ("" when the file is whole).
-        start: s, presentation time of the first frame as the file has it.
+        start: s, the file's own stamp of time 0.
     """
 
     path: str
@@ -80,7 +81,7 @@ class Index:
 
     Attributes:
         times: (F,) float64 s, presentation times as the file has them, in rising order.
-        end: s, when the last frame ends.
+        end: s, when the last frame ends. zero: s, the stamp that is time 0 (`video_clock.zero`).
         first: what the first picture decoded told.
         exact: True when the packet tables below are filled, so that seeking is safe.
         pts, dts: (P,) int64 time stamps in decoding order, in units of the stream's time base.
@@ -93,6 +94,7 @@ class Index:
 
     times: NDArray[np.float64]
     end: float
+    zero: float
     first: FirstPicture
     exact: bool
     pts: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))
@@ -169,7 +171,8 @@ def index_from_packets(container: Any, stream: Any, path: str, deadline: Deadlin
     index = _tables(np.array(pts, np.int64), np.array(dts, np.int64), np.array(key), np.array(discard), stream)
     if index is None:
         return None
-    index.end = _end(index.times, duration * float(stream.time_base), stream)
+    index.end = end_of(index.times, duration * float(stream.time_base), 1 / rate(stream))
+    index.zero = zero(container, stream, float(index.times[0]))
     make_strict(context, index)
     if picture := _opening_picture(context, opening):
         index.first = first_picture(picture)
@@ -179,14 +182,14 @@ def index_from_packets(container: Any, stream: Any, path: str, deadline: Deadlin
 def _tables(
     pts: NDArray[np.int64], dts: NDArray[np.int64], key: NDArray[np.bool_], discard: NDArray[np.bool_], stream: Any
 ) -> Index | None:
-    """The index of well-formed packet tables, None for others; `end` and `first` are still to be filled in."""
+    """The index of well-formed packet tables, None for others; `end`, `zero` and `first` are still to be filled in."""
     # Hidden packets (edit lists) are left to the decoder, and so are time stamps that do not tell packets apart.
     if not len(pts) or not key[0] or discard.any() or not np.diff(np.sort(pts)).all():
         return None
     order = np.argsort(pts, kind="stable").astype(np.int64)
     times = (pts[order] * float(stream.time_base)).astype(np.float64)
     bad = np.zeros(len(order), np.bool_)
-    return Index(times, 0.0, FirstPicture(), exact=True, pts=pts, dts=dts, key=key, order=order, bad=bad)
+    return Index(times, 0.0, 0.0, FirstPicture(), exact=True, pts=pts, dts=dts, key=key, order=order, bad=bad)
 
 
 def make_strict(context: Any, index: Index) -> None:
@@ -253,146 +256,24 @@ def decode(context: Any, packet: Any) -> list[Any]:
     return list(context.decode(packet))
 
 
-def real_packets(container: Any, stream: Any, deadline: Deadline) -> Iterator[Any]:
-    """The packets with data from here to the end (an empty one would tell the decoder that the stream ends)."""
-    for packet in container.demux(stream):
-        deadline.check()
-        if packet.is_keyframe:
-            check_readable(packet, deadline.path)
-        if packet.size:
-            yield packet
-
-
-def pictures_in_order(container: Any, stream: Any, deadline: Deadline) -> Iterator[Any]:
-    """All pictures from the start of the file, as the decoder gives them.
-
-    Errors before the first picture are passed over, for a recording may begin between two key frames; later ones, and
-    the last one when no picture came at all, are raised.
-    """
-    context, begun, trouble = stream.codec_context, False, None
-    for packet in real_packets(container, stream, deadline):
-        try:
-            found = decode(context, packet)
-        except av.error.FFmpegError as error:
-            if begun:
-                raise
-            trouble, found = error, []
-        begun = begun or bool(found)
-        yield from found
-    found = decode(context, None)
-    yield from found
-    if trouble is not None and not begun and not found:
-        raise trouble
-
-
-class _Gathered:
-    """What decoding a stream from start to end brought to light."""
-
-    def __init__(self) -> None:
-        self.first: Any = None
-        self.stamps: list[int | None] = []
-        self.bad: list[bool] = []
-        self.kept: list[Any] | None = []
-        self.duration = 0
-        self._bytes = 0
-
-    def add(self, picture: Any) -> None:
-        if self.first is None:
-            self.first = picture
-        # After a damaged picture all that follow build on it, up to the next key frame.
-        damaged = picture.is_corrupt or (bool(self.bad) and self.bad[-1] and not picture.key_frame)
-        self.stamps.append(picture.pts)
-        self.bad.append(damaged)
-        self.duration = picture.duration or self.duration
-        self._bytes += sum(plane.buffer_size for plane in picture.planes)
-        if self._bytes > KEEP_BYTES:
-            self.kept = None
-        if self.kept is not None:
-            self.kept.append(picture)
-
-    def seconds(self, base: float) -> float:
-        """Time between the first and the latest picture, 0 where the file has no time stamps."""
-        start, latest = self.stamps[0], self.stamps[-1]
-        return 0.0 if start is None or latest is None else (latest - start) * base
-
-
-def index_from_frames(container: Any, stream: Any, path: str, deadline: Deadline, max_seconds: float) -> Index:
-    """Decode everything and note what came out; the first damage after a good picture ends the video."""
-    got = _Gathered()
-    stopped = ""
-    base = float(stream.time_base)
-    try:
-        for picture in pictures_in_order(container, stream, deadline):
-            got.add(picture)
-            if got.seconds(base) > max_seconds:
-                raise fail(path, f"is longer than {max_seconds:g} s", do="raise max_seconds or cut the file")
-    except av.error.FFmpegError as error:
-        stopped = reason_of(error)
-    if got.first is None or all(got.bad):
-        raise fail(path, f"no {'sound ' * bool(got.bad)}frame can be decoded{': ' + stopped if stopped else ''}")
-    times = _times(got.stamps, stream)
-    return Index(
-        times=times,
-        end=_end(times, 0.0 if got.stamps[-1] is None else got.duration * base, stream),
-        first=first_picture(got.first),
-        exact=False,
-        bad=np.array(got.bad, np.bool_),
-        kept=got.kept,
-        stopped=stopped,
-    )
-
-
-def _rate(stream: Any) -> float:
-    """Frames a second as the header has it, 25 where it has nothing."""
-    rate = stream.average_rate or stream.guessed_rate or 25
-    return float(rate) if 0 < float(rate) <= 240 else 25.0
-
-
-def _times(stamps: list[int | None], stream: Any) -> NDArray[np.float64]:
-    """Presentation times; frames without a time stamp follow the one before at the header's rate."""
-    step, base = 1.0 / _rate(stream), float(stream.time_base)
-    times: list[float] = []
-    for stamp in stamps:
-        if stamp is not None:
-            times.append(stamp * base)
-        else:
-            times.append(times[-1] + step if times else 0.0)
-    return np.maximum.accumulate(np.array(times, np.float64))
-
-
-def _end(times: NDArray[np.float64], duration: float, stream: Any) -> float:
-    """When the last frame ends: its own duration, else the usual distance of two frames."""
-    if duration < 0.002:  # 0 or 1 ms stand for "unknown"
-        duration = float(np.median(np.diff(times))) if len(times) > 1 else 1.0 / _rate(stream)
-    return float(times[-1]) + duration
-
-
 def describe(path: str, index: Index, stream: Any) -> VideoInfo:
     """What is told of an indexed stream."""
     first, times = index.first, index.times
     width, height = (first.height, first.width) if first.rotation in (90, 270) else (first.width, first.height)
-    duration = index.end - float(times[0])
+    shown = index.end - float(times[0])
     return VideoInfo(
         path=path,
         width=width,
         height=height,
-        fps=len(times) / duration if duration > 0 else 0.0,
+        fps=len(times) / shown if shown > 0 else 0.0,
         frames=len(times),
-        duration=duration,
+        duration=index.end - index.zero,
         rotation=first.rotation,
         pixel_format=first.pixel_format,
         codec=stream.codec_context.codec.canonical_name,
-        variable_rate=_uneven(times, float(stream.time_base)),
-        times=times - times[0],
+        variable_rate=uneven(times, float(stream.time_base)),
+        times=times - index.zero,
         mirrored=first.mirrored,
         stopped=index.stopped,
-        start=float(times[0]),
+        start=index.zero,
     )
-
-
-def _uneven(times: NDArray[np.float64], tick: float) -> bool:
-    """Whether the distances of frames differ by more than the rounding of time stamps explains."""
-    if len(times) < 3:
-        return False
-    steps = np.diff(times)
-    return bool(np.ptp(steps) > max(2.5 * tick, 0.1 * float(np.median(steps))))
