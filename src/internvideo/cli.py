@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 from collections.abc import Callable
@@ -279,6 +280,8 @@ def main() -> None:
     """Entry point: a user's mistake is one line on stderr and exit code 2, never a traceback."""
     # Before torch is imported: idle threads that spin slow small steps threefold where others use the cores too.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # file names that are not UTF-8, as the error stream has them
     try:
         result = app(standalone_mode=False, prog_name="internvideo")
     except InternVideoError as error:

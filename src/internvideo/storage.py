@@ -62,9 +62,9 @@ def _sync(path: Path) -> None:
 
 
 def write_text(path: str | os.PathLike[str], text: str) -> None:
-    """Write UTF-8 text atomically. Raises RunError."""
+    """Write UTF-8 text atomically, file names that are none as `errors.as_text` shows them. Raises RunError."""
     with atomic_path(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+        temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
 def write_safetensors(

@@ -30,7 +30,7 @@ class Claims:
     """The claims of one process and its workers.
 
     Args:
-        folder: of the claims; made when absent.
+        folder: of the claims; made when absent, as are the folders that a / in a name means.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -45,7 +45,7 @@ class Claims:
         """Whether the work is ours now. Raises RunError when the folder cannot be written."""
         for _ in ("free", "left behind"):
             try:
-                self.folder.mkdir(parents=True, exist_ok=True)
+                self._path(name).parent.mkdir(parents=True, exist_ok=True)
                 with self._path(name).open("x", encoding="utf-8") as file:
                     json.dump(self._me, file)
                 return True
@@ -77,9 +77,10 @@ class Claims:
 
     def _push_aside(self, name: str) -> None:
         """Remove a claim that is left behind; of several who try, one renames it, the others find it gone."""
-        aside = self.folder / f".{name}.{uuid.uuid4().hex}"
+        claim = self._path(name)
+        aside = claim.with_name(f".{claim.stem}.{uuid.uuid4().hex}")
         with suppress(OSError):
-            self._path(name).rename(aside)
+            claim.rename(aside)
             aside.unlink()
 
     def busy(self, name: str) -> bool:

@@ -148,7 +148,7 @@ def plan(items: Sequence[Item], output: Path, rule: WindowRule, *, fresh: bool =
             continue
         counts["read"] += 1
         vectors, seconds = vectors + len(grid.starts), seconds + grid.duration
-        where = f"{folder.file(item.id).name}: {len(grid.starts)} vectors of {grid.duration:.1f} s at {grid.fps:g} fps"
+        where = f"{item.id}.npy: {len(grid.starts)} vectors of {grid.duration:.1f} s at {grid.fps:g} fps"
         yield f"read: {item.video.path} -> {where}"
     told = ", ".join(f"{count} {kind}" for kind, count in counts.items())
     yield f"{told}; {vectors} vectors from {seconds / 3600:.2f} h of video to be made"

@@ -1,6 +1,6 @@
 """A folder of features: ID.npy of every video and one index of them all.
 
-    FOLDER/ID.npy        float32 (T, C), one row a window
+    FOLDER/ID.npy        float32 (T, C), one row a window; a / in an ID makes a folder
     FOLDER/index.json    "protocol" (how they were made) and "database": ID -> subset, duration, fps, frame, annotations
     FOLDER/classes.txt   class names, where the videos came with actions
     FOLDER/.work/        what a run needs to go on: a record of every finished video, claims of running processes
@@ -12,16 +12,17 @@ both take FOLDER as their feature folder, index.json as their annotation file an
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from internvideo.apps.video_files import VideoFile, find_videos, is_manifest
+from internvideo.apps.video_files import LONGEST, VideoFile, file_names, find_videos, is_manifest
 from internvideo.data.manifest import read_manifest
 from internvideo.data.sample import Segment
 from internvideo.errors import RecipeError, RunError, VideoError
@@ -30,7 +31,7 @@ from internvideo.storage import atomic_path, write_text
 INDEX = "index.json"
 CLASSES = "classes.txt"
 WORK = ".work"
-RESERVED = frozenset({"index", "classes"})
+RESERVED = frozenset({"index", "index.json", "classes", "protocol"})  # files of the folder itself, or of .work
 
 
 @dataclass(frozen=True)
@@ -51,8 +52,8 @@ class Item:
 def find_items(inputs: Iterable[str | Path], *, recursive: bool = False) -> tuple[list[Item], tuple[str, ...]]:
     """Videos and class names meant by files, folders and manifests.
 
-    A video of a manifest has the id of its row, another one the name of its file; where two of these are equal, the
-    names of their folders come in front.
+    A video of a manifest has the id of its row, another one the name of its file, with the ending where a folder has
+    several of that name; where two of these are equal, the names of their folders come in front.
 
     Raises:
         VideoError, ManifestError: as `find_videos`. RecipeError: manifests with other classes, an id that is no name.
@@ -69,36 +70,37 @@ def find_items(inputs: Iterable[str | Path], *, recursive: bool = False) -> tupl
         classes = classes or manifest.classes
         for row in manifest.rows:
             video = VideoFile(str(manifest.video_path(row)), *(row.span or (None, None)))
-            items.append(Item(_checked(row.id), video, row.split or "", row.segments))
+            # A list has no ids but paths, and one from the root of the disk is no name below this folder.
+            name = "" if row.id == row.path and not _is_name(row.id) else _checked(row.id)
+            items.append(Item(name, video, row.split or "", row.segments))
     if not items:
         raise VideoError("videos", "none given", "files, folders or manifests")
     return _named(items), classes
 
 
+def _is_name(name: str) -> bool:
+    """Whether NAME.npy is a file below a folder; a / makes folders in it, where the readers of features look too."""
+    parts = name.split("/")
+    plain = all(part and not part.startswith(".") and len(os.fsencode(part)) <= LONGEST for part in parts)
+    return plain and name not in RESERVED and "\\" not in name and "\0" not in name
+
+
 def _checked(name: str) -> str:
-    if name in RESERVED or name.startswith(".") or "/" in name or "\\" in name or "\0" in name or len(name) > 200:
-        raise RecipeError("id", f"'{name}'", "a plain file name, not of the index")
+    if not _is_name(name):
+        raise RecipeError(
+            "id", f"'{name}'", f"a file name of at most {LONGEST} bytes, not of the index", "change the id"
+        )
     return name
 
 
 def _named(items: list[Item]) -> list[Item]:
     """Every video once, every id once."""
-    seen: dict[tuple[str, VideoFile], Item] = {}
+    seen: dict[object, Item] = {}
     for item in items:
-        seen.setdefault((item.id, item.video), item)
+        seen.setdefault((item.id, os.path.abspath(item.video.path), item.video.start, item.video.end), item)
     found = list(seen.values())
-    for parents in range(4):
-        names = [item.id or _file_name(item.video, parents) for item in found]
-        double = {name for name in names if names.count(name) > 1} if len(set(names)) < len(names) else set()
-        if not double:
-            return [Item(_checked(n), i.video, i.subset, i.segments) for n, i in zip(names, found, strict=True)]
-    raise RecipeError("videos", f"two are called '{min(double)}'", "names that differ", "give a manifest with ids")
-
-
-def _file_name(video: VideoFile, parents: int) -> str:
-    path = Path(video.path)
-    above = path.resolve().parts[-1 - parents : -1] if parents else ()
-    return "_".join([*(part.strip("/") for part in above), path.stem]).lstrip(".")
+    names = file_names([item.video for item in found], [item.id for item in found], RESERVED)
+    return [replace(item, id=name) for name, item in zip(names, found, strict=True)]
 
 
 @dataclass(frozen=True)
@@ -150,7 +152,7 @@ class FeatureFolder:
         plain = json.loads(json.dumps(protocol))
         loose = ("source", "internvideo")
         known = self._read(self.work / "protocol.json")
-        if known is None and self.root.is_dir() and any(self.root.glob("*.npy")) and not fresh:
+        if known is None and self.root.is_dir() and any(self.root.rglob("*.npy")) and not fresh:
             raise RunError(self.root, "holds .npy files of others", "a new folder", "choose another output")
         if fresh:
             shutil.rmtree(self.work, ignore_errors=True)

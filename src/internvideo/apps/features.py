@@ -118,7 +118,7 @@ def row_key(manifest: Manifest, row: Sample) -> str:
     with suppress(OSError):  # what is not there is told as unreadable, by the loader
         found = os.stat(path)
         state = f"{found.st_size} {found.st_mtime_ns}"
-    return hashlib.sha256(f"{path}\n{row.span}\n{state}".encode()).hexdigest()[:24]
+    return hashlib.sha256(f"{path}\n{row.span}\n{state}".encode("utf-8", "surrogateescape")).hexdigest()[:24]
 
 
 @dataclass

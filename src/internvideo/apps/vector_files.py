@@ -17,7 +17,7 @@ from zipfile import BadZipFile
 import numpy as np
 from numpy.typing import NDArray
 
-from internvideo.errors import RecipeError, RunError
+from internvideo.errors import RecipeError, RunError, as_text
 from internvideo.storage import atomic_path, write_text
 
 KEY = b"internvideo"
@@ -29,7 +29,7 @@ class Vectors:
     """What was made of a video.
 
     Attributes:
-        path: as in the table.
+        path: as in the table (parquet holds text only: see `errors.as_text`).
         spans: (n, 2) float64 s, start and end of each window.
         values: (n, E) float32.
         trouble: why nothing follows ("" when the video was read to its end).
@@ -82,7 +82,11 @@ def _write_parquet(output: Path, parts: Iterable[Vectors], count: int, width: in
     schema = pa.schema([*columns, ("embedding", pa.list_(pa.float32(), width))], metadata={KEY: json.dumps(protocol)})
     with atomic_path(output) as temporary, pq.ParquetWriter(temporary, schema) as writer:
         for part in parts:
-            arrays = [pa.array([part.path] * len(part.values)), pa.array(part.spans[:, 0]), pa.array(part.spans[:, 1])]
+            arrays = [
+                pa.array([as_text(part.path)] * len(part.values)),
+                pa.array(part.spans[:, 0]),
+                pa.array(part.spans[:, 1]),
+            ]
             vectors = pa.FixedSizeListArray.from_arrays(pa.array(part.values.reshape(-1)), width)
             writer.write_table(pa.Table.from_arrays([*arrays, vectors], schema=schema))
 
@@ -92,7 +96,7 @@ def _write_npy(output: Path, parts: Iterable[Vectors], count: int, width: int, p
     with atomic_path(output) as temporary, atomic_path(output.with_suffix(".jsonl")) as index:
         table = np.lib.format.open_memmap(temporary, mode="w+", dtype=np.float32, shape=(count, width))
         row = 0
-        with index.open("w", encoding="utf-8") as lines:
+        with index.open("w", encoding="utf-8", errors="backslashreplace") as lines:
             for part in parts:
                 table[row : row + len(part.values)] = part.values
                 for start, end in part.spans.tolist():

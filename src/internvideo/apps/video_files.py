@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterable, Iterator
+import re
+from collections import Counter
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 from internvideo.apps.preprocessing import Span
 from internvideo.data.lists import FILE_SUFFIXES, VIDEO_EXTENSIONS
 from internvideo.data.manifest import read_manifest
-from internvideo.errors import VideoError
+from internvideo.errors import RecipeError, VideoError
 
+LONGEST = 200
+"""Bytes of a file name, so that there is room for what is added to it (a file system takes 255)."""
 MANIFEST_SUFFIXES = frozenset(suffix for suffix in FILE_SUFFIXES if suffix)
 
 
@@ -68,6 +73,47 @@ def find_videos(inputs: Iterable[str | Path], *, recursive: bool = False) -> lis
     if not found:
         raise VideoError("videos", "none given", "files, folders or manifests")
     return list(found.values())
+
+
+def file_names(
+    videos: Sequence[VideoFile], ids: Sequence[str] = (), reserved: Collection[str] = frozenset()
+) -> list[str]:
+    """A name for a file about each video, all different: that of the video file without its ending.
+
+    With the ending where a folder has several of that name, with start and end where there are several pieces of a
+    video, with the names of the folders above in front where names would be equal after all.
+
+    Args:
+        videos: each once. ids: names that are given already, "" for none. reserved: names that files must not have.
+
+    Raises:
+        RecipeError: two are the same all the same, such as two ids.
+    """
+    ids = ids or [""] * len(videos)
+    files = [video.path for video, name in zip(videos, ids, strict=True) if not name]
+    pieces, stems = Counter(files), Counter(os.path.splitext(path)[0] for path in set(files))
+    real = cache(os.path.realpath)
+    for parents in range(4):
+        names = []
+        for video, name in zip(videos, ids, strict=True):
+            folder, file = os.path.split(video.path)
+            stem, ending = os.path.splitext(file)
+            above = Path(real(folder)).parts[-parents:] if parents and not name else ()
+            whole = stem if stems[os.path.splitext(video.path)[0]] < 2 else stem + ending
+            piece = (f"{video.start:g}-{video.end:g}",) if pieces[video.path] > 1 and video.start is not None else ()
+            names.append(name or _file_name((*above, whole, *piece), reserved))
+        twice = [name for name, count in Counter(names).items() if count > 1]
+        if not twice:
+            return names
+    raise RecipeError("videos", f"two are called '{min(twice)}'", "names that differ", "give a manifest with ids")
+
+
+def _file_name(parts: Iterable[str], reserved: Collection[str]) -> str:
+    name = re.sub(r"[/\\\0]", "_", "_".join(part.strip("/") for part in parts)).lstrip(".") or "video"
+    if len(os.fsencode(name)) > LONGEST:
+        digest = hashlib.sha256(os.fsencode(name)).hexdigest()[:16]
+        name = f"{os.fsencode(name)[: LONGEST - 17].decode('utf-8', 'ignore')}_{digest}"
+    return f"{name}_" if name in reserved else name
 
 
 def is_manifest(given: str | Path) -> bool:

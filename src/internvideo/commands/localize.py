@@ -36,10 +36,11 @@ def localize(
     """
     from internvideo.apps.localize import check_pair, draw
     from internvideo.apps.localize import localize as run
-    from internvideo.apps.video_files import VideoFile, find_videos
+    from internvideo.apps.video_files import VideoFile, file_names, find_videos
     from internvideo.evaluation.features import load_detector
 
     found_videos = find_videos(videos)
+    names = dict(zip(found_videos, file_names(found_videos), strict=True))
     trained = load_detector(detector, device=device)
     model = open_model(encoder, weights, device, precision)
     check_pair(model, trained)
@@ -55,7 +56,7 @@ def localize(
             for action in sorted(shown, key=lambda action: action.start):
                 typer.echo(f"  {clock(action.start, action.end)}  {action.score:.2f}  {action.label}")
         if output is not None:
-            target = output / f"{Path(video.path).stem}.svg"
+            target = output / f"{names[video]}.svg"
             draw(found, target, least)
             if not json_:
                 typer.echo(f"  timeline: {target}")

@@ -55,7 +55,9 @@ class Table:
         if final.suffix != ".npz":
             final = final.with_name(final.name + ".npz")
         about = {"format": FORMAT, "task": self.task, "protocol": self.protocol, "coverage": self.coverage}
-        text = np.frombuffer(json.dumps(about, ensure_ascii=False, sort_keys=True).encode(), dtype=np.uint8)
+        text = np.frombuffer(
+            json.dumps(about, ensure_ascii=False, sort_keys=True).encode("utf-8", "backslashreplace"), dtype=np.uint8
+        )
         with atomic_path(final) as temporary:
             np.savez(temporary, **{_ABOUT: text}, **self.arrays)  # type: ignore[arg-type]  # its stub takes the bool option
         return final
