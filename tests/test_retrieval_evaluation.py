@@ -14,9 +14,11 @@ from internvideo.data.manifest import read_manifest, write_manifest
 from internvideo.errors import RecipeError, RunError
 from internvideo.evaluation import EvaluationSettings, evaluate_task
 from internvideo.metrics import retrieval as metrics
+from internvideo.metrics.classification import softmax, unit
 from internvideo.pipeline import run_recipe
 from internvideo.recipe import build_recipe
-from internvideo.tasks import retrieval
+from internvideo.tasks import multiple_choice, retrieval
+from internvideo.tasks.scoring import score
 from internvideo.tasks.table import Table
 from small_world import small_recipe
 
@@ -105,6 +107,41 @@ def test_an_ensemble_has_the_mean_similarity(weights: list[Path], manifest: Path
         evaluated(weights[0], manifest, tmp_path / "both")
     with pytest.raises(RunError, match="different videos or captions"):
         retrieval.ensemble([tables[0], evaluated(weights[1], manifest, tmp_path / "all", captions="all")[1]])
+
+
+def test_an_ensemble_recognises_and_chooses_by_the_mean_similarity(
+    weights: list[Path], manifest: Path, tmp_path: Path
+) -> None:
+    """`--also` in zero-shot recognition and multiple choice, for which the paper calls it essential (4.3.3)."""
+
+    def table(task: str, name: str, first: Path, *also: Path) -> Table:
+        evaluate_task(task, first, manifest, tmp_path / name, EvaluationSettings(device="cpu", also=also))
+        return Table.load(tmp_path / name / f"{task}.npz")
+
+    for task in ("zero_shot", "multiple_choice"):
+        one, other = table(task, "a", weights[0]), table(task, "b", weights[1])
+        both = table(task, "both", weights[0], weights[1])
+        if task == "multiple_choice":
+            mean = (multiple_choice.scores(one) + multiple_choice.scores(other)) / 2
+            np.testing.assert_allclose(multiple_choice.scores(both), mean, rtol=1e-12)
+        else:
+            models = [(one["video"], one["text"], float(one["scale"])), (other["video"], other["text"], other["scale"])]
+            logits = [
+                [scale * unit(video.astype(float)) @ unit(names.astype(float)).T for names in text]
+                for video, text, scale in models
+            ]
+            right = softmax((np.asarray(logits[0]) + np.asarray(logits[1])) / 2).mean(axis=0).argmax(axis=1)
+            assert score(both)["figures"]["top1"] == (right == both["labels"]).mean()
+            assert not np.allclose(logits[0], logits[1])
+        members = both.protocol["ensemble"]["members"]
+        assert [told["weights_sha256"] for told in members] == [x.protocol["weights_sha256"] for x in (one, other)]
+        with pytest.raises(RunError, match="other ensemble"):
+            table(task, "both", weights[0])
+    recogniser = run_recipe(
+        build_recipe(small_recipe("supervised", schedule={"steps": 1})), tmp_path / "c", device="cpu"
+    )
+    with pytest.raises(RecipeError, match="holds a VideoMAEClassifier; allowed: VideoLanguage or Clip"):
+        table("multiple_choice", "wrong", weights[0], recogniser)
 
 
 def test_numbers_of_frames_are_tried_and_the_choice_is_told(

@@ -174,7 +174,10 @@ def evaluate(
         str, typer.Option(help="retrieval: numbers of frames to try, such as 4,5,6,7,8; the best is kept and said so.")
     ] = "",
     also: Annotated[
-        list[Path] | None, typer.Option(help="retrieval: weights of one more model; similarities are averaged.")
+        list[Path] | None,
+        typer.Option(
+            help="retrieval, zero_shot, multiple_choice: weights of one more model; similarities are averaged."
+        ),
     ] = None,
     beams: Annotated[int, typer.Option(min=1, help="captioning: beginnings kept while writing; 1 is greedy.")] = 1,
     nucleus: Annotated[

@@ -2,26 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
+
+from torch import nn
 
 from internvideo.data.class_names import match_classes
 from internvideo.data.loader import EvalLoader, LoaderSettings
 from internvideo.data.manifest import Manifest, read_manifest
 from internvideo.data.tokenizer import Tokenizer
 from internvideo.data.world_actions import TIME_DIRECTED
-from internvideo.errors import InternVideoError, RunError
+from internvideo.errors import InternVideoError, RecipeError, RunError
 from internvideo.evaluation.rows import under_classes
 from internvideo.evaluation.settings import EvaluationSettings
 from internvideo.models.clip import Clip
 from internvideo.models.cross_model import CrossModel
 from internvideo.models.heads import RankedMultipleChoice
 from internvideo.models.video_language import VideoLanguage
-from internvideo.pipeline import Trained
+from internvideo.pipeline import Trained, load_trained
 from internvideo.recipe import SAMPLERS, choose_device
 from internvideo.tasks import multiple_choice, recognition, zero_shot
-from internvideo.tasks.protocol import ClipProtocol, clip_protocol, describe
+from internvideo.tasks.members import described
+from internvideo.tasks.protocol import ClipProtocol, clip_protocol, describe, weights_hash
 from internvideo.tasks.scoring import score
 from internvideo.tasks.table import Result, Table, print_result, save_result
 from internvideo.training import distributed
@@ -32,6 +35,8 @@ LANGUAGE_TASKS = {
     "zero_shot": zero_shot.predict,
     "multiple_choice": multiple_choice.predict,
 }
+ENSEMBLES = {"zero_shot": zero_shot.ensemble, "multiple_choice": multiple_choice.ensemble}
+LANGUAGE_MODELS = (VideoLanguage, Clip)
 
 
 def evaluate_recognition(
@@ -78,13 +83,16 @@ def predict_recognition(trained: Trained, manifest: Manifest, settings: Evaluati
 def language_evaluation(task: str) -> Callable[..., Result]:
     """What evaluates one of LANGUAGE_TASKS: writes TASK.npz and .json, prints the figures."""
 
-    def predict(trained: Trained, manifest: Manifest, settings: EvaluationSettings) -> Table:
-        return predict_language(task, trained, manifest, settings)
-
     def evaluate(
         trained: Trained, manifest: Path, output: Path, settings: EvaluationSettings, *, split: str | None
     ) -> Result:
-        return finish(task, trained, split_rows(manifest, split), output, settings, predict)
+        ranked = isinstance(trained.model, RankedMultipleChoice)
+        models = with_others(trained, settings, (RankedMultipleChoice,) if ranked else LANGUAGE_MODELS)
+
+        def predict(_: Trained, rows: Manifest, settings: EvaluationSettings) -> Table:
+            return ENSEMBLES[task]([predict_language(task, one, rows, settings) for one in models])
+
+        return finish(task, trained, split_rows(manifest, split), output, settings, predict, told=members_told(models))
 
     return evaluate
 
@@ -97,6 +105,26 @@ def predict_language(task: str, trained: Trained, manifest: Manifest, settings: 
         return multiple_choice.predict_ranked(trained.model, source, manifest, clips, device, model_name=name)
     tokenizer = Tokenizer(context=cast(VideoLanguage | Clip, trained.model).config.text.context)
     return LANGUAGE_TASKS[task](trained.model, tokenizer, source, manifest, clips, device, model_name=name)
+
+
+def with_others(
+    trained: Trained, settings: EvaluationSettings, kinds: tuple[type[nn.Module], ...] = LANGUAGE_MODELS
+) -> list[Trained]:
+    """The model and those of `settings.also`. Raises RecipeError: one of them is of another kind."""
+    models = [trained]
+    for path in settings.also:
+        other = load_trained(path, device=settings.device)
+        if not isinstance(other.model, kinds):
+            names = " or ".join(kind.__name__ for kind in kinds)
+            raise RecipeError(path, f"holds a {type(other.model).__name__}", f"{names}, as the first model")
+        models.append(other)
+    return models
+
+
+def members_told(models: Sequence[Trained]) -> dict[str, Any]:
+    """What tells an ensemble's table from that of its first model."""
+    members = [{"model": one.recipe.model.name, "weights_sha256": weights_hash(one.model)} for one in models]
+    return {"ensemble": described(members) if len(members) > 1 else None}
 
 
 def split_rows(manifest: Path, split: str | None) -> Manifest:

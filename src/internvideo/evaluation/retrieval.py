@@ -16,14 +16,13 @@ from rich.table import Table as RichTable
 from internvideo.data.manifest import Manifest, read_manifest
 from internvideo.data.tokenizer import Tokenizer
 from internvideo.errors import RecipeError, RunError
-from internvideo.evaluation.clips import check_output, clip_source, finish, split_rows
+from internvideo.evaluation.clips import check_output, clip_source, finish, members_told, split_rows, with_others
 from internvideo.evaluation.settings import EvaluationSettings
 from internvideo.models.clip import Clip
 from internvideo.models.video_language import VideoLanguage
-from internvideo.pipeline import Trained, load_trained
+from internvideo.pipeline import Trained
 from internvideo.recipe import choose_device
 from internvideo.tasks import retrieval
-from internvideo.tasks.protocol import weights_hash
 from internvideo.tasks.table import Result, Table
 from internvideo.training import distributed
 
@@ -40,8 +39,8 @@ def evaluate(
         RecipeError, ManifestError, RunError, WeightsError: what does not fit together.
     """
     rows = split_rows(manifest, split)
-    models = [trained, *(_language(load_trained(path, device=settings.device), path) for path in settings.also)]
-    told = _told(models, settings)
+    models = with_others(trained, settings)
+    told = {"captions": _captions(trained, settings), **members_told(models)}
     tried = {count: [_with_frames(model, count) for model in models] for count in settings.frames or (0,)}
     _check_some(output / f"{retrieval.NAME}.npz", [members[0] for members in tried.values()], rows, settings, told)
     tables = {count: predict(members, rows, settings) for count, members in tried.items()}
@@ -74,7 +73,7 @@ def predict(models: Sequence[Trained], rows: Manifest, settings: EvaluationSetti
             about = {"texts": len(texts), "from": str(settings.bank)}
             table = retrieval.with_bank(table, retrieval.encode_texts(model, tokenizer, texts, clips, device), about)
         tables.append(table)
-    return retrieval.ensemble(tables) if len(tables) > 1 else tables[0]
+    return retrieval.ensemble(tables)
 
 
 def _captions(trained: Trained, settings: EvaluationSettings) -> retrieval.Captions:
@@ -104,12 +103,6 @@ def _bank(rows: Manifest, settings: EvaluationSettings, trained: Trained) -> lis
     return texts
 
 
-def _language(trained: Trained, path: Path) -> Trained:
-    if not isinstance(trained.model, VideoLanguage | Clip):
-        raise RecipeError(path, f"holds a {type(trained.model).__name__}", "a model of videos and texts")
-    return trained
-
-
 def _with_frames(trained: Trained, count: int) -> Trained:
     """The model with clips of so many frames; 0 leaves the recipe's."""
     if not count:
@@ -118,13 +111,6 @@ def _with_frames(trained: Trained, count: int) -> Trained:
     sampling = recipe.data.sampling.model_copy(update={"frames": count})
     data = recipe.data.model_copy(update={"sampling": sampling})
     return replace(trained, recipe=recipe.model_copy(update={"data": data}))
-
-
-def _told(models: Sequence[Trained], settings: EvaluationSettings) -> dict[str, Any]:
-    """What distinguishes tables of the same model and rows."""
-    members = [{"model": one.recipe.model.name, "weights_sha256": weights_hash(one.model)} for one in models]
-    told: dict[str, Any] = {"captions": _captions(models[0], settings)}
-    return {**told, **({"ensemble": retrieval.described(members)} if len(members) > 1 else {"ensemble": None})}
 
 
 def _check_some(

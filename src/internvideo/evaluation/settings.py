@@ -28,7 +28,8 @@ class EvaluationSettings:
         captions: retrieval: "first", "all", "joined"; None for "joined" where the recipe learns that, else "first".
         bank: retrieval: a manifest whose training captions are the bank of query-bank normalisation.
         frames: retrieval: numbers of frames to try instead of the recipe's; the best one is kept.
-        also: retrieval: weights of more models, whose similarities are averaged with those of the first.
+        also: retrieval, zero_shot, multiple_choice: weights of more models, whose similarities are averaged with those
+            of the first.
         beams, nucleus, seed: captioning: beginnings kept; or words drawn from this share of the likeliest, from a seed.
         class_map: with `restrict`, a file that says which class is which of the model's (data/class_names.py).
 

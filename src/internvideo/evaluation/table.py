@@ -74,12 +74,14 @@ EVALUATIONS: dict[str, Evaluation] = {
     "open_set": Evaluation(
         open_set.evaluate, (VideoMAEClassifier, UniFormerV2), ("views", "crops", "unknown", "train")
     ),
-    "zero_shot": Evaluation(clips.language_evaluation("zero_shot"), (VideoLanguage, Clip), ("views", "crops")),
+    "zero_shot": Evaluation(clips.language_evaluation("zero_shot"), (VideoLanguage, Clip), ("views", "crops", "also")),
     "retrieval": Evaluation(
         retrieval.evaluate, (VideoLanguage, Clip), ("views", "crops", "captions", "bank", "frames", "also")
     ),
     "multiple_choice": Evaluation(
-        clips.language_evaluation("multiple_choice"), (VideoLanguage, Clip, RankedMultipleChoice), ("views", "crops")
+        clips.language_evaluation("multiple_choice"),
+        (VideoLanguage, Clip, RankedMultipleChoice),
+        ("views", "crops", "also"),
     ),
     "localisation": Evaluation(features.evaluate, (ActionFormer,), ("class_scores",)),
     "grounding": Evaluation(grounding.evaluate, (Grounder,), ("features",)),

@@ -169,11 +169,24 @@ def zero_shot_probabilities(video: Floats, text: Floats, scale: float) -> Floats
         text: (P, C, E) text vector of each template and class, any length.
         scale: exp of the logit scale (100 in CLIP).
     """
-    videos = unit(video.astype(np.float64))
-    total: Floats = np.zeros((len(video), text.shape[1]))
-    for classes in text:
-        total += softmax(scale * videos @ unit(classes.astype(np.float64)).T)
-    return total / len(text)
+    return zero_shot_ensemble([(video, text, scale)])
+
+
+def zero_shot_ensemble(models: Sequence[tuple[Floats, Floats, float]]) -> Floats:
+    """The same of several models, whose scaled cosines are averaged before the soft-max (spec 8).
+
+    Args:
+        models: video, text and scale of each, as in `zero_shot_probabilities`, of the same rows, templates and classes.
+    """
+    videos = [unit(video.astype(np.float64)) for video, _, _ in models]
+    total: Floats = np.zeros((len(videos[0]), models[0][1].shape[1]))
+    for template in range(len(models[0][1])):
+        cosines = [
+            scale * seen @ unit(text[template].astype(np.float64)).T
+            for seen, (_, text, scale) in zip(videos, models, strict=True)
+        ]
+        total += softmax(np.add.reduce(cosines) / len(models))
+    return total / len(models[0][1])
 
 
 def answer_accuracy(logits: Floats, labels: Ints, *, known_only: bool) -> float:

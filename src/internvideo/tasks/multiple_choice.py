@@ -5,6 +5,7 @@ Without learning, the cosines of video and sentences choose; a network that lear
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import cast
 
 import numpy as np
@@ -18,6 +19,7 @@ from internvideo.errors import RecipeError
 from internvideo.metrics import bootstrap
 from internvideo.metrics.classification import choice_scores, merge_rows, top_k_hits, unit
 from internvideo.models.heads import RankedMultipleChoice
+from internvideo.tasks.members import joined, of_each
 from internvideo.tasks.protocol import ClipProtocol, ClipSource, TextEncoder, VideoTextModel, describe
 from internvideo.tasks.table import BOOTSTRAP, Figures, Result, Table
 from internvideo.tasks.views import NamedSource, evaluating, run_clips, run_texts, video_function
@@ -124,19 +126,35 @@ def predict_ranked(
     return Table(NAME, arrays, protocol, views.coverage)
 
 
+def ensemble(tables: Sequence[Table]) -> Table:
+    """One table of several models', whose scores are averaged (paper 4.3.3: essential for this task).
+
+    Raises:
+        RunError: tables of other rows, or of models that choose in different ways.
+    """
+    return joined(tables, ("ids", "answers", "options"), ("text", "video", "scale", "probabilities"), "rows or kinds")
+
+
 def scores(table: Table) -> np.ndarray:
-    """(N, most options) probabilities or scaled cosines; places beyond a row's own options are below every score."""
+    """(N, most options) probabilities or scaled cosines, the mean over the models of an ensemble.
+
+    Places beyond a row's own options are below every score.
+    """
     options = table["options"]
     place = np.arange(options.max())[None] < options[:, None]
     if "probabilities" in table.arrays:
-        learned: np.ndarray = np.where(place, table["probabilities"][:, : options.max()], -1.0)
-        return learned
-    text = np.zeros((*place.shape, table["text"].shape[1]))
-    text[place] = table["text"]
-    scale = float(table["scale"])
+        learned = np.mean(of_each(table, "probabilities"), axis=0)[:, : options.max()]
+        return np.where(place, learned, -1.0)
+    parts = list(zip(*(of_each(table, name) for name in ("video", "text", "scale")), strict=True))
+    cosines = np.mean([_cosines(video, said, float(scale), place) for video, said, scale in parts], axis=0)
     # A finite floor below every cosine, so that the ranking refuses NaN but takes rows of different length.
-    result: np.ndarray = np.where(place, choice_scores(table["video"], text, scale), -2 * abs(scale) - 1)
-    return result
+    return np.where(place, cosines, -2 * max(abs(float(scale)) for _, _, scale in parts) - 1)
+
+
+def _cosines(video: np.ndarray, said: np.ndarray, scale: float, place: np.ndarray) -> np.ndarray:
+    text = np.zeros((*place.shape, said.shape[1]))
+    text[place] = said
+    return choice_scores(video, text, scale)
 
 
 def score(table: Table) -> Result:

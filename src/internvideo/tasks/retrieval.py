@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from internvideo.data.manifest import Manifest
-from internvideo.errors import RecipeError, RunError
+from internvideo.errors import RecipeError
 from internvideo.metrics import bootstrap
 from internvideo.metrics.classification import merge_rows, unit
 from internvideo.metrics.retrieval import (
@@ -25,6 +25,8 @@ from internvideo.metrics.retrieval import (
     row_ranks,
     tied_queries,
 )
+from internvideo.tasks.members import described as described
+from internvideo.tasks.members import joined, of_each, units_of_each
 from internvideo.tasks.protocol import ClipProtocol, ClipSource, TextEncoder, VideoTextModel, describe
 from internvideo.tasks.table import BOOTSTRAP, Figures, Result, Table
 from internvideo.tasks.views import evaluating, run_clips, run_texts, video_function
@@ -116,20 +118,7 @@ def ensemble(tables: Sequence[Table]) -> Table:
     Raises:
         RunError: tables of other videos or other captions.
     """
-    first, arrays = tables[0], dict(tables[0].arrays)
-    for number, other in enumerate(tables[1:], 1):
-        if any(not np.array_equal(first[name], other[name]) for name in ("ids", "captions", "owner")):
-            raise RunError(
-                NAME, "tables of different videos or captions", "the same rows in all", "evaluate them again"
-            )
-        arrays |= {f"{name}:{number}": other[name] for name in PER_MODEL if name in other.arrays}
-    members = [{name: table.protocol.get(name) for name in ("model", "weights_sha256")} for table in tables]
-    return Table(NAME, arrays, {**first.protocol, "ensemble": described(members)}, first.coverage)
-
-
-def described(members: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """An ensemble in a protocol: the name and weights of its models."""
-    return {"mean_of": "similarities", "members": [dict(member) for member in members]}
+    return joined(tables, ("ids", "captions", "owner"), PER_MODEL, "videos or captions")
 
 
 def with_bank(table: Table, texts: Features, about: Mapping[str, object]) -> Table:
@@ -139,29 +128,18 @@ def with_bank(table: Table, texts: Features, about: Mapping[str, object]) -> Tab
     )
 
 
-def _members(table: Table, name: str) -> list[Vectors]:
-    """The array `name` of every model of a table, vectors of length one."""
-    found = [table[name], *(table[f"{name}:{number}"] for number in range(1, _count(table)))]
-    return [unit(part.astype(np.float64)) for part in found]
-
-
-def _count(table: Table) -> int:
-    return sum(name.partition(":")[0] == "scale" for name in table.arrays)
-
-
 def similarity(table: Table) -> NDArray[np.float64]:
     """(Q, N) scale x cosine of the texts with the videos, the mean over the models of an ensemble.
 
     In double precision, so that the dual soft-max does not underflow into ties.
     """
-    return _mean_similarity(table, _members(table, "text"))
+    return _mean_similarity(table, units_of_each(table, "text"))
 
 
 def _mean_similarity(table: Table, texts: Sequence[Vectors]) -> NDArray[np.float64]:
-    scales = [table["scale"], *(table[f"scale:{number}"] for number in range(1, _count(table)))]
     found = [
         float(scale) * text @ video.T
-        for scale, text, video in zip(scales, texts, _members(table, "video"), strict=True)
+        for scale, text, video in zip(of_each(table, "scale"), texts, units_of_each(table, "video"), strict=True)
     ]
     mean: NDArray[np.float64] = np.add.reduce(found) / len(found)
     return mean
@@ -169,7 +147,7 @@ def _mean_similarity(table: Table, texts: Sequence[Vectors]) -> NDArray[np.float
 
 def _bank(table: Table) -> Iterator[NDArray[np.float64]]:
     """Similarities (m, N) of the bank's texts with the videos, a few thousand at a time."""
-    texts = _members(table, "bank")
+    texts = units_of_each(table, "bank")
     for start in range(0, len(texts[0]), BANK_BLOCK):
         yield _mean_similarity(table, [text[start : start + BANK_BLOCK] for text in texts])
 

@@ -12,7 +12,8 @@ from torch import nn
 from internvideo.data.manifest import Manifest
 from internvideo.errors import RecipeError
 from internvideo.metrics import bootstrap
-from internvideo.metrics.classification import mean_class_accuracy, merge_rows, top_k_hits, zero_shot_probabilities
+from internvideo.metrics.classification import mean_class_accuracy, merge_rows, top_k_hits, zero_shot_ensemble
+from internvideo.tasks.members import joined, of_each
 from internvideo.tasks.protocol import ClipProtocol, ClipSource, TextEncoder, VideoTextModel, check_labels, describe
 from internvideo.tasks.table import BOOTSTRAP, Figures, Result, Table
 from internvideo.tasks.templates import ACTION_TEMPLATES, fill
@@ -68,20 +69,31 @@ def predict(
     return Table(NAME, arrays, {**protocol, "merge": "softmax mean over templates and views"}, views.coverage)
 
 
+def ensemble(tables: Sequence[Table]) -> Table:
+    """One table of several models', whose similarities are averaged before the soft-max (spec 8).
+
+    Raises:
+        RunError: tables of other videos or views.
+    """
+    return joined(tables, ("ids", "labels", "sample"), ("text", "video", "scale"), "videos or views")
+
+
 def score(table: Table) -> Result:
     """top1, top5 and mean_class over the template ensemble; top1_plain_name with the template "{}" alone."""
     figures = Figures()
-    labels, text, scale = table["labels"], table["text"], float(table["scale"])
+    labels = table["labels"]
+    members = list(zip(*(of_each(table, name) for name in ("video", "text", "scale")), strict=True))
 
-    def merged(chosen: np.ndarray) -> np.ndarray:
-        return merge_rows(zero_shot_probabilities(table["video"], chosen, scale), table["sample"], len(labels))
+    def merged(templates: slice) -> np.ndarray:
+        chosen = [(video, text[templates], float(scale)) for video, text, scale in members]
+        return merge_rows(zero_shot_ensemble(chosen), table["sample"], len(labels))
 
-    whole = merged(text)
+    whole = merged(slice(None))
     scores = {f"top{k}": top_k_hits(whole, labels, k) for k in (1, 5) if k == 1 or whole.shape[1] > k}
     templates = list(table.protocol["templates"])
     if "{}" in templates and len(templates) > 1:
         place = templates.index("{}")
-        scores["top1_plain_name"] = top_k_hits(merged(text[place : place + 1]), labels, 1)
+        scores["top1_plain_name"] = top_k_hits(merged(slice(place, place + 1)), labels, 1)
     for name, hits in scores.items():
         figures.add(name, hits.mean(), bootstrap.interval(bootstrap.mean(hits), len(hits), **BOOTSTRAP))
     predicted = whole.argmax(axis=1)

@@ -1,0 +1,52 @@
+"""Tables of several video-text models on the same rows as one: their similarities are averaged (spec 8, 9)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from internvideo.errors import RunError
+from internvideo.metrics.classification import unit
+from internvideo.tasks.table import Table
+
+
+def joined(tables: Sequence[Table], same: Sequence[str], each: Sequence[str], what: str) -> Table:
+    """One table: NAME of the first model, NAME:1, NAME:2 of the others.
+
+    Args:
+        tables: of one task. same: arrays that must be equal in all. each: arrays that every model has of its own.
+        what: what differs where `same` does, in the message.
+
+    Raises:
+        RunError: tables of other rows.
+    """
+    first, arrays = tables[0], dict(tables[0].arrays)
+    for number, other in enumerate(tables[1:], 1):
+        if any(not np.array_equal(first[name], other[name]) for name in same) or any(
+            (name in first.arrays) != (name in other.arrays) for name in each
+        ):
+            raise RunError(first.task, f"tables of different {what}", "the same in all", "evaluate them again")
+        arrays |= {f"{name}:{number}": other[name] for name in each if name in other.arrays}
+    if len(tables) == 1:
+        return first
+    members = [{name: table.protocol.get(name) for name in ("model", "weights_sha256")} for table in tables]
+    return Table(first.task, arrays, {**first.protocol, "ensemble": described(members)}, first.coverage)
+
+
+def described(members: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """An ensemble in a protocol: the name and weights of its models."""
+    return {"mean_of": "similarities", "members": [dict(member) for member in members]}
+
+
+def of_each(table: Table, name: str) -> list[NDArray[Any]]:
+    """The array `name` of every model of a table."""
+    more = sum(key.startswith(f"{name}:") for key in table.arrays)
+    return [table[name], *(table[f"{name}:{number}"] for number in range(1, more + 1))]
+
+
+def units_of_each(table: Table, name: str) -> list[NDArray[np.floating[Any]]]:
+    """The same as float64 vectors of length one."""
+    return [unit(part.astype(np.float64)) for part in of_each(table, name)]
