@@ -83,7 +83,7 @@ def frame_grid(info: VideoInfo, rule: WindowRule, start: float | None = None, en
     begin = 0.0 if start is None else max(start, 0.0)
     stop = info.duration if end is None else min(end, info.duration)
     if stop - begin <= SLACK:
-        raise VideoError(info.path, f"no frame from {begin:g} s to {stop:g} s", f"0 s to {info.duration:.3f} s")
+        raise VideoError(info.path, f"no frame from {begin:g} s to {stop:g} s", f"0.000 s to {info.duration:.3f} s")
     fps = info.fps if rule.fps is None else rule.fps
     if rule.fps is None and not info.variable_rate and begin >= info.times[0] - SLACK:
         low, high = np.searchsorted(info.times, [begin - SLACK, stop - SLACK])

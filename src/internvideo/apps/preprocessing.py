@@ -226,7 +226,7 @@ def _inside(video: Video, start: float | None, end: float | None) -> Indices:
         return inside
     shown = int(np.searchsorted(times, first + SLACK, side="right")) - 1
     if first < -SLACK or first >= last or first > info.duration:
-        raise VideoError(info.path, f"no frame from {first:g} s to {last:g} s", f"0 s to {info.duration:.3f} s")
+        raise VideoError(info.path, f"no frame from {first:g} s to {last:g} s", f"0.000 s to {info.duration:.3f} s")
     return np.asarray([max(shown, 0)], dtype=np.int64)
 
 

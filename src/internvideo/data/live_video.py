@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from internvideo.data.video_clock import Clock, clock_of, rate, zero
 from internvideo.data.video_index import decode
-from internvideo.data.video_open import FORMAT_WHITELIST, MAX_PIXELS, fail, open_file, reason_of
+from internvideo.data.video_open import FORMAT_WHITELIST, MAX_PIXELS, fail, open_file, packets, reason_of
 from internvideo.data.video_picture import Converter, orientation, scaled, upright
 
 CAMERAS = {"linux": ("v4l2", "/dev/video{}"), "darwin": ("avfoundation", "{}"), "win32": ("dshow", "video={}")}
@@ -185,7 +185,7 @@ class LiveVideo:
         """Packets with data, then None, which drains the decoder."""
         while True:
             try:
-                for packet in self._container.demux(self._stream):
+                for packet in packets(self._container, self._stream):
                     if packet.size:
                         yield packet
                 break

@@ -25,10 +25,11 @@ from internvideo.data.video_index import (
     index_from_packets,
     make_strict,
 )
-from internvideo.data.video_open import Deadline, fail, open_file, reason_of
+from internvideo.data.video_open import Deadline, cannot_be_read, fail, open_file, packets
 from internvideo.data.video_picture import Converter, scaled, upright
 from internvideo.data.video_scan import index_from_frames, pictures_in_order
 from internvideo.data.video_torchcodec import SecondDecoder, chosen, may_serve
+from internvideo.errors import VideoError
 
 __all__ = ["BUDGET", "MAX_SECONDS", "Video", "VideoInfo", "probe", "read_frames"]
 
@@ -102,12 +103,12 @@ class Video:
         try:
             self._index = self._build_index(Deadline(self.path, budget), max_seconds)
             self.info = describe(self.path, self._index, self._stream)
-        except av.error.FFmpegError as error:
+        except BaseException as error:
             self.close()
-            raise fail(self.path, f"cannot be read: {reason_of(error)}") from error
-        except BaseException:
-            self.close()
-            raise
+            if isinstance(error, VideoError) or not isinstance(error, Exception):
+                raise
+            # Whatever the library makes of the bytes of one file, it must not end a run over many.
+            raise cannot_be_read(self.path, error) from error
         self._size = scaled(self._index.first.width, self._index.first.height, short_side)
         self._converter = Converter()
         self._position = -1  # decoding index of the packet that comes next; -1: unknown
@@ -191,8 +192,10 @@ class Video:
                 self._converter.write(picture, out[first])
                 for place in more:
                     out[place] = out[first]
-        except av.error.FFmpegError as error:
-            raise fail(self.path, f"cannot be read: {reason_of(error)}") from error
+        except VideoError:
+            raise
+        except Exception as error:
+            raise cannot_be_read(self.path, error) from error
         return upright(out, self.info.rotation, self.info.mirrored)
 
     def pictures(self, wanted: NDArray[np.int64], deadline: Deadline) -> Iterator[tuple[int, Any]]:
@@ -340,7 +343,7 @@ class Video:
         stamps = index.pts if self._container.format.name.startswith("matroska") else index.dts
         for key in (start, int(keys[max(len(keys) - 2, 0)]), 0):
             self._container.seek(int(stamps[key]), stream=stream)
-            source = self._container.demux(stream)
+            source = packets(self._container, stream)
             packet = next(source, None)
             landed = -1 if packet is None else index.place(packet.pts)
             if 0 <= landed <= start:

@@ -15,8 +15,9 @@ import av
 import numpy as np
 from numpy.typing import NDArray
 
+from internvideo.data.video_bits import is_key, soundness
 from internvideo.data.video_clock import end_of, rate, uneven, zero
-from internvideo.data.video_open import Deadline, check_readable, fail
+from internvideo.data.video_open import Deadline, check_readable, fail, packets
 from internvideo.data.video_picture import FirstPicture, first_picture
 
 KEEP_BYTES = 64 * 2**20
@@ -135,9 +136,10 @@ def index_from_packets(container: Any, stream: Any, path: str, deadline: Deadlin
     The container stands anywhere afterwards: seek before reading.
     """
     context = stream.codec_context
-    if context.codec.canonical_name not in _TRUSTED.get(container.format.name.split(",")[0], set()):
+    codec = context.codec.canonical_name
+    if codec not in _TRUSTED.get(container.format.name.split(",")[0], set()):
         return None
-    sound = _soundness(context)
+    sound = soundness(context)
     pts: list[int] = []
     dts: list[int] = []
     key: list[bool] = []
@@ -146,7 +148,7 @@ def index_from_packets(container: Any, stream: Any, path: str, deadline: Deadlin
     duration = 0
     limit = max_seconds / float(stream.time_base)
     try:
-        for packet in container.demux(stream):
+        for packet in packets(container, stream):
             stamp = packet.pts
             if packet.size == 0:
                 if stamp is None:
@@ -163,7 +165,7 @@ def index_from_packets(container: Any, stream: Any, path: str, deadline: Deadlin
             opening = packet if opening is None else opening
             pts.append(stamp)
             dts.append(stamp if packet.dts is None else packet.dts)
-            key.append(packet.is_keyframe)
+            key.append(is_key(packet, codec))
             discard.append(packet.is_discard)
             duration = packet.duration or duration
     except av.error.FFmpegError:
@@ -209,46 +211,6 @@ def _opening_picture(context: Any, packet: Any) -> Any:
         return None
     context.flush_buffers()
     return pictures[0] if pictures else None
-
-
-def _soundness(context: Any) -> Any:
-    """A quick test of a packet without decoding: does it hold together, and does it show a picture?"""
-    codec, extra = context.codec.canonical_name, context.extradata or b""
-    width = 0
-    if codec == "h264" and len(extra) > 4 and extra[0] == 1:
-        width = (extra[4] & 3) + 1
-    elif codec in ("hevc",) and len(extra) > 21 and extra[0] == 1:
-        width = (extra[21] & 3) + 1
-    if width:
-        return lambda packet: _units_fit(memoryview(packet), width)
-    if codec == "vp8":
-        return lambda packet: bool(memoryview(packet)[0] & 0x10)
-    if codec == "vp9":
-        return lambda packet: _vp9_shows(memoryview(packet))
-    return lambda packet: True
-
-
-def _units_fit(data: memoryview, width: int) -> bool:
-    """Whether the length-prefixed units of an H.264 or HEVC sample fill it exactly."""
-    position, size = 0, len(data)
-    while position < size:
-        unit = int.from_bytes(data[position : position + width], "big")
-        position += width + unit
-        if unit == 0:
-            return False
-    return position == size
-
-
-def _vp9_shows(data: memoryview) -> bool:
-    """Whether a VP9 packet shows a picture: a superframe does, else a bit of the frame header tells."""
-    if data[-1] & 0xE0 == 0xC0:
-        return True
-    first = data[0]
-    profile = (first >> 5 & 1) | (first >> 4 & 1) << 1
-    shift = 3 if profile < 3 else 2  # position of show_existing_frame
-    if first >> shift & 1:
-        return True
-    return bool(first >> (shift - 2) & 1)
 
 
 def decode(context: Any, packet: Any) -> list[Any]:

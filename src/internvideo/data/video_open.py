@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import stat
 import time
+from collections.abc import Iterator
 from typing import Any
 
 import av
@@ -132,6 +133,21 @@ def _pick_stream(path: str, container: Any) -> Any:
         else:
             return stream
     raise fail(path, "has no video stream" + (", only a cover picture" if pictures else ""))
+
+
+def packets(container: Any, stream: Any) -> Iterator[Any]:
+    """The packets of a stream from here on; those of streams that appear only now are passed over."""
+    while True:
+        try:
+            yield from container.demux(stream)
+        except IndexError:  # the library knows only the streams that were there when the container was opened
+            continue
+        return
+
+
+def cannot_be_read(path: object, error: Exception) -> VideoError:
+    """What the library raised over the bytes of a file, as a VideoError; a VideoError as it is."""
+    return error if isinstance(error, VideoError) else fail(path, f"cannot be read: {reason_of(error)}")
 
 
 def check_readable(packet: Any, path: object) -> None:

@@ -11,13 +11,13 @@ import numpy as np
 from internvideo.data import video_index
 from internvideo.data.video_clock import clock_of, end_of, rate, zero
 from internvideo.data.video_index import Index, decode
-from internvideo.data.video_open import Deadline, check_readable, fail, reason_of
+from internvideo.data.video_open import Deadline, check_readable, fail, packets, reason_of
 from internvideo.data.video_picture import first_picture
 
 
 def real_packets(container: Any, stream: Any, deadline: Deadline) -> Iterator[Any]:
     """The packets with data from here to the end (an empty one would tell the decoder that the stream ends)."""
-    for packet in container.demux(stream):
+    for packet in packets(container, stream):
         deadline.check()
         if packet.is_keyframe:
             check_readable(packet, deadline.path)

@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-import av
 import numpy as np
 from numpy.typing import NDArray
 
 from internvideo.data.video import BUDGET, Video
-from internvideo.data.video_open import Deadline, fail, reason_of
+from internvideo.data.video_open import Deadline, cannot_be_read
 from internvideo.errors import VideoError
 
 HELD = 16
@@ -38,26 +37,29 @@ def walk(
         raise ValueError("indices must rise")
     deadline, given = Deadline(video.path, budget), 0
     try:
-        for picture in _in_turn(video.pictures(wanted, deadline)):
+        for picture in _in_turn(video.pictures(wanted, deadline), wanted):
             yield video.upright(picture)
             given += 1
             deadline.renew()
-    except (av.error.FFmpegError, VideoError) as error:
+    except Exception as error:
         for index in wanted[given : given + HELD + 1]:  # the first that is built on the damage raises
             yield video.frames([index])[0]
         if isinstance(error, VideoError):
             raise
-        raise fail(video.path, f"cannot be read: {reason_of(error)}") from error
+        raise cannot_be_read(video.path, error) from error
 
 
-def _in_turn(pictures: Iterator[tuple[int, Any]]) -> Iterator[Any]:
-    """Each picture once, by rising numbers, and not before so many later ones came that damage would have shown."""
+def _in_turn(pictures: Iterator[tuple[int, Any]], wanted: NDArray[np.int64]) -> Iterator[Any]:
+    """The pictures of `wanted` in its order, and none before so many others came that damage would have shown."""
     held: dict[int, Any] = {}
-    latest = -1
+    turn = iter(wanted.tolist())
+    following = next(turn, None)
     for number, picture in pictures:
-        if number > latest or number in held:
-            held[number], latest = picture, max(latest, number)
-        if len(held) > HELD:
-            yield held.pop(min(held))
-    for number in sorted(held):
-        yield held[number]
+        if following is not None and number >= following:  # else given before, and decoded anew after damage
+            held[number] = picture
+        while len(held) > HELD and following in held:
+            yield held.pop(following)
+            following = next(turn, None)
+    while following in held:
+        yield held.pop(following)
+        following = next(turn, None)
