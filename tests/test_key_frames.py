@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,8 @@ import pytest
 import torch
 
 from internvideo.data.box_transforms import BoxedTransform, fitted_size, shift_colour, square_around
+from internvideo.data.dataset import ClipReader
+from internvideo.data.key_frame_places import Floats, positions_before
 from internvideo.data.key_frames import (
     ClipForm,
     KeyFrame,
@@ -22,7 +25,7 @@ from internvideo.data.loader import LoaderSettings
 from internvideo.data.manifest import Manifest, Sample, read_manifest, write_manifest
 from internvideo.data.sample import Box
 from internvideo.data.video_writer import write_video
-from internvideo.errors import ManifestError, RecipeError
+from internvideo.errors import ManifestError, RecipeError, VideoError
 from internvideo.models.regions import key_frame_indices
 
 FPS = 12
@@ -95,6 +98,57 @@ def test_half_a_side_is_spread_evenly() -> None:
     places = clip_positions(np.arange(300) / 30, frame, frames=64, stride=1)
     assert places[:5].tolist() == [0.25, 0.75, 1.25, 1.75, 2.25]  # 16 frames become 32
     assert places[31:].tolist() == [*range(16, 48), 47]
+
+
+@pytest.mark.parametrize("positions", [clip_positions, positions_before])
+@pytest.mark.parametrize(("time", "right"), [(59.99, True), (60.4, True), (60.6, False), (902.0, False)])
+def test_a_key_frame_behind_the_end_is_an_error(positions: Callable[..., Floats], time: float, right: bool) -> None:
+    times = np.arange(1500) / 25
+    if right:
+        assert positions(times, key_frame(time), frames=4, stride=2).max() >= 1498
+        return
+    with pytest.raises(VideoError, match=r"no frame at .* allowed: 0 s to 60\.000 s; .*--offset"):
+        positions(times, key_frame(time), frames=4, stride=2)
+
+
+def test_times_of_a_clip_count_from_its_start_or_from_that_of_the_upload() -> None:
+    times, path = np.arange(300) / 30, "abc_000117_000127.mp4"
+    box = {"x1": 0, "y1": 0, "x2": 1, "y2": 1}
+    kinetics = {"source": "kinetics", "timestamp": "121.281427"}
+    prepared = {"path": path, "group": "abc", "attributes": kinetics, "boxes": [{"time": 121.281427 - 117, **box}]}
+    rows = (Sample.model_validate({"id": "v", **prepared}),)
+    (frame,) = key_frames(Manifest(rows, ("a",), Path(), Path("m.jsonl")))
+    assert (frame.video, frame.time) == ("abc", 121.281427)  # as the annotations and the files of results have it
+    assert frame.seconds == pytest.approx(4.281427)
+    places = clip_positions(times, frame, frames=16, stride=4)
+    by_upload = key_frame(121.281427, path=path, attributes={"source": "kinetics"})
+    assert places.tolist() == clip_positions(times, by_upload, frames=16, stride=4).tolist()
+    assert 90 < places[0] < places[-1] < 165  # around frame 128
+    (detected,) = with_persons([frame], {("abc", 121.281): [(0, 0, 1, 1, 0.9)]}, 0.5)
+    assert clip_positions(times, detected, frames=16, stride=4).tolist() == places.tolist()
+    for odd in (116.0, 128.0):
+        with pytest.raises(VideoError):
+            clip_positions(times, key_frame(odd, path=path, attributes=kinetics), frames=16, stride=4)
+
+
+def test_a_part_of_a_film_keeps_the_times_of_the_film() -> None:
+    box = {"time": 2.0, "x1": 0, "y1": 0, "x2": 1, "y2": 1}
+    row = {"id": "v", "path": "v.mp4", "group": "v", "attributes": {"timestamp": "902"}, "boxes": [box]}
+    rows = (Sample.model_validate(row),)
+    (frame,) = key_frames(Manifest(rows, ("a",), Path(), Path("m.jsonl")))
+    assert (frame.time, frame.seconds) == (902.0, 2.0)
+    assert clip_positions(np.arange(1500) / 25, frame, frames=4, stride=2).tolist() == [47, 49, 51, 53]
+
+
+def test_a_span_must_lie_in_its_video_for_the_most_part(tmp_path: Path) -> None:
+    row = world(tmp_path, 1).rows[0]  # 24 frames, 2 s
+    reader = ClipReader(read_manifest(tmp_path / "m.jsonl"))
+    for span, first in (((1.0, 2.5), 12), ((1.0, 3.0), 12), ((1.5, 2.0), 18)):
+        (clip,) = reader.clips(row.model_copy(update={"span": span}), lambda times: [np.asarray([0])])
+        assert clip[0, 16, 12, 0] == pytest.approx(10 * first, abs=2)
+    for span in ((1.0, 3.5), (1.9, 3.0), (2.5, 3.0)):
+        with pytest.raises(VideoError, match=r"no frame from 2(\.5)? s to 3"):
+            reader.clips(row.model_copy(update={"span": span}), lambda times: [np.asarray([0])])
 
 
 # --- transforms ------------------------------------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -107,3 +108,16 @@ def test_nothing_is_written_where_no_film_can_be_read(tmp_path: Path) -> None:
     with pytest.raises(VideoError, match="not one key frame"):
         persons(manifest.source, str(detector(tmp_path / "yolos")), tmp_path / "persons.csv", device="cpu")
     assert not (tmp_path / "persons.csv").exists()
+
+
+def test_a_key_frame_outside_its_video_loses_no_other(tmp_path: Path) -> None:
+    manifest = world(tmp_path)
+    boxes = manifest.rows[0].boxes
+    late = boxes[0].model_copy(update={"time": 902.0})
+    rows = [manifest.rows[0].model_copy(update={"boxes": (*boxes, late)}), manifest.rows[1]]
+    rows[1] = rows[1].model_copy(update={"boxes": (late,)})
+    found = find_persons(replace(manifest, rows=tuple(rows)), PersonDetector(str(detector(tmp_path / "y")), HERE))
+    assert {row[:2] for row in found.rows} == {("a", 1.0), ("a", 2.0)}
+    assert found.read == 2
+    assert [path for path, _ in found.unreadable] == ["a.mp4", "b.mp4"]
+    assert "no frame at 902 s" in found.unreadable[0][1]

@@ -167,7 +167,7 @@ def find_persons(
         for _, group in groupby(frames, key=lambda frame: frame.row.id):
             own = list(group)
             try:
-                for part, pictures in _pictures(reader, own):
+                for part, pictures in _pictures(reader, own, found):
                     for frame, boxes in zip(part, detector.find(pictures), strict=True):
                         found.rows += _rows(frame, boxes[boxes[:, 4] >= least])
                     found.read += len(part)
@@ -177,15 +177,28 @@ def find_persons(
     return found
 
 
-def _pictures(reader: ClipReader, frames: Sequence[KeyFrame]) -> Iterator[tuple[list[KeyFrame], Tensor]]:
+def _pictures(
+    reader: ClipReader, frames: Sequence[KeyFrame], found: Persons
+) -> Iterator[tuple[list[KeyFrame], Tensor]]:
+    """Key frames of one video and their pictures; those outside it are added to what could not be read."""
     for start in range(0, len(frames), AT_ONCE):
-        part = list(frames[start : start + AT_ONCE])
+        part: list[KeyFrame] = []
 
-        def choose(times: NDArray[np.float64], part: list[KeyFrame] = part) -> list[NDArray[np.int64]]:
-            # Of two raw frames around the key frame the second one is the key frame itself.
-            return [clip_positions(times, frame, frames=1, stride=2).round().astype(np.int64) for frame in part]
+        def choose(
+            times: NDArray[np.float64], start: int = start, part: list[KeyFrame] = part
+        ) -> list[NDArray[np.int64]]:
+            places = []
+            for frame in frames[start : start + AT_ONCE]:
+                try:  # of two raw frames around the key frame the second one is the key frame itself
+                    places.append(clip_positions(times, frame, frames=1, stride=2).round().astype(np.int64))
+                    part.append(frame)
+                except VideoError as error:
+                    found.unreadable.append((frame.row.path, str(error)))
+            return places or [np.zeros(0, dtype=np.int64)]
 
-        yield part, torch.cat(reader.clips(part[0].row, choose))
+        pictures = torch.cat(reader.clips(frames[start].row, choose))
+        if part:
+            yield part, pictures
 
 
 def _rows(frame: KeyFrame, boxes: Floats) -> list[tuple[str, float, float, float, float, float, float]]:

@@ -6,7 +6,6 @@ time are one key frame. Corners are fractions of the frame until a transform tur
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +21,9 @@ from torch.utils.data import Dataset
 from internvideo.data.batch import RegionBatch
 from internvideo.data.box_transforms import Boxed, BoxedTransform
 from internvideo.data.dataset import AUGMENT, ClipReader, EpochPlan, Loaded, Unreadable, random_stream
+from internvideo.data.key_frame_places import Floats, begins_of, told_time
+from internvideo.data.key_frame_places import clip_positions as clip_positions
+from internvideo.data.key_frame_places import positions_before as positions_before
 from internvideo.data.loader import LoaderSettings, Source
 from internvideo.data.manifest import Manifest
 from internvideo.data.sample import Sample
@@ -31,10 +33,7 @@ from internvideo.errors import InternVideoError, ManifestError, RecipeError, Vid
 MOST_BOXES = 100
 """Boxes of a training clip (spec 3.1)."""
 
-_CLIP_OF_KINETICS = re.compile(r"_(\d{6})_(\d{6})$")
-
 Found = TypeVar("Found")
-Floats = NDArray[np.float64]
 Order = Sequence[int] | NDArray[np.int64]
 Key = tuple[str, float]
 Persons = Mapping[Key, Sequence[tuple[float, float, float, float, float]]]
@@ -64,7 +63,8 @@ class KeyFrameSettings(BaseModel):
 class KeyFrame:
     """A key frame: R boxes (R, 4) as fractions, their scores (R,), what each person does (none where not known).
 
-    `targets` (R, K) is what a stage learns of each box where that is not the labels.
+    `time` (s) is that of the annotations: of a film of which the file is a part, see `seconds`. `targets` (R, K) is
+    what a stage learns of each box where that is not the labels.
     """
 
     row: Sample
@@ -74,6 +74,11 @@ class KeyFrame:
     scores: Floats
     labels: tuple[tuple[int, ...], ...]
     targets: Floats | None = None
+
+    @property
+    def seconds(self) -> float:
+        """The same time (s) from the start of the video file."""
+        return self.time - begins_of(self.row, self.time)
 
 
 def video_name(row: Sample) -> str:
@@ -95,7 +100,7 @@ def key_frames(manifest: Manifest) -> list[KeyFrame]:
             boxes = [box for box in row.boxes if box.time == time]
             corners = np.asarray([(box.x1, box.y1, box.x2, box.y2) for box in boxes], dtype=np.float64)
             labels = tuple(box.labels for box in boxes)
-            found.append(KeyFrame(row, video_name(row), time, corners, np.ones(len(boxes)), labels))
+            found.append(KeyFrame(row, video_name(row), told_time(row, time), corners, np.ones(len(boxes)), labels))
     if not found:
         raise ManifestError(manifest.source, "no row has boxes", "rows with boxes of persons at key frames")
     return found
@@ -115,52 +120,6 @@ def with_persons(frames: Sequence[KeyFrame], persons: Persons, least: float) -> 
         if frame is not None and len(good):
             found.append(KeyFrame(frame.row, video, time, good[:, :4], good[:, 4], ((),) * len(good)))
     return found
-
-
-def clip_positions(times: Floats, frame: KeyFrame, *, frames: int, stride: int) -> Floats:
-    """Places (T,) of the clip's frames among the video's, fractions lie between two of them.
-
-    Of frames * stride raw frames centred on the key frame every stride-th is taken. A film (AVA) gives as many frames
-    on the one side as on the other, so that at an end the last frame stands still; in a Kinetics clip a missing
-    side is made of what is there, stretched in time.
-
-    Args:
-        times: (n,) seconds in the video. frame: tells time and source.
-        frames, stride: T and raw frames between two of them.
-    """
-    n, half = len(times), frames * stride // 2
-    kinetics = frame.row.attributes.get("source") == "kinetics"
-    centre = int(np.searchsorted(times, frame.time - 1e-6))
-    span = _CLIP_OF_KINETICS.search(Path(frame.row.path).stem)
-    if kinetics and span is not None and int(span[2]) > int(span[1]):
-        share = (frame.time - int(span[1])) / (int(span[2]) - int(span[1]))
-        centre = round(share * n)
-    centre = min(max(centre, 0), n - 1)
-    if kinetics:
-        raw = np.concatenate([_stretched(centre - half, centre, n, half), _stretched(centre, centre + half, n, half)])
-    else:
-        side = max(min(half, centre, n - centre), 1)
-        raw = np.arange(centre - side, centre + side, dtype=np.float64).clip(0, n - 1)
-    start = (len(raw) - frames * stride) // 2 + 1
-    chosen = (start + stride * np.arange(frames)).clip(0, len(raw) - 1)
-    result: Floats = raw[chosen]
-    return result
-
-
-def _stretched(low: int, high: int, n: int, size: int) -> Floats:
-    """`size` places between the frames low..high - 1 of n, evenly over those that exist."""
-    low, high = min(max(low, 0), n - 1), min(max(high, 1), n)
-    high = max(high, low + 1)
-    place = (np.arange(size) + 0.5) * (high - low) / size - 0.5
-    result: Floats = low + place.clip(0, high - low - 1)
-    return result
-
-
-def positions_before(times: Floats, frame: KeyFrame, *, frames: int, stride: int) -> Floats:
-    """The same of a clip that ends with the key frame: every `stride`-th frame, the first one where there is none."""
-    centre = min(max(int(np.searchsorted(times, frame.time - 1e-6)), 0), len(times) - 1)
-    result: Floats = (centre - stride * np.arange(frames - 1, -1, -1, dtype=np.float64)).clip(min=0)
-    return result
 
 
 def read_clip(reader: ClipReader, frame: KeyFrame, form: ClipForm) -> Tensor:

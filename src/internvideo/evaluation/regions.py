@@ -163,7 +163,7 @@ def draw(table: Table, manifest: Manifest, tested: list[KeyFrame], target: Path)
     for frame in chosen:
         try:
             with lent(manifest.video_path(frame.row)) as video:
-                picture = video.at([min(frame.time, video.info.duration)])[0]
+                picture = video.at([min(frame.seconds, video.info.duration)])[0]
         except VideoError:
             continue
         boxes = []
