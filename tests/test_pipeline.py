@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -15,6 +16,7 @@ import torch
 from safetensors.torch import save_file
 
 import small_world
+from internvideo import pipeline
 from internvideo.data.batch import Batch
 from internvideo.data.manifest import read_manifest, write_manifest
 from internvideo.errors import InternVideoError, ManifestError, RecipeError, RunError, WeightsError
@@ -72,6 +74,62 @@ def test_a_finished_run_is_not_trained_again(done: Path) -> None:
         assert run_recipe(recipe(loader={"workers": 1}), done) == done / "model.safetensors"
     assert contents(done) == before
     assert (done / "model.safetensors").stat().st_mtime_ns == written.st_mtime_ns
+
+
+def test_a_finished_run_may_be_told_otherwise_and_lie_elsewhere(done: Path, tmp_path: Path) -> None:
+    shutil.copytree(done, tmp_path / "run")
+    before = contents(tmp_path / "run")
+    world = small_world.world()
+    rows = Path(shutil.copytree(world.parent, tmp_path / "elsewhere")) / world.name
+    moved = recipe(data={"train": str(rows)}, loader={"max_unreadable": 0.5}, loop={"log_every": 5})
+    run_recipe(moved.model_copy(update={"about": "mine"}), tmp_path / "run")
+    assert contents(tmp_path / "run") == before
+
+
+def test_a_longer_run_has_other_weights(done: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(done, folder)
+    longer = recipe(schedule={"steps": 8})
+    with monkeypatch.context() as patch:
+        patch.setattr(pipeline, "save_trained", lambda *args: None)  # killed before the weights are written
+        run_recipe(longer, folder)
+    assert same(folder / "model.safetensors", done / "model.safetensors")
+    run_recipe(longer, folder)
+    assert not same(folder / "model.safetensors", done / "model.safetensors")
+    assert load_trained(folder / "model.safetensors", device="cpu").recipe == longer
+    before = contents(folder)
+    run_recipe(recipe(), folder)  # the command that it began with
+    run_recipe(recipe(schedule={"steps": 8}, loop={"log_every": 5}), folder)
+    assert contents(folder) == before
+
+
+def test_a_rate_is_changed_on_purpose(done: Path, tmp_path: Path) -> None:
+    shutil.copytree(done, tmp_path / "run")
+    other = recipe(schedule={"steps": 8}, optimizer={"base_lr": 5e-3})
+    run_recipe(other, tmp_path / "run", changes=["optimizer.base_lr"])
+    assert load_trained(tmp_path / "run" / "model.safetensors", device="cpu").recipe == other
+    with pytest.raises(RecipeError, match=r"'data.loader.batch_size' cannot change within a run"):
+        run_recipe(recipe(loader={"batch_size": 4}), tmp_path / "run", changes=["data.loader.batch_size"])
+
+
+def test_other_pictures_are_another_run(tmp_path: Path) -> None:
+    def pictures(split: str) -> Recipe:
+        path = small_world.world().with_name(f"{split}.jsonl")
+        return recipe("multimodal", data={"images": str(path)}, schedule={"steps": 1})
+
+    run_recipe(pictures("train"), tmp_path, device="cpu")
+    with pytest.raises(RunError, match="image_rows was"):
+        run_recipe(pictures("test"), tmp_path, device="cpu")
+    told = json.loads((tmp_path / "run.json").read_text())
+    assert told["recipe"].pop("image_rows")  # as the version before wrote it
+    (tmp_path / "run.json").write_text(json.dumps(told))
+    run_recipe(pictures("train"), tmp_path, device="cpu")
+    for written, asked in (({"images": None}, pictures("train")), ({}, recipe("multimodal", schedule={"steps": 1}))):
+        changed = json.loads(json.dumps(told))
+        changed["recipe"]["data"].update(written)
+        (tmp_path / "run.json").write_text(json.dumps(changed))
+        with pytest.raises(RunError, match=r"another run: (data.images|image_rows) was"):
+            run_recipe(asked, tmp_path, device="cpu")
 
 
 def test_a_finished_run_gets_its_weights_when_they_are_missing(done: Path, tmp_path: Path) -> None:

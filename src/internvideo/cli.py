@@ -120,17 +120,25 @@ def train(
         bool,
         typer.Option("--dry-run", help="Show parameters, steps, memory and one forward and backward; train nothing."),
     ] = False,
+    change: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="KEY=VALUE: go on with another value than the run began with, such as optimizer.base_lr=1e-4; told in "
+            "its log. A longer schedule.steps or schedule.epochs needs no --change."
+        ),
+    ] = None,
     device: Device = "auto",
 ) -> None:
     """Train one stage from a recipe. An interrupted run goes on where it was; torchrun runs it on many devices."""
     from internvideo.pipeline import describe, run_recipe
     from internvideo.recipe import read_recipe
 
-    loaded = read_recipe(recipe, overrides or [])
+    changes = change or []
+    loaded = read_recipe(recipe, [*(overrides or []), *changes])
     if dry_run:
         typer.echo(describe(loaded, device=device))
         return
-    result = run_recipe(loaded, output, device=device)
+    result = run_recipe(loaded, output, device=device, changes=[text.partition("=")[0] for text in changes])
     typer.echo(f"weights: {result}")
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from internvideo.data.catalog import BENCHMARKS
-from internvideo.errors import RecipeError, WeightsError
+from internvideo.errors import RecipeError, RunError, WeightsError
 from internvideo.jobs.head import check_start
 from internvideo.jobs.job import Job, build_model
 from internvideo.jobs.table import prepare
@@ -29,27 +29,45 @@ from internvideo.recipe import (
     read_recipe,
     shipped_recipes,
 )
-from internvideo.storage import read_safetensors
-from internvideo.training import checkpoint, distributed
+from internvideo.storage import read_metadata, read_safetensors
+from internvideo.training import checkpoint, distributed, run_folder
 from internvideo.training.loop import train
 from internvideo.training.memory import MIB, counted_activations, tensor_bytes
 from internvideo.training.settings import TrainingSettings
 from internvideo.training.step import Stepper
 
-MAY_DIFFER = ("data.loader.workers", "data.loader.prefetch", "data.loader.pin_memory", "data.loader.cache_megabytes")
+MAY_DIFFER = (
+    "about",
+    "data.train",  # its rows are compared (`_facts`), wherever they lie
+    "data.shard_index",
+    *(f"data.loader.{name}" for name in ("workers", "prefetch", "pin_memory", "cache_megabytes", "max_unreadable")),
+)
 """Settings that change nothing in what is computed: a run may be resumed with others."""
 
 
-def run_recipe(recipe: Recipe, folder: Path, *, device: str = "auto", title: str | None = None) -> Path:
+def run_recipe(
+    recipe: Recipe,
+    folder: Path,
+    *,
+    device: str = "auto",
+    title: str | None = None,
+    changes: Collection[str] = (),
+) -> Path:
     """Train a recipe to its end, from where an earlier run of the same recipe in `folder` stopped.
 
-    A run that has come to its end, and has its weights, is left as it is.
+    A run that has come to its end, and has its weights, is left as it is; with a longer schedule it goes on.
+
+    Args:
+        recipe, folder, device: as told.
+        title: in front of the progress; the stage by default.
+        changes: dotted keys whose values are changed on purpose within the run, such as optimizer.base_lr.
 
     Returns:
         folder/model.safetensors: weights (averaged ones where the recipe averages), with all that `load_trained` needs.
 
     Raises:
-        RunError: `folder` holds another run, the disk is full, a loss is not finite.
+        RunError: `folder` holds another run, another process writes there, the disk is full, a loss is not finite.
+        RecipeError: settings that do not fit together, or that cannot change within a run.
         RunInterruptedError: asked to stop; the same call goes on.
     """
     target = folder / "model.safetensors"
@@ -64,32 +82,82 @@ def run_recipe(recipe: Recipe, folder: Path, *, device: str = "auto", title: str
         if distributed.rank() == 0:
             for line in job.head:
                 print(f"head: {line}", file=sys.stderr)
-        reached = checkpoint.newest(folder)
-        settings = TrainingSettings(optimizer=recipe.optimizer, schedule=recipe.schedule, loop=recipe.loop)
-        result = train(
-            job.stage,
-            job.loader,
-            settings,
-            folder,
-            {**recipe.resolved(), **_facts(job)},  # a changed manifest or map of classes is another run
-            batch_size=recipe.data.loader.batch_size,
-            device=here,
-            title=title or recipe.stage,
-            may_differ=MAY_DIFFER,
-        )
-        made = target.is_file() and result.checkpoint == reached  # nothing was left to learn
-        if distributed.rank() == 0 and not made:
-            state = checkpoint.read_weights(result.checkpoint)
-            load_state(job.stage, state, where=result.checkpoint)
-            if initial:
-                mixed = interpolate_weights(initial, job.model.state_dict(), recipe.initial_share)
-                load_state(job.model, mixed, where=result.checkpoint)
-            save_trained(target, job)
+        with run_folder.writing(folder):
+            _train_and_write(job, folder, target, title or recipe.stage, here, changes, initial)
     return target
 
 
+def _train_and_write(
+    job: Job,
+    folder: Path,
+    target: Path,
+    title: str,
+    device: torch.device,
+    changes: Collection[str],
+    initial: Mapping[str, Tensor],
+) -> None:
+    recipe = job.recipe
+    may_differ = (*MAY_DIFFER, *_places(recipe))
+    reached = checkpoint.newest(folder)
+    result = train(
+        job.stage,
+        job.loader,
+        TrainingSettings(optimizer=recipe.optimizer, schedule=recipe.schedule, loop=recipe.loop),
+        folder,
+        {**recipe.resolved(), **_facts(job)},  # a changed manifest or map of classes is another run
+        batch_size=recipe.data.loader.batch_size,
+        device=device,
+        title=title,
+        may_differ=may_differ,
+        changes=changes,
+        complete=lambda written: _of_today(written, job.facts),
+    )
+    asked = recipe.schedule.total_steps(len(job.loader) / recipe.loop.accumulate)
+    if result.step > asked and not target.is_file():
+        raise RunError(folder, f"{result.step} steps are made, without weights", "", f"ask for {result.step} or more")
+    made = result.step > asked or (
+        result.checkpoint == reached and _is_of(target, recipe, (*run_folder.FREE, *may_differ))
+    )
+    if distributed.rank() == 0 and not made:
+        state = checkpoint.read_weights(result.checkpoint)
+        load_state(job.stage, state, where=result.checkpoint)
+        if initial:
+            mixed = interpolate_weights(initial, job.model.state_dict(), recipe.initial_share)
+            load_state(job.model, mixed, where=result.checkpoint)
+        save_trained(target, job)
+
+
 def _facts(job: Job) -> dict[str, object]:
-    return {"training_rows": job.fingerprint, **({"head": list(job.head)} if job.head else {})}
+    return {"training_rows": job.fingerprint, **job.facts, **({"head": list(job.head)} if job.head else {})}
+
+
+def _places(recipe: Recipe) -> tuple[str, ...]:
+    """Settings that tell where rows lie which are compared themselves."""
+    data = recipe.data
+    pictures = (f"data.{name}" for name in ("images", "image_shards") if getattr(data, name) is not None)
+    return (*pictures, *(f"data.also.{name}.manifest" for name in data.also))
+
+
+def _of_today(written: Mapping[str, Any], facts: Mapping[str, Any] | None = None) -> Mapping[str, Any]:
+    """A recipe of an earlier version with the settings that have come since, as that version would have had them.
+
+    Where it learned from pictures, their `facts`, which it did not keep, are taken to be the same.
+    """
+    try:
+        recipe = build_recipe({key: value for key, value in written.items() if key in Recipe.model_fields})
+    except RecipeError:
+        return written  # the differences will be told by their keys
+    pictures = recipe.data.images is not None or recipe.data.image_shards is not None
+    return {**(facts or {} if pictures else {}), **written, **recipe.resolved()}
+
+
+def _is_of(target: Path, recipe: Recipe, may_differ: Collection[str]) -> bool:
+    """Whether the weights of a run that made no step now are those of this recipe, and not of a shorter schedule."""
+    try:
+        written = json.loads(read_metadata(target)["recipe"]) if target.is_file() else None
+    except (WeightsError, KeyError, ValueError):
+        return False
+    return written is not None and not run_folder.differences(_of_today(written), recipe.resolved(), may_differ)
 
 
 def save_trained(path: Path, job: Job) -> None:

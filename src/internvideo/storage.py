@@ -1,13 +1,21 @@
 """Files that are never half written, and the only place that writes and reads weights.
 
-A reader of a folder sees the old file or the new one, also after a crash or on a full disk.
+A reader of a folder sees the old file or the new one, also after a crash or on a full disk. Weights carry the SHA-256
+of every tensor, which is compared whenever they are read.
 """
 
 from __future__ import annotations
 
+import errno
+import fcntl
+import hashlib
+import json
 import os
 import shlex
+import socket
+import sys
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -21,13 +29,20 @@ from internvideo.errors import RunError, WeightsError
 PICKLES = (".pth", ".pt", ".bin", ".ckpt")
 PICKLE_STARTS = (b"PK\x03\x04", b"\x80\x02\x8a\x0a")
 """How torch's files are called and how they begin."""
+DIGESTS = "internvideo_sha256"
+"""Metadata key of the SHA-256 of every tensor, by name in JSON; `REST` is that of the other metadata."""
+REST = "__metadata__"
+"""No tensor has this name: the format keeps it for itself."""
+LOCK = ".writing"
+"""File of a folder that somebody writes."""
 
 
 @contextmanager
 def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
     """Yield a temporary path beside `path`; when the block ends well it becomes `path`, otherwise it is removed.
 
-    The content reaches the disk (fsync) before the name does. Missing folders are made.
+    The content reaches the disk (fsync) before the name does. Missing folders are made. Who may read the file is
+    decided by the umask, whatever the writer in the block thinks of it.
 
     Raises:
         RunError: the disk is full or the folder cannot be written; an earlier file of that name is untouched.
@@ -37,7 +52,9 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
     temporary = final.with_name(f".{final.stem}.{os.getpid()}.partial{final.suffix}")
     try:
         final.parent.mkdir(parents=True, exist_ok=True)
+        mode = _mode_of_new(temporary)
         yield temporary
+        temporary.chmod(mode)
         _sync(temporary)
         temporary.replace(final)
         _sync(final.parent)
@@ -51,6 +68,14 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
     finally:
         with suppress(OSError):  # gone already, or its folder could not be made
             temporary.unlink()
+
+
+def _mode_of_new(path: Path) -> int:
+    """Permissions of a file that is made here now; asking for the umask itself would disturb other threads."""
+    path.touch()
+    mode = path.stat().st_mode & 0o777
+    path.unlink()
+    return mode
 
 
 def _sync(path: Path) -> None:
@@ -67,10 +92,79 @@ def write_text(path: str | os.PathLike[str], text: str) -> None:
         temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
+_HELD: dict[Path, int] = {}
+"""Folders that this process keeps for itself, and the open files of their locks."""
+
+
+def _let_go() -> None:
+    """A forked child holds no lock: that of its parent must end with its parent."""
+    for handle in _HELD.values():
+        os.close(handle)
+    _HELD.clear()
+
+
+os.register_at_fork(after_in_child=_let_go)
+
+
+@contextmanager
+def alone_in(folder: str | os.PathLike[str]) -> Iterator[None]:
+    """Let no other process write a folder meanwhile. It is made when absent, and removed when it is left empty.
+
+    The lock is the system's, so it ends with this process, however that ends. A block inside a block of the same
+    process and folder does nothing. Folders on file systems without locks are told on stderr.
+
+    Raises:
+        RunError: another process writes there, or the folder cannot be written.
+    """
+    here = Path(os.path.realpath(folder))
+    if here in _HELD:
+        yield
+        return
+    try:
+        here.mkdir(parents=True, exist_ok=True)
+        _HELD[here] = _locked(here / LOCK)
+    except BlockingIOError as error:
+        with suppress(OSError):
+            who = (here / LOCK).read_text(encoding="utf-8").strip() or "another process"
+            raise RunError(folder, f"{who} writes there", "one at a time", "wait, or choose another folder") from error
+        raise RunError(folder, "another process wrote there until now", "", "start again") from error
+    except OSError as error:
+        raise RunError(
+            folder, f"cannot be written: {error.strerror or error}", "", "free space or choose another folder"
+        ) from error
+    try:
+        yield
+    finally:
+        with suppress(OSError):
+            (here / LOCK).unlink()  # before it is let go, so that nobody waits for a file without a name
+        os.close(_HELD.pop(here))
+        with suppress(OSError):
+            here.rmdir()
+
+
+def _locked(file: Path) -> int:
+    """Open and lock a file. Raises BlockingIOError where another process has the lock."""
+    while True:
+        handle = os.open(file, os.O_RDWR | os.O_CREAT, 0o666)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno not in (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS):
+                os.close(handle)
+                raise
+            print(f"{file.parent}: no locks on this file system, two writers would not be noticed", file=sys.stderr)
+        if os.fstat(handle).st_nlink:
+            break
+        os.close(handle)  # its last owner removed it between our two calls
+    os.ftruncate(handle, 0)
+    os.write(handle, f"process {os.getpid()} of {socket.gethostname()}\n".encode())
+    return handle
+
+
 def write_safetensors(
     path: str | os.PathLike[str], tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None
 ) -> None:
-    """Write named tensors and text metadata as one safetensors file, atomically.
+    """Write named tensors and text metadata as one safetensors file, atomically, with their SHA-256.
 
     Tensors of any device and layout; two names of one storage are written twice.
 
@@ -84,11 +178,62 @@ def write_safetensors(
         storage = flat.untyped_storage().data_ptr()
         plain[name] = flat.clone() if storage in seen else flat  # the format knows no shared storages
         seen.add(storage)
+    told = {name: text for name, text in (metadata or {}).items() if name != DIGESTS}
+    told[DIGESTS] = json.dumps({REST: _text_digest(told), **_digests(plain)})
     with atomic_path(path) as temporary:
         try:
-            save_file(plain, temporary, metadata=dict(metadata or {}))
+            save_file(plain, temporary, metadata=told)
         except SafetensorError as error:  # its text carries the operating system's reason
             raise OSError(str(error)) from error
+
+
+def _text_digest(metadata: Mapping[str, str]) -> str:
+    return hashlib.sha256(json.dumps(dict(metadata), sort_keys=True).encode()).hexdigest()
+
+
+def _digests(tensors: Mapping[str, Tensor]) -> dict[str, str]:
+    """SHA-256 of dtype, shape and content of contiguous tensors on the CPU, by name."""
+    if sum(tensor.nbytes for tensor in tensors.values()) < 2**20:
+        return {name: _digest(tensor) for name, tensor in tensors.items()}
+    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:  # hashing lets other threads run
+        return dict(zip(tensors, pool.map(_digest, tensors.values()), strict=True))
+
+
+def _digest(tensor: Tensor) -> str:
+    digest = hashlib.sha256(f"{tensor.dtype} {list(tensor.shape)} ".encode())
+    digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def _verified(file: Path, metadata: dict[str, str], tensors: Mapping[str, Tensor] | None = None) -> dict[str, str]:
+    """The metadata without the digests, which are compared where there are any (foreign files, and ours before them).
+
+    Raises:
+        WeightsError: the metadata or a tensor is not what was written.
+    """
+    if DIGESTS not in metadata:
+        return metadata
+    told = {name: text for name, text in metadata.items() if name != DIGESTS}
+    found = {REST: _text_digest(told), **_digests(tensors or {})}
+    try:
+        written = dict(json.loads(metadata[DIGESTS]))
+    except (ValueError, TypeError, RecursionError) as error:
+        raise _damaged(file, "the list of SHA-256") from error
+    wrong = [name for name in found if found[name] != written.get(name)]
+    wrong += sorted(written.keys() - found.keys()) if tensors is not None else []
+    if wrong:
+        more = f" and {len(wrong) - 1} more" if len(wrong) > 1 else ""
+        raise _damaged(file, "the metadata" if wrong[0] == REST else f"tensor '{wrong[0]}'{more}")
+    return told
+
+
+def _damaged(file: Path, what: str) -> WeightsError:
+    return WeightsError(
+        file,
+        f"damaged: {what} has another SHA-256 than when it was written",
+        "the file as it was written",
+        f"copy it again; after a change on purpose leave out the metadata '{DIGESTS}'",
+    )
 
 
 def read_safetensors(
@@ -97,17 +242,19 @@ def read_safetensors(
     """Read all tensors and the metadata of a safetensors file.
 
     Raises:
-        WeightsError: no such file, or not a whole safetensors file.
+        WeightsError: no such file, not a whole safetensors file, or content that is not what was written.
     """
     file = Path(path)
     if not file.is_file():
         raise WeightsError(file, "no such file", "a .safetensors file", "check the path")
     try:
-        with safe_open(file, framework="pt", device=str(device)) as handle:
+        with safe_open(file, framework="pt") as handle:
             names: list[str] = list(handle.keys())
-            return {name: handle.get_tensor(name) for name in names}, dict(handle.metadata() or {})
+            tensors, metadata = {name: handle.get_tensor(name) for name in names}, dict(handle.metadata() or {})
     except (SafetensorError, OSError) as error:
         raise _unreadable(file, error) from error
+    metadata = _verified(file, metadata, tensors)
+    return {name: tensor.to(device) for name, tensor in tensors.items()}, metadata
 
 
 def _unreadable(file: Path, error: Exception) -> WeightsError:
@@ -128,6 +275,7 @@ def read_metadata(path: str | os.PathLike[str]) -> dict[str, str]:
         raise WeightsError(file, "no such file", "a .safetensors file", "check the path")
     try:
         with safe_open(file, framework="pt") as handle:
-            return dict(handle.metadata() or {})
+            metadata = dict(handle.metadata() or {})
     except (SafetensorError, OSError) as error:
         raise _unreadable(file, error) from error
+    return _verified(file, metadata)

@@ -24,7 +24,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch import Tensor
 
 from internvideo.data.batch import FeatureBatch
-from internvideo.data.loader import LoaderSettings
+from internvideo.data.loader import LoaderSettings, check_batches
 from internvideo.data.manifest import read_manifest
 from internvideo.errors import ManifestError, RecipeError, RunError
 
@@ -324,7 +324,7 @@ class SequenceLoader:
         rank, world_size: this process and how many share an epoch.
 
     Raises:
-        RecipeError: stretched sequences that are longer than the batch.
+        RecipeError: stretched sequences that are longer than the batch; not one batch in an epoch.
     """
 
     def __init__(
@@ -343,6 +343,7 @@ class SequenceLoader:
         self.rank, self.world_size, self.waited = rank, world_size, 0.0
         self._kept: dict[int, tuple[Tensor, Tensor, Tensor]] = {}
         self._bytes = 0
+        check_batches(len(self), loader, world_size, len(features), f"sequences in {features.source}")
 
     def __len__(self) -> int:
         """Batches of an epoch on this process."""

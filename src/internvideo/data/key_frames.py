@@ -24,11 +24,11 @@ from internvideo.data.dataset import AUGMENT, ClipReader, EpochPlan, Loaded, Unr
 from internvideo.data.key_frame_places import Floats, begins_of, told_time
 from internvideo.data.key_frame_places import clip_positions as clip_positions
 from internvideo.data.key_frame_places import positions_before as positions_before
-from internvideo.data.loader import LoaderSettings, Source
+from internvideo.data.loader import LoaderSettings, Source, check_batches
 from internvideo.data.manifest import Manifest
 from internvideo.data.sample import Sample
 from internvideo.data.skipped import SkippedClips
-from internvideo.errors import InternVideoError, ManifestError, RecipeError, VideoError
+from internvideo.errors import InternVideoError, ManifestError, VideoError
 
 MOST_BOXES = 100
 """Boxes of a training clip (spec 3.1)."""
@@ -267,9 +267,7 @@ class KeyFrameLoader:
         self._plan = EpochPlan(
             len(frames), settings.batch_size, settings.seed, settings.shuffle, settings.drop_last, rank, world_size
         )
-        if not self._plan.batches:
-            found = f"{settings.batch_size} on {world_size} processes, but there are {len(frames)} key frames"
-            raise RecipeError("batch_size", found, f"at most {len(frames) // world_size}")
+        check_batches(self._plan.batches, settings, world_size, len(frames), f"key frames in {manifest.source}")
         self._skipped = SkippedClips(manifest, settings.max_unreadable, skipped)
         self._source = Source(_Training(_reader(manifest, settings), frames, self._plan, form), settings)
 

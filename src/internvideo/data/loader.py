@@ -91,6 +91,14 @@ class LoaderSettings:
             raise ValueError(f"max_unreadable is {self.max_unreadable}, must be a fraction from 0 to 1")
 
 
+def check_batches(batches: int, settings: LoaderSettings, world_size: int, count: int, what: str) -> None:
+    """Raise RecipeError where `count` of something do not fill one batch on each of `world_size` processes."""
+    if batches < 1:
+        found = f"{settings.batch_size} on {world_size} processes, but there are {count} {what}: not one whole batch"
+        allowed = f"at most {count // world_size}" if count >= world_size else "more data or fewer processes"
+        raise RecipeError("data.loader.batch_size", found, allowed)
+
+
 class EpochLoader:
     """Training batches of one rank, of any collection: the walk through an epoch. `Loader` is that of a manifest.
 
@@ -116,14 +124,10 @@ class EpochLoader:
         skipped: Path | None,
     ) -> None:
         _check_rank(plan.rank, plan.world_size)
-        self.settings = settings
+        self.settings, self.collection = settings, collection
         self.waited = 0.0
         self._plan = plan
-        if not plan.batches:
-            found = f"{settings.batch_size} on {plan.world_size} processes, but {collection.source} has"
-            raise RecipeError(
-                "batch_size", f"{found} {len(collection)} clips", f"at most {len(collection) // plan.world_size}"
-            )
+        check_batches(plan.batches, settings, plan.world_size, len(collection), f"clips of {collection.source}")
         self._skipped = SkippedClips(collection, settings.max_unreadable, skipped)
         self.unreadable = self._skipped.known
         self._batches = TrainingBatches(

@@ -44,7 +44,8 @@ def prepare(recipe: Recipe, *, rank: int, world_size: int, skipped: Path | None)
         gather = (distributed.gather_with_gradient,) if recipe.stage in GATHERING else ()
         stage = STAGES[recipe.stage].stage(model, recipe.settings, *gather)
     loader = _loader(recipe, manifest, model, rank, world_size, skipped)
-    return Job(recipe, stage, loader, manifest.classes, manifest.fingerprint, head=head)
+    facts = {"image_rows": loader.images.collection.fingerprint} if isinstance(loader, AlternatingLoader) else {}
+    return Job(recipe, stage, loader, manifest.classes, manifest.fingerprint, head=head, facts=facts)
 
 
 def training_rows(recipe: Recipe) -> Manifest:

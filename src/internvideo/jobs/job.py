@@ -26,7 +26,8 @@ class Job:
 
     `context` is what else must be known to use the model later, and is kept beside its weights: how the features were
     made that a detector learned from, the words of an instruction. It must be ready for JSON. `head` tells where the
-    classification head comes from, where the recipe says something of it.
+    classification head comes from, where the recipe says something of it. `facts` are fingerprints of what else is
+    learned from: a run is resumed only where they are the same.
     """
 
     recipe: Recipe
@@ -36,6 +37,7 @@ class Job:
     fingerprint: str
     context: Mapping[str, Any] = field(default_factory=dict)
     head: tuple[str, ...] = ()
+    facts: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def model(self) -> nn.Module:

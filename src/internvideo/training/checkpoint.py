@@ -12,8 +12,8 @@ The metadata key "internvideo" is JSON: format, step, epoch, position, seconds, 
 from __future__ import annotations
 
 import json
-import re
-from collections.abc import Collection, Iterator, Mapping
+import sys
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,13 +23,15 @@ import torch
 from torch import Tensor, nn
 
 from internvideo.errors import RunError, WeightsError
-from internvideo.storage import read_metadata, read_safetensors, write_safetensors, write_text
+from internvideo.storage import read_metadata, read_safetensors, write_safetensors
 from internvideo.training import distributed
 from internvideo.training.ema import Ema
+from internvideo.training.run_folder import FOLDER, checkpoints
+from internvideo.training.run_folder import claim as claim
+from internvideo.training.run_folder import newest as newest
+from internvideo.training.run_folder import same_recipe as same_recipe
 
 FORMAT = 1
-FOLDER = "checkpoints"
-RUN_FILE = "run.json"
 
 
 @dataclass
@@ -56,20 +58,6 @@ class RunState:
     clips: float = 0.0
 
 
-def newest(folder: Path) -> Path | None:
-    """The checkpoint of the largest step in a run folder, or None."""
-    found = _all(folder)
-    return found[-1] if found else None
-
-
-def _all(folder: Path) -> list[Path]:
-    numbered = {}
-    for path in (folder / FOLDER).glob("step-*.safetensors"):
-        if match := re.fullmatch(r"step-(\d+)\.safetensors", path.name):
-            numbered[int(match.group(1))] = path
-    return [numbered[step] for step in sorted(numbered)]
-
-
 def save(folder: Path, state: RunState, recipe: Mapping[str, Any], keep: int) -> Path:
     """Write the checkpoint of this step and remove all but the newest `keep`. All processes call it, rank 0 writes.
 
@@ -82,7 +70,7 @@ def save(folder: Path, state: RunState, recipe: Mapping[str, Any], keep: int) ->
     if distributed.rank() == 0:
         try:
             write_safetensors(path, _tensors(state, random), {"internvideo": json.dumps(_description(state, recipe))})
-            for old in _all(folder)[:-keep]:
+            for old in checkpoints(folder)[:-keep]:
                 old.unlink()
         except RunError as found:
             error = found
@@ -101,11 +89,56 @@ def restore(path: Path, state: RunState, recipe: Mapping[str, Any], may_differ: 
 
     Raises:
         RunError: the checkpoint belongs to another recipe or number of processes.
-        WeightsError: it is not a checkpoint of this stage.
+        WeightsError: it is damaged, or not a checkpoint of this stage.
     """
     tensors, metadata = read_safetensors(path)
+    same_recipe(path, _read_description(path, metadata)["recipe"], recipe, may_differ)
+    _put_back(path, tensors, metadata, state)
+
+
+def resume(folder: Path, state: RunState) -> Path | None:
+    """Go on from the newest whole checkpoint of a run folder that was claimed; None where there is no checkpoint.
+
+    Damaged ones are told on stderr and set aside under another name. All processes call it together and take the same
+    one, of those that rank 0 sees.
+
+    Raises:
+        RunError, WeightsError: as `restore`; or every checkpoint is damaged.
+    """
+    damaged: list[Path] = []
+    names: list[str] = distributed.collect([path.name for path in checkpoints(folder)])[0]
+    for name in reversed(names):
+        path, fault = folder / FOLDER / name, ""
+        try:
+            found = read_safetensors(path)
+        except WeightsError as error:
+            fault = str(error)
+        faults = [text for text in distributed.collect(fault) if text]
+        if not faults:
+            distributed.first_alone(lambda: _set_aside(damaged))
+            _put_back(path, *found, state)
+            return path
+        if distributed.rank() == 0:
+            print(f"{faults[0]}; going on from the checkpoint before it", file=sys.stderr)
+        damaged.append(path)
+    if damaged:
+        where, do = folder / FOLDER, "copy one again, or choose another output folder"
+        raise WeightsError(where, f"not one of {len(damaged)} checkpoints can be read", "a whole one", do)
+    return None
+
+
+def _set_aside(damaged: list[Path]) -> None:
+    for path in damaged:
+        try:
+            path.rename(path.with_suffix(".damaged"))
+        except OSError as error:
+            raise RunError(
+                path, f"cannot be renamed: {error.strerror or error}", "", "remove it, then resume"
+            ) from error
+
+
+def _put_back(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str], state: RunState) -> None:
     described = _read_description(path, metadata)
-    same_recipe(path, described["recipe"], recipe, may_differ)
     if described["processes"] != distributed.world_size():
         raise RunError(
             path,
@@ -144,66 +177,6 @@ def read_recipe(path: Path) -> dict[str, Any]:
 def part(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
     """The tensors below `prefix/`, by the rest of their names."""
     return {name[len(prefix) + 1 :]: tensor for name, tensor in tensors.items() if name.startswith(prefix + "/")}
-
-
-def claim(folder: Path, recipe: Mapping[str, Any], may_differ: Collection[str] = ()) -> None:
-    """Make the folder this run's own (run.json) or find that it already is.
-
-    Raises:
-        RunError: it holds another run, or cannot be written.
-    """
-    error: RunError | None = None
-    if distributed.rank() == 0:
-        try:
-            _claim(folder, recipe, may_differ)
-        except RunError as found:
-            error = found
-    distributed.raise_together(error)
-
-
-def _claim(folder: Path, recipe: Mapping[str, Any], may_differ: Collection[str]) -> None:
-    file = folder / RUN_FILE
-    if file.exists():
-        try:
-            written = json.loads(file.read_text(encoding="utf-8"))["recipe"]
-        except (OSError, UnicodeDecodeError, ValueError, KeyError, TypeError) as error:
-            raise RunError(file, f"is not the file of a run ({error})", "", "choose another output folder") from error
-        same_recipe(folder, written, recipe, may_differ)
-        for left in (folder / FOLDER).glob(".step-*.partial.safetensors"):  # of a session that was killed
-            left.unlink()
-        return
-    if newest(folder) is not None or (folder / "metrics.jsonl").exists():
-        raise RunError(folder, f"holds a run without {RUN_FILE}", "an empty folder", "choose another output folder")
-    write_text(file, json.dumps({"recipe": recipe}, indent=1, default=str) + "\n")
-
-
-def same_recipe(
-    where: Path, written: Mapping[str, Any], now: Mapping[str, Any], may_differ: Collection[str] = ()
-) -> None:
-    """Raise RunError naming the keys in which two recipes differ."""
-    # Through JSON, because that is how the written one came: tuples are lists, keys are texts.
-    before, after = dict(_leaves(written)), dict(_leaves(json.loads(json.dumps(now, default=str))))
-    free = tuple(f"{key}." for key in may_differ)
-    changes = [
-        f"{key} was {before.get(key, 'not there')!r}, is {after.get(key, 'not there')!r}"
-        for key in sorted(before.keys() | after.keys())
-        if (key not in before or key not in after or before[key] != after[key]) and not f"{key}.".startswith(free)
-    ]
-    if changes:
-        raise RunError(
-            where,
-            f"belongs to another run: {', '.join(changes)}",
-            "the same recipe",
-            "choose another output folder, or take back the change to resume",
-        )
-
-
-def _leaves(tree: Any, place: str = "") -> Iterator[tuple[str, Any]]:
-    if isinstance(tree, Mapping) and tree:
-        for key, value in tree.items():
-            yield from _leaves(value, f"{place}.{key}" if place else str(key))
-    else:
-        yield place, tree
 
 
 def _tensors(state: RunState, random: list[dict[str, Tensor]]) -> dict[str, Tensor]:

@@ -98,15 +98,30 @@ class MetricLog:
         self.last_values = values
         if not self.active:
             return
-        try:
-            with self.file.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(plain(values)) + "\n")
-        except OSError as error:
-            raise RunError(self.file, f"cannot be written: {error.strerror}", "", "free space, then resume") from error
+        self._append(values)
         self.bar.set_postfix_str(self._brief(), refresh=False)
         if self.events is not None:
             for name, value in values.items():
                 self.events.add_scalar(f"{self.title}/{name}", value, int(values["step"]))
+
+    def tell(self, text: str) -> None:
+        """One line on stderr."""
+        if self.active:
+            print(f"{self.title}: {text}", file=sys.stderr, flush=True)
+
+    def tell_changes(self, step: int, changes: Mapping[str, tuple[Any, Any]], lr: float) -> None:
+        """Tell, here and in the log, which settings are others after `step` and at which rate it goes on."""
+        told = ", ".join(f"{key} was {was}, is {now}" for key, (was, now) in changes.items())
+        self.tell(f"after step {step}: {told}; learning rate {lr:.3g}")
+        if self.active:
+            self._append({"step": step, "changed": {key: list(change) for key, change in changes.items()}, "lr": lr})
+
+    def _append(self, line: Mapping[str, Any]) -> None:
+        try:
+            with self.file.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(plain(line)) + "\n")
+        except OSError as error:
+            raise RunError(self.file, f"cannot be written: {error.strerror}", "", "free space, then resume") from error
 
     def progress(self, step: int) -> None:
         """Show that `step` steps are made: a bar with the time left, or a plain line every ten seconds."""

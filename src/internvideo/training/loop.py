@@ -5,7 +5,7 @@ Steps are counted from 1: "step 7" is the seventh, in the log, in checkpoints an
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +17,7 @@ from torch import nn
 
 from internvideo.data.batch import Batch
 from internvideo.errors import RunError
-from internvideo.training import checkpoint, distributed
+from internvideo.training import checkpoint, distributed, run_folder
 from internvideo.training.checkpoint import RunState
 from internvideo.training.interruption import StopSignals
 from internvideo.training.logging import MetricLog
@@ -75,8 +75,12 @@ def train(
     device: torch.device | None = None,
     title: str = "train",
     may_differ: Collection[str] = (),
+    changes: Collection[str] = (),
+    complete: Callable[[Mapping[str, Any]], Mapping[str, Any]] = dict,
 ) -> TrainResult:
-    """Train a stage to the end of its schedule, from the newest checkpoint in `folder` if there is one.
+    """Train a stage to the end of its schedule, from the newest whole checkpoint in `folder` if there is one.
+
+    A finished run goes on when its schedule has become longer.
 
     Args:
         stage: forward(batch, generator) -> {"loss": scalar, other scalars by name}. It may say `unused_parameters`
@@ -85,26 +89,37 @@ def train(
         loader: batches of this process.
         settings: optimizer, schedule, loop.
         folder: of this run alone; takes run.json, metrics.jsonl, checkpoints/ and, after a failure, nonfinite.json.
-        recipe: resolved settings, plain values; they travel in every checkpoint and must be the same on resuming.
+        recipe: resolved settings, plain values; they travel in every checkpoint and must be the same on resuming, but
+            for a longer schedule and for what follows.
         batch_size: clips of one batch of the loader on one process, repeats not counted (for "batch/256").
         device: where to train; the CPU by default.
         title: in front of the progress.
         may_differ: dotted keys of `recipe` that may change between sessions, such as the number of workers.
+        changes: dotted keys that are changed on purpose, such as optimizer.base_lr; told on stderr and in the log.
+        complete: see `run_folder.claim`.
 
     Raises:
-        RunError: `folder` holds another run; the disk is full; a loss or gradient is not finite.
+        RunError: `folder` holds another run, or another process writes there; the disk is full; a loss or gradient is
+            not finite; the data do not fill a batch (then nothing is written).
         RunInterruptedError: SIGINT or SIGTERM came; a checkpoint of the last step is written.
         RecipeError: settings that do not fit the stage.
     """
-    with distributed.process_group(device or torch.device("cpu")) as here, StopSignals() as stop:
-        checkpoint.claim(folder, recipe, may_differ)
+    with (
+        distributed.process_group(device or torch.device("cpu")) as here,
+        StopSignals() as stop,
+        run_folder.writing(folder),
+    ):
         schedule = _schedule(settings, len(loader), batch_size)
         stepper, state = _prepare(stage, settings, schedule.total, here)
-        last = checkpoint.newest(folder)
-        if last is not None:
-            checkpoint.restore(last, state, recipe, may_differ)
+        changed = run_folder.claim(folder, recipe, may_differ, changes, complete)
+        last = checkpoint.resume(folder, state)
         loop, window = settings.loop, Window(loader)
         log = MetricLog(folder, total=schedule.total, step=state.step, title=title, tensorboard=loop.tensorboard)
+        if state.step > schedule.total:
+            log.tell(f"{state.step} steps are made, more than the {schedule.total} asked for: nothing is left to learn")
+        elif changed:
+            run_folder.record(folder, recipe, changed, state.step)
+            log.tell_changes(state.step, changed, schedule(min(state.step, schedule.total - 1)))
         with log, closing(BatchStream(loader, state.epoch, state.position)) as stream:
             while state.step < schedule.total:
                 batches = stream.take(loop.accumulate, stop)
@@ -135,7 +150,8 @@ def train(
 def _schedule(settings: TrainingSettings, batches: int, batch_size: int) -> Schedule:
     """Learning rates of a run whose epoch has `batches` batches on each process."""
     if batches == 0:
-        raise RunError("data", "not one whole batch in an epoch", "at least one", "lower the batch size or add clips")
+        found = f"{batch_size} on each of {distributed.world_size()} processes: not one whole batch in an epoch"
+        raise RunError("data.loader.batch_size", found, "at least one batch", "lower it or add clips")
     accumulate = settings.loop.accumulate
     scale = settings.optimizer.scale(batch_size * accumulate * distributed.world_size())
     return Schedule(

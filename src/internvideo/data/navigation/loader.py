@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from internvideo.data.loader import LoaderSettings
+from internvideo.data.loader import LoaderSettings, check_batches
 from internvideo.data.navigation.batch import NavigationBatch, PanoramaBatch
 from internvideo.data.navigation.habitat import Habitat
 from internvideo.data.navigation.miniworld import MiniWorld
@@ -51,6 +51,9 @@ class EpisodeLoader:
     Args:
         episodes, world: what and where. words: of the instructions. most_words: of one instruction.
         loader: batch size, seed, shuffling. rank, world_size: this process and how many share an epoch.
+
+    Raises:
+        RecipeError: not one batch in an epoch.
     """
 
     def __init__(
@@ -67,6 +70,7 @@ class EpisodeLoader:
         self.episodes, self.words, self.most_words, self.loader = episodes, words, most_words, loader
         self.rank, self.world_size, self.waited = rank, world_size, 0.0
         self._worlds = worlds_of(world, loader.batch_size)
+        check_batches(len(self), loader, world_size, len(episodes), "episodes")
 
     def __len__(self) -> int:
         """Whole batches of an epoch on this process."""
@@ -110,6 +114,7 @@ class PanoramaLoader:
         self.frames, self.size = frames, size
         self.rank, self.world_size, self.waited = rank, world_size, 0.0
         self._drawn: list[Glance] = []
+        check_batches(len(self), loader, world_size, settings.panoramas, "panoramas (data.world.panoramas)")
 
     def __len__(self) -> int:
         """Whole batches of an epoch on this process."""
