@@ -123,8 +123,8 @@ def train(
     change: Annotated[
         list[str] | None,
         typer.Option(
-            help="KEY=VALUE: go on with another value than the run began with, such as optimizer.base_lr=1e-4; told in "
-            "its log. A longer schedule.steps or schedule.epochs needs no --change."
+            help="KEY=VALUE: go on with another value than the run began with, such as optimizer.base_lr=1e-4, and "
+            "tell it in the log. A longer schedule needs nothing of the kind."
         ),
     ] = None,
     device: Device = "auto",

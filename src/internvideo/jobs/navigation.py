@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import cast
 
+from internvideo.data.loader import check_batches
 from internvideo.data.navigation.episodes import read_episodes
 from internvideo.data.navigation.loader import EpisodeLoader, PanoramaLoader, open_world
 from internvideo.data.navigation.protocol import Episode, NavEnv
@@ -53,6 +54,7 @@ def prepare(recipe: Recipe, *, rank: int, world_size: int, skipped: Path | None)
     else:
         most = min(data.world.words, planner.words)
         loader = EpisodeLoader(episodes, world, words, most, data.loader, rank=rank, world_size=world_size)
+        check_batches(len(loader), data.loader, world_size, len(episodes), f"episodes in {path}")
     context = {"words": list(words.words), "most_words": min(data.world.words, planner.words)}
     return Job(recipe, stage, cast(BatchSource, loader), (), fingerprint(episodes), context)
 

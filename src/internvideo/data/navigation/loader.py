@@ -51,9 +51,6 @@ class EpisodeLoader:
     Args:
         episodes, world: what and where. words: of the instructions. most_words: of one instruction.
         loader: batch size, seed, shuffling. rank, world_size: this process and how many share an epoch.
-
-    Raises:
-        RecipeError: not one batch in an epoch.
     """
 
     def __init__(
@@ -70,7 +67,6 @@ class EpisodeLoader:
         self.episodes, self.words, self.most_words, self.loader = episodes, words, most_words, loader
         self.rank, self.world_size, self.waited = rank, world_size, 0.0
         self._worlds = worlds_of(world, loader.batch_size)
-        check_batches(len(self), loader, world_size, len(episodes), "episodes")
 
     def __len__(self) -> int:
         """Whole batches of an epoch on this process."""
