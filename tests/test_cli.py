@@ -338,10 +338,23 @@ def test_a_folder_of_another_run(run: Run, tmp_path: Path) -> None:
     recipe, folder = write(tmp_path), tmp_path / "run"
     assert run("train", recipe, "schedule.steps=2", "-o", folder).code == 0
     before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-    line = mistake(run("train", recipe, "schedule.steps=3", "-o", folder))
+    line = mistake(run("train", recipe, "schedule.steps=1", "-o", folder))
     assert str(folder) in line
     assert "steps" in line
     assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
+
+
+def test_a_run_is_changed_on_purpose(run: Run, tmp_path: Path) -> None:
+    recipe, folder = write(tmp_path), tmp_path / "run"
+    assert run("train", recipe, "schedule.steps=1", "-o", folder).code == 0
+    changed = ("train", recipe, "schedule.steps=2", "--change", "optimizer.base_lr=0.01", "-o", folder)
+    assert "base_lr" in mistake(run("train", recipe, "schedule.steps=2", "optimizer.base_lr=0.01", "-o", folder))
+    told = run(*changed)
+    assert told.code == 0
+    assert "optimizer.base_lr was 0.001, is 0.01" in told.err
+    assert "--change: 'model.name' cannot" in mistake(
+        run("train", recipe, "schedule.steps=2", "--change", "model.name=videomae-b-classifier", "-o", folder)
+    )
 
 
 def test_a_folder_that_cannot_be_made(run: Run, tmp_path: Path) -> None:

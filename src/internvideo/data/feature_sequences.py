@@ -340,9 +340,8 @@ class SequenceLoader:
         if settings.resized is not None and settings.resized > length:
             raise RecipeError("data.features.resized", str(settings.resized), f"{length}, the model's length, or less")
         self.features, self.settings, self.length, self.loader = features, settings, length, loader
-        self.rank, self.world_size, self.waited = rank, world_size, 0.0
+        self.rank, self.world_size, self.waited, self._bytes = rank, world_size, 0.0, 0
         self._kept: dict[int, tuple[Tensor, Tensor, Tensor]] = {}
-        self._bytes = 0
         check_batches(len(self), loader, world_size, len(features), f"sequences in {features.source}")
 
     def __len__(self) -> int:
