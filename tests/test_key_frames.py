@@ -140,15 +140,13 @@ def test_a_part_of_a_film_keeps_the_times_of_the_film() -> None:
     assert clip_positions(np.arange(1500) / 25, frame, frames=4, stride=2).tolist() == [47, 49, 51, 53]
 
 
-def test_a_span_must_lie_in_its_video_for_the_most_part(tmp_path: Path) -> None:
+def test_a_span_must_begin_in_its_video(tmp_path: Path) -> None:
     row = world(tmp_path, 1).rows[0]  # 24 frames, 2 s
     reader = ClipReader(read_manifest(tmp_path / "m.jsonl"))
-    for span, first in (((1.0, 2.5), 12), ((1.0, 3.0), 12), ((1.5, 2.0), 18)):
-        (clip,) = reader.clips(row.model_copy(update={"span": span}), lambda times: [np.asarray([0])])
-        assert clip[0, 16, 12, 0] == pytest.approx(10 * first, abs=2)
-    for span in ((1.0, 3.5), (1.9, 3.0), (2.5, 3.0)):
-        with pytest.raises(VideoError, match=r"no frame from 2(\.5)? s to 3"):
-            reader.clips(row.model_copy(update={"span": span}), lambda times: [np.asarray([0])])
+    (clip,) = reader.clips(row.model_copy(update={"span": (1.5, 99.0)}), lambda times: [np.arange(len(times))])
+    assert len(clip) == 6
+    with pytest.raises(VideoError, match=r"no frame from 2\.5 s to 3 s"):
+        reader.clips(row.model_copy(update={"span": (2.5, 3.0)}), lambda times: [np.asarray([0])])
 
 
 # --- transforms ------------------------------------------------------------------------------------------------------

@@ -139,7 +139,7 @@ class ClipReader:
             for each index array (T,) in [0, n) the frames, (T, H, W, 3) uint8.
 
         Raises:
-            VideoError: the video cannot be read, or has no frame in half of the span or more.
+            VideoError: the video cannot be read, or has no frame inside the span.
         """
         kept = self._kept.get(sample.id)
         if kept is None:
@@ -173,14 +173,15 @@ class ClipReader:
 
 
 def _inside(info: VideoInfo, sample: Sample) -> Indices:
-    """Indices of the frames of the sample's span, of which at least half must lie in the video."""
+    """Indices of the frames of the sample's span, whose end may lie behind that of the video."""
     if sample.span is None:
         return np.arange(info.frames, dtype=np.int64)
     start, end = sample.span
     inside = info.within(start, end)
-    if not len(inside) or info.duration - start < (end - start) / 2 - 1e-3:
-        found = f"no frame from {max(start, info.duration) if len(inside) else start:g} s to {end:g} s"
-        raise VideoError(info.path, f"{found} (sample '{sample.id}')", f"0 to {info.duration:.3f} s")
+    if not len(inside):
+        raise VideoError(
+            info.path, f"no frame from {start:g} s to {end:g} s (sample '{sample.id}')", f"0 to {info.duration:.3f} s"
+        )
     return inside
 
 
