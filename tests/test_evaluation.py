@@ -11,8 +11,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 import small_world
+from internvideo.apps.preprocessing import Preprocessing
 from internvideo.data.manifest import Manifest, Sample, read_manifest, write_manifest
 from internvideo.errors import ManifestError, RecipeError, RunError
 from internvideo.evaluation import EvaluationSettings, evaluate_task
@@ -193,3 +195,27 @@ def test_two_processes_write_the_bytes_of_one(weights: Path, tmp_path: Path) -> 
 def test_every_task_and_stage_has_its_row() -> None:
     assert set(EVALUATIONS) == set(TASKS)
     assert set(JOBS) == set(STAGES)
+
+
+def test_test_clips_are_cut_in_the_arithmetic_that_the_recipe_names(tmp_path: Path) -> None:
+    """By torch without rounding, by OpenCV, squashed: the evaluation and an encoder of the run's weights cut alike."""
+    write_manifest(tmp_path / "test.jsonl", rows_of_the_world(1), CLASSES)
+    rows, first = read_manifest(tmp_path / "test.jsonl"), {}
+    job = prepare(build_recipe(small_recipe("supervised")))
+    for style, squash in (("pil", False), ("opencv", False), ("torch", False), ("pil", True)):
+        changes = {"size": 20, "crop": "centre", "test_style": style, "squash": squash, "test_resize": 24}
+        recipe = build_recipe(small_recipe("supervised", augment=changes))
+        trained = Trained(job.model, recipe, job.classes)
+        ((batch, _),) = clip_source(trained, rows, CPU)[1]
+        first[style, squash] = batch.video[0].float()
+        assert batch.video.dtype == (torch.float32 if style == "torch" else torch.uint8)
+        rule = Preprocessing.of_recipe(recipe, whole=True)
+        assert (rule.style, rule.squash, rule.resize) == (style, squash, 24)
+    found = list(first.values())[:3]  # the small world's frames are squares already
+    assert all(not torch.equal(one, other) for i, one in enumerate(found) for other in found[:i])
+    for wrong, told in (
+        ({"bicubic": True, "test_style": "torch"}, "bicubic is the test_style pil_bicubic"),
+        ({"crop": "random_resized", "squash": True}, "takes boxes of any aspect"),
+    ):
+        with pytest.raises(RecipeError, match=told):
+            build_recipe(small_recipe("supervised", augment={"size": 20, **wrong}))

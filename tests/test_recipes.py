@@ -166,6 +166,9 @@ REGIONS: dict[str, object] = {
 }  # Spatial-Temporal-Action-Localization/run_class_finetuning.py and akfinetune.sh, there
 QUESTIONS: dict[str, object] = {
     "model.overrides": {"model": {"caption": {"layers": 6}}, "layers": 3, "dropout": 0.5},
+    "data.augment.squash": True,
+    "data.augment.test_resize": 256,
+    "data.augment.crop": "random",
     "data.sampling": {"kind": "segment_middle", "frames": 8, "stride": None, "views": None},
     "optimizer.lr_multipliers": {r"^model\.head\.": 10.0},
     "optimizer.betas": [0.9, 0.98],

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from benchmark_samples import PREFIX, RECIPES, sample_of, shrunk
 from internvideo.apps.prepare import prepare
@@ -179,6 +180,28 @@ def test_a_row_of_the_retrieval_table(name: str) -> None:
     assert read_recipe(f"{PREFIX}zero_shot_{name}").data.sampling.frames == frames
     assert ("--with" in zero_shot, f"--share {share:g} " in zero_shot) == (share > 0, share > 0)
     assert "internvideo mix " in zero_shot
+
+
+def test_test_clips_are_resized_by_the_library_of_the_release() -> None:
+    """OpenCV for the masked encoder, torch for UniFormerV2 (its slowfast/datasets), squashed to 256 for texts.
+
+    OpenGVLab/InternVideo, InternVideo1/Pretrain/VideoMAE/video_transforms.py and .../multi-modalities-downstream/
+    CoTrain/datasets/video/video_base_dataset.py, read_frames_decord.
+    """
+    for name in shipped_recipes():
+        recipe = read_recipe(name)
+        augment, model = recipe.data.augment, recipe.model.name
+        if name.startswith("sample/") or recipe.stage not in ("supervised", "open_set", "interaction", "answering"):
+            continue
+        masked, texts = model.startswith("videomae"), recipe.stage == "answering"
+        assert augment.eval_transform().style == ("pil" if texts else "opencv" if masked else "torch"), name
+        assert augment.squash == texts, name
+    for name in ("zero_shot_k400", "msrvtt_mc", "lsmdc_mc", "tgif_choice", "msrvtt_qa"):
+        rule = read_recipe(PREFIX + name).data.augment.eval_transform()
+        wide = torch.zeros(1, 90, 320, 3, dtype=torch.uint8)
+        wide[:, :, 24:296] = 255  # what a squashed frame of 256 shows between its 16 pixels of margin
+        assert (rule.resize, rule.squash) == (256, True)
+        assert float(rule.views(wide)[0].float().mean()) > 240, "hardly anything is cut away at the sides"
 
 
 @pytest.mark.parametrize("name", ["ucf101_hmdb51", "ucf101_mit"])

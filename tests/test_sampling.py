@@ -214,6 +214,15 @@ def test_short_videos_of_sparse_training() -> None:
     assert set(SparseTwoView(6, short="spread").train(3, rng).tolist()) == {0, 1, 2}
 
 
+def test_the_last_frame_of_an_interval_is_never_drawn_for_the_language_tasks() -> None:
+    """OpenGVLab/InternVideo, multi-modalities-downstream/CoTrain/datasets/video/video_base_dataset.py."""
+    rng = np.random.RandomState(0)
+    drawn = np.stack([SegmentMiddle(4).train(16, rng) for _ in range(200)])
+    assert [sorted(set(column.tolist())) for column in drawn.T] == [[0, 1, 2], [4, 5, 6], [8, 9, 10], [12, 13, 14]]
+    assert SegmentMiddle(4).train(4, rng).tolist() == [0, 1, 2, 3], "an interval of one frame gives it"
+    assert SegmentMiddle(4).train(2, rng).tolist() == [0, 1, 1, 1]
+
+
 def test_open_set_clips() -> None:
     """mmaction2's DenseSampleFrames (mmaction/datasets/pipelines/loading.py) with 32 frames at stride 2 of 64."""
     assert DenseLoop().test(40)[3].tolist() == [*range(0, 40, 2), *range(0, 24, 2)], "a short video begins anew"

@@ -30,6 +30,7 @@ from internvideo.data.proposals import ProposalSettings
 from internvideo.data.queries import QuerySettings
 from internvideo.data.questions import QuestionSettings
 from internvideo.data.rand_augment import RandAugment
+from internvideo.data.resize import Style
 from internvideo.data.transforms import CropKind, EvalTransform, TrainTransform
 from internvideo.errors import RecipeError
 from internvideo.models.factory import MODELS
@@ -88,7 +89,9 @@ class AugmentSettings(Settings):
     mix_smoothing: float = Field(0.1, ge=0.0, lt=1.0, description="label smoothing of mixed targets")
     as_tested: bool = Field(False, description="learn from clips as they are tested: resized, centre crop, no more")
     bicubic: bool = Field(False, description="how test clips are resized, as CLIP does; otherwise bilinear")
+    test_style: Style | None = Field(None, description="the same by library (data/resize.py): pil, opencv, torch ...")
     test_resize: int | None = Field(None, ge=8, description="short side of test clips before the crop; by default size")
+    squash: bool = Field(False, description="to a square, whatever the aspect: test clips, and before training's crops")
 
     @field_validator("rand_augment")
     @classmethod
@@ -104,22 +107,31 @@ class AugmentSettings(Settings):
             raise ValueError(f"from {aspect[0]} to {aspect[1]}, must be positive and rise")
         return aspect
 
+    @field_validator("test_style", "squash")
+    @classmethod
+    def _fits(cls, value: object, info: ValidationInfo) -> object:
+        if info.field_name == "test_style" and value and info.data.get("bicubic"):
+            raise ValueError("bicubic is the test_style pil_bicubic: give one of them")
+        of_any_aspect = info.data.get("crop") in ("multi_scale", "random_resized") and not info.data.get("as_tested")
+        if info.field_name == "squash" and value and of_any_aspect:
+            raise ValueError(f"the crop '{info.data['crop']}' takes boxes of any aspect: leave squash out")
+        return value
+
+    @property
+    def style(self) -> Style:
+        """How test clips are resized."""
+        return "pil_bicubic" if self.bicubic else self.test_style or "pil"
+
     def train_transform(self) -> TrainTransform:
         """Augmentation of a training clip."""
+        area = (self.minimum_area, 1.0)
         return TrainTransform(
-            size=self.size,
-            crop=self.crop,
-            area=(self.minimum_area, 1.0),
-            aspect=self.aspect,
-            flip=self.flip,
-            rand_augment=self.rand_augment,
-            erasing=self.erasing,
+            self.size, self.crop, self.flip, self.rand_augment, self.erasing, area, self.aspect, squash=self.squash
         )
 
     def eval_transform(self, crops: int = 1) -> EvalTransform:
         """Resize and crop of a test clip."""
-        style: Literal["pil", "pil_bicubic"] = "pil_bicubic" if self.bicubic else "pil"
-        return EvalTransform(size=self.size, resize=self.test_resize, crops=crops, style=style)
+        return EvalTransform(self.size, resize=self.test_resize, crops=crops, style=self.style, squash=self.squash)
 
     def mix(self, classes: int) -> Mixup | None:
         """Mixing of a batch, or None."""

@@ -62,8 +62,8 @@ def _augment(*names: str) -> tuple[str, ...]:
 
 
 _ROWS = ("split", "also")
-_TESTED = _augment("size", "bicubic", "test_resize")
-_TRAINED = _augment("crop", "minimum_area", "aspect", "flip", "rand_augment", "erasing")
+_TESTED = _augment("size", "bicubic", "test_style", "test_resize")
+_TRAINED = _augment("crop", "squash", "minimum_area", "aspect", "flip", "rand_augment", "erasing")
 _LEARNED = (*_ROWS, "sampling", *_TESTED, *_TRAINED)
 _CLIPS = (*_LEARNED, "augment.as_tested")
 _MIXED = _augment("mixup", "cutmix", "mix_probability", "mix_switch", "mix_smoothing")

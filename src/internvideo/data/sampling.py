@@ -339,10 +339,10 @@ class SegmentMiddle:
         _check_settings(frames=self.frames)
 
     def train(self, n: int, rng: np.random.RandomState) -> Indices:
-        """A random frame of each interval, its upper end excluded."""
+        """A random frame of each interval but its last one, which the released loader never draws."""
         _check(n)
         left, right = _intervals(n, self.frames)
-        return _repeat_last(rng.randint(left, right).astype(np.int64), self.frames)
+        return _repeat_last(rng.randint(left, np.maximum(right - 1, left + 1)).astype(np.int64), self.frames)
 
     def test(self, n: int) -> list[Indices]:
         """One view, the middles."""
