@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 import published_keys as keys
-from internvideo.models.layouts import layout_of, load_layout
+from internvideo.models.layouts import layout_of, load_layout, merged
 
 TEXT = {"layers": 1, "context": 9, "words": 40}
 
@@ -41,15 +41,33 @@ SMALL: dict[str, Callable[[], keys.Keys]] = {
 }
 
 
+def untold(state: Mapping[str, Tensor]) -> dict[str, object]:
+    """What the tensors of a small checkpoint do not tell: one head, and the last layers read by global blocks."""
+    layout, found = layout_of(state), {}
+    for path in layout.unknown:
+        *outer, setting = path.split(".")
+        value: object = 1
+        if setting == "global_layers":
+            value = layout.overrides
+            for part in path.split("."):
+                value = value[part]  # type: ignore[index]  # nested
+        for part in (setting, *reversed(outer)):
+            value = {part: value}
+        found = merged(found, value)  # type: ignore[arg-type]  # made a mapping
+    return found
+
+
 def small(name: str) -> tuple[dict[str, Tensor], dict[str, object]]:
-    """Random weights, and settings that keep the clips small."""
+    """Random weights, and settings that keep the clips small or that the tensors do not tell."""
     masked = {"image_size": 32, "frames": 4} if name in ("pretrain", "classifier") else {}
-    return keys.numbers(SMALL[name]()), dict(masked)
+    state = keys.numbers(SMALL[name]())
+    return state, {**masked, **untold(state)}
 
 
 def load(name: str, change: Mapping[str, Tensor | None] | None = None, **options: Any) -> nn.Module:
     """The small checkpoint with tensors added, replaced or (None) taken away."""
     state, rest = small(name)
+    rest = {**rest, **options.pop("overrides", {})}
     state |= {key: value for key, value in (change or {}).items() if value is not None}
     for key in (key for key, value in (change or {}).items() if value is None):
         del state[key]

@@ -16,14 +16,14 @@ from goldens_folder import GOLDENS
 from internvideo.errors import WeightsError
 from internvideo.models.factory import MODELS, configure, create_model
 from internvideo.models.heads import FusedAnswer
-from internvideo.models.layouts import Layout, as_model, layout_of, load_layout, recognise
+from internvideo.models.layouts import Layout, as_model, layout_of, load_layout, merged, recognise
 from internvideo.models.uniformerv2 import UniFormerV2
 from internvideo.models.viclip import ViCLIP
 from internvideo.models.video_language import VideoLanguage
 from internvideo.models.videomae import VideoMAEClassifier, VideoMAEPretrain
 from internvideo.models.weights import TABLES, convert_reference
 from parity_families.case import Case
-from small_checkpoints import SMALL, load, same, small
+from small_checkpoints import SMALL, load, same, small, untold
 
 CASES = {
     path.stem: Case(path)
@@ -114,7 +114,8 @@ def test_every_reference_model_is_recognised_and_gives_its_outputs(name: str, wr
     frames = size = None
     if name.startswith("mae_finetune"):
         frames, size = case.info["constructor"]["all_frames"], case.info["constructor"]["img_size"]
-    model = load_layout(layout, state, name, frames=frames, image_size=size, overrides=known(case)).eval()
+    rest = merged(untold(state), known(case))
+    model = load_layout(layout, state, name, frames=frames, image_size=size, overrides=rest).eval()
     with torch.no_grad():
         found = outputs(case, model)
     for key, ours in found.items():
@@ -260,12 +261,32 @@ def test_every_published_size_is_recognised_and_every_key_has_its_place(name: st
 
 
 @pytest.mark.parametrize(
-    ("width", "heads"), [(768, 12), (1024, 16), (1280, 16), (1408, 16), (1664, 16), (320, 5), (40, 0)]
+    ("width", "depth", "heads"),
+    [(768, 12, 12), (1024, 24, 16), (768, 6, 0), (1280, 32, 0), (384, 12, 0), (320, 2, 0)],
 )
-def test_heads_are_those_of_the_published_width_or_of_64_channels(width: int, heads: int) -> None:
-    layout = layout_of(keys.meta(clip_keys(224, 16, width, 2, 512)))
+def test_heads_are_those_of_a_published_size_or_must_be_given(width: int, depth: int, heads: int) -> None:
+    layout = layout_of(keys.meta(clip_keys(224, 16, width, depth, 512)))
     assert configure(layout.model, layout.overrides).heads == heads
-    assert layout.unknown == (("heads",) if not heads else ())
+    assert ("heads" in layout.unknown) is (heads == 0)
+
+
+@pytest.mark.parametrize(("depth", "stages", "told"), [(12, 4, True), (12, 8, False), (12, 3, False), (6, 4, False)])
+def test_the_layers_that_global_blocks_read_must_be_given_for_other_sizes(depth: int, stages: int, told: bool) -> None:
+    state = keys.meta(keys.uniformerv2(224, 16, 768, depth, stages, 5))
+    layout = layout_of(state)
+    assert ("global_layers" in layout.unknown) is not told
+    if not told:
+        with pytest.raises(WeightsError, match=r"do not tell .*global_layers"):
+            load_layout(layout, state, overrides={"heads": 12})
+
+
+@pytest.mark.parametrize(
+    ("width", "depth", "model"),
+    [(128, 2, "s"), (384, 2, "s"), (600, 3, "b"), (768, 1, "b"), (1024, 12, "l"), (1200, 4, "h")],
+)
+def test_a_model_is_called_after_its_width(width: int, depth: int, model: str) -> None:
+    found = layout_of(keys.meta(keys.videomae_classifier(width, depth, 4 * width, 3)))
+    assert found.model == f"videomae-{model}-classifier"
 
 
 def test_every_model_that_was_published_is_reached() -> None:
@@ -318,5 +339,9 @@ def test_who_asks_for_the_towers_gets_them_without_a_decoder() -> None:
         as_model(layout, "internvideo-mm-l14")
     plain = as_model(published_layout("MM L/14 that writes"), "internvideo-mm-l14")
     assert (plain.overrides, plain.left_out) == ({}, ("caption_decoder.*",))
-    model = load_layout(replace(plain, model=layout.model, overrides={**layout.overrides, "caption": None}), state)
+    model = load_layout(
+        replace(plain, model=layout.model, overrides={**layout.overrides, "caption": None}),
+        state,
+        overrides=untold(state),
+    )
     assert same(model, load("mm"))

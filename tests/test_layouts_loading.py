@@ -18,7 +18,7 @@ from internvideo.models.layouts import layout_of, load_layout, recognise
 from internvideo.models.uniformerv2 import UniFormerV2
 from internvideo.models.video_language import VideoLanguage
 from internvideo.models.videomae import VideoMAEClassifier, VideoMAEPretrain
-from small_checkpoints import SMALL, load, same, small
+from small_checkpoints import SMALL, load, same, small, untold
 
 
 @pytest.mark.parametrize("wrapper", ["module.", "backbone.", "_orig_mod.model."])
@@ -68,12 +68,12 @@ def test_only_the_towers_of_a_multimodal_checkpoint_are_used() -> None:
     bare = {key.removeprefix("clip."): value for key, value in state.items()} | {"itm_head.weight": torch.zeros(2)}
     layout = layout_of(bare)
     with pytest.raises(WeightsError, match="unused"):  # without the prefix everything must have a place
-        load_layout(layout, bare)
+        load_layout(layout, bare, overrides=untold(bare))
 
 
 def test_a_caption_decoder_comes_along_when_it_can_write() -> None:
     state = keys.numbers(SMALL["mm"]() | keys.caption_decoder(64, 64, 2, 40, queries=3, prefix="caption_decoder."))
-    model = load_layout(layout_of(state), state)
+    model = load_layout(layout_of(state), state, overrides=untold(state))
     assert isinstance(model, VideoLanguage)
     assert model.generate(torch.randn(1, 3, 2, 32, 32), start=38, end=39).shape == (1, 9)
 
@@ -118,10 +118,10 @@ def test_every_fault_of_every_layout_is_named(name: str) -> None:
 
 
 def test_tensors_that_tell_the_size_are_asked_for() -> None:
-    state, _ = small("classifier")
+    state, rest = small("classifier")
     del state["blocks.0.norm1.weight"], state["fc_norm.weight"], state["fc_norm.bias"]
     with pytest.raises(WeightsError, match="3 missing"):
-        load_layout(layout_of(state), state)
+        load_layout(layout_of(state), state, overrides=rest)
     state, _ = small("uniformerv2")
     del state["positional_embedding"]
     with pytest.raises(WeightsError, match="positional_embedding: missing"):
@@ -142,16 +142,22 @@ def test_tensors_that_tell_the_size_are_asked_for() -> None:
 
 
 @pytest.mark.parametrize(
-    "state",
+    ("state", "name"),
     [
-        {},
-        {"fc.weight": torch.zeros(3, 3), "layer1.0.conv1.weight": torch.zeros(3, 3, 3, 3)},
-        {"patch_embed.proj.weight": torch.zeros(8, 3, 16, 16), "blocks.0.mlp.fc1.weight": torch.zeros(32, 8)},
-        {"visual.layer1.0.conv1.weight": torch.zeros(3, 3, 1, 1), "token_embedding.weight": torch.zeros(9, 4)},
+        ({}, "no tensor"),
+        ({"fc.weight": torch.zeros(3, 3), "layer1.0.conv1.weight": torch.zeros(3, 3, 3, 3)}, "no known"),
+        (
+            {"patch_embed.proj.weight": torch.zeros(8, 3, 16, 16), "blocks.0.mlp.fc1.weight": torch.zeros(32, 8)},
+            "image transformer",
+        ),
+        (
+            {"visual.layer1.0.conv1.weight": torch.zeros(3, 3, 1, 1), "token_embedding.weight": torch.zeros(9, 4)},
+            "with a ResNet",
+        ),
     ],
     ids=["empty", "resnet", "image transformer", "CLIP with a convolutional tower"],
 )
-def test_an_unknown_layout_is_told_with_the_known_ones_and_the_keys_seen(state: dict[str, Tensor]) -> None:
+def test_an_unknown_layout_is_told_with_the_known_ones_and_the_keys_seen(state: dict[str, Tensor], name: str) -> None:
     assert recognise(state) is None
     with pytest.raises(WeightsError) as error:
         layout_of(state, "file")
@@ -161,6 +167,7 @@ def test_an_unknown_layout_is_told_with_the_known_ones_and_the_keys_seen(state: 
     assert "\n" not in told
     for key in state:
         assert key.replace(".0.", ".N.") in told
+    assert name in told
 
 
 def test_heads_that_cannot_be_told_must_be_given() -> None:
@@ -239,9 +246,9 @@ def test_these_weights_do_not_depend_on_the_frames(name: str, frames: int) -> No
 def test_a_classifiers_fixed_positions_are_resized_for_another_clip() -> None:
     state = keys.numbers(SMALL["classifier"]())
     layout = layout_of(state)
-    native = load_layout(layout, state)
-    larger = load_layout(layout, state, frames=8, image_size=64)
-    anew = load_layout(layout, state, frames=8, image_size=64, overrides={"position_table": "native"})
+    native = load_layout(layout, state, overrides={"heads": 1})
+    larger = load_layout(layout, state, frames=8, image_size=64, overrides={"heads": 1})
+    anew = load_layout(layout, state, frames=8, image_size=64, overrides={"heads": 1, "position_table": "native"})
     assert isinstance(native, VideoMAEClassifier)
     assert isinstance(larger, VideoMAEClassifier)
     assert isinstance(anew, VideoMAEClassifier)
@@ -249,7 +256,8 @@ def test_a_classifiers_fixed_positions_are_resized_for_another_clip() -> None:
     expected = resize_table(native.pos_embed[0], (8, 14, 14), (4, 4, 4))
     assert torch.allclose(larger.pos_embed[0], expected, atol=1e-6)
     assert torch.equal(anew.pos_embed[0], native.pos_embed[0, :64])
-    assert load_layout(layout, state, frames=16, image_size=224).config.position_table == "native"  # type: ignore[union-attr]
+    same_size = load_layout(layout, state, frames=16, image_size=224, overrides={"heads": 1})
+    assert same_size.config.position_table == "native"  # type: ignore[union-attr]
 
 
 def test_learned_positions_are_resized_only_when_asked_for() -> None:
@@ -257,11 +265,11 @@ def test_learned_positions_are_resized_only_when_asked_for() -> None:
     layout = layout_of(state)
     assert layout.overrides["image_size"] == 32
     assert layout.overrides["learnable_positions"]
-    model = load_layout(layout, state, frames=8, image_size=48)
+    model = load_layout(layout, state, frames=8, image_size=48, overrides={"heads": 1})
     expected = resize_table(state["pos_embed"][0], (8, 2, 2), (4, 3, 3))
     assert torch.equal(model.state_dict()["pos_embed"][0], expected)
     with pytest.raises(WeightsError, match="another image size or number of frames"):
-        load_layout(layout, state, overrides={"frames": 8})
+        load_layout(layout, state, overrides={"heads": 1, "frames": 8})
 
 
 def test_viclip_cuts_or_interpolates_its_time_positions_only_when_asked_for() -> None:
@@ -274,7 +282,7 @@ def test_viclip_cuts_or_interpolates_its_time_positions_only_when_asked_for() ->
     assert torch.equal(more[:, 0], stored[:, 0])
     assert torch.allclose(more[:, 3], torch.lerp(stored[:, 1], stored[:, 2], 0.25))
     with pytest.raises(WeightsError, match="number of frames"):
-        load_layout(layout_of(state), state, overrides={"frames": 8})
+        load_layout(layout_of(state), state, overrides={**untold(state), "frames": 8})
 
 
 @pytest.mark.parametrize("name", ["uniformerv2", "local", "mm", "vqa", "choice", "viclip", "clip"])

@@ -12,9 +12,9 @@ from pathlib import Path
 
 from torch import nn
 
-from internvideo.apps import hub_layout
+from internvideo.apps import foreign_folder, hub_layout
 from internvideo.apps.families import family_of, overrides_of
-from internvideo.apps.fetch import ENDING, check_ending, fetch, is_remote
+from internvideo.apps.fetch import check_ending, fetch, is_remote
 from internvideo.apps.licences import licence_of
 from internvideo.apps.preprocessing import Preprocessing
 from internvideo.apps.undrawn import check_filled, undrawn
@@ -26,7 +26,7 @@ from internvideo.models.videomae import VideoMAEClassifier, VideoMAEPretrain
 from internvideo.models.weights import load_part, load_pretrained
 from internvideo.pipeline import Trained, load_trained
 from internvideo.recipe import choose_device
-from internvideo.storage import read_metadata, read_safetensors
+from internvideo.storage import read_metadata
 from internvideo.tasks.protocol import weights_hash
 
 RANDOM = "random"
@@ -131,7 +131,9 @@ def _open(place: Path, wish: Wish) -> VideoModel:
     if place.is_dir():
         if _is_ours(place):
             return _from_hub_folder(place, wish)
-        place = _weights_in(place)
+        place = foreign_folder.weights_in(place)
+    if place.name == foreign_folder.INDEX:
+        return _from_published(place, wish)
     check_ending(place.name, str(place))
     metadata = read_metadata(place)
     if hub_layout.KEY in metadata:
@@ -149,20 +151,6 @@ def _is_ours(folder: Path) -> bool:
     except (OSError, ValueError):
         return False
     return isinstance(config, dict) and config.get("library_name") == hub_layout.KEY
-
-
-def _weights_in(folder: Path) -> Path:
-    """The one weights file of a folder."""
-    files = sorted(folder.glob(f"*{ENDING}"))
-    named = [file for file in files if file.name == hub_layout.WEIGHTS]
-    if len(named or files) == 1:
-        return (named or files)[0]
-    if files:
-        raise WeightsError(folder, f"{len(files)} weights files", ", ".join(file.name for file in files), "name one")
-    pickles = sorted(file for file in folder.iterdir() if file.suffix in (".pth", ".pt", ".bin", ".ckpt"))
-    if pickles:
-        check_ending(pickles[0].name, str(pickles[0]))
-    raise WeightsError(folder, "no weights in the folder", "model.safetensors or one .safetensors file")
 
 
 def _check_name(found: str, wish: Wish, where: Path) -> None:
@@ -228,22 +216,22 @@ def _from_run(place: Path, wish: Wish) -> VideoModel:
 
 
 def _from_published(place: Path, wish: Wish) -> VideoModel:
-    """Weights of a published layout, recognised by their keys."""
+    """Weights of a published layout, recognised by their keys, with what the files beside them tell."""
     from internvideo.models import layouts
 
-    state, metadata = read_safetensors(place)
-    layout = layouts.layout_of(state, place)
+    found = foreign_folder.read(place)
+    layout = found.layout
     if wish.name is not None and not _becomes_classifier(layout.model, wish):
         layout = layouts.as_model(layout, wish.name, place)
     with undrawn() if wish.new_classes is None else nullcontext():  # a fresh head is drawn
         module = layouts.load_layout(
             layout,
-            state,
+            found.state,
             place,
             wish.new_classes,
             frames=wish.frames,
             image_size=wish.image_size,
-            overrides=dict(wish.overrides),
+            overrides=layouts.merged(found.settings(), wish.overrides),
         )
     check_filled(module, place)
     name = layout.model
@@ -251,14 +239,16 @@ def _from_published(place: Path, wish: Wish) -> VideoModel:
         name = name.replace("-pretrain", "-classifier")
     if wish.name not in (None, name):
         raise WeightsError(place, f"these are weights of '{layout.model}'", str(wish.name))
-    told = {"source": str(place), "layout": layout.name, **licence_of(layout.name)}
+    told = {"source": str(place), "layout": layout.name, **licence_of(layout.name), **found.told}
     if layout.left_out:
         told["left_out"] = f"{len(layout.left_out)} tensors of no part of the model"
-    if "source_sha256" in metadata:
-        told["converted_from_sha256"] = metadata["source_sha256"]
+    if "source_sha256" in found.metadata:
+        told["converted_from_sha256"] = found.metadata["source_sha256"]
     if wish.new_classes is not None:
         told["head"] = "untrained"
-    return _finished(name, module, wish, told)
+    classes = found.classes if wish.new_classes is None else ()
+    usual = family_of(module, name).clips(module)
+    return _finished(name, module, wish, told, preprocessing=found.preprocessing(usual), classes=classes)
 
 
 def _becomes_classifier(model: str, wish: Wish) -> bool:

@@ -27,7 +27,10 @@ SECONDS = 30.0
 """Without a byte for so long, a download is given up."""
 PIECE = 1 << 20
 ENDING = ".safetensors"
-HUB_FILES = ("config.json", "model.safetensors", "README.md")
+BESIDE = ("config.json", "open_clip_config.json", "README.md", "preprocessor_config.json", "processor_config.json")
+"""What is read beside weights; `apps.foreign_folder` reads it."""
+HUB_FILES = ("model.safetensors", "model.safetensors.index.json", "model-*-of-*.safetensors", "adapter_config.json")
+"""The weights of a whole repository, and what says that they are none."""
 
 
 def is_remote(source: str) -> bool:
@@ -84,10 +87,14 @@ def _from_hub(address: HubAddress) -> Path:
 
     try:
         if address.file:
-            return Path(huggingface_hub.hf_hub_download(address.repository, address.file, revision=address.revision))
+            file = Path(huggingface_hub.hf_hub_download(address.repository, address.file, revision=address.revision))
+            folder = address.file.rpartition("/")[0]
+            beside = [f"{folder}/{name}" if folder else name for name in BESIDE]
+            huggingface_hub.snapshot_download(address.repository, revision=address.revision, allow_patterns=beside)
+            return file
         return Path(
             huggingface_hub.snapshot_download(
-                address.repository, revision=address.revision, allow_patterns=list(HUB_FILES)
+                address.repository, revision=address.revision, allow_patterns=[*HUB_FILES, *BESIDE]
             )
         )
     except errors.GatedRepoError as error:

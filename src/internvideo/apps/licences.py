@@ -1,7 +1,7 @@
 """Under which licences the publishers of the known layouts have put their weights.
 
-A layout tells who may have published weights, not who trained these: what is said here is said of the published ones.
-Where the same keys come from publishers with different licences, or a publisher states none, it is "unknown".
+A layout tells who may have published weights, not who trained these: the licence of a file is what stands beside it (a
+model card's `license`) or "unknown". What is known of the published ones is told with it.
 """
 
 from __future__ import annotations
@@ -42,7 +42,11 @@ LICENCES: dict[str, Licence] = {
 
 
 def licence_of(layout: str) -> dict[str, str]:
-    """Metadata of a model read from a layout: "licence", and "licence_stated" where there is something to tell."""
+    """Metadata of a model read from a layout: "licence", and "licence_stated" where there is something to tell.
+
+    The licence is "unknown": keys do not tell whose weights these are.
+    """
     name, stated = LICENCES.get(layout, Licence(UNKNOWN, ""))
-    told = f"of the published weights of this layout: {stated}; weights that others trained have their own"
-    return {"licence": name, **({"licence_stated": told} if stated else {})}
+    said = f"{name} {stated}" if name != UNKNOWN else stated
+    told = f"of the published weights of this layout: {said}; the tensors do not tell whether these are they"
+    return {"licence": UNKNOWN, **({"licence_stated": told} if stated else {})}

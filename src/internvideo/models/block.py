@@ -6,7 +6,7 @@ Source: spec/models.md A.2 (VideoMAE), C.1 (CLIP blocks and global UniBlocks), G
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 import torch.nn.functional as F
@@ -14,7 +14,13 @@ from torch import Tensor, nn
 
 from internvideo.models.attention import Attention, Bias, CrossAttention, Past
 
-Activation = Literal["gelu", "quick_gelu"]
+Activation = Literal["gelu", "gelu_tanh", "quick_gelu", "relu", "silu"]
+
+
+def check_activation(name: str) -> None:
+    """Raises ValueError for a name that is no `Activation`."""
+    if name not in get_args(Activation):
+        raise ValueError(f"activation {name!r}, there are {', '.join(get_args(Activation))}")
 
 
 class DropPath(nn.Module):
@@ -40,10 +46,19 @@ class DropPath(nn.Module):
 
 
 def activate(hidden: Tensor, activation: Activation) -> Tensor:
-    """GELU, or x * sigmoid(1.702 x) with one pass less over the memory; without gradients in place of the input."""
+    """GELU, exact or by tanh, ReLU, SiLU, or x * sigmoid(1.702 x) with one pass less over the memory.
+
+    Without gradients in place of the input.
+    """
     in_place = not torch.is_grad_enabled()
     if activation == "gelu":
         return torch.ops.aten.gelu_(hidden) if in_place else F.gelu(hidden)
+    if activation == "gelu_tanh":
+        return F.gelu(hidden, approximate="tanh")
+    if activation == "relu":
+        return F.relu(hidden, inplace=in_place)
+    if activation == "silu":
+        return F.silu(hidden, inplace=in_place)
     if in_place:
         return F.silu(hidden.mul_(1.702), inplace=True).div_(1.702)
     return F.silu(1.702 * hidden) / 1.702
@@ -82,7 +97,7 @@ class BlockConfig:
     Attributes:
         width, heads: D and H of the queries.
         hidden: feed-forward width.
-        activation: "gelu" (exact) or "quick_gelu" (x * sigmoid(1.702 x), CLIP).
+        activation: "gelu" (exact), "quick_gelu" (x * sigmoid(1.702 x), CLIP), "gelu_tanh", "relu" or "silu".
         eps: layer norm epsilon (VideoMAE 1e-6, CLIP and CMA 1e-5).
         bias: which of the packed query/key/value projections have a bias (see `Attention`).
         causal: position n sees 0..n.

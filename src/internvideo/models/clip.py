@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from internvideo.models.attention import Memory
-from internvideo.models.block import Block, BlockConfig
+from internvideo.models.block import Activation, Block, BlockConfig, check_activation
 from internvideo.models.embeddings import CLIP_MEAN, CLIP_STD, Normalise
 
 EPS = 1e-5
@@ -23,16 +23,24 @@ LARGEST_LOGIT_SCALE = math.log(100.0)
 
 
 def clip_block(
-    width: int, heads: int, *, causal: bool = False, drop_path: float = 0.0, drop_path_dim: int = 0
+    width: int,
+    heads: int,
+    *,
+    causal: bool = False,
+    drop_path: float = 0.0,
+    drop_path_dim: int = 0,
+    mlp_ratio: float = 4.0,
+    activation: Activation = "quick_gelu",
+    eps: float = EPS,
 ) -> Block:
     """One layer of CLIP: pre-norm, QuickGELU, feed-forward of four times the width."""
     return Block(
         BlockConfig(
             width=width,
             heads=heads,
-            hidden=4 * width,
-            activation="quick_gelu",
-            eps=EPS,
+            hidden=int(width * mlp_ratio),
+            activation=activation,
+            eps=eps,
             causal=causal,
             drop_path=drop_path,
             drop_path_dim=drop_path_dim,
@@ -65,9 +73,12 @@ class FrameStem(nn.Module):
         image_size, patch_size: S and the patch side, S must be a multiple.
         width: D.
         temporal_downsample: the patch kernel spans 3 frames and halves their number.
+        eps: of the norm.
     """
 
-    def __init__(self, image_size: int, patch_size: int, width: int, *, temporal_downsample: bool = False) -> None:
+    def __init__(
+        self, image_size: int, patch_size: int, width: int, *, temporal_downsample: bool = False, eps: float = EPS
+    ) -> None:
         super().__init__()
         if image_size % patch_size:
             raise ValueError(f"image size {image_size} is not a multiple of patch size {patch_size}")
@@ -84,7 +95,7 @@ class FrameStem(nn.Module):
         )
         self.class_embedding = nn.Parameter(torch.randn(width) * width**-0.5)
         self.positional_embedding = nn.Parameter(torch.randn(1 + self.grid**2, width) * width**-0.5)
-        self.norm = nn.LayerNorm(width, eps=EPS)
+        self.norm = nn.LayerNorm(width, eps=eps)
 
     def patches(self, video: Tensor) -> Tensor:
         """(B, 3, T, S, S) normalised -> patches without positions (B, T', HW, D); ValueError for another side."""
@@ -110,6 +121,9 @@ class TextConfig:
         vocabulary: number of token ids; the largest id is the end of text.
         context: largest number of tokens.
         mask_embedding: has the extra parameter that replaces masked words (multimodal model, not ViCLIP or CLIP).
+        mlp_ratio: width of the feed-forwards over D.
+        activation: of the feed-forwards ("quick_gelu" of OpenAI's weights, "gelu" of most others).
+        eps: of all norms.
     """
 
     width: int
@@ -118,6 +132,12 @@ class TextConfig:
     vocabulary: int = 49408
     context: int = 77
     mask_embedding: bool = True
+    mlp_ratio: float = 4.0
+    activation: Activation = "quick_gelu"
+    eps: float = EPS
+
+    def __post_init__(self) -> None:
+        check_activation(self.activation)
 
 
 class TextTower(nn.Module):
@@ -134,8 +154,18 @@ class TextTower(nn.Module):
         width = config.width
         self.token_embedding = nn.Embedding(config.vocabulary, width)
         self.positional_embedding = nn.Parameter(torch.randn(config.context, width) * 0.01)
-        self.blocks = nn.ModuleList(clip_block(width, config.heads, causal=True) for _ in range(config.layers))
-        self.norm = nn.LayerNorm(width, eps=EPS)
+        self.blocks = nn.ModuleList(
+            clip_block(
+                width,
+                config.heads,
+                causal=True,
+                mlp_ratio=config.mlp_ratio,
+                activation=config.activation,
+                eps=config.eps,
+            )
+            for _ in range(config.layers)
+        )
+        self.norm = nn.LayerNorm(width, eps=config.eps)
         self.projection = nn.Parameter(torch.randn(width, joint_width) * width**-0.5) if joint_width else None
         self.mask_embedding = nn.Parameter(torch.randn(1, 1, width) * 0.02) if config.mask_embedding else None
         nn.init.normal_(self.token_embedding.weight, std=0.02)
@@ -197,11 +227,25 @@ def masked_mean(frames: Tensor, frame_mask: Tensor | None) -> Tensor:
 class ImageTower(nn.Module):
     """CLIP's image transformer, run on every frame by itself."""
 
-    def __init__(self, image_size: int, patch_size: int, width: int, depth: int, heads: int, joint_width: int) -> None:
+    def __init__(
+        self,
+        image_size: int,
+        patch_size: int,
+        width: int,
+        depth: int,
+        heads: int,
+        joint_width: int,
+        *,
+        mlp_ratio: float = 4.0,
+        activation: Activation = "quick_gelu",
+        eps: float = EPS,
+    ) -> None:
         super().__init__()
-        self.stem = FrameStem(image_size, patch_size, width)
-        self.blocks = nn.ModuleList(clip_block(width, heads) for _ in range(depth))
-        self.norm = nn.LayerNorm(width, eps=EPS)
+        self.stem = FrameStem(image_size, patch_size, width, eps=eps)
+        self.blocks = nn.ModuleList(
+            clip_block(width, heads, mlp_ratio=mlp_ratio, activation=activation, eps=eps) for _ in range(depth)
+        )
+        self.norm = nn.LayerNorm(width, eps=eps)
         self.projection = nn.Parameter(torch.randn(width, joint_width) * width**-0.5)
         init_clip_blocks(self.blocks)
 
@@ -229,6 +273,7 @@ class ClipConfig:
         unit_frames: the vector of every frame gets length one before their mean, as CLIP4Clip and the CLIP row of the
             paper's table 9 have it; otherwise frames of long vectors weigh more.
         mean, std: per channel, of pixels in 0..1.
+        mlp_ratio, activation, eps: of the image tower, as `TextConfig` has them of the text tower.
     """
 
     image_size: int
@@ -241,6 +286,12 @@ class ClipConfig:
     unit_frames: bool = True
     mean: tuple[float, float, float] = CLIP_MEAN
     std: tuple[float, float, float] = CLIP_STD
+    mlp_ratio: float = 4.0
+    activation: Activation = "quick_gelu"
+    eps: float = EPS
+
+    def __post_init__(self) -> None:
+        check_activation(self.activation)
 
 
 class Clip(nn.Module):
@@ -255,7 +306,15 @@ class Clip(nn.Module):
         self.config = config
         self.normalise = Normalise(config.mean, config.std)
         self.visual = ImageTower(
-            config.image_size, config.patch_size, config.width, config.depth, config.heads, config.joint_width
+            config.image_size,
+            config.patch_size,
+            config.width,
+            config.depth,
+            config.heads,
+            config.joint_width,
+            mlp_ratio=config.mlp_ratio,
+            activation=config.activation,
+            eps=config.eps,
         )
         self.text = TextTower(config.text, config.joint_width)
         self.logit_scale = nn.Parameter(torch.tensor(INITIAL_LOGIT_SCALE))

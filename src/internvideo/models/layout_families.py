@@ -14,6 +14,7 @@ Source: spec/models.md A to F, I.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -89,7 +90,7 @@ def _masked(
         name=name,
         anchors=anchors,
         models=tuple(f"videomae-{size}-{what}" for size in ("b", "l", "h", "s", "g14", "g16", "G14")),
-        sizes=(lambda shapes, base: layout_sizes.with_biases(sizes(shapes, base))) if biased else sizes,
+        sizes=(lambda shapes, base: layout_sizes.of_transformers(shapes, sizes(shapes, base))) if biased else sizes,
         published=published,
         head="" if pretrain else r"head\..*",
         masked=True,
@@ -139,7 +140,7 @@ FAMILIES: tuple[Family, ...] = (
     ),
     Family(
         name="transformers CLIP",
-        anchors=("vision_model.embeddings.patch_embedding.weight", "text_model.embeddings.token_embedding.weight"),
+        anchors=("vision_model.embeddings.class_embedding", "text_model.embeddings.token_embedding.weight"),
         models=_CLIP,
         sizes=layout_sizes.clip,
         published=hugging_face.published_clip,
@@ -209,3 +210,36 @@ FAMILIES: tuple[Family, ...] = (
     ),
 )
 """Most telling keys first."""
+
+
+OTHERS: tuple[tuple[str, str], ...] = (
+    ("SigLIP", r"logit_bias|(vision_model\.)?head\.probe"),
+    ("X-CLIP", r"mit\.position_embedding|prompts_(visual_|generator).*"),
+    (
+        "TimeSformer",
+        r"(timesformer\.)?encoder\.layer\.0\.temporal_attention\..*|(model\.)?blocks\.0\.temporal_attn\..*",
+    ),
+    ("ViViT", r"(vivit\.)?embeddings\.patch_embeddings\.projection\.weight"),
+    ("EVA-CLIP", r"visual\.blocks\.0\.attn\.q_proj\.weight"),
+    ("CLIP with a ResNet", r"visual\.layer1\.0\.conv1\.weight"),
+    (
+        "a text-image model with a text tower of its own (open_clip's CustomTextCLIP)",
+        r"visual\..*trunk\..*|text\.transformer\..*",
+    ),
+    (
+        "CLIP's image tower alone: its text tower is missing",
+        r"(vision_model\.)?embeddings\.class_embedding|visual\.class_embedding",
+    ),
+    ("CLIP's text tower alone", r"(text_model\.)?embeddings\.token_embedding\.weight"),
+    ("InternVideo2", r"vision_encoder\.blocks\.0\.attn\.qkv\.weight"),
+    ("MViT", r"blocks\.0\.attn\.(pool|norm)_q\..*"),
+    ("Video Swin", r"(backbone\.)?layers\.0\.blocks\.0\.attn\.relative_position_bias_table"),
+    ("SlowFast", r"s1\.pathway0_stem\..*"),
+    ("an image transformer", r"(encoder\.)?(cls_token|patch_embed\.proj\.weight)"),
+)
+"""Well-known models that are not read: name, and keys of which one is there; the first that fits decides."""
+
+
+def other_model(state: State) -> str:
+    """The name of a well-known model whose weights these are, "" for none."""
+    return next((name for name, key in OTHERS if any(re.fullmatch(key, known) for known in state)), "")

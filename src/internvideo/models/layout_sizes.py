@@ -1,8 +1,8 @@
 """Sizes of a model read off the shapes of its published tensors.
 
-What shapes cannot tell is taken from a published size: the number of heads (of the same width, else 64 channels a
-head), frames and picture of a model with fixed positions, which layers the global blocks read, and every setting that
-has no tensor (drop path, dropout). Source: spec/models.md A.1, C.2, D.3, E.1, F and I.
+What shapes cannot tell is taken from a published size: frames and picture of a model with fixed positions, and every
+setting that has no tensor (drop path, dropout). Heads, and the layers that global blocks read, are taken from one of
+the same width and depth alone; of any other size they must be given. Source: spec/models.md A.1, C.2, D.3, E.1, F, I.
 """
 
 from __future__ import annotations
@@ -24,16 +24,12 @@ from internvideo.models.viclip import ViCLIPConfig
 from internvideo.models.video_language import VideoLanguageConfig
 from internvideo.models.videomae import VideoMAEConfig
 
-HEAD_WIDTH = 64
-UNUSUAL_HEADS = {1280: 16, 1408: 16, 1664: 16}
-"""Published widths whose heads are not of 64 channels (ViT-H, g and G of spec A.1)."""
-
 
 class Shapes:
-    """The shapes of a state dict under published names, asked with the family's name for messages."""
+    """The shapes of a state dict under published names, asked with the names of family and file for messages."""
 
-    def __init__(self, state: Mapping[str, Tensor], family: str) -> None:
-        self.state, self.family = state, family
+    def __init__(self, state: Mapping[str, Tensor], family: str, where: object = "state dict") -> None:
+        self.state, self.family, self.where = state, family, where
 
     def __contains__(self, key: str) -> bool:
         return key in self.state
@@ -42,9 +38,11 @@ class Shapes:
         """Shape of a tensor that must be there. WeightsError: absent, or of another number of dimensions, or empty."""
         tensor = self.state.get(key)
         if tensor is None:
-            raise WeightsError(key, "missing", f"a {self.family} checkpoint", "likely cause: the file is incomplete")
+            do = "likely cause: the file is incomplete"
+            raise WeightsError(self.where, f"{key}: missing", f"a {self.family} checkpoint", do)
         if tensor.dim() != dims or not tensor.numel():
-            raise WeightsError(key, f"mis-shaped: {tuple(tensor.shape)}", f"{dims} dimensions in {self.family}")
+            found = f"{key}: mis-shaped: {tuple(tensor.shape)}"
+            raise WeightsError(self.where, found, f"{dims} dimensions in {self.family}")
         return tuple(tensor.shape)
 
     def layers(self, stem: str) -> int:
@@ -52,15 +50,13 @@ class Shapes:
         numbers = [re.match(rf"{re.escape(stem)}(\d+)\.", key) for key in self.state]
         found = [int(match.group(1)) for match in numbers if match is not None]
         if not found:
-            raise WeightsError(f"{stem}0", "missing", f"a {self.family} checkpoint", "the file has no layers")
+            raise WeightsError(self.where, f"{stem}0: missing", f"a {self.family} checkpoint", "the file has no layers")
         return 1 + max(found)
 
 
-def heads_of(width: int, base_width: int, base_heads: int) -> int:
-    """Heads of a published size, else one per 64 channels; 0 when they cannot be told."""
-    if width == base_width:
-        return base_heads
-    return UNUSUAL_HEADS.get(width, 0 if width % HEAD_WIDTH else width // HEAD_WIDTH)
+def heads_of(size: tuple[int, ...], base: tuple[int, ...], base_heads: int) -> int:
+    """Heads of a published size (width, depth); 0 for another one, whose heads cannot be told."""
+    return base_heads if size == base else 0
 
 
 def _factor(base: float, width: int, inner: int) -> float:
@@ -79,7 +75,7 @@ def _multiple(base: int, step: int) -> int:
 def _videomae(shapes: Shapes, base: VideoMAEConfig, trunk: str) -> VideoMAEConfig:
     width, _, tubelet, patch, _ = shapes.of(f"{trunk}patch_embed.proj.weight", 5)
     hidden, _ = shapes.of(f"{trunk}blocks.0.mlp.fc1.weight", 2)
-    first = f"{trunk}blocks.0."
+    first, depth = f"{trunk}blocks.0.", shapes.layers(f"{trunk}blocks.")
     config = replace(
         base,
         image_size=_multiple(base.image_size, patch),
@@ -87,8 +83,8 @@ def _videomae(shapes: Shapes, base: VideoMAEConfig, trunk: str) -> VideoMAEConfi
         frames=_multiple(base.frames, tubelet),
         tubelet=tubelet,
         width=width,
-        depth=shapes.layers(f"{trunk}blocks."),
-        heads=heads_of(width, base.width, base.heads),
+        depth=depth,
+        heads=heads_of((width, depth), (base.width, base.depth), base.heads),
         mlp_ratio=_factor(base.mlp_ratio, width, hidden),
         layer_scale=0.1 if f"{first}gamma_1" in shapes else 0.0,
         learnable_positions=f"{trunk}pos_embed" in shapes,
@@ -107,7 +103,7 @@ def videomae_pretrain(shapes: Shapes, base: VideoMAEConfig) -> VideoMAEConfig:
         qkv_bias="encoder.blocks.0.attn.q_bias" in shapes,
         decoder_width=width,
         decoder_depth=shapes.layers("decoder.blocks."),
-        decoder_heads=heads_of(width, base.decoder_width, base.decoder_heads),
+        decoder_heads=heads_of((width,), (base.decoder_width,), base.decoder_heads),
     )
 
 
@@ -124,9 +120,10 @@ def videomae_classifier(shapes: Shapes, base: VideoMAEConfig) -> VideoMAEConfig:
     )
 
 
-def with_biases(config: VideoMAEConfig) -> VideoMAEConfig:
-    """The same with query and value biases, which every transformers file must have."""
-    return replace(config, qkv_bias=True)
+def of_transformers(shapes: Shapes, config: VideoMAEConfig) -> VideoMAEConfig:
+    """The same with query and value biases, which transformers' files have, and with or without the last norm."""
+    final = any(name in shapes for name in ("encoder.norm.weight", "norm.weight", "fc_norm.weight"))
+    return replace(config, qkv_bias=True, final_norm=final or config.classes > 0)
 
 
 def _picture(shapes: Shapes, prefix: str) -> tuple[int, int, int, int]:
@@ -136,9 +133,8 @@ def _picture(shapes: Shapes, prefix: str) -> tuple[int, int, int, int]:
     tokens, _ = shapes.of(f"{prefix}positional_embedding", 2)
     side = math.isqrt(tokens - 1)
     if side * side + 1 != tokens:
-        raise WeightsError(
-            f"{prefix}positional_embedding", f"{tokens} positions", "1 + a square", "the picture is not square"
-        )
+        found = f"{prefix}positional_embedding: {tokens} positions"
+        raise WeightsError(shapes.where, found, "1 + a square", "the picture is not square")
     return side * patch, patch, width, time[0] if time else 1
 
 
@@ -160,7 +156,7 @@ def uniformerv2(shapes: Shapes, base: UniFormerV2Config, prefix: str = "") -> Un
         patch_size=patch,
         width=width,
         depth=depth,
-        heads=heads_of(width, base.width, base.heads),
+        heads=heads_of((width, depth), (base.width, base.depth), base.heads),
         global_layers=base.global_layers if usual else tuple(range(max(0, depth - stages), depth)),
         classes=shapes.of(head, 2)[0] if head in shapes else 0,
         mlp_factor=_factor(base.mlp_factor, width, shapes.of(f"{prefix}transformer.dec.0.mlp.c_fc.weight", 2)[0]),
@@ -174,11 +170,14 @@ def uniformerv2(shapes: Shapes, base: UniFormerV2Config, prefix: str = "") -> Un
 def text_tower(shapes: Shapes, base: TextConfig, prefix: str = "") -> TextConfig:
     """CLIP's text tower."""
     vocabulary, width = shapes.of(f"{prefix}token_embedding.weight", 2)
+    layers = shapes.layers(f"{prefix}transformer.resblocks.")
+    hidden, _ = shapes.of(f"{prefix}transformer.resblocks.0.mlp.c_fc.weight", 2)
     return replace(
         base,
         width=width,
-        heads=heads_of(width, base.width, base.heads),
-        layers=shapes.layers(f"{prefix}transformer.resblocks."),
+        heads=heads_of((width, layers), (base.width, base.layers), base.heads),
+        layers=layers,
+        mlp_ratio=_factor(base.mlp_ratio, width, hidden),
         vocabulary=vocabulary,
         context=shapes.of(f"{prefix}positional_embedding", 2)[0],
         mask_embedding=f"{prefix}text_mask_embedding" in shapes,
@@ -231,13 +230,14 @@ def multiple_choice(shapes: Shapes, base: VideoLanguageConfig) -> VideoLanguageC
 def viclip(shapes: Shapes, base: ViCLIPConfig) -> ViCLIPConfig:
     """Joint space-time video tower and text tower."""
     image, patch, width, _ = _picture(shapes, "vision_encoder.")
+    depth = shapes.layers("vision_encoder.transformer.resblocks.")
     return replace(
         base,
         image_size=image,
         patch_size=patch,
         width=width,
-        depth=shapes.layers("vision_encoder.transformer.resblocks."),
-        heads=heads_of(width, base.width, base.heads),
+        depth=depth,
+        heads=heads_of((width, depth), (base.width, base.depth), base.heads),
         joint_width=shapes.of("vision_encoder.proj", 2)[1],
         text=text_tower(shapes, base.text, "text_encoder."),
         frames=shapes.of("vision_encoder.temporal_positional_embedding", 3)[1],
@@ -247,13 +247,16 @@ def viclip(shapes: Shapes, base: ViCLIPConfig) -> ViCLIPConfig:
 def clip(shapes: Shapes, base: ClipConfig) -> ClipConfig:
     """Image and text towers."""
     image, patch, width, _ = _picture(shapes, "visual.")
+    depth = shapes.layers("visual.transformer.resblocks.")
+    hidden, _ = shapes.of("visual.transformer.resblocks.0.mlp.c_fc.weight", 2)
     return replace(
         base,
         image_size=image,
         patch_size=patch,
         width=width,
-        depth=shapes.layers("visual.transformer.resblocks."),
-        heads=heads_of(width, base.width, base.heads),
+        depth=depth,
+        mlp_ratio=_factor(base.mlp_ratio, width, hidden),
+        heads=heads_of((width, depth), (base.width, base.depth), base.heads),
         joint_width=shapes.of("visual.proj", 2)[1],
         text=text_tower(shapes, base.text),
     )

@@ -6,6 +6,7 @@ the tensors cannot tell (frames of a clip, heads of an unusual width) is an expl
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -17,7 +18,7 @@ from torch import Tensor, nn
 from internvideo.errors import WeightsError
 from internvideo.models.embeddings import NATIVE_FRAMES, NATIVE_SIZE, resize_table
 from internvideo.models.factory import MODELS, configure, create_model, differences
-from internvideo.models.layout_families import FAMILIES, Family, State
+from internvideo.models.layout_families import FAMILIES, Family, State, other_model
 from internvideo.models.layout_sizes import Shapes
 from internvideo.models.videomae import VideoMAEClassifier, VideoMAEConfig
 from internvideo.models.weights import load_pretrained, load_reference, reference_names
@@ -26,6 +27,12 @@ Overrides = Mapping[str, object]
 
 _WRAPPERS = re.compile(r"((module|model|backbone|_orig_mod)\.)+")
 """What training programs put before their keys."""
+
+_COUNTERS = ("n_averaged",)
+"""What torch's averaged models (`swa_utils.AveragedModel`) put beside the tensors: how many were averaged."""
+
+_ADAPTER = re.compile(r"\.(lora_(A|B|embedding_A|embedding_B|magnitude_vector)|base_layer)(\.|$)")
+"""Keys of LoRA as peft and loralib write them."""
 
 _STRUCTURE = ("image_size", "patch_size", "tubelet", "width", "depth", "layers", "joint_width", "local_blocks")
 """Settings by which two sizes of one model differ."""
@@ -54,23 +61,39 @@ class Layout:
     family: Family = field(repr=False)
 
 
-def recognise(state: State) -> Layout | None:
+def recognise(state: State, where: object = "state dict") -> Layout | None:
     """Which published layout this is, None for none. Only keys and shapes are looked at.
 
     Raises:
-        WeightsError: it is one of them, but tensors that tell its size are missing or mis-shaped.
+        WeightsError: it is one of them, but tensors that tell its size are missing or mis-shaped; or a part of a
+            model, such as an adapter.
     """
-    bare = _unwrapped({key: torch.empty(value.shape, device="meta") for key, value in state.items()})
+    bare = _unwrapped({key: torch.empty(value.shape, device="meta") for key, value in state.items()}, where)
     family = next((family for family in FAMILIES if family.fits(bare)), None)
     if family is None:
         return None
     published, left_out = family.read(bare)
-    changes = _changes(family, Shapes(published, family.name))
-    model = min(changes, key=lambda name: len(_leaves(changes[name])))
-    unknown = tuple(path for path, value in _leaves(changes[model]).items() if path.endswith("heads") and value == 0)
+    changes = _changes(family, Shapes(published, family.name, where))
+    model = min(changes, key=lambda name: (_apart(family, name, changes[name]), len(leaves(changes[name]))))
+    unknown = tuple(path for path, value in leaves(changes[model]).items() if _untold(path, value))
+    left_out += tuple(key for key in state if key in _COUNTERS)
     anchor = next(key for key in state if key.endswith(family.anchors[0]))
     prefix = anchor.removesuffix(family.anchors[0])
     return Layout(family.name, model, changes[model], prefix, left_out, unknown, family)
+
+
+def _apart(family: Family, name: str, changes: Overrides) -> float:
+    """How far the width of the video tower is from that of a published size; 0 for the same."""
+    base, found = MODELS[name].config, configure(name, changes)
+    for part in family.video:
+        base, found = getattr(base, part), getattr(found, part)
+    return abs(math.log(found.width / base.width))
+
+
+def _untold(path: str, value: object) -> bool:
+    """Settings that the tensors do not tell: heads (0: of no published size), and which layers global blocks read."""
+    setting = path.rpartition(".")[2]
+    return (setting.endswith("heads") and value == 0) or setting == "global_layers"
 
 
 def _changes(family: Family, shapes: Shapes) -> dict[str, dict[str, object]]:
@@ -80,19 +103,22 @@ def _changes(family: Family, shapes: Shapes) -> dict[str, dict[str, object]]:
             name: differences(MODELS[name].config, family.sizes(shapes, MODELS[name].config)) for name in family.models
         }
     except ValueError as error:
-        raise WeightsError(family.name, f"shapes that do not fit together: {error}") from error
+        found = f"{family.name} with shapes that do not fit together: {error}"
+        raise WeightsError(shapes.where, found) from error
 
 
 def layout_of(state: State, where: object = "state dict") -> Layout:
     """As `recognise`. Raises WeightsError also for an unknown layout, with the layouts there are and the keys seen."""
-    layout = recognise(state)
+    layout = recognise(state, where)
     if layout is None:
         stems = sorted({re.sub(r"\.\d+(?=\.|$)", ".N", key) for key in state})
         seen = (
             f"{', '.join(stems[:6])} and {len(stems) - 6} more" if len(stems) > 6 else ", ".join(stems) or "no tensor"
         )
         known = ", ".join(dict.fromkeys(family.name for family in FAMILIES))
-        raise WeightsError(where, f"keys of no known layout: {seen}", known)
+        other = other_model(state)
+        told = f"weights of {other}, which are not read" if other else "keys of no known layout"
+        raise WeightsError(where, f"{told}: {seen}", known)
     return layout
 
 
@@ -119,7 +145,7 @@ def as_model(layout: Layout, name: str, where: object = "state dict") -> Layout:
     if (getattr(config, "caption", None) is None) != (wanted is None):
         raise WeightsError(where, layout.name, name, f"ask for {layout.model}")
     overrides = differences(asked.config, config)
-    wrong = [f"{path} {value}" for path, value in _leaves(overrides).items() if _is_size(path)]
+    wrong = [f"{path} {value}" for path, value in leaves(overrides).items() if _is_size(path)]
     if wrong:
         other = f"it is {layout.model}" if layout.model != name else "the file is incomplete, or no published size"
         raise WeightsError(where, f"{layout.name} with {', '.join(wrong)}", name, f"likely cause: wrong size, {other}")
@@ -160,12 +186,14 @@ def load_layout(
         RecipeError: overrides that do not exist or do not fit together.
     """
     family = layout.family
-    published, _ = family.read(_unwrapped(state))
+    published, _ = family.read(_unwrapped(state, where))
     clip = _clip_settings(layout, where, frames, image_size)
-    settings = _merged(_merged(layout.overrides, clip), overrides or {})
-    lacking = [path for path in layout.unknown if not _leaves(settings).get(path)]
+    settings = merged(merged(layout.overrides, clip), overrides or {})
+    given = leaves(overrides or {})
+    lacking = [path for path in layout.unknown if path not in given]
     if lacking:
-        raise WeightsError(where, f"the tensors do not tell {', '.join(lacking)}", do="give them as overrides")
+        found = f"the tensors do not tell {', '.join(lacking)}, and it is of no published size"
+        raise WeightsError(where, found, do="give them as overrides, nested as in create_model")
     if family.masked:
         _check_biases(published, where)
     if clip:
@@ -189,7 +217,7 @@ def _with_new_head(
     fresh = family.head
     if getattr(configure(layout.model, layout.overrides), family.classes) == 0:
         fresh = fresh.partition(r"\.")[0] + r"\..*"
-    model = create_model(layout.model, _merged(settings, {family.classes: new_classes}))
+    model = create_model(layout.model, merged(settings, {family.classes: new_classes}))
     ours = reference_names(model, published)
     old = {key for key, names in ours.items() if names and all(re.fullmatch(fresh, name) for name in names)}
     kept = {key: value for key, value in published.items() if key not in old}
@@ -201,7 +229,7 @@ def _classifier_from(
     layout: Layout, published: dict[str, Tensor], settings: Overrides, classes: int, where: object
 ) -> nn.Module:
     """A classifier from pretraining weights: its norm and head as drawn (spec B)."""
-    kept = {name: value for name, value in settings.items() if not name.startswith("decoder_")}
+    kept = {name: value for name, value in settings.items() if not name.startswith(("decoder_", "final_norm"))}
     name = layout.model.replace("-pretrain", "-classifier")
     table = _position_table(configure(layout.model, settings))
     model = create_model(name, {"position_table": table, **kept, "classes": classes})
@@ -244,7 +272,7 @@ def _position_table(config: VideoMAEConfig) -> str:
 def _resized(layout: Layout, published: dict[str, Tensor], clip: Overrides) -> dict[str, Tensor]:
     """Positions that are parameters, at the clip size asked for."""
     config = configure(layout.model, layout.overrides)
-    asked = configure(layout.model, _merged(layout.overrides, clip))
+    asked = configure(layout.model, merged(layout.overrides, clip))
     changed = dict(published)
     for key, table in published.items():
         if layout.family.masked and key.endswith("pos_embed"):
@@ -277,28 +305,37 @@ def _check_biases(published: State, where: object) -> None:
         )
 
 
-def _unwrapped(state: State) -> dict[str, Tensor]:
+def _unwrapped(state: State, where: object) -> dict[str, Tensor]:
+    """Without what training programs put before the keys, and without their counters. Raises WeightsError."""
+    adapters = [key for key in state if _ADAPTER.search(key)]
+    if adapters:
+        whole = len(adapters) < len(state)
+        found = f"layers with LoRA adapters not merged into them ({adapters[0]})" if whole else "a LoRA adapter alone"
+        do = "merge it where it was trained (peft: merge_and_unload) and save the model that this gives"
+        raise WeightsError(where, found, "a whole model: the tensors do not tell the adapter's scale", do)
     bare: dict[str, Tensor] = {}
     for key, value in state.items():
+        if key in _COUNTERS:
+            continue
         name = _WRAPPERS.sub("", key, count=1) if _WRAPPERS.match(key) else key
         if name in bare:
-            raise WeightsError("state dict", f"{key} and another key are both {name}", do="the file holds two models")
+            raise WeightsError(where, f"{key} and another key are both {name}", do="the file holds two models")
         bare[name] = value
     return bare
 
 
-def _leaves(overrides: Overrides, path: str = "") -> dict[str, object]:
+def leaves(overrides: Overrides, path: str = "") -> dict[str, object]:
     """Dotted name -> value."""
     found: dict[str, object] = {}
     for name, value in overrides.items():
-        found |= _leaves(value, f"{path}{name}.") if isinstance(value, Mapping) else {f"{path}{name}": value}
+        found |= leaves(value, f"{path}{name}.") if isinstance(value, Mapping) else {f"{path}{name}": value}
     return found
 
 
-def _merged(first: Overrides, second: Overrides) -> dict[str, object]:
+def merged(first: Overrides, second: Overrides) -> dict[str, object]:
     """Nested overrides, the second ones win."""
-    merged = dict(first)
+    both = dict(first)
     for name, value in second.items():
-        old = merged.get(name)
-        merged[name] = _merged(old, value) if isinstance(old, Mapping) and isinstance(value, Mapping) else value
-    return merged
+        old = both.get(name)
+        both[name] = merged(old, value) if isinstance(old, Mapping) and isinstance(value, Mapping) else value
+    return both

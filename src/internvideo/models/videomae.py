@@ -7,97 +7,16 @@ M masked, D width, C classes, P pixel values of one token.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 from functools import partial
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from internvideo.models.block import Block, BlockConfig
-from internvideo.models.embeddings import (
-    IMAGENET_MEAN,
-    IMAGENET_STD,
-    Normalise,
-    TubeletEmbedding,
-    resized_table,
-    sin_cos_table,
-)
-
-EPS = 1e-6
-
-
-@dataclass(frozen=True)
-class VideoMAEConfig:
-    """Sizes of the pretraining model and of the classifier; each reads what concerns it.
-
-    Attributes:
-        image_size: S in pixels.
-        patch_size: p, divides S.
-        frames: T, a multiple of `tubelet`.
-        tubelet: frames per token.
-        width, depth, heads: encoder D, L, H.
-        mlp_ratio: hidden width of the feed-forward is int(D * ratio), in the decoder too.
-        decoder_width, decoder_depth, decoder_heads: pretraining only.
-        qkv_bias: query and value have a bias (the key never).
-        layer_scale: initial per-channel scale of the residual branches, 0 for none.
-        classes: C, 0 for no head.
-        drop_path: stochastic depth of the last block, growing linearly from 0 (classifier).
-        head_dropout: in front of the head.
-        pooling: "mean" of the tokens and then a norm, or a norm and then the "first" token.
-        learnable_positions: the encoder's positions are a parameter.
-        position_table: "native" builds the fixed table for this clip size, as pretraining does; "resized" takes the
-            published classifier's: the 224 px, 16 frame table resized. Equal at 224 px and 16 frames.
-        init_scale: factor on the head's initial weight and bias.
-    """
-
-    image_size: int = 224
-    patch_size: int = 16
-    frames: int = 16
-    tubelet: int = 2
-    width: int = 768
-    depth: int = 12
-    heads: int = 12
-    mlp_ratio: float = 4.0
-    decoder_width: int = 384
-    decoder_depth: int = 4
-    decoder_heads: int = 6
-    qkv_bias: bool = True
-    layer_scale: float = 0.0
-    classes: int = 0
-    drop_path: float = 0.0
-    head_dropout: float = 0.0
-    pooling: Literal["mean", "first"] = "mean"
-    learnable_positions: bool = False
-    position_table: Literal["resized", "native"] = "native"
-    init_scale: float = 0.001
-
-    def __post_init__(self) -> None:
-        if self.image_size % self.patch_size or self.frames % self.tubelet:
-            raise ValueError(
-                f"image_size {self.image_size} must be a multiple of patch_size {self.patch_size} and frames "
-                f"{self.frames} of tubelet {self.tubelet}"
-            )
-        if self.pooling not in ("mean", "first") or self.position_table not in ("resized", "native"):
-            raise ValueError(f"pooling {self.pooling!r}, position_table {self.position_table!r}")
-
-    @property
-    def grid(self) -> tuple[int, int, int]:
-        """(t, h, w) tokens."""
-        side = self.image_size // self.patch_size
-        return self.frames // self.tubelet, side, side
-
-    @property
-    def tokens(self) -> int:
-        """N = t * h * w."""
-        t, h, w = self.grid
-        return t * h * w
-
-    @property
-    def pixels(self) -> int:
-        """P, values of one token: 3 colours of a tubelet of patches."""
-        return 3 * self.tubelet * self.patch_size**2
+from internvideo.models.embeddings import Normalise, TubeletEmbedding, resized_table, sin_cos_table
+from internvideo.models.videomae_config import EPS as EPS
+from internvideo.models.videomae_config import VideoMAEConfig as VideoMAEConfig
 
 
 def make_blocks(config: VideoMAEConfig, width: int, depth: int, heads: int, drop_path: float) -> nn.ModuleList:
@@ -109,8 +28,8 @@ def make_blocks(config: VideoMAEConfig, width: int, depth: int, heads: int, drop
                 width=width,
                 heads=heads,
                 hidden=int(width * config.mlp_ratio),
-                activation="gelu",
-                eps=EPS,
+                activation=config.activation,
+                eps=config.eps,
                 bias="query_value" if config.qkv_bias else "none",
                 layer_scale=config.layer_scale,
                 drop_path=rate,
@@ -207,7 +126,7 @@ class VideoMAEEncoder(Trunk):
 
     def __init__(self, config: VideoMAEConfig) -> None:
         super().__init__(config)
-        self.norm = nn.LayerNorm(config.width, eps=EPS)
+        self.norm = nn.LayerNorm(config.width, eps=config.eps) if config.final_norm else nn.Identity()
 
     def forward(self, video: Tensor, index: Tensor | None = None) -> Tensor:
         """(B, 3, T, S, S), index (B, K) or None -> (B, K or N, D)."""
@@ -225,7 +144,7 @@ class VideoMAEDecoder(nn.Module):
         self.checkpointing = False
         self.register_buffer("pos_embed", sin_cos_table(config.tokens, config.decoder_width)[None], persistent=False)
         self.blocks = make_blocks(config, config.decoder_width, config.decoder_depth, config.decoder_heads, 0.0)
-        self.norm = nn.LayerNorm(config.decoder_width, eps=EPS)
+        self.norm = nn.LayerNorm(config.decoder_width, eps=config.head_eps)
         self.head = nn.Linear(config.decoder_width, config.pixels)
 
     def forward(self, tokens: Tensor, last: int) -> Tensor:
@@ -268,7 +187,7 @@ class VideoMAEPretrain(nn.Module):
         if config.position_table == "resized":
             raise ValueError("the pretraining model has the native position table")
         self.config = config
-        self.normalise = Normalise(IMAGENET_MEAN, IMAGENET_STD)
+        self.normalise = Normalise(config.mean, config.std)
         self.encoder = VideoMAEEncoder(config)
         self.encoder_to_decoder = nn.Linear(config.width, config.decoder_width, bias=False)
         self.mask_token = nn.Parameter(torch.empty(1, 1, config.decoder_width))
@@ -289,7 +208,8 @@ class VideoMAEPretrain(nn.Module):
         self.encoder.reset_trunk()
         init_block_constants(self.decoder.blocks, self.config.layer_scale)
         for part in (self.encoder, self.decoder):
-            part.norm.reset_parameters()
+            if isinstance(part.norm, nn.LayerNorm):
+                part.norm.reset_parameters()
             for module in part.modules():
                 if isinstance(module, nn.Linear) and module is not self.encoder.patch_embed.proj:
                     nn.init.xavier_uniform_(module.weight)
@@ -342,10 +262,10 @@ class VideoMAEClassifier(Trunk):
 
     def __init__(self, config: VideoMAEConfig) -> None:
         super().__init__(config)
-        self.normalise = Normalise(IMAGENET_MEAN, IMAGENET_STD)
-        mean = config.pooling == "mean"
-        self.norm = None if mean else nn.LayerNorm(config.width, eps=EPS)
-        self.fc_norm = nn.LayerNorm(config.width, eps=EPS) if mean else None
+        self.normalise = Normalise(config.mean, config.std)
+        mean, final = config.pooling == "mean", config.final_norm
+        self.norm = nn.LayerNorm(config.width, eps=config.eps) if final and not mean else None
+        self.fc_norm = nn.LayerNorm(config.width, eps=config.head_eps) if final and mean else None
         self.head_dropout = nn.Dropout(config.head_dropout)
         self.head = nn.Linear(config.width, config.classes) if config.classes else nn.Identity()
         self.reset_parameters()
@@ -366,10 +286,9 @@ class VideoMAEClassifier(Trunk):
 
     def pool(self, tokens: Tensor) -> Tensor:
         """Tokens after the last block (B, N, D) -> clip feature (B, D), as the head takes it."""
-        if self.fc_norm is not None:
-            return self.fc_norm(tokens.mean(1))  # type: ignore[no-any-return]  # nn.Module.__call__ is untyped
-        assert self.norm is not None
-        return self.norm(tokens[:, 0])  # type: ignore[no-any-return]  # a norm is per token, so the others are not needed
+        mean = self.config.pooling == "mean"
+        pooled, norm = tokens.mean(1) if mean else tokens[:, 0], self.fc_norm if mean else self.norm
+        return pooled if norm is None else norm(pooled)
 
     def features(self, video: Tensor) -> Tensor:
         """(B, 3, T, S, S) normalised -> (B, D)."""

@@ -1,0 +1,97 @@
+"""Sizes and settings of the VideoMAE family.
+
+Source: spec/models.md A (pretraining) and B (finetuning).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from internvideo.models.block import Activation, check_activation
+from internvideo.models.embeddings import IMAGENET_MEAN, IMAGENET_STD
+
+EPS = 1e-6
+
+
+@dataclass(frozen=True)
+class VideoMAEConfig:
+    """Sizes of the pretraining model and of the classifier; each reads what concerns it.
+
+    Attributes:
+        image_size: S in pixels.
+        patch_size: p, divides S.
+        frames: T, a multiple of `tubelet`.
+        tubelet: frames per token.
+        width, depth, heads: encoder D, L, H.
+        mlp_ratio: hidden width of the feed-forward is int(D * ratio), in the decoder too.
+        decoder_width, decoder_depth, decoder_heads: pretraining only.
+        qkv_bias: query and value have a bias (the key never).
+        layer_scale: initial per-channel scale of the residual branches, 0 for none.
+        classes: C, 0 for no head.
+        drop_path: stochastic depth of the last block, growing linearly from 0 (classifier).
+        head_dropout: in front of the head.
+        pooling: "mean" of the tokens and then a norm, or a norm and then the "first" token.
+        final_norm: the norm after the last layer: the encoder's in pretraining, that of the mean in the classifier.
+        learnable_positions: the encoder's positions are a parameter.
+        position_table: "native" builds the fixed table for this clip size, as pretraining does; "resized" takes the
+            published classifier's: the 224 px, 16 frame table resized. Equal at 224 px and 16 frames.
+        init_scale: factor on the head's initial weight and bias.
+        activation: of the feed-forwards.
+        eps: of the norms of layers and encoder; head_eps: of the norm of the mean and of the decoder's last one.
+        mean, std: per channel, of pixels in 0..1.
+    """
+
+    image_size: int = 224
+    patch_size: int = 16
+    frames: int = 16
+    tubelet: int = 2
+    width: int = 768
+    depth: int = 12
+    heads: int = 12
+    mlp_ratio: float = 4.0
+    decoder_width: int = 384
+    decoder_depth: int = 4
+    decoder_heads: int = 6
+    qkv_bias: bool = True
+    layer_scale: float = 0.0
+    classes: int = 0
+    drop_path: float = 0.0
+    head_dropout: float = 0.0
+    pooling: Literal["mean", "first"] = "mean"
+    learnable_positions: bool = False
+    position_table: Literal["resized", "native"] = "native"
+    init_scale: float = 0.001
+    final_norm: bool = True
+    activation: Activation = "gelu"
+    eps: float = EPS
+    head_eps: float = EPS
+    mean: tuple[float, float, float] = IMAGENET_MEAN
+    std: tuple[float, float, float] = IMAGENET_STD
+
+    def __post_init__(self) -> None:
+        if self.image_size % self.patch_size or self.frames % self.tubelet:
+            raise ValueError(
+                f"image_size {self.image_size} must be a multiple of patch_size {self.patch_size} and frames "
+                f"{self.frames} of tubelet {self.tubelet}"
+            )
+        if self.pooling not in ("mean", "first") or self.position_table not in ("resized", "native"):
+            raise ValueError(f"pooling {self.pooling!r}, position_table {self.position_table!r}")
+        check_activation(self.activation)
+
+    @property
+    def grid(self) -> tuple[int, int, int]:
+        """(t, h, w) tokens."""
+        side = self.image_size // self.patch_size
+        return self.frames // self.tubelet, side, side
+
+    @property
+    def tokens(self) -> int:
+        """N = t * h * w."""
+        t, h, w = self.grid
+        return t * h * w
+
+    @property
+    def pixels(self) -> int:
+        """P, values of one token: 3 colours of a tubelet of patches."""
+        return 3 * self.tubelet * self.patch_size**2
