@@ -17,6 +17,7 @@ from functools import cache
 from pathlib import Path
 
 from internvideo.apps.pickle_machine import Machine, RefusedError, Storage
+from internvideo.apps.prepare_times import compare, moments, shifted
 from internvideo.data.catalog import Benchmark, benchmark
 from internvideo.data.formats.annotations import Annotations
 from internvideo.data.formats.reading import AnnotationSource
@@ -30,6 +31,8 @@ from internvideo.storage import write_text
 _TRIMMED = re.compile(r"^(?P<video>.+)_(?P<start>\d{6})_(?P<end>\d{6})$")
 _OTHER_FILES = frozenset((".glb", ".jpg", ".jpeg", ".png"))  # scenes of navigation, frames of detection
 MOST_PICKLE_BYTES = 1 << 30
+LOOKED_AT = 8
+"""Videos of a split that are opened to compare times where not all are."""
 
 
 @dataclass(frozen=True)
@@ -145,39 +148,51 @@ def prepare(
     *,
     videos: Path | None = None,
     check_videos: bool = False,
+    offset: float = 0.0,
     workers: int | None = None,
     told: Callable[[str], None] = lambda line: None,
 ) -> Prepared:
     """Read a benchmark's annotation files, find its videos, write a manifest a split into `output`.
 
-    Beside the manifests lie `prepared.json` (this report), `missing.txt`, `unreadable.txt`, vocabularies and, of
-    merges, `dropped.tsv`. Without `videos` the manifests hold all rows under the names of the annotations.
+    Beside the manifests lie `prepared.json` (this report), `missing.txt`, `unreadable.txt`, `outside.tsv` (rows whose
+    times lie behind the end of their video), vocabularies and, of merges, `dropped.tsv`. Without `videos` the manifests
+    hold all rows under the names of the annotations.
 
     Args:
         name: of `catalog.BENCHMARKS`. annotations: the file or folder. output: made when absent.
-        videos: their folder. check_videos: open each video too. workers: threads that do so.
+        videos: their folder. check_videos: open each video too, and compare its length with the times of the rows
+            (else of a few). workers: threads that do so.
+        offset: second of what was annotated with which the files begin, of films that were cut.
         told: called with lines for a person.
 
     Raises:
-        ManifestError: an unknown benchmark, annotations that cannot be used, no such folder of videos.
+        ManifestError: an unknown benchmark, annotations that cannot be used, no such folder of videos (nor an offset).
         RunError: the output cannot be written.
     """
     entry = benchmark(name)
+    if offset and videos is None:
+        raise ManifestError("offset", f"{offset:g} s without videos", "the folder of the files that begin then")
     folder = None if videos is None else VideoFolder(videos)
     source = AnnotationSource(annotations, unpickle=read_pickle, frame_rate=None if folder is None else _rates(folder))
     made = entry.read(source)
-    report = Prepared(name, len(made.classes), notes=list(made.notes), warnings=entry.differences(made))
+    report = Prepared(name, len(made.classes), notes=made.notes, warnings=entry.differences(made))
     missing: dict[str, None] = {}
     broken: dict[str, str] = {}
-    checked: dict[str, str] = {}
+    checked: dict[str, _Checked] = {}
+    outside: list[tuple[str, ...]] = []
     for split, rows in made.splits.items():
-        located, lost = _locate(rows, made, folder)
+        located, lost = _locate(rows, made, folder, offset)
         missing |= dict.fromkeys(lost)
-        if check_videos and folder is not None:
-            _check((row.path for row in located), checked, workers)
-        unreadable = {row.path: checked[row.path] for row in located if checked.get(row.path)}
+        if folder is not None:
+            timed = dict.fromkeys(row.path for row in located if moments(row))
+            _check((row.path for row in located) if check_videos else list(timed)[:LOOKED_AT], checked, workers)
+        opened = {row.path: checked[row.path] for row in located if row.path in checked}
+        unreadable = {path: one.reason for path, one in opened.items() if one.reason and check_videos}
         broken |= unreadable
         kept = [row for row in located if row.path not in unreadable]
+        late = compare(kept, {path: one.seconds for path, one in opened.items() if not one.reason})
+        outside += [(split, name, f"{moment:g}", f"{seconds:.3f}") for name, moment, seconds in late.rows]
+        report.warnings += [f"{split}: {late.warning}"] if late.warning else []
         file = f"{split}.jsonl" if kept else ""
         if kept:
             write_manifest(output / file, kept, made.classes)
@@ -191,16 +206,20 @@ def prepare(
         told(_line(split, report.splits[split], entry, folder is not None))
     if folder is not None and missing and any(Path(path).stem in folder.frame_folders for path in missing):
         report.warnings.append("some missing videos are there as folders of frames; encode them as videos first")
+    made.lists["outside"] = outside
     _write(output, report, made, list(missing), broken)
     for line in (*report.notes, *(f"warning: {warning}" for warning in report.warnings)):
         told(line)
     return report
 
 
-def _locate(rows: list[Sample], made: Annotations, folder: VideoFolder | None) -> tuple[list[Sample], list[str]]:
-    """Rows whose video is there, with its path, and the paths of the others."""
+def _locate(
+    rows: list[Sample], made: Annotations, folder: VideoFolder | None, offset: float
+) -> tuple[list[Sample], list[str]]:
+    """Rows whose video is there, with its path and their times in it, and the paths of the others."""
     if folder is None:
         return rows, []
+    early = 0
     located, lost = [], dict[str, None]()
     for row in rows:
         moment = row.boxes[0].time if row.boxes else None
@@ -209,8 +228,11 @@ def _locate(rows: list[Sample], made: Annotations, folder: VideoFolder | None) -
         found = folder.find((row.path, *made.names.get(row.path, ())), moment, parts=parts)
         if found is None:
             lost[row.path] = None
+        elif (moved := shifted(_moved(row, found), 0.0 if found.start else offset)) is not None:
+            located.append(moved)
         else:
-            located.append(_moved(row, found))
+            early += 1
+    made.note(early, f"rows before second {offset:g}, with which the files begin, left out")
     return located, list(lost)
 
 
@@ -222,21 +244,28 @@ def _moved(row: Sample, found: _Found) -> Sample:
     return row.model_copy(update=changed)
 
 
-def _check(paths: Iterable[str], checked: dict[str, str], workers: int | None) -> None:
-    """Open videos; `checked` holds the reason that one cannot be read, "" for a good one."""
+@dataclass(frozen=True)
+class _Checked:
+    """The reason that a video cannot be read, "" for a good one, and its length, s."""
+
+    reason: str = ""
+    seconds: float = float("inf")
+
+
+def _check(paths: Iterable[str], checked: dict[str, _Checked], workers: int | None) -> None:
+    """Open videos."""
     fresh = [path for path in dict.fromkeys(paths) if path not in checked]
     with ThreadPoolExecutor(workers or min(8, os.cpu_count() or 1)) as pool:
-        checked |= zip(fresh, pool.map(_reason, fresh), strict=True)
+        checked |= zip(fresh, pool.map(_opened, fresh), strict=True)
 
 
-def _reason(path: str) -> str:
+def _opened(path: str) -> _Checked:
     if Path(path).suffix.lower() in _OTHER_FILES:
-        return ""
+        return _Checked()
     try:
-        probe(path)
+        return _Checked(seconds=probe(path).duration)
     except VideoError as error:
-        return error.found
-    return ""
+        return _Checked(error.found)
 
 
 def _rates(folder: VideoFolder) -> Callable[[str], float | None]:

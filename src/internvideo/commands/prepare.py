@@ -18,6 +18,12 @@ def prepare(
         Path | None, typer.Option("--output", "-o", help="Folder of the manifests; by default runs/prepare/BENCHMARK.")
     ] = None,
     check_videos: Annotated[bool, typer.Option("--check-videos", help="Open every video too.")] = False,
+    offset: Annotated[
+        float,
+        typer.Option(
+            min=0.0, help="Of films that were cut: the second of the film with which the files begin (AVA's often 900)."
+        ),
+    ] = 0.0,
     workers: Annotated[int | None, typer.Option(min=1, help="Threads that open videos; by default a few.")] = None,
 ) -> None:
     """Write the manifests of a benchmark, one a split, from its official annotation files.
@@ -29,6 +35,13 @@ def prepare(
 
     folder = output or Path("runs/prepare") / benchmark
     prepare_benchmark(
-        benchmark, annotations, folder, videos=videos, check_videos=check_videos, workers=workers, told=typer.echo
+        benchmark,
+        annotations,
+        folder,
+        videos=videos,
+        check_videos=check_videos,
+        offset=offset,
+        workers=workers,
+        told=typer.echo,
     )
     typer.echo(f"manifests: {folder}")
