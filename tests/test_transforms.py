@@ -17,7 +17,16 @@ from torch import Tensor
 
 from goldens_folder import GOLDENS
 from image_oracle import by_library, noisy_clip
-from internvideo.data.resize import channels_first, crop_starts, resize, resize_fast, scaled_size
+from internvideo.data.resize import (
+    Style,
+    _opencv_taps,
+    _pil_taps,
+    channels_first,
+    crop_starts,
+    resize,
+    resize_fast,
+    scaled_size,
+)
 from internvideo.data.sampling import dense_windows
 from internvideo.data.transforms import (
     IMAGENET_MEAN,
@@ -131,6 +140,35 @@ def test_opencv_style_is_bilinear_between_four_neighbours() -> None:
     away = (resize(channels_first(clip), (23, 71), "opencv").float() - plain).abs()
     assert away.max() < 1.01
     assert (resize_fast(channels_first(clip), (23, 71)).float() - plain).abs().max() > 5
+
+
+@pytest.mark.parametrize("reach", [1, 5, 40, 300])  # how many sources there are to an output
+@pytest.mark.parametrize("style", ["pil", "pil_bicubic", "opencv"])
+def test_fixed_point_sums_are_exact_however_many_there_are(reach: int, style: Style) -> None:
+    size = (9, 13)
+    clip = torch.from_numpy(np.random.default_rng(reach).choice([0, 1, 254, 255], (1, 9 * reach + 3, 26, 3)))
+    clip = clip.to(torch.uint8)
+    exact = clip[0].permute(2, 0, 1).numpy().astype(np.int64)  # (3, H, W), integers throughout
+    for length, axis in ((26, 2), (9 * reach + 3, 1)):
+        moved = np.moveaxis(exact, axis, 0)
+        taps = _opencv_taps(length, size[axis - 1]) if style == "opencv" else _pil_taps(length, size[axis - 1], style)
+        terms = [moved[place] * weight[:, None, None] for place, weight in zip(*taps, strict=True)]
+        if style != "opencv":
+            total = np.clip(sum(terms) + (1 << 21) >> 22, 0, 255)
+        else:
+            total = sum(terms) >> 4 if axis == 2 else (sum(term >> 16 for term in terms) + 2) >> 2
+        exact = np.moveaxis(total, 0, axis)
+    assert np.array_equal(resize(channels_first(clip), size, style)[0].numpy(), exact)
+
+
+@pytest.mark.parametrize("style", ["pil", "pil_bicubic", "opencv", "torch"])
+def test_a_part_of_a_resized_picture_is_that_part(style: Style) -> None:
+    frames = channels_first(noisy_clip(2, 60, 90))
+    for size in ((40, 70), (100, 95), (60, 90)):
+        whole = resize(frames, size, style)
+        for top, left, high, wide in ((0, 0, 40, 40), (3, 17, 20, 50), (39, 69, 1, 1)):
+            part = resize(frames, size, style, (top, left, high, wide))
+            assert torch.equal(part, whole[..., top : top + high, left : left + wide])
 
 
 # ------------------------------------------------------------------------------------------------- same for all frames

@@ -7,7 +7,8 @@ which is the fast layout of the uint8 resizer. Source: models.md B, C.4, D.5, E.
 from __future__ import annotations
 
 import math
-from functools import lru_cache
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
 from typing import Literal
 
 import numpy as np
@@ -28,6 +29,9 @@ Style = Literal["pil", "pil_bicubic", "opencv", "torch"]
 PIL_BITS = 22
 OPENCV_BITS = 11
 
+Box = tuple[int, int, int, int]
+"""top, left, height, width in pixels."""
+
 
 def channels_first(clip: Tensor) -> Tensor:
     """(T, H, W, 3) -> (T, 3, H, W), a view.
@@ -47,42 +51,85 @@ def resize_fast(frames: Tensor, size: tuple[int, int]) -> Tensor:
     return functional.interpolate(frames, size, mode="bilinear", align_corners=False, antialias=True)
 
 
-def resize(frames: Tensor, size: tuple[int, int], style: Style) -> Tensor:
+def resize(frames: Tensor, size: tuple[int, int], style: Style, box: Box | None = None) -> Tensor:
     """(T, 3, H, W) uint8 -> (T, 3, *size) uint8, or float32 in 0..255 in style "torch".
 
     The uint8 styles repeat the fixed-point arithmetic of their library and so its levels, but for one level here and
     there: where OpenCV enlarges, and where Pillow 13 takes the columns of a tall frame before its rows.
+
+    Args:
+        frames, size, style: what becomes what.
+        box: the only part of the result that is wanted and worked out, (T, 3, height, width); None for all of it.
     """
     height, width = frames.shape[-2:]
-    if style == "torch":
-        frames = frames.float()
-        same = (height, width) == size
-        return frames if same else functional.interpolate(frames, size, mode="bilinear", align_corners=False)
-    if (height, width) == size:
-        return frames
-    along_x, along_y = _taps(width, size[1], style), _taps(height, size[0], style)
-    first, second = (_pil_pass, _pil_pass) if style != "opencv" else (_opencv_first_pass, _opencv_second_pass)
-    resized = torch.empty(len(frames), 3, *size, dtype=torch.uint8)
+    top, left, high, wide = box or (0, 0, *size)
+    if style == "torch" or (height, width) == size:
+        if style == "torch":
+            frames = frames.float()
+        if (height, width) != size:
+            frames = functional.interpolate(frames, size, mode="bilinear", align_corners=False)
+        return frames[..., top : top + high, left : left + wide]
+    along_x, along_y = _filter(width, size[1], left, wide, style), _filter(height, size[0], top, high, style)
+    rows_needed = slice(along_y.first, along_y.first + along_y.length)
+    columns_needed = slice(along_x.first, along_x.first + along_x.length)
+    resized = torch.empty(len(frames), 3, high, wide, dtype=torch.uint8)
+    turned = torch.empty(along_x.length, 3, along_y.length)
     for frame, result in zip(frames, resized, strict=True):
-        # A pass gathers rows, which are whole pieces of memory; one frame's sums stay in the processor's cache.
-        columns = first(frame.permute(2, 0, 1).reshape(width, -1), along_x)
-        rows = columns.view(size[1], 3, height).permute(2, 1, 0).reshape(height, -1)
-        result.copy_(second(rows, along_y).view(size[0], 3, size[1]).permute(1, 0, 2))
+        # A pass adds up whole rows of memory; one frame's sums stay in the processor's cache.
+        turned.copy_(frame[:, rows_needed, columns_needed].permute(2, 0, 1))
+        first = _opencv_first_pass if style == "opencv" else _pil_pass
+        columns = first(turned.view(along_x.length, -1), along_x).view(wide, 3, -1)
+        rows = columns.permute(2, 1, 0).reshape(along_y.length, -1)
+        second = _opencv_second_pass if style == "opencv" else _pil_pass
+        result.copy_(second(rows, along_y).view(high, 3, wide).permute(1, 0, 2))
     return resized
 
 
-Taps = tuple[tuple[Tensor, Tensor], ...]
-"""For each tap of the filter: (M,) source index of each of M outputs, and its (M, 1) int32 fixed-point weight."""
+@dataclass(frozen=True)
+class _Filter:
+    """A filter along one side, for some of its outputs.
+
+    Attributes:
+        first, length: the piece of the side that these outputs need.
+        places: (M, K) int64, for each of M outputs its K sources in that piece.
+        weights: (M, K) int32, fixed-point.
+        parts: each (M * K) float32, the weights cut into parts of `bits` bits, the lowest first and the highest with
+            the sign: sums of bytes times these are whole numbers below 2^24, exact in float32 in any order.
+    """
+
+    first: int
+    length: int
+    places: Tensor
+    weights: Tensor
+    parts: tuple[Tensor, ...]
+    bits: int
+
+    @cached_property
+    def overshoots(self) -> bool:
+        """Whether some weights are negative, so that sums can leave 0..255."""
+        return bool((self.weights < 0).any())
+
+    def sums(self, rows: Tensor, part: int) -> Tensor:
+        """(N, C) float32 -> (M, C) float32, weighted by one part of the weights."""
+        starts = torch.arange(0, self.places.numel(), self.places.shape[1])
+        return torch.embedding_bag(rows, self.places.view(-1), starts, False, 0, False, self.parts[part])[0]
 
 
 @lru_cache(maxsize=256)
-def _taps(length: int, outputs: int, style: Style) -> Taps:
+def _filter(length: int, outputs: int, first: int, count: int, style: Style) -> _Filter:
+    """The filter from a side of `length` to `outputs`, for `count` of them from `first` on."""
     places, weights = _opencv_taps(length, outputs) if style == "opencv" else _pil_taps(length, outputs, style)
+    places, weights = places[:, first : first + count], weights[:, first : first + count]
     used = weights.any(axis=1)
-    return tuple(
-        (torch.from_numpy(place.copy()), torch.from_numpy(weight[:, None].copy()))
-        for place, weight in zip(places[used], weights[used], strict=True)
-    )
+    places, weights = places[used].T.copy(), weights[used].T.copy()
+    low = int(places.min())
+    bits = next(bits for bits in (11, 8, 5, 1) if 255 * (2**bits - 1) * places.shape[1] < 2**24)
+    whole = OPENCV_BITS if style == "opencv" else PIL_BITS
+    parts = [weights >> shift & (1 << bits) - 1 for shift in range(0, whole - bits, bits)]
+    parts.append(weights >> bits * len(parts))
+    cut = tuple(torch.from_numpy(part.astype(np.float32).reshape(-1)) for part in parts)
+    span = int(places.max()) + 1 - low
+    return _Filter(low, span, torch.from_numpy(places - low), torch.from_numpy(weights), cut, bits)
 
 
 def _pil_taps(length: int, outputs: int, style: Style) -> tuple[NDArray[np.int64], NDArray[np.int32]]:
@@ -107,13 +154,14 @@ def _pil_taps(length: int, outputs: int, style: Style) -> tuple[NDArray[np.int64
     return places.clip(max=length - 1), fixed
 
 
-def _pil_pass(rows: Tensor, taps: Taps) -> Tensor:
-    """(N, C) uint8 -> (M, C) uint8."""
-    total = _weighted(rows, taps[0])
-    for tap in taps[1:]:
-        total.add_(_weighted(rows, tap))
-    levels = total.add_(1 << (PIL_BITS - 1)) >> PIL_BITS
-    return levels.clamp_(0, 255).to(torch.uint8)
+def _pil_pass(rows: Tensor, along: _Filter) -> Tensor:
+    """(N, C) float32 whole numbers 0..255 -> (M, C) the same, rounded to the nearest."""
+    total = along.sums(rows, 0)
+    for part in range(1, len(along.parts)):
+        total = total.mul_(2.0**-along.bits).floor_().add_(along.sums(rows, part))
+    left = PIL_BITS - along.bits * (len(along.parts) - 1)  # bits behind the point that are still there
+    levels = total.add_(2.0 ** (left - 1)).mul_(2.0**-left).floor_()
+    return levels.clamp_(0, 255) if along.overshoots else levels
 
 
 def _opencv_taps(length: int, outputs: int) -> tuple[NDArray[np.int64], NDArray[np.int32]]:
@@ -126,25 +174,17 @@ def _opencv_taps(length: int, outputs: int) -> tuple[NDArray[np.int64], NDArray[
     return np.stack([below, np.minimum(below + 1, length - 1)]), weights
 
 
-def _opencv_first_pass(rows: Tensor, taps: Taps) -> Tensor:
-    """(N, C) uint8 -> (M, C) int32, four bits of the weights already dropped."""
-    total = _weighted(rows, taps[0])
-    for tap in taps[1:]:
-        total.add_(_weighted(rows, tap))
-    return total >> 4
+def _opencv_first_pass(rows: Tensor, along: _Filter) -> Tensor:
+    """(N, C) float32 whole numbers 0..255 -> (M, C) int32, four bits of the weights already dropped."""
+    return along.sums(rows, 0).mul_(2.0**-4).to(torch.int32)  # cut off, which is floor for what is not negative
 
 
-def _opencv_second_pass(rows: Tensor, taps: Taps) -> Tensor:
+def _opencv_second_pass(rows: Tensor, along: _Filter) -> Tensor:
     """(N, C) int32 of the first pass -> (M, C) uint8; every tap is truncated before the sum."""
-    total = _weighted(rows, taps[0]) >> 16
-    for tap in taps[1:]:
-        total.add_(_weighted(rows, tap) >> 16)
-    return ((total + 2) >> 2).to(torch.uint8)
-
-
-def _weighted(rows: Tensor, tap: tuple[Tensor, Tensor]) -> Tensor:
-    place, weight = tap
-    return rows.index_select(0, place).to(torch.int32).mul_(weight)
+    total = torch.full((len(along.places), rows.shape[1]), 2, dtype=torch.int32)
+    for place, weight in zip(along.places.unbind(1), along.weights.unbind(1), strict=True):
+        total += rows.index_select(0, place).mul_(weight[:, None]) >> 16
+    return (total >> 2).to(torch.uint8)
 
 
 def scaled_size(height: int, width: int, short: int, style: Style) -> tuple[int, int]:

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from internvideo.data.rand_augment import RandAugment
-from internvideo.data.resize import Style, channels_first, crop_starts, resize, resize_fast, scaled_size
+from internvideo.data.resize import Box, Style, channels_first, crop_starts, resize, resize_fast, scaled_size
 
 MULTI_SCALES = (1.0, 0.875, 0.75, 0.66)
 CORNER_SCALES = (1.0, 0.8)
@@ -30,8 +30,6 @@ CLIP_RESIZE = 256 / 224
 _SIDES = re.compile(r"\b((left|right)(wards?)?|(anti-?|counter-?)?clockwise)\b", re.IGNORECASE)
 
 CropKind = Literal["multi_scale", "corner", "random_resized", "random", "centre"]
-Box = tuple[int, int, int, int]
-"""top, left, height, width in pixels."""
 
 
 class ClipTransform(Protocol):
@@ -237,12 +235,13 @@ class EvalTransform:
         height, width = frames.shape[-2:]
         short = self._short
         scaled = (short, short) if self.squash else scaled_size(height, width, short, self.style)
-        frames = resize(frames, scaled, self.style)
         across = scaled[1] > scaled[0]
         tops = crop_starts(scaled[0], self.size, 1 if across else self.crops, self.style)
         lefts = crop_starts(scaled[1], self.size, self.crops if across else 1, self.style)
+        seen = (tops[0], lefts[0], tops[-1] + self.size - tops[0], lefts[-1] + self.size - lefts[0])
+        frames = resize(frames, scaled, self.style, seen).transpose(0, 1)
         return [
-            frames[..., top : top + self.size, left : left + self.size].transpose(0, 1).contiguous()
+            frames[..., top - seen[0] :, left - seen[1] :][..., : self.size, : self.size].contiguous()
             for top in tops
             for left in lefts
         ]
