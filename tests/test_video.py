@@ -11,7 +11,7 @@ import torch
 from torch.nn import functional
 
 import odd_video
-from internvideo.data import video as video_module
+from internvideo.data import video_seek
 from internvideo.data.video import Video, probe, read_frames
 from internvideo.errors import VideoError
 from odd_video import decode_all, encode, moving_frames
@@ -107,13 +107,13 @@ def test_frames_equal_plain_decoding(
 def test_only_what_is_needed_is_decoded(plain: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Two frames of one group cost one pass over it; a frame of a later group does not decode those between."""
     seen: list[int | None] = []
-    real = video_module.decode
+    real = video_seek.decode
 
     def counting(context: object, packet: object) -> list[object]:
         seen.append(None if packet is None else packet.pts)  # type: ignore[attr-defined]  # an av packet
         return real(context, packet)
 
-    monkeypatch.setattr(video_module, "decode", counting)
+    monkeypatch.setattr(video_seek, "decode", counting)
     with Video(plain) as video:
         video.frames([1, 50, 3])
     packets = [stamp for stamp in seen if stamp is not None]

@@ -69,15 +69,35 @@ def test_cut_short(options: dict[str, str], tmp_path: Path) -> None:
             video.frames([count])
 
 
-def test_zeroed_middle(tmp_path: Path) -> None:
+@pytest.mark.parametrize("damage", ["skip", "stop", "repeat"])
+def test_zeroed_middle(damage: str, tmp_path: Path) -> None:
     whole = encode(tmp_path / "whole.mp4", world_frames(60), gop=10)
     frames, _ = decode_all(whole)
     places = sample_places(whole)
     path = patched(whole, tmp_path / "holed.mp4", {offset: bytes(size) for offset, size in places[24:30]})
-    with Video(path) as video:
+    with Video(path, damage=damage) as video:
         count = video.info.frames
-        assert 18 <= count <= 24
-        np.testing.assert_array_equal(video.frames(range(count)), frames[:count])
+        if damage == "stop":
+            assert 18 <= count <= 24
+            assert video.info.stopped
+            np.testing.assert_array_equal(video.frames(range(count)), frames[:count])
+            return
+        assert video.info.times[-1] == pytest.approx(59 / 15, abs=1e-3)
+        assert video.info.stopped == ""
+        sound = 0
+        for number in range(60):
+            at = (number + 0.5) / 15
+            in_gap = any(begin <= at < stop for begin, stop in video.gaps)
+            if in_gap and damage == "skip":
+                with pytest.raises(VideoError, match="damaged"):
+                    video.at([at])
+                continue
+            same = np.array_equal(video.at([at])[0], frames[number])
+            assert same == (not in_gap)
+            sound += same
+        assert sound >= 50
+        assert video.gaps[-1][1] == pytest.approx(30 / 15, abs=1e-3)
+        assert "damaged, 0." in video.trouble
 
 
 def test_links(tmp_path: Path) -> None:

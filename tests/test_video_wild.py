@@ -1,7 +1,7 @@
 """Odd videos found in the wild: a folder with a manifest.csv, named by INTERNVIDEO_ODD; nothing is here without it.
 
 Columns used: file, expect (ok: decodes to the end; partial: some frames, then an error; reject: no frame can be had),
-width, height, frames, first_t, last_t, rotation (degrees, counter-clockwise).
+width, height, frames, frames_skipping_errors, first_t, last_t (of `frames`), rotation (degrees, counter-clockwise).
 """
 
 from __future__ import annotations
@@ -29,8 +29,12 @@ DEVIATIONS = {
         "the damaged pictures, and all that are built on them up to the next key frame, are refused instead of given",
     ),
     "derived/theora.ogv": (
-        {"expect": "ok", "frames": "29", "last_t": "1.9333"},
+        {"expect": "ok", "frames": "29", "last_t": "1.9333", "frames_skipping_errors": ""},
         "an empty packet means 'as before' in Theora; it is passed over (as ffprobe does) instead of being an error",
+    ),
+    "wild/block_ends_beyond_cluster.mkv": (
+        {"expect": "reject"},
+        "its one picture is predicted from a key frame that is not there: a grey one comes out",
     ),
     "wild/cbcs.mp4": ({"expect": "reject"}, "encrypted: the decoder makes 182 green pictures of it"),
     "wild/no_timescale.mp4": (
@@ -48,7 +52,9 @@ def check_refusal(path: Path) -> None:
 
 
 def check_video(path: Path, row: dict[str, str]) -> None:
-    with Video(path) as video:
+    """What plain decoding up to the first error gives with `stop`, all that can be decoded with `skip`."""
+    partial = row["expect"] == "partial"
+    with Video(path, damage="stop" if partial else None) as video:
         info = video.info
         assert info.frames == int(row["frames"])
         stored = (int(row["width"]), int(row["height"]))
@@ -59,7 +65,7 @@ def check_video(path: Path, row: dict[str, str]) -> None:
             assert info.start == pytest.approx(float(row["first_t"]), abs=2e-3)
             assert info.start + info.times[-1] == pytest.approx(float(row["last_t"]), abs=2e-3)
         assert (np.diff(info.times) >= 0).all()
-        assert bool(info.stopped) == (row["expect"] == "partial")
+        assert bool(info.stopped) == partial
         with pytest.raises(VideoError, match="readable are"):
             video.frames([info.frames])
         shape = (info.frames, info.height, info.width, 3)
@@ -67,6 +73,13 @@ def check_video(path: Path, row: dict[str, str]) -> None:
             assert video.frames(range(info.frames)).shape == shape
         else:
             assert sum(is_damaged(video, index) for index in range(info.frames)) == int(row["damaged"])
+    with Video(path, damage="skip") as video:
+        assert video.info.frames == int(row["frames_skipping_errors"] or row["frames"])
+        given = sum(not is_damaged(video, index) for index in range(video.info.frames))
+        assert bool(video.trouble) == (partial or "damaged" in row)
+    assert given >= info.frames - int(row.get("damaged", 0))
+    with Video(path, damage="repeat") as video:
+        assert len(video.frames(range(video.info.frames))) == video.info.frames
 
 
 def is_damaged(video: Video, index: int) -> bool:

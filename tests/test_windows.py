@@ -15,7 +15,7 @@ import odd_video
 from internvideo.apps import windows as home
 from internvideo.apps.preprocessing import Preprocessing, Span
 from internvideo.apps.windows import Window, spans, windows
-from internvideo.data import video as video_module
+from internvideo.data import video_seek
 from internvideo.data.video import Video
 from internvideo.data.video_walk import walk
 from internvideo.data.video_writer import write_video
@@ -121,13 +121,13 @@ def test_without_a_window_it_is_the_whole_video(video: Path) -> None:
 def test_nothing_is_decoded_twice(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = odd_video.encode(folder / "long_group.mp4", odd_video.moving_frames(90), gop=1000, options={"bf": "0"})
     decoded = []
-    plain = video_module.decode
+    plain = video_seek.decode
 
     def counting(context: Any, packet: Any) -> Any:
         decoded.append(packet)
         return plain(context, packet)
 
-    monkeypatch.setattr(video_module, "decode", counting)
+    monkeypatch.setattr(video_seek, "decode", counting)
     assert len(list(windows(path, CLIPS, window=1.0, stride=0.2))) == 26
     assert len(decoded) <= 91, "90 packets and one draining"
 
@@ -160,14 +160,19 @@ def test_an_hour_takes_no_more_memory_than_a_minute(tmp_path: Path, name: str) -
     assert max(sizes[1:]) - sizes[1] < 30 * 2**20
 
 
-def test_windows_before_the_damage_are_given(folder: Path, video: Path) -> None:
+def test_windows_before_the_damage_are_given(folder: Path, video: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     places = odd_video.sample_places(video)
     broken = odd_video.patched(video, folder / "broken.mp4", {places[60][0] + 8: b"\xff" * (places[60][1] - 8)})
     found: list[Window] = []
+    monkeypatch.setenv("INTERNVIDEO_DAMAGE", "stop")
     with pytest.raises(VideoError, match=r"broken\.mp4: .*damaged"):
         found.extend(windows(broken, CLIPS, window=0.5))  # keeps what came before the error
     assert 6 <= len(found) <= 8
     same(found, video, CLIPS)
+    monkeypatch.setenv("INTERNVIDEO_DAMAGE", "skip")
+    on = list(windows(broken, CLIPS, window=0.5))
+    assert on[-1].end == pytest.approx(100 / 15, abs=0.01)
+    same(on[-2:], video, CLIPS)
 
 
 def test_walking_gives_the_frames_of_the_file(video: Path) -> None:

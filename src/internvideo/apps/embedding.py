@@ -24,6 +24,7 @@ from internvideo.apps.vector_files import Parts, Vectors, check_output, write_ta
 from internvideo.apps.video_files import VideoFile
 from internvideo.apps.video_model import VideoModel
 from internvideo.apps.windows import check_window, open_long, windows_of
+from internvideo.data.video_damage import damage_told
 from internvideo.errors import RecipeError, RunError, VideoError
 from internvideo.storage import write_text
 from internvideo.tasks.protocol import weights_hash
@@ -136,6 +137,7 @@ def protocol_of(model: VideoModel, settings: EmbeddingSettings) -> dict[str, Any
         "window": settings.window,
         "stride": settings.window if settings.stride is None else settings.stride,
         "normalized": settings.normalize,
+        **damage_told(),
         "width": model.width,
         "internvideo": __version__,
     }
@@ -181,7 +183,7 @@ class _Reader(IterableDataset[_Piece]):
             first, last = max(0.0, video.start or 0.0), min(opened.info.duration, video.end or opened.info.duration)
             for start, end, clip in windows_of(opened, self.clips, video.start, video.end, **size):
                 yield _Piece(number, start, end, min((end - first) / max(last - first, 1e-9), 1.0), clip)
-            return opened.info.stopped
+            return opened.trouble
 
 
 def stream_of(reader: IterableDataset[Read], workers: int) -> Iterator[Read]:

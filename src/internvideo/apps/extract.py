@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import IterableDataset, get_worker_info
@@ -28,6 +29,7 @@ from internvideo.apps.layers import POOLED, clip_encoder, over_tiles, tile_side
 from internvideo.apps.preprocessing import Preprocessing
 from internvideo.apps.video_model import VideoModel
 from internvideo.apps.windows import clips_of, open_long
+from internvideo.data.video_damage import damage_told
 from internvideo.errors import RecipeError, RunError, VideoError
 from internvideo.tasks.protocol import weights_hash
 
@@ -125,6 +127,7 @@ def protocol_of(model: VideoModel, settings: ExtractSettings) -> dict[str, Any]:
         "layer": settings.layer,
         **cells,
         **asdict(settings.rule),
+        **damage_told(),
         "internvideo": __version__,
     }
 
@@ -168,6 +171,7 @@ class _Piece(NamedTuple):
     trouble: str = ""
     taken: bool = True
     identity: str = ""  # of the file before it was opened: what was written into it meanwhile is read next time
+    gaps: tuple[tuple[float, float], ...] = ()
 
 
 class _Reader(IterableDataset[_Piece]):
@@ -201,6 +205,7 @@ class _Reader(IterableDataset[_Piece]):
         video = self.items[number].video
         grid: FrameGrid | None = None
         trouble = identity = ""
+        gaps: tuple[tuple[float, float], ...] = ()
         try:
             identity = video.identity()
             with open_long(video.path, self.clips.short_side) as opened:
@@ -209,11 +214,14 @@ class _Reader(IterableDataset[_Piece]):
                 each = grid.duration / len(chosen)
                 for turn, clip in enumerate(clips_of(opened, self.clips, chosen), 1):
                     yield _Piece(number, clip, turn / len(chosen), each)
-                trouble = opened.info.stopped
+                trouble = opened.trouble
+                begin = video.start or 0.0
+                parts = np.clip(np.array(opened.gaps).reshape(-1, 2) - begin, 0.0, grid.duration)
+                gaps = tuple((start, end) for start, end in parts.tolist() if end > start)
         except VideoError as error:
             trouble = str(error).removeprefix(f"{video.path}: ")
         about = (0.0, 0, 0.0) if grid is None else (grid.fps, len(grid.numbers), grid.duration)
-        yield _Piece(number, None, 1.0, 0.0, about, trouble, identity=identity)
+        yield _Piece(number, None, 1.0, 0.0, about, trouble, identity=identity, gaps=gaps)
 
 
 def is_done(record: Record | None, item: Item, began: float) -> bool:
@@ -342,6 +350,7 @@ class _Run:
             duration,
             state.last.trouble or ("" if state.written else "no frame"),
             self.began,
+            state.last.gaps if state.written else (),
         )
         self.folder.keep(item.id, record, state.rows if state.written else None)
         state.rows.unlink(missing_ok=True)

@@ -14,7 +14,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -113,6 +113,7 @@ class Record:
         fps, frames, duration: of the grid; s.
         trouble: why nothing, or nothing more, could be read; "" when it is whole.
         at: when the process that wrote it was started, s since 1970.
+        gaps: from and to (s, of the piece that was read) where nothing sound is shown.
     """
 
     identity: str
@@ -124,6 +125,7 @@ class Record:
     duration: float
     trouble: str
     at: float
+    gaps: Sequence[Sequence[float]] = ()
 
 
 @dataclass
@@ -250,6 +252,7 @@ class FeatureFolder:
             "window": self.protocol["window"],
             "path": record.path,
             **({"read": "in part", "reason": record.trouble} if record.trouble else {}),
+            **({"gaps": [[round(float(time), 6) for time in gap] for gap in record.gaps]} if record.gaps else {}),
             "annotations": annotations,
         }
 

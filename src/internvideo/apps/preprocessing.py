@@ -112,7 +112,7 @@ class Preprocessing:
         self, video: Video, start: float | None = None, end: float | None = None, *, views: int = 1
     ) -> list[Indices]:
         """(T,) frame numbers of the video for each view that `clips` would make, nothing decoded. Raises as `clips`."""
-        inside = _inside(video, start, end)
+        inside = video.sound(_inside(video, start, end))
         return [inside[indices] for indices in self.indices(len(inside), views)]
 
     def clips(
@@ -128,12 +128,10 @@ class Preprocessing:
         Raises:
             VideoError: it cannot be read, or has no frame in the span. RecipeError: the rule has not as many views.
         """
-        chosen = self.chosen(video, start, end, views=views)
-        needed, place = np.unique(np.concatenate(chosen), return_inverse=True)
-        decoded = video.frames(needed)
-        return [
-            self.square(decoded[part]) for part in np.split(place.reshape(-1), np.cumsum([len(c) for c in chosen])[:-1])
-        ]
+        chosen, decoded = video.picked(
+            _inside(video, start, end), lambda left: [left[part] for part in self.indices(len(left), views)]
+        )
+        return [self.square(part) for part in np.split(decoded, np.cumsum([len(part) for part in chosen])[:-1])]
 
     def clip(self, video: Video, start: float | None = None, end: float | None = None) -> Tensor:
         """The one view of a span of seconds: uint8 (3, T, S, S), see `clips`."""
@@ -228,6 +226,7 @@ def _inside(video: Video, start: float | None, end: float | None) -> Indices:
     shown = int(np.searchsorted(times, first + SLACK, side="right")) - 1
     if first < -SLACK or first >= last or first > info.duration:
         raise VideoError(info.path, f"no frame from {first:g} s to {last:g} s", f"0.000 s to {info.duration:.3f} s")
+    video.check_moment(first)
     return np.asarray([max(shown, 0)], dtype=np.int64)
 
 

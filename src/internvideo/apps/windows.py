@@ -19,9 +19,10 @@ from torch import Tensor
 from internvideo.apps.preprocessing import SLACK, Preprocessing, Span
 from internvideo.data.sampling import Indices
 from internvideo.data.video import BUDGET, Video
+from internvideo.data.video_damage import DamageError
 from internvideo.data.video_pool import lent
 from internvideo.data.video_walk import walk
-from internvideo.errors import RecipeError
+from internvideo.errors import RecipeError, VideoError
 
 MAX_SECONDS = 24 * 3600.0
 """Longest video, s; its table of frames is held in memory. Longer ones can be streamed."""
@@ -124,21 +125,42 @@ def windows_of(
     begin = 0.0 if start is None else max(start, 0.0)
     # A piece that begins behind the end of the video is left as it is: choosing its frames tells what is wrong.
     stop = last if end is None else min(end, last) if begin < last else end
-    pieces = spans(begin, stop, window, stride)
-    chosen = [preprocessing.chosen(video, *piece)[0] for piece in pieces]
-    for piece, clip in zip(pieces, clips_of(video, preprocessing, chosen), strict=True):
-        yield Window(*piece, clip)
+    pieces, chosen = [], []
+    for piece in spans(begin, stop, window, stride):
+        try:
+            chosen.append(preprocessing.chosen(video, *piece)[0])
+            pieces.append(piece)
+        except DamageError:  # not one sound frame: left out
+            continue
+    if not pieces:
+        raise VideoError(video.path, "no sound frame in any window")
+    for piece, frames, clip in zip(pieces, chosen, clips_of(video, preprocessing, chosen), strict=True):
+        if video.damage != "skip" or not video.lacks(frames).all():
+            yield Window(*piece, clip)
 
 
 def clips_of(video: Video, preprocessing: Preprocessing, chosen: Sequence[Indices]) -> Iterator[Tensor]:
     """Clips (3, T, S, S) of an open video from the frame numbers (T,) of each, on one way through the file.
 
-    Only frames that a later clip needs are kept, already cut to the model's square. Ask nothing else of the video on
-    the way.
+    Only frames that a later clip needs are kept, already cut to the model's square. In the place of damaged frames
+    stand the sound ones before them, unless the video stops there. Ask nothing else of the video on the way.
 
     Raises:
         VideoError: also on the way; the clips before the damage have been given then.
     """
+    turn = 0
+    while turn < len(chosen):
+        left = [video.stand_ins(indices, skipped=True) for indices in chosen[turn:]]
+        try:
+            for clip in _on_one_way(video, preprocessing, left):
+                yield clip
+                turn += 1
+        except DamageError:  # it has come to light on the way
+            if video.damage == "stop" or video.lacks(np.arange(video.info.frames)).all():
+                raise
+
+
+def _on_one_way(video: Video, preprocessing: Preprocessing, chosen: Sequence[Indices]) -> Iterator[Tensor]:
     needed = np.unique(np.concatenate(chosen))
     # What any window from here on needs: frames before it can go.
     earliest = np.minimum.accumulate([indices.min() for indices in chosen][::-1])[::-1]

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from internvideo.commands.options import Device, Json, Precision, Weights, open_model
+from internvideo.commands.options import Damage, Device, Json, Precision, Weights, open_model
 
 
 def ask(
@@ -31,6 +31,7 @@ def ask(
     top: Annotated[int, typer.Option(min=1, help="So many answers, the likeliest first.")] = 5,
     as_json: Json = False,
     device: Device = "auto",
+    damage: Damage = None,
     precision: Precision = "float32",
 ) -> None:
     """Answer questions about a video, with probabilities. The video is read once, whatever is asked."""

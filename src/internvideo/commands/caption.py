@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from internvideo.commands.options import (
+    Damage,
     Device,
     Encoder,
     Json,
@@ -43,6 +44,7 @@ def caption(
     recursive: Recursive = False,
     as_json: Json = False,
     device: Device = "auto",
+    damage: Damage = None,
     precision: Precision = "float32",
 ) -> None:
     """Describe videos in words. The model needs a caption decoder, such as internvideo-mm-l14-caption."""

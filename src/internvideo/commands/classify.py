@@ -12,6 +12,7 @@ import typer
 
 from internvideo.commands.options import (
     Classifier,
+    Damage,
     Device,
     Encoder,
     Json,
@@ -58,6 +59,7 @@ def classify(
     recursive: Recursive = False,
     as_json: Json = False,
     device: Device = "auto",
+    damage: Damage = None,
     precision: Precision = "float32",
 ) -> None:
     """Say what is in videos, with probabilities.

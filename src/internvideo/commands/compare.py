@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from internvideo.commands.options import Device, Encoder, Json, Precision, Weights, open_model
+from internvideo.commands.options import Damage, Device, Encoder, Json, Precision, Weights, open_model
 from internvideo.errors import VideoError
 
 VIDEOS = "1 is the same to the model, 0 unrelated; what counts as alike, tell from a few pairs that you know"
@@ -23,6 +23,7 @@ def compare(
     text: Annotated[bool, typer.Option("--text", help="What is no file is a text.")] = False,
     as_json: Json = False,
     device: Device = "auto",
+    damage: Damage = None,
     precision: Precision = "float32",
 ) -> None:
     """Print the cosine of two embeddings: of two videos, or with --text of a video and a text, or of two texts."""

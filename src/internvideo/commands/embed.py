@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from internvideo.commands.options import Device, Encoder, Precision, Recursive, Stride, Weights, open_model
+from internvideo.commands.options import Damage, Device, Encoder, Precision, Recursive, Stride, Weights, open_model
 
 
 def embed(
@@ -28,6 +28,7 @@ def embed(
     fresh: Annotated[bool, typer.Option("--fresh", help="Begin anew instead of going on.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="List what would be read; read nothing.")] = False,
     device: Device = "auto",
+    damage: Damage = None,
     precision: Precision = "float32",
 ) -> None:
     """Write one vector for every video, or for every window of it.

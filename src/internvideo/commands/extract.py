@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from internvideo.commands.options import Device, Encoder, Precision, Weights, open_model
+from internvideo.commands.options import Damage, Device, Encoder, Precision, Weights, open_model
 
 
 def extract(
@@ -39,6 +39,7 @@ def extract(
     fresh: Annotated[bool, typer.Option("--fresh", help="Begin anew instead of going on.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="List what would be read; read nothing.")] = False,
     device: Device = "auto",
+    damage: Damage = None,
     precision: Precision = "float32",
 ) -> None:
     """Write one vector for every sliding window: OUTPUT/ID.npy (T x C) of each video, and OUTPUT/index.json.

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from internvideo.commands.options import Device, Encoder, Precision, Weights, open_model
+from internvideo.commands.options import Damage, Device, Encoder, Precision, Weights, open_model
 
 
 def fit(
@@ -39,6 +39,7 @@ def fit(
     workers: Annotated[int | None, typer.Option(min=0, help="Processes that decode; by default a few.")] = None,
     seed: Annotated[int, typer.Option(min=0, help="One seed gives the same splits and the same classifier.")] = 0,
     device: Device = "auto",
+    damage: Damage = None,
     precision: Precision = "float32",
 ) -> None:
     """Train a classifier for your own classes on the features of a model, in minutes.

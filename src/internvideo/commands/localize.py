@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from internvideo.commands.options import Device, Encoder, Json, Precision, Weights, clock, for_each, open_model
+from internvideo.commands.options import Damage, Device, Encoder, Json, Precision, Weights, clock, for_each, open_model
 
 
 def localize(
@@ -27,6 +27,7 @@ def localize(
     batch_size: Annotated[int, typer.Option(min=1, help="Windows at once.")] = 16,
     json_: Json = False,
     device: Device = "auto",
+    damage: Damage = None,
     precision: Precision = "float32",
 ) -> None:
     """Print when which action begins and ends, and draw it on a timeline.

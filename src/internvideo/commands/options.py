@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -34,7 +35,24 @@ Labels = Annotated[str | None, typer.Option(help='Any texts, at least two: "cook
 LabelsFile = Annotated[Path | None, typer.Option(help="Labels from a text file, one a line.")]
 Classifier = Annotated[Path | None, typer.Option(help="A classifier written by `internvideo fit` on this encoder.")]
 Recursive = Annotated[bool, typer.Option("--recursive", "-r", help="Also the folders inside folders.")]
+Damage = Annotated[
+    str | None,
+    typer.Option(
+        help="What becomes of damaged pictures: skip (left out, up to the next key frame), stop (the video ends), "
+        "repeat (the picture before stands); by default INTERNVIDEO_DAMAGE, else skip.",
+        callback=lambda damage: _hand_on(damage),
+    ),
+]
 Json = Annotated[bool, typer.Option("--json", help="One JSON object a line instead of text.")]
+
+
+def _hand_on(damage: str | None) -> str | None:
+    """Tell the readers of this process and of its workers. Raises VideoError for another word."""
+    from internvideo.data.video_damage import ENVIRONMENT, chosen_policy
+
+    if damage is not None:
+        os.environ[ENVIRONMENT] = chosen_policy(damage)
+    return damage
 
 
 def open_model(encoder: str, weights: str | None, device: str, precision: str) -> VideoModel:

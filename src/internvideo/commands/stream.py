@@ -9,6 +9,7 @@ import typer
 
 from internvideo.commands.options import (
     Classifier,
+    Damage,
     Device,
     Encoder,
     Json,
@@ -49,6 +50,7 @@ def stream(
     protocols: Annotated[bool, typer.Option("--protocols", help="Accept addresses such as rtsp://.")] = False,
     as_json: Json = False,
     device: Device = "auto",
+    damage: Damage = None,
     precision: Precision = "float32",
 ) -> None:
     """Print an answer for every window of a running video: its labels, or its embedding (with --json).

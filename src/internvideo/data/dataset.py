@@ -148,8 +148,8 @@ class ClipReader:
                 times = video.info.times[inside]
                 frames = self._keep(sample, video, inside)
                 if frames is None:
-                    chosen = choose(times)
-                    decoded = video.frames(inside[np.concatenate(chosen)])
+                    shown = video.info.times
+                    chosen, decoded = video.picked(inside, lambda left: [left[part] for part in choose(shown[left])])
                     ends = np.cumsum([len(indices) for indices in chosen])[:-1]
                     return [torch.from_numpy(part) for part in np.split(decoded, ends)]
                 self._kept[sample.id] = kept = (frames, times)

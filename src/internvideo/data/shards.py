@@ -203,8 +203,10 @@ class ShardReader:
                 file.write(content)
                 file.flush()
                 with Video(file.name, short_side=self.short_side) as video:
-                    chosen = choose(video.info.times)
-                    decoded = video.frames(np.concatenate(chosen))
+                    times = video.info.times
+                    chosen, decoded = video.picked(
+                        np.arange(len(times)), lambda left: [left[part] for part in choose(times[left])]
+                    )
         except (ManifestError, VideoError) as error:
             # The temporary file's name would help nobody.
             raise VideoError(sample.path, error.found, error.allowed, error.do) from error

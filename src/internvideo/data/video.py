@@ -7,27 +7,20 @@ that moment, or a VideoError; never a neighbour, never a damaged picture.
 from __future__ import annotations
 
 import os
-from collections.abc import Generator, Iterator, Sequence
-from itertools import chain
+from collections.abc import Callable, Iterator, Sequence
 from types import TracebackType
 from typing import Any
 
-import av
 import numpy as np
 from numpy.typing import NDArray
 
 from internvideo.data.video_cache import recall, remember, stamp_of
-from internvideo.data.video_index import (
-    Index,
-    VideoInfo,
-    decode,
-    describe,
-    index_from_packets,
-    make_strict,
-)
-from internvideo.data.video_open import Deadline, cannot_be_read, fail, open_file, packets
+from internvideo.data.video_damage import DamageError, chosen_policy, gaps_of, stand_ins, told
+from internvideo.data.video_index import Index, VideoInfo, describe, index_from_packets, make_strict
+from internvideo.data.video_open import Deadline, cannot_be_read, fail, open_file
 from internvideo.data.video_picture import Converter, scaled, upright
-from internvideo.data.video_scan import index_from_frames, pictures_in_order
+from internvideo.data.video_scan import index_from_frames
+from internvideo.data.video_seek import PictureSource
 from internvideo.data.video_torchcodec import SecondDecoder, chosen, may_serve
 from internvideo.errors import VideoError
 
@@ -35,6 +28,8 @@ __all__ = ["BUDGET", "MAX_SECONDS", "Video", "VideoInfo", "probe", "read_frames"
 
 MAX_SECONDS = 6 * 3600.0
 """Longest video, in seconds of play, that is indexed."""
+
+Indices = NDArray[np.int64]
 
 BUDGET = 120.0
 """Seconds of work that one call may take."""
@@ -54,7 +49,7 @@ def read_frames(
         return video.frames(indices)
 
 
-class Video:
+class Video(PictureSource):
     """An open video file. Use it as a context manager; it is not meant to be shared by threads.
 
     Args:
@@ -66,6 +61,9 @@ class Video:
         protocols: also accept addresses (`video_open.PROTOCOLS`); by default only regular files of this machine are
             opened.
         budget: seconds of work that opening, or one call of `frames`, may take.
+        damage: what becomes of damaged pictures. "skip": they are refused, one by one, and the video goes on at the
+            next key frame; `sound` and `picked` leave them out. "stop": the video ends at the first one. "repeat": the
+            last sound picture stands for them. None: what the environment's INTERNVIDEO_DAMAGE says, else "skip".
         backend: what decodes `frames`: "pyav"; "torchcodec" (wherever it gives the same frames; but it patches damaged
             pictures of most codecs up without a word); "auto" (where it is also no slower and refuses damage); None:
             what the environment's INTERNVIDEO_DECODER says, else "auto".
@@ -89,11 +87,12 @@ class Video:
         protocols: bool = False,
         budget: float = BUDGET,
         backend: str | None = None,
+        damage: str | None = None,
     ) -> None:
         if short_side is not None and short_side < 1:
             raise ValueError(f"short_side is {short_side}, must be at least 1")
         self.path = os.fspath(path)
-        backend = chosen(backend, self.path)
+        backend, self.damage = chosen(backend, self.path), chosen_policy(damage)
         self.decoder = "pyav"
         self._threads, self._protocols, self._budget = threads, protocols, budget
         self._container: Any = None
@@ -102,6 +101,8 @@ class Video:
         self.stamp = None if protocols else stamp_of(self.path)
         try:
             self._index = self._build_index(Deadline(self.path, budget), max_seconds)
+            if self.damage == "stop":
+                self._index = self._index.cut()
             self.info = describe(self.path, self._index, self._stream)
         except BaseException as error:
             self.close()
@@ -111,7 +112,7 @@ class Video:
             raise cannot_be_read(self.path, error) from error
         self._size = scaled(self._index.first.width, self._index.first.height, short_side)
         self._converter = Converter()
-        self._position = -1  # decoding index of the packet that comes next; -1: unknown
+        self._position = -1
         if may_serve(backend, self._index, self._stream) and not protocols and short_side is None:
             always = backend == "torchcodec"
             self._second = SecondDecoder(self.path, self._index, self._stream, threads=threads, always=always)
@@ -163,9 +164,20 @@ class Video:
             indices: any order, repeats allowed, each in [0, info.frames).
 
         Returns: (len(indices), H, W, 3) uint8 RGB, rotated upright, in the order asked.
+
+        Raises:
+            DamageError: a damaged one is among them and nothing stands for it. VideoError: anything else.
         """
         wanted = np.asarray(indices, dtype=np.int64).reshape(-1)
-        self._check(wanted)
+        while True:
+            try:
+                return self._frames(self.stand_ins(wanted))
+            except DamageError:
+                if self.damage != "repeat" or self._index.bad.all():
+                    raise
+
+    def _frames(self, wanted: NDArray[np.int64]) -> NDArray[np.uint8]:
+        self.check(wanted)
         second, deadline = self._second, Deadline(self.path, self._budget)
         theirs = second.frames(wanted) if second is not None and second.serves(wanted) else None
         deadline.check()
@@ -186,8 +198,7 @@ class Video:
         for place, index in enumerate(wanted.tolist()):
             places.setdefault(index, []).append(place)
         try:
-            source = self._by_seeking if self._index.exact else self._in_order
-            for index, picture in source(sorted(places), deadline):
+            for index, picture in self._source(sorted(places), deadline):
                 first, *more = places[index]
                 self._converter.write(picture, out[first])
                 for place in more:
@@ -199,12 +210,56 @@ class Video:
         return upright(out, self.info.rotation, self.info.mirrored)
 
     def pictures(self, wanted: NDArray[np.int64], deadline: Deadline) -> Iterator[tuple[int, Any]]:
-        """(index, decoded picture) of rising indices for `walk`; one that comes anew replaces the one before."""
-        bad = self._index.bad[np.clip(wanted, 0, self.info.frames - 1)]
-        sound = wanted[: int(np.argmax(np.append(bad, True)))]
-        self._check(sound)
-        yield from (self._by_seeking if self._index.exact else self._in_order)(sound.tolist(), deadline)
-        self._check(wanted)
+        """(index, decoded picture) of rising, sound indices for `walk`; one that comes anew replaces the one before."""
+        yield from self._source(wanted.tolist(), deadline)
+
+    def picked(
+        self, inside: Indices, choose: Callable[[Indices], Sequence[Indices]]
+    ) -> tuple[list[Indices], NDArray[np.uint8]]:
+        """What `choose` takes of the sound frames of `inside`, and these frames (N, H, W, 3), one behind the other.
+
+        It chooses anew when damage comes to light. Raises VideoError.
+        """
+        while True:
+            chosen = list(choose(self.sound(inside)))
+            try:
+                return chosen, self.frames(np.concatenate(chosen))
+            except DamageError:
+                if self.damage != "skip":
+                    raise
+
+    def sound(self, indices: Indices) -> Indices:
+        """`indices` without those that are known to be damaged and are left out. DamageError when none is left."""
+        if self.damage != "skip" or not self._index.bad.any():
+            return indices
+        left = indices[~self._index.bad[indices]]
+        if len(indices) and not len(left):
+            raise self._damaged(int(indices[0]))
+        return left
+
+    def stand_ins(self, indices: Indices, *, skipped: bool = False) -> Indices:
+        """`indices` with the last sound frame in the place of each one known to be damaged, where that is wanted: when
+        pictures are repeated and, with `skipped`, also when they are left out."""
+        wanted = self.damage == "repeat" or (skipped and self.damage == "skip")
+        # What is outside is told by `check`.
+        inside = len(indices) and indices.min() >= 0 and indices.max() < self.info.frames
+        return stand_ins(self._index.bad, indices) if wanted and inside and self._index.bad.any() else indices
+
+    def lacks(self, indices: Indices) -> NDArray[np.bool_]:
+        """Which are known to be damaged, or are outside the video."""
+        outside = (indices < 0) | (indices >= self.info.frames)
+        lacking: NDArray[np.bool_] = outside | self._index.bad[np.where(outside, 0, indices)]
+        return lacking
+
+    @property
+    def gaps(self) -> list[tuple[float, float]]:
+        """From and to (s, as `info.times`) where nothing sound is shown, as far as it has come to light."""
+        return gaps_of(self._index)
+
+    @property
+    def trouble(self) -> str:
+        """What of the video is not to be had, in words; "" while nothing is known."""
+        return told(self.gaps, self.info.stopped)
 
     def upright(self, picture: Any) -> NDArray[np.uint8]:
         """(H, W, 3) uint8 RGB of a decoded picture."""
@@ -228,9 +283,19 @@ class Video:
         if outside.any():
             at = float(asked[np.argmax(outside)])
             raise fail(self.path, f"nothing is shown, the video runs from 0 to {info.duration:.3f} s, asked", at)
-        return self.frames(np.clip(np.searchsorted(info.times, asked + slack, side="right") - 1, 0, info.frames - 1))
+        shown = np.clip(np.searchsorted(info.times, asked + slack, side="right") - 1, 0, info.frames - 1)
+        for time in asked.tolist():
+            self.check_moment(time)
+        return self.frames(shown)
 
-    def _check(self, wanted: NDArray[np.int64]) -> None:
+    def check_moment(self, time: float) -> None:
+        """Raise DamageError where the picture shown at a time (s) is lost, and no other one stands for it."""
+        for begin, stop in () if self.damage == "repeat" else self._index.holes - self._index.zero:
+            if begin - 1e-6 <= time < stop - 1e-6:
+                raise DamageError(self.path, f"what is shown at {time:.3f} s is damaged")
+
+    def check(self, wanted: NDArray[np.int64]) -> None:
+        """Raise VideoError for indices outside the video, DamageError for frames known to be damaged."""
         info = self.info
         if len(wanted) and (wanted.min() < 0 or wanted.max() >= info.frames):
             index = int(wanted.min()) if wanted.min() < 0 else int(wanted.max())
@@ -241,133 +306,3 @@ class Video:
         if bad.any():
             index = int(wanted[np.argmax(bad)])
             raise self._damaged(index)
-
-    def _damaged(self, index: int) -> Exception:
-        return fail(self.path, f"frame {index} is damaged", float(self.info.times[index]))
-
-    def _by_seeking(self, wanted: list[int], deadline: Deadline) -> Iterator[tuple[int, Any]]:
-        """Pictures of `wanted` (rising), each group of pictures decoded at most once, others not at all."""
-        index = self._index
-        keys = np.flatnonzero(index.key)
-        groups: dict[int, list[int]] = {}
-        for frame in wanted:
-            place = int(index.order[frame])
-            at = int(np.searchsorted(keys, place, side="right")) - 1
-            # Pictures shown before their key frame (open GOP) lean on the group before it.
-            while at > 0 and index.pts[keys[at]] > index.pts[place]:
-                at -= 1
-            groups.setdefault(at, []).append(frame)
-        for at, group in groups.items():
-            missing = {int(index.order[frame]): frame for frame in group}
-            # A stream may need more run-up than its key frames promise: then once more from the start.
-            for start in dict.fromkeys((at, 0)):
-                spoilt = yield from self._read_group(int(keys[start]), missing, deadline)
-                if not missing and spoilt is None:
-                    break
-                missing = {int(index.order[frame]): frame for frame in group}
-            else:
-                raise self._damaged(min(group) if spoilt is None else spoilt)
-
-    def _read_group(
-        self, start: int, missing: dict[int, int], deadline: Deadline
-    ) -> Generator[tuple[int, Any], None, int | None]:
-        """Decode from the key frame at decoding index `start` to the last of `missing` (which shrinks), then drain.
-
-        Returns: the first frame asked for that is damaged or built on a damaged picture, None when all are well.
-        """
-        context, index = self._stream.codec_context, self._index
-        if self._position != start:
-            self._seek(start)
-        # H.264 marks the pictures that nothing depends on; for AV1 and others this skipping gave neighbours.
-        skips = context.codec.canonical_name == "h264"
-        asked, last = dict(missing), max(missing)
-        damage = len(index.pts)  # decoding index of the first damaged picture
-        while self._position <= last:
-            deadline.check()
-            packet = self._next_packet()
-            here = self._position - 1
-            # Pictures shown before the key frame lack what they lean on; whoever wants them starts earlier.
-            if here < start or (index.pts[here] < index.pts[start] and here not in missing):
-                continue
-            if skips:
-                context.skip_frame = "DEFAULT" if here in missing else "NONREF"
-            try:
-                pictures = decode(context, packet)
-            except av.error.FFmpegError:
-                damage = min(damage, here)
-                break
-            for picture in pictures:
-                damage = min(damage, self._place_if_damaged(picture, start))
-                if (place := self._index.place(picture.pts)) in missing:
-                    yield missing.pop(place), picture
-        for picture in self._drain():
-            damage = min(damage, self._place_if_damaged(picture, start))
-            if (place := self._index.place(picture.pts)) in missing:
-                yield missing.pop(place), picture
-        # Whatever was decoded from the damaged picture on may be built on it.
-        return min((frame for place, frame in asked.items() if place >= damage), default=None)
-
-    def _place_if_damaged(self, picture: Any, start: int) -> int:
-        """Decoding index of a damaged picture, and behind everything for a good one."""
-        if not picture.is_corrupt:
-            return len(self._index.pts)
-        place = self._index.place(picture.pts)
-        return start if place < 0 else place
-
-    def _drain(self) -> list[Any]:
-        """The pictures still inside the decoder, which is ready for a key frame afterwards."""
-        context = self._stream.codec_context
-        try:
-            return decode(context, None)
-        except av.error.FFmpegError:
-            return []
-        finally:
-            context.flush_buffers()
-
-    def _next_packet(self) -> Any:
-        packet = next(self._packets, None)
-        index = self._index
-        while packet is not None and not packet.size:
-            packet = next(self._packets, None)
-        if packet is None or self._position >= len(index.pts) or packet.pts != index.pts[self._position]:
-            self._position = -1
-            raise fail(self.path, "its packets are not those seen when it was opened; is it being written?")
-        self._position += 1
-        return packet
-
-    def _seek(self, start: int) -> None:
-        """Let the next packet be the one at decoding index `start`, or one before it."""
-        index, stream = self._index, self._stream
-        keys = np.flatnonzero(index.key[: start + 1])
-        # Matroska's table of places holds presentation times, MP4's decoding times.
-        stamps = index.pts if self._container.format.name.startswith("matroska") else index.dts
-        for key in (start, int(keys[max(len(keys) - 2, 0)]), 0):
-            self._container.seek(int(stamps[key]), stream=stream)
-            source = packets(self._container, stream)
-            packet = next(source, None)
-            landed = -1 if packet is None else index.place(packet.pts)
-            if 0 <= landed <= start:
-                self._packets, self._position = chain((packet,), source), landed
-                return
-        raise fail(
-            self.path,
-            "cannot be wound back to a key frame",
-            float(index.pts[start] * stream.time_base) - self.info.start,
-        )
-
-    def _in_order(self, wanted: list[int], deadline: Deadline) -> Iterator[tuple[int, Any]]:
-        """Pictures of `wanted` (rising) of a file whose packets tell too little: decode from its start and count."""
-        if self._index.kept is not None:
-            for frame in wanted:
-                yield frame, self._index.kept[frame]
-            return
-        if not wanted:
-            return
-        self._open()
-        waiting = list(reversed(wanted))
-        for count, picture in enumerate(pictures_in_order(self._container, self._stream, deadline)):
-            if count == waiting[-1]:
-                yield waiting.pop(), picture
-                if not waiting:
-                    return
-        raise self._damaged(waiting[-1])

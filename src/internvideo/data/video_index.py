@@ -7,7 +7,7 @@ order in which they come out.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -51,7 +51,7 @@ class VideoInfo:
             who note spans do, from where the file begins: the first frame is at 0, or later where sound begins before
             it (`video_clock`); it also stands for the time before it.
         mirrored: True when the file also asks for a left-right flip (applied before the rotation).
-        stopped: why nothing behind the last frame can be read ("" when the file is whole).
+        stopped: why nothing behind the last frame can be read ("" when the file is not cut off).
         start: s, the file's own stamp of time 0.
     """
 
@@ -90,7 +90,9 @@ class Index:
         order: (F,) int64, presentation order -> decoding order.
         bad: (F,) bool, frames that cannot be trusted (known only after decoding, all False when exact).
         kept: the decoded pictures when they were few enough to keep.
-        stopped: why the scan ended before the end of the file ("" if it did not).
+        stopped: why nothing sound follows the last frame ("" at the end of a whole file).
+        holes: (H, 2) float64 s, from and to, where damage left not even a bad frame (of decoding everything).
+        whole: frames before the first damage behind a sound frame (all, while none is known). fault: what it is.
     """
 
     times: NDArray[np.float64]
@@ -105,6 +107,24 @@ class Index:
     bad: NDArray[np.bool_] = field(default_factory=lambda: np.zeros(0, np.bool_))
     kept: list[Any] | None = None
     stopped: str = ""
+    holes: NDArray[np.float64] = field(default_factory=lambda: np.zeros((0, 2)))
+    whole: int = 2**62
+    fault: str = ""
+
+    def cut(self) -> Index:
+        """The index of the frames before the first known damage."""
+        count = min(self.whole, len(self.times)) if not self.exact else len(self.times)
+        if count == len(self.times):
+            return self
+        return replace(
+            self,
+            times=self.times[:count],
+            end=float(self.times[count]),
+            bad=self.bad[:count],
+            holes=self.holes[:0],
+            kept=None if self.kept is None else self.kept[:count],
+            stopped=self.fault,
+        )
 
     @property
     def nbytes(self) -> int:

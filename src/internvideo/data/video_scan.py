@@ -7,9 +7,12 @@ from typing import Any
 
 import av
 import numpy as np
+from av.video.frame import PictureType
+from numpy.typing import NDArray
 
 from internvideo.data import video_index
 from internvideo.data.video_clock import clock_of, end_of, rate, zero
+from internvideo.data.video_damage import CHECKS_OF, MARKING, holes_of, untrusted
 from internvideo.data.video_index import Index, decode
 from internvideo.data.video_open import Deadline, check_readable, fail, packets, reason_of
 from internvideo.data.video_picture import first_picture
@@ -25,26 +28,50 @@ def real_packets(container: Any, stream: Any, deadline: Deadline) -> Iterator[An
             yield packet
 
 
-def pictures_in_order(container: Any, stream: Any, deadline: Deadline) -> Iterator[Any]:
-    """All pictures from the start of the file, as the decoder gives them.
+def pictures_in_order(container: Any, stream: Any, deadline: Deadline, faults: Faults | None = None) -> Iterator[Any]:
+    """All pictures from the start of the file, as the decoder gives them; `opaque` of each is its packet's number.
 
-    Errors before the first picture are passed over, for a recording may begin between two key frames; later ones, and
-    the last one when no picture came at all, are raised.
+    Decoding goes on after a fault. It is noted in `faults`; those of pictures are marked by `is_corrupt` alone.
     """
-    context, begun, trouble = stream.codec_context, False, None
-    for packet in real_packets(container, stream, deadline):
-        try:
-            found = decode(context, packet)
-        except av.error.FFmpegError as error:
-            if begun:
-                raise
-            trouble, found = error, []
-        begun = begun or bool(found)
-        yield from found
-    found = decode(context, None)
-    yield from found
-    if trouble is not None and not begun and not found:
-        raise trouble
+    context, found = stream.codec_context, Faults() if faults is None else faults
+    if checks := CHECKS_OF.get(context.codec.canonical_name):
+        context.options = {**context.options, "err_detect": checks}
+    context.copy_opaque = True
+    number = 0
+    try:
+        for number, packet in enumerate(real_packets(container, stream, deadline), 1):
+            packet.opaque = number
+            if packet.is_corrupt:
+                found.add(number, "a packet is damaged")
+            try:
+                pictures = decode(context, packet)
+            except av.error.FFmpegError as error:
+                found.add(number, reason_of(error))
+                continue
+            found.out += len(pictures)
+            yield from pictures
+    except av.error.FFmpegError as error:  # the file, not a packet: nothing more comes
+        found.add(number + 1, reason_of(error))
+    try:
+        yield from decode(context, None)
+    except av.error.FFmpegError as error:
+        found.add(number + 1, reason_of(error))
+
+
+class Faults:
+    """Packets that could not be decoded: their numbers, why, and how many pictures had come out by then."""
+
+    def __init__(self) -> None:
+        self.numbers: list[int] = []
+        self.reasons: list[str] = []
+        self.before: list[int] = []
+        self.out = 0
+
+    def add(self, number: int, reason: str) -> None:
+        """Note one."""
+        self.numbers.append(number)
+        self.reasons.append(reason)
+        self.before.append(self.out)
 
 
 class _Gathered:
@@ -54,18 +81,24 @@ class _Gathered:
         self._clock = clock_of(container, stream, origin=0.0)
         self.first: Any = None
         self.times: list[float] = []
-        self.bad: list[bool] = []
+        self.numbers: list[int] = []
+        self.keys: list[bool] = []
+        self.corrupt: list[int] = []
         self.kept: list[Any] | None = []
-        self.duration = 0
-        self._bytes = 0
+        self.duration = self._bytes = 0
+        self.from_middle = False
 
     def add(self, picture: Any) -> None:
         if self.first is None:
             self.first = picture
-        # After a damaged picture all that follow build on it, up to the next key frame.
-        damaged = picture.is_corrupt or (bool(self.bad) and self.bad[-1] and not picture.key_frame)
+            predicted = (PictureType.P, PictureType.B, PictureType.S)
+            self.from_middle = not picture.key_frame and picture.pict_type in predicted
+        number = picture.opaque if isinstance(picture.opaque, int) else self.numbers[-1] if self.numbers else 0
         self.times.append(self._clock.of(picture))
-        self.bad.append(damaged)
+        self.numbers.append(number)
+        self.keys.append(bool(picture.key_frame))
+        if picture.is_corrupt:
+            self.corrupt.append(number)
         self.duration = picture.duration or self.duration
         self._bytes += sum(plane.buffer_size for plane in picture.planes)
         if self._bytes > video_index.KEEP_BYTES:
@@ -75,26 +108,38 @@ class _Gathered:
 
 
 def index_from_frames(container: Any, stream: Any, path: str, deadline: Deadline, max_seconds: float) -> Index:
-    """Decode everything and note what came out; the first damage after a good picture ends the video."""
-    got = _Gathered(container, stream)
-    stopped = ""
-    try:
-        for picture in pictures_in_order(container, stream, deadline):
-            got.add(picture)
-            if got.times[-1] - got.times[0] > max_seconds:
-                raise fail(path, f"is longer than {max_seconds:g} s", do="raise max_seconds or cut the file")
-    except av.error.FFmpegError as error:
-        stopped = reason_of(error)
-    if got.first is None or all(got.bad):
-        raise fail(path, f"no {'sound ' * bool(got.bad)}frame can be decoded{': ' + stopped if stopped else ''}")
+    """Decode everything and note what came out, and which of it is not to be trusted."""
+    got, faults = _Gathered(container, stream), Faults()
+    for picture in pictures_in_order(container, stream, deadline, faults):
+        got.add(picture)
+        if got.times[-1] - got.times[0] > max_seconds:
+            raise fail(path, f"is longer than {max_seconds:g} s", do="raise max_seconds or cut the file")
+    from_start = got.from_middle and stream.codec_context.codec.canonical_name not in MARKING
+    bad = untrusted(got.numbers, got.keys, faults.numbers + got.corrupt, from_start=from_start)
+    why = faults.reasons[0] if faults.reasons else ""
+    if bad.all():
+        raise fail(path, f"no {'sound ' * bool(len(bad))}frame can be decoded{': ' + why if why else ''}")
     times = np.array(got.times, np.float64)
+    end = end_of(times, got.duration * float(stream.time_base), 1 / rate(stream))
+    good = np.flatnonzero(~bad)
+    last = max(np.asarray(got.numbers)[good])
     return Index(
         times=times,
-        end=end_of(times, got.duration * float(stream.time_base), 1 / rate(stream)),
+        end=end,
         zero=zero(container, stream, got.times[0]),
         first=first_picture(got.first),
         exact=False,
-        bad=np.array(got.bad, np.bool_),
+        bad=bad,
         kept=got.kept,
-        stopped=stopped,
+        stopped=next((why for number, why in zip(faults.numbers, faults.reasons, strict=True) if number > last), ""),
+        holes=holes_of(times, got.numbers, got.keys, faults.numbers),
+        whole=_whole(bad, faults),
+        fault=next((why for before, why in zip(faults.before, faults.reasons, strict=True) if before), "is damaged"),
     )
+
+
+def _whole(bad: NDArray[np.bool_], faults: Faults) -> int:
+    """Frames before the first damage that comes after a sound frame."""
+    sound = int(np.argmin(bad))
+    damaged = [sound + int(np.argmax(bad[sound:]))] if bad[sound:].any() else []
+    return min([len(bad), *damaged, *(out for out in faults.before if out > sound)])

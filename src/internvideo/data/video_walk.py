@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from internvideo.data.video import BUDGET, Video
+from internvideo.data.video_damage import DamageError
 from internvideo.data.video_open import Deadline, cannot_be_read
-from internvideo.errors import VideoError
 
 HELD = 16
 """Pictures, at most, between the first one that is built on damage and the damage showing."""
@@ -36,17 +36,32 @@ def walk(
     if (np.diff(wanted) <= 0).any():
         raise ValueError("indices must rise")
     deadline, given = Deadline(video.path, budget), 0
-    try:
-        for picture in _in_turn(video.pictures(wanted, deadline), wanted):
-            yield video.upright(picture)
-            given += 1
-            deadline.renew()
-    except Exception as error:
-        for index in wanted[given : given + HELD + 1]:  # the first that is built on the damage raises
-            yield video.frames([index])[0]
-        if isinstance(error, VideoError):
-            raise
-        raise cannot_be_read(video.path, error) from error
+    while given < len(wanted):
+        numbers, times = np.unique(video.stand_ins(wanted[given:]), return_counts=True)
+        sound = numbers[: int(np.argmax(np.append(video.lacks(numbers), True)))]
+        try:
+            for picture, count in zip(_in_turn(video.pictures(sound, deadline), sound), times, strict=False):
+                frame = video.upright(picture)
+                for _ in range(int(count)):
+                    yield frame
+                given += int(count)
+                deadline.renew()
+            video.check(numbers)
+        except DamageError:
+            if video.damage != "repeat":
+                yield from _before(video, wanted[given:])
+                raise
+        except Exception as error:
+            yield from _before(video, wanted[given:])
+            raise cannot_be_read(video.path, error) from error
+
+
+def _before(video: Video, wanted: NDArray[np.int64]) -> Iterator[NDArray[np.uint8]]:
+    """The frames before the first damaged one, which are held while its damage could still show."""
+    for index in wanted[: HELD + 1].tolist():
+        if video.lacks(np.array([index])).any():
+            return
+        yield video.frames([index])[0]
 
 
 def _in_turn(pictures: Iterator[tuple[int, Any]], wanted: NDArray[np.int64]) -> Iterator[Any]:
