@@ -104,6 +104,9 @@ def test_every_setting_of_a_classifier_is_honoured(change: dict[str, Any], tmp_p
     again = load(ours.save_pretrained(tmp_path / "saved"), device="cpu")
     assert torch.equal(doubled(again)(video), ours.module(video))
     assert again.classes == ours.classes
+    if change.get("hidden_size") is None:
+        assert "but of another size: image_size" in (tmp_path / "saved" / "README.md").read_text()
+        assert "width 96" in (tmp_path / "saved" / "README.md").read_text()
 
 
 @pytest.mark.parametrize("change", [*CHANGES, {"decoder_num_attention_heads": 6}], ids=str)

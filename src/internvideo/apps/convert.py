@@ -32,6 +32,7 @@ class Conversion:
 
     Attributes:
         layout: "zip", "torchscript" or "legacy".
+        key: under which the tensors stood in the source, "" for none.
         tensors, parameters: how many tensors, and numbers in them.
         dtypes: type as safetensors names it -> tensors of it.
         dropped: what stood in the source beside the tensors, by name.
@@ -44,6 +45,7 @@ class Conversion:
     source_sha256: str
     output_sha256: str
     layout: str
+    key: str
     tensors: int
     parameters: int
     dtypes: dict[str, int]
@@ -58,6 +60,7 @@ def convert(
     memory_gb: float = 4.0,
     seconds: int = 600,
     float32: bool = False,
+    key: str = "",
 ) -> Conversion:
     """Convert a torch checkpoint to safetensors, in another process and without running anything of it.
 
@@ -67,6 +70,7 @@ def convert(
         memory_gb: what the process may use; tensors are streamed, so a few hundred MB are enough for most files.
         seconds: how long it may take.
         float32: half precision and double to float32; otherwise every tensor keeps its type.
+        key: which of several state dicts ("model_ema"), a path with dots; "" looks for the model's own.
 
     Raises:
         WeightsError: not a checkpoint, a damaged one, or one that asks for anything but tensors. Nothing is written.
@@ -80,6 +84,9 @@ def convert(
     if manifest.exists() and not _is_manifest(manifest):
         found = "would be replaced by the manifest of the conversion, and is something else"
         raise WeightsError(manifest, found, "", "change --output")
+    if source.is_dir() and any(source.glob("*.distcp")):
+        do = f"run python -m torch.distributed.checkpoint.format_utils dcp_to_torch {source} FILE.pth, and convert that"
+        raise WeightsError(source, "is a distributed checkpoint, whose tensors lie in parts", "one file", do)
     if source.is_dir() or not source.exists():
         raise WeightsError(source, "is a folder" if source.is_dir() else "no such file", f"a {PICKLES} file")
     if not source.is_file():
@@ -100,6 +107,7 @@ def convert(
             "seconds": seconds,
             "written": 8 * source.stat().st_size + (1 << 27),
             "float32": float32,
+            "key": key,
             "metadata": metadata,
         }
         with atomic_path(output) as temporary:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +19,7 @@ from internvideo.apps.licences import licence_of
 from internvideo.apps.preprocessing import Preprocessing
 from internvideo.apps.undrawn import check_filled, undrawn
 from internvideo.apps.video_model import Precision, VideoModel
+from internvideo.data.published_classes import published_classes
 from internvideo.errors import RecipeError, WeightsError
 from internvideo.models.cross_model import CrossModel
 from internvideo.models.factory import MODELS, create_model
@@ -62,6 +63,7 @@ def load(
     overrides: Mapping[str, object] | None = None,
     frames: int | None = None,
     image_size: int | None = None,
+    classes: str | Sequence[str] | None = None,
 ) -> VideoModel:
     """Open a model.
 
@@ -74,6 +76,8 @@ def load(
         device: auto, cpu, cuda, cuda:N. precision: float32, bfloat16 or float16; answers are float32 always.
         overrides: settings of the model that its weights do not tell (`models.factory.create_model`).
         frames, image_size: clips of another size than the weights were made for, where the model allows it.
+        classes: names of the classifier's classes, or a list of `data.published_classes`; by default what the file
+            tells, else numbers.
 
     Raises:
         WeightsError: not there, damaged, of another model, or not safe to open.
@@ -97,9 +101,20 @@ def load(
         allowed = "the name of a model, a folder, a .safetensors file or an address"
         raise WeightsError(source, "no such file or folder", allowed, _near(source))
     model = _open(place, wish)
+    if classes is not None:
+        model.classes = _named(classes, model)
     if is_remote(source):
         model.metadata["source"] = re.sub(r"[?#].*", "", source)
     return model
+
+
+def _named(classes: str | Sequence[str], model: VideoModel) -> tuple[str, ...]:
+    """Names for the classes of a model. Raises RecipeError where they are not as many, or not different."""
+    names = published_classes(classes) if isinstance(classes, str) else tuple(classes)
+    if len(names) != len(model.classes) or len(set(names)) != len(names):
+        found = f"{len(names)} names, {len(set(names))} of them different"
+        raise RecipeError("classes", found, f"{len(model.classes)}, as its head has classes")
+    return names
 
 
 def _here(source: str) -> Path:

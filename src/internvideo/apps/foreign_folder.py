@@ -16,8 +16,10 @@ from torch import Tensor
 
 from internvideo.apps.fetch import ENDING, check_ending
 from internvideo.apps.preprocessing import Preprocessing
+from internvideo.data.published_classes import published_classes
 from internvideo.data.resize import Style
 from internvideo.errors import WeightsError
+from internvideo.models.factory import configure
 from internvideo.models.layout_config import Told, with_open_clip_config, with_transformers_config
 from internvideo.models.layouts import Layout, layout_of
 from internvideo.storage import read_safetensors
@@ -30,6 +32,13 @@ MODEL_TYPES = ("videomae", "clip")
 
 STYLES: dict[int, Style] = {2: "pil", 3: "pil_bicubic"}
 """PIL's numbers of interpolations that we have."""
+
+PUBLISHED_HEADS = {
+    ("UniFormerV2", 400): "kinetics400",
+    ("VideoMAE classifier", 174): "something_v2",
+    ("transformers VideoMAE classifier", 174): "something_v2",
+}
+"""Layout and number of classes -> the only list of `data.published_classes` with which such heads were published."""
 
 LARGEST_JSON = 16 << 20
 """Bytes of a JSON file; an index of a million tensors has fewer."""
@@ -159,9 +168,16 @@ def read(place: Path) -> Foreign:
     notes = {}
     if told.ignored:
         notes["config_not_understood"] = ", ".join(told.ignored)
+    classes = told.classes
+    count = getattr(configure(layout.model, layout.overrides), layout.family.classes, 0) if layout.family.head else 0
+    if not config and not classes and (known := PUBLISHED_HEADS.get((layout.name, count))):
+        classes = published_classes(known)
+        notes["classes"] = (
+            f"those of {known}, as published heads of {count} classes have them; load(classes=) for others"
+        )
     if licence := _card_licence(place.parent / CARD):
         notes |= {"licence": licence, "licence_stated": "by the README.md beside the weights"}
-    return Foreign(place, state, metadata, told.layout, told.classes, processor, notes)
+    return Foreign(place, state, metadata, told.layout, classes, processor, notes)
 
 
 def _json(path: Path) -> dict[str, Any]:

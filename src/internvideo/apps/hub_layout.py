@@ -18,6 +18,7 @@ from internvideo.apps.preprocessing import Preprocessing
 from internvideo.apps.undrawn import check_filled, undrawn
 from internvideo.errors import RecipeError, RunError, WeightsError
 from internvideo.models.factory import MODELS, create_model
+from internvideo.models.layouts import leaves
 from internvideo.models.weights import load_state, save_model
 from internvideo.recipe import choose_device
 from internvideo.storage import read_safetensors, write_text
@@ -208,7 +209,7 @@ def card(model: VideoModel, file_sha256: str, metadata: Mapping[str, str]) -> st
         f"# {metadata.get('title', model.name)}",
         "",
         f"{MODELS[model.name].about[:1].upper()}{MODELS[model.name].about[1:]}: `{model.name}`, "
-        f"{parameters:.1f} M parameters. It can: {', '.join(sorted(model.can))}.",
+        f"{parameters:.1f} M parameters{_changed(model)}. It can: {', '.join(sorted(model.can))}.",
         "",
         "## Use",
         "",
@@ -237,6 +238,15 @@ def card(model: VideoModel, file_sha256: str, metadata: Mapping[str, str]) -> st
         f"- SHA-256 of the tensors: `{metadata['weights_sha256']}`",
     ]
     return "\n".join(lines) + "\n"
+
+
+def _changed(model: VideoModel) -> str:
+    """By which sizes a model differs from the published one that it is called after."""
+    overrides = model.config["overrides"]
+    assert isinstance(overrides, Mapping)
+    names = ("width", "depth", "layers", "heads", "patch_size", "tubelet", "image_size", "frames")
+    sizes = [f"{path} {value}" for path, value in leaves(overrides).items() if path.rpartition(".")[2] in names]
+    return f", but of another size: {', '.join(sizes)}" if sizes else ""
 
 
 _OWN_LINES = ("licence", "licence_stated", "title", "weights_sha256", "file_sha256")

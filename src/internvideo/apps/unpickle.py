@@ -13,6 +13,7 @@ import itertools
 import json
 import math
 import os
+import re
 import resource
 import struct
 import sys
@@ -25,7 +26,11 @@ from internvideo.apps.pickle_machine import BYTES, Holder, RefusedError, Tensor,
 from internvideo.apps.torch_archive import Checkpoint, chunks, read_checkpoint
 
 WRAPPERS = ("state_dict", "model_state_dict", "model_state", "model", "module")
-"""Under these names a state dict is looked for."""
+"""Under these names a state dict is looked for first; under others where there is just one."""
+AVERAGED = re.compile(r"(^|_)(ema|swa|averaged?|avg|shadow)(_|$)")
+NO_MODEL = re.compile(r"optim|sched|scaler|^amp$|rng|loops?$|callback|hyper|^args?$|config|meta|history", re.IGNORECASE)
+"""Names of averaged weights, and of what is no model though tensors may stand in it."""
+ZERO = "run zero_to_fp32.py, which DeepSpeed wrote into the folder above, and convert the file that it makes"
 MODULE_FLAGS = ("training", "_is_full_backward_hook")
 MOST_MODULES, DEEPEST, MOST_TOLD = 100_000, 64, 200
 OUT_OF_MEMORY = b'{"memory": true}'  # made before: when it is needed there is no room for it
@@ -52,28 +57,111 @@ def limit(memory: int, seconds: int, written: int) -> None:
         resource.setrlimit(what, (soft, hard))
 
 
-def state_dict(checkpoint: Checkpoint) -> tuple[dict[str, Tensor], list[str]]:
-    """The named tensors, and what stands beside them.
+def state_dict(checkpoint: Checkpoint, key: str = "") -> tuple[dict[str, Tensor], list[str], str]:
+    """The named tensors, what stands beside them, and under which key they stand.
+
+    Args:
+        checkpoint: what was read.
+        key: the path of the state dict in it, with dots, or what stands before the names of the tensors wanted; ""
+            looks for it.
 
     Raises:
-        RefusedError: there is no state dict.
+        RefusedError: there is no state dict, or there are several and none is named as models are.
     """
     if checkpoint.layout == "torchscript":
-        return _module_tensors(checkpoint.content)
-    content, path = checkpoint.content, ""
+        if key:
+            raise RefusedError("is a TorchScript module, which has no keys", "", "leave out --key")
+        return *_module_tensors(checkpoint.content), ""
+    _check_zero(checkpoint.content)
+    start, rest = _followed(checkpoint.content, key)
+    content, path, dropped = _opened(start, key.removesuffix(rest).rstrip("."))
+    if not isinstance(content, dict):
+        raise RefusedError("holds no state dict", f"names and tensors, also under {', '.join(WRAPPERS)}")
+    found = {name: value for name, value in content.items() if isinstance(name, str) and isinstance(value, Tensor)}
+    beside = dropped + [f"{path}." * bool(path) + str(name) for name in content if name not in found]
+    if rest:
+        chosen = {name.removeprefix(f"{rest}."): value for name, value in found.items() if name.startswith(f"{rest}.")}
+        if not chosen:
+            there = ", ".join(map(printable, _holders(checkpoint.content))) or "none"
+            raise RefusedError(f"has no tensors under {printable(key)}", f"names that hold tensors: {there}")
+        return chosen, beside + [name for name in found if not name.startswith(f"{rest}.")], key
+    if "param_shapes" in _mapping(checkpoint.content) and any(not tensor.count for tensor in found.values()):
+        raise RefusedError("its parameters are spread over the shards of DeepSpeed (ZeRO stage 3)", "", ZERO)
+    return found, beside, path
+
+
+def _mapping(value: object) -> dict[object, object]:
+    return value if isinstance(value, dict) else {}
+
+
+def _check_zero(content: object) -> None:
+    """Raises RefusedError for a shard of DeepSpeed's optimizer, and for averages without names."""
+    parts = _mapping(content)
+    optimizer = _mapping(parts.get("optimizer_state_dict"))
+    if not parts.keys() & set(WRAPPERS) and {"zero_stage", "partition_count"} & optimizer.keys():
+        raise RefusedError(
+            "is one shard of DeepSpeed's optimizer (ZeRO), no model", "mp_rank_00_model_states.pt beside it", ZERO
+        )
+    if "shadow_params" in parts and not any(isinstance(value, dict | Tensor) for value in parts.values()):
+        raise RefusedError(
+            "holds averaged parameters in a list (shadow_params), without names",
+            "names and tensors",
+            "put them into the model with the program that wrote them, and save its state_dict",
+        )
+
+
+def _followed(content: object, key: str) -> tuple[object, str]:
+    """What stands under a dotted key, as far as it leads, and the rest of the key."""
+    while key:
+        parts = _mapping(content)
+        names = [name for name in parts if isinstance(name, str) and f"{key}.".startswith(f"{name}.")]
+        inner = max(names, key=len, default=None)
+        if inner is None or not isinstance(parts[inner], dict):
+            return content, key
+        content, key = parts[inner], key.removeprefix(inner).removeprefix(".")
+    return content, ""
+
+
+def _opened(content: object, path: str) -> tuple[object, str, list[str]]:
+    """The state dict inside of what trainers put around it, its path, and what was left beside it."""
     dropped: list[str] = []
     for _ in range(DEEPEST):
         if not isinstance(content, dict):
             break
         inner = next((key for key in WRAPPERS if isinstance(content.get(key), dict)), None)
         if inner is None:
+            if any(isinstance(key, str) and isinstance(value, Tensor) for key, value in content.items()):
+                break
+            inner = _only(_holders(content))
+        if inner is None:
             break
-        dropped += [f"{path}{key}" for key in content if key != inner]
-        content, path = content[inner], f"{path}{inner}."
-    if not isinstance(content, dict):
-        raise RefusedError("holds no state dict", f"names and tensors, also under {', '.join(WRAPPERS)}")
-    found = {key: value for key, value in content.items() if isinstance(key, str) and isinstance(value, Tensor)}
-    return found, dropped + [f"{path}{key}" for key in content if key not in found]
+        dropped += [f"{path}." * bool(path) + str(key) for key in content if key != inner]
+        content, path = content[inner], f"{path}.{inner}" if path else inner
+    return content, path, dropped
+
+
+def _holders(content: object, depth: int = 4) -> list[str]:
+    """Names of one level under which a state dict stands, at some depth."""
+    return [
+        name
+        for name, value in _mapping(content).items()
+        if isinstance(name, str) and isinstance(value, dict) and not NO_MODEL.search(name) and _holds(value, depth)
+    ]
+
+
+def _holds(content: dict[object, object], depth: int) -> bool:
+    if any(isinstance(name, str) and isinstance(value, Tensor) for name, value in content.items()):
+        return True
+    return depth > 0 and bool(_holders(content, depth - 1))
+
+
+def _only(names: list[str]) -> str | None:
+    """The one name of a model, averaged weights only where there are no others. Raises RefusedError for several."""
+    plain = [name for name in names if not AVERAGED.search(name)] or names
+    if len(plain) > 1:
+        told = f"holds several state dicts: {', '.join(map(printable, names[:12]))}"
+        raise RefusedError(told, "one", "name the one you want with --key")
+    return plain[0] if plain else None
 
 
 def _module_tensors(content: object) -> tuple[dict[str, Tensor], list[str]]:
@@ -204,12 +292,13 @@ def convert(settings: dict[str, object]) -> dict[str, object]:
     file, output = sys.stdin.buffer, sys.stdout.buffer
     size = os.fstat(file.fileno()).st_size
     checkpoint = read_checkpoint(file, size)
-    tensors, dropped = state_dict(checkpoint)
+    tensors, dropped, key = state_dict(checkpoint, str(settings.get("key", "")))
     check(file, checkpoint, tensors, size)
     types = write(file, checkpoint.places, tensors, output, settings)
     more = [f"and {len(dropped) - MOST_TOLD} more"] if len(dropped) > MOST_TOLD else []
     return {
         "layout": checkpoint.layout,
+        "key": printable(key),
         "tensors": len(tensors),
         "parameters": sum(tensor.count for tensor in tensors.values()),
         "dtypes": dict(sorted(Counter(types.values()).items())),
@@ -219,7 +308,7 @@ def convert(settings: dict[str, object]) -> dict[str, object]:
 
 
 def main() -> None:
-    """Run with the settings of the last argument: memory (bytes), seconds, written (bytes), float32, metadata."""
+    """Run with the settings of the last argument: memory (bytes), seconds, written (bytes), float32, key, metadata."""
     settings = json.loads(sys.argv[-1])
     limit(settings["memory"], settings["seconds"], settings["written"])
     report: dict[str, object]

@@ -18,6 +18,9 @@ def convert(
     float32: Annotated[
         bool, typer.Option("--float32", help="Half precision to float32; otherwise types are kept.")
     ] = False,
+    key: Annotated[
+        str, typer.Option("--key", help="Which of several state dicts, such as model_ema; by default the model's own.")
+    ] = "",
 ) -> None:
     """Convert a torch checkpoint to safetensors; nothing that stands in the file can run.
 
@@ -25,11 +28,15 @@ def convert(
     the output.
     """
     from internvideo.apps.convert import convert as convert_file
+    from internvideo.apps.unpickle import AVERAGED
 
-    found = convert_file(source, output, memory_gb=memory, seconds=seconds, float32=float32)
+    found = convert_file(source, output, memory_gb=memory, seconds=seconds, float32=float32, key=key)
     types = ", ".join(f"{count} {name}" for name, count in found.dtypes.items())
     typer.echo(f"{found.output}: {found.tensors} tensors ({types}), {found.parameters:,} numbers")
     if found.dropped:
         shown = ", ".join(found.dropped[:8])
         typer.echo(f"dropped: {shown}" + (f" and {len(found.dropped) - 8} more" if len(found.dropped) > 8 else ""))
+    averaged = [name for name in found.dropped if AVERAGED.search(name.rpartition(".")[2])]
+    if averaged:
+        typer.echo(f"averaged weights stand beside them: --key {averaged[0]} takes those")
     typer.echo(f"manifest: {found.manifest}")
