@@ -119,8 +119,8 @@ CASES: dict[str, tuple[Read, dict[str, str], str]] = {
     "no database": (activitynet.read_activitynet, {"a.json": '{"version": 1}'}, "a.json:1 database: missing"),
     "a reversed segment": (
         activitynet.read_activitynet,
-        {"a.json": segments(one(), one(segment="[5, 2]"))},
-        "a.json:6 database.v.annotations.1.segment: ",
+        {"a.json": segments(one(), one(segment="[5, 2]"), one(segment="[6, 2]"))},  # of three more than half
+        "a.json:6 database.v.annotations.1.segment: [5, 2]",
     ),
     "a negative segment": (
         activitynet.read_activitynet,
@@ -170,7 +170,7 @@ CASES: dict[str, tuple[Read, dict[str, str], str]] = {
     ),
     "a reversed segment of text": (
         activitynet.read_thumos14,
-        {"Billiards_val.txt": "v 1 2\nv 3 1\n"},
+        {"Billiards_val.txt": "v 1 2\nv 3 1\nv 4 1\n"},
         "Billiards_val.txt:2 segment: ",
     ),
     "a text line too short": (

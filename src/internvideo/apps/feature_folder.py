@@ -12,6 +12,7 @@ both take FOLDER as their feature folder, index.json as their annotation file an
 from __future__ import annotations
 
 import json
+import logging
 import os
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
@@ -207,7 +208,7 @@ class FeatureFolder:
                 shutil.copyfileobj(source, file, 1 << 20)
         write_text(self.work / f"{name}.json", json.dumps(vars(record)) + "\n")
 
-    def write_index(self, items: Iterable[Item]) -> None:
+    def write_index(self, items: Sequence[Item]) -> None:
         """The index of all finished videos of this and of earlier runs. Raises RunError."""
         old = self._read(self.root / INDEX) or {}
         database: dict[str, Any] = dict(old.get("database", {}))
@@ -222,6 +223,9 @@ class FeatureFolder:
                 database[item.id] = self._entry(item, record)
             else:
                 unreadable[item.id] = {"id": item.id, "path": record.path, "reason": record.trouble}
+        lost = sum(len(item.segments) - len(database[item.id]["annotations"]) for item in items if item.id in database)
+        if lost:
+            logging.getLogger("internvideo").warning("%s: %d actions outside their video left out", self.root, lost)
         database = {name: entry for name, entry in sorted(database.items()) if self.file(name).is_file()}
         content = {
             "version": "internvideo features 1",

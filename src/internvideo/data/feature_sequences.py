@@ -24,6 +24,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch import Tensor
 
 from internvideo.data.batch import FeatureBatch
+from internvideo.data.feature_index import Entry, check_ends, classes_of, meant
 from internvideo.data.loader import LoaderSettings, check_batches
 from internvideo.data.manifest import read_manifest
 from internvideo.errors import ManifestError, RecipeError, RunError
@@ -140,21 +141,6 @@ class FeatureSet:
         return digest.hexdigest()[:16]
 
 
-class _Annotation(BaseModel):
-    segment: tuple[float, float]
-    label: str
-    label_id: int | None = None
-
-
-class _Entry(BaseModel):
-    subset: str = ""
-    duration: float = Field(gt=0.0)
-    fps: float | None = None
-    stride: float | None = None
-    window: float | None = None
-    annotations: list[_Annotation] = []
-
-
 def read_feature_set(path: Path, settings: FeatureSettings | None = None) -> FeatureSet:
     """Read an index of `internvideo extract`, or annotations in ActivityNet's format (`database`) beside features.
 
@@ -169,7 +155,7 @@ def read_feature_set(path: Path, settings: FeatureSettings | None = None) -> Fea
     source = path / INDEX if path.is_dir() else path
     try:
         content = json.loads(source.read_text(encoding="utf-8-sig"))
-        entries = {name: _Entry.model_validate(entry) for name, entry in content["database"].items()}
+        entries = {name: Entry.model_validate(entry) for name, entry in content["database"].items()}
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "not a UTF-8 text"
         do = "make it with `internvideo extract`"
@@ -180,8 +166,9 @@ def read_feature_set(path: Path, settings: FeatureSettings | None = None) -> Fea
         raise ManifestError(source, f"'{place}': {first['msg']}, found {first['input']!r}") from error
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ManifestError(source, f"no index of features ({error})", 'JSON with a "database" of videos') from error
+    meant(entries, content.get("classes") or (), source)
     protocol = content.get("protocol", {})
-    classes = tuple(content.get("classes") or _classes(entries))
+    classes = tuple(content.get("classes") or classes_of(entries))
     folder = settings.folder or source.parent
     videos = [
         _video(name, folder / f"{name}.npy", entry, protocol, classes, settings, source)
@@ -192,26 +179,15 @@ def read_feature_set(path: Path, settings: FeatureSettings | None = None) -> Fea
     present = tuple(video for video in videos if video.file.is_file())
     if not present:
         raise ManifestError(source, f"not one of {len(videos)} videos has features in {folder}", "", "extract them")
+    check_ends([(video.spans[:, 0], video.duration) for video in present], source)
     missing = tuple(video.id for video in videos if not video.file.is_file())
     return FeatureSet(present, classes, source, protocol, missing)
-
-
-def _classes(entries: Mapping[str, _Entry]) -> list[str]:
-    """Class names of foreign annotations: in the order of their ids, otherwise of the alphabet."""
-    found = {part.label: part.label_id for entry in entries.values() for part in entry.annotations}
-    numbers = [number for number in found.values() if number is not None]
-    if found and len(numbers) == len(found):
-        names = [f"class {number}" for number in range(max(numbers) + 1)]
-        for name, number in found.items():
-            names[number or 0] = name
-        return names
-    return sorted(found)
 
 
 def _video(
     name: str,
     file: Path,
-    entry: _Entry,
+    entry: Entry,
     protocol: Mapping[str, Any],
     classes: tuple[str, ...],
     settings: FeatureSettings,
@@ -223,7 +199,7 @@ def _video(
         if not values[key]:
             raise ManifestError(f"{source}: {name}", f"no {key}", "a number above 0", f"give data.features.{key}")
     place = {label: index for index, label in enumerate(classes)}
-    actions = [part for part in entry.annotations if part.segment[1] > part.segment[0]]
+    actions = entry.annotations
     unknown = [part.label for part in actions if part.label not in place]
     if unknown:
         raise ManifestError(f"{source}: {name}", f"class '{unknown[0]}'", f"the {len(classes)} classes of the index")

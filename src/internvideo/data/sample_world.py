@@ -53,6 +53,7 @@ __all__ = [
     "plan", "render", "reverse_class",
 ]  # fmt: skip
 
+CARD, FORMAT = "world.json", "internvideo sample world"
 VERSION = 3  # of what is drawn: another number is another world
 _CHUNK = 8
 Job = tuple[str, int]
@@ -61,6 +62,15 @@ Job = tuple[str, int]
 def fingerprint(settings: WorldSettings) -> str:
     """16 hex digits that name the world: its settings and the version of its drawing."""
     return hashlib.sha256(json.dumps([VERSION, asdict(settings)]).encode()).hexdigest()[:16]
+
+
+def is_sample_world(folder: Path) -> bool:
+    """Whether a folder says that it is a sample world; classes of users may have the names of its actions."""
+    try:
+        found = json.loads((folder / CARD).read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return False
+    return isinstance(found, dict) and found.get("format") == FORMAT
 
 
 def generate(
@@ -104,7 +114,7 @@ def generate(
 
 def _claim(root: Path, settings: WorldSettings) -> None:
     """Write `world.json`, or check that the one there is ours."""
-    card, ours = root / "world.json", fingerprint(settings)
+    card, ours = root / CARD, fingerprint(settings)
     try:
         if card.exists():
             theirs = json.loads(card.read_text(encoding="utf-8")).get("fingerprint")
@@ -122,7 +132,7 @@ def _claim(root: Path, settings: WorldSettings) -> None:
             card, f"cannot be read: {error}", "the world.json of a sample world", "choose another folder"
         ) from error
     content = {
-        "format": "internvideo sample world",
+        "format": FORMAT,
         "version": VERSION,
         "fingerprint": ours,
         "settings": asdict(settings),

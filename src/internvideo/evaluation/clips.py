@@ -11,6 +11,7 @@ from torch import nn
 from internvideo.data.class_names import match_classes
 from internvideo.data.loader import EvalLoader, LoaderSettings
 from internvideo.data.manifest import Manifest, read_manifest
+from internvideo.data.sample_world import is_sample_world
 from internvideo.data.tokenizer import Tokenizer
 from internvideo.data.world_actions import TIME_DIRECTED
 from internvideo.errors import InternVideoError, RecipeError, RunError
@@ -65,7 +66,7 @@ def predict_recognition(trained: Trained, manifest: Manifest, settings: Evaluati
         told = {"classes_kept": f"{kept.about}, before the soft-max"}
     clips, source = clip_source(trained, manifest, settings)
     subsets = {}
-    if set(manifest.classes) & set(TIME_DIRECTED):  # the sample world's
+    if is_sample_world(manifest.source.parent) and set(manifest.classes) & set(TIME_DIRECTED):
         subsets["time_directed"] = lambda row: manifest.classes[row.label] in TIME_DIRECTED
     return recognition.predict(
         trained.model,

@@ -12,11 +12,10 @@ from typing import Annotated
 
 from pydantic import Field
 
-from internvideo.data.formats.annotations import Annotations, ClassList, read_names
+from internvideo.data.formats.annotations import Annotations, ClassList, OddRows, read_names
 from internvideo.data.formats.reading import (
     SHORTEST_SECONDS,
     AnnotationSource,
-    Interval,
     Name,
     Record,
     SplitName,
@@ -35,12 +34,14 @@ THUMOS_CLASSES = (
     "Shotput", "SoccerPenalty", "TennisSwing", "ThrowDiscus", "VolleyballSpiking",
 )  # fmt: skip
 """In the order of the label ids. CliffDiving is part of Diving: its segments carry both (spec 2.10)."""
+AMBIGUOUS = "ambiguous"
+"""A class of THUMOS14 that is not evaluated."""
 _RAW = re.compile(r"(?:raw_class_file_)?(?P<label>[A-Za-z]+)_(?P<split>val|test)\.txt$", re.IGNORECASE)
 
 
 class _Annotation(Record):
     label: Name
-    segment: Interval
+    segment: tuple[float, float]
     label_id: Annotated[int, Field(ge=0)] | None = None
 
 
@@ -118,11 +119,18 @@ def read_segments(path: Path, names: tuple[str, ...] = (), count: int = 0) -> An
         raise ManifestError(f"{path} database", "no video in it", "at least one")
     made = Annotations()
     known = ClassList(names or _taxonomy(content, count) or _by_label_id(content, made), count)
-    found = {"short": 0, "late": 0, "classes": 0}
+    found, odd = {"short": 0, "late": 0, "classes": 0, "ambiguous": 0}, OddRows("segments")
     for video, entry in content.database.items():
         where = Spot(path, ("database", video))
-        kept = [part for part in entry.annotations if part.segment[1] - part.segment[0] >= SHORTEST_SECONDS]
-        found["short"] += len(entry.annotations) - len(kept)
+        kept = []
+        for number, part in enumerate(entry.annotations):
+            if names and part.label.casefold() == AMBIGUOUS:
+                found["ambiguous"] += 1
+            elif not odd.passed(*_turned(part.segment, where.at("annotations", number, "segment"))):
+                kept.append(part)
+        meant = len(kept)
+        kept = [part for part in kept if part.segment[1] - part.segment[0] >= SHORTEST_SECONDS]
+        found["short"] += meant - len(kept)
         found["late"] += sum(part.segment[1] > (entry.duration or float("inf")) + 1 for part in kept)
         segments = tuple(
             Segment(start=part.segment[0], end=part.segment[1], label=known.named(part.label, where)) for part in kept
@@ -135,10 +143,18 @@ def read_segments(path: Path, names: tuple[str, ...] = (), count: int = 0) -> An
         )  # fmt: skip
         made.add(entry.subset, sample, where, Path(sample.path).stem, f"v_{video}", video)
     known.settle(made)
+    odd.settle(made)
+    made.note(found["ambiguous"], "ambiguous segments passed over: they are not evaluated")
     made.note(found["short"], f"segments shorter than {SHORTEST_SECONDS} s left out")
     made.note(found["late"], "segments end more than 1 s after their video (kept)")
     made.note(found["classes"], "videos have several classes; their label is the one that fills most time")
     return made
+
+
+def _turned(segment: tuple[float, float], where: Spot | str) -> tuple[bool, Spot | str, str, str]:
+    """Whether a segment runs backwards or begins before the video, and how that is told."""
+    start, end = segment
+    return end < start or start < 0, where, f"[{start:g}, {end:g}]", "0 <= start <= end"
 
 
 def main_class(segments: tuple[Segment, ...]) -> int | None:
@@ -171,7 +187,7 @@ def _by_label_id(content: _File, made: Annotations) -> tuple[str, ...]:
 
 class _RawSegment(Record):
     video: Name
-    segment: Interval
+    segment: tuple[float, float]
 
 
 def _raw_thumos(source: AnnotationSource) -> Annotations:
@@ -180,9 +196,9 @@ def _raw_thumos(source: AnnotationSource) -> Annotations:
         raise ManifestError(source.path, "no annotation file of THUMOS14", "thumos14.json, or CLASS_val.txt and so on")
     made, known = Annotations(THUMOS_CLASSES), ClassList(THUMOS_CLASSES)
     segments: defaultdict[tuple[str, str], list[Segment]] = defaultdict(list)
-    short = 0
+    short, odd = 0, OddRows("segments")
     for path, found in files:
-        if found["label"].lower() == "ambiguous":
+        if found["label"].lower() == AMBIGUOUS:
             made.notes.append(f"{path.name} passed over: ambiguous segments are not evaluated")
             continue
         label = known.named(found["label"], str(path))
@@ -191,11 +207,14 @@ def _raw_thumos(source: AnnotationSource) -> Annotations:
             if len(cells) != 3:
                 raise ManifestError(f"{where} segment", f"{len(cells)} cells", "'video start end'")
             row = _segment_of(cells, where)
+            if odd.passed(*_turned(row.segment, f"{where} segment")):
+                continue
             if row.segment[1] - row.segment[0] < SHORTEST_SECONDS:
                 short += 1
                 continue
             part = Segment(start=row.segment[0], end=row.segment[1], label=label)
             segments[found["split"].lower(), row.video].append(part)
+    odd.settle(made)
     made.note(short, f"segments shorter than {SHORTEST_SECONDS} s left out")
     for (split, video), parts in sorted(segments.items()):
         ordered = tuple(sorted(parts, key=lambda part: (part.start, part.end)))
@@ -221,10 +240,13 @@ def read_hacs_clips(source: AnnotationSource) -> Annotations:
     path = source.one(r"clips[^/]*\.csv$", "HACS_clips_v1.1.csv")
     names_file = source.maybe(r"classes\.txt$")
     made, known = Annotations(), ClassList(read_names(names_file) if names_file else ())
+    odd = OddRows("clips")
     for line, row in csv_records(path, _HacsClip):
         where = f"{path}:{line}"
-        if row.end <= row.start:
-            raise ManifestError(f"{where} end", f"{row.end:g} after start {row.start:g}", "start before end")
+        if odd.passed(
+            row.end <= row.start, f"{where} end", f"{row.end:g} after start {row.start:g}", "start before end"
+        ):
+            continue
         positive = row.label == 1
         split = row.subset if positive or row.subset == "test" else f"{row.subset}_negative"
         label = known.named(row.classname, where, field="classname")
@@ -235,4 +257,5 @@ def read_hacs_clips(source: AnnotationSource) -> Annotations:
         )  # fmt: skip
         made.add(split, sample, where, f"v_{row.youtube_id}", row.youtube_id)
     known.settle(made)
+    odd.settle(made)
     return made

@@ -10,6 +10,8 @@ from internvideo.data.formats.reading import numbered_lines
 from internvideo.data.sample import Sample, did_you_mean
 from internvideo.errors import ManifestError
 
+SHOWN = 3
+
 
 @dataclass
 class Annotations:
@@ -52,6 +54,37 @@ class Annotations:
         """A note that starts with a number, unless it is 0."""
         if count:
             self.notes.append(f"{count:,} {what}")
+
+
+class OddRows:
+    """Rows that cannot be meant, such as times that run backwards: passed over, counted, the first ones named.
+
+    Published loaders pass them over too. More than half of them are no slips: then the file is another one than it
+    seems, and the first of them is a mistake.
+
+    Args:
+        what: they are, in words, of all rows that are looked at.
+    """
+
+    def __init__(self, what: str = "rows") -> None:
+        self.what, self.rows, self.count = what, 0, 0
+        self._first: list[ManifestError] = []
+
+    def passed(self, odd: bool, where: object, found: str, allowed: str) -> bool:
+        """Whether a row, read from `where`, is to be passed over."""
+        self.rows += 1
+        self.count += odd
+        if odd and len(self._first) < SHOWN:
+            self._first.append(ManifestError(where, found, allowed))
+        return odd
+
+    def settle(self, annotations: Annotations) -> None:
+        """Tell how many there were. Raises ManifestError: more than half of the rows."""
+        if self.count * 2 > self.rows:
+            raise self._first[0]
+        named = "; ".join(f"{error.where}: {error.found}" for error in self._first)
+        more = "; ..." if self.count > len(self._first) else ""
+        annotations.note(self.count, f"of {self.rows:,} {self.what} passed over: {named}{more}")
 
 
 class ClassList:

@@ -14,7 +14,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from internvideo.data.formats.annotations import Annotations
+from internvideo.data.formats.annotations import Annotations, OddRows
 from internvideo.data.formats.reading import (
     AnnotationSource,
     Name,
@@ -147,6 +147,7 @@ def read_ava_kinetics(source: AnnotationSource) -> Annotations:
 def _read_csv(path: Path, split: str, made: Annotations, excluded: set[tuple[str, float]], *, origin: str = "") -> None:
     frames: dict[tuple[str, float], _Frame] = {}
     empty = repeated = flat = 0
+    odd = OddRows(f"rows of {path.name}")
     for line, row in csv_records(path, _Row, columns=COLUMNS):
         where = f"{path}:{line}"
         corners = row.corners()
@@ -160,6 +161,9 @@ def _read_csv(path: Path, split: str, made: Annotations, excluded: set[tuple[str
         if corners[0] == corners[2] or corners[1] == corners[3]:
             flat += 1
             continue
+        turned = corners[2] < corners[0] or corners[3] < corners[1]
+        if odd.passed(turned, f"{where} x2", _box(corners), "x1 < x2 and y1 < y2"):
+            continue
         _check(where, corners, (row.action,))
         frame = frames.setdefault((row.video, row.time), _Frame(where))
         actions = frame.persons.setdefault((*corners, -1 if row.person is None else row.person), [])
@@ -167,6 +171,7 @@ def _read_csv(path: Path, split: str, made: Annotations, excluded: set[tuple[str
             repeated += 1
         else:
             actions.append(row.action)
+    odd.settle(made)
     made.note(flat, f"rows of {path.name} have a box without area and are left out")
     made.note(repeated, f"rows of {path.name} repeat an action of the same person and box and count once")
     made.note(empty, f"clips without persons in {path.name} left out")
@@ -176,10 +181,15 @@ def _read_csv(path: Path, split: str, made: Annotations, excluded: set[tuple[str
 def _check(where: object, corners: tuple[float, ...], actions: tuple[int, ...]) -> None:
     x1, y1, x2, y2 = corners
     if x2 <= x1 or y2 <= y1:
-        raise ManifestError(f"{where} x2", f"a box from ({x1:g}, {y1:g}) to ({x2:g}, {y2:g})", "x1 < x2 and y1 < y2")
+        raise ManifestError(f"{where} x2", _box(corners), "x1 < x2 and y1 < y2")
     for action in actions:
         if action > CLASSES:
             raise ManifestError(f"{where} action_id", f"unknown action {action}", f"1 to {CLASSES}")
+
+
+def _box(corners: tuple[float, ...]) -> str:
+    x1, y1, x2, y2 = corners
+    return f"a box from ({x1:g}, {y1:g}) to ({x2:g}, {y2:g})"
 
 
 def _add(

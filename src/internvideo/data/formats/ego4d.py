@@ -13,7 +13,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from internvideo.data.formats.annotations import Annotations, ClassList
+from internvideo.data.formats.annotations import Annotations, ClassList, OddRows
 from internvideo.data.formats.reading import (
     SHORTEST_SECONDS,
     AnnotationSource,
@@ -150,16 +150,18 @@ def read_moments(source: AnnotationSource) -> Annotations:
     """Moments (MQ), 110 classes: `moments_train.json` and so on; a row a clip with all annotators' primary labels.
 
     Raises:
-        ManifestError: no such file, a malformed entry, a reversed moment, a clip twice.
+        ManifestError: no such file, a malformed entry, mostly reversed moments, a clip twice.
     """
     made, known, left_out = Annotations(), ClassList((), 110), 0
+    odd = OddRows("labels")
     for path, split in annotation_files(source, r"moments[^/]*\.json$", "moments_train.json, moments_val.json"):
         for video, clip, place in _clips(path):
             segments = []
             for k, annotator in enumerate(clip.annotations):
                 for n, moment in enumerate(annotator.labels):
                     where = Spot(path, (*place, "annotations", k, "labels", n))
-                    _ordered(where, moment.start, moment.end, "end_time")
+                    if odd.passed(*_turned(where.at("end_time"), moment.start, moment.end)):
+                        continue
                     if not moment.primary or moment.end - moment.start < SHORTEST_SECONDS:
                         left_out += 1
                         continue
@@ -171,12 +173,13 @@ def read_moments(source: AnnotationSource) -> Annotations:
             made.add(split, sample, Spot(path, place), clip.clip_uid)
     made.note(left_out, "labels that are not primary, or have no length, left out")
     known.settle(made)
+    odd.settle(made)
     return made
 
 
-def _ordered(where: Spot, start: float, end: float, field: str) -> None:
-    if end < start:
-        raise ManifestError(where.at(field), f"{end:g} before the start {start:g}", "start before end")
+def _turned(where: Spot, start: float, end: float) -> tuple[bool, Spot, str, str]:
+    """Whether times run backwards, and how that is told."""
+    return end < start, where, f"{end:g} before the start {start:g}", "start before end"
 
 
 def clip_row(name: str, clip: str, split: str, video: str) -> Sample:
@@ -190,9 +193,9 @@ def read_queries(source: AnnotationSource) -> Annotations:
     A query without text or without length is left out, and noted; test queries have no answer.
 
     Raises:
-        ManifestError: no such file, a malformed entry, a reversed answer.
+        ManifestError: no such file, a malformed entry, mostly reversed answers.
     """
-    made, left_out = Annotations(("answer",)), 0
+    made, left_out, odd = Annotations(("answer",)), 0, OddRows("queries")
     for path, split in annotation_files(source, r"nlq[^/]*\.json$", "nlq_train.json, nlq_val.json"):
         for video, clip, place in _clips(path):
             for k, annotator in enumerate(clip.annotations):
@@ -200,7 +203,8 @@ def read_queries(source: AnnotationSource) -> Annotations:
                     where = Spot(path, (*place, "annotations", k, "language_queries", n))
                     answer: tuple[Segment, ...] = ()
                     if query.start is not None and query.end is not None:
-                        _ordered(where, query.start, query.end, "clip_end_sec")
+                        if odd.passed(*_turned(where.at("clip_end_sec"), query.start, query.end)):
+                            continue
                         if query.end - query.start >= SHORTEST_SECONDS:
                             answer = (Segment(start=query.start, end=query.end, label=0),)
                     if not (query.query or "").strip() or (not answer and query.end is not None):
@@ -211,6 +215,7 @@ def read_queries(source: AnnotationSource) -> Annotations:
                     told |= {"template": query.template} if query.template else {}
                     changed = {"captions": (query.query,), "segments": answer, "attributes": told}
                     made.add(split, row.model_copy(update=changed), where, clip.clip_uid)
+    odd.settle(made)
     made.note(left_out, "queries without text or whose answer has no length left out")
     return made
 

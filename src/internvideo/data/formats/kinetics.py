@@ -11,10 +11,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import Field, ValidationInfo, field_validator
+from pydantic import Field
 
 from internvideo.data.class_names import same_name
-from internvideo.data.formats.annotations import Annotations, ClassList
+from internvideo.data.formats.annotations import Annotations, ClassList, OddRows
 from internvideo.data.formats.clip_lists import names_beside, read_lists
 from internvideo.data.formats.reading import (
     AnnotationSource,
@@ -40,13 +40,6 @@ class _Row(Record):
     time_start: Annotated[float, Field(ge=0)]
     time_end: Annotated[float, Field(ge=0)]
     split: SplitName | None = None
-
-    @field_validator("time_end")
-    @classmethod
-    def _after_start(cls, end: float, info: ValidationInfo) -> float:
-        if end <= info.data.get("time_start", -1.0):
-            raise ValueError("an end after time_start")
-        return end
 
 
 def read(source: AnnotationSource, classes: int) -> Annotations:
@@ -82,8 +75,12 @@ def read(source: AnnotationSource, classes: int) -> Annotations:
 
 def _official(source: AnnotationSource, files: list[Path], count: int) -> Annotations:
     rows: list[tuple[str, str, _Row]] = []
+    odd = OddRows("clips")
     for path in files:
         for line, row in csv_records(path, _Row):
+            times = f"{row.time_end:g} after time_start {row.time_start:g}"
+            if odd.passed(row.time_end <= row.time_start, f"{path}:{line} time_end", times, "an end after time_start"):
+                continue
             split = row.split or split_of(path)
             if split is None:
                 raise ManifestError(f"{path}:{line} split", "missing", "train, val or test")
@@ -99,6 +96,7 @@ def _official(source: AnnotationSource, files: list[Path], count: int) -> Annota
         label = None if row.label is None else known.named(row.label, where)
         sample = Sample(id=clip, path=f"{clip}.mp4", label=label, split=split, group=row.youtube_id)
         made.add(split, sample, where, clip, row.youtube_id)
+    odd.settle(made)
     return made
 
 

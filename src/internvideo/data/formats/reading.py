@@ -40,14 +40,6 @@ class Record(BaseModel):
     model_config = ConfigDict(frozen=True, extra="ignore", allow_inf_nan=False)
 
 
-def _interval(value: tuple[float, float]) -> tuple[float, float]:
-    if value[0] < 0:
-        raise ValueError("a start that is not negative")
-    if value[1] < value[0]:
-        raise ValueError("a start before the end")
-    return value
-
-
 def _split(value: str) -> str:
     if value.strip().lower() not in _SPLITS:
         raise ValueError(f"one of {', '.join(_SPLITS)}")
@@ -60,8 +52,6 @@ def _one_line(value: str) -> str:
     return value
 
 
-Interval = Annotated[tuple[float, float], AfterValidator(_interval)]
-"""(start, end) in seconds, 0 <= start <= end."""
 SplitName = Annotated[str, AfterValidator(_split)]
 """train, val or test, in any of the usual spellings."""
 Name = Annotated[str, Field(min_length=1), AfterValidator(_one_line)]
