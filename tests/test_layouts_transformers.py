@@ -89,7 +89,7 @@ def test_classifier(mean: bool, names: Any) -> None:
     assert any("q_bias" in key for key in state) is (names is older)
     layout = layout_of(state)
     assert (layout.name, layout.model) == ("transformers VideoMAE classifier", "videomae-s-classifier")
-    ours = load(state, **SIZE, overrides={"position_table": "native"})
+    ours = load(state, **SIZE)
     assert isinstance(ours, VideoMAEClassifier)
     video = clip_of()
     logits = theirs(video.transpose(1, 2)).logits
@@ -113,7 +113,7 @@ def test_pretraining(names: Any) -> None:
 @torch.no_grad()
 def test_encoder_alone() -> None:
     theirs = videomae(VideoMAEModel, use_mean_pooling=False)
-    ours = load(theirs.state_dict(), **SIZE, overrides={"position_table": "native"})
+    ours = load(theirs.state_dict(), **SIZE)
     video = clip_of()
     assert (ours(video) - theirs(video.transpose(1, 2)).last_hidden_state[:, 0]).abs().max() < TOLERANCE
 
@@ -124,7 +124,7 @@ def test_query_and_value_biases_arrive(names: Any) -> None:
     """A release of the package loaded them as zeros without a word."""
     theirs = videomae(VideoMAEForVideoClassification)
     state = names(theirs.state_dict())
-    ours, video = load(state, **SIZE, overrides={"position_table": "native"}), clip_of()
+    ours, video = load(state, **SIZE), clip_of()
     for i in range(2):
         attention = theirs.videomae.encoder.layer[i].attention.attention
         assert torch.equal(ours.blocks[i].attn.q_bias, attention.query.bias)
@@ -135,7 +135,7 @@ def test_query_and_value_biases_arrive(names: Any) -> None:
         wrong = {
             key: torch.zeros_like(v) if key.endswith(f"attn.{name}") else v for key, v in ours.state_dict().items()
         }
-        twin = load(state, **SIZE, overrides={"position_table": "native"})
+        twin = load(state, **SIZE)
         twin.load_state_dict(wrong)
         assert (twin(video) - right).abs().max() > 1e-2, name
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -13,10 +14,12 @@ import torch
 from torch import nn
 
 from internvideo.errors import RecipeError
+from internvideo.jobs import positions
 from internvideo.jobs.head import HeadRule
 from internvideo.models.factory import create_model
 from internvideo.models.initialise import initialise
 from internvideo.recipe import STAGES, Recipe
+from internvideo.training import distributed
 from internvideo.training.loop import BatchSource
 
 
@@ -116,7 +119,9 @@ def start_model(model: nn.Module, recipe: Recipe, classes: Sequence[str] | None 
     if classes is None and recipe.init_class_map is not None:
         raise RecipeError("init_class_map", str(recipe.init_class_map), "none, in this stage")
     rule = None if classes is None else HeadRule(recipe, classes)
-    initialise(model, recipe.init, rule)
+    for line in (*positions.told(recipe), *initialise(model, recipe.init, rule)):
+        if distributed.rank() == 0:
+            print(f"positions: {line}", file=sys.stderr)
     if recipe.loop.activation_checkpointing:
         for module in model.modules():
             if hasattr(module, "checkpointing"):

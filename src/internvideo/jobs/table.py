@@ -17,6 +17,7 @@ from internvideo.jobs import (
     verb_noun,
 )
 from internvideo.jobs.job import Job
+from internvideo.jobs.positions import with_positions
 from internvideo.recipe import Recipe
 
 
@@ -55,4 +56,4 @@ def prepare(recipe: Recipe, *, rank: int = 0, world_size: int = 1, skipped: Path
     Raises:
         RecipeError: settings that do not fit together. ManifestError, WeightsError: what they name cannot be used.
     """
-    return JOBS[recipe.stage](recipe, rank=rank, world_size=world_size, skipped=skipped)
+    return JOBS[recipe.stage](with_positions(recipe), rank=rank, world_size=world_size, skipped=skipped)

@@ -5,12 +5,13 @@ Legend: B clips, R boxes of all of them, T frames, H W pixels of the frame, p pa
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
 
 from torch import Tensor, nn
 
-from internvideo.models.embeddings import Normalise, resize_table
+from internvideo.models.embeddings import Normalise, resize_table, resized_table
 from internvideo.models.regions import RegionHead
 from internvideo.models.videomae import EPS, Trunk, VideoMAEConfig, no_weight_decay, run_blocks
 
@@ -22,6 +23,8 @@ INIT_STD = 0.02
 class FrameTrunk(Trunk):
     """Tokens of frames of any size; a position table for `image_size` is resized to what comes.
 
+    That of another clip ("resized") keeps the side it was made for, so that it is resized only once.
+
     Attributes:
         checkpointing: compute activations again in the backward pass.
     """
@@ -30,6 +33,14 @@ class FrameTrunk(Trunk):
         super().__init__(config)
         self.normalise = Normalise(MEAN, STD)
         self.norm = nn.LayerNorm(config.width, eps=EPS)
+
+    def _table(self) -> Tensor:
+        config = self.config
+        if config.position_table == "resized":
+            side = config.native_clip[0] // config.patch_size
+            grid = (config.grid[0], side, side)
+            return resized_table(grid, config.width, config.patch_size, config.tubelet, config.native_clip)
+        return super()._table()
 
     def reset_parameters(self) -> None:
         """As the classifier, spec models.md B: truncated normal matrices of std .02."""
@@ -57,8 +68,8 @@ class FrameTrunk(Trunk):
         if video.shape[1:3] != (3, frames) or not rows or not columns:
             raise ValueError(f"video {tuple(video.shape)}, the model takes (B, 3, {frames}, {patch} or more, as much)")
         whole = video[..., : rows * patch, : columns * patch].contiguous()
-        slots, side = self.config.grid[0], self.config.grid[1]
-        table = self.pos_embed[0]
+        slots, table = self.config.grid[0], self.pos_embed[0]
+        side = math.isqrt(len(table) // slots)
         if (rows, columns) != (side, side):
             table = resize_table(table, (slots, side, side), (slots, rows, columns))
         embedded: Tensor = self.patch_embed(whole)

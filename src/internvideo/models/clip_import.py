@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from internvideo.errors import WeightsError
 from internvideo.models.hugging_face import published_clip
+from internvideo.models.positions import fit_positions
 from internvideo.models.uniformerv2 import UniFormerV2
 from internvideo.models.viclip import ViCLIP
 from internvideo.models.video_language import VideoLanguage
@@ -62,18 +63,20 @@ class ClipImport:
         filled: our names that came from CLIP.
         fresh: our names that keep their initialisation.
         dropped: names (as in `clip.Clip`) that were left behind.
+        resized: which positions were resized.
     """
 
     filled: tuple[str, ...]
     fresh: tuple[str, ...]
     dropped: tuple[str, ...]
+    resized: tuple[str, ...]
 
 
 def from_clip(model: nn.Module, state: Mapping[str, Tensor], where: object = "CLIP state dict") -> ClipImport:
     """Fill a multimodal encoder, in place, with the weights of an image-text model.
 
-    The image kernel becomes a video kernel that reads the middle frame alone. Positions are not resized, but the text
-    positions are cut for a shorter context.
+    The image kernel becomes a video kernel that reads the middle frame alone. Positions of patches are resized for
+    another picture (UniFormerV2's issue 12), those of words are cut for a shorter context.
 
     Args:
         model: `UniFormerV2`, `VideoLanguage` or `ViCLIP`.
@@ -103,8 +106,9 @@ def from_clip(model: nn.Module, state: Mapping[str, Tensor], where: object = "CL
     missing = [name for name in fresh if not re.fullmatch(plan.fresh, name)]
     if missing:
         raise WeightsError(where, f"missing {', '.join(missing[:5])}", do="the model is larger or of another kind")
+    filled, resized = fit_positions(model, filled)
     load_state(model, {**own, **filled}, where)
-    return ClipImport(tuple(filled), tuple(fresh), tuple(dropped))
+    return ClipImport(tuple(filled), tuple(fresh), tuple(dropped), resized)
 
 
 def _our_layout(model: nn.Module, state: Mapping[str, Tensor], where: object) -> dict[str, Tensor]:

@@ -17,8 +17,8 @@ CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.261302
 HALF_MEAN, HALF_STD = (0.45, 0.45, 0.45), (0.225, 0.225, 0.225)
 """What VideoMAE and ViCLIP, CLIP and the multimodal model, and UniFormerV2 were taught with."""
 
-NATIVE_SIZE, NATIVE_FRAMES = 224, 16
-"""The clip for which the published code builds the table that it then resizes (spec B)."""
+NATIVE_SIZE, NATIVE_FRAMES = NATIVE_CLIP = 224, 16
+"""The clip, pixels and frames, for which the published code builds the table that it then resizes (spec B)."""
 
 
 class Normalise(nn.Module):
@@ -123,11 +123,20 @@ def resize_table(table: Tensor, grid: tuple[int, int, int], target: tuple[int, i
     return slots.permute(0, 2, 3, 1).reshape(-1, width).contiguous()
 
 
-def resized_table(grid: tuple[int, int, int], width: int, patch: int, tubelet: int) -> Tensor:
-    """The classifier's table at another size: that of 224 pixels and 16 frames, resized (spec B).
+def resized_table(
+    grid: tuple[int, int, int],
+    width: int,
+    patch: int,
+    tubelet: int,
+    clip: tuple[int, int] = NATIVE_CLIP,
+) -> Tensor:
+    """The classifier's table at another size: that of the pretraining's clip, resized (spec B).
 
     A patch that does not divide 224 pixels has the table of the whole patches, as released (OpenGVLab/InternVideo,
     InternVideo1/Pretrain/VideoMAE/modeling_finetune.py: `org_img_size[1] // patch_size`).
+
+    Args:
+        grid: (t, h, w) wanted. width: D. patch, tubelet: of a token. clip: pixels and frames of the pretraining.
 
     Returns:
         (t * h * w, D) float32.
@@ -135,8 +144,8 @@ def resized_table(grid: tuple[int, int, int], width: int, patch: int, tubelet: i
     Raises:
         ValueError: no whole patch fits.
     """
-    side, slots = NATIVE_SIZE // patch, NATIVE_FRAMES // tubelet
+    side, slots = clip[0] // patch, clip[1] // tubelet
     if not side * slots:
-        raise ValueError(f"no {NATIVE_SIZE} px / {NATIVE_FRAMES} frame table for patch {patch}, tubelet {tubelet}")
+        raise ValueError(f"no {clip[0]} px / {clip[1]} frame table for patch {patch}, tubelet {tubelet}")
     native = (slots, side, side)
     return resize_table(sin_cos_table(native[0] * side * side, width), native, grid)

@@ -13,19 +13,23 @@ from typing import Protocol
 
 from torch import Tensor, nn
 
-from internvideo.errors import WeightsError
+from internvideo.errors import RecipeError, WeightsError
 from internvideo.models.action_detector import FRESH, ActionDetector, FrameTrunk, of_encoder
 from internvideo.models.actionformer import ActionFormer
 from internvideo.models.anticipation import Anticipator
 from internvideo.models.clip_import import from_clip
 from internvideo.models.cross_model import CrossModel
+from internvideo.models.embeddings import NATIVE_CLIP
+from internvideo.models.factory import configure
 from internvideo.models.grounding import Grounder
 from internvideo.models.heads import FusedAnswer, VideoQuestionAnswering
+from internvideo.models.positions import NATIVE_SLOTS
 from internvideo.models.uniformerv2 import UniFormerV2
 from internvideo.models.viclip import ViCLIP
 from internvideo.models.video_language import VideoLanguage
-from internvideo.models.videomae import VideoMAEClassifier
+from internvideo.models.videomae import VideoMAEClassifier, VideoMAEConfig
 from internvideo.models.weights import load_part, load_pretrained, read_safetensors, select_head_rows
+from internvideo.storage import read_metadata
 
 FROM_CLIP = (UniFormerV2, VideoLanguage, ViCLIP)
 """What can start from an image-text model."""
@@ -55,8 +59,8 @@ class HeadRule(Protocol):
         """Rows of the head of `path`, whose classes are `known`, numbers where it tells none; None for a fresh head."""
 
 
-def initialise(model: nn.Module, sources: Mapping[str, Path], head: HeadRule | None = None) -> None:
-    """Fill `model` from files.
+def initialise(model: nn.Module, sources: Mapping[str, Path], head: HeadRule | None = None) -> tuple[str, ...]:
+    """Fill `model` from files; positions that were learned for another clip size are resized to the model's.
 
     Args:
         model: any model of the table.
@@ -66,11 +70,14 @@ def initialise(model: nn.Module, sources: Mapping[str, Path], head: HeadRule | N
             `CrossModel`, whose encoders never learn.
         head: of a file with a classification head; without it the whole head is taken.
 
+    Returns:
+        which positions were resized, one line each.
+
     Raises:
         WeightsError: a wrong name, an absent file, or tensors that do not fit. A model of one source is then unchanged.
     """
     if not sources and not isinstance(model, CrossModel):
-        return
+        return ()
     allowed = [{"masked", "multimodal"}] if isinstance(model, CrossModel) else [{"weights"}]
     if isinstance(model, FROM_CLIP):
         allowed.append({"clip"})
@@ -78,33 +85,65 @@ def initialise(model: nn.Module, sources: Mapping[str, Path], head: HeadRule | N
         names = " or ".join(" and ".join(f"{name}: FILE" for name in sorted(choice)) for choice in allowed)
         raise WeightsError("init", f"holds {', '.join(sources) or 'nothing'}", names, "change `init` in the recipe")
     if isinstance(model, CrossModel):
-        _fill(model.masked, sources["masked"], head)
-        _fill(model.multimodal, sources["multimodal"], head)
-    elif "clip" in sources:
-        from_clip(model, read_safetensors(sources["clip"])[0], where=sources["clip"])
-    else:
-        _fill(model, sources["weights"], head)
+        masked = _fill(model.masked, sources["masked"], head)
+        return masked + _fill(model.multimodal, sources["multimodal"], head)
+    if "clip" in sources:
+        return from_clip(model, read_safetensors(sources["clip"])[0], where=sources["clip"]).resized
+    return _fill(model, sources["weights"], head)
 
 
-def _fill(model: nn.Module, path: Path, head: HeadRule | None) -> None:
+def native_clip(path: Path, tubelet: int) -> tuple[int, int]:
+    """Pixels and frames of the clip that the fixed positions of a masked encoder's weights were built for.
+
+    Files of published weights do not tell: InternVideo pretrains on 224 px and 16 frames, UMT, whose tubelets are of
+    one frame, on 8.
+
+    Raises:
+        WeightsError: an absent file, or one whose settings cannot be read.
+    """
+    metadata = read_metadata(path)
+    try:
+        if "recipe" in metadata:  # of a run
+            told = json.loads(metadata["recipe"])["model"]
+            config = configure(told["name"], told["overrides"])
+        elif "internvideo" in metadata:  # of save_pretrained
+            told = json.loads(metadata["internvideo"])
+            config = configure(told["model"], told["overrides"])
+        else:
+            config = None
+    except (KeyError, TypeError, ValueError, RecipeError) as error:
+        raise WeightsError(path, f"settings that cannot be read: {error}") from error
+    found = next((one for one in masked_parts(config).values()), None)
+    if found is None:
+        return (NATIVE_CLIP[0], NATIVE_SLOTS) if tubelet == 1 else NATIVE_CLIP
+    return found.native_clip if found.position_table == "resized" else (found.image_size, found.frames)
+
+
+def masked_parts(config: object) -> dict[str, VideoMAEConfig]:
+    """Where a model's config has a masked encoder; "" is the config itself."""
+    if isinstance(config, VideoMAEConfig):
+        return {"": config}
+    return {name: value for name, value in getattr(config, "__dict__", {}).items() if isinstance(value, VideoMAEConfig)}
+
+
+def _fill(model: nn.Module, path: Path, head: HeadRule | None) -> tuple[str, ...]:
     state, metadata = read_safetensors(path)
     if isinstance(model, FrameTrunk) and "head.projection.weight" not in state:
-        load_part(model, of_encoder(state), fresh=FRESH, where=path)
-    elif isinstance(model, VideoMAEClassifier) and any(name.startswith("encoder.") for name in state):
-        load_pretrained(model, state, where=path)
-    elif isinstance(model, UniFormerV2) and any(name.startswith("visual.") for name in state):
-        load_part(model, _below(state, "visual."), fresh=r"proj\.", where=path)
-    elif isinstance(model, FusedAnswer) and not any(name.startswith("head.") for name in state):
-        load_part(model, of_language(state), fresh=r"head\.", where=path)
-    elif isinstance(model, VideoLanguage):
-        _fill_language(model, state, path)
-    else:
-        _fill_classifier(model, state, metadata, path, head)
+        return load_part(model, of_encoder(state), fresh=FRESH, where=path)
+    if isinstance(model, VideoMAEClassifier) and any(name.startswith("encoder.") for name in state):
+        return load_pretrained(model, state, where=path)
+    if isinstance(model, UniFormerV2) and any(name.startswith("visual.") for name in state):
+        return load_part(model, _below(state, "visual."), fresh=r"proj\.", where=path)
+    if isinstance(model, FusedAnswer) and not any(name.startswith("head.") for name in state):
+        return load_part(model, of_language(state), fresh=r"head\.", where=path)
+    if isinstance(model, VideoLanguage):
+        return _fill_language(model, state, path)
+    return _fill_classifier(model, state, metadata, path, head)
 
 
 def _fill_classifier(
     model: nn.Module, state: Mapping[str, Tensor], metadata: Mapping[str, str], path: Path, rule: HeadRule | None
-) -> None:
+) -> tuple[str, ...]:
     """All of a model, with the rows of its head that `rule` chooses."""
     name, others = class_layer(model)
     weight = state.get(f"{name}.weight")
@@ -117,15 +156,15 @@ def _fill_classifier(
             fresh = re.escape(name) + r"\."
         elif list(rows) != list(range(count)):
             state = select_head_rows(state, (*rows, *range(count, count + others)), name)
-    load_part(model, state, fresh=fresh, where=path)
+    return load_part(model, state, fresh=fresh, where=path)
 
 
-def _fill_language(model: VideoLanguage, state: Mapping[str, Tensor], path: Path) -> None:
+def _fill_language(model: VideoLanguage, state: Mapping[str, Tensor], path: Path) -> tuple[str, ...]:
     """Towers and caption decoder; a decoder that only one of both has stays as drawn, or is left behind."""
     decoder = any(name.startswith("caption_decoder.") for name in state)
     if decoder and model.caption_decoder is None:
         state = {name: value for name, value in state.items() if not name.startswith("caption_decoder.")}
-    load_part(model, state, fresh=None if decoder else r"caption_decoder\.", where=path)
+    return load_part(model, state, fresh=None if decoder else r"caption_decoder\.", where=path)
 
 
 LEFT_BEHIND = re.compile(r"visual_projection|text\.projection|caption_decoder\.predictor\..*")

@@ -42,7 +42,8 @@ class Family:
         frames: whether the video tower has a number of frames.
         head: our names of the classifier's last layer, as a regular expression; "" for a model without classes.
         classes: the setting that counts the classes.
-        masked: VideoMAE: positions are computed, so every clip size can be asked for.
+        masked: VideoMAE: has a number of frames and a table over both.
+        computed: fixed positions are computed for the clip that is asked for, and not resized.
         plain: the same without its caption decoder, for who asks for the towers alone; None when there is no such.
         kernel: a patch kernel that must have five dimensions (image models have four under the same name); "" for none.
     """
@@ -58,6 +59,7 @@ class Family:
     head: str = ""
     classes: str = "classes"
     masked: bool = False
+    computed: bool = False
     kernel: str = ""
     plain: Family | None = None
 
@@ -94,6 +96,7 @@ def _masked(
         published=published,
         head="" if pretrain else r"head\..*",
         masked=True,
+        computed=biased,
         kernel=anchors[0],
     )
 

@@ -2,7 +2,9 @@
 
 What shapes cannot tell is taken from a published size: frames and picture of a model with fixed positions, and every
 setting that has no tensor (drop path, dropout). Heads, and the layers that global blocks read, are taken from one of
-the same width and depth alone; of any other size they must be given. Source: spec/models.md A.1, C.2, D.3, E.1, F, I.
+the same width and depth alone; of any other size they must be given. Frames and picture of learned positions are told
+by slots x side^2 = tokens; where that can be two things they are 0 and must be given too. Source: spec/models.md A.1,
+C.2, D.3, E.1, F, I.
 """
 
 from __future__ import annotations
@@ -19,6 +21,7 @@ from internvideo.errors import WeightsError
 from internvideo.models.caption_decoder import CaptionDecoderConfig
 from internvideo.models.clip import ClipConfig, TextConfig
 from internvideo.models.heads import AnswerConfig
+from internvideo.models.positions import NATIVE_SLOTS, learned_grid
 from internvideo.models.uniformerv2 import UniFormerV2Config
 from internvideo.models.viclip import ViCLIPConfig
 from internvideo.models.video_language import VideoLanguageConfig
@@ -76,11 +79,13 @@ def _videomae(shapes: Shapes, base: VideoMAEConfig, trunk: str) -> VideoMAEConfi
     width, _, tubelet, patch, _ = shapes.of(f"{trunk}patch_embed.proj.weight", 5)
     hidden, _ = shapes.of(f"{trunk}blocks.0.mlp.fc1.weight", 2)
     first, depth = f"{trunk}blocks.0.", shapes.layers(f"{trunk}blocks.")
+    native = (base.native_clip[0], NATIVE_SLOTS if tubelet == 1 else base.native_clip[1])  # 8 frames: UMT
     config = replace(
         base,
         image_size=_multiple(base.image_size, patch),
         patch_size=patch,
-        frames=_multiple(base.frames, tubelet),
+        frames=_multiple(native[1] if tubelet == 1 else base.frames, tubelet),
+        native_clip=native,
         tubelet=tubelet,
         width=width,
         depth=depth,
@@ -91,8 +96,10 @@ def _videomae(shapes: Shapes, base: VideoMAEConfig, trunk: str) -> VideoMAEConfi
     )
     if not config.learnable_positions:
         return config
-    side = math.isqrt(shapes.of(f"{trunk}pos_embed", 3)[1] // config.grid[0])
-    return replace(config, image_size=max(1, side) * patch)
+    grid = learned_grid(shapes.of(f"{trunk}pos_embed", 3)[1], config.grid[1])
+    if grid is None:  # to be asked for
+        return replace(config, image_size=0, frames=0)
+    return replace(config, image_size=grid[1] * patch, frames=grid[0] * tubelet)
 
 
 def videomae_pretrain(shapes: Shapes, base: VideoMAEConfig) -> VideoMAEConfig:

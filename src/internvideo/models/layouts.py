@@ -12,14 +12,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from internvideo.errors import WeightsError
-from internvideo.models.embeddings import NATIVE_FRAMES, NATIVE_SIZE, resize_table
+from internvideo.models.embeddings import resize_table
 from internvideo.models.factory import MODELS, configure, create_model, differences
 from internvideo.models.layout_families import FAMILIES, Family, State, other_model
 from internvideo.models.layout_sizes import Shapes
+from internvideo.models.positions import resize_patches, resize_times
 from internvideo.models.videomae import VideoMAEClassifier, VideoMAEConfig
 from internvideo.models.weights import load_pretrained, load_reference, reference_names
 
@@ -91,9 +91,11 @@ def _apart(family: Family, name: str, changes: Overrides) -> float:
 
 
 def _untold(path: str, value: object) -> bool:
-    """Settings that the tensors do not tell: heads (0: of no published size), and which layers global blocks read."""
+    """Settings that the tensors do not tell: which layers global blocks read; heads of no published size, clips of
+    learned positions that can be two things (both 0)."""
     setting = path.rpartition(".")[2]
-    return (setting.endswith("heads") and value == 0) or setting == "global_layers"
+    counts = setting.endswith("heads") or path in ("frames", "image_size")
+    return (counts and value == 0) or setting == "global_layers"
 
 
 def _changes(family: Family, shapes: Shapes) -> dict[str, dict[str, object]]:
@@ -145,7 +147,8 @@ def as_model(layout: Layout, name: str, where: object = "state dict") -> Layout:
     if (getattr(config, "caption", None) is None) != (wanted is None):
         raise WeightsError(where, layout.name, name, f"ask for {layout.model}")
     overrides = differences(asked.config, config)
-    wrong = [f"{path} {value}" for path, value in leaves(overrides).items() if _is_size(path)]
+    free = "image_size" if layout.family.masked else ""  # of learned positions
+    wrong = [f"{path} {value}" for path, value in leaves(overrides).items() if _is_size(path) and path != free]
     if wrong:
         other = f"it is {layout.model}" if layout.model != name else "the file is incomplete, or no published size"
         raise WeightsError(where, f"{layout.name} with {', '.join(wrong)}", name, f"likely cause: wrong size, {other}")
@@ -175,10 +178,10 @@ def load_layout(
         where: file or source, for messages.
         new_classes: draw the classifier's last layer afresh for so many classes. Of pretraining weights: make a
             classifier of them (spec B).
-        frames: frames of a clip. VideoMAE classifiers resize their positions (spec B), ViCLIP cuts its time positions
-            or interpolates them linearly (spec F); UniFormerV2 and InternVideo-MM take any number.
-        image_size: picture side in pixels, VideoMAE only (spec B); the others' positions are not resized (spec C.3).
-        overrides: further settings of the model, nested as in `create_model`; they win.
+        frames, image_size: of the clips, where they are not those of the file. Positions are resized by the rule of
+            the layout's publisher (`positions`, spec B, F); UniFormerV2 and InternVideo-MM take any number of frames.
+        overrides: further settings of the file's model, nested as in `create_model`, also those that its tensors do not
+            tell (`Layout.unknown`).
 
     Raises:
         WeightsError: missing, unused, mis-shaped or non-finite tensors, biases lost by a conversion, an argument that
@@ -187,17 +190,17 @@ def load_layout(
     """
     family = layout.family
     published, _ = family.read(_unwrapped(state, where))
-    clip = _clip_settings(layout, where, frames, image_size)
-    settings = merged(merged(layout.overrides, clip), overrides or {})
-    given = leaves(overrides or {})
-    lacking = [path for path in layout.unknown if path not in given]
+    lacking = [path for path in layout.unknown if path not in leaves(overrides or {})]
     if lacking:
         found = f"the tensors do not tell {', '.join(lacking)}, and it is of no published size"
         raise WeightsError(where, found, do="give them as overrides, nested as in create_model")
+    told = merged(layout.overrides, overrides or {})
+    clip = _clip_settings(layout, told, where, frames, image_size)
+    settings = merged(told, clip)
     if family.masked:
         _check_biases(published, where)
     if clip:
-        published = _resized(layout, published, clip)
+        published = _resized(layout, published, (told, settings), where)
     if new_classes is None:
         model = create_model(layout.model, settings)
         load_reference(model, published, where=where)
@@ -231,19 +234,21 @@ def _classifier_from(
     """A classifier from pretraining weights: its norm and head as drawn (spec B)."""
     kept = {name: value for name, value in settings.items() if not name.startswith(("decoder_", "final_norm"))}
     name = layout.model.replace("-pretrain", "-classifier")
-    table = _position_table(configure(layout.model, settings))
+    table = _position_table(layout, configure(layout.model, settings))
     model = create_model(name, {"position_table": table, **kept, "classes": classes})
     assert isinstance(model, VideoMAEClassifier)
     load_pretrained(model, published, where)
     return model
 
 
-def _clip_settings(layout: Layout, where: object, frames: int | None, image_size: int | None) -> dict[str, object]:
+def _clip_settings(
+    layout: Layout, told: Overrides, where: object, frames: int | None, image_size: int | None
+) -> dict[str, object]:
     """The overrides for another clip size. WeightsError where the model cannot take it."""
     family = layout.family
     if frames is None and image_size is None:
         return {}
-    config = configure(layout.model, layout.overrides)
+    config = configure(layout.model, told)
     for part in family.video:
         config = getattr(config, part)
     found: dict[str, object] = {}
@@ -251,42 +256,43 @@ def _clip_settings(layout: Layout, where: object, frames: int | None, image_size
         if not family.frames:
             raise WeightsError(where, f"{layout.name} has no number of frames", do="leave out frames")
         found["frames"] = frames
-    if image_size is not None and image_size != getattr(config, "image_size", 0):
-        if not family.masked:
-            size = getattr(config, "image_size", None)
-            told = f"positions for {size} px" if size else f"{layout.name} sees no picture"
-            raise WeightsError(where, told, do="leave out image_size: these positions are not resized")
+    if image_size is not None:
+        if not hasattr(config, "image_size"):
+            raise WeightsError(where, f"{layout.name} sees no picture", do="leave out image_size")
         found["image_size"] = image_size
-    if family.masked and found and family.head:
-        found["position_table"] = _position_table(replace(config, **found))
+    if family.masked and family.head and "position_table" not in told:
+        found["position_table"] = _position_table(layout, configure(layout.model, merged(told, found)))
     for part in reversed(family.video):
         found = {part: found}
     return found
 
 
-def _position_table(config: VideoMAEConfig) -> str:
-    """InternVideo's classifiers resize the table of 224 px and 16 frames for any other clip (spec B)."""
-    return "native" if (config.image_size, config.frames) == (NATIVE_SIZE, NATIVE_FRAMES) else "resized"
+def _position_table(layout: Layout, config: VideoMAEConfig) -> str:
+    """InternVideo's and UMT's classifiers resize the pretraining's table for any other clip (spec B)."""
+    own = (config.image_size, config.frames)
+    return "native" if layout.family.computed or own == config.native_clip else "resized"
 
 
-def _resized(layout: Layout, published: dict[str, Tensor], clip: Overrides) -> dict[str, Tensor]:
-    """Positions that are parameters, at the clip size asked for."""
-    config = configure(layout.model, layout.overrides)
-    asked = configure(layout.model, merged(layout.overrides, clip))
+def _resized(
+    layout: Layout, published: dict[str, Tensor], settings: tuple[Overrides, Overrides], where: object
+) -> dict[str, Tensor]:
+    """Positions that are parameters, from the first settings' clip size to the second's."""
+    config, asked = (configure(layout.model, changes) for changes in settings)
+    for part in layout.family.video:
+        config, asked = getattr(config, part), getattr(asked, part)
     changed = dict(published)
     for key, table in published.items():
+        stem = key.removesuffix("positional_embedding")
         if layout.family.masked and key.endswith("pos_embed"):
+            if table.shape[1] != config.tokens:
+                size = f"{config.frames} frames of {config.image_size} px"
+                raise WeightsError(where, f"{key} has {table.shape[1]} positions", f"{config.tokens}, of {size}")
             changed[key] = resize_table(table[0].float(), config.grid, asked.grid)[None]
         elif key == "vision_encoder.temporal_positional_embedding":
-            changed[key] = _time_positions(table, asked.frames)
+            changed[key] = resize_times(table, asked.frames)
+        elif stem != key and f"{stem}class_embedding" in published:  # of patches, not of words
+            changed[key] = resize_patches(table, asked.image_size // asked.patch_size)
     return changed
-
-
-def _time_positions(table: Tensor, frames: int) -> Tensor:
-    """(1, T, D) -> (1, frames, D): fewer are cut, more interpolated."""
-    if frames <= table.shape[1]:
-        return table[:, :frames]
-    return F.interpolate(table.float().transpose(1, 2), size=frames, mode="linear", align_corners=False).transpose(1, 2)
 
 
 def _check_biases(published: State, where: object) -> None:

@@ -90,7 +90,7 @@ class Trunk(nn.Module):
     def _table(self) -> Tensor:
         config = self.config
         if config.position_table == "resized":
-            return resized_table(config.grid, config.width, config.patch_size, config.tubelet)
+            return resized_table(config.grid, config.width, config.patch_size, config.tubelet, config.native_clip)
         return sin_cos_table(config.tokens, config.width)
 
     def reset_trunk(self) -> None:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from internvideo.models.block import Activation, check_activation
-from internvideo.models.embeddings import IMAGENET_MEAN, IMAGENET_STD
+from internvideo.models.embeddings import IMAGENET_MEAN, IMAGENET_STD, NATIVE_CLIP
 
 EPS = 1e-6
 
@@ -34,8 +34,9 @@ class VideoMAEConfig:
         pooling: "mean" of the tokens and then a norm, or a norm and then the "first" token.
         final_norm: the norm after the last layer: the encoder's in pretraining, that of the mean in the classifier.
         learnable_positions: the encoder's positions are a parameter.
-        position_table: "native" builds the fixed table for this clip size, as pretraining does; "resized" takes the
-            published classifier's: the 224 px, 16 frame table resized. Equal at 224 px and 16 frames.
+        position_table: "native" builds the fixed table for this clip size, as pretraining does; "resized" takes, as the
+            published classifier, that of the pretraining's clip, resized. Equal for a clip of that size.
+        native_clip: pixels and frames of the pretraining's clip.
         init_scale: factor on the head's initial weight and bias.
         activation: of the feed-forwards.
         eps: of the norms of layers and encoder; head_eps: of the norm of the mean and of the decoder's last one.
@@ -61,6 +62,7 @@ class VideoMAEConfig:
     pooling: Literal["mean", "first"] = "mean"
     learnable_positions: bool = False
     position_table: Literal["resized", "native"] = "native"
+    native_clip: tuple[int, int] = NATIVE_CLIP
     init_scale: float = 0.001
     final_norm: bool = True
     activation: Activation = "gelu"
@@ -77,6 +79,8 @@ class VideoMAEConfig:
             )
         if self.pooling not in ("mean", "first") or self.position_table not in ("resized", "native"):
             raise ValueError(f"pooling {self.pooling!r}, position_table {self.position_table!r}")
+        if len(self.native_clip) != 2 or not all(isinstance(size, int) and size > 0 for size in self.native_clip):
+            raise ValueError(f"native_clip {self.native_clip}: pixels and frames")
         check_activation(self.activation)
 
     @property

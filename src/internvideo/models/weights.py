@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from internvideo.errors import WeightsError
 from internvideo.models.planner import Planner
 from internvideo.models.planner_weights import PLANNER
+from internvideo.models.positions import fit_positions
 from internvideo.models.videomae import VideoMAEClassifier, VideoMAEPretrain
 from internvideo.models.weight_rules import VIDEOMAE_CLASSIFIER, VIDEOMAE_PRETRAIN, WeightTable, matches
 from internvideo.models.weight_tables import MULTIMODAL_TABLES
@@ -99,29 +100,40 @@ def load_state(model: nn.Module, state: Mapping[str, Tensor], where: object = "s
     _load(model, dict(state), unused=(), optional=(), where=where, source=f"{type(model).__name__} weights")
 
 
-def load_pretrained(model: VideoMAEClassifier, state: Mapping[str, Tensor], where: object = "state dict") -> None:
+def load_pretrained(
+    model: VideoMAEClassifier, state: Mapping[str, Tensor], where: object = "state dict"
+) -> tuple[str, ...]:
     """Fill a classifier's embedding and layers from pretraining weights (published or ours); the rest stays as drawn.
+
+    Returns:
+        which learned positions were resized to the classifier's clip.
 
     Raises:
         WeightsError: the pretraining weights do not fill the whole encoder.
     """
     found = pretrain_to_classifier(state, model.config.pooling)
     ours, unused = convert_reference(model, found)
+    ours, resized = fit_positions(model, ours)
     fresh = [name for name in model.state_dict() if re.match(r"(fc_norm|head)\.", name)]
     _load(model, ours, unused=unused, optional=fresh, where=where, source="VideoMAE pretraining weights")
+    return resized
 
 
 def load_part(
     model: nn.Module, state: Mapping[str, Tensor], *, fresh: str | None = None, where: object = "state dict"
-) -> None:
+) -> tuple[str, ...]:
     """Load our own tensors, strictly but for those whose name begins with the pattern `fresh`: they stay as drawn.
+
+    Returns:
+        which learned positions were resized to the model's clip.
 
     Raises:
         WeightsError: as `load_state`; the model is then unchanged.
     """
     spare = [name for name in model.state_dict() if fresh is not None and re.match(fresh, name)]
-    used = {name: value for name, value in state.items() if name not in spare}
+    used, resized = fit_positions(model, {name: value for name, value in state.items() if name not in spare})
     _load(model, used, unused=(), optional=spare, where=where, source="weights of an earlier stage")
+    return resized
 
 
 def pretrain_to_classifier(
