@@ -140,7 +140,7 @@ def test_batch_rate_and_length_are_the_published_ones(name: str) -> None:
 
 # setting -> value of spec/models.md A.6, B, C.4, D.6, G.5 and of the paper's text
 OPEN_SET: dict[str, object] = {
-    "model.overrides": {"classes": 101, "frames": 32, "head_dropout": 0.5},
+    "model.overrides": {"classes": 101, "frames": 32, "head_dropout": 0.5, "position_table": "resized"},
     "settings.evidence": "exp",
     "settings.loss": "log",
     "settings.kl": False,
@@ -211,7 +211,7 @@ FIGURES: dict[str, dict[str, object]] = {
         "schedule.shape": "cosine",
     },
     "paper/supervised_masked": {
-        "model.overrides": {"classes": 710, "drop_path": 0.2, "head_dropout": 0.5},
+        "model.overrides": {"classes": 710, "drop_path": 0.2, "head_dropout": 0.5, "position_table": "resized"},
         "data.loader.repeats": 2,
         "optimizer.layer_decay": 0.8,
         "data.augment.mixup": 0.8,
