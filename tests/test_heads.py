@@ -33,7 +33,7 @@ def anticipation(folder: Path) -> Recipe:
 
 
 def localisation(folder: Path) -> Recipe:
-    return test_localisation.recipe(test_localisation.world(folder, 3))
+    return test_localisation.recipe(test_localisation.world(folder, 6))
 
 
 def grounding(folder: Path) -> Recipe:
