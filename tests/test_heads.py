@@ -37,7 +37,7 @@ def localisation(folder: Path) -> Recipe:
 
 
 def grounding(folder: Path) -> Recipe:
-    return test_grounding.recipe(test_grounding.world(folder, 6))
+    return test_grounding.recipe(test_grounding.world(folder, 12))
 
 
 def answering(folder: Path) -> Recipe:
