@@ -13,6 +13,7 @@ from internvideo.jobs.clips import clip_form, training_rows
 from internvideo.jobs.job import Job, draw_model, start_model
 from internvideo.models.anticipation import Anticipator
 from internvideo.recipe import STAGES, Recipe
+from internvideo.training import distributed
 
 
 def prepare(recipe: Recipe, *, rank: int, world_size: int, skipped: Path | None) -> Job:
@@ -40,7 +41,7 @@ def prepare(recipe: Recipe, *, rank: int, world_size: int, skipped: Path | None)
             "data.sampling.frames", str(data.sampling.frames), f"{model.config.frames}, those of the model"
         )
     head = start_model(model, recipe, verbs)
-    stage = STAGES[recipe.stage].stage(model, recipe.settings)
+    stage = STAGES[recipe.stage].stage(model, recipe.settings, distributed.divisor)
     loader = KeyFrameLoader(
         manifest,
         contact_form(recipe),

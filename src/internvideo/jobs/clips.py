@@ -29,8 +29,13 @@ from internvideo.recipe import SAMPLERS, STAGES, Recipe
 from internvideo.training import distributed
 from internvideo.training.loop import BatchSource
 
-GATHERING = ("multimodal", "retrieval")
-"""Stages that learn from the batch of all processes."""
+TOGETHER: dict[str, dict[str, Any]] = {
+    "multimodal": {"gather": distributed.gather_with_gradient, "divisor": distributed.divisor},
+    "retrieval": {"gather": distributed.gather_with_gradient},
+    "supervised": {"divisor": distributed.divisor},
+    "interaction": {"divisor": distributed.divisor},
+}
+"""What stages need to learn from the batch of all processes as from one."""
 
 
 def prepare(recipe: Recipe, *, rank: int, world_size: int, skipped: Path | None) -> Job:
@@ -41,8 +46,7 @@ def prepare(recipe: Recipe, *, rank: int, world_size: int, skipped: Path | None)
     _check_clips(recipe, model)
     head = start_model(model, recipe, manifest.classes)
     with setting({"masked": "settings.ratio", "multimodal": "settings.caption_weight"}.get(recipe.stage, "settings")):
-        gather = (distributed.gather_with_gradient,) if recipe.stage in GATHERING else ()
-        stage = STAGES[recipe.stage].stage(model, recipe.settings, *gather)
+        stage = STAGES[recipe.stage].stage(model, recipe.settings, **TOGETHER.get(recipe.stage, {}))
     loader = _loader(recipe, manifest, model, rank, world_size, skipped)
     facts = {"image_rows": loader.images.collection.fingerprint} if isinstance(loader, AlternatingLoader) else {}
     return Job(recipe, stage, loader, manifest.classes, manifest.fingerprint, head=head, facts=facts)

@@ -10,6 +10,7 @@ from internvideo.errors import RecipeError
 from internvideo.jobs.job import Job, draw_model, start_model, training_path
 from internvideo.models.actionformer import ActionFormer
 from internvideo.recipe import STAGES, Recipe
+from internvideo.training import distributed
 from internvideo.training.loop import BatchSource
 
 
@@ -35,7 +36,7 @@ def prepare(recipe: Recipe, *, rank: int, world_size: int, skipped: Path | None)
         raise TypeError(f"the stage localisation trains a {type(model).__name__}")
     check_width(features.width, model.config.input_width)
     head = start_model(model, recipe, None if data.features.class_agnostic else features.classes)
-    stage = STAGES[recipe.stage].stage(model, recipe.settings)
+    stage = STAGES[recipe.stage].stage(model, recipe.settings, distributed.gather_with_gradient)
     loader = SequenceLoader(
         features, data.features, model.config.max_length, data.loader, rank=rank, world_size=world_size
     )

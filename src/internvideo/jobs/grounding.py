@@ -12,6 +12,7 @@ from internvideo.jobs.job import Job, draw_model, start_model, training_path
 from internvideo.models.grounding import Grounder
 from internvideo.recipe import STAGES, Recipe
 from internvideo.tasks.grounding import prior_of
+from internvideo.training import distributed
 from internvideo.training.loop import BatchSource
 
 
@@ -28,7 +29,7 @@ def prepare(recipe: Recipe, *, rank: int, world_size: int, skipped: Path | None)
         raise TypeError(f"the stage grounding trains a {type(model).__name__}")
     check_width(queries.features.width, model.config.input_width)
     head = start_model(model, recipe, words.words)
-    stage = STAGES[recipe.stage].stage(model, recipe.settings)
+    stage = STAGES[recipe.stage].stage(model, recipe.settings, distributed.divisor)
     config = model.config
     loader = QueryLoader(
         queries,

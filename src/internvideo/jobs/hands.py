@@ -13,6 +13,7 @@ from internvideo.jobs.job import Job, draw_model, start_model
 from internvideo.models.uniformerv2 import UniFormerV2
 from internvideo.models.videomae import VideoMAEClassifier
 from internvideo.recipe import STAGES, AugmentSettings, Recipe
+from internvideo.training import distributed
 
 
 def prepare(recipe: Recipe, *, rank: int, world_size: int, skipped: Path | None) -> Job:
@@ -28,7 +29,7 @@ def prepare(recipe: Recipe, *, rank: int, world_size: int, skipped: Path | None)
         raise TypeError(f"the stage hands trains a {type(model).__name__}")
     _check(recipe, model)
     head = start_model(model, recipe, OUTPUTS)
-    stage = STAGES[recipe.stage].stage(model, recipe.settings)
+    stage = STAGES[recipe.stage].stage(model, recipe.settings, distributed.divisor)
     clips = Loader(
         rows,
         data.sampling.build(),

@@ -19,6 +19,7 @@ from internvideo.jobs.clips import training_rows
 from internvideo.jobs.job import Job, draw_model, setting, start_model
 from internvideo.models.heads import FusedAnswer, RankedMultipleChoice, VideoQuestionAnswering
 from internvideo.recipe import STAGES, Recipe
+from internvideo.training import distributed
 
 
 def prepare(recipe: Recipe, *, rank: int, world_size: int, skipped: Path | None) -> Job:
@@ -34,7 +35,7 @@ def prepare(recipe: Recipe, *, rank: int, world_size: int, skipped: Path | None)
     if not isinstance(model, VideoQuestionAnswering):
         raise TypeError(f"the stage answering trains a {type(model).__name__}")
     head = _start(model, recipe, "model.overrides.model.vision.image_size", answers)
-    stage = STAGES[recipe.stage].stage(model, recipe.settings)
+    stage = STAGES[recipe.stage].stage(model, recipe.settings, distributed.divisor)
     rows = one_question_a_row(manifest) if data.questions.each == "question" else manifest
     clips = _clips(recipe, rows, rank, world_size, skipped)
     loader = QuestionLoader(clips, answers, model.config.model.text.context, data.questions.at_once)
@@ -53,7 +54,7 @@ def prepare_choices(recipe: Recipe, *, rank: int, world_size: int, skipped: Path
     if not isinstance(model, RankedMultipleChoice):
         raise TypeError(f"the stage multiple_choice trains a {type(model).__name__}")
     _start(model, recipe, "model.overrides.vision.image_size")
-    stage = STAGES[recipe.stage].stage(model, recipe.settings)
+    stage = STAGES[recipe.stage].stage(model, recipe.settings, distributed.divisor)
     loader = ChoiceLoader(_clips(recipe, manifest, rank, world_size, skipped), model.config.text.context)
     return Job(recipe, stage, loader, (), manifest.fingerprint)
 

@@ -12,6 +12,7 @@ from internvideo.jobs.features import check_width, training_features
 from internvideo.jobs.job import Job, draw_model, start_model
 from internvideo.models.tcanet import TCANet
 from internvideo.recipe import STAGES, Recipe
+from internvideo.training import distributed
 from internvideo.training.loop import BatchSource
 
 
@@ -29,7 +30,7 @@ def prepare(recipe: Recipe, *, rank: int, world_size: int, skipped: Path | None)
         raise TypeError(f"the stage refinement trains a {type(model).__name__}")
     check_width(features.width, model.config.input_width)
     start_model(model, recipe)
-    stage = STAGES[recipe.stage].stage(model, recipe.settings)
+    stage = STAGES[recipe.stage].stage(model, recipe.settings, distributed.divisor)
     loader = ProposalLoader(
         features, proposals, data.features, data.proposals, data.loader, rank=rank, world_size=world_size
     )

@@ -14,6 +14,7 @@ from internvideo.models.uniformerv2 import UniFormerV2
 from internvideo.models.videomae import VideoMAEClassifier
 from internvideo.recipe import Recipe
 from internvideo.stages.verb_noun import VerbNounSettings, VerbNounStage
+from internvideo.training import distributed
 
 
 def prepare(recipe: Recipe, *, rank: int, world_size: int, skipped: Path | None) -> Job:
@@ -40,7 +41,7 @@ def prepare(recipe: Recipe, *, rank: int, world_size: int, skipped: Path | None)
     if data.augment.mixup or data.augment.cutmix:
         raise RecipeError("data.augment.mixup", "mixes clips, which have two labels here", "0, and cutmix 0")
     head = start_model(model, recipe, words.outputs)
-    stage = VerbNounStage(model, recipe.settings, len(words.verbs))
+    stage = VerbNounStage(model, recipe.settings, len(words.verbs), distributed.divisor)
     with setting("data.augment"):
         transform = data.augment.train_transform()
     clips = Loader(

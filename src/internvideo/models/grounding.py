@@ -101,14 +101,18 @@ class ContextQueryAttention(nn.Module):
 
     def forward(self, video: Tensor, query: Tensor, seen: Tensor, read: Tensor) -> Tensor:
         """(B, T, D), (B, L, D), seen (B, T) and read (B, L) bool -> (B, T, D)."""
-        hidden = torch.finfo(video.dtype).min
-        steps = self.of_video(video).transpose(1, 2).masked_fill(~seen[:, None], hidden)[:, None]
-        words = self.of_query(query).transpose(1, 2).masked_fill(~read[:, None], hidden)[:, None]
+        steps = _hidden(self.of_video(video).transpose(1, 2), ~seen[:, None])[:, None]
+        words = _hidden(self.of_query(query).transpose(1, 2), ~read[:, None])[:, None]
         v, q = video[:, None], query[:, None]
         summaries = attend(q * self.of_both, v, v, scale=1.0, bias=steps)
         found = attend(v * self.of_both, q, torch.cat([q, summaries[:, None]], dim=-1), scale=1.0, bias=words)
         asked, through = found.chunk(2, dim=-1)
         return self.out(torch.cat([video, asked, video * asked, video * through], dim=-1))  # type: ignore[no-any-return]  # as above
+
+
+def _hidden(scores: Tensor, where: Tensor) -> Tensor:
+    """Scores with the lowest number of their type, which is another one under autocast, where they play no part."""
+    return scores.masked_fill(where, torch.finfo(scores.dtype).min)
 
 
 class StepHead(nn.Module):

@@ -6,18 +6,24 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from internvideo.objectives.classification import Divisor, at_least_one
 
-def contact_losses(logits: Tensor, seconds: Tensor, verbs: Tensor, truth: Tensor) -> tuple[Tensor, Tensor]:
+
+def contact_losses(
+    logits: Tensor, seconds: Tensor, verbs: Tensor, truth: Tensor, divisor: Divisor = at_least_one
+) -> tuple[Tensor, Tensor]:
     """Cross entropy of the verbs, and smooth-L1 error of the times to contact.
 
     Args:
         logits: (R, C + 1). seconds: (R,) predicted.
         verbs: (R,) int64, C where nothing is done to a box. truth: (R,) seconds, NaN where there is no contact.
+        divisor: of the number of boxes, and of those with a contact.
 
     Returns:
         two scalars: means over the boxes, and over those with a contact; 0 where there are none.
     """
     known = truth.isfinite()
     errors = F.smooth_l1_loss(seconds, torch.where(known, truth, seconds.detach()), reduction="none")
-    entropy = F.cross_entropy(logits.float(), verbs, reduction="sum") / max(len(verbs), 1)
-    return entropy, errors.sum() / known.sum().clamp(min=1)
+    entropy = F.cross_entropy(logits.float(), verbs, reduction="sum")
+    boxes = torch.tensor(len(verbs), device=verbs.device)
+    return entropy / divisor(boxes), errors.sum() / divisor(known.sum())

@@ -1,12 +1,25 @@
-"""Cross entropy with hard or soft targets and label smoothing."""
+"""Cross entropy with hard or soft targets and label smoothing; how the sums of all objectives become means."""
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 IGNORED = -100
+Divisor = Callable[[Tensor], Tensor]
+"""From how many things a sum is of, (), to what it is divided by for their mean.
+
+Of several processes this is their mean number: the mean over the processes, which is taken of their gradients, is then
+the mean over all things, as of one process with the joined batch.
+"""
+
+
+def at_least_one(count: Tensor) -> Tensor:
+    """How a single process divides: by the number, by 1 where it is 0."""
+    return count.clamp(min=1)
 
 
 def smooth_targets(labels: Tensor, classes: int, smoothing: float = 0.0) -> Tensor:
@@ -25,7 +38,7 @@ def smooth_targets(labels: Tensor, classes: int, smoothing: float = 0.0) -> Tens
     return F.one_hot(labels, classes).to(torch.float32) * (1.0 - smoothing) + smoothing / classes
 
 
-def cross_entropy(logits: Tensor, targets: Tensor, smoothing: float = 0.0) -> Tensor:
+def cross_entropy(logits: Tensor, targets: Tensor, smoothing: float = 0.0, divisor: Divisor = at_least_one) -> Tensor:
     """Mean over the samples that have a target of -sum(target * log softmax(logits)), in float32.
 
     Args:
@@ -33,6 +46,7 @@ def cross_entropy(logits: Tensor, targets: Tensor, smoothing: float = 0.0) -> Te
         targets: (...) int64 labels with -100 for "none", or (..., C) float distributions (mixup); smoothing is for
             labels only, distributions are taken as they are.
         smoothing: s in [0, 1); the target of a label is 1 - s + s / C on it and s / C elsewhere.
+        divisor: of the number of labels.
 
     Returns:
         Scalar float32; 0 (with zero gradients) when no sample has a target.
@@ -50,4 +64,4 @@ def cross_entropy(logits: Tensor, targets: Tensor, smoothing: float = 0.0) -> Te
         logits.flatten(0, -2), targets.flatten(), ignore_index=IGNORED, label_smoothing=smoothing, reduction="sum"
     )
     # Counted on the device: a batch without labels gives 0, not 0 / 0, and nothing waits for the count.
-    return total / (targets != IGNORED).sum().clamp(min=1)
+    return total / divisor((targets != IGNORED).sum())

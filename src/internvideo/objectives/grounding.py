@@ -9,6 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from internvideo.objectives.classification import Divisor, at_least_one
+
 NO_ANSWER = -100
 """First and last step of a query whose answer is not in the sequence."""
 INSIDE_WEIGHT = 2.0
@@ -22,13 +24,14 @@ def end_steps(span: Tensor, length: int) -> Tensor:
     return torch.stack([first, torch.maximum(first, (behind - 1).clamp(max=length - 1))])
 
 
-def span_loss(start: Tensor, end: Tensor, steps: Tensor) -> Tensor:
+def span_loss(start: Tensor, end: Tensor, steps: Tensor, divisor: Divisor = at_least_one) -> Tensor:
     """Cross entropy of both ends, mean over the queries that have an answer; 0 without any.
 
     Args:
         start, end: (B, T) logits. steps: (B, 2) first and last step, or `NO_ANSWER`.
+        divisor: of the number of queries that have an answer.
     """
-    known = (steps[:, 0] != NO_ANSWER).sum().clamp(min=1)
+    known = divisor((steps[:, 0] != NO_ANSWER).sum())
     first = F.cross_entropy(start, steps[:, 0], ignore_index=NO_ANSWER, reduction="sum")
     last = F.cross_entropy(end, steps[:, 1], ignore_index=NO_ANSWER, reduction="sum")
     return (first + last) / known
@@ -43,8 +46,8 @@ def highlight_targets(steps: Tensor, length: int, margin: float) -> Tensor:
     return inside.float()
 
 
-def highlight_loss(logits: Tensor, targets: Tensor, mask: Tensor) -> Tensor:
-    """Binary cross entropy of the steps, mean over those in `mask`, (B, T) each."""
+def highlight_loss(logits: Tensor, targets: Tensor, mask: Tensor, divisor: Divisor = at_least_one) -> Tensor:
+    """Binary cross entropy of the steps, mean over those in `mask`, (B, T) each; `divisor` is of their number."""
     each = F.binary_cross_entropy_with_logits(logits, targets, reduction="none")
     weighted = each * torch.where(targets > 0, INSIDE_WEIGHT, 1.0) * mask
-    return weighted.sum() / mask.sum().clamp(min=1)
+    return weighted.sum() / divisor(mask.sum())

@@ -9,6 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from internvideo.objectives.classification import Divisor, at_least_one
+
 HIGH, LOW = 0.7, 0.3
 """tIoU of the groups that the quality loss balances: high above, low below, middle between."""
 
@@ -50,24 +52,26 @@ def refinement_loss(
     overlap: Tensor,
     threshold: float,
     generator: torch.Generator,
+    divisor: Divisor = at_least_one,
 ) -> dict[str, Tensor]:
     """Smooth L1 on both codecs of the proposals that overlap enough, and on the quality of a balanced choice.
 
     Args:
         ends, centre: (P, 2) offsets. quality: (P,) logits. end_targets, centre_targets: (P, 2).
         overlap: (P,) tIoU with the ground truth. threshold: of the regressor. generator: of the balancing.
+        divisor: of the numbers of proposals that overlap enough, and that are chosen.
 
     Returns:
         "loss", "ends_loss", "centre_loss", "quality_loss".
     """
     good = overlap >= threshold
-    count = good.sum().clamp(min=1)
+    count = divisor(good.sum())
     # What does not count may hold infinite targets (no ground truth): it is replaced, not multiplied away.
     keep = good[:, None]
     ends_loss = F.smooth_l1_loss(ends, torch.where(keep, end_targets, ends.detach()), reduction="sum") / count
     centre_loss = F.smooth_l1_loss(centre, torch.where(keep, centre_targets, centre.detach()), reduction="sum") / count
     chosen = balanced(overlap, generator)
     apart = F.smooth_l1_loss(quality.sigmoid(), overlap, reduction="none")
-    quality_loss = (apart * chosen).sum() / chosen.sum().clamp(min=1)
+    quality_loss = (apart * chosen).sum() / divisor(chosen.sum())
     total = ends_loss + centre_loss + quality_loss
     return {"loss": total, "ends_loss": ends_loss, "centre_loss": centre_loss, "quality_loss": quality_loss}

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from internvideo.data.batch import Batch
 from internvideo.models.heads import RankedMultipleChoice, VideoQuestionAnswering
-from internvideo.objectives.classification import IGNORED, cross_entropy
+from internvideo.objectives.classification import IGNORED, Divisor, at_least_one, cross_entropy
 
 
 class AnsweringSettings(BaseModel):
@@ -25,10 +25,16 @@ class AnsweringStage(nn.Module):
     What plays no part in the answers (see `FusedAnswer.idle`) does not learn.
     """
 
-    def __init__(self, model: VideoQuestionAnswering | RankedMultipleChoice, settings: AnsweringSettings) -> None:
+    def __init__(
+        self,
+        model: VideoQuestionAnswering | RankedMultipleChoice,
+        settings: AnsweringSettings,
+        divisor: Divisor = at_least_one,
+    ) -> None:
         super().__init__()
         self.model = model
         self.settings = settings
+        self.divisor = divisor
         for name, parameter in model.named_parameters():
             if model.idle(name):
                 parameter.requires_grad_(False)
@@ -43,7 +49,8 @@ class AnsweringStage(nn.Module):
             raise ValueError("the answering stage needs questions (tokens) and answers (labels)")
         scores = self.model(self.model.normalise(batch.video), batch.tokens)
         right = (scores.detach().argmax(dim=-1) == batch.labels).sum()
+        smoothing = self.settings.label_smoothing
         return {
-            "loss": cross_entropy(scores, batch.labels, smoothing=self.settings.label_smoothing),
-            "accuracy": right / (batch.labels != IGNORED).sum().clamp(min=1),
+            "loss": cross_entropy(scores, batch.labels, smoothing=smoothing, divisor=self.divisor),
+            "accuracy": right / self.divisor((batch.labels != IGNORED).sum()),
         }

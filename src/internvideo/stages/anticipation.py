@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from internvideo.data.batch import RegionBatch
 from internvideo.models.anticipation import Anticipator
 from internvideo.objectives.anticipation import contact_losses
+from internvideo.objectives.classification import Divisor, at_least_one
 
 
 class AnticipationSettings(BaseModel):
@@ -25,13 +26,15 @@ class AnticipationSettings(BaseModel):
 class AnticipationStage(nn.Module):
     """Cross entropy of the verb and smooth-L1 error of the time; `targets` (R, 2) are verb and seconds."""
 
-    def __init__(self, model: Anticipator, settings: AnticipationSettings) -> None:
+    def __init__(self, model: Anticipator, settings: AnticipationSettings, divisor: Divisor = at_least_one) -> None:
         super().__init__()
         self.model = model
         self.settings = settings
+        self.divisor = divisor
 
     def forward(self, batch: RegionBatch, generator: torch.Generator) -> dict[str, Tensor]:
         """{"loss", "verb", "seconds"}; 0 for a batch without boxes."""
         logits, seconds = self.model(self.model.normalise(batch.video), batch.clip, batch.boxes)
-        verb, time = contact_losses(logits, seconds, batch.targets[:, 0].long(), batch.targets[:, 1])
+        verbs, truth = batch.targets[:, 0].long(), batch.targets[:, 1]
+        verb, time = contact_losses(logits, seconds, verbs, truth, self.divisor)
         return {"loss": verb + self.settings.time_weight * time, "verb": verb.detach(), "seconds": time.detach()}

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from internvideo.data.batch import QueryBatch
 from internvideo.models.grounding import Grounder
+from internvideo.objectives.classification import Divisor, at_least_one
 from internvideo.objectives.grounding import NO_ANSWER, end_steps, highlight_loss, highlight_targets, span_loss
 
 
@@ -27,10 +28,11 @@ class GroundingSettings(BaseModel):
 class GroundingStage(nn.Module):
     """Cross entropy of both ends and binary cross entropy of the steps between them."""
 
-    def __init__(self, model: Grounder, settings: GroundingSettings) -> None:
+    def __init__(self, model: Grounder, settings: GroundingSettings, divisor: Divisor = at_least_one) -> None:
         super().__init__()
         self.model = model
         self.settings = settings
+        self.divisor = divisor
 
     def steps(self, batch: QueryBatch) -> Tensor:
         """(B, 2) first and last step of the answers."""
@@ -48,7 +50,7 @@ class GroundingStage(nn.Module):
         found = self.model(batch.features, batch.mask, batch.words)
         targets = highlight_targets(steps, batch.mask.shape[1], self.settings.highlight_margin)
         answered = batch.mask & (steps[:, :1] != NO_ANSWER)
-        span = span_loss(found.start.float(), found.end.float(), steps)
-        highlight = highlight_loss(found.highlight.float(), targets, answered)
+        span = span_loss(found.start.float(), found.end.float(), steps, self.divisor)
+        highlight = highlight_loss(found.highlight.float(), targets, answered, self.divisor)
         loss = span + self.settings.highlight_weight * highlight
         return {"loss": loss, "span": span.detach(), "highlight": highlight.detach()}

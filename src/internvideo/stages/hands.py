@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from internvideo.data.batch import HandBatch
 from internvideo.models.uniformerv2 import UniFormerV2
 from internvideo.models.videomae import VideoMAEClassifier
+from internvideo.objectives.classification import Divisor, at_least_one
 from internvideo.objectives.positions import masked_smooth_l1
 
 MOMENTS, HANDS = 5, 2
@@ -35,13 +36,17 @@ def positions(outputs: Tensor, size: Tensor) -> Tensor:
 class HandsStage(nn.Module):
     """Smooth-L1 error in pixels, of the hands that can be seen; the model has 20 outputs."""
 
-    def __init__(self, model: VideoMAEClassifier | UniFormerV2, settings: HandsSettings) -> None:
+    def __init__(
+        self, model: VideoMAEClassifier | UniFormerV2, settings: HandsSettings, divisor: Divisor = at_least_one
+    ) -> None:
         super().__init__()
         self.model = model
         self.settings = settings
+        self.divisor = divisor
 
     def forward(self, batch: HandBatch, generator: torch.Generator) -> dict[str, Tensor]:
         """{"loss"}; 0 for a batch in which no hand is visible."""
         found = positions(self.model(self.model.normalise(batch.video)), batch.size)
         seen = batch.visible[..., None].expand_as(found)
-        return {"loss": masked_smooth_l1(found, batch.positions, seen, beta=self.settings.beta)}
+        beta = self.settings.beta
+        return {"loss": masked_smooth_l1(found, batch.positions, seen, beta=beta, divisor=self.divisor)}

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from internvideo.data.batch import Batch
 from internvideo.models.cross_model import CrossModel
-from internvideo.objectives.classification import cross_entropy
+from internvideo.objectives.classification import Divisor, at_least_one, cross_entropy
 
 
 class InteractionSettings(BaseModel):
@@ -31,10 +31,11 @@ class InteractionSettings(BaseModel):
 class InteractionStage(nn.Module):
     """Cross entropy on the fused score; everything but the new modules, heads and query token is frozen."""
 
-    def __init__(self, model: CrossModel, settings: InteractionSettings) -> None:
+    def __init__(self, model: CrossModel, settings: InteractionSettings, divisor: Divisor = at_least_one) -> None:
         super().__init__()
         self.model = model
         self.settings = settings
+        self.divisor = divisor
         model.freeze()
 
     def forward(self, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
@@ -44,5 +45,6 @@ class InteractionStage(nn.Module):
         masked = self.model.masked.normalise(batch.video)
         multimodal = self.model.multimodal.normalise(batch.video[:, :, :: self.settings.frame_step])
         scores = self.model(masked, multimodal)
-        loss = cross_entropy(scores.fused, batch.labels, smoothing=self.settings.label_smoothing)
+        smoothing = self.settings.label_smoothing
+        loss = cross_entropy(scores.fused, batch.labels, smoothing=smoothing, divisor=self.divisor)
         return {"loss": loss, **self.model.gates()}

@@ -13,6 +13,7 @@ from internvideo.models.actionformer import ActionFormer
 from internvideo.models.segment_decoding import DecodingSettings
 from internvideo.models.temporal_nms import SuppressionSettings
 from internvideo.objectives.detection import detection_loss, point_targets
+from internvideo.stages.parts import Gather, alone
 
 
 class LocalisationSettings(BaseModel):
@@ -51,14 +52,15 @@ class LocalisationSettings(BaseModel):
 
 
 class LocalisationStage(nn.Module):
-    """Focal and DIoU loss of ActionFormer. The number of positive points is averaged over the steps."""
+    """Focal and DIoU loss of ActionFormer. The number of positive points of all processes is averaged over steps."""
 
     normaliser: Tensor
 
-    def __init__(self, model: ActionFormer, settings: LocalisationSettings) -> None:
+    def __init__(self, model: ActionFormer, settings: LocalisationSettings, gather: Gather = alone) -> None:
         super().__init__()
         self.model = model
         self.settings = settings
+        self.gather = gather
         self.register_buffer("normaliser", torch.tensor(settings.initial_norm))
 
     def targets(self, batch: FeatureBatch) -> tuple[Tensor, Tensor]:
@@ -76,17 +78,17 @@ class LocalisationStage(nn.Module):
         targets, distances = self.targets(batch)
         found = self.model(batch.features, batch.mask)
         valid = torch.cat(found.masks, dim=1)
-        if self.training:
-            with torch.no_grad():
-                positive = ((targets.sum(dim=-1) > 0) & valid).sum().clamp(min=1)
-                self.normaliser.mul_(0.9).add_(0.1 * positive)
+        with torch.no_grad():
+            positive = self.gather(((targets.sum(dim=-1) > 0) & valid).sum().reshape(1))
+            if self.training:
+                self.normaliser.mul_(0.9).add_(0.1 * positive.sum().clamp(min=1))
         return detection_loss(
             torch.cat(found.logits, dim=1),
             torch.cat(found.offsets, dim=1),
             valid,
             targets,
             distances,
-            normaliser=self.normaliser,
+            normaliser=self.normaliser / len(positive),
             smoothing=self.settings.label_smoothing,
             weight=self.settings.loss_weight,
         )

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from internvideo.data.batch import Batch
 from internvideo.models.video_language import VideoLanguage
 from internvideo.objectives.captioning import after_end, caption_loss
+from internvideo.objectives.classification import Divisor, at_least_one
 from internvideo.objectives.contrastive import symmetric_contrastive
 from internvideo.stages.parts import Gather, PartSettings, alone, in_parts
 
@@ -23,7 +24,8 @@ from internvideo.stages.parts import Gather, PartSettings, alone, in_parts
 class MultimodalSettings(PartSettings):
     """Weights of the two losses (the released code sums them).
 
-    `captioned` limits captioning to the first clips of every batch: its logits are as large as the vocabulary.
+    `captioned` limits captioning to the first clips of every batch of a process: its logits are as large as the
+    vocabulary. The mean is over the words of all processes.
     """
 
     contrastive_weight: float = Field(1.0, ge=0.0)
@@ -38,15 +40,24 @@ class MultimodalStage(nn.Module):
         model: the video-language model; without a caption decoder `caption_weight` must be 0.
         settings: the loss weights.
         gather: joins the features of all processes with exact gradients; the identity in a single process.
+        divisor: what the words of this process are divided by for the mean over those of all processes.
     """
 
-    def __init__(self, model: VideoLanguage, settings: MultimodalSettings, gather: Gather = alone) -> None:
+    def __init__(
+        self,
+        model: VideoLanguage,
+        settings: MultimodalSettings,
+        gather: Gather = alone,
+        divisor: Divisor = at_least_one,
+    ) -> None:
         super().__init__()
         if settings.caption_weight > 0 and model.caption_decoder is None:
             raise ValueError("caption_weight > 0 needs a model with a caption decoder")
         self.model = model
         self.settings = settings
-        self.gather = gather
+        self.gather, self.divisor = gather, divisor
+        if settings.caption_weight == 0 and model.caption_decoder is not None:  # it would have no gradient
+            model.caption_decoder.requires_grad_(False)
         if model.text.mask_embedding is not None:  # only masked language modelling reads it
             model.text.mask_embedding.requires_grad_(False)
 
@@ -72,6 +83,6 @@ class MultimodalStage(nn.Module):
         written = [part[2:] for part in parts if len(part) > 2]
         if written:
             words = torch.stack([count for _, count in written]).to(contrastive)
-            losses["caption"] = (torch.stack([loss for loss, _ in written]) * (words / words.sum())).sum()
+            losses["caption"] = (torch.stack([loss for loss, _ in written]) * (words / self.divisor(words.sum()))).sum()
             losses["loss"] = losses["loss"] + self.settings.caption_weight * losses["caption"]
         return losses

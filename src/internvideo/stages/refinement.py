@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from internvideo.data.batch import ProposalBatch
 from internvideo.models.tcanet import TCANet, encode_centre, encode_ends
 from internvideo.models.temporal_nms import SuppressionSettings
+from internvideo.objectives.classification import Divisor, at_least_one
 from internvideo.objectives.refinement import best_truths, refinement_loss
 
 PARTS = ("loss", "ends_loss", "centre_loss", "quality_loss")
@@ -49,10 +50,11 @@ class RefinementSettings(BaseModel):
 class RefinementStage(nn.Module):
     """Both codecs and the quality, of every regressor; each sees the proposals that the one before it refined."""
 
-    def __init__(self, model: TCANet, settings: RefinementSettings) -> None:
+    def __init__(self, model: TCANet, settings: RefinementSettings, divisor: Divisor = at_least_one) -> None:
         super().__init__()
         self.model = model
         self.settings = settings
+        self.divisor = divisor
 
     def forward(self, batch: ProposalBatch, generator: torch.Generator) -> dict[str, Tensor]:
         """{"loss", "ends_loss", "centre_loss", "quality_loss"}, summed over the regressors.
@@ -84,6 +86,7 @@ class RefinementStage(nn.Module):
                 overlap,
                 threshold,
                 generator,
+                self.divisor,
             )
             total = {name: total.get(name, 0.0) + losses[name] for name in PARTS}
         return total

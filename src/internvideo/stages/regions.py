@@ -21,7 +21,7 @@ class RegionSettings(BaseModel):
 
 
 class RegionStage(nn.Module):
-    """Sigmoid cross entropy of every class, times the number of boxes."""
+    """Sigmoid cross entropy of every class, times the number of boxes of the process, as in the released code."""
 
     def __init__(self, model: ActionDetector, settings: RegionSettings) -> None:
         super().__init__()

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from internvideo.data.batch import Batch
 from internvideo.models.uniformerv2 import UniFormerV2
 from internvideo.models.videomae import VideoMAEClassifier
-from internvideo.objectives.classification import cross_entropy
+from internvideo.objectives.classification import Divisor, at_least_one, cross_entropy
 
 
 class SupervisedSettings(BaseModel):
@@ -28,10 +28,16 @@ class SupervisedSettings(BaseModel):
 class SupervisedStage(nn.Module):
     """Cross entropy of a classifier on a batch of labelled clips."""
 
-    def __init__(self, model: VideoMAEClassifier | UniFormerV2, settings: SupervisedSettings) -> None:
+    def __init__(
+        self,
+        model: VideoMAEClassifier | UniFormerV2,
+        settings: SupervisedSettings,
+        divisor: Divisor = at_least_one,
+    ) -> None:
         super().__init__()
         self.model = model
         self.settings = settings
+        self.divisor = divisor
 
     def forward(self, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
         """{"loss"}: mean cross entropy; labels are (B,) class indices or (B, C) soft targets."""
@@ -40,4 +46,4 @@ class SupervisedStage(nn.Module):
         video = batch.video[:, :, :: self.settings.frame_step]
         logits = self.model(self.model.normalise(video))
         smoothing = 0.0 if batch.labels.is_floating_point() else self.settings.label_smoothing
-        return {"loss": cross_entropy(logits, batch.labels, smoothing=smoothing)}
+        return {"loss": cross_entropy(logits, batch.labels, smoothing=smoothing, divisor=self.divisor)}

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from internvideo.data.batch import Batch
 from internvideo.models.uniformerv2 import UniFormerV2
 from internvideo.models.videomae import VideoMAEClassifier
+from internvideo.objectives.classification import Divisor, at_least_one
 
 
 class VerbNounSettings(BaseModel):
@@ -24,12 +25,19 @@ class VerbNounSettings(BaseModel):
 class VerbNounStage(nn.Module):
     """Cross entropy of the verbs and of the nouns, which are outputs of one model: the first `verbs` are verbs."""
 
-    def __init__(self, model: VideoMAEClassifier | UniFormerV2, settings: VerbNounSettings, verbs: int = 1) -> None:
+    def __init__(
+        self,
+        model: VideoMAEClassifier | UniFormerV2,
+        settings: VerbNounSettings,
+        verbs: int = 1,
+        divisor: Divisor = at_least_one,
+    ) -> None:
         super().__init__()
         if not 0 < verbs < model.config.classes:
             raise ValueError(f"{verbs} verbs of {model.config.classes} outputs: both kinds are needed")
         self.model = model
         self.settings = settings
+        self.divisor = divisor
         self.verbs = verbs
 
     def forward(self, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
@@ -44,4 +52,4 @@ class VerbNounStage(nn.Module):
 
     def _loss(self, logits: Tensor, labels: Tensor) -> Tensor:
         summed = F.cross_entropy(logits, labels, reduction="sum", label_smoothing=self.settings.label_smoothing)
-        return summed / (labels >= 0).sum().clamp(min=1)  # 0 where no clip of the batch has such a label
+        return summed / self.divisor((labels >= 0).sum())  # 0 where no clip of the batch has such a label

@@ -149,7 +149,8 @@ def _put_back(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, 
     _load_stage(path, state.stage, part(tensors, "model"))
     _load_optimizer(state, part(tensors, "optimizer"))
     if state.ema is not None:
-        state.ema.load(part(tensors, "ema"))
+        averages = part(tensors, "ema")  # earlier versions also averaged what is frozen now
+        state.ema.load({name: averages[name] for name in state.ema.averages if name in averages})
     _set_random_states(state.generator, part(tensors, f"random/{distributed.rank()}"))
     state.losses = tensors["history/losses"].tolist()
     state.step, state.epoch, state.position = described["step"], described["epoch"], described["position"]

@@ -99,6 +99,18 @@ def first_alone(act: Callable[[], None]) -> None:
     raise_together(error)
 
 
+def divisor(count: Tensor) -> Tensor:
+    """What a sum over `count` () things of this process is divided by, where the mean over all processes' is meant.
+
+    It is the mean of the counts over the processes, at least 1 thing in all. The host waits for nothing.
+    """
+    if world_size() == 1:
+        return count.clamp(min=1)
+    total = count.detach().to(torch.float32, copy=True)
+    dist.all_reduce(total)
+    return total.clamp(min=1) / world_size()
+
+
 class _Gather(torch.autograd.Function):
     """All processes' rows, padded to the longest; the gradient of a row is summed over the processes that used it."""
 
