@@ -236,7 +236,7 @@ def test_evaluation_needs_proposals_and_a_refiner(learned: Path, tmp_path: Path)
     with pytest.raises(RecipeError, match="proposals"):
         evaluate_task("refinement", weights, learned / "features", tmp_path / "o", EvaluationSettings(device="cpu"))
     with pytest.raises(RecipeError, match="ActionFormer"):
-        evaluate_task("localisation", weights, learned / "features", tmp_path / "o", settings(learned))
+        evaluate_task("localisation", weights, learned / "features", tmp_path / "o", EvaluationSettings(device="cpu"))
 
 
 @pytest.mark.usefixtures("measured")
