@@ -31,6 +31,7 @@ from internvideo.commands.persons import persons
 from internvideo.commands.prepare import prepare
 from internvideo.commands.stream import stream
 from internvideo.errors import InternVideoError
+from internvideo.terminal import say
 
 app = typer.Typer(
     name="internvideo",
@@ -51,7 +52,7 @@ Workers = Annotated[int | None, typer.Option(min=0, help="Processes to use; by d
 @app.callback(invoke_without_command=True)
 def _root(version: Annotated[bool, typer.Option("--version", help="Print the version and stop.")] = False) -> None:
     if version:
-        typer.echo(f"internvideo {__version__}")
+        say(f"internvideo {__version__}")
         raise typer.Exit
 
 
@@ -81,7 +82,7 @@ def demo(
     report = run_demo(
         output, data=data, profile=profile, columns=Columns(label, video, split), seed=seed, device=device
     )
-    typer.echo(f"report: {report}")
+    say(f"report: {report}")
 
 
 @app.command("sample-world")
@@ -106,7 +107,7 @@ def sample_world(
 
         made |= generate_reaches(folder, settings, reaches, workers=workers)
     for name, path in made.items():
-        typer.echo(f"{name}: {path}")
+        say(f"{name}: {path}")
 
 
 @app.command()
@@ -137,10 +138,10 @@ def train(
     changes = change or []
     loaded = read_recipe(recipe, [*(overrides or []), *changes])
     if dry_run:
-        typer.echo(describe(loaded, device=device))
+        say(describe(loaded, device=device))
         return
     result = run_recipe(loaded, output, device=device, changes=[text.partition("=")[0] for text in changes])
-    typer.echo(f"weights: {result}")
+    say(f"weights: {result}")
 
 
 @app.command()
@@ -274,7 +275,7 @@ def list_(what: Annotated[str, typer.Argument(help="models, stages, tasks, recip
     """Print what there is, one line each."""
     from internvideo.pipeline import listing
 
-    typer.echo(listing(what))
+    say(listing(what))
 
 
 COMMANDS: tuple[Callable[..., None], ...] = (embed, classify, caption, ask, compare, stream, fit)
@@ -298,7 +299,7 @@ def main() -> None:
     try:
         result = app(standalone_mode=False, prog_name="internvideo")
     except InternVideoError as error:
-        print(f"internvideo: {error}", file=sys.stderr)
+        say(f"internvideo: {error}", err=True)
         sys.exit(2)
     except typer.TyperException as error:  # a wrong command, option or argument; or none at all: then it is the help
         message = error.format_message()
@@ -306,11 +307,11 @@ def main() -> None:
         command = context.command_path if context else "internvideo"
         if not message.startswith("Usage:"):
             message = f"internvideo: {' '.join(message.split()).rstrip('.')}; see `{command} --help`"
-        print(message, file=sys.stderr)
+        say(message, err=True)
         sys.exit(2)
     except (typer.Abort, KeyboardInterrupt):
         result = INTERRUPTED
     if result == INTERRUPTED:
         goes_on = "; the same command goes on where it was" if RESUMED & set(sys.argv[1:2]) else ""
-        print(f"internvideo: interrupted{goes_on}", file=sys.stderr)
+        say(f"internvideo: interrupted{goes_on}", err=True)
     sys.exit(result if isinstance(result, int) else 0)

@@ -6,7 +6,6 @@ Each step is an ordinary recipe of recipes/sample, so everything here can be rep
 from __future__ import annotations
 
 import json
-import sys
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -22,6 +21,7 @@ from internvideo.errors import ManifestError, RecipeError, RunError
 from internvideo.pipeline import run_recipe
 from internvideo.recipe import Recipe, read_recipe
 from internvideo.storage import write_text
+from internvideo.terminal import say
 
 WORLD_SEED = 2026  # the world's look was tried out on others; its held-out clips are for measuring only
 
@@ -122,14 +122,14 @@ def run_demo(
     with clock.timed("data", again=(output / "world" / "train.jsonl").is_file()):
         clips = _world(output, chosen, seed) if data is None else _own(output, data, columns or Columns())
     for number, step in enumerate(STEPS, 1):
-        print(f"[{number}/{len(STEPS)}] {step.about}", file=sys.stderr, flush=True)
+        say(f"[{number}/{len(STEPS)}] {step.about}", err=True)
         with clock.timed(step.name, again=(output / step.name / "model.safetensors").is_file()):
             recipe = step_recipe(step, output, clips, chosen, seed)
             run_recipe(recipe, output / step.name, device=device, title=step.about.strip())
-    print("[report] measuring on the held-out clips", file=sys.stderr, flush=True)
+    say("[report] measuring on the held-out clips", err=True)
     with clock.timed("report", again=(output / "report.json").is_file()):
         report = write_demo_report(output, clips, device, clock)
-    print(_next(output, clips), flush=True)
+    say(_next(output, clips))
     return report
 
 
@@ -173,7 +173,7 @@ def _twice_as_fine(overrides: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _world(output: Path, profile: Profile, seed: int) -> DemoData:
-    print("[data] the sample world", file=sys.stderr, flush=True)
+    say("[data] the sample world", err=True)
     settings = WorldSettings(clips=profile.clips, size=64, seed=WORLD_SEED + seed, difficulty=0.15, long_videos=0)
     found = generate(output / "world", settings)
     return DemoData(found["train"], found["test"], True, found["zero_shot"])
@@ -201,11 +201,11 @@ def _own(output: Path, path: Path, columns: Columns) -> DemoData:
         write_manifest(made[name], part, whole.classes)
     left = len(whole.rows) - len(train) - len(test)
     for note in (*whole.notes, f"{left} rows without a label or of another split left out"):
-        print(f"[data] {note}", file=sys.stderr)
-    print(
+        say(f"[data] {note}", err=True)
+    say(
         f"[data] {len(train)} training and {len(test)} test videos ({how}), {len(whole.classes)} classes, "
         f"{len({row.label for row in test})} of them in the test videos",
-        file=sys.stderr,
+        err=True,
     )
     longer = min(MOST_LONGER, max(1.0, PROFILES["full"].clips * 0.7 / len(train)))
     return DemoData(made["train"], made["test"], False, videos=len(train), longer=longer)

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from internvideo import untrusted
 from internvideo.data.manifest import Manifest, Sample, read_manifest
 from internvideo.data.sampling import linspace_frames
 from internvideo.data.video import Video
@@ -82,7 +83,7 @@ class Clock:
     """Seconds of each step and the largest memory over all sessions: a resumed demo tells all that it took."""
 
     def __init__(self, file: Path) -> None:
-        stored = json.loads(file.read_text()) if file.is_file() else {}
+        stored = untrusted.read_json(file) if file.is_file() else {}
         self.file = file
         self.seconds: dict[str, float] = stored.get("seconds", {})
         self.peak_memory_mb: float = stored.get("peak_memory_mb", 0.0)
@@ -321,7 +322,8 @@ def _claims(
 
 
 def _log(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
+    lines = untrusted.read_text(path).splitlines() if path.is_file() else []
+    return [untrusted.parse_json(line, finite=False) for line in lines]
 
 
 def _losses(output: Path) -> dict[str, LossCurve]:

@@ -5,6 +5,35 @@ The command line prints the line and exits with code 2; from Python they are ord
 
 from __future__ import annotations
 
+import re
+
+LONGEST = 500
+"""Characters of a message; what is longer is shortened where it is longest."""
+_UNSHOWN = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+
+
+def shown(text: str) -> str:
+    """A text that a terminal shows and does not obey.
+
+    Control characters (line feeds and tabs stay), marks that turn the direction of writing and halves of surrogate
+    pairs become \\uXXXX, as JSON writes them.
+    """
+    return _UNSHOWN.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
+
+
+def _shortened(parts: list[str], most: int) -> list[str]:
+    """The parts, the longest ones without their middle, so that together they have `most` characters at the most."""
+    left, share = most, most
+    for number, length in enumerate(sorted(map(len, parts))):
+        share = left // (len(parts) - number)
+        if length > share:
+            break
+        left -= length
+    else:
+        return parts
+    head = (share - 3) * 2 // 3
+    return [part if len(part) <= share else f"{part[:head]}...{part[head + 3 - share :]}" for part in parts]
+
 
 def as_text(name: object) -> str:
     r"""A name that any terminal and file takes: bytes of a file name that are not UTF-8 are shown as \udcXX.
@@ -26,12 +55,10 @@ class InternVideoError(Exception):
 
     def __init__(self, where: object, found: str, allowed: str = "", do: str = "") -> None:
         self.where, self.found, self.allowed, self.do = str(where), found, allowed, do
-        parts = [f"{where}: {found}"]
-        if allowed:
-            parts.append(f"allowed: {allowed}")
-        if do:
-            parts.append(do)
-        super().__init__(as_text("; ".join(" ".join(part.split()) for part in parts)))
+        texts = [shown(" ".join(text.split())) for text in (self.where, found, allowed, do)]
+        place, reason, could, then = _shortened(texts, LONGEST - len(": ; allowed: ; "))
+        parts = [f"{place}: {reason}", f"allowed: {could}" if could else "", then]
+        super().__init__("; ".join(part for part in parts if part))
 
     def __reduce__(self) -> tuple[type[InternVideoError], tuple[str, str, str, str]]:
         """Pickle through the constructor, so that data loader workers can send the error on."""

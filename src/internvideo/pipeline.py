@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,6 +16,7 @@ from internvideo.errors import RecipeError, RunError, WeightsError
 from internvideo.jobs.head import check_start
 from internvideo.jobs.job import Job, build_model
 from internvideo.jobs.table import prepare
+from internvideo.models.declared import within
 from internvideo.models.video_language import interpolate_weights
 from internvideo.models.weights import load_state, save_model
 from internvideo.recipe import (
@@ -27,14 +27,17 @@ from internvideo.recipe import (
     build_recipe,
     choose_device,
     read_recipe,
+    recipe_inside,
     shipped_recipes,
 )
-from internvideo.storage import read_metadata, read_safetensors
+from internvideo.storage import class_names, read_metadata, read_safetensors
+from internvideo.terminal import say
 from internvideo.training import checkpoint, distributed, run_folder
 from internvideo.training.loop import train
 from internvideo.training.memory import MIB, counted_activations, tensor_bytes
 from internvideo.training.settings import TrainingSettings
 from internvideo.training.step import Stepper
+from internvideo.untrusted import json_in, parse_json
 
 MAY_DIFFER = (
     "about",
@@ -81,7 +84,7 @@ def run_recipe(
         )
         if distributed.rank() == 0:
             for line in job.head:
-                print(f"head: {line}", file=sys.stderr)
+                say(f"head: {line}", err=True)
         with run_folder.writing(folder):
             _train_and_write(job, folder, target, title or recipe.stage, here, changes, initial)
     return target
@@ -154,7 +157,7 @@ def _of_today(written: Mapping[str, Any], facts: Mapping[str, Any] | None = None
 def _is_of(target: Path, recipe: Recipe, may_differ: Collection[str]) -> bool:
     """Whether the weights of a run that made no step now are those of this recipe, and not of a shorter schedule."""
     try:
-        written = json.loads(read_metadata(target)["recipe"]) if target.is_file() else None
+        written = parse_json(read_metadata(target)["recipe"]) if target.is_file() else None
     except (WeightsError, KeyError, ValueError):
         return False
     return written is not None and not run_folder.differences(_of_today(written), recipe.resolved(), may_differ)
@@ -187,11 +190,12 @@ def load_trained(path: Path, *, device: str = "auto") -> Trained:
     state, metadata = read_safetensors(path)
     if "recipe" not in metadata or "classes" not in metadata:
         raise WeightsError(path, "carries no recipe", "a model.safetensors written by `internvideo train`")
-    recipe = build_recipe(json.loads(metadata["recipe"]), where=path)
-    classes = tuple(json.loads(metadata["classes"]))
-    model = build_model(recipe, len(classes))
+    recipe = recipe_inside(metadata, path)
+    classes = class_names(metadata, path)
+    with within(state):
+        model = build_model(recipe, len(classes))
     load_state(model, state, where=path)
-    context = json.loads(metadata.get("context", "{}"))
+    context = json_in(metadata, "context", path, WeightsError, "an object", "{}")
     return Trained(model.to(choose_device(device)).eval(), recipe, classes, context)
 
 

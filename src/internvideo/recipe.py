@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import difflib
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import fields, is_dataclass
@@ -15,9 +16,9 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
 import torch
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny, ValidationError, ValidationInfo, field_validator
 
+from internvideo import untrusted
 from internvideo.data import sampling
 from internvideo.data.caption_choice import CaptionChoice
 from internvideo.data.feature_sequences import FeatureSettings
@@ -32,7 +33,7 @@ from internvideo.data.questions import QuestionSettings
 from internvideo.data.rand_augment import RandAugment
 from internvideo.data.resize import Style
 from internvideo.data.transforms import CropKind, EvalTransform, TrainTransform
-from internvideo.errors import RecipeError
+from internvideo.errors import RecipeError, WeightsError
 from internvideo.models.factory import MODELS
 from internvideo.tables import SAMPLERS, STAGES, TASKS
 from internvideo.training.settings import LoopSettings, OptimizerSettings, ScheduleSettings
@@ -50,7 +51,7 @@ class SamplingSettings(Settings):
     """Which frames of a clip are read (data/sampling.py)."""
 
     kind: str = "sparse"
-    frames: int = Field(8, ge=1)
+    frames: int = Field(8, ge=1, le=8192)
     stride: int | None = Field(None, ge=1, description="dense kinds only")
     views: int | None = Field(None, ge=1, description="temporal views in testing")
 
@@ -75,7 +76,7 @@ class SamplingSettings(Settings):
 class AugmentSettings(Settings):
     """What is done to every training clip, and how a test clip is resized (data/transforms.py)."""
 
-    size: int = Field(224, ge=8)
+    size: int = Field(224, ge=8, le=8192)
     crop: CropKind = "random_resized"
     minimum_area: float = Field(0.08, gt=0.0, le=1.0, description="random resized crop: smallest part of the frame")
     aspect: tuple[float, float] = Field((0.75, 4 / 3), description="random resized crop: width over height, from, to")
@@ -90,7 +91,7 @@ class AugmentSettings(Settings):
     as_tested: bool = Field(False, description="learn from clips as they are tested: resized, centre crop, no more")
     bicubic: bool = Field(False, description="how test clips are resized, as CLIP does; otherwise bilinear")
     test_style: Style | None = Field(None, description="the same by library (data/resize.py): pil, opencv, torch ...")
-    test_resize: int | None = Field(None, ge=8, description="short side of test clips before the crop; by default size")
+    test_resize: int | None = Field(None, ge=8, le=8192, description="short side of test clips before the crop")
     squash: bool = Field(False, description="to a square, whatever the aspect: test clips, and before training's crops")
 
     @field_validator("rand_augment")
@@ -259,13 +260,12 @@ def read_recipe(name: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     """Read a recipe file, or a shipped one by name, and apply `key.key=value` changes.
 
     Raises:
-        RecipeError: no such recipe, not YAML, an unknown or missing key, a value that does not fit, a setting that the
-            recipe's stage does not read.
+        RecipeError: no such recipe, not YAML, a key that is unknown, missing or not read, a value that does not fit.
     """
     path = _find(name)
     try:
-        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        tree = untrusted.read_yaml(path)
+    except (OSError, ValueError) as error:
         raise RecipeError(path, f"cannot be read as YAML: {error}") from error
     if not isinstance(tree, dict):
         raise RecipeError(path, f"holds {type(tree).__name__}, not settings", "a mapping with stage, model, data ...")
@@ -313,6 +313,11 @@ def _leaves(tree: Mapping[str, Any], above: str = "") -> dict[str, Any]:
     return found
 
 
+def recipe_inside(metadata: Mapping[str, str], where: object) -> Recipe:
+    """The recipe that weights carry. Raises WeightsError: none; RecipeError as `build_recipe`."""
+    return build_recipe(untrusted.json_in(metadata, "recipe", where, WeightsError, "weights of a run"), where=where)
+
+
 def _find(name: str | Path) -> Path:
     path = Path(name)
     if path.is_file():
@@ -330,12 +335,12 @@ def _override(tree: dict[str, Any], override: str) -> None:
     if not equals or not key:
         raise RecipeError(override, "is not a change of a setting", "key.key=value")
     try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise RecipeError(override, "the value is not YAML") from error
+        value = untrusted.parse_yaml(text)
+    except ValueError as error:
+        raise RecipeError(override, f"the value is not YAML: {error}") from error
     if isinstance(value, str):
         with contextlib.suppress(ValueError):  # YAML 1.1 reads 1e-4 (no dot) as text
-            value = float(value)
+            value = number if math.isfinite(number := float(value)) else value
     *parents, last = key.split(".")
     node = tree
     for parent in parents:

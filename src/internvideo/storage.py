@@ -13,7 +13,6 @@ import json
 import os
 import shlex
 import socket
-import sys
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
@@ -25,6 +24,9 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from internvideo.errors import RunError, WeightsError
+from internvideo.terminal import say
+from internvideo.untrusted import json_in, parse_json
+from internvideo.untrusted_arrays import safetensors_metadata
 
 PICKLES = (".pth", ".pt", ".bin", ".ckpt")
 PICKLE_STARTS = (b"PK\x03\x04", b"\x80\x02\x8a\x0a")
@@ -152,7 +154,7 @@ def _locked(file: Path) -> int:
             if error.errno not in (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS):
                 os.close(handle)
                 raise
-            print(f"{file.parent}: no locks on this file system, two writers would not be noticed", file=sys.stderr)
+            say(f"{file.parent}: no locks on this file system, two writers would not be noticed", err=True)
         if os.fstat(handle).st_nlink:
             break
         os.close(handle)  # its last owner removed it between our two calls
@@ -216,7 +218,7 @@ def _verified(file: Path, metadata: dict[str, str], tensors: Mapping[str, Tensor
     told = {name: text for name, text in metadata.items() if name != DIGESTS}
     found = {REST: _text_digest(told), **_digests(tensors or {})}
     try:
-        written = dict(json.loads(metadata[DIGESTS]))
+        written = dict(parse_json(metadata[DIGESTS]))
     except (ValueError, TypeError, RecursionError) as error:
         raise _damaged(file, "the list of SHA-256") from error
     wrong = [name for name in found if found[name] != written.get(name)]
@@ -248,13 +250,22 @@ def read_safetensors(
     if not file.is_file():
         raise WeightsError(file, "no such file", "a .safetensors file", "check the path")
     try:
+        metadata = safetensors_metadata(file)
         with safe_open(file, framework="pt") as handle:
             names: list[str] = list(handle.keys())
-            tensors, metadata = {name: handle.get_tensor(name) for name in names}, dict(handle.metadata() or {})
-    except (SafetensorError, OSError) as error:
+            tensors = {name: handle.get_tensor(name) for name in names}
+    except (SafetensorError, OSError, ValueError, RuntimeError) as error:
         raise _unreadable(file, error) from error
     metadata = _verified(file, metadata, tensors)
     return {name: tensor.to(device) for name, tensor in tensors.items()}, metadata
+
+
+def class_names(metadata: Mapping[str, str], where: object) -> tuple[str, ...]:
+    """The class names that weights carry, () where they carry none. Raises WeightsError."""
+    names = json_in(metadata, "classes", where, WeightsError, "a list of names", "[]")
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise WeightsError(where, "'classes' inside is no list of names", "a list of names")
+    return tuple(names)
 
 
 def _unreadable(file: Path, error: Exception) -> WeightsError:
@@ -274,8 +285,9 @@ def read_metadata(path: str | os.PathLike[str]) -> dict[str, str]:
     if not file.is_file():
         raise WeightsError(file, "no such file", "a .safetensors file", "check the path")
     try:
-        with safe_open(file, framework="pt") as handle:
-            metadata = dict(handle.metadata() or {})
-    except (SafetensorError, OSError) as error:
+        metadata = safetensors_metadata(file)
+        with safe_open(file, framework="pt"):  # it checks the places of the tensors
+            pass
+    except (SafetensorError, OSError, ValueError) as error:
         raise _unreadable(file, error) from error
     return _verified(file, metadata)

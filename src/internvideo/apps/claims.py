@@ -17,6 +17,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from internvideo import untrusted
 from internvideo.errors import RunError
 
 LEFT_BEHIND = 900.0
@@ -59,7 +60,7 @@ class Claims:
 
     def _read(self, path: Path) -> dict[str, object]:
         try:
-            found = json.loads(path.read_text(encoding="utf-8"))
+            found = untrusted.read_json(path)
         except (OSError, ValueError):
             return {}
         return found if isinstance(found, dict) else {}

@@ -18,7 +18,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from internvideo import __version__
+from internvideo import __version__, untrusted
 from internvideo.errors import WeightsError
 from internvideo.storage import atomic_path, read_metadata, write_text
 
@@ -128,7 +128,7 @@ def convert(
 def _is_manifest(path: Path) -> bool:
     """Whether a file is the manifest of an earlier conversion."""
     try:
-        told = json.loads(path.read_text(encoding="utf-8"))
+        told = untrusted.read_json(path, untrusted.MOST_SETTINGS)
     except (OSError, ValueError):
         return False
     return isinstance(told, dict) and {"source_sha256", "output_sha256"} <= told.keys()
@@ -161,7 +161,7 @@ def _run(file: BinaryIO, target: BinaryIO, settings: dict[str, Any], source: Pat
     if done.returncode == -signal.SIGXCPU:
         raise slow
     try:
-        report: dict[str, Any] = json.loads(done.stderr)
+        report: dict[str, Any] = untrusted.parse_json(done.stderr)
     except ValueError as error:
         raise WeightsError(
             source, f"cannot be read: the reading process ended with {done.returncode}", f"a {PICKLES} file"

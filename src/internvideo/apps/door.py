@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import json
 import re
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
@@ -12,6 +11,7 @@ from pathlib import Path
 
 from torch import nn
 
+from internvideo import untrusted
 from internvideo.apps import foreign_folder, hub_layout
 from internvideo.apps.families import family_of, overrides_of
 from internvideo.apps.fetch import check_ending, fetch, is_remote
@@ -162,7 +162,7 @@ def _open(place: Path, wish: Wish) -> VideoModel:
 def _is_ours(folder: Path) -> bool:
     """Whether a folder has a config.json of `save_pretrained`."""
     try:
-        config = json.loads((folder / hub_layout.CONFIG).read_text(encoding="utf-8"))
+        config = untrusted.read_json(folder / hub_layout.CONFIG, untrusted.MOST_SETTINGS)
     except (OSError, ValueError):
         return False
     return isinstance(config, dict) and config.get("library_name") == hub_layout.KEY

@@ -23,6 +23,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from internvideo import untrusted
 from internvideo.apps.video_files import LONGEST, VideoFile, file_names, find_videos, is_manifest
 from internvideo.data.manifest import read_manifest
 from internvideo.data.sample import Segment
@@ -152,7 +153,7 @@ class FeatureFolder:
         Raises:
             RunError: it was begun with other settings or another model, or holds files that are not ours.
         """
-        plain = json.loads(json.dumps(protocol))
+        plain = untrusted.parse_json(json.dumps(protocol))
         loose = ("source", "internvideo")
         known = self._read(self.work / "protocol.json")
         if known is None and self.root.is_dir() and any(self.root.rglob("*.npy")) and not fresh:
@@ -176,7 +177,7 @@ class FeatureFolder:
     @staticmethod
     def _read(path: Path) -> dict[str, Any] | None:
         try:
-            found = json.loads(path.read_text(encoding="utf-8"))
+            found = untrusted.read_json(path)
         except (OSError, ValueError):
             return None
         return found if isinstance(found, dict) else None

@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from tqdm import tqdm
 
+from internvideo import untrusted
 from internvideo.apps.preprocessing import Preprocessing
 from internvideo.apps.video_model import VideoModel
 from internvideo.data.loader import EvalLoader, LoaderSettings
@@ -147,7 +148,7 @@ class FeatureCache:
         for path in [self.file, *self.parts()]:
             with suppress(WeightsError, KeyError, ValueError):
                 tensors, metadata = read_safetensors(path)
-                keys = json.loads(metadata["rows"])
+                keys = untrusted.parse_json(metadata["rows"])
                 self.rows.update(zip(keys, tensors["features"], strict=True))
 
     def add(self, rows: Mapping[str, Tensor]) -> None:

@@ -10,7 +10,6 @@ from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from rich.console import Console
 
 from internvideo.apps.features import Features, Kind, cache_key, read_features
 from internvideo.apps.fit_learn import Data, Judged, Learned, Rules, cross_validate, judge, learn, leave_one_class_out
@@ -32,6 +31,7 @@ from internvideo.data.manifest import Manifest, read_manifest
 from internvideo.errors import ManifestError, RecipeError
 from internvideo.tasks.protocol import check_labels
 from internvideo.tasks.table import BOOTSTRAP, Figures, Result, print_result
+from internvideo.terminal import Screen
 from internvideo.training.checkpoint import claim
 
 HeadName = Literal["linear", "attentive"]
@@ -110,7 +110,7 @@ def fit(
     settings: FitSettings | None = None,
     *,
     features: Path | None = None,
-    console: Console | None = None,
+    console: Screen | None = None,
 ) -> Fitted:
     """Fit, judge and save a classifier.
 
@@ -126,7 +126,7 @@ def fit(
         ManifestError: fewer than 2 classes, or a class with too few videos or sources.
         RunError: `output` is another fit's, or no video can be read. RecipeError: a setting that does not fit.
     """
-    settings, out = settings or FitSettings(), console or Console()
+    settings, out = settings or FitSettings(), console or Screen()
     manifest, sources = read_source(source, settings)
     claim(output, _recipe(manifest, model, settings))
     for note in (*manifest.notes, *sources.notes):
@@ -153,7 +153,7 @@ def _judged_and_saved(
     model: VideoModel,
     output: Path,
     settings: FitSettings,
-    out: Console,
+    out: Screen,
     began: float,
 ) -> Fitted:
     classes, train = case.manifest.classes, case.data.part(~case.test)
@@ -259,7 +259,7 @@ def _workers(asked: int | None) -> int:
     return max(0, min(4, (os.cpu_count() or 1) // 2)) if asked is None else asked
 
 
-def _duplicates(case: _Case, out: Console) -> list[dict[str, Any]]:
+def _duplicates(case: _Case, out: Screen) -> list[dict[str, Any]]:
     """Warn of videos of different sources, which may stand on two sides, that look the same to the model."""
     plain = case.data.features.float().reshape(len(case.data), -1, case.data.features.shape[-1]).mean(dim=1)
     pairs = near_duplicates(standardised(plain).numpy(), case.data.groups)
@@ -334,7 +334,7 @@ def _probe(learned: Learned, classes: tuple[str, ...], model: VideoModel, result
     return Probe(learned.head, classes, learned.temperature, learned.threshold, EncoderReference.of(model), facts)
 
 
-def _tell_features(out: Console, found: Features) -> None:
+def _tell_features(out: Screen, found: Features) -> None:
     if found.computed:
         out.print(
             f"features of {found.computed} videos: {found.seconds:.1f} s, {found.seconds / found.computed:.2f} s each",

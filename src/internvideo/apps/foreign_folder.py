@@ -5,7 +5,6 @@ Read are the folders of transformers' `save_pretrained` and of open_clip, and si
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -14,6 +13,7 @@ from typing import Any
 
 from torch import Tensor
 
+from internvideo import untrusted
 from internvideo.apps.fetch import ENDING, check_ending
 from internvideo.apps.preprocessing import Preprocessing
 from internvideo.data.published_classes import published_classes
@@ -39,9 +39,6 @@ PUBLISHED_HEADS = {
     ("transformers VideoMAE classifier", 174): "something_v2",
 }
 """Layout and number of classes -> the only list of `data.published_classes` with which such heads were published."""
-
-LARGEST_JSON = 16 << 20
-"""Bytes of a JSON file; an index of a million tensors has fewer."""
 
 
 def weights_in(folder: Path) -> Path:
@@ -185,10 +182,8 @@ def _json(path: Path) -> dict[str, Any]:
     if not path.is_file():
         return {}
     try:
-        if path.stat().st_size > LARGEST_JSON:
-            raise WeightsError(path, f"{path.stat().st_size} bytes", f"at most {LARGEST_JSON}")
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
+        found = untrusted.read_json(path, untrusted.MOST_SETTINGS)
+    except (OSError, ValueError) as error:
         raise WeightsError(path, f"cannot be read: {error}", "JSON") from error
     if not isinstance(found, dict):
         raise WeightsError(path, f"a {type(found).__name__}", "a JSON mapping")

@@ -13,10 +13,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from internvideo import untrusted
 from internvideo.apps.fetch import is_remote, sha256_of
 from internvideo.apps.preprocessing import Preprocessing
 from internvideo.apps.undrawn import check_filled, undrawn
 from internvideo.errors import RecipeError, RunError, WeightsError
+from internvideo.models.declared import within
 from internvideo.models.factory import MODELS, create_model
 from internvideo.models.layouts import leaves
 from internvideo.models.weights import load_state, save_model
@@ -126,7 +128,7 @@ def _told_hash(config: Mapping[str, Any]) -> str:
 def _inside(metadata: Mapping[str, str], where: Path) -> dict[str, Any]:
     """The settings that weights carry. Raises WeightsError."""
     try:
-        settings = json.loads(metadata[KEY])
+        settings = untrusted.parse_json(metadata[KEY])
     except (KeyError, ValueError) as error:
         raise WeightsError(where, "carries no settings", "model.safetensors of save_pretrained") from error
     return settings if isinstance(settings, dict) else {}
@@ -138,7 +140,7 @@ def read_config(folder: Path) -> dict[str, Any]:
     if not path.is_file():
         raise WeightsError(folder, f"has no {CONFIG}", "a folder of save_pretrained")
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))
+        config = untrusted.read_json(path, untrusted.MOST_SETTINGS)
     except (OSError, ValueError) as error:
         raise WeightsError(path, f"cannot be read: {error}", "JSON") from error
     if not isinstance(config, dict) or config.get("library_name") != "internvideo":
@@ -161,7 +163,7 @@ def _build(
     if name not in MODELS:
         raise WeightsError(where, f"unknown model {name!r}", ", ".join(MODELS), "update internvideo")
     try:
-        with undrawn():
+        with undrawn(), within(state):
             module = create_model(name, settings["overrides"])
         preprocessing = Preprocessing.from_json(settings["preprocessing"])
         classes = tuple(str(name) for name in settings["classes"])

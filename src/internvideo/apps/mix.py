@@ -19,11 +19,12 @@ from torch import Tensor, nn
 from internvideo.errors import RecipeError, WeightsError
 from internvideo.jobs.job import build_model
 from internvideo.models.clip_import import from_clip
+from internvideo.models.declared import within
 from internvideo.models.initialise import FROM_CLIP
 from internvideo.models.video_language import interpolate_weights
 from internvideo.models.weights import load_state
-from internvideo.recipe import build_recipe, read_recipe
-from internvideo.storage import read_safetensors, write_safetensors
+from internvideo.recipe import read_recipe, recipe_inside
+from internvideo.storage import class_names, read_safetensors, write_safetensors
 from internvideo.tasks.protocol import weights_hash
 
 Tower = Literal["both", "text", "video"]
@@ -76,7 +77,7 @@ def mix(
     model, state, metadata, about = _mean(tuned)
     if recipe is not None:
         other = read_recipe(recipe)
-        model = build_model(other, len(json.loads(metadata["classes"])))
+        model = build_model(other, len(class_names(metadata, tuned[0])))
         metadata = {**metadata, "recipe": json.dumps(other.resolved())}
         lacking = not any(name.startswith(DECODER) for name in model.state_dict())
         state = {name: value for name, value in state.items() if not (lacking and name.startswith(DECODER))}
@@ -126,7 +127,8 @@ def _read(path: Path) -> tuple[nn.Module, State, dict[str, str]]:
     state, metadata = read_safetensors(path)
     if "recipe" not in metadata or "classes" not in metadata:
         raise WeightsError(path, "carries no recipe", "a model.safetensors written by `internvideo train`")
-    model = build_model(build_recipe(json.loads(metadata["recipe"]), where=path), len(json.loads(metadata["classes"])))
+    with within(state):
+        model = build_model(recipe_inside(metadata, path), len(class_names(metadata, path)))
     load_state(model, state, where=path)
     return model, state, metadata
 

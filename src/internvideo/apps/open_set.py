@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import cast, get_args
 
 from torch import Tensor
 
+from internvideo import untrusted
 from internvideo.apps.features import model_hash
 from internvideo.apps.video_model import VideoModel
 from internvideo.errors import RunError, WeightsError
@@ -55,7 +55,7 @@ class OpenSetRule:
         """Read the open_set.json of an evaluation. Raises RunError when it is none."""
         file, wanted = Path(path), "the open_set.json of `internvideo evaluate open_set`"
         try:
-            told = json.loads(file.read_text(encoding="utf-8"))
+            told = untrusted.read_json(file)
             if told["task"] != open_set.NAME:
                 raise RunError(file, f"figures of {told['task']}", wanted)
             protocol = told["protocol"]

@@ -7,7 +7,6 @@ its own: `pip install internvideo[persons]`.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
@@ -21,6 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from tqdm import tqdm
 
+from internvideo import untrusted
 from internvideo.data.dataset import ClipReader
 from internvideo.data.key_frames import KeyFrame, clip_positions, key_frames
 from internvideo.data.manifest import Manifest
@@ -117,7 +117,7 @@ def _form(folder: Path) -> _Form:
     if not path.is_file():
         return _Form()
     try:
-        told = json.loads(path.read_text(encoding="utf-8"))
+        told = untrusted.read_json(path, untrusted.MOST_SETTINGS)
         size = told.get("size", {})
         fixed = (int(size["height"]), int(size["width"])) if "height" in size else None
         plain = not told.get("do_normalize", True)

@@ -26,6 +26,8 @@ from internvideo.recipe import SAMPLERS, Recipe
 
 SLACK = 1e-6
 """Seconds by which a time may be off through rounding."""
+MOST = 8192
+"""Frames of a clip, and pixels of a side."""
 
 
 @dataclass(frozen=True)
@@ -72,6 +74,9 @@ class Preprocessing:
     single_frame: bool = False
 
     def __post_init__(self) -> None:
+        for name in ("frames", "size", "sampled", "resize", "short_side"):
+            if (getattr(self, name) or 0) > MOST:
+                raise RecipeError(f"preprocessing.{name}", str(getattr(self, name))[:20], f"up to {MOST:,}")
         picked = 1 if self.single_frame else len(range(0, self.sampled or self.frames, max(self.step, 1)))
         if self.step < 1 or picked != self.frames:
             raise RecipeError("preprocessing", f"{self.sampled} frames by {self.step} make no {self.frames}")

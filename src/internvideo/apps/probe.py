@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
+from internvideo import untrusted
 from internvideo.apps.features import Kind, encode, model_hash
 from internvideo.apps.preprocessing import VideoSource
 from internvideo.apps.video_model import VideoModel
@@ -225,7 +226,7 @@ class Probe:
         if KEY not in metadata:
             raise WeightsError(path, "holds no classifier of your own", wanted)
         try:
-            about = json.loads(metadata[KEY])
+            about = untrusted.parse_json(metadata[KEY])
             if about["format"] != FORMAT:
                 raise WeightsError(path, f"classifier format {about['format']}", str(FORMAT), "fit it again")
             head = Head(**tensors)

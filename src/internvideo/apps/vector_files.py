@@ -12,11 +12,11 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from zipfile import BadZipFile
 
 import numpy as np
 from numpy.typing import NDArray
 
+from internvideo import untrusted, untrusted_arrays
 from internvideo.errors import RecipeError, RunError, as_text
 from internvideo.storage import atomic_path, write_text
 
@@ -61,9 +61,9 @@ def check_output(output: Path) -> None:
 def _is_index(path: Path) -> bool:
     """Whether a file is the index that `_write_npy` writes; an empty one is nobody's."""
     try:
-        with path.open(encoding="utf-8") as lines:
+        with untrusted.open_text(path) as lines:
             first = lines.readline(1 << 20)
-        return not first or set(json.loads(first)) == {"row", "path", "start", "end"}
+        return not first or set(untrusted.parse_json(first)) == {"row", "path", "start", "end"}
     except (OSError, ValueError, TypeError):
         return False
 
@@ -131,7 +131,7 @@ class Parts:
             RunError: it was made with other settings, or there is a table whose parts are gone; not when `fresh`.
         """
         known = self._known()
-        plain = json.loads(json.dumps(settings))
+        plain = untrusted.parse_json(json.dumps(settings))
         if not fresh and known is None and self.output.exists():
             raise RunError(self.output, "exists already, its parts do not", "", "add --fresh to replace it")
         if fresh or known is None:
@@ -146,7 +146,7 @@ class Parts:
 
     def _known(self) -> dict[str, Any] | None:
         try:
-            known = json.loads(self._settings.read_text(encoding="utf-8"))
+            known = untrusted.read_json(self._settings)
         except (OSError, ValueError):
             return None
         return known if isinstance(known, dict) else None
@@ -163,10 +163,9 @@ class Parts:
     def read(self, identity: str, path: str) -> Vectors | None:
         """A finished video, None where there is none or the file is damaged."""
         try:
-            path_of_part = self.folder / f"{identity}.npz"
-            with path_of_part.open("rb") as file, np.load(file, allow_pickle=False) as found:
-                return Vectors(path, found["spans"], found["values"], str(found["trouble"]))
-        except (OSError, ValueError, KeyError, BadZipFile):
+            found = untrusted_arrays.read_npz(self.folder / f"{identity}.npz")
+            return Vectors(path, found["spans"], found["values"], str(found["trouble"]))
+        except (OSError, ValueError, KeyError):
             return None
 
 

@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from internvideo.commands.options import Damage, Device, Json, Precision, Weights, open_model
+from internvideo.terminal import say
 
 
 def ask(
@@ -41,6 +42,6 @@ def ask(
     for question, found in zip(questions, answerer(video, questions, top=top), strict=True):
         if as_json:
             told = {"path": str(video), "question": question, "answers": found}
-            typer.echo(json.dumps(told, ensure_ascii=False))
+            say(json.dumps(told, ensure_ascii=False))
         else:
-            typer.echo(f"{question} {', '.join(f'{answer} {share:.3f}' for answer, share in found.items())}")
+            say(f"{question} {', '.join(f'{answer} {share:.3f}' for answer, share in found.items())}")

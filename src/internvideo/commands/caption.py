@@ -22,6 +22,7 @@ from internvideo.commands.options import (
     for_each,
     open_model,
 )
+from internvideo.terminal import say
 
 if TYPE_CHECKING:
     from internvideo.apps.video_files import VideoFile
@@ -63,8 +64,8 @@ def caption(
             (text,) = writer(clip[None].to(model.device))
             if as_json:
                 told = {"path": video.path, "start": start, "end": end, "caption": text}
-                typer.echo(json.dumps(told, ensure_ascii=False))
+                say(json.dumps(told, ensure_ascii=False))
             else:
-                typer.echo(f"{video.path}{'' if window is None else ' ' + clock(start, end)}: {text}")
+                say(f"{video.path}{'' if window is None else ' ' + clock(start, end)}: {text}")
 
     for_each(videos, write)

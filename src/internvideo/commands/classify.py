@@ -29,6 +29,7 @@ from internvideo.commands.options import (
     open_model,
     read_labels,
 )
+from internvideo.terminal import say
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -85,10 +86,10 @@ def classify(
             told, text = tell(clip[None])
             if as_json:
                 line = {"path": video.path, "start": start, "end": end, **told}
-                typer.echo(json.dumps(line, ensure_ascii=False))
+                say(json.dumps(line, ensure_ascii=False))
                 continue
             piece = "" if window is None else f" {clock(start, end)}"
-            typer.echo(f"{video.path}{piece}: {text}")
+            say(f"{video.path}{piece}: {text}")
 
     for_each(videos, answer)
 

@@ -10,6 +10,7 @@ import typer
 
 from internvideo.commands.options import Damage, Device, Encoder, Json, Precision, Weights, open_model
 from internvideo.errors import VideoError
+from internvideo.terminal import say
 
 VIDEOS = "1 is the same to the model, 0 unrelated; what counts as alike, tell from a few pairs that you know"
 MIXED = "a text and its video are far below 1 as a rule: compare several texts instead of reading one number alone"
@@ -45,6 +46,6 @@ def compare(
     kinds = ["video" if is_file else "text" for is_file in files]
     if as_json:
         told = {"first": first, "second": second, "kinds": kinds, "cosine": cosine}
-        typer.echo(json.dumps(told, ensure_ascii=False))
+        say(json.dumps(told, ensure_ascii=False))
     else:
-        typer.echo(f"cosine of {kinds[0]} and {kinds[1]}: {cosine:.4f} ({VIDEOS if kinds[0] == kinds[1] else MIXED})")
+        say(f"cosine of {kinds[0]} and {kinds[1]}: {cosine:.4f} ({VIDEOS if kinds[0] == kinds[1] else MIXED})")

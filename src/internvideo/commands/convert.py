@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from internvideo.terminal import say
+
 
 def convert(
     source: Annotated[Path, typer.Argument(help="A .pth, .pt, .bin or .ckpt file, or a TorchScript archive.")],
@@ -32,11 +34,11 @@ def convert(
 
     found = convert_file(source, output, memory_gb=memory, seconds=seconds, float32=float32, key=key)
     types = ", ".join(f"{count} {name}" for name, count in found.dtypes.items())
-    typer.echo(f"{found.output}: {found.tensors} tensors ({types}), {found.parameters:,} numbers")
+    say(f"{found.output}: {found.tensors} tensors ({types}), {found.parameters:,} numbers")
     if found.dropped:
         shown = ", ".join(found.dropped[:8])
-        typer.echo(f"dropped: {shown}" + (f" and {len(found.dropped) - 8} more" if len(found.dropped) > 8 else ""))
+        say(f"dropped: {shown}" + (f" and {len(found.dropped) - 8} more" if len(found.dropped) > 8 else ""))
     averaged = [name for name in found.dropped if AVERAGED.search(name.rpartition(".")[2])]
     if averaged:
-        typer.echo(f"averaged weights stand beside them: --key {averaged[0]} takes those")
-    typer.echo(f"manifest: {found.manifest}")
+        say(f"averaged weights stand beside them: --key {averaged[0]} takes those")
+    say(f"manifest: {found.manifest}")

@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from internvideo.commands.options import Json
+from internvideo.terminal import say
 
 
 def doctor(
@@ -23,7 +24,7 @@ def doctor(
 
     broken = False
     for check in examine(seconds):
-        typer.echo(json.dumps(asdict(check), ensure_ascii=False) if as_json else check.line())
+        say(json.dumps(asdict(check), ensure_ascii=False) if as_json else check.line())
         broken = broken or check.state == "broken"
     if broken:
         raise typer.Exit(2)

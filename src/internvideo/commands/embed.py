@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from internvideo.commands.options import Damage, Device, Encoder, Precision, Recursive, Stride, Weights, open_model
+from internvideo.terminal import say
 
 
 def embed(
@@ -43,15 +44,15 @@ def embed(
     videos = find_videos(inputs, recursive=recursive)
     if dry_run:
         for line in plan(videos, output, fresh=fresh):
-            typer.echo(line)
+            say(line)
         return
     model = open_model(encoder, weights, device, precision)
     found = embed(videos, model, output, settings, fresh=fresh)
     done = found.asked - len(found.unreadable)
     earlier = f", {found.earlier} of them before" if found.earlier else ""
-    typer.echo(f"{output}: {found.vectors} vectors of {found.width} numbers from {done} videos{earlier}")
+    say(f"{output}: {found.vectors} vectors of {found.width} numbers from {done} videos{earlier}")
     partly, lost = len(found.partly), len(found.unreadable)
     told = f"coverage: {done} of {found.asked} videos read" + (f", {partly} of them in part" if partly else "")
-    typer.echo(told + (f"; see {output.with_suffix('.skipped.jsonl')}" if partly or lost else ""))
+    say(told + (f"; see {output.with_suffix('.skipped.jsonl')}" if partly or lost else ""))
     if found.pace:
-        typer.echo(f"speed: {found.pace}")
+        say(f"speed: {found.pace}")

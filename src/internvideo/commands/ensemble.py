@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from internvideo.terminal import say
+
 
 def ensemble(
     tables: Annotated[
@@ -45,7 +47,7 @@ def ensemble(
         raise RunError("--weights", "views are pooled without weights", "--pool models")
     numbers = None if weights is None else _numbers(weights)
     path = combine_files(tables, output, weights=numbers, keep="views" if chosen == "views" else "models")
-    typer.echo(f"table: {path}")
+    say(f"table: {path}")
 
 
 def _numbers(text: str) -> list[float]:

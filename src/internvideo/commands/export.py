@@ -7,6 +7,8 @@ from typing import Annotated, Any
 
 import typer
 
+from internvideo.terminal import say
+
 
 def export(
     model: Annotated[str, typer.Argument(help="What `internvideo.load` opens: a folder, a file, a name, an address.")],
@@ -48,12 +50,12 @@ def export(
     made = write(load(model, weights=weights, device="cpu"), output, ExportSettings(**settings), video=video)
     for check in made.checks:
         shape = " x ".join(map(str, check.shape))
-        typer.echo(f"{check.input} {shape}: largest difference {check.error:.3g}, output up to {check.largest:.3g}")
-    typer.echo(f"largest difference {made.worst.relative:.3g} of the largest number, allowed {tolerance:g}")
-    typer.echo(f"model: {made.path}")
+        say(f"{check.input} {shape}: largest difference {check.error:.3g}, output up to {check.largest:.3g}")
+    say(f"largest difference {made.worst.relative:.3g} of the largest number, allowed {tolerance:g}")
+    say(f"model: {made.path}")
     if made.int8 is not None:
-        typer.echo(f"int8: {made.int8}, smallest cosine to the model {made.cosine:.5f}")
-    typer.echo(f"description: {made.metadata}")
+        say(f"int8: {made.int8}, smallest cosine to the model {made.cosine:.5f}")
+    say(f"description: {made.metadata}")
 
 
 def _number(text: str, where: str, words: tuple[str, ...]) -> int | str:

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from internvideo.commands.options import Damage, Device, Encoder, Precision, Weights, open_model
+from internvideo.terminal import say
 
 
 def extract(
@@ -58,16 +59,16 @@ def extract(
     items, classes = find_items(inputs, recursive=recursive)
     if dry_run:
         for line in plan(items, output, rule, fresh=fresh):
-            typer.echo(line)
+            say(line)
         return
     model = open_model(encoder, weights, device, precision)
     found = run(items, model, output, settings, classes=classes, fresh=fresh)
     done = found.read + found.earlier
-    typer.echo(f"{output / INDEX}: {done} of {found.asked} videos, {found.earlier} of them before, width {found.width}")
+    say(f"{output / INDEX}: {done} of {found.asked} videos, {found.earlier} of them before, width {found.width}")
     for kind, troubles in (("read in part", found.partly), ("unreadable", found.unreadable)):
         for lost in troubles:
-            typer.echo(f"{kind}: {lost.path}: {lost.reason}", err=True)
+            say(f"{kind}: {lost.path}: {lost.reason}", err=True)
     if found.elsewhere > len(found.unreadable):
-        typer.echo(f"{found.elsewhere - len(found.unreadable)} videos are with other processes on the same folder")
+        say(f"{found.elsewhere - len(found.unreadable)} videos are with other processes on the same folder")
     if found.pace:
-        typer.echo(f"speed: {found.vectors} vectors, {found.pace}")
+        say(f"speed: {found.vectors} vectors, {found.pace}")

@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from internvideo.commands.options import Damage, Device, Encoder, Precision, Weights, open_model
+from internvideo.terminal import say
 
 
 def fit(
@@ -65,8 +66,8 @@ def fit(
     torch.manual_seed(seed)  # of an untrained model
     model = open_model(encoder, weights, device, precision)
     if model.metadata.get("trained") == "no":
-        typer.echo("warning: the model is untrained; its features say little", err=True)
+        say("warning: the model is untrained; its features say little", err=True)
     fitted = fitting.fit(source, model, output, settings, features=features)
-    typer.echo(f"classifier: {fitted.file}")
+    say(f"classifier: {fitted.file}")
     source_of_it = ["--encoder", encoder, *([] if weights is None else ["--weights", weights])]
-    typer.echo(f"use it: internvideo classify FILE {shlex.join([*source_of_it, '--model', str(fitted.file)])}")
+    say(f"use it: internvideo classify FILE {shlex.join([*source_of_it, '--model', str(fitted.file)])}")

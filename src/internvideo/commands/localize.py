@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from internvideo.commands.options import Damage, Device, Encoder, Json, Precision, Weights, clock, for_each, open_model
+from internvideo.terminal import say
 
 
 def localize(
@@ -51,15 +52,15 @@ def localize(
         shown = [action for action in found.actions if action.score >= least]
         if json_:
             told = {"path": video.path, "duration": found.duration, "actions": [asdict(action) for action in shown]}
-            typer.echo(json.dumps(told, ensure_ascii=False))
+            say(json.dumps(told, ensure_ascii=False))
         else:
-            typer.echo(f"{video.path}: {len(shown)} actions in {found.duration:.1f} s")
+            say(f"{video.path}: {len(shown)} actions in {found.duration:.1f} s")
             for action in sorted(shown, key=lambda action: action.start):
-                typer.echo(f"  {clock(action.start, action.end)}  {action.score:.2f}  {action.label}")
+                say(f"  {clock(action.start, action.end)}  {action.score:.2f}  {action.label}")
         if output is not None:
             target = output / f"{names[video]}.svg"
             draw(found, target, least)
             if not json_:
-                typer.echo(f"  timeline: {target}")
+                say(f"  timeline: {target}")
 
     for_each(found_videos, show)

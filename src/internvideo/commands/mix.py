@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from internvideo.terminal import say
+
 
 def mix(
     tuned: Annotated[list[Path], typer.Argument(help="model.safetensors of one run, or of several: averaged first.")],
@@ -30,4 +32,4 @@ def mix(
     from internvideo.apps.mix import mix as mixing
 
     made = mixing(tuned, output, base=base, share=share, tower=tower, recipe=recipe)  # type: ignore[arg-type]  # checked there
-    typer.echo(f"weights: {made.file} ({made.mixed} tensors mixed, {made.kept} as tuned)")
+    say(f"weights: {made.file} ({made.mixed} tensors mixed, {made.kept} as tuned)")

@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from internvideo.terminal import say
+
 
 def navigation_world(
     output: Annotated[Path, typer.Argument(help="Where to write the houses and episodes.")],
@@ -28,7 +30,7 @@ def navigation_world(
         trajectory=TrajectorySettings(by_motion=by_motion),
     )  # fmt: skip
     for split, path in write_world(output, settings).items():
-        typer.echo(f"{split}: {path}")
+        say(f"{split}: {path}")
     if picture is not None:
         from internvideo.data.navigation.episodes import read_episodes
         from internvideo.navigation_figures import draw_episodes
@@ -36,4 +38,4 @@ def navigation_world(
 
         shown = read_episodes(output, "val_unseen")[:: max(1, validation // 4)][:4]
         write_text(picture, draw_episodes(output, shown))
-        typer.echo(f"picture: {picture}")
+        say(f"picture: {picture}")

@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from internvideo import untrusted
 from internvideo.errors import RecipeError, VideoError
+from internvideo.terminal import say
 
 if TYPE_CHECKING:
     from internvideo.apps.video_files import VideoFile
@@ -98,7 +100,7 @@ def for_each(videos: list[VideoFile], do: Callable[[VideoFile], None]) -> None:
             if len(videos) == 1:
                 raise
             lost += 1
-            typer.echo(f"internvideo: {error}", err=True)
+            say(f"internvideo: {error}", err=True)
     if lost:
         raise VideoError("videos", f"{lost} of {len(videos)} could not be read")
 
@@ -106,9 +108,9 @@ def for_each(videos: list[VideoFile], do: Callable[[VideoFile], None]) -> None:
 def text_lines(path: Path) -> list[str]:
     """The lines of a text file that are not blank. Raises RecipeError when it cannot be read."""
     try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or "not a UTF-8 text"
+        lines = untrusted.read_text(path).splitlines()
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
         raise RecipeError(path, f"cannot be read: {reason}", "a text file, one label a line") from error
     return [line.strip() for line in lines if line.strip()]
 

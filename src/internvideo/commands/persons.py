@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from internvideo.commands.options import Damage, Device
+from internvideo.terminal import say
 
 
 def persons(
@@ -35,9 +36,9 @@ def persons(
         rows = rows.subset(split=split)
     found = find_persons(rows, PersonDetector(detector, choose_device(device)), least=least)
     for path, reason in found.unreadable:
-        typer.echo(f"unreadable: {path}: {reason}", err=True)
+        say(f"unreadable: {path}: {reason}", err=True)
     if not found.read:
         raise VideoError(manifest, "not one key frame could be read", "", "check that the videos lie there")
     write_persons(found, output)
     lost = f"{len(found.unreadable)} videos unreadable"
-    typer.echo(f"{output}: {len(found.rows)} boxes at {found.read} key frames, {lost}")
+    say(f"{output}: {len(found.rows)} boxes at {found.read} key frames, {lost}")

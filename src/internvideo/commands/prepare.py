@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from internvideo.terminal import say
+
 
 def prepare(
     benchmark: Annotated[str, typer.Argument(help="A name of `internvideo list benchmarks`.")],
@@ -42,6 +44,6 @@ def prepare(
         check_videos=check_videos,
         offset=offset,
         workers=workers,
-        told=typer.echo,
+        told=say,
     )
-    typer.echo(f"manifests: {folder}")
+    say(f"manifests: {folder}")

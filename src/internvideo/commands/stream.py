@@ -22,6 +22,7 @@ from internvideo.commands.options import (
     open_model,
     read_labels,
 )
+from internvideo.terminal import say
 
 if TYPE_CHECKING:
     from internvideo.apps.streaming import Moment, Stream
@@ -69,10 +70,10 @@ def stream(
     try:
         _follow(running, seconds, top, as_json)
     except KeyboardInterrupt:
-        typer.echo("stopped", err=True)
+        say("stopped", err=True)
     finally:
         if running.latencies:
-            typer.echo(_summary(running), err=True)
+            say(_summary(running), err=True)
 
 
 def _follow(running: Stream, seconds: float | None, top: int, as_json: bool) -> None:
@@ -80,7 +81,7 @@ def _follow(running: Stream, seconds: float | None, top: int, as_json: bool) -> 
     begin = 0.0
     for moment in running:
         begin = moment.start if before is None else begin
-        typer.echo(_json(moment, top) if as_json else _text(moment, before, top))
+        say(_json(moment, top) if as_json else _text(moment, before, top))
         before = moment
         if seconds is not None and moment.time >= begin + seconds:
             return

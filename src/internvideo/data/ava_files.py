@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from internvideo.data.formats.reading import read_text
 from internvideo.errors import ManifestError
+from internvideo.untrusted import MOST_DIGITS, CsvReader
 
 
 @dataclass(frozen=True)
@@ -34,13 +35,16 @@ class AvaRows:
 
 
 def _cells(path: Path, least: int) -> Iterator[tuple[int, list[str]]]:
-    reader = csv.reader(read_text(path).splitlines())
-    for cells in reader:
-        if not any(cell.strip() for cell in cells):
-            continue
-        if len(cells) < least:
-            raise ManifestError(f"{path}:{reader.line_num}", f"{len(cells)} cells", f"{least} or more")
-        yield reader.line_num, cells
+    reader = CsvReader(read_text(path).splitlines())
+    try:
+        for cells in reader:
+            if not any(cell.strip() for cell in cells):
+                continue
+            if len(cells) < least:
+                raise ManifestError(f"{path}:{reader.line_num}", f"{len(cells)} cells", f"{least} or more")
+            yield reader.line_num, cells
+    except csv.Error as error:
+        raise ManifestError(f"{path}:{reader.line_num}", f"not csv ({error})") from None
 
 
 def _number(where: str, field: str, cell: str) -> float:
@@ -56,7 +60,7 @@ def _number(where: str, field: str, cell: str) -> float:
 
 def _action(where: str, cell: str) -> int:
     """An id, from 1. Raises ManifestError."""
-    if not cell.strip().isdecimal() or int(cell) < 1:
+    if not cell.strip().isdecimal() or len(cell) > MOST_DIGITS or int(cell) < 1:
         raise ManifestError(f"{where} action_id", f"'{cell[:80]}'", "an id, from 1")
     return int(cell)
 

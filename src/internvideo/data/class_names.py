@@ -7,12 +7,12 @@ merged), else a map file must say it. Nothing is guessed: every class is found, 
 from __future__ import annotations
 
 import hashlib
-import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from internvideo import untrusted
 from internvideo.data.formats.reading import numbered_lines
 from internvideo.data.sample import did_you_mean
 from internvideo.errors import ManifestError
@@ -98,7 +98,7 @@ def match_classes(
         found = f"{len(lost)} of {len(wanted)} classes are not among the model's {len(known)}: {shown}{more}"
         raise ManifestError(where, found, "", "give a class map that names them")
     _check_different(wanted, known, rows, where)
-    digest = "" if class_map is None else hashlib.sha256(class_map.read_bytes()).hexdigest()
+    digest = "" if class_map is None else hashlib.sha256(untrusted.read_bytes(class_map)).hexdigest()
     return ClassMatch(tuple(rows), len(known), tuple(respelled), len(told), digest)
 
 
@@ -126,7 +126,7 @@ def _read_map(path: Path, wanted: Sequence[str], known: Sequence[str]) -> dict[i
 
 def _json_pairs(path: Path) -> list[tuple[str, Named, Named]]:
     try:
-        tree = json.loads(path.read_text(encoding="utf-8-sig"))
+        tree = untrusted.read_json(path)
     except (OSError, ValueError) as error:
         raise ManifestError(path, f"cannot be read as JSON ({error})", "a class map") from error
     if isinstance(tree, list):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -92,7 +93,7 @@ def read_columns(where: str, cells: Sequence[str], path_column: str, label_colum
         ManifestError: a column twice, two columns of one meaning, times of which it is not clear what they are.
     """
     names = tuple(cell.strip() for cell in cells)
-    twice = sorted({name for name in names if names.count(name) > 1})
+    twice = sorted(name for name, times in Counter(names).items() if times > 1)
     if twice:
         raise ManifestError(where, f"column '{twice[0]}' stands twice", "each column once")
     if label_column != "label" and label_column not in names:

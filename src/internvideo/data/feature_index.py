@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, Field
 
 from internvideo.data.formats.activitynet import AMBIGUOUS
-from internvideo.errors import ManifestError
+from internvideo.data.sample import MOST_CLASSES
+from internvideo.errors import ManifestError, shown
 
 
 class Part(BaseModel):
@@ -20,18 +21,31 @@ class Part(BaseModel):
 
     segment: tuple[float, float]
     label: str
-    label_id: int | None = None
+    label_id: int | None = Field(None, ge=0, lt=MOST_CLASSES)
 
 
-class Entry(BaseModel):
-    """A video of an index."""
+class Grid(BaseModel):
+    """Frames a second, frames between features, frames of one."""
+
+    fps: float | None = Field(None, ge=0.0, lt=1e6)
+    stride: float | None = Field(None, ge=0.0, lt=1e6)
+    window: float | None = Field(None, ge=0.0, lt=1e6)
+
+
+class Entry(Grid):
+    """A video of an index; the duration in seconds."""
 
     subset: str = ""
-    duration: float = Field(gt=0.0)
-    fps: float | None = None
-    stride: float | None = None
-    window: float | None = None
+    duration: float = Field(gt=0.0, lt=1e7)
     annotations: list[Part] = []
+
+
+class Index(BaseModel):
+    """The file."""
+
+    database: dict[str, Entry]
+    protocol: Grid = Grid()
+    classes: list[str] | None = None
 
 
 def meant(entries: Mapping[str, Entry], classes: Collection[str], source: Path) -> None:
@@ -82,4 +96,4 @@ def check_ends(starts: Sequence[tuple[NDArray[np.float64], float]], source: Path
 
 
 def _tell(source: Path, note: str) -> None:
-    logging.getLogger("internvideo").warning("%s: %s", source, note)
+    logging.getLogger("internvideo").warning("%s: %s", shown(str(source)), shown(note))

@@ -23,8 +23,9 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch import Tensor
 
+from internvideo import untrusted, untrusted_arrays
 from internvideo.data.batch import FeatureBatch
-from internvideo.data.feature_index import Entry, check_ends, classes_of, meant
+from internvideo.data.feature_index import Entry, Grid, Index, check_ends, classes_of, meant
 from internvideo.data.loader import LoaderSettings, check_batches
 from internvideo.data.manifest import read_manifest
 from internvideo.errors import ManifestError, RecipeError, RunError
@@ -154,24 +155,25 @@ def read_feature_set(path: Path, settings: FeatureSettings | None = None) -> Fea
     settings = settings or FeatureSettings()
     source = path / INDEX if path.is_dir() else path
     try:
-        content = json.loads(source.read_text(encoding="utf-8-sig"))
-        entries = {name: Entry.model_validate(entry) for name, entry in content["database"].items()}
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or "not a UTF-8 text"
+        content = untrusted.read_json(source)
+        if not isinstance(content, dict):
+            raise ValueError(f"holds a {type(content).__name__}")
+        checked = Index.model_validate(content)
+    except OSError as error:
         do = "make it with `internvideo extract`"
-        raise ManifestError(source, f"cannot be read: {reason}", "an index of features", do) from error
+        raise ManifestError(source, f"cannot be read: {error.strerror or error}", "an index of features", do) from error
     except ValidationError as error:
         first = error.errors()[0]
         place = ".".join(str(part) for part in first["loc"])
         raise ManifestError(source, f"'{place}': {first['msg']}, found {first['input']!r}") from error
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except ValueError as error:
         raise ManifestError(source, f"no index of features ({error})", 'JSON with a "database" of videos') from error
-    meant(entries, content.get("classes") or (), source)
-    protocol = content.get("protocol", {})
-    classes = tuple(content.get("classes") or classes_of(entries))
+    entries = checked.database
+    meant(entries, checked.classes or (), source)
+    classes = tuple(checked.classes or classes_of(entries))
     folder = settings.folder or source.parent
     videos = [
-        _video(name, folder / f"{name}.npy", entry, protocol, classes, settings, source)
+        _video(name, folder / f"{name}.npy", entry, checked.protocol, classes, settings, source)
         for name, entry in entries.items()
     ]
     if settings.annotations is not None:
@@ -181,21 +183,21 @@ def read_feature_set(path: Path, settings: FeatureSettings | None = None) -> Fea
         raise ManifestError(source, f"not one of {len(videos)} videos has features in {folder}", "", "extract them")
     check_ends([(video.spans[:, 0], video.duration) for video in present], source)
     missing = tuple(video.id for video in videos if not video.file.is_file())
-    return FeatureSet(present, classes, source, protocol, missing)
+    return FeatureSet(present, classes, source, content.get("protocol", {}), missing)
 
 
 def _video(
     name: str,
     file: Path,
     entry: Entry,
-    protocol: Mapping[str, Any],
+    protocol: Grid,
     classes: tuple[str, ...],
     settings: FeatureSettings,
     source: Path,
 ) -> FeatureVideo:
     values = {}
     for key in ("fps", "stride", "window"):
-        values[key] = getattr(entry, key) or protocol.get(key) or getattr(settings, key)
+        values[key] = getattr(entry, key) or getattr(protocol, key) or getattr(settings, key)
         if not values[key]:
             raise ManifestError(f"{source}: {name}", f"no {key}", "a number above 0", f"give data.features.{key}")
     place = {label: index for index, label in enumerate(classes)}
@@ -227,11 +229,10 @@ def _annotated(videos: list[FeatureVideo], path: Path) -> tuple[list[FeatureVide
 def load(video: FeatureVideo) -> NDArray[np.float32]:
     """(T, C) features as they lie on the disk. Raises RunError for a file that is no finite table of numbers."""
     try:
-        with video.file.open("rb") as file:
-            values = np.load(file, allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
+        values = untrusted_arrays.read_npy(video.file)
+    except (OSError, ValueError) as error:
         raise RunError(video.file, f"cannot be read: {error}", "features, T x C", "extract them again") from error
-    if values.ndim != 2 or not len(values) or not np.isfinite(values).all():
+    if values.dtype.kind in "SU" or values.ndim != 2 or not values.size or not np.isfinite(values).all():
         raise RunError(video.file, f"an array {values.shape}, or numbers that are not finite", "features, T x C")
     result: NDArray[np.float32] = values.astype(np.float32)
     return result

@@ -7,7 +7,6 @@ pixels belong to, else the video is asked. The clip is what lies before the firs
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -17,6 +16,7 @@ import torch
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 
+from internvideo import untrusted
 from internvideo.data.batch import HandBatch
 from internvideo.data.dataset import random_stream
 from internvideo.data.formats.ego4d import HAND_FRAMES, HANDS
@@ -104,8 +104,8 @@ def frame_size(row: Sample, where: object) -> tuple[int, int]:
 
 def _told(row: Sample, name: str, where: object) -> Any:
     try:
-        return json.loads(row.attributes.get(name, "null"))
-    except json.JSONDecodeError as error:
+        return untrusted.parse_json(row.attributes.get(name, "null"))
+    except ValueError as error:
         raise ManifestError(where, f"attribute '{name}' is no JSON ({error})") from error
 
 

@@ -44,8 +44,8 @@ class KeyFrameSettings(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    short: int = Field(256, ge=8, description="shorter side after resizing, in testing the whole frame is seen")
-    longest: int = Field(464, ge=8, description="longer side at most")
+    short: int = Field(256, ge=8, le=8192, description="shorter side after resizing; tests see the whole frame")
+    longest: int = Field(464, ge=8, le=8192, description="longer side at most")
     hue: float = Field(20.0, ge=0.0, le=180.0, description="training: largest turn, degrees")
     saturation: float = Field(0.1, ge=0.0, le=1.0, description="training: largest change, as of the value")
     around: float | None = Field(

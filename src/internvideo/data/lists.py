@@ -25,6 +25,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TextIO
 
+from internvideo import untrusted
 from internvideo.data.csv_columns import CsvColumns, read_columns
 from internvideo.errors import ManifestError, as_text
 
@@ -63,8 +64,8 @@ def read_text(path: Path) -> str:
     """
     with _open(path) as stream:
         try:
-            return stream.read()
-        except UnicodeDecodeError:
+            return "".join(untrusted.lines(stream))
+        except ValueError:
             raise _not_text(path) from None
 
 
@@ -85,7 +86,10 @@ def read_file(source: Path, *, path_column: str = "path", label_column: str = "l
         check_no_columns(source, path_column, label_column)
         return Listing(_json_rows(source))
     delimiter = next((mark for mark in "\t;" if mark in head), ",")
-    columns = [column.strip() for column in next(csv.reader([head], delimiter=delimiter), [])]
+    try:
+        columns = [column.strip() for column in next(untrusted.CsvReader([head], delimiter, strict=False), [])]
+    except csv.Error as error:
+        raise ManifestError(f"{source}:1", f"not csv ({error})") from None
     if path_column in columns:
         listing = Listing((), untyped=True)
         listing.rows = _csv_rows(source, delimiter, path_column, label_column, listing.notes)
@@ -170,7 +174,7 @@ def _open(path: Path) -> TextIO:
     if path.is_dir():
         raise ManifestError(path, "a folder", "a file")
     try:
-        return path.open(encoding="utf-8-sig", newline="")
+        return untrusted.open_text(path)
     except OSError as error:
         reason = "no such file" if isinstance(error, FileNotFoundError) else str(error.strerror or error)
         raise ManifestError(path, reason, "an existing file or folder") from None
@@ -184,12 +188,10 @@ def _lines(source: Path) -> Iterator[tuple[int, str]]:
     """Numbered lines that are not blank; any of the three line endings."""
     with _open(source) as stream:
         try:
-            for number, line in enumerate(stream, start=1):
-                if "\0" in line:
-                    raise _not_text(source)
+            for number, line in enumerate(untrusted.lines(stream), start=1):
                 if text := line.strip():
                     yield number, text
-        except UnicodeDecodeError:
+        except ValueError:
             raise _not_text(source) from None
 
 
@@ -249,7 +251,7 @@ def _unquoted(text: str) -> str:
 def _csv_rows(source: Path, delimiter: str, path_column: str, label_column: str, notes: list[str]) -> Iterator[RawRow]:
     without_path = 0
     with _open(source) as stream:
-        reader = csv.reader(stream, delimiter=delimiter, strict=True)
+        reader = untrusted.CsvReader(untrusted.lines(stream), delimiter)
         columns: CsvColumns | None = None
         try:
             for cells in reader:
@@ -268,7 +270,7 @@ def _csv_rows(source: Path, delimiter: str, path_column: str, label_column: str,
                     without_path += 1
         except csv.Error as error:
             raise ManifestError(f"{source}:{reader.line_num}", f"not csv ({error})") from None
-        except UnicodeDecodeError:
+        except ValueError:
             raise _not_text(source) from None
     if without_path:
         notes.append(f"{without_path} rows without {path_column} left out")

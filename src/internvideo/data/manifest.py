@@ -21,7 +21,7 @@ from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from internvideo.data import lists
 from internvideo.data.sample import QA, Box, Choice, ClassNames, Sample, Segment, did_you_mean
-from internvideo.errors import ManifestError, as_text
+from internvideo.errors import ManifestError, shown
 from internvideo.storage import write_text
 
 __all__ = ["QA", "Box", "Choice", "Manifest", "Sample", "Segment", "read_manifest", "write_manifest"]
@@ -65,7 +65,7 @@ class Manifest:
     def told(self) -> Manifest:
         """The same, with its notes logged as warnings: on the error stream, unless a program sends logs elsewhere."""
         for note in self.notes:
-            logging.getLogger("internvideo").warning("%s: %s", as_text(self.source), as_text(note))
+            logging.getLogger("internvideo").warning("%s: %s", shown(str(self.source)), shown(note))
         return self
 
     def subset(

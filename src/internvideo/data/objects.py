@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from internvideo import untrusted
 from internvideo.data.formats.reading import read_text
 from internvideo.data.hands import frame_size
 from internvideo.data.key_frames import KeyFrame
@@ -47,8 +48,8 @@ NOTHING = Detected(np.zeros((0, 4)), np.zeros(0, np.int64), np.zeros(0))
 def read_detections(path: Path) -> dict[str, Detected]:
     """Name of the frame -> what a detector found there. Raises ManifestError."""
     try:
-        content = json.loads(read_text(path))
-    except json.JSONDecodeError as error:
+        content = untrusted.parse_json(read_text(path))
+    except ValueError as error:
         raise ManifestError(path, f"is no JSON ({error})", "boxes of a detector") from error
     found: dict[str, list[tuple[list[float], int, float]]] = {}
     try:

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError
 from torch import Tensor
 
+from internvideo import untrusted
 from internvideo.data.batch import ProposalBatch
 from internvideo.data.feature_sequences import FeatureSet, FeatureSettings, FeatureVideo, SequenceLoader, sequence
 from internvideo.data.loader import LoaderSettings
@@ -139,13 +140,13 @@ def read_proposals(path: Path, classes: tuple[str, ...]) -> ProposalSet:
             negative, an unknown class; not one proposal.
     """
     try:
-        content = _File.model_validate(json.loads(path.read_text(encoding="utf-8-sig")))
+        content = _File.model_validate(untrusted.read_json(path, finite=False))
     except ValidationError as error:
         first = error.errors()[0]
         place = ".".join(str(part) for part in first["loc"])
         raise ManifestError(path, f"'{place}': {first['msg']}, found {str(first['input'])[:60]}") from error
-    except (OSError, UnicodeDecodeError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or "no JSON"
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or ("no JSON" if isinstance(error, json.JSONDecodeError) else error)
         do = "make it with `internvideo evaluate localisation`"
         raise ManifestError(path, f"cannot be read: {reason}", '{"results": {video: [segments]}}', do) from error
     rows = [row for found in content.results.values() for row in found]

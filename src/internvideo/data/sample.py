@@ -27,6 +27,10 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
     return f" (did you mean '{close[0]}'?)" if close else ""
 
 
+MOST_CLASSES = 100_000
+"""One label of ten thousand millions would be as many names of classes."""
+
+
 class ClassNames:
     """Class names met while reading; hands out indices and settles them at the end.
 
@@ -57,8 +61,9 @@ class ClassNames:
             if self._met[value] or (not self.fixed and not value.startswith("-")):
                 return self._named(value)
         number = int(value)
-        if number < 0 or (self.fixed and number >= len(self.names)):
-            limit = f"0 to {len(self.names) - 1}" if self.fixed else "0 or more"
+        most = len(self.names) if self.fixed else MOST_CLASSES
+        if not 0 <= number < most:
+            limit = f"0 to {most - 1}"
             raise ValueError(f"a class index {limit} (leave the label out where there is none)")
         self.highest = max(self.highest, number)
         return number
@@ -83,6 +88,8 @@ class ClassNames:
             return tuple(self.names), {}
         if not self.names or (self.untyped and all(_is_number(name) for name in self.names)):
             highest = max([self.highest, *(int(name) for name in self.names)])
+            if highest >= MOST_CLASSES:
+                raise ManifestError(source, f"label {highest}", f"0 to {MOST_CLASSES - 1}", "or names of classes")
             return tuple(str(index) for index in range(highest + 1)), {at: int(name) for name, at in self.names.items()}
         if self.highest >= 0:
             raise ManifestError(
@@ -122,7 +129,7 @@ def _not_blank(text: str) -> str:
     return text
 
 
-ClassIndex = Annotated[int, BeforeValidator(_class_index), Field(ge=0)]
+ClassIndex = Annotated[int, BeforeValidator(_class_index), Field(ge=0, lt=MOST_CLASSES)]
 Second = Annotated[float, Field(ge=0.0)]
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 Text = Annotated[str, Field(min_length=1)]

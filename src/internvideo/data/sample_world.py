@@ -30,6 +30,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
+from internvideo import untrusted
 from internvideo.data.manifest import QA, Box, Choice, Sample, Segment, write_manifest
 from internvideo.data.world_actions import ACTIONS, KEPT_OUT, REVERSE_OF, TIME_DIRECTED, reverse_class
 from internvideo.data.world_clips import (
@@ -67,7 +68,7 @@ def fingerprint(settings: WorldSettings) -> str:
 def is_sample_world(folder: Path) -> bool:
     """Whether a folder says that it is a sample world; classes of users may have the names of its actions."""
     try:
-        found = json.loads((folder / CARD).read_text(encoding="utf-8"))
+        found = untrusted.read_json(folder / CARD)
     except (OSError, ValueError, RecursionError):
         return False
     return isinstance(found, dict) and found.get("format") == FORMAT
@@ -117,7 +118,7 @@ def _claim(root: Path, settings: WorldSettings) -> None:
     card, ours = root / CARD, fingerprint(settings)
     try:
         if card.exists():
-            theirs = json.loads(card.read_text(encoding="utf-8")).get("fingerprint")
+            theirs = untrusted.read_json(card).get("fingerprint")
             if theirs != ours:
                 raise RunError(
                     root, f"holds another sample world ({theirs})", ours, "choose another folder or its settings"

@@ -19,14 +19,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
-from internvideo.errors import ManifestError
+from internvideo import untrusted
+from internvideo.errors import ManifestError, as_text
 from internvideo.storage import write_text
 
 MEDIA = ("jpg", "jpeg", "png", "webp", "bmp", "gif", "mp4", "webm", "mkv", "mov", "avi")
 TEXTS = ("txt", "text", "caption", "json")
 """Endings of captions, the first that a sample has is taken; "json" holds one under "caption"."""
 OPEN_SHARDS = 4
-_RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
+MOST_SHARDS = 10**6
+_RANGE = re.compile(r"\{(\d{1,12})\.\.(\d{1,12})\}")
 
 
 @dataclass(frozen=True)
@@ -58,6 +60,8 @@ def shard_addresses(pattern: str) -> tuple[str, ...]:
         first, last = int(found[1]), int(found[2])
         if last < first:
             raise ManifestError(pattern, f"a range from {first} to {last}", "a range that counts up")
+        if last - first >= MOST_SHARDS:
+            raise ManifestError(pattern, f"{last - first + 1:,} shards", f"{MOST_SHARDS:,} at the most")
         width = len(found[1])
         made = [
             f"{pattern[: found.start()]}{number:0{width}d}{pattern[found.end() :]}" for number in range(first, last + 1)
@@ -127,13 +131,16 @@ def read_shard(address: str, index: Path | None = None) -> Shard:
 def _kept(path: Path, address: str, size: int) -> Shard | None:
     """What an earlier run found, if it is of this very file; anything else is found again."""
     try:
-        told = json.loads(path.read_text())
+        told = untrusted.read_json(path)
         if (told["address"], told["size"]) != (address, size):
             return None
         entries = tuple(
             Entry(str(key), (str(a), int(b), int(c)), (str(d), int(e), int(f)))
             for key, a, b, c, d, e, f in told["entries"]
         )
+        places = (place for entry in entries for place in (entry.medium, entry.caption))
+        if not all(first >= 0 and count >= 0 and first + count <= size for _, first, count in places):
+            return None
         return Shard(address, size, entries, int(told["incomplete"]))
     except (OSError, ValueError, KeyError, TypeError):
         return None
@@ -144,18 +151,21 @@ def _scanned(address: str, size: int, stream: IO[bytes]) -> Shard:
     try:
         with tarfile.open(fileobj=stream, mode="r:") as archive:
             for member in archive:
-                if not member.isreg():
+                if member.size < 0:
+                    raise ManifestError(address, f"a file of {member.size} bytes", "a whole tar file")
+                if not member.isreg() or member.issparse():
                     continue
-                folder, _, name = member.name.rpartition("/")
+                folder, _, name = as_text(member.name).rpartition("/")
                 stem, _, ending = name.partition(".")
                 key, ending = (f"{folder}/{stem}" if folder else stem), ending.lower()
                 if member.offset_data + member.size > size:
-                    raise ManifestError(address, f"ends inside {member.name}", "a whole tar file", "fetch it again")
+                    raise ManifestError(address, f"ends inside {name}", "a whole tar file", "fetch it again")
                 found = samples.setdefault(key, {})
                 if ending in found:
-                    raise ManifestError(address, f"holds {member.name} twice", "each file once")
+                    raise ManifestError(address, f"holds {name} twice", "each file once")
                 found[ending] = (ending, member.offset_data, member.size)
-    except tarfile.TarError as error:
+    # Headers of lengths and names that there cannot be end in many ways.
+    except (tarfile.TarError, ValueError, ArithmeticError, RecursionError, MemoryError) as error:
         raise ManifestError(address, f"is no readable tar file: {error}", "a plain .tar of samples") from None
     entries = []
     for key, found in samples.items():

@@ -23,6 +23,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from internvideo import untrusted
 from internvideo.data.dataset import ORDER, Captions, EpochPlan, Indices, TextEncoder, random_stream
 from internvideo.data.loader import EpochLoader, LoaderSettings
 from internvideo.data.sample import Sample
@@ -61,6 +62,8 @@ class ShardRows(Sequence[Sample]):
         known = shard.entries[entry]
         told = {"shard": str(number), "entry": str(entry)}
         try:
+            if known.caption[2] > untrusted.MOST_SETTINGS:
+                raise ValueError(f"a caption of {known.caption[2]:,} bytes")
             caption = _caption(self._contents.read(address, known.caption), known.caption[0])
         except (ManifestError, ValueError) as error:
             told[_FAULT] = getattr(error, "found", "") or str(error)
@@ -90,7 +93,7 @@ def _caption(content: bytes, ending: str) -> str:
     """The caption in a text or JSON file. Raises ValueError: none."""
     text = content.decode("utf-8-sig")
     if ending == "json":
-        told = json.loads(text)
+        told = untrusted.parse_json(text)
         text = str(told.get("caption") or "") if isinstance(told, dict) else ""
     text = " ".join(text.split())
     if not text:

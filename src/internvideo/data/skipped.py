@@ -13,6 +13,7 @@ from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
 
+from internvideo import untrusted
 from internvideo.data.dataset import Collection, Unreadable
 from internvideo.errors import RunError, VideoError
 
@@ -74,7 +75,7 @@ class SkippedClips:
                 break
             self._seen += len(line)
             with contextlib.suppress(ValueError, KeyError, TypeError):  # a line cut off when the run was killed
-                record = json.loads(line)
+                record = untrusted.parse_json(line)
                 if record["manifest"] == self.manifest.fingerprint:  # not that of the images
                     self.known.setdefault(record["id"], Unreadable(record["id"], record["path"], record["reason"]))
 

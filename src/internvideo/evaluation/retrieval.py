@@ -10,7 +10,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
-from rich.console import Console
 from rich.table import Table as RichTable
 
 from internvideo.data.manifest import Manifest, read_manifest
@@ -24,6 +23,7 @@ from internvideo.pipeline import Trained
 from internvideo.recipe import choose_device
 from internvideo.tasks import retrieval
 from internvideo.tasks.table import Result, Table
+from internvideo.terminal import Screen
 from internvideo.training import distributed
 
 CHOSEN_BY = ("t2v_r1", "v2t_r1")
@@ -142,4 +142,4 @@ def _print_search(figures: Mapping[int, Mapping[str, float]], best: int) -> None
     for count, found in figures.items():
         shown = [f"{100 * value:.2f} %" for value in found.values()]
         grid.add_row(str(count), *shown, "kept, chosen on this split" if count == best else "")
-    Console().print(grid)
+    Screen().print(grid)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -19,6 +18,7 @@ from internvideo.jobs.head import HeadRule
 from internvideo.models.factory import create_model
 from internvideo.models.initialise import initialise
 from internvideo.recipe import STAGES, Recipe
+from internvideo.terminal import say
 from internvideo.training import distributed
 from internvideo.training.loop import BatchSource
 
@@ -121,7 +121,7 @@ def start_model(model: nn.Module, recipe: Recipe, classes: Sequence[str] | None 
     rule = None if classes is None else HeadRule(recipe, classes)
     for line in (*positions.told(recipe), *initialise(model, recipe.init, rule)):
         if distributed.rank() == 0:
-            print(f"positions: {line}", file=sys.stderr)
+            say(f"positions: {line}", err=True)
     if recipe.loop.activation_checkpointing:
         for module in model.modules():
             if hasattr(module, "checkpointing"):

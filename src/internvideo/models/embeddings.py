@@ -5,12 +5,15 @@ Source: spec/models.md A.2 (tubelets, 1-D sin-cos table) and B (resized table of
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from internvideo.models.declared import MOST_POSITIONS, DeclaredError
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
@@ -94,7 +97,12 @@ def sin_cos_table(tokens: int, width: int) -> Tensor:
 
     Returns:
         (N, D) float32, computed in float64.
+
+    Raises:
+        DeclaredError: more numbers than any model has.
     """
+    if tokens * width > MOST_POSITIONS:
+        raise DeclaredError(f"a table of {tokens:,} positions of width {width:,}, beyond all limits")
     channel = np.arange(width)
     angle = np.arange(tokens)[:, None] / np.power(10000.0, 2 * (channel // 2) / width)[None]
     table = np.where(channel % 2 == 0, np.sin(angle), np.cos(angle))
@@ -147,5 +155,7 @@ def resized_table(
     side, slots = clip[0] // patch, clip[1] // tubelet
     if not side * slots:
         raise ValueError(f"no {clip[0]} px / {clip[1]} frame table for patch {patch}, tubelet {tubelet}")
+    if math.prod(grid) * width > MOST_POSITIONS:
+        raise DeclaredError(f"a table of {math.prod(grid):,} positions of width {width:,}, beyond all limits")
     native = (slots, side, side)
     return resize_table(sin_cos_table(native[0] * side * side, width), native, grid)

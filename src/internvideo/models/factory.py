@@ -16,6 +16,7 @@ from internvideo.errors import RecipeError
 from internvideo.models.action_detector import ActionDetector
 from internvideo.models.actionformer import ActionFormer, ActionFormerConfig
 from internvideo.models.anticipation import Anticipator
+from internvideo.models.declared import DeclaredError, check_whole, within_memory
 from internvideo.models.entry import ModelEntry
 from internvideo.models.grounding import Grounder, GrounderConfig
 from internvideo.models.multimodal_sizes import MULTIMODAL_MODELS
@@ -192,10 +193,14 @@ def _replace(config: Any, overrides: Mapping[str, object], where: str) -> Any:
             value = tuple(value)
         if not _fits(value, current):
             raise RecipeError(f"{where}.{name}", repr(value), f"{type(current).__name__}, as in {current!r}")
+        try:
+            check_whole(name, value)
+        except DeclaredError as error:
+            raise RecipeError(f"{where}.{name}", str(error)) from error
         values[name] = value
     try:
         return dataclasses.replace(config, **values)
-    except ValueError as error:
+    except (ValueError, ArithmeticError) as error:
         raise RecipeError(where, str(error)) from error
 
 
@@ -219,9 +224,14 @@ def create_model(name: str, overrides: Mapping[str, object] | None = None) -> nn
     """
     config = configure(name, overrides)
     try:
-        return MODELS[name].build(config)
-    except ValueError as error:
-        raise RecipeError(f"model {name}", str(error)) from error
+        with within_memory():
+            return MODELS[name].build(config)
+    except (ValueError, ArithmeticError, MemoryError) as error:
+        raise RecipeError(f"model {name}", str(error) or "more memory than there is") from error
+    except RuntimeError as error:
+        if "allocate" not in str(error):
+            raise
+        raise RecipeError(f"model {name}", "the settings declare more memory than there is") from error
 
 
 def differences(base: Any, config: Any) -> dict[str, object]:

@@ -5,7 +5,6 @@ Source: paper 3.2 and 3.3; spec/models.md B (classifier from pretraining), C.3, 
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -29,7 +28,8 @@ from internvideo.models.viclip import ViCLIP
 from internvideo.models.video_language import VideoLanguage
 from internvideo.models.videomae import VideoMAEClassifier, VideoMAEConfig
 from internvideo.models.weights import load_part, load_pretrained, read_safetensors, select_head_rows
-from internvideo.storage import read_metadata
+from internvideo.storage import class_names, read_metadata
+from internvideo.untrusted import parse_json
 
 FROM_CLIP = (UniFormerV2, VideoLanguage, ViCLIP)
 """What can start from an image-text model."""
@@ -104,10 +104,10 @@ def native_clip(path: Path, tubelet: int) -> tuple[int, int]:
     metadata = read_metadata(path)
     try:
         if "recipe" in metadata:  # of a run
-            told = json.loads(metadata["recipe"])["model"]
+            told = parse_json(metadata["recipe"])["model"]
             config = configure(told["name"], told["overrides"])
         elif "internvideo" in metadata:  # of save_pretrained
-            told = json.loads(metadata["internvideo"])
+            told = parse_json(metadata["internvideo"])
             config = configure(told["model"], told["overrides"])
         else:
             config = None
@@ -150,7 +150,7 @@ def _fill_classifier(
     fresh = None
     if rule is not None and name and weight is not None:
         count = len(weight) - others
-        known = tuple(json.loads(metadata.get("classes", "[]"))) or tuple(map(str, range(count)))
+        known = class_names(metadata, path) or tuple(map(str, range(count)))
         rows = rule(known, path)
         if rows is None:
             fresh = re.escape(name) + r"\."

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -12,6 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from internvideo import untrusted
 from internvideo.data.feature_sequences import FeatureSet, FeatureSettings, FeatureVideo, sequence
 from internvideo.errors import ManifestError, RecipeError, RunError
 from internvideo.metrics import bootstrap
@@ -100,12 +100,12 @@ def read_class_scores(path: Path, classes: Sequence[str]) -> dict[str, Floats]:
         ManifestError: a file that cannot be read, without some class, or with rows of another length.
     """
     try:
-        content = json.loads(path.read_text(encoding="utf-8-sig"))
+        content = untrusted.read_json(path)
         found: dict[str, Floats] = {
             name: np.asarray(row, dtype=np.float64).reshape(-1) for name, row in content["results"].items()
         }
         names = [str(name) for name in content.get("class", classes)]
-    except (OSError, UnicodeDecodeError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         allowed = 'JSON: {"results": {video: [a score for each class]}}'
         raise ManifestError(path, f"no class scores ({error})", allowed) from error
     lost = [name for name in classes if name not in names]

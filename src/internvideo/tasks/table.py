@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,12 +11,13 @@ from typing import Any, TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table as RichTable
 
+from internvideo import untrusted, untrusted_arrays
 from internvideo.errors import RunError
 from internvideo.storage import atomic_path, write_text
+from internvideo.terminal import Screen
 
 FORMAT = 1
 _ABOUT = "about.json"  # its entry in the file; arrays are named without a dot
@@ -73,13 +73,11 @@ class Table:
         if not file.is_file():
             raise RunError(file, "no such file", "a table written by `internvideo evaluate`", "check the path")
         try:
-            # Opened here, because numpy leaves the file open when its content is torn.
-            with file.open("rb") as handle, np.load(handle, allow_pickle=False) as stored:
-                arrays = {name: stored[name] for name in stored.files}
-            about = json.loads(arrays.pop(_ABOUT).tobytes())
+            arrays = untrusted_arrays.read_npz(file)
+            about = untrusted.parse_json(arrays.pop(_ABOUT).tobytes(), finite=False)
             found = about["format"]
             table = cls(about["task"], arrays, about["protocol"], about["coverage"])
-        except (OSError, ValueError, KeyError, TypeError, EOFError, AttributeError, zipfile.BadZipFile) as error:
+        except (OSError, ValueError, KeyError, TypeError) as error:
             raise RunError(
                 file, f"not a whole table ({error})", "a table written by `internvideo evaluate`", "evaluate again"
             ) from error
@@ -138,9 +136,9 @@ def save_result(result: Result, path: str | os.PathLike[str]) -> None:
     write_text(path, json.dumps(result, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
-def print_result(result: Result, console: Console | None = None) -> None:
+def print_result(result: Result, console: Screen | None = None) -> None:
     """Show figures, intervals, coverage and protocol on the terminal."""
-    out = console or Console()
+    out = console or Screen()
     grid = RichTable(title=result["task"].replace("_", " "), title_justify="left")
     grid.add_column("figure")
     grid.add_column("value", justify="right")
@@ -174,12 +172,12 @@ def short_names(paths: Sequence[str | os.PathLike[str]]) -> list[str]:
     return whole
 
 
-def print_results(title: str, rows: Mapping[str, Result], console: Console | None = None) -> None:
+def print_results(title: str, rows: Mapping[str, Result], console: Screen | None = None) -> None:
     """Show several results side by side, a line each: the figures that any has, the first one's interval, the videos.
 
     Lines are as long as they are, because a table squeezed into 80 columns shows no figure.
     """
-    out = console or Console()
+    out = console or Screen()
     names = list(dict.fromkeys(name for result in rows.values() for name in result["figures"]))
     lines = [[title, *(name.replace("_", " ") for name in names), f"95 % of {names[0]}", "videos"]]
     for label, result in rows.items():

@@ -12,7 +12,6 @@ The metadata key "internvideo" is JSON: format, step, epoch, position, seconds, 
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,8 +21,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from internvideo import untrusted
 from internvideo.errors import RunError, WeightsError
 from internvideo.storage import read_metadata, read_safetensors, write_safetensors
+from internvideo.terminal import say
 from internvideo.training import distributed
 from internvideo.training.ema import Ema
 from internvideo.training.run_folder import FOLDER, checkpoints
@@ -119,7 +120,7 @@ def resume(folder: Path, state: RunState) -> Path | None:
             _put_back(path, *found, state)
             return path
         if distributed.rank() == 0:
-            print(f"{faults[0]}; going on from the checkpoint before it", file=sys.stderr)
+            say(f"{faults[0]}; going on from the checkpoint before it", err=True)
         damaged.append(path)
     if damaged:
         where, do = folder / FOLDER, "copy one again, or choose another output folder"
@@ -203,13 +204,13 @@ def _description(state: RunState, recipe: Mapping[str, Any]) -> dict[str, Any]:
         "clips": state.clips,
         "processes": distributed.world_size(),
         "torch": torch.__version__,
-        "recipe": json.loads(json.dumps(recipe, default=str)),
+        "recipe": untrusted.parse_json(json.dumps(recipe, default=str), finite=False),
     }
 
 
 def _read_description(path: Path, metadata: Mapping[str, str]) -> dict[str, Any]:
     try:
-        described: dict[str, Any] = json.loads(metadata["internvideo"])
+        described: dict[str, Any] = untrusted.parse_json(metadata["internvideo"], finite=False)
         found = described["format"]
     except (KeyError, ValueError, TypeError) as error:
         raise WeightsError(path, "is not a checkpoint of a run", "a file written by `internvideo train`") from error

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import signal
-import sys
 import threading
 from types import FrameType, TracebackType
 from typing import Any, Self
+
+from internvideo.terminal import say
 
 
 class StopSignals:
@@ -30,7 +31,7 @@ class StopSignals:
     def _note(self, number: int, frame: FrameType | None) -> None:
         self.asked = True
         self._give_back()
-        print("stopping after this step and saving; once more to stop at once", file=sys.stderr, flush=True)
+        say("stopping after this step and saving; once more to stop at once", err=True)
 
     def _give_back(self) -> None:
         while self._before:

@@ -13,8 +13,10 @@ from typing import Any, Self
 
 from tqdm import tqdm
 
+from internvideo import untrusted
 from internvideo.errors import RecipeError, RunError
 from internvideo.storage import write_text
+from internvideo.terminal import say
 from internvideo.training import distributed
 
 METRICS = "metrics.jsonl"
@@ -41,9 +43,9 @@ def read_metrics(folder: Path) -> list[dict[str, Any]]:
     """The lines of a run's metrics.jsonl so far; a last line that a crash cut off is left out."""
     file = folder / METRICS
     lines = []
-    for line in file.read_text(encoding="utf-8").splitlines() if file.exists() else []:
+    for line in untrusted.read_text(file).splitlines() if file.exists() else []:
         try:
-            lines.append(json.loads(line))
+            lines.append(untrusted.parse_json(line, finite=False))
         except ValueError:
             break
     return lines
@@ -107,7 +109,7 @@ class MetricLog:
     def tell(self, text: str) -> None:
         """One line on stderr."""
         if self.active:
-            print(f"{self.title}: {text}", file=sys.stderr, flush=True)
+            say(f"{self.title}: {text}", err=True)
 
     def tell_changes(self, step: int, changes: Mapping[str, tuple[Any, Any]], lr: float) -> None:
         """Tell, here and in the log, which settings are others after `step` and at which rate it goes on."""
@@ -131,11 +133,7 @@ class MetricLog:
         if self.active and self.bar.disable and due:
             self.last_line = now
             left = (now - self.started) / max(1, step - self.first) * (self.total - step)
-            print(
-                f"{self.title}: step {step}/{self.total}, {self._brief()}, {clock(left)} left",
-                file=sys.stderr,
-                flush=True,
-            )
+            say(f"{self.title}: step {step}/{self.total}, {self._brief()}, {clock(left)} left", err=True)
 
     def _brief(self) -> str:
         labels = {"loss": "loss", "clips_per_second": "clips/s"}

@@ -9,6 +9,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
+from internvideo import untrusted
 from internvideo.errors import RecipeError, RunError
 from internvideo.storage import alone_in, write_text
 from internvideo.training import distributed
@@ -127,7 +128,7 @@ def _below(key: str, names: Collection[str]) -> bool:
 
 def _read(file: Path) -> dict[str, Any]:
     try:
-        told = json.loads(file.read_text(encoding="utf-8"))
+        told = untrusted.read_json(file, finite=False)
         changes = [{**session, "settings": dict(session["settings"])} for session in told.get("changes", [])]
         return {"recipe": dict(told["recipe"]), "changes": changes}
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
@@ -166,7 +167,10 @@ def _refuse(where: Path, found: Mapping[str, Change]) -> None:
 def differences(written: Recipe, now: Recipe, may_differ: Collection[str] = ()) -> dict[str, Change]:
     """What two recipes differ in, by dotted key, apart from `may_differ` and everything below it."""
     # Through JSON, because that is how the written one came: tuples are lists, keys are texts.
-    before, after = dict(_leaves(written)), dict(_leaves(json.loads(json.dumps(now, default=str))))
+    before, after = (
+        dict(_leaves(written)),
+        dict(_leaves(untrusted.parse_json(json.dumps(now, default=str), finite=False))),
+    )
     return {
         key: (before.get(key, "not there"), after.get(key, "not there"))
         for key in sorted(before.keys() | after.keys())

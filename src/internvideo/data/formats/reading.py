@@ -6,19 +6,18 @@ A byte order mark and any line ending are read as if they were not there; an emp
 from __future__ import annotations
 
 import csv
-import gzip
 import io
 import json
 import re
-import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, TypeVar
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
+from internvideo import untrusted
 from internvideo.data import lists
 from internvideo.data.manifest import explained
 from internvideo.errors import ManifestError
@@ -140,13 +139,11 @@ def read_text(path: Path) -> str:
     """The text of a file, gunzipped where its name ends in .gz. Raises ManifestError: unreadable or empty."""
     if path.suffix == ".gz":
         try:
-            content = gzip.decompress(path.read_bytes()).decode("utf-8-sig")
-        except (OSError, EOFError, zlib.error, ValueError) as error:
+            content = untrusted.read_text(path)
+        except (OSError, ValueError) as error:
             raise ManifestError(path, f"cannot be read: {error}", "a whole gzip file of UTF-8 text") from None
     else:
         content = lists.read_text(path)
-    if "\0" in content:
-        raise ManifestError(path, "not a UTF-8 text", "UTF-8", "save it again as UTF-8")
     if not content.strip():
         raise ManifestError(f"{path}:1", "an empty file", "at least one row")
     return content
@@ -173,8 +170,7 @@ def csv_records(
         ManifestError: a missing column, a wrong number of cells, a cell that does not fit, an empty file.
     """
     stream = io.StringIO(read_text(path), newline="")
-    style: Literal[0, 3] = csv.QUOTE_MINIMAL if quoted else csv.QUOTE_NONE
-    reader = csv.reader(stream, delimiter=delimiter, quoting=style, strict=quoted)
+    reader = untrusted.CsvReader(stream, delimiter, quoted=quoted)
     names = list(columns)
     try:
         for cells in reader:
@@ -206,7 +202,10 @@ def _check_columns(path: Path, names: list[str], record: type[Record]) -> None:
 def header_of(path: Path, delimiter: str = ",") -> list[str]:
     """Cells of the first line. Raises ManifestError as `read_text`."""
     _, line = next(numbered_lines(path))
-    return [cell.strip() for cell in next(csv.reader([line], delimiter=delimiter))]
+    try:
+        return [cell.strip() for cell in next(untrusted.CsvReader([line], delimiter, strict=False))]
+    except csv.Error as error:
+        raise ManifestError(f"{path}:1", f"not csv ({error})") from None
 
 
 def checked(record: type[R], content: object, where: str) -> R:
@@ -254,28 +253,13 @@ def list_lines(text: str) -> list[int]:
         _, at = decoder.raw_decode(text, at)
 
 
-class _KeyTwiceError(Exception):
-    pass
-
-
-def _once(pairs: list[tuple[str, object]]) -> dict[str, object]:
-    made = dict(pairs)
-    if len(made) != len(pairs):
-        raise _KeyTwiceError
-    return made
-
-
 def _parsed(path: Path, text: str, above: int = 0) -> object:
     """JSON; `above` lines stand before the text in its file."""
     try:
-        return json.loads(text, object_pairs_hook=_once)
+        return untrusted.parse_json(text)
     except json.JSONDecodeError as error:
         raise ManifestError(f"{path}:{error.lineno + above}", f"not JSON: {error.msg}", "a whole JSON file") from None
-    except (ValueError, RecursionError):
-        raise ManifestError(
-            f"{path}:{above + 1}", "a number of thousands of digits, or too deeply nested", "JSON"
-        ) from None
-    except _KeyTwiceError:
+    except untrusted.KeyTwiceError:
         seen: dict[tuple[str | int, ...], int] = {}
         for place, at in _places(text):
             if place in seen:
@@ -286,6 +270,8 @@ def _parsed(path: Path, text: str, above: int = 0) -> object:
                 ) from None
             seen[place] = at
         raise
+    except ValueError as error:
+        raise ManifestError(f"{path}:{above + 1}", str(error), "JSON") from None
 
 
 def _checked_json(path: Path, expected: type[T], content: object, text: str) -> T:
@@ -325,6 +311,6 @@ def _places(text: str) -> Iterator[tuple[tuple[str | int, ...], int]]:
         elif token == ":":
             is_key = False
         elif is_key:
-            location[-1] = json.loads(token)
+            location[-1] = untrusted.parse_json(token)
         else:
             yield tuple(location), found.start()

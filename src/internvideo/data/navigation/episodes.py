@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
+from internvideo import untrusted
 from internvideo.data.formats.navigation import SPLITS, read_r2r
 from internvideo.data.formats.reading import AnnotationSource
 from internvideo.data.navigation.follower import FORWARD, Followed, follow
@@ -69,7 +70,7 @@ def read_episodes(path: Path, split: str) -> tuple[Episode, ...]:
 
 
 def _episode(row: Sample, split: str) -> Episode:
-    told = {name: json.loads(value) for name, value in row.attributes.items()}
+    told = {name: untrusted.parse_json(value) for name, value in row.attributes.items()}
     x, y, height = from_habitat(told["start_position"])
     path = [from_habitat(point) for point in told.get("locations", told.get("reference_path", []))]
     return Episode(

@@ -1,0 +1,325 @@
+"""Files that others wrote, parsed within limits: bytes, depth, digits, aliases and sizes are checked before anything is
+built of them.
+
+The one home of these parsers (tests/test_architecture.py). Every function gives plain data, or raises OSError (absent,
+no regular file) or ValueError (what is wrong, in words); its caller knows whose mistake that is. What is promised:
+SECURITY.md.
+"""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import io
+import json
+import math
+import os
+import stat
+import zlib
+from collections.abc import Iterable, Iterator
+from typing import IO, Any, BinaryIO, Literal, NoReturn, TextIO
+
+import yaml
+
+from internvideo.errors import InternVideoError
+
+MOST_BYTES = 2**33
+"""Of an annotation file; larger ones would not fit into the memory as Python's objects anyway."""
+MOST_SETTINGS = 2**24
+"""Bytes of a file of settings (JSON)."""
+MOST_YAML = 2**20
+MOST_LINE = 2**26
+MOST_VALUES = 2**26
+MOST_NODES = 20_000
+"""Values of a YAML file, those of an alias counted wherever it stands."""
+MOST_DEPTH = 64
+MOST_COLUMNS = 10_000
+MOST_DIGITS = 20
+INFLATED = (2**26, 100)
+"""A packed file may hold so many bytes, and so many times its own size."""
+_BLOCK = 2**24
+
+PathLike = str | os.PathLike[str]
+
+
+class KeyTwiceError(ValueError):
+    """A key that stands twice in one JSON object."""
+
+
+# -------------------------------------------------------------------------------------------------------------- files
+
+
+def open_regular(path: PathLike, most: int | None = None) -> BinaryIO:
+    """Open a regular file for reading. A pipe or a device would block, or never end.
+
+    Raises:
+        OSError: absent, a folder, a pipe, a device, or larger than `most` bytes.
+    """
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)  # a pipe without a writer does not block
+    try:
+        state = os.fstat(descriptor)
+        if not stat.S_ISREG(state.st_mode):
+            raise OSError("a folder, not a file" if stat.S_ISDIR(state.st_mode) else "a pipe or device, not a file")
+        if most is not None and state.st_size > most:
+            raise OSError(f"{state.st_size:,} bytes, {most:,} is the limit")
+        return os.fdopen(descriptor, "rb")
+    except BaseException:
+        os.close(descriptor)
+        raise
+
+
+def open_text(path: PathLike) -> TextIO:
+    """Open a UTF-8 file, with or without a byte order mark; line ends stay as they are. Raises OSError."""
+    return io.TextIOWrapper(open_regular(path, MOST_BYTES), encoding="utf-8-sig", newline="")
+
+
+def lines(stream: TextIO) -> Iterator[str]:
+    """The lines of an open text. Raises ValueError: one without end, a NUL, not UTF-8."""
+    while line := stream.readline(MOST_LINE):
+        if "\0" in line:
+            raise ValueError("a NUL character, so it is no text")
+        if len(line) == MOST_LINE:
+            raise ValueError(f"a line of {MOST_LINE:,} characters or more")
+        yield line
+
+
+def read_bytes(path: PathLike, most: int = MOST_BYTES) -> bytes:
+    """The bytes of a regular file. Raises OSError."""
+    with open_regular(path, most) as stream:
+        return stream.read(most)
+
+
+def read_text(path: PathLike, most: int = MOST_BYTES) -> str:
+    """The text of a UTF-8 file, unpacked where its name ends in .gz. Raises OSError, ValueError."""
+    with open_regular(path, most) as stream:
+        return _text(_inflated(stream) if str(path).endswith(".gz") else _whole(stream, most))
+
+
+def _whole(stream: IO[bytes] | gzip.GzipFile, most: int) -> bytes:
+    """All bytes of a text. A NUL, as in a file that is nothing but a hole, ends the reading."""
+    made = bytearray()
+    while block := stream.read(_BLOCK):
+        made += block
+        if len(made) > most:
+            raise ValueError(f"more than {most:,} bytes")
+        if 0 in block:
+            raise ValueError("a NUL character, so it is no text")
+    return bytes(made)
+
+
+def _inflated(stream: BinaryIO) -> bytes:
+    try:
+        with gzip.GzipFile(fileobj=stream) as packed:
+            return _whole(packed, most_inflated(os.fstat(stream.fileno()).st_size))
+    except (EOFError, zlib.error) as error:
+        raise ValueError(f"no whole gzip file ({error})") from None
+
+
+def most_inflated(packed: int) -> int:
+    """What a packed file of `packed` bytes may hold."""
+    return min(INFLATED[0] + INFLATED[1] * packed, MOST_BYTES)
+
+
+def _text(content: bytes) -> str:
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"no UTF-8 text: byte {error.start} is {content[error.start]:#04x}") from None
+
+
+# --------------------------------------------------------------------------------------------------------------- JSON
+
+
+def _once(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    made = dict(pairs)
+    if len(made) != len(pairs):
+        seen: set[str] = set()
+        for name, _ in pairs:
+            if name in seen:
+                raise KeyTwiceError(f"the key '{name}' stands twice in one object")
+            seen.add(name)
+    return made
+
+
+def _integer(text: str) -> int:
+    if len(text) > MOST_DIGITS:
+        raise ValueError(f"a number of {len(text) if len(text) < 2000 else 'thousands of'} digits")
+    return int(text)
+
+
+def _real(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError(f"the number {text[:20]}, which is too large")
+    return value
+
+
+def _no_number(name: str) -> NoReturn:
+    raise ValueError(f"{name}, which is no JSON")
+
+
+_STRICT = json.JSONDecoder(object_pairs_hook=_once, parse_int=_integer, parse_float=_real, parse_constant=_no_number)
+_LOG = json.JSONDecoder(parse_int=_integer)
+"""What a run tells of itself may be NaN or Infinity."""
+
+
+def parse_json(text: str | bytes, *, finite: bool = True) -> Any:
+    """JSON to plain values.
+
+    Args:
+        text: of one document. finite: refuse NaN and infinities; our own logs may hold them.
+
+    Raises:
+        ValueError: no JSON (`json.JSONDecodeError`), a key twice (`KeyTwiceError`), a number of more than 20 digits or
+            that is not finite, too deeply nested, too many values.
+    """
+    text = _text(text) if isinstance(text, bytes) else text
+    if text.count(",") + text.count("[") + text.count("{") > MOST_VALUES:
+        raise ValueError(f"more than {MOST_VALUES:,} values")
+    try:
+        made = (_STRICT if finite else _LOG).decode(text)
+    except (RecursionError, MemoryError):
+        raise ValueError("too deeply nested") from None
+    _check_depth(made)
+    return made
+
+
+def _check_depth(made: object) -> None:
+    """Raise ValueError for what is nested so deeply that those who walk through it would fail."""
+    level = [made] if isinstance(made, dict | list) else []
+    for _ in range(MOST_DEPTH):
+        if not level:
+            return
+        level = [
+            inner
+            for outer in level
+            for inner in (outer.values() if type(outer) is dict else outer)
+            if type(inner) is dict or type(inner) is list
+        ]
+    raise ValueError(f"nested more than {MOST_DEPTH} deep")
+
+
+def read_json(path: PathLike, most: int = MOST_BYTES, *, finite: bool = True) -> Any:
+    """The values of a JSON file. Raises OSError, ValueError."""
+    return parse_json(read_text(path, most), finite=finite)
+
+
+def json_in(
+    texts: Any, name: str, where: object, error: type[InternVideoError], allowed: str, default: str = ""
+) -> Any:
+    """JSON that stands as a text inside of something else, as in the metadata of weights.
+
+    Args:
+        texts: the mapping. name: its key. default: the text where there is none; "" asks for one.
+        where, error, allowed: how a mistake is told.
+
+    Raises:
+        error: none, or not readable.
+    """
+    try:
+        return parse_json(texts.get(name, default) if default else texts[name])
+    except KeyError:
+        raise error(where, f"carries no '{name}'", allowed) from None
+    except ValueError as found:
+        raise error(where, f"'{name}' inside cannot be read: {found}", allowed) from None
+
+
+# --------------------------------------------------------------------------------------------------------- YAML, CSV
+
+
+class _Loader(yaml.SafeLoader):
+    """Plain values of YAML. Counts what an alias would unfold to, before it does."""
+
+    def __init__(self, stream: str) -> None:
+        super().__init__(stream)
+        self._made, self._deep = 0, 0
+        self._sizes: dict[str, int] = {}
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        event: Any = self.peek_event()  # type: ignore[no-untyped-call]
+        before, anchor = self._made, event.anchor
+        # An alias inside of what it names has no size yet: it would have no end.
+        self._made += self._sizes.get(anchor, MOST_NODES) if isinstance(event, yaml.AliasEvent) else 1
+        self._deep += 1
+        if self._made > MOST_NODES or self._deep > MOST_DEPTH:
+            what = f"nested more than {MOST_DEPTH} deep" if self._made <= MOST_NODES else f"over {MOST_NODES:,} values"
+            raise yaml.composer.ComposerError(None, None, f"{what}, aliases unfolded", event.start_mark)
+        node = super().compose_node(parent, index)
+        self._deep -= 1
+        if anchor is not None and not isinstance(event, yaml.AliasEvent):
+            self._sizes[anchor] = self._made - before
+        return node
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> Any:
+        seen = set()
+        for key, _ in node.value if isinstance(node, yaml.MappingNode) else ():
+            if isinstance(key, yaml.ScalarNode) and key.tag != "tag:yaml.org,2002:merge":
+                if (key.tag, key.value) in seen:
+                    found = f"the key '{key.value}' stands twice"
+                    raise yaml.constructor.ConstructorError(None, None, found, key.start_mark)
+                seen.add((key.tag, key.value))
+        return super().construct_mapping(node, deep)
+
+    def construct_scalar(self, node: Any) -> Any:
+        if node.tag == "tag:yaml.org,2002:int" and len(node.value) > 2 * MOST_DIGITS:
+            found = f"a number of {len(node.value):,} digits"
+            raise yaml.constructor.ConstructorError(None, None, found, node.start_mark)
+        return super().construct_scalar(node)
+
+
+def _finite(loader: _Loader, node: Any) -> float:
+    value = loader.construct_yaml_float(node)
+    if not math.isfinite(value):
+        raise yaml.constructor.ConstructorError(None, None, f"the number {node.value[:20]}", node.start_mark)
+    return value
+
+
+_Loader.add_constructor("tag:yaml.org,2002:float", _finite)
+
+
+def parse_yaml(text: str) -> Any:
+    """YAML to plain values. Raises ValueError: no YAML, a key twice, too deep, too many values (aliases unfolded)."""
+    if len(text) > MOST_YAML:
+        raise ValueError(f"{len(text):,} characters, {MOST_YAML:,} is the limit")
+    try:
+        return _Loader(text).get_single_data()
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        raise ValueError(f"{error.problem}" + ("" if mark is None else f", line {mark.line + 1}")) from None
+    # What the constructors of numbers, dates and sets raise is no YAMLError.
+    except (yaml.YAMLError, ValueError, TypeError, LookupError, ArithmeticError, AttributeError) as error:
+        raise ValueError(" ".join(str(error).split())) from None
+
+
+def read_yaml(path: PathLike) -> Any:
+    """The values of a YAML file. Raises OSError, ValueError."""
+    return parse_yaml(read_text(path, MOST_YAML))
+
+
+class CsvReader:
+    """Rows of cells, as `csv.reader`; refuses a row of more than `MOST_COLUMNS` cells.
+
+    Args:
+        text: lines. delimiter: between cells. quoted: whether " encloses cells. strict: refuse odd quotes.
+
+    Raises:
+        csv.Error: from `next`.
+    """
+
+    def __init__(self, text: Iterable[str], delimiter: str = ",", *, quoted: bool = True, strict: bool = True) -> None:
+        style: Literal[0, 3] = csv.QUOTE_MINIMAL if quoted else csv.QUOTE_NONE
+        self._reader = csv.reader(text, delimiter=delimiter, quoting=style, strict=quoted and strict)
+
+    @property
+    def line_num(self) -> int:
+        """Lines read so far."""
+        return self._reader.line_num
+
+    def __iter__(self) -> CsvReader:
+        return self
+
+    def __next__(self) -> list[str]:
+        cells = next(self._reader)
+        if len(cells) > MOST_COLUMNS:
+            raise csv.Error(f"{len(cells):,} cells in a row, {MOST_COLUMNS:,} is the limit")
+        return cells

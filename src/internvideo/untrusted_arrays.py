@@ -1,0 +1,100 @@
+"""Arrays and weights that others wrote: what a header tells is compared with the bytes that are there, then read.
+
+Errors as in untrusted.py. Nothing is unpickled.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+import os
+import sys
+import zipfile
+import zlib
+from typing import IO, Any
+
+import numpy as np
+from numpy.lib import format as npy
+
+from internvideo.untrusted import MOST_BYTES, PathLike, most_inflated, open_regular, parse_json
+
+MOST_HEADER = 10_000
+"""Bytes before the numbers of a .npy file, as numpy has it."""
+
+
+def read_npy(path: PathLike) -> Any:
+    """The array of a .npy file. Raises OSError, ValueError: no numbers, or other bytes than its header tells of."""
+    with open_regular(path) as stream:
+        return _array(stream, os.fstat(stream.fileno()).st_size)
+
+
+def _array(stream: IO[bytes], size: int) -> Any:
+    """An array of a file of `size` bytes."""
+    try:
+        version = npy.read_magic(stream)
+        form = {(1, 0): (2, npy.read_array_header_1_0), (2, 0): (4, npy.read_array_header_2_0)}.get(version)
+        if form is None:
+            raise ValueError(f".npy version {version}; 1.0 and 2.0 are read")
+        length = stream.read(form[0])
+        told = int.from_bytes(length, "little")
+        if told > MOST_HEADER:
+            raise ValueError(f"a header of {told:,} bytes, {MOST_HEADER:,} is the limit")
+        shape, fortran, dtype = form[1](io.BytesIO(length + stream.read(told)))
+    except Exception as error:  # numpy evaluates the header as Python: tokens, syntax, recursion, types
+        raise ValueError(f"no .npy header ({' '.join(str(error).split())[:120]})") from None
+    if dtype.kind not in "biufSU" or not dtype.itemsize:
+        raise ValueError(f"an array of {dtype}; numbers or texts are read")
+    if len(shape) > 8 or any(type(side) is not int or side < 0 for side in shape):
+        raise ValueError(f"the shape {str(shape)[:80]}")
+    told, there = math.prod(shape) * dtype.itemsize, size - stream.tell()
+    if told != there:
+        raise ValueError(f"{there:,} bytes of numbers, its header tells of {told:,} ({shape} {dtype})")
+    if told > MOST_BYTES:
+        raise ValueError(f"{told:,} bytes, {MOST_BYTES:,} is the limit")
+    content = bytearray(told)
+    stream.readinto(content)  # type: ignore[attr-defined]  # every stream here is buffered
+    values = np.ndarray(shape, dtype, content, order="F" if fortran else "C")
+    if dtype.kind == "U" and told and np.frombuffer(content, dtype.byteorder + "u4").max() > sys.maxunicode:
+        raise ValueError("a text with characters that there are not")
+    return values
+
+
+def read_npz(path: PathLike) -> dict[str, Any]:
+    """The arrays of a .npz file by name. Raises OSError, ValueError: no such file, or one that unpacks to far more."""
+    with open_regular(path) as stream:
+        most = most_inflated(os.fstat(stream.fileno()).st_size)
+        try:
+            with zipfile.ZipFile(stream) as archive:
+                entries = archive.infolist()
+                if len({entry.filename for entry in entries}) != len(entries):
+                    raise ValueError("an entry stands twice")
+                if sum(entry.file_size for entry in entries) > most:
+                    raise ValueError(f"unpacks to more than {most:,} bytes")
+                return {entry.filename.removesuffix(".npy"): _entry(archive, entry) for entry in entries}
+        except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError) as error:
+            raise ValueError(f"no whole .npz file ({error})") from None
+
+
+def _entry(archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> Any:
+    with archive.open(entry) as stream:
+        content = stream.read(entry.file_size)
+    return _array(io.BytesIO(content), len(content))
+
+
+def safetensors_metadata(path: PathLike) -> dict[str, str]:
+    """The text metadata of a safetensors file, from its header alone.
+
+    Raises:
+        OSError: absent, no regular file.
+        ValueError: a header that is longer than the file or than 100 MB, no JSON, metadata that is no text.
+    """
+    with open_regular(path) as stream:
+        size = os.fstat(stream.fileno()).st_size
+        length = int.from_bytes(stream.read(8), "little")
+        if not 2 <= length <= min(size - 8, 10**8):
+            raise ValueError(f"a header of {length:,} bytes in a file of {size:,}")
+        header = parse_json(stream.read(length))
+    told = header.get("__metadata__", {}) if isinstance(header, dict) else None
+    if not isinstance(told, dict) or not all(isinstance(text, str) for text in told.values()):
+        raise ValueError("a header without texts as metadata")
+    return told
