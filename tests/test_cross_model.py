@@ -42,10 +42,12 @@ MULTIMODAL = UniFormerV2Config(
 )
 
 
-def make(config: CrossModelConfig | None = None, *, open_gates: bool = False, seed: int = 0) -> CrossModel:
+def make(
+    config: CrossModelConfig | None = None, *, open_gates: bool = False, seed: int = 0, depth: int = MASKED.depth
+) -> CrossModel:
     """A small model whose multimodal encoder is not at its (degenerate) initialisation."""
     torch.manual_seed(seed)
-    model = build_cross_model(InteractionConfig(MASKED, MULTIMODAL, config or CrossModelConfig()))
+    model = build_cross_model(InteractionConfig(replace(MASKED, depth=depth), MULTIMODAL, config or CrossModelConfig()))
     with torch.no_grad():
         for parameter in model.multimodal.parameters():
             parameter.add_(torch.randn_like(parameter) * 0.1)
@@ -82,6 +84,36 @@ def test_placement_of_the_published_pairs() -> None:
     assert placements((20, 21, 22, 23), 24, 32) == (28, 30, 31)  # ViT-H with L/14
     assert placements((20, 21, 22, 23), 24, 24) == (21, 22, 23)  # ViT-L with L/14
     assert placements((8, 9, 10, 11), 12, 12) == (9, 10, 11)  # ViT-B with B/16
+
+
+def test_uniform_placement_has_a_module_after_every_stage() -> None:
+    assert placements((20, 21, 22, 23), 24, 32, "uniform") == (8, 16, 24)
+    assert placements((8, 9, 10, 11), 12, 12, "uniform") == (3, 6, 9)
+    assert placements((1, 2, 3), 4, 4, "uniform") == (2, 3)
+    with pytest.raises(ValueError, match="late or uniform"):
+        CrossModelConfig(placement="early")  # type: ignore[arg-type]  # the mistake
+
+
+def test_uniform_placement_starts_as_the_encoders_and_learns() -> None:
+    late, uniform = make(depth=6), make(CrossModelConfig(placement="uniform", head_dropout=0.0), depth=6)
+    assert (late.placements, uniform.placements) == ((3, 5), (2, 4))
+    shapes = {name: value.shape for name, value in late.state_dict().items()}
+    assert {name: value.shape for name, value in uniform.state_dict().items()} == shapes
+    videos = clips()
+    uniform.eval()
+    output = uniform(*videos)
+    assert torch.equal(output.masked, uniform.masked(videos[0]))
+    assert torch.equal(output.multimodal, uniform.multimodal(videos[1]))
+    learn(uniform.train(), 1)
+    F.cross_entropy(uniform(*videos).fused, torch.arange(3)).backward()
+    for name in uniform.trainable_names:
+        if not name.endswith("attn.k.bias"):
+            gradient = uniform.get_parameter(name).grad
+            assert gradient is not None, name
+            assert bool(gradient.any()), name
+    moved = make(CrossModelConfig(placement="uniform"), open_gates=True, depth=6).eval()
+    other = make(CrossModelConfig(placement="late"), open_gates=True, depth=6).eval()
+    assert not torch.equal(moved(*videos).masked, other(*videos).masked)
 
 
 def test_parameters_of_one_module() -> None:

@@ -31,17 +31,22 @@ class CrossModelConfig:
             "both" (also into the query token at every other stage).
         fusion: "scalar" (one share), "per_class" (a share per class), "free" (two weights, .5 + f each).
         head_dropout: in front of both classifiers.
+        placement: of the modules into the masked encoder: "late", as deep as the multimodal encoder's global layers, or
+            "uniform", after each of as many equal stages; "the features in all stages" (paper 3.3) admits both.
     """
 
     direction: Literal["paper", "both"] = "paper"
     fusion: Literal["scalar", "per_class", "free"] = "scalar"
     head_dropout: float = 0.9
+    placement: Literal["late", "uniform"] = "late"
 
     def __post_init__(self) -> None:
         if self.direction not in ("paper", "both") or self.fusion not in ("scalar", "per_class", "free"):
             raise ValueError(
                 f"direction {self.direction!r}: paper or both; fusion {self.fusion!r}: scalar, per_class, free"
             )
+        if self.placement not in ("late", "uniform"):
+            raise ValueError(f"placement {self.placement!r}: late or uniform")
 
 
 @dataclass(frozen=True)
@@ -100,8 +105,16 @@ def cross_attention_block(width: int, heads: int, context_width: int) -> Block:
     return block
 
 
-def placements(global_layers: tuple[int, ...], multimodal_depth: int, masked_depth: int) -> tuple[int, ...]:
-    """Number of masked layers before the module of each stage but the last: proportional depth (G.2)."""
+def placements(
+    global_layers: tuple[int, ...],
+    multimodal_depth: int,
+    masked_depth: int,
+    kind: Literal["late", "uniform"] = "late",
+) -> tuple[int, ...]:
+    """Number of masked layers before the module of each stage but the last: proportional depth (G.2), or even parts."""
+    if kind == "uniform":
+        count = len(global_layers)
+        return tuple(-(-stage * masked_depth // count) for stage in range(1, count))
     return tuple(-(-(layer + 1) * masked_depth // multimodal_depth) for layer in global_layers[:-1])
 
 
@@ -135,7 +148,7 @@ class CrossModel(nn.Module):
         self.multimodal = multimodal
         self.checkpointing = False
         wide, deep = multimodal.config, masked.config
-        self.placements = placements(wide.global_layers, wide.depth, deep.depth)
+        self.placements = placements(wide.global_layers, wide.depth, deep.depth, config.placement)
         query_heads = wide.global_heads or wide.heads
         into_masked = [cross_attention_block(deep.width, deep.heads, wide.width) for _ in self.placements]
         into_query = [
