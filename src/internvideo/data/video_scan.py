@@ -17,6 +17,9 @@ from internvideo.data.video_index import Index, decode
 from internvideo.data.video_open import Deadline, check_readable, fail, packets, reason_of
 from internvideo.data.video_picture import first_picture
 
+LACKING = "a packet is damaged"
+"""What a container tells of a packet behind which its count of pieces is broken (transport streams)."""
+
 
 def real_packets(container: Any, stream: Any, deadline: Deadline) -> Iterator[Any]:
     """The packets with data from here to the end (an empty one would tell the decoder that the stream ends)."""
@@ -37,12 +40,15 @@ def pictures_in_order(container: Any, stream: Any, deadline: Deadline, faults: F
     if checks := CHECKS_OF.get(context.codec.canonical_name):
         context.options = {**context.options, "err_detect": checks}
     context.copy_opaque = True
-    number = 0
+    number, before = 0, None
     try:
         for number, packet in enumerate(real_packets(container, stream, deadline), 1):
             packet.opaque = number
             if packet.is_corrupt:
-                found.add(number, "a packet is damaged")
+                found.add(number, LACKING)
+            if before is not None and packet.dts is not None and packet.dts < before and packet.is_keyframe:
+                found.forgive(number - 2)
+            before = packet.dts
             try:
                 pictures = decode(context, packet)
             except av.error.FFmpegError as error:
@@ -72,6 +78,12 @@ class Faults:
         self.numbers.append(number)
         self.reasons.append(reason)
         self.before.append(self.out)
+
+    def forgive(self, number: int) -> None:
+        """Take back that packets from `number` on lack something: another recording begins behind them."""
+        while self.numbers and self.numbers[-1] >= number and self.reasons[-1] == LACKING:
+            for column in (self.numbers, self.reasons, self.before):
+                column.pop()
 
 
 class _Gathered:
