@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import time
-import warnings
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,12 +13,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils.data import DataLoader, IterableDataset, get_worker_info
+from torch.utils.data import IterableDataset, get_worker_info
 from tqdm import tqdm
 
 from internvideo import __version__
 from internvideo.apps.coverage import Coverage, Trouble
 from internvideo.apps.preprocessing import Preprocessing
+from internvideo.apps.read_ahead import stream_of
 from internvideo.apps.vector_files import Parts, Vectors, check_output, write_table
 from internvideo.apps.video_files import VideoFile
 from internvideo.apps.video_model import VideoModel
@@ -184,28 +184,6 @@ class _Reader(IterableDataset[_Piece]):
             for start, end, clip in windows_of(opened, self.clips, video.start, video.end, **size):
                 yield _Piece(number, start, end, min((end - first) / max(last - first, 1e-9), 1.0), clip)
             return opened.trouble
-
-
-def stream_of(reader: IterableDataset[Read], workers: int) -> Iterator[Read]:
-    """What the reader gives, through worker processes. Raises RunError when one of them dies."""
-    loader: DataLoader[Read] = DataLoader(
-        reader, batch_size=None, num_workers=workers, collate_fn=_as_it_is, in_order=False, generator=torch.Generator()
-    )
-    try:
-        with warnings.catch_warnings():
-            # Python 3.12 warns of fork beside threads; the workers use none of the parent's.
-            warnings.filterwarnings("ignore", "This process .* is multi-threaded", DeprecationWarning)
-            stream = iter(loader)
-        yield from stream
-    except RuntimeError as error:
-        if "DataLoader worker" not in str(error):
-            raise
-        do = "it may have run out of memory: lower workers or the size of the batch"
-        raise RunError("reading videos", f"a worker died ({error})", "", do) from error
-
-
-def _as_it_is(piece: Any) -> Any:
-    return piece
 
 
 @dataclass

@@ -22,11 +22,11 @@ from tqdm import tqdm
 from internvideo import __version__
 from internvideo.apps.claims import Claims
 from internvideo.apps.coverage import Coverage, Trouble
-from internvideo.apps.embedding import stream_of
 from internvideo.apps.feature_folder import INDEX, FeatureFolder, Item, Record, append_rows
 from internvideo.apps.frame_grid import FrameGrid, WindowRule, frame_grid
 from internvideo.apps.layers import POOLED, clip_encoder, over_tiles, tile_side
 from internvideo.apps.preprocessing import Preprocessing
+from internvideo.apps.read_ahead import stream_of
 from internvideo.apps.video_model import VideoModel
 from internvideo.apps.windows import clips_of, open_long
 from internvideo.data.video_damage import damage_told

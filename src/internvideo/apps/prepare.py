@@ -93,6 +93,7 @@ class VideoFolder:
         self.folder = folder.absolute()
         self._by_path: dict[str, str] = {}
         self._by_stem: defaultdict[str, list[_Found]] = defaultdict(list)
+        self._by_download: defaultdict[str, list[_Found]] = defaultdict(list)
         self._parts: defaultdict[str, list[_Found]] = defaultdict(list)
         self.frame_folders: set[str] = set()
         for place, folders, names in os.walk(self.folder, followlinks=True):
@@ -110,12 +111,16 @@ class VideoFolder:
                 self.frame_folders.add(os.path.basename(os.path.dirname(path)))
             return
         self._by_stem[stem].append(_Found(path))
-        trimmed = _TRIMMED.match(stem)
-        if trimmed:
-            self._parts[trimmed["video"]].append(_Found(path, float(trimmed["start"]), float(trimmed["end"])))
+        for other in _downloaded(stem):
+            self._by_download[other].append(_Found(path))
+        for one in (stem, *_downloaded(stem)):
+            if trimmed := _TRIMMED.match(one):
+                self._parts[trimmed["video"]].append(_Found(path, float(trimmed["start"]), float(trimmed["end"])))
 
     def find(self, names: Iterable[str], seconds: float | None = None, *, parts: bool = True) -> _Found | None:
         """The file of the first name that is there: by path, by name without extension, or a trimmed part of it.
+
+        Names that yt-dlp gives count too: `Title [ID].mkv`, and `ID.mp4.mkv` where it merged formats.
 
         Args:
             names: best first. seconds: a time that a trimmed part must hold. parts: whether one will do at all.
@@ -125,7 +130,7 @@ class VideoFolder:
             if name in self._by_path:
                 return _Found(self._by_path[name])
         for _, folder, stem in tried:
-            found = self._by_stem.get(stem, [])
+            found = self._by_stem.get(stem) or self._by_download.get(stem, [])
             if found:  # of several in different folders the one whose folder is asked for
                 near = [one for one in found if os.path.basename(os.path.dirname(one.path)) == os.path.basename(folder)]
                 return (near or found)[0]
@@ -139,6 +144,16 @@ class VideoFolder:
 def _without_extension(name: str) -> str:
     stem, extension = os.path.splitext(name)
     return stem if extension.lower() in VIDEO_EXTENSIONS else name  # a point may belong to the name
+
+
+def _downloaded(stem: str) -> list[str]:
+    """What yt-dlp was asked for, by the name of what it wrote, without the last extension."""
+    inner = _without_extension(stem)
+    inner = re.sub(r"\.f\d+$", "", inner) if inner == stem else inner  # one format of several: ID.f137.mp4
+    names = [inner] if inner != stem else []
+    if marked := re.search(r"\[([^\[\]]+)\]$", inner):
+        names.append(marked[1])
+    return names
 
 
 def prepare(

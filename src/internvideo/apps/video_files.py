@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
 import re
 from collections import Counter
@@ -12,9 +13,9 @@ from functools import cache
 from pathlib import Path
 
 from internvideo.apps.preprocessing import Span
-from internvideo.data.lists import FILE_SUFFIXES, VIDEO_EXTENSIONS
+from internvideo.data.lists import FILE_SUFFIXES, VIDEO_EXTENSIONS, passed_over
 from internvideo.data.manifest import read_manifest
-from internvideo.errors import RecipeError, VideoError
+from internvideo.errors import RecipeError, VideoError, as_text
 
 LONGEST = 200
 """Bytes of a file name, so that there is room for what is added to it (a file system takes 255)."""
@@ -136,11 +137,15 @@ def _meant_by(given: Path, recursive: bool) -> Iterator[VideoFile]:
 
 def _in_folder(folder: Path, recursive: bool) -> list[VideoFile]:
     found: list[VideoFile] = []
+    seen: list[str] = []
     for place, folders, names in os.walk(folder):
+        seen += names
         folders[:] = sorted(name for name in folders if recursive and not name.startswith("."))
         videos = [name for name in sorted(names) if os.path.splitext(name)[1].lower() in VIDEO_EXTENSIONS]
         found += [VideoFile(os.path.join(place, name)) for name in videos if not name.startswith(".")]
     if not found:
         do = "" if recursive else "add --recursive for the folders inside"
         raise VideoError(folder, "no video in this folder", "files ending in " + " ".join(sorted(VIDEO_EXTENSIONS)), do)
+    if note := passed_over(seen):
+        logging.getLogger("internvideo").warning("%s: %s", as_text(folder), note)
     return found

@@ -20,6 +20,7 @@ from __future__ import annotations
 import csv
 import os
 import re
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -137,7 +138,21 @@ def read_folder(folder: Path) -> Listing:
     listing = Listing(rows)
     if odd:
         listing.notes.append(f"{len(odd)} videos left out, their names are not UTF-8, such as {as_text(min(odd).name)}")
+    if note := passed_over(name for _, _, names in os.walk(folder) for name in names):
+        listing.notes.append(note)
     return listing
+
+
+def passed_over(names: Iterable[str]) -> str:
+    """A note of the files of a folder that are no videos by their endings, "" where there are none."""
+    others = [name for name in names if not name.startswith(".")]
+    endings = Counter(os.path.splitext(name)[1].lower() or "none" for name in others)
+    endings = Counter({ending: count for ending, count in endings.items() if ending not in VIDEO_EXTENSIONS})
+    if not endings:
+        return ""
+    most = ", ".join(f"{as_text(ending)} ({count})" for ending, count in endings.most_common(4))
+    more = ", ..." if len(endings) > 4 else ""
+    return f"{endings.total()} files passed over, their endings are not those of videos: {most}{more}"
 
 
 def _find_videos(folder: Path) -> list[tuple[Path, str | None, str | None]]:
