@@ -226,6 +226,11 @@ class EvalTransform:
             raise ValueError(f"style {self.style!r}")
 
     @property
+    def resizing(self) -> str:
+        """Size before the crops and pixel arithmetic, for the protocol of a measurement."""
+        return f"{'squashed to' if self.squash else 'short side'} {self._short}, {self.style}"
+
+    @property
     def _short(self) -> int:
         return self.size if self.resize is None else self.resize
 

@@ -19,7 +19,18 @@ from internvideo.tasks.table import Result, Table
 
 Pool = Literal["views", "models"]
 POOLS: tuple[Pool, ...] = ("views", "models")
-_MEMBER = ("model", "weights_sha256", "frames", "size", "views", "crops", "sampling", "precision", "classes_kept")
+_MEMBER = (
+    "model",
+    "weights_sha256",
+    "frames",
+    "size",
+    "views",
+    "crops",
+    "sampling",
+    "precision",
+    "resizing",
+    "classes_kept",
+)
 _GAIN = "over_best_member"
 
 

@@ -31,6 +31,7 @@ class ClipProtocol:
         views: clips at different times of a video; crops: clips at different places of each of them.
         sampling: rule of the frame indices, in words or a class name.
         precision: numbers the model computes in.
+        resizing: size before the crops and pixel arithmetic, as `EvalTransform.resizing`.
     """
 
     frames: int
@@ -39,6 +40,7 @@ class ClipProtocol:
     crops: int = 1
     sampling: str = ""
     precision: Literal["float32", "bfloat16"] = "float32"
+    resizing: str = ""
 
     @property
     def clips(self) -> int:
@@ -57,6 +59,10 @@ class ViewTransform(Protocol):
     def crops(self) -> int:
         """Clips at different places."""
 
+    @property
+    def resizing(self) -> str:
+        """Size before the crops and pixel arithmetic."""
+
 
 def clip_protocol(
     sampler: FrameSampler,
@@ -67,9 +73,10 @@ def clip_protocol(
 ) -> ClipProtocol:
     """The protocol of a loader made from this sampler and transform, or of one with `single_frame` set."""
     if single_frame:
-        return ClipProtocol(1, transform.size, 1, transform.crops, "middle frame", precision)
+        return ClipProtocol(1, transform.size, 1, transform.crops, "middle frame", precision, transform.resizing)
     views = len(sampler.test(16 * sampler.frames))
-    return ClipProtocol(sampler.frames, transform.size, views, transform.crops, repr(sampler), precision)
+    sampling = repr(sampler)
+    return ClipProtocol(sampler.frames, transform.size, views, transform.crops, sampling, precision, transform.resizing)
 
 
 class ClipSource(Protocol):

@@ -54,7 +54,7 @@ def score(table: Table) -> Result:
     return SCORES[table.task](table)
 
 
-SAME = ("frames", "size", "views", "crops", "sampling")
+SAME = ("frames", "size", "views", "crops", "sampling", "resizing")
 """What of a protocol must agree where figures of several splits are averaged."""
 
 
