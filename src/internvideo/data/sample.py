@@ -63,7 +63,7 @@ class ClassNames:
         number = int(value)
         most = len(self.names) if self.fixed else MOST_CLASSES
         if not 0 <= number < most:
-            limit = f"0 to {most - 1}"
+            limit = f"0 to {most - 1}" if self.fixed or number >= 0 else "0 or more"
             raise ValueError(f"a class index {limit} (leave the label out where there is none)")
         self.highest = max(self.highest, number)
         return number
