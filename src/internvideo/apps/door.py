@@ -147,7 +147,7 @@ def _open(place: Path, wish: Wish) -> VideoModel:
         if _is_ours(place):
             return _from_hub_folder(place, wish)
         place = foreign_folder.weights_in(place)
-    if place.name == foreign_folder.INDEX:
+    if place.name in foreign_folder.NO_TENSORS:
         return _from_published(place, wish)
     check_ending(place.name, str(place))
     metadata = read_metadata(place)

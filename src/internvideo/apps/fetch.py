@@ -29,7 +29,7 @@ PIECE = 1 << 20
 ENDING = ".safetensors"
 BESIDE = ("config.json", "open_clip_config.json", "README.md", "preprocessor_config.json", "processor_config.json")
 """What is read beside weights; `apps.foreign_folder` reads it."""
-HUB_FILES = ("model.safetensors", "model.safetensors.index.json", "model-*-of-*.safetensors", "adapter_config.json")
+HUB_FILES = ("model.safetensors", "model.safetensors.index.json", "model-*-of-*.safetensors", "adapter_*")
 """The weights of a whole repository, and what says that they are none."""
 
 

@@ -13,20 +13,28 @@ from typing import Any
 
 from torch import Tensor
 
-from internvideo import untrusted
+from internvideo.apps import lora
 from internvideo.apps.fetch import ENDING, check_ending
 from internvideo.apps.preprocessing import Preprocessing
 from internvideo.data.published_classes import published_classes
 from internvideo.data.resize import Style
 from internvideo.errors import WeightsError
 from internvideo.models.factory import configure
-from internvideo.models.layout_config import Told, with_open_clip_config, with_transformers_config
+from internvideo.models.layout_config import (
+    Told,
+    read_config,
+    with_open_clip_config,
+    with_transformers_config,
+    with_videomae_v2_config,
+)
 from internvideo.models.layouts import Layout, layout_of
 from internvideo.storage import read_safetensors
 
 CONFIG, OPEN_CLIP, CARD = "config.json", "open_clip_config.json", "README.md"
 PROCESSORS = ("preprocessor_config.json", "processor_config.json")
-WEIGHTS, INDEX, ADAPTER = "model.safetensors", "model.safetensors.index.json", "adapter_config.json"
+WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
+NO_TENSORS = (INDEX, lora.CONFIG)
+"""Files that name where the tensors are."""
 MODEL_TYPES = ("videomae", "clip")
 """Of transformers; what is read."""
 
@@ -42,11 +50,9 @@ PUBLISHED_HEADS = {
 
 
 def weights_in(folder: Path) -> Path:
-    """The one weights file of a folder, or the index of its shards. Raises WeightsError."""
-    if (folder / ADAPTER).exists():
-        base = _json(folder / ADAPTER).get("base_model_name_or_path")
-        do = "merge it where it was trained (peft: merge_and_unload) and save the model that this gives"
-        raise WeightsError(folder, f"a LoRA adapter of {base!r}, no whole model", "a whole model", do)
+    """The one weights file of a folder, the index of its shards, or the config of an adapter. Raises WeightsError."""
+    if (folder / lora.CONFIG).exists():
+        return folder / lora.CONFIG
     files = sorted(folder.glob(f"*{ENDING}"))
     named = [file for file in files if file.name == WEIGHTS]
     if not named and (folder / INDEX).exists():
@@ -69,10 +75,11 @@ class Foreign:
         state, metadata: of the weights. layout: which it is, with the settings that a config tells.
         classes: names that a config tells. processor: settings of preprocessing, {} for none.
         told: metadata of the model.
-        place: the file.
+        place: the file. folder: of the config.
     """
 
     place: Path
+    folder: Path
     state: dict[str, Tensor]
     metadata: dict[str, str]
     layout: Layout
@@ -100,7 +107,7 @@ class Foreign:
 
     @property
     def _processor(self) -> Path:
-        return next(path for name in PROCESSORS if (path := self.place.parent / name).exists())
+        return next(path for name in PROCESSORS if (path := self.folder / name).exists())
 
     def preprocessing(self, usual: Preprocessing) -> Preprocessing:
         """How the processor cuts a frame, where there is one; the frames are chosen as `usual`. Raises WeightsError."""
@@ -138,8 +145,9 @@ def read(place: Path) -> Foreign:
     Raises:
         WeightsError: no known layout, damaged, parts missing, or a config at odds with the tensors.
     """
-    config = _json(place.parent / CONFIG)
-    state, metadata = _shards(place) if place.name == INDEX else read_safetensors(place)
+    folder = lora.base_of(place) if place.name == lora.CONFIG else place.parent
+    config = read_config(folder / CONFIG)
+    state, metadata = _tensors(place, folder)
     shard = re.search(r"-\d{5}-of-(\d{5})\.safetensors$", place.name)
     if shard and int(shard.group(1)) > 1:
         do = f"name the folder, or its {INDEX}"
@@ -157,11 +165,15 @@ def read(place: Path) -> Foreign:
     processor: Mapping[str, Any] = {}
     if layout.name.startswith("transformers "):
         if config:
-            told = with_transformers_config(layout, config, place.parent / CONFIG)
-        processor = next((found for name in PROCESSORS if (found := _json(place.parent / name))), {})
+            told = with_transformers_config(layout, config, folder / CONFIG)
+        processor = next((found for name in PROCESSORS if (found := read_config(folder / name))), {})
         processor = processor.get("image_processor", processor)
-    elif layout.name == "CLIP" and (other := _json(place.parent / OPEN_CLIP)):
-        told = with_open_clip_config(layout, other, place.parent / OPEN_CLIP)
+    elif layout.name == "CLIP" and (other := read_config(folder / OPEN_CLIP)):
+        told = with_open_clip_config(layout, other, folder / OPEN_CLIP)
+    elif layout.family.masked and "model_config" in config:
+        told = with_videomae_v2_config(layout, config, folder / CONFIG)
+    elif config.get("model_type"):
+        told = Told(layout, ignored=(f"{CONFIG} of model type {config['model_type']!r}",))
     notes = {}
     if told.ignored:
         notes["config_not_understood"] = ", ".join(told.ignored)
@@ -172,27 +184,24 @@ def read(place: Path) -> Foreign:
         notes["classes"] = (
             f"those of {known}, as published heads of {count} classes have them; load(classes=) for others"
         )
-    if licence := _card_licence(place.parent / CARD):
+    if licence := _card_licence(folder / CARD):
         notes |= {"licence": licence, "licence_stated": "by the README.md beside the weights"}
-    return Foreign(place, state, metadata, told.layout, classes, processor, notes)
+    return Foreign(place, folder, state, metadata, told.layout, classes, processor, notes)
 
 
-def _json(path: Path) -> dict[str, Any]:
-    """A JSON mapping, {} where there is no such file. Raises WeightsError."""
-    if not path.is_file():
-        return {}
-    try:
-        found = untrusted.read_json(path, untrusted.MOST_SETTINGS)
-    except (OSError, ValueError) as error:
-        raise WeightsError(path, f"cannot be read: {error}", "JSON") from error
-    if not isinstance(found, dict):
-        raise WeightsError(path, f"a {type(found).__name__}", "a JSON mapping")
-    return found
+def _tensors(place: Path, folder: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Tensors and metadata of a file, of shards, or of an adapter on a model of `folder`. Raises WeightsError."""
+    if place.name == lora.CONFIG:
+        base = weights_in(folder)
+        if base.name == lora.CONFIG:
+            raise WeightsError(place.parent, "an adapter of an adapter", "one of a whole model", lora.MERGE)
+        return lora.merged(place, _tensors(base, folder)[0]), {}
+    return _shards(place) if place.name == INDEX else read_safetensors(place)
 
 
 def _shards(index: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     """All tensors that an index names, each from its file. Raises WeightsError."""
-    places = _json(index).get("weight_map")
+    places = read_config(index).get("weight_map")
     plain = re.compile(rf"[\w.-]+{re.escape(ENDING)}")
     if not isinstance(places, Mapping) or not places or not all(plain.fullmatch(str(name)) for name in places.values()):
         raise WeightsError(index, "no weight_map of tensors to files beside it", "what transformers writes")

@@ -31,6 +31,8 @@ Item = TypeVar("Item")
 Precision = Literal["float32", "bfloat16", "float16"]
 
 TEXTS_AT_ONCE = 256
+WORD_PIECES = 49408
+"""Of CLIP's vocabulary, the one that the tokenizer has."""
 
 
 class VideoModel:
@@ -126,6 +128,11 @@ class VideoModel:
     def _text(self) -> tuple[Any, Tokenizer]:
         if self._towers is None or self._tokenizer is None:
             raise self._cannot("read texts", do="take a model with a text tower, for example internvideo-mm-l14")
+        pieces = self._towers.config.text.vocabulary
+        if pieces < WORD_PIECES:
+            raise self._cannot(
+                "read texts", do=f"its {pieces} word pieces are not CLIP's {WORD_PIECES}: give it token ids"
+            )
         return self._towers, self._tokenizer
 
     # ----------------------------------------------------------------------------------------------------- clips

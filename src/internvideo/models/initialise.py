@@ -22,6 +22,7 @@ from internvideo.models.embeddings import NATIVE_CLIP
 from internvideo.models.factory import configure
 from internvideo.models.grounding import Grounder
 from internvideo.models.heads import FusedAnswer, VideoQuestionAnswering
+from internvideo.models.layout_config import check_quick_gelu
 from internvideo.models.positions import NATIVE_SLOTS
 from internvideo.models.uniformerv2 import UniFormerV2
 from internvideo.models.viclip import ViCLIP
@@ -88,6 +89,7 @@ def initialise(model: nn.Module, sources: Mapping[str, Path], head: HeadRule | N
         masked = _fill(model.masked, sources["masked"], head)
         return masked + _fill(model.multimodal, sources["multimodal"], head)
     if "clip" in sources:
+        check_quick_gelu(Path(sources["clip"]))
         return from_clip(model, read_safetensors(sources["clip"])[0], where=sources["clip"]).resized
     return _fill(model, sources["weights"], head)
 

@@ -11,8 +11,10 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
+from internvideo import untrusted
 from internvideo.errors import WeightsError
 from internvideo.models.factory import configure
 from internvideo.models.layouts import Layout, leaves, merged
@@ -214,6 +216,36 @@ def _same(config: Mapping[str, Any], key: str, default: object, wanted: object, 
         raise WeightsError(where, f"{key} {value!r}", f"{wanted!r}, as its tensors have it", _MOVE)
 
 
+def read_config(path: Path) -> dict[str, Any]:
+    """A JSON mapping, {} where there is no such file. Raises WeightsError."""
+    if not path.is_file():
+        return {}
+    try:
+        found = untrusted.read_json(path, untrusted.MOST_SETTINGS)
+    except (OSError, ValueError) as error:
+        raise WeightsError(path, f"cannot be read: {error}", "JSON") from error
+    if not isinstance(found, dict):
+        raise WeightsError(path, f"a {type(found).__name__}", "a JSON mapping")
+    return found
+
+
+def check_quick_gelu(weights: Path) -> None:
+    """That a config beside CLIP's weights tells of no other activation than OpenAI's, which encoders go on with.
+
+    Raises:
+        WeightsError: it does.
+    """
+    config = read_config(weights.parent / "config.json")
+    parts = [_part(config, f"{name}_config", weights) for name in ("vision", "text")] if "text_config" in config else []
+    found = {str(part.get("hidden_act", "quick_gelu")) for part in parts} - {"quick_gelu"}
+    other = read_config(weights.parent / "open_clip_config.json").get("model_cfg")
+    if isinstance(other, Mapping) and not other.get("quick_gelu"):
+        found.add("gelu")
+    if found:
+        do = "take CLIP's weights of OpenAI, or of others that were trained with it"
+        raise WeightsError(weights, f"layers with {', '.join(sorted(found))}", "QuickGELU, as this encoder has", do)
+
+
 def _classes(config: Mapping[str, Any], count: int, where: object) -> tuple[str, ...]:
     """Names of the classes in order; () where there are none but the package's placeholders."""
     labels = config.get("id2label")
@@ -240,19 +272,41 @@ def _told(layout: Layout, settings: Mapping[str, object]) -> Layout:
     return replace(layout, overrides=merged(layout.overrides, settings), unknown=unknown)
 
 
+_VIDEOMAE_V2 = {
+    "img_size": _Field(224, "image_size"),
+    "num_frames": _Field(16, "frames"),
+    "patch_size": _Field(16, "patch_size", True),
+    "tubelet_size": _Field(2, "tubelet", True),
+    "embed_dim": _Field(768, "width", True),
+    "depth": _Field(12, "depth", True),
+    "num_heads": _Field(12, "heads"),
+}
+"""`model_config` of github.com/OpenGVLab/VideoMAEv2's folders on the hub."""
+
+
+def with_videomae_v2_config(layout: Layout, config: Mapping[str, Any], where: object) -> Told:
+    """VideoMAE in its original layout with what VideoMAE V2's config.json says. Raises WeightsError as the others."""
+    model = config["model_config"]
+    if not isinstance(model, Mapping):
+        raise WeightsError(where, "model_config is no mapping", "the settings of the model")
+    if model.get("cos_attn"):
+        raise WeightsError(where, "cos_attn true", "false: attention by cosines is not built")
+    _same(model, "in_chans", 3, 3, where)
+    settings = _settings(model, _VIDEOMAE_V2, configure(layout.model, layout.overrides), where)
+    return Told(_told(layout, settings))
+
+
 _OPEN_CLIP_VISION = {
     "image_size": _Field(224, "image_size", True),
     "patch_size": _Field(16, "patch_size", True),
     "width": _Field(768, "width", True),
     "layers": _Field(12, "depth", True),
-    "mlp_ratio": _Field(4.0, "mlp_ratio", True),
 }
 _OPEN_CLIP_TEXT = {
     "context_length": _Field(77, "context", True),
     "vocab_size": _Field(49408, "vocabulary", True),
     "width": _Field(512, "width", True),
     "layers": _Field(12, "layers", True),
-    "mlp_ratio": _Field(4.0, "mlp_ratio", True),
 }
 
 
@@ -271,7 +325,9 @@ def with_open_clip_config(layout: Layout, config: Mapping[str, Any], where: obje
     _settings(vision, _OPEN_CLIP_VISION, built, where)
     _settings(text, _OPEN_CLIP_TEXT, built.text, where)
     for part, fields in ((vision, {*_OPEN_CLIP_VISION, "head_width"}), (text, {*_OPEN_CLIP_TEXT, "heads"})):
-        other = [key for key, value in part.items() if key not in fields and value and "drop" not in key]
+        other = [
+            key for key, value in part.items() if value and not (key in fields or "drop" in key or key == "mlp_ratio")
+        ]
         if other:
             raise WeightsError(where, f"{other[0]} {part[other[0]]!r}", "plain CLIP towers")
     head = _value(vision, "head_width", 64, where)
