@@ -79,15 +79,21 @@ def recognise(state: State, where: object = "state dict") -> Layout | None:
     left_out += tuple(key for key in state if key in _COUNTERS)
     anchor = next(key for key in state if key.endswith(family.anchors[0]))
     prefix = anchor.removesuffix(family.anchors[0])
-    return Layout(family.name, model, changes[model], prefix, left_out, unknown, family)
+    return Layout(family.name, model, _told(changes[model]), prefix, left_out, unknown, family)
 
 
 def _apart(family: Family, name: str, changes: Overrides) -> float:
     """How far the width of the video tower is from that of a published size; 0 for the same."""
-    base, found = MODELS[name].config, configure(name, changes)
+    base, found = MODELS[name].config, configure(name, _told(changes))
     for part in family.video:
         base, found = getattr(base, part), getattr(found, part)
     return abs(math.log(found.width / base.width))
+
+
+def _told(changes: Overrides) -> dict[str, object]:
+    """Without heads that are not told; those of the published size stand in their place until they are given."""
+    kept = {name: value for name, value in changes.items() if not (name.endswith("heads") and value == 0)}
+    return {name: _told(value) if isinstance(value, Mapping) else value for name, value in kept.items()}
 
 
 def _untold(path: str, value: object) -> bool:
