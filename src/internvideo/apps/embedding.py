@@ -25,6 +25,7 @@ from internvideo.apps.video_files import VideoFile
 from internvideo.apps.video_model import VideoModel
 from internvideo.apps.windows import check_window, open_long, windows_of
 from internvideo.data.video_damage import damage_told
+from internvideo.data.video_picture import conversion_told
 from internvideo.errors import RecipeError, RunError, VideoError
 from internvideo.storage import write_text
 from internvideo.tasks.protocol import weights_hash
@@ -138,6 +139,7 @@ def protocol_of(model: VideoModel, settings: EmbeddingSettings) -> dict[str, Any
         "stride": settings.window if settings.stride is None else settings.stride,
         "normalized": settings.normalize,
         **damage_told(),
+        **conversion_told(),
         "width": model.width,
         "internvideo": __version__,
     }

@@ -30,6 +30,7 @@ from internvideo.apps.read_ahead import stream_of
 from internvideo.apps.video_model import VideoModel
 from internvideo.apps.windows import clips_of, open_long
 from internvideo.data.video_damage import damage_told
+from internvideo.data.video_picture import conversion_told
 from internvideo.errors import RecipeError, RunError, VideoError
 from internvideo.tasks.protocol import weights_hash
 
@@ -128,6 +129,7 @@ def protocol_of(model: VideoModel, settings: ExtractSettings) -> dict[str, Any]:
         **cells,
         **asdict(settings.rule),
         **damage_told(),
+        **conversion_told(),
         "internvideo": __version__,
     }
 

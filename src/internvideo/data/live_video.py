@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from internvideo.data.video_clock import Clock, clock_of, rate, zero
 from internvideo.data.video_index import decode
 from internvideo.data.video_open import FORMAT_WHITELIST, MAX_PIXELS, fail, open_file, packets, reason_of
-from internvideo.data.video_picture import Converter, orientation, scaled, upright
+from internvideo.data.video_picture import Converter, chosen_conversion, orientation, scaled, upright
 
 CAMERAS = {"linux": ("v4l2", "/dev/video{}"), "darwin": ("avfoundation", "{}"), "win32": ("dshow", "video={}")}
 """Platform -> FFmpeg's name of its cameras, and how one is called."""
@@ -63,16 +63,16 @@ class LiveVideo:
     ) -> None:
         self.name = str(source) if isinstance(source, str | os.PathLike) else getattr(source, "name", "pipe")
         self.name = "standard input" if self.name == "-" else str(self.name)
-        self.damaged, self.kind = 0, ""
+        self.damaged, self.kind, conversion = 0, "", chosen_conversion()
         self._short_side, self._timeout = short_side, timeout
         self._file: BinaryIO | None = None
-        self._converter = Converter()
         self._turn: tuple[int, bool] | None = None
         try:
             self._container, self._stream = self._open(source, protocols)
         except BaseException:
             self._close_file()
             raise
+        self._converter = Converter(self._stream.codec_context.codec.canonical_name, conversion)
         self.step = self.last_step = 1 / rate(self._stream)
 
     def __enter__(self) -> LiveVideo:
@@ -208,7 +208,10 @@ class LiveVideo:
             self._turn = orientation(picture)
         width, height = scaled(picture.width, picture.height, self._short_side)
         out = np.empty((1, height, width, 3), np.uint8)
-        self._converter.write(picture, out[0])
+        try:
+            self._converter.write(picture, out[0])
+        except ValueError as error:
+            raise fail(self.name, str(error)) from error
         frame: NDArray[np.uint8] = upright(out, *self._turn)[0]
         return frame
 

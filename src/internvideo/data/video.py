@@ -18,7 +18,7 @@ from internvideo.data.video_cache import recall, remember, stamp_of
 from internvideo.data.video_damage import DamageError, chosen_policy, gaps_of, stand_ins, told
 from internvideo.data.video_index import Index, VideoInfo, describe, index_from_packets, make_strict
 from internvideo.data.video_open import Deadline, cannot_be_read, fail, open_file
-from internvideo.data.video_picture import Converter, scaled, upright
+from internvideo.data.video_picture import Converter, chosen_conversion, scaled, upright
 from internvideo.data.video_scan import index_from_frames
 from internvideo.data.video_seek import PictureSource
 from internvideo.data.video_torchcodec import SecondDecoder, chosen, may_serve
@@ -67,6 +67,10 @@ class Video(PictureSource):
         backend: what decodes `frames`: "pyav"; "torchcodec" (wherever it gives the same frames; but it patches damaged
             pictures of most codecs up without a word); "auto" (where it is also no slower and refuses damage); None:
             what the environment's INTERNVIDEO_DECODER says, else "auto".
+        deinterlace: pictures marked as interlaced give their first field, filled in (`video_picture`); times and
+            numbers stay. None: what the environment's INTERNVIDEO_DEINTERLACE (0, 1) says, else True.
+        tone_map: pictures of high dynamic range (`VideoInfo.hdr`) are brought to BT.709 (`video_tone`); without it
+            their code values are given as they are. None: what INTERNVIDEO_TONE_MAP (0, 1) says, else False.
 
     Attributes:
         info: what the file holds.
@@ -88,11 +92,14 @@ class Video(PictureSource):
         budget: float = BUDGET,
         backend: str | None = None,
         damage: str | None = None,
+        deinterlace: bool | None = None,
+        tone_map: bool | None = None,
     ) -> None:
         if short_side is not None and short_side < 1:
             raise ValueError(f"short_side is {short_side}, must be at least 1")
         self.path = os.fspath(path)
         backend, self.damage = chosen(backend, self.path), chosen_policy(damage)
+        conversion = chosen_conversion(deinterlace, tone_map)
         self.decoder = "pyav"
         self._threads, self._protocols, self._budget = threads, protocols, budget
         self._container: Any = None
@@ -111,9 +118,9 @@ class Video(PictureSource):
             # Whatever the library makes of the bytes of one file, it must not end a run over many.
             raise cannot_be_read(self.path, error) from error
         self._size = scaled(self._index.first.width, self._index.first.height, short_side)
-        self._converter = Converter()
+        self._converter = Converter(self.info.codec, conversion)
         self._position = -1
-        if may_serve(backend, self._index, self._stream) and not protocols and short_side is None:
+        if may_serve(backend, self._index, self._stream, conversion) and not protocols and short_side is None:
             always = backend == "torchcodec"
             self._second = SecondDecoder(self.path, self._index, self._stream, threads=threads, always=always)
 

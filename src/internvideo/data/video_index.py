@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from internvideo.data.video_bits import is_key, soundness
 from internvideo.data.video_clock import end_of, rate, uneven, zero
 from internvideo.data.video_open import Deadline, check_readable, fail, packets
-from internvideo.data.video_picture import FirstPicture, first_picture
+from internvideo.data.video_picture import FIELDS, FirstPicture, first_picture
 
 KEEP_BYTES = 64 * 2**20
 """Decoded pictures that decoding everything may keep, so that a short clip is not decoded twice."""
@@ -53,6 +53,9 @@ class VideoInfo:
         mirrored: True when the file also asks for a left-right flip (applied before the rotation).
         stopped: why nothing behind the last frame can be read ("" when the file is not cut off).
         start: s, the file's own stamp of time 0.
+        interlaced: pictures (of what had to be decoded to open the file: the first one, or all) are marked as two woven
+            fields. `Video.frames` undoes it picture by picture, whatever this says, unless asked not to.
+        hdr: "pq" or "hlg" (ITU-R BT.2100) where the dynamic range is high, else "".
     """
 
     path: str
@@ -69,6 +72,8 @@ class VideoInfo:
     mirrored: bool = False
     stopped: str = ""
     start: float = 0.0
+    interlaced: bool = False
+    hdr: str = ""
 
     def within(self, start: float, end: float) -> NDArray[np.int64]:
         """Indices of the frames that begin at start <= time < end, s."""
@@ -258,4 +263,6 @@ def describe(path: str, index: Index, stream: Any) -> VideoInfo:
         mirrored=first.mirrored,
         stopped=index.stopped,
         start=index.zero,
+        interlaced=first.interlaced and stream.codec_context.codec.canonical_name not in FIELDS,
+        hdr=first.hdr,
     )

@@ -11,6 +11,7 @@ from typing import NamedTuple
 from internvideo.data.video import BUDGET, MAX_SECONDS, Video
 from internvideo.data.video_cache import Stamp, stamp_of, stands_still
 from internvideo.data.video_damage import chosen_policy
+from internvideo.data.video_picture import Conversion, chosen_conversion
 from internvideo.data.video_torchcodec import chosen
 
 RESTING = 4
@@ -24,6 +25,7 @@ class _Key(NamedTuple):
     max_seconds: float
     budget: float
     damage: str
+    conversion: Conversion
 
 
 _lock = threading.Lock()
@@ -43,7 +45,8 @@ def lent(
     `Video`, and it is opened at once.
     """
     name = os.fspath(path)
-    key = _Key(stamp_of(name), chosen(None, name), short_side, max_seconds, budget, chosen_policy(None))
+    choices = chosen_policy(None), chosen_conversion()
+    key = _Key(stamp_of(name), chosen(None, name), short_side, max_seconds, budget, *choices)
     video = _taken(key)
     if video is None:
         video = Video(path, short_side=short_side, max_seconds=max_seconds, budget=budget, backend=key.backend)

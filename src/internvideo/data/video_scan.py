@@ -98,7 +98,7 @@ class _Gathered:
         self.corrupt: list[int] = []
         self.kept: list[Any] | None = []
         self.duration = self._bytes = 0
-        self.from_middle = False
+        self.from_middle = self.interlaced = False
 
     def add(self, picture: Any) -> None:
         if self.first is None:
@@ -111,6 +111,7 @@ class _Gathered:
         self.keys.append(bool(picture.key_frame))
         if picture.is_corrupt:
             self.corrupt.append(number)
+        self.interlaced |= picture.interlaced_frame
         self.duration = picture.duration or self.duration
         self._bytes += sum(plane.buffer_size for plane in picture.planes)
         if self._bytes > video_index.KEEP_BYTES:
@@ -139,7 +140,7 @@ def index_from_frames(container: Any, stream: Any, path: str, deadline: Deadline
         times=times,
         end=end,
         zero=zero(container, stream, got.times[0]),
-        first=first_picture(got.first),
+        first=first_picture(got.first)._replace(interlaced=got.interlaced),
         exact=False,
         bad=bad,
         kept=got.kept,

@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from internvideo.data.video_index import Index
+from internvideo.data.video_picture import FIELDS, Conversion
 from internvideo.errors import VideoError
 
 BACKENDS = ("auto", "pyav", "torchcodec")
@@ -41,6 +42,10 @@ SPARSE = 8
 # protocols are allowed.
 _STARTS = ((0, b"\x1a\x45\xdf\xa3"), (4, b"ftyp"))
 
+_WITHOUT_FIELDS = frozenset({"av1", "vp8", "vp9", "png", "h263"}) | FIELDS
+_PROGRESSIVE = 1
+"""FFmpeg's field order of a stream without fields; 0 when it is unknown."""
+
 _equal: dict[tuple[object, ...], bool] = {}
 """Kind of picture -> whether both decoders gave the same pixels."""
 
@@ -60,9 +65,12 @@ def chosen(backend: str | None, path: object) -> str:
     return name
 
 
-def may_serve(backend: str, index: Index, stream: Any) -> bool:
-    """Whether torchcodec comes into question at all for a video."""
-    codec = stream.codec_context.codec.canonical_name
+def may_serve(backend: str, index: Index, stream: Any, conversion: Conversion) -> bool:
+    """Whether torchcodec comes into question at all for a video: it neither deinterlaces nor maps tones."""
+    codec, first = stream.codec_context.codec.canonical_name, index.first
+    progressive = codec in _WITHOUT_FIELDS or stream.codec_context.field_order == _PROGRESSIVE
+    if (conversion.deinterlace and not progressive) or (conversion.tone_map and first.hdr):
+        return False
     return index.exact and (backend == "torchcodec" or (backend == "auto" and codec in FASTER))
 
 
