@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from fractions import Fraction
 from pathlib import Path
@@ -10,7 +11,13 @@ from typing import Any
 import av
 import numpy as np
 import pytest
+import torch
 
+from internvideo.apps.extract import ExtractSettings, extract
+from internvideo.apps.feature_folder import INDEX, find_items
+from internvideo.apps.frame_grid import WindowRule
+from internvideo.apps.preprocessing import Preprocessing
+from internvideo.apps.video_model import VideoModel
 from internvideo.data import video_torchcodec
 from internvideo.data.live_video import LiveVideo
 from internvideo.data.video import Video, probe
@@ -19,6 +26,7 @@ from internvideo.data.video_pool import lent
 from internvideo.data.video_tone import PEAK, WHITE, pq_light, pq_signal, tone_mapped
 from internvideo.data.video_walk import walk
 from internvideo.errors import VideoError
+from internvideo.models.factory import create_model
 from odd_video import Frames, decode_all, encode
 
 X264 = {"qp": "0"}
@@ -253,6 +261,29 @@ def test_standard_range_is_left_alone(tmp_path: Path) -> None:
     with Video(path, tone_map=True) as video:
         assert video.info.hdr == ""
         np.testing.assert_array_equal(video.frames(range(3)), decode_all(path)[0])
+
+
+def test_features_tell_the_marks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pq = "colorprim=bt2020:transfer=smpte2084:colormatrix=bt2020nc"
+    (tmp_path / "v").mkdir()
+    encode_fields(tmp_path / "v" / "fields.mp4", waves(16), False, "libx264", "yuv420p", X264 | FLAGS)
+    encode(tmp_path / "v" / "high.mp4", waves(8), pixel_format="yuv420p10le", options={"x264-params": pq})
+    encode(tmp_path / "v" / "plain.mp4", waves(8))
+    torch.manual_seed(0)
+    sizes = {"image_size": 16, "patch_size": 8, "frames": 4, "width": 8, "depth": 1, "heads": 2, "classes": 3}
+    module = create_model("videomae-s-classifier", sizes)
+    model = VideoModel("videomae-s-classifier", module, preprocessing=Preprocessing(4, 16))
+    items, _ = find_items([tmp_path / "v"], recursive=False)
+    found = []
+    for name in ("as it is", "mapped"):
+        extract(items, model, tmp_path / name, ExtractSettings(WindowRule(4, 4)), progress=False)
+        index = json.loads((tmp_path / name / INDEX).read_text())
+        told = {Path(entry["path"]).stem: entry.get("marks") for entry in index["database"].values()}
+        assert told == {"fields": ["interlaced"], "high": ["pq"], "plain": None}
+        assert index["protocol"].get("tone_map") == (True if name == "mapped" else None)
+        found.append({path.stem: np.load(path) for path in (tmp_path / name).glob("*.npy")})
+        monkeypatch.setenv("INTERNVIDEO_TONE_MAP", "1")
+    assert [stem for stem in found[0] if (found[0][stem] != found[1][stem]).any()] == ["high"]
 
 
 # ---------------------------------------------------------------------------------------------------- matrix and range

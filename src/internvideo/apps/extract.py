@@ -174,6 +174,7 @@ class _Piece(NamedTuple):
     taken: bool = True
     identity: str = ""  # of the file before it was opened: what was written into it meanwhile is read next time
     gaps: tuple[tuple[float, float], ...] = ()
+    marks: tuple[str, ...] = ()
 
 
 class _Reader(IterableDataset[_Piece]):
@@ -208,9 +209,11 @@ class _Reader(IterableDataset[_Piece]):
         grid: FrameGrid | None = None
         trouble = identity = ""
         gaps: tuple[tuple[float, float], ...] = ()
+        marks: tuple[str, ...] = ()
         try:
             identity = video.identity()
             with open_long(video.path, self.clips.short_side) as opened:
+                marks = opened.info.marks
                 grid = frame_grid(opened.info, self.rule, video.start, video.end)
                 chosen = grid.chosen(self.clips.frames)
                 each = grid.duration / len(chosen)
@@ -223,7 +226,7 @@ class _Reader(IterableDataset[_Piece]):
         except VideoError as error:
             trouble = str(error).removeprefix(f"{video.path}: ")
         about = (0.0, 0, 0.0) if grid is None else (grid.fps, len(grid.numbers), grid.duration)
-        yield _Piece(number, None, 1.0, 0.0, about, trouble, identity=identity, gaps=gaps)
+        yield _Piece(number, None, 1.0, 0.0, about, trouble, identity=identity, gaps=gaps, marks=marks)
 
 
 def is_done(record: Record | None, item: Item, began: float) -> bool:
@@ -353,6 +356,7 @@ class _Run:
             state.last.trouble or ("" if state.written else "no frame"),
             self.began,
             state.last.gaps if state.written else (),
+            state.last.marks if state.written else (),
         )
         self.folder.keep(item.id, record, state.rows if state.written else None)
         state.rows.unlink(missing_ok=True)

@@ -116,6 +116,7 @@ class Record:
         trouble: why nothing, or nothing more, could be read; "" when it is whole.
         at: when the process that wrote it was started, s since 1970.
         gaps: from and to (s, of the piece that was read) where nothing sound is shown.
+        marks: "interlaced", "pq", "hlg" (`VideoInfo.marks`).
     """
 
     identity: str
@@ -128,6 +129,7 @@ class Record:
     trouble: str
     at: float
     gaps: Sequence[Sequence[float]] = ()
+    marks: Sequence[str] = ()
 
 
 @dataclass
@@ -258,6 +260,7 @@ class FeatureFolder:
             "path": record.path,
             **({"read": "in part", "reason": record.trouble} if record.trouble else {}),
             **({"gaps": [[round(float(time), 6) for time in gap] for gap in record.gaps]} if record.gaps else {}),
+            **({"marks": list(record.marks)} if record.marks else {}),
             "annotations": annotations,
         }
 

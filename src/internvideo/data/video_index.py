@@ -75,6 +75,11 @@ class VideoInfo:
     interlaced: bool = False
     hdr: str = ""
 
+    @property
+    def marks(self) -> tuple[str, ...]:
+        """What of its pictures changes in `Video.frames` by options, in words: "interlaced", "pq", "hlg"."""
+        return ("interlaced",) * self.interlaced + ((self.hdr,) if self.hdr else ())
+
     def within(self, start: float, end: float) -> NDArray[np.int64]:
         """Indices of the frames that begin at start <= time < end, s."""
         times = self.times + _ROUNDING
