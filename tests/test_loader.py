@@ -336,3 +336,20 @@ def test_settings_inside_a_recipe_refuse_unknown_keys() -> None:
         Recipe.model_validate({"loader": {"batch_size": 3, "worker": 1}})
     with pytest.raises(ValidationError, match="batch_size is 0"):
         Recipe.model_validate({"loader": {"batch_size": 0}})
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_spans_that_end_behind_their_video_are_told_once_with_their_count(
+    manifest: Manifest, workers: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    spans = {0: (0.0, 900.0), 3: (0.0, 800.0), 4: (0.0, probe(manifest.video_path(manifest.rows[4])).duration + 0.1)}
+    rows = tuple(row.model_copy(update={"span": spans.get(at)}) for at, row in enumerate(manifest.rows))
+    late = dataclasses.replace(manifest, rows=rows)
+    one = loader(late, workers=workers)
+    for epoch in range(2):
+        list(one.epoch(epoch))
+    list(EvalLoader(late, Linspace(frames=2), Plain(), LoaderSettings(batch_size=2, workers=workers)))
+    told = [record.getMessage() for record in caplog.records]
+    assert len(told) == 2  # in training, and in evaluation
+    for line in told:
+        assert line.startswith("2 spans end behind their video and are read up to its end, such as '0' to 900 s of ")

@@ -26,7 +26,8 @@ def written(folder: Path, text: str, name: str = "m.csv") -> Manifest:
 @pytest.mark.parametrize(
     "header",
     ["start,end", "Start,End", "time_start,time_end", "start_time,end_time", "startTime,endTime", "begin_sec,end_sec",
-     "t_start,t_end", "START,STOP", "onset,offset"],
+     "t_start,t_end", "START,STOP", "onset,offset", "starttime,endtime", "STARTSEC,ENDSEC", "begin_time,finish_time",
+     "start_in_seconds,end_in_seconds", "beg,end"],
 )  # fmt: skip
 def test_times_in_seconds_are_a_span_however_they_are_called(tmp_path: Path, header: str) -> None:
     manifest = written(tmp_path, f"path,label,{header}\na.mp4,run,10,20.5\nb.mp4,run,,\n")
@@ -44,6 +45,9 @@ def test_times_in_seconds_are_a_span_however_they_are_called(tmp_path: Path, hea
         ("path,label,start_frame,end_frame\na.mp4,run,10,20\n", "column 'start_frame'"),
         ("path,label,start_ms,end_ms\na.mp4,run,10,20\n", "column 'start_ms'"),
         ("path,label,start_timestamp,stop_timestamp\na.mp4,run,00:10,00:20\n", "column 'start_timestamp'"),
+        ("path,label,start_hour,end_hour\na.mp4,run,10,20\n", "column 'start_hour'"),
+        ("path,label,startframe,endframe\na.mp4,run,10,20\n", "column 'startframe'"),
+        ("path,label,start1,end1\na.mp4,run,10,20\n", "column 'start1'"),
         ("path,label,Start,start_time,end\na.mp4,run,1,2,3\n", "'Start' and 'start_time'"),
         ("path,Label,LABEL\na.mp4,run,walk\n", "'Label' and 'LABEL'"),
         ("a.mp4,run,10,20\n", "'run,10,20' behind a.mp4"),
@@ -140,7 +144,7 @@ def test_numbers_beside_class_names(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("text", ["a.mp4 -1\n", "path,label\na.mp4,-1\n"])
 def test_a_negative_number_is_no_class(tmp_path: Path, text: str) -> None:
-    with pytest.raises(ManifestError, match="0 or more"):
+    with pytest.raises(ManifestError, match="0 to 99999"):
         written(tmp_path, text)
 
 
@@ -183,3 +187,39 @@ def test_names_that_are_not_utf8_are_told_and_the_others_read(tmp_path: Path) ->
     manifest = read_manifest(tmp_path)
     assert [row.path for row in manifest.rows] == ["run/a.mp4"]
     assert manifest.notes == ("1 videos left out, their names are not UTF-8, such as caf\\udce9.mp4",)
+
+
+# ------------------------------------------------------------------------------------------------------- layouts
+
+
+def folders(root: Path, *names: str) -> tuple[str, ...]:
+    for name in names:
+        place = root / name
+        (place if name.endswith("/") else place.parent).mkdir(parents=True, exist_ok=True)
+        if not name.endswith("/"):
+            place.write_bytes(b"")
+    return read_manifest(root).notes
+
+
+def test_folders_that_people_mean_as_splits_are_told_where_they_are_classes(tmp_path: Path) -> None:
+    (note,) = folders(tmp_path / "one", "train/run/a.mp4", "dev/run/b.mp4")
+    assert note.startswith("folders called as splits are, taken as classes: 'dev', 'train'; splits are ")
+    assert folders(tmp_path / "two", "train/run/a.mp4", "val/run/b.mp4") == ()
+
+
+def test_folders_without_a_video_are_told(tmp_path: Path) -> None:
+    assert folders(tmp_path / "one", "run/a.mp4", "walk/") == (
+        "1 folders without a video are no classes, such as 'walk'",
+    )
+    assert folders(tmp_path / "two", "train/run/a.mp4", "test/run/b.mp4", "test/walk/") == (
+        "1 folders without a video are no classes, such as 'walk'",
+    )
+    assert folders(tmp_path / "three", "run/a.mp4", ".cache/") == ()
+
+
+@pytest.mark.parametrize(("one", "other"), [("Run", "run"), ("caf\u00e9", "cafe\u0301"), ("high jump", "highjump")])
+def test_spellings_of_one_name_are_told_and_stay_classes(tmp_path: Path, one: str, other: str) -> None:
+    manifest = written(tmp_path, f"path,label\na.mp4,{one}\nb.mp4,{other}\nc.mp4,007\nd.mp4,7\n")
+    assert len(manifest.classes) == 4
+    (note,) = manifest.notes
+    assert note.startswith("1 classes are there in several spellings, each a class of its own: ")

@@ -177,3 +177,16 @@ def test_pickles_are_data(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
         with pytest.raises(ManifestError, match=r"bad\.pkl"):
             read_pickle(tmp_path / "bad.pkl")
     assert capsys.readouterr().out == ""
+
+
+def test_several_files_of_one_name_are_told_once(tmp_path: Path) -> None:
+    videos, lines = tmp_path / "videos", list[str]()
+    for name in ("75YX8XM5mSL_000231_000241.mp4", "Fy5UBIHEYeD.mp4"):
+        a_video(videos / name)
+        shutil.copy(videos / name, videos / name.replace(".mp4", ".webm"))
+    done = prepare("kinetics400", FILES / "kinetics400", tmp_path / "out", videos=videos, told=lines.append)
+    assert done.splits["val"].present == 2
+    (told,) = (line for line in lines if "several files" in line)
+    assert told.startswith("warning: ")
+    assert "videos are there in several files, the first is taken, such as '" in told
+    assert told.endswith(".webm'")

@@ -23,11 +23,11 @@ from internvideo.apps.read_ahead import stream_of
 from internvideo.apps.vector_files import Parts, Vectors, check_output, write_table
 from internvideo.apps.video_files import VideoFile
 from internvideo.apps.video_model import VideoModel
-from internvideo.apps.windows import check_window, open_long, windows_of
+from internvideo.apps.windows import behind, check_window, open_long, windows_of
 from internvideo.data.video_damage import damage_told
 from internvideo.data.video_picture import conversion_told
 from internvideo.errors import RecipeError, RunError, VideoError
-from internvideo.storage import write_text
+from internvideo.storage import alone_in, write_text
 from internvideo.tasks.protocol import weights_hash
 
 Read = TypeVar("Read")
@@ -83,12 +83,27 @@ def embed(
 
     Raises:
         VideoError: not one video can be read. RecipeError: a setting or name that does not fit.
-        RunError: OUTPUT.parts has other settings, a full disk, numbers that are not finite.
+        RunError: OUTPUT.parts has other settings or another writer, a full disk, numbers that are not finite.
     """
     settings = settings or EmbeddingSettings()
     check_output(output)
     model.preprocessing.rule(1)
     parts, protocol = Parts(output), protocol_of(model, settings)
+    with alone_in(parts.folder):
+        return _embed(videos, model, output, settings, parts, protocol, fresh=fresh, progress=progress)
+
+
+def _embed(
+    videos: Sequence[VideoFile],
+    model: VideoModel,
+    output: Path,
+    settings: EmbeddingSettings,
+    parts: Parts,
+    protocol: dict[str, Any],
+    *,
+    fresh: bool,
+    progress: bool | None,
+) -> Coverage:
     parts.begin({name: protocol[name] for name in protocol if name not in ("source", "internvideo")}, fresh=fresh)
     coverage = Coverage(len(videos), model.width)
     identities: list[str] = []
@@ -185,7 +200,7 @@ class _Reader(IterableDataset[_Piece]):
             first, last = max(0.0, video.start or 0.0), min(opened.info.duration, video.end or opened.info.duration)
             for start, end, clip in windows_of(opened, self.clips, video.start, video.end, **size):
                 yield _Piece(number, start, end, min((end - first) / max(last - first, 1e-9), 1.0), clip)
-            return opened.trouble
+            return opened.trouble or behind(opened.info, video.end)
 
 
 @dataclass

@@ -28,7 +28,7 @@ from internvideo.apps.layers import POOLED, clip_encoder, over_tiles, tile_side
 from internvideo.apps.preprocessing import Preprocessing
 from internvideo.apps.read_ahead import stream_of
 from internvideo.apps.video_model import VideoModel
-from internvideo.apps.windows import clips_of, open_long
+from internvideo.apps.windows import behind, clips_of, open_long
 from internvideo.data.video_damage import damage_told
 from internvideo.data.video_picture import conversion_told
 from internvideo.errors import RecipeError, RunError, VideoError
@@ -219,7 +219,7 @@ class _Reader(IterableDataset[_Piece]):
                 each = grid.duration / len(chosen)
                 for turn, clip in enumerate(clips_of(opened, self.clips, chosen), 1):
                     yield _Piece(number, clip, turn / len(chosen), each)
-                trouble = opened.trouble
+                trouble = opened.trouble or behind(opened.info, video.end)
                 begin = video.start or 0.0
                 parts = np.clip(np.array(opened.gaps).reshape(-1, 2) - begin, 0.0, grid.duration)
                 gaps = tuple((start, end) for start, end in parts.tolist() if end > start)

@@ -29,6 +29,7 @@ from internvideo.apps.probe_fit import standardised
 from internvideo.apps.video_model import VideoModel
 from internvideo.data.manifest import Manifest, read_manifest
 from internvideo.errors import ManifestError, RecipeError
+from internvideo.storage import alone_in
 from internvideo.tasks.protocol import check_labels
 from internvideo.tasks.table import BOOTSTRAP, Figures, Result, print_result
 from internvideo.terminal import Screen
@@ -124,26 +125,28 @@ def fit(
 
     Raises:
         ManifestError: fewer than 2 classes, or a class with too few videos or sources.
-        RunError: `output` is another fit's, or no video can be read. RecipeError: a setting that does not fit.
+        RunError: `output` is another fit's or has another writer, or no video can be read.
+        RecipeError: a setting that does not fit.
     """
     settings, out = settings or FitSettings(), console or Screen()
     manifest, sources = read_source(source, settings)
-    claim(output, _recipe(manifest, model, settings))
-    for note in (*manifest.notes, *sources.notes):
-        out.print(note, highlight=False, markup=False)
-    found = read_features(
-        model,
-        manifest,
-        features or output / "features",
-        kind=KINDS[settings.head],
-        batch_size=settings.batch_size,
-        workers=_workers(settings.workers),
-    )
-    _tell_features(out, found)
-    began = time.perf_counter()
-    case = _case(manifest, sources, found, settings)
-    rules = Rules(len(manifest.classes), settings.known, settings.seed)
-    return _judged_and_saved(case, rules, found, model, output, settings, out, began)
+    with alone_in(output):
+        claim(output, _recipe(manifest, model, settings))
+        for note in (*manifest.notes, *sources.notes):
+            out.print(note, highlight=False, markup=False)
+        found = read_features(
+            model,
+            manifest,
+            features or output / "features",
+            kind=KINDS[settings.head],
+            batch_size=settings.batch_size,
+            workers=_workers(settings.workers),
+        )
+        _tell_features(out, found)
+        began = time.perf_counter()
+        case = _case(manifest, sources, found, settings)
+        rules = Rules(len(manifest.classes), settings.known, settings.seed)
+        return _judged_and_saved(case, rules, found, model, output, settings, out, began)
 
 
 def _judged_and_saved(

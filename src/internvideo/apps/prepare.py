@@ -26,7 +26,7 @@ from internvideo.data.manifest import Manifest, write_manifest
 from internvideo.data.sample import Sample
 from internvideo.data.video import probe
 from internvideo.errors import ManifestError, VideoError
-from internvideo.storage import write_text
+from internvideo.storage import alone_in, write_text
 
 _TRIMMED = re.compile(r"^(?P<video>.+)_(?P<start>\d{6})_(?P<end>\d{6})$")
 _OTHER_FILES = frozenset((".glb", ".jpg", ".jpeg", ".png"))  # scenes of navigation, frames of detection
@@ -96,6 +96,7 @@ class VideoFolder:
         self._by_download: defaultdict[str, list[_Found]] = defaultdict(list)
         self._parts: defaultdict[str, list[_Found]] = defaultdict(list)
         self.frame_folders: set[str] = set()
+        self._several: dict[str, str] = {}  # file that was taken -> the next that would do
         for place, folders, names in os.walk(self.folder, followlinks=True):
             folders[:] = sorted(name for name in folders if not name.startswith("."))
             for name in sorted(names):
@@ -133,12 +134,23 @@ class VideoFolder:
             found = self._by_stem.get(stem) or self._by_download.get(stem, [])
             if found:  # of several in different folders the one whose folder is asked for
                 near = [one for one in found if os.path.basename(os.path.dirname(one.path)) == os.path.basename(folder)]
-                return (near or found)[0]
+                first, *others = near or found
+                if others:
+                    self._several[first.path] = others[0].path
+                return first
         for _, _, stem in tried if parts else ():
             for part in self._parts.get(stem, ()):
                 if seconds is None or part.start <= seconds <= part.end:
                     return part
         return None
+
+    def doubts(self) -> list[str]:
+        """A line on the videos that were found in several files, of which the first was taken."""
+        if not self._several:
+            return []
+        taken, other = (os.path.relpath(path, self.folder) for path in next(iter(self._several.items())))
+        count = len(self._several)
+        return [f"{count:,} videos are there in several files, the first is taken, such as '{taken}', not '{other}'"]
 
 
 def _without_extension(name: str) -> str:
@@ -195,34 +207,37 @@ def prepare(
     broken: dict[str, str] = {}
     checked: dict[str, _Checked] = {}
     outside: list[tuple[str, ...]] = []
-    for split, rows in made.splits.items():
-        located, lost = _locate(rows, made, folder, offset)
-        missing |= dict.fromkeys(lost)
+    with alone_in(output):
+        for split, rows in made.splits.items():
+            located, lost = _locate(rows, made, folder, offset)
+            missing |= dict.fromkeys(lost)
+            if folder is not None:
+                timed = dict.fromkeys(row.path for row in located if moments(row))
+                _check((row.path for row in located) if check_videos else list(timed)[:LOOKED_AT], checked, workers)
+            opened = {row.path: checked[row.path] for row in located if row.path in checked}
+            unreadable = {path: one.reason for path, one in opened.items() if one.reason and check_videos}
+            broken |= unreadable
+            kept = [row for row in located if row.path not in unreadable]
+            late = compare(kept, {path: one.seconds for path, one in opened.items() if not one.reason})
+            outside += [(split, name, f"{moment:g}", f"{seconds:.3f}") for name, moment, seconds in late.rows]
+            report.warnings += [f"{split}: {late.warning}"] if late.warning else []
+            file = f"{split}.jsonl" if kept else ""
+            if kept:
+                write_manifest(output / file, kept, made.classes)
+            else:
+                (output / f"{split}.jsonl").unlink(missing_ok=True)  # of an earlier call
+            whole = Manifest(tuple(rows), made.classes, output, annotations)
+            report.splits[split] = PreparedSplit(
+                file, len(rows), entry.count(rows), len({row.path for row in kept}), len(lost), len(unreadable),
+                whole.fingerprint, len(kept),
+            )  # fmt: skip
+            told(_line(split, report.splits[split], entry, folder is not None))
+        if folder is not None and missing and any(Path(path).stem in folder.frame_folders for path in missing):
+            report.warnings.append("some missing videos are there as folders of frames; encode them as videos first")
         if folder is not None:
-            timed = dict.fromkeys(row.path for row in located if moments(row))
-            _check((row.path for row in located) if check_videos else list(timed)[:LOOKED_AT], checked, workers)
-        opened = {row.path: checked[row.path] for row in located if row.path in checked}
-        unreadable = {path: one.reason for path, one in opened.items() if one.reason and check_videos}
-        broken |= unreadable
-        kept = [row for row in located if row.path not in unreadable]
-        late = compare(kept, {path: one.seconds for path, one in opened.items() if not one.reason})
-        outside += [(split, name, f"{moment:g}", f"{seconds:.3f}") for name, moment, seconds in late.rows]
-        report.warnings += [f"{split}: {late.warning}"] if late.warning else []
-        file = f"{split}.jsonl" if kept else ""
-        if kept:
-            write_manifest(output / file, kept, made.classes)
-        else:
-            (output / f"{split}.jsonl").unlink(missing_ok=True)  # of an earlier call
-        whole = Manifest(tuple(rows), made.classes, output, annotations)
-        report.splits[split] = PreparedSplit(
-            file, len(rows), entry.count(rows), len({row.path for row in kept}), len(lost), len(unreadable),
-            whole.fingerprint, len(kept),
-        )  # fmt: skip
-        told(_line(split, report.splits[split], entry, folder is not None))
-    if folder is not None and missing and any(Path(path).stem in folder.frame_folders for path in missing):
-        report.warnings.append("some missing videos are there as folders of frames; encode them as videos first")
-    made.lists["outside"] = outside
-    _write(output, report, made, list(missing), broken)
+            report.warnings += folder.doubts()
+        made.lists["outside"] = outside
+        _write(output, report, made, list(missing), broken)
     for line in (*report.notes, *(f"warning: {warning}" for warning in report.warnings)):
         told(line)
     return report

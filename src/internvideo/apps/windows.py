@@ -17,8 +17,9 @@ import torch
 from torch import Tensor
 
 from internvideo.apps.preprocessing import SLACK, Preprocessing, Span
+from internvideo.data.key_frame_places import SLACK as LATE
 from internvideo.data.sampling import Indices
-from internvideo.data.video import BUDGET, Video
+from internvideo.data.video import BUDGET, Video, VideoInfo
 from internvideo.data.video_damage import DamageError
 from internvideo.data.video_pool import lent
 from internvideo.data.video_walk import walk
@@ -71,6 +72,13 @@ def check_window(window: float | None, stride: float | None) -> None:
     for name, seconds in (("window", window), ("stride", stride)):
         if seconds is not None and not 0 < seconds < float("inf"):
             raise RecipeError(name, f"{seconds:g} s", "more than 0 seconds")
+
+
+def behind(info: VideoInfo, end: float | None) -> str:
+    """What to tell of a piece that ends behind its video, "" where it does not."""
+    if end is None or end <= info.duration + LATE:
+        return ""
+    return f"the piece ends at {end:g} s, the video at {info.duration:.3f} s"
 
 
 def open_long(path: str | Path, short_side: int | None = None) -> AbstractContextManager[Video]:

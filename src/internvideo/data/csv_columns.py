@@ -14,11 +14,32 @@ Row = dict[str, str]  # column -> its cell
 
 _ONE = ("id", "label", "split", "group")
 _MANY = ("caption", "question", "answer")
-_BOUNDS = {"start": frozenset(("start", "begin", "onset")), "end": frozenset(("end", "stop", "offset"))}
-_SECONDS = frozenset(("time", "t", "s", "sec", "secs", "second", "seconds"))
+_BOUNDS = {
+    "start": frozenset(("start", "beg", "begin", "onset")),
+    "end": frozenset(("end", "stop", "finish", "offset")),
+}
+_SECONDS = frozenset(("time", "t", "s", "sec", "secs", "second", "seconds", "in"))
 _OTHER_TIMES = frozenset(
     ("frame", "frames", "ms", "msec", "milliseconds", "min", "minute", "minutes", "timestamp", "ts", "index", "idx")
-) | frozenset(("segment", "clip", "action", "event", "video", "window", "interval", "narration"))
+) | frozenset(
+    (
+        "hour",
+        "hours",
+        "pts",
+        "gt",
+        "temporal",
+        "segment",
+        "clip",
+        "action",
+        "event",
+        "video",
+        "window",
+        "interval",
+        "narration",
+    )
+)
+_GLUED = re.compile(rf"({'|'.join(word for words in _BOUNDS.values() for word in words)})(\w{{2,}})")
+"""starttime, endsec: words that nothing divides."""
 _WORD = re.compile(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])|\d+")
 STRIDE = "stride"
 """An attribute that changes which frames are read (`data/dataset.py`); a user's csv column means something else."""
@@ -126,10 +147,10 @@ def _times(where: str, names: Sequence[str]) -> dict[str, str]:
     """The columns of start and end in seconds: start, time_start, start_time, Start, begin_sec, ..."""
     found: dict[str, list[str]] = {bound: [] for bound in _BOUNDS}
     for name in names:
-        words = {word.casefold() for word in _WORD.findall(name)}
+        words = _words(name)
         for bound, its_words in _BOUNDS.items():
             rest = words - its_words - _SECONDS
-            if not words & its_words or rest - _OTHER_TIMES:
+            if not words & its_words or any(not word.isdecimal() for word in rest - _OTHER_TIMES):
                 continue
             if rest:
                 allowed = "times in s: 'start' and 'end'"
@@ -142,3 +163,13 @@ def _times(where: str, names: Sequence[str]) -> dict[str, str]:
             where, f"column '{name}' without its other half", "both 'start' and 'end', in s, or neither"
         )
     return known
+
+
+def _words(name: str) -> set[str]:
+    """The words that a column is called by, small."""
+    words = {word.casefold() for word in _WORD.findall(name)}
+    for word in [*words]:
+        glued = _GLUED.fullmatch(word)
+        if glued and glued[2] in _SECONDS | _OTHER_TIMES:
+            words = words - {word} | {glued[1], glued[2]}
+    return words

@@ -21,6 +21,7 @@ from torch.utils.data import Dataset
 
 from internvideo.data.batch import Batch
 from internvideo.data.csv_columns import STRIDE
+from internvideo.data.key_frame_places import SLACK
 from internvideo.data.manifest import Manifest, Sample
 from internvideo.data.sampling import FrameSampler, OnePerSecond
 from internvideo.data.transforms import ClipTransform
@@ -80,6 +81,9 @@ class Reader(Protocol):
     def clips(self, sample: Sample, choose: Callable[[NDArray[np.float64]], Sequence[Indices]], /) -> list[Tensor]:
         """Frames of one sample. Raises VideoError."""
 
+    def late(self) -> tuple[str, ...]:
+        """What to tell of samples whose span ends behind their video, each once."""
+
 
 @dataclass(frozen=True)
 class Unreadable:
@@ -92,12 +96,13 @@ class Unreadable:
 
 @dataclass(frozen=True)
 class Loaded:
-    """What a worker sends: a batch (None when there is none), view numbers (B,), what was unreadable, an error."""
+    """What a worker sends: a batch (None for none), view numbers (B,), what was unreadable, an error, late ends."""
 
     batch: Batch | None = None
     views: tuple[int, ...] = ()
     unreadable: tuple[Unreadable, ...] = ()
     error: InternVideoError | None = None
+    late: tuple[str, ...] = ()
 
     def pin_memory(self) -> Loaded:
         """Page-locked copy (called by the data loader when it pins)."""
@@ -130,6 +135,7 @@ class ClipReader:
         self.cached_bytes = 0
         self._kept: dict[str, tuple[NDArray[np.uint8], NDArray[np.float64]]] = {}
         self._damaged: set[str] = set()
+        self._late: dict[str, str | None] = {}  # sample -> what to tell, None once it was told
         self.labelled = any(row.label is not None for row in manifest.rows)
 
     def clips(self, sample: Sample, choose: Callable[[NDArray[np.float64]], Sequence[Indices]]) -> list[Tensor]:
@@ -145,6 +151,8 @@ class ClipReader:
         if kept is None:
             with lent(self.manifest.video_path(sample), short_side=self.short_side) as video:
                 inside = _inside(video.info, sample)
+                if sample.span is not None and sample.span[1] > (end := video.info.duration) + SLACK:
+                    self._late.setdefault(sample.id, f"'{sample.id}' to {sample.span[1]:g} s of {end:.3f} s")
                 times = video.info.times[inside]
                 frames = self._keep(sample, video, inside)
                 if frames is None:
@@ -154,6 +162,12 @@ class ClipReader:
                     return [torch.from_numpy(part) for part in np.split(decoded, ends)]
                 self._kept[sample.id] = kept = (frames, times)
         return [torch.from_numpy(kept[0][indices]) for indices in choose(kept[1])]
+
+    def late(self) -> tuple[str, ...]:
+        """What to tell of samples whose span ends behind their video, each once."""
+        told = tuple(line for line in self._late.values() if line)
+        self._late = dict.fromkeys(self._late)
+        return told
 
     def _keep(self, sample: Sample, video: Video, inside: Indices) -> NDArray[np.uint8] | None:
         """The decoded span, counted as kept; None where it does not fit."""
@@ -277,6 +291,7 @@ class TrainingBatches(Dataset[Loaded]):
                 frame_mask,
             ),
             unreadable=tuple(unreadable),
+            late=self.reader.late(),
         )
 
     def _read(self, epoch: int, place: int, unreadable: list[Unreadable]) -> tuple[int, int, Tensor]:
@@ -370,7 +385,7 @@ class EvaluationViews(Dataset[Loaded]):
         labels = label_tensor(rows) if self.labelled else None
         video, frame_mask = stacked(views, self.sampler)
         batch = Batch(video, (row.id,) * len(views), labels, tokens, frame_mask)
-        return Loaded(batch, views=tuple(range(len(views))))
+        return Loaded(batch, views=tuple(range(len(views))), late=self.reader.late())
 
 
 def label_tensor(rows: Sequence[Sample]) -> Tensor:

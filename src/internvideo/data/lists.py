@@ -38,6 +38,9 @@ FOLDER_MANIFESTS = ("manifest.jsonl", "index.jsonl", "manifest.csv", "index.csv"
 FILE_SUFFIXES = (".jsonl", ".ndjson", ".csv", ".tsv", ".txt", ".list", ".lst", "")
 SPLIT_FOLDERS = frozenset(("train", "val", "valid", "validation", "test"))
 
+LIKE_SPLITS = SPLIT_FOLDERS | frozenset(("training", "testing", "dev", "eval", "evaluation"))
+"""Names of folders of which people mean splits."""
+
 _EXTENSION = "|".join(sorted((extension[1:] for extension in VIDEO_EXTENSIONS), key=len, reverse=True))
 _PLAIN = re.compile(rf"^(?P<path>.+\.(?:{_EXTENSION}))$", re.IGNORECASE)
 _NUMBERED = re.compile(r"^(?P<path>.+?)(?:\s*,\s*|\s+)(?P<label>[+-]?\d+)$")
@@ -136,6 +139,7 @@ def read_folder(folder: Path) -> Listing:
         name = video.relative_to(folder).as_posix()
         rows.append((number, {"id": name, "path": name, "split": split_name, "label": label}))
     listing = Listing(rows)
+    listing.notes += _odd_folders(folder, found)
     if odd:
         listing.notes.append(f"{len(odd)} videos left out, their names are not UTF-8, such as {as_text(min(odd).name)}")
     if note := passed_over(name for _, _, names in os.walk(folder) for name in names):
@@ -171,6 +175,20 @@ def _find_videos(folder: Path) -> list[tuple[Path, str | None, str | None]]:
         for entry in folders:
             found += [(video, None, entry.name) for video in _videos_under(entry)]
     return found
+
+
+def _odd_folders(folder: Path, found: Iterable[tuple[Path, str | None, str | None]]) -> Iterator[str]:
+    """Notes on what the layout of a folder may not mean: splits taken for classes, classes without a video."""
+    classes = {label for _, _, label in found if label is not None}
+    divided = any(split is not None for _, split, _ in found)
+    if not divided and (splits := sorted(name for name in classes if name.lower() in LIKE_SPLITS)):
+        shown = ", ".join(f"'{as_text(name)}'" for name in splits)
+        yield f"folders called as splits are, taken as classes: {shown}; splits are {', '.join(sorted(SPLIT_FOLDERS))}"
+    above = [split for split in folder.iterdir() if split.is_dir()] if divided else [folder]
+    there = {entry.name for place in above for entry in place.iterdir() if entry.is_dir()}
+    empty = sorted(name for name in there - classes if not name.startswith("."))
+    if classes and empty:
+        yield f"{len(empty)} folders without a video are no classes, such as '{as_text(empty[0])}'"
 
 
 def _is_video(path: Path) -> bool:

@@ -5,6 +5,7 @@ Everything random is drawn from (seed, epoch, sample, repeat), so a batch depend
 
 from __future__ import annotations
 
+import logging
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -36,7 +37,7 @@ from internvideo.data.manifest import Manifest
 from internvideo.data.sampling import FrameSampler, Sparse
 from internvideo.data.skipped import SkippedClips
 from internvideo.data.transforms import ClipTransform
-from internvideo.errors import ManifestError, RecipeError, RunError
+from internvideo.errors import ManifestError, RecipeError, RunError, shown
 
 
 def _alone(item: Any) -> list[Any]:
@@ -286,6 +287,7 @@ class Source:
 
     def __init__(self, dataset: Dataset[Loaded], settings: LoaderSettings) -> None:
         self._keys = _Keys()
+        self._late: set[str] = set()
         self._loader: DataLoader[Loaded] = DataLoader(
             dataset,
             batch_size=None,
@@ -306,6 +308,7 @@ class Source:
             InternVideoError: as in the worker. RunError: a worker died.
         """
         self._keys.keys = list(keys)
+        late: set[str] = set()
         try:
             began = time.perf_counter()
             with warnings.catch_warnings():
@@ -316,6 +319,7 @@ class Source:
                 wait(time.perf_counter() - began)
                 if loaded.error is not None:
                     raise loaded.error
+                late |= set(loaded.late) - self._late
                 yield loaded
                 began = time.perf_counter()
         except RuntimeError as error:
@@ -327,6 +331,11 @@ class Source:
                 "",
                 "it may have run out of memory or of shared memory: lower workers, prefetch or cache_megabytes",
             ) from error
+        finally:
+            self._late |= late
+            if late:
+                told = "%d spans end behind their video and are read up to its end, such as %s"
+                logging.getLogger("internvideo").warning(told, len(late), shown(min(late)))
 
 
 def _as_it_is(loaded: Any) -> Any:

@@ -11,6 +11,7 @@ import hashlib
 import json
 import logging
 import os
+import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -123,7 +124,7 @@ def read_manifest(
     names, moved = labels.settle(source)
     if any(was != now for was, now in moved.items()):
         rows = tuple(row.with_class_indices(moved) for row in rows)
-    notes = listing.notes if labels.fixed else [*listing.notes, *_without_clip(rows, names)]
+    notes = listing.notes if labels.fixed else [*listing.notes, *_without_clip(rows, names), *_alike(names)]
     return Manifest(rows, names, root, source, tuple(notes))
 
 
@@ -136,6 +137,16 @@ def _without_clip(rows: Iterable[Sample], names: Sequence[str]) -> Iterator[str]
         more = ", ..." if absent > SHOWN else ""
         first = f"; labels count from 0, these from {min(used)}" if 0 not in used else ""
         yield f"{absent} of {len(names)} classes are without a clip: {shown}{more}{first}"
+
+
+def _alike(names: Sequence[str]) -> Iterator[str]:
+    """A note on class names that people write for one: of other case, blanks, or code points for the same letters."""
+    groups: dict[str, list[str]] = {}
+    for name in names:
+        groups.setdefault("".join(unicodedata.normalize("NFKC", name).casefold().split()), []).append(name)
+    if alike := [group for group in groups.values() if len(group) > 1]:
+        first, second, *_ = alike[0]
+        yield f"{len(alike)} classes are there in several spellings, each a class of its own: {first!a}, {second!a}"
 
 
 def write_manifest(path: str | os.PathLike[str], rows: Iterable[Sample], classes: Sequence[str]) -> None:

@@ -47,7 +47,7 @@ from internvideo.data.world_language import captions, choices, long_captions, qu
 from internvideo.data.world_queries import described_moments
 from internvideo.data.world_scene import render
 from internvideo.errors import RunError
-from internvideo.storage import write_text
+from internvideo.storage import alone_in, write_text
 
 __all__ = [
     "ACTIONS", "KEPT_OUT", "REVERSE_OF", "TIME_DIRECTED", "WorldSettings", "fingerprint", "generate", "held_out",
@@ -91,26 +91,29 @@ def generate(
         RunError: the folder holds another world or other files, or cannot be written. VideoError: a file of it cannot.
     """
     root = Path(folder)
-    _claim(root, settings)
-    jobs = [(split, number) for split, count in settings.counts.items() for number in range(count)]
-    boxes = _write_all(root, settings, jobs, workers, progress)
-    rows: dict[str, list[Sample]] = {split: [] for split, count in settings.counts.items() if count}
-    for split, number in jobs:
-        clip = plan(settings, split, number)
-        rows[split].append(_long_row(settings, clip, boxes) if split == "long" else _short_row(settings, split, clip))
-    rows["open_set"] = [_open(row, known=True) for row in rows["test"]]
-    rows["open_set"] += [_open(row, known=False) for row in rows["zero_shot"]]
-    if "long" in rows:
-        rows["queries"] = [
-            query
-            for number, row in enumerate(rows["long"])
-            for query in described_moments(plan(settings, "long", number), settings.fps, row.split or "")
-        ]
-    manifests = {split: root / f"{split}.jsonl" for split in rows}
-    classes = {"zero_shot": KEPT_OUT, "queries": ("answer",)}
-    for split, path in manifests.items():
-        write_manifest(path, rows[split], classes.get(split, settings.actions))
-    return manifests
+    with alone_in(root):
+        _claim(root, settings)
+        jobs = [(split, number) for split, count in settings.counts.items() for number in range(count)]
+        boxes = _write_all(root, settings, jobs, workers, progress)
+        rows: dict[str, list[Sample]] = {split: [] for split, count in settings.counts.items() if count}
+        for split, number in jobs:
+            clip = plan(settings, split, number)
+            rows[split].append(
+                _long_row(settings, clip, boxes) if split == "long" else _short_row(settings, split, clip)
+            )
+        rows["open_set"] = [_open(row, known=True) for row in rows["test"]]
+        rows["open_set"] += [_open(row, known=False) for row in rows["zero_shot"]]
+        if "long" in rows:
+            rows["queries"] = [
+                query
+                for number, row in enumerate(rows["long"])
+                for query in described_moments(plan(settings, "long", number), settings.fps, row.split or "")
+            ]
+        manifests = {split: root / f"{split}.jsonl" for split in rows}
+        classes = {"zero_shot": KEPT_OUT, "queries": ("answer",)}
+        for split, path in manifests.items():
+            write_manifest(path, rows[split], classes.get(split, settings.actions))
+        return manifests
 
 
 def _claim(root: Path, settings: WorldSettings) -> None:

@@ -192,6 +192,10 @@ class ShardReader:
     def __init__(self, shards: Shards, *, short_side: int | None = None) -> None:
         self.manifest, self.short_side = shards, short_side
 
+    def late(self) -> tuple[str, ...]:
+        """Nothing: samples of shards have no span."""
+        return ()
+
     def clips(self, sample: Sample, choose: Callable[[NDArray[np.float64]], Sequence[Indices]]) -> list[Tensor]:
         """The frames that `choose` picks, as `ClipReader.clips`; a picture is a video of one frame.
 

@@ -34,7 +34,7 @@ from internvideo.data.world_clips import WorldSettings, start_worker
 from internvideo.data.world_reaching import HANDS, NOUNS, VERBS, Reach, plan_reach
 from internvideo.data.world_scene import actor_boxes, render
 from internvideo.errors import RunError
-from internvideo.storage import write_text
+from internvideo.storage import alone_in, write_text
 
 Floats = NDArray[np.float64]
 Detections = dict[str, list[dict[str, Any]]]
@@ -62,30 +62,31 @@ def generate_reaches(
         RunError: the folder holds clips of another world, or cannot be written.
     """
     root = Path(folder) / "ego"
-    _claim(root, settings)
-    boxes = _write_all(root, settings, count, workers, progress)
-    rows: dict[str, list[Sample]] = {name: [] for name in ("hands", "contact", "change", "actions")}
-    found: dict[str, Detections] = {"contact": {}, "change": {}}
-    for number in range(count):
-        reach = _plan(settings, number)
-        rows["hands"].append(_hands_row(reach, boxes[number], settings.fps))
-        rows["actions"].append(_action_row(reach, settings.fps))
-        for name, frames in (
-            ("contact", _contact_frames(reach, settings)),
-            ("change", _change_frames(reach, settings)),
-        ):
-            for frame in frames:
-                row = _frame_row(name, reach, frame, boxes[number], settings)
-                rows[name].append(row)
-                found[name][row.id] = _detections(reach, frame, boxes[number][frame], settings)
-    manifests = {name: root / f"{name}.jsonl" for name in rows}
-    classes: dict[str, tuple[str, ...]] = {"contact": NOUNS, "change": (CHANGE,)}
-    for name, path in manifests.items():
-        write_manifest(path, rows[name], classes.get(name, ()))
-    write_text(root / "verbs.txt", "".join(f"{verb}\n" for verb in VERBS))
-    for name, results in found.items():
-        write_text(root / f"{name}.detections.json", json.dumps({"results": results}) + "\n")
-    return manifests
+    with alone_in(root):
+        _claim(root, settings)
+        boxes = _write_all(root, settings, count, workers, progress)
+        rows: dict[str, list[Sample]] = {name: [] for name in ("hands", "contact", "change", "actions")}
+        found: dict[str, Detections] = {"contact": {}, "change": {}}
+        for number in range(count):
+            reach = _plan(settings, number)
+            rows["hands"].append(_hands_row(reach, boxes[number], settings.fps))
+            rows["actions"].append(_action_row(reach, settings.fps))
+            for name, frames in (
+                ("contact", _contact_frames(reach, settings)),
+                ("change", _change_frames(reach, settings)),
+            ):
+                for frame in frames:
+                    row = _frame_row(name, reach, frame, boxes[number], settings)
+                    rows[name].append(row)
+                    found[name][row.id] = _detections(reach, frame, boxes[number][frame], settings)
+        manifests = {name: root / f"{name}.jsonl" for name in rows}
+        classes: dict[str, tuple[str, ...]] = {"contact": NOUNS, "change": (CHANGE,)}
+        for name, path in manifests.items():
+            write_manifest(path, rows[name], classes.get(name, ()))
+        write_text(root / "verbs.txt", "".join(f"{verb}\n" for verb in VERBS))
+        for name, results in found.items():
+            write_text(root / f"{name}.detections.json", json.dumps({"results": results}) + "\n")
+        return manifests
 
 
 def _plan(settings: WorldSettings, number: int) -> Reach:

@@ -44,7 +44,7 @@ from internvideo.recipe import TASKS, choose_device
 from internvideo.tasks import spatio_temporal
 from internvideo.tasks.scoring import mean_of_splits, score
 from internvideo.tasks.table import Result, Table, print_result, print_results, short_names
-from internvideo.training import distributed
+from internvideo.training import distributed, run_folder
 
 
 class Evaluate(Protocol):
@@ -106,7 +106,8 @@ def evaluate_task(
     Raises:
         RecipeError: no such task, one that the model cannot do, or a setting that the task does not read.
         ManifestError: the manifest cannot be read, or has a class that a recognition model was not trained on.
-        RunError: `output` holds the table of another model, of other rows or of clips cut otherwise.
+        RunError: `output` holds the table of another model, of other rows or of clips cut otherwise, or another process
+            writes there.
     """
     if task not in TASKS:
         raise RecipeError("task", f"found '{task}'", ", ".join(TASKS))
@@ -118,7 +119,8 @@ def evaluate_task(
             names = ", ".join(kind.__name__ for kind in entry.models)
             found = f"holds a {type(trained.model).__name__}"
             raise RecipeError(weights, found, f"{names} for {task}", "choose another task")
-        return entry.evaluate(trained, manifest, output, replace(settings, device=str(device)), split=split)
+        with run_folder.writing(output):
+            return entry.evaluate(trained, manifest, output, replace(settings, device=str(device)), split=split)
 
 
 def _check_read(task: str, settings: EvaluationSettings) -> None:

@@ -27,7 +27,7 @@ from internvideo.data.navigation.trajectories import TrajectorySettings, draw_tr
 from internvideo.data.navigation.world import House
 from internvideo.data.sample import Sample
 from internvideo.errors import ManifestError, RecipeError
-from internvideo.storage import atomic_path
+from internvideo.storage import alone_in, atomic_path
 
 TOKENS = 200
 """Length of an instruction's row of word numbers in the files."""
@@ -121,28 +121,31 @@ def write_world(folder: Path, settings: NavigationSettings) -> dict[str, Path]:
     Raises:
         RunError: the folder cannot be written.
     """
-    unseen = max(1, settings.scenes // 4)
-    houses: dict[str, House] = {}
-    for number in range(settings.scenes):
-        name = f"scenes/house_{number:04d}.json"
-        scene = draw_house(name, settings.seed * 100_003 + number, settings.house)
-        write_scene(folder / name, scene)
-        houses[name] = House(scene)
-    names = list(houses)
-    seen_names, unseen_names = names[: settings.scenes - unseen], names[settings.scenes - unseen :]
-    plan = {
-        "train": (seen_names, settings.episodes),
-        "val_seen": (seen_names, settings.validation),
-        "val_unseen": (unseen_names, settings.validation),
-    }
-    written: dict[str, Path] = {}
-    first = 1
-    for number, (split, (chosen, count)) in enumerate(plan.items()):
-        rng = np.random.default_rng([settings.seed, number, 0x657069])
-        episodes, truths = draw_episodes({name: houses[name] for name in chosen}, split, count, settings, rng, first)
-        written[split] = write_episodes(folder, split, episodes, truths)
-        first += count
-    return written
+    with alone_in(folder):
+        unseen = max(1, settings.scenes // 4)
+        houses: dict[str, House] = {}
+        for number in range(settings.scenes):
+            name = f"scenes/house_{number:04d}.json"
+            scene = draw_house(name, settings.seed * 100_003 + number, settings.house)
+            write_scene(folder / name, scene)
+            houses[name] = House(scene)
+        names = list(houses)
+        seen_names, unseen_names = names[: settings.scenes - unseen], names[settings.scenes - unseen :]
+        plan = {
+            "train": (seen_names, settings.episodes),
+            "val_seen": (seen_names, settings.validation),
+            "val_unseen": (unseen_names, settings.validation),
+        }
+        written: dict[str, Path] = {}
+        first = 1
+        for number, (split, (chosen, count)) in enumerate(plan.items()):
+            rng = np.random.default_rng([settings.seed, number, 0x657069])
+            episodes, truths = draw_episodes(
+                {name: houses[name] for name in chosen}, split, count, settings, rng, first
+            )
+            written[split] = write_episodes(folder, split, episodes, truths)
+            first += count
+        return written
 
 
 def draw_episodes(
