@@ -9,7 +9,6 @@ import signal
 import stat
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,17 +16,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-import small_apps
-from goldens_folder import SAMPLES
-from internvideo.apps.embedding import embed
-from internvideo.apps.fit import fit
-from internvideo.apps.prepare import prepare
-from internvideo.apps.video_files import find_videos
-from internvideo.data.navigation.episodes import NavigationSettings, write_world
-from internvideo.data.sample_world import WorldSettings, generate
-from internvideo.data.world_ego import generate_reaches
 from internvideo.errors import InternVideoError, RecipeError, RunError, WeightsError
-from internvideo.evaluation import EvaluationSettings, evaluate_task
 from internvideo.storage import (
     DIGESTS,
     LOCK,
@@ -371,33 +360,3 @@ def test_foreign_weights_have_no_digests(tmp_path: Path) -> None:
     tensors, metadata = read_safetensors(tmp_path / "a.safetensors")
     assert metadata == {"format": "pt"}
     assert torch.equal(tensors["a"], torch.ones(2))
-
-
-def held(folder: Path, act: Callable[[], object]) -> None:
-    """Somebody else writes a folder; another writer is told, in one line, and changes nothing."""
-    with second(folder, "wait") as other:
-        assert other.stdout is not None
-        assert other.stdout.readline() == "mine\n"
-        before = sorted(folder.iterdir())
-        with pytest.raises(RunError, match=rf"process {other.pid} of .* writes there") as caught:
-            act()
-        assert "\n" not in str(caught.value)
-        assert sorted(folder.iterdir()) == before
-        os.kill(other.pid, signal.SIGKILL)
-
-
-def test_folders_of_data_have_one_writer(tmp_path: Path) -> None:
-    world = WorldSettings(clips=10)
-    held(tmp_path / "world", lambda: generate(tmp_path / "world", world, workers=1, progress=False))
-    held(tmp_path / "reach" / "ego", lambda: generate_reaches(tmp_path / "reach", world, 1, workers=1, progress=False))
-    held(tmp_path / "houses", lambda: write_world(tmp_path / "houses", NavigationSettings()))
-    kinetics = SAMPLES / "tasks" / "annotations" / "kinetics400"
-    held(tmp_path / "rows", lambda: prepare("kinetics400", kinetics, tmp_path / "rows"))
-
-
-def test_folders_of_results_have_one_writer(tmp_path: Path) -> None:
-    model, videos = small_apps.random_model("supervised"), find_videos(small_apps.clips())
-    held(tmp_path / "v.npy.parts", lambda: embed(videos, model, tmp_path / "v.npy", progress=False))
-    held(tmp_path / "fit", lambda: fit(small_apps.small_world.world(), model, tmp_path / "fit"))
-    weights, manifest, cpu = small_apps.trained(), small_apps.small_world.world(), EvaluationSettings(device="cpu")
-    held(tmp_path / "eval", lambda: evaluate_task("recognition", weights, manifest, tmp_path / "eval", cpu))
