@@ -131,7 +131,7 @@ def fit(
     settings, out = settings or FitSettings(), console or Screen()
     manifest, sources = read_source(source, settings)
     with alone_in(output):
-        claim(output, _recipe(manifest, model, settings))
+        claim(output, _recipe(manifest, model, settings), results=(CLASSIFIER,))
         for note in (*manifest.notes, *sources.notes):
             out.print(note, highlight=False, markup=False)
         found = read_features(

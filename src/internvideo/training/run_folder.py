@@ -63,16 +63,18 @@ def claim(
     may_differ: Collection[str] = (),
     changes: Collection[str] = (),
     complete: Callable[[Recipe], Recipe] = dict,
+    results: Collection[str] = (),
 ) -> dict[str, Change]:
     """Make the folder this run's own (run.json) or find that it already is.
 
-    A folder in which no step was logged or saved is free: a first attempt that failed does not keep it.
+    A folder without `results` in which no step was logged or saved is free: a failed first attempt does not keep it.
 
     Args:
         folder, recipe: of this run.
         may_differ: dotted keys that change nothing in what is computed, beside `FREE`.
         changes: dotted keys that are meant to differ, below `CHANGEABLE`. A longer schedule need not be named.
         complete: fills up a recipe of an earlier version with the settings that it did not have.
+        results: names of files that such a run leaves behind, where it makes no steps.
 
     Returns:
         what differs from run.json, for `record`.
@@ -85,7 +87,7 @@ def claim(
             do = "start in another folder, with init.weights=FILE to begin from what was learned"
             raise RecipeError("--change", f"'{key}' cannot change within a run", ", ".join(CHANGEABLE), do)
     found: dict[str, Change] = {}
-    distributed.first_alone(lambda: found.update(_claim(folder, recipe, may_differ, changes, complete)))
+    distributed.first_alone(lambda: found.update(_claim(folder, recipe, may_differ, changes, complete, results)))
     mine: dict[str, Change] = distributed.collect(found)[0]
     return mine
 
@@ -96,9 +98,11 @@ def _claim(
     may_differ: Collection[str],
     changes: Collection[str],
     complete: Callable[[Recipe], Recipe],
+    results: Collection[str],
 ) -> dict[str, Change]:
     file, log = folder / RUN_FILE, folder / "metrics.jsonl"
     begun = newest(folder) is not None or (log.exists() and log.stat().st_size > 0)
+    begun = begun or any((folder / name).exists() for name in results)
     if begun and not file.exists():
         raise RunError(folder, f"holds a run without {RUN_FILE}", "an empty folder", "choose another output folder")
     told = _read(file) if file.exists() else {}
