@@ -246,9 +246,8 @@ def test_list_labels_may_be_names(tmp_path: Path) -> None:
     assert [sample.label for sample in manifest.rows] == [1, 0, 1]
 
 
-@pytest.mark.parametrize("line", ["clips/a.mp4 64 3", "clips/a.mp4 1,2", "frames 64 3", "a.mp4 -1"])
+@pytest.mark.parametrize("line", ["clips/a.mp4 64 3", "clips/a.mp4 1,2", "a.mp4 -1"])
 def test_ambiguous_list_lines_are_refused(tmp_path: Path, line: str) -> None:
-    (tmp_path / "frames").mkdir()
     with pytest.raises(ManifestError, match=r"train\.txt:2"):
         read_manifest(write(tmp_path, "train.txt", f"ok.mp4 1\n{line}\n"))
 
@@ -264,7 +263,7 @@ def test_csv_columns_go_where_they_belong(tmp_path: Path) -> None:
     assert manifest.classes == ("walk",)
     assert manifest.notes == (
         "1 rows without path left out",
-        "columns without a meaning in a manifest, kept as attributes: 'fps'",
+        "column 'fps' counts for folders of frames alone, video files tell their own rate",
     )
     assert manifest.rows == (
         Sample(

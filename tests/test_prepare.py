@@ -109,16 +109,6 @@ def test_another_part_of_the_same_upload_is_no_stand_in(tmp_path: Path) -> None:
     assert prepare("kinetics400", source, tmp_path / "out", videos=tmp_path / "videos").splits["val"].present == 1
 
 
-def test_folders_of_frames_are_told(tmp_path: Path) -> None:
-    for number in ("59729", "26694"):
-        (tmp_path / "videos" / number).mkdir(parents=True)
-        (tmp_path / "videos" / number / "00001.jpg").touch()
-    done = prepare("something_v1", FILES / "something_v1", tmp_path / "out", videos=tmp_path / "videos")
-    assert done.splits["val"].missing == 5
-    assert done.splits["val"].manifest == ""
-    assert any("folders of frames" in warning for warning in done.warnings)
-
-
 def test_the_merge_says_what_it_dropped(tmp_path: Path) -> None:
     for count, split, video in ((400, "train", "a"), (600, "train", "b"), (700, "train", "c"), (700, "val", "a")):
         path = tmp_path / f"kinetics{count}" / f"{split}.csv"

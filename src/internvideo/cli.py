@@ -26,7 +26,7 @@ from internvideo.commands.fit import fit
 from internvideo.commands.localize import localize
 from internvideo.commands.mix import mix
 from internvideo.commands.navigation_world import navigation_world
-from internvideo.commands.options import Damage, whole_numbers
+from internvideo.commands.options import Damage, FrameRate, whole_numbers
 from internvideo.commands.persons import persons
 from internvideo.commands.prepare import prepare
 from internvideo.commands.stream import stream
@@ -130,6 +130,7 @@ def train(
     ] = None,
     device: Device = "auto",
     damage: Damage = None,
+    frame_rate: FrameRate = None,
 ) -> None:
     """Train one stage from a recipe. An interrupted run goes on where it was; torchrun runs it on many devices."""
     from internvideo.pipeline import describe, run_recipe
@@ -159,6 +160,7 @@ def evaluate(
     workers: Annotated[int, typer.Option(min=0)] = 0,
     device: Device = "auto",
     damage: Damage = None,
+    frame_rate: FrameRate = None,
     unknown: Annotated[
         Path | None, typer.Option(help="open_set: videos of unknown classes, beside the rows that say so themselves.")
     ] = None,

@@ -386,7 +386,7 @@ def _retrievals(table: Table, test: Manifest, queries: int = 4, shown: int = 3) 
 
 def _shown(test: Manifest, row: Sample, frames: int = 6) -> NDArray[np.uint8]:
     """Some frames of a clip, small, as a person would see it."""
-    with Video(test.video_path(row), short_side=64) as video:
+    with Video(test.video_path(row), short_side=64, fps=row.frame_rate) as video:
         return video.frames(linspace_frames(video.info.frames, frames).tolist())
 
 

@@ -24,6 +24,7 @@ from internvideo.apps.vector_files import Parts, Vectors, check_output, write_ta
 from internvideo.apps.video_files import VideoFile
 from internvideo.apps.video_model import VideoModel
 from internvideo.apps.windows import behind, check_window, open_long, windows_of
+from internvideo.data.frame_folder import rate_told
 from internvideo.data.video_damage import damage_told
 from internvideo.data.video_picture import conversion_told
 from internvideo.errors import RecipeError, RunError, VideoError
@@ -155,6 +156,7 @@ def protocol_of(model: VideoModel, settings: EmbeddingSettings) -> dict[str, Any
         "normalized": settings.normalize,
         **damage_told(),
         **conversion_told(),
+        **rate_told(),
         "width": model.width,
         "internvideo": __version__,
     }
@@ -196,7 +198,7 @@ class _Reader(IterableDataset[_Piece]):
     def _read(self, number: int) -> Generator[_Piece, None, str]:
         """The windows of a video; returns why nothing follows, "" when it is whole."""
         video, size = self.videos[number], {"window": self.settings.window, "stride": self.settings.stride}
-        with open_long(video.path, self.clips.short_side) as opened:
+        with open_long(video.path, self.clips.short_side, fps=video.fps) as opened:
             first, last = max(0.0, video.start or 0.0), min(opened.info.duration, video.end or opened.info.duration)
             for start, end, clip in windows_of(opened, self.clips, video.start, video.end, **size):
                 yield _Piece(number, start, end, min((end - first) / max(last - first, 1e-9), 1.0), clip)

@@ -29,6 +29,7 @@ from internvideo.apps.preprocessing import Preprocessing
 from internvideo.apps.read_ahead import stream_of
 from internvideo.apps.video_model import VideoModel
 from internvideo.apps.windows import behind, clips_of, open_long
+from internvideo.data.frame_folder import rate_told
 from internvideo.data.video_damage import damage_told
 from internvideo.data.video_picture import conversion_told
 from internvideo.errors import RecipeError, RunError, VideoError
@@ -130,6 +131,7 @@ def protocol_of(model: VideoModel, settings: ExtractSettings) -> dict[str, Any]:
         **asdict(settings.rule),
         **damage_told(),
         **conversion_told(),
+        **rate_told(),
         "internvideo": __version__,
     }
 
@@ -145,7 +147,7 @@ def plan(items: Sequence[Item], output: Path, rule: WindowRule, *, fresh: bool =
                 counts["done"] += 1
                 yield f"done: {item.video.path}"
                 continue
-            with open_long(item.video.path) as video:
+            with open_long(item.video.path, fps=item.video.fps) as video:
                 grid = frame_grid(video.info, rule, item.video.start, item.video.end)
         except VideoError as error:
             counts["unreadable"] += 1
@@ -212,7 +214,7 @@ class _Reader(IterableDataset[_Piece]):
         marks: tuple[str, ...] = ()
         try:
             identity = video.identity()
-            with open_long(video.path, self.clips.short_side) as opened:
+            with open_long(video.path, self.clips.short_side, fps=video.fps) as opened:
                 marks = opened.info.marks
                 grid = frame_grid(opened.info, self.rule, video.start, video.end)
                 chosen = grid.chosen(self.clips.frames)

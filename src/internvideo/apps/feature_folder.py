@@ -71,7 +71,8 @@ def find_items(inputs: Iterable[str | Path], *, recursive: bool = False) -> tupl
             raise RecipeError(given, "has other classes than the manifest before it", "manifests of the same classes")
         classes = classes or manifest.classes
         for row in manifest.rows:
-            video = VideoFile(str(manifest.video_path(row)), *(row.span or (None, None)))
+            start, end = row.span or (None, None)
+            video = VideoFile(str(manifest.video_path(row)), start, end, row.frame_rate)
             # A list has no ids but paths, and one from the root of the disk is no name below this folder.
             name = "" if row.id == row.path and not _is_name(row.id) else _checked(row.id)
             items.append(Item(name, video, row.split or "", row.segments))

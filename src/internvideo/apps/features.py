@@ -28,12 +28,13 @@ from tqdm import tqdm
 
 from internvideo import untrusted
 from internvideo.apps.preprocessing import Preprocessing
+from internvideo.apps.video_files import state_of
 from internvideo.apps.video_model import VideoModel
 from internvideo.data.loader import EvalLoader, LoaderSettings
 from internvideo.data.manifest import Manifest, Sample
 from internvideo.data.sampling import Indices
 from internvideo.data.transforms import EvalTransform
-from internvideo.errors import RunError, WeightsError
+from internvideo.errors import RunError, VideoError, WeightsError
 from internvideo.storage import read_safetensors, write_safetensors
 from internvideo.tasks.protocol import weights_hash
 
@@ -116,9 +117,8 @@ def row_key(manifest: Manifest, row: Sample) -> str:
     """Of one video file or a piece of it; another one as soon as the file changes."""
     path = manifest.video_path(row).absolute()
     state = ""
-    with suppress(OSError):  # what is not there is told as unreadable, by the loader
-        found = os.stat(path)
-        state = f"{found.st_size} {found.st_mtime_ns}"
+    with suppress(VideoError):  # what is not there is told as unreadable, by the loader
+        state = state_of(str(path), row.frame_rate).replace("|", " ")
     return hashlib.sha256(f"{path}\n{row.span}\n{state}".encode("utf-8", "surrogateescape")).hexdigest()[:24]
 
 

@@ -13,7 +13,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 
 from internvideo.apps.pickle_machine import Machine, RefusedError, Storage
@@ -21,6 +21,7 @@ from internvideo.apps.prepare_times import compare, moments, shifted
 from internvideo.data.catalog import Benchmark, benchmark
 from internvideo.data.formats.annotations import Annotations
 from internvideo.data.formats.reading import AnnotationSource
+from internvideo.data.frame_folder import PICTURES, chosen_rate, frame_names
 from internvideo.data.lists import VIDEO_EXTENSIONS
 from internvideo.data.manifest import Manifest, write_manifest
 from internvideo.data.sample import Sample
@@ -29,7 +30,7 @@ from internvideo.errors import ManifestError, VideoError
 from internvideo.storage import alone_in, write_text
 
 _TRIMMED = re.compile(r"^(?P<video>.+)_(?P<start>\d{6})_(?P<end>\d{6})$")
-_OTHER_FILES = frozenset((".glb", ".jpg", ".jpeg", ".png"))  # scenes of navigation, frames of detection
+_OTHER_FILES = PICTURES | {".glb"}  # frames of detection, scenes of navigation
 MOST_PICKLE_BYTES = 1 << 30
 LOOKED_AT = 8
 """Videos of a split that are opened to compare times where not all are."""
@@ -70,11 +71,12 @@ class Prepared:
 
 @dataclass(frozen=True)
 class _Found:
-    """A video file and the second of the uploaded video that it starts with."""
+    """A video file, or folder of frames, and the second of the uploaded video that it starts with."""
 
     path: str
     start: float = 0.0
     end: float = float("inf")
+    frames: bool = False
 
 
 class VideoFolder:
@@ -95,12 +97,14 @@ class VideoFolder:
         self._by_stem: defaultdict[str, list[_Found]] = defaultdict(list)
         self._by_download: defaultdict[str, list[_Found]] = defaultdict(list)
         self._parts: defaultdict[str, list[_Found]] = defaultdict(list)
-        self.frame_folders: set[str] = set()
         self._several: dict[str, str] = {}  # file that was taken -> the next that would do
+        self._frames: defaultdict[str, list[_Found]] = defaultdict(list)
+        self.unfit: dict[str, str] = {}  # folders of pictures that are no video, and why
         for place, folders, names in os.walk(self.folder, followlinks=True):
             folders[:] = sorted(name for name in folders if not name.startswith("."))
             for name in sorted(names):
                 self._take(os.path.join(place, name), name)
+            self._take_frames(place, names)
 
     def _take(self, path: str, name: str) -> None:
         stem, extension = os.path.splitext(name)
@@ -108,8 +112,6 @@ class VideoFolder:
             return
         self._by_path[os.path.relpath(path, self.folder)] = path
         if extension.lower() in _OTHER_FILES:
-            if extension.lower() != ".glb":
-                self.frame_folders.add(os.path.basename(os.path.dirname(path)))
             return
         self._by_stem[stem].append(_Found(path))
         for other in _downloaded(stem):
@@ -118,8 +120,31 @@ class VideoFolder:
             if trimmed := _TRIMMED.match(one):
                 self._parts[trimmed["video"]].append(_Found(path, float(trimmed["start"]), float(trimmed["end"])))
 
+    def _take_frames(self, place: str, names: Sequence[str]) -> None:
+        endings = {os.path.splitext(name)[1].lower() for name in names}
+        if endings & VIDEO_EXTENSIONS or not endings & PICTURES:
+            return
+        name = os.path.basename(place)
+        try:
+            frame_names(place, names)
+        except VideoError as error:
+            self.unfit[name] = error.found
+            return
+        self._frames[name].append(_Found(place, frames=True))
+        if trimmed := _TRIMMED.match(name):
+            start, end = float(trimmed["start"]), float(trimmed["end"])
+            self._parts[trimmed["video"]].append(_Found(place, start, end, frames=True))
+
+    def unfit_among(self, missing: Iterable[str]) -> list[str]:
+        """A line on the missing videos of which there are folders of pictures, if there are any."""
+        unfit = [name for name in map(_stem, missing) if name in self.unfit]
+        if not unfit:
+            return []
+        return [f"{len(unfit)} missing videos are folders of pictures; '{unfit[0]}' {self.unfit[unfit[0]]}"]
+
     def find(self, names: Iterable[str], seconds: float | None = None, *, parts: bool = True) -> _Found | None:
-        """The file of the first name that is there: by path, by name without extension, or a trimmed part of it.
+        """The file of the first name that is there: by path, by name without extension, or a trimmed part of it. A
+        folder of frames that is called so will do.
 
         Names that yt-dlp gives count too: `Title [ID].mkv`, and `ID.mp4.mkv` where it merged formats.
 
@@ -131,7 +156,7 @@ class VideoFolder:
             if name in self._by_path:
                 return _Found(self._by_path[name])
         for _, folder, stem in tried:
-            found = self._by_stem.get(stem) or self._by_download.get(stem, [])
+            found = self._by_stem.get(stem) or self._by_download.get(stem) or self._frames.get(stem, [])
             if found:  # of several in different folders the one whose folder is asked for
                 near = [one for one in found if os.path.basename(os.path.dirname(one.path)) == os.path.basename(folder)]
                 first, *others = near or found
@@ -151,6 +176,10 @@ class VideoFolder:
         taken, other = (os.path.relpath(path, self.folder) for path in next(iter(self._several.items())))
         count = len(self._several)
         return [f"{count:,} videos are there in several files, the first is taken, such as '{taken}', not '{other}'"]
+
+
+def _stem(path: str) -> str:
+    return _without_extension(os.path.basename(path))
 
 
 def _without_extension(name: str) -> str:
@@ -176,6 +205,7 @@ def prepare(
     videos: Path | None = None,
     check_videos: bool = False,
     offset: float = 0.0,
+    frame_rate: float | None = None,
     workers: int | None = None,
     told: Callable[[str], None] = lambda line: None,
 ) -> Prepared:
@@ -190,18 +220,22 @@ def prepare(
         videos: their folder. check_videos: open each video too, and compare its length with the times of the rows
             (else of a few). workers: threads that do so.
         offset: second of what was annotated with which the files begin, of films that were cut.
+        frame_rate: frames a second of folders of frames; by default as the benchmark is published, if it is so.
         told: called with lines for a person.
 
     Raises:
-        ManifestError: an unknown benchmark, annotations that cannot be used, no such folder of videos (nor an offset).
+        ManifestError: an unknown benchmark, annotations that cannot be used, no such folder of videos (nor an offset),
+            folders of frames whose rate is not known.
         RunError: the output cannot be written.
     """
     entry = benchmark(name)
     if offset and videos is None:
         raise ManifestError("offset", f"{offset:g} s without videos", "the folder of the files that begin then")
     folder = None if videos is None else VideoFolder(videos)
-    source = AnnotationSource(annotations, unpickle=read_pickle, frame_rate=None if folder is None else _rates(folder))
+    rates = None if folder is None else _rates(folder, frame_rate)
+    source = AnnotationSource(annotations, unpickle=read_pickle, frame_rate=rates)
     made = entry.read(source)
+    made.frame_rate = frame_rate or made.frame_rate or chosen_rate(None)
     report = Prepared(name, len(made.classes), notes=made.notes, warnings=entry.differences(made))
     missing: dict[str, None] = {}
     broken: dict[str, str] = {}
@@ -213,7 +247,8 @@ def prepare(
             missing |= dict.fromkeys(lost)
             if folder is not None:
                 timed = dict.fromkeys(row.path for row in located if moments(row))
-                _check((row.path for row in located) if check_videos else list(timed)[:LOOKED_AT], checked, workers)
+                looked_at = [row.path for row in located] if check_videos else list(timed)[:LOOKED_AT]
+                _check(looked_at, checked, workers, made.frame_rate)
             opened = {row.path: checked[row.path] for row in located if row.path in checked}
             unreadable = {path: one.reason for path, one in opened.items() if one.reason and check_videos}
             broken |= unreadable
@@ -232,10 +267,8 @@ def prepare(
                 whole.fingerprint, len(kept),
             )  # fmt: skip
             told(_line(split, report.splits[split], entry, folder is not None))
-        if folder is not None and missing and any(Path(path).stem in folder.frame_folders for path in missing):
-            report.warnings.append("some missing videos are there as folders of frames; encode them as videos first")
         if folder is not None:
-            report.warnings += folder.doubts()
+            report.warnings += [*folder.doubts(), *folder.unfit_among(missing)]
         made.lists["outside"] = outside
         _write(output, report, made, list(missing), broken)
     for line in (*report.notes, *(f"warning: {warning}" for warning in report.warnings)):
@@ -258,7 +291,11 @@ def _locate(
         found = folder.find((row.path, *made.names.get(row.path, ())), moment, parts=parts)
         if found is None:
             lost[row.path] = None
-        elif (moved := shifted(_moved(row, found), 0.0 if found.start else offset)) is not None:
+            continue
+        if found.frames and made.frame_rate is None:
+            allowed = "--frame-rate, in frames a second"
+            raise ManifestError(found.path, "a folder of frames, whose rate is not known", allowed)
+        if (moved := shifted(_moved(row, found, made.frame_rate), 0.0 if found.start else offset)) is not None:
             located.append(moved)
         else:
             early += 1
@@ -266,9 +303,11 @@ def _locate(
     return located, list(lost)
 
 
-def _moved(row: Sample, found: _Found) -> Sample:
+def _moved(row: Sample, found: _Found, frame_rate: float | None) -> Sample:
     """The row with its file's path; times count from the start of a trimmed file."""
     changed: dict[str, object] = {"path": found.path}
+    if found.frames:
+        changed["fps"] = frame_rate
     if found.start and row.boxes:
         changed["boxes"] = tuple(box.model_copy(update={"time": max(box.time - found.start, 0.0)}) for box in row.boxes)
     return row.model_copy(update=changed)
@@ -282,28 +321,28 @@ class _Checked:
     seconds: float = float("inf")
 
 
-def _check(paths: Iterable[str], checked: dict[str, _Checked], workers: int | None) -> None:
+def _check(paths: Iterable[str], checked: dict[str, _Checked], workers: int | None, frame_rate: float | None) -> None:
     """Open videos."""
     fresh = [path for path in dict.fromkeys(paths) if path not in checked]
     with ThreadPoolExecutor(workers or min(8, os.cpu_count() or 1)) as pool:
-        checked |= zip(fresh, pool.map(_opened, fresh), strict=True)
+        checked |= zip(fresh, pool.map(partial(_opened, frame_rate=frame_rate), fresh), strict=True)
 
 
-def _opened(path: str) -> _Checked:
+def _opened(path: str, frame_rate: float | None) -> _Checked:
     if Path(path).suffix.lower() in _OTHER_FILES:
         return _Checked()
     try:
-        return _Checked(seconds=probe(path).duration)
+        return _Checked(seconds=probe(path, fps=frame_rate).duration)
     except VideoError as error:
         return _Checked(error.found)
 
 
-def _rates(folder: VideoFolder) -> Callable[[str], float | None]:
+def _rates(folder: VideoFolder, frame_rate: float | None) -> Callable[[str], float | None]:
     @cache
     def rate(film: str) -> float | None:
         found = folder.find((film,))
         try:
-            return None if found is None else probe(found.path).fps
+            return None if found is None else probe(found.path, fps=frame_rate).fps
         except VideoError:
             return None
 

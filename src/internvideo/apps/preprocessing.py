@@ -32,11 +32,13 @@ MOST = 8192
 
 @dataclass(frozen=True)
 class Span:
-    """A piece of a video file: the frames shown at start <= time < end, in seconds from the video's start."""
+    """A piece of a video: the frames shown at start <= time < end, in seconds from the video's start; `fps` is the rate
+    of a folder of frames."""
 
     path: str | Path
     start: float
     end: float
+    fps: float | None = None
 
     def __post_init__(self) -> None:
         if not self.start < self.end:
@@ -145,7 +147,7 @@ class Preprocessing:
     def read(self, source: str | Path | Span | NDArray[np.uint8] | Tensor, *, views: int = 1) -> list[Tensor]:
         """All views of a file, a piece of one, or decoded frames (T', H, W, 3). Raises as `clips`."""
         if isinstance(source, Span):
-            with lent(source.path, short_side=self.short_side) as video:
+            with lent(source.path, short_side=self.short_side, fps=source.fps) as video:
                 return self.clips(video, source.start, source.end, views=views)
         if isinstance(source, str | Path):
             with lent(source, short_side=self.short_side) as video:

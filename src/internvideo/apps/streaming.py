@@ -132,7 +132,7 @@ class Stream:
         source, clips = self._source, self.model.preprocessing
         if self._scorer is not None:  # the texts are encoded before the first picture
             self._scorer(clips.from_frames(np.zeros((1, clips.size, clips.size, 3), np.uint8))[None])
-        if not self._live and isinstance(source, str | os.PathLike) and os.path.isfile(source):
+        if not self._live and isinstance(source, str | os.PathLike) and _is_at_rest(source):
             for start, end, clip in windows(Path(source), clips, window=self.window, stride=self.stride):
                 yield self._answer(start, end, clip, time.perf_counter())
             return
@@ -170,6 +170,10 @@ class Stream:
                 yield turn
         finally:
             reader.stop()
+
+
+def _is_at_rest(source: str | os.PathLike[str]) -> bool:
+    return os.path.isfile(source) or os.path.isdir(source)
 
 
 class Plan:

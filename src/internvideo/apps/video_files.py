@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import math
 import os
 import re
+import stat
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -13,8 +15,10 @@ from functools import cache
 from pathlib import Path
 
 from internvideo.apps.preprocessing import Span
-from internvideo.data.lists import FILE_SUFFIXES, VIDEO_EXTENSIONS, passed_over
+from internvideo.data.frame_folder import chosen_rate
+from internvideo.data.lists import FILE_SUFFIXES, VIDEO_EXTENSIONS, holds_frames, no_frames, passed_over
 from internvideo.data.manifest import read_manifest
+from internvideo.data.video_cache import stamp_of
 from internvideo.errors import RecipeError, VideoError, as_text
 
 LONGEST = 200
@@ -24,23 +28,24 @@ MANIFEST_SUFFIXES = frozenset(suffix for suffix in FILE_SUFFIXES if suffix)
 
 @dataclass(frozen=True)
 class VideoFile:
-    """A video file, or the piece of one that a manifest's row means.
+    """A video file or folder of frames, or the piece of one that a manifest's row means.
 
     Attributes:
         path: as it was written, behind the folder of the manifest.
-        start, end: s, None for the ends of the video.
+        start, end: s, None for the ends of the video. fps: frames a second of a folder of frames.
     """
 
     path: str
     start: float | None = None
     end: float | None = None
+    fps: float | None = None
 
     @property
     def source(self) -> str | Span:
         """For `Preprocessing.read` and everything built on it."""
         if self.start is None or self.end is None:
-            return self.path
-        return Span(self.path, self.start, self.end)
+            return self.path if self.fps is None else Span(self.path, 0.0, math.inf, self.fps)
+        return Span(self.path, self.start, self.end, self.fps)
 
     def identity(self) -> str:
         """32 hex digits that change when the file does (its place, size or time) or the piece.
@@ -48,13 +53,25 @@ class VideoFile:
         Raises:
             VideoError: there is no such file.
         """
-        try:
-            found = os.stat(self.path)
-        except (OSError, ValueError) as error:
-            reason = getattr(error, "strerror", None) or str(error)
-            raise VideoError(self.path, f"cannot be opened: {reason}") from error
-        told = f"{os.path.realpath(self.path)}|{found.st_size}|{found.st_mtime_ns}|{self.start}|{self.end}"
+        told = f"{os.path.realpath(self.path)}|{state_of(self.path, self.fps)}|{self.start}|{self.end}"
         return hashlib.sha256(told.encode("utf-8", "surrogateescape")).hexdigest()[:32]
+
+
+def state_of(path: str, fps: float | None) -> str:
+    """What changes when a file does, or a folder of frames, or the rate of one.
+
+    Raises:
+        VideoError: there is none.
+    """
+    try:
+        found = os.stat(path)
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise VideoError(path, f"cannot be opened: {reason}") from error
+    if not stat.S_ISDIR(found.st_mode):
+        return f"{found.st_size}|{found.st_mtime_ns}"
+    stamp = stamp_of(path)
+    return f"{stamp and stamp.ends.hex()}|{chosen_rate(fps)}"
 
 
 def find_videos(inputs: Iterable[str | Path], *, recursive: bool = False) -> list[VideoFile]:
@@ -123,12 +140,15 @@ def is_manifest(given: str | Path) -> bool:
 
 
 def _meant_by(given: Path, recursive: bool) -> Iterator[VideoFile]:
-    if given.is_dir():
+    if given.is_dir() and holds_frames(str(given), os.listdir(given)):
+        yield VideoFile(str(given))
+    elif given.is_dir():
         yield from _in_folder(given, recursive)
     elif is_manifest(given):
         manifest = read_manifest(given).told()
         for row in manifest.rows:
-            yield VideoFile(str(manifest.video_path(row)), *(row.span or (None, None)))
+            start, end = row.span or (None, None)
+            yield VideoFile(str(manifest.video_path(row)), start, end, row.frame_rate)
     elif given.exists():
         yield VideoFile(str(given))
     else:
@@ -140,8 +160,14 @@ def _in_folder(folder: Path, recursive: bool) -> list[VideoFile]:
     seen: list[str] = []
     for place, folders, names in os.walk(folder):
         seen += names
-        folders[:] = sorted(name for name in folders if recursive and not name.startswith("."))
+        open_ones = sorted(name for name in folders if not name.startswith("."))
+        within = {name: os.listdir(os.path.join(place, name)) for name in open_ones}
+        frames = [name for name in open_ones if holds_frames(os.path.join(place, name), within[name])]
+        for name in frames:
+            seen += no_frames(os.path.join(place, name), within[name])
+        folders[:] = [name for name in open_ones if recursive and name not in frames]
         videos = [name for name in sorted(names) if os.path.splitext(name)[1].lower() in VIDEO_EXTENSIONS]
+        videos = sorted(videos + frames)
         found += [VideoFile(os.path.join(place, name)) for name in videos if not name.startswith(".")]
     if not found:
         do = "" if recursive else "add --recursive for the folders inside"

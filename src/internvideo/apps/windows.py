@@ -81,13 +81,15 @@ def behind(info: VideoInfo, end: float | None) -> str:
     return f"the piece ends at {end:g} s, the video at {info.duration:.3f} s"
 
 
-def open_long(path: str | Path, short_side: int | None = None) -> AbstractContextManager[Video]:
+def open_long(
+    path: str | Path, short_side: int | None = None, *, fps: float | None = None
+) -> AbstractContextManager[Video]:
     """A video that may be hours long, with time to look through it (see `video_pool.lent`). Raises VideoError."""
     try:
         size = os.stat(path).st_size
     except (OSError, ValueError):
         size = 0  # what is wrong with it is told when it is opened
-    return lent(path, short_side=short_side, max_seconds=MAX_SECONDS, budget=BUDGET + SECONDS_PER_BYTE * size)
+    return lent(path, short_side=short_side, max_seconds=MAX_SECONDS, budget=BUDGET + SECONDS_PER_BYTE * size, fps=fps)
 
 
 def windows(
@@ -115,7 +117,8 @@ def windows(
     """
     path, start, end = (source.path, source.start, source.end) if isinstance(source, Span) else (source, None, None)
     check_window(window, stride)
-    with open_long(path, preprocessing.short_side) as video:
+    fps = source.fps if isinstance(source, Span) else None
+    with open_long(path, preprocessing.short_side, fps=fps) as video:
         yield from windows_of(video, preprocessing, start, end, window=window, stride=stride)
 
 

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from internvideo.commands.options import Damage, Device, Json, Precision, Weights, open_model
+from internvideo.commands.options import Damage, Device, FrameRate, Json, Precision, Weights, open_model
 from internvideo.terminal import say
 
 
@@ -33,6 +33,7 @@ def ask(
     as_json: Json = False,
     device: Device = "auto",
     damage: Damage = None,
+    frame_rate: FrameRate = None,
     precision: Precision = "float32",
 ) -> None:
     """Answer questions about a video, with probabilities. The video is read once, whatever is asked."""

@@ -12,6 +12,7 @@ from internvideo.commands.options import (
     Damage,
     Device,
     Encoder,
+    FrameRate,
     Json,
     Precision,
     Recursive,
@@ -46,6 +47,7 @@ def caption(
     as_json: Json = False,
     device: Device = "auto",
     damage: Damage = None,
+    frame_rate: FrameRate = None,
     precision: Precision = "float32",
 ) -> None:
     """Describe videos in words. The model needs a caption decoder, such as internvideo-mm-l14-caption."""

@@ -15,6 +15,7 @@ from internvideo.commands.options import (
     Damage,
     Device,
     Encoder,
+    FrameRate,
     Json,
     Labels,
     LabelsFile,
@@ -61,6 +62,7 @@ def classify(
     as_json: Json = False,
     device: Device = "auto",
     damage: Damage = None,
+    frame_rate: FrameRate = None,
     precision: Precision = "float32",
 ) -> None:
     """Say what is in videos, with probabilities.

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from internvideo.commands.options import Damage, Device, Encoder, Json, Precision, Weights, open_model
+from internvideo.commands.options import Damage, Device, Encoder, FrameRate, Json, Precision, Weights, open_model
 from internvideo.errors import VideoError
 from internvideo.terminal import say
 
@@ -25,17 +25,20 @@ def compare(
     as_json: Json = False,
     device: Device = "auto",
     damage: Damage = None,
+    frame_rate: FrameRate = None,
     precision: Precision = "float32",
 ) -> None:
     """Print the cosine of two embeddings: of two videos, or with --text of a video and a text, or of two texts."""
     from internvideo.apps.video_model import VideoModel
+    from internvideo.data.lists import holds_frames
 
     sides = (first, second)
-    files = [os.path.isfile(side) for side in sides]  # unlike Path's, it knows a long text for no file
+    # Unlike Path's, isfile knows a long text for no file.
+    files = [os.path.isfile(side) or (os.path.isdir(side) and holds_frames(side, os.listdir(side))) for side in sides]
     if not text and not all(files):
         side = sides[files.index(False)]
         if os.path.isdir(side):
-            raise VideoError(side, "is a folder", "two video files")
+            raise VideoError(side, "is a folder", "two video files, or folders of frames")
         raise VideoError(side, "no such file", "", "for texts add --text")
     model: VideoModel = open_model(encoder, weights, device, precision)
     one, other = (

@@ -7,7 +7,17 @@ from typing import Annotated
 
 import typer
 
-from internvideo.commands.options import Damage, Device, Encoder, Precision, Recursive, Stride, Weights, open_model
+from internvideo.commands.options import (
+    Damage,
+    Device,
+    Encoder,
+    FrameRate,
+    Precision,
+    Recursive,
+    Stride,
+    Weights,
+    open_model,
+)
 from internvideo.terminal import say
 
 
@@ -30,6 +40,7 @@ def embed(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="List what would be read; read nothing.")] = False,
     device: Device = "auto",
     damage: Damage = None,
+    frame_rate: FrameRate = None,
     precision: Precision = "float32",
 ) -> None:
     """Write one vector for every video, or for every window of it.

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from internvideo.commands.options import Damage, Device, Encoder, Precision, Weights, open_model
+from internvideo.commands.options import Damage, Device, Encoder, FrameRate, Precision, Weights, open_model
 from internvideo.terminal import say
 
 
@@ -41,6 +41,7 @@ def extract(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="List what would be read; read nothing.")] = False,
     device: Device = "auto",
     damage: Damage = None,
+    frame_rate: FrameRate = None,
     precision: Precision = "float32",
 ) -> None:
     """Write one vector for every sliding window: OUTPUT/ID.npy (T x C) of each video, and OUTPUT/index.json.

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from internvideo.commands.options import Damage, Device, Encoder, Precision, Weights, open_model
+from internvideo.commands.options import Damage, Device, Encoder, FrameRate, Precision, Weights, open_model
 from internvideo.terminal import say
 
 
@@ -41,6 +41,7 @@ def fit(
     seed: Annotated[int, typer.Option(min=0, help="One seed gives the same splits and the same classifier.")] = 0,
     device: Device = "auto",
     damage: Damage = None,
+    frame_rate: FrameRate = None,
     precision: Precision = "float32",
 ) -> None:
     """Train a classifier for your own classes on the features of a model, in minutes.

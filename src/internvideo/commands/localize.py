@@ -9,7 +9,18 @@ from typing import Annotated
 
 import typer
 
-from internvideo.commands.options import Damage, Device, Encoder, Json, Precision, Weights, clock, for_each, open_model
+from internvideo.commands.options import (
+    Damage,
+    Device,
+    Encoder,
+    FrameRate,
+    Json,
+    Precision,
+    Weights,
+    clock,
+    for_each,
+    open_model,
+)
 from internvideo.terminal import say
 
 
@@ -29,6 +40,7 @@ def localize(
     json_: Json = False,
     device: Device = "auto",
     damage: Damage = None,
+    frame_rate: FrameRate = None,
     precision: Precision = "float32",
 ) -> None:
     """Print when which action begins and ends, and draw it on a timeline.

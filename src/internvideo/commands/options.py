@@ -45,6 +45,14 @@ Damage = Annotated[
         callback=lambda damage: _hand_on(damage),
     ),
 ]
+FrameRate = Annotated[
+    float | None,
+    typer.Option(
+        help="Frames a second of folders of frames (00001.jpg, ...) that have no rate of their own in a manifest; by "
+        "default INTERNVIDEO_FRAME_RATE.",
+        callback=lambda rate: _hand_on_rate(rate),
+    ),
+]
 Json = Annotated[bool, typer.Option("--json", help="One JSON object a line instead of text.")]
 
 
@@ -55,6 +63,15 @@ def _hand_on(damage: str | None) -> str | None:
     if damage is not None:
         os.environ[ENVIRONMENT] = chosen_policy(damage)
     return damage
+
+
+def _hand_on_rate(rate: float | None) -> float | None:
+    """Tell the readers of this process and of its workers. Raises VideoError for what is no rate."""
+    from internvideo.data.frame_folder import ENVIRONMENT, checked_rate
+
+    if rate is not None:
+        os.environ[ENVIRONMENT] = str(checked_rate(rate, "--frame-rate"))
+    return rate
 
 
 def open_model(encoder: str, weights: str | None, device: str, precision: str) -> VideoModel:

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from internvideo.commands.options import Damage, Device
+from internvideo.commands.options import Damage, Device, FrameRate
 from internvideo.terminal import say
 
 
@@ -24,6 +24,7 @@ def persons(
     least: Annotated[float, typer.Option(min=0.0, max=1.0, help="Leave out boxes below this score.")] = 0.1,
     device: Device = "auto",
     damage: Damage = None,
+    frame_rate: FrameRate = None,
 ) -> None:
     """Find persons at the key frames of a manifest with a detector of the transformers package."""
     from internvideo.apps.persons import PersonDetector, find_persons, write_persons

@@ -26,6 +26,10 @@ def prepare(
             min=0.0, help="Of films that were cut: the second of the film with which the files begin (AVA's often 900)."
         ),
     ] = 0.0,
+    frame_rate: Annotated[
+        float | None,
+        typer.Option(help="Frames a second of folders of frames; by default as published, if they are so."),
+    ] = None,
     workers: Annotated[int | None, typer.Option(min=1, help="Threads that open videos; by default a few.")] = None,
 ) -> None:
     """Write the manifests of a benchmark, one a split, from its official annotation files.
@@ -43,6 +47,7 @@ def prepare(
         videos=videos,
         check_videos=check_videos,
         offset=offset,
+        frame_rate=frame_rate,
         workers=workers,
         told=say,
     )

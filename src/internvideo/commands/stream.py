@@ -12,6 +12,7 @@ from internvideo.commands.options import (
     Damage,
     Device,
     Encoder,
+    FrameRate,
     Json,
     Labels,
     LabelsFile,
@@ -52,6 +53,7 @@ def stream(
     as_json: Json = False,
     device: Device = "auto",
     damage: Damage = None,
+    frame_rate: FrameRate = None,
     precision: Precision = "float32",
 ) -> None:
     """Print an answer for every window of a running video: its labels, or its embedding (with --json).

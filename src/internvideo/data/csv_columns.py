@@ -41,6 +41,7 @@ _OTHER_TIMES = frozenset(
 _GLUED = re.compile(rf"({'|'.join(word for words in _BOUNDS.values() for word in words)})(\w{{2,}})")
 """starttime, endsec: words that nothing divides."""
 _WORD = re.compile(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])|\d+")
+FPS = "fps"
 STRIDE = "stride"
 """An attribute that changes which frames are read (`data/dataset.py`); a user's csv column means something else."""
 SHOWN = 8
@@ -91,10 +92,13 @@ class CsvColumns:
     def notes(self) -> list[str]:
         """What a reader should know, complete once all rows are read."""
         told = []
-        if self.kept:
-            more = f" and {len(self.kept) - SHOWN} more" if len(self.kept) > SHOWN else ""
-            names = ", ".join(f"'{name}'" for name in self.kept[:SHOWN])
+        odd = [name for name in self.kept if name != FPS]
+        if odd:
+            more = f" and {len(odd) - SHOWN} more" if len(odd) > SHOWN else ""
+            names = ", ".join(f"'{name}'" for name in odd[:SHOWN])
             told.append(f"columns without a meaning in a manifest, kept as attributes: {names}{more}")
+        if FPS in self.kept:
+            told.append("column 'fps' counts for folders of frames alone, video files tell their own rate")
         if STRIDE in self.names:
             told.append("column 'stride' passed over: it does not change which frames are read")
         if "" in self.names:

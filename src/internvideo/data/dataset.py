@@ -149,7 +149,7 @@ class ClipReader:
         """
         kept = self._kept.get(sample.id)
         if kept is None:
-            with lent(self.manifest.video_path(sample), short_side=self.short_side) as video:
+            with lent(self.manifest.video_path(sample), short_side=self.short_side, fps=sample.frame_rate) as video:
                 inside = _inside(video.info, sample)
                 if sample.span is not None and sample.span[1] > (end := video.info.duration) + SLACK:
                     self._late.setdefault(sample.id, f"'{sample.id}' to {sample.span[1]:g} s of {end:.3f} s")

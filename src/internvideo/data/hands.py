@@ -87,7 +87,7 @@ def observed(manifest: Manifest, settings: HandSettings) -> tuple[Manifest, Hand
             sizes.append(frame_size(row, where))
             continue
         if row.path not in probed:
-            info = probe(manifest.video_path(row))
+            info = probe(manifest.video_path(row), fps=row.frame_rate)
             probed[row.path] = (info.width, info.height)
         sizes.append(probed[row.path])
     arrays = (np.asarray(values, dtype=np.float64) for values in (positions, sizes, seen, steps))

@@ -4,15 +4,15 @@ Nothing is checked here beyond the syntax; `manifest.py` validates the rows.
 
 List files (Kinetics, VideoMAE): `path label` with a space, tab or comma between; the label is a number, or a name where
 the path ends in a video extension; paths may contain spaces and commas; the label may be left out; `path 0 -1` (the
-VideoMAE pre-training lists) is a whole video without label. Times behind a label need a csv header and are refused, as
-are lists of folders of frames (`folder frames label`): only video files are read.
+VideoMAE pre-training lists) is a whole video without label. `folder frames label` (VideoMAE, TSN) is a folder of that
+many frames (`frame_folder.py`). Times behind a label need a csv header and are refused.
 
 Csv files: the header names at least `path`; `id`, `label`, `split`, `group`, `start` and `end` (s), `caption`,
 `caption2`, ..., `question`, `answer`, `question2`, ... mean what they say (`csv_columns.py`); every other column
 becomes an attribute, and is told.
 
-Folders: `CLASS/**/video`, `SPLIT/CLASS/**/video` (SPLIT is train, val, valid, validation or test), or videos only. A
-class is named as its folder is, also where that looks like a number.
+Folders: `CLASS/**/video`, `SPLIT/CLASS/**/video` (SPLIT is train, val, valid, validation or test), or videos only; a
+folder of frames is a video. A class is named as its folder is, also where that looks like a number.
 """
 
 from __future__ import annotations
@@ -21,14 +21,15 @@ import csv
 import os
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TextIO
 
 from internvideo import untrusted
 from internvideo.data.csv_columns import CsvColumns, read_columns
-from internvideo.errors import ManifestError, as_text
+from internvideo.data.frame_folder import frame_names, is_frame_folder
+from internvideo.errors import ManifestError, VideoError, as_text
 
 RawRow = tuple[int, str | dict[str, Any]]  # line number and a JSON text or the fields
 VIDEO_EXTENSIONS = frozenset(
@@ -101,7 +102,9 @@ def read_file(source: Path, *, path_column: str = "path", label_column: str = "l
     if path_column != "path" or label_column != "label":
         missing = path_column if path_column != "path" else label_column
         raise ManifestError(f"{source}:1", f"no column '{missing}'", f"the columns {', '.join(columns)}")
-    return Listing(_list_rows(source), untyped=True)
+    listing = Listing((), untyped=True)
+    listing.rows = _list_rows(source, listing.notes)
+    return listing
 
 
 def check_no_columns(source: Path, path_column: str, label_column: str) -> None:
@@ -142,7 +145,7 @@ def read_folder(folder: Path) -> Listing:
     listing.notes += _odd_folders(folder, found)
     if odd:
         listing.notes.append(f"{len(odd)} videos left out, their names are not UTF-8, such as {as_text(min(odd).name)}")
-    if note := passed_over(name for _, _, names in os.walk(folder) for name in names):
+    if note := passed_over(_other_files(folder, {os.fspath(video) for video, _, _ in found})):
         listing.notes.append(note)
     return listing
 
@@ -161,16 +164,15 @@ def passed_over(names: Iterable[str]) -> str:
 
 def _find_videos(folder: Path) -> list[tuple[Path, str | None, str | None]]:
     """Video, split and class of every video under the folder."""
-    here = sorted(entry for entry in folder.iterdir() if _is_video(entry))
-    folders = sorted(entry for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith("."))
+    here, folders = _videos_and_folders(folder)
     split_folders = [entry for entry in folders if entry.name.lower() in SPLIT_FOLDERS]
     found: list[tuple[Path, str | None, str | None]] = [(video, None, None) for video in here]
     if folders and len(split_folders) == len(folders):
         for split in folders:
-            found += [(video, split.name, None) for video in sorted(split.iterdir()) if _is_video(video)]
-            for entry in sorted(split.iterdir()):
-                if entry.is_dir() and not entry.name.startswith("."):
-                    found += [(video, split.name, entry.name) for video in _videos_under(entry)]
+            videos, classes = _videos_and_folders(split)
+            found += [(video, split.name, None) for video in videos]
+            for entry in classes:
+                found += [(video, split.name, entry.name) for video in _videos_under(entry)]
     else:
         for entry in folders:
             found += [(video, None, entry.name) for video in _videos_under(entry)]
@@ -191,6 +193,36 @@ def _odd_folders(folder: Path, found: Iterable[tuple[Path, str | None, str | Non
         yield f"{len(empty)} folders without a video are no classes, such as '{as_text(empty[0])}'"
 
 
+def holds_frames(folder: str, names: Sequence[str]) -> bool:
+    """Whether a folder with files of these names is a video: numbered pictures, and no video file beside them."""
+    return not any(_ending(name) in VIDEO_EXTENSIONS for name in names) and is_frame_folder(folder, names)
+
+
+def no_frames(folder: str, names: Sequence[str]) -> list[str]:
+    """The names of the files of a folder of frames that are none."""
+    frames = set(frame_names(folder, names)[0])
+    return [name for name in names if name not in frames]
+
+
+def _ending(name: str) -> str:
+    return os.path.splitext(name)[1].lower()
+
+
+def _other_files(folder: Path, videos: Collection[str]) -> Iterator[str]:
+    for place, _, names in os.walk(folder):
+        yield from no_frames(place, names) if place in videos else names
+
+
+def _videos_and_folders(folder: Path) -> tuple[list[Path], list[Path]]:
+    """The videos that lie in a folder, and the folders in it that are none."""
+    entries = sorted(entry for entry in folder.iterdir() if not entry.name.startswith("."))
+    folders = [entry for entry in entries if entry.is_dir()]
+    frames = {entry for entry in folders if holds_frames(os.fspath(entry), os.listdir(entry))}
+    return [entry for entry in entries if entry in frames or _is_video(entry)], [
+        entry for entry in folders if entry not in frames
+    ]
+
+
 def _is_video(path: Path) -> bool:
     return path.suffix.lower() in VIDEO_EXTENSIONS and not path.name.startswith(".") and path.is_file()
 
@@ -198,6 +230,10 @@ def _is_video(path: Path) -> bool:
 def _videos_under(folder: Path) -> list[Path]:
     videos = []
     for place, folders, names in os.walk(folder):
+        if holds_frames(place, names):
+            videos.append(Path(place))
+            folders.clear()
+            continue
         folders[:] = [name for name in folders if not name.startswith(".")]
         videos += [Path(place, name) for name in names if _is_video(Path(place, name))]
     return sorted(videos)
@@ -242,10 +278,39 @@ def _json_rows(source: Path) -> Iterator[RawRow]:
         yield number, line
 
 
-def _list_rows(source: Path) -> Iterator[RawRow]:
+def _list_rows(source: Path, notes: list[str]) -> Iterator[RawRow]:
+    others: list[str] = []
+    label: str | None
     for number, line in _lines(source):
-        path, label = _split_list_line(source, number, line)
+        if folder := _frames_line(source, line):
+            path, label, told = folder
+            there = _count(source.parent / path)
+            if there not in (int(told), None):
+                others.append(f"{path} ({there}, not {told})")
+        else:
+            path, label = _split_list_line(source, number, line)
         yield number, {"id": path, "path": path, "label": label}
+    if others:
+        notes.append(f"{len(others)} folders hold another number of frames than the list says, such as {others[0]}")
+
+
+def _frames_line(source: Path, line: str) -> tuple[str, str, str] | None:
+    """Path, label and number of frames of a line that means a folder of frames, which must be there."""
+    last = _NUMBERED.match(line)
+    inner = _NUMBERED.match(last["path"]) if last else None
+    if last is None or inner is None or _PLAIN.match(inner["path"]) or not inner["label"].isdecimal():
+        return None
+    path, label = _unquoted(inner["path"]), last["label"].removeprefix("+")
+    pretraining = label == "-1" and inner["label"] == "0"
+    return None if pretraining or not (source.parent / path).is_dir() else (path, label, inner["label"])
+
+
+def _count(folder: Path) -> int | None:
+    """Frames in a folder; None where it cannot be read as a video, which is told when it is opened."""
+    try:
+        return len(frame_names(os.fspath(folder), os.listdir(folder))[0])
+    except (OSError, VideoError):
+        return None
 
 
 def _split_list_line(source: Path, number: int, line: str) -> tuple[str, str | None]:
@@ -260,10 +325,6 @@ def _split_list_line(source: Path, number: int, line: str) -> tuple[str, str | N
                 return _unquoted(inner["path"]), None
             if _PLAIN.match(inner["path"]):
                 raise ManifestError(where, f"two numbers after {inner['path']}", "'path label', or 'path 0 -1'")
-            if (source.parent / inner["path"]).is_dir():
-                raise ManifestError(
-                    where, f"{inner['path']} is a folder of frames", "video files", "encode the frames as videos first"
-                )
         if _PLAIN.match(path) or not _NAMED.match(path):  # else a name that ends in a number
             return _unquoted(path), label.removeprefix("+")
     if match := _NAMED.match(line):

@@ -112,7 +112,7 @@ def object_frames(manifest: Manifest) -> list[ObjectFrame]:
             size = frame_size(row, where)
         else:
             if row.path not in probed:
-                info = probe(manifest.video_path(row))
+                info = probe(manifest.video_path(row), fps=row.frame_rate)
                 probed[row.path] = (info.width, info.height)
             size = probed[row.path]
         time = times.pop() if times else _numbers(row, "time", where, 1)[0]

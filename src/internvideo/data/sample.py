@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from difflib import get_close_matches
 from pathlib import Path
@@ -198,7 +199,7 @@ class Sample(_Part):
 
     Attributes:
         id: unique name in the manifest.
-        path: video file, as written; relative paths start at the manifest's folder.
+        path: video file or folder of frames, as written; relative paths start at the manifest's folder.
         span: (start, end) in seconds from the start of the video, of the part that is meant; None for the whole video.
         label: class index; None where unknown.
         captions: sentences that describe the clip.
@@ -206,7 +207,9 @@ class Sample(_Part):
         qa: questions with answers; choices: a multiple choice.
         group: clips of one group (scene, signer, source video) must not be divided between splits.
         split: "train", "test", ...
-        attributes: anything else, as text; "stride" (of mixtures) is the row's own step between frames.
+        fps: frames a second of a folder of frames; files tell their own.
+        attributes: anything else, as text; "stride" (of mixtures) is the row's own step between frames, and "fps"
+            stands for `fps`.
     """
 
     id: Text
@@ -220,6 +223,7 @@ class Sample(_Part):
     choices: Choice | None = None
     group: str | None = None
     split: str | None = None
+    fps: Annotated[float, Field(gt=0.0, le=1000.0)] | None = None
     attributes: dict[str, str] = Field(default_factory=dict)
 
     @field_validator("span")
@@ -235,6 +239,17 @@ class Sample(_Part):
         if "\0" in path:
             raise ValueError("a path without a NUL character")
         return path
+
+    @property
+    def frame_rate(self) -> float | None:
+        """Frames a second of a folder of frames; nan where what the row says of it is no number."""
+        told = self.attributes.get("fps")
+        if self.fps is not None or told is None:
+            return self.fps
+        try:
+            return float(told)
+        except ValueError:
+            return math.nan
 
     def class_indices(self) -> Iterator[int]:
         """All class indices of the row: its label, its segments' and its boxes'."""

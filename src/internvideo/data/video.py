@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from internvideo.data.frame_folder import FrameFolder
 from internvideo.data.video_cache import recall, remember, stamp_of
 from internvideo.data.video_damage import DamageError, chosen_policy, gaps_of, stand_ins, told
 from internvideo.data.video_index import Index, VideoInfo, describe, index_from_packets, make_strict
@@ -35,17 +36,21 @@ BUDGET = 120.0
 """Seconds of work that one call may take."""
 
 
-def probe(path: str | os.PathLike[str], *, protocols: bool = False) -> VideoInfo:
-    """Find out what a file holds. Raises VideoError when it is not a video that can be read."""
-    with Video(path, protocols=protocols) as video:
+def probe(path: str | os.PathLike[str], *, protocols: bool = False, fps: float | None = None) -> VideoInfo:
+    """Find out what a file holds; arguments are those of `Video`. Raises VideoError when it cannot be read."""
+    with Video(path, protocols=protocols, fps=fps) as video:
         return video.info
 
 
 def read_frames(
-    path: str | os.PathLike[str], indices: Sequence[int] | NDArray[np.integer[Any]], *, short_side: int | None = None
+    path: str | os.PathLike[str],
+    indices: Sequence[int] | NDArray[np.integer[Any]],
+    *,
+    short_side: int | None = None,
+    fps: float | None = None,
 ) -> NDArray[np.uint8]:
     """(len(indices), H, W, 3) uint8 RGB frames of a file, in the order asked. Raises VideoError."""
-    with Video(path, short_side=short_side) as video:
+    with Video(path, short_side=short_side, fps=fps) as video:
         return video.frames(indices)
 
 
@@ -53,7 +58,7 @@ class Video(PictureSource):
     """An open video file. Use it as a context manager; it is not meant to be shared by threads.
 
     Args:
-        path: a local file.
+        path: a local file, or a folder of frames (`frame_folder`).
         threads: decoder threads; one is right inside loader workers.
         max_seconds: longest video (s of play) that is accepted.
         short_side: frames are scaled down, in the decoder, so that their shorter side has this many pixels;
@@ -71,6 +76,7 @@ class Video(PictureSource):
             numbers stay. None: what the environment's INTERNVIDEO_DEINTERLACE (0, 1) says, else True.
         tone_map: pictures of high dynamic range (`VideoInfo.hdr`) are brought to BT.709 (`video_tone`); without it
             their code values are given as they are. None: what INTERNVIDEO_TONE_MAP (0, 1) says, else False.
+        fps: frames a second of a folder of frames, by default INTERNVIDEO_FRAME_RATE; files tell their own.
 
     Attributes:
         info: what the file holds.
@@ -94,6 +100,7 @@ class Video(PictureSource):
         damage: str | None = None,
         deinterlace: bool | None = None,
         tone_map: bool | None = None,
+        fps: float | None = None,
     ) -> None:
         if short_side is not None and short_side < 1:
             raise ValueError(f"short_side is {short_side}, must be at least 1")
@@ -101,7 +108,7 @@ class Video(PictureSource):
         backend, self.damage = chosen(backend, self.path), chosen_policy(damage)
         conversion = chosen_conversion(deinterlace, tone_map)
         self.decoder = "pyav"
-        self._threads, self._protocols, self._budget = threads, protocols, budget
+        self._threads, self._protocols, self._budget, self._fps = threads, protocols, budget, fps
         self._container: Any = None
         self._packets: Iterator[Any] = iter(())
         self._second: SecondDecoder | None = None
@@ -152,6 +159,9 @@ class Video(PictureSource):
         )
 
     def _build_index(self, deadline: Deadline, max_seconds: float) -> Index:
+        if os.path.isdir(self.path):
+            self._folder = self._stream = FrameFolder(self.path, self._fps)
+            return self._folder.index(deadline, max_seconds)
         self._open()
         index = recall(self.stamp)
         if index is not None and index.times[-1] - index.times[0] <= max_seconds:

@@ -25,7 +25,7 @@ ENDS = 2**16
 
 
 class Stamp(NamedTuple):
-    """What tells a file from another one and from itself at another time; times in ns."""
+    """What tells a file, or a folder with its files, from another one and from itself at another time; times in ns."""
 
     path: str
     device: int
@@ -40,9 +40,11 @@ _known: OrderedDict[Stamp, Index] = OrderedDict()
 
 
 def stamp_of(path: str) -> Stamp | None:
-    """The stamp of a regular file, None for anything else."""
+    """The stamp of a regular file, or of a folder and the files in it; None for anything else."""
     try:
         found = os.stat(path)
+        if stat.S_ISDIR(found.st_mode):
+            return _stamp_of_folder(path, found)
         if not stat.S_ISREG(found.st_mode):
             return None
         with open(path, "rb", buffering=0) as file:
@@ -54,6 +56,22 @@ def stamp_of(path: str) -> Stamp | None:
     digest = hashlib.blake2b(ends, digest_size=16).digest()
     times = (found.st_mtime_ns, found.st_ctime_ns)
     return Stamp(os.path.abspath(path), found.st_dev, found.st_ino, found.st_size, *times, digest)
+
+
+def _stamp_of_folder(path: str, found: os.stat_result) -> Stamp:
+    digest = hashlib.blake2b(digest_size=16)
+    size, modified, changed = 0, found.st_mtime_ns, found.st_ctime_ns
+    with os.scandir(path) as entries:
+        for entry in sorted(entries, key=lambda entry: entry.name):
+            try:
+                file = entry.stat()
+            except OSError:  # a link to nothing
+                file = entry.stat(follow_symlinks=False)
+            told = (entry.name, file.st_ino, file.st_size, file.st_mtime_ns, file.st_ctime_ns)
+            digest.update(repr(told).encode("utf-8", "surrogateescape"))
+            size += file.st_size
+            modified, changed = max(modified, file.st_mtime_ns), max(changed, file.st_ctime_ns)
+    return Stamp(os.path.abspath(path), found.st_dev, found.st_ino, size, modified, changed, digest.digest())
 
 
 def recall(stamp: Stamp | None) -> Index | None:

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import NamedTuple
 
+from internvideo.data.frame_folder import chosen_rate
 from internvideo.data.video import BUDGET, MAX_SECONDS, Video
 from internvideo.data.video_cache import Stamp, stamp_of, stands_still
 from internvideo.data.video_damage import chosen_policy
@@ -26,6 +27,7 @@ class _Key(NamedTuple):
     budget: float
     damage: str
     conversion: Conversion
+    fps: float | None
 
 
 _lock = threading.Lock()
@@ -38,18 +40,20 @@ def lent(
     short_side: int | None = None,
     max_seconds: float = MAX_SECONDS,
     budget: float = BUDGET,
+    fps: float | None = None,
 ) -> AbstractContextManager[Video]:
-    """An open `Video` of a local file: that of an earlier request where the file has not changed since.
+    """An open `Video` of a local file or folder of frames: that of an earlier request where it has not changed since.
 
     It belongs to the caller alone until the block ends; after an error it is closed. Arguments and errors are those of
     `Video`, and it is opened at once.
     """
     name = os.fspath(path)
-    choices = chosen_policy(None), chosen_conversion()
+    rate = chosen_rate(fps) if os.path.isdir(name) else None
+    choices = chosen_policy(None), chosen_conversion(), rate
     key = _Key(stamp_of(name), chosen(None, name), short_side, max_seconds, budget, *choices)
     video = _taken(key)
     if video is None:
-        video = Video(path, short_side=short_side, max_seconds=max_seconds, budget=budget, backend=key.backend)
+        video = Video(path, short_side=short_side, max_seconds=max_seconds, budget=budget, backend=key.backend, fps=fps)
         still = video.stamp is not None and stands_still(video.stamp)
         key = key._replace(stamp=video.stamp if still else None)
     return _until_given_back(key, video)

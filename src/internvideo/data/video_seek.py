@@ -10,6 +10,7 @@ import av
 import numpy as np
 from numpy.typing import NDArray
 
+from internvideo.data.frame_folder import FrameFolder
 from internvideo.data.video_damage import DamageError
 from internvideo.data.video_index import Index, decode
 from internvideo.data.video_open import Deadline, fail, packets
@@ -24,6 +25,7 @@ class PictureSource:
     _stream: Any
     _index: Index
     _packets: Iterator[Any]
+    _folder: FrameFolder | None = None  # where frames are the files of a folder
     _position: int  # decoding index of the packet that comes next; -1: unknown
 
     def _open(self) -> None:
@@ -36,6 +38,8 @@ class PictureSource:
         Raises:
             DamageError: one of them is damaged; `index.bad` tells of it, and of what is built on it, from now on.
         """
+        if self._folder is not None:
+            return self._folder.pictures(wanted, self._index, deadline)
         return (self._by_seeking if self._index.exact else self._in_order)(wanted, deadline)
 
     def _damaged(self, frame: int) -> DamageError:

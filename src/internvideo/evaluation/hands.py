@@ -86,7 +86,7 @@ def panels(table: Table, rows: Manifest) -> list[figures.WaysFrame]:
         row = of_id[str(table["id"][index])]
         assert row.span is not None  # `observed` gave it one
         try:
-            with lent(rows.video_path(row)) as video:
+            with lent(rows.video_path(row), fps=row.frame_rate) as video:
                 times = video.info.times
                 picture = video.frames([int(np.flatnonzero(times < row.span[1])[-1])])[0]
         except (VideoError, IndexError):

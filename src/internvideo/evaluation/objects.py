@@ -95,7 +95,7 @@ def draw(
     for index in np.unique(np.linspace(0, len(tested.frames) - 1, SHOWN).round().astype(int)).tolist():
         frame, boxes = tested.frames[index], tested.views.frames[index].boxes
         try:
-            with lent(rows.video_path(frame.row)) as video:
+            with lent(rows.video_path(frame.row), fps=frame.row.frame_rate) as video:
                 picture = video.at([min(frame.time, video.info.duration)])[0]
         except VideoError:
             continue

@@ -129,7 +129,7 @@ def read_persons(path: Path, manifest: Manifest) -> Persons:
     for row in manifest.rows:
         if video_name(row) not in sizes:
             try:
-                info = probe(manifest.video_path(row))
+                info = probe(manifest.video_path(row), fps=row.frame_rate)
             except VideoError:  # told when its clips are read
                 continue
             sizes[video_name(row)] = (info.width, info.height)
@@ -162,7 +162,7 @@ def draw(table: Table, manifest: Manifest, tested: list[KeyFrame], target: Path)
     panels = []
     for frame in chosen:
         try:
-            with lent(manifest.video_path(frame.row)) as video:
+            with lent(manifest.video_path(frame.row), fps=frame.row.frame_rate) as video:
                 picture = video.at([min(frame.seconds, video.info.duration)])[0]
         except VideoError:
             continue

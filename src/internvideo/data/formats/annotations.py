@@ -24,6 +24,7 @@ class Annotations:
         names: a row's path -> the names under which its video may lie, best first, without folders and extension where
             these may be any; the path itself when absent.
         vocabularies: other lists of names (answers, verbs), each to be written as NAME.txt.
+        frame_rate: frames a second of the folders of frames that the videos are published as; None where they are not.
         lists: tables to be written beside the manifests as NAME.tsv, such as what a merge dropped.
     """
 
@@ -33,6 +34,7 @@ class Annotations:
     names: dict[str, tuple[str, ...]] = field(default_factory=dict)
     vocabularies: dict[str, tuple[str, ...]] = field(default_factory=dict)
     lists: dict[str, list[tuple[str, ...]]] = field(default_factory=dict)
+    frame_rate: float | None = None
     _first: dict[tuple[str, str], object] = field(default_factory=dict, repr=False)
 
     def add(self, split: str, row: Sample, where: object, *names: str) -> None:

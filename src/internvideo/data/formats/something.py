@@ -23,6 +23,8 @@ from internvideo.data.sample import Sample
 from internvideo.errors import ManifestError
 
 CLASSES = 174
+FIRST_RATE = 12.0
+"""Frames a second of the JPEG frames that version 1 is published as (its download page)."""
 _FRAMES = re.compile(r"(?P<folder>.+)\s+(?P<frames>\d+)\s+(?P<label>\d+)$")
 
 
@@ -40,8 +42,8 @@ class _Second(Record):
 def read_v1(source: AnnotationSource) -> Annotations:
     """Something-Something V1: `*-labels.csv` and `*-train.csv`, `*-validation.csv`, `*-test.csv` without header.
 
-    Alone, lists of `folder frames label` are read too. The data set comes as folders of JPEG frames; the videos looked
-    for are NUMBER.mp4 or .webm, written from them.
+    Alone, lists of `folder frames label` are read too. The data set comes as folders of frames (NUMBER/00001.jpg, 12 a
+    second); NUMBER.mp4 or .webm, written from them, are found as well.
 
     Raises:
         ManifestError: no annotation file, a malformed line, an unknown class, an id twice.
@@ -50,7 +52,7 @@ def read_v1(source: AnnotationSource) -> Annotations:
     files = [path for path in source.find(r"\.csv$") if path != names_file and split_of(path)]
     if not files:
         return _frame_lists(source)
-    known, made = ClassList(read_names(names_file) if names_file else ()), Annotations()
+    known, made = ClassList(read_names(names_file) if names_file else ()), Annotations(frame_rate=FIRST_RATE)
     for path in files:
         split = split_of(path) or ""
         columns = ("id",) if split == "test" and ";" not in next(numbered_lines(path))[1] else ("id", "label")
@@ -65,7 +67,7 @@ def read_v1(source: AnnotationSource) -> Annotations:
 
 
 def _frame_lists(source: AnnotationSource) -> Annotations:
-    made, known = Annotations(numbers_as_names(CLASSES)), ClassList(count=CLASSES)
+    made, known = Annotations(numbers_as_names(CLASSES), frame_rate=FIRST_RATE), ClassList(count=CLASSES)
     files = source.find(r"list[^/]*\.txt$")
     if not files:
         raise ManifestError(source.path, "no annotation file of Something-Something V1", "id;label csv files")
