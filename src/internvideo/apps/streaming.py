@@ -26,7 +26,7 @@ from internvideo.apps.probe import Probe
 from internvideo.apps.scorer import Scorer
 from internvideo.apps.video_model import VideoModel
 from internvideo.apps.windows import check_window, windows
-from internvideo.data.live_video import LiveFrame, LiveVideo
+from internvideo.data.live_video import RECONNECT, LiveFrame, LiveVideo
 from internvideo.errors import RecipeError, VideoError
 
 RING_BYTES = 2 * 2**30
@@ -69,6 +69,7 @@ def stream(
     on: Literal["embedding", "classes"] | Sequence[str] | Probe = "embedding",
     live: bool | None = None,
     protocols: bool = False,
+    reconnect: float = RECONNECT,
 ) -> Stream:
     """Look at a video while it comes in.
 
@@ -81,6 +82,7 @@ def stream(
         live: the source does not wait: drop windows that are late. By default cameras and addresses; a pipe from a
             running recorder may be told here, and a file is then played at its own speed.
         protocols: accept addresses.
+        reconnect: s without a picture for which a camera or address that broke off is opened again.
 
     Returns:
         An iterable of `Moment` that counts and measures.
@@ -96,7 +98,7 @@ def stream(
         scorer = Scorer(model, None if isinstance(on, str) else on)
     elif on != "embedding":
         raise RecipeError("on", repr(on), '"embedding", "classes", a list of labels or a Probe')
-    return Stream(source, model, window, stride, scorer, live, protocols)
+    return Stream(source, model, window, stride, scorer, live, protocols, reconnect)
 
 
 class Stream:
@@ -105,6 +107,7 @@ class Stream:
     Attributes:
         dropped: windows of a live source that were passed over because the model was late.
         damaged: pictures that could not be decoded (pipes and live sources).
+        reconnects: how often a camera or address broke off and went on.
         latencies: of the answers so far, s.
     """
 
@@ -117,11 +120,13 @@ class Stream:
         scorer: Scorer | None,
         live: bool | None,
         protocols: bool,
+        reconnect: float,
     ) -> None:
         self.model, self.window, self.stride = model, window, stride
-        self.dropped = self.damaged = 0
+        self.dropped = self.damaged = self.reconnects = 0
         self.latencies = array("d")
         self._source, self._scorer, self._live, self._protocols = source, scorer, live, protocols
+        self._reconnect = reconnect
 
     def percentile(self, percent: float) -> float:
         """Latency (s) that so many per cent of the answers did not exceed; 0 before the first."""
@@ -136,13 +141,13 @@ class Stream:
             for start, end, clip in windows(Path(source), clips, window=self.window, stride=self.stride):
                 yield self._answer(start, end, clip, time.perf_counter())
             return
-        video = LiveVideo(source, protocols=self._protocols, short_side=clips.short_side)
+        video = LiveVideo(source, protocols=self._protocols, short_side=clips.short_side, reconnect=self._reconnect)
         plan = Plan(self.window, self.stride)
         live = video.kind in ("camera", "address") if self._live is None else self._live
         for turn in self._newest(video, plan) if live else _in_turn(video, plan):
-            self.damaged = video.damaged
+            self.damaged, self.reconnects = video.damaged, video.reconnects
             yield self._answer(turn.start, turn.end, self._clip(video, turn.pictures), turn.complete)
-        self.damaged = video.damaged
+        self.damaged, self.reconnects = video.damaged, video.reconnects
 
     def _answer(self, start: float, end: float, clip: Tensor, complete: float) -> Moment:
         value: Value
@@ -310,4 +315,5 @@ class _Reader:
     def stop(self) -> None:
         """Ask the thread to end; one that waits for a picture ends with the process."""
         self._stopping = True
+        self._video.abandon()
         self._thread.join(timeout=1.0)

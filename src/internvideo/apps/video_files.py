@@ -140,7 +140,7 @@ def is_manifest(given: str | Path) -> bool:
 
 
 def _meant_by(given: Path, recursive: bool) -> Iterator[VideoFile]:
-    if given.is_dir() and holds_frames(str(given), os.listdir(given)):
+    if given.is_dir() and holds_frames(str(given), _names(given)):
         yield VideoFile(str(given))
     elif given.is_dir():
         yield from _in_folder(given, recursive)
@@ -155,13 +155,20 @@ def _meant_by(given: Path, recursive: bool) -> Iterator[VideoFile]:
         raise VideoError(given, "no such file or folder")
 
 
+def _names(folder: str | Path) -> list[str]:
+    try:
+        return os.listdir(folder)
+    except OSError:  # passed over, as the walk through folders does
+        return []
+
+
 def _in_folder(folder: Path, recursive: bool) -> list[VideoFile]:
     found: list[VideoFile] = []
     seen: list[str] = []
     for place, folders, names in os.walk(folder):
         seen += names
         open_ones = sorted(name for name in folders if not name.startswith("."))
-        within = {name: os.listdir(os.path.join(place, name)) for name in open_ones}
+        within = {name: _names(os.path.join(place, name)) for name in open_ones}
         frames = [name for name in open_ones if holds_frames(os.path.join(place, name), within[name])]
         for name in frames:
             seen += no_frames(os.path.join(place, name), within[name])

@@ -50,6 +50,10 @@ def stream(
     ] = None,
     seconds: Annotated[float | None, typer.Option(help="Stop after so many seconds of video.")] = None,
     protocols: Annotated[bool, typer.Option("--protocols", help="Accept addresses such as rtsp://.")] = False,
+    reconnect: Annotated[
+        float,
+        typer.Option(min=0.0, help="Seconds without a picture for which a broken camera or address is opened again."),
+    ] = 60.0,
     as_json: Json = False,
     device: Device = "auto",
     damage: Damage = None,
@@ -68,7 +72,9 @@ def stream(
     names = read_labels(labels, labels_file)
     own = "classes" if opened.classes else "embedding"
     on = Probe.load(model) if model is not None else own if names is None else names
-    running = look(source, opened, window=window, stride=stride, on=on, live=live, protocols=protocols)
+    running = look(
+        source, opened, window=window, stride=stride, on=on, live=live, protocols=protocols, reconnect=reconnect
+    )
     try:
         _follow(running, seconds, top, as_json)
     except KeyboardInterrupt:
@@ -111,5 +117,6 @@ def _text(moment: Moment, before: Moment | None, top: int) -> str:
 def _summary(running: Stream) -> str:
     p50, p95 = running.percentile(50) * 1000, running.percentile(95) * 1000
     damaged = f", {running.damaged} damaged pictures left out" if running.damaged else ""
+    broke = f", broke off {running.reconnects} times" if running.reconnects else ""
     count = len(running.latencies)
-    return f"{count} windows, latency p50 {p50:.1f} ms, p95 {p95:.1f} ms; {running.dropped} dropped{damaged}"
+    return f"{count} windows, latency p50 {p50:.1f} ms, p95 {p95:.1f} ms; {running.dropped} dropped{damaged}{broke}"

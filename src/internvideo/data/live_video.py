@@ -1,13 +1,17 @@
 """Video while it comes in: a pipe, a camera, an address, or a file from its start; frame by frame, no seeking.
 
-Opened only where somebody asks for it by name: data sets and folders never lead here.
+Opened only where somebody asks for it by name: data sets and folders never lead here. A camera or address that breaks
+off is opened again, and its clock goes on meanwhile.
 """
 
 from __future__ import annotations
 
+import logging
 import os
+import re
 import stat
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from types import TracebackType
@@ -21,9 +25,20 @@ from internvideo.data.video_clock import Clock, clock_of, rate, zero
 from internvideo.data.video_index import decode
 from internvideo.data.video_open import FORMAT_WHITELIST, MAX_PIXELS, fail, open_file, packets, reason_of
 from internvideo.data.video_picture import Converter, chosen_conversion, orientation, scaled, upright
+from internvideo.errors import VideoError, shown
 
 CAMERAS = {"linux": ("v4l2", "/dev/video{}"), "darwin": ("avfoundation", "{}"), "win32": ("dshow", "video={}")}
 """Platform -> FFmpeg's name of its cameras, and how one is called."""
+
+
+RECONNECT = 60.0
+"""Seconds without a picture after which a source that broke off is given up."""
+
+FIRST_WAIT, LONGEST_WAIT = 0.5, 8.0
+"""Seconds before the first try to open a source again, doubled from try to try, and the most of them."""
+
+_ENDING = frozenset(("file", "http", "https", "ftp"))
+"""Kinds of address whose end is the end of the video, not of a connection."""
 
 
 class LiveFrame(NamedTuple):
@@ -43,11 +58,14 @@ class LiveVideo:
         protocols: accept addresses.
         short_side: `rgb` scales pictures down to it.
         timeout: s without data from an address after which it counts as gone.
+        reconnect: s without a picture for which a camera or address that broke off is opened again; 0 for never. What
+            has a length of its own (a file behind an address) is not: it would begin anew.
 
     Attributes:
         kind: "pipe", "camera", "address" or "file".
         step: s between pictures as the header has it. last_step: s for which the last picture is shown.
         damaged: pictures and packets that were left out so far because they could not be decoded.
+        reconnects: how often the source broke off and went on.
 
     Raises:
         VideoError: it cannot be opened, or is no video.
@@ -60,10 +78,13 @@ class LiveVideo:
         protocols: bool = False,
         short_side: int | None = None,
         timeout: float = 10.0,
+        reconnect: float = RECONNECT,
     ) -> None:
         self.name = str(source) if isinstance(source, str | os.PathLike) else getattr(source, "name", "pipe")
-        self.name = "standard input" if self.name == "-" else str(self.name)
-        self.damaged, self.kind, conversion = 0, "", chosen_conversion()
+        self.name = "standard input" if self.name == "-" else re.sub("//[^/@]*@", "//", str(self.name))
+        self.damaged, self.reconnects, self.kind, conversion = 0, 0, "", chosen_conversion()
+        self._source, self._protocols, self._reconnect = source, protocols, reconnect
+        self._abandoned, self._tries = threading.Event(), 0
         self._short_side, self._timeout = short_side, timeout
         self._file: BinaryIO | None = None
         self._turn: tuple[int, bool] | None = None
@@ -87,6 +108,10 @@ class LiveVideo:
         """Give the source back."""
         self._container.close()
         self._close_file()
+
+    def abandon(self) -> None:
+        """Wait no longer for a source that broke off; callable from another thread."""
+        self._abandoned.set()
 
     def _close_file(self) -> None:
         if self._file is not None:
@@ -160,20 +185,73 @@ class LiveVideo:
             VideoError: the source broke off, or not one frame came.
         """
         clock: Clock | None = None
-        given = 0
-        for packet in self._packets():
-            for picture in self._decoded(packet):
-                arrived = time.perf_counter()
-                if picture.is_corrupt:
-                    self.damaged += 1
-                    continue
-                given += 1
-                if picture.duration:
-                    self.last_step = float(picture.duration * self._stream.time_base)
-                clock = clock or self._clock(picture.pts)
-                yield LiveFrame(clock.of(picture), arrived, picture)
-        if not given:
+        last = 0.0
+        for picture in self._pictures():
+            arrived = time.perf_counter()
+            if picture.duration:
+                self.last_step = float(picture.duration * self._stream.time_base)
+            if clock is None:
+                clock = self._clock(picture.pts)
+            elif self._tries:
+                clock.restart(self._stream, arrived - last)
+                self._goes_on(arrived - last)
+            last = arrived
+            yield LiveFrame(clock.of(picture), arrived, picture)
+        if clock is None:
             raise fail(self.name, "no frame came")
+
+    def _pictures(self) -> Iterator[Any]:
+        """Sound pictures, also of later openings of a source that broke off."""
+        last: float | None = None
+        while True:
+            error = None
+            try:
+                for packet in self._packets():
+                    for picture in self._decoded(packet):
+                        if picture.is_corrupt:
+                            self.damaged += 1
+                            continue
+                        last = time.perf_counter()
+                        yield picture
+            except VideoError as broken:
+                error = broken
+            if last is None or not self._comes_back(error is not None):
+                if error is not None:
+                    raise error
+                return
+            if not self._open_again("it ended" if error is None else error.found, last):
+                return
+
+    def _comes_back(self, broken: bool) -> bool:
+        """Whether the source, which broke off or ended, is one that goes on elsewhere meanwhile."""
+        if not self._reconnect or self.kind not in ("camera", "address") or self._container.duration:
+            return False
+        return broken or self.kind == "camera" or self.name.partition(":")[0].lower() not in _ENDING
+
+    def _open_again(self, reason: str, last: float) -> bool:
+        """Open the source anew, as soon as that can be done; False when it was abandoned. Raises VideoError."""
+        if not self._tries:
+            _log().warning("%s: %s; it is opened again for %g s", shown(self.name), shown(reason), self._reconnect)
+        while not self._abandoned.is_set():
+            wait = min(FIRST_WAIT * 2**self._tries, LONGEST_WAIT)
+            if time.perf_counter() + wait - last > self._reconnect:
+                found = f"broke off, and {self._tries} tries to open it again failed ({reason})"
+                raise fail(self.name, found, do=f"wait longer than {self._reconnect:g} s with reconnect")
+            self._abandoned.wait(wait)
+            self._tries += 1
+            self._container.close()
+            try:
+                self._container, self._stream = self._open(self._source, self._protocols)
+            except VideoError as error:
+                reason = error.found
+                continue
+            self._turn = None
+            return True
+        return False
+
+    def _goes_on(self, pause: float) -> None:
+        self.reconnects, self._tries = self.reconnects + 1, 0
+        _log().warning("%s: goes on after %.1f s", shown(self.name), pause)
 
     def _clock(self, first: int | None) -> Clock:
         """The clock for a stream whose first picture has this stamp."""
@@ -214,6 +292,10 @@ class LiveVideo:
             raise fail(self.name, str(error)) from error
         frame: NDArray[np.uint8] = upright(out, *self._turn)[0]
         return frame
+
+
+def _log() -> logging.Logger:
+    return logging.getLogger("internvideo")
 
 
 def _camera(name: str) -> tuple[str, str]:

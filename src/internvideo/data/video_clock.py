@@ -58,6 +58,12 @@ class Clock:
         self._stamp: int | None = None
         self._last: float | None = None
         self._in_decoding_order, self._delay = in_decoding_order, 0
+        self._pause: float | None = None
+
+    def restart(self, stream: Any, pause: float) -> None:
+        """Go on with another opening of the source, whose first picture is shown `pause` s after the last one."""
+        self._base, self._step, self._stamp = float(stream.time_base or 1), 1 / rate(stream), None
+        self._pause = max(pause, self._length)
 
     def of(self, picture: Any) -> float:
         """The time (s) of the next picture that came out of the decoder."""
@@ -74,6 +80,9 @@ class Clock:
             now = 0.0 if stamp is None else stamp * self._base
             self._shift = -(now if self._origin is None else self._origin)
             now += self._shift
+        elif self._pause is not None:
+            now, self._pause = self._last + self._pause, None
+            self._shift = now - (0 if stamp is None else stamp) * self._base
         elif stamp is None or stamp == self._stamp:
             now = self._last + self._length
         else:
