@@ -24,7 +24,7 @@ from internvideo.apps.video_model import VideoModel
 from internvideo.data.feature_sequences import read_feature_set
 from internvideo.data.manifest import Sample, Segment, write_manifest
 from internvideo.data.video_writer import write_video
-from internvideo.errors import RecipeError, VideoError, as_text
+from internvideo.errors import RecipeError, VideoError, shown
 from internvideo.models.factory import create_model
 
 ODD = os.fsdecode(b"caf\xe9.mp4")  # Latin-1, as old archives have it
@@ -143,8 +143,8 @@ def test_twenty_thousand_names_are_counted_not_compared() -> None:
 
 def test_a_name_that_is_not_utf8_is_kept_and_told(tmp_path: Path, clip: Path, model: VideoModel) -> None:
     placed(clip, tmp_path / "v", "ok.mp4", ODD)
-    shown = as_text(ODD)
-    assert shown == "caf\\udce9.mp4"
+    told = shown(ODD)
+    assert told == "caf\\udce9.mp4"
     assert extracted([tmp_path / "v"], tmp_path / "f", model) == [ODD[:-4], "ok"]
     assert (tmp_path / "f" / f"{ODD[:-4]}.npy").is_file()
     assert len(read_feature_set(tmp_path / "f").videos) == 2
@@ -154,7 +154,7 @@ def test_a_name_that_is_not_utf8_is_kept_and_told(tmp_path: Path, clip: Path, mo
     rows = [json.loads(line) for line in (tmp_path / "e.jsonl").read_text(encoding="utf-8").splitlines()]
     assert sorted(os.path.basename(row["path"]) for row in rows) == [ODD, "ok.mp4"]
     assert sorted(Path(path).name for path in pq.read_table(tmp_path / "e.parquet")["path"].to_pylist()) == [
-        shown,
+        told,
         "ok.mp4",
     ]
     (lost,) = (json.loads(line) for line in (tmp_path / "e.skipped.jsonl").read_text(encoding="utf-8").splitlines())

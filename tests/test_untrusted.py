@@ -17,6 +17,7 @@ import pytest
 import torch
 
 from internvideo import untrusted
+from internvideo.apps.mix import mix
 from internvideo.data.feature_sequences import read_feature_set
 from internvideo.data.manifest import read_manifest
 from internvideo.data.shard_files import read_shard, shard_addresses
@@ -371,3 +372,21 @@ def test_messages_have_500_characters_at_the_most() -> None:
         assert all(letter in str(error) for letter in "abcd")
         assert error.found == parts[1]
     assert str(InternVideoError("a\x1b[2J", "b\nc", "", "d")) == "a\\u001b[2J: b c; d"
+
+
+# --- settings --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["batch_size", "workers", "repeats", "prefetch", "short_side", "cache_megabytes"])
+def test_settings_of_a_loader_that_no_machine_has(name: str) -> None:
+    with pytest.raises(RecipeError, match=rf"{name} is 10000000000[.0]*, [01] to \d+ are the limits"):
+        read_recipe("sample/masked", [f"data.loader.{name}={10**10}"])
+    for setting in ("data.features.tries", "data.features.resized"):
+        with pytest.raises(RecipeError, match="less than or equal to 10"):
+            read_recipe("sample/localisation", [f"{setting}={10**10}"])
+
+
+def test_a_link_to_itself_is_no_file(tmp_path: Path) -> None:
+    (tmp_path / "m.safetensors").symlink_to(tmp_path / "m.safetensors")
+    with pytest.raises(WeightsError, match="no such file"):
+        mix([tmp_path / "m.safetensors"], tmp_path / "o.safetensors")

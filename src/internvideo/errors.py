@@ -13,10 +13,10 @@ _UNSHOWN = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u20
 
 
 def shown(text: str) -> str:
-    """A text that a terminal shows and does not obey.
+    r"""A text that a terminal shows and does not obey, and that any file takes.
 
     Control characters (line feeds and tabs stay), marks that turn the direction of writing and halves of surrogate
-    pairs become \\uXXXX, as JSON writes them.
+    pairs, which bytes of a file name that are not UTF-8 come as, become \uXXXX. JSON reads that back as the same text.
     """
     return _UNSHOWN.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
 
@@ -33,14 +33,6 @@ def _shortened(parts: list[str], most: int) -> list[str]:
         return parts
     head = (share - 3) * 2 // 3
     return [part if len(part) <= share else f"{part[:head]}...{part[head + 3 - share :]}" for part in parts]
-
-
-def as_text(name: object) -> str:
-    r"""A name that any terminal and file takes: bytes of a file name that are not UTF-8 are shown as \udcXX.
-
-    JSON reads that back as the same name, so that it still opens the file.
-    """
-    return str(name).encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 class InternVideoError(Exception):

@@ -71,7 +71,8 @@ def read_npz(path: PathLike) -> dict[str, Any]:
                 if sum(entry.file_size for entry in entries) > most:
                     raise ValueError(f"unpacks to more than {most:,} bytes")
                 return {entry.filename.removesuffix(".npy"): _entry(archive, entry) for entry in entries}
-        except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError) as error:
+        # OSError: a place before the file's beginning.
+        except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError, OSError) as error:
             raise ValueError(f"no whole .npz file ({error})") from None
 
 

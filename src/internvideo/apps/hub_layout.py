@@ -160,7 +160,7 @@ def _build(
     if settings.get("format") != FORMAT:
         raise WeightsError(where, f"format {settings.get('format')!r}", str(FORMAT), "update internvideo")
     name = settings.get("model")
-    if name not in MODELS:
+    if not isinstance(name, str) or name not in MODELS:
         raise WeightsError(where, f"unknown model {name!r}", ", ".join(MODELS), "update internvideo")
     try:
         with undrawn(), within(state):

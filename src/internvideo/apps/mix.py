@@ -7,6 +7,7 @@ spec/models.md E.2 (the logit scale stays that of the tuned model).
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -72,7 +73,7 @@ def mix(
         raise RecipeError("--share", f"{share:g}", "0 to 1")
     if tower not in get_args(Tower):
         raise RecipeError("--tower", repr(tower), ", ".join(get_args(Tower)))
-    if output.resolve() in {path.resolve() for path in (*tuned, *([base] if base else []))}:
+    if os.path.realpath(output) in {os.path.realpath(path) for path in (*tuned, *([base] if base else []))}:
         raise RecipeError("--output", f"{output} is one of the files that are mixed", "a new file")
     model, state, metadata, about = _mean(tuned)
     if recipe is not None:

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from internvideo import untrusted, untrusted_arrays
-from internvideo.errors import RecipeError, RunError, as_text
+from internvideo.errors import RecipeError, RunError, shown
 from internvideo.storage import atomic_path, write_text
 
 KEY = b"internvideo"
@@ -29,7 +29,7 @@ class Vectors:
     """What was made of a video.
 
     Attributes:
-        path: as in the table (parquet holds text only: see `errors.as_text`).
+        path: as in the table (parquet holds text only: see `errors.shown`).
         spans: (n, 2) float64 s, start and end of each window.
         values: (n, E) float32.
         trouble: why nothing follows ("" when the video was read to its end).
@@ -83,7 +83,7 @@ def _write_parquet(output: Path, parts: Iterable[Vectors], count: int, width: in
     with atomic_path(output) as temporary, pq.ParquetWriter(temporary, schema) as writer:
         for part in parts:
             arrays = [
-                pa.array([as_text(part.path)] * len(part.values)),
+                pa.array([shown(part.path)] * len(part.values)),
                 pa.array(part.spans[:, 0]),
                 pa.array(part.spans[:, 1]),
             ]

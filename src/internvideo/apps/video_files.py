@@ -19,7 +19,7 @@ from internvideo.data.frame_folder import chosen_rate
 from internvideo.data.lists import FILE_SUFFIXES, VIDEO_EXTENSIONS, holds_frames, no_frames, passed_over
 from internvideo.data.manifest import read_manifest
 from internvideo.data.video_cache import stamp_of
-from internvideo.errors import RecipeError, VideoError, as_text
+from internvideo.errors import RecipeError, VideoError, shown
 
 LONGEST = 200
 """Bytes of a file name, so that there is room for what is added to it (a file system takes 255)."""
@@ -180,5 +180,5 @@ def _in_folder(folder: Path, recursive: bool) -> list[VideoFile]:
         do = "" if recursive else "add --recursive for the folders inside"
         raise VideoError(folder, "no video in this folder", "files ending in " + " ".join(sorted(VIDEO_EXTENSIONS)), do)
     if note := passed_over(seen):
-        logging.getLogger("internvideo").warning("%s: %s", as_text(folder), note)
+        logging.getLogger("internvideo").warning("%s: %s", shown(str(folder)), shown(note))
     return found

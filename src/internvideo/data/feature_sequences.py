@@ -47,13 +47,13 @@ class FeatureSettings(BaseModel):
     stride: float | None = Field(None, gt=0.0, description="frames between features, where the index does not tell")
     window: float | None = Field(None, gt=0.0, description="frames of a feature, where the index does not tell")
     class_agnostic: bool = Field(False, description="every action is of one class; video scores give the classes")
-    resized: int | None = Field(None, ge=2, description="every sequence is stretched to so many steps")
+    resized: int | None = Field(None, ge=2, le=2**20, description="every sequence is stretched to so many steps")
     resized_window: float = Field(
         1.0, ge=0.0, description="window of a stretched step, in steps; released FineAction code: 16"
     )
     shortest: float | None = Field(0.9, gt=0.0, le=1.0, description="training: a random part this long at least")
     overlap: float = Field(0.5, ge=0.0, le=1.0, description="training: share of an action that must be inside a part")
-    tries: int = Field(200, ge=1, description="training: draws of a part until an action is in it")
+    tries: int = Field(200, ge=1, le=10**6, description="training: draws of a part until an action is in it")
 
 
 @dataclass(frozen=True)

@@ -29,7 +29,7 @@ from typing import Any, TextIO
 from internvideo import untrusted
 from internvideo.data.csv_columns import CsvColumns, read_columns
 from internvideo.data.frame_folder import frame_names, is_frame_folder
-from internvideo.errors import ManifestError, VideoError, as_text
+from internvideo.errors import ManifestError, VideoError, shown
 
 RawRow = tuple[int, str | dict[str, Any]]  # line number and a JSON text or the fields
 VIDEO_EXTENSIONS = frozenset(
@@ -47,6 +47,10 @@ _PLAIN = re.compile(rf"^(?P<path>.+\.(?:{_EXTENSION}))$", re.IGNORECASE)
 _NUMBERED = re.compile(r"^(?P<path>.+?)(?:\s*,\s*|\s+)(?P<label>[+-]?\d+)$")
 _TIMES = re.compile(r"(?:^|[\s,])\s*\d+(?:\.\d+)?\s*[\s,]\s*\d+(?:\.\d+)?(?:[\s,].*)?$")  # two numbers after a name
 _NAMED = re.compile(rf"^(?P<path>.+?\.(?:{_EXTENSION}))(?:\s*,\s*|\s+)(?P<label>.+)$", re.IGNORECASE)
+
+
+_HALF = re.compile("[\ud800-\udfff]")
+"""What bytes of a name that are not UTF-8 come as."""
 
 
 @dataclass
@@ -129,7 +133,7 @@ def read_folder(folder: Path) -> Listing:
         found = _find_videos(folder)
     except OSError as error:
         raise ManifestError(error.filename or folder, f"cannot be read: {error.strerror or error}") from None
-    odd = {video for video, _, _ in found if as_text(name := str(video.relative_to(folder))) != name}
+    odd = {video for video, _, _ in found if _HALF.search(str(video.relative_to(folder)))}
     found = [one for one in found if one[0] not in odd]
     if not found and not odd:
         raise ManifestError(folder, "no video in this folder", "files ending in " + " ".join(sorted(VIDEO_EXTENSIONS)))
@@ -144,7 +148,7 @@ def read_folder(folder: Path) -> Listing:
     listing = Listing(rows)
     listing.notes += _odd_folders(folder, found)
     if odd:
-        listing.notes.append(f"{len(odd)} videos left out, their names are not UTF-8, such as {as_text(min(odd).name)}")
+        listing.notes.append(f"{len(odd)} videos left out, their names are not UTF-8, such as {shown(min(odd).name)}")
     if note := passed_over(_other_files(folder, {os.fspath(video) for video, _, _ in found})):
         listing.notes.append(note)
     return listing
@@ -157,7 +161,7 @@ def passed_over(names: Iterable[str]) -> str:
     endings = Counter({ending: count for ending, count in endings.items() if ending not in VIDEO_EXTENSIONS})
     if not endings:
         return ""
-    most = ", ".join(f"{as_text(ending)} ({count})" for ending, count in endings.most_common(4))
+    most = ", ".join(f"{shown(ending)} ({count})" for ending, count in endings.most_common(4))
     more = ", ..." if len(endings) > 4 else ""
     return f"{endings.total()} files passed over, their endings are not those of videos: {most}{more}"
 
@@ -184,13 +188,13 @@ def _odd_folders(folder: Path, found: Iterable[tuple[Path, str | None, str | Non
     classes = {label for _, _, label in found if label is not None}
     divided = any(split is not None for _, split, _ in found)
     if not divided and (splits := sorted(name for name in classes if name.lower() in LIKE_SPLITS)):
-        shown = ", ".join(f"'{as_text(name)}'" for name in splits)
-        yield f"folders called as splits are, taken as classes: {shown}; splits are {', '.join(sorted(SPLIT_FOLDERS))}"
+        told = ", ".join(f"'{shown(name)}'" for name in splits)
+        yield f"folders called as splits are, taken as classes: {told}; splits are {', '.join(sorted(SPLIT_FOLDERS))}"
     above = [split for split in folder.iterdir() if split.is_dir()] if divided else [folder]
     there = {entry.name for place in above for entry in place.iterdir() if entry.is_dir()}
     empty = sorted(name for name in there - classes if not name.startswith("."))
     if classes and empty:
-        yield f"{len(empty)} folders without a video are no classes, such as '{as_text(empty[0])}'"
+        yield f"{len(empty)} folders without a video are no classes, such as '{shown(empty[0])}'"
 
 
 def holds_frames(folder: str, names: Sequence[str]) -> bool:

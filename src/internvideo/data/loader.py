@@ -39,6 +39,12 @@ from internvideo.data.skipped import SkippedClips
 from internvideo.data.transforms import ClipTransform
 from internvideo.errors import ManifestError, RecipeError, RunError, shown
 
+_LIMITS = {
+    "batch_size": (1, 2**20), "workers": (0, 1024), "repeats": (1, 1024), "seed": (0, 2**63 - 1),
+    "cache_megabytes": (0, 2**30), "prefetch": (1, 1024), "short_side": (1, 8192),
+}  # fmt: skip
+"""Least and most of settings: a recipe is asked for no more processes or clips than any machine has."""
+
 
 def _alone(item: Any) -> list[Any]:
     return [item]
@@ -82,12 +88,10 @@ class LoaderSettings:
     __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
 
     def __post_init__(self) -> None:
-        least = {"batch_size": 1, "workers": 0, "repeats": 1, "seed": 0, "cache_megabytes": 0, "prefetch": 1}
-        for name, lowest in least.items():
-            if getattr(self, name) < lowest:
-                raise ValueError(f"{name} is {getattr(self, name)}, must be at least {lowest}")
-        if self.short_side is not None and self.short_side < 1:
-            raise ValueError(f"short_side is {self.short_side}, must be at least 1 (or none)")
+        for name, (lowest, highest) in _LIMITS.items():
+            value = getattr(self, name)
+            if value is not None and not lowest <= value <= highest:
+                raise ValueError(f"{name} is {value}, {lowest} to {highest} are the limits")
         if not 0 <= self.max_unreadable <= 1:
             raise ValueError(f"max_unreadable is {self.max_unreadable}, must be a fraction from 0 to 1")
 

@@ -20,6 +20,7 @@ from pathlib import Path
 
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
+from internvideo import untrusted
 from internvideo.data import lists
 from internvideo.data.sample import QA, Box, Choice, ClassNames, Sample, Segment, did_you_mean
 from internvideo.errors import ManifestError, shown
@@ -207,12 +208,12 @@ def _validated(source: Path, rows: Iterable[lists.RawRow], labels: ClassNames) -
     first: dict[str, int] = {}
     for line, content in rows:
         try:
-            if isinstance(content, str):
-                row = _ADAPTER.validate_json(content, context=labels)
-            else:
-                row = _ADAPTER.validate_python(content, context=labels)
+            fields = untrusted.parse_json(content) if isinstance(content, str) else content
+            row = _ADAPTER.validate_python(fields, context=labels)
         except ValidationError as error:
             raise explained(f"{source}:{line}", error) from None
+        except ValueError as error:
+            raise ManifestError(f"{source}:{line}", f"not JSON: {error}", "one JSON object a line") from None
         if row.id in first:
             raise ManifestError(
                 f"{source}:{line} id", f"'{row.id}', which line {first[row.id]} has too", "unique ids",
@@ -240,9 +241,7 @@ def explained(where: str, error: ValidationError) -> ManifestError:
     allowed = str(detail["msg"]).removeprefix("Input should be ")
     if len(found) > 80:
         found = found[:77] + "..."
-    if detail["type"] == "json_invalid":
-        found, allowed = allowed.replace("Invalid JSON: ", "not JSON: "), "one JSON object a line"
-    elif detail["type"] == "extra_forbidden":
+    if detail["type"] == "extra_forbidden":
         known = _fields_of(detail["loc"])
         found, allowed = f"unknown key{did_you_mean(str(detail['loc'][-1]), known)}", ", ".join(known)
     elif detail["type"] == "missing":

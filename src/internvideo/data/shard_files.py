@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from internvideo import untrusted
-from internvideo.errors import ManifestError, as_text
+from internvideo.errors import ManifestError, shown
 from internvideo.storage import write_text
 
 MEDIA = ("jpg", "jpeg", "png", "webp", "bmp", "gif", "mp4", "webm", "mkv", "mov", "avi")
@@ -155,7 +155,7 @@ def _scanned(address: str, size: int, stream: IO[bytes]) -> Shard:
                     raise ManifestError(address, f"a file of {member.size} bytes", "a whole tar file")
                 if not member.isreg() or member.issparse():
                     continue
-                folder, _, name = as_text(member.name).rpartition("/")
+                folder, _, name = shown(member.name).rpartition("/")
                 stem, _, ending = name.partition(".")
                 key, ending = (f"{folder}/{stem}" if folder else stem), ending.lower()
                 if member.offset_data + member.size > size:

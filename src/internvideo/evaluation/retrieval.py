@@ -5,6 +5,7 @@ Source: spec/tasks.md 4.3, 4.4 and 8.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -91,8 +92,8 @@ def _bank(rows: Manifest, settings: EvaluationSettings, trained: Trained) -> lis
     bank = read_manifest(settings.bank).told()
     if any(row.split == "train" for row in bank.rows):
         bank = bank.subset(split="train")
-    searched = {(rows.video_path(row).resolve(), row.span) for row in rows.rows}
-    both = [row.id for row in bank.rows if (bank.video_path(row).resolve(), row.span) in searched]
+    searched = {(os.path.realpath(rows.video_path(row)), row.span) for row in rows.rows}
+    both = [row.id for row in bank.rows if (os.path.realpath(bank.video_path(row)), row.span) in searched]
     if both:
         found = f"{len(both)} of its videos are searched for too, first '{both[0]}'"
         raise RecipeError("--bank", found, "texts of other videos", "give the manifest that was trained on")

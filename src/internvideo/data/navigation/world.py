@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
@@ -71,7 +72,7 @@ class World(Walker):
         if scene not in self._houses:
             if isinstance(self._scenes, Path):
                 path = self._scenes / scene
-                if not path.resolve().is_relative_to(self._scenes.resolve()):
+                if not Path(os.path.realpath(path)).is_relative_to(os.path.realpath(self._scenes)):
                     raise ManifestError(path, "lies outside the world's folder")
                 self._houses[scene] = House(read_scene(path))
             elif scene in self._scenes:
