@@ -6,6 +6,7 @@ import logging
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,11 +16,13 @@ from internvideo.data.formats.activitynet import AMBIGUOUS
 from internvideo.data.sample import MOST_CLASSES
 from internvideo.errors import ManifestError, shown
 
+Second = Annotated[float, Field(gt=-1e7, lt=1e7)]
+
 
 class Part(BaseModel):
     """A segment (s) and its class."""
 
-    segment: tuple[float, float]
+    segment: tuple[Second, Second]
     label: str
     label_id: int | None = Field(None, ge=0, lt=MOST_CLASSES)
 
