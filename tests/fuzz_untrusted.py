@@ -26,8 +26,10 @@ from typing import Any
 
 import numpy as np
 
+from goldens_folder import GOLDENS
 from internvideo import load, untrusted, untrusted_arrays
 from internvideo.apps import hub_layout
+from internvideo.apps.fetch import sha256_of
 from internvideo.data import feature_sequences
 from internvideo.data.catalog import BENCHMARKS
 from internvideo.data.formats.reading import AnnotationSource
@@ -37,7 +39,7 @@ from internvideo.errors import InternVideoError
 from internvideo.models.factory import create_model
 from internvideo.pipeline import load_trained
 from internvideo.recipe import read_recipe, shipped_recipes
-from internvideo.storage import write_safetensors
+from internvideo.storage import read_safetensors, write_safetensors
 from mutations import VALUES, changed, damaged, json_text
 
 SECONDS = 5.0
@@ -142,7 +144,7 @@ def spoil_tar(folder: Path, files: dict[str, bytes], rng: random.Random) -> None
     index = folder / "index"
     if rng.random() < 0.3:
         if not index.exists() or len(list(index.iterdir())) != len(files):
-            spoil_whole(folder, files)
+            _seeds(files)(folder)
             read_shards(str(folder), index)
         kept = rng.choice(sorted(index.iterdir()))
         kept.write_bytes(spoiled(kept.name, kept.read_bytes(), rng))
@@ -150,11 +152,6 @@ def spoil_tar(folder: Path, files: dict[str, bytes], rng: random.Random) -> None
     for path in index.glob("*"):
         path.unlink()
     spoil_bytes(folder, files, rng)
-
-
-def spoil_whole(folder: Path, files: dict[str, bytes]) -> None:
-    for name, content in files.items():
-        (folder / name).write_bytes(content)
 
 
 ROWS = [
@@ -223,8 +220,6 @@ ANNOTATIONS = {
 
 
 def prepare_annotations(folder: Path) -> dict[str, bytes]:
-    from goldens_folder import GOLDENS
-
     source = GOLDENS / "tasks" / "annotations"
     files = {f"{name}/{path.name}": path.read_bytes() for name, place in ANNOTATIONS.items()
              for path in sorted((source / place).iterdir())}  # fmt: skip
@@ -288,8 +283,6 @@ def prepare_hub(folder: Path) -> Any:
         folder / "hub"
     )
     config = json.loads((folder / "hub" / "config.json").read_text())
-    from internvideo.storage import read_safetensors
-
     state, _ = read_safetensors(folder / "hub" / "model.safetensors")
     return config, state
 
@@ -304,8 +297,6 @@ def spoil_hub(folder: Path, whole: Any, rng: random.Random) -> None:
         made |= {"files": config["files"], "library_name": "internvideo"}
         inside = {name: value for name, value in made.items() if name not in ("files", "library_name")}
         write_safetensors(place / "model.safetensors", state, {"internvideo": json_text(inside)})
-        from internvideo.apps.fetch import sha256_of
-
         made["files"] = {"model.safetensors": {"sha256": sha256_of(place / "model.safetensors")}}
     text = json_text(made).encode()
     (place / "config.json").write_bytes(text if agrees or rng.random() < 0.5 else damaged(text, rng))
