@@ -100,7 +100,7 @@ BAD_ROWS = {
     "not an object": ("[1, 2]", ["object"]),
     "empty id": (row(id=""), [" id:"]),
     "empty path": (row(path=""), [" path:"]),
-    "negative label": (row(label=-1), [" label: -1", "0 to 99999"]),
+    "negative label": (row(label=-1), [" label: -1", "0 or more"]),
     "label as truth": (row(label=True), [" label: true"]),
     "label as fraction": (row(label=1.5), [" label: 1.5"]),
     "reversed span": (row(span=[3, 1]), [" span: [3, 1]", "start before end"]),
