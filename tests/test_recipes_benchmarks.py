@@ -244,7 +244,7 @@ def features(manifest: Manifest, folder: Path, *, of_files: bool = False) -> Pat
     folder.mkdir()
     database: dict[str, Any] = {}
     for row in manifest.rows:
-        duration = float(row.attributes.get("duration", 60.0))
+        duration = float(row.attributes.get("duration", 1000.0))
         actions = [{"label": manifest.classes[s.label], "segment": [s.start, s.end]} for s in row.segments]
         name = Path(row.path).stem if of_files else row.id
         database[name] = {"subset": row.split, "fps": 15.0, "duration": duration, "annotations": actions}

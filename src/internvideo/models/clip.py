@@ -270,7 +270,7 @@ class ClipConfig:
         width, depth, heads: of the image tower.
         text: the text tower (no mask embedding).
         joint_width: E.
-        unit_frames: the vector of every frame gets length one before their mean, as CLIP4Clip and the CLIP row of the
+        unit_frames: frames weigh alike whatever the length of their vectors, as CLIP4Clip and the CLIP row of the
             paper's table 9 have it; otherwise frames of long vectors weigh more.
         mean, std: per channel, of pixels in 0..1.
         mlp_ratio, activation, eps: of the image tower, as `TextConfig` has them of the text tower.
@@ -322,9 +322,11 @@ class Clip(nn.Module):
     def encode_video(self, video: Tensor, frame_mask: Tensor | None = None) -> Tensor:
         """(B, 3, T, S, S) normalised, T = 1 for an image; (B, T) bool or None -> (B, E), not length-normalised."""
         frames = self.visual(video)
-        if self.config.unit_frames and frames.shape[1] > 1:  # one vector, an image's, keeps CLIP's length
-            frames = F.normalize(frames, dim=-1)
-        return masked_mean(frames, frame_mask)
+        if not self.config.unit_frames:
+            return masked_mean(frames, frame_mask)
+        # No branch on T, which an exported graph would fix: the mean length comes back, so an image keeps its own.
+        lengths = frames.norm(dim=-1, keepdim=True).clamp_min(1e-12)
+        return masked_mean(frames / lengths, frame_mask) * masked_mean(lengths, frame_mask)
 
     def encode_text(self, tokens: Tensor) -> Tensor:
         """(B, L) ids -> (B, E), not length-normalised."""

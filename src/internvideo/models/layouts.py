@@ -91,8 +91,9 @@ def _apart(family: Family, name: str, changes: Overrides) -> float:
 
 
 def _told(changes: Overrides) -> dict[str, object]:
-    """Without heads that are not told; those of the published size stand in their place until they are given."""
-    kept = {name: value for name, value in changes.items() if not (name.endswith("heads") and value == 0)}
+    """Without heads and sides that are not told; those of the published size stand in their place until given."""
+    unknown = ("heads", "image_size", "frames")
+    kept = {name: value for name, value in changes.items() if not (name.endswith(unknown) and value == 0)}
     return {name: _told(value) if isinstance(value, Mapping) else value for name, value in kept.items()}
 
 
