@@ -33,7 +33,7 @@ from internvideo.data.questions import QuestionSettings
 from internvideo.data.rand_augment import RandAugment
 from internvideo.data.resize import Style
 from internvideo.data.transforms import CropKind, EvalTransform, TrainTransform
-from internvideo.errors import RecipeError, WeightsError
+from internvideo.errors import RecipeError, WeightsError, shown
 from internvideo.models.factory import MODELS
 from internvideo.tables import SAMPLERS, STAGES, TASKS
 from internvideo.training.settings import LoopSettings, OptimizerSettings, ScheduleSettings
@@ -196,7 +196,7 @@ class ModelSettings(Settings):
         if name not in MODELS:
             near = difflib.get_close_matches(name, MODELS, n=1)
             hint = f"; did you mean '{near[0]}'?" if near else "; `internvideo list models` names them"
-            raise ValueError(f"no model '{name}'{hint}")
+            raise ValueError(f"no model '{shown(name)}'{hint}")
         return name
 
 

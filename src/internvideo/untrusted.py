@@ -111,7 +111,7 @@ def _inflated(stream: BinaryIO) -> bytes:
     try:
         with gzip.GzipFile(fileobj=stream) as packed:
             return _whole(packed, most_inflated(os.fstat(stream.fileno()).st_size))
-    except (EOFError, zlib.error) as error:
+    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
         raise ValueError(f"no whole gzip file ({error})") from None
 
 

@@ -31,7 +31,7 @@ from internvideo.data.sampling import FrameSampler
 from internvideo.data.shard_files import Contents, Shard, read_shard, shard_addresses
 from internvideo.data.transforms import ClipTransform
 from internvideo.data.video import Video
-from internvideo.errors import ManifestError, VideoError
+from internvideo.errors import ManifestError, VideoError, shown
 
 GROUP = 8
 """Shards whose samples are shuffled together."""
@@ -68,8 +68,9 @@ class ShardRows(Sequence[Sample]):
         except (ManifestError, ValueError) as error:
             told[_FAULT] = getattr(error, "found", "") or str(error)
             caption = ""
-        name = f"{Path(address).stem}/{known.key}"
-        return Sample(id=name, path=f"{address}#{known.key}.{known.medium[0]}", captions=(caption,) if caption else (),
+        key = shown(known.key)  # control characters and halves of surrogate pairs are no names
+        name = f"{Path(address).stem}/{key}"
+        return Sample(id=name, path=f"{address}#{key}.{known.medium[0]}", captions=(caption,) if caption else (),
                       attributes=told)  # fmt: skip
 
     def first(self, shard: int) -> int:
