@@ -257,7 +257,7 @@ def test_a_classifiers_fixed_positions_are_resized_for_another_clip() -> None:
     assert torch.allclose(larger.pos_embed[0], expected, atol=1e-6)
     assert torch.equal(anew.pos_embed[0], native.pos_embed[0, :64])
     same_size = load_layout(layout, state, frames=16, image_size=224, overrides={"heads": 1})
-    assert same_size.config.position_table == "native"  # type: ignore[union-attr]
+    assert same_size.config.position_table == "native"  # type: ignore[union-attr]  # a module
 
 
 def test_learned_positions_are_resized_only_when_asked_for() -> None:

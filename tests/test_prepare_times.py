@@ -35,7 +35,7 @@ def films(tmp_path: Path) -> Path:
 
 def prepared(folder: Path, **options: object) -> tuple[Prepared, list[str]]:
     said: list[str] = []
-    made = prepare("ava", folder / "a", folder / "o", videos=folder / "v", told=said.append, **options)  # type: ignore[arg-type]
+    made = prepare("ava", folder / "a", folder / "o", videos=folder / "v", told=said.append, **options)  # type: ignore[arg-type]  # any
     return made, said
 
 

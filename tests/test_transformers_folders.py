@@ -16,8 +16,8 @@ from internvideo import VideoModel, load
 from internvideo.errors import InternVideoError, RecipeError, WeightsError
 from internvideo.storage import read_safetensors, write_safetensors
 
-transformers.logging.set_verbosity_error()  # type: ignore[no-untyped-call]
-transformers.utils.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+transformers.logging.set_verbosity_error()  # type: ignore[no-untyped-call]  # theirs is untyped
+transformers.utils.logging.disable_progress_bar()  # type: ignore[no-untyped-call]  # theirs is untyped
 
 NAMES = {0: "fall", 1: "sit", 2: "walk"}
 SMALL = {
@@ -245,7 +245,7 @@ def test_what_a_config_does_not_say_has_the_default_of_transformers(tmp_path: Pa
 
 def test_a_file_is_read_with_the_config_beside_it_and_asks_for_heads_without(tmp_path: Path) -> None:
     videomae(transformers.VideoMAEForVideoClassification, tmp_path, num_attention_heads=6)
-    assert load(tmp_path / "model.safetensors", device="cpu").module.config.heads == 6  # type: ignore[union-attr]
+    assert load(tmp_path / "model.safetensors", device="cpu").module.config.heads == 6  # type: ignore[union-attr]  # a module
     (tmp_path / "config.json").unlink()
     assert "do not tell heads" in refused(tmp_path)
     assert load(tmp_path, device="cpu", overrides={"heads": 3}).classes == ("0", "1", "2")
@@ -253,7 +253,7 @@ def test_a_file_is_read_with_the_config_beside_it_and_asks_for_heads_without(tmp
 
 def test_who_asks_wins_over_a_config(tmp_path: Path) -> None:
     videomae(transformers.VideoMAEForVideoClassification, tmp_path)
-    assert load(tmp_path, device="cpu", overrides={"activation": "relu"}).module.config.activation == "relu"  # type: ignore[union-attr]
+    assert load(tmp_path, device="cpu", overrides={"activation": "relu"}).module.config.activation == "relu"  # type: ignore[union-attr]  # a module
     fresh = load(tmp_path, device="cpu", new_classes=5)
     assert fresh.classes == ("0", "1", "2", "3", "4")
 
@@ -345,7 +345,7 @@ def test_a_processor_tells_colours_and_crop(tmp_path: Path) -> None:
     assert (rule.resize, rule.size, rule.style, rule.squash) == (40, 32, "pil_bicubic", False)
     pixels = torch.randint(0, 256, (1, 3, 4, 32, 32), dtype=torch.uint8)
     mean, std = (torch.tensor(processor[key]).view(3, 1, 1, 1) for key in ("image_mean", "image_std"))
-    assert torch.allclose(model.module.normalise(pixels), (pixels / 255 - mean) / std, atol=1e-6)  # type: ignore[operator]
+    assert torch.allclose(model.module.normalise(pixels), (pixels / 255 - mean) / std, atol=1e-6)  # type: ignore[operator]  # a module
     assert model.preprocessing.sampler == plain.preprocessing.sampler
     again = load(model.save_pretrained(tmp_path / "saved"), device="cpu")
     assert torch.equal(again.logits(pixels), model.logits(pixels))

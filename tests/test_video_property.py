@@ -185,7 +185,7 @@ def run(folder: Path, numbers: range) -> Counter[str]:
         change = changed(path, target, np.random.RandomState(number))
         try:
             found[check(target, change, KINDS[number % len(KINDS)][0], path.suffix[1:])] += 1
-        except Exception as error:
+        except Exception as error:  # told again with the number of the file that shows it
             raise AssertionError(f"file {number} ({path.name}, {change}): {error}") from error
     return found
 

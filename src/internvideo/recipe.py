@@ -218,7 +218,7 @@ class Recipe(Settings):
     )
     # Made by `_of_the_stage`, of nothing as well: which settings these are is known only with the stage.
     settings: Annotated[SerializeAsAny[BaseModel], Field(validate_default=True)] = Field(
-        default_factory=dict  # type: ignore[assignment]
+        default_factory=dict  # type: ignore[assignment]  # the validator makes a model of it
     )
     data: DataSettings
     optimizer: OptimizerSettings

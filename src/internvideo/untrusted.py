@@ -236,7 +236,7 @@ class _Loader(yaml.SafeLoader):
         self._sizes: dict[str, int] = {}
 
     def compose_node(self, parent: Any, index: Any) -> Any:
-        event: Any = self.peek_event()  # type: ignore[no-untyped-call]
+        event: Any = self.peek_event()  # type: ignore[no-untyped-call]  # PyYAML leaves it so
         before, anchor = self._made, event.anchor
         # An alias inside of what it names has no size yet: it would have no end.
         self._made += self._sizes.get(anchor, MOST_NODES) if isinstance(event, yaml.AliasEvent) else 1

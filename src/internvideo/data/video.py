@@ -222,7 +222,7 @@ class Video(PictureSource):
                     out[place] = out[first]
         except VideoError:
             raise
-        except Exception as error:
+        except Exception as error:  # the libraries raise more kinds than they name; a file's fault ends no run
             raise cannot_be_read(self.path, error) from error
         return upright(out, self.info.rotation, self.info.mirrored)
 

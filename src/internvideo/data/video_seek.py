@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Generator, Iterator
 from itertools import chain
 from typing import Any
@@ -17,7 +18,7 @@ from internvideo.data.video_open import Deadline, fail, packets
 from internvideo.data.video_scan import pictures_in_order
 
 
-class PictureSource:
+class PictureSource(ABC):
     """An open file with its index. `Video` fills the attributes in, and gives frames."""
 
     path: str
@@ -28,9 +29,9 @@ class PictureSource:
     _folder: FrameFolder | None = None  # where frames are the files of a folder
     _position: int  # decoding index of the packet that comes next; -1: unknown
 
+    @abstractmethod
     def _open(self) -> None:
         """Open the file, anew where it was open."""
-        raise NotImplementedError
 
     def _source(self, wanted: list[int], deadline: Deadline) -> Iterator[tuple[int, Any]]:
         """(frame, decoded picture) of `wanted` (rising); one that comes anew replaces the one before.

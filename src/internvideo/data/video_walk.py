@@ -51,7 +51,7 @@ def walk(
             if video.damage != "repeat":
                 yield from _before(video, wanted[given:])
                 raise
-        except Exception as error:
+        except Exception as error:  # as in Video.frames: whatever a library raises is this file's fault
             yield from _before(video, wanted[given:])
             raise cannot_be_read(video.path, error) from error
 
