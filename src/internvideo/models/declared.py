@@ -77,8 +77,15 @@ def within(state: Mapping[str, Tensor]) -> AbstractContextManager[None]:
     return at_most(2 * len(state) + _SPARE_TENSORS, 2 * numbers + _SPARE_NUMBERS, told)
 
 
-def within_memory() -> AbstractContextManager[None]:
-    """As `at_most`: models built inside have to fit into the memory of this machine."""
+def within_memory(config: object) -> AbstractContextManager[None]:
+    """As `at_most`: models built inside have to fit into the memory of this machine.
+
+    Attention alone has 4 width^2 weights a layer: a `config` with more of them is refused before any is made, as
+    DeclaredError.
+    """
     there = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     told = f"the settings declare a model that does not fit into this machine's memory of {there / 2**30:.0f} GiB"
+    width, depth = getattr(config, "width", 0), getattr(config, "depth", 0)
+    if 4 * 4 * width**2 * depth > there:
+        raise DeclaredError(told)
     return at_most(64 * MOST_LAYERS, there // 4, told)

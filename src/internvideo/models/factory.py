@@ -224,7 +224,7 @@ def create_model(name: str, overrides: Mapping[str, object] | None = None) -> nn
     """
     config = configure(name, overrides)
     try:
-        with within_memory():
+        with within_memory(config):
             return MODELS[name].build(config)
     except (ValueError, ArithmeticError, MemoryError) as error:
         raise RecipeError(f"model {name}", str(error) or "more memory than there is") from error
