@@ -9,7 +9,7 @@ import glob
 import os
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -43,7 +43,8 @@ class ExtractSettings:
     Attributes:
         rule: windows and rate. layer, grid: see `clip_encoder`.
         tiles: the encoder sees tiles x tiles squares of larger frames, one after another (`layers.over_tiles`).
-        batch_size: windows at once. workers: processes that decode; 0 decodes in this one.
+        batch_size: windows at once; None is 16 on a GPU and 2 on a CPU, whose caches more would not fit into.
+        workers: processes that decode; 0 decodes in this one.
 
     Raises:
         RecipeError: a number out of range.
@@ -51,15 +52,16 @@ class ExtractSettings:
 
     rule: WindowRule = field(default_factory=WindowRule)
     layer: str = POOLED
-    batch_size: int = 16
+    batch_size: int | None = None
     workers: int = 0
     grid: int = 1
     tiles: int = 1
 
     def __post_init__(self) -> None:
         for name, least in (("batch_size", 1), ("workers", 0), ("grid", 1), ("tiles", 1)):
-            if getattr(self, name) < least:
-                raise RecipeError(name, str(getattr(self, name)), f"{least} or more")
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise RecipeError(name, str(value), f"{least} or more")
 
 
 def extract(
@@ -94,6 +96,8 @@ def extract(
     encode = over_tiles(clip_encoder(model, settings.layer, settings.grid), model.preprocessing.size, settings.tiles)
     folder = FeatureFolder(output)
     folder.begin(protocol_of(model, settings), classes, fresh=fresh)
+    if settings.batch_size is None:
+        settings = replace(settings, batch_size=2 if model.device.type == "cpu" else 16)
     run = _Run(items, clips, encode, settings, folder)
     try:
         run.go(progress)

@@ -77,7 +77,7 @@ def localize(
     detector: Detector,
     *,
     class_scores: Mapping[str, float] | None = None,
-    batch_size: int = 16,
+    batch_size: int | None = None,
     progress: bool | None = None,
 ) -> Localisation:
     """Find the actions of one video.
@@ -86,7 +86,7 @@ def localize(
         video: a file or a piece of one; times are from its start.
         model: the encoder whose features the detector learned from. detector: of `load_detector`.
         class_scores: for a detector without classes, label -> score of the whole video; its two best name the segments.
-        batch_size: windows at once. progress: a bar on the error stream.
+        batch_size: windows at once; see `ExtractSettings`. progress: a bar on the error stream.
 
     Raises:
         VideoError: a video that cannot be read. RecipeError: an encoder and a detector that do not belong together.

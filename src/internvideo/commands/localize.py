@@ -36,7 +36,9 @@ def localize(
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="Folder for a timeline of each video, NAME.svg.")
     ] = None,
-    batch_size: Annotated[int, typer.Option(min=1, help="Windows at once.")] = 16,
+    batch_size: Annotated[
+        int | None, typer.Option(min=1, help="Windows at once; 16 on a GPU, 2 on a CPU.", show_default=False)
+    ] = None,
     json_: Json = False,
     device: Device = "auto",
     damage: Damage = None,
