@@ -65,7 +65,7 @@ def test_a_new_head_on_a_saved_model(tmp_path: Path) -> None:
     assert again.classes == ("0", "1", "2", "3")
     assert torch.equal(again.encode_video(small_apps.clips()), model.encode_video(small_apps.clips()))
     with pytest.raises(RecipeError, match="this file has its settings"):
-        load(tmp_path / "saved", frames=8, device="cpu")
+        load(tmp_path / "saved", overrides={"depth": 8}, device="cpu")
 
 
 def test_the_weights_alone_are_enough(tmp_path: Path) -> None:

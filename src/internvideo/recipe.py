@@ -270,7 +270,7 @@ def read_recipe(name: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     if not isinstance(tree, dict):
         raise RecipeError(path, f"holds {type(tree).__name__}, not settings", "a mapping with stage, model, data ...")
     for override in overrides:
-        _override(tree, override)
+        apply_override(tree, override)
     recipe = build_recipe(tree, where=path)
     _check_read(recipe, path)
     return recipe
@@ -330,7 +330,8 @@ def _find(name: str | Path) -> Path:
     raise RecipeError(name, "no such recipe file", "a YAML file or the name of a shipped recipe", hint)
 
 
-def _override(tree: dict[str, Any], override: str) -> None:
+def apply_override(tree: dict[str, Any], override: str) -> None:
+    """Set one "key.key=value" (YAML) in nested settings. Raises RecipeError for anything else."""
     key, equals, text = override.partition("=")
     if not equals or not key:
         raise RecipeError(override, "is not a change of a setting", "key.key=value")
@@ -338,11 +339,10 @@ def _override(tree: dict[str, Any], override: str) -> None:
         value = untrusted.parse_yaml(text)
     except ValueError as error:
         raise RecipeError(override, f"the value is not YAML: {error}") from error
-    if isinstance(value, str):
-        with contextlib.suppress(ValueError):  # YAML 1.1 reads 1e-4 (no dot) as text
+    if isinstance(value, str):  # YAML 1.1 reads 1e-4 (no dot) as text
+        with contextlib.suppress(ValueError):
             value = number if math.isfinite(number := float(value)) else value
-    *parents, last = key.split(".")
-    node = tree
+    *parents, last, node = *key.split("."), tree
     for parent in parents:
         child = node.setdefault(parent, {})
         if not isinstance(child, dict):

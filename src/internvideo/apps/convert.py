@@ -13,6 +13,8 @@ import os
 import signal
 import subprocess
 import sys
+from collections import Counter
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -20,7 +22,8 @@ from typing import Any, BinaryIO
 
 from internvideo import __version__, untrusted
 from internvideo.errors import WeightsError
-from internvideo.storage import atomic_path, read_metadata, write_text
+from internvideo.models.layouts import OVERRIDES
+from internvideo.storage import atomic_path, read_metadata, read_safetensors, write_safetensors, write_text
 
 PROGRAM = "import sys; sys.path.append(sys.argv[1]); from internvideo.apps.unpickle import main; main()"
 PICKLES = ".pth, .pt, .bin or .ckpt"
@@ -31,7 +34,7 @@ class Conversion:
     """What was converted; the manifest holds the same.
 
     Attributes:
-        layout: "zip", "torchscript" or "legacy".
+        layout: "zip", "torchscript", "legacy", or "safetensors" that settings were added to.
         key: under which the tensors stood in the source, "" for none.
         tensors, parameters: how many tensors, and numbers in them.
         dtypes: type as safetensors names it -> tensors of it.
@@ -61,6 +64,7 @@ def convert(
     seconds: int = 600,
     float32: bool = False,
     key: str = "",
+    overrides: Mapping[str, object] | None = None,
 ) -> Conversion:
     """Convert a torch checkpoint to safetensors, in another process and without running anything of it.
 
@@ -71,6 +75,8 @@ def convert(
         seconds: how long it may take.
         float32: half precision and double to float32; otherwise every tensor keeps its type.
         key: which of several state dicts ("model_ema"), a path with dots; "" looks for the model's own.
+        overrides: settings of the model that its tensors do not tell, such as heads, nested as in `create_model`; they
+            are kept in the file, and `internvideo.load` builds the model with them.
 
     Raises:
         WeightsError: not a checkpoint, a damaged one, or one that asks for anything but tensors. Nothing is written.
@@ -80,6 +86,8 @@ def convert(
     output = source.with_suffix(".safetensors") if output is None else Path(output)
     if output.suffix != ".safetensors":
         raise WeightsError(output, "the output has another ending", ".safetensors", "change --output")
+    if output == source and overrides:
+        raise WeightsError(output, "would be replaced", "another file", "name one with --output")
     manifest = output.with_suffix(".json")
     if manifest.exists() and not _is_manifest(manifest):
         found = "would be replaced by the manifest of the conversion, and is something else"
@@ -91,9 +99,10 @@ def convert(
         raise WeightsError(source, "is a folder" if source.is_dir() else "no such file", f"a {PICKLES} file")
     if not source.is_file():
         raise WeightsError(source, "is no ordinary file", f"a {PICKLES} file")
-    if source.suffix == ".safetensors":
+    if source.suffix == ".safetensors" and not overrides:
         read_metadata(source)
-        raise WeightsError(source, "is a safetensors file already: nothing to convert", "", "use it as it is")
+        do = "use it as it is; overrides (--set) alone are added to such a file"
+        raise WeightsError(source, "is a safetensors file already: nothing to convert", "", do)
     try:
         file = source.open("rb")
     except OSError as error:
@@ -102,6 +111,10 @@ def convert(
         digest = hashlib.file_digest(file, "sha256").hexdigest()
         file.seek(0)
         metadata = {"format": "pt", "source": ascii(source.name)[1:-1], "source_sha256": digest}
+        if overrides:
+            metadata[OVERRIDES] = json.dumps(overrides)
+        if source.suffix == ".safetensors":
+            return _with_settings(source, output, metadata, manifest)
         settings = {
             "memory": int(memory_gb * 1e9),
             "seconds": seconds,
@@ -116,12 +129,44 @@ def convert(
             read_metadata(temporary)  # the library itself reads the header
             with temporary.open("rb") as written:
                 sha256 = hashlib.file_digest(written, "sha256").hexdigest()
-    conversion = Conversion(
-        source=source, output=output, manifest=manifest, source_sha256=digest, output_sha256=sha256, **report
+    return _kept(
+        Conversion(
+            source=source, output=output, manifest=manifest, source_sha256=digest, output_sha256=sha256, **report
+        )
     )
+
+
+def _with_settings(source: Path, output: Path, metadata: dict[str, str], manifest: Path) -> Conversion:
+    """The same tensors with further metadata."""
+    state, own = read_safetensors(source)
+    write_safetensors(output, state, {**own, **metadata})
+    with output.open("rb") as written:
+        sha256 = hashlib.file_digest(written, "sha256").hexdigest()
+    types = Counter(str(value.dtype).removeprefix("torch.") for value in state.values())
+    numbers = sum(value.numel() for value in state.values())
+    return _kept(
+        Conversion(
+            source,
+            output,
+            manifest,
+            source_sha256=metadata["source_sha256"],
+            output_sha256=sha256,
+            layout="safetensors",
+            key="",
+            tensors=len(state),
+            parameters=numbers,
+            dtypes=dict(types),
+            dropped=[],
+            globals=[],
+        )
+    )
+
+
+def _kept(conversion: Conversion) -> Conversion:
+    """The same, once its manifest is written."""
     told = {name: str(value) if isinstance(value, Path) else value for name, value in asdict(conversion).items()}
     told |= {"program": f"internvideo {__version__}", "date": datetime.now(UTC).isoformat(timespec="seconds")}
-    write_text(manifest, json.dumps(told, indent=2) + "\n")
+    write_text(conversion.manifest, json.dumps(told, indent=2) + "\n")
     return conversion
 
 

@@ -13,6 +13,7 @@ from torch import nn
 
 from internvideo import untrusted
 from internvideo.apps import foreign_folder, hub_layout
+from internvideo.apps.clip_size import at_clip_size
 from internvideo.apps.families import family_of, overrides_of
 from internvideo.apps.fetch import check_ending, fetch, is_remote
 from internvideo.apps.licences import licence_of
@@ -46,11 +47,6 @@ class Wish:
     overrides: Mapping[str, object]
     frames: int | None
     image_size: int | None
-
-    @property
-    def changed(self) -> bool:
-        """Whether settings of the model are to be others than those of the file."""
-        return bool(self.overrides) or self.frames is not None or self.image_size is not None
 
 
 def load(
@@ -176,8 +172,8 @@ def _check_name(found: str, wish: Wish, where: Path) -> None:
 
 
 def _refuse_changes(wish: Wish, where: Path) -> None:
-    if wish.changed:
-        raise RecipeError(where, "overrides, frames or image_size", "for published weights: this file has its settings")
+    if wish.overrides:
+        raise RecipeError(where, "overrides", "for published weights: this file has its settings")
 
 
 def _from_hub_folder(place: Path, wish: Wish) -> VideoModel:
@@ -188,21 +184,18 @@ def _from_hub_folder(place: Path, wish: Wish) -> VideoModel:
         model = hub_layout.read_alone(place, device=wish.device, precision=wish.precision)
     if wish.new_classes is None:
         _check_name(model.name, wish, place)
-        return model
-    name, module = _with_new_head(model.name, model.module.float(), wish, place)
-    return _finished(
-        name,
-        module,
-        wish,
-        {
-            "source": str(place),
-            "layout": "internvideo hub",
-            **{key: model.metadata[key] for key in ("licence", "licence_stated") if key in model.metadata},
-            "head": "untrained",
-        },
-        preprocessing=model.preprocessing,
-        frame_step=model.frame_step,
-    )
+        if wish.frames is None and wish.image_size is None:
+            return model
+    name, module, classes = model.name, model.module.float(), model.classes
+    module, clips = at_clip_size(name, module, model.preprocessing, wish.frames, wish.image_size, place)
+    licences: dict[str, str] = {
+        key: model.metadata[key] for key in ("licence", "licence_stated") if key in model.metadata
+    }
+    told: dict[str, str] = {"source": str(place), "layout": "internvideo hub", **licences}
+    if wish.new_classes is not None:
+        name, module = _with_new_head(name, module, wish, place)
+        classes, told["head"] = (), "untrained"
+    return _finished(name, module, wish, told, preprocessing=clips, classes=classes, frame_step=model.frame_step)
 
 
 def _from_run(place: Path, wish: Wish) -> VideoModel:
@@ -213,6 +206,8 @@ def _from_run(place: Path, wish: Wish) -> VideoModel:
     check_filled(trained.model, place)
     name, module, classes = trained.recipe.model.name, trained.model, trained.classes
     whole = isinstance(module, CrossModel)
+    clips = Preprocessing.of_recipe(trained.recipe, whole=whole)
+    module, clips = at_clip_size(name, module, clips, wish.frames, wish.image_size, place)
     told = {"source": str(place), "layout": "internvideo training", "stage": trained.recipe.stage}
     if wish.new_classes is None:
         _check_name(name, wish, place)
@@ -224,7 +219,7 @@ def _from_run(place: Path, wish: Wish) -> VideoModel:
         module,
         wish,
         told,
-        preprocessing=Preprocessing.of_recipe(trained.recipe, whole=whole),
+        preprocessing=clips,
         classes=classes if family_of(module, name).classes(module) else (),
         frame_step=getattr(trained.recipe.settings, "frame_step", 1) if whole else 1,
     )

@@ -13,6 +13,7 @@ from typing import Any
 
 from torch import Tensor
 
+from internvideo import untrusted
 from internvideo.apps import lora
 from internvideo.apps.fetch import ENDING, check_ending
 from internvideo.apps.preprocessing import Preprocessing
@@ -27,7 +28,7 @@ from internvideo.models.layout_config import (
     with_transformers_config,
     with_videomae_v2_config,
 )
-from internvideo.models.layouts import Layout, layout_of
+from internvideo.models.layouts import OVERRIDES, Layout, layout_of, merged
 from internvideo.storage import read_safetensors
 
 CONFIG, OPEN_CLIP, CARD = "config.json", "open_clip_config.json", "README.md"
@@ -88,7 +89,17 @@ class Foreign:
     told: Mapping[str, str] = field(default_factory=dict)
 
     def settings(self) -> dict[str, object]:
-        """Mean and std that the processor normalises with, as settings of the model. Raises WeightsError."""
+        """Settings that the weights carry (`convert --set`), mean and std of the processor. Raises WeightsError."""
+        text = self.metadata.get(OVERRIDES, "{}")
+        try:
+            kept: Any = untrusted.parse_json(text)
+        except ValueError:
+            kept = None
+        if not isinstance(kept, dict):
+            raise WeightsError(self.place, f"metadata '{OVERRIDES}' {text[:40]!r}", "settings of the model by name")
+        return merged(kept, self._colours())
+
+    def _colours(self) -> dict[str, object]:
         if not self.processor:
             return {}
         normal = self.processor.get("do_normalize", True)

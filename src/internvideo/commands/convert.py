@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -11,7 +11,9 @@ from internvideo.terminal import say
 
 
 def convert(
-    source: Annotated[Path, typer.Argument(help="A .pth, .pt, .bin or .ckpt file, or a TorchScript archive.")],
+    source: Annotated[
+        Path, typer.Argument(help="A .pth, .pt, .bin or .ckpt file, a TorchScript archive; .safetensors with --set.")
+    ],
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="The .safetensors file; by default beside the source.")
     ] = None,
@@ -23,6 +25,10 @@ def convert(
     key: Annotated[
         str, typer.Option("--key", help="Which of several state dicts, such as model_ema; by default the model's own.")
     ] = "",
+    changes: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="KEY=VALUE: a setting of the model that its tensors do not tell, such as heads=6."),
+    ] = None,
 ) -> None:
     """Convert a torch checkpoint to safetensors; nothing that stands in the file can run.
 
@@ -31,8 +37,14 @@ def convert(
     """
     from internvideo.apps.convert import convert as convert_file
     from internvideo.apps.unpickle import AVERAGED
+    from internvideo.recipe import apply_override
 
-    found = convert_file(source, output, memory_gb=memory, seconds=seconds, float32=float32, key=key)
+    overrides: dict[str, Any] = {}
+    for change in changes or ():
+        apply_override(overrides, change)
+    found = convert_file(
+        source, output, memory_gb=memory, seconds=seconds, float32=float32, key=key, overrides=overrides
+    )
     types = ", ".join(f"{count} {name}" for name, count in found.dtypes.items())
     say(f"{found.output}: {found.tensors} tensors ({types}), {found.parameters:,} numbers")
     if found.dropped:

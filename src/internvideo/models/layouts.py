@@ -34,6 +34,9 @@ _COUNTERS = ("n_averaged",)
 _ADAPTER = re.compile(r"\.(lora_(A|B|embedding_A|embedding_B|magnitude_vector)|base_layer)(\.|$)")
 """Keys of LoRA as peft and loralib write them."""
 
+OVERRIDES = "overrides"
+"""Under this name converted weights carry settings that their tensors do not tell, as JSON."""
+
 _STRUCTURE = ("image_size", "patch_size", "tubelet", "width", "depth", "layers", "joint_width", "local_blocks")
 """Settings by which two sizes of one model differ."""
 
@@ -200,7 +203,11 @@ def load_layout(
     lacking = [path for path in layout.unknown if path not in leaves(overrides or {})]
     if lacking:
         found = f"the tensors do not tell {', '.join(lacking)}, and it is of no published size"
-        raise WeightsError(where, found, do="give them as overrides, nested as in create_model")
+        raise WeightsError(
+            where,
+            found,
+            do=f"give them as overrides, or write them into the file: internvideo convert --set {lacking[0]}=...",
+        )
     told = merged(layout.overrides, overrides or {})
     clip = _clip_settings(layout, told, where, frames, image_size)
     settings = merged(told, clip)
