@@ -20,7 +20,7 @@ from internvideo.demo_report import Clock, DemoData, write_demo_report
 from internvideo.errors import ManifestError, RecipeError, RunError
 from internvideo.pipeline import run_recipe
 from internvideo.recipe import Recipe, read_recipe
-from internvideo.storage import write_text
+from internvideo.storage import alone_in, write_text
 from internvideo.terminal import say
 
 WORLD_SEED = 2026  # the world's look was tried out on others; its held-out clips are for measuring only
@@ -117,10 +117,15 @@ def run_demo(
     """
     if profile not in PROFILES:
         raise RecipeError("--profile", f"found '{profile}'", ", ".join(PROFILES))
-    chosen = PROFILES[profile]
+    with alone_in(output):
+        return _steps(output, data, PROFILES[profile], columns or Columns(), seed, device)
+
+
+def _steps(output: Path, data: Path | None, chosen: Profile, columns: Columns, seed: int, device: str) -> Path:
+    """What is not done yet; returns the report."""
     clock = Clock(output / "seconds.json")
     with clock.timed("data", again=(output / "world" / "train.jsonl").is_file()):
-        clips = _world(output, chosen, seed) if data is None else _own(output, data, columns or Columns())
+        clips = _world(output, chosen, seed) if data is None else _own(output, data, columns)
     for number, step in enumerate(STEPS, 1):
         say(f"[{number}/{len(STEPS)}] {step.about}", err=True)
         with clock.timed(step.name, again=(output / step.name / "model.safetensors").is_file()):

@@ -35,6 +35,7 @@ from internvideo.data.resize import Style
 from internvideo.data.transforms import CropKind, EvalTransform, TrainTransform
 from internvideo.errors import RecipeError, WeightsError, shown
 from internvideo.models.factory import MODELS
+from internvideo.recipe_checks import check_numbers, check_read
 from internvideo.tables import SAMPLERS, STAGES, TASKS
 from internvideo.training.settings import LoopSettings, OptimizerSettings, ScheduleSettings
 
@@ -53,7 +54,7 @@ class SamplingSettings(Settings):
     kind: str = "sparse"
     frames: int = Field(8, ge=1, le=8192)
     stride: int | None = Field(None, ge=1, description="dense kinds only")
-    views: int | None = Field(None, ge=1, description="temporal views in testing")
+    views: int | None = Field(None, ge=1, le=1000, description="temporal views in testing")
 
     @field_validator("kind")
     @classmethod
@@ -272,45 +273,19 @@ def read_recipe(name: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     for override in overrides:
         apply_override(tree, override)
     recipe = build_recipe(tree, where=path)
-    _check_read(recipe, path)
+    usual = DataSettings(loader=recipe.data.loader).model_dump()
+    check_read(recipe.data.model_dump(), usual, recipe.stage, recipe.init_head, path)
     return recipe
 
 
 def build_recipe(tree: Mapping[str, Any], where: object = "recipe") -> Recipe:
     """Recipe from plain values. Raises RecipeError naming every wrong key at once."""
     try:
-        return Recipe.model_validate(tree)
+        recipe = Recipe.model_validate(tree)
     except ValidationError as error:
         raise RecipeError(where, "; ".join(_explain(item, tree) for item in error.errors())) from error
-
-
-def _check_read(recipe: Recipe, where: object) -> None:
-    """Refuse what is set below `data` and counts only in other stages: it would be passed over in silence."""
-    given = _leaves(recipe.data.model_dump())
-    usual = _leaves(DataSettings(loader=recipe.data.loader).model_dump())
-    changed = [name for name, value in given.items() if name != "train" and value != usual.get(name)]
-    unread = [name for name in changed if not _is_read(name, recipe.stage)]
-    if unread:
-        told = (
-            f"'data.{name}' counts in {', '.join(stage for stage in STAGES if _is_read(name, stage))}"
-            for name in unread
-        )
-        sections = dict.fromkeys(name.partition(".")[0] for name in STAGES[recipe.stage].reads)
-        allowed = ", ".join(f"data.{name}" for name in ("train", *sections, "loader"))
-        raise RecipeError(where, f"not read in the stage '{recipe.stage}': {', '.join(told)}", allowed)
-
-
-def _is_read(name: str, stage: str) -> bool:
-    return any(f"{name}.".startswith(f"{read}.") for read in STAGES[stage].reads)
-
-
-def _leaves(tree: Mapping[str, Any], above: str = "") -> dict[str, Any]:
-    """Dotted name -> value."""
-    found: dict[str, Any] = {}
-    for name, value in tree.items():
-        inside = isinstance(value, Mapping) and bool(value)
-        found |= _leaves(value, f"{above}{name}.") if inside else {f"{above}{name}": value}
-    return found
+    check_numbers(tree, recipe.resolved(), where)
+    return recipe
 
 
 def recipe_inside(metadata: Mapping[str, str], where: object) -> Recipe:

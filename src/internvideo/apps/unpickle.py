@@ -9,6 +9,7 @@ nothing in the file can run. Standard library only: torch and NumPy are not load
 from __future__ import annotations
 
 import array
+import hashlib
 import itertools
 import json
 import math
@@ -22,7 +23,7 @@ from collections import Counter
 from collections.abc import Iterator
 from typing import BinaryIO
 
-from internvideo.apps.pickle_machine import BYTES, Holder, RefusedError, Tensor, printable
+from internvideo.apps.pickle_machine import BYTES, DTYPES, Holder, RefusedError, Tensor, printable
 from internvideo.apps.torch_archive import Checkpoint, chunks, read_checkpoint
 
 WRAPPERS = ("state_dict", "model_state_dict", "model_state", "model", "module")
@@ -34,6 +35,9 @@ ZERO = "run zero_to_fp32.py, which DeepSpeed wrote into the folder above, and co
 MODULE_FLAGS = ("training", "_is_full_backward_hook")
 MOST_MODULES, DEEPEST, MOST_TOLD = 100_000, 64, 200
 OUT_OF_MEMORY = b'{"memory": true}'  # made before: when it is needed there is no room for it
+DIGESTS, REST = "internvideo_sha256", "__metadata__"
+"""As in `storage`, which this process does not import."""
+TORCH = {ours: theirs for theirs, ours in DTYPES.items()}
 LARGEST_HEADER = 100_000_000
 """Bytes; what the safetensors library reads."""
 
@@ -223,16 +227,30 @@ def write(
     for name in order:
         start, end = end, end + tensors[name].count * BYTES[types[name]]
         header[name] = {"dtype": types[name], "shape": tensors[name].shape, "data_offsets": (start, end)}
-    head = json.dumps(header, separators=(",", ":")).encode()
-    head += b" " * (-len(head) % 8)
+    digests = dict.fromkeys((REST, *order), "0" * 64)
+    digests[REST] = hashlib.sha256(json.dumps(settings["metadata"], sort_keys=True).encode()).hexdigest()
+    head = _header(header, digests)
     if len(head) > LARGEST_HEADER:
         raise RefusedError(f"its names and shapes take {len(head)} bytes", f"at most {LARGEST_HEADER}")
     output.write(struct.pack("<Q", len(head)) + head)
     for name in order:
+        digest = hashlib.sha256(f"{TORCH[types[name]]} {list(tensors[name].shape)} ".encode())
         for piece in _bytes(file, places[tensors[name].storage.key], tensors[name]):
-            output.write(piece if types[name] == tensors[name].dtype else _float32(piece, tensors[name].dtype))
+            numbers = piece if types[name] == tensors[name].dtype else _float32(piece, tensors[name].dtype)
+            digest.update(numbers)
+            output.write(numbers)
+        digests[name] = digest.hexdigest()
+    output.seek(8)
+    output.write(_header(header, digests))  # as long as before
     output.flush()
     return types
+
+
+def _header(header: dict[str, object], digests: dict[str, str]) -> bytes:
+    """The JSON header with the SHA-256 of all tensors, as `storage` writes and verifies them."""
+    metadata = {**dict(header["__metadata__"]), DIGESTS: json.dumps(digests)}  # type: ignore[call-overload]  # a dict
+    head = json.dumps({**header, "__metadata__": metadata}, separators=(",", ":")).encode()
+    return head + b" " * (-len(head) % 8)
 
 
 def _is_float(tensor: Tensor) -> bool:

@@ -23,6 +23,7 @@ from internvideo.commands.options import (
     for_each,
     open_model,
 )
+from internvideo.errors import RecipeError
 from internvideo.terminal import say
 
 if TYPE_CHECKING:
@@ -39,7 +40,7 @@ def caption(
     nucleus: Annotated[
         float, typer.Option(min=0.0, max=1.0, help="Draw words instead, from the likeliest that hold this share.")
     ] = 0.0,
-    seed: Annotated[int, typer.Option(help="Of the draws.")] = 0,
+    seed: Annotated[int | None, typer.Option(help="Of the draws of --nucleus, by default 0.")] = None,
     max_length: Annotated[int, typer.Option(min=0, help="Most word pieces; 0 is as many as the model can.")] = 0,
     window: Window = None,
     stride: Stride = None,
@@ -55,11 +56,13 @@ def caption(
     from internvideo.apps.windows import check_window, windows
 
     check_window(window, stride)
+    if seed is not None and not nucleus:
+        raise RecipeError("--seed", f"{seed} without --nucleus, where nothing is drawn", "with --nucleus")
     videos = find_videos(inputs, recursive=recursive)
     model = open_model(encoder, weights, device, precision)
     beams = beams or (1 if nucleus else 4)
     # Tells what does not fit before a video is opened.
-    writer = model.writer(beams=beams, nucleus=nucleus, seed=seed, max_length=max_length)
+    writer = model.writer(beams=beams, nucleus=nucleus, seed=seed or 0, max_length=max_length)
 
     def write(video: VideoFile) -> None:
         for start, end, clip in windows(video.source, model.preprocessing, window=window, stride=stride):

@@ -106,12 +106,20 @@ def one_of(**given: object) -> None:
 def for_each(videos: list[VideoFile], do: Callable[[VideoFile], None]) -> None:
     """Do something with every video; one that cannot be read is told and does not stop the others.
 
+    A piece that ends behind its video is told too.
+
     Raises:
         VideoError: at the end, when some could not be read.
     """
+    from internvideo.apps.windows import behind, open_long
+
     lost = 0
     for video in videos:
         try:
+            if video.end is not None:
+                with open_long(video.path, fps=video.fps) as opened:
+                    if told := behind(opened.info, video.end):
+                        say(f"{video.path}: {told}", err=True)
             do(video)
         except VideoError as error:
             if len(videos) == 1:

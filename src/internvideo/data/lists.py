@@ -183,13 +183,24 @@ def _find_videos(folder: Path) -> list[tuple[Path, str | None, str | None]]:
     return found
 
 
-def _odd_folders(folder: Path, found: Iterable[tuple[Path, str | None, str | None]]) -> Iterator[str]:
+def _odd_folders(folder: Path, found: Sequence[tuple[Path, str | None, str | None]]) -> Iterator[str]:
     """Notes on what the layout of a folder may not mean: splits taken for classes, classes without a video."""
     classes = {label for _, _, label in found if label is not None}
     divided = any(split is not None for _, split, _ in found)
-    if not divided and (splits := sorted(name for name in classes if name.lower() in LIKE_SPLITS)):
+    splits = [] if divided else sorted(name for name in classes if name.lower() in LIKE_SPLITS)
+    if splits:
         told = ", ".join(f"'{shown(name)}'" for name in splits)
         yield f"folders called as splits are, taken as classes: {told}; splits are {', '.join(sorted(SPLIT_FOLDERS))}"
+    deep = not splits and sorted(
+        {
+            video.parent.relative_to(folder).as_posix()
+            for video, split, label in found
+            if label is not None and video.parent != (folder / split if split else folder) / label
+        }
+    )
+    if deep:
+        own = "that of the folder above"
+        yield f"{len(deep)} folders lie below a class folder, such as '{shown(deep[0])}'; their class is {own}"
     above = [split for split in folder.iterdir() if split.is_dir()] if divided else [folder]
     there = {entry.name for place in above for entry in place.iterdir() if entry.is_dir()}
     empty = sorted(name for name in there - classes if not name.startswith("."))

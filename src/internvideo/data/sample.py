@@ -131,8 +131,17 @@ def _not_blank(text: str) -> str:
 
 
 ClassIndex = Annotated[int, BeforeValidator(_class_index), Field(ge=0, lt=MOST_CLASSES)]
-Second = Annotated[float, Field(ge=0.0)]
-Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
+
+
+def _no_truth(value: object) -> object:
+    if isinstance(value, bool):
+        raise ValueError("a number")
+    return value
+
+
+_Number = BeforeValidator(_no_truth)  # pydantic reads true as 1
+Second = Annotated[float, _Number, Field(ge=0.0)]
+Fraction = Annotated[float, _Number, Field(ge=0.0, le=1.0)]
 Text = Annotated[str, Field(min_length=1)]
 Sentence = Annotated[str, AfterValidator(_not_blank)]  # a text encoder can do nothing with a blank one
 
@@ -164,7 +173,7 @@ class Box(_Part):
     x2: Fraction
     y2: Fraction
     labels: tuple[ClassIndex, ...] = ()
-    actor: int = 0
+    actor: Annotated[int, _Number] = 0
 
     @model_validator(mode="after")
     def _ordered(self) -> Self:
@@ -185,7 +194,7 @@ class Choice(_Part):
     """Candidate sentences of which number `answer` (from 0) is right."""
 
     options: tuple[Sentence, ...] = Field(min_length=2)
-    answer: int = Field(ge=0)
+    answer: Annotated[int, _Number, Field(ge=0)]
 
     @model_validator(mode="after")
     def _in_range(self) -> Self:
@@ -223,7 +232,7 @@ class Sample(_Part):
     choices: Choice | None = None
     group: str | None = None
     split: str | None = None
-    fps: Annotated[float, Field(gt=0.0, le=1000.0)] | None = None
+    fps: Annotated[float, _Number, Field(gt=0.0, le=1000.0)] | None = None
     attributes: dict[str, str] = Field(default_factory=dict)
 
     @field_validator("span")

@@ -47,6 +47,8 @@ class Writing:
         if self.beams < 1 or not 0 <= self.nucleus <= 1 or (self.nucleus and self.beams > 1):
             found = f"beams {self.beams}, nucleus {self.nucleus:g}"
             raise RecipeError("writing", found, "1 beam or more; or one beam and a nucleus over 0 up to 1")
+        if self.seed and not self.nucleus:
+            raise RecipeError("seed", f"{self.seed} without a nucleus, where nothing is drawn", "with a nucleus over 0")
 
 
 def predict(

@@ -56,6 +56,14 @@ class OptimizerSettings(_Settings):
                 raise ValueError(f"{pattern!r} is not a regular expression: {error}") from error
         return value
 
+    @model_validator(mode="after")
+    def _of_the_kind(self) -> Self:
+        usual = type(self).model_fields
+        others = ("betas", "eps") if self.kind == "sgd" else ("momentum",)
+        if unread := [name for name in others if getattr(self, name) != usual[name].default]:
+            raise ValueError(f"{', '.join(unread)}: not of the kind '{self.kind}'")
+        return self
+
     def scale(self, clips_per_step: int) -> float:
         """What every rate is multiplied by; `clips_per_step` counts all processes and accumulated batches."""
         return clips_per_step / 256 if self.lr_scaling == "batch/256" else 1.0
