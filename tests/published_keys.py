@@ -1,4 +1,4 @@
-"""Keys and shapes of the published checkpoints at any size, written down from spec/models.md I.1."""
+"""Keys and shapes of the published checkpoints at any size, written down from published checkpoints."""
 
 from __future__ import annotations
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import functools
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -222,3 +223,24 @@ def test_public_names_and_their_types_agree() -> None:
     seen = {alias.name: node.module for node in block.body if isinstance(node, ast.ImportFrom) for alias in node.names}
     assert seen == internvideo._HOMES
     assert f'version = "{internvideo.__version__}"' in (ROOT / "pyproject.toml").read_text()
+
+
+def test_sources_are_public() -> None:
+    """No reader has the specification that the repository was built from; docs/sources.md names what counts."""
+    private = re.compile(r"\bspec/|\b(models|tasks|dependencies)\.md [A-Z0-9]|\bspec [A-Z0-9]")
+    places = [*ROOT.glob("src/**/*.py"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("recipes/**/*.yaml")]
+    places += [*ROOT.glob("benchmarks/*"), *ROOT.glob("examples/*.py"), ROOT / "README.md", ROOT / "CONTRIBUTING.md"]
+    cited = [
+        f"{path.relative_to(ROOT)}: {line.strip()}"
+        for path in places
+        if path.is_file()
+        for line in path.read_text(encoding="utf-8").splitlines()
+        if private.search(line)
+    ]
+    assert cited == []
+    known = (ROOT / "docs" / "sources.md").read_text(encoding="utf-8")
+    named = re.compile(r"(?:Source: |\()([a-z_0-9]+\.py)\b")
+    ours = {path.name for path in ROOT.glob("**/*.py") if ".venv" not in path.parts}
+    for path in ROOT.glob("src/**/*.py"):
+        for name in named.findall(path.read_text(encoding="utf-8")):
+            assert name in ours or name in known, (path.name, name)

@@ -1,4 +1,4 @@
-"""Cross-model attention: placement, parameter counts, and the properties of spec/models.md G.6."""
+"""Cross-model attention: placement, parameter counts, and the properties of paper 3.3."""
 
 from __future__ import annotations
 

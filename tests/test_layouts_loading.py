@@ -53,7 +53,7 @@ def test_an_encoder_alone_is_a_classifier_without_classes() -> None:
 
 
 def test_only_the_towers_of_a_multimodal_checkpoint_are_used() -> None:
-    """Spec D.3: keys outside `clip.` are left out, and the layout says which."""
+    """Multi-Modalities-Pretraining: keys outside `clip.` are left out, and the layout says which."""
     extra = {
         "optimizer.state": torch.zeros(2),
         "itm_head.weight": torch.zeros(2, 64),

@@ -66,10 +66,10 @@ def test_what_refines_hacs_reads_what_its_detector_left() -> None:
         assert folder in detector
 
 
-# --- every row of spec/tasks.md 1.3 and 1.4 ---------------------------------------------------------------------------
+# --- every row of released code ---------------------------------------------------------------------------
 
 # epochs, base rate, drop path, head dropout, layer decay, repeats, views. Repeats of B and L on Kinetics and
-# ActivityNet are the script's default (spec/models.md B), as docs/recipes.md tells.
+# ActivityNet are the script's default (run_class_finetuning.py), as docs/recipes.md tells.
 MASKED: dict[str, tuple[float, ...]] = {
     "paper/finetune_masked_b_k400": (100, 1e-3, 0.1, 0, 0.75, 2, 5),
     "paper/finetune_masked_b_anet": (100, 1e-3, 0.1, 0, 0.75, 2, 5),
@@ -144,7 +144,7 @@ def test_a_row_of_the_multimodal_encoders_table(name: str) -> None:
     assert f"--views {data.sampling.views} --crops 3" in shipped_recipes()[name].read_text(encoding="utf-8")
 
 
-# --- every row of spec/tasks.md 4.1 and 8 -----------------------------------------------------------------------------
+# --- every row of Video-Text-Retrieval -----------------------------------------------------------------------------
 
 # frames, epochs, clips of a step, rate of what is pre-trained; zero-shot: frames, share of CLIP
 RETRIEVAL: dict[str, tuple[tuple[float, ...], tuple[int, float]]] = {

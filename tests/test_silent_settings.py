@@ -32,19 +32,20 @@ RECIPE = {
 }  # fmt: skip
 
 
-def whole_numbers(tree: dict[str, Any]) -> list[str]:
-    return [name for name, value in leaves(tree).items() if type(value) is int and not name.startswith("model.")]
+def numbers(tree: dict[str, Any]) -> list[str]:
+    found = leaves(tree).items()
+    return [name for name, value in found if type(value) in (int, float) and not name.startswith("model.")]
 
 
 @pytest.mark.parametrize("name", RECIPE.values())
-def test_no_whole_number_is_without_a_bound(name: str) -> None:
+def test_no_number_is_without_a_bound(name: str) -> None:
     """10**12 of anything is refused in one line that names the setting, or makes nothing so many times."""
     recipe = read_recipe(name)
-    for setting in whole_numbers(recipe.resolved()):
-        if setting.rpartition(".")[2] in LARGER:
+    for setting in numbers(recipe.resolved()):
+        if setting in LARGER:
             continue
         with pytest.raises(RecipeError) as error:
-            read_recipe(name, [f"{setting}={10**12}"])
+            read_recipe(name, [f"{setting}={10**12}"])  # floats too: 1e12 epochs
         assert setting.rpartition(".")[2] in str(error.value)
 
 
@@ -59,6 +60,17 @@ def test_views_have_a_bound() -> None:
 def test_true_is_no_number(setting: str) -> None:
     with pytest.raises(RecipeError, match=r"is true; allowed: a number"):
         read_recipe("sample/masked", [f"{setting}=true"])
+
+
+@pytest.mark.parametrize("change", ["data.augment.aspect=[true,true]", "optimizer.betas=[false,false]"])
+def test_true_is_no_number_in_lists(change: str) -> None:
+    with pytest.raises(RecipeError, match=r"allowed: a number"):
+        read_recipe("sample/masked", [change])
+
+
+def test_batches_of_one_step_are_of_one_size() -> None:
+    with pytest.raises(RecipeError, match="smaller last batch"):
+        read_recipe("sample/masked", ["loop.accumulate=2", "data.loader.drop_last=false"])
 
 
 def test_a_head_is_not_asked_for_where_there_is_none() -> None:

@@ -257,7 +257,7 @@ def test_adamw_against_the_formula() -> None:
 
 
 def test_sgd_against_the_formula() -> None:
-    """v <- m v + g, w <- w - lr (g + m v) with g = gradient + decay w (Nesterov; spec tasks.md 10)."""
+    """v <- m v + g, w <- w - lr (g + m v) with g = gradient + decay w (Nesterov; DEAR)."""
     weight = nn.Parameter(torch.tensor([[1.0, -2.0]]))
     optimizer = make_optimizer(
         nn.ParameterDict({"weight": weight}), OptimizerSettings(kind="sgd", base_lr=0.1, momentum=0.9, weight_decay=0.5)

@@ -33,7 +33,7 @@ def first(chosen: Any) -> torch.Tensor:
 
 
 def test_the_multimodal_model_takes_the_demo_s_clips() -> None:
-    """Spec D.5: linspace, short side S * 256 / 224, PIL bilinear, centre crop with banker's rounding."""
+    """Linspace, short side S * 256 / 224, PIL bilinear, centre crop with banker's rounding."""
     rule = random_model("multimodal").preprocessing
     video = frames(30)
     scaled = resize(first(video[linspace_frames(30, 4)]), (37, int(37 * 70 / 48)), "pil")
@@ -72,7 +72,7 @@ def test_every_named_model_has_its_clips(name: str) -> None:
 
 
 def test_uniformerv2_takes_sparse_float_clips() -> None:
-    """Spec C.4: torch's bilinear without antialiasing, not rounded; centre at the upper half pixel."""
+    """UniFormerV2 configs: torch's bilinear without antialiasing, not rounded; centre at the upper half pixel."""
     rule = random_model("supervised_multimodal").preprocessing
     video = frames(30)
     scaled = torch.nn.functional.interpolate(
@@ -84,7 +84,7 @@ def test_uniformerv2_takes_sparse_float_clips() -> None:
 
 
 def test_the_masked_encoder_takes_the_centre_by_opencv() -> None:
-    """Spec B, validation."""
+    """run_class_finetuning.py, validation."""
     rule = random_model("supervised").preprocessing
     video = frames(40)
     scaled = resize(first(video[dense_span(40, 4, 4, None)]), (32, int(32 * 70 / 48)), "opencv")
@@ -93,7 +93,7 @@ def test_the_masked_encoder_takes_the_centre_by_opencv() -> None:
 
 
 def test_viclip_squashes() -> None:
-    """Spec F."""
+    """viclip.py."""
     rule = random_model("viclip").preprocessing
     video = frames(30)
     scaled = resize(first(video[segment_middle(30, 4)]), (32, 32), "pil_bicubic")

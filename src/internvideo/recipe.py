@@ -285,6 +285,9 @@ def build_recipe(tree: Mapping[str, Any], where: object = "recipe") -> Recipe:
     except ValidationError as error:
         raise RecipeError(where, "; ".join(_explain(item, tree) for item in error.errors())) from error
     check_numbers(tree, recipe.resolved(), where)
+    if recipe.loop.accumulate > 1 and not recipe.data.loader.drop_last:
+        found = f"'loop.accumulate' is {recipe.loop.accumulate} and 'data.loader.drop_last' false"
+        raise RecipeError(where, f"{found}: a smaller last batch would count as much as the others", "one of them")
     return recipe
 
 

@@ -9,9 +9,12 @@ from internvideo.errors import RecipeError
 from internvideo.tables import STAGES
 
 LARGEST = 10**7
-"""Largest whole number of a setting: what counts samples, words or panoramas is held in memory."""
-LARGER = ("seed", "steps", "log_every", "checkpoint_every", "keep_checkpoints", "cache_megabytes")
-"""Settings that may be larger: nothing is made so many times at once."""
+"""Largest number of a setting: what counts samples, words or panoramas is held in memory."""
+LARGER = (
+    *("loop.seed", "data.loader.seed", "schedule.steps", "schedule.warmup", "schedule.drops"),
+    *("loop.log_every", "loop.checkpoint_every", "loop.keep_checkpoints", "data.loader.cache_megabytes"),
+)
+"""Settings that may be larger: seeds, steps, and limits that take nothing by being large."""
 
 
 def leaves(tree: Mapping[str, Any], above: str = "") -> dict[str, Any]:
@@ -24,7 +27,7 @@ def leaves(tree: Mapping[str, Any], above: str = "") -> dict[str, Any]:
 
 
 def check_numbers(given: Mapping[str, Any], values: Mapping[str, Any], where: object) -> None:
-    """Refuse whole numbers above `LARGEST`, and true or false where a number is meant.
+    """Refuse numbers above `LARGEST`, and true or false where a number is meant; those of lists as well.
 
     Args:
         given: the recipe as it was written. values: as it was understood. where: for messages.
@@ -33,13 +36,19 @@ def check_numbers(given: Mapping[str, Any], values: Mapping[str, Any], where: ob
         RecipeError: naming the setting. Sizes of models are checked where they are built.
     """
     written = leaves(given)
-    for name, value in leaves(values).items():
+    for name, found in leaves(values).items():
         if name.startswith("model."):
             continue
-        if isinstance(written.get(name), bool) and type(value) in (int, float):
-            raise RecipeError(where, f"'{name}' is {str(written[name]).lower()}", "a number")
-        if type(value) is int and abs(value) > LARGEST and name.rpartition(".")[2] not in LARGER:
-            raise RecipeError(where, f"'{name}' is {value}", f"at most {LARGEST:,}")
+        told = written.get(name)
+        each = list(found) if isinstance(found, list | tuple) else [found]
+        as_told = list(told) if isinstance(told, list | tuple) else [told]
+        for number, value in enumerate(each):
+            if type(value) not in (int, float):
+                continue
+            if number < len(as_told) and isinstance(as_told[number], bool):
+                raise RecipeError(where, f"'{name}' is {str(as_told[number]).lower()}", "a number")
+            if abs(value) > LARGEST and name not in LARGER:
+                raise RecipeError(where, f"'{name}' is {value:g}", f"at most {LARGEST:,}")
 
 
 def check_read(data: Mapping[str, Any], usual: Mapping[str, Any], stage: str, init_head: str, where: object) -> None:

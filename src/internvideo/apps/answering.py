@@ -1,4 +1,4 @@
-"""Questions about a video, answered by a network that was trained to (spec tasks.md 5)."""
+"""Questions about a video, answered by a network that was trained to (multi-modalities-downstream)."""
 
 from __future__ import annotations
 

@@ -25,7 +25,7 @@ from internvideo.models.video_language import VideoLanguage
 from internvideo.models.videomae import VideoMAEClassifier, VideoMAEPretrain, run_blocks
 
 SOMETHING_SOMETHING = 174
-"""Classes of the data set whose classifiers were trained on sparse frames (spec B)."""
+"""Classes of the data set whose classifiers were trained on sparse frames (run_class_finetuning.py)."""
 
 Features = Callable[[Any, Tensor, int], Tensor]
 
@@ -78,7 +78,7 @@ def _detector_tokens(module: ActionDetector, clips: Tensor, step: int) -> Tensor
 
 
 def _masked_clips(module: VideoMAEPretrain | VideoMAEClassifier | ActionDetector) -> Preprocessing:
-    """Validation of spec B: the centre clip of stride 4, or sparse middles for Something-Something; OpenCV resize."""
+    """Centre clip of stride 4, or sparse middles for Something-Something; OpenCV resize (run_class_finetuning.py)."""
     config = module.config
     sparse = config.classes == SOMETHING_SOMETHING
     return Preprocessing(
@@ -94,12 +94,12 @@ def _masked_clips(module: VideoMAEPretrain | VideoMAEClassifier | ActionDetector
 
 
 def _uniformer_clips(module: UniFormerV2) -> Preprocessing:
-    """Spec C.4: sparse frames, torch's bilinear resize without antialiasing."""
+    """UniFormerV2 configs: sparse frames, torch's bilinear resize without antialiasing."""
     return Preprocessing(module.config.frames, module.config.image_size, sampler="sparse", style="torch")
 
 
 def _demo_clips(frames: int, size: int) -> Preprocessing:
-    """Spec D.5: from the first frame to the last, short side 256 for 224 pixels, PIL's bilinear, centre crop."""
+    """First frame to last, short side 256 for 224 px, PIL's bilinear, centre crop (Multi-Modalities-Pretraining)."""
     return Preprocessing(frames, size, sampler="linspace", resize=round(size * 256 / 224), style="pil")
 
 
@@ -108,13 +108,13 @@ def _language_clips(module: VideoLanguage) -> Preprocessing:
 
 
 def _viclip_clips(module: ViCLIP) -> Preprocessing:
-    """Spec F: squashed to the square, bicubic. The frame rule is not in the paper: middles of equal pieces."""
+    """viclip.py: squashed to the square, bicubic. The frame rule is not in the paper: middles of equal pieces."""
     config = module.config
     return Preprocessing(config.frames, config.image_size, sampler="segment_middle", squash=True, style="pil_bicubic")
 
 
 def _clip_clips(module: Clip) -> Preprocessing:
-    """Spec E.4: bicubic, centre crop; eight frames."""
+    """Video-Text-Retrieval: bicubic, centre crop; eight frames."""
     return Preprocessing(8, module.config.image_size, sampler="linspace", style="pil_bicubic")
 
 
@@ -161,7 +161,7 @@ def _interaction_scores(module: CrossModel, clips: Tensor, step: int) -> Tensor:
 
 
 def _interaction_clips(module: CrossModel) -> Preprocessing:
-    """As UniFormerV2 (spec G.5), with the frames of the masked encoder."""
+    """As UniFormerV2 (paper 3.3), with the frames of the masked encoder."""
     return Preprocessing(module.masked.config.frames, module.masked.config.image_size, sampler="sparse", style="torch")
 
 

@@ -1,4 +1,4 @@
-"""Sliding windows counted in frames: where they lie in a video and which frames a model sees (spec tasks.md 2.1).
+"""Sliding windows counted in frames: where they lie in a video and which frames a model sees (ActionFormer).
 
 Feature number g of a video at `fps` frames a second stands for the frames g * stride to g * stride + window, so its
 middle is at (g * stride + window / 2) / fps seconds.

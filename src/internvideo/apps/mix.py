@@ -1,7 +1,7 @@
 """Weights between weights: the average of several runs, and the ensemble with the weights they started from.
 
-Source: spec/tasks.md 8 (share x CLIP + (1 - share) x tuned, per tower; several checkpoints averaged before), and
-spec/models.md E.2 (the logit scale stays that of the tuned model).
+Source: Video-Text-Retrieval (share x CLIP + (1 - share) x tuned, per tower; several checkpoints averaged before), and
+multi-modalities-downstream (the logit scale stays that of the tuned model).
 """
 
 from __future__ import annotations

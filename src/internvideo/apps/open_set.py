@@ -1,4 +1,4 @@
-"""Label, belief and uncertainty of clips; "unknown" above the threshold that an evaluation found (spec tasks.md 10)."""
+"""Label, belief and uncertainty of clips; "unknown" above the threshold that an evaluation found (DEAR)."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """Boxes of persons at key frames, by a detector of the transformers package.
 
-Spatio-temporal localisation is tested on a file of boxes, and any will do (spec tasks.md 3.1: a detector trained on
+Spatio-temporal localisation is tested on a file of boxes, and any will do (AlphAction: a detector trained on
 COCO, boxes from a score of 0.8 on); this makes one. The DETR family needs no suppression, no torchvision and no code of
 its own: `pip install internvideo[persons]`.
 """

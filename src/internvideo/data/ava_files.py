@@ -1,4 +1,4 @@
-"""Boxes with actions as AVA writes them: annotations, results, exclusions (spec tasks.md 3.4).
+"""Boxes with actions as AVA writes them: annotations, results, exclusions (AlphAction).
 
 Rows are `video, timestamp, x1, y1, x2, y2, action_id, person_id or score` without header; action ids count from 1,
 corners are fractions. Frames are compared by video and whole second, as the published evaluator does.

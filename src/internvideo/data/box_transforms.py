@@ -1,4 +1,4 @@
-"""Transforms of a clip whose boxes move along (spec tasks.md 3.2). Boxes are (R, 4): x1, y1, x2, y2 in pixels."""
+"""Transforms of a clip whose boxes move along (AlphAction). Boxes are (R, 4): x1, y1, x2, y2 in pixels."""
 
 from __future__ import annotations
 

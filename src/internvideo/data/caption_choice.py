@@ -19,9 +19,9 @@ def with_captions(manifest: Manifest, choice: CaptionChoice) -> Manifest:
     Args:
         manifest: rows with captions.
         choice: "random" leaves them: a new one is drawn whenever a video is read. "each" makes a row of every (video,
-            caption) pair, so that an epoch sees all of them, as the published retrieval recipes count (spec/tasks.md
-            4.1). "first" keeps one, "joined" makes one paragraph of them. "answer" takes what a row of another task
-            answers: the right one of its choices, or its class name.
+            caption) pair, so that an epoch sees all of them, as the published retrieval recipes count
+            (main_task_retrieval.py). "first" keeps one, "joined" makes one paragraph of them. "answer" takes what a row
+            of another task answers: the right one of its choices, or its class name.
 
     Raises:
         ManifestError: a row without captions or answers, where they are chosen.

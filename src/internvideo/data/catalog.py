@@ -1,4 +1,4 @@
-"""The 39 benchmarks of the paper (spec 0 and 12), and the data sets around them: who reads them, how large, how good.
+"""The 39 benchmarks of the paper (paper section 4), and the data sets around them: who reads them, how large, how good.
 
 A benchmark is a (task, data set) pair that has a row or column in one of the paper's tables. Sizes are those of the
 official releases; `tolerance` is the share by which a release is known to differ ("about 240k").

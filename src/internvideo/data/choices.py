@@ -1,4 +1,4 @@
-"""Multiple choice to learn from: batches of clips with K texts each, one of them right (spec tasks.md 5 and 9).
+"""Multiple choice to learn from: batches of clips with K texts each, one of them right (multi-modalities-downstream).
 
 Where a row has the attribute "question", every text is the question followed by an option (TGIF-QA); otherwise the
 options stand alone.

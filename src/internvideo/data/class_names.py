@@ -1,4 +1,4 @@
-"""Classes of one set among the classes of another: Kinetics-400, 600 and 700 among the 710 (spec tasks.md 1.3).
+"""Classes of one set among the classes of another: Kinetics-400, 600 and 700 among the 710 (run_class_finetuning.py).
 
 A name is found as it is, else as the only one with the same letters and digits (the rule by which Kinetics-710 was
 merged), else a map file must say it. Nothing is guessed: every class is found, and no two become one.

@@ -1,4 +1,4 @@
-"""Sequences of features of untrimmed videos: a folder of .npy with an index -> FeatureBatch (spec tasks.md 2.1, 2.2).
+"""Sequences of features of untrimmed videos: a folder of .npy with an index -> FeatureBatch (ActionFormer).
 
 Feature number g of a video at `fps` frames a second stands for the frames g * stride to g * stride + window. Everything
 random is drawn from (seed, epoch, video), so a batch depends on its place alone.

@@ -1,4 +1,4 @@
-"""Clips before a contact with where both hands will be: rows of future hands -> HandBatch (spec tasks.md 11).
+"""Clips before a contact with where both hands will be: rows of future hands -> HandBatch (arXiv 2211.09529).
 
 A row has the attribute "hands" (JSON, as the reader of Ego4D writes it): for each of five moments its frame and the
 positions of the visible hands in pixels; "fps" (30 where missing) tells what a frame is, "size" (WIDTHxHEIGHT) what the

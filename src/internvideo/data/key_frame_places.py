@@ -1,4 +1,4 @@
-"""Which frames of a video a key frame means, and those of the clip around it (spec tasks.md 3.1)."""
+"""Which frames of a video a key frame means, and those of the clip around it (AlphAction)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Clips around key frames, with the boxes of the persons in them: manifest -> RegionBatch (spec tasks.md 3.1).
+"""Clips around key frames, with the boxes of the persons in them: manifest -> RegionBatch (AlphAction).
 
 A row of a manifest has the boxes of one key frame (AVA) or of many (`long.jsonl` of the sample world); those of one
 time are one key frame. Corners are fractions of the frame until a transform turns them into pixels.
@@ -31,7 +31,7 @@ from internvideo.data.skipped import SkippedClips
 from internvideo.errors import InternVideoError, ManifestError, VideoError
 
 MOST_BOXES = 100
-"""Boxes of a training clip (spec 3.1)."""
+"""Boxes of a training clip (AlphAction)."""
 
 Found = TypeVar("Found")
 Order = Sequence[int] | NDArray[np.int64]

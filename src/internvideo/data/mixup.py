@@ -1,4 +1,4 @@
-"""Mixup and CutMix of a batch of clips with its reverse (tasks.md 1.3)."""
+"""Mixup and CutMix of a batch of clips with its reverse (run_class_finetuning.py)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Boxes of objects at key frames, annotated and of a detector, with what happens to each (spec tasks.md 11).
+"""Boxes of objects at key frames, annotated and of a detector, with what happens to each (arXiv 2211.09529).
 
 A row is one key frame: its boxes are of one time, or the attribute "time" tells it where there is none. Files of
 detectors are JSON with pixels: `{"results": {ROW: [{"box": [x1, y1, x2, y2], "noun_category_id": N, "score": S}]}}`

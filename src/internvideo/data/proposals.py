@@ -1,6 +1,6 @@
 """Segments that a detector proposed: read from its file, and brought beside the features of their videos.
 
-The file is of ActivityNet's form, as `internvideo evaluate localisation` writes it (spec tasks.md 2.10).
+The file is of ActivityNet's form, as `internvideo evaluate localisation` writes it (ActionFormer).
 Shapes: C channels, T steps, G actions, P proposals.
 """
 

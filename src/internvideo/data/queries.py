@@ -1,4 +1,4 @@
-"""Queries about long videos: a manifest with a row a query, beside a folder of features (spec tasks.md 11, NLQ).
+"""Queries about long videos: a manifest with a row a query, beside a folder of features (arXiv 2211.09529, NLQ).
 
 A row's first caption is the query, its one segment the answer (none in a test set), its path the video. What a file of
 predictions names is told by the attributes "clip_uid", "annotation_uid" and "query_idx", which `prepare` writes.

@@ -1,4 +1,6 @@
-"""Questions and answers: the vocabulary of answers, and batches of clips with a question each (spec tasks.md 5).
+"""Questions and answers: the vocabulary of answers, and batches of clips with a question each.
+
+Source: multi-modalities-downstream.
 
 An answer is known by its text; one outside the vocabulary has the label -100, which no loss counts.
 """

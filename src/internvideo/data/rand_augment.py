@@ -1,6 +1,6 @@
 """RandAugment on whole clips: the same operations with the same strengths for all frames.
 
-Operations and their strengths are those of the "increasing" policy (models.md B, C.4; tasks.md 1.3): every drawn
+Operations and their strengths are those of the "increasing" policy (timm, auto_augment.py): every drawn
 operation is applied with probability 1/2, its magnitude is normal around `magnitude` in 0..10.
 """
 

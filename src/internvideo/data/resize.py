@@ -1,7 +1,7 @@
 """Resizing and cropping of whole clips, in the pixel arithmetic of the three image libraries the references used.
 
 Frames are (T, 3, H, W) tensors; a decoded clip (T, H, W, 3) seen through `channels_first` is channels-last in memory,
-which is the fast layout of the uint8 resizer. Source: models.md B, C.4, D.5, E.4.
+which is the fast layout of the uint8 resizer. Source: Pillow (Resample.c), OpenCV (resize.cpp).
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Which frames of a video make a clip: the index rules of every data set family.
 
 The rules themselves are plain functions of a frame count `n`; the samplers wrap them behind one protocol for the
-loader. All indices are int64 in [0, n). Source: models.md A.6, B, C.4, D.5, E.3 and tasks.md 1.2, 4.2 of the
-specification; the released rounding (truncation, banker's rounding, float32 spacing) is part of each rule.
+loader. All indices are int64 in [0, n). The released rounding (truncation, banker's rounding, float32 spacing)
+is part of each rule.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class FrameSampler(Protocol):
 
 
 def dense_span(n: int, frames: int, stride: int, end: int | None) -> Indices:
-    """T frames over the `frames * stride` frames before `end`; the whole video when it is not longer (models.md B).
+    """T frames over the `frames * stride` frames before `end`; the whole video when it is not longer (kinetics.py).
 
     The spacing is that of `linspace` over the closed interval, so steps are `stride` or `stride + 1`. A short video
     gives n // stride evenly spread frames, then its last frame.
@@ -96,7 +96,7 @@ def loop(n: int, frames: int, stride: int, start: int) -> Indices:
 
 
 def two_view_order(n: int, segments: int) -> Indices:
-    """(2 T,) the sorted union of the starts and the middles of T equal segments (tasks.md 1.2)."""
+    """(2 T,) the sorted union of the starts and the middles of T equal segments (kinetics.py)."""
     tick = n / segments
     middles = [int(tick / 2.0 + tick * i) for i in range(segments)]
     starts = [int(tick * i) for i in range(segments)]
@@ -117,27 +117,27 @@ def first_then_all(n: int, frames: int) -> Indices:
 
 
 def sparse_test(n: int, frames: int, view: int, views: int) -> Indices:
-    """(T,) round(seg i) + int(seg / (views + 1) (view + 1)), at most n - 1, with seg = (n - 1) / T (models.md C.4)."""
+    """(T,) round(seg i) + int(seg / (views + 1) (view + 1)), at most n - 1, with seg = (n - 1) / T (UniFormerV2)."""
     segment = (n - 1) / frames
     shift = int(segment / (views + 1) * (view + 1))
     return np.asarray([min(round(segment * i) + shift, n - 1) for i in range(frames)], dtype=np.int64)
 
 
 def segment_middle(n: int, frames: int) -> Indices:
-    """(min(T, n),) the middle frame of equal intervals (models.md E.3)."""
+    """(min(T, n),) the middle frame of equal intervals (multi-modalities-downstream)."""
     left, right = _intervals(n, frames)
     return (left + right - 1) // 2
 
 
 def linspace_frames(n: int, frames: int) -> Indices:
-    """(T,) from the first frame to the last, truncated (models.md D.5)."""
+    """(T,) from the first frame to the last, truncated (Multi-Modalities-Pretraining)."""
     return np.linspace(0, n - 1, num=frames).astype(np.int64)
 
 
 def one_per_second(
     n: int, fps: float, most: int, start: float | None = None, end: float | None = None
 ) -> tuple[Indices, Indices]:
-    """One frame a second, thinned evenly to `most` (tasks.md 4.2).
+    """One frame a second, thinned evenly to `most` (Video-Text-Retrieval).
 
     Args:
         n: frames in the video.
@@ -186,7 +186,7 @@ def _check_settings(**settings: int) -> None:
 
 @dataclass(frozen=True)
 class Dense:
-    """T frames, every `stride`-th: the masked encoder on Kinetics (models.md B).
+    """T frames, every `stride`-th: the masked encoder on Kinetics (run_class_finetuning.py).
 
     Test: windows over every `stride`-th frame of the whole video; one view is the centre clip of validation.
     """
@@ -215,7 +215,7 @@ class Dense:
 
 @dataclass(frozen=True)
 class DensePretrain:
-    """T frames with exact stride from a random start, masked pretraining (models.md A.6)."""
+    """T frames with exact stride from a random start, masked pretraining (mae.py)."""
 
     frames: int = 16
     stride: int = 4
@@ -264,7 +264,7 @@ class DenseLoop:
 
 @dataclass(frozen=True)
 class Sparse:
-    """One frame of each of T equal segments: UniFormerV2 (models.md C.4)."""
+    """One frame of each of T equal segments: UniFormerV2 (UniFormerV2 configs)."""
 
     frames: int = 8
     views: int = 4
@@ -286,7 +286,7 @@ class Sparse:
 
 @dataclass(frozen=True)
 class SparseTwoView:
-    """Sparse sampling of the masked encoder on Something-Something (tasks.md 1.2).
+    """Sparse sampling of the masked encoder on Something-Something (kinetics.py).
 
     Attributes:
         frames: T segments.
@@ -328,7 +328,7 @@ class SparseTwoView:
 
 @dataclass(frozen=True)
 class SegmentMiddle:
-    """One frame of each of T equal intervals: the language tasks (models.md E.3).
+    """One frame of each of T equal intervals: the language tasks (multi-modalities-downstream).
 
     A video of fewer than T frames gives all of them, then its last one again.
     """
@@ -352,7 +352,7 @@ class SegmentMiddle:
 
 @dataclass(frozen=True)
 class Linspace:
-    """T frames from the first to the last, the same in training and test (models.md D.5)."""
+    """T frames from the first to the last, the same in training and test (Multi-Modalities-Pretraining)."""
 
     frames: int = 8
 
@@ -372,7 +372,7 @@ class Linspace:
 
 @dataclass(frozen=True)
 class OnePerSecond:
-    """One frame a second of the whole video, thinned evenly to T where there are more: retrieval (tasks.md 4.2).
+    """One frame a second of the whole video, thinned evenly to T where there are more (Video-Text-Retrieval).
 
     The only kind that gives fewer than T indices, of a video shorter than T seconds. The loader fills such a clip with
     black frames and tells the real ones in `Batch.frame_mask`.

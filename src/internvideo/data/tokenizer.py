@@ -1,4 +1,4 @@
-"""CLIP's byte-pair encoding of text (models.md D.4): 49,408 ids, lower case, at most 77 of them.
+"""CLIP's byte-pair encoding of text (Multi-Modalities-Pretraining): 49,408 ids, lower case, at most 77 of them.
 
 The merges are the file in `assets/` (its licence beside it). The encoder is built when the first text arrives.
 """

@@ -1,8 +1,8 @@
 """From decoded frames to model input: one set of random choices a clip, the same for all its frames.
 
 A transform takes a clip (T, H, W, 3) uint8 and gives (3, T, S, S) uint8 contiguous; models normalise. All randomness
-comes from the `RandomState` that the loader seeds for the clip. Source: models.md A.6, B, C.4, D.5, E.3, F of the
-specification.
+comes from the `RandomState` that the loader seeds for the clip. Source: run_class_finetuning.py,
+UniFormerV2 configs, Multi-Modalities-Pretraining.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Clips with a verb and a noun: the attributes "verb" and "noun" of rows as two labels (spec tasks.md 11)."""
+"""Clips with a verb and a noun: the attributes "verb" and "noun" of rows as two labels (arXiv 2211.09529)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The sample world's reaching clips as manifests of what Ego4D asks (spec tasks.md 11), all answers exactly known.
+"""The sample world's reaching clips as manifests of what Ego4D asks (arXiv 2211.09529), all answers exactly known.
 
 `generate_reaches` writes below FOLDER/ego: `clips/...mp4` and
 

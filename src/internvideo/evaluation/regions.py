@@ -48,7 +48,7 @@ def evaluate(
 
     Args:
         trained: an action detector. manifest: rows with boxes at key frames.
-        output: folder. settings: device, workers, and boxes of a person detector (spec 3.4); without those the
+        output: folder. settings: device, workers, and boxes of a person detector (AlphAction); without those the
             annotated boxes are tested. split: only its rows.
 
     Raises:

@@ -1,6 +1,6 @@
 """Text-video retrieval: one model or several, at one number of frames or the best of some, with a bank of texts or not.
 
-Source: spec/tasks.md 4.3, 4.4 and 8.
+Source: Video-Text-Retrieval.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The classification head that a fine-tuning starts with: the old one, its rows of the new classes, or a new one.
 
-Kinetics-710 -> 400, 600, 700 keeps the rows of the classes that are kept (spec tasks.md 1.3), which is why three epochs
-at a tiny rate are enough there. Nothing is done unasked: other classes than the file's need `init_head`.
+Kinetics-710 -> 400, 600, 700 keeps the rows of the classes that are kept (run_class_finetuning.py), which is why three
+epochs at a tiny rate are enough there. Nothing is done unasked: other classes than the file's need `init_head`.
 """
 
 from __future__ import annotations

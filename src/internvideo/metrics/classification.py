@@ -1,4 +1,4 @@
-"""Classification figures: top-k, class means, views, ensembles, zero-shot, answers (spec tasks.md 1.5, 5, 7, 9).
+"""Classification figures: top-k, class means, views, ensembles, zero-shot, answers (run_class_finetuning.py).
 
 NumPy only. All accuracies are fractions in 0..1.
 Legend: N samples, R rows (one a view), C classes, P templates, E joint space.
@@ -162,7 +162,7 @@ def ensemble_weighted(
 
 
 def zero_shot_probabilities(video: Floats, text: Floats, scale: float) -> Floats:
-    """Mean over templates of the soft-max over classes (spec 7), (N, C) float64.
+    """Mean over templates of the soft-max over classes (zero-shot-action-recognition), (N, C) float64.
 
     Args:
         video: (N, E), any length.
@@ -173,7 +173,7 @@ def zero_shot_probabilities(video: Floats, text: Floats, scale: float) -> Floats
 
 
 def zero_shot_ensemble(models: Sequence[tuple[Floats, Floats, float]]) -> Floats:
-    """The same of several models, whose scaled cosines are averaged before the soft-max (spec 8).
+    """The same of several models, whose scaled cosines are averaged before the soft-max (Video-Text-Retrieval).
 
     Args:
         models: video, text and scale of each, as in `zero_shot_probabilities`, of the same rows, templates and classes.
@@ -195,7 +195,7 @@ def answer_accuracy(logits: Floats, labels: Ints, *, known_only: bool) -> float:
     Args:
         logits: (N, C).
         labels: (N,) answer index or -100.
-        known_only: leave those questions out, as released (spec 13.6); otherwise they count as wrong.
+        known_only: leave those questions out, as released; otherwise they count as wrong.
 
     Raises:
         ValueError: no question has a known answer.
@@ -217,7 +217,7 @@ def cross_entropy(logits: Floats, labels: Ints) -> float:
 
 
 def choice_scores(video: Floats, options: Floats, scale: float) -> Floats:
-    """Multiple choice (spec 9): scale x cosine of each video (N, E) with its options (N, K, E), (N, K) float64."""
+    """scale x cosine of each video (N, E) with its options (N, K, E), (N, K) float64 (zero-shot-multiple-choice)."""
     scores: Floats = scale * np.einsum(
         "ne,nke->nk", unit(video.astype(np.float64)), unit(options.astype(np.float64)), optimize=True
     )

@@ -1,4 +1,4 @@
-"""Figures of boxes in frames: AVA frame mAP, COCO box AP, Ego4D short-term anticipation (spec tasks.md 3.5 and 11).
+"""Figures of boxes in frames: AVA frame mAP, COCO box AP, Ego4D short-term anticipation (ava_eval.py).
 
 NumPy only. Boxes are (x1, y1, x2, y2). Legend: N predictions, G ground truths, I IoU thresholds.
 """
@@ -83,8 +83,8 @@ def _by_frame(frames: Ints) -> Iterator[Ints]:
 def frame_average_precision(truth: Boxes, predicted: Boxes, threshold: float = 0.5) -> dict[int, float]:
     """AVA: AP of every class that has ground truth, PASCAL matching. mAP is the mean of the values.
 
-    A prediction is compared with the ground truth of highest IoU alone: a second hit is a false positive
-    (spec 13.10). Predicted boxes without extent are dropped.
+    A prediction is compared with the ground truth of highest IoU alone: a second hit is a false positive.
+    Predicted boxes without extent are dropped.
 
     Args:
         truth, predicted: one row a box and class. threshold: IoU, ">=".
@@ -194,7 +194,7 @@ def anticipation_average_precision(
         verb, seconds: whether verb and time to contact must be right as well as box and noun.
         top: of each image the (top - 1) x G best-scored false positives are not counted; None counts all.
         iou: ">". tolerance: of the time to contact, seconds, "<=".
-        skip_empty: leave out images without predictions together with their ground truth, as published (spec 13.9).
+        skip_empty: leave out images without predictions together with their ground truth, as published.
 
     Returns:
         noun -> AP in 0..1, or None for a noun that is predicted and never true.

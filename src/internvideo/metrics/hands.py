@@ -1,4 +1,4 @@
-"""Figures of future hands: how far predicted positions are off (spec tasks.md 11). NumPy only.
+"""Figures of future hands: how far predicted positions are off (arXiv 2211.09529). NumPy only.
 
 Positions are (N, 5, 2, 2): sample, moment (the last is the contact), hand (left, right), x and y in pixels; a hand at
 (0, 0) is not visible, as in the published files.

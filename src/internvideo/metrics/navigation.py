@@ -1,4 +1,6 @@
-"""Metrics of instruction-following walks: how near, how direct, how faithful to the reference path (spec tasks.md 6.2).
+"""Metrics of instruction-following walks: how near, how direct, how faithful to the reference path.
+
+Source: Visual-Language-Navigation.
 
 NumPy only. Shapes: n positions of a walk, m positions of a reference path, (x, y) or (x, y, z) in metres each; the
 height may stand anywhere, `up` says where.

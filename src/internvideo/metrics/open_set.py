@@ -1,4 +1,4 @@
-"""Figures of open-set recognition: known from unknown by uncertainty (spec tasks.md 10).
+"""Figures of open-set recognition: known from unknown by uncertainty (DEAR).
 
 NumPy only. Legend: N samples, C known classes, U unknown classes. "Positive" is unknown: the more uncertain.
 """
@@ -71,7 +71,7 @@ def _joined(known: Floats, unknown: Floats) -> tuple[Floats, NDArray[np.bool_]]:
 def binary_figures(known: Floats, unknown: Floats, threshold: float | None = None) -> dict[str, float]:
     """auroc, aupr and fpr95 of raw uncertainties, or of those binarised (u > threshold), which the paper's table has.
 
-    Both are to be reported (spec 13.7): binarising loses what lies on either side of the threshold.
+    Both are to be reported: binarising loses what lies on either side of the threshold.
     """
     if threshold is not None:
         known, unknown = (np.asarray(part > threshold, dtype=np.float64) for part in (known, unknown))

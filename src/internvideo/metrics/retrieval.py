@@ -1,4 +1,4 @@
-"""Text-video retrieval figures: ranks, recall, median and mean rank, dual soft-max (spec tasks.md 4.3, 4.4, 13.3-13.5).
+"""Text-video retrieval figures: ranks, recall, median and mean rank, dual soft-max (Video-Text-Retrieval).
 
 NumPy only. Rows of a similarity are texts (Q), columns are videos (V). Recalls are fractions in 0..1, ranks start at 1
 in the figures and at 0 inside. A similarity is read once a direction and never copied or transposed.
@@ -80,8 +80,8 @@ def row_ranks(similarity: Floats, target: Ints | None = None, ties: Ties = "pess
     Args:
         similarity: (Q, V), finite.
         target: (Q,) column of each row.
-        ties: `optimistic` counts the strictly better ones (spec 4.4), `pessimistic` the equal ones too, `official` is
-            the published counter that returns every exact match (more ranks than rows on tied data, spec 13.3).
+        ties: `optimistic` counts the strictly better ones, `pessimistic` the equal ones too, `official` is
+            the published counter that returns every exact match (more ranks than rows on tied data, ).
 
     Returns:
         (Q,) int64, or one entry a match for `official`.
@@ -115,7 +115,7 @@ def best_caption(similarity: Floats, owner: Ints, videos: int) -> Floats:
 
 
 def dual_softmax(similarity: Floats, axis: int = 0) -> Floats:
-    """Similarity x its soft-max along `axis`, in the dtype of `similarity` (spec 4.3).
+    """Similarity x its soft-max along `axis`, in the dtype of `similarity` (Video-Text-Retrieval).
 
     The similarity must already carry the scale of about 100; there is no other temperature. float32 underflows beyond
     a gap of about 87 and then ties; the tasks pass float64.
@@ -193,7 +193,7 @@ def directions(
         similarity: (Q, V).
         owner: (Q,) video of each text; None says that text i belongs to video i (square).
         dual: `released` processes as published: the text-to-video product over the text axis, for square data the
-            same on the transposed matrix, for many captions the text-to-video product again (spec 13.5).
+            same on the transposed matrix, for many captions the text-to-video product again.
             `clean` always takes the product over the video axis for video to text.
         ties: as `row_ranks`.
     """
@@ -213,7 +213,7 @@ def rank_figures(ranks: Ints, *, median: Literal["mean", "lower"] = "mean") -> d
     Args:
         ranks: (Q,) 0-based.
         median: for an even count the mean of the two middle ranks, or the lower one (the published many-caption
-            text-to-video counter, spec 13.4).
+            text-to-video counter, ).
     """
     if len(ranks) == 0:
         raise ValueError("no queries: a recall of nothing is undefined")

@@ -1,4 +1,4 @@
-"""Figures of temporal localisation: tIoU, mAP, recall at k x, grounded spans (spec tasks.md 2.8 and 11).
+"""Figures of temporal localisation: tIoU, mAP, recall at k x, grounded spans (eval_detection.py, arXiv 2211.09529).
 
 NumPy only. Times are seconds. Legend: N predictions, G ground truths, I tIoU thresholds, C classes, K choices of k.
 """
@@ -60,7 +60,7 @@ class Detections:
         return Detections(self.video[rows], self.label[rows], self.span[rows], self.score[rows])
 
     def best_first(self) -> Detections:
-        """Sorted by score, equal scores in file order: the published sort is unstable on ties (spec 13.2)."""
+        """Sorted by score, equal scores in file order: the published sort is unstable on ties."""
         return self.take(np.argsort(-self.score, kind="stable"))
 
 
@@ -75,7 +75,7 @@ def tiou(spans: Floats, truths: Floats, *, union: Literal["true", "hull"] = "tru
 
     Args:
         spans, truths: starts and ends.
-        union: "hull" divides by the distance between the outermost ends, as the Ego4D evaluators do (spec 13.11).
+        union: "hull" divides by the distance between the outermost ends, as the Ego4D evaluators do.
     """
     left = np.maximum(spans[:, None, 0], truths[None, :, 0])
     right = np.minimum(spans[:, None, 1], truths[None, :, 1])
@@ -153,7 +153,7 @@ def average_precision(
         truth: repeats are dropped; scores are not read. predicted: other classes and videos may occur.
         thresholds: tIoU, ">=".
         released: the published evaluator numbers the classes of the ground truth anew, and a predicted class that has
-            none keeps its number: where that is another's new number, it counts as the other's (spec 13.1).
+            none keeps its number: where that is another's new number, it counts as the other's.
 
     Returns:
         (I, C) in 0..1, and the C class indices. A class without predictions has 0.
@@ -283,7 +283,7 @@ def grounded_recall(
     Args:
         truths: (Q, 2) one span a query.
         predicted: per query (N, 2) spans, best first; at least one.
-        thresholds: ">" with the hull union (spec 13.11). ks: how many predictions count.
+        thresholds: ">" with the hull union. ks: how many predictions count.
 
     Returns:
         (I, K), and the mean tIoU of the first prediction, which the published evaluator prints as that of the best

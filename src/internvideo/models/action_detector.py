@@ -1,4 +1,4 @@
-"""What each person at a key frame does: the masked encoder, a norm, and a head on boxes (spec tasks.md 3.2 and 3.3).
+"""What each person at a key frame does: the masked encoder, a norm, and a head on boxes (AlphAction).
 
 Legend: B clips, R boxes of all of them, T frames, H W pixels of the frame, p patch, D width, C classes.
 """
@@ -43,7 +43,7 @@ class FrameTrunk(Trunk):
         return super()._table()
 
     def reset_parameters(self) -> None:
-        """As the classifier, spec models.md B: truncated normal matrices of std .02."""
+        """As the classifier, modeling_finetune.py: truncated normal matrices of std .02."""
         self.reset_trunk()
         for module in self.modules():
             if isinstance(module, nn.Linear) and module is not self.patch_embed.proj:

@@ -1,4 +1,4 @@
-"""ActionFormer: one-stage temporal detector over a feature sequence (spec tasks.md 2.3).
+"""ActionFormer: one-stage temporal detector over a feature sequence (arXiv 2202.07925).
 
 Parameter names are the published ones, so that published checkpoints load as they are.
 Shapes: B batch, C channels, T time steps, D width, H heads, W window, K classes, l level.
@@ -24,7 +24,7 @@ MASKED_KEY = -1e4
 
 @dataclass(frozen=True)
 class ActionFormerConfig:
-    """Sizes (the table in spec 2.3).
+    """Sizes (the table in ActionFormer).
 
     Attributes:
         input_width: channels of the features.
@@ -373,5 +373,5 @@ class ActionFormer(nn.Module):
         return tuple(found)
 
     def no_weight_decay(self, name: str, parameter: Tensor) -> bool:
-        """Only convolution kernels decay: not biases, norms, scales, relative positions (spec 2.3)."""
+        """Only convolution kernels decay: not biases, norms, scales, relative positions (ActionFormer)."""
         return name.endswith(("bias", "scale", "rel_pe")) or "norm" in name or ".ln" in name

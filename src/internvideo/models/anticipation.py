@@ -1,4 +1,4 @@
-"""What will be done to objects in boxes, and in how many seconds (spec tasks.md 11, short-term anticipation).
+"""What will be done to objects in boxes, and in how many seconds (arXiv 2211.09529, short-term anticipation).
 
 Legend: B clips, R boxes of all of them, D width, C verbs.
 """

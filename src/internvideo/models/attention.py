@@ -1,6 +1,6 @@
 """The only attention of the package: one call of the fused kernel, two ways of holding the projections.
 
-Shapes: B batch, N query tokens, K key tokens, D width, H heads, d = D / H. Source: spec/models.md A.2, C.1, E.1, G.3.
+Shapes: B batch, N query tokens, K key tokens, D width, H heads, d = D / H. Source: arXiv 1706.03762.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """The only transformer layer of the package: pre-norm attention and feed-forward, self, causal, cross or gated.
 
-Source: spec/models.md A.2 (VideoMAE), C.1 (CLIP blocks and global UniBlocks), G.3 (cross-model attention).
+Source: modeling_pretrain.py, uniformerv2_model.py (CLIP and global blocks), paper 3.3 (cross-model attention).
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class DropPath(nn.Module):
     """Stochastic depth: in training a residual branch is dropped with probability `rate`, drawn per index of `dim`.
 
     `dim` 0 drops samples. `dim` 1 of (B, N, D) drops token positions for the whole batch: what the published
-    UniFormerV2 does, whose layout is (N, B, D) (spec/models.md C.1).
+    UniFormerV2 does, whose layout is (N, B, D) (uniformerv2_model.py).
     """
 
     def __init__(self, rate: float, dim: int = 0) -> None:

@@ -1,7 +1,7 @@
 """The caption decoder: word features attend to a fixed number of pooled visual tokens and predict the next word.
 
 Shapes: B batch, L words, K visual tokens, V vocabulary, W width, Wv visual width, H heads.
-Source: spec/models.md E.1.
+Source: multi-modalities-downstream.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """CLIP's pieces: the frame stem, its transformer layers, the text tower and the plain image-text model.
 
 Shapes: B batch, T frames, S side, N = 1 + HW tokens of a frame (class token first), D width, L words, E joint space.
-Source: spec/models.md C.1 (stem and layers), D.2 (text tower and initialisation).
+Source: uniformerv2_model.py (stem and layers), Multi-Modalities-Pretraining (text tower and initialisation).
 """
 
 from __future__ import annotations
@@ -141,7 +141,7 @@ class TextConfig:
 
 
 class TextTower(nn.Module):
-    """CLIP's causal text transformer (spec/models.md D.2).
+    """CLIP's causal text transformer (Multi-Modalities-Pretraining).
 
     Args:
         config: sizes.
@@ -217,7 +217,7 @@ def without_filling(video: Tensor, frame_mask: Tensor | None) -> Tensor:
 
 
 def masked_mean(frames: Tensor, frame_mask: Tensor | None) -> Tensor:
-    """Mean over the real frames of (B, T, E); all of them for None, and none divides by 1 (spec/tasks.md 4.3)."""
+    """Mean over the real frames of (B, T, E); all of them for None, and none divides by 1 (Video-Text-Retrieval)."""
     if frame_mask is None:
         return frames.mean(dim=1)
     weights = frame_mask[:, :, None].to(frames)
@@ -295,7 +295,7 @@ class ClipConfig:
 
 
 class Clip(nn.Module):
-    """The image-text model that the multimodal encoders start from (spec/models.md C.3, D.2).
+    """The image-text model that the multimodal encoders start from (openai/CLIP).
 
     Its state dict in the public key layout is read by `weight_tables.CLIP`. A clip's vector is the mean of those of its
     real frames, each of length one (ArrowLuo/CLIP4Clip, modules/modeling.py, `_loose_similarity` with meanP).

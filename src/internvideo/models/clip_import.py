@@ -1,6 +1,6 @@
 """Start a multimodal encoder from CLIP: which tensors come over, which start afresh, which are left behind.
 
-Source: spec/models.md C.3 (UniFormerV2), D.1 and D.3 (video-language model), F (ViCLIP).
+Source: uniformerv2_model.py, Multi-Modalities-Pretraining (video-language model), viclip.py.
 """
 
 from __future__ import annotations

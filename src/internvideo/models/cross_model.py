@@ -4,7 +4,7 @@ The masked encoder's tokens read mid-level tokens of the multimodal encoder; at 
 token reads the masked encoder's tokens; a learned linear combination joins the two scores. With all gates at zero both
 encoders answer exactly as they do alone.
 
-Shapes: B batch, S stages n, D widths, C classes. Source: spec/models.md G (the published code has no such module).
+Shapes: B batch, S stages n, D widths, C classes. Source: paper 3.3 (the published code has no such module).
 """
 
 from __future__ import annotations

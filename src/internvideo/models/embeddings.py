@@ -1,6 +1,6 @@
 """From pixels to tokens: normalisation, tubelet embedding, sin-cos positions and their resizing.
 
-Source: spec/models.md A.2 (tubelets, 1-D sin-cos table) and B (resized table of the classifier).
+Source: modeling_pretrain.py (tubelets, 1-D sin-cos table) and modeling_finetune.py (resized table of the classifier).
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ HALF_MEAN, HALF_STD = (0.45, 0.45, 0.45), (0.225, 0.225, 0.225)
 """What VideoMAE and ViCLIP, CLIP and the multimodal model, and UniFormerV2 were taught with."""
 
 NATIVE_SIZE, NATIVE_FRAMES = NATIVE_CLIP = 224, 16
-"""The clip, pixels and frames, for which the published code builds the table that it then resizes (spec B)."""
+"""The clip, pixels and frames, for which modeling_finetune.py builds the table that it then resizes."""
 
 
 class Normalise(nn.Module):
@@ -52,7 +52,7 @@ class TubeletEmbedding(nn.Module):
     """A linear map of cubes of `tubelet` frames x `patch` x `patch` pixels, equal to a Conv3d with kernel = stride.
 
     Holding the map as one Linear lets the masked encoder cut out the visible cubes first and multiply only those.
-    The initialisation is the framework's own, as for the published convolution (spec A.5).
+    The initialisation is the framework's own, as for the published convolution (modeling_pretrain.py).
 
     Args:
         width: D.
@@ -93,7 +93,7 @@ class TubeletEmbedding(nn.Module):
 
 
 def sin_cos_table(tokens: int, width: int) -> Tensor:
-    """Fixed positions over the flattened token index: sin at even and cos at odd channels (spec A.2).
+    """Fixed positions over the flattened token index: sin at even and cos at odd channels (modeling_pretrain.py).
 
     Returns:
         (N, D) float32, computed in float64.
@@ -110,7 +110,7 @@ def sin_cos_table(tokens: int, width: int) -> Tensor:
 
 
 def resize_table(table: Tensor, grid: tuple[int, int, int], target: tuple[int, int, int]) -> Tensor:
-    """Resize positions: bicubic over rows and columns within each slot, then linear over time (spec B).
+    """Resize positions: bicubic over rows and columns within each slot, then linear over time (modeling_finetune.py).
 
     Args:
         table: (N, D) float32 for `grid`.
@@ -138,7 +138,7 @@ def resized_table(
     tubelet: int,
     clip: tuple[int, int] = NATIVE_CLIP,
 ) -> Tensor:
-    """The classifier's table at another size: that of the pretraining's clip, resized (spec B).
+    """The classifier's table at another size: that of the pretraining's clip, resized (modeling_finetune.py).
 
     A patch that does not divide 224 pixels has the table of the whole patches, as released (OpenGVLab/InternVideo,
     InternVideo1/Pretrain/VideoMAE/modeling_finetune.py: `org_img_size[1] // patch_size`).

@@ -16,7 +16,7 @@ class ModelEntry:
     Attributes:
         build: config -> model, initialised.
         config: frozen dataclass with the published sizes; `create_model` replaces fields of it.
-        parameters: millions, from spec/models.md H; None where the spec has no figure.
+        parameters: millions, as the papers give them; None where they give none.
         about: one line for `internvideo list models`.
     """
 

@@ -1,6 +1,6 @@
 """Name -> model: the one table of named sizes, and how a recipe changes them.
 
-Source: spec/models.md A.1, B and H.
+Source: modeling_pretrain.py, modeling_finetune.py.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ _SIZES: dict[str, VideoMAEConfig] = {
         patch_size=14, width=1664, depth=48, heads=16, mlp_ratio=64 / 13, decoder_width=512, decoder_heads=8
     ),
 }
-"""Decoder depth 4 as in the paper; the scripts use 12 for L and 8 for H (spec A.1)."""
+"""Decoder depth 4 as in the paper; the scripts of modeling_pretrain.py use 12 for L and 8 for H."""
 
 _PRETRAIN_MILLIONS = {
     "s": 24.029,
@@ -98,7 +98,7 @@ _DETECTORS: dict[str, tuple[ActionFormerConfig, float | None, str]] = {
         "110 classes, 8 levels, windows of 9, up to 1024 steps",
     ),
 }
-"""ActionFormer for each benchmark (spec/tasks.md 2.3, and 11 for Ego4D's moments)."""
+"""ActionFormer for each benchmark (ActionFormer, arXiv 2211.09529 for Ego4D's moments)."""
 
 _DETECTOR_ENTRIES = {
     f"actionformer-{name}": ModelEntry(ActionFormer, config, millions, f"temporal detector on features: {about}")
@@ -110,7 +110,7 @@ _REFINERS = {
         TCANet, TCANetConfig(), None, "refines a detector's segments: encoder of width 512, three regressors in cascade"
     )
 }
-"""TCANet as for HACS, on SlowFast's 2304 channels (spec/tasks.md 2.9)."""
+"""TCANet as for HACS, on SlowFast's 2304 channels (TCANet)."""
 
 _GROUNDERS = {
     "grounder": ModelEntry(

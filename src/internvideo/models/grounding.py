@@ -1,4 +1,4 @@
-"""Grounding a sentence in a long video: where the answer begins and ends (spec tasks.md 11, in the manner of VSLNet).
+"""Grounding a sentence in a long video: where the answer begins and ends (arXiv 2211.09529, in the manner of VSLNet).
 
 Features of the video and words meet in context-query attention; a score of every step, guided by the whole query, says
 whether it belongs to the answer and weighs it; two predictors in a row tell the first and the last step.

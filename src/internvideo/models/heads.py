@@ -1,7 +1,7 @@
 """Question answering and multiple choice on top of the multimodal model.
 
 Shapes: B batch, T frames, S side, L words, K choices, A answers, D video width, W text width.
-Source: spec/models.md E.2.
+Source: multi-modalities-downstream.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ class AnswerConfig:
 
     Attributes:
         model: towers and caption decoder; their projections and its predictor are left out.
-        answers: A, the frequent answers (MSRVTT 1501, MSVD 1001, TGIF-frame 1541; spec/models.md E.3).
+        answers: A, the frequent answers (MSRVTT 1501, MSVD 1001, TGIF-frame 1541; multi-modalities-downstream).
         dropout: of the head. layers: linear layers of the head, two in the released code, three in the paper.
         video: whether the video is seen; without it the network answers from the question alone, as a baseline.
     """
@@ -45,7 +45,7 @@ class AnswerHead(nn.Sequential):
     """(Dropout, linear to twice the width, layer norm, GELU) once for two layers, twice for three; dropout, linear.
 
     (..., F) -> (..., outputs). The published code has two linear layers, the paper speaks of three, whose hidden ones
-    are here of one width (spec/models.md E.2). ValueError for less than two.
+    are here of one width (multi-modalities-downstream). ValueError for less than two.
     """
 
     def __init__(self, features: int, outputs: int, dropout: float = 0.5, layers: int = 2) -> None:

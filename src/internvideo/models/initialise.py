@@ -1,6 +1,6 @@
 """What a model starts from: the weights of an earlier stage, read strictly into the part they belong to.
 
-Source: paper 3.2 and 3.3; spec/models.md B (classifier from pretraining), C.3, D.3 and F (CLIP), G (interaction).
+Source: paper 3.2, 3.3; modeling_finetune.py (classifier from pretraining), uniformerv2_model.py, viclip.py (CLIP).
 """
 
 from __future__ import annotations

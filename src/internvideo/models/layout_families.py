@@ -5,11 +5,11 @@
   under `encoder.` or `backbone.`. Without a head: an encoder alone.
 - *transformers VideoMAE* pretraining and classifier, *transformers CLIP*: see `hugging_face`.
 - *UniFormerV2*: `transformer.dec`, `transformer.proj`; local blocks under `lmhra1`, `lmhra2`; no `balance` when frozen.
-- *InternVideo-MM*: `clip.visual_proj` and so on; only `clip.` is used and the rest is left out (spec D.3), but for a
-  caption decoder that can write. *Question answering* and *multiple choice* on it: with decoder and head.
+- *InternVideo-MM*: `clip.visual_proj` and so on; only `clip.` is used; the rest is left out, but for a caption decoder
+  that can write (Multi-Modalities-Pretraining). *Question answering*, *multiple choice* on it: with decoder and head.
 - *ViCLIP*: `vision_encoder.`, `text_encoder.`, `temp`. *CLIP*: OpenAI's names. *Caption decoder*: alone.
 
-Source: spec/models.md A to F, I.
+Source: the files that the releases load (docs/sources.md).
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 What shapes cannot tell is taken from a published size: frames and picture of a model with fixed positions, and every
 setting that has no tensor (drop path, dropout). Heads, and the layers that global blocks read, are taken from one of
 the same width and depth alone; of any other size they must be given. Frames and picture of learned positions are told
-by slots x side^2 = tokens; where that can be two things they are 0 and must be given too. Source: spec/models.md A.1,
+by slots x side^2 = tokens; where that can be two things they are 0 and must be given too. Source: modeling_pretrain.py,
 C.2, D.3, E.1, F, I.
 """
 

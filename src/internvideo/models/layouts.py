@@ -50,7 +50,7 @@ class Layout:
         model: key of MODELS, the published size that is nearest.
         overrides: what differs from it, for `create_model`; plain values, as JSON has them.
         prefix: what stood before the keys.
-        left_out: keys that belong to no part of the model and are not read (spec D.3).
+        left_out: keys that belong to no part of the model and are not read (Multi-Modalities-Pretraining).
         unknown: settings (dotted) that neither the tensors nor a published size tell; `load_layout` must be given them.
         family: the row of the table.
     """
@@ -187,9 +187,9 @@ def load_layout(
         state: published keys -> tensors.
         where: file or source, for messages.
         new_classes: draw the classifier's last layer afresh for so many classes. Of pretraining weights: make a
-            classifier of them (spec B).
+            classifier of them (modeling_finetune.py).
         frames, image_size: of the clips, where they are not those of the file. Positions are resized by the rule of
-            the layout's publisher (`positions`, spec B, F); UniFormerV2 and InternVideo-MM take any number of frames.
+            the layout's publisher (`positions`); UniFormerV2 and InternVideo-MM take any number of frames.
         overrides: further settings of the file's model, nested as in `create_model`, also those that its tensors do not
             tell (`Layout.unknown`).
 
@@ -245,7 +245,7 @@ def _with_new_head(
 def _classifier_from(
     layout: Layout, published: dict[str, Tensor], settings: Overrides, classes: int, where: object
 ) -> nn.Module:
-    """A classifier from pretraining weights: its norm and head as drawn (spec B)."""
+    """A classifier from pretraining weights: its norm and head as drawn (modeling_finetune.py)."""
     kept = {name: value for name, value in settings.items() if not name.startswith(("decoder_", "final_norm"))}
     name = layout.model.replace("-pretrain", "-classifier")
     table = _position_table(layout, configure(layout.model, settings))
@@ -282,7 +282,7 @@ def _clip_settings(
 
 
 def _position_table(layout: Layout, config: VideoMAEConfig) -> str:
-    """InternVideo's and UMT's classifiers resize the pretraining's table for any other clip (spec B)."""
+    """InternVideo's and UMT's classifiers resize the pretraining's table for any other clip (modeling_finetune.py)."""
     own = (config.image_size, config.frames)
     return "native" if layout.family.computed or own == config.native_clip else "resized"
 

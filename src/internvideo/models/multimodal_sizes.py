@@ -1,4 +1,4 @@
-"""The named sizes of the multimodal family (spec/models.md C.2, D, F, G, H)."""
+"""The named sizes of the multimodal family (UniFormerV2 configs, Multi-Modalities-Pretraining, viclip.py)."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def build_answering(config: AnswerConfig) -> VideoQuestionAnswering:
 
 
 _ANSWERING = {size: _captioner(config, layers=4) for size, config in _MM.items()}
-"""Four decoder layers as in the released answering networks (spec/models.md E.1)."""
+"""Four decoder layers as in the released answering networks (multi-modalities-downstream)."""
 
 _CLIP_TEXT = {size: replace(text, mask_embedding=False) for size, text in _TEXT.items()}
 _CLIP = {

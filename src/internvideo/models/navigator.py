@@ -2,7 +2,7 @@
 
 Every direction of a panorama is seen three times: an image tower on the last picture, the masked video encoder on the
 last T pictures of that direction, a depth tower. The video and image features are put side by side and mapped to the
-width of the planner. Source: spec/tasks.md 6.1; paper 4.3 (vision-language navigation).
+width of the planner. Source: Visual-Language-Navigation; paper 4.3 (vision-language navigation).
 Shapes: B batch, 12 views, T pictures, S side, E image feature, V video feature, C channels of depth.
 """
 

@@ -1,4 +1,4 @@
-"""What open-set recognition adds to a classifier: parts that say how unsure they are (spec tasks.md 10, table 11).
+"""What open-set recognition adds to a classifier: parts that say how unsure they are (DEAR, table 11).
 
 The debiasing head is needed in training alone. The other parts stand in the place of the last linear layer. No loss is
 here. Legend: B batch, T, H, W grid of the last layer's tokens, D width of its features, C classes.

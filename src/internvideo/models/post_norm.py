@@ -1,7 +1,7 @@
 """Layers of BERT: a norm after every addition, where `block.Block` has it before every branch.
 
 The attention and the feed-forward are the package's own. Used by the navigation planner and the waypoint predictor,
-which continue published weights of this form. Source: spec/tasks.md 6.1.
+which continue published weights of this form. Source: Visual-Language-Navigation.
 Shapes: B batch, N tokens, K tokens of the other side, D width.
 """
 

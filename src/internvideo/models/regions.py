@@ -1,4 +1,4 @@
-"""What somebody inside a box does: RoIAlign, the head on it, and box arithmetic (spec tasks.md 3.1 and 3.3).
+"""What somebody inside a box does: RoIAlign, the head on it, and box arithmetic (AlphAction).
 
 Shapes: B clips, R boxes of all clips, T' H' W' token grid, D width, P bins a side, C classes.
 Boxes are (x1, y1, x2, y2) in pixels of the clip unless something else is said.

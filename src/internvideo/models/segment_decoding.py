@@ -1,4 +1,4 @@
-"""From what every point says to segments in seconds (spec tasks.md 2.2 and 2.6)."""
+"""From what every point says to segments in seconds (ActionFormer)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""TCANet: refines the ends of another detector's segments with context from both sides (spec tasks.md 2.9).
+"""TCANet: refines the ends of another detector's segments with context from both sides (TCANet).
 
 Shapes: B videos, C channels, T steps, D width, P proposals of one video, S samples. Times are seconds.
 """

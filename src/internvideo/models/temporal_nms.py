@@ -1,4 +1,4 @@
-"""From many overlapping segments to a few: hard and soft suppression, voting, fusion with class scores (spec 2.6, 2.7).
+"""From many overlapping segments to a few: hard and soft suppression, voting, fusion with class scores (ActionFormer).
 
 NumPy, no compiler. Times are in any one unit. Legend: N segments, C classes.
 """
@@ -60,7 +60,7 @@ def _overlap(segment: Floats, others: Floats, extent: float) -> Floats:
 def suppress(segments: Floats, scores: Floats, settings: SuppressionSettings) -> tuple[Ints, Floats]:
     """Indices kept, best first, and their decayed scores; (N, 2), (N,) -> (K,), (K,), at most `settings.most`.
 
-    Of equal scores the first is taken, in the order that the published kernel's exchanges leave (spec 2.6).
+    Of equal scores the first is taken, in the order that the published kernel's exchanges leave (ActionFormer).
     """
     hard = settings.decay == "hard"
     left = scores.astype(np.float64).copy()

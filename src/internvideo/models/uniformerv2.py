@@ -1,7 +1,7 @@
 """UniFormerV2: a CLIP image transformer per frame, local temporal blocks, and a query token that reads whole clips.
 
 Shapes: B batch, T frames (after temporal downsampling), N = 1 + HW tokens of a frame, D width, C classes.
-Source: spec/models.md C.1 (structure), C.2 (sizes), C.4 (recipe: normalisation, decay).
+Source: uniformerv2_model.py (structure, sizes), UniFormerV2 configs (normalisation, decay).
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """ViCLIP: CLIP's image transformer with joint space-time attention over all patches of a clip, and CLIP's text tower.
 
 Shapes: B batch, T frames, N = 1 + T * HW tokens, D width, E joint space, L words.
-Source: spec/models.md F.
+Source: viclip.py.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The multimodal model: UniFormerV2 video tower, CLIP text tower, contrastive space and caption decoder.
 
 Shapes: B batch, T frames, S side, D video width, W text width, E joint space, L words, V vocabulary.
-Source: spec/models.md D (towers), E.1 (caption decoder), E.2 (weight-space ensemble).
+Source: Multi-Modalities-Pretraining (towers), multi-modalities-downstream (caption decoder, weight-space ensemble).
 """
 
 from __future__ import annotations
@@ -233,7 +233,7 @@ class VideoLanguage(nn.Module):
         return self.visual.layer_id(name.removeprefix("visual.")) if name.startswith("visual.") else self.layers
 
     def no_weight_decay(self, name: str, parameter: Tensor) -> bool:
-        """No decay below two dimensions, nor for embeddings and the query token (spec/models.md D.6)."""
+        """No decay below two dimensions, nor for embeddings and the query token (Multi-Modalities-Pretraining)."""
         return parameter.dim() < 2 or "embedding" in name or name == "visual.query"
 
 

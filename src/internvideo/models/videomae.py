@@ -1,6 +1,6 @@
 """VideoMAE: the masked video encoder, its decoder for pretraining, and its classifier.
 
-Source: spec/models.md A (pretraining) and B (finetuning). Legend: B batch, T frames, S side, N tokens, K kept,
+Source: modeling_pretrain.py and modeling_finetune.py. Legend: B batch, T frames, S side, N tokens, K kept,
 M masked, D width, C classes, P pixel values of one token.
 """
 
@@ -55,7 +55,7 @@ def run_blocks(blocks: nn.ModuleList, tokens: Tensor, checkpointing: bool, last:
 
 
 def no_weight_decay(name: str, parameter: Tensor) -> bool:
-    """Vectors, biases, positions and the mask token are not decayed (spec A.6, B)."""
+    """Vectors, biases, positions and the mask token are not decayed (mae.py, modeling_finetune.py)."""
     return parameter.dim() <= 1 or name.endswith(".bias") or name.rpartition(".")[2] in ("pos_embed", "mask_token")
 
 
@@ -176,7 +176,7 @@ def visible_first(mask: Tensor, kept: int | None) -> tuple[Tensor, int]:
 
 
 class VideoMAEPretrain(nn.Module):
-    """Encodes the visible tokens only and predicts the pixels of the masked ones (spec A.2).
+    """Encodes the visible tokens only and predicts the pixels of the masked ones (modeling_pretrain.py).
 
     Attributes:
         checkpointing: compute activations again in the backward pass.
@@ -204,7 +204,7 @@ class VideoMAEPretrain(nn.Module):
         self.encoder.checkpointing = self.decoder.checkpointing = value
 
     def reset_parameters(self) -> None:
-        """Spec A.5: xavier matrices, mask token cut at one std; embedding and bridge as the framework draws them."""
+        """Xavier matrices, mask token cut at one std; embedding and bridge as torch draws them."""
         self.encoder.reset_trunk()
         init_block_constants(self.decoder.blocks, self.config.layer_scale)
         for part in (self.encoder, self.decoder):
@@ -253,7 +253,7 @@ class VideoMAEPretrain(nn.Module):
 
 
 class VideoMAEClassifier(Trunk):
-    """The masked encoder with a classification head (spec B).
+    """The masked encoder with a classification head (modeling_finetune.py).
 
     Attributes:
         blocks: the layers, to be run one by one where something stands between them.
@@ -271,7 +271,7 @@ class VideoMAEClassifier(Trunk):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Spec B: truncated normal matrices of std .02, the head scaled down by `init_scale`."""
+        """modeling_finetune.py: truncated normal matrices of std .02, the head scaled down by `init_scale`."""
         self.reset_trunk()
         for module in self.modules():
             if isinstance(module, nn.Linear) and module is not self.patch_embed.proj:
@@ -307,7 +307,7 @@ class VideoMAEClassifier(Trunk):
         return self.config.depth + 1
 
     def layer_id(self, parameter_name: str) -> int:
-        """0 for embedding and positions, i + 1 for block i, `layers` for what follows (spec B, layer decay)."""
+        """0 for embedding and positions, i + 1 for block i, `layers` for what follows (layer decay)."""
         if parameter_name.startswith("patch_embed.") or parameter_name in ("pos_embed", "cls_token", "mask_token"):
             return 0
         block = re.match(r"blocks\.(\d+)\.", parameter_name)

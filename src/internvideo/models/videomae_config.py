@@ -1,6 +1,6 @@
 """Sizes and settings of the VideoMAE family.
 
-Source: spec/models.md A (pretraining) and B (finetuning).
+Source: modeling_pretrain.py (pretraining) and modeling_finetune.py (finetuning).
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Where one could walk to: a heat map over angles and distances from depth panoramas, and the places picked from it.
 
 The heat map has 120 angles, 3 degrees apart and clockwise from straight ahead, and 12 distances, 0.25 m to 3 m. The
-predictor takes its twelve views clockwise, a panorama holds them counter-clockwise. Source: spec/tasks.md 6.1.
+predictor takes its twelve views clockwise, a panorama holds them counter-clockwise. Source: Visual-Language-Navigation.
 Shapes: B batch, A = 120 angles, R = 12 distances, D width.
 """
 

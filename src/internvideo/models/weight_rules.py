@@ -1,6 +1,6 @@
 """How published parameter names become ours: rules, tables of rules, and the tables of the VideoMAE family.
 
-Source: spec/models.md I (state dict keys).
+Source: published checkpoints (state dict keys).
 """
 
 from __future__ import annotations

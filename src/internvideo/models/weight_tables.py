@@ -1,6 +1,7 @@
 """The weight tables of the multimodal family: published names -> ours.
 
-Source: spec/models.md I (keys), D.3 and C.3 (CLIP names), E.1 (constant buffers of the caption decoder).
+Source: published checkpoints (keys), uniformerv2_model.py (CLIP names), multi-modalities-downstream (buffers of the
+caption decoder).
 """
 
 from __future__ import annotations

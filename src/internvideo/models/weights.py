@@ -1,7 +1,7 @@
 """Weights in and out: published checkpoints into our models by tables, our own files as safetensors.
 
 Nothing is loaded half: a missing, unused, mis-shaped or non-finite tensor stops with its name and the likely cause.
-Source: spec/models.md I (keys), B (classifier from pretraining weights).
+Source: published checkpoints (keys), modeling_finetune.py (classifier from pretraining weights).
 """
 
 from __future__ import annotations
@@ -139,7 +139,7 @@ def load_part(
 def pretrain_to_classifier(
     state: Mapping[str, Tensor], pooling: Literal["mean", "first"] = "mean"
 ) -> dict[str, Tensor]:
-    """The part of a pretraining state dict that a classifier takes over, under the classifier's names (spec B).
+    """The part of a pretraining state dict that a classifier takes over, under its names (run_class_finetuning.py).
 
     The encoder's final norm is left out under mean pooling, the decoder always.
     """

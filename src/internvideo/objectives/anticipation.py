@@ -1,4 +1,4 @@
-"""Loss of short-term anticipation (spec tasks.md 11). Shapes: R boxes, C verbs."""
+"""Loss of short-term anticipation (arXiv 2211.09529). Shapes: R boxes, C verbs."""
 
 from __future__ import annotations
 

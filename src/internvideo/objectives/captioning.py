@@ -1,4 +1,4 @@
-"""Captioning loss by teacher forcing. Shapes: B batch, L words, V vocabulary. Source: spec/models.md E.1."""
+"""Captioning loss by teacher forcing. Shapes: B batch, L words, V vocabulary. Source: multi-modalities-downstream."""
 
 from __future__ import annotations
 

@@ -23,7 +23,7 @@ def at_least_one(count: Tensor) -> Tensor:
 
 
 def smooth_targets(labels: Tensor, classes: int, smoothing: float = 0.0) -> Tensor:
-    """Hard labels as distributions: 1 - s + s / C on the label, s / C elsewhere (spec/tasks.md 1.3).
+    """Hard labels as distributions: 1 - s + s / C on the label, s / C elsewhere (run_class_finetuning.py).
 
     Args:
         labels: (B,) int64 in 0..C-1.

@@ -1,6 +1,6 @@
 """Contrastive losses between videos and texts, on features or similarities already gathered over all processes.
 
-Shapes: B pairs of the global batch, E joint space. Source: spec/models.md D.6, F; spec/tasks.md 4.3.
+Shapes: B pairs of the global batch, E joint space. Source: Multi-Modalities-Pretraining, viclip.py.
 """
 
 from __future__ import annotations
@@ -102,7 +102,7 @@ def symmetric_dual_softmax(video: Tensor, text: Tensor, scale: Tensor | float) -
 
 
 def dual_softmax_loss(similarity: Tensor, temperature: float = 1000.0) -> Tensor:
-    """Row cross entropy after `dual_softmax`, the released training variant (spec/tasks.md 4.3) -> scalar."""
+    """Row cross entropy after `dual_softmax`, the released training variant (Video-Text-Retrieval) -> scalar."""
     return similarity_loss(dual_softmax(similarity, temperature))
 
 

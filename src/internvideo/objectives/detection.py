@@ -1,4 +1,4 @@
-"""What a temporal detector should say and how far off it is: targets, focal loss, 1-D IoU losses (spec 2.4, 2.5).
+"""What a temporal detector should say and how far off it is: targets, focal loss, 1-D IoU losses (ActionFormer).
 
 Pure functions. Shapes: P points, G ground truths, K classes. Times are in feature steps.
 """

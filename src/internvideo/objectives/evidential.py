@@ -1,4 +1,4 @@
-"""Evidential learning: class evidence as a Dirichlet, whose spread says "I do not know" (spec tasks.md 10).
+"""Evidential learning: class evidence as a Dirichlet, whose spread says "I do not know" (DEAR).
 
 Pure functions. Legend: B batch, C classes, D width. Losses are per sample, (B,), before the mean.
 """

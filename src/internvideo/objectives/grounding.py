@@ -1,4 +1,4 @@
-"""What a grounded span should be (spec tasks.md 11, in the manner of VSLNet): its ends, the steps that belong to it.
+"""What a grounded span should be (arXiv 2211.09529, in the manner of VSLNet): its ends, the steps that belong to it.
 
 Pure functions. Shapes: B queries, T steps. Step t of a sequence goes from t - 0.5 to t + 0.5.
 """

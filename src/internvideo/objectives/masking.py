@@ -1,4 +1,4 @@
-"""Which tokens are hidden in masked pretraining (spec/models.md A.4).
+"""Which tokens are hidden in masked pretraining (masking_generator.py).
 
 A mask is (B, N) bool over tokens in the order time, row, column; True = masked; every sample masks the same number.
 The torch forms draw on the generator's device without waiting for it; the numpy forms repeat the published

@@ -1,4 +1,4 @@
-"""Errors of predicted positions, of those that can be seen (spec tasks.md 11, future hands)."""
+"""Errors of predicted positions, of those that can be seen (arXiv 2211.09529, future hands)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Masked reconstruction: what the decoder must predict, and how far it is off (spec/models.md A.3)."""
+"""Masked reconstruction: what the decoder must predict, and how far it is off (engine_for_pretraining.py)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How far a regressor's refined segments are from the truth (spec tasks.md 2.9).
+"""How far a regressor's refined segments are from the truth (TCANet).
 
 Pure functions. Shapes: P proposals, each with the ground truth that it overlaps most.
 """

@@ -1,4 +1,7 @@
-"""Answering questions about videos: classification over frequent answers, or a choice among a few (spec tasks.md 5)."""
+"""Answering questions about videos: classification over frequent answers, or a choice among a few.
+
+Source: multi-modalities-downstream.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Short-term anticipation: what will be done to each object in a box, and when (spec tasks.md 11)."""
+"""Short-term anticipation: what will be done to each object in a box, and when (arXiv 2211.09529)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Training of the head that finds what a query asks for (spec tasks.md 11)."""
+"""Training of the head that finds what a query asks for (arXiv 2211.09529)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Future hands: where both hands will be at five moments, from the clip before (spec tasks.md 11).
+"""Future hands: where both hands will be at five moments, from the clip before (arXiv 2211.09529).
 
 The model is a classifier of 20 outputs: how far x and y are from the middle, in parts of the frame, at five moments for
 two hands.

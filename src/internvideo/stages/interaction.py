@@ -1,6 +1,6 @@
 """Stage 4: cross-model interaction. Two frozen encoders exchange features, one learned combination gives the score.
 
-Source: paper 3.3 and 4.2.3; spec/models.md G.
+Source: paper 3.3 and 4.2.3.
 """
 
 from __future__ import annotations

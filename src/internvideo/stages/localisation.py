@@ -1,4 +1,4 @@
-"""Training of the temporal detector on feature sequences (spec tasks.md 2.3 to 2.5)."""
+"""Training of the temporal detector on feature sequences (ActionFormer)."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from internvideo.stages.parts import Gather, alone
 
 
 class LocalisationSettings(BaseModel):
-    """The losses, and how segments are found in testing (the table in spec 2.3)."""
+    """The losses, and how segments are found in testing (the table in ActionFormer)."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 

@@ -1,6 +1,6 @@
 """Stage 1: masked video modelling. 90 % of the tubes are hidden, their pixels are rebuilt.
 
-Source: paper 3.1.1; spec/models.md A.3 to A.6.
+Source: paper 3.1.1; engine_for_pretraining.py, masking_generator.py, modeling_pretrain.py, mae.py.
 """
 
 from __future__ import annotations

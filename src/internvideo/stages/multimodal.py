@@ -4,7 +4,7 @@ Captions that stand several times in a batch need no care: equal texts have equa
 which knows the own pair alone, has the value and the gradients of the one that accepts every equal caption in equal
 shares (ViCLIP's). It only cannot fall to zero, but to the mean logarithm of how often the captions stand there.
 
-Source: paper 3.1.2 and 4.2.1; spec/models.md D.6 and E.1.
+Source: paper 3.1.2 and 4.2.1; Multi-Modalities-Pretraining, multi-modalities-downstream.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Imitation of a teacher who knows the way, in steps that are the teacher's or, more and more, the agent's own.
 
-Source: spec/tasks.md 6.1, training.
+Source: Visual-Language-Navigation, training.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Evidential training: a classifier learns how much it has seen for every class (spec tasks.md 10).
+"""Evidential training: a classifier learns how much it has seen for every class (DEAR).
 
 The paper's choice is the "log" loss of "exp" evidence and nothing else; everything else is DEAR's, as options.
 """

@@ -4,7 +4,7 @@ A contrastive loss needs the features of the whole batch at once, but features a
 keep for the backward pass. So each part of the batch is encoded without keeping anything, and encoded again, part by
 part, when the gradient of its features is known: value and gradients are those of the whole batch.
 
-Source: spec/tasks.md 4.3 (loss over gathered batches).
+Source: Video-Text-Retrieval (loss over gathered batches).
 """
 
 from __future__ import annotations

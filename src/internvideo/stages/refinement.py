@@ -1,4 +1,4 @@
-"""Training of the network that refines proposals: a cascade of boundary regressors (spec tasks.md 2.9)."""
+"""Training of the network that refines proposals: a cascade of boundary regressors (TCANet)."""
 
 from __future__ import annotations
 

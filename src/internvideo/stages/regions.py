@@ -1,4 +1,4 @@
-"""Training of the action detector on boxes at key frames (spec tasks.md 3.1 and 3.3)."""
+"""Training of the action detector on boxes at key frames (AlphAction)."""
 
 from __future__ import annotations
 

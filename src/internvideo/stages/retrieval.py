@@ -1,6 +1,6 @@
 """Fine-tuning for text-video retrieval: clips and their captions among those of the whole batch.
 
-Source: paper 4.3.2; spec/tasks.md 4.1 and 4.3.
+Source: paper 4.3.2; Video-Text-Retrieval.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from internvideo.stages.parts import Gather, PartSettings, alone, in_parts
 
 
 class RetrievalSettings(PartSettings):
-    """`loss`: "symmetric" as published, or "dual_softmax", which needs all rows at once (spec/tasks.md 4.3)."""
+    """`loss`: "symmetric" as published, or "dual_softmax", which needs all rows at once (Video-Text-Retrieval)."""
 
     loss: Literal["symmetric", "dual_softmax"] = "symmetric"
 

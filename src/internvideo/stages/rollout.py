@@ -1,7 +1,7 @@
 """Walks of agents through worlds, several side by side: look, find places to go, choose one, go there.
 
 The stage of imitation and the task of navigation walk with the same code; what differs is who chooses.
-Source: spec/tasks.md 6.1. Shapes: A travellers on their way, 12 views, O observation tokens, D width.
+Source: Visual-Language-Navigation. Shapes: A travellers on their way, 12 views, O observation tokens, D width.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Stage 3: supervised post-pretraining. Each encoder learns action labels on its own.
 
-Source: paper 3.2; spec/models.md B and C.4. Mixup and cutmix happen where batches are made (data/mixup.py): a mixed
+Source: paper 3.2; released code. Mixup and cutmix happen where batches are made (data/mixup.py): a mixed
 batch carries soft targets (B, C) in place of class indices.
 """
 

@@ -1,4 +1,4 @@
-"""Verb and noun pretraining: two classifiers on one encoder (spec tasks.md 11)."""
+"""Verb and noun pretraining: two classifiers on one encoder (arXiv 2211.09529)."""
 
 from __future__ import annotations
 

@@ -1,7 +1,8 @@
 """An agent's eyes learn to see in a world: where one can walk to, what stands there, what of it moves.
 
 The published agent takes its waypoint predictor from a graph of places, its depth encoder from PointGoal navigation and
-its image and video encoders from the web (spec tasks.md 6.1). In a world that knows everything all four learn at once.
+its image and video encoders from the web (Visual-Language-Navigation). In a world that knows everything all four learn
+at once.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Question answering: one of the frequent answers to every question about a video (spec 5).
+"""Question answering: one of the frequent answers to every question about a video (multi-modalities-downstream).
 
 Two accuracies stand side by side, always: over all questions, and, as released, over those whose answer is in the
 vocabulary. Both can be told from the prior alone, so the most frequent answer of a question's type is there too; the

@@ -1,4 +1,4 @@
-"""Short-term anticipation: which object will be touched, how and when; top-5 mAP (spec tasks.md 11)."""
+"""Short-term anticipation: which object will be touched, how and when; top-5 mAP (arXiv 2211.09529)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Captioning: a sentence for every clip, judged by what people wrote (paper 3.1.2; spec/models.md E.1).
+"""Captioning: a sentence for every clip, judged by what people wrote (paper 3.1.2; multi-modalities-downstream).
 
 The figures come from the pycocoevalcap and nltk packages (`pip install internvideo[captions]`): BLEU-4, ROUGE-L and
 CIDEr as they are published there, and METEOR without its synonyms, which need a download. Words are split here and not

@@ -1,4 +1,4 @@
-"""Future hands: how far predicted positions of both hands are off at five moments (spec tasks.md 11).
+"""Future hands: how far predicted positions of both hands are off at five moments (arXiv 2211.09529).
 
 Where a row tells positions in observed frames, two guesses are scored beside the model: the hands stay where they are,
 or go on as they do. Both know the positions exactly; the model only sees the clip.

@@ -1,4 +1,4 @@
-"""Language queries: the parts of a video that answer one, the likeliest first; recall beside baselines (spec 11)."""
+"""Language queries: the parts of a video that answer one, the likeliest first; recall (arXiv 2211.09529)."""
 
 from __future__ import annotations
 

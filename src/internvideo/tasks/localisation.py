@@ -1,4 +1,4 @@
-"""Temporal localisation: segments with class and score of every video; mAP over tIoU thresholds, recall (spec 2)."""
+"""Temporal localisation: segments with class and score of every video; mAP over tIoU, recall (ActionFormer)."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from internvideo.tasks.table import BOOTSTRAP, Figures, Result, Table
 
 NAME = "localisation"
 FUSED_CLASSES = 2
-"""Best classes of a video that its class-agnostic segments get (spec 2.7)."""
+"""Best classes of a video that its class-agnostic segments get (ActionFormer)."""
 
 RECALL_OVERLAP = 0.5
 """tIoU of the recall of moment queries."""
@@ -40,7 +40,7 @@ MATCHING = (
     "each prediction the best free action of its class and video, tIoU >=; equal scores in file order; "
     "classes without an action left out"
 )
-"""How the mAP counts, as the protocol tells it (spec 13.1, 13.2, 13.11)."""
+"""How the mAP counts, as the protocol tells it."""
 
 Floats = NDArray[np.floating[Any]]
 Ints = NDArray[np.int64]
@@ -226,9 +226,9 @@ def found_of(table: Table) -> Detections:
 def score(table: Table) -> Result:
     """mAP at every tIoU, mean_mAP over them, recall when 1 and 5 predictions a ground truth count.
 
-    Recall is the mean over classes and tIoU; of a table of moment queries (Ego4D, spec 11) that of all instances at a
-    tIoU above 0.5, the union taken as the hull. Intervals are of videos drawn again. Raises RunError for a table
-    without ground truth.
+    Recall is the mean over classes and tIoU; of a table of moment queries (Ego4D, arXiv 2211.09529) that of all
+    instances at a tIoU above 0.5, the union taken as the hull. Intervals are of videos drawn again. Raises RunError for
+    a table without ground truth.
     """
     truth, predicted = truth_of(table), found_of(table)
     if not len(truth):

@@ -1,4 +1,4 @@
-"""Tables of several video-text models on the same rows as one: their similarities are averaged (spec 8, 9)."""
+"""Tables of several video-text models on the same rows as one: their similarities are averaged."""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Vision-language navigation: walks of an agent and of baselines; how near, how direct, how faithful (spec 6.2)."""
+"""Vision-language navigation: walks of an agent and of baselines; how near, how direct, how faithful.
+
+Source: Visual-Language-Navigation.
+"""
 
 from __future__ import annotations
 

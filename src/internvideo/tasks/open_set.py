@@ -1,4 +1,4 @@
-"""Open-set recognition: which class, how unsure, and unknown or not (spec tasks.md 10).
+"""Open-set recognition: which class, how unsure, and unknown or not (DEAR).
 
 Training videos are read too: 95 % of them shall be accepted as known, which sets the threshold of every method.
 Legend: M training videos, N test videos, C known classes, D width.

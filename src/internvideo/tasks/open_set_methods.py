@@ -1,4 +1,4 @@
-"""The methods of table 11 on features: each learns a last layer, then says class and uncertainty (spec tasks.md 10).
+"""The methods of table 11 on features: each learns a last layer, then says class and uncertainty (DEAR).
 
 A method is a function: training features and labels in, a judge out. A judge is a function: features in,
 (probabilities, uncertainty) out. All of them learn on the same frozen features, alike and for as long.

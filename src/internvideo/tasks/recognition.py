@@ -1,4 +1,7 @@
-"""Recognition: class scores of every view; top-1, top-5 and mean class accuracy, one view and all views (spec 1)."""
+"""Recognition: class scores of every view; top-1, top-5, mean class accuracy of one view and of all views.
+
+Source: run_class_finetuning.py.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Refinement of another detector's segments: mAP of the refined ones, and of the proposals as they were (spec 2.9)."""
+"""Refinement of another detector's segments: mAP of the refined ones, and of the proposals as they were (TCANet)."""
 
 from __future__ import annotations
 

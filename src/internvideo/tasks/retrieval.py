@@ -1,4 +1,4 @@
-"""Text-video retrieval in both directions, raw and with dual soft-max side by side (spec 4, 8)."""
+"""Text-video retrieval in both directions, raw and with dual soft-max side by side (Video-Text-Retrieval)."""
 
 from __future__ import annotations
 
@@ -113,7 +113,7 @@ def encode_texts(
 
 
 def ensemble(tables: Sequence[Table]) -> Table:
-    """One table of several models' on the same split, whose similarity is the mean of theirs (spec 8).
+    """One table of several models' on the same split, whose similarity is the mean of theirs (Video-Text-Retrieval).
 
     Raises:
         RunError: tables of other videos or other captions.

@@ -1,4 +1,4 @@
-"""Spatio-temporal localisation: what every person at a key frame does; frame mAP at IoU 0.5 (spec tasks.md 3)."""
+"""Spatio-temporal localisation: what every person at a key frame does; frame mAP at IoU 0.5 (AlphAction)."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from internvideo.tasks.table import BOOTSTRAP, Figures, Result, Table
 NAME = "spatio_temporal"
 IOU = 0.5
 MATCHING = "each box with the annotated box of highest IoU alone; a second hit is false; equal scores in file order"
-"""How the mAP counts, as the protocol tells it (spec 13.10)."""
+"""How the mAP counts, as the protocol tells it."""
 
 Arrays = dict[str, NDArray[Any]]
 

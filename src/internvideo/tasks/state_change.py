@@ -1,4 +1,4 @@
-"""State-change objects: which object changes its state; COCO AP of one class (spec tasks.md 11)."""
+"""State-change objects: which object changes its state; COCO AP of one class (arXiv 2211.09529)."""
 
 from __future__ import annotations
 

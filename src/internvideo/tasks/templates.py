@@ -1,4 +1,4 @@
-"""Sentences that turn a class name into a text (spec tasks.md 7)."""
+"""Sentences that turn a class name into a text (zero-shot-action-recognition)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Verbs and nouns of clips: top-1 and top-5 of each, and how often both are right (spec tasks.md 11)."""
+"""Verbs and nouns of clips: top-1 and top-5 of each, and how often both are right (arXiv 2211.09529)."""
 
 from __future__ import annotations
 

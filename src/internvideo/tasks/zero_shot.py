@@ -1,4 +1,4 @@
-"""Zero-shot recognition: videos against prompted class names, no class seen in training (spec 7)."""
+"""Videos against prompted class names, no class seen in training (zero-shot-action-recognition)."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def predict(
 
 
 def ensemble(tables: Sequence[Table]) -> Table:
-    """One table of several models', whose similarities are averaged before the soft-max (spec 8).
+    """One table of several models', whose similarities are averaged before the soft-max (Video-Text-Retrieval).
 
     Raises:
         RunError: tables of other videos or views.

@@ -70,7 +70,7 @@ def _depth_scale(module: nn.Module, name: str, decay: float | None) -> float:
 
 
 def layer_scale(decay: float, layer: int, layers: int) -> float:
-    """decay ** (layers - layer): 1 for the head, smallest for the embedding (spec/models.md B, layer decay)."""
+    """decay ** (layers - layer): 1 for the head, smallest for the embedding (run_class_finetuning.py, layer decay)."""
     return decay ** (layers - layer)
 
 
@@ -126,7 +126,7 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
 
 
 class BertAdam(torch.optim.Optimizer):
-    """Adam without bias correction, decoupled weight decay, each tensor's gradient clipped (spec/tasks.md 4.1).
+    """Adam without bias correction, decoupled weight decay, each tensor's gradient clipped (Video-Text-Retrieval).
 
     Args:
         params: parameters or groups.

@@ -17,7 +17,7 @@ def linear_warmup(step: int, warmup: int, start: float, peak: float) -> float:
 def cosine_with_warmup(
     step: int, total: int, *, peak: float, final: float, warmup: int = 0, start: float = 0.0
 ) -> float:
-    """Linear warm-up, then half a cosine from `peak` towards `final` (spec/models.md A.6).
+    """Linear warm-up, then half a cosine from `peak` towards `final` (mae.py).
 
     `step` counts from 0 to total - 1; the value `final` itself would be reached at step `total`.
     """
@@ -40,7 +40,7 @@ def warmup_whole_cosine(progress: float, warmup: float) -> float:
     """Factor of the retrieval recipe: linear up to the share `warmup`, then 0.5 (1 + cos(pi progress)).
 
     The cosine runs over the whole of the run, so the factor jumps down a little where the warm-up ends
-    (spec/tasks.md 4.1).
+    (Video-Text-Retrieval).
 
     Args:
         progress: share of the run that is over, 0..1.

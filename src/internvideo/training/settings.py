@@ -20,11 +20,11 @@ class OptimizerSettings(_Settings):
     """How parameters are moved.
 
     Attributes:
-        kind: "adamw", "bert_adam" (no bias correction, each tensor's gradient clipped to norm 1; spec/tasks.md 4.1) or
-            "sgd" with Nesterov momentum, whose weight decay is part of the gradient (spec/tasks.md 10).
+        kind: "adamw", "bert_adam" (no bias correction, each tensor's gradient clipped to norm 1;
+            Video-Text-Retrieval) or "sgd" with Nesterov momentum, whose weight decay is part of the gradient (DEAR).
         base_lr: peak learning rate before scaling.
         lr_scaling: "batch/256" multiplies every rate by the clips of one step over all processes, repeats not
-            counted, divided by 256 (spec/models.md A.6); "none" takes the rates as they are.
+            counted, divided by 256 (mae.py); "none" takes the rates as they are.
         betas, eps, weight_decay: of Adam; the decay is decoupled. momentum: of sgd.
         no_decay: what is exempt from weight decay. "model" is what the model names, or where it names nothing vectors
             and biases; "biases_and_norms" is what the released retrieval script exempts, names with "bias" or
@@ -79,7 +79,7 @@ class ScheduleSettings(_Settings):
         shape: after the warm-up "cosine" or "linear" from the peak to `final_lr`, "constant", or "steps": a tenth of
             the rate from each of `drops` on;
             "whole_cosine" is 0.5 (1 + cos(pi x)) of the progress x over the whole run, warm-up included, down to 0
-            (spec/tasks.md 4.1).
+            (Video-Text-Retrieval).
         drops: of the shape "steps", in the unit of the length, ascending.
     """
 
@@ -126,7 +126,7 @@ class LoopSettings(_Settings):
 
     Attributes:
         gradient_clip: largest global gradient norm, None for no clipping.
-        accumulate: batches of the loader in one optimizer step.
+        accumulate: batches of the loader in one optimizer step; all of one size, so each counts alike.
         precision: "auto" is bfloat16 autocast on CUDA and float32 elsewhere.
         ema_decay: keep an exponential moving average of the learning parameters; None for none.
         ema_scaled: shorten the average in a short run, so that it spans at most a tenth of the steps.

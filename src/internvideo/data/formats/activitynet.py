@@ -1,6 +1,6 @@
 """ActivityNet's JSON of segments, which ActivityNet 1.3, HACS Segments, THUMOS14 and FineAction share; and HACS Clips.
 
-`database.VIDEO.{subset, duration, fps?, annotations: [{label, segment: [start, end] s, label_id?}]}` (spec 2.10).
+`database.VIDEO.{subset, duration, fps?, annotations: [{label, segment: [start, end] s, label_id?}]}` (ActionFormer).
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ THUMOS_CLASSES = (
     "Diving", "FrisbeeCatch", "GolfSwing", "HammerThrow", "HighJump", "JavelinThrow", "LongJump", "PoleVault",
     "Shotput", "SoccerPenalty", "TennisSwing", "ThrowDiscus", "VolleyballSpiking",
 )  # fmt: skip
-"""In the order of the label ids. CliffDiving is part of Diving: its segments carry both (spec 2.10)."""
+"""In the order of the label ids. CliffDiving is part of Diving: its segments carry both (ActionFormer)."""
 AMBIGUOUS = "ambiguous"
 """A class of THUMOS14 that is not evaluated."""
 _RAW = re.compile(r"(?:raw_class_file_)?(?P<label>[A-Za-z]+)_(?P<split>val|test)\.txt$", re.IGNORECASE)

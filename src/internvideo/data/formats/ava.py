@@ -1,4 +1,4 @@
-"""AVA 2.2 and AVA-Kinetics: persons at key frames with their actions (spec 3.4).
+"""AVA 2.2 and AVA-Kinetics: persons at key frames with their actions (AlphAction).
 
 `video_id,middle_frame_timestamp,x1,y1,x2,y2,action_id,person_id` without header, corners as fractions, one row per box
 and action. Action ids count from 1; class `action_id - 1` here, so all 80 names keep their place.

@@ -1,4 +1,4 @@
-"""Videos with sentences, for retrieval: MSR-VTT, MSVD, LSMDC, ActivityNet Captions, DiDeMo, VATEX (spec 4.5).
+"""Videos with sentences: MSR-VTT, MSVD, LSMDC, ActivityNet Captions, DiDeMo, VATEX (Video-Text-Retrieval).
 
 A row is a video with all its sentences; where retrieval is by paragraph (ActivityNet, DiDeMo) its one caption is all
 sentences joined.

@@ -142,7 +142,7 @@ def _lists(source: AnnotationSource, count: int, expected: str) -> Annotations:
 
 
 def read_open_hmdb(source: AnnotationSource) -> Annotations:
-    """UCF101 split 1 as known, the test clips of HMDB51's split 1 as unknown (spec 10). Raises ManifestError."""
+    """UCF101 split 1 as known, the test clips of HMDB51's split 1 as unknown (DEAR). Raises ManifestError."""
     return _open_set(source, read_hmdb51, r"hmdb-?51?", ("test1", "test", "val"))
 
 

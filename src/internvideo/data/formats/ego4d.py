@@ -1,5 +1,6 @@
-"""Ego4D: four tracks of the paper's figure 1 (spec 11): moments, language queries, short-term anticipation, future
-hands. The fifth, state-change objects, is in ego4d_objects.py.
+"""Ego4D (arXiv 2211.09529), four tracks of the paper's figure 1: moments, language queries, anticipation, future hands.
+
+The fifth, state-change objects, is in ego4d_objects.py.
 
 Clips are files CLIP_UID.mp4, whose times and frames start at 0. Splits are told by the names of the files.
 """

@@ -1,4 +1,4 @@
-"""Ego4D's state-change objects (spec 11): the official annotations of clips, and the COCO export of their frames."""
+"""Ego4D's state-change objects (arXiv 2211.09529): annotations of clips, and the COCO export of their frames."""
 
 from __future__ import annotations
 

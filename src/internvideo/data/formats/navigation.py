@@ -1,4 +1,4 @@
-"""R2R in continuous environments (VLN-CE): episodes as rows (spec 6.3)."""
+"""R2R in continuous environments (VLN-CE): episodes as rows (Visual-Language-Navigation)."""
 
 from __future__ import annotations
 

@@ -23,7 +23,7 @@ from internvideo.data.manifest import explained
 from internvideo.errors import ManifestError
 
 SHORTEST_SECONDS = 1e-3
-"""Shorter segments are no segments to the published evaluators (spec 2.8)."""
+"""Shorter segments are no segments to the published evaluators (eval_detection.py)."""
 _TOKEN = re.compile(r'"(?:[^"\\]|\\.)*"|[{}\[\],:]|[^\s{}\[\],:"]+')
 _SPLITS = {"train": "train", "training": "train", "test": "test", "testing": "test"}
 _SPLITS |= dict.fromkeys(("val", "valid", "validate", "validation"), "val")

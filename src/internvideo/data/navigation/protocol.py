@@ -1,4 +1,6 @@
-"""What an agent that follows instructions needs of any world: poses, panoramas, walks, episodes (spec 6.1, 6.4).
+"""What an agent that follows instructions needs of any world: poses, panoramas, walks, episodes.
+
+Source: Visual-Language-Navigation.
 
 Axes: x and y lie in the floor, heights grow upwards, everything in metres. Headings are radians: 0 looks along +x, and
 they grow counter-clockwise seen from above (pi/2 looks along +y). A positive turn is a turn to the left. View k of a
