@@ -43,7 +43,7 @@ class ExtractSettings:
     Attributes:
         rule: windows and rate. layer, grid: see `clip_encoder`.
         tiles: the encoder sees tiles x tiles squares of larger frames, one after another (`layers.over_tiles`).
-        batch_size: windows at once; None is 16 on a GPU and 2 on a CPU, whose caches more would not fit into.
+        batch_size: windows at once; None is 16 on a GPU and 4 on a CPU, whose caches more would not fit into.
         workers: processes that decode; 0 decodes in this one.
 
     Raises:
@@ -97,7 +97,7 @@ def extract(
     folder = FeatureFolder(output)
     folder.begin(protocol_of(model, settings), classes, fresh=fresh)
     if settings.batch_size is None:
-        settings = replace(settings, batch_size=2 if model.device.type == "cpu" else 16)
+        settings = replace(settings, batch_size=4 if model.device.type == "cpu" else 16)
     run = _Run(items, clips, encode, settings, folder)
     try:
         run.go(progress)

@@ -36,7 +36,7 @@ def extract(
     ] = 1,
     recursive: Annotated[bool, typer.Option("--recursive", "-r", help="Also the folders inside folders.")] = False,
     batch_size: Annotated[
-        int | None, typer.Option(min=1, help="Windows at once; 16 on a GPU, 2 on a CPU.", show_default=False)
+        int | None, typer.Option(min=1, help="Windows at once; 16 on a GPU, 4 on a CPU.", show_default=False)
     ] = None,
     workers: Annotated[int, typer.Option(min=0, help="Processes that decode; 0 decodes beside the model.")] = 0,
     fresh: Annotated[bool, typer.Option("--fresh", help="Begin anew instead of going on.")] = False,

@@ -37,7 +37,7 @@ def localize(
         Path | None, typer.Option("--output", "-o", help="Folder for a timeline of each video, NAME.svg.")
     ] = None,
     batch_size: Annotated[
-        int | None, typer.Option(min=1, help="Windows at once; 16 on a GPU, 2 on a CPU.", show_default=False)
+        int | None, typer.Option(min=1, help="Windows at once; 16 on a GPU, 4 on a CPU.", show_default=False)
     ] = None,
     json_: Json = False,
     device: Device = "auto",
