@@ -19,18 +19,19 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 ROOMS: dict[str, tuple[str, ...]] = {
     "errors": (),
     "terminal": ("errors",),
+    "distributed": ("errors",),
     "untrusted": ("errors",),
     "untrusted_arrays": ("errors", "untrusted"),
     "storage": ("errors", "terminal", "untrusted", "untrusted_arrays"),
-    "data": ("errors", "storage", "untrusted", "untrusted_arrays"),
-    "models": ("errors", "storage", "untrusted"),
+    "data": ("distributed", "errors", "storage", "untrusted", "untrusted_arrays"),
+    "models": ("distributed", "errors", "storage", "untrusted"),
     "objectives": (),
     "metrics": (),
-    "training": ("data.batch", "errors", "storage", "terminal", "untrusted"),
+    "training": ("data.batch", "distributed", "errors", "storage", "terminal", "untrusted"),
     "stages": ("data.batch", "data.navigation.batch", "data.navigation.protocol", "models", "objectives"),
     "tasks": (
         *("data", "models", "objectives", "metrics", "stages"),
-        *("errors", "storage", "terminal", "untrusted", "untrusted_arrays"),
+        *("distributed", "errors", "storage", "terminal", "untrusted", "untrusted_arrays"),
     ),
 }
 """Room -> what it may import of the package besides itself. Single files beside the rooms may import all of them."""

@@ -26,13 +26,13 @@ from internvideo.data.sampling import OnePerSecond
 from internvideo.data.tokenizer import Tokenizer
 from internvideo.data.transforms import EvalTransform, TrainTransform
 from internvideo.data.video_writer import write_video
+from internvideo.distributed import gather_with_gradient
 from internvideo.errors import ManifestError
 from internvideo.models.clip import LARGEST_LOGIT_SCALE, masked_mean, similarity, without_filling
 from internvideo.models.uniformerv2 import UniFormerV2
 from internvideo.objectives.contrastive import symmetric_contrastive, symmetric_dual_softmax
 from internvideo.stages.multimodal import MultimodalSettings, MultimodalStage
 from internvideo.stages.retrieval import RetrievalSettings, RetrievalStage
-from internvideo.training.distributed import gather_with_gradient
 from small_world import batch, learn
 
 POOLED = ("text", "frames", "mask", "logit_scale_log", "logits")

@@ -15,9 +15,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from internvideo import distributed
 from internvideo.data.batch import FeatureBatch, ProposalBatch, QueryBatch, RegionBatch
 from internvideo.recipe import STAGES
-from internvideo.training import distributed
 from test_stages import CASES, IDS, MODELS, build_stage, generator, inputs
 
 SCRIPT = Path(__file__)

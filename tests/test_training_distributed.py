@@ -11,8 +11,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from internvideo import distributed
 from internvideo.errors import RunError
-from internvideo.training import checkpoint, distributed
+from internvideo.training import checkpoint
 from internvideo.training.logging import read_metrics
 from training_stand_ins import TinyLoader, TinyStage, run
 

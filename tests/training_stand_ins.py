@@ -14,8 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from internvideo.data.batch import Batch
-from internvideo.errors import RunError
-from internvideo.training.distributed import (
+from internvideo.distributed import (
     any_process,
     gather_with_gradient,
     process_group,
@@ -23,6 +22,7 @@ from internvideo.training.distributed import (
     rank,
     world_size,
 )
+from internvideo.errors import RunError
 from internvideo.training.loop import RunInterruptedError, TrainResult, train
 from internvideo.training.settings import TrainingSettings
 

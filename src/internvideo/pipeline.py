@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from internvideo import distributed
 from internvideo.data.catalog import BENCHMARKS
 from internvideo.errors import RecipeError, RunError, WeightsError
 from internvideo.jobs.head import check_start
@@ -32,7 +33,7 @@ from internvideo.recipe import (
 )
 from internvideo.storage import class_names, read_metadata, read_safetensors
 from internvideo.terminal import say
-from internvideo.training import checkpoint, distributed, run_folder
+from internvideo.training import checkpoint, run_folder
 from internvideo.training.loop import train
 from internvideo.training.memory import MIB, counted_activations, tensor_bytes
 from internvideo.training.settings import TrainingSettings

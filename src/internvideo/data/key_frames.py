@@ -312,7 +312,7 @@ class KeyFrameViews:
 
     Args:
         manifest, frames, form, settings: as for `KeyFrameLoader`. rank, world_size: this process and how many share.
-        collect: what each process has, in rank order, in every process (`training.distributed.collect`).
+        collect: what each process has, in rank order, in every process (`distributed.collect`).
 
     """
 

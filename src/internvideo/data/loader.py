@@ -222,7 +222,7 @@ class EvalLoader:
     Args:
         manifest, sampler, settings, rank, world_size: as for `Loader` (order, repeats and substitutes play no part).
         transform: crops of a clip. tokenizer: encodes the first caption of each sample.
-        collect: what each process has, in rank order, in every process (`training.distributed.collect`).
+        collect: what each process has, in rank order, in every process (`distributed.collect`).
 
     Attributes:
         unreadable: (id, path, reason) of this iteration's samples without views, complete after it.

@@ -8,6 +8,7 @@ from typing import Any, cast
 
 from torch import nn
 
+from internvideo import distributed
 from internvideo.data.class_names import match_classes
 from internvideo.data.loader import EvalLoader, LoaderSettings
 from internvideo.data.manifest import Manifest, read_manifest
@@ -28,7 +29,6 @@ from internvideo.tasks.members import described
 from internvideo.tasks.protocol import ClipProtocol, clip_protocol, describe, weights_hash
 from internvideo.tasks.scoring import score
 from internvideo.tasks.table import Result, Table, print_result, save_result
-from internvideo.training import distributed
 
 Predict = Callable[[Trained, Manifest, EvaluationSettings], Table]
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from internvideo import figures
+from internvideo import distributed, figures
 from internvideo.data.feature_sequences import FeatureSet, read_feature_set
 from internvideo.errors import ManifestError, RunError, WeightsError
 from internvideo.evaluation.settings import EvaluationSettings
@@ -22,7 +22,6 @@ from internvideo.stages.localisation import LocalisationSettings
 from internvideo.storage import write_text
 from internvideo.tasks import localisation
 from internvideo.tasks.table import Result, Table, print_result, save_result
-from internvideo.training import distributed
 
 SHOWN = 24
 """Timelines that an evaluation draws."""

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import cast
 
-from internvideo import figures
+from internvideo import distributed, figures
 from internvideo.data.navigation.words import Words
 from internvideo.data.queries import read_query_set
 from internvideo.errors import RecipeError
@@ -19,7 +19,6 @@ from internvideo.stages.grounding import GroundingSettings
 from internvideo.storage import write_text
 from internvideo.tasks import grounding
 from internvideo.tasks.table import Result, Table, print_result, save_result
-from internvideo.training import distributed
 
 
 def evaluate(

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from internvideo import figures
+from internvideo import distributed, figures
 from internvideo.data.hands import HandTargets, observed
 from internvideo.data.loader import EvalLoader, LoaderSettings
 from internvideo.data.manifest import Manifest
@@ -20,7 +20,6 @@ from internvideo.recipe import SAMPLERS, choose_device
 from internvideo.storage import write_text
 from internvideo.tasks import future_hands
 from internvideo.tasks.table import Result, Table
-from internvideo.training import distributed
 
 SHOWN = 9
 """Clips that an evaluation draws."""

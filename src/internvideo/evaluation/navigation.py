@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from internvideo import distributed
 from internvideo.data.loader import LoaderSettings
 from internvideo.data.navigation.batch import NavigationBatch
 from internvideo.data.navigation.episodes import read_episodes
@@ -26,7 +27,6 @@ from internvideo.stages.navigation import NavigationSettings
 from internvideo.storage import write_text
 from internvideo.tasks import navigation
 from internvideo.tasks.table import Result, Table, print_result, save_result
-from internvideo.training import distributed
 
 SPLIT = "val_unseen"
 SHOWN = 6

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from internvideo import figures
+from internvideo import distributed, figures
 from internvideo.data.key_frames import ClipForm, KeyFrameViews
 from internvideo.data.loader import LoaderSettings
 from internvideo.data.manifest import Manifest
@@ -21,7 +21,6 @@ from internvideo.pipeline import Trained
 from internvideo.storage import write_text
 from internvideo.tasks.protocol import weights_hash
 from internvideo.tasks.table import Table
-from internvideo.training import distributed
 
 SHOWN = 9
 """Key frames that an evaluation draws."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from internvideo import distributed
 from internvideo.data.feature_sequences import read_feature_set
 from internvideo.data.proposals import read_proposals, with_proposals
 from internvideo.errors import RecipeError, WeightsError
@@ -17,7 +18,6 @@ from internvideo.stages.refinement import RefinementSettings
 from internvideo.storage import write_text
 from internvideo.tasks import localisation, refinement
 from internvideo.tasks.table import Result, print_result, save_result
-from internvideo.training import distributed
 
 
 def evaluate(

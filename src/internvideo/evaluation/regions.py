@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from internvideo import figures
+from internvideo import distributed, figures
 from internvideo.data.formats.ava import read_person_boxes
 from internvideo.data.formats.reading import read_text
 from internvideo.data.key_frames import KeyFrame, KeyFrameViews, Persons, key_frames, video_name, with_persons
@@ -29,7 +29,6 @@ from internvideo.storage import write_text
 from internvideo.tasks import spatio_temporal
 from internvideo.tasks.protocol import weights_hash
 from internvideo.tasks.table import Result, Table, print_result, save_result
-from internvideo.training import distributed
 
 SHOWN = 12
 """Key frames that an evaluation draws."""

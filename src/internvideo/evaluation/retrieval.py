@@ -13,6 +13,7 @@ from typing import Any, cast
 
 from rich.table import Table as RichTable
 
+from internvideo import distributed
 from internvideo.data.manifest import Manifest, read_manifest
 from internvideo.data.tokenizer import Tokenizer
 from internvideo.errors import RecipeError, RunError
@@ -25,7 +26,6 @@ from internvideo.recipe import choose_device
 from internvideo.tasks import retrieval
 from internvideo.tasks.table import Result, Table
 from internvideo.terminal import Screen
-from internvideo.training import distributed
 
 CHOSEN_BY = ("t2v_r1", "v2t_r1")
 """The frame search keeps the number of frames with the best mean of these raw figures, the smaller one of equals."""

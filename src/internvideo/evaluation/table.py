@@ -9,6 +9,7 @@ from typing import Protocol
 
 from torch import nn
 
+from internvideo import distributed
 from internvideo.errors import RecipeError, RunError
 from internvideo.evaluation import (
     answering,
@@ -44,7 +45,7 @@ from internvideo.recipe import TASKS, choose_device
 from internvideo.tasks import spatio_temporal
 from internvideo.tasks.scoring import mean_of_splits, score
 from internvideo.tasks.table import Result, Table, print_result, print_results, short_names
-from internvideo.training import distributed, run_folder
+from internvideo.training import run_folder
 
 
 class Evaluate(Protocol):

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
+from internvideo import distributed
 from internvideo.data.key_frames import ClipForm, KeyFrame, KeyFrameLoader
 from internvideo.data.objects import class_list, learned, object_frames, of_frame, read_detections
 from internvideo.errors import ManifestError, RecipeError
@@ -13,7 +14,6 @@ from internvideo.jobs.clips import clip_form, training_rows
 from internvideo.jobs.job import Job, draw_model, start_model
 from internvideo.models.anticipation import Anticipator
 from internvideo.recipe import STAGES, Recipe
-from internvideo.training import distributed
 
 
 def prepare(recipe: Recipe, *, rank: int, world_size: int, skipped: Path | None) -> Job:

@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import nn
 
+from internvideo import distributed
 from internvideo.data.caption_choice import with_captions
 from internvideo.data.key_frames import ClipForm, KeyFrameLoader
 from internvideo.data.loader import Loader
@@ -26,7 +27,6 @@ from internvideo.models.uniformerv2 import UniFormerV2
 from internvideo.models.video_language import VideoLanguage
 from internvideo.models.videomae import VideoMAEClassifier, VideoMAEPretrain
 from internvideo.recipe import SAMPLERS, STAGES, Recipe
-from internvideo.training import distributed
 from internvideo.training.loop import BatchSource
 
 TOGETHER: dict[str, dict[str, Any]] = {

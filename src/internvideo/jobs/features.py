@@ -5,12 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import cast
 
+from internvideo import distributed
 from internvideo.data.feature_sequences import FeatureSet, SequenceLoader, read_feature_set
 from internvideo.errors import RecipeError
 from internvideo.jobs.job import Job, draw_model, start_model, training_path
 from internvideo.models.actionformer import ActionFormer
 from internvideo.recipe import STAGES, Recipe
-from internvideo.training import distributed
 from internvideo.training.loop import BatchSource
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import cast
 
+from internvideo import distributed
 from internvideo.data.navigation.words import Words
 from internvideo.data.queries import QueryLoader, answered, read_query_set
 from internvideo.jobs.features import check_width
@@ -12,7 +13,6 @@ from internvideo.jobs.job import Job, draw_model, start_model, training_path
 from internvideo.models.grounding import Grounder
 from internvideo.recipe import STAGES, Recipe
 from internvideo.tasks.grounding import prior_of
-from internvideo.training import distributed
 from internvideo.training.loop import BatchSource
 
 

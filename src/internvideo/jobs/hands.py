@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from internvideo import distributed
 from internvideo.data.hands import OUTPUTS, HandLoader, HandTargets, observed
 from internvideo.data.loader import Loader
 from internvideo.data.transforms import EvalTransform, TrainTransform
@@ -13,7 +14,6 @@ from internvideo.jobs.job import Job, draw_model, start_model
 from internvideo.models.uniformerv2 import UniFormerV2
 from internvideo.models.videomae import VideoMAEClassifier
 from internvideo.recipe import STAGES, AugmentSettings, Recipe
-from internvideo.training import distributed
 
 
 def prepare(recipe: Recipe, *, rank: int, world_size: int, skipped: Path | None) -> Job:

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from internvideo import distributed
 from internvideo.errors import RecipeError
 from internvideo.jobs import positions
 from internvideo.jobs.head import HeadRule
@@ -19,7 +20,6 @@ from internvideo.models.factory import create_model
 from internvideo.models.initialise import initialise
 from internvideo.recipe import STAGES, Recipe
 from internvideo.terminal import say
-from internvideo.training import distributed
 from internvideo.training.loop import BatchSource
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+from internvideo import distributed
 from internvideo.data.choices import ChoiceLoader
 from internvideo.data.loader import Loader
 from internvideo.data.manifest import Manifest
@@ -19,7 +20,6 @@ from internvideo.jobs.clips import training_rows
 from internvideo.jobs.job import Job, draw_model, setting, start_model
 from internvideo.models.heads import FusedAnswer, RankedMultipleChoice, VideoQuestionAnswering
 from internvideo.recipe import STAGES, Recipe
-from internvideo.training import distributed
 
 
 def prepare(recipe: Recipe, *, rank: int, world_size: int, skipped: Path | None) -> Job:

@@ -6,13 +6,13 @@ import hashlib
 from pathlib import Path
 from typing import cast
 
+from internvideo import distributed
 from internvideo.data.proposals import ProposalLoader, read_all_proposals, with_proposals
 from internvideo.errors import RecipeError
 from internvideo.jobs.features import check_width, training_features
 from internvideo.jobs.job import Job, draw_model, start_model
 from internvideo.models.tcanet import TCANet
 from internvideo.recipe import STAGES, Recipe
-from internvideo.training import distributed
 from internvideo.training.loop import BatchSource
 
 

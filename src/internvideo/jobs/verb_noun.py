@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from internvideo import distributed
 from internvideo.data.loader import Loader
 from internvideo.data.transforms import direction_classes
 from internvideo.data.verb_noun import VerbNounLoader, words_of
@@ -14,7 +15,6 @@ from internvideo.models.uniformerv2 import UniFormerV2
 from internvideo.models.videomae import VideoMAEClassifier
 from internvideo.recipe import Recipe
 from internvideo.stages.verb_noun import VerbNounSettings, VerbNounStage
-from internvideo.training import distributed
 
 
 def prepare(recipe: Recipe, *, rank: int, world_size: int, skipped: Path | None) -> Job:

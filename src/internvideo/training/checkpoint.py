@@ -21,11 +21,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from internvideo import untrusted
+from internvideo import distributed, untrusted
 from internvideo.errors import RunError, WeightsError
 from internvideo.storage import read_metadata, read_safetensors, write_safetensors
 from internvideo.terminal import say
-from internvideo.training import distributed
 from internvideo.training.ema import Ema
 from internvideo.training.run_folder import FOLDER, checkpoints
 from internvideo.training.run_folder import claim as claim

@@ -13,11 +13,10 @@ from typing import Any, Self
 
 from tqdm import tqdm
 
-from internvideo import untrusted
+from internvideo import distributed, untrusted
 from internvideo.errors import RecipeError, RunError
 from internvideo.storage import write_text
 from internvideo.terminal import say
-from internvideo.training import distributed
 
 METRICS = "metrics.jsonl"
 SECONDS_BETWEEN_LINES = 10.0

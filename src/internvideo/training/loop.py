@@ -15,9 +15,10 @@ import numpy as np
 import torch
 from torch import nn
 
+from internvideo import distributed
 from internvideo.data.batch import Batch
 from internvideo.errors import RunError
-from internvideo.training import checkpoint, distributed, run_folder
+from internvideo.training import checkpoint, run_folder
 from internvideo.training.checkpoint import RunState
 from internvideo.training.interruption import StopSignals
 from internvideo.training.logging import MetricLog

@@ -9,10 +9,9 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
-from internvideo import untrusted
+from internvideo import distributed, untrusted
 from internvideo.errors import RecipeError, RunError
 from internvideo.storage import alone_in, write_text
-from internvideo.training import distributed
 
 FOLDER = "checkpoints"
 RUN_FILE = "run.json"

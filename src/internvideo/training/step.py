@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from internvideo import distributed
 from internvideo.data.batch import Batch
 from internvideo.errors import RecipeError
-from internvideo.training import distributed
 from internvideo.training.ema import Ema, scaled_decay
 from internvideo.training.optimizer import make_optimizer, set_learning_rate
 from internvideo.training.settings import LoopSettings, TrainingSettings

@@ -12,10 +12,10 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from internvideo import distributed
 from internvideo.data.batch import Batch
 from internvideo.errors import RunError
 from internvideo.storage import write_text
-from internvideo.training import distributed
 from internvideo.training.checkpoint import RunState
 from internvideo.training.logging import MetricLog, plain
 from internvideo.training.step import GRADIENT_NORM
