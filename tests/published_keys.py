@@ -1,4 +1,4 @@
-"""Keys and shapes of the published checkpoints at any size, written down from published checkpoints."""
+"""Keys and shapes of the published checkpoints at any size."""
 
 from __future__ import annotations
 

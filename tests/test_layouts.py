@@ -237,7 +237,7 @@ PUBLISHED: dict[str, tuple[Callable[[], keys.Keys], int | None, str, dict[str, o
     "CLIP L/14": (lambda: clip_keys(224, 14, 1024, 24, 768), None, "clip-l14", {}),
     "CLIP L/14@336": (lambda: clip_keys(336, 14, 1024, 24, 768), None, "clip-l14-336", {}),
 }  # fmt: skip
-"""Published checkpoint -> its keys, how many (published checkpoints, where it says), the model it is, what differs."""
+"""Published checkpoint -> its keys, how many (None: not stated), the model it is, what differs."""
 
 
 @pytest.mark.parametrize("name", PUBLISHED)

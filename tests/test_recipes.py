@@ -151,7 +151,7 @@ def test_batch_rate_and_length_are_the_published_ones(name: str) -> None:
     assert int(started[1]) * int(nodes[1] if nodes else 1) == processes, "the command starts another number"
 
 
-# setting -> value of released code and of the paper's text
+# setting -> value in the released code and in the paper's text
 OPEN_SET: dict[str, object] = {
     "model.overrides": {"classes": 101, "frames": 32, "head_dropout": 0.5, "position_table": "resized"},
     "settings.evidence": "exp",

@@ -66,7 +66,7 @@ def test_what_refines_hacs_reads_what_its_detector_left() -> None:
         assert folder in detector
 
 
-# --- every row of released code ---------------------------------------------------------------------------
+# --- fine-tuning: the scripts of run_class_finetuning.py, UniFormerV2 configs -----------------------------------------
 
 # epochs, base rate, drop path, head dropout, layer decay, repeats, views. Repeats of B and L on Kinetics and
 # ActivityNet are the script's default (run_class_finetuning.py), as docs/recipes.md tells.
@@ -144,7 +144,7 @@ def test_a_row_of_the_multimodal_encoders_table(name: str) -> None:
     assert f"--views {data.sampling.views} --crops 3" in shipped_recipes()[name].read_text(encoding="utf-8")
 
 
-# --- every row of Video-Text-Retrieval -----------------------------------------------------------------------------
+# --- the scripts of Video-Text-Retrieval -----------------------------------------------------------------------------
 
 # frames, epochs, clips of a step, rate of what is pre-trained; zero-shot: frames, share of CLIP
 RETRIEVAL: dict[str, tuple[tuple[float, ...], tuple[int, float]]] = {

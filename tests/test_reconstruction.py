@@ -17,7 +17,7 @@ def _seed() -> None:
 
 
 def slow_targets(video: Tensor, hidden: Tensor, config: VideoMAEConfig, normalise: bool) -> Tensor:
-    """Token by token, as the spec's sentence reads."""
+    """Token by token, as the definition reads."""
     p, (_, rows, columns) = config.patch_size, config.grid
     found = []
     for pixels, row in zip(video, hidden, strict=True):

@@ -72,7 +72,7 @@ def of_mean_token(clip: Clip, video: torch.Tensor) -> torch.Tensor:
 
 @pytest.mark.parametrize("frames", [1, 4])
 def test_initialised_from_clip_it_is_clip(frames: int) -> None:
-    """Equal to ln_post(mean over frames of CLIP's class tokens) @ proj up to the layer norm's epsilon (D.1)."""
+    """Equal to ln_post(mean over frames of CLIP's class tokens) @ proj up to the layer norm's epsilon."""
     clip = clip_model()
     torch.manual_seed(5)
     model = VideoLanguage(CONFIG).eval()

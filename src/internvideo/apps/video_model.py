@@ -262,7 +262,7 @@ class VideoModel:
         Args:
             videos: as in `encode_video`.
             labels: for models with a text tower, at least two; a classifier has its own classes.
-            templates: sentences with one "{}"; the soft-max of each is averaged (zero-shot-action-recognition).
+            templates: sentences with one "{}"; the soft-max of each is averaged (multi-modalities-downstream).
             views: clips at different times of each video; their soft-max is averaged.
             batch_size: clips at once.
 

@@ -20,10 +20,10 @@ from torch.nn import functional
 Style = Literal["pil", "pil_bicubic", "opencv", "torch"]
 """How evaluation resizes and crops:
 
-* `pil`: bilinear with antialiasing, rounded to uint8 (multimodal encoder, D.5);
-* `pil_bicubic`: bicubic with antialiasing, rounded to uint8 (retrieval E.4, ViCLIP F);
-* `opencv`: bilinear between the four neighbours, rounded to uint8 (masked encoder, B);
-* `torch`: the same without rounding, float32 in 0..255, and centre crops one pixel further (UniFormerV2, C.4).
+* `pil`: bilinear with antialiasing, rounded to uint8 (Multi-Modalities-Pretraining);
+* `pil_bicubic`: bicubic with antialiasing, rounded to uint8 (Video-Text-Retrieval, viclip.py);
+* `opencv`: bilinear between the four neighbours, rounded to uint8 (masked encoder, run_class_finetuning.py);
+* `torch`: the same without rounding, float32 in 0..255, and centre crops one pixel further (UniFormerV2 configs).
 """
 
 PIL_BITS = 22

@@ -264,7 +264,7 @@ class DenseLoop:
 
 @dataclass(frozen=True)
 class Sparse:
-    """One frame of each of T equal segments: UniFormerV2 (UniFormerV2 configs)."""
+    """One frame of each of T equal segments (UniFormerV2 configs)."""
 
     frames: int = 8
     views: int = 4

@@ -45,7 +45,7 @@ def direction_classes(classes: Sequence[str]) -> tuple[str, ...]:
 
 
 def multi_scale_box(height: int, width: int, size: int, rng: np.random.RandomState) -> Box:
-    """Corner, edge, quarter or centre crop whose sides are the shorter side times one of four scales (A.6).
+    """Corner, edge, quarter or centre crop whose sides are the shorter side times one of four scales (mae.py).
 
     Sides within 2 pixels of `size` are `size`; the scales of the two sides are the same or neighbours; the place is
     one of 13 on a grid of quarter steps.
@@ -99,7 +99,7 @@ def erase_cube(
     area: tuple[float, float] = (0.02, 1 / 3),
     aspect: tuple[float, float] = (0.3, 1 / 0.3),
 ) -> Tensor:
-    """Fill one box, the same in all frames, with noise that is standard normal after ImageNet normalisation (B).
+    """Fill one box, the same in all frames, with noise that is standard normal after ImageNet normalisation.
 
     Args:
         frames: (T, 3, H, W) uint8, not changed.
@@ -130,19 +130,19 @@ def _generator(rng: np.random.RandomState) -> torch.Generator:
 class TrainTransform:
     """RandAugment, crop, flip, erase.
 
-    Crops are resized as uint8 with antialiasing. The published classifier recipe (B) resized float tensors without it,
-    which aliases where the crop is larger than S and takes several times as long.
+    Crops are resized as uint8 with antialiasing. run_class_finetuning.py resized float tensors without it, which
+    aliases where the crop is larger than S and takes several times as long.
 
     Attributes:
         size: S of the result, pixels.
-        crop: "multi_scale" (A.6), "corner" (open-set recognition: scale, then `corner_box`), "random_resized" (B, C.4),
-            "random" (E.3: scale, then a random place), or "centre".
+        crop: "multi_scale" (masked pretraining), "corner" (open-set recognition: scale, then `corner_box`),
+            "random_resized" (both classifiers), "random" (question answering: scale, then a random place), or "centre".
         flip: mirror half of the clips; leave it off for label sets with directions (`direction_classes`).
         rand_augment: a setting like "rand-m7-n4-mstd0.5-inc1", or None.
         erasing: probability of erasing one box.
         area, aspect: range of "random_resized", shares of the frame and width over height.
         resize: short side before "corner", "random" and "centre" crops; None for S * 256 / 224.
-        squash: for those three, scale to a square without keeping the aspect (E.3).
+        squash: for those three, scale to a square without keeping the aspect (question answering).
     """
 
     size: int

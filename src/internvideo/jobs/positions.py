@@ -1,7 +1,7 @@
 """The fixed positions that a fine-tuned masked encoder starts from: those of its weights' clip, at the recipe's size.
 
 Positions that are not learned are in no weights file, so the recipe tells them, also the one that is saved beside the
-weights. Source: InternVideo1/Pretrain/VideoMAE/run_class_finetuning.py; run_class_finetuning.py.
+weights. Source: run_class_finetuning.py.
 """
 
 from __future__ import annotations

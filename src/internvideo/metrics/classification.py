@@ -162,7 +162,7 @@ def ensemble_weighted(
 
 
 def zero_shot_probabilities(video: Floats, text: Floats, scale: float) -> Floats:
-    """Mean over templates of the soft-max over classes (zero-shot-action-recognition), (N, C) float64.
+    """Mean over templates of the soft-max over classes (multi-modalities-downstream), (N, C) float64.
 
     Args:
         video: (N, E), any length.
@@ -217,7 +217,7 @@ def cross_entropy(logits: Floats, labels: Ints) -> float:
 
 
 def choice_scores(video: Floats, options: Floats, scale: float) -> Floats:
-    """scale x cosine of each video (N, E) with its options (N, K, E), (N, K) float64 (zero-shot-multiple-choice)."""
+    """scale x cosine of each video (N, E) with its options (N, K, E), (N, K) float64 (multi-modalities-downstream)."""
     scores: Floats = scale * np.einsum(
         "ne,nke->nk", unit(video.astype(np.float64)), unit(options.astype(np.float64)), optimize=True
     )

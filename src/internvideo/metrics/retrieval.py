@@ -81,7 +81,7 @@ def row_ranks(similarity: Floats, target: Ints | None = None, ties: Ties = "pess
         similarity: (Q, V), finite.
         target: (Q,) column of each row.
         ties: `optimistic` counts the strictly better ones, `pessimistic` the equal ones too, `official` is
-            the published counter that returns every exact match (more ranks than rows on tied data, ).
+            the published counter that returns every exact match (more ranks than rows on tied data).
 
     Returns:
         (Q,) int64, or one entry a match for `official`.
@@ -213,7 +213,7 @@ def rank_figures(ranks: Ints, *, median: Literal["mean", "lower"] = "mean") -> d
     Args:
         ranks: (Q,) 0-based.
         median: for an even count the mean of the two middle ranks, or the lower one (the published many-caption
-            text-to-video counter, ).
+            text-to-video counter).
     """
     if len(ranks) == 0:
         raise ValueError("no queries: a recall of nothing is undefined")

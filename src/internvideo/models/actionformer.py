@@ -24,7 +24,7 @@ MASKED_KEY = -1e4
 
 @dataclass(frozen=True)
 class ActionFormerConfig:
-    """Sizes (the table in ActionFormer).
+    """Sizes (ActionFormer's configs).
 
     Attributes:
         input_width: channels of the features.

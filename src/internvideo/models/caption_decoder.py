@@ -172,7 +172,7 @@ def predictor(width: int, vocabulary: int) -> nn.Sequential:
 
 
 def init_normal(module: nn.Module) -> None:
-    """Normal weights of std .02 and zero biases for linear maps: decoder and answer heads (E.1)."""
+    """Normal weights of std .02 and zero biases for linear maps: decoder and answer heads."""
     if isinstance(module, nn.Linear):
         nn.init.normal_(module.weight, std=0.02)
         if module.bias is not None:

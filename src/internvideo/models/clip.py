@@ -343,7 +343,7 @@ class Clip(nn.Module):
 
     @torch.no_grad()
     def clamp_logit_scale(self) -> None:
-        """Keep logit_scale in [0, ln 100], in place; training does this at the start of every step (D.2)."""
+        """Keep logit_scale in [0, ln 100], in place; training does this at the start of every step."""
         self.logit_scale.clamp_(0.0, LARGEST_LOGIT_SCALE)
 
     def no_weight_decay(self, name: str, parameter: Tensor) -> bool:

@@ -59,7 +59,7 @@ class CrossModelOutput:
 
 
 class ScoreFusion(nn.Module):
-    """Linear combination of two scores that starts as their mean (G.4)."""
+    """Linear combination of two scores that starts as their mean."""
 
     def __init__(self, kind: Literal["scalar", "per_class", "free"], classes: int) -> None:
         super().__init__()
@@ -81,7 +81,7 @@ class ScoreFusion(nn.Module):
 
 
 def cross_attention_block(width: int, heads: int, context_width: int) -> Block:
-    """One gated cross-attention module, initialised so that with open gates every part learns (G.3)."""
+    """One gated cross-attention module, initialised so that with open gates every part learns."""
     block = Block(
         BlockConfig(
             width=width,
@@ -111,7 +111,7 @@ def placements(
     masked_depth: int,
     kind: Literal["late", "uniform"] = "late",
 ) -> tuple[int, ...]:
-    """Number of masked layers before the module of each stage but the last: proportional depth (G.2), or even parts."""
+    """Number of masked layers before the module of each stage but the last: proportional depth, or even parts."""
     if kind == "uniform":
         count = len(global_layers)
         return tuple(-(-stage * masked_depth // count) for stage in range(1, count))
@@ -163,7 +163,7 @@ class CrossModel(nn.Module):
 
     @property
     def trainable_names(self) -> tuple[str, ...]:
-        """Names of the parameters that learn (G.5), in the order of `named_parameters`."""
+        """Names of the parameters that learn, in the order of `named_parameters`."""
         learning = ("cma.", "cma_both.", "fuse.", "masked.head.", "multimodal.proj.")
         return tuple(n for n, _ in self.named_parameters() if n.startswith(learning) or n == "multimodal.query")
 
@@ -245,7 +245,7 @@ class CrossModel(nn.Module):
         return 0
 
     def no_weight_decay(self, name: str, parameter: Tensor) -> bool:
-        """Vectors, gates and the fusion weight do not decay (G.5)."""
+        """Vectors, gates and the fusion weight do not decay."""
         return parameter.dim() <= 1
 
 

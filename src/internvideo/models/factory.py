@@ -37,7 +37,7 @@ _SIZES: dict[str, VideoMAEConfig] = {
         patch_size=14, width=1664, depth=48, heads=16, mlp_ratio=64 / 13, decoder_width=512, decoder_heads=8
     ),
 }
-"""Decoder depth 4 as in the paper; the scripts of modeling_pretrain.py use 12 for L and 8 for H."""
+"""Decoder depth 4 as in the paper; the released pretraining scripts use 12 for L and 8 for H."""
 
 _PRETRAIN_MILLIONS = {
     "s": 24.029,
@@ -98,7 +98,7 @@ _DETECTORS: dict[str, tuple[ActionFormerConfig, float | None, str]] = {
         "110 classes, 8 levels, windows of 9, up to 1024 steps",
     ),
 }
-"""ActionFormer for each benchmark (ActionFormer, arXiv 2211.09529 for Ego4D's moments)."""
+"""ActionFormer for each benchmark (its configs; arXiv 2211.09529 for Ego4D's moments)."""
 
 _DETECTOR_ENTRIES = {
     f"actionformer-{name}": ModelEntry(ActionFormer, config, millions, f"temporal detector on features: {about}")
@@ -110,7 +110,7 @@ _REFINERS = {
         TCANet, TCANetConfig(), None, "refines a detector's segments: encoder of width 512, three regressors in cascade"
     )
 }
-"""TCANet as for HACS, on SlowFast's 2304 channels (TCANet)."""
+"""TCANet as for HACS, on SlowFast's 2304 channels."""
 
 _GROUNDERS = {
     "grounder": ModelEntry(

@@ -170,7 +170,7 @@ def _fill_language(model: VideoLanguage, state: Mapping[str, Tensor], path: Path
 
 
 LEFT_BEHIND = re.compile(r"visual_projection|text\.projection|caption_decoder\.predictor\..*")
-"""What an answering network has no use for: the ways into the joint space, and the words of captions (E.2)."""
+"""What an answering network has no use for: the ways into the joint space, and the words of captions."""
 
 
 def of_language(state: Mapping[str, Tensor]) -> dict[str, Tensor]:

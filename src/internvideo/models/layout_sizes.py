@@ -4,7 +4,7 @@ What shapes cannot tell is taken from a published size: frames and picture of a 
 setting that has no tensor (drop path, dropout). Heads, and the layers that global blocks read, are taken from one of
 the same width and depth alone; of any other size they must be given. Frames and picture of learned positions are told
 by slots x side^2 = tokens; where that can be two things they are 0 and must be given too. Source: modeling_pretrain.py,
-C.2, D.3, E.1, F, I.
+UniFormerV2 configs, Multi-Modalities-Pretraining, multi-modalities-downstream, viclip.py, published checkpoints.
 """
 
 from __future__ import annotations

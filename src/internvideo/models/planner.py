@@ -1,6 +1,6 @@
 """The history-aware planner: an instruction, the panoramas of all steps so far and places to go -> one of them.
 
-Pure tensors; nothing here knows a world. Source: Visual-Language-Navigation (3).
+Pure tensors; nothing here knows a world. Source: Visual-Language-Navigation.
 Shapes: B batch, L words, D width, H history tokens (a start token, then one a step), O observation tokens (places to
 go, the stop token, views that no place uses), 12 views of a panorama.
 """

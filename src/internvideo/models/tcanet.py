@@ -1,4 +1,4 @@
-"""TCANet: refines the ends of another detector's segments with context from both sides (TCANet).
+"""TCANet: refines the ends of another detector's segments with context from both sides (CVPR 2021).
 
 Shapes: B videos, C channels, T steps, D width, P proposals of one video, S samples. Times are seconds.
 """

@@ -281,5 +281,5 @@ class UniFormerV2(nn.Module):
         return self.layers
 
     def no_weight_decay(self, name: str, parameter: Tensor) -> bool:
-        """One-dimensional parameters do not decay; positions, the query token and position kernels do (C.4)."""
+        """One-dimensional parameters do not decay; positions, the query token and position kernels do (UniFormerV2)."""
         return parameter.dim() <= 1

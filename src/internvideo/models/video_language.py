@@ -131,7 +131,7 @@ class VideoLanguage(nn.Module):
 
     @torch.no_grad()
     def clamp_logit_scale(self) -> None:
-        """Keep logit_scale in [0, ln 100], in place; training does this at the start of every step (D.2)."""
+        """Keep logit_scale in [0, ln 100], in place; training does this at the start of every step."""
         self.logit_scale.clamp_(0.0, LARGEST_LOGIT_SCALE)
 
     def similarity(self, video: Tensor, text: Tensor) -> Tensor:
@@ -240,7 +240,7 @@ class VideoLanguage(nn.Module):
 def interpolate_weights(
     a: Mapping[str, Tensor], b: Mapping[str, Tensor], coefficient: float, kept: str = r"(.*\.)?logit_scale"
 ) -> dict[str, Tensor]:
-    r"""Weight-space ensemble: coefficient * a + (1 - coefficient) * b for what both have, the rest from `b` (E.2).
+    r"""Weight-space ensemble: coefficient * a + (1 - coefficient) * b for what both have, the rest from `b`.
 
     Args:
         a, b: state dicts, e.g. of the initial (CLIP) and of the tuned model.

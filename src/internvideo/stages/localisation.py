@@ -17,7 +17,7 @@ from internvideo.stages.parts import Gather, alone
 
 
 class LocalisationSettings(BaseModel):
-    """The losses, and how segments are found in testing (the table in ActionFormer)."""
+    """The losses, and how segments are found in testing (ActionFormer's configs)."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 

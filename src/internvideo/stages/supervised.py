@@ -1,7 +1,7 @@
 """Stage 3: supervised post-pretraining. Each encoder learns action labels on its own.
 
-Source: paper 3.2; released code. Mixup and cutmix happen where batches are made (data/mixup.py): a mixed
-batch carries soft targets (B, C) in place of class indices.
+Source: paper 3.2; run_class_finetuning.py, UniFormerV2 configs. Mixup and cutmix happen where batches are made
+(data/mixup.py): a mixed batch carries soft targets (B, C) in place of class indices.
 """
 
 from __future__ import annotations

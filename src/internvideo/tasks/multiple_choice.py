@@ -1,6 +1,6 @@
 """Multiple choice: which of a few sentences describes the video, or answers a question about it.
 
-Source: zero-shot-multiple-choice, multi-modalities-downstream.
+Source: multi-modalities-downstream.
 
 Without learning, the cosines of video and sentences choose; a network that learned to choose scores every sentence.
 """

@@ -1,4 +1,4 @@
-"""Sentences that turn a class name into a text (zero-shot-action-recognition)."""
+"""Sentences that turn a class name into a text (multi-modalities-downstream)."""
 
 from __future__ import annotations
 

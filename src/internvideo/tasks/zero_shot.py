@@ -1,4 +1,4 @@
-"""Videos against prompted class names, no class seen in training (zero-shot-action-recognition)."""
+"""Videos against prompted class names, no class seen in training (multi-modalities-downstream)."""
 
 from __future__ import annotations
 

@@ -116,7 +116,7 @@ def read_700(source: AnnotationSource) -> Annotations:
 
 
 def read_zero_shot(source: AnnotationSource) -> Annotations:
-    """The Kinetics-400 list of zero-shot-action-recognition: `path<TAB>label` and a file of 400 names.
+    """The Kinetics-400 list of multi-modalities-downstream: `path<TAB>label` and a file of 400 names.
 
     Raises:
         ManifestError: as `read`, or no class names, which the prompts need.

@@ -1,6 +1,6 @@
 """Questions about videos: MSRVTT-QA, MSVD-QA, TGIF-QA; and a choice of sentences: MSR-VTT, LSMDC.
 
-Source: multi-modalities-downstream, zero-shot-multiple-choice.
+Source: multi-modalities-downstream.
 
 A row of question answering is a video with all its questions. The vocabulary "answers" holds the answers that a model
 may give; an answer outside it stays as it is, and the task counts it as not answerable.
