@@ -43,7 +43,7 @@ STYLES: dict[int, Style] = {2: "pil", 3: "pil_bicubic"}
 """PIL's numbers of interpolations that we have."""
 
 PUBLISHED_HEADS = {
-    ("UniFormerV2", 400): "kinetics400",
+    **{("UniFormerV2", count): f"kinetics{count}" for count in (400, 600, 700, 710)},
     ("VideoMAE classifier", 174): "something_v2",
     ("transformers VideoMAE classifier", 174): "something_v2",
 }

@@ -9,7 +9,14 @@ from importlib.resources import files
 
 from internvideo.errors import RecipeError
 
-LISTS = {"kinetics400": 400, "something_v2": 174, "ava": 80}
+LISTS = {
+    "kinetics400": 400,
+    "kinetics600": 600,
+    "kinetics700": 700,
+    "kinetics710": 710,
+    "something_v2": 174,
+    "ava": 80,
+}
 """Name of a list -> how many classes it has."""
 
 
