@@ -21,8 +21,8 @@ import av
 import numpy as np
 from numpy.typing import NDArray
 
-from internvideo.data.video import probe, read_frames
-from internvideo.data.video_writer import write_video
+from internvideo.video.reader import probe, read_frames
+from internvideo.video.writer import write_video
 
 Indices = NDArray[np.int64]
 Reader = Callable[[str, Indices], NDArray[np.uint8]]

@@ -17,9 +17,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from internvideo.metrics import frame_detection as frames
-from internvideo.metrics import retrieval
 from internvideo.metrics import temporal_detection as temporal
-from internvideo.models.temporal_nms import SuppressionSettings, suppress
+from internvideo.tasks.retrieval import metrics as retrieval
+from internvideo.tasks.temporal_localization.nms import SuppressionSettings, suppress
 
 
 @dataclass(frozen=True)

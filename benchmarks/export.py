@@ -3,7 +3,7 @@
     OMP_WAIT_POLICY=PASSIVE python benchmarks/export.py [--model internvideo-mm-b16 videomae-b-classifier] [--rounds 3]
         [--batch 1] [--threads 1] [--opset N]
 
-Each model is drawn at random, exported, compared with itself (`internvideo.apps.export` does that) and then run in
+Each model is drawn at random, exported, compared with itself (`internvideo.inference.export` does that) and then run in
 turns with its exported forms on the same uint8 clips, on the CPU. Medians of wall-clock and CPU seconds. Cosines of
 8-bit weights on random models say that nothing is broken; trained weights have their own.
 """
@@ -20,9 +20,9 @@ import torch
 from torch import Tensor
 
 from embed import SEED, measure, randomise
-from internvideo.apps import onnx_file
-from internvideo.apps.door import load
-from internvideo.apps.export import ExportSettings, Graph, export
+from internvideo.inference import onnx_file
+from internvideo.inference.export import ExportSettings, Graph, export
+from internvideo.inference.loading import load
 from train_step import commit
 
 

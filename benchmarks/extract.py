@@ -18,13 +18,13 @@ from pathlib import Path
 import av
 import numpy as np
 
-from internvideo.apps.extract import ExtractSettings, extract
-from internvideo.apps.feature_folder import find_items
-from internvideo.apps.frame_grid import WindowRule
-from internvideo.apps.preprocessing import Preprocessing
-from internvideo.apps.video_model import VideoModel
-from internvideo.data.video_writer import write_video
+from internvideo.data.preprocessing import Preprocessing
+from internvideo.features.extract import ExtractSettings, extract
+from internvideo.features.feature_folder import find_items
+from internvideo.features.window_sampling import WindowRule
+from internvideo.inference.video_model import VideoModel
 from internvideo.models.factory import create_model
+from internvideo.video.writer import write_video
 
 WINDOW = 16
 

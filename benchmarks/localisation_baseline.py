@@ -19,10 +19,11 @@ from typing import Any
 import torch
 from numpy.typing import NDArray
 
-from internvideo.data.feature_sequences import FeatureSet, load, read_feature_set
 from internvideo.metrics.temporal_detection import THUMOS_THRESHOLDS
-from internvideo.tasks import localisation, window_baseline
 from internvideo.tasks.table import print_result, save_result
+from internvideo.tasks.temporal_localization import predict as localisation
+from internvideo.tasks.temporal_localization import window_baseline
+from internvideo.tasks.temporal_localization.data import FeatureSet, load, read_feature_set
 
 Classify = Callable[[NDArray[Any]], NDArray[Any]]
 

@@ -19,15 +19,15 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from internvideo.data.box_transforms import BoxedTransform
-from internvideo.data.key_frames import ClipForm, KeyFrameViews, frame_key, key_frames
 from internvideo.data.loader import LoaderSettings
 from internvideo.data.manifest import read_manifest
 from internvideo.metrics import bootstrap
 from internvideo.metrics.bootstrap import Statistic
 from internvideo.metrics.frame_detection import Boxes, frame_average_precision, frame_map_statistic
 from internvideo.pipeline import load_trained
-from internvideo.tasks import spatio_temporal
+from internvideo.tasks.spatiotemporal import predict as spatio_temporal
+from internvideo.tasks.spatiotemporal.box_transforms import BoxedTransform
+from internvideo.tasks.spatiotemporal.data import ClipForm, KeyFrameViews, frame_key, key_frames
 from internvideo.tasks.table import Table
 
 

@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from internvideo.data.batch import Batch
 from internvideo.models.factory import create_model
 from internvideo.models.videomae import VideoMAEConfig, VideoMAEPretrain
-from internvideo.stages.masked import MaskedSettings, MaskedStage
+from internvideo.pretraining.masked import MaskedSettings, MaskedStage
 
 SEED = 0
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)

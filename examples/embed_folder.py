@@ -10,9 +10,9 @@ import argparse
 from pathlib import Path
 
 from internvideo import load
-from internvideo.apps.embedding import EmbeddingSettings, embed
-from internvideo.apps.video_files import find_videos
 from internvideo.errors import InternVideoError
+from internvideo.features.embedding import EmbeddingSettings, embed
+from internvideo.features.video_files import find_videos
 
 
 def main() -> None:

@@ -11,7 +11,7 @@ import numpy as np
 import onnxruntime
 
 import internvideo
-from internvideo.apps.export import ExportSettings, export
+from internvideo.inference.export import ExportSettings, export
 
 
 def main() -> None:

@@ -7,8 +7,8 @@ import argparse
 from pathlib import Path
 
 from internvideo import load
-from internvideo.apps.convert import convert
 from internvideo.errors import InternVideoError
+from internvideo.weights.convert import convert
 
 
 def main() -> None:

@@ -13,8 +13,8 @@ from pathlib import Path
 import torch
 
 from internvideo.errors import InternVideoError, WeightsError
-from internvideo.models.weights import select_head_rows
 from internvideo.storage import read_safetensors, write_safetensors
+from internvideo.weights.state import select_head_rows
 
 
 def cut_head(source: Path, names: list[str], output: Path, *, fresh: bool = False) -> int:

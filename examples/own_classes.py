@@ -8,8 +8,8 @@ import argparse
 from pathlib import Path
 
 from internvideo import load
-from internvideo.apps.probe import Probe
 from internvideo.errors import InternVideoError
+from internvideo.probing.probe import Probe
 
 
 def main() -> None:

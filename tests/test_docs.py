@@ -16,7 +16,7 @@ import pytest
 import torch
 from typer.main import get_command
 
-from internvideo.cli import app
+from internvideo.cli.main import app
 from internvideo.data.loader import LoaderSettings
 from internvideo.recipe import (
     STAGES,

@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-
 from goldens_folder import GOLDENS
-from internvideo.data.catalog import BENCHMARKS
-from internvideo.data.formats.annotations import Annotations
-from internvideo.data.formats.reading import AnnotationSource
+
+from internvideo.datasets.annotations import Annotations
+from internvideo.datasets.catalog import BENCHMARKS
+from internvideo.datasets.reading import AnnotationSource
 
 pytestmark = pytest.mark.parity
 

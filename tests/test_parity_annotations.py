@@ -13,14 +13,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-
 from annotation_files import cells, json_lines, lines, loaded, of, table
 from goldens_folder import GOLDENS
-from internvideo.apps.prepare import read_pickle
-from internvideo.data.catalog import BENCHMARKS
-from internvideo.data.formats import captions, ego4d, ego4d_objects, navigation, questions
-from internvideo.data.formats.annotations import Annotations
-from internvideo.data.formats.reading import AnnotationSource
+
+from internvideo.datasets import captions, ego4d, ego4d_objects, navigation, questions
+from internvideo.datasets.annotations import Annotations
+from internvideo.datasets.catalog import BENCHMARKS
+from internvideo.datasets.prepare import read_pickle
+from internvideo.datasets.reading import AnnotationSource
 
 pytestmark = pytest.mark.parity
 
@@ -45,7 +45,7 @@ ACTIONS: dict[str, tuple[str, ...]] = {
     "ucf101": (),
     "zero_shot_k400": ("zero_shot_k400",),
 }
-"""Folders of the action data sets, and the benchmarks that read each; their values are in tests/test_formats.py."""
+"""Folders of the action data sets, and the benchmarks that read each; their values are in tests/datasets/test_formats.py."""
 
 
 def asked(rows: Iterable[Any], video: Callable[[Any], str]) -> list[Any]:

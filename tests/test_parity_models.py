@@ -14,12 +14,12 @@ from pathlib import Path
 import pytest
 import torch
 from _pytest.mark.structures import ParameterSet
-
 from goldens_folder import GOLDENS
-from internvideo.models.weights import reference_names
 from parity_families import family_of
 from parity_families.case import Case, Family, Value
 from parity_families.facts import FACTS, fact_of
+
+from internvideo.weights.state import reference_names
 
 pytestmark = pytest.mark.parity
 
@@ -201,6 +201,6 @@ def test_the_kind_of_fact_is_known(stem: str) -> None:
     kind = fact_of(CONTENT[stem])
     assert kind is not None, f"{stem}: nothing reads a file with {sorted(CONTENT[stem])}"
     if FACTS[kind] is None:
-        others = [path for path in Path(__file__).parent.glob("test_*.py") if path != Path(__file__)]
+        others = [path for path in Path(__file__).parent.rglob("test_*.py") if path != Path(__file__)]
         texts = [path.read_text() for path in others]
         assert any(stem in text and "mark.parity" in text for text in texts), f"no parity test reads {stem}"

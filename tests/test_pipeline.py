@@ -12,23 +12,23 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import small_world
 import torch
 from safetensors.torch import save_file
+from small_world import CLASSES, small_recipe
 
-import small_world
 from internvideo import pipeline
 from internvideo.data.batch import Batch
 from internvideo.data.manifest import read_manifest, write_manifest
 from internvideo.errors import InternVideoError, ManifestError, RecipeError, RunError, WeightsError
-from internvideo.jobs import clips
-from internvideo.jobs.job import build_model
-from internvideo.jobs.table import prepare
 from internvideo.models.cross_model import CrossModel
 from internvideo.pipeline import describe, listing, load_trained, run_recipe
+from internvideo.pretraining import build as clips
 from internvideo.recipe import MODELS, STAGES, TASKS, Recipe, build_recipe, choose_device, shipped_recipes
+from internvideo.stage_builders import prepare
 from internvideo.storage import read_safetensors
+from internvideo.training.build import build_model
 from internvideo.training.loop import RunInterruptedError
-from small_world import CLASSES, small_recipe
 
 
 def recipe(stage: str = "supervised", **changes: Any) -> Recipe:

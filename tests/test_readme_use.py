@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-from internvideo.data.video_writer import write_video
+from internvideo.video.writer import write_video
 from published_keys import below, multimodal, numbers, text_tower, uniformerv2
 
 ROOT = Path(__file__).parents[1]

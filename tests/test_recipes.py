@@ -11,8 +11,8 @@ import yaml
 
 from internvideo.data.mixup import Mixup
 from internvideo.errors import RecipeError
-from internvideo.jobs.job import build_model
 from internvideo.recipe import STAGES, Recipe, build_recipe, read_recipe, shipped_recipes
+from internvideo.training.build import build_model
 from internvideo.training.optimizer import parameter_rules
 
 SHIPPED = shipped_recipes()

@@ -15,15 +15,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-
 from benchmark_samples import PREFIX, RECIPES, sample_of, shrunk
-from internvideo.apps.prepare import prepare
-from internvideo.data.catalog import BENCHMARKS
+
 from internvideo.data.manifest import Manifest, read_manifest
-from internvideo.data.video_writer import write_video
+from internvideo.datasets.catalog import BENCHMARKS
+from internvideo.datasets.prepare import prepare
 from internvideo.errors import RecipeError
 from internvideo.pipeline import describe, listing, run_recipe
 from internvideo.recipe import read_recipe, shipped_recipes
+from internvideo.video.writer import write_video
 
 MISSING: set[str] = set()
 """Benchmarks without a recipe yet."""

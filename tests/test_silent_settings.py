@@ -11,12 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import small_world
 import torch
 from typer.testing import CliRunner
 
-import small_world
-from internvideo.apps.convert import convert
-from internvideo.cli import app
+from internvideo.cli.main import app
 from internvideo.data.lists import read_folder
 from internvideo.data.manifest import read_manifest
 from internvideo.errors import InternVideoError, ManifestError, RecipeError, WeightsError
@@ -24,7 +23,8 @@ from internvideo.recipe import build_recipe, read_recipe
 from internvideo.recipe_checks import LARGER, leaves
 from internvideo.storage import DIGESTS, read_safetensors
 from internvideo.tables import STAGES
-from internvideo.tasks.captioning import Writing
+from internvideo.tasks.captioning.predict import Writing
+from internvideo.weights.convert import convert
 
 RECIPE = {
     "masked": "sample/masked", "multimodal": "sample/multimodal", "regions": "sample/spatio_temporal",
@@ -127,7 +127,7 @@ def test_folders_below_class_folders_are_told(tmp_path: Path) -> None:
 
 
 def test_one_demo_at_a_time(tmp_path: Path) -> None:
-    from internvideo.demo import run_demo
+    from internvideo.apps.demo import run_demo
 
     hold = f"from internvideo.storage import alone_in\nwith alone_in({str(tmp_path)!r}): print(1, flush=True), input()"
     with subprocess.Popen([sys.executable, "-c", hold], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
@@ -153,8 +153,8 @@ def test_converted_weights_carry_their_digests(tmp_path: Path) -> None:
 
 
 def test_a_piece_behind_its_video_is_told(tmp_path: Path) -> None:
-    from internvideo.apps.video_files import VideoFile
-    from internvideo.commands.options import for_each
+    from internvideo.cli.options import for_each
+    from internvideo.features.video_files import VideoFile
 
     row = read_manifest(small_world.world())
     video = str(row.video_path(row.rows[0]))

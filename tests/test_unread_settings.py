@@ -7,14 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from small_world import small_recipe
 
 from internvideo.errors import RecipeError
-from internvideo.evaluation import EvaluationSettings, evaluate_task
-from internvideo.evaluation.settings import OF_EVERY_TASK
-from internvideo.evaluation.table import EVALUATIONS
+from internvideo.evaluation import EVALUATIONS, EvaluationSettings, evaluate_task
+from internvideo.pretraining.masked import MaskedSettings
 from internvideo.recipe import STAGES, DataSettings, build_recipe, read_recipe
-from internvideo.stages.masked import MaskedSettings
-from small_world import small_recipe
+from internvideo.tasks.evaluation_settings import OF_EVERY_TASK
 
 OTHERS: dict[str, tuple[str, str, str]] = {
     "words of queries": ("sample/supervised_masked", "data.queries.most=7", "'data.queries.most' counts in grounding"),

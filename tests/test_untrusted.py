@@ -18,7 +18,6 @@ import torch
 
 from internvideo import untrusted
 from internvideo.apps.mix import mix
-from internvideo.data.feature_sequences import read_feature_set
 from internvideo.data.manifest import read_manifest
 from internvideo.data.shard_files import read_shard, shard_addresses
 from internvideo.data.shards import read_shards
@@ -28,6 +27,7 @@ from internvideo.models.factory import create_model
 from internvideo.pipeline import load_trained
 from internvideo.recipe import read_recipe, shipped_recipes
 from internvideo.storage import class_names, read_safetensors, write_safetensors
+from internvideo.tasks.temporal_localization.data import read_feature_set
 from internvideo.terminal import Screen, say
 from internvideo.untrusted_arrays import read_npy, read_npz
 

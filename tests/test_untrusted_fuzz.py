@@ -14,11 +14,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import fuzz_untrusted
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import fuzz_untrusted
 from internvideo import untrusted
 from internvideo.recipe import build_recipe, read_recipe
 
@@ -86,7 +86,7 @@ print(fuzz_untrusted.main('x', Path(sys.argv[1]), 0, 4)['problems'])
     for stops_at, told in (("none", "[\"2: KeyError('2')\"]"), ("3", "")):
         done = subprocess.run(
             [sys.executable, "-c", program, str(tmp_path), stops_at], capture_output=True, text=True, check=False,
-            cwd=Path(__file__).parent,
+            cwd=Path(__file__).parent / "support",
         )  # fmt: skip
         assert done.stdout.strip() == told, done.stderr
         assert (done.returncode == 0) == (stops_at == "none")

@@ -9,18 +9,18 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from internvideo.apps.door import load
-    from internvideo.apps.encoder import InternVideoEncoder
-    from internvideo.apps.preprocessing import Preprocessing, Span
-    from internvideo.apps.video_model import VideoModel
     from internvideo.data.manifest import read_manifest
-    from internvideo.data.sample_world import WorldSettings, generate
+    from internvideo.data.preprocessing import Preprocessing, Span
     from internvideo.data.tokenizer import Tokenizer
-    from internvideo.data.video import Video, probe
     from internvideo.errors import InternVideoError
+    from internvideo.inference.encoder import InternVideoEncoder
+    from internvideo.inference.loading import load
+    from internvideo.inference.video_model import VideoModel
     from internvideo.models.factory import create_model, list_models
     from internvideo.pipeline import load_trained, run_recipe
     from internvideo.recipe import Recipe, read_recipe
+    from internvideo.sample_world.generate import WorldSettings, generate
+    from internvideo.video.reader import Video, probe
 
 __version__ = "0.1.0"
 
@@ -47,21 +47,21 @@ __all__ = [
 ]
 
 _HOMES = {
-    "InternVideoEncoder": "internvideo.apps.encoder",
+    "InternVideoEncoder": "internvideo.inference.encoder",
     "InternVideoError": "internvideo.errors",
-    "Preprocessing": "internvideo.apps.preprocessing",
+    "Preprocessing": "internvideo.data.preprocessing",
     "Recipe": "internvideo.recipe",
-    "Span": "internvideo.apps.preprocessing",
+    "Span": "internvideo.data.preprocessing",
     "Tokenizer": "internvideo.data.tokenizer",
-    "Video": "internvideo.data.video",
-    "VideoModel": "internvideo.apps.video_model",
-    "WorldSettings": "internvideo.data.sample_world",
+    "Video": "internvideo.video.reader",
+    "VideoModel": "internvideo.inference.video_model",
+    "WorldSettings": "internvideo.sample_world.generate",
     "create_model": "internvideo.models.factory",
-    "generate": "internvideo.data.sample_world",
+    "generate": "internvideo.sample_world.generate",
     "list_models": "internvideo.models.factory",
-    "load": "internvideo.apps.door",
+    "load": "internvideo.inference.loading",
     "load_trained": "internvideo.pipeline",
-    "probe": "internvideo.data.video",
+    "probe": "internvideo.video.reader",
     "read_manifest": "internvideo.data.manifest",
     "read_recipe": "internvideo.recipe",
     "run_recipe": "internvideo.pipeline",

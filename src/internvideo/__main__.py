@@ -1,5 +1,5 @@
 """`python -m internvideo` is the command `internvideo`."""
 
-from internvideo.cli import main
+from internvideo.cli.main import main
 
 main()

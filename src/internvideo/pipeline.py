@@ -12,14 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from internvideo import distributed
-from internvideo.data.catalog import BENCHMARKS
+from internvideo.datasets.catalog import BENCHMARKS
 from internvideo.errors import RecipeError, RunError, WeightsError
-from internvideo.jobs.head import check_start
-from internvideo.jobs.job import Job, build_model
-from internvideo.jobs.table import prepare
 from internvideo.models.declared import within
 from internvideo.models.video_language import interpolate_weights
-from internvideo.models.weights import load_state, save_model
 from internvideo.recipe import (
     MODELS,
     STAGES,
@@ -31,14 +27,18 @@ from internvideo.recipe import (
     recipe_inside,
     shipped_recipes,
 )
+from internvideo.stage_builders import prepare
 from internvideo.storage import class_names, read_metadata, read_safetensors
 from internvideo.terminal import say
 from internvideo.training import checkpoint, run_folder
+from internvideo.training.build import Job, build_model
+from internvideo.training.head import check_start
 from internvideo.training.loop import train
 from internvideo.training.memory import MIB, counted_activations, tensor_bytes
 from internvideo.training.settings import TrainingSettings
 from internvideo.training.step import Stepper
 from internvideo.untrusted import json_in, parse_json
+from internvideo.weights.state import load_state, save_model
 
 MAY_DIFFER = (
     "about",

@@ -21,15 +21,8 @@ from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny, ValidationErr
 from internvideo import untrusted
 from internvideo.data import sampling
 from internvideo.data.caption_choice import CaptionChoice
-from internvideo.data.feature_sequences import FeatureSettings
-from internvideo.data.hands import HandSettings
-from internvideo.data.key_frames import KeyFrameSettings
 from internvideo.data.loader import LoaderSettings
 from internvideo.data.mixup import Mixup
-from internvideo.data.navigation.settings import WorldSettings
-from internvideo.data.proposals import ProposalSettings
-from internvideo.data.queries import QuerySettings
-from internvideo.data.questions import QuestionSettings
 from internvideo.data.rand_augment import RandAugment
 from internvideo.data.resize import Style
 from internvideo.data.transforms import CropKind, EvalTransform, TrainTransform
@@ -37,6 +30,13 @@ from internvideo.errors import RecipeError, WeightsError, shown
 from internvideo.models.factory import MODELS
 from internvideo.recipe_checks import check_numbers, check_read
 from internvideo.tables import SAMPLERS, STAGES, TASKS
+from internvideo.tasks.grounding.data import QuerySettings
+from internvideo.tasks.hands.data import HandSettings
+from internvideo.tasks.navigation.world.settings import WorldSettings
+from internvideo.tasks.question_answering.data import QuestionSettings
+from internvideo.tasks.refinement.data import ProposalSettings
+from internvideo.tasks.spatiotemporal.data import KeyFrameSettings
+from internvideo.tasks.temporal_localization.data import FeatureSettings
 from internvideo.training.settings import LoopSettings, OptimizerSettings, ScheduleSettings
 
 __all__ = ["MODELS", "SAMPLERS", "STAGES", "TASKS", "Recipe", "read_recipe", "shipped_recipes"]

@@ -8,34 +8,34 @@ from pydantic import BaseModel
 from torch import nn
 
 from internvideo.data import sampling
-from internvideo.models.action_detector import ActionDetector
-from internvideo.models.actionformer import ActionFormer
-from internvideo.models.anticipation import Anticipator
 from internvideo.models.clip import Clip
 from internvideo.models.cross_model import CrossModel
-from internvideo.models.grounding import Grounder
 from internvideo.models.heads import RankedMultipleChoice, VideoQuestionAnswering
-from internvideo.models.navigator import Navigator
-from internvideo.models.tcanet import TCANet
 from internvideo.models.uniformerv2 import UniFormerV2
 from internvideo.models.video_language import VideoLanguage
 from internvideo.models.videomae import VideoMAEClassifier, VideoMAEPretrain
-from internvideo.stages.answering import AnsweringSettings, AnsweringStage
-from internvideo.stages.anticipation import AnticipationSettings, AnticipationStage
-from internvideo.stages.grounding import GroundingSettings, GroundingStage
-from internvideo.stages.hands import HandsSettings, HandsStage
-from internvideo.stages.interaction import InteractionSettings, InteractionStage
-from internvideo.stages.localisation import LocalisationSettings, LocalisationStage
-from internvideo.stages.masked import MaskedSettings, MaskedStage
-from internvideo.stages.multimodal import MultimodalSettings, MultimodalStage
-from internvideo.stages.navigation import NavigationSettings, NavigationStage
-from internvideo.stages.open_set import OpenSetSettings, OpenSetStage
-from internvideo.stages.refinement import RefinementSettings, RefinementStage
-from internvideo.stages.regions import RegionSettings, RegionStage
-from internvideo.stages.retrieval import RetrievalSettings, RetrievalStage
-from internvideo.stages.supervised import SupervisedSettings, SupervisedStage
-from internvideo.stages.verb_noun import VerbNounSettings, VerbNounStage
-from internvideo.stages.waypoints import WaypointSettings, WaypointStage
+from internvideo.pretraining.interaction import InteractionSettings, InteractionStage
+from internvideo.pretraining.masked import MaskedSettings, MaskedStage
+from internvideo.pretraining.multimodal import MultimodalSettings, MultimodalStage
+from internvideo.pretraining.supervised import SupervisedSettings, SupervisedStage
+from internvideo.tasks.anticipation.model import Anticipator
+from internvideo.tasks.anticipation.stage import AnticipationSettings, AnticipationStage
+from internvideo.tasks.grounding.model import Grounder
+from internvideo.tasks.grounding.stage import GroundingSettings, GroundingStage
+from internvideo.tasks.hands.stage import HandsSettings, HandsStage
+from internvideo.tasks.navigation.model import Navigator
+from internvideo.tasks.navigation.stage import NavigationSettings, NavigationStage
+from internvideo.tasks.navigation.waypoint_stage import WaypointSettings, WaypointStage
+from internvideo.tasks.open_set.stage import OpenSetSettings, OpenSetStage
+from internvideo.tasks.question_answering.stage import AnsweringSettings, AnsweringStage
+from internvideo.tasks.refinement.model import TCANet
+from internvideo.tasks.refinement.stage import RefinementSettings, RefinementStage
+from internvideo.tasks.retrieval.stage import RetrievalSettings, RetrievalStage
+from internvideo.tasks.spatiotemporal.model import ActionDetector
+from internvideo.tasks.spatiotemporal.stage import RegionSettings, RegionStage
+from internvideo.tasks.temporal_localization.model import ActionFormer
+from internvideo.tasks.temporal_localization.stage import LocalisationSettings, LocalisationStage
+from internvideo.tasks.verb_noun.stage import VerbNounSettings, VerbNounStage
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class StageEntry:
     `reads` are the settings below `data` that count for it, whole sections or single ones; `train` and `loader` count
     for all. `heads` are the parts of the model that have one output a class ("" is the model itself): they get the
     number of classes of the data in their setting `outputs`. What a stage learns from is built by its row in
-    `jobs/table.py`.
+    `stage_builders.py`.
     """
 
     about: str

@@ -22,11 +22,11 @@ from huggingface_hub.constants import HF_HUB_CACHE
 from numpy.typing import NDArray
 
 from internvideo import __version__
-from internvideo.data import video_torchcodec
-from internvideo.data.video import Video
-from internvideo.data.video_walk import walk
-from internvideo.data.video_writer import write_video
 from internvideo.errors import InternVideoError
+from internvideo.video import torchcodec_backend as video_torchcodec
+from internvideo.video.reader import Video
+from internvideo.video.walk import walk
+from internvideo.video.writer import write_video
 
 State = Literal["ok", "advice", "absent", "broken"]
 

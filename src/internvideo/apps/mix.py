@@ -18,15 +18,15 @@ import torch
 from torch import Tensor, nn
 
 from internvideo.errors import RecipeError, WeightsError
-from internvideo.jobs.job import build_model
-from internvideo.models.clip_import import from_clip
 from internvideo.models.declared import within
-from internvideo.models.initialise import FROM_CLIP
 from internvideo.models.video_language import interpolate_weights
-from internvideo.models.weights import load_state
 from internvideo.recipe import read_recipe, recipe_inside
 from internvideo.storage import class_names, read_safetensors, write_safetensors
 from internvideo.tasks.protocol import weights_hash
+from internvideo.training.build import build_model
+from internvideo.weights.clip_import import from_clip
+from internvideo.weights.initialize import FROM_CLIP
+from internvideo.weights.state import load_state
 
 Tower = Literal["both", "text", "video"]
 State = dict[str, Tensor]

@@ -9,12 +9,12 @@ from typing import cast, get_args
 from torch import Tensor
 
 from internvideo import untrusted
-from internvideo.apps.features import model_hash
-from internvideo.apps.video_model import VideoModel
 from internvideo.errors import RunError, WeightsError
+from internvideo.inference.video_model import VideoModel
 from internvideo.objectives.evidential import Evidence, opinion
 from internvideo.objectives.evidential import evidence as class_evidence
-from internvideo.tasks import open_set
+from internvideo.probing.cached_features import model_hash
+from internvideo.tasks.open_set import predict as open_set
 
 
 @dataclass(frozen=True)

@@ -22,10 +22,10 @@ from tqdm import tqdm
 
 from internvideo import untrusted
 from internvideo.data.dataset import ClipReader
-from internvideo.data.key_frames import KeyFrame, clip_positions, key_frames
 from internvideo.data.manifest import Manifest
 from internvideo.errors import RunError, VideoError, WeightsError
 from internvideo.storage import write_text
+from internvideo.tasks.spatiotemporal.data import KeyFrame, clip_positions, key_frames
 
 SOFT_MAX = ("detr", "yolos")
 """Families whose last class is "nothing"."""

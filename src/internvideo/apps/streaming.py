@@ -21,13 +21,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from internvideo.apps.preprocessing import SLACK
-from internvideo.apps.probe import Probe
-from internvideo.apps.scorer import Scorer
-from internvideo.apps.video_model import VideoModel
-from internvideo.apps.windows import check_window, windows
-from internvideo.data.live_video import RECONNECT, LiveFrame, LiveVideo
+from internvideo.apps.classify import Scorer
+from internvideo.data.preprocessing import SLACK
 from internvideo.errors import RecipeError, VideoError
+from internvideo.features.windows import check_window, windows
+from internvideo.inference.video_model import VideoModel
+from internvideo.probing.probe import Probe
+from internvideo.video.live import RECONNECT, LiveFrame, LiveVideo
 
 RING_BYTES = 2 * 2**30
 """Decoded pictures that are held at most."""

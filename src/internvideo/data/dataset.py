@@ -21,13 +21,13 @@ from torch.utils.data import Dataset
 
 from internvideo.data.batch import Batch
 from internvideo.data.csv_columns import STRIDE
-from internvideo.data.key_frame_places import SLACK
+from internvideo.data.key_frame_indices import SLACK
 from internvideo.data.manifest import Manifest, Sample
 from internvideo.data.sampling import FrameSampler, OnePerSecond
 from internvideo.data.transforms import ClipTransform
-from internvideo.data.video import Video, VideoInfo
-from internvideo.data.video_pool import lent
 from internvideo.errors import InternVideoError, ManifestError, VideoError
+from internvideo.video.pool import lent
+from internvideo.video.reader import Video, VideoInfo
 
 Captions = Literal["random", "first", "none"]
 Indices = NDArray[np.int64]

@@ -28,8 +28,8 @@ from typing import Any, TextIO
 
 from internvideo import untrusted
 from internvideo.data.csv_columns import CsvColumns, read_columns
-from internvideo.data.frame_folder import frame_names, is_frame_folder
 from internvideo.errors import ManifestError, VideoError, shown
+from internvideo.video.frame_folder import frame_names, is_frame_folder
 
 RawRow = tuple[int, str | dict[str, Any]]  # line number and a JSON text or the fields
 VIDEO_EXTENSIONS = frozenset(

@@ -12,9 +12,9 @@ import torch
 
 from internvideo.data.batch import Batch
 from internvideo.data.loader import EpochLoader, Loader
+from internvideo.data.loader_wrapper import WrappedLoader
 from internvideo.data.manifest import Manifest
 from internvideo.data.mixup import Mixup
-from internvideo.data.wrapped_loader import WrappedLoader
 from internvideo.errors import ManifestError
 
 

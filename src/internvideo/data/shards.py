@@ -30,8 +30,8 @@ from internvideo.data.sample import Sample
 from internvideo.data.sampling import FrameSampler
 from internvideo.data.shard_files import Contents, Shard, read_shard, shard_addresses
 from internvideo.data.transforms import ClipTransform
-from internvideo.data.video import Video
 from internvideo.errors import ManifestError, VideoError, shown
+from internvideo.video.reader import Video
 
 GROUP = 8
 """Shards whose samples are shuffled together."""

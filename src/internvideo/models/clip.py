@@ -297,7 +297,7 @@ class ClipConfig:
 class Clip(nn.Module):
     """The image-text model that the multimodal encoders start from (openai/CLIP).
 
-    Its state dict in the public key layout is read by `weight_tables.CLIP`. A clip's vector is the mean of those of its
+    Its state dict in the public key layout is read by `key_tables.CLIP`. A clip's vector is the mean of those of its
     real frames, each of length one (ArrowLuo/CLIP4Clip, modules/modeling.py, `_loose_similarity` with meanP).
     """
 

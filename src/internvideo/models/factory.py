@@ -13,16 +13,16 @@ from typing import Any
 from torch import nn
 
 from internvideo.errors import RecipeError
-from internvideo.models.action_detector import ActionDetector
-from internvideo.models.actionformer import ActionFormer, ActionFormerConfig
-from internvideo.models.anticipation import Anticipator
 from internvideo.models.declared import DeclaredError, check_whole, within_memory
 from internvideo.models.entry import ModelEntry
-from internvideo.models.grounding import Grounder, GrounderConfig
 from internvideo.models.multimodal_sizes import MULTIMODAL_MODELS
-from internvideo.models.navigator import Navigator, NavigatorConfig
-from internvideo.models.tcanet import TCANet, TCANetConfig
 from internvideo.models.videomae import VideoMAEClassifier, VideoMAEConfig, VideoMAEPretrain
+from internvideo.tasks.anticipation.model import Anticipator
+from internvideo.tasks.grounding.model import Grounder, GrounderConfig
+from internvideo.tasks.navigation.model import Navigator, NavigatorConfig
+from internvideo.tasks.refinement.model import TCANet, TCANetConfig
+from internvideo.tasks.spatiotemporal.model import ActionDetector
+from internvideo.tasks.temporal_localization.model import ActionFormer, ActionFormerConfig
 
 _SIZES: dict[str, VideoMAEConfig] = {
     "s": VideoMAEConfig(width=384, depth=12, heads=6, decoder_width=192, decoder_heads=3),

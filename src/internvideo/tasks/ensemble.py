@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from internvideo.errors import RunError
-from internvideo.tasks import recognition
+from internvideo.tasks.recognition import predict as recognition
 from internvideo.tasks.table import Result, Table
 
 Pool = Literal["views", "models"]

@@ -7,25 +7,23 @@ from collections.abc import Callable, Mapping
 import numpy as np
 
 from internvideo.errors import RunError
-from internvideo.tasks import (
-    answering,
-    anticipation,
-    captioning,
-    future_hands,
-    grounding,
-    localisation,
-    multiple_choice,
-    navigation,
-    open_set,
-    recognition,
-    refinement,
-    retrieval,
-    spatio_temporal,
-    state_change,
-    verb_noun,
-    zero_shot,
-)
+from internvideo.tasks.anticipation import predict as anticipation
+from internvideo.tasks.captioning import predict as captioning
+from internvideo.tasks.grounding import predict as grounding
+from internvideo.tasks.hands import predict as future_hands
+from internvideo.tasks.multiple_choice import predict as multiple_choice
+from internvideo.tasks.navigation import predict as navigation
+from internvideo.tasks.open_set import predict as open_set
+from internvideo.tasks.question_answering import predict as answering
+from internvideo.tasks.recognition import predict as recognition
+from internvideo.tasks.refinement import predict as refinement
+from internvideo.tasks.retrieval import predict as retrieval
+from internvideo.tasks.spatiotemporal import predict as spatio_temporal
+from internvideo.tasks.state_change import predict as state_change
 from internvideo.tasks.table import Result, Table
+from internvideo.tasks.temporal_localization import predict as localisation
+from internvideo.tasks.verb_noun import predict as verb_noun
+from internvideo.tasks.zero_shot import predict as zero_shot
 
 SCORES: dict[str, Callable[[Table], Result]] = {
     recognition.NAME: recognition.score,

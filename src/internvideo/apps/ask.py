@@ -1,0 +1,74 @@
+"""Questions about a video, answered by a network that was trained to (multi-modalities-downstream)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from internvideo.datasets.questions import read_answers
+from internvideo.errors import RecipeError, TextError
+from internvideo.inference.families import seen
+from internvideo.inference.video_model import VideoModel, VideoSource
+from internvideo.models.heads import VideoQuestionAnswering
+from internvideo.tasks.question_answering.data import question_tokens
+from internvideo.tasks.question_answering.predict import probabilities
+
+
+class Answerer:
+    """A network with an answer head, and the names of its answers.
+
+    Args:
+        model: of the family internvideo-mm-*-vqa.
+        answers: file of the answers (`answer_set.txt`, `ans2label.json`), for published weights, which do not carry
+            them; one output more than there are answers is none of them, as in the published heads.
+
+    Raises:
+        RecipeError: a model without an answer head, one that never sees the video, or another number of answers.
+        ManifestError: `answers` cannot be read.
+    """
+
+    def __init__(self, model: VideoModel, answers: Path | None = None) -> None:
+        module = model.module
+        if not isinstance(module, VideoQuestionAnswering):
+            able = ", ".join(sorted(model.can))
+            do = "train one with `internvideo train sample/answering`, or take weights of internvideo-mm-l14-vqa"
+            raise RecipeError(f"model {model.name}", "has no head for answers", able, do)
+        if not module.video:
+            raise RecipeError(f"model {model.name}", "was trained on questions alone", "a network that sees the video")
+        self.model, self.module = model, module
+        self.names = model.classes if answers is None else read_answers(answers)
+        if answers is not None and len(model.classes) - len(self.names) not in (0, 1):
+            found, wanted = f"{len(self.names)} answers", f"{len(model.classes)}, the outputs of the head, or one less"
+            raise RecipeError(answers, found, wanted)
+
+    def check(self, questions: Sequence[str]) -> None:
+        """Raise TextError for no question, a blank one, or one that is longer than the model reads."""
+        if not questions:
+            raise TextError("questions", "none", "at least one")
+        for number, text in enumerate(questions, 1):
+            if not text.strip():
+                raise TextError(f"question {number}", "is blank", 'a text such as "what is the man doing?"')
+            try:
+                question_tokens([text], self.module.model.config.text.context, truncate=False)
+            except TextError as error:
+                raise TextError(f"question {number}", error.found, error.allowed, "shorten it") from error
+
+    def __call__(self, video: VideoSource, questions: Sequence[str], *, top: int = 5) -> list[dict[str, float]]:
+        """The `top` likeliest answers to each question with their probabilities, the largest first.
+
+        The video is decoded and looked at once.
+
+        Raises:
+            TextError: see `check`. VideoError: the video cannot be read.
+        """
+        self.check(questions)
+        (clips,) = self.model.read(video)
+        context = self.module.model.config.text.context
+        with torch.no_grad():
+            looked = self.module.look(seen(self.module, clips.to(self.model.device)))
+            rows = probabilities(self.module, looked, questions, context)[:, : len(self.names)]
+        best = np.argsort(-rows, axis=1, kind="stable")[:, :top]
+        return [{self.names[i]: float(row[i]) for i in order} for row, order in zip(rows, best, strict=True)]

@@ -1,0 +1,38 @@
+"""What is in clips: among labels that somebody names, the classes of the model, or those of a fitted classifier."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from torch import Tensor
+
+from internvideo.inference.video_model import VideoModel
+from internvideo.probing.probe import Probe
+
+
+class Scorer:
+    """Clips to probabilities. Texts are encoded once; whatever does not fit is told before any video is opened.
+
+    Args:
+        model: the encoder.
+        labels: at least two texts, for a model with a text tower; None for the classes of the model.
+        probe: a classifier of `internvideo fit`, instead of both.
+
+    Raises:
+        RecipeError: labels that this model cannot take. WeightsError: a classifier of another encoder.
+    """
+
+    def __init__(self, model: VideoModel, labels: Sequence[str] | None = None, probe: Probe | None = None) -> None:
+        self.model, self.labels, self.probe = model, labels, probe
+        if probe is not None:
+            probe.check(model)
+        else:
+            self.names = model.label_names(labels)
+
+    def __call__(self, clips: Tensor) -> list[dict[str, float]]:
+        """(B, 3, T, S, S) as the model's preprocessing makes them -> label to probability, the largest first."""
+        if self.probe is not None:
+            return self.probe.predict(self.probe.features(self.model, clips))
+        rows = self.model.probabilities(clips, self.labels)
+        return [{self.names[i]: float(row[i]) for i in np.argsort(-row, kind="stable")} for row in rows]

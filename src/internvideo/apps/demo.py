@@ -1,0 +1,304 @@
+"""The whole pipeline in one command: world or videos in, four stages, a report out. It resumes wherever it was stopped.
+
+Each step is an ordinary recipe of recipes/sample, so everything here can be repeated with `internvideo train`.
+"""
+
+from __future__ import annotations
+
+import json
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from internvideo.apps.demo_report import Clock, DemoData, write_demo_report
+from internvideo.data.manifest import Manifest, Sample, read_manifest, write_manifest
+from internvideo.errors import ManifestError, RecipeError, RunError
+from internvideo.pipeline import run_recipe
+from internvideo.recipe import Recipe, read_recipe
+from internvideo.sample_world.generate import WorldSettings, generate
+from internvideo.storage import alone_in, write_text
+from internvideo.terminal import say
+
+WORLD_SEED = 2026  # the world's look was tried out on others; its held-out clips are for measuring only
+
+
+@dataclass(frozen=True)
+class Columns:
+    """Which columns of a csv manifest hold the class, the path and the split."""
+
+    label: str = "label"
+    video: str = "path"
+    split: str = "split"
+
+
+@dataclass(frozen=True)
+class Profile:
+    """How much: clips of the sample world, and a factor on every recipe's epochs."""
+
+    clips: int
+    epochs: float
+
+
+MOST_LONGER = 2.0
+"""A set smaller than the sample world is gone through more often, but not more than so many times as often."""
+
+PROFILES = {"full": Profile(4200, 1.0), "short": Profile(420, 0.25)}
+
+
+@dataclass(frozen=True)
+class Step:
+    """One recipe of the demo.
+
+    Attributes:
+        name: its folder. recipe: of recipes/sample. about: what is told while it runs.
+        init: which earlier steps' weights it starts from.
+        images: every second batch is single frames.
+    """
+
+    name: str
+    recipe: str
+    about: str
+    init: dict[str, str]
+    images: bool = False
+
+
+STEPS = (
+    Step("masked", "masked", "1  masked pretraining", {}),
+    Step("image_text", "image_text", "2a image-text pretraining", {}),
+    Step(
+        "multimodal_pretrained", "multimodal", "2b video-language pretraining", {"weights": "image_text"}, images=True
+    ),
+    Step("supervised_masked", "supervised_masked", "3  supervised, masked encoder", {"weights": "masked"}),
+    Step("supervised_scratch", "supervised_masked", "   the same without pretraining", {}),
+    Step(
+        "supervised_multimodal",
+        "supervised_multimodal",
+        "3  supervised, multimodal encoder",
+        {"weights": "multimodal_pretrained"},
+    ),
+    Step("single_frame", "single_frame", "   one frame a clip", {"weights": "multimodal_pretrained"}),
+    Step(
+        "interaction",
+        "interaction",
+        "4  cross-model interaction",
+        {"masked": "supervised_masked", "multimodal": "supervised_multimodal"},
+    ),
+)
+
+
+def run_demo(
+    output: Path,
+    *,
+    data: Path | None = None,
+    profile: str = "full",
+    columns: Columns | None = None,
+    seed: int = 0,
+    device: str = "auto",
+) -> Path:
+    """Run what is not done yet and write report.html and report.json.
+
+    Args:
+        output: folder of this demo.
+        data: labelled videos of one's own; None for the sample world.
+        profile: a key of `PROFILES`.
+        columns: of a csv manifest.
+        seed: of world, models and batches.
+        device: auto, cpu, cuda.
+
+    Returns:
+        output/report.html.
+
+    Raises:
+        RecipeError: unknown profile. RunError: `output` holds another demo. Others: see `run_recipe`.
+    """
+    if profile not in PROFILES:
+        raise RecipeError("--profile", f"found '{profile}'", ", ".join(PROFILES))
+    with alone_in(output):
+        return _steps(output, data, PROFILES[profile], columns or Columns(), seed, device)
+
+
+def _steps(output: Path, data: Path | None, chosen: Profile, columns: Columns, seed: int, device: str) -> Path:
+    """What is not done yet; returns the report."""
+    clock = Clock(output / "seconds.json")
+    with clock.timed("data", again=(output / "world" / "train.jsonl").is_file()):
+        clips = _world(output, chosen, seed) if data is None else _own(output, data, columns)
+    for number, step in enumerate(STEPS, 1):
+        say(f"[{number}/{len(STEPS)}] {step.about}", err=True)
+        with clock.timed(step.name, again=(output / step.name / "model.safetensors").is_file()):
+            recipe = step_recipe(step, output, clips, chosen, seed)
+            run_recipe(recipe, output / step.name, device=device, title=step.about.strip())
+    say("[report] measuring on the held-out clips", err=True)
+    with clock.timed("report", again=(output / "report.json").is_file()):
+        report = write_demo_report(output, clips, device, clock)
+    say(_next(output, clips))
+    return report
+
+
+def step_recipe(step: Step, output: Path, data: DemoData, profile: Profile, seed: int) -> Recipe:
+    """The recipe of a step: the shipped one with paths, seed and length filled in."""
+    recipe = read_recipe(f"sample/{step.recipe}")
+    epochs = max(1.0, (recipe.schedule.epochs or 1.0) * profile.epochs * data.longer)
+    schedule = recipe.schedule.model_copy(update={"epochs": epochs, "warmup": min(recipe.schedule.warmup, epochs / 4)})
+    loader = replace(recipe.data.loader, seed=seed)
+    augment, model = recipe.data.augment, recipe.model
+    if not data.world:  # somebody's videos: perhaps few, perhaps some of them broken (they are named in skipped.jsonl)
+        size = max(2, min(loader.batch_size, data.videos // 4))
+        loader = replace(loader, batch_size=size, max_unreadable=0.1, short_side=2 * augment.size)
+        augment = augment.model_copy(update={"size": 2 * augment.size})
+        model = model.model_copy(update={"overrides": _twice_as_fine(model.overrides)})
+    images = min(recipe.data.image_batch_size or loader.batch_size, loader.batch_size) if step.images else None
+    parts = {
+        "train": data.train,
+        "images": data.train if step.images else None,
+        "image_batch_size": images,
+        "loader": loader,
+        "augment": augment,
+    }
+    return recipe.model_copy(
+        update={
+            "model": model,
+            "schedule": schedule,
+            "loop": recipe.loop.model_copy(update={"seed": seed}),
+            "data": recipe.data.model_copy(update=parts),
+            "init": {part: output / name / "model.safetensors" for part, name in step.init.items()},
+        }
+    )
+
+
+def _twice_as_fine(overrides: Mapping[str, Any]) -> dict[str, Any]:
+    """Twice the pixels along each side for as many tokens: real videos show small things."""
+    finer: dict[str, Any] = {
+        name: _twice_as_fine(value) if isinstance(value, Mapping) else value for name, value in overrides.items()
+    }
+    return {**finer, **{name: 2 * finer[name] for name in ("image_size", "patch_size") if name in finer}}
+
+
+def _world(output: Path, profile: Profile, seed: int) -> DemoData:
+    say("[data] the sample world", err=True)
+    settings = WorldSettings(clips=profile.clips, size=64, seed=WORLD_SEED + seed, difficulty=0.15, long_videos=0)
+    found = generate(output / "world", settings)
+    return DemoData(found["train"], found["test"], True, found["zero_shot"])
+
+
+def _own(output: Path, path: Path, columns: Columns) -> DemoData:
+    """Split labelled videos of one's own into train and test, with a caption for each."""
+    whole = read_manifest(path, path_column=columns.video, label_column=columns.label)
+    rows = [_captioned(row, whole) for row in whole.rows if row.label is not None]
+    if len(whole.classes) < 2:
+        raise ManifestError(path, f"{len(whole.classes)} classes", "at least 2", "give every video a label")
+    train, test, how = _divide(path, rows, columns)
+    if len(train) < 8:
+        raise ManifestError(path, f"{len(train)} training videos", "at least 8", "add videos")
+    claim = {
+        "source": str(path.resolve()),
+        "classes": whole.classes,
+        "train": Manifest(tuple(train), whole.classes, whole.root, path).fingerprint,
+        "test": Manifest(tuple(test), whole.classes, whole.root, path).fingerprint,
+    }
+    _claim(output / "data" / "source.json", claim)
+    made = {}
+    for name, part in (("train", train), ("test", test)):
+        made[name] = output / "data" / f"{name}.jsonl"
+        write_manifest(made[name], part, whole.classes)
+    left = len(whole.rows) - len(train) - len(test)
+    for note in (*whole.notes, f"{left} rows without a label or of another split left out"):
+        say(f"[data] {note}", err=True)
+    say(
+        f"[data] {len(train)} training and {len(test)} test videos ({how}), {len(whole.classes)} classes, "
+        f"{len({row.label for row in test})} of them in the test videos",
+        err=True,
+    )
+    longer = min(MOST_LONGER, max(1.0, PROFILES["full"].clips * 0.7 / len(train)))
+    return DemoData(made["train"], made["test"], False, videos=len(train), longer=longer)
+
+
+def _claim(file: Path, claim: dict[str, Any]) -> None:
+    """Make the folder this data's own, or find that it already is. RunError when it holds other videos or labels."""
+    text = json.dumps(claim, indent=1)
+    if file.is_file() and file.read_text(encoding="utf-8") != text:
+        raise RunError(
+            file.parent.parent, "holds a demo on other videos, labels or splits", "", "choose another --output"
+        )
+    write_text(file, text)
+
+
+def _divide(path: Path, rows: list[Sample], columns: Columns) -> tuple[list[Sample], list[Sample], str]:
+    """Training and test rows and how they were told apart: by the split column, else one group in five of a class."""
+    named = [row.split if columns.split == "split" else row.attributes.get(columns.split) for row in rows]
+    names = [(name or "").lower() for name in named]
+    if not any(names):
+        if columns.split != "split":
+            known = sorted({name for row in rows for name in row.attributes})
+            raise ManifestError(path, f"no column '{columns.split}'", ", ".join(["split", *known]))
+        train, test = _by_group(rows)
+        return train, test, "one group in five of every class held out"
+    held = next((name for name in ("test", "validation", "val", "valid") if name in names), None)
+    fit = next((name for name in ("train", "training") if name in names), None)
+    if held is None or fit is None:
+        found = ", ".join(sorted(set(names) - {""}))
+        raise ManifestError(path, f"column '{columns.split}' has {found}", "train, and test or validation")
+    train = [row for row, name in zip(rows, names, strict=True) if name == fit]
+    test = [row for row, name in zip(rows, names, strict=True) if name == held]
+    return train, test, f"column {columns.split}: {fit}, {held}"
+
+
+def _captioned(row: Sample, whole: Manifest) -> Sample:
+    label = whole.classes[row.label or 0].replace("_", " ")
+    captions = row.captions or (f"a video of {label}", label, f"this is {label}")
+    return row.model_copy(update={"path": str(whole.video_path(row).resolve()), "captions": captions})
+
+
+def _by_group(rows: list[Sample]) -> tuple[list[Sample], list[Sample]]:
+    """About one group in five (or one video in five, without groups) of every class is for testing.
+
+    Every class is trained on. Every class of two or more groups is tested on as well, unless all of its groups are
+    the last ones of other classes.
+    """
+    from sklearn.model_selection import StratifiedGroupKFold
+
+    labels = np.array([row.label for row in rows])
+    groups = np.unique([row.group or row.id for row in rows], return_inverse=True)[1]
+    size = np.bincount(groups)
+    shows = np.zeros((labels.max() + 1, len(size)), dtype=bool)  # class, group
+    shows[labels, groups] = True
+    if shows.sum(axis=1).max() < 2:
+        raise ManifestError("--data", f"{len(rows)} videos, those of each class of one group", "2 groups", "add videos")
+    parts = int(min(5, len(size), np.bincount(labels).max()))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # a class of fewer videos than parts is seen to below
+        divided = StratifiedGroupKFold(parts, shuffle=True, random_state=0).split(labels, labels, groups)
+        _, test = next(divided)
+    held = np.zeros(len(size), dtype=bool)
+    held[groups[test]] = True
+    for groups_of in shows:
+        if groups_of.any() and held[groups_of].all():
+            held[min(np.flatnonzero(groups_of), key=size.__getitem__)] = False
+    for groups_of in shows:
+        if groups_of.sum() > 1 and not held[groups_of].any():
+            trained = (shows & ~held).sum(axis=1)
+            spare = [group for group in np.flatnonzero(groups_of) if trained[shows[:, group]].min() > 1]
+            if spare:
+                held[min(spare, key=size.__getitem__)] = True
+    return (
+        [row for row, group in zip(rows, groups, strict=True) if not held[group]],
+        [row for row, group in zip(rows, groups, strict=True) if held[group]],
+    )
+
+
+def _next(output: Path, data: DemoData) -> str:
+    weights = output / "interaction" / "model.safetensors"
+    return "\n".join(
+        [
+            "",
+            "What to try next:",
+            f"  open {output / 'report.html'}",
+            f"  internvideo evaluate recognition {weights} {data.test}",
+            f"  internvideo evaluate retrieval {output / 'multimodal_pretrained' / 'model.safetensors'} {data.test}",
+            f"  internvideo train sample/masked data.train={data.train} --output runs/mine",
+            "  internvideo demo --data YOUR_FOLDER_OF_CLASS_FOLDERS --output runs/yours",
+        ]
+    )

@@ -1,0 +1,399 @@
+"""What a demo measures on its held-out clips, and how it becomes the report."""
+
+from __future__ import annotations
+
+import json
+import resource
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from internvideo import untrusted
+from internvideo.data.manifest import Manifest, Sample, read_manifest
+from internvideo.data.sampling import linspace_frames
+from internvideo.metrics import bootstrap
+from internvideo.metrics.classification import confusion_matrix
+from internvideo.models.videomae import VideoMAEPretrain
+from internvideo.pipeline import Trained, load_trained
+from internvideo.plots.report import (
+    ABLATION,
+    AblationRow,
+    Claim,
+    Confusion,
+    Found,
+    Gates,
+    LossCurve,
+    NextStep,
+    Reconstruction,
+    ReportData,
+    Retrieval,
+    ReverseClip,
+    ZeroShot,
+    write_report,
+)
+from internvideo.pretraining.masked import MaskedSettings, MaskedStage
+from internvideo.recipe import choose_device
+from internvideo.sample_world.actions import TIME_DIRECTED, reverse_class
+from internvideo.storage import write_text
+from internvideo.tasks import ensemble
+from internvideo.tasks.clip_evaluation import clip_source, predict_language, predict_recognition, scorer
+from internvideo.tasks.evaluation_settings import EvaluationSettings
+from internvideo.tasks.recognition import predict as recognition
+from internvideo.tasks.retrieval import evaluate as retrieval_evaluation
+from internvideo.tasks.retrieval import predict as retrieval
+from internvideo.tasks.scoring import score
+from internvideo.tasks.table import BOOTSTRAP, Result, Table, save_result
+from internvideo.video.reader import Video
+
+ENCODERS = {
+    "single_frame": "single_frame",
+    "masked_scratch": "supervised_scratch",
+    "masked": "supervised_masked",
+    "multimodal": "supervised_multimodal",
+    "interaction": "interaction",
+}
+"""Row of the ablation -> folder of the step whose weights it measures."""
+
+
+@dataclass(frozen=True)
+class DemoData:
+    """What a demo learns from and is measured on.
+
+    Attributes:
+        train, test: manifests.
+        world: the sample world's, whose classes have known reverses.
+        zero_shot: manifest of classes that no training clip shows, None where there are none.
+        videos: in `train`. longer: factor on the epochs of every recipe.
+    """
+
+    train: Path
+    test: Path
+    world: bool
+    zero_shot: Path | None = None
+    videos: int = 0
+    longer: float = 1.0
+
+
+class Clock:
+    """Seconds of each step and the largest memory over all sessions: a resumed demo tells all that it took."""
+
+    def __init__(self, file: Path) -> None:
+        stored = untrusted.read_json(file) if file.is_file() else {}
+        self.file = file
+        self.seconds: dict[str, float] = stored.get("seconds", {})
+        self.peak_memory_mb: float = stored.get("peak_memory_mb", 0.0)
+        self._running: tuple[str, float] | None = None
+
+    @contextmanager
+    def timed(self, name: str, *, again: bool = False) -> Iterator[None]:
+        """Add the seconds of the block to those of `name`, also when interrupted, but not when done once more."""
+        self._running = None if again and name in self.seconds else (name, time.monotonic())
+        try:
+            yield
+        finally:
+            self.seconds, self.peak_memory_mb = self.so_far(), self.memory()
+            self._running = None
+            write_text(
+                self.file, json.dumps({"seconds": self.seconds, "peak_memory_mb": self.peak_memory_mb}, indent=1)
+            )
+
+    def so_far(self) -> dict[str, float]:
+        """Seconds by step, the one that runs now included."""
+        if self._running is None:
+            return self.seconds
+        name, began = self._running
+        return {**self.seconds, name: self.seconds.get(name, 0.0) + time.monotonic() - began}
+
+    def memory(self) -> float:
+        """MiB: largest resident memory of any process of any session so far, or of the device where that is larger."""
+        own, others = (
+            resource.getrusage(who).ru_maxrss / 1024 for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
+        )
+        device = torch.cuda.max_memory_allocated() / 2**20 if torch.cuda.is_available() else 0.0
+        return max(self.peak_memory_mb, own, others, device)
+
+
+def write_demo_report(output: Path, data: DemoData, device: str, clock: Clock) -> Path:
+    """Measure every step's weights on the held-out clips, save the tables, write report.html and report.json."""
+    settings = EvaluationSettings(batch_size=64, device=device)
+    test = read_manifest(data.test)
+    trained = {
+        name: load_trained(output / folder / "model.safetensors", device=device) for name, folder in ENCODERS.items()
+    }
+    tables = {name: predict_recognition(one, test, settings) for name, one in trained.items()}
+    tables["interaction"] = _only(tables["interaction"], "fused")
+    tables["ensemble"] = ensemble.join([ensemble.member(name, tables[name]) for name in ("masked", "multimodal")])
+    results = {name: _save(output, name, table) for name, table in tables.items()}
+    language = load_trained(output / "multimodal_pretrained" / "model.safetensors", device=device)
+    found = retrieval_evaluation.predict([language], test, settings)
+    shot = _save(output, "retrieval", found)
+    more = _language_tasks(output, language, test, data, settings)
+    rows = _ablation(results, len(test.classes))
+    reverse = _reverse(trained["interaction"], test, settings) if data.world else None
+    gaps = {
+        "pretraining": recognition.difference(tables["masked"], tables["masked_scratch"]),
+        "interaction": recognition.difference(tables["interaction"], tables["ensemble"]),
+        "ensemble": recognition.difference(tables["ensemble"], _better(tables)),
+    }
+    zero = _zero_shot(shot, len(test))
+    return write_report(
+        output,
+        ReportData(
+            title="InternVideo: four stages on " + ("the sample world" if data.world else data.test.parent.parent.name),
+            introduction="Two encoders learn separately, by rebuilding hidden pixels and by matching clips with "
+            "sentences. Both learn action labels, then exchange features. All figures are of held-out clips.",
+            ablation=rows,
+            seconds=sum(clock.so_far().values()),
+            peak_memory_mb=clock.memory(),
+            claims=_claims(rows, gaps, zero, reverse, int(shot["protocol"]["captions_of_several_videos"])),
+            zero_shot=zero,
+            reverse_clip=reverse,
+            losses=_losses(output),
+            reconstructions=_reconstructions(output, test, device),
+            retrievals=_retrievals(found, test),
+            confusion=_confusion(tables["interaction"], test),
+            gates=_gates(output / "interaction" / "metrics.jsonl"),
+            protocol=results["interaction"]["protocol"],
+            coverage=results["interaction"]["coverage"],
+            next_steps=[
+                NextStep(
+                    "the same on labelled videos of your own", "internvideo demo --data FOLDER --output runs/mine"
+                ),
+                NextStep("every setting of a stage", "internvideo train sample/masked --dry-run data.train=MANIFEST"),
+                NextStep("these figures again, from the saved tables", f"internvideo score {output}/tables/masked.npz"),
+            ],
+            more={"differences": gaps, "seconds_by_step": clock.so_far(), **more},
+        ),
+    )
+
+
+def _save(output: Path, name: str, table: Table) -> Result:
+    path = table.save(output / "tables" / f"{name}.npz")
+    result: Result = score(table)
+    save_result(result, path.with_suffix(".json"))
+    return result
+
+
+def _only(table: Table, column: str) -> Table:
+    """The table with one column of scores."""
+    arrays = {
+        name: values
+        for name, values in table.arrays.items()
+        if not name.startswith("logits:") or name == f"logits:{column}"
+    }
+    return Table(table.task, arrays, table.protocol, table.coverage)
+
+
+def _better(tables: Mapping[str, Table]) -> Table:
+    """The better one of the two encoders that the ensemble joins."""
+    return max((tables["masked"], tables["multimodal"]), key=lambda table: recognition.score(table)["figures"]["top1"])
+
+
+def _ablation(results: Mapping[str, Result], classes: int) -> list[AblationRow]:
+    rows = []
+    for name in ABLATION:
+        if name == "chance":
+            directed = 1 / classes if "top1_time_directed" in results["masked"]["figures"] else None
+            rows.append(AblationRow(name, 1 / classes, directed))
+            continue
+        figures, intervals = results[name]["figures"], results[name]["intervals"]
+        directed = figures.get("top1_time_directed")
+        rows.append(
+            AblationRow(
+                name, figures["top1"], directed, _bounds(intervals, "top1"), _bounds(intervals, "top1_time_directed")
+            )
+        )
+    return rows
+
+
+def _bounds(intervals: Mapping[str, Sequence[float]], name: str) -> tuple[float, float] | None:
+    return (intervals[name][0], intervals[name][1]) if name in intervals else None
+
+
+def _zero_shot(result: Result, videos: int) -> ZeroShot:
+    figures, intervals = result["figures"], result["intervals"]
+    return ZeroShot(
+        t2v_r1=figures["t2v_r1"],
+        v2t_r1=figures["v2t_r1"],
+        chance=1 / videos,
+        t2v_r1_dual_softmax=figures["t2v_r1_dual_softmax"],
+        v2t_r1_dual_softmax=figures["v2t_r1_dual_softmax"],
+        interval_t2v=_bounds(intervals, "t2v_r1"),
+        interval_v2t=_bounds(intervals, "v2t_r1"),
+    )
+
+
+def _language_tasks(
+    output: Path, language: Trained, test: Manifest, data: DemoData, settings: EvaluationSettings
+) -> dict[str, Any]:
+    """Zero-shot recognition and multiple choice, where the data has what they need."""
+    jobs = {"zero_shot_recognition": ("zero_shot", test)}
+    if all(row.choices for row in test.rows):
+        jobs["multiple_choice"] = ("multiple_choice", test)
+    if data.zero_shot is not None:
+        jobs["zero_shot_unseen_classes"] = ("zero_shot", read_manifest(data.zero_shot))
+    return {
+        name: _save(output, name, predict_language(task, language, manifest, settings))["figures"]
+        for name, (task, manifest) in jobs.items()
+    }
+
+
+@torch.inference_mode()
+def _reverse(trained: Trained, test: Manifest, settings: EvaluationSettings) -> ReverseClip:
+    """Each time-directed clip forwards and backwards: is the class it shows scored above the reverse class?"""
+    pairs = {index: reverse_class(index, test.classes) for index in range(len(test.classes))}
+    directed = test.subset(
+        where=lambda row: (
+            test.classes[cast(int, row.label)] in TIME_DIRECTED and pairs[cast(int, row.label)] is not None
+        )
+    )
+    forwards = predict_recognition(trained, directed, settings)
+    play = scorer(trained)
+    clips, source = clip_source(trained, directed, settings)
+    backwards = recognition.predict(
+        trained.model,
+        lambda video: play(video.flip(2)),
+        source,
+        directed,
+        clips,
+        choose_device(settings.device),
+    )
+    own = forwards["labels"].astype(int)
+    other = np.asarray([pairs[label] for label in own.tolist()], dtype=int)
+    row = np.arange(len(own))
+    ahead, back = recognition.probabilities(forwards, "fused"), recognition.probabilities(backwards, "fused")
+    right = ((ahead[row, own] > ahead[row, other]).astype(float) + (back[row, other] > back[row, own])) / 2
+    low, high = bootstrap.interval(bootstrap.mean(right), len(right), **BOOTSTRAP)
+    return ReverseClip(float(right.mean()), (float(low), float(high)))
+
+
+def _claims(
+    rows: Sequence[AblationRow], gaps: Mapping[str, Any], zero: ZeroShot, reverse: ReverseClip | None, repeated: int
+) -> list[Claim]:
+    top1 = {row.name: row.top1 or 0.0 for row in rows}
+
+    def percent(name: str) -> str:
+        return f"{100 * top1[name]:.1f} %"
+
+    def gap(name: str) -> str:
+        low, high = gaps[name]["interval"]
+        return f"{100 * gaps[name]['top1']:+.1f} points, 95 % interval {100 * low:+.1f} to {100 * high:+.1f}"
+
+    def held(name: str) -> bool | None:
+        """Yes or no where the paired interval says so, None where it holds zero: not decided on so many clips."""
+        low, high = gaps[name]["interval"]
+        return None if low <= 0 <= high else bool(low > 0)
+
+    return [
+        Claim(
+            "Pretraining helps the masked encoder",
+            f"{percent('masked')} against {percent('masked_scratch')} ({gap('pretraining')})",
+            held("pretraining"),
+        ),
+        Claim(
+            "The two encoders are complementary: their ensemble is above both",
+            f"{percent('ensemble')} against {percent('masked')} and {percent('multimodal')} ({gap('ensemble')})",
+            held("ensemble"),
+        ),
+        Claim(
+            "Cross-model interaction is above the ensemble",
+            f"{percent('interaction')} against {percent('ensemble')} ({gap('interaction')})",
+            held("interaction"),
+        ),
+        Claim(
+            "Zero-shot retrieval is far above chance",
+            f"R@1 {100 * zero.t2v_r1:.1f} % and {100 * zero.v2t_r1:.1f} %, chance {100 * zero.chance:.2f} %"
+            + (f"; not decided: {repeated} captions belong to several clips" if repeated else ""),
+            None if repeated else min(zero.t2v_r1, zero.v2t_r1) > 5 * zero.chance,
+        ),
+        Claim(
+            "A clip and its reverse are told apart",
+            "not measured: the classes have no known reverses"
+            if reverse is None
+            else f"{100 * reverse.accuracy:.1f} % of the choices, chance 50 %",
+            None if reverse is None or reverse.interval is None else reverse.interval[0] > 0.5,
+        ),
+    ]
+
+
+def _log(path: Path) -> list[dict[str, Any]]:
+    lines = untrusted.read_text(path).splitlines() if path.is_file() else []
+    return [untrusted.parse_json(line, finite=False) for line in lines]
+
+
+def _losses(output: Path) -> dict[str, LossCurve]:
+    curves = {}
+    for path in sorted(output.glob("*/metrics.jsonl"), key=lambda path: path.stat().st_mtime):
+        rows = [row for row in _log(path) if "loss" in row]
+        curves[path.parent.name] = LossCurve([row["step"] for row in rows], [row["loss"] for row in rows])
+    return curves
+
+
+def _gates(path: Path) -> Gates:
+    rows = _log(path)
+    names = [name for name in (rows[-1] if rows else {}) if name.startswith(("cma", "fuse"))]
+    return Gates([row["step"] for row in rows], {name: [row[name] for row in rows] for name in names})
+
+
+@torch.inference_mode()
+def _reconstructions(output: Path, test: Manifest, device: str) -> list[Reconstruction]:
+    """Two held-out clips as the masked encoder sees them, as it rebuilds them, and as they are."""
+    trained = load_trained(output / "masked" / "model.safetensors", device=device)
+    model, here = cast(VideoMAEPretrain, trained.model), choose_device(device)
+    stage = MaskedStage(model, cast(MaskedSettings, trained.recipe.settings))
+    pictures = []
+    chosen = Manifest(test.rows[:2], test.classes, test.root, test.source)
+    for batch, _ in clip_source(trained, chosen, EvaluationSettings(batch_size=2, device=device))[1]:
+        clip = batch.to(here).video
+        shown, rebuilt = stage.reconstruct(clip, torch.Generator(here).manual_seed(0))
+        for index, name in enumerate(batch.ids):
+            row = next(row for row in chosen.rows if row.id == name)
+            caption = row.captions[0] if row.captions else name
+            seen, made, true = (_frames(part[index]) for part in (shown, rebuilt, clip))
+            pictures.append(Reconstruction(seen, made, true, caption))
+    return pictures
+
+
+def _frames(clip: torch.Tensor) -> NDArray[np.uint8]:
+    """(3, T, S, S) -> (T, S, S, 3) uint8."""
+    array: NDArray[np.uint8] = clip.permute(1, 2, 3, 0).cpu().numpy()
+    return array
+
+
+def _retrievals(table: Table, test: Manifest, queries: int = 4, shown: int = 3) -> list[Retrieval]:
+    """The first sentences of the split and the clips they find."""
+    similarity = retrieval.similarity(table)
+    place = {row.id: row for row in test.rows}
+    found = []
+    for query in range(min(queries, len(similarity))):
+        best = np.argsort(-similarity[query])[:shown]
+        clips = [
+            Found(
+                _shown(test, place[str(table["ids"][video])]),
+                bool(video == table["owner"][query]),
+                float(similarity[query, video]),
+            )
+            for video in best
+        ]
+        found.append(Retrieval(str(table["captions"][query]), clips))
+    return found
+
+
+def _shown(test: Manifest, row: Sample, frames: int = 6) -> NDArray[np.uint8]:
+    """Some frames of a clip, small, as a person would see it."""
+    with Video(test.video_path(row), short_side=64, fps=row.frame_rate) as video:
+        return video.frames(linspace_frames(video.info.frames, frames).tolist())
+
+
+def _confusion(table: Table, test: Manifest) -> Confusion:
+    merged = recognition.probabilities(table, "fused")
+    return Confusion(
+        confusion_matrix(merged.argmax(axis=1), table["labels"].astype(np.int64), len(test.classes)), test.classes
+    )

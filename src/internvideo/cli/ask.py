@@ -1,0 +1,48 @@
+"""`internvideo ask`: questions about a video."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from internvideo.cli.options import Damage, Device, FrameRate, Json, Precision, Weights, open_model
+from internvideo.terminal import say
+
+
+def ask(
+    video: Annotated[Path, typer.Argument(help="A video file.")],
+    questions: Annotated[list[str], typer.Argument(help='One or several: "what is the man doing?"')],
+    model: Annotated[
+        str,
+        typer.Option(
+            "--model",
+            "-m",
+            help="A network with an answer head: the model.safetensors of `internvideo train` (stage answering), a "
+            "folder, hf://ORGANISATION/REPOSITORY, or a name of `internvideo list models` with --weights.",
+        ),
+    ],
+    weights: Weights = None,
+    answers: Annotated[
+        Path | None,
+        typer.Option(help="The answers of published weights: answer_set.txt, one a line, or ans2label.json."),
+    ] = None,
+    top: Annotated[int, typer.Option(min=1, help="So many answers, the likeliest first.")] = 5,
+    as_json: Json = False,
+    device: Device = "auto",
+    damage: Damage = None,
+    frame_rate: FrameRate = None,
+    precision: Precision = "float32",
+) -> None:
+    """Answer questions about a video, with probabilities. The video is read once, whatever is asked."""
+    from internvideo.apps.ask import Answerer
+
+    answerer = Answerer(open_model(model, weights, device, precision), answers)
+    for question, found in zip(questions, answerer(video, questions, top=top), strict=True):
+        if as_json:
+            told = {"path": str(video), "question": question, "answers": found}
+            say(json.dumps(told, ensure_ascii=False))
+        else:
+            say(f"{question} {', '.join(f'{answer} {share:.3f}' for answer, share in found.items())}")

@@ -1,0 +1,54 @@
+"""`internvideo compare`: how alike two videos, or a video and a text, are to a model."""
+
+from __future__ import annotations
+
+import json
+import os
+from typing import Annotated
+
+import typer
+
+from internvideo.cli.options import Damage, Device, Encoder, FrameRate, Json, Precision, Weights, open_model
+from internvideo.errors import VideoError
+from internvideo.terminal import say
+
+VIDEOS = "1 is the same to the model, 0 unrelated; what counts as alike, tell from a few pairs that you know"
+MIXED = "a text and its video are far below 1 as a rule: compare several texts instead of reading one number alone"
+
+
+def compare(
+    first: Annotated[str, typer.Argument(help="A video file, or with --text a text.")],
+    second: Annotated[str, typer.Argument(help="Another one.")],
+    encoder: Encoder,
+    weights: Weights = None,
+    text: Annotated[bool, typer.Option("--text", help="What is no file is a text.")] = False,
+    as_json: Json = False,
+    device: Device = "auto",
+    damage: Damage = None,
+    frame_rate: FrameRate = None,
+    precision: Precision = "float32",
+) -> None:
+    """Print the cosine of two embeddings: of two videos, or with --text of a video and a text, or of two texts."""
+    from internvideo.data.lists import holds_frames
+    from internvideo.inference.video_model import VideoModel
+
+    sides = (first, second)
+    # Unlike Path's, isfile knows a long text for no file.
+    files = [os.path.isfile(side) or (os.path.isdir(side) and holds_frames(side, os.listdir(side))) for side in sides]
+    if not text and not all(files):
+        side = sides[files.index(False)]
+        if os.path.isdir(side):
+            raise VideoError(side, "is a folder", "two video files, or folders of frames")
+        raise VideoError(side, "no such file", "", "for texts add --text")
+    model: VideoModel = open_model(encoder, weights, device, precision)
+    one, other = (
+        model.encode_video(side) if is_file else model.encode_text(side)
+        for side, is_file in zip(sides, files, strict=True)
+    )
+    cosine = float(one[0] @ other[0])
+    kinds = ["video" if is_file else "text" for is_file in files]
+    if as_json:
+        told = {"first": first, "second": second, "kinds": kinds, "cosine": cosine}
+        say(json.dumps(told, ensure_ascii=False))
+    else:
+        say(f"cosine of {kinds[0]} and {kinds[1]}: {cosine:.4f} ({VIDEOS if kinds[0] == kinds[1] else MIXED})")

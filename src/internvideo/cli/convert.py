@@ -1,0 +1,56 @@
+"""`internvideo convert`: a torch checkpoint to safetensors, without trusting it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from internvideo.terminal import say
+
+
+def convert(
+    source: Annotated[
+        Path, typer.Argument(help="A .pth, .pt, .bin or .ckpt file, a TorchScript archive; .safetensors with --set.")
+    ],
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="The .safetensors file; by default beside the source.")
+    ] = None,
+    memory: Annotated[float, typer.Option(min=0.05, help="GB that the reading process may use.")] = 4.0,
+    seconds: Annotated[int, typer.Option(min=1, help="How long it may take.")] = 600,
+    float32: Annotated[
+        bool, typer.Option("--float32", help="Half precision to float32; otherwise types are kept.")
+    ] = False,
+    key: Annotated[
+        str, typer.Option("--key", help="Which of several state dicts, such as model_ema; by default the model's own.")
+    ] = "",
+    changes: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="KEY=VALUE: a setting of the model that its tensors do not tell, such as heads=6."),
+    ] = None,
+) -> None:
+    """Convert a torch checkpoint to safetensors; nothing that stands in the file can run.
+
+    Another process without rights reads it as data. A manifest with hashes and all that was dropped is written beside
+    the output.
+    """
+    from internvideo.recipe import apply_override
+    from internvideo.weights.convert import convert as convert_file
+    from internvideo.weights.unpickle import AVERAGED
+
+    overrides: dict[str, Any] = {}
+    for change in changes or ():
+        apply_override(overrides, change)
+    found = convert_file(
+        source, output, memory_gb=memory, seconds=seconds, float32=float32, key=key, overrides=overrides
+    )
+    types = ", ".join(f"{count} {name}" for name, count in found.dtypes.items())
+    say(f"{found.output}: {found.tensors} tensors ({types}), {found.parameters:,} numbers")
+    if found.dropped:
+        shown = ", ".join(found.dropped[:8])
+        say(f"dropped: {shown}" + (f" and {len(found.dropped) - 8} more" if len(found.dropped) > 8 else ""))
+    averaged = [name for name in found.dropped if AVERAGED.search(name.rpartition(".")[2])]
+    if averaged:
+        say(f"averaged weights stand beside them: --key {averaged[0]} takes those")
+    say(f"manifest: {found.manifest}")

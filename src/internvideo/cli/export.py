@@ -1,0 +1,69 @@
+"""`internvideo export`: a model as one file for other programs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from internvideo.terminal import say
+
+
+def export(
+    model: Annotated[str, typer.Argument(help="What `internvideo.load` opens: a folder, a file, a name, an address.")],
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="The .onnx or .pt2 file; by default named after the model.")
+    ] = None,
+    format: Annotated[str, typer.Option(help="onnx, or torch (torch.export).")] = "onnx",
+    what: Annotated[
+        str, typer.Option(help="video (clips to features), text (ids to features) or classifier (clips to logits).")
+    ] = "video",
+    weights: Annotated[str | None, typer.Option(help="With the name of a model: file, folder, address.")] = None,
+    batch: Annotated[str, typer.Option(help="dynamic (any number of clips) or a number.")] = "dynamic",
+    frames: Annotated[
+        str, typer.Option(help="auto (any number where the model allows it), dynamic, or a number.")
+    ] = "auto",
+    opset: Annotated[int | None, typer.Option(help="ONNX operator set; by default the exporter's own.")] = None,
+    tolerance: Annotated[
+        float, typer.Option(help="Largest difference from the model, over the largest number of its output.")
+    ] = 1e-4,
+    int8: Annotated[bool, typer.Option("--int8", help="Also write OUTPUT.int8.onnx with 8-bit weights.")] = False,
+    video: Annotated[Path | None, typer.Option(help="A video to compare on, besides random clips.")] = None,
+) -> None:
+    """Write a model as one file, read it again and compare it with the model; beyond the tolerance nothing is kept.
+
+    The file takes clips of 0..255 (batch, 3, frames, size, size) and normalises inside. A JSON beside it tells inputs,
+    preprocessing, hashes and the differences that were found.
+    """
+    from internvideo.inference.export import ExportSettings
+    from internvideo.inference.export import export as write
+    from internvideo.inference.loading import load
+
+    settings: Any = {"format": format, "what": what, "opset": opset, "tolerance": tolerance, "int8": int8}
+    settings |= {
+        "batch": _number(batch, "batch", ("dynamic",)),
+        "frames": _number(frames, "frames", ("auto", "dynamic")),
+    }
+    if settings["batch"] == "dynamic":
+        settings["batch"] = None
+    made = write(load(model, weights=weights, device="cpu"), output, ExportSettings(**settings), video=video)
+    for check in made.checks:
+        shape = " x ".join(map(str, check.shape))
+        say(f"{check.input} {shape}: largest difference {check.error:.3g}, output up to {check.largest:.3g}")
+    say(f"largest difference {made.worst.relative:.3g} of the largest number, allowed {tolerance:g}")
+    say(f"model: {made.path}")
+    if made.int8 is not None:
+        say(f"int8: {made.int8}, smallest cosine to the model {made.cosine:.5f}")
+    say(f"description: {made.metadata}")
+
+
+def _number(text: str, where: str, words: tuple[str, ...]) -> int | str:
+    """A number or one of the words. Raises RecipeError for anything else."""
+    from internvideo.errors import RecipeError
+
+    if text in words:
+        return text
+    if not text.isdecimal():
+        raise RecipeError(where, repr(text), f"{', '.join(words)} or a number")
+    return int(text)

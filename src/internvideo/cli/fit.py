@@ -1,0 +1,74 @@
+"""`internvideo fit`: a classifier for your own classes."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from internvideo.cli.options import Damage, Device, Encoder, FrameRate, Precision, Weights, open_model
+from internvideo.terminal import say
+
+
+def fit(
+    source: Annotated[
+        Path, typer.Argument(help="A folder with one folder of videos a class, or a manifest with labels.")
+    ],
+    encoder: Encoder,
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder of this fit; made when absent.")] = Path(
+        "runs/fit"
+    ),
+    weights: Weights = None,
+    head: Annotated[
+        str, typer.Option(help="linear (quick) or attentive (reads the tokens of each video; takes longer).")
+    ] = "linear",
+    folds: Annotated[int, typer.Option(help="Parts of the cross-validation.")] = 5,
+    group_pattern: Annotated[
+        str | None,
+        typer.Option(help="Finds the source in a path, such as '(.+)_part': one source is never divided."),
+    ] = None,
+    known: Annotated[float, typer.Option(help="Share of known videos that shall not be called unknown.")] = 0.95,
+    splits: Annotated[
+        bool, typer.Option("--splits/--no-splits", help="Judge on the test rows of the manifest, where it has them.")
+    ] = True,
+    features: Annotated[
+        Path | None, typer.Option(help="Folder of computed features, to share; by default in the output.")
+    ] = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="Clips at once.")] = 8,
+    workers: Annotated[int | None, typer.Option(min=0, help="Processes that decode; by default a few.")] = None,
+    seed: Annotated[int, typer.Option(min=0, help="One seed gives the same splits and the same classifier.")] = 0,
+    device: Device = "auto",
+    damage: Damage = None,
+    frame_rate: FrameRate = None,
+    precision: Precision = "float32",
+) -> None:
+    """Train a classifier for your own classes on the features of a model, in minutes.
+
+    Features are computed once and kept. Cross-validation never divides a source; probabilities are calibrated, and
+    what is like none of your classes is answered "unknown".
+    """
+    import torch
+
+    from internvideo.probing import fit as fitting
+
+    settings = fitting.FitSettings(
+        head=head,  # type: ignore[arg-type]  # checked there
+        folds=folds,
+        group_pattern=group_pattern,
+        known=known,
+        use_splits=splits,
+        seed=seed,
+        batch_size=batch_size,
+        workers=workers,
+    )
+    fitting.read_source(source, settings)  # before a large model is opened
+    torch.manual_seed(seed)  # of an untrained model
+    model = open_model(encoder, weights, device, precision)
+    if model.metadata.get("trained") == "no":
+        say("warning: the model is untrained; its features say little", err=True)
+    fitted = fitting.fit(source, model, output, settings, features=features)
+    say(f"classifier: {fitted.file}")
+    source_of_it = ["--encoder", encoder, *([] if weights is None else ["--weights", weights])]
+    say(f"use it: internvideo classify FILE {shlex.join([*source_of_it, '--model', str(fitted.file)])}")

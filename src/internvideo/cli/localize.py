@@ -1,0 +1,80 @@
+"""`internvideo localize`: which actions are in a video, and when."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from internvideo.cli.options import (
+    Damage,
+    Device,
+    Encoder,
+    FrameRate,
+    Json,
+    Precision,
+    Weights,
+    clock,
+    for_each,
+    open_model,
+)
+from internvideo.terminal import say
+
+
+def localize(
+    videos: Annotated[list[Path], typer.Argument(help="Video files, folders of them, or manifests.")],
+    encoder: Encoder,
+    detector: Annotated[
+        Path,
+        typer.Option("--detector", "-d", help="model.safetensors of a localisation that was trained on its features."),
+    ],
+    weights: Weights = None,
+    least: Annotated[float, typer.Option(min=0.0, max=1.0, help="Print segments from this score on.")] = 0.2,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Folder for a timeline of each video, NAME.svg.")
+    ] = None,
+    batch_size: Annotated[
+        int | None, typer.Option(min=1, help="Windows at once; 16 on a GPU, 4 on a CPU.", show_default=False)
+    ] = None,
+    json_: Json = False,
+    device: Device = "auto",
+    damage: Damage = None,
+    frame_rate: FrameRate = None,
+    precision: Precision = "float32",
+) -> None:
+    """Print when which action begins and ends, and draw it on a timeline.
+
+    The detector comes from `internvideo extract` and `internvideo train sample/localisation` or a recipe of its kind;
+    the encoder must be the one whose features it learned from.
+    """
+    from internvideo.features.localize import check_pair, draw
+    from internvideo.features.localize import localize as run
+    from internvideo.features.video_files import VideoFile, file_names, find_videos
+    from internvideo.tasks.temporal_localization.evaluate import load_detector
+
+    found_videos = find_videos(videos)
+    names = dict(zip(found_videos, file_names(found_videos), strict=True))
+    trained = load_detector(detector, device=device)
+    model = open_model(encoder, weights, device, precision)
+    check_pair(model, trained)
+
+    def show(video: VideoFile) -> None:
+        found = run(video, model, trained, batch_size=batch_size)
+        shown = [action for action in found.actions if action.score >= least]
+        if json_:
+            told = {"path": video.path, "duration": found.duration, "actions": [asdict(action) for action in shown]}
+            say(json.dumps(told, ensure_ascii=False))
+        else:
+            say(f"{video.path}: {len(shown)} actions in {found.duration:.1f} s")
+            for action in sorted(shown, key=lambda action: action.start):
+                say(f"  {clock(action.start, action.end)}  {action.score:.2f}  {action.label}")
+        if output is not None:
+            target = output / f"{names[video]}.svg"
+            draw(found, target, least)
+            if not json_:
+                say(f"  timeline: {target}")
+
+    for_each(found_videos, show)

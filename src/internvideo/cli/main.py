@@ -1,0 +1,319 @@
+"""What a person types. Every command says what it reads, what it writes and what to do next."""
+
+from __future__ import annotations
+
+import io
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from internvideo import __version__
+from internvideo.cli.ask import ask
+from internvideo.cli.caption import caption
+from internvideo.cli.classify import classify
+from internvideo.cli.compare import compare
+from internvideo.cli.convert import convert
+from internvideo.cli.doctor import doctor
+from internvideo.cli.embed import embed
+from internvideo.cli.ensemble import ensemble
+from internvideo.cli.export import export
+from internvideo.cli.extract import extract
+from internvideo.cli.fit import fit
+from internvideo.cli.localize import localize
+from internvideo.cli.mix import mix
+from internvideo.cli.navigation_world import navigation_world
+from internvideo.cli.options import Damage, FrameRate, whole_numbers
+from internvideo.cli.persons import persons
+from internvideo.cli.prepare import prepare
+from internvideo.cli.stream import stream
+from internvideo.errors import InternVideoError
+from internvideo.terminal import say
+
+app = typer.Typer(
+    name="internvideo",
+    help="General video foundation models: pretrain, let two encoders interact, evaluate. "
+    "Start with `internvideo demo`.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+Output = Annotated[Path, typer.Option("--output", "-o", help="Folder of this run; made when absent.")]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
+Workers = Annotated[int | None, typer.Option(min=0, help="Processes to use; by default one a core.")]
+
+
+@app.callback(invoke_without_command=True)
+def _root(version: Annotated[bool, typer.Option("--version", help="Print the version and stop.")] = False) -> None:
+    if version:
+        say(f"internvideo {__version__}")
+        raise typer.Exit
+
+
+@app.command()
+def demo(
+    output: Output = Path("runs/demo"),
+    data: Annotated[
+        Path | None,
+        typer.Option(help="Labelled videos of your own: a manifest (.jsonl, .csv, list file) or a folder of folders."),
+    ] = None,
+    profile: Annotated[
+        str, typer.Option(help="full (RESULTS.md tells how long it took) or short (a quick check that all steps run).")
+    ] = "full",
+    label: Annotated[str, typer.Option(help="With --data: the column that holds the class.")] = "label",
+    video: Annotated[str, typer.Option(help="With --data: the column that holds the path.")] = "path",
+    split: Annotated[str, typer.Option(help="With --data: the column that holds train/test.")] = "split",
+    seed: Annotated[int, typer.Option(help="Seed of the world, the models and the batches.")] = 0,
+    device: Device = "auto",
+) -> None:
+    """Run the whole pipeline on real video files and write a report.
+
+    Masked pretraining, video-language pretraining, supervised post-pretraining and cross-model interaction run one
+    after the other. Interrupt it at any time: the same command goes on where it was.
+    """
+    from internvideo.apps.demo import Columns, run_demo
+
+    report = run_demo(
+        output, data=data, profile=profile, columns=Columns(label, video, split), seed=seed, device=device
+    )
+    say(f"report: {report}")
+
+
+@app.command("sample-world")
+def sample_world(
+    folder: Annotated[Path, typer.Argument(help="Where to write the videos and manifests.")],
+    clips: Annotated[int, typer.Option(min=1, help="Number of short clips.")] = 2000,
+    seed: Annotated[int, typer.Option(help="One seed gives identical files on one kind of CPU.")] = 0,
+    size: Annotated[int, typer.Option(min=32, help="Side of the square frames in pixels.")] = 96,
+    difficulty: Annotated[float, typer.Option(min=0.0, max=1.0, help="Shake, occlusion, noise, distractors.")] = 0.25,
+    workers: Workers = None,
+    reaches: Annotated[
+        int, typer.Option(min=0, help="Clips of hands that reach for objects, below FOLDER/ego, for Ego4D's tasks.")
+    ] = 0,
+) -> None:
+    """Write small real video files with exactly known answers, for learning, testing and teaching."""
+    from internvideo.sample_world.generate import WorldSettings, generate
+
+    settings = WorldSettings(clips=clips, seed=seed, size=size, difficulty=difficulty)
+    made = generate(folder, settings, workers=workers)
+    if reaches:
+        from internvideo.sample_world.ego4d import generate_reaches
+
+        made |= generate_reaches(folder, settings, reaches, workers=workers)
+    for name, path in made.items():
+        say(f"{name}: {path}")
+
+
+@app.command()
+def train(
+    recipe: Annotated[
+        str, typer.Argument(help="A recipe file or the name of a shipped one: `internvideo list recipes`.")
+    ],
+    overrides: Annotated[list[str] | None, typer.Argument(help="Settings to change: key.key=value ...")] = None,
+    output: Output = Path("runs/train"),
+    dry_run: Annotated[
+        bool,
+        typer.Option("--dry-run", help="Show parameters, steps, memory and one forward and backward; train nothing."),
+    ] = False,
+    change: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="KEY=VALUE: go on with another value than the run began with, such as optimizer.base_lr=1e-4, and "
+            "tell it in the log. A longer schedule needs nothing of the kind."
+        ),
+    ] = None,
+    device: Device = "auto",
+    damage: Damage = None,
+    frame_rate: FrameRate = None,
+) -> None:
+    """Train one stage from a recipe. An interrupted run goes on where it was; torchrun runs it on many devices."""
+    from internvideo.pipeline import describe, run_recipe
+    from internvideo.recipe import read_recipe
+
+    changes = change or []
+    loaded = read_recipe(recipe, [*(overrides or []), *changes])
+    if dry_run:
+        say(describe(loaded, device=device))
+        return
+    result = run_recipe(loaded, output, device=device, changes=[text.partition("=")[0] for text in changes])
+    say(f"weights: {result}")
+
+
+@app.command()
+def evaluate(
+    task: Annotated[str, typer.Argument(help="A name of `internvideo list tasks`.")],
+    weights: Annotated[Path, typer.Argument(help="A model.safetensors written by `internvideo train`.")],
+    manifest: Annotated[
+        Path, typer.Argument(help="What to test on: manifest, list file, folder of folders; features for localisation.")
+    ],
+    output: Output = Path("runs/evaluate"),
+    split: Annotated[str | None, typer.Option(help="Only rows of this split.")] = None,
+    views: Annotated[int | None, typer.Option(min=1, help="Temporal views per video; by default the recipe's.")] = None,
+    crops: Annotated[int, typer.Option(help="Spatial crops per view: 1 or 3.")] = 1,
+    batch_size: Annotated[int, typer.Option(min=1)] = 16,
+    workers: Annotated[int, typer.Option(min=0)] = 0,
+    device: Device = "auto",
+    damage: Damage = None,
+    frame_rate: FrameRate = None,
+    unknown: Annotated[
+        Path | None, typer.Option(help="open_set: videos of unknown classes, beside the rows that say so themselves.")
+    ] = None,
+    train: Annotated[
+        Path | None, typer.Option(help="open_set: what the model learned from, where it is not where its recipe says.")
+    ] = None,
+    class_scores: Annotated[
+        Path | None, typer.Option(help="localisation: JSON of whole videos' class scores for class-agnostic segments.")
+    ] = None,
+    features: Annotated[
+        Path | None, typer.Option(help="grounding: folder of the videos' features; by default the recipe's.")
+    ] = None,
+    proposals: Annotated[
+        Path | None, typer.Option(help="refinement: the detections.json of a detector on the same videos.")
+    ] = None,
+    captions: Annotated[
+        str | None, typer.Option(help="retrieval: first, all (many captions a video) or joined (paragraphs).")
+    ] = None,
+    bank: Annotated[
+        Path | None,
+        typer.Option(help="retrieval: manifest of training captions, to show query-bank normalised figures beside."),
+    ] = None,
+    frames: Annotated[
+        str, typer.Option(help="retrieval: numbers of frames to try, such as 4,5,6,7,8; the best is kept and said so.")
+    ] = "",
+    also: Annotated[
+        list[Path] | None,
+        typer.Option(
+            help="retrieval, zero_shot, multiple_choice: weights of one more model; similarities are averaged."
+        ),
+    ] = None,
+    beams: Annotated[int, typer.Option(min=1, help="captioning: beginnings kept while writing; 1 is greedy.")] = 1,
+    nucleus: Annotated[
+        float, typer.Option(min=0.0, max=1.0, help="captioning: draw words from the likeliest that hold this share.")
+    ] = 0.0,
+    seed: Annotated[int, typer.Option(help="captioning: of the draws.")] = 0,
+    persons: Annotated[
+        Path | None, typer.Option(help="spatio_temporal: boxes of a person detector, CSV or JSON.")
+    ] = None,
+    boxes: Annotated[
+        Path | None, typer.Option(help="anticipation, state_change: boxes of an object detector, JSON.")
+    ] = None,
+    restrict: Annotated[
+        bool,
+        typer.Option("--restrict", help="recognition: choose among the manifest's classes only, of a model of more."),
+    ] = False,
+    class_map: Annotated[
+        Path | None, typer.Option(help="With --restrict: file that says which class is which of the model's.")
+    ] = None,
+) -> None:
+    """Predict a table, score it, and print the figures with their protocol. The table can be scored again later."""
+    from internvideo.evaluation import EvaluationSettings, evaluate_task
+
+    settings = EvaluationSettings(
+        views=views,
+        crops=crops,
+        batch_size=batch_size,
+        workers=workers,
+        device=device,
+        unknown=unknown,
+        train=train,
+        class_scores=class_scores,
+        persons=persons,
+        boxes=boxes,
+        captions=captions,  # type: ignore[arg-type]  # checked there
+        bank=bank,
+        frames=whole_numbers("--frames", frames),
+        also=tuple(also or ()),
+        beams=beams,
+        nucleus=nucleus,
+        seed=seed,
+        restrict=restrict,
+        class_map=class_map,
+        proposals=proposals,
+        features=features,
+    )
+    evaluate_task(task, weights, manifest, output, settings, split=split)
+
+
+@app.command()
+def score(
+    tables: Annotated[
+        list[Path],
+        typer.Argument(
+            help="A table written by `internvideo evaluate`; several of different splits give their mean. "
+            "Or results in AVA's form, .csv."
+        ),
+    ],
+    truth: Annotated[Path | None, typer.Option(help="Of a .csv: AVA's annotations, such as ava_val_v2.2.csv.")] = None,
+    labels: Annotated[Path | None, typer.Option(help="Of a .csv: AVA's label map of the scored classes.")] = None,
+    excluded: Annotated[Path | None, typer.Option(help="Of a .csv: AVA's timestamps that are not scored.")] = None,
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="JSON file for the figures.")] = None,
+) -> None:
+    """Figures again from a saved table: no model and no video needed. Of AVA's results file, by its annotations.
+
+    Of several tables, each of another split of one set, print each and the mean, as HMDB51 is told.
+    """
+    from internvideo.errors import RunError
+    from internvideo.evaluation import score_results, score_table, score_tables
+    from internvideo.tasks.table import save_result
+
+    if len(tables) == 1 and tables[0].suffix == ".csv":
+        result = score_results(tables[0], truth, labels, excluded)
+    elif (truth, labels, excluded) != (None, None, None):
+        raise RunError(tables[0], "--truth, --labels and --excluded with no single .csv", "one results file")
+    else:
+        result = score_table(tables[0]) if len(tables) == 1 else score_tables(tables)
+    if output is not None:
+        save_result(result, output)
+
+
+@app.command("list")
+def list_(what: Annotated[str, typer.Argument(help="models, stages, tasks, recipes or benchmarks.")]) -> None:
+    """Print what there is, one line each."""
+    from internvideo.pipeline import listing
+
+    say(listing(what))
+
+
+COMMANDS: tuple[Callable[..., None], ...] = (embed, classify, caption, ask, compare, stream, fit)
+COMMANDS += (prepare, extract, localize, persons, navigation_world, ensemble, mix, export, convert, doctor)
+for command in COMMANDS:
+    app.command()(command)
+
+
+RESUMED = {"demo", "train", "embed", "extract", "fit"}
+"""Commands that go on where they were interrupted."""
+INTERRUPTED = 130
+"""The exit code that typer makes of Ctrl-C."""
+
+
+def main() -> None:
+    """Entry point: a user's mistake is one line on stderr and exit code 2, never a traceback."""
+    # Before torch is imported: idle threads that spin slow small steps threefold where others use the cores too.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # file names that are not UTF-8, as the error stream has them
+    try:
+        result = app(standalone_mode=False, prog_name="internvideo")
+    except InternVideoError as error:
+        say(f"internvideo: {error}", err=True)
+        sys.exit(2)
+    except typer.TyperException as error:  # a wrong command, option or argument; or none at all: then it is the help
+        message = error.format_message()
+        context = getattr(error, "ctx", None)
+        command = context.command_path if context else "internvideo"
+        if not message.startswith("Usage:"):
+            message = f"internvideo: {' '.join(message.split()).rstrip('.')}; see `{command} --help`"
+        say(message, err=True)
+        sys.exit(2)
+    except (typer.Abort, KeyboardInterrupt):
+        result = INTERRUPTED
+    if result == INTERRUPTED:
+        goes_on = "; the same command goes on where it was" if RESUMED & set(sys.argv[1:2]) else ""
+        say(f"internvideo: interrupted{goes_on}", err=True)
+    sys.exit(result if isinstance(result, int) else 0)

@@ -1,0 +1,41 @@
+"""`internvideo navigation-world`: houses to walk in and instructions to follow, with exactly known answers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from internvideo.terminal import say
+
+
+def navigation_world(
+    output: Annotated[Path, typer.Argument(help="Where to write the houses and episodes.")],
+    scenes: Annotated[int, typer.Option(min=2, help="Houses; a quarter of them only for val_unseen.")] = 20,
+    episodes: Annotated[int, typer.Option(min=1, help="Instructions of train.")] = 1000,
+    validation: Annotated[int, typer.Option(min=1, help="Instructions of val_seen and of val_unseen.")] = 300,
+    seed: Annotated[int, typer.Option(min=0, help="One seed gives identical files.")] = 0,
+    by_motion: Annotated[
+        float, typer.Option(min=0.0, max=1.0, help="Share of goals told from a twin by how they move, where there are.")
+    ] = 0.4,
+    picture: Annotated[Path | None, typer.Option(help="Also draw some of val_unseen from above, an .svg file.")] = None,
+) -> None:
+    """Write houses and R2R-CE's files of episodes: train, val_seen (the same houses) and val_unseen (others)."""
+    from internvideo.tasks.navigation.world.episodes import NavigationSettings, write_world
+    from internvideo.tasks.navigation.world.trajectories import TrajectorySettings
+
+    settings = NavigationSettings(
+        scenes=scenes, episodes=episodes, validation=validation, seed=seed,
+        trajectory=TrajectorySettings(by_motion=by_motion),
+    )  # fmt: skip
+    for split, path in write_world(output, settings).items():
+        say(f"{split}: {path}")
+    if picture is not None:
+        from internvideo.storage import write_text
+        from internvideo.tasks.navigation.plots import draw_episodes
+        from internvideo.tasks.navigation.world.episodes import read_episodes
+
+        shown = read_episodes(output, "val_unseen")[:: max(1, validation // 4)][:4]
+        write_text(picture, draw_episodes(output, shown))
+        say(f"picture: {picture}")

@@ -1,0 +1,45 @@
+"""`internvideo persons`: boxes of persons at key frames."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from internvideo.cli.options import Damage, Device, FrameRate
+from internvideo.terminal import say
+
+
+def persons(
+    manifest: Annotated[Path, typer.Argument(help="Manifest with key frames: its rows have boxes.")],
+    detector: Annotated[
+        str,
+        typer.Option(
+            "--detector", "-d", help="Folder of a transformers detector (DETR family), or hf://ORG/REPOSITORY."
+        ),
+    ],
+    output: Annotated[Path, typer.Option("--output", "-o", help="CSV for `evaluate spatio_temporal --persons`.")],
+    split: Annotated[str | None, typer.Option(help="Only rows of this split.")] = None,
+    least: Annotated[float, typer.Option(min=0.0, max=1.0, help="Leave out boxes below this score.")] = 0.1,
+    device: Device = "auto",
+    damage: Damage = None,
+    frame_rate: FrameRate = None,
+) -> None:
+    """Find persons at the key frames of a manifest with a detector of the transformers package."""
+    from internvideo.apps.persons import PersonDetector, find_persons, write_persons
+    from internvideo.data.manifest import read_manifest
+    from internvideo.errors import VideoError
+    from internvideo.recipe import choose_device
+
+    rows = read_manifest(manifest).told()
+    if split is not None:
+        rows = rows.subset(split=split)
+    found = find_persons(rows, PersonDetector(detector, choose_device(device)), least=least)
+    for path, reason in found.unreadable:
+        say(f"unreadable: {path}: {reason}", err=True)
+    if not found.read:
+        raise VideoError(manifest, "not one key frame could be read", "", "check that the videos lie there")
+    write_persons(found, output)
+    lost = f"{len(found.unreadable)} videos unreadable"
+    say(f"{output}: {len(found.rows)} boxes at {found.read} key frames, {lost}")

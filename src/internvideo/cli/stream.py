@@ -1,0 +1,122 @@
+"""`internvideo stream`: answers while a video comes in."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from internvideo.cli.options import (
+    Classifier,
+    Damage,
+    Device,
+    Encoder,
+    FrameRate,
+    Json,
+    Labels,
+    LabelsFile,
+    Precision,
+    Weights,
+    clock,
+    one_of,
+    open_model,
+    read_labels,
+)
+from internvideo.terminal import say
+
+if TYPE_CHECKING:
+    from internvideo.apps.streaming import Moment, Stream
+
+
+def stream(
+    source: Annotated[
+        str, typer.Argument(help="A file, a named pipe, - for standard input, camera, camera:N or a device file.")
+    ],
+    encoder: Encoder,
+    weights: Weights = None,
+    window: Annotated[float, typer.Option(help="Seconds that an answer looks at.")] = 2.0,
+    stride: Annotated[float, typer.Option(help="Seconds from one window to the next.")] = 1.0,
+    labels: Labels = None,
+    labels_file: LabelsFile = None,
+    model: Classifier = None,
+    top: Annotated[int, typer.Option(min=1, help="So many labels, the likeliest first.")] = 3,
+    live: Annotated[
+        bool | None,
+        typer.Option(
+            "--live/--every",
+            help="Drop windows that are late, or answer every one; by default live for cameras and addresses.",
+        ),
+    ] = None,
+    seconds: Annotated[float | None, typer.Option(help="Stop after so many seconds of video.")] = None,
+    protocols: Annotated[bool, typer.Option("--protocols", help="Accept addresses such as rtsp://.")] = False,
+    reconnect: Annotated[
+        float,
+        typer.Option(min=0.0, help="Seconds without a picture for which a broken camera or address is opened again."),
+    ] = 60.0,
+    as_json: Json = False,
+    device: Device = "auto",
+    damage: Damage = None,
+    frame_rate: FrameRate = None,
+    precision: Precision = "float32",
+) -> None:
+    """Print an answer for every window of a running video: its labels, or its embedding (with --json).
+
+    Ctrl-C ends it. At the end the measured latency and the number of dropped windows are told on the error stream.
+    """
+    from internvideo.apps.streaming import stream as look
+    from internvideo.probing.probe import Probe
+
+    one_of(labels=labels, labels_file=labels_file, model=model)
+    opened = open_model(encoder, weights, device, precision)
+    names = read_labels(labels, labels_file)
+    own = "classes" if opened.classes else "embedding"
+    on = Probe.load(model) if model is not None else own if names is None else names
+    running = look(
+        source, opened, window=window, stride=stride, on=on, live=live, protocols=protocols, reconnect=reconnect
+    )
+    try:
+        _follow(running, seconds, top, as_json)
+    except KeyboardInterrupt:
+        say("stopped", err=True)
+    finally:
+        if running.latencies:
+            say(_summary(running), err=True)
+
+
+def _follow(running: Stream, seconds: float | None, top: int, as_json: bool) -> None:
+    before: Moment | None = None
+    begin = 0.0
+    for moment in running:
+        begin = moment.start if before is None else begin
+        say(_json(moment, top) if as_json else _text(moment, before, top))
+        before = moment
+        if seconds is not None and moment.time >= begin + seconds:
+            return
+
+
+def _json(moment: Moment, top: int) -> str:
+    told: dict[str, object] = {"start": moment.start, "end": moment.time, "latency": round(moment.latency, 6)}
+    if isinstance(moment.value, dict):
+        told["labels"] = dict(list(moment.value.items())[:top])
+    else:
+        told["embedding"] = moment.value.tolist()
+    return json.dumps(told, ensure_ascii=False)
+
+
+def _text(moment: Moment, before: Moment | None, top: int) -> str:
+    if isinstance(moment.value, dict):
+        said = ", ".join(f"{label} {share:.3f}" for label, share in list(moment.value.items())[:top])
+    elif before is None or isinstance(before.value, dict):
+        said = f"embedding of {len(moment.value)} numbers (--json prints them)"
+    else:
+        said = f"cosine to the window before {float(moment.value @ before.value):.3f}"
+    return f"{clock(moment.start, moment.time)}: {said} ({moment.latency * 1000:.0f} ms)"
+
+
+def _summary(running: Stream) -> str:
+    p50, p95 = running.percentile(50) * 1000, running.percentile(95) * 1000
+    damaged = f", {running.damaged} damaged pictures left out" if running.damaged else ""
+    broke = f", broke off {running.reconnects} times" if running.reconnects else ""
+    count = len(running.latencies)
+    return f"{count} windows, latency p50 {p50:.1f} ms, p95 {p95:.1f} ms; {running.dropped} dropped{damaged}{broke}"

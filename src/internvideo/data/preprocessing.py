@@ -1,0 +1,258 @@
+"""From a file, a piece of it or decoded frames to the clips that a model was made for.
+
+Published models have the rule of their released tests, our own runs that of their recipe. Nothing is augmented: the
+same video always gives the same clip.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+from typing import Any, get_args
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from internvideo.data.resize import Style
+from internvideo.data.sampling import FrameSampler, Indices, Sparse
+from internvideo.data.transforms import EvalTransform
+from internvideo.errors import RecipeError, VideoError
+from internvideo.recipe import SAMPLERS, Recipe
+from internvideo.video.pool import lent
+from internvideo.video.reader import Video
+
+SLACK = 1e-6
+"""Seconds by which a time may be off through rounding."""
+MOST = 8192
+"""Frames of a clip, and pixels of a side."""
+
+
+@dataclass(frozen=True)
+class Span:
+    """A piece of a video: the frames shown at start <= time < end, in seconds from the video's start; `fps` is the rate
+    of a folder of frames."""
+
+    path: str | Path
+    start: float
+    end: float
+    fps: float | None = None
+
+    def __post_init__(self) -> None:
+        if not self.start < self.end:
+            raise VideoError(self.path, f"span from {self.start:g} s to {self.end:g} s", "start < end")
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """Which frames become a clip, and how a frame becomes a square.
+
+    Attributes:
+        frames: T of a clip.
+        size: S, pixels.
+        sampler: rule of `recipe.SAMPLERS`; stride: of the dense rules.
+        step: the rule picks `sampled` frames (0: T), of which every `step`-th is kept.
+        resize: short side before the centre crop, None for S; squash: to a square of it, without keeping the aspect.
+        style: pixel arithmetic (`data.resize.Style`); with "torch" clips are float32 in 0..255 instead of uint8.
+        short_side: pixels of the shorter side that the decoder scales to, None for no such scaling.
+        single_frame: the middle frame alone, whatever the rule.
+
+    Raises:
+        RecipeError: settings that do not fit together.
+    """
+
+    frames: int
+    size: int
+    sampler: str = "linspace"
+    stride: int | None = None
+    sampled: int = 0
+    step: int = 1
+    resize: int | None = None
+    squash: bool = False
+    style: Style = "pil"
+    short_side: int | None = None
+    single_frame: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("frames", "size", "sampled", "resize", "short_side"):
+            if (getattr(self, name) or 0) > MOST:
+                raise RecipeError(f"preprocessing.{name}", str(getattr(self, name))[:20], f"up to {MOST:,}")
+        picked = 1 if self.single_frame else len(range(0, self.sampled or self.frames, max(self.step, 1)))
+        if self.step < 1 or picked != self.frames:
+            raise RecipeError("preprocessing", f"{self.sampled} frames by {self.step} make no {self.frames}")
+        if self.style not in get_args(Style):
+            raise RecipeError("preprocessing.style", repr(self.style), ", ".join(get_args(Style)))
+        self.rule(1)
+        try:
+            self._transform()
+        except ValueError as error:
+            raise RecipeError("preprocessing", str(error)) from error
+
+    def rule(self, views: int) -> FrameSampler:
+        """The sampler with so many temporal views. Raises RecipeError where the rule does not have as many."""
+        if self.sampler not in SAMPLERS:
+            raise RecipeError("preprocessing.sampler", repr(self.sampler), ", ".join(SAMPLERS))
+        several = hasattr(SAMPLERS[self.sampler], "views")
+        if views < 1 or (views > 1 and not several):
+            allowed = "1" if views > 0 else "1 or more"
+            raise RecipeError("views", str(views), f"{allowed} with the frame rule '{self.sampler}'")
+        settings = {"frames": self.sampled or self.frames, "stride": self.stride, "views": views if several else None}
+        given = {name: value for name, value in settings.items() if value is not None}
+        try:
+            return SAMPLERS[self.sampler](**given)
+        except (TypeError, ValueError) as error:  # a stride for a rule that has none; views or frames out of range
+            raise RecipeError("preprocessing", f"the frame rule '{self.sampler}' does not take {given}") from error
+
+    def _transform(self) -> EvalTransform:
+        return EvalTransform(self.size, resize=self.resize, style=self.style, squash=self.squash)
+
+    def indices(self, n: int, views: int = 1) -> list[Indices]:
+        """(T,) frame numbers of each view of a video with n frames. Raises RecipeError as `rule`."""
+        rule = self.rule(views)
+        if self.single_frame:
+            return Sparse(frames=1, views=1).test(n)
+        return [chosen[:: self.step] for chosen in rule.test(n)]
+
+    def chosen(
+        self, video: Video, start: float | None = None, end: float | None = None, *, views: int = 1
+    ) -> list[Indices]:
+        """(T,) frame numbers of the video for each view that `clips` would make, nothing decoded. Raises as `clips`."""
+        inside = video.sound(_inside(video, start, end))
+        return [inside[indices] for indices in self.indices(len(inside), views)]
+
+    def clips(
+        self, video: Video, start: float | None = None, end: float | None = None, *, views: int = 1
+    ) -> list[Tensor]:
+        """All views of a video or of a piece of it, each (3, T, S, S); no frame is decoded twice.
+
+        Args:
+            video: open, at its full size (or scaled to `short_side`).
+            start, end: seconds from the video's start, start <= time < end; None for the ends of the video.
+            views: temporal views.
+
+        Raises:
+            VideoError: it cannot be read, or has no frame in the span. RecipeError: the rule has not as many views.
+        """
+        chosen, decoded = video.picked(
+            _inside(video, start, end), lambda left: [left[part] for part in self.indices(len(left), views)]
+        )
+        return [self.square(part) for part in np.split(decoded, np.cumsum([len(part) for part in chosen])[:-1])]
+
+    def clip(self, video: Video, start: float | None = None, end: float | None = None) -> Tensor:
+        """The one view of a span of seconds: uint8 (3, T, S, S), see `clips`."""
+        return self.clips(video, start, end)[0]
+
+    def read(self, source: str | Path | Span | NDArray[np.uint8] | Tensor, *, views: int = 1) -> list[Tensor]:
+        """All views of a file, a piece of one, or decoded frames (T', H, W, 3). Raises as `clips`."""
+        if isinstance(source, Span):
+            with lent(source.path, short_side=self.short_side, fps=source.fps) as video:
+                return self.clips(video, source.start, source.end, views=views)
+        if isinstance(source, str | Path):
+            with lent(source, short_side=self.short_side) as video:
+                return self.clips(video, views=views)
+        return self.views_of_frames(source, views)
+
+    def views_of_frames(self, frames: NDArray[np.uint8] | Tensor, views: int = 1) -> list[Tensor]:
+        """All views of decoded frames (T', H, W, 3) uint8, T' >= 1. Raises VideoError for anything else."""
+        array: NDArray[Any] = frames.cpu().numpy() if isinstance(frames, Tensor) else np.asarray(frames)
+        if array.dtype != np.uint8 or array.ndim != 4 or array.shape[3] != 3 or not array.size:
+            found = f"an array of {array.dtype} {array.shape}"
+            raise VideoError("frames", found, "uint8 (T, H, W, 3) with at least one frame")
+        return [self.square(array[indices]) for indices in self.indices(len(array), views)]
+
+    def from_frames(self, frames: NDArray[np.uint8] | Tensor) -> Tensor:
+        """The one view of decoded frames (T', H, W, 3): uint8 (3, T, S, S)."""
+        return self.views_of_frames(frames)[0]
+
+    def square(self, frames: NDArray[np.uint8]) -> Tensor:
+        """Frames (T, H, W, 3) uint8 -> (3, T, S, S), each frame for itself."""
+        return self._transform().views(torch.from_numpy(np.ascontiguousarray(frames)))[0]
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values of all settings."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any], where: object = "preprocessing") -> Preprocessing:
+        """From plain values. Raises RecipeError for an unknown, missing or unfit setting."""
+        known = {field.name for field in fields(cls)}
+        unknown = sorted(set(values) - known)
+        if unknown or not {"frames", "size"} <= set(values):
+            found = f"unknown setting '{unknown[0]}'" if unknown else "frames or size missing"
+            raise RecipeError(where, found, ", ".join(sorted(known)))
+        for name in ("frames", "size", "step", "sampled"):
+            if type(values.get(name, 0)) is not int:
+                raise RecipeError(f"{where}: {name}", repr(values[name]), "a whole number")
+        return cls(**values)
+
+    @classmethod
+    def of_recipe(cls, recipe: Recipe, *, whole: bool) -> Preprocessing:
+        """How a run's own recipe cuts its test clips.
+
+        Args:
+            recipe: of the run.
+            whole: keep all frames of the rule; the model itself leaves some out (an interaction of two encoders).
+        """
+        data, step = recipe.data, 1 if whole else getattr(recipe.settings, "frame_step", 1)
+        # Clips of one frame a second differ in length; here they are spread over the video, always T frames.
+        kind = "linspace" if data.sampling.kind == "one_per_second" else data.sampling.kind
+        sampled = data.sampling.frames
+        whole_frames = recipe.stage == "regions" and data.key_frames.around is None
+        single = data.loader.single_frame
+        return cls(
+            frames=1 if single else len(range(0, sampled, step)),
+            size=data.key_frames.short if whole_frames else data.augment.size,
+            sampler=kind,
+            style=data.augment.style,
+            squash=data.augment.squash,
+            resize=data.augment.test_resize,
+            stride=data.sampling.stride,
+            sampled=sampled,
+            step=1 if single else step,
+            short_side=data.loader.short_side,
+            single_frame=single,
+        )
+
+    def changed(self, **settings: Any) -> Preprocessing:
+        """The same but for some settings. Raises RecipeError as the constructor."""
+        return replace(self, **settings)
+
+
+def _inside(video: Video, start: float | None, end: float | None) -> Indices:
+    """Numbers of the frames shown from `start` to `end`; a frame stays until the next one is shown.
+
+    A span too short for a frame to begin in it has the frame that stands there.
+    """
+    info, times = video.info, video.info.times
+    first, last = -np.inf if start is None else start, np.inf if end is None else end
+    inside = np.flatnonzero((times >= first - SLACK) & (times < last - SLACK)).astype(np.int64)
+    if len(inside):
+        return inside
+    shown = int(np.searchsorted(times, first + SLACK, side="right")) - 1
+    if first < -SLACK or first >= last or first > info.duration:
+        raise VideoError(info.path, f"no frame from {first:g} s to {last:g} s", f"0.000 s to {info.duration:.3f} s")
+    video.check_moment(first)
+    return np.asarray([max(shown, 0)], dtype=np.int64)
+
+
+VideoSource = str | Path | Span | NDArray[np.uint8] | Tensor
+"""What a model looks at: a file, a piece of one, or decoded uint8 frames (T, H, W, 3)."""
+
+
+def as_list(videos: VideoSource | Sequence[VideoSource]) -> list[VideoSource]:
+    """One or several videos as a list.
+
+    Raises:
+        VideoError: something that is no video.
+    """
+    if isinstance(videos, str | Path | Span):
+        return [videos]
+    if isinstance(videos, np.ndarray | Tensor):
+        return [videos] if videos.ndim == 4 else list(videos)
+    found = list(videos)
+    for video in found:
+        if not isinstance(video, str | Path | Span | np.ndarray | Tensor):
+            raise VideoError("videos", f"a {type(video).__name__}", "a path, a Span or uint8 frames (T, H, W, 3)")
+    return found

@@ -1,0 +1,165 @@
+"""Ego4D's state-change objects (arXiv 2211.09529): annotations of clips, and the COCO export of their frames."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Annotated
+
+from pydantic import Field
+
+from internvideo.data.sample import Box, Sample
+from internvideo.datasets.annotations import Annotations
+from internvideo.datasets.ego4d import Category, Whole, annotation_files, box_inside, clip_row
+from internvideo.datasets.reading import AnnotationSource, Name, Record, Spot, read_json
+from internvideo.errors import ManifestError
+
+CHANGED = "object_of_change"
+MOMENTS = ("pre_frame", "pnr_frame", "post_frame")
+"""Before the change, its point of no return, after it."""
+FRAME_RATE = 30.0
+"""Frames a second of Ego4D's clips."""
+OFFICIAL = r"fho_scod_(?!coco)[^/]*\.json$"
+EXPORTED = r"coco[^/]*(/(train|val|test)(_[^/]*)?)?\.json$"
+
+Side = Annotated[int, Field(gt=0)]
+
+
+class _Corner(Record):
+    x: float
+    y: float
+    width: float
+    height: float
+
+
+class _Thing(Record):
+    object_type: Name
+    noun: str | None = Field(None, alias="structured_noun")
+    bbox: _Corner
+
+
+class _Frame(Record):
+    frame_number: Whole
+    clip_frame_number: Whole
+    width: Side
+    height: Side
+    things: tuple[_Thing, ...] = Field((), alias="bbox")
+
+
+class _Change(Record):
+    video_uid: Name
+    clip_uid: Name
+    pre_frame: _Frame
+    pnr_frame: _Frame
+    post_frame: _Frame
+
+
+class _Changes(Record):
+    clips: tuple[_Change, ...]
+
+
+class _Image(Record):
+    id: int
+    file_name: Name
+    width: Side
+    height: Side
+
+
+class _ImageBox(Record):
+    image_id: int
+    category_id: Whole
+    bbox: tuple[float, float, float, float]
+
+
+class _Coco(Record):
+    images: tuple[_Image, ...]
+    annotations: tuple[_ImageBox, ...] = ()
+    categories: tuple[Category, ...]
+
+
+def read_state_change(source: AnnotationSource) -> Annotations:
+    """State-change objects (SCOD), one class: `fho_scod_train.json` and so on, or else the COCO export of the frames.
+
+    Raises:
+        ManifestError: neither, or as `read_changes` and `read_exported` say.
+    """
+    return read_changes(source) if source.find(OFFICIAL) else read_exported(source)
+
+
+def read_changes(source: AnnotationSource) -> Annotations:
+    """The official form, `fho_scod_train.json` and so on: a row for each of the three frames of a change.
+
+    A row is the key frame of the clip CLIP_UID.mp4; its boxes are of the object of change, those of hands and tools are
+    passed over. The attribute "uid" is VIDEO_UID/FRAME, as the published frames are called; "moment" is pre, pnr or
+    post, "noun" names the object, "frame", "time" (s) and "size" are those of the clip.
+
+    Raises:
+        ManifestError: no such file, a malformed entry, a box outside the frame.
+    """
+    made, without = Annotations((CHANGED,)), 0
+    for path, split in annotation_files(source, OFFICIAL, "fho_scod_train.json, fho_scod_val.json"):
+        met: Counter[str] = Counter()
+        for number, change in enumerate(read_json(path, _Changes).clips):
+            for name in MOMENTS:
+                where, frame = Spot(path, ("clips", number, name)), getattr(change, name)
+                row = _key_frame(change, name, frame, f"{change.clip_uid}_{met[change.clip_uid]}", split, where)
+                without += not row.boxes
+                made.add(split, row, where, change.clip_uid)
+            met[change.clip_uid] += 1
+    made.note(without, "frames without a box of the object of change")
+    return made
+
+
+def _key_frame(change: _Change, name: str, frame: _Frame, number: str, split: str, where: Spot) -> Sample:
+    seconds, boxes, nouns = frame.clip_frame_number / FRAME_RATE, [], []
+    for place, thing in enumerate(frame.things):
+        if thing.object_type == CHANGED:
+            at = thing.bbox
+            corners = (
+                at.x / frame.width,
+                at.y / frame.height,
+                (at.x + at.width) / frame.width,
+                (at.y + at.height) / frame.height,
+            )
+            boxes.append(box_inside(corners, seconds, 0, where.at("bbox", place, "bbox")))
+            nouns += [thing.noun] if thing.noun else []
+    moment = name.removesuffix("_frame")
+    told = {
+        "uid": f"{change.video_uid}/{frame.frame_number}", "moment": moment, "noun": ", ".join(dict.fromkeys(nouns)),
+        "frame": str(frame.clip_frame_number), "time": f"{seconds:.4f}", "size": f"{frame.width}x{frame.height}",
+    }  # fmt: skip
+    kept = {"boxes": tuple(boxes), "attributes": {key: value for key, value in told.items() if value}}
+    row = clip_row(f"{number}_{moment}", change.clip_uid, split, change.video_uid)
+    return row.model_copy(update=kept)
+
+
+def read_exported(source: AnnotationSource) -> Annotations:
+    """A COCO export of one class, `train_coco.json` or `coco_annotations/train.json` and so on: a row a frame.
+
+    Paths are those of the exported images.
+
+    Raises:
+        ManifestError: no such file, a malformed entry, an unknown image or class, a box outside the image.
+    """
+    made = Annotations()
+    for path, split in annotation_files(
+        source, EXPORTED, "fho_scod_train.json, fho_scod_val.json or a COCO export train_coco.json"
+    ):
+        content = read_json(path, _Coco)
+        index = {category.id: number for number, category in enumerate(content.categories)}
+        made.classes = tuple(category.name for category in content.categories)
+        boxes: dict[int, list[Box]] = {image.id: [] for image in content.images}
+        images = {image.id: image for image in content.images}
+        for number, box in enumerate(content.annotations):
+            where = Spot(path, ("annotations", number))
+            if box.image_id not in images:
+                raise ManifestError(where.at("image_id"), f"no image {box.image_id}", "one of images")
+            if box.category_id not in index:
+                raise ManifestError(where.at("category_id"), f"unknown class {box.category_id}", "one of categories")
+            image, (x, y, width, height) = images[box.image_id], box.bbox
+            corners = (x / image.width, y / image.height, (x + width) / image.width, (y + height) / image.height)
+            boxes[image.id].append(box_inside(corners, 0.0, index[box.category_id], where.at("bbox")))
+        for number, image in enumerate(content.images):
+            told, name = {"size": f"{image.width}x{image.height}"}, image.file_name
+            sample = Sample(id=str(image.id), path=name, boxes=tuple(boxes[image.id]), split=split, attributes=told)
+            made.add(split, sample, Spot(path, ("images", number)))
+    return made

@@ -1,0 +1,1 @@
+"""Models over windows of videos: vectors of collections, features for detectors, localization."""

@@ -1,0 +1,184 @@
+"""Which videos are meant by files, folders and manifests named on the command line."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import math
+import os
+import re
+import stat
+from collections import Counter
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+from internvideo.data.lists import FILE_SUFFIXES, VIDEO_EXTENSIONS, holds_frames, no_frames, passed_over
+from internvideo.data.manifest import read_manifest
+from internvideo.data.preprocessing import Span
+from internvideo.errors import RecipeError, VideoError, shown
+from internvideo.video.cache import stamp_of
+from internvideo.video.frame_folder import chosen_rate
+
+LONGEST = 200
+"""Bytes of a file name, so that there is room for what is added to it (a file system takes 255)."""
+MANIFEST_SUFFIXES = frozenset(suffix for suffix in FILE_SUFFIXES if suffix)
+
+
+@dataclass(frozen=True)
+class VideoFile:
+    """A video file or folder of frames, or the piece of one that a manifest's row means.
+
+    Attributes:
+        path: as it was written, behind the folder of the manifest.
+        start, end: s, None for the ends of the video. fps: frames a second of a folder of frames.
+    """
+
+    path: str
+    start: float | None = None
+    end: float | None = None
+    fps: float | None = None
+
+    @property
+    def source(self) -> str | Span:
+        """For `Preprocessing.read` and everything built on it."""
+        if self.start is None or self.end is None:
+            return self.path if self.fps is None else Span(self.path, 0.0, math.inf, self.fps)
+        return Span(self.path, self.start, self.end, self.fps)
+
+    def identity(self) -> str:
+        """32 hex digits that change when the file does (its place, size or time) or the piece.
+
+        Raises:
+            VideoError: there is no such file.
+        """
+        told = f"{os.path.realpath(self.path)}|{state_of(self.path, self.fps)}|{self.start}|{self.end}"
+        return hashlib.sha256(told.encode("utf-8", "surrogateescape")).hexdigest()[:32]
+
+
+def state_of(path: str, fps: float | None) -> str:
+    """What changes when a file does, or a folder of frames, or the rate of one.
+
+    Raises:
+        VideoError: there is none.
+    """
+    try:
+        found = os.stat(path)
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise VideoError(path, f"cannot be opened: {reason}") from error
+    if not stat.S_ISDIR(found.st_mode):
+        return f"{found.st_size}|{found.st_mtime_ns}"
+    stamp = stamp_of(path)
+    return f"{stamp and stamp.ends.hex()}|{chosen_rate(fps)}"
+
+
+def find_videos(inputs: Iterable[str | Path], *, recursive: bool = False) -> list[VideoFile]:
+    """Videos in the order of the inputs, each once.
+
+    Args:
+        inputs: video files, folders (the videos in them), manifests (their rows).
+        recursive: also the folders inside folders.
+
+    Raises:
+        VideoError: nothing of that name, or a folder without videos. ManifestError: a manifest that cannot be read.
+    """
+    found: dict[tuple[str, float | None, float | None], VideoFile] = {}
+    for given in inputs:
+        for video in _meant_by(Path(given), recursive):
+            found.setdefault((os.path.abspath(video.path), video.start, video.end), video)
+    if not found:
+        raise VideoError("videos", "none given", "files, folders or manifests")
+    return list(found.values())
+
+
+def file_names(
+    videos: Sequence[VideoFile], ids: Sequence[str] = (), reserved: Collection[str] = frozenset()
+) -> list[str]:
+    """A name for a file about each video, all different: that of the video file without its ending.
+
+    With the ending where a folder has several of that name, with start and end where there are several pieces of a
+    video, with the names of the folders above in front where names would be equal after all.
+
+    Args:
+        videos: each once. ids: names that are given already, "" for none. reserved: names that files must not have.
+
+    Raises:
+        RecipeError: two are the same all the same, such as two ids.
+    """
+    ids = ids or [""] * len(videos)
+    files = [video.path for video, name in zip(videos, ids, strict=True) if not name]
+    pieces, stems = Counter(files), Counter(os.path.splitext(path)[0] for path in set(files))
+    real = cache(os.path.realpath)
+    for parents in range(4):
+        names = []
+        for video, name in zip(videos, ids, strict=True):
+            folder, file = os.path.split(video.path)
+            stem, ending = os.path.splitext(file)
+            above = Path(real(folder)).parts[-parents:] if parents and not name else ()
+            whole = stem if stems[os.path.splitext(video.path)[0]] < 2 else stem + ending
+            piece = (f"{video.start:g}-{video.end:g}",) if pieces[video.path] > 1 and video.start is not None else ()
+            names.append(name or _file_name((*above, whole, *piece), reserved))
+        twice = [name for name, count in Counter(names).items() if count > 1]
+        if not twice:
+            return names
+    raise RecipeError("videos", f"two are called '{min(twice)}'", "names that differ", "give a manifest with ids")
+
+
+def _file_name(parts: Iterable[str], reserved: Collection[str]) -> str:
+    name = re.sub(r"[/\\\0]", "_", "_".join(part.strip("/") for part in parts)).lstrip(".") or "video"
+    if len(os.fsencode(name)) > LONGEST:
+        digest = hashlib.sha256(os.fsencode(name)).hexdigest()[:16]
+        name = f"{os.fsencode(name)[: LONGEST - 17].decode('utf-8', 'ignore')}_{digest}"
+    return f"{name}_" if name in reserved else name
+
+
+def is_manifest(given: str | Path) -> bool:
+    """Whether a name on the command line means a manifest."""
+    return Path(given).suffix.lower() in MANIFEST_SUFFIXES and not Path(given).is_dir()
+
+
+def _meant_by(given: Path, recursive: bool) -> Iterator[VideoFile]:
+    if given.is_dir() and holds_frames(str(given), _names(given)):
+        yield VideoFile(str(given))
+    elif given.is_dir():
+        yield from _in_folder(given, recursive)
+    elif is_manifest(given):
+        manifest = read_manifest(given).told()
+        for row in manifest.rows:
+            start, end = row.span or (None, None)
+            yield VideoFile(str(manifest.video_path(row)), start, end, row.frame_rate)
+    elif given.exists():
+        yield VideoFile(str(given))
+    else:
+        raise VideoError(given, "no such file or folder")
+
+
+def _names(folder: str | Path) -> list[str]:
+    try:
+        return os.listdir(folder)
+    except OSError:  # passed over, as the walk through folders does
+        return []
+
+
+def _in_folder(folder: Path, recursive: bool) -> list[VideoFile]:
+    found: list[VideoFile] = []
+    seen: list[str] = []
+    for place, folders, names in os.walk(folder):
+        seen += names
+        open_ones = sorted(name for name in folders if not name.startswith("."))
+        within = {name: _names(os.path.join(place, name)) for name in open_ones}
+        frames = [name for name in open_ones if holds_frames(os.path.join(place, name), within[name])]
+        for name in frames:
+            seen += no_frames(os.path.join(place, name), within[name])
+        folders[:] = [name for name in open_ones if recursive and name not in frames]
+        videos = [name for name in sorted(names) if os.path.splitext(name)[1].lower() in VIDEO_EXTENSIONS]
+        videos = sorted(videos + frames)
+        found += [VideoFile(os.path.join(place, name)) for name in videos if not name.startswith(".")]
+    if not found:
+        do = "" if recursive else "add --recursive for the folders inside"
+        raise VideoError(folder, "no video in this folder", "files ending in " + " ".join(sorted(VIDEO_EXTENSIONS)), do)
+    if note := passed_over(seen):
+        logging.getLogger("internvideo").warning("%s: %s", shown(str(folder)), shown(note))
+    return found

@@ -1,0 +1,81 @@
+"""A model of our own for clips of another size: the same weights, positions resized as in training."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import fields, is_dataclass
+from typing import Any
+
+from torch import nn
+
+from internvideo.data.preprocessing import Preprocessing
+from internvideo.errors import RecipeError, WeightsError
+from internvideo.inference.families import family_of, overrides_of
+from internvideo.models.factory import create_model
+from internvideo.models.positions import fit_positions
+from internvideo.models.skip_init import undrawn
+from internvideo.models.videomae import VideoMAEPretrain
+from internvideo.models.videomae_config import VideoMAEConfig
+from internvideo.weights.layouts import merged
+from internvideo.weights.state import load_state
+
+
+def at_clip_size(
+    name: str,
+    module: nn.Module,
+    clips: Preprocessing,
+    frames: int | None,
+    image_size: int | None,
+    where: object,
+) -> tuple[nn.Module, Preprocessing]:
+    """The model and its preprocessing for clips of `frames` frames and squares of `image_size` pixels.
+
+    Learned positions are resized (`models.positions`); fixed ones of a VideoMAE classifier are those of the clip that
+    it was trained on, resized (InternVideo1/Pretrain/VideoMAE/run_class_finetuning.py).
+
+    Args:
+        name, module, clips: the model as it was trained. frames, image_size: None leaves what is.
+        where: file or folder, for messages.
+
+    Raises:
+        WeightsError: a model of two encoders, or a pretraining model. RecipeError: a size that the model cannot have.
+    """
+    if frames is None and image_size is None:
+        return module, clips
+    parts = list(_video_parts(family_of(module, name).config(module)))
+    if len(parts) != 1 or isinstance(module, VideoMAEPretrain):
+        kind = "masked pretraining" if isinstance(module, VideoMAEPretrain) else "several encoders"
+        raise WeightsError(where, f"{name} is a model of {kind}", "its own frames and image_size", "leave them out")
+    if clips.single_frame and frames not in (None, 1):
+        raise RecipeError("frames", str(frames), "1: this model looks at the middle frame alone")
+    path, config = parts[0]
+    asked = {"frames": frames, "image_size": image_size}
+    changes: dict[str, object] = {key: value for key, value in asked.items() if value and hasattr(config, key)}
+    if isinstance(config, VideoMAEConfig) and config.position_table == "native" and not config.learnable_positions:
+        changes |= {"position_table": "resized", "native_clip": [config.image_size, config.frames]}
+    for part in reversed(path):
+        changes = {part: changes}
+    cut: dict[str, Any] = {}
+    if frames is not None:
+        cut |= {"frames": frames, "sampled": frames * clips.step if clips.sampled else 0}
+    if image_size is not None:  # what surrounds the square grows with it
+        sides = {"resize": clips.resize, "short_side": clips.short_side}
+        cut |= {key: round(side * image_size / clips.size) for key, side in sides.items() if side}
+        cut["size"] = image_size
+    clips = clips.changed(**cut)
+    with undrawn():
+        model = create_model(name, merged(overrides_of(name, module), changes))
+    fitted, _ = fit_positions(model, module.state_dict())
+    load_state(model, fitted, where)
+    return model, clips
+
+
+def _video_parts(config: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
+    """The settings of each video encoder in those of a model, and where they stand."""
+    if hasattr(config, "image_size"):
+        yield path, config
+        return
+    for field in fields(config):
+        value = getattr(config, field.name)
+        if is_dataclass(value):
+            yield from _video_parts(value, (*path, field.name))

@@ -1,0 +1,361 @@
+"""A model as one file for other programs: torch.export (.pt2) or ONNX, compared with the model before it is kept.
+
+The graph normalises inside: it takes clips as the preprocessing makes them, or word ids, and gives float32.
+Shapes: B batch, T frames, S side, L words, E width of the features, C classes.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+import shutil
+import tempfile
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor, nn
+
+from internvideo.data.preprocessing import VideoSource
+from internvideo.data.tokenizer import Tokenizer
+from internvideo.errors import RecipeError, RunError
+from internvideo.inference import onnx_file
+from internvideo.inference.families import family_of, text_towers
+from internvideo.inference.video_model import VideoModel
+from internvideo.models.clip import Clip
+from internvideo.models.uniformerv2 import UniFormerV2
+from internvideo.models.video_language import VideoLanguage
+from internvideo.storage import atomic_path, write_text
+
+Format = Literal["torch", "onnx"]
+What = Literal["video", "text", "classifier"]
+ENDINGS: dict[str, str] = {"torch": ".pt2", "onnx": ".onnx"}
+SENTENCES = ("a person opens a door", "dog", "two people walk along a street at night while a red car turns left")
+"""What a text graph is compared on."""
+
+
+@dataclass(frozen=True)
+class ExportSettings:
+    """How to export.
+
+    Attributes:
+        format: "torch" (torch.export, .pt2) or "onnx".
+        what: "video" (clips to features, not of length one), "text" (ids to features), "classifier" (clips to logits).
+        batch: B of the file, None for any.
+        frames: T of the file: "auto" (any where the model allows it), "dynamic" (any, or an error), or a number.
+        opset: of ONNX, None for the exporter's own.
+        tolerance: largest difference from the model, over the largest number of its output.
+        int8: also write a version with weights in 8 bits (ONNX).
+    """
+
+    format: Format = "onnx"
+    what: What = "video"
+    batch: int | None = None
+    frames: int | Literal["auto", "dynamic"] = "auto"
+    opset: int | None = None
+    tolerance: float = 1e-4
+    int8: bool = False
+
+    def __post_init__(self) -> None:
+        for name, value, allowed in (("format", self.format, Format), ("what", self.what, What)):
+            if value not in get_args(allowed):
+                raise RecipeError(name, repr(value), ", ".join(get_args(allowed)))
+        if self.batch is not None and self.batch < 1:
+            raise RecipeError("batch", str(self.batch), "1 or more, or dynamic")
+        if self.format != "onnx" and (self.int8 or self.opset is not None):
+            raise RecipeError("int8" if self.int8 else "opset", f"with format {self.format}", "with --format onnx")
+        if not self.tolerance > 0:
+            raise RecipeError("tolerance", str(self.tolerance), "above 0")
+
+
+@dataclass(frozen=True)
+class Check:
+    """One comparison: the input, the largest difference, the largest number of the model's output."""
+
+    input: str
+    shape: tuple[int, ...]
+    error: float
+    largest: float
+
+    @property
+    def relative(self) -> float:
+        """The difference over the largest number; not a number counts as infinite."""
+        ratio = self.error / max(self.largest, 1e-12)
+        return ratio if ratio == ratio else float("inf")
+
+
+@dataclass(frozen=True)
+class Export:
+    """What was written.
+
+    Attributes:
+        path, metadata: the model and the JSON that describes it.
+        checks: all comparisons.
+        int8, cosine: the version in 8 bits, and the smallest cosine of its outputs with the model's; None without.
+    """
+
+    path: Path
+    metadata: Path
+    checks: tuple[Check, ...]
+    int8: Path | None = None
+    cosine: float | None = None
+
+    @property
+    def worst(self) -> Check:
+        """The comparison with the largest relative difference."""
+        return max(self.checks, key=lambda check: check.relative)
+
+
+class Graph(nn.Module):
+    """What is exported: (B, 3, T, S, S) -> (B, E) or (B, C), or ids (B, L) -> (B, E), float32.
+
+    Raises:
+        RecipeError: the model has no text tower or no classifier.
+    """
+
+    def __init__(self, model: VideoModel, what: What) -> None:
+        super().__init__()
+        family, towers = family_of(model.module, model.name), text_towers(model.module)
+        able = {"video": family.features}
+        if towers is not None:
+            able["text"] = _encoded_text
+        if model.classes and family.scores is not None:
+            able["classifier"] = family.scores
+        if what not in able:
+            raise RecipeError("what", f"model {model.name} has no {what}", ", ".join(able))
+        self.run, self.step = able[what], model.frame_step
+        if what == "text" and towers is not None:
+            self.module: nn.Module = towers.text
+            return
+        self.module = copy.copy(model.module)
+        parts = self.module._modules.copy()  # the copy's own, so that the parts left out stay in the model
+        self.module._modules = parts
+        if towers is not None:
+            for name in {"text", "caption_decoder"} & set(parts):
+                del parts[name]
+
+    def forward(self, input: Tensor) -> Tensor:
+        """See the class."""
+        return self.run(self.module, input, self.step).float()
+
+
+def _encoded_text(tower: Any, ids: Tensor, step: int) -> Tensor:
+    features: Tensor = tower(ids)
+    return features
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The graph's input: its name, an example (B >= 2 where B is open), which axes are open, what to compare on."""
+
+    name: str
+    output: str
+    example: Tensor
+    axes: dict[int, str]
+    smallest: dict[int, int]
+    samples: tuple[tuple[str, Tensor], ...]
+
+    @property
+    def shape(self) -> list[int | str]:
+        """Sizes, and the names of open axes."""
+        return [self.axes.get(axis, size) for axis, size in enumerate(self.example.shape)]
+
+
+def any_frames(module: nn.Module) -> int | None:
+    """The fewest frames that a model with clips of any length takes, None for a model of one length."""
+    tower = module.visual if isinstance(module, VideoLanguage) else module
+    if isinstance(tower, UniFormerV2):
+        return 3 if tower.config.temporal_downsample else 1
+    return 1 if isinstance(tower, Clip) else None
+
+
+def _plan(model: VideoModel, settings: ExportSettings, video: VideoSource | None) -> Plan:
+    axes = {} if settings.batch else {0: "batch"}
+    output = "logits" if settings.what == "classifier" else "features"
+    if settings.what == "text":
+        towers = text_towers(model.module)
+        assert towers is not None
+        ids = Tokenizer(context=towers.config.text.context).encode(SENTENCES)
+        samples = tuple(
+            ("sentences", ids[torch.arange(count) % len(ids)])
+            for count in ([settings.batch] if settings.batch else [1, 3, 2])
+        )
+        return Plan("ids", output, samples[-1][1], axes, {}, samples)
+    count, fewest = _frames(model, settings)
+    sizes = [(settings.batch or 1, count), (settings.batch or 3, count)]
+    if fewest:
+        axes[2] = "frames"
+        sizes = [
+            (settings.batch or b, t) for b, t in ((1, count), (2, max(fewest, count // 2)), (3, fewest), (1, count + 1))
+        ]
+    generator, side = torch.Generator().manual_seed(0), model.preprocessing.size
+
+    def random(batch: int, frames: int) -> Tensor:
+        clips = torch.randint(0, 256, (batch, 3, frames, side, side), dtype=torch.uint8, generator=generator)
+        return clips.float() if model.preprocessing.style == "torch" else clips
+
+    found = [("random", random(*size)) for size in dict.fromkeys(sizes)]
+    if video is not None:
+        clip = next(iter(model.read(video)))
+        found.append(("video", clip.expand(settings.batch or 1, -1, -1, -1, -1).contiguous()))
+    example = random(settings.batch or 2, max(count, fewest + 1))  # a size of one would be taken as fixed
+    return Plan("clips", output, example, axes, {2: fewest} if fewest else {}, tuple(found))
+
+
+def _frames(model: VideoModel, settings: ExportSettings) -> tuple[int, int]:
+    """T, and the fewest frames of a file with open T (0: T is fixed). Raises RecipeError for a T it does not take."""
+    wish, fewest, own = settings.frames, any_frames(model.module), model.preprocessing.frames
+    if fewest is None and wish not in ("auto", own):
+        raise RecipeError("frames", str(wish), str(own), f"model {model.name} takes clips of one length")
+    if isinstance(wish, str):
+        return own, fewest or 0
+    if wish < (fewest or 1):
+        raise RecipeError("frames", str(wish), f"{fewest} or more")
+    return wish, 0
+
+
+def _program(graph: Graph, plan: Plan) -> torch.export.ExportedProgram:
+    open_axes = {axis: torch.export.Dim(name, min=plan.smallest.get(axis, 1)) for axis, name in plan.axes.items()}
+    try:
+        return torch.export.export(graph, (plan.example,), dynamic_shapes={"input": open_axes})
+    except (RuntimeError, ValueError) as error:
+        found = f"cannot be exported: {str(error).splitlines()[0]}"
+        raise RunError("export", found, "", "try fixed --batch and --frames") from error
+
+
+def compare(run: Callable[[Tensor], Tensor], plan: Plan, wanted: list[Tensor]) -> tuple[Check, ...]:
+    """Differences of a saved file from the model's outputs on every sample."""
+    checks = []
+    for (kind, sample), output in zip(plan.samples, wanted, strict=True):
+        found = run(sample)
+        error = float((found - output).abs().max()) if found.shape == output.shape else float("inf")
+        checks.append(Check(kind, tuple(sample.shape), error, float(output.abs().max())))
+    return tuple(checks)
+
+
+def export(
+    model: VideoModel,
+    output: str | Path | None = None,
+    settings: ExportSettings | None = None,
+    *,
+    video: VideoSource | None = None,
+) -> Export:
+    """Write a model as one graph, read the file again and compare it with the model; a JSON beside it tells its use.
+
+    Args:
+        model: in float32, on the CPU.
+        output: of the ending .pt2 or .onnx; by default the model's name in this folder. Weights of more than 2 GB stand
+            in a second file OUTPUT.data.
+        settings: see `ExportSettings`.
+        video: a video to compare on, besides random clips.
+
+    Raises:
+        RecipeError: settings that the model or the format does not have, or a missing package.
+        RunError: the file differs by more than the tolerance (it is not kept), or cannot be written.
+        VideoError: the video cannot be read.
+    """
+    settings = settings or ExportSettings()
+    if settings.format == "onnx":
+        onnx_file.require()
+    if model.precision != "float32" or model.device.type != "cpu":
+        raise RecipeError("model", f"{model.precision} on {model.device}", "float32 on cpu")
+    final = Path(output or f"{model.name}-{settings.what}{ENDINGS[settings.format]}")
+    if final.suffix != ENDINGS[settings.format]:
+        raise RecipeError("output", str(final), f"a name that ends in {ENDINGS[settings.format]}")
+    graph = Graph(model, settings.what).eval()
+    with torch.no_grad():
+        plan = _plan(model, settings, video)
+        program = _program(graph, plan)
+        try:
+            final.parent.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryDirectory(prefix=f".{final.stem}.", dir=final.parent) as folder:
+                return _write(model, graph, plan, program, settings, Path(folder) / final.name, final)
+        except OSError as error:
+            raise RunError(
+                final, f"cannot be written: {error.strerror or error}", "", "choose another folder"
+            ) from error
+
+
+def _write(
+    model: VideoModel,
+    graph: Graph,
+    plan: Plan,
+    program: torch.export.ExportedProgram,
+    settings: ExportSettings,
+    built: Path,
+    final: Path,
+) -> Export:
+    """Build in a folder of its own, compare, then give the files their names; the JSON last."""
+    run: Callable[[Tensor], Tensor]
+    if settings.format == "torch":
+        torch.export.save(program, built)
+        run = torch.export.load(built).module()
+    else:
+        onnx_file.write(program, built, plan.name, plan.output, plan.axes, settings.opset)
+        run = onnx_file.runner(built)
+    wanted = [graph(sample) for _, sample in plan.samples]
+    checks = compare(run, plan, wanted)
+    worst = max(checks, key=lambda check: check.relative)
+    if worst.relative > settings.tolerance:
+        found = f"differs from the model by {worst.error:.3g} of {worst.largest:.3g} on {worst.input} {worst.shape}"
+        raise RunError(final, f"{found}; nothing was written", f"{settings.tolerance:g} of the largest number")
+    small, cosine = None, None
+    if settings.int8:
+        small = built.with_suffix(".int8.onnx")
+        onnx_file.quantise(built, small)
+        cosine = _cosine(onnx_file.runner(small), plan, wanted)
+    files = sorted(built.parent.iterdir(), key=lambda file: file.suffix != ".data")
+    about = _describe(model, plan, settings, checks, cosine)
+    about["files"] = [{"name": f.name, "bytes": f.stat().st_size, "sha256": _sha256(f)} for f in files]
+    for file in files:
+        with atomic_path(final.parent / file.name) as temporary:
+            shutil.move(file, temporary)
+    metadata = final.with_name(final.name + ".json")
+    write_text(metadata, json.dumps(about, indent=2) + "\n")
+    return Export(final, metadata, checks, small and final.parent / small.name, cosine)
+
+
+def _cosine(run: Callable[[Tensor], Tensor], plan: Plan, wanted: list[Tensor]) -> float:
+    """The smallest cosine with the model's outputs, over all rows of all samples."""
+    pairs = zip(plan.samples, wanted, strict=True)
+    return min(
+        float(nn.functional.cosine_similarity(run(sample), output, dim=1).min()) for (_, sample), output in pairs
+    )
+
+
+def _describe(
+    model: VideoModel, plan: Plan, settings: ExportSettings, checks: tuple[Check, ...], cosine: float | None
+) -> dict[str, Any]:
+    text = settings.what == "text"
+    return {
+        "model": model.name,
+        "format": settings.format,
+        "what": settings.what,
+        "input": {"name": plan.name, "type": str(plan.example.dtype).removeprefix("torch."), "shape": plan.shape},
+        "output": {
+            "name": plan.output,
+            "type": "float32",
+            "shape": [
+                plan.axes.get(0, len(plan.example)),
+                len(model.classes) if plan.output == "logits" else model.width,
+            ],
+            "normalised": False,
+        },
+        "smallest": {plan.axes[axis]: count for axis, count in plan.smallest.items()},
+        "preprocessing": {"words": plan.example.shape[1]} if text else model.preprocessing.to_json(),
+        "classes": list(model.classes) if settings.what == "classifier" else [],
+        "weights": model.metadata,
+        "tolerance": settings.tolerance,
+        "largest_difference": max(check.relative for check in checks),
+        "checks": [asdict(check) for check in checks],
+        "int8_cosine": cosine,
+        "made_with": {"torch": torch.__version__, **(onnx_file.versions() if settings.format == "onnx" else {})},
+    }
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,260 @@
+"""A model as a folder in the layout of model hubs: config.json, model.safetensors, README.md (the model card).
+
+The two files hold each other: config.json has the SHA-256 of model.safetensors, and the weights carry the settings of
+config.json inside. A folder in which either was changed is refused.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from internvideo import untrusted
+from internvideo.data.preprocessing import Preprocessing
+from internvideo.errors import RecipeError, RunError, WeightsError
+from internvideo.models.declared import within
+from internvideo.models.factory import MODELS, create_model
+from internvideo.models.skip_init import check_filled, undrawn
+from internvideo.recipe import choose_device
+from internvideo.storage import read_safetensors, write_text
+from internvideo.tasks.protocol import weights_hash
+from internvideo.weights.fetch import is_remote, sha256_of
+from internvideo.weights.layouts import leaves
+from internvideo.weights.state import load_state, save_model
+
+if TYPE_CHECKING:
+    from internvideo.inference.video_model import Precision, VideoModel
+
+CONFIG, WEIGHTS, CARD = "config.json", "model.safetensors", "README.md"
+FILES = (CONFIG, WEIGHTS, CARD)
+KEY = "internvideo"
+"""Under this name the weights carry the settings."""
+FORMAT = 1
+
+
+def save(model: VideoModel, folder: Path) -> Path:
+    """Write the three files; other files of the folder stay.
+
+    All is written beside the folder first, so a full disk leaves what was there. config.json comes last: without it
+    nothing reads the folder.
+
+    Raises:
+        RunError: the folder cannot be written.
+    """
+    metadata = {**model.metadata, "weights_sha256": weights_hash(model.module), "precision": model.precision}
+    metadata.pop("file_sha256", None)  # of the file that it was read from
+    if not is_remote(source := metadata.get("source", "")):
+        metadata["source"] = Path(source).name  # folders of this machine are nobody's business
+    settings = {"format": FORMAT, **model.config, "metadata": metadata}
+    given, folder = folder, Path(os.path.realpath(folder))  # beside it, also of "." and of a link to another disk
+    partial = folder.with_name(f".{folder.name}.{os.getpid()}.partial")
+    try:
+        shutil.rmtree(partial, ignore_errors=True)
+        save_model(partial / WEIGHTS, model.module, {KEY: json.dumps(settings, sort_keys=True), "format": "pt"})
+        weights = partial / WEIGHTS
+        digest = sha256_of(weights)
+        files = {WEIGHTS: {"sha256": digest, "bytes": weights.stat().st_size}}
+        whole = {"library_name": "internvideo", **settings, "files": files}
+        write_text(partial / CARD, card(model, digest, metadata))
+        write_text(partial / CONFIG, json.dumps(whole, indent=2, sort_keys=True, ensure_ascii=False) + "\n")
+        if folder.exists():
+            for name in (WEIGHTS, CARD, CONFIG):
+                (partial / name).replace(folder / name)
+        else:
+            partial.rename(folder)
+    except OSError as error:
+        reason = f"cannot be written: {error.strerror or error}"
+        raise RunError(given, reason, "", "free space or choose another folder") from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return given
+
+
+def read(folder: Path, *, device: str = "auto", precision: Precision = "float32") -> VideoModel:
+    """Read a folder that `save` wrote.
+
+    Raises:
+        WeightsError: files missing, changed since they were written, or of a later version.
+    """
+    config = read_config(folder)
+    weights = folder / WEIGHTS
+    if not weights.is_file():
+        raise WeightsError(weights, "no such file", "the weights that config.json describes", "copy the whole folder")
+    told, found = _told_hash(config), sha256_of(weights)
+    if told != found:
+        raise WeightsError(
+            weights,
+            f"SHA-256 {found[:16]}..., config.json says {told[:16] or 'nothing'}",
+            "the files as they were saved together",
+            "changed or damaged: copy the folder again",
+        )
+    state, inside = read_safetensors(weights)
+    settings = {name: value for name, value in config.items() if name not in ("files", "library_name")}
+    if _inside(inside, weights) != settings:
+        raise WeightsError(
+            folder / CONFIG,
+            "differs from the settings inside model.safetensors",
+            "the files as they were saved together",
+            "changed by hand: save the model again instead",
+        )
+    model = _build(settings, state, folder, device, precision)
+    model.metadata.update(source=str(folder), layout="internvideo hub", file_sha256=found)
+    return model
+
+
+def read_alone(path: Path, *, device: str, precision: Precision) -> VideoModel:
+    """Read the model.safetensors of such a folder without its config.json, from the settings inside.
+
+    Raises:
+        WeightsError: it carries none, or of a later version.
+    """
+    state, inside = read_safetensors(path)
+    model = _build(_inside(inside, path), state, path, device, precision)
+    model.metadata.update(source=str(path), layout="internvideo hub")
+    return model
+
+
+def _told_hash(config: Mapping[str, Any]) -> str:
+    try:
+        return str(config["files"][WEIGHTS]["sha256"])
+    except (KeyError, TypeError):
+        return ""
+
+
+def _inside(metadata: Mapping[str, str], where: Path) -> dict[str, Any]:
+    """The settings that weights carry. Raises WeightsError."""
+    try:
+        settings = untrusted.parse_json(metadata[KEY])
+    except (KeyError, ValueError) as error:
+        raise WeightsError(where, "carries no settings", "model.safetensors of save_pretrained") from error
+    return settings if isinstance(settings, dict) else {}
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """config.json of a folder that `save` wrote. Raises WeightsError."""
+    path = folder / CONFIG
+    if not path.is_file():
+        raise WeightsError(folder, f"has no {CONFIG}", "a folder of save_pretrained")
+    try:
+        config = untrusted.read_json(path, untrusted.MOST_SETTINGS)
+    except (OSError, ValueError) as error:
+        raise WeightsError(path, f"cannot be read: {error}", "JSON") from error
+    if not isinstance(config, dict) or config.get("library_name") != "internvideo":
+        found = config.get("model_type", "unknown") if isinstance(config, dict) else "unknown"
+        raise WeightsError(
+            path, f"is of another library (model type '{found}')", "a folder of save_pretrained",
+            "name its .safetensors file itself: published layouts are recognised by their keys",
+        )  # fmt: skip
+    return config
+
+
+def _build(
+    settings: Mapping[str, Any], state: dict[str, Any], where: Path, device: str, precision: Precision
+) -> VideoModel:
+    from internvideo.inference.video_model import VideoModel
+
+    if settings.get("format") != FORMAT:
+        raise WeightsError(where, f"format {settings.get('format')!r}", str(FORMAT), "update internvideo")
+    name = settings.get("model")
+    if not isinstance(name, str) or name not in MODELS:
+        raise WeightsError(where, f"unknown model {name!r}", ", ".join(MODELS), "update internvideo")
+    try:
+        with undrawn(), within(state):
+            module = create_model(name, settings["overrides"])
+        preprocessing = Preprocessing.from_json(settings["preprocessing"])
+        classes = tuple(str(name) for name in settings["classes"])
+        metadata = {str(key): str(value) for key, value in settings["metadata"].items()}
+        frame_step = int(settings.get("frame_step", 1))
+    except (RecipeError, AttributeError, KeyError, TypeError, ValueError) as error:
+        raise WeightsError(where, f"settings that do not fit: {error}", do="update internvideo") from error
+    load_state(module, state, where=where)
+    check_filled(module, where)
+    return VideoModel(
+        name,
+        module,
+        preprocessing=preprocessing,
+        classes=classes,
+        metadata=metadata,
+        device=choose_device(device),
+        precision=precision,
+        frame_step=frame_step,
+    )
+
+
+def card(model: VideoModel, file_sha256: str, metadata: Mapping[str, str]) -> str:
+    """The model card: what it is, licence, protocol, hashes, how to use it."""
+    licence = metadata.get("licence", "unknown")
+    rule = model.preprocessing
+    parameters = sum(parameter.numel() for parameter in model.module.parameters()) / 1e6
+    head = ["---", "library_name: internvideo", f"license: {_tag(licence)}", "tags: [video, internvideo]", "---"]
+    uses = {
+        "video": 'model.encode_video("clip.mp4")  # one vector of length one',
+        "text": 'model.similarity("clip.mp4", ["a dog runs", "a man cooks"])',
+        "classify": 'model.classify("clip.mp4"' + (")" if model.classes else ', ["running", "cooking"])'),
+        "caption": 'model.caption("clip.mp4")',
+    }
+    able = [uses[what] for what in ("video", "text", "classify", "caption") if what in model.can]
+    shown = ", ".join(model.classes[:20]) + (f" and {len(model.classes) - 20} more" if len(model.classes) > 20 else "")
+    frames = (
+        f"{rule.frames} frames by the rule '{rule.sampler}'" + (f", stride {rule.stride}" if rule.stride else "")
+        if not rule.single_frame
+        else "the middle frame"
+    )
+    shape = "squashed to a square" if rule.squash else "scaled by the short side, centre crop"
+    lines = [
+        *head,
+        "",
+        f"# {metadata.get('title', model.name)}",
+        "",
+        f"{MODELS[model.name].about[:1].upper()}{MODELS[model.name].about[1:]}: `{model.name}`, "
+        f"{parameters:.1f} M parameters{_changed(model)}. It can: {', '.join(sorted(model.can))}.",
+        "",
+        "## Use",
+        "",
+        "```python",
+        "import internvideo",
+        "",
+        'model = internvideo.load("FOLDER_OR_hf://ORGANISATION/REPOSITORY")',
+        *able,
+        "```",
+        "",
+        "## Protocol",
+        "",
+        f"- frames: {frames}",
+        f"- pixels: {rule.size} x {rule.size}, {shape} (resize {rule.resize or rule.size}, arithmetic '{rule.style}')",
+        f"- embedding: {model.width} numbers",
+        *([f"- classes: {shown}"] if shown else []),
+        "",
+        "## Origin and licence",
+        "",
+        f"- licence of the weights: {licence}" + (f" ({stated})" if (stated := metadata.get("licence_stated")) else ""),
+        *(f"- {key}: {value}" for key, value in sorted(metadata.items()) if key not in _OWN_LINES),
+        "",
+        "## Hashes",
+        "",
+        f"- model.safetensors, SHA-256 of the file: `{file_sha256}`",
+        f"- SHA-256 of the tensors: `{metadata['weights_sha256']}`",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _changed(model: VideoModel) -> str:
+    """By which sizes a model differs from the published one that it is called after."""
+    overrides = model.config["overrides"]
+    assert isinstance(overrides, Mapping)
+    names = ("width", "depth", "layers", "heads", "patch_size", "tubelet", "image_size", "frames")
+    sizes = [f"{path} {value}" for path, value in leaves(overrides).items() if path.rpartition(".")[2] in names]
+    return f", but of another size: {', '.join(sizes)}" if sizes else ""
+
+
+_OWN_LINES = ("licence", "licence_stated", "title", "weights_sha256", "file_sha256")
+
+
+def _tag(licence: str) -> str:
+    """A licence as model hubs spell it; what is not known to be one of theirs is "other"."""
+    known = licence.lower().replace(" ", "-")
+    return known if known in ("apache-2.0", "mit", "cc-by-4.0", "cc-by-nc-4.0", "bsd-3-clause", "unknown") else "other"

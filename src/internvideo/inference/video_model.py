@@ -1,0 +1,393 @@
+"""VideoModel: a trained model that can be asked about any clip.
+
+Shapes: n videos, B batch, T frames, S side, N tokens, D width, E width of the features.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from itertools import islice
+from pathlib import Path
+from typing import Any, Literal, TypeVar, get_args
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from internvideo.data.preprocessing import Preprocessing, Span, VideoSource, as_list
+from internvideo.data.tokenizer import Tokenizer
+from internvideo.errors import RecipeError, TextError
+from internvideo.inference.caption_generation import CaptionWriter
+from internvideo.inference.families import family_of, overrides_of, text_towers
+from internvideo.metrics.classification import merge_rows, softmax, zero_shot_probabilities
+from internvideo.models.embeddings import Normalise
+from internvideo.models.video_language import VideoLanguage
+from internvideo.tasks.zero_shot.templates import ACTION_TEMPLATES, fill
+
+__all__ = ["Precision", "Span", "VideoModel", "VideoSource"]
+
+Item = TypeVar("Item")
+Precision = Literal["float32", "bfloat16", "float16"]
+
+TEXTS_AT_ONCE = 256
+WORD_PIECES = 49408
+"""Of CLIP's vocabulary, the one that the tokenizer has."""
+
+
+class VideoModel:
+    """A model in evaluation mode with its own preprocessing. `internvideo.load` makes them.
+
+    Args:
+        name: key of MODELS. module: of that name, built by `create_model`.
+        preprocessing: how videos become clips; the published rule of the family when not given.
+        classes: names of the classifier's classes; numbers when not given.
+        metadata: where the weights come from.
+        device: where it runs. precision: numbers it computes in; the answers are float32.
+        frame_step: an interaction's multimodal encoder sees every `frame_step`-th frame.
+
+    Attributes:
+        name, module, preprocessing, classes, metadata, device, precision, frame_step: as above; `classes` is () without
+            a classifier.
+
+    Raises:
+        RecipeError: a module that sees no video by itself, or names for another number of classes.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        module: nn.Module,
+        *,
+        preprocessing: Preprocessing | None = None,
+        classes: Sequence[str] = (),
+        metadata: dict[str, str] | None = None,
+        device: torch.device | str = "cpu",
+        precision: Precision = "float32",
+        frame_step: int = 1,
+    ) -> None:
+        self._family = family_of(module, name)
+        count = self._family.classes(module)
+        names = tuple(classes) or tuple(str(index) for index in range(count))
+        if len(names) != count and count:
+            raise RecipeError(f"model {name}", f"{len(names)} class names for {count} classes", str(count))
+        if precision not in get_args(Precision):
+            raise RecipeError("precision", repr(precision), ", ".join(get_args(Precision)))
+        self.name, self.frame_step, self.precision = name, frame_step, precision
+        self.preprocessing = self._family.clips(module) if preprocessing is None else preprocessing
+        self.classes = names if count else ()
+        self.metadata = dict(metadata or {})
+        self.device = torch.device(device)
+        self.module = _settled(module, self.device, precision)
+        self._towers = text_towers(self.module)
+        self._tokenizer = Tokenizer(context=self._towers.config.text.context) if self._towers is not None else None
+        self._prompted: tuple[tuple[tuple[str, ...], tuple[str, ...]], np.ndarray[Any, Any]] | None = None
+
+    def __repr__(self) -> str:
+        return f"VideoModel({self.name!r}, can={sorted(self.can)}, width={self.width}, device={str(self.device)!r})"
+
+    # ------------------------------------------------------------------------------------------------ what it is
+
+    @property
+    def can(self) -> frozenset[str]:
+        """What it can be asked: "video", "text", "caption", "answer", "classify" (with its own classes or labels)."""
+        able = {"video"}
+        if self._towers is not None:
+            able |= {"text", "classify"}
+        if self.classes:
+            able.add("classify" if self._family.scores is not None else "answer")  # apps/ask.py asks
+        if isinstance(self.module, VideoLanguage) and self.module.caption_decoder is not None:
+            able.add("caption")
+        return frozenset(able)
+
+    @property
+    def width(self) -> int:
+        """E, numbers of a video's embedding."""
+        return self._family.width(self.module)
+
+    @property
+    def scale(self) -> float:
+        """Factor of the cosines of videos and texts, about 100. Raises RecipeError without a text tower."""
+        return float(self._text()[0].scale.detach())
+
+    @property
+    def config(self) -> dict[str, object]:
+        """Everything but the weights, as plain values: `from_pretrained` builds the model from it."""
+        step: dict[str, object] = {"frame_step": self.frame_step} if self.frame_step != 1 else {}
+        return {
+            "model": self.name,
+            "overrides": overrides_of(self.name, self.module),
+            "preprocessing": self.preprocessing.to_json(),
+            "classes": list(self.classes),
+            **step,
+        }
+
+    def _cannot(self, what: str, *, do: str = "") -> RecipeError:
+        return RecipeError(f"model {self.name}", f"cannot {what}", ", ".join(sorted(self.can)), do)
+
+    def _text(self) -> tuple[Any, Tokenizer]:
+        if self._towers is None or self._tokenizer is None:
+            raise self._cannot("read texts", do="take a model with a text tower, for example internvideo-mm-l14")
+        pieces = self._towers.config.text.vocabulary
+        if pieces < WORD_PIECES:
+            raise self._cannot(
+                "read texts", do=f"its {pieces} word pieces are not CLIP's {WORD_PIECES}: give it token ids"
+            )
+        return self._towers, self._tokenizer
+
+    # ----------------------------------------------------------------------------------------------------- clips
+
+    @contextmanager
+    def _quiet(self) -> Iterator[None]:
+        """Evaluation mode, no gradients; results are ordinary tensors that others may train on."""
+        self.module.eval()
+        with torch.no_grad():
+            yield
+
+    def _ready(self, clips: Tensor) -> Tensor:
+        if clips.ndim != 5 or clips.shape[1] != 3:
+            raise ValueError(f"clips are (B, 3, T, S, S), not {tuple(clips.shape)}")
+        return clips.to(self.device)
+
+    def encode_clips(self, clips: Tensor) -> Tensor:
+        """The inner step of everything.
+
+        Args:
+            clips: (B, 3, T, S, S) as `preprocessing` makes them: uint8, or float in 0..255.
+
+        Returns:
+            (B, E) float32 on the CPU, not of length one.
+        """
+        with self._quiet():
+            return self._family.features(self.module, self._ready(clips), self.frame_step).float().cpu()
+
+    def tokens(self, clips: Tensor) -> Tensor:
+        """Clips as in `encode_clips` -> all tokens of the last layer (B, N, D) float32 on the CPU."""
+        with self._quiet():
+            return self._family.tokens(self.module, self._ready(clips), self.frame_step).float().cpu()
+
+    def logits(self, clips: Tensor) -> Tensor:
+        """Clips as in `encode_clips` -> the classifier's scores (B, C) float32 on the CPU.
+
+        Raises:
+            RecipeError: the model has no classifier.
+        """
+        if self._family.scores is None or not self.classes:
+            raise self._cannot("score classes of its own", do="give labels, or train a classifier on its embeddings")
+        with self._quiet():
+            return self._family.scores(self.module, self._ready(clips), self.frame_step).float().cpu()
+
+    def read(self, videos: VideoSource | Sequence[VideoSource], *, batch_size: int = 8) -> Iterator[Tensor]:
+        """Clips of videos, one a video, in batches of at most `batch_size`, each decoded when it is asked for.
+
+        Raises:
+            VideoError: a video that cannot be read.
+        """
+        for group, _ in self._batches(videos, 1, batch_size):
+            yield group
+
+    def _batches(
+        self, videos: VideoSource | Sequence[VideoSource], views: int, batch_size: int
+    ) -> Iterator[tuple[Tensor, list[int]]]:
+        """Batches of clips with the number of each clip's video."""
+        if batch_size < 1:
+            raise RecipeError("batch_size", str(batch_size), "1 or more")
+        self.preprocessing.rule(views)  # a wrong number of views is told before anything is decoded
+        sources = as_list(videos)
+        clips = ((clip, n) for n, video in enumerate(sources) for clip in self.preprocessing.read(video, views=views))
+        for group in _grouped(clips, batch_size):
+            yield torch.stack([clip for clip, _ in group]), [n for _, n in group]
+
+    # ------------------------------------------------------------------------------------------- videos and texts
+
+    def encode_video(
+        self, videos: VideoSource | Sequence[VideoSource], *, batch_size: int = 8, normalize: bool = True
+    ) -> Tensor:
+        """Embeddings of videos.
+
+        Args:
+            videos: one or several of: a path, a `Span` (path, start s, end s), uint8 frames (T, H, W, 3).
+            batch_size: clips at once.
+            normalize: to length one, so that a product of two is their cosine.
+
+        Returns:
+            (n, E) float32 on the CPU, in the order given; (0, E) for none.
+
+        Raises:
+            VideoError: a video that cannot be read.
+        """
+        parts = [self.encode_clips(clips) for clips in self.read(videos, batch_size=batch_size)]
+        return _unit(torch.cat(parts) if parts else torch.empty(0, self.width), normalize)
+
+    def encode_text(self, texts: str | Sequence[str], *, normalize: bool = True) -> Tensor:
+        """Embeddings of texts in the videos' space; long texts are cut at the tower's context.
+
+        Returns:
+            (n, E) float32 on the CPU; (0, E) for none.
+
+        Raises:
+            RecipeError: the model has no text tower. TextError: something that is no text, or a blank one.
+        """
+        towers, tokenizer = self._text()
+        lines = [texts] if isinstance(texts, str) else list(texts)
+        for place, line in enumerate(lines):
+            if not isinstance(line, str) or not line.strip():
+                raise TextError(f"text {place}", "blank" if isinstance(line, str) else f"a {type(line).__name__}")
+        with self._quiet():
+            parts = [
+                towers.encode_text(tokenizer.encode(group).to(self.device)).float().cpu()
+                for group in _grouped(lines, TEXTS_AT_ONCE)
+            ]
+        return _unit(torch.cat(parts) if parts else torch.empty(0, self.width), normalize)
+
+    def similarity(
+        self, video: Tensor | VideoSource | Sequence[VideoSource], text: Tensor | str | Sequence[str]
+    ) -> Tensor:
+        """Cosines (n, m) of n videos and m texts; either may be embeddings (n, E) already."""
+        left = video if isinstance(video, Tensor) and video.ndim == 2 else self.encode_video(video)
+        right = text if isinstance(text, Tensor) else self.encode_text(text)
+        return _unit(left.float().cpu(), True) @ _unit(right.float().cpu(), True).T
+
+    def classify(
+        self,
+        videos: VideoSource | Sequence[VideoSource],
+        labels: Sequence[str] | None = None,
+        *,
+        templates: Sequence[str] = ACTION_TEMPLATES,
+        views: int = 1,
+        batch_size: int = 8,
+    ) -> list[dict[str, float]]:
+        """Probabilities of labels, the largest first, one dictionary a video.
+
+        Args:
+            videos: as in `encode_video`.
+            labels: for models with a text tower, at least two; a classifier has its own classes.
+            templates: sentences with one "{}"; the soft-max of each is averaged (multi-modalities-downstream).
+            views: clips at different times of each video; their soft-max is averaged.
+            batch_size: clips at once.
+
+        Raises:
+            RecipeError: labels missing, doubled or given to a classifier, or more views than the frame rule has.
+            VideoError: a video that cannot be read.
+        """
+        names = self.label_names(labels)
+        sources = as_list(videos)
+        if not sources:
+            return []
+        rows, owners = [], []
+        for clips, numbers in self._batches(sources, views, batch_size):
+            rows.append(self.probabilities(clips, labels, templates=templates))
+            owners.extend(numbers)
+        merged = merge_rows(np.concatenate(rows), np.asarray(owners, dtype=np.int64), len(sources))
+        return [{names[i]: float(row[i]) for i in np.argsort(-row, kind="stable")} for row in merged]
+
+    def probabilities(
+        self, clips: Tensor, labels: Sequence[str] | None = None, *, templates: Sequence[str] = ACTION_TEMPLATES
+    ) -> np.ndarray[Any, Any]:
+        """Clips as in `encode_clips` -> (B, C) float64 in the order of labels or classes; otherwise as `classify`."""
+        names = self.label_names(labels)
+        if self._towers is None:
+            return softmax(self.logits(clips).numpy().astype(np.float64))
+        text = self._prompts(names, tuple(templates))
+        return zero_shot_probabilities(self.encode_clips(clips).numpy(), text, self.scale)
+
+    def label_names(self, labels: Sequence[str] | None) -> tuple[str, ...]:
+        """The labels that `classify` would choose from. Raises RecipeError as it does."""
+        if self._towers is None:
+            if not self.classes or self._family.scores is None:
+                raise self._cannot("classify", do="train a classifier on its embeddings")
+            if labels is not None:
+                known = f"its own {len(self.classes)} classes"
+                raise RecipeError(f"model {self.name}", "labels for a classifier", known, "leave out labels")
+            return self.classes
+        if labels is None or isinstance(labels, str) or len(labels) < 2:
+            found = "none" if labels is None else repr(labels)
+            raise RecipeError("labels", found, "a list of at least 2 texts: this model classifies by texts alone")
+        names = tuple(labels)
+        if wrong := [name for name in names if not isinstance(name, str) or not name.strip()]:
+            raise RecipeError("labels", repr(wrong[0]), "texts")
+        if len(set(names)) != len(names):
+            double = next(name for name in names if names.count(name) > 1)
+            raise RecipeError("labels", f"'{double}' twice", "each label once")
+        return names
+
+    def _prompts(self, labels: tuple[str, ...], templates: tuple[str, ...]) -> np.ndarray[Any, Any]:
+        """(P, C, E) text embeddings; the last ones are kept, because streams ask for the same again and again."""
+        if self._prompted is None or self._prompted[0] != (labels, templates):
+            try:
+                texts = fill(templates, labels)
+            except ValueError as error:
+                raise RecipeError("templates", str(error)) from error
+            features = self.encode_text(texts).numpy().reshape(len(templates), len(labels), -1)
+            self._prompted = ((labels, templates), features)
+        return self._prompted[1]
+
+    def caption(
+        self,
+        videos: VideoSource | Sequence[VideoSource],
+        *,
+        beams: int = 1,
+        nucleus: float = 0.0,
+        seed: int = 0,
+        max_length: int = 0,
+        batch_size: int = 8,
+    ) -> list[str]:
+        """A sentence for every video.
+
+        Args:
+            videos: as in `encode_video`.
+            beams: 1 takes the likeliest word each time; more keep as many beginnings.
+            nucleus: over 0, words are drawn from the likeliest that hold this share of the probability, from `seed`.
+            max_length: most words pieces with start and end, 0 for the tower's context.
+            batch_size: videos at once.
+
+        Raises:
+            RecipeError: no caption decoder, or settings out of range. VideoError: a video that cannot be read.
+        """
+        write = self.writer(beams=beams, nucleus=nucleus, seed=seed, max_length=max_length)
+        return [text for clips in self.read(videos, batch_size=batch_size) for text in write(self._ready(clips))]
+
+    def writer(self, *, beams: int = 1, nucleus: float = 0.0, seed: int = 0, max_length: int = 0) -> CaptionWriter:
+        """What writes captions of clips on this model's device, as `caption` does. Raises RecipeError."""
+        module = self.module
+        if not isinstance(module, VideoLanguage) or module.caption_decoder is None:
+            raise self._cannot("write captions", do="take a model with a caption decoder, internvideo-mm-l14-caption")
+        tokenizer = self._text()[1]
+        return CaptionWriter(module.eval(), tokenizer, beams=beams, nucleus=nucleus, seed=seed, max_length=max_length)
+
+    # ------------------------------------------------------------------------------------------------------ files
+
+    def save_pretrained(self, folder: str | Path) -> Path:
+        """Write config.json, model.safetensors and a model card README.md. Raises RunError, as `hub_folder.save`."""
+        from internvideo.inference.hub_folder import save
+
+        return save(self, Path(folder))
+
+    @classmethod
+    def from_pretrained(
+        cls, folder: str | Path, *, device: str = "auto", precision: Precision = "float32"
+    ) -> VideoModel:
+        """Read what `save_pretrained` wrote. Raises WeightsError where anything was changed since."""
+        from internvideo.inference.hub_folder import read
+
+        return read(Path(folder), device=device, precision=precision)
+
+
+def _settled(module: nn.Module, device: torch.device, precision: Precision) -> nn.Module:
+    """On its device and in its precision, but for the normalisation of pixels, which stays float32."""
+    exact = {part: (part.mean, part.std) for part in module.modules() if isinstance(part, Normalise)}
+    module = module.to(device=device, dtype=getattr(torch, precision)).eval()
+    for part, (mean, std) in exact.items():
+        part.mean, part.std = mean.to(device), std.to(device)
+    return module
+
+
+def _grouped(items: Iterable[Item], size: int) -> Iterator[list[Item]]:
+    """Lists of `size` items, the last one perhaps shorter."""
+    rest = iter(items)
+    while group := list(islice(rest, size)):
+        yield group
+
+
+def _unit(features: Tensor, normalize: bool) -> Tensor:
+    return nn.functional.normalize(features, dim=1) if normalize else features

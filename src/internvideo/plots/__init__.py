@@ -1,0 +1,1 @@
+"""Pictures and pages: charts, filmstrips, timelines, reports."""

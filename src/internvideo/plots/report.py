@@ -1,0 +1,318 @@
+"""The report of a whole run: one self-contained page and one JSON file with the same figures."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import timedelta
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jinja2 import Environment, StrictUndefined
+from markupsafe import Markup
+from numpy.typing import NDArray
+
+from internvideo.plots import charts as figures
+from internvideo.plots.charts import Bounds, Frames
+from internvideo.storage import write_text
+
+ABLATION = {
+    "chance": "chance",
+    "single_frame": "single frame",
+    "masked_scratch": "masked encoder, no pretraining",
+    "masked": "masked encoder, pretrained",
+    "multimodal": "multimodal encoder",
+    "ensemble": "plain score ensemble",
+    "interaction": "cross-model interaction",
+}
+"""Rows of the ablation, as report.json and as the page call them; a report has all of them, in this order."""
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A claim, what was measured, and whether it held (None: not measured, or not decided by it)."""
+
+    text: str
+    measured: str
+    held: bool | None
+
+
+@dataclass(frozen=True)
+class AblationRow:
+    """Accuracies in 0..1 on held-out clips, None where not measured, with their 95 % intervals."""
+
+    name: str
+    top1: float | None
+    top1_time_directed: float | None = None
+    interval: Bounds | None = None
+    interval_time_directed: Bounds | None = None
+
+
+@dataclass(frozen=True)
+class ZeroShot:
+    """Recall at 1 in 0..1 in both directions, and what guessing gives; raw, and with dual soft-max where measured."""
+
+    t2v_r1: float
+    v2t_r1: float
+    chance: float
+    t2v_r1_dual_softmax: float | None = None
+    v2t_r1_dual_softmax: float | None = None
+    interval_t2v: Bounds | None = None
+    interval_v2t: Bounds | None = None
+
+
+@dataclass(frozen=True)
+class ReverseClip:
+    """How often a clip and its reverse are told apart, 0..1; guessing gives 0.5."""
+
+    accuracy: float
+    interval: Bounds | None = None
+
+
+@dataclass(frozen=True)
+class LossCurve:
+    """One loss a logged step."""
+
+    steps: Sequence[float]
+    losses: Sequence[float]
+
+
+@dataclass(frozen=True)
+class Reconstruction:
+    """Three clips (T, H, W, 3) uint8 of one form."""
+
+    masked: Frames
+    reconstruction: Frames
+    original: Frames
+    caption: str = ""
+
+
+@dataclass(frozen=True)
+class Found:
+    """A retrieved clip: frames (T, H, W, 3) uint8, whether it is the one that was meant, and its similarity."""
+
+    frames: Frames
+    correct: bool
+    score: float
+    caption: str = ""
+
+
+@dataclass(frozen=True)
+class Retrieval:
+    """A query text and the clips found, best first."""
+
+    query: str
+    found: Sequence[Found]
+
+
+@dataclass(frozen=True)
+class Confusion:
+    """Counts (C, C), row = true class."""
+
+    matrix: NDArray[Any]
+    classes: Sequence[str]
+
+
+@dataclass(frozen=True)
+class Gates:
+    """Values of each named gate, one a logged step."""
+
+    steps: Sequence[float]
+    values: Mapping[str, Sequence[float]]
+
+
+@dataclass(frozen=True)
+class NextStep:
+    """Something to try, and the command for it."""
+
+    text: str
+    command: str = ""
+
+
+@dataclass(frozen=True)
+class ReportData:
+    """Everything a report shows. Parts that a run has not measured stay None or empty and are left out of the page.
+
+    Attributes:
+        title: heading; introduction: a sentence or two under it.
+        claims: what the paper says, as it came out here.
+        ablation: one row for each name in `ABLATION`, in that order.
+        zero_shot, reverse_clip: None when not measured.
+        seconds: of the whole run; peak_memory_mb: largest resident memory, or device memory where that is larger.
+        losses: stage name -> curve.
+        reconstructions, retrievals, confusion, gates: pictures.
+        protocol: how the figures were measured, plain JSON values.
+        coverage: {"asked", "read", "unreadable"} of the held-out clips.
+        next_steps: what to try next.
+        more: further plain JSON values, for report.json only.
+    """
+
+    title: str
+    ablation: Sequence[AblationRow]
+    seconds: float
+    peak_memory_mb: float
+    introduction: str = ""
+    claims: Sequence[Claim] = ()
+    zero_shot: ZeroShot | None = None
+    reverse_clip: ReverseClip | None = None
+    losses: Mapping[str, LossCurve] = field(default_factory=dict)
+    reconstructions: Sequence[Reconstruction] = ()
+    retrievals: Sequence[Retrieval] = ()
+    confusion: Confusion | None = None
+    gates: Gates | None = None
+    protocol: Mapping[str, Any] = field(default_factory=dict)
+    coverage: Mapping[str, Any] | None = None
+    next_steps: Sequence[NextStep] = ()
+    more: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        names = [row.name for row in self.ablation]
+        if names != list(ABLATION):
+            raise ValueError(f"the ablation has the rows {', '.join(names)}; it needs {', '.join(ABLATION)}")
+        accuracies = [(f"{row.name} top1", row.top1) for row in self.ablation]
+        accuracies += [(f"{row.name} top1_time_directed", row.top1_time_directed) for row in self.ablation]
+        if self.zero_shot is not None:
+            shot = self.zero_shot
+            accuracies += [("t2v_r1", shot.t2v_r1), ("v2t_r1", shot.v2t_r1), ("chance", shot.chance)]
+        if self.reverse_clip is not None:
+            accuracies.append(("reverse_clip", self.reverse_clip.accuracy))
+        for what, value in accuracies:
+            if value is not None and not 0 <= value <= 1:  # also refuses NaN
+                raise ValueError(f"{what} is {value}; accuracies are fractions in 0..1")
+
+
+def report_json(data: ReportData) -> dict[str, Any]:
+    """The figures of a report as plain JSON values."""
+    shot, reverse = data.zero_shot, data.reverse_clip
+    return {
+        "title": data.title,
+        "ablation": [_row(row) for row in data.ablation],
+        "zero_shot": None
+        if shot is None
+        else {
+            "t2v_r1": shot.t2v_r1,
+            "v2t_r1": shot.v2t_r1,
+            "chance": shot.chance,
+            "t2v_r1_dual_softmax": shot.t2v_r1_dual_softmax,
+            "v2t_r1_dual_softmax": shot.v2t_r1_dual_softmax,
+            "interval_t2v": _pair(shot.interval_t2v),
+            "interval_v2t": _pair(shot.interval_v2t),
+        },
+        "reverse_clip": None
+        if reverse is None
+        else {"accuracy": reverse.accuracy, "interval": _pair(reverse.interval)},
+        "seconds": data.seconds,
+        "peak_memory_mb": data.peak_memory_mb,
+        "claims": [{"text": claim.text, "measured": claim.measured, "held": claim.held} for claim in data.claims],
+        "protocol": dict(data.protocol),
+        "coverage": None if data.coverage is None else dict(data.coverage),
+        "next_steps": [{"text": step.text, "command": step.command} for step in data.next_steps],
+        **data.more,
+    }
+
+
+def _row(row: AblationRow) -> dict[str, Any]:
+    return {
+        "name": row.name,
+        "top1": row.top1,
+        "top1_time_directed": row.top1_time_directed,
+        "interval": _pair(row.interval),
+        "interval_time_directed": _pair(row.interval_time_directed),
+    }
+
+
+def _pair(bounds: Bounds | None) -> list[float] | None:
+    return None if bounds is None else [float(bounds[0]), float(bounds[1])]
+
+
+def write_report(folder: str | os.PathLike[str], data: ReportData) -> Path:
+    """Write report.html and report.json, each atomically.
+
+    Returns:
+        The path of report.html.
+
+    Raises:
+        RunError: the disk is full or the folder cannot be written.
+    """
+    where = Path(folder)
+    page = render(data)
+    text = json.dumps(report_json(data), indent=2, ensure_ascii=False, allow_nan=False, default=_plain)
+    write_text(where / "report.json", text + "\n")
+    write_text(where / "report.html", page)
+    return where / "report.html"
+
+
+def _plain(value: object) -> object:
+    """NumPy scalars and arrays, paths and tuples inside a protocol."""
+    if isinstance(value, np.generic | np.ndarray):
+        return value.tolist()
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    raise TypeError(f"{type(value).__name__} does not fit into JSON")
+
+
+def render(data: ReportData) -> str:
+    """The page, with every picture and style inside it. All text is escaped; it loads nothing."""
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment.filters["percent"] = _percent
+    environment.filters["interval"] = _interval
+    environment.filters["flat"] = _flat
+    template = resources.files("internvideo").joinpath("report_template.html.j2").read_text("utf-8")
+    return environment.from_string(template).render(
+        data=data,
+        labels=ABLATION,
+        time_directed=any(row.top1_time_directed is not None for row in data.ablation),
+        duration=str(timedelta(seconds=round(data.seconds))),
+        charts=_charts(data),
+        reconstructions=[
+            (part.caption, figures.reconstruction_strip(part.masked, part.reconstruction, part.original))
+            for part in data.reconstructions
+        ],
+        retrievals=[
+            (row.query, [(found, figures.filmstrip(found.frames, most=4)) for found in row.found])
+            for row in data.retrievals
+        ],
+    )
+
+
+def _charts(data: ReportData) -> dict[str, Markup]:
+    """The SVG charts that the data allows; they come from our own figures, so they stand in the page as they are."""
+    charts = {"ablation": _ablation_chart(data.ablation)}
+    if data.losses:
+        charts["losses"] = figures.loss_curves({name: (c.steps, c.losses) for name, c in data.losses.items()})
+    if data.confusion is not None:
+        charts["confusion"] = figures.confusion_matrix(data.confusion.matrix, data.confusion.classes)
+    if data.gates is not None and data.gates.values:
+        charts["gates"] = figures.gates(data.gates.steps, data.gates.values)
+    return {name: Markup(svg) for name, svg in charts.items()}
+
+
+def _ablation_chart(rows: Sequence[AblationRow]) -> str:
+    series: dict[str, list[float | None]] = {"all classes": [row.top1 for row in rows]}
+    intervals: dict[str, list[Bounds | None]] = {"all classes": [row.interval for row in rows]}
+    if any(row.top1_time_directed is not None for row in rows):
+        series["time-directed classes"] = [row.top1_time_directed for row in rows]
+        intervals["time-directed classes"] = [row.interval_time_directed for row in rows]
+    return figures.ablation_bars([ABLATION[row.name] for row in rows], series, intervals, rows[0].top1)
+
+
+def _percent(value: float | None) -> str:
+    return "–" if value is None or not math.isfinite(value) else f"{100 * value:.1f} %"
+
+
+def _interval(bounds: Bounds | None) -> str:
+    return "" if bounds is None else f"{100 * bounds[0]:.1f} to {100 * bounds[1]:.1f}"
+
+
+def _flat(value: object) -> str:
+    """One protocol value in one line."""
+    if isinstance(value, Mapping):
+        return ", ".join(f"{key} {_flat(inner)}" for key, inner in value.items())
+    if isinstance(value, list | tuple):
+        return ", ".join(_flat(inner) for inner in value)
+    return str(value)

@@ -1,0 +1,88 @@
+"""Stage 2: video-language learning. Clip and caption meet in one space, and the caption is written from the clip.
+
+Captions that stand several times in a batch need no care: equal texts have equal features, and then the published loss,
+which knows the own pair alone, has the value and the gradients of the one that accepts every equal caption in equal
+shares (ViCLIP's). It only cannot fall to zero, but to the mean logarithm of how often the captions stand there.
+
+Source: paper 3.1.2 and 4.2.1; Multi-Modalities-Pretraining, multi-modalities-downstream.
+"""
+
+from __future__ import annotations
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from internvideo.data.batch import Batch
+from internvideo.models.video_language import VideoLanguage
+from internvideo.objectives.captioning import after_end, caption_loss
+from internvideo.objectives.classification import Divisor, at_least_one
+from internvideo.objectives.contrastive import symmetric_contrastive
+from internvideo.pretraining.gradient_cache import Gather, PartSettings, alone, in_parts
+
+
+class MultimodalSettings(PartSettings):
+    """Weights of the two losses (the released code sums them).
+
+    `captioned` limits captioning to the first clips of every batch of a process: its logits are as large as the
+    vocabulary. The mean is over the words of all processes.
+    """
+
+    contrastive_weight: float = Field(1.0, ge=0.0)
+    caption_weight: float = Field(1.0, ge=0.0)
+    captioned: int | None = Field(None, ge=1)
+
+
+class MultimodalStage(nn.Module):
+    """Contrastive and captioning losses of a batch of captioned clips (or images: T = 1).
+
+    Args:
+        model: the video-language model; without a caption decoder `caption_weight` must be 0.
+        settings: the loss weights.
+        gather: joins the features of all processes with exact gradients; the identity in a single process.
+        divisor: what the words of this process are divided by for the mean over those of all processes.
+    """
+
+    def __init__(
+        self,
+        model: VideoLanguage,
+        settings: MultimodalSettings,
+        gather: Gather = alone,
+        divisor: Divisor = at_least_one,
+    ) -> None:
+        super().__init__()
+        if settings.caption_weight > 0 and model.caption_decoder is None:
+            raise ValueError("caption_weight > 0 needs a model with a caption decoder")
+        self.model = model
+        self.settings = settings
+        self.gather, self.divisor = gather, divisor
+        if settings.caption_weight == 0 and model.caption_decoder is not None:  # it would have no gradient
+            model.caption_decoder.requires_grad_(False)
+        if model.text.mask_embedding is not None:  # only masked language modelling reads it
+            model.text.mask_embedding.requires_grad_(False)
+
+    def forward(self, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
+        """{"loss", "contrastive", "caption"}: the losses of one batch, which must carry tokens."""
+        self.model.clamp_logit_scale()
+        captioned = self.settings.captioned if self.settings.caption_weight > 0 else 0
+
+        def encode(video: Tensor, tokens: Tensor, frame_mask: Tensor | None, start: int) -> tuple[Tensor, ...]:
+            count = len(tokens) if captioned is None else min(max(captioned - start, 0), len(tokens))
+            seen = self.model.normalise(video)
+            encoded = self.model(seen, tokens, captioned=count, frame_mask=frame_mask)
+            if encoded.caption_logits is None:
+                return encoded.video, encoded.text
+            loss = caption_loss(encoded.caption_logits, tokens[:count])
+            words = (~after_end(tokens[:count])[:, 1:]).sum()
+            return encoded.video, encoded.text, loss, words
+
+        parts = in_parts(encode, batch, self.settings.clips_at_once)
+        video, text = (self.gather(torch.cat([part[place] for part in parts])) for place in (0, 1))
+        contrastive = symmetric_contrastive(video, text, self.model.scale, self.settings.rows_at_once)
+        losses = {"contrastive": contrastive, "loss": self.settings.contrastive_weight * contrastive}
+        written = [part[2:] for part in parts if len(part) > 2]
+        if written:
+            words = torch.stack([count for _, count in written]).to(contrastive)
+            losses["caption"] = (torch.stack([loss for loss, _ in written]) * (words / self.divisor(words.sum()))).sum()
+            losses["loss"] = losses["loss"] + self.settings.caption_weight * losses["caption"]
+        return losses

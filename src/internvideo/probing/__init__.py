@@ -1,0 +1,1 @@
+"""A classifier of your own on the features of a frozen model."""

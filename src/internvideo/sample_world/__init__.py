@@ -1,0 +1,1 @@
+"""The sample world: generated videos with exactly known answers."""

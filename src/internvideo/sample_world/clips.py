@@ -1,0 +1,239 @@
+"""Plan the clips of the sample world from their seeds, and write one: what a worker process needs, free of torch.
+
+A clip follows from (seed of the world, split, number) alone, so neither the number of clips nor of workers changes it.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import threading
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
+
+import numpy as np
+from numpy.typing import NDArray
+
+from internvideo.errors import RecipeError
+from internvideo.sample_world.actions import ACTIONS, CATALOGUE, KEPT_OUT, Cell, Part
+from internvideo.sample_world.backgrounds import PLACES
+from internvideo.sample_world.language import Facts
+from internvideo.sample_world.scene import COLOURS, SHAPES, TEXTURES, Actor, Look, Scene, actor_boxes, render
+from internvideo.video.writer import write_video
+
+RADII: Mapping[str, float] = MappingProxyType({"small": 0.15, "large": 0.195})
+_SPLITS = ("train", "validation", "test", "zero_shot", "long")
+
+
+@dataclass(frozen=True)
+class WorldSettings:
+    """What a world is made of.
+
+    Attributes:
+        clips: number of short clips of train, validation and test together (70 %, 10 % and 20 % of them).
+        seed: everything random follows from it.
+        size: side of the square frames in pixels, even. frames: frames of a short clip. fps: frames a second.
+        difficulty: 0 (bare) to 1: camera shake, light, noise, distractors, occluders and texture of the backgrounds.
+        zero_shot_clips: clips of the kept-out classes; None for a tenth of `clips`, at least one a class.
+        long_videos: number of untrimmed videos.
+        actions: the trained classes, some or all of ACTIONS, in the order of their indices.
+
+    Raises:
+        RecipeError: a value out of range.
+    """
+
+    clips: int = 2000
+    seed: int = 0
+    size: int = 96
+    frames: int = 24
+    fps: int = 12
+    difficulty: float = 0.25
+    zero_shot_clips: int | None = None
+    long_videos: int = 12
+    actions: tuple[str, ...] = ACTIONS
+
+    def __post_init__(self) -> None:
+        ranges = {"clips": (10, 10**6), "seed": (0, 2**63), "size": (32, 1024), "frames": (8, 1000), "fps": (2, 120)}
+        ranges |= {"difficulty": (0, 1), "long_videos": (0, 10**4)}
+        if self.zero_shot_clips is not None:
+            ranges["zero_shot_clips"] = (1, 10**6)
+        for name, (low, high) in ranges.items():
+            value = getattr(self, name)
+            if isinstance(value, bool) or not low <= value <= high or (name != "difficulty" and value != int(value)):
+                raise RecipeError(f"sample world {name}", str(value), f"{low} to {high}")
+        if self.size % 2:
+            raise RecipeError("sample world size", str(self.size), "an even number of pixels")
+        unknown = [name for name in self.actions if name not in ACTIONS]
+        if unknown or not self.actions or len(set(self.actions)) != len(self.actions):
+            found = ", ".join(unknown) or "no action or an action twice"
+            raise RecipeError("sample world actions", found, ", ".join(ACTIONS))
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """Number of videos by split."""
+        test, validation = round(self.clips * 0.2), round(self.clips * 0.1)
+        kept_out = self.zero_shot_clips
+        if kept_out is None:
+            kept_out = max(len(KEPT_OUT), self.clips // 10)
+        numbers = (self.clips - test - validation, validation, test, kept_out, self.long_videos)
+        return dict(zip(_SPLITS, numbers, strict=True))
+
+
+def held_out(shape: str, colour: str, place: str) -> bool:
+    """Whether the combination is kept for testing: one in five, so that any two of the three still meet in training."""
+    return (SHAPES.index(shape) + 2 * tuple(COLOURS).index(colour) + 3 * PLACES.index(place)) % 5 == 0
+
+
+@dataclass(frozen=True)
+class Clip:
+    """A planned clip: its name, what is true of it, and the scene to draw."""
+
+    name: str
+    facts: Facts
+    scene: Scene
+    actions: tuple[str, ...] = ()
+
+
+def _pick(names: tuple[str, ...], rng: np.random.Generator) -> str:
+    return names[int(rng.integers(len(names)))]
+
+
+def _combination(unseen: bool, rng: np.random.Generator) -> tuple[str, str, str]:
+    while True:
+        combination = _pick(SHAPES, rng), _pick(tuple(COLOURS), rng), _pick(PLACES, rng)
+        if held_out(*combination) == unseen:
+            return combination
+
+
+def plan(settings: WorldSettings, split: str, number: int) -> Clip:
+    """Plan video `number` of a split of `settings.counts`."""
+    return _plan_long(settings, number) if split == "long" else _plan_short(settings, split, number)
+
+
+def _plan_short(settings: WorldSettings, split: str, number: int) -> Clip:
+    """Clip `number` of a split of short clips; the classes take turns.
+
+    Clips of train and validation show combinations of shape, colour and place that are not held out, the others only
+    held-out ones.
+    """
+    classes, frames = KEPT_OUT if split == "zero_shot" else settings.actions, settings.frames
+    action = classes[number % len(classes)]
+    key = (settings.seed, _SPLITS.index(split), number)
+    rng = np.random.default_rng(key)
+    shape, colour, place = _combination(split not in ("train", "validation"), rng)
+    texture, size = _pick(TEXTURES, rng), _pick(tuple(RADII), rng)
+    slow = bool(rng.random() < 0.5)
+    # The action fills most of the clip; where the rest lies is drawn alike at both ends.
+    filled = rng.uniform(0.88, 1.0) if slow else rng.uniform(0.6, 0.75)
+    spare = (1 - filled) * (frames - 1)
+    before = rng.uniform(0, spare)
+    part = Part((action,), round(before), frames - 1 - round(spare - before))
+    radius = RADII[size] * rng.uniform(0.95, 1.05)
+    actor = Actor(Look(shape, colour, texture, radius), (part,), Cell(radius=radius))
+    scene = Scene(settings.size, frames, place, settings.difficulty, (actor,), key)
+    facts = Facts(action, shape, colour, texture, size, place, "slowly" if slow else "quickly")
+    return Clip(f"{split}_{number:05d}", facts, scene, (action,))
+
+
+def _simultaneous(actions: tuple[str, ...], rng: np.random.Generator) -> tuple[str, ...]:
+    """One action, or two that change different things about an actor."""
+    first = CATALOGUE[_pick(actions, rng)]
+    # The second of a pair must not undo the first: bounces and lines move, the others only look.
+    rest = tuple(name for name in actions if {CATALOGUE[name].channel, first.channel} in _TOGETHER)
+    if not rest or rng.random() < 0.5:
+        return (first.name,)
+    second = CATALOGUE[_pick(rest, rng)]
+    # Places are set before anything is added to them.
+    return tuple(one.name for one in sorted((first, second), key=lambda one: one.channel != "place"))
+
+
+_TOGETHER = ({"place", "size"}, {"place", "look"}, {"place", "angle"}, {"size", "angle"}, {"size", "look"})
+
+
+def _plan_long(settings: WorldSettings, number: int) -> Clip:
+    """10 to 30 s, two or three actors with a handful of actions each and rest in between."""
+    fps, key = settings.fps, (settings.seed, _SPLITS.index("long"), number)
+    rng = np.random.default_rng(key)
+    frames = int(rng.integers(10 * fps, 30 * fps + 1))
+    moving = tuple(name for name in settings.actions if CATALOGUE[name].channel != "still")
+    count = int(rng.integers(2, 4))
+    place = _pick(PLACES, rng)
+    colours = [tuple(COLOURS)[int(k)] for k in rng.permutation(len(COLOURS))[:count]]
+    actors = []
+    for index in range(count):
+        radius = rng.uniform(0.09, 0.11)
+        cell = Cell((index + 0.5) / count, rng.uniform(0.4, 0.6), 0.62, radius)
+        parts, at = [], int(rng.uniform(0.3, 3.0) * fps)
+        while (stop := at + int(rng.uniform(1.5, 3.5) * fps)) < frames - fps // 2:
+            parts.append(Part(_simultaneous(moving, rng), at, stop))
+            at = stop + int(rng.uniform(1.0, 4.0) * fps)
+        actors.append(Actor(Look(_pick(SHAPES, rng), colours[index], _pick(TEXTURES, rng), radius), tuple(parts), cell))
+    scene = Scene(settings.size, frames, place, settings.difficulty, tuple(actors), key)
+    first = actors[0].look
+    facts = Facts("standing still", first.shape, first.colour, first.texture, "small", place, "slowly")
+    done = tuple(dict.fromkeys(name for actor in actors for part in actor.parts for name in part.actions))
+    return Clip(f"long_{number:04d}", facts, scene, done)
+
+
+@dataclass(frozen=True)
+class SeenActor:
+    """An actor seen at `time` seconds: corners x1, y1, x2, y2 in 0..1 and what it does then."""
+
+    time: float
+    actor: int
+    corners: tuple[float, float, float, float]
+    actions: tuple[str, ...]
+
+
+def boxes_per_second(scene: Scene, boxes: NDArray[np.float64], fps: int) -> tuple[SeenActor, ...]:
+    """Every actor in view at 0.5 s, 1.5 s, ... from boxes (T, A, 4); an actor between two actions stands still."""
+    seen = []
+    for frame in range(fps // 2, scene.frames, fps):
+        for index, actor in enumerate(scene.actors):
+            corners = boxes[frame, index]
+            if np.isnan(corners).any():
+                continue
+            now = [part.actions for part in actor.parts if part.start <= frame <= part.stop]
+            x1, y1, x2, y2 = (round(float(value), 4) for value in corners)
+            seen.append(SeenActor(frame / fps, index, (x1, y1, x2, y2), now[0] if now else ("standing still",)))
+    return tuple(seen)
+
+
+def clip_path(clip: Clip) -> str:
+    """Where a clip lies in the world's folder."""
+    return f"clips/{clip.name[-2:]}/{clip.name}.mp4"
+
+
+def write_clips(folder: Path, settings: WorldSettings, jobs: Sequence[tuple[str, int]]) -> list[tuple[SeenActor, ...]]:
+    """Draw and encode the clips (split, number) that do not exist yet; returns the boxes of long ones, else ()."""
+    found: list[tuple[SeenActor, ...]] = []
+    for split, number in jobs:
+        clip = plan(settings, split, number)
+        path, boxes = folder / clip_path(clip), None
+        if not path.exists():
+            frames, boxes = render(clip.scene)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            # "veryfast" costs little more than "ultrafast" and halves the files.
+            write_video(path, frames, settings.fps, crf=20, options={"preset": "veryfast"})
+        if split == "long":
+            boxes = actor_boxes(clip.scene) if boxes is None else boxes
+            found.append(boxes_per_second(clip.scene, boxes, settings.fps))
+        else:
+            found.append(())
+    return found
+
+
+def start_worker() -> None:
+    """Prepare a worker process: it leaves Ctrl-C to its parent, and ends when the parent was killed."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    parent = multiprocessing.parent_process()
+
+    def follow() -> None:
+        if parent is not None:
+            parent.join()
+            os._exit(1)
+
+    threading.Thread(target=follow, daemon=True).start()

@@ -1,0 +1,232 @@
+"""The sample world's reaching clips as manifests of what Ego4D asks (arXiv 2211.09529), all answers exactly known.
+
+`generate_reaches` writes below FOLDER/ego: `clips/...mp4` and
+
+- `hands.jsonl`: where both hands will be, as the reader of Ego4D's future hands writes it; attribute "seen" tells where
+  they were in the last observed frame and a third of a second before, for baselines;
+- `contact.jsonl`: which object will be touched, how and when, two key frames a clip (classes: nouns; `verbs.txt`);
+- `change.jsonl`: which object changes its state, at a frame before, in and after the change;
+- `actions.jsonl`: the attributes "verb" and "noun" of every clip;
+- `contact.detections.json`, `change.detections.json`: boxes of a detector that knows what is a thing and not what will
+  happen to it: moved boxes of objects and hands, boxes of nothing, scores that tell the one from the other at most.
+
+`split` is train for seven of ten clips, else test.
+"""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from internvideo.data.manifest import Box, Sample, write_manifest
+from internvideo.errors import RunError
+from internvideo.sample_world.clips import WorldSettings, start_worker
+from internvideo.sample_world.reaching import HANDS, NOUNS, VERBS, Reach, plan_reach
+from internvideo.sample_world.scene import actor_boxes, render
+from internvideo.storage import alone_in, write_text
+from internvideo.video.writer import write_video
+
+Floats = NDArray[np.float64]
+Detections = dict[str, list[dict[str, Any]]]
+
+MOMENTS = {"pre_45": 1.5, "pre_30": 1.0, "pre_15": 0.5, "pre_frame": 1 / 6, "contact_frame": 0.0}
+"""Seconds before the contact at which hands are asked for."""
+CHANGE = "object_of_change"
+_CHUNK = 8
+
+
+def generate_reaches(
+    folder: str | os.PathLike[str],
+    settings: WorldSettings,
+    count: int,
+    *,
+    workers: int | None = None,
+    progress: bool = True,
+) -> dict[str, Path]:
+    """Write `count` reaching clips of a world (its seed, size, rate and difficulty), or finish them.
+
+    Returns:
+        the manifests by name: hands, contact, change, actions.
+
+    Raises:
+        RunError: the folder holds clips of another world, or cannot be written.
+    """
+    root = Path(folder) / "ego"
+    with alone_in(root):
+        _claim(root, settings)
+        boxes = _write_all(root, settings, count, workers, progress)
+        rows: dict[str, list[Sample]] = {name: [] for name in ("hands", "contact", "change", "actions")}
+        found: dict[str, Detections] = {"contact": {}, "change": {}}
+        for number in range(count):
+            reach = _plan(settings, number)
+            rows["hands"].append(_hands_row(reach, boxes[number], settings.fps))
+            rows["actions"].append(_action_row(reach, settings.fps))
+            for name, frames in (
+                ("contact", _contact_frames(reach, settings)),
+                ("change", _change_frames(reach, settings)),
+            ):
+                for frame in frames:
+                    row = _frame_row(name, reach, frame, boxes[number], settings)
+                    rows[name].append(row)
+                    found[name][row.id] = _detections(reach, frame, boxes[number][frame], settings)
+        manifests = {name: root / f"{name}.jsonl" for name in rows}
+        classes: dict[str, tuple[str, ...]] = {"contact": NOUNS, "change": (CHANGE,)}
+        for name, path in manifests.items():
+            write_manifest(path, rows[name], classes.get(name, ()))
+        write_text(root / "verbs.txt", "".join(f"{verb}\n" for verb in VERBS))
+        for name, results in found.items():
+            write_text(root / f"{name}.detections.json", json.dumps({"results": results}) + "\n")
+        return manifests
+
+
+def _plan(settings: WorldSettings, number: int) -> Reach:
+    return plan_reach(settings.seed, number, side=settings.size, fps=settings.fps, difficulty=settings.difficulty)
+
+
+def _claim(root: Path, settings: WorldSettings) -> None:
+    card = root / "world.json"
+    ours = {"seed": settings.seed, "size": settings.size, "fps": settings.fps, "difficulty": settings.difficulty}
+    text = json.dumps({"format": "internvideo reaching clips", "version": 1, **ours}) + "\n"
+    try:
+        known = card.read_text(encoding="utf-8") if card.exists() else text
+    except (OSError, ValueError) as error:
+        raise RunError(card, f"cannot be read: {error}", "", "choose another folder") from error
+    if known != text:
+        raise RunError(root, "holds reaching clips of another world", text.strip(), "choose another folder")
+    write_text(card, text)
+
+
+def _path(reach: Reach) -> str:
+    return f"clips/{reach.name[-2:]}/{reach.name}.mp4"
+
+
+def _write(root: Path, settings: WorldSettings, numbers: Sequence[int]) -> list[Floats]:
+    """Draw and encode what is missing; the boxes (T, A, 4) of every clip as fractions."""
+    found = []
+    for number in numbers:
+        reach = _plan(settings, number)
+        path = root / _path(reach)
+        if path.exists():
+            found.append(actor_boxes(reach.scene))
+            continue
+        frames, boxes = render(reach.scene)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_video(path, frames, settings.fps, crf=20, options={"preset": "veryfast"})
+        found.append(boxes)
+    return found
+
+
+def _write_all(root: Path, settings: WorldSettings, count: int, workers: int | None, progress: bool) -> list[Floats]:
+    chunks = [range(start, min(start + _CHUNK, count)) for start in range(0, count, _CHUNK)]
+    processes = min(workers or len(os.sched_getaffinity(0)), len(chunks))
+    work = partial(_write, root, settings)
+    found: list[Floats] = []
+    with tqdm(total=count, desc="reaching clips", unit="clip", disable=not progress) as bar:
+
+        def take(boxes: list[Floats]) -> None:
+            found.extend(boxes)
+            bar.update(len(boxes))
+
+        if processes <= 1 or len(chunks) < 4:  # starting processes would take longer
+            for chunk in chunks:
+                take(work(chunk))
+            return found
+        with ProcessPoolExecutor(processes, multiprocessing.get_context("spawn"), start_worker) as pool:
+            for boxes in pool.map(work, chunks):
+                take(boxes)
+    return found
+
+
+def _row(reach: Reach, name: str, **told: Any) -> Sample:
+    split = "train" if reach.scene.seed[-1] % 10 < 7 else "test"
+    return Sample(id=name, path=_path(reach), group=reach.name, split=split, **told)
+
+
+def _middles(reach: Reach, boxes: Floats, frame: int) -> dict[str, list[float]]:
+    """Middles of the boxes of the hands in view, pixels."""
+    found = {}
+    for name, box in zip(HANDS, boxes[frame, reach.objects :], strict=True):
+        if not np.isnan(box).any():
+            found[name] = [round(float(value) * reach.scene.side, 2) for value in (box[:2] + box[2:]) / 2]
+    return found
+
+
+def _hands_row(reach: Reach, boxes: Floats, fps: int) -> Sample:
+    moments = {name: reach.contact - round(seconds * fps) for name, seconds in MOMENTS.items()}
+    hands = {name: {"frame": frame, **_middles(reach, boxes, frame)} for name, frame in moments.items()}
+    # The frame at which the first moment begins is not observed any more.
+    last = moments["pre_45"] - 1
+    # Middles are whole half pixels: over a third of a second their difference tells the speed.
+    seen = [{"frame": frame, **_middles(reach, boxes, frame)} for frame in (last - round(fps / 3), last)]
+    side = reach.scene.side
+    told = {"hands": json.dumps(hands), "seen": json.dumps(seen), "fps": str(fps), "size": f"{side}x{side}"}
+    return _row(reach, reach.name, attributes=told)
+
+
+def _action_row(reach: Reach, fps: int) -> Sample:
+    noun = reach.scene.actors[reach.target].look.shape
+    span = (max(reach.contact / fps - 1.5, 0.0), reach.contact / fps + 1.0)
+    return _row(reach, reach.name, span=span, attributes={"verb": reach.verb, "noun": noun, "change": reach.change})
+
+
+def _contact_frames(reach: Reach, settings: WorldSettings) -> list[int]:
+    """Two key frames before the contact, while the hand is on its way."""
+    rng = np.random.default_rng((*reach.scene.seed, 2000))
+    return [
+        reach.contact - round(seconds * settings.fps) for seconds in (rng.uniform(0.8, 1.5), rng.uniform(0.25, 0.8))
+    ]
+
+
+def _change_frames(reach: Reach, settings: WorldSettings) -> list[int]:
+    """A frame before the change, one in its middle (the point of no return) and one after it."""
+    return [reach.contact + round(seconds * settings.fps) for seconds in (-0.25, 0.35, 1.0)]
+
+
+def _frame_row(track: str, reach: Reach, frame: int, boxes: Floats, settings: WorldSettings) -> Sample:
+    time, side = frame / settings.fps, reach.scene.side
+    noun = NOUNS.index(reach.scene.actors[reach.target].look.shape)
+    x1, y1, x2, y2 = (round(float(value), 4) for value in boxes[frame, reach.target])
+    box = Box(time=round(time, 4), x1=x1, y1=y1, x2=x2, y2=y2, labels=(noun if track == "contact" else 0,))
+    told = {"frame": str(frame), "time": f"{time:.4f}", "size": f"{side}x{side}"}
+    name = f"{reach.name}_{frame:03d}"
+    if track == "contact":
+        seconds = (reach.contact - frame) / settings.fps
+        told |= {"uid": name, "verbs": str(VERBS.index(reach.verb)), "times_to_contact": f"{seconds:.4f}"}
+    return _row(reach, name, boxes=(box,), attributes=told)
+
+
+def _detections(reach: Reach, frame: int, boxes: Floats, settings: WorldSettings) -> list[dict[str, Any]]:
+    """Boxes (pixels) of a detector that does not know what will happen."""
+    rng = np.random.default_rng((*reach.scene.seed, 3000 + frame))
+    found = []
+    for index, box in enumerate(boxes):
+        noise, score, noun, missed = rng.normal(0, 0.07, 4), rng.uniform(0.5, 1.0), rng.random(), rng.random()
+        other = int(rng.integers(len(NOUNS)))
+        if np.isnan(box).any() or missed < 0.03:
+            continue
+        wide = np.tile(box[2:] - box[:2], 2)
+        known = index < reach.objects and noun < 0.9
+        number = NOUNS.index(reach.scene.actors[index].look.shape) if known else other
+        found.append((box + noise * wide, number, score))
+    for _ in range(2):
+        corner, size = rng.uniform(0, 0.75, 2), rng.uniform(0.12, 0.25, 2)
+        box = np.concatenate([corner, corner + size])
+        found.append((box, int(rng.integers(len(NOUNS))), rng.uniform(0.3, 0.8)))
+    return [
+        {
+            "box": [round(float(value) * settings.size, 2) for value in np.clip(box, 0, 1)],
+            "noun_category_id": noun,
+            "score": round(float(score), 4),
+        }
+        for box, noun, score in found
+    ]

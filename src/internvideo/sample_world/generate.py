@@ -1,0 +1,232 @@
+"""The sample world: real H.264 clips of moving objects with exactly known answers, for every task.
+
+`generate` writes `FOLDER/clips/...mp4`, `classes.txt`, `world.json` and these manifests:
+
+- `train.jsonl`, `validation.jsonl`: combinations of shape, colour and place that are not held out;
+- `test.jsonl`: unseen seeds and unseen combinations;
+- `zero_shot.jsonl`: classes that no training clip shows (their names in `zero_shot.classes.txt`), unseen combinations;
+- `open_set.jsonl`: the clips of the two above; those of unknown classes have no label (attribute `known`: yes or no);
+- `long.jsonl`: untrimmed videos with segments, and boxes of all actors once a second (`split`: train or test);
+- `queries.jsonl`: questions when something happens in these, with one right answer each (world_queries.py).
+
+Rows have captions, questions and answers and a five-way choice; attributes hold action, shape, colour, texture, size,
+place and speed. Floats are rounded as the CPU's instruction set does it: one seed gives the same files on CPUs of one
+kind; on others a few of them differ by a rounding. A script that calls `generate` needs `if __name__ == "__main__":`,
+as every one that starts processes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import multiprocessing
+import os
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+from internvideo import untrusted
+from internvideo.data.manifest import QA, Box, Choice, Sample, Segment, write_manifest
+from internvideo.errors import RunError
+from internvideo.sample_world.actions import ACTIONS, KEPT_OUT, REVERSE_OF, TIME_DIRECTED, reverse_class
+from internvideo.sample_world.clips import (
+    Clip,
+    SeenActor,
+    WorldSettings,
+    clip_path,
+    held_out,
+    plan,
+    start_worker,
+    write_clips,
+)
+from internvideo.sample_world.language import captions, choices, long_captions, questions
+from internvideo.sample_world.queries import described_moments
+from internvideo.sample_world.scene import render
+from internvideo.storage import alone_in, write_text
+
+__all__ = [
+    "ACTIONS", "KEPT_OUT", "REVERSE_OF", "TIME_DIRECTED", "WorldSettings", "fingerprint", "generate", "held_out",
+    "plan", "render", "reverse_class",
+]  # fmt: skip
+
+CARD, FORMAT = "world.json", "internvideo sample world"
+VERSION = 3  # of what is drawn: another number is another world
+_CHUNK = 8
+Job = tuple[str, int]
+
+
+def fingerprint(settings: WorldSettings) -> str:
+    """16 hex digits that name the world: its settings and the version of its drawing."""
+    return hashlib.sha256(json.dumps([VERSION, asdict(settings)]).encode()).hexdigest()[:16]
+
+
+def is_sample_world(folder: Path) -> bool:
+    """Whether a folder says that it is a sample world; classes of users may have the names of its actions."""
+    try:
+        found = untrusted.read_json(folder / CARD)
+    except (OSError, ValueError, RecursionError):
+        return False
+    return isinstance(found, dict) and found.get("format") == FORMAT
+
+
+def generate(
+    folder: str | os.PathLike[str], settings: WorldSettings, *, workers: int | None = None, progress: bool = True
+) -> dict[str, Path]:
+    """Write a world, or finish one: files that exist are kept, so a second call continues where the first one was.
+
+    Args:
+        folder: a new or empty folder, or one with this same world.
+        settings: what to make.
+        workers: processes; None for one a CPU core. The files do not depend on it.
+        progress: show a bar with the time left on stderr.
+
+    Returns: the manifests by name: train, validation, test, zero_shot, open_set; with long videos long and queries.
+
+    Raises:
+        RunError: the folder holds another world or other files, or cannot be written. VideoError: a file of it cannot.
+    """
+    root = Path(folder)
+    with alone_in(root):
+        _claim(root, settings)
+        jobs = [(split, number) for split, count in settings.counts.items() for number in range(count)]
+        boxes = _write_all(root, settings, jobs, workers, progress)
+        rows: dict[str, list[Sample]] = {split: [] for split, count in settings.counts.items() if count}
+        for split, number in jobs:
+            clip = plan(settings, split, number)
+            rows[split].append(
+                _long_row(settings, clip, boxes) if split == "long" else _short_row(settings, split, clip)
+            )
+        rows["open_set"] = [_open(row, known=True) for row in rows["test"]]
+        rows["open_set"] += [_open(row, known=False) for row in rows["zero_shot"]]
+        if "long" in rows:
+            rows["queries"] = [
+                query
+                for number, row in enumerate(rows["long"])
+                for query in described_moments(plan(settings, "long", number), settings.fps, row.split or "")
+            ]
+        manifests = {split: root / f"{split}.jsonl" for split in rows}
+        classes = {"zero_shot": KEPT_OUT, "queries": ("answer",)}
+        for split, path in manifests.items():
+            write_manifest(path, rows[split], classes.get(split, settings.actions))
+        return manifests
+
+
+def _claim(root: Path, settings: WorldSettings) -> None:
+    """Write `world.json`, or check that the one there is ours."""
+    card, ours = root / CARD, fingerprint(settings)
+    try:
+        if card.exists():
+            theirs = untrusted.read_json(card).get("fingerprint")
+            if theirs != ours:
+                raise RunError(
+                    root, f"holds another sample world ({theirs})", ours, "choose another folder or its settings"
+                )
+            for unfinished in root.glob("clips/*/.*.mp4"):  # of a writer that was killed
+                unfinished.unlink(missing_ok=True)
+            return
+        if root.exists() and (not root.is_dir() or any(not found.name.startswith(".") for found in root.iterdir())):
+            raise RunError(root, "is not an empty folder", "a new or empty folder", "choose another one")
+    except (OSError, ValueError, AttributeError) as error:
+        raise RunError(
+            card, f"cannot be read: {error}", "the world.json of a sample world", "choose another folder"
+        ) from error
+    content = {
+        "format": FORMAT,
+        "version": VERSION,
+        "fingerprint": ours,
+        "settings": asdict(settings),
+    }
+    write_text(card, json.dumps(content, indent=1) + "\n")
+
+
+def _write_all(
+    root: Path, settings: WorldSettings, jobs: Sequence[Job], workers: int | None, progress: bool
+) -> dict[str, tuple[SeenActor, ...]]:
+    """Write what is missing; returns the boxes of the long videos by name."""
+    todo = [job for job in jobs if job[0] == "long" or not (root / clip_path(plan(settings, *job))).exists()]
+    single = [[job] for job in todo if job[0] == "long"]
+    rest = [job for job in todo if job[0] != "long"]
+    chunks = [*single, *(rest[start : start + _CHUNK] for start in range(0, len(rest), _CHUNK))]
+    count = min(workers or len(os.sched_getaffinity(0)), len(chunks))
+    frames = sum(plan(settings, *job).scene.frames for job in todo)  # videos differ in length: count pictures
+    found: dict[str, tuple[SeenActor, ...]] = {}
+    with tqdm(total=frames, desc="sample world", unit="frame", disable=not progress) as bar:
+
+        def take(chunk: Sequence[Job], boxes: Sequence[tuple[SeenActor, ...]]) -> None:
+            found.update((f"{split}_{number}", seen) for (split, number), seen in zip(chunk, boxes, strict=True))
+            bar.update(sum(plan(settings, *job).scene.frames for job in chunk))
+
+        if count <= 1 or len(todo) < 4 * _CHUNK:  # starting processes would take longer
+            for chunk in chunks:
+                take(chunk, write_clips(root, settings, chunk))
+            return found
+        with ProcessPoolExecutor(count, multiprocessing.get_context("spawn"), start_worker) as pool:
+            futures = {pool.submit(write_clips, root, settings, chunk): chunk for chunk in chunks}
+            try:
+                for future in as_completed(futures):
+                    take(futures[future], future.result())
+            except BrokenProcessPool as error:
+                raise RunError(
+                    root, "a worker process was killed", "", "free memory or use fewer workers, then repeat"
+                ) from error
+            except BaseException:
+                pool.shutdown(wait=True, cancel_futures=True)
+                raise
+    return found
+
+
+def _short_row(settings: WorldSettings, split: str, clip: Clip) -> Sample:
+    facts = clip.facts
+    rng = np.random.default_rng((*clip.scene.seed, 2000))
+    sentences = captions(facts, rng)
+    options, answer = choices(facts, rng)
+    classes = KEPT_OUT if split == "zero_shot" else settings.actions
+    return Sample(
+        id=clip.name,
+        path=clip_path(clip),
+        label=classes.index(facts.action),
+        captions=sentences,
+        qa=tuple(QA(question=question, answer=reply, type=kind) for question, reply, kind in questions(facts)),
+        choices=Choice(options=options, answer=answer),
+        group=f"{facts.colour} {facts.shape}, {facts.place}",
+        split="test" if split == "zero_shot" else split,
+        attributes=asdict(facts),
+    )
+
+
+def _open(row: Sample, *, known: bool) -> Sample:
+    attributes = {**row.attributes, "known": "yes" if known else "no"}
+    return row.model_copy(update={"label": row.label if known else None, "attributes": attributes})
+
+
+def _long_row(settings: WorldSettings, clip: Clip, boxes: dict[str, tuple[SeenActor, ...]]) -> Sample:
+    number, fps, classes = clip.scene.seed[-1], settings.fps, settings.actions
+    segments = sorted(
+        (part.start / fps, (part.stop + 1) / fps, classes.index(name))
+        for actor in clip.scene.actors
+        for part in actor.parts
+        for name in part.actions
+    )
+    return Sample(
+        id=clip.name,
+        path=clip_path(clip),
+        captions=long_captions(clip.scene),
+        segments=tuple(
+            Segment(start=round(start, 4), end=round(end, 4), label=label) for start, end, label in segments
+        ),
+        boxes=tuple(
+            Box(
+                time=round(seen.time, 4), actor=seen.actor,
+                x1=seen.corners[0], y1=seen.corners[1], x2=seen.corners[2], y2=seen.corners[3],
+                labels=tuple(classes.index(name) for name in seen.actions if name in classes),
+            )
+            for seen in boxes[f"long_{number}"]
+        ),
+        split="test" if number % 3 == 2 else "train",
+        attributes={"place": clip.scene.place, "actors": str(len(clip.scene.actors))},
+    )  # fmt: skip

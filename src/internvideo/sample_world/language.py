@@ -1,0 +1,181 @@
+"""The sentences of the sample world: captions, questions with answers and multiple choices, from one small grammar."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from types import MappingProxyType
+
+import numpy as np
+
+from internvideo.sample_world.actions import ACTIONS, KEPT_OUT, REVERSE_OF
+from internvideo.sample_world.backgrounds import PLACES
+from internvideo.sample_world.scene import COLOURS, SHAPES, Scene
+
+VERBS: Mapping[str, tuple[str, ...]] = MappingProxyType(
+    {
+        "moving left to right": (
+            "moves from left to right", "slides to the right", "travels from the left to the right",
+        ),
+        "moving right to left": (
+            "moves from right to left", "slides to the left", "travels from the right to the left",
+        ),
+        "moving up": ("moves up", "rises", "floats upwards"),
+        "moving down": ("moves down", "sinks", "floats downwards"),
+        "growing": ("grows", "becomes larger", "comes closer"),
+        "shrinking": ("shrinks", "becomes smaller", "goes away from us"),
+        "turning clockwise": ("turns clockwise", "rotates clockwise", "spins to the right like a clock"),
+        "turning anticlockwise": (
+            "turns anticlockwise", "rotates anticlockwise", "spins to the left against the clock",
+        ),
+        "opening": ("opens", "opens its mouth", "gapes wider and wider"),
+        "closing": ("closes", "shuts its mouth", "gapes less and less"),
+        "appearing": ("appears", "fades in", "becomes visible"),
+        "vanishing": ("vanishes", "fades out", "becomes invisible"),
+        "filling up": ("fills up", "is filled with paint", "becomes full"),
+        "draining": ("drains", "is emptied of paint", "becomes empty"),
+        "splitting in two": ("splits in two", "breaks into two halves", "falls apart into two pieces"),
+        "merging into one": ("merges into one", "is put together from two halves", "comes together from two pieces"),
+        "hitting the ball": ("hits the ball", "runs into the ball and kicks it away", "strikes the white ball"),
+        "being hit by the ball": ("is hit by the ball", "is pushed away by the ball", "gets struck by the white ball"),
+        "gaining colour": ("gains colour", "turns from grey to its colour", "becomes colourful"),
+        "losing colour": ("loses colour", "turns from its colour to grey", "becomes grey"),
+        "circling clockwise": ("circles clockwise", "goes round clockwise", "runs round a ring clockwise"),
+        "circling anticlockwise": (
+            "circles anticlockwise", "goes round anticlockwise", "runs round a ring anticlockwise",
+        ),
+        "bouncing once": ("bounces once", "drops and bounces one time", "hops up from the floor once"),
+        "bouncing twice": ("bounces twice", "drops and bounces two times", "hops up from the floor twice"),
+        "shaking": ("shakes", "trembles from side to side", "jitters"),
+        "blinking": ("blinks", "flashes on and off", "flickers"),
+        "standing still": ("stands still", "does not move", "stays where it is"),
+        "zigzagging": ("zigzags", "runs in a zigzag", "goes up and down along its way"),
+        "moving up and to the right": (
+            "moves up and to the right", "rises to the right", "floats upwards and to the right",
+        ),
+        "moving down and to the left": (
+            "moves down and to the left", "sinks to the left", "floats downwards and to the left",
+        ),
+        "growing while turning clockwise": (
+            "grows while turning clockwise", "becomes larger and rotates clockwise", "comes closer and turns clockwise",
+        ),
+        "shrinking while turning anticlockwise": (
+            "shrinks while turning anticlockwise", "becomes smaller and rotates anticlockwise",
+            "goes away from us and turns anticlockwise",
+        ),
+        "opening while moving up": ("opens while moving up", "rises and opens its mouth", "opens and floats upwards"),
+        "closing while moving down": (
+            "closes while moving down", "sinks and shuts its mouth", "closes and floats downwards",
+        ),
+        "stretching": ("stretches", "becomes tall and thin", "is pulled upwards"),
+        "flattening": ("flattens", "becomes flat and wide", "is pressed down"),
+    }
+)  # fmt: skip
+"""Three ways to say each action in the third person; the first one is the name's own."""
+
+PLACE_PHRASES: Mapping[str, str] = MappingProxyType(
+    {
+        "meadow": "in the meadow",
+        "desert": "in the desert",
+        "sea": "on the sea",
+        "night sky": "in the night sky",
+        "brick wall": "in front of the brick wall",
+        "snow": "in the snow",
+        "wooden floor": "on the wooden floor",
+        "tiled floor": "on the tiled floor",
+    }
+)
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What a clip shows, in words."""
+
+    action: str
+    shape: str
+    colour: str
+    texture: str
+    size: str
+    place: str
+    speed: str
+
+
+def _article(noun: str) -> str:
+    return f"{'an' if noun[0] in 'aeiou' else 'a'} {noun}"
+
+
+def _plain(facts: Facts) -> str:
+    """The sentence that holds the class name word for word, as a zero-shot prompt does."""
+    return f"{_article(f'{facts.colour} {facts.shape}')} {facts.action} {PLACE_PHRASES[facts.place]}"
+
+
+def captions(facts: Facts, rng: np.random.Generator) -> tuple[str, ...]:
+    """Six paraphrases, all different; each names shape, colour, action and place, some texture, size and speed.
+
+    The first one is the plain sentence, in the words that multiple choice and zero-shot prompts ask with.
+    """
+    verbs = [VERBS[facts.action][int(k)] for k in rng.permutation(len(VERBS[facts.action]))]
+    short = f"{facts.colour} {facts.shape}"
+    textured, sized = f"{facts.texture} {short}", f"{facts.size} {short}"
+    where = PLACE_PHRASES[facts.place]
+    speed = f" {facts.speed}" if facts.action != "standing still" else ""
+    return (
+        _plain(facts),
+        f"{_article(textured)} {verbs[0]} {where}",
+        f"{where}, {_article(sized)} {verbs[1 % len(verbs)]}{speed}",
+        f"a video of {_article(f'{facts.size} {textured}')} that {verbs[2 % len(verbs)]} {where}",
+        f"the {facts.shape} is {facts.colour}; {where} it {verbs[0]}{speed}",
+        f"we see {_article(textured)} {facts.action}{speed}, {where}",
+    )
+
+
+def questions(facts: Facts) -> tuple[tuple[str, str, str], ...]:
+    """(question, answer, type): what is asked for is the action, colour, shape, place, texture or size."""
+    return (
+        (f"What is the {facts.shape} doing?", facts.action, "action"),
+        (f"What colour is the {facts.shape}?", facts.colour, "colour"),
+        (f"Which shape is {facts.action}?", facts.shape, "shape"),
+        (f"Where is the {facts.colour} {facts.shape}?", facts.place, "place"),
+        (f"How does the surface of the {facts.shape} look?", facts.texture, "texture"),
+        (f"Is the {facts.colour} {facts.shape} small or large?", facts.size, "size"),
+    )
+
+
+def _other(words: tuple[str, ...], than: tuple[str, ...], rng: np.random.Generator) -> str:
+    left = [word for word in words if word not in than]
+    return left[int(rng.integers(len(left)))]
+
+
+def choices(facts: Facts, rng: np.random.Generator) -> tuple[tuple[str, ...], int]:
+    """Five sentences of the form of the first caption, and the number of the true one.
+
+    The false ones: the reversed action (another one where the action has none), another action, another shape, another
+    colour and place.
+    """
+    known = KEPT_OUT if facts.action in KEPT_OUT else ACTIONS
+    reverse = REVERSE_OF.get(facts.action) or _other(known, (facts.action,), rng)
+    other = _other(known, (facts.action, reverse), rng)
+    shape = _other(SHAPES, (facts.shape,), rng)
+    wrong = [
+        replace(facts, action=reverse),
+        replace(facts, action=other),
+        replace(facts, shape=shape),
+        replace(
+            facts,
+            colour=_other(tuple(COLOURS), (facts.colour,), rng),
+            place=_other(PLACES, (facts.place,), rng),
+        ),
+    ]
+    order = rng.permutation(5)
+    options = [_plain(one) for one in (facts, *wrong)]
+    return tuple(options[int(k)] for k in order), int(np.flatnonzero(order == 0)[0])
+
+
+def long_captions(scene: Scene) -> tuple[str, ...]:
+    """One sentence for each actor of an untrimmed video: what it does, in order."""
+    sentences = []
+    for actor in scene.actors:
+        deeds = [" and ".join(VERBS[name][0] for name in part.actions) for part in actor.parts]
+        noun = _article(f"{actor.look.colour} {actor.look.shape}")
+        sentences.append(f"{noun} {PLACE_PHRASES[scene.place]} {', then '.join(deeds) or 'does not move'}")
+    return tuple(sentences)

@@ -1,1 +1,0 @@
-"""How it learns: the four stages of the paper, each a model and its losses."""

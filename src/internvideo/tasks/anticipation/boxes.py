@@ -1,0 +1,113 @@
+"""What evaluations of boxes of objects share: which boxes are tested, and pictures of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from internvideo import distributed
+from internvideo.data.loader import LoaderSettings
+from internvideo.data.manifest import Manifest
+from internvideo.errors import ManifestError, RecipeError, RunError, VideoError
+from internvideo.pipeline import Trained
+from internvideo.plots import charts as figures
+from internvideo.storage import write_text
+from internvideo.tasks.anticipation.objects import (
+    ObjectFrame,
+    annotated,
+    detected,
+    object_frames,
+    of_frame,
+    read_detections,
+)
+from internvideo.tasks.evaluation_settings import EvaluationSettings
+from internvideo.tasks.protocol import weights_hash
+from internvideo.tasks.spatiotemporal.data import ClipForm, KeyFrameViews
+from internvideo.tasks.table import Table
+from internvideo.video.pool import lent
+
+SHOWN = 9
+"""Key frames that an evaluation draws."""
+
+
+@dataclass(frozen=True)
+class Tested:
+    """Rows, their key frames, and the views with the boxes to be tested, an entry a key frame each."""
+
+    frames: list[ObjectFrame]
+    views: KeyFrameViews
+    protocol: Mapping[str, Any]
+
+
+def boxes_to_test(trained: Trained, rows: Manifest, form: ClipForm, settings: EvaluationSettings) -> Tested:
+    """The boxes of `settings.boxes`, or the annotated ones.
+
+    Raises:
+        RecipeError: several processes. ManifestError: boxes of none of the rows.
+    """
+    if distributed.world_size() > 1:
+        raise RecipeError("WORLD_SIZE", f"{distributed.world_size()} processes", "1 for boxes of objects")
+    frames = object_frames(rows)
+    if settings.boxes is None:
+        chosen = [annotated(frame) for frame in frames]
+    else:
+        found = read_detections(settings.boxes)
+        chosen = [detected(frame, of_frame(frame, found)) for frame in frames]
+        if not any(len(frame.boxes) for frame in chosen):
+            raise ManifestError(settings.boxes, f"no box of a row of {rows.source}", "rows by their id or uid")
+    data = trained.recipe.data
+    loader = LoaderSettings(batch_size=1, workers=settings.workers, short_side=data.loader.short_side)
+    protocol = {
+        "model": trained.recipe.model.name,
+        "weights_sha256": weights_hash(trained.model),
+        "split_sha256": rows.fingerprint,
+        "source": str(rows.source),
+        "frames": form.frames,
+        "stride": form.stride,
+        "short": form.transform.short,
+        "boxes": "ground truth" if settings.boxes is None else settings.boxes.name,
+    }
+    return Tested(frames, KeyFrameViews(rows, chosen, form, loader), protocol)
+
+
+def check_output(target: Path, protocol: Mapping[str, Any]) -> None:
+    """Refuse to write over the table of other weights, rows or boxes. Raises RunError."""
+    if not target.exists():
+        return
+    try:
+        known: Mapping[str, Any] = Table.load(target).protocol
+    except RunError:
+        known = {}
+    if any(known.get(name) != protocol[name] for name in ("weights_sha256", "split_sha256", "boxes")):
+        raise RunError(target, "holds a table of other weights, rows or boxes", "", "choose another --output")
+
+
+def draw(
+    tested: Tested,
+    rows: Manifest,
+    said: Callable[[int], Sequence[str]],
+    truth: Callable[[ObjectFrame], str],
+    target: Path,
+) -> None:
+    """Key frames, evenly from the split, with every tested box.
+
+    Args:
+        said: key frame -> a line for each of its boxes. truth: what is true of the frame, for its title.
+    """
+    panels = []
+    for index in np.unique(np.linspace(0, len(tested.frames) - 1, SHOWN).round().astype(int)).tolist():
+        frame, boxes = tested.frames[index], tested.views.frames[index].boxes
+        try:
+            with lent(rows.video_path(frame.row), fps=frame.row.frame_rate) as video:
+                picture = video.at([min(frame.time, video.info.duration)])[0]
+        except VideoError:
+            continue
+        lines = said(index)
+        told = [(corners, [line]) for corners, line in zip(boxes.tolist(), lines, strict=False)]
+        panels.append(figures.BoxedFrame(picture, told, [], f"{frame.row.id}: {truth(frame)}"))
+    if panels:
+        write_text(target, figures.frames_with_boxes(panels) + "\n")

@@ -1,0 +1,77 @@
+"""A model of short-term anticipation: table, figures, predictions in the challenge's form, pictures."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from internvideo.errors import RecipeError
+from internvideo.pipeline import Trained
+from internvideo.recipe import choose_device
+from internvideo.storage import write_text
+from internvideo.tasks.anticipation import predict as anticipation
+from internvideo.tasks.anticipation.boxes import boxes_to_test, check_output, draw
+from internvideo.tasks.anticipation.build import contact_form
+from internvideo.tasks.anticipation.model import Anticipator
+from internvideo.tasks.anticipation.objects import ObjectFrame
+from internvideo.tasks.anticipation.stage import AnticipationSettings
+from internvideo.tasks.class_rows import under_classes
+from internvideo.tasks.clip_evaluation import split_rows
+from internvideo.tasks.evaluation_settings import EvaluationSettings
+from internvideo.tasks.table import Result, print_result, save_result
+
+
+def evaluate(
+    trained: Trained, manifest: Path, output: Path, settings: EvaluationSettings, *, split: str | None
+) -> Result:
+    """Write anticipation.npz and .json, predictions.json and anticipation.svg; print the figures.
+
+    Raises:
+        RecipeError, ManifestError, RunError: what does not fit together.
+    """
+    model, stage, verbs = trained.model, trained.recipe.settings, trained.classes
+    if not isinstance(model, Anticipator) or not isinstance(stage, AnticipationSettings):
+        raise RecipeError("weights", f"hold a {type(model).__name__}", "an anticipator")
+    nouns = tuple(trained.context["nouns"])
+    rows = under_classes(split_rows(manifest, split), nouns)
+    boxes = boxes_to_test(trained, rows, contact_form(trained.recipe), settings)
+    protocol = {**boxes.protocol, "score": "times probability of contact" if stage.discount else "of the detector"}
+    target = output / f"{anticipation.NAME}.npz"
+    check_output(target, protocol)
+    found = anticipation.contacts(model, boxes.views, choose_device(settings.device))
+    table = anticipation.make_table(
+        boxes.frames,
+        boxes.views,
+        found,
+        (nouns, verbs),
+        protocol,
+        guess=trained.context.get("guess", ()),
+        discount=stage.discount,
+    )
+    result = anticipation.score(table)
+    save_result(result, table.save(target).with_suffix(".json"))
+    write_text(output / "predictions.json", anticipation.predictions(table))
+
+    def said(index: int) -> list[str]:
+        if index not in found:
+            return []
+        values, seconds = found[index]
+        labels = boxes.views.frames[index].labels
+        return [
+            f"{nouns[labels[box][0]] if labels[box] else '?'}: {verbs[int(values[box, :-1].argmax())]} in "
+            f"{seconds[box]:.2f} s, touched {1 - values[box, -1]:.2f}"
+            for box in range(len(values))
+        ]
+
+    def truth(frame: ObjectFrame) -> str:
+        told = [
+            f"{nouns[labels[0]]}: {verbs[int(verb)]} in {seconds:.2f} s"
+            for labels, (verb, seconds) in zip(frame.labels, frame.contact, strict=True)
+            if labels and np.isfinite(verb)
+        ]
+        return ", ".join(told)
+
+    draw(boxes, rows, said, truth, output / "anticipation.svg")
+    print_result(result)
+    return result

@@ -1,0 +1,60 @@
+"""What will be done to objects in boxes, and in how many seconds (arXiv 2211.09529, short-term anticipation).
+
+Legend: B clips, R boxes of all of them, D width, C verbs.
+"""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from internvideo.models.embeddings import sin_cos_table
+from internvideo.models.videomae import VideoMAEConfig
+from internvideo.tasks.spatiotemporal.model import FrameTrunk
+from internvideo.tasks.spatiotemporal.regions import RegionHead
+
+FARTHEST = 1024
+"""Pixels that the table of box coordinates knows; what lies beyond is its last."""
+
+
+class ContactHead(RegionHead):
+    """Two linear maps of a box's feature and of where the box is: verb (the last one: none) and time to contact."""
+
+    places: Tensor
+
+    def __init__(self, width: int, verbs: int, *, patch: int, bins: int = 7, dropout: float = 0.0) -> None:
+        super().__init__(width, verbs + 1, patch=patch, bins=bins, dropout=dropout)
+        self.seconds = nn.Linear(width, 1)
+        self.register_buffer("places", sin_cos_table(FARTHEST, width), persistent=False)
+
+    def embedded(self, boxes: Tensor) -> Tensor:
+        """Boxes (R, 4) pixels -> (R, D): the sum of a sinusoidal embedding of each whole coordinate."""
+        return self.places[boxes.long().clamp(0, FARTHEST - 1)].sum(dim=1)
+
+    def both(self, tokens: Tensor, clip: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor]:
+        """As `pool` -> logits (R, C + 1) and seconds (R,), which are positive."""
+        feature = self.dropout(self.pool(tokens, clip, boxes))
+        feature = feature + self.embedded(boxes).to(feature.dtype)
+        return self.projection(feature), F.softplus(self.seconds(feature))[:, 0]
+
+
+class Anticipator(FrameTrunk):
+    """The masked encoder with a head on boxes; `classes` of its config is the number of verbs."""
+
+    def __init__(self, config: VideoMAEConfig) -> None:
+        super().__init__(config)
+        self.head = ContactHead(config.width, config.classes, patch=config.patch_size, dropout=config.head_dropout)
+        self.reset_parameters()
+        for part in (self.head.projection, self.head.seconds):
+            nn.init.zeros_(part.bias)
+
+    def forward(self, video: Tensor, clip: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor]:
+        """Verbs and seconds to contact of every box.
+
+        Args:
+            video: as in `tokens`. clip: (R,) int64, to which a box belongs. boxes: (R, 4) pixels.
+
+        Returns:
+            logits (R, C + 1), the last one of boxes that nothing is done to, and seconds (R,).
+        """
+        return self.head.both(self.tokens(video), clip, boxes)

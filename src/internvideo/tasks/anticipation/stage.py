@@ -1,0 +1,40 @@
+"""Short-term anticipation: what will be done to each object in a box, and when (arXiv 2211.09529)."""
+
+from __future__ import annotations
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor, nn
+
+from internvideo.data.batch import RegionBatch
+from internvideo.objectives.anticipation import contact_losses
+from internvideo.objectives.classification import Divisor, at_least_one
+from internvideo.tasks.anticipation.model import Anticipator
+
+
+class AnticipationSettings(BaseModel):
+    """The loss, and whose score a prediction has."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    time_weight: float = Field(15.0, ge=0.0, description="of the error of the time to contact")
+    discount: bool = Field(
+        False, description="testing: times the probability that anything is done to the box; else the detector's score"
+    )
+
+
+class AnticipationStage(nn.Module):
+    """Cross entropy of the verb and smooth-L1 error of the time; `targets` (R, 2) are verb and seconds."""
+
+    def __init__(self, model: Anticipator, settings: AnticipationSettings, divisor: Divisor = at_least_one) -> None:
+        super().__init__()
+        self.model = model
+        self.settings = settings
+        self.divisor = divisor
+
+    def forward(self, batch: RegionBatch, generator: torch.Generator) -> dict[str, Tensor]:
+        """{"loss", "verb", "seconds"}; 0 for a batch without boxes."""
+        logits, seconds = self.model(self.model.normalise(batch.video), batch.clip, batch.boxes)
+        verbs, truth = batch.targets[:, 0].long(), batch.targets[:, 1]
+        verb, time = contact_losses(logits, seconds, verbs, truth, self.divisor)
+        return {"loss": verb + self.settings.time_weight * time, "verb": verb.detach(), "seconds": time.detach()}

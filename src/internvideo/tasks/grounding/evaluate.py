@@ -1,0 +1,79 @@
+"""Language queries: table, figures, the file of predictions, a timeline of the first queries."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import cast
+
+from internvideo import distributed
+from internvideo.data.vocabulary import Words
+from internvideo.errors import RecipeError
+from internvideo.pipeline import Trained
+from internvideo.plots import charts as figures
+from internvideo.recipe import choose_device
+from internvideo.storage import write_text
+from internvideo.tasks.evaluation_settings import EvaluationSettings
+from internvideo.tasks.grounding import predict as grounding
+from internvideo.tasks.grounding.data import read_query_set
+from internvideo.tasks.grounding.model import Grounder
+from internvideo.tasks.grounding.stage import GroundingSettings
+from internvideo.tasks.table import Result, Table, print_result, save_result
+from internvideo.tasks.temporal_localization.evaluate import SHOWN, check_output, check_protocol, page
+
+
+def evaluate(
+    trained: Trained, manifest: Path, output: Path, settings: EvaluationSettings, *, split: str | None
+) -> Result:
+    """Write grounding.npz and .json, nlq.json (Ego4D's form) and timelines.html; print the figures.
+
+    Args:
+        trained: a grounder. manifest: queries. output: folder. split: only its queries.
+        settings: device, and the features of the videos where they are not those of the recipe.
+
+    Raises:
+        ManifestError, RunError, RecipeError: what does not fit together.
+    """
+    if distributed.world_size() > 1:
+        raise RecipeError("WORLD_SIZE", f"{distributed.world_size()} processes", "1 for grounding")
+    recipe = trained.recipe
+    how = cast(GroundingSettings, recipe.settings)
+    place = recipe.data.queries
+    if settings.features is not None:
+        place = place.model_copy(update={"features": settings.features})
+    queries = read_query_set(manifest, place, recipe.data.features, split=split)
+    check_protocol(trained.context["features"], queries.features)
+    target = output / f"{grounding.NAME}.npz"
+    table = grounding.predict(
+        cast(Grounder, trained.model),
+        queries,
+        Words(trained.classes),
+        recipe.data.features,
+        choose_device(settings.device),
+        spans=how.spans,
+        most_overlap=how.most_overlap,
+        prior=trained.context,
+        model_name=recipe.model.name,
+    )
+    check_output(target, table)
+    table.save(target)
+    # Before the figures: queries whose answers nobody knows have predictions all the same.
+    write_text(output / "nlq.json", json.dumps(grounding.submission(table)) + "\n")
+    write_text(output / "timelines.html", page(timelines(table)))
+    result = grounding.score(table)
+    save_result(result, target.with_suffix(".json"))
+    print_result(result)
+    return result
+
+
+def timelines(table: Table) -> list[str]:
+    """The first queries with their spans and answers, an <svg> each."""
+    found, parts, scores = grounding.spans_of(table), [], table["score"]
+    for number, text in enumerate(table["text"].tolist()[:SHOWN]):
+        own = scores[table["query"] == number]
+        spans = [(*span, "span", float(value)) for span, value in zip(found[number].tolist(), own, strict=True)]
+        truth = table["truth"][number].tolist()
+        answers = [(truth[0], truth[1], "answer")] if truth[0] == truth[0] else []
+        name = f"{table['video'][number]}: {text}"
+        parts.append(figures.timeline(float(table["duration"][number]), spans, answers, name))
+    return parts

@@ -1,0 +1,56 @@
+"""Training of the head that finds what a query asks for (arXiv 2211.09529)."""
+
+from __future__ import annotations
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor, nn
+
+from internvideo.data.batch import QueryBatch
+from internvideo.objectives.classification import Divisor, at_least_one
+from internvideo.objectives.grounding import NO_ANSWER, end_steps, highlight_loss, highlight_targets, span_loss
+from internvideo.tasks.grounding.model import Grounder
+
+
+class GroundingSettings(BaseModel):
+    """The losses, and how spans are chosen in testing."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    highlight_weight: float = Field(5.0, ge=0.0, description="of the loss of the steps that belong to the answer")
+    highlight_margin: float = Field(0.1, ge=0.0, description="share of its length by which the answer is made longer")
+    spans: int = Field(5, ge=1, description="testing: spans of a query")
+    most_overlap: float = Field(
+        0.7, ge=0.0, le=1.0, description="testing: tIoU with a likelier span above which one waits; 1: none waits"
+    )
+
+
+class GroundingStage(nn.Module):
+    """Cross entropy of both ends and binary cross entropy of the steps between them."""
+
+    def __init__(self, model: Grounder, settings: GroundingSettings, divisor: Divisor = at_least_one) -> None:
+        super().__init__()
+        self.model = model
+        self.settings = settings
+        self.divisor = divisor
+
+    def steps(self, batch: QueryBatch) -> Tensor:
+        """(B, 2) first and last step of the answers."""
+        lengths = batch.mask.sum(dim=1).tolist()
+        none = torch.full((2,), NO_ANSWER, device=batch.mask.device)
+        made = [
+            end_steps(spans[0], int(length)) if len(spans) else none
+            for spans, length in zip(batch.segments, lengths, strict=True)
+        ]
+        return torch.stack(made)
+
+    def forward(self, batch: QueryBatch, generator: torch.Generator) -> dict[str, Tensor]:
+        """{"loss", "span", "highlight"}."""
+        steps = self.steps(batch)
+        found = self.model(batch.features, batch.mask, batch.words)
+        targets = highlight_targets(steps, batch.mask.shape[1], self.settings.highlight_margin)
+        answered = batch.mask & (steps[:, :1] != NO_ANSWER)
+        span = span_loss(found.start.float(), found.end.float(), steps, self.divisor)
+        highlight = highlight_loss(found.highlight.float(), targets, answered, self.divisor)
+        loss = span + self.settings.highlight_weight * highlight
+        return {"loss": loss, "span": span.detach(), "highlight": highlight.detach()}

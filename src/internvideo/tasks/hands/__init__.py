@@ -1,0 +1,1 @@
+"""Future hands: where both hands will be (Ego4D)."""

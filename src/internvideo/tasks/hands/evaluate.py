@@ -1,0 +1,101 @@
+"""A model of future hands: table, figures, submission, pictures of frames with true and predicted positions."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from internvideo import distributed
+from internvideo.data.loader import EvalLoader, LoaderSettings
+from internvideo.data.manifest import Manifest
+from internvideo.errors import RecipeError, VideoError
+from internvideo.pipeline import Trained
+from internvideo.plots import charts as figures
+from internvideo.recipe import SAMPLERS, choose_device
+from internvideo.storage import write_text
+from internvideo.tasks.clip_evaluation import clip_source, finish, split_rows
+from internvideo.tasks.evaluation_settings import EvaluationSettings
+from internvideo.tasks.hands import predict as future_hands
+from internvideo.tasks.hands.build import whole_frame
+from internvideo.tasks.hands.data import HandTargets, observed
+from internvideo.tasks.table import Result, Table
+from internvideo.video.pool import lent
+
+SHOWN = 9
+"""Clips that an evaluation draws."""
+
+
+def evaluate(
+    trained: Trained, manifest: Path, output: Path, settings: EvaluationSettings, *, split: str | None
+) -> Result:
+    """Write future_hands.npz and .json, submission.json and hands.svg; print the figures.
+
+    Raises:
+        RecipeError, ManifestError, RunError: what does not fit together.
+    """
+    if settings.crops != 1:
+        raise RecipeError("crops", str(settings.crops), "1: the whole frame is seen")
+    rows, targets = observed(split_rows(manifest, split), trained.recipe.data.hands)
+
+    def predict(trained: Trained, rows: Manifest, settings: EvaluationSettings) -> Table:
+        return _predict(trained, rows, targets, settings)
+
+    def draw(table: Table, folder: Path) -> None:
+        write_text(folder / "submission.json", future_hands.submission(table))
+        pictures = panels(table, rows)
+        if pictures:
+            write_text(folder / "hands.svg", figures.frames_with_ways(pictures) + "\n")
+
+    return finish(future_hands.NAME, trained, rows, output, settings, predict, draw)
+
+
+def _predict(trained: Trained, rows: Manifest, targets: HandTargets, settings: EvaluationSettings) -> Table:
+    data = trained.recipe.data
+    clips, _ = clip_source(trained, rows, settings)
+    several = hasattr(SAMPLERS[data.sampling.kind], "views")
+    sampling = data.sampling.model_copy(update={"views": clips.views}) if several else data.sampling
+    loader = LoaderSettings(settings.batch_size, workers=settings.workers, short_side=data.loader.short_side)
+    source = EvalLoader(
+        rows,
+        sampling.build(),
+        whole_frame(data.augment)[1],
+        loader,
+        rank=distributed.rank(),
+        world_size=distributed.world_size(),
+        collect=distributed.collect,
+    )
+    mean = trained.context.get("mean")
+    return future_hands.predict(
+        trained.model,
+        source,
+        rows,
+        targets,
+        clips,
+        choose_device(settings.device),
+        model_name=trained.recipe.model.name,
+        mean=None if mean is None else np.asarray(mean),
+    )
+
+
+def panels(table: Table, rows: Manifest) -> list[figures.WaysFrame]:
+    """Last observed frames, evenly from the split, with where the hands go and where they were said to go."""
+    of_id = {row.id: row for row in rows.rows}
+    found = []
+    for index in np.unique(np.linspace(0, len(table["id"]) - 1, SHOWN).round().astype(int)):
+        row = of_id[str(table["id"][index])]
+        assert row.span is not None  # `observed` gave it one
+        try:
+            with lent(rows.video_path(row), fps=row.frame_rate) as video:
+                times = video.info.times
+                picture = video.frames([int(np.flatnonzero(times < row.span[1])[-1])])[0]
+        except (VideoError, IndexError):
+            continue
+        size, truth, said = table["size"][index], table["truth"][index], table["predicted"][index]
+        ways = [
+            (hand, truth[seen, number] / size, said[seen, number] / size)
+            for number, hand in enumerate(("left", "right"))
+            if (seen := (truth[:, number] != 0).any(axis=-1)).any()
+        ]
+        found.append(figures.WaysFrame(picture, ways, row.id))
+    return found

@@ -1,0 +1,115 @@
+"""Future hands: how far predicted positions of both hands are off at five moments (arXiv 2211.09529).
+
+Where a row tells positions in observed frames, two guesses are scored beside the model: the hands stay where they are,
+or go on as they do. Both know the positions exactly; the model only sees the clip.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from internvideo.data.manifest import Manifest
+from internvideo.metrics import bootstrap
+from internvideo.tasks.hands.data import HandTargets
+from internvideo.tasks.hands.metrics import FIGURES, displacement_statistic
+from internvideo.tasks.hands.stage import positions
+from internvideo.tasks.protocol import ClipProtocol, ClipSource, describe
+from internvideo.tasks.table import BOOTSTRAP, Figures, Result, Table
+from internvideo.tasks.views import evaluating, run_clips
+
+NAME = "future_hands"
+SUMMED = 30
+"""Views whose sum the published scorer expects (`num_clips`)."""
+Floats = NDArray[np.float64]
+
+
+def predict(
+    model: nn.Module,
+    source: ClipSource,
+    manifest: Manifest,
+    targets: HandTargets,
+    clips: ClipProtocol,
+    device: torch.device,
+    *,
+    model_name: str = "",
+    mean: Floats | None = None,
+) -> Table:
+    """Positions (pixels) of every row, the mean over its views.
+
+    Args:
+        model: 20 outputs, on `device`, with `normalise`.
+        source: loader over `manifest`, rows with the observed spans. targets: what is true of these rows.
+        mean: (20,) mean places in training, parts of the frame; scored beside the model.
+    """
+
+    def outputs(video: Tensor) -> Mapping[str, Tensor]:
+        return {"outputs": model(model.normalise(video))}  # type: ignore[operator]  # both encoders have it
+
+    with evaluating(model, device, clips.precision):
+        views = run_clips(outputs, source, manifest, clips, device, "future hands")
+    count = len(views.read)
+    total = np.zeros((count, views.values["outputs"].shape[1]))
+    np.add.at(total, views.sample, views.values["outputs"])
+    size = targets.size[views.read]
+    found = positions(torch.from_numpy(total / clips.clips), torch.from_numpy(size).float()).double().numpy()
+    arrays: dict[str, NDArray[Any]] = {
+        "id": np.asarray([manifest.rows[row].id for row in views.read]),
+        "uid": np.asarray([manifest.rows[row].attributes.get("uid", manifest.rows[row].id) for row in views.read]),
+        "group": np.asarray([manifest.rows[row].group or manifest.rows[row].path for row in views.read]),
+        "predicted": found,
+        "truth": targets.positions[views.read],
+        "size": size,
+        "seen": targets.seen[views.read],
+        "steps": targets.steps[views.read],
+        "mean": np.zeros((0, 20)) if mean is None else np.asarray(mean)[None],
+    }
+    return Table(NAME, arrays, describe(model, model_name, manifest, clips), views.coverage)
+
+
+def guesses(table: Table) -> dict[str, Floats]:
+    """Positions (N, 5, 2, 2) without a model, by the name of the guess."""
+    size, seen, found = table["size"], table["seen"], {}
+    if len(table["mean"]):
+        shares = table["mean"][0].reshape(1, 5, 2, 2)
+        found["mean_of_training"] = shares * size[:, None, None]
+    if (seen != 0).any():
+        known = (seen[:, 0] != 0).any(axis=-1, keepdims=True)
+        last = np.where(known, seen[:, 0], size[:, None] / 2)[:, None]  # a hand that was not seen is somewhere
+        found["last_position"] = np.repeat(last, 5, axis=1)
+        found["constant_velocity"] = last + seen[:, 1:] * table["steps"][:, :, None, None]
+    return found
+
+
+def score(table: Table) -> Result:
+    """Mean displacements in pixels, of the model and of the guesses; intervals of clips drawn again."""
+    figures, truth = Figures(), table["truth"]
+    groups = np.unique(table["group"], return_inverse=True)[1]
+    for name, predicted in {"": table["predicted"], **guesses(table)}.items():
+        statistic = displacement_statistic(predicted, truth)
+        values = statistic(np.ones((1, len(truth))))[0]
+        bounds = bootstrap.interval(statistic, len(truth), groups=groups, **BOOTSTRAP)
+        for place, figure in enumerate(FIGURES):
+            if np.isfinite(values[place]) and np.isfinite(bounds[:, place]).all():
+                short = figure.removesuffix("_displacement")
+                figures.add(f"{short}_px{'_' * bool(name)}{name}", values[place], bounds[:, place])
+    return figures.result(table, clips=len(np.unique(groups)))
+
+
+def submission(table: Table, *, clips: int = SUMMED) -> str:
+    """The predictions as the challenge takes them, JSON: for each row 20 values times the `clips` it divides by.
+
+    Rows go by their "uid", the challenge's CLIP_ID_FRAME, or by their id where none is told; two rows of one name (the
+    same clip annotated twice) give their mean.
+    """
+    found: dict[str, list[Floats]] = {}
+    for name, values in zip(table.arrays.get("uid", table["id"]).tolist(), table["predicted"], strict=True):
+        found.setdefault(name, []).append(values.reshape(-1))
+    sums = {name: (np.mean(values, axis=0) * clips).round(3).tolist() for name, values in found.items()}
+    return json.dumps(sums) + "\n"

@@ -1,0 +1,1 @@
+"""Multiple choice: which of a few sentences fits a clip."""

@@ -1,0 +1,64 @@
+"""Multiple choice to learn from: batches of clips with K texts each, one of them right (multi-modalities-downstream).
+
+Where a row has the attribute "question", every text is the question followed by an option (TGIF-QA); otherwise the
+options stand alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+import torch
+
+from internvideo.data.batch import Batch
+from internvideo.data.loader import Loader
+from internvideo.data.loader_wrapper import WrappedLoader
+from internvideo.data.manifest import Manifest
+from internvideo.data.sample import Sample
+from internvideo.errors import ManifestError
+from internvideo.tasks.question_answering.data import question_tokens
+
+
+def choice_texts(row: Sample) -> list[str]:
+    """The K texts of a row. ValueError for a row without choices."""
+    if row.choices is None:
+        raise ValueError(f"row '{row.id}' has no choices")
+    return [f"{row.attributes.get('question', '')} {option}".strip() for option in row.choices.options]
+
+
+def check_choices(manifest: Manifest) -> None:
+    """Raise ManifestError when a row has no choices."""
+    without = [row.id for row in manifest.rows if row.choices is None]
+    if without:
+        found = f"{len(without)} of {len(manifest)} rows have no choices, for instance '{without[0]}'"
+        raise ManifestError(manifest.source, found, "options and the number of the right one in every row")
+
+
+class ChoiceLoader(WrappedLoader[Loader]):
+    """The clips of a loader with their K texts, tokens (B, K, L), and the numbers of the right ones, labels (B,).
+
+    Args:
+        clips: loader of rows with choices, without tokenizer. context: most words of the text tower.
+
+    Raises:
+        ManifestError: rows without choices, or with different numbers of options.
+    """
+
+    def __init__(self, clips: Loader, context: int) -> None:
+        check_choices(clips.manifest)
+        super().__init__(clips)
+        self.context = context
+        self._rows = {row.id: row for row in clips.manifest.rows}
+        counts = {len(choice_texts(row)): row.id for row in clips.manifest.rows}
+        if len(counts) > 1:
+            told = " and ".join(f"{count} ('{name}')" for count, name in sorted(counts.items())[:2])
+            raise ManifestError(clips.manifest.source, f"rows of {told} options", "one number of options to learn from")
+
+    def epoch(self, k: int, start: int = 0) -> Iterator[Batch]:
+        """Batches `start`, `start + 1`, ... of epoch `k`, exactly as in the uninterrupted epoch."""
+        for batch in self.loader.epoch(k, start):
+            rows = [self._rows[name] for name in batch.ids]
+            tokens = question_tokens([text for row in rows for text in choice_texts(row)], self.context)
+            labels = torch.tensor([row.choices.answer for row in rows if row.choices is not None])
+            yield replace(batch, tokens=tokens.view(len(rows), -1, tokens.shape[1]), labels=labels)

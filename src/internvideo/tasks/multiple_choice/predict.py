@@ -1,0 +1,167 @@
+"""Multiple choice: which of a few sentences describes the video, or answers a question about it.
+
+Source: multi-modalities-downstream.
+
+Without learning, the cosines of video and sentences choose; a network that learned to choose scores every sentence.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import cast
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from internvideo.data.manifest import Manifest
+from internvideo.errors import RecipeError
+from internvideo.metrics import bootstrap
+from internvideo.metrics.classification import choice_scores, merge_rows, top_k_hits, unit
+from internvideo.models.heads import RankedMultipleChoice
+from internvideo.tasks.members import joined, of_each
+from internvideo.tasks.multiple_choice.data import check_choices, choice_texts
+from internvideo.tasks.protocol import ClipProtocol, ClipSource, TextEncoder, VideoTextModel, describe
+from internvideo.tasks.question_answering.data import question_tokens
+from internvideo.tasks.table import BOOTSTRAP, Figures, Result, Table
+from internvideo.tasks.views import NamedSource, evaluating, run_clips, run_texts, video_function
+
+NAME = "multiple_choice"
+
+
+def predict(
+    model: nn.Module,
+    tokenizer: TextEncoder,
+    source: ClipSource,
+    manifest: Manifest,
+    clips: ClipProtocol,
+    device: torch.device,
+    *,
+    model_name: str = "",
+) -> Table:
+    """Encode every video and its candidate sentences.
+
+    Args:
+        model: a `VideoTextModel` on `device`. tokenizer: of its text tower.
+        source: loader over `manifest`. manifest: rows with choices. clips: how videos become clips.
+        device: where the model is.
+        model_name: for the protocol.
+
+    Returns:
+        ids (N,), answers (N,), options (N,) number of candidates, text (sum of options, E) in the order of the videos,
+        video (N, E), scale () of the videos read.
+
+    Raises:
+        RecipeError: a row without choices.
+        RunError: see `run_clips`.
+    """
+    empty = [row.id for row in manifest.rows if row.choices is None]
+    if empty:
+        raise RecipeError(
+            manifest.source,
+            f"{len(empty)} of {len(manifest.rows)} rows have no choices, first '{empty[0]}'",
+            "",
+            "give every row its options and the answer, or choose a split that has them",
+        )
+    towers = cast("VideoTextModel", model)
+    with evaluating(model, device, clips.precision):
+        views = run_clips(video_function(towers), source, manifest, clips, device, NAME)
+        rows = [manifest.rows[index] for index in views.read]
+        choices = [row.choices for row in rows if row.choices is not None]
+        text = run_texts(towers, tokenizer, [option for choice in choices for option in choice.options], device)
+        scale = float(towers.scale)
+    arrays = {
+        "ids": np.asarray([row.id for row in rows]),
+        "answers": np.asarray([choice.answer for choice in choices], dtype=np.int64),
+        "options": np.asarray([len(choice.options) for choice in choices], dtype=np.int64),
+        "text": text,
+        "video": merge_rows(unit(views.values["video"]), views.sample, len(rows)).astype(np.float32),
+        "scale": np.asarray(scale),
+    }
+    protocol = {**describe(model, model_name, manifest, clips), "merge": "mean of unit vectors"}
+    return Table(NAME, arrays, protocol, views.coverage)
+
+
+def predict_ranked(
+    model: RankedMultipleChoice,
+    source: ClipSource,
+    manifest: Manifest,
+    clips: ClipProtocol,
+    device: torch.device,
+    *,
+    model_name: str = "",
+) -> Table:
+    """Score the texts of every video with a network that learned to; arguments as of `predict`.
+
+    Returns:
+        ids, answers, options (N,) as of `predict`; probabilities (N, most options), means over the views, 0 beyond a
+        row's own options.
+
+    Raises:
+        ManifestError: a row without choices. RunError: see `run_clips`.
+    """
+    check_choices(manifest)
+    rows = {row.id: row for row in manifest.rows}
+    most, context = max(len(choice_texts(row)) for row in manifest.rows), model.config.text.context
+    named = NamedSource(source)
+
+    def choose(video: Tensor) -> dict[str, Tensor]:
+        seen = model.look(model.normalise(video))
+        said = seen.features.new_zeros(len(video), most, dtype=torch.float32)
+        for place, name in enumerate(named.ids):
+            tokens = question_tokens(choice_texts(rows[name]), context).to(device)
+            scores = model.respond(seen[place : place + 1], tokens).scores[:, 0]
+            said[place, : len(scores)] = scores.float().softmax(dim=0)
+        return {"probabilities": said}
+
+    with evaluating(model, device, clips.precision):
+        views = run_clips(choose, named, manifest, clips, device, NAME)
+    read = [manifest.rows[index] for index in views.read]
+    choices = [row.choices for row in read if row.choices is not None]
+    arrays = {
+        "ids": np.asarray([row.id for row in read]),
+        "answers": np.asarray([choice.answer for choice in choices], dtype=np.int64),
+        "options": np.asarray([len(choice.options) for choice in choices], dtype=np.int64),
+        "probabilities": merge_rows(views.values["probabilities"], views.sample, len(read)).astype(np.float32),
+    }
+    protocol = {**describe(model, model_name, manifest, clips), "merge": "softmax mean"}
+    return Table(NAME, arrays, protocol, views.coverage)
+
+
+def ensemble(tables: Sequence[Table]) -> Table:
+    """One table of several models', whose scores are averaged (paper 4.3.3: essential for this task).
+
+    Raises:
+        RunError: tables of other rows, or of models that choose in different ways.
+    """
+    return joined(tables, ("ids", "answers", "options"), ("text", "video", "scale", "probabilities"), "rows or kinds")
+
+
+def scores(table: Table) -> np.ndarray:
+    """(N, most options) probabilities or scaled cosines, the mean over the models of an ensemble.
+
+    Places beyond a row's own options are below every score.
+    """
+    options = table["options"]
+    place = np.arange(options.max())[None] < options[:, None]
+    if "probabilities" in table.arrays:
+        learned = np.mean(of_each(table, "probabilities"), axis=0)[:, : options.max()]
+        return np.where(place, learned, -1.0)
+    parts = list(zip(*(of_each(table, name) for name in ("video", "text", "scale")), strict=True))
+    cosines = np.mean([_cosines(video, said, float(scale), place) for video, said, scale in parts], axis=0)
+    # A finite floor below every cosine, so that the ranking refuses NaN but takes rows of different length.
+    return np.where(place, cosines, -2 * max(abs(float(scale)) for _, _, scale in parts) - 1)
+
+
+def _cosines(video: np.ndarray, said: np.ndarray, scale: float, place: np.ndarray) -> np.ndarray:
+    text = np.zeros((*place.shape, said.shape[1]))
+    text[place] = said
+    return choice_scores(video, text, scale)
+
+
+def score(table: Table) -> Result:
+    """accuracy with its interval; the protocol tells the accuracy of guessing."""
+    figures = Figures()
+    hits = top_k_hits(scores(table), table["answers"], 1)
+    figures.add("accuracy", hits.mean(), bootstrap.interval(bootstrap.mean(hits), len(hits), **BOOTSTRAP))
+    return figures.result(table, chance_accuracy=float((1 / table["options"]).mean()))

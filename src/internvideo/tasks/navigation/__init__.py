@@ -1,0 +1,1 @@
+"""Vision-language navigation in continuous environments (VLN-CE)."""

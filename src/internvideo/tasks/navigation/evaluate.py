@@ -1,0 +1,97 @@
+"""A trained agent in worlds to walk in: table, figures beside those of baselines, pictures of walks from above."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from internvideo import distributed
+from internvideo.data.loader import LoaderSettings
+from internvideo.data.vocabulary import Words
+from internvideo.errors import RecipeError, WeightsError
+from internvideo.pipeline import Trained
+from internvideo.recipe import choose_device
+from internvideo.storage import write_text
+from internvideo.tasks.evaluation_settings import EvaluationSettings
+from internvideo.tasks.navigation import predict as navigation
+from internvideo.tasks.navigation.build import fingerprint, open_for
+from internvideo.tasks.navigation.model import Navigator
+from internvideo.tasks.navigation.plots import Plan, plans
+from internvideo.tasks.navigation.stage import NavigationSettings
+from internvideo.tasks.navigation.world.batch import NavigationBatch
+from internvideo.tasks.navigation.world.episodes import read_episodes
+from internvideo.tasks.navigation.world.loader import EpisodeLoader
+from internvideo.tasks.navigation.world.protocol import Episode, NavEnv
+from internvideo.tasks.navigation.world.world import World
+from internvideo.tasks.table import Result, Table, print_result, save_result
+from internvideo.tasks.temporal_localization.evaluate import check_output
+
+SPLIT = "val_unseen"
+SHOWN = 6
+"""Walks that an evaluation draws."""
+
+DRAWN = (navigation.AGENT, "teacher")
+"""Whose."""
+
+
+def evaluate(
+    trained: Trained, manifest: Path, output: Path, settings: EvaluationSettings, *, split: str | None
+) -> Result:
+    """Write navigation.npz and .json and walks.svg; print the figures of the agent and of the baselines.
+
+    Args:
+        trained: an agent. manifest: folder of R2R-CE's files. split: val_unseen by default.
+
+    Raises:
+        RecipeError, ManifestError, RunError, WeightsError: what does not fit together.
+    """
+    model, how = trained.model, trained.recipe.settings
+    if not isinstance(model, Navigator) or not isinstance(how, NavigationSettings):
+        raise WeightsError("weights", "hold no agent", "weights of a recipe with stage: navigation")
+    if distributed.world_size() > 1:
+        raise RecipeError("WORLD_SIZE", f"{distributed.world_size()} processes", "1 for navigation")
+    episodes = read_episodes(manifest, split or SPLIT)
+    world = open_for(trained.recipe, model, manifest)
+    words, size = Words(trained.context["words"]), settings.batch_size
+    loader = EpisodeLoader(episodes, world, words, trained.context["most_words"], LoaderSettings(batch_size=size))
+
+    def batches() -> Iterator[NavigationBatch]:
+        for start in range(0, len(episodes), size):
+            yield loader.batch(episodes[start : start + size])
+
+    table = navigation.predict(
+        model,
+        batches,
+        how,
+        choose_device(settings.device),
+        split_sha256=fingerprint(episodes),
+        model_name=trained.recipe.model.name,
+        source=str(manifest),
+    )
+    target = output / f"{navigation.NAME}.npz"
+    check_output(target, table)
+    result = navigation.score(table)
+    save_result(result, table.save(target).with_suffix(".json"))
+    if picture := draw(table, episodes, world):
+        write_text(output / "walks.svg", picture + "\n")
+    print_result(result)
+    return result
+
+
+def draw(table: Table, episodes: Sequence[Episode], world: NavEnv) -> str:
+    """Walks of the agent and of the teacher, evenly from the split, on the plans of their houses."""
+    if not isinstance(world, World):
+        return ""
+    walks, names = navigation.walked_of(table), table["agents"].tolist()
+    ids = table["ids"].tolist()
+    shown = []
+    for index in np.unique(np.linspace(0, len(episodes) - 1, SHOWN).round().astype(int)):
+        episode = episodes[int(index)]
+        rows = [row for row, name in enumerate(ids) if name == episode.id]
+        own = {names[table["agent"][row]]: walks[row][0] for row in rows}
+        end = f"stopped {own[navigation.AGENT].decisions[-1]:.1f} m from the goal"
+        ways = {name: own[name].path for name in DRAWN if name in own}
+        shown.append(Plan(world.enter(episode.scene).scene, episode, ways, end))
+    return plans(shown)

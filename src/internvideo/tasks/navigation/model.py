@@ -1,0 +1,179 @@
+"""The agent of vision-language navigation: frozen eyes, a waypoint predictor and the planner.
+
+Every direction of a panorama is seen three times: an image tower on the last picture, the masked video encoder on the
+last T pictures of that direction, a depth tower. The video and image features are put side by side and mapped to the
+width of the planner. Source: Visual-Language-Navigation; paper 4.3 (vision-language navigation).
+Shapes: B batch, 12 views, T pictures, S side, E image feature, V video feature, C channels of depth.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from itertools import pairwise
+from typing import Literal, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from internvideo.models.clip import ImageTower
+from internvideo.models.embeddings import CLIP_MEAN, CLIP_STD, Normalise
+from internvideo.models.videomae import VideoMAEClassifier, VideoMAEConfig
+from internvideo.tasks.navigation.planner import Planner, PlannerConfig
+from internvideo.tasks.navigation.waypoints import VIEWS, WaypointConfig, WaypointPredictor
+
+DEPTH_GRID = 4
+"""Side of a depth feature."""
+
+
+@dataclass(frozen=True)
+class ImageConfig:
+    """Sizes of the image tower; `joint_width` is E.
+
+    `kind` "clip" is CLIP's ViT (B/32 by default); "conv" is three convolutions that halve the picture, of `width`
+    channels, for small worlds: they learn from few pictures, and their other sizes are not used.
+    """
+
+    kind: Literal["clip", "conv"] = "clip"
+    image_size: int = 224
+    patch_size: int = 32
+    width: int = 768
+    depth: int = 12
+    heads: int = 12
+    joint_width: int = 512
+
+
+@dataclass(frozen=True)
+class NavigatorConfig:
+    """Sizes.
+
+    Attributes:
+        image, video: the towers. use_video: False puts zeros in place of the video feature.
+        depth_size: pixels of a depth view, DEPTH_GRID times a power of two. depth_channels: C.
+        waypoints: its `depth_width` is C * 16. planner: its `depth_width` is C.
+        picks: waypoints at most.
+        rgb_dropout: of image and video features.
+    """
+
+    image: ImageConfig = field(default_factory=ImageConfig)
+    video: VideoMAEConfig = field(default_factory=lambda: VideoMAEConfig(width=1024, depth=24, heads=16))
+    use_video: bool = True
+    depth_size: int = 256
+    depth_channels: int = 128
+    waypoints: WaypointConfig = field(default_factory=WaypointConfig)
+    planner: PlannerConfig = field(default_factory=PlannerConfig)
+    picks: int = 5
+    rgb_dropout: float = 0.4
+
+    def __post_init__(self) -> None:
+        if self.waypoints.depth_width != self.depth_channels * DEPTH_GRID**2:
+            raise ValueError(f"waypoints.depth_width {self.waypoints.depth_width}, not 16 * {self.depth_channels}")
+        if self.planner.depth_width != self.depth_channels:
+            raise ValueError(f"planner.depth_width {self.planner.depth_width}, not {self.depth_channels}")
+        if self.image.image_size != self.video.image_size:
+            raise ValueError(f"images of {self.image.image_size} and clips of {self.video.image_size} pixels")
+        if self.depth_size < 2 * DEPTH_GRID or self.depth_size & (self.depth_size - 1):
+            raise ValueError(f"depth_size {self.depth_size}, not a power of two from {2 * DEPTH_GRID} on")
+
+
+class Seen(NamedTuple):
+    """What frozen eyes make of panoramas: image (B, 12, E), video (B, 12, V), depth (B, 12, C, 4, 4)."""
+
+    image: Tensor
+    video: Tensor
+    depth: Tensor
+
+
+class DepthTower(nn.Module):
+    """Depth views to features of the form that a PointGoal ResNet-50 gives, C x 4 x 4; learns with the waypoints."""
+
+    def __init__(self, size: int, channels: int) -> None:
+        super().__init__()
+        steps = int(math.log2(size // DEPTH_GRID))
+        widths = [1, *(max(8, channels >> (steps - 1 - step)) for step in range(steps - 1)), channels]
+        self.convs = nn.ModuleList(nn.Conv2d(inner, outer, 3, stride=2, padding=1) for inner, outer in pairwise(widths))
+
+    def forward(self, depth: Tensor) -> Tensor:
+        """(B, 12, S, S) shares of the largest depth -> (B, 12, C, 4, 4)."""
+        x = depth.flatten(0, 1)[:, None]
+        for conv in self.convs:
+            x = F.relu(conv(x))
+        return x.unflatten(0, depth.shape[:2])  # type: ignore[no-any-return, no-untyped-call]  # torch leaves it so
+
+
+class ConvTower(nn.Module):
+    """Three convolutions and a linear map over what is left of the picture."""
+
+    def __init__(self, size: int, width: int, joint_width: int) -> None:
+        super().__init__()
+        widths = (3, width // 2, width, width)
+        self.convs = nn.ModuleList(nn.Conv2d(inner, outer, 3, stride=2, padding=1) for inner, outer in pairwise(widths))
+        side = size
+        for _ in self.convs:
+            side = -(-side // 2)
+        self.projection = nn.Linear(width * side**2, joint_width)
+
+    def forward(self, video: Tensor) -> Tensor:
+        """(B, 3, T, S, S) normalised -> the vectors of its frames (B, T, E)."""
+        x = video.transpose(1, 2).flatten(0, 1)
+        for conv in self.convs:
+            x = F.relu(conv(x))
+        return self.projection(x.flatten(1)).view(video.shape[0], video.shape[2], -1)  # type: ignore[no-any-return]  # untyped call
+
+
+def image_tower(config: ImageConfig) -> ImageTower | ConvTower:
+    """The tower of a config."""
+    if config.kind == "conv":
+        return ConvTower(config.image_size, config.width, config.joint_width)
+    sizes = (config.image_size, config.patch_size, config.width, config.depth, config.heads, config.joint_width)
+    return ImageTower(*sizes)
+
+
+class Navigator(nn.Module):
+    """Eyes, waypoints and planner in one module, so that one file holds an agent."""
+
+    def __init__(self, config: NavigatorConfig) -> None:
+        super().__init__()
+        self.config = config
+        image = config.image
+        self.normalise = Normalise(CLIP_MEAN, CLIP_STD)
+        self.image = image_tower(image)
+        self.video = VideoMAEClassifier(config.video)
+        self.depth = DepthTower(config.depth_size, config.depth_channels)
+        self.waypoints = WaypointPredictor(config.waypoints)
+        self.rgb = nn.Linear(image.joint_width + config.video.width, config.planner.rgb_width)
+        self.rgb_dropout = nn.Dropout(config.rgb_dropout)
+        self.planner = Planner(config.planner)
+
+    def eyes(self) -> tuple[nn.Module, ...]:
+        """The parts that do not learn from instructions."""
+        return (self.image, self.video, self.depth, self.waypoints)
+
+    def image_features(self, pictures: Tensor) -> Tensor:
+        """(N, S, S, 3) uint8 -> (N, E)."""
+        video = self.normalise(pictures.permute(0, 3, 1, 2)[:, :, None])
+        return self.image(video)[:, 0]  # type: ignore[no-any-return]  # nn.Module.__call__ is untyped
+
+    def clip_features(self, clips: Tensor) -> Tensor:
+        """(N, T, S, S, 3) uint8, the newest last -> (N, V)."""
+        return self.video.features(self.video.normalise(clips.permute(0, 4, 1, 2, 3)))
+
+    def see(self, pictures: Tensor, depth: Tensor) -> Seen:
+        """All features of panoramas.
+
+        Args:
+            pictures: (B, T, 12, S, S, 3) uint8, the newest last; with T = 1 the video feature is left out, as zeros.
+            depth: (B, 12, S', S') float.
+        """
+        image = self.image_features(pictures[:, -1].flatten(0, 1)).view(len(pictures), VIEWS, -1)
+        if pictures.shape[1] > 1:
+            video = self.clip_features(pictures.transpose(1, 2).flatten(0, 1)).view(len(pictures), VIEWS, -1)
+        else:
+            video = image.new_zeros(*image.shape[:2], self.config.video.width)
+        return Seen(image, video, self.depth(depth))
+
+    def enter(self, seen: Seen) -> Tensor:
+        """The planner's RGB features (B, 12, planner.rgb_width): image and video side by side, mapped."""
+        together = torch.cat([seen.image, seen.video], dim=-1)
+        return self.rgb(self.rgb_dropout(together))  # type: ignore[no-any-return]  # nn.Module.__call__ is untyped

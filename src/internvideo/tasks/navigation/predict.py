@@ -1,0 +1,229 @@
+"""Vision-language navigation: walks of an agent and of baselines; how near, how direct, how faithful.
+
+Source: Visual-Language-Navigation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from internvideo.errors import ManifestError
+from internvideo.metrics import bootstrap
+from internvideo.tasks.navigation import metrics as measures
+from internvideo.tasks.navigation.metrics import Walked
+from internvideo.tasks.navigation.model import Navigator, Seen
+from internvideo.tasks.navigation.rollout import Choose, Eyes, Mind, Teacher, Traveller, taken, walk
+from internvideo.tasks.navigation.stage import NavigationSettings, readable
+from internvideo.tasks.navigation.waypoints import Candidates
+from internvideo.tasks.navigation.world.batch import NavigationBatch
+from internvideo.tasks.navigation.world.instructions import told_by_motion
+from internvideo.tasks.navigation.world.protocol import Episode
+from internvideo.tasks.protocol import weights_hash
+from internvideo.tasks.table import BOOTSTRAP, Figures, Result, Table
+
+NAME = "navigation"
+AGENT = "agent"
+UP = 2
+"""Column of the height in positions."""
+
+Floats = NDArray[np.float64]
+
+
+def planning(model: Navigator, tokens: Tensor) -> Choose:
+    """The trained agent: what the planner scores highest."""
+    mind = Mind(model, tokens)
+
+    def choose(active: Sequence[Traveller], seen: Seen, places: Sequence[Candidates]) -> list[int]:
+        rows = torch.tensor([traveller.row for traveller in active], device=tokens.device)
+        rgb = model.enter(seen)
+        actions: list[int] = mind.scores(rows, rgb, seen, places).argmax(dim=1).tolist()
+        mind.remember(rows, rgb, taken(places, actions, tokens.device))
+        return actions
+
+    return choose
+
+
+def wandering(seed: int) -> Choose:
+    """Any place or stopping, each as likely."""
+    rng = np.random.default_rng(seed)
+
+    def choose(active: Sequence[Traveller], seen: Seen, places: Sequence[Candidates]) -> list[int]:
+        return [int(rng.integers(len(found.angle) + 1)) for found in places]
+
+    return choose
+
+
+def standing(active: Sequence[Traveller], seen: Seen, places: Sequence[Candidates]) -> list[int]:
+    """Stop at once."""
+    return [len(found.angle) for found in places]
+
+
+def knowing(stop_within: float) -> Choose:
+    """The teacher: what can be reached with these waypoints."""
+    teacher = Teacher(stop_within)
+    return lambda active, seen, places: [teacher(*one) for one in zip(active, places, strict=True)]
+
+
+def baselines(settings: NavigationSettings) -> dict[str, Callable[[int], Choose]]:
+    """Name -> number of a batch -> who chooses."""
+    return {
+        "random": wandering,
+        "stop at once": lambda number: standing,
+        "teacher": lambda number: knowing(settings.stop_within),
+    }
+
+
+@torch.no_grad()
+def predict(
+    model: Navigator,
+    batches: Callable[[], Iterator[NavigationBatch]],
+    settings: NavigationSettings,
+    device: torch.device,
+    *,
+    split_sha256: str,
+    model_name: str = "navigator",
+    source: str = "",
+    with_baselines: bool = True,
+) -> Table:
+    """The walks of the trained agent and of the baselines through the same episodes.
+
+    Args:
+        model: in evaluation mode, on `device`. batches: gives all episodes, in order; their goals must be known.
+        settings: those of the training. split_sha256: fingerprint of the episodes.
+
+    Raises:
+        ManifestError: an episode without a goal or without a reference path.
+    """
+    walks: list[tuple[str, Traveller, Floats]] = []
+    agents = baselines(settings) if with_baselines else {}
+    for name in (AGENT, *agents):
+        eyes = Eyes(model, settings.keep, frames=None if name == AGENT else 1)
+        for number, batch in enumerate(batches()):
+            _check(batch.episodes)
+            here = batch.to(device)
+            choose = planning(model, readable(here.tokens, settings)) if name == AGENT else agents[name](number)
+            walks += [(name, done, distances(done)) for done in walk(eyes, here, choose, settings.test_steps)]
+    protocol = {
+        "model": model_name,
+        "weights_sha256": weights_hash(model),
+        "split_sha256": split_sha256,
+        "source": source,
+        "video_feature": model.config.use_video,
+        "blind": settings.blind,
+        "decisions_at_most": settings.test_steps,
+        "ndtw": "radius-1 DTW, reference densified to 0.25 m",
+    }
+    count = sum(name == AGENT for name, _, _ in walks)
+    return Table(NAME, _arrays(walks), protocol, {"asked": count, "read": count, "unreadable": []})
+
+
+def _check(episodes: Sequence[Episode]) -> None:
+    for episode in episodes:
+        if episode.goal is None or not len(episode.path):
+            raise ManifestError(f"episode {episode.id}", "no goal or no reference path", "a split that can be scored")
+
+
+def distances(traveller: Traveller) -> Floats:
+    """(n,) metres to the goal, around obstacles, from every pose of a walk; its world must still hold the episode."""
+    goal, known = traveller.episode.goal, dict[tuple[float, ...], float]()
+    assert goal is not None
+    for pose, _ in traveller.trail:
+        if pose.position not in known:
+            known[pose.position] = traveller.world.geodesic(pose.position, goal)
+    return np.asarray([known[pose.position] for pose, _ in traveller.trail])
+
+
+def _arrays(walks: Sequence[tuple[str, Traveller, Floats]]) -> dict[str, NDArray[Any]]:
+    """Walks of all lengths one after another, with their counts."""
+    episodes = [traveller.episode for _, traveller, _ in walks]
+    agents = list(dict.fromkeys(name for name, _, _ in walks))
+    positions = [np.asarray([pose.position for pose, _ in traveller.trail]) for _, traveller, _ in walks]
+    references = [_with_height(episode.path) for episode in episodes]
+    return {
+        "agents": np.asarray(agents),
+        "agent": np.asarray([agents.index(name) for name, _, _ in walks]),
+        "ids": np.asarray([episode.id for episode in episodes]),
+        "scenes": np.asarray([episode.scene for episode in episodes]),
+        "trajectories": np.asarray([episode.trajectory for episode in episodes]),
+        "instructions": np.asarray([episode.instruction for episode in episodes]),
+        "stopped": np.asarray([True for _ in walks]),
+        "chose_to_stop": np.asarray([traveller.chose_to_stop for _, traveller, _ in walks]),
+        "collided": np.asarray([traveller.collided for _, traveller, _ in walks]),
+        "positions": np.concatenate(positions),
+        "distances": np.concatenate([away for _, _, away in walks]),
+        "position_counts": np.asarray([len(one) for one in positions]),
+        "decisions": np.concatenate([np.asarray(traveller.decisions) for _, traveller, _ in walks]),
+        "decision_counts": np.asarray([len(traveller.decisions) for _, traveller, _ in walks]),
+        "references": np.concatenate(references),
+        "reference_counts": np.asarray([len(one) for one in references]),
+    }
+
+
+def _with_height(path: Floats) -> Floats:
+    return path if path.shape[1] == 3 else np.concatenate([path, np.zeros((len(path), 1))], axis=1)
+
+
+def walked_of(table: Table) -> list[tuple[Walked, Floats]]:
+    """Every walk of a table, turns on the spot left out of its path, with its reference path."""
+    cut = {
+        name: np.split(table[f"{name}s"], np.cumsum(table[f"{name}_counts"])[:-1])
+        for name in ("position", "decision", "reference")
+    }
+    lengths = np.split(table["distances"], np.cumsum(table["position_counts"])[:-1])
+    made = []
+    for path, decided, away, reference, stopped in zip(
+        cut["position"], cut["decision"], lengths, cut["reference"], table["stopped"], strict=True
+    ):
+        moved = np.concatenate([[True], (np.diff(path, axis=0) != 0).any(axis=1)])
+        made.append((Walked(path[moved], away[decided], bool(stopped), away[moved]), reference))
+    return made
+
+
+def measure(walked: Walked, reference: Floats) -> dict[str, float]:
+    """All figures of one walk."""
+    reached = measures.success(walked)
+    faithful = measures.ndtw(walked.path, measures.densify(reference, up=UP))
+    return {
+        "NE_m": measures.navigation_error(walked),
+        "PL_m": measures.path_length(walked),
+        "SR": reached,
+        "OSR": measures.oracle_success(walked),
+        "OSR_of_steps": measures.oracle_success_of_steps(walked),
+        "SPL": measures.success_by_path_length(walked),
+        "nDTW": faithful,
+        "sDTW": reached * faithful,
+    }
+
+
+def score(table: Table) -> Result:
+    """Figures of the agent, then of the baselines under "NAME: ...".
+
+    NE and PL are metres. Where the embedded world tells a goal from its twin by motion alone, success is also given for
+    these episodes and for the rest. Intervals draw trajectories: their paraphrases are not independent.
+    """
+    figures = Figures()
+    rows = [measure(*one) for one in walked_of(table)]
+    motion = np.asarray([told_by_motion(str(text)) for text in table["instructions"]])
+    for number, agent in enumerate(table["agents"].tolist()):
+        own = table["agent"] == number
+        chosen = [row for row, mine in zip(rows, own, strict=True) if mine]
+        values: Mapping[str, NDArray[Any]] = {name: np.asarray([row[name] for row in chosen]) for name in chosen[0]}
+        prefix = "" if agent == AGENT else f"{agent}: "
+        groups = table["trajectories"][own]
+        for name, column in values.items():
+            bounds = bootstrap.interval(bootstrap.mean(column), len(column), groups=groups, **BOOTSTRAP)
+            figures.add(prefix + name, column.mean(), bounds)
+        by = motion[own]
+        if by.any() and not by.all():
+            for name, part in (("SR_told_by_motion", by), ("SR_of_the_rest", ~by)):
+                bounds = bootstrap.interval(
+                    bootstrap.mean(values["SR"][part]), int(part.sum()), groups=groups[part], **BOOTSTRAP
+                )
+                figures.add(prefix + name, values["SR"][part].mean(), bounds)
+    return figures.result(table)

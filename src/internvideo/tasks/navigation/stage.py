@@ -1,0 +1,107 @@
+"""Imitation of a teacher who knows the way, in steps that are the teacher's or, more and more, the agent's own.
+
+Source: Visual-Language-Navigation, training.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor, nn
+
+from internvideo.tasks.navigation.model import Navigator, Seen
+from internvideo.tasks.navigation.rollout import Eyes, Mind, Teacher, Traveller, taken, walk
+from internvideo.tasks.navigation.waypoints import Candidates
+from internvideo.tasks.navigation.world.batch import NavigationBatch
+
+BLIND = 1
+"""The word that stands for the whole instruction where it must not be read."""
+
+
+class NavigationSettings(BaseModel):
+    """How episodes are walked."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    steps: int = Field(25, ge=1, description="decisions of a training episode at most")
+    test_steps: int = Field(20, ge=1, description="testing: decisions of an episode at most")
+    stop_within: float = Field(1.5, gt=0.0, description="metres from the goal at which the teacher stops")
+    teacher: float = Field(0.75, gt=0.0, le=1.0, description="chance p of the teacher's step is p^(iteration//every+1)")
+    teacher_every: int = Field(2000, ge=1, description="iterations between two lowerings of that chance")
+    augment: bool = Field(True, description="waypoint augmentation: places are drawn around the predicted ones")
+    blind: bool = Field(False, description="the instruction is hidden, in training and testing: a baseline")
+    keep: int = Field(20_000, ge=0, description="poses whose features are kept")
+
+
+def readable(tokens: Tensor, settings: NavigationSettings) -> Tensor:
+    """The words that the agent may read: all, or one that says nothing."""
+    return torch.full_like(tokens[:, :1], BLIND) if settings.blind else tokens
+
+
+class NavigationStage(nn.Module):
+    """Cross-entropy of the teacher's choices, summed over the decisions of an episode."""
+
+    iteration: Tensor
+    unused_parameters = True
+
+    def __init__(self, model: Navigator, settings: NavigationSettings) -> None:
+        super().__init__()
+        if settings.steps > model.config.planner.steps:
+            raise ValueError(f"steps {settings.steps}, the planner remembers {model.config.planner.steps}")
+        self.model = model
+        self.settings = settings
+        self.register_buffer("iteration", torch.zeros((), dtype=torch.int64))
+        for part in model.eyes():
+            part.requires_grad_(False)
+        self._eyes = Eyes(model, settings.keep)
+        self._teacher = Teacher(settings.stop_within)
+
+    def train(self, mode: bool = True) -> NavigationStage:
+        """The eyes stay in evaluation mode."""
+        super().train(mode)
+        for part in self.model.eyes():
+            part.eval()
+        return self
+
+    @property
+    def teacher_share(self) -> float:
+        """Chance that a step is the teacher's."""
+        settings = self.settings
+        return float(settings.teacher ** (int(self.iteration) // settings.teacher_every + 1))
+
+    def forward(self, batch: NavigationBatch, generator: torch.Generator) -> dict[str, Tensor]:
+        """{"loss", "agreement", "decisions"}: how often the agent would do as the teacher, decisions of an episode."""
+        settings, share = self.settings, self.teacher_share
+        tokens = readable(batch.tokens, settings)
+        mind = Mind(self.model, tokens)
+        losses: list[Tensor] = []
+        agreed: list[Tensor] = []
+
+        def choose(active: Sequence[Traveller], seen: Seen, places: Sequence[Candidates]) -> list[int]:
+            rows = torch.tensor([traveller.row for traveller in active], device=tokens.device)
+            rgb = self.model.enter(seen)
+            scores = mind.scores(rows, rgb, seen, places)
+            right = [self._teacher(*one) for one in zip(active, places, strict=True)]
+            target = torch.tensor(right, device=tokens.device)
+            losses.append(F.cross_entropy(scores.float(), target, reduction="sum"))
+            own = scores.argmax(dim=1)
+            agreed.append((own == target).float())
+            follow = torch.rand(len(active), generator=generator, device=generator.device) < share
+            actions: list[int] = torch.where(follow.to(tokens.device), target, own).tolist()
+            mind.remember(rows, rgb, taken(places, actions, tokens.device))
+            return actions
+
+        augment = generator if self.training and settings.augment else None
+        walk(self._eyes, batch, choose, settings.steps, augment=augment)
+        if self.training:
+            self.iteration += 1
+        together = torch.cat(agreed)
+        count = len(batch)
+        return {
+            "loss": torch.stack(losses).sum() / count,
+            "agreement": together.mean(),
+            "decisions": torch.tensor(len(together) / count, device=tokens.device),
+        }

@@ -1,0 +1,57 @@
+"""An agent's eyes learn to see in a world: where one can walk to, what stands there, what of it moves.
+
+The published agent takes its waypoint predictor from a graph of places, its depth encoder from PointGoal navigation and
+its image and video encoders from the web (Visual-Language-Navigation). In a world that knows everything all four learn
+at once.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor, nn
+
+from internvideo.tasks.navigation.model import Navigator
+from internvideo.tasks.navigation.world.batch import PanoramaBatch
+
+
+class WaypointSettings(BaseModel):
+    """Weights of the parts of the loss."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    things: int = Field(40, ge=1, description="kinds of things to be recognised by the image tower")
+    motions: int = Field(3, ge=1, description="kinds of motion to be recognised by the video encoder")
+    things_weight: float = Field(10.0, gt=0.0)
+    motions_weight: float = Field(10.0, gt=0.0)
+
+
+class WaypointStage(nn.Module):
+    """Cross-entropy of the heat map; binary cross-entropy of things in images and of motions in clips."""
+
+    def __init__(self, model: Navigator, settings: WaypointSettings) -> None:
+        super().__init__()
+        self.model = model
+        self.settings = settings
+        self.things = nn.Linear(model.config.image.joint_width, settings.things)
+        self.motions = nn.Linear(model.config.video.width, settings.motions)
+        for part in (model.planner, model.rgb):
+            part.requires_grad_(False)
+
+    def forward(self, batch: PanoramaBatch, generator: torch.Generator) -> dict[str, Tensor]:
+        """{"loss", "heat_loss", "things_loss", "motions_loss"}."""
+        model = self.model
+        heat = model.waypoints(model.depth(batch.depth)).flatten(1).log_softmax(dim=1)
+        heat_loss = -(batch.heat.flatten(1) * heat).sum(dim=1).mean()
+        things = self.things(model.image_features(batch.pictures.flatten(0, 1)))
+        things_loss = F.binary_cross_entropy_with_logits(things, batch.things.flatten(0, 1))
+        motions = self.motions(model.clip_features(batch.clips))
+        motions_loss = F.binary_cross_entropy_with_logits(motions, batch.motions)
+        weights = self.settings
+        return {
+            "loss": heat_loss + weights.things_weight * things_loss + weights.motions_weight * motions_loss,
+            "heat_loss": heat_loss,
+            "things_loss": things_loss,
+            "motions_loss": motions_loss,
+        }

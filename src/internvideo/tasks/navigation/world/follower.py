@@ -1,0 +1,102 @@
+"""The shortest way as moves: the ground truth of episodes, and the agent that shows each goal can be reached."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from internvideo.tasks.navigation.world.free_space import FreeSpace
+from internvideo.tasks.navigation.world.protocol import STEP, Pose, Position, steps_forward, turn_towards, wrapped
+
+STOP, FORWARD, LEFT, RIGHT = 0, 1, 2, 3
+"""The actions of R2R-CE's files."""
+ACTION_TURN = math.radians(15)
+NEAR = 0.2
+"""Metres from the goal at which the follower stops."""
+_MOST = 1000
+_PROGRESS = 0.01
+"""Metres that a step must come nearer, or lead away from where the follower has been."""
+
+
+@dataclass(frozen=True)
+class Followed:
+    """actions end with 0; locations (n + 1, 2) are the start and the place after each of n steps forward."""
+
+    actions: tuple[int, ...]
+    locations: NDArray[np.float64]
+
+
+def follow(ground: FreeSpace, start: Pose, goal: Position) -> Followed:
+    """Walk the shortest way in steps of 0.25 m and turns of 15 degrees.
+
+    Raises:
+        ValueError: there is no way, or the follower is stuck.
+    """
+    pose, left = start, math.inf
+    actions: list[int] = []
+    places = [(start.x, start.y)]
+    while math.dist((pose.x, pose.y), goal[:2]) > NEAR or not ground.sees(*_ends(pose, goal))[0, 0]:
+        if len(actions) > _MOST:
+            raise ValueError(f"no end of the way from {start} to {goal}")
+        turns = round(turn_towards(pose, _next(ground, pose, goal)) / ACTION_TURN)
+        moved = _moved(ground, pose, turns)
+        now = float(ground.distances(np.array([[moved.x, moved.y]]), goal)[0])
+        if now > left - _PROGRESS:  # whole steps and turns can go to and fro beside a corner for ever
+            turns, moved, now = _nearest(ground, pose, goal, places)
+        actions += [LEFT if turns > 0 else RIGHT] * abs(turns) + [FORWARD]
+        pose, left = moved, min(left, now)
+        places.append((pose.x, pose.y))
+    return Followed((*actions, STOP), np.array(places))
+
+
+def _moved(ground: FreeSpace, pose: Pose, turns: int) -> Pose:
+    """The pose after some turns of 15 degrees and one step."""
+    heading = wrapped(pose.heading + turns * ACTION_TURN)
+    (x, y), _ = ground.slide((pose.x, pose.y), (STEP * math.cos(heading), STEP * math.sin(heading)))
+    return Pose(x, y, heading, pose.height)
+
+
+def _nearest(
+    ground: FreeSpace, pose: Pose, goal: Position, been: Sequence[tuple[float, float]]
+) -> tuple[int, Pose, float]:
+    """Of all turns after which a step leads somewhere new, the nearest to the goal: turns, pose, metres left."""
+    half = round(math.pi / ACTION_TURN)
+    tried = [(turns, _moved(ground, pose, turns)) for turns in sorted(range(1 - half, half + 1), key=abs)]
+    ends = np.array([(moved.x, moved.y) for _, moved in tried])
+    new = np.linalg.norm(ends[:, None] - np.array(been), axis=2).min(axis=1) > _PROGRESS
+    metres = np.where(new, ground.distances(ends, goal), np.inf)
+    best = int(metres.argmin())
+    if not np.isfinite(metres[best]):
+        raise ValueError(f"stuck at {pose} on the way to {goal}")
+    return *tried[best], float(metres[best])
+
+
+def next_move(ground: FreeSpace, pose: Pose, goal: Position) -> tuple[float, float]:
+    """The `step` of a world (turn in radians, distance in m) along the next straight piece of the shortest way.
+
+    A distance of 0 says that the goal is nearer than a step. Raises ValueError: there is no way.
+    """
+    if math.dist((pose.x, pose.y), goal[:2]) < STEP and ground.sees(*_ends(pose, goal))[0, 0]:
+        return 0.0, 0.0
+    target = _next(ground, pose, goal)
+    # A corner nearer than a step is passed by one whole step: its side is slid along.
+    count = max(1, steps_forward(math.dist((pose.x, pose.y), target[:2])))
+    return turn_towards(pose, target), count * STEP
+
+
+def _ends(pose: Pose, goal: Position) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    return np.array([[pose.x, pose.y]]), np.array([goal[:2]], dtype=np.float64)
+
+
+def _next(ground: FreeSpace, pose: Pose, goal: Position) -> Position:
+    """The next corner of the way that is not where the agent stands already."""
+    way = ground.path((pose.x, pose.y), goal)
+    if not len(way):
+        raise ValueError(f"no way from {pose} to {goal}")
+    ahead = [corner for corner in way[1:] if math.dist((pose.x, pose.y), corner) > 0.02]
+    target = ahead[0] if ahead else way[-1]
+    return float(target[0]), float(target[1])

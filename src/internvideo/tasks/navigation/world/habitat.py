@@ -1,0 +1,117 @@
+"""Habitat as a `NavEnv`: Matterport3D and other scanned houses, for those who have habitat-sim and the scenes.
+
+Written against the documented calls of habitat-sim and habitat-lab and tested with a stand-in that offers the same; it
+has not been run with habitat itself, which cannot be installed beside this package's Python. Nothing of habitat is
+imported: whoever has it hands in a function that opens a scene.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from internvideo.errors import RunError
+from internvideo.tasks.navigation.world.episodes import from_habitat, rotation_of, to_habitat
+from internvideo.tasks.navigation.world.protocol import STEP, VIEWS, Episode, Observation, Pose, Position
+from internvideo.tasks.navigation.world.walker import Walker
+
+RGB, DEPTH = "rgb", "depth"
+"""Names of the two sensors: 90 degrees wide, level, 1.25 m above the agent's feet."""
+
+
+class PathFinder(Protocol):
+    """What is used of habitat_sim.nav.PathFinder."""
+
+    def try_step(self, start: Any, end: Any) -> Any:
+        """Where a step from start towards end leads, sliding along what is in the way."""
+
+    def is_navigable(self, point: Any) -> bool:
+        """Whether the agent can stand at a point."""
+
+
+class Simulator(Protocol):
+    """What is used of habitat-lab's HabitatSim."""
+
+    @property
+    def pathfinder(self) -> PathFinder:
+        """The navigation mesh."""
+
+    def get_observations_at(
+        self, position: list[float], rotation: list[float], keep_agent_at_new_pose: bool = False
+    ) -> Mapping[str, Any] | None:
+        """What the sensors see from a position and quaternion (x, y, z, w); None where nobody can be."""
+
+    def geodesic_distance(self, position_a: list[float], position_b: list[float]) -> float:
+        """Metres over the navigation mesh; inf where there is no way."""
+
+
+class Habitat(Walker):
+    """A `NavEnv` over a habitat simulator; nothing moves in scanned houses.
+
+    Args:
+        open_scene: gives the simulator of an episode's scene; called when an episode's scene differs from the last.
+        largest_depth: metres of depth 1.0. Depth sensors with normalize_depth on give shares already: pass None.
+    """
+
+    def __init__(self, open_scene: Callable[[str], Simulator], largest_depth: float | None = None) -> None:
+        super().__init__()
+        self._open_scene = open_scene
+        self._largest_depth = largest_depth
+        self._scene = ""
+        self._simulator: Simulator | None = None
+
+    @property
+    def simulator(self) -> Simulator:
+        """The open scene. Raises ValueError before the first reset."""
+        if self._simulator is None:
+            raise ValueError("reset comes first")
+        return self._simulator
+
+    def reset(self, episode: Episode) -> Pose:
+        """Go to the start of an episode."""
+        if self._simulator is None or episode.scene != self._scene:
+            self._simulator, self._scene = self._open_scene(episode.scene), episode.scene
+        self.place(episode.start, 0)
+        return episode.start
+
+    def observe(self, pose: Pose | None = None, time: int | None = None) -> Observation:
+        """12 views counter-clockwise at any pose.
+
+        Raises:
+            RunError: the simulator sees nothing there, or lacks a sensor.
+        """
+        at = self.pose if pose is None else pose
+        pictures, depths = [], []
+        for view in range(VIEWS):
+            rotation = rotation_of(at.heading + view * 2 * math.pi / VIEWS)
+            seen = self.simulator.get_observations_at(to_habitat(at.position), rotation, keep_agent_at_new_pose=False)
+            if seen is None or RGB not in seen or DEPTH not in seen:
+                found = "nothing" if seen is None else ", ".join(sorted(seen))
+                raise RunError(self._scene, f"sees {found} at {at}", f"sensors named {RGB} and {DEPTH}")
+            pictures.append(np.asarray(seen[RGB], dtype=np.uint8)[..., :3])
+            depths.append(self._shares(np.asarray(seen[DEPTH], dtype=np.float32)))
+        return Observation(np.stack(pictures), np.stack(depths))
+
+    def _shares(self, depth: NDArray[np.float32]) -> NDArray[np.float32]:
+        flat = depth[..., 0] if depth.ndim == 3 else depth
+        shares: NDArray[np.float32] = np.clip(flat / (self._largest_depth or 1.0), 0, 1).astype(np.float32)
+        return shares
+
+    def _forward(self, pose: Pose) -> tuple[Pose, bool]:
+        ahead = (pose.x + STEP * math.cos(pose.heading), pose.y + STEP * math.sin(pose.heading), pose.height)
+        reached = self.simulator.pathfinder.try_step(to_habitat(pose.position), to_habitat(ahead))
+        x, y, height = from_habitat([float(value) for value in reached])
+        # Steps over stairs end higher or lower, so only the floor's axes tell whether something was met.
+        return Pose(x, y, pose.heading, height), math.dist((x, y), ahead[:2]) > 1e-3
+
+    def geodesic(self, a: Position, b: Position) -> float:
+        """Metres over the navigation mesh; inf where there is no way."""
+        return float(self.simulator.geodesic_distance(to_habitat(a), to_habitat(b)))
+
+    def free(self, position: Position) -> bool:
+        """Whether the agent can stand there."""
+        return bool(self.simulator.pathfinder.is_navigable(to_habitat(position)))

@@ -1,0 +1,26 @@
+"""What an agent walks in, as settings of a recipe."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class WorldSettings(BaseModel):
+    """What an agent walks in and sees."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    kind: Literal["embedded", "miniworld", "habitat"] = Field(
+        "embedded", description="habitat needs habitat-sim and Matterport3D"
+    )
+    opener: str = Field(
+        "", description="habitat: MODULE:FUNCTION that opens a scene, see tasks/navigation/world/habitat.py"
+    )
+    scenes: Path | None = Field(None, description="folder of the scenes; by default that of the episodes")
+    words: int = Field(80, ge=4, description="words of an instruction at most")
+    panoramas: int = Field(600, ge=1, description="stage waypoints: panoramas to learn from")
+    clips: int = Field(2, ge=1, le=12, description="stage waypoints: directions of a panorama seen as clips")
+    walk: int = Field(4, ge=1, description="stage waypoints: panoramas of one random walk")

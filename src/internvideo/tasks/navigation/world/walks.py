@@ -1,0 +1,171 @@
+"""Short walks through the embedded world with all that an agent's eyes should see at their ends.
+
+Where one can walk to is told by rays over the free ground: of all directions those that are open farthest, well apart.
+Shapes: T pictures of a direction, 12 views, S side, A = 120 clockwise angles, R = 12 distances of 0.25 m.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from internvideo.tasks.navigation.world.protocol import STEP, VIEWS, Episode, Pose, turn_towards
+from internvideo.tasks.navigation.world.scene import BODY, COLOURS, MOTIONS, SHAPES
+from internvideo.tasks.navigation.world.world import World
+
+THINGS = (*((shape, colour) for shape in SHAPES for colour in COLOURS), *(("door", colour) for colour in COLOURS))
+"""What the image tower learns to recognise."""
+ANGLES, DISTANCES = 120, 12
+FARTHEST = 6.0
+"""How far rays look, m."""
+PLACES = 5
+APART = 10
+"""Least angle bins between two places."""
+MIDDLE = math.radians(20)
+"""A thing stands in the middle of a view within this of its axis."""
+NEAR_ENOUGH = {"thing": 8.0, "motion": 5.0}
+"""Metres within which it should be seen."""
+
+Floats = NDArray[np.float64]
+
+
+def open_lengths(world: World, pose: Pose) -> Floats:
+    """(120,) metres that one could walk straight, in clockwise directions from straight ahead."""
+    angles = pose.heading - np.arange(ANGLES) * (2 * math.pi / ANGLES)
+    steps = np.arange(1, round(FARTHEST / (STEP / 2)) + 1) * (STEP / 2)
+    way = np.stack([np.cos(angles), np.sin(angles)], axis=1)
+    points = np.array([pose.x, pose.y]) + way[:, None] * steps[None, :, None]
+    free = world.house.ground.free(points.reshape(-1, 2)).reshape(ANGLES, -1)
+    count: Floats = np.cumprod(free, axis=1).sum(axis=1) * (STEP / 2)
+    return count
+
+
+def open_places(lengths: Floats) -> list[tuple[int, int]]:
+    """(angle, distance) bins of at most five places: the directions that are open farthest, 30 degrees apart.
+
+    A direction counts as open as the narrowest of the five bins around it, so that one does not scrape along walls.
+    """
+    around = np.stack([np.roll(lengths, shift) for shift in range(-2, 3)]).min(axis=0)
+    left = around.copy()
+    places: list[tuple[int, int]] = []
+    while len(places) < PLACES and left.max() >= 2 * STEP:
+        angle = _middle_of_best(left)
+        places.append((angle, min(DISTANCES, int(around[angle] / STEP)) - 1))
+        off = np.abs(np.arange(ANGLES) - angle)
+        left[np.minimum(off, ANGLES - off) <= APART] = 0
+    return places
+
+
+def _middle_of_best(values: Floats) -> int:
+    """The middle of the circular run of (nearly) best values that holds the first best one."""
+    best = values >= values.max() - STEP / 4
+    start = int(values.argmax())
+    low = high = 0
+    while high - low < ANGLES - 1 and best[(start + high + 1) % ANGLES]:
+        high += 1
+    while high - low < ANGLES - 1 and best[(start + low - 1) % ANGLES]:
+        low -= 1
+    return (start + (low + high) // 2) % ANGLES
+
+
+def heat_map(places: Sequence[tuple[int, int]]) -> NDArray[np.float32]:
+    """(120, 12) float32: a hill on each place, summing to 1; even where there is none."""
+    heat = np.full((ANGLES, DISTANCES), 1e-6)
+    for angle, distance in places:
+        off = np.abs(np.arange(ANGLES) - angle)
+        off = np.minimum(off, ANGLES - off)
+        heat += np.exp(-0.5 * (off[:, None] / 2.0) ** 2 - 0.5 * ((np.arange(DISTANCES) - distance) / 0.7) ** 2)
+    result: NDArray[np.float32] = (heat / heat.sum()).astype(np.float32)
+    return result
+
+
+def in_views(world: World, pose: Pose) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """What stands in the middle of each view: kinds of things (12, K) and of motions (12, M), 1 or 0."""
+    things, motions = np.zeros((VIEWS, len(THINGS)), np.float32), np.zeros((VIEWS, len(MOTIONS)), np.float32)
+    scene, here = world.house.scene, np.array([[pose.x, pose.y]])
+    marks = [(mark.x, mark.y, mark.reach + BODY + 0.05, THINGS.index((mark.shape, mark.colour)), mark.motion)
+             for mark in scene.landmarks]  # fmt: skip
+    marks += [(door.x, door.y, 0.0, THINGS.index(("door", door.colour)), None) for door in scene.doors]
+    for x, y, clear, kind, motion in marks:
+        away = math.dist((pose.x, pose.y), (x, y))
+        if away > NEAR_ENOUGH["thing"] or away < 1e-6:
+            continue
+        share = max(0.0, 1 - clear / away)
+        front = here + (np.array([[x, y]]) - here) * share
+        if not world.house.ground.sees(here, front)[0, 0]:
+            continue
+        bearing = turn_towards(pose, (x, y))
+        for view in range(VIEWS):
+            if abs(math.remainder(bearing - view * 2 * math.pi / VIEWS, 2 * math.pi)) <= MIDDLE:
+                things[view, kind] = 1
+                if motion is not None and away <= NEAR_ENOUGH["motion"]:
+                    motions[view, MOTIONS.index(motion)] = 1
+    return things, motions
+
+
+@dataclass(frozen=True)
+class Glance:
+    """One panorama of `PanoramaBatch` and the clips of some of its directions."""
+
+    depth: Tensor
+    heat: Tensor
+    pictures: Tensor
+    clips: Tensor
+    things: Tensor
+    motions: Tensor
+    id: str
+
+
+def glances(world: World, episode: Episode, count: int, frames: int, clips: int, size: int, seed: int) -> list[Glance]:
+    """`count` panoramas at the ends of steps of a random walk from the start of an episode.
+
+    Args:
+        frames: T. clips: directions that are also seen as clips, those with landmarks in their middle first.
+        size: S.
+    """
+    rng = np.random.default_rng([seed, 0x77616C6B])
+    trail = [(world.reset(episode), world.time)]
+    made = []
+    for number in range(count):
+        places = open_places(open_lengths(world, world.pose))
+        if not places:
+            break
+        angle, distance = places[int(rng.integers(len(places)))]
+        # Long steps, as agents make: after a turn the pictures of a direction show something else.
+        steps = int(rng.integers(distance // 2, distance + 1)) + 1
+        walked = world.step(-angle * (2 * math.pi / ANGLES), steps * STEP)
+        trail += zip(walked.poses, walked.times, strict=True)
+        things, motions = in_views(world, world.pose)
+        landmarks = things[:, : len(SHAPES) * len(COLOURS)].any(axis=1)
+        order = np.argsort(-(2.0 * landmarks + things.any(axis=1) + rng.random(VIEWS)))[:clips]
+        last = trail[-frames:]
+        seen = _clips(world, [*(last[:1] * (frames - len(last))), *last], order, size)
+        heat = heat_map(open_places(open_lengths(world, world.pose)))
+        panorama = world.observe()
+        made.append(
+            Glance(
+                depth=torch.from_numpy(panorama.depth),
+                heat=torch.from_numpy(heat),
+                pictures=torch.from_numpy(panorama.rgb),
+                clips=torch.from_numpy(seen),
+                things=torch.from_numpy(things),
+                motions=torch.from_numpy(motions[order]),
+                id=f"{episode.id}-{number}",
+            )
+        )
+    return made
+
+
+def _clips(world: World, look: Sequence[tuple[Pose, int]], views: NDArray[np.intp], size: int) -> NDArray[np.uint8]:
+    """(C, T, S, S, 3): some directions of the panoramas from several poses."""
+    pictures = []
+    for pose, tick in look:
+        headings = pose.heading + views * (2 * math.pi / VIEWS)
+        pictures.append(world.house.camera.views(pose, headings, tick, size)[0])
+    return np.stack(pictures, axis=1)

@@ -1,0 +1,113 @@
+"""The embedded world: houses to walk in, seen by ray casting, with exact distances. Needs NumPy and SciPy alone."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Mapping
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+
+from internvideo.errors import ManifestError
+from internvideo.tasks.navigation.world.free_space import FreeSpace
+from internvideo.tasks.navigation.world.protocol import STEP, Episode, Observation, Pose, Position
+from internvideo.tasks.navigation.world.raycast import Camera
+from internvideo.tasks.navigation.world.scene import BODY, Scene, footprints, read_scene, walls_of
+from internvideo.tasks.navigation.world.walker import Walker
+
+
+class House:
+    """A scene made ready: its camera and its ground, each made when first asked for."""
+
+    def __init__(self, scene: Scene) -> None:
+        self.scene = scene
+        self.walls = walls_of(scene)
+
+    @cached_property
+    def camera(self) -> Camera:
+        """Looks at it."""
+        return Camera(self.scene, self.walls)
+
+    @cached_property
+    def ground(self) -> FreeSpace:
+        """Where one can walk."""
+        return FreeSpace(footprints(self.scene, self.walls), (0.0, 0.0, *self.scene.size), BODY)
+
+
+class World(Walker):
+    """Houses to walk in (a `NavEnv`).
+
+    Args:
+        scenes: by name, in memory; or the folder that `internvideo navigation-world` wrote, where names are paths.
+        size: side of the RGB views in pixels. depth_size: of the depth views; by default the same.
+
+    Attributes:
+        house: where the agent is.
+    """
+
+    def __init__(self, scenes: Mapping[str, Scene] | Path, size: int = 32, depth_size: int | None = None) -> None:
+        if size < 1 or (depth_size is not None and depth_size < 1):
+            raise ValueError(f"views of {size} and {depth_size} pixels")
+        super().__init__()
+        self._scenes = scenes
+        self._size, self._depth_size = size, depth_size
+        self._houses: dict[str, House] = {}
+        self._house: House | None = None
+
+    @property
+    def house(self) -> House:
+        """Where the agent is. Raises ValueError before the first reset."""
+        if self._house is None:
+            raise ValueError("reset comes first")
+        return self._house
+
+    def enter(self, scene: str) -> House:
+        """The house of a name, without anybody in it.
+
+        Raises:
+            ManifestError: no such scene, or its file is none.
+        """
+        if scene not in self._houses:
+            if isinstance(self._scenes, Path):
+                path = self._scenes / scene
+                if not Path(os.path.realpath(path)).is_relative_to(os.path.realpath(self._scenes)):
+                    raise ManifestError(path, "lies outside the world's folder")
+                self._houses[scene] = House(read_scene(path))
+            elif scene in self._scenes:
+                self._houses[scene] = House(self._scenes[scene])
+            else:
+                raise ManifestError(scene, "no such scene", ", ".join(sorted(self._scenes)[:8]))
+        return self._houses[scene]
+
+    def reset(self, episode: Episode) -> Pose:
+        """Go to the start of an episode.
+
+        Raises:
+            ManifestError: no such scene, or its start is inside something.
+        """
+        self._house = self.enter(episode.scene)
+        if not self.free(episode.start.position):
+            raise ManifestError(f"episode {episode.id}", f"nobody can stand at its start {episode.start.position[:2]}")
+        self.place(episode.start, 0)
+        return episode.start
+
+    def observe(self, pose: Pose | None = None, time: int | None = None) -> Observation:
+        """The panorama at any pose and tick, by default the present ones."""
+        at = self.pose if pose is None else pose
+        tick = self.time if time is None else time
+        return self.house.camera.panorama(at, tick, self._size, self._depth_size)
+
+    def _forward(self, pose: Pose) -> tuple[Pose, bool]:
+        way = (STEP * math.cos(pose.heading), STEP * math.sin(pose.heading))
+        (x, y), met = self.house.ground.slide((pose.x, pose.y), way)
+        return Pose(x, y, pose.heading, pose.height), met
+
+    def geodesic(self, a: Position, b: Position) -> float:
+        """Metres of the shortest way in this house; inf where there is none."""
+        return float(self.house.ground.distances(np.array([a[:2]]), b)[0])
+
+    def free(self, position: Position) -> bool:
+        """Whether the agent can stand there."""
+        return bool(self.house.ground.free(np.array([position[:2]]))[0])

@@ -1,0 +1,1 @@
+"""Open-set recognition: which class, how uncertain, known or unknown."""

@@ -1,0 +1,100 @@
+"""Open-set recognition: which rows are known, what the model learned from, the pictures."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import cast
+
+from internvideo.data.manifest import Manifest, classes_beside, read_manifest
+from internvideo.data.sample import Sample
+from internvideo.datasets.class_names import only_count
+from internvideo.errors import RecipeError
+from internvideo.models.uniformerv2 import UniFormerV2
+from internvideo.models.videomae import VideoMAEClassifier
+from internvideo.pipeline import Trained
+from internvideo.recipe import choose_device
+from internvideo.storage import write_text
+from internvideo.tasks.class_rows import under_classes
+from internvideo.tasks.clip_evaluation import clip_source, finish, split_rows
+from internvideo.tasks.evaluation_settings import EvaluationSettings
+from internvideo.tasks.open_set import metrics as metrics_of_open_set
+from internvideo.tasks.open_set import predict as open_set
+from internvideo.tasks.table import Result, Table
+
+
+def evaluate(
+    trained: Trained, manifest: Path, output: Path, settings: EvaluationSettings, *, split: str | None
+) -> Result:
+    """Write open_set.npz and .json, uncertainty.svg, risk_coverage.svg; print the figures.
+
+    Raises:
+        RecipeError, ManifestError, RunError: what does not fit together.
+    """
+    rows = open_rows(split_rows(manifest, split), trained.classes, settings.unknown)
+    return finish(open_set.NAME, trained, rows, output, settings, predict, draw)
+
+
+def predict(trained: Trained, manifest: Manifest, settings: EvaluationSettings) -> Table:
+    """Uncertainties of known and unknown rows by every method. Raises RecipeError."""
+    train = training_rows(trained, settings.train)
+    clips, source = clip_source(trained, manifest, settings)
+    return open_set.predict(
+        cast(VideoMAEClassifier | UniFormerV2, trained.model),
+        (clip_source(trained, train, settings)[1], train),
+        (source, manifest),
+        clips,
+        choose_device(settings.device),
+        evidence=getattr(trained.recipe.settings, "evidence", None),
+        model_name=trained.recipe.model.name,
+        frame_step=getattr(trained.recipe.settings, "frame_step", 1),
+    )
+
+
+def open_rows(manifest: Manifest, classes: tuple[str, ...], unknown: Path | None) -> Manifest:
+    """Known rows under a model's `classes`, and unknown ones: those that say so, those whose class is none of
+    `classes`, and all of the manifest `unknown`.
+
+    Raises:
+        ManifestError: no known or no unknown row, or a known one without label.
+    """
+    own = manifest.classes
+    named = classes_beside(manifest.source) if manifest.source.is_file() else own
+    numbers = named is None and only_count(own)
+
+    def strange(row: Sample) -> bool:
+        other = not numbers and row.label is not None and own[row.label] not in classes
+        return other or open_set.is_unknown(row)
+
+    known = replace(manifest, rows=tuple(row for row in manifest.rows if not strange(row)))
+    away = replace(manifest, rows=tuple(row for row in manifest.rows if strange(row)))
+    added = open_set.strangers(away, manifest.root)
+    if unknown is not None:
+        added += open_set.strangers(read_manifest(unknown).told(), manifest.root)
+    return open_set.join(under_classes(known, classes), added)
+
+
+def training_rows(trained: Trained, given: Path | None) -> Manifest:
+    """The labelled rows that a model learned from, under its classes. Raises RecipeError when they are not there."""
+    data = trained.recipe.data
+    path = given or data.train
+    if path is None or not path.exists():
+        raise RecipeError(
+            "--train", f"{path} is not there", "the manifest that the model learned from", "give --train MANIFEST"
+        )
+    rows = read_manifest(path)
+    return under_classes(rows if data.split is None else rows.subset(split=data.split), trained.classes)
+
+
+def draw(table: Table, output: Path) -> None:
+    """Write uncertainty.svg and risk_coverage.svg."""
+    from internvideo.plots.charts import risk_coverage, uncertainty_histograms  # matplotlib is slow to import
+
+    unknown = table["labels"] < 0
+    parts, curves = {}, {}
+    for name in open_set.methods(table):
+        doubt = table[f"uncertainty:{name}"]
+        parts[name] = (doubt[~unknown], doubt[unknown], open_set.threshold(table, name))
+        curves[name] = metrics_of_open_set.risk_coverage(doubt, table[f"predicted:{name}"] == table["labels"])
+    write_text(output / "uncertainty.svg", uncertainty_histograms(parts) + "\n")
+    write_text(output / "risk_coverage.svg", risk_coverage(curves) + "\n")

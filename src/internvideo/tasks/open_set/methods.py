@@ -1,0 +1,177 @@
+"""The methods of table 11 on features: each learns a last layer, then says class and uncertainty (DEAR).
+
+A method is a function: training features and labels in, a judge out. A judge is a function: features in,
+(probabilities, uncertainty) out. All of them learn on the same frozen features, alike and for as long.
+
+Legend: M training samples, N samples, D width, C classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from scipy.special import logsumexp
+from torch import Tensor, nn
+
+from internvideo.metrics.classification import softmax
+from internvideo.objectives.evidential import Evidence, evidence, evidential_loss, opinion
+from internvideo.tasks.open_set.metrics import mutual_information
+from internvideo.tasks.open_set.model import BayesianLinear, OpenMax, ReciprocalPoints
+
+Floats = NDArray[np.floating[Any]]
+Opinion = tuple[Floats, Floats]
+Judge = Callable[[Tensor], Opinion]
+Loss = Callable[[Tensor, Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class Learning:
+    """How every last layer learns: AdamW with a rate that falls to 0 like half a cosine.
+
+    Attributes:
+        dropout: of the features; also what MC dropout draws.
+        draws: of weights or drop-out in testing.
+    """
+
+    classes: int
+    epochs: int = 60
+    batch_size: int = 256
+    rate: float = 1e-2
+    weight_decay: float = 1e-2
+    dropout: float = 0.5
+    draws: int = 10
+    seed: int = 0
+
+
+Method = Callable[[Tensor, Tensor, Learning], Judge]
+
+
+def evidential_opinion(logits: Tensor, kind: Evidence = "exp") -> Opinion:
+    """Logits (N, C) -> expected probabilities and C over all evidence."""
+    probabilities, uncertainty = opinion(evidence(logits.double(), kind))
+    return probabilities.numpy(), uncertainty.numpy()
+
+
+def softmax_opinion(logits: Tensor) -> Opinion:
+    """Logits (N, C) -> soft-max and what is missing to a largest probability of 1."""
+    probabilities = softmax(logits.double().numpy())
+    return probabilities, 1 - probabilities.max(axis=1)
+
+
+def _drawn_opinion(logits: list[Tensor]) -> Opinion:
+    """Logits of several draws -> mean probabilities, and how much the draws disagree (BALD)."""
+    drawn = np.stack([np.clip(softmax(one.double().numpy()), 1e-12, 1.0) for one in logits], axis=2)
+    return drawn.mean(axis=2), mutual_information(drawn)
+
+
+def _learn(head: nn.Module, loss: Loss, features: Tensor, labels: Tensor, learning: Learning) -> None:
+    """Move a last layer; batches and drop-out follow from the global generator."""
+    parameters = list(head.parameters())
+    optimizer = torch.optim.AdamW(parameters, lr=learning.rate, weight_decay=learning.weight_decay)
+    batches = max(1, round(len(labels) / learning.batch_size))
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, learning.epochs * batches)
+    with torch.enable_grad():
+        for _ in range(learning.epochs):
+            for chosen in torch.randperm(len(labels)).tensor_split(batches):
+                x = F.dropout(features[chosen], learning.dropout)
+                gradients = torch.autograd.grad(loss(x, labels[chosen]), parameters)
+                for parameter, gradient in zip(parameters, gradients, strict=True):
+                    parameter.grad = gradient
+                optimizer.step()
+                schedule.step()
+
+
+def _linear(features: Tensor, labels: Tensor, learning: Learning, loss: Loss = F.cross_entropy) -> nn.Linear:
+    """A linear layer that learned with a loss of (logits, labels)."""
+    head = nn.Linear(features.shape[1], learning.classes)
+    _learn(head, lambda x, y: loss(head(x), y), features, labels, learning)
+    return head
+
+
+def soft_max(features: Tensor, labels: Tensor, learning: Learning) -> Judge:
+    """The baseline: unsure where no probability is large."""
+    head = _linear(features, labels, learning)
+    return lambda x: softmax_opinion(head(x))
+
+
+def open_max(features: Tensor, labels: Tensor, learning: Learning) -> Judge:
+    """Extreme distances from the class means take from the logits.
+
+    The uncertainty is the log odds of "none of them": the probability itself rounds to 1 for many samples.
+    """
+    head = _linear(features, labels, learning)
+    rule = OpenMax.fit(features.double().numpy(), head(features).double().numpy(), labels.numpy())
+
+    def judge(x: Tensor) -> Opinion:
+        revised = rule.revise(x.double().numpy(), head(x).double().numpy())
+        known = revised[:, :-1]
+        return softmax(known), revised[:, -1] - logsumexp(known, axis=1)
+
+    return judge
+
+
+def mc_dropout(features: Tensor, labels: Tensor, learning: Learning) -> Judge:
+    """The baseline's layer with drop-out in testing: unsure where the draws disagree."""
+    head = _linear(features, labels, learning)
+    return lambda x: _drawn_opinion([head(F.dropout(x, learning.dropout)) for _ in range(learning.draws)])
+
+
+def bayesian(features: Tensor, labels: Tensor, learning: Learning) -> Judge:
+    """BNN SVI: weights are distributions; unsure where draws of them disagree."""
+    head = BayesianLinear(features.shape[1], learning.classes)
+    share = 1 / len(labels)
+    _learn(head, lambda x, y: F.cross_entropy(head(x), y) + share * head.divergence(), features, labels, learning)
+    return lambda x: _drawn_opinion([head(x) for _ in range(learning.draws)])
+
+
+def reciprocal_points(features: Tensor, labels: Tensor, learning: Learning) -> Judge:
+    """RPL: a class is what is far from its reciprocal points; unsure where no distance stands out."""
+    head = ReciprocalPoints(features.shape[1], learning.classes)
+
+    def loss(x: Tensor, y: Tensor) -> Tensor:
+        distances = head(x)
+        return F.cross_entropy(distances, y) + 0.1 * head.open_space(distances, y)
+
+    _learn(head, loss, features, labels, learning)
+    return lambda x: softmax_opinion(head(x))
+
+
+def evidential(features: Tensor, labels: Tensor, learning: Learning) -> Judge:
+    """The paper's: log loss of exp evidence, nothing else."""
+    head = _linear(features, labels, learning, lambda z, y: evidential_loss(evidence(z), y)["loss_cls"].mean())
+    return lambda x: evidential_opinion(head(x))
+
+
+METHODS: dict[str, Method] = {
+    "softmax": soft_max,
+    "openmax": open_max,
+    "mc_dropout": mc_dropout,
+    "bnn_svi": bayesian,
+    "rpl": reciprocal_points,
+    "evidential": evidential,
+}
+"""The rows of the table."""
+
+
+def judge_all(
+    train: Floats, labels: NDArray[np.int64], test: Floats, learning: Learning
+) -> dict[str, tuple[Opinion, Opinion]]:
+    """What every method says of its training features (M, D) and of others (N, D).
+
+    Features are standardised with the training ones. The same seed gives the same judges.
+    """
+    mean, scale = train.mean(axis=0), train.std(axis=0) + 1e-6
+    known, asked = (torch.from_numpy(((part - mean) / scale).astype(np.float32)) for part in (train, test))
+    said = {}
+    for name, method in METHODS.items():
+        with torch.random.fork_rng(devices=[]), torch.inference_mode(False), torch.no_grad():
+            torch.manual_seed(learning.seed)
+            judge = method(known, torch.from_numpy(labels), learning)
+            said[name] = (judge(known), judge(asked))
+    return said

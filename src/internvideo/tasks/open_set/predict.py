@@ -1,0 +1,215 @@
+"""Open-set recognition: which class, how unsure, and unknown or not (DEAR).
+
+Training videos are read too: 95 % of them shall be accepted as known, which sets the threshold of every method.
+Legend: M training videos, N test videos, C known classes, D width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from internvideo.data.manifest import Manifest
+from internvideo.data.sample import Sample
+from internvideo.errors import ManifestError
+from internvideo.metrics import bootstrap
+from internvideo.metrics.classification import merge_rows
+from internvideo.models.uniformerv2 import UniFormerV2
+from internvideo.models.videomae import VideoMAEClassifier
+from internvideo.objectives.evidential import Evidence
+from internvideo.tasks.open_set import metrics as metric
+from internvideo.tasks.open_set.methods import Learning, Opinion, evidential_opinion, judge_all, softmax_opinion
+from internvideo.tasks.open_set.model import head_input, last_layer
+from internvideo.tasks.protocol import ClipProtocol, ClipSource, check_labels, describe
+from internvideo.tasks.table import BOOTSTRAP, Figures, Result, Table
+from internvideo.tasks.views import Views, evaluating, run_clips
+
+NAME = "open_set"
+KNOWN, CLASS = "known", ("class", "action")
+"""Attributes of a row: "no" says that its class is unknown; the name of an unknown class."""
+OWN = "model"
+"""Name of the model's own last layer beside the methods that learn one on its features."""
+ACCEPTED = 0.95
+
+Ints = NDArray[np.int64]
+
+
+def unknown_class(row: Sample) -> str:
+    """Name of the class of an unknown row, "unknown" where nothing is told."""
+    return next((row.attributes[name] for name in CLASS if name in row.attributes), "unknown")
+
+
+def is_unknown(row: Sample) -> bool:
+    """Whether a row says that its class is none of the model's."""
+    return row.attributes.get(KNOWN) == "no"
+
+
+def strangers(manifest: Manifest, root: Path) -> tuple[Sample, ...]:
+    """All rows of a manifest as rows of unknown classes, for a manifest whose paths start at `root`."""
+    rows = []
+    for row in manifest.rows:
+        name = unknown_class(row) if row.label is None else manifest.classes[row.label]
+        attributes = {**row.attributes, KNOWN: "no", CLASS[0]: name}
+        path = row.path if manifest.root == root else str(manifest.video_path(row).absolute())
+        rows.append(row.model_copy(update={"label": None, "path": path, "attributes": attributes}))
+    return tuple(rows)
+
+
+def join(known: Manifest, unknown: Sequence[Sample]) -> Manifest:
+    """One manifest of known rows and those of `strangers`; equal ids get a prefix.
+
+    Raises:
+        ManifestError: no known or no unknown row, or a known one without label.
+    """
+    ids = {row.id for row in known.rows}
+    added = [row.model_copy(update={"id": f"unknown/{row.id}"}) if row.id in ids else row for row in unknown]
+    both = replace(known, rows=(*known.rows, *added))
+    kinds = [is_unknown(row) for row in both.rows]
+    if all(kinds) or not any(kinds):
+        found = "only unknown" if all(kinds) else "only known"
+        advice = 'give --unknown MANIFEST, or rows the attribute "known": "no"'
+        raise ManifestError(known.source, f"{found} rows", "known and unknown ones", advice)
+    check_labels(replace(both, rows=tuple(row for row, stranger in zip(both.rows, kinds, strict=True) if not stranger)))
+    return both
+
+
+def _features(
+    model: VideoMAEClassifier | UniFormerV2, step: int, source: ClipSource, manifest: Manifest, clips: ClipProtocol,
+    device: torch.device, title: str,
+) -> tuple[NDArray[Any], Views]:  # fmt: skip
+    """(videos read, D) mean over views of what the last layer reads, which is the mean of its logits."""
+
+    def look(video: Tensor) -> dict[str, Tensor]:
+        return {"features": head_input(model, model.normalise(video[:, :, ::step]))}
+
+    with evaluating(model, device, clips.precision):
+        views = run_clips(look, source, manifest, clips, device, title)
+    return merge_rows(views.values["features"], views.sample, len(views.read)), views
+
+
+def predict(
+    model: VideoMAEClassifier | UniFormerV2,
+    train: tuple[ClipSource, Manifest],
+    test: tuple[ClipSource, Manifest],
+    clips: ClipProtocol,
+    device: torch.device,
+    *,
+    evidence: Evidence | None,
+    model_name: str = "",
+    frame_step: int = 1,
+    seed: int = 0,
+) -> Table:
+    """Opinions of the model's own last layer and of every method, on training and test videos.
+
+    Args:
+        model: a classifier on `device`.
+        train: loader and labelled rows of the training, cut into clips as in testing.
+        test: loader and rows of known and unknown classes, as `join` gives them.
+        clips: how videos become clips. device: where the model is.
+        evidence: what the model's logits mean; None for a classifier that learned with cross entropy.
+        model_name: for the protocol. frame_step: the model sees every n-th frame. seed: of the methods.
+
+    Returns:
+        ids (N,), labels (N,) with -1 for unknown, strangers (N,) name of an unknown class or "", train_labels (M,);
+        logits (N, C) and train_logits (M, C) of the model's own last layer; for each method NAME predicted:NAME (N,),
+        uncertainty:NAME (N,) and train_uncertainty:NAME (M,).
+
+    Raises:
+        RunError: see `run_clips`. RecipeError: a training row without label.
+    """
+    train_labels = check_labels(train[1])
+    known, seen = _features(model, frame_step, *train, clips, device, "training videos")
+    asked, views = _features(model, frame_step, *test, clips, device, NAME)
+    rows = [test[1].rows[index] for index in views.read]
+    labels = train_labels[seen.read]
+    layer = last_layer(model)
+    weight, bias = (part.detach().double().cpu().numpy() for part in (layer.weight, layer.bias))
+    logits, train_logits = (part @ weight.T + bias for part in (asked, known))
+    learning = Learning(classes=len(train[1].classes), seed=seed)
+    opinions = {OWN: (own_opinion(train_logits, evidence), own_opinion(logits, evidence))}
+    opinions |= judge_all(known, labels, asked, learning)
+    arrays: dict[str, NDArray[Any]] = {
+        "ids": np.asarray([row.id for row in rows]),
+        "labels": np.asarray([-1 if is_unknown(row) or row.label is None else row.label for row in rows]),
+        "strangers": np.asarray([unknown_class(row) if is_unknown(row) else "" for row in rows]),
+        "train_labels": labels,
+        "logits": logits.astype(np.float32),
+        "train_logits": train_logits.astype(np.float32),
+    }
+    for name, (before, after) in opinions.items():
+        arrays |= {
+            f"predicted:{name}": after[0].argmax(axis=1),
+            f"uncertainty:{name}": after[1],
+            f"train_uncertainty:{name}": before[1],
+        }
+    protocol = {
+        **describe(model, model_name, test[1], clips),
+        "merge": "logits mean",
+        "evidence": evidence or "softmax",
+        "methods": f"last layers on frozen features, {learning.epochs} epochs",
+        "train_split_sha256": train[1].fingerprint,
+        "train_videos": len(labels),
+        "train_unreadable": seen.coverage["asked"] - seen.coverage["read"],
+        "known_classes": len(train[1].classes),
+        "seed": seed,
+    }
+    return Table(NAME, arrays, protocol, views.coverage)
+
+
+def own_opinion(logits: NDArray[Any], evidence: Evidence | None) -> Opinion:
+    """What logits (N, C) of a classifier say, by how it learned."""
+    scores = torch.from_numpy(np.asarray(logits))
+    return softmax_opinion(scores) if evidence is None else evidential_opinion(scores, evidence)
+
+
+def methods(table: Table) -> list[str]:
+    """Names of the methods in a table."""
+    return [name.removeprefix("predicted:") for name in table.arrays if name.startswith("predicted:")]
+
+
+def threshold(table: Table, method: str) -> float:
+    """Uncertainty above which a video is unknown: 95 % of the training videos are not."""
+    return metric.rejection_threshold(table[f"train_uncertainty:{method}"], ACCEPTED)
+
+
+def score(table: Table) -> Result:
+    """Figures of every method, named METHOD.FIGURE.
+
+    top1 on the known; auroc, aupr and fpr95 of the raw uncertainty; auroc_binary after the threshold, as the paper's
+    table; accepted of the known, rejected of the unknown; open_macro_f1. All but the last two have intervals.
+    """
+    figures, thresholds = Figures(), {}
+    labels, unknown = table["labels"], table["labels"] < 0
+    names, strange = np.unique(table["strangers"][unknown], return_inverse=True)
+    classes = int(table.protocol["known_classes"])
+    for method in methods(table):
+        predicted, doubt = table[f"predicted:{method}"], table[f"uncertainty:{method}"]
+        limit = threshold(table, method)
+        thresholds[method] = limit
+        hits = (predicted == labels)[~unknown]
+        figures.add(f"{method}.top1", hits.mean(), _interval(bootstrap.mean(hits), len(hits)))
+        rejected = doubt > limit
+        for suffix, values in (("", doubt), ("_binary", rejected.astype(np.float64))):
+            found = metric.binary_figures(values[~unknown], values[unknown])
+            bounds = _interval(metric.weighted_figures(values, unknown), len(values))
+            for place, name in enumerate(("auroc", "aupr", "fpr95")):
+                if not suffix or name == "auroc":
+                    figures.add(f"{method}.{name}{suffix}", found[name], bounds[:, place])
+        figures.add(f"{method}.accepted", (~rejected[~unknown]).mean())
+        figures.add(f"{method}.rejected", rejected[unknown].mean())
+        answers = metric.rejected(predicted, doubt, limit, classes)
+        value = metric.open_macro_f1((labels[~unknown], answers[~unknown]), (strange, answers[unknown]), classes)
+        figures.add(f"{method}.open_macro_f1", value)
+    figures.add("openness", metric.openness(classes, len(names)))
+    return figures.result(table, thresholds=thresholds, accepted_in_training=ACCEPTED, unknown_classes=len(names))
+
+
+def _interval(statistic: bootstrap.Statistic, samples: int) -> NDArray[np.float64]:
+    return bootstrap.interval(statistic, samples, **BOOTSTRAP)

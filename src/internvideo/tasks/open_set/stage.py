@@ -1,0 +1,141 @@
+"""Evidential training: a classifier learns how much it has seen for every class (DEAR).
+
+The paper's choice is the "log" loss of "exp" evidence and nothing else; everything else is DEAR's, as options.
+"""
+
+from __future__ import annotations
+
+from typing import Literal, Self
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+from torch import Tensor, nn
+
+from internvideo.data.batch import Batch
+from internvideo.models.uniformerv2 import UniFormerV2
+from internvideo.models.videomae import VideoMAEClassifier
+from internvideo.objectives.evidential import (
+    Evidence,
+    Kind,
+    annealing,
+    calibration,
+    evidence,
+    evidential_loss,
+    hsic,
+    mean_evidence,
+    opinion,
+    wrong_evidence,
+)
+from internvideo.tasks.open_set.model import DebiasHead, last_layer, logits_and_grid
+
+
+class OpenSetSettings(BaseModel):
+    """The losses.
+
+    Attributes:
+        evidence: how logits become evidence. loss: what asks for the right class; "cross_entropy" always has `kl`.
+        kl: take evidence for wrong classes away.
+        calibration: right answers sure, wrong ones unsure (AvU), with "log" and "digamma"; disentangled: all inside
+            the logarithm.
+        annealing: how the weight of `kl` and `calibration` rises to 1, within `annealing_batches` batches: the
+            published 10 epochs for "step", from 0.01 over the whole run for "exp".
+        debias: none, or DEAR's three branches: "maximised" raises the dependence (HSIC) of the branches; "alternated"
+            lets the motion branch leave the other two, and these follow it.
+        debias_weight: of all that the branches add.
+        frame_step: the model sees every n-th frame of the batch's clip.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    evidence: Evidence = "exp"
+    loss: Kind = "log"
+    kl: bool = False
+    calibration: bool = False
+    disentangled: bool = False
+    annealing: Literal["step", "exp"] = "exp"
+    annealing_batches: int | None = Field(None, ge=1)
+    debias: Literal["none", "maximised", "alternated"] = "none"
+    debias_weight: float = Field(0.1, gt=0.0)
+    frame_step: int = Field(1, ge=1)
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        if self.calibration and self.loss not in ("log", "digamma"):
+            raise ValueError(f"calibration goes with the losses log and digamma, not {self.loss}")
+        if self.disentangled and not self.calibration:
+            raise ValueError("disentangled belongs to calibration")
+        if (self.regularised or self.calibration) and self.annealing_batches is None:
+            raise ValueError("annealing_batches is missing: kl and calibration get their whole weight after so many")
+        return self
+
+    @property
+    def regularised(self) -> bool:
+        """Whether evidence for wrong classes is taken away."""
+        return self.kl or self.loss == "cross_entropy"
+
+
+class OpenSetStage(nn.Module):
+    """Evidential loss of a classifier on a batch of labelled clips."""
+
+    seen: Tensor
+
+    def __init__(self, model: VideoMAEClassifier | UniFormerV2, settings: OpenSetSettings) -> None:
+        super().__init__()
+        self.model = model
+        self.settings = settings
+        layer = last_layer(model)
+        self.debias = None if settings.debias == "none" else DebiasHead(layer.in_features, layer.out_features)
+        self.register_buffer("seen", torch.zeros((), dtype=torch.int64))  # batches so far; a resumed run goes on
+
+    def forward(self, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
+        """{"loss", its parts, "uncertainty" (mean), "evidence_right", "evidence_wrong" (mean totals)}."""
+        if batch.labels is None or batch.labels.is_floating_point():
+            raise ValueError("the open-set stage needs labels that are one class of every clip")
+        labels, settings = batch.labels, self.settings
+        video = self.model.normalise(batch.video[:, :, :: settings.frame_step])
+        grid = None
+        if self.debias is None:
+            logits = self.model(video)
+        else:
+            logits, grid = logits_and_grid(self.model, video)
+        found = evidence(logits.float(), settings.evidence)
+        parts = {name: value.mean() for name, value in evidential_loss(found, labels, settings.loss).items()}
+        parts |= self._regularisers(found, labels)
+        if self.debias is not None and grid is not None:
+            parts |= self._debias(self.debias, grid, labels, generator)
+        right, wrong = mean_evidence(found.detach(), labels)
+        watched = {"uncertainty": opinion(found.detach())[1].mean(), "evidence_right": right, "evidence_wrong": wrong}
+        return {"loss": torch.stack(list(parts.values())).sum(), **parts, **watched}
+
+    def _regularisers(self, found: Tensor, labels: Tensor) -> dict[str, Tensor]:
+        settings = self.settings
+        if settings.annealing_batches is None:
+            return {}
+        weight = annealing(
+            int(self.seen), settings.annealing_batches, settings.annealing, step=settings.annealing_batches
+        )
+        if self.training:
+            self.seen += 1
+        parts = {}
+        if settings.regularised:
+            parts["loss_kl"] = weight * wrong_evidence(found, labels).mean()
+        if settings.calibration:
+            parts["loss_avu"] = calibration(found, labels, weight, disentangled=settings.disentangled).mean()
+        return parts
+
+    def _debias(self, head: DebiasHead, grid: Tensor, labels: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
+        branches, settings = head(grid, generator), self.settings
+        learned = [
+            evidential_loss(evidence(branch.logits.float(), settings.evidence), labels, "log")["loss_cls"].mean()
+            for branch in branches.values()
+        ]
+        motion = branches["motion"].features.float()
+        others = [branches[name].features.float() for name in ("shuffled", "still")]
+        if settings.debias == "maximised":
+            dependence = -torch.stack([hsic(motion, other) for other in others]).sum()
+        else:  # both players move in one step, each with the other held still; the value of the sum is 0
+            leave = torch.stack([hsic(motion, other.detach()) for other in others]).sum()
+            follow = torch.stack([hsic(motion.detach(), other) for other in others]).sum()
+            dependence = leave - follow
+        weight = settings.debias_weight
+        return {"loss_debias": weight * torch.stack(learned).sum(), "loss_hsic": weight * dependence}

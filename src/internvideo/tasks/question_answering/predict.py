@@ -1,0 +1,188 @@
+"""Question answering: one of the frequent answers to every question about a video (multi-modalities-downstream).
+
+Two accuracies stand side by side, always: over all questions, and, as released, over those whose answer is in the
+vocabulary. Both can be told from the prior alone, so the most frequent answer of a question's type is there too; the
+answers of a network that never saw a video are another table (`gain` compares two).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, cast
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from internvideo.data.manifest import Manifest
+from internvideo.data.sample import QA
+from internvideo.errors import RunError
+from internvideo.metrics import bootstrap
+from internvideo.metrics.classification import IGNORED, label_ranks
+from internvideo.models.heads import VideoQuestionAnswering
+from internvideo.tasks.protocol import ClipProtocol, ClipSource, describe
+from internvideo.tasks.question_answering.data import check_questions, question_tokens, question_type
+from internvideo.tasks.table import BOOTSTRAP, Figures, Result, Table
+from internvideo.tasks.views import NamedSource, evaluating, run_clips
+
+NAME = "answering"
+AT_ONCE = 64
+"""Questions about one video that are read together."""
+SHOWN = 5
+"""Answers that a table keeps of each question."""
+
+Floats = NDArray[np.floating[Any]]
+Bools = NDArray[np.bool_]
+
+
+def predict(
+    model: VideoQuestionAnswering,
+    answers: Sequence[str],
+    source: ClipSource,
+    manifest: Manifest,
+    clips: ClipProtocol,
+    device: torch.device,
+    *,
+    commonest: Mapping[str, str] | None = None,
+    model_name: str = "",
+) -> Table:
+    """Answer all questions about every video; a clip is decoded and looked at once, whatever is asked about it.
+
+    Args:
+        model: on `device`. answers: its vocabulary.
+        source: loader over `manifest`. manifest: rows with questions. clips: how videos become clips.
+        device: where the model is.
+        commonest: type of question -> most frequent answer of training, "" for all others; None where unknown.
+        model_name: for the protocol.
+
+    Returns:
+        ids (V,) of the videos read; of their N questions: video (N,) index into ids, question, answer, type (N,),
+        label (N,) number of the answer or -100, rank (N,) of the right answer, -1 where it cannot be given,
+        top (N, 5) numbers of the likeliest answers and top_probability (N, 5), commonest (N,) the answer of the prior;
+        answers (A,). Probabilities are means over the views.
+
+    Raises:
+        ManifestError: a row without question. RunError: see `run_clips`.
+    """
+    check_questions(manifest)
+    context = model.model.config.text.context
+    rows = {row.id: row for row in manifest.rows}
+    named, sums = NamedSource(source), dict[str, Floats]()
+
+    def ask(video: Tensor) -> dict[str, Tensor]:
+        seen = model.look(model.normalise(video))
+        for place, name in enumerate(named.ids):
+            said = probabilities(model, seen[place : place + 1], [p.question for p in rows[name].qa], context)
+            sums[name] = sums[name] + said if name in sums else said
+        return {"seen": seen.features.float().abs().amax(dim=1)}
+
+    with evaluating(model, device, clips.precision):
+        views = run_clips(ask, named, manifest, clips, device, NAME)
+    said = {name: value for share in source.collect(sums) for name, value in share.items()}
+    read = [manifest.rows[index] for index in views.read]
+    known = {answer: index for index, answer in enumerate(answers)}
+    pairs = [pair for row in read for pair in row.qa]
+    scores = np.concatenate([said[row.id] for row in read]) / clips.clips
+    _check_finite(scores, pairs)
+    labels = np.asarray([known.get(pair.answer, IGNORED) for pair in pairs], dtype=np.int64)
+    top = np.argsort(-scores, axis=1, kind="stable")[:, :SHOWN]
+    prior = commonest or {}
+    arrays: dict[str, NDArray[Any]] = {
+        "ids": np.asarray([row.id for row in read]),
+        "video": np.repeat(np.arange(len(read)), [len(row.qa) for row in read]),
+        "question": np.asarray([pair.question for pair in pairs]),
+        "answer": np.asarray([pair.answer for pair in pairs]),
+        "type": np.asarray([question_type(pair) for pair in pairs]),
+        "label": labels,
+        "rank": _ranks(scores, labels),
+        "top": top,
+        "top_probability": np.take_along_axis(scores, top, axis=1),
+        "answers": np.asarray(answers),
+    }
+    if prior:
+        arrays["commonest"] = np.asarray([prior.get(question_type(pair), prior[""]) for pair in pairs])
+    protocol = {
+        **describe(model, model_name, manifest, clips),
+        "merge": "softmax mean",
+        "answers": len(answers),
+        "sees_the_video": model.video,
+    }
+    return Table(NAME, arrays, protocol, views.coverage)
+
+
+def probabilities(model: VideoQuestionAnswering, seen: Any, questions: Sequence[str], context: int) -> Floats:
+    """Soft-max over the answers to questions about one seen video, (K, A)."""
+    parts = []
+    for start in range(0, len(questions), AT_ONCE):
+        tokens = question_tokens(questions[start : start + AT_ONCE], context).to(seen.features.device)
+        parts.append(model.respond(seen, tokens).scores.float().softmax(dim=1).cpu().numpy())
+    return cast(Floats, np.concatenate(parts))
+
+
+def _check_finite(scores: Floats, pairs: Sequence[QA]) -> None:
+    bad = np.flatnonzero(~np.isfinite(scores).all(axis=1))
+    if len(bad):
+        raise RunError("model", f"scores of {pairs[bad[0]].question!r} are NaN", "finite numbers", "check the weights")
+
+
+def _ranks(scores: Floats, labels: NDArray[np.int64]) -> NDArray[np.int64]:
+    ranks = np.full(len(labels), -1, dtype=np.int64)
+    known = labels != IGNORED
+    if known.any():
+        ranks[known] = label_ranks(scores[known], labels[known])
+    return ranks
+
+
+def score(table: Table) -> Result:
+    """Accuracies with intervals; the questions about one video are drawn together.
+
+    accuracy: over all questions. accuracy_in_vocabulary: leaves out those whose answer the model cannot give (as
+    released). top5, top5_in_vocabulary; answerable: share of questions with an answer in the vocabulary, the most that
+    `accuracy` can reach. accuracy_commonest, accuracy_commonest_in_vocabulary: the most frequent training answer of the
+    question's type. accuracy_TYPE: over all questions of a type.
+    """
+    figures = Figures()
+    known, video = table["label"] != IGNORED, table["video"]
+    everything = np.ones(len(known), dtype=bool)
+
+    def add(name: str, hits: Bools, counted: Bools) -> None:
+        if counted.any():
+            spread = bootstrap.interval(
+                bootstrap.mean(hits[counted]), int(counted.sum()), groups=video[counted], **BOOTSTRAP
+            )
+            figures.add(name, float(hits[counted].mean()), spread)
+
+    for name, hits in (("accuracy", hits_at(table, 1)), ("top5", hits_at(table, 5)), *_prior(table)):
+        add(name, hits, everything)
+        add(f"{name}_in_vocabulary", hits, known)
+    add("answerable", known, everything)
+    for kind in sorted(set(table["type"].tolist())):
+        add(f"accuracy_{kind}", hits_at(table, 1), table["type"] == kind)
+    return figures.result(table, questions=len(known))
+
+
+def hits_at(table: Table, k: int) -> Bools:
+    """(N,) whether the right answer is among the k likeliest; never where the model cannot give it."""
+    ranks = table["rank"]
+    result: Bools = (ranks >= 0) & (ranks < k)
+    return result
+
+
+def _prior(table: Table) -> Iterator[tuple[str, Bools]]:
+    if "commonest" in table.arrays:
+        yield "accuracy_commonest", table["commonest"] == table["answer"]
+
+
+def gain(first: Table, second: Table) -> dict[str, Any]:
+    """Accuracy over all questions of `first` above `second`, e.g. with the video above without it.
+
+    Questions are paired, and those of one video drawn together, which makes the interval narrower than those of the
+    two figures. Returns {"accuracy", "interval", "questions"}. RunError: tables of other questions.
+    """
+    for name in ("ids", "video", "question", "answer"):
+        if not np.array_equal(first[name], second[name]):
+            raise RunError("gain", f"the two tables differ in '{name}'", "one split", "evaluate both on the same rows")
+    gap = hits_at(first, 1).astype(float) - hits_at(second, 1)
+    spread = bootstrap.interval(bootstrap.mean(gap), len(gap), groups=first["video"], **BOOTSTRAP)
+    return {"accuracy": float(gap.mean()), "interval": spread.tolist(), "questions": len(gap)}

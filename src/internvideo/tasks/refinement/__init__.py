@@ -1,0 +1,1 @@
+"""Refinement of another detector's segments (TCANet)."""

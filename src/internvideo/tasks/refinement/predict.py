@@ -1,0 +1,187 @@
+"""Refinement of another detector's segments: mAP of the refined ones, and of the proposals as they were (TCANet)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from internvideo.errors import RecipeError, RunError
+from internvideo.metrics import bootstrap
+from internvideo.metrics.temporal_detection import Detections, average_precision, map_statistic, tiou
+from internvideo.tasks.protocol import weights_hash
+from internvideo.tasks.refinement.data import Proposals, ProposalSet, whole_sequence
+from internvideo.tasks.refinement.model import TCANet
+from internvideo.tasks.table import BOOTSTRAP, Figures, Result, Table
+from internvideo.tasks.temporal_localization import predict as localisation
+from internvideo.tasks.temporal_localization.data import FeatureSet, FeatureSettings, FeatureVideo
+from internvideo.tasks.temporal_localization.nms import SuppressionSettings, fuse_class_scores, thin_out
+from internvideo.tasks.temporal_localization.predict import (
+    FEATURE_FACTS,
+    FUSED_CLASSES,
+    Segments,
+    check_width,
+    make_table,
+)
+
+NAME = "refinement"
+BEFORE = "before_"
+"""Columns of a table, and figures, of the proposals as they were."""
+
+COLUMNS = ("video", "span", "score", "label")
+
+Floats = NDArray[np.floating[Any]]
+
+
+@torch.no_grad()
+def refine(
+    model: TCANet,
+    video: FeatureVideo,
+    proposals: Proposals,
+    settings: FeatureSettings,
+    device: torch.device,
+    quality_power: float = 1.0,
+) -> Segments:
+    """Proposals of a video with new ends and scores (old x the last regressor's quality ^ `quality_power`), in order.
+
+    Args:
+        model: in evaluation mode, on `device`. video: its features. proposals: of the video. settings: of reading.
+
+    Raises:
+        RunError: features that cannot be read, or of another width.
+    """
+    made = whole_sequence(video, settings)
+    check_width(video, made.values, model.config.input_width)
+    if not len(proposals):
+        return Segments(proposals.spans, proposals.scores, proposals.labels)
+    step = model.config.seconds_per_feature
+    places = torch.from_numpy(made.places(proposals.spans)).float().to(device) * step
+    rows = torch.zeros(len(places), dtype=torch.long, device=device)
+    said, refined = model(made.values[None].to(device), rows, places)
+    spans = made.seconds((refined.double().cpu() / step).numpy())
+    scores = proposals.scores * said[-1].quality.double().sigmoid().cpu().numpy() ** quality_power
+    inside = spans[:, 1] > spans[:, 0]
+    return Segments(spans[inside], scores[inside], proposals.labels[inside])
+
+
+def predict(
+    model: TCANet,
+    features: FeatureSet,
+    proposals: ProposalSet,
+    settings: FeatureSettings,
+    suppression: SuppressionSettings,
+    device: torch.device,
+    *,
+    overlaps: Sequence[float],
+    quality_power: float = 1.0,
+    model_name: str = "",
+    class_scores: Mapping[str, Floats] | None = None,
+) -> Table:
+    """Refine the proposals of every video, thin them out, and keep the proposals beside them.
+
+    Args:
+        model: on `device`; put into evaluation mode.
+        features: videos with their actions. proposals: of these videos, under the same classes or nameless.
+        settings: how features are read. suppression: of the refined segments. overlaps: tIoU thresholds of the mAP.
+        quality_power: see `refine`. model_name: for the protocol.
+        class_scores: for nameless proposals, video -> (C,), which name the segments before and after. Without them
+            such segments are scored as proposals, against a ground truth without classes.
+
+    Raises:
+        RecipeError: class scores for proposals that have classes, or not for every video.
+        RunError: features that cannot be read.
+    """
+    nameless = proposals.classes != features.classes
+    if class_scores is not None and not nameless:
+        raise RecipeError("class scores", "for proposals with classes of their own", "proposals without classes")
+    lost = [video.id for video in features.videos if class_scores is not None and video.id not in class_scores]
+    if lost:
+        raise RecipeError("class scores", f"none for {len(lost)} videos, first '{lost[0]}'", "one row a video")
+    model.eval()
+    before: list[Segments] = []
+    after: list[Segments] = []
+    for video in features.videos:
+        own = proposals.of(video)
+        refined = Segments(*thin_out(*refine(model, video, own, settings, device, quality_power), suppression))
+        for kept, segments in ((before, Segments(own.spans, own.scores, own.labels)), (after, refined)):
+            if class_scores is not None:
+                named = fuse_class_scores(*segments[:2], class_scores[video.id], classes=FUSED_CLASSES)
+                segments = Segments(*named)
+            kept.append(segments)
+    unnamed = nameless and class_scores is None
+    classes = proposals.classes if unnamed else features.classes
+    without = sum(not len(proposals.of(video)) for video in features.videos)
+    protocol = {
+        "model": model_name,
+        "weights_sha256": weights_hash(model),
+        "split_sha256": features.fingerprint,
+        "splits": sorted({video.subset for video in features.videos}),
+        "source": str(features.source),
+        **proposals.about,
+        "videos_without_proposals": without,
+        "features": {key: features.protocol.get(key) for key in FEATURE_FACTS if key in features.protocol},
+        "tiou": list(overlaps),
+        "classes": "none, proposals" if unnamed else "scores of whole videos" if nameless else "the proposals'",
+        "quality_power": quality_power,
+        "suppression": asdict(suppression),
+    }
+    table, old = (make_table(features, found, classes, protocol) for found in (after, before))
+    return replace(table, task=NAME, arrays={**table.arrays, **{BEFORE + name: old[name] for name in COLUMNS}})
+
+
+def before_of(table: Table) -> Detections:
+    """The proposals of a table, as they were."""
+    return Detections(*(table[BEFORE + name] for name in ("video", "label", "span", "score")))
+
+
+def score(table: Table) -> Result:
+    """mAP before and after: mean_mAP and mAP at every tIoU; "gain" is the difference of the means.
+
+    "reached" is the mean over the actions of the best tIoU that any segment of their video has with them. Intervals
+    are of videos drawn again, the same draws before and after. Raises RunError for a table without ground truth.
+    """
+    truth, after, before = localisation.truth_of(table), localisation.found_of(table), before_of(table)
+    if not len(truth):
+        raise RunError("table", "no video has an action to find", "", "evaluate on a split with segments")
+    overlaps = [float(level) for level in table.protocol["tiou"]]
+    videos = len(table["ids"])
+    statistics = [map_statistic(truth, found, overlaps, videos) for found in (before, after)]
+
+    def both(weights: NDArray[np.float64]) -> NDArray[np.float64]:
+        old, new = (statistic(weights) for statistic in statistics)
+        return np.concatenate([old, new, new[:, -1:] - old[:, -1:]], axis=1)
+
+    bounds = bootstrap.interval(both, videos, **BOOTSTRAP)
+    means, figures = [], Figures()
+    for number, (prefix, found) in enumerate(((BEFORE, before), ("", after))):
+        precision = average_precision(truth, found, overlaps)[0].mean(axis=1)
+        means.append(precision.mean())
+        first = number * (len(overlaps) + 1)
+        figures.add(f"{prefix}mean_mAP", means[-1], bounds[:, first + len(overlaps)])
+        for level, overlap in enumerate(overlaps):
+            figures.add(f"{prefix}mAP@{overlap:g}", precision[level], bounds[:, first + level])
+        figures.add(f"{prefix}reached", float(reached(truth, found).mean()))
+    figures.add("gain", means[1] - means[0], bounds[:, -1])
+    return figures.result(
+        table,
+        videos=videos,
+        actions=len(truth),
+        proposals_before=len(before),
+        segments_after=len(after),
+        matching=localisation.MATCHING,
+    )
+
+
+def reached(truth: Detections, found: Detections) -> NDArray[np.float64]:
+    """For every action the best tIoU that any segment of its video has with it, whatever their classes."""
+    best = np.zeros(len(truth))
+    for video in np.unique(truth.video):
+        own = truth.video == video
+        spans = found.span[found.video == video]
+        if len(spans):
+            best[own] = tiou(spans, truth.span[own]).max(axis=0)
+    return best

@@ -1,0 +1,92 @@
+"""Training of the network that refines proposals: a cascade of boundary regressors (TCANet)."""
+
+from __future__ import annotations
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor, nn
+
+from internvideo.data.batch import ProposalBatch
+from internvideo.objectives.classification import Divisor, at_least_one
+from internvideo.objectives.refinement import best_truths, refinement_loss
+from internvideo.tasks.refinement.model import TCANet, encode_centre, encode_ends
+from internvideo.tasks.temporal_localization.nms import SuppressionSettings
+
+PARTS = ("loss", "ends_loss", "centre_loss", "quality_loss")
+
+
+class RefinementSettings(BaseModel):
+    """How refined segments are thinned out and judged in testing; what is learned is told by the model's settings."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    quality_power: float = Field(
+        1.0, ge=0.0, description="testing: of the quality that scores are multiplied by; 0 keeps the detector's scores"
+    )
+    alpha: float = Field(
+        0.4, gt=0.0, description="testing: overlapping segments are lowered by exp(-tIoU^power / alpha)"
+    )
+    power: float = Field(2.5, gt=0.0, description="testing: of tIoU in that")
+    most: int = Field(101, ge=1, description="testing: segments of a video")
+    min_score: float = Field(0.0, ge=0.0, lt=1.0, description="testing: of a segment")
+    overlaps: tuple[float, ...] = Field(
+        (0.5, 0.55, 0.6, 0.65, 0.7, 0.75, 0.8, 0.85, 0.9, 0.95),
+        min_length=1,
+        description="testing: tIoU thresholds of the mAP",
+    )
+
+    def suppression(self, *, per_class: bool) -> SuppressionSettings:
+        """Settings of `thin_out`; segments without classes are thinned out all together."""
+        return SuppressionSettings(
+            sigma=self.alpha,
+            power=self.power,
+            extent=0.0,
+            min_score=self.min_score,
+            most=self.most,
+            per_class=per_class,
+        )
+
+
+class RefinementStage(nn.Module):
+    """Both codecs and the quality, of every regressor; each sees the proposals that the one before it refined."""
+
+    def __init__(self, model: TCANet, settings: RefinementSettings, divisor: Divisor = at_least_one) -> None:
+        super().__init__()
+        self.model = model
+        self.settings = settings
+        self.divisor = divisor
+
+    def forward(self, batch: ProposalBatch, generator: torch.Generator) -> dict[str, Tensor]:
+        """{"loss", "ends_loss", "centre_loss", "quality_loss"}, summed over the regressors.
+
+        Raises:
+            ValueError: no video of the batch has a proposal.
+        """
+        counts = [len(proposals) for proposals in batch.proposals]
+        if not sum(counts):
+            raise ValueError("no proposals in the batch")
+        step = self.model.config.seconds_per_feature
+        device = batch.features.device
+        video = torch.repeat_interleave(torch.arange(len(batch), device=device), torch.tensor(counts, device=device))
+        proposals = torch.cat(batch.proposals) * step
+        said, _ = self.model(batch.features, video, proposals, batch.mask)
+        total: dict[str, Tensor] = {}
+        for regressor, threshold in zip(said, self.model.config.thresholds, strict=True):
+            found = [
+                best_truths(own, truths * step)
+                for own, truths in zip(regressor.proposals.split(counts), batch.segments, strict=True)
+            ]
+            truth, overlap = torch.cat([each for each, _ in found]), torch.cat([each for _, each in found])
+            losses = refinement_loss(
+                regressor.ends.float(),
+                regressor.centre.float(),
+                regressor.quality.float(),
+                encode_ends(regressor.proposals, truth),
+                encode_centre(regressor.proposals, truth),
+                overlap,
+                threshold,
+                generator,
+                self.divisor,
+            )
+            total = {name: total.get(name, 0.0) + losses[name] for name in PARTS}
+        return total

@@ -1,0 +1,146 @@
+"""Text-video retrieval: one model or several, at one number of frames or the best of some, with a bank of texts or not.
+
+Source: Video-Text-Retrieval.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, cast
+
+from rich.table import Table as RichTable
+
+from internvideo import distributed
+from internvideo.data.manifest import Manifest, read_manifest
+from internvideo.data.tokenizer import Tokenizer
+from internvideo.errors import RecipeError, RunError
+from internvideo.models.clip import Clip
+from internvideo.models.video_language import VideoLanguage
+from internvideo.pipeline import Trained
+from internvideo.recipe import choose_device
+from internvideo.tasks.clip_evaluation import check_output, clip_source, finish, members_told, split_rows, with_others
+from internvideo.tasks.evaluation_settings import EvaluationSettings
+from internvideo.tasks.retrieval import predict as retrieval
+from internvideo.tasks.table import Result, Table
+from internvideo.terminal import Screen
+
+CHOSEN_BY = ("t2v_r1", "v2t_r1")
+"""The frame search keeps the number of frames with the best mean of these raw figures, the smaller one of equals."""
+
+
+def evaluate(
+    trained: Trained, manifest: Path, output: Path, settings: EvaluationSettings, *, split: str | None
+) -> Result:
+    """Write retrieval.npz and .json; print the figures, and those of every number of frames that was tried.
+
+    Raises:
+        RecipeError, ManifestError, RunError, WeightsError: what does not fit together.
+    """
+    rows = split_rows(manifest, split)
+    models = with_others(trained, settings)
+    told = {"captions": _captions(trained, settings), **members_told(models)}
+    tried = {count: [_with_frames(model, count) for model in models] for count in settings.frames or (0,)}
+    _check_some(output / f"{retrieval.NAME}.npz", [members[0] for members in tried.values()], rows, settings, told)
+    tables = {count: predict(members, rows, settings) for count, members in tried.items()}
+    best, figures = next(iter(tables)), {}
+    if len(tables) > 1:
+        figures = {count: _figures(retrieval.score(table)) for count, table in tables.items()}
+        best = max(figures, key=lambda count: (sum(figures[count].values()), -count))
+        _print_search(figures, best)
+    table = tables[best]
+    if figures:
+        about = {str(count): found for count, found in figures.items()}
+        chosen = "on this very split: best mean of raw t2v_r1 and v2t_r1, so the figures are a little flattered"
+        table = replace(table, protocol={**table.protocol, "frames_tried": about, "frames_chosen": chosen})
+    return finish(retrieval.NAME, tried[best][0], rows, output, settings, lambda *_: table, told=told)
+
+
+def predict(models: Sequence[Trained], rows: Manifest, settings: EvaluationSettings) -> Table:
+    """The table of one model, or of several whose similarities are averaged."""
+    device, texts = choose_device(settings.device), _bank(rows, settings, models[0])
+    tables = []
+    for trained in models:
+        clips, source = clip_source(trained, rows, settings)
+        model = cast(VideoLanguage | Clip, trained.model)
+        tokenizer = Tokenizer(context=model.config.text.context)
+        table = retrieval.predict(
+            model, tokenizer, source, rows, clips, device,
+            model_name=trained.recipe.model.name, captions=_captions(models[0], settings),
+        )  # fmt: skip
+        if texts:
+            about = {"texts": len(texts), "from": str(settings.bank)}
+            table = retrieval.with_bank(table, retrieval.encode_texts(model, tokenizer, texts, clips, device), about)
+        tables.append(table)
+    return retrieval.ensemble(tables)
+
+
+def _captions(trained: Trained, settings: EvaluationSettings) -> retrieval.Captions:
+    return settings.captions or ("joined" if trained.recipe.data.captions == "joined" else "first")
+
+
+def _bank(rows: Manifest, settings: EvaluationSettings, trained: Trained) -> list[str]:
+    """One text of each video of the bank: rows of split "train", or all where there are no splits.
+
+    Raises:
+        RecipeError: no text, or a video that is also searched for, whose texts would be the queries themselves.
+    """
+    if settings.bank is None:
+        return []
+    bank = read_manifest(settings.bank).told()
+    if any(row.split == "train" for row in bank.rows):
+        bank = bank.subset(split="train")
+    searched = {(os.path.realpath(rows.video_path(row)), row.span) for row in rows.rows}
+    both = [row.id for row in bank.rows if (os.path.realpath(bank.video_path(row)), row.span) in searched]
+    if both:
+        found = f"{len(both)} of its videos are searched for too, first '{both[0]}'"
+        raise RecipeError("--bank", found, "texts of other videos", "give the manifest that was trained on")
+    joined = _captions(trained, settings) == "joined"
+    texts = [" ".join(row.captions) if joined else row.captions[0] for row in bank.rows if row.captions]
+    if not texts:
+        raise RecipeError("--bank", f"{settings.bank} has no caption", "captions of other videos")
+    return texts
+
+
+def _with_frames(trained: Trained, count: int) -> Trained:
+    """The model with clips of so many frames; 0 leaves the recipe's."""
+    if not count:
+        return trained
+    recipe = trained.recipe
+    sampling = recipe.data.sampling.model_copy(update={"frames": count})
+    data = recipe.data.model_copy(update={"sampling": sampling})
+    return replace(trained, recipe=recipe.model_copy(update={"data": data}))
+
+
+def _check_some(
+    path: Path, models: Sequence[Trained], rows: Manifest, settings: EvaluationSettings, told: Mapping[str, Any]
+) -> None:
+    """Refuse before hours of work what `finish` would refuse after them, whichever number of frames is the best."""
+    last: RunError | None = None
+    for trained in models:
+        try:
+            check_output(path, trained, rows, clip_source(trained, rows, settings)[0], told)
+        except RunError as error:
+            last = error
+        else:
+            return
+    if last is not None:
+        raise last
+
+
+def _figures(result: Result) -> dict[str, float]:
+    return {name: result["figures"][name] for name in CHOSEN_BY}
+
+
+def _print_search(figures: Mapping[int, Mapping[str, float]], best: int) -> None:
+    if distributed.rank() != 0:
+        return
+    grid = RichTable(title="frames, each measured on this split", title_justify="left")
+    for name in ("frames", *CHOSEN_BY, ""):
+        grid.add_column(name, justify="right")
+    for count, found in figures.items():
+        shown = [f"{100 * value:.2f} %" for value in found.values()]
+        grid.add_row(str(count), *shown, "kept, chosen on this split" if count == best else "")
+    Screen().print(grid)

@@ -1,0 +1,198 @@
+"""Text-video retrieval in both directions, raw and with dual soft-max side by side (Video-Text-Retrieval)."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import Any, Literal, cast
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from internvideo.data.manifest import Manifest
+from internvideo.errors import RecipeError
+from internvideo.metrics import bootstrap
+from internvideo.metrics.classification import merge_rows, unit
+from internvideo.tasks.members import described as described
+from internvideo.tasks.members import joined, of_each, units_of_each
+from internvideo.tasks.protocol import ClipProtocol, ClipSource, TextEncoder, VideoTextModel, describe
+from internvideo.tasks.retrieval.metrics import (
+    RECALLS,
+    bank_counts,
+    directions,
+    query_bank,
+    rank_figures,
+    row_ranks,
+    tied_queries,
+)
+from internvideo.tasks.table import BOOTSTRAP, Figures, Result, Table
+from internvideo.tasks.views import evaluating, run_clips, run_texts, video_function
+
+NAME = "retrieval"
+PER_MODEL = ("text", "video", "scale", "bank")
+"""Arrays that an ensemble has of each model: NAME of the first, NAME:1, NAME:2 of the others."""
+BANK_BLOCK = 4096
+
+Captions = Literal["first", "all", "joined"]
+Features = NDArray[np.float32]
+Vectors = NDArray[np.floating[Any]]
+
+
+def predict(
+    model: nn.Module,
+    tokenizer: TextEncoder,
+    source: ClipSource,
+    manifest: Manifest,
+    clips: ClipProtocol,
+    device: torch.device,
+    *,
+    model_name: str = "",
+    captions: Captions = "first",
+) -> Table:
+    """Encode every video and its captions.
+
+    Args:
+        model: a `VideoTextModel` on `device`. tokenizer: of its text tower.
+        source: loader over `manifest`. manifest: rows with captions. clips: how videos become clips.
+        device: where the model is.
+        model_name: for the protocol.
+        captions: the first of each video, all of them as separate queries, or all joined to one paragraph.
+
+    Returns:
+        ids (N,), captions (Q,), owner (Q,), text (Q, E), video (N, E) mean of the views' unit vectors, scale (), of the
+        videos read; the captions of an unreadable video are left out with it.
+
+    Raises:
+        RecipeError: a row without caption.
+        RunError: see `run_clips`.
+    """
+    empty = [row.id for row in manifest.rows if not row.captions]
+    if empty:
+        raise RecipeError(
+            manifest.source,
+            f"{len(empty)} of {len(manifest.rows)} rows have no caption, first '{empty[0]}'",
+            "",
+            "give every row a caption or choose a split that has them",
+        )
+    towers = cast("VideoTextModel", model)
+    with evaluating(model, device, clips.precision):
+        views = run_clips(video_function(towers), source, manifest, clips, device, NAME)
+        texts, owner = _queries([manifest.rows[index].captions for index in views.read], captions)
+        text = run_texts(towers, tokenizer, texts, device)
+        scale = float(towers.scale)
+    video = merge_rows(unit(views.values["video"]), views.sample, len(views.read))
+    arrays = {
+        "ids": np.asarray([manifest.rows[index].id for index in views.read]),
+        "captions": np.asarray(texts),
+        "owner": owner,
+        "text": text,
+        "video": video.astype(np.float32),
+        "scale": np.asarray(scale),
+    }
+    protocol = {**describe(model, model_name, manifest, clips), "captions": captions, "merge": "mean of unit vectors"}
+    return Table(NAME, arrays, protocol, views.coverage)
+
+
+def _queries(captions: list[tuple[str, ...]], which: str) -> tuple[list[str], NDArray[np.int64]]:
+    def chosen(own: tuple[str, ...]) -> tuple[str, ...]:
+        return {"first": own[:1], "all": own, "joined": (" ".join(own),)}[which]
+
+    pairs = [(text, index) for index, own in enumerate(captions) for text in chosen(own)]
+    return [text for text, _ in pairs], np.asarray([index for _, index in pairs], dtype=np.int64)
+
+
+def encode_texts(
+    model: nn.Module, tokenizer: TextEncoder, texts: Sequence[str], clips: ClipProtocol, device: torch.device
+) -> Features:
+    """(M, E) vectors of other texts by a `VideoTextModel` on `device`, for a bank."""
+    with evaluating(model, device, clips.precision):
+        return run_texts(cast("VideoTextModel", model), tokenizer, texts, device)
+
+
+def ensemble(tables: Sequence[Table]) -> Table:
+    """One table of several models' on the same split, whose similarity is the mean of theirs (Video-Text-Retrieval).
+
+    Raises:
+        RunError: tables of other videos or other captions.
+    """
+    return joined(tables, ("ids", "captions", "owner"), PER_MODEL, "videos or captions")
+
+
+def with_bank(table: Table, texts: Features, about: Mapping[str, object]) -> Table:
+    """The table with the vectors (M, E) of a bank of other texts, described by `about` in the protocol."""
+    return replace(
+        table, arrays={**table.arrays, "bank": texts}, protocol={**table.protocol, "query_bank": dict(about)}
+    )
+
+
+def similarity(table: Table) -> NDArray[np.float64]:
+    """(Q, N) scale x cosine of the texts with the videos, the mean over the models of an ensemble.
+
+    In double precision, so that the dual soft-max does not underflow into ties.
+    """
+    return _mean_similarity(table, units_of_each(table, "text"))
+
+
+def _mean_similarity(table: Table, texts: Sequence[Vectors]) -> NDArray[np.float64]:
+    found = [
+        float(scale) * text @ video.T
+        for scale, text, video in zip(of_each(table, "scale"), texts, units_of_each(table, "video"), strict=True)
+    ]
+    mean: NDArray[np.float64] = np.add.reduce(found) / len(found)
+    return mean
+
+
+def _bank(table: Table) -> Iterator[NDArray[np.float64]]:
+    """Similarities (m, N) of the bank's texts with the videos, a few thousand at a time."""
+    texts = units_of_each(table, "bank")
+    for start in range(0, len(texts[0]), BANK_BLOCK):
+        yield _mean_similarity(table, [text[start : start + BANK_BLOCK] for text in texts])
+
+
+def score(table: Table) -> Result:
+    """DIRECTION_FIGURE raw and DIRECTION_FIGURE_dual_softmax: r1, r5, r10, median_rank, mean_rank for t2v and v2t.
+
+    With a bank of other texts also t2v_FIGURE_query_bank. Queries that tie are ranked last among their equals, so that
+    a model which says the same of everything finds nothing; the protocol counts them, and the captions that more than
+    one video has.
+    """
+    figures = Figures()
+    matrix, owner = similarity(table), table["owner"]
+    videos = matrix.shape[1]
+    owners = None if len(owner) == videos and (owner == np.arange(videos)).all() else owner
+    for suffix, dual in (("", "none"), ("_dual_softmax", "released")):
+        forward, backward = directions(matrix, owners, dual=cast("Literal['none', 'released']", dual))
+        for name, ranks, groups in (("t2v", forward, owner), ("v2t", backward, None)):
+            _add(figures, name, suffix, ranks, groups)
+    bank = "none: no texts of other videos were given (--bank)"
+    if "bank" in table.arrays:
+        damped = query_bank(matrix, *bank_counts(_bank(table)))
+        _add(figures, "t2v", "_query_bank", row_ranks(damped, owners), owner)
+        bank = "an extra, not in the paper; text to video alone, since the bank has texts and no videos"
+    owned: Counter[str] = Counter()
+    for text, _ in {(str(text), int(index)) for text, index in zip(table["captions"], owner, strict=True)}:
+        owned[text] += 1
+    return figures.result(
+        table,
+        dual_softmax="shown beside the raw figures; it needs all queries at once",
+        query_bank_normalisation=bank,
+        chance_r1=1 / videos,
+        ties={"rule": "pessimistic", "queries": tied_queries(matrix, owner)},
+        texts=len(owner),
+        captions_of_several_videos=sum(count > 1 for count in owned.values()),
+    )
+
+
+def _add(
+    figures: Figures, direction: str, suffix: str, ranks: NDArray[np.int64], groups: NDArray[np.int64] | None
+) -> None:
+    hits = np.stack([ranks < k for k in RECALLS] + [ranks + 1], axis=1)
+    means = bootstrap.interval(bootstrap.mean(hits), len(ranks), groups=groups, **BOOTSTRAP)
+    middle = bootstrap.interval(bootstrap.median(ranks + 1), len(ranks), groups=groups, **BOOTSTRAP)
+    bounds = {f"r{k}": means[:, column] for column, k in enumerate(RECALLS)}
+    bounds |= {"mean_rank": means[:, -1], "median_rank": middle}
+    for name, value in rank_figures(ranks).items():
+        figures.add(f"{direction}_{name}{suffix}", value, bounds[name])

@@ -1,0 +1,59 @@
+"""Fine-tuning for text-video retrieval: clips and their captions among those of the whole batch.
+
+Source: paper 4.3.2; Video-Text-Retrieval.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from internvideo.data.batch import Batch
+from internvideo.models.clip import Clip
+from internvideo.models.video_language import VideoLanguage
+from internvideo.objectives.contrastive import symmetric_contrastive, symmetric_dual_softmax
+from internvideo.pretraining.gradient_cache import Gather, PartSettings, alone, in_parts
+
+
+class RetrievalSettings(PartSettings):
+    """`loss`: "symmetric" as published, or "dual_softmax", which needs all rows at once (Video-Text-Retrieval)."""
+
+    loss: Literal["symmetric", "dual_softmax"] = "symmetric"
+
+
+class RetrievalStage(nn.Module):
+    """The loss of a batch of captioned clips, over all processes.
+
+    Args:
+        model: the video-language model, whose caption decoder rests, or the frame-wise image-text model.
+        settings: which loss, and the bounds of its memory. ValueError where they do not fit together.
+        gather: joins the features of all processes with exact gradients; the identity in a single process.
+    """
+
+    def __init__(self, model: VideoLanguage | Clip, settings: RetrievalSettings, gather: Gather = alone) -> None:
+        super().__init__()
+        if settings.loss == "dual_softmax" and settings.rows_at_once is not None:
+            raise ValueError("the dual softmax loss needs all rows at once: leave out rows_at_once")
+        self.model = model
+        self.settings = settings
+        self.gather = gather
+        if model.text.mask_embedding is not None:  # only masked language modelling reads it
+            model.text.mask_embedding.requires_grad_(False)
+        if isinstance(model, VideoLanguage) and model.caption_decoder is not None:
+            model.caption_decoder.requires_grad_(False)
+
+    def forward(self, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
+        """{"loss"} of one batch, which must carry tokens."""
+        self.model.clamp_logit_scale()
+
+        def encode(video: Tensor, tokens: Tensor, frame_mask: Tensor | None, start: int) -> tuple[Tensor, Tensor]:
+            seen = self.model.encode_video(self.model.normalise(video), frame_mask)
+            return seen, self.model.encode_text(tokens)
+
+        parts = in_parts(encode, batch, self.settings.clips_at_once)
+        video, text = (self.gather(torch.cat(features)) for features in zip(*parts, strict=True))
+        if self.settings.loss == "dual_softmax":
+            return {"loss": symmetric_dual_softmax(video, text, self.model.scale)}
+        return {"loss": symmetric_contrastive(video, text, self.model.scale, self.settings.rows_at_once)}

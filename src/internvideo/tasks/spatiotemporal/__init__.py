@@ -1,0 +1,1 @@
+"""Spatio-temporal localization: what each person at a key frame does (AVA)."""

@@ -1,0 +1,183 @@
+"""A trained action detector on key frames: table, figures, results file, pictures of frames with boxes."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+
+from internvideo import distributed
+from internvideo.data.loader import LoaderSettings
+from internvideo.data.manifest import Manifest
+from internvideo.datasets.ava import read_person_boxes
+from internvideo.datasets.reading import read_text
+from internvideo.errors import ManifestError, RecipeError, RunError, VideoError
+from internvideo.pipeline import Trained
+from internvideo.plots import charts as figures
+from internvideo.pretraining.build import clip_form
+from internvideo.recipe import choose_device
+from internvideo.storage import write_text
+from internvideo.tasks.class_rows import under_classes
+from internvideo.tasks.clip_evaluation import split_rows
+from internvideo.tasks.evaluation_settings import EvaluationSettings
+from internvideo.tasks.protocol import weights_hash
+from internvideo.tasks.spatiotemporal import predict as spatio_temporal
+from internvideo.tasks.spatiotemporal.data import (
+    KeyFrame,
+    KeyFrameViews,
+    Persons,
+    key_frames,
+    video_name,
+    with_persons,
+)
+from internvideo.tasks.spatiotemporal.model import ActionDetector
+from internvideo.tasks.spatiotemporal.stage import RegionSettings
+from internvideo.tasks.table import Result, Table, print_result, save_result
+from internvideo.video.pool import lent
+from internvideo.video.reader import probe
+
+SHOWN = 12
+"""Key frames that an evaluation draws."""
+
+NAMED = 3
+"""Actions that a picture names for a box at most."""
+
+LIKELY = 0.2
+"""Actions below this score are not named."""
+
+
+def evaluate(
+    trained: Trained, manifest: Path, output: Path, settings: EvaluationSettings, *, split: str | None
+) -> Result:
+    """Write spatio_temporal.npz and .json, results.csv (AVA's form) and frames.svg; print the figures.
+
+    Args:
+        trained: an action detector. manifest: rows with boxes at key frames.
+        output: folder. settings: device, workers, and boxes of a person detector (AlphAction); without those the
+            annotated boxes are tested. split: only its rows.
+
+    Raises:
+        RecipeError, ManifestError, RunError: what does not fit together.
+    """
+    rows = under_classes(split_rows(manifest, split), trained.classes)
+    return evaluate_rows(trained, rows, output, settings)
+
+
+def evaluate_rows(trained: Trained, manifest: Manifest, output: Path, settings: EvaluationSettings) -> Result:
+    """The same of rows under the model's classes."""
+    model, stage = trained.model, trained.recipe.settings
+    if not isinstance(model, ActionDetector) or not isinstance(stage, RegionSettings):
+        raise RecipeError("weights", f"hold a {type(model).__name__}", "an action detector")
+    truths = key_frames(manifest)
+    tested = truths
+    persons = settings.persons
+    if persons is not None:
+        tested = with_persons(truths, read_persons(persons, manifest), stage.min_person)
+        if not tested:
+            allowed = f"boxes of score {stage.min_person:g} or more in the videos of {manifest.source}"
+            raise ManifestError(persons, "no such box", allowed)
+    target = output / f"{spatio_temporal.NAME}.npz"
+    distributed.first_alone(lambda: _check_output(target, weights_hash(model), manifest.fingerprint))
+    form = clip_form(trained.recipe, model.config.classes)
+    loader = LoaderSettings(batch_size=1, workers=settings.workers, short_side=trained.recipe.data.loader.short_side)
+    table = spatio_temporal.predict(
+        model,
+        manifest,
+        truths,
+        KeyFrameViews(
+            manifest,
+            tested,
+            form,
+            loader,
+            rank=distributed.rank(),
+            world_size=distributed.world_size(),
+            collect=distributed.collect,
+        ),
+        choose_device(settings.device),
+        model_name=trained.recipe.model.name,
+        persons="ground truth" if persons is None else persons.name,
+        scored=scored_classes(manifest),
+    )
+    result = spatio_temporal.score(table)
+
+    def write() -> None:
+        save_result(result, table.save(target).with_suffix(".json"))
+        write_text(output / "results.csv", spatio_temporal.results_csv(table))
+        draw(table, manifest, tested, output / "frames.svg")
+        print_result(result)
+
+    distributed.first_alone(write)
+    return result
+
+
+def scored_classes(manifest: Manifest) -> tuple[str, ...]:
+    """Names in `scored_classes.txt` beside a manifest (`internvideo prepare` writes AVA's 60); none without the file.
+
+    Raises:
+        ManifestError: a name that is no class, or a file that cannot be read.
+    """
+    path = manifest.root / "scored_classes.txt"
+    if not path.is_file():
+        return ()
+    names = tuple(line.strip() for line in read_text(path).splitlines() if line.strip())
+    unknown = [name for name in names if name not in manifest.classes]
+    if unknown:
+        raise ManifestError(path, f"'{unknown[0]}' is no class", f"the {len(manifest.classes)} classes of the weights")
+    return names
+
+
+def read_persons(path: Path, manifest: Manifest) -> Persons:
+    """Boxes of a person detector; for JSON in pixels the videos are asked for their sizes. Raises ManifestError."""
+    if path.suffix.lower() != ".json":
+        return read_person_boxes(path)
+    sizes: dict[str, tuple[int, int]] = {}
+    for row in manifest.rows:
+        if video_name(row) not in sizes:
+            try:
+                info = probe(manifest.video_path(row), fps=row.frame_rate)
+            except VideoError:  # told when its clips are read
+                continue
+            sizes[video_name(row)] = (info.width, info.height)
+    return read_person_boxes(path, sizes)
+
+
+def _check_output(target: Path, weights: str, split: str) -> None:
+    if not target.exists():
+        return
+    try:
+        known: Mapping[str, object] = Table.load(target).protocol
+    except RunError:
+        known = {}
+    if (known.get("weights_sha256"), known.get("split_sha256")) != (weights, split):
+        raise RunError(target, "holds a table of other weights or videos", "", "choose another --output")
+
+
+def draw(table: Table, manifest: Manifest, tested: list[KeyFrame], target: Path) -> None:
+    """Key frames, evenly from the split, with boxes and their likeliest actions. Raises RunError."""
+    classes = table["classes"].tolist()
+    named: defaultdict[tuple[str, float], dict[tuple[float, ...], list[tuple[float, str]]]]
+    named = defaultdict(lambda: defaultdict(list))
+    chosen = [tested[index] for index in np.unique(np.linspace(0, len(tested) - 1, SHOWN).round().astype(int))]
+    wanted = {(frame.video, frame.time) for frame in chosen}
+    frames = list(zip(table["frame_video"].tolist(), table["frame_time"].tolist(), strict=True))
+    shown = np.asarray([key in wanted for key in frames])[table["frame"]]
+    for row in np.flatnonzero(shown & (table["score"] >= LIKELY)):
+        key, corners = frames[table["frame"][row]], tuple(table["box"][row].tolist())
+        named[key][corners].append((float(table["score"][row]), classes[table["label"][row]]))
+    panels = []
+    for frame in chosen:
+        try:
+            with lent(manifest.video_path(frame.row), fps=frame.row.frame_rate) as video:
+                picture = video.at([min(frame.seconds, video.info.duration)])[0]
+        except VideoError:
+            continue
+        boxes = []
+        for corners in frame.boxes.tolist():
+            best = sorted(named[frame.video, frame.time][tuple(corners)], reverse=True)[:NAMED]
+            boxes.append((corners, [f"{name} {score:.2f}" for score, name in best]))
+        truth = [", ".join(classes[label] for label in labels) for labels in frame.labels]
+        panels.append(figures.BoxedFrame(picture, boxes, truth, f"{frame.video}, {frame.time:g} s"))
+    if panels:
+        write_text(target, figures.frames_with_boxes(panels) + "\n")

@@ -1,0 +1,120 @@
+"""What each person at a key frame does: the masked encoder, a norm, and a head on boxes (AlphAction).
+
+Legend: B clips, R boxes of all of them, T frames, H W pixels of the frame, p patch, D width, C classes.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+
+from torch import Tensor, nn
+
+from internvideo.models.embeddings import Normalise, resize_table, resized_table
+from internvideo.models.videomae import EPS, Trunk, VideoMAEConfig, no_weight_decay, run_blocks
+from internvideo.tasks.spatiotemporal.regions import RegionHead
+
+MEAN = (122.7717 / 255, 115.9465 / 255, 102.9801 / 255)
+STD = (57.375 / 255,) * 3
+INIT_STD = 0.02
+
+
+class FrameTrunk(Trunk):
+    """Tokens of frames of any size; a position table for `image_size` is resized to what comes.
+
+    That of another clip ("resized") keeps the side it was made for, so that it is resized only once.
+
+    Attributes:
+        checkpointing: compute activations again in the backward pass.
+    """
+
+    def __init__(self, config: VideoMAEConfig) -> None:
+        super().__init__(config)
+        self.normalise = Normalise(MEAN, STD)
+        self.norm = nn.LayerNorm(config.width, eps=EPS)
+
+    def _table(self) -> Tensor:
+        config = self.config
+        if config.position_table == "resized":
+            side = config.native_clip[0] // config.patch_size
+            grid = (config.grid[0], side, side)
+            return resized_table(grid, config.width, config.patch_size, config.tubelet, config.native_clip)
+        return super()._table()
+
+    def reset_parameters(self) -> None:
+        """As the classifier, modeling_finetune.py: truncated normal matrices of std .02."""
+        self.reset_trunk()
+        for module in self.modules():
+            if isinstance(module, nn.Linear) and module is not self.patch_embed.proj:
+                nn.init.trunc_normal_(module.weight, std=INIT_STD)
+        self.norm.reset_parameters()
+
+    def tokens(self, video: Tensor) -> Tensor:
+        """Tokens after the norm.
+
+        Args:
+            video: (B, 3, T, H, W) normalised; what is over a multiple of the patch is cut off at the right and below,
+                as a convolution does.
+
+        Returns:
+            (B, T / tubelet, H // p, W // p, D).
+
+        Raises:
+            ValueError: another number of frames, or a frame smaller than a patch.
+        """
+        patch, frames = self.config.patch_size, self.config.frames
+        rows, columns = video.shape[3] // patch, video.shape[4] // patch
+        if video.shape[1:3] != (3, frames) or not rows or not columns:
+            raise ValueError(f"video {tuple(video.shape)}, the model takes (B, 3, {frames}, {patch} or more, as much)")
+        whole = video[..., : rows * patch, : columns * patch].contiguous()
+        slots, table = self.config.grid[0], self.pos_embed[0]
+        side = math.isqrt(len(table) // slots)
+        if (rows, columns) != (side, side):
+            table = resize_table(table, (slots, side, side), (slots, rows, columns))
+        embedded: Tensor = self.patch_embed(whole)
+        tokens = run_blocks(self.blocks, embedded + table.to(embedded.dtype), self.checkpointing)
+        made: Tensor = self.norm(tokens)
+        return made.view(len(video), slots, rows, columns, -1)
+
+    @property
+    def layers(self) -> int:
+        """Layer ids for layer decay run from 0 to this number."""
+        return self.config.depth + 1
+
+    def layer_id(self, parameter_name: str) -> int:
+        """0 for the embedding, i + 1 for block i, `layers` for what follows."""
+        if parameter_name.startswith("patch_embed.") or parameter_name == "pos_embed":
+            return 0
+        block = re.match(r"blocks\.(\d+)\.", parameter_name)
+        return int(block.group(1)) + 1 if block else self.layers
+
+    def no_weight_decay(self, name: str, parameter: Tensor) -> bool:
+        """Whether the optimiser must not decay this parameter."""
+        return no_weight_decay(name, parameter)
+
+
+class ActionDetector(FrameTrunk):
+    """Logits of every box of frames of any size."""
+
+    def __init__(self, config: VideoMAEConfig) -> None:
+        super().__init__(config)
+        self.head = RegionHead(config.width, config.classes, patch=config.patch_size, dropout=config.head_dropout)
+        self.reset_parameters()
+        nn.init.zeros_(self.head.projection.bias)
+
+    def forward(self, video: Tensor, clip: Tensor, boxes: Tensor) -> Tensor:
+        """Video as in `tokens`, clip (R,) int64 to which a box belongs, boxes (R, 4) pixels -> logits (R, C)."""
+        return self.head(self.tokens(video), clip, boxes)  # type: ignore[no-any-return]  # nn.Module.__call__ is untyped
+
+
+FRESH = r"(norm|head)\."
+"""What no earlier stage has: drawn anew."""
+
+
+def of_encoder(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The part of a pretraining model's or a classifier's weights that a detector starts from."""
+    pretrained = any(name.startswith("encoder.") for name in state)
+    prefix = "encoder." if pretrained else ""
+    inner = {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
+    return {name: value for name, value in inner.items() if not re.match(r"(fc_norm|norm|head)\.", name)}

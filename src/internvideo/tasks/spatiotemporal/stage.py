@@ -1,0 +1,38 @@
+"""Training of the action detector on boxes at key frames (AlphAction)."""
+
+from __future__ import annotations
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor, nn
+
+from internvideo.data.batch import RegionBatch
+from internvideo.tasks.spatiotemporal.model import ActionDetector
+from internvideo.tasks.spatiotemporal.regions import jitter_boxes, region_loss
+
+
+class RegionSettings(BaseModel):
+    """How boxes are moved in training, and which are used in testing."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    jitter: bool = Field(True, description="move the sides of training boxes: out by up to 20 % (10 %), in by half")
+    min_person: float = Field(0.8, ge=0.0, le=1.0, description="testing: least score of a person box")
+
+
+class RegionStage(nn.Module):
+    """Sigmoid cross entropy of every class, times the number of boxes of the process, as in the released code."""
+
+    def __init__(self, model: ActionDetector, settings: RegionSettings) -> None:
+        super().__init__()
+        self.model = model
+        self.settings = settings
+
+    def forward(self, batch: RegionBatch, generator: torch.Generator) -> dict[str, Tensor]:
+        """{"loss"}; 0 for a batch without boxes."""
+        boxes = batch.boxes
+        if self.settings.jitter and self.training and len(boxes):
+            height, width = batch.video.shape[-2:]
+            boxes = jitter_boxes(boxes, (float(width), float(height)), generator)
+        logits = self.model(self.model.normalise(batch.video), batch.clip, boxes)
+        return {"loss": region_loss(logits, batch.targets) if len(boxes) else logits.sum()}

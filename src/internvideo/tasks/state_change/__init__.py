@@ -1,0 +1,1 @@
+"""State-change objects: which object changes its state (Ego4D)."""

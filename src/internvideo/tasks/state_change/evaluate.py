@@ -1,0 +1,54 @@
+"""A detector of state-change objects: table, figures, detections in COCO's form, pictures."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from internvideo.errors import RecipeError
+from internvideo.pipeline import Trained
+from internvideo.pretraining.build import clip_form
+from internvideo.recipe import choose_device
+from internvideo.storage import write_text
+from internvideo.tasks.anticipation.boxes import boxes_to_test, check_output, draw
+from internvideo.tasks.class_rows import under_classes
+from internvideo.tasks.clip_evaluation import split_rows
+from internvideo.tasks.evaluation_settings import EvaluationSettings
+from internvideo.tasks.spatiotemporal.model import ActionDetector
+from internvideo.tasks.spatiotemporal.predict import action_scores
+from internvideo.tasks.state_change import predict as state_change
+from internvideo.tasks.table import Result, print_result, save_result
+
+
+def evaluate(
+    trained: Trained, manifest: Path, output: Path, settings: EvaluationSettings, *, split: str | None
+) -> Result:
+    """Write state_change.npz and .json, detections.json and state_change.svg; print the figures.
+
+    Raises:
+        RecipeError, ManifestError, RunError: what does not fit together.
+    """
+    model = trained.model
+    if not isinstance(model, ActionDetector) or model.config.classes != 1:
+        raise RecipeError("weights", f"hold {len(trained.classes)} classes", "one: the object of change")
+    rows = under_classes(split_rows(manifest, split), trained.classes)
+    boxes = boxes_to_test(trained, rows, clip_form(trained.recipe, 1), settings)
+    target = output / f"{state_change.NAME}.npz"
+    check_output(target, boxes.protocol)
+    scores = action_scores(model, boxes.views, choose_device(settings.device))
+    table = state_change.make_table(boxes.frames, boxes.views, scores, boxes.protocol)
+    result = state_change.score(table)
+    save_result(result, table.save(target).with_suffix(".json"))
+    write_text(output / "detections.json", state_change.detections(table))
+
+    def said(index: int) -> list[str]:
+        own = boxes.views.frames[index].scores
+        found = scores.get(index)
+        return (
+            []
+            if found is None
+            else [f"{new:.2f} (detector {old:.2f})" for new, old in zip(found[:, 0], own, strict=True)]
+        )
+
+    draw(boxes, rows, said, lambda frame: f"{len(frame.boxes)} of change", output / "state_change.svg")
+    print_result(result)
+    return result

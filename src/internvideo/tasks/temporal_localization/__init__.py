@@ -1,0 +1,1 @@
+"""Temporal localization: which action happens when (ActionFormer)."""

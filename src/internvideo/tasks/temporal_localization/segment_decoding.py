@@ -1,0 +1,102 @@
+"""From what every point says to segments in seconds (ActionFormer)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from internvideo.tasks.temporal_localization.model import ActionFormer, Detection
+from internvideo.tasks.temporal_localization.nms import SuppressionSettings, thin_out
+
+Floats = NDArray[np.floating[Any]]
+Ints = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class FeatureGrid:
+    """Where features lie in a video.
+
+    Attributes:
+        fps: frames a second. stride: frames from one window to the next. window: frames of a window.
+        duration: of the video, seconds.
+    """
+
+    fps: float
+    stride: float
+    window: float
+    duration: float
+
+    def to_seconds(self, steps: Floats) -> Floats:
+        """Feature steps -> seconds, cut to the video."""
+        result: Floats = np.clip((steps * self.stride + 0.5 * self.window) / self.fps, 0.0, self.duration)
+        return result
+
+    def to_steps(self, seconds: Floats) -> Floats:
+        """Seconds -> feature steps (not whole)."""
+        result: Floats = (np.asarray(seconds) * self.fps - 0.5 * self.window) / self.stride
+        return result
+
+
+@dataclass(frozen=True)
+class DecodingSettings:
+    """Which points count.
+
+    Attributes:
+        min_score: of a point and class. most: of a level, best first. min_length: of a segment, steps.
+        suppression: see `thin_out`.
+    """
+
+    min_score: float = 0.001
+    most: int = 2000
+    min_length: float = 0.05
+    suppression: SuppressionSettings = field(default_factory=SuppressionSettings)
+
+
+def candidates(
+    points: Sequence[Tensor], found: Detection, row: int, settings: DecodingSettings
+) -> tuple[Floats, Floats, Ints]:
+    """Segments (N, 2) in steps, scores (N,) and classes (N,) of one sequence of a batch, before suppression."""
+    segments, scores, labels = [], [], []
+    for level, point in enumerate(points):
+        probability = found.logits[level][row].sigmoid() * found.masks[level][row, :, None]
+        flat = probability.flatten()
+        chosen = torch.nonzero(flat > settings.min_score).squeeze(-1)
+        order = flat[chosen].argsort(descending=True, stable=True)[: settings.most]
+        chosen = chosen[order]
+        place, label = chosen // probability.shape[1], chosen % probability.shape[1]
+        offset, stride, time = found.offsets[level][row][place], point[place, 3], point[place, 0]
+        segment = torch.stack([time - offset[:, 0] * stride, time + offset[:, 1] * stride], dim=1)
+        kept = segment[:, 1] - segment[:, 0] > settings.min_length
+        segments.append(segment[kept])
+        scores.append(flat[chosen][kept])
+        labels.append(label[kept])
+    parts = (torch.cat(column).detach().cpu().numpy() for column in (segments, scores, labels))
+    return tuple(parts)  # type: ignore[return-value]  # three of them
+
+
+@torch.no_grad()
+def detect(
+    model: ActionFormer, features: Tensor, grid: FeatureGrid, settings: DecodingSettings
+) -> tuple[Floats, Floats, Ints]:
+    """Segments of one video.
+
+    Args:
+        model: in evaluation mode. features: (C, T) on the model's device. grid: of the features.
+        settings: of decoding and suppression.
+
+    Returns:
+        segments (N, 2) in seconds, scores (N,), classes (N,); best first.
+    """
+    length = features.shape[-1]
+    padded = model.config.padded_length(length)
+    mask = torch.arange(padded, device=features.device)[None] < length
+    found = model(torch.nn.functional.pad(features, (0, padded - length))[None], mask)
+    rows = candidates(model.points(padded, features.device), found, 0, settings)
+    segments, scores, labels = thin_out(*rows, settings.suppression)
+    return grid.to_seconds(segments), scores, labels

@@ -1,0 +1,94 @@
+"""Training of the temporal detector on feature sequences (ActionFormer)."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor, nn
+
+from internvideo.data.batch import FeatureBatch
+from internvideo.objectives.detection import detection_loss, point_targets
+from internvideo.pretraining.gradient_cache import Gather, alone
+from internvideo.tasks.temporal_localization.model import ActionFormer
+from internvideo.tasks.temporal_localization.nms import SuppressionSettings
+from internvideo.tasks.temporal_localization.segment_decoding import DecodingSettings
+
+
+class LocalisationSettings(BaseModel):
+    """The losses, and how segments are found in testing (ActionFormer's configs)."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    label_smoothing: float = Field(0.0, ge=0.0, lt=1.0)
+    loss_weight: float = Field(1.0, description="of the offsets; 0 or less balances them with the classes")
+    initial_norm: float = Field(100.0, gt=0.0, description="first value of the running number of positive points")
+    centre_radius: float = Field(1.5, gt=0.0, description="strides around a segment's centre that answer for it")
+    sigma: float = Field(0.5, gt=0.0, description="testing: of the Gaussian that lowers overlapping segments")
+    voting: float = Field(0.0, ge=0.0, le=1.0, description="testing: tIoU of segments that shape a found one; 0: none")
+    voting_weight: Literal["score", "score_x_overlap"] = Field("score", description="testing: weight of such a vote")
+    most: int = Field(200, ge=1, description="testing: segments of a video")
+    min_score: float = Field(0.001, ge=0.0, lt=1.0, description="testing: of a segment")
+    min_length: float = Field(0.05, ge=0.0, description="testing: of a segment, feature steps")
+    overlaps: tuple[float, ...] = Field(
+        (0.3, 0.4, 0.5, 0.6, 0.7), min_length=1, description="testing: tIoU thresholds of the mAP"
+    )
+    recall: Literal["classes", "moments"] = Field(
+        "classes", description="testing: recall as ActivityNet's mean over classes, or as Ego4D's moment queries"
+    )
+
+    def decoding(self, *, classes: int) -> DecodingSettings:
+        """Settings of `detect` for a head of so many classes; with one class suppression is over all segments."""
+        suppression = SuppressionSettings(
+            sigma=self.sigma,
+            min_score=self.min_score,
+            most=self.most,
+            per_class=classes > 1,
+            voting=self.voting,
+            voting_weight=self.voting_weight,
+        )
+        return DecodingSettings(min_score=self.min_score, min_length=self.min_length, suppression=suppression)
+
+
+class LocalisationStage(nn.Module):
+    """Focal and DIoU loss of ActionFormer. The number of positive points of all processes is averaged over steps."""
+
+    normaliser: Tensor
+
+    def __init__(self, model: ActionFormer, settings: LocalisationSettings, gather: Gather = alone) -> None:
+        super().__init__()
+        self.model = model
+        self.settings = settings
+        self.gather = gather
+        self.register_buffer("normaliser", torch.tensor(settings.initial_norm))
+
+    def targets(self, batch: FeatureBatch) -> tuple[Tensor, Tensor]:
+        """Classes (B, P, K) and distances (B, P, 2) of all levels' points."""
+        points = torch.cat(self.model.points(batch.features.shape[-1], batch.features.device))
+        settings, classes = self.settings, self.model.config.classes
+        made = [
+            point_targets(points, segments, labels, classes, radius=settings.centre_radius)
+            for segments, labels in zip(batch.segments, batch.labels, strict=True)
+        ]
+        return torch.stack([classes for classes, _ in made]), torch.stack([distances for _, distances in made])
+
+    def forward(self, batch: FeatureBatch, generator: torch.Generator) -> dict[str, Tensor]:
+        """{"loss", "class_loss", "offset_loss"}."""
+        targets, distances = self.targets(batch)
+        found = self.model(batch.features, batch.mask)
+        valid = torch.cat(found.masks, dim=1)
+        with torch.no_grad():
+            positive = self.gather(((targets.sum(dim=-1) > 0) & valid).sum().reshape(1))
+            if self.training:
+                self.normaliser.mul_(0.9).add_(0.1 * positive.sum().clamp(min=1))
+        return detection_loss(
+            torch.cat(found.logits, dim=1),
+            torch.cat(found.offsets, dim=1),
+            valid,
+            targets,
+            distances,
+            normaliser=self.normaliser / len(positive),
+            smoothing=self.settings.label_smoothing,
+            weight=self.settings.loss_weight,
+        )

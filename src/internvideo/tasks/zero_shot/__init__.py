@@ -1,0 +1,1 @@
+"""Zero-shot recognition from class names."""

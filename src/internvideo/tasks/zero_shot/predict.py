@@ -1,0 +1,102 @@
+"""Videos against prompted class names, no class seen in training (multi-modalities-downstream)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import cast
+
+import numpy as np
+import torch
+from torch import nn
+
+from internvideo.data.manifest import Manifest
+from internvideo.errors import RecipeError
+from internvideo.metrics import bootstrap
+from internvideo.metrics.classification import mean_class_accuracy, merge_rows, top_k_hits, zero_shot_ensemble
+from internvideo.tasks.members import joined, of_each
+from internvideo.tasks.protocol import ClipProtocol, ClipSource, TextEncoder, VideoTextModel, check_labels, describe
+from internvideo.tasks.table import BOOTSTRAP, Figures, Result, Table
+from internvideo.tasks.views import evaluating, run_clips, run_texts, video_function
+from internvideo.tasks.zero_shot.templates import ACTION_TEMPLATES, fill
+
+NAME = "zero_shot"
+
+
+def predict(
+    model: nn.Module,
+    tokenizer: TextEncoder,
+    source: ClipSource,
+    manifest: Manifest,
+    clips: ClipProtocol,
+    device: torch.device,
+    *,
+    model_name: str = "",
+    templates: Sequence[str] = ACTION_TEMPLATES,
+) -> Table:
+    """Encode every view and every prompted class name.
+
+    Args:
+        model: a `VideoTextModel` on `device`. tokenizer: of its text tower.
+        source: loader over `manifest`. manifest: labelled rows. clips: how videos become clips.
+        device: where the model is.
+        model_name: for the protocol.
+        templates: sentences with one "{}".
+
+    Returns:
+        ids (N,), labels (N,), sample (R,), video (R, E), text (P, C, E), scale () of the videos read.
+
+    Raises:
+        RecipeError: rows without label, or fewer than two classes.
+        RunError: see `run_clips`.
+    """
+    labels = check_labels(manifest)
+    if len(manifest.classes) < 2:
+        raise RecipeError(manifest.source, f"{len(manifest.classes)} classes", "at least 2 class names")
+    towers = cast("VideoTextModel", model)
+    with evaluating(model, device, clips.precision):
+        text = run_texts(towers, tokenizer, fill(templates, manifest.classes), device)
+        views = run_clips(video_function(towers), source, manifest, clips, device, NAME)
+        scale = float(towers.scale)
+    arrays = {
+        "ids": np.asarray([manifest.rows[index].id for index in views.read]),
+        "labels": labels[views.read],
+        "sample": views.sample,
+        "video": views.values["video"],
+        "text": text.reshape(len(templates), len(manifest.classes), -1),
+        "scale": np.asarray(scale),
+    }
+    protocol = {**describe(model, model_name, manifest, clips), "templates": list(templates)}
+    return Table(NAME, arrays, {**protocol, "merge": "softmax mean over templates and views"}, views.coverage)
+
+
+def ensemble(tables: Sequence[Table]) -> Table:
+    """One table of several models', whose similarities are averaged before the soft-max (Video-Text-Retrieval).
+
+    Raises:
+        RunError: tables of other videos or views.
+    """
+    return joined(tables, ("ids", "labels", "sample"), ("text", "video", "scale"), "videos or views")
+
+
+def score(table: Table) -> Result:
+    """top1, top5 and mean_class over the template ensemble; top1_plain_name with the template "{}" alone."""
+    figures = Figures()
+    labels = table["labels"]
+    members = list(zip(*(of_each(table, name) for name in ("video", "text", "scale")), strict=True))
+
+    def merged(templates: slice) -> np.ndarray:
+        chosen = [(video, text[templates], float(scale)) for video, text, scale in members]
+        return merge_rows(zero_shot_ensemble(chosen), table["sample"], len(labels))
+
+    whole = merged(slice(None))
+    scores = {f"top{k}": top_k_hits(whole, labels, k) for k in (1, 5) if k == 1 or whole.shape[1] > k}
+    templates = list(table.protocol["templates"])
+    if "{}" in templates and len(templates) > 1:
+        place = templates.index("{}")
+        scores["top1_plain_name"] = top_k_hits(merged(slice(place, place + 1)), labels, 1)
+    for name, hits in scores.items():
+        figures.add(name, hits.mean(), bootstrap.interval(bootstrap.mean(hits), len(hits), **BOOTSTRAP))
+    predicted = whole.argmax(axis=1)
+    spread = bootstrap.interval(bootstrap.class_mean(predicted == labels, labels), len(labels), **BOOTSTRAP)
+    figures.add("mean_class", mean_class_accuracy(predicted, labels), spread)
+    return figures.result(table, chance_top1=1 / whole.shape[1])

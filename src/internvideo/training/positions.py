@@ -1,0 +1,55 @@
+"""The fixed positions that a fine-tuned masked encoder starts from: those of its weights' clip, at the recipe's size.
+
+Positions that are not learned are in no weights file, so the recipe tells them, also the one that is saved beside the
+weights. Source: run_class_finetuning.py.
+"""
+
+from __future__ import annotations
+
+import copy
+
+from internvideo.models.factory import configure
+from internvideo.models.videomae import VideoMAEConfig, VideoMAEPretrain
+from internvideo.recipe import MODELS, Recipe
+from internvideo.weights.initialize import masked_parts, native_clip
+
+
+def with_positions(recipe: Recipe) -> Recipe:
+    """The recipe with `position_table` and `native_clip` of every masked encoder that starts from another clip size.
+
+    What the recipe says itself stays; pretraining builds the table of its own clip.
+
+    Raises:
+        WeightsError: a file of `init` that cannot be read. RecipeError: overrides that do not fit.
+    """
+    if not recipe.init or MODELS[recipe.model.name].build is VideoMAEPretrain:
+        return recipe
+    overrides = copy.deepcopy(recipe.model.overrides)
+    for part, config in masked_parts(configure(recipe.model.name, overrides)).items():
+        path = recipe.init.get(part) or recipe.init.get("weights")
+        settings = overrides.get(part, {}) if part else overrides
+        said = settings.get("position_table")
+        if path is None or config.learnable_positions or "native_clip" in settings or said == "native":
+            continue
+        clip = native_clip(path, config.tubelet)
+        if said is not None or clip != (config.image_size, config.frames):
+            settings = {**settings, "position_table": "resized", "native_clip": list(clip)}
+            overrides |= {part: settings} if part else settings
+    return recipe.model_copy(update={"model": recipe.model.model_copy(update={"overrides": overrides})})
+
+
+def told(recipe: Recipe) -> tuple[str, ...]:
+    """One line for each masked encoder whose fixed positions are resized."""
+    parts = masked_parts(configure(recipe.model.name, recipe.model.overrides))
+    return tuple(_line(part, config) for part, config in parts.items() if _is_resized(config))
+
+
+def _is_resized(config: VideoMAEConfig) -> bool:
+    own = (config.image_size, config.frames)
+    return config.position_table == "resized" and not config.learnable_positions and config.native_clip != own
+
+
+def _line(part: str, config: VideoMAEConfig) -> str:
+    name = f"{part}.pos_embed" if part else "pos_embed"
+    size, frames = config.native_clip
+    return f"{name} resized from {size} px, {frames} frames to {config.image_size} px, {config.frames} frames"

@@ -1,0 +1,1 @@
+"""Files and streams to frames: open, index, read, walk, live, write."""

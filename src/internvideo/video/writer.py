@@ -1,0 +1,156 @@
+"""Write a video file from RGB frames: the same frames and settings give the same bytes, and never half a file."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Iterable, Mapping
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import av
+import numpy as np
+from numpy.typing import NDArray
+
+from internvideo.errors import VideoError
+
+# Encoder -> (its option for settings of its own, those that repeatable bytes need).
+_X264 = ("x264-params", "cpu-independent=1")
+_REPEATABLE = {
+    # Its macroblock tree is summed up in another order with each instruction set, and with AVX-512 in another one each
+    # time, which changes the pictures; the plain routine costs nothing to speak of (0.4 % larger files).
+    "libx264": _X264,
+    "libx264rgb": _X264,
+    # It keeps its own threads and banner; its frame threads would make the bytes depend on the machine.
+    "libx265": ("x265-params", "log-level=none:pools=none:frame-threads=1"),
+}
+
+
+def write_video(
+    path: str | os.PathLike[str],
+    frames: Iterable[NDArray[np.uint8]],
+    fps: float | Fraction,
+    *,
+    codec: str = "libx264",
+    crf: int | None = 18,
+    pixel_format: str = "yuv420p",
+    gop: int = 12,
+    options: Mapping[str, str] | None = None,
+) -> int:
+    """Encode frames into `path`; the container follows from the name (.mp4, .mkv, .webm, .avi ...).
+
+    The file appears under its name only when it is complete: it is written beside it, synced and renamed.
+    Equal frames and settings give equal bytes, time after time, with any software encoder of `av`: one encoder thread,
+    no date and no version in the file. libx264, libx264rgb and libsvtav1 give the same bytes on every kind of CPU as
+    well; libx265 chooses differently with other instruction sets, so its bytes hold for one kind of CPU. Another
+    version of an encoder may give others. tests/video/test_video_writer.py repeats both.
+
+    Args:
+        frames: (H, W, 3) uint8 RGB pictures, all of one size; an iterable is enough, one picture is held at a time.
+        fps: pictures a second.
+        crf: constant quality of x264, x265, VP9 and AV1 (0 is best); None leaves the codec's default.
+        pixel_format: as stored; "yuv420p" needs even sides.
+        gop: longest distance of two key frames, in frames.
+        options: further settings of the encoder, as text.
+
+    Returns: the number of frames written.
+
+    Raises:
+        VideoError: no frames, a codec or size that cannot be encoded, a full disk.
+        ValueError: a frame that is not (H, W, 3) uint8 or of another size than the first.
+    """
+    target = Path(path)
+    if not target.parent.is_dir():
+        raise VideoError(target, "its folder does not exist", do="make the folder first")
+    handle, name = tempfile.mkstemp(prefix=f".{target.stem[:40]}.", suffix=target.suffix or ".mp4", dir=target.parent)
+    os.close(handle)
+    temporary = Path(name)
+    settings = {"threads": "1", **({} if crf is None else {"crf": str(crf)}), **dict(options or {})}
+    try:
+        settings |= _repeatable(codec, settings)
+        count = _encode(temporary, frames, Fraction(fps).limit_denominator(1001), codec, pixel_format, gop, settings)
+        if count == 0:
+            raise VideoError(target, "no frames to write")
+        with temporary.open("rb") as written:
+            os.fsync(written.fileno())
+        os.chmod(temporary, 0o666 & ~_umask())
+        os.replace(temporary, target)
+    except (av.error.FFmpegError, OSError, _UnfitError) as error:
+        why = getattr(error, "strerror", None) or str(error)
+        raise VideoError(target, f"cannot be written with {codec}, {pixel_format}: {why}") from error
+    finally:
+        temporary.unlink(missing_ok=True)
+    return count
+
+
+def _encode(
+    path: Path,
+    frames: Iterable[NDArray[np.uint8]],
+    fps: Fraction,
+    codec: str,
+    pixel_format: str,
+    gop: int,
+    settings: dict[str, str],
+) -> int:
+    count = 0
+    size: tuple[int, ...] = ()
+    stream: Any = None
+    # bitexact leaves the writing library's version and the date out of the file.
+    with _open(path) as container:
+        for frame in frames:
+            if frame.dtype != np.uint8 or frame.ndim != 3 or frame.shape[2] != 3:
+                raise ValueError(f"frame {count} is {frame.dtype} {frame.shape}, not (H, W, 3) uint8")
+            if stream is None:
+                size = frame.shape
+                stream = _add_stream(container, codec, fps, settings)
+                stream.height, stream.width = size[:2]
+                stream.pix_fmt = pixel_format
+                stream.codec_context.gop_size = gop
+            if frame.shape != size:
+                raise ValueError(f"frame {count} has shape {frame.shape}, the first one {size}")
+            picture = av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24")
+            picture.pts, picture.time_base = count, 1 / fps
+            container.mux(stream.encode(picture))
+            count += 1
+        if stream is not None:
+            container.mux(stream.encode(None))
+    return count
+
+
+def _repeatable(codec: str, settings: Mapping[str, str]) -> dict[str, str]:
+    """The encoder's own settings, before those of the caller, that make its bytes the same every time."""
+    try:
+        encoder = av.codec.Codec(codec, "w").name  # "h264" stands for libx264 here, for another encoder there
+    except ValueError as error:
+        raise _UnfitError(f"no such encoder here: {error}") from error
+    key, ours = _REPEATABLE.get(encoder, ("", ""))
+    return {key: ":".join(filter(None, (ours, settings.get(key, ""))))} if key else {}
+
+
+class _UnfitError(Exception):
+    """The file name, the codec and the settings do not go together."""
+
+
+def _open(path: Path) -> Any:
+    try:
+        return av.open(os.fspath(path), "w", container_options={"fflags": "+bitexact"})
+    except ValueError as error:  # no container of this name
+        raise _UnfitError(str(error)) from error
+
+
+def _add_stream(container: Any, codec: str, fps: Fraction, settings: dict[str, str]) -> Any:
+    try:
+        stream = container.add_stream(codec, rate=fps, options=settings)
+    except ValueError as error:  # not in this container
+        raise _UnfitError(str(error)) from error
+    stream.codec_context.time_base = 1 / fps
+    stream.codec_context.thread_count = 1
+    return stream
+
+
+def _umask() -> int:
+    """The process's umask (it can only be read by setting it)."""
+    mask = os.umask(0o022)
+    os.umask(mask)
+    return mask

@@ -1,0 +1,152 @@
+"""Start a multimodal encoder from CLIP: which tensors come over, which start afresh, which are left behind.
+
+Source: uniformerv2_model.py, Multi-Modalities-Pretraining (video-language model), viclip.py.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from internvideo.errors import WeightsError
+from internvideo.models.positions import fit_positions
+from internvideo.models.uniformerv2 import UniFormerV2
+from internvideo.models.viclip import ViCLIP
+from internvideo.models.video_language import VideoLanguage
+from internvideo.weights.key_tables import CLIP
+from internvideo.weights.state import load_state
+from internvideo.weights.transformers_names import published_clip
+
+_ADDED = r"query|balance|global_blocks\..*|local[12]\..*"
+"""What UniFormerV2 adds to CLIP's image transformer."""
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """How CLIP's tensors (named as in `clip.Clip`) map onto a model.
+
+    Attributes:
+        renamed: (regular expression of the source, template of ours), first match decides; others keep their name.
+        dropped: sources that the model has no place for.
+        fresh: names of ours that CLIP does not fill.
+    """
+
+    renamed: tuple[tuple[str, str], ...]
+    dropped: str
+    fresh: str
+
+
+_PLANS: dict[type[nn.Module], _Plan] = {
+    UniFormerV2: _Plan(
+        renamed=((r"visual\.(.*)", r"\1"),),
+        dropped=r"visual\.(norm\..*|projection)|text\..*|logit_scale",
+        fresh=rf"{_ADDED}|proj\..*",
+    ),
+    VideoLanguage: _Plan(
+        renamed=((r"visual\.norm\.(.*)", r"visual_norm.\1"), (r"visual\.projection", "visual_projection")),
+        dropped="",
+        fresh=rf"visual\.({_ADDED})|text\.mask_embedding|caption_decoder\..*",
+    ),
+    ViCLIP: _Plan(renamed=(), dropped="logit_scale", fresh=r"visual\.time_embedding|temperature"),
+}
+
+
+@dataclass(frozen=True)
+class ClipImport:
+    """What happened.
+
+    Attributes:
+        filled: our names that came from CLIP.
+        fresh: our names that keep their initialisation.
+        dropped: names (as in `clip.Clip`) that were left behind.
+        resized: which positions were resized.
+    """
+
+    filled: tuple[str, ...]
+    fresh: tuple[str, ...]
+    dropped: tuple[str, ...]
+    resized: tuple[str, ...]
+
+
+def from_clip(model: nn.Module, state: Mapping[str, Tensor], where: object = "CLIP state dict") -> ClipImport:
+    """Fill a multimodal encoder, in place, with the weights of an image-text model.
+
+    The image kernel becomes a video kernel that reads the middle frame alone. Positions of patches are resized for
+    another picture (UniFormerV2's issue 12), those of words are cut for a shorter context.
+
+    Args:
+        model: `UniFormerV2`, `VideoLanguage` or `ViCLIP`.
+        state: in the public CLIP layout, transformers', or the state dict of our own `clip.Clip`; any precision.
+        where: file or source, for messages.
+
+    Raises:
+        WeightsError: a tensor of CLIP that has no place and is not dropped on purpose, one of ours that CLIP should
+            fill and does not, other shapes, values that are not finite. The model is then unchanged.
+        ValueError: another class of model.
+    """
+    plan = _PLANS.get(type(model))
+    if plan is None:
+        raise ValueError(f"{type(model).__name__} does not start from CLIP")
+    own = model.state_dict()
+    filled: dict[str, Tensor] = {}
+    dropped = []
+    for source, tensor in _our_layout(model, state, where).items():
+        name = _renamed(plan.renamed, source)
+        if re.fullmatch(plan.dropped, source) or (source.endswith("projection") and name not in own):
+            dropped.append(source)
+        elif name in own:
+            filled[name] = _fitted(name, tensor, own[name])
+        else:
+            raise WeightsError(where, f"no place for {source}", do="the model is smaller or of another kind")
+    fresh = [name for name in own if name not in filled]
+    missing = [name for name in fresh if not re.fullmatch(plan.fresh, name)]
+    if missing:
+        raise WeightsError(where, f"missing {', '.join(missing[:5])}", do="the model is larger or of another kind")
+    filled, resized = fit_positions(model, filled)
+    load_state(model, {**own, **filled}, where)
+    return ClipImport(tuple(filled), tuple(fresh), tuple(dropped), resized)
+
+
+def _our_layout(model: nn.Module, state: Mapping[str, Tensor], where: object) -> dict[str, Tensor]:
+    """The state dict under the names of `clip.Clip`."""
+    if "visual.stem.conv.weight" in state:
+        return dict(state)
+    ours: dict[str, Tensor] = {}
+    public = published_clip(state) if "vision_model.embeddings.class_embedding" in state else state
+    for key, tensor in public.items():
+        rule = CLIP.find(key)
+        if rule is not None:
+            ours.update(zip(rule.names(key) or (), rule.apply(tensor, model), strict=True))
+        elif not CLIP.ignores(key):
+            raise WeightsError(where, f"unknown tensor {key}", "the public CLIP layout")
+    return ours
+
+
+def _renamed(rules: Iterable[tuple[str, str]], source: str) -> str:
+    for pattern, template in rules:
+        match = re.fullmatch(pattern, source)
+        if match is not None:
+            return match.expand(template)
+    return source
+
+
+def _fitted(name: str, tensor: Tensor, own: Tensor) -> Tensor:
+    """The tensor in the shape of ours where the rules allow it, otherwise as it is (and refused for its shape)."""
+    if name.endswith("stem.conv.weight"):
+        return _inflated(tensor, own)
+    if name == "text.positional_embedding" and tensor.dim() == 2 and len(tensor) > len(own):
+        return tensor[: len(own)]
+    return tensor
+
+
+def _inflated(kernel: Tensor, own: Tensor) -> Tensor:
+    """Kernel (D, 3, 1, p, p) -> (D, 3, kt, p, p): zero but for the middle frame."""
+    if kernel.dim() != 5 or kernel.shape[2] == own.shape[2]:
+        return kernel
+    wide = torch.zeros(*kernel.shape[:2], own.shape[2], *kernel.shape[3:], dtype=kernel.dtype, device=kernel.device)
+    wide[:, :, own.shape[2] // 2] = kernel[:, :, 0]
+    return wide

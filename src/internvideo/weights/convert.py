@@ -1,0 +1,227 @@
+"""Checkpoints of other programs to safetensors, without trusting them.
+
+A .pth, .pt, .bin or .ckpt file is a pickle, and unpickling runs what the file says. Here another process reads it as
+data (unpickle.py), and only tensors come back, as a safetensors file with a manifest beside it.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from internvideo import __version__, untrusted
+from internvideo.errors import WeightsError
+from internvideo.storage import atomic_path, read_metadata, read_safetensors, write_safetensors, write_text
+from internvideo.weights.layouts import OVERRIDES
+
+PROGRAM = "import sys; sys.path.append(sys.argv[1]); from internvideo.weights.unpickle import main; main()"
+PICKLES = ".pth, .pt, .bin or .ckpt"
+
+
+@dataclass(frozen=True)
+class Conversion:
+    """What was converted; the manifest holds the same.
+
+    Attributes:
+        layout: "zip", "torchscript", "legacy", or "safetensors" that settings were added to.
+        key: under which the tensors stood in the source, "" for none.
+        tensors, parameters: how many tensors, and numbers in them.
+        dtypes: type as safetensors names it -> tensors of it.
+        dropped: what stood in the source beside the tensors, by name.
+        globals: names that the pickle asked for; all of them are on the list of allowed ones.
+    """
+
+    source: Path
+    output: Path
+    manifest: Path
+    source_sha256: str
+    output_sha256: str
+    layout: str
+    key: str
+    tensors: int
+    parameters: int
+    dtypes: dict[str, int]
+    dropped: list[str]
+    globals: list[str]
+
+
+def convert(
+    source: str | os.PathLike[str],
+    output: str | os.PathLike[str] | None = None,
+    *,
+    memory_gb: float = 4.0,
+    seconds: int = 600,
+    float32: bool = False,
+    key: str = "",
+    overrides: Mapping[str, object] | None = None,
+) -> Conversion:
+    """Convert a torch checkpoint to safetensors, in another process and without running anything of it.
+
+    Args:
+        source: what torch.save or torch.jit.save wrote.
+        output: the .safetensors file; by default beside the source. Its manifest is called the same with .json.
+        memory_gb: what the process may use; tensors are streamed, so a few hundred MB are enough for most files.
+        seconds: how long it may take.
+        float32: half precision and double to float32; otherwise every tensor keeps its type.
+        key: which of several state dicts ("model_ema"), a path with dots; "" looks for the model's own.
+        overrides: settings of the model that its tensors do not tell, such as heads, nested as in `create_model`; they
+            are kept in the file, and `internvideo.load` builds the model with them.
+
+    Raises:
+        WeightsError: not a checkpoint, a damaged one, or one that asks for anything but tensors. Nothing is written.
+        RunError: the output cannot be written.
+    """
+    source = Path(source)
+    output = source.with_suffix(".safetensors") if output is None else Path(output)
+    if output.suffix != ".safetensors":
+        raise WeightsError(output, "the output has another ending", ".safetensors", "change --output")
+    if output == source and overrides:
+        raise WeightsError(output, "would be replaced", "another file", "name one with --output")
+    manifest = output.with_suffix(".json")
+    if manifest.exists() and not _is_manifest(manifest):
+        found = "would be replaced by the manifest of the conversion, and is something else"
+        raise WeightsError(manifest, found, "", "change --output")
+    if source.is_dir() and any(source.glob("*.distcp")):
+        do = f"run python -m torch.distributed.checkpoint.format_utils dcp_to_torch {source} FILE.pth, and convert that"
+        raise WeightsError(source, "is a distributed checkpoint, whose tensors lie in parts", "one file", do)
+    if source.is_dir() or not source.exists():
+        raise WeightsError(source, "is a folder" if source.is_dir() else "no such file", f"a {PICKLES} file")
+    if not source.is_file():
+        raise WeightsError(source, "is no ordinary file", f"a {PICKLES} file")
+    if source.suffix == ".safetensors" and not overrides:
+        read_metadata(source)
+        do = "use it as it is; overrides (--set) alone are added to such a file"
+        raise WeightsError(source, "is a safetensors file already: nothing to convert", "", do)
+    try:
+        file = source.open("rb")
+    except OSError as error:
+        raise WeightsError(source, f"cannot be read: {error.strerror}", f"a {PICKLES} file") from error
+    with file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+        file.seek(0)
+        metadata = {"format": "pt", "source": ascii(source.name)[1:-1], "source_sha256": digest}
+        if overrides:
+            metadata[OVERRIDES] = json.dumps(overrides)
+        if source.suffix == ".safetensors":
+            return _with_settings(source, output, metadata, manifest)
+        settings = {
+            "memory": int(memory_gb * 1e9),
+            "seconds": seconds,
+            "written": 8 * source.stat().st_size + (1 << 27),
+            "float32": float32,
+            "key": key,
+            "metadata": metadata,
+        }
+        with atomic_path(output) as temporary:
+            with temporary.open("wb") as target:
+                report = _run(file, target, settings, source)
+            read_metadata(temporary)  # the library itself reads the header
+            with temporary.open("rb") as written:
+                sha256 = hashlib.file_digest(written, "sha256").hexdigest()
+    return _kept(
+        Conversion(
+            source=source, output=output, manifest=manifest, source_sha256=digest, output_sha256=sha256, **report
+        )
+    )
+
+
+def _with_settings(source: Path, output: Path, metadata: dict[str, str], manifest: Path) -> Conversion:
+    """The same tensors with further metadata."""
+    state, own = read_safetensors(source)
+    write_safetensors(output, state, {**own, **metadata})
+    with output.open("rb") as written:
+        sha256 = hashlib.file_digest(written, "sha256").hexdigest()
+    types = Counter(str(value.dtype).removeprefix("torch.") for value in state.values())
+    numbers = sum(value.numel() for value in state.values())
+    return _kept(
+        Conversion(
+            source,
+            output,
+            manifest,
+            source_sha256=metadata["source_sha256"],
+            output_sha256=sha256,
+            layout="safetensors",
+            key="",
+            tensors=len(state),
+            parameters=numbers,
+            dtypes=dict(types),
+            dropped=[],
+            globals=[],
+        )
+    )
+
+
+def _kept(conversion: Conversion) -> Conversion:
+    """The same, once its manifest is written."""
+    told = {name: str(value) if isinstance(value, Path) else value for name, value in asdict(conversion).items()}
+    told |= {"program": f"internvideo {__version__}", "date": datetime.now(UTC).isoformat(timespec="seconds")}
+    write_text(conversion.manifest, json.dumps(told, indent=2) + "\n")
+    return conversion
+
+
+def _is_manifest(path: Path) -> bool:
+    """Whether a file is the manifest of an earlier conversion."""
+    try:
+        told = untrusted.read_json(path, untrusted.MOST_SETTINGS)
+    except (OSError, ValueError):
+        return False
+    return isinstance(told, dict) and {"source_sha256", "output_sha256"} <= told.keys()
+
+
+def _run(file: BinaryIO, target: BinaryIO, settings: dict[str, Any], source: Path) -> dict[str, Any]:
+    """Start the process and wait for its report. Raises WeightsError, or OSError where the disk is full."""
+    root = Path(__file__).parents[2]
+    command = [sys.executable, "-I", "-S", "-B", "-c", PROGRAM, str(root), json.dumps(settings)]
+    slow = WeightsError(
+        source,
+        f"took longer than {settings['seconds']} s to read",
+        "",
+        "if you trust the file, give it more with --seconds",
+    )
+    try:
+        done = subprocess.run(
+            command,
+            stdin=file,
+            stdout=target,
+            stderr=subprocess.PIPE,
+            env={},
+            cwd="/",
+            timeout=settings["seconds"] + 1,
+            check=False,
+            start_new_session=True,
+        )
+    except subprocess.TimeoutExpired as error:
+        raise slow from error
+    if done.returncode == -signal.SIGXCPU:
+        raise slow
+    try:
+        report: dict[str, Any] = untrusted.parse_json(done.stderr)
+    except ValueError as error:
+        raise WeightsError(
+            source, f"cannot be read: the reading process ended with {done.returncode}", f"a {PICKLES} file"
+        ) from error
+    if "refused" in report:
+        raise WeightsError(source, *report["refused"])
+    if "memory" in report:
+        raise WeightsError(
+            source,
+            f"needs more than {settings['memory'] / 1e9:g} GB to read",
+            "",
+            "if you trust the file, give it more with --memory",
+        )
+    if report.get("errno") in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):  # of the output
+        raise OSError(report["errno"], os.strerror(report["errno"]))
+    if "errno" in report:
+        raise WeightsError(source, f"cannot be read: {os.strerror(report['errno'])}", f"a {PICKLES} file")
+    return report

@@ -1,0 +1,205 @@
+"""The weight tables of the multimodal family: published names -> ours.
+
+Source: published checkpoints (keys), uniformerv2_model.py (CLIP names), multi-modalities-downstream (buffers of the
+caption decoder).
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from internvideo.errors import WeightsError
+from internvideo.models.caption_decoder import CaptionDecoder
+from internvideo.models.clip import Clip
+from internvideo.models.heads import RankedMultipleChoice, SimilarMultipleChoice, VideoQuestionAnswering
+from internvideo.models.uniformerv2 import UniFormerV2
+from internvideo.models.viclip import ViCLIP
+from internvideo.models.video_language import VideoLanguage
+from internvideo.weights.key_rules import Rule, WeightTable
+
+_WB = r"(weight|bias)"
+
+
+def _split_key_value(tensor: Tensor, model: nn.Module) -> tuple[Tensor, ...]:
+    """One projection [key; value] -> two."""
+    return tensor.chunk(2)
+
+
+def _frame_kernel(tensor: Tensor, model: nn.Module) -> tuple[Tensor, ...]:
+    """Image kernel (D, 3, p, p) -> (D, 3, 1, p, p); a video kernel stays as it is."""
+    return (tensor.unsqueeze(2) if tensor.dim() == 4 else tensor,)
+
+
+def _zeros(tensor: Tensor, model: nn.Module) -> tuple[Tensor, ...]:
+    """The shift of a bias-free norm: we have none, so it must be zero."""
+    if bool(tensor.count_nonzero()):
+        raise WeightsError("norm.beta", "not zero", "zeros", "take another checkpoint")
+    return ()
+
+
+def _rotary(tensor: Tensor, model: nn.Module) -> tuple[Tensor, ...]:
+    """Rotary frequencies, which we compute: they must be 10000^(-2i/d), in whatever precision they were stored."""
+    head = 2 * len(tensor)
+    expected = 1.0 / 10000 ** (torch.arange(0, head, 2, device=tensor.device).float() / head)
+    if not torch.allclose(tensor.float(), expected, rtol=1e-3, atol=1e-6):
+        raise WeightsError(
+            "rotary_emb.inv_freq", "other frequencies", "10000^(-2i/d)", "not a checkpoint of this decoder"
+        )
+    return ()
+
+
+def _layers(official: str, ours: str) -> tuple[Rule, ...]:
+    """CLIP's layers: `official` ends before the leaf names and holds one group, the layer's number."""
+    leaves = (
+        (rf"attn\.in_proj_{_WB}", "attn.qkv"),
+        (rf"attn\.out_proj\.{_WB}", "attn.proj"),
+        (rf"mlp\.c_fc\.{_WB}", "mlp.fc1"),
+        (rf"mlp\.c_proj\.{_WB}", "mlp.fc2"),
+        (rf"ln_1\.{_WB}", "norm1"),
+        (rf"ln_2\.{_WB}", "norm2"),
+        (rf"ln_3\.{_WB}", "norm_context"),
+    )
+    return tuple(Rule(rf"{official}\.{leaf}", (rf"{ours}.\1.{name}.\2",)) for leaf, name in leaves)
+
+
+def _stem(official: str, ours: str) -> tuple[Rule, ...]:
+    return (
+        Rule(rf"{official}conv1\.weight", (rf"{ours}stem.conv.weight",), _frame_kernel),
+        Rule(rf"{official}(class_embedding|positional_embedding)", (rf"{ours}stem.\1",)),
+        Rule(rf"{official}ln_pre\.{_WB}", (rf"{ours}stem.norm.\1",)),
+        *_layers(rf"{official}transformer\.resblocks\.(\d+)", f"{ours}blocks"),
+    )
+
+
+def _uniformer(official: str, ours: str) -> tuple[Rule, ...]:
+    local = rf"{official}transformer\.resblocks\.(\d+)\.lmhra([12])\.pos_embed"
+    return (
+        *_stem(official, ours),
+        Rule(rf"{official}transformer\.temporal_cls_token", (f"{ours}query",)),
+        Rule(rf"{official}transformer\.balance", (f"{ours}balance",)),
+        Rule(rf"{official}transformer\.dpe\.(\d+)\.{_WB}", (rf"{ours}global_blocks.\1.position.\2",)),
+        *(
+            Rule(rule.official, (rule.ours[0].replace(r".\1.", r".\1.block.", 1),))
+            for rule in _layers(rf"{official}transformer\.dec\.(\d+)", f"{ours}global_blocks")
+        ),
+        Rule(rf"{official}transformer\.proj\.0\.{_WB}", (rf"{ours}proj.norm.\1",)),
+        Rule(rf"{official}transformer\.proj\.2\.{_WB}", (rf"{ours}proj.linear.\1",)),
+        Rule(
+            rf"{local}\.0\.(weight|bias|running_mean|running_var|num_batches_tracked)",
+            (rf"{ours}local\2.\1.norm.\3",),
+        ),
+        *(
+            Rule(rf"{local}\.{index}\.{_WB}", (rf"{ours}local\2.\1.{name}.\3",))
+            for index, name in ((1, "reduce"), (2, "temporal"), (3, "expand"))
+        ),
+    )
+
+
+def _text(official: str, ours: str) -> tuple[Rule, ...]:
+    return (
+        Rule(rf"{official}token_embedding\.weight", (f"{ours}token_embedding.weight",)),
+        Rule(rf"{official}positional_embedding", (f"{ours}positional_embedding",)),
+        Rule(rf"{official}ln_final\.{_WB}", (rf"{ours}norm.\1",)),
+        Rule(rf"{official}text_projection", (f"{ours}projection",)),
+        Rule(rf"{official}text_mask_embedding", (f"{ours}mask_embedding",)),
+        *_layers(rf"{official}transformer\.resblocks\.(\d+)", f"{ours}blocks"),
+    )
+
+
+def _video_language(official: str, ours: str) -> tuple[Rule, ...]:
+    return (
+        *_uniformer(rf"{official}visual\.", f"{ours}visual."),
+        Rule(rf"{official}visual_ln_post\.{_WB}", (rf"{ours}visual_norm.\1",)),
+        Rule(rf"{official}visual_proj", (f"{ours}visual_projection",)),
+        Rule(rf"{official}logit_scale", (f"{ours}logit_scale",)),
+        *_text(official, f"{ours}text."),
+    )
+
+
+def _attention(official: str, ours: str) -> tuple[Rule, ...]:
+    """Multi-query attention of the caption decoder; `official` may hold groups, which `ours` uses."""
+    return (
+        Rule(rf"{official}to_q\.weight", (f"{ours}q.weight",)),
+        Rule(rf"{official}to_kv\.weight", (f"{ours}k.weight", f"{ours}v.weight"), _split_key_value),
+        Rule(rf"{official}to_out\.weight", (f"{ours}out.weight",)),
+    )
+
+
+def _caption(official: str, ours: str) -> tuple[Rule, ...]:
+    words = rf"{official}multimodal_layers\.(\d+)\.0\.fn\."
+    visual = rf"{official}multimodal_layers\.(\d+)\.1\.fn\."
+    return (
+        Rule(rf"{official}.*\.beta", (), _zeros),
+        Rule(rf"{official}.*\.inv_freq", (), _rotary),
+        Rule(rf"{official}visual_queries", (f"{ours}queries",)),
+        Rule(rf"{official}visual_attn_pooler\.norm\.gamma", (f"{ours}query_norm.weight",)),
+        Rule(rf"{official}visual_attn_pooler\.context_norm\.gamma", (f"{ours}context_norm.weight",)),
+        *_attention(rf"{official}visual_attn_pooler\.", f"{ours}pooler."),
+        Rule(rf"{official}visual_pooler_norm\.{_WB}", (rf"{ours}pooled_norm.\1",)),
+        Rule(rf"{official}text_norm\.{_WB}", (rf"{ours}text_norm.\1",)),
+        Rule(rf"{words}norm\.gamma", (rf"{ours}layers.\1.words.norm.weight",)),
+        Rule(rf"{words}fused_attn_ff_proj\.weight", (rf"{ours}layers.\1.words.fused.weight",)),
+        Rule(rf"{words}attn_out\.weight", (rf"{ours}layers.\1.words.attn_out.weight",)),
+        Rule(rf"{words}ff_out\.1\.weight", (rf"{ours}layers.\1.words.ff_out.weight",)),
+        Rule(rf"{visual}norm\.gamma", (rf"{ours}layers.\1.visual.norm.weight",)),
+        *_attention(visual, rf"{ours}layers.\1.visual.attn."),
+        Rule(rf"{visual}ff\.0\.weight", (rf"{ours}layers.\1.visual.fc1.weight",)),
+        Rule(rf"{visual}ff\.2\.weight", (rf"{ours}layers.\1.visual.fc2.weight",)),
+        Rule(rf"{official}predictor\.(\d)\.{_WB}", (rf"{ours}predictor.\1.\2",)),
+    )
+
+
+CLIP = WeightTable(
+    family="CLIP",
+    rules=(
+        *_stem(r"visual\.", "visual."),
+        Rule(rf"visual\.ln_post\.{_WB}", (r"visual.norm.\1",)),
+        Rule(r"visual\.proj", ("visual.projection",)),
+        Rule("logit_scale", ("logit_scale",)),
+        *_text("", "text."),
+    ),
+    ignored=("input_resolution", "context_length", "vocab_size"),
+)
+
+UNIFORMERV2 = WeightTable(family="UniFormerV2", rules=_uniformer("", ""))
+
+VIDEO_LANGUAGE = WeightTable(
+    family="InternVideo-MM",
+    rules=(*_caption(r"caption_decoder\.", "caption_decoder."), *_video_language("", "")),
+)
+
+CAPTION_DECODER = WeightTable(family="caption decoder", rules=_caption("", ""))
+
+ANSWERING = WeightTable(
+    family="multimodal downstream model",
+    rules=(
+        *_video_language(r"clip\.", "model."),
+        *_caption(r"caption_decoder\.", "model.caption_decoder."),
+        Rule(rf"(?:vqa_classifier|rank_output)\.(\d)\.{_WB}", (r"head.\1.\2",)),
+    ),
+)
+
+VICLIP = WeightTable(
+    family="ViCLIP",
+    rules=(
+        *_stem(r"vision_encoder\.", "visual."),
+        Rule(r"vision_encoder\.temporal_positional_embedding", ("visual.time_embedding",)),
+        Rule(rf"vision_encoder\.ln_post\.{_WB}", (r"visual.norm.\1",)),
+        Rule(r"vision_encoder\.proj", ("visual.projection",)),
+        Rule("temp", ("temperature",)),
+        *_text(r"text_encoder\.", "text."),
+    ),
+)
+
+MULTIMODAL_TABLES: dict[type[nn.Module], WeightTable] = {
+    Clip: CLIP,
+    UniFormerV2: UNIFORMERV2,
+    VideoLanguage: VIDEO_LANGUAGE,
+    CaptionDecoder: CAPTION_DECODER,
+    VideoQuestionAnswering: ANSWERING,
+    RankedMultipleChoice: ANSWERING,
+    SimilarMultipleChoice: ANSWERING,
+    ViCLIP: VICLIP,
+}
+"""Model class -> its table; merged into weights.TABLES."""

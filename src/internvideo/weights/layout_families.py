@@ -1,0 +1,249 @@
+"""The table of published layouts: by which keys each is known, which models it may be, how its names become ours.
+
+- *VideoMAE pretraining* (InternVideo, original VideoMAE): `encoder.`, `decoder.`, `mask_token`.
+- *VideoMAE classifier* (the same two): `patch_embed`, `blocks`, `fc_norm` or `norm`, `head`; the trunk may still stand
+  under `encoder.` or `backbone.`. Without a head: an encoder alone.
+- *transformers VideoMAE* pretraining and classifier, *transformers CLIP*: see `weights.transformers_names`.
+- *UniFormerV2*: `transformer.dec`, `transformer.proj`; local blocks under `lmhra1`, `lmhra2`; no `balance` when frozen.
+- *InternVideo-MM*: `clip.visual_proj` and so on; only `clip.` is used; the rest is left out, but for a caption decoder
+  that can write (Multi-Modalities-Pretraining). *Question answering*, *multiple choice* on it: with decoder and head.
+- *ViCLIP*: `vision_encoder.`, `text_encoder.`, `temp`. *CLIP*: OpenAI's names. *Caption decoder*: alone.
+
+Source: the files that the releases load (docs/sources.md).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from internvideo.weights import layout_sizes
+from internvideo.weights import transformers_names as hugging_face
+from internvideo.weights.layout_sizes import Shapes
+
+State = Mapping[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Family:
+    """One layout; the first of `FAMILIES` that fits decides.
+
+    Attributes:
+        name: for people; several ways to write the same layout share it.
+        anchors: keys (wrappers off) that are all there.
+        models: names of MODELS it may be.
+        sizes: shapes under published names, config of one of the models -> config of the file.
+        published: keys of the file -> the names that `weights.TABLES` reads.
+        parts: beginnings of the keys that are read, all others are left out; none for every key.
+        video: path of the video tower's settings in the config.
+        frames: whether the video tower has a number of frames.
+        head: our names of the classifier's last layer, as a regular expression; "" for a model without classes.
+        classes: the setting that counts the classes.
+        masked: VideoMAE: has a number of frames and a table over both.
+        computed: fixed positions are computed for the clip that is asked for, and not resized.
+        plain: the same without its caption decoder, for who asks for the towers alone; None when there is no such.
+        kernel: a patch kernel that must have five dimensions (image models have four under the same name); "" for none.
+    """
+
+    name: str
+    anchors: tuple[str, ...]
+    models: tuple[str, ...]
+    sizes: Callable[[Shapes, Any], Any]
+    published: Callable[[State], dict[str, Tensor]] = dict
+    parts: tuple[str, ...] = ()
+    video: tuple[str, ...] = ()
+    frames: bool = True
+    head: str = ""
+    classes: str = "classes"
+    masked: bool = False
+    computed: bool = False
+    kernel: str = ""
+    plain: Family | None = None
+
+    def fits(self, state: State) -> bool:
+        """Whether the keys are those of this layout."""
+        return all(key in state for key in self.anchors) and (not self.kernel or state[self.kernel].dim() == 5)
+
+    def read(self, state: State) -> tuple[dict[str, Tensor], tuple[str, ...]]:
+        """The state dict under published names, and the keys that are left out."""
+        parts = {key: value for key, value in state.items() if not self.parts or key.startswith(self.parts)}
+        return self.published(parts), tuple(key for key in state if key not in parts)
+
+
+def _without(prefix: str) -> Callable[[State], dict[str, Tensor]]:
+    return lambda state: {key.removeprefix(prefix): value for key, value in state.items()}
+
+
+def _masked(
+    what: str,
+    name: str,
+    anchors: tuple[str, ...],
+    published: Callable[[State], dict[str, Tensor]] = dict,
+    *,
+    biased: bool = False,
+) -> Family:
+    """VideoMAE: `what` is pretrain or classifier; the patch kernel is the first anchor; `biased` as transformers'."""
+    pretrain = what == "pretrain"
+    sizes = layout_sizes.videomae_pretrain if pretrain else layout_sizes.videomae_classifier
+    return Family(
+        name=name,
+        anchors=anchors,
+        models=tuple(f"videomae-{size}-{what}" for size in ("b", "l", "h", "s", "g14", "g16", "G14")),
+        sizes=(lambda shapes, base: layout_sizes.of_transformers(shapes, sizes(shapes, base))) if biased else sizes,
+        published=published,
+        head="" if pretrain else r"head\..*",
+        masked=True,
+        computed=biased,
+        kernel=anchors[0],
+    )
+
+
+def _multimodal(prefix: str, caption: bool) -> Family:
+    """InternVideo-MM as released (`clip.`), or with that prefix off already: then everything must have a place."""
+    decoder = ("caption_decoder.",) if caption else ()
+    writer = tuple(f"{part}predictor.4.weight" for part in decoder)
+    suffix = "-caption" if caption else ""
+    return Family(
+        name="InternVideo-MM with a caption decoder" if caption else "InternVideo-MM",
+        anchors=(f"{prefix}visual.transformer.temporal_cls_token", f"{prefix}token_embedding.weight", *writer),
+        models=(f"internvideo-mm-l14{suffix}", f"internvideo-mm-b16{suffix}"),
+        sizes=layout_sizes.video_language,
+        published=_without(prefix),
+        parts=(prefix, *decoder) if prefix else (),
+        video=("vision",),
+        plain=_multimodal(prefix, caption=False) if prefix and caption else None,
+    )
+
+
+_ANSWERING = ("clip.", "caption_decoder.", "vqa_classifier.", "rank_output.")
+_CLIP = ("clip-b32", "clip-b16", "clip-l14", "clip-l14-336")
+_TRANSFORMERS = "embeddings.patch_embeddings.projection.weight"
+_BRIDGE = ("encoder_to_decoder.weight", "mask_token")
+
+FAMILIES: tuple[Family, ...] = (
+    _masked(
+        "pretrain",
+        "transformers VideoMAE pretraining",
+        (f"videomae.{_TRANSFORMERS}", *_BRIDGE),
+        hugging_face.published_pretraining,
+        biased=True,
+    ),
+    *(
+        _masked(
+            "classifier",
+            "transformers VideoMAE classifier",
+            (f"{prefix}{_TRANSFORMERS}", f"{prefix}encoder.layer.0.layernorm_before.weight"),
+            hugging_face.published_classifier,
+            biased=True,
+        )
+        for prefix in ("videomae.", "")
+    ),
+    Family(
+        name="transformers CLIP",
+        anchors=("vision_model.embeddings.class_embedding", "text_model.embeddings.token_embedding.weight"),
+        models=_CLIP,
+        sizes=layout_sizes.clip,
+        published=hugging_face.published_clip,
+        frames=False,
+    ),
+    _masked("pretrain", "VideoMAE pretraining", ("encoder.patch_embed.proj.weight", *_BRIDGE)),
+    *(
+        _masked(
+            "classifier",
+            "VideoMAE classifier",
+            (f"{prefix}patch_embed.proj.weight", f"{prefix}blocks.0.mlp.fc1.weight"),
+            _without(prefix),
+        )
+        for prefix in ("encoder.", "")
+    ),
+    Family(
+        name="InternVideo-MM question answering",
+        anchors=("clip.visual.transformer.temporal_cls_token", "vqa_classifier.5.weight"),
+        models=("internvideo-mm-l14-vqa", "internvideo-mm-b16-vqa"),
+        sizes=layout_sizes.question_answering,
+        parts=_ANSWERING,
+        video=("model", "vision"),
+        head=r"head\.5\..*",
+        classes="answers",
+    ),
+    Family(
+        name="InternVideo-MM multiple choice",
+        anchors=("clip.visual.transformer.temporal_cls_token", "rank_output.5.weight"),
+        models=("internvideo-mm-l14-choice", "internvideo-mm-b16-choice"),
+        sizes=layout_sizes.multiple_choice,
+        parts=_ANSWERING,
+        video=("vision",),
+    ),
+    *(_multimodal(prefix, caption) for prefix in ("clip.", "") for caption in (True, False)),
+    Family(
+        name="ViCLIP",
+        anchors=("vision_encoder.conv1.weight", "text_encoder.token_embedding.weight"),
+        models=("viclip-l14", "viclip-b16"),
+        sizes=layout_sizes.viclip,
+    ),
+    Family(
+        name="CLIP",
+        anchors=("visual.conv1.weight", "visual.proj", "token_embedding.weight"),
+        models=_CLIP,
+        sizes=layout_sizes.clip,
+        frames=False,
+    ),
+    Family(
+        name="UniFormerV2",
+        anchors=("conv1.weight", "transformer.temporal_cls_token"),
+        models=(
+            "uniformerv2-b16",
+            "uniformerv2-l14",
+            "uniformerv2-l14-336",
+            "uniformerv2-b16-ssv2",
+            "uniformerv2-l14-ssv2",
+        ),
+        sizes=layout_sizes.uniformerv2,
+        head=r"proj\.linear\..*",
+    ),
+    Family(
+        name="caption decoder",
+        anchors=("visual_queries", "multimodal_layers.0.0.fn.fused_attn_ff_proj.weight"),
+        models=("caption-decoder-l14", "caption-decoder-b16"),
+        sizes=layout_sizes.caption_decoder,
+        frames=False,
+    ),
+)
+"""Most telling keys first."""
+
+
+OTHERS: tuple[tuple[str, str], ...] = (
+    ("SigLIP", r"logit_bias|(vision_model\.)?head\.probe"),
+    ("X-CLIP", r"mit\.position_embedding|prompts_(visual_|generator).*"),
+    (
+        "TimeSformer",
+        r"(timesformer\.)?encoder\.layer\.0\.temporal_attention\..*|(model\.)?blocks\.0\.temporal_attn\..*",
+    ),
+    ("ViViT", r"(vivit\.)?embeddings\.patch_embeddings\.projection\.weight"),
+    ("EVA-CLIP", r"visual\.blocks\.0\.attn\.q_proj\.weight"),
+    ("CLIP with a ResNet", r"visual\.layer1\.0\.conv1\.weight"),
+    (
+        "a text-image model with a text tower of its own (open_clip's CustomTextCLIP)",
+        r"visual\..*trunk\..*|text\.transformer\..*",
+    ),
+    (
+        "CLIP's image tower alone: its text tower is missing",
+        r"(vision_model\.)?embeddings\.class_embedding|visual\.class_embedding",
+    ),
+    ("CLIP's text tower alone", r"(text_model\.)?embeddings\.token_embedding\.weight"),
+    ("InternVideo2", r"vision_encoder\.blocks\.0\.attn\.qkv\.weight"),
+    ("MViT", r"blocks\.0\.attn\.(pool|norm)_q\..*"),
+    ("Video Swin", r"(backbone\.)?layers\.0\.blocks\.0\.attn\.relative_position_bias_table"),
+    ("SlowFast", r"s1\.pathway0_stem\..*"),
+    ("an image transformer", r"(encoder\.)?(cls_token|patch_embed\.proj\.weight)"),
+)
+"""Well-known models that are not read: name, and keys of which one is there; the first that fits decides."""
+
+
+def other_model(state: State) -> str:
+    """The name of a well-known model whose weights these are, "" for none."""
+    return next((name for name, key in OTHERS if any(re.fullmatch(key, known) for known in state)), "")

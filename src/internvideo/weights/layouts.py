@@ -1,0 +1,361 @@
+"""Published checkpoints recognised by their keys and shapes, never by their file name, and read strictly.
+
+`layout_families` tells which there are, `layout_sizes` how large one is, `weights` which tensor goes where. Whatever
+the tensors cannot tell (frames of a clip, heads of an unusual width) is an explicit argument of `load_layout`.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor, nn
+
+from internvideo.errors import WeightsError
+from internvideo.models.embeddings import resize_table
+from internvideo.models.factory import MODELS, configure, create_model, differences
+from internvideo.models.positions import resize_patches, resize_times
+from internvideo.models.videomae import VideoMAEClassifier, VideoMAEConfig
+from internvideo.weights.layout_families import FAMILIES, Family, State, other_model
+from internvideo.weights.layout_sizes import Shapes
+from internvideo.weights.state import load_pretrained, load_reference, reference_names
+
+Overrides = Mapping[str, object]
+
+_WRAPPERS = re.compile(r"((module|model|backbone|_orig_mod)\.)+")
+"""What training programs put before their keys."""
+
+_COUNTERS = ("n_averaged",)
+"""What torch's averaged models (`swa_utils.AveragedModel`) put beside the tensors: how many were averaged."""
+
+_ADAPTER = re.compile(r"\.(lora_(A|B|embedding_A|embedding_B|magnitude_vector)|base_layer)(\.|$)")
+"""Keys of LoRA as peft and loralib write them."""
+
+OVERRIDES = "overrides"
+"""Under this name converted weights carry settings that their tensors do not tell, as JSON."""
+
+_STRUCTURE = ("image_size", "patch_size", "tubelet", "width", "depth", "layers", "joint_width", "local_blocks")
+"""Settings by which two sizes of one model differ."""
+
+
+@dataclass(frozen=True)
+class Layout:
+    """What a state dict is.
+
+    Attributes:
+        name: of the layout, for people.
+        model: key of MODELS, the published size that is nearest.
+        overrides: what differs from it, for `create_model`; plain values, as JSON has them.
+        prefix: what stood before the keys.
+        left_out: keys that belong to no part of the model and are not read (Multi-Modalities-Pretraining).
+        unknown: settings (dotted) that neither the tensors nor a published size tell; `load_layout` must be given them.
+        family: the row of the table.
+    """
+
+    name: str
+    model: str
+    overrides: dict[str, object]
+    prefix: str
+    left_out: tuple[str, ...]
+    unknown: tuple[str, ...]
+    family: Family = field(repr=False)
+
+
+def recognise(state: State, where: object = "state dict") -> Layout | None:
+    """Which published layout this is, None for none. Only keys and shapes are looked at.
+
+    Raises:
+        WeightsError: it is one of them, but tensors that tell its size are missing or mis-shaped; or a part of a
+            model, such as an adapter.
+    """
+    bare = _unwrapped({key: torch.empty(value.shape, device="meta") for key, value in state.items()}, where)
+    family = next((family for family in FAMILIES if family.fits(bare)), None)
+    if family is None:
+        return None
+    published, left_out = family.read(bare)
+    changes = _changes(family, Shapes(published, family.name, where))
+    model = min(changes, key=lambda name: (_apart(family, name, changes[name]), len(leaves(changes[name]))))
+    unknown = tuple(path for path, value in leaves(changes[model]).items() if _untold(path, value))
+    left_out += tuple(key for key in state if key in _COUNTERS)
+    anchor = next(key for key in state if key.endswith(family.anchors[0]))
+    prefix = anchor.removesuffix(family.anchors[0])
+    return Layout(family.name, model, _told(changes[model]), prefix, left_out, unknown, family)
+
+
+def _apart(family: Family, name: str, changes: Overrides) -> float:
+    """How far the width of the video tower is from that of a published size; 0 for the same."""
+    base, found = MODELS[name].config, configure(name, _told(changes))
+    for part in family.video:
+        base, found = getattr(base, part), getattr(found, part)
+    return abs(math.log(found.width / base.width))
+
+
+def _told(changes: Overrides) -> dict[str, object]:
+    """Without heads and sides that are not told; those of the published size stand in their place until given."""
+    unknown = ("heads", "image_size", "frames")
+    kept = {name: value for name, value in changes.items() if not (name.endswith(unknown) and value == 0)}
+    return {name: _told(value) if isinstance(value, Mapping) else value for name, value in kept.items()}
+
+
+def _untold(path: str, value: object) -> bool:
+    """Settings that the tensors do not tell: which layers global blocks read; heads of no published size, clips of
+    learned positions that can be two things (both 0)."""
+    setting = path.rpartition(".")[2]
+    counts = setting.endswith("heads") or path in ("frames", "image_size")
+    return (counts and value == 0) or setting == "global_layers"
+
+
+def _changes(family: Family, shapes: Shapes) -> dict[str, dict[str, object]]:
+    """For each model that it may be: what the shapes say against its published size."""
+    try:
+        return {
+            name: differences(MODELS[name].config, family.sizes(shapes, MODELS[name].config)) for name in family.models
+        }
+    except ValueError as error:
+        found = f"{family.name} with shapes that do not fit together: {error}"
+        raise WeightsError(shapes.where, found) from error
+
+
+def layout_of(state: State, where: object = "state dict") -> Layout:
+    """As `recognise`. Raises WeightsError also for an unknown layout, with the layouts there are and the keys seen."""
+    layout = recognise(state, where)
+    if layout is None:
+        stems = sorted({re.sub(r"\.\d+(?=\.|$)", ".N", key) for key in state})
+        seen = (
+            f"{', '.join(stems[:6])} and {len(stems) - 6} more" if len(stems) > 6 else ", ".join(stems) or "no tensor"
+        )
+        known = ", ".join(dict.fromkeys(family.name for family in FAMILIES))
+        other = other_model(state)
+        told = f"weights of {other}, which are not read" if other else "keys of no known layout"
+        raise WeightsError(where, f"{told}: {seen}", known)
+    return layout
+
+
+def as_model(layout: Layout, name: str, where: object = "state dict") -> Layout:
+    """The same layout told as changes of the model `name`.
+
+    Who asks for the towers of InternVideo-MM gets them also from a file with a caption decoder, which is then left out.
+
+    Raises:
+        WeightsError: the file is of another kind or another size.
+    """
+    found, asked = MODELS[layout.model], MODELS[name]
+    if found.build is not asked.build:
+        pretrained = layout.model.endswith("-pretrain") and name.endswith("-classifier")
+        do = "likely cause: pretraining weights; ask for a fresh head with new_classes" if pretrained else ""
+        raise WeightsError(
+            where, f"{layout.name}, {layout.model}", name, do or "likely cause: the file of another model"
+        )
+    config = configure(layout.model, layout.overrides)
+    wanted = getattr(asked.config, "caption", None)
+    if getattr(config, "caption", None) is not None and wanted is None and layout.family.plain is not None:
+        layout = replace(layout, family=layout.family.plain, left_out=(*layout.left_out, "caption_decoder.*"))
+        config = replace(config, caption=None)
+    if (getattr(config, "caption", None) is None) != (wanted is None):
+        raise WeightsError(where, layout.name, name, f"ask for {layout.model}")
+    overrides = differences(asked.config, config)
+    free = "image_size" if layout.family.masked else ""  # of learned positions
+    wrong = [f"{path} {value}" for path, value in leaves(overrides).items() if _is_size(path) and path != free]
+    if wrong:
+        other = f"it is {layout.model}" if layout.model != name else "the file is incomplete, or no published size"
+        raise WeightsError(where, f"{layout.name} with {', '.join(wrong)}", name, f"likely cause: wrong size, {other}")
+    return replace(layout, model=name, overrides=overrides)
+
+
+def _is_size(path: str) -> bool:
+    """Whether two published sizes differ by this setting; decoders of any depth go with one size."""
+    return path.rpartition(".")[2] in _STRUCTURE and path != "caption.layers"
+
+
+def load_layout(
+    layout: Layout,
+    state: State,
+    where: object = "state dict",
+    new_classes: int | None = None,
+    *,
+    frames: int | None = None,
+    image_size: int | None = None,
+    overrides: Overrides | None = None,
+) -> nn.Module:
+    """Build the model of a layout and fill it with all tensors of the state dict and nothing else.
+
+    Args:
+        layout: what `recognise` said of this state dict.
+        state: published keys -> tensors.
+        where: file or source, for messages.
+        new_classes: draw the classifier's last layer afresh for so many classes. Of pretraining weights: make a
+            classifier of them (modeling_finetune.py).
+        frames, image_size: of the clips, where they are not those of the file. Positions are resized by the rule of
+            the layout's publisher (`positions`); UniFormerV2 and InternVideo-MM take any number of frames.
+        overrides: further settings of the file's model, nested as in `create_model`, also those that its tensors do not
+            tell (`Layout.unknown`).
+
+    Raises:
+        WeightsError: missing, unused, mis-shaped or non-finite tensors, biases lost by a conversion, an argument that
+            this model cannot take.
+        RecipeError: overrides that do not exist or do not fit together.
+    """
+    family = layout.family
+    published, _ = family.read(_unwrapped(state, where))
+    lacking = [path for path in layout.unknown if path not in leaves(overrides or {})]
+    if lacking:
+        found = f"the tensors do not tell {', '.join(lacking)}, and it is of no published size"
+        raise WeightsError(
+            where,
+            found,
+            do=f"give them as overrides, or write them into the file: internvideo convert --set {lacking[0]}=...",
+        )
+    told = merged(layout.overrides, overrides or {})
+    clip = _clip_settings(layout, told, where, frames, image_size)
+    settings = merged(told, clip)
+    if family.masked:
+        _check_biases(published, where)
+    if clip:
+        published = _resized(layout, published, (told, settings), where)
+    if new_classes is None:
+        model = create_model(layout.model, settings)
+        load_reference(model, published, where=where)
+        return model
+    if layout.model.endswith("-pretrain"):
+        return _classifier_from(layout, published, settings, new_classes, where)
+    return _with_new_head(layout, published, settings, new_classes, where)
+
+
+def _with_new_head(
+    layout: Layout, published: dict[str, Tensor], settings: Overrides, new_classes: int, where: object
+) -> nn.Module:
+    """All but the classifier's last layer from the file; all but the classifier where the file has none."""
+    family = layout.family
+    if not family.head:
+        raise WeightsError(where, f"{layout.name} has no classes", do="leave out new_classes")
+    fresh = family.head
+    if getattr(configure(layout.model, layout.overrides), family.classes) == 0:
+        fresh = fresh.partition(r"\.")[0] + r"\..*"
+    model = create_model(layout.model, merged(settings, {family.classes: new_classes}))
+    ours = reference_names(model, published)
+    old = {key for key, names in ours.items() if names and all(re.fullmatch(fresh, name) for name in names)}
+    kept = {key: value for key, value in published.items() if key not in old}
+    load_reference(model, kept, where=where, fresh=fresh)
+    return model
+
+
+def _classifier_from(
+    layout: Layout, published: dict[str, Tensor], settings: Overrides, classes: int, where: object
+) -> nn.Module:
+    """A classifier from pretraining weights: its norm and head as drawn (modeling_finetune.py)."""
+    kept = {name: value for name, value in settings.items() if not name.startswith(("decoder_", "final_norm"))}
+    name = layout.model.replace("-pretrain", "-classifier")
+    table = _position_table(layout, configure(layout.model, settings))
+    model = create_model(name, {"position_table": table, **kept, "classes": classes})
+    assert isinstance(model, VideoMAEClassifier)
+    load_pretrained(model, published, where)
+    return model
+
+
+def _clip_settings(
+    layout: Layout, told: Overrides, where: object, frames: int | None, image_size: int | None
+) -> dict[str, object]:
+    """The overrides for another clip size. WeightsError where the model cannot take it."""
+    family = layout.family
+    if frames is None and image_size is None:
+        return {}
+    config = configure(layout.model, told)
+    for part in family.video:
+        config = getattr(config, part)
+    found: dict[str, object] = {}
+    if frames is not None:
+        if not family.frames:
+            raise WeightsError(where, f"{layout.name} has no number of frames", do="leave out frames")
+        found["frames"] = frames
+    if image_size is not None:
+        if not hasattr(config, "image_size"):
+            raise WeightsError(where, f"{layout.name} sees no picture", do="leave out image_size")
+        found["image_size"] = image_size
+    if family.masked and family.head and "position_table" not in told:
+        found["position_table"] = _position_table(layout, configure(layout.model, merged(told, found)))
+    for part in reversed(family.video):
+        found = {part: found}
+    return found
+
+
+def _position_table(layout: Layout, config: VideoMAEConfig) -> str:
+    """InternVideo's and UMT's classifiers resize the pretraining's table for any other clip (modeling_finetune.py)."""
+    own = (config.image_size, config.frames)
+    return "native" if layout.family.computed or own == config.native_clip else "resized"
+
+
+def _resized(
+    layout: Layout, published: dict[str, Tensor], settings: tuple[Overrides, Overrides], where: object
+) -> dict[str, Tensor]:
+    """Positions that are parameters, from the first settings' clip size to the second's."""
+    config, asked = (configure(layout.model, changes) for changes in settings)
+    for part in layout.family.video:
+        config, asked = getattr(config, part), getattr(asked, part)
+    changed = dict(published)
+    for key, table in published.items():
+        stem = key.removesuffix("positional_embedding")
+        if layout.family.masked and key.endswith("pos_embed"):
+            if table.shape[1] != config.tokens:
+                size = f"{config.frames} frames of {config.image_size} px"
+                raise WeightsError(where, f"{key} has {table.shape[1]} positions", f"{config.tokens}, of {size}")
+            changed[key] = resize_table(table[0].float(), config.grid, asked.grid)[None]
+        elif key == "vision_encoder.temporal_positional_embedding":
+            changed[key] = resize_times(table, asked.frames)
+        elif stem != key and f"{stem}class_embedding" in published:  # of patches, not of words
+            changed[key] = resize_patches(table, asked.image_size // asked.patch_size)
+    return changed
+
+
+def _check_biases(published: State, where: object) -> None:
+    """A VideoMAE file whose other biases were trained has trained query and value biases too.
+
+    A conversion that loses them leaves zeros without a word, and the model still runs, only worse.
+    """
+    lost = [value for key, value in published.items() if key.endswith((".attn.q_bias", ".attn.v_bias"))]
+    other = [value for key, value in published.items() if key.endswith(".mlp.fc1.bias")]
+    if lost and not any(bool(value.any()) for value in lost) and any(bool(value.any()) for value in other):
+        raise WeightsError(
+            where,
+            "all query and value biases are zero",
+            "a trained VideoMAE, whose biases are not",
+            "likely cause: a conversion that lost them; take the original file",
+        )
+
+
+def _unwrapped(state: State, where: object) -> dict[str, Tensor]:
+    """Without what training programs put before the keys, and without their counters. Raises WeightsError."""
+    adapters = [key for key in state if _ADAPTER.search(key)]
+    if adapters:
+        whole = len(adapters) < len(state)
+        found = f"layers with LoRA adapters not merged into them ({adapters[0]})" if whole else "a LoRA adapter alone"
+        do = "merge it where it was trained (peft: merge_and_unload) and save the model that this gives"
+        raise WeightsError(where, found, "a whole model: the tensors do not tell the adapter's scale", do)
+    bare: dict[str, Tensor] = {}
+    for key, value in state.items():
+        if key in _COUNTERS:
+            continue
+        name = _WRAPPERS.sub("", key, count=1) if _WRAPPERS.match(key) else key
+        if name in bare:
+            raise WeightsError(where, f"{key} and another key are both {name}", do="the file holds two models")
+        bare[name] = value
+    return bare
+
+
+def leaves(overrides: Overrides, path: str = "") -> dict[str, object]:
+    """Dotted name -> value."""
+    found: dict[str, object] = {}
+    for name, value in overrides.items():
+        found |= leaves(value, f"{path}{name}.") if isinstance(value, Mapping) else {f"{path}{name}": value}
+    return found
+
+
+def merged(first: Overrides, second: Overrides) -> dict[str, object]:
+    """Nested overrides, the second ones win."""
+    both = dict(first)
+    for name, value in second.items():
+        old = both.get(name)
+        both[name] = merged(old, value) if isinstance(old, Mapping) and isinstance(value, Mapping) else value
+    return both

@@ -1,0 +1,344 @@
+"""What the config of a published model tells beyond its tensors: config.json of transformers, open_clip_config.json.
+
+Every field that changes what is computed is either a setting of our model, or must have the value that our model has;
+fields that the tensors tell too must agree with them. Absent fields have the default of the package that wrote the
+file. Sources: the configuration classes of github.com/huggingface/transformers (VideoMAE, CLIP) and `model_configs` of
+github.com/mlfoundations/open_clip.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from internvideo import untrusted
+from internvideo.errors import WeightsError
+from internvideo.models.factory import configure
+from internvideo.weights.layouts import Layout, leaves, merged
+
+ACTIVATIONS = {
+    **dict.fromkeys(("gelu", "gelu_python"), "gelu"),
+    **dict.fromkeys(("gelu_new", "gelu_fast", "gelu_accurate", "gelu_pytorch_tanh", "gelu_python_tanh"), "gelu_tanh"),
+    **dict.fromkeys(("silu", "swish"), "silu"),
+    "quick_gelu": "quick_gelu",
+    "relu": "relu",
+}
+"""Names in transformers -> ours; the formulas called "gelu_tanh" differ by rounding alone."""
+
+HEAD_EPS = 1e-5
+"""Of the norms that transformers' VideoMAE makes without naming an epsilon."""
+
+
+@dataclass(frozen=True)
+class Told:
+    """What a config said.
+
+    Attributes:
+        layout: with the settings that it tells.
+        classes: names of the classes, () for none.
+        ignored: its keys that are not understood.
+    """
+
+    layout: Layout
+    classes: tuple[str, ...] = ()
+    ignored: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class _Field:
+    """One field: its default, our setting, and whether the tensors tell it too."""
+
+    default: object
+    ours: str
+    in_tensors: bool = False
+
+
+_VIDEOMAE = {
+    "image_size": _Field(224, "image_size"),
+    "num_frames": _Field(16, "frames"),
+    "patch_size": _Field(16, "patch_size", True),
+    "tubelet_size": _Field(2, "tubelet", True),
+    "hidden_size": _Field(768, "width", True),
+    "num_hidden_layers": _Field(12, "depth", True),
+    "num_attention_heads": _Field(12, "heads"),
+    "hidden_act": _Field("gelu", "activation"),
+    "layer_norm_eps": _Field(1e-12, "eps"),
+    "qkv_bias": _Field(True, "qkv_bias"),
+}
+_VIDEOMAE_DECODER = {
+    "decoder_hidden_size": _Field(384, "decoder_width", True),
+    "decoder_num_hidden_layers": _Field(4, "decoder_depth", True),
+    "decoder_num_attention_heads": _Field(6, "decoder_heads"),
+}
+_CLIP_VISION = {
+    "image_size": _Field(224, "image_size", True),
+    "patch_size": _Field(32, "patch_size", True),
+    "hidden_size": _Field(768, "width", True),
+    "num_hidden_layers": _Field(12, "depth", True),
+    "num_attention_heads": _Field(12, "heads"),
+    "hidden_act": _Field("quick_gelu", "activation"),
+    "layer_norm_eps": _Field(1e-5, "eps"),
+}
+_CLIP_TEXT = {
+    "vocab_size": _Field(49408, "vocabulary", True),
+    "max_position_embeddings": _Field(77, "context", True),
+    "hidden_size": _Field(512, "width", True),
+    "num_hidden_layers": _Field(12, "layers", True),
+    "num_attention_heads": _Field(8, "heads"),
+    "hidden_act": _Field("quick_gelu", "activation"),
+    "layer_norm_eps": _Field(1e-5, "eps"),
+}
+
+_HARMLESS = re.compile(
+    r"_\w+|architectures|auto_map|dtype|torch_dtype|transformers_version|model_type|(bos|eos|pad)_token_id|tie_\w+"
+    r"|\w*drop\w*|initializer_\w+|logit_scale_init_value|norm_pix_loss|num_channels|num_labels|finetuning_task|id2label"
+    r"|label2id|(decoder_)?intermediate_size|problem_type|projection_dim|pruned_heads|q(k)?v_bias|use_mean_pooling|use_cache"
+    r"|output_\w+|return_dict|(text|vision)_config(_dict)?"
+)
+"""Read elsewhere below, or of no effect on what a trained model computes."""
+
+
+def with_transformers_config(layout: Layout, config: Mapping[str, Any], where: object) -> Told:
+    """A layout of transformers with what its config.json says.
+
+    Raises:
+        WeightsError: of another model, at odds with the tensors, or a value that our model cannot take.
+    """
+    kind = "clip" if layout.name == "transformers CLIP" else "videomae"
+    found = config.get("model_type")
+    if found != kind:
+        raise WeightsError(where, f"model type {found!r} beside weights of {layout.name}", f"'{kind}'", _MOVE)
+    for key in ("pruned_heads", "quantization_config"):
+        if config.get(key):
+            raise WeightsError(where, f"{key} {config[key]!r}", "none", "save the model without")
+    told = _clip(layout, config, where) if kind == "clip" else _videomae(layout, config, where)
+    return replace(
+        told, ignored=told.ignored + _unknown(config, {**_VIDEOMAE, **_VIDEOMAE_DECODER} if kind == "videomae" else {})
+    )
+
+
+def _unknown(config: Mapping[str, Any], fields: Mapping[str, _Field]) -> tuple[str, ...]:
+    """Keys that are no fields and not known to change nothing."""
+    return tuple(sorted(key for key in config if key not in fields and not _HARMLESS.fullmatch(key)))
+
+
+_MOVE = "if it is not about these weights, move one of the two"
+
+
+def _videomae(layout: Layout, config: Mapping[str, Any], where: object) -> Told:
+    config = {**config, "qkv_bias": config.get("qkv_bias", config.get("qv_bias", True))}
+    built = configure(layout.model, layout.overrides)
+    pretrain = layout.model.endswith("-pretrain")
+    _same(config, "num_channels", 3, 3, where)
+    settings = _settings(config, _VIDEOMAE, built, where)
+    _same(config, "intermediate_size", 3072, int(built.width * built.mlp_ratio), where)
+    mean = config.get("use_mean_pooling", True)
+    if pretrain:
+        settings |= _settings(config, _VIDEOMAE_DECODER, built, where)
+        _same(config, "decoder_intermediate_size", 1536, int(built.decoder_width * built.mlp_ratio), where)
+    else:
+        _same(config, "use_mean_pooling", True, built.pooling == "mean", where)
+    if (pretrain or not built.classes) and mean is built.final_norm:
+        says = f"use_mean_pooling {mean}, the tensors have {'a' if built.final_norm else 'no'} final norm"
+        raise WeightsError(where, says, do=_MOVE)
+    names = _classes(config, built.classes, where) if built.classes else ()
+    if built.classes and config.get("problem_type") not in (None, "single_label_classification"):
+        found = f"problem_type {config['problem_type']!r}: its scores are no probabilities of one class among others"
+        raise WeightsError(where, found, "single_label_classification", "take new_classes, or its VideoMAEModel alone")
+    return Told(_told(layout, {**settings, "head_eps": HEAD_EPS}), names)
+
+
+def _clip(layout: Layout, config: Mapping[str, Any], where: object) -> Told:
+    built = configure(layout.model, layout.overrides)
+    vision, text = _part(config, "vision_config", where), _part(config, "text_config", where)
+    _same(vision, "num_channels", 3, 3, where)
+    settings = _settings(vision, _CLIP_VISION, built, where)
+    _same(vision, "intermediate_size", 3072, int(built.width * built.mlp_ratio), where)
+    words = _settings(text, _CLIP_TEXT, built.text, where)
+    _same(text, "intermediate_size", 2048, int(built.text.width * built.text.mlp_ratio), where)
+    _same(config, "projection_dim", 512, built.joint_width, where)
+    end, last = text.get("eos_token_id", 49407), built.text.vocabulary - 1
+    if end not in (2, last):  # with 2 transformers takes the largest number too
+        raise WeightsError(where, f"eos_token_id {end!r}", f"{last}, the last word piece: texts are read there")
+    ignored = (*_unknown(vision, _CLIP_VISION), *_unknown(text, _CLIP_TEXT))
+    return Told(_told(layout, {**settings, "text": words}), ignored=ignored)
+
+
+def _part(config: Mapping[str, Any], key: str, where: object) -> dict[str, Any]:
+    """A nested config; older files have some fields in a second one, which wins."""
+    parts = (config.get(key) or {}, config.get(f"{key}_dict") or {})
+    if not all(isinstance(part, Mapping) for part in parts):
+        raise WeightsError(where, f"{key} is no mapping", "the settings of one tower")
+    return {**parts[0], **parts[1]}
+
+
+def _settings(config: Mapping[str, Any], fields: Mapping[str, _Field], built: Any, where: object) -> dict[str, object]:
+    """Our settings of fields that the tensors do not tell; the others are compared with those of `built`."""
+    found: dict[str, object] = {}
+    for key, field in fields.items():
+        value = _value(config, key, field.default, where)
+        if field.in_tensors:
+            _same({key: value}, key, None, getattr(built, field.ours), where)
+        else:
+            found[field.ours] = ACTIVATIONS[str(value)] if key == "hidden_act" else value
+    return found
+
+
+def _value(config: Mapping[str, Any], key: str, default: object, where: object) -> object:
+    """A field in the form that our settings have. Raises WeightsError."""
+    value = config.get(key, default)
+    if value is None and key not in ("qkv_bias",):
+        value = default
+    if key in ("image_size", "patch_size") and isinstance(value, list):
+        if len(value) != 2 or value[0] != value[1]:
+            raise WeightsError(where, f"{key} {value}", "squares")
+        value = value[0]
+    if isinstance(default, bool):
+        fits, allowed = isinstance(value, bool), "true or false"
+    elif isinstance(default, str):
+        fits, allowed = value in ACTIVATIONS, ", ".join(ACTIVATIONS)
+    elif isinstance(default, float):
+        fits, allowed = type(value) in (int, float) and 0 <= float(str(value)) < 1, "a small number"
+        value = float(str(value)) if fits else value
+    else:
+        fits, allowed = type(value) is int and 0 < value < 2**31, "a whole number over 0"
+    if not fits:
+        raise WeightsError(where, f"{key} {value!r}", allowed)
+    return value
+
+
+def _same(config: Mapping[str, Any], key: str, default: object, wanted: object, where: object) -> None:
+    value = config.get(key, default)
+    if value != wanted:
+        raise WeightsError(where, f"{key} {value!r}", f"{wanted!r}, as its tensors have it", _MOVE)
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """A JSON mapping, {} where there is no such file. Raises WeightsError."""
+    if not path.is_file():
+        return {}
+    try:
+        found = untrusted.read_json(path, untrusted.MOST_SETTINGS)
+    except (OSError, ValueError) as error:
+        raise WeightsError(path, f"cannot be read: {error}", "JSON") from error
+    if not isinstance(found, dict):
+        raise WeightsError(path, f"a {type(found).__name__}", "a JSON mapping")
+    return found
+
+
+def check_quick_gelu(weights: Path) -> None:
+    """That a config beside CLIP's weights tells of no other activation than OpenAI's, which encoders go on with.
+
+    Raises:
+        WeightsError: it does.
+    """
+    config = read_config(weights.parent / "config.json")
+    parts = [_part(config, f"{name}_config", weights) for name in ("vision", "text")] if "text_config" in config else []
+    found = {str(part.get("hidden_act", "quick_gelu")) for part in parts} - {"quick_gelu"}
+    other = read_config(weights.parent / "open_clip_config.json").get("model_cfg")
+    if isinstance(other, Mapping) and not other.get("quick_gelu"):
+        found.add("gelu")
+    if found:
+        do = "take CLIP's weights of OpenAI, or of others that were trained with it"
+        raise WeightsError(weights, f"layers with {', '.join(sorted(found))}", "QuickGELU, as this encoder has", do)
+
+
+def _classes(config: Mapping[str, Any], count: int, where: object) -> tuple[str, ...]:
+    """Names of the classes in order; () where there are none but the package's placeholders."""
+    labels = config.get("id2label")
+    if not labels:
+        return ()
+    if not isinstance(labels, Mapping) or set(map(str, labels)) != set(map(str, range(count))):
+        found = f"id2label names {len(labels)} classes"
+        raise WeightsError(
+            where, found, f"0 to {count - 1}, as the head has {count}", "correct it, or take new_classes"
+        )
+    names = tuple(str({str(key): name for key, name in labels.items()}[str(index)]) for index in range(count))
+    if names == tuple(f"LABEL_{index}" for index in range(count)):
+        return ()
+    if len(set(names)) != count:
+        double = next(name for name in names if names.count(name) > 1)
+        raise WeightsError(where, f"id2label calls two classes {double!r}", "each name once", "correct it")
+    return names
+
+
+def _told(layout: Layout, settings: Mapping[str, object]) -> Layout:
+    """The layout with more settings; what they tell is unknown no longer."""
+    given = leaves(settings)
+    unknown = tuple(path for path in layout.unknown if path not in given)
+    return replace(layout, overrides=merged(layout.overrides, settings), unknown=unknown)
+
+
+_VIDEOMAE_V2 = {
+    "img_size": _Field(224, "image_size"),
+    "num_frames": _Field(16, "frames"),
+    "patch_size": _Field(16, "patch_size", True),
+    "tubelet_size": _Field(2, "tubelet", True),
+    "embed_dim": _Field(768, "width", True),
+    "depth": _Field(12, "depth", True),
+    "num_heads": _Field(12, "heads"),
+}
+"""`model_config` of github.com/OpenGVLab/VideoMAEv2's folders on the hub."""
+
+
+def with_videomae_v2_config(layout: Layout, config: Mapping[str, Any], where: object) -> Told:
+    """VideoMAE in its original layout with what VideoMAE V2's config.json says. Raises WeightsError as the others."""
+    model = config["model_config"]
+    if not isinstance(model, Mapping):
+        raise WeightsError(where, "model_config is no mapping", "the settings of the model")
+    if model.get("cos_attn"):
+        raise WeightsError(where, "cos_attn true", "false: attention by cosines is not built")
+    _same(model, "in_chans", 3, 3, where)
+    settings = _settings(model, _VIDEOMAE_V2, configure(layout.model, layout.overrides), where)
+    return Told(_told(layout, settings))
+
+
+_OPEN_CLIP_VISION = {
+    "image_size": _Field(224, "image_size", True),
+    "patch_size": _Field(16, "patch_size", True),
+    "width": _Field(768, "width", True),
+    "layers": _Field(12, "depth", True),
+}
+_OPEN_CLIP_TEXT = {
+    "context_length": _Field(77, "context", True),
+    "vocab_size": _Field(49408, "vocabulary", True),
+    "width": _Field(512, "width", True),
+    "layers": _Field(12, "layers", True),
+}
+
+
+def with_open_clip_config(layout: Layout, config: Mapping[str, Any], where: object) -> Told:
+    """CLIP in OpenAI's layout with what open_clip's config says: plain GELU unless it is told, width of the heads.
+
+    Raises:
+        WeightsError: of another model, at odds with the tensors, or with a setting that our model lacks.
+    """
+    model = config.get("model_cfg")
+    if not isinstance(model, Mapping):
+        raise WeightsError(where, "no model_cfg", "what open_clip writes")
+    built = configure(layout.model, layout.overrides)
+    vision, text = _part(model, "vision_cfg", where), _part(model, "text_cfg", where)
+    _same(model, "embed_dim", 512, built.joint_width, where)
+    _settings(vision, _OPEN_CLIP_VISION, built, where)
+    _settings(text, _OPEN_CLIP_TEXT, built.text, where)
+    for part, fields in ((vision, {*_OPEN_CLIP_VISION, "head_width"}), (text, {*_OPEN_CLIP_TEXT, "heads"})):
+        other = [
+            key for key, value in part.items() if value and not (key in fields or "drop" in key or key == "mlp_ratio")
+        ]
+        if other:
+            raise WeightsError(where, f"{other[0]} {part[other[0]]!r}", "plain CLIP towers")
+    head = _value(vision, "head_width", 64, where)
+    heads, words = built.width // int(str(head)), _value(text, "heads", 8, where)
+    activation = "quick_gelu" if model.get("quick_gelu") else "gelu"
+    settings: dict[str, object] = {"heads": heads, "activation": activation}
+    pixels = config.get("preprocess_cfg") or {}
+    for ours in ("mean", "std"):
+        values = pixels.get(ours)
+        if isinstance(values, list) and len(values) == 3 and all(type(value) in (int, float) for value in values):
+            settings[ours] = tuple(map(float, values))
+    settings["text"] = {"heads": words, "activation": activation}
+    ignored = set(model) - {"embed_dim", "vision_cfg", "text_cfg", "quick_gelu"}
+    return Told(_told(layout, settings), ignored=tuple(sorted(ignored)))

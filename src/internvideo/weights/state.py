@@ -1,0 +1,265 @@
+"""Weights in and out: published checkpoints into our models by tables, our own files as safetensors.
+
+Nothing is loaded half: a missing, unused, mis-shaped or non-finite tensor stops with its name and the likely cause.
+Source: published checkpoints (keys), modeling_finetune.py (classifier from pretraining weights).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from internvideo.errors import WeightsError
+from internvideo.models.positions import fit_positions
+from internvideo.models.videomae import VideoMAEClassifier, VideoMAEPretrain
+from internvideo.storage import read_safetensors as read_safetensors
+from internvideo.storage import write_safetensors
+from internvideo.tasks.navigation.planner import Planner
+from internvideo.tasks.navigation.planner_weights import PLANNER
+from internvideo.weights.key_rules import VIDEOMAE_CLASSIFIER, VIDEOMAE_PRETRAIN, WeightTable, matches
+from internvideo.weights.key_tables import MULTIMODAL_TABLES
+
+TABLES: dict[type[nn.Module], WeightTable] = {
+    VideoMAEPretrain: VIDEOMAE_PRETRAIN,
+    VideoMAEClassifier: VIDEOMAE_CLASSIFIER,
+    **MULTIMODAL_TABLES,
+    Planner: PLANNER,
+}
+"""Which table reads the published checkpoint of which model."""
+
+
+def table_for(model: nn.Module) -> WeightTable:
+    """The table of the model's class; ValueError when there is none."""
+    table = TABLES.get(type(model))
+    if table is None:
+        raise ValueError(f"no weight table for {type(model).__name__}")
+    return table
+
+
+def reference_names(model: nn.Module, keys: Iterable[str]) -> dict[str, tuple[str, ...]]:
+    """For every published key that the model's table knows: our names ("which parameter is it with us")."""
+    table = table_for(model)
+    found = {key: rule.names(key) for key in keys if (rule := table.find(key)) is not None}
+    return {key: names for key, names in found.items() if names is not None}
+
+
+def convert_reference(
+    model: nn.Module, state: Mapping[str, Tensor], prefix: str = ""
+) -> tuple[dict[str, Tensor], list[str]]:
+    """Published tensors under our names and in our shapes (also of gradients).
+
+    Returns:
+        our tensors, and the keys that the table does not know.
+    """
+    table = table_for(model)
+    ours: dict[str, Tensor] = {}
+    unused = []
+    for full, tensor in state.items():
+        key = full.removeprefix(prefix)
+        rule = table.find(key) if full.startswith(prefix) else None
+        if rule is not None:
+            ours.update(zip(rule.names(key) or (), rule.apply(tensor, model), strict=True))
+        elif not (full.startswith(prefix) and table.ignores(key)):
+            unused.append(full)
+    return ours, unused
+
+
+def load_reference(
+    model: nn.Module,
+    state: Mapping[str, Tensor],
+    prefix: str = "",
+    where: object = "state dict",
+    fresh: str | None = None,
+) -> None:
+    """Load a published state dict, all of it and nothing else.
+
+    Args:
+        model: of a class in `TABLES`; keeps its dtype and device.
+        state: published names -> tensors.
+        prefix: what stands before every key ("backbone.", "clip.").
+        where: file or source, for messages.
+        fresh: regular expression of names of ours that stay as drawn and must not be in the file.
+
+    Raises:
+        WeightsError: missing, unused, mis-shaped or non-finite tensors. The model is then unchanged.
+    """
+    ours, unused = convert_reference(model, state, prefix)
+    table = table_for(model)
+    spare = (*table.derived, *(() if fresh is None else (fresh,)))
+    optional = [name for name in model.state_dict() if matches(spare, name)]
+    _load(model, ours, unused=unused, optional=optional, where=where, source=f"{table.family} checkpoint")
+
+
+def load_state(model: nn.Module, state: Mapping[str, Tensor], where: object = "state dict") -> None:
+    """Load our own state dict, strictly. Raises WeightsError; the model is then unchanged."""
+    _load(model, dict(state), unused=(), optional=(), where=where, source=f"{type(model).__name__} weights")
+
+
+def load_pretrained(
+    model: VideoMAEClassifier, state: Mapping[str, Tensor], where: object = "state dict"
+) -> tuple[str, ...]:
+    """Fill a classifier's embedding and layers from pretraining weights (published or ours); the rest stays as drawn.
+
+    Returns:
+        which learned positions were resized to the classifier's clip.
+
+    Raises:
+        WeightsError: the pretraining weights do not fill the whole encoder.
+    """
+    found = pretrain_to_classifier(state, model.config.pooling)
+    ours, unused = convert_reference(model, found)
+    ours, resized = fit_positions(model, ours)
+    fresh = [name for name in model.state_dict() if re.match(r"(fc_norm|head)\.", name)]
+    _load(model, ours, unused=unused, optional=fresh, where=where, source="VideoMAE pretraining weights")
+    return resized
+
+
+def load_part(
+    model: nn.Module, state: Mapping[str, Tensor], *, fresh: str | None = None, where: object = "state dict"
+) -> tuple[str, ...]:
+    """Load our own tensors, strictly but for those whose name begins with the pattern `fresh`: they stay as drawn.
+
+    Returns:
+        which learned positions were resized to the model's clip.
+
+    Raises:
+        WeightsError: as `load_state`; the model is then unchanged.
+    """
+    spare = [name for name in model.state_dict() if fresh is not None and re.match(fresh, name)]
+    used, resized = fit_positions(model, {name: value for name, value in state.items() if name not in spare})
+    _load(model, used, unused=(), optional=spare, where=where, source="weights of an earlier stage")
+    return resized
+
+
+def pretrain_to_classifier(
+    state: Mapping[str, Tensor], pooling: Literal["mean", "first"] = "mean"
+) -> dict[str, Tensor]:
+    """The part of a pretraining state dict that a classifier takes over, under its names (run_class_finetuning.py).
+
+    The encoder's final norm is left out under mean pooling, the decoder always.
+    """
+    encoder = {name.removeprefix("encoder."): value for name, value in state.items() if name.startswith("encoder.")}
+    return {name: value for name, value in encoder.items() if pooling == "first" or not name.startswith("norm.")}
+
+
+def select_head_rows(state: Mapping[str, Tensor], rows: Sequence[int], head: str = "head") -> dict[str, Tensor]:
+    """The state dict with the head reduced to some classes (K710 -> K400: rows 0..399; K600, K700: a label map).
+
+    Args:
+        state: with `head`.weight (C, ...) and, where it has one, `head`.bias (C,).
+        rows: class indices to keep, in the order wanted.
+        head: the head's name.
+
+    Raises:
+        WeightsError: there is no such head or it has fewer classes.
+    """
+    weight = state.get(f"{head}.weight")
+    if weight is None:
+        raise WeightsError(f"{head}.weight", "not in the state dict", do="name the classification head")
+    if not rows or min(rows) < 0 or max(rows) >= len(weight):
+        raise WeightsError(
+            f"{head}.weight", f"rows {min(rows, default=0)}..{max(rows, default=0)} asked of {len(weight)}"
+        )
+    index = torch.tensor(list(rows))
+    chosen = dict(state)
+    for name in (f"{head}.weight", f"{head}.bias"):
+        if name in state:
+            chosen[name] = state[name][index]
+    return chosen
+
+
+def _names(names: Sequence[str]) -> str:
+    shown = ", ".join(names[:5])
+    return shown if len(names) <= 5 else f"{shown} and {len(names) - 5} more"
+
+
+def _cause(
+    model: nn.Module, ours: Mapping[str, Tensor], missing: list[str], unused: list[str], shapes: list[str]
+) -> str:
+    """The likeliest reason, in words."""
+    own = model.state_dict()
+    heads = {key.partition(".")[0] + "." for key in unused}
+    if len(missing) == len(own) and len(heads) == 1:
+        return f"every key begins with {heads.pop()!r}: pass it as the prefix"
+    if any(key.startswith("decoder.") for key in unused) and isinstance(model, VideoMAEClassifier):
+        return "these are pretraining weights: fill a classifier from them with load_pretrained"
+    if missing and len(missing) == len(own):
+        return "this is a checkpoint of another model"
+    if shapes:
+        if all(re.match(r"(.*\.)?(head|proj\.linear)\.", name) for name in shapes):
+            return (
+                "the head has another number of classes: set classes, ask for a fresh head with new_classes, or select "
+                "rows with select_head_rows"
+            )
+        if all("patch_embed" in name or "head" in name for name in shapes):
+            return "another patch size or tubelet"
+        if all("pos" in name or "time_embedding" in name for name in shapes):
+            return "another image size or number of frames"
+        return "another size of the same model: compare width, heads and depth"
+    layers = re.compile(r"(blocks|layers)\.\d+\.")
+    if missing and all(layers.search(name) for name in missing):
+        return "the checkpoint has fewer layers, or its layers lack an option (layer scale, query and value bias)"
+    if unused and all(layers.search(name) for name in unused):
+        return "the checkpoint has more layers, or an option that the model lacks (layer scale, query and value bias)"
+    return "a checkpoint of another variant"
+
+
+def _load(
+    model: nn.Module,
+    ours: dict[str, Tensor],
+    *,
+    unused: Iterable[str],
+    optional: Iterable[str],
+    where: object,
+    source: str,
+) -> None:
+    own = model.state_dict()
+    spare = set(optional)
+    missing = [name for name in own if name not in ours and name not in spare]
+    extra = [*unused, *(name for name in ours if name not in own)]
+    common = [name for name in ours if name in own]
+    shapes = [name for name in common if ours[name].shape != own[name].shape]
+    kinds = [name for name in common if ours[name].is_floating_point() != own[name].is_floating_point()]
+    broken = [name for name in common if ours[name].is_floating_point() and not bool(ours[name].isfinite().all())]
+    faults = []
+    if missing:
+        faults.append(f"{len(missing)} missing ({_names(missing)})")
+    if extra:
+        faults.append(f"{len(extra)} unused ({_names(extra)})")
+    if shapes:
+        told = [f"{name} {tuple(ours[name].shape)} for {tuple(own[name].shape)}" for name in shapes]
+        faults.append(f"{len(shapes)} mis-shaped ({_names(told)})")
+    if kinds:
+        told = [f"{name} {ours[name].dtype} for {own[name].dtype}" for name in kinds]
+        faults.append(f"{len(kinds)} of another type ({_names(told)})")
+    if broken:
+        faults.append(f"{len(broken)} not finite ({_names(broken)})")
+    if not faults:
+        with torch.no_grad():
+            for name in common:
+                own[name].copy_(ours[name])
+        return
+    if len(faults) == 1 and broken:
+        cause = "the file is damaged or training diverged"
+    elif len(faults) == 1 and kinds:
+        cause = "quantised weights, which are not read"
+    else:
+        cause = _cause(model, ours, missing, extra, shapes)
+    raise WeightsError(where, ", ".join(faults), f"{source} for {type(model).__name__}", f"likely cause: {cause}")
+
+
+def save_model(path: str | Path, model: nn.Module, metadata: Mapping[str, str] | None = None) -> None:
+    """Write the model's own state dict. Raises RunError as `write_safetensors` does."""
+    write_safetensors(path, model.state_dict(), {} if metadata is None else metadata)
+
+
+def load_model(path: str | Path, model: nn.Module) -> dict[str, str]:
+    """Load what `save_model` wrote, strictly; returns the metadata. Raises WeightsError."""
+    state, metadata = read_safetensors(path)
+    load_state(model, state, where=path)
+    return metadata

@@ -1,0 +1,241 @@
+"""Where the tensors of a torch checkpoint lie in its file: the zip format, TorchScript archives, the older format.
+
+Everything that a file says of itself is checked against its size before it is used. Nothing is unpacked, and the code
+inside a TorchScript archive is not read. Standard library only (see pickle_machine.py).
+"""
+
+from __future__ import annotations
+
+import io
+import itertools
+import struct
+import zipfile
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import BinaryIO
+
+from internvideo.untrusted_pickle import (
+    BYTES,
+    STORAGES,
+    Global,
+    Machine,
+    RefusedError,
+    Storage,
+    damaged,
+    printable,
+    whole,
+)
+
+LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
+MOST_ENTRIES = 200_000
+LARGEST_RATIO = 200
+CHUNK = 1 << 22
+
+
+@dataclass
+class Checkpoint:
+    """What a file holds.
+
+    Attributes:
+        layout: "zip", "torchscript" or "legacy".
+        content: what the pickle describes; tensors are records.
+        places: key of a storage -> where its bytes begin in the file.
+        sums: key of a storage -> CRC-32 of its bytes, where the format has one.
+        globals: names that the pickle asked for.
+    """
+
+    layout: str
+    content: object = None
+    places: dict[str, int] = field(default_factory=dict)
+    sums: dict[str, int] = field(default_factory=dict)
+    globals: set[str] = field(default_factory=set)
+
+
+def read_checkpoint(file: BinaryIO, size: int) -> Checkpoint:
+    """Read the file's structure, without its tensors.
+
+    Args:
+        file: seekable.
+        size: of the file in bytes.
+
+    Raises:
+        RefusedError: no torch checkpoint, a damaged one, or one that asks for more than tensors.
+    """
+    head = file.read(4)
+    file.seek(0)
+    if head.startswith(b"PK\x03\x04"):
+        return _zip(file, size)
+    if head[:1] == b"\x80":
+        return _legacy(file, size)
+    raise RefusedError(
+        "is no torch checkpoint" if size else "is empty", "a .pth, .pt, .bin or .ckpt file of torch.save"
+    )
+
+
+def chunks(file: BinaryIO, start: int, size: int) -> Iterator[bytes]:
+    """The bytes of one part of the file, piece by piece."""
+    file.seek(start)
+    while size:
+        piece = file.read(min(size, CHUNK))
+        if not piece:
+            damaged("the file ends too early")
+        size -= len(piece)
+        yield piece
+
+
+@dataclass
+class _Storages:
+    """Storages as a pickle names them: by (word "storage", type, key, device, numbers)."""
+
+    sizes: dict[str, int] | None
+    seen: dict[str, Storage] = field(default_factory=dict)
+
+    def __call__(self, told: object) -> Storage:
+        if not isinstance(told, tuple) or len(told) not in (5, 6) or told[0] != "storage":
+            raise RefusedError("the pickle refers to something outside that is no storage", "tensors")
+        _, kind, key, _, count, *view = told
+        if not isinstance(kind, Global) or kind.name not in STORAGES or not isinstance(key, str) or not whole(count):
+            raise RefusedError("a storage without a known type, key or size", ", ".join(STORAGES))
+        if view and view[0] is not None:
+            raise RefusedError("a storage is a view of another one", "one file of tensors, saved by torch 0.4 or later")
+        dtype = STORAGES[kind.name]
+        storage = Storage(key, dtype, count * (BYTES[dtype] if dtype else 1))
+        if self.seen.setdefault(key, storage) != storage:
+            raise RefusedError(f"the storage {printable(key)} has two types or sizes")
+        if self.sizes is not None and self.sizes.get(key) != storage.size:
+            found = f"{self.sizes[key]} bytes" if key in self.sizes else "absent"
+            raise RefusedError(f"the storage {printable(key)} should have {storage.size} bytes and is {found}")
+        return storage
+
+
+def _zip(file: BinaryIO, size: int) -> Checkpoint:
+    entries = _entries(file, size)
+    roots = [name.removesuffix("data.pkl") for name in entries if name.count("/") == 1 and name.endswith("/data.pkl")]
+    if len(roots) != 1:
+        raise RefusedError(f"is a zip file with {len(roots)} pickles", "one NAME/data.pkl, as torch.save writes it")
+    root = roots[0]
+
+    def content(name: str) -> bytes:
+        start, length, sum_ = entries[name]
+        data = b"".join(chunks(file, start, length))
+        if zlib.crc32(data) != sum_:
+            damaged(f"{printable(name)} is damaged")
+        return data
+
+    if f"{root}byteorder" in entries and content(f"{root}byteorder") != b"little":
+        raise RefusedError("was written on a big-endian machine", "little-endian tensors")
+    found = Checkpoint("torchscript" if f"{root}constants.pkl" in entries else "zip")
+    stored = {name.removeprefix(f"{root}data/"): entry for name, entry in entries.items() if f"{root}data/" in name}
+    found.places = {key: start for key, (start, _, _) in stored.items()}
+    found.sums = {key: sum_ for key, (_, _, sum_) in stored.items()}
+    storages = _Storages({key: length for key, (_, length, _) in stored.items()})
+    machine = Machine(io.BytesIO(content(f"{root}data.pkl")), storages, found.layout == "torchscript")
+    found.content, found.globals = machine.run(), machine.globals
+    return found
+
+
+def _entries(file: BinaryIO, size: int) -> dict[str, tuple[int, int, int]]:
+    """Name -> (where its bytes begin, how many, CRC-32) of all entries that are not compressed, after all checks."""
+    try:
+        with zipfile.ZipFile(file) as archive:
+            infos, directory = archive.infolist(), archive.start_dir
+    # NotImplementedError: features of zip that Python's zipfile lacks, as versions above 6.3.
+    except (zipfile.BadZipFile, NotImplementedError, ValueError, EOFError, struct.error) as error:
+        damaged(f"its zip directory is damaged ({printable(str(error))})")
+    if len(infos) > MOST_ENTRIES:
+        raise RefusedError(f"its zip directory has {len(infos)} entries", f"at most {MOST_ENTRIES}")
+    if infos and min(info.header_offset for info in infos) > 0:
+        raise RefusedError("other bytes stand before its first zip entry", "a file as torch.save wrote it")
+    entries: dict[str, tuple[int, int, int]] = {}
+    seen: set[str] = set()
+    free = 0  # where the next entry may begin
+    for info in sorted(infos, key=lambda info: info.header_offset):
+        name = info.orig_filename
+        shown = printable(name)
+        if name in seen or name.startswith("/") or "\\" in name or "\0" in name or ".." in name.split("/"):
+            raise RefusedError(f"its zip entry {shown} has an unsafe or repeated name")
+        seen.add(name)
+        start = _content_start(file, info, size)
+        if info.header_offset < free or start + info.compress_size > min(size, directory):
+            raise RefusedError(f"its zip entry {shown} overlaps another one or lies about its size")
+        free = start + info.compress_size
+        if info.file_size > LARGEST_RATIO * info.compress_size:
+            raise RefusedError(
+                f"its zip entry {shown} unpacks to {info.file_size} bytes from {info.compress_size}: a bomb"
+            )
+        if info.compress_type == zipfile.ZIP_STORED:
+            if info.file_size != info.compress_size:
+                raise RefusedError(f"its zip entry {shown} lies about its size")
+            entries[name] = (start, info.file_size, info.CRC)
+        elif name.count("/") == 1 or "/data/" in name:
+            raise RefusedError(
+                f"its zip entry {shown} is compressed", "tensors and pickles that are stored as they are"
+            )
+    return entries
+
+
+def _content_start(file: BinaryIO, info: zipfile.ZipInfo, size: int) -> int:
+    """Where an entry's bytes begin, by its own header, which must agree with the directory."""
+    if not 0 <= info.header_offset <= size - 30:
+        raise RefusedError(f"its zip entry {printable(info.orig_filename)} lies outside the file")
+    file.seek(info.header_offset)
+    head = file.read(30)
+    if head[:4] != b"PK\x03\x04":
+        damaged("a zip entry does not begin where the directory says")
+    _, _, flags, method, *_, name_length, extra_length = struct.unpack("<4s5H3I2H", head)
+    encoding = "utf-8" if flags & 0x800 else "cp437"
+    name = file.read(name_length)
+    if flags & 0x1 or method != info.compress_type or name != info.orig_filename.encode(encoding, "replace"):
+        raise RefusedError(f"its zip entry {printable(info.orig_filename)} is encrypted or has two headers that differ")
+    return info.header_offset + 30 + len(name) + int(extra_length)
+
+
+@dataclass(frozen=True)
+class _Bounded:
+    """The file for pickles: however much a damaged one asks for, no more is read than the file can have."""
+
+    file: BinaryIO
+    size: int
+
+    def read(self, size: int, /) -> bytes:
+        return self.file.read(min(size, self.size))
+
+    def readline(self) -> bytes:
+        return self.file.readline()
+
+    def tell(self) -> int:
+        return self.file.tell()
+
+
+def _legacy(file: BinaryIO, size: int) -> Checkpoint:
+    found = Checkpoint("legacy")
+    stream = _Bounded(file, size)
+    storages = _Storages(None)
+
+    def value() -> object:
+        machine = Machine(stream, storages)
+        content = machine.run()
+        found.globals |= machine.globals
+        return content
+
+    if value() != LEGACY_MAGIC:
+        raise RefusedError("is a pickle, but no torch checkpoint", "a file of torch.save")
+    protocol, system = value(), value()
+    if protocol != 1001 or not isinstance(system, dict) or system.get("little_endian") is not True:
+        raise RefusedError("is of an unknown version or of a big-endian machine", "protocol 1001, little-endian")
+    found.content = value()
+    keys = value()
+    if not isinstance(keys, list) or set(map(str, keys)) != set(storages.seen) or len(keys) != len(storages.seen):
+        damaged("its list of storages is not the one of its tensors")
+    place = file.tell()
+    for key, storage in zip(keys, (storages.seen[key] for key in keys), strict=True):
+        count = int.from_bytes(b"".join(itertools.islice(chunks(file, place, 8), 8)), "little")
+        if count * (BYTES[storage.dtype] if storage.dtype else 1) != storage.size or place + 8 + storage.size > size:
+            raise RefusedError(f"the storage {printable(key)} should have {storage.size} bytes, which the file has not")
+        found.places[key] = place + 8
+        place += 8 + storage.size
+        file.seek(place)
+    if place != size:
+        damaged(f"{size - place} bytes stand after the last storage")
+    return found

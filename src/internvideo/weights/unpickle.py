@@ -1,0 +1,345 @@
+"""The process that `internvideo convert` starts: a torch checkpoint in, safetensors out, no right to anything else.
+
+Standard input is the checkpoint, standard output the safetensors file, standard error the report (JSON); settings are
+the last argument (JSON). Before the first byte is read the process limits its memory, its time and the size of what it
+writes, and gives up the right to open files or connections and to start processes. See pickle_machine.py for why
+nothing in the file can run. Standard library only: torch and NumPy are not loaded.
+"""
+
+from __future__ import annotations
+
+import array
+import hashlib
+import itertools
+import json
+import math
+import os
+import re
+import resource
+import struct
+import sys
+import zlib
+from collections import Counter
+from collections.abc import Iterator
+from typing import BinaryIO
+
+from internvideo.untrusted_pickle import BYTES, DTYPES, Holder, RefusedError, Tensor, printable
+from internvideo.weights.torch_archive import Checkpoint, chunks, read_checkpoint
+
+WRAPPERS = ("state_dict", "model_state_dict", "model_state", "model", "module")
+"""Under these names a state dict is looked for first; under others where there is just one."""
+AVERAGED = re.compile(r"(^|_)(ema|swa|averaged?|avg|shadow)(_|$)")
+NO_MODEL = re.compile(r"optim|sched|scaler|^amp$|rng|loops?$|callback|hyper|^args?$|config|meta|history", re.IGNORECASE)
+"""Names of averaged weights, and of what is no model though tensors may stand in it."""
+ZERO = "run zero_to_fp32.py, which DeepSpeed wrote into the folder above, and convert the file that it makes"
+MODULE_FLAGS = ("training", "_is_full_backward_hook")
+MOST_MODULES, DEEPEST, MOST_TOLD = 100_000, 64, 200
+OUT_OF_MEMORY = b'{"memory": true}'  # made before: when it is needed there is no room for it
+DIGESTS, REST = "internvideo_sha256", "__metadata__"
+"""As in `storage`, which this process does not import."""
+TORCH = {ours: theirs for theirs, ours in DTYPES.items()}
+LARGEST_HEADER = 100_000_000
+"""Bytes; what the safetensors library reads."""
+
+
+def limit(memory: int, seconds: int, written: int) -> None:
+    """Give up rights for the rest of the process: bytes of memory, seconds of work, bytes to write, no new files."""
+    for encoding in ("cp437", "raw-unicode-escape"):  # of zip names and old texts: loaded while files can be opened
+        "".encode(encoding)
+    limits = {
+        resource.RLIMIT_CORE: (0, 0),
+        resource.RLIMIT_CPU: (seconds, seconds + 1),  # first the signal that tells why
+        resource.RLIMIT_FSIZE: (written, written),
+        resource.RLIMIT_NPROC: (0, 0),
+        resource.RLIMIT_NOFILE: (3, 3),  # standard input, output and error: no other file, no connection
+    }
+    if sys.platform != "darwin":  # macOS counts shared memory that nobody uses, and refuses this limit
+        limits[resource.RLIMIT_AS] = (memory, memory)
+    for what, values in limits.items():
+        most = resource.getrlimit(what)[1]
+        soft, hard = (value if most == resource.RLIM_INFINITY else min(value, most) for value in values)
+        resource.setrlimit(what, (soft, hard))
+
+
+def state_dict(checkpoint: Checkpoint, key: str = "") -> tuple[dict[str, Tensor], list[str], str]:
+    """The named tensors, what stands beside them, and under which key they stand.
+
+    Args:
+        checkpoint: what was read.
+        key: the path of the state dict in it, with dots, or what stands before the names of the tensors wanted; ""
+            looks for it.
+
+    Raises:
+        RefusedError: there is no state dict, or there are several and none is named as models are.
+    """
+    if checkpoint.layout == "torchscript":
+        if key:
+            raise RefusedError("is a TorchScript module, which has no keys", "", "leave out --key")
+        return *_module_tensors(checkpoint.content), ""
+    _check_zero(checkpoint.content)
+    start, rest = _followed(checkpoint.content, key)
+    content, path, dropped = _opened(start, key.removesuffix(rest).rstrip("."))
+    if not isinstance(content, dict):
+        raise RefusedError("holds no state dict", f"names and tensors, also under {', '.join(WRAPPERS)}")
+    found = {name: value for name, value in content.items() if isinstance(name, str) and isinstance(value, Tensor)}
+    beside = dropped + [f"{path}." * bool(path) + str(name) for name in content if name not in found]
+    if rest:
+        chosen = {name.removeprefix(f"{rest}."): value for name, value in found.items() if name.startswith(f"{rest}.")}
+        if not chosen:
+            there = ", ".join(map(printable, _holders(checkpoint.content))) or "none"
+            raise RefusedError(f"has no tensors under {printable(key)}", f"names that hold tensors: {there}")
+        return chosen, beside + [name for name in found if not name.startswith(f"{rest}.")], key
+    if "param_shapes" in _mapping(checkpoint.content) and any(not tensor.count for tensor in found.values()):
+        raise RefusedError("its parameters are spread over the shards of DeepSpeed (ZeRO stage 3)", "", ZERO)
+    return found, beside, path
+
+
+def _mapping(value: object) -> dict[object, object]:
+    return value if isinstance(value, dict) else {}
+
+
+def _check_zero(content: object) -> None:
+    """Raises RefusedError for a shard of DeepSpeed's optimizer, and for averages without names."""
+    parts = _mapping(content)
+    optimizer = _mapping(parts.get("optimizer_state_dict"))
+    if not parts.keys() & set(WRAPPERS) and {"zero_stage", "partition_count"} & optimizer.keys():
+        raise RefusedError(
+            "is one shard of DeepSpeed's optimizer (ZeRO), no model", "mp_rank_00_model_states.pt beside it", ZERO
+        )
+    if "shadow_params" in parts and not any(isinstance(value, dict | Tensor) for value in parts.values()):
+        raise RefusedError(
+            "holds averaged parameters in a list (shadow_params), without names",
+            "names and tensors",
+            "put them into the model with the program that wrote them, and save its state_dict",
+        )
+
+
+def _followed(content: object, key: str) -> tuple[object, str]:
+    """What stands under a dotted key, as far as it leads, and the rest of the key."""
+    while key:
+        parts = _mapping(content)
+        names = [name for name in parts if isinstance(name, str) and f"{key}.".startswith(f"{name}.")]
+        inner = max(names, key=len, default=None)
+        if inner is None or not isinstance(parts[inner], dict):
+            return content, key
+        content, key = parts[inner], key.removeprefix(inner).removeprefix(".")
+    return content, ""
+
+
+def _opened(content: object, path: str) -> tuple[object, str, list[str]]:
+    """The state dict inside of what trainers put around it, its path, and what was left beside it."""
+    dropped: list[str] = []
+    for _ in range(DEEPEST):
+        if not isinstance(content, dict):
+            break
+        inner = next((key for key in WRAPPERS if isinstance(content.get(key), dict)), None)
+        if inner is None:
+            if any(isinstance(key, str) and isinstance(value, Tensor) for key, value in content.items()):
+                break
+            inner = _only(_holders(content))
+        if inner is None:
+            break
+        dropped += [f"{path}." * bool(path) + str(key) for key in content if key != inner]
+        content, path = content[inner], f"{path}.{inner}" if path else inner
+    return content, path, dropped
+
+
+def _holders(content: object, depth: int = 4) -> list[str]:
+    """Names of one level under which a state dict stands, at some depth."""
+    return [
+        name
+        for name, value in _mapping(content).items()
+        if isinstance(name, str) and isinstance(value, dict) and not NO_MODEL.search(name) and _holds(value, depth)
+    ]
+
+
+def _holds(content: dict[object, object], depth: int) -> bool:
+    if any(isinstance(name, str) and isinstance(value, Tensor) for name, value in content.items()):
+        return True
+    return depth > 0 and bool(_holders(content, depth - 1))
+
+
+def _only(names: list[str]) -> str | None:
+    """The one name of a model, averaged weights only where there are no others. Raises RefusedError for several."""
+    plain = [name for name in names if not AVERAGED.search(name)] or names
+    if len(plain) > 1:
+        told = f"holds several state dicts: {', '.join(map(printable, names[:12]))}"
+        raise RefusedError(told, "one", "name the one you want with --key")
+    return plain[0] if plain else None
+
+
+def _module_tensors(content: object) -> tuple[dict[str, Tensor], list[str]]:
+    """Tensors of a TorchScript module by the path of their attributes, as its state_dict() names them."""
+    found: dict[str, Tensor] = {}
+    dropped: list[str] = []
+    ahead: list[tuple[str, object, int]] = [("", content, 0)]
+    for count in itertools.count():
+        if not ahead:
+            return found, dropped
+        prefix, module, depth = ahead.pop()
+        if not isinstance(module, Holder) or count > MOST_MODULES or depth > DEEPEST:
+            raise RefusedError("its module tree is missing, endless or too deep", "the archive of a TorchScript module")
+        for key, value in module.fields.items():
+            if isinstance(value, Tensor):
+                found[f"{prefix}{key}"] = value
+            elif isinstance(value, Holder) and value.name.startswith("__torch__."):
+                ahead.append((f"{prefix}{key}.", value, depth + 1))
+            elif value is not None and key not in MODULE_FLAGS:
+                dropped.append(f"{prefix}{key}")
+    raise AssertionError
+
+
+def check(file: BinaryIO, checkpoint: Checkpoint, tensors: dict[str, Tensor], size: int) -> None:
+    """Names can be written, tensors are not larger than such a file can hold, their bytes are undamaged."""
+    if not tensors:
+        raise RefusedError("holds no tensors under names", f"names and tensors, also under {', '.join(WRAPPERS)}")
+    for name in tensors:
+        if name == "__metadata__" or not name.isprintable():  # also lone halves of characters
+            raise RefusedError(f"a tensor is named {printable(name)}", "printable names")
+    total = sum(tensor.count * BYTES[tensor.dtype] for tensor in tensors.values())
+    if total > 4 * size:
+        told = f"its tensors would take {printable(str(total))} bytes, more than four times its {size}"
+        raise RefusedError(told, "tensors that share few numbers")
+    for key, storage in {tensor.storage.key: tensor.storage for tensor in tensors.values()}.items():
+        if key in checkpoint.sums:
+            found = 0
+            for piece in chunks(file, checkpoint.places[key], storage.size):
+                found = zlib.crc32(piece, found)
+            if found != checkpoint.sums[key]:
+                raise RefusedError(
+                    f"the storage {printable(key)} is damaged: another checksum", "", "copy the file again"
+                )
+
+
+def write(
+    file: BinaryIO, places: dict[str, int], tensors: dict[str, Tensor], output: BinaryIO, settings: dict[str, object]
+) -> dict[str, str]:
+    """Write the safetensors file: 8 bytes length, JSON header, then the tensors one after the other.
+
+    Returns:
+        name -> type of every tensor, as written.
+    """
+    wide = settings["float32"] is True
+    types = {name: "F32" if wide and _is_float(tensor) else tensor.dtype for name, tensor in tensors.items()}
+    order = sorted(tensors, key=lambda name: (-BYTES[types[name]], name))  # so every tensor is aligned
+    header: dict[str, object] = {"__metadata__": settings["metadata"]}
+    end = 0
+    for name in order:
+        start, end = end, end + tensors[name].count * BYTES[types[name]]
+        header[name] = {"dtype": types[name], "shape": tensors[name].shape, "data_offsets": (start, end)}
+    digests = dict.fromkeys((REST, *order), "0" * 64)
+    digests[REST] = hashlib.sha256(json.dumps(settings["metadata"], sort_keys=True).encode()).hexdigest()
+    head = _header(header, digests)
+    if len(head) > LARGEST_HEADER:
+        raise RefusedError(f"its names and shapes take {len(head)} bytes", f"at most {LARGEST_HEADER}")
+    output.write(struct.pack("<Q", len(head)) + head)
+    for name in order:
+        digest = hashlib.sha256(f"{TORCH[types[name]]} {list(tensors[name].shape)} ".encode())
+        for piece in _bytes(file, places[tensors[name].storage.key], tensors[name]):
+            numbers = piece if types[name] == tensors[name].dtype else _float32(piece, tensors[name].dtype)
+            digest.update(numbers)
+            output.write(numbers)
+        digests[name] = digest.hexdigest()
+    output.seek(8)
+    output.write(_header(header, digests))  # as long as before
+    output.flush()
+    return types
+
+
+def _header(header: dict[str, object], digests: dict[str, str]) -> bytes:
+    """The JSON header with the SHA-256 of all tensors, as `storage` writes and verifies them."""
+    metadata = {**dict(header["__metadata__"]), DIGESTS: json.dumps(digests)}  # type: ignore[call-overload]  # a dict
+    head = json.dumps({**header, "__metadata__": metadata}, separators=(",", ":")).encode()
+    return head + b" " * (-len(head) % 8)
+
+
+def _is_float(tensor: Tensor) -> bool:
+    return tensor.dtype in ("F16", "BF16", "F64")
+
+
+def _bytes(file: BinaryIO, place: int, tensor: Tensor) -> Iterator[bytes | bytearray | memoryview]:
+    """The numbers of a tensor in the order of its shape, in pieces of whole numbers."""
+    size = BYTES[tensor.dtype]
+    start = place + tensor.offset * size
+    axes = [axis for axis in range(len(tensor.shape)) if tensor.shape[axis] != 1]
+    dense = math.prod(tensor.shape)
+    plain = {axis: math.prod(tensor.shape[axis + 1 :]) for axis in axes}
+    if not dense or all(tensor.strides[axis] == plain[axis] for axis in axes):
+        yield from chunks(file, start, dense * size)
+        return
+    source = _numbers(bytearray().join(chunks(file, start, tensor.span * size)), size)
+    target = _numbers(bytearray(dense * size), size)
+    longest = max(axes, key=lambda axis: tensor.shape[axis])
+    rest = [axis for axis in axes if axis != longest]
+    n, step, gap = tensor.shape[longest], tensor.strides[longest], plain[longest]
+    for index in itertools.product(*(range(tensor.shape[axis]) for axis in rest)):
+        here = sum(i * tensor.strides[axis] for i, axis in zip(index, rest, strict=True))
+        there = sum(i * plain[axis] for i, axis in zip(index, rest, strict=True))
+        if step:
+            target[there : there + (n - 1) * gap + 1 : gap] = source[here : here + (n - 1) * step + 1 : step]
+        else:
+            for i in range(n):
+                target[there + i * gap] = source[here]
+    yield target.cast("B")
+
+
+def _numbers(data: bytearray, size: int) -> memoryview[int]:
+    """The same bytes as whole numbers of so many bytes."""
+    view = memoryview(data)
+    if size == 1:
+        return view
+    return view.cast("H") if size == 2 else view.cast("I") if size == 4 else view.cast("Q")
+
+
+def _float32(piece: bytes | bytearray | memoryview, dtype: str) -> bytes:
+    """Numbers of another float type as float32, little-endian."""
+    if dtype == "BF16":  # the upper half of a float32
+        wide = bytearray(2 * len(piece))
+        wide[2::4], wide[3::4] = piece[0::2], piece[1::2]
+        return bytes(wide)
+    count, letter = len(piece) // BYTES[dtype], "e" if dtype == "F16" else "d"
+    parts = [
+        array.array("f", struct.unpack_from(f"<{min(65536, count - i)}{letter}", piece, i * BYTES[dtype]))
+        for i in range(0, count, 65536)
+    ]
+    return b"".join(part.tobytes() for part in parts)
+
+
+def convert(settings: dict[str, object]) -> dict[str, object]:
+    """Standard input to standard output; returns the report. Raises RefusedError, MemoryError, OSError."""
+    file, output = sys.stdin.buffer, sys.stdout.buffer
+    size = os.fstat(file.fileno()).st_size
+    checkpoint = read_checkpoint(file, size)
+    tensors, dropped, key = state_dict(checkpoint, str(settings.get("key", "")))
+    check(file, checkpoint, tensors, size)
+    types = write(file, checkpoint.places, tensors, output, settings)
+    more = [f"and {len(dropped) - MOST_TOLD} more"] if len(dropped) > MOST_TOLD else []
+    return {
+        "layout": checkpoint.layout,
+        "key": printable(key),
+        "tensors": len(tensors),
+        "parameters": sum(tensor.count for tensor in tensors.values()),
+        "dtypes": dict(sorted(Counter(types.values()).items())),
+        "dropped": [printable(name) for name in dropped[:MOST_TOLD]] + more,
+        "globals": sorted(checkpoint.globals)[:MOST_TOLD],
+    }
+
+
+def main() -> None:
+    """Run with the settings of the last argument: memory (bytes), seconds, written (bytes), float32, key, metadata."""
+    settings = json.loads(sys.argv[-1])
+    limit(settings["memory"], settings["seconds"], settings["written"])
+    report: dict[str, object]
+    try:
+        report = convert(settings)
+    except RefusedError as error:
+        report = {"refused": list(error.args)}
+    except MemoryError:
+        os.write(2, OUT_OF_MEMORY)
+        os._exit(0)
+    except RecursionError:
+        report = {"refused": ["cannot be read: it is nested too deep", "a checkpoint that torch.save wrote", ""]}
+    except OSError as error:
+        report = {"errno": error.errno}
+    os.write(2, json.dumps(report).encode())
+    os._exit(0)  # nothing is left to do: not to write again what could not be written, nor to take apart deep values

@@ -1,0 +1,171 @@
+"""The demo's own decisions: how steps follow each other, how videos become train and test, what it times."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from internvideo.apps.demo import PROFILES, STEPS, Columns, _by_group, _own, run_demo, step_recipe
+from internvideo.apps.demo_report import Clock, DemoData
+from internvideo.data.manifest import read_manifest
+from internvideo.data.sample import Sample
+from internvideo.errors import ManifestError, RecipeError, RunError
+from internvideo.models.factory import create_model
+from internvideo.plots.report import ABLATION
+from internvideo.video.writer import write_video
+
+
+def videos(folder: Path, counts: dict[str, int]) -> Path:
+    rng = np.random.default_rng(0)
+    for name, count in counts.items():
+        (folder / name).mkdir(parents=True)
+        for number in range(count):
+            frames = rng.integers(0, 255, (6, 32, 32, 3), dtype=np.uint8)
+            write_video(folder / name / f"{number}.mp4", iter(frames), 6)
+    return folder
+
+
+def test_every_step_starts_from_steps_before_it() -> None:
+    done: set[str] = set()
+    for step in STEPS:
+        assert set(step.init.values()) <= done, step.name
+        done.add(step.name)
+
+
+@pytest.mark.parametrize("step", STEPS, ids=lambda step: step.name)
+def test_recipe_of_a_step_is_filled_in(step, tmp_path: Path) -> None:
+    data = DemoData(tmp_path / "train.jsonl", tmp_path / "test.jsonl", True)
+    full = step_recipe(step, tmp_path, data, PROFILES["full"], seed=3)
+    short = step_recipe(step, tmp_path, data, PROFILES["short"], seed=3)
+    assert full.data.train == data.train
+    assert full.loop.seed == full.data.loader.seed == 3
+    assert set(full.init) == set(step.init)
+    assert (full.data.images is not None) == step.images
+    assert short.schedule.epochs < full.schedule.epochs
+    assert short.schedule.warmup <= short.schedule.epochs / 4
+
+
+def test_a_folder_of_folders_is_split_without_overlap(tmp_path: Path) -> None:
+    data = _own(tmp_path / "out", videos(tmp_path / "in", {"wave": 6, "nod": 6}), Columns())
+    train, test = read_manifest(data.train), read_manifest(data.test)
+    assert train.classes == test.classes == ("nod", "wave")
+    assert len(train.rows) + len(test.rows) == 12
+    assert not {row.id for row in train.rows} & {row.id for row in test.rows}
+    assert all(row.captions for row in train.rows)
+    assert all(train.video_path(row).is_file() for row in train.rows)
+
+
+def clips(groups: dict[str, list[int]]) -> list[Sample]:
+    """Rows of named groups, one for each of their labels."""
+    return [
+        Sample(id=f"{group}-{n}", path=f"{group}-{n}.mp4", label=label, group=None if group.startswith("-") else group)
+        for group, labels in groups.items()
+        for n, label in enumerate(labels)
+    ]
+
+
+WHOLE = {
+    "single videos": {f"-{label}-{n}": [label] for label in range(6) for n in range(2 + 7 * label)},
+    "groups of one class": {f"{label}-{n}": [label] * (1 + n) for label in range(8) for n in range(5)},
+    "two groups a class": {f"{label}-{n}": [label] * 3 for label in range(20) for n in range(2)},
+    "scenes of two classes": {f"scene {n}": [0, 1] * (1 + n % 4) for n in range(15)},
+    "one big scene": {"big": [0] * 90, **{f"{n}": [0, 1, 2] for n in range(5)}},
+    "a class of one group": {"lonely": [0] * 4, **{f"{n}": [1] * 3 for n in range(10)}},
+    "chained": {"a": [0, 1], "b": [1, 2], "c": [2, 0], "d": [0], "e": [1], "f": [2]},
+}
+
+
+@pytest.mark.parametrize("case", WHOLE)
+def test_every_class_of_two_groups_is_on_both_sides(case: str) -> None:
+    rows = clips(WHOLE[case])
+    train, test = _by_group(rows)
+    assert sorted(row.id for row in (*train, *test)) == sorted(row.id for row in rows)
+    sides = [{row.group or row.id for row in side} for side in (train, test)]
+    assert not sides[0] & sides[1], "a group was divided"
+    for label in {row.label for row in rows}:
+        of_class = {row.group or row.id for row in rows if row.label == label}
+        assert of_class & sides[0], f"class {label} is not trained on"
+        assert bool(of_class & sides[1]) == (len(of_class) > 1), f"class {label} in the test videos"
+    again = _by_group(rows)
+    assert again == (train, test)
+    assert {row.id for row in _by_group(rows[::-1])[1]} == {row.id for row in test}, "depends on the order of rows"
+
+
+@pytest.mark.parametrize(("classes", "each"), [(10, 20), (3, 50)])
+def test_about_one_group_in_five_of_every_class_is_held_out(classes: int, each: int) -> None:
+    rows = clips({f"{label}-{n}": [label] * 2 for label in range(classes) for n in range(each)})
+    held = np.bincount([row.label or 0 for row in _by_group(rows)[1]]) / 2 / each
+    assert held.min() > 0.1
+    assert held.max() < 0.3
+    assert held.mean() == pytest.approx(0.2, abs=0.03)
+
+
+def test_a_class_cannot_be_divided_that_has_one_group_only() -> None:
+    with pytest.raises(ManifestError, match="each class of one group"):
+        _by_group(clips({"a": [0] * 5, "b": [1] * 5}))
+
+
+def test_the_split_column_is_used(tmp_path: Path) -> None:
+    folder = videos(tmp_path / "in", {"wave": 7, "nod": 7})
+    lines = ["path,label,split,fold"]
+    for name in ("wave", "nod"):
+        lines += [
+            f"{name}/{i}.mp4,{name},{'Test' if i == 3 else 'train'},{'val' if i < 2 else 'train'}" for i in range(7)
+        ]
+    (folder / "index.csv").write_text("\n".join(lines) + "\n")
+    assert len(read_manifest(_own(tmp_path / "a", folder, Columns()).test).rows) == 2
+    assert len(read_manifest(_own(tmp_path / "b", folder, Columns(split="fold")).test).rows) == 4
+    with pytest.raises(ManifestError, match=r"no column 'fald'.*fold"):
+        _own(tmp_path / "c", folder, Columns(split="fald"))
+    with pytest.raises(RunError, match="other videos, labels or splits"):
+        _own(tmp_path / "a", folder, Columns(split="fold"))
+
+
+def test_one_class_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ManifestError, match="at least 2"):
+        _own(tmp_path / "out", videos(tmp_path / "in", {"wave": 3}), Columns())
+
+
+def test_unknown_profile_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match="full, short"):
+        run_demo(tmp_path, profile="tiny")
+
+
+def test_clock_adds_up_over_sessions(tmp_path: Path) -> None:
+    (tmp_path / "seconds.json").write_text(json.dumps({"seconds": {"masked": 5.0}, "peak_memory_mb": 1e6}))
+    clock = Clock(tmp_path / "seconds.json")
+    with pytest.raises(KeyboardInterrupt), clock.timed("masked"):
+        raise KeyboardInterrupt
+    stored = json.loads((tmp_path / "seconds.json").read_text())
+    assert stored["seconds"]["masked"] > 5.0
+    assert stored["peak_memory_mb"] == 1e6
+    again = Clock(tmp_path / "seconds.json")
+    with again.timed("masked", again=True):
+        pass
+    assert again.seconds == stored["seconds"]
+
+
+@pytest.mark.slow
+def test_the_whole_demo_runs_and_resumes(tmp_path: Path) -> None:
+    page = run_demo(tmp_path / "demo", profile="short", device="cpu")
+    report = json.loads(page.with_suffix(".json").read_text())
+    assert [row["name"] for row in report["ablation"]] == list(ABLATION)
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "demo").glob("*/metrics.jsonl")}
+    run_demo(tmp_path / "demo", profile="short", device="cpu")
+    assert before == {path: path.stat().st_mtime_ns for path in before}, "a finished step was trained again"
+
+
+@pytest.mark.parametrize("step", STEPS, ids=lambda step: step.name)
+def test_few_videos_of_ones_own_fit_into_batches(step, tmp_path: Path) -> None:
+    data = DemoData(tmp_path / "train.jsonl", tmp_path / "test.jsonl", False, videos=10, longer=2.0)
+    own = step_recipe(step, tmp_path, data, PROFILES["full"], seed=0)
+    world = step_recipe(step, tmp_path, DemoData(data.train, data.test, True), PROFILES["full"], seed=0)
+    assert own.data.loader.batch_size == 2
+    assert own.data.image_batch_size in (None, 2)
+    assert own.data.augment.size == own.data.loader.short_side == 2 * world.data.augment.size
+    assert own.schedule.epochs == 2 * world.schedule.epochs
+    tokens = [create_model(r.model.name, r.model.overrides).state_dict() for r in (own, world)]
+    assert tokens[0].keys() == tokens[1].keys()

@@ -1,0 +1,297 @@
+"""A saved graph is the model: any batch, any frames, in another program; and what differs is not kept."""
+
+import hashlib
+import json
+import subprocess
+import sys
+from functools import cache
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import onnx
+import onnxruntime
+import pytest
+import small_apps
+import torch
+from torch import Tensor
+
+from internvideo.cli.export import export as command
+from internvideo.data.preprocessing import Preprocessing
+from internvideo.data.tokenizer import Tokenizer
+from internvideo.errors import RecipeError, RunError, VideoError
+from internvideo.inference import onnx_file
+from internvideo.inference.export import Check, Export, ExportSettings, Graph, export
+from internvideo.inference.video_model import VideoModel
+
+
+@cache
+def model(family: str) -> VideoModel:
+    return small_apps.random_model(family)
+
+
+def random_clips(of: VideoModel, batch: int, frames: int | None = None) -> Tensor:
+    size = of.preprocessing.size
+    generator = torch.Generator().manual_seed(5)
+    shape = (batch, 3, frames or of.preprocessing.frames, size, size)
+    clips = torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator)
+    return clips.float() if of.preprocessing.style == "torch" else clips
+
+
+def run_torch(path: Path, x: Tensor) -> Tensor:
+    with torch.no_grad():
+        found: Tensor = torch.export.load(path).module()(x)
+    return found
+
+
+def run_onnx(path: Path, x: Tensor) -> Tensor:
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    return torch.from_numpy(session.run(None, {session.get_inputs()[0].name: x.numpy()})[0])
+
+
+def close(found: Tensor, wanted: Tensor) -> None:
+    torch.testing.assert_close(found, wanted, rtol=0, atol=1e-4 * wanted.abs().max().item())
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Export:
+    """CLIP's video tower as ONNX, with its version in 8 bits, compared on a real video too."""
+    folder = tmp_path_factory.mktemp("export")
+    return export(model("clip"), folder / "m.onnx", ExportSettings(int8=True), video=small_apps.clips()[0])
+
+
+def test_an_onnx_file_takes_any_batch_and_any_frames(made: Export) -> None:
+    of = model("clip")
+    for batch, frames in ((1, 8), (5, 8), (4, 7), (1, 1)):
+        clips = random_clips(of, batch, frames)
+        close(run_onnx(made.path, clips), of.encode_clips(clips))
+
+
+def test_the_axes_have_names(made: Export) -> None:
+    session = onnxruntime.InferenceSession(str(made.path), providers=["CPUExecutionProvider"])
+    (clips,), (features,) = session.get_inputs(), session.get_outputs()
+    side = model("clip").preprocessing.size
+    assert (clips.name, clips.type, clips.shape) == ("clips", "tensor(uint8)", ["batch", 3, "frames", side, side])
+    assert (features.name, features.shape) == ("features", ["batch", model("clip").width])
+    onnx.checker.check_model(onnx.load(made.path), full_check=True)
+
+
+def test_the_checks_say_what_was_compared(made: Export) -> None:
+    assert [check.input for check in made.checks] == ["random"] * 4 + ["video"]
+    assert len({check.shape[0] for check in made.checks}) == 3
+    assert len({check.shape[2] for check in made.checks}) >= 3
+    assert made.worst.relative == max(check.relative for check in made.checks) < 1e-5
+    assert all(check.largest > 0.1 for check in made.checks)
+
+
+def test_the_version_in_8_bits_is_near_and_smaller(made: Export) -> None:
+    assert made.int8 is not None
+    assert made.cosine is not None
+    assert made.int8.name == "m.int8.onnx"
+    assert made.int8.stat().st_size < made.path.stat().st_size
+    of, clips = model("clip"), random_clips(model("clip"), 3)
+    cosine = torch.nn.functional.cosine_similarity(run_onnx(made.int8, clips), of.encode_clips(clips))
+    assert 0.95 < made.cosine < 1 - 1e-7  # really another model
+    assert cosine.min() > 0.95
+
+
+def test_the_description_is_enough_to_use_the_file(made: Export) -> None:
+    about: dict[str, Any] = json.loads(made.metadata.read_text(encoding="utf-8"))
+    of = model("clip")
+    assert about["input"] == {
+        "name": "clips",
+        "type": "uint8",
+        "shape": ["batch", 3, "frames", of.preprocessing.size, of.preprocessing.size],
+    }
+    assert about["output"]["shape"] == ["batch", of.width]
+    assert Preprocessing.from_json(about["preprocessing"]) == of.preprocessing
+    assert about["weights"]["weights_sha256"] == of.metadata["weights_sha256"]
+    assert {file["name"] for file in about["files"]} == {"m.onnx", "m.int8.onnx"}
+    for file in about["files"]:
+        content = (made.path.parent / file["name"]).read_bytes()
+        assert (file["bytes"], file["sha256"]) == (len(content), hashlib.sha256(content).hexdigest())
+    assert about["largest_difference"] == made.worst.relative
+    assert about["int8_cosine"] == made.cosine
+    assert {path.name for path in made.path.parent.iterdir()} == {"m.onnx", "m.int8.onnx", "m.onnx.json"}
+
+
+def test_a_torch_program_takes_any_batch_and_frames(tmp_path: Path) -> None:
+    of = model("clip")
+    found = export(of, tmp_path / "m.pt2", ExportSettings(format="torch"))
+    clips = random_clips(of, 3, 6)
+    close(run_torch(found.path, clips), of.encode_clips(clips))
+
+
+def test_a_graph_holds_what_it_needs_and_the_model_keeps_the_rest() -> None:
+    of = model("multimodal")
+    names = {what: list(Graph(of, what).state_dict()) for what in ("video", "text")}
+    assert not [name for name in names["video"] if ".text." in name or "caption" in name]
+    assert not [name for name in names["text"] if "visual" in name or "caption" in name]
+    assert of.encode_text("a dog").shape == (1, of.width)
+    assert len(of.caption(small_apps.clips()[0])) == 1
+
+
+def test_the_text_tower(tmp_path: Path) -> None:
+    of = model("multimodal")
+    found = export(of, tmp_path / "t.pt2", ExportSettings(format="torch", what="text"))
+    words = ["a cat", "somebody runs to the left", "snow", "no"]
+    ids = Tokenizer(context=small_apps.TEXT["context"]).encode(words)
+    close(run_torch(found.path, ids), of.encode_text(words, normalize=False))
+    assert json.loads(found.metadata.read_text())["input"]["type"] == "int64"
+
+
+def test_a_classifier_gives_logits_and_names_its_classes(tmp_path: Path) -> None:
+    of = model("supervised")
+    found = export(of, tmp_path / "c.pt2", ExportSettings(format="torch", what="classifier"))
+    clips = random_clips(of, 3)
+    close(run_torch(found.path, clips), of.logits(clips))
+    about = json.loads(found.metadata.read_text())
+    assert about["classes"] == list(of.classes)
+    assert about["output"] == {"name": "logits", "type": "float32", "shape": ["batch", 3], "normalised": False}
+
+
+def test_a_fixed_batch_and_fixed_frames_stay_fixed(tmp_path: Path) -> None:
+    of = model("clip")
+    found = export(of, tmp_path / "f.pt2", ExportSettings(format="torch", batch=1, frames=3))
+    close(run_torch(found.path, random_clips(of, 1, 3)), of.encode_clips(random_clips(of, 1, 3)))
+    assert json.loads(found.metadata.read_text())["input"]["shape"][:3] == [1, 3, 3]
+    with pytest.raises(Exception, match=r"Guard failed|expected"):
+        run_torch(found.path, random_clips(of, 2, 3))
+
+
+@pytest.mark.parametrize(
+    ("family", "settings", "told"),
+    [
+        ("supervised", {"frames": "dynamic"}, "clips of one length"),
+        ("supervised", {"frames": 8}, "clips of one length"),
+        ("multimodal", {"frames": 0}, "frames"),
+        ("multimodal", {"what": "classifier"}, "allowed: video, text"),
+        ("supervised", {"what": "text"}, "allowed: video, classifier"),
+        ("multimodal", {"format": "tflite"}, "allowed: torch, onnx"),
+        ("multimodal", {"what": "all"}, "allowed: video, text, classifier"),
+        ("multimodal", {"batch": 0}, "1 or more"),
+        ("multimodal", {"format": "torch", "int8": True}, "--format onnx"),
+        ("multimodal", {"format": "torch", "opset": 18}, "--format onnx"),
+        ("multimodal", {"tolerance": 0.0}, "above 0"),
+    ],
+)
+def test_what_cannot_be_is_told(tmp_path: Path, family: str, settings: dict[str, Any], told: str) -> None:
+    with pytest.raises(RecipeError, match=told):
+        export(model(family), None, ExportSettings(**settings))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_file_that_differs_is_not_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "m.pt2").write_text("an earlier one")
+    other = SimpleNamespace(module=lambda: lambda clips: model("supervised").encode_clips(clips) + 0.5)
+    monkeypatch.setattr(torch.export, "load", lambda path: other)
+    with pytest.raises(RunError, match=r"differs from the model by 0\.5"):
+        export(model("supervised"), tmp_path / "m.pt2", ExportSettings(format="torch"))
+    assert [path.name for path in tmp_path.iterdir()] == ["m.pt2"]
+    assert (tmp_path / "m.pt2").read_text() == "an earlier one"
+
+
+def test_not_a_number_is_a_difference() -> None:
+    assert Check("random", (1,), float("nan"), 1.0).relative == float("inf")
+
+
+def test_weights_beyond_one_file_stand_beside_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(onnx_file, "LARGEST", 1000)
+    of = model("supervised")
+    found = export(of, tmp_path / "big.onnx", ExportSettings(what="classifier", int8=True))
+    moved = tmp_path / "elsewhere"
+    moved.mkdir()
+    names = {file["name"] for file in json.loads(found.metadata.read_text())["files"]}
+    assert {"big.onnx", "big.onnx.data", "big.int8.onnx"} <= names
+    for name in names:
+        (tmp_path / name).rename(moved / name)
+    clips = random_clips(of, 2)
+    close(run_onnx(moved / "big.onnx", clips), of.logits(clips))
+    assert run_onnx(moved / "big.int8.onnx", clips).shape == (2, 3)
+
+
+def test_missing_packages_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(onnx_file, "find_spec", lambda name: None if name == "onnxscript" else name)
+    with pytest.raises(RecipeError, match=r"onnxscript not installed.*internvideo\[export\]"):
+        export(model("supervised"))
+
+
+def test_the_name_must_fit_the_format_and_the_model_must_be_float32(tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match=r"ends in \.onnx"):
+        export(model("supervised"), tmp_path / "m.pt2")
+    half = small_apps.random_model("supervised")
+    half.precision = "bfloat16"
+    with pytest.raises(RecipeError, match="float32 on cpu"):
+        export(half, tmp_path / "m.onnx")
+
+
+def test_a_video_that_cannot_be_read_is_told_before_the_work(tmp_path: Path) -> None:
+    with pytest.raises(VideoError):
+        export(model("supervised"), tmp_path / "m.pt2", ExportSettings(format="torch"), video=tmp_path / "no.mp4")
+
+
+def test_the_command_prints_the_difference(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = model("supervised").save_pretrained(tmp_path / "model")
+    command(str(folder), tmp_path / "m.pt2", format="torch", what="classifier", batch="2", frames="auto")
+    printed = capsys.readouterr().out
+    assert "largest difference 0 of the largest number, allowed 0.0001" in printed
+    assert str(tmp_path / "m.pt2.json") in printed
+    with pytest.raises(RecipeError, match="dynamic or a number"):
+        command(str(folder), batch="many")
+
+
+def test_the_command_in_a_process_of_its_own(tmp_path: Path) -> None:
+    model("supervised").save_pretrained(tmp_path / "model")
+    line = [sys.executable, "-m", "internvideo", "export", "model", "--format", "torch", "--frames"]
+
+    def run(frames: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run([*line, frames], cwd=tmp_path, capture_output=True, text=True, check=False, timeout=120)
+
+    done = run("auto")
+    assert done.returncode == 0, done.stderr
+    assert "largest difference 0 " in done.stdout
+    assert len(list(tmp_path.glob("*-video.pt2"))) == 1
+    refused = run("dynamic")
+    assert refused.returncode == 2
+    assert len(refused.stderr.strip().splitlines()) == 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("opset", "told"), [(11, "opset: 11; the exporter made 18"), (99, "opset")])
+def test_an_operator_set_that_cannot_be_is_told(tmp_path: Path, opset: int, told: str) -> None:
+    with pytest.raises(RecipeError, match=told):
+        export(model("supervised"), tmp_path / "m.onnx", ExportSettings(opset=opset))
+    assert list(tmp_path.iterdir()) == []
+    made = export(model("supervised"), tmp_path / "m.onnx", ExportSettings(opset=23, int8=True))
+    assert onnx.load(made.path).opset_import[0].version == 23
+
+
+def test_the_example_runs(tmp_path: Path) -> None:
+    folder = model("supervised").save_pretrained(tmp_path / "model")
+    script = Path(__file__).parents[2] / "examples" / "export_onnx.py"
+    assert len(script.read_text(encoding="utf-8").splitlines()) <= 60
+    line = [sys.executable, str(script), str(folder), str(small_apps.clips()[0]), "encoder.onnx"]
+    done = subprocess.run(line, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert "embedding with the model's: 1.000000" in done.stdout
+    assert (tmp_path / "encoder.int8.onnx").is_file()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", small_apps.FAMILIES)
+@pytest.mark.parametrize("kind", ["torch", "onnx"])
+def test_every_family(tmp_path: Path, family: str, kind: Any) -> None:
+    of = model(family)
+    found = export(of, tmp_path / ("m.pt2" if kind == "torch" else "m.onnx"), ExportSettings(format=kind))
+    clips = random_clips(of, 4)
+    close((run_torch if kind == "torch" else run_onnx)(found.path, clips), of.encode_clips(clips))
+
+
+@pytest.mark.slow
+def test_halved_frames_begin_with_three(tmp_path: Path) -> None:
+    of = small_apps.random_model("supervised_multimodal", temporal_downsample=True)
+    found = export(of, tmp_path / "m.onnx")
+    assert json.loads(found.metadata.read_text())["smallest"] == {"frames": 3}
+    for frames in (3, 4, 5, 9):
+        clips = random_clips(of, 2, frames)
+        close(run_onnx(found.path, clips), of.encode_clips(clips))

@@ -1,0 +1,113 @@
+"""Words written one at a time, with what earlier words left behind, against the plain form that reads all again."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from goldens_folder import GOLDENS
+from parity_families.caption_decoder import build
+from parity_families.case import Case
+from torch import Tensor
+
+from internvideo.models.attention import Attention, Memory, Past
+from internvideo.models.caption_decoder import CaptionDecoderConfig
+from internvideo.models.clip import TextConfig
+from internvideo.models.generation import generate
+from internvideo.models.uniformerv2 import UniFormerV2Config
+from internvideo.models.video_language import VideoLanguage, VideoLanguageConfig
+
+START, END, WORDS = 38, 39, 40
+CONFIG = VideoLanguageConfig(
+    UniFormerV2Config(
+        image_size=32, patch_size=16, frames=2, width=24, depth=2, heads=2, global_layers=(1,), classes=0
+    ),
+    TextConfig(width=32, heads=4, layers=3, vocabulary=WORDS, context=16),
+    joint_width=12,
+    caption=CaptionDecoderConfig(width=32, heads=4, vision_width=24, layers=3, vocabulary=WORDS, queries=5),
+)
+
+
+def model(seed: int = 0) -> VideoLanguage:
+    """Weights so large that the next word depends on all the words before it."""
+    torch.manual_seed(seed)
+    made = VideoLanguage(CONFIG).double().eval()
+    with torch.no_grad():
+        for parameter in made.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.25)
+    return made
+
+
+def clips(count: int = 4) -> Tensor:
+    return torch.randn(count, 3, 2, 32, 32, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+
+
+@torch.no_grad()
+def test_the_stored_decoder_writes_word_by_word_what_it_says_at_once() -> None:
+    case = Case(GOLDENS / "models" / "caption_decoder.json")
+    decoder = build(case).double()
+    visual = case.input("image_feats", torch.float64).permute(1, 0, 2, 3).flatten(1, 2)
+    words, pooled, memory = case.input("text_embeds", torch.float64), decoder.pool(visual), Memory()
+    steps = [decoder.decode(words[:, i : i + 1], pooled, memory) for i in range(words.shape[1])]
+    torch.testing.assert_close(torch.cat(steps, dim=1), decoder.decode(words, pooled), atol=1e-12, rtol=1e-12)
+    torch.testing.assert_close(torch.cat(steps, dim=1), case.io["logits64"], atol=1e-6, rtol=1e-6)
+
+
+@torch.no_grad()
+def test_the_text_tower_reads_on_where_it_stopped() -> None:
+    tower, memory = model().text, Memory()
+    ids = torch.randint(0, WORDS, (3, 10), generator=torch.Generator().manual_seed(2))
+    parts = [tower.tokens(ids[:, :4], memory=memory)]
+    parts += [tower.tokens(ids[:, i : i + 1], memory=memory) for i in range(4, 10)]
+    torch.testing.assert_close(torch.cat(parts, dim=1), tower.tokens(ids), atol=1e-12, rtol=1e-12)
+    memory.keep(torch.tensor([2, 0]))
+    word = torch.tensor([[7], [9]])
+    whole = tower.tokens(torch.cat([ids[[2, 0]], word], dim=1))[:, -1:]
+    torch.testing.assert_close(tower.tokens(word, memory=memory), whole, atol=1e-12, rtol=1e-12)
+    for _ in range(CONFIG.text.context - 11):
+        tower.tokens(word, memory=memory)
+    with pytest.raises(ValueError, match="17 words, the text tower takes at most 16"):
+        tower.tokens(word, memory=memory)
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("beams", [1, 2, 5])
+def test_captions_are_those_of_the_plain_form(beams: int, seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    of, video = model(seed), clips()
+    moved: list[Tensor] = []
+    original = Memory.keep
+
+    def keep(memory: Memory, rows: Tensor) -> None:
+        moved.append(rows)
+        original(memory, rows)
+
+    monkeypatch.setattr(Memory, "keep", keep)
+    fast = of.generate(video, start=START, end=END, beams=beams)
+    decoder = of.caption_decoder
+    assert decoder is not None
+    with torch.no_grad():
+        pooled = decoder.pool(of.see(video).tokens)
+
+        def plain(ids: Tensor, rows: Tensor) -> Tensor:
+            return decoder.decode(of.text.tokens(ids), pooled[rows])[:, -1].float().log_softmax(dim=-1)
+
+        slow = generate(plain, len(video), START, END, CONFIG.text.context, device=video.device, beams=beams)
+    assert torch.equal(fast, slow)
+    assert len({tuple(row) for row in fast.tolist()}) > 1, "every clip has the same caption"
+    assert bool(moved) is (beams > 1)
+    assert beams == 1 or any(not torch.equal(rows, torch.arange(len(rows))) for rows in moved), "no beam overtook"
+
+
+@torch.no_grad()
+def test_half_precision_writes_too() -> None:
+    of = VideoLanguage(replace(CONFIG, joint_width=8)).bfloat16().eval()
+    assert of.generate(clips(2).bfloat16(), start=START, end=END, beams=2).shape == (2, CONFIG.text.context)
+
+
+def test_after_the_first_words_come_single_ones() -> None:
+    attention, past = Attention(8, 2), Past()
+    attention(torch.zeros(1, 3, 8), causal=True, past=past)
+    assert past.length == 3
+    with pytest.raises(ValueError, match="2 words at once after the first"):
+        attention(torch.zeros(1, 2, 8), causal=True, past=past)

@@ -1,0 +1,190 @@
+"""Every stage in bfloat16, with each optional weight at 0, and in two processes against one with the joined batch."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from test_stages import CASES, IDS, MODELS, build_stage, generator, inputs
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from internvideo import distributed
+from internvideo.data.batch import FeatureBatch, ProposalBatch, QueryBatch, RegionBatch
+from internvideo.recipe import STAGES
+
+SCRIPT = Path(__file__)
+TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nnodes=1", "--nproc-per-node=2")
+WITHOUT: tuple[tuple[str, dict[str, Any]], ...] = (
+    ("multimodal", {"caption_weight": 0.0}),
+    ("multimodal", {"contrastive_weight": 0.0}),
+    ("multimodal", {"captioned": 1, "clips_at_once": 2}),
+    ("grounding", {"highlight_weight": 0.0}),
+    ("anticipation", {"time_weight": 0.0}),
+    ("verb_noun", {"noun_weight": 0.0}),
+    ("localisation", {"loss_weight": 0.0}),
+    ("open_set", {"debias": "maximised"}),
+    ("open_set", {"debias": "alternated", "kl": True, "annealing_batches": 4}),
+)
+"""Stages with losses left out, limited or added."""
+DRAWN = {"masked", "navigation", "open_set", "regions"}
+"""Stages whose loss is drawn for each process, takes dependence within its batch, or is a sum over its boxes."""
+GATHERING = {"multimodal", "retrieval", "localisation"}
+
+
+def uneven(name: str) -> Any:
+    """Eight clips of which the first four have fewer things to learn from than the others."""
+    clips: Any = inputs(name, 8)
+    first = torch.arange(8) < 3
+    if name in ("supervised", "interaction"):
+        return replace(clips, labels=clips.labels.masked_fill(first, -100))
+    if name in ("answering", "multiple_choice"):
+        return replace(clips, labels=clips.labels.masked_fill(first, -100))
+    if name == "verb_noun":
+        labels = clips.labels.clone()
+        labels[:3, 1], labels[4:, 1] = -100, torch.tensor([0, 1, 0, 1])
+        return replace(clips, labels=labels)
+    if name == "hands":
+        return replace(clips, visible=clips.visible & ~first[:, None, None])
+    if name == "anticipation":
+        targets = clips.targets.clone()
+        targets[:2, 1] = torch.nan
+        return replace(clips, targets=targets[1:], clip=clips.clip[1:], boxes=clips.boxes[1:])
+    if isinstance(clips, QueryBatch):
+        mask = clips.mask.clone()
+        mask[:2, 11:] = False
+        nothing = torch.zeros(0, 2)
+        return replace(clips, mask=mask, segments=(nothing, nothing, *clips.segments[2:]))
+    if isinstance(clips, ProposalBatch):  # all near the truth, so that the balanced choice takes all
+        near = (torch.tensor([[1.0, 4.0]]),) * 3 + (torch.tensor([[1.0, 4.0], [3.0, 13.5]]),) * 5
+        return replace(clips, proposals=near)
+    if isinstance(clips, FeatureBatch):
+        none = (torch.zeros(0, 2), torch.zeros(0, dtype=torch.int64))
+        segments, labels = zip(*([none] * 3 + list(zip(clips.segments, clips.labels, strict=True))[3:]), strict=True)
+        return replace(clips, segments=segments, labels=labels)
+    return clips
+
+
+def share(batch: Any, rank: int) -> Any:
+    """Half of eight clips."""
+    mine = slice(4 * rank, 4 * rank + 4)
+    if isinstance(batch, RegionBatch):
+        kept = batch.clip // 4 == rank
+        return replace(
+            batch, video=batch.video[mine], ids=batch.ids[mine], clip=batch.clip[kept] - 4 * rank,
+            boxes=batch.boxes[kept], targets=batch.targets[kept],
+        )  # fmt: skip
+    cut = {field.name: getattr(batch, field.name) for field in fields(batch)}
+    each = {name: len(value) // 8 for name, value in cut.items() if value is not None}  # clips of a panorama: several
+    return replace(batch, **{name: cut[name][mine.start * k : mine.stop * k] for name, k in each.items()})
+
+
+def opened(stage: nn.Module) -> nn.Module:
+    """Opens what starts closed: gates, heads, fresh readings. Nothing is dropped."""
+    with torch.no_grad():
+        for parameter in stage.parameters():
+            parameter.add_(torch.randn(parameter.shape, generator=generator()) * 0.05)
+    return stage.train()
+
+
+def build(name: str, model: Callable[[], nn.Module], settings: dict[str, Any]) -> nn.Module:
+    together: dict[str, Any] = {}
+    if name in GATHERING:
+        together["gather"] = distributed.gather_with_gradient
+    if name not in DRAWN | {"retrieval", "localisation", "waypoints"}:
+        together["divisor"] = distributed.divisor
+    return opened(STAGES[name].stage(model(), STAGES[name].settings.model_validate(settings), **together))
+
+
+ALL = [(name, model, {}) for name, model in CASES] + [(name, MODELS[name][0], given) for name, given in WITHOUT]
+ALL_IDS = [*IDS, *(f"{name}-{'-'.join(given)}" for name, given in WITHOUT)]
+
+
+def two_steps(stage: nn.Module, batch: Any) -> dict[str, Tensor]:
+    """Losses of two equal steps and the gradients of the second, of which rank 0 keeps the mean over the processes."""
+    module: nn.Module = stage
+    if distributed.world_size() > 1:
+        unused = bool(getattr(stage, "unused_parameters", False))
+        module = DistributedDataParallel(stage, broadcast_buffers=False, find_unused_parameters=unused)
+    parts: dict[str, Tensor] = {}
+    for _ in range(2):
+        stage.zero_grad()
+        torch.manual_seed(0)
+        parts = module(batch, generator())
+        torch.autograd.backward(parts["loss"])
+    told = {}
+    for name, value in parts.items():
+        told[f"loss/{name}"] = torch.tensor(distributed.sum_over_processes(value.item()) / distributed.world_size())
+    return told | {name: p.grad for name, p in stage.named_parameters() if p.grad is not None}
+
+
+def main() -> None:
+    """Script: two steps of every stage in two processes."""
+    with distributed.process_group(torch.device("cpu")):
+        for (name, model, given), label in zip(ALL, ALL_IDS, strict=True):
+            batch = inputs(name, 4) if name == "navigation" else share(uneven(name), distributed.rank())
+            told = two_steps(build(name, model, given), batch)
+            if distributed.rank() == 0:
+                torch.save(told, Path(sys.argv[1]) / f"{label}.pt")
+
+
+@pytest.fixture(scope="module")
+def both(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What two processes saw."""
+    folder = tmp_path_factory.mktemp("both")
+    environment = {
+        **os.environ,
+        "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),
+    }
+    command = [sys.executable, *TORCHRUN, str(SCRIPT), str(folder)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return folder
+
+
+@pytest.mark.parametrize(("name", "model", "given"), ALL, ids=ALL_IDS)
+def test_two_processes_learn_as_one_with_the_joined_batch(
+    both: Path, request: pytest.FixtureRequest, name: str, model: Callable[[], nn.Module], given: dict[str, Any]
+) -> None:
+    two = torch.load(both / f"{request.node.callspec.id}.pt")
+    assert all(bool(value.isfinite().all()) for value in two.values())
+    if name in DRAWN or "captioned" in given or "loss_weight" in given:
+        return
+    one = two_steps(build(name, model, given), uneven(name))
+    assert one.keys() == two.keys()
+    for label, value in one.items():
+        torch.testing.assert_close(two[label], value, atol=2e-5, rtol=1e-3, msg=lambda text, at=label: f"{at}: {text}")
+
+
+@pytest.mark.parametrize(("name", "model", "given"), ALL, ids=ALL_IDS)
+def test_every_stage_learns_in_bfloat16(name: str, model: Callable[[], nn.Module], given: dict[str, Any]) -> None:
+    losses = []
+    for half in (False, True):
+        stage = build(name, model, given)
+        torch.manual_seed(0)
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=half):
+            parts = stage(uneven(name), generator())
+        torch.autograd.backward(parts["loss"])
+        learning = {label: p.grad for label, p in stage.named_parameters() if p.requires_grad}
+        assert all(grad is not None and bool(grad.isfinite().all()) for grad in learning.values())
+        losses.append(parts["loss"].item())
+    assert losses[1] == pytest.approx(losses[0], rel=0.1, abs=0.05)
+
+
+def test_a_decoder_that_writes_nothing_rests() -> None:
+    stage = STAGES["multimodal"].stage(MODELS["multimodal"][0](), STAGES["multimodal"].settings(caption_weight=0.0))
+    resting = {name for name, parameter in stage.named_parameters() if not parameter.requires_grad}
+    assert any(name.startswith("model.caption_decoder.") for name in resting)
+    assert build_stage("multimodal", MODELS["multimodal"][0]).model.caption_decoder is not None
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,96 @@
+"""Tiny models in folders and tiny clips, for the tests of the commands that use a model. Made once a process."""
+
+from __future__ import annotations
+
+import atexit
+import os
+import shutil
+import subprocess
+import sys
+from functools import cache
+from pathlib import Path
+from tempfile import mkdtemp
+
+import odd_video
+import small_world
+
+from internvideo.data.preprocessing import Preprocessing
+from internvideo.inference.video_model import VideoModel
+
+FPS = 15
+CLIPS = Preprocessing(small_world.FRAMES, small_world.SIDE, sampler="segment_middle")
+
+
+@cache
+def _folder() -> Path:
+    folder = Path(mkdtemp(prefix="internvideo-use-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return folder
+
+
+@cache
+def language() -> VideoModel:
+    """A model with texts and captions."""
+    return VideoModel("internvideo-mm-b16-caption", small_world.language_model(), preprocessing=CLIPS)
+
+
+@cache
+def classifier() -> VideoModel:
+    """A masked encoder with a head of two classes."""
+    module = small_world.masked_classifier()
+    return VideoModel("videomae-s-classifier", module, preprocessing=CLIPS, classes=small_world.CLASSES)
+
+
+@cache
+def language_folder() -> Path:
+    return language().save_pretrained(_folder() / "language")
+
+
+@cache
+def classifier_folder() -> Path:
+    return classifier().save_pretrained(_folder() / "classifier")
+
+
+@cache
+def clips(count: int = 4) -> Path:
+    """A folder with clips of 3 s: 0.mp4, 1.mp4, ..."""
+    folder = _folder() / f"clips{count}"
+    folder.mkdir()
+    for number in range(count):
+        odd_video.encode(folder / f"{number}.mp4", odd_video.moving_frames(3 * FPS, seed=number), fps=FPS)
+    return folder
+
+
+@cache
+def piped() -> Path:
+    """The pictures of 0.mp4 in a file that can be read from a pipe."""
+    return odd_video.encode(_folder() / "0.mkv", odd_video.moving_frames(3 * FPS), fps=FPS)
+
+
+def command(*words: object, cwd: Path | None = None, stdin: Path | None = None) -> subprocess.CompletedProcess[str]:
+    """`python -m internvideo ...` as a process of its own."""
+    root = Path(__file__).parents[2]
+    environment = {**os.environ, "PYTHONPATH": str(root / "src"), "OMP_NUM_THREADS": "1"}
+    source = stdin.open("rb") if stdin else subprocess.DEVNULL
+    try:
+        return subprocess.run(
+            [sys.executable, "-m", "internvideo", *map(str, words)],
+            cwd=cwd or root,
+            env=environment,
+            stdin=source,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=120,
+        )
+    finally:
+        if not isinstance(source, int):
+            source.close()
+
+
+def told_in_one_line(done: subprocess.CompletedProcess[str]) -> str:
+    """The line of a user's mistake."""
+    assert done.returncode == 2, (done.stdout, done.stderr)
+    assert done.stderr.startswith("internvideo: "), done.stderr
+    assert done.stderr.count("\n") == 1, done.stderr
+    return done.stderr

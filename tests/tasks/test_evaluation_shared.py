@@ -1,0 +1,69 @@
+"""Two processes of torchrun share the videos of a task: the files are those of one process."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import test_localisation
+import test_spatio_temporal
+
+from internvideo.data.manifest import write_manifest
+from internvideo.evaluation import EvaluationSettings, evaluate_task
+from internvideo.pipeline import run_recipe
+from internvideo.tasks.table import Table
+
+CPU = EvaluationSettings(device="cpu")
+TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nnodes=1", "--nproc-per-node=2")
+
+
+def in_two(task: str, weights: Path, manifest: Path, output: Path) -> subprocess.CompletedProcess[str]:
+    """`internvideo evaluate` in two processes."""
+    command = ["-m", "internvideo", "evaluate", task, str(weights), str(manifest)]
+    command += ["--split", "test", "--device", "cpu", "-o", str(output)]
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path), "OMP_NUM_THREADS": "1"}
+    line = [sys.executable, *TORCHRUN, *command]
+    return subprocess.run(line, env=env, timeout=300, check=False, capture_output=True, text=True)
+
+
+def same_files(one: Path, two: Path) -> set[str]:
+    names = {path.name for path in one.iterdir()}
+    assert names == {path.name for path in two.iterdir()}
+    for name in names:
+        assert (one / name).read_bytes() == (two / name).read_bytes(), name
+    return names
+
+
+def test_segments(tmp_path: Path) -> None:
+    features = test_localisation.world(tmp_path / "f", videos=15)  # five of them for testing: unequal shares
+    recipe = test_localisation.recipe(features, schedule={"steps": 4, "warmup": 1})
+    weights = run_recipe(recipe, tmp_path / "run", device="cpu")
+    evaluate_task("localisation", weights, features, tmp_path / "one", CPU, split="test")
+    done = in_two("localisation", weights, features, tmp_path / "two")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("mean_mAP") == 1
+    assert "detections.json" in same_files(tmp_path / "one", tmp_path / "two")
+
+
+def test_boxes_with_a_video_that_cannot_be_read(tmp_path: Path) -> None:
+    manifest = test_spatio_temporal.world(tmp_path / "w", videos=12)
+    recipe = test_spatio_temporal.recipe(tmp_path / "w", schedule={"steps": 4, "warmup": 1})
+    weights = run_recipe(recipe, tmp_path / "run", device="cpu")
+    rows = [row.model_copy(update={"path": "gone.mp4"}) if row.id == "v5" else row for row in manifest.rows]
+    write_manifest(tmp_path / "w" / "lost.jsonl", rows, manifest.classes)
+    path = tmp_path / "w" / "lost.jsonl"
+    evaluate_task("spatio_temporal", weights, path, tmp_path / "one", CPU, split="test")
+    done = in_two("spatio_temporal", weights, path, tmp_path / "two")
+    assert done.returncode == 0, done.stderr
+    assert {"results.csv", "frames.svg"} <= same_files(tmp_path / "one", tmp_path / "two")
+    table = Table.load(tmp_path / "two" / "spatio_temporal.npz")
+    assert [lost["id"] for lost in table.coverage["unreadable"]] == ["v5", "v5"]
+    assert len(np.unique(table["frame"])) == 6
+    other = tmp_path / "two" / "spatio_temporal.npz"
+    Table(table.task, table.arrays, {**table.protocol, "split_sha256": "of others"}, table.coverage).save(other)
+    refused = in_two("spatio_temporal", weights, path, tmp_path / "two")
+    assert refused.returncode != 0
+    assert "holds a table of other weights or videos" in refused.stderr + refused.stdout
