@@ -140,27 +140,6 @@ def test_named_recipes_exist() -> None:
             assert known, f"{name}: {recipe}"
 
 
-def tree() -> set[str]:
-    """Paths of the package that the tree in docs/architecture.md draws."""
-    block = blocks(TEXTS["docs/architecture.md"], "")[0]
-    found, folder = set(), ""
-    for line in block.splitlines():
-        entry = line.split()[0] if line.split() else ""
-        if line.startswith("  ") and not line.startswith("   "):
-            folder = entry if entry.endswith("/") else ""
-        if line.startswith("  "):
-            found |= {folder + name for name in re.findall(r"\b(?:\w+/)?\w+\.py\b|\b\w+\.html\.j2", line)}
-    return found
-
-
-def test_the_tree_is_the_package() -> None:
-    files = [path for pattern in ("*.py", "*.j2") for path in PACKAGE.rglob(pattern)]
-    real = {
-        path.relative_to(PACKAGE).as_posix() for path in files if path.parent == PACKAGE or path.name != "__init__.py"
-    }
-    assert tree() == real
-
-
 def test_every_setting_is_explained() -> None:
     text = TEXTS["docs/recipes.md"]
     explained = set(re.findall(r"`([\w.]+)`", text))

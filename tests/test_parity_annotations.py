@@ -45,7 +45,7 @@ ACTIONS: dict[str, tuple[str, ...]] = {
     "ucf101": (),
     "zero_shot_k400": ("zero_shot_k400",),
 }
-"""Folders of the action data sets, and the benchmarks that read each; their values are in tests/datasets/test_formats.py."""
+"""Folders of the action data sets, and the benchmarks that read each (values: tests/datasets/test_formats.py)."""
 
 
 def asked(rows: Iterable[Any], video: Callable[[Any], str]) -> list[Any]:

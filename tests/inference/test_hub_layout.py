@@ -18,7 +18,7 @@ from small_apps import FAMILIES, random_model
 
 from internvideo import VideoModel, load
 from internvideo.errors import RecipeError, RunError, WeightsError
-from internvideo.inference import hub_folder as hub_layout
+from internvideo.inference import hub_folder
 from internvideo.models.factory import create_model
 from internvideo.storage import read_safetensors, write_safetensors
 from internvideo.weights.initialize import initialise
@@ -31,7 +31,7 @@ def test_a_saved_model_gives_the_same_answers(family: str, tmp_path: Path) -> No
     model = random_model(family)
     assert model.save_pretrained(tmp_path / "saved") == tmp_path / "saved"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["saved"]
-    assert sorted(path.name for path in (tmp_path / "saved").iterdir()) == sorted(hub_layout.FILES)
+    assert sorted(path.name for path in (tmp_path / "saved").iterdir()) == sorted(hub_folder.FILES)
     again = VideoModel.from_pretrained(tmp_path / "saved", device="cpu")
     assert torch.equal(again.encode_video(small_apps.clips()), model.encode_video(small_apps.clips()))
     assert (again.config, again.classes, again.can) == (model.config, model.classes, model.can)
@@ -48,7 +48,7 @@ def test_a_run_keeps_its_classes_and_clips(tmp_path: Path) -> None:
     again = load(tmp_path / "saved", device="cpu")
     assert again.classify(small_apps.clips()) == model.classify(small_apps.clips())
     assert again.preprocessing == model.preprocessing
-    assert again.metadata["weights_sha256"] == hub_layout.weights_hash(model.module)
+    assert again.metadata["weights_sha256"] == hub_folder.weights_hash(model.module)
     assert again.metadata["licence"] == "Apache-2.0"
     config = json.loads((tmp_path / "saved" / "config.json").read_text())
     assert config["metadata"]["source"] == "model.safetensors", "no folder of this machine"
@@ -106,7 +106,7 @@ def test_the_card_tells_licence_protocol_and_hashes(tmp_path: Path) -> None:
         "CC BY-NC 4.0",
         "moving left to right",
         hashlib.sha256((tmp_path / "saved" / "model.safetensors").read_bytes()).hexdigest(),
-        hub_layout.weights_hash(model.module),
+        hub_folder.weights_hash(model.module),
         "4 frames by the rule 'segment_middle'",
         "32 x 32",
         "stage: supervised",
@@ -189,7 +189,7 @@ def test_weights_of_another_model_are_refused(saved: Path, tmp_path: Path) -> No
 def rewritten(folder: Path, settings: dict[str, Any]) -> None:
     """Both files say the same, as a careful forger or a later version would write them."""
     state, _ = read_safetensors(folder / "model.safetensors")
-    write_safetensors(folder / "model.safetensors", state, {hub_layout.KEY: json.dumps(settings)})
+    write_safetensors(folder / "model.safetensors", state, {hub_folder.KEY: json.dumps(settings)})
     digest = hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
     whole = {"library_name": "internvideo", **settings, "files": {"model.safetensors": {"sha256": digest}}}
     (folder / "config.json").write_text(json.dumps(whole))
@@ -268,7 +268,7 @@ def test_a_published_model_starts_a_fine_tuning_once_it_is_saved(tmp_path: Path)
     model.save_pretrained(tmp_path / "saved")
     fresh = create_model(model.name, model.config["overrides"])  # type: ignore[arg-type]  # plain values of any kind
     initialise(fresh, {"weights": tmp_path / "saved" / "model.safetensors"})
-    assert hub_layout.weights_hash(fresh) == model.metadata["weights_sha256"]
+    assert hub_folder.weights_hash(fresh) == model.metadata["weights_sha256"]
 
 
 # ------------------------------------------------------------------------------------------------- where it is written
@@ -281,7 +281,7 @@ def test_the_folder_one_stands_in_and_a_link(tmp_path: Path, monkeypatch: pytest
     monkeypatch.chdir(tmp_path / "here")
     for folder in (".", "", tmp_path / "link"):
         assert model.save_pretrained(folder) == Path(folder)
-        assert sorted(path.name for path in (tmp_path / "here").iterdir()) == sorted(hub_layout.FILES)
+        assert sorted(path.name for path in (tmp_path / "here").iterdir()) == sorted(hub_folder.FILES)
         assert load(tmp_path / "here", device="cpu").name == model.name
     assert sorted(path.name for path in tmp_path.iterdir()) == ["here", "link"]
     assert (tmp_path / "link").is_symlink()
@@ -293,7 +293,7 @@ def test_the_folder_one_stands_in_and_a_link(tmp_path: Path, monkeypatch: pytest
 def test_every_layout_has_its_licence_or_none_is_known() -> None:
     assert set(LICENCES) == {family.name for family in LAYOUTS}
     for name, stated in LICENCES.values():
-        assert hub_layout._tag(name) == name, "as hubs spell it"
+        assert hub_folder._tag(name) == name, "as hubs spell it"
         assert stated or name == "unknown"
 
 

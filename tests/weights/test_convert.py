@@ -277,7 +277,7 @@ def test_a_full_disk_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 LIMITED = """
 import sys; sys.path.append(sys.argv[1])
 import os, resource
-from internvideo.apps import unpickle
+from internvideo.weights import unpickle
 foreign = {name.split(".")[0] for name in sys.modules} - set(sys.stdlib_module_names) - {"__main__", "internvideo"}
 import socket
 unpickle.limit(10**9, 9, 1000)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,13 +12,26 @@ from numpy.typing import NDArray
 from internvideo.data.sample import Sample
 from internvideo.errors import VideoError
 
-if TYPE_CHECKING:
-    from internvideo.tasks.spatiotemporal.data import KeyFrame
-
 Floats = NDArray[np.float64]
 SLACK = 0.5
 """A key frame may lie so much (s) outside its video: times are rounded, and so are lengths."""
 _CLIP_OF_KINETICS = re.compile(r"_(\d{6})_(\d{6})$")
+
+
+class KeyFrame(Protocol):
+    """A moment of a row's video."""
+
+    @property
+    def row(self) -> Sample:
+        """The row of the manifest."""
+
+    @property
+    def time(self) -> float:
+        """Seconds on the annotations' clock."""
+
+    @property
+    def seconds(self) -> float:
+        """Seconds in the file."""
 
 
 def clip_positions(times: Floats, frame: KeyFrame, *, frames: int, stride: int) -> Floats:

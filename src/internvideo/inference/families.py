@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -28,6 +28,8 @@ SOMETHING_SOMETHING = 174
 """Classes of the data set whose classifiers were trained on sparse frames (run_class_finetuning.py)."""
 
 Features = Callable[[Any, Tensor, int], Tensor]
+
+Precision = Literal["float32", "bfloat16", "float16"]
 
 
 @dataclass(frozen=True)

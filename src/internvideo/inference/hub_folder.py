@@ -11,11 +11,15 @@ import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol, TypeVar
+
+import torch
+from torch import nn
 
 from internvideo import untrusted
 from internvideo.data.preprocessing import Preprocessing
 from internvideo.errors import RecipeError, RunError, WeightsError
+from internvideo.inference.families import Precision
 from internvideo.models.declared import within
 from internvideo.models.factory import MODELS, create_model
 from internvideo.models.skip_init import check_filled, undrawn
@@ -26,17 +30,56 @@ from internvideo.weights.fetch import is_remote, sha256_of
 from internvideo.weights.layouts import leaves
 from internvideo.weights.state import load_state, save_model
 
-if TYPE_CHECKING:
-    from internvideo.inference.video_model import Precision, VideoModel
-
 CONFIG, WEIGHTS, CARD = "config.json", "model.safetensors", "README.md"
 FILES = (CONFIG, WEIGHTS, CARD)
 KEY = "internvideo"
 """Under this name the weights carry the settings."""
 FORMAT = 1
+Model = TypeVar("Model", bound="Savable", covariant=True)
 
 
-def save(model: VideoModel, folder: Path) -> Path:
+class Savable(Protocol):
+    """What a model in such a folder has (`VideoModel`)."""
+
+    name: str
+    module: nn.Module
+    preprocessing: Preprocessing
+    classes: tuple[str, ...]
+    metadata: dict[str, str]
+    precision: Precision
+
+    @property
+    def config(self) -> dict[str, object]:
+        """Plain settings that build it again."""
+
+    @property
+    def can(self) -> frozenset[str]:
+        """What it can be asked for."""
+
+    @property
+    def width(self) -> int:
+        """Numbers of an embedding."""
+
+
+class Maker(Protocol[Model]):
+    """Makes such a model of its parts: the class `VideoModel` itself."""
+
+    def __call__(
+        self,
+        name: str,
+        module: nn.Module,
+        *,
+        preprocessing: Preprocessing,
+        classes: tuple[str, ...],
+        metadata: dict[str, str],
+        device: torch.device,
+        precision: Precision,
+        frame_step: int,
+    ) -> Model:
+        """Raise RecipeError for parts that do not fit together."""
+
+
+def save(model: Savable, folder: Path) -> Path:
     """Write the three files; other files of the folder stay.
 
     All is written beside the folder first, so a full disk leaves what was there. config.json comes last: without it
@@ -74,7 +117,7 @@ def save(model: VideoModel, folder: Path) -> Path:
     return given
 
 
-def read(folder: Path, *, device: str = "auto", precision: Precision = "float32") -> VideoModel:
+def read(folder: Path, make: Maker[Model], *, device: str = "auto", precision: Precision = "float32") -> Model:
     """Read a folder that `save` wrote.
 
     Raises:
@@ -101,19 +144,19 @@ def read(folder: Path, *, device: str = "auto", precision: Precision = "float32"
             "the files as they were saved together",
             "changed by hand: save the model again instead",
         )
-    model = _build(settings, state, folder, device, precision)
+    model = _build(make, settings, state, folder, device, precision)
     model.metadata.update(source=str(folder), layout="internvideo hub", file_sha256=found)
     return model
 
 
-def read_alone(path: Path, *, device: str, precision: Precision) -> VideoModel:
+def read_alone(path: Path, make: Maker[Model], *, device: str, precision: Precision) -> Model:
     """Read the model.safetensors of such a folder without its config.json, from the settings inside.
 
     Raises:
         WeightsError: it carries none, or of a later version.
     """
     state, inside = read_safetensors(path)
-    model = _build(_inside(inside, path), state, path, device, precision)
+    model = _build(make, _inside(inside, path), state, path, device, precision)
     model.metadata.update(source=str(path), layout="internvideo hub")
     return model
 
@@ -153,10 +196,13 @@ def read_config(folder: Path) -> dict[str, Any]:
 
 
 def _build(
-    settings: Mapping[str, Any], state: dict[str, Any], where: Path, device: str, precision: Precision
-) -> VideoModel:
-    from internvideo.inference.video_model import VideoModel
-
+    make: Maker[Model],
+    settings: Mapping[str, Any],
+    state: dict[str, Any],
+    where: Path,
+    device: str,
+    precision: Precision,
+) -> Model:
     if settings.get("format") != FORMAT:
         raise WeightsError(where, f"format {settings.get('format')!r}", str(FORMAT), "update internvideo")
     name = settings.get("model")
@@ -173,7 +219,7 @@ def _build(
         raise WeightsError(where, f"settings that do not fit: {error}", do="update internvideo") from error
     load_state(module, state, where=where)
     check_filled(module, where)
-    return VideoModel(
+    return make(
         name,
         module,
         preprocessing=preprocessing,
@@ -185,7 +231,7 @@ def _build(
     )
 
 
-def card(model: VideoModel, file_sha256: str, metadata: Mapping[str, str]) -> str:
+def card(model: Savable, file_sha256: str, metadata: Mapping[str, str]) -> str:
     """The model card: what it is, licence, protocol, hashes, how to use it."""
     licence = metadata.get("licence", "unknown")
     rule = model.preprocessing
@@ -242,7 +288,7 @@ def card(model: VideoModel, file_sha256: str, metadata: Mapping[str, str]) -> st
     return "\n".join(lines) + "\n"
 
 
-def _changed(model: VideoModel) -> str:
+def _changed(model: Savable) -> str:
     """By which sizes a model differs from the published one that it is called after."""
     overrides = model.config["overrides"]
     assert isinstance(overrides, Mapping)

@@ -14,7 +14,7 @@ from torch import nn
 from internvideo import untrusted
 from internvideo.data.preprocessing import Preprocessing
 from internvideo.errors import RecipeError, WeightsError
-from internvideo.inference import hub_folder as hub_layout
+from internvideo.inference import hub_folder
 from internvideo.inference.clip_size import at_clip_size
 from internvideo.inference.families import family_of, overrides_of
 from internvideo.inference.video_model import Precision, VideoModel
@@ -148,8 +148,8 @@ def _open(place: Path, wish: Wish) -> VideoModel:
         return _from_published(place, wish)
     check_ending(place.name, str(place))
     metadata = read_metadata(place)
-    if hub_layout.KEY in metadata:
-        beside = place.name == hub_layout.WEIGHTS and _is_ours(place.parent)
+    if hub_folder.KEY in metadata:
+        beside = place.name == hub_folder.WEIGHTS and _is_ours(place.parent)
         return _from_hub_folder(place.parent if beside else place, wish)
     if "recipe" in metadata and "classes" in metadata:
         return _from_run(place, wish)
@@ -159,10 +159,10 @@ def _open(place: Path, wish: Wish) -> VideoModel:
 def _is_ours(folder: Path) -> bool:
     """Whether a folder has a config.json of `save_pretrained`."""
     try:
-        config = untrusted.read_json(folder / hub_layout.CONFIG, untrusted.MOST_SETTINGS)
+        config = untrusted.read_json(folder / hub_folder.CONFIG, untrusted.MOST_SETTINGS)
     except (OSError, ValueError):
         return False
-    return isinstance(config, dict) and config.get("library_name") == hub_layout.KEY
+    return isinstance(config, dict) and config.get("library_name") == hub_folder.KEY
 
 
 def _check_name(found: str, wish: Wish, where: Path) -> None:
@@ -180,9 +180,9 @@ def _refuse_changes(wish: Wish, where: Path) -> None:
 def _from_hub_folder(place: Path, wish: Wish) -> VideoModel:
     _refuse_changes(wish, place)
     if place.is_dir():
-        model = hub_layout.read(place, device=wish.device, precision=wish.precision)
+        model = hub_folder.read(place, VideoModel, device=wish.device, precision=wish.precision)
     else:
-        model = hub_layout.read_alone(place, device=wish.device, precision=wish.precision)
+        model = hub_folder.read_alone(place, VideoModel, device=wish.device, precision=wish.precision)
     if wish.new_classes is None:
         _check_name(model.name, wish, place)
         if wish.frames is None and wish.image_size is None:

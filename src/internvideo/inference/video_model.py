@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
-from typing import Any, Literal, TypeVar, get_args
+from typing import Any, TypeVar, get_args
 
 import numpy as np
 import torch
@@ -18,8 +18,9 @@ from torch import Tensor, nn
 from internvideo.data.preprocessing import Preprocessing, Span, VideoSource, as_list
 from internvideo.data.tokenizer import Tokenizer
 from internvideo.errors import RecipeError, TextError
+from internvideo.inference import hub_folder
 from internvideo.inference.caption_generation import CaptionWriter
-from internvideo.inference.families import family_of, overrides_of, text_towers
+from internvideo.inference.families import Precision, family_of, overrides_of, text_towers
 from internvideo.metrics.classification import merge_rows, softmax, zero_shot_probabilities
 from internvideo.models.embeddings import Normalise
 from internvideo.models.video_language import VideoLanguage
@@ -28,7 +29,6 @@ from internvideo.tasks.zero_shot.templates import ACTION_TEMPLATES, fill
 __all__ = ["Precision", "Span", "VideoModel", "VideoSource"]
 
 Item = TypeVar("Item")
-Precision = Literal["float32", "bfloat16", "float16"]
 
 TEXTS_AT_ONCE = 256
 WORD_PIECES = 49408
@@ -359,18 +359,14 @@ class VideoModel:
 
     def save_pretrained(self, folder: str | Path) -> Path:
         """Write config.json, model.safetensors and a model card README.md. Raises RunError, as `hub_folder.save`."""
-        from internvideo.inference.hub_folder import save
-
-        return save(self, Path(folder))
+        return hub_folder.save(self, Path(folder))
 
     @classmethod
     def from_pretrained(
         cls, folder: str | Path, *, device: str = "auto", precision: Precision = "float32"
     ) -> VideoModel:
         """Read what `save_pretrained` wrote. Raises WeightsError where anything was changed since."""
-        from internvideo.inference.hub_folder import read
-
-        return read(Path(folder), device=device, precision=precision)
+        return hub_folder.read(Path(folder), VideoModel, device=device, precision=precision)
 
 
 def _settled(module: nn.Module, device: torch.device, precision: Precision) -> nn.Module:

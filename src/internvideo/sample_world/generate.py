@@ -7,7 +7,7 @@
 - `zero_shot.jsonl`: classes that no training clip shows (their names in `zero_shot.classes.txt`), unseen combinations;
 - `open_set.jsonl`: the clips of the two above; those of unknown classes have no label (attribute `known`: yes or no);
 - `long.jsonl`: untrimmed videos with segments, and boxes of all actors once a second (`split`: train or test);
-- `queries.jsonl`: questions when something happens in these, with one right answer each (world_queries.py).
+- `queries.jsonl`: questions when something happens in these, with one right answer each (sample_world/queries.py).
 
 Rows have captions, questions and answers and a five-way choice; attributes hold action, shape, colour, texture, size,
 place and speed. Floats are rounded as the CPU's instruction set does it: one seed gives the same files on CPUs of one
