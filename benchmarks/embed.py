@@ -20,7 +20,7 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor, nn
 
-from internvideo.models.factory import create_model
+from internvideo.model_table import create_model
 from internvideo.models.uniformerv2 import UniFormerV2Config
 from internvideo.models.video_language import VideoLanguage
 from internvideo.models.videomae import EPS, VideoMAEClassifier, VideoMAEConfig

@@ -23,7 +23,7 @@ from internvideo.features.extract import ExtractSettings, extract
 from internvideo.features.feature_folder import find_items
 from internvideo.features.window_sampling import WindowRule
 from internvideo.inference.video_model import VideoModel
-from internvideo.models.factory import create_model
+from internvideo.model_table import create_model
 from internvideo.video.writer import write_video
 
 WINDOW = 16

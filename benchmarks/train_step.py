@@ -25,7 +25,7 @@ import torch
 from torch import Tensor, nn
 
 from internvideo.data.batch import Batch
-from internvideo.models.factory import create_model
+from internvideo.model_table import create_model
 from internvideo.models.videomae import VideoMAEConfig, VideoMAEPretrain
 from internvideo.pretraining.masked import MaskedSettings, MaskedStage
 

@@ -8,7 +8,7 @@ python examples/start_from_clip.py clip.safetensors clip_l14_ssv2.safetensors --
 import argparse
 from pathlib import Path
 
-from internvideo.models.factory import create_model
+from internvideo.model_table import create_model
 from internvideo.storage import read_safetensors
 from internvideo.weights.clip_import import from_clip
 from internvideo.weights.state import save_model

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import pytest
-
 from goldens_folder import GOLDENS, SAMPLES
 
 pytestmark = pytest.mark.parity

@@ -12,9 +12,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from published_keys import below, multimodal, numbers, text_tower, uniformerv2
 
 from internvideo.video.writer import write_video
-from published_keys import below, multimodal, numbers, text_tower, uniformerv2
 
 ROOT = Path(__file__).parents[1]
 SECTION = (ROOT / "README.md").read_text("utf-8").split("## Use a model", 1)[1].split("\n## ", 1)[0]

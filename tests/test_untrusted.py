@@ -22,8 +22,8 @@ from internvideo.data.manifest import read_manifest
 from internvideo.data.shard_files import read_shard, shard_addresses
 from internvideo.data.shards import read_shards
 from internvideo.errors import InternVideoError, ManifestError, RecipeError, WeightsError, shown
+from internvideo.model_table import create_model
 from internvideo.models.declared import within
-from internvideo.models.factory import create_model
 from internvideo.pipeline import load_trained
 from internvideo.recipe import read_recipe, shipped_recipes
 from internvideo.storage import class_names, read_safetensors, write_safetensors

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from internvideo.inference.encoder import InternVideoEncoder
     from internvideo.inference.loading import load
     from internvideo.inference.video_model import VideoModel
-    from internvideo.models.factory import create_model, list_models
+    from internvideo.model_table import create_model, list_models
     from internvideo.pipeline import load_trained, run_recipe
     from internvideo.recipe import Recipe, read_recipe
     from internvideo.sample_world.generate import WorldSettings, generate
@@ -56,9 +56,9 @@ _HOMES = {
     "Video": "internvideo.video.reader",
     "VideoModel": "internvideo.inference.video_model",
     "WorldSettings": "internvideo.sample_world.generate",
-    "create_model": "internvideo.models.factory",
+    "create_model": "internvideo.model_table",
     "generate": "internvideo.sample_world.generate",
-    "list_models": "internvideo.models.factory",
+    "list_models": "internvideo.model_table",
     "load": "internvideo.inference.loading",
     "load_trained": "internvideo.pipeline",
     "probe": "internvideo.video.reader",

@@ -27,7 +27,7 @@ from internvideo.data.rand_augment import RandAugment
 from internvideo.data.resize import Style
 from internvideo.data.transforms import CropKind, EvalTransform, TrainTransform
 from internvideo.errors import RecipeError, WeightsError, shown
-from internvideo.models.factory import MODELS
+from internvideo.model_table import MODELS
 from internvideo.recipe_checks import check_numbers, check_read
 from internvideo.tables import SAMPLERS, STAGES, TASKS
 from internvideo.tasks.grounding.data import QuerySettings

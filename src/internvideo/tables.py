@@ -1,4 +1,4 @@
-"""The tables STAGES, TASKS and SAMPLERS: all there is to see; nothing registers itself (MODELS: models/factory.py)."""
+"""The tables STAGES, TASKS and SAMPLERS: all there is to see; nothing registers itself (MODELS: model_table.py)."""
 
 from __future__ import annotations
 

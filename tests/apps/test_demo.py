@@ -13,7 +13,7 @@ from internvideo.apps.demo_report import Clock, DemoData
 from internvideo.data.manifest import read_manifest
 from internvideo.data.sample import Sample
 from internvideo.errors import ManifestError, RecipeError, RunError
-from internvideo.models.factory import create_model
+from internvideo.model_table import create_model
 from internvideo.plots.report import ABLATION
 from internvideo.video.writer import write_video
 

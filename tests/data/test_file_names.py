@@ -23,7 +23,7 @@ from internvideo.features.feature_folder import find_items
 from internvideo.features.video_files import VideoFile, file_names, find_videos
 from internvideo.features.window_sampling import WindowRule
 from internvideo.inference.video_model import VideoModel
-from internvideo.models.factory import create_model
+from internvideo.model_table import create_model
 from internvideo.tasks.temporal_localization.data import read_feature_set
 from internvideo.video.writer import write_video
 

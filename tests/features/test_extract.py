@@ -23,7 +23,7 @@ from internvideo.features.feature_layers import clip_encoder, over_tiles, tile_s
 from internvideo.features.leases import Claims
 from internvideo.features.window_sampling import WindowRule, frame_grid
 from internvideo.inference.video_model import VideoModel
-from internvideo.models.factory import create_model
+from internvideo.model_table import create_model
 from internvideo.tasks.spatiotemporal.model import ActionDetector
 from internvideo.video.reader import Video, VideoInfo, probe, read_frames
 from internvideo.video.writer import write_video

@@ -18,7 +18,7 @@ from small_apps import random_model, settings
 
 from internvideo import InternVideoError, VideoModel, load
 from internvideo.errors import RecipeError, WeightsError
-from internvideo.models.factory import create_model
+from internvideo.model_table import create_model
 from internvideo.models.skip_init import check_filled, undrawn
 from internvideo.models.videomae import VideoMAEClassifier
 from internvideo.storage import read_safetensors, write_safetensors

@@ -19,7 +19,7 @@ from small_apps import FAMILIES, random_model
 from internvideo import VideoModel, load
 from internvideo.errors import RecipeError, RunError, WeightsError
 from internvideo.inference import hub_folder
-from internvideo.models.factory import create_model
+from internvideo.model_table import create_model
 from internvideo.storage import read_safetensors, write_safetensors
 from internvideo.weights.initialize import initialise
 from internvideo.weights.layout_families import FAMILIES as LAYOUTS

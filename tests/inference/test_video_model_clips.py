@@ -18,7 +18,7 @@ from internvideo.data.resize import resize
 from internvideo.data.sampling import dense_span, linspace_frames, segment_middle, sparse_test
 from internvideo.errors import RecipeError
 from internvideo.inference.families import family_of, overrides_of
-from internvideo.models.factory import MODELS, create_model
+from internvideo.model_table import MODELS, create_model
 from internvideo.recipe import build_recipe
 
 RNG = np.random.RandomState(0)

@@ -20,8 +20,8 @@ from torch import Tensor, nn
 from transformers import CLIPModel
 
 from internvideo.errors import RecipeError, WeightsError
+from internvideo.model_table import create_model
 from internvideo.models.embeddings import resize_table, sin_cos_table
-from internvideo.models.factory import create_model
 from internvideo.models.positions import learned_grid, resize_patches
 from internvideo.models.uniformerv2 import UniFormerV2
 from internvideo.models.videomae import VideoMAEClassifier

@@ -15,9 +15,9 @@ from torch import Tensor
 from torch.nn.functional import cosine_similarity
 
 from internvideo.errors import WeightsError
+from internvideo.model_table import create_model
 from internvideo.models.caption_decoder import CaptionDecoder, CaptionDecoderConfig, rotate
 from internvideo.models.clip import Clip, ClipConfig, TextConfig, TextTower, at_end_of_text
-from internvideo.models.factory import create_model
 from internvideo.models.heads import RankedMultipleChoice, SimilarMultipleChoice, VideoQuestionAnswering
 from internvideo.models.multimodal_sizes import MULTIMODAL_MODELS
 from internvideo.models.uniformerv2 import UniFormerV2Config

@@ -12,7 +12,7 @@ from small_videomae import DEMO, TINY, clip, mask
 from torch import Tensor, nn
 
 from internvideo.errors import RecipeError
-from internvideo.models.factory import MODELS, create_model
+from internvideo.model_table import MODELS, create_model
 from internvideo.models.videomae import VideoMAEClassifier, VideoMAEConfig, VideoMAEPretrain
 from internvideo.objectives.masking import tube_mask
 from internvideo.objectives.reconstruction import pixel_targets, reconstruction_loss

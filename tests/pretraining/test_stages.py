@@ -31,7 +31,8 @@ from internvideo.tasks.grounding.model import Grounder, GrounderConfig
 from internvideo.tasks.navigation.world.batch import NavigationBatch, PanoramaBatch
 from internvideo.tasks.refinement.model import TCANet, TCANetConfig
 from internvideo.tasks.spatiotemporal.model import ActionDetector
-from internvideo.tasks.temporal_localization.model import ActionFormer, ActionFormerConfig
+from internvideo.tasks.temporal_localization.config import ActionFormerConfig
+from internvideo.tasks.temporal_localization.model import ActionFormer
 
 
 def detector() -> ActionFormer:

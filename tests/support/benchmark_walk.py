@@ -37,7 +37,7 @@ from internvideo.features.extract import ExtractSettings, extract
 from internvideo.features.feature_folder import find_items
 from internvideo.features.window_sampling import WindowRule
 from internvideo.inference.video_model import VideoModel
-from internvideo.models.factory import create_model
+from internvideo.model_table import create_model
 from internvideo.pipeline import save_trained
 from internvideo.recipe import read_recipe
 from internvideo.stage_builders import prepare as prepare_job

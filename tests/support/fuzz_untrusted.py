@@ -36,7 +36,7 @@ from internvideo.datasets.reading import AnnotationSource
 from internvideo.errors import InternVideoError
 from internvideo.inference import hub_folder
 from internvideo.inference.video_model import VideoModel
-from internvideo.models.factory import create_model
+from internvideo.model_table import create_model
 from internvideo.pipeline import load_trained
 from internvideo.recipe import read_recipe, shipped_recipes
 from internvideo.storage import read_safetensors, write_safetensors

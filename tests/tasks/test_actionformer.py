@@ -13,7 +13,8 @@ from goldens_folder import GOLDENS
 from torch import Tensor
 
 from internvideo.objectives.detection import detection_loss, diou_loss, focal_loss, giou_loss, point_targets
-from internvideo.tasks.temporal_localization.model import ActionFormer, ActionFormerConfig
+from internvideo.tasks.temporal_localization.config import ActionFormerConfig
+from internvideo.tasks.temporal_localization.model import ActionFormer
 from internvideo.tasks.temporal_localization.nms import SuppressionSettings
 from internvideo.tasks.temporal_localization.segment_decoding import DecodingSettings, FeatureGrid, detect
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 from goldens_folder import GOLDENS
 
-from internvideo.models.factory import MODELS, create_model
+from internvideo.model_table import MODELS, create_model
 from internvideo.recipe import read_recipe
 from internvideo.tasks.table import Table
 from internvideo.tasks.temporal_localization.model import ActionFormer

@@ -20,7 +20,7 @@ from internvideo.features.extract import ExtractSettings, extract
 from internvideo.features.feature_folder import INDEX, find_items
 from internvideo.features.window_sampling import WindowRule
 from internvideo.inference.video_model import VideoModel
-from internvideo.models.factory import create_model
+from internvideo.model_table import create_model
 from internvideo.video import torchcodec_backend as video_torchcodec
 from internvideo.video.conversion import Conversion, Converter, conversion_told
 from internvideo.video.live import LiveVideo

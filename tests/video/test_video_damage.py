@@ -24,7 +24,7 @@ from internvideo.features.video_files import find_videos
 from internvideo.features.window_sampling import WindowRule
 from internvideo.features.windows import windows
 from internvideo.inference.video_model import VideoModel
-from internvideo.models.factory import create_model
+from internvideo.model_table import create_model
 from internvideo.video.damage import DamageError, untrusted
 from internvideo.video.reader import Video, probe
 from internvideo.video.walk import walk

@@ -16,7 +16,7 @@ from small_checkpoints import SMALL, load, same, small, untold
 from torch import Tensor, nn
 
 from internvideo.errors import WeightsError
-from internvideo.models.factory import MODELS, configure, create_model
+from internvideo.model_table import MODELS, configure, create_model
 from internvideo.models.heads import FusedAnswer
 from internvideo.models.uniformerv2 import UniFormerV2
 from internvideo.models.viclip import ViCLIP
@@ -298,7 +298,7 @@ def test_every_model_that_was_published_is_reached() -> None:
 
 def test_every_table_of_weights_is_reached_by_a_layout() -> None:
     builds = {type(load_layout(layout_of(state), state, overrides=rest)) for state, rest in map(small, SMALL)}
-    only_by_hand = {"SimilarMultipleChoice", "Planner"}  # the multimodal model itself; a part of an agent
+    only_by_hand = {"SimilarMultipleChoice"}  # the multimodal model itself
     assert {kind.__name__ for kind in TABLES} == {kind.__name__ for kind in builds} | only_by_hand
 
 

@@ -25,7 +25,7 @@ from internvideo.storage import class_names, read_safetensors, write_safetensors
 from internvideo.tasks.protocol import weights_hash
 from internvideo.training.build import build_model
 from internvideo.weights.clip_import import from_clip
-from internvideo.weights.initialize import FROM_CLIP
+from internvideo.weights.initialize import initial_sources
 from internvideo.weights.state import load_state
 
 Tower = Literal["both", "text", "video"]
@@ -140,7 +140,7 @@ def _under_our_names(model: nn.Module, base: Path) -> State:
     own = model.state_dict()
     if "recipe" in metadata:
         return _common(state, own, base)
-    if not isinstance(model, FROM_CLIP):
+    if ("clip",) not in initial_sources(model):
         raise WeightsError(base, "carries no recipe", "a model.safetensors written by `internvideo train`")
     with torch.no_grad():
         filled = from_clip(model, state, where=base).filled

@@ -11,7 +11,7 @@ from torch import nn
 from internvideo.data.preprocessing import Preprocessing
 from internvideo.errors import RecipeError, WeightsError
 from internvideo.inference.families import family_of, overrides_of
-from internvideo.models.factory import create_model
+from internvideo.model_table import create_model
 from internvideo.models.positions import fit_positions
 from internvideo.models.skip_init import undrawn
 from internvideo.models.videomae import VideoMAEPretrain

@@ -14,9 +14,10 @@ from torch import Tensor, nn
 
 from internvideo.data.preprocessing import Preprocessing
 from internvideo.errors import RecipeError
+from internvideo.model_table import MODELS
 from internvideo.models.clip import Clip
 from internvideo.models.cross_model import CrossModel, InteractionConfig
-from internvideo.models.factory import MODELS, differences
+from internvideo.models.factory import differences
 from internvideo.models.heads import FusedAnswer, VideoQuestionAnswering
 from internvideo.models.uniformerv2 import UniFormerV2
 from internvideo.models.viclip import ViCLIP

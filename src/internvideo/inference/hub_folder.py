@@ -20,8 +20,8 @@ from internvideo import untrusted
 from internvideo.data.preprocessing import Preprocessing
 from internvideo.errors import RecipeError, RunError, WeightsError
 from internvideo.inference.families import Precision
+from internvideo.model_table import MODELS, create_model
 from internvideo.models.declared import within
-from internvideo.models.factory import MODELS, create_model
 from internvideo.models.skip_init import check_filled, undrawn
 from internvideo.recipe import choose_device
 from internvideo.storage import read_safetensors, write_text

@@ -18,8 +18,8 @@ from internvideo.inference import hub_folder
 from internvideo.inference.clip_size import at_clip_size
 from internvideo.inference.families import family_of, overrides_of
 from internvideo.inference.video_model import Precision, VideoModel
+from internvideo.model_table import MODELS, create_model
 from internvideo.models.cross_model import CrossModel
-from internvideo.models.factory import MODELS, create_model
 from internvideo.models.skip_init import check_filled, undrawn
 from internvideo.models.videomae import VideoMAEClassifier, VideoMAEPretrain
 from internvideo.pipeline import Trained, load_trained
@@ -71,7 +71,7 @@ def load(
         weights: file, folder or address as above, or "random" for an untrained model.
         new_classes: a fresh, untrained head for so many classes; everything else from the weights.
         device: auto, cpu, cuda, cuda:N. precision: float32, bfloat16 or float16; answers are float32 always.
-        overrides: settings of the model that its weights do not tell (`models.factory.create_model`).
+        overrides: settings of the model that its weights do not tell (`model_table.create_model`).
         frames, image_size: clips of another size than the weights were made for, where the model allows it.
         classes: names of the classifier's classes, or a list of `data.published_classes`; by default what the file
             tells, else numbers.

@@ -135,6 +135,9 @@ class CrossModel(nn.Module):
         checkpointing: compute the masked encoder's activations again in the backward pass.
     """
 
+    initial_sources = (("masked", "multimodal"),)
+    """Both encoders are frozen: they come from files."""
+
     def __init__(self, masked: VideoMAEClassifier, multimodal: UniFormerV2, config: CrossModelConfig) -> None:
         super().__init__()
         classes = multimodal.config.classes

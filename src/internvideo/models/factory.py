@@ -1,4 +1,4 @@
-"""Name -> model: the one table of named sizes, and how a recipe changes them.
+"""Name -> model: the table of backbones, and how a recipe changes their sizes.
 
 Source: modeling_pretrain.py, modeling_finetune.py.
 """
@@ -17,14 +17,8 @@ from internvideo.models.declared import DeclaredError, check_whole, within_memor
 from internvideo.models.entry import ModelEntry
 from internvideo.models.multimodal_sizes import MULTIMODAL_MODELS
 from internvideo.models.videomae import VideoMAEClassifier, VideoMAEConfig, VideoMAEPretrain
-from internvideo.tasks.anticipation.model import Anticipator
-from internvideo.tasks.grounding.model import Grounder, GrounderConfig
-from internvideo.tasks.navigation.model import Navigator, NavigatorConfig
-from internvideo.tasks.refinement.model import TCANet, TCANetConfig
-from internvideo.tasks.spatiotemporal.model import ActionDetector
-from internvideo.tasks.temporal_localization.model import ActionFormer, ActionFormerConfig
 
-_SIZES: dict[str, VideoMAEConfig] = {
+VIDEOMAE_SIZES: dict[str, VideoMAEConfig] = {
     "s": VideoMAEConfig(width=384, depth=12, heads=6, decoder_width=192, decoder_heads=3),
     "b": VideoMAEConfig(width=768, depth=12, heads=12, decoder_width=384, decoder_heads=6),
     "l": VideoMAEConfig(width=1024, depth=24, heads=16, decoder_width=512, decoder_heads=8),
@@ -57,7 +51,7 @@ _PRETRAIN = {
         parameters=_PRETRAIN_MILLIONS[size],
         about=f"masked encoder and decoder, width {config.width}, {config.depth} layers, patch {config.patch_size}",
     )
-    for size, config in _SIZES.items()
+    for size, config in VIDEOMAE_SIZES.items()
 }
 _CLASSIFIER = {
     f"videomae-{size}-classifier": ModelEntry(
@@ -66,104 +60,16 @@ _CLASSIFIER = {
         parameters=_CLASSIFIER_MILLIONS.get(size),
         about=f"masked encoder with a head, width {config.width}, {config.depth} layers, patch {config.patch_size}",
     )
-    for size, config in _SIZES.items()
+    for size, config in VIDEOMAE_SIZES.items()
 }
 
-_CLASSLESS = ActionFormerConfig(width=256, windows=(25,) * 5 + (1,), classes=1, absolute_positions=True)
-_LEVELS = ActionFormerConfig().ranges
-_DETECTORS: dict[str, tuple[ActionFormerConfig, float | None, str]] = {
-    "thumos": (ActionFormerConfig(), 28.072, "20 classes, windows of 19, up to 2304 steps"),
-    "activitynet": (
-        dataclasses.replace(_CLASSLESS, max_length=768),
-        7.533,
-        "one class, windows of 25, up to 768 steps",
-    ),
-    "hacs": (_CLASSLESS, None, "one class, windows of 25, up to 2304 steps"),
-    "fineaction": (
-        dataclasses.replace(_CLASSLESS, windows=(7,) * 5 + (1,), max_length=192),
-        None,
-        "one class, windows of 7, 192 steps",
-    ),
-    "ego4d-mq": (
-        ActionFormerConfig(
-            width=384,
-            windows=(9,),
-            max_length=1024,
-            classes=110,
-            branch_layers=7,
-            absolute_positions=True,
-            ranges=(*_LEVELS[:-1], (64, 128), (128, 256), (256, 10000)),
-        ),
-        None,
-        "110 classes, 8 levels, windows of 9, up to 1024 steps",
-    ),
-}
-"""ActionFormer for each benchmark (its configs; arXiv 2211.09529 for Ego4D's moments)."""
-
-_DETECTOR_ENTRIES = {
-    f"actionformer-{name}": ModelEntry(ActionFormer, config, millions, f"temporal detector on features: {about}")
-    for name, (config, millions, about) in _DETECTORS.items()
-}
-
-_REFINERS = {
-    "tcanet": ModelEntry(
-        TCANet, TCANetConfig(), None, "refines a detector's segments: encoder of width 512, three regressors in cascade"
-    )
-}
-"""TCANet as for HACS, on SlowFast's 2304 channels."""
-
-_GROUNDERS = {
-    "grounder": ModelEntry(
-        Grounder,
-        GrounderConfig(),
-        None,
-        "finds what a query asks for in features of a long video: width 256, words learned",
-    )
-}
-
-_REGIONS = {
-    f"action-detector-{size}": ModelEntry(
-        ActionDetector,
-        dataclasses.replace(_SIZES[size], classes=80),
-        None,
-        f"what persons in boxes do: masked encoder {size.upper()} with a head on boxes, 80 classes",
-    )
-    for size in ("s", "b", "l", "h")
-} | {
-    f"anticipator-{size}": ModelEntry(
-        Anticipator,
-        dataclasses.replace(_SIZES[size], classes=74),
-        None,
-        f"what will be done to objects in boxes, and when: masked encoder {size.upper()} with two heads, 74 verbs",
-    )
-    for size in ("s", "b", "l", "h")
-}
-
-_NAVIGATORS = {
-    "navigator": ModelEntry(
-        Navigator,
-        NavigatorConfig(),
-        None,
-        "follows instructions in worlds: masked encoder L, CLIP B/32, waypoints from depth, history-aware planner",
-    )
-}
-
-MODELS: dict[str, ModelEntry] = {
-    **_PRETRAIN,
-    **_CLASSIFIER,
-    **MULTIMODAL_MODELS,
-    **_DETECTOR_ENTRIES,
-    **_REFINERS,
-    **_GROUNDERS,
-    **_REGIONS,
-    **_NAVIGATORS,
-}
-"""Every model that a recipe can name."""
+BACKBONES: dict[str, ModelEntry] = {**_PRETRAIN, **_CLASSIFIER, **MULTIMODAL_MODELS}
+"""Every model that sees clips by itself; `model_table.MODELS` has those of the tasks too."""
 
 
-def list_models() -> dict[str, str]:
-    """Name -> what it is, of every model that `create_model` builds."""
-    return {name: entry.about for name, entry in MODELS.items()}
+def list_models(models: Mapping[str, ModelEntry] = BACKBONES) -> dict[str, str]:
+    """Name -> what it is, of every model of a table."""
+    return {name: entry.about for name, entry in models.items()}
 
 
 def _near(name: str, allowed: list[str]) -> str:
@@ -204,28 +110,33 @@ def _replace(config: Any, overrides: Mapping[str, object], where: str) -> Any:
         raise RecipeError(where, str(error)) from error
 
 
-def configure(name: str, overrides: Mapping[str, object] | None = None) -> Any:
-    """The config of a model of `MODELS` with settings changed. Raises RecipeError as `create_model` does."""
-    entry = MODELS.get(name)
+def configure(
+    name: str, overrides: Mapping[str, object] | None = None, models: Mapping[str, ModelEntry] = BACKBONES
+) -> Any:
+    """The config of a model with settings changed. Raises RecipeError as `create_model` does."""
+    entry = models.get(name)
     if entry is None:
-        raise RecipeError("model", repr(name), ", ".join(MODELS), _near(name, list(MODELS)))
+        raise RecipeError("model", repr(name), ", ".join(models), _near(name, list(models)))
     return _replace(entry.config, overrides or {}, f"model {name}")
 
 
-def create_model(name: str, overrides: Mapping[str, object] | None = None) -> nn.Module:
-    """Build and initialise a model of `MODELS`.
+def create_model(
+    name: str, overrides: Mapping[str, object] | None = None, models: Mapping[str, ModelEntry] = BACKBONES
+) -> nn.Module:
+    """Build and initialise a model.
 
     Args:
-        name: a key of `MODELS`.
+        name: a key of `models`.
         overrides: settings of the model's config to change; nested configs take nested mappings.
+        models: the table of named sizes.
 
     Raises:
         RecipeError: an unknown name or setting, a value of the wrong kind, sizes that do not fit together.
     """
-    config = configure(name, overrides)
+    config = configure(name, overrides, models)
     try:
         with within_memory(config):
-            return MODELS[name].build(config)
+            return models[name].build(config)
     except (ValueError, ArithmeticError, MemoryError) as error:
         raise RecipeError(f"model {name}", str(error) or "more memory than there is") from error
     except RuntimeError as error:

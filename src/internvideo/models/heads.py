@@ -7,6 +7,7 @@ Source: multi-modalities-downstream.
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import torch
@@ -16,6 +17,9 @@ from internvideo.models.caption_decoder import CaptionDecoder, init_normal
 from internvideo.models.clip import EPS, at_end_of_text
 from internvideo.models.uniformerv2 import UniFormerV2Config
 from internvideo.models.video_language import VideoLanguage, VideoLanguageConfig
+
+LEFT_BEHIND = re.compile(r"visual_projection|text\.projection|caption_decoder\.predictor\..*")
+"""What an answering network does not take over from a video-language model."""
 
 
 @dataclass(frozen=True)
@@ -163,6 +167,15 @@ class FusedAnswer(nn.Module):
         """Normalised (B, 3, T, S, S), ids (B * K, L) -> outputs of B * K rows (see `respond`)."""
         return self.respond(self.look(video), tokens)
 
+    def initial_state(self, state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], str] | None:
+        """What a video-language model fills, and a pattern of the names that it leaves fresh; None for a whole network.
+
+        The ways into the joint space and the words of captions have no use here.
+        """
+        if any(name.startswith("head.") for name in state):
+            return None
+        return {f"model.{name}": value for name, value in state.items() if not LEFT_BEHIND.fullmatch(name)}, r"head\."
+
     @property
     def layers(self) -> int:
         """Largest layer id."""
@@ -189,6 +202,11 @@ class VideoQuestionAnswering(FusedAnswer):
     ) -> None:
         super().__init__(config, answers, dropout, layers, video)
         self.config = AnswerConfig(config, answers, dropout, layers, video)
+
+    @property
+    def class_layer(self) -> tuple[str, int]:
+        """The last linear layer of the head."""
+        return f"head.{len(self.head) - 1}", 0
 
     def forward(self, video: Tensor, tokens: Tensor) -> Tensor:
         """Normalised (B, 3, T, S, S), question ids (B, L) or (B, K, L) -> answer logits (B, A) or (B, K, A)."""

@@ -144,4 +144,4 @@ MULTIMODAL_MODELS: dict[str, ModelEntry] = {
     },
     **{name: ModelEntry(build_cross_model, config, None, about) for name, (config, about) in _INTERACTION.items()},
 }
-"""Name -> entry; merged into factory.MODELS."""
+"""Name -> entry; merged into factory.BACKBONES."""

@@ -7,7 +7,7 @@ Source: uniformerv2_model.py (structure, sizes), UniFormerV2 configs (normalisat
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -179,6 +179,9 @@ class UniFormerV2(nn.Module):
         checkpointing: compute the layers' activations again in the backward pass instead of storing them.
     """
 
+    class_layer = ("proj.linear", 0)
+    initial_sources = (("weights",), ("clip",))
+
     def __init__(self, config: UniFormerV2Config) -> None:
         super().__init__()
         self.config = config
@@ -265,6 +268,11 @@ class UniFormerV2(nn.Module):
         """Normalised (B, 3, T, S, S) -> logits (B, C), or features (B, D) without a head."""
         features = self.features(video)
         return features if self.proj is None else self.proj(features)
+
+    def initial_state(self, state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], str] | None:
+        """The video tower of a video-language model, and a pattern of the names that it leaves fresh; None for ours."""
+        below = {name.removeprefix("visual."): value for name, value in state.items() if name.startswith("visual.")}
+        return (below, r"proj\.") if below else None
 
     @property
     def layers(self) -> int:

@@ -95,6 +95,8 @@ class ViCLIPVision(nn.Module):
 class ViCLIP(nn.Module):
     """Video and text towers with a temperature."""
 
+    initial_sources = (("weights",), ("clip",))
+
     def __init__(self, config: ViCLIPConfig) -> None:
         super().__init__()
         self.config = config

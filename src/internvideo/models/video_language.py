@@ -85,6 +85,8 @@ class VideoFeatures:
 class VideoLanguage(nn.Module):
     """InternVideo-MM. Images are videos of one frame."""
 
+    initial_sources = (("weights",), ("clip",))
+
     def __init__(self, config: VideoLanguageConfig) -> None:
         super().__init__()
         self.config = config
@@ -222,6 +224,13 @@ class VideoLanguage(nn.Module):
             length_penalty=length_penalty,
             reorder=memory.keep,
         )
+
+    def initial_state(self, state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], str | None]:
+        """Towers and caption decoder; a decoder that only one of both has stays as drawn, or is left behind."""
+        decoder = any(name.startswith("caption_decoder.") for name in state)
+        without = decoder and self.caption_decoder is None
+        kept = {n: value for n, value in state.items() if not (without and n.startswith("caption_decoder."))}
+        return kept, None if decoder else r"caption_decoder\."
 
     @property
     def layers(self) -> int:

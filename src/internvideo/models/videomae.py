@@ -7,7 +7,9 @@ M masked, D width, C classes, P pixel values of one token.
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from functools import partial
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +19,9 @@ from internvideo.models.block import Block, BlockConfig
 from internvideo.models.embeddings import Normalise, TubeletEmbedding, resized_table, sin_cos_table
 from internvideo.models.videomae_config import EPS as EPS
 from internvideo.models.videomae_config import VideoMAEConfig as VideoMAEConfig
+
+FRESH = r"(fc_norm|head)\."
+"""What a classifier has and pretraining has not."""
 
 
 def make_blocks(config: VideoMAEConfig, width: int, depth: int, heads: int, drop_path: float) -> nn.ModuleList:
@@ -252,6 +257,17 @@ class VideoMAEPretrain(nn.Module):
         return no_weight_decay(name, parameter)
 
 
+def pretrain_to_classifier(
+    state: Mapping[str, Tensor], pooling: Literal["mean", "first"] = "mean"
+) -> dict[str, Tensor]:
+    """The part of a pretraining state dict that a classifier takes over, under its names (run_class_finetuning.py).
+
+    The encoder's final norm is left out under mean pooling, the decoder always.
+    """
+    encoder = {name.removeprefix("encoder."): value for name, value in state.items() if name.startswith("encoder.")}
+    return {name: value for name, value in encoder.items() if pooling == "first" or not name.startswith("norm.")}
+
+
 class VideoMAEClassifier(Trunk):
     """The masked encoder with a classification head (modeling_finetune.py).
 
@@ -259,6 +275,8 @@ class VideoMAEClassifier(Trunk):
         blocks: the layers, to be run one by one where something stands between them.
         checkpointing: compute activations again in the backward pass.
     """
+
+    class_layer = ("head", 0)
 
     def __init__(self, config: VideoMAEConfig) -> None:
         super().__init__(config)
@@ -300,6 +318,14 @@ class VideoMAEClassifier(Trunk):
     def forward(self, video: Tensor) -> Tensor:
         """(B, 3, T, S, S) normalised -> logits (B, C)."""
         return self.head(self.head_dropout(self.features(video)))  # type: ignore[no-any-return]  # untyped __call__
+
+    def initial_state(self, state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], str] | None:
+        """What pretraining weights fill, and a pattern of the names that they leave fresh; None for a classifier's."""
+        if not any(name.startswith("encoder.") for name in state):
+            return None
+        found = pretrain_to_classifier(state, self.config.pooling)
+        kernel = "patch_embed.proj.weight"  # published as a convolution's
+        return {name: value.flatten(1) if name == kernel else value for name, value in found.items()}, FRESH
 
     @property
     def layers(self) -> int:

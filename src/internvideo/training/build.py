@@ -15,7 +15,7 @@ from torch import nn
 from internvideo import distributed
 from internvideo.errors import RecipeError
 from internvideo.models.factory import create_model
-from internvideo.recipe import STAGES, Recipe
+from internvideo.recipe import MODELS, STAGES, Recipe
 from internvideo.terminal import say
 from internvideo.training import positions
 from internvideo.training.head import HeadRule
@@ -84,7 +84,7 @@ def build_model(recipe: Recipe, classes: int) -> nn.Module:
         elif asked != classes:
             found = f"{asked}, but the manifest has {classes} {entry.outputs}"
             raise RecipeError(f"{place}.{entry.outputs}", found, str(classes))
-    return create_model(recipe.model.name, overrides)
+    return create_model(recipe.model.name, overrides, MODELS)
 
 
 def draw_model(recipe: Recipe, classes: int) -> nn.Module:

@@ -25,13 +25,13 @@ def with_positions(recipe: Recipe) -> Recipe:
     if not recipe.init or MODELS[recipe.model.name].build is VideoMAEPretrain:
         return recipe
     overrides = copy.deepcopy(recipe.model.overrides)
-    for part, config in masked_parts(configure(recipe.model.name, overrides)).items():
+    for part, config in masked_parts(configure(recipe.model.name, overrides, MODELS)).items():
         path = recipe.init.get(part) or recipe.init.get("weights")
         settings = overrides.get(part, {}) if part else overrides
         said = settings.get("position_table")
         if path is None or config.learnable_positions or "native_clip" in settings or said == "native":
             continue
-        clip = native_clip(path, config.tubelet)
+        clip = native_clip(path, config.tubelet, MODELS)
         if said is not None or clip != (config.image_size, config.frames):
             settings = {**settings, "position_table": "resized", "native_clip": list(clip)}
             overrides |= {part: settings} if part else settings
@@ -40,7 +40,7 @@ def with_positions(recipe: Recipe) -> Recipe:
 
 def told(recipe: Recipe) -> tuple[str, ...]:
     """One line for each masked encoder whose fixed positions are resized."""
-    parts = masked_parts(configure(recipe.model.name, recipe.model.overrides))
+    parts = masked_parts(configure(recipe.model.name, recipe.model.overrides, MODELS))
     return tuple(_line(part, config) for part, config in parts.items() if _is_resized(config))
 
 

@@ -35,7 +35,7 @@ class Family:
     Attributes:
         name: for people; several ways to write the same layout share it.
         anchors: keys (wrappers off) that are all there.
-        models: names of MODELS it may be.
+        models: names of BACKBONES it may be.
         sizes: shapes under published names, config of one of the models -> config of the file.
         published: keys of the file -> the names that `weights.TABLES` reads.
         parts: beginnings of the keys that are read, all others are left out; none for every key.

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from internvideo.errors import WeightsError
 from internvideo.models.embeddings import resize_table
-from internvideo.models.factory import MODELS, configure, create_model, differences
+from internvideo.models.factory import BACKBONES, configure, create_model, differences
 from internvideo.models.positions import resize_patches, resize_times
 from internvideo.models.videomae import VideoMAEClassifier, VideoMAEConfig
 from internvideo.weights.layout_families import FAMILIES, Family, State, other_model
@@ -47,7 +47,7 @@ class Layout:
 
     Attributes:
         name: of the layout, for people.
-        model: key of MODELS, the published size that is nearest.
+        model: key of BACKBONES, the published size that is nearest.
         overrides: what differs from it, for `create_model`; plain values, as JSON has them.
         prefix: what stood before the keys.
         left_out: keys that belong to no part of the model and are not read (Multi-Modalities-Pretraining).
@@ -87,7 +87,7 @@ def recognise(state: State, where: object = "state dict") -> Layout | None:
 
 def _apart(family: Family, name: str, changes: Overrides) -> float:
     """How far the width of the video tower is from that of a published size; 0 for the same."""
-    base, found = MODELS[name].config, configure(name, _told(changes))
+    base, found = BACKBONES[name].config, configure(name, _told(changes))
     for part in family.video:
         base, found = getattr(base, part), getattr(found, part)
     return abs(math.log(found.width / base.width))
@@ -112,7 +112,8 @@ def _changes(family: Family, shapes: Shapes) -> dict[str, dict[str, object]]:
     """For each model that it may be: what the shapes say against its published size."""
     try:
         return {
-            name: differences(MODELS[name].config, family.sizes(shapes, MODELS[name].config)) for name in family.models
+            name: differences(BACKBONES[name].config, family.sizes(shapes, BACKBONES[name].config))
+            for name in family.models
         }
     except ValueError as error:
         found = f"{family.name} with shapes that do not fit together: {error}"
@@ -142,8 +143,8 @@ def as_model(layout: Layout, name: str, where: object = "state dict") -> Layout:
     Raises:
         WeightsError: the file is of another kind or another size.
     """
-    found, asked = MODELS[layout.model], MODELS[name]
-    if found.build is not asked.build:
+    found, asked = BACKBONES[layout.model], BACKBONES.get(name)
+    if asked is None or found.build is not asked.build:
         pretrained = layout.model.endswith("-pretrain") and name.endswith("-classifier")
         do = "likely cause: pretraining weights; ask for a fresh head with new_classes" if pretrained else ""
         raise WeightsError(

@@ -9,7 +9,6 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -19,8 +18,6 @@ from internvideo.models.positions import fit_positions
 from internvideo.models.videomae import VideoMAEClassifier, VideoMAEPretrain
 from internvideo.storage import read_safetensors as read_safetensors
 from internvideo.storage import write_safetensors
-from internvideo.tasks.navigation.planner import Planner
-from internvideo.tasks.navigation.planner_weights import PLANNER
 from internvideo.weights.key_rules import VIDEOMAE_CLASSIFIER, VIDEOMAE_PRETRAIN, WeightTable, matches
 from internvideo.weights.key_tables import MULTIMODAL_TABLES
 
@@ -28,14 +25,13 @@ TABLES: dict[type[nn.Module], WeightTable] = {
     VideoMAEPretrain: VIDEOMAE_PRETRAIN,
     VideoMAEClassifier: VIDEOMAE_CLASSIFIER,
     **MULTIMODAL_TABLES,
-    Planner: PLANNER,
 }
-"""Which table reads the published checkpoint of which model."""
+"""Which table reads the published checkpoint of which model; others have an attribute `published_names`."""
 
 
 def table_for(model: nn.Module) -> WeightTable:
     """The table of the model's class; ValueError when there is none."""
-    table = TABLES.get(type(model))
+    table: WeightTable | None = TABLES.get(type(model), getattr(model, "published_names", None))
     if table is None:
         raise ValueError(f"no weight table for {type(model).__name__}")
     return table
@@ -79,7 +75,7 @@ def load_reference(
     """Load a published state dict, all of it and nothing else.
 
     Args:
-        model: of a class in `TABLES`; keeps its dtype and device.
+        model: of a class that has a table; keeps its dtype and device.
         state: published names -> tensors.
         prefix: what stands before every key ("backbone.", "clip.").
         where: file or source, for messages.
@@ -111,12 +107,8 @@ def load_pretrained(
     Raises:
         WeightsError: the pretraining weights do not fill the whole encoder.
     """
-    found = pretrain_to_classifier(state, model.config.pooling)
-    ours, unused = convert_reference(model, found)
-    ours, resized = fit_positions(model, ours)
-    fresh = [name for name in model.state_dict() if re.match(r"(fc_norm|head)\.", name)]
-    _load(model, ours, unused=unused, optional=fresh, where=where, source="VideoMAE pretraining weights")
-    return resized
+    found, fresh = model.initial_state(state) or ({}, None)
+    return load_part(model, found, fresh=fresh, where=where)
 
 
 def load_part(
@@ -134,17 +126,6 @@ def load_part(
     used, resized = fit_positions(model, {name: value for name, value in state.items() if name not in spare})
     _load(model, used, unused=(), optional=spare, where=where, source="weights of an earlier stage")
     return resized
-
-
-def pretrain_to_classifier(
-    state: Mapping[str, Tensor], pooling: Literal["mean", "first"] = "mean"
-) -> dict[str, Tensor]:
-    """The part of a pretraining state dict that a classifier takes over, under its names (run_class_finetuning.py).
-
-    The encoder's final norm is left out under mean pooling, the decoder always.
-    """
-    encoder = {name.removeprefix("encoder."): value for name, value in state.items() if name.startswith("encoder.")}
-    return {name: value for name, value in encoder.items() if pooling == "first" or not name.startswith("norm.")}
 
 
 def select_head_rows(state: Mapping[str, Tensor], rows: Sequence[int], head: str = "head") -> dict[str, Tensor]:
@@ -186,7 +167,7 @@ def _cause(
     heads = {key.partition(".")[0] + "." for key in unused}
     if len(missing) == len(own) and len(heads) == 1:
         return f"every key begins with {heads.pop()!r}: pass it as the prefix"
-    if any(key.startswith("decoder.") for key in unused) and isinstance(model, VideoMAEClassifier):
+    if any(key.startswith("decoder.") for key in unused) and hasattr(model, "initial_state"):
         return "these are pretraining weights: fill a classifier from them with load_pretrained"
     if missing and len(missing) == len(own):
         return "this is a checkpoint of another model"

@@ -8,9 +8,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from internvideo.models.videomae import VideoMAEClassifier
+from internvideo.models.videomae import VideoMAEClassifier, pretrain_to_classifier
 from internvideo.objectives.masking import random_mask_numpy, tube_mask_numpy
-from internvideo.weights.state import pretrain_to_classifier
 from parity_families.videomae import classifier_config
 
 Check = Callable[[dict[str, Any]], None]

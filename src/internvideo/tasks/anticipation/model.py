@@ -5,10 +5,14 @@ Legend: B clips, R boxes of all of them, D width, C verbs.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from internvideo.models.embeddings import sin_cos_table
+from internvideo.models.entry import ModelEntry
+from internvideo.models.factory import VIDEOMAE_SIZES
 from internvideo.models.videomae import VideoMAEConfig
 from internvideo.tasks.spatiotemporal.model import FrameTrunk
 from internvideo.tasks.spatiotemporal.regions import RegionHead
@@ -41,6 +45,9 @@ class ContactHead(RegionHead):
 class Anticipator(FrameTrunk):
     """The masked encoder with a head on boxes; `classes` of its config is the number of verbs."""
 
+    class_layer = ("head.projection", 1)
+    """The last output is that of no contact."""
+
     def __init__(self, config: VideoMAEConfig) -> None:
         super().__init__(config)
         self.head = ContactHead(config.width, config.classes, patch=config.patch_size, dropout=config.head_dropout)
@@ -58,3 +65,14 @@ class Anticipator(FrameTrunk):
             logits (R, C + 1), the last one of boxes that nothing is done to, and seconds (R,).
         """
         return self.head.both(self.tokens(video), clip, boxes)
+
+
+MODELS = {
+    f"anticipator-{size}": ModelEntry(
+        Anticipator,
+        replace(VIDEOMAE_SIZES[size], classes=74),
+        None,
+        f"what will be done to objects in boxes, and when: masked encoder {size.upper()} with two heads, 74 verbs",
+    )
+    for size in ("s", "b", "l", "h")
+}

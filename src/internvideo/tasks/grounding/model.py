@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from internvideo.models.attention import attend
 from internvideo.models.embeddings import sin_cos_table
+from internvideo.models.entry import ModelEntry
 from internvideo.models.post_norm import PostNormConfig, PostNormLayer
 
 
@@ -132,6 +133,8 @@ class StepHead(nn.Module):
 class Grounder(nn.Module):
     """Finds the part of a video that answers a query."""
 
+    class_layer = ("word", 0)
+    """Words are learned like classes."""
     steps: Tensor
     places: Tensor
 
@@ -228,3 +231,13 @@ def _overlap(span: NDArray[Any], others: NDArray[Any]) -> float:
     inside = np.minimum(span[1], others[:, 1]) - np.maximum(span[0], others[:, 0])
     whole = span[1] - span[0] + others[:, 1] - others[:, 0] - inside.clip(min=0)
     return float((inside.clip(min=0) / whole).max())
+
+
+MODELS = {
+    "grounder": ModelEntry(
+        Grounder,
+        GrounderConfig(),
+        None,
+        "finds what a query asks for in features of a long video: width 256, words learned",
+    )
+}

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from internvideo.models.clip import ImageTower
 from internvideo.models.embeddings import CLIP_MEAN, CLIP_STD, Normalise
+from internvideo.models.entry import ModelEntry
 from internvideo.models.videomae import VideoMAEClassifier, VideoMAEConfig
 from internvideo.tasks.navigation.planner import Planner, PlannerConfig
 from internvideo.tasks.navigation.waypoints import VIEWS, WaypointConfig, WaypointPredictor
@@ -177,3 +178,13 @@ class Navigator(nn.Module):
         """The planner's RGB features (B, 12, planner.rgb_width): image and video side by side, mapped."""
         together = torch.cat([seen.image, seen.video], dim=-1)
         return self.rgb(self.rgb_dropout(together))  # type: ignore[no-any-return]  # nn.Module.__call__ is untyped
+
+
+MODELS = {
+    "navigator": ModelEntry(
+        Navigator,
+        NavigatorConfig(),
+        None,
+        "follows instructions in worlds: masked encoder L, CLIP B/32, waypoints from depth, history-aware planner",
+    )
+}

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from internvideo.models.post_norm import EPS, PostNormAttention, PostNormConfig, PostNormFeed, PostNormLayer
+from internvideo.tasks.navigation.planner_weights import PLANNER
 
 FEATURE = 4
 """Values of an angle and of a distance feature."""
@@ -193,6 +194,8 @@ class CrossLayer(nn.Module):
 
 class Planner(nn.Module):
     """Encodes the instruction once, a token of history a step, and scores the present observation."""
+
+    published_names = PLANNER
 
     def __init__(self, config: PlannerConfig) -> None:
         super().__init__()

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from internvideo.models.attention import attend, split_heads
+from internvideo.models.entry import ModelEntry
 
 LONGEST = 10.0
 """Log ratio of lengths that one step changes at most: a network that has not learned must not give infinite ones."""
@@ -263,3 +264,11 @@ class TCANet(nn.Module):
             said.append(Refined(proposals, ends, centre, quality))
             proposals = regressor.refine(proposals, ends, centre, factor).detach()  # type: ignore[operator]  # a BoundaryRegressor
         return said, proposals
+
+
+MODELS = {
+    "tcanet": ModelEntry(
+        TCANet, TCANetConfig(), None, "refines a detector's segments: encoder of width 512, three regressors in cascade"
+    )
+}
+"""TCANet as for HACS, on SlowFast's 2304 channels."""

@@ -8,10 +8,13 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 
 from torch import Tensor, nn
 
 from internvideo.models.embeddings import Normalise, resize_table, resized_table
+from internvideo.models.entry import ModelEntry
+from internvideo.models.factory import VIDEOMAE_SIZES
 from internvideo.models.videomae import EPS, Trunk, VideoMAEConfig, no_weight_decay, run_blocks
 from internvideo.tasks.spatiotemporal.regions import RegionHead
 
@@ -77,6 +80,10 @@ class FrameTrunk(Trunk):
         made: Tensor = self.norm(tokens)
         return made.view(len(video), slots, rows, columns, -1)
 
+    def initial_state(self, state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], str] | None:
+        """What weights of an earlier stage fill, and a pattern of the names that they leave fresh; None for our own."""
+        return None if "head.projection.weight" in state else (of_encoder(state), FRESH)
+
     @property
     def layers(self) -> int:
         """Layer ids for layer decay run from 0 to this number."""
@@ -96,6 +103,8 @@ class FrameTrunk(Trunk):
 
 class ActionDetector(FrameTrunk):
     """Logits of every box of frames of any size."""
+
+    class_layer = ("head.projection", 0)
 
     def __init__(self, config: VideoMAEConfig) -> None:
         super().__init__(config)
@@ -118,3 +127,14 @@ def of_encoder(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     prefix = "encoder." if pretrained else ""
     inner = {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
     return {name: value for name, value in inner.items() if not re.match(r"(fc_norm|norm|head)\.", name)}
+
+
+MODELS = {
+    f"action-detector-{size}": ModelEntry(
+        ActionDetector,
+        replace(VIDEOMAE_SIZES[size], classes=80),
+        None,
+        f"what persons in boxes do: masked encoder {size.upper()} with a head on boxes, 80 classes",
+    )
+    for size in ("s", "b", "l", "h")
+}

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -17,75 +16,11 @@ from torch import Tensor, nn
 from internvideo.models.attention import attend, split_heads
 from internvideo.models.block import DropPath
 from internvideo.models.embeddings import sin_cos_table
+from internvideo.models.entry import ModelEntry
+from internvideo.tasks.temporal_localization.config import SIZES, ActionFormerConfig
 
 MASKED_KEY = -1e4
 """Added to the scores of padded keys inside a window; finite, so that a padded query has a soft-max at all."""
-
-
-@dataclass(frozen=True)
-class ActionFormerConfig:
-    """Sizes (ActionFormer's configs).
-
-    Attributes:
-        input_width: channels of the features.
-        width, heads: D and H.
-        windows: attention window of every level (odd), 1 or less for all steps; one value for all levels.
-        max_length: steps of a training sequence; longer ones can be tested.
-        classes: K, 1 for class-agnostic.
-        embedding_layers, stem_layers, branch_layers: how many; every branch layer halves the time.
-        neck: "identity" or "pyramid" (top-down).
-        absolute_positions, relative_positions: fixed sinusoid added; learned bias by offset inside windows.
-        head_layers: convolutions of each head with the last.
-        ranges: of every level, which distances to the farther end (in steps) it is responsible for.
-        drop_path, dropout: in the layers.
-        prior: class probability before training.
-    """
-
-    input_width: int = 1280
-    width: int = 512
-    heads: int = 4
-    windows: tuple[int, ...] = (19,)
-    max_length: int = 2304
-    classes: int = 20
-    embedding_layers: int = 2
-    stem_layers: int = 2
-    branch_layers: int = 5
-    neck: Literal["identity", "pyramid"] = "identity"
-    absolute_positions: bool = False
-    relative_positions: bool = False
-    head_layers: int = 3
-    ranges: tuple[tuple[float, float], ...] = ((0, 4), (4, 8), (8, 16), (16, 32), (32, 64), (64, 10000))
-    drop_path: float = 0.1
-    dropout: float = 0.0
-    prior: float = 0.01
-
-    def __post_init__(self) -> None:
-        if self.width % self.heads:
-            raise ValueError(f"width {self.width} is not a multiple of heads {self.heads}")
-        if len(self.windows) not in (1, self.levels) or len(self.ranges) != self.levels:
-            raise ValueError(f"windows and ranges need one entry for each of {self.levels} levels (or one window)")
-        if any(window > 1 and window % 2 == 0 for window in self.windows):
-            raise ValueError(f"windows {self.windows}: odd, or 1 and less for all steps")
-        if self.max_length % self.multiple:
-            raise ValueError(f"max_length {self.max_length}: a multiple of {self.multiple} (stride x window)")
-
-    @property
-    def levels(self) -> int:
-        """Number of levels; level l has stride 2^l."""
-        return self.branch_layers + 1
-
-    def window(self, level: int) -> int:
-        """Attention window at a level."""
-        return self.windows[level if len(self.windows) > 1 else 0]
-
-    @property
-    def multiple(self) -> int:
-        """What a sequence's length must be a multiple of."""
-        return max((1 << level) * max(1, self.window(level) // 2 * 2) for level in range(self.levels))
-
-    def padded_length(self, length: int) -> int:
-        """To what a tested sequence is padded: `max_length`, or the next multiple beyond it."""
-        return self.max_length if length <= self.max_length else math.ceil(length / self.multiple) * self.multiple
 
 
 @dataclass(frozen=True)
@@ -338,6 +273,8 @@ class OffsetHead(_Trunk):
 class ActionFormer(nn.Module):
     """Temporal action detector."""
 
+    class_layer = ("cls_head.cls_head.conv", 0)
+
     def __init__(self, config: ActionFormerConfig) -> None:
         super().__init__()
         self.config = config
@@ -375,3 +312,9 @@ class ActionFormer(nn.Module):
     def no_weight_decay(self, name: str, parameter: Tensor) -> bool:
         """Only convolution kernels decay: not biases, norms, scales, relative positions (ActionFormer)."""
         return name.endswith(("bias", "scale", "rel_pe")) or "norm" in name or ".ln" in name
+
+
+MODELS = {
+    f"actionformer-{name}": ModelEntry(ActionFormer, config, millions, f"temporal detector on features: {about}")
+    for name, (config, millions, about) in SIZES.items()
+}

@@ -1,0 +1,51 @@
+"""Name -> model: every named size, of the backbones and of the tasks' own networks."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import nn
+
+from internvideo.models import factory
+from internvideo.models.entry import ModelEntry
+from internvideo.tasks.anticipation.model import MODELS as ANTICIPATORS
+from internvideo.tasks.grounding.model import MODELS as GROUNDERS
+from internvideo.tasks.navigation.model import MODELS as NAVIGATORS
+from internvideo.tasks.refinement.model import MODELS as REFINERS
+from internvideo.tasks.spatiotemporal.model import MODELS as ACTION_DETECTORS
+from internvideo.tasks.temporal_localization.model import MODELS as TEMPORAL_DETECTORS
+
+MODELS: dict[str, ModelEntry] = {
+    **factory.BACKBONES,
+    **TEMPORAL_DETECTORS,
+    **REFINERS,
+    **GROUNDERS,
+    **ACTION_DETECTORS,
+    **ANTICIPATORS,
+    **NAVIGATORS,
+}
+"""Every model that a recipe can name."""
+
+
+def list_models() -> dict[str, str]:
+    """Name -> what it is, of every model that `create_model` builds."""
+    return factory.list_models(MODELS)
+
+
+def configure(name: str, overrides: Mapping[str, object] | None = None) -> Any:
+    """The config of a model of `MODELS` with settings changed. Raises RecipeError as `create_model` does."""
+    return factory.configure(name, overrides, MODELS)
+
+
+def create_model(name: str, overrides: Mapping[str, object] | None = None) -> nn.Module:
+    """Build and initialise a model of `MODELS`; see `models.factory.create_model`.
+
+    Args:
+        name: a key of `MODELS`.
+        overrides: settings of the model's config to change; nested configs take nested mappings.
+
+    Raises:
+        RecipeError: an unknown name or setting, a value of the wrong kind, sizes that do not fit together.
+    """
+    return factory.create_model(name, overrides, MODELS)
