@@ -149,7 +149,7 @@ class PlainMasked(nn.Module):
 
 
 def constants(model: VideoLanguage | VideoMAEClassifier) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    normalise = model.normalise
+    normalise = model.normalize
     return tuple(normalise.mean.flatten().tolist()), tuple(normalise.std.flatten().tolist())
 
 
@@ -239,7 +239,7 @@ def multimodal_encoders(name: str, device: torch.device) -> tuple[dict[str, Enco
     plain = plain_tower(ours).eval().to(device)
     vision = ours.config.vision
     return (
-        {"ours": lambda clips: ours.encode_video(ours.normalise(clips)), "plain": plain},
+        {"ours": lambda clips: ours.encode_video(ours.normalize(clips)), "plain": plain},
         vision.frames,
         vision.image_size,
     )
@@ -253,7 +253,7 @@ def masked_encoders(device: torch.device) -> tuple[dict[str, Encoder], int, int]
     ours.eval().to(device)
     mean, std = constants(ours)
     found: dict[str, Encoder] = {
-        "ours": lambda clips: ours(ours.normalise(clips)),
+        "ours": lambda clips: ours(ours.normalize(clips)),
         "plain": plain_masked(ours).eval().to(device),
     }
 

@@ -47,7 +47,7 @@ def clip_scores(table: Table, manifest_path: Path, weights: Path, split: str | N
     with torch.no_grad():
         for (index,), batch in KeyFrameViews(rows, chosen, form, LoaderSettings(batch_size=1)):
             video = batch.video[..., :size, :size]
-            said = model(model.normalise(video)).softmax(1)[0].numpy()
+            said = model(model.normalize(video)).softmax(1)[0].numpy()
             frame = chosen[index]
             scores[number[frame_key(frame.video, frame.time)]] = [said[at] if at >= 0 else 0.0 for at in place]
     result: NDArray[Any] = scores[table["frame"], table["label"]]
@@ -64,7 +64,7 @@ def box_scores(table: Table, manifest_path: Path, weights: Path, split: str | No
     model: Any = trained.model
     with torch.no_grad():
         views = KeyFrameViews(rows, key_frames(rows), form, LoaderSettings(batch_size=1))
-        found = [model(model.normalise(batch.video)).softmax(1)[:, place].numpy().reshape(-1) for _, batch in views]
+        found = [model(model.normalize(batch.video)).softmax(1)[:, place].numpy().reshape(-1) for _, batch in views]
     result: NDArray[Any] = np.concatenate(found)
     if len(result) != len(table["score"]):
         raise SystemExit("this table has other boxes than the annotated ones")

@@ -63,7 +63,7 @@ def test_a_run_leaves_weights_that_load_with_their_recipe_and_classes(done: Path
     assert not trained.model.training
     clips = small_world.batch(4)
     with torch.no_grad():
-        logits = trained.model(trained.model.normalise(clips.video))  # type: ignore[operator]  # a module
+        logits = trained.model(trained.model.normalize(clips.video))  # type: ignore[operator]  # a module
     assert logits.shape == (4, 2)
     assert {path.name for path in done.iterdir()} == {"run.json", "metrics.jsonl", "checkpoints", "model.safetensors"}
 

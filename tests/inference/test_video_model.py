@@ -66,7 +66,7 @@ def test_every_family_gives_embeddings_and_tokens(family: str) -> None:
 def test_embeddings_are_those_of_the_module(family: str) -> None:
     model: Any = random_model(family)
     module = model.module
-    video = module.normalise(next(model.read(small_apps.clips())))
+    video = module.normalize(next(model.read(small_apps.clips())))
     with torch.no_grad():
         if family == "masked":
             expected = module.encode(video, torch.zeros(3, module.config.tokens, dtype=torch.bool)).mean(1)
@@ -92,7 +92,7 @@ def test_other_numbers_give_nearly_the_same(family: str) -> None:
             assert float((text * model.encode_text(["a dog"])).sum()) > 0.999
         if "caption" in again.can:
             assert len(again.caption(small_apps.clips(1), max_length=4)) == 1
-    assert again.module.normalise.mean.dtype == torch.float32  # type: ignore[union-attr]  # a Normalise
+    assert again.module.normalize.mean.dtype == torch.float32  # type: ignore[union-attr]  # a Normalize
 
 
 def test_features_can_train_a_head() -> None:
@@ -241,7 +241,7 @@ def test_captions_are_what_the_decoder_writes(beams: int) -> None:
     model, paths = random_model("multimodal"), small_apps.clips()
     module, tokenizer = model.module, Tokenizer(context=32)
     assert isinstance(module, VideoLanguage)
-    video = module.normalise(next(model.read(paths)))
+    video = module.normalize(next(model.read(paths)))
     ids = module.generate(video, start=tokenizer.start, end=tokenizer.end, max_length=6, beams=beams)
     written = model.caption(paths, beams=beams, max_length=6, batch_size=2)
     assert written == [tokenizer.decode(row, special=False) for row in ids]

@@ -311,4 +311,4 @@ def test_learning_parameters_without_decay() -> None:
     exempt = {n for n in model.trainable_names if model.no_weight_decay(n, model.get_parameter(n))}
     assert {"fuse.weight", "cma.0.gate_attn", "cma.0.attn.q.bias", "multimodal.proj.norm.weight"} <= exempt
     assert not {"cma.0.attn.q.weight", "masked.head.weight"} & exempt
-    assert {model.layer_id(n) for n in model.trainable_names} == {model.layers}
+    assert {model.get_layer_id(n) for n in model.trainable_names} == {model.max_layer_id}

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from small_videomae import clip
 
 from internvideo.models.embeddings import (
-    Normalise,
+    Normalize,
     TubeletEmbedding,
     resize_table,
     resized_table,
@@ -75,7 +75,7 @@ def test_resizing_keeps_a_constant_and_interpolates_time() -> None:
 
 
 def test_normalise_bytes_and_floats() -> None:
-    normalise = Normalise((0.5, 0.25, 0.0), (0.5, 0.25, 1.0))
+    normalise = Normalize((0.5, 0.25, 0.0), (0.5, 0.25, 1.0))
     pixels = torch.randint(0, 256, (2, 3, 2, 4, 4), dtype=torch.uint8)
     shares = pixels.double() / 255
     expected = torch.stack([(shares[:, 0] - 0.5) / 0.5, (shares[:, 1] - 0.25) / 0.25, shares[:, 2]], 1)

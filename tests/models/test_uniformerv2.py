@@ -140,7 +140,7 @@ def test_frozen_variant_is_the_query_alone() -> None:
 
 def test_pixels_are_normalised_to_the_published_range() -> None:
     video = torch.full((1, 3, 1, 2, 2), 255, dtype=torch.uint8)
-    assert torch.allclose(make().normalise(video), torch.tensor((1 - 0.45) / 0.225), atol=1e-6)
+    assert torch.allclose(make().normalize(video), torch.tensor((1 - 0.45) / 0.225), atol=1e-6)
 
 
 def test_drop_path_rates_and_dimension() -> None:
@@ -174,8 +174,8 @@ def test_checkpointing_gives_the_same_gradients() -> None:
 
 def test_layer_ids_and_decay() -> None:
     model = make(replace(SMALL, local_blocks=2))
-    ids = {name: model.layer_id(name) for name, _ in model.named_parameters()}
-    assert model.layers == 4
+    ids = {name: model.get_layer_id(name) for name, _ in model.named_parameters()}
+    assert model.max_layer_id == 4
     assert ids["stem.conv.weight"] == ids["stem.positional_embedding"] == 0
     assert ids["blocks.0.attn.qkv.weight"] == ids["local1.0.norm.weight"] == 1
     assert ids["blocks.2.norm1.weight"] == 3

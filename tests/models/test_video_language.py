@@ -237,10 +237,10 @@ def test_sizes_that_do_not_fit_are_refused() -> None:
 
 def test_layer_ids_and_decay() -> None:
     model = make()
-    ids = {name: model.layer_id(name) for name, _ in model.named_parameters()}
+    ids = {name: model.get_layer_id(name) for name, _ in model.named_parameters()}
     assert ids["visual.stem.conv.weight"] == 0
     assert ids["visual.blocks.1.norm1.weight"] == 2
-    assert {ids[n] for n in ("visual.query", "text.blocks.0.norm1.weight", "logit_scale")} == {model.layers}
+    assert {ids[n] for n in ("visual.query", "text.blocks.0.norm1.weight", "logit_scale")} == {model.max_layer_id}
     exempt = {n for n, p in model.named_parameters() if model.no_weight_decay(n, p)}
     assert {"visual.query", "logit_scale", "text.token_embedding.weight", "visual.stem.positional_embedding"} <= exempt
     assert not {"visual_projection", "text.projection", "visual.blocks.0.mlp.fc1.weight"} & exempt
@@ -364,8 +364,8 @@ def test_question_answering_network() -> None:
     model(clips(), TOKENS).square().sum().backward()
     silent = {n for n, p in model.named_parameters() if p.grad is None or not bool(p.grad.any())}
     assert silent == {"model.text.mask_embedding", "model.logit_scale"}
-    assert model.layer_id("model.visual.blocks.0.norm1.bias") == 1
-    assert model.layer_id("head.1.weight") == model.layers
+    assert model.get_layer_id("model.visual.blocks.0.norm1.bias") == 1
+    assert model.get_layer_id("head.1.weight") == model.max_layer_id
     with pytest.raises(ValueError, match="caption decoder"):
         VideoQuestionAnswering(replace(CONFIG, caption=None), 7)
 

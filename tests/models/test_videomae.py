@@ -65,7 +65,7 @@ def test_parameter_counts_of_the_encoders(size: str, millions: float) -> None:
 def test_small_sizes_learn() -> None:
     model = VideoMAEPretrain(DEMO)
     video, hidden = clip(DEMO), tube_mask(2, DEMO.grid, 0.9, torch.Generator().manual_seed(0))
-    target = pixel_targets(model.normalise.undo(video), hidden, DEMO.tubelet, DEMO.patch_size)
+    target = pixel_targets(model.normalize.undo(video), hidden, DEMO.tubelet, DEMO.patch_size)
     optimiser = torch.optim.AdamW(model.parameters(), 1e-3)
     losses = []
     for _ in range(8):
@@ -232,8 +232,8 @@ def test_head_dropout_and_drop_path_act_in_training_only() -> None:
 
 def test_layer_ids_and_weight_decay() -> None:
     model = VideoMAEClassifier(dataclasses.replace(TINY, learnable_positions=True, layer_scale=0.1))
-    ids = {name: model.layer_id(name) for name, _ in model.named_parameters()}
-    assert model.layers == 3
+    ids = {name: model.get_layer_id(name) for name, _ in model.named_parameters()}
+    assert model.max_layer_id == 3
     assert {ids["pos_embed"], ids["patch_embed.proj.weight"], ids["patch_embed.proj.bias"]} == {0}
     assert (ids["blocks.0.gamma_1"], ids["blocks.1.mlp.fc2.weight"]) == (1, 2)
     assert ids["fc_norm.weight"] == ids["head.bias"] == 3
@@ -344,7 +344,7 @@ def test_overrides_change_the_model() -> None:
     )
     assert isinstance(model, VideoMAEClassifier)
     assert model.config.tokens == 256
-    assert model(model.normalise(torch.zeros(1, 3, 8, 64, 64, dtype=torch.uint8))).shape == (1, 400)
+    assert model(model.normalize(torch.zeros(1, 3, 8, 64, 64, dtype=torch.uint8))).shape == (1, 400)
 
 
 @pytest.mark.gpu
@@ -354,7 +354,7 @@ def test_a_step_does_not_wait_for_the_gpu() -> None:
     kept = TINY.tokens - int(hidden[0].sum())
     torch.cuda.set_sync_debug_mode("error")
     try:
-        target = pixel_targets(model.normalise.undo(video), hidden, 2, 4, masked=TINY.tokens - kept)
+        target = pixel_targets(model.normalize.undo(video), hidden, 2, 4, masked=TINY.tokens - kept)
         reconstruction_loss(model(video, hidden, kept=kept), target).backward()
     finally:
         torch.cuda.set_sync_debug_mode("default")

@@ -321,7 +321,7 @@ def test_equal_captions_of_a_batch_are_as_good_as_positives() -> None:
     learn(stage, clips, 5)
     learning = [p for p in stage.eval().parameters() if p.requires_grad]
     loss = stage(few, generator())["loss"]
-    encoded = stage.model(stage.model.normalise(few.video), few.tokens, captioned=0)
+    encoded = stage.model(stage.model.normalize(few.video), few.tokens, captioned=0)
     accepting = soft_symmetric_contrastive(encoded.video, encoded.text, stage.model.scale, identity)
     torch.testing.assert_close(loss, accepting)
     gradients = [torch.autograd.grad(each, learning, allow_unused=True) for each in (loss, accepting)]
@@ -341,7 +341,7 @@ def test_supervised_tells_left_from_right_better_than_chance(build: Callable[[],
     stage = SupervisedStage(build(), SupervisedSettings())  # type: ignore[arg-type]  # both kinds of classifier
     losses = learn(stage, clips, 60)
     with torch.no_grad():
-        guesses = stage.eval().model(stage.model.normalise(clips.video)).argmax(1)
+        guesses = stage.eval().model(stage.model.normalize(clips.video)).argmax(1)
     chance = 1 / len(CLASSES)
     assert (guesses == clips.labels).float().mean().item() > chance + 0.3
     assert min(losses[-10:]) < 0.6 * losses[0]
@@ -390,7 +390,7 @@ def test_interaction_gives_each_encoder_its_frames() -> None:
     model = small_world.cross_model()
     assert isinstance(model, CrossModel)
     shapes: list[tuple[int, ...]] = []
-    for part in (model.masked.normalise, model.multimodal.normalise):
+    for part in (model.masked.normalize, model.multimodal.normalize):
         part.register_forward_pre_hook(lambda _, inputs: shapes.append(tuple(inputs[0].shape)))
     InteractionStage(model, InteractionSettings(frame_step=2))(batch(2), generator())
     assert [shape[2] for shape in shapes] == [4, 2]

@@ -84,7 +84,7 @@ class Reader(nn.Module):
         self.strength = nn.Parameter(torch.tensor(strength))
         self.classes = classes
 
-    def normalise(self, video: Tensor) -> Tensor:
+    def normalize(self, video: Tensor) -> Tensor:
         return video.float()
 
     def forward(self, video: Tensor) -> Tensor:
@@ -131,7 +131,7 @@ class Towers(nn.Module):
     def scale(self) -> Tensor:
         return self.logit_scale.exp()
 
-    def normalise(self, video: Tensor) -> Tensor:
+    def normalize(self, video: Tensor) -> Tensor:
         return video.float()
 
     def encode_video(self, video: Tensor) -> Tensor:

@@ -90,9 +90,9 @@ def test_it_starts_from_an_earlier_stage(kind: type[VideoMAEClassifier], tmp_pat
 
 def test_layers_for_the_decay() -> None:
     model = detector()
-    assert model.layer_id("patch_embed.proj.weight") == 0
-    assert model.layer_id("blocks.1.norm1.weight") == 2
-    assert model.layer_id("norm.weight") == model.layer_id("head.projection.bias") == model.layers == 3
+    assert model.get_layer_id("patch_embed.proj.weight") == 0
+    assert model.get_layer_id("blocks.1.norm1.weight") == 2
+    assert model.get_layer_id("norm.weight") == model.get_layer_id("head.projection.bias") == model.max_layer_id == 3
 
 
 def region_batch(boxes: int) -> RegionBatch:
@@ -106,7 +106,7 @@ def region_batch(boxes: int) -> RegionBatch:
 def test_the_stage_moves_boxes_in_training_alone() -> None:
     model, batch = detector(), region_batch(3)
     stage = RegionStage(model, RegionSettings())
-    plain = region_loss(model(model.normalise(batch.video), batch.clip, batch.boxes), batch.targets)
+    plain = region_loss(model(model.normalize(batch.video), batch.clip, batch.boxes), batch.targets)
     generator = torch.Generator().manual_seed(0)
     assert stage.eval()(batch, generator)["loss"] == plain
     assert stage.train()(batch, generator)["loss"] != plain

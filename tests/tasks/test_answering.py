@@ -158,7 +158,7 @@ def test_labels_are_the_answers_of_the_questions_and_unknown_ones_are_left_out()
 
 def test_questions_about_a_video_share_one_look() -> None:
     model = small_world.answering_model().eval()
-    video = model.normalise(small_world.batch(2).video)
+    video = model.normalize(small_world.batch(2).video)
     tokens = question_tokens(["who?", "what is it doing there?", "where?", "which?"], small_world.WORDS).view(2, 2, -1)
     together = model(video, tokens)
     assert together.shape == (2, 2, 2)
@@ -174,7 +174,7 @@ def test_a_network_without_eyes_answers_all_videos_alike_and_learns_by_words_alo
     stage = AnsweringStage(model, AnsweringSettings()).eval()
     clips = small_world.batch(4)
     tokens = question_tokens(["who?"] * 4, small_world.WORDS)
-    scores = model(model.normalise(clips.video), tokens)
+    scores = model(model.normalize(clips.video), tokens)
     assert torch.equal(scores, scores[:1].expand(4, -1))
     loss = stage(replace(clips, tokens=tokens), torch.Generator())["loss"]
     torch.autograd.backward(loss)
@@ -187,7 +187,7 @@ def test_a_network_without_eyes_answers_all_videos_alike_and_learns_by_words_alo
 def test_the_head_has_as_many_layers_as_asked(layers: int) -> None:
     model = VideoQuestionAnswering(LANGUAGE, 5, layers=layers)
     assert sum(isinstance(part, torch.nn.Linear) for part in model.head) == layers
-    assert model(model.normalise(small_world.batch(2).video), torch.tensor([[1, 9, 0]] * 2)).shape == (2, 5)
+    assert model(model.normalize(small_world.batch(2).video), torch.tensor([[1, 9, 0]] * 2)).shape == (2, 5)
     with pytest.raises(ValueError, match="2 or more"):
         VideoQuestionAnswering(LANGUAGE, 5, layers=1)
 
@@ -226,7 +226,7 @@ class Knowing(torch.nn.Module):
         self.model = SimpleNamespace(config=SimpleNamespace(text=SimpleNamespace(context=16)))
         self.video, self.looks = True, 0
 
-    def normalise(self, video: Tensor) -> Tensor:
+    def normalize(self, video: Tensor) -> Tensor:
         return video.float()
 
     def look(self, video: Tensor) -> SeenVideo:

@@ -53,7 +53,7 @@ def generator(seed: int = 0) -> torch.Generator:
 @pytest.mark.parametrize("build", MODELS)
 def test_the_last_layer_on_its_input_gives_the_models_scores(build: Any) -> None:
     model = build().eval()
-    video = model.normalise(batch(3).video)
+    video = model.normalize(batch(3).video)
     with torch.no_grad():
         expected = model(video)
         torch.testing.assert_close(last_layer(model)(head_input(model, video)), expected)
@@ -65,7 +65,7 @@ def test_the_last_layer_on_its_input_gives_the_models_scores(build: Any) -> None
 
 def test_the_grid_is_where_the_tokens_are() -> None:
     model = small_world.masked_classifier().eval()
-    video = model.normalise(batch(1).video)
+    video = model.normalize(batch(1).video)
     changed = video.clone()
     changed[:, :, 2:, 8:16, 24:] += 1.0
     model.blocks = torch.nn.ModuleList([torch.nn.Identity()])
@@ -140,7 +140,7 @@ def test_the_papers_loss_is_the_log_loss_of_exp_evidence_and_nothing_else() -> N
     own, clips = stage().eval(), batch(4)
     parts = own(clips, generator())
     with torch.no_grad():
-        found = evidence(own.model(own.model.normalise(clips.video)))
+        found = evidence(own.model(own.model.normalize(clips.video)))
         assert clips.labels is not None
         expected = evidential_loss(found, clips.labels)["loss_cls"].mean()
     torch.testing.assert_close(parts["loss"], expected)

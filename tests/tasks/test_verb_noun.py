@@ -80,7 +80,7 @@ def test_each_part_has_its_own_loss() -> None:
     labels = torch.tensor([[0, 2], [1, -100], [-100, 0], [0, 1]])
     batch = replace(small_world.batch(4), labels=labels)
     losses = stage(batch, torch.Generator())
-    logits = model(model.normalise(batch.video))
+    logits = model(model.normalize(batch.video))
     torch.testing.assert_close(losses["verb"], F.cross_entropy(logits[:, :2], labels[:, 0]))
     torch.testing.assert_close(losses["noun"], F.cross_entropy(logits[:, 2:], labels[:, 1]))
     torch.testing.assert_close(losses["loss"], losses["verb"] + 0.5 * losses["noun"])

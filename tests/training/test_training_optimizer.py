@@ -36,7 +36,7 @@ PUBLISHED: dict[str, Any] = json.loads((GOLDENS / "models/mae_layer_decay.json")
 class Tower(nn.Module):
     """Two blocks and a head, with rules of its own."""
 
-    layers = 3
+    max_layer_id = 3
 
     def __init__(self) -> None:
         super().__init__()
@@ -45,10 +45,10 @@ class Tower(nn.Module):
         self.head = nn.Linear(4, 2)
         self.position = nn.Parameter(torch.zeros(1, 3, 4))
 
-    def layer_id(self, name: str) -> int:
+    def get_layer_id(self, name: str) -> int:
         if name.startswith(("embed", "position")):
             return 0
-        return int(name.split(".")[1]) + 1 if name.startswith("blocks") else self.layers
+        return int(name.split(".")[1]) + 1 if name.startswith("blocks") else self.max_layer_id
 
     def no_weight_decay(self, name: str, parameter: nn.Parameter) -> bool:
         return parameter.ndim <= 1 or name == "position"
@@ -87,8 +87,8 @@ def classifier(depth: int) -> VideoMAEClassifier:
 @pytest.mark.parametrize(("table", "name"), depths("layer_id_"))
 def test_layer_id(table: str, name: str) -> None:
     depth = int(table.removeprefix("layer_id_depth"))
-    assert classifier(depth).layers == depth + 1
-    assert classifier(depth).layer_id(name) == TASKS[table][name]
+    assert classifier(depth).max_layer_id == depth + 1
+    assert classifier(depth).get_layer_id(name) == TASKS[table][name]
 
 
 @pytest.mark.parity

@@ -299,7 +299,7 @@ def test_what_has_no_frames_says_so() -> None:
 def test_clip_is_read_frame_by_frame() -> None:
     model = load("clip")
     assert isinstance(model, Clip)
-    video = model.normalise(torch.randint(0, 256, (2, 3, 3, 32, 32), dtype=torch.uint8))
+    video = model.normalize(torch.randint(0, 256, (2, 3, 3, 32, 32), dtype=torch.uint8))
     seen, text = model(video, torch.tensor([[1, 39, 0], [2, 3, 39]]))
     assert model.similarity(seen, text).shape == (2, 2)
     assert torch.allclose(model.scale, model.logit_scale.exp())

@@ -345,7 +345,7 @@ def test_a_processor_tells_colours_and_crop(tmp_path: Path) -> None:
     assert (rule.resize, rule.size, rule.style, rule.squash) == (40, 32, "pil_bicubic", False)
     pixels = torch.randint(0, 256, (1, 3, 4, 32, 32), dtype=torch.uint8)
     mean, std = (torch.tensor(processor[key]).view(3, 1, 1, 1) for key in ("image_mean", "image_std"))
-    assert torch.allclose(model.module.normalise(pixels), (pixels / 255 - mean) / std, atol=1e-6)  # type: ignore[operator]  # a module
+    assert torch.allclose(model.module.normalize(pixels), (pixels / 255 - mean) / std, atol=1e-6)  # type: ignore[operator]  # a module
     assert model.preprocessing.sampler == plain.preprocessing.sampler
     again = load(model.save_pretrained(tmp_path / "saved"), device="cpu")
     assert torch.equal(again.logits(pixels), model.logits(pixels))

@@ -57,7 +57,7 @@ class Family:
 
 def seen(module: Any, clips: Tensor) -> Tensor:
     """Pixels 0..255 (B, 3, T, S, S) normalised in float32, then in the precision of the module."""
-    video: Tensor = module.normalise(clips)
+    video: Tensor = module.normalize(clips)
     return video.to(next(module.parameters()).dtype)
 
 

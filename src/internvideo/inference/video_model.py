@@ -22,7 +22,7 @@ from internvideo.inference import hub_folder
 from internvideo.inference.caption_generation import CaptionWriter
 from internvideo.inference.families import Precision, family_of, overrides_of, text_towers
 from internvideo.metrics.classification import merge_rows, softmax, zero_shot_probabilities
-from internvideo.models.embeddings import Normalise
+from internvideo.models.embeddings import Normalize
 from internvideo.models.video_language import VideoLanguage
 from internvideo.tasks.zero_shot.templates import ACTION_TEMPLATES, fill
 
@@ -371,7 +371,7 @@ class VideoModel:
 
 def _settled(module: nn.Module, device: torch.device, precision: Precision) -> nn.Module:
     """On its device and in its precision, but for the normalisation of pixels, which stays float32."""
-    exact = {part: (part.mean, part.std) for part in module.modules() if isinstance(part, Normalise)}
+    exact = {part: (part.mean, part.std) for part in module.modules() if isinstance(part, Normalize)}
     module = module.to(device=device, dtype=getattr(torch, precision)).eval()
     for part, (mean, std) in exact.items():
         part.mean, part.std = mean.to(device), std.to(device)

@@ -1,7 +1,7 @@
 """CLIP's pieces: the frame stem, its transformer layers, the text tower and the plain image-text model.
 
 Shapes: B batch, T frames, S side, N = 1 + HW tokens of a frame (class token first), D width, L words, E joint space.
-Source: uniformerv2_model.py (stem and layers), Multi-Modalities-Pretraining (text tower and initialisation).
+Source: uniformerv2_model.py (stem and layers), Multi-Modalities-Pretraining (text tower and initialization).
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from internvideo.models.attention import Memory
 from internvideo.models.block import Activation, Block, BlockConfig, check_activation
-from internvideo.models.embeddings import CLIP_MEAN, CLIP_STD, Normalise
+from internvideo.models.embeddings import CLIP_MEAN, CLIP_STD, Normalize
 
 EPS = 1e-5
 INITIAL_LOGIT_SCALE = math.log(1 / 0.07)
@@ -49,7 +49,7 @@ def clip_block(
 
 
 def init_clip_blocks(blocks: nn.ModuleList) -> None:
-    """CLIP's normal initialisation of a stack of `Block`s, in place: projections shrink with the depth of the stack."""
+    """CLIP's normal initialization of a stack of `Block`s, in place: projections shrink with the depth of the stack."""
     for block in blocks:
         if not isinstance(block, Block):
             raise ValueError(f"expected a Block, got {type(block).__name__}")
@@ -98,7 +98,7 @@ class FrameStem(nn.Module):
         self.norm = nn.LayerNorm(width, eps=eps)
 
     def patches(self, video: Tensor) -> Tensor:
-        """(B, 3, T, S, S) normalised -> patches without positions (B, T', HW, D); ValueError for another side."""
+        """(B, 3, T, S, S) normalized -> patches without positions (B, T', HW, D); ValueError for another side."""
         if video.dim() != 5 or video.shape[1] != 3 or video.shape[-2:] != (self.image_size, self.image_size):
             raise ValueError(
                 f"expected a video (B, 3, T, {self.image_size}, {self.image_size}), got {tuple(video.shape)}"
@@ -106,7 +106,7 @@ class FrameStem(nn.Module):
         return self.conv(video).permute(0, 2, 3, 4, 1).flatten(2, 3)  # type: ignore[no-any-return]  # untyped call
 
     def forward(self, video: Tensor) -> Tensor:
-        """(B, 3, T, S, S) normalised -> tokens of every frame (B * T', 1 + HW, D), time inside the batch."""
+        """(B, 3, T, S, S) normalized -> tokens of every frame (B * T', 1 + HW, D), time inside the batch."""
         x = self.patches(video).flatten(0, 1)
         cls = self.class_embedding.to(x.dtype).expand(x.shape[0], 1, -1)
         return self.norm(torch.cat([cls, x], dim=1) + self.positional_embedding)  # type: ignore[no-any-return]  # as above
@@ -212,7 +212,7 @@ def at_end_of_text(tokens: Tensor, ids: Tensor) -> Tensor:
 
 
 def without_filling(video: Tensor, frame_mask: Tensor | None) -> Tensor:
-    """Normalised (B, 3, T, S, S) with zeros where (B, T) `frame_mask` is False; None says that all frames are real."""
+    """Normalized (B, 3, T, S, S) with zeros where (B, T) `frame_mask` is False; None says that all frames are real."""
     return video if frame_mask is None else video * frame_mask[:, None, :, None, None]
 
 
@@ -304,7 +304,7 @@ class Clip(nn.Module):
     def __init__(self, config: ClipConfig) -> None:
         super().__init__()
         self.config = config
-        self.normalise = Normalise(config.mean, config.std)
+        self.normalize = Normalize(config.mean, config.std)
         self.visual = ImageTower(
             config.image_size,
             config.patch_size,
@@ -320,7 +320,7 @@ class Clip(nn.Module):
         self.logit_scale = nn.Parameter(torch.tensor(INITIAL_LOGIT_SCALE))
 
     def encode_video(self, video: Tensor, frame_mask: Tensor | None = None) -> Tensor:
-        """(B, 3, T, S, S) normalised, T = 1 for an image; (B, T) bool or None -> (B, E), not length-normalised."""
+        """(B, 3, T, S, S) normalized, T = 1 for an image; (B, T) bool or None -> (B, E), not length-normalized."""
         frames = self.visual(video)
         if not self.config.unit_frames:
             return masked_mean(frames, frame_mask)
@@ -329,7 +329,7 @@ class Clip(nn.Module):
         return masked_mean(frames / lengths, frame_mask) * masked_mean(lengths, frame_mask)
 
     def encode_text(self, tokens: Tensor) -> Tensor:
-        """(B, L) ids -> (B, E), not length-normalised."""
+        """(B, L) ids -> (B, E), not length-normalized."""
         return self.text(tokens)  # type: ignore[no-any-return]  # nn.Module.__call__ is untyped
 
     @property
@@ -351,7 +351,7 @@ class Clip(nn.Module):
         return parameter.dim() < 2 or "embedding" in name
 
     def forward(self, video: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
-        """Normalised (B, 3, T, S, S), ids (B, L) -> features (B, E), (B, E)."""
+        """Normalized (B, 3, T, S, S), ids (B, L) -> features (B, E), (B, E)."""
         return self.encode_video(video), self.encode_text(tokens)
 
 

@@ -81,7 +81,7 @@ class ScoreFusion(nn.Module):
 
 
 def cross_attention_block(width: int, heads: int, context_width: int) -> Block:
-    """One gated cross-attention module, initialised so that with open gates every part learns."""
+    """One gated cross-attention module, initialized so that with open gates every part learns."""
     block = Block(
         BlockConfig(
             width=width,
@@ -193,8 +193,8 @@ class CrossModel(nn.Module):
         """What the two heads read: the masked encoder's tokens (B, N, Dm) and the multimodal feature (B, Du).
 
         Args:
-            masked_video: (B, 3, T, S, S), normalised for the masked encoder.
-            multimodal_video: (B, 3, T', S', S'), normalised for the multimodal encoder.
+            masked_video: (B, 3, T, S, S), normalized for the masked encoder.
+            multimodal_video: (B, 3, T', S', S'), normalized for the multimodal encoder.
         """
         with torch.no_grad():
             stages, last = self.multimodal.backbone(multimodal_video)
@@ -239,11 +239,11 @@ class CrossModel(nn.Module):
         return {**values, "fuse.masked": masked.detach().mean(), "fuse.multimodal": multimodal.detach().mean()}
 
     @property
-    def layers(self) -> int:
+    def max_layer_id(self) -> int:
         """Largest layer id: all that learns has the same learning rate."""
         return 0
 
-    def layer_id(self, name: str) -> int:
+    def get_layer_id(self, name: str) -> int:
         """0 for every parameter."""
         return 0
 
@@ -262,5 +262,5 @@ class InteractionConfig:
 
 
 def build_cross_model(config: InteractionConfig) -> CrossModel:
-    """Both encoders, initialised afresh, and their interaction."""
+    """Both encoders, initialized afresh, and their interaction."""
     return CrossModel(VideoMAEClassifier(config.masked), UniFormerV2(config.multimodal), config.cross)

@@ -1,4 +1,4 @@
-"""From pixels to tokens: normalisation, tubelet embedding, sin-cos positions and their resizing.
+"""From pixels to tokens: normalization, tubelet embedding, sin-cos positions and their resizing.
 
 Source: modeling_pretrain.py (tubelets, 1-D sin-cos table) and modeling_finetune.py (resized table of the classifier).
 """
@@ -24,7 +24,7 @@ NATIVE_SIZE, NATIVE_FRAMES = NATIVE_CLIP = 224, 16
 """The clip, pixels and frames, for which modeling_finetune.py builds the table that it then resizes."""
 
 
-class Normalise(nn.Module):
+class Normalize(nn.Module):
     """Pixels 0..255 -> the backbone's scale: (x / 255 - mean) / std per channel.
 
     Mean and std follow the module's device but are constants: they are in no state dict.
@@ -44,7 +44,7 @@ class Normalise(nn.Module):
         return pixels.sub(255 * self.mean).div_(255 * self.std)
 
     def undo(self, video: Tensor) -> Tensor:
-        """Normalised float video -> 0..1 float."""
+        """Normalized float video -> 0..1 float."""
         return video * self.std + self.mean
 
 
@@ -52,13 +52,13 @@ class TubeletEmbedding(nn.Module):
     """A linear map of cubes of `tubelet` frames x `patch` x `patch` pixels, equal to a Conv3d with kernel = stride.
 
     Holding the map as one Linear lets the masked encoder cut out the visible cubes first and multiply only those.
-    The initialisation is the framework's own, as for the published convolution (modeling_pretrain.py).
+    The initialization is the framework's own, as for the published convolution (modeling_pretrain.py).
 
     Args:
         width: D.
         patch: patch side p in pixels.
         tubelet: frames per token.
-        channels: colours.
+        channels: colors.
     """
 
     def __init__(self, width: int, patch: int, tubelet: int, channels: int = 3) -> None:
@@ -67,7 +67,7 @@ class TubeletEmbedding(nn.Module):
         self.proj = nn.Linear(channels * tubelet * patch * patch, width)
 
     def cut(self, video: Tensor, index: Tensor | None = None) -> Tensor:
-        """The pixels of the tokens, ordered (colour, frame, row, column) within a token.
+        """The pixels of the tokens, ordered (color, frame, row, column) within a token.
 
         Args:
             video: (B, 3, T, S, S).
@@ -77,8 +77,8 @@ class TubeletEmbedding(nn.Module):
             (B, K or N, 3 * tubelet * p * p).
         """
         p = self.patch
-        batch, colours, frames, height, width = video.shape
-        cubes = video.view(batch, colours, frames // self.tubelet, self.tubelet, height // p, p, width // p, p)
+        batch, colors, frames, height, width = video.shape
+        cubes = video.view(batch, colors, frames // self.tubelet, self.tubelet, height // p, p, width // p, p)
         cubes = cubes.permute(0, 2, 4, 6, 1, 3, 5, 7)  # a view (B, t, h, w, 3, tubelet, p, p)
         if index is None:
             return cubes.flatten(4).flatten(1, 3)

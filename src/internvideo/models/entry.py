@@ -14,7 +14,7 @@ class ModelEntry:
     """A named size.
 
     Attributes:
-        build: config -> model, initialised.
+        build: config -> model, initialized.
         config: frozen dataclass with the published sizes; `create_model` replaces fields of it.
         parameters: millions, as the papers give them; None where they give none.
         about: one line for `internvideo list models`.

@@ -123,7 +123,7 @@ def configure(
 def create_model(
     name: str, overrides: Mapping[str, object] | None = None, models: Mapping[str, ModelEntry] = BACKBONES
 ) -> nn.Module:
-    """Build and initialise a model.
+    """Build and initialize a model.
 
     Args:
         name: a key of `models`.

@@ -134,12 +134,12 @@ class FusedAnswer(nn.Module):
             raise ValueError("an answering network needs a caption decoder")
         return decoder
 
-    def normalise(self, video: Tensor) -> Tensor:
-        """uint8 or float in 0..255 (B, 3, T, S, S) -> normalised float."""
-        return self.model.normalise(video)  # type: ignore[no-any-return]  # nn.Module.__call__ is untyped
+    def normalize(self, video: Tensor) -> Tensor:
+        """uint8 or float in 0..255 (B, 3, T, S, S) -> normalized float."""
+        return self.model.normalize(video)  # type: ignore[no-any-return]  # nn.Module.__call__ is untyped
 
     def look(self, video: Tensor) -> SeenVideo:
-        """Normalised (B, 3, T, S, S) -> what the questions are asked about, the same for all of them."""
+        """Normalized (B, 3, T, S, S) -> what the questions are asked about, the same for all of them."""
         decoder = self.decoder
         if not self.video:
             config, unseen = decoder.config, self.model.visual_norm.weight
@@ -164,7 +164,7 @@ class FusedAnswer(nn.Module):
         return AnswerOutput(scores, features, text, caption)
 
     def answer(self, video: Tensor, tokens: Tensor) -> AnswerOutput:
-        """Normalised (B, 3, T, S, S), ids (B * K, L) -> outputs of B * K rows (see `respond`)."""
+        """Normalized (B, 3, T, S, S), ids (B * K, L) -> outputs of B * K rows (see `respond`)."""
         return self.respond(self.look(video), tokens)
 
     def initial_state(self, state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], str] | None:
@@ -177,13 +177,14 @@ class FusedAnswer(nn.Module):
         return {f"model.{name}": value for name, value in state.items() if not LEFT_BEHIND.fullmatch(name)}, r"head\."
 
     @property
-    def layers(self) -> int:
+    def max_layer_id(self) -> int:
         """Largest layer id."""
-        return self.model.layers
+        return self.model.max_layer_id
 
-    def layer_id(self, name: str) -> int:
-        """Layer of a parameter (see `VideoLanguage.layer_id`)."""
-        return self.model.layer_id(name.removeprefix("model.")) if name.startswith("model.") else self.layers
+    def get_layer_id(self, name: str) -> int:
+        """Layer of a parameter (see `VideoLanguage.get_layer_id`)."""
+        inner = name.removeprefix("model.")
+        return self.max_layer_id if inner == name else self.model.get_layer_id(inner)
 
     def no_weight_decay(self, name: str, parameter: Tensor) -> bool:
         """See `VideoLanguage.no_weight_decay`."""
@@ -209,7 +210,7 @@ class VideoQuestionAnswering(FusedAnswer):
         return f"head.{len(self.head) - 1}", 0
 
     def forward(self, video: Tensor, tokens: Tensor) -> Tensor:
-        """Normalised (B, 3, T, S, S), question ids (B, L) or (B, K, L) -> answer logits (B, A) or (B, K, A)."""
+        """Normalized (B, 3, T, S, S), question ids (B, L) or (B, K, L) -> answer logits (B, A) or (B, K, A)."""
         scores = self.answer(video, tokens.flatten(0, -2)).scores
         return scores.reshape(*tokens.shape[:-1], -1)
 
@@ -222,7 +223,7 @@ class RankedMultipleChoice(FusedAnswer):
         self.config = config
 
     def forward(self, video: Tensor, tokens: Tensor) -> Tensor:
-        """Normalised (B, 3, T, S, S), ids of the choices (B, K, L) -> scores (B, K)."""
+        """Normalized (B, 3, T, S, S), ids of the choices (B, K, L) -> scores (B, K)."""
         return self.answer(video, tokens.flatten(0, 1)).scores.reshape(tokens.shape[:2])
 
 
@@ -233,12 +234,12 @@ class SimilarMultipleChoice(nn.Module):
         super().__init__()
         self.model = VideoLanguage(replace(config, caption=None))
 
-    def normalise(self, video: Tensor) -> Tensor:
-        """uint8 or float in 0..255 (B, 3, T, S, S) -> normalised float."""
-        return self.model.normalise(video)  # type: ignore[no-any-return]  # nn.Module.__call__ is untyped
+    def normalize(self, video: Tensor) -> Tensor:
+        """uint8 or float in 0..255 (B, 3, T, S, S) -> normalized float."""
+        return self.model.normalize(video)  # type: ignore[no-any-return]  # nn.Module.__call__ is untyped
 
     def forward(self, video: Tensor, tokens: Tensor) -> Tensor:
-        """Normalised (B, 3, T, S, S), ids of the choices (B, K, L) -> scaled cosines (B, K)."""
+        """Normalized (B, 3, T, S, S), ids of the choices (B, K, L) -> scaled cosines (B, K)."""
         seen = nn.functional.normalize(self.model.encode_video(video), dim=-1)
         text = nn.functional.normalize(self.model.encode_text(tokens.flatten(0, 1)), dim=-1)
         return self.model.scale * (text.reshape(*tokens.shape[:2], -1) @ seen[:, :, None]).squeeze(2)

@@ -1,7 +1,7 @@
 """UniFormerV2: a CLIP image transformer per frame, local temporal blocks, and a query token that reads whole clips.
 
 Shapes: B batch, T frames (after temporal downsampling), N = 1 + HW tokens of a frame, D width, C classes.
-Source: uniformerv2_model.py (structure, sizes), UniFormerV2 configs (normalisation, decay).
+Source: uniformerv2_model.py (structure, sizes), UniFormerV2 configs (normalization, decay).
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from torch.utils.checkpoint import checkpoint
 
 from internvideo.models.block import Block, BlockConfig, DropPath
 from internvideo.models.clip import EPS, FrameStem, clip_block, init_clip_blocks
-from internvideo.models.embeddings import HALF_MEAN, HALF_STD, Normalise
+from internvideo.models.embeddings import HALF_MEAN, HALF_STD, Normalize
 
 
 @dataclass(frozen=True)
@@ -189,7 +189,7 @@ class UniFormerV2(nn.Module):
         width, depth = config.width, config.depth
         rates = torch.linspace(0, config.backbone_drop_path, depth, device="cpu").tolist()
         global_rates = torch.linspace(0, config.drop_path, len(config.global_layers), device="cpu").tolist()
-        self.normalise = Normalise(config.mean, config.std)
+        self.normalize = Normalize(config.mean, config.std)
         self.stem = FrameStem(
             config.image_size, config.patch_size, width, temporal_downsample=config.temporal_downsample
         )
@@ -200,7 +200,7 @@ class UniFormerV2(nn.Module):
         self.global_blocks = nn.ModuleList(GlobalBlock(config, rate) for rate in global_rates)
         self.balance = nn.Parameter(torch.zeros(width)) if config.balance else None
         self.proj = ClassHead(width, config.classes, config.head_dropout) if config.classes else None
-        # The published model always starts from CLIP; from scratch the layers get CLIP's own initialisation.
+        # The published model always starts from CLIP; from scratch the layers get CLIP's own initialization.
         init_clip_blocks(self.blocks)
 
     def _local_blocks(self, rates: list[float]) -> nn.ModuleList:
@@ -225,7 +225,7 @@ class UniFormerV2(nn.Module):
         """All layers without the query token, which never feeds back.
 
         Args:
-            video: (B, 3, T, S, S) normalised.
+            video: (B, 3, T, S, S) normalized.
 
         Returns:
             The tokens of each global stage (B, T * N, D), and the last layer's tokens (B, T, N, D).
@@ -244,7 +244,7 @@ class UniFormerV2(nn.Module):
         return self.global_blocks[stage](query, tokens, frames)  # type: ignore[no-any-return]  # untyped call
 
     def stages(self, video: Tensor) -> StagedFeatures:
-        """Normalised (B, 3, T, S, S) -> every intermediate that other modules read."""
+        """Normalized (B, 3, T, S, S) -> every intermediate that other modules read."""
         tokens, last = self.backbone(video)
         query = self.query.expand(video.shape[0], -1, -1)
         for stage, stage_tokens in enumerate(tokens):
@@ -260,12 +260,12 @@ class UniFormerV2(nn.Module):
         return (1 - share) * query + share * class_mean
 
     def features(self, video: Tensor) -> Tensor:
-        """Normalised (B, 3, T, S, S) -> (B, D), the head's input."""
+        """Normalized (B, 3, T, S, S) -> (B, D), the head's input."""
         staged = self.stages(video)
         return self.fuse(staged.query, staged.class_mean)
 
     def forward(self, video: Tensor) -> Tensor:
-        """Normalised (B, 3, T, S, S) -> logits (B, C), or features (B, D) without a head."""
+        """Normalized (B, 3, T, S, S) -> logits (B, C), or features (B, D) without a head."""
         features = self.features(video)
         return features if self.proj is None else self.proj(features)
 
@@ -275,18 +275,18 @@ class UniFormerV2(nn.Module):
         return (below, r"proj\.") if below else None
 
     @property
-    def layers(self) -> int:
+    def max_layer_id(self) -> int:
         """Largest layer id (head, query and global blocks)."""
         return self.config.depth + 1
 
-    def layer_id(self, name: str) -> int:
-        """Layer of a parameter for layer-wise learning rates: 0 stem, i + 1 layer i, `layers` everything else."""
+    def get_layer_id(self, name: str) -> int:
+        """Layer of a parameter for layer-wise learning rates: 0 stem, i + 1 layer i, `max_layer_id` everything else."""
         parts = name.split(".")
         if parts[0] == "stem":
             return 0
         if parts[0] in {"blocks", "local1", "local2"}:
             return int(parts[1]) + 1
-        return self.layers
+        return self.max_layer_id
 
     def no_weight_decay(self, name: str, parameter: Tensor) -> bool:
         """One-dimensional parameters do not decay; positions, the query token and position kernels do (UniFormerV2)."""

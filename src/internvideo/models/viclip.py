@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from internvideo.models.clip import EPS, FrameStem, TextConfig, TextTower, clip_block, init_clip_blocks
 from internvideo.models.clip import similarity as cosine_similarity
-from internvideo.models.embeddings import IMAGENET_MEAN, IMAGENET_STD, Normalise
+from internvideo.models.embeddings import IMAGENET_MEAN, IMAGENET_STD, Normalize
 
 SMALLEST_TEMPERATURE = 0.01
 
@@ -68,7 +68,7 @@ class ViCLIPVision(nn.Module):
         return table[:, :, None]
 
     def tokens(self, video: Tensor) -> Tensor:
-        """Normalised (B, 3, T, S, S) -> all tokens after the last norm (B, 1 + HW * T, D).
+        """Normalized (B, 3, T, S, S) -> all tokens after the last norm (B, 1 + HW * T, D).
 
         The class token comes first, then the patches place by place, as in the published code.
 
@@ -88,7 +88,7 @@ class ViCLIPVision(nn.Module):
         return self.norm(x)  # type: ignore[no-any-return]  # nn.Module.__call__ is untyped
 
     def forward(self, video: Tensor) -> Tensor:
-        """Normalised (B, 3, T, S, S) -> (B, E)."""
+        """Normalized (B, 3, T, S, S) -> (B, E)."""
         return self.tokens(video)[:, 0] @ self.projection
 
 
@@ -100,17 +100,17 @@ class ViCLIP(nn.Module):
     def __init__(self, config: ViCLIPConfig) -> None:
         super().__init__()
         self.config = config
-        self.normalise = Normalise(config.mean, config.std)
+        self.normalize = Normalize(config.mean, config.std)
         self.visual = ViCLIPVision(config)
         self.text = TextTower(config.text, config.joint_width)
         self.temperature = nn.Parameter(torch.tensor(SMALLEST_TEMPERATURE))
 
     def encode_video(self, video: Tensor) -> Tensor:
-        """Normalised (B, 3, T, S, S) -> (B, E), not length-normalised."""
+        """Normalized (B, 3, T, S, S) -> (B, E), not length-normalized."""
         return self.visual(video)  # type: ignore[no-any-return]  # nn.Module.__call__ is untyped
 
     def encode_text(self, tokens: Tensor) -> Tensor:
-        """Ids (B, L) -> (B, E), not length-normalised."""
+        """Ids (B, L) -> (B, E), not length-normalized."""
         return self.text(tokens)  # type: ignore[no-any-return]  # nn.Module.__call__ is untyped
 
     @torch.no_grad()
@@ -128,19 +128,19 @@ class ViCLIP(nn.Module):
         return cosine_similarity(video, text, self.scale)
 
     def forward(self, video: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
-        """Normalised (B, 3, T, S, S), ids (B, L) -> features (B, E), (B, E)."""
+        """Normalized (B, 3, T, S, S), ids (B, L) -> features (B, E), (B, E)."""
         return self.encode_video(video), self.encode_text(tokens)
 
     @property
-    def layers(self) -> int:
+    def max_layer_id(self) -> int:
         """Largest layer id."""
         return self.config.depth + 1
 
-    def layer_id(self, name: str) -> int:
-        """Layer of a parameter: 0 stem and positions, i + 1 video layer i, `layers` everything else."""
+    def get_layer_id(self, name: str) -> int:
+        """Layer of a parameter: 0 stem and positions, i + 1 video layer i, `max_layer_id` everything else."""
         if name.startswith(("visual.stem.", "visual.time_embedding")):
             return 0
-        return int(name.split(".")[2]) + 1 if name.startswith("visual.blocks.") else self.layers
+        return int(name.split(".")[2]) + 1 if name.startswith("visual.blocks.") else self.max_layer_id
 
     def no_weight_decay(self, name: str, parameter: Tensor) -> bool:
         """No decay below two dimensions nor for embeddings."""

@@ -25,7 +25,7 @@ from internvideo.models.clip import (
     without_filling,
 )
 from internvideo.models.clip import similarity as cosine_similarity
-from internvideo.models.embeddings import CLIP_MEAN, CLIP_STD, Normalise
+from internvideo.models.embeddings import CLIP_MEAN, CLIP_STD, Normalize
 from internvideo.models.generation import generate, sample
 from internvideo.models.uniformerv2 import UniFormerV2, UniFormerV2Config
 
@@ -65,7 +65,7 @@ class VideoLanguageOutput:
     """Everything both losses need from one pass.
 
     Attributes:
-        video, text: (B, E), not normalised.
+        video, text: (B, E), not normalized.
         caption_logits: (B, L - 1, V) of the captioned clips, position i predicts word i + 1; None without a decoder.
     """
 
@@ -91,7 +91,7 @@ class VideoLanguage(nn.Module):
         super().__init__()
         self.config = config
         width, joint = config.vision.width, config.joint_width
-        self.normalise = Normalise(config.mean, config.std)
+        self.normalize = Normalize(config.mean, config.std)
         self.visual = UniFormerV2(config.vision)
         self.visual_norm = nn.LayerNorm(width, eps=EPS)
         self.visual_projection = nn.Parameter(torch.randn(width, joint) * width**-0.5) if joint else None
@@ -109,7 +109,7 @@ class VideoLanguage(nn.Module):
         self.visual.checkpointing = value
 
     def see(self, video: Tensor) -> VideoFeatures:
-        """Normalised (B, 3, T, S, S) -> the video tower's outputs."""
+        """Normalized (B, 3, T, S, S) -> the video tower's outputs."""
         staged = self.visual.stages(video)
         return VideoFeatures(self.visual.fuse(staged.query, staged.class_mean), staged.all_tokens.flatten(1, 2))
 
@@ -119,11 +119,11 @@ class VideoLanguage(nn.Module):
         return features if self.visual_projection is None else features @ self.visual_projection
 
     def encode_video(self, video: Tensor, frame_mask: Tensor | None = None) -> Tensor:
-        """Normalised (B, 3, T, S, S), (B, T) bool where frames are real or None -> (B, E), not length-normalised."""
+        """Normalized (B, 3, T, S, S), (B, T) bool where frames are real or None -> (B, E), not length-normalized."""
         return self.project_video(self.see(without_filling(video, frame_mask)).pooled)
 
     def encode_text(self, tokens: Tensor, masked: Tensor | None = None) -> Tensor:
-        """Ids (B, L), optional mask of words to hide (B, L) -> (B, E), not length-normalised."""
+        """Ids (B, L), optional mask of words to hide (B, L) -> (B, E), not length-normalized."""
         return self.text(tokens, masked)  # type: ignore[no-any-return]  # nn.Module.__call__ is untyped
 
     @property
@@ -146,7 +146,7 @@ class VideoLanguage(nn.Module):
         return self.caption_decoder
 
     def caption_logits(self, video: Tensor, tokens: Tensor) -> Tensor:
-        """Normalised (B, 3, T, S, S), ids (B, L) -> logits (B, L - 1, V) of the next word."""
+        """Normalized (B, 3, T, S, S), ids (B, L) -> logits (B, L - 1, V) of the next word."""
         logits = self.forward(video, tokens).caption_logits
         if logits is None:
             raise ValueError("this video-language model has no caption decoder")
@@ -158,7 +158,7 @@ class VideoLanguage(nn.Module):
         """Both towers once, and the caption logits where there is a decoder.
 
         Args:
-            video: normalised (B, 3, T, S, S).
+            video: normalized (B, 3, T, S, S).
             tokens: (B, L) ids, zero padded.
             captioned: clips of the batch, from its start, whose captions are decoded; None for all, 0 for none.
             frame_mask: (B, T) bool, True where a frame is real; None for all.
@@ -183,7 +183,7 @@ class VideoLanguage(nn.Module):
         nucleus: float = 0.0,
         generator: torch.Generator | None = None,
     ) -> Tensor:
-        """Captions for normalised clips (B, 3, T, S, S).
+        """Captions for normalized clips (B, 3, T, S, S).
 
         Args:
             start, end: ids of the start and the end of a text.
@@ -233,13 +233,14 @@ class VideoLanguage(nn.Module):
         return kept, None if decoder else r"caption_decoder\."
 
     @property
-    def layers(self) -> int:
+    def max_layer_id(self) -> int:
         """Largest layer id."""
-        return self.visual.layers
+        return self.visual.max_layer_id
 
-    def layer_id(self, name: str) -> int:
+    def get_layer_id(self, name: str) -> int:
         """Layer of a parameter: those of the video tower by depth, everything else the last."""
-        return self.visual.layer_id(name.removeprefix("visual.")) if name.startswith("visual.") else self.layers
+        inner = name.removeprefix("visual.")
+        return self.max_layer_id if inner == name else self.visual.get_layer_id(inner)
 
     def no_weight_decay(self, name: str, parameter: Tensor) -> bool:
         """No decay below two dimensions, nor for embeddings and the query token (Multi-Modalities-Pretraining)."""

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from internvideo.models.block import Block, BlockConfig
-from internvideo.models.embeddings import Normalise, TubeletEmbedding, resized_table, sin_cos_table
+from internvideo.models.embeddings import Normalize, TubeletEmbedding, resized_table, sin_cos_table
 from internvideo.models.videomae_config import EPS as EPS
 from internvideo.models.videomae_config import VideoMAEConfig as VideoMAEConfig
 
@@ -99,7 +99,7 @@ class Trunk(nn.Module):
         return sin_cos_table(config.tokens, config.width)
 
     def reset_trunk(self) -> None:
-        """Initialise everything here but the weight matrices of the layers, which the two uses draw differently."""
+        """Initialize everything here but the weight matrices of the layers, which the two uses draw differently."""
         self.patch_embed.proj.reset_parameters()
         if self.config.learnable_positions:
             nn.init.trunc_normal_(self.pos_embed, std=0.02)
@@ -109,7 +109,7 @@ class Trunk(nn.Module):
         """Tokens with their positions.
 
         Args:
-            video: (B, 3, T, S, S) normalised.
+            video: (B, 3, T, S, S) normalized.
             index: (B, K) tokens to embed, None for all N.
 
         Returns:
@@ -192,7 +192,7 @@ class VideoMAEPretrain(nn.Module):
         if config.position_table == "resized":
             raise ValueError("the pretraining model has the native position table")
         self.config = config
-        self.normalise = Normalise(config.mean, config.std)
+        self.normalize = Normalize(config.mean, config.std)
         self.encoder = VideoMAEEncoder(config)
         self.encoder_to_decoder = nn.Linear(config.width, config.decoder_width, bias=False)
         self.mask_token = nn.Parameter(torch.empty(1, 1, config.decoder_width))
@@ -223,7 +223,7 @@ class VideoMAEPretrain(nn.Module):
         nn.init.trunc_normal_(self.mask_token, std=0.02, a=-0.02, b=0.02)
 
     def encode(self, video: Tensor, mask: Tensor, kept: int | None = None) -> Tensor:
-        """(B, 3, T, S, S) normalised, mask (B, N) bool True = masked -> visible tokens (B, K, D), ascending.
+        """(B, 3, T, S, S) normalized, mask (B, N) bool True = masked -> visible tokens (B, K, D), ascending.
 
         `kept` is K; without it the mask is read, which waits for a GPU.
         """
@@ -234,7 +234,7 @@ class VideoMAEPretrain(nn.Module):
         """Predict the masked tokens.
 
         Args:
-            video: (B, 3, T, S, S) normalised.
+            video: (B, 3, T, S, S) normalized.
             mask: (B, N) bool, True = masked, the same number in every sample.
             kept: K where the caller knows it; without it the mask is read, which waits for a GPU.
 
@@ -253,7 +253,7 @@ class VideoMAEPretrain(nn.Module):
         return self.decoder(tokens, masked or kept)  # type: ignore[no-any-return]  # nn.Module.__call__ is untyped
 
     def no_weight_decay(self, name: str, parameter: Tensor) -> bool:
-        """Whether the optimiser must not decay this parameter."""
+        """Whether the optimizer must not decay this parameter."""
         return no_weight_decay(name, parameter)
 
 
@@ -280,7 +280,7 @@ class VideoMAEClassifier(Trunk):
 
     def __init__(self, config: VideoMAEConfig) -> None:
         super().__init__(config)
-        self.normalise = Normalise(config.mean, config.std)
+        self.normalize = Normalize(config.mean, config.std)
         mean, final = config.pooling == "mean", config.final_norm
         self.norm = nn.LayerNorm(config.width, eps=config.eps) if final and not mean else None
         self.fc_norm = nn.LayerNorm(config.width, eps=config.head_eps) if final and mean else None
@@ -309,14 +309,14 @@ class VideoMAEClassifier(Trunk):
         return pooled if norm is None else norm(pooled)
 
     def features(self, video: Tensor) -> Tensor:
-        """(B, 3, T, S, S) normalised -> (B, D)."""
+        """(B, 3, T, S, S) normalized -> (B, D)."""
         tokens, last = self.embed(video), self.blocks[-1]
         if self.fc_norm is None or self.training or torch.is_grad_enabled() or not isinstance(last, Block):
             return self.pool(run_blocks(self.blocks, tokens, self.checkpointing))
         return self.fc_norm(last.mean(run_blocks(self.blocks[:-1], tokens, False)))  # type: ignore[no-any-return]  # untyped
 
     def forward(self, video: Tensor) -> Tensor:
-        """(B, 3, T, S, S) normalised -> logits (B, C)."""
+        """(B, 3, T, S, S) normalized -> logits (B, C)."""
         return self.head(self.head_dropout(self.features(video)))  # type: ignore[no-any-return]  # untyped __call__
 
     def initial_state(self, state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], str] | None:
@@ -328,17 +328,17 @@ class VideoMAEClassifier(Trunk):
         return {name: value.flatten(1) if name == kernel else value for name, value in found.items()}, FRESH
 
     @property
-    def layers(self) -> int:
+    def max_layer_id(self) -> int:
         """Layer ids for layer decay run from 0 to this number."""
         return self.config.depth + 1
 
-    def layer_id(self, parameter_name: str) -> int:
-        """0 for embedding and positions, i + 1 for block i, `layers` for what follows (layer decay)."""
+    def get_layer_id(self, parameter_name: str) -> int:
+        """0 for embedding and positions, i + 1 for block i, `max_layer_id` for what follows (layer decay)."""
         if parameter_name.startswith("patch_embed.") or parameter_name in ("pos_embed", "cls_token", "mask_token"):
             return 0
         block = re.match(r"blocks\.(\d+)\.", parameter_name)
-        return int(block.group(1)) + 1 if block else self.layers
+        return int(block.group(1)) + 1 if block else self.max_layer_id
 
     def no_weight_decay(self, name: str, parameter: Tensor) -> bool:
-        """Whether the optimiser must not decay this parameter."""
+        """Whether the optimizer must not decay this parameter."""
         return no_weight_decay(name, parameter)

@@ -97,5 +97,5 @@ class VideoMAEConfig:
 
     @property
     def pixels(self) -> int:
-        """P, values of one token: 3 colours of a tubelet of patches."""
+        """P, values of one token: 3 colors of a tubelet of patches."""
         return 3 * self.tubelet * self.patch_size**2

@@ -42,8 +42,8 @@ class InteractionStage(nn.Module):
         """{"loss", gates and shares by name}; both encoders see the same spatial and photometric draw of the clip."""
         if batch.labels is None:
             raise ValueError("the interaction stage needs labels")
-        masked = self.model.masked.normalise(batch.video)
-        multimodal = self.model.multimodal.normalise(batch.video[:, :, :: self.settings.frame_step])
+        masked = self.model.masked.normalize(batch.video)
+        multimodal = self.model.multimodal.normalize(batch.video[:, :, :: self.settings.frame_step])
         scores = self.model(masked, multimodal)
         smoothing = self.settings.label_smoothing
         loss = cross_entropy(scores.fused, batch.labels, smoothing=smoothing, divisor=self.divisor)

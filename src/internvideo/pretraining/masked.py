@@ -71,7 +71,7 @@ class MaskedStage(nn.Module):
     def forward(self, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
         """Loss of one batch; the mask is drawn from `generator` on the batch's device."""
         mask = self.draw_mask(len(batch), generator)
-        predicted = self.model(self.model.normalise(batch.video), mask, self.model.config.tokens - self.masked)
+        predicted = self.model(self.model.normalize(batch.video), mask, self.model.config.tokens - self.masked)
         return {"loss": reconstruction_loss(predicted, self.targets(batch.video, mask))}
 
     @torch.no_grad()
@@ -86,7 +86,7 @@ class MaskedStage(nn.Module):
         """
         config, everything = self.model.config, torch.ones(len(video), self.model.config.tokens, dtype=torch.bool)
         mask = self.draw_mask(len(video), generator)
-        predicted = self.model(self.model.normalise(video), mask, config.tokens - self.masked).float()
+        predicted = self.model(self.model.normalize(video), mask, config.tokens - self.masked).float()
         pixels = pixel_targets(
             video, everything.to(video.device), config.tubelet, config.patch_size, normalise=False, masked=config.tokens
         )

@@ -68,7 +68,7 @@ class MultimodalStage(nn.Module):
 
         def encode(video: Tensor, tokens: Tensor, frame_mask: Tensor | None, start: int) -> tuple[Tensor, ...]:
             count = len(tokens) if captioned is None else min(max(captioned - start, 0), len(tokens))
-            seen = self.model.normalise(video)
+            seen = self.model.normalize(video)
             encoded = self.model(seen, tokens, captioned=count, frame_mask=frame_mask)
             if encoded.caption_logits is None:
                 return encoded.video, encoded.text

@@ -44,6 +44,6 @@ class SupervisedStage(nn.Module):
         if batch.labels is None:
             raise ValueError("the supervised stage needs labels")
         video = batch.video[:, :, :: self.settings.frame_step]
-        logits = self.model(self.model.normalise(video))
+        logits = self.model(self.model.normalize(video))
         smoothing = 0.0 if batch.labels.is_floating_point() else self.settings.label_smoothing
         return {"loss": cross_entropy(logits, batch.labels, smoothing=smoothing, divisor=self.divisor)}

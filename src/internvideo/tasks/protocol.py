@@ -96,7 +96,7 @@ class ClipSource(Protocol):
 class VideoTextModel(Protocol):
     """Two towers in one joint space; features need not have length one."""
 
-    def normalise(self, video: Tensor) -> Tensor:
+    def normalize(self, video: Tensor) -> Tensor:
         """uint8 (B, 3, T, S, S) -> float."""
 
     def encode_video(self, video: Tensor, frame_mask: Tensor | None = None, /) -> Tensor:

@@ -202,4 +202,4 @@ def run_texts(model: VideoTextModel, tokenizer: TextEncoder, texts: Sequence[str
 
 def video_function(model: VideoTextModel) -> Callable[..., Mapping[str, Tensor]]:
     """uint8 clips, with or without the mask of their real frames -> {"video": features}."""
-    return lambda video, *mask: {"video": model.encode_video(model.normalise(video), *mask)}
+    return lambda video, *mask: {"video": model.encode_video(model.normalize(video), *mask)}

@@ -2,7 +2,7 @@
 
 A module may say about its own parameters (names relative to it):
     no_weight_decay(name, parameter) -> bool    exempt from weight decay, unless the settings name another rule
-    layer_id(name) -> int, layers: int          place in the depth, 0 (input) .. layers (head), for layer decay
+    get_layer_id(name) -> int, max_layer_id: int  place in the depth, 0 (input) .. max_layer_id (head), for layer decay
 The outermost module that offers a rule decides for everything inside it.
 """
 
@@ -61,12 +61,12 @@ def _exempt(module: nn.Module, name: str, parameter: nn.Parameter, rule: str) ->
 
 
 def _depth_scale(module: nn.Module, name: str, decay: float | None) -> float:
-    found = None if decay is None else _owner(module, name, "layer_id")
+    found = None if decay is None else _owner(module, name, "get_layer_id")
     if decay is None or found is None:
         return 1.0
     owner, rest = found
-    layer = cast(Callable[[str], int], owner.layer_id)(rest)
-    return layer_scale(decay, layer, cast(int, owner.layers))
+    layer = cast(Callable[[str], int], owner.get_layer_id)(rest)
+    return layer_scale(decay, layer, cast(int, owner.max_layer_id))
 
 
 def layer_scale(decay: float, layer: int, layers: int) -> float:
@@ -89,7 +89,7 @@ def parameter_rules(module: nn.Module, settings: OptimizerSettings) -> dict[str,
             raise RecipeError(
                 "optimizer.lr_multipliers", f"{pattern!r} is in no name", f"names such as {learning[-1][0]!r}"
             )
-    if settings.layer_decay is not None and not any(_owner(module, name, "layer_id") for name, _ in learning):
+    if settings.layer_decay is not None and not any(_owner(module, name, "get_layer_id") for name, _ in learning):
         raise RecipeError("optimizer.layer_decay", "this model has no layer ids", "null", "leave the setting out")
     rules = {}
     for name, parameter in learning:

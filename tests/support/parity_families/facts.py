@@ -63,14 +63,14 @@ def check_ignored(content: dict[str, Any]) -> None:
 def check_scales(content: dict[str, Any]) -> None:
     model = _classifier(content["constructor"])
     decay = content["layer_decay"]
-    assert [decay ** (model.layers - layer) for layer in range(model.layers + 1)] == content["scale_values"]
+    assert [decay ** (model.max_layer_id - layer) for layer in range(model.max_layer_id + 1)] == content["scale_values"]
 
 
 def check_parameters(content: dict[str, Any]) -> None:
     model = _classifier(content["constructor"])
     ours = {
         name: {
-            "lr_scale": content["scale_values"][model.layer_id(name)],
+            "lr_scale": content["scale_values"][model.get_layer_id(name)],
             "weight_decay": 0.0 if model.no_weight_decay(name, parameter) else content["weight_decay"],
         }
         for name, parameter in model.named_parameters()

@@ -38,7 +38,7 @@ def contacts(model: Anticipator, views: KeyFrameViews, device: torch.device) -> 
     with evaluating(model, device, "float32"):
         for (index,), batch in views:
             moved = batch.to(device)
-            logits, seconds = model(model.normalise(moved.video), moved.clip, moved.boxes)
+            logits, seconds = model(model.normalize(moved.video), moved.clip, moved.boxes)
             found[index] = (logits.float().softmax(1).cpu().numpy(), seconds.float().cpu().numpy())
     return found
 

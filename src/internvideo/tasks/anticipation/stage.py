@@ -34,7 +34,7 @@ class AnticipationStage(nn.Module):
 
     def forward(self, batch: RegionBatch, generator: torch.Generator) -> dict[str, Tensor]:
         """{"loss", "verb", "seconds"}; 0 for a batch without boxes."""
-        logits, seconds = self.model(self.model.normalise(batch.video), batch.clip, batch.boxes)
+        logits, seconds = self.model(self.model.normalize(batch.video), batch.clip, batch.boxes)
         verbs, truth = batch.targets[:, 0].long(), batch.targets[:, 1]
         verb, time = contact_losses(logits, seconds, verbs, truth, self.divisor)
         return {"loss": verb + self.settings.time_weight * time, "verb": verb.detach(), "seconds": time.detach()}

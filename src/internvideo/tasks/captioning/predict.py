@@ -89,7 +89,7 @@ def predict(
 
     def write(video: Tensor) -> dict[str, Tensor]:
         ids = towers.generate(
-            towers.normalise(video),
+            towers.normalize(video),
             start=tokenizer.start,
             end=tokenizer.end,
             beams=writing.beams,

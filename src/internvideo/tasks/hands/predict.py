@@ -44,13 +44,13 @@ def predict(
     """Positions (pixels) of every row, the mean over its views.
 
     Args:
-        model: 20 outputs, on `device`, with `normalise`.
+        model: 20 outputs, on `device`, with `normalize`.
         source: loader over `manifest`, rows with the observed spans. targets: what is true of these rows.
         mean: (20,) mean places in training, parts of the frame; scored beside the model.
     """
 
     def outputs(video: Tensor) -> Mapping[str, Tensor]:
-        return {"outputs": model(model.normalise(video))}  # type: ignore[operator]  # both encoders have it
+        return {"outputs": model(model.normalize(video))}  # type: ignore[operator]  # both encoders have it
 
     with evaluating(model, device, clips.precision):
         views = run_clips(outputs, source, manifest, clips, device, "future hands")

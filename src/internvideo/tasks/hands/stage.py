@@ -46,7 +46,7 @@ class HandsStage(nn.Module):
 
     def forward(self, batch: HandBatch, generator: torch.Generator) -> dict[str, Tensor]:
         """{"loss"}; 0 for a batch in which no hand is visible."""
-        found = positions(self.model(self.model.normalise(batch.video)), batch.size)
+        found = positions(self.model(self.model.normalize(batch.video)), batch.size)
         seen = batch.visible[..., None].expand_as(found)
         beta = self.settings.beta
         return {"loss": masked_smooth_l1(found, batch.positions, seen, beta=beta, divisor=self.divisor)}

@@ -106,7 +106,7 @@ def predict_ranked(
     named = NamedSource(source)
 
     def choose(video: Tensor) -> dict[str, Tensor]:
-        seen = model.look(model.normalise(video))
+        seen = model.look(model.normalize(video))
         said = seen.features.new_zeros(len(video), most, dtype=torch.float32)
         for place, name in enumerate(named.ids):
             tokens = question_tokens(choice_texts(rows[name]), context).to(device)

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from internvideo.models.clip import ImageTower
-from internvideo.models.embeddings import CLIP_MEAN, CLIP_STD, Normalise
+from internvideo.models.embeddings import CLIP_MEAN, CLIP_STD, Normalize
 from internvideo.models.entry import ModelEntry
 from internvideo.models.videomae import VideoMAEClassifier, VideoMAEConfig
 from internvideo.tasks.navigation.planner import Planner, PlannerConfig
@@ -138,7 +138,7 @@ class Navigator(nn.Module):
         super().__init__()
         self.config = config
         image = config.image
-        self.normalise = Normalise(CLIP_MEAN, CLIP_STD)
+        self.normalize = Normalize(CLIP_MEAN, CLIP_STD)
         self.image = image_tower(image)
         self.video = VideoMAEClassifier(config.video)
         self.depth = DepthTower(config.depth_size, config.depth_channels)
@@ -153,12 +153,12 @@ class Navigator(nn.Module):
 
     def image_features(self, pictures: Tensor) -> Tensor:
         """(N, S, S, 3) uint8 -> (N, E)."""
-        video = self.normalise(pictures.permute(0, 3, 1, 2)[:, :, None])
+        video = self.normalize(pictures.permute(0, 3, 1, 2)[:, :, None])
         return self.image(video)[:, 0]  # type: ignore[no-any-return]  # nn.Module.__call__ is untyped
 
     def clip_features(self, clips: Tensor) -> Tensor:
         """(N, T, S, S, 3) uint8, the newest last -> (N, V)."""
-        return self.video.features(self.video.normalise(clips.permute(0, 4, 1, 2, 3)))
+        return self.video.features(self.video.normalize(clips.permute(0, 4, 1, 2, 3)))
 
     def see(self, pictures: Tensor, depth: Tensor) -> Seen:
         """All features of panoramas.

@@ -87,7 +87,7 @@ def _features(
     """(videos read, D) mean over views of what the last layer reads, which is the mean of its logits."""
 
     def look(video: Tensor) -> dict[str, Tensor]:
-        return {"features": head_input(model, model.normalise(video[:, :, ::step]))}
+        return {"features": head_input(model, model.normalize(video[:, :, ::step]))}
 
     with evaluating(model, device, clips.precision):
         views = run_clips(look, source, manifest, clips, device, title)

@@ -92,7 +92,7 @@ class OpenSetStage(nn.Module):
         if batch.labels is None or batch.labels.is_floating_point():
             raise ValueError("the open-set stage needs labels that are one class of every clip")
         labels, settings = batch.labels, self.settings
-        video = self.model.normalise(batch.video[:, :, :: settings.frame_step])
+        video = self.model.normalize(batch.video[:, :, :: settings.frame_step])
         grid = None
         if self.debias is None:
             logits = self.model(video)

@@ -71,7 +71,7 @@ def predict(
     named, sums = NamedSource(source), dict[str, Floats]()
 
     def ask(video: Tensor) -> dict[str, Tensor]:
-        seen = model.look(model.normalise(video))
+        seen = model.look(model.normalize(video))
         for place, name in enumerate(named.ids):
             said = probabilities(model, seen[place : place + 1], [p.question for p in rows[name].qa], context)
             sums[name] = sums[name] + said if name in sums else said

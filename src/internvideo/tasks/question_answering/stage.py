@@ -50,7 +50,7 @@ class AnsweringStage(nn.Module):
         """
         if batch.tokens is None or batch.labels is None:
             raise ValueError("the answering stage needs questions (tokens) and answers (labels)")
-        scores = self.model(self.model.normalise(batch.video), batch.tokens)
+        scores = self.model(self.model.normalize(batch.video), batch.tokens)
         right = (scores.detach().argmax(dim=-1) == batch.labels).sum()
         smoothing = self.settings.label_smoothing
         return {

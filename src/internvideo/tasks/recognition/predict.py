@@ -34,7 +34,7 @@ Ints = NDArray[np.int64]
 class Classifier(Protocol):
     """A video classifier."""
 
-    def normalise(self, video: Tensor) -> Tensor:
+    def normalize(self, video: Tensor) -> Tensor:
         """uint8 (B, 3, T, S, S) -> float."""
 
     def __call__(self, video: Tensor) -> Tensor:
@@ -46,11 +46,11 @@ class TwoEncoders(Protocol):
 
     @property
     def masked(self) -> Any:
-        """The masked encoder with `normalise`."""
+        """The masked encoder with `normalize`."""
 
     @property
     def multimodal(self) -> Any:
-        """The multimodal encoder with `normalise`."""
+        """The multimodal encoder with `normalize`."""
 
     def __call__(self, masked_video: Tensor, multimodal_video: Tensor) -> Any:
         """Both normalised clips -> the three scores."""
@@ -59,7 +59,7 @@ class TwoEncoders(Protocol):
 def classifier_scorer(model: nn.Module) -> Scorer:
     """uint8 clips -> {"logits"}."""
     classifier = cast("Classifier", model)
-    return lambda video: {COLUMN: classifier(classifier.normalise(video))}
+    return lambda video: {COLUMN: classifier(classifier.normalize(video))}
 
 
 def interaction_scorer(model: nn.Module, frame_step: int) -> Scorer:
@@ -67,7 +67,7 @@ def interaction_scorer(model: nn.Module, frame_step: int) -> Scorer:
     both = cast("TwoEncoders", model)
 
     def score_clips(video: Tensor) -> dict[str, Tensor]:
-        output = both(both.masked.normalise(video), both.multimodal.normalise(video[:, :, ::frame_step]))
+        output = both(both.masked.normalize(video), both.multimodal.normalize(video[:, :, ::frame_step]))
         return {"masked": output.masked, "multimodal": output.multimodal, "fused": output.fused}
 
     return score_clips

@@ -49,7 +49,7 @@ class RetrievalStage(nn.Module):
         self.model.clamp_logit_scale()
 
         def encode(video: Tensor, tokens: Tensor, frame_mask: Tensor | None, start: int) -> tuple[Tensor, Tensor]:
-            seen = self.model.encode_video(self.model.normalise(video), frame_mask)
+            seen = self.model.encode_video(self.model.normalize(video), frame_mask)
             return seen, self.model.encode_text(tokens)
 
         parts = in_parts(encode, batch, self.settings.clips_at_once)

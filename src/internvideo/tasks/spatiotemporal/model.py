@@ -12,7 +12,7 @@ from dataclasses import replace
 
 from torch import Tensor, nn
 
-from internvideo.models.embeddings import Normalise, resize_table, resized_table
+from internvideo.models.embeddings import Normalize, resize_table, resized_table
 from internvideo.models.entry import ModelEntry
 from internvideo.models.factory import VIDEOMAE_SIZES
 from internvideo.models.videomae import EPS, Trunk, VideoMAEConfig, no_weight_decay, run_blocks
@@ -34,7 +34,7 @@ class FrameTrunk(Trunk):
 
     def __init__(self, config: VideoMAEConfig) -> None:
         super().__init__(config)
-        self.normalise = Normalise(MEAN, STD)
+        self.normalize = Normalize(MEAN, STD)
         self.norm = nn.LayerNorm(config.width, eps=EPS)
 
     def _table(self) -> Tensor:
@@ -85,16 +85,16 @@ class FrameTrunk(Trunk):
         return None if "head.projection.weight" in state else (of_encoder(state), FRESH)
 
     @property
-    def layers(self) -> int:
+    def max_layer_id(self) -> int:
         """Layer ids for layer decay run from 0 to this number."""
         return self.config.depth + 1
 
-    def layer_id(self, parameter_name: str) -> int:
-        """0 for the embedding, i + 1 for block i, `layers` for what follows."""
+    def get_layer_id(self, parameter_name: str) -> int:
+        """0 for the embedding, i + 1 for block i, `max_layer_id` for what follows."""
         if parameter_name.startswith("patch_embed.") or parameter_name == "pos_embed":
             return 0
         block = re.match(r"blocks\.(\d+)\.", parameter_name)
-        return int(block.group(1)) + 1 if block else self.layers
+        return int(block.group(1)) + 1 if block else self.max_layer_id
 
     def no_weight_decay(self, name: str, parameter: Tensor) -> bool:
         """Whether the optimiser must not decay this parameter."""

@@ -43,7 +43,7 @@ def action_scores(model: ActionDetector, views: KeyFrameViews, device: torch.dev
         moved = batch.to(device)
         height, width = moved.video.shape[-2:]
         boxes = widen_boxes(moved.boxes, (float(width), float(height)))
-        logits = model(model.normalise(moved.video), moved.clip, boxes).float()
+        logits = model(model.normalize(moved.video), moved.clip, boxes).float()
         person = torch.from_numpy(views.frames[index].scores).float()[:, None]
         found[index] = (logits.sigmoid().cpu() * person).numpy()
     return views.collected(found)

@@ -34,5 +34,5 @@ class RegionStage(nn.Module):
         if self.settings.jitter and self.training and len(boxes):
             height, width = batch.video.shape[-2:]
             boxes = jitter_boxes(boxes, (float(width), float(height)), generator)
-        logits = self.model(self.model.normalise(batch.video), batch.clip, boxes)
+        logits = self.model(self.model.normalize(batch.video), batch.clip, boxes)
         return {"loss": region_loss(logits, batch.targets) if len(boxes) else logits.sum()}

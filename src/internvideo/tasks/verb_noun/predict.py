@@ -35,7 +35,7 @@ def predict(
     labels, verbs = labels_of(manifest, words), len(words.verbs)
 
     def outputs(video: Tensor) -> dict[str, Tensor]:
-        logits = model(model.normalise(video)).float()  # type: ignore[operator]  # both encoders have it
+        logits = model(model.normalize(video)).float()  # type: ignore[operator]  # both encoders have it
         return {"verb": logits[:, :verbs].softmax(1), "noun": logits[:, verbs:].softmax(1)}
 
     with evaluating(model, device, clips.precision):

@@ -44,7 +44,7 @@ class VerbNounStage(nn.Module):
         """{"loss", "verb", "noun"}; labels are (B, 2) verb and noun, -100 where a clip has none."""
         if batch.labels is None or batch.labels.ndim != 2:
             raise ValueError("the verb_noun stage needs labels (B, 2), of verb and noun")
-        logits = self.model(self.model.normalise(batch.video)).float()
+        logits = self.model(self.model.normalize(batch.video)).float()
         verb = self._loss(logits[:, : self.verbs], batch.labels[:, 0])
         noun = self._loss(logits[:, self.verbs :], batch.labels[:, 1])
         loss = verb + self.settings.noun_weight * noun
