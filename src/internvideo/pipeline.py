@@ -77,9 +77,7 @@ def run_recipe(
     target = folder / "model.safetensors"
     check_start(recipe)
     with distributed.process_group(choose_device(device)) as here:
-        job = prepare(
-            recipe, rank=distributed.rank(), world_size=distributed.world_size(), skipped=folder / "skipped.jsonl"
-        )
+        job = prepare(recipe, skipped=folder / "skipped.jsonl")
         initial = (
             {name: value.clone() for name, value in job.model.state_dict().items()} if recipe.initial_share else {}
         )

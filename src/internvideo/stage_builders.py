@@ -20,9 +20,9 @@ from internvideo.training.positions import with_positions
 
 
 class Prepare(Protocol):
-    """Builds the job of a recipe for one of `world_size` processes; unreadable videos are told in `skipped`."""
+    """Builds the job of a recipe for this process; unreadable videos are told in `skipped`."""
 
-    def __call__(self, recipe: Recipe, *, rank: int, world_size: int, skipped: Path | None) -> Job:
+    def __call__(self, recipe: Recipe, *, skipped: Path | None) -> Job:
         """Raise RecipeError, ManifestError, WeightsError: settings, data or weights that do not fit together."""
 
 
@@ -48,10 +48,10 @@ JOBS: dict[str, Prepare] = {
 """Stage -> what builds its job."""
 
 
-def prepare(recipe: Recipe, *, rank: int = 0, world_size: int = 1, skipped: Path | None = None) -> Job:
+def prepare(recipe: Recipe, *, skipped: Path | None = None) -> Job:
     """Data, model (with its initial weights) and stage of a recipe.
 
     Raises:
         RecipeError: settings that do not fit together. ManifestError, WeightsError: what they name cannot be used.
     """
-    return JOBS[recipe.stage](with_positions(recipe), rank=rank, world_size=world_size, skipped=skipped)
+    return JOBS[recipe.stage](with_positions(recipe), skipped=skipped)

@@ -24,6 +24,7 @@ from grey_clips import (
     with_broken,
 )
 from odd_kinds import remuxed
+from processes import as_process
 from pydantic import BaseModel, ValidationError
 from torch import Tensor
 
@@ -109,7 +110,10 @@ def test_the_global_random_state_is_left_alone(manifest: Manifest, workers: int)
 
 def test_two_ranks_see_the_joined_batch_of_one(manifest: Manifest) -> None:
     joined = list(loader(manifest, batch_size=4, repeats=2).epoch(1))
-    ranks = [list(loader(manifest, repeats=2, rank=rank, world_size=2).epoch(1)) for rank in (0, 1)]
+    ranks = []
+    for rank in (0, 1):
+        with as_process(rank, 2):
+            ranks.append(list(loader(manifest, repeats=2).epoch(1)))
     assert len(joined) == len(ranks[0]) == len(ranks[1]) == 2
     for whole, left, right in zip(joined, *ranks, strict=True):
         assert whole.ids == left.ids + right.ids
@@ -137,8 +141,8 @@ def test_every_rank_has_equal_batches_and_no_sample_twice(samples: int, drop_las
 
 
 def test_too_few_clips_for_one_batch_are_an_error(manifest: Manifest) -> None:
-    with pytest.raises(RecipeError, match=r"batch_size: 8 on 2 processes.*11 clips.*at most 5"):
-        loader(manifest, batch_size=8, world_size=2)
+    with as_process(0, 2), pytest.raises(RecipeError, match=r"batch_size: 8 on 2 processes.*11 clips.*at most 5"):
+        loader(manifest, batch_size=8)
 
 
 # -------------------------------------------------------------------------------- repeats, spans, captions, labels

@@ -21,6 +21,7 @@ from grey_clips import (
     loader,
     with_broken,
 )
+from processes import as_process
 from torch import Tensor
 
 from internvideo.data.dataset import EpochPlan
@@ -80,7 +81,10 @@ def test_all_processes_and_sessions_count_together(manifest: Manifest, tmp_path:
     """Each of two processes meets too few unreadable clips to stop, together they meet too many."""
     broken, file = with_broken(manifest, 4), tmp_path / "skipped.jsonl"
     shared = {"max_unreadable": 0.3, "skipped": file, "drop_last": False, "shuffle": False, "batch_size": 3}
-    first, second = (loader(broken, rank=rank, world_size=2, **shared) for rank in range(2))
+    with as_process(0, 2):
+        first = loader(broken, **shared)
+    with as_process(1, 2):
+        second = loader(broken, **shared)
     assert len(list(first.epoch(0))) == 2
     assert sorted(first.unreadable) == ["0", "2", "6"]
     with pytest.raises(VideoError, match="4 of 11 clips cannot be read"):
@@ -182,7 +186,8 @@ def test_evaluation_shards_without_padding_or_repeats(manifest: Manifest, world_
     names: list[str] = []
     batches: list[tuple[str, ...]] = []
     for rank in range(world_size):
-        one = EvalLoader(manifest, Linspace(2), Plain(), LoaderSettings(4), rank=rank, world_size=world_size)
+        with as_process(rank, world_size):
+            one = EvalLoader(manifest, Linspace(2), Plain(), LoaderSettings(4))
         mine = [name for batch, views in one for name, view in zip(batch.ids, views, strict=True) if view == 0]
         assert len(mine) == one.samples
         names += mine

@@ -13,6 +13,7 @@ import fsspec
 import numpy as np
 import pytest
 import torch
+from processes import as_process
 from small_world import small_recipe
 from torch import Tensor
 
@@ -87,14 +88,14 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def loader(
-    pattern: Path | str, *, seed: int = 3, rank: int = 0, world_size: int = 1, skipped: Path | None = None,
+    pattern: Path | str, *, seed: int = 3, skipped: Path | None = None,
     batch_size: int = 2, workers: int = 0, max_unreadable: float = 0.01,
 ) -> ShardLoader:  # fmt: skip
     settings = LoaderSettings(
         batch_size=batch_size, seed=seed, single_frame=True, workers=workers, max_unreadable=max_unreadable
     )
     return ShardLoader(read_shards(str(pattern)), Sparse(frames=4, views=1), Whole(), settings, tokenizer=Letters(),
-                       rank=rank, world_size=world_size, skipped=skipped)  # fmt: skip
+                       skipped=skipped)  # fmt: skip
 
 
 def numbers(batch: Batch) -> list[int]:
@@ -133,7 +134,10 @@ def test_a_resumed_epoch_gives_the_batches_of_the_whole_one(folder: Path) -> Non
 
 def test_ranks_cut_the_global_batch(folder: Path) -> None:
     whole = epoch(loader(folder, batch_size=4), 0)
-    parts = [epoch(loader(folder, batch_size=2, rank=rank, world_size=2), 0) for rank in range(2)]
+    parts = []
+    for rank in range(2):
+        with as_process(rank, 2):
+            parts.append(epoch(loader(folder, batch_size=2), 0))
     assert [a + b for a, b in zip(*parts, strict=True)] == whole
 
 

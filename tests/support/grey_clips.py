@@ -73,9 +73,7 @@ def with_broken(manifest: Manifest, count: int) -> Manifest:
 
 
 def loader(manifest: Manifest, transform: object = None, **settings: object) -> Loader:
-    extra = {
-        key: settings.pop(key) for key in ("rank", "world_size", "tokenizer", "caption", "skipped") if key in settings
-    }
+    extra = {key: settings.pop(key) for key in ("tokenizer", "caption", "skipped") if key in settings}
     chosen = LoaderSettings(**{"batch_size": 2, "seed": 5, **settings})  # type: ignore[arg-type] # free keys in tests
     return Loader(manifest, Sparse(frames=4), transform or Noisy(), chosen, **extra)  # type: ignore[arg-type] # as above
 

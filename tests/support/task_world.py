@@ -55,9 +55,6 @@ class Source:
         self.lost, self.leave_out = set(unreadable), set(leave_out)
         self.unreadable: list[tuple[str, str, str]] = []
 
-    def collect(self, item: Any) -> list[Any]:
-        return [item]
-
     def __iter__(self) -> Iterator[tuple[Batch, np.ndarray]]:
         self.unreadable = [(self.rows.rows[i].id, f"{i}.mp4", "no frame") for i in sorted(self.lost)]
         pairs = [

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from processes import as_process
 
 from internvideo.data.loader import LoaderSettings
 from internvideo.data.manifest import Sample, Segment, write_manifest
@@ -197,8 +198,11 @@ def test_a_batch_depends_on_its_place_alone(tmp_path: Path, start: int) -> None:
 
 def test_processes_share_an_epoch(tmp_path: Path) -> None:
     features, settings = read_feature_set(world(tmp_path)), LoaderSettings(batch_size=3)
-    parts = [SequenceLoader(features, FeatureSettings(), 32, settings, rank=r, world_size=2) for r in range(2)]
-    names = [name for part in parts for batch in part.epoch(0) for name in batch.ids]
+    names: list[str] = []
+    for rank in range(2):
+        with as_process(rank, 2):
+            loader = SequenceLoader(features, FeatureSettings(), 32, settings)
+        names += [name for batch in loader.epoch(0) for name in batch.ids]
     assert sorted(names) == sorted(video.id for video in features.videos)
 
 

@@ -20,6 +20,7 @@ from pydantic import ConfigDict
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from internvideo import distributed
 from internvideo.data.batch import Batch
 from internvideo.data.dataset import (
     Captions,
@@ -44,10 +45,6 @@ _LIMITS = {
     "cache_megabytes": (0, 2**30), "prefetch": (1, 1024), "short_side": (1, 8192),
 }  # fmt: skip
 """Least and most of settings: a recipe is asked for no more processes or clips than any machine has."""
-
-
-def _alone(item: Any) -> list[Any]:
-    return [item]
 
 
 @dataclass(frozen=True)
@@ -96,9 +93,10 @@ class LoaderSettings:
             raise ValueError(f"max_unreadable is {self.max_unreadable}, must be a fraction from 0 to 1")
 
 
-def check_batches(batches: int, settings: LoaderSettings, world_size: int, count: int, what: str) -> None:
-    """Raise RecipeError where `count` of something do not fill one batch on each of `world_size` processes."""
+def check_batches(batches: int, settings: LoaderSettings, count: int, what: str) -> None:
+    """Raise RecipeError where `count` of something do not fill one batch on each process."""
     if batches < 1:
+        world_size = distributed.world_size()
         found = f"{settings.batch_size} on {world_size} processes, but there are {count} {what}: not one whole batch"
         allowed = f"at most {count // world_size}" if count >= world_size else "more data or fewer processes"
         raise RecipeError("data.loader.batch_size", found, allowed)
@@ -128,11 +126,10 @@ class EpochLoader:
         caption: Captions,
         skipped: Path | None,
     ) -> None:
-        _check_rank(plan.rank, plan.world_size)
         self.settings, self.collection = settings, collection
         self.waited = 0.0
         self._plan = plan
-        check_batches(plan.batches, settings, plan.world_size, len(collection), f"clips of {collection.source}")
+        check_batches(plan.batches, settings, len(collection), f"clips of {collection.source}")
         self._skipped = SkippedClips(collection, settings.max_unreadable, skipped)
         self.unreadable = self._skipped.known
         self._batches = TrainingBatches(
@@ -175,7 +172,6 @@ class Loader(EpochLoader):
     Args:
         manifest: the samples. sampler: which frames. transform: augmentation. settings: see there.
         tokenizer: for captions; None leaves `Batch.tokens` None. caption: which caption of a sample.
-        rank, world_size: this process and the number of processes.
         skipped: JSONL file that names unreadable clips, one for all processes and sessions of a run, so that they
             are counted together; None counts those of this process.
 
@@ -195,19 +191,14 @@ class Loader(EpochLoader):
         *,
         tokenizer: TextEncoder | None = None,
         caption: Captions = "random",
-        rank: int = 0,
-        world_size: int = 1,
         skipped: Path | None = None,
     ) -> None:
         if tokenizer is not None and caption != "none":
             _check_captions(manifest)
         self.manifest = manifest
-        plan = EpochPlan(
-            len(manifest), settings.batch_size, settings.seed, settings.shuffle, settings.drop_last, rank, world_size
-        )
         super().__init__(
-            manifest, plan, _reader(manifest, settings), sampler, transform, settings, tokenizer=tokenizer,
-            caption=caption, skipped=skipped,
+            manifest, epoch_plan(len(manifest), settings), clip_reader(manifest, settings), sampler, transform,
+            settings, tokenizer=tokenizer, caption=caption, skipped=skipped,
         )  # fmt: skip
 
 
@@ -220,9 +211,8 @@ class EvalLoader:
     continue in the next batch.
 
     Args:
-        manifest, sampler, settings, rank, world_size: as for `Loader` (order, repeats and substitutes play no part).
+        manifest, sampler, settings: as for `Loader` (order, repeats and substitutes play no part).
         transform: crops of a clip. tokenizer: encodes the first caption of each sample.
-        collect: what each process has, in rank order, in every process (`distributed.collect`).
 
     Attributes:
         unreadable: (id, path, reason) of this iteration's samples without views, complete after it.
@@ -238,21 +228,17 @@ class EvalLoader:
         settings: LoaderSettings,
         *,
         tokenizer: TextEncoder | None = None,
-        rank: int = 0,
-        world_size: int = 1,
-        collect: Callable[[Any], list[Any]] = _alone,
     ) -> None:
-        _check_rank(rank, world_size)
         if tokenizer is not None:
             _check_captions(manifest)
         self.unreadable: list[tuple[str, str, str]] = []
         self.waited = 0.0
-        self.collect = collect
         self._batch_size = settings.batch_size
+        rank, world_size = distributed.rank(), distributed.world_size()
         self._indices = [index for index in range(len(manifest)) if index // self._batch_size % world_size == rank]
         self.samples = len(self._indices)
         chosen: FrameSampler = Sparse(frames=1, views=1) if settings.single_frame else sampler
-        views = EvaluationViews(_reader(manifest, settings), chosen, transform, tokenizer=tokenizer)
+        views = EvaluationViews(clip_reader(manifest, settings), chosen, transform, tokenizer=tokenizer)
         self._source = Source(views, settings)
 
     def __iter__(self) -> Iterator[tuple[Batch, NDArray[np.int64]]]:
@@ -346,14 +332,18 @@ def _as_it_is(loaded: Any) -> Any:
     return loaded
 
 
-def _reader(manifest: Manifest, settings: LoaderSettings) -> ClipReader:
+def epoch_plan(samples: int, settings: LoaderSettings) -> EpochPlan:
+    """Which of `samples` samples stand in which batch of this process."""
+    rank, world_size = distributed.rank(), distributed.world_size()
+    return EpochPlan(
+        samples, settings.batch_size, settings.seed, settings.shuffle, settings.drop_last, rank, world_size
+    )
+
+
+def clip_reader(manifest: Manifest, settings: LoaderSettings) -> ClipReader:
+    """The reader of a worker's clips, with its share of the memory for decoded videos."""
     share = int(settings.cache_megabytes * 2**20 / max(settings.workers, 1))
     return ClipReader(manifest, short_side=settings.short_side, cache_bytes=share)
-
-
-def _check_rank(rank: int, world_size: int) -> None:
-    if not 0 <= rank < world_size:
-        raise ValueError(f"rank {rank} of {world_size}")
 
 
 def _check_captions(manifest: Manifest) -> None:

@@ -10,6 +10,7 @@ from dataclasses import replace
 import numpy as np
 import torch
 
+from internvideo import distributed
 from internvideo.data.batch import Batch
 from internvideo.data.loader import EpochLoader, Loader
 from internvideo.data.loader_wrapper import WrappedLoader
@@ -95,9 +96,9 @@ class MixedLoader(WrappedLoader[Loader]):
         ManifestError: a sample without a label.
     """
 
-    def __init__(self, loader: Loader, mixup: Mixup, *, seed: int, rank: int = 0) -> None:
+    def __init__(self, loader: Loader, mixup: Mixup, *, seed: int) -> None:
         super().__init__(loader)
-        self.mixup, self.seed, self.rank = mixup, seed, rank
+        self.mixup, self.seed, self.rank = mixup, seed, distributed.rank()
         without = [row.id for row in loader.manifest.rows if row.label is None]
         if without:
             found = f"{len(without)} of {len(loader.manifest)} samples have no label, for instance '{without[0]}'"

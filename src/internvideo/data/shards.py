@@ -23,7 +23,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from internvideo import untrusted
+from internvideo import distributed, untrusted
 from internvideo.data.dataset import ORDER, Captions, EpochPlan, Indices, TextEncoder, random_stream
 from internvideo.data.loader import EpochLoader, LoaderSettings
 from internvideo.data.sample import Sample
@@ -227,7 +227,7 @@ class ShardLoader(EpochLoader):
 
     Args:
         shards: `read_shards`.
-        sampler, transform, settings, tokenizer, caption, rank, world_size, skipped: see `Loader`.
+        sampler, transform, settings, tokenizer, caption, skipped: see `Loader`.
             Without `settings.single_frame` a picture is repeated for all frames that the sampler asks for.
 
     Raises:
@@ -243,13 +243,11 @@ class ShardLoader(EpochLoader):
         *,
         tokenizer: TextEncoder | None = None,
         caption: Captions = "first",
-        rank: int = 0,
-        world_size: int = 1,
         skipped: Path | None = None,
     ) -> None:
         plan = ShardPlan(
-            len(shards), settings.batch_size, settings.seed, settings.shuffle, settings.drop_last, rank, world_size,
-            shards.rows,
+            len(shards), settings.batch_size, settings.seed, settings.shuffle, settings.drop_last, distributed.rank(),
+            distributed.world_size(), shards.rows,
         )  # fmt: skip
         reader = ShardReader(shards, short_side=settings.short_side)
         super().__init__(

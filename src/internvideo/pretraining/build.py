@@ -38,7 +38,7 @@ TOGETHER: dict[str, dict[str, Any]] = {
 """What stages need to learn from the batch of all processes as from one."""
 
 
-def prepare(recipe: Recipe, *, rank: int, world_size: int, skipped: Path | None) -> Job:
+def prepare(recipe: Recipe, *, skipped: Path | None) -> Job:
     """Manifest, loader, model and stage. Raises RecipeError, ManifestError, WeightsError."""
     manifest = training_rows(recipe)
     _check_flip(recipe, manifest)
@@ -47,7 +47,7 @@ def prepare(recipe: Recipe, *, rank: int, world_size: int, skipped: Path | None)
     head = start_model(model, recipe, manifest.classes)
     with setting({"masked": "settings.ratio", "multimodal": "settings.caption_weight"}.get(recipe.stage, "settings")):
         stage = STAGES[recipe.stage].stage(model, recipe.settings, **TOGETHER.get(recipe.stage, {}))
-    loader = _loader(recipe, manifest, model, rank, world_size, skipped)
+    loader = _loader(recipe, manifest, model, skipped)
     facts = {"image_rows": loader.images.collection.fingerprint} if isinstance(loader, AlternatingLoader) else {}
     return Job(recipe, stage, loader, manifest.classes, manifest.fingerprint, head=head, facts=facts)
 
@@ -103,9 +103,7 @@ def _check_clips(recipe: Recipe, model: nn.Module) -> None:
             )
 
 
-def _loader(
-    recipe: Recipe, manifest: Manifest, model: nn.Module, rank: int, world_size: int, skipped: Path | None
-) -> BatchSource:
+def _loader(recipe: Recipe, manifest: Manifest, model: nn.Module, skipped: Path | None) -> BatchSource:
     data = recipe.data
     if isinstance(model, ActionDetector):
         form = clip_form(recipe, model.config.classes)
@@ -113,16 +111,14 @@ def _loader(
         if data.key_frames.candidates is not None:
             found = read_detections(data.key_frames.candidates)
             frames = [learned(frame, of_frame(frame, found)) for frame in object_frames(manifest)]
-        return KeyFrameLoader(
-            manifest, form, data.loader, rank=rank, world_size=world_size, skipped=skipped, frames=frames
-        )
+        return KeyFrameLoader(manifest, form, data.loader, skipped=skipped, frames=frames)
     tokenizer = Tokenizer(context=model.config.text.context) if isinstance(model, VideoLanguage | Clip) else None
     sampler = data.sampling.build()
     with setting("data.augment"):
         transform = data.augment.eval_transform() if data.augment.as_tested else data.augment.train_transform()
         mixup = data.augment.mix(len(manifest.classes)) if recipe.stage == "supervised" else None
 
-    chosen: Any = {"tokenizer": tokenizer, "rank": rank, "world_size": world_size, "skipped": skipped}
+    chosen: Any = {"tokenizer": tokenizer, "skipped": skipped}
     videos = Loader(manifest, sampler, transform, data.loader, **chosen)
     pictures = replace(data.loader, single_frame=True, batch_size=data.image_batch_size or data.loader.batch_size)
     if data.image_shards is not None:
@@ -134,7 +130,7 @@ def _loader(
         images = read_manifest(data.images).told()
         return AlternatingLoader(videos, Loader(images, sampler, transform, pictures, **chosen))
     if mixup is not None:
-        return MixedLoader(videos, mixup, seed=data.loader.seed, rank=rank)
+        return MixedLoader(videos, mixup, seed=data.loader.seed)
     return videos
 
 

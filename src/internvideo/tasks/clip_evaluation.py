@@ -156,9 +156,6 @@ def clip_source(trained: Trained, manifest: Manifest, settings: EvaluationSettin
         sampler,
         transform,
         loader,
-        rank=distributed.rank(),
-        world_size=distributed.world_size(),
-        collect=distributed.collect,
     )
 
 

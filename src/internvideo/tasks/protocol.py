@@ -86,9 +86,6 @@ class ClipSource(Protocol):
     def unreadable(self) -> Sequence[tuple[str, Any, str]]:
         """(id, path, reason) of every video of this process that gave no clip; complete after the iteration."""
 
-    def collect(self, item: Any) -> list[Any]:
-        """What every process has, each having called this with its own part, in every process."""
-
     def __iter__(self) -> Iterator[tuple[Batch, NDArray[Any]]]:
         """Batches with the (B,) number 0..views*crops-1 of each clip."""
 

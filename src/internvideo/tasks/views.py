@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from internvideo import distributed
 from internvideo.data.batch import Batch
 from internvideo.data.manifest import Manifest
 from internvideo.errors import RunError
@@ -79,10 +80,6 @@ class NamedSource:
         """See `ClipSource`."""
         return self.source.unreadable
 
-    def collect(self, item: Any) -> list[Any]:
-        """See `ClipSource`."""
-        return self.source.collect(item)
-
     def __iter__(self) -> Iterator[tuple[Batch, NDArray[Any]]]:
         for batch, views in self.source:
             self.ids = batch.ids
@@ -127,7 +124,7 @@ def run_clips(
     own.lost = {
         name: {"id": name, "path": str(path), "reason": str(reason)} for name, path, reason in source.unreadable
     }
-    shares: list[_Share] = source.collect(own)
+    shares: list[_Share] = distributed.collect(own)
     lost = {name: entry for share in shares for name, entry in share.lost.items()}
     where = [rows for share in shares for rows in share.rows]
     if not where or len(lost) == len(place):

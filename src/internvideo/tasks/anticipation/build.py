@@ -16,7 +16,7 @@ from internvideo.tasks.spatiotemporal.data import ClipForm, KeyFrame, KeyFrameLo
 from internvideo.training.build import Job, draw_model, start_model
 
 
-def prepare(recipe: Recipe, *, rank: int, world_size: int, skipped: Path | None) -> Job:
+def prepare(recipe: Recipe, *, skipped: Path | None) -> Job:
     """Key frames, loader, model and stage; the classes of the job are the verbs.
 
     Raises:
@@ -46,8 +46,6 @@ def prepare(recipe: Recipe, *, rank: int, world_size: int, skipped: Path | None)
         manifest,
         contact_form(recipe),
         data.loader,
-        rank=rank,
-        world_size=world_size,
         skipped=skipped,
         frames=[frame for frame in frames if len(frame.boxes)],
     )

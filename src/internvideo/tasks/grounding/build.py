@@ -16,7 +16,7 @@ from internvideo.training.build import Job, draw_model, start_model, training_pa
 from internvideo.training.loop import BatchSource
 
 
-def prepare(recipe: Recipe, *, rank: int, world_size: int, skipped: Path | None) -> Job:
+def prepare(recipe: Recipe, *, skipped: Path | None) -> Job:
     """Queries, features, words, loader, model and stage; the words are the job's classes.
 
     Raises RecipeError, ManifestError, WeightsError.
@@ -38,8 +38,6 @@ def prepare(recipe: Recipe, *, rank: int, world_size: int, skipped: Path | None)
         data.features,
         config.max_length,
         data.loader,
-        rank=rank,
-        world_size=world_size,
     )
     context = {"features": dict(queries.features.protocol), **prior_of(queries)}
     # The loop asks a batch for its length, its ids and to move; every kind of batch answers.

@@ -154,7 +154,7 @@ class QueryLoader(WrappedLoader[SequenceLoader]):
 
     Args:
         queries: with answers. words: that are known. most_words: of a query, the first ones.
-        settings, length, loader, rank, world_size: as of `SequenceLoader`.
+        settings, length, loader: as of `SequenceLoader`.
     """
 
     def __init__(
@@ -165,11 +165,8 @@ class QueryLoader(WrappedLoader[SequenceLoader]):
         settings: FeatureSettings,
         length: int,
         loader: LoaderSettings,
-        *,
-        rank: int = 0,
-        world_size: int = 1,
     ) -> None:
-        sequences = SequenceLoader(queries.features, settings, length, loader, rank=rank, world_size=world_size)
+        sequences = SequenceLoader(queries.features, settings, length, loader)
         super().__init__(sequences)
         self._texts = {query.id: query.text for query in queries.queries}
         self._words, self._most = words, most_words

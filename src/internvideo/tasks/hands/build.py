@@ -16,7 +16,7 @@ from internvideo.tasks.hands.data import OUTPUTS, HandLoader, HandTargets, obser
 from internvideo.training.build import Job, draw_model, start_model
 
 
-def prepare(recipe: Recipe, *, rank: int, world_size: int, skipped: Path | None) -> Job:
+def prepare(recipe: Recipe, *, skipped: Path | None) -> Job:
     """Rows, loader, model and stage; the classes of the job are the names of the outputs.
 
     Raises:
@@ -35,8 +35,6 @@ def prepare(recipe: Recipe, *, rank: int, world_size: int, skipped: Path | None)
         data.sampling.build(),
         whole_frame(data.augment)[0],
         data.loader,
-        rank=rank,
-        world_size=world_size,
         skipped=skipped,
     )
     loader = HandLoader(clips, targets, mirror=data.augment.flip, seed=data.loader.seed)

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import numpy as np
 
-from internvideo import distributed
 from internvideo.data.loader import EvalLoader, LoaderSettings
 from internvideo.data.manifest import Manifest
 from internvideo.errors import RecipeError, VideoError
@@ -61,9 +60,6 @@ def _predict(trained: Trained, rows: Manifest, targets: HandTargets, settings: E
         sampling.build(),
         whole_frame(data.augment)[1],
         loader,
-        rank=distributed.rank(),
-        world_size=distributed.world_size(),
-        collect=distributed.collect,
     )
     mean = trained.context.get("mean")
     return future_hands.predict(

@@ -20,7 +20,7 @@ from internvideo.training.build import Job, draw_model, setting, start_model, tr
 from internvideo.training.loop import BatchSource
 
 
-def prepare(recipe: Recipe, *, rank: int, world_size: int, skipped: Path | None) -> Job:
+def prepare(recipe: Recipe, *, skipped: Path | None) -> Job:
     """Episodes of the split (`train` by default), their world, agent and stage.
 
     Raises:
@@ -48,13 +48,11 @@ def prepare(recipe: Recipe, *, rank: int, world_size: int, skipped: Path | None)
             frames,
             model.config.image.image_size,
             data.loader,
-            rank=rank,
-            world_size=world_size,
         )
     else:
         most = min(data.world.words, planner.words)
-        loader = EpisodeLoader(episodes, world, words, most, data.loader, rank=rank, world_size=world_size)
-        check_batches(len(loader), data.loader, world_size, len(episodes), f"episodes in {path}")
+        loader = EpisodeLoader(episodes, world, words, most, data.loader)
+        check_batches(len(loader), data.loader, len(episodes), f"episodes in {path}")
     context = {"words": list(words.words), "most_words": min(data.world.words, planner.words)}
     return Job(recipe, stage, cast(BatchSource, loader), (), fingerprint(episodes), context)
 

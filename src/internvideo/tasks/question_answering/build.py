@@ -22,7 +22,7 @@ from internvideo.tasks.question_answering.data import (
 from internvideo.training.build import Job, draw_model, setting, start_model
 
 
-def prepare(recipe: Recipe, *, rank: int, world_size: int, skipped: Path | None) -> Job:
+def prepare(recipe: Recipe, *, skipped: Path | None) -> Job:
     """Questions, answers, loader, model and stage; the classes of the job are the answers.
 
     Raises:
@@ -37,13 +37,13 @@ def prepare(recipe: Recipe, *, rank: int, world_size: int, skipped: Path | None)
     head = _start(model, recipe, "model.overrides.model.vision.image_size", answers)
     stage = STAGES[recipe.stage].stage(model, recipe.settings, distributed.divisor)
     rows = one_question_a_row(manifest) if data.questions.each == "question" else manifest
-    clips = _clips(recipe, rows, rank, world_size, skipped)
+    clips = _clips(recipe, rows, skipped)
     loader = QuestionLoader(clips, answers, model.config.model.text.context, data.questions.at_once)
     context = {"commonest": commonest_answers(manifest.rows)}
     return Job(recipe, stage, loader, answers, replace(manifest, classes=answers).fingerprint, context, head)
 
 
-def prepare_choices(recipe: Recipe, *, rank: int, world_size: int, skipped: Path | None) -> Job:
+def prepare_choices(recipe: Recipe, *, skipped: Path | None) -> Job:
     """Rows with choices, loader, model and stage; a model that scores texts has no classes.
 
     Raises:
@@ -55,7 +55,7 @@ def prepare_choices(recipe: Recipe, *, rank: int, world_size: int, skipped: Path
         raise TypeError(f"the stage multiple_choice trains a {type(model).__name__}")
     _start(model, recipe, "model.overrides.vision.image_size")
     stage = STAGES[recipe.stage].stage(model, recipe.settings, distributed.divisor)
-    loader = ChoiceLoader(_clips(recipe, manifest, rank, world_size, skipped), model.config.text.context)
+    loader = ChoiceLoader(_clips(recipe, manifest, skipped), model.config.text.context)
     return Job(recipe, stage, loader, (), manifest.fingerprint)
 
 
@@ -66,9 +66,9 @@ def _start(model: FusedAnswer, recipe: Recipe, place: str, answers: tuple[str, .
     return start_model(model, recipe, answers)
 
 
-def _clips(recipe: Recipe, rows: Manifest, rank: int, world_size: int, skipped: Path | None) -> Loader:
+def _clips(recipe: Recipe, rows: Manifest, skipped: Path | None) -> Loader:
     data = recipe.data
     with setting("data.augment"):
         transform = data.augment.train_transform()
     sampler = data.sampling.build()
-    return Loader(rows, sampler, transform, data.loader, rank=rank, world_size=world_size, skipped=skipped)
+    return Loader(rows, sampler, transform, data.loader, skipped=skipped)

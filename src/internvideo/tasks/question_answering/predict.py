@@ -15,6 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from internvideo import distributed
 from internvideo.data.manifest import Manifest
 from internvideo.data.sample import QA
 from internvideo.errors import RunError
@@ -79,7 +80,7 @@ def predict(
 
     with evaluating(model, device, clips.precision):
         views = run_clips(ask, named, manifest, clips, device, NAME)
-    said = {name: value for share in source.collect(sums) for name, value in share.items()}
+    said = {name: value for share in distributed.collect(sums) for name, value in share.items()}
     read = [manifest.rows[index] for index in views.read]
     known = {answer: index for index, answer in enumerate(answers)}
     pairs = [pair for row in read for pair in row.qa]

@@ -16,7 +16,7 @@ from internvideo.training.build import Job, draw_model, start_model
 from internvideo.training.loop import BatchSource
 
 
-def prepare(recipe: Recipe, *, rank: int, world_size: int, skipped: Path | None) -> Job:
+def prepare(recipe: Recipe, *, skipped: Path | None) -> Job:
     """Features, proposals, loader, model and stage. Raises RecipeError, ManifestError, WeightsError."""
     data = recipe.data
     if not data.proposals.files:
@@ -31,9 +31,7 @@ def prepare(recipe: Recipe, *, rank: int, world_size: int, skipped: Path | None)
     check_width(features.width, model.config.input_width)
     start_model(model, recipe)
     stage = STAGES[recipe.stage].stage(model, recipe.settings, distributed.divisor)
-    loader = ProposalLoader(
-        features, proposals, data.features, data.proposals, data.loader, rank=rank, world_size=world_size
-    )
+    loader = ProposalLoader(features, proposals, data.features, data.proposals, data.loader)
     both = hashlib.sha256(f"{features.fingerprint} {proposals.fingerprint}".encode()).hexdigest()[:16]
     context = {**features.protocol, **proposals.about}
     # The loop asks a batch for its length, its ids and to move; every kind of batch answers.

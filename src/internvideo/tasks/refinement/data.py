@@ -241,7 +241,7 @@ class ProposalLoader(SequenceLoader):
 
     Args:
         features: videos with their actions; all have proposals (`with_proposals`). proposals: of these.
-        settings: how features are read. choice: which proposals count. loader, rank, world_size: as in the base.
+        settings: how features are read. choice: which proposals count. loader: as in the base.
     """
 
     def __init__(
@@ -251,11 +251,8 @@ class ProposalLoader(SequenceLoader):
         settings: FeatureSettings,
         choice: ProposalSettings,
         loader: LoaderSettings,
-        *,
-        rank: int = 0,
-        world_size: int = 1,
     ) -> None:
-        super().__init__(features, settings, settings.resized or 0, loader, rank=rank, world_size=world_size)
+        super().__init__(features, settings, settings.resized or 0, loader)
         self.proposals, self.choice = proposals, choice
 
     def _read(self, index: int) -> tuple[Tensor, Tensor, Tensor]:

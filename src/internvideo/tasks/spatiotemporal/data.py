@@ -6,10 +6,10 @@ time are one key frame. Corners are fractions of the frame until a transform tur
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import TypeVar, cast
 
 import numpy as np
 import torch
@@ -18,12 +18,13 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from internvideo import distributed
 from internvideo.data.batch import RegionBatch
 from internvideo.data.dataset import AUGMENT, ClipReader, EpochPlan, Loaded, Unreadable, random_stream
 from internvideo.data.key_frame_indices import Floats, begins_of, told_time
 from internvideo.data.key_frame_indices import clip_positions as clip_positions
 from internvideo.data.key_frame_indices import positions_before as positions_before
-from internvideo.data.loader import LoaderSettings, Source, check_batches
+from internvideo.data.loader import LoaderSettings, Source, check_batches, clip_reader, epoch_plan
 from internvideo.data.manifest import Manifest
 from internvideo.data.sample import Sample
 from internvideo.data.skipped import SkippedClips
@@ -248,7 +249,7 @@ class KeyFrameLoader:
     Args:
         manifest: rows with boxes. form: how clips are cut. settings: of the loader; repeats play no part.
         frames: key frames of these rows, where they are not those of `key_frames`.
-        rank, world_size, skipped: as for `Loader`.
+        skipped: as for `Loader`.
 
     Raises:
         ManifestError: no row has boxes. RecipeError: not one batch in an epoch.
@@ -260,18 +261,14 @@ class KeyFrameLoader:
         form: ClipForm,
         settings: LoaderSettings,
         *,
-        rank: int = 0,
-        world_size: int = 1,
         skipped: Path | None = None,
         frames: Sequence[KeyFrame] | None = None,
     ) -> None:
         frames, self.waited = key_frames(manifest) if frames is None else frames, 0.0
-        self._plan = EpochPlan(
-            len(frames), settings.batch_size, settings.seed, settings.shuffle, settings.drop_last, rank, world_size
-        )
-        check_batches(self._plan.batches, settings, world_size, len(frames), f"key frames in {manifest.source}")
+        self._plan = epoch_plan(len(frames), settings)
+        check_batches(self._plan.batches, settings, len(frames), f"key frames in {manifest.source}")
         self._skipped = SkippedClips(manifest, settings.max_unreadable, skipped)
-        self._source = Source(_Training(_reader(manifest, settings), frames, self._plan, form), settings)
+        self._source = Source(_Training(clip_reader(manifest, settings), frames, self._plan, form), settings)
 
     def __len__(self) -> int:
         """Batches per epoch, the same on every rank."""
@@ -313,9 +310,7 @@ class KeyFrameViews:
     """Every key frame once over all ranks, in turn: (index, clip with its boxes), frame size as it comes.
 
     Args:
-        manifest, frames, form, settings: as for `KeyFrameLoader`. rank, world_size: this process and how many share.
-        collect: what each process has, in rank order, in every process (`distributed.collect`).
-
+        manifest, frames, form, settings: as for `KeyFrameLoader`.
     """
 
     def __init__(
@@ -324,15 +319,11 @@ class KeyFrameViews:
         frames: Sequence[KeyFrame],
         form: ClipForm,
         settings: LoaderSettings,
-        *,
-        rank: int = 0,
-        world_size: int = 1,
-        collect: Callable[[Any], list[Any]] = lambda item: [item],
     ) -> None:
         self.frames, self.form = frames, form
         self._lost: list[tuple[int, Unreadable]] = []
-        self._indices, self._collect = range(rank, len(frames), world_size), collect
-        self._source = Source(_Testing(_reader(manifest, settings), frames, form), settings)
+        self._indices = range(distributed.rank(), len(frames), distributed.world_size())
+        self._source = Source(_Testing(clip_reader(manifest, settings), frames, form), settings)
 
     @property
     def unreadable(self) -> list[Unreadable]:
@@ -349,11 +340,8 @@ class KeyFrameViews:
 
     def collected(self, own: Mapping[int, Found]) -> dict[int, Found]:
         """What all processes found for their key frames, in order; each calls this once it has seen its own."""
-        shares: list[tuple[dict[int, Found], list[tuple[int, Unreadable]]]] = self._collect((dict(own), self._lost))
+        shares: list[tuple[dict[int, Found], list[tuple[int, Unreadable]]]] = distributed.collect(
+            (dict(own), self._lost)
+        )
         self._lost = sorted((lost for _, part in shares for lost in part), key=lambda lost: lost[0])
         return dict(sorted((index, value) for share, _ in shares for index, value in share.items()))
-
-
-def _reader(manifest: Manifest, settings: LoaderSettings) -> ClipReader:
-    share = int(settings.cache_megabytes * 2**20 / max(settings.workers, 1))
-    return ClipReader(manifest, short_side=settings.short_side, cache_bytes=share)

@@ -27,7 +27,7 @@ def check_width(found: int, asked: int) -> None:
         raise RecipeError(place, f"{asked}, but the features have {found} channels", str(found), do)
 
 
-def prepare(recipe: Recipe, *, rank: int, world_size: int, skipped: Path | None) -> Job:
+def prepare(recipe: Recipe, *, skipped: Path | None) -> Job:
     """Features, loader, detector and stage. Raises RecipeError, ManifestError, WeightsError."""
     data = recipe.data
     features = training_features(recipe)
@@ -37,9 +37,7 @@ def prepare(recipe: Recipe, *, rank: int, world_size: int, skipped: Path | None)
     check_width(features.width, model.config.input_width)
     head = start_model(model, recipe, None if data.features.class_agnostic else features.classes)
     stage = STAGES[recipe.stage].stage(model, recipe.settings, distributed.gather_with_gradient)
-    loader = SequenceLoader(
-        features, data.features, model.config.max_length, data.loader, rank=rank, world_size=world_size
-    )
+    loader = SequenceLoader(features, data.features, model.config.max_length, data.loader)
     # The loop asks a batch for its length, its ids and to move; every kind of batch answers.
     return Job(
         recipe, stage, cast(BatchSource, loader), features.classes, features.fingerprint, features.protocol, head

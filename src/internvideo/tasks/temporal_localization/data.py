@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch import Tensor
 
-from internvideo import untrusted, untrusted_arrays
+from internvideo import distributed, untrusted, untrusted_arrays
 from internvideo.data.batch import FeatureBatch
 from internvideo.data.loader import LoaderSettings, check_batches
 from internvideo.data.manifest import read_manifest
@@ -298,7 +298,6 @@ class SequenceLoader:
     Args:
         features: videos with their actions. settings: how they are cut.
         length: steps of a batch. loader: batch size, seed, shuffling, memory for features.
-        rank, world_size: this process and how many share an epoch.
 
     Raises:
         RecipeError: stretched sequences that are longer than the batch; not one batch in an epoch.
@@ -310,16 +309,14 @@ class SequenceLoader:
         settings: FeatureSettings,
         length: int,
         loader: LoaderSettings,
-        *,
-        rank: int = 0,
-        world_size: int = 1,
     ) -> None:
         if settings.resized is not None and settings.resized > length:
             raise RecipeError("data.features.resized", str(settings.resized), f"{length}, the model's length, or less")
         self.features, self.settings, self.length, self.loader = features, settings, length, loader
-        self.rank, self.world_size, self.waited, self._bytes = rank, world_size, 0.0, 0
+        self.rank, self.world_size = distributed.rank(), distributed.world_size()
+        self.waited, self._bytes = 0.0, 0
         self._kept: dict[int, tuple[Tensor, Tensor, Tensor]] = {}
-        check_batches(len(self), loader, world_size, len(features), f"sequences in {features.source}")
+        check_batches(len(self), loader, len(features), f"sequences in {features.source}")
 
     def __len__(self) -> int:
         """Batches of an epoch on this process."""

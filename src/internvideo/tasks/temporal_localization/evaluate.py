@@ -123,9 +123,6 @@ def evaluate(
         recall=detector.settings.recall,
         model_name=recipe.model.name,
         class_scores=fused,
-        rank=distributed.rank(),
-        world_size=distributed.world_size(),
-        collect=distributed.collect,
     )
 
     def keep() -> None:

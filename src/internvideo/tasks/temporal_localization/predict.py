@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from internvideo import untrusted
+from internvideo import distributed, untrusted
 from internvideo.errors import ManifestError, RecipeError, RunError
 from internvideo.metrics import bootstrap
 from internvideo.metrics.temporal_detection import Detections, average_precision, map_statistic, recall_at_multiples
@@ -129,9 +129,6 @@ def predict(
     recall: Recall = "classes",
     model_name: str = "",
     class_scores: Mapping[str, Floats] | None = None,
-    rank: int = 0,
-    world_size: int = 1,
-    collect: Callable[[Any], list[Any]] = lambda item: [item],
 ) -> Table:
     """Find the segments of every video.
 
@@ -142,7 +139,6 @@ def predict(
         model_name: for the protocol.
         class_scores: for a model of one class, video -> (C,). Without them the segments of such a model have no class,
             and neither has the ground truth: they are scored as proposals.
-        rank, world_size, collect: this process, how many share the videos, and what each has in every one of them.
 
     Raises:
         RecipeError: a model with another number of classes, or without the scores of a video.
@@ -159,11 +155,11 @@ def predict(
         raise RecipeError("class scores", f"none for {len(lost)} videos, first '{lost[0]}'", "one row a video")
     model.eval()
     own = {}
-    for index in range(rank, len(features), world_size):
+    for index in range(distributed.rank(), len(features), distributed.world_size()):
         video = features.videos[index]
         scores = None if class_scores is None else class_scores[video.id]
         own[index] = find_segments(model, video, settings, decoding, device, scores)
-    whole = {index: segments for share in collect(own) for index, segments in share.items()}
+    whole = {index: segments for share in distributed.collect(own) for index, segments in share.items()}
     found = [whole[index] for index in range(len(features))]
     nameless = agnostic and class_scores is None
     classes = ("action",) if nameless else features.classes

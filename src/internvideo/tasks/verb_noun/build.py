@@ -17,7 +17,7 @@ from internvideo.tasks.verb_noun.stage import VerbNounSettings, VerbNounStage
 from internvideo.training.build import Job, draw_model, setting, start_model
 
 
-def prepare(recipe: Recipe, *, rank: int, world_size: int, skipped: Path | None) -> Job:
+def prepare(recipe: Recipe, *, skipped: Path | None) -> Job:
     """Rows, loader, model and stage; the classes of the job are all verbs, then all nouns.
 
     Raises:
@@ -44,7 +44,5 @@ def prepare(recipe: Recipe, *, rank: int, world_size: int, skipped: Path | None)
     stage = VerbNounStage(model, recipe.settings, len(words.verbs), distributed.divisor)
     with setting("data.augment"):
         transform = data.augment.train_transform()
-    clips = Loader(
-        manifest, data.sampling.build(), transform, data.loader, rank=rank, world_size=world_size, skipped=skipped
-    )
+    clips = Loader(manifest, data.sampling.build(), transform, data.loader, skipped=skipped)
     return Job(recipe, stage, VerbNounLoader(clips, words), words.outputs, manifest.fingerprint, head=head)

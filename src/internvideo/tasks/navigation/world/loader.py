@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from internvideo import distributed
 from internvideo.data.loader import LoaderSettings, check_batches
 from internvideo.data.vocabulary import Words
 from internvideo.errors import RecipeError
@@ -50,7 +51,7 @@ class EpisodeLoader:
 
     Args:
         episodes, world: what and where. words: of the instructions. most_words: of one instruction.
-        loader: batch size, seed, shuffling. rank, world_size: this process and how many share an epoch.
+        loader: batch size, seed, shuffling.
     """
 
     def __init__(
@@ -60,12 +61,9 @@ class EpisodeLoader:
         words: Words,
         most_words: int,
         loader: LoaderSettings,
-        *,
-        rank: int = 0,
-        world_size: int = 1,
     ) -> None:
         self.episodes, self.words, self.most_words, self.loader = episodes, words, most_words, loader
-        self.rank, self.world_size, self.waited = rank, world_size, 0.0
+        self.rank, self.world_size, self.waited = distributed.rank(), distributed.world_size(), 0.0
         self._worlds = worlds_of(world, loader.batch_size)
 
     def __len__(self) -> int:
@@ -91,7 +89,7 @@ class PanoramaLoader:
 
     Args:
         episodes: where walks start, in turn. world: the embedded one. settings: how many panoramas and how long walks.
-        frames, size: pictures of a clip and their side. loader, rank, world_size: as in `EpisodeLoader`.
+        frames, size: pictures of a clip and their side. loader: as in `EpisodeLoader`.
     """
 
     def __init__(
@@ -102,15 +100,12 @@ class PanoramaLoader:
         frames: int,
         size: int,
         loader: LoaderSettings,
-        *,
-        rank: int = 0,
-        world_size: int = 1,
     ) -> None:
         self.episodes, self.world, self.settings, self.loader = episodes, world, settings, loader
         self.frames, self.size = frames, size
-        self.rank, self.world_size, self.waited = rank, world_size, 0.0
+        self.rank, self.world_size, self.waited = distributed.rank(), distributed.world_size(), 0.0
         self._drawn: list[Glance] = []
-        check_batches(len(self), loader, world_size, settings.panoramas, "panoramas (data.world.panoramas)")
+        check_batches(len(self), loader, settings.panoramas, "panoramas (data.world.panoramas)")
 
     def __len__(self) -> int:
         """Whole batches of an epoch on this process."""
