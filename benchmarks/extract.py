@@ -1,6 +1,6 @@
 """Features of a film: `extract` against a plain loop over PyAV's pictures, with the same model, in turns.
 
-    OMP_NUM_THREADS=1 python benchmarks/extract.py [--seconds 360] [--rounds 3] [--size 64] [--style pil]
+    OMP_NUM_THREADS=1 python benchmarks/extract.py [--seconds 360] [--rounds 3] [--size 64] [--style pil] [--readers 1]
 
 The plain loop decodes every picture, makes it RGB, resizes the windows with the model's own preprocessing and encodes
 them one by one. Both must give the same features. Windows of 16 frames lie side by side; CPU seconds and wall-clock
@@ -19,6 +19,7 @@ import av
 import numpy as np
 
 from internvideo.data.preprocessing import Preprocessing
+from internvideo.features import extract as home
 from internvideo.features.extract import ExtractSettings, extract
 from internvideo.features.feature_folder import find_items
 from internvideo.features.window_sampling import WindowRule
@@ -60,7 +61,9 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--size", type=int, default=64, help="pixels of the model's square")
     parser.add_argument("--style", default="pil", help="how it resizes (data.resize.Style)")
+    parser.add_argument("--readers", type=int, default=1, help="threads that read the film (apps.parallel_windows)")
     options = parser.parse_args()
+    home.readers_beside = lambda _: options.readers
     sizes = {"image_size": options.size, "patch_size": 16, "frames": 16, "width": 64, "depth": 2, "heads": 4}
     module = create_model("videomae-s-classifier", {**sizes, "classes": 8})
     clips = Preprocessing(16, options.size, sampler="linspace", style=options.style)

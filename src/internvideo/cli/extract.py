@@ -38,7 +38,13 @@ def extract(
     batch_size: Annotated[
         int | None, typer.Option(min=1, help="Windows at once; 16 on a GPU, 4 on a CPU.", show_default=False)
     ] = None,
-    workers: Annotated[int, typer.Option(min=0, help="Processes that decode; 0 decodes beside the model.")] = 0,
+    workers: Annotated[
+        int,
+        typer.Option(
+            min=0,
+            help="Decoders: processes, and threads of one video where fewer are left; 0 decodes beside the model.",
+        ),
+    ] = 0,
     fresh: Annotated[bool, typer.Option("--fresh", help="Begin anew instead of going on.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="List what would be read; read nothing.")] = False,
     device: Device = "auto",

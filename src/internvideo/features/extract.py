@@ -25,10 +25,11 @@ from internvideo.errors import RecipeError, RunError, VideoError
 from internvideo.features.feature_folder import INDEX, FeatureFolder, Item, Record, append_rows
 from internvideo.features.feature_layers import POOLED, clip_encoder, over_tiles, tile_side
 from internvideo.features.leases import Claims
+from internvideo.features.parallel_windows import parallel_clips, readers_beside
 from internvideo.features.read_ahead import stream_of
 from internvideo.features.read_report import Coverage, Trouble
 from internvideo.features.window_sampling import FrameGrid, WindowRule, frame_grid
-from internvideo.features.windows import behind, clips_of, open_long
+from internvideo.features.windows import behind, open_long
 from internvideo.inference.video_model import VideoModel
 from internvideo.tasks.protocol import weights_hash
 from internvideo.video.conversion import conversion_told
@@ -44,7 +45,7 @@ class ExtractSettings:
         rule: windows and rate. layer, grid: see `clip_encoder`.
         tiles: the encoder sees tiles x tiles squares of larger frames, one after another (`layers.over_tiles`).
         batch_size: windows at once; None is 16 on a GPU and 4 on a CPU, whose caches more would not fit into.
-        workers: processes that decode; 0 decodes in this one.
+        workers: decoders: processes, and where fewer videos are left, threads of these; 0 decodes in this one.
 
     Raises:
         RecipeError: a number out of range.
@@ -99,6 +100,7 @@ def extract(
     if settings.batch_size is None:
         settings = replace(settings, batch_size=4 if model.device.type == "cpu" else 16)
     run = _Run(items, clips, encode, settings, folder)
+    run.beside = readers_beside(model.device.type)
     try:
         run.go(progress)
     finally:  # also when it was interrupted
@@ -196,7 +198,7 @@ class _Reader(IterableDataset[_Piece]):
         claims: Claims,
     ) -> None:
         self.items, self.numbers, self.clips, self.rule = items, numbers, clips, rule
-        self.folder, self.claims, self.began = folder, claims, time.time()
+        self.folder, self.claims, self.began, self.readers = folder, claims, time.time(), 1
 
     def __iter__(self) -> Iterator[_Piece]:
         worker = get_worker_info()
@@ -223,7 +225,7 @@ class _Reader(IterableDataset[_Piece]):
                 grid = frame_grid(opened.info, self.rule, video.start, video.end)
                 chosen = grid.chosen(self.clips.frames)
                 each = grid.duration / len(chosen)
-                for turn, clip in enumerate(clips_of(opened, self.clips, chosen), 1):
+                for turn, clip in enumerate(parallel_clips(opened, self.clips, chosen, self.readers), 1):
                     yield _Piece(number, clip, turn / len(chosen), each)
                 trouble = opened.trouble or behind(opened.info, video.end)
                 begin = video.start or 0.0
@@ -268,6 +270,7 @@ class _Run:
         self.batch: list[_Piece] = []
         self.found = Coverage(len(items))
         self.mine: set[int] = set()
+        self.beside = 1  # readers of a video where no worker decodes
 
     def _waiting(self) -> list[int]:
         """Videos that are not done and that nobody is reading."""
@@ -289,9 +292,11 @@ class _Run:
         count = len(numbers)
         with tqdm(total=count, bar_format=form, postfix="", disable=disable) as bar:
             while numbers:  # a second round where a process has left a video behind meanwhile
+                workers = min(self.settings.workers, len(numbers))
                 reader = _Reader(self.items, numbers, self.clips, self.settings.rule, self.folder, self.claims)
                 reader.began = self.began
-                for piece in stream_of(reader, min(self.settings.workers, len(numbers))):
+                reader.readers = self.settings.workers // workers if workers else self.beside
+                for piece in stream_of(reader, workers):
                     bar.update(self._take(piece))
                     self.found.seconds = time.perf_counter() - began
                     bar.set_postfix_str(f"{self.found.speed:.1f}x real time", refresh=False)

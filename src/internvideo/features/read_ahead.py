@@ -5,7 +5,7 @@ from __future__ import annotations
 import queue
 import threading
 import warnings
-from collections.abc import Iterator
+from collections.abc import Generator, Iterable, Iterator
 from typing import Any, TypeVar
 
 import torch
@@ -26,7 +26,7 @@ def stream_of(reader: IterableDataset[Read], workers: int) -> Iterator[Read]:
         RunError: a worker died. Whatever the reader raises.
     """
     if not workers:
-        yield from _from_thread(reader)
+        yield from from_thread(reader)
         return
     loader: DataLoader[Read] = DataLoader(
         reader, batch_size=None, num_workers=workers, collate_fn=_as_it_is, in_order=False, generator=torch.Generator()
@@ -48,9 +48,9 @@ def _as_it_is(piece: Any) -> Any:
     return piece
 
 
-def _from_thread(reader: IterableDataset[Read]) -> Iterator[Read]:
-    """What the reader gives, read by a thread that is gone when this ends."""
-    ready: queue.Queue[tuple[Any, bool]] = queue.Queue(AHEAD)
+def from_thread(reader: Iterable[Read], ahead: int = AHEAD) -> Generator[Read]:
+    """What the reader gives, read by a thread that is gone when this ends; it may have so many pieces ready."""
+    ready: queue.Queue[tuple[Any, bool]] = queue.Queue(ahead)
     stop, trouble = threading.Event(), list[BaseException]()
 
     def put(piece: Any, more: bool) -> None:

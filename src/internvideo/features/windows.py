@@ -163,7 +163,7 @@ def clips_of(video: Video, preprocessing: Preprocessing, chosen: Sequence[Indice
     while turn < len(chosen):
         left = [video.stand_ins(indices, skipped=True) for indices in chosen[turn:]]
         try:
-            for clip in _on_one_way(video, preprocessing, left):
+            for clip in clips_on_one_way(video, preprocessing, left):
                 yield clip
                 turn += 1
         except DamageError:  # it has come to light on the way
@@ -171,7 +171,8 @@ def clips_of(video: Video, preprocessing: Preprocessing, chosen: Sequence[Indice
                 raise
 
 
-def _on_one_way(video: Video, preprocessing: Preprocessing, chosen: Sequence[Indices]) -> Iterator[Tensor]:
+def clips_on_one_way(video: Video, preprocessing: Preprocessing, chosen: Sequence[Indices]) -> Iterator[Tensor]:
+    """`clips_of` of sound frames. Raises DamageError where one proves to be damaged."""
     needed = np.unique(np.concatenate(chosen))
     # What any window from here on needs: frames before it can go.
     earliest = np.minimum.accumulate([indices.min() for indices in chosen][::-1])[::-1]

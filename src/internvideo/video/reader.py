@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Sequence
+from copy import copy
+from dataclasses import replace
 from types import TracebackType
 from typing import Any
 
@@ -125,6 +127,7 @@ class Video(PictureSource):
             # Whatever the library makes of the bytes of one file, it must not end a run over many.
             raise cannot_be_read(self.path, error) from error
         self._size = scaled(self._index.first.width, self._index.first.height, short_side)
+        self._conversion = conversion
         self._converter = Converter(self.info.codec, conversion)
         self._position = -1
         if may_serve(backend, self._index, self._stream, conversion) and not protocols and short_side is None:
@@ -150,6 +153,25 @@ class Video(PictureSource):
     def forget(self) -> None:
         """Give back the memory of decoded pictures; they are decoded again when they are asked for."""
         self._index.kept = None
+
+    def again(self) -> Video:
+        """Another reader of the file for another thread, with the same settings and what is known of its frames; what
+        it finds out about damage is not known to this one. Raises VideoError."""
+        other = copy(self)
+        other._container, other._second, other._packets, other._position = None, None, iter(()), -1
+        other._index = replace(self._index, bad=self._index.bad.copy())
+        other._converter = Converter(self.info.codec, self._conversion)
+        if self._folder is None:
+            other._open()
+            make_strict(other._stream.codec_context, other._index)
+        return other
+
+    @property
+    def key_frames(self) -> Indices:
+        """Frames (K,) at which reading can begin; none where a file can only be decoded from its start."""
+        if self._folder is not None:
+            return np.arange(self.info.frames)
+        return np.flatnonzero(self._index.key[self._index.order]) if self._index.exact else np.zeros(0, np.int64)
 
     def _open(self) -> None:
         """Open the file, anew where it was open."""
