@@ -8,45 +8,73 @@ import json
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_origin
 
 import pytest
 import small_world
 import torch
+from pydantic import BaseModel
 from typer.testing import CliRunner
 
 from internvideo.cli.main import app
 from internvideo.data.lists import read_folder
 from internvideo.data.manifest import read_manifest
 from internvideo.errors import InternVideoError, ManifestError, RecipeError, WeightsError
-from internvideo.recipe import build_recipe, read_recipe
-from internvideo.recipe_checks import LARGER, leaves
+from internvideo.recipe import Recipe, apply_override, build_recipe, read_recipe, shipped_recipes
+from internvideo.recipe_checks import LARGER
 from internvideo.storage import DIGESTS, read_safetensors
 from internvideo.tables import STAGES
 from internvideo.tasks.captioning.predict import Writing
 from internvideo.weights.convert import convert
 
-RECIPE = {
-    "masked": "sample/masked", "multimodal": "sample/multimodal", "regions": "sample/spatio_temporal",
-    "waypoints": "sample/waypoints", "navigation": "sample/navigation", "localisation": "sample/localisation",
-}  # fmt: skip
+
+def recipes() -> dict[str, str]:
+    """A shipped recipe of every stage that has one."""
+    return {read_recipe(name).stage: name for name in reversed(shipped_recipes())}
 
 
-def numbers(tree: dict[str, Any]) -> list[str]:
-    found = leaves(tree).items()
-    return [name for name, value in found if type(value) in (int, float) and not name.startswith("model.")]
+def numbers(settings: type[BaseModel], above: str = "") -> list[str]:
+    """Dotted names of all settings that take a number, also where it is None by default, in lists or in tables."""
+    found = []
+    for name, field in settings.model_fields.items():
+        kinds, inside = [field.annotation], list[type[BaseModel]]()
+        for kind in kinds:
+            kinds += get_args(kind)
+            inside += [kind] if isinstance(kind, type) and issubclass(kind, BaseModel) else []
+        for kind in inside:
+            found += numbers(kind, f"{above}{name}.")
+        if not inside and any(kind in (int, float) for kind in kinds) and dict not in map(get_origin, kinds):
+            found.append(f"{above}{name}")
+    return found
 
 
-@pytest.mark.parametrize("name", RECIPE.values())
-def test_no_number_is_without_a_bound(name: str) -> None:
+def is_bounded(name: str, setting: str) -> None:
     """10**12 of anything is refused in one line that names the setting, or makes nothing so many times."""
-    recipe = read_recipe(name)
-    for setting in numbers(recipe.resolved()):
-        if setting in LARGER:
-            continue
+    tree = read_recipe(name).resolved()
+    for value in (10**12, [10**12], [10**12] * 2):  # floats too: 1e12 epochs
+        apply_override(tree, f"{setting}={value}")
         with pytest.raises(RecipeError) as error:
-            read_recipe(name, [f"{setting}={10**12}"])  # floats too: 1e12 epochs
+            build_recipe(tree)
         assert setting.rpartition(".")[2] in str(error.value)
+
+
+def test_every_stage_has_a_recipe() -> None:
+    assert set(recipes()) == set(STAGES)
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_no_number_of_a_stage_is_without_a_bound(stage: str) -> None:
+    for setting in numbers(STAGES[stage].settings, "settings."):
+        is_bounded(recipes()[stage], setting)
+
+
+@pytest.mark.parametrize("section", ["data", "optimizer", "schedule", "loop"])
+def test_no_number_of_any_recipe_is_without_a_bound(section: str) -> None:
+    (settings,) = (kind for kind in [Recipe.model_fields[section].annotation] if kind is not None)
+    found = [setting for setting in numbers(settings, f"{section}.") if setting not in LARGER]
+    assert found
+    for setting in found:
+        is_bounded("sample/masked", setting)
 
 
 def test_views_have_a_bound() -> None:
@@ -84,6 +112,38 @@ def test_settings_of_another_optimizer_are_refused() -> None:
         read_recipe("sample/masked", ["optimizer.momentum=0.5"])
     tree = read_recipe("sample/masked", ["optimizer.kind=sgd", "optimizer.betas=[0.9,0.999]"]).resolved()
     assert build_recipe(tree).optimizer.kind == "sgd"  # what is saved is read again
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        (["loop.ema_scaled=false"], "'loop.ema_scaled' is false without loop.ema_decay"),
+        (["data.augment.mix_probability=0.5"], "without data.augment.mixup or data.augment.cutmix"),
+    ],
+)
+def test_settings_of_what_is_switched_off_are_refused(changes: list[str], told: str) -> None:
+    off = ["loop.ema_decay=null", "data.augment.mixup=0", "data.augment.cutmix=0", "data.augment.mix_smoothing=0.1"]
+    with pytest.raises(RecipeError, match=told):
+        read_recipe("sample/supervised_masked", [*off, *changes])
+    on = ["loop.ema_decay=0.9", "data.augment.mixup=0.8"]
+    assert read_recipe("sample/supervised_masked", [*off, *on, *changes]).loop.ema_decay == 0.9
+
+
+@pytest.mark.parametrize(
+    ("line", "option"),
+    [
+        ("demo --label kind", "--label"),
+        ("demo --split part", "--split"),
+        ("mix a.safetensors -o b.safetensors --share 0.3", "--share"),
+        ("mix a.safetensors -o b.safetensors --tower text", "--tower"),
+        ("prepare ucf101 --annotations . --check-videos", "--check-videos"),
+        ("prepare ucf101 --annotations . --workers 2", "--workers"),
+    ],
+)
+def test_options_of_what_was_not_asked_for_are_refused(line: str, option: str) -> None:
+    result = CliRunner().invoke(app, line.split())
+    assert isinstance(result.exception, RecipeError)
+    assert str(result.exception).startswith(f"{option}: without --")
 
 
 def test_every_stage_and_its_heads_are_known() -> None:

@@ -28,7 +28,7 @@ from internvideo.data.resize import Style
 from internvideo.data.transforms import CropKind, EvalTransform, TrainTransform
 from internvideo.errors import RecipeError, WeightsError, shown
 from internvideo.model_table import MODELS
-from internvideo.recipe_checks import check_numbers, check_read
+from internvideo.recipe_checks import check_needed, check_numbers, check_read
 from internvideo.tables import SAMPLERS, STAGES, TASKS
 from internvideo.tasks.grounding.data import QuerySettings
 from internvideo.tasks.hands.data import HandSettings
@@ -275,6 +275,7 @@ def read_recipe(name: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     recipe = build_recipe(tree, where=path)
     usual = DataSettings(loader=recipe.data.loader).model_dump()
     check_read(recipe.data.model_dump(), usual, recipe.stage, recipe.init_head, path)
+    check_needed(recipe.model_dump(), {"data": usual, "loop": LoopSettings().model_dump()}, path)
     return recipe
 
 

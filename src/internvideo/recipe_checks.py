@@ -17,6 +17,14 @@ LARGER = (
 """Settings that may be larger: seeds, steps, and limits that take nothing by being large."""
 
 
+NEEDS = {
+    "loop.ema_scaled": ("loop.ema_decay",),
+    "data.augment.mix_probability": ("data.augment.mixup", "data.augment.cutmix"),
+    "data.augment.mix_smoothing": ("data.augment.mixup", "data.augment.cutmix"),
+}
+"""Settings -> those of which one must be on, or they say something about what is not done."""
+
+
 def leaves(tree: Mapping[str, Any], above: str = "") -> dict[str, Any]:
     """Dotted name -> value."""
     found: dict[str, Any] = {}
@@ -49,6 +57,17 @@ def check_numbers(given: Mapping[str, Any], values: Mapping[str, Any], where: ob
                 raise RecipeError(where, f"'{name}' is {str(as_told[number]).lower()}", "a number")
             if abs(value) > LARGEST and name not in LARGER:
                 raise RecipeError(where, f"'{name}' is {value:g}", f"at most {LARGEST:,}")
+
+
+def check_needed(values: Mapping[str, Any], usual: Mapping[str, Any], where: object) -> None:
+    """Refuse settings of what is switched off (`NEEDS`). Arguments as for `check_read`, of whole recipes."""
+    found, defaults = leaves(values), leaves(usual)
+    for name, needed in NEEDS.items():
+        if name in defaults and found[name] != defaults[name] and not any(found[other] for other in needed):
+            told = str(found[name]).lower()
+            raise RecipeError(
+                where, f"'{name}' is {told} without {' or '.join(needed)}", f"with one, or without {name}"
+            )
 
 
 def check_read(data: Mapping[str, Any], usual: Mapping[str, Any], stage: str, init_head: str, where: object) -> None:

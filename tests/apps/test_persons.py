@@ -101,6 +101,15 @@ def test_pickled_weights_are_not_opened(tmp_path: Path) -> None:
         PersonDetector(str(folder), HERE)
 
 
+def test_a_span_that_ends_behind_its_video_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = [row.model_copy(update={"span": (0.5, 9.0 if row.id == "a" else 2.9)}) for row in world(tmp_path).rows]
+    write_manifest(tmp_path / "test.jsonl", rows, ["standing"])
+    source = str(detector(tmp_path / "yolos"))
+    persons(tmp_path / "test.jsonl", source, tmp_path / "persons.csv", device="cpu")
+    told = [line for line in capsys.readouterr().err.splitlines() if line.startswith("the span")]
+    assert told == ["the span of 'a' to 9 s of 3.000 s ends behind its video and is read up to its end"]
+
+
 def test_nothing_is_written_where_no_film_can_be_read(tmp_path: Path) -> None:
     manifest = world(tmp_path)
     (tmp_path / "a.mp4").unlink()

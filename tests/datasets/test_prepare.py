@@ -10,8 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 from goldens_folder import SAMPLES
+from typer.testing import CliRunner
 
-from internvideo.cli.prepare import prepare as command
+from internvideo.cli.main import app
 from internvideo.data.manifest import read_manifest
 from internvideo.datasets.prepare import VideoFolder, prepare, read_pickle
 from internvideo.errors import ManifestError
@@ -139,9 +140,9 @@ def test_a_manifest_of_an_earlier_call_does_not_stay(tmp_path: Path) -> None:
     assert not (tmp_path / "out" / "val.jsonl").exists()
 
 
-def test_the_command_tells_where_it_wrote(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    command("thumos14", FILES / "thumos14", output=tmp_path / "out")
-    told = capsys.readouterr().out.splitlines()
+def test_the_command_tells_where_it_wrote(tmp_path: Path) -> None:
+    line = ["prepare", "thumos14", "--annotations", str(FILES / "thumos14"), "-o", str(tmp_path / "out")]
+    told = CliRunner().invoke(app, line, catch_exceptions=False).output.splitlines()
     assert told[-1] == f"manifests: {tmp_path / 'out'}"
     assert sum(line.startswith("warning: ") for line in told) == 2
     assert len(read_manifest(tmp_path / "out" / "test.jsonl").classes) == 20

@@ -141,11 +141,13 @@ def _downloaded(name: str) -> Path:
 
 @dataclass
 class Persons:
-    """What was found: rows (video, time, x1, y1, x2, y2, score); key frames read, and what could not be."""
+    """What was found: rows (video, time, x1, y1, x2, y2, score); key frames read, and what could not be; spans that end
+    behind their video."""
 
     rows: list[tuple[str, float, float, float, float, float, float]] = field(default_factory=list)
     read: int = 0
     unreadable: list[tuple[str, str]] = field(default_factory=list)
+    late: list[str] = field(default_factory=list)
 
 
 def find_persons(
@@ -173,6 +175,7 @@ def find_persons(
                     found.read += len(part)
             except VideoError as error:
                 found.unreadable.append((own[0].row.path, str(error)))
+            found.late += reader.late()
             bar.update(len(own))
     return found
 

@@ -29,6 +29,7 @@ from internvideo.cli.options import (
     one_of,
     open_model,
     read_labels,
+    unread,
 )
 from internvideo.terminal import say
 
@@ -42,6 +43,7 @@ if TYPE_CHECKING:
 
 
 def classify(
+    context: typer.Context,
     inputs: Annotated[list[Path], typer.Argument(help="Video files, folders of them, or manifests.")],
     encoder: Encoder,
     weights: Weights = None,
@@ -79,6 +81,7 @@ def classify(
     videos = find_videos(inputs, recursive=recursive)
     opened = open_model(encoder, weights, device, precision)
     if unknown is not None:
+        unread(context, "several labels (--unknown names one)", "top")
         tell = _open_set(opened, unknown)
     else:
         tell = _closed_set(opened, read_labels(labels, labels_file), model, top)

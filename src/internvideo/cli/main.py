@@ -26,7 +26,7 @@ from internvideo.cli.fit import fit
 from internvideo.cli.localize import localize
 from internvideo.cli.mix import mix
 from internvideo.cli.navigation_world import navigation_world
-from internvideo.cli.options import Damage, FrameRate, whole_numbers
+from internvideo.cli.options import Damage, FrameRate, unread, whole_numbers
 from internvideo.cli.persons import persons
 from internvideo.cli.prepare import prepare
 from internvideo.cli.stream import stream
@@ -58,6 +58,7 @@ def _root(version: Annotated[bool, typer.Option("--version", help="Print the ver
 
 @app.command()
 def demo(
+    context: typer.Context,
     output: Output = Path("runs/demo"),
     data: Annotated[
         Path | None,
@@ -79,6 +80,8 @@ def demo(
     """
     from internvideo.apps.demo import Columns, run_demo
 
+    if data is None:
+        unread(context, "--data", "label", "video", "split")
     report = run_demo(
         output, data=data, profile=profile, columns=Columns(label, video, split), seed=seed, device=device
     )

@@ -7,10 +7,12 @@ from typing import Annotated
 
 import typer
 
+from internvideo.cli.options import unread
 from internvideo.terminal import say
 
 
 def mix(
+    context: typer.Context,
     tuned: Annotated[list[Path], typer.Argument(help="model.safetensors of one run, or of several: averaged first.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="Safetensors file to write.")],
     base: Annotated[
@@ -31,5 +33,7 @@ def mix(
     """
     from internvideo.apps.mix import mix as mixing
 
+    if base is None:
+        unread(context, "--with", "share", "tower")
     made = mixing(tuned, output, base=base, share=share, tower=tower, recipe=recipe)  # type: ignore[arg-type]  # checked there
     say(f"weights: {made.file} ({made.mixed} tensors mixed, {made.kept} as tuned)")

@@ -96,6 +96,14 @@ def whole_numbers(option: str, text: str) -> tuple[int, ...]:
     return tuple(map(int, parts))
 
 
+def unread(context: typer.Context, lacking: str, *names: str) -> None:
+    """Raise RecipeError for an option that was given though what it belongs to is `lacking`, such as --data."""
+    for name in names:
+        source = context.get_parameter_source(name)
+        if source is not None and source.name == "COMMANDLINE":
+            raise RecipeError(f"--{name.replace('_', '-')}", f"without {lacking} it has no effect", f"with {lacking}")
+
+
 def one_of(**given: object) -> None:
     """Raise RecipeError when more than one of some options is there."""
     names = [f"--{name.replace('_', '-')}" for name, value in given.items() if value is not None]

@@ -38,6 +38,8 @@ def persons(
     found = find_persons(rows, PersonDetector(detector, choose_device(device)), least=least)
     for path, reason in found.unreadable:
         say(f"unreadable: {path}: {reason}", err=True)
+    for told in found.late:
+        say(f"the span of {told} ends behind its video and is read up to its end", err=True)
     if not found.read:
         raise VideoError(manifest, "not one key frame could be read", "", "check that the videos lie there")
     write_persons(found, output)

@@ -7,10 +7,12 @@ from typing import Annotated
 
 import typer
 
+from internvideo.cli.options import unread
 from internvideo.terminal import say
 
 
 def prepare(
+    context: typer.Context,
     benchmark: Annotated[str, typer.Argument(help="A name of `internvideo list benchmarks`.")],
     annotations: Annotated[Path, typer.Option(help="The official annotation file, or the folder of them.")],
     videos: Annotated[
@@ -39,6 +41,8 @@ def prepare(
     """
     from internvideo.datasets.prepare import prepare as prepare_benchmark
 
+    if videos is None:
+        unread(context, "--videos", "check_videos", "workers")
     folder = output or Path("runs/prepare") / benchmark
     prepare_benchmark(
         benchmark,
