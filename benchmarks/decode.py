@@ -21,7 +21,7 @@ import av
 import numpy as np
 from numpy.typing import NDArray
 
-from internvideo.video.reader import probe, read_frames
+from internvideo.video.reader import read_frames, read_video_info
 from internvideo.video.writer import write_video
 
 Indices = NDArray[np.int64]
@@ -120,7 +120,7 @@ def measure(
     jobs = []
     for number in range(clips):
         path = paths[number % len(paths)]
-        jobs.append((path, draw(kind, probe(path).frames, rng)))
+        jobs.append((path, draw(kind, read_video_info(path).frames, rng)))
     differ = set()
     for name, reader in readers.items():
         for path, indices in jobs[:3]:

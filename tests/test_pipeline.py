@@ -149,8 +149,8 @@ class StopAt:
         return len(self.loader)
 
     @property
-    def waited(self) -> float:
-        return float(self.loader.waited)
+    def data_time(self) -> float:
+        return float(self.loader.data_time)
 
     def epoch(self, k: int, start: int = 0) -> Iterator[Batch]:
         for position, batch in enumerate(self.loader.epoch(k, start), start):

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from internvideo.pipeline import load_trained, run_recipe
     from internvideo.recipe import Recipe, read_recipe
     from internvideo.sample_world.generate import WorldSettings, generate
-    from internvideo.video.reader import Video, probe
+    from internvideo.video.reader import Video, read_video_info
 
 __version__ = "0.1.0"
 
@@ -40,9 +40,9 @@ __all__ = [
     "list_models",
     "load",
     "load_trained",
-    "probe",
     "read_manifest",
     "read_recipe",
+    "read_video_info",
     "run_recipe",
 ]
 
@@ -61,9 +61,9 @@ _HOMES = {
     "list_models": "internvideo.model_table",
     "load": "internvideo.inference.loading",
     "load_trained": "internvideo.pipeline",
-    "probe": "internvideo.video.reader",
     "read_manifest": "internvideo.data.manifest",
     "read_recipe": "internvideo.recipe",
+    "read_video_info": "internvideo.video.reader",
     "run_recipe": "internvideo.pipeline",
 }
 """Public name -> the module it lives in."""

@@ -120,7 +120,7 @@ def evaluate_task(
             names = ", ".join(kind.__name__ for kind in entry.models)
             found = f"holds a {type(trained.model).__name__}"
             raise RecipeError(weights, found, f"{names} for {task}", "choose another task")
-        with run_folder.writing(output):
+        with run_folder.locked(output):
             return entry.evaluate(trained, manifest, output, replace(settings, device=str(device)), split=split)
 
 

@@ -36,7 +36,7 @@ from internvideo.training.head import check_start
 from internvideo.training.loop import train
 from internvideo.training.memory import MIB, counted_activations, tensor_bytes
 from internvideo.training.settings import TrainingSettings
-from internvideo.training.step import Stepper
+from internvideo.training.step import TrainStep
 from internvideo.untrusted import json_in, parse_json
 from internvideo.weights.state import load_state, save_model
 
@@ -84,7 +84,7 @@ def run_recipe(
         if distributed.rank() == 0:
             for line in job.head:
                 say(f"head: {line}", err=True)
-        with run_folder.writing(folder):
+        with run_folder.locked(folder):
             _train_and_write(job, folder, target, title or recipe.stage, here, changes, initial)
     return target
 
@@ -99,7 +99,7 @@ def _train_and_write(
     initial: Mapping[str, Tensor],
 ) -> None:
     recipe = job.recipe
-    may_differ = (*MAY_DIFFER, *_places(recipe))
+    ignore_keys = (*MAY_DIFFER, *_places(recipe))
     reached = checkpoint.newest(folder)
     result = train(
         job.stage,
@@ -110,15 +110,15 @@ def _train_and_write(
         batch_size=recipe.data.loader.batch_size,
         device=device,
         title=title,
-        may_differ=may_differ,
+        ignore_keys=ignore_keys,
         changes=changes,
-        complete=lambda written: _of_today(written, job.facts),
+        fill_defaults=lambda written: _of_today(written, job.facts),
     )
     asked = recipe.schedule.total_steps(len(job.loader) / recipe.loop.accumulate)
     if result.step > asked and not target.is_file():
         raise RunError(folder, f"{result.step} steps are made, without weights", "", f"ask for {result.step} or more")
     made = result.step > asked or (
-        result.checkpoint == reached and _is_of(target, recipe, (*run_folder.FREE, *may_differ))
+        result.checkpoint == reached and _is_of(target, recipe, (*run_folder.IGNORED_KEYS, *ignore_keys))
     )
     if distributed.rank() == 0 and not made:
         state = checkpoint.read_weights(result.checkpoint)
@@ -153,13 +153,13 @@ def _of_today(written: Mapping[str, Any], facts: Mapping[str, Any] | None = None
     return {**(facts or {} if pictures else {}), **written, **recipe.resolved()}
 
 
-def _is_of(target: Path, recipe: Recipe, may_differ: Collection[str]) -> bool:
+def _is_of(target: Path, recipe: Recipe, ignore_keys: Collection[str]) -> bool:
     """Whether the weights of a run that made no step now are those of this recipe, and not of a shorter schedule."""
     try:
         written = parse_json(read_metadata(target)["recipe"]) if target.is_file() else None
     except (WeightsError, KeyError, ValueError):
         return False
-    return written is not None and not run_folder.differences(_of_today(written), recipe.resolved(), may_differ)
+    return written is not None and not run_folder.differences(_of_today(written), recipe.resolved(), ignore_keys)
 
 
 def save_trained(path: Path, job: Job) -> None:
@@ -208,7 +208,7 @@ def describe(recipe: Recipe, *, device: str = "auto") -> str:
     loop = recipe.loop.model_copy(update={"compile": False})
     settings = TrainingSettings(optimizer=recipe.optimizer, schedule=recipe.schedule, loop=loop)
     stage = job.stage.to(here).train()
-    stepper = Stepper(stage, settings, steps, here, torch.Generator(here).manual_seed(loop.seed))
+    stepper = TrainStep(stage, settings, steps, here, torch.Generator(here).manual_seed(loop.seed))
     batch = next(iter(job.loader.epoch(0))).to(here)
     with stepper.autocast, counted_activations(stage) as activations:
         losses: dict[str, Tensor] = stage(batch, stepper.generator)

@@ -137,10 +137,10 @@ def test_the_second_decoder_is_loaded_and_not_only_found(monkeypatch: pytest.Mon
     monkeypatch.delenv("INTERNVIDEO_DECODER", raising=False)
     fine = Check("torchcodec", "ok", "torchcodec 0.13; a second decoder")
     monkeypatch.setattr(doctor, "_extra", lambda extra: fine)
-    monkeypatch.setattr(doctor.video_torchcodec, "loaded", lambda: object)
+    monkeypatch.setattr(doctor.video_torchcodec, "torchcodec_class", lambda: object)
     check = doctor._second_decoder("torchcodec")
     assert (check.state, check.found.startswith("torchcodec 0.13; it loads")) == ("ok", True)
-    monkeypatch.setattr(doctor.video_torchcodec, "loaded", lambda: "Could not load libtorchcodec")
+    monkeypatch.setattr(doctor.video_torchcodec, "torchcodec_class", lambda: "Could not load libtorchcodec")
     check = doctor._second_decoder("torchcodec")
     assert check.state == "advice"
     assert "does not load: Could not load libtorchcodec" in check.found

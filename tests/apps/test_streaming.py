@@ -241,7 +241,7 @@ def test_pictures_of_a_pipe_are_those_of_the_file(video: Path) -> None:
     expected, times = odd_video.decode_all(video)
     with video.open("rb", buffering=0) as pipe, LiveVideo(pipe) as live:
         assert live.kind == "pipe"
-        found = [(frame.time, live.rgb(frame.picture)) for frame in live]
+        found = [(frame.time, live.rgb(frame.frame)) for frame in live]
     np.testing.assert_allclose([at for at, _ in found], times, atol=1e-9)
     assert np.array_equal(np.stack([picture for _, picture in found]), expected)
 
@@ -258,9 +258,9 @@ def test_damaged_packets_are_left_out_and_counted(folder: Path, video: Path) -> 
 def test_the_clock_never_falls() -> None:
     clock = Clock(0.1, 0.001)
     stamps = [5000, 5100, None, 5250, 5240, 100, 200, 1000]
-    assert [round(clock.read(stamp), 6) for stamp in stamps] == [0, 0.1, 0.2, 0.25, 0.25, 0.35, 0.45, 1.25]
+    assert [round(clock.to_seconds(stamp), 6) for stamp in stamps] == [0, 0.1, 0.2, 0.25, 0.25, 0.35, 0.45, 1.25]
     clock = Clock(0.1, 0.001)
-    assert [clock.read(stamp) for stamp in (None, None, 1400)] == pytest.approx([0, 0.1, 1.4])
+    assert [clock.to_seconds(stamp) for stamp in (None, None, 1400)] == pytest.approx([0, 0.1, 1.4])
 
 
 @pytest.mark.parametrize(

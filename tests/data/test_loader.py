@@ -33,7 +33,7 @@ from internvideo.data.loader import EvalLoader, LoaderSettings
 from internvideo.data.manifest import Manifest
 from internvideo.data.sampling import Linspace, Sparse
 from internvideo.errors import ManifestError, RecipeError, VideoError
-from internvideo.video.reader import Video, probe
+from internvideo.video.reader import Video, read_video_info
 
 
 @pytest.fixture(scope="module")
@@ -187,7 +187,7 @@ def test_only_frames_inside_the_span_are_read(manifest: Manifest) -> None:
 def test_spans_count_from_the_first_frame(name: str, manifest: Manifest, tmp_path: Path) -> None:
     """As players and people do, wherever the file's own clock begins."""
     late = remuxed(manifest.video_path(manifest.rows[0]), tmp_path / name, shift=5)
-    assert probe(late).start == pytest.approx(5, abs=0.01)
+    assert read_video_info(late).start == pytest.approx(5, abs=0.01)
     rows = [manifest.rows[0].model_copy(update={"path": path, "span": (0.5, 1.2)}) for path in ("0.mp4", str(late))]
     for row, reader in zip(rows, (ClipReader(manifest), ClipReader(manifest, cache_bytes=2**20)), strict=True):
         (clip,) = reader.clips(row, lambda times: [np.arange(len(times))])
@@ -312,7 +312,7 @@ def test_waiting_is_measured(manifest: Manifest) -> None:
     for _ in one.epoch(0):
         time.sleep(0.05)  # the consumer's own work does not count
     spent = time.perf_counter() - began
-    assert 10 * 0.02 <= one.waited <= spent - 5 * 0.05
+    assert 10 * 0.02 <= one.data_time <= spent - 5 * 0.05
 
 
 @pytest.mark.parametrize(
@@ -346,7 +346,11 @@ def test_settings_inside_a_recipe_refuse_unknown_keys() -> None:
 def test_spans_that_end_behind_their_video_are_told_once_with_their_count(
     manifest: Manifest, workers: int, caplog: pytest.LogCaptureFixture
 ) -> None:
-    spans = {0: (0.0, 900.0), 3: (0.0, 800.0), 4: (0.0, probe(manifest.video_path(manifest.rows[4])).duration + 0.1)}
+    spans = {
+        0: (0.0, 900.0),
+        3: (0.0, 800.0),
+        4: (0.0, read_video_info(manifest.video_path(manifest.rows[4])).duration + 0.1),
+    }
     rows = tuple(row.model_copy(update={"span": spans.get(at)}) for at, row in enumerate(manifest.rows))
     late = dataclasses.replace(manifest, rows=rows)
     one = loader(late, workers=workers)

@@ -73,9 +73,9 @@ def test_taking_up_behind_a_video_does_not_read_it_again(manifest: Manifest) -> 
 def test_both_waits_count(manifest: Manifest) -> None:
     both = alternating(manifest)
     next(both.epoch(0))
-    assert both.waited == both.videos.waited > 0
+    assert both.data_time == both.videos.data_time > 0
     list(both.epoch(0))
-    assert both.waited == both.videos.waited + both.images.waited > both.videos.waited > 0
+    assert both.data_time == both.videos.data_time + both.images.data_time > both.videos.data_time > 0
 
 
 # --- joined manifests ------------------------------------------------------------------------------------------------
@@ -145,7 +145,7 @@ def test_targets_are_soft_and_tell_what_was_mixed(manifest: Manifest) -> None:
         torch.testing.assert_close(batch.video.float(), expected, atol=0.51, rtol=0)
         somewhere += 0.01 < share < 0.99
     assert somewhere
-    assert both.waited > 0
+    assert both.data_time > 0
 
 
 def test_targets_are_smoothed(manifest: Manifest) -> None:

@@ -123,7 +123,7 @@ def test_every_sample_comes_once_an_epoch_in_a_new_order(folder: Path) -> None:
     assert first != second
     assert epoch(loader(folder), 1) == second
     assert epoch(loader(folder, seed=4), 1) != second
-    assert made.waited > 0
+    assert made.data_time > 0
 
 
 def test_a_resumed_epoch_gives_the_batches_of_the_whole_one(folder: Path) -> None:

@@ -25,7 +25,7 @@ from internvideo.features.window_sampling import WindowRule, frame_grid
 from internvideo.inference.video_model import VideoModel
 from internvideo.model_table import create_model
 from internvideo.tasks.spatiotemporal.model import ActionDetector
-from internvideo.video.reader import Video, VideoInfo, probe, read_frames
+from internvideo.video.reader import Video, VideoInfo, read_frames, read_video_info
 from internvideo.video.writer import write_video
 
 RULE = WindowRule(window=4, stride=2)
@@ -392,4 +392,4 @@ def test_the_command_runs_twice_on_one_folder(videos: Path, tmp_path: Path) -> N
     assert [run.returncode for run in runs] == [0, 0], told
     database = json.loads((tmp_path / "out" / "index.json").read_text())["database"]
     assert {name: entry["vectors"] for name, entry in database.items()} == {"v0": 4, "v1": 1, "v2": 9}
-    assert probe(videos / "v0.mp4").frames == 11
+    assert read_video_info(videos / "v0.mp4").frames == 11

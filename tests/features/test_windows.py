@@ -18,7 +18,7 @@ from internvideo.features import windows as home
 from internvideo.features.windows import Window, spans, windows
 from internvideo.video import seek as video_seek
 from internvideo.video.reader import Video
-from internvideo.video.walk import walk
+from internvideo.video.sequential import iter_frames
 from internvideo.video.writer import write_video
 
 FPS = 15
@@ -179,14 +179,14 @@ def test_walking_gives_the_frames_of_the_file(video: Path) -> None:
     expected, _ = odd_video.decode_all(video)
     wanted = [0, 1, 5, 30, 31, 77, 99]
     with Video(video) as opened:
-        for index, frame in zip(wanted, walk(opened, wanted), strict=True):
+        for index, frame in zip(wanted, iter_frames(opened, wanted), strict=True):
             assert np.array_equal(frame, expected[index])
-        assert list(walk(opened, [])) == []
-        with pytest.raises(ValueError, match="rise"):
-            next(walk(opened, [3, 3]))
+        assert list(iter_frames(opened, [])) == []
+        with pytest.raises(ValueError, match="strictly increasing"):
+            next(iter_frames(opened, [3, 3]))
         given: list[Any] = []
         with pytest.raises(VideoError, match="frame 100 asked"):
-            given.extend(walk(opened, [98, 100]))
+            given.extend(iter_frames(opened, [98, 100]))
 
 
 def test_hours_may_be_opened(video: Path) -> None:

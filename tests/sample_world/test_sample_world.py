@@ -30,7 +30,7 @@ from internvideo.sample_world.generate import (
     reverse_class,
 )
 from internvideo.sample_world.scene import COLOURS, SHAPES, TEXTURES, Actor, Look, Scene
-from internvideo.video.reader import probe, read_frames
+from internvideo.video.reader import read_frames, read_video_info
 
 SMALL = WorldSettings(clips=40, seed=3, size=48, frames=12, fps=6, long_videos=2)
 PARTS = ("train", "validation", "test", "zero_shot", "open_set", "long", "queries")
@@ -220,7 +220,7 @@ def test_open_set_has_known_classes_with_labels_and_unknown_ones_without(world: 
 def test_files_are_h264_of_the_asked_size_and_show_the_drawn_frames(world: World) -> None:
     row = world.manifests["test"].rows[0]
     path = world.manifests["test"].video_path(row)
-    info = probe(path)
+    info = read_video_info(path)
     assert (info.width, info.height, info.frames, info.codec) == (48, 48, 12, "h264")
     assert info.fps == pytest.approx(6)
     drawn = render(plan(SMALL, "test", 0).scene)[0].astype(float)
@@ -253,7 +253,7 @@ def test_long_videos_have_segments_within_their_length_and_boxes_within_the_fram
     manifest = world.manifests["long"]
     together = 0
     for row in manifest.rows:
-        length = probe(manifest.video_path(row)).duration
+        length = read_video_info(manifest.video_path(row)).duration
         assert 10 <= length <= 30.5
         assert len(row.segments) >= 3
         assert all(0 <= part.start < part.end <= length for part in row.segments)

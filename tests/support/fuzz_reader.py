@@ -23,7 +23,7 @@ import numpy as np
 from internvideo.errors import VideoError
 from internvideo.video.live import LiveVideo
 from internvideo.video.reader import Video
-from internvideo.video.walk import walk
+from internvideo.video.sequential import iter_frames
 
 SECONDS = 5.0
 """A file that takes longer is a hang: the process ends by SIGALRM."""
@@ -81,7 +81,7 @@ def read(path: Path, number: int) -> int:
     """Frames that could be had. Raises VideoError; anything else is a fault of the reader."""
     if number % 8 == 7:
         with LiveVideo(path) as live:
-            return sum(len(live.rgb(frame.picture)) > 0 for frame in live)
+            return sum(len(live.rgb(frame.frame)) > 0 for frame in live)
     with Video(path, budget=SECONDS, backend="pyav") as video:
         info = video.info
         times = info.times
@@ -92,9 +92,9 @@ def read(path: Path, number: int) -> int:
         assert info.duration >= 0
         wanted = sorted({0, info.frames // 2, info.frames - 1})
         if number % 8 == 3:
-            return sum(frame.shape == (info.height, info.width, 3) for frame in walk(video, wanted))
+            return sum(frame.shape == (info.height, info.width, 3) for frame in iter_frames(video, wanted))
         assert video.frames(wanted).shape == (len(wanted), info.height, info.width, 3)
-        video.at([0.0, info.duration])
+        video.frames_at([0.0, info.duration])
         return info.frames
 
 

@@ -32,7 +32,7 @@ class TinyLoader:
 
     def __init__(self, *, batches: int = 4, clips: int = 2, hook: Callable[[int, int], None] | None = None) -> None:
         self.batches, self.clips, self.hook = batches, clips, hook
-        self.waited = 0.0
+        self.data_time = 0.0
 
     def __len__(self) -> int:
         return self.batches
@@ -41,7 +41,7 @@ class TinyLoader:
         for position in range(start, self.batches):
             if self.hook is not None:
                 self.hook(k, position)
-            self.waited += 0.25
+            self.data_time += 0.25
             generator = torch.Generator().manual_seed(1000 * k + position)
             clips = self.clips * world_size()
             video = torch.randint(0, 256, (clips, 3, 2, 4, 4), generator=generator, dtype=torch.uint8)

@@ -193,7 +193,7 @@ def test_a_batch_depends_on_its_place_alone(tmp_path: Path, start: int) -> None:
         assert torch.equal(ours.features, theirs.features)
         assert all(torch.equal(a, b) for a, b in zip(ours.segments, theirs.segments, strict=True))
     assert whole[0].mask.sum(dim=1).tolist() == [int(row.any(dim=0).sum()) for row in whole[0].features]
-    assert loader.waited > 0
+    assert loader.data_time > 0
 
 
 def test_processes_share_an_epoch(tmp_path: Path) -> None:

@@ -91,7 +91,7 @@ def test_a_finished_run_is_made_longer(folder: Path, capsys: pytest.CaptureFixtu
     assert kept["changes"] == [{"after_step": 10, "settings": {"schedule.steps": [10, 14]}}]
     assert go(folder, schedule={"steps": 14}) == longer
     assert go(folder) == longer  # the command that it began with
-    assert "14 steps are made, more than the 10 asked for" in capsys.readouterr().err
+    assert "already at step 14, the schedule has 10 steps" in capsys.readouterr().err
     assert json.loads((folder / "run.json").read_text()) == kept
     with pytest.raises(RunError, match=r"schedule.steps was 14, is 9; .*--change schedule.steps=VALUE"):
         go(folder, schedule={"steps": 9})
@@ -156,7 +156,7 @@ def test_a_recipe_of_an_earlier_version_is_filled_up(folder: Path) -> None:
         folder,
         tree,
         batch_size=2,
-        complete=lambda written: TrainingSettings.model_validate(written).model_dump(mode="json"),
+        fill_defaults=lambda written: TrainingSettings.model_validate(written).model_dump(mode="json"),
     )
     assert result.step == 10
 
@@ -176,7 +176,9 @@ def test_a_run_of_an_earlier_version_goes_on(tmp_path: Path) -> None:
 
 
 def test_a_failed_first_attempt_does_not_keep_the_folder(tmp_path: Path) -> None:
-    with pytest.raises(RunError, match=r"data.loader.batch_size: 2 on each of 1 processes: not one whole batch"):
+    with pytest.raises(
+        RunError, match=r"data.loader.batch_size: 2 on each of 1 processes: fewer samples than one batch"
+    ):
         run(tmp_path / "run", loader=TinyLoader(batches=0))
     assert not (tmp_path / "run").exists()
 
@@ -280,7 +282,7 @@ def test_a_damaged_newest_checkpoint_falls_back_to_the_one_before(
     told = [line for line in capsys.readouterr().err.splitlines() if "damaged" in line]
     assert len(told) == 1
     assert "has another SHA-256 than when it was written" in told[0]
-    assert told[0].endswith("going on from the checkpoint before it")
+    assert told[0].endswith("resuming from the checkpoint before it")
     assert result.step == 10
     assert {path.name for path in newest.parent.iterdir()} == {newest.name, newest.with_suffix(".damaged").name}
     expected = load_file(finished / "checkpoints" / newest.name)

@@ -156,11 +156,13 @@ def test_another_recipe_is_refused(straight: TrainResult) -> None:
 
 def test_recipes_are_compared_by_dotted_keys(tmp_path: Path) -> None:
     before = {"data": {"workers": 2, "size": [1, 2]}, "name": "a", "gone": {}}
-    checkpoint.same_recipe(tmp_path, before, {"data": {"workers": 2, "size": (1, 2)}, "name": "a", "gone": {}})
-    checkpoint.same_recipe(tmp_path, before, {**before, "data": {"workers": 4, "size": [1, 2]}}, ["data.workers"])
-    checkpoint.same_recipe(tmp_path, before, {**before, "data": {}}, ["data"])
+    checkpoint.check_same_recipe(tmp_path, before, {"data": {"workers": 2, "size": (1, 2)}, "name": "a", "gone": {}})
+    checkpoint.check_same_recipe(tmp_path, before, {**before, "data": {"workers": 4, "size": [1, 2]}}, ["data.workers"])
+    checkpoint.check_same_recipe(tmp_path, before, {**before, "data": {}}, ["data"])
     with pytest.raises(RunError, match=r"data\.workers was 2, is 4, gone was {}, is 'not there'"):
-        checkpoint.same_recipe(tmp_path, before, {"data": {"workers": 4, "size": [1, 2]}, "name": "a"}, ["data.work"])
+        checkpoint.check_same_recipe(
+            tmp_path, before, {"data": {"workers": 4, "size": [1, 2]}, "name": "a"}, ["data.work"]
+        )
 
 
 def test_a_folder_of_something_else_is_refused(tmp_path: Path) -> None:
@@ -182,7 +184,7 @@ def test_a_checkpoint_of_another_stage_is_refused(tmp_path: Path) -> None:
     def state(stage: nn.Module) -> checkpoint.RunState:
         return checkpoint.RunState(stage, torch.optim.AdamW(stage.parameters()), None, torch.Generator())
 
-    path = checkpoint.save(tmp_path, state(OtherStage(3)), {}, keep=1)
+    path = checkpoint.save(tmp_path, state(OtherStage(3)), {}, max_to_keep=1)
     with pytest.raises(WeightsError, match=r"has another shape of linear.weight \(1 tensors\)"):
         checkpoint.restore(path, state(OtherStage(4)), {})
     with pytest.raises(WeightsError, match=r"misses other.bias, other.weight \(2 tensors\)"):

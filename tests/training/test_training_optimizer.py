@@ -210,7 +210,7 @@ def test_wrong_requests_are_told() -> None:
         parameter_rules(Stage(), OptimizerSettings(base_lr=1.0, lr_multipliers={"classifier": 10.0}))
     with pytest.raises(RecipeError, match="no layer ids"):
         parameter_rules(nn.Linear(2, 2), OptimizerSettings(base_lr=1.0, layer_decay=0.5))
-    with pytest.raises(RecipeError, match="no parameter learns"):
+    with pytest.raises(RecipeError, match="no trainable parameter"):
         parameter_rules(nn.Linear(2, 2).requires_grad_(False), OptimizerSettings(base_lr=1.0))
     with pytest.raises(ValidationError, match="not a regular expression"):
         OptimizerSettings(base_lr=1.0, lr_multipliers={"(": 1.0})

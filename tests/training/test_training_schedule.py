@@ -10,7 +10,7 @@ import pytest
 from goldens_folder import GOLDENS
 from pydantic import ValidationError
 
-from internvideo.training.schedule import Schedule, cosine_with_warmup, linear_with_warmup, warmup_whole_cosine
+from internvideo.training.schedule import Schedule, cosine_including_warmup, cosine_with_warmup, linear_with_warmup
 from internvideo.training.settings import ScheduleSettings
 
 EXACT = 1e-12
@@ -61,7 +61,7 @@ def test_cosine_through_the_settings(index: int) -> None:
 @pytest.mark.parity
 def test_retrieval_factor() -> None:
     case = TASKS["retrieval_warmup_cosine"]
-    found = [warmup_whole_cosine(progress, case["warmup"]) for progress in case["progress"]]
+    found = [cosine_including_warmup(progress, case["warmup"]) for progress in case["progress"]]
     assert found == pytest.approx(case["factor"], abs=EXACT)
 
 

@@ -19,9 +19,9 @@ from internvideo.errors import ManifestError, VideoError
 from internvideo.features.video_files import VideoFile, find_videos
 from internvideo.features.windows import windows
 from internvideo.video.damage import DamageError
-from internvideo.video.pool import lent
-from internvideo.video.reader import Video, probe, read_frames
-from internvideo.video.walk import walk
+from internvideo.video.pool import borrow
+from internvideo.video.reader import Video, read_frames, read_video_info
+from internvideo.video.sequential import iter_frames
 
 FILES = SAMPLES / "tasks" / "annotations"
 SIZE = (32, 24)
@@ -53,14 +53,14 @@ def levels(got: np.ndarray) -> list[int]:
 def test_frames_follow_each_other_by_number(tmp_path: Path, name: str, first: int) -> None:
     folder = frames(tmp_path / "7", 12, name, first)
     expected = [level(number) for number in range(first, first + 12)]
-    info = probe(folder, fps=12)
+    info = read_video_info(folder, fps=12)
     assert (info.width, info.height, info.fps, info.frames, info.duration) == (*SIZE, 12.0, 12, 1.0)
     assert not info.variable_rate
     np.testing.assert_allclose(info.times, np.arange(12) / 12)
     assert levels(read_frames(folder, [11, 0, 9, 10, 9], fps=12)) == [expected[i] for i in (11, 0, 9, 10, 9)]
     with Video(folder, fps=12, short_side=12) as video:
-        assert levels(np.stack(list(walk(video, np.arange(12))))) == expected
-        assert levels(video.at([0.0, 0.5, 0.99])) == [expected[i] for i in (0, 6, 11)]
+        assert levels(np.stack(list(iter_frames(video, np.arange(12))))) == expected
+        assert levels(video.frames_at([0.0, 0.5, 0.99])) == [expected[i] for i in (0, 6, 11)]
         assert video.frames([0]).shape == (1, 12, 16, 3)
 
 
@@ -74,15 +74,15 @@ def test_pixels_are_those_of_the_pictures(tmp_path: Path) -> None:
 def test_a_rate_is_never_assumed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = frames(tmp_path / "7")
     with pytest.raises(VideoError, match=r"folder of 12 frames, whose rate is not known; give fps"):
-        probe(folder)
+        read_video_info(folder)
     for fps in (0.0, -1.0, float("nan"), float("inf")):
         with pytest.raises(VideoError, match="frames a second"):
-            probe(folder, fps=fps)
+            read_video_info(folder, fps=fps)
     monkeypatch.setenv("INTERNVIDEO_FRAME_RATE", "6")
-    assert (probe(folder).fps, probe(folder, fps=3).fps) == (6.0, 3.0)
+    assert (read_video_info(folder).fps, read_video_info(folder, fps=3).fps) == (6.0, 3.0)
     monkeypatch.setenv("INTERNVIDEO_FRAME_RATE", "fast")
     with pytest.raises(VideoError, match="INTERNVIDEO_FRAME_RATE: 'fast' frames a second"):
-        probe(folder)
+        read_video_info(folder)
 
 
 def test_what_lies_beside_the_frames_is_none(tmp_path: Path) -> None:
@@ -111,7 +111,7 @@ def test_what_is_no_series_is_refused(tmp_path: Path, names: list[str], told: st
     for name in names:
         picture(tmp_path / name, 9)
     with pytest.raises(VideoError, match=told):
-        probe(tmp_path, fps=12)
+        read_video_info(tmp_path, fps=12)
 
 
 def test_a_missing_number_is_a_gap(tmp_path: Path) -> None:
@@ -121,15 +121,15 @@ def test_a_missing_number_is_a_gap(tmp_path: Path) -> None:
         assert video.info.frames == 11
         assert video.info.times[3] == 1.0
         assert video.gaps == [(0.75, 1.0)]
-        assert video.trouble
-        assert levels(video.at([0.5, 1.0])) == [level(3), level(5)]
+        assert video.damage_report
+        assert levels(video.frames_at([0.5, 1.0])) == [level(3), level(5)]
         with pytest.raises(DamageError, match="is damaged"):
-            video.at([0.8])
+            video.frames_at([0.8])
     with Video(folder, fps=4, damage="repeat") as video:
-        assert levels(video.at([0.8])) == [level(3)]
+        assert levels(video.frames_at([0.8])) == [level(3)]
     with Video(folder, fps=4, damage="stop") as video:
         assert video.info.frames == 3
-        assert "missing" in video.info.stopped
+        assert "missing" in video.info.truncation_reason
 
 
 @pytest.mark.parametrize("harm", ["empty", "cut", "text", "folder", "link"])
@@ -150,18 +150,18 @@ def test_a_damaged_picture_is_a_damaged_frame(tmp_path: Path, harm: str) -> None
         with pytest.raises(DamageError, match=r"frame 2 .*damaged at 0\.500 s"):
             video.frames(range(12))
         assert video.gaps == [(0.5, 0.75)]
-        chosen, got = video.picked(np.arange(4), lambda left: [left])
+        chosen, got = video.sample(np.arange(4), lambda left: [left])
         assert (chosen[0].tolist(), levels(got)) == ([0, 1, 3], [level(number) for number in (1, 2, 4)])
     with Video(folder, fps=4, damage="repeat") as video:
         assert levels(video.frames([1, 2, 3])) == [level(2), level(2), level(4)]
-        assert levels(np.stack(list(walk(video, np.arange(4))))) == [level(number) for number in (1, 2, 2, 4)]
+        assert levels(np.stack(list(iter_frames(video, np.arange(4))))) == [level(number) for number in (1, 2, 2, 4)]
 
 
 def test_not_one_sound_picture(tmp_path: Path) -> None:
     for number in range(3):
         (tmp_path / f"{number}.jpg").write_bytes(b"no picture")
     with pytest.raises(VideoError, match=r"not one of its 3 pictures can be decoded \(.*: neither JPEG nor PNG"):
-        probe(tmp_path, fps=12)
+        read_video_info(tmp_path, fps=12)
 
 
 def test_other_sizes_are_refused(tmp_path: Path) -> None:
@@ -181,13 +181,13 @@ def test_changed_folders_are_noticed(tmp_path: Path) -> None:
             os.utime(place, (long_ago, long_ago))
 
     age()
-    with lent(folder, fps=2) as video:
+    with borrow(folder, fps=2) as video:
         assert video.info.frames == 3
-    with lent(folder, fps=4) as video:
+    with borrow(folder, fps=4) as video:
         assert video.info.duration == 0.75
     picture(folder / "00004.jpg", level(4))
     age()
-    with lent(folder, fps=4) as video:
+    with borrow(folder, fps=4) as video:
         assert video.info.frames == 4
         before = VideoFile(str(folder), fps=4).identity()
         picture(folder / "00004.jpg", 200)
@@ -195,7 +195,7 @@ def test_changed_folders_are_noticed(tmp_path: Path) -> None:
             video.frames([3])
     assert VideoFile(str(folder), fps=4).identity() != before
     assert VideoFile(str(folder), fps=4).identity() != VideoFile(str(folder), fps=5).identity()
-    with lent(folder, fps=4) as video:
+    with borrow(folder, fps=4) as video:
         assert levels(video.frames([3])) == [200]
 
 
@@ -263,7 +263,7 @@ def test_prepare_finds_the_frames_of_something_v1(tmp_path: Path) -> None:
     assert (present, sum(split.unreadable for split in done.splits.values())) == (2, 0)
     for split in done.splits.values():
         for row in read_manifest(tmp_path / "out" / split.manifest).rows if split.manifest else ():
-            assert (row.fps, probe(row.path, fps=row.frame_rate).duration) == (12.0, 1.0)
+            assert (row.fps, read_video_info(row.path, fps=row.frame_rate).duration) == (12.0, 1.0)
     prepare("something_v1", FILES / "something_v1", tmp_path / "other", videos=videos, frame_rate=6)
     rows = [json for path in (tmp_path / "other").glob("*.jsonl") for json in path.read_text().splitlines()]
     assert all('"fps":6.0' in row for row in rows)

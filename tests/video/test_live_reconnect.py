@@ -21,7 +21,7 @@ FPS = 15
 
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(live_video, "FIRST_WAIT", 0.05)
+    monkeypatch.setattr(live_video, "MIN_WAIT", 0.05)
 
 
 class Server:
@@ -60,7 +60,7 @@ def test_it_is_opened_again_and_the_clock_goes_on(parts: list[bytes], caplog: py
     def look(video: LiveVideo) -> None:
         for frame in video:
             times.append(frame.time)
-            sizes.append(video.rgb(frame.picture).shape[0])
+            sizes.append(video.rgb(frame.frame).shape[0])
 
     told = r"broke off, and \d+ tries to open it again failed .*reconnect"
     address = Server(parts, pause=0.4).address
@@ -96,8 +96,8 @@ def test_the_clock_goes_on_in_other_ticks() -> None:
         time_base, guessed_rate, average_rate = 0.5, 10, 10
 
     clock = Clock(0.1, 0.001)
-    assert [clock.read(stamp) for stamp in (500, 600)] == [0.0, pytest.approx(0.1)]
+    assert [clock.to_seconds(stamp) for stamp in (500, 600)] == [0.0, pytest.approx(0.1)]
     clock.restart(Stream(), 3.0)
-    assert [clock.read(stamp) for stamp in (7, 8, None)] == [pytest.approx(t) for t in (3.1, 3.6, 3.7)]
+    assert [clock.to_seconds(stamp) for stamp in (7, 8, None)] == [pytest.approx(t) for t in (3.1, 3.6, 3.7)]
     clock.restart(Stream(), 0.0)  # never back, and never at once
-    assert clock.read(None) == pytest.approx(3.8)
+    assert clock.to_seconds(None) == pytest.approx(3.8)

@@ -14,7 +14,7 @@ from torch.nn import functional
 
 from internvideo.errors import VideoError
 from internvideo.video import seek as video_seek
-from internvideo.video.reader import Video, probe, read_frames
+from internvideo.video.reader import Video, read_frames, read_video_info
 
 B_FRAMES = {"bf": "3", "b-adapt": "0"}
 PYRAMID = {**B_FRAMES, "x264-params": "b-pyramid=normal:scenecut=0"}
@@ -131,11 +131,11 @@ def test_times_of_a_variable_rate_file(tmp_path: Path) -> None:
         assert info.variable_rate
         assert info.frames == 12
         asked = [0.0, 4 / 30, 5 / 30, 19.9 / 30, 44 / 30, 10 / 30]
-        np.testing.assert_array_equal(video.at(asked), frames[[0, 2, 3, 4, 11, 4]])
+        np.testing.assert_array_equal(video.frames_at(asked), frames[[0, 2, 3, 4, 11, 4]])
         with pytest.raises(VideoError, match=r"nothing is shown.*9\.000 s"):
-            video.at([9.0])
+            video.frames_at([9.0])
         with pytest.raises(VideoError, match="nothing is shown"):
-            video.at([-1.0])
+            video.frames_at([-1.0])
 
 
 @pytest.mark.parametrize("mirrored", [False, True])
@@ -171,27 +171,27 @@ def test_short_side(plain: Path, tmp_path: Path) -> None:
 
 
 def test_probe_of_a_long_lived_path_object(plain: Path) -> None:
-    info = probe(plain)
+    info = read_video_info(plain)
     assert (info.frames, info.codec, info.pixel_format) == (60, "h264", "yuv420p")
     assert info.duration == pytest.approx(4.0)
     assert info.fps == pytest.approx(15.0)
-    assert info.stopped == ""
+    assert info.truncation_reason == ""
 
 
 def test_names_that_look_like_something_else(plain: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     for name in ("-dash.mp4", "wrong.txt", "noise.avi", "ünï 视频 %03d.mp4", "http:x.mp4", "concat:a|b.mp4"):
         Path(name).write_bytes(plain.read_bytes())
-        assert probe(name).frames == 60
+        assert read_video_info(name).frames == 60
     odd = os.fsencode(tmp_path) + b"/\xff\xfe.mp4"
     Path(os.fsdecode(odd)).write_bytes(plain.read_bytes())
-    assert probe(os.fsdecode(odd)).frames == 60
+    assert read_video_info(os.fsdecode(odd)).frames == 60
 
 
 def test_metadata_that_is_not_utf8(tmp_path: Path) -> None:
     path = encode(tmp_path / "title.mp4", moving_frames(3), title="TITLEHERE")
     offset = path.read_bytes().index(b"TITLEHERE")
-    assert probe(odd_video.patched(path, tmp_path / "latin.mp4", {offset: b"\xff\xfe\xe9\xe8"})).frames == 3
+    assert read_video_info(odd_video.patched(path, tmp_path / "latin.mp4", {offset: b"\xff\xfe\xe9\xe8"})).frames == 3
 
 
 def test_second_stream_and_sound_do_not_disturb(tmp_path: Path) -> None:
@@ -202,14 +202,14 @@ def test_second_stream_and_sound_do_not_disturb(tmp_path: Path) -> None:
 
 def test_raw_stream_without_times(tmp_path: Path) -> None:
     path = encode(tmp_path / "raw.h264", moving_frames(30), options=PYRAMID, format="h264")
-    info = probe(path)
+    info = read_video_info(path)
     assert info.frames == 30
     assert (np.diff(info.times) > 0).all()
     assert not info.variable_rate
 
 
 def test_slow_way_without_kept_pictures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("internvideo.video.index.KEEP_BYTES", 20_000)
+    monkeypatch.setattr("internvideo.video.index.FRAME_CACHE_BYTES", 20_000)
     path = encode(tmp_path / "a.ts", moving_frames(30), options=PYRAMID)
     frames, _ = decode_all(path)
     with Video(path) as video:

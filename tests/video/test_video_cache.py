@@ -21,7 +21,7 @@ from internvideo.errors import VideoError
 from internvideo.video import cache as video_cache
 from internvideo.video import pool as video_pool
 from internvideo.video import reader as home
-from internvideo.video.pool import lent
+from internvideo.video.pool import borrow
 from internvideo.video.reader import Video, read_frames
 
 CLIPS = Preprocessing(4, 32, sampler="segment_middle")
@@ -42,9 +42,9 @@ def opened(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
 
     for kind in kinds:
         noted(kind)
-    video_pool.close_resting()
+    video_pool.close_idle()
     yield names
-    video_pool.close_resting()
+    video_pool.close_idle()
 
 
 def film(path: Path, seed: int = 0, **settings: object) -> Path:
@@ -86,7 +86,7 @@ def test_clips_of_a_film_share_one_reader(tmp_path: Path, opened: list[str], mon
 
 def test_a_file_that_changed_is_read_anew(tmp_path: Path) -> None:
     path, other = film(tmp_path / "film.mp4"), film(tmp_path / "other.mp4", seed=5)
-    with lent(path) as video:
+    with borrow(path) as video:
         video.frames([4])
     content = other.read_bytes()
     held, size = os.stat(path), max(path.stat().st_size, len(content))
@@ -94,7 +94,7 @@ def test_a_file_that_changed_is_read_anew(tmp_path: Path) -> None:
     path.write_bytes(content.ljust(size, b"\0"))  # in its place, as long as before
     os.utime(path, ns=(held.st_atime_ns, held.st_mtime_ns))
     right = odd_video.decode_all(other)[0]
-    with lent(path) as video:
+    with borrow(path) as video:
         assert np.array_equal(video.frames([4])[0], right[4])
     assert np.array_equal(read_frames(path, [30])[0], right[30])
 
@@ -104,11 +104,11 @@ def test_a_file_that_grows_is_read_anew(tmp_path: Path) -> None:
     content = whole.read_bytes()
     path.write_bytes(content[: len(content) // 2 // 188 * 188])
     time.sleep(0.12)
-    with lent(path) as video:
+    with borrow(path) as video:
         before = video.info.frames
     with path.open("ab") as file:
         file.write(content[path.stat().st_size :])
-    with lent(path) as video:
+    with borrow(path) as video:
         assert before < video.info.frames == 60
 
 
@@ -117,54 +117,54 @@ def test_a_file_that_was_just_written_is_not_kept(tmp_path: Path, opened: list[s
     os.utime(path)
     stamp = video_cache.stamp_of(str(path))
     assert stamp is not None
-    assert not video_cache.stands_still(stamp)
+    assert not video_cache.is_unchanged(stamp)
     time.sleep(0.12)
-    assert video_cache.stands_still(stamp)
+    assert video_cache.is_unchanged(stamp)
     path.write_bytes(path.read_bytes() + b"\0")
     time.sleep(0.12)
-    assert not video_cache.stands_still(stamp)
+    assert not video_cache.is_unchanged(stamp)
 
 
 def test_after_an_error_a_reader_is_closed_and_frames_stay_right(tmp_path: Path) -> None:
     path = film(tmp_path / "film.mp4")
     truth = odd_video.decode_all(path)[0]
-    with pytest.raises(VideoError, match="frame 60 asked"), lent(path) as video:
+    with pytest.raises(VideoError, match="frame 60 asked"), borrow(path) as video:
         video.frames([60])
-    assert not video_pool._resting
-    with lent(path) as video:
+    assert not video_pool._idle
+    with borrow(path) as video:
         assert np.array_equal(video.frames([33])[0], truth[33])
-        with lent(path) as second:  # nobody else has the first one
+        with borrow(path) as second:  # nobody else has the first one
             assert second is not video
             assert np.array_equal(second.frames([12])[0], truth[12])
         assert np.array_equal(video.frames([34])[0], truth[34])
-    assert len(video_pool._resting) == 2
+    assert len(video_pool._idle) == 2
 
 
 def test_only_some_readers_rest_and_one_with_its_pictures(tmp_path: Path) -> None:
-    paths = [film(tmp_path / f"f{i}.ts", seed=i) for i in range(video_pool.RESTING + 2)]
+    paths = [film(tmp_path / f"f{i}.ts", seed=i) for i in range(video_pool.MAX_IDLE + 2)]
     for path in paths:
-        with lent(path) as video:
+        with borrow(path) as video:
             assert video.info.frames == 60
-    assert [Path(video.path).name for _, video in video_pool._resting] == [p.name for p in paths[2:]]
-    assert [video._index.kept is None for _, video in video_pool._resting] == [True] * 3 + [False]
+    assert [Path(video.path).name for _, video in video_pool._idle] == [p.name for p in paths[2:]]
+    assert [video._index.frame_cache is None for _, video in video_pool._idle] == [True] * 3 + [False]
     for number, path in enumerate(paths):
         assert np.array_equal(read_frames(path, [7])[0], odd_video.decode_all(path)[0][7]), number
 
 
 def test_indexes_take_bounded_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = film(tmp_path / "film.mp4")
-    video_cache._known.clear()
+    video_cache._indexes.clear()
     with Video(path) as video:
         size = video._index.nbytes
-    monkeypatch.setattr(video_cache, "MOST_BYTES", 2 * size)
+    monkeypatch.setattr(video_cache, "MAX_BYTES", 2 * size)
     paths = [film(tmp_path / f"f{i}.mp4") for i in range(4)]
     for other in paths:
         read_frames(other, [0])
-    assert [Path(stamp.path).name for stamp in video_cache._known] == ["f2.mp4", "f3.mp4"]
+    assert [Path(stamp.path).name for stamp in video_cache._indexes] == ["f2.mp4", "f3.mp4"]
 
 
 def _frame(path: str, number: int) -> np.ndarray:  # type: ignore[type-arg]  # crosses a process
-    with lent(path) as video:
+    with borrow(path) as video:
         return video.frames([number])[0]
 
 
@@ -173,9 +173,9 @@ def test_processes_and_threads_do_not_share_a_reader(tmp_path: Path) -> None:
     path = film(tmp_path / "film.mp4", gop=5)
     truth = odd_video.decode_all(path)[0]
     assert np.array_equal(_frame(str(path), 20), truth[20])
-    assert video_pool._resting
+    assert video_pool._idle
     with get_context("fork").Pool(2) as pool:
-        assert not video_pool._resting  # a copy would share the place in the file
+        assert not video_pool._idle  # a copy would share the place in the file
         numbers = [*range(0, 60, 3)]
         theirs = pool.starmap(_frame, [(str(path), number) for number in numbers])
     assert all(np.array_equal(frame, truth[number]) for frame, number in zip(theirs, numbers, strict=True))

@@ -15,7 +15,7 @@ from odd_video import add_sound, encode, moving_frames
 from internvideo.features.window_sampling import WindowRule, frame_grid
 from internvideo.video.clock import Clock
 from internvideo.video.live import LiveVideo
-from internvideo.video.reader import Video, VideoInfo, probe
+from internvideo.video.reader import Video, VideoInfo, read_video_info
 
 B_FRAMES = {"bf": "3", "b-adapt": "0", "x264-params": "b-pyramid=normal:scenecut=0"}
 
@@ -44,7 +44,7 @@ def joined(path: Path, *parts: Path) -> Path:
 
 def of_file_and_pipe(path: Path) -> VideoInfo:
     """What the file says; the times from a pipe are the same."""
-    info = probe(path)
+    info = read_video_info(path)
     with path.open("rb", buffering=0) as pipe, LiveVideo(pipe) as live:
         np.testing.assert_allclose([frame.time for frame in live], info.times, atol=1e-6)
     return info
@@ -89,12 +89,12 @@ def test_a_gap_of_a_slide_show_is_time_of_the_video(tmp_path: Path) -> None:
 def test_small_differences_add_up(name: str, tmp_path: Path) -> None:
     """24 and then 25 frames a second: no single distance tells, but the steady rate is seconds off after an hour."""
     times = np.concatenate([np.arange(240) / 24, 10 + np.arange(250) / 25])
-    info = probe(stamped(tmp_path / name, times, rate=24))
+    info = read_video_info(stamped(tmp_path / name, times, rate=24))
     assert info.variable_rate
     grid = frame_grid(info, WindowRule(16, 4))
     shown = info.times[grid.numbers]
     assert np.abs(shown - np.arange(len(shown)) / grid.fps).max() < 1.01 / 24
-    assert not probe(stamped(tmp_path / f"b{name}", np.arange(300) * 1001 / 24000, rate=24)).variable_rate
+    assert not read_video_info(stamped(tmp_path / f"b{name}", np.arange(300) * 1001 / 24000, rate=24)).variable_rate
 
 
 @pytest.mark.parametrize("suffix", ["avi", "h264", "ts", "mkv"])
@@ -123,19 +123,23 @@ def test_time_0_is_where_the_sound_begins(suffix: str, tmp_path: Path) -> None:
     assert info.times[[0, -1]] == pytest.approx([3, 4.96], abs=0.13)  # 0.128 s of priming
     assert (info.duration, info.fps) == (pytest.approx(5, abs=0.13), pytest.approx(25, rel=0.01))
     with Video(late) as video:
-        got = video.at([0, 2.9, info.times[0], info.times[25] + 0.01, 4.9]).astype(int)
+        got = video.frames_at([0, 2.9, info.times[0], info.times[25] + 0.01, 4.9]).astype(int)
     order = [int(np.abs(picture - frames.astype(int)).mean((1, 2, 3)).argmin()) for picture in got]
     assert order[:4] == [0, 0, 0, 25]
     grid = frame_grid(info, WindowRule(4, 4))
     assert np.abs(info.times[grid.numbers[80:]] - (80 + np.arange(len(grid.numbers) - 80)) / grid.fps).max() < 0.05
-    together = probe(stamped(tmp_path / f"together.{suffix}", np.arange(50) / 25, sound=True))
+    together = read_video_info(stamped(tmp_path / f"together.{suffix}", np.arange(50) / 25, sound=True))
     assert together.times[0] == 0
 
 
 def test_stamps_that_say_nothing() -> None:
     clock = Clock(0.1, 0.001)
-    assert [clock.read(0) for _ in range(4)] == pytest.approx([0, 0.1, 0.2, 0.3])  # all equal
+    assert [clock.to_seconds(0) for _ in range(4)] == pytest.approx([0, 0.1, 0.2, 0.3])  # all equal
     clock = Clock(0.1, 0.001)
-    assert [clock.read(stamp, 40) for stamp in (0, None, 80, 80, 160)] == pytest.approx([0, 0.04, 0.08, 0.12, 0.16])
+    assert [clock.to_seconds(stamp, 40) for stamp in (0, None, 80, 80, 160)] == pytest.approx(
+        [0, 0.04, 0.08, 0.12, 0.16]
+    )
     clock = Clock(0.1, 0.001)  # a burst with one stamp does not run ahead for ever
-    assert [clock.read(stamp) for stamp in (0, 0, 0, 100, 200, 300)] == pytest.approx([0, 0.1, 0.2, 0.2, 0.2, 0.3])
+    assert [clock.to_seconds(stamp) for stamp in (0, 0, 0, 100, 200, 300)] == pytest.approx(
+        [0, 0.1, 0.2, 0.2, 0.2, 0.3]
+    )

@@ -22,12 +22,12 @@ from internvideo.features.window_sampling import WindowRule
 from internvideo.inference.video_model import VideoModel
 from internvideo.model_table import create_model
 from internvideo.video import torchcodec_backend as video_torchcodec
-from internvideo.video.conversion import Conversion, Converter, conversion_told
+from internvideo.video.conversion import Conversion, Converter, conversion_metadata
 from internvideo.video.live import LiveVideo
-from internvideo.video.pool import lent
-from internvideo.video.reader import Video, probe
+from internvideo.video.pool import borrow
+from internvideo.video.reader import Video, read_video_info
+from internvideo.video.sequential import iter_frames
 from internvideo.video.tone_map import PEAK, WHITE, pq_light, pq_signal, tone_mapped
-from internvideo.video.walk import walk
 
 X264 = {"qp": "0"}
 FLAGS = {"flags": "+ildct+ilme"}
@@ -101,10 +101,10 @@ def test_fields_are_undone(
         whole = video.frames(range(20))
         for index in (7, 0, 19, 13):
             np.testing.assert_array_equal(video.frames([index])[0], whole[index])
-        np.testing.assert_array_equal(list(walk(video, range(1, 20, 3))), whole[1::3])
+        np.testing.assert_array_equal(list(iter_frames(video, range(1, 20, 3))), whole[1::3])
         np.testing.assert_array_equal(as_stored.frames(range(20)), plain)
     with LiveVideo(path) as live:
-        np.testing.assert_array_equal([live.rgb(frame.picture) for frame in live], whole)
+        np.testing.assert_array_equal([live.rgb(frame.frame) for frame in live], whole)
     wrong = np.abs(whole.astype(int) - fields[::2])[:, 2:-2].mean()
     before = np.abs(plain.astype(int) - fields[::2])[:, 2:-2].mean()
     assert before > 8
@@ -151,24 +151,24 @@ def test_the_other_decoder_gets_no_fields(tmp_path: Path) -> None:
     for name, params, served in (("a.mp4", "tff=1", False), ("b.mp4", "bframes=0", True)):
         path = encode(tmp_path / name, waves(4), options={"x264-params": params})
         with Video(path, backend="pyav") as video:
-            ask = video_torchcodec.may_serve
+            ask = video_torchcodec.is_supported
             assert ask("torchcodec", video._index, video._stream, Conversion()) == served
             assert ask("torchcodec", video._index, video._stream, Conversion(deinterlace=False))
 
 
 def test_the_environment_chooses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = encode_fields(tmp_path / "a.mp4", waves(8), False, *WOVEN[0][2:])
-    assert conversion_told() == {}
-    with lent(path) as video:
+    assert conversion_metadata() == {}
+    with borrow(path) as video:
         filled = video.frames([1])
     monkeypatch.setenv("INTERNVIDEO_DEINTERLACE", "0")
-    assert conversion_told() == {"deinterlace": False}
-    with lent(path) as video:
+    assert conversion_metadata() == {"deinterlace": False}
+    with borrow(path) as video:
         np.testing.assert_array_equal(video.frames([1]), decode_all(path)[0][[1]])
         assert (video.frames([1]) != filled).any()
     monkeypatch.setenv("INTERNVIDEO_TONE_MAP", "yes")
     with pytest.raises(VideoError, match=r"INTERNVIDEO_TONE_MAP.*'yes'.*0, 1"):
-        probe(path)
+        read_video_info(path)
 
 
 # ------------------------------------------------------------------------------------------------ high dynamic range
@@ -243,7 +243,7 @@ def test_gray_patches(kind: str, number: str, make: dict[str, str], tmp_path: Pa
     plain = Video(path).frames(range(len(levels)))
     np.testing.assert_array_equal(plain, decode_all(path)[0])
     with Video(path, tone_map=True) as video:
-        assert not video_torchcodec.may_serve("torchcodec", video._index, video._stream, Conversion(tone_map=True))
+        assert not video_torchcodec.is_supported("torchcodec", video._index, video._stream, Conversion(tone_map=True))
 
 
 def test_colors_are_brought_over() -> None:

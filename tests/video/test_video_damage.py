@@ -25,9 +25,9 @@ from internvideo.features.window_sampling import WindowRule
 from internvideo.features.windows import windows
 from internvideo.inference.video_model import VideoModel
 from internvideo.model_table import create_model
-from internvideo.video.damage import DamageError, untrusted
-from internvideo.video.reader import Video, probe
-from internvideo.video.walk import walk
+from internvideo.video.damage import DamageError, corrupt_frames
+from internvideo.video.reader import Video, read_video_info
+from internvideo.video.sequential import iter_frames
 
 COUNT, GROUP, FPS = 60, 10, 15
 DAMAGED = range(24, 30)  # frames that cannot be sound: without B-frames, from the damage to the next key frame
@@ -85,18 +85,18 @@ def test_skip_refuses_the_damaged_and_goes_on(case: Case) -> None:
         assert len(video.gaps) == 1
         begin, end = video.gaps[0]
         assert (begin, end) == pytest.approx((DAMAGED[0] / FPS, DAMAGED[-1] / FPS + 1 / FPS), abs=3e-3)
-        assert video.trouble.startswith("damaged, 0.")
+        assert video.damage_report.startswith("damaged, 0.")
         with pytest.raises(DamageError):
-            video.at([25.5 / FPS])
+            video.frames_at([25.5 / FPS])
         with pytest.raises(DamageError):
-            list(walk(video, range(video.info.frames)))
+            list(iter_frames(video, range(video.info.frames)))
 
 
 def test_stop_ends_there(case: Case) -> None:
     given: list[Any] = []
     with Video(case.path, damage="stop") as video:
         with pytest.raises(VideoError, match=r"is damaged|the video ends"):
-            given.extend(walk(video, range(COUNT)))
+            given.extend(iter_frames(video, range(COUNT)))
         np.testing.assert_array_equal(np.stack(given), case.frames[: DAMAGED[0]])
 
 
@@ -105,10 +105,10 @@ def test_repeat_shows_the_last_sound_picture(case: Case) -> None:
         numbers = numbers_of(video)
         expected = case.frames[[DAMAGED[0] - 1 if number in DAMAGED else number for number in numbers]]
         np.testing.assert_array_equal(video.frames(range(len(numbers))), expected)
-        np.testing.assert_array_equal(np.stack(list(walk(video, range(len(numbers))))), expected)
-        np.testing.assert_array_equal(video.at([25.5 / FPS])[0], case.frames[DAMAGED[0] - 1])
+        np.testing.assert_array_equal(np.stack(list(iter_frames(video, range(len(numbers))))), expected)
+        np.testing.assert_array_equal(video.frames_at([25.5 / FPS])[0], case.frames[DAMAGED[0] - 1])
     with Video(case.path, damage="repeat") as video:  # walking first, before the damage has come to light
-        np.testing.assert_array_equal(np.stack(list(walk(video, range(len(numbers))))), expected)
+        np.testing.assert_array_equal(np.stack(list(iter_frames(video, range(len(numbers))))), expected)
 
 
 def test_the_policy_comes_from_the_environment(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -119,7 +119,7 @@ def test_the_policy_comes_from_the_environment(case: Case, monkeypatch: pytest.M
         assert video.damage == "repeat"
     monkeypatch.setenv("INTERNVIDEO_DAMAGE", "ignore")
     with pytest.raises(VideoError, match="INTERNVIDEO_DAMAGE: 'ignore'; allowed: skip, stop, repeat"):
-        probe(case.path)
+        read_video_info(case.path)
 
 
 def test_clips_leave_the_damaged_frames_out(case: Case) -> None:
@@ -187,9 +187,9 @@ def test_the_option(tmp_path: Path) -> None:
 def test_what_follows_a_fault_is_not_trusted() -> None:
     numbers, keys = [1, 3, 4, 2, 5, 7, 8, 6, 9], [True, *[False] * 3, True, *[False] * 4]
     # Packet 2 is a P picture shown fourth; 3 and 4, shown before it, are decoded after it.
-    assert untrusted(numbers, keys, [2], from_start=False).nonzero()[0].tolist() == [1, 2, 3]
-    assert untrusted(numbers, keys, [5], from_start=False).nonzero()[0].tolist() == [4, 5, 6, 7, 8]
-    assert untrusted(numbers, keys, [], from_start=True).nonzero()[0].tolist() == []
+    assert corrupt_frames(numbers, keys, [2], from_start=False).nonzero()[0].tolist() == [1, 2, 3]
+    assert corrupt_frames(numbers, keys, [5], from_start=False).nonzero()[0].tolist() == [4, 5, 6, 7, 8]
+    assert corrupt_frames(numbers, keys, [], from_start=True).nonzero()[0].tolist() == []
     # An open group: packets 6 and 7 are shown before the key frame 5 and lean on what was before it.
     opened, keys = [1, 2, 3, 6, 7, 5, 8], [True, *[False] * 4, True, False]
-    assert untrusted(opened, keys, [3], from_start=False).nonzero()[0].tolist() == [2, 3, 4]
+    assert corrupt_frames(opened, keys, [3], from_start=False).nonzero()[0].tolist() == [2, 3, 4]

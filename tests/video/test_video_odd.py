@@ -16,7 +16,7 @@ from odd_kinds import BAD, GOOD, Odd, world_frames
 from odd_video import cut, decode_all, encode, patched, sample_places
 
 from internvideo.errors import VideoError
-from internvideo.video.reader import Video, probe, read_frames
+from internvideo.video.reader import Video, read_frames, read_video_info
 
 
 @pytest.mark.parametrize("odd", GOOD, ids=lambda odd: odd.name)
@@ -25,10 +25,10 @@ def test_good(odd: Odd, tmp_path: Path) -> None:
     odd.make(path)
     with Video(path) as video:
         info = video.info
-        assert info.stopped == ""
+        assert info.truncation_reason == ""
         frames = video.frames(range(info.frames))
         backwards = video.frames(range(info.frames)[::-1])
-        np.testing.assert_array_equal(video.at(info.times), frames)
+        np.testing.assert_array_equal(video.frames_at(info.times), frames)
     assert frames.shape == odd.frames.shape
     np.testing.assert_array_equal(frames, backwards[::-1])
     assert info.start == pytest.approx(odd.start, abs=1e-6)
@@ -48,7 +48,7 @@ def test_bad(name: str, tmp_path: Path) -> None:
     make, reason = BAD[name]
     make(tmp_path / name)
     with pytest.raises(VideoError, match=reason) as error:
-        probe(tmp_path / name)
+        read_video_info(tmp_path / name)
     assert str(error.value).startswith(f"{tmp_path / name}: ")
     assert "\n" not in str(error.value)
 
@@ -62,7 +62,7 @@ def test_cut_short(options: dict[str, str], tmp_path: Path) -> None:
     with Video(path) as video:
         count = video.info.frames
         assert 10 < count < 40
-        assert video.info.stopped
+        assert video.info.truncation_reason
         same = np.abs(times[:, None] - video.info.times - video.info.start).argmin(0)
         np.testing.assert_array_equal(video.frames(range(count)), frames[same])
         with pytest.raises(VideoError, match=rf"frame {count} asked, readable are 0 to {count - 1} \("):
@@ -79,36 +79,36 @@ def test_zeroed_middle(damage: str, tmp_path: Path) -> None:
         count = video.info.frames
         if damage == "stop":
             assert 18 <= count <= 24
-            assert video.info.stopped
+            assert video.info.truncation_reason
             np.testing.assert_array_equal(video.frames(range(count)), frames[:count])
             return
         assert video.info.times[-1] == pytest.approx(59 / 15, abs=1e-3)
-        assert video.info.stopped == ""
+        assert video.info.truncation_reason == ""
         sound = 0
         for number in range(60):
             at = (number + 0.5) / 15
             in_gap = any(begin <= at < stop for begin, stop in video.gaps)
             if in_gap and damage == "skip":
                 with pytest.raises(VideoError, match="damaged"):
-                    video.at([at])
+                    video.frames_at([at])
                 continue
-            same = np.array_equal(video.at([at])[0], frames[number])
+            same = np.array_equal(video.frames_at([at])[0], frames[number])
             assert same == (not in_gap)
             sound += same
         assert sound >= 50
         assert video.gaps[-1][1] == pytest.approx(30 / 15, abs=1e-3)
-        assert "damaged, 0." in video.trouble
+        assert "damaged, 0." in video.damage_report
 
 
 def test_links(tmp_path: Path) -> None:
     real = encode(tmp_path / "real.mp4", world_frames(5))
     (tmp_path / "link.mp4").symlink_to(real)
     (tmp_path / "chain.mp4").symlink_to("link.mp4")
-    assert probe(tmp_path / "chain.mp4").frames == 5
+    assert read_video_info(tmp_path / "chain.mp4").frames == 5
     for name, target in {"broken.mp4": "nothing", "loop.mp4": "loop.mp4", "device.mp4": "/dev/zero"}.items():
         (tmp_path / name).symlink_to(target)
         with pytest.raises(VideoError, match=rf"{name}: "):
-            probe(tmp_path / name)
+            read_video_info(tmp_path / name)
 
 
 def test_what_is_no_file_is_refused_at_once(tmp_path: Path) -> None:
@@ -118,7 +118,7 @@ def test_what_is_no_file_is_refused_at_once(tmp_path: Path) -> None:
         for path in (tmp_path / "pipe.mp4", tmp_path / "socket.mp4", Path("/dev/zero"), Path("/dev/null"), tmp_path):
             for prefix, protocols in (("", False), ("", True), ("file:", True), ("file://", True)):
                 with pytest.raises(VideoError, match=r"is not a regular file|is a folder"):
-                    probe(f"{prefix}{path}", protocols=protocols)
+                    read_video_info(f"{prefix}{path}", protocols=protocols)
 
 
 class Asked(ThreadingHTTPServer):
@@ -181,7 +181,7 @@ def server(tmp_path: Path) -> Iterator[Asked]:
 def test_addresses_need_the_switch(server: Asked) -> None:
     address = f"{server.address}/plain.mp4"
     with pytest.raises(VideoError, match=r"is an address; .*allow it with protocols=True"):
-        probe(address)
+        read_video_info(address)
     assert server.asked == []
     want = read_frames(server.folder / "plain.mp4", [33, 2])
     with Video(address, protocols=True) as video:
@@ -189,12 +189,12 @@ def test_addresses_need_the_switch(server: Asked) -> None:
         np.testing.assert_array_equal(video.frames([33, 2]), want)
     assert server.asked
     with pytest.raises(VideoError, match="not a readable video"):
-        probe(f"{server.address}/none.mp4", protocols=True)
+        read_video_info(f"{server.address}/none.mp4", protocols=True)
     with pytest.raises(VideoError, match="not a readable video"):  # a redirection does not lead to local files
-        probe(f"{server.address}/moved.mp4", protocols=True)
+        read_video_info(f"{server.address}/moved.mp4", protocols=True)
     for other in ("ftp", "rtmp", "data", "concat", "gopher", "pipe"):
         with pytest.raises(VideoError, match=f"of the kind '{other}' are not opened"):
-            probe(f"{other}://127.0.0.1/plain.mp4", protocols=True)
+            read_video_info(f"{other}://127.0.0.1/plain.mp4", protocols=True)
 
 
 def test_an_address_that_cannot_be_wound_back(server: Asked) -> None:
@@ -225,8 +225,8 @@ def test_lists_lead_nowhere(server: Asked, protocols: bool) -> None:
             for name in (f"list.{ending}", "list.mp4"):
                 (server.folder / name).write_text(text.format(target))
                 with pytest.raises(VideoError):
-                    probe(server.folder / name, protocols=protocols)
+                    read_video_info(server.folder / name, protocols=protocols)
                 if protocols:
                     with pytest.raises(VideoError):
-                        probe(f"{server.address}/{name}", protocols=True)
+                        read_video_info(f"{server.address}/{name}", protocols=True)
     assert not any("plain" in path for path in server.asked)

@@ -19,7 +19,7 @@ from odd_video import Frames, encode, moving_frames
 
 from internvideo.errors import VideoError
 from internvideo.video.reader import Video
-from internvideo.video.walk import walk
+from internvideo.video.sequential import iter_frames
 
 QUICK = {"cpu-used": "8", "deadline": "realtime"}
 B_FRAMES = {"bf": "3", "b-adapt": "0", "x264-params": "b-pyramid=normal:scenecut=0"}
@@ -138,7 +138,7 @@ def ways_to(video: Video, *, blind: bool) -> dict[int, Frames]:
         except VideoError:
             continue
     had = np.array(sorted(singly), np.int64)
-    for way in ((), walk(video, had)) if blind else (video.frames(had), walk(video, had)):
+    for way in ((), iter_frames(video, had)) if blind else (video.frames(had), iter_frames(video, had)):
         for index, frame in zip(had.tolist(), way, strict=not blind):
             assert frame.shape == singly[index].shape
             assert blind or np.array_equal(frame, singly[index])
@@ -150,8 +150,8 @@ def check(path: Path, change: str, codec: str, suffix: str) -> str:
     harmed = change in ("damaged", "lost", "cut")
     try:
         with Video(path, backend="pyav") as video:
-            singly, info, exact = ways_to(video, blind=harmed and codec in BLIND), video.info, video._index.exact
-            trouble = bool(video.trouble)
+            singly, info, exact = ways_to(video, blind=harmed and codec in BLIND), video.info, video._index.seekable
+            trouble = bool(video.damage_report)
     except VideoError:
         if not harmed:
             raise

@@ -11,7 +11,7 @@ import pytest
 from odd_video import decode_all, encode, moving_frames
 
 from internvideo.errors import VideoError
-from internvideo.video.reader import Video, probe, read_frames
+from internvideo.video.reader import Video, read_frames, read_video_info
 
 PYRAMID = {"bf": "3", "b-adapt": "0", "x264-params": "b-pyramid=normal:scenecut=0"}
 
@@ -107,7 +107,7 @@ def test_files_that_are_no_video(plain: Path, tmp_path: Path) -> None:
     for name, data in files.items():
         (tmp_path / name).write_bytes(data)
         with pytest.raises(VideoError) as error:
-            probe(tmp_path / name)
+            read_video_info(tmp_path / name)
         one_line(error, tmp_path / name)
     late = encode(tmp_path / "late.mp4", moving_frames(30))  # its header stands at the end
     odd_video.cut(late, tmp_path / "headless.mp4", 0.5)
@@ -116,17 +116,17 @@ def test_files_that_are_no_video(plain: Path, tmp_path: Path) -> None:
     odd_video.zero_frames(tmp_path / "none.mp4")
     for name in ("headless.mp4", "folder.mp4", "pipe.mp4", "none.mp4", "missing.mp4"):
         with pytest.raises(VideoError) as error:
-            probe(tmp_path / name)
+            read_video_info(tmp_path / name)
         one_line(error, tmp_path / name)
     with pytest.raises(VideoError):
-        probe("nul\0name.mp4")
+        read_video_info("nul\0name.mp4")
 
 
 @pytest.mark.parametrize("cover", [False, True])
 def test_sound_is_no_video(cover: bool, tmp_path: Path) -> None:
     path = odd_video.audio_only(tmp_path / "sound.mp4", cover=cover)
     with pytest.raises(VideoError, match="no video stream" + (", only a cover picture" if cover else "$")):
-        probe(path)
+        read_video_info(path)
 
 
 def test_file_without_permission(plain: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -137,7 +137,7 @@ def test_file_without_permission(plain: Path, tmp_path: Path, monkeypatch: pytes
     path.write_bytes(plain.read_bytes())
     monkeypatch.setattr("av.open", refuse)  # the tests may run as a user who may read everything
     with pytest.raises(VideoError, match=r"secret\.mp4: .*permission denied"):
-        probe(path)
+        read_video_info(path)
 
 
 def test_nothing_else_is_opened(plain: Path, tmp_path: Path) -> None:
@@ -151,7 +151,7 @@ def test_nothing_else_is_opened(plain: Path, tmp_path: Path) -> None:
     for name, text in playlists.items():
         (tmp_path / name).write_text(text)
         with pytest.raises(VideoError) as error:
-            probe(tmp_path / name)
+            read_video_info(tmp_path / name)
         one_line(error, tmp_path / name)
     for name in (
         "http://127.0.0.1:9/a.mp4",
@@ -160,18 +160,18 @@ def test_nothing_else_is_opened(plain: Path, tmp_path: Path) -> None:
         f"subfile,,start,0,end,0,,:{plain}",
     ):
         with pytest.raises(VideoError):
-            probe(name)
+            read_video_info(name)
     with Video(f"file:{plain}", protocols=True) as video:
         assert video.info.frames == 60
 
 
 def test_declared_size_is_refused_before_memory_is_taken(plain: Path, tmp_path: Path) -> None:
     with pytest.raises(VideoError):
-        probe(odd_video.huge_png(tmp_path / "huge.png", 60000, 60000))
+        read_video_info(odd_video.huge_png(tmp_path / "huge.png", 60000, 60000))
     header = b"YUV4MPEG2 W40000 H40000 F25:1 Ip A1:1 C420\nFRAME\n"
     (tmp_path / "huge.y4m").write_bytes(header + bytes(1000))
     with pytest.raises(VideoError) as error:
-        probe(tmp_path / "huge.y4m")
+        read_video_info(tmp_path / "huge.y4m")
     one_line(error, tmp_path / "huge.y4m")
 
 
@@ -197,5 +197,5 @@ def test_no_file_stays_open(plain: Path, tmp_path: Path) -> None:
         read_frames(plain, [3])
         read_frames(spoilt, [1])
         with pytest.raises(VideoError):
-            probe(tmp_path / "junk.mp4")
+            read_video_info(tmp_path / "junk.mp4")
     assert len(os.listdir("/proc/self/fd")) <= before + 1

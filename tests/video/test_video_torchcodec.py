@@ -12,10 +12,12 @@ from odd_kinds import GOOD, Odd, encrypted, world_frames
 
 from internvideo.errors import VideoError
 from internvideo.video import torchcodec_backend as video_torchcodec
-from internvideo.video.reader import Video, probe
+from internvideo.video.reader import Video, read_video_info
 
-LOADED = not isinstance(video_torchcodec.loaded(), str)
-needs_torchcodec = pytest.mark.skipif(not LOADED, reason=f"torchcodec cannot be loaded: {video_torchcodec.loaded()}")
+LOADED = not isinstance(video_torchcodec.torchcodec_class(), str)
+needs_torchcodec = pytest.mark.skipif(
+    not LOADED, reason=f"torchcodec cannot be loaded: {video_torchcodec.torchcodec_class()}"
+)
 AV1 = {"codec": "libsvtav1", "options": {"preset": "12"}}
 
 
@@ -23,9 +25,9 @@ AV1 = {"codec": "libsvtav1", "options": {"preset": "12"}}
 def afresh(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Nothing is known yet of any kind of picture, and the environment chooses nothing."""
     monkeypatch.delenv(video_torchcodec.ENVIRONMENT, raising=False)
-    video_torchcodec._equal.clear()
+    video_torchcodec._verified.clear()
     yield
-    video_torchcodec._equal.clear()
+    video_torchcodec._verified.clear()
 
 
 @needs_torchcodec
@@ -48,7 +50,7 @@ def test_parity(odd: Odd, tmp_path: Path) -> None:
             np.testing.assert_array_equal(theirs.frames(order), ours.frames(order))
         assert ours.decoder == "pyav"
         times = ours.info.times[::3] + 0.01
-        np.testing.assert_array_equal(theirs.at(times), ours.at(times))
+        np.testing.assert_array_equal(theirs.frames_at(times), ours.frames_at(times))
 
 
 @needs_torchcodec
@@ -69,20 +71,20 @@ def test_it_is_really_used(tmp_path: Path) -> None:
 @needs_torchcodec
 def test_other_pixels_are_never_given(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = odd_video.encode(tmp_path / "a.mp4", world_frames())
-    real = video_torchcodec.SecondDecoder.frames
+    real = video_torchcodec.TorchcodecDecoder.frames
 
-    def off_by_one(self: video_torchcodec.SecondDecoder, wanted: np.ndarray) -> np.ndarray | None:
+    def off_by_one(self: video_torchcodec.TorchcodecDecoder, wanted: np.ndarray) -> np.ndarray | None:
         frames = real(self, wanted)
         return None if frames is None else frames ^ 1
 
-    monkeypatch.setattr(video_torchcodec.SecondDecoder, "frames", off_by_one)
+    monkeypatch.setattr(video_torchcodec.TorchcodecDecoder, "frames", off_by_one)
     want = odd_video.decode_all(path)[0]
     for _ in range(2):
         with Video(path, backend="torchcodec") as video:
             np.testing.assert_array_equal(video.frames([3, 1]), want[[3, 1]])
             np.testing.assert_array_equal(video.frames([5]), want[[5]])
             assert video.decoder == "pyav"
-    assert list(video_torchcodec._equal.values()) == [False]
+    assert list(video_torchcodec._verified.values()) == [False]
 
 
 @needs_torchcodec
@@ -114,7 +116,7 @@ def test_damage_in_av1(tmp_path: Path) -> None:
     frames, _ = odd_video.decode_all(whole)
     with Video(whole, backend="torchcodec") as video:
         video.frames([1, 30])
-    assert list(video_torchcodec._equal.values()) == [True]
+    assert list(video_torchcodec._verified.values()) == [True]
     places, rng = odd_video.sample_places(whole), np.random.RandomState(0)
     refused = given = 0
     for number in range(12):
@@ -162,7 +164,7 @@ def test_refusals_do_not_depend_on_it(tmp_path: Path) -> None:
             with pytest.raises(VideoError) as error:
                 Video(tmp_path / name, backend=backend)
             with pytest.raises(VideoError) as plain:
-                probe(tmp_path / name)
+                read_video_info(tmp_path / name)
             assert str(error.value) == str(plain.value)
 
 
@@ -174,7 +176,7 @@ def test_choice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(VideoError, match="INTERNVIDEO_DECODER"):
         Video(path)
     monkeypatch.setenv("INTERNVIDEO_DECODER", "auto")
-    monkeypatch.setattr(video_torchcodec, "loaded", lambda: "libavcodec.so was not found")
+    monkeypatch.setattr(video_torchcodec, "torchcodec_class", lambda: "libavcodec.so was not found")
     with pytest.raises(VideoError, match=r"torchcodec cannot be loaded: libavcodec.so was not found; .*'pyav'"):
         Video(path, backend="torchcodec")
     with Video(path) as video:

@@ -12,8 +12,8 @@ from odd_video import Frames, add_sound, decode_all, encode, moving_frames
 
 from internvideo.errors import VideoError
 from internvideo.video.live import LiveVideo
-from internvideo.video.reader import Video, probe, read_frames
-from internvideo.video.walk import walk
+from internvideo.video.reader import Video, read_frames, read_video_info
+from internvideo.video.sequential import iter_frames
 
 KEYS = [
     ("mp4", "mpeg4", {}),
@@ -30,7 +30,7 @@ def check(path: Path, expected: Frames) -> None:
         assert video.info.frames == len(expected)
         for index in np.random.RandomState(0).permutation(len(expected)).tolist():
             np.testing.assert_array_equal(video.frames([index])[0], expected[index])
-        np.testing.assert_array_equal(np.stack(list(walk(video, range(len(expected))))), expected)
+        np.testing.assert_array_equal(np.stack(list(iter_frames(video, range(len(expected))))), expected)
 
 
 @pytest.mark.parametrize(("suffix", "codec", "options"), KEYS, ids=str)
@@ -119,7 +119,7 @@ def test_whatever_the_library_raises_is_a_fault_of_that_file(tmp_path: Path, mon
         with monkeypatch.context() as patch:
             patch.setattr("internvideo.video.scan.decode", broken)
             with pytest.raises(VideoError, match=r"a\.ts: cannot be read: "):
-                probe(path)
+                read_video_info(path)
         with monkeypatch.context() as patch, Video(path) as video:
             patch.setattr("internvideo.video.reader.Converter.write", broken)
             with pytest.raises(VideoError, match=r"a\.ts: cannot be read: "):

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from internvideo.errors import VideoError
-from internvideo.video.reader import Video, probe
+from internvideo.video.reader import Video, read_video_info
 
 FOLDER = os.environ.get("INTERNVIDEO_ODD", "")
 ROWS: list[dict[str, str]] = []
@@ -46,7 +46,7 @@ DEVIATIONS = {
 
 def check_refusal(path: Path) -> None:
     with pytest.raises(VideoError) as error:
-        probe(path)
+        read_video_info(path)
     assert str(error.value).startswith(f"{path}: ")
     assert "\n" not in str(error.value)
 
@@ -65,7 +65,7 @@ def check_video(path: Path, row: dict[str, str]) -> None:
             assert info.start == pytest.approx(float(row["first_t"]), abs=2e-3)
             assert info.start + info.times[-1] == pytest.approx(float(row["last_t"]), abs=2e-3)
         assert (np.diff(info.times) >= 0).all()
-        assert bool(info.stopped) == partial
+        assert bool(info.truncation_reason) == partial
         with pytest.raises(VideoError, match="readable are"):
             video.frames([info.frames])
         shape = (info.frames, info.height, info.width, 3)
@@ -76,7 +76,7 @@ def check_video(path: Path, row: dict[str, str]) -> None:
     with Video(path, damage="skip") as video:
         assert video.info.frames == int(row["frames_skipping_errors"] or row["frames"])
         given = sum(not is_damaged(video, index) for index in range(video.info.frames))
-        assert bool(video.trouble) == (partial or "damaged" in row)
+        assert bool(video.damage_report) == (partial or "damaged" in row)
     assert given >= info.frames - int(row.get("damaged", 0))
     with Video(path, damage="repeat") as video:
         assert len(video.frames(range(video.info.frames))) == video.info.frames

@@ -12,7 +12,7 @@ from odd_video import moving_frames
 
 from internvideo.errors import VideoError
 from internvideo.sample_world.generate import WorldSettings, plan, render
-from internvideo.video.reader import probe, read_frames
+from internvideo.video.reader import read_frames, read_video_info
 from internvideo.video.writer import write_video
 
 
@@ -23,10 +23,10 @@ def test_write_video_is_deterministic_and_whole(tmp_path: Path) -> None:
     assert (tmp_path / "a.mp4").read_bytes() == (tmp_path / "b.mp4").read_bytes()
     got = read_frames(tmp_path / "a.mp4", range(20))
     assert np.abs(got.astype(int) - frames).mean() < 12
-    info = probe(tmp_path / "a.mp4")
+    info = read_video_info(tmp_path / "a.mp4")
     assert (info.fps, info.duration) == (pytest.approx(15), pytest.approx(20 / 15))
     write_video(tmp_path / "ntsc.mp4", frames, 30000 / 1001, codec="libx265")
-    assert probe(tmp_path / "ntsc.mp4").fps == pytest.approx(30000 / 1001, rel=1e-4)
+    assert read_video_info(tmp_path / "ntsc.mp4").fps == pytest.approx(30000 / 1001, rel=1e-4)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.mp4", "b.mp4", "ntsc.mp4"]
 
 

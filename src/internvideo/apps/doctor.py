@@ -25,7 +25,7 @@ from internvideo import __version__
 from internvideo.errors import InternVideoError
 from internvideo.video import torchcodec_backend as video_torchcodec
 from internvideo.video.reader import Video
-from internvideo.video.walk import walk
+from internvideo.video.sequential import iter_frames
 from internvideo.video.writer import write_video
 
 State = Literal["ok", "advice", "absent", "broken"]
@@ -175,7 +175,7 @@ def sample_frames(frames: int = FRAMES) -> Iterator[NDArray[np.uint8]]:
 
 def _all_frames(path: Path) -> int:
     with Video(path) as video:
-        return sum(1 for _ in walk(video, np.arange(video.info.frames)))
+        return sum(1 for _ in iter_frames(video, np.arange(video.info.frames)))
 
 
 def _a_clip(path: Path) -> int:
@@ -246,7 +246,7 @@ def _size(path: str) -> int:
 def _second_decoder(extra: str) -> Check:
     """torchcodec is there, and finds an FFmpeg that it can load."""
     found, wish = _extra(extra), os.environ.get(video_torchcodec.ENVIRONMENT, "auto")
-    if found.state != "absent" and isinstance(reason := video_torchcodec.loaded(), str):
+    if found.state != "absent" and isinstance(reason := video_torchcodec.torchcodec_class(), str):
         advice = "install an FFmpeg that it finds, or do without: PyAV reads everything"
         found = Check(extra, "advice", f"torchcodec is installed and does not load: {reason[:120]}", advice)
     if wish not in video_torchcodec.BACKENDS or (wish == "torchcodec" and found.state != "ok"):

@@ -230,16 +230,16 @@ class Ring:
 
     def turn(self, start: float, end: float) -> Turn:
         """The pictures shown first at start <= time < end, or the one that stands there."""
-        inside = [frame.picture for frame in self.frames if start - SLACK <= frame.time < end - SLACK]
+        inside = [frame.frame for frame in self.frames if start - SLACK <= frame.time < end - SLACK]
         if not inside:
-            before = [frame.picture for frame in self.frames if frame.time < start + SLACK]
-            inside = before[-1:] or [self.frames[0].picture]
+            before = [frame.frame for frame in self.frames if frame.time < start + SLACK]
+            inside = before[-1:] or [self.frames[0].frame]
         complete = next((frame for frame in self.frames if frame.time >= end - SLACK), self.frames[-1])
         return Turn(start, end, inside, complete.arrived)
 
 
 def _bytes(frame: LiveFrame) -> int:
-    return sum(plane.buffer_size for plane in frame.picture.planes)
+    return sum(plane.buffer_size for plane in frame.frame.planes)
 
 
 def _in_turn(video: LiveVideo, plan: Plan) -> Iterator[Turn]:

@@ -58,19 +58,19 @@ Json = Annotated[bool, typer.Option("--json", help="One JSON object a line inste
 
 def _hand_on(damage: str | None) -> str | None:
     """Tell the readers of this process and of its workers. Raises VideoError for another word."""
-    from internvideo.video.damage import ENVIRONMENT, chosen_policy
+    from internvideo.video.damage import ENVIRONMENT, resolve_policy
 
     if damage is not None:
-        os.environ[ENVIRONMENT] = chosen_policy(damage)
+        os.environ[ENVIRONMENT] = resolve_policy(damage)
     return damage
 
 
 def _hand_on_rate(rate: float | None) -> float | None:
     """Tell the readers of this process and of its workers. Raises VideoError for what is no rate."""
-    from internvideo.video.frame_folder import ENVIRONMENT, checked_rate
+    from internvideo.video.frame_folder import ENVIRONMENT, parse_rate
 
     if rate is not None:
-        os.environ[ENVIRONMENT] = str(checked_rate(rate, "--frame-rate"))
+        os.environ[ENVIRONMENT] = str(parse_rate(rate, "--frame-rate"))
     return rate
 
 

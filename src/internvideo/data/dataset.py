@@ -26,7 +26,7 @@ from internvideo.data.manifest import Manifest, Sample
 from internvideo.data.sampling import FrameSampler, OnePerSecond
 from internvideo.data.transforms import ClipTransform
 from internvideo.errors import InternVideoError, ManifestError, VideoError
-from internvideo.video.pool import lent
+from internvideo.video.pool import borrow
 from internvideo.video.reader import Video, VideoInfo
 
 Captions = Literal["random", "first", "none"]
@@ -149,7 +149,7 @@ class ClipReader:
         """
         kept = self._kept.get(sample.id)
         if kept is None:
-            with lent(self.manifest.video_path(sample), short_side=self.short_side, fps=sample.frame_rate) as video:
+            with borrow(self.manifest.video_path(sample), short_side=self.short_side, fps=sample.frame_rate) as video:
                 inside = _inside(video.info, sample)
                 if sample.span is not None and sample.span[1] > (end := video.info.duration) + SLACK:
                     self._late.setdefault(sample.id, f"'{sample.id}' to {sample.span[1]:g} s of {end:.3f} s")
@@ -157,7 +157,7 @@ class ClipReader:
                 frames = self._keep(sample, video, inside)
                 if frames is None:
                     shown = video.info.times
-                    chosen, decoded = video.picked(inside, lambda left: [left[part] for part in choose(shown[left])])
+                    chosen, decoded = video.sample(inside, lambda left: [left[part] for part in choose(shown[left])])
                     ends = np.cumsum([len(indices) for indices in chosen])[:-1]
                     return [torch.from_numpy(part) for part in np.split(decoded, ends)]
                 self._kept[sample.id] = kept = (frames, times)

@@ -97,7 +97,7 @@ def check_batches(batches: int, settings: LoaderSettings, count: int, what: str)
     """Raise RecipeError where `count` of something do not fill one batch on each process."""
     if batches < 1:
         world_size = distributed.world_size()
-        found = f"{settings.batch_size} on {world_size} processes, but there are {count} {what}: not one whole batch"
+        found = f"{settings.batch_size} on {world_size} processes, but there are {count} {what}: fewer than one batch"
         allowed = f"at most {count // world_size}" if count >= world_size else "more data or fewer processes"
         raise RecipeError("data.loader.batch_size", found, allowed)
 
@@ -127,7 +127,7 @@ class EpochLoader:
         skipped: Path | None,
     ) -> None:
         self.settings, self.collection = settings, collection
-        self.waited = 0.0
+        self.data_time = 0.0
         self._plan = plan
         check_batches(plan.batches, settings, len(collection), f"clips of {collection.source}")
         self._skipped = SkippedClips(collection, settings.max_unreadable, skipped)
@@ -160,7 +160,7 @@ class EpochLoader:
             yield cast(Batch, loaded.batch)
 
     def _wait(self, seconds: float) -> None:
-        self.waited += seconds
+        self.data_time += seconds
 
 
 class Loader(EpochLoader):
@@ -176,7 +176,7 @@ class Loader(EpochLoader):
             are counted together; None counts those of this process.
 
     Attributes:
-        waited: seconds that the consumer has waited for batches. unreadable: what could not be read so far, by id.
+        data_time: seconds that the consumer has waited for batches. unreadable: what could not be read so far, by id.
 
     Raises:
         RecipeError: not one batch in an epoch. ManifestError: a sample without caption where captions are asked for.
@@ -216,7 +216,7 @@ class EvalLoader:
 
     Attributes:
         unreadable: (id, path, reason) of this iteration's samples without views, complete after it.
-        waited: seconds that the consumer has waited.
+        data_time: seconds that the consumer has waited.
         samples: how many samples this rank has.
     """
 
@@ -232,7 +232,7 @@ class EvalLoader:
         if tokenizer is not None:
             _check_captions(manifest)
         self.unreadable: list[tuple[str, str, str]] = []
-        self.waited = 0.0
+        self.data_time = 0.0
         self._batch_size = settings.batch_size
         rank, world_size = distributed.rank(), distributed.world_size()
         self._indices = [index for index in range(len(manifest)) if index // self._batch_size % world_size == rank]
@@ -256,7 +256,7 @@ class EvalLoader:
                 pending = []
 
     def _wait(self, seconds: float) -> None:
-        self.waited += seconds
+        self.data_time += seconds
 
 
 class _Keys:

@@ -9,7 +9,7 @@ class _Counted(Protocol):
     def __len__(self) -> int: ...
 
     @property
-    def waited(self) -> float: ...
+    def data_time(self) -> float: ...
 
 
 L = TypeVar("L", bound=_Counted)
@@ -26,6 +26,6 @@ class WrappedLoader(Generic[L]):
         return len(self.loader)
 
     @property
-    def waited(self) -> float:
+    def data_time(self) -> float:
         """Seconds the consumer waited for data so far."""
-        return self.loader.waited
+        return self.loader.data_time

@@ -65,9 +65,9 @@ class AlternatingLoader:
         return 2 * len(self.videos)
 
     @property
-    def waited(self) -> float:
+    def data_time(self) -> float:
         """Seconds the consumer waited for data so far."""
-        return self.videos.waited + self.images.waited
+        return self.videos.data_time + self.images.data_time
 
     def epoch(self, k: int, start: int = 0) -> Iterator[Batch]:
         """Batches `start`, `start + 1`, ... of epoch `k`."""

@@ -21,7 +21,7 @@ from internvideo.data.sampling import FrameSampler, Indices, Sparse
 from internvideo.data.transforms import EvalTransform
 from internvideo.errors import RecipeError, VideoError
 from internvideo.recipe import SAMPLERS, Recipe
-from internvideo.video.pool import lent
+from internvideo.video.pool import borrow
 from internvideo.video.reader import Video
 
 SLACK = 1e-6
@@ -119,7 +119,7 @@ class Preprocessing:
         self, video: Video, start: float | None = None, end: float | None = None, *, views: int = 1
     ) -> list[Indices]:
         """(T,) frame numbers of the video for each view that `clips` would make, nothing decoded. Raises as `clips`."""
-        inside = video.sound(_inside(video, start, end))
+        inside = video.without_damaged(_inside(video, start, end))
         return [inside[indices] for indices in self.indices(len(inside), views)]
 
     def clips(
@@ -135,7 +135,7 @@ class Preprocessing:
         Raises:
             VideoError: it cannot be read, or has no frame in the span. RecipeError: the rule has not as many views.
         """
-        chosen, decoded = video.picked(
+        chosen, decoded = video.sample(
             _inside(video, start, end), lambda left: [left[part] for part in self.indices(len(left), views)]
         )
         return [self.square(part) for part in np.split(decoded, np.cumsum([len(part) for part in chosen])[:-1])]
@@ -147,10 +147,10 @@ class Preprocessing:
     def read(self, source: str | Path | Span | NDArray[np.uint8] | Tensor, *, views: int = 1) -> list[Tensor]:
         """All views of a file, a piece of one, or decoded frames (T', H, W, 3). Raises as `clips`."""
         if isinstance(source, Span):
-            with lent(source.path, short_side=self.short_side, fps=source.fps) as video:
+            with borrow(source.path, short_side=self.short_side, fps=source.fps) as video:
                 return self.clips(video, source.start, source.end, views=views)
         if isinstance(source, str | Path):
-            with lent(source, short_side=self.short_side) as video:
+            with borrow(source, short_side=self.short_side) as video:
                 return self.clips(video, views=views)
         return self.views_of_frames(source, views)
 
@@ -233,7 +233,7 @@ def _inside(video: Video, start: float | None, end: float | None) -> Indices:
     shown = int(np.searchsorted(times, first + SLACK, side="right")) - 1
     if first < -SLACK or first >= last or first > info.duration:
         raise VideoError(info.path, f"no frame from {first:g} s to {last:g} s", f"0.000 s to {info.duration:.3f} s")
-    video.check_moment(first)
+    video.check_time(first)
     return np.asarray([max(shown, 0)], dtype=np.int64)
 
 

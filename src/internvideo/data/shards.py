@@ -212,7 +212,7 @@ class ShardReader:
                 file.flush()
                 with Video(file.name, short_side=self.short_side) as video:
                     times = video.info.times
-                    chosen, decoded = video.picked(
+                    chosen, decoded = video.sample(
                         np.arange(len(times)), lambda left: [left[part] for part in choose(times[left])]
                     )
         except (ManifestError, VideoError) as error:

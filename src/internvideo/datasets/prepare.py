@@ -26,11 +26,11 @@ from internvideo.datasets.reading import AnnotationSource
 from internvideo.errors import ManifestError, VideoError
 from internvideo.storage import alone_in, write_text
 from internvideo.untrusted_pickle import Machine, RefusedError, Storage
-from internvideo.video.frame_folder import PICTURES, chosen_rate, frame_names
-from internvideo.video.reader import probe
+from internvideo.video.frame_folder import IMAGE_SUFFIXES, frame_names, resolve_rate
+from internvideo.video.reader import read_video_info
 
 _TRIMMED = re.compile(r"^(?P<video>.+)_(?P<start>\d{6})_(?P<end>\d{6})$")
-_OTHER_FILES = PICTURES | {".glb"}  # frames of detection, scenes of navigation
+_OTHER_FILES = IMAGE_SUFFIXES | {".glb"}  # frames of detection, scenes of navigation
 MOST_PICKLE_BYTES = 1 << 30
 LOOKED_AT = 8
 """Videos of a split that are opened to compare times where not all are."""
@@ -122,7 +122,7 @@ class VideoFolder:
 
     def _take_frames(self, place: str, names: Sequence[str]) -> None:
         endings = {os.path.splitext(name)[1].lower() for name in names}
-        if endings & VIDEO_EXTENSIONS or not endings & PICTURES:
+        if endings & VIDEO_EXTENSIONS or not endings & IMAGE_SUFFIXES:
             return
         name = os.path.basename(place)
         try:
@@ -235,7 +235,7 @@ def prepare(
     rates = None if folder is None else _rates(folder, frame_rate)
     source = AnnotationSource(annotations, unpickle=read_pickle, frame_rate=rates)
     made = entry.read(source)
-    made.frame_rate = frame_rate or made.frame_rate or chosen_rate(None)
+    made.frame_rate = frame_rate or made.frame_rate or resolve_rate(None)
     report = Prepared(name, len(made.classes), notes=made.notes, warnings=entry.differences(made))
     missing: dict[str, None] = {}
     broken: dict[str, str] = {}
@@ -332,7 +332,7 @@ def _opened(path: str, frame_rate: float | None) -> _Checked:
     if Path(path).suffix.lower() in _OTHER_FILES:
         return _Checked()
     try:
-        return _Checked(seconds=probe(path, fps=frame_rate).duration)
+        return _Checked(seconds=read_video_info(path, fps=frame_rate).duration)
     except VideoError as error:
         return _Checked(error.found)
 
@@ -342,7 +342,7 @@ def _rates(folder: VideoFolder, frame_rate: float | None) -> Callable[[str], flo
     def rate(film: str) -> float | None:
         found = folder.find((film,))
         try:
-            return None if found is None else probe(found.path, fps=frame_rate).fps
+            return None if found is None else read_video_info(found.path, fps=frame_rate).fps
         except VideoError:
             return None
 

@@ -27,9 +27,9 @@ from internvideo.features.windows import behind, check_window, open_long, window
 from internvideo.inference.video_model import VideoModel
 from internvideo.storage import alone_in, write_text
 from internvideo.tasks.protocol import weights_hash
-from internvideo.video.conversion import conversion_told
-from internvideo.video.damage import damage_told
-from internvideo.video.frame_folder import rate_told
+from internvideo.video.conversion import conversion_metadata
+from internvideo.video.damage import damage_metadata
+from internvideo.video.frame_folder import rate_metadata
 
 Read = TypeVar("Read")
 
@@ -154,9 +154,9 @@ def protocol_of(model: VideoModel, settings: EmbeddingSettings) -> dict[str, Any
         "window": settings.window,
         "stride": settings.window if settings.stride is None else settings.stride,
         "normalized": settings.normalize,
-        **damage_told(),
-        **conversion_told(),
-        **rate_told(),
+        **damage_metadata(),
+        **conversion_metadata(),
+        **rate_metadata(),
         "width": model.width,
         "internvideo": __version__,
     }
@@ -202,7 +202,7 @@ class _Reader(IterableDataset[_Piece]):
             first, last = max(0.0, video.start or 0.0), min(opened.info.duration, video.end or opened.info.duration)
             for start, end, clip in windows_of(opened, self.clips, video.start, video.end, **size):
                 yield _Piece(number, start, end, min((end - first) / max(last - first, 1e-9), 1.0), clip)
-            return opened.trouble or behind(opened.info, video.end)
+            return opened.damage_report or behind(opened.info, video.end)
 
 
 @dataclass

@@ -32,9 +32,9 @@ from internvideo.features.window_sampling import FrameGrid, WindowRule, frame_gr
 from internvideo.features.windows import behind, open_long
 from internvideo.inference.video_model import VideoModel
 from internvideo.tasks.protocol import weights_hash
-from internvideo.video.conversion import conversion_told
-from internvideo.video.damage import damage_told
-from internvideo.video.frame_folder import rate_told
+from internvideo.video.conversion import conversion_metadata
+from internvideo.video.damage import damage_metadata
+from internvideo.video.frame_folder import rate_metadata
 
 
 @dataclass(frozen=True)
@@ -135,9 +135,9 @@ def protocol_of(model: VideoModel, settings: ExtractSettings) -> dict[str, Any]:
         "layer": settings.layer,
         **cells,
         **asdict(settings.rule),
-        **damage_told(),
-        **conversion_told(),
-        **rate_told(),
+        **damage_metadata(),
+        **conversion_metadata(),
+        **rate_metadata(),
         "internvideo": __version__,
     }
 
@@ -221,13 +221,13 @@ class _Reader(IterableDataset[_Piece]):
         try:
             identity = video.identity()
             with open_long(video.path, self.clips.short_side, fps=video.fps) as opened:
-                marks = opened.info.marks
+                marks = opened.info.properties
                 grid = frame_grid(opened.info, self.rule, video.start, video.end)
                 chosen = grid.chosen(self.clips.frames)
                 each = grid.duration / len(chosen)
                 for turn, clip in enumerate(parallel_clips(opened, self.clips, chosen, self.readers), 1):
                     yield _Piece(number, clip, turn / len(chosen), each)
-                trouble = opened.trouble or behind(opened.info, video.end)
+                trouble = opened.damage_report or behind(opened.info, video.end)
                 begin = video.start or 0.0
                 parts = np.clip(np.array(opened.gaps).reshape(-1, 2) - begin, 0.0, grid.duration)
                 gaps = tuple((start, end) for start, end in parts.tolist() if end > start)

@@ -19,7 +19,7 @@ from internvideo.data.manifest import read_manifest
 from internvideo.data.preprocessing import Span
 from internvideo.errors import RecipeError, VideoError, shown
 from internvideo.video.cache import stamp_of
-from internvideo.video.frame_folder import chosen_rate
+from internvideo.video.frame_folder import resolve_rate
 
 LONGEST = 200
 """Bytes of a file name, so that there is room for what is added to it (a file system takes 255)."""
@@ -71,7 +71,7 @@ def state_of(path: str, fps: float | None) -> str:
     if not stat.S_ISDIR(found.st_mode):
         return f"{found.st_size}|{found.st_mtime_ns}"
     stamp = stamp_of(path)
-    return f"{stamp and stamp.ends.hex()}|{chosen_rate(fps)}"
+    return f"{stamp and stamp.ends.hex()}|{resolve_rate(fps)}"
 
 
 def find_videos(inputs: Iterable[str | Path], *, recursive: bool = False) -> list[VideoFile]:

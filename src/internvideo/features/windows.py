@@ -21,9 +21,9 @@ from internvideo.data.preprocessing import SLACK, Preprocessing, Span
 from internvideo.data.sampling import Indices
 from internvideo.errors import RecipeError, VideoError
 from internvideo.video.damage import DamageError
-from internvideo.video.pool import lent
+from internvideo.video.pool import borrow
 from internvideo.video.reader import BUDGET, Video, VideoInfo
-from internvideo.video.walk import walk
+from internvideo.video.sequential import iter_frames
 
 MAX_SECONDS = 24 * 3600.0
 """Longest video, s; its table of frames is held in memory. Longer ones can be streamed."""
@@ -84,12 +84,14 @@ def behind(info: VideoInfo, end: float | None) -> str:
 def open_long(
     path: str | Path, short_side: int | None = None, *, fps: float | None = None
 ) -> AbstractContextManager[Video]:
-    """A video that may be hours long, with time to look through it (see `video.pool.lent`). Raises VideoError."""
+    """A video that may be hours long, with time to look through it (see `video.pool.borrow`). Raises VideoError."""
     try:
         size = os.stat(path).st_size
     except (OSError, ValueError):
         size = 0  # what is wrong with it is told when it is opened
-    return lent(path, short_side=short_side, max_seconds=MAX_SECONDS, budget=BUDGET + SECONDS_PER_BYTE * size, fps=fps)
+    return borrow(
+        path, short_side=short_side, max_seconds=MAX_SECONDS, budget=BUDGET + SECONDS_PER_BYTE * size, fps=fps
+    )
 
 
 def windows(
@@ -146,7 +148,7 @@ def windows_of(
     if not pieces:
         raise VideoError(video.path, "no sound frame in any window")
     for piece, frames, clip in zip(pieces, chosen, clips_of(video, preprocessing, chosen), strict=True):
-        if video.damage != "skip" or not video.lacks(frames).all():
+        if video.damage != "skip" or not video.is_missing(frames).all():
             yield Window(*piece, clip)
 
 
@@ -161,13 +163,13 @@ def clips_of(video: Video, preprocessing: Preprocessing, chosen: Sequence[Indice
     """
     turn = 0
     while turn < len(chosen):
-        left = [video.stand_ins(indices, skipped=True) for indices in chosen[turn:]]
+        left = [video.replace_damaged(indices, skipped=True) for indices in chosen[turn:]]
         try:
             for clip in clips_on_one_way(video, preprocessing, left):
                 yield clip
                 turn += 1
         except DamageError:  # it has come to light on the way
-            if video.damage == "stop" or video.lacks(np.arange(video.info.frames)).all():
+            if video.damage == "stop" or video.is_missing(np.arange(video.info.frames)).all():
                 raise
 
 
@@ -178,7 +180,7 @@ def clips_on_one_way(video: Video, preprocessing: Preprocessing, chosen: Sequenc
     earliest = np.minimum.accumulate([indices.min() for indices in chosen][::-1])[::-1]
     kept: dict[int, Tensor] = {}
     turn = 0
-    for index, frame in zip(needed.tolist(), walk(video, needed), strict=True):
+    for index, frame in zip(needed.tolist(), iter_frames(video, needed), strict=True):
         kept[index] = preprocessing.square(frame[None])
         while turn < len(chosen) and chosen[turn].max() <= index:
             yield torch.cat([kept[number] for number in chosen[turn].tolist()], dim=1)

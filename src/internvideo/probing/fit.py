@@ -42,7 +42,7 @@ from internvideo.storage import alone_in
 from internvideo.tasks.protocol import check_labels
 from internvideo.tasks.table import BOOTSTRAP, Figures, Result, print_result
 from internvideo.terminal import Screen
-from internvideo.training.checkpoint import claim
+from internvideo.training.checkpoint import init_run_dir
 
 HeadName = Literal["linear", "attentive"]
 KINDS: dict[HeadName, Kind] = {"linear": "video", "attentive": "tokens"}
@@ -140,7 +140,7 @@ def fit(
     settings, out = settings or FitSettings(), console or Screen()
     manifest, sources = read_source(source, settings)
     with alone_in(output):
-        claim(output, _recipe(manifest, model, settings), results=(CLASSIFIER,))
+        init_run_dir(output, _recipe(manifest, model, settings), results=(CLASSIFIER,))
         for note in (*manifest.notes, *sources.notes):
             out.print(note, highlight=False, markup=False)
         found = read_features(

@@ -24,7 +24,7 @@ from internvideo.probing.cached_features import Kind
 from internvideo.probing.probe import Head, pool
 from internvideo.training.schedule import cosine_with_warmup
 from internvideo.training.settings import LoopSettings, OptimizerSettings, ScheduleSettings, TrainingSettings
-from internvideo.training.step import Stepper
+from internvideo.training.step import TrainStep
 
 Ints = NDArray[np.int64]
 
@@ -151,14 +151,14 @@ def _attentive(features: Tensor, labels: Ints, classes: int, strength: float, se
         loop=LoopSettings(precision="float32", seed=seed),
     )
     device = torch.device("cpu")
-    stepper = Stepper(stage, settings, total, device, torch.Generator(device))
+    stepper = TrainStep(stage, settings, total, device, torch.Generator(device))
     targets = torch.from_numpy(labels)
     order = _order(n, size, total, seed)
     for step in range(total):
         chosen = order[step]
         batch = Batch(features[chosen], tuple(str(index) for index in chosen.tolist()), targets[chosen])
         stepper([batch], cosine_with_warmup(step, total, peak=PEAK, final=0.0, warmup=int(WARMUP * total)))
-    if stepper.bad:
+    if stepper.found_inf:
         raise RunError("attentive probe", "its loss became NaN or infinite", "", "check the model's weights")
     bias = stage.bias.detach().clone()
     bias[torch.from_numpy(np.setdiff1d(np.arange(classes), labels))] = ABSENT

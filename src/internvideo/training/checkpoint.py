@@ -1,10 +1,10 @@
-"""Checkpoints: one safetensors file with everything that a run needs to go on bit for bit on the same machine.
+"""Checkpoints for bit-exact resume on the same machine, one safetensors file each.
 
 Names of the tensors:
-    model/NAME            what stage.state_dict() says
-    ema/NAME              averages of the learning parameters
-    optimizer/NAME/KEY    state of the optimizer for parameter NAME
-    random/RANK/KIND      random generators of each process: cpu, cuda, stage, numpy
+    model/NAME            stage.state_dict()
+    ema/NAME              moving averages of the trainable parameters
+    optimizer/NAME/KEY    optimizer state of parameter NAME
+    random/RANK/KIND      RNG states of each process: cpu, cuda, stage, numpy
     history/losses        loss of every step so far, float64
 The metadata key "internvideo" is JSON: format, step, epoch, position, seconds, clips, processes, recipe, torch.
 """
@@ -27,23 +27,23 @@ from internvideo.storage import read_metadata, read_safetensors, write_safetenso
 from internvideo.terminal import say
 from internvideo.training.ema import Ema
 from internvideo.training.run_folder import FOLDER, checkpoints
-from internvideo.training.run_folder import claim as claim
+from internvideo.training.run_folder import check_same_recipe as check_same_recipe
+from internvideo.training.run_folder import init_run_dir as init_run_dir
 from internvideo.training.run_folder import newest as newest
-from internvideo.training.run_folder import same_recipe as same_recipe
 
 FORMAT = 1
 
 
 @dataclass
 class RunState:
-    """All that changes while a run goes on.
+    """Mutable state of a run.
 
     Attributes:
-        stage, optimizer, ema, generator: what learns and draws.
-        step: optimizer steps made.
-        epoch, position: where the loader is: the next batch is number `position` of epoch `epoch`.
+        stage, optimizer, ema, generator: objects whose state is saved.
+        step: number of optimizer steps made.
+        epoch, position: epoch and batch index of the next batch.
         losses: loss of every step.
-        seconds, clips: spent and seen so far, over all processes, interruptions not counted.
+        seconds, clips: training time without interruptions, and clips processed by all processes.
     """
 
     stage: nn.Module
@@ -58,19 +58,21 @@ class RunState:
     clips: float = 0.0
 
 
-def save(folder: Path, state: RunState, recipe: Mapping[str, Any], keep: int) -> Path:
-    """Write the checkpoint of this step and remove all but the newest `keep`. All processes call it, rank 0 writes.
+def save(folder: Path, state: RunState, recipe: Mapping[str, Any], max_to_keep: int) -> Path:
+    """Write the checkpoint of this step and delete all but the newest `max_to_keep`.
+
+    Collective: all processes must call it; rank 0 writes.
 
     Raises:
-        RunError: full disk or unwritable folder; the earlier checkpoints are kept.
+        RunError: the disk is full or the folder is not writable; earlier checkpoints are kept.
     """
     path = folder / FOLDER / f"step-{state.step:08d}.safetensors"
-    random = distributed.collect(_random_states(state.generator))
+    random = distributed.collect(_rng_states(state.generator))
     error: RunError | None = None
     if distributed.rank() == 0:
         try:
-            write_safetensors(path, _tensors(state, random), {"internvideo": json.dumps(_description(state, recipe))})
-            for old in checkpoints(folder)[:-keep]:
+            write_safetensors(path, _tensors(state, random), {"internvideo": json.dumps(_metadata(state, recipe))})
+            for old in checkpoints(folder)[:-max_to_keep]:
                 old.unlink()
         except RunError as found:
             error = found
@@ -78,48 +80,48 @@ def save(folder: Path, state: RunState, recipe: Mapping[str, Any], keep: int) ->
     return path
 
 
-def restore(path: Path, state: RunState, recipe: Mapping[str, Any], may_differ: Collection[str] = ()) -> None:
-    """Put everything in `state` where the checkpoint left it.
+def restore(path: Path, state: RunState, recipe: Mapping[str, Any], ignore_keys: Collection[str] = ()) -> None:
+    """Load a checkpoint into `state`.
 
     Args:
         path: the checkpoint.
-        state: freshly built from the same recipe; changed in place.
+        state: newly built from the same recipe; modified in place.
         recipe: the resolved recipe of this run.
-        may_differ: dotted keys whose values (and everything below them) may be others than in the checkpoint.
+        ignore_keys: dotted keys that, with everything below them, may differ from the checkpoint's recipe.
 
     Raises:
-        RunError: the checkpoint belongs to another recipe or number of processes.
-        WeightsError: it is damaged, or not a checkpoint of this stage.
+        RunError: the checkpoint has another recipe or number of processes.
+        WeightsError: it is corrupt, or not a checkpoint of this stage.
     """
     tensors, metadata = read_safetensors(path)
-    same_recipe(path, _read_description(path, metadata)["recipe"], recipe, may_differ)
-    _put_back(path, tensors, metadata, state)
+    check_same_recipe(path, _read_metadata(path, metadata)["recipe"], recipe, ignore_keys)
+    _load_state(path, tensors, metadata, state)
 
 
 def resume(folder: Path, state: RunState) -> Path | None:
-    """Go on from the newest whole checkpoint of a run folder that was claimed; None where there is no checkpoint.
+    """Resume from the newest intact checkpoint of an initialized run folder; return its path, None without one.
 
-    Damaged ones are told on stderr and set aside under another name. All processes call it together and take the same
-    one, of those that rank 0 sees.
+    Corrupt checkpoints are reported on stderr and renamed. Collective: all processes load the same checkpoint, of
+    those that rank 0 lists.
 
     Raises:
-        RunError, WeightsError: as `restore`; or every checkpoint is damaged.
+        RunError, WeightsError: as `restore`; or every checkpoint is corrupt.
     """
     damaged: list[Path] = []
     names: list[str] = distributed.collect([path.name for path in checkpoints(folder)])[0]
     for name in reversed(names):
-        path, fault = folder / FOLDER / name, ""
+        path, failure = folder / FOLDER / name, ""
         try:
-            found = read_safetensors(path)
+            loaded = read_safetensors(path)
         except WeightsError as error:
-            fault = str(error)
-        faults = [text for text in distributed.collect(fault) if text]
-        if not faults:
+            failure = str(error)
+        failures = [text for text in distributed.collect(failure) if text]
+        if not failures:
             distributed.first_alone(lambda: _set_aside(damaged))
-            _put_back(path, *found, state)
+            _load_state(path, *loaded, state)
             return path
         if distributed.rank() == 0:
-            say(f"{faults[0]}; going on from the checkpoint before it", err=True)
+            say(f"{failures[0]}; resuming from the checkpoint before it", err=True)
         damaged.append(path)
     if damaged:
         where, do = folder / FOLDER, "copy one again, or choose another output folder"
@@ -137,46 +139,46 @@ def _set_aside(damaged: list[Path]) -> None:
             ) from error
 
 
-def _put_back(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str], state: RunState) -> None:
-    described = _read_description(path, metadata)
-    if described["processes"] != distributed.world_size():
+def _load_state(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str], state: RunState) -> None:
+    saved = _read_metadata(path, metadata)
+    if saved["processes"] != distributed.world_size():
         raise RunError(
             path,
-            f"written by {described['processes']} processes, now there are {distributed.world_size()}",
+            f"written by {saved['processes']} processes, now there are {distributed.world_size()}",
             "the same number, because each has its own share of the data",
             "start torchrun with the same number",
         )
-    _load_stage(path, state.stage, part(tensors, "model"))
-    _load_optimizer(state, part(tensors, "optimizer"))
+    _load_stage(path, state.stage, strip_prefix(tensors, "model"))
+    _load_optimizer(state, strip_prefix(tensors, "optimizer"))
     if state.ema is not None:
-        averages = part(tensors, "ema")  # earlier versions also averaged what is frozen now
+        averages = strip_prefix(tensors, "ema")  # earlier versions also averaged parameters that are frozen now
         state.ema.load({name: averages[name] for name in state.ema.averages if name in averages})
-    _set_random_states(state.generator, part(tensors, f"random/{distributed.rank()}"))
+    _set_rng_states(state.generator, strip_prefix(tensors, f"random/{distributed.rank()}"))
     state.losses = tensors["history/losses"].tolist()
-    state.step, state.epoch, state.position = described["step"], described["epoch"], described["position"]
-    state.seconds, state.clips = described["seconds"], described["clips"]
+    state.step, state.epoch, state.position = saved["step"], saved["epoch"], saved["position"]
+    state.seconds, state.clips = saved["seconds"], saved["clips"]
 
 
 def read_weights(path: Path, *, ema: bool = True) -> dict[str, Tensor]:
-    """Stage weights of a checkpoint by the stage's names; averages in place of parameters where it has them.
+    """Read the stage's state dict from a checkpoint; with `ema`, averages replace the parameters that have them.
 
     Raises:
         WeightsError: not a checkpoint.
     """
     tensors, metadata = read_safetensors(path)
-    _read_description(path, metadata)
-    weights, averages = part(tensors, "model"), part(tensors, "ema") if ema else {}
+    _read_metadata(path, metadata)
+    weights, averages = strip_prefix(tensors, "model"), strip_prefix(tensors, "ema") if ema else {}
     return {name: averages[name].to(tensor.dtype) if name in averages else tensor for name, tensor in weights.items()}
 
 
 def read_recipe(path: Path) -> dict[str, Any]:
-    """The resolved recipe that a checkpoint carries. Raises WeightsError."""
-    recipe: dict[str, Any] = _read_description(path, read_metadata(path))["recipe"]
+    """Read the resolved recipe stored in a checkpoint. Raises WeightsError."""
+    recipe: dict[str, Any] = _read_metadata(path, read_metadata(path))["recipe"]
     return recipe
 
 
-def part(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    """The tensors below `prefix/`, by the rest of their names."""
+def strip_prefix(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """Return the tensors whose names start with `prefix/`, without that prefix."""
     return {name[len(prefix) + 1 :]: tensor for name, tensor in tensors.items() if name.startswith(prefix + "/")}
 
 
@@ -187,13 +189,13 @@ def _tensors(state: RunState, random: list[dict[str, Tensor]]) -> dict[str, Tens
     for name, parameter in state.stage.named_parameters():
         for key, value in state.optimizer.state.get(parameter, {}).items():
             tensors[f"optimizer/{name}/{key}"] = value
-    for number, states in enumerate(random):
-        tensors |= {f"random/{number}/{kind}": tensor for kind, tensor in states.items()}
+    for rank, states in enumerate(random):
+        tensors |= {f"random/{rank}/{kind}": tensor for kind, tensor in states.items()}
     tensors["history/losses"] = torch.tensor(state.losses, dtype=torch.float64)
     return tensors
 
 
-def _description(state: RunState, recipe: Mapping[str, Any]) -> dict[str, Any]:
+def _metadata(state: RunState, recipe: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "format": FORMAT,
         "step": state.step,
@@ -207,15 +209,15 @@ def _description(state: RunState, recipe: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _read_description(path: Path, metadata: Mapping[str, str]) -> dict[str, Any]:
+def _read_metadata(path: Path, metadata: Mapping[str, str]) -> dict[str, Any]:
     try:
-        described: dict[str, Any] = untrusted.parse_json(metadata["internvideo"], finite=False)
-        found = described["format"]
+        saved: dict[str, Any] = untrusted.parse_json(metadata["internvideo"], finite=False)
+        version = saved["format"]
     except (KeyError, ValueError, TypeError) as error:
         raise WeightsError(path, "is not a checkpoint of a run", "a file written by `internvideo train`") from error
-    if found != FORMAT:
-        raise WeightsError(path, f"is of checkpoint format {found}", str(FORMAT), "use the version that wrote it")
-    return described
+    if version != FORMAT:
+        raise WeightsError(path, f"is of checkpoint format {version}", str(FORMAT), "use the version that wrote it")
+    return saved
 
 
 def _load_stage(path: Path, stage: nn.Module, weights: Mapping[str, Tensor]) -> None:
@@ -225,13 +227,13 @@ def _load_stage(path: Path, stage: nn.Module, weights: Mapping[str, Tensor]) -> 
     for kind, names in (("misses", missing), ("has the unknown", unused), ("has another shape of", shapes)):
         if names:
             raise WeightsError(path, f"{kind} {', '.join(names[:3])} ({len(names)} tensors)", "this stage's tensors")
-    # Not strict, because a stage may say less than it has (frozen parts that come from elsewhere).
+    # Not strict: a stage's state dict may omit frozen parts that are loaded separately.
     stage.load_state_dict(weights, strict=False)
 
 
 def _load_optimizer(state: RunState, saved: Mapping[str, Tensor]) -> None:
     for name, parameter in state.stage.named_parameters():
-        entries = part(saved, name)
+        entries = strip_prefix(saved, name)
         if entries:
             # A copy, because the optimizer writes into its state while the file may still be mapped.
             state.optimizer.state[parameter] = {
@@ -239,22 +241,22 @@ def _load_optimizer(state: RunState, saved: Mapping[str, Tensor]) -> None:
             }
 
 
-def _random_states(generator: torch.Generator) -> dict[str, Tensor]:
+def _rng_states(generator: torch.Generator) -> dict[str, Tensor]:
     numpy = np.random.get_state(legacy=False)
     if numpy["bit_generator"] != "MT19937":
         raise ValueError(f"numpy draws with {numpy['bit_generator']}")
-    numbers = [*numpy["state"]["key"].tolist(), numpy["state"]["pos"], numpy["has_gauss"], numpy["gauss"]]
+    numpy_state = [*numpy["state"]["key"].tolist(), numpy["state"]["pos"], numpy["has_gauss"], numpy["gauss"]]
     states = {
         "cpu": torch.get_rng_state(),
         "stage": generator.get_state(),
-        "numpy": torch.tensor(numbers, dtype=torch.float64),  # exact: the integers are below 2 ** 32
+        "numpy": torch.tensor(numpy_state, dtype=torch.float64),  # exact: the integers are below 2 ** 32
     }
     if generator.device.type == "cuda":
         states["cuda"] = torch.cuda.get_rng_state(generator.device)
     return states
 
 
-def _set_random_states(generator: torch.Generator, states: Mapping[str, Tensor]) -> None:
+def _set_rng_states(generator: torch.Generator, states: Mapping[str, Tensor]) -> None:
     torch.set_rng_state(states["cpu"])
     generator.set_state(states["stage"])
     *keys, position, has_gauss, gauss = states["numpy"].tolist()

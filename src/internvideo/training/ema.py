@@ -1,4 +1,4 @@
-"""Exponential moving average of the learning parameters."""
+"""Exponential moving average of the trainable parameters."""
 
 from __future__ import annotations
 
@@ -10,35 +10,35 @@ from torch import Tensor, nn
 
 
 def scaled_decay(decay: float, steps: int) -> float:
-    """Decay whose memory of 1 / (1 - decay) steps is at most a tenth of a run of `steps`.
+    """Limit the decay so that its time constant 1 / (1 - decay) is at most a tenth of `steps`.
 
-    0.9999 remembers 10,000 steps; in a run of 300 steps the average would still be the initial weights. There the
-    decay becomes 1 - 10 / 300, with which the initial weights keep a share of about e^-10.
+    0.9999 has a time constant of 10,000 steps: after a run of 300 steps the average would still be close to the initial
+    weights. With the limit of 1 - 10 / 300 their weight is about e^-10.
     """
     return min(decay, max(0.0, 1.0 - 10.0 / steps))
 
 
 class Ema:
-    """average = decay * average + (1 - decay) * parameter, in float32, after every step.
+    """Update average = decay * average + (1 - decay) * parameter in float32.
 
-    Only parameters that learn are averaged; frozen ones and buffers are those of the module.
+    Only trainable parameters are averaged, no frozen ones and no buffers.
     """
 
     def __init__(self, module: nn.Module, decay: float) -> None:
         self.decay = decay
-        learning = [(name, parameter) for name, parameter in module.named_parameters() if parameter.requires_grad]
-        self._parameters = [parameter for _, parameter in learning]
-        self.averages = {name: parameter.detach().float().clone() for name, parameter in learning}
+        trainable = [(name, parameter) for name, parameter in module.named_parameters() if parameter.requires_grad]
+        self._parameters = [parameter for _, parameter in trainable]
+        self.averages = {name: parameter.detach().float().clone() for name, parameter in trainable}
 
     @torch.no_grad()
     def update(self) -> None:
-        """Move every average a little towards its parameter."""
+        """Update every average with the current parameters."""
         values = [parameter.float() for parameter in self._parameters]
         torch._foreach_lerp_(list(self.averages.values()), values, 1.0 - self.decay)
 
     @torch.no_grad()
     def load(self, averages: Mapping[str, Tensor]) -> None:
-        """Take over averages by name; the names must be the same."""
+        """Copy averages by name. Raises ValueError where the names differ."""
         if averages.keys() != self.averages.keys():
             raise ValueError("averages of other parameters")
         for name, average in self.averages.items():
@@ -46,13 +46,13 @@ class Ema:
 
     @contextmanager
     def applied(self) -> Iterator[None]:
-        """Within the block the module holds the averages in place of its parameters (for evaluation)."""
-        kept = [parameter.detach().clone() for parameter in self._parameters]
+        """Swap the averages into the module within the block (for evaluation)."""
+        backup = [parameter.detach().clone() for parameter in self._parameters]
         self._write(list(self.averages.values()))
         try:
             yield
         finally:
-            self._write(kept)
+            self._write(backup)
 
     @torch.no_grad()
     def _write(self, values: list[Tensor]) -> None:

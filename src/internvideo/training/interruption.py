@@ -1,4 +1,4 @@
-"""Asking a run to stop: the first SIGINT or SIGTERM is noted, the second acts at once."""
+"""Signal handling: the first SIGINT or SIGTERM requests a stop, the second one acts at once."""
 
 from __future__ import annotations
 
@@ -11,29 +11,29 @@ from internvideo.terminal import say
 
 
 class StopSignals:
-    """Within the block `asked` becomes True when SIGINT or SIGTERM comes. Only in the main thread; elsewhere never."""
+    """Set `requested` when SIGINT or SIGTERM is received within the block. Main thread only; elsewhere never."""
 
     def __init__(self) -> None:
-        self.asked = False
-        self._before: dict[int, Any] = {}
+        self.requested = False
+        self._previous_handlers: dict[int, Any] = {}
 
     def __enter__(self) -> Self:
         if threading.current_thread() is threading.main_thread():
             for number in (signal.SIGINT, signal.SIGTERM):
-                self._before[number] = signal.signal(number, self._note)
+                self._previous_handlers[number] = signal.signal(number, self._handle)
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._give_back()
+        self._restore_handlers()
 
-    def _note(self, number: int, frame: FrameType | None) -> None:
-        self.asked = True
-        self._give_back()
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        self.requested = True
+        self._restore_handlers()
         say("stopping after this step and saving; once more to stop at once", err=True)
 
-    def _give_back(self) -> None:
-        while self._before:
-            number, handler = self._before.popitem()
+    def _restore_handlers(self) -> None:
+        while self._previous_handlers:
+            number, handler = self._previous_handlers.popitem()
             signal.signal(number, handler)

@@ -1,6 +1,6 @@
-"""The training loop: batches in, steps, a log and checkpoints out. It never knows which stage it trains.
+"""Training loop for any stage: optimizer steps, metric log, checkpoints, resume.
 
-Steps are counted from 1: "step 7" is the seventh, in the log, in checkpoints and in messages.
+Steps are counted from 1 in the log, in checkpoints and in messages.
 """
 
 from __future__ import annotations
@@ -22,36 +22,36 @@ from internvideo.training import checkpoint, run_folder
 from internvideo.training.checkpoint import RunState
 from internvideo.training.interruption import StopSignals
 from internvideo.training.logging import MetricLog
+from internvideo.training.metric_buffer import MetricBuffer
 from internvideo.training.schedule import Schedule
 from internvideo.training.settings import TrainingSettings
-from internvideo.training.step import Stepper
-from internvideo.training.window import Window
+from internvideo.training.step import TrainStep
 
 
 class BatchSource(Protocol):
-    """What the loop asks of a loader."""
+    """Interface of a training loader."""
 
     @property
-    def waited(self) -> float:
-        """Seconds that the loop has waited for data so far."""
+    def data_time(self) -> float:
+        """Seconds spent waiting for batches so far."""
 
     def __len__(self) -> int:
-        """Batches of an epoch on this process."""
+        """Number of batches per epoch on this process."""
 
     def epoch(self, k: int, start: int = 0) -> Iterator[Batch]:
-        """Batches of epoch k from batch number `start` (0..len) on, always the same ones."""
+        """Yield the batches of epoch k from batch index `start` (0..len) on; deterministic."""
 
 
 @dataclass(frozen=True)
 class TrainResult:
-    """What came of a run.
+    """Result of a training run.
 
     Attributes:
-        step: optimizer steps made, of all sessions.
+        step: number of optimizer steps, over all sessions.
         losses: loss of every step, mean over the processes.
-        seconds: spent in steps, interruptions not counted.
-        clips_per_second: over all processes.
-        checkpoint: the last one; `checkpoint.read_weights` reads the stage's weights (or averages) from it.
+        seconds: time spent in steps, without interruptions.
+        clips_per_second: throughput over all processes.
+        checkpoint: path of the last one; `checkpoint.read_weights` reads the stage's weights (or averages) from it.
     """
 
     step: int
@@ -62,7 +62,7 @@ class TrainResult:
 
 
 class RunInterruptedError(RunError):
-    """The run was asked to stop (SIGINT, SIGTERM), wrote a checkpoint and can be resumed."""
+    """The run received SIGINT or SIGTERM, wrote a checkpoint and can be resumed."""
 
 
 def train(
@@ -75,71 +75,71 @@ def train(
     batch_size: int,
     device: torch.device | None = None,
     title: str = "train",
-    may_differ: Collection[str] = (),
+    ignore_keys: Collection[str] = (),
     changes: Collection[str] = (),
-    complete: Callable[[Mapping[str, Any]], Mapping[str, Any]] = dict,
+    fill_defaults: Callable[[Mapping[str, Any]], Mapping[str, Any]] = dict,
 ) -> TrainResult:
-    """Train a stage to the end of its schedule, from the newest whole checkpoint in `folder` if there is one.
+    """Train a stage to the end of its schedule; resume from the newest intact checkpoint in `folder`, if any.
 
-    A finished run goes on when its schedule has become longer.
+    A finished run resumes when its schedule was extended.
 
     Args:
-        stage: forward(batch, generator) -> {"loss": scalar, other scalars by name}. It may say `unused_parameters`
-            (True when some steps give some parameters no gradient; needed with several processes) and, about its
-            parameters, what `training.optimizer` describes.
+        stage: forward(batch, generator) -> {"loss": scalar, other scalars by name}. It may define `unused_parameters`
+            (True when some steps give some parameters no gradient; needed with several processes) and the parameter
+            rules that `training.optimizer` describes.
         loader: batches of this process.
         settings: optimizer, schedule, loop.
-        folder: of this run alone; takes run.json, metrics.jsonl, checkpoints/ and, after a failure, nonfinite.json.
-        recipe: resolved settings, plain values; they travel in every checkpoint and must be the same on resuming, but
-            for a longer schedule and for what follows.
-        batch_size: clips of one batch of the loader on one process, repeats not counted (for "batch/256").
-        device: where to train; the CPU by default.
-        title: in front of the progress.
-        may_differ: dotted keys of `recipe` that may change between sessions, such as the number of workers.
-        changes: dotted keys that are changed on purpose, such as optimizer.base_lr; told on stderr and in the log.
-        complete: see `run_folder.claim`.
+        folder: run folder; holds run.json, metrics.jsonl, checkpoints/ and, after a failure, nonfinite.json.
+        recipe: resolved settings, plain values; stored in every checkpoint. On resume they must be equal, except for a
+            longer schedule, `ignore_keys` and `changes`.
+        batch_size: clips per batch and process, repeats not counted (for "batch/256").
+        device: training device; the CPU by default.
+        title: prefix of the progress line.
+        ignore_keys: dotted keys of `recipe` that may change between sessions, such as the number of workers.
+        changes: dotted keys that are changed on purpose, such as optimizer.base_lr; reported on stderr and in the log.
+        fill_defaults: see `run_folder.init_run_dir`.
 
     Raises:
-        RunError: `folder` holds another run, or another process writes there; the disk is full; a loss or gradient is
-            not finite; the data do not fill a batch (then nothing is written).
-        RunInterruptedError: SIGINT or SIGTERM came; a checkpoint of the last step is written.
-        RecipeError: settings that do not fit the stage.
+        RunError: `folder` holds another run, or another process writes to it; the disk is full; a loss or gradient is
+            not finite; the dataset is smaller than one batch (then nothing is written).
+        RunInterruptedError: SIGINT or SIGTERM was received; a checkpoint of the last step is written.
+        RecipeError: the settings do not apply to the stage.
     """
     with (
         distributed.process_group(device or torch.device("cpu")) as here,
         StopSignals() as stop,
-        run_folder.writing(folder),
+        run_folder.locked(folder),
     ):
         schedule = _schedule(settings, len(loader), batch_size)
-        stepper, state = _prepare(stage, settings, schedule.total, here)
-        changed = run_folder.claim(folder, recipe, may_differ, changes, complete)
+        train_step, state = _setup(stage, settings, schedule.total, here)
+        changed = run_folder.init_run_dir(folder, recipe, ignore_keys, changes, fill_defaults)
         last = checkpoint.resume(folder, state)
-        loop, window = settings.loop, Window(loader)
+        loop, buffer = settings.loop, MetricBuffer(loader)
         log = MetricLog(folder, total=schedule.total, step=state.step, title=title, tensorboard=loop.tensorboard)
         if state.step > schedule.total:
-            log.tell(f"{state.step} steps are made, more than the {schedule.total} asked for: nothing is left to learn")
+            log.message(f"already at step {state.step}, the schedule has {schedule.total} steps: nothing to train")
         elif changed:
             run_folder.record(folder, recipe, changed, state.step)
-            log.tell_changes(state.step, changed, schedule(min(state.step, schedule.total - 1)))
+            log.log_changes(state.step, changed, schedule(min(state.step, schedule.total - 1)))
         with log, closing(BatchStream(loader, state.epoch, state.position)) as stream:
             while state.step < schedule.total:
                 batches = stream.take(loop.accumulate, stop)
-                stopping = distributed.any_process(stop.asked)
+                stopping = distributed.any_process(stop.requested)
                 if not stopping:
                     lr = schedule(state.step)
-                    window.add(stepper(batches, lr), batches, lr)
+                    buffer.add(train_step(batches, lr), batches, lr)
                     state.step, state.epoch, state.position = state.step + 1, stream.epoch, stream.position
                 end = stopping or state.step == schedule.total
                 saving = end or (loop.checkpoint_every is not None and state.step % loop.checkpoint_every == 0)
-                if window.steps and (saving or state.step % loop.log_every == 0):
-                    window.flush(state, folder, log)
+                if buffer.steps and (saving or state.step % loop.log_every == 0):
+                    buffer.flush(state, folder, log)
                 log.progress(state.step)
                 if saving:
                     last = checkpoint.save(folder, state, recipe, loop.keep_checkpoints)
-                    window.start()
+                    buffer.start()
                 if stopping:
                     break
-        if distributed.any_process(stop.asked):
+        if distributed.any_process(stop.requested):
             reached = f"stopped at step {state.step} of {schedule.total}"
             raise RunInterruptedError(folder, reached, "", "start the same command again to resume")
         if last is None:
@@ -149,9 +149,9 @@ def train(
 
 
 def _schedule(settings: TrainingSettings, batches: int, batch_size: int) -> Schedule:
-    """Learning rates of a run whose epoch has `batches` batches on each process."""
+    """Return the learning-rate schedule of a run with `batches` batches per epoch and process."""
     if batches == 0:
-        found = f"{batch_size} on each of {distributed.world_size()} processes: not one whole batch in an epoch"
+        found = f"{batch_size} on each of {distributed.world_size()} processes: fewer samples than one batch"
         raise RunError("data.loader.batch_size", found, "at least one batch", "lower it or add clips")
     accumulate = settings.loop.accumulate
     scale = settings.optimizer.scale(batch_size * accumulate * distributed.world_size())
@@ -164,25 +164,25 @@ def _schedule(settings: TrainingSettings, batches: int, batch_size: int) -> Sche
     )
 
 
-def _prepare(
+def _setup(
     stage: nn.Module, settings: TrainingSettings, total: int, device: torch.device
-) -> tuple[Stepper, RunState]:
-    """Seed the generators (each process its own way) and put the stage on the device, ready to learn."""
+) -> tuple[TrainStep, RunState]:
+    """Seed the generators of this process and move the stage to the device in training mode."""
     seed = settings.loop.seed + distributed.rank()
     torch.manual_seed(seed)
     np.random.seed(seed % 2**32)
     generator = torch.Generator(device).manual_seed(seed)
     stage.to(device).train()
-    stepper = Stepper(stage, settings, total, device, generator)
-    return stepper, RunState(stage, stepper.optimizer, stepper.ema, generator)
+    train_step = TrainStep(stage, settings, total, device, generator)
+    return train_step, RunState(stage, train_step.optimizer, train_step.ema, generator)
 
 
 class BatchStream:
-    """The batches of all epochs in a row; `epoch` and `position` tell which one comes next.
+    """Iterate over the batches of successive epochs; `epoch` and `position` are those of the next batch.
 
     Args:
-        loader: where they come from.
-        epoch, position: the first batch.
+        loader: source of the batches.
+        epoch, position: epoch and batch index to start from.
     """
 
     def __init__(self, loader: BatchSource, epoch: int, position: int) -> None:
@@ -190,17 +190,17 @@ class BatchStream:
         self._batches: Iterator[Batch] | None = None
 
     def take(self, count: int, stop: StopSignals) -> list[Batch]:
-        """The next `count` batches; fewer when the run was asked to stop.
+        """Return the next `count` batches, or fewer once a stop is requested.
 
         Raises:
-            RunError: a whole epoch without a batch.
+            RunError: an epoch has no batch.
         """
         taken: list[Batch] = []
-        while len(taken) < count and not stop.asked:
+        while len(taken) < count and not stop.requested:
             try:
                 taken.append(self._next())
             except Exception:
-                if not stop.asked:  # Ctrl-C reaches the loader's workers too: then their end is no failure
+                if not stop.requested:  # Ctrl-C reaches the loader's workers too: then their end is no failure
                     raise
         return taken
 
@@ -217,7 +217,7 @@ class BatchStream:
         raise RunError("data", f"epoch {self.epoch - 1} gave no batch", "at least one", "look at skipped.jsonl")
 
     def close(self) -> None:
-        """End the iterator of the epoch, and with it the loader's workers."""
+        """Close the epoch's iterator, which ends the loader's workers."""
         close = getattr(self._batches, "close", None)
         if close is not None:
             close()

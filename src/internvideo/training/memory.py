@@ -1,4 +1,4 @@
-"""What a step keeps in memory, counted tensor by tensor: the same figures on every run and machine."""
+"""Activation memory of a training step, counted per tensor, so that it is the same on every run and machine."""
 
 from __future__ import annotations
 
@@ -13,39 +13,39 @@ MIB = 2**20
 
 
 def tensor_bytes(tensors: Iterable[Tensor]) -> int:
-    """Bytes of the memory behind tensors; what several of them share counts once."""
-    return sum({_place(tensor): tensor.untyped_storage().nbytes() for tensor in tensors}.values())
+    """Sum the storage sizes of tensors in bytes; shared storages count once."""
+    return sum({_storage_pointer(tensor): tensor.untyped_storage().nbytes() for tensor in tensors}.values())
 
 
 @dataclass
 class Activations:
-    """What autograd keeps of a forward pass for the backward pass: bytes by where they lie."""
+    """Tensors that autograd saves for the backward pass: storage pointer -> bytes."""
 
-    kept: dict[int, int] = field(default_factory=dict)
+    bytes_by_storage: dict[int, int] = field(default_factory=dict)
 
     @property
     def bytes(self) -> int:
-        """Of all of them."""
-        return sum(self.kept.values())
+        """Total bytes."""
+        return sum(self.bytes_by_storage.values())
 
 
 @contextmanager
 def counted_activations(module: nn.Module) -> Iterator[Activations]:
-    """Count what the forward passes inside the block keep beside the module's own parameters and buffers.
+    """Count the tensors that forward passes inside the block save for backward, without parameters and buffers.
 
-    Passing results that nothing keeps, and what a backward pass needs for a moment, are not in it.
+    Temporary tensors of the forward and the backward pass are not counted.
     """
-    found = Activations()
-    own = {_place(tensor) for tensor in (*module.parameters(), *module.buffers())}
+    saved = Activations()
+    parameter_storages = {_storage_pointer(tensor) for tensor in (*module.parameters(), *module.buffers())}
 
-    def keep(tensor: Tensor) -> Tensor:
-        if _place(tensor) not in own:
-            found.kept[_place(tensor)] = tensor.untyped_storage().nbytes()
+    def pack(tensor: Tensor) -> Tensor:
+        if _storage_pointer(tensor) not in parameter_storages:
+            saved.bytes_by_storage[_storage_pointer(tensor)] = tensor.untyped_storage().nbytes()
         return tensor
 
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        yield found
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        yield saved
 
 
-def _place(tensor: Tensor) -> int:
+def _storage_pointer(tensor: Tensor) -> int:
     return tensor.untyped_storage().data_ptr()

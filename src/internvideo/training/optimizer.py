@@ -1,9 +1,9 @@
 """Parameter groups (no-decay rules, layer decay, multipliers) and the optimizers.
 
-A module may say about its own parameters (names relative to it):
+A module may define, for its own parameters (names relative to it):
     no_weight_decay(name, parameter) -> bool    exempt from weight decay, unless the settings name another rule
-    get_layer_id(name) -> int, max_layer_id: int  place in the depth, 0 (input) .. max_layer_id (head), for layer decay
-The outermost module that offers a rule decides for everything inside it.
+    get_layer_id(name) -> int, max_layer_id: int  layer id for layer-wise decay, 0 (input) .. max_layer_id (head)
+The outermost module that defines a rule applies it to everything inside it.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ from internvideo.training.settings import OptimizerSettings
 
 @dataclass(frozen=True)
 class ParameterRule:
-    """What the optimizer does with one learning parameter: factor on the learning rate, and weight decay."""
+    """Learning-rate factor and weight decay of one trainable parameter."""
 
     lr_scale: float
     weight_decay: float
 
 
 def _owner(module: nn.Module, name: str, attribute: str) -> tuple[nn.Module, str] | None:
-    """The outermost module around parameter `name` that has `attribute`, and the name relative to it."""
+    """Find the outermost module that contains parameter `name` and has `attribute`; return it and the relative name."""
     owner, rest = module, name
     while not hasattr(owner, attribute):
         head, dot, rest = rest.partition(".")
@@ -42,17 +42,17 @@ def _owner(module: nn.Module, name: str, attribute: str) -> tuple[nn.Module, str
 _NORM = re.compile(r"Norm(\dd)?$")
 
 
-def _of_a_norm(module: nn.Module, name: str) -> bool:
-    """A parameter of a normalisation, told by the class of the module that holds it."""
+def _is_norm_parameter(module: nn.Module, name: str) -> bool:
+    """Whether the parameter belongs to a normalization layer, by the class name of its module."""
     holder = module.get_submodule(name.rpartition(".")[0])
     return _NORM.search(type(holder).__name__) is not None
 
 
-def _exempt(module: nn.Module, name: str, parameter: nn.Parameter, rule: str) -> bool:
+def _is_exempt_from_decay(module: nn.Module, name: str, parameter: nn.Parameter, rule: str) -> bool:
     if rule != "model":
         own = name.rpartition(".")[2]
         bias = own == "bias" or own.endswith("_bias")
-        return rule != "nothing" and (bias or (rule == "biases_and_all_norms" and _of_a_norm(module, name)))
+        return rule != "nothing" and (bias or (rule == "biases_and_all_norms" and _is_norm_parameter(module, name)))
     found = _owner(module, name, "no_weight_decay")
     if found is None:
         return parameter.ndim <= 1 or name.endswith(".bias")
@@ -60,7 +60,7 @@ def _exempt(module: nn.Module, name: str, parameter: nn.Parameter, rule: str) ->
     return cast(Callable[[str, nn.Parameter], bool], owner.no_weight_decay)(rest, parameter)
 
 
-def _depth_scale(module: nn.Module, name: str, decay: float | None) -> float:
+def _layer_decay_scale(module: nn.Module, name: str, decay: float | None) -> float:
     found = None if decay is None else _owner(module, name, "get_layer_id")
     if decay is None or found is None:
         return 1.0
@@ -69,64 +69,64 @@ def _depth_scale(module: nn.Module, name: str, decay: float | None) -> float:
     return layer_scale(decay, layer, cast(int, owner.max_layer_id))
 
 
-def layer_scale(decay: float, layer: int, layers: int) -> float:
-    """decay ** (layers - layer): 1 for the head, smallest for the embedding (run_class_finetuning.py, layer decay)."""
-    return decay ** (layers - layer)
+def layer_scale(decay: float, layer_id: int, max_layer_id: int) -> float:
+    """Return decay ** (max_layer_id - layer_id): 1 for the head, least for the embedding (run_class_finetuning.py)."""
+    return decay ** (max_layer_id - layer_id)
 
 
 def parameter_rules(module: nn.Module, settings: OptimizerSettings) -> dict[str, ParameterRule]:
-    """Name -> rule for every learning parameter.
+    """Return name -> rule for every trainable parameter.
 
     Raises:
-        RecipeError: a multiplier pattern is found in no learning parameter, or layer decay is asked of a module
-            that does not know its layers.
+        RecipeError: no parameter is trainable, a multiplier pattern matches no trainable parameter, or layer decay is
+            set for a module without layer ids.
     """
-    learning = [(name, parameter) for name, parameter in module.named_parameters() if parameter.requires_grad]
-    if not learning:
-        raise RecipeError("stage", "no parameter learns", "at least one", "check what the stage freezes")
+    trainable = [(name, parameter) for name, parameter in module.named_parameters() if parameter.requires_grad]
+    if not trainable:
+        raise RecipeError("stage", "no trainable parameter", "at least one", "check what the stage freezes")
     for pattern in settings.lr_multipliers:
-        if not any(re.search(pattern, name) for name, _ in learning):
+        if not any(re.search(pattern, name) for name, _ in trainable):
             raise RecipeError(
-                "optimizer.lr_multipliers", f"{pattern!r} is in no name", f"names such as {learning[-1][0]!r}"
+                "optimizer.lr_multipliers", f"{pattern!r} is in no name", f"names such as {trainable[-1][0]!r}"
             )
-    if settings.layer_decay is not None and not any(_owner(module, name, "get_layer_id") for name, _ in learning):
+    if settings.layer_decay is not None and not any(_owner(module, name, "get_layer_id") for name, _ in trainable):
         raise RecipeError("optimizer.layer_decay", "this model has no layer ids", "null", "leave the setting out")
     rules = {}
-    for name, parameter in learning:
-        scale = _depth_scale(module, name, settings.layer_decay)
+    for name, parameter in trainable:
+        scale = _layer_decay_scale(module, name, settings.layer_decay)
         for pattern, factor in settings.lr_multipliers.items():
             scale *= factor if re.search(pattern, name) else 1.0
-        decay = 0.0 if _exempt(module, name, parameter, settings.no_decay) else settings.weight_decay
+        decay = 0.0 if _is_exempt_from_decay(module, name, parameter, settings.no_decay) else settings.weight_decay
         rules[name] = ParameterRule(scale, decay)
     return rules
 
 
 def make_optimizer(module: nn.Module, settings: OptimizerSettings) -> torch.optim.Optimizer:
-    """An optimizer whose groups carry `lr_scale`; the loop sets `lr` before each step. Raises RecipeError."""
+    """Build the optimizer; its groups have `lr_scale`, and the loop sets `lr` before each step. Raises RecipeError."""
     groups: dict[ParameterRule, list[nn.Parameter]] = {}
     parameters = dict(module.named_parameters())
     for name, rule in parameter_rules(module, settings).items():
         groups.setdefault(rule, []).append(parameters[name])
-    described: list[dict[str, Any]] = [
+    param_groups: list[dict[str, Any]] = [
         {"params": members, "lr_scale": rule.lr_scale, "weight_decay": rule.weight_decay}
         for rule, members in groups.items()
     ]
     if settings.kind == "bert_adam":
-        return BertAdam(described, lr=settings.base_lr, betas=settings.betas, eps=settings.eps)
-    # The fused kernels skip a step by a flag on the device, which is how a non-finite step leaves no trace.
+        return BertAdam(param_groups, lr=settings.base_lr, betas=settings.betas, eps=settings.eps)
+    # The fused kernels skip a step by the flag `found_inf` on the device: non-finite gradients change nothing.
     if settings.kind == "sgd":
-        return torch.optim.SGD(described, lr=settings.base_lr, momentum=settings.momentum, nesterov=True, fused=True)
-    return torch.optim.AdamW(described, lr=settings.base_lr, betas=settings.betas, eps=settings.eps, fused=True)
+        return torch.optim.SGD(param_groups, lr=settings.base_lr, momentum=settings.momentum, nesterov=True, fused=True)
+    return torch.optim.AdamW(param_groups, lr=settings.base_lr, betas=settings.betas, eps=settings.eps, fused=True)
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
-    """Give every group its share of `lr`."""
+    """Set every group's learning rate to `lr` times its `lr_scale`."""
     for group in optimizer.param_groups:
         group["lr"] = lr * group["lr_scale"]
 
 
 class BertAdam(torch.optim.Optimizer):
-    """Adam without bias correction, decoupled weight decay, each tensor's gradient clipped (Video-Text-Retrieval).
+    """Adam without bias correction, with decoupled weight decay and per-tensor clipping (Video-Text-Retrieval).
 
     Args:
         params: parameters or groups.
@@ -145,9 +145,9 @@ class BertAdam(torch.optim.Optimizer):
         clip: float = 1.0,
     ) -> None:
         super().__init__(params, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay, "clip": clip})
-        self.found_inf: Tensor | None = None  # set by the loop: 1 leaves the parameters as they are
+        self.found_inf: Tensor | None = None  # set by the loop: 1 skips the update
 
-    def _pairs(self) -> Iterator[tuple[nn.Parameter, dict[str, Any]]]:
+    def _parameters_with_groups(self) -> Iterator[tuple[nn.Parameter, dict[str, Any]]]:
         for group in self.param_groups:
             for parameter in group["params"]:
                 if parameter.grad is not None:
@@ -155,20 +155,20 @@ class BertAdam(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]  # no closure here
-        """Move the parameters once."""
+        """Update the parameters."""
         if closure is not None:
             raise ValueError("BertAdam takes no closure")
-        for parameter, group in self._pairs():
+        for parameter, group in self._parameters_with_groups():
             gradient, state = cast(Tensor, parameter.grad), self.state[parameter]
             if not state:
                 state["exp_avg"], state["exp_avg_sq"] = torch.zeros_like(parameter), torch.zeros_like(parameter)
             gradient = gradient * (group["clip"] / (gradient.norm() + 1e-6)).clamp(max=1.0)
-            keep: Tensor | float = 1.0
+            update_factor: Tensor | float = 1.0
             if self.found_inf is not None:
                 gradient = torch.where(self.found_inf > 0, 0.0, gradient)
-                keep = 1.0 - self.found_inf
+                update_factor = 1.0 - self.found_inf
             beta1, beta2 = group["betas"]
             state["exp_avg"].mul_(beta1).add_(gradient, alpha=1 - beta1)
             state["exp_avg_sq"].mul_(beta2).addcmul_(gradient, gradient, value=1 - beta2)
             update = state["exp_avg"] / (state["exp_avg_sq"].sqrt() + group["eps"])
-            parameter.sub_((update + group["weight_decay"] * parameter) * (group["lr"] * keep))
+            parameter.sub_((update + group["weight_decay"] * parameter) * (group["lr"] * update_factor))

@@ -1,4 +1,4 @@
-"""Whose a run folder is: the recipe in run.json, what of it may differ in a later session; the checkpoints in it."""
+"""Run folders: run.json with the recipe, which of its keys may change on resume, and the list of checkpoints."""
 
 from __future__ import annotations
 
@@ -15,125 +15,132 @@ from internvideo.storage import alone_in, write_text
 
 FOLDER = "checkpoints"
 RUN_FILE = "run.json"
-FREE = ("loop.log_every", "loop.checkpoint_every", "loop.keep_checkpoints", "loop.tensorboard")
-"""Settings of the loop that change nothing in what is computed."""
-LENGTHS = ("schedule.steps", "schedule.epochs")
-"""Settings that may grow unasked, or be again what they were in this run: a run can be made longer."""
-CHANGEABLE = (
+IGNORED_KEYS = ("loop.log_every", "loop.checkpoint_every", "loop.keep_checkpoints", "loop.tensorboard")
+"""Loop settings that do not affect the result."""
+EXTENDABLE_KEYS = ("schedule.steps", "schedule.epochs")
+"""Settings that may increase, or return to an earlier value of this run, without being named: a longer schedule."""
+CHANGEABLE_KEYS = (
     *(f"optimizer.{name}" for name in ("base_lr", "lr_scaling", "betas", "eps", "momentum", "weight_decay")),
     *(f"optimizer.{name}" for name in ("no_decay", "layer_decay", "lr_multipliers")),
     *(f"schedule.{name}" for name in ("steps", "epochs", "warmup", "start_lr", "final_lr", "shape", "drops")),
     *(f"loop.{name}" for name in ("gradient_clip", "accumulate", "precision", "activation_checkpointing", "compile")),
 )
-"""Settings that can be changed on purpose between two sessions: a checkpoint fits all their values."""
+"""Settings that may be changed on purpose between two sessions; checkpoints do not depend on their values."""
 
 Change = tuple[Any, Any]
-"""What a setting was, and is."""
+"""(old, new) value of a setting."""
 Recipe = Mapping[str, Any]
 """Resolved settings, plain values."""
 
 
 @contextmanager
-def writing(folder: Path) -> Iterator[None]:
-    """`storage.alone_in` for a run of several processes: rank 0 has the lock. Raises RunError in all of them."""
+def locked(folder: Path) -> Iterator[None]:
+    """Lock the folder as `storage.alone_in`, on rank 0 for all processes. Raises RunError on every rank."""
     with ExitStack() as stack:
         distributed.first_alone(lambda: stack.enter_context(alone_in(folder)))
         yield
 
 
 def newest(folder: Path) -> Path | None:
-    """The checkpoint of the largest step in a run folder, or None."""
-    found = checkpoints(folder)
-    return found[-1] if found else None
+    """Return the checkpoint with the largest step in a run folder, or None."""
+    paths = checkpoints(folder)
+    return paths[-1] if paths else None
 
 
 def checkpoints(folder: Path) -> list[Path]:
-    """The checkpoints of a run folder by their step."""
-    numbered = {}
+    """List the checkpoints of a run folder in order of their steps."""
+    by_step = {}
     for path in (folder / FOLDER).glob("step-*.safetensors"):
         if match := re.fullmatch(r"step-(\d+)\.safetensors", path.name):
-            numbered[int(match.group(1))] = path
-    return [numbered[step] for step in sorted(numbered)]
+            by_step[int(match.group(1))] = path
+    return [by_step[step] for step in sorted(by_step)]
 
 
-def claim(
+def init_run_dir(
     folder: Path,
     recipe: Recipe,
-    may_differ: Collection[str] = (),
+    ignore_keys: Collection[str] = (),
     changes: Collection[str] = (),
-    complete: Callable[[Recipe], Recipe] = dict,
+    fill_defaults: Callable[[Recipe], Recipe] = dict,
     results: Collection[str] = (),
 ) -> dict[str, Change]:
-    """Make the folder this run's own (run.json) or find that it already is.
+    """Create run.json, or check that an existing one has the same recipe.
 
-    A folder without `results` in which no step was logged or saved is free: a failed first attempt does not keep it.
+    run.json is overwritten while the folder has no logged step, no checkpoint and none of `results`, so a failed first
+    attempt does not block the folder.
 
     Args:
-        folder, recipe: of this run.
-        may_differ: dotted keys that change nothing in what is computed, beside `FREE`.
-        changes: dotted keys that are meant to differ, below `CHANGEABLE`. A longer schedule need not be named.
-        complete: fills up a recipe of an earlier version with the settings that it did not have.
-        results: names of files that such a run leaves behind, where it makes no steps.
+        folder, recipe: those of this run.
+        ignore_keys: dotted keys that do not affect the result, in addition to `IGNORED_KEYS`.
+        changes: dotted keys, under `CHANGEABLE_KEYS`, that differ on purpose. A longer schedule need not be named.
+        fill_defaults: adds the settings that a recipe of an earlier version lacks.
+        results: names of the output files of a run without optimizer steps.
 
     Returns:
-        what differs from run.json, for `record`.
+        dotted key -> (old, new) of what differs from run.json, for `record`.
 
     Raises:
-        RunError: it holds another run, or cannot be written. RecipeError: `changes` that cannot be made.
+        RunError: the folder holds another run, or is not writable. RecipeError: a key of `changes` is not changeable.
     """
     for key in changes:
-        if not _below(key, CHANGEABLE):
-            do = "start in another folder, with init.weights=FILE to begin from what was learned"
-            raise RecipeError("--change", f"'{key}' cannot change within a run", ", ".join(CHANGEABLE), do)
-    found: dict[str, Change] = {}
-    distributed.first_alone(lambda: found.update(_claim(folder, recipe, may_differ, changes, complete, results)))
-    mine: dict[str, Change] = distributed.collect(found)[0]
-    return mine
+        if not _is_under(key, CHANGEABLE_KEYS):
+            do = "start in another folder, with init.weights=FILE to start from these weights"
+            raise RecipeError("--change", f"'{key}' cannot change within a run", ", ".join(CHANGEABLE_KEYS), do)
+    changed: dict[str, Change] = {}
+    distributed.first_alone(
+        lambda: changed.update(_init_run_dir(folder, recipe, ignore_keys, changes, fill_defaults, results))
+    )
+    from_rank_zero: dict[str, Change] = distributed.collect(changed)[0]
+    return from_rank_zero
 
 
-def _claim(
+def _init_run_dir(
     folder: Path,
     recipe: Recipe,
-    may_differ: Collection[str],
+    ignore_keys: Collection[str],
     changes: Collection[str],
-    complete: Callable[[Recipe], Recipe],
+    fill_defaults: Callable[[Recipe], Recipe],
     results: Collection[str],
 ) -> dict[str, Change]:
     file, log = folder / RUN_FILE, folder / "metrics.jsonl"
-    begun = newest(folder) is not None or (log.exists() and log.stat().st_size > 0)
-    begun = begun or any((folder / name).exists() for name in results)
-    if begun and not file.exists():
+    has_progress = newest(folder) is not None or (log.exists() and log.stat().st_size > 0)
+    has_progress = has_progress or any((folder / name).exists() for name in results)
+    if has_progress and not file.exists():
         raise RunError(folder, f"holds a run without {RUN_FILE}", "an empty folder", "choose another output folder")
-    told = _read(file) if file.exists() else {}
-    if not begun:
+    saved = _read(file) if file.exists() else {}
+    if not has_progress:
         write_text(file, _as_json(recipe, []))
         return {}
-    found = differences(complete(told["recipe"]), recipe, (*FREE, *may_differ))
-    before = [session["settings"].get(key) for session in told["changes"] for key in LENGTHS]
-    had = [change[0] for change in before if change]
-    meant = {key: change for key, change in found.items() if _is_length(key, *change, had) or _below(key, changes)}
-    _refuse(folder, {key: change for key, change in found.items() if key not in meant})
-    for left in (folder / FOLDER).glob(".step-*.partial.safetensors"):  # of a session that was killed
-        left.unlink()
-    return meant
+    changed = differences(fill_defaults(saved["recipe"]), recipe, (*IGNORED_KEYS, *ignore_keys))
+    earlier_changes = [session["settings"].get(key) for session in saved["changes"] for key in EXTENDABLE_KEYS]
+    earlier_values = [change[0] for change in earlier_changes if change]
+    accepted = {
+        key: change
+        for key, change in changed.items()
+        if _is_valid_length(key, *change, earlier_values) or _is_under(key, changes)
+    }
+    _raise_if_changed(folder, {key: change for key, change in changed.items() if key not in accepted})
+    for partial in (folder / FOLDER).glob(".step-*.partial.safetensors"):  # of a session that was killed
+        partial.unlink()
+    return accepted
 
 
-def _is_length(key: str, was: object, now: object, had: list[Any]) -> bool:
-    """Whether a length is larger than it was, or one that the run `had`."""
-    if key not in LENGTHS or not isinstance(was, int | float) or not isinstance(now, int | float):
+def _is_valid_length(key: str, was: object, now: object, earlier_values: list[Any]) -> bool:
+    """Whether a schedule length increased, or returns to an earlier value of this run."""
+    if key not in EXTENDABLE_KEYS or not isinstance(was, int | float) or not isinstance(now, int | float):
         return False
-    return now > was or now in had
+    return now > was or now in earlier_values
 
 
-def _below(key: str, names: Collection[str]) -> bool:
-    return f"{key}.".startswith(tuple(f"{name}." for name in names))
+def _is_under(key: str, prefixes: Collection[str]) -> bool:
+    return f"{key}.".startswith(tuple(f"{name}." for name in prefixes))
 
 
 def _read(file: Path) -> dict[str, Any]:
     try:
-        told = untrusted.read_json(file, finite=False)
-        changes = [{**session, "settings": dict(session["settings"])} for session in told.get("changes", [])]
-        return {"recipe": dict(told["recipe"]), "changes": changes}
+        saved = untrusted.read_json(file, finite=False)
+        changes = [{**session, "settings": dict(session["settings"])} for session in saved.get("changes", [])]
+        return {"recipe": dict(saved["recipe"]), "changes": changes}
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise RunError(file, f"is not the file of a run ({error})", "", "choose another output folder") from error
 
@@ -143,7 +150,7 @@ def _as_json(recipe: Recipe, changes: list[Any]) -> str:
 
 
 def record(folder: Path, recipe: Recipe, changes: Mapping[str, Change], step: int) -> None:
-    """Make changed settings those of the run from a step on, and keep in run.json what they were. Raises RunError."""
+    """Write changed settings to run.json, with their old values and the step of the change. Raises RunError."""
     file = folder / RUN_FILE
 
     def write() -> None:
@@ -152,24 +159,24 @@ def record(folder: Path, recipe: Recipe, changes: Mapping[str, Change], step: in
     distributed.first_alone(write)
 
 
-def same_recipe(where: Path, written: Recipe, now: Recipe, may_differ: Collection[str] = ()) -> None:
-    """Raise RunError naming the keys in which two recipes differ."""
-    _refuse(where, differences(written, now, may_differ))
+def check_same_recipe(where: Path, written: Recipe, now: Recipe, ignore_keys: Collection[str] = ()) -> None:
+    """Raise RunError naming the keys in which two recipes differ, apart from `ignore_keys`."""
+    _raise_if_changed(where, differences(written, now, ignore_keys))
 
 
-def _refuse(where: Path, found: Mapping[str, Change]) -> None:
-    if not found:
+def _raise_if_changed(where: Path, changed: Mapping[str, Change]) -> None:
+    if not changed:
         return
-    changes = [f"{key} was {was!r}, is {now!r}" for key, (was, now) in found.items()]
+    changes = [f"{key} was {was!r}, is {now!r}" for key, (was, now) in changed.items()]
     do = "choose another output folder, or take back the change to resume"
-    if all(_below(key, CHANGEABLE) for key in found):
-        do += f"; to change it on purpose: {' '.join(f'--change {key}=VALUE' for key in found)}"
+    if all(_is_under(key, CHANGEABLE_KEYS) for key in changed):
+        do += f"; to change it on purpose: {' '.join(f'--change {key}=VALUE' for key in changed)}"
     raise RunError(where, f"belongs to another run: {', '.join(changes)}", "the same recipe", do)
 
 
-def differences(written: Recipe, now: Recipe, may_differ: Collection[str] = ()) -> dict[str, Change]:
-    """What two recipes differ in, by dotted key, apart from `may_differ` and everything below it."""
-    # Through JSON, because that is how the written one came: tuples are lists, keys are texts.
+def differences(written: Recipe, now: Recipe, ignore_keys: Collection[str] = ()) -> dict[str, Change]:
+    """Return dotted key -> (old, new) where two recipes differ, apart from `ignore_keys` and everything below them."""
+    # Through JSON, as the written one: tuples become lists, keys become strings.
     before, after = (
         dict(_leaves(written)),
         dict(_leaves(untrusted.parse_json(json.dumps(now, default=str), finite=False))),
@@ -177,13 +184,13 @@ def differences(written: Recipe, now: Recipe, may_differ: Collection[str] = ()) 
     return {
         key: (before.get(key, "not there"), after.get(key, "not there"))
         for key in sorted(before.keys() | after.keys())
-        if (key not in before or key not in after or before[key] != after[key]) and not _below(key, may_differ)
+        if (key not in before or key not in after or before[key] != after[key]) and not _is_under(key, ignore_keys)
     }
 
 
-def _leaves(tree: Any, place: str = "") -> Iterator[tuple[str, Any]]:
+def _leaves(tree: Any, path: str = "") -> Iterator[tuple[str, Any]]:
     if isinstance(tree, Mapping) and tree:
         for key, value in tree.items():
-            yield from _leaves(value, f"{place}.{key}" if place else str(key))
+            yield from _leaves(value, f"{path}.{key}" if path else str(key))
     else:
-        yield place, tree
+        yield path, tree

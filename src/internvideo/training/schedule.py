@@ -1,4 +1,4 @@
-"""The learning rate of every step: functions of the step number, so nothing has to be stored to resume."""
+"""Learning-rate schedules: functions of the step, so nothing has to be stored to resume."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from internvideo.training.settings import ScheduleSettings
 
 
 def linear_warmup(step: int, warmup: int, start: float, peak: float) -> float:
-    """Value at `step` of `warmup` evenly spaced values of which the first is `start` and the last is `peak`."""
+    """Interpolate linearly: step 0 gives `start`, step `warmup` - 1 gives `peak`."""
     return start + (peak - start) * step / (warmup - 1) if warmup > 1 else start
 
 
 def cosine_with_warmup(
     step: int, total: int, *, peak: float, final: float, warmup: int = 0, start: float = 0.0
 ) -> float:
-    """Linear warm-up, then half a cosine from `peak` towards `final` (mae.py).
+    """Linear warm-up, then cosine decay from `peak` towards `final` (mae.py).
 
-    `step` counts from 0 to total - 1; the value `final` itself would be reached at step `total`.
+    `step` runs from 0 to total - 1; `final` itself would be reached at step `total`.
     """
     if step < warmup:
         return linear_warmup(step, warmup, start, peak)
@@ -30,28 +30,28 @@ def cosine_with_warmup(
 def linear_with_warmup(
     step: int, total: int, *, peak: float, final: float, warmup: int = 0, start: float = 0.0
 ) -> float:
-    """Linear warm-up, then a straight line from `peak` to `final` at step `total`."""
+    """Linear warm-up, then linear decay from `peak` to `final` at step `total`."""
     if step < warmup:
         return linear_warmup(step, warmup, start, peak)
     return peak + (final - peak) * (step - warmup) / (total - warmup)
 
 
-def warmup_whole_cosine(progress: float, warmup: float) -> float:
-    """Factor of the retrieval recipe: linear up to the share `warmup`, then 0.5 (1 + cos(pi progress)).
+def cosine_including_warmup(progress: float, warmup: float) -> float:
+    """Linear warm-up, then a cosine over the whole run: 0.5 (1 + cos(pi progress)) (Video-Text-Retrieval).
 
-    The cosine runs over the whole of the run, so the factor jumps down a little where the warm-up ends
-    (Video-Text-Retrieval).
+    The cosine includes the warm-up, so the factor drops slightly where the warm-up ends.
 
     Args:
-        progress: share of the run that is over, 0..1.
-        warmup: share of the run, 0..1.
+        progress: completed fraction of the run, 0..1.
+        warmup: warm-up fraction of the run, 0..1.
     """
     return progress / warmup if progress < warmup else 0.5 * (1.0 + math.cos(math.pi * progress))
 
 
-def step_factor(progress: float, drops: Sequence[float], factor: float = 0.1) -> float:
-    """`factor` for each of `drops` (shares of the run) that `progress` has reached."""
-    return factor ** sum(progress >= drop - 1e-9 for drop in drops)  # a drop falls on a whole step but for rounding
+def multi_step_factor(progress: float, milestones: Sequence[float], factor: float = 0.1) -> float:
+    """Multi-step decay: multiply by `factor` at each of `milestones` (fractions of the run) that was reached."""
+    # Milestones fall on steps, up to rounding.
+    return factor ** sum(progress >= milestone - 1e-9 for milestone in milestones)
 
 
 @dataclass(frozen=True)
@@ -59,9 +59,9 @@ class Schedule:
     """Learning rate by step.
 
     Attributes:
-        settings: shape, start and final rates.
-        peak: learning rate at the top, after scaling.
-        scale: what start and final rates are multiplied by (`OptimizerSettings.scale`).
+        settings: kind of schedule, start and final learning rates.
+        peak: maximum learning rate, after scaling.
+        scale: factor on the start and final rates (`OptimizerSettings.scale`).
         total, warmup: optimizer steps.
     """
 
@@ -72,7 +72,7 @@ class Schedule:
     warmup: int
 
     def __call__(self, step: int) -> float:
-        """Learning rate with which step number `step` (from 0) is made."""
+        """Return the learning rate of step `step`, counted from 0."""
         start, final = self.settings.start_lr * self.scale, self.settings.final_lr * self.scale
         match self.settings.shape:
             case "cosine":
@@ -88,6 +88,6 @@ class Schedule:
             case "steps":
                 if step < self.warmup:
                     return linear_warmup(step, self.warmup, start, self.peak)
-                return self.peak * step_factor(step / self.total, self.settings.drop_shares())
+                return self.peak * multi_step_factor(step / self.total, self.settings.drop_shares())
             case "whole_cosine":
-                return self.peak * warmup_whole_cosine(step / self.total, self.warmup / self.total)
+                return self.peak * cosine_including_warmup(step / self.total, self.warmup / self.total)

@@ -1,4 +1,4 @@
-"""One optimizer step, without asking the device for anything."""
+"""Run one optimizer step without a host-device sync."""
 
 from __future__ import annotations
 
@@ -20,21 +20,21 @@ from internvideo.training.settings import LoopSettings, TrainingSettings
 GRADIENT_NORM = "gradient_norm"
 
 
-class Stepper:
-    """Forward, backward, clip, move, average.
+class TrainStep:
+    """Forward, backward, gradient clipping, optimizer step, EMA update.
 
-    From the first loss or gradient that is not finite on, parameters are no longer moved (a flag on the device skips
-    the step), so that they are found as they were before it, whenever the host looks.
+    After the first non-finite loss or gradient, a flag on the device (`found_inf`) makes the optimizer skip every
+    step, so the parameters keep their values from before it until the host reads the flag.
 
     Args:
-        stage: the module that learns; already on `device`.
+        stage: the module to train, already on `device`.
         settings: optimizer and loop.
-        total: steps of the run (for the scaled average).
-        device: of the stage.
-        generator: handed to the stage; on `device`.
+        total: number of steps of the run (for the scaled EMA decay).
+        device: device of the stage.
+        generator: passed to the stage; on `device`.
 
     Raises:
-        RecipeError: settings that do not fit the stage.
+        RecipeError: the settings do not apply to the stage.
     """
 
     def __init__(
@@ -56,40 +56,40 @@ class Stepper:
         self.optimizer = make_optimizer(stage, settings.optimizer)
         self.parameters = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
         self.ema = Ema(stage, _ema_decay(self.loop, total)) if self.loop.ema_decay is not None else None
-        self.bad = torch.zeros((), device=device)
-        half = self.loop.precision == "bfloat16" or (self.loop.precision == "auto" and device.type == "cuda")
-        self.autocast = torch.autocast(device.type, dtype=torch.bfloat16, enabled=half)
+        self.found_inf = torch.zeros((), device=device)
+        use_bfloat16 = self.loop.precision == "bfloat16" or (self.loop.precision == "auto" and device.type == "cuda")
+        self.autocast = torch.autocast(device.type, dtype=torch.bfloat16, enabled=use_bfloat16)
 
     def __call__(self, batches: Sequence[Batch], lr: float) -> dict[str, Tensor]:
-        """Make one step with the mean loss of `batches` at learning rate `lr`.
+        """Step on the mean loss of `batches` (gradient accumulation) at learning rate `lr`.
 
         Returns:
-            The stage's scalars, averaged over the batches, and the norm of the gradient before clipping; on the device.
+            The stage's scalars, averaged over the batches, and the gradient norm before clipping; on the device.
         """
         self.optimizer.zero_grad(set_to_none=True)
-        parts: dict[str, Tensor] = {}
-        for number, batch in enumerate(batches, start=1):
-            joined = number == len(batches) or not isinstance(self.module, DistributedDataParallel)
-            with nullcontext() if joined else _no_sync(self.module):
+        losses: dict[str, Tensor] = {}
+        for index, batch in enumerate(batches, start=1):
+            synchronize = index == len(batches) or not isinstance(self.module, DistributedDataParallel)
+            with nullcontext() if synchronize else _no_sync(self.module):
                 for name, value in self._backward(batch, len(batches)).items():
-                    parts[name] = parts[name] + value if name in parts else value
-        norm = self._clip()
-        finite = torch.isfinite(parts["loss"]) & torch.isfinite(norm)
-        self.bad = torch.maximum(self.bad, (~finite).float())
-        self.optimizer.found_inf = self.bad  # type: ignore[attr-defined]  # read by every optimizer
+                    losses[name] = losses[name] + value if name in losses else value
+        norm = self._clip_gradients()
+        finite = torch.isfinite(losses["loss"]) & torch.isfinite(norm)
+        self.found_inf = torch.maximum(self.found_inf, (~finite).float())
+        self.optimizer.found_inf = self.found_inf  # type: ignore[attr-defined]  # read by every optimizer
         set_learning_rate(self.optimizer, lr)
         self.optimizer.step()
         if self.ema is not None:
             self.ema.update()
-        return {**parts, GRADIENT_NORM: norm}
+        return {**losses, GRADIENT_NORM: norm}
 
-    def _backward(self, batch: Batch, share: int) -> dict[str, Tensor]:
+    def _backward(self, batch: Batch, num_accumulated: int) -> dict[str, Tensor]:
         with self.autocast:
-            parts: Mapping[str, Tensor] = self.module(batch.to(self.device), self.generator)
-        (parts["loss"] / share).backward()  # type: ignore[no-untyped-call]  # torch leaves it so
-        return {name: value.detach().float() / share for name, value in parts.items()}
+            losses: Mapping[str, Tensor] = self.module(batch.to(self.device), self.generator)
+        (losses["loss"] / num_accumulated).backward()  # type: ignore[no-untyped-call]  # torch leaves it so
+        return {name: value.detach().float() / num_accumulated for name, value in losses.items()}
 
-    def _clip(self) -> Tensor:
+    def _clip_gradients(self) -> Tensor:
         gradients = [parameter.grad for parameter in self.parameters if parameter.grad is not None]
         norm = nn.utils.get_total_norm(gradients)
         if self.loop.gradient_clip is not None:
@@ -98,7 +98,7 @@ class Stepper:
 
 
 def _no_sync(module: nn.Module) -> Any:
-    """Gradients of all but the last accumulated batch stay on this process."""
+    """Return DDP's context without gradient all-reduce, for all but the last accumulated batch."""
     if not isinstance(module, DistributedDataParallel):
         raise ValueError("only with several processes")
     return module.no_sync()
@@ -110,8 +110,10 @@ def _ema_decay(loop: LoopSettings, total: int) -> float:
 
 
 def _checkpoint_activations(stage: nn.Module, loop: LoopSettings) -> None:
-    able = [module for module in stage.modules() if hasattr(module, "checkpointing")]
-    if loop.activation_checkpointing and not able:
-        raise RecipeError("loop.activation_checkpointing", "this model cannot recompute its activations", "false")
-    for module in able:
+    supporting = [module for module in stage.modules() if hasattr(module, "checkpointing")]
+    if loop.activation_checkpointing and not supporting:
+        raise RecipeError(
+            "loop.activation_checkpointing", "this model does not support activation checkpointing", "false"
+        )
+    for module in supporting:
         module.checkpointing = loop.activation_checkpointing  # type: ignore[assignment]  # a plain attribute

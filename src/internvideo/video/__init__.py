@@ -1,1 +1,1 @@
-"""Files and streams to frames: open, index, read, walk, live, write."""
+"""Read video files and streams: open, index, decode frames, live sources, write."""

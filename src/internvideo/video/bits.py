@@ -1,4 +1,4 @@
-"""What the bits of a packet tell without decoding: whether it holds together, shows a picture, is a key frame."""
+"""Inspect packets without decoding: whether one is well-formed, displays a frame, or is a key frame."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ _VOP = b"\x00\x00\x01\xb6"  # start code of a picture of MPEG-4 part 2
 
 
 def is_key(packet: Any, codec: str) -> bool:
-    """Whether decoding can begin at a packet (a sound one).
+    """Whether decoding can start at a valid packet.
 
-    Of MPEG-4 part 2 and H.263 the container's word does not count: their decoders begin anywhere and make pictures of
-    it. The parsers of the other codecs have looked into the stream, and their decoders tell a false start.
+    For MPEG-4 part 2 and H.263 the container's flag is not used: their decoders start anywhere and output frames. The
+    parsers of the other codecs read the stream, and their decoders report a wrong start.
     """
     if codec == "mpeg4":
         data = bytes(packet)
@@ -26,8 +26,8 @@ def _h263_is_plain(data: memoryview) -> bool:
     return len(data) > 5 and not data[0] and not data[1] and data[2] >> 2 == 0b100000 and data[4] >> 2 & 7 != 7
 
 
-def soundness(context: Any) -> Any:
-    """A quick test of a packet without decoding: does it hold together, and does it show a picture?"""
+def packet_validator(context: Any) -> Any:
+    """Return a quick check of packets without decoding: is the packet well-formed and does it display a frame?"""
     codec, extra = context.codec.canonical_name, context.extradata or b""
     width = 0
     if codec == "h264" and len(extra) > 4 and extra[0] == 1:
@@ -59,7 +59,7 @@ def _units_fit(data: memoryview, width: int) -> bool:
 
 
 def _vp9_shows(data: memoryview) -> bool:
-    """Whether a VP9 packet shows a picture: a superframe does, else a bit of the frame header tells."""
+    """Whether a VP9 packet displays a frame: a superframe does, else the show_frame bit of its header decides."""
     if data[-1] & 0xE0 == 0xC0:
         return True
     first = data[0]

@@ -1,8 +1,7 @@
-"""Indexes of files that this process has opened before, so that a film is looked through once and not once a clip.
+"""Cache of frame indexes in this process, so that a long video is indexed once and not once per clip.
 
-An index counts for exactly the bytes that it was made from: it is found again by place, size, times of the last
-changes and both ends of the file, and kept only where the file stood still meanwhile. Readers compare every packet with
-it besides.
+An index is valid only for the bytes it was built from: the key is path, size, modification times and both ends of the
+file, and an index is stored only if the file did not change meanwhile. Readers also compare every packet with it.
 """
 
 from __future__ import annotations
@@ -17,15 +16,15 @@ from typing import NamedTuple
 
 from internvideo.video.index import Index
 
-MOST_BYTES = 48 * 2**20
-"""Memory of all indexes together; an hour at 30 frames a second takes 4.5 MB."""
+MAX_BYTES = 48 * 2**20
+"""Maximum size of all indexes together; an hour at 30 frames per second takes 4.5 MB."""
 
-ENDS = 2**16
+COMPARED_BYTES = 2**16
 """Bytes at the start and at the end of a file that are compared."""
 
 
 class Stamp(NamedTuple):
-    """What tells a file, or a folder with its files, from another one and from itself at another time; times in ns."""
+    """Identity of a version of a file, or of a folder with its files; times in ns."""
 
     path: str
     device: int
@@ -36,63 +35,63 @@ class Stamp(NamedTuple):
     ends: bytes
 
 
-_known: OrderedDict[Stamp, Index] = OrderedDict()
+_indexes: OrderedDict[Stamp, Index] = OrderedDict()
 
 
 def stamp_of(path: str) -> Stamp | None:
-    """The stamp of a regular file, or of a folder and the files in it; None for anything else."""
+    """Return the stamp of a regular file, or of a folder and the files in it; None for anything else."""
     try:
-        found = os.stat(path)
-        if stat.S_ISDIR(found.st_mode):
-            return _stamp_of_folder(path, found)
-        if not stat.S_ISREG(found.st_mode):
+        status = os.stat(path)
+        if stat.S_ISDIR(status.st_mode):
+            return _stamp_of_folder(path, status)
+        if not stat.S_ISREG(status.st_mode):
             return None
         with open(path, "rb", buffering=0) as file:
-            ends = file.read(ENDS)
-            file.seek(max(found.st_size - ENDS, 0))
-            ends += file.read(ENDS)
+            ends = file.read(COMPARED_BYTES)
+            file.seek(max(status.st_size - COMPARED_BYTES, 0))
+            ends += file.read(COMPARED_BYTES)
     except (OSError, ValueError):
         return None
     digest = hashlib.blake2b(ends, digest_size=16).digest()
-    times = (found.st_mtime_ns, found.st_ctime_ns)
-    return Stamp(os.path.abspath(path), found.st_dev, found.st_ino, found.st_size, *times, digest)
+    times = (status.st_mtime_ns, status.st_ctime_ns)
+    return Stamp(os.path.abspath(path), status.st_dev, status.st_ino, status.st_size, *times, digest)
 
 
-def _stamp_of_folder(path: str, found: os.stat_result) -> Stamp:
+def _stamp_of_folder(path: str, status: os.stat_result) -> Stamp:
     digest = hashlib.blake2b(digest_size=16)
-    size, modified, changed = 0, found.st_mtime_ns, found.st_ctime_ns
+    size, modified, changed = 0, status.st_mtime_ns, status.st_ctime_ns
     with os.scandir(path) as entries:
         for entry in sorted(entries, key=lambda entry: entry.name):
             try:
                 file = entry.stat()
             except OSError:  # a link to nothing
                 file = entry.stat(follow_symlinks=False)
-            told = (entry.name, file.st_ino, file.st_size, file.st_mtime_ns, file.st_ctime_ns)
-            digest.update(repr(told).encode("utf-8", "surrogateescape"))
+            identity = (entry.name, file.st_ino, file.st_size, file.st_mtime_ns, file.st_ctime_ns)
+            digest.update(repr(identity).encode("utf-8", "surrogateescape"))
             size += file.st_size
             modified, changed = max(modified, file.st_mtime_ns), max(changed, file.st_ctime_ns)
-    return Stamp(os.path.abspath(path), found.st_dev, found.st_ino, size, modified, changed, digest.digest())
+    return Stamp(os.path.abspath(path), status.st_dev, status.st_ino, size, modified, changed, digest.digest())
 
 
-def recall(stamp: Stamp | None) -> Index | None:
-    """The index of a file as it is now, None where it is not known."""
-    if stamp is None or stamp not in _known:
+def lookup(stamp: Stamp | None) -> Index | None:
+    """Return the cached index of a file version, or None."""
+    if stamp is None or stamp not in _indexes:
         return None
-    _known.move_to_end(stamp)
-    return _known[stamp]
+    _indexes.move_to_end(stamp)
+    return _indexes[stamp]
 
 
-def remember(stamp: Stamp | None, index: Index) -> None:
-    """Keep an index that was made after its file had this stamp; decoded pictures are not kept."""
-    if stamp is None or not stands_still(stamp) or index.nbytes > MOST_BYTES:
+def store(stamp: Stamp | None, index: Index) -> None:
+    """Cache an index that was built after its file had this stamp, without decoded frames."""
+    if stamp is None or not is_unchanged(stamp) or index.nbytes > MAX_BYTES:
         return
-    _known[stamp] = replace(index, kept=None)
-    while sum(other.nbytes for other in _known.values()) > MOST_BYTES:
-        _known.popitem(last=False)
+    _indexes[stamp] = replace(index, frame_cache=None)
+    while sum(other.nbytes for other in _indexes.values()) > MAX_BYTES:
+        _indexes.popitem(last=False)
 
 
-def stands_still(stamp: Stamp) -> bool:
-    """Whether a change since the stamp would show: the file is as it was, and older than a tick of its clock."""
+def is_unchanged(stamp: Stamp) -> bool:
+    """Whether the file still has this stamp and is older than the file system's time resolution."""
     last = max(stamp.modified, stamp.changed)
     tick = 2e9 if last % 10**9 == 0 else 1e8  # some file systems count whole seconds, or two of them
     return time.time_ns() - last > tick and stamp_of(stamp.path) == stamp

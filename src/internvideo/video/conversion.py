@@ -1,4 +1,4 @@
-"""From a decoded picture to upright RGB pixels: conversion, scaling, rotation."""
+"""Convert decoded frames to upright RGB: color conversion, deinterlacing, scaling, rotation."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _BT2020, _UNKNOWN = 9, 2  # of ITU-T H.273, for the matrix and for the primaries
 
 
 class Conversion(NamedTuple):
-    """What is done to the pictures of interlaced and of high-dynamic-range video."""
+    """Options for interlaced and for high-dynamic-range video."""
 
     deinterlace: bool = True
     tone_map: bool = False
@@ -29,71 +29,71 @@ class Conversion(NamedTuple):
 ENVIRONMENT = ("INTERNVIDEO_DEINTERLACE", "INTERNVIDEO_TONE_MAP")
 
 FIELDS = frozenset({"hevc", "vvc"})
-"""Codecs whose pictures are single fields where FFmpeg marks them as interlaced, so that there is nothing to undo."""
+"""Codecs whose frames, where FFmpeg marks them as interlaced, are single fields that need no deinterlacing."""
 
 _SMALLEST = 16
-"""Pixels of a side below which FFmpeg's filter does not work."""
+"""Minimum side in pixels of FFmpeg's deinterlacing filter."""
 
 
-def chosen_conversion(deinterlace: bool | None = None, tone_map: bool | None = None) -> Conversion:
-    """What is asked for: the arguments, else the environment (1 or 0), else the defaults. Raises VideoError."""
-    found = []
-    for asked, name, usual in zip((deinterlace, tone_map), ENVIRONMENT, Conversion(), strict=True):
-        word = os.environ.get(name) or str(int(usual))
-        if asked is None and word not in ("0", "1"):
+def resolve_conversion(deinterlace: bool | None = None, tone_map: bool | None = None) -> Conversion:
+    """Resolve the options: the arguments, else the environment (1 or 0), else the defaults. Raises VideoError."""
+    values = []
+    for argument, name, default in zip((deinterlace, tone_map), ENVIRONMENT, Conversion(), strict=True):
+        word = os.environ.get(name) or str(int(default))
+        if argument is None and word not in ("0", "1"):
             raise VideoError(name, f"'{word}'", "0, 1")
-        found.append(word == "1" if asked is None else asked)
-    return Conversion(*found)
+        values.append(word == "1" if argument is None else argument)
+    return Conversion(*values)
 
 
-def conversion_told() -> dict[str, bool]:
-    """The conversion for the protocol of a run over many files, where it is not the default. Raises VideoError."""
-    found, usual = chosen_conversion()._asdict(), Conversion()._asdict()
-    return {name: value for name, value in found.items() if value != usual[name]}
+def conversion_metadata() -> dict[str, bool]:
+    """Return the non-default options for the metadata of results. Raises VideoError."""
+    values, defaults = resolve_conversion()._asdict(), Conversion()._asdict()
+    return {name: value for name, value in values.items() if value != defaults[name]}
 
 
 class Converter:
-    """Pixels of any format, depth and size to 8-bit RGB. Keep one for a video: building its tables is the slow part.
+    """Convert frames of any pixel format, depth and size to 8-bit RGB. Reuse it per video: building its tables is slow.
 
-    The matrix and the range are those that the picture is marked with; without a mark BT.601 and the limited range
-    (full for "yuvj"), as FFmpeg does. Each picture is judged and converted by itself, whatever lies around it.
+    Color matrix and range are those of the frame; unspecified ones are BT.601 and the limited range (full for "yuvj"),
+    as in FFmpeg. Each frame is converted by its own properties, independent of its neighbors.
 
     Args:
-        codec: FFmpeg's name of it. conversion: by default what the environment says.
+        codec: FFmpeg's name of the codec. conversion: by default that of the environment.
     """
 
     def __init__(self, codec: str = "", conversion: Conversion | None = None) -> None:
         self._reformatter = VideoReformatter()
-        self._conversion = conversion or chosen_conversion()
+        self._conversion = conversion or resolve_conversion()
         self._fields = codec in FIELDS
 
-    def write(self, picture: Any, out: NDArray[np.uint8]) -> None:
-        """Write a decoded picture into `out` (H, W, 3) uint8, scaled to its size; an alpha plane is left out.
+    def write(self, frame: Any, out: NDArray[np.uint8]) -> None:
+        """Convert a decoded frame into `out` (H, W, 3) uint8, scaled to its size; an alpha plane is dropped.
 
         Raises:
-            ValueError: its colors are coded in a way that is not converted.
+            ValueError: the frame's color matrix is not supported.
         """
-        if self._conversion.deinterlace and picture.interlaced_frame and not self._fields:
-            picture = deinterlaced(picture)
-        kind = KINDS.get(picture.color_trc) if self._conversion.tone_map else None
+        if self._conversion.deinterlace and frame.interlaced_frame and not self._fields:
+            frame = deinterlace(frame)
+        kind = KINDS.get(frame.color_trc) if self._conversion.tone_map else None
         if kind is None:
-            out[:] = self._pixels(picture, out, "rgb24")
+            out[:] = self._pixels(frame, out, "rgb24")
         else:
-            wide = picture.color_primaries in (_BT2020, _UNKNOWN)
-            out[:] = tone_mapped(self._pixels(picture, out, "rgb48"), kind, wide=wide)
+            wide = frame.color_primaries in (_BT2020, _UNKNOWN)
+            out[:] = tone_mapped(self._pixels(frame, out, "rgb48"), kind, wide=wide)
 
-    def _pixels(self, picture: Any, out: NDArray[np.uint8], form: str) -> NDArray[Any]:
-        """The pixels of a picture in the size of `out`, as "rgb24" (uint8) or "rgb48" (uint16)."""
+    def _pixels(self, frame: Any, out: NDArray[np.uint8], form: str) -> NDArray[Any]:
+        """Return the pixels of a frame in the size of `out`, as "rgb24" (uint8) or "rgb48" (uint16)."""
         height, width = out.shape[:2]
-        # PQ and HLG without a matrix can hardly be anything but BT.2020.
-        matrix = _BT2020 if form == "rgb48" and picture.colorspace == _UNKNOWN else None
+        # PQ and HLG frames without a matrix are taken as BT.2020.
+        matrix = _BT2020 if form == "rgb48" and frame.colorspace == _UNKNOWN else None
         try:
             rgb = self._reformatter.reformat(
-                picture, width=width, height=height, format=form + "le" * (form == "rgb48"), threads=1,
+                frame, width=width, height=height, format=form + "le" * (form == "rgb48"), threads=1,
                 src_colorspace=matrix,
             )  # fmt: skip
         except OSError as error:
-            named = f"matrix {int(picture.colorspace)} of ITU-T H.273, {picture.format.name}"
+            named = f"matrix {int(frame.colorspace)} of ITU-T H.273, {frame.format.name}"
             raise ValueError(f"its colors ({named}) are not converted") from error
         plane = rgb.planes[0]
         kind = np.dtype("<u2" if form == "rgb48" else np.uint8)
@@ -101,49 +101,48 @@ class Converter:
         return rows[:height, : 3 * width].reshape(height, width, 3)
 
 
-def deinterlaced(picture: Any) -> Any:
-    """The first field (in time) of an interlaced picture with the lines of the other one filled in from its own.
+def deinterlace(frame: Any) -> Any:
+    """Deinterlace a frame: keep its first field (in time) and interpolate the lines of the other one.
 
-    FFmpeg's "w3fdif" (BBC R&D), which is given nothing but this picture: one picture for each, the same whatever was
-    read before it.
+    Uses FFmpeg's "w3fdif" (BBC R&D) on this frame alone, so the result does not depend on what was read before.
     """
-    if min(picture.width, picture.height) < _SMALLEST:
-        return picture
+    if min(frame.width, frame.height) < _SMALLEST:
+        return frame
     graph = Graph()
     graph.threads = 1
     source = graph.add_buffer(
-        width=picture.width,
-        height=picture.height,
-        format=picture.format,
-        time_base=picture.time_base or Fraction(1, 25),
+        width=frame.width,
+        height=frame.height,
+        format=frame.format,
+        time_base=frame.time_base or Fraction(1, 25),
     )
     graph.link_nodes(source, graph.add("w3fdif", "mode=frame:deint=all"), graph.add("buffersink")).configure()
-    graph.vpush(picture)
+    graph.vpush(frame)
     graph.vpush(None)
     result = graph.vpull()
-    # A packed format is unpacked on the way, which loses the marks.
-    result.colorspace, result.color_range = picture.colorspace, picture.color_range
-    result.color_trc, result.color_primaries = picture.color_trc, picture.color_primaries
+    # The filter unpacks packed formats, which loses the color properties.
+    result.colorspace, result.color_range = frame.colorspace, frame.color_range
+    result.color_trc, result.color_primaries = frame.color_trc, frame.color_primaries
     return result
 
 
-def scaled(width: int, height: int, short_side: int | None) -> tuple[int, int]:
-    """(width, height) with the shorter side brought down to `short_side`; smaller pictures stay as they are."""
+def scaled_size(width: int, height: int, short_side: int | None) -> tuple[int, int]:
+    """Return (width, height) with the shorter side reduced to `short_side`; smaller frames keep their size."""
     short = min(width, height)
     if short_side is None or short <= short_side:
         return width, height
     return max(1, round(width * short_side / short)), max(1, round(height * short_side / short))
 
 
-def orientation(picture: Any) -> tuple[int, bool]:
-    """(degrees clockwise, left-right flip first) that the display matrix asks for, to the nearest quarter turn."""
-    # The library's view of side data and its picture hold each other until the garbage collector comes, so that
-    # thousands of opened videos would each keep a picture in memory: let that be a tiny one.
-    picture = VideoReformatter().reformat(picture, width=16, height=16, format="gray", interpolation="POINT", threads=1)
+def orientation(frame: Any) -> tuple[int, bool]:
+    """Return (clockwise degrees, left-right flip before it) of the display matrix, to the nearest quarter turn."""
+    # PyAV's side data and its frame reference each other until garbage collection, so that thousands of opened videos
+    # would each keep a frame in memory: use a tiny one.
+    frame = VideoReformatter().reformat(frame, width=16, height=16, format="gray", interpolation="POINT", threads=1)
     try:
-        data = picture.side_data.get(SideDataType.DISPLAYMATRIX)
-    except ValueError:  # this version of the library does not know some other side data of the picture
-        angle = picture.rotation  # counter-clockwise; a huge negative number when the matrix makes no sense
+        data = frame.side_data.get(SideDataType.DISPLAYMATRIX)
+    except ValueError:  # this version of the library does not know some other side data of the frame
+        angle = frame.rotation  # counter-clockwise; a huge negative number when the matrix makes no sense
         return (round(-angle / 90) % 4 * 90 if abs(angle) <= 360 else 0), False
     if data is None:
         return 0, False
@@ -156,30 +155,30 @@ def orientation(picture: Any) -> tuple[int, bool]:
     return round(math.degrees(math.atan2(b, a)) / 90) % 4 * 90, mirrored
 
 
-class FirstPicture(NamedTuple):
-    """What the first picture tells of all: pixels as stored, and how they are turned upright."""
+class FirstFrame(NamedTuple):
+    """Properties of the first frame, which hold for all: stored size and format, orientation."""
 
     width: int = 0
     height: int = 0
     pixel_format: str = ""
-    colours: tuple[object, object] = (None, None)
+    colors: tuple[object, object] = (None, None)
     rotation: int = 0
     mirrored: bool = False
     interlaced: bool = False
     hdr: str = ""
 
 
-def first_picture(picture: Any) -> FirstPicture:
-    """The properties of a decoded picture, which is not held."""
-    colours = (picture.colorspace, picture.color_range)
-    kind = KINDS.get(picture.color_trc, "")
-    return FirstPicture(
-        picture.width,
-        picture.height,
-        picture.format.name,
-        colours,
-        *orientation(picture),
-        picture.interlaced_frame,
+def first_frame(frame: Any) -> FirstFrame:
+    """Return the properties of a decoded frame, without a reference to it."""
+    colors = (frame.colorspace, frame.color_range)
+    kind = KINDS.get(frame.color_trc, "")
+    return FirstFrame(
+        frame.width,
+        frame.height,
+        frame.format.name,
+        colors,
+        *orientation(frame),
+        frame.interlaced_frame,
         kind,
     )
 

@@ -1,10 +1,9 @@
-"""Folders of numbered pictures as videos: `ID/00001.jpg, ID/00002.jpg, ...`, as Something-Something V1 and others come.
+"""Read folders of numbered images as videos: `ID/00001.jpg, ID/00002.jpg, ...`, as in Something-Something V1.
 
-Pictures (JPEG, PNG) follow each other by number, whatever zeros stand in front, and number n is shown (n - first) / fps
-seconds after the first one. Such a folder does not tell its rate: it is given or the folder is refused. A missing
-number is a gap of that length; a picture that cannot be decoded is a damaged one (`video.damage`); one of another size
-than the first is refused. Hidden files, names without a number, and series that are called flow, thumb, cover, poster
-or preview beside another one are no frames.
+Images (JPEG, PNG) are ordered by number, with any zero padding; number n is shown (n - first) / fps seconds after the
+first one. The frame rate must be given. A missing number is a gap of that length; an image that cannot be decoded is a
+damaged frame (`video.damage`); an image of another size than the first one raises. Hidden files, names without a
+number, and series named flow, thumb, cover, poster or preview next to another series are ignored.
 """
 
 from __future__ import annotations
@@ -23,33 +22,33 @@ import numpy as np
 from numpy.typing import NDArray
 
 from internvideo.errors import VideoError
-from internvideo.video.conversion import first_picture
+from internvideo.video.conversion import first_frame
 from internvideo.video.damage import CHECKS, DamageError
 from internvideo.video.index import Index
 from internvideo.video.opening import MAX_PIXELS, Deadline, fail, reason_of
 
-PICTURES = frozenset((".jpg", ".jpeg", ".png"))
+IMAGE_SUFFIXES = frozenset((".jpg", ".jpeg", ".png"))
 ENVIRONMENT = "INTERNVIDEO_FRAME_RATE"
-"""Rate of all folders of frames that have none of their own."""
+"""Environment variable: frame rate of the folders without their own."""
 
-MOST_BYTES = 2**28
-"""Largest file that is read as one picture."""
+MAX_IMAGE_BYTES = 2**28
+"""Maximum file size of one image."""
 
 _NUMBERED = re.compile(r"^(?P<series>.*?)(?P<number>[0-9]{1,18})$", re.DOTALL)
-_ASIDE = re.compile(r"^(flow|thumb|cover|poster|preview)", re.IGNORECASE)
+_AUXILIARY_SERIES = re.compile(r"^(flow|thumb|cover|poster|preview)", re.IGNORECASE)
 _CODECS = {b"\xff\xd8\xff": "mjpeg", b"\x89PNG\r\n\x1a\n": "png"}
 
 
-class _Frame(NamedTuple):
-    """A file, its size (bytes; -1: cannot be read) and the time of its last change (ns)."""
+class _FrameFile(NamedTuple):
+    """A file, its size (bytes; -1: unreadable) and modification time (ns)."""
 
     name: str
     size: int
     modified: int
 
 
-def checked_rate(fps: float | str, where: object) -> float:
-    """A rate in frames a second. Raises VideoError for what is none."""
+def parse_rate(fps: float | str, where: object) -> float:
+    """Parse a rate in frames per second. Raises VideoError."""
     try:
         rate = float(fps)
     except ValueError:
@@ -59,57 +58,57 @@ def checked_rate(fps: float | str, where: object) -> float:
     return rate
 
 
-def chosen_rate(fps: float | None) -> float | None:
-    """The rate asked for: the argument, else the environment's, else None. Raises VideoError."""
-    told = os.environ.get(ENVIRONMENT)
-    return checked_rate(fps, "fps") if fps is not None else checked_rate(told, ENVIRONMENT) if told else None
+def resolve_rate(fps: float | None) -> float | None:
+    """Resolve the frame rate: the argument, else the environment, else None. Raises VideoError."""
+    value = os.environ.get(ENVIRONMENT)
+    return parse_rate(fps, "fps") if fps is not None else parse_rate(value, ENVIRONMENT) if value else None
 
 
-def rate_told() -> dict[str, float]:
-    """The environment's rate for the protocol of a run over many videos, where there is one. Raises VideoError."""
-    rate = chosen_rate(None)
+def rate_metadata() -> dict[str, float]:
+    """Return the environment's frame rate, if set, for the metadata of results. Raises VideoError."""
+    rate = resolve_rate(None)
     return {} if rate is None else {"frame_rate_of_folders": rate}
 
 
 def frame_names(folder: str, names: Iterable[str]) -> tuple[list[str], NDArray[np.int64]]:
-    """The pictures among the names in a folder that are its frames, and their numbers (F,), rising.
+    """Select the file names of the frames in a folder; return them with their numbers (F,), in increasing order.
 
     Raises:
-        VideoError: not one, several series, a number twice, or more numbers missing than pictures there.
+        VideoError: no frame, several series, a duplicate number, or more missing numbers than images.
     """
     series: defaultdict[str, list[tuple[int, str]]] = defaultdict(list)
-    pictures = 0
+    num_images = 0
     for name in names:
         stem, ending = os.path.splitext(name)
-        if name.startswith(".") or ending.lower() not in PICTURES:
+        if name.startswith(".") or ending.lower() not in IMAGE_SUFFIXES:
             continue
-        pictures += 1
+        num_images += 1
         if found := _NUMBERED.match(stem):
             series[found["series"]].append((int(found["number"]), name))
-    kept = [name for name in series if not _ASIDE.match(name)] or list(series)
-    if not kept:
-        reason = f"is a folder of {pictures} pictures without numbers" if pictures else "is a folder, not a video"
+    frame_series = [name for name in series if not _AUXILIARY_SERIES.match(name)] or list(series)
+    if not frame_series:
+        reason = f"is a folder of {num_images} pictures without numbers" if num_images else "is a folder, not a video"
         raise fail(folder, reason, do="folders of numbered pictures (00001.jpg, ...) are read as videos")
-    if len(kept) > 1:
-        shown = ", ".join(f"{name or '(number)'} ({len(series[name])})" for name in sorted(kept)[:4])
-        raise fail(folder, f"holds {len(kept)} series of numbered pictures: {shown}", do="give each a folder")
-    frames = sorted(series[kept[0]])
+    if len(frame_series) > 1:
+        shown = ", ".join(f"{name or '(number)'} ({len(series[name])})" for name in sorted(frame_series)[:4])
+        raise fail(folder, f"holds {len(frame_series)} series of numbered pictures: {shown}", do="give each a folder")
+    frames = sorted(series[frame_series[0]])
     numbers = np.array([number for number, _ in frames], np.int64)
     steps = np.diff(numbers)
     if (steps == 0).any():
-        twice = int(np.argmin(steps))
-        raise fail(folder, f"holds two pictures with one number, {frames[twice][1]} and {frames[twice + 1][1]}")
+        repeated = int(np.argmin(steps))
+        raise fail(folder, f"holds two pictures with one number, {frames[repeated][1]} and {frames[repeated + 1][1]}")
     missing = int(numbers[-1] - numbers[0]) + 1 - len(frames)
     if missing and missing >= len(frames) - 1:
-        found_ = (
+        reason = (
             f"holds {len(frames)} pictures with numbers from {numbers[0]} to {numbers[-1]}, most of which are missing"
         )
-        raise fail(folder, found_, do="number the frames one after another")
+        raise fail(folder, reason, do="number the frames one after another")
     return [name for _, name in frames], numbers
 
 
 def is_frame_folder(folder: str, names: Iterable[str]) -> bool:
-    """Whether the files of these names in a folder are the frames of a video, two or more."""
+    """Whether the files of these names in a folder are two or more frames of a video."""
     try:
         return len(frame_names(folder, names)[0]) > 1
     except VideoError:
@@ -120,10 +119,10 @@ class FrameFolder:
     """An open folder of frames.
 
     Args:
-        path: of the folder. fps: frames a second; None for the environment's.
+        path: the folder. fps: frames per second; None for the environment's.
 
     Raises:
-        VideoError: it cannot be listed, is no series of pictures, or its rate is not known.
+        VideoError: it cannot be listed, is not a series of images, or its frame rate is not known.
     """
 
     time_base = Fraction(1, 10**6)
@@ -134,113 +133,125 @@ class FrameFolder:
             names, self._numbers = frame_names(path, os.listdir(path))
         except OSError as error:
             raise fail(path, f"cannot be opened: {reason_of(error)}") from error
-        rate = chosen_rate(fps)
+        rate = resolve_rate(fps)
         if rate is None:
             do = f"give fps: in the manifest's row or column, as --frame-rate, or as {ENVIRONMENT}"
             raise fail(path, f"is a folder of {len(names)} frames, whose rate is not known", do=do)
         self.fps = rate
-        self._frames = [_file(os.path.join(path, name), name) for name in names]
+        self._frames = [_stat_frame(os.path.join(path, name), name) for name in names]
         self.codec_context: Any = None
 
     def index(self, deadline: Deadline, max_seconds: float) -> Index:
-        """Which frames there are; pictures are decoded up to the first sound one. Raises VideoError."""
+        """Build the frame index; images are decoded up to the first intact one. Raises VideoError."""
         times = (self._numbers - self._numbers[0]) / self.fps
         end = float(times[-1]) + 1 / self.fps
         if end > max_seconds:
             raise fail(self.path, f"is longer than {max_seconds:g} s", do="raise max_seconds or give fewer frames")
-        bad = np.array([frame.size <= 0 for frame in self._frames])
+        corrupt = np.array([frame.size <= 0 for frame in self._frames])
         reason = "empty, or no file that can be read"
-        for number in np.flatnonzero(~bad).tolist():
+        for index in np.flatnonzero(~corrupt).tolist():
             deadline.check()
             try:
-                first = first_picture(self._picture(number))
+                first = first_frame(self._decode(index))
                 break
-            except _UnsoundError as error:
-                bad[number], reason = True, str(error)
+            except _CorruptImageError as error:
+                corrupt[index], reason = True, str(error)
         else:
             raise fail(
-                self.path, f"not one of its {len(bad)} pictures can be decoded ({self._frames[-1].name}: {reason})"
+                self.path, f"not one of its {len(corrupt)} pictures can be decoded ({self._frames[-1].name}: {reason})"
             )
         after = np.flatnonzero(np.diff(self._numbers) > 1)
         holes = np.stack([times[after] + 1 / self.fps, times[after + 1]], axis=1)
-        faults = [int(bad.argmax())] * bool(bad.any()) + (after[:1] + 1).tolist()
-        whole = min(faults, default=2**62)
-        fault = f"a picture is damaged or missing behind frame {whole - 1}" if faults else ""
-        return Index(times, end, 0.0, first, exact=False, bad=bad, holes=holes, whole=whole, fault=fault)
+        damaged = [int(corrupt.argmax())] * bool(corrupt.any()) + (after[:1] + 1).tolist()
+        num_before_damage = min(damaged, default=2**62)
+        damage_reason = f"a picture is damaged or missing behind frame {num_before_damage - 1}" if damaged else ""
+        return Index(
+            times,
+            end,
+            0.0,
+            first,
+            seekable=False,
+            corrupt=corrupt,
+            holes=holes,
+            num_before_damage=num_before_damage,
+            damage_reason=damage_reason,
+        )
 
-    def pictures(self, wanted: list[int], index: Index, deadline: Deadline) -> Iterator[tuple[int, Any]]:
-        """(frame, decoded picture) of `wanted` (rising).
+    def decoded_frames(self, wanted: list[int], index: Index, deadline: Deadline) -> Iterator[tuple[int, Any]]:
+        """Yield (frame index, decoded frame) of `wanted`, in increasing order.
 
         Raises:
-            DamageError: one is damaged; `index.bad` then tells of all damaged ones of `wanted`.
+            DamageError: one is damaged; `index.corrupt` then marks all damaged ones of `wanted`.
             VideoError: one has another size than the first, or was changed since the folder was opened.
         """
         damage: DamageError | None = None
-        for number in wanted:
+        for frame_index in wanted:
             deadline.check()
             try:
-                picture = self._picture(number)
-            except _UnsoundError as error:
-                index.bad[number] = True
-                at, name = index.times[number], self._frames[number].name
-                damage = damage or DamageError(self.path, f"frame {number} ({name}) is damaged at {at:.3f} s: {error}")
+                frame = self._decode(frame_index)
+            except _CorruptImageError as error:
+                index.corrupt[frame_index] = True
+                at, name = index.times[frame_index], self._frames[frame_index].name
+                damage = damage or DamageError(
+                    self.path, f"frame {frame_index} ({name}) is damaged at {at:.3f} s: {error}"
+                )
                 continue
             if damage is not None:
                 continue
-            self._check_like(first_picture(picture), index, number)
-            yield number, picture
+            self._check_consistent(first_frame(frame), index, frame_index)
+            yield frame_index, frame
         if damage is not None:
             raise damage
 
-    def _check_like(self, found: Any, index: Index, number: int) -> None:
+    def _check_consistent(self, properties: Any, index: Index, frame_index: int) -> None:
         first = index.first
-        if (found.width, found.height) != (first.width, first.height):
+        if (properties.width, properties.height) != (first.width, first.height):
             name, sizes = (
-                self._frames[number].name,
-                f"{found.width} x {found.height}, not {first.width} x {first.height}",
+                self._frames[frame_index].name,
+                f"{properties.width} x {properties.height}, not {first.width} x {first.height}",
             )
-            raise fail(self.path, f"frame {number} ({name}) is {sizes} as the first", do="bring all to one size")
-        if (found.rotation, found.mirrored) != (first.rotation, first.mirrored):
-            name = self._frames[number].name
-            raise fail(self.path, f"frame {number} ({name}) is turned in another way (EXIF) than the first")
+            raise fail(self.path, f"frame {frame_index} ({name}) is {sizes} as the first", do="bring all to one size")
+        if (properties.rotation, properties.mirrored) != (first.rotation, first.mirrored):
+            name = self._frames[frame_index].name
+            raise fail(self.path, f"frame {frame_index} ({name}) is turned in another way (EXIF) than the first")
 
-    def _picture(self, number: int) -> Any:
-        """Decode one picture. Raises _UnsoundError; VideoError where it is not the file that was listed."""
-        frame = self._frames[number]
-        place = os.path.join(self.path, frame.name)
-        if _file(place, frame.name) != frame:
-            raise fail(self.path, f"{frame.name} was changed since the folder was opened", do="open it again")
-        if not 0 < frame.size <= MOST_BYTES:
-            raise _UnsoundError("too large" if frame.size > 0 else "empty, or no file that can be read")
+    def _decode(self, frame_index: int) -> Any:
+        """Decode one image. Raises _CorruptImageError; VideoError where the file changed since it was listed."""
+        file = self._frames[frame_index]
+        path = os.path.join(self.path, file.name)
+        if _stat_frame(path, file.name) != file:
+            raise fail(self.path, f"{file.name} was changed since the folder was opened", do="open it again")
+        if not 0 < file.size <= MAX_IMAGE_BYTES:
+            raise _CorruptImageError("too large" if file.size > 0 else "empty, or no file that can be read")
         try:
-            with open(place, "rb") as file:
-                data = file.read(MOST_BYTES)
+            with open(path, "rb") as stream:
+                data = stream.read(MAX_IMAGE_BYTES)
             codec = next((name for start, name in _CODECS.items() if data.startswith(start)), None)
             if codec is None:
-                raise _UnsoundError("neither JPEG nor PNG")
+                raise _CorruptImageError("neither JPEG nor PNG")
             context: Any = av.CodecContext.create(codec, "r")
             context.thread_count = 1
             context.options = {"max_pixels": str(MAX_PIXELS), "err_detect": CHECKS + "+explode"}
-            found = [*context.decode(av.Packet(data)), *context.decode(None)]
+            decoded = [*context.decode(av.Packet(data)), *context.decode(None)]
         except (av.error.FFmpegError, OSError, ValueError) as error:
-            raise _UnsoundError(reason_of(error)) from error
-        if not found or found[0].is_corrupt:
-            raise _UnsoundError("no sound picture in it")
+            raise _CorruptImageError(reason_of(error)) from error
+        if not decoded or decoded[0].is_corrupt:
+            raise _CorruptImageError("no sound picture in it")
         self.codec_context = self.codec_context or context
-        return found[0]
+        return decoded[0]
 
     def close(self) -> None:
-        """Nothing is held open."""
+        """Do nothing: no file is kept open."""
 
 
-class _UnsoundError(Exception):
-    """Why a file gives no picture."""
+class _CorruptImageError(Exception):
+    """An image cannot be decoded."""
 
 
-def _file(place: str, name: str) -> _Frame:
-    """What the disk tells of a frame."""
+def _stat_frame(path: str, name: str) -> _FrameFile:
+    """Return name, size and modification time of a frame's file."""
     try:
-        found = os.stat(place)
+        status = os.stat(path)
     except (OSError, ValueError):
-        return _Frame(name, -1, 0)
-    return _Frame(name, found.st_size if stat.S_ISREG(found.st_mode) else -1, found.st_mtime_ns)
+        return _FrameFile(name, -1, 0)
+    return _FrameFile(name, status.st_size if stat.S_ISREG(status.st_mode) else -1, status.st_mtime_ns)

@@ -1,7 +1,7 @@
-"""Video while it comes in: a pipe, a camera, an address, or a file from its start; frame by frame, no seeking.
+"""Read live video: a pipe, a camera, a URL, or a file from its start; frame by frame, without seeking.
 
-Opened only where somebody asks for it by name: data sets and folders never lead here. A camera or address that breaks
-off is opened again, and its clock goes on meanwhile.
+Live sources are opened only when named explicitly, never from data sets or folders. A camera or URL that disconnects is
+opened again; its clock continues meanwhile.
 """
 
 from __future__ import annotations
@@ -22,53 +22,52 @@ import numpy as np
 from numpy.typing import NDArray
 
 from internvideo.errors import VideoError, shown
-from internvideo.video.clock import Clock, clock_of, rate, zero
-from internvideo.video.conversion import Converter, chosen_conversion, orientation, scaled, upright
+from internvideo.video.clock import Clock, clock_of, frame_rate, time_zero
+from internvideo.video.conversion import Converter, orientation, resolve_conversion, scaled_size, upright
 from internvideo.video.index import decode
 from internvideo.video.opening import FORMAT_WHITELIST, MAX_PIXELS, fail, open_file, packets, reason_of
 
 CAMERAS = {"linux": ("v4l2", "/dev/video{}"), "darwin": ("avfoundation", "{}"), "win32": ("dshow", "video={}")}
-"""Platform -> FFmpeg's name of its cameras, and how one is called."""
-
+"""Platform -> FFmpeg's input format for cameras, and the pattern of a camera's name."""
 
 RECONNECT = 60.0
-"""Seconds without a picture after which a source that broke off is given up."""
+"""Seconds without a frame after which reconnecting stops."""
 
-FIRST_WAIT, LONGEST_WAIT = 0.5, 8.0
-"""Seconds before the first try to open a source again, doubled from try to try, and the most of them."""
+MIN_WAIT, MAX_WAIT = 0.5, 8.0
+"""Seconds before the first attempt to reconnect, doubled on each attempt up to the maximum."""
 
 _ENDING = frozenset(("file", "http", "https", "ftp"))
-"""Kinds of address whose end is the end of the video, not of a connection."""
+"""URL schemes whose end of stream is the end of the video, not a lost connection."""
 
 
 class LiveFrame(NamedTuple):
-    """A decoded picture, its time (s, never falling: `video.clock`), and `time.perf_counter()` when it was there."""
+    """A decoded frame, its time (s, non-decreasing: `video.clock`), and `time.perf_counter()` at its arrival."""
 
     time: float
     arrived: float
-    picture: Any
+    frame: Any
 
 
 class LiveVideo:
-    """A source that is read once, from now on. Use it as a context manager.
+    """Iterate once over the frames of a live source. Use it as a context manager.
 
     Args:
         source: "-" (standard input) or an open binary file; a named pipe; "camera", "camera:N" (on Windows
-            "camera:NAME") or a device file; a regular file; with `protocols` an address (rtsp://, http://).
-        protocols: accept addresses.
-        short_side: `rgb` scales pictures down to it.
-        timeout: s without data from an address after which it counts as gone.
-        reconnect: s without a picture for which a camera or address that broke off is opened again; 0 for never. What
-            has a length of its own (a file behind an address) is not: it would begin anew.
+            "camera:NAME") or a device file; a regular file; with `protocols` a URL (rtsp://, http://).
+        protocols: accept URLs.
+        short_side: `rgb` scales frames down to it.
+        timeout: s without data from a URL after which it counts as disconnected.
+        reconnect: s without a frame during which a disconnected camera or URL is reopened; 0 for never. Sources with a
+            duration (a file behind a URL) are not reopened: they would start from the beginning.
 
     Attributes:
         kind: "pipe", "camera", "address" or "file".
-        step: s between pictures as the header has it. last_step: s for which the last picture is shown.
-        damaged: pictures and packets that were left out so far because they could not be decoded.
-        reconnects: how often the source broke off and went on.
+        step: s between frames according to the header. last_step: s for which the last frame is displayed.
+        damaged: number of frames and packets skipped so far because they could not be decoded.
+        reconnects: number of successful reconnects.
 
     Raises:
-        VideoError: it cannot be opened, or is no video.
+        VideoError: it cannot be opened, or is not a video.
     """
 
     def __init__(
@@ -82,19 +81,19 @@ class LiveVideo:
     ) -> None:
         self.name = str(source) if isinstance(source, str | os.PathLike) else getattr(source, "name", "pipe")
         self.name = "standard input" if self.name == "-" else re.sub("//[^/@]*@", "//", str(self.name))
-        self.damaged, self.reconnects, self.kind, conversion = 0, 0, "", chosen_conversion()
+        self.damaged, self.reconnects, self.kind, conversion = 0, 0, "", resolve_conversion()
         self._source, self._protocols, self._reconnect = source, protocols, reconnect
         self._abandoned, self._tries = threading.Event(), 0
         self._short_side, self._timeout = short_side, timeout
         self._file: BinaryIO | None = None
-        self._turn: tuple[int, bool] | None = None
+        self._orientation: tuple[int, bool] | None = None
         try:
             self._container, self._stream = self._open(source, protocols)
         except BaseException:
             self._close_file()
             raise
         self._converter = Converter(self._stream.codec_context.codec.canonical_name, conversion)
-        self.step = self.last_step = 1 / rate(self._stream)
+        self.step = self.last_step = 1 / frame_rate(self._stream)
 
     def __enter__(self) -> LiveVideo:
         return self
@@ -105,12 +104,12 @@ class LiveVideo:
         self.close()
 
     def close(self) -> None:
-        """Give the source back."""
+        """Close the source."""
         self._container.close()
         self._close_file()
 
     def abandon(self) -> None:
-        """Wait no longer for a source that broke off; callable from another thread."""
+        """Stop waiting for a reconnect; may be called from another thread."""
         self._abandoned.set()
 
     def _close_file(self) -> None:
@@ -124,7 +123,7 @@ class LiveVideo:
             return self._pipe(source)
         name = os.fspath(source)
         if name == "-":
-            # Unbuffered: a read gives what there is instead of waiting for a full block.
+            # Unbuffered: a read returns the available bytes instead of waiting for a full block.
             self._file = os.fdopen(os.dup(sys.stdin.fileno()), "rb", buffering=0)
             return self._pipe(self._file)
         if name.partition(":")[0] == "camera":
@@ -179,61 +178,61 @@ class LiveVideo:
     # ------------------------------------------------------------------------------------------------------ reading
 
     def __iter__(self) -> Iterator[LiveFrame]:
-        """Frames in the order of their times; what cannot be decoded is left out and counted.
+        """Yield frames in order of time; frames that cannot be decoded are skipped and counted in `damaged`.
 
         Raises:
-            VideoError: the source broke off, or not one frame came.
+            VideoError: the source disconnected, or gave no frame.
         """
         clock: Clock | None = None
         last = 0.0
-        for picture in self._pictures():
+        for frame in self._decoded_frames():
             arrived = time.perf_counter()
-            if picture.duration:
-                self.last_step = float(picture.duration * self._stream.time_base)
+            if frame.duration:
+                self.last_step = float(frame.duration * self._stream.time_base)
             if clock is None:
-                clock = self._clock(picture.pts)
+                clock = self._clock(frame.pts)
             elif self._tries:
                 clock.restart(self._stream, arrived - last)
-                self._goes_on(arrived - last)
+                self._log_reconnected(arrived - last)
             last = arrived
-            yield LiveFrame(clock.of(picture), arrived, picture)
+            yield LiveFrame(clock.time_of(frame), arrived, frame)
         if clock is None:
             raise fail(self.name, "no frame came")
 
-    def _pictures(self) -> Iterator[Any]:
-        """Sound pictures, also of later openings of a source that broke off."""
+    def _decoded_frames(self) -> Iterator[Any]:
+        """Yield the intact decoded frames, also those after reconnects."""
         last: float | None = None
         while True:
             error = None
             try:
                 for packet in self._packets():
-                    for picture in self._decoded(packet):
-                        if picture.is_corrupt:
+                    for frame in self._decoded(packet):
+                        if frame.is_corrupt:
                             self.damaged += 1
                             continue
                         last = time.perf_counter()
-                        yield picture
+                        yield frame
             except VideoError as broken:
                 error = broken
-            if last is None or not self._comes_back(error is not None):
+            if last is None or not self._can_reconnect(error is not None):
                 if error is not None:
                     raise error
                 return
-            if not self._open_again("it ended" if error is None else error.found, last):
+            if not self._reconnect_until_timeout("it ended" if error is None else error.found, last):
                 return
 
-    def _comes_back(self, broken: bool) -> bool:
-        """Whether the source, which broke off or ended, is one that goes on elsewhere meanwhile."""
+    def _can_reconnect(self, broken: bool) -> bool:
+        """Whether the source, which disconnected or ended, can be reopened."""
         if not self._reconnect or self.kind not in ("camera", "address") or self._container.duration:
             return False
         return broken or self.kind == "camera" or self.name.partition(":")[0].lower() not in _ENDING
 
-    def _open_again(self, reason: str, last: float) -> bool:
-        """Open the source anew, as soon as that can be done; False when it was abandoned. Raises VideoError."""
+    def _reconnect_until_timeout(self, reason: str, last: float) -> bool:
+        """Reopen the source, retrying until the timeout; return False when abandoned. Raises VideoError."""
         if not self._tries:
             _log().warning("%s: %s; it is opened again for %g s", shown(self.name), shown(reason), self._reconnect)
         while not self._abandoned.is_set():
-            wait = min(FIRST_WAIT * 2**self._tries, LONGEST_WAIT)
+            wait = min(MIN_WAIT * 2**self._tries, MAX_WAIT)
             if time.perf_counter() + wait - last > self._reconnect:
                 found = f"broke off, and {self._tries} tries to open it again failed ({reason})"
                 raise fail(self.name, found, do=f"wait longer than {self._reconnect:g} s with reconnect")
@@ -245,22 +244,22 @@ class LiveVideo:
             except VideoError as error:
                 reason = error.found
                 continue
-            self._turn = None
+            self._orientation = None
             return True
         return False
 
-    def _goes_on(self, pause: float) -> None:
+    def _log_reconnected(self, pause: float) -> None:
         self.reconnects, self._tries = self.reconnects + 1, 0
         _log().warning("%s: goes on after %.1f s", shown(self.name), pause)
 
     def _clock(self, first: int | None) -> Clock:
-        """The clock for a stream whose first picture has this stamp."""
+        """Return the clock for a stream whose first frame has this stamp."""
         container, stream = self._container, self._stream
-        origin = None if first is None else zero(container, stream, float(first * stream.time_base))
+        origin = None if first is None else time_zero(container, stream, float(first * stream.time_base))
         return clock_of(container, stream, origin=origin, spliced=self.kind in ("camera", "address"))
 
     def _packets(self) -> Iterator[Any]:
-        """Packets with data, then None, which drains the decoder."""
+        """Yield the non-empty packets, then None, which drains the decoder."""
         while True:
             try:
                 for packet in packets(self._container, self._stream):
@@ -280,18 +279,18 @@ class LiveVideo:
             self.damaged += 1
             return []
 
-    def rgb(self, picture: Any) -> NDArray[np.uint8]:
-        """(H, W, 3) uint8 RGB of a picture, upright."""
-        if self._turn is None:
-            self._turn = orientation(picture)
-        width, height = scaled(picture.width, picture.height, self._short_side)
+    def rgb(self, frame: Any) -> NDArray[np.uint8]:
+        """Convert a decoded frame to upright (H, W, 3) uint8 RGB. Raises VideoError."""
+        if self._orientation is None:
+            self._orientation = orientation(frame)
+        width, height = scaled_size(frame.width, frame.height, self._short_side)
         out = np.empty((1, height, width, 3), np.uint8)
         try:
-            self._converter.write(picture, out[0])
+            self._converter.write(frame, out[0])
         except ValueError as error:
             raise fail(self.name, str(error)) from error
-        frame: NDArray[np.uint8] = upright(out, *self._turn)[0]
-        return frame
+        rgb: NDArray[np.uint8] = upright(out, *self._orientation)[0]
+        return rgb
 
 
 def _log() -> logging.Logger:
@@ -299,7 +298,7 @@ def _log() -> logging.Logger:
 
 
 def _camera(name: str) -> tuple[str, str]:
-    """FFmpeg's (format, name) of "camera" or "camera:N"."""
+    """Return FFmpeg's (format, name) of "camera" or "camera:N"."""
     which = name.partition(":")[2] or "0"
     if sys.platform not in CAMERAS:
         raise fail(name, f"no cameras are known on {sys.platform}", do="name a pipe or a file")

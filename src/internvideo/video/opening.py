@@ -1,4 +1,4 @@
-"""Open a video file safely: nothing but what was named, of a known kind, within limits of size and time."""
+"""Open a video file safely: only the named file, only known formats, with limits on size and time."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ import av
 from internvideo.errors import VideoError
 
 PROTOCOLS = {"file": "file", "http": "http,httpproxy,tcp", "https": "http,https,httpproxy,tcp,tls"}
-"""Kind of address that can be allowed -> what FFmpeg may use for it; a redirection leads nowhere else."""
+"""Allowed URL scheme -> the protocols that FFmpeg may use for it, also after a redirection."""
 
 MAX_PIXELS = 8192 * 8192
-"""Largest picture, in pixels, that is decoded; a header that declares more is refused before memory is taken."""
+"""Maximum frame size in pixels; a header that declares more is refused before memory is allocated."""
 
 # Demuxers that read one file and nothing else. Left out on purpose: playlists and scripts (hls, dash, concat, sdp,
 # image2 ...), devices and lavfi, which open other files, addresses or hardware.
@@ -33,35 +33,35 @@ FORMAT_WHITELIST = ",".join(_FORMATS.split())
 
 
 def fail(path: object, reason: str, at: float | None = None, do: str = "") -> VideoError:
-    """A VideoError that names the file, the reason and the time in the file."""
+    """Return a VideoError with the file, the reason and the time in the file."""
     return VideoError(path, reason if at is None else f"{reason} at {at:.3f} s", do=do)
 
 
 def reason_of(error: BaseException) -> str:
-    """What a library exception says, in a few words."""
+    """Return the short message of a library exception."""
     text = getattr(error, "strerror", None) or str(error) or type(error).__name__
     return text[:1].lower() + text[1:]
 
 
 class Deadline:
-    """Wall-clock budget of one call: `check` raises once it is spent."""
+    """Wall-clock budget of one call: `check` raises once it is exceeded."""
 
     def __init__(self, path: object, seconds: float) -> None:
         self.path, self.seconds = path, seconds
         self.renew()
 
     def renew(self) -> None:
-        """Give the whole budget anew."""
+        """Restart the budget."""
         self._end = time.monotonic() + self.seconds
 
     def check(self, at: float | None = None) -> None:
-        """Raise VideoError, naming the time in the file where there is one, once the budget is spent."""
+        """Raise VideoError, with the time in the file if given, once the budget is exceeded."""
         if time.monotonic() > self._end:
             raise fail(self.path, f"reading took longer than {self.seconds:g} s", at, do="raise the time budget")
 
 
 def open_file(path: str, *, protocols: bool, threads: int, seconds: float) -> tuple[Any, Any]:
-    """Open a container and pick its first real video stream; everything else in the file is skipped unread.
+    """Open a container and select its first real video stream; all other streams are discarded.
 
     Returns: (container, stream); the caller closes the container.
     """
@@ -94,7 +94,7 @@ def open_file(path: str, *, protocols: bool, threads: int, seconds: float) -> tu
 
 
 def _address(path: str, protocols: bool) -> tuple[str, str]:
-    """(key of PROTOCOLS, name for FFmpeg) of what may be opened."""
+    """Return (key of PROTOCOLS, name for FFmpeg) of a path or URL. Raises VideoError where it may not be opened."""
     kind, mark, _ = path.partition("://")
     if mark and not os.path.exists(path):
         if not protocols:
@@ -106,7 +106,7 @@ def _address(path: str, protocols: bool) -> tuple[str, str]:
     if protocols and path[:5].lower() == "file:" and not os.path.exists(path):
         path = path[5:]
     _check_regular(path)
-    # An absolute name behind "file:" cannot be taken for a protocol, whatever the file is called.
+    # An absolute path after "file:" cannot be parsed as a protocol, whatever the file's name.
     return "file", "file:" + os.path.abspath(path)
 
 
@@ -124,19 +124,19 @@ def _check_regular(path: str) -> None:
 
 
 def _pick_stream(path: str, container: Any) -> Any:
-    pictures = 0
+    num_covers = 0
     for stream in container.streams.video:
         if stream.disposition & av.stream.Disposition.attached_pic:
-            pictures += 1
+            num_covers += 1
         elif stream.codec_context is None:
             raise fail(path, "its video codec has no decoder here")
         else:
             return stream
-    raise fail(path, "has no video stream" + (", only a cover picture" if pictures else ""))
+    raise fail(path, "has no video stream" + (", only a cover picture" if num_covers else ""))
 
 
 def packets(container: Any, stream: Any) -> Iterator[Any]:
-    """The packets of a stream from here on; those of streams that appear only now are passed over."""
+    """Yield the packets of a stream from the current position; streams that appear later are skipped."""
     while True:
         try:
             yield from container.demux(stream)
@@ -145,12 +145,12 @@ def packets(container: Any, stream: Any) -> Iterator[Any]:
         return
 
 
-def cannot_be_read(path: object, error: Exception) -> VideoError:
-    """What the library raised over the bytes of a file, as a VideoError; a VideoError as it is."""
+def as_video_error(path: object, error: Exception) -> VideoError:
+    """Wrap an exception of the library as a VideoError; return a VideoError unchanged."""
     return error if isinstance(error, VideoError) else fail(path, f"cannot be read: {reason_of(error)}")
 
 
-def check_readable(packet: Any, path: object) -> None:
-    """Refuse encrypted pictures: many decoders make something of them, a green or grey one."""
+def check_not_encrypted(packet: Any, path: object) -> None:
+    """Raise VideoError for an encrypted packet: many decoders would output a green or gray frame."""
     if packet.has_sidedata("encryption_info"):
         raise fail(path, "is encrypted", do="decrypt it first")

@@ -1,4 +1,4 @@
-"""Readers that stay open between two requests of a process: the clips of a film open it once."""
+"""Pool of open videos of a process, so that the clips of one long video open it once."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import NamedTuple
 
-from internvideo.video.cache import Stamp, stamp_of, stands_still
-from internvideo.video.conversion import Conversion, chosen_conversion
-from internvideo.video.damage import chosen_policy
-from internvideo.video.frame_folder import chosen_rate
+from internvideo.video.cache import Stamp, is_unchanged, stamp_of
+from internvideo.video.conversion import Conversion, resolve_conversion
+from internvideo.video.damage import resolve_policy
+from internvideo.video.frame_folder import resolve_rate
 from internvideo.video.reader import BUDGET, MAX_SECONDS, Video
-from internvideo.video.torchcodec_backend import chosen
+from internvideo.video.torchcodec_backend import resolve_backend
 
-RESTING = 4
-"""Readers that may rest at a time."""
+MAX_IDLE = 4
+"""Maximum number of idle open videos."""
 
 
 class _Key(NamedTuple):
@@ -31,10 +31,10 @@ class _Key(NamedTuple):
 
 
 _lock = threading.Lock()
-_resting: list[tuple[_Key, Video]] = []
+_idle: list[tuple[_Key, Video]] = []
 
 
-def lent(
+def borrow(
     path: str | os.PathLike[str],
     *,
     short_side: int | None = None,
@@ -42,66 +42,66 @@ def lent(
     budget: float = BUDGET,
     fps: float | None = None,
 ) -> AbstractContextManager[Video]:
-    """An open `Video` of a local file or folder of frames: that of an earlier request where it has not changed since.
+    """Borrow an open `Video` of a local file or folder of frames; an idle one is reused if the file has not changed.
 
-    It belongs to the caller alone until the block ends; after an error it is closed. Arguments and errors are those of
-    `Video`, and it is opened at once.
+    The caller has it exclusively until the block ends; after an error it is closed. Arguments and errors are those of
+    `Video`; it is opened immediately.
     """
     name = os.fspath(path)
-    rate = chosen_rate(fps) if os.path.isdir(name) else None
-    choices = chosen_policy(None), chosen_conversion(), rate
-    key = _Key(stamp_of(name), chosen(None, name), short_side, max_seconds, budget, *choices)
-    video = _taken(key)
+    rate = resolve_rate(fps) if os.path.isdir(name) else None
+    choices = resolve_policy(None), resolve_conversion(), rate
+    key = _Key(stamp_of(name), resolve_backend(None, name), short_side, max_seconds, budget, *choices)
+    video = _take_idle(key)
     if video is None:
         video = Video(path, short_side=short_side, max_seconds=max_seconds, budget=budget, backend=key.backend, fps=fps)
-        still = video.stamp is not None and stands_still(video.stamp)
+        still = video.stamp is not None and is_unchanged(video.stamp)
         key = key._replace(stamp=video.stamp if still else None)
-    return _until_given_back(key, video)
+    return _borrowed(key, video)
 
 
 @contextmanager
-def _until_given_back(key: _Key, video: Video) -> Iterator[Video]:
+def _borrowed(key: _Key, video: Video) -> Iterator[Video]:
     try:
         yield video
     except BaseException:
         video.close()
         raise
-    _give_back(key, video)
+    _return(key, video)
 
 
-def _taken(key: _Key) -> Video | None:
+def _take_idle(key: _Key) -> Video | None:
     with _lock:
-        for place, (other, _) in enumerate(_resting):
+        for position, (other, _) in enumerate(_idle):
             if key.stamp is not None and other == key:
-                return _resting.pop(place)[1]
+                return _idle.pop(position)[1]
     return None
 
 
-def _give_back(key: _Key, video: Video) -> None:
+def _return(key: _Key, video: Video) -> None:
     if key.stamp is None:
         video.close()
         return
     with _lock:
-        for _, other in _resting:
-            other.forget()
-        _resting.append((key, video))
-        if len(_resting) > RESTING:
-            _resting.pop(0)[1].close()
+        for _, other in _idle:
+            other.clear_cache()
+        _idle.append((key, video))
+        if len(_idle) > MAX_IDLE:
+            _idle.pop(0)[1].close()
 
 
-def close_resting() -> None:
-    """Close all readers that rest."""
+def close_idle() -> None:
+    """Close all idle videos."""
     with _lock:
         _close_all()
 
 
 def _close_all() -> None:
-    while _resting:
-        _resting.pop()[1].close()
+    while _idle:
+        _idle.pop()[1].close()
 
 
 def _before_fork() -> None:
-    # A copy of the process would share the place in the file with this one.
+    # A forked process would share the file offset with this one.
     _lock.acquire()
     _close_all()
 

@@ -1,4 +1,4 @@
-"""Find out which frames a video has by decoding all of it: for files whose header or time stamps may lie."""
+"""Index the frames of a video by decoding all of it, for files whose header or time stamps may be wrong."""
 
 from __future__ import annotations
 
@@ -11,32 +11,35 @@ from av.video.frame import PictureType
 from numpy.typing import NDArray
 
 from internvideo.video import index as video_index
-from internvideo.video.clock import clock_of, end_of, rate, zero
-from internvideo.video.conversion import first_picture
-from internvideo.video.damage import CHECKS_OF, MARKING, holes_of, untrusted
+from internvideo.video.clock import clock_of, end_of, frame_rate, time_zero
+from internvideo.video.conversion import first_frame
+from internvideo.video.damage import CHECKS_OF, MARKING, corrupt_frames, holes_of
 from internvideo.video.index import Index, decode
-from internvideo.video.opening import Deadline, check_readable, fail, packets, reason_of
+from internvideo.video.opening import Deadline, check_not_encrypted, fail, packets, reason_of
 
-LACKING = "a packet is damaged"
-"""What a container tells of a packet behind which its count of pieces is broken (transport streams)."""
+PACKET_LOSS = "a packet is damaged"
+"""Reason for packets that the container marks as corrupt after a continuity error (transport streams)."""
 
 
 def real_packets(container: Any, stream: Any, deadline: Deadline) -> Iterator[Any]:
-    """The packets with data from here to the end (an empty one would tell the decoder that the stream ends)."""
+    """Yield the non-empty packets from the current position (an empty one would flush the decoder)."""
     for packet in packets(container, stream):
         deadline.check()
         if packet.is_keyframe:
-            check_readable(packet, deadline.path)
+            check_not_encrypted(packet, deadline.path)
         if packet.size:
             yield packet
 
 
-def pictures_in_order(container: Any, stream: Any, deadline: Deadline, faults: Faults | None = None) -> Iterator[Any]:
-    """All pictures from the start of the file, as the decoder gives them; `opaque` of each is its packet's number.
+def decode_in_order(
+    container: Any, stream: Any, deadline: Deadline, errors_out: DecodeErrors | None = None
+) -> Iterator[Any]:
+    """Yield all frames from the start of the file in the decoder's output order; `frame.opaque` is its packet's number.
 
-    Decoding goes on after a fault. It is noted in `faults`; those of pictures are marked by `is_corrupt` alone.
+    Decoding continues after an error. Errors of packets are added to `errors_out`; corrupt frames only have
+    `is_corrupt` set.
     """
-    context, found = stream.codec_context, Faults() if faults is None else faults
+    context, errors = stream.codec_context, DecodeErrors() if errors_out is None else errors_out
     if checks := CHECKS_OF.get(context.codec.canonical_name):
         context.options = {**context.options, "err_detect": checks}
     context.copy_opaque = True
@@ -45,114 +48,122 @@ def pictures_in_order(container: Any, stream: Any, deadline: Deadline, faults: F
         for number, packet in enumerate(real_packets(container, stream, deadline), 1):
             packet.opaque = number
             if packet.is_corrupt:
-                found.add(number, LACKING)
+                errors.add(number, PACKET_LOSS)
             if before is not None and packet.dts is not None and packet.dts < before and packet.is_keyframe:
-                found.forgive(number - 2)
+                errors.remove_packet_losses(number - 2)
             before = packet.dts
             try:
-                pictures = decode(context, packet)
+                frames = decode(context, packet)
             except av.error.FFmpegError as error:
-                found.add(number, reason_of(error))
+                errors.add(number, reason_of(error))
                 continue
-            found.out += len(pictures)
-            yield from pictures
-    except av.error.FFmpegError as error:  # the file, not a packet: nothing more comes
-        found.add(number + 1, reason_of(error))
+            errors.num_decoded += len(frames)
+            yield from frames
+    except av.error.FFmpegError as error:  # an error of the file, not of a packet: the stream ends here
+        errors.add(number + 1, reason_of(error))
     try:
         yield from decode(context, None)
     except av.error.FFmpegError as error:
-        found.add(number + 1, reason_of(error))
+        errors.add(number + 1, reason_of(error))
 
 
-class Faults:
-    """Packets that could not be decoded: their numbers, why, and how many pictures had come out by then."""
+class DecodeErrors:
+    """Packets that could not be decoded: numbers, reasons, and how many frames had been decoded before."""
 
     def __init__(self) -> None:
-        self.numbers: list[int] = []
+        self.packet_numbers: list[int] = []
         self.reasons: list[str] = []
-        self.before: list[int] = []
-        self.out = 0
+        self.num_decoded_before: list[int] = []
+        self.num_decoded = 0
 
     def add(self, number: int, reason: str) -> None:
-        """Note one."""
-        self.numbers.append(number)
+        """Add one."""
+        self.packet_numbers.append(number)
         self.reasons.append(reason)
-        self.before.append(self.out)
+        self.num_decoded_before.append(self.num_decoded)
 
-    def forgive(self, number: int) -> None:
-        """Take back that packets from `number` on lack something: another recording begins behind them."""
-        while self.numbers and self.numbers[-1] >= number and self.reasons[-1] == LACKING:
-            for column in (self.numbers, self.reasons, self.before):
+    def remove_packet_losses(self, number: int) -> None:
+        """Remove the packet losses from packet `number` on: another recording starts after them."""
+        while self.packet_numbers and self.packet_numbers[-1] >= number and self.reasons[-1] == PACKET_LOSS:
+            for column in (self.packet_numbers, self.reasons, self.num_decoded_before):
                 column.pop()
 
 
-class _Gathered:
-    """What decoding a stream from start to end brought to light."""
+class _Scan:
+    """Collect the properties of all frames while a stream is decoded from start to end."""
 
     def __init__(self, container: Any, stream: Any) -> None:
         self._clock = clock_of(container, stream, origin=0.0)
         self.first: Any = None
         self.times: list[float] = []
-        self.numbers: list[int] = []
+        self.packet_numbers: list[int] = []
         self.keys: list[bool] = []
         self.corrupt: list[int] = []
-        self.kept: list[Any] | None = []
+        self.frame_cache: list[Any] | None = []
         self.duration = self._bytes = 0
-        self.from_middle = self.interlaced = False
+        self.starts_without_key = self.interlaced = False
 
-    def add(self, picture: Any) -> None:
+    def add(self, frame: Any) -> None:
         if self.first is None:
-            self.first = picture
+            self.first = frame
             predicted = (PictureType.P, PictureType.B, PictureType.S)
-            self.from_middle = not picture.key_frame and picture.pict_type in predicted
-        number = picture.opaque if isinstance(picture.opaque, int) else self.numbers[-1] if self.numbers else 0
-        self.times.append(self._clock.of(picture))
-        self.numbers.append(number)
-        self.keys.append(bool(picture.key_frame))
-        if picture.is_corrupt:
+            self.starts_without_key = not frame.key_frame and frame.pict_type in predicted
+        number = (
+            frame.opaque if isinstance(frame.opaque, int) else self.packet_numbers[-1] if self.packet_numbers else 0
+        )
+        self.times.append(self._clock.time_of(frame))
+        self.packet_numbers.append(number)
+        self.keys.append(bool(frame.key_frame))
+        if frame.is_corrupt:
             self.corrupt.append(number)
-        self.interlaced |= picture.interlaced_frame
-        self.duration = picture.duration or self.duration
-        self._bytes += sum(plane.buffer_size for plane in picture.planes)
-        if self._bytes > video_index.KEEP_BYTES:
-            self.kept = None
-        if self.kept is not None:
-            self.kept.append(picture)
+        self.interlaced |= frame.interlaced_frame
+        self.duration = frame.duration or self.duration
+        self._bytes += sum(plane.buffer_size for plane in frame.planes)
+        if self._bytes > video_index.FRAME_CACHE_BYTES:
+            self.frame_cache = None
+        if self.frame_cache is not None:
+            self.frame_cache.append(frame)
 
 
 def index_from_frames(container: Any, stream: Any, path: str, deadline: Deadline, max_seconds: float) -> Index:
-    """Decode everything and note what came out, and which of it is not to be trusted."""
-    got, faults = _Gathered(container, stream), Faults()
-    for picture in pictures_in_order(container, stream, deadline, faults):
-        got.add(picture)
-        if got.times[-1] - got.times[0] > max_seconds:
+    """Build the index by decoding everything, with the frames that are or may be damaged. Raises VideoError."""
+    scan, errors = _Scan(container, stream), DecodeErrors()
+    for frame in decode_in_order(container, stream, deadline, errors):
+        scan.add(frame)
+        if scan.times[-1] - scan.times[0] > max_seconds:
             raise fail(path, f"is longer than {max_seconds:g} s", do="raise max_seconds or cut the file")
-    from_start = got.from_middle and stream.codec_context.codec.canonical_name not in MARKING
-    bad = untrusted(got.numbers, got.keys, faults.numbers + got.corrupt, from_start=from_start)
-    why = faults.reasons[0] if faults.reasons else ""
-    if bad.all():
-        raise fail(path, f"no {'sound ' * bool(len(bad))}frame can be decoded{': ' + why if why else ''}")
-    times = np.array(got.times, np.float64)
-    end = end_of(times, got.duration * float(stream.time_base), 1 / rate(stream))
-    good = np.flatnonzero(~bad)
-    last = max(np.asarray(got.numbers)[good])
+    from_start = scan.starts_without_key and stream.codec_context.codec.canonical_name not in MARKING
+    corrupt = corrupt_frames(
+        scan.packet_numbers, scan.keys, errors.packet_numbers + scan.corrupt, from_start=from_start
+    )
+    reason = errors.reasons[0] if errors.reasons else ""
+    if corrupt.all():
+        raise fail(path, f"no {'sound ' * bool(len(corrupt))}frame can be decoded{': ' + reason if reason else ''}")
+    times = np.array(scan.times, np.float64)
+    end = end_of(times, scan.duration * float(stream.time_base), 1 / frame_rate(stream))
+    intact = np.flatnonzero(~corrupt)
+    last = max(np.asarray(scan.packet_numbers)[intact])
     return Index(
         times=times,
         end=end,
-        zero=zero(container, stream, got.times[0]),
-        first=first_picture(got.first)._replace(interlaced=got.interlaced),
-        exact=False,
-        bad=bad,
-        kept=got.kept,
-        stopped=next((why for number, why in zip(faults.numbers, faults.reasons, strict=True) if number > last), ""),
-        holes=holes_of(times, got.numbers, got.keys, faults.numbers),
-        whole=_whole(bad, faults),
-        fault=next((why for before, why in zip(faults.before, faults.reasons, strict=True) if before), "is damaged"),
+        zero=time_zero(container, stream, scan.times[0]),
+        first=first_frame(scan.first)._replace(interlaced=scan.interlaced),
+        seekable=False,
+        corrupt=corrupt,
+        frame_cache=scan.frame_cache,
+        truncation_reason=next(
+            (why for number, why in zip(errors.packet_numbers, errors.reasons, strict=True) if number > last), ""
+        ),
+        holes=holes_of(times, scan.packet_numbers, scan.keys, errors.packet_numbers),
+        num_before_damage=_num_before_damage(corrupt, errors),
+        damage_reason=next(
+            (why for before, why in zip(errors.num_decoded_before, errors.reasons, strict=True) if before), "is damaged"
+        ),
     )
 
 
-def _whole(bad: NDArray[np.bool_], faults: Faults) -> int:
-    """Frames before the first damage that comes after a sound frame."""
-    sound = int(np.argmin(bad))
-    damaged = [sound + int(np.argmax(bad[sound:]))] if bad[sound:].any() else []
-    return min([len(bad), *damaged, *(out for out in faults.before if out > sound)])
+def _num_before_damage(corrupt: NDArray[np.bool_], errors: DecodeErrors) -> int:
+    """Return the number of frames before the first damage that follows an intact frame."""
+    first_intact = int(np.argmin(corrupt))
+    damaged = [first_intact + int(np.argmax(corrupt[first_intact:]))] if corrupt[first_intact:].any() else []
+    return min([len(corrupt), *damaged, *(out for out in errors.num_decoded_before if out > first_intact)])

@@ -15,11 +15,11 @@ from internvideo.video.damage import DamageError
 from internvideo.video.frame_folder import FrameFolder
 from internvideo.video.index import Index, decode
 from internvideo.video.opening import Deadline, fail, packets
-from internvideo.video.scan import pictures_in_order
+from internvideo.video.scan import decode_in_order
 
 
-class PictureSource(ABC):
-    """An open file with its index. `Video` fills the attributes in, and gives frames."""
+class FrameSource(ABC):
+    """Decode frames of an open, indexed file. `Video` sets the attributes and reads frames through it."""
 
     path: str
     _container: Any
@@ -27,110 +27,112 @@ class PictureSource(ABC):
     _index: Index
     _packets: Iterator[Any]
     _folder: FrameFolder | None = None  # where frames are the files of a folder
-    _position: int  # decoding index of the packet that comes next; -1: unknown
+    _position: int  # decoding index of the next packet; -1: unknown
 
     @abstractmethod
     def _open(self) -> None:
-        """Open the file, anew where it was open."""
+        """Open or reopen the file."""
 
-    def _source(self, wanted: list[int], deadline: Deadline) -> Iterator[tuple[int, Any]]:
-        """(frame, decoded picture) of `wanted` (rising); one that comes anew replaces the one before.
+    def _decode(self, wanted: list[int], deadline: Deadline) -> Iterator[tuple[int, Any]]:
+        """Yield (frame index, decoded frame) of `wanted` (increasing); a repeated one replaces the earlier.
 
         Raises:
-            DamageError: one of them is damaged; `index.bad` tells of it, and of what is built on it, from now on.
+            DamageError: one of them is damaged; `index.corrupt` then marks it and the frames that depend on it.
         """
         if self._folder is not None:
-            return self._folder.pictures(wanted, self._index, deadline)
-        return (self._by_seeking if self._index.exact else self._in_order)(wanted, deadline)
+            return self._folder.decoded_frames(wanted, self._index, deadline)
+        return (self._decode_by_seeking if self._index.seekable else self._decode_in_order)(wanted, deadline)
 
-    def _damaged(self, frame: int) -> DamageError:
-        at = float(self._index.times[frame]) - self._index.zero
-        return DamageError(self.path, f"frame {frame} is damaged at {at:.3f} s")
+    def _damage_error(self, frame_index: int) -> DamageError:
+        at = float(self._index.times[frame_index]) - self._index.zero
+        return DamageError(self.path, f"frame {frame_index} is damaged at {at:.3f} s")
 
-    def _by_seeking(self, wanted: list[int], deadline: Deadline) -> Iterator[tuple[int, Any]]:
-        """Pictures of `wanted` (rising), each group of pictures decoded at most once, others not at all."""
+    def _decode_by_seeking(self, wanted: list[int], deadline: Deadline) -> Iterator[tuple[int, Any]]:
+        """Decode `wanted` (increasing) by seeking to their key frames; each GOP is decoded at most once."""
         index = self._index
         keys = np.flatnonzero(index.key)
         groups: dict[int, list[int]] = {}
-        for frame in wanted:
-            place = int(index.order[frame])
-            at = int(np.searchsorted(keys, place, side="right")) - 1
-            # Pictures shown before their key frame (open GOP) lean on the group before it.
-            while at > 0 and index.pts[keys[at]] > index.pts[place]:
+        for frame_index in wanted:
+            decode_index = int(index.order[frame_index])
+            at = int(np.searchsorted(keys, decode_index, side="right")) - 1
+            # Frames displayed before their key frame (open GOP) reference the previous GOP.
+            while at > 0 and index.pts[keys[at]] > index.pts[decode_index]:
                 at -= 1
-            groups.setdefault(at, []).append(frame)
+            groups.setdefault(at, []).append(frame_index)
         for at, group in groups.items():
-            places = {int(index.order[frame]): frame for frame in group}
-            fault = -1
-            # A stream may need more run-up than its key frames promise: then once more from the start.
+            by_decode_index = {int(index.order[frame_index]): frame_index for frame_index in group}
+            first_damaged = -1
+            # A stream may need an earlier start than its key frames indicate: then decode again from the beginning.
             for start in dict.fromkeys((at, 0)):
-                missing = dict(places)
+                missing = dict(by_decode_index)
                 damage = yield from self._read_group(int(keys[start]), missing, deadline)
-                if not missing and damage > max(places):
+                if not missing and damage > max(by_decode_index):
                     break
-                fault = max(fault, min([damage, *missing]))
+                first_damaged = max(first_damaged, min([damage, *missing]))
             else:
-                raise self._damaged(self._learn(places, fault, keys))
+                raise self._damage_error(self._mark_damaged(by_decode_index, first_damaged, keys))
 
-    def _learn(self, places: dict[int, int], fault: int, keys: NDArray[np.int64]) -> int:
-        """Note as bad what is decoded from the place `fault` on up to the next key frame, and what of `places` (place
-        -> frame) comes after it. Returns the first of these frames."""
+    def _mark_damaged(self, by_decode_index: dict[int, int], first_damaged: int, keys: NDArray[np.int64]) -> int:
+        """Mark the frames from decoding index `first_damaged` to the next key frame as corrupt, and those of
+        `by_decode_index` (decoding index -> frame index) after it. Return the smallest of the latter."""
         index = self._index
-        after = int(np.searchsorted(keys, fault, side="right"))
-        built = (index.order >= fault) & (index.order < (keys[after] if after < len(keys) else len(index.pts)))
-        lost = [frame for place, frame in places.items() if place >= fault]
-        index.bad[built] = True
-        index.bad[lost] = True
-        return min(lost)
+        after = int(np.searchsorted(keys, first_damaged, side="right"))
+        dependent = (index.order >= first_damaged) & (
+            index.order < (keys[after] if after < len(keys) else len(index.pts))
+        )
+        affected = [frame for position, frame in by_decode_index.items() if position >= first_damaged]
+        index.corrupt[dependent] = True
+        index.corrupt[affected] = True
+        return min(affected)
 
     def _read_group(
         self, start: int, missing: dict[int, int], deadline: Deadline
     ) -> Generator[tuple[int, Any], None, int]:
-        """Decode from the key frame at decoding index `start` to the last of `missing` (which shrinks), then drain.
+        """Decode from the key frame at decoding index `start` to the last of `missing`, then drain; pop what is found.
 
-        Returns: the decoding index of the first damaged picture, on which all later ones may be built; behind
-        everything when all are well.
+        Returns: the decoding index of the first damaged frame, on which all later ones may depend; the number of
+        packets when none is damaged.
         """
         context, index = self._stream.codec_context, self._index
         if self._position != start:
             self._seek(start)
-        # H.264 marks the pictures that nothing depends on; for AV1 and others this skipping gave neighbours.
+        # H.264 marks non-reference frames; for AV1 and others this skipping returned neighboring frames.
         skips = context.codec.canonical_name == "h264"
         last = max(missing)
-        damage = len(index.pts)  # decoding index of the first damaged picture
+        damage = len(index.pts)  # decoding index of the first damaged frame
         while self._position <= last:
             deadline.check()
             packet = self._next_packet()
             here = self._position - 1
-            # Pictures shown before the key frame lack what they lean on; whoever wants them starts earlier.
+            # Frames displayed before the key frame lack their references; reading them starts at an earlier key frame.
             if here < start or (index.pts[here] < index.pts[start] and here not in missing):
                 continue
             if skips:
                 context.skip_frame = "DEFAULT" if here in missing else "NONREF"
             try:
-                pictures = decode(context, packet)
+                frames = decode(context, packet)
             except av.error.FFmpegError:
                 damage = min(damage, here)
                 break
-            for picture in pictures:
-                damage = min(damage, self._place_if_damaged(picture, start))
-                if (place := self._index.place(picture.pts)) in missing:
-                    yield missing.pop(place), picture
-        for picture in self._drain():
-            damage = min(damage, self._place_if_damaged(picture, start))
-            if (place := self._index.place(picture.pts)) in missing:
-                yield missing.pop(place), picture
+            for frame in frames:
+                damage = min(damage, self._decode_index_if_damaged(frame, start))
+                if (position := self._index.decode_index(frame.pts)) in missing:
+                    yield missing.pop(position), frame
+        for frame in self._drain():
+            damage = min(damage, self._decode_index_if_damaged(frame, start))
+            if (position := self._index.decode_index(frame.pts)) in missing:
+                yield missing.pop(position), frame
         return damage
 
-    def _place_if_damaged(self, picture: Any, start: int) -> int:
-        """Decoding index of a damaged picture, and behind everything for a good one."""
-        if not picture.is_corrupt:
+    def _decode_index_if_damaged(self, frame: Any, start: int) -> int:
+        """Return the decoding index of a damaged frame, and the number of packets for an intact one."""
+        if not frame.is_corrupt:
             return len(self._index.pts)
-        place = self._index.place(picture.pts)
-        return start if place < 0 else place
+        position = self._index.decode_index(frame.pts)
+        return start if position < 0 else position
 
     def _drain(self) -> list[Any]:
-        """The pictures still inside the decoder, which is ready for a key frame afterwards."""
+        """Return the frames still in the decoder and flush it for the next key frame."""
         context = self._stream.codec_context
         try:
             return decode(context, None)
@@ -151,39 +153,39 @@ class PictureSource(ABC):
         return packet
 
     def _seek(self, start: int) -> None:
-        """Let the next packet be the one at decoding index `start`, or one before it."""
+        """Seek so that the next packet is the one at decoding index `start`, or an earlier one."""
         index, stream = self._index, self._stream
         keys = np.flatnonzero(index.key[: start + 1])
-        # Matroska's table of places holds presentation times, MP4's decoding times.
+        # Matroska's seek table holds presentation times, MP4's decoding times.
         stamps = index.pts if self._container.format.name.startswith("matroska") else index.dts
         for key in (start, int(keys[max(len(keys) - 2, 0)]), 0):
             self._container.seek(int(stamps[key]), stream=stream)
             source = packets(self._container, stream)
             packet = next(source, None)
-            landed = -1 if packet is None else index.place(packet.pts)
+            landed = -1 if packet is None else index.decode_index(packet.pts)
             if 0 <= landed <= start:
                 self._packets, self._position = chain((packet,), source), landed
                 return
         raise fail(
             self.path,
-            "cannot be wound back to a key frame",
+            "cannot seek to a key frame",
             float(index.pts[start] * stream.time_base) - index.zero,
         )
 
-    def _in_order(self, wanted: list[int], deadline: Deadline) -> Iterator[tuple[int, Any]]:
-        """Pictures of `wanted` (rising) of a file whose packets tell too little: decode from its start and count."""
-        if self._index.kept is not None:
-            for frame in wanted:
-                yield frame, self._index.kept[frame]
+    def _decode_in_order(self, wanted: list[int], deadline: Deadline) -> Iterator[tuple[int, Any]]:
+        """Decode `wanted` (increasing) of a file that is not seekable: decode from its start and count frames."""
+        if self._index.frame_cache is not None:
+            for frame_index in wanted:
+                yield frame_index, self._index.frame_cache[frame_index]
             return
         if not wanted:
             return
         self._open()
-        waiting = list(reversed(wanted))
-        for count, picture in enumerate(pictures_in_order(self._container, self._stream, deadline)):
-            if count == waiting[-1]:
-                yield waiting.pop(), picture
-                if not waiting:
+        pending = list(reversed(wanted))
+        for count, frame in enumerate(decode_in_order(self._container, self._stream, deadline)):
+            if count == pending[-1]:
+                yield pending.pop(), frame
+                if not pending:
                     return
-        self._index.bad[waiting] = True  # the file gave more when it was opened
-        raise self._damaged(waiting[-1])
+        self._index.corrupt[pending] = True  # the file gave more when it was opened
+        raise self._damage_error(pending[-1])

@@ -1,10 +1,10 @@
-"""High dynamic range to the standard one: PQ and HLG pictures of BT.2020 (ITU-R BT.2100) to BT.709.
+"""Tone-map high dynamic range to BT.709: PQ and HLG frames with BT.2020 primaries (ITU-R BT.2100).
 
-Light is worked out in cd/m2 as a display of `PEAK` shows it, compressed to `WHITE` by the curve of Report ITU-R BT.2390
-(5.4, black at 0), brought from BT.2020's primaries to BT.709's (Report ITU-R BT.2087), cut to what these can show, and
-coded for a display of BT.1886 (gamma 2.4). The curve is read at the largest of red, green and blue and scales all
-three, so that no hue turns. The peak is the usual one of both systems: what a file says of its own mastering is not
-asked, so that equal pixels give equal pixels.
+Luminance is computed in cd/m2 for a display of `PEAK`, compressed to `WHITE` by the curve of Report ITU-R BT.2390
+(5.4, black at 0), converted from BT.2020's primaries to BT.709's (Report ITU-R BT.2087), clipped to their gamut, and
+encoded for a display of BT.1886 (gamma 2.4). The curve is evaluated at the maximum of red, green and blue and scales
+all three, which preserves the hue. The peak is fixed; mastering metadata of the file is not used, so that equal pixels
+are mapped to equal pixels.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 PEAK = 1000.0
-"""cd/m2 of the display that HLG is shown on and PQ is taken to be made for; more is shown like it."""
+"""Peak luminance, cd/m2, of the display for HLG and PQ; higher values are clipped to it."""
 
 WHITE = 100.0
-"""cd/m2 of the standard display's white."""
+"""White of the standard-dynamic-range display, cd/m2."""
 
 KINDS = {16: "pq", 18: "hlg"}
 """Transfer characteristics (numbers of ITU-T H.273) of high dynamic range."""
@@ -35,10 +35,10 @@ _TO_709 = np.array(
 
 
 def tone_mapped(codes: NDArray[np.uint16], kind: str, *, wide: bool = True) -> NDArray[np.uint8]:
-    """(H, W, 3) uint8 BT.709 of (H, W, 3) uint16 full-range R'G'B' of a `kind` of `KINDS`.
+    """Convert (H, W, 3) uint16 full-range R'G'B' of a `kind` of `KINDS` to (H, W, 3) uint8 BT.709.
 
     Args:
-        wide: the primaries are those of BT.2020; otherwise they stay as they are.
+        wide: the primaries are those of BT.2020; otherwise they are not converted.
     """
     light = _linear(kind)[codes]
     if kind == "hlg":  # from the scene's light to the display's, system gamma 1.2
@@ -54,7 +54,7 @@ def tone_mapped(codes: NDArray[np.uint16], kind: str, *, wide: bool = True) -> N
 
 @cache
 def _linear(kind: str) -> Light:
-    """(65536,) light of every code: cd/m2 for PQ, the scene's in [0, 1] for HLG."""
+    """Return (65536,) light per code value: cd/m2 for PQ, scene light in [0, 1] for HLG."""
     signal = np.linspace(0, 1, 2**16)
     if kind == "pq":
         return pq_light(signal).astype(np.float32)
@@ -63,21 +63,21 @@ def _linear(kind: str) -> Light:
 
 
 def pq_light(signal: NDArray[np.floating]) -> NDArray[np.floating]:
-    """cd/m2 of a PQ signal in [0, 1] (BT.2100's EOTF)."""
+    """Convert a PQ signal in [0, 1] to cd/m2 (BT.2100's EOTF)."""
     root = signal ** (1 / _M2)
     light: NDArray[np.floating] = 10000 * (np.maximum(root - _C1, 0) / (_C2 - _C3 * root)) ** (1 / _M1)
     return light
 
 
 def pq_signal(light: NDArray[np.floating]) -> NDArray[np.floating]:
-    """The PQ signal in [0, 1] of cd/m2."""
+    """Convert cd/m2 to a PQ signal in [0, 1]."""
     power = (light / 10000) ** _M1
     signal: NDArray[np.floating] = ((_C1 + _C2 * power) / (1 + _C3 * power)) ** _M2
     return signal
 
 
 def compressed(light: NDArray[np.floating]) -> NDArray[np.floating]:
-    """cd/m2 up to `PEAK` to cd/m2 up to `WHITE`: as it is below a knee, a Hermite spline of the PQ signal above."""
+    """Compress cd/m2 up to `PEAK` to up to `WHITE`: identity below a knee, Hermite spline of the PQ signal above."""
     ends = pq_signal(np.array([WHITE, PEAK]))
     top = ends[0] / ends[1]
     knee = 1.5 * top - 0.5

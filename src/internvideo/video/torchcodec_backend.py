@@ -1,8 +1,8 @@
-"""A second decoder, torchcodec, for the requests that it serves no slower: the frames and the refusals stay the same.
+"""Optional torchcodec backend for requests that it serves no slower, with the same frames and errors as PyAV.
 
-The file is always opened, probed and indexed by `data.video`; torchcodec is told the index instead of making its own.
-For each kind of picture (codec, pixel format, colours, turn ...) the first request of a process is answered by both
-decoders, and only where every pixel is equal does torchcodec answer the later ones. Whatever it cannot do, PyAV does.
+The file is always opened and indexed by `video.reader`; torchcodec receives that index instead of scanning the file.
+For each kind of frame (codec, pixel format, colors, rotation ...) the first request of a process is decoded by both
+backends, and torchcodec serves later ones only if every pixel is equal. PyAV does everything else.
 """
 
 from __future__ import annotations
@@ -32,26 +32,26 @@ ENVIRONMENT = "INTERNVIDEO_DECODER"
 #     vp9      1.03 ... 1.08       0.7  ... 1.2        1.2 ... 1.5
 #     h264     1.28 ... 1.72       1.37 ... 1.84       1.3 ... 1.7
 #
-# So: never a clear gain on a CPU; on a par for few frames out of many of VP9 and AV1, and of these AV1 is the one whose
-# decoder finds damage. That of H.264 or HEVC patches damage up, and torchcodec does not tell which pictures are such.
+# So: never a clear gain on a CPU; on a par for few frames out of many of VP9 and AV1, and of these only AV1's decoder
+# detects damage. Those of H.264 and HEVC conceal damage, and torchcodec does not report which frames are affected.
 FASTER = frozenset({"av1"})
 SPARSE = 8
-"""For each frame asked, at least so many lie between the first and the last of them."""
+"""Minimum ratio of the range of the requested frames to their number."""
 
-# What a file must begin with: FFmpeg then takes it for nothing else, for torchcodec cannot be told which formats and
-# protocols are allowed.
+# Signatures that a file must start with, so that FFmpeg detects only these formats: torchcodec has no option for the
+# allowed formats and protocols.
 _STARTS = ((0, b"\x1a\x45\xdf\xa3"), (4, b"ftyp"))
 
 _WITHOUT_FIELDS = frozenset({"av1", "vp8", "vp9", "png", "h263"}) | FIELDS
 _PROGRESSIVE = 1
-"""FFmpeg's field order of a stream without fields; 0 when it is unknown."""
+"""FFmpeg's field order of a progressive stream; 0 means unknown."""
 
-_equal: dict[tuple[object, ...], bool] = {}
-"""Kind of picture -> whether both decoders gave the same pixels."""
+_verified: dict[tuple[object, ...], bool] = {}
+"""Kind of frame -> whether both decoders gave the same pixels."""
 
 
-def chosen(backend: str | None, path: object) -> str:
-    """The backend asked for: the argument, else the environment, else "auto".
+def resolve_backend(backend: str | None, path: object) -> str:
+    """Resolve the backend: the argument, else the environment, else "auto".
 
     Raises:
         VideoError: there is none of that name, or torchcodec is asked for and cannot be loaded.
@@ -60,71 +60,73 @@ def chosen(backend: str | None, path: object) -> str:
     if name not in BACKENDS:
         where = "backend" if backend else ENVIRONMENT
         raise VideoError(where, f"'{name}'", ", ".join(BACKENDS))
-    if name == "torchcodec" and isinstance(loaded(), str):
-        raise VideoError(path, f"torchcodec cannot be loaded: {loaded()}", do="install it and FFmpeg, or take 'pyav'")
+    if name == "torchcodec" and isinstance(torchcodec_class(), str):
+        raise VideoError(
+            path, f"torchcodec cannot be loaded: {torchcodec_class()}", do="install it and FFmpeg, or take 'pyav'"
+        )
     return name
 
 
-def may_serve(backend: str, index: Index, stream: Any, conversion: Conversion) -> bool:
-    """Whether torchcodec comes into question at all for a video: it neither deinterlaces nor maps tones."""
+def is_supported(backend: str, index: Index, stream: Any, conversion: Conversion) -> bool:
+    """Whether torchcodec can decode a video with these options: it neither deinterlaces nor maps tones."""
     codec, first = stream.codec_context.codec.canonical_name, index.first
     progressive = codec in _WITHOUT_FIELDS or stream.codec_context.field_order == _PROGRESSIVE
     if (conversion.deinterlace and not progressive) or (conversion.tone_map and first.hdr):
         return False
-    return index.exact and (backend == "torchcodec" or (backend == "auto" and codec in FASTER))
+    return index.seekable and (backend == "torchcodec" or (backend == "auto" and codec in FASTER))
 
 
 @cache
-def loaded() -> Any:
-    """torchcodec's VideoDecoder class, or why it cannot be had (str)."""
+def torchcodec_class() -> Any:
+    """Return torchcodec's VideoDecoder class, or the reason why it cannot be imported (str)."""
     try:
         return import_module("torchcodec.decoders").VideoDecoder
     except (ImportError, OSError, RuntimeError) as error:
         return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
-class SecondDecoder:
-    """torchcodec on an indexed file, full size, turned upright by itself.
+class TorchcodecDecoder:
+    """Decode an indexed file with torchcodec, at full size; torchcodec applies the rotation.
 
     Args:
         path: a local file.
-        index: from packets.
-        stream: of the index.
-        threads: of the decoder.
-        always: every request, not only the kinds in which it is faster.
+        index: index from packets.
+        stream: the indexed stream.
+        threads: decoder threads.
+        always: serve every request, not only the kinds for which it is faster.
     """
 
     def __init__(self, path: str, index: Index, stream: Any, *, threads: int, always: bool) -> None:
         first, self._codec = index.first, stream.codec_context.codec.canonical_name
         self._path, self._index, self._threads, self._always = os.path.abspath(path), index, threads, always
         self._stream, self._base = stream.index, stream.time_base
-        # The last two decide which of its routines the colour conversion takes.
+        # The last two determine the routine of its color conversion.
         size = (first.width % 32, first.height % 2)
-        self._kind = (self._codec, first.pixel_format, *first.colours, first.rotation, first.mirrored, *size)
+        self._kind = (self._codec, first.pixel_format, *first.colors, first.rotation, first.mirrored, *size)
         self._decoder: Any = None
-        self._gone = index.open_gop or not _begins_well(self._path)
+        self._disabled = index.open_gop or not _has_known_header(self._path)
 
-    def serves(self, wanted: NDArray[np.int64]) -> bool:
-        """Whether it should be asked for these frames."""
-        if self._gone or not len(wanted) or not _equal.get(self._kind, True):
+    def can_decode(self, wanted: NDArray[np.int64]) -> bool:
+        """Whether torchcodec should decode these frames."""
+        if self._disabled or not len(wanted) or not _verified.get(self._kind, True):
             return False
         sparse = int(np.ptp(wanted)) + 1 >= SPARSE * len(wanted)
-        return (self._always or (self._codec in FASTER and sparse)) and not isinstance(loaded(), str)
+        return (self._always or (self._codec in FASTER and sparse)) and not isinstance(torchcodec_class(), str)
 
     @property
-    def proven(self) -> bool:
-        """Whether it is known to give the same pixels of this kind."""
-        return _equal.get(self._kind, False)
+    def is_verified(self) -> bool:
+        """Whether it gave the same pixels as PyAV for this kind of frame."""
+        return _verified.get(self._kind, False)
 
-    def judge(self, theirs: NDArray[np.uint8], ours: NDArray[np.uint8]) -> None:
-        """Note whether both decoders gave the same."""
-        _equal[self._kind] = bool(np.array_equal(theirs, ours))
+    def compare(self, from_torchcodec: NDArray[np.uint8], from_pyav: NDArray[np.uint8]) -> None:
+        """Record whether both decoders gave the same pixels."""
+        _verified[self._kind] = bool(np.array_equal(from_torchcodec, from_pyav))
 
     def frames(self, wanted: NDArray[np.int64]) -> NDArray[np.uint8] | None:
-        """(len(wanted), H, W, 3) uint8 RGB; None when it fails, now and from now on."""
+        """Decode frames to (len(wanted), H, W, 3) uint8 RGB; return None, and disable the decoder, when it fails."""
         try:
             if self._decoder is None:
-                self._decoder = loaded()(
+                self._decoder = torchcodec_class()(
                     self._path,
                     stream_index=self._stream,
                     dimension_order="NHWC",
@@ -143,11 +145,11 @@ class SecondDecoder:
         return frames
 
     def close(self) -> None:
-        """Give the file back; nothing is served any more."""
-        self._decoder, self._gone = None, True
+        """Close the file and disable the decoder."""
+        self._decoder, self._disabled = None, True
 
     def _table(self) -> str:
-        """The index in the form that torchcodec reads instead of scanning the file."""
+        """Return the index in torchcodec's JSON format of custom frame mappings."""
         index = self._index
         stamps = index.pts[index.order]
         last = max(1, round((index.end - float(index.times[-1])) / float(self._base)))
@@ -156,7 +158,7 @@ class SecondDecoder:
         return json.dumps({"frames": [{"pts": a, "duration": b, "key_frame": int(c)} for a, b, c in rows]})
 
 
-def _begins_well(path: str) -> bool:
+def _has_known_header(path: str) -> bool:
     try:
         with open(path, "rb") as file:
             head = file.read(8)

@@ -1,4 +1,4 @@
-"""Write a video file from RGB frames: the same frames and settings give the same bytes, and never half a file."""
+"""Write a video file from RGB frames, reproducibly (same frames and settings, same bytes) and atomically."""
 
 from __future__ import annotations
 
@@ -40,19 +40,18 @@ def write_video(
 ) -> int:
     """Encode frames into `path`; the container follows from the name (.mp4, .mkv, .webm, .avi ...).
 
-    The file appears under its name only when it is complete: it is written beside it, synced and renamed.
-    Equal frames and settings give equal bytes, time after time, with any software encoder of `av`: one encoder thread,
-    no date and no version in the file. libx264, libx264rgb and libsvtav1 give the same bytes on every kind of CPU as
-    well; libx265 chooses differently with other instruction sets, so its bytes hold for one kind of CPU. Another
-    version of an encoder may give others. tests/video/test_video_writer.py repeats both.
+    The write is atomic: to a temporary file, synced and renamed. The same frames and settings give the same bytes with
+    any software encoder of `av`: one encoder thread, no date and no version in the file. With libx264, libx264rgb and
+    libsvtav1 also on every kind of CPU; libx265 depends on the instruction set. Another version of an encoder may give
+    other bytes. Tested in tests/video/test_video_writer.py.
 
     Args:
-        frames: (H, W, 3) uint8 RGB pictures, all of one size; an iterable is enough, one picture is held at a time.
-        fps: pictures a second.
-        crf: constant quality of x264, x265, VP9 and AV1 (0 is best); None leaves the codec's default.
-        pixel_format: as stored; "yuv420p" needs even sides.
-        gop: longest distance of two key frames, in frames.
-        options: further settings of the encoder, as text.
+        frames: (H, W, 3) uint8 RGB, all of one size; consumed one at a time.
+        fps: frames per second.
+        crf: constant quality of x264, x265, VP9 and AV1 (0 is best); None for the codec's default.
+        pixel_format: stored pixel format; "yuv420p" needs even sides.
+        gop: maximum distance of two key frames, in frames.
+        options: further encoder options, as strings.
 
     Returns: the number of frames written.
 
@@ -119,7 +118,7 @@ def _encode(
 
 
 def _repeatable(codec: str, settings: Mapping[str, str]) -> dict[str, str]:
-    """The encoder's own settings, before those of the caller, that make its bytes the same every time."""
+    """Return the encoder options, before those of the caller, that make its output reproducible."""
     try:
         encoder = av.codec.Codec(codec, "w").name  # "h264" stands for libx264 here, for another encoder there
     except ValueError as error:
@@ -129,7 +128,7 @@ def _repeatable(codec: str, settings: Mapping[str, str]) -> dict[str, str]:
 
 
 class _UnfitError(Exception):
-    """The file name, the codec and the settings do not go together."""
+    """File name, codec and settings are incompatible."""
 
 
 def _open(path: Path) -> Any:
@@ -150,7 +149,7 @@ def _add_stream(container: Any, codec: str, fps: Fraction, settings: dict[str, s
 
 
 def _umask() -> int:
-    """The process's umask (it can only be read by setting it)."""
+    """Return the process's umask (it can only be read by setting it)."""
     mask = os.umask(0o022)
     os.umask(mask)
     return mask

@@ -28,7 +28,7 @@ from internvideo.tasks.evaluation_settings import EvaluationSettings
 from internvideo.tasks.protocol import weights_hash
 from internvideo.tasks.spatiotemporal.data import ClipForm, KeyFrameViews
 from internvideo.tasks.table import Table
-from internvideo.video.pool import lent
+from internvideo.video.pool import borrow
 
 SHOWN = 9
 """Key frames that an evaluation draws."""
@@ -102,8 +102,8 @@ def draw(
     for index in np.unique(np.linspace(0, len(tested.frames) - 1, SHOWN).round().astype(int)).tolist():
         frame, boxes = tested.frames[index], tested.views.frames[index].boxes
         try:
-            with lent(rows.video_path(frame.row), fps=frame.row.frame_rate) as video:
-                picture = video.at([min(frame.time, video.info.duration)])[0]
+            with borrow(rows.video_path(frame.row), fps=frame.row.frame_rate) as video:
+                picture = video.frames_at([min(frame.time, video.info.duration)])[0]
         except VideoError:
             continue
         lines = said(index)

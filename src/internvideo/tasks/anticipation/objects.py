@@ -24,7 +24,7 @@ from internvideo.datasets.reading import read_text
 from internvideo.errors import ManifestError
 from internvideo.tasks.hands.data import frame_size
 from internvideo.tasks.spatiotemporal.data import KeyFrame
-from internvideo.video.reader import probe
+from internvideo.video.reader import read_video_info
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -112,7 +112,7 @@ def object_frames(manifest: Manifest) -> list[ObjectFrame]:
             size = frame_size(row, where)
         else:
             if row.path not in probed:
-                info = probe(manifest.video_path(row), fps=row.frame_rate)
+                info = read_video_info(manifest.video_path(row), fps=row.frame_rate)
                 probed[row.path] = (info.width, info.height)
             size = probed[row.path]
         time = times.pop() if times else _numbers(row, "time", where, 1)[0]

@@ -25,7 +25,7 @@ from internvideo.data.manifest import Manifest
 from internvideo.data.sample import Sample
 from internvideo.datasets.ego4d import HAND_FRAMES, HANDS
 from internvideo.errors import ManifestError
-from internvideo.video.reader import probe
+from internvideo.video.reader import read_video_info
 
 Floats = NDArray[np.float64]
 
@@ -87,7 +87,7 @@ def observed(manifest: Manifest, settings: HandSettings) -> tuple[Manifest, Hand
             sizes.append(frame_size(row, where))
             continue
         if row.path not in probed:
-            info = probe(manifest.video_path(row), fps=row.frame_rate)
+            info = read_video_info(manifest.video_path(row), fps=row.frame_rate)
             probed[row.path] = (info.width, info.height)
         sizes.append(probed[row.path])
     arrays = (np.asarray(values, dtype=np.float64) for values in (positions, sizes, seen, steps))

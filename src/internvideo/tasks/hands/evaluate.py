@@ -19,7 +19,7 @@ from internvideo.tasks.hands import predict as future_hands
 from internvideo.tasks.hands.build import whole_frame
 from internvideo.tasks.hands.data import HandTargets, observed
 from internvideo.tasks.table import Result, Table
-from internvideo.video.pool import lent
+from internvideo.video.pool import borrow
 
 SHOWN = 9
 """Clips that an evaluation draws."""
@@ -82,7 +82,7 @@ def panels(table: Table, rows: Manifest) -> list[figures.WaysFrame]:
         row = of_id[str(table["id"][index])]
         assert row.span is not None  # `observed` gave it one
         try:
-            with lent(rows.video_path(row), fps=row.frame_rate) as video:
+            with borrow(rows.video_path(row), fps=row.frame_rate) as video:
                 times = video.info.times
                 picture = video.frames([int(np.flatnonzero(times < row.span[1])[-1])])[0]
         except (VideoError, IndexError):

@@ -264,7 +264,7 @@ class KeyFrameLoader:
         skipped: Path | None = None,
         frames: Sequence[KeyFrame] | None = None,
     ) -> None:
-        frames, self.waited = key_frames(manifest) if frames is None else frames, 0.0
+        frames, self.data_time = key_frames(manifest) if frames is None else frames, 0.0
         self._plan = epoch_plan(len(frames), settings)
         check_batches(self._plan.batches, settings, len(frames), f"key frames in {manifest.source}")
         self._skipped = SkippedClips(manifest, settings.max_unreadable, skipped)
@@ -281,7 +281,7 @@ class KeyFrameLoader:
             yield cast(RegionBatch, loaded.batch)
 
     def _wait(self, seconds: float) -> None:
-        self.waited += seconds
+        self.data_time += seconds
 
 
 class _Testing(Dataset[Loaded]):

@@ -35,8 +35,8 @@ from internvideo.tasks.spatiotemporal.data import (
 from internvideo.tasks.spatiotemporal.model import ActionDetector
 from internvideo.tasks.spatiotemporal.stage import RegionSettings
 from internvideo.tasks.table import Result, Table, print_result, save_result
-from internvideo.video.pool import lent
-from internvideo.video.reader import probe
+from internvideo.video.pool import borrow
+from internvideo.video.reader import read_video_info
 
 SHOWN = 12
 """Key frames that an evaluation draws."""
@@ -133,7 +133,7 @@ def read_persons(path: Path, manifest: Manifest) -> Persons:
     for row in manifest.rows:
         if video_name(row) not in sizes:
             try:
-                info = probe(manifest.video_path(row), fps=row.frame_rate)
+                info = read_video_info(manifest.video_path(row), fps=row.frame_rate)
             except VideoError:  # told when its clips are read
                 continue
             sizes[video_name(row)] = (info.width, info.height)
@@ -166,8 +166,8 @@ def draw(table: Table, manifest: Manifest, tested: list[KeyFrame], target: Path)
     panels = []
     for frame in chosen:
         try:
-            with lent(manifest.video_path(frame.row), fps=frame.row.frame_rate) as video:
-                picture = video.at([min(frame.seconds, video.info.duration)])[0]
+            with borrow(manifest.video_path(frame.row), fps=frame.row.frame_rate) as video:
+                picture = video.frames_at([min(frame.seconds, video.info.duration)])[0]
         except VideoError:
             continue
         boxes = []

@@ -314,7 +314,7 @@ class SequenceLoader:
             raise RecipeError("data.features.resized", str(settings.resized), f"{length}, the model's length, or less")
         self.features, self.settings, self.length, self.loader = features, settings, length, loader
         self.rank, self.world_size = distributed.rank(), distributed.world_size()
-        self.waited, self._bytes = 0.0, 0
+        self.data_time, self._bytes = 0.0, 0
         self._kept: dict[int, tuple[Tensor, Tensor, Tensor]] = {}
         check_batches(len(self), loader, len(features), f"sequences in {features.source}")
 
@@ -336,7 +336,7 @@ class SequenceLoader:
             if not self.loader.drop_last and self.world_size == 1:
                 chosen = chosen[: count - first]
             batch = self._batch(k, chosen)
-            self.waited += time.perf_counter() - began
+            self.data_time += time.perf_counter() - began
             yield batch
 
     def _whole(self, index: int) -> tuple[Tensor, Tensor, Tensor]:

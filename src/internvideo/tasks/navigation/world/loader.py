@@ -63,7 +63,7 @@ class EpisodeLoader:
         loader: LoaderSettings,
     ) -> None:
         self.episodes, self.words, self.most_words, self.loader = episodes, words, most_words, loader
-        self.rank, self.world_size, self.waited = distributed.rank(), distributed.world_size(), 0.0
+        self.rank, self.world_size, self.data_time = distributed.rank(), distributed.world_size(), 0.0
         self._worlds = worlds_of(world, loader.batch_size)
 
     def __len__(self) -> int:
@@ -103,7 +103,7 @@ class PanoramaLoader:
     ) -> None:
         self.episodes, self.world, self.settings, self.loader = episodes, world, settings, loader
         self.frames, self.size = frames, size
-        self.rank, self.world_size, self.waited = distributed.rank(), distributed.world_size(), 0.0
+        self.rank, self.world_size, self.data_time = distributed.rank(), distributed.world_size(), 0.0
         self._drawn: list[Glance] = []
         check_batches(len(self), loader, settings.panoramas, "panoramas (data.world.panoramas)")
 
@@ -115,7 +115,7 @@ class PanoramaLoader:
         """Batches `start`, `start + 1`, ... of epoch `k`."""
         began = time.perf_counter()
         drawn = self._draw()
-        self.waited += time.perf_counter() - began
+        self.data_time += time.perf_counter() - began
         order = _order(len(drawn), self.loader, k)
         size = self.loader.batch_size
         for number in range(start, len(self)):

@@ -1,0 +1,134 @@
+"""Buffer the metrics of the steps since the last log line on the device and read them with one sync."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from internvideo import distributed
+from internvideo.data.batch import Batch
+from internvideo.errors import RunError
+from internvideo.storage import write_text
+from internvideo.training.checkpoint import RunState
+from internvideo.training.logging import MetricLog, json_safe
+from internvideo.training.step import GRADIENT_NORM
+
+NONFINITE = "nonfinite.json"
+
+
+class HasDataTime(Protocol):
+    """A loader that measures data-loading time."""
+
+    @property
+    def data_time(self) -> float:
+        """Seconds spent waiting for batches so far."""
+
+
+class MetricBuffer:
+    """Collect the losses of training steps; `flush` logs their mean and raises on non-finite values.
+
+    Args:
+        loader: its `data_time` is logged.
+    """
+
+    def __init__(self, loader: HasDataTime) -> None:
+        self.loader = loader
+        self.steps: list[dict[str, Tensor]]
+        self.ids: list[tuple[str, ...]]
+        self.lr = 0.0
+        self.start()
+
+    def start(self) -> None:
+        """Clear the buffer and restart the timer, after a log line and after a checkpoint (whose time is excluded)."""
+        self.steps, self.ids = [], []
+        self.data_time_at_start, self.started = self.loader.data_time, time.perf_counter()
+
+    def add(self, losses: dict[str, Tensor], batches: Sequence[Batch], lr: float) -> None:
+        """Append the losses of one step."""
+        self.steps.append(losses)
+        self.ids.append(tuple(name for batch in batches for name in batch.ids))
+        self.lr = lr
+
+    def flush(self, state: RunState, folder: Path, log: MetricLog) -> None:
+        """Write the means over the buffered steps and the processes as one log line; clear the buffer.
+
+        Adds the losses, the clips and the time to `state`. Collective: all processes must call it.
+
+        Raises:
+            RunError: a loss or a gradient is not finite; nonfinite.json lists step, clips and parameter norms.
+        """
+        per_process: list[list[dict[str, float]]] = distributed.collect(self._to_host())
+        steps = [_mean(values) for values in zip(*per_process, strict=True)]
+        first = state.step - len(steps) + 1
+        for index, values in enumerate(zip(*per_process, strict=True)):
+            if not all(math.isfinite(value[name]) for value in values for name in ("loss", GRADIENT_NORM)):
+                self._raise_nonfinite(first + index, self.ids[index], list(values), state, folder)
+        seconds, data_time = time.perf_counter() - self.started, self.loader.data_time - self.data_time_at_start
+        clips = distributed.sum_over_processes(sum(len(ids) for ids in self.ids))
+        state.losses.extend(step["loss"] for step in steps)
+        state.seconds, state.clips = state.seconds + seconds, state.clips + clips
+        line = {"step": state.step, "epoch": state.epoch, "lr": self.lr, **_mean(steps)}
+        log.write({**line, "clips_per_second": clips / seconds, "seconds": seconds, "waited": data_time})
+        self.start()
+
+    def _to_host(self) -> list[dict[str, float]]:
+        """Copy the buffered values to the host, the only host-device sync of the training loop."""
+        flat = torch.stack([value.double() for losses in self.steps for value in losses.values()]).tolist()
+        values = iter(flat)
+        return [{name: next(values) for name in losses} for losses in self.steps]
+
+    def _raise_nonfinite(
+        self, step: int, ids: tuple[str, ...], values: list[dict[str, float]], state: RunState, folder: Path
+    ) -> None:
+        clips: list[tuple[str, ...]] = distributed.collect(ids)
+        either_nonfinite = [
+            rank
+            for rank, value in enumerate(values)
+            if not all(math.isfinite(value[name]) for name in ("loss", GRADIENT_NORM))
+        ]
+        loss_is_nonfinite: list[bool] = [not math.isfinite(value["loss"]) for value in values]
+        what = "loss" if any(loss_is_nonfinite) else "gradient"
+        # All processes have the same gradient, but each has its own loss.
+        nonfinite_ranks = [rank for rank, nonfinite in enumerate(loss_is_nonfinite) if nonfinite] or either_nonfinite
+        clip_ids = [name for rank in nonfinite_ranks for name in clips[rank]]
+        report = {
+            "step": step,
+            "what": what,
+            "clip_ids": clip_ids,
+            "processes": [json_safe(value) for value in values],
+            "lr": self.lr,
+            "parameter_norms": parameter_norms(state.stage),
+        }
+        if distributed.rank() == 0:
+            write_text(folder / NONFINITE, json.dumps(json_safe(report), indent=1) + "\n")
+        shown = ", ".join(dict.fromkeys(clip_ids[:8])) + (", ..." if len(clip_ids) > 8 else "")
+        raise RunError(
+            folder / NONFINITE,
+            f"the {what} of step {step} is not finite; clips {shown}",
+            "finite numbers",
+            "look at these clips, lower optimizer.base_lr or set loop.gradient_clip, then start in another folder",
+        )
+
+
+def parameter_norms(stage: nn.Module) -> dict[str, float]:
+    """Return the L2 norm of every parameter, with one host-device sync."""
+    named = list(stage.named_parameters())
+    norms = torch.stack([parameter.detach().double().norm() for _, parameter in named]).tolist()
+    return {name: norm for (name, _), norm in zip(named, norms, strict=True)}
+
+
+def _mean(values: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """Average each name over the mappings that contain it."""
+    names = dict.fromkeys(name for value in values for name in value)
+    return {name: _average([value[name] for value in values if name in value]) for name in names}
+
+
+def _average(numbers: list[float]) -> float:
+    return sum(numbers) / len(numbers)
