@@ -21,7 +21,7 @@ from internvideo.errors import VideoError
 from internvideo.features.read_ahead import from_thread
 from internvideo.features.windows import clips_of, clips_on_one_way
 from internvideo.video.reader import Video
-from internvideo.video.walk import HELD
+from internvideo.video.sequential import REORDER_BUFFER
 
 LEAST = 400
 """Frames of the video from the start of a block to that of the next one, at least. A block decodes its first group of
@@ -112,7 +112,7 @@ def _clips_of_blocks(
 def _end(chosen: Sequence[Indices], stop: int) -> int:
     """Clips up to here are asked for, so that damage which shows only in later pictures is met as `walk` would."""
     last, more = chosen[stop - 1].max(), set[int]()
-    while stop < len(chosen) and len(more) <= HELD:
+    while stop < len(chosen) and len(more) <= REORDER_BUFFER:
         more.update(chosen[stop][chosen[stop] > last].tolist())
         stop += 1
     return stop
