@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-import os
 import re
 import shlex
-import subprocess
-import sys
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
+import in_process
 import numpy as np
 import pytest
 import torch
 from published_keys import below, multimodal, numbers, text_tower, uniformerv2
 
+from internvideo.models import factory
 from internvideo.video.writer import write_video
 
 ROOT = Path(__file__).parents[1]
@@ -26,17 +27,15 @@ def block(language: str) -> str:
     return found.group(1)
 
 
-PUBLISHED = """
-from dataclasses import replace
-
-from internvideo.models import factory
-
-tower = {"image_size": 32, "patch_size": 16, "width": 64, "depth": 2, "heads": 1, "global_layers": [1]}
-small = {"vision": tower, "text": {"width": 64, "layers": 1, "heads": 1}, "joint_width": 64}
-name = "internvideo-mm-b16"
-factory.MODELS[name] = replace(factory.MODELS[name], config=factory.configure(name, small))
-"""
-"""Python reads it as sitecustomize.py: the small checkpoint is of a published size there, so its heads are known."""
+@pytest.fixture(scope="module", autouse=True)
+def published() -> Iterator[None]:
+    """The small checkpoint is of a published size here, so that its heads are known."""
+    tower = {"image_size": 32, "patch_size": 16, "width": 64, "depth": 2, "heads": 1, "global_layers": [1]}
+    small = {"vision": tower, "text": {"width": 64, "layers": 1, "heads": 1}, "joint_width": 64}
+    name = "internvideo-mm-b16"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(factory.MODELS, name, replace(factory.MODELS[name], config=factory.configure(name, small)))
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -51,60 +50,41 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tower = uniformerv2(32, 16, 64, 2, 1, prefix="visual.")
     keys = below("clip.", multimodal(tower, text_tower("", 64, 64, layers=1), 64, 64, 64))
     torch.save({"state_dict": numbers(keys), "epoch": 3}, place / "InternVideo-MM-L-14.ckpt")
-    (place / "site").mkdir()
-    (place / "site" / "sitecustomize.py").write_text(PUBLISHED)
     return place
 
 
-def in_its_size(folder: Path) -> dict[str, str]:
-    return {**os.environ, "PYTHONPATH": os.pathsep.join((str(ROOT / "src"), str(folder / "site")))}
-
-
-def test_use_section_runs(folder: Path) -> None:
-    environment = {**in_its_size(folder), "INTERNVIDEO_CACHE": str(folder / "cache")}
+def test_use_section_runs(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("INTERNVIDEO_CACHE", str(folder / "cache"))
     said = ""
     for line in block("bash").splitlines():
-        words = shlex.split(line)
-        assert words[0] == "internvideo"
-        done = subprocess.run(
-            [sys.executable, "-m", *words], cwd=folder, env=environment, capture_output=True, text=True, timeout=300
-        )
-        assert done.returncode == 0, f"{line}\n{done.stderr[-1500:]}"
-        said += done.stdout
+        name, *words = shlex.split(line)
+        assert name == "internvideo"
+        done = in_process.command(*words, cwd=folder)
+        assert done.code == 0, f"{line}\n{done.err}"
+        said += done.out
     assert "coverage: 12 of 12 videos read" in said
     assert "waving" in said
     assert np.load(folder / "vectors.npy").shape[1] == 64
     assert (folder / "mm.onnx").stat().st_size > 0
-    program = subprocess.run(
-        [sys.executable, "-c", block("python")],
-        cwd=folder,
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert program.returncode == 0, program.stderr[-1500:]
-    assert "tensor([[" in program.stdout
+    (folder / "use.py").write_text(block("python"))
+    assert "tensor([[" in in_process.program(folder / "use.py", cwd=folder).out
     assert (folder / "mm" / "config.json").is_file()
 
 
 def test_examples_on_a_checkpoint(folder: Path) -> None:
     """From a published file to a folder, captions aside (its towers have no decoder), and a classifier of one's own."""
-    environment = in_its_size(folder)
 
     def example(name: str, *words: str) -> str:
-        command = [sys.executable, str(ROOT / "examples" / name), *words]
-        done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=300)
-        assert done.returncode == 0, done.stderr[-1500:]
-        return done.stdout
+        done = in_process.program(ROOT / "examples" / name, *words, cwd=folder)
+        assert done.code == 0, done.err
+        return done.out
 
     told = example("from_checkpoint.py", "InternVideo-MM-L-14.ckpt", "kept", "--licence", "apache-2.0")
     assert "text, video" in told
     assert "apache-2.0" in (folder / "kept" / "README.md").read_text("utf-8")
     two = ("videos/waving/0.mp4", "videos/sitting/0.mp4")
     assert example("describe_and_compare.py", "kept", *two).startswith("cosine ")
-    fit = [sys.executable, "-m", "internvideo", "fit", "videos", "-e", "kept", "-o", "own", "--folds", "2"]
-    assert subprocess.run(fit, cwd=folder, env=environment, capture_output=True, timeout=300).returncode == 0
+    assert in_process.command("fit", "videos", "-e", "kept", "-o", "own", "--folds", "2", cwd=folder).code == 0
     answers = example("own_classes.py", "kept", "own/classifier.safetensors", *two).splitlines()
     assert [line.split(": ")[0] for line in answers] == list(two)
 
