@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from collections.abc import Callable
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
+import forked
 import pytest
 import torch
 from test_stages import CASES, IDS, MODELS, build_stage, generator, inputs
@@ -20,8 +18,6 @@ from internvideo import distributed
 from internvideo.data.batch import FeatureBatch, ProposalBatch, QueryBatch, RegionBatch
 from internvideo.recipe import STAGES
 
-SCRIPT = Path(__file__)
-TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nnodes=1", "--nproc-per-node=2")
 WITHOUT: tuple[tuple[str, dict[str, Any]], ...] = (
     ("multimodal", {"caption_weight": 0.0}),
     ("multimodal", {"contrastive_weight": 0.0}),
@@ -125,28 +121,21 @@ def two_steps(stage: nn.Module, batch: Any) -> dict[str, Tensor]:
     return told | {name: p.grad for name, p in stage.named_parameters() if p.grad is not None}
 
 
-def main() -> None:
-    """Script: two steps of every stage in two processes."""
+def steps_of_every_stage(folder: Path) -> None:
+    """What one of two processes does."""
     with distributed.process_group(torch.device("cpu")):
         for (name, model, given), label in zip(ALL, ALL_IDS, strict=True):
             batch = inputs(name, 4) if name == "navigation" else share(uneven(name), distributed.rank())
             told = two_steps(build(name, model, given), batch)
             if distributed.rank() == 0:
-                torch.save(told, Path(sys.argv[1]) / f"{label}.pt")
+                torch.save(told, folder / f"{label}.pt")
 
 
 @pytest.fixture(scope="module")
 def both(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What two processes saw."""
     folder = tmp_path_factory.mktemp("both")
-    environment = {
-        **os.environ,
-        "OMP_NUM_THREADS": "1",
-        "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),
-    }
-    command = [sys.executable, *TORCHRUN, str(SCRIPT), str(folder)]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
-    assert done.returncode == 0, done.stderr[-3000:]
+    forked.two(steps_of_every_stage, folder)
     return folder
 
 
@@ -184,7 +173,3 @@ def test_a_decoder_that_writes_nothing_rests() -> None:
     resting = {name for name, parameter in stage.named_parameters() if not parameter.requires_grad}
     assert any(name.startswith("model.caption_decoder.") for name in resting)
     assert build_stage("multimodal", MODELS["multimodal"][0]).model.caption_decoder is not None
-
-
-if __name__ == "__main__":
-    main()

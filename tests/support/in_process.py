@@ -13,6 +13,8 @@ from unittest import mock
 
 from internvideo.cli import main as cli
 
+ROOT = Path(__file__).parents[2]
+
 
 class Told(NamedTuple):
     """What it said, and its exit code."""
@@ -22,7 +24,7 @@ class Told(NamedTuple):
     err: str
 
 
-def command(*words: object, cwd: Path) -> Told:
+def command(*words: object, cwd: Path = ROOT) -> Told:
     """`internvideo WORDS`, typed in a folder."""
     return _run(cli.main, ["internvideo", *map(str, words)], cwd)
 
@@ -39,6 +41,5 @@ def _run(call: Callable[[], object], argv: list[str], cwd: Path) -> Told:
         try:
             call()
         except SystemExit as ended:
-            assert isinstance(ended.code, int), ended.code
-            code = ended.code
+            code = ended.code if isinstance(ended.code, int) else int(ended.code is not None)
     return Told(code, out.getvalue(), err.getvalue())

@@ -1,10 +1,10 @@
-"""A tiny stage and loader for tests of the training loop; runs as a script where processes are killed or joined."""
+"""A tiny stage and loader for tests of the training loop, and what other processes do there."""
 
 from __future__ import annotations
 
 import os
+import resource
 import signal
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,8 @@ from internvideo.distributed import (
     rank,
     world_size,
 )
-from internvideo.errors import RunError
+from internvideo.errors import InternVideoError, RunError
+from internvideo.storage import alone_in, write_safetensors, write_text
 from internvideo.training.loop import RunInterruptedError, TrainResult, train
 from internvideo.training.settings import TrainingSettings
 
@@ -149,6 +150,11 @@ def terminate_at(epoch: int, position: int) -> Callable[[int, int], None]:
 
 def join(folder: Path) -> None:
     """Everything that is tested with several processes, in one start of them."""
+    with process_group(torch.device("cpu")):
+        _join(folder)
+
+
+def _join(folder: Path) -> None:
     for accumulate in (1, 2):
         stage = TinyStage(random=False, contrastive=True)
         run(folder / f"two{accumulate}", stage, TinyLoader(clips=4 // world_size()), accumulate=accumulate)
@@ -162,15 +168,32 @@ def join(folder: Path) -> None:
     run(folder / "parts", checkpoint_every=None)
 
 
-def main() -> None:
-    """Script: `killed FOLDER` in one process dies while fetching the seventh batch, `joined FOLDER` in two."""
-    mode, folder = sys.argv[1], Path(sys.argv[2])
-    if mode == "killed":
-        run(folder, loader=TinyLoader(hook=kill_self_at(1, 2)))
-    else:
-        with process_group(torch.device("cpu")):
-            join(folder)
+def killed(folder: Path) -> None:
+    """Die while fetching the seventh batch."""
+    run(folder, loader=TinyLoader(hook=kill_self_at(1, 2)))
 
 
-if __name__ == "__main__":
-    main()
+def write_alone(folder: Path, wait: bool) -> Iterator[str]:
+    """Take a folder for oneself, and keep it where asked to."""
+    try:
+        with alone_in(folder):
+            yield "mine"
+            if wait:
+                signal.pause()
+    except InternVideoError as error:
+        yield str(error)
+
+
+def full_disk(folder: Path) -> Iterator[str]:
+    """Write more than this process may, which fails in the same call as a full disk does."""
+    write_safetensors(folder / "a.safetensors", {"x": torch.ones(10)}, {"n": "1"})
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (50000, 50000))
+    for write in (
+        lambda: write_safetensors(folder / "a.safetensors", {"x": torch.zeros(100000)}),
+        lambda: write_text(folder / "b.json", "x" * 100000),
+    ):
+        try:
+            write()
+        except RunError as error:
+            yield str(error)

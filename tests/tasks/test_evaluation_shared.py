@@ -1,12 +1,11 @@
-"""Two processes of torchrun share the videos of a task: the files are those of one process."""
+"""Two processes share the videos of a task: the files are those of one process."""
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
+import forked
+import in_process
 import numpy as np
 import test_localisation
 import test_spatio_temporal
@@ -17,16 +16,13 @@ from internvideo.pipeline import run_recipe
 from internvideo.tasks.table import Table
 
 CPU = EvaluationSettings(device="cpu")
-TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nnodes=1", "--nproc-per-node=2")
 
 
-def in_two(task: str, weights: Path, manifest: Path, output: Path) -> subprocess.CompletedProcess[str]:
-    """`internvideo evaluate` in two processes."""
-    command = ["-m", "internvideo", "evaluate", task, str(weights), str(manifest)]
-    command += ["--split", "test", "--device", "cpu", "-o", str(output)]
-    env = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path), "OMP_NUM_THREADS": "1"}
-    line = [sys.executable, *TORCHRUN, *command]
-    return subprocess.run(line, env=env, timeout=300, check=False, capture_output=True, text=True)
+def in_two(task: str, weights: Path, manifest: Path, output: Path) -> tuple[in_process.Told, in_process.Told]:
+    """`internvideo evaluate` in two processes; test_evaluation.py has them started by torchrun."""
+    words = ("evaluate", task, weights, manifest, "--split", "test", "--device", "cpu", "-o", output)
+    one, other = forked.two(in_process.command, *words)
+    return one, other
 
 
 def same_files(one: Path, two: Path) -> set[str]:
@@ -42,9 +38,9 @@ def test_segments(tmp_path: Path) -> None:
     recipe = test_localisation.recipe(features, schedule={"steps": 4, "warmup": 1})
     weights = run_recipe(recipe, tmp_path / "run", device="cpu")
     evaluate_task("localisation", weights, features, tmp_path / "one", CPU, split="test")
-    done = in_two("localisation", weights, features, tmp_path / "two")
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.count("mean_mAP") == 1
+    first, second = in_two("localisation", weights, features, tmp_path / "two")
+    assert (first.code, second.code) == (0, 0), (first, second)
+    assert (first.out + second.out).count("mean_mAP") == 1
     assert "detections.json" in same_files(tmp_path / "one", tmp_path / "two")
 
 
@@ -56,8 +52,8 @@ def test_boxes_with_a_video_that_cannot_be_read(tmp_path: Path) -> None:
     write_manifest(tmp_path / "w" / "lost.jsonl", rows, manifest.classes)
     path = tmp_path / "w" / "lost.jsonl"
     evaluate_task("spatio_temporal", weights, path, tmp_path / "one", CPU, split="test")
-    done = in_two("spatio_temporal", weights, path, tmp_path / "two")
-    assert done.returncode == 0, done.stderr
+    first, second = in_two("spatio_temporal", weights, path, tmp_path / "two")
+    assert (first.code, second.code) == (0, 0), (first, second)
     assert {"results.csv", "frames.svg"} <= same_files(tmp_path / "one", tmp_path / "two")
     table = Table.load(tmp_path / "two" / "spatio_temporal.npz")
     assert [lost["id"] for lost in table.coverage["unreadable"]] == ["v5", "v5"]
@@ -65,5 +61,5 @@ def test_boxes_with_a_video_that_cannot_be_read(tmp_path: Path) -> None:
     other = tmp_path / "two" / "spatio_temporal.npz"
     Table(table.task, table.arrays, {**table.protocol, "split_sha256": "of others"}, table.coverage).save(other)
     refused = in_two("spatio_temporal", weights, path, tmp_path / "two")
-    assert refused.returncode != 0
-    assert "holds a table of other weights or videos" in refused.stderr + refused.stdout
+    assert [told.code for told in refused] == [2, 2]
+    assert all("holds a table of other weights or videos" in told.err for told in refused)

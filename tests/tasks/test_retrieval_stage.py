@@ -4,20 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+import forked
 import numpy as np
 import pytest
 import small_world
 import torch
-import torch.distributed as dist
 from goldens_folder import GOLDENS
 from small_world import batch, learn
 from torch import Tensor, nn
-from torch.multiprocessing.spawn import spawn
 
+from internvideo import distributed
 from internvideo.data.batch import Batch
 from internvideo.data.caption_choice import with_captions
 from internvideo.data.loader import EvalLoader, Loader, LoaderSettings
@@ -26,7 +25,6 @@ from internvideo.data.sample import Choice, Sample
 from internvideo.data.sampling import OnePerSecond
 from internvideo.data.tokenizer import Tokenizer
 from internvideo.data.transforms import EvalTransform, TrainTransform
-from internvideo.distributed import gather_with_gradient
 from internvideo.errors import ManifestError
 from internvideo.models.clip import LARGEST_LOGIT_SCALE, masked_mean, similarity, without_filling
 from internvideo.models.uniformerv2 import UniFormerV2
@@ -124,25 +122,22 @@ def test_a_contrastive_loss_in_rows_is_the_same_one() -> None:
 # --- two processes ---------------------------------------------------------------------------------------------------
 
 
-def _half(rank: int, folder: str) -> None:
-    dist.init_process_group(
-        "gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2, timeout=timedelta(seconds=120)
-    )
-    try:
-        video, tokens = torch.load(f"{folder}/batch")
+def _half(folder: Path) -> None:
+    with distributed.process_group(torch.device("cpu")):
+        rank = distributed.rank()
+        video, tokens = torch.load(folder / "batch")
         cut = slice(0, 5) if rank == 0 else slice(5, 8)  # unequal shares
         own = Batch(video[cut], tuple("abcdefgh")[cut], None, tokens[cut])
         model = small_world.language_model().double()
-        stage = RetrievalStage(model, RetrievalSettings(clips_at_once=2, rows_at_once=3), gather_with_gradient)
+        settings = RetrievalSettings(clips_at_once=2, rows_at_once=3)
+        stage = RetrievalStage(model, settings, distributed.gather_with_gradient)
         found = gradients(torch.nn.parallel.DistributedDataParallel(stage), own)
-        torch.save({name.removeprefix("module."): value for name, value in found.items()}, f"{folder}/{rank}")
-    finally:
-        dist.destroy_process_group()
+        torch.save({name.removeprefix("module."): value for name, value in found.items()}, folder / str(rank))
 
 
 def test_two_processes_in_parts_learn_what_one_learns_from_the_whole_batch(tmp_path: Path) -> None:
     torch.save((batch(8).video, batch(8).tokens), tmp_path / "batch")
-    spawn(_half, (str(tmp_path),), nprocs=2)  # type: ignore[no-untyped-call]  # torch leaves it so
+    forked.two(_half, tmp_path)
     alone = gradients(retrieval(small_world.language_model, {}), batch(8))
     for rank in range(2):
         found = torch.load(tmp_path / str(rank))

@@ -25,15 +25,14 @@ from internvideo.tasks.navigation.world.episodes import NavigationSettings, writ
 
 def held(folder: Path, act: Callable[[], object]) -> None:
     """Somebody else writes a folder; another writer is told, in one line, and changes nothing."""
-    with second(folder, "wait") as other:
-        assert other.stdout is not None
-        assert other.stdout.readline() == "mine\n"
-        before = sorted(folder.iterdir())
-        with pytest.raises(RunError, match=rf"process {other.pid} of .* writes there") as caught:
-            act()
-        assert "\n" not in str(caught.value)
-        assert sorted(folder.iterdir()) == before
-        os.kill(other.pid, signal.SIGKILL)
+    other = second(folder, wait=True)
+    assert other.told() == "mine"
+    before = sorted(folder.iterdir())
+    with pytest.raises(RunError, match=rf"process {other.pid} of .* writes there") as caught:
+        act()
+    assert "\n" not in str(caught.value)
+    assert sorted(folder.iterdir()) == before
+    os.kill(other.pid, signal.SIGKILL)
 
 
 def test_folders_of_data_have_one_writer(tmp_path: Path) -> None:

@@ -7,15 +7,14 @@ import os
 import shutil
 import signal
 import stat
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
+import forked
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from training_stand_ins import TinyLoader, TinyStage, run, settings
+from training_stand_ins import TinyLoader, TinyStage, run, settings, write_alone
 
 from internvideo.errors import InternVideoError, RecipeError, RunError, WeightsError
 from internvideo.storage import (
@@ -193,41 +192,24 @@ def test_a_failed_first_attempt_does_not_keep_the_folder(tmp_path: Path) -> None
         run(tmp_path / "run", seed=1)
 
 
-SECOND = """
-import sys
-from pathlib import Path
-from internvideo.errors import InternVideoError
-from internvideo.storage import alone_in
-try:
-    with alone_in(Path(sys.argv[1])):
-        print("mine", flush=True)
-        if len(sys.argv) > 2:
-            sys.stdin.read()
-except InternVideoError as error:
-    print(error)
-"""
-
-
-def second(folder: Path, *more: str) -> subprocess.Popen[str]:
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
-    command = [sys.executable, "-c", SECOND, str(folder), *more]
-    return subprocess.Popen(command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+def second(folder: Path, *, wait: bool = False) -> forked.Forked:
+    return forked.fork(write_alone, folder, wait)
 
 
 def test_two_processes_do_not_write_one_folder(tmp_path: Path) -> None:
-    with second(tmp_path / "run", "wait") as other:
-        assert other.stdout is not None
-        assert other.stdout.readline() == "mine\n"
-        with pytest.raises(RunError, match=rf"process {other.pid} of .* writes there") as caught:
-            run(tmp_path / "run")
-        assert "\n" not in str(caught.value)
-        os.kill(other.pid, signal.SIGKILL)
+    other = second(tmp_path / "run", wait=True)
+    assert other.told() == "mine"
+    with pytest.raises(RunError, match=rf"process {other.pid} of .* writes there") as caught:
+        run(tmp_path / "run")
+    assert "\n" not in str(caught.value)
+    os.kill(other.pid, signal.SIGKILL)
+    assert other.ended() == -signal.SIGKILL
     assert run(tmp_path / "run").step == 10  # the lock ends with its owner
     assert not (tmp_path / "run" / LOCK).exists()
     with alone_in(tmp_path / "run"):
-        assert second(tmp_path / "run").communicate()[0].startswith(f"{tmp_path / 'run'}: process {os.getpid()} of ")
+        assert second(tmp_path / "run").told().startswith(f"{tmp_path / 'run'}: process {os.getpid()} of ")
         assert run(tmp_path / "run").step == 10  # a block inside a block
-    assert second(tmp_path / "run").communicate()[0] == "mine\n"
+    assert second(tmp_path / "run").told() == "mine"
 
 
 def test_a_child_that_outlives_its_parent_holds_no_lock(tmp_path: Path) -> None:
@@ -238,7 +220,7 @@ def test_a_child_that_outlives_its_parent_holds_no_lock(tmp_path: Path) -> None:
             signal.pause()
             os._exit(0)
     try:
-        assert second(tmp_path / "run").communicate()[0] == "mine\n"
+        assert second(tmp_path / "run").told() == "mine"
     finally:
         os.kill(child, signal.SIGKILL)
         os.waitpid(child, 0)

@@ -5,16 +5,15 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
+import forked
 import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from training_stand_ins import TinyLoader, TinyStage, run
+from training_stand_ins import TinyLoader, TinyStage, full_disk, killed, run
 
 from internvideo.errors import RunError, WeightsError
 from internvideo.storage import atomic_path, read_metadata, read_safetensors, write_safetensors, write_text
@@ -22,16 +21,6 @@ from internvideo.training import checkpoint
 from internvideo.training.ema import Ema, scaled_decay
 from internvideo.training.logging import read_metrics
 from internvideo.training.loop import RunInterruptedError, TrainResult
-
-SCRIPT = Path(__file__).parents[1] / "support" / "training_stand_ins.py"
-
-
-def killed_run(folder: Path) -> subprocess.CompletedProcess[str]:
-    """A run in a process of its own that kills itself (training_stand_ins.main)."""
-    sources = os.pathsep.join(path for path in sys.path if path)
-    environment = {**os.environ, "PYTHONPATH": sources, "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, str(SCRIPT), "killed", str(folder)]
-    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
 
 
 def tensors(result: TrainResult) -> dict[str, Tensor]:
@@ -72,8 +61,7 @@ def test_two_straight_runs_are_the_same(straight: TrainResult, tmp_path: Path) -
 
 
 def test_killed_after_six_steps_then_resumed(straight: TrainResult, tmp_path: Path) -> None:
-    killed = killed_run(tmp_path)
-    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    assert forked.fork(killed, tmp_path).ended() == -signal.SIGKILL
     left = checkpoint.newest(tmp_path)
     assert left is not None
     assert left.name == "step-00000006.safetensors"
@@ -219,32 +207,9 @@ def test_weights_with_and_without_average(straight: TrainResult) -> None:
     assert torch.equal(averaged["frozen.weight"], TinyStage().frozen.weight)
 
 
-FULL_DISK = """
-import resource, signal, sys
-from pathlib import Path
-import torch
-from internvideo.storage import write_safetensors, write_text
-from internvideo.errors import RunError
-folder = Path(sys.argv[1])
-write_safetensors(folder / "a.safetensors", {"x": torch.ones(10)}, {"n": "1"})
-signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-resource.setrlimit(resource.RLIMIT_FSIZE, (50000, 50000))
-for write in (lambda: write_safetensors(folder / "a.safetensors", {"x": torch.zeros(100000)}),
-              lambda: write_text(folder / "b.json", "x" * 100000)):
-    try:
-        write()
-    except RunError as error:
-        print(error)
-"""
-
-
 def test_a_full_disk_keeps_the_earlier_file(tmp_path: Path) -> None:
-    # The size limit of a process fails in the same call as a full disk does.
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
-    done = subprocess.run(
-        [sys.executable, "-c", FULL_DISK, str(tmp_path)], env=environment, capture_output=True, text=True, check=True
-    )
-    first, second = done.stdout.splitlines()
+    writer = forked.fork(full_disk, tmp_path)
+    first, second = writer.told(), writer.told()
     assert "a.safetensors: cannot be written" in first
     assert "free space" in second
     assert [path.name for path in tmp_path.iterdir()] == ["a.safetensors"]

@@ -2,36 +2,25 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
+import forked
 import pytest
 import torch
 from safetensors.torch import load_file
-from training_stand_ins import TinyLoader, TinyStage, run
+from training_stand_ins import TinyLoader, TinyStage, join, run
 
 from internvideo import distributed
 from internvideo.errors import RunError
 from internvideo.training import checkpoint
 from internvideo.training.logging import read_metrics
 
-SCRIPT = Path(__file__).parents[1] / "support" / "training_stand_ins.py"
-TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nnodes=1", "--nproc-per-node=2")
-
 
 @pytest.fixture(scope="module")
 def joined(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What two processes of torchrun leave behind (training_stand_ins.join)."""
+    """What two processes leave behind (training_stand_ins.join)."""
     folder = tmp_path_factory.mktemp("joined")
-    sources = os.pathsep.join(path for path in sys.path if path)
-    subprocess.run(
-        [sys.executable, *TORCHRUN, str(SCRIPT), "joined", str(folder)],
-        env={**os.environ, "PYTHONPATH": sources, "OMP_NUM_THREADS": "1"},
-        timeout=300,
-        check=True,
-    )
+    forked.two(join, folder)
     return folder
 
 
