@@ -19,11 +19,12 @@ from typing import Any
 import torch
 from numpy.typing import NDArray
 
-from internvideo.metrics.temporal_detection import THUMOS_THRESHOLDS
+import window_baseline
 from internvideo.tasks.table import print_result, save_result
 from internvideo.tasks.temporal_localization import predict as localisation
-from internvideo.tasks.temporal_localization import window_baseline
 from internvideo.tasks.temporal_localization.data import FeatureSet, load, read_feature_set
+
+THUMOS_THRESHOLDS = (0.3, 0.4, 0.5, 0.6, 0.7)
 
 Classify = Callable[[NDArray[Any]], NDArray[Any]]
 

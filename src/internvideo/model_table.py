@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 from torch import nn
 
@@ -31,11 +30,6 @@ MODELS: dict[str, ModelEntry] = {
 def list_models() -> dict[str, str]:
     """Name -> what it is, of every model that `create_model` builds."""
     return factory.list_models(MODELS)
-
-
-def configure(name: str, overrides: Mapping[str, object] | None = None) -> Any:
-    """The config of a model of `MODELS` with settings changed. Raises RecipeError as `create_model` does."""
-    return factory.configure(name, overrides, MODELS)
 
 
 def create_model(name: str, overrides: Mapping[str, object] | None = None) -> nn.Module:

@@ -13,7 +13,7 @@ from internvideo.data.sample import QA, Sample
 from internvideo.data.sampling import DensePretrain, Sparse
 from internvideo.datasets import hybrid
 from internvideo.datasets.annotations import Annotations
-from internvideo.datasets.catalog import BENCHMARKS, TASKS, Benchmark, Unit, benchmark
+from internvideo.datasets.catalog import BENCHMARKS, MEASURES, Benchmark, Unit, benchmark
 from internvideo.datasets.reading import AnnotationSource
 from internvideo.errors import ManifestError
 from internvideo.evaluation import EVALUATIONS
@@ -24,7 +24,7 @@ def test_numbers_stand_once_and_tasks_exist() -> None:
     numbers = Counter(entry.number for entry in BENCHMARKS.values() if entry.number)
     assert set(numbers.values()) == {1}
     assert list(numbers) == list(range(1, 40))
-    assert {entry.task for entry in BENCHMARKS.values()} <= set(TASKS)
+    assert {entry.task for entry in BENCHMARKS.values()} <= set(MEASURES)
     assert all(entry.paper for entry in BENCHMARKS.values() if entry.number)
     assert {entry.measure.evaluation for entry in BENCHMARKS.values()} - {""} <= set(EVALUATIONS)
     assert all(entry.measure.figures for entry in BENCHMARKS.values() if entry.measure.evaluation)

@@ -66,7 +66,7 @@ def merged(model: int, rule: Any = "probabilities") -> Any:
 
 
 def percent(probabilities: Any, k: int = 1) -> float:
-    return 100 * c.top_k_accuracy(probabilities, arrays("classification")["view_labels"], k)
+    return 100 * c.top_k_hits(probabilities, arrays("classification")["view_labels"], k).mean()
 
 
 def mean_class() -> float:
@@ -86,12 +86,19 @@ def choices() -> Any:
 
 
 def top(k: int) -> float:
-    return c.top_k_accuracy(arrays("classification")["scores"], arrays("classification")["labels"], k)
+    return float(c.top_k_hits(arrays("classification")["scores"], arrays("classification")["labels"], k).mean())
 
 
 def vqa(known_only: bool) -> float:
     a = arrays("classification")
-    return c.answer_accuracy(a["vqa_logits"], a["vqa_labels"], known_only=known_only)
+    known = a["vqa_labels"] != c.IGNORED
+    hits = c.top_k_hits(a["vqa_logits"][known], a["vqa_labels"][known], 1)
+    return float(hits.sum() / (len(hits) if known_only else len(known)))
+
+
+def joined(*parts: tuple[Any, Any]) -> Any:
+    """Views of several models, merged as those of one."""
+    return c.merge_views(*(np.concatenate(column) for column in zip(*parts, strict=True)), videos())
 
 
 def pooled() -> Any:
@@ -99,7 +106,7 @@ def pooled() -> Any:
     name = next(name for name in expected("classification")["views"] if name.startswith("pooled") and "_plus_" in name)
     match = re.search(r"(\d+)_plus_(\d+)", name)
     assert match is not None
-    return c.ensemble_pooled([rows(0, int(match[1])), rows(1, int(match[2]))], videos())
+    return joined(rows(0, int(match[1])), rows(1, int(match[2])))
 
 
 COMPUTED: dict[str, Callable[[], Any]] = {
@@ -108,17 +115,11 @@ COMPUTED: dict[str, Callable[[], Any]] = {
     "classification/mean_class_accuracy": mean_class,
     "classification/views/per_model_top1": lambda: [percent(merged(i)) for i in range(models())],
     "classification/views/per_model_top5": lambda: [percent(merged(i), 5) for i in range(models())],
-    "classification/views/two_model_mean_of_softmax_top1": lambda: percent(
-        c.ensemble_weighted([rows(0), rows(1)], videos())
-    ),
-    "classification/views/three_model_mean_of_softmax_top1": lambda: percent(
-        c.ensemble_weighted([rows(i) for i in range(3)], videos())
-    ),
+    "classification/views/two_model_mean_of_softmax_top1": lambda: percent((merged(0) + merged(1)) / 2),
+    "classification/views/three_model_mean_of_softmax_top1": lambda: percent(sum(merged(i) for i in range(3)) / 3),
     "classification/views/logit_mean_top1_model0": lambda: percent(merged(0, "logits")),
     "classification/views/first_video_merged_probs_model0": lambda: merged(0)[0],
-    "classification/views/first_video_three_model_probs": lambda: c.ensemble_pooled(
-        [rows(i) for i in range(3)], videos()
-    )[0],
+    "classification/views/first_video_three_model_probs": lambda: joined(*(rows(i) for i in range(3)))[0],
     "classification/views/pooled_unequal_views_first_video": lambda: pooled()[0],
     "classification/zero_shot/templates": lambda: len(arrays("classification")["zs_text"]) / zero_shot().shape[1],
     "classification/zero_shot/classes": lambda: zero_shot().shape[1],
@@ -129,8 +130,8 @@ COMPUTED: dict[str, Callable[[], Any]] = {
         arrays("classification")["vqa_logits"], arrays("classification")["vqa_labels"]
     ),
     "classification/multiple_choice/scores_row0": lambda: choices()[0],
-    "classification/multiple_choice/accuracy": lambda: c.top_k_accuracy(
-        choices(), arrays("classification")["mc_answer"]
+    "classification/multiple_choice/accuracy": lambda: float(
+        c.top_k_hits(choices(), arrays("classification")["mc_answer"], 1).mean()
     ),
 }
 

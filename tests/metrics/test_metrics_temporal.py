@@ -15,7 +15,7 @@ from internvideo.metrics.temporal_detection import (
     average_precision,
     detections,
     distinct,
-    grounded_recall,
+    grounded_hits,
     interpolated_average_precision,
     recall_at_multiples,
     tiou,
@@ -140,9 +140,11 @@ def test_language_queries() -> None:
     rows = read("ego4d_nlq/pred.json")["results"]
     spans = np.asarray([truths[row["clip_uid"], row["annotation_uid"], row["query_idx"]] for row in rows])
     found = [np.asarray(row["predicted_times"]) for row in rows]
-    recall, first = grounded_recall(spans, found, stored["thresholds"], stored["topK"])
+    hits, overlaps = grounded_hits(spans, found, stored["thresholds"], stored["topK"])
+    recall = hits.mean(axis=0)
     np.testing.assert_allclose(recall, stored["recall_rows_threshold_cols_topk"], rtol=0, atol=1e-9)
-    assert first == pytest.approx(stored["mean_iou_of_best_three"], abs=1e-9)
+    # The published evaluator prints the tIoU of the first prediction as that of the best three: its sort sees one row.
+    assert np.mean([overlap[0] for overlap in overlaps]) == pytest.approx(stored["mean_iou_of_best_three"], abs=1e-9)
     place = [stored["thresholds"].index(level) for level in (0.3, 0.5)]
     assert recall[place, stored["topK"].index(1)].mean() == pytest.approx(stored["mean_recall_at_1"], abs=1e-9)
 

@@ -13,11 +13,8 @@ from internvideo.objectives.masking import (
     masked_count,
     progressive_kept,
     progressive_mask,
-    progressive_mask_numpy,
     random_mask,
-    random_mask_numpy,
     tube_mask,
-    tube_mask_numpy,
 )
 
 GRID = (8, 14, 14)
@@ -82,18 +79,6 @@ def test_progressive_slots_keep_the_best_of_one_ranking(kind: str) -> None:
     order = np.argsort(expected)
     for fewer, more in pairwise(order):
         assert not bool((kept[:, fewer] & ~kept[:, more]).any())
-
-
-def test_numpy_forms_follow_the_published_draws() -> None:
-    rng = np.random.RandomState(3)
-    values = np.hstack([np.zeros(2), np.ones(4)])
-    np.random.RandomState(3).shuffle(values)
-    assert tube_mask_numpy((2, 2, 3), 0.7, rng).tolist() == [*values.astype(bool), *values.astype(bool)]
-    mask = random_mask_numpy((2, 2, 3), 0.7, np.random.RandomState(3))
-    assert (mask.shape, int(mask.sum())) == ((12,), 8)
-    kept = progressive_kept((4, 3, 3), 0.5, 0.9, "progressive")
-    slots = progressive_mask_numpy((4, 3, 3), kept, np.random.RandomState(0)).reshape(4, 9)
-    assert (~slots).sum(1).tolist() == kept
 
 
 @pytest.mark.parametrize(("grid", "ratio"), [((0, 2, 2), 0.5), ((2, 2, 2), 1.0), ((2, 2, 2), -0.1)])

@@ -10,6 +10,7 @@ import pytest
 import small_navigation
 import small_world
 import torch
+import torch.nn.functional as F
 from pydantic import ValidationError
 from small_world import CLASSES, batch, learn
 from torch import nn
@@ -19,7 +20,6 @@ from internvideo.models.cross_model import CrossModel
 from internvideo.models.uniformerv2 import UniFormerV2
 from internvideo.models.video_language import VideoLanguage
 from internvideo.models.videomae import VideoMAEClassifier
-from internvideo.objectives.contrastive import soft_symmetric_contrastive
 from internvideo.objectives.masking import MaskKind
 from internvideo.pretraining.interaction import InteractionSettings, InteractionStage
 from internvideo.pretraining.masked import MaskedSettings, MaskedStage
@@ -322,7 +322,10 @@ def test_equal_captions_of_a_batch_are_as_good_as_positives() -> None:
     learning = [p for p in stage.eval().parameters() if p.requires_grad]
     loss = stage(few, generator())["loss"]
     encoded = stage.model(stage.model.normalize(few.video), few.tokens, captioned=0)
-    accepting = soft_symmetric_contrastive(encoded.video, encoded.text, stage.model.scale, identity)
+    similarity = stage.model.scale * F.normalize(encoded.video, dim=-1) @ F.normalize(encoded.text, dim=-1).t()
+    positives = (identity[:, None] == identity).to(similarity)
+    positives /= positives.sum(dim=1, keepdim=True)
+    accepting = (F.cross_entropy(similarity, positives) + F.cross_entropy(similarity.t(), positives)) / 2
     torch.testing.assert_close(loss, accepting)
     gradients = [torch.autograd.grad(each, learning, allow_unused=True) for each in (loss, accepting)]
     assert any(one is not None and one.abs().max() > 1e-3 for one in gradients[0])

@@ -18,7 +18,6 @@ from internvideo.evaluation import EvaluationSettings, evaluate_task, score_tabl
 from internvideo.pipeline import run_recipe
 from internvideo.recipe import Recipe, build_recipe
 from internvideo.tasks.hands.data import HandLoader, HandSettings, mirror_hands, observed
-from internvideo.tasks.hands.metrics import from_submission
 from internvideo.tasks.hands.predict import submission
 from internvideo.tasks.table import Table
 from internvideo.video.writer import write_video
@@ -150,8 +149,8 @@ def test_train_evaluate_submit_and_score_again(tmp_path: Path) -> None:
     assert "<svg" in (out / "hands.svg").read_text()
     table = Table.load(out / "future_hands.npz")
     sent = json.loads((out / "submission.json").read_text())  # the published scorer divides by 30
-    values = from_submission(np.asarray([sent[name] for name in table["id"].tolist()]), 30)
-    np.testing.assert_allclose(values, table["predicted"], atol=1e-3)
+    values = np.asarray([sent[name] for name in table["id"].tolist()]) / 30
+    np.testing.assert_allclose(values.reshape(-1, 5, 2, 2), table["predicted"], atol=1e-3)
     with pytest.raises(RecipeError, match="whole frame"):
         evaluate_task("future_hands", weights, tmp_path / "m.jsonl", out, EvaluationSettings(crops=3), split="test")
 

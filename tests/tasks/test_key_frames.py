@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from goldens_folder import GOLDENS
 
 from internvideo.data.dataset import ClipReader
 from internvideo.data.key_frame_indices import Floats, positions_before
@@ -25,7 +27,6 @@ from internvideo.tasks.spatiotemporal.data import (
     key_frames,
     with_persons,
 )
-from internvideo.tasks.spatiotemporal.regions import key_frame_indices
 from internvideo.video.writer import write_video
 
 FPS = 12
@@ -61,10 +62,23 @@ SETTINGS = LoaderSettings(batch_size=2)
 # --- which frames ----------------------------------------------------------------------------------------------------
 
 
+def around(frames: int) -> list[int]:
+    """Which of the raw frames around a key frame make a clip of 16, 4 apart, as published."""
+    start = (frames - 64) // 2 + 1
+    return [min(max(start + 4 * step, 0), frames - 1) for step in range(16)]
+
+
+@pytest.mark.parity
+def test_the_frames_expected_here_are_the_published_ones() -> None:
+    stored = json.loads((GOLDENS / "tasks/ava_head/expected.json").read_text("utf-8"))
+    for frames, indices in stored["temporal_crop_indices_16x4_by_raw_frames"].items():
+        assert around(int(frames)) == indices
+
+
 def test_a_clip_in_the_middle_of_a_film() -> None:
     places = clip_positions(np.arange(3000) / 25, key_frame(60.0), frames=16, stride=4)
     centre = 60 * 25
-    expected = np.arange(centre - 32, centre + 32)[key_frame_indices(64)]
+    expected = np.arange(centre - 32, centre + 32)[around(64)]
     assert places.tolist() == expected.tolist()
     assert places[8] == centre + 1
 
@@ -75,7 +89,7 @@ def test_at_an_end_both_sides_are_as_long_as_the_shorter_one(time: float) -> Non
     centre = round(time * 25)
     side = min(centre, 3000 - centre)
     raw = np.arange(centre - side, centre + side)
-    assert places.tolist() == raw[key_frame_indices(2 * side)].tolist()
+    assert places.tolist() == raw[around(2 * side)].tolist()
 
 
 @pytest.mark.parametrize(("time", "low"), [(105.0, 5.0), (100.5, 0.5), (109.9, 9.9)])
@@ -88,7 +102,7 @@ def test_a_kinetics_clip_is_stretched_where_a_side_is_missing(time: float, low: 
     assert places.min() >= 0
     assert places.max() <= 299
     if 32 <= centre <= 268:
-        assert places.tolist() == np.arange(centre - 32, centre + 32)[key_frame_indices(64)].tolist()
+        assert places.tolist() == np.arange(centre - 32, centre + 32)[around(64)].tolist()
     else:
         assert (places % 1 > 0).any()  # made between two frames
 

@@ -11,6 +11,7 @@ import pytest
 import torch
 from processes import as_process
 
+import window_baseline
 from internvideo.data.loader import LoaderSettings
 from internvideo.data.manifest import Sample, Segment, write_manifest
 from internvideo.errors import ManifestError, RecipeError, RunError, WeightsError
@@ -21,7 +22,6 @@ from internvideo.pipeline import describe, run_recipe
 from internvideo.recipe import Recipe, build_recipe
 from internvideo.tasks.table import Table
 from internvideo.tasks.temporal_localization import predict as localisation
-from internvideo.tasks.temporal_localization import window_baseline
 from internvideo.tasks.temporal_localization.data import (
     FeatureSettings,
     SequenceLoader,
@@ -32,7 +32,6 @@ from internvideo.tasks.temporal_localization.data import (
 )
 from internvideo.tasks.temporal_localization.evaluate import load_detector
 from internvideo.tasks.temporal_localization.nms import SuppressionSettings
-from internvideo.tasks.temporal_localization.segment_decoding import FeatureGrid
 
 CLASSES = ("jump", "run")
 STEP = 0.5  # seconds between features: stride 4 at 8 fps
@@ -86,8 +85,9 @@ def test_an_index_is_read_with_its_grid_and_actions(tmp_path: Path) -> None:
     video = features.videos[0]
     assert (video.fps, video.stride, video.window) == (8.0, 4.0, 4.0)
     made = sequence(video, FeatureSettings())
-    grid = FeatureGrid(video.fps, video.stride, video.window, video.duration)
-    np.testing.assert_allclose(made.steps(video.spans, video.fps), grid.to_steps(video.spans))
+    np.testing.assert_allclose(
+        made.steps(video.spans, video.fps), (video.spans * video.fps - 0.5 * video.window) / video.stride
+    )
     assert len(features.subset("TEST")) == 4
     with pytest.raises(ManifestError, match="train"):
         features.subset("validation")

@@ -25,7 +25,7 @@ from internvideo.tasks.navigation.world.episodes import (
     to_habitat,
     write_world,
 )
-from internvideo.tasks.navigation.world.follower import FORWARD, LEFT, NEAR, RIGHT, STOP, follow, next_move
+from internvideo.tasks.navigation.world.follower import ACTION_TURN, FORWARD, LEFT, NEAR, RIGHT, STOP, follow
 from internvideo.tasks.navigation.world.house import draw_house
 from internvideo.tasks.navigation.world.instructions import (
     Pass,
@@ -38,7 +38,7 @@ from internvideo.tasks.navigation.world.instructions import (
     understand,
     vocabulary,
 )
-from internvideo.tasks.navigation.world.protocol import Episode, Pose, turn_towards, wrapped
+from internvideo.tasks.navigation.world.protocol import STEP, Episode, Pose, turn_towards, wrapped
 from internvideo.tasks.navigation.world.scene import COLOURS, MOTIONS, SHAPES
 from internvideo.tasks.navigation.world.world import House, World
 
@@ -129,21 +129,21 @@ def test_a_trajectory_has_three_different_sentences_of_one_meaning(episodes: lis
 
 
 def test_a_follower_of_the_shortest_way_reaches_every_goal(folder: Path, episodes: list[Episode]) -> None:
-    """By the moves of a planner: a turn, then whole steps; the way is little longer than the shortest."""
+    """By the moves of a planner: a turn, then a step; the way is little longer than the shortest."""
     world = World(folder)
     for episode in episodes[::3]:
         world.reset(episode)
         assert episode.goal is not None
         assert episode.geodesic == pytest.approx(world.geodesic(episode.start.position, episode.goal), abs=1e-6)
-        walked = 0.0
-        for _ in range(120):
-            turn, distance = next_move(world.house.ground, world.pose, episode.goal)
-            if not distance:
-                break
-            before = world.pose
-            for pose in world.step(turn, distance).poses:
-                walked += math.dist(before.position, pose.position)
-                before = pose
+        walked, turn = 0.0, 0.0
+        for action in follow(world.house.ground, world.pose, episode.goal).actions:
+            turn += {LEFT: ACTION_TURN, RIGHT: -ACTION_TURN}.get(action, 0.0)
+            if action == FORWARD:
+                before = world.pose
+                for pose in world.step(turn, STEP).poses:
+                    walked += math.dist(before.position, pose.position)
+                    before = pose
+                turn = 0.0
         assert world.geodesic(world.pose.position, episode.goal) < 0.5
         assert walked < 1.1 * episode.geodesic + 0.5
 
@@ -189,7 +189,7 @@ def test_what_the_sentences_say_is_true(folder: Path, episodes: list[Episode]) -
             if isinstance(leg, Through):
                 room = scene.room_at(*path[at])
                 assert room is not None
-                doors = [door for door in scene.doors_of(room) if door.colour == leg.colour]
+                doors = [door for door in scene.doors if room in door.rooms and door.colour == leg.colour]
                 assert len(doors) == 1, "a colour means one door of the room"
                 away = np.hypot(path[at:, 0] - doors[0].x, path[at:, 1] - doors[0].y)
                 assert away.min() < 0.75

@@ -21,7 +21,6 @@ from internvideo.tasks.spatiotemporal.regions import (
     RoIAlign,
     chosen_roi_align,
     jitter_boxes,
-    key_frame_indices,
     region_loss,
     roi_align,
     torchvision_roi_align,
@@ -68,12 +67,6 @@ def test_logits_loss_and_scores() -> None:
     assert region_loss(logits, ARRAYS["labels"]).item() == pytest.approx(ARRAYS["loss"].item(), rel=1e-5)
     scores = logits.sigmoid() * ARRAYS["person_scores"][:, None]
     torch.testing.assert_close(scores, ARRAYS["action_scores"], rtol=1e-5, atol=1e-6)
-
-
-@pytest.mark.parity
-@pytest.mark.parametrize("frames", sorted(STORED["temporal_crop_indices_16x4_by_raw_frames"], key=int))
-def test_key_frames(frames: str) -> None:
-    assert key_frame_indices(int(frames)) == STORED["temporal_crop_indices_16x4_by_raw_frames"][frames]
 
 
 def sampled(features: Tensor, box: list[float], bins: int, scale: float) -> Tensor:

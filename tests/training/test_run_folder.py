@@ -113,7 +113,8 @@ def test_a_rate_is_changed_on_purpose(folder: Path, capsys: pytest.CaptureFixtur
         go(folder, **other)
     assert go(folder, changes=("optimizer.base_lr",), **other).step == 12
     assert "optimizer.base_lr was 0.05, is 0.01, schedule.steps was 10, is 12" in capsys.readouterr().err
-    assert checkpoint.read_recipe(folder / "checkpoints" / "step-00000012.safetensors")["optimizer"]["base_lr"] == 0.01
+    described = read_metadata(folder / "checkpoints" / "step-00000012.safetensors")["internvideo"]
+    assert json.loads(described)["recipe"]["optimizer"]["base_lr"] == 0.01
     assert go(folder, **other).step == 12  # it is the run's own rate now
 
 

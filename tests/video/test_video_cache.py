@@ -42,9 +42,9 @@ def opened(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
 
     for kind in kinds:
         noted(kind)
-    video_pool.close_idle()
+    video_pool._close_all()
     yield names
-    video_pool.close_idle()
+    video_pool._close_all()
 
 
 def film(path: Path, seed: int = 0, **settings: object) -> Path:

@@ -16,7 +16,8 @@ from small_checkpoints import SMALL, load, same, small, untold
 from torch import Tensor, nn
 
 from internvideo.errors import WeightsError
-from internvideo.model_table import MODELS, configure, create_model
+from internvideo.model_table import MODELS, create_model
+from internvideo.models.factory import configure
 from internvideo.models.heads import FusedAnswer
 from internvideo.models.uniformerv2 import UniFormerV2
 from internvideo.models.viclip import ViCLIP
@@ -267,7 +268,7 @@ def test_every_published_size_is_recognised_and_every_key_has_its_place(name: st
 def test_heads_are_those_of_a_published_size_or_must_be_given(width: int, depth: int, heads: int) -> None:
     layout = layout_of(keys.meta(clip_keys(224, 16, width, depth, 512)))
     assert ("heads" in layout.unknown) is (heads == 0)
-    assert not heads or configure(layout.model, layout.overrides).heads == heads
+    assert not heads or configure(layout.model, layout.overrides, MODELS).heads == heads
 
 
 @pytest.mark.parametrize(("depth", "stages", "told"), [(12, 4, True), (12, 8, False), (12, 3, False), (6, 4, False)])

@@ -11,7 +11,6 @@ from dataclasses import dataclass, field
 from typing import Literal, Protocol, runtime_checkable
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 Indices = NDArray[np.int64]
@@ -63,21 +62,6 @@ def dense_windows(length: int, frames: int, views: int) -> list[int]:
         return [max(length - frames, 0) // 2]
     step = max((length - frames) / (views - 1), 0.0)
     return [int(view * step) for view in range(views)]
-
-
-def dense_start_end(n: int, span: int, view: int, views: int, *, offset: bool) -> tuple[float, float]:
-    """First and last place of one of `views` test clips of `span` frames; `offset` reaches the end of the video."""
-    room = max(n - span, 0)
-    start = room * view / views
-    if offset:
-        start = float(room // 2 if views == 1 else view * (room // (views - 1)))
-    return start, start + span - 1
-
-
-def spread_between(start: float, end: float, frames: int, n: int) -> Indices:
-    """T places evenly from `start` to `end` inclusive in float32, clamped to the video, truncated."""
-    places = torch.linspace(start, end, frames).clamp(0, n - 1).long()
-    return np.asarray(places.numpy(), dtype=np.int64)
 
 
 def walk(n: int, frames: int, stride: int, start: int) -> Indices:

@@ -60,8 +60,6 @@ MEASURES: dict[str, Measure] = {
 }
 """Task of a benchmark -> how most of its benchmarks are measured; Ego4D's five differ, and tell it themselves."""
 
-TASKS = tuple(MEASURES)
-
 
 @dataclass(frozen=True)
 class Benchmark:
@@ -69,7 +67,7 @@ class Benchmark:
 
     Attributes:
         title: the data set's name.
-        task: one of TASKS.
+        task: a key of MEASURES.
         read: the reader of its annotation files.
         metric: what is reported. paper: the paper's figure, "" where it has none.
         number: its place among the 39, 0 for a data set that is not counted.

@@ -31,7 +31,6 @@ from internvideo.weights.layouts import leaves
 from internvideo.weights.state import load_state, save_model
 
 CONFIG, WEIGHTS, CARD = "config.json", "model.safetensors", "README.md"
-FILES = (CONFIG, WEIGHTS, CARD)
 KEY = "internvideo"
 """Under this name the weights carry the settings."""
 FORMAT = 1

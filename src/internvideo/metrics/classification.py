@@ -64,11 +64,6 @@ def top_k_hits(scores: Floats, labels: Ints, k: int) -> Bools:
     return hits
 
 
-def top_k_accuracy(scores: Floats, labels: Ints, k: int = 1) -> float:
-    """Fraction of samples whose labelled class is among the k best."""
-    return float(top_k_hits(scores, labels, k).mean())
-
-
 def mean_class_accuracy(predictions: Ints, labels: Ints, *, released: bool = False) -> float:
     """Mean over classes of the fraction found.
 
@@ -138,29 +133,6 @@ def merge_views(
     return softmax(merge_rows(logits, sample, samples, weight))
 
 
-def ensemble_pooled(models: Sequence[tuple[Floats, Ints]], samples: int) -> Floats:
-    """Every view of every model counts once, so a model with more views weighs more (the released merge).
-
-    Args:
-        models: of each model (logits (R, C), sample (R,)).
-        samples: N.
-    """
-    rows = np.concatenate([softmax(logits.astype(np.float64)) for logits, _ in models])
-    return merge_rows(rows, np.concatenate([sample for _, sample in models]), samples)
-
-
-def ensemble_weighted(
-    models: Sequence[tuple[Floats, Ints]], samples: int, weights: Sequence[float] | None = None
-) -> Floats:
-    """Mean of each model's own merged probabilities, weighted (equal weights when none are given), (N, C)."""
-    share = np.ones(len(models)) if weights is None else np.asarray(weights, dtype=np.float64)
-    if share.shape != (len(models),) or (share < 0).any() or share.sum() <= 0:
-        raise ValueError(f"{len(models)} models need as many weights, none below 0 and not all 0; found {weights}")
-    merged = np.stack([merge_views(logits, sample, samples) for logits, sample in models])
-    result: Floats = np.tensordot(share / share.sum(), merged, axes=1)
-    return result
-
-
 def zero_shot_probabilities(video: Floats, text: Floats, scale: float) -> Floats:
     """Mean over templates of the soft-max over classes (multi-modalities-downstream), (N, C) float64.
 
@@ -187,24 +159,6 @@ def zero_shot_ensemble(models: Sequence[tuple[Floats, Floats, float]]) -> Floats
         ]
         total += softmax(np.add.reduce(cosines) / len(models))
     return total / len(models[0][1])
-
-
-def answer_accuracy(logits: Floats, labels: Ints, *, known_only: bool) -> float:
-    """Question answering: label -100 is an answer outside the vocabulary.
-
-    Args:
-        logits: (N, C).
-        labels: (N,) answer index or -100.
-        known_only: leave those questions out, as released; otherwise they count as wrong.
-
-    Raises:
-        ValueError: no question has a known answer.
-    """
-    known = labels != IGNORED
-    if not known.any():
-        raise ValueError("no question has an answer in the vocabulary")
-    hits = top_k_hits(logits[known], labels[known], 1).sum()
-    return float(hits / (known.sum() if known_only else len(labels)))
 
 
 def cross_entropy(logits: Floats, labels: Ints) -> float:

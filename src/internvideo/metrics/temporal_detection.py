@@ -16,9 +16,6 @@ Floats = NDArray[np.floating[Any]]
 Ints = NDArray[np.int64]
 Bools = NDArray[np.bool_]
 
-THUMOS_THRESHOLDS = (0.3, 0.4, 0.5, 0.6, 0.7)
-ACTIVITYNET_THRESHOLDS = (0.5, 0.55, 0.6, 0.65, 0.7, 0.75, 0.8, 0.85, 0.9, 0.95)
-MOMENTS_THRESHOLDS = (0.1, 0.2, 0.3, 0.4, 0.5)
 SAME_SEGMENT = 1e-3
 """Two ground truths of a class whose ends differ by no more than this (seconds) are one."""
 
@@ -275,29 +272,10 @@ def recall_at_multiples(
     return result
 
 
-def grounded_recall(
-    truths: Floats, predicted: Sequence[Floats], thresholds: Sequence[float], ks: Sequence[int]
-) -> tuple[Floats, float]:
-    """Ego4D language queries: recall@k at tIoU, and the mean tIoU of the first prediction.
-
-    Args:
-        truths: (Q, 2) one span a query.
-        predicted: per query (N, 2) spans, best first; at least one.
-        thresholds: ">" with the hull union. ks: how many predictions count.
-
-    Returns:
-        (I, K), and the mean tIoU of the first prediction, which the published evaluator prints as that of the best
-        three: its sort sees one row.
-    """
-    hits, overlaps = grounded_hits(truths, predicted, thresholds, ks)
-    result: Floats = hits.mean(axis=0)
-    return result, float(np.mean([overlap[0] for overlap in overlaps]))
-
-
 def grounded_hits(
     truths: Floats, predicted: Sequence[Floats], thresholds: Sequence[float], ks: Sequence[int]
 ) -> tuple[Bools, list[Floats]]:
-    """What `grounded_recall` is the mean of: (Q, I, K), and the tIoU (N,) of every query's spans."""
+    """Ego4D language queries, recall@k at tIoU is the mean of: (Q, I, K), and the tIoU (N,) of every query's spans."""
     hits = np.zeros((len(truths), len(thresholds), len(ks)), dtype=bool)
     overlaps: list[Floats] = []
     levels = np.asarray(thresholds, dtype=np.float64)

@@ -20,7 +20,7 @@ CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.261302
 HALF_MEAN, HALF_STD = (0.45, 0.45, 0.45), (0.225, 0.225, 0.225)
 """What VideoMAE and ViCLIP, CLIP and the multimodal model, and UniFormerV2 were taught with."""
 
-NATIVE_SIZE, NATIVE_FRAMES = NATIVE_CLIP = 224, 16
+NATIVE_CLIP = 224, 16
 """The clip, pixels and frames, for which modeling_finetune.py builds the table that it then resizes."""
 
 
@@ -42,10 +42,6 @@ class Normalize(nn.Module):
         """(B, 3, T, S, S) or (3, T, S, S), uint8 or float in 0..255 -> the same shape, float."""
         pixels = video if video.is_floating_point() else video.to(self.mean.dtype)
         return pixels.sub(255 * self.mean).div_(255 * self.std)
-
-    def undo(self, video: Tensor) -> Tensor:
-        """Normalized float video -> 0..1 float."""
-        return video * self.std + self.mean
 
 
 class TubeletEmbedding(nn.Module):

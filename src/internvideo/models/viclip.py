@@ -15,7 +15,7 @@ from internvideo.models.clip import EPS, FrameStem, TextConfig, TextTower, clip_
 from internvideo.models.clip import similarity as cosine_similarity
 from internvideo.models.embeddings import IMAGENET_MEAN, IMAGENET_STD, Normalize
 
-SMALLEST_TEMPERATURE = 0.01
+FIRST_TEMPERATURE = 0.01
 
 
 @dataclass(frozen=True)
@@ -103,7 +103,7 @@ class ViCLIP(nn.Module):
         self.normalize = Normalize(config.mean, config.std)
         self.visual = ViCLIPVision(config)
         self.text = TextTower(config.text, config.joint_width)
-        self.temperature = nn.Parameter(torch.tensor(SMALLEST_TEMPERATURE))
+        self.temperature = nn.Parameter(torch.tensor(FIRST_TEMPERATURE))
 
     def encode_video(self, video: Tensor) -> Tensor:
         """Normalized (B, 3, T, S, S) -> (B, E), not length-normalized."""
@@ -112,11 +112,6 @@ class ViCLIP(nn.Module):
     def encode_text(self, tokens: Tensor) -> Tensor:
         """Ids (B, L) -> (B, E), not length-normalized."""
         return self.text(tokens)  # type: ignore[no-any-return]  # nn.Module.__call__ is untyped
-
-    @torch.no_grad()
-    def clamp_temperature(self) -> None:
-        """Keep the temperature at .01 or above, in place; training does this at the start of every step."""
-        self.temperature.clamp_(min=SMALLEST_TEMPERATURE)
 
     @property
     def scale(self) -> Tensor:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -20,22 +19,6 @@ the mean over all things, as of one process with the joined batch.
 def at_least_one(count: Tensor) -> Tensor:
     """How a single process divides: by the number, by 1 where it is 0."""
     return count.clamp(min=1)
-
-
-def smooth_targets(labels: Tensor, classes: int, smoothing: float = 0.0) -> Tensor:
-    """Hard labels as distributions: 1 - s + s / C on the label, s / C elsewhere (run_class_finetuning.py).
-
-    Args:
-        labels: (B,) int64 in 0..C-1.
-        classes: C.
-        smoothing: s in [0, 1).
-
-    Returns:
-        (B, C) float32, rows sum to 1.
-    """
-    if not 0.0 <= smoothing < 1.0:
-        raise ValueError(f"smoothing {smoothing} is not in [0, 1)")
-    return F.one_hot(labels, classes).to(torch.float32) * (1.0 - smoothing) + smoothing / classes
 
 
 def cross_entropy(logits: Tensor, targets: Tensor, smoothing: float = 0.0, divisor: Divisor = at_least_one) -> Tensor:

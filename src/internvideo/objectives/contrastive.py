@@ -65,18 +65,6 @@ def _log_sums(video: Tensor, text: Tensor, scale: Tensor) -> tuple[Tensor, Tenso
     return similarity.logsumexp(dim=1), similarity.logsumexp(dim=0)
 
 
-def soft_symmetric_contrastive(video: Tensor, text: Tensor, scale: Tensor | float, identity: Tensor) -> Tensor:
-    """As `symmetric_contrastive`, but all pairs of equal `identity` (B,) are positives, in equal shares (ViCLIP)."""
-    if video.shape != text.shape or len(identity) != len(video):
-        raise ValueError(f"features {tuple(video.shape)}, {tuple(text.shape)}, identities {tuple(identity.shape)}")
-    with torch.autocast(video.device.type, enabled=False):
-        video, text = F.normalize(_wide(video), dim=-1), F.normalize(_wide(text), dim=-1)
-        similarity = scale * video @ text.t()
-        positives = (identity[:, None] == identity).to(similarity)
-        targets = positives / positives.sum(dim=1, keepdim=True)
-        return (F.cross_entropy(similarity, targets) + F.cross_entropy(similarity.t(), targets)) / 2
-
-
 def dual_softmax(similarity: Tensor, temperature: float = 1000.0) -> Tensor:
     """Similarities weighted by their share among the queries: S * softmax(S / temperature over rows) * B.
 

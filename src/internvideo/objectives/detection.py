@@ -46,11 +46,6 @@ def _overlap(predicted: Tensor, truth: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return inside / union.clamp(min=_EPS), union, torch.maximum(predicted, truth).sum(dim=-1)
 
 
-def giou_loss(predicted: Tensor, truth: Tensor) -> Tensor:
-    """1 - GIoU of distances to start and end (..., 2), at least 0; segments share a point, so the hull is the union."""
-    return 1 - _overlap(predicted, truth)[0]
-
-
 def diou_loss(predicted: Tensor, truth: Tensor) -> Tensor:
     """1 - IoU + (distance of the centres / length of the hull)^2, (..., 2) -> (...)."""
     iou, _, hull = _overlap(predicted, truth)

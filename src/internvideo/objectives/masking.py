@@ -7,7 +7,6 @@ generators draw by draw.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Literal
 
 import numpy as np
@@ -115,29 +114,3 @@ def draw_mask(
     if kind in ("progressive", "centre"):
         return progressive_mask(batch, grid, ratio, generator, device, kind=kind)
     raise ValueError(f"mask kind {kind!r}, allowed: tube, random, progressive, centre")
-
-
-def _shuffled(total: int, masked: int, rng: np.random.RandomState) -> np.ndarray:
-    values = np.hstack([np.zeros(total - masked), np.ones(masked)])
-    rng.shuffle(values)
-    return values.astype(bool)
-
-
-def tube_mask_numpy(grid: Grid, ratio: float, rng: np.random.RandomState) -> np.ndarray:
-    """The published tube mask for one sample: zeros then ones, shuffled, tiled over time. Returns (N,) bool."""
-    _check(grid, ratio)
-    places = grid[1] * grid[2]
-    return np.tile(_shuffled(places, int(ratio * places), rng), grid[0])
-
-
-def random_mask_numpy(grid: Grid, ratio: float, rng: np.random.RandomState) -> np.ndarray:
-    """The published random mask for one sample: zeros then ones over all tokens, shuffled. Returns (N,) bool."""
-    _check(grid, ratio)
-    tokens = grid[0] * grid[1] * grid[2]
-    return _shuffled(tokens, int(ratio * tokens), rng)
-
-
-def progressive_mask_numpy(grid: Grid, kept: Sequence[int], rng: np.random.RandomState) -> np.ndarray:
-    """One ranking of the places; slot i keeps the `kept[i]` first of it. Returns (N,) bool."""
-    ranks = rng.permutation(grid[1] * grid[2])
-    return (ranks[None, :] >= np.asarray(kept)[:, None]).reshape(-1)

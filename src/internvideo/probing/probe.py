@@ -29,7 +29,7 @@ from internvideo.inference.video_model import VideoModel
 from internvideo.metrics.classification import softmax
 from internvideo.models.attention import attend
 from internvideo.probing.cached_features import Kind, encode, model_hash
-from internvideo.storage import read_metadata, read_safetensors, write_safetensors
+from internvideo.storage import read_safetensors, write_safetensors
 
 KEY = "internvideo_classifier"
 """Under this name the file carries everything that is no tensor."""
@@ -252,8 +252,3 @@ class Probe:
         finite = all(bool(torch.isfinite(value).all()) for value in vars(head).values() if value is not None)
         if not finite or not self.temperature > 0 or not -1 <= self.threshold <= 1:
             raise WeightsError(path, "a number in it is out of range", "finite numbers", "fit it again")
-
-
-def is_probe(path: str | Path) -> bool:
-    """Whether a file is a classifier of `internvideo fit`. Raises WeightsError for no safetensors file."""
-    return KEY in read_metadata(path)

@@ -12,7 +12,7 @@ The metadata key "internvideo" is JSON: format, step, epoch, position, seconds, 
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,11 +23,10 @@ from torch import Tensor, nn
 
 from internvideo import distributed, untrusted
 from internvideo.errors import RunError, WeightsError
-from internvideo.storage import read_metadata, read_safetensors, write_safetensors
+from internvideo.storage import read_safetensors, write_safetensors
 from internvideo.terminal import say
 from internvideo.training.ema import Ema
 from internvideo.training.run_folder import FOLDER, checkpoints
-from internvideo.training.run_folder import check_same_recipe as check_same_recipe
 from internvideo.training.run_folder import init_run_dir as init_run_dir
 from internvideo.training.run_folder import newest as newest
 
@@ -80,24 +79,6 @@ def save(folder: Path, state: RunState, recipe: Mapping[str, Any], max_to_keep: 
     return path
 
 
-def restore(path: Path, state: RunState, recipe: Mapping[str, Any], ignore_keys: Collection[str] = ()) -> None:
-    """Load a checkpoint into `state`.
-
-    Args:
-        path: the checkpoint.
-        state: newly built from the same recipe; modified in place.
-        recipe: the resolved recipe of this run.
-        ignore_keys: dotted keys that, with everything below them, may differ from the checkpoint's recipe.
-
-    Raises:
-        RunError: the checkpoint has another recipe or number of processes.
-        WeightsError: it is corrupt, or not a checkpoint of this stage.
-    """
-    tensors, metadata = read_safetensors(path)
-    check_same_recipe(path, _read_metadata(path, metadata)["recipe"], recipe, ignore_keys)
-    _load_state(path, tensors, metadata, state)
-
-
 def resume(folder: Path, state: RunState) -> Path | None:
     """Resume from the newest intact checkpoint of an initialized run folder; return its path, None without one.
 
@@ -105,7 +86,8 @@ def resume(folder: Path, state: RunState) -> Path | None:
     those that rank 0 lists.
 
     Raises:
-        RunError, WeightsError: as `restore`; or every checkpoint is corrupt.
+        RunError: the checkpoint belongs to another number of processes.
+        WeightsError: every checkpoint is corrupt, or one is not of this stage.
     """
     damaged: list[Path] = []
     names: list[str] = distributed.collect([path.name for path in checkpoints(folder)])[0]
@@ -169,12 +151,6 @@ def read_weights(path: Path, *, ema: bool = True) -> dict[str, Tensor]:
     _read_metadata(path, metadata)
     weights, averages = strip_prefix(tensors, "model"), strip_prefix(tensors, "ema") if ema else {}
     return {name: averages[name].to(tensor.dtype) if name in averages else tensor for name, tensor in weights.items()}
-
-
-def read_recipe(path: Path) -> dict[str, Any]:
-    """Read the resolved recipe stored in a checkpoint. Raises WeightsError."""
-    recipe: dict[str, Any] = _read_metadata(path, read_metadata(path))["recipe"]
-    return recipe
 
 
 def strip_prefix(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:

@@ -159,11 +159,6 @@ def record(folder: Path, recipe: Recipe, changes: Mapping[str, Change], step: in
     distributed.first_alone(write)
 
 
-def check_same_recipe(where: Path, written: Recipe, now: Recipe, ignore_keys: Collection[str] = ()) -> None:
-    """Raise RunError naming the keys in which two recipes differ, apart from `ignore_keys`."""
-    _raise_if_changed(where, differences(written, now, ignore_keys))
-
-
 def _raise_if_changed(where: Path, changed: Mapping[str, Change]) -> None:
     if not changed:
         return

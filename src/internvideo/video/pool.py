@@ -89,12 +89,6 @@ def _return(key: _Key, video: Video) -> None:
             _idle.pop(0)[1].close()
 
 
-def close_idle() -> None:
-    """Close all idle videos."""
-    with _lock:
-        _close_all()
-
-
 def _close_all() -> None:
     while _idle:
         _idle.pop()[1].close()

@@ -237,10 +237,3 @@ def _load(
 def save_model(path: str | Path, model: nn.Module, metadata: Mapping[str, str] | None = None) -> None:
     """Write the model's own state dict. Raises RunError as `write_safetensors` does."""
     write_safetensors(path, model.state_dict(), {} if metadata is None else metadata)
-
-
-def load_model(path: str | Path, model: nn.Module) -> dict[str, str]:
-    """Load what `save_model` wrote, strictly; returns the metadata. Raises WeightsError."""
-    state, metadata = read_safetensors(path)
-    load_state(model, state, where=path)
-    return metadata

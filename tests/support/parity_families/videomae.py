@@ -67,7 +67,9 @@ def compute_pretrain(case: Case, dtype: torch.dtype) -> dict[str, Value]:
     assert int(mask[0].sum()) == config.grid[0] * case.info["mask"]["masked_per_slot"]
     prediction = model(video, mask)
     targets = {
-        normalise: pixel_targets(model.normalize.undo(video), mask, config.tubelet, config.patch_size, normalise)
+        normalise: pixel_targets(
+            video * model.normalize.std + model.normalize.mean, mask, config.tubelet, config.patch_size, normalise
+        )
         for normalise in (True, False)
     }
     loss = reconstruction_loss(prediction, targets[True])

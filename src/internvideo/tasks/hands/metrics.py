@@ -25,14 +25,6 @@ def visible(truth: Floats) -> NDArray[np.bool_]:
     return seen
 
 
-def from_submission(values: Floats, clips: int) -> Floats:
-    """Submitted values (N, 20), each the sum over `clips` views of a video -> mean positions (N, 5, 2, 2)."""
-    if values.ndim != 2 or values.shape[1] != MOMENTS * HANDS * 2 or clips < 1:
-        raise ValueError(f"values {values.shape} of {clips} views: (N, {MOMENTS * HANDS * 2}) of 1 or more")
-    result: Floats = np.asarray(values, dtype=np.float64).reshape(-1, MOMENTS, HANDS, 2) / clips
-    return result
-
-
 def displacement_statistic(predicted: Floats, truth: Floats) -> Callable[[Floats], Floats]:
     """The figures of drawn samples, for `bootstrap.interval`: weights (b, N) -> (b, 4) in the order of FIGURES.
 
@@ -55,19 +47,3 @@ def displacement_statistic(predicted: Floats, truth: Floats) -> Callable[[Floats
         return result
 
     return statistic
-
-
-def displacement(predicted: Floats, truth: Floats) -> dict[str, float]:
-    """Mean distance in pixels to the visible left and right hands, and to those at the contact.
-
-    Args:
-        predicted, truth: (N, 5, 2, 2).
-
-    Returns:
-        the values of FIGURES by name; NaN for a hand that is never visible.
-
-    Raises:
-        ValueError: other shapes.
-    """
-    values = displacement_statistic(predicted, truth)(np.ones((1, len(truth))))[0]
-    return dict(zip(FIGURES, values.tolist(), strict=True))

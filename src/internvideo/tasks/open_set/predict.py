@@ -38,8 +38,6 @@ OWN = "model"
 """Name of the model's own last layer beside the methods that learn one on its features."""
 ACCEPTED = 0.95
 
-Ints = NDArray[np.int64]
-
 
 def unknown_class(row: Sample) -> str:
     """Name of the class of an unknown row, "unknown" where nothing is told."""

@@ -2,7 +2,7 @@
 
 Two accuracies stand side by side, always: over all questions, and, as released, over those whose answer is in the
 vocabulary. Both can be told from the prior alone, so the most frequent answer of a question's type is there too; the
-answers of a network that never saw a video are another table (`gain` compares two).
+answers of a network that never saw a video are another table.
 """
 
 from __future__ import annotations
@@ -173,17 +173,3 @@ def hits_at(table: Table, k: int) -> Bools:
 def _prior(table: Table) -> Iterator[tuple[str, Bools]]:
     if "commonest" in table.arrays:
         yield "accuracy_commonest", table["commonest"] == table["answer"]
-
-
-def gain(first: Table, second: Table) -> dict[str, Any]:
-    """Accuracy over all questions of `first` above `second`, e.g. with the video above without it.
-
-    Questions are paired, and those of one video drawn together, which makes the interval narrower than those of the
-    two figures. Returns {"accuracy", "interval", "questions"}. RunError: tables of other questions.
-    """
-    for name in ("ids", "video", "question", "answer"):
-        if not np.array_equal(first[name], second[name]):
-            raise RunError("gain", f"the two tables differ in '{name}'", "one split", "evaluate both on the same rows")
-    gap = hits_at(first, 1).astype(float) - hits_at(second, 1)
-    spread = bootstrap.interval(bootstrap.mean(gap), len(gap), groups=first["video"], **BOOTSTRAP)
-    return {"accuracy": float(gap.mean()), "interval": spread.tolist(), "questions": len(gap)}

@@ -178,12 +178,6 @@ def score(table: Table) -> Result:
     )
 
 
-def per_class(table: Table) -> dict[str, float]:
-    """AP of every scored class with ground truth, by name."""
-    names = table["classes"].tolist()
-    return {names[label]: value for label, value in frame_average_precision(*columns(table), IOU).items()}
-
-
 def results_csv(table: Table) -> str:
     """The predictions as AVA's results file; action ids are class indices + 1."""
     frame = table["frame"]

@@ -135,9 +135,3 @@ class RegionHead(nn.Module):
 def region_loss(logits: Tensor, labels: Tensor) -> Tensor:
     """Sigmoid cross entropy, mean over the R x C entries times R, as published; logits and labels (R, C)."""
     return F.binary_cross_entropy_with_logits(logits, labels) * len(logits)
-
-
-def key_frame_indices(frames: int, *, clip: int = 16, rate: int = 4) -> list[int]:
-    """Which raw frames around a key frame make the clip: every `rate`-th of clip * rate centred ones, clamped."""
-    start = (frames - clip * rate) // 2 + 1
-    return [min(max(start + rate * step, 0), frames - 1) for step in range(clip)]

@@ -37,11 +37,6 @@ class FeatureGrid:
         result: Floats = np.clip((steps * self.stride + 0.5 * self.window) / self.fps, 0.0, self.duration)
         return result
 
-    def to_steps(self, seconds: Floats) -> Floats:
-        """Seconds -> feature steps (not whole)."""
-        result: Floats = (np.asarray(seconds) * self.fps - 0.5 * self.window) / self.stride
-        return result
-
 
 @dataclass(frozen=True)
 class DecodingSettings:

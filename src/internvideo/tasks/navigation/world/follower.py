@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from internvideo.tasks.navigation.world.free_space import FreeSpace
-from internvideo.tasks.navigation.world.protocol import STEP, Pose, Position, steps_forward, turn_towards, wrapped
+from internvideo.tasks.navigation.world.protocol import STEP, Pose, Position, turn_towards, wrapped
 
 STOP, FORWARD, LEFT, RIGHT = 0, 1, 2, 3
 """The actions of R2R-CE's files."""
@@ -73,19 +73,6 @@ def _nearest(
     if not np.isfinite(metres[best]):
         raise ValueError(f"stuck at {pose} on the way to {goal}")
     return *tried[best], float(metres[best])
-
-
-def next_move(ground: FreeSpace, pose: Pose, goal: Position) -> tuple[float, float]:
-    """The `step` of a world (turn in radians, distance in m) along the next straight piece of the shortest way.
-
-    A distance of 0 says that the goal is nearer than a step. Raises ValueError: there is no way.
-    """
-    if math.dist((pose.x, pose.y), goal[:2]) < STEP and ground.sees(*_ends(pose, goal))[0, 0]:
-        return 0.0, 0.0
-    target = _next(ground, pose, goal)
-    # A corner nearer than a step is passed by one whole step: its side is slid along.
-    count = max(1, steps_forward(math.dist((pose.x, pose.y), target[:2])))
-    return turn_towards(pose, target), count * STEP
 
 
 def _ends(pose: Pose, goal: Position) -> tuple[NDArray[np.float64], NDArray[np.float64]]:

@@ -18,8 +18,6 @@ from numpy.typing import NDArray
 
 VIEWS = 12
 """Views of a panorama, 30 degrees apart."""
-FIELD_OF_VIEW = math.radians(90)
-"""Of each view, both ways."""
 STEP = 0.25
 """Metres of a step forward."""
 TURN_UNIT = math.radians(45)

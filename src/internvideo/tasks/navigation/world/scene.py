@@ -141,10 +141,6 @@ class Scene(_Data):
         """Number of the room that holds a point."""
         return next((number for number, room in enumerate(self.rooms) if room.holds(x, y)), None)
 
-    def doors_of(self, room: int) -> tuple[Door, ...]:
-        """Doors of a room."""
-        return tuple(door for door in self.doors if room in door.rooms)
-
 
 @dataclass(frozen=True)
 class Walls:
