@@ -1,6 +1,6 @@
 """mAP of the plain way to localise: class scores of sliding windows, thresholded, merged, thinned out.
 
-internvideo extract WORLD/long.jsonl -o SCORES -e CLASSIFIER --window 24 --stride 4 --layer scores
+internvideo extract WORLD/long.jsonl -o SCORES -e CLASSIFIER --window-frames 24 --stride-frames 4 --layer scores
 python benchmarks/localisation_baseline.py SCORES --background "standing still" -o runs/baseline
 
 With --fit the scores are those of a linear classifier of windows, fitted on the features of a split: every class for

@@ -18,12 +18,12 @@ def main() -> None:
     parser.add_argument("first")
     parser.add_argument("second")
     parser.add_argument("--weights", help="of a model that is given by its name")
-    parser.add_argument("--beams", type=int, default=1)
+    parser.add_argument("--num-beams", type=int, default=1)
     given = parser.parse_args()
     try:
         model = load(given.model, weights=given.weights)
         if "caption" in model.can:
-            print(f"{given.first}: {model.caption(given.first, beams=given.beams)[0]}")
+            print(f"{given.first}: {model.caption(given.first, num_beams=given.num_beams)[0]}")
         vectors = model.encode_video([given.first, given.second])
     except InternVideoError as error:
         parser.exit(2, f"{error}\n")

@@ -1,6 +1,6 @@
 """One vector for every window of every video in a folder, from Python; `internvideo embed` does the same.
 
-    python examples/embed_folder.py MODEL videos/ vectors.npy --window 2
+    python examples/embed_folder.py MODEL videos/ vectors.npy --window-seconds 2
 
 MODEL is a folder, a .safetensors file, hf://ORGANISATION/REPOSITORY, or a name of `internvideo list models` with
 --weights. Run it again after adding videos: only the new ones are read. `examples/search_text.py` searches the result.
@@ -22,16 +22,16 @@ def main() -> None:
     parser.add_argument("videos", type=Path, help="a folder, a file or a manifest")
     parser.add_argument("output", type=Path, help="NAME.npy (with NAME.jsonl) or NAME.parquet")
     parser.add_argument("--weights", help="of a model that is given by its name")
-    parser.add_argument("--window", type=float, help="seconds; without it one vector a video")
+    parser.add_argument("--window-seconds", type=float, help="without it one vector per video")
     given = parser.parse_args()
     try:
         model = load(given.model, weights=given.weights)
         videos = find_videos([given.videos], recursive=True)
-        coverage = embed(videos, model, given.output, EmbeddingSettings(window=given.window))
+        report = embed(videos, model, given.output, EmbeddingSettings(window_seconds=given.window_seconds))
     except InternVideoError as error:
         parser.exit(2, f"{error}\n")
-    print(f"{coverage.vectors} vectors of {coverage.asked - len(coverage.unreadable)} videos in {given.output}")
-    for lost in coverage.unreadable:
+    print(f"{report.vectors} vectors of {report.requested - len(report.unreadable)} videos in {given.output}")
+    for lost in report.unreadable:
         print(f"not read: {lost.path}: {lost.reason}")
 
 

@@ -20,13 +20,20 @@ def main() -> None:
     parser.add_argument("source", help="camera, camera:1, a device file, a named pipe, - or a video file")
     parser.add_argument("labels", help="at least two, with commas between")
     parser.add_argument("--weights", help="of a model that is given by its name")
-    parser.add_argument("--window", type=float, default=2.0, help="seconds that an answer looks at")
-    parser.add_argument("--stride", type=float, default=1.0, help="seconds from one answer to the next")
+    parser.add_argument("--window-seconds", type=float, default=2.0, help="length of a window")
+    parser.add_argument("--stride-seconds", type=float, default=1.0, help="from one window to the next")
     given = parser.parse_args()
     labels = [label.strip() for label in given.labels.split(",") if label.strip()]
     try:
         model = load(given.model, weights=given.weights)
-        running = stream(given.source, model, window=given.window, stride=given.stride, on=labels, live=True)
+        running = stream(
+            given.source,
+            model,
+            window_seconds=given.window_seconds,
+            stride_seconds=given.stride_seconds,
+            on=labels,
+            live=True,
+        )
         for moment in running:
             label, share = next(iter(moment.value.items()))
             print(f"{moment.time:8.1f} s  {label} {share:.2f}  ({moment.latency * 1000:.0f} ms)", flush=True)

@@ -62,7 +62,7 @@ def test_use_section_runs(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None
         done = in_process.command(*words, cwd=folder)
         assert done.code == 0, f"{line}\n{done.err}"
         said += done.out
-    assert "coverage: 12 of 12 videos read" in said
+    assert "read: 12 of 12 videos" in said
     assert "waving" in said
     assert np.load(folder / "vectors.npy").shape[1] == 64
     assert (folder / "mm.onnx").stat().st_size > 0

@@ -174,11 +174,11 @@ def test_a_row_of_the_retrieval_table(name: str) -> None:
     assert recipe.loop.gradient_clip == 1.0
     assert data.sampling.kind == "one_per_second"
     assert (data.augment.as_tested, data.augment.bicubic) == (True, True)
-    assert ("--share 0.5" in text) == (name == "lsmdc"), "merged init"
+    assert ("--base-weight 0.5" in text) == (name == "lsmdc"), "merged init"
     frames, share = RETRIEVAL[name][1]
     zero_shot = RECIPES[f"zero_shot_{name}"]
     assert read_recipe(f"{PREFIX}zero_shot_{name}").data.sampling.frames == frames
-    assert ("--with" in zero_shot, f"--share {share:g} " in zero_shot) == (share > 0, share > 0)
+    assert ("--base" in zero_shot, f"--base-weight {share:g} " in zero_shot) == (share > 0, share > 0)
     assert "internvideo mix " in zero_shot
 
 

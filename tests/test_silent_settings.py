@@ -158,7 +158,7 @@ def test_a_seed_without_draws_is_refused(tmp_path: Path) -> None:
     Writing(1, 0.9, 3)
     result = CliRunner().invoke(app, ["caption", str(tmp_path), "-e", "clip-b16", "--seed", "3"])
     assert isinstance(result.exception, RecipeError)
-    assert "--nucleus" in str(result.exception)
+    assert "--top-p" in str(result.exception)
 
 
 @pytest.mark.parametrize(

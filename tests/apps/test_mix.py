@@ -34,7 +34,7 @@ def states(paths: list[Path]) -> list[dict[str, torch.Tensor]]:
 
 
 def test_checkpoints_are_averaged_and_then_mixed(runs: list[Path], tmp_path: Path) -> None:
-    made = mix(runs[:2], tmp_path / "mixed.safetensors", base=runs[2], share=0.25)
+    made = mix(runs[:2], tmp_path / "mixed.safetensors", base=runs[2], base_weight=0.25)
     one, two, base = states(runs)
     found, metadata = read_safetensors(made.file)
     assert set(found) == set(one)
@@ -51,7 +51,7 @@ def test_checkpoints_are_averaged_and_then_mixed(runs: list[Path], tmp_path: Pat
 
 @pytest.mark.parametrize(("tower", "moved"), [("text", ("text.",)), ("video", ("visual",))])
 def test_one_tower_alone(runs: list[Path], tmp_path: Path, tower: Any, moved: tuple[str, ...]) -> None:
-    mix(runs[:1], tmp_path / "mixed.safetensors", base=runs[1], share=1.0, tower=tower)
+    mix(runs[:1], tmp_path / "mixed.safetensors", base=runs[1], base_weight=1.0, tower=tower)
     (tuned, base), found = states(runs[:2]), states([tmp_path / "mixed.safetensors"])[0]
     for name, value in found.items():
         assert torch.equal(value, (base if name.startswith(moved) else tuned)[name]), name
@@ -61,7 +61,7 @@ def test_clip_has_the_share_wherever_it_has_the_tensor(runs: list[Path], tmp_pat
     torch.manual_seed(7)
     clip = Clip(ClipConfig(small_world.SIDE, 8, 48, 3, 2, small_world.image_text_model().text.config, 24))
     save_model(tmp_path / "clip.safetensors", clip)
-    mix(runs[:1], tmp_path / "mixed.safetensors", base=tmp_path / "clip.safetensors", share=0.5)
+    mix(runs[:1], tmp_path / "mixed.safetensors", base=tmp_path / "clip.safetensors", base_weight=0.5)
     model = load_trained(runs[0], device="cpu").model
     tuned = {name: value.clone() for name, value in model.state_dict().items()}
     filled = from_clip(model, clip.state_dict()).filled
@@ -93,7 +93,7 @@ def test_another_recipe_cuts_the_test_clips_and_leaves_a_decoder_behind(runs: li
 def test_mistakes_leave_no_file(runs: list[Path], tmp_path: Path) -> None:
     out = tmp_path / "mixed.safetensors"
     with pytest.raises(RecipeError, match=r"1\.5; allowed: 0 to 1"):
-        mix(runs[:1], out, base=runs[1], share=1.5)
+        mix(runs[:1], out, base=runs[1], base_weight=1.5)
     with pytest.raises(RecipeError, match="both, text, video"):
         mix(runs[:1], out, base=runs[1], tower="sound")  # type: ignore[arg-type]  # the mistake
     with pytest.raises(RecipeError, match="one of the files that are mixed"):

@@ -49,7 +49,7 @@ def world(folder: Path) -> Manifest:
 
 
 def test_boxes_are_those_of_the_package_at_the_key_frame_itself(tmp_path: Path) -> None:
-    found = find_persons(world(tmp_path), PersonDetector(str(detector(tmp_path / "yolos")), HERE), least=0.0)
+    found = find_persons(world(tmp_path), PersonDetector(str(detector(tmp_path / "yolos")), HERE), score_threshold=0.0)
     assert (found.read, [path for path, _ in found.unreadable]) == (3, ["gone.mp4"])
     model = AutoModelForObjectDetection.from_pretrained(tmp_path / "yolos").eval()
     frame = torch.full((1, 3, 64, 85), (4 * 20 / 255 - 0.5) / 0.25)  # grey 80 at 2 s, the short side 48 -> 64
@@ -66,7 +66,9 @@ def test_boxes_are_those_of_the_package_at_the_key_frame_itself(tmp_path: Path) 
 
 def test_the_file_is_read_as_the_evaluation_reads_it(tmp_path: Path) -> None:
     manifest = world(tmp_path)
-    persons(manifest.source, str(detector(tmp_path / "yolos")), tmp_path / "persons.csv", least=0.0, device="cpu")
+    persons(
+        manifest.source, str(detector(tmp_path / "yolos")), tmp_path / "persons.csv", score_threshold=0.0, device="cpu"
+    )
     boxes = read_person_boxes(tmp_path / "persons.csv")
     assert set(boxes) == {("a", 1.0), ("a", 2.0), ("b", 1.5)}
     assert all(len(own) <= 6 for own in boxes.values())
@@ -78,7 +80,7 @@ def test_times_are_written_whole_and_low_scores_are_left_out(tmp_path: Path) -> 
     rows = [("film", 1234.567, 0.1, 0.2, 0.3, 0.4, 0.9), ("film", 902.0, 0.0, 0.0, 1.0, 1.0, 0.5)]
     write_persons(Persons(rows), tmp_path / "p.csv")
     assert set(read_person_boxes(tmp_path / "p.csv")) == {("film", 1234.567), ("film", 902.0)}
-    found = find_persons(world(tmp_path), PersonDetector(str(detector(tmp_path / "yolos")), HERE), least=1.0)
+    found = find_persons(world(tmp_path), PersonDetector(str(detector(tmp_path / "yolos")), HERE), score_threshold=1.0)
     assert (found.rows, found.read) == ([], 3)
 
 

@@ -55,7 +55,7 @@ def same(found: list[Moment], expected: list[Moment]) -> None:
 
 
 def test_a_file_gives_the_embeddings_of_its_windows(video: Path, model: VideoModel) -> None:
-    running = stream(video, model, window=1.0, stride=0.4)
+    running = stream(video, model, window_seconds=1.0, stride_seconds=0.4)
     found = list(running)
     assert [round(moment.start, 6) for moment in found] == [0, 0.4, 0.8, 1.2, 1.6, 2.0, 2.4]
     assert found[-1].time == pytest.approx(50 / FPS, abs=2e-3)
@@ -77,7 +77,10 @@ def test_a_pipe_gives_what_the_file_gives(folder: Path, model: VideoModel, name:
     turned = (90.0, False) if name == "turned.mp4" else None
     odd_video.encode(path, frames, gop=20, stamps=stamps, container_options=options, rotation=turned)
     with path.open("rb", buffering=0) as pipe:
-        same(list(stream(pipe, model, window=1.0, stride=stride)), list(stream(path, model, window=1.0, stride=stride)))
+        same(
+            list(stream(pipe, model, window_seconds=1.0, stride_seconds=stride)),
+            list(stream(path, model, window_seconds=1.0, stride_seconds=stride)),
+        )
 
 
 def test_a_named_pipe_is_followed_while_it_is_written(folder: Path, video: Path, model: VideoModel) -> None:
@@ -95,11 +98,11 @@ def test_a_named_pipe_is_followed_while_it_is_written(folder: Path, video: Path,
     writer = threading.Thread(target=write)
     writer.start()
     found = []
-    for moment in stream(fifo, model, window=0.5):
+    for moment in stream(fifo, model, window_seconds=0.5):
         answered.set()
         found.append(moment)
     writer.join()
-    same(found, list(stream(video, model, window=0.5)))
+    same(found, list(stream(video, model, window_seconds=0.5)))
 
 
 class SlowText(VideoModel):
@@ -140,18 +143,20 @@ class SlowModel(VideoModel):
 
 def test_a_running_source_is_played_at_its_own_speed(brief: Path, model: VideoModel) -> None:
     began = time.perf_counter()
-    running = stream(brief, model, window=0.5, stride=0.5, live=True)
+    running = stream(brief, model, window_seconds=0.5, stride_seconds=0.5, live=True)
     found = list(running)
     assert time.perf_counter() - began >= 23 / FPS - 0.1
     starts = [round(moment.start / 0.5) for moment in found]
     assert starts == sorted(set(starts))
     assert len(found) + running.dropped == 3
-    by_start = {round(moment.start, 3): moment for moment in stream(brief, model, window=0.5, stride=0.5)}
+    by_start = {
+        round(moment.start, 3): moment for moment in stream(brief, model, window_seconds=0.5, stride_seconds=0.5)
+    }
     same(found, [by_start[round(moment.start, 3)] for moment in found])
 
 
 def test_late_windows_are_dropped_and_counted(brief: Path, model: VideoModel) -> None:
-    running = stream(brief, SlowModel(model, 0.5), window=0.4, stride=0.1, live=True)
+    running = stream(brief, SlowModel(model, 0.5), window_seconds=0.4, stride_seconds=0.1, live=True)
     found = list(running)
     assert 2 <= len(found) <= 5
     assert running.dropped >= 5
@@ -162,7 +167,7 @@ def test_late_windows_are_dropped_and_counted(brief: Path, model: VideoModel) ->
 
 def test_a_source_that_waits_loses_nothing(video: Path, model: VideoModel) -> None:
     with video.open("rb", buffering=0) as pipe:
-        running = stream(pipe, SlowModel(model, 0.01), window=0.4, stride=0.2)
+        running = stream(pipe, SlowModel(model, 0.01), window_seconds=0.4, stride_seconds=0.2)
         assert [round(moment.start / 0.2) for moment in running] == list(range(16))
     assert running.dropped == 0
 
@@ -179,11 +184,11 @@ def test_a_source_that_breaks_off_is_told(video: Path, model: VideoModel, monkey
     monkeypatch.setattr(LiveVideo, "__iter__", broken)
     for live in (True, False):
         with video.open("rb", buffering=0) as pipe, pytest.raises(VideoError, match="broke off"):
-            list(stream(pipe, model, window=0.3, live=live))
+            list(stream(pipe, model, window_seconds=0.3, live=live))
 
 
 def test_an_abandoned_stream_ends_its_thread(video: Path, model: VideoModel) -> None:
-    for _ in stream(video, model, window=0.2, live=True):
+    for _ in stream(video, model, window_seconds=0.2, live=True):
         break
     deadline = time.monotonic() + 5
     while any(thread.name == "internvideo stream" for thread in threading.enumerate()):
@@ -199,7 +204,7 @@ def test_what_the_model_cannot_be_asked(video: Path, model: VideoModel, on: Any)
 
 def test_lengths_must_be_above_zero(video: Path, model: VideoModel) -> None:
     with pytest.raises(RecipeError, match="more than 0 seconds"):
-        stream(video, model, window=0.0)
+        stream(video, model, window_seconds=0.0)
 
 
 # --------------------------------------------------------------------------------------------------- ring and plan
@@ -227,7 +232,7 @@ def test_the_ring_keeps_what_stands_and_forgets_the_rest() -> None:
 
 
 def test_the_plan_finds_the_newest_window() -> None:
-    plan = Plan(window=2.0, stride=0.5)
+    plan = Plan(window_seconds=2.0, stride_seconds=0.5)
     plan.origin = 10.0
     assert [plan.newest(at) for at in (11.9, 12.0, 12.4, 12.5, 20.0)] == [-1, 0, 0, 1, 16]
     plan.number = 16
@@ -266,7 +271,7 @@ def test_the_clock_never_falls() -> None:
 @pytest.mark.parametrize(
     ("source", "told"),
     [
-        ("rtsp://127.0.0.1/x", "allow it with protocols"),
+        ("rtsp://127.0.0.1/x", "allow it with allow_urls"),
         ("absent.mp4", "cannot be opened"),
         ("camera:77", "not a readable camera"),
         ("/dev/null", "not a readable camera"),

@@ -37,12 +37,13 @@ def clips() -> Path:
 
 
 def test_embed(tmp_path: Path, language: Path, clips: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    words = ("embed", clips, "-o", "out.npy", "-e", language, "--window", "1", "--stride", "0.5", "--device", "cpu")
+    windowed = ("--window-seconds", "1", "--stride-seconds", "0.5")
+    words = ("embed", clips, "-o", "out.npy", "-e", language, *windowed, "--device", "cpu")
     done = command(*words, "--workers", "1", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    first, coverage, speed = done.stdout.splitlines()
-    assert first == "out.npy: 20 vectors of 24 numbers from 4 videos"
-    assert coverage == "coverage: 4 of 4 videos read"
+    first, read, speed = done.stdout.splitlines()
+    assert first == "out.npy: 20 vectors of dimension 24 from 4 videos"
+    assert read == "read: 4 of 4 videos"
     assert speed.startswith("speed: 12.0 s of video in ")
     assert speed.endswith("x real time")
     vectors = np.load(tmp_path / "out.npy")
@@ -51,14 +52,14 @@ def test_embed(tmp_path: Path, language: Path, clips: Path, capsys: pytest.Captu
     (tmp_path / "broken.mp4").write_bytes(b"garbage")
     inputs, output = [clips, tmp_path / "broken.mp4"], tmp_path / "out.npy"
     capsys.readouterr()
-    embed(inputs, output, str(language), window=1.0, stride=0.5)
+    embed(inputs, output, str(language), window_seconds=1.0, stride_seconds=0.5)
     assert capsys.readouterr().out.splitlines() == [
-        f"{output}: 20 vectors of 24 numbers from 4 videos, 4 of them before",
-        f"coverage: 4 of 5 videos read; see {tmp_path / 'out.skipped.jsonl'}",
+        f"{output}: 20 vectors of dimension 24 from 4 videos, 4 of them before",
+        f"read: 4 of 5 videos; see {tmp_path / 'out.skipped.jsonl'}",
     ]
     assert json.loads((tmp_path / "out.skipped.jsonl").read_text())["path"] == str(tmp_path / "broken.mp4")
     with pytest.raises(RunError, match="begun with another window"):
-        embed(inputs, output, str(language), window=2.0)
+        embed(inputs, output, str(language), window_seconds=2.0)
 
 
 def test_embed_plans_without_a_model(tmp_path: Path, clips: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -93,7 +94,7 @@ def test_classify_in_words(tmp_path: Path, language: Path, clips: Path, capsys: 
     (tmp_path / "broken.mp4").write_bytes(b"garbage")
     files = [clips / "0.mp4", tmp_path / "broken.mp4", clips / "1.mp4"]
     with pytest.raises(VideoError, match="videos: 1 of 3 could not be read"):
-        classify(files, str(language), labels_file=tmp_path / "labels.txt", window=2.0, top=1)
+        classify(files, str(language), labels_file=tmp_path / "labels.txt", window_seconds=2.0, top=1)
     told = capsys.readouterr()
     lines = told.out.splitlines()
     assert len(lines) == 4
@@ -124,7 +125,7 @@ def test_folders_inside_folders(
         ({}, "labels"),
         ({"labels_file": Path("absent.txt")}, "cannot be read"),
         ({"model": Path("absent.safetensors")}, "no such file"),
-        ({"labels": "a, b", "window": 0.0}, "more than 0 seconds"),
+        ({"labels": "a, b", "window_seconds": 0.0}, "more than 0 seconds"),
     ],
 )
 def test_what_classify_refuses(language: Path, clips: Path, options: dict[str, Any], told: str) -> None:
@@ -133,13 +134,13 @@ def test_what_classify_refuses(language: Path, clips: Path, options: dict[str, A
 
 
 def test_caption(language: Path, clips: Path) -> None:
-    words = ("caption", clips / "0.mp4", "-e", language, "--beams", "2", "--max-length", "6", "--json")
-    done = command(*words, "--window", "2")
+    words = ("caption", clips / "0.mp4", "-e", language, "--num-beams", "2", "--max-length", "6", "--json")
+    done = command(*words, "--window-seconds", "2")
     assert done.returncode == 0, done.stderr
     rows = [json.loads(line) for line in done.stdout.splitlines()]
     pieces = [Span(clips / "0.mp4", row["start"], row["end"]) for row in rows]
     assert [(piece.start, piece.end) for piece in pieces] == [(0, 2), (2, pytest.approx(3))]
-    expected = use_world.language().caption(pieces, beams=2, max_length=6)
+    expected = use_world.language().caption(pieces, num_beams=2, max_length=6)
     assert [row["caption"] for row in rows] == expected
     with pytest.raises(RecipeError, match="caption decoder"):
         caption([clips / "0.mp4"], str(use_world.classifier_folder()))
@@ -147,7 +148,7 @@ def test_caption(language: Path, clips: Path) -> None:
 
 def test_caption_in_words(language: Path, clips: Path, capsys: pytest.CaptureFixture[str]) -> None:
     caption([clips / "0.mp4"], str(language), max_length=5)
-    (expected,) = use_world.language().caption(clips / "0.mp4", beams=4, max_length=5)
+    (expected,) = use_world.language().caption(clips / "0.mp4", num_beams=4, max_length=5)
     assert capsys.readouterr().out == f"{clips / '0.mp4'}: {expected}\n"
 
 
@@ -179,7 +180,7 @@ def test_compare_with_texts(language: Path, clips: Path, capsys: pytest.CaptureF
 
 def test_stream(language: Path) -> None:
     source = use_world.piped()
-    words = ("-e", language, "--labels", ", ".join(LABELS), "--window", "1", "--stride", "0.5")
+    words = ("-e", language, "--labels", ", ".join(LABELS), "--window-seconds", "1", "--stride-seconds", "0.5")
     done = command("stream", "-", *words, "--json", stdin=source)
     assert done.returncode == 0, done.stderr
     rows = [json.loads(line) for line in done.stdout.splitlines()]
@@ -195,13 +196,13 @@ def test_stream(language: Path) -> None:
 
 def test_stream_in_words(language: Path, clips: Path, capsys: pytest.CaptureFixture[str]) -> None:
     video = str(clips / "0.mp4")
-    stream(video, str(language), window=1.0, seconds=2.0)
+    stream(video, str(language), window_seconds=1.0, seconds=2.0)
     first, second = capsys.readouterr().out.splitlines()
     assert first.startswith("0:00:00.0-0:00:01.0: embedding of 24 numbers")
     assert "cosine to the window before 0." in second
-    stream(video, str(language), window=1.0, as_json=True)
+    stream(video, str(language), window_seconds=1.0, as_json=True)
     assert len(json.loads(capsys.readouterr().out.splitlines()[0])["embedding"]) == 24
-    stream(video, str(use_world.classifier_folder()), live=True, window=1.0)
+    stream(video, str(use_world.classifier_folder()), live=True, window_seconds=1.0)
     assert "moving left to right 0." in capsys.readouterr().out
     with pytest.raises(RecipeError, match="labels"):
         stream(video, str(language), labels=" , ")
@@ -252,7 +253,7 @@ def example(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str])
 
 
 def test_examples_embed_and_search(tmp_path: Path, language: Path, clips: Path, example: Example) -> None:
-    done = example("embed_folder.py", language, clips, tmp_path / "v.npy", "--window", "1")
+    done = example("embed_folder.py", language, clips, tmp_path / "v.npy", "--window-seconds", "1")
     assert done == f"12 vectors of 4 videos in {tmp_path / 'v.npy'}\n"
     found = example("search_text.py", language, tmp_path / "v.npy", "a red circle", "--top", "3").splitlines()
     cosines = np.load(tmp_path / "v.npy") @ use_world.language().encode_text("a red circle")[0].numpy()
@@ -278,7 +279,7 @@ def test_example_describes_and_compares(language: Path, clips: Path, example: Ex
 
 
 def test_example_follows_a_source(language: Path, clips: Path, example: Example) -> None:
-    words = (language, clips / "0.mp4", "a dog, a cat", "--window", "1", "--stride", "0.5")
+    words = (language, clips / "0.mp4", "a dog, a cat", "--window-seconds", "1", "--stride-seconds", "0.5")
     assert "latency p50 " in example("stream_camera.py", *words).splitlines()[-1]
     assert "absent.mp4" in example.mistake("stream_camera.py", language, "absent.mp4", "a dog, a cat")
 

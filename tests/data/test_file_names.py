@@ -28,7 +28,7 @@ from internvideo.tasks.temporal_localization.data import read_feature_set
 from internvideo.video.writer import write_video
 
 ODD = os.fsdecode(b"caf\xe9.mp4")  # Latin-1, as old archives have it
-RULE = WindowRule(window=4, stride=2)
+RULE = WindowRule(4, 2)
 
 
 @pytest.fixture(scope="module")

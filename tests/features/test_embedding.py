@@ -24,7 +24,7 @@ from internvideo.features.vector_files import Parts, check_output
 from internvideo.features.video_files import VideoFile, find_videos
 from internvideo.inference.video_model import VideoModel
 
-WINDOWS = EmbeddingSettings(window=1.0, stride=0.5, batch_size=3)
+WINDOWS = EmbeddingSettings(window_seconds=1.0, stride_seconds=0.5, batch_size=3)
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +55,7 @@ def table(path: Path) -> tuple[list[dict[str, Any]], np.ndarray, dict[str, Any]]
 def test_every_row_is_the_model_s_answer_for_its_span(
     tmp_path: Path, clips: Path, model: VideoModel, name: str, workers: int
 ) -> None:
-    settings = EmbeddingSettings(window=1.0, stride=0.5, batch_size=3, workers=workers)
+    settings = EmbeddingSettings(window_seconds=1.0, stride_seconds=0.5, batch_size=3, workers=workers)
     videos = find_videos([clips])
     coverage = embed(videos, model, tmp_path / name, settings)
     rows, values, protocol = table(tmp_path / name)
@@ -65,7 +65,7 @@ def test_every_row_is_the_model_s_answer_for_its_span(
     expected = model.encode_video([Span(row["path"], row["start"], row["end"]) for row in rows]).numpy()
     assert values.dtype == np.float32
     np.testing.assert_allclose(values, expected, atol=2e-6)
-    assert (coverage.vectors, coverage.width, coverage.unreadable) == (20, model.width, [])
+    assert (coverage.vectors, coverage.dim, coverage.unreadable) == (20, model.width, [])
     assert coverage.video_seconds == pytest.approx(12)
     assert coverage.speed > 0
     assert protocol["model"] == model.name
@@ -112,7 +112,7 @@ def test_an_interrupted_run_goes_on(tmp_path: Path, clips: Path, model: VideoMod
     assert counts == "2 to read, 2 done before, 0 absent"
     second = CountingModel(model)
     coverage = embed(videos, second, output, WINDOWS)
-    assert (second.seen, coverage.earlier, coverage.vectors) == (10, 2, 20)
+    assert (second.seen, coverage.resumed, coverage.vectors) == (10, 2, 20)
     for one, other in zip(table(output), table(tmp_path / "whole.parquet"), strict=True):
         if isinstance(one, np.ndarray):
             np.testing.assert_allclose(one, other, atol=2e-6)
@@ -120,7 +120,7 @@ def test_an_interrupted_run_goes_on(tmp_path: Path, clips: Path, model: VideoMod
             assert one == other
     third = CountingModel(model)
     again = output.read_bytes()
-    assert embed(videos, third, output, WINDOWS).earlier == 4
+    assert embed(videos, third, output, WINDOWS).resumed == 4
     assert third.seen == 0
     assert output.read_bytes() == again
 
@@ -132,7 +132,7 @@ def test_changed_and_damaged_things_are_done_anew(tmp_path: Path, clips: Path, m
     part = next((tmp_path / "a.npy.parts").glob(f"{videos[2].identity()}.npz"))
     part.write_bytes(part.read_bytes()[:100])
     counting = CountingModel(model)
-    assert embed(videos, counting, output, WINDOWS).earlier == 2
+    assert embed(videos, counting, output, WINDOWS).resumed == 2
     assert counting.seen == 10
     assert embed(videos[:1], model, output, WINDOWS).vectors == 5, "the table holds what was asked for"
     assert len(np.load(output)) == 5
@@ -142,14 +142,14 @@ def test_changed_and_damaged_things_are_done_anew(tmp_path: Path, clips: Path, m
 def test_other_settings_do_not_mix(tmp_path: Path, clips: Path, model: VideoModel, other: str) -> None:
     output, videos = tmp_path / "a.npy", find_videos([clips])
     embed(videos, model, output, WINDOWS)
-    changed = {"window": EmbeddingSettings(window=2.0), "raw": EmbeddingSettings(1.0, 0.5, normalize=False)}
+    changed = {"window": EmbeddingSettings(window_seconds=2.0), "raw": EmbeddingSettings(1.0, 0.5, normalize=False)}
     settings = changed.get(other, WINDOWS)
     second = use_world.classifier() if other == "model" else model
     told = {"window": "another window: 1.0, now 2.0", "raw": "another normalized", "model": "another model"}[other]
     with pytest.raises(RunError, match=told) as error:
         embed(videos, second, output, settings)
-    assert "--fresh" in str(error.value)
-    assert embed(videos, second, output, settings, fresh=True).earlier == 0
+    assert "--overwrite" in str(error.value)
+    assert embed(videos, second, output, settings, overwrite=True).resumed == 0
 
 
 def test_a_table_whose_parts_are_gone_is_not_overwritten(tmp_path: Path, clips: Path, model: VideoModel) -> None:
@@ -166,13 +166,13 @@ def test_what_cannot_be_read_is_named_and_counted(tmp_path: Path, clips: Path, m
     (clips / "5.mp4").write_bytes(b"garbage")
     videos = [*find_videos([clips]), VideoFile(str(clips / "absent.mp4"))]
     for workers in (0, 2):
-        settings = EmbeddingSettings(window=0.5, batch_size=3, workers=workers)
-        coverage = embed(videos, model, tmp_path / "a.npy", settings, fresh=True)
+        settings = EmbeddingSettings(window_seconds=0.5, batch_size=3, workers=workers)
+        coverage = embed(videos, model, tmp_path / "a.npy", settings, overwrite=True)
         rows = [json.loads(line) for line in (tmp_path / "a.skipped.jsonl").read_text().splitlines()]
         told = sorted((Path(row["path"]).name, row["read"]) for row in rows)
         assert told == [("4.mp4", "in part"), ("5.mp4", "nothing"), ("absent.mp4", "nothing")]
         assert all(row["reason"] and row["path"] not in row["reason"] for row in rows)
-        assert (len(coverage.partly), len(coverage.unreadable)) == (1, 2)
+        assert (len(coverage.truncated), len(coverage.unreadable)) == (1, 2)
         kept = [row["start"] for row in table(tmp_path / "a.npy")[0] if row["path"].endswith("4.mp4")]
         assert len(kept) == 6, "it goes on after the damage"
     os.remove(clips / "4.mp4")
@@ -184,9 +184,11 @@ def test_a_recording_that_was_cut_off_is_named(tmp_path: Path, model: VideoModel
     whole = odd_video.encode(tmp_path / "whole.avi", odd_video.moving_frames(40), codec="mpeg4")
     position, size = odd_video.sample_places(whole)[25]
     odd_video.patched(whole, tmp_path / "a.avi", {position: b"\xff" * size})
-    coverage = embed(find_videos([tmp_path / "a.avi"]), model, tmp_path / "a.npy", EmbeddingSettings(window=0.5))
+    coverage = embed(
+        find_videos([tmp_path / "a.avi"]), model, tmp_path / "a.npy", EmbeddingSettings(window_seconds=0.5)
+    )
     assert coverage.vectors >= 3
-    assert len(coverage.partly) == 1
+    assert len(coverage.truncated) == 1
 
 
 def test_nothing_readable_is_an_error(tmp_path: Path, model: VideoModel) -> None:
@@ -209,7 +211,7 @@ def test_numbers_must_be_finite(tmp_path: Path, clips: Path, model: VideoModel) 
 def test_a_manifest_s_spans_are_its_rows(tmp_path: Path, clips: Path, model: VideoModel) -> None:
     rows = [Sample(id="a", path="0.mp4", span=(0.5, 2.0)), Sample(id="b", path="0.mp4", span=(2.0, 3.0))]
     write_manifest(clips / "m.jsonl", rows, ())
-    embed(find_videos([clips / "m.jsonl"]), model, tmp_path / "a.npy", EmbeddingSettings(window=1.0))
+    embed(find_videos([clips / "m.jsonl"]), model, tmp_path / "a.npy", EmbeddingSettings(window_seconds=1.0))
     found = [(row["start"], row["end"]) for row in table(tmp_path / "a.npy")[0]]
     assert found == [(0.5, 1.5), (1.5, 2.0), (2.0, pytest.approx(3.0))]
 
@@ -234,7 +236,9 @@ def test_which_videos_are_meant(tmp_path: Path, clips: Path) -> None:
         find_videos([clips / "absent.jsonl"])
 
 
-@pytest.mark.parametrize("settings", [{"batch_size": 0}, {"workers": -1}, {"stride": 1.0}, {"window": -1.0}])
+@pytest.mark.parametrize(
+    "settings", [{"batch_size": 0}, {"workers": -1}, {"stride_seconds": 1.0}, {"window_seconds": -1.0}]
+)
 def test_settings_out_of_range(settings: dict[str, Any]) -> None:
     with pytest.raises(RecipeError):
         EmbeddingSettings(**settings)
@@ -255,7 +259,7 @@ def test_parts_without_settings_are_not_trusted(tmp_path: Path, clips: Path, mod
     output.unlink()
     Parts(output)._settings.unlink()
     counting = CountingModel(model)
-    embed(videos, counting, output, EmbeddingSettings(window=1.5))
+    embed(videos, counting, output, EmbeddingSettings(window_seconds=1.5))
     assert counting.seen == 8
 
 
@@ -276,7 +280,7 @@ def test_the_index_of_a_table_never_replaces_a_manifest(tmp_path: Path, clips: P
 def test_coverage_counts_what_was_read(tmp_path: Path, clips: Path, model: VideoModel) -> None:
     (clips / "4.mp4").write_bytes(b"garbage")
     coverage = embed(find_videos([clips]), model, tmp_path / "a.npy", WINDOWS)
-    assert (coverage.asked, coverage.read, coverage.earlier) == (5, 4, 0)
-    assert coverage.pace == f"12.0 s of video in {coverage.seconds:.1f} s, {coverage.speed:.1f}x real time"
+    assert (coverage.requested, coverage.read, coverage.resumed) == (5, 4, 0)
+    assert coverage.throughput == f"12.0 s of video in {coverage.seconds:.1f} s, {coverage.speed:.1f}x real time"
     again = embed(find_videos([clips]), model, tmp_path / "a.npy", WINDOWS)
-    assert (again.read, again.earlier, again.pace) == (0, 4, "")
+    assert (again.read, again.resumed, again.throughput) == (0, 4, "")

@@ -19,8 +19,8 @@ from internvideo.data.preprocessing import Preprocessing
 from internvideo.errors import RecipeError, RunError, VideoError
 from internvideo.features.extract import ExtractSettings, extract, plan
 from internvideo.features.feature_folder import FeatureFolder, find_items
-from internvideo.features.feature_layers import clip_encoder, over_tiles, tile_side
-from internvideo.features.leases import Claims
+from internvideo.features.feature_layers import create_feature_extractor, encode_tiles, tiled_frame_size
+from internvideo.features.leases import LeaseQueue
 from internvideo.features.window_sampling import WindowRule, frame_grid
 from internvideo.inference.video_model import VideoModel
 from internvideo.model_table import create_model
@@ -28,7 +28,7 @@ from internvideo.tasks.spatiotemporal.model import ActionDetector
 from internvideo.video.reader import Video, VideoInfo, read_frames, read_video_info
 from internvideo.video.writer import write_video
 
-RULE = WindowRule(window=4, stride=2)
+RULE = WindowRule(window_frames=4, stride_frames=2)
 
 
 def small_model(seed: int = 0) -> VideoModel:
@@ -70,23 +70,23 @@ def info(frames: int, fps: float = 10.0, times: list[float] | None = None) -> Vi
 def test_all_windows_that_lie_in_the_video(frames: int, window: int, stride: int, starts: list[int]) -> None:
     grid = frame_grid(info(frames), WindowRule(window, stride))
     assert list(grid.starts) == starts
-    assert [chosen[0] for chosen in grid.chosen(window)] == starts
-    assert grid.chosen(window)[-1].tolist() == [min(starts[-1] + i, frames - 1) for i in range(window)]
+    assert [chosen[0] for chosen in grid.frame_indices(window)] == starts
+    assert grid.frame_indices(window)[-1].tolist() == [min(starts[-1] + i, frames - 1) for i in range(window)]
 
 
 def test_fewer_frames_are_the_middles_of_equal_pieces() -> None:
-    assert frame_grid(info(24), WindowRule(24, 4)).chosen(8)[0].tolist() == [1, 4, 7, 10, 13, 16, 19, 22]
+    assert frame_grid(info(24), WindowRule(24, 4)).frame_indices(8)[0].tolist() == [1, 4, 7, 10, 13, 16, 19, 22]
 
 
 def test_another_rate_takes_what_is_shown_then() -> None:
     half = frame_grid(info(20), WindowRule(4, 2, fps=5.0))
     assert half.fps == 5.0
-    assert half.numbers.tolist() == list(range(0, 20, 2))
+    assert half.indices.tolist() == list(range(0, 20, 2))
     varying = frame_grid(info(4, 10.0, [0.0, 0.1, 0.3, 0.31]), WindowRule(2, 1))
-    assert varying.numbers.tolist() == [0, 1, 1, 2]
+    assert varying.indices.tolist() == [0, 1, 1, 2]
 
 
-@pytest.mark.parametrize("wrong", [{"window": 0}, {"stride": 0}, {"fps": 0.0}, {"fps": float("nan")}])
+@pytest.mark.parametrize("wrong", [{"window_frames": 0}, {"stride_frames": 0}, {"fps": 0.0}, {"fps": float("nan")}])
 def test_wrong_windows_are_refused(wrong: dict[str, float]) -> None:
     with pytest.raises(RecipeError):
         WindowRule(**wrong)  # type: ignore[arg-type]  # numbers
@@ -98,7 +98,7 @@ def test_wrong_windows_are_refused(wrong: dict[str, float]) -> None:
 def test_a_row_is_the_model_on_the_frames_of_its_window(videos: Path, tmp_path: Path) -> None:
     model, (items, classes) = small_model(), find_items([videos])
     found = extract(items, model, tmp_path / "out", ExtractSettings(RULE, batch_size=3), classes=classes)
-    assert (found.asked, found.read, found.vectors, found.width) == (3, 3, 4 + 1 + 9, 8)
+    assert (found.requested, found.read, found.vectors, found.dim) == (3, 3, 4 + 1 + 9, 8)
     rows = np.load(tmp_path / "out" / "v0.npy")
     assert rows.dtype == np.float32
     frames = read_frames(videos / "v0.mp4", range(11), short_side=16)
@@ -129,22 +129,22 @@ def test_the_index_is_an_annotation_file(videos: Path, tmp_path: Path) -> None:
 def test_a_layer_is_the_mean_of_its_tokens(layer: str) -> None:
     model = small_model()
     clips = torch.randint(0, 256, (3, 3, 4, 16, 16), dtype=torch.uint8)
-    found = clip_encoder(model, layer)(clips)
+    found = create_feature_extractor(model, layer)(clips)
     if layer in ("-1", "2"):
         torch.testing.assert_close(found, model.tokens(clips).mean(dim=1))
     else:
         assert not torch.allclose(found, model.tokens(clips).mean(dim=1))
     again = model.encode_clips(clips)
-    torch.testing.assert_close(again, clip_encoder(model)(clips))
+    torch.testing.assert_close(again, create_feature_extractor(model)(clips))
 
 
 def test_scores_are_probabilities_and_unknown_layers_are_refused() -> None:
     model = small_model()
-    scores = clip_encoder(model, "scores")(torch.zeros(2, 3, 4, 16, 16, dtype=torch.uint8))
+    scores = create_feature_extractor(model, "scores")(torch.zeros(2, 3, 4, 16, 16, dtype=torch.uint8))
     torch.testing.assert_close(scores.sum(dim=1), torch.ones(2))
     for wrong in ("3", "0", "-3", "last"):
         with pytest.raises(RecipeError, match="layer"):
-            clip_encoder(model, wrong)
+            create_feature_extractor(model, wrong)
 
 
 def picture_model(name: str) -> tuple[VideoModel, Tensor]:
@@ -176,7 +176,7 @@ def tokens_with_places(model: VideoModel, clips: Tensor) -> Tensor:
 @pytest.mark.parametrize("grid", [2, 4])
 def test_a_grid_keeps_where_things_are(name: str, grid: int) -> None:
     model, clips = picture_model(name)
-    found = clip_encoder(model, "-1", grid)(clips)
+    found = create_feature_extractor(model, "-1", grid)(clips)
     places, side = tokens_with_places(model, clips), 4 // grid
     cells = [
         places[:, :, row * side : (row + 1) * side, column * side : (column + 1) * side].mean(dim=(1, 2, 3))
@@ -193,7 +193,7 @@ def test_a_detector_of_actions_in_boxes_gives_features_of_any_layer_and_frame() 
     model = VideoModel("action-detector-s", module, preprocessing=Preprocessing(4, 48, short_side=48))
     clips = torch.randint(0, 256, (2, 3, 4, 48, 48), dtype=torch.uint8)
     with torch.no_grad():
-        places = clip_encoder(model, "-1", 3)(clips).reshape(2, 9, 16)
+        places = create_feature_extractor(model, "-1", 3)(clips).reshape(2, 9, 16)
         whole = module.tokens(module.normalize(clips))
     assert (model.classes, model.width) == ((), 16)
     torch.testing.assert_close(model.encode_clips(clips), whole.mean(dim=(1, 2, 3)))
@@ -211,9 +211,9 @@ def test_a_detector_of_actions_in_boxes_gives_features_of_any_layer_and_frame() 
 def test_tiles_are_clips_of_their_own(layer: str) -> None:
     model, _ = picture_model("videomae-s-classifier")
     frames = torch.randint(0, 256, (2, 3, 4, 64, 64), dtype=torch.uint8)
-    encode = clip_encoder(model, layer)
-    found = over_tiles(encode, 32, 3)(frames)
-    assert (tile_side(32, 3), tile_side(32, 1), tile_side(224, 2)) == (64, 32, 336)
+    encode = create_feature_extractor(model, layer)
+    found = encode_tiles(encode, 32, 3)(frames)
+    assert (tiled_frame_size(32, 3), tiled_frame_size(32, 1), tiled_frame_size(224, 2)) == (64, 32, 336)
     width = found.shape[1] // 9
     torch.testing.assert_close(found[:, 5 * width : 6 * width], encode(frames[..., 16:48, 32:64]))
     torch.testing.assert_close(found[:, 6 * width : 7 * width], encode(frames[..., 32:64, :32]))
@@ -238,17 +238,17 @@ def test_features_of_tiles_are_of_larger_frames(tmp_path: Path) -> None:
 def test_a_grid_that_does_not_fit_is_refused() -> None:
     model, clips = picture_model("videomae-s-classifier")
     for layer in ("pooled", "scores"):
-        with pytest.raises(RecipeError, match="grid"):
-            clip_encoder(model, layer, 2)
-    with pytest.raises(RecipeError, match="grid"):
-        clip_encoder(model, "-1", 0)
+        with pytest.raises(RecipeError, match="spatial_pool_size"):
+            create_feature_extractor(model, layer, 2)
+    with pytest.raises(RecipeError, match="spatial_pool_size"):
+        create_feature_extractor(model, "-1", 0)
     with pytest.raises(RecipeError, match="at most 4"):
-        clip_encoder(model, "-1", 5)(clips)
+        create_feature_extractor(model, "-1", 5)(clips)
 
 
 def test_the_index_tells_the_grid_and_folders_without_one_go_on(videos: Path, tmp_path: Path) -> None:
     items, _ = find_items([videos])
-    extract(items, small_model(), tmp_path / "out", ExtractSettings(RULE, "-1", grid=2))
+    extract(items, small_model(), tmp_path / "out", ExtractSettings(RULE, "-1", spatial_pool_size=2))
     index = json.loads((tmp_path / "out" / "index.json").read_text())
     assert index["protocol"]["grid"] == 2
     assert np.load(tmp_path / "out" / "v0.npy").shape[1] == 4 * 8
@@ -264,10 +264,10 @@ def test_the_index_tells_the_grid_and_folders_without_one_go_on(videos: Path, tm
 def test_finished_videos_are_kept_and_changed_ones_read_again(videos: Path, tmp_path: Path) -> None:
     items, _ = find_items([videos])
     first = extract(items[:2], small_model(), tmp_path / "out", ExtractSettings(RULE))
-    assert (first.read, first.earlier) == (2, 0)
+    assert (first.read, first.resumed) == (2, 0)
     movie(videos / "v0.mp4", 13, 7)
     second = extract(items, small_model(), tmp_path / "out", ExtractSettings(RULE))
-    assert (second.read, second.earlier) == (2, 1)
+    assert (second.read, second.resumed) == (2, 1)
     assert len(np.load(tmp_path / "out" / "v0.npy")) == 5
     assert set(json.loads((tmp_path / "out" / "index.json").read_text())["database"]) == {"v0", "v1", "v2"}
     assert [path.name for path in (tmp_path / "out" / ".work").iterdir() if path.suffix != ".json"] == []
@@ -289,7 +289,7 @@ def test_a_stopped_run_keeps_what_is_finished(videos: Path, tmp_path: Path, monk
         extract(items, model, tmp_path / "out", ExtractSettings(RULE, batch_size=4))
     assert set(json.loads((tmp_path / "out" / "index.json").read_text())["database"]) == {"v0", "v1"}
     found = extract(items, small_model(), tmp_path / "out", ExtractSettings(RULE, batch_size=4))
-    assert (found.read, found.earlier) == (1, 2)
+    assert (found.read, found.resumed) == (1, 2)
 
 
 def test_another_model_or_other_windows_are_refused(videos: Path, tmp_path: Path) -> None:
@@ -299,7 +299,7 @@ def test_another_model_or_other_windows_are_refused(videos: Path, tmp_path: Path
         extract(items, small_model(1), tmp_path / "out", ExtractSettings(RULE))
     with pytest.raises(RunError, match="stride"):
         extract(items, small_model(), tmp_path / "out", ExtractSettings(WindowRule(4, 3)))
-    assert extract(items, small_model(1), tmp_path / "out", ExtractSettings(RULE), fresh=True).read == 3
+    assert extract(items, small_model(1), tmp_path / "out", ExtractSettings(RULE), overwrite=True).read == 3
 
 
 def test_what_cannot_be_read_is_named_and_tried_again(videos: Path, tmp_path: Path) -> None:
@@ -312,7 +312,7 @@ def test_what_cannot_be_read_is_named_and_tried_again(videos: Path, tmp_path: Pa
     assert json.loads((tmp_path / "out" / "index.json").read_text())["unreadable"][0]["id"] == "v1"
     broken.write_bytes(good)
     found = extract(items, small_model(), tmp_path / "out", ExtractSettings(RULE))
-    assert (found.read, found.earlier, found.unreadable) == (1, 2, [])
+    assert (found.read, found.resumed, found.unreadable) == (1, 2, [])
     assert json.loads((tmp_path / "out" / "index.json").read_text())["unreadable"] == []
 
 
@@ -349,10 +349,10 @@ def test_workers_give_the_same_files(videos: Path, tmp_path: Path) -> None:
 # --- sharing ---------------------------------------------------------------------------------------------------------
 
 
-def test_one_of_several_gets_a_claim(tmp_path: Path) -> None:
-    owners = [Claims(tmp_path) for _ in range(8)]
+def test_one_of_several_gets_a_lease(tmp_path: Path) -> None:
+    owners = [LeaseQueue(tmp_path) for _ in range(8)]
     won: list[bool] = []
-    threads = [threading.Thread(target=lambda owner=owner: won.append(owner.take("x"))) for owner in owners]  # type: ignore[misc]  # bound now
+    threads = [threading.Thread(target=lambda owner=owner: won.append(owner.acquire("x"))) for owner in owners]  # type: ignore[misc]  # bound now
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -360,33 +360,33 @@ def test_one_of_several_gets_a_claim(tmp_path: Path) -> None:
     assert sorted(won) == [False] * 7 + [True]
 
 
-def test_a_claim_that_was_left_behind_is_free(tmp_path: Path) -> None:
-    claims, other = Claims(tmp_path), Claims(tmp_path)
-    assert claims.take("x")
-    assert other.busy("x")
-    other.give_back("x")
-    assert other.busy("x"), "only its owner gives it back"
+def test_a_stale_lease_is_free(tmp_path: Path) -> None:
+    leases, other = LeaseQueue(tmp_path), LeaseQueue(tmp_path)
+    assert leases.acquire("x")
+    assert other.is_leased("x")
+    other.release("x")
+    assert other.is_leased("x"), "only its owner releases it"
     os.utime(tmp_path / "x.claim", (0, 0))
-    assert other.take("x")
+    assert other.acquire("x")
     gone = subprocess.run([sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, check=True)
     owner = json.loads((tmp_path / "x.claim").read_text())
     (tmp_path / "x.claim").write_text(json.dumps({**owner, "pid": int(gone.stdout), "run": "another"}))
-    assert claims.take("x"), "its process is gone"
+    assert leases.acquire("x"), "its process is gone"
 
 
 def test_videos_of_others_are_left_to_them(videos: Path, tmp_path: Path) -> None:
     items, _ = find_items([videos])
-    theirs = Claims(FeatureFolder(tmp_path / "out").work)
-    assert theirs.take("v1")
+    theirs = LeaseQueue(FeatureFolder(tmp_path / "out").work)
+    assert theirs.acquire("v1")
     found = extract(items, small_model(), tmp_path / "out", ExtractSettings(RULE))
-    assert (found.read, found.elsewhere) == (2, 1)
+    assert (found.read, found.other_workers) == (2, 1)
     assert not (tmp_path / "out" / "v1.npy").exists()
 
 
 def test_the_command_runs_twice_on_one_folder(videos: Path, tmp_path: Path) -> None:
     small_model().save_pretrained(tmp_path / "model")
     command = [sys.executable, "-m", "internvideo", "extract", str(videos), "-o", str(tmp_path / "out")]
-    command += ["-e", str(tmp_path / "model"), "--window", "4", "--stride", "2", "--device", "cpu"]
+    command += ["-e", str(tmp_path / "model"), "--window-frames", "4", "--stride-frames", "2", "--device", "cpu"]
     runs = [subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for _ in range(2)]
     told = [run.communicate(timeout=120) for run in runs]
     assert [run.returncode for run in runs] == [0, 0], told

@@ -41,12 +41,12 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_segments_are_printed_and_drawn(trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     detector = trained / "run" / "model.safetensors"
-    localize([trained / "v1.mp4"], str(trained / "model"), detector, least=0.0, output=tmp_path, device="cpu")
+    localize([trained / "v1.mp4"], str(trained / "model"), detector, score_threshold=0.0, output=tmp_path, device="cpu")
     told = capsys.readouterr().out.splitlines()
     assert told[0].endswith("actions in 4.0 s")
     assert told[1].split()[-1] in ("jump", "run")
     assert (tmp_path / "v1.svg").read_text().startswith("<svg")
-    localize([trained / "v1.mp4"], str(trained / "model"), detector, least=0.0, json_=True, device="cpu")
+    localize([trained / "v1.mp4"], str(trained / "model"), detector, score_threshold=0.0, json_=True, device="cpu")
     content = json.loads(capsys.readouterr().out)
     assert content["duration"] == 4.0
     assert all(0 <= action["start"] <= action["end"] <= 4.0 for action in content["actions"])
@@ -54,7 +54,7 @@ def test_segments_are_printed_and_drawn(trained: Path, tmp_path: Path, capsys: p
 
 def test_another_encoder_is_refused(trained: Path, tmp_path: Path) -> None:
     small_model(3).save_pretrained(tmp_path / "other")
-    with pytest.raises(RecipeError, match="whose features the detector knows"):
+    with pytest.raises(RecipeError, match="on whose features the detector was trained"):
         localize([trained / "v1.mp4"], str(tmp_path / "other"), trained / "run" / "model.safetensors", device="cpu")
 
 

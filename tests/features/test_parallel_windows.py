@@ -18,11 +18,11 @@ from internvideo.errors import VideoError
 from internvideo.features import extract, read_ahead
 from internvideo.features import parallel_windows as home
 from internvideo.features.feature_folder import find_items
-from internvideo.features.parallel_windows import parallel_clips, readers_beside
+from internvideo.features.parallel_windows import default_readers, parallel_clips
 from internvideo.features.window_sampling import WindowRule, frame_grid
-from internvideo.features.windows import clips_of
+from internvideo.features.windows import iter_clips
 from internvideo.inference.video_model import VideoModel
-from internvideo.models.factory import create_model
+from internvideo.model_table import create_model
 from internvideo.video import cache
 from internvideo.video.reader import Video
 
@@ -32,7 +32,7 @@ CLIPS = Preprocessing(4, 16, short_side=32)
 
 @pytest.fixture(autouse=True)
 def _short_blocks(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setattr(home, "LEAST", 20)
+    monkeypatch.setattr(home, "MIN_BLOCK_FRAMES", 20)
     yield
     assert reading() == []
 
@@ -73,10 +73,10 @@ def all_of(path: Path, rule: WindowRule, readers: int, damage: str | None = None
     cache._known.clear()
     found, error = list[Tensor](), ""
     with Video(path, short_side=clips.short_side, damage=damage, fps=25) as video:
-        chosen = frame_grid(video.info, rule).chosen(clips.frames)
+        chosen = frame_grid(video.info, rule).frame_indices(clips.frames)
         try:
             # What came before an error stays in the list.
-            found.extend(parallel_clips(video, clips, chosen, readers) if readers else clips_of(video, clips, chosen))
+            found.extend(parallel_clips(video, clips, chosen, readers) if readers else iter_clips(video, clips, chosen))
         except VideoError as error_:
             error = str(error_)
         return found, error, video.gaps, video.trouble
@@ -100,7 +100,7 @@ def test_the_clips_are_those_of_one_reader(film: Path, rule: WindowRule) -> None
 
 
 def test_floats_and_few_pieces_ahead(film: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(home, "MOST_BYTES", 0)  # two clips of each reader
+    monkeypatch.setattr(home, "MAX_READY_BYTES", 0)  # two clips of each reader
     clips = Preprocessing(4, 16, style="torch")
     same(all_of(film, WindowRule(4, 4), 3, clips=clips), all_of(film, WindowRule(4, 4), 0, clips=clips))
 
@@ -111,7 +111,7 @@ def test_damage_is_met_in_its_place(tmp_path: Path, numbers: list[int], damage: 
     path = damaged(tmp_path, numbers)
     for rule in (WindowRule(4, 4), WindowRule(8, 3), WindowRule(4, 10)):
         alone = all_of(path, rule, 0, damage)
-        assert alone[1 if damage == "stop" else 2] or rule.stride > 8
+        assert alone[1 if damage == "stop" else 2] or rule.stride_frames > 8
         for readers in (2, 4):
             same(all_of(path, rule, readers, damage), alone)
 
@@ -119,13 +119,13 @@ def test_damage_is_met_in_its_place(tmp_path: Path, numbers: list[int], damage: 
 def test_there_are_blocks_and_several_threads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = odd_video.encode(tmp_path / "film.mp4", odd_video.moving_frames(COUNT), gop=GROUP)
     read: list[tuple[str, int]] = []
-    plain = home.clips_on_one_way
+    plain = home.decode_clips
 
     def told(video: Video, clips: Preprocessing, chosen: list[np.ndarray]) -> Iterator[Tensor]:  # type: ignore[type-arg]  # int64
         read.append((str(threading.get_ident()), int(chosen[0][0])))
         return plain(video, clips, chosen)
 
-    monkeypatch.setattr(home, "clips_on_one_way", told)
+    monkeypatch.setattr(home, "decode_clips", told)
     assert len(all_of(path, WindowRule(4, 4), 3)[0]) == 37
     assert sorted(start for _, start in read) == [0, 24, 48, 72, 96, 120, 144], "each block once, from a key frame on"
     assert len({thread for thread, _ in read}) == 3
@@ -134,7 +134,7 @@ def test_there_are_blocks_and_several_threads(tmp_path: Path, monkeypatch: pytes
 def test_leaving_early_ends_the_threads(tmp_path: Path) -> None:
     path = odd_video.encode(tmp_path / "film.mp4", odd_video.moving_frames(COUNT), gop=GROUP)
     with Video(path, short_side=32) as video:
-        clips = parallel_clips(video, CLIPS, frame_grid(video.info, WindowRule(4, 4)).chosen(4), 3)
+        clips = parallel_clips(video, CLIPS, frame_grid(video.info, WindowRule(4, 4)).frame_indices(4), 3)
         next(clips)
         assert len(reading()) == 3
         clips.close()  # type: ignore[attr-defined]  # a generator
@@ -158,8 +158,8 @@ def test_a_reader_that_cannot_be_opened(tmp_path: Path, monkeypatch: pytest.Monk
 
 
 def test_readers_beside_a_model() -> None:
-    assert readers_beside("cpu") == 1
-    assert 1 <= readers_beside("cuda") <= 4
+    assert default_readers("cpu") == 1
+    assert 1 <= default_readers("cuda") <= 4
 
 
 @pytest.mark.parametrize(("workers", "asked", "readers"), [(0, 0, 1), (1, 1, 1), (2, 1, 2), (5, 1, 5)])
@@ -173,13 +173,13 @@ def test_workers_without_a_video_read_in_threads(
 
     def told(reader: extract._Reader, processes: int) -> Iterator[extract._Piece]:
         found.append((processes, reader.readers))
-        return read_ahead.stream_of(reader, 0)
+        return read_ahead.read_ahead(reader, 0)
 
     rows = []
-    for stream in (read_ahead.stream_of, told):
-        monkeypatch.setattr(extract, "stream_of", stream)
+    for stream in (read_ahead.read_ahead, told):
+        monkeypatch.setattr(extract, "read_ahead", stream)
         settings = extract.ExtractSettings(WindowRule(4, 4), workers=workers if stream is told else 0)
-        extract.extract(find_items([tmp_path])[0], model, tmp_path / "out", settings, fresh=True, progress=False)
+        extract.extract(find_items([tmp_path])[0], model, tmp_path / "out", settings, overwrite=True, progress=False)
         rows.append(np.load(tmp_path / "out" / "film.npy"))
     assert found == [(asked, readers)]
     np.testing.assert_array_equal(*rows)

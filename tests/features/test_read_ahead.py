@@ -10,7 +10,7 @@ import pytest
 from torch.utils.data import IterableDataset
 
 from internvideo.errors import VideoError
-from internvideo.features.read_ahead import AHEAD, stream_of
+from internvideo.features.read_ahead import QUEUE_SIZE, read_ahead
 
 
 class Numbers(IterableDataset[int]):
@@ -32,20 +32,20 @@ def threads() -> list[str]:
 def test_all_pieces_come_in_order_and_only_some_ahead() -> None:
     numbers = Numbers(50)
     found = []
-    for piece in stream_of(numbers, 0):
+    for piece in read_ahead(numbers, 0):
         found.append(piece)
         time.sleep(0.002)
-        assert numbers.read <= piece + AHEAD + 2
+        assert numbers.read <= piece + QUEUE_SIZE + 2
     assert found == list(range(50))
     assert threads() == []
 
 
 def test_an_error_comes_behind_the_pieces_before_it_and_leaving_ends_the_thread() -> None:
-    stream = stream_of(Numbers(3, fails=True), 0)
+    stream = read_ahead(Numbers(3, fails=True), 0)
     assert [next(stream) for _ in range(3)] == [0, 1, 2]
     with pytest.raises(VideoError, match="broke off"):
         next(stream)
-    stream = stream_of(Numbers(10**6), 0)
+    stream = read_ahead(Numbers(10**6), 0)
     assert next(stream) == 0
     stream.close()  # type: ignore[attr-defined]  # a generator
     assert threads() == []

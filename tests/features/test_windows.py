@@ -15,7 +15,7 @@ import torch
 from internvideo.data.preprocessing import Preprocessing, Span
 from internvideo.errors import RecipeError, VideoError
 from internvideo.features import windows as home
-from internvideo.features.windows import Window, spans, windows
+from internvideo.features.windows import ClipWindow, spans, windows
 from internvideo.video import seek as video_seek
 from internvideo.video.reader import Video
 from internvideo.video.sequential import iter_frames
@@ -58,15 +58,15 @@ def test_spans_see_everything_once_and_stop(
 @pytest.mark.parametrize(("window", "stride"), [(0.0, None), (-1.0, None), (1.0, 0.0), (float("nan"), None)])
 def test_lengths_must_be_above_zero(video: Path, window: float, stride: float | None) -> None:
     with pytest.raises(RecipeError, match="more than 0 seconds"):
-        next(windows(video, CLIPS, window=window, stride=stride))
+        next(windows(video, CLIPS, window_seconds=window, stride_seconds=stride))
 
 
 def test_a_stride_needs_a_window() -> None:
-    with pytest.raises(RecipeError, match="give the window too"):
+    with pytest.raises(RecipeError, match="give window_seconds too"):
         spans(0, 1, None, 1.0)
 
 
-def same(found: list[Window], path: Path, preprocessing: Preprocessing) -> None:
+def same(found: list[ClipWindow], path: Path, preprocessing: Preprocessing) -> None:
     with Video(path, short_side=preprocessing.short_side) as opened:
         for start, end, clip in found:
             assert torch.equal(clip, preprocessing.clip(opened, start, end)), (start, end)
@@ -77,7 +77,7 @@ def same(found: list[Window], path: Path, preprocessing: Preprocessing) -> None:
 def test_every_window_is_the_clip_of_its_span(video: Path, style: Any, sampler: str) -> None:
     stride = 2 if sampler == "dense" else None
     preprocessing = Preprocessing(4, 32, sampler=sampler, stride=stride, style=style, short_side=40)
-    found = list(windows(video, preprocessing, window=1.5, stride=0.7))
+    found = list(windows(video, preprocessing, window_seconds=1.5, stride_seconds=0.7))
     assert [round(window.start, 6) for window in found] == [round(0.7 * k, 6) for k in range(9)]
     assert found[-1].end == pytest.approx(100 / FPS)
     assert found[0].clip.dtype == (torch.float32 if style == "torch" else torch.uint8)
@@ -97,19 +97,19 @@ def test_odd_files_have_windows_too(folder: Path, kind: str) -> None:
         odd_video.encode(path, frames, codec="mpeg4")
     else:
         odd_video.encode(path, frames, gop=1000)
-    found = list(windows(path, CLIPS, window=1.0, stride=0.5))
+    found = list(windows(path, CLIPS, window_seconds=1.0, stride_seconds=0.5))
     assert len(found) >= 7
     same(found, path, CLIPS)
 
 
 def test_a_piece_of_a_file(video: Path) -> None:
-    found = list(windows(Span(video, 2.0, 4.5), CLIPS, window=1.0))
+    found = list(windows(Span(video, 2.0, 4.5), CLIPS, window_seconds=1.0))
     assert [window[:2] for window in found] == [(2.0, 3.0), (3.0, 4.0), (4.0, 4.5)]
     same(found, video, CLIPS)
     (whole,) = windows(Span(video, 2.0, 400.0), CLIPS)
     assert torch.equal(whole.clip, CLIPS.read(Span(video, 2.0, 400.0))[0])
     with pytest.raises(VideoError, match=r"no frame from 50 s to 51 s; allowed: 0\.000 s to 6\.667 s"):
-        next(windows(Span(video, 50, 60), CLIPS, window=1.0))
+        next(windows(Span(video, 50, 60), CLIPS, window_seconds=1.0))
 
 
 def test_without_a_window_it_is_the_whole_video(video: Path) -> None:
@@ -128,7 +128,7 @@ def test_nothing_is_decoded_twice(folder: Path, monkeypatch: pytest.MonkeyPatch)
         return plain(context, packet)
 
     monkeypatch.setattr(video_seek, "decode", counting)
-    assert len(list(windows(path, CLIPS, window=1.0, stride=0.2))) == 26
+    assert len(list(windows(path, CLIPS, window_seconds=1.0, stride_seconds=0.2))) == 26
     assert len(decoded) <= 91, "90 packets and one draining"
 
 
@@ -143,7 +143,7 @@ def test_only_what_is_still_needed_is_kept(video: Path, monkeypatch: pytest.Monk
 
     monkeypatch.setattr(Preprocessing, "square", watched)
     most = 0
-    for _ in windows(video, CLIPS, window=1.0, stride=0.5):
+    for _ in windows(video, CLIPS, window_seconds=1.0, stride_seconds=0.5):
         most = max(most, sum(square() is not None for square in made))
     assert len(made) >= 40
     assert most <= 8
@@ -154,7 +154,7 @@ def test_only_what_is_still_needed_is_kept(video: Path, monkeypatch: pytest.Monk
 def test_an_hour_takes_no_more_memory_than_a_minute(tmp_path: Path, name: str) -> None:
     frames = odd_video.moving_frames(60)
     write_video(tmp_path / name, (frames[i % 60] for i in range(5 * 3600)), 5, gop=100)
-    hour, process = windows(tmp_path / name, CLIPS, window=2.0, stride=1.0), psutil.Process()
+    hour, process = windows(tmp_path / name, CLIPS, window_seconds=2.0, stride_seconds=1.0), psutil.Process()
     sizes = [process.memory_info().rss for place, _ in enumerate(hour) if place % 60 == 0]
     assert len(sizes) == 60
     assert max(sizes[1:]) - sizes[1] < 30 * 2**20
@@ -163,14 +163,14 @@ def test_an_hour_takes_no_more_memory_than_a_minute(tmp_path: Path, name: str) -
 def test_windows_before_the_damage_are_given(folder: Path, video: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     places = odd_video.sample_places(video)
     broken = odd_video.patched(video, folder / "broken.mp4", {places[60][0] + 8: b"\xff" * (places[60][1] - 8)})
-    found: list[Window] = []
+    found: list[ClipWindow] = []
     monkeypatch.setenv("INTERNVIDEO_DAMAGE", "stop")
     with pytest.raises(VideoError, match=r"broken\.mp4: .*damaged"):
-        found.extend(windows(broken, CLIPS, window=0.5))  # keeps what came before the error
+        found.extend(windows(broken, CLIPS, window_seconds=0.5))  # keeps what came before the error
     assert 6 <= len(found) <= 8
     same(found, video, CLIPS)
     monkeypatch.setenv("INTERNVIDEO_DAMAGE", "skip")
-    on = list(windows(broken, CLIPS, window=0.5))
+    on = list(windows(broken, CLIPS, window_seconds=0.5))
     assert on[-1].end == pytest.approx(100 / 15, abs=0.01)
     same(on[-2:], video, CLIPS)
 

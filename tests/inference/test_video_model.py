@@ -243,7 +243,7 @@ def test_captions_are_what_the_decoder_writes(beams: int) -> None:
     assert isinstance(module, VideoLanguage)
     video = module.normalize(next(model.read(paths)))
     ids = module.generate(video, start=tokenizer.start, end=tokenizer.end, max_length=6, beams=beams)
-    written = model.caption(paths, beams=beams, max_length=6, batch_size=2)
+    written = model.caption(paths, num_beams=beams, max_length=6, batch_size=2)
     assert written == [tokenizer.decode(row, special=False) for row in ids]
     assert all("<|" not in text for text in written)
 

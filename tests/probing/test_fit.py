@@ -344,7 +344,7 @@ def test_the_folder_of_another_fit(tmp_path: Path) -> None:
     [
         ({"head": "round"}, "--head: found 'round'; allowed: linear, attentive"),
         ({"folds": 1}, "--folds"),
-        ({"known": 1.0}, "--known"),
+        ({"accept_known": 1.0}, "--accept-known"),
         ({"seed": -1}, "--seed"),
         ({"batch_size": 0}, "--batch-size"),
         ({"workers": -1}, "--workers"),

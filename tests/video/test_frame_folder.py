@@ -212,7 +212,7 @@ def test_manifests_tell_the_rate(tmp_path: Path) -> None:
         (clip,) = ClipReader(rows).clips(rows.rows[0], lambda times: [np.flatnonzero(times >= 2.5)])
         assert levels(clip.numpy()) == [level(11), level(12)]
         (video,) = find_videos([tmp_path / name])
-        assert [(one.start, one.end) for one in windows(video.source, Preprocessing(2, 16), window=2.0)] == [
+        assert [(one.start, one.end) for one in windows(video.source, Preprocessing(2, 16), window_seconds=2.0)] == [
             (0.0, 2.0),
             (2.0, 3.0),
         ]

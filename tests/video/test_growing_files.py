@@ -26,4 +26,4 @@ def test_features_of_a_file_that_grew_meanwhile_are_made_again(tmp_path: Path, m
     monkeypatch.setattr(model, "encode_clips", encode)
     extract(items, model, tmp_path / "out", ExtractSettings(RULE))
     found = extract(items, small_model(), tmp_path / "out", ExtractSettings(RULE))
-    assert (found.read, found.earlier) == (1, 1)
+    assert (found.read, found.resumed) == (1, 1)

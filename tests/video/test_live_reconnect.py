@@ -64,7 +64,7 @@ def test_it_is_opened_again_and_the_clock_goes_on(parts: list[bytes], caplog: py
 
     told = r"broke off, and \d+ tries to open it again failed .*reconnect"
     address = Server(parts, pause=0.4).address
-    with LiveVideo(address, protocols=True, reconnect=2.0) as video, pytest.raises(VideoError, match=told):
+    with LiveVideo(address, allow_urls=True, reconnect=2.0) as video, pytest.raises(VideoError, match=told):
         look(video)
     second = sizes.index(32)
     assert sizes == [48] * second + [32] * (len(sizes) - second)
@@ -78,13 +78,13 @@ def test_it_is_opened_again_and_the_clock_goes_on(parts: list[bytes], caplog: py
 
 
 def test_without_reconnect_it_ends(parts: list[bytes]) -> None:
-    with LiveVideo(Server(parts).address, protocols=True, reconnect=0.0) as video:
+    with LiveVideo(Server(parts).address, allow_urls=True, reconnect=0.0) as video:
         assert 18 <= len(list(video)) <= 20
     assert video.reconnects == 0
 
 
 def test_an_abandoned_source_is_not_waited_for(parts: list[bytes]) -> None:
-    with LiveVideo(Server(parts[:1]).address, protocols=True, reconnect=600.0) as video:
+    with LiveVideo(Server(parts[:1]).address, allow_urls=True, reconnect=600.0) as video:
         timer = threading.Timer(0.5, video.abandon)
         timer.start()
         assert 18 <= len(list(video)) <= 20

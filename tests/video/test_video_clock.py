@@ -74,7 +74,7 @@ def test_a_leap_of_the_clock_is_no_time_of_the_video(leap: float, tmp_path: Path
     info = of_file_and_pipe(joined(tmp_path / "both.ts", first, second))
     assert (info.frames, info.fps) == (100, pytest.approx(25, rel=0.01))
     assert info.times[-1] == pytest.approx(3.96, abs=0.01)
-    assert len(set(frame_grid(info, WindowRule(16, 4)).numbers.tolist())) == 100
+    assert len(set(frame_grid(info, WindowRule(16, 4)).indices.tolist())) == 100
 
 
 def test_a_gap_of_a_slide_show_is_time_of_the_video(tmp_path: Path) -> None:
@@ -92,7 +92,7 @@ def test_small_differences_add_up(name: str, tmp_path: Path) -> None:
     info = read_video_info(stamped(tmp_path / name, times, rate=24))
     assert info.variable_rate
     grid = frame_grid(info, WindowRule(16, 4))
-    shown = info.times[grid.numbers]
+    shown = info.times[grid.indices]
     assert np.abs(shown - np.arange(len(shown)) / grid.fps).max() < 1.01 / 24
     assert not read_video_info(stamped(tmp_path / f"b{name}", np.arange(300) * 1001 / 24000, rate=24)).variable_rate
 
@@ -127,7 +127,7 @@ def test_time_0_is_where_the_sound_begins(suffix: str, tmp_path: Path) -> None:
     order = [int(np.abs(picture - frames.astype(int)).mean((1, 2, 3)).argmin()) for picture in got]
     assert order[:4] == [0, 0, 0, 25]
     grid = frame_grid(info, WindowRule(4, 4))
-    assert np.abs(info.times[grid.numbers[80:]] - (80 + np.arange(len(grid.numbers) - 80)) / grid.fps).max() < 0.05
+    assert np.abs(info.times[grid.indices[80:]] - (80 + np.arange(len(grid.indices) - 80)) / grid.fps).max() < 0.05
     together = read_video_info(stamped(tmp_path / f"together.{suffix}", np.arange(50) / 25, sound=True))
     assert together.times[0] == 0
 

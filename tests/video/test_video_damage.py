@@ -142,7 +142,7 @@ def small_model() -> VideoModel:
 
 
 def test_windows_without_a_sound_frame_are_left_out(case: Case) -> None:
-    found = list(windows(case.path, Preprocessing(4, 16), window=0.2))
+    found = list(windows(case.path, Preprocessing(4, 16), window_seconds=0.2))
     assert [round(window.start, 3) for window in found] == [
         round(0.2 * k, 3) for k in range(20) if not 24 <= 3 * k + 0.01 < 30
     ]
@@ -152,8 +152,8 @@ def test_features_tell_the_gaps(case: Case, tmp_path: Path, monkeypatch: pytest.
     items, _ = find_items([case.path], recursive=False)
     rule = ExtractSettings(WindowRule(4, 4, fps=FPS))
     found = extract(items, small_model(), tmp_path / "f", rule, progress=False)
-    assert (found.read, len(found.partly), len(found.unreadable)) == (1, 1, 0)
-    assert found.partly[0].reason.startswith("damaged, 0.")
+    assert (found.read, len(found.truncated), len(found.unreadable)) == (1, 1, 0)
+    assert found.truncated[0].reason.startswith("damaged, 0.")
     entry: dict[str, Any] = next(iter(json.loads((tmp_path / "f" / INDEX).read_text())["database"].values()))
     assert np.array(entry["gaps"]) == pytest.approx(np.array([[24 / FPS, 30 / FPS]]), abs=3e-3)
     assert entry["vectors"] == 15
@@ -164,14 +164,14 @@ def test_features_tell_the_gaps(case: Case, tmp_path: Path, monkeypatch: pytest.
 
 def test_vectors_tell_the_gaps(case: Case, tmp_path: Path) -> None:
     videos = find_videos([case.path], recursive=False)
-    coverage = embed(videos, small_model(), tmp_path / "t.npy", EmbeddingSettings(window=0.2), progress=False)
-    assert (coverage.vectors, len(coverage.partly)) == (18, 1)
+    coverage = embed(videos, small_model(), tmp_path / "t.npy", EmbeddingSettings(window_seconds=0.2), progress=False)
+    assert (coverage.vectors, len(coverage.truncated)) == (18, 1)
     assert "damaged, 0." in (tmp_path / "t.skipped.jsonl").read_text()
 
 
 def test_the_option(tmp_path: Path) -> None:
     path = damaged(tmp_path, "lengths").path
-    common = ("-e", use_world.classifier_folder(), "--window", 4, "--stride", 4)
+    common = ("-e", use_world.classifier_folder(), "--window-frames", 4, "--stride-frames", 4)
     done = use_world.command("extract", path, "-o", tmp_path / "f", *common, "--damage", "stop")
     assert done.returncode == 0, done.stderr
     index = json.loads((tmp_path / "f" / INDEX).read_text())

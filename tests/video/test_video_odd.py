@@ -116,9 +116,9 @@ def test_what_is_no_file_is_refused_at_once(tmp_path: Path) -> None:
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(str(tmp_path / "socket.mp4"))
         for path in (tmp_path / "pipe.mp4", tmp_path / "socket.mp4", Path("/dev/zero"), Path("/dev/null"), tmp_path):
-            for prefix, protocols in (("", False), ("", True), ("file:", True), ("file://", True)):
+            for prefix, allow_urls in (("", False), ("", True), ("file:", True), ("file://", True)):
                 with pytest.raises(VideoError, match=r"is not a regular file|is a folder"):
-                    read_video_info(f"{prefix}{path}", protocols=protocols)
+                    read_video_info(f"{prefix}{path}", allow_urls=allow_urls)
 
 
 class Asked(ThreadingHTTPServer):
@@ -180,32 +180,32 @@ def server(tmp_path: Path) -> Iterator[Asked]:
 
 def test_addresses_need_the_switch(server: Asked) -> None:
     address = f"{server.address}/plain.mp4"
-    with pytest.raises(VideoError, match=r"is an address; .*allow it with protocols=True"):
+    with pytest.raises(VideoError, match=r"is an address; .*allow it with allow_urls=True"):
         read_video_info(address)
     assert server.asked == []
     want = read_frames(server.folder / "plain.mp4", [33, 2])
-    with Video(address, protocols=True) as video:
+    with Video(address, allow_urls=True) as video:
         assert video.info.frames == 40
         np.testing.assert_array_equal(video.frames([33, 2]), want)
     assert server.asked
     with pytest.raises(VideoError, match="not a readable video"):
-        read_video_info(f"{server.address}/none.mp4", protocols=True)
+        read_video_info(f"{server.address}/none.mp4", allow_urls=True)
     with pytest.raises(VideoError, match="not a readable video"):  # a redirection does not lead to local files
-        read_video_info(f"{server.address}/moved.mp4", protocols=True)
+        read_video_info(f"{server.address}/moved.mp4", allow_urls=True)
     for other in ("ftp", "rtmp", "data", "concat", "gopher", "pipe"):
         with pytest.raises(VideoError, match=f"of the kind '{other}' are not opened"):
-            read_video_info(f"{other}://127.0.0.1/plain.mp4", protocols=True)
+            read_video_info(f"{other}://127.0.0.1/plain.mp4", allow_urls=True)
 
 
 def test_an_address_that_cannot_be_wound_back(server: Asked) -> None:
     """A server without ranges gives the same frames."""
     want = read_frames(server.folder / "plain.mp4", [33, 2])
-    with Video(f"{server.address}/no-ranges/plain.mp4", protocols=True) as video:
+    with Video(f"{server.address}/no-ranges/plain.mp4", allow_urls=True) as video:
         np.testing.assert_array_equal(video.frames([33, 2]), want)
 
 
-@pytest.mark.parametrize("protocols", [False, True])
-def test_lists_lead_nowhere(server: Asked, protocols: bool) -> None:
+@pytest.mark.parametrize("allow_urls", [False, True])
+def test_lists_lead_nowhere(server: Asked, allow_urls: bool) -> None:
     """Playlists and scripts name other files; neither these nor the addresses in them are opened."""
     mpd = (
         '<?xml version="1.0"?><MPD xmlns="urn:mpeg:dash:schema:mpd:2011" type="static" '
@@ -225,8 +225,8 @@ def test_lists_lead_nowhere(server: Asked, protocols: bool) -> None:
             for name in (f"list.{ending}", "list.mp4"):
                 (server.folder / name).write_text(text.format(target))
                 with pytest.raises(VideoError):
-                    read_video_info(server.folder / name, protocols=protocols)
-                if protocols:
+                    read_video_info(server.folder / name, allow_urls=allow_urls)
+                if allow_urls:
                     with pytest.raises(VideoError):
-                        read_video_info(f"{server.address}/{name}", protocols=True)
+                        read_video_info(f"{server.address}/{name}", allow_urls=True)
     assert not any("plain" in path for path in server.asked)

@@ -161,7 +161,7 @@ def test_nothing_else_is_opened(plain: Path, tmp_path: Path) -> None:
     ):
         with pytest.raises(VideoError):
             read_video_info(name)
-    with Video(f"file:{plain}", protocols=True) as video:
+    with Video(f"file:{plain}", allow_urls=True) as video:
         assert video.info.frames == 60
 
 

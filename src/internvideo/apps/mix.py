@@ -1,6 +1,6 @@
-"""Weights between weights: the average of several runs, and the ensemble with the weights they started from.
+"""Interpolate weights: average several runs, and interpolate between them and the weights they started from (WiSE-FT).
 
-Source: Video-Text-Retrieval (share x CLIP + (1 - share) x tuned, per tower; several checkpoints averaged before), and
+Source: Video-Text-Retrieval (w x CLIP + (1 - w) x tuned, per tower; several checkpoints averaged before), and
 multi-modalities-downstream (the logit scale stays that of the tuned model).
 """
 
@@ -37,7 +37,7 @@ DECODER = "caption_decoder."
 
 @dataclass(frozen=True)
 class Mixture:
-    """What was written: the file, how many tensors are mixed with `base` and how many stay as tuned."""
+    """The file that was written, and how many of its tensors are interpolated with `base` and how many are as tuned."""
 
     file: Path
     mixed: int
@@ -49,28 +49,29 @@ def mix(
     output: Path,
     *,
     base: Path | None = None,
-    share: float = 0.5,
+    base_weight: float = 0.5,
     tower: Tower = "both",
     recipe: str | None = None,
 ) -> Mixture:
-    """Average `tuned`, mix the average with `base`, and write a file that `internvideo evaluate` reads.
+    """Average `tuned`, interpolate with `base`, and write a file that `internvideo evaluate` reads.
 
     Args:
-        tuned: model.safetensors of runs of one model; their plain mean is taken.
-        output: safetensors file to write; it carries the recipe of the first, and what was mixed.
+        tuned: model.safetensors of runs of one model; they are averaged.
+        output: safetensors file to write, with the recipe of the first and the provenance of all.
         base: weights they started from: CLIP in the public layout, transformers' or ours, or a model.safetensors of an
             earlier run of the same model. None for the mean alone.
-        share: of `base` in every tensor that both have; 1 is `base` where it has the tensor.
-        tower: mix the text tower or the video tower alone.
-        recipe: name or file of one that the file shall carry instead, with its model and how its test clips are cut; a
-            caption decoder that its model has not is left out.
+        base_weight: w of `base`, 0 to 1, in every tensor that both have: w x base + (1 - w) x tuned. WiSE-FT's alpha is
+            the weight of the tuned model, 1 - w.
+        tower: interpolate the text tower or the video tower alone.
+        recipe: name or file of a recipe to store instead, with its model and test preprocessing; a caption decoder that
+            its model does not have is left out.
 
     Raises:
-        RecipeError: a share or a tower that there is not.
+        RecipeError: a base_weight or a tower that is not allowed.
         WeightsError: a file that is none of these, or files of different models.
     """
-    if not 0.0 <= share <= 1.0:
-        raise RecipeError("--share", f"{share:g}", "0 to 1")
+    if not 0.0 <= base_weight <= 1.0:
+        raise RecipeError("--base-weight", f"{base_weight:g}", "0 to 1")
     if tower not in get_args(Tower):
         raise RecipeError("--tower", repr(tower), ", ".join(get_args(Tower)))
     if os.path.realpath(output) in {os.path.realpath(path) for path in (*tuned, *([base] if base else []))}:
@@ -95,15 +96,19 @@ def mix(
         mixed = [name for name in chosen if state[name].is_floating_point() and not re.fullmatch(SCALE, name)]
         if not mixed:
             raise WeightsError(base, f"no tensor of the tower '{tower}'", f"weights that {tuned[0]} can be mixed with")
-        state = interpolate_weights(chosen, state, share, SCALE)
-        about |= {"base": {"file": str(base), "sha256": weights_hash(found)}, "share_of_base": share, "tower": tower}
+        state = interpolate_weights(chosen, state, base_weight, SCALE)
+        about |= {
+            "base": {"file": str(base), "sha256": weights_hash(found)},
+            "share_of_base": base_weight,
+            "tower": tower,
+        }
     load_state(model, state, where=output)  # strict: what is written is a whole model
     write_safetensors(output, state, {**metadata, "mixed": json.dumps(about)})
     return Mixture(output, len(mixed), len(state) - len(mixed))
 
 
 def _mean(paths: Sequence[Path]) -> tuple[nn.Module, State, dict[str, str], dict[str, Any]]:
-    """An undrawn model, the mean of the files, the metadata of the first, and the names of all."""
+    """Return an uninitialized model, the mean of the files, the metadata of the first, and the names of all."""
     model, first, metadata = _read(paths[0])
     files = [{"file": str(paths[0]), "sha256": weights_hash(first)}]
     total = {name: value.double() if value.is_floating_point() else value for name, value in first.items()}
@@ -135,7 +140,7 @@ def _read(path: Path) -> tuple[nn.Module, State, dict[str, str]]:
 
 
 def _under_our_names(model: nn.Module, base: Path) -> State:
-    """The tensors of `base` that the model has too, under the model's names."""
+    """Return the tensors of `base` that the model has too, under the model's names."""
     state, metadata = read_safetensors(base)
     own = model.state_dict()
     if "recipe" in metadata:

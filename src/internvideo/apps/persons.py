@@ -151,13 +151,13 @@ class Persons:
 
 
 def find_persons(
-    manifest: Manifest, detector: PersonDetector, *, least: float = 0.1, progress: bool | None = None
+    manifest: Manifest, detector: PersonDetector, *, score_threshold: float = 0.1, progress: bool | None = None
 ) -> Persons:
     """Boxes of persons at all key frames of a manifest.
 
     Args:
         manifest: rows with boxes, whose times are the key frames. detector: see `PersonDetector`.
-        least: boxes below this score are left out; the task has a limit of its own.
+        score_threshold: boxes below this score are left out; the task has a threshold of its own.
         progress: a bar on the error stream; by default where that is a terminal.
 
     Raises:
@@ -171,7 +171,7 @@ def find_persons(
             try:
                 for part, pictures in _pictures(reader, own, found):
                     for frame, boxes in zip(part, detector.find(pictures), strict=True):
-                        found.rows += _rows(frame, boxes[boxes[:, 4] >= least])
+                        found.rows += _rows(frame, boxes[boxes[:, 4] >= score_threshold])
                     found.read += len(part)
             except VideoError as error:
                 found.unreadable.append((own[0].row.path, str(error)))

@@ -64,24 +64,24 @@ def stream(
     source: Source,
     model: VideoModel,
     *,
-    window: float = 2.0,
-    stride: float = 1.0,
+    window_seconds: float = 2.0,
+    stride_seconds: float = 1.0,
     on: Literal["embedding", "classes"] | Sequence[str] | Probe = "embedding",
     live: bool | None = None,
-    protocols: bool = False,
+    allow_urls: bool = False,
     reconnect: float = RECONNECT,
 ) -> Stream:
     """Look at a video while it comes in.
 
     Args:
         source: a file; "-" (standard input), a named pipe or an open binary file; "camera", "camera:N" or a device
-            file; with `protocols` an address.
+            file; with `allow_urls` an address.
         model: any that sees videos.
-        window, stride: s.
+        window_seconds, stride_seconds: see `features.windows.spans`.
         on: "embedding"; "classes" of the model; labels, at least two, for a model with a text tower; a `Probe`.
         live: the source does not wait: drop windows that are late. By default cameras and addresses; a pipe from a
             running recorder may be told here, and a file is then played at its own speed.
-        protocols: accept addresses.
+        allow_urls: accept addresses.
         reconnect: s without a picture for which a camera or address that broke off is opened again.
 
     Returns:
@@ -90,7 +90,7 @@ def stream(
     Raises:
         RecipeError: a length that is not above 0, or what this model cannot be asked. WeightsError: a foreign probe.
     """
-    check_window(window, stride)
+    check_window(window_seconds, stride_seconds)
     scorer = None
     if isinstance(on, Probe):
         scorer = Scorer(model, None, on)
@@ -98,7 +98,7 @@ def stream(
         scorer = Scorer(model, None if isinstance(on, str) else on)
     elif on != "embedding":
         raise RecipeError("on", repr(on), '"embedding", "classes", a list of labels or a Probe')
-    return Stream(source, model, window, stride, scorer, live, protocols, reconnect)
+    return Stream(source, model, window_seconds, stride_seconds, scorer, live, allow_urls, reconnect)
 
 
 class Stream:
@@ -115,17 +115,17 @@ class Stream:
         self,
         source: Source,
         model: VideoModel,
-        window: float,
-        stride: float,
+        window_seconds: float,
+        stride_seconds: float,
         scorer: Scorer | None,
         live: bool | None,
-        protocols: bool,
+        allow_urls: bool,
         reconnect: float,
     ) -> None:
-        self.model, self.window, self.stride = model, window, stride
+        self.model, self.window_seconds, self.stride_seconds = model, window_seconds, stride_seconds
         self.dropped = self.damaged = self.reconnects = 0
         self.latencies = array("d")
-        self._source, self._scorer, self._live, self._protocols = source, scorer, live, protocols
+        self._source, self._scorer, self._live, self._allow_urls = source, scorer, live, allow_urls
         self._reconnect = reconnect
 
     def percentile(self, percent: float) -> float:
@@ -138,11 +138,13 @@ class Stream:
         if self._scorer is not None:  # the texts are encoded before the first picture
             self._scorer(clips.from_frames(np.zeros((1, clips.size, clips.size, 3), np.uint8))[None])
         if not self._live and isinstance(source, str | os.PathLike) and _is_at_rest(source):
-            for start, end, clip in windows(Path(source), clips, window=self.window, stride=self.stride):
+            for start, end, clip in windows(
+                Path(source), clips, window_seconds=self.window_seconds, stride_seconds=self.stride_seconds
+            ):
                 yield self._answer(start, end, clip, time.perf_counter())
             return
-        video = LiveVideo(source, protocols=self._protocols, short_side=clips.short_side, reconnect=self._reconnect)
-        plan = Plan(self.window, self.stride)
+        video = LiveVideo(source, allow_urls=self._allow_urls, short_side=clips.short_side, reconnect=self._reconnect)
+        plan = Plan(self.window_seconds, self.stride_seconds)
         live = video.kind in ("camera", "address") if self._live is None else self._live
         for turn in self._newest(video, plan) if live else _in_turn(video, plan):
             self.damaged, self.reconnects = video.damaged, video.reconnects
@@ -184,23 +186,23 @@ def _is_at_rest(source: str | os.PathLike[str]) -> bool:
 class Plan:
     """Which window comes next: number k runs from origin + k stride for the length of the window."""
 
-    def __init__(self, window: float, stride: float) -> None:
-        self.window, self.stride, self.number = window, stride, 0
+    def __init__(self, window_seconds: float, stride_seconds: float) -> None:
+        self.window_seconds, self.stride_seconds, self.number = window_seconds, stride_seconds, 0
         self.origin: float | None = None
 
     @property
     def start(self) -> float:
         """Of the next window, s."""
-        return (self.origin or 0.0) + self.number * self.stride
+        return (self.origin or 0.0) + self.number * self.stride_seconds
 
     @property
     def end(self) -> float:
         """Of the next window, s."""
-        return self.start + self.window
+        return self.start + self.window_seconds
 
     def newest(self, time: float) -> int:
         """Number of the last window that is complete at a time, below 0 for none."""
-        return math.floor((time + SLACK - self.window - (self.origin or 0.0)) / self.stride)
+        return math.floor((time + SLACK - self.window_seconds - (self.origin or 0.0)) / self.stride_seconds)
 
 
 class Ring:
@@ -254,7 +256,7 @@ def _in_turn(video: LiveVideo, plan: Plan) -> Iterator[Turn]:
                 plan.number += 1
                 ring.forget(plan.start)
         stop = ring.latest + video.last_step
-        while plan.start < stop - SLACK and (not plan.number or plan.end - plan.stride < stop - SLACK):
+        while plan.start < stop - SLACK and (not plan.number or plan.end - plan.stride_seconds < stop - SLACK):
             yield ring.turn(plan.start, min(plan.end, stop))
             plan.number += 1
 
@@ -282,7 +284,7 @@ class _Reader:
                         frame = frame._replace(arrived=time.perf_counter())
                     with self._changed:
                         self._ring.add(frame)
-                        self._ring.forget(frame.time - self._plan.window - self._plan.stride)
+                        self._ring.forget(frame.time - self._plan.window_seconds - self._plan.stride_seconds)
                         self._changed.notify()
                     if self._stopping:
                         return

@@ -1,4 +1,4 @@
-"""`internvideo ask`: questions about a video."""
+"""`internvideo ask`: answer questions about a video."""
 
 from __future__ import annotations
 
@@ -27,22 +27,22 @@ def ask(
     weights: Weights = None,
     answers: Annotated[
         Path | None,
-        typer.Option(help="The answers of published weights: answer_set.txt, one a line, or ans2label.json."),
+        typer.Option(help="The answers of published weights: answer_set.txt, one per line, or ans2label.json."),
     ] = None,
-    top: Annotated[int, typer.Option(min=1, help="So many answers, the likeliest first.")] = 5,
+    top: Annotated[int, typer.Option(min=1, help="Number of answers, the most probable first.")] = 5,
     as_json: Json = False,
     device: Device = "auto",
     damage: Damage = None,
     frame_rate: FrameRate = None,
     precision: Precision = "float32",
 ) -> None:
-    """Answer questions about a video, with probabilities. The video is read once, whatever is asked."""
+    """Answer questions about a video, with probabilities. The video is read once for all questions."""
     from internvideo.apps.ask import Answerer
 
     answerer = Answerer(open_model(model, weights, device, precision), answers)
-    for question, found in zip(questions, answerer(video, questions, top=top), strict=True):
+    for question, probabilities in zip(questions, answerer(video, questions, top=top), strict=True):
         if as_json:
-            told = {"path": str(video), "question": question, "answers": found}
-            say(json.dumps(told, ensure_ascii=False))
+            record = {"path": str(video), "question": question, "answers": probabilities}
+            say(json.dumps(record, ensure_ascii=False))
         else:
-            say(f"{question} {', '.join(f'{answer} {share:.3f}' for answer, share in found.items())}")
+            say(f"{question} {', '.join(f'{answer} {p:.3f}' for answer, p in probabilities.items())}")

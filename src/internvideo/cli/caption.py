@@ -1,4 +1,4 @@
-"""`internvideo caption`: a sentence for a video, or for every window of it."""
+"""`internvideo caption`: generate a caption for a video, or for every window of it."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from internvideo.cli.options import (
     Json,
     Precision,
     Recursive,
-    Stride,
+    StrideSeconds,
     Weights,
-    Window,
+    WindowSeconds,
     clock,
     for_each,
     open_model,
@@ -34,16 +34,18 @@ def caption(
     inputs: Annotated[list[Path], typer.Argument(help="Video files, folders of them, or manifests.")],
     encoder: Encoder,
     weights: Weights = None,
-    beams: Annotated[
-        int | None, typer.Option(min=1, help="Beginnings kept while writing, by default 4; 1 is the quickest.")
+    num_beams: Annotated[
+        int | None, typer.Option(min=1, help="Beam search with this many beams, by default 4; 1 is greedy decoding.")
     ] = None,
-    nucleus: Annotated[
-        float, typer.Option(min=0.0, max=1.0, help="Draw words instead, from the likeliest that hold this share.")
+    top_p: Annotated[
+        float, typer.Option(min=0.0, max=1.0, help="Nucleus sampling with this probability mass instead; 0 is off.")
     ] = 0.0,
-    seed: Annotated[int | None, typer.Option(help="Of the draws of --nucleus, by default 0.")] = None,
-    max_length: Annotated[int, typer.Option(min=0, help="Most word pieces; 0 is as many as the model can.")] = 0,
-    window: Window = None,
-    stride: Stride = None,
+    seed: Annotated[int | None, typer.Option(help="Of the sampling with --top-p, by default 0.")] = None,
+    max_length: Annotated[
+        int, typer.Option(min=0, help="Maximum tokens, start and end included; 0 is the context length of the model.")
+    ] = 0,
+    window_seconds: WindowSeconds = None,
+    stride_seconds: StrideSeconds = None,
     recursive: Recursive = False,
     as_json: Json = False,
     device: Device = "auto",
@@ -51,26 +53,28 @@ def caption(
     frame_rate: FrameRate = None,
     precision: Precision = "float32",
 ) -> None:
-    """Describe videos in words. The model needs a caption decoder, such as internvideo-mm-l14-caption."""
+    """Generate captions of videos. The model needs a caption decoder, such as internvideo-mm-l14-caption."""
     from internvideo.features.video_files import find_videos
     from internvideo.features.windows import check_window, windows
 
-    check_window(window, stride)
-    if seed is not None and not nucleus:
-        raise RecipeError("--seed", f"{seed} without --nucleus, where nothing is drawn", "with --nucleus")
+    check_window(window_seconds, stride_seconds)
+    if seed is not None and not top_p:
+        raise RecipeError("--seed", f"{seed} without --top-p, where nothing is sampled", "with --top-p")
     videos = find_videos(inputs, recursive=recursive)
     model = open_model(encoder, weights, device, precision)
-    beams = beams or (1 if nucleus else 4)
-    # Tells what does not fit before a video is opened.
-    writer = model.writer(beams=beams, nucleus=nucleus, seed=seed or 0, max_length=max_length)
+    num_beams = num_beams or (1 if top_p else 4)
+    # Raises for settings that the model does not support before a video is opened.
+    generate = model.caption_generator(num_beams=num_beams, top_p=top_p, seed=seed or 0, max_length=max_length)
 
-    def write(video: VideoFile) -> None:
-        for start, end, clip in windows(video.source, model.preprocessing, window=window, stride=stride):
-            (text,) = writer(clip[None].to(model.device))
+    def show(video: VideoFile) -> None:
+        for start, end, clip in windows(
+            video.source, model.preprocessing, window_seconds=window_seconds, stride_seconds=stride_seconds
+        ):
+            (text,) = generate(clip[None].to(model.device))
             if as_json:
-                told = {"path": video.path, "start": start, "end": end, "caption": text}
-                say(json.dumps(told, ensure_ascii=False))
+                record = {"path": video.path, "start": start, "end": end, "caption": text}
+                say(json.dumps(record, ensure_ascii=False))
             else:
-                say(f"{video.path}{'' if window is None else ' ' + clock(start, end)}: {text}")
+                say(f"{video.path}{'' if window_seconds is None else ' ' + clock(start, end)}: {text}")
 
-    for_each(videos, write)
+    for_each(videos, show)

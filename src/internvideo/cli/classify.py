@@ -1,4 +1,4 @@
-"""`internvideo classify`: what is in videos, among labels that you name or a classifier knows."""
+"""`internvideo classify`: classify videos among labels that you give or those of a classifier."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ from internvideo.cli.options import (
     LabelsFile,
     Precision,
     Recursive,
-    Stride,
+    StrideSeconds,
     Weights,
-    Window,
+    WindowSeconds,
     clock,
     for_each,
     one_of,
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from internvideo.features.video_files import VideoFile
     from internvideo.inference.video_model import VideoModel
 
-    Tell = Callable[[Tensor], tuple[dict[str, object], str]]  # a clip to what is told of it: values, and a line
+    ClassifyFn = Callable[[Tensor], tuple[dict[str, object], str]]  # clip -> result as JSON values, and as text
 
 
 def classify(
@@ -50,8 +50,8 @@ def classify(
     labels: Labels = None,
     labels_file: LabelsFile = None,
     model: Classifier = None,
-    window: Window = None,
-    stride: Stride = None,
+    window_seconds: WindowSeconds = None,
+    stride_seconds: StrideSeconds = None,
     unknown: Annotated[
         Path | None,
         typer.Option(
@@ -59,7 +59,7 @@ def classify(
             "uncertainty, or unknown."
         ),
     ] = None,
-    top: Annotated[int, typer.Option(min=1, help="So many labels, the likeliest first.")] = 5,
+    top: Annotated[int, typer.Option(min=1, help="Number of labels, the most probable first.")] = 5,
     recursive: Recursive = False,
     as_json: Json = False,
     device: Device = "auto",
@@ -67,60 +67,62 @@ def classify(
     frame_rate: FrameRate = None,
     precision: Precision = "float32",
 ) -> None:
-    """Say what is in videos, with probabilities.
+    """Classify videos and print probabilities.
 
     Labels of your own need a model with a text tower and no training; a classifier of `internvideo fit` is given with
-    --model; otherwise the model's own classes are used, with --unknown as belief and uncertainty. Long videos get a
-    line for each --window.
+    --model; otherwise the model's own classes are used, with --unknown as belief and uncertainty. With
+    --window-seconds a long video gets one line per window.
     """
     from internvideo.features.video_files import find_videos
     from internvideo.features.windows import check_window, windows
 
     one_of(labels=labels, labels_file=labels_file, model=model, unknown=unknown)
-    check_window(window, stride)
+    check_window(window_seconds, stride_seconds)
     videos = find_videos(inputs, recursive=recursive)
     opened = open_model(encoder, weights, device, precision)
     if unknown is not None:
         unread(context, "several labels (--unknown names one)", "top")
-        tell = _open_set(opened, unknown)
+        classify_clip = _open_set(opened, unknown)
     else:
-        tell = _closed_set(opened, read_labels(labels, labels_file), model, top)
+        classify_clip = _closed_set(opened, read_labels(labels, labels_file), model, top)
 
     def answer(video: VideoFile) -> None:
-        for start, end, clip in windows(video.source, opened.preprocessing, window=window, stride=stride):
-            told, text = tell(clip[None])
+        for start, end, clip in windows(
+            video.source, opened.preprocessing, window_seconds=window_seconds, stride_seconds=stride_seconds
+        ):
+            result, text = classify_clip(clip[None])
             if as_json:
-                line = {"path": video.path, "start": start, "end": end, **told}
+                line = {"path": video.path, "start": start, "end": end, **result}
                 say(json.dumps(line, ensure_ascii=False))
                 continue
-            piece = "" if window is None else f" {clock(start, end)}"
+            piece = "" if window_seconds is None else f" {clock(start, end)}"
             say(f"{video.path}{piece}: {text}")
 
     for_each(videos, answer)
 
 
-def _closed_set(opened: VideoModel, labels: list[str] | None, model: Path | None, top: int) -> Tell:
+def _closed_set(opened: VideoModel, labels: list[str] | None, model: Path | None, top: int) -> ClassifyFn:
     from internvideo.apps.classify import Scorer
     from internvideo.probing.probe import Probe
 
     scorer = Scorer(opened, labels, None if model is None else Probe.load(model))
 
-    def tell(clips: Tensor) -> tuple[dict[str, object], str]:
+    def classify_clip(clips: Tensor) -> tuple[dict[str, object], str]:
         shown = dict(list(scorer(clips)[0].items())[:top])
-        return {"labels": shown}, ", ".join(f"{label} {share:.3f}" for label, share in shown.items())
+        return {"labels": shown}, ", ".join(f"{label} {p:.3f}" for label, p in shown.items())
 
-    return tell
+    return classify_clip
 
 
-def _open_set(opened: VideoModel, evaluation: Path) -> Tell:
+def _open_set(opened: VideoModel, evaluation: Path) -> ClassifyFn:
     from internvideo.apps.open_set import OpenSetRule
 
     rule = OpenSetRule.load(evaluation)
     rule.check(opened)
 
-    def tell(clips: Tensor) -> tuple[dict[str, object], str]:
-        said = rule(opened, clips)[0]
-        named = said.label if said.known else f"unknown, nearest {said.label}"
-        return asdict(said), f"{named}, belief {said.belief:.3f}, uncertainty {said.uncertainty:.3f}"
+    def classify_clip(clips: Tensor) -> tuple[dict[str, object], str]:
+        decision = rule(opened, clips)[0]
+        named = decision.label if decision.known else f"unknown, nearest {decision.label}"
+        return asdict(decision), f"{named}, belief {decision.belief:.3f}, uncertainty {decision.uncertainty:.3f}"
 
-    return tell
+    return classify_clip

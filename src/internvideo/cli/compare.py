@@ -1,4 +1,4 @@
-"""`internvideo compare`: how alike two videos, or a video and a text, are to a model."""
+"""`internvideo compare`: print the cosine similarity of two videos, or of a video and a text."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ MIXED = "a text and its video are far below 1 as a rule: compare several texts i
 
 def compare(
     first: Annotated[str, typer.Argument(help="A video file, or with --text a text.")],
-    second: Annotated[str, typer.Argument(help="Another one.")],
+    second: Annotated[str, typer.Argument(help="The same.")],
     encoder: Encoder,
     weights: Weights = None,
-    text: Annotated[bool, typer.Option("--text", help="What is no file is a text.")] = False,
+    text: Annotated[bool, typer.Option("--text", help="Treat an argument that is not a file as text.")] = False,
     as_json: Json = False,
     device: Device = "auto",
     damage: Damage = None,
@@ -48,7 +48,7 @@ def compare(
     cosine = float(one[0] @ other[0])
     kinds = ["video" if is_file else "text" for is_file in files]
     if as_json:
-        told = {"first": first, "second": second, "kinds": kinds, "cosine": cosine}
-        say(json.dumps(told, ensure_ascii=False))
+        record = {"first": first, "second": second, "kinds": kinds, "cosine": cosine}
+        say(json.dumps(record, ensure_ascii=False))
     else:
         say(f"cosine of {kinds[0]} and {kinds[1]}: {cosine:.4f} ({VIDEOS if kinds[0] == kinds[1] else MIXED})")

@@ -1,4 +1,4 @@
-"""`internvideo convert`: a torch checkpoint to safetensors, without trusting it."""
+"""`internvideo convert`: convert a torch checkpoint to safetensors without executing code from it."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def convert(
         Path | None, typer.Option("--output", "-o", help="The .safetensors file; by default beside the source.")
     ] = None,
     memory: Annotated[float, typer.Option(min=0.05, help="GB that the reading process may use.")] = 4.0,
-    seconds: Annotated[int, typer.Option(min=1, help="How long it may take.")] = 600,
+    seconds: Annotated[int, typer.Option(min=1, help="Time limit.")] = 600,
     float32: Annotated[
         bool, typer.Option("--float32", help="Half precision to float32; otherwise types are kept.")
     ] = False,
@@ -30,10 +30,10 @@ def convert(
         typer.Option("--set", help="KEY=VALUE: a setting of the model that its tensors do not tell, such as heads=6."),
     ] = None,
 ) -> None:
-    """Convert a torch checkpoint to safetensors; nothing that stands in the file can run.
+    """Convert a torch checkpoint to safetensors; no code in the file is executed.
 
-    Another process without rights reads it as data. A manifest with hashes and all that was dropped is written beside
-    the output.
+    A separate process without privileges parses it as data. A manifest with hashes and all dropped entries is written
+    beside the output.
     """
     from internvideo.recipe import apply_override
     from internvideo.weights.convert import convert as convert_file

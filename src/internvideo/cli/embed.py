@@ -1,4 +1,4 @@
-"""`internvideo embed`: videos to vectors."""
+"""`internvideo embed`: write one vector per video or window."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from internvideo.cli.options import (
     FrameRate,
     Precision,
     Recursive,
-    Stride,
+    StrideSeconds,
     Weights,
     open_model,
 )
@@ -28,42 +28,47 @@ def embed(
     ],
     encoder: Encoder,
     weights: Weights = None,
-    window: Annotated[
-        float | None, typer.Option(help="Seconds; one vector for each window. Without it one for each video.")
+    window_seconds: Annotated[
+        float | None, typer.Option(help="Length of a window, one vector per window; without it one per video.")
     ] = None,
-    stride: Stride = None,
+    stride_seconds: StrideSeconds = None,
     recursive: Recursive = False,
-    normalize: Annotated[bool, typer.Option(help="Vectors of length one.")] = True,
-    batch_size: Annotated[int, typer.Option(min=1, help="Clips at once.")] = 8,
-    workers: Annotated[int, typer.Option(min=0, help="Processes that decode; 0 decodes beside the model.")] = 0,
-    fresh: Annotated[bool, typer.Option("--fresh", help="Begin anew instead of going on.")] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="List what would be read; read nothing.")] = False,
+    normalize: Annotated[bool, typer.Option(help="L2-normalize the vectors.")] = True,
+    batch_size: Annotated[int, typer.Option(min=1, help="Clips per batch.")] = 8,
+    workers: Annotated[int, typer.Option(min=0, help="Decoding processes; 0 decodes in a thread.")] = 0,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Recompute finished videos instead of resuming.")
+    ] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="List the videos that would be read, without reading them.")
+    ] = False,
     device: Device = "auto",
     damage: Damage = None,
     frame_rate: FrameRate = None,
     precision: Precision = "float32",
 ) -> None:
-    """Write one vector for every video, or for every window of it.
+    """Write one vector per video, or per window of it.
 
-    Interrupt it at any time: the same command goes on where it was, and later ones skip what is done (it is kept in
-    OUTPUT.parts). Files that cannot be read are named in NAME.skipped.jsonl.
+    After an interruption the same command resumes, and later commands skip finished videos (kept in OUTPUT.parts).
+    Unreadable files are listed in NAME.skipped.jsonl.
     """
     from internvideo.features.embedding import EmbeddingSettings, embed, plan
     from internvideo.features.video_files import find_videos
 
-    settings = EmbeddingSettings(window, stride, normalize, batch_size, workers)
+    settings = EmbeddingSettings(window_seconds, stride_seconds, normalize, batch_size, workers)
     videos = find_videos(inputs, recursive=recursive)
     if dry_run:
-        for line in plan(videos, output, fresh=fresh):
+        for line in plan(videos, output, overwrite=overwrite):
             say(line)
         return
     model = open_model(encoder, weights, device, precision)
-    found = embed(videos, model, output, settings, fresh=fresh)
-    done = found.asked - len(found.unreadable)
-    earlier = f", {found.earlier} of them before" if found.earlier else ""
-    say(f"{output}: {found.vectors} vectors of {found.width} numbers from {done} videos{earlier}")
-    partly, lost = len(found.partly), len(found.unreadable)
-    told = f"coverage: {done} of {found.asked} videos read" + (f", {partly} of them in part" if partly else "")
-    say(told + (f"; see {output.with_suffix('.skipped.jsonl')}" if partly or lost else ""))
-    if found.pace:
-        say(f"speed: {found.pace}")
+    report = embed(videos, model, output, settings, overwrite=overwrite)
+    done = report.requested - len(report.unreadable)
+    resumed = f", {report.resumed} of them before" if report.resumed else ""
+    say(f"{output}: {report.vectors} vectors of dimension {report.dim} from {done} videos{resumed}")
+    truncated = len(report.truncated)
+    summary = f"read: {done} of {report.requested} videos" + (f", {truncated} of them in part" if truncated else "")
+    skipped = f"; see {output.with_suffix('.skipped.jsonl')}" if truncated or report.unreadable else ""
+    say(summary + skipped)
+    if report.throughput:
+        say(f"speed: {report.throughput}")

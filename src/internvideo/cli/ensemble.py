@@ -1,4 +1,4 @@
-"""`internvideo ensemble`: the saved scores of several models on one split as one."""
+"""`internvideo ensemble`: combine the saved predictions of several models on one split."""
 
 from __future__ import annotations
 
@@ -19,34 +19,34 @@ def ensemble(
         ),
     ],
     weights: Annotated[
-        str | None, typer.Option(help="A number above 0 for each table, such as 0.6,0.4, for the mean of models.")
+        str | None, typer.Option(help="A number above 0 per table, such as 0.6,0.4, for the mean of models.")
     ] = None,
     pool: Annotated[
         str | None,
         typer.Option(
-            help="Which one to keep as a table: views, where every view of every model counts once (as published; the "
-            "default), or models, the mean of each model's mean (the default with --weights)."
+            help="Which ensemble to write: views, the mean over all views of all models (as published; default), or "
+            "models, the mean of the models' means (the default with --weights)."
         ),
     ] = None,
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder for ensemble.npz and ensemble.json.")] = Path(
         "runs/ensemble"
     ),
 ) -> None:
-    """Print the figures of several models and of their ensemble, in both weightings side by side.
+    """Print the metrics of several models and of their ensemble, in both weightings.
 
-    InternVideo-D and -T of the paper are such ensembles. No model and no video is needed; the kept table is scored
-    again by `internvideo score`. Only videos that every model read enter.
+    InternVideo-D and -T of the paper are such ensembles. No model and no video is needed; `internvideo score` scores
+    the written table again. Only videos that every model could read are used.
     """
     from internvideo.errors import RunError
     from internvideo.tasks.ensemble_files import combine_files
 
-    chosen = pool or ("views" if weights is None else "models")
-    if chosen not in ("views", "models"):
-        raise RunError("--pool", f"found '{chosen}'", "views, models")
-    if weights is not None and chosen == "views":
+    mode = pool or ("views" if weights is None else "models")
+    if mode not in ("views", "models"):
+        raise RunError("--pool", f"found '{mode}'", "views, models")
+    if weights is not None and mode == "views":
         raise RunError("--weights", "views are pooled without weights", "--pool models")
     numbers = None if weights is None else _numbers(weights)
-    path = combine_files(tables, output, weights=numbers, keep="views" if chosen == "views" else "models")
+    path = combine_files(tables, output, weights=numbers, keep="views" if mode == "views" else "models")
     say(f"table: {path}")
 
 

@@ -1,4 +1,4 @@
-"""`internvideo export`: a model as one file for other programs."""
+"""`internvideo export`: export a model to ONNX or torch.export."""
 
 from __future__ import annotations
 
@@ -31,10 +31,10 @@ def export(
     int8: Annotated[bool, typer.Option("--int8", help="Also write OUTPUT.int8.onnx with 8-bit weights.")] = False,
     video: Annotated[Path | None, typer.Option(help="A video to compare on, besides random clips.")] = None,
 ) -> None:
-    """Write a model as one file, read it again and compare it with the model; beyond the tolerance nothing is kept.
+    """Export a model to one file, reload it and compare the outputs; beyond the tolerance the file is deleted.
 
-    The file takes clips of 0..255 (batch, 3, frames, size, size) and normalises inside. A JSON beside it tells inputs,
-    preprocessing, hashes and the differences that were found.
+    The file takes clips of 0..255 (batch, 3, frames, size, size) and normalizes them itself. A JSON file beside it
+    records inputs, preprocessing, hashes and the measured differences.
     """
     from internvideo.inference.export import ExportSettings
     from internvideo.inference.export import export as write

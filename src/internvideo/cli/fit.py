@@ -1,4 +1,4 @@
-"""`internvideo fit`: a classifier for your own classes."""
+"""`internvideo fit`: train a classifier for your own classes."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from internvideo.terminal import say
 
 def fit(
     source: Annotated[
-        Path, typer.Argument(help="A folder with one folder of videos a class, or a manifest with labels.")
+        Path, typer.Argument(help="A folder with one folder of videos per class, or a manifest with labels.")
     ],
     encoder: Encoder,
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder of this fit; made when absent.")] = Path(
@@ -22,22 +22,24 @@ def fit(
     ),
     weights: Weights = None,
     head: Annotated[
-        str, typer.Option(help="linear (quick) or attentive (reads the tokens of each video; takes longer).")
+        str, typer.Option(help="linear (quick) or attentive (attention pooling of the tokens; takes longer).")
     ] = "linear",
-    folds: Annotated[int, typer.Option(help="Parts of the cross-validation.")] = 5,
+    folds: Annotated[int, typer.Option(help="Number of cross-validation folds.")] = 5,
     group_pattern: Annotated[
         str | None,
-        typer.Option(help="Finds the source in a path, such as '(.+)_part': one source is never divided."),
+        typer.Option(help="Regular expression that finds the group in a path, such as '(.+)_part': no group is split."),
     ] = None,
-    known: Annotated[float, typer.Option(help="Share of known videos that shall not be called unknown.")] = 0.95,
+    accept_known: Annotated[
+        float, typer.Option(help="Fraction of videos of known classes that must not be rejected as unknown.")
+    ] = 0.95,
     splits: Annotated[
-        bool, typer.Option("--splits/--no-splits", help="Judge on the test rows of the manifest, where it has them.")
+        bool, typer.Option("--splits/--no-splits", help="Evaluate on the test rows of the manifest, if it has any.")
     ] = True,
     features: Annotated[
         Path | None, typer.Option(help="Folder of computed features, to share; by default in the output.")
     ] = None,
-    batch_size: Annotated[int, typer.Option(min=1, help="Clips at once.")] = 8,
-    workers: Annotated[int | None, typer.Option(min=0, help="Processes that decode; by default a few.")] = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="Clips per batch.")] = 8,
+    workers: Annotated[int | None, typer.Option(min=0, help="Decoding processes; by default a few.")] = None,
     seed: Annotated[int, typer.Option(min=0, help="One seed gives the same splits and the same classifier.")] = 0,
     device: Device = "auto",
     damage: Damage = None,
@@ -46,8 +48,8 @@ def fit(
 ) -> None:
     """Train a classifier for your own classes on the features of a model, in minutes.
 
-    Features are computed once and kept. Cross-validation never divides a source; probabilities are calibrated, and
-    what is like none of your classes is answered "unknown".
+    Features are computed once and cached. Cross-validation never splits a group; probabilities are calibrated, and
+    videos unlike all of your classes are classified as "unknown".
     """
     import torch
 
@@ -57,7 +59,7 @@ def fit(
         head=head,  # type: ignore[arg-type]  # checked there
         folds=folds,
         group_pattern=group_pattern,
-        known=known,
+        accept_known=accept_known,
         use_splits=splits,
         seed=seed,
         batch_size=batch_size,

@@ -1,4 +1,4 @@
-"""`internvideo localize`: which actions are in a video, and when."""
+"""`internvideo localize`: find the actions in a video and when they happen."""
 
 from __future__ import annotations
 
@@ -29,15 +29,19 @@ def localize(
     encoder: Encoder,
     detector: Annotated[
         Path,
-        typer.Option("--detector", "-d", help="model.safetensors of a localisation that was trained on its features."),
+        typer.Option(
+            "--detector", "-d", help="model.safetensors of a detector that was trained on the encoder's features."
+        ),
     ],
     weights: Weights = None,
-    least: Annotated[float, typer.Option(min=0.0, max=1.0, help="Print segments from this score on.")] = 0.2,
+    score_threshold: Annotated[
+        float, typer.Option(min=0.0, max=1.0, help="Leave out segments below this score.")
+    ] = 0.2,
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="Folder for a timeline of each video, NAME.svg.")
+        Path | None, typer.Option("--output", "-o", help="Folder for timeline plots, NAME.svg per video.")
     ] = None,
     batch_size: Annotated[
-        int | None, typer.Option(min=1, help="Windows at once; 16 on a GPU, 4 on a CPU.", show_default=False)
+        int | None, typer.Option(min=1, help="Windows per batch; 16 on a GPU, 4 on a CPU.", show_default=False)
     ] = None,
     json_: Json = False,
     device: Device = "auto",
@@ -45,12 +49,12 @@ def localize(
     frame_rate: FrameRate = None,
     precision: Precision = "float32",
 ) -> None:
-    """Print when which action begins and ends, and draw it on a timeline.
+    """Print the actions of a video with start, end and score, and plot them on a timeline.
 
     The detector comes from `internvideo extract` and `internvideo train sample/localisation` or a recipe of its kind;
-    the encoder must be the one whose features it learned from.
+    the encoder must be the one on whose features it was trained.
     """
-    from internvideo.features.localize import check_pair, draw
+    from internvideo.features.localize import extraction_settings, write_plot
     from internvideo.features.localize import localize as run
     from internvideo.features.video_files import VideoFile, file_names, find_videos
     from internvideo.tasks.temporal_localization.evaluate import load_detector
@@ -59,21 +63,21 @@ def localize(
     names = dict(zip(found_videos, file_names(found_videos), strict=True))
     trained = load_detector(detector, device=device)
     model = open_model(encoder, weights, device, precision)
-    check_pair(model, trained)
+    extraction_settings(model, trained)  # raises for another encoder
 
     def show(video: VideoFile) -> None:
         found = run(video, model, trained, batch_size=batch_size)
-        shown = [action for action in found.actions if action.score >= least]
+        shown = [action for action in found.actions if action.score >= score_threshold]
         if json_:
-            told = {"path": video.path, "duration": found.duration, "actions": [asdict(action) for action in shown]}
-            say(json.dumps(told, ensure_ascii=False))
+            record = {"path": video.path, "duration": found.duration, "actions": [asdict(action) for action in shown]}
+            say(json.dumps(record, ensure_ascii=False))
         else:
             say(f"{video.path}: {len(shown)} actions in {found.duration:.1f} s")
             for action in sorted(shown, key=lambda action: action.start):
                 say(f"  {clock(action.start, action.end)}  {action.score:.2f}  {action.label}")
         if output is not None:
             target = output / f"{names[video]}.svg"
-            draw(found, target, least)
+            write_plot(found, target, score_threshold)
             if not json_:
                 say(f"  timeline: {target}")
 

@@ -1,4 +1,4 @@
-"""`internvideo mix`: weights between a tuned model and what it started from."""
+"""`internvideo mix`: interpolate the weights of a fine-tuned model and its base (WiSE-FT)."""
 
 from __future__ import annotations
 
@@ -17,23 +17,23 @@ def mix(
     output: Annotated[Path, typer.Option("--output", "-o", help="Safetensors file to write.")],
     base: Annotated[
         Path | None,
-        typer.Option("--with", help="CLIP (see `internvideo convert`) or the weights of an earlier run of this model."),
+        typer.Option(help="CLIP (see `internvideo convert`) or the weights of an earlier run of this model."),
     ] = None,
-    share: Annotated[
-        float, typer.Option(help="Of --with; the tuned model has the rest. Published: 0.5, MSVD 0.25.")
+    base_weight: Annotated[
+        float, typer.Option(help="Weight of --base, 0 to 1; the tuned model has the rest. Published: 0.5, MSVD 0.25.")
     ] = 0.5,
     recipe: Annotated[
-        str | None, typer.Option(help="Recipe the file shall carry: its model, and how test clips are cut.")
+        str | None, typer.Option(help="Recipe to store in the file: its model and its test preprocessing.")
     ] = None,
-    tower: Annotated[str, typer.Option(help="Mix both towers, or one alone: both, text or video.")] = "both",
+    tower: Annotated[str, typer.Option(help="Towers to interpolate: both, text or video.")] = "both",
 ) -> None:
-    """Mix weights: better zero-shot figures, and a better start of fine-tuning, than either of the two.
+    """Interpolate weights, for better zero-shot accuracy and a better start of fine-tuning than either of the two.
 
-    Every tensor that both have becomes share x WITH + (1 - share) x TUNED; the rest stays as tuned.
+    Every tensor that both have becomes base_weight x BASE + (1 - base_weight) x TUNED; the rest stays as tuned.
     """
     from internvideo.apps.mix import mix as mixing
 
     if base is None:
-        unread(context, "--with", "share", "tower")
-    made = mixing(tuned, output, base=base, share=share, tower=tower, recipe=recipe)  # type: ignore[arg-type]  # checked there
+        unread(context, "--base", "base_weight", "tower")
+    made = mixing(tuned, output, base=base, base_weight=base_weight, tower=tower, recipe=recipe)  # type: ignore[arg-type]  # checked there
     say(f"weights: {made.file} ({made.mixed} tensors mixed, {made.kept} as tuned)")

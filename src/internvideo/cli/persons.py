@@ -1,4 +1,4 @@
-"""`internvideo persons`: boxes of persons at key frames."""
+"""`internvideo persons`: detect persons at key frames."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ def persons(
             "--detector", "-d", help="Folder of a transformers detector (DETR family), or hf://ORG/REPOSITORY."
         ),
     ],
-    output: Annotated[Path, typer.Option("--output", "-o", help="CSV for `evaluate spatio_temporal --persons`.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="CSV of boxes, for `evaluate spatio_temporal`.")],
     split: Annotated[str | None, typer.Option(help="Only rows of this split.")] = None,
-    least: Annotated[float, typer.Option(min=0.0, max=1.0, help="Leave out boxes below this score.")] = 0.1,
+    score_threshold: Annotated[float, typer.Option(min=0.0, max=1.0, help="Leave out boxes below this score.")] = 0.1,
     device: Device = "auto",
     damage: Damage = None,
     frame_rate: FrameRate = None,
 ) -> None:
-    """Find persons at the key frames of a manifest with a detector of the transformers package."""
+    """Detect persons at the key frames of a manifest with a detector of the transformers package."""
     from internvideo.apps.persons import PersonDetector, find_persons, write_persons
     from internvideo.data.manifest import read_manifest
     from internvideo.errors import VideoError
@@ -35,7 +35,7 @@ def persons(
     rows = read_manifest(manifest).told()
     if split is not None:
         rows = rows.subset(split=split)
-    found = find_persons(rows, PersonDetector(detector, choose_device(device)), least=least)
+    found = find_persons(rows, PersonDetector(detector, choose_device(device)), score_threshold=score_threshold)
     for path, reason in found.unreadable:
         say(f"unreadable: {path}: {reason}", err=True)
     for told in found.late:

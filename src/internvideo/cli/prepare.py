@@ -1,4 +1,4 @@
-"""`internvideo prepare`: the annotation files of a benchmark to manifests."""
+"""`internvideo prepare`: convert the annotation files of a benchmark to manifests."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def prepare(
     benchmark: Annotated[str, typer.Argument(help="A name of `internvideo list benchmarks`.")],
     annotations: Annotated[Path, typer.Option(help="The official annotation file, or the folder of them.")],
     videos: Annotated[
-        Path | None, typer.Option(help="The folder of the videos; without it nothing is looked for.")
+        Path | None, typer.Option(help="The folder of the videos; without it none are looked for.")
     ] = None,
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="Folder of the manifests; by default runs/prepare/BENCHMARK.")
@@ -30,14 +30,14 @@ def prepare(
     ] = 0.0,
     frame_rate: Annotated[
         float | None,
-        typer.Option(help="Frames a second of folders of frames; by default as published, if they are so."),
+        typer.Option(help="Frames per second of folders of frames; by default as published."),
     ] = None,
     workers: Annotated[int | None, typer.Option(min=1, help="Threads that open videos; by default a few.")] = None,
 ) -> None:
-    """Write the manifests of a benchmark, one a split, from its official annotation files.
+    """Write the manifests of a benchmark, one per split, from its official annotation files.
 
-    Tells how many videos are present, missing and unreadable, a fingerprint of each split, and what differs from the
-    official release.
+    Prints the numbers of present, missing and unreadable videos, a fingerprint of each split, and all differences from
+    the official release.
     """
     from internvideo.datasets.prepare import prepare as prepare_benchmark
 

@@ -1,4 +1,4 @@
-"""`internvideo stream`: answers while a video comes in."""
+"""`internvideo stream`: classify or embed a running video."""
 
 from __future__ import annotations
 
@@ -35,24 +35,24 @@ def stream(
     ],
     encoder: Encoder,
     weights: Weights = None,
-    window: Annotated[float, typer.Option(help="Seconds that an answer looks at.")] = 2.0,
-    stride: Annotated[float, typer.Option(help="Seconds from one window to the next.")] = 1.0,
+    window_seconds: Annotated[float, typer.Option(help="Length of a window.")] = 2.0,
+    stride_seconds: Annotated[float, typer.Option(help="From one window to the next.")] = 1.0,
     labels: Labels = None,
     labels_file: LabelsFile = None,
     model: Classifier = None,
-    top: Annotated[int, typer.Option(min=1, help="So many labels, the likeliest first.")] = 3,
+    top: Annotated[int, typer.Option(min=1, help="Number of labels, the most probable first.")] = 3,
     live: Annotated[
         bool | None,
         typer.Option(
             "--live/--every",
-            help="Drop windows that are late, or answer every one; by default live for cameras and addresses.",
+            help="Drop windows that are late, or process every one; by default live for cameras and addresses.",
         ),
     ] = None,
-    seconds: Annotated[float | None, typer.Option(help="Stop after so many seconds of video.")] = None,
-    protocols: Annotated[bool, typer.Option("--protocols", help="Accept addresses such as rtsp://.")] = False,
+    seconds: Annotated[float | None, typer.Option(help="Stop after this duration of video.")] = None,
+    allow_urls: Annotated[bool, typer.Option("--allow-urls", help="Accept addresses such as rtsp://.")] = False,
     reconnect: Annotated[
         float,
-        typer.Option(min=0.0, help="Seconds without a picture for which a broken camera or address is opened again."),
+        typer.Option(min=0.0, help="Seconds without a frame during which a broken camera or address is reopened."),
     ] = 60.0,
     as_json: Json = False,
     device: Device = "auto",
@@ -60,9 +60,9 @@ def stream(
     frame_rate: FrameRate = None,
     precision: Precision = "float32",
 ) -> None:
-    """Print an answer for every window of a running video: its labels, or its embedding (with --json).
+    """Print a line per window of a running video: its labels, or its embedding (with --json).
 
-    Ctrl-C ends it. At the end the measured latency and the number of dropped windows are told on the error stream.
+    Ctrl-C ends it. The measured latency and the number of dropped windows are printed on stderr at the end.
     """
     from internvideo.apps.streaming import stream as look
     from internvideo.probing.probe import Probe
@@ -73,7 +73,14 @@ def stream(
     own = "classes" if opened.classes else "embedding"
     on = Probe.load(model) if model is not None else own if names is None else names
     running = look(
-        source, opened, window=window, stride=stride, on=on, live=live, protocols=protocols, reconnect=reconnect
+        source,
+        opened,
+        window_seconds=window_seconds,
+        stride_seconds=stride_seconds,
+        on=on,
+        live=live,
+        allow_urls=allow_urls,
+        reconnect=reconnect,
     )
     try:
         _follow(running, seconds, top, as_json)
@@ -96,22 +103,22 @@ def _follow(running: Stream, seconds: float | None, top: int, as_json: bool) -> 
 
 
 def _json(moment: Moment, top: int) -> str:
-    told: dict[str, object] = {"start": moment.start, "end": moment.time, "latency": round(moment.latency, 6)}
+    record: dict[str, object] = {"start": moment.start, "end": moment.time, "latency": round(moment.latency, 6)}
     if isinstance(moment.value, dict):
-        told["labels"] = dict(list(moment.value.items())[:top])
+        record["labels"] = dict(list(moment.value.items())[:top])
     else:
-        told["embedding"] = moment.value.tolist()
-    return json.dumps(told, ensure_ascii=False)
+        record["embedding"] = moment.value.tolist()
+    return json.dumps(record, ensure_ascii=False)
 
 
 def _text(moment: Moment, before: Moment | None, top: int) -> str:
     if isinstance(moment.value, dict):
-        said = ", ".join(f"{label} {share:.3f}" for label, share in list(moment.value.items())[:top])
+        text = ", ".join(f"{label} {p:.3f}" for label, p in list(moment.value.items())[:top])
     elif before is None or isinstance(before.value, dict):
-        said = f"embedding of {len(moment.value)} numbers (--json prints them)"
+        text = f"embedding of {len(moment.value)} numbers (--json prints them)"
     else:
-        said = f"cosine to the window before {float(moment.value @ before.value):.3f}"
-    return f"{clock(moment.start, moment.time)}: {said} ({moment.latency * 1000:.0f} ms)"
+        text = f"cosine to the window before {float(moment.value @ before.value):.3f}"
+    return f"{clock(moment.start, moment.time)}: {text} ({moment.latency * 1000:.0f} ms)"
 
 
 def _summary(running: Stream) -> str:

@@ -1,6 +1,6 @@
-"""Features of long videos for temporal localisation: one vector a sliding window, one file a video.
+"""Extract features of long videos for temporal localization: one vector per sliding window, one file per video.
 
-Several processes may fill one folder at once: each takes the next video that nobody has taken.
+Several processes may fill one folder at once: each leases the next video that no other process has leased.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ import glob
 import os
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,13 +23,13 @@ from internvideo import __version__
 from internvideo.data.preprocessing import Preprocessing
 from internvideo.errors import RecipeError, RunError, VideoError
 from internvideo.features.feature_folder import INDEX, FeatureFolder, Item, Record, append_rows
-from internvideo.features.feature_layers import POOLED, clip_encoder, over_tiles, tile_side
-from internvideo.features.leases import Claims
-from internvideo.features.parallel_windows import parallel_clips, readers_beside
-from internvideo.features.read_ahead import stream_of
-from internvideo.features.read_report import Coverage, Trouble
+from internvideo.features.feature_layers import POOLED, create_feature_extractor, encode_tiles, tiled_preprocessing
+from internvideo.features.leases import LeaseQueue
+from internvideo.features.parallel_windows import default_readers, parallel_clips
+from internvideo.features.read_ahead import read_ahead
+from internvideo.features.read_report import ReadFailure, ReadReport
 from internvideo.features.window_sampling import FrameGrid, WindowRule, frame_grid
-from internvideo.features.windows import behind, open_long
+from internvideo.features.windows import open_long, past_end
 from internvideo.inference.video_model import VideoModel
 from internvideo.tasks.protocol import weights_hash
 from internvideo.video.conversion import conversion_metadata
@@ -39,13 +39,13 @@ from internvideo.video.frame_folder import rate_metadata
 
 @dataclass(frozen=True)
 class ExtractSettings:
-    """How videos become features.
+    """Settings of `extract`.
 
     Attributes:
-        rule: windows and rate. layer, grid: see `clip_encoder`.
-        tiles: the encoder sees tiles x tiles squares of larger frames, one after another (`layers.over_tiles`).
-        batch_size: windows at once; None is 16 on a GPU and 4 on a CPU, whose caches more would not fit into.
-        workers: decoders: processes, and where fewer videos are left, threads of these; 0 decodes in this one.
+        rule: window length, stride and frame rate. layer, spatial_pool_size: see `create_feature_extractor`.
+        tiles: encode tiles x tiles overlapping crops of larger frames (`encode_tiles`).
+        batch_size: windows per batch; None is 16 on a GPU and 4 on a CPU, whose caches hold no more.
+        workers: decoders: processes, and if fewer videos are left, threads of these; 0 decodes in this process.
 
     Raises:
         RecipeError: a number out of range.
@@ -55,11 +55,11 @@ class ExtractSettings:
     layer: str = POOLED
     batch_size: int | None = None
     workers: int = 0
-    grid: int = 1
+    spatial_pool_size: int = 1
     tiles: int = 1
 
     def __post_init__(self) -> None:
-        for name, least in (("batch_size", 1), ("workers", 0), ("grid", 1), ("tiles", 1)):
+        for name, least in (("batch_size", 1), ("workers", 0), ("spatial_pool_size", 1), ("tiles", 1)):
             value = getattr(self, name)
             if value is not None and value < least:
                 raise RecipeError(name, str(value), f"{least} or more")
@@ -72,59 +72,53 @@ def extract(
     settings: ExtractSettings | None = None,
     *,
     classes: tuple[str, ...] = (),
-    fresh: bool = False,
+    overwrite: bool = False,
     progress: bool | None = None,
-) -> Coverage:
+) -> ReadReport:
     """Write the features of videos into a folder (see `feature_folder`).
 
-    Finished videos are kept: an interrupted run goes on, a later one reads only what is new, was changed or could not
-    be read. What is in memory does not grow with the length of a video.
+    Finished videos are kept: an interrupted run resumes, and a later run reads only videos that are new, were changed
+    or could not be read. Memory use does not grow with the length of a video.
 
     Args:
         items, classes: of `find_items`.
-        model: any that sees videos.
+        model: any model that encodes videos.
         output: the folder.
         settings: windows, layer, batches, workers.
-        fresh: forget what is there.
-        progress: a bar on the error stream; by default where that is a terminal.
+        overwrite: recompute the features that are there.
+        progress: show a bar on stderr; by default if that is a terminal.
 
     Raises:
-        VideoError: not one video can be read. RecipeError: a setting that does not fit the model.
-        RunError: the folder was begun with other settings, a full disk, numbers that are not finite.
+        VideoError: no video can be read. RecipeError: a setting that the model does not support.
+        RunError: the folder was created with other settings, a full disk, features that are not finite.
     """
     settings = settings or ExtractSettings()
-    clips = tiled_clips(model.preprocessing, settings.tiles)
-    encode = over_tiles(clip_encoder(model, settings.layer, settings.grid), model.preprocessing.size, settings.tiles)
+    preprocessing = tiled_preprocessing(model.preprocessing, settings.tiles)
+    encode = encode_tiles(
+        create_feature_extractor(model, settings.layer, settings.spatial_pool_size),
+        model.preprocessing.size,
+        settings.tiles,
+    )
     folder = FeatureFolder(output)
-    folder.begin(protocol_of(model, settings), classes, fresh=fresh)
+    folder.begin(feature_provenance(model, settings), classes, overwrite=overwrite)
     if settings.batch_size is None:
         settings = replace(settings, batch_size=4 if model.device.type == "cpu" else 16)
-    run = _Run(items, clips, encode, settings, folder)
-    run.beside = readers_beside(model.device.type)
+    run = _Run(items, preprocessing, encode, settings, folder)
+    run.local_readers = default_readers(model.device.type)
     try:
-        run.go(progress)
+        run.run(progress)
     finally:  # also when it was interrupted
-        run.leave()
-        with run.claims.alone(INDEX):
+        run.release_all()
+        with run.leases.exclusive(INDEX):
             folder.write_index(items)
-    return run.told()
+    return run.final_report()
 
 
-def tiled_clips(clips: Preprocessing, tiles: int) -> Preprocessing:
-    """The same for frames that tiles x tiles squares of the encoder's size cover. RecipeError for an odd size."""
-    if tiles == 1:
-        return clips
-    if clips.size % 2:
-        raise RecipeError("tiles", f"{tiles} of {clips.size} pixels", "an encoder of an even size")
-    larger = {name: getattr(clips, name) for name in ("size", "resize", "short_side")}
-    return clips.changed(**{name: tile_side(side, tiles) if side else side for name, side in larger.items()})
-
-
-def protocol_of(model: VideoModel, settings: ExtractSettings) -> dict[str, Any]:
-    """How features were made, as plain values."""
+def feature_provenance(model: VideoModel, settings: ExtractSettings) -> dict[str, Any]:
+    """Return the provenance of features (model, weights, preprocessing, settings) as JSON values."""
     config = model.config
-    # Told where there are several: folders begun before there were any go on.
-    cells = {name: count for name in ("grid", "tiles") if (count := getattr(settings, name)) > 1}
+    # Only values above 1, so that folders created before these settings existed can be resumed.
+    counts = {"grid": settings.spatial_pool_size, "tiles": settings.tiles}
     return {
         "model": model.name,
         "weights_sha256": model.metadata.get("weights_sha256") or weights_hash(model.module),
@@ -133,8 +127,10 @@ def protocol_of(model: VideoModel, settings: ExtractSettings) -> dict[str, Any]:
         "preprocessing": config["preprocessing"],
         "precision": model.precision,
         "layer": settings.layer,
-        **cells,
-        **asdict(settings.rule),
+        **{name: count for name, count in counts.items() if count > 1},
+        "window": settings.rule.window_frames,
+        "stride": settings.rule.stride_frames,
+        "fps": settings.rule.fps,
         **damage_metadata(),
         **conversion_metadata(),
         **rate_metadata(),
@@ -142,13 +138,13 @@ def protocol_of(model: VideoModel, settings: ExtractSettings) -> dict[str, Any]:
     }
 
 
-def plan(items: Sequence[Item], output: Path, rule: WindowRule, *, fresh: bool = False) -> Iterator[str]:
-    """What `extract` would do, a line a video and a sum; no model is needed, nothing is decoded."""
+def plan(items: Sequence[Item], output: Path, rule: WindowRule, *, overwrite: bool = False) -> Iterator[str]:
+    """Yield what `extract` would do: one line per video and a total. Needs no model and decodes nothing."""
     folder = FeatureFolder(output)
     counts, vectors, seconds = {"read": 0, "done": 0, "unreadable": 0}, 0, 0.0
     for item in items:
         try:
-            record = None if fresh else folder.record(item.id)
+            record = None if overwrite else folder.record(item.id)
             if record is not None and record.vectors and record.identity == item.video.identity():
                 counts["done"] += 1
                 yield f"done: {item.video.path}"
@@ -163,82 +159,83 @@ def plan(items: Sequence[Item], output: Path, rule: WindowRule, *, fresh: bool =
         vectors, seconds = vectors + len(grid.starts), seconds + grid.duration
         where = f"{item.id}.npy: {len(grid.starts)} vectors of {grid.duration:.1f} s at {grid.fps:g} fps"
         yield f"read: {item.video.path} -> {where}"
-    told = ", ".join(f"{count} {kind}" for kind, count in counts.items())
-    yield f"{told}; {vectors} vectors from {seconds / 3600:.2f} h of video to be made"
+    summary = ", ".join(f"{count} {kind}" for kind, count in counts.items())
+    yield f"{summary}; {vectors} vectors from {seconds / 3600:.2f} h of video to be made"
 
 
 class _Piece(NamedTuple):
-    """A window of video `number`; or (clip None) its end, or that somebody else has it.
+    """A window of a video; or (clip None) its end, or the message that another process has leased it.
 
-    `share` of the video is behind us, 0..1, `seconds` of it since the window before.
+    `fraction_done` of the video, 0..1, ends with this window; `seconds` of it are new since the window before.
     """
 
-    number: int
+    video_index: int
     clip: Tensor | None
-    share: float
+    fraction_done: float
     seconds: float = 0.0
     grid: tuple[float, int, float] | None = None  # fps, frames, duration
-    trouble: str = ""
-    taken: bool = True
-    identity: str = ""  # of the file before it was opened: what was written into it meanwhile is read next time
+    reason: str = ""
+    leased: bool = True
+    identity: str = ""  # of the file before it was opened: changes made meanwhile are read by the next run
     gaps: tuple[tuple[float, float], ...] = ()
     marks: tuple[str, ...] = ()
 
 
 class _Reader(IterableDataset[_Piece]):
-    """Windows of videos; each worker takes the next video that nobody has taken."""
+    """Iterate over the windows of videos; each worker leases the next video that is free."""
 
     def __init__(
         self,
         items: Sequence[Item],
-        numbers: list[int],
-        clips: Preprocessing,
+        indices: list[int],
+        preprocessing: Preprocessing,
         rule: WindowRule,
         folder: FeatureFolder,
-        claims: Claims,
+        leases: LeaseQueue,
     ) -> None:
-        self.items, self.numbers, self.clips, self.rule = items, numbers, clips, rule
-        self.folder, self.claims, self.began, self.readers = folder, claims, time.time(), 1
+        self.items, self.indices, self.preprocessing, self.rule = items, indices, preprocessing, rule
+        self.folder, self.leases, self.began, self.readers = folder, leases, time.time(), 1
 
     def __iter__(self) -> Iterator[_Piece]:
         worker = get_worker_info()
-        for number in self.numbers if worker is None else self.numbers[worker.id :: worker.num_workers]:
-            item = self.items[number]
-            if not self.claims.take(item.id):
-                yield _Piece(number, None, 1.0, taken=False)
+        for index in self.indices if worker is None else self.indices[worker.id :: worker.num_workers]:
+            item = self.items[index]
+            if not self.leases.acquire(item.id):
+                yield _Piece(index, None, 1.0, leased=False)
             elif is_done(self.folder.record(item.id), item, self.began):
-                self.claims.give_back(item.id)
-                yield _Piece(number, None, 1.0, taken=False)
+                self.leases.release(item.id)
+                yield _Piece(index, None, 1.0, leased=False)
             else:
-                yield from self._read(number)
+                yield from self._read(index)
 
-    def _read(self, number: int) -> Iterator[_Piece]:
-        video = self.items[number].video
+    def _read(self, index: int) -> Iterator[_Piece]:
+        video = self.items[index].video
         grid: FrameGrid | None = None
-        trouble = identity = ""
+        reason = identity = ""
         gaps: tuple[tuple[float, float], ...] = ()
         marks: tuple[str, ...] = ()
         try:
             identity = video.identity()
-            with open_long(video.path, self.clips.short_side, fps=video.fps) as opened:
+            with open_long(video.path, self.preprocessing.short_side, fps=video.fps) as opened:
                 marks = opened.info.properties
                 grid = frame_grid(opened.info, self.rule, video.start, video.end)
-                chosen = grid.chosen(self.clips.frames)
-                each = grid.duration / len(chosen)
-                for turn, clip in enumerate(parallel_clips(opened, self.clips, chosen, self.readers), 1):
-                    yield _Piece(number, clip, turn / len(chosen), each)
-                trouble = opened.damage_report or behind(opened.info, video.end)
+                frame_indices = grid.frame_indices(self.preprocessing.frames)
+                each = grid.duration / len(frame_indices)
+                clips = parallel_clips(opened, self.preprocessing, frame_indices, self.readers)
+                for position, clip in enumerate(clips, 1):
+                    yield _Piece(index, clip, position / len(frame_indices), each)
+                reason = opened.damage_report or past_end(opened.info, video.end)
                 begin = video.start or 0.0
                 parts = np.clip(np.array(opened.gaps).reshape(-1, 2) - begin, 0.0, grid.duration)
                 gaps = tuple((start, end) for start, end in parts.tolist() if end > start)
         except VideoError as error:
-            trouble = str(error).removeprefix(f"{video.path}: ")
-        about = (0.0, 0, 0.0) if grid is None else (grid.fps, len(grid.numbers), grid.duration)
-        yield _Piece(number, None, 1.0, 0.0, about, trouble, identity=identity, gaps=gaps, marks=marks)
+            reason = str(error).removeprefix(f"{video.path}: ")
+        about = (0.0, 0, 0.0) if grid is None else (grid.fps, len(grid.indices), grid.duration)
+        yield _Piece(index, None, 1.0, 0.0, about, reason, identity=identity, gaps=gaps, marks=marks)
 
 
 def is_done(record: Record | None, item: Item, began: float) -> bool:
-    """Whether nothing is left to do for a video; what could not be read is tried again by a run that begins later."""
+    """Return whether a video needs no work; an unreadable one is tried again by a run that begins later."""
     if record is None or (not record.vectors and record.at < began):
         return False
     try:
@@ -249,85 +246,96 @@ def is_done(record: Record | None, item: Item, began: float) -> bool:
 
 @dataclass
 class _Open:
-    """A video on its way: windows given, vectors written, and the last piece once it has come."""
+    """State of a video in progress: windows received, vectors written, and the last piece once it has arrived."""
 
     rows: Path
-    given: int = 0
+    num_windows: int = 0
     written: int = 0
-    share: float = 0.0
+    fraction_done: float = 0.0
     last: _Piece | None = None
 
 
 class _Run:
-    """The videos that are still to be read, batch by batch."""
+    """Encode the videos that are not done, batch by batch."""
 
     def __init__(
-        self, items: Sequence[Item], clips: Preprocessing, encode: Any, settings: ExtractSettings, folder: FeatureFolder
+        self,
+        items: Sequence[Item],
+        preprocessing: Preprocessing,
+        encode: Any,
+        settings: ExtractSettings,
+        folder: FeatureFolder,
     ) -> None:
-        self.items, self.clips, self.encode, self.settings, self.folder = items, clips, encode, settings, folder
-        self.claims, self.began = Claims(folder.work), time.time()
+        self.items, self.preprocessing, self.encode, self.settings, self.folder = (
+            items,
+            preprocessing,
+            encode,
+            settings,
+            folder,
+        )
+        self.leases, self.began = LeaseQueue(folder.work), time.time()
         self.open: dict[int, _Open] = {}
         self.batch: list[_Piece] = []
-        self.found = Coverage(len(items))
-        self.mine: set[int] = set()
-        self.beside = 1  # readers of a video where no worker decodes
+        self.report = ReadReport(len(items))
+        self.owned: set[int] = set()
+        self.local_readers = 1  # threads per video where no worker decodes
 
     def _waiting(self) -> list[int]:
-        """Videos that are not done and that nobody is reading."""
+        """Return the indices of videos that are neither done nor leased."""
         left = []
-        for number, item in enumerate(self.items):
+        for index, item in enumerate(self.items):
             done = is_done(self.folder.record(item.id), item, self.began)
-            if number not in self.mine and not done and not self.claims.busy(item.id):
-                left.append(number)
+            if index not in self.owned and not done and not self.leases.is_leased(item.id):
+                left.append(index)
         return left
 
-    def go(self, progress: bool | None) -> None:
-        """Read, encode and keep all that is left for us."""
+    def run(self, progress: bool | None) -> None:
+        """Read, encode and store every video that this process can lease."""
         began = time.perf_counter()
-        numbers = self._waiting()
+        indices = self._waiting()
         before = {n for n, item in enumerate(self.items) if is_done(self.folder.record(item.id), item, self.began)}
-        self.found.earlier = len(before)
+        self.report.resumed = len(before)
         form = "{l_bar}{bar}| {n:.1f}/{total} videos{postfix}, {remaining} left"
         disable = None if progress is None else not progress
-        count = len(numbers)
+        count = len(indices)
         with tqdm(total=count, bar_format=form, postfix="", disable=disable) as bar:
-            while numbers:  # a second round where a process has left a video behind meanwhile
-                workers = min(self.settings.workers, len(numbers))
-                reader = _Reader(self.items, numbers, self.clips, self.settings.rule, self.folder, self.claims)
+            while indices:  # a second round where a lease has become stale meanwhile
+                workers = min(self.settings.workers, len(indices))
+                reader = _Reader(self.items, indices, self.preprocessing, self.settings.rule, self.folder, self.leases)
                 reader.began = self.began
-                reader.readers = self.settings.workers // workers if workers else self.beside
-                for piece in stream_of(reader, workers):
-                    bar.update(self._take(piece))
-                    self.found.seconds = time.perf_counter() - began
-                    bar.set_postfix_str(f"{self.found.speed:.1f}x real time", refresh=False)
+                reader.readers = self.settings.workers // workers if workers else self.local_readers
+                for piece in read_ahead(reader, workers):
+                    bar.update(self._handle(piece))
+                    self.report.seconds = time.perf_counter() - began
+                    bar.set_postfix_str(f"{self.report.speed:.1f}x real time", refresh=False)
                 self._encode()
-                numbers = self._waiting()
+                indices = self._waiting()
             bar.update(round(count - bar.n, 6))
-        self.found.seconds = time.perf_counter() - began
-        self.found.elsewhere = len(self.items) - len(before | self.mine)
+        self.report.seconds = time.perf_counter() - began
+        self.report.other_workers = len(self.items) - len(before | self.owned)
 
-    def _take(self, piece: _Piece) -> float:
-        """One piece; returns how much of a video it is."""
-        if not piece.taken:
+    def _handle(self, piece: _Piece) -> float:
+        """Process one piece; return the fraction of a video that it adds."""
+        if not piece.leased:
             return 1.0
-        item = self.items[piece.number]
-        if piece.number not in self.open:
-            self.mine.add(piece.number)
+        item = self.items[piece.video_index]
+        if piece.video_index not in self.open:
+            self.owned.add(piece.video_index)
             for rows in self.folder.work.glob(f"{glob.escape(item.id)}.*.rows"):  # of processes that were killed
                 rows.unlink(missing_ok=True)
-            self.open[piece.number] = _Open(self.folder.work / f"{item.id}.{os.getpid()}.rows")
-        state = self.open[piece.number]
-        gone, state.share = piece.share - state.share, piece.share
+            self.open[piece.video_index] = _Open(self.folder.work / f"{item.id}.{os.getpid()}.rows")
+        state = self.open[piece.video_index]
+        advance, state.fraction_done = piece.fraction_done - state.fraction_done, piece.fraction_done
         if piece.clip is None:
             state.last = piece
-            self._settle(piece.number)
-            return gone
-        state.given += 1
-        self.found.video_seconds += piece.seconds
+            self._finalize(piece.video_index)
+            return advance
+        state.num_windows += 1
+        self.report.video_seconds += piece.seconds
         self.batch.append(piece)
         if len(self.batch) == self.settings.batch_size:
             self._encode()
-        return gone
+        return advance
 
     def _encode(self) -> None:
         if not self.batch:
@@ -336,65 +344,56 @@ class _Run:
         finite = values.isfinite().all(dim=1)
         if not finite.all():
             piece = self.batch[int(finite.int().argmin())]
-            path = self.items[piece.number].video.path
+            path = self.items[piece.video_index].video.path
             raise RunError(path, "a feature is not finite", "", "try precision float32, or check the weights")
-        self.found.width = values.shape[1]
-        numbers, self.batch = [piece.number for piece in self.batch], []
-        for number in dict.fromkeys(numbers):
-            state = self.open[number]
-            rows = values[[at for at, other in enumerate(numbers) if other == number]]
+        self.report.dim = values.shape[1]
+        indices, self.batch = [piece.video_index for piece in self.batch], []
+        for index in dict.fromkeys(indices):
+            state = self.open[index]
+            rows = values[[at for at, other in enumerate(indices) if other == index]]
             append_rows(state.rows, rows.numpy())
             state.written += len(rows)
-        for number in [*self.open]:
-            self.claims.renew(self.items[number].id)
-            self._settle(number)
+        for index in [*self.open]:
+            self.leases.heartbeat(self.items[index].id)
+            self._finalize(index)
 
-    def _settle(self, number: int) -> None:
-        """Keep a video once it has ended and all of it is encoded."""
-        state, item = self.open[number], self.items[number]
-        if state.last is None or state.written < state.given:
+    def _finalize(self, index: int) -> None:
+        """Store a video once its end has arrived and all its windows are encoded."""
+        state, item = self.open[index], self.items[index]
+        if state.last is None or state.written < state.num_windows:
             return
-        del self.open[number]
-        fps, frames, duration = state.last.grid or (0.0, 0, 0.0)
-        record = Record(
-            state.last.identity,
-            item.video.path,
-            state.written,
-            self.found.width if state.written else 0,
-            fps,
-            frames,
-            duration,
-            state.last.trouble or ("" if state.written else "no frame"),
-            self.began,
-            state.last.gaps if state.written else (),
-            state.last.marks if state.written else (),
-        )
+        del self.open[index]
+        end, dim = state.last, self.report.dim if state.written else 0
+        reason = end.reason or ("" if state.written else "no frame")
+        gaps, marks = (end.gaps, end.marks) if state.written else ((), ())
+        grid = end.grid or (0.0, 0, 0.0)
+        record = Record(end.identity, item.video.path, state.written, dim, *grid, reason, self.began, gaps, marks)
         self.folder.keep(item.id, record, state.rows if state.written else None)
         state.rows.unlink(missing_ok=True)
-        self.claims.give_back(item.id)
-        self.found.read += bool(state.written)
-        self.found.vectors += state.written
+        self.leases.release(item.id)
+        self.report.read += bool(state.written)
+        self.report.vectors += state.written
 
-    def leave(self) -> None:
-        """Give back what was not finished."""
-        for number, state in self.open.items():
+    def release_all(self) -> None:
+        """Release the leases of unfinished videos and delete their rows."""
+        for index, state in self.open.items():
             state.rows.unlink(missing_ok=True)
-            self.claims.give_back(self.items[number].id)
-        for item in self.items:  # what a worker took and had not told of
-            self.claims.give_back(item.id)
+            self.leases.release(self.items[index].id)
+        for item in self.items:  # leased by a worker that had not reported it
+            self.leases.release(item.id)
 
-    def told(self) -> Coverage:
-        """The coverage. Raises VideoError when not one video has features."""
-        found, whole = self.found, 0
+    def final_report(self) -> ReadReport:
+        """Complete and return the report. Raises VideoError if no video has features."""
+        report, whole = self.report, 0
         for item in self.items:
             record = self.folder.record(item.id)
             if record is None:
                 continue
             whole += bool(record.vectors)
-            found.width = found.width or record.width
+            report.dim = report.dim or record.width
             if record.trouble:
-                kind = found.partly if record.vectors else found.unreadable
-                kind.append(Trouble(record.path, record.trouble, item.id))
-        if not whole and found.unreadable:
-            found.refuse()
-        return found
+                kind = report.truncated if record.vectors else report.unreadable
+                kind.append(ReadFailure(record.path, record.trouble, item.id))
+        if not whole and report.unreadable:
+            report.raise_unreadable()
+        return report

@@ -1,9 +1,9 @@
-"""A folder of features: ID.npy of every video and one index of them all.
+"""Read and write a folder of features: ID.npy for each video and one index of all of them.
 
-    FOLDER/ID.npy        float32 (T, C), one row a window; a / in an ID makes a folder
-    FOLDER/index.json    "protocol" (how they were made) and "database": ID -> subset, duration, fps, frame, annotations
+    FOLDER/ID.npy        float32 (T, C), one row per window; a / in an ID makes a folder
+    FOLDER/index.json    "protocol" (their provenance) and "database": ID -> subset, duration, fps, frame, annotations
     FOLDER/classes.txt   class names, where the videos came with actions
-    FOLDER/.work/        what a run needs to go on: a record of every finished video, claims of running processes
+    FOLDER/.work/        what a run needs to resume: a record of every finished video, leases of running processes
 
 `database` is the annotation format of ActivityNet with what ActionFormer (`fps`) and OpenTAD (`frame`) read besides, so
 both take FOLDER as their feature folder, index.json as their annotation file and classes.txt as their class map.
@@ -27,7 +27,7 @@ from internvideo import untrusted
 from internvideo.data.manifest import read_manifest
 from internvideo.data.sample import Segment
 from internvideo.errors import RecipeError, RunError, VideoError
-from internvideo.features.video_files import LONGEST, VideoFile, file_names, find_videos, is_manifest
+from internvideo.features.video_files import MAX_NAME_BYTES, VideoFile, file_names, find_videos, is_manifest
 from internvideo.storage import atomic_path, write_text
 
 INDEX = "index.json"
@@ -41,8 +41,8 @@ class Item:
     """A video to read.
 
     Attributes:
-        id: name of its file of features. video: the file, or a piece of it.
-        subset: its split, "" where none is known. segments: its actions, s from the start of the video file.
+        id: name of its feature file. video: the file, or a piece of it.
+        subset: its split, "" if unknown. segments: its actions, in seconds from the start of the video file.
     """
 
     id: str
@@ -52,10 +52,10 @@ class Item:
 
 
 def find_items(inputs: Iterable[str | Path], *, recursive: bool = False) -> tuple[list[Item], tuple[str, ...]]:
-    """Videos and class names meant by files, folders and manifests.
+    """Return the videos and class names of files, folders and manifests.
 
-    A video of a manifest has the id of its row, another one the name of its file, with the ending where a folder has
-    several of that name; where two of these are equal, the names of their folders come in front.
+    A video of a manifest has the id of its row, any other the name of its file, with the extension if a folder has
+    several of that name; equal names are prefixed with the names of their folders.
 
     Raises:
         VideoError, ManifestError: as `find_videos`. RecipeError: manifests with other classes, an id that is no name.
@@ -82,41 +82,41 @@ def find_items(inputs: Iterable[str | Path], *, recursive: bool = False) -> tupl
 
 
 def _is_name(name: str) -> bool:
-    """Whether NAME.npy is a file below a folder; a / makes folders in it, where the readers of features look too."""
+    """Return whether NAME.npy can be a file below the folder; a / makes subfolders, which feature readers follow."""
     parts = name.split("/")
-    plain = all(part and not part.startswith(".") and len(os.fsencode(part)) <= LONGEST for part in parts)
+    plain = all(part and not part.startswith(".") and len(os.fsencode(part)) <= MAX_NAME_BYTES for part in parts)
     return plain and name not in RESERVED and "\\" not in name and "\0" not in name
 
 
 def _checked(name: str) -> str:
     if not _is_name(name):
         raise RecipeError(
-            "id", f"'{name}'", f"a file name of at most {LONGEST} bytes, not of the index", "change the id"
+            "id", f"'{name}'", f"a file name of at most {MAX_NAME_BYTES} bytes, not of the index", "change the id"
         )
     return name
 
 
 def _named(items: list[Item]) -> list[Item]:
-    """Every video once, every id once."""
-    seen: dict[object, Item] = {}
+    """Drop repeated videos and give each of the others a unique id."""
+    unique: dict[object, Item] = {}
     for item in items:
-        seen.setdefault((item.id, os.path.abspath(item.video.path), item.video.start, item.video.end), item)
-    found = list(seen.values())
-    names = file_names([item.video for item in found], [item.id for item in found], RESERVED)
-    return [replace(item, id=name) for name, item in zip(names, found, strict=True)]
+        unique.setdefault((item.id, os.path.abspath(item.video.path), item.video.start, item.video.end), item)
+    kept = list(unique.values())
+    names = file_names([item.video for item in kept], [item.id for item in kept], RESERVED)
+    return [replace(item, id=name) for name, item in zip(names, kept, strict=True)]
 
 
 @dataclass(frozen=True)
 class Record:
-    """What became of one video; the file .work/ID.json.
+    """Outcome of one video; the file .work/ID.json, whose keys are these names.
 
     Attributes:
-        identity: of the file that was read (`VideoFile.identity`). path: of it.
-        vectors, width: T and C; 0 vectors where nothing could be read.
-        fps, frames, duration: of the grid; s.
-        trouble: why nothing, or nothing more, could be read; "" when it is whole.
-        at: when the process that wrote it was started, s since 1970.
-        gaps: from and to (s, of the piece that was read) where nothing sound is shown.
+        identity: of the file that was read (`VideoFile.identity`). path: its path.
+        vectors, width: T and C; 0 vectors if nothing could be read.
+        fps, frames, duration: frame rate, number of frames and duration (s) of the frame grid.
+        trouble: why it was not read, or not to its end; "" if it was.
+        at: start time of the process that wrote it, in seconds since 1970.
+        gaps: (start, end) in seconds, of the piece that was read, without a decodable frame.
         marks: "interlaced", "pq", "hlg" (`VideoInfo.marks`).
     """
 
@@ -135,7 +135,7 @@ class Record:
 
 @dataclass
 class FeatureFolder:
-    """The folder while it is being filled.
+    """A folder of features that is being written.
 
     Args:
         root: the folder.
@@ -147,53 +147,53 @@ class FeatureFolder:
 
     @property
     def work(self) -> Path:
-        """Records and claims."""
+        """Folder of records and leases."""
         return self.root / WORK
 
-    def begin(self, protocol: Mapping[str, Any], classes: tuple[str, ...], *, fresh: bool) -> None:
-        """Make the folder, or go on with it.
+    def begin(self, protocol: Mapping[str, Any], classes: tuple[str, ...], *, overwrite: bool) -> None:
+        """Create the folder, or resume it; `overwrite` discards the records of earlier runs.
 
         Raises:
-            RunError: it was begun with other settings or another model, or holds files that are not ours.
+            RunError: it was created with other settings or another model, or holds .npy files of other programs.
         """
         plain = untrusted.parse_json(json.dumps(protocol))
-        loose = ("source", "internvideo")
-        known = self._read(self.work / "protocol.json")
-        if known is None and self.root.is_dir() and any(self.root.rglob("*.npy")) and not fresh:
+        ignored = ("source", "internvideo")
+        previous = self._read(self.work / "protocol.json")
+        if previous is None and self.root.is_dir() and any(self.root.rglob("*.npy")) and not overwrite:
             raise RunError(self.root, "holds .npy files of others", "a new folder", "choose another output")
-        if fresh:
+        if overwrite:
             shutil.rmtree(self.work, ignore_errors=True)
-        elif known is not None:
-            names = [n for n in {**known, **plain} if n not in loose and known.get(n) != plain.get(n)]
+        elif previous is not None:
+            names = [n for n in {**previous, **plain} if n not in ignored and previous.get(n) != plain.get(n)]
             if names:
-                was, now = (json.dumps(part.get(names[0]))[:60] for part in (known, plain))
+                was, now = (json.dumps(part.get(names[0]))[:60] for part in (previous, plain))
                 raise RunError(
                     self.root,
                     f"was begun with another {names[0]}: {was}, now {now}",
                     "",
-                    "choose another output, or add --fresh to begin anew",
+                    "choose another output, or add --overwrite to start again",
                 )
-        if fresh or known is None:
+        if overwrite or previous is None:
             write_text(self.work / "protocol.json", json.dumps(plain, indent=1) + "\n")
         self.protocol, self.classes = plain, classes
 
     @staticmethod
     def _read(path: Path) -> dict[str, Any] | None:
         try:
-            found = untrusted.read_json(path)
+            content = untrusted.read_json(path)
         except (OSError, ValueError):
             return None
-        return found if isinstance(found, dict) else None
+        return content if isinstance(content, dict) else None
 
     def file(self, name: str) -> Path:
-        """Where the features of a video lie."""
+        """Path of the features of a video."""
         return self.root / f"{name}.npy"
 
     def record(self, name: str) -> Record | None:
-        """What became of a video, None where that is not known or its features are gone."""
-        found = self._read(self.work / f"{name}.json")
+        """Return the record of a video, None if there is none or its features are gone."""
+        content = self._read(self.work / f"{name}.json")
         try:
-            record = None if found is None else Record(**found)
+            record = None if content is None else Record(**content)
         except TypeError:
             return None
         if record is not None and record.vectors and not self.file(name).is_file():
@@ -201,7 +201,7 @@ class FeatureFolder:
         return record
 
     def keep(self, name: str, record: Record, rows: Path | None) -> None:
-        """Finish a video: its rows, float32 one behind the other in a file, become ID.npy. Raises RunError."""
+        """Store a finished video: its rows, raw float32 in a file, become ID.npy. Raises RunError."""
         if rows is not None:
             shape = (record.vectors, record.width)
             header = {"descr": "<f4", "fortran_order": False, "shape": shape}
@@ -213,7 +213,7 @@ class FeatureFolder:
         write_text(self.work / f"{name}.json", json.dumps(vars(record)) + "\n")
 
     def write_index(self, items: Sequence[Item]) -> None:
-        """The index of all finished videos of this and of earlier runs. Raises RunError."""
+        """Write the index of all finished videos of this and earlier runs. Raises RunError."""
         old = self._read(self.root / INDEX) or {}
         database: dict[str, Any] = dict(old.get("database", {}))
         unreadable: dict[str, Any] = {row["id"]: row for row in old.get("unreadable", [])}
@@ -267,7 +267,7 @@ class FeatureFolder:
 
 
 def append_rows(path: Path, rows: NDArray[np.float32]) -> None:
-    """Add rows to a file of bare numbers. Raises RunError (a full disk)."""
+    """Append rows to a file of raw float32. Raises RunError (a full disk)."""
     try:
         with path.open("ab") as file:
             file.write(np.ascontiguousarray(rows, dtype="<f4").tobytes())

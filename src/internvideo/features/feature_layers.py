@@ -1,4 +1,4 @@
-"""One vector a clip from any depth of a model: pooled, a layer's tokens averaged, or the classifier's probabilities."""
+"""Extract one vector per clip: the pooled output, a layer's averaged tokens, or the classifier's probabilities."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from internvideo.data.preprocessing import Preprocessing
 from internvideo.errors import RecipeError
 from internvideo.inference.video_model import VideoModel
 from internvideo.models.uniformerv2 import UniFormerV2
@@ -20,24 +21,28 @@ Encode = Callable[[Tensor], Tensor]
 """Clips (B, 3, T, S, S) -> (B, C) float32 on the CPU."""
 
 
-def clip_encoder(model: VideoModel, layer: str = POOLED, grid: int = 1) -> Encode:
-    """How clips become vectors.
+def create_feature_extractor(model: VideoModel, layer: str = POOLED, spatial_pool_size: int = 1) -> Encode:
+    """Return the function that encodes clips.
 
     Args:
-        model: any that sees videos.
-        layer: "pooled", the model's own vector; "scores", the classifier's probabilities; or a number, the mean of all
-            tokens behind that transformer layer: 1 is the first, -1 the last.
-        grid: over 1, the tokens of a layer are averaged in each of grid x grid cells of the frame, over time, and the
-            cells laid side by side, row by row: grid * grid * D numbers. Class tokens have no place and are left out.
+        model: any model that encodes videos.
+        layer: "pooled", the model's video embedding; "scores", the classifier's probabilities; or a number g, the mean
+            of all output tokens of transformer layer g: 1 is the first, -1 the last.
+        spatial_pool_size: g > 1 averages the tokens of a layer over time and in each of g x g cells of the frame, and
+            concatenates the cells row by row (g * g * D). Class tokens are left out.
 
     Raises:
-        RecipeError: no such layer, or a model without layers or a classifier of its own; a grid that is finer than the
-            tokens, or without tokens that have places.
+        RecipeError: no such layer, a model without layers or without a classifier; a pool size above the number of
+            tokens along a side, or a model whose tokens have no spatial layout.
     """
-    if grid < 1:
-        raise RecipeError("grid", str(grid), "1 or more")
-    if layer in (POOLED, SCORES) and grid > 1:
-        raise RecipeError("grid", f"{grid} with layer '{layer}', which has no places", "the number of a layer")
+    if spatial_pool_size < 1:
+        raise RecipeError("spatial_pool_size", str(spatial_pool_size), "1 or more")
+    if layer in (POOLED, SCORES) and spatial_pool_size > 1:
+        raise RecipeError(
+            "spatial_pool_size",
+            f"{spatial_pool_size} with layer '{layer}', which has no spatial layout",
+            "the number of a layer",
+        )
     if layer == POOLED:
         return model.encode_clips
     if layer == SCORES:
@@ -46,90 +51,106 @@ def clip_encoder(model: VideoModel, layer: str = POOLED, grid: int = 1) -> Encod
         return lambda clips: model.logits(clips).double().softmax(dim=1).float()
     encoder = _encoder(model)
     block = _block(model, encoder, layer)
-    if grid > 1:
-        _check_places(model, encoder)
+    if spatial_pool_size > 1:
+        _check_token_grid(model, encoder)
 
     def encode(clips: Tensor) -> Tensor:
         def stop(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-            raise _Reached(output)
+            raise _StopForward(output)
 
         hook = block.register_forward_hook(stop)
         try:
-            model.tokens(clips)  # all layers in turn; `encode_clips` may take a shorter way
-        except _Reached as reached:
-            output: Tensor = reached.args[0]
+            model.tokens(clips)  # runs all layers; `encode_clips` may skip some
+        except _StopForward as stopped:
+            output: Tensor = stopped.args[0]
         finally:
             hook.remove()
-        if grid > 1:
-            return in_cells(_places(encoder, output.float(), len(clips)), grid).cpu()
-        tokens = output.reshape(len(clips), -1, output.shape[-1])  # frames of a clip stand one behind the other
+        if spatial_pool_size > 1:
+            return spatial_pool(_token_grid(encoder, output.float(), len(clips)), spatial_pool_size).cpu()
+        tokens = output.reshape(len(clips), -1, output.shape[-1])  # the frames of a clip are consecutive rows
         return tokens.float().mean(dim=1).cpu()
 
     return encode
 
 
-def tile_side(size: int, tiles: int) -> int:
-    """Pixels of the frame that tiles x tiles squares of `size` cover, neighbours overlapping by half."""
+def tiled_frame_size(size: int, tiles: int) -> int:
+    """Return the side, in pixels, of the frame that tiles x tiles crops of `size` cover, overlapping by half."""
     return size * (tiles + 1) // 2
 
 
-def over_tiles(encode: Encode, size: int, tiles: int) -> Encode:
-    """The same for larger frames: each square of `size` pixels is a clip of its own.
+def tiled_preprocessing(preprocessing: Preprocessing, tiles: int) -> Preprocessing:
+    """Enlarge the frames so that tiles x tiles crops of the encoder's size cover them. RecipeError for an odd size."""
+    if tiles == 1:
+        return preprocessing
+    if preprocessing.size % 2:
+        raise RecipeError("tiles", f"{tiles} of {preprocessing.size} pixels", "an encoder of an even size")
+    larger = {name: getattr(preprocessing, name) for name in ("size", "resize", "short_side")}
+    return preprocessing.changed(
+        **{name: tiled_frame_size(side, tiles) if side else side for name, side in larger.items()}
+    )
+
+
+def encode_tiles(encode: Encode, size: int, tiles: int) -> Encode:
+    """Apply an encoder to overlapping crops of larger frames and concatenate the outputs.
 
     Args:
-        encode: clips (B, 3, T, S, S) -> (B, C). size: S, even. tiles: along a side of the frame.
+        encode: clips (B, 3, T, S, S) -> (B, C). size: S, even. tiles: crops along a side of the frame.
 
     Returns:
-        clips (B, 3, T, F, F), F of `tile_side` -> (B, tiles * tiles * C), row by row.
+        clips (B, 3, T, F, F), F of `tiled_frame_size` -> (B, tiles * tiles * C), row by row.
     """
     if tiles == 1:
         return encode
 
-    def each(clips: Tensor) -> Tensor:
-        places = [(row * size // 2, column * size // 2) for row in range(tiles) for column in range(tiles)]
-        seen = [encode(clips[..., top : top + size, left : left + size].contiguous()) for top, left in places]
-        return torch.cat(seen, dim=1)
+    def encode_all(clips: Tensor) -> Tensor:
+        corners = [(row * size // 2, column * size // 2) for row in range(tiles) for column in range(tiles)]
+        crops = [clips[..., top : top + size, left : left + size].contiguous() for top, left in corners]
+        return torch.cat([encode(crop) for crop in crops], dim=1)
 
-    return each
+    return encode_all
 
 
-def in_cells(tokens: Tensor, grid: int) -> Tensor:
-    """Tokens (B, T, H, W, D) averaged over time and in grid x grid cells of the frame -> (B, grid * grid * D).
+def spatial_pool(tokens: Tensor, spatial_pool_size: int) -> Tensor:
+    """Average tokens (B, T, H, W, D) over time and in g x g cells of the frame -> (B, g * g * D).
 
-    Where H or W is no multiple of the grid, a cell is every token that it touches. Raises RecipeError for a grid that
-    is finer than the tokens.
+    Where H or W is no multiple of g, a cell averages every token that it touches (adaptive average pooling). Raises
+    RecipeError for g > H or g > W.
     """
     rows, columns = tokens.shape[2:4]
-    if grid > min(rows, columns):
-        raise RecipeError("grid", str(grid), f"at most {min(rows, columns)}, the tokens along a side of the frame")
-    cells = F.adaptive_avg_pool2d(tokens.mean(dim=1).permute(0, 3, 1, 2), grid)  # (B, D, grid, grid)
-    return cells.permute(0, 2, 3, 1).flatten(1)
+    if spatial_pool_size > min(rows, columns):
+        raise RecipeError(
+            "spatial_pool_size",
+            str(spatial_pool_size),
+            f"at most {min(rows, columns)}, the tokens along a side of the frame",
+        )
+    pooled = F.adaptive_avg_pool2d(tokens.mean(dim=1).permute(0, 3, 1, 2), spatial_pool_size)  # (B, D, grid, grid)
+    return pooled.permute(0, 2, 3, 1).flatten(1)
 
 
-def _places(encoder: nn.Module, output: Tensor, clips: int) -> Tensor:
-    """A layer's output as tokens with places (B, T, H, W, D), without class tokens; frames are square."""
+def _token_grid(encoder: nn.Module, output: Tensor, clips: int) -> Tensor:
+    """Reshape a layer's output to (B, T, H, W, D), without class tokens; frames are square."""
     if isinstance(encoder, UniFormerV2):  # (B * T, 1 + HW, D)
         patches = output[:, 1:]
         side = math.isqrt(patches.shape[1])
         return patches.reshape(clips, -1, side, side, output.shape[-1])
     if not isinstance(encoder, Trunk):
-        raise TypeError(f"the tokens of a {type(encoder).__name__} have no places")
-    slots = encoder.config.grid[0]
-    side = math.isqrt(output.shape[1] // slots)
-    return output.reshape(clips, slots, side, side, output.shape[-1])
+        raise TypeError(f"the tokens of a {type(encoder).__name__} have no spatial layout")
+    num_temporal = encoder.config.grid[0]
+    side = math.isqrt(output.shape[1] // num_temporal)
+    return output.reshape(clips, num_temporal, side, side, output.shape[-1])
 
 
-def _check_places(model: VideoModel, encoder: nn.Module) -> None:
+def _check_token_grid(model: VideoModel, encoder: nn.Module) -> None:
     if not isinstance(encoder, UniFormerV2 | Trunk):
-        raise RecipeError("grid", f"the tokens of {model.name} are not laid out by frame", "1")
+        raise RecipeError("spatial_pool_size", f"the tokens of {model.name} are not laid out by frame", "1")
 
 
-class _Reached(Exception):  # noqa: N818  # no error: the layers above need not run
-    """A layer's output."""
+class _StopForward(Exception):  # noqa: N818  # no error: the layers above need not run
+    """Leave the forward pass with a layer's output."""
 
 
 def _encoder(model: VideoModel) -> nn.Module:
-    """The part of a model whose layers see the clip."""
+    """Return the submodule whose layers process the clip."""
     module: nn.Module = model.module
     if isinstance(module, VideoMAEPretrain):
         module = module.encoder
@@ -139,14 +160,14 @@ def _encoder(model: VideoModel) -> nn.Module:
 
 
 def _block(model: VideoModel, encoder: nn.Module, layer: str) -> nn.Module:
-    """A transformer layer that every token of a clip goes through."""
+    """Return a transformer layer that processes every token of a clip."""
     blocks = getattr(encoder, "blocks", None)  # an interaction of two encoders has none of its own
     if not isinstance(blocks, nn.ModuleList) or len(getattr(encoder, "local2", ())):
         raise RecipeError("layer", f"the layers of {model.name} cannot be told apart", "pooled")
     try:
-        number = int(layer)
+        depth = int(layer)
     except ValueError:
-        number = 0
-    if not 1 <= abs(number) <= len(blocks):
+        depth = 0
+    if not 1 <= abs(depth) <= len(blocks):
         raise RecipeError("layer", f"'{layer}'", f"pooled, scores, 1 to {len(blocks)} or -{len(blocks)} to -1")
-    return blocks[number - 1 if number > 0 else number]
+    return blocks[depth - 1 if depth > 0 else depth]

@@ -1,9 +1,9 @@
-"""A queue that several processes share through a folder: whoever makes a file's claim first does the work.
+"""Share a work queue among processes through a folder of lease files: whoever creates a video's lease processes it.
 
-A claim is a file that only one can make. Its maker renews it while working; one that was not renewed for a while, or
-whose process of this machine is gone, counts as left behind. Nothing but the folder is shared, so the processes may
-run on several machines. Should two ever hold one claim, both do the same work: results must be written whole or not
-at all.
+A lease is a file that only one process can create. Its owner updates it while working (heartbeat); a lease without a
+heartbeat for LEASE_TIMEOUT_S, or whose process on this machine has ended, is stale and may be taken over. Only the
+folder is shared, so the processes may run on several machines. Should two ever own one lease, both do the same work:
+results must be written atomically.
 """
 
 from __future__ import annotations
@@ -20,105 +20,105 @@ from pathlib import Path
 from internvideo import untrusted
 from internvideo.errors import RunError
 
-LEFT_BEHIND = 900.0
-"""Seconds after which a claim that nobody renewed is free (clocks of machines may differ by minutes)."""
+LEASE_TIMEOUT_S = 900.0
+"""Seconds without a heartbeat after which a lease is stale (clocks of machines may differ by minutes)."""
 
-RENEW = 30.0
-"""Seconds between two renewals."""
+HEARTBEAT_INTERVAL_S = 30.0
+"""Seconds between two heartbeats."""
 
 
-class Claims:
-    """The claims of one process and its workers.
+class LeaseQueue:
+    """The leases of one process and its workers.
 
     Args:
-        folder: of the claims; made when absent, as are the folders that a / in a name means.
+        folder: of the lease files; created when absent, as are the folders that a / in a name means.
     """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self._me = {"host": socket.gethostname(), "pid": os.getpid(), "run": uuid.uuid4().hex}
-        self._renewed: dict[str, float] = {}
+        self._owner = {"host": socket.gethostname(), "pid": os.getpid(), "run": uuid.uuid4().hex}
+        self._last_heartbeat: dict[str, float] = {}
 
     def _path(self, name: str) -> Path:
         return self.folder / f"{name}.claim"
 
-    def take(self, name: str) -> bool:
-        """Whether the work is ours now. Raises RunError when the folder cannot be written."""
-        for _ in ("free", "left behind"):
+    def acquire(self, name: str) -> bool:
+        """Try to create the lease; return whether this process owns it. Raises RunError: the folder is not writable."""
+        for _ in ("free", "stale"):
             try:
                 self._path(name).parent.mkdir(parents=True, exist_ok=True)
                 with self._path(name).open("x", encoding="utf-8") as file:
-                    json.dump(self._me, file)
+                    json.dump(self._owner, file)
                 return True
             except FileExistsError:
-                if not self._left_behind(name):
+                if not self._is_stale(name):
                     return False
-                self._push_aside(name)
+                self._break_stale(name)
             except OSError as error:
                 raise RunError(self._path(name), f"cannot be written: {error.strerror or error}") from error
         return False
 
     def _read(self, path: Path) -> dict[str, object]:
         try:
-            found = untrusted.read_json(path)
+            content = untrusted.read_json(path)
         except (OSError, ValueError):
             return {}
-        return found if isinstance(found, dict) else {}
+        return content if isinstance(content, dict) else {}
 
-    def _left_behind(self, name: str) -> bool:
+    def _is_stale(self, name: str) -> bool:
         try:
             age = time.time() - self._path(name).stat().st_mtime
         except OSError:
-            return True  # given back meanwhile
-        if age > LEFT_BEHIND:
+            return True  # released meanwhile
+        if age > LEASE_TIMEOUT_S:
             return True
         owner = self._read(self._path(name))
         pid = owner.get("pid")
-        return owner.get("host") == self._me["host"] and isinstance(pid, int) and not _alive(pid)
+        return owner.get("host") == self._owner["host"] and isinstance(pid, int) and not _is_running(pid)
 
-    def _push_aside(self, name: str) -> None:
-        """Remove a claim that is left behind; of several who try, one renames it, the others find it gone."""
-        claim = self._path(name)
-        aside = claim.with_name(f".{claim.stem}.{uuid.uuid4().hex}")
+    def _break_stale(self, name: str) -> None:
+        """Remove a stale lease; of several processes that try, one renames the file, the others find it gone."""
+        lease = self._path(name)
+        aside = lease.with_name(f".{lease.stem}.{uuid.uuid4().hex}")
         with suppress(OSError):
-            claim.rename(aside)
+            lease.rename(aside)
             aside.unlink()
 
-    def busy(self, name: str) -> bool:
-        """Whether somebody is at this work."""
-        return self._path(name).exists() and not self._left_behind(name)
+    def is_leased(self, name: str) -> bool:
+        """Return whether any process holds a lease that is not stale."""
+        return self._path(name).exists() and not self._is_stale(name)
 
-    def renew(self, name: str) -> None:
-        """Say that the work goes on."""
+    def heartbeat(self, name: str) -> None:
+        """Update the time of the lease, at most every HEARTBEAT_INTERVAL_S."""
         now = time.monotonic()
-        if now - self._renewed.get(name, 0.0) > RENEW:
-            self._renewed[name] = now
+        if now - self._last_heartbeat.get(name, 0.0) > HEARTBEAT_INTERVAL_S:
+            self._last_heartbeat[name] = now
             with suppress(OSError):
                 os.utime(self._path(name))
 
-    def give_back(self, name: str) -> None:
-        """The work is done, or given up."""
-        self._renewed.pop(name, None)
-        if self._read(self._path(name)).get("run") == self._me["run"]:
+    def release(self, name: str) -> None:
+        """Remove the lease if this process owns it."""
+        self._last_heartbeat.pop(name, None)
+        if self._read(self._path(name)).get("run") == self._owner["run"]:
             self._path(name).unlink(missing_ok=True)
 
     @contextmanager
-    def alone(self, name: str, seconds: float = 60.0) -> Iterator[None]:
-        """Do something that others wait for; after `seconds` of waiting it is done anyway."""
-        until = time.monotonic() + seconds
-        while not self.take(name) and time.monotonic() < until:
+    def exclusive(self, name: str, timeout_s: float = 60.0) -> Iterator[None]:
+        """Hold a lease that others wait for; after `timeout_s` seconds of waiting go on without it."""
+        until = time.monotonic() + timeout_s
+        while not self.acquire(name) and time.monotonic() < until:
             time.sleep(0.05)
         try:
             yield
         finally:
-            self.give_back(name)
+            self.release(name)
 
 
-def _alive(pid: int) -> bool:
+def _is_running(pid: int) -> bool:
     try:
         os.kill(pid, 0)
     except ProcessLookupError:
         return False
     except OSError:
-        return True  # it is somebody else's
+        return True  # it belongs to another user
     return True

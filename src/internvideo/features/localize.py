@@ -1,4 +1,4 @@
-"""Actions in a video, when they begin and end: features by an encoder, segments by a detector trained on them."""
+"""Localize actions in a video: extract features with an encoder, then apply the detector that was trained on them."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from internvideo.features.feature_layers import POOLED
 from internvideo.features.video_files import VideoFile
 from internvideo.features.window_sampling import WindowRule
 from internvideo.inference.video_model import VideoModel
-from internvideo.plots import charts as figures
+from internvideo.plots import charts
 from internvideo.probing.cached_features import model_hash
 from internvideo.storage import write_text
 from internvideo.tasks.temporal_localization.data import read_feature_set
@@ -24,12 +24,12 @@ from internvideo.tasks.temporal_localization.evaluate import LIKELY, Detector, p
 from internvideo.tasks.temporal_localization.predict import find_segments
 
 ACTION = "action"
-"""What a detector without classes calls everything that it finds."""
+"""Label of every segment of a class-agnostic detector."""
 
 
 @dataclass(frozen=True)
 class Action:
-    """Something that happens: s, s, its class, and how sure that is (0..1)."""
+    """A detected segment: start and end in seconds, class, and score (0..1)."""
 
     start: float
     end: float
@@ -38,37 +38,40 @@ class Action:
 
 
 @dataclass(frozen=True)
-class Localisation:
-    """The actions of a video, best first, and how long it is, s."""
+class Localization:
+    """The actions of a video, best first, and its duration in seconds."""
 
     path: str
     duration: float
     actions: tuple[Action, ...]
 
-    def picture(self, least: float = LIKELY) -> str:
-        """The timeline as an <svg>, without actions below a score."""
-        found = [(a.start, a.end, a.label, min(a.score, 1.0)) for a in self.actions if a.score >= least]
-        return figures.timeline(self.duration, found, title=Path(self.path).name)
+    def plot(self, score_threshold: float = LIKELY) -> str:
+        """Plot the timeline as an <svg>, without actions below the threshold."""
+        shown = [(a.start, a.end, a.label, min(a.score, 1.0)) for a in self.actions if a.score >= score_threshold]
+        return charts.timeline(self.duration, shown, title=Path(self.path).name)
 
 
-def check_pair(model: VideoModel, detector: Detector) -> ExtractSettings:
-    """How features must be made for a detector.
+def extraction_settings(model: VideoModel, detector: Detector) -> ExtractSettings:
+    """Return the settings with which the features of a detector must be extracted.
 
     Raises:
-        RecipeError: the detector does not tell, or learned from features of another encoder.
+        RecipeError: the detector does not record them, or was trained on features of another encoder.
     """
-    made = detector.trained.context
-    if not {"window", "stride"} <= set(made):
+    provenance = detector.trained.context
+    if not {"window", "stride"} <= set(provenance):
         raise RecipeError(
-            "detector", "does not tell how its features were made", "one trained on `internvideo extract`"
+            "detector", "does not record how its features were made", "one trained on `internvideo extract`"
         )
-    theirs, ours = str(made.get("weights_sha256", "")), model_hash(model)
-    if theirs != ours:
-        found = f"{model.name} {ours[:12]}"
-        raise RecipeError("encoder", found, f"{made.get('model')} {theirs[:12]}, whose features the detector knows")
-    rule = WindowRule(int(made["window"]), int(made["stride"]), made.get("fps"))
-    cells = {name: int(made.get(name, 1)) for name in ("grid", "tiles")}
-    return ExtractSettings(rule, str(made.get("layer", POOLED)), **cells)
+    expected, actual = str(provenance.get("weights_sha256", "")), model_hash(model)
+    if expected != actual:
+        allowed = f"{provenance.get('model')} {expected[:12]}, on whose features the detector was trained"
+        raise RecipeError("encoder", f"{model.name} {actual[:12]}", allowed)
+    return ExtractSettings(
+        WindowRule(int(provenance["window"]), int(provenance["stride"]), provenance.get("fps")),
+        str(provenance.get("layer", POOLED)),
+        spatial_pool_size=int(provenance.get("grid", 1)),
+        tiles=int(provenance.get("tiles", 1)),
+    )
 
 
 def localize(
@@ -79,19 +82,19 @@ def localize(
     class_scores: Mapping[str, float] | None = None,
     batch_size: int | None = None,
     progress: bool | None = None,
-) -> Localisation:
+) -> Localization:
     """Find the actions of one video.
 
     Args:
         video: a file or a piece of one; times are from its start.
-        model: the encoder whose features the detector learned from. detector: of `load_detector`.
-        class_scores: for a detector without classes, label -> score of the whole video; its two best name the segments.
-        batch_size: windows at once; see `ExtractSettings`. progress: a bar on the error stream.
+        model: the encoder on whose features the detector was trained. detector: of `load_detector`.
+        class_scores: for a class-agnostic detector, label -> score of the whole video; the two best label the segments.
+        batch_size: windows per batch; see `ExtractSettings`. progress: show a bar on stderr.
 
     Raises:
-        VideoError: a video that cannot be read. RecipeError: an encoder and a detector that do not belong together.
+        VideoError: a video that cannot be read. RecipeError: a detector that was trained on another encoder.
     """
-    settings = replace(check_pair(model, detector), batch_size=batch_size)
+    settings = replace(extraction_settings(model, detector), batch_size=batch_size)
     recipe = detector.trained.recipe
     classes, scores = detector.trained.classes, None
     if detector.model.config.classes == 1 and len(classes) > 1:
@@ -101,23 +104,23 @@ def localize(
     with TemporaryDirectory(prefix="internvideo-") as folder:
         extract([Item("video", video)], model, Path(folder), settings, progress=progress)
         reading = recipe.data.features.model_copy(update={"annotations": None, "folder": None})
-        found = read_feature_set(Path(folder), reading).videos[0]
+        features = read_feature_set(Path(folder), reading).videos[0]
         decoding = detector.settings.decoding(classes=detector.model.config.classes)
         device = next(detector.model.parameters()).device
-        segments = find_segments(detector.model, found, reading, decoding, device, scores)
+        segments = find_segments(detector.model, features, reading, decoding, device, scores)
     rows = zip(segments.spans.tolist(), segments.scores, segments.labels, strict=True)
     actions = [Action(start, end, classes[label], float(score)) for (start, end), score, label in rows]
-    return Localisation(video.path, found.duration, tuple(sorted(actions, key=lambda action: -action.score)))
+    return Localization(video.path, features.duration, tuple(sorted(actions, key=lambda action: -action.score)))
 
 
-def check_picture(target: Path) -> None:
-    """Raise RecipeError for a name that no picture can have."""
+def check_plot(target: Path) -> None:
+    """Raise RecipeError for a plot whose name does not end in .svg or .html."""
     if target.suffix not in (".svg", ".html"):
         raise RecipeError("picture", f"'{target.name}'", "a name that ends in .html or .svg")
 
 
-def draw(found: Localisation, target: Path, least: float = LIKELY) -> None:
-    """The timeline as a page (.html) or a picture (.svg). Raises RunError; RecipeError for another ending."""
-    check_picture(target)
-    picture = found.picture(least)
-    write_text(target, page([picture]) if target.suffix == ".html" else picture + "\n")
+def write_plot(localization: Localization, target: Path, score_threshold: float = LIKELY) -> None:
+    """Write the timeline as .html or .svg. Raises RunError; RecipeError for another extension."""
+    check_plot(target)
+    plot = localization.plot(score_threshold)
+    write_text(target, page([plot]) if target.suffix == ".html" else plot + "\n")

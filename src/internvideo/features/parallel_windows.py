@@ -1,8 +1,8 @@
-"""Clips of one video, read by several threads, in their order.
+"""Decode the clips of one video in parallel, in several threads.
 
-The windows are cut at key frames into blocks, which readers of their own decode side by side (decoding, converting and
-resizing happen outside of Python's lock); the clips come in their order, the same ones as `clips_of` gives. The first
-fault that a reader meets ends it: from that clip on the video's own reader goes on alone and does what the policy says.
+The windows are split at key frames into blocks, which separate readers decode in parallel (decoding, conversion and
+resizing release the GIL); the clips are yielded in order and equal those of `iter_clips`. At the first decoding error
+of a reader the video's own reader continues alone from that clip on and applies the damage policy.
 """
 
 from __future__ import annotations
@@ -19,100 +19,102 @@ from internvideo.data.preprocessing import Preprocessing
 from internvideo.data.sampling import Indices
 from internvideo.errors import VideoError
 from internvideo.features.read_ahead import from_thread
-from internvideo.features.windows import clips_of, clips_on_one_way
+from internvideo.features.windows import decode_clips, iter_clips
 from internvideo.video.reader import Video
 from internvideo.video.sequential import REORDER_BUFFER
 
-LEAST = 400
-"""Frames of the video from the start of a block to that of the next one, at least. A block decodes its first group of
-pictures from the key frame on and some pictures behind its end, some 25 that its neighbors decode too."""
+MIN_BLOCK_FRAMES = 400
+"""Minimum frames from the start of a block to that of the next one. A block decodes its first group of pictures from
+the key frame on and some frames past its end: about 25 that its neighbors decode too."""
 
-MOST_BYTES = 2**28
-"""Clips that all readers together may have ready; each has two at least."""
+MAX_READY_BYTES = 2**28
+"""Maximum bytes of clips that all readers together hold ready; each holds at least two clips."""
 
 
-def readers_beside(device: str) -> int:
-    """Readers of a video in the process of a model on a device ("cpu", "cuda" ...).
+def default_readers(device: str) -> int:
+    """Return the number of readers per video in the process of a model on a device ("cpu", "cuda" ...).
 
-    One beside a model on the CPU, which needs the other cores: a second one costs CPU time (benchmarks/README.md).
+    One for a model on the CPU, which needs the other cores: a second one costs CPU time (benchmarks/README.md).
     """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return 1 if device == "cpu" else min(4, cores)
 
 
 def parallel_clips(
-    video: Video, preprocessing: Preprocessing, chosen: Sequence[Indices], readers: int
+    video: Video, preprocessing: Preprocessing, frame_indices: Sequence[Indices], readers: int
 ) -> Iterator[Tensor]:
-    """`clips_of` by several readers in threads, which are gone when this ends; arguments and errors are the same.
+    """Yield the clips as `iter_clips` does, read by several threads, which are joined at the end.
 
-    One reader is enough, and is used, where the video has no key frames to begin at, is known to be damaged, or where
-    damaged pictures are repeated.
+    A single reader is used if the video has no key frames to start at, is known to be damaged, or if damaged frames are
+    repeated.
 
     Args:
-        chosen: frame numbers (T,) of each clip; the least of each never falls.
+        frame_indices: (T,) of each clip; their minima never decrease.
         readers: 1 or more.
     """
-    turn = 0
-    blocks = _blocks(video.key_frames, chosen) if readers > 1 and video.damage != "repeat" and not video.gaps else []
+    position = 0
+    blocks = (
+        _blocks(video.key_frames, frame_indices) if readers > 1 and video.damage != "repeat" and not video.gaps else []
+    )
     if len(blocks) > 1:
         try:
-            for clip in _side_by_side(video, preprocessing, chosen, blocks, min(readers, len(blocks))):
+            for clip in _read_blocks(video, preprocessing, frame_indices, blocks, min(readers, len(blocks))):
                 yield clip
-                turn += 1
+                position += 1
         except VideoError:
-            pass  # the video's own reader meets it as well, and knows what is to be done
-    yield from clips_of(video, preprocessing, chosen[turn:])
+            pass  # the video's own reader meets it too, and applies the policy
+    yield from iter_clips(video, preprocessing, frame_indices[position:])
 
 
-def _blocks(keys: Indices, chosen: Sequence[Indices]) -> list[range]:
-    """Runs of clips, each of which but the first begins with the first clip behind a key frame."""
-    firsts = np.array([indices.min() for indices in chosen])
+def _blocks(keys: Indices, frame_indices: Sequence[Indices]) -> list[range]:
+    """Return runs of clips; each but the first begins with the first clip after a key frame."""
+    firsts = np.array([indices.min() for indices in frame_indices])
     groups = np.searchsorted(keys, firsts, side="right")
     cuts = [0]
-    for turn in (np.flatnonzero(np.diff(groups)) + 1).tolist():
-        if firsts[turn] - firsts[cuts[-1]] >= LEAST:
-            cuts.append(turn)
-    return [range(start, stop) for start, stop in zip(cuts, [*cuts[1:], len(chosen)], strict=True)]
+    for position in (np.flatnonzero(np.diff(groups)) + 1).tolist():
+        if firsts[position] - firsts[cuts[-1]] >= MIN_BLOCK_FRAMES:
+            cuts.append(position)
+    return [range(start, stop) for start, stop in zip(cuts, [*cuts[1:], len(frame_indices)], strict=True)]
 
 
-def _side_by_side(
-    video: Video, preprocessing: Preprocessing, chosen: Sequence[Indices], blocks: list[range], readers: int
+def _read_blocks(
+    video: Video, preprocessing: Preprocessing, frame_indices: Sequence[Indices], blocks: list[range], readers: int
 ) -> Iterator[Tensor]:
-    ahead = max(2, MOST_BYTES // (readers * clip_bytes(preprocessing)))
+    queue_size = max(2, MAX_READY_BYTES // (readers * clip_bytes(preprocessing)))
     with ExitStack() as open_:
         streams = []
         for first in range(readers):
-            source = _clips_of_blocks(video, preprocessing, chosen, blocks[first::readers])
-            streams.append(open_.enter_context(closing(from_thread(source, ahead))))
-        for stream in streams:  # a thread starts when it is first asked, for nothing here
+            source = _clips_of_blocks(video, preprocessing, frame_indices, blocks[first::readers])
+            streams.append(open_.enter_context(closing(from_thread(source, queue_size))))
+        for stream in streams:  # a thread starts at the first `next`, which yields None
             next(stream)
-        for number, block in enumerate(blocks):
-            for clip in islice(streams[number % readers], len(block)):
+        for index, block in enumerate(blocks):
+            for clip in islice(streams[index % readers], len(block)):
                 assert clip is not None
                 yield clip
 
 
 def clip_bytes(preprocessing: Preprocessing) -> int:
-    """Bytes of a clip."""
+    """Return the bytes of a clip."""
     values = 3 * preprocessing.frames * preprocessing.size**2
     return values * (4 if preprocessing.style == "torch" else 1)
 
 
 def _clips_of_blocks(
-    video: Video, preprocessing: Preprocessing, chosen: Sequence[Indices], blocks: list[range]
+    video: Video, preprocessing: Preprocessing, frame_indices: Sequence[Indices], blocks: list[range]
 ) -> Iterator[Tensor | None]:
-    """None, then the clips of the blocks. Raises VideoError also for damage, which is left to others."""
+    """Yield None, then the clips of the blocks. Raises VideoError also for damage, whatever the policy."""
     yield None
     with video.again() as reader:
         for block in blocks:
-            clips = clips_on_one_way(reader, preprocessing, chosen[block.start : _end(chosen, block.stop)])
+            clips = decode_clips(reader, preprocessing, frame_indices[block.start : _end(frame_indices, block.stop)])
             yield from islice(clips, len(block))
 
 
-def _end(chosen: Sequence[Indices], stop: int) -> int:
-    """Clips up to here are asked for, so that damage which shows only in later pictures is met as `walk` would."""
-    last, more = chosen[stop - 1].max(), set[int]()
-    while stop < len(chosen) and len(more) <= REORDER_BUFFER:
-        more.update(chosen[stop][chosen[stop] > last].tolist())
+def _end(frame_indices: Sequence[Indices], stop: int) -> int:
+    """Return where to stop decoding, so that damage that shows only in later frames is met as by `iter_frames`."""
+    last, more = frame_indices[stop - 1].max(), set[int]()
+    while stop < len(frame_indices) and len(more) <= REORDER_BUFFER:
+        more.update(frame_indices[stop][frame_indices[stop] > last].tolist())
         stop += 1
     return stop

@@ -1,4 +1,4 @@
-"""Videos are read while a model is at work: by a thread, or by worker processes."""
+"""Item videos ahead of the model, in a thread or in worker processes."""
 
 from __future__ import annotations
 
@@ -13,23 +13,23 @@ from torch.utils.data import DataLoader, IterableDataset
 
 from internvideo.errors import RunError
 
-Read = TypeVar("Read")
+Item = TypeVar("Item")
 
-AHEAD = 8
-"""Pieces that the thread may have ready."""
+QUEUE_SIZE = 8
+"""Largest number of items that the thread holds ready."""
 
 
-def stream_of(reader: IterableDataset[Read], workers: int) -> Iterator[Read]:
-    """What the reader gives, through worker processes or, with none, a thread.
+def read_ahead(dataset: IterableDataset[Item], workers: int) -> Iterator[Item]:
+    """Yield the items of a dataset, read by worker processes or, with 0 workers, by a thread.
 
     Raises:
-        RunError: a worker died. Whatever the reader raises.
+        RunError: a worker died. Also whatever the dataset raises.
     """
     if not workers:
-        yield from from_thread(reader)
+        yield from from_thread(dataset)
         return
-    loader: DataLoader[Read] = DataLoader(
-        reader, batch_size=None, num_workers=workers, collate_fn=_as_it_is, in_order=False, generator=torch.Generator()
+    loader: DataLoader[Item] = DataLoader(
+        dataset, batch_size=None, num_workers=workers, collate_fn=_identity, in_order=False, generator=torch.Generator()
     )
     try:
         with warnings.catch_warnings():
@@ -44,40 +44,40 @@ def stream_of(reader: IterableDataset[Read], workers: int) -> Iterator[Read]:
         raise RunError("reading videos", f"a worker died ({error})", "", do) from error
 
 
-def _as_it_is(piece: Any) -> Any:
-    return piece
+def _identity(item: Any) -> Any:
+    return item
 
 
-def from_thread(reader: Iterable[Read], ahead: int = AHEAD) -> Generator[Read]:
-    """What the reader gives, read by a thread that is gone when this ends; it may have so many pieces ready."""
-    ready: queue.Queue[tuple[Any, bool]] = queue.Queue(ahead)
-    stop, trouble = threading.Event(), list[BaseException]()
+def from_thread(dataset: Iterable[Item], queue_size: int = QUEUE_SIZE) -> Generator[Item]:
+    """Yield the items of a dataset, read up to `queue_size` ahead by a thread that is joined at the end."""
+    ready: queue.Queue[tuple[Any, bool]] = queue.Queue(queue_size)
+    stop, errors = threading.Event(), list[BaseException]()
 
-    def put(piece: Any, more: bool) -> None:
+    def put(item: Any, more: bool) -> None:
         while not stop.is_set():
             try:
-                ready.put((piece, more), timeout=0.1)
+                ready.put((item, more), timeout=0.1)
             except queue.Full:
                 continue
             return
 
     def read() -> None:
         try:
-            for piece in reader:
-                put(piece, True)
+            for item in dataset:
+                put(item, True)
                 if stop.is_set():
                     break
         except BaseException as error:
-            trouble.append(error)
+            errors.append(error)
         put(None, False)
 
     thread = threading.Thread(target=read, name="reading videos", daemon=True)
     thread.start()
     try:
-        while (got := ready.get())[1]:
-            yield got[0]
+        while (entry := ready.get())[1]:
+            yield entry[0]
     finally:
         stop.set()
         thread.join()
-    if trouble:
-        raise trouble[0]
+    if errors:
+        raise errors[0]

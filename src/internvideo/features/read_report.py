@@ -1,4 +1,4 @@
-"""What became of the videos that somebody asked for: how many, which of them made trouble, and how fast it went."""
+"""Report how many of the requested videos were read, which of them failed or were truncated, and the throughput."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from typing import NamedTuple
 from internvideo.errors import VideoError
 
 
-class Trouble(NamedTuple):
-    """A video that was not read, or not to its end; `id` of its row where it has one."""
+class ReadFailure(NamedTuple):
+    """A video that could not be read, or not to its end; `id` of its row where it has one."""
 
     path: str
     reason: str
@@ -17,41 +17,43 @@ class Trouble(NamedTuple):
 
 
 @dataclass
-class Coverage:
-    """What became of the videos asked for.
+class ReadReport:
+    """Counts and failures of a run over many videos.
 
     Attributes:
-        asked, earlier, elsewhere: videos; those done before; those that other processes did or are doing.
-        read: videos of this run that gave a vector.
-        vectors, width: how many (of a table all of them, of a folder those of this run), and numbers in each.
-        partly, unreadable: videos read up to some damage, and those not read at all.
-        video_seconds, seconds: of video looked at in this run, and of work.
+        requested: number of videos. resumed: of these, done by an earlier run. other_workers: done, or being done, by
+            other processes.
+        read: videos of this run that gave at least one vector.
+        vectors, dim: number of vectors (of a table all of them, of a folder those of this run) and their dimension.
+        truncated, unreadable: videos read up to some damage, and those not read at all.
+        video_seconds, seconds: duration of the video decoded in this run, and time that it took.
     """
 
-    asked: int
-    width: int = 0
-    earlier: int = 0
-    elsewhere: int = 0
+    requested: int
+    dim: int = 0
+    resumed: int = 0
+    other_workers: int = 0
     read: int = 0
     vectors: int = 0
-    partly: list[Trouble] = field(default_factory=list)
-    unreadable: list[Trouble] = field(default_factory=list)
+    truncated: list[ReadFailure] = field(default_factory=list)
+    unreadable: list[ReadFailure] = field(default_factory=list)
     video_seconds: float = 0.0
     seconds: float = 0.0
 
     @property
     def speed(self) -> float:
-        """Seconds of video a second."""
+        """Seconds of video per second of work."""
         return self.video_seconds / self.seconds if self.seconds else 0.0
 
     @property
-    def pace(self) -> str:
-        """The same in words, "" when nothing was looked at."""
+    def throughput(self) -> str:
+        """The speed as text, "" when nothing was decoded."""
         if not (self.seconds and self.video_seconds):
             return ""
         return f"{self.video_seconds:.1f} s of video in {self.seconds:.1f} s, {self.speed:.1f}x real time"
 
-    def refuse(self) -> None:
-        """Raise VideoError with the first reason: not one video could be read."""
+    def raise_unreadable(self) -> None:
+        """Raise VideoError with the first reason: no video could be read."""
         path, reason, _ = self.unreadable[0]
-        raise VideoError(path, f"{reason}; not one of {self.asked} videos could be read" if self.asked > 1 else reason)
+        count = self.requested
+        raise VideoError(path, f"{reason}; not one of {count} videos could be read" if count > 1 else reason)

@@ -1,4 +1,4 @@
-"""Vectors of windows on the disk: one part a video while they are made, then one table.
+"""Write vectors of windows: one part per video while a run is going on, then one table.
 
 .parquet: columns path, start, end, embedding (list of E float32), the protocol in the file's metadata.
 .npy: float32 (N, E), with path, start and end of its rows in NAME.jsonl and the protocol in NAME.protocol.json.
@@ -21,28 +21,28 @@ from internvideo.errors import RecipeError, RunError, shown
 from internvideo.storage import atomic_path, write_text
 
 KEY = b"internvideo"
-"""Where the protocol stands in the metadata of a parquet file."""
+"""Key of the protocol in the metadata of a parquet file."""
 
 
 @dataclass(frozen=True)
-class Vectors:
-    """What was made of a video.
+class VideoVectors:
+    """The vectors of a video.
 
     Attributes:
         path: as in the table (parquet holds text only: see `errors.shown`).
-        spans: (n, 2) float64 s, start and end of each window.
+        spans: (n, 2) float64, start and end of each window in seconds.
         values: (n, E) float32.
-        trouble: why nothing follows ("" when the video was read to its end).
+        reason: why the video was not read to its end, "" if it was.
     """
 
     path: str
     spans: NDArray[np.float64]
     values: NDArray[np.float32]
-    trouble: str = ""
+    reason: str = ""
 
 
 def check_output(output: Path) -> None:
-    """Raise RecipeError where a table of that name cannot be written here, or its index would replace another file."""
+    """Raise RecipeError for a table that cannot be written here, or whose index would replace another file."""
     if output.suffix not in WRITERS:
         raise RecipeError("output", f"'{output.name}'", "a name that ends in " + " or ".join(WRITERS))
     if output.suffix == ".parquet" and importlib.util.find_spec("pyarrow") is None:
@@ -59,7 +59,7 @@ def check_output(output: Path) -> None:
 
 
 def _is_index(path: Path) -> bool:
-    """Whether a file is the index that `_write_npy` writes; an empty one is nobody's."""
+    """Return whether a file is an index as `_write_npy` writes it, or empty."""
     try:
         with untrusted.open_text(path) as lines:
             first = lines.readline(1 << 20)
@@ -68,18 +68,20 @@ def _is_index(path: Path) -> bool:
         return False
 
 
-def write_table(output: Path, parts: Iterable[Vectors], count: int, width: int, protocol: Mapping[str, Any]) -> None:
-    """Write the table of `count` vectors of `width` numbers, one part after another. Raises RunError, RecipeError."""
+def write_table(output: Path, parts: Iterable[VideoVectors], count: int, dim: int, protocol: Mapping[str, Any]) -> None:
+    """Write the table of `count` vectors of dimension `dim`, part by part. Raises RunError, RecipeError."""
     check_output(output)
-    WRITERS[output.suffix](output, parts, count, width, protocol)
+    WRITERS[output.suffix](output, parts, count, dim, protocol)
 
 
-def _write_parquet(output: Path, parts: Iterable[Vectors], count: int, width: int, protocol: Mapping[str, Any]) -> None:
+def _write_parquet(
+    output: Path, parts: Iterable[VideoVectors], count: int, dim: int, protocol: Mapping[str, Any]
+) -> None:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     columns = [("path", pa.string()), ("start", pa.float64()), ("end", pa.float64())]
-    schema = pa.schema([*columns, ("embedding", pa.list_(pa.float32(), width))], metadata={KEY: json.dumps(protocol)})
+    schema = pa.schema([*columns, ("embedding", pa.list_(pa.float32(), dim))], metadata={KEY: json.dumps(protocol)})
     with atomic_path(output) as temporary, pq.ParquetWriter(temporary, schema) as writer:
         for part in parts:
             arrays = [
@@ -87,33 +89,33 @@ def _write_parquet(output: Path, parts: Iterable[Vectors], count: int, width: in
                 pa.array(part.spans[:, 0]),
                 pa.array(part.spans[:, 1]),
             ]
-            vectors = pa.FixedSizeListArray.from_arrays(pa.array(part.values.reshape(-1)), width)
+            vectors = pa.FixedSizeListArray.from_arrays(pa.array(part.values.reshape(-1)), dim)
             writer.write_table(pa.Table.from_arrays([*arrays, vectors], schema=schema))
 
 
-def _write_npy(output: Path, parts: Iterable[Vectors], count: int, width: int, protocol: Mapping[str, Any]) -> None:
+def _write_npy(output: Path, parts: Iterable[VideoVectors], count: int, dim: int, protocol: Mapping[str, Any]) -> None:
     write_text(output.with_suffix(".protocol.json"), json.dumps(protocol, indent=1) + "\n")
     with atomic_path(output) as temporary, atomic_path(output.with_suffix(".jsonl")) as index:
-        table = np.lib.format.open_memmap(temporary, mode="w+", dtype=np.float32, shape=(count, width))
+        table = np.lib.format.open_memmap(temporary, mode="w+", dtype=np.float32, shape=(count, dim))
         row = 0
         with index.open("w", encoding="utf-8", errors="backslashreplace") as lines:
             for part in parts:
                 table[row : row + len(part.values)] = part.values
                 for start, end in part.spans.tolist():
-                    told = {"row": row, "path": part.path, "start": start, "end": end}
-                    lines.write(json.dumps(told, ensure_ascii=False) + "\n")
+                    entry = {"row": row, "path": part.path, "start": start, "end": end}
+                    lines.write(json.dumps(entry, ensure_ascii=False) + "\n")
                     row += 1
         table.flush()
 
 
-WRITERS: dict[str, Callable[[Path, Iterable[Vectors], int, int, Mapping[str, Any]], None]] = {
+WRITERS: dict[str, Callable[[Path, Iterable[VideoVectors], int, int, Mapping[str, Any]], None]] = {
     ".parquet": _write_parquet,
     ".npy": _write_npy,
 }
 
 
 class Parts:
-    """The folder of finished videos beside an output, all made with the same settings.
+    """The folder of finished videos beside an output, all computed with the same settings.
 
     Args:
         output: of the table; the folder is OUTPUT.parts.
@@ -124,47 +126,47 @@ class Parts:
         self.folder = output.with_name(output.name + ".parts")
         self._settings = self.folder / "settings.json"
 
-    def begin(self, settings: Mapping[str, Any], *, fresh: bool) -> None:
-        """Make the folder, or go on with it.
+    def begin(self, settings: Mapping[str, Any], *, overwrite: bool) -> None:
+        """Create the folder, or resume it; `overwrite` discards its parts.
 
         Raises:
-            RunError: it was made with other settings, or there is a table whose parts are gone; not when `fresh`.
+            RunError: it was created with other settings, or there is a table without parts; not with `overwrite`.
         """
-        known = self._known()
+        previous = self._read_settings()
         plain = untrusted.parse_json(json.dumps(settings))
-        if not fresh and known is None and self.output.exists():
-            raise RunError(self.output, "exists already, its parts do not", "", "add --fresh to replace it")
-        if fresh or known is None:
+        if not overwrite and previous is None and self.output.exists():
+            raise RunError(self.output, "exists already, its parts do not", "", "add --overwrite to replace it")
+        if overwrite or previous is None:
             for part in self.folder.glob("*.npz"):
                 part.unlink(missing_ok=True)
-        elif known != plain:
-            names = [name for name in {**known, **plain} if known.get(name) != plain.get(name)]
-            was, now = (json.dumps(part.get(names[0])) for part in (known, plain))
+        elif previous != plain:
+            names = [name for name in {**previous, **plain} if previous.get(name) != plain.get(name)]
+            was, now = (json.dumps(part.get(names[0])) for part in (previous, plain))
             found = f"was begun with another {names[0]}: {_short(was)}, now {_short(now)}"
-            raise RunError(self.folder, found, "", "choose another output, or add --fresh to begin anew")
+            raise RunError(self.folder, found, "", "choose another output, or add --overwrite to start again")
         write_text(self._settings, json.dumps(plain, indent=1) + "\n")
 
-    def _known(self) -> dict[str, Any] | None:
+    def _read_settings(self) -> dict[str, Any] | None:
         try:
-            known = untrusted.read_json(self._settings)
+            settings = untrusted.read_json(self._settings)
         except (OSError, ValueError):
             return None
-        return known if isinstance(known, dict) else None
+        return settings if isinstance(settings, dict) else None
 
     def has(self, identity: str) -> bool:
-        """Whether a video is done."""
+        """Return whether a video is done."""
         return (self.folder / f"{identity}.npz").is_file()
 
-    def write(self, identity: str, vectors: Vectors) -> None:
-        """Keep a finished video. Raises RunError."""
+    def write(self, identity: str, vectors: VideoVectors) -> None:
+        """Store a finished video. Raises RunError."""
         with atomic_path(self.folder / f"{identity}.npz") as temporary:
-            np.savez(temporary, spans=vectors.spans, values=vectors.values, trouble=np.array(vectors.trouble))
+            np.savez(temporary, spans=vectors.spans, values=vectors.values, trouble=np.array(vectors.reason))
 
-    def read(self, identity: str, path: str) -> Vectors | None:
-        """A finished video, None where there is none or the file is damaged."""
+    def read(self, identity: str, path: str) -> VideoVectors | None:
+        """Read a finished video; None if there is none or the file is damaged."""
         try:
-            found = untrusted_arrays.read_npz(self.folder / f"{identity}.npz")
-            return Vectors(path, found["spans"], found["values"], str(found["trouble"]))
+            arrays = untrusted_arrays.read_npz(self.folder / f"{identity}.npz")
+            return VideoVectors(path, arrays["spans"], arrays["values"], str(arrays["trouble"]))
         except (OSError, ValueError, KeyError):
             return None
 

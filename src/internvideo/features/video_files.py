@@ -1,4 +1,4 @@
-"""Which videos are meant by files, folders and manifests named on the command line."""
+"""Resolve files, folders and manifests of the command line to a list of videos."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ from internvideo.errors import RecipeError, VideoError, shown
 from internvideo.video.cache import stamp_of
 from internvideo.video.frame_folder import resolve_rate
 
-LONGEST = 200
-"""Bytes of a file name, so that there is room for what is added to it (a file system takes 255)."""
+MAX_NAME_BYTES = 200
+"""Maximum bytes of a file name, which leaves room for suffixes (file systems allow 255)."""
 MANIFEST_SUFFIXES = frozenset(suffix for suffix in FILE_SUFFIXES if suffix)
 
 
 @dataclass(frozen=True)
 class VideoFile:
-    """A video file or folder of frames, or the piece of one that a manifest's row means.
+    """A video file or folder of frames, or the piece of one that a row of a manifest gives.
 
     Attributes:
-        path: as it was written, behind the folder of the manifest.
-        start, end: s, None for the ends of the video. fps: frames a second of a folder of frames.
+        path: as given; for a row, joined to the folder of the manifest.
+        start, end: seconds, None for the ends of the video. fps: frames per second of a folder of frames.
     """
 
     path: str
@@ -42,51 +42,51 @@ class VideoFile:
 
     @property
     def source(self) -> str | Span:
-        """For `Preprocessing.read` and everything built on it."""
+        """The path or span that `Preprocessing.read` takes."""
         if self.start is None or self.end is None:
             return self.path if self.fps is None else Span(self.path, 0.0, math.inf, self.fps)
         return Span(self.path, self.start, self.end, self.fps)
 
     def identity(self) -> str:
-        """32 hex digits that change when the file does (its place, size or time) or the piece.
+        """Hash the path, size and time of the file and the piece: 32 hex digits.
 
         Raises:
             VideoError: there is no such file.
         """
-        told = f"{os.path.realpath(self.path)}|{state_of(self.path, self.fps)}|{self.start}|{self.end}"
-        return hashlib.sha256(told.encode("utf-8", "surrogateescape")).hexdigest()[:32]
+        content = f"{os.path.realpath(self.path)}|{file_state(self.path, self.fps)}|{self.start}|{self.end}"
+        return hashlib.sha256(content.encode("utf-8", "surrogateescape")).hexdigest()[:32]
 
 
-def state_of(path: str, fps: float | None) -> str:
-    """What changes when a file does, or a folder of frames, or the rate of one.
+def file_state(path: str, fps: float | None) -> str:
+    """Return the size and time of a file, or the state and frame rate of a folder of frames.
 
     Raises:
         VideoError: there is none.
     """
     try:
-        found = os.stat(path)
+        status = os.stat(path)
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or str(error)
         raise VideoError(path, f"cannot be opened: {reason}") from error
-    if not stat.S_ISDIR(found.st_mode):
-        return f"{found.st_size}|{found.st_mtime_ns}"
+    if not stat.S_ISDIR(status.st_mode):
+        return f"{status.st_size}|{status.st_mtime_ns}"
     stamp = stamp_of(path)
     return f"{stamp and stamp.ends.hex()}|{resolve_rate(fps)}"
 
 
 def find_videos(inputs: Iterable[str | Path], *, recursive: bool = False) -> list[VideoFile]:
-    """Videos in the order of the inputs, each once.
+    """Return the videos in the order of the inputs, without duplicates.
 
     Args:
         inputs: video files, folders (the videos in them), manifests (their rows).
-        recursive: also the folders inside folders.
+        recursive: search subfolders too.
 
     Raises:
-        VideoError: nothing of that name, or a folder without videos. ManifestError: a manifest that cannot be read.
+        VideoError: no such file, or a folder without videos. ManifestError: a manifest that cannot be read.
     """
     found: dict[tuple[str, float | None, float | None], VideoFile] = {}
     for given in inputs:
-        for video in _meant_by(Path(given), recursive):
+        for video in _resolve(Path(given), recursive):
             found.setdefault((os.path.abspath(video.path), video.start, video.end), video)
     if not found:
         raise VideoError("videos", "none given", "files, folders or manifests")
@@ -96,16 +96,16 @@ def find_videos(inputs: Iterable[str | Path], *, recursive: bool = False) -> lis
 def file_names(
     videos: Sequence[VideoFile], ids: Sequence[str] = (), reserved: Collection[str] = frozenset()
 ) -> list[str]:
-    """A name for a file about each video, all different: that of the video file without its ending.
+    """Return a unique file name for each video: that of the video file without its extension.
 
-    With the ending where a folder has several of that name, with start and end where there are several pieces of a
-    video, with the names of the folders above in front where names would be equal after all.
+    The extension is kept if a folder has several of that name, start and end are added for several pieces of a video,
+    and names that would still be equal are prefixed with the names of their folders.
 
     Args:
-        videos: each once. ids: names that are given already, "" for none. reserved: names that files must not have.
+        videos: without duplicates. ids: names that are given already, "" for none. reserved: names not to be used.
 
     Raises:
-        RecipeError: two are the same all the same, such as two ids.
+        RecipeError: two names remain equal, such as two ids.
     """
     ids = ids or [""] * len(videos)
     files = [video.path for video, name in zip(videos, ids, strict=True) if not name]
@@ -128,18 +128,18 @@ def file_names(
 
 def _file_name(parts: Iterable[str], reserved: Collection[str]) -> str:
     name = re.sub(r"[/\\\0]", "_", "_".join(part.strip("/") for part in parts)).lstrip(".") or "video"
-    if len(os.fsencode(name)) > LONGEST:
+    if len(os.fsencode(name)) > MAX_NAME_BYTES:
         digest = hashlib.sha256(os.fsencode(name)).hexdigest()[:16]
-        name = f"{os.fsencode(name)[: LONGEST - 17].decode('utf-8', 'ignore')}_{digest}"
+        name = f"{os.fsencode(name)[: MAX_NAME_BYTES - 17].decode('utf-8', 'ignore')}_{digest}"
     return f"{name}_" if name in reserved else name
 
 
 def is_manifest(given: str | Path) -> bool:
-    """Whether a name on the command line means a manifest."""
+    """Return whether an argument of the command line is a manifest."""
     return Path(given).suffix.lower() in MANIFEST_SUFFIXES and not Path(given).is_dir()
 
 
-def _meant_by(given: Path, recursive: bool) -> Iterator[VideoFile]:
+def _resolve(given: Path, recursive: bool) -> Iterator[VideoFile]:
     if given.is_dir() and holds_frames(str(given), _names(given)):
         yield VideoFile(str(given))
     elif given.is_dir():
@@ -158,27 +158,27 @@ def _meant_by(given: Path, recursive: bool) -> Iterator[VideoFile]:
 def _names(folder: str | Path) -> list[str]:
     try:
         return os.listdir(folder)
-    except OSError:  # passed over, as the walk through folders does
+    except OSError:  # skipped, as os.walk does
         return []
 
 
 def _in_folder(folder: Path, recursive: bool) -> list[VideoFile]:
     found: list[VideoFile] = []
-    seen: list[str] = []
-    for place, folders, names in os.walk(folder):
-        seen += names
+    all_names: list[str] = []
+    for current, folders, names in os.walk(folder):
+        all_names += names
         open_ones = sorted(name for name in folders if not name.startswith("."))
-        within = {name: _names(os.path.join(place, name)) for name in open_ones}
-        frames = [name for name in open_ones if holds_frames(os.path.join(place, name), within[name])]
+        within = {name: _names(os.path.join(current, name)) for name in open_ones}
+        frames = [name for name in open_ones if holds_frames(os.path.join(current, name), within[name])]
         for name in frames:
-            seen += no_frames(os.path.join(place, name), within[name])
+            all_names += no_frames(os.path.join(current, name), within[name])
         folders[:] = [name for name in open_ones if recursive and name not in frames]
         videos = [name for name in sorted(names) if os.path.splitext(name)[1].lower() in VIDEO_EXTENSIONS]
         videos = sorted(videos + frames)
-        found += [VideoFile(os.path.join(place, name)) for name in videos if not name.startswith(".")]
+        found += [VideoFile(os.path.join(current, name)) for name in videos if not name.startswith(".")]
     if not found:
         do = "" if recursive else "add --recursive for the folders inside"
         raise VideoError(folder, "no video in this folder", "files ending in " + " ".join(sorted(VIDEO_EXTENSIONS)), do)
-    if note := passed_over(seen):
+    if note := passed_over(all_names):
         logging.getLogger("internvideo").warning("%s: %s", shown(str(folder)), shown(note))
     return found

@@ -1,7 +1,7 @@
-"""Windows over videos of any length, in memory that does not grow with it.
+"""Iterate over the clips of sliding windows of a video, in memory that does not grow with its length.
 
-It is known before anything is decoded which frames the windows need; these alone are kept, already cut to the model's
-square, and only until the last window that needs them has been given.
+The frames that the windows need are chosen before decoding; only these are kept, resized and cropped, and only until
+the last window that needs them has been yielded.
 """
 
 from __future__ import annotations
@@ -26,56 +26,58 @@ from internvideo.video.reader import BUDGET, Video, VideoInfo
 from internvideo.video.sequential import iter_frames
 
 MAX_SECONDS = 24 * 3600.0
-"""Longest video, s; its table of frames is held in memory. Longer ones can be streamed."""
+"""Longest video in seconds; its frame index is held in memory. Longer videos can be streamed."""
 
 SECONDS_PER_BYTE = 1e-6
-"""Patience with files whose frames can only be found by decoding all of them."""
+"""Extra time limit for files whose frames can only be indexed by decoding all of them."""
 
 
-class Window(NamedTuple):
-    """A piece of a video, start <= time < end in seconds from the video's start, and its clip (3, T, S, S)."""
+class ClipWindow(NamedTuple):
+    """A window of a video, start <= time < end in seconds from the video's start, and its clip (3, T, S, S)."""
 
     start: float
     end: float
     clip: Tensor
 
 
-def spans(start: float, end: float, window: float | None, stride: float | None = None) -> list[tuple[float, float]]:
-    """The windows of a video: one every `stride` seconds until all of it has been seen.
+def spans(
+    start: float, end: float, window_seconds: float | None, stride_seconds: float | None = None
+) -> list[tuple[float, float]]:
+    """Return the windows of a video: one per stride until they cover all of it.
 
     Args:
-        start, end: s, of the video.
-        window: s; None is the whole video. stride: s; `window` when not given.
+        start, end: seconds, of the video.
+        window_seconds: None for the whole video. stride_seconds: by default the window.
 
     Returns:
-        (start, end) of each; the last is shorter where the video ends in it.
+        (start, end) of each in seconds; the last is shorter if the video ends in it.
 
     Raises:
         RecipeError: a window or stride that is not above 0.
     """
-    check_window(window, stride)
-    if window is None:
+    check_window(window_seconds, stride_seconds)
+    if window_seconds is None:
         return [(start, end)]
-    step = window if stride is None else stride
+    step = window_seconds if stride_seconds is None else stride_seconds
     found: list[tuple[float, float]] = []
     begin = start
     while not found or (begin < end - SLACK and found[-1][1] < end - SLACK):
-        found.append((begin, min(begin + window, end)))
+        found.append((begin, min(begin + window_seconds, end)))
         begin = start + len(found) * step
     return found
 
 
-def check_window(window: float | None, stride: float | None) -> None:
-    """Raise RecipeError for lengths that make no windows."""
-    if window is None and stride is not None:
-        raise RecipeError("stride", f"{stride:g} s without a window", "", "give the window too")
-    for name, seconds in (("window", window), ("stride", stride)):
+def check_window(window_seconds: float | None, stride_seconds: float | None) -> None:
+    """Raise RecipeError for a window or stride that is not above 0, or a stride without a window."""
+    if window_seconds is None and stride_seconds is not None:
+        raise RecipeError("stride_seconds", f"{stride_seconds:g} without a window", "", "give window_seconds too")
+    for name, seconds in (("window_seconds", window_seconds), ("stride_seconds", stride_seconds)):
         if seconds is not None and not 0 < seconds < float("inf"):
-            raise RecipeError(name, f"{seconds:g} s", "more than 0 seconds")
+            raise RecipeError(name, f"{seconds:g}", "more than 0 seconds")
 
 
-def behind(info: VideoInfo, end: float | None) -> str:
-    """What to tell of a piece that ends behind its video, "" where it does not."""
+def past_end(info: VideoInfo, end: float | None) -> str:
+    """Return a message for a piece that ends after its video, "" for any other."""
     if end is None or end <= info.duration + LATE:
         return ""
     return f"the piece ends at {end:g} s, the video at {info.duration:.3f} s"
@@ -84,11 +86,11 @@ def behind(info: VideoInfo, end: float | None) -> str:
 def open_long(
     path: str | Path, short_side: int | None = None, *, fps: float | None = None
 ) -> AbstractContextManager[Video]:
-    """A video that may be hours long, with time to look through it (see `video.pool.borrow`). Raises VideoError."""
+    """Open a video that may be hours long, with a time limit to match (see `video.pool.borrow`). Raises VideoError."""
     try:
         size = os.stat(path).st_size
     except (OSError, ValueError):
-        size = 0  # what is wrong with it is told when it is opened
+        size = 0  # reported when the file is opened
     return borrow(
         path, short_side=short_side, max_seconds=MAX_SECONDS, budget=BUDGET + SECONDS_PER_BYTE * size, fps=fps
     )
@@ -98,30 +100,32 @@ def windows(
     source: str | Path | Span,
     preprocessing: Preprocessing,
     *,
-    window: float | None = None,
-    stride: float | None = None,
-) -> Iterator[Window]:
-    """Clips of a video one after another; each equals `preprocessing.clip(video, start, end)`.
+    window_seconds: float | None = None,
+    stride_seconds: float | None = None,
+) -> Iterator[ClipWindow]:
+    """Yield the clips of a video in order; each equals `preprocessing.clip(video, start, end)`.
 
     The file is decoded once, and only where a window needs it.
 
     Args:
         source: a file or a piece of one.
         preprocessing: of the model.
-        window, stride: s, see `spans`.
+        window_seconds, stride_seconds: see `spans`.
 
     Yields:
-        (start, end, clip), by rising start.
+        (start, end, clip), by increasing start.
 
     Raises:
-        VideoError: also on the way; the windows before the damage have been given then.
+        VideoError: also during the iteration; the windows before the damage have been yielded by then.
         RecipeError: a window or stride that is not above 0.
     """
     path, start, end = (source.path, source.start, source.end) if isinstance(source, Span) else (source, None, None)
-    check_window(window, stride)
+    check_window(window_seconds, stride_seconds)
     fps = source.fps if isinstance(source, Span) else None
     with open_long(path, preprocessing.short_side, fps=fps) as video:
-        yield from windows_of(video, preprocessing, start, end, window=window, stride=stride)
+        yield from windows_of(
+            video, preprocessing, start, end, window_seconds=window_seconds, stride_seconds=stride_seconds
+        )
 
 
 def windows_of(
@@ -130,61 +134,62 @@ def windows_of(
     start: float | None = None,
     end: float | None = None,
     *,
-    window: float | None = None,
-    stride: float | None = None,
-) -> Iterator[Window]:
-    """`windows` of an open video, or of its piece from `start` to `end` s; ask nothing else of it on the way."""
+    window_seconds: float | None = None,
+    stride_seconds: float | None = None,
+) -> Iterator[ClipWindow]:
+    """Yield the `windows` of an open video, or of its piece from `start` to `end` s; do not use it meanwhile."""
     last = video.info.duration
     begin = 0.0 if start is None else max(start, 0.0)
-    # A piece that begins behind the end of the video is left as it is: choosing its frames tells what is wrong.
+    # A piece that begins after the end of the video is left as it is: choosing its frames raises the error.
     stop = last if end is None else min(end, last) if begin < last else end
-    pieces, chosen = [], []
-    for piece in spans(begin, stop, window, stride):
+    pieces, frame_indices = [], []
+    for piece in spans(begin, stop, window_seconds, stride_seconds):
         try:
-            chosen.append(preprocessing.chosen(video, *piece)[0])
+            frame_indices.append(preprocessing.chosen(video, *piece)[0])
             pieces.append(piece)
-        except DamageError:  # not one sound frame: left out
+        except DamageError:  # no intact frame: left out
             continue
     if not pieces:
-        raise VideoError(video.path, "no sound frame in any window")
-    for piece, frames, clip in zip(pieces, chosen, clips_of(video, preprocessing, chosen), strict=True):
-        if video.damage != "skip" or not video.is_missing(frames).all():
-            yield Window(*piece, clip)
+        raise VideoError(video.path, "no intact frame in any window")
+    clips = iter_clips(video, preprocessing, frame_indices)
+    for piece, indices, clip in zip(pieces, frame_indices, clips, strict=True):
+        if video.damage != "skip" or not video.is_missing(indices).all():
+            yield ClipWindow(*piece, clip)
 
 
-def clips_of(video: Video, preprocessing: Preprocessing, chosen: Sequence[Indices]) -> Iterator[Tensor]:
-    """Clips (3, T, S, S) of an open video from the frame numbers (T,) of each, on one way through the file.
+def iter_clips(video: Video, preprocessing: Preprocessing, frame_indices: Sequence[Indices]) -> Iterator[Tensor]:
+    """Yield the clips (3, T, S, S) of an open video from the frame indices (T,) of each, in one decoding pass.
 
-    Only frames that a later clip needs are kept, already cut to the model's square. In the place of damaged frames
-    stand the sound ones before them, unless the video stops there. Ask nothing else of the video on the way.
+    Only frames that a later clip needs are kept, resized and cropped. Damaged frames are replaced by the intact ones
+    before them, unless the video stops there. Do not use the video meanwhile.
 
     Raises:
-        VideoError: also on the way; the clips before the damage have been given then.
+        VideoError: also during the iteration; the clips before the damage have been yielded by then.
     """
-    turn = 0
-    while turn < len(chosen):
-        left = [video.replace_damaged(indices, skipped=True) for indices in chosen[turn:]]
+    position = 0
+    while position < len(frame_indices):
+        remaining = [video.replace_damaged(indices, skipped=True) for indices in frame_indices[position:]]
         try:
-            for clip in clips_on_one_way(video, preprocessing, left):
+            for clip in decode_clips(video, preprocessing, remaining):
                 yield clip
-                turn += 1
-        except DamageError:  # it has come to light on the way
+                position += 1
+        except DamageError:  # found while decoding
             if video.damage == "stop" or video.is_missing(np.arange(video.info.frames)).all():
                 raise
 
 
-def clips_on_one_way(video: Video, preprocessing: Preprocessing, chosen: Sequence[Indices]) -> Iterator[Tensor]:
-    """`clips_of` of sound frames. Raises DamageError where one proves to be damaged."""
-    needed = np.unique(np.concatenate(chosen))
-    # What any window from here on needs: frames before it can go.
-    earliest = np.minimum.accumulate([indices.min() for indices in chosen][::-1])[::-1]
-    kept: dict[int, Tensor] = {}
-    turn = 0
+def decode_clips(video: Video, preprocessing: Preprocessing, frame_indices: Sequence[Indices]) -> Iterator[Tensor]:
+    """Yield the clips of intact frames, as `iter_clips`. Raises DamageError for a frame that proves to be damaged."""
+    needed = np.unique(np.concatenate(frame_indices))
+    # The first frame that this or any later clip needs: frames before it can be dropped.
+    earliest = np.minimum.accumulate([indices.min() for indices in frame_indices][::-1])[::-1]
+    frame_cache: dict[int, Tensor] = {}
+    position = 0
     for index, frame in zip(needed.tolist(), iter_frames(video, needed), strict=True):
-        kept[index] = preprocessing.square(frame[None])
-        while turn < len(chosen) and chosen[turn].max() <= index:
-            yield torch.cat([kept[number] for number in chosen[turn].tolist()], dim=1)
-            turn += 1
-            if turn < len(chosen):
-                for number in [number for number in kept if number < earliest[turn]]:
-                    del kept[number]
+        frame_cache[index] = preprocessing.square(frame[None])
+        while position < len(frame_indices) and frame_indices[position].max() <= index:
+            yield torch.cat([frame_cache[i] for i in frame_indices[position].tolist()], dim=1)
+            position += 1
+            if position < len(frame_indices):
+                for i in [i for i in frame_cache if i < earliest[position]]:
+                    del frame_cache[i]

@@ -1,4 +1,4 @@
-"""A model's caption decoder with its way of writing: clips to sentences."""
+"""Generate captions of clips with a model's caption decoder: greedy, beam search or nucleus sampling."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from internvideo.inference.families import seen
 from internvideo.models.video_language import VideoLanguage
 
 
-class CaptionWriter:
-    """Writes a sentence for each clip.
+class CaptionGenerator:
+    """Generate a caption for each clip.
 
     Args:
         model: one with a caption decoder, in evaluation mode. tokenizer: of its text tower.
-        beams: 1 takes the likeliest word each time; more keep as many beginnings.
-        nucleus: over 0, words are drawn from the likeliest that hold this share of the probability, from `seed`.
-        max_length: most word pieces with start and end, 0 for the tower's context.
+        num_beams: beam search with this many beams; 1 is greedy decoding.
+        top_p: above 0, nucleus sampling with this probability mass, from `seed`; then with one beam.
+        max_length: maximum tokens, start and end included; 0 for the context length of the text tower.
 
     Raises:
         RecipeError: settings out of range.
@@ -29,29 +29,32 @@ class CaptionWriter:
         model: VideoLanguage,
         tokenizer: Tokenizer,
         *,
-        beams: int = 1,
-        nucleus: float = 0.0,
+        num_beams: int = 1,
+        top_p: float = 0.0,
         seed: int = 0,
         max_length: int = 0,
     ) -> None:
         context = model.config.text.context
-        if beams < 1 or not (max_length == 0 or 2 <= max_length <= context):
-            raise RecipeError("caption", f"beams {beams}, max_length {max_length}", f"beams >= 1, 0 or 2 to {context}")
-        if not 0 <= nucleus <= 1 or (nucleus and beams > 1):
-            raise RecipeError("caption", f"beams {beams}, nucleus {nucleus:g}", "a nucleus up to 1, and then one beam")
+        if num_beams < 1 or not (max_length == 0 or 2 <= max_length <= context):
+            allowed = f"num_beams >= 1, max_length 0 or 2 to {context}"
+            raise RecipeError("caption", f"num_beams {num_beams}, max_length {max_length}", allowed)
+        if not 0 <= top_p <= 1 or (top_p and num_beams > 1):
+            raise RecipeError(
+                "caption", f"num_beams {num_beams}, top_p {top_p:g}", "top_p 0 to 1, and num_beams 1 with it"
+            )
         self.model, self.tokenizer = model, tokenizer
-        self.beams, self.nucleus, self.max_length = beams, nucleus, max_length
-        self.draws = torch.Generator().manual_seed(seed)
+        self.num_beams, self.top_p, self.max_length = num_beams, top_p, max_length
+        self.generator = torch.Generator().manual_seed(seed)
 
     def __call__(self, clips: Tensor) -> list[str]:
-        """Clips (B, 3, T, S, S) as the model's preprocessing makes them, on its device -> B sentences."""
+        """Generate B captions for clips (B, 3, T, S, S) as the model's preprocessing makes them, on its device."""
         ids = self.model.generate(
             seen(self.model, clips),
             start=self.tokenizer.start,
             end=self.tokenizer.end,
             max_length=self.max_length,
-            beams=self.beams,
-            nucleus=self.nucleus,
-            generator=self.draws,
+            beams=self.num_beams,
+            nucleus=self.top_p,
+            generator=self.generator,
         )
         return [self.tokenizer.decode(row, special=False) for row in ids.cpu()]

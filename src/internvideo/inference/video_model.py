@@ -19,7 +19,7 @@ from internvideo.data.preprocessing import Preprocessing, Span, VideoSource, as_
 from internvideo.data.tokenizer import Tokenizer
 from internvideo.errors import RecipeError, TextError
 from internvideo.inference import hub_folder
-from internvideo.inference.caption_generation import CaptionWriter
+from internvideo.inference.caption_generation import CaptionGenerator
 from internvideo.inference.families import Precision, family_of, overrides_of, text_towers
 from internvideo.metrics.classification import merge_rows, softmax, zero_shot_probabilities
 from internvideo.models.embeddings import Normalize
@@ -326,34 +326,38 @@ class VideoModel:
         self,
         videos: VideoSource | Sequence[VideoSource],
         *,
-        beams: int = 1,
-        nucleus: float = 0.0,
+        num_beams: int = 1,
+        top_p: float = 0.0,
         seed: int = 0,
         max_length: int = 0,
         batch_size: int = 8,
     ) -> list[str]:
-        """A sentence for every video.
+        """Generate a caption for every video.
 
         Args:
             videos: as in `encode_video`.
-            beams: 1 takes the likeliest word each time; more keep as many beginnings.
-            nucleus: over 0, words are drawn from the likeliest that hold this share of the probability, from `seed`.
-            max_length: most words pieces with start and end, 0 for the tower's context.
-            batch_size: videos at once.
+            num_beams: beam search with this many beams; 1 is greedy decoding.
+            top_p: above 0, nucleus sampling with this probability mass, from `seed`; then with one beam.
+            max_length: maximum tokens, start and end included; 0 for the context length of the text tower.
+            batch_size: videos per batch.
 
         Raises:
             RecipeError: no caption decoder, or settings out of range. VideoError: a video that cannot be read.
         """
-        write = self.writer(beams=beams, nucleus=nucleus, seed=seed, max_length=max_length)
-        return [text for clips in self.read(videos, batch_size=batch_size) for text in write(self._ready(clips))]
+        generate = self.caption_generator(num_beams=num_beams, top_p=top_p, seed=seed, max_length=max_length)
+        return [text for clips in self.read(videos, batch_size=batch_size) for text in generate(self._ready(clips))]
 
-    def writer(self, *, beams: int = 1, nucleus: float = 0.0, seed: int = 0, max_length: int = 0) -> CaptionWriter:
-        """What writes captions of clips on this model's device, as `caption` does. Raises RecipeError."""
+    def caption_generator(
+        self, *, num_beams: int = 1, top_p: float = 0.0, seed: int = 0, max_length: int = 0
+    ) -> CaptionGenerator:
+        """Return the function that captions clips on this model's device, as `caption` does. Raises RecipeError."""
         module = self.module
         if not isinstance(module, VideoLanguage) or module.caption_decoder is None:
             raise self._cannot("write captions", do="take a model with a caption decoder, internvideo-mm-l14-caption")
         tokenizer = self._text()[1]
-        return CaptionWriter(module.eval(), tokenizer, beams=beams, nucleus=nucleus, seed=seed, max_length=max_length)
+        return CaptionGenerator(
+            module.eval(), tokenizer, num_beams=num_beams, top_p=top_p, seed=seed, max_length=max_length
+        )
 
     # ------------------------------------------------------------------------------------------------------ files
 

@@ -33,7 +33,7 @@ from internvideo.data.preprocessing import Preprocessing
 from internvideo.data.sampling import Indices
 from internvideo.data.transforms import EvalTransform
 from internvideo.errors import RunError, VideoError, WeightsError
-from internvideo.features.video_files import state_of
+from internvideo.features.video_files import file_state
 from internvideo.inference.video_model import VideoModel
 from internvideo.storage import read_safetensors, write_safetensors
 from internvideo.tasks.protocol import weights_hash
@@ -118,7 +118,7 @@ def row_key(manifest: Manifest, row: Sample) -> str:
     path = manifest.video_path(row).absolute()
     state = ""
     with suppress(VideoError):  # what is not there is told as unreadable, by the loader
-        state = state_of(str(path), row.frame_rate).replace("|", " ")
+        state = file_state(str(path), row.frame_rate).replace("|", " ")
     return hashlib.sha256(f"{path}\n{row.span}\n{state}".encode("utf-8", "surrogateescape")).hexdigest()[:24]
 
 

@@ -59,7 +59,7 @@ class FitSettings:
         head: "linear" on one vector a video, "attentive" on its tokens.
         folds: of the cross-validation, fewer where a class has fewer sources.
         group_pattern: finds the source in a path (`fit_split.source_groups`).
-        known: share of videos of known classes that shall not be called unknown.
+        accept_known: fraction of videos of known classes that must not be rejected as unknown.
         use_splits: learn from "train" and "validation" rows and judge on "test" rows where a manifest has both.
         seed: of the splits and of the attentive head.
         batch_size: clips at once. workers: processes that decode; None for a sensible number.
@@ -71,7 +71,7 @@ class FitSettings:
     head: HeadName = "linear"
     folds: int = 5
     group_pattern: str | None = None
-    known: float = 0.95
+    accept_known: float = 0.95
     use_splits: bool = True
     seed: int = 0
     batch_size: int = 8
@@ -82,7 +82,7 @@ class FitSettings:
             raise RecipeError("--head", f"found '{self.head}'", ", ".join(KINDS))
         for name, fits, allowed in (
             ("folds", 2 <= self.folds <= 100, "2 to 100"),
-            ("known", 0.5 <= self.known < 1, "0.5 or more, below 1"),
+            ("accept-known", 0.5 <= self.accept_known < 1, "0.5 or more, below 1"),
             ("seed", 0 <= self.seed < 2**31, "0 or more"),
             ("batch-size", self.batch_size >= 1, "1 or more"),
             ("workers", self.workers is None or self.workers >= 0, "0 or more"),
@@ -154,7 +154,7 @@ def fit(
         _tell_features(out, found)
         began = time.perf_counter()
         case = _case(manifest, sources, found, settings)
-        rules = Rules(len(manifest.classes), settings.known, settings.seed)
+        rules = Rules(len(manifest.classes), settings.accept_known, settings.seed)
         return _judged_and_saved(case, rules, found, model, output, settings, out, began)
 
 
@@ -293,6 +293,7 @@ def _duplicates(case: _Case, out: Screen) -> list[dict[str, Any]]:
 def _recipe(manifest: Manifest, model: VideoModel, settings: FitSettings) -> dict[str, Any]:
     """What makes a fit another one; batches and workers do not."""
     kept = {key: value for key, value in asdict(settings).items() if key not in ("batch_size", "workers")}
+    kept["known"] = kept.pop("accept_known")  # as the run.json of earlier fits has it
     kind = KINDS[settings.head]
     return {"fit": kept, "manifest": manifest.fingerprint, "model": model.name, "features": cache_key(model, kind)}
 
@@ -323,7 +324,7 @@ def _result(
         "strength": learned.strength,
         "temperature": round(learned.temperature, 6),
         "threshold": round(learned.threshold, 6),
-        "known": settings.known,
+        "known": settings.accept_known,
         "seed": settings.seed,
         "frames": rule.frames,
         "size": rule.size,

@@ -53,8 +53,8 @@ class LiveVideo:
 
     Args:
         source: "-" (standard input) or an open binary file; a named pipe; "camera", "camera:N" (on Windows
-            "camera:NAME") or a device file; a regular file; with `protocols` a URL (rtsp://, http://).
-        protocols: accept URLs.
+            "camera:NAME") or a device file; a regular file; with `allow_urls` a URL (rtsp://, http://).
+        allow_urls: accept URLs.
         short_side: `rgb` scales frames down to it.
         timeout: s without data from a URL after which it counts as disconnected.
         reconnect: s without a frame during which a disconnected camera or URL is reopened; 0 for never. Sources with a
@@ -74,7 +74,7 @@ class LiveVideo:
         self,
         source: str | os.PathLike[str] | BinaryIO,
         *,
-        protocols: bool = False,
+        allow_urls: bool = False,
         short_side: int | None = None,
         timeout: float = 10.0,
         reconnect: float = RECONNECT,
@@ -82,13 +82,13 @@ class LiveVideo:
         self.name = str(source) if isinstance(source, str | os.PathLike) else getattr(source, "name", "pipe")
         self.name = "standard input" if self.name == "-" else re.sub("//[^/@]*@", "//", str(self.name))
         self.damaged, self.reconnects, self.kind, conversion = 0, 0, "", resolve_conversion()
-        self._source, self._protocols, self._reconnect = source, protocols, reconnect
+        self._source, self._allow_urls, self._reconnect = source, allow_urls, reconnect
         self._abandoned, self._tries = threading.Event(), 0
         self._short_side, self._timeout = short_side, timeout
         self._file: BinaryIO | None = None
         self._orientation: tuple[int, bool] | None = None
         try:
-            self._container, self._stream = self._open(source, protocols)
+            self._container, self._stream = self._open(source, allow_urls)
         except BaseException:
             self._close_file()
             raise
@@ -118,7 +118,7 @@ class LiveVideo:
 
     # ------------------------------------------------------------------------------------------------------ opening
 
-    def _open(self, source: str | os.PathLike[str] | BinaryIO, protocols: bool) -> tuple[Any, Any]:
+    def _open(self, source: str | os.PathLike[str] | BinaryIO, allow_urls: bool) -> tuple[Any, Any]:
         if not isinstance(source, str | os.PathLike):
             return self._pipe(source)
         name = os.fspath(source)
@@ -129,8 +129,8 @@ class LiveVideo:
         if name.partition(":")[0] == "camera":
             return self._camera(*_camera(name))
         if "://" in name:
-            if not protocols:
-                raise fail(name, "is an address; only local sources are opened", do="allow it with protocols")
+            if not allow_urls:
+                raise fail(name, "is an address; only local sources are opened", do="allow it with allow_urls")
             return self._address(name)
         try:
             mode = os.stat(name).st_mode
@@ -142,7 +142,7 @@ class LiveVideo:
         if stat.S_ISCHR(mode):
             return self._camera(CAMERAS.get(sys.platform, CAMERAS["linux"])[0], name)
         self.kind = "file"
-        return open_file(name, protocols=False, threads=1, seconds=120.0)
+        return open_file(name, allow_urls=False, threads=1, seconds=120.0)
 
     def _pipe(self, file: BinaryIO) -> tuple[Any, Any]:
         self.kind = "pipe"
@@ -240,7 +240,7 @@ class LiveVideo:
             self._tries += 1
             self._container.close()
             try:
-                self._container, self._stream = self._open(self._source, self._protocols)
+                self._container, self._stream = self._open(self._source, self._allow_urls)
             except VideoError as error:
                 reason = error.found
                 continue

@@ -60,12 +60,12 @@ class Deadline:
             raise fail(self.path, f"reading took longer than {self.seconds:g} s", at, do="raise the time budget")
 
 
-def open_file(path: str, *, protocols: bool, threads: int, seconds: float) -> tuple[Any, Any]:
+def open_file(path: str, *, allow_urls: bool, threads: int, seconds: float) -> tuple[Any, Any]:
     """Open a container and select its first real video stream; all other streams are discarded.
 
     Returns: (container, stream); the caller closes the container.
     """
-    kind, name = _address(path, protocols)
+    kind, name = _address(path, allow_urls)
     container_options = {
         "format_whitelist": FORMAT_WHITELIST,
         "max_pixels": str(MAX_PIXELS),
@@ -93,17 +93,17 @@ def open_file(path: str, *, protocols: bool, threads: int, seconds: float) -> tu
     return container, stream
 
 
-def _address(path: str, protocols: bool) -> tuple[str, str]:
+def _address(path: str, allow_urls: bool) -> tuple[str, str]:
     """Return (key of PROTOCOLS, name for FFmpeg) of a path or URL. Raises VideoError where it may not be opened."""
     kind, mark, _ = path.partition("://")
     if mark and not os.path.exists(path):
-        if not protocols:
-            raise fail(path, "is an address; only files of this machine are opened", do="allow it with protocols=True")
+        if not allow_urls:
+            raise fail(path, "is an address; only files of this machine are opened", do="allow it with allow_urls=True")
         if kind.lower() not in PROTOCOLS:
             raise fail(path, f"addresses of the kind '{kind}' are not opened", do="take " + ", ".join(PROTOCOLS))
         if kind.lower() != "file":
             return kind.lower(), path
-    if protocols and path[:5].lower() == "file:" and not os.path.exists(path):
+    if allow_urls and path[:5].lower() == "file:" and not os.path.exists(path):
         path = path[5:]
     _check_regular(path)
     # An absolute path after "file:" cannot be parsed as a protocol, whatever the file's name.

@@ -38,9 +38,9 @@ BUDGET = 120.0
 """Maximum seconds per call."""
 
 
-def read_video_info(path: str | os.PathLike[str], *, protocols: bool = False, fps: float | None = None) -> VideoInfo:
+def read_video_info(path: str | os.PathLike[str], *, allow_urls: bool = False, fps: float | None = None) -> VideoInfo:
     """Read the properties of a video file; arguments as for `Video`. Raises VideoError when it cannot be read."""
-    with Video(path, protocols=protocols, fps=fps) as video:
+    with Video(path, allow_urls=allow_urls, fps=fps) as video:
         return video.info
 
 
@@ -65,7 +65,7 @@ class Video(FrameSource):
         max_seconds: maximum duration of the video (s).
         short_side: scale frames down, in the decoder, so that their shorter side has this many pixels; smaller frames
             keep their size.
-        protocols: also accept URLs (`video.opening.PROTOCOLS`); by default only regular local files are opened.
+        allow_urls: also accept URLs (`video.opening.PROTOCOLS`); by default only regular local files are opened.
         budget: maximum seconds of opening and of each call of `frames`.
         damage: handling of damaged frames. "skip": reading one raises and the video continues at the next key frame;
             `without_damaged` and `sample` leave them out. "stop": the video ends at the first one. "repeat": the last
@@ -95,7 +95,7 @@ class Video(FrameSource):
         threads: int = 1,
         max_seconds: float = MAX_SECONDS,
         short_side: int | None = None,
-        protocols: bool = False,
+        allow_urls: bool = False,
         budget: float = BUDGET,
         backend: str | None = None,
         damage: str | None = None,
@@ -109,11 +109,11 @@ class Video(FrameSource):
         backend, self.damage = resolve_backend(backend, self.path), resolve_policy(damage)
         conversion = resolve_conversion(deinterlace, tone_map)
         self.decoder = "pyav"
-        self._threads, self._protocols, self._budget, self._fps = threads, protocols, budget, fps
+        self._threads, self._allow_urls, self._budget, self._fps = threads, allow_urls, budget, fps
         self._container: Any = None
         self._packets: Iterator[Any] = iter(())
         self._torchcodec: TorchcodecDecoder | None = None
-        self.stamp = None if protocols else stamp_of(self.path)
+        self.stamp = None if allow_urls else stamp_of(self.path)
         try:
             self._index = self._build_index(Deadline(self.path, budget), max_seconds)
             if self.damage == "stop":
@@ -129,7 +129,7 @@ class Video(FrameSource):
         self._conversion = conversion
         self._converter = Converter(self.info.codec, conversion)
         self._position = -1
-        if is_supported(backend, self._index, self._stream, conversion) and not protocols and short_side is None:
+        if is_supported(backend, self._index, self._stream, conversion) and not allow_urls and short_side is None:
             always = backend == "torchcodec"
             self._torchcodec = TorchcodecDecoder(self.path, self._index, self._stream, threads=threads, always=always)
 
@@ -176,7 +176,7 @@ class Video(FrameSource):
         """Open or reopen the file."""
         self.close()
         self._container, self._stream = open_file(
-            self.path, protocols=self._protocols, threads=self._threads, seconds=self._budget
+            self.path, allow_urls=self._allow_urls, threads=self._threads, seconds=self._budget
         )
 
     def _build_index(self, deadline: Deadline, max_seconds: float) -> Index:
