@@ -201,7 +201,7 @@ def test_test_clips_are_resized_by_the_library_of_the_release() -> None:
         wide = torch.zeros(1, 90, 320, 3, dtype=torch.uint8)
         wide[:, :, 24:296] = 255  # what a squashed frame of 256 shows between its 16 pixels of margin
         assert (rule.resize, rule.squash) == (256, True)
-        assert float(rule.views(wide)[0].float().mean()) > 240, "hardly anything is cut away at the sides"
+        assert float(rule.crop_clip(wide)[0].float().mean()) > 240, "hardly anything is cut away at the sides"
 
 
 @pytest.mark.parametrize("name", ["ucf101_hmdb51", "ucf101_mit"])

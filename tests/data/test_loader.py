@@ -28,7 +28,7 @@ from processes import as_process
 from pydantic import BaseModel, ValidationError
 from torch import Tensor
 
-from internvideo.data.dataset import ClipReader, EpochPlan
+from internvideo.data.dataset import EpochPlan, ManifestClipDecoder
 from internvideo.data.loader import EvalLoader, LoaderSettings
 from internvideo.data.manifest import Manifest
 from internvideo.data.sampling import Linspace, Sparse
@@ -127,10 +127,10 @@ def test_two_ranks_see_the_joined_batch_of_one(manifest: Manifest) -> None:
 @pytest.mark.parametrize("world_size", [1, 2, 3])
 def test_every_rank_has_equal_batches_and_no_sample_twice(samples: int, drop_last: bool, world_size: int) -> None:
     plans = [EpochPlan(samples, 2, 0, True, drop_last, rank, world_size) for rank in range(world_size)]
-    sizes = [[len(plan.places(batch)) for batch in range(plan.batches)] for plan in plans]
+    sizes = [[len(plan.positions(batch)) for batch in range(plan.batches)] for plan in plans]
     assert all(size == sizes[0] for size in sizes)
     assert all(length > 0 for length in sizes[0])
-    places = [place for plan in plans for batch in range(plan.batches) for place in plan.places(batch)]
+    places = [place for plan in plans for batch in range(plan.batches) for place in plan.positions(batch)]
     assert len(places) == len(set(places))
     assert set(places) <= set(range(samples))
     if drop_last:
@@ -189,7 +189,9 @@ def test_spans_count_from_the_first_frame(name: str, manifest: Manifest, tmp_pat
     late = remuxed(manifest.video_path(manifest.rows[0]), tmp_path / name, shift=5)
     assert read_video_info(late).start == pytest.approx(5, abs=0.01)
     rows = [manifest.rows[0].model_copy(update={"path": path, "span": (0.5, 1.2)}) for path in ("0.mp4", str(late))]
-    for row, reader in zip(rows, (ClipReader(manifest), ClipReader(manifest, cache_bytes=2**20)), strict=True):
+    for row, reader in zip(
+        rows, (ManifestClipDecoder(manifest), ManifestClipDecoder(manifest, cache_bytes=2**20)), strict=True
+    ):
         (clip,) = reader.clips(row, lambda times: [np.arange(len(times))])
         assert frames_of(clip.permute(3, 0, 1, 2)[None])[0] == list(range(5, 12))
 
@@ -271,14 +273,14 @@ def test_the_cache_changes_nothing_but_the_time(
 
 def test_the_cache_keeps_to_its_memory(manifest: Manifest) -> None:
     limit = int(3.6 * BYTES)
-    reader = ClipReader(manifest, cache_bytes=limit)
+    reader = ManifestClipDecoder(manifest, cache_bytes=limit)
     for _ in range(2):
         for row in manifest.rows:
             (clip,) = reader.clips(row, lambda times: [np.arange(len(times))])
             assert clip.shape == (FRAMES, SIDE, SIDE, 3)
             assert reader.cached_bytes <= limit
     assert reader.cached_bytes == 3 * BYTES
-    nothing = ClipReader(manifest, cache_bytes=BYTES // 2)
+    nothing = ManifestClipDecoder(manifest, cache_bytes=BYTES // 2)
     nothing.clips(manifest.rows[0], lambda times: [np.arange(len(times))])
     assert nothing.cached_bytes == 0
 
@@ -294,7 +296,7 @@ def test_a_video_with_a_damaged_frame_is_read_as_without_cache(
         return plain_frames(self, indices)
 
     monkeypatch.setattr(Video, "frames", last_is_damaged)
-    reader = ClipReader(manifest, cache_bytes=10 * BYTES)
+    reader = ManifestClipDecoder(manifest, cache_bytes=10 * BYTES)
     for _ in range(2):
         (clip,) = reader.clips(manifest.rows[0], lambda times: [np.array([0, 5])])
         assert clip.shape[0] == 2

@@ -129,9 +129,9 @@ def test_substitutes_visit_every_other_clip_once() -> None:
     for samples, batch in [(2, 1), (4, 4), (9, 4), (12, 3)]:
         plan = EpochPlan(samples, batch, 0, True, True, 0, 1)
         for place in range(samples):
-            assert sorted([place, *plan.substitutes(place)]) == list(range(samples))
+            assert sorted([place, *plan.fallback_positions(place)]) == list(range(samples))
     plan = EpochPlan(1000, 8, 0, True, True, 0, 2)
-    assert plan.substitutes(3)[:2] == [19, 20]
+    assert plan.fallback_positions(3)[:2] == [19, 20]
 
 
 @pytest.mark.parametrize("workers", [0, 1])

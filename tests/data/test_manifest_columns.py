@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from internvideo.data.dataset import with_stride_of
+from internvideo.data.dataset import with_row_stride
 from internvideo.data.manifest import Manifest, Sample, read_manifest
 from internvideo.data.sampling import Dense
 from internvideo.errors import ManifestError
@@ -88,13 +88,13 @@ def test_columns_without_a_meaning_are_told(tmp_path: Path, caplog: pytest.LogCa
 
 def test_a_column_called_stride_changes_no_sampling(tmp_path: Path) -> None:
     (row,), sampler = written(tmp_path, "path,label,stride\na.mp4,a,7\n").rows, Dense(frames=4, stride=2)
-    assert with_stride_of(row, sampler) == sampler
+    assert with_row_stride(row, sampler) == sampler
     assert "stride" in read_manifest(tmp_path / "m.csv").notes[0]
     own = Sample(id="a", path="a.mp4", attributes={"stride": "7"})  # of a mixture: meant
-    assert with_stride_of(own, sampler) == Dense(frames=4, stride=7)
+    assert with_row_stride(own, sampler) == Dense(frames=4, stride=7)
     for odd in ("wide", "0", "-1", "2.5"):
         with pytest.raises(ManifestError, match=r"attributes\.stride"):
-            with_stride_of(own.model_copy(update={"attributes": {"stride": odd}}), sampler)
+            with_row_stride(own.model_copy(update={"attributes": {"stride": odd}}), sampler)
 
 
 # ------------------------------------------------------------------------------------------------------- classes

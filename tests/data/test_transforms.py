@@ -56,35 +56,35 @@ def normalised(view: Tensor, stats: tuple[tuple[float, ...], tuple[float, ...]])
 
 def multimodal(name: str) -> Tensor:
     clip = STORED["video" + name.removeprefix("mm_out")]
-    return normalised(EvalTransform(INFO["crop"], INFO["resize_to"]).views(clip)[0], CLIP_STATS)
+    return normalised(EvalTransform(INFO["crop"], INFO["resize_to"]).crop_clip(clip)[0], CLIP_STATS)
 
 
 def multimodal_big(name: str) -> Tensor:
-    return EvalTransform(224, 256).views(STORED["video_big"])[0]
+    return EvalTransform(224, 256).crop_clip(STORED["video_big"])[0]
 
 
 def masked_validation(name: str) -> Tensor:
     clip = STORED["video" + name.removeprefix("mae_val_out")]
     transform = EvalTransform(INFO["crop"], INFO["resize_to"], style="opencv")
-    return normalised(transform.views(clip)[0], IMAGENET_STATS)
+    return normalised(transform.crop_clip(clip)[0], IMAGENET_STATS)
 
 
 def masked_dense(name: str) -> Tensor:
     view, crop = map(int, name.removeprefix("mae_test_dense_").split("_"))
     start = dense_windows(len(STORED["video_long"]), 4, 2)[view]
-    views = EvalTransform(32, crops=3, style="opencv").views(STORED["video_long"][start : start + 4])
+    views = EvalTransform(32, crops=3, style="opencv").crop_clip(STORED["video_long"][start : start + 4])
     return normalised(views[crop], IMAGENET_STATS)
 
 
 def masked_sparse(name: str) -> Tensor:
     view, crop = map(int, name.removeprefix("mae_test_sparse_").split("_"))
-    views = EvalTransform(32, crops=3, style="opencv").views(STORED["video_long"][:8][view::2])
+    views = EvalTransform(32, crops=3, style="opencv").crop_clip(STORED["video_long"][:8][view::2])
     return normalised(views[crop], IMAGENET_STATS)
 
 
 def uniformer(name: str) -> Tensor:
     clip, crop = map(int, name.removeprefix("ufv2_out").split("_"))
-    views = EvalTransform(INFO["crop"], crops=3, style="torch").views(STORED[f"video{clip}"])
+    views = EvalTransform(INFO["crop"], crops=3, style="torch").crop_clip(STORED[f"video{clip}"])
     return normalised(views[crop], ONE_STATS)
 
 
@@ -316,7 +316,7 @@ def test_random_resized_covers_its_range() -> None:
 )
 def test_views_have_their_size(style: Any, crops: int, more: int, squash: bool, height: int, width: int) -> None:
     transform = EvalTransform(12, 12 + more, crops, style, squash)
-    views = transform.views(noisy_clip(2, height, width))
+    views = transform.crop_clip(noisy_clip(2, height, width))
     assert len(views) == crops
     for view in views:
         assert view.shape == (3, 2, 12, 12)
@@ -328,9 +328,9 @@ def test_views_have_their_size(style: Any, crops: int, more: int, squash: bool, 
 
 def test_three_crops_cover_the_longer_side() -> None:
     ramp = torch.arange(60, dtype=torch.uint8).view(1, 1, 60, 1).expand(1, 20, 60, 3).contiguous()
-    left, middle, right = EvalTransform(20, crops=3).views(ramp)
+    left, middle, right = EvalTransform(20, crops=3).crop_clip(ramp)
     assert (left[0, 0, 0, 0], middle[0, 0, 0, 0], right[0, 0, 0, -1]) == (0, 20, 59)
-    top, _, bottom = EvalTransform(20, crops=3).views(ramp.transpose(1, 2).contiguous())
+    top, _, bottom = EvalTransform(20, crops=3).crop_clip(ramp.transpose(1, 2).contiguous())
     assert torch.equal(top, left.transpose(-1, -2))
     assert torch.equal(bottom, right.transpose(-1, -2))
 
@@ -358,9 +358,9 @@ def test_sizes_and_places_round_as_released() -> None:
         lambda: TrainTransform(8, "random", resize=7),
         lambda: EvalTransform(8, 7),
         lambda: EvalTransform(8, crops=2),
-        lambda: EvalTransform(8).views(torch.zeros(2, 3, 9, 9, dtype=torch.uint8)),
-        lambda: EvalTransform(8).views(torch.zeros(0, 9, 9, 3, dtype=torch.uint8)),
-        lambda: EvalTransform(8).views(torch.zeros(2, 9, 9, 3)),
+        lambda: EvalTransform(8).crop_clip(torch.zeros(2, 3, 9, 9, dtype=torch.uint8)),
+        lambda: EvalTransform(8).crop_clip(torch.zeros(0, 9, 9, 3, dtype=torch.uint8)),
+        lambda: EvalTransform(8).crop_clip(torch.zeros(2, 9, 9, 3)),
     ],
 )
 def test_wrong_settings_and_inputs_are_errors(build: Callable[[], object]) -> None:

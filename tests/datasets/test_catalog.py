@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from internvideo.data.dataset import with_stride_of
+from internvideo.data.dataset import with_row_stride
 from internvideo.data.sample import QA, Sample
 from internvideo.data.sampling import DensePretrain, Sparse
 from internvideo.datasets import hybrid
@@ -109,7 +109,7 @@ def test_a_row_brings_its_stride() -> None:
     fast = Sample(id="a", path="a.mp4", attributes={"stride": "2"})
     plain = Sample(id="b", path="b.mp4")
     four = DensePretrain(frames=8, stride=4)
-    assert np.diff(with_stride_of(fast, four).train(100, np.random.RandomState(0))).tolist() == [2] * 7
-    assert np.diff(with_stride_of(plain, four).train(100, np.random.RandomState(0))).tolist() == [4] * 7
+    assert np.diff(with_row_stride(fast, four).train(100, np.random.RandomState(0))).tolist() == [2] * 7
+    assert np.diff(with_row_stride(plain, four).train(100, np.random.RandomState(0))).tolist() == [4] * 7
     sparse = Sparse(frames=8)
-    assert with_stride_of(fast, sparse) is sparse
+    assert with_row_stride(fast, sparse) is sparse

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from internvideo.data.dataset import ClipReader
+from internvideo.data.dataset import ManifestClipDecoder
 from internvideo.data.manifest import Sample, read_manifest
 from internvideo.datasets.annotation_times import compare, shifted
 from internvideo.datasets.prepare import Prepared, prepare
@@ -51,7 +51,7 @@ def test_times_behind_the_end_are_told_with_an_offset(films: Path, check: bool) 
     listed = (films / "o" / "outside.tsv").read_text().splitlines()
     assert listed[0] == "train\taaaaaaaaaaa_0902\t902\t6.000"
     assert len(listed) == 3
-    reader = ClipReader(read_manifest(films / "o" / "train.jsonl"))
+    reader = ManifestClipDecoder(read_manifest(films / "o" / "train.jsonl"))
     for frame in key_frames(reader.manifest):
         with pytest.raises(VideoError, match="no frame at"):
             read_clip(reader, frame, FORM)
@@ -61,7 +61,7 @@ def test_the_offset_is_honoured_and_times_of_the_film_stay_known(films: Path) ->
     made, _ = prepared(films, offset=900.0, check_videos=True)
     assert not [line for line in made.warnings if "behind" in line]
     assert not (films / "o" / "outside.tsv").exists()
-    reader = ClipReader(read_manifest(films / "o" / "train.jsonl"))
+    reader = ManifestClipDecoder(read_manifest(films / "o" / "train.jsonl"))
     frames = key_frames(reader.manifest)
     assert [(frame.time, frame.seconds) for frame in frames] == [(902.0, 2.0), (904.0, 4.0), (903.0, 3.0)]
     for frame in frames:

@@ -39,7 +39,7 @@ class Plain:
     def __call__(self, clip: Tensor, rng: np.random.RandomState) -> Tensor:
         return clip.permute(3, 0, 1, 2).contiguous()
 
-    def views(self, clip: Tensor) -> list[Tensor]:
+    def crop_clip(self, clip: Tensor) -> list[Tensor]:
         whole = clip.permute(3, 0, 1, 2).contiguous()
         return [whole, whole.flip(-1)]
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 from goldens_folder import GOLDENS
 
-from internvideo.data.dataset import ClipReader
+from internvideo.data.dataset import ManifestClipDecoder
 from internvideo.data.key_frame_indices import Floats, positions_before
 from internvideo.data.loader import LoaderSettings
 from internvideo.data.manifest import Manifest, Sample, read_manifest, write_manifest
@@ -156,7 +156,7 @@ def test_a_part_of_a_film_keeps_the_times_of_the_film() -> None:
 
 def test_a_span_must_begin_in_its_video(tmp_path: Path) -> None:
     row = world(tmp_path, 1).rows[0]  # 24 frames, 2 s
-    reader = ClipReader(read_manifest(tmp_path / "m.jsonl"))
+    reader = ManifestClipDecoder(read_manifest(tmp_path / "m.jsonl"))
     (clip,) = reader.clips(row.model_copy(update={"span": (1.5, 99.0)}), lambda times: [np.arange(len(times))])
     assert len(clip) == 6
     with pytest.raises(VideoError, match=r"no frame from 2\.5 s to 3 s"):

@@ -11,7 +11,7 @@ import pytest
 from goldens_folder import SAMPLES
 from PIL import Image
 
-from internvideo.data.dataset import ClipReader
+from internvideo.data.dataset import ManifestClipDecoder
 from internvideo.data.manifest import read_manifest
 from internvideo.data.preprocessing import Preprocessing, Span
 from internvideo.datasets.prepare import prepare
@@ -209,7 +209,7 @@ def test_manifests_tell_the_rate(tmp_path: Path) -> None:
     for name, text in texts.items():
         (tmp_path / name).write_text(text)
         rows = read_manifest(tmp_path / name)
-        (clip,) = ClipReader(rows).clips(rows.rows[0], lambda times: [np.flatnonzero(times >= 2.5)])
+        (clip,) = ManifestClipDecoder(rows).clips(rows.rows[0], lambda times: [np.flatnonzero(times >= 2.5)])
         assert levels(clip.numpy()) == [level(11), level(12)]
         (video,) = find_videos([tmp_path / name])
         assert [(one.start, one.end) for one in windows(video.source, Preprocessing(2, 16), window_seconds=2.0)] == [
@@ -220,7 +220,7 @@ def test_manifests_tell_the_rate(tmp_path: Path) -> None:
     (tmp_path / "d.csv").write_text("path,label,fps\n7,walk,unknown\n")
     rows = read_manifest(tmp_path / "d.csv")
     with pytest.raises(VideoError, match="nan frames a second"):
-        ClipReader(rows).clips(rows.rows[0], lambda times: [np.arange(2)])
+        ManifestClipDecoder(rows).clips(rows.rows[0], lambda times: [np.arange(2)])
 
 
 def test_lists_of_frame_folders(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ import odd_video
 import pytest
 import torch
 
-from internvideo.data.dataset import ClipReader
+from internvideo.data.dataset import ManifestClipDecoder
 from internvideo.data.manifest import Sample, read_manifest, write_manifest
 from internvideo.data.preprocessing import Preprocessing, Span
 from internvideo.errors import VideoError
@@ -70,7 +70,7 @@ def test_clips_of_a_film_share_one_reader(tmp_path: Path, opened: list[str], mon
     spans = [(2.0, 3.0), (0.0, 1.0), (0.5, 2.5), (3.0, 4.0)]
     rows = [Sample(id=f"r{i}", path=path.name, split="train", span=span) for i, span in enumerate(spans)]
     write_manifest(tmp_path / "m.jsonl", rows, [])
-    reader = ClipReader(read_manifest(tmp_path / "m.jsonl"))
+    reader = ManifestClipDecoder(read_manifest(tmp_path / "m.jsonl"))
     for row in reader.manifest.rows:
         clip = reader.clips(row, lambda times: [np.array([0, len(times) - 1])])[0]
         assert row.span is not None

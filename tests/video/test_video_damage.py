@@ -13,7 +13,7 @@ import torch
 import use_world
 from odd_video import Frames, decode_all, encode, moving_frames, patched, sample_places
 
-from internvideo.data.dataset import ClipReader
+from internvideo.data.dataset import ManifestClipDecoder
 from internvideo.data.manifest import read_manifest
 from internvideo.data.preprocessing import Preprocessing
 from internvideo.errors import VideoError
@@ -127,7 +127,7 @@ def test_clips_leave_the_damaged_frames_out(case: Case) -> None:
     (case.path.parent / "list.csv").write_text(f"path,label\n{case.path.name},a\n")
     manifest = read_manifest(case.path.parent / "list.csv")
     sound = np.array([number for number in range(COUNT) if number not in DAMAGED])
-    clips = ClipReader(manifest).clips(manifest.rows[0], lambda times: [np.arange(len(times))])
+    clips = ManifestClipDecoder(manifest).clips(manifest.rows[0], lambda times: [np.arange(len(times))])
     np.testing.assert_array_equal(clips[0].numpy(), case.frames[sound])
     rule = Preprocessing(8, 32)
     with Video(case.path) as video:

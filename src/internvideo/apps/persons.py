@@ -21,7 +21,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from internvideo import untrusted
-from internvideo.data.dataset import ClipReader
+from internvideo.data.dataset import ManifestClipDecoder
 from internvideo.data.manifest import Manifest
 from internvideo.errors import RunError, VideoError, WeightsError
 from internvideo.storage import write_text
@@ -163,7 +163,7 @@ def find_persons(
     Raises:
         ManifestError: no row has boxes.
     """
-    frames, reader, found = key_frames(manifest), ClipReader(manifest), Persons()
+    frames, reader, found = key_frames(manifest), ManifestClipDecoder(manifest), Persons()
     disable = None if progress is None else not progress
     with tqdm(total=len(frames), desc="persons", unit="frame", disable=disable) as bar:
         for _, group in groupby(frames, key=lambda frame: frame.row.id):
@@ -175,13 +175,13 @@ def find_persons(
                     found.read += len(part)
             except VideoError as error:
                 found.unreadable.append((own[0].row.path, str(error)))
-            found.late += reader.late()
+            found.late += reader.take_truncated_spans()
             bar.update(len(own))
     return found
 
 
 def _pictures(
-    reader: ClipReader, frames: Sequence[KeyFrame], found: Persons
+    reader: ManifestClipDecoder, frames: Sequence[KeyFrame], found: Persons
 ) -> Iterator[tuple[list[KeyFrame], Tensor]]:
     """Key frames of one video and their pictures; those outside it are added to what could not be read."""
     for start in range(0, len(frames), AT_ONCE):

@@ -1,8 +1,7 @@
-"""From a row of the manifest to clips: the part of loading that happens inside a worker.
+"""Decode manifest rows to clips and batches inside a loader worker.
 
-`ClipReader` decodes the frames a sampler asks for; `TrainingBatches` makes one whole batch for each (epoch, batch
-number), `EvaluationViews` all views of one sample. Neither raises a user's error across the process border: it travels
-in the record, and the loader raises it.
+`ManifestClipDecoder` decodes the sampled frames; `TrainingBatches` builds one batch per (epoch, batch index),
+`EvaluationViews` all views of one sample. User errors are returned in the result; the loader raises them.
 """
 
 from __future__ import annotations
@@ -32,25 +31,25 @@ from internvideo.video.reader import Video, VideoInfo
 Captions = Literal["random", "first", "none"]
 Indices = NDArray[np.int64]
 NO_LABEL = -100  # the index that cross-entropy ignores
-MOST_SUBSTITUTES = 32  # tries for one place of a batch before the run stops
+MAX_FALLBACKS = 32  # tries for one place of a batch before the run stops
 
 
 class ViewTransform(Protocol):
-    """Evaluation, as `transforms.EvalTransform`."""
+    """Evaluation transform, as `transforms.EvalTransform`."""
 
-    def views(self, clip: Tensor) -> list[Tensor]:
-        """The crops (3, T, S, S) uint8 of a clip (T, H, W, 3) uint8."""
+    def crop_clip(self, clip: Tensor) -> list[Tensor]:
+        """Return the spatial crops (3, T, S, S) uint8 of a clip (T, H, W, 3) uint8."""
 
 
 class TextEncoder(Protocol):
-    """Text to numbers, as `tokenizer.Tokenizer`."""
+    """Text tokenizer, as `tokenizer.Tokenizer`."""
 
     def encode(self, texts: Sequence[str], /) -> Tensor:
-        """B texts -> (B, L) int64."""
+        """Tokenize B texts to (B, L) int64."""
 
 
-class Collection(Protocol):
-    """What a loader draws from: a `Manifest`, or the samples of shards."""
+class SampleIndex(Protocol):
+    """Dataset of a loader: a `Manifest`, or the samples of shards."""
 
     @property
     def rows(self) -> Sequence[Sample]:
@@ -58,36 +57,36 @@ class Collection(Protocol):
 
     @property
     def source(self) -> Path | str:
-        """Where they come from, for messages."""
+        """Origin of the samples, for messages."""
 
     @property
     def fingerprint(self) -> str:
-        """Tells this collection from any other."""
+        """Hash that identifies the dataset."""
 
     def __len__(self) -> int: ...
 
 
-class Reader(Protocol):
-    """Decodes clips of a collection, as `ClipReader`."""
+class ClipDecoder(Protocol):
+    """Decoder of the clips of a dataset, as `ManifestClipDecoder`."""
 
     @property
-    def manifest(self) -> Collection:
-        """What it reads."""
+    def manifest(self) -> SampleIndex:
+        """The dataset."""
 
     @property
     def labelled(self) -> bool:
         """Whether any sample has a label."""
 
-    def clips(self, sample: Sample, choose: Callable[[NDArray[np.float64]], Sequence[Indices]], /) -> list[Tensor]:
-        """Frames of one sample. Raises VideoError."""
+    def clips(self, sample: Sample, sample_fn: Callable[[NDArray[np.float64]], Sequence[Indices]], /) -> list[Tensor]:
+        """Decode clips of one sample. Raises VideoError."""
 
-    def late(self) -> tuple[str, ...]:
-        """What to tell of samples whose span ends behind their video, each once."""
+    def take_truncated_spans(self) -> tuple[str, ...]:
+        """Return, once per sample, a message about spans that end after their video."""
 
 
 @dataclass(frozen=True)
 class Unreadable:
-    """A sample whose clip could not be read, and why."""
+    """A sample whose clip could not be read, and the reason."""
 
     id: str
     path: str
@@ -95,16 +94,16 @@ class Unreadable:
 
 
 @dataclass(frozen=True)
-class Loaded:
-    """What a worker sends: a batch (None for none), view numbers (B,), what was unreadable, an error, late ends."""
+class WorkerResult:
+    """Result of a worker: a batch or None, view indices (B,), unreadable samples, an error, truncated spans."""
 
     batch: Batch | None = None
     views: tuple[int, ...] = ()
     unreadable: tuple[Unreadable, ...] = ()
     error: InternVideoError | None = None
-    late: tuple[str, ...] = ()
+    truncated_spans: tuple[str, ...] = ()
 
-    def pin_memory(self) -> Loaded:
+    def pin_memory(self) -> WorkerResult:
         """Page-locked copy (called by the data loader when it pins)."""
         return self if self.batch is None else replace(self, batch=self.batch.pin_memory())
 
@@ -112,7 +111,7 @@ class Loaded:
 def random_stream(
     purpose: int, seed: int, epoch: int, index: int = 0, attempt: int = 0, repeat: int = 0
 ) -> np.random.RandomState:
-    """Random numbers that depend on these keys alone, so that any batch can be made again by itself."""
+    """Return a generator seeded by these keys alone, so that any batch can be reproduced by itself."""
     key = np.random.SeedSequence([purpose, seed, epoch, index, attempt, repeat])
     return np.random.RandomState(np.random.MT19937(key))
 
@@ -120,66 +119,67 @@ def random_stream(
 ORDER, FRAMES, AUGMENT = range(3)  # purposes of random streams
 
 
-class ClipReader:
-    """Decode clips, with an optional bounded cache of whole decoded videos (their spans) in memory.
+class ManifestClipDecoder:
+    """Decode clips of a manifest, with an optional bounded cache of decoded videos (their spans) in memory.
 
     Args:
-        manifest: where the videos lie.
+        manifest: the samples.
         short_side: scale in the decoder so that the shorter side has this many pixels; None keeps the size.
-        cache_bytes: a video is kept, decoded, as long as all kept ones fit in here; what is kept stays (every epoch
-            reads everything once, so that replacing the oldest would never hit).
+        cache_bytes: maximum size of the cache. Nothing is evicted: with one read per epoch an LRU cache never hits.
     """
 
     def __init__(self, manifest: Manifest, *, short_side: int | None = None, cache_bytes: int = 0) -> None:
         self.manifest, self.short_side, self.cache_bytes = manifest, short_side, cache_bytes
         self.cached_bytes = 0
-        self._kept: dict[str, tuple[NDArray[np.uint8], NDArray[np.float64]]] = {}
+        self._cache: dict[str, tuple[NDArray[np.uint8], NDArray[np.float64]]] = {}
         self._damaged: set[str] = set()
-        self._late: dict[str, str | None] = {}  # sample -> what to tell, None once it was told
+        self._truncated_spans: dict[str, str | None] = {}  # sample -> what to tell, None once it was told
         self.labelled = any(row.label is not None for row in manifest.rows)
 
-    def clips(self, sample: Sample, choose: Callable[[NDArray[np.float64]], Sequence[Indices]]) -> list[Tensor]:
-        """The frames that `choose` picks, given the times (n,) in seconds of the frames in the sample's span.
+    def clips(self, sample: Sample, sample_fn: Callable[[NDArray[np.float64]], Sequence[Indices]]) -> list[Tensor]:
+        """Decode the frames that `sample_fn` selects, given the times (n,) in seconds of the frames in the span.
 
         Returns:
-            for each index array (T,) in [0, n) the frames, (T, H, W, 3) uint8.
+            the frames (T, H, W, 3) uint8 for each index array (T,) in [0, n) of `sample_fn`.
 
         Raises:
             VideoError: the video cannot be read, or has no frame inside the span.
         """
-        kept = self._kept.get(sample.id)
-        if kept is None:
+        cached = self._cache.get(sample.id)
+        if cached is None:
             with borrow(self.manifest.video_path(sample), short_side=self.short_side, fps=sample.frame_rate) as video:
                 inside = _inside(video.info, sample)
                 if sample.span is not None and sample.span[1] > (end := video.info.duration) + SLACK:
-                    self._late.setdefault(sample.id, f"'{sample.id}' to {sample.span[1]:g} s of {end:.3f} s")
+                    self._truncated_spans.setdefault(sample.id, f"'{sample.id}' to {sample.span[1]:g} s of {end:.3f} s")
                 times = video.info.times[inside]
-                frames = self._keep(sample, video, inside)
+                frames = self._decode_for_cache(sample, video, inside)
                 if frames is None:
-                    shown = video.info.times
-                    chosen, decoded = video.sample(inside, lambda left: [left[part] for part in choose(shown[left])])
-                    ends = np.cumsum([len(indices) for indices in chosen])[:-1]
+                    all_times = video.info.times
+                    frame_indices, decoded = video.sample(
+                        inside, lambda left: [left[part] for part in sample_fn(all_times[left])]
+                    )
+                    ends = np.cumsum([len(indices) for indices in frame_indices])[:-1]
                     return [torch.from_numpy(part) for part in np.split(decoded, ends)]
-                self._kept[sample.id] = kept = (frames, times)
-        return [torch.from_numpy(kept[0][indices]) for indices in choose(kept[1])]
+                self._cache[sample.id] = cached = (frames, times)
+        return [torch.from_numpy(cached[0][indices]) for indices in sample_fn(cached[1])]
 
-    def late(self) -> tuple[str, ...]:
-        """What to tell of samples whose span ends behind their video, each once."""
-        told = tuple(line for line in self._late.values() if line)
-        self._late = dict.fromkeys(self._late)
-        return told
+    def take_truncated_spans(self) -> tuple[str, ...]:
+        """Return, once per sample, a message about spans that end after their video."""
+        messages = tuple(line for line in self._truncated_spans.values() if line)
+        self._truncated_spans = dict.fromkeys(self._truncated_spans)
+        return messages
 
-    def _keep(self, sample: Sample, video: Video, inside: Indices) -> NDArray[np.uint8] | None:
-        """The decoded span, counted as kept; None where it does not fit."""
+    def _decode_for_cache(self, sample: Sample, video: Video, inside: Indices) -> NDArray[np.uint8] | None:
+        """Decode the span for the cache; return None where it does not fit."""
         info = video.info
         scale = min(1.0, (self.short_side or info.width) / min(info.width, info.height))
-        # A pixel more on each side than the decoder could round to.
+        # One pixel more per side than the decoder could round to.
         size = len(inside) * 3 * (int(info.width * scale) + 2) * (int(info.height * scale) + 2)
         if size > self.cache_bytes - self.cached_bytes or sample.id in self._damaged:
             return None
         try:
             frames = video.frames(inside)
-        except VideoError:  # a damaged frame that the sampler may never ask for
+        except VideoError:  # a damaged frame that the sampler may never select
             self._damaged.add(sample.id)
             return None
         self.cached_bytes += frames.nbytes
@@ -187,7 +187,7 @@ class ClipReader:
 
 
 def _inside(info: VideoInfo, sample: Sample) -> Indices:
-    """Indices of the frames of the sample's span, whose end may lie behind that of the video."""
+    """Return the indices of the frames in the sample's span, which may end after the video."""
     if sample.span is None:
         return np.arange(info.frames, dtype=np.int64)
     start, end = sample.span
@@ -201,12 +201,11 @@ def _inside(info: VideoInfo, sample: Sample) -> Indices:
 
 @dataclass(frozen=True)
 class EpochPlan:
-    """Which samples stand in which batch of this rank.
+    """Assign the samples of an epoch to the batches of this rank.
 
-    A global batch is `batch_size * world_size` successive samples of the epoch's order, cut into one piece a rank, so
-    that all ranks together see what one process with the joined batch would see. Every rank has the same number of
-    batches of the same sizes; what is left over (all that does not fill a batch, with `drop_last`) changes from epoch
-    to epoch with the order.
+    A global batch is `batch_size * world_size` successive samples of the epoch's order, divided into one per rank,
+    so that all ranks together process what one process with the global batch would. All ranks have equally many batches
+    of the same sizes; the remaining samples (with `drop_last`, an incomplete batch) change with the order every epoch.
     """
 
     samples: int
@@ -219,35 +218,35 @@ class EpochPlan:
 
     @property
     def batches(self) -> int:
-        """Batches per epoch, the same on every rank."""
-        whole, rest = divmod(self.samples, self.batch_size * self.world_size)
-        return whole + (not self.drop_last and rest >= self.world_size)
+        """Number of batches per epoch, the same on every rank."""
+        full_batches, rest = divmod(self.samples, self.batch_size * self.world_size)
+        return full_batches + (not self.drop_last and rest >= self.world_size)
 
     def order(self, epoch: int) -> Sequence[int] | Indices:
-        """(samples,) a permutation that depends on seed and epoch."""
+        """Return the order of the epoch, (samples,): a permutation that depends on seed and epoch."""
         if not self.shuffle:
             return np.arange(self.samples, dtype=np.int64)
         return random_stream(ORDER, self.seed, epoch).permutation(self.samples).astype(np.int64)
 
-    def places(self, batch: int) -> range:
-        """Places in the epoch's order that make up batch number `batch` of this rank."""
+    def positions(self, batch: int) -> range:
+        """Return the positions in the epoch's order of batch `batch` of this rank."""
         first = batch * self.batch_size * self.world_size
         size = min(self.batch_size, (self.samples - first) // self.world_size)
         return range(first + self.rank * size, first + (self.rank + 1) * size)
 
-    def substitutes(self, place: int) -> list[int]:
-        """Places tried in turn for an unreadable clip: from the same place of the next batch on, in epoch order."""
-        first = place + self.batch_size * self.world_size
-        walk = [(first + step) % self.samples for step in range(min(self.samples, MOST_SUBSTITUTES + 1))]
-        return [other for other in walk if other != place][:MOST_SUBSTITUTES]
+    def fallback_positions(self, position: int) -> list[int]:
+        """Return the positions to try for an unreadable clip: in epoch order, from the next batch on."""
+        first = position + self.batch_size * self.world_size
+        candidates = [(first + step) % self.samples for step in range(min(self.samples, MAX_FALLBACKS + 1))]
+        return [other for other in candidates if other != position][:MAX_FALLBACKS]
 
 
-class TrainingBatches(Dataset[Loaded]):
-    """Batch number b of epoch k, for the key (k, b); each sample is decoded once and augmented `repeats` times."""
+class TrainingBatches(Dataset[WorkerResult]):
+    """Map-style dataset with key (epoch, batch index); decodes each sample once and augments it `repeats` times."""
 
     def __init__(
         self,
-        reader: Reader,
+        decoder: ClipDecoder,
         plan: EpochPlan,
         sampler: FrameSampler,
         transform: ClipTransform,
@@ -256,33 +255,33 @@ class TrainingBatches(Dataset[Loaded]):
         tokenizer: TextEncoder | None,
         caption: Captions,
     ) -> None:
-        self.reader, self.plan, self.sampler, self.transform = reader, plan, sampler, transform
+        self.decoder, self.plan, self.sampler, self.transform = decoder, plan, sampler, transform
         self.repeats, self.tokenizer, self.caption = repeats, tokenizer, caption
-        self.labelled = reader.labelled
+        self.labelled = decoder.labelled
         self._order: tuple[int, Sequence[int] | Indices] | None = None
 
-    def __getitem__(self, key: tuple[int, int]) -> Loaded:
-        epoch, number = key
+    def __getitem__(self, key: tuple[int, int]) -> WorkerResult:
+        epoch, batch_index = key
         try:
-            return self._make(epoch, number)
+            return self._build_batch(epoch, batch_index)
         except InternVideoError as error:
-            return Loaded(error=error)
+            return WorkerResult(error=error)
 
-    def _make(self, epoch: int, number: int) -> Loaded:
+    def _build_batch(self, epoch: int, batch_index: int) -> WorkerResult:
         clips: list[Tensor] = []
         captions: list[str] = []
         rows: list[Sample] = []
         unreadable: list[Unreadable] = []
-        for place in self.plan.places(number):
-            index, attempt, clip = self._read(epoch, place, unreadable)
-            row = self.reader.manifest.rows[index]
+        for position in self.plan.positions(batch_index):
+            index, attempt, clip = self._decode(epoch, position, unreadable)
+            row = self.decoder.manifest.rows[index]
             for repeat in range(self.repeats):
                 rng = random_stream(AUGMENT, self.plan.seed, epoch, index, attempt, repeat)
                 captions.append(choose_caption(row, self.caption, rng))
                 clips.append(self.transform(clip, rng))
                 rows.append(row)
-        video, frame_mask = stacked(clips, self.sampler)
-        return Loaded(
+        video, frame_mask = stack_clips(clips, self.sampler)
+        return WorkerResult(
             Batch(
                 video,
                 tuple(row.id for row in rows),
@@ -291,27 +290,27 @@ class TrainingBatches(Dataset[Loaded]):
                 frame_mask,
             ),
             unreadable=tuple(unreadable),
-            late=self.reader.late(),
+            truncated_spans=self.decoder.take_truncated_spans(),
         )
 
-    def _read(self, epoch: int, place: int, unreadable: list[Unreadable]) -> tuple[int, int, Tensor]:
-        """Index of the sample that is used for a place, which try it is, and its frames (T, H, W, 3)."""
+    def _decode(self, epoch: int, position: int, unreadable: list[Unreadable]) -> tuple[int, int, Tensor]:
+        """Decode the sample at a position or a fallback: return its index, the attempt and its frames (T, H, W, 3)."""
         order = self._epoch_order(epoch)
-        for attempt, candidate in enumerate([place, *self.plan.substitutes(place)]):
+        for attempt, candidate in enumerate([position, *self.plan.fallback_positions(position)]):
             index = int(order[candidate])
             rng = random_stream(FRAMES, self.plan.seed, epoch, index, attempt)
-            row = self.reader.manifest.rows[index]
+            row = self.decoder.manifest.rows[index]
             try:
-                (clip,) = self.reader.clips(row, partial(_one_clip, with_stride_of(row, self.sampler), rng))
+                (clip,) = self.decoder.clips(row, partial(_one_clip, with_row_stride(row, self.sampler), rng))
             except VideoError as error:
                 unreadable.append(Unreadable(row.id, row.path, str(error)))
             else:
                 return index, attempt, clip
         raise VideoError(
-            self.reader.manifest.source,
+            self.decoder.manifest.source,
             f"{len(unreadable)} clips in succession cannot be read, the last one because: {unreadable[-1].reason}",
             "",
-            "check that the videos lie where the manifest says",
+            "check the paths of the manifest",
         )
 
     def _epoch_order(self, epoch: int) -> Sequence[int] | Indices:
@@ -320,81 +319,81 @@ class TrainingBatches(Dataset[Loaded]):
         return self._order[1]
 
 
-def with_stride_of(row: Sample, sampler: FrameSampler) -> FrameSampler:
-    """The sampler with the row's own stride (attribute "stride", of mixtures) instead of its own, where it has one.
+def with_row_stride(row: Sample, sampler: FrameSampler) -> FrameSampler:
+    """Return the sampler with the row's stride (attribute "stride", of mixtures), if it has one.
 
     Raises:
-        ManifestError: the attribute is no number of frames.
+        ManifestError: the attribute is not a number of frames.
     """
-    own = row.attributes.get(STRIDE)
-    if own is None or not hasattr(sampler, "stride") or not is_dataclass(sampler):
+    stride = row.attributes.get(STRIDE)
+    if stride is None or not hasattr(sampler, "stride") or not is_dataclass(sampler):
         return sampler
-    if not (own.isascii() and own.isdecimal() and int(own)):
-        found = f"'{own}'"
+    if not (stride.isascii() and stride.isdecimal() and int(stride)):
+        found = f"'{stride}'"
         raise ManifestError(f"sample '{row.id}' attributes.stride", found, "frames from one to the next, 1 or more")
-    return cast(FrameSampler, replace(sampler, stride=int(own)))
+    return cast(FrameSampler, replace(sampler, stride=int(stride)))
 
 
-def with_rate_of(times: NDArray[np.float64], sampler: FrameSampler) -> FrameSampler:
-    """The sampler with the average frame rate of the frames at these seconds (n,), where it asks for one."""
+def with_frame_rate(times: NDArray[np.float64], sampler: FrameSampler) -> FrameSampler:
+    """Return a `OnePerSecond` sampler with the average frame rate of frames at these seconds (n,); others unchanged."""
     if not isinstance(sampler, OnePerSecond) or len(times) < 2 or times[-1] <= times[0]:
         return sampler
     return replace(sampler, rate=float((len(times) - 1) / (times[-1] - times[0])))
 
 
 def _one_clip(sampler: FrameSampler, rng: np.random.RandomState, times: NDArray[np.float64]) -> list[Indices]:
-    return [with_rate_of(times, sampler).train(len(times), rng)]
+    return [with_frame_rate(times, sampler).train(len(times), rng)]
 
 
-def stacked(clips: Sequence[Tensor], sampler: FrameSampler) -> tuple[Tensor, Tensor | None]:
-    """Clips (3, k, S, S) as one (B, 3, T, S, S), and where its frames are real (B, T) if the sampler may give fewer."""
+def stack_clips(clips: Sequence[Tensor], sampler: FrameSampler) -> tuple[Tensor, Tensor | None]:
+    """Stack clips (3, k, S, S) to (B, 3, T, S, S); return also the frame mask (B, T) if the sampler may give k < T."""
     if not isinstance(sampler, OnePerSecond):
         return torch.stack(list(clips)), None
     video = clips[0].new_zeros((len(clips), 3, sampler.frames, *clips[0].shape[2:]))
-    for place, clip in zip(video, clips, strict=True):
-        place[:, : clip.shape[1]] = clip
+    for padded, clip in zip(video, clips, strict=True):
+        padded[:, : clip.shape[1]] = clip
     lengths = torch.tensor([clip.shape[1] for clip in clips])
     return video, torch.arange(sampler.frames)[None] < lengths[:, None]
 
 
-class EvaluationViews(Dataset[Loaded]):
-    """All views (temporal x spatial) of the sample with the given index; an unreadable one has no batch."""
+class EvaluationViews(Dataset[WorkerResult]):
+    """Map-style dataset: all views (temporal x spatial) of a sample; the result of an unreadable one has no batch."""
 
     def __init__(
         self,
-        reader: ClipReader,
+        decoder: ManifestClipDecoder,
         sampler: FrameSampler,
         transform: ViewTransform,
         *,
         tokenizer: TextEncoder | None,
     ) -> None:
-        self.reader, self.sampler, self.transform, self.tokenizer = reader, sampler, transform, tokenizer
-        self.labelled = any(row.label is not None for row in reader.manifest.rows)
+        self.decoder, self.sampler, self.transform, self.tokenizer = decoder, sampler, transform, tokenizer
+        self.labelled = any(row.label is not None for row in decoder.manifest.rows)
 
-    def __getitem__(self, index: int) -> Loaded:
-        row = self.reader.manifest.rows[index]
+    def __getitem__(self, index: int) -> WorkerResult:
+        row = self.decoder.manifest.rows[index]
         try:
-            clips = self.reader.clips(row, lambda times: with_rate_of(times, self.sampler).test(len(times)))
-            views = [view for clip in clips for view in self.transform.views(clip)]
+            clips = self.decoder.clips(row, lambda times: with_frame_rate(times, self.sampler).test(len(times)))
+            views = [view for clip in clips for view in self.transform.crop_clip(clip)]
             rows = [row] * len(views)
             tokens = None if self.tokenizer is None else self.tokenizer.encode([row.captions[0]]).repeat(len(views), 1)
         except VideoError as error:
-            return Loaded(unreadable=(Unreadable(row.id, row.path, str(error)),))
+            return WorkerResult(unreadable=(Unreadable(row.id, row.path, str(error)),))
         except InternVideoError as error:
-            return Loaded(error=error)
+            return WorkerResult(error=error)
         labels = label_tensor(rows) if self.labelled else None
-        video, frame_mask = stacked(views, self.sampler)
+        video, frame_mask = stack_clips(views, self.sampler)
         batch = Batch(video, (row.id,) * len(views), labels, tokens, frame_mask)
-        return Loaded(batch, views=tuple(range(len(views))), late=self.reader.late())
+        return WorkerResult(batch, views=tuple(range(len(views))), truncated_spans=self.decoder.take_truncated_spans())
 
 
 def label_tensor(rows: Sequence[Sample]) -> Tensor:
-    """(B,) int64 class indices, NO_LABEL where a row has none."""
+    """Return (B,) int64 class indices, NO_LABEL for rows without a label."""
     return torch.tensor([NO_LABEL if row.label is None else row.label for row in rows])
 
 
 def choose_caption(row: Sample, caption: Captions, rng: np.random.RandomState) -> str:
-    """The first caption, a random one, or "" where none is asked for."""
+    """Return the first or a random caption of a row; "" for caption "none"."""
     if caption == "none" or not row.captions:
         return ""
     return row.captions[int(rng.randint(len(row.captions))) if caption == "random" else 0]

@@ -1,4 +1,4 @@
-"""What loaders over another loader share: they change its batches, not how many there are or how long they take."""
+"""Base class of loaders that wrap another loader: same length and data time, other batches."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ L = TypeVar("L", bound=_Counted)
 
 
 class WrappedLoader(Generic[L]):
-    """As many batches as another loader, and its waiting."""
+    """Forward length and data time of the wrapped loader."""
 
     def __init__(self, loader: L) -> None:
         self.loader = loader
 
     def __len__(self) -> int:
-        """Batches per epoch on this process."""
+        """Number of batches per epoch on this process."""
         return len(self.loader)
 
     @property
     def data_time(self) -> float:
-        """Seconds the consumer waited for data so far."""
+        """Seconds spent waiting for batches so far."""
         return self.loader.data_time

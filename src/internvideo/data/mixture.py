@@ -12,7 +12,7 @@ import torch
 
 from internvideo import distributed
 from internvideo.data.batch import Batch
-from internvideo.data.loader import EpochLoader, Loader
+from internvideo.data.loader import Loader, ResumableLoader
 from internvideo.data.loader_wrapper import WrappedLoader
 from internvideo.data.manifest import Manifest
 from internvideo.data.mixup import Mixup
@@ -57,7 +57,7 @@ class AlternatingLoader:
     (epoch, number) alone and a resumed epoch gives the batches of the uninterrupted one.
     """
 
-    def __init__(self, videos: Loader, images: EpochLoader) -> None:
+    def __init__(self, videos: Loader, images: ResumableLoader) -> None:
         self.videos, self.images = videos, images
 
     def __len__(self) -> int:

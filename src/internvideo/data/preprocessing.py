@@ -168,7 +168,7 @@ class Preprocessing:
 
     def square(self, frames: NDArray[np.uint8]) -> Tensor:
         """Frames (T, H, W, 3) uint8 -> (3, T, S, S), each frame for itself."""
-        return self._transform().views(torch.from_numpy(np.ascontiguousarray(frames)))[0]
+        return self._transform().crop_clip(torch.from_numpy(np.ascontiguousarray(frames)))[0]
 
     def to_json(self) -> dict[str, Any]:
         """Plain values of all settings."""

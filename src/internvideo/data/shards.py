@@ -25,7 +25,7 @@ from torch import Tensor
 
 from internvideo import distributed, untrusted
 from internvideo.data.dataset import ORDER, Captions, EpochPlan, Indices, TextEncoder, random_stream
-from internvideo.data.loader import EpochLoader, LoaderSettings
+from internvideo.data.loader import LoaderSettings, ResumableLoader
 from internvideo.data.sample import Sample
 from internvideo.data.sampling import FrameSampler
 from internvideo.data.shard_files import Contents, Shard, read_shard, shard_addresses
@@ -181,7 +181,7 @@ class ShardPlan(EpochPlan):
         return _Order(self.rows, self.seed, epoch) if self.shuffle else range(len(self.rows))
 
 
-class ShardReader:
+class ShardClipDecoder:
     """Decodes what lies in shards, by way of a temporary file: pictures and videos are opened by one decoder.
 
     Args:
@@ -193,11 +193,11 @@ class ShardReader:
     def __init__(self, shards: Shards, *, short_side: int | None = None) -> None:
         self.manifest, self.short_side = shards, short_side
 
-    def late(self) -> tuple[str, ...]:
+    def take_truncated_spans(self) -> tuple[str, ...]:
         """Nothing: samples of shards have no span."""
         return ()
 
-    def clips(self, sample: Sample, choose: Callable[[NDArray[np.float64]], Sequence[Indices]]) -> list[Tensor]:
+    def clips(self, sample: Sample, sample_fn: Callable[[NDArray[np.float64]], Sequence[Indices]]) -> list[Tensor]:
         """The frames that `choose` picks, as `ClipReader.clips`; a picture is a video of one frame.
 
         Raises:
@@ -213,7 +213,7 @@ class ShardReader:
                 with Video(file.name, short_side=self.short_side) as video:
                     times = video.info.times
                     chosen, decoded = video.sample(
-                        np.arange(len(times)), lambda left: [left[part] for part in choose(times[left])]
+                        np.arange(len(times)), lambda left: [left[part] for part in sample_fn(times[left])]
                     )
         except (ManifestError, VideoError) as error:
             # The temporary file's name would help nobody.
@@ -222,7 +222,7 @@ class ShardReader:
         return [torch.from_numpy(part) for part in np.split(decoded, ends)]
 
 
-class ShardLoader(EpochLoader):
+class ShardLoader(ResumableLoader):
     """Training batches of one rank from shards; a `Loader` in all else.
 
     Args:
@@ -249,7 +249,7 @@ class ShardLoader(EpochLoader):
             len(shards), settings.batch_size, settings.seed, settings.shuffle, settings.drop_last, distributed.rank(),
             distributed.world_size(), shards.rows,
         )  # fmt: skip
-        reader = ShardReader(shards, short_side=settings.short_side)
+        reader = ShardClipDecoder(shards, short_side=settings.short_side)
         super().__init__(
             shards, plan, reader, sampler, transform, settings, tokenizer=tokenizer, caption=caption, skipped=skipped
         )

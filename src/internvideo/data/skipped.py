@@ -14,7 +14,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from internvideo import untrusted
-from internvideo.data.dataset import Collection, Unreadable
+from internvideo.data.dataset import SampleIndex, Unreadable
 from internvideo.errors import RunError, VideoError
 
 
@@ -30,7 +30,7 @@ class SkippedClips:
         known: by id; what others have told `file` is looked up whenever this process meets a new one.
     """
 
-    def __init__(self, manifest: Collection, most: float, file: Path | None) -> None:
+    def __init__(self, manifest: SampleIndex, most: float, file: Path | None) -> None:
         self.manifest, self.most, self.file = manifest, most, file
         self.known: dict[str, Unreadable] = {}
         self._seen = 0  # bytes of the file

@@ -234,7 +234,7 @@ class EvalTransform:
     def _short(self) -> int:
         return self.size if self.resize is None else self.resize
 
-    def views(self, clip: Tensor) -> list[Tensor]:
+    def crop_clip(self, clip: Tensor) -> list[Tensor]:
         """(T, H, W, 3) uint8 -> `crops` tensors (3, T, S, S), left to right or top to bottom."""
         frames = channels_first(clip)
         height, width = frames.shape[-2:]
@@ -253,5 +253,5 @@ class EvalTransform:
 
     def __call__(self, clip: Tensor, rng: np.random.RandomState) -> Tensor:
         """The centre view, (3, T, S, S); `rng` is not used."""
-        views = self.views(clip)
+        views = self.crop_clip(clip)
         return views[len(views) // 2]

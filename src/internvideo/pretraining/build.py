@@ -48,7 +48,7 @@ def prepare(recipe: Recipe, *, skipped: Path | None) -> Job:
     with setting({"masked": "settings.ratio", "multimodal": "settings.caption_weight"}.get(recipe.stage, "settings")):
         stage = STAGES[recipe.stage].stage(model, recipe.settings, **TOGETHER.get(recipe.stage, {}))
     loader = _loader(recipe, manifest, model, skipped)
-    facts = {"image_rows": loader.images.collection.fingerprint} if isinstance(loader, AlternatingLoader) else {}
+    facts = {"image_rows": loader.images.sample_index.fingerprint} if isinstance(loader, AlternatingLoader) else {}
     return Job(recipe, stage, loader, manifest.classes, manifest.fingerprint, head=head, facts=facts)
 
 

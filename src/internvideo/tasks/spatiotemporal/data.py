@@ -20,11 +20,11 @@ from torch.utils.data import Dataset
 
 from internvideo import distributed
 from internvideo.data.batch import RegionBatch
-from internvideo.data.dataset import AUGMENT, ClipReader, EpochPlan, Loaded, Unreadable, random_stream
+from internvideo.data.dataset import AUGMENT, EpochPlan, ManifestClipDecoder, Unreadable, WorkerResult, random_stream
 from internvideo.data.key_frame_indices import Floats, begins_of, told_time
 from internvideo.data.key_frame_indices import clip_positions as clip_positions
 from internvideo.data.key_frame_indices import positions_before as positions_before
-from internvideo.data.loader import LoaderSettings, Source, check_batches, clip_reader, epoch_plan
+from internvideo.data.loader import LoaderSettings, PersistentDataLoader, check_batches, clip_decoder, epoch_plan
 from internvideo.data.manifest import Manifest
 from internvideo.data.sample import Sample
 from internvideo.data.skipped import SkippedClips
@@ -125,7 +125,7 @@ def with_persons(frames: Sequence[KeyFrame], persons: Persons, least: float) -> 
     return found
 
 
-def read_clip(reader: ClipReader, frame: KeyFrame, form: ClipForm) -> Tensor:
+def read_clip(reader: ManifestClipDecoder, frame: KeyFrame, form: ClipForm) -> Tensor:
     """(T, H, W, 3) uint8 around a key frame; between two frames is their weighted mean. Raises VideoError."""
     part = np.zeros(form.frames)
     positions = positions_before if form.before else clip_positions
@@ -171,24 +171,26 @@ def _targets(labels: Sequence[tuple[int, ...]], classes: int) -> Tensor:
     return made
 
 
-class _Training(Dataset[Loaded]):
+class _Training(Dataset[WorkerResult]):
     """Batch number b of epoch k, for the key (k, b)."""
 
-    def __init__(self, reader: ClipReader, frames: Sequence[KeyFrame], plan: EpochPlan, form: ClipForm) -> None:
+    def __init__(
+        self, reader: ManifestClipDecoder, frames: Sequence[KeyFrame], plan: EpochPlan, form: ClipForm
+    ) -> None:
         self.reader, self.frames, self.plan, self.form = reader, frames, plan, form
 
-    def __getitem__(self, key: tuple[int, int]) -> Loaded:
+    def __getitem__(self, key: tuple[int, int]) -> WorkerResult:
         epoch, number = key
         order = self.plan.order(epoch)
         lost: list[Unreadable] = []
         try:
-            parts = [self._read(epoch, place, order, lost) for place in self.plan.places(number)]
+            parts = [self._read(epoch, place, order, lost) for place in self.plan.positions(number)]
         except InternVideoError as error:
-            return Loaded(error=error)
-        return Loaded(_join(parts), unreadable=tuple(lost))
+            return WorkerResult(error=error)
+        return WorkerResult(_join(parts), unreadable=tuple(lost))
 
     def _read(self, epoch: int, place: int, order: Order, lost: list[Unreadable]) -> RegionBatch:
-        for attempt, candidate in enumerate([place, *self.plan.substitutes(place)]):
+        for attempt, candidate in enumerate([place, *self.plan.fallback_positions(place)]):
             index = int(order[candidate])
             frame = self.frames[index]
             try:
@@ -268,7 +270,9 @@ class KeyFrameLoader:
         self._plan = epoch_plan(len(frames), settings)
         check_batches(self._plan.batches, settings, len(frames), f"key frames in {manifest.source}")
         self._skipped = SkippedClips(manifest, settings.max_unreadable, skipped)
-        self._source = Source(_Training(clip_reader(manifest, settings), frames, self._plan, form), settings)
+        self._source = PersistentDataLoader(
+            _Training(clip_decoder(manifest, settings), frames, self._plan, form), settings
+        )
 
     def __len__(self) -> int:
         """Batches per epoch, the same on every rank."""
@@ -284,26 +288,26 @@ class KeyFrameLoader:
         self.data_time += seconds
 
 
-class _Testing(Dataset[Loaded]):
+class _Testing(Dataset[WorkerResult]):
     """The key frame of the given index, whole."""
 
-    def __init__(self, reader: ClipReader, frames: Sequence[KeyFrame], form: ClipForm) -> None:
+    def __init__(self, reader: ManifestClipDecoder, frames: Sequence[KeyFrame], form: ClipForm) -> None:
         self.reader, self.frames, self.form = reader, frames, form
 
-    def __getitem__(self, index: int) -> Loaded:
+    def __getitem__(self, index: int) -> WorkerResult:
         frame = self.frames[index]
         try:
             clip = read_clip(self.reader, frame, self.form)
         except VideoError as error:
-            return Loaded(unreadable=(Unreadable(frame.row.id, frame.row.path, str(error)),))
+            return WorkerResult(unreadable=(Unreadable(frame.row.id, frame.row.path, str(error)),))
         except InternVideoError as error:
-            return Loaded(error=error)
+            return WorkerResult(error=error)
         targets = targets_of(frame, range(len(frame.boxes)), self.form)
         corners = torch.from_numpy(frame.boxes).float()
         if self.form.transform.around is not None:
-            return Loaded(_pieces(self.form.transform.each(clip, corners), frame, self.form, targets), (index,))
+            return WorkerResult(_pieces(self.form.transform.each(clip, corners), frame, self.form, targets), (index,))
         made = self.form.transform.whole(clip, corners)
-        return Loaded(_batch(made.clip, frame, made.boxes, targets), (index,))
+        return WorkerResult(_batch(made.clip, frame, made.boxes, targets), (index,))
 
 
 class KeyFrameViews:
@@ -323,7 +327,7 @@ class KeyFrameViews:
         self.frames, self.form = frames, form
         self._lost: list[tuple[int, Unreadable]] = []
         self._indices = range(distributed.rank(), len(frames), distributed.world_size())
-        self._source = Source(_Testing(clip_reader(manifest, settings), frames, form), settings)
+        self._source = PersistentDataLoader(_Testing(clip_decoder(manifest, settings), frames, form), settings)
 
     @property
     def unreadable(self) -> list[Unreadable]:
