@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import os
 import re
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import forked
 import pytest
 from safetensors.torch import load_file, save_file
 
@@ -30,14 +31,18 @@ def add_case(folder: Path, name: str, change: Callable[[dict[str, Any]], None] =
         shutil.copyfile(SOURCE.with_suffix(f".{part}.safetensors"), folder / f"{name}.{part}.safetensors")
 
 
+def parity(folder: Path) -> str:
+    """The output of the tests on a folder of goldens."""
+    os.environ["INTERNVIDEO_GOLDENS"] = str(folder)
+    with contextlib.redirect_stdout(io.StringIO()) as out:
+        pytest.main(["-q", "-p", "no:cacheprovider", str(TESTS / "test_parity_models.py")])
+    return out.getvalue()
+
+
 def run(folder: Path) -> tuple[set[str], str]:
     """Names of the failed tests, and the output."""
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(TESTS / "test_parity_models.py")]
-    environment = os.environ | {"INTERNVIDEO_GOLDENS": str(folder)}
-    done = subprocess.run(  # the folder is read when the tests are collected, so a fresh interpreter
-        command, cwd=TESTS.parent, env=environment, capture_output=True, text=True, check=False
-    )
-    return set(re.findall(r"^FAILED \S+::(test_\S+)", done.stdout, re.MULTILINE)), done.stdout + done.stderr
+    output = forked.fork(parity, folder).told()  # the folder is read when the tests are collected: a fresh process
+    return set(re.findall(r"^FAILED \S+::(test_\S+)", output, re.MULTILINE)), output
 
 
 def test_nothing_stored_is_passed_over(tmp_path: Path) -> None:

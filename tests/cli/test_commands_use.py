@@ -8,10 +8,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import in_process
 import numpy as np
 import pytest
 import use_world
-from use_world import command, told_in_one_line
+from use_world import command
 
 from internvideo.cli.caption import caption
 from internvideo.cli.classify import classify
@@ -72,8 +73,8 @@ def test_embed_plans_without_a_model(tmp_path: Path, clips: Path, capsys: pytest
 
 def test_embed_with_nothing_readable(tmp_path: Path, language: Path) -> None:
     (tmp_path / "broken.mp4").write_bytes(b"garbage")
-    done = command("embed", "broken.mp4", "-o", "out.npy", "-e", language, cwd=tmp_path)
-    assert "broken.mp4: not a readable video" in told_in_one_line(done)
+    done = in_process.command("embed", "broken.mp4", "-o", "out.npy", "-e", language, cwd=tmp_path)
+    assert "broken.mp4: not a readable video" in done.mistake()
     assert not (tmp_path / "out.npy").exists()
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import in_process
 import onnx
 import onnxruntime
 import pytest
@@ -242,18 +243,15 @@ def test_the_command_prints_the_difference(tmp_path: Path, capsys: pytest.Captur
 
 def test_the_command_in_a_process_of_its_own(tmp_path: Path) -> None:
     model("supervised").save_pretrained(tmp_path / "model")
-    line = [sys.executable, "-m", "internvideo", "export", "model", "--format", "torch", "--frames"]
-
-    def run(frames: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run([*line, frames], cwd=tmp_path, capture_output=True, text=True, check=False, timeout=120)
-
-    done = run("auto")
+    words = ("export", "model", "--format", "torch", "--frames")
+    line = [sys.executable, "-m", "internvideo", *words, "auto"]
+    done = subprocess.run(line, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=120)
     assert done.returncode == 0, done.stderr
     assert "largest difference 0 " in done.stdout
     assert len(list(tmp_path.glob("*-video.pt2"))) == 1
-    refused = run("dynamic")
-    assert refused.returncode == 2
-    assert len(refused.stderr.strip().splitlines()) == 1
+    refused = in_process.command(*words, "dynamic", cwd=tmp_path)
+    assert refused.code == 2
+    assert len(refused.err.strip().splitlines()) == 1
 
 
 @pytest.mark.slow
@@ -270,10 +268,9 @@ def test_the_example_runs(tmp_path: Path) -> None:
     folder = model("supervised").save_pretrained(tmp_path / "model")
     script = Path(__file__).parents[2] / "examples" / "export_onnx.py"
     assert len(script.read_text(encoding="utf-8").splitlines()) <= 60
-    line = [sys.executable, str(script), str(folder), str(small_apps.clips()[0]), "encoder.onnx"]
-    done = subprocess.run(line, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=120)
-    assert done.returncode == 0, done.stderr
-    assert "embedding with the model's: 1.000000" in done.stdout
+    done = in_process.program(script, folder, small_apps.clips()[0], "encoder.onnx", cwd=tmp_path)
+    assert done.code == 0, done.err
+    assert "embedding with the model's: 1.000000" in done.out
     assert (tmp_path / "encoder.int8.onnx").is_file()
 
 

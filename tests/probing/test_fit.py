@@ -16,6 +16,7 @@ from tempfile import mkdtemp
 from typing import Any
 
 import colour_clips
+import in_process
 import numpy as np
 import pytest
 import small_apps
@@ -376,12 +377,9 @@ def test_the_command(tmp_path: Path) -> None:
     assert f"classifier: {output / CLASSIFIER}" in told.stdout
     assert f"internvideo classify FILE --encoder {model} --model {output / CLASSIFIER}" in told.stdout
     assert Probe.load(output / CLASSIFIER).encoder.source
-    wrong = internvideo("fit", clips() / "red", *words)
-    assert wrong.returncode == 2
-    assert wrong.stdout == ""
-    assert wrong.stderr.count("\n") == 1
-    assert wrong.stderr.startswith("internvideo: ")
-    assert "have no label" in wrong.stderr
+    wrong = in_process.command("fit", clips() / "red", *words)
+    assert wrong.out == ""
+    assert "have no label" in wrong.mistake()
 
 
 def test_mistakes_are_told_before_a_model_is_opened(tmp_path: Path) -> None:

@@ -23,6 +23,13 @@ class Told(NamedTuple):
     out: str
     err: str
 
+    def mistake(self) -> str:
+        """The line of a user's mistake."""
+        assert self.code == 2, self
+        assert self.err.startswith("internvideo: "), self
+        assert self.err.count("\n") == 1, self
+        return self.err
+
 
 def command(*words: object, cwd: Path = ROOT) -> Told:
     """`internvideo WORDS`, typed in a folder."""

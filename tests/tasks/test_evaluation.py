@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import in_process
 import numpy as np
 import pytest
 import small_world
@@ -174,16 +175,15 @@ def test_two_processes_write_the_bytes_of_one(weights: Path, tmp_path: Path) -> 
     rows[4] = rows[4].model_copy(update={"path": str(tmp_path / "gone.mp4")})
     rows[9] = rows[9].model_copy(update={"path": str(tmp_path / "gone.mp4")})
     write_manifest(tmp_path / "test.jsonl", rows, CLASSES)
-    command = ["-m", "internvideo", "evaluate", "recognition", str(weights), str(tmp_path / "test.jsonl")]
+    command = ["evaluate", "recognition", str(weights), str(tmp_path / "test.jsonl")]
     command += ["--device", "cpu", "--crops", "3", "--batch-size", "4", "-o"]
+    one = in_process.command(*command, tmp_path / "one")
     env = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path), "OMP_NUM_THREADS": "1"}
-    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nnodes=1", "--nproc-per-node=2"]
-    told = {}
-    for name, start in (("one", []), ("two", torchrun)):
-        line = [sys.executable, *start, *command, str(tmp_path / name)]
-        told[name] = subprocess.run(line, env=env, timeout=300, check=True, capture_output=True, text=True).stdout
-    assert told["one"] == told["two"]
-    assert told["two"].count("videos read: 15 of 17") == 1
+    line = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nnodes=1", "--nproc-per-node=2"]
+    line += ["-m", "internvideo", *command, str(tmp_path / "two")]
+    two = subprocess.run(line, env=env, timeout=300, check=True, capture_output=True, text=True)
+    assert one.out == two.stdout
+    assert two.stdout.count("videos read: 15 of 17") == 1
     for file in ("recognition.npz", "recognition.json"):
         assert (tmp_path / "one" / file).read_bytes() == (tmp_path / "two" / file).read_bytes(), file
     table = Table.load(tmp_path / "two" / "recognition.npz")
