@@ -6,7 +6,6 @@ import json
 import runpy
 import sys
 from pathlib import Path
-from typing import Any
 
 import in_process
 import numpy as np
@@ -15,13 +14,12 @@ import use_world
 from use_world import command
 
 from internvideo.cli.caption import caption
-from internvideo.cli.classify import classify
 from internvideo.cli.compare import compare
 from internvideo.cli.embed import embed
 from internvideo.cli.options import clock
 from internvideo.cli.stream import stream
 from internvideo.data.preprocessing import Span
-from internvideo.errors import InternVideoError, RecipeError, RunError, VideoError
+from internvideo.errors import RecipeError, RunError, VideoError
 
 ROOT = Path(__file__).parents[2]
 LABELS = ["a dog", "a cat", "a red circle"]
@@ -90,19 +88,21 @@ def test_classify(language: Path, clips: Path) -> None:
         assert (row["start"], row["end"]) == (0, pytest.approx(3))
 
 
-def test_classify_in_words(tmp_path: Path, language: Path, clips: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_classify_in_words(tmp_path: Path, language: Path, clips: Path) -> None:
     (tmp_path / "labels.txt").write_text("a dog\n\n a cat \n", encoding="utf-8")
     (tmp_path / "broken.mp4").write_bytes(b"garbage")
     files = [clips / "0.mp4", tmp_path / "broken.mp4", clips / "1.mp4"]
-    with pytest.raises(VideoError, match="videos: 1 of 3 could not be read"):
-        classify(files, str(language), labels_file=tmp_path / "labels.txt", window_seconds=2.0, top=1)
-    told = capsys.readouterr()
+    options = ("--labels-file", tmp_path / "labels.txt", "--window-seconds", 2, "--top", 1)
+    told = in_process.command("classify", *files, "-e", language, *options)
+    assert told.code == 2
     lines = told.out.splitlines()
     assert len(lines) == 4
     assert lines[1].startswith(f"{clips / '0.mp4'} 0:00:02.0-0:00:03.0: a ")
-    assert "not a readable video" in told.err
-    classify([clips / "0.mp4"], str(use_world.classifier_folder()))
-    assert "moving left to right 0." in capsys.readouterr().out
+    broken, counted = told.err.splitlines()
+    assert "not a readable video" in broken
+    assert "videos: 1 of 3 could not be read" in counted
+    told = in_process.command("classify", clips / "0.mp4", "-e", use_world.classifier_folder())
+    assert "moving left to right 0." in told.out
 
 
 def test_folders_inside_folders(
@@ -110,28 +110,29 @@ def test_folders_inside_folders(
 ) -> None:
     (tmp_path / "deep" / "deeper").mkdir(parents=True)
     (tmp_path / "deep" / "deeper" / "0.mp4").symlink_to(clips / "0.mp4")
-    with pytest.raises(VideoError, match="add --recursive"):
-        classify([tmp_path / "deep"], str(language), labels="a, b")
-    classify([tmp_path / "deep"], str(language), labels="a, b", recursive=True)
+    words = ("classify", tmp_path / "deep", "-e", language, "--labels", "a, b")
+    assert "add --recursive" in in_process.command(*words).mistake()
+    told = in_process.command(*words, "--recursive")
+    assert told.out.count(f"{tmp_path / 'deep' / 'deeper' / '0.mp4'}: ") == 1
     caption([tmp_path / "deep"], str(language), max_length=4, recursive=True)
-    assert capsys.readouterr().out.count(f"{tmp_path / 'deep' / 'deeper' / '0.mp4'}: ") == 2
+    assert capsys.readouterr().out.count(f"{tmp_path / 'deep' / 'deeper' / '0.mp4'}: ") == 1
 
 
 @pytest.mark.parametrize(
     ("options", "told"),
     [
-        ({"labels": "a, b", "labels_file": Path("x")}, "together with --labels"),
-        ({"labels": "a, a"}, "'a' twice"),
-        ({"labels": "a"}, "a list of at least 2 texts"),
-        ({}, "labels"),
-        ({"labels_file": Path("absent.txt")}, "cannot be read"),
-        ({"model": Path("absent.safetensors")}, "no such file"),
-        ({"labels": "a, b", "window_seconds": 0.0}, "more than 0 seconds"),
+        ("--labels a,b --labels-file x", "together with --labels"),
+        ("--labels a,a", "'a' twice"),
+        ("--labels a", "a list of at least 2 texts"),
+        ("", "labels"),
+        ("--labels-file absent.txt", "cannot be read"),
+        ("--model absent.safetensors", "no such file"),
+        ("--labels a,b --window-seconds 0", "more than 0 seconds"),
     ],
 )
-def test_what_classify_refuses(language: Path, clips: Path, options: dict[str, Any], told: str) -> None:
-    with pytest.raises(InternVideoError, match=told):
-        classify([clips / "0.mp4"], str(language), **options)
+def test_what_classify_refuses(language: Path, clips: Path, options: str, told: str) -> None:
+    refused = in_process.command("classify", clips / "0.mp4", "-e", language, *options.split())
+    assert told in refused.mistake()
 
 
 def test_caption(language: Path, clips: Path) -> None:
