@@ -79,7 +79,7 @@ def all_of(path: Path, rule: WindowRule, readers: int, damage: str | None = None
             found.extend(parallel_clips(video, clips, chosen, readers) if readers else iter_clips(video, clips, chosen))
         except VideoError as error_:
             error = str(error_)
-        return found, error, video.gaps, video.trouble
+        return found, error, video.gaps, video.damage_report
 
 
 def same(one: Told, other: Told) -> None:

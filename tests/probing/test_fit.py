@@ -30,7 +30,7 @@ from internvideo.errors import InternVideoError, ManifestError, RecipeError, Run
 from internvideo.inference.video_model import VideoModel
 from internvideo.probing import cached_features as caching
 from internvideo.probing.cached_features import FeatureCache, cache_key, read_features
-from internvideo.probing.fit import CLASSIFIER, FitSettings, Fitted, fit
+from internvideo.probing.fit import CLASSIFIER, FitResult, FitSettings, fit
 from internvideo.probing.probe import UNKNOWN, Probe
 
 
@@ -45,7 +45,7 @@ def _tidy() -> Any:
     shutil.rmtree(clips().parent, ignore_errors=True)
 
 
-def run(source: Path, output: Path, **settings: Any) -> tuple[Fitted, dict[str, Any], str]:
+def run(source: Path, output: Path, **settings: Any) -> tuple[FitResult, dict[str, Any], str]:
     """A fit, its report.json and what it printed."""
     told = io.StringIO()
     features = settings.pop("features", None)
@@ -91,13 +91,13 @@ def test_a_folder_of_folders_becomes_a_classifier(tmp_path: Path) -> None:
     picture = (tmp_path / "fit/confusion.svg").read_text(encoding="utf-8")
     assert picture.startswith("<?xml")
     assert all(name in picture for name in colour_clips.COLOURS)
-    assert "36 videos of 18 sources" in told
-    assert "counts as a source of its own" not in told
+    assert "36 videos of 18 groups" in told
+    assert "counts as a group of its own" not in told
     assert re.search(r"features of 36 videos: [\d.]+ s, [\d.]+ s each", told)
     assert re.search(r"features [\d.]+ s \(36 of 36 videos computed\), fit [\d.]+ s", told)
     probe = Probe.load(tmp_path / "fit" / CLASSIFIER)
     assert probe.classes == tuple(colour_clips.COLOURS)
-    assert probe.facts["figures"]["top1"] == figures["top1"]
+    assert probe.metadata["figures"]["top1"] == figures["top1"]
     videos = [clips() / name / "clip_03_part0.mp4" for name in colour_clips.COLOURS]
     answers = probe.classify(colour_clips.encoder(), videos)
     assert [max(answer, key=lambda name: answer[name]) for answer in answers] == list(colour_clips.COLOURS)
@@ -105,7 +105,7 @@ def test_a_folder_of_folders_becomes_a_classifier(tmp_path: Path) -> None:
 
 
 def test_the_same_command_goes_on_and_gives_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(caching, "SECONDS_BETWEEN_SAVES", 0.0)
+    monkeypatch.setattr(caching, "SAVE_INTERVAL_S", 0.0)
     broken = Counting(monkeypatch, most=16)
     with pytest.raises(KeyboardInterrupt):
         run(clips(), tmp_path / "fit")
@@ -116,7 +116,7 @@ def test_the_same_command_goes_on_and_gives_the_same(tmp_path: Path, monkeypatch
     _, report, told = run(clips(), tmp_path / "fit")
     assert rest.clips == 20
     assert "features of 20 videos" in told
-    assert "every video counts as a source of its own" in told
+    assert "every video counts as a group of its own" in told
     assert [path.name.count(".part-") for path in (tmp_path / "fit/features").iterdir()] == [0]
     _, again, told = run(clips(), tmp_path / "fit")
     assert rest.clips == 20
@@ -149,7 +149,7 @@ def test_rows_marked_test_are_only_judged_on(tmp_path: Path) -> None:
     assert "(0 of 36 videos computed)" in told
     rows[-1] = rows[-1].model_copy(update={"split": "train"})
     write_manifest(tmp_path / "all.jsonl", rows, manifest.classes)
-    with pytest.raises(ManifestError, match="1 sources have videos in both train and test"):
+    with pytest.raises(ManifestError, match="1 groups have videos in both train and test"):
         run(tmp_path / "all.jsonl", tmp_path / "divided")
     rows[-1] = rows[-1].model_copy(update={"split": "tset"})
     write_manifest(tmp_path / "all.jsonl", rows, manifest.classes)
@@ -171,7 +171,7 @@ def test_unreadable_videos_are_counted_and_named_and_look_alikes_told(tmp_path: 
     assert "1 videos cannot be read and are left out, such as 'red/clip_00_part0.mp4'" in told
     pairs = [set(pair["ids"]) for pair in report["near_duplicates"]]
     assert {"blue/clip_02_part0.mp4", "blue/copy.mp4"} in pairs
-    assert "look the same to the model" in told
+    assert "have nearly equal features" in told
     for place in range(1, 12):
         (source / f"red/clip_{place // 2:02d}_part{place % 2}.mp4").write_bytes(b"no video")
     with pytest.raises(ManifestError, match=r"class 'red' has no video \(12 videos cannot be read\)"):
@@ -213,7 +213,7 @@ def test_tokens_are_averaged_to_a_bounded_number(tmp_path: Path, monkeypatch: py
     every = read_features(model, some(2), tmp_path, kind="tokens").values
     assert every.dtype == torch.float16
     assert every.shape == (2, 32, 48)
-    monkeypatch.setattr(caching, "MOST_TOKENS", 8)
+    monkeypatch.setattr(caching, "MAX_TOKENS", 8)
     fewer = read_features(model, some(2), tmp_path, kind="tokens").values
     torch.testing.assert_close(fewer, every.float().reshape(2, 8, 4, 48).mean(dim=2).half(), atol=2e-3, rtol=2e-3)
 

@@ -13,22 +13,23 @@ from internvideo.errors import ManifestError, RecipeError
 from internvideo.metrics.calibration import expected_calibration_error, fit_temperature
 from internvideo.metrics.classification import softmax
 from internvideo.probing import fit_learn
-from internvideo.probing.fit_learn import Data, Rules
-from internvideo.probing.fit_report import Shown as Names
-from internvideo.probing.fit_report import add_figures, add_spread, surest_mistakes
-from internvideo.probing.fit_split import check_classes, folds, near_duplicates, source_groups
-from internvideo.probing.probe_fit import standardised
+from internvideo.probing.fit_learn import FitConfig, LabeledFeatures
+from internvideo.probing.fit_report import RowNames, add_figures, add_fold_metrics, most_confident_mistakes
+from internvideo.probing.fit_split import assign_groups, check_classes, folds, near_duplicates
+from internvideo.probing.probe_fit import standardize
 from internvideo.tasks.table import Figures
 
-RULES = Rules(classes=4, known=0.9, seed=0)
+CONFIG = FitConfig(num_classes=4, accept_known=0.9, seed=0)
 
 
-def data(n: int = 120, *, classes: int = 4, width: int = 10, apart: float = 3.0, seed: int = 0, each: int = 1) -> Data:
+def data(
+    n: int = 120, *, classes: int = 4, width: int = 10, apart: float = 3.0, seed: int = 0, each: int = 1
+) -> LabeledFeatures:
     rng = np.random.default_rng(seed)
     means = np.random.default_rng(7).normal(size=(classes, width)) * apart / np.sqrt(width)
     labels = np.arange(n) % classes
     features = torch.from_numpy(means[labels] + rng.normal(size=(n, width))).float()
-    return Data(features, labels.astype(np.int64), (np.arange(n) // (classes * each)).astype(np.int64))
+    return LabeledFeatures(features, labels.astype(np.int64), (np.arange(n) // (classes * each)).astype(np.int64))
 
 
 def told(line: str) -> None:
@@ -99,24 +100,24 @@ def manifest(paths: list[str], labels: list[int], groups: list[str | None] | Non
 
 def test_sources_from_the_column_the_pattern_or_the_file() -> None:
     paths = ["a/clip_01_part1.mp4", "a/clip_01_part2.mp4", "b/clip_02_part1.mp4", "b/clip_02_part1.mp4"]
-    plain = source_groups(manifest(paths, [0, 0, 1, 1]))
+    plain = assign_groups(manifest(paths, [0, 0, 1, 1]))
     assert plain.count == 3, "pieces of one file are one source"
-    assert any("every video counts as a source of its own" in note for note in plain.notes)
-    by_name = source_groups(manifest(paths, [0, 0, 1, 1]), r"(clip_\d+)_part")
-    assert by_name.group.tolist() == [0, 0, 1, 1]
-    assert by_name.notes == ("4 videos of 2 sources",)
-    column = source_groups(manifest(paths, [0, 0, 1, 1], ["x", None, "y", "x"]))
-    assert column.group[0] == column.group[3] != column.group[2]
+    assert any("every video counts as a group of its own" in note for note in plain.notes)
+    by_name = assign_groups(manifest(paths, [0, 0, 1, 1]), r"(clip_\d+)_part")
+    assert by_name.ids.tolist() == [0, 0, 1, 1]
+    assert by_name.notes == ("4 videos of 2 groups",)
+    column = assign_groups(manifest(paths, [0, 0, 1, 1], ["x", None, "y", "x"]))
+    assert column.ids[0] == column.ids[3] != column.ids[2]
     assert any("each of 1 videos without a group" in note for note in column.notes)
-    some = source_groups(manifest([*paths, "c/other.mp4"], [0, 0, 1, 1, 1]), r"clip_\d+")
+    some = assign_groups(manifest([*paths, "c/other.mp4"], [0, 0, 1, 1, 1]), r"clip_\d+")
     assert some.count == 3
-    assert any("not found in 1 paths, such as 'c/other.mp4'" in note for note in some.notes)
+    assert any("does not match 1 paths, such as 'c/other.mp4'" in note for note in some.notes)
 
 
 @pytest.mark.parametrize("pattern", ["(", "nowhere"])
 def test_a_wrong_pattern(pattern: str) -> None:
     with pytest.raises(RecipeError, match="--group-pattern"):
-        source_groups(manifest(["a/1.mp4"], [0]), pattern)
+        assign_groups(manifest(["a/1.mp4"], [0]), pattern)
 
 
 @pytest.mark.parametrize(
@@ -125,7 +126,7 @@ def test_a_wrong_pattern(pattern: str) -> None:
         ([0, 0, 0], [0, 1, 2], "1 class, 'a'"),
         ([0, 0, 1], [0, 1, 2], "class 'b' has one video"),
         ([0, 0, 2, 2], [0, 1, 2, 3], "class 'b' has no video"),
-        ([0, 0, 1, 1], [0, 1, 2, 2], "all 2 videos of class 'b' come from one source"),
+        ([0, 0, 1, 1], [0, 1, 2, 2], "all 2 videos of class 'b' are of one group"),
     ],
 )
 def test_what_nothing_can_be_learned_from(labels: list[int], groups: list[int], said: str) -> None:
@@ -142,7 +143,7 @@ def test_look_alikes_across_the_split_are_found() -> None:
     features[10] = features[11] + 1e-3
     part = np.arange(1500) % 5
     part[10] = part[11]
-    found = near_duplicates(standardised(torch.from_numpy(features)).numpy(), part)
+    found = near_duplicates(standardize(torch.from_numpy(features)).numpy(), part)
     assert [pair[:2] for pair in found] == [(3, 1400)] or part[3] == part[1400]
     assert part[3] != part[1400]
     assert found[0][2] > 0.999
@@ -154,10 +155,10 @@ def test_look_alikes_across_the_split_are_found() -> None:
 def test_a_probe_beats_its_baselines_on_sources_it_never_saw() -> None:
     case = data()
     case.features[:, 0] *= 30  # one loud column that says nothing: means are misled, standardising mends it
-    judged = fit_learn.cross_validate(case, RULES, 5, told)
+    judged = fit_learn.cross_validate(case, CONFIG, 5, told)
     figures = Figures()
     add_figures(figures, "", judged, case)
-    each = add_spread(figures, judged, case)
+    each = add_fold_metrics(figures, judged, case)
     got = figures.figures
     assert got["top1"] > 0.7 > got["majority"] + 0.3
     assert got["chance"] == 0.25
@@ -168,7 +169,7 @@ def test_a_probe_beats_its_baselines_on_sources_it_never_saw() -> None:
     assert got["known_accepted"] == pytest.approx(0.9, abs=0.08)
     assert got["top1_of_accepted"] >= got["top1"]
     assert got["ece_after"] < 0.15
-    mistakes = surest_mistakes(judged, case, Names([str(n) for n in range(120)], "abcd"))
+    mistakes = most_confident_mistakes(judged, case, RowNames([str(n) for n in range(120)], "abcd"))
     assert [m["probability"] for m in mistakes] == sorted((m["probability"] for m in mistakes), reverse=True)
     assert all(m["label"] != m["said"] for m in mistakes)
 
@@ -176,7 +177,7 @@ def test_a_probe_beats_its_baselines_on_sources_it_never_saw() -> None:
 def test_labels_without_meaning_give_chance() -> None:
     """Nothing of the held-out videos reaches the learning: with many columns and random labels nothing is found."""
     case = data(width=300, apart=0.0)
-    judged = fit_learn.cross_validate(case, RULES, 5, told)
+    judged = fit_learn.cross_validate(case, CONFIG, 5, told)
     right = (judged.logits.argmax(axis=1) == case.labels).mean()
     assert right < 0.42  # 0.25 and three standard deviations
     assert judged.probabilities.max(axis=1).mean() < 0.5, "and the calibrated probabilities know it"
@@ -188,10 +189,10 @@ def test_pieces_of_one_recording_do_not_flatter() -> None:
     recordings = torch.from_numpy(rng.normal(size=(40, 60))).float()
     features = recordings.repeat_interleave(3, dim=0) + 0.01 * torch.randn(120, 60)
     labels = np.repeat(rng.integers(4, size=40), 3).astype(np.int64)
-    whole = Data(features, labels, np.repeat(np.arange(40), 3).astype(np.int64))
-    divided = Data(features, labels, np.arange(120))
+    whole = LabeledFeatures(features, labels, np.repeat(np.arange(40), 3).astype(np.int64))
+    divided = LabeledFeatures(features, labels, np.arange(120))
     honest, flattered = (
-        (fit_learn.cross_validate(case, RULES, 3, told).logits.argmax(axis=1) == labels).mean()
+        (fit_learn.cross_validate(case, CONFIG, 3, told).logits.argmax(axis=1) == labels).mean()
         for case in (whole, divided)
     )
     assert flattered > 0.9
@@ -200,14 +201,14 @@ def test_pieces_of_one_recording_do_not_flatter() -> None:
 
 def test_a_class_never_shown_is_strange() -> None:
     case = data(apart=9.0)
-    learned = fit_learn.learn(case, RULES)
-    check = fit_learn.leave_one_class_out(case, learned, folds(case.labels, case.groups, 5, 0), RULES)
+    learned = fit_learn.fit_probe(case, CONFIG)
+    check = fit_learn.leave_one_class_out(case, learned, folds(case.labels, case.groups, 5, 0), CONFIG)
     assert check is not None
-    assert set(check.each) == {0, 1, 2, 3}
+    assert set(check.per_class) == {0, 1, 2, 3}
     assert check.auroc > 0.8
     assert check.accepted >= 0.9
-    two = case.part(case.labels < 2)
-    assert fit_learn.leave_one_class_out(two, learned, np.zeros(len(two), dtype=np.int64), Rules(2, 0.9, 0)) is None
+    two = case.subset(case.labels < 2)
+    assert fit_learn.leave_one_class_out(two, learned, np.zeros(len(two), dtype=np.int64), FitConfig(2, 0.9, 0)) is None
 
 
 def test_the_threshold_accepts_the_share_that_was_asked_for() -> None:
@@ -218,9 +219,9 @@ def test_the_threshold_accepts_the_share_that_was_asked_for() -> None:
 
 def test_too_few_videos_to_choose_from() -> None:
     case = data(8)
-    learned = fit_learn.learn(case, RULES)
-    assert (learned.temperature, learned.threshold, learned.held) == (1.0, -1.0, 0)
-    judged = fit_learn.cross_validate(case, RULES, 5, told)
+    learned = fit_learn.fit_probe(case, CONFIG)
+    assert (learned.temperature, learned.threshold, learned.num_held_out) == (1.0, -1.0, 0)
+    judged = fit_learn.cross_validate(case, CONFIG, 5, told)
     assert len(judged.logits) == 8
 
 
@@ -229,10 +230,10 @@ def test_a_class_whose_training_videos_are_all_held_out_counts_as_wrong() -> Non
     few = np.flatnonzero(case.labels == 3)
     keep = np.ones(40, dtype=bool)
     keep[few[2:]] = False
-    case = case.part(keep)
+    case = case.subset(keep)
     groups = case.groups.copy()
     groups[case.labels == 3] = 99  # one source: wherever it is judged, nothing like it was learned
-    case = Data(case.features, case.labels, groups)
-    judged = fit_learn.cross_validate(case, RULES, 5, told)
+    case = LabeledFeatures(case.features, case.labels, groups)
+    judged = fit_learn.cross_validate(case, CONFIG, 5, told)
     assert (judged.logits.argmax(axis=1)[case.labels == 3] != 3).all()
     assert np.isfinite(judged.probabilities).all()

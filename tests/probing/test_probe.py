@@ -16,7 +16,7 @@ from torch import Tensor
 from internvideo.errors import WeightsError
 from internvideo.models.attention import CrossAttention
 from internvideo.probing import probe_fit
-from internvideo.probing.probe import KEY, UNKNOWN, EncoderReference, Head, Probe
+from internvideo.probing.probe import KEY, UNKNOWN, EncoderReference, Probe, ProbeHead
 from internvideo.storage import read_safetensors, write_safetensors
 
 WIDTH, CLASSES = 12, 3
@@ -43,12 +43,12 @@ def needles(n: int = 60, seed: int = 0) -> tuple[Tensor, np.ndarray]:
     return torch.from_numpy(tokens).float(), labels.astype(np.int64)
 
 
-def linear_head() -> Head:
+def linear_head() -> ProbeHead:
     features, labels = table()
     return probe_fit.fit_heads(features, labels, CLASSES, (0.1,))[0]
 
 
-def a_probe(head: Head | None = None, threshold: float = 0.6) -> Probe:
+def a_probe(head: ProbeHead | None = None, threshold: float = 0.6) -> Probe:
     return Probe(head or linear_head(), ("a", "b", "c"), 1.7, threshold, ENCODER, {"figures": {"top1": 0.5}})
 
 
@@ -63,7 +63,7 @@ def test_the_linear_head_is_logistic_regression(width: int) -> None:
     plain = (plain - plain.mean(axis=0)) / plain.std(axis=0)
     for head, strength in zip(heads, (0.01, 0.1), strict=True):
         theirs = LogisticRegression(C=strength, tol=1e-8, max_iter=5000).fit(plain, labels).decision_function(plain)
-        ours = head.scores(features)[0]
+        ours = head.logits_and_id_scores(features)[0]
         np.testing.assert_allclose(
             ours - ours.mean(axis=1, keepdims=True), theirs - theirs.mean(axis=1, keepdims=True), atol=2e-2
         )
@@ -73,7 +73,7 @@ def test_two_classes_have_two_scores_and_an_absent_one_is_never_the_answer() -> 
     features, labels = table()
     some = labels != 1
     (head,) = probe_fit.fit_heads(features[some], labels[some], CLASSES, (0.1,))
-    logits = head.scores(features)[0]
+    logits = head.logits_and_id_scores(features)[0]
     assert logits.shape == (90, 3)
     assert set(logits.argmax(axis=1)) == {0, 2}
     plain = features[some].double().numpy()
@@ -86,7 +86,7 @@ def test_columns_that_do_not_vary_do_no_harm() -> None:
     features, labels = table()
     features[:, 3] = 7.0
     (head,) = probe_fit.fit_heads(features, labels, CLASSES, (0.1,))
-    assert np.isfinite(head.scores(features)[0]).all()
+    assert np.isfinite(head.logits_and_id_scores(features)[0]).all()
     assert head.scale[3] == 1
 
 
@@ -95,8 +95,8 @@ def test_queries_find_what_the_mean_hides() -> None:
     unseen, answers = needles(90, seed=1)
     (attentive,) = probe_fit.fit_heads(tokens.half(), labels, CLASSES, (0.1,), seed=3)
     (linear,) = probe_fit.fit_heads(tokens.mean(dim=1), labels, CLASSES, (0.1,))
-    reading = (attentive.scores(unseen)[0].argmax(axis=1) == answers).mean()
-    averaging = (linear.scores(unseen.mean(dim=1))[0].argmax(axis=1) == answers).mean()
+    reading = (attentive.logits_and_id_scores(unseen)[0].argmax(axis=1) == answers).mean()
+    averaging = (linear.logits_and_id_scores(unseen.mean(dim=1))[0].argmax(axis=1) == answers).mean()
     assert reading > 0.9
     assert reading > averaging + 0.1
     (again,) = probe_fit.fit_heads(tokens.half(), labels, CLASSES, (0.1,), seed=3)
@@ -120,15 +120,15 @@ def test_shared_keys_and_values_are_as_general_as_projections() -> None:
         bias = classify(layer.out(layer.v.bias))
         mean, scale = torch.randn(WIDTH), torch.rand(WIDTH) + 0.5
         directions = torch.ones(CLASSES, heads * WIDTH)
-        head = Head(mean, scale, weight, bias, directions[0], directions, query)
-    np.testing.assert_allclose(head.scores(tokens * scale + mean)[0], theirs.numpy(), atol=1e-5)
+        head = ProbeHead(mean, scale, weight, bias, directions[0], directions, query)
+    np.testing.assert_allclose(head.logits_and_id_scores(tokens * scale + mean)[0], theirs.numpy(), atol=1e-5)
 
 
 def test_features_of_the_other_kind_are_refused() -> None:
     with pytest.raises(ValueError, match="2 dimensions"):
-        linear_head().scores(torch.zeros(2, 5, WIDTH))
+        linear_head().logits_and_id_scores(torch.zeros(2, 5, WIDTH))
     with pytest.raises(ValueError, match="the last of 12"):
-        linear_head().scores(torch.zeros(2, 5))
+        linear_head().logits_and_id_scores(torch.zeros(2, 5))
 
 
 # ---------------------------------------------------------------------------------------------------------- answers
@@ -138,7 +138,7 @@ def test_answers_sum_to_one_and_begin_with_the_answer() -> None:
     probe = a_probe(threshold=0.4)
     features = table(seed=5)[0]
     probabilities = probe.probabilities(features)
-    familiarity = probe.head.scores(features)[1]
+    familiarity = probe.head.logits_and_id_scores(features)[1]
     answers = probe.predict(features)
     assert {answer[UNKNOWN] > 0 for answer in answers} == {True, False}
     for answer, row, degree in zip(answers, probabilities, familiarity, strict=True):
@@ -160,11 +160,11 @@ def test_what_points_where_no_class_is_is_unknown() -> None:
     """Far away in a new direction: the classifier is sure of it, familiarity is not."""
     features, _ = table()
     probe = a_probe(threshold=0.4)
-    away = np.linalg.svd(probe.head.directions.double().numpy())[2][-1]  # at right angles to all classes
+    away = np.linalg.svd(probe.head.class_prototypes.double().numpy())[2][-1]  # at right angles to all classes
     strange = features.mean(dim=0) + 300 * torch.from_numpy(away).float()
     (answer,) = probe.predict(strange[None])
     assert next(iter(answer)) == UNKNOWN
-    assert probe.head.scores(strange[None])[1] == pytest.approx(0, abs=0.05)
+    assert probe.head.logits_and_id_scores(strange[None])[1] == pytest.approx(0, abs=0.05)
     assert probe.probabilities(strange[None]).max() > 0.7
 
 
@@ -189,8 +189,10 @@ def test_a_saved_probe_answers_the_same(tmp_path: Path, kind: str) -> None:
     read = Probe.load(tmp_path / "mine.safetensors")
     for ours, theirs in zip(read.predict(features), probe.predict(features), strict=True):
         assert ours == pytest.approx(theirs, abs=1e-6)
-    assert (read.classes, read.encoder, read.facts) == (probe.classes, probe.encoder, probe.facts)
+    assert (read.classes, read.encoder, read.metadata) == (probe.classes, probe.encoder, probe.metadata)
     assert read.head.kind == ("tokens" if kind == "attentive" else "video")
+    keys = set(read_safetensors(tmp_path / "mine.safetensors")[0])
+    assert keys - {"query"} == {"mean", "scale", "weight", "bias", "centre", "directions"}, "as earlier files have them"
 
 
 @pytest.mark.parametrize(
@@ -200,8 +202,8 @@ def test_a_saved_probe_answers_the_same(tmp_path: Path, kind: str) -> None:
         ({"temperature": -1.0}, "out of range"),
         ({"threshold": 1.5}, "out of range"),
         ({"classes": ["a", "b"]}, "allowed: (2, 12)"),
-        ({"temperature": None}, "not a whole classifier"),
-        ({"encoder": {"name": "x"}}, "not a whole classifier"),
+        ({"temperature": None}, "truncated or corrupt"),
+        ({"encoder": {"name": "x"}}, "truncated or corrupt"),
     ],
 )
 def test_a_damaged_probe_is_refused(tmp_path: Path, change: dict[str, object], said: str) -> None:
@@ -218,10 +220,10 @@ def test_a_damaged_probe_is_refused(tmp_path: Path, change: dict[str, object], s
 def test_other_files_are_no_probe(tmp_path: Path) -> None:
     tensors = {"weight": torch.zeros(2, 2)}
     write_safetensors(tmp_path / "other.safetensors", tensors)
-    with pytest.raises(WeightsError, match="no classifier of your own"):
+    with pytest.raises(WeightsError, match="holds no classifier"):
         Probe.load(tmp_path / "other.safetensors")
     write_safetensors(tmp_path / "other.safetensors", {**tensors, "extra": torch.zeros(1)}, {KEY: '{"format": 1}'})
-    with pytest.raises(WeightsError, match="not a whole classifier"):
+    with pytest.raises(WeightsError, match="truncated or corrupt"):
         Probe.load(tmp_path / "other.safetensors")
     with pytest.raises(WeightsError, match="no such file"):
         Probe.load(tmp_path / "none.safetensors")
@@ -229,7 +231,9 @@ def test_other_files_are_no_probe(tmp_path: Path) -> None:
 
 def test_another_encoder_is_refused() -> None:
     model = colour_clips.encoder()
-    head = Head(torch.zeros(48), torch.ones(48), torch.zeros(2, 48), torch.zeros(2), torch.zeros(48), torch.ones(2, 48))
+    head = ProbeHead(
+        torch.zeros(48), torch.ones(48), torch.zeros(2, 48), torch.zeros(2), torch.zeros(48), torch.ones(2, 48)
+    )
     probe = Probe(head, ("a", "b"), 1.0, -1.0, EncoderReference.of(model))
     probe.check(model)
     with pytest.raises(WeightsError, match="fitted on features of videomae-s-classifier"):

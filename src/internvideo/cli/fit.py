@@ -65,7 +65,7 @@ def fit(
         batch_size=batch_size,
         workers=workers,
     )
-    fitting.read_source(source, settings)  # before a large model is opened
+    fitting.read_labeled_manifest(source, settings)  # before a large model is opened
     torch.manual_seed(seed)  # of an untrained model
     model = open_model(encoder, weights, device, precision)
     if model.metadata.get("trained") == "no":

@@ -1,11 +1,10 @@
-"""Features of a manifest's videos, computed once and kept.
+"""Compute the features of a manifest's videos once and cache them on disk.
 
-A cache file belongs to one model (by the hash of its weights), one preprocessing and one kind of features; inside, a
-row belongs to one video file (its path, span, size and time of change). So a run that was interrupted goes on where
-it was, new labels cost nothing, a new video costs that video, and another model or a changed file is never mistaken
-for the old one.
+The cache key is the model (hash of its weights), the preprocessing and the kind of features; within a file, a row's key
+is the video file (path, span, size and time of change). An interrupted run resumes, new labels need no computation, a
+new video only its own, and another model or a changed file has other keys.
 
-Shapes: n videos, B batch, T frames, S side, N tokens, D width, E width of the features.
+Shapes: n videos, B batch, T frames, S side, N tokens, D dimension of a token, E dimension of the features.
 """
 
 from __future__ import annotations
@@ -39,23 +38,23 @@ from internvideo.storage import read_safetensors, write_safetensors
 from internvideo.tasks.protocol import weights_hash
 
 Kind = Literal["video", "tokens"]
-"""One vector a video (`VideoModel.encode_clips`), or its tokens (`VideoModel.tokens`, at most MOST_TOKENS)."""
+"""One vector per video (`VideoModel.encode_clips`), or its tokens (`VideoModel.tokens`, at most MOST_TOKENS)."""
 
-MOST_TOKENS = 98
-"""More tokens than this are averaged over neighbours: a probe then costs a tenth, the cache too."""
-SECONDS_BETWEEN_SAVES = 20.0
-HALF_LIMIT = 65504.0
+MAX_TOKENS = 98
+"""More tokens than this are average-pooled over neighbors, which cuts the cost of probe and cache to a tenth."""
+SAVE_INTERVAL_S = 20.0
+MAX_FLOAT16 = 65504.0
 
 
 @dataclass(frozen=True)
 class Features:
-    """What a model makes of a manifest's videos.
+    """The features of a manifest's videos.
 
     Attributes:
-        values: (n, E) float32, or (n, N, D) float16 tokens; of the videos that could be read.
+        values: (n, E) float32, or (n, N, D) float16 tokens; of the readable videos.
         read: (n,) their indices in the manifest, ascending.
         coverage: {"asked", "read", "unreadable": [{"id", "path", "reason"}]}.
-        computed: how many were not in the cache. seconds: what these took, decoding included.
+        computed: how many were not in the cache. seconds: that these took, decoding included.
     """
 
     values: Tensor
@@ -67,7 +66,7 @@ class Features:
 
 @dataclass(frozen=True)
 class ClipRule:
-    """A preprocessing's frame rule as the loader asks for it, one view a video."""
+    """Adapt the frame sampling of a `Preprocessing` to the loader: one view per video."""
 
     preprocessing: Preprocessing
 
@@ -77,57 +76,57 @@ class ClipRule:
         return self.preprocessing.frames
 
     def test(self, n: int) -> list[Indices]:
-        """(T,) indices of the one view of a video with n frames."""
+        """Return the frame indices (T,) of the one view of a video with n frames."""
         return self.preprocessing.indices(n)
 
     def train(self, n: int, rng: np.random.RandomState) -> Indices:
-        """The same: nothing is drawn."""
+        """Return the same indices; nothing is random."""
         return self.test(n)[0]
 
 
 def encode(model: VideoModel, clips: Tensor, kind: Kind) -> Tensor:
-    """Clips (B, 3, T, S, S) -> (B, E) float32, or tokens (B, N, D) float16 with N at most MOST_TOKENS."""
+    """Encode clips (B, 3, T, S, S) -> (B, E) float32, or tokens (B, N, D) float16 with N at most MOST_TOKENS."""
     if kind == "video":
         return model.encode_clips(clips)
     tokens = model.tokens(clips)
-    if tokens.shape[1] > MOST_TOKENS:
-        tokens = torch.nn.functional.adaptive_avg_pool1d(tokens.transpose(1, 2), MOST_TOKENS).transpose(1, 2)
-    return tokens.clamp(-HALF_LIMIT, HALF_LIMIT).half()
+    if tokens.shape[1] > MAX_TOKENS:
+        tokens = torch.nn.functional.adaptive_avg_pool1d(tokens.transpose(1, 2), MAX_TOKENS).transpose(1, 2)
+    return tokens.clamp(-MAX_FLOAT16, MAX_FLOAT16).half()
 
 
 def model_hash(model: VideoModel) -> str:
-    """SHA-256 of its weights, 64 hex digits."""
+    """Return the SHA-256 of the model's weights, 64 hex digits."""
     return model.metadata.get("weights_sha256") or weights_hash(model.module)
 
 
 def cache_key(model: VideoModel, kind: Kind) -> str:
-    """16 hex digits of everything that makes features different."""
-    about = {
+    """Hash everything that determines the features: 16 hex digits."""
+    content = {
         "weights": model_hash(model),
         "preprocessing": model.preprocessing.to_json(),
         "precision": model.precision,
         "frame_step": model.frame_step,
         "kind": kind,
-        "most_tokens": MOST_TOKENS if kind == "tokens" else None,
+        "most_tokens": MAX_TOKENS if kind == "tokens" else None,
     }
-    return hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:16]
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def row_key(manifest: Manifest, row: Sample) -> str:
-    """Of one video file or a piece of it; another one as soon as the file changes."""
+    """Hash a video file or a piece of it, with its size and time: 24 hex digits."""
     path = manifest.video_path(row).absolute()
     state = ""
-    with suppress(VideoError):  # what is not there is told as unreadable, by the loader
+    with suppress(VideoError):  # a missing file is reported as unreadable by the loader
         state = file_state(str(path), row.frame_rate).replace("|", " ")
     return hashlib.sha256(f"{path}\n{row.span}\n{state}".encode("utf-8", "surrogateescape")).hexdigest()[:24]
 
 
 @dataclass
 class FeatureCache:
-    """The rows kept for one model and one kind: one file, and parts beside it while a run is going on.
+    """Cached rows of one model and one kind: one file, and parts beside it during a run.
 
     Args:
-        folder: where the files lie. name: of the file, from the model and `cache_key`.
+        folder: of the files. name: of the file, from the model and `cache_key`.
     """
 
     folder: Path
@@ -136,15 +135,15 @@ class FeatureCache:
 
     @property
     def file(self) -> Path:
-        """The whole file."""
+        """Path of the merged file."""
         return self.folder / f"{self.name}.safetensors"
 
     def parts(self) -> list[Path]:
-        """Files of a run that was interrupted, in order."""
+        """List the files of an interrupted run, in order."""
         return sorted(self.folder.glob(f"{self.name}.part-*.safetensors"))
 
     def read(self) -> None:
-        """Load everything that is kept; a damaged file counts as absent."""
+        """Load all cached rows; a corrupt file counts as absent."""
         for path in [self.file, *self.parts()]:
             with suppress(WeightsError, KeyError, ValueError):
                 tensors, metadata = read_safetensors(path)
@@ -152,18 +151,18 @@ class FeatureCache:
                 self.rows.update(zip(keys, tensors["features"], strict=True))
 
     def add(self, rows: Mapping[str, Tensor]) -> None:
-        """Keep rows in a part of their own. Raises RunError (a full disk)."""
+        """Write rows to a new part. Raises RunError (a full disk)."""
         if rows:
-            taken = [int(path.name.split(".part-")[1][:5]) for path in self.parts()]
-            number = max(taken, default=-1) + 1  # the process id keeps two fits on one folder apart
+            numbers = [int(path.name.split(".part-")[1][:5]) for path in self.parts()]
+            number = max(numbers, default=-1) + 1  # the process id keeps two fits on one folder apart
             _write(self.folder / f"{self.name}.part-{number:05d}-{os.getpid()}.safetensors", rows)
             self.rows.update(rows)
 
     def join(self) -> None:
-        """All rows into the whole file; the parts go. Raises RunError."""
+        """Merge all rows into one file and delete the parts. Raises RunError."""
         parts = self.parts()
         if parts:
-            self.read()  # also what another fit on this folder has kept meanwhile
+            self.read()  # also rows that another fit on this folder has written meanwhile
             _write(self.file, self.rows)
             for path in parts:
                 path.unlink(missing_ok=True)
@@ -182,9 +181,9 @@ def read_features(
     batch_size: int = 8,
     workers: int = 0,
 ) -> Features:
-    """Features of all readable videos of a manifest, from the cache in `folder` where they are there.
+    """Return the features of all readable videos of a manifest, from the cache in `folder` or computed.
 
-    Shows how far it is and how long it will take. What was computed is saved every few seconds and when interrupted.
+    Shows a progress bar. Computed features are saved every SAVE_INTERVAL_S and on interruption.
 
     Raises:
         RunError: no video can be read, a feature that is not finite, or a folder that cannot be written.
@@ -192,32 +191,35 @@ def read_features(
     cache = FeatureCache(folder, f"{kind}-{model.name}-{cache_key(model, kind)}")
     cache.read()
     keys = [row_key(manifest, row) for row in manifest.rows]
-    waiting: dict[str, int] = {}
+    uncached: dict[str, int] = {}
     for index, key in enumerate(keys):
         if key not in cache.rows:
-            waiting.setdefault(key, index)
-    began = time.perf_counter()
-    lost: dict[str, str] = {}
-    if waiting:
+            uncached.setdefault(key, index)
+    start = time.perf_counter()
+    failures: dict[str, str] = {}
+    if uncached:
         missing = Manifest(
-            tuple(manifest.rows[index] for index in waiting.values()), manifest.classes, manifest.root, manifest.source
+            tuple(manifest.rows[index] for index in uncached.values()), manifest.classes, manifest.root, manifest.source
         )
-        places = dict(zip((row.id for row in missing.rows), waiting, strict=True))
-        lost = _compute(model, missing, kind, cache, places, batch_size, workers)
+        keys_by_id = dict(zip((row.id for row in missing.rows), uncached, strict=True))
+        failures = _compute(model, missing, kind, cache, keys_by_id, batch_size, workers)
         cache.join()
     read = np.asarray([index for index, key in enumerate(keys) if key in cache.rows], dtype=np.int64)
-    gone = [
-        {"id": row.id, "path": row.path, "reason": lost.get(key, "cannot be read")}
+    unreadable = [
+        {"id": row.id, "path": row.path, "reason": failures.get(key, "cannot be read")}
         for row, key in zip(manifest.rows, keys, strict=True)
         if key not in cache.rows
     ]
     if not len(read):
         raise RunError(
-            manifest.source, f"none of {len(keys)} videos can be read ({gone[0]['reason']})", "", "check the files"
+            manifest.source,
+            f"none of {len(keys)} videos can be read ({unreadable[0]['reason']})",
+            "",
+            "check the files",
         )
     values = torch.stack([cache.rows[keys[index]] for index in read])
-    coverage = {"asked": len(keys), "read": len(read), "unreadable": gone}
-    return Features(values, read, coverage, len(waiting) - len(lost), time.perf_counter() - began)
+    coverage = {"asked": len(keys), "read": len(read), "unreadable": unreadable}
+    return Features(values, read, coverage, len(uncached) - len(failures), time.perf_counter() - start)
 
 
 def _compute(
@@ -225,7 +227,7 @@ def _compute(
     manifest: Manifest,
     kind: Kind,
     cache: FeatureCache,
-    places: Mapping[str, str],
+    keys_by_id: Mapping[str, str],
     batch_size: int,
     workers: int,
 ) -> dict[str, str]:
@@ -234,27 +236,27 @@ def _compute(
     settings = LoaderSettings(batch_size=batch_size, workers=workers, short_side=rule.short_side)
     transform = EvalTransform(rule.size, resize=rule.resize, style=rule.style, squash=rule.squash)
     loader = EvalLoader(manifest, ClipRule(rule), transform, settings)
-    fresh: dict[str, Tensor] = {}
+    new_rows: dict[str, Tensor] = {}
     saved = time.perf_counter()
     try:
         with tqdm(total=len(manifest), desc="features", unit="clip", disable=None) as bar:
             for ids, values in _encoded(model, loader, kind):
-                fresh.update({places[name]: value for name, value in zip(ids, values, strict=True)})
+                new_rows.update({keys_by_id[name]: value for name, value in zip(ids, values, strict=True)})
                 bar.update(len(ids))
-                if time.perf_counter() - saved > SECONDS_BETWEEN_SAVES:
-                    cache.add(fresh)
-                    fresh, saved = {}, time.perf_counter()
+                if time.perf_counter() - saved > SAVE_INTERVAL_S:
+                    cache.add(new_rows)
+                    new_rows, saved = {}, time.perf_counter()
             bar.update(len(loader.unreadable))
     finally:  # also when it was interrupted
-        cache.add(fresh)
-    return {places[name]: reason for name, _, reason in loader.unreadable}
+        cache.add(new_rows)
+    return {keys_by_id[name]: reason for name, _, reason in loader.unreadable}
 
 
 def _encoded(model: VideoModel, loader: EvalLoader, kind: Kind) -> Iterator[tuple[tuple[str, ...], Tensor]]:
     for batch, _ in loader:
         values = encode(model, batch.video, kind)
-        bad = ~torch.isfinite(values.flatten(1)).all(dim=1)
-        if bad.any():
-            name = batch.ids[int(bad.nonzero()[0])]
+        nonfinite = ~torch.isfinite(values.flatten(1)).all(dim=1)
+        if nonfinite.any():
+            name = batch.ids[int(nonfinite.nonzero()[0])]
             raise RunError(f"model {model.name}", f"the feature of '{name}' is not finite", "", "check the weights")
         yield batch.ids, values

@@ -1,4 +1,4 @@
-"""`internvideo fit`: a classifier of one's own from labelled videos and a model that stays as it is."""
+"""Fit a probe to labeled videos with a frozen encoder, evaluate it by cross-validation and save it."""
 
 from __future__ import annotations
 
@@ -16,28 +16,28 @@ from internvideo.errors import ManifestError, RecipeError
 from internvideo.inference.video_model import VideoModel
 from internvideo.probing.cached_features import Features, Kind, cache_key, read_features
 from internvideo.probing.fit_learn import (
-    Data,
-    Judged,
-    Learned,
-    Rules,
+    FitConfig,
+    FittedProbe,
+    LabeledFeatures,
+    OutOfFoldPredictions,
     cross_validate,
-    judge,
-    learn,
+    fit_probe,
     leave_one_class_out,
+    predict_held_out,
 )
 from internvideo.probing.fit_report import (
     NAME,
-    Shown,
+    RowNames,
     add_figures,
-    add_spread,
+    add_fold_metrics,
     add_unknown,
     confusion,
-    surest_mistakes,
+    most_confident_mistakes,
     write_fit_report,
 )
-from internvideo.probing.fit_split import SHOWN, Sources, check_classes, near_duplicates, source_groups
+from internvideo.probing.fit_split import MAX_REPORTED, VideoGroups, assign_groups, check_classes, near_duplicates
 from internvideo.probing.probe import EncoderReference, Probe
-from internvideo.probing.probe_fit import standardised
+from internvideo.probing.probe_fit import standardize
 from internvideo.storage import alone_in
 from internvideo.tasks.protocol import check_labels
 from internvideo.tasks.table import BOOTSTRAP, Figures, Result, print_result
@@ -46,23 +46,23 @@ from internvideo.training.checkpoint import init_run_dir
 
 HeadName = Literal["linear", "attentive"]
 KINDS: dict[HeadName, Kind] = {"linear": "video", "attentive": "tokens"}
-TEST = "test"
-LEARNING = ("train", "val", "valid", "validation", None)
+TEST_SPLIT = "test"
+TRAIN_SPLITS = ("train", "val", "valid", "validation", None)
 CLASSIFIER = "classifier.safetensors"
 
 
 @dataclass(frozen=True)
 class FitSettings:
-    """How a classifier is fitted.
+    """Settings of `fit`.
 
     Attributes:
-        head: "linear" on one vector a video, "attentive" on its tokens.
-        folds: of the cross-validation, fewer where a class has fewer sources.
-        group_pattern: finds the source in a path (`fit_split.source_groups`).
+        head: "linear" on one vector per video, "attentive" on its tokens.
+        folds: of the cross-validation, fewer where a class has fewer groups.
+        group_pattern: finds the group in a path (`fit_split.assign_groups`).
         accept_known: fraction of videos of known classes that must not be rejected as unknown.
-        use_splits: learn from "train" and "validation" rows and judge on "test" rows where a manifest has both.
+        use_splits: train on "train" and "validation" rows and evaluate on "test" rows if a manifest has both.
         seed: of the splits and of the attentive head.
-        batch_size: clips at once. workers: processes that decode; None for a sensible number.
+        batch_size: clips per batch. workers: decoding processes; None for a default by the number of cores.
 
     Raises:
         RecipeError: a setting out of range.
@@ -92,8 +92,8 @@ class FitSettings:
 
 
 @dataclass(frozen=True)
-class Fitted:
-    """What came of it: the classifier, where it lies, its figures, and how long each part took (s)."""
+class FitResult:
+    """The probe, its file, its metrics, and the seconds that each part took."""
 
     probe: Probe
     file: Path
@@ -102,15 +102,15 @@ class Fitted:
 
 
 @dataclass(frozen=True)
-class _Case:
-    """The readable videos, and which of them are only for judging."""
+class _Dataset:
+    """The readable videos, with a mask of those that are only for evaluation."""
 
     manifest: Manifest
-    data: Data
+    data: LabeledFeatures
     test: NDArray[np.bool_]
 
-    def ids(self, chosen: NDArray[np.bool_]) -> list[str]:
-        return [row.id for row, wanted in zip(self.manifest.rows, chosen, strict=True) if wanted]
+    def ids(self, mask: NDArray[np.bool_]) -> list[str]:
+        return [row.id for row, wanted in zip(self.manifest.rows, mask, strict=True) if wanted]
 
 
 def fit(
@@ -121,28 +121,27 @@ def fit(
     *,
     features: Path | None = None,
     console: Screen | None = None,
-) -> Fitted:
-    """Fit, judge and save a classifier.
+) -> FitResult:
+    """Fit, evaluate and save a probe.
 
     Args:
-        source: a folder with one folder a class, or a manifest.
-        model: whose features it learns from.
-        output: folder of this fit alone; takes classifier.safetensors, report.json, confusion.svg, run.json.
-        settings: see there.
-        features: folder of computed features, to share among fits; OUTPUT/features when not given.
-        console: where progress and figures are printed.
+        source: a folder with one folder per class, or a manifest.
+        model: the frozen encoder.
+        output: folder of this fit alone, for classifier.safetensors, report.json, confusion.svg, run.json.
+        features: cache folder of features, which fits can share; by default OUTPUT/features.
+        console: prints progress and metrics.
 
     Raises:
-        ManifestError: fewer than 2 classes, or a class with too few videos or sources.
+        ManifestError: fewer than 2 classes, or a class with too few videos or groups.
         RunError: `output` is another fit's or has another writer, or no video can be read.
-        RecipeError: a setting that does not fit.
+        RecipeError: a setting that is not allowed.
     """
-    settings, out = settings or FitSettings(), console or Screen()
-    manifest, sources = read_source(source, settings)
+    settings, screen = settings or FitSettings(), console or Screen()
+    manifest, groups = read_labeled_manifest(source, settings)
     with alone_in(output):
         init_run_dir(output, _recipe(manifest, model, settings), results=(CLASSIFIER,))
-        for note in (*manifest.notes, *sources.notes):
-            out.print(note, highlight=False, markup=False)
+        for note in (*manifest.notes, *groups.notes):
+            screen.print(note, highlight=False, markup=False)
         found = read_features(
             model,
             manifest,
@@ -151,80 +150,80 @@ def fit(
             batch_size=settings.batch_size,
             workers=_workers(settings.workers),
         )
-        _tell_features(out, found)
+        _print_feature_report(screen, found)
         began = time.perf_counter()
-        case = _case(manifest, sources, found, settings)
-        rules = Rules(len(manifest.classes), settings.accept_known, settings.seed)
-        return _judged_and_saved(case, rules, found, model, output, settings, out, began)
+        dataset = _readable_dataset(manifest, groups, found, settings)
+        config = FitConfig(len(manifest.classes), settings.accept_known, settings.seed)
+        return _evaluate_and_save(dataset, config, found, model, output, settings, screen, began)
 
 
-def _judged_and_saved(
-    case: _Case,
-    rules: Rules,
+def _evaluate_and_save(
+    dataset: _Dataset,
+    config: FitConfig,
     found: Features,
     model: VideoModel,
     output: Path,
     settings: FitSettings,
-    out: Screen,
+    screen: Screen,
     began: float,
-) -> Fitted:
-    classes, train = case.manifest.classes, case.data.part(~case.test)
-    folded = cross_validate(train, rules, settings.folds, lambda line: out.print(line, highlight=False))
-    learned = learn(train, rules)
+) -> FitResult:
+    classes, train = dataset.manifest.classes, dataset.data.subset(~dataset.test)
+    out_of_fold = cross_validate(train, config, settings.folds, lambda line: screen.print(line, highlight=False))
+    fitted = fit_probe(train, config)
     figures = Figures()
-    add_figures(figures, "", folded, train)
-    each = add_spread(figures, folded, train)
-    unknown = add_unknown(figures, leave_one_class_out(train, learned, folded.fold, rules), classes)
-    judged, data, chosen = folded, train, ~case.test
-    if case.test.any():
-        data, chosen = case.data.part(case.test), case.test
-        judged = judge(learned, train, data, rules)
-        add_figures(figures, "test_", judged, data)
-    close = _duplicates(case, out)
+    add_figures(figures, "", out_of_fold, train)
+    fold_accuracies = add_fold_metrics(figures, out_of_fold, train)
+    unknown = add_unknown(figures, leave_one_class_out(train, fitted, out_of_fold.fold, config), classes)
+    predictions, data, mask = out_of_fold, train, ~dataset.test
+    if dataset.test.any():
+        data, mask = dataset.data.subset(dataset.test), dataset.test
+        predictions = predict_held_out(fitted, train, data, config)
+        add_figures(figures, "test_", predictions, data)
+    duplicates = _report_duplicates(dataset, screen)
     seconds = {"features": found.seconds, "fit": time.perf_counter() - began}
-    result = _result(figures, case, model, learned, settings, found, folded)
+    result = _result(figures, dataset, model, fitted, settings, found, out_of_fold)
     more = {
-        "folds": each,
-        "confusion": confusion(judged, data, rules.classes).tolist(),
+        "folds": fold_accuracies,
+        "confusion": confusion(predictions, data, config.num_classes).tolist(),
         "classes": list(classes),
         "unknown_classes": unknown,
-        "surest_mistakes": surest_mistakes(judged, data, Shown(case.ids(chosen), classes)),
-        "near_duplicates": close,
+        "surest_mistakes": most_confident_mistakes(predictions, data, RowNames(dataset.ids(mask), classes)),
+        "near_duplicates": duplicates,
         "seconds": seconds,
     }
-    probe = _probe(learned, classes, model, result)
+    probe = _probe(fitted, classes, model, result)
     probe.save(output / CLASSIFIER)
     write_fit_report(output, result, more, classes)
-    print_result(result, out)
-    out.print(
+    print_result(result, screen)
+    screen.print(
         f"features {seconds['features']:.1f} s ({found.computed} of {found.coverage['read']} videos computed), "
         f"fit {seconds['fit']:.1f} s",
         highlight=False,
     )
-    return Fitted(probe, output / CLASSIFIER, result, seconds)
+    return FitResult(probe, output / CLASSIFIER, result, seconds)
 
 
 # ---------------------------------------------------------------------------------------------------------- the data
 
 
-def read_source(source: Path, settings: FitSettings) -> tuple[Manifest, Sources]:
-    """The labelled videos and where they come from, without opening one. Raises as `fit`."""
-    manifest = _tidied(read_manifest(source))
-    sources = source_groups(manifest, settings.group_pattern)
-    check_classes(manifest, check_labels(manifest), sources.group)
-    _check_splits(manifest, sources, settings)
-    return manifest, sources
+def read_labeled_manifest(source: Path, settings: FitSettings) -> tuple[Manifest, VideoGroups]:
+    """Read the labeled rows and their groups, without opening a video. Raises as `fit`."""
+    manifest = _drop_unused_classes(read_manifest(source))
+    groups = assign_groups(manifest, settings.group_pattern)
+    check_classes(manifest, check_labels(manifest), groups.ids)
+    _check_splits(manifest, groups, settings)
+    return manifest, groups
 
 
-def _tidied(manifest: Manifest) -> Manifest:
-    """The same rows under the classes that occur."""
+def _drop_unused_classes(manifest: Manifest) -> Manifest:
+    """Drop classes without a row and renumber the labels."""
     used = sorted({row.label for row in manifest.rows if row.label is not None})
     unused = [name for index, name in enumerate(manifest.classes) if index not in used]
     if not unused:
         return manifest
-    place = {index: number for number, index in enumerate(used)}
+    new_index = {index: new_label for new_label, index in enumerate(used)}
     rows = tuple(
-        row.model_copy(update={"label": None if row.label is None else place[row.label]}) for row in manifest.rows
+        row.model_copy(update={"label": None if row.label is None else new_index[row.label]}) for row in manifest.rows
     )
     shown = ", ".join(unused[:5]) + (", ..." if len(unused) > 5 else "")
     note = f"{len(unused)} classes without a video left out: {shown}"
@@ -233,65 +232,69 @@ def _tidied(manifest: Manifest) -> Manifest:
 
 
 def _is_test(manifest: Manifest, settings: FitSettings) -> NDArray[np.bool_]:
-    """(n,) rows that are only for judging: those of split "test" where there are others to learn from."""
-    test = np.asarray([row.split == TEST for row in manifest.rows])
+    """Return a mask (n,) of the rows that are only for evaluation: split "test", if there are other rows."""
+    test = np.asarray([row.split == TEST_SPLIT for row in manifest.rows])
     return test if settings.use_splits and not test.all() else np.zeros(len(test), dtype=bool)
 
 
-def _check_splits(manifest: Manifest, sources: Sources, settings: FitSettings) -> None:
+def _check_splits(manifest: Manifest, groups: VideoGroups, settings: FitSettings) -> None:
     test = _is_test(manifest, settings)
     if not test.any():
         return
-    odd = sorted({str(row.split) for row in manifest.rows} - {str(name) for name in (*LEARNING, TEST)})
-    if odd:
-        raise ManifestError(manifest.source, f"split '{odd[0]}'", "train, validation, test", "or give --no-splits")
-    shared = np.intersect1d(sources.group[test], sources.group[~test])
+    unknown_splits = sorted(
+        {str(row.split) for row in manifest.rows} - {str(name) for name in (*TRAIN_SPLITS, TEST_SPLIT)}
+    )
+    if unknown_splits:
+        raise ManifestError(
+            manifest.source, f"split '{unknown_splits[0]}'", "train, validation, test", "or give --no-splits"
+        )
+    shared = np.intersect1d(groups.ids[test], groups.ids[~test])
     if len(shared):
-        row = next(row for row, group in zip(manifest.rows, sources.group, strict=True) if group == shared[0])
+        row = next(row for row, group in zip(manifest.rows, groups.ids, strict=True) if group == shared[0])
         raise ManifestError(
             manifest.source,
-            f"{len(shared)} sources have videos in both train and test, such as that of '{row.id}'",
-            "a source on one side",
-            "move them to one side, or give --no-splits to have them split anew",
+            f"{len(shared)} groups have videos in both train and test, such as that of '{row.id}'",
+            "each group in one split",
+            "move them to one split, or give --no-splits to have them split anew",
         )
 
 
-def _case(manifest: Manifest, sources: Sources, found: Features, settings: FitSettings) -> _Case:
-    """The readable rows with their features; again what can be learned from must be left."""
+def _readable_dataset(manifest: Manifest, groups: VideoGroups, found: Features, settings: FitSettings) -> _Dataset:
+    """Select the readable rows with their features, and check again that they can be trained on."""
     test = _is_test(manifest, settings)[found.read]
     readable = replace(manifest, rows=tuple(manifest.rows[index] for index in found.read))
-    data = Data(found.values, check_labels(readable), sources.group[found.read])
-    train = data.part(~test)
+    data = LabeledFeatures(found.values, check_labels(readable), groups.ids[found.read])
+    train = data.subset(~test)
     check_classes(readable, train.labels, train.groups, len(found.coverage["unreadable"]))
-    return _Case(readable, data, test)
+    return _Dataset(readable, data, test)
 
 
-def _workers(asked: int | None) -> int:
-    """One process that decodes beside the encoder, more on large machines."""
-    return max(0, min(4, (os.cpu_count() or 1) // 2)) if asked is None else asked
+def _workers(workers: int | None) -> int:
+    """Return the number of decoding processes: 1 for each 2 cores, at most 4."""
+    return max(0, min(4, (os.cpu_count() or 1) // 2)) if workers is None else workers
 
 
-def _duplicates(case: _Case, out: Screen) -> list[dict[str, Any]]:
-    """Warn of videos of different sources, which may stand on two sides, that look the same to the model."""
-    plain = case.data.features.float().reshape(len(case.data), -1, case.data.features.shape[-1]).mean(dim=1)
-    pairs = near_duplicates(standardised(plain).numpy(), case.data.groups)
+def _report_duplicates(dataset: _Dataset, screen: Screen) -> list[dict[str, Any]]:
+    """Warn of videos of different groups, which may be in different folds, with nearly equal features."""
+    plain = dataset.data.features.float().reshape(len(dataset.data), -1, dataset.data.features.shape[-1]).mean(dim=1)
+    pairs = near_duplicates(standardize(plain).numpy(), dataset.data.groups)
     if pairs:
-        first, second = (case.manifest.rows[index].id for index in pairs[0][:2])
-        out.print(
-            f"warning: {len(pairs)} pairs of videos of different sources look the same to the model, such as "
+        first, second = (dataset.manifest.rows[index].id for index in pairs[0][:2])
+        screen.print(
+            f"warning: {len(pairs)} pairs of videos of different groups have nearly equal features, such as "
             f"'{first}' and '{second}': if they come from one recording, give them one group",
             highlight=False,
             markup=False,
         )
-    rows = case.manifest.rows
-    return [{"ids": [rows[i].id, rows[j].id], "cosine": round(cosine, 6)} for i, j, cosine in pairs[:SHOWN]]
+    rows = dataset.manifest.rows
+    return [{"ids": [rows[i].id, rows[j].id], "cosine": round(cosine, 6)} for i, j, cosine in pairs[:MAX_REPORTED]]
 
 
 # -------------------------------------------------------------------------------------------------------- the record
 
 
 def _recipe(manifest: Manifest, model: VideoModel, settings: FitSettings) -> dict[str, Any]:
-    """What makes a fit another one; batches and workers do not."""
+    """Return the settings that identify a fit; batch size and workers do not."""
     kept = {key: value for key, value in asdict(settings).items() if key not in ("batch_size", "workers")}
     kept["known"] = kept.pop("accept_known")  # as the run.json of earlier fits has it
     kind = KINDS[settings.head]
@@ -300,12 +303,12 @@ def _recipe(manifest: Manifest, model: VideoModel, settings: FitSettings) -> dic
 
 def _result(
     figures: Figures,
-    case: _Case,
+    dataset: _Dataset,
     model: VideoModel,
-    learned: Learned,
+    fitted: FittedProbe,
     settings: FitSettings,
     found: Features,
-    folded: Judged,
+    out_of_fold: OutOfFoldPredictions,
 ) -> Result:
     encoder = EncoderReference.of(model)
     rule = model.preprocessing
@@ -313,17 +316,17 @@ def _result(
         "model": encoder.name,
         "weights_sha256": encoder.weights_sha256,
         "weights": encoder.source,
-        "split_sha256": case.manifest.fingerprint,
-        "source": str(case.manifest.source),
-        "videos": int((~case.test).sum()),
-        "test_videos": int(case.test.sum()),
-        "classes": len(case.manifest.classes),
-        "sources": len(np.unique(case.data.groups)),
-        "folds": len(np.unique(folded.fold)),
+        "split_sha256": dataset.manifest.fingerprint,
+        "source": str(dataset.manifest.source),
+        "videos": int((~dataset.test).sum()),
+        "test_videos": int(dataset.test.sum()),
+        "classes": len(dataset.manifest.classes),
+        "sources": len(np.unique(dataset.data.groups)),
+        "folds": len(np.unique(out_of_fold.fold)),
         "head": settings.head,
-        "strength": learned.strength,
-        "temperature": round(learned.temperature, 6),
-        "threshold": round(learned.threshold, 6),
+        "strength": fitted.regularization,
+        "temperature": round(fitted.temperature, 6),
+        "threshold": round(fitted.threshold, 6),
         "known": settings.accept_known,
         "seed": settings.seed,
         "frames": rule.frames,
@@ -342,17 +345,17 @@ def _result(
     }
 
 
-def _probe(learned: Learned, classes: tuple[str, ...], model: VideoModel, result: Result) -> Probe:
+def _probe(fitted: FittedProbe, classes: tuple[str, ...], model: VideoModel, result: Result) -> Probe:
     facts = {"figures": result["figures"], "intervals": result["intervals"], "protocol": result["protocol"]}
-    return Probe(learned.head, classes, learned.temperature, learned.threshold, EncoderReference.of(model), facts)
+    return Probe(fitted.head, classes, fitted.temperature, fitted.threshold, EncoderReference.of(model), facts)
 
 
-def _tell_features(out: Screen, found: Features) -> None:
+def _print_feature_report(screen: Screen, found: Features) -> None:
     if found.computed:
-        out.print(
+        screen.print(
             f"features of {found.computed} videos: {found.seconds:.1f} s, {found.seconds / found.computed:.2f} s each",
             highlight=False,
         )
     lost = found.coverage["unreadable"]
     if lost:
-        out.print(f"{len(lost)} videos cannot be read and are left out, such as '{lost[0]['id']}'", highlight=False)
+        screen.print(f"{len(lost)} videos cannot be read and are left out, such as '{lost[0]['id']}'", highlight=False)

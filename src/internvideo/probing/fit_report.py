@@ -1,4 +1,4 @@
-"""What a fit found, as figures with their intervals, a picture and a JSON file."""
+"""Report the results of a fit: metrics with confidence intervals, a confusion matrix and a JSON file."""
 
 from __future__ import annotations
 
@@ -14,46 +14,46 @@ from numpy.typing import NDArray
 from internvideo.metrics import bootstrap
 from internvideo.metrics.calibration import expected_calibration_error
 from internvideo.metrics.classification import confusion_matrix, mean_class_accuracy, softmax
-from internvideo.probing.fit_learn import Data, Judged, UnknownCheck
+from internvideo.probing.fit_learn import LabeledFeatures, OutOfFoldPredictions, UnknownCheck
 from internvideo.storage import write_text
 from internvideo.tasks.table import BOOTSTRAP, Figures, Result
 
-MISTAKES = 20
-"""The surest mistakes are named: often the label is what is wrong."""
+MAX_MISTAKES = 20
+"""Number of most confident mistakes that are listed: often the label is what is wrong."""
 
 NAME = "fit"
 
 
 @dataclass(frozen=True)
-class Shown:
-    """Names for numbers: ids of the judged videos, and classes."""
+class RowNames:
+    """Names of the rows and columns: ids of the predicted videos, and classes."""
 
     ids: Sequence[str]
     classes: Sequence[str]
 
 
-def add_figures(figures: Figures, prefix: str, judged: Judged, data: Data) -> None:
-    """Accuracies of the probe and of the baselines, calibration and acceptance, under names with a prefix.
+def add_figures(figures: Figures, prefix: str, predictions: OutOfFoldPredictions, data: LabeledFeatures) -> None:
+    """Add accuracies of the probe and of the baselines, calibration and acceptance, under names with a prefix.
 
-    Intervals draw whole sources.
+    Confidence intervals resample whole groups.
     """
-    labels, probabilities = data.labels, judged.probabilities
-    said = probabilities.argmax(axis=1)
-    right = said == labels
-    _add_mean(figures, f"{prefix}top1", right, data.groups)
-    spread = bootstrap.interval(bootstrap.class_mean(right, labels), len(labels), groups=data.groups, **BOOTSTRAP)
-    figures.add(f"{prefix}mean_class", mean_class_accuracy(said, labels), spread)
-    nearest, majority = judged.nearest == labels, judged.majority == labels
+    labels, probabilities = data.labels, predictions.probabilities
+    predicted = probabilities.argmax(axis=1)
+    correct = predicted == labels
+    _add_mean(figures, f"{prefix}top1", correct, data.groups)
+    spread = bootstrap.interval(bootstrap.class_mean(correct, labels), len(labels), groups=data.groups, **BOOTSTRAP)
+    figures.add(f"{prefix}mean_class", mean_class_accuracy(predicted, labels), spread)
+    nearest, majority = predictions.nearest == labels, predictions.majority == labels
     _add_mean(figures, f"{prefix}nearest_mean", nearest, data.groups)
     _add_mean(figures, f"{prefix}majority", majority, data.groups)
     figures.add(f"{prefix}chance", 1 / probabilities.shape[1])
-    _add_mean(figures, f"{prefix}better_than_nearest_mean", right.astype(float) - nearest, data.groups)
-    figures.add(f"{prefix}ece_before", expected_calibration_error(softmax(judged.logits), labels))
+    _add_mean(figures, f"{prefix}better_than_nearest_mean", correct.astype(float) - nearest, data.groups)
+    figures.add(f"{prefix}ece_before", expected_calibration_error(softmax(predictions.logits), labels))
     figures.add(f"{prefix}ece_after", expected_calibration_error(probabilities, labels))
-    accepted = judged.accepted
+    accepted = predictions.accepted
     _add_mean(figures, f"{prefix}known_accepted", accepted, data.groups)
     if accepted.any():
-        _add_mean(figures, f"{prefix}top1_of_accepted", right[accepted], data.groups[accepted])
+        _add_mean(figures, f"{prefix}top1_of_accepted", correct[accepted], data.groups[accepted])
 
 
 def _add_mean(figures: Figures, name: str, values: NDArray[Any], groups: NDArray[np.int64]) -> None:
@@ -61,53 +61,55 @@ def _add_mean(figures: Figures, name: str, values: NDArray[Any], groups: NDArray
     figures.add(name, float(np.mean(values)), bounds)
 
 
-def add_spread(figures: Figures, judged: Judged, data: Data) -> list[float]:
-    """Mean and standard deviation over the folds of their accuracy. Returns the accuracy of each."""
-    right = judged.logits.argmax(axis=1) == data.labels
-    each = [float(right[judged.fold == fold].mean()) for fold in np.unique(judged.fold)]
-    figures.add("folds_mean", float(np.mean(each)))
-    figures.add("folds_spread", float(np.std(each, ddof=1)) if len(each) > 1 else 0.0)
-    return each
+def add_fold_metrics(figures: Figures, predictions: OutOfFoldPredictions, data: LabeledFeatures) -> list[float]:
+    """Add mean and standard deviation of the folds' accuracies; return the accuracy of each fold."""
+    correct = predictions.logits.argmax(axis=1) == data.labels
+    fold_accuracies = [float(correct[predictions.fold == fold].mean()) for fold in np.unique(predictions.fold)]
+    figures.add("folds_mean", float(np.mean(fold_accuracies)))
+    figures.add("folds_spread", float(np.std(fold_accuracies, ddof=1)) if len(fold_accuracies) > 1 else 0.0)
+    return fold_accuracies
 
 
 def add_unknown(figures: Figures, check: UnknownCheck | None, classes: Sequence[str]) -> dict[str, Any] | None:
-    """Figures of the classes left out. Returns them class by class."""
+    """Add the metrics of `leave_one_class_out`; return those of each class."""
     if check is None:
         return None
     figures.add("unknown_auroc", check.auroc)
     figures.add("unknown_rejected", check.rejected)
     return {
-        "classes": {classes[label]: {"auroc": a, "rejected": r} for label, (a, r) in check.each.items()},
+        "classes": {classes[label]: {"auroc": a, "rejected": r} for label, (a, r) in check.per_class.items()},
         "known_accepted": check.accepted,
     }
 
 
-def surest_mistakes(judged: Judged, data: Data, shown: Shown) -> list[dict[str, Any]]:
-    """The mistakes with the largest probability, the surest first."""
-    probabilities = judged.probabilities
-    said, sure = probabilities.argmax(axis=1), probabilities.max(axis=1)
-    wrong = np.flatnonzero(said != data.labels)
+def most_confident_mistakes(
+    predictions: OutOfFoldPredictions, data: LabeledFeatures, names: RowNames
+) -> list[dict[str, Any]]:
+    """Return the mistakes with the largest probability, in descending order."""
+    probabilities = predictions.probabilities
+    predicted, confidence = probabilities.argmax(axis=1), probabilities.max(axis=1)
+    wrong = np.flatnonzero(predicted != data.labels)
     return [
         {
-            "id": shown.ids[index],
-            "label": shown.classes[data.labels[index]],
-            "said": shown.classes[said[index]],
-            "probability": round(float(sure[index]), 4),
+            "id": names.ids[index],
+            "label": names.classes[data.labels[index]],
+            "said": names.classes[predicted[index]],
+            "probability": round(float(confidence[index]), 4),
         }
-        for index in wrong[np.argsort(-sure[wrong], kind="stable")][:MISTAKES]
+        for index in wrong[np.argsort(-confidence[wrong], kind="stable")][:MAX_MISTAKES]
     ]
 
 
-def confusion(judged: Judged, data: Data, classes: int) -> NDArray[np.int64]:
-    """Counts (C, C), row = true class."""
-    return confusion_matrix(judged.logits.argmax(axis=1).astype(np.int64), data.labels, classes)
+def confusion(predictions: OutOfFoldPredictions, data: LabeledFeatures, classes: int) -> NDArray[np.int64]:
+    """Count predictions (C, C), row = true class."""
+    return confusion_matrix(predictions.logits.argmax(axis=1).astype(np.int64), data.labels, classes)
 
 
 def write_fit_report(folder: Path, result: Result, more: Mapping[str, Any], classes: Sequence[str]) -> None:
-    """report.json and confusion.svg (from more["confusion"]), each atomically. Raises RunError."""
-    from internvideo.plots import charts as figures
+    """Write report.json and confusion.svg (from more["confusion"]), each atomically. Raises RunError."""
+    from internvideo.plots import charts
 
-    picture = figures.confusion_matrix(np.asarray(more["confusion"]), classes)
-    write_text(folder / "confusion.svg", f'<?xml version="1.0" encoding="UTF-8"?>\n{picture}\n')
+    plot = charts.confusion_matrix(np.asarray(more["confusion"]), classes)
+    write_text(folder / "confusion.svg", f'<?xml version="1.0" encoding="UTF-8"?>\n{plot}\n')
     text = json.dumps({**result, **more}, indent=2, ensure_ascii=False, allow_nan=False)
     write_text(folder / "report.json", text + "\n")

@@ -1,4 +1,4 @@
-"""An honest split: what comes from one source stays on one side, and classes are spread evenly.
+"""Split videos into stratified group folds: no group is divided, and classes are spread evenly.
 
 Legend: n videos, C classes, K folds.
 """
@@ -19,39 +19,39 @@ from internvideo.metrics.classification import unit
 
 Ints = NDArray[np.int64]
 
-TRIES = 10
-"""Random splits that are tried until every class has training videos in all folds."""
+NUM_ATTEMPTS = 10
+"""Maximum number of random splits tried until every class has training videos in all folds."""
 
-NEAR = 0.999
-"""Cosine of standardised features above which two videos are as good as the same."""
+DUPLICATE_COSINE = 0.999
+"""Cosine of standardized features above which two videos count as duplicates."""
 
-BLOCK = 1024
-SHOWN = 20
+BLOCK_SIZE = 1024
+MAX_REPORTED = 20
 
 
 @dataclass(frozen=True)
-class Sources:
-    """Where each video comes from.
+class VideoGroups:
+    """Groups of videos that come from one source, such as the pieces of one recording.
 
     Attributes:
-        group: (n,) number of its source. count: how many sources. notes: what a reader should know.
+        ids: (n,) index of each video's group. count: number of groups. notes: messages for the user.
     """
 
-    group: Ints
+    ids: Ints
     count: int
     notes: tuple[str, ...]
 
 
-def source_groups(manifest: Manifest, pattern: str | None = None) -> Sources:
-    """The source of every row.
+def assign_groups(manifest: Manifest, pattern: str | None = None) -> VideoGroups:
+    """Assign a group to every row.
 
     Args:
-        manifest: its column `group` counts; without one every video file is a source of its own.
-        pattern: a regular expression that finds the source in a path: its first group, or all that it matches. It
-            goes before the column.
+        manifest: its column `group` is used; without one every video file is a group of its own.
+        pattern: a regular expression whose first group, or whole match, in a path is the group. It takes precedence
+            over the column.
 
     Raises:
-        RecipeError: not a regular expression, or one that is found in no path.
+        RecipeError: not a regular expression, or one that matches no path.
     """
     if pattern is None:
         names = [row.path if row.group is None else f"group {row.group}" for row in manifest.rows]
@@ -60,10 +60,10 @@ def source_groups(manifest: Manifest, pattern: str | None = None) -> Sources:
         if alone:
             who = "every video" if alone == len(names) else f"each of {alone} videos without a group"
             notes.append(
-                f"{who} counts as a source of its own; if several were cut from one recording, tell it by the "
-                "manifest's column 'group' or by --group-pattern, or the figures will be too good"
+                f"{who} counts as a group of its own; if several were cut from one recording, give the manifest's "
+                "column 'group' or --group-pattern, or the metrics will be too good"
             )
-        return _numbered(names, notes)
+        return _index_groups(names, notes)
     try:
         search = re.compile(pattern)
     except re.error as error:
@@ -72,74 +72,81 @@ def source_groups(manifest: Manifest, pattern: str | None = None) -> Sources:
     found = [search.search(row.path) for row in manifest.rows]
     missed = [row.path for row, match in zip(manifest.rows, found, strict=True) if match is None]
     if len(missed) == len(found):
-        raise RecipeError("--group-pattern", f"'{pattern}' is found in no path", f"paths such as '{missed[0]}'")
-    notes = [f"--group-pattern is not found in {len(missed)} paths, such as '{missed[0]}'"] if missed else []
+        raise RecipeError("--group-pattern", f"'{pattern}' matches no path", f"paths such as '{missed[0]}'")
+    notes = [f"--group-pattern does not match {len(missed)} paths, such as '{missed[0]}'"] if missed else []
     names = [
         row.path if match is None else f"group {match[1] if search.groups and match[1] is not None else match[0]}"
         for row, match in zip(manifest.rows, found, strict=True)
     ]
-    return _numbered(names, notes)
+    return _index_groups(names, notes)
 
 
-def _numbered(names: list[str], notes: list[str]) -> Sources:
-    different, number = np.unique(names, return_inverse=True)
-    told = [f"{len(names)} videos of {len(different)} sources", *notes]
-    return Sources(number.astype(np.int64), len(different), tuple(told))
+def _index_groups(names: list[str], notes: list[str]) -> VideoGroups:
+    unique, ids = np.unique(names, return_inverse=True)
+    messages = [f"{len(names)} videos of {len(unique)} groups", *notes]
+    return VideoGroups(ids.astype(np.int64), len(unique), tuple(messages))
 
 
-def sources_per_class(labels: Ints, groups: Ints, classes: int) -> Ints:
-    """(C,) from how many sources the videos of each class come."""
+def groups_per_class(labels: Ints, groups: Ints, classes: int) -> Ints:
+    """Count the groups of each class -> (C,)."""
     return np.asarray([len(np.unique(groups[labels == label])) for label in range(classes)], dtype=np.int64)
 
 
 def check_classes(manifest: Manifest, labels: Ints, groups: Ints, unreadable: int = 0) -> None:
-    """Refuse what nothing can be learned from.
+    """Check that a classifier can be trained and evaluated.
 
     Raises:
-        ManifestError: fewer than 2 classes, a class of one video or of one source, a class called "unknown".
+        ManifestError: fewer than 2 classes, a class of one video or of one group, a class called "unknown".
     """
     names = manifest.classes
-    gone = f" ({unreadable} videos cannot be read)" if unreadable else ""
+    unreadable_note = f" ({unreadable} videos cannot be read)" if unreadable else ""
     if len(names) < 2:
         found = f"1 class, '{names[0]}'" if names else "no class"
-        raise ManifestError(manifest.source, found + gone, "2 or more", "put each class in a folder of its own")
+        raise ManifestError(
+            manifest.source, found + unreadable_note, "2 or more", "put each class in a folder of its own"
+        )
     if "unknown" in names:
-        raise ManifestError(manifest.source, "a class called 'unknown'", "any other name", "that answer has the name")
+        raise ManifestError(
+            manifest.source, "a class called 'unknown'", "any other name", "rename it: rejected videos have that label"
+        )
     videos = np.bincount(labels, minlength=len(names))
-    poor = int(videos.argmin())
-    if videos[poor] < 2:
-        found = f"class '{names[poor]}' has {'one video' if videos[poor] else 'no video'}{gone}"
+    smallest = int(videos.argmin())
+    if videos[smallest] < 2:
+        found = f"class '{names[smallest]}' has {'one video' if videos[smallest] else 'no video'}{unreadable_note}"
         raise ManifestError(manifest.source, found, "2 or more", "add videos or leave the class out")
-    sources = sources_per_class(labels, groups, len(names))
-    poor = int(sources.argmin())
-    if sources[poor] < 2:
-        found = f"all {videos[poor]} videos of class '{names[poor]}' come from one source{gone}"
-        raise ManifestError(manifest.source, found, "2 or more sources", "nobody could tell the class from its source")
+    group_counts = groups_per_class(labels, groups, len(names))
+    smallest = int(group_counts.argmin())
+    if group_counts[smallest] < 2:
+        found = f"all {videos[smallest]} videos of class '{names[smallest]}' are of one group{unreadable_note}"
+        raise ManifestError(manifest.source, found, "2 or more groups", "add videos from another recording")
 
 
-def folds(labels: Ints, groups: Ints, most: int, seed: int) -> Ints:
-    """(n,) the fold of each video, 0..K-1: sources whole, classes spread evenly.
+def folds(labels: Ints, groups: Ints, max_folds: int, seed: int) -> Ints:
+    """Assign each video to a fold 0..K-1 -> (n,): groups stay whole, classes are spread evenly.
 
-    K is `most`, or the fewest sources of a class, or 2; 1 where no class has two videos. Of several random splits the
-    first one is taken in which all classes have training videos in every fold, else the one with the fewest gaps.
+    K is `max_folds`, or the fewest groups of a class, but at least 2; 1 where no class has two videos. Of several
+    random splits the first in which all classes have training videos in every fold is taken, else the one with the
+    fewest missing classes.
     """
     from sklearn.model_selection import StratifiedGroupKFold
 
     present = np.unique(labels, return_inverse=True)[1].astype(np.int64)
-    count = int(np.clip(sources_per_class(present, groups, int(present.max()) + 1).min(), 2, most))
+    count = int(np.clip(groups_per_class(present, groups, int(present.max()) + 1).min(), 2, max_folds))
     if np.bincount(present).max() < count:
         return np.zeros(len(labels), dtype=np.int64)
     best: tuple[int, Ints] | None = None
-    for attempt in range(TRIES):
+    for attempt in range(NUM_ATTEMPTS):
         splitter: Any = StratifiedGroupKFold(count, shuffle=True, random_state=seed + attempt)
-        place = np.zeros(len(labels), dtype=np.int64)
+        fold_ids = np.zeros(len(labels), dtype=np.int64)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # a class with fewer videos than folds
-            for number, (_, held) in enumerate(splitter.split(present, present, groups)):
-                place[held] = number
-        gaps = sum(len(np.unique(present)) - len(np.unique(present[place != number])) for number in np.unique(place))
+            for index, (_, held_out) in enumerate(splitter.split(present, present, groups)):
+                fold_ids[held_out] = index
+        gaps = sum(
+            len(np.unique(present)) - len(np.unique(present[fold_ids != index])) for index in np.unique(fold_ids)
+        )
         if best is None or gaps < best[0]:
-            best = (gaps, place)
+            best = (gaps, fold_ids)
         if gaps == 0:
             break
     assert best is not None
@@ -147,18 +154,18 @@ def folds(labels: Ints, groups: Ints, most: int, seed: int) -> Ints:
 
 
 def near_duplicates(features: NDArray[Any], groups: Ints) -> list[tuple[int, int, float]]:
-    """Pairs of videos of different sources whose features are as good as the same, the closest first.
+    """Find pairs of videos of different groups whose features are nearly equal (index, index, cosine), closest first.
 
-    Such a pair may be divided between training and held-out part, which makes the figures too good.
+    Such a pair may be split between training and held-out data, which makes the metrics too good.
 
     Args:
-        features: (n, E) standardised, so that what all videos have in common does not count. groups: (n,) sources.
+        features: (n, E) standardized, so that the mean of all videos does not count. groups: (n,).
     """
-    directions = unit(np.asarray(features, dtype=np.float32))
+    unit_features = unit(np.asarray(features, dtype=np.float32))
     found: list[tuple[int, int, float]] = []
-    for start in range(0, len(directions), BLOCK):
-        cosines = directions[start : start + BLOCK] @ directions.T
-        for i, j in np.argwhere(cosines > NEAR):
+    for start in range(0, len(unit_features), BLOCK_SIZE):
+        cosines = unit_features[start : start + BLOCK_SIZE] @ unit_features.T
+        for i, j in np.argwhere(cosines > DUPLICATE_COSINE):
             first, second = start + int(i), int(j)
             if first < second and groups[first] != groups[second]:
                 found.append((first, second, float(cosines[i, j])))

@@ -1,10 +1,11 @@
-"""Probe: a classifier of one's own on the features of a model that stays as it is; saved, loaded and asked here.
+"""Define the probe: a classifier on the features of a frozen model, with saving, loading and prediction.
 
-A linear probe scores one vector a video. An attentive probe first lets learned queries read the video's tokens. Its
-probabilities are calibrated (one temperature). What is less familiar than a threshold is answered "unknown";
-familiarity is the largest cosine with a mean of a class, because a classifier can be as sure of what it never saw.
+A linear probe classifies one vector per video. An attentive probe first pools the video's tokens by attention with
+learned queries. Probabilities are calibrated by one temperature. A video whose in-distribution score (`id_score`, the
+largest cosine to a class prototype) is below a threshold is classified as "unknown": a classifier can be as confident
+about a class that it was not trained on.
 
-Shapes: n videos, N tokens, D width of a feature or token, H queries, W = D or H D width of what is classified,
+Shapes: n videos, N tokens, D dimension of a feature or token, H queries, W = D or H D dimension of what is classified,
 C classes.
 """
 
@@ -32,23 +33,25 @@ from internvideo.probing.cached_features import Kind, encode, model_hash
 from internvideo.storage import read_safetensors, write_safetensors
 
 KEY = "internvideo_classifier"
-"""Under this name the file carries everything that is no tensor."""
-FORMAT = 1
+"""Key of the metadata in the safetensors file."""
+FORMAT_VERSION = 1
+KEYS = {"feature_mean": "centre", "class_prototypes": "directions"}
+"""Field of `ProbeHead` -> its key in the file, where they differ."""
 UNKNOWN = "unknown"
-ROWS_AT_ONCE = 256
+CHUNK_SIZE = 256
 
 Floats = NDArray[np.floating[Any]]
 
 
 @dataclass(frozen=True)
-class Head:
-    """Features to logits.
+class ProbeHead:
+    """Map features to logits and in-distribution scores.
 
     Attributes:
-        mean, scale: (D,) of the training features; features are standardised with them.
+        mean, scale: (D,) mean and standard deviation of the training features, which standardize features.
         weight: (C, W). bias: (C,).
-        centre: (W,) mean of what is classified. directions: (C, W) from there to the mean of each class, of length 1;
-            0 for a class without a training video.
+        feature_mean: (W,) mean of the pooled training features.
+        class_prototypes: (C, W) class means minus `feature_mean`, L2-normalized; 0 for a class without training videos.
         query: (H, D) of an attentive head, None for a linear one.
     """
 
@@ -56,50 +59,51 @@ class Head:
     scale: Tensor
     weight: Tensor
     bias: Tensor
-    centre: Tensor
-    directions: Tensor
+    feature_mean: Tensor
+    class_prototypes: Tensor
     query: Tensor | None = None
 
     @property
     def kind(self) -> Kind:
-        """What features it reads."""
+        """Kind of features that the head takes."""
         return "video" if self.query is None else "tokens"
 
-    def read(self, features: Tensor) -> Tensor:
-        """(n, D), or (n, N, D) for an attentive head -> what is classified, (n, W)."""
+    def pool(self, features: Tensor) -> Tensor:
+        """Pool features (n, D), or (n, N, D) for an attentive head -> (n, W)."""
         wanted = 2 if self.query is None else 3
         if features.ndim != wanted or features.shape[-1] != len(self.mean):
             raise ValueError(f"features {tuple(features.shape)}: {wanted} dimensions, the last of {len(self.mean)}")
         with torch.no_grad():
-            parts = torch.split(features, ROWS_AT_ONCE)
-            return torch.cat([pool(part, self.mean, self.scale, self.query) for part in parts])
+            chunks = torch.split(features, CHUNK_SIZE)
+            return torch.cat([pool_features(chunk, self.mean, self.scale, self.query) for chunk in chunks])
 
-    def scores(self, features: Tensor) -> tuple[Floats, Floats]:
-        """Logits (n, C) and familiarity (n,) in -1..1 of features as in `read`."""
-        read = self.read(features)
-        logits = read @ self.weight.T + self.bias
-        cosines = F.normalize(read - self.centre, dim=1) @ self.directions[self.directions.any(dim=1)].T
+    def logits_and_id_scores(self, features: Tensor) -> tuple[Floats, Floats]:
+        """Compute logits (n, C) and id_scores (n,) in -1..1 of features as in `pool`."""
+        pooled = self.pool(features)
+        logits = pooled @ self.weight.T + self.bias
+        prototypes = self.class_prototypes[self.class_prototypes.any(dim=1)]
+        cosines = F.normalize(pooled - self.feature_mean, dim=1) @ prototypes.T
         return logits.double().numpy(), cosines.amax(dim=1).double().numpy()
 
 
-def pool(features: Tensor, mean: Tensor, scale: Tensor, query: Tensor | None) -> Tensor:
-    """What is classified: features (n, D) standardised; with queries (H, D) what these read of standardised tokens
-    (n, N, D), side by side (n, H D).
+def pool_features(features: Tensor, mean: Tensor, scale: Tensor, query: Tensor | None) -> Tensor:
+    """Standardize features (n, D); with queries (H, D) pool standardized tokens (n, N, D) by attention -> (n, H D).
 
-    Keys and values are the tokens as they are, shared by all queries. For one query a head this is as general as
-    attention with projections of its own: a key projection can be told as another query, a value projection as another
-    classifier. Only what was read is standardised: the soft-max does not see what all tokens of a video share.
+    The outputs of the queries are concatenated. Keys and values are the tokens themselves, shared by all queries. For
+    one query per head this is as general as attention with projections: a key projection is equivalent to another
+    query, a value projection to another classifier. Only the output is standardized: softmax is invariant to a constant
+    shift of all tokens.
     """
     if query is None:
         return (features.float() - mean) / scale
     tokens = features.float().unsqueeze(1)
-    asked = (query / scale).expand(len(features), 1, -1, -1)
-    return ((attend(asked, tokens, tokens) - mean) / scale).flatten(1)
+    queries = (query / scale).expand(len(features), 1, -1, -1)
+    return ((attend(queries, tokens, tokens) - mean) / scale).flatten(1)
 
 
 @dataclass(frozen=True)
 class EncoderReference:
-    """Whose features a probe was fitted on."""
+    """Identify the encoder on whose features a probe was fitted."""
 
     name: str
     weights_sha256: str
@@ -108,7 +112,7 @@ class EncoderReference:
 
     @classmethod
     def of(cls, model: VideoModel) -> EncoderReference:
-        """The reference of an open model."""
+        """Return the reference of a loaded model."""
         source = model.metadata.get("source", "")
         return cls(model.name, model_hash(model), model.preprocessing.to_json(), source)
 
@@ -118,28 +122,28 @@ class Probe:
     """A classifier on top of an encoder.
 
     Attributes:
-        head: features to logits.
+        head: maps features to logits.
         classes: C names.
         temperature: logits are divided by it.
-        threshold: what is less familiar is answered "unknown"; -1 accepts everything.
-        encoder: what it was fitted on.
-        facts: how it was fitted and how good it was, plain JSON values.
+        threshold: a video with a smaller id_score is "unknown"; -1 accepts everything.
+        encoder: on whose features it was fitted.
+        metadata: how it was fitted, and its metrics, as JSON values.
     """
 
-    head: Head
+    head: ProbeHead
     classes: tuple[str, ...]
     temperature: float
     threshold: float
     encoder: EncoderReference
-    facts: Mapping[str, Any] = field(default_factory=dict)
+    metadata: Mapping[str, Any] = field(default_factory=dict)
 
-    # ---------------------------------------------------------------------------------------------------- answers
+    # ------------------------------------------------------------------------------------------------ predictions
 
     def check(self, model: VideoModel) -> None:
-        """Make sure that this is the encoder it was fitted on.
+        """Check that the model is the encoder on which the probe was fitted.
 
         Raises:
-            WeightsError: other weights, or clips cut in another way: its answers would mean nothing.
+            WeightsError: other weights, or other preprocessing: the predictions would mean nothing.
         """
         now = EncoderReference.of(model)
         if now.weights_sha256 != self.encoder.weights_sha256:
@@ -161,80 +165,81 @@ class Probe:
             )
 
     def features(self, model: VideoModel, clips: Tensor) -> Tensor:
-        """What it reads of clips (n, 3, T, S, S): (n, D), or (n, N, D) for an attentive head."""
+        """Encode clips (n, 3, T, S, S) to features (n, D), or (n, N, D) for an attentive head."""
         return encode(model, clips, self.head.kind)
 
     def probabilities(self, features: Tensor | NDArray[Any]) -> Floats:
-        """(n, C) calibrated, each row sums to 1: how likely each class is if it is one of them."""
-        return softmax(self.head.scores(torch.as_tensor(features))[0] / self.temperature)
+        """Compute calibrated probabilities (n, C), given that the video is of one of the C classes; rows sum to 1."""
+        return softmax(self.head.logits_and_id_scores(torch.as_tensor(features))[0] / self.temperature)
 
     def predict(self, features: Tensor | NDArray[Any]) -> list[dict[str, float]]:
-        """Probabilities of all classes and "unknown", the largest first; they sum to 1.
+        """Return the probabilities of all classes and "unknown", the largest first; they sum to 1.
 
-        "unknown" is 0 for what is familiar enough. Otherwise it is more than a half, the more the stranger, and the
-        classes share the rest as before: so the first entry always is the answer. That number is a degree, no
-        calibrated probability.
+        "unknown" is 0 for an id_score of at least `threshold`. Below it, it is above 0.5 and increases as the id_score
+        decreases, and the classes share the rest in proportion: the first entry is always the prediction. The value of
+        "unknown" is not a calibrated probability.
         """
-        logits, familiarity = self.head.scores(torch.as_tensor(features))
+        logits, id_scores = self.head.logits_and_id_scores(torch.as_tensor(features))
         rows = softmax(logits / self.temperature)
-        return [self._answer(row, float(degree)) for row, degree in zip(rows, familiarity, strict=True)]
+        return [self._answer(row, float(id_score)) for row, id_score in zip(rows, id_scores, strict=True)]
 
-    def _answer(self, row: Floats, familiarity: float) -> dict[str, float]:
-        strange = familiarity < self.threshold
-        unknown = (1 + (self.threshold - familiarity) / (self.threshold + 1)) / 2 if strange else 0.0
+    def _answer(self, row: Floats, id_score: float) -> dict[str, float]:
+        is_unknown = id_score < self.threshold
+        unknown = (1 + (self.threshold - id_score) / (self.threshold + 1)) / 2 if is_unknown else 0.0
         found = {self.classes[i]: float(row[i]) * (1 - unknown) for i in np.argsort(-row, kind="stable")}
-        return {UNKNOWN: unknown, **found} if strange else {**found, UNKNOWN: 0.0}
+        return {UNKNOWN: unknown, **found} if is_unknown else {**found, UNKNOWN: 0.0}
 
     def classify(
         self, model: VideoModel, videos: VideoSource | Sequence[VideoSource], *, batch_size: int = 8
     ) -> list[dict[str, float]]:
-        """Answers as `predict`, of videos as `VideoModel.encode_video` takes them.
+        """Classify videos, as `VideoModel.encode_video` takes them; results as of `predict`.
 
         Raises:
-            WeightsError: not the encoder it was fitted on. VideoError: a video that cannot be read.
+            WeightsError: not the encoder on which it was fitted. VideoError: a video that cannot be read.
         """
         self.check(model)
-        answers: list[dict[str, float]] = []
+        predictions: list[dict[str, float]] = []
         for clips in model.read(videos, batch_size=batch_size):
-            answers.extend(self.predict(self.features(model, clips)))
-        return answers
+            predictions.extend(self.predict(self.features(model, clips)))
+        return predictions
 
     # ------------------------------------------------------------------------------------------------------ files
 
     def save(self, path: str | Path) -> None:
         """Write one safetensors file, atomically. Raises RunError."""
         about = {
-            "format": FORMAT,
+            "format": FORMAT_VERSION,
             "classes": list(self.classes),
             "temperature": self.temperature,
             "threshold": self.threshold,
             "encoder": asdict(self.encoder),
-            "facts": dict(self.facts),
+            "facts": dict(self.metadata),
         }
-        tensors = {name: value for name, value in vars(self.head).items() if value is not None}
+        tensors = {KEYS.get(name, name): value for name, value in vars(self.head).items() if value is not None}
         write_safetensors(path, tensors, {KEY: json.dumps(about, ensure_ascii=False)})
 
     @classmethod
     def load(cls, path: str | Path) -> Probe:
-        """Read what `save` wrote.
+        """Read a file that `save` wrote.
 
         Raises:
-            WeightsError: no such file, damaged, or not a classifier of `internvideo fit`.
+            WeightsError: no such file, a corrupt one, or not a classifier written by `internvideo fit`.
         """
         tensors, metadata = read_safetensors(path)
         wanted = "a classifier written by `internvideo fit`"
         if KEY not in metadata:
-            raise WeightsError(path, "holds no classifier of your own", wanted)
+            raise WeightsError(path, "holds no classifier", wanted)
         try:
             about = untrusted.parse_json(metadata[KEY])
-            if about["format"] != FORMAT:
-                raise WeightsError(path, f"classifier format {about['format']}", str(FORMAT), "fit it again")
-            head = Head(**tensors)
+            if about["format"] != FORMAT_VERSION:
+                raise WeightsError(path, f"classifier format {about['format']}", str(FORMAT_VERSION), "fit it again")
+            names_of_keys = {key: name for name, key in KEYS.items()}
+            head = ProbeHead(**{names_of_keys.get(key, key): value for key, value in tensors.items()})
             names = tuple(about["classes"])
             temperature, threshold = float(about["temperature"]), float(about["threshold"])
             probe = cls(head, names, temperature, threshold, EncoderReference(**about["encoder"]), about["facts"])
         except (ValueError, KeyError, TypeError) as error:
-            raise WeightsError(path, f"not a whole classifier ({error})", wanted, "fit it again") from error
+            raise WeightsError(path, f"truncated or corrupt ({error})", wanted, "fit it again") from error
         probe._check_parts(path)
         return probe
 
@@ -243,7 +248,7 @@ class Probe:
         width = len(head.mean) * (1 if head.query is None else len(head.query))
         found = {name: tuple(value.shape) for name, value in vars(head).items() if value is not None}
         wanted = {"mean": head.mean.shape[:1], "scale": head.mean.shape[:1], "weight": (classes, width)}
-        wanted |= {"bias": (classes,), "centre": (width,), "directions": (classes, width)}
+        wanted |= {"bias": (classes,), "feature_mean": (width,), "class_prototypes": (classes, width)}
         if head.query is not None:
             wanted["query"] = (head.query.shape[0], len(head.mean))
         for name, shape in wanted.items():

@@ -1,9 +1,8 @@
-"""How the head of a probe learns: regularised logistic regression, or queries that read tokens.
+"""Fit the head of a probe: regularized logistic regression, or attention pooling with learned queries.
 
-Each function gives one head for every strength of regularisation, so that a caller can choose among them on videos
-that none of them has seen.
+The functions fit one head per value of the regularization grid, so that the caller can select one on held-out videos.
 
-Shapes: n videos, N tokens, D width, H queries, C classes.
+Shapes: n videos, N tokens, D dimension, H queries, C classes.
 """
 
 from __future__ import annotations
@@ -21,156 +20,161 @@ from torch import Tensor, nn
 from internvideo.data.batch import Batch
 from internvideo.errors import RunError
 from internvideo.probing.cached_features import Kind
-from internvideo.probing.probe import Head, pool
+from internvideo.probing.probe import ProbeHead, pool_features
 from internvideo.training.schedule import cosine_with_warmup
 from internvideo.training.settings import LoopSettings, OptimizerSettings, ScheduleSettings, TrainingSettings
 from internvideo.training.step import TrainStep
 
 Ints = NDArray[np.int64]
 
-STRENGTHS: dict[Kind, tuple[float, ...]] = {
-    "video": (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0, 100.0),
-    "tokens": (3.0, 0.3),
-}
-"""From the strongest regularisation to the weakest: C of logistic regression; weight decay of the attentive head."""
+C_GRID = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0, 100.0)
+"""C of logistic regression: the inverse of the penalty, so larger values regularize less."""
+WEIGHT_DECAY_GRID = (3.0, 0.3)
+"""Weight decay of the attentive head: larger values regularize more."""
+REGULARIZATION_GRID: dict[Kind, tuple[float, ...]] = {"video": C_GRID, "tokens": WEIGHT_DECAY_GRID}
+"""Each from the strongest regularization to the weakest."""
 
-MIDDLE: dict[Kind, float] = {"video": 1e-2, "tokens": 0.3}
-"""Taken where there are too few videos to choose."""
+DEFAULT_REGULARIZATION: dict[Kind, float] = {"video": 1e-2, "tokens": 0.3}
+"""Used where there are too few videos to select a value."""
 
 ABSENT = -1e3
-"""Bias of a class without a training video: it is never the answer."""
+"""Bias of a class without a training video, which is never predicted."""
 
-MOST_ITERATIONS = 1000
-SMALL = 2**21
-"""Numbers in a table up to which one thread solves it faster than several that wait for each other."""
+MAX_ITERATIONS = 1000
+MAX_SINGLE_THREAD = 2**21
+"""Number of elements up to which one BLAS thread is faster than several that wait for each other."""
 
-QUERIES = 8
-BATCH, EPOCHS, MOST_STEPS, PEAK, WARMUP = 32, 100, 2000, 1e-2, 0.1
+NUM_QUERIES = 8
+BATCH_SIZE, EPOCHS, MAX_STEPS, PEAK_LR, WARMUP_FRACTION = 32, 100, 2000, 1e-2, 0.1
 
 
-def fit_heads(features: Tensor, labels: Ints, classes: int, strengths: tuple[float, ...], seed: int = 0) -> list[Head]:
-    """One head a strength, in their order.
+def fit_heads(
+    features: Tensor, labels: Ints, num_classes: int, grid: tuple[float, ...], seed: int = 0
+) -> list[ProbeHead]:
+    """Fit one head per value of the grid, in its order.
 
     Args:
         features: (n, D) for linear heads, (n, N, D) for attentive ones. labels: (n,), of at least two classes.
-        classes: C; a class without a video is never the answer of the head.
-        strengths: see STRENGTHS. seed: of the attentive heads.
+        num_classes: C; a class without a video is never predicted.
+        grid: C for linear heads, weight decay for attentive ones. seed: of the attentive heads.
     """
     if features.ndim == 2:
         from threadpoolctl import threadpool_limits  # scikit-learn's own
 
-        with threadpool_limits(1 if features.numel() <= SMALL else None, user_api="blas"):
-            return _linear(features, labels, classes, strengths)
-    return [_attentive(features, labels, classes, strength, seed) for strength in strengths]
+        with threadpool_limits(1 if features.numel() <= MAX_SINGLE_THREAD else None, user_api="blas"):
+            return _linear(features, labels, num_classes, grid)
+    return [_attentive(features, labels, num_classes, weight_decay, seed) for weight_decay in grid]
 
 
 def statistics(features: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation (D,) over all but the last dimension; 1 where nothing varies."""
+    """Compute mean and standard deviation (D,) over all but the last dimension; 1 for a constant column."""
     flat = features.reshape(-1, features.shape[-1]).double()
     mean, spread = flat.mean(dim=0), flat.std(dim=0, correction=0)
     floor = 1e-6 * torch.maximum(mean.abs(), spread.max())
     return mean.float(), torch.where(spread > floor, spread, 1.0).float()
 
 
-def standardised(features: Tensor) -> Tensor:
-    """Every column with mean 0 and standard deviation 1."""
+def standardize(features: Tensor) -> Tensor:
+    """Scale every column to mean 0 and standard deviation 1."""
     mean, scale = statistics(features)
     return (features.float() - mean) / scale
 
 
-def _linear(features: Tensor, labels: Ints, classes: int, strengths: tuple[float, ...]) -> list[Head]:
+def _linear(features: Tensor, labels: Ints, num_classes: int, grid: tuple[float, ...]) -> list[ProbeHead]:
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.linear_model import LogisticRegression
 
     mean, scale = statistics(features)
-    table = ((features.float() - mean) / scale).double().numpy()
+    standardized = ((features.float() - mean) / scale).double().numpy()
     basis = None
-    if table.shape[0] < table.shape[1]:
-        # The penalty does not see rotations: with fewer videos than columns, their own space gives the same answer.
-        _, _, basis = np.linalg.svd(table, full_matrices=False)
-        table = table @ basis.T
-    learner: Any = LogisticRegression(max_iter=MOST_ITERATIONS, warm_start=True)
+    if standardized.shape[0] < standardized.shape[1]:
+        # The penalty is invariant to rotations: with fewer rows than columns, fitting in the row space is equivalent.
+        _, _, basis = np.linalg.svd(standardized, full_matrices=False)
+        standardized = standardized @ basis.T
+    classifier: Any = LogisticRegression(max_iter=MAX_ITERATIONS, warm_start=True)
     heads = []
-    for strength in strengths:
-        learner.set_params(C=strength)
+    for c in grid:
+        classifier.set_params(C=c)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ConvergenceWarning)  # a weak penalty may end a little before its optimum
-            learner.fit(table, labels)
-        slopes, offsets = learner.coef_, learner.intercept_
+            classifier.fit(standardized, labels)
+        slopes, offsets = classifier.coef_, classifier.intercept_
         if len(slopes) == 1:  # of two classes only the second is scored
             slopes, offsets = np.concatenate([-slopes, slopes]) / 2, np.concatenate([-offsets, offsets]) / 2
-        weight = torch.zeros(classes, features.shape[1])
-        bias = torch.full((classes,), ABSENT)
-        present = torch.from_numpy(learner.classes_.astype(np.int64))
+        weight = torch.zeros(num_classes, features.shape[1])
+        bias = torch.full((num_classes,), ABSENT)
+        present = torch.from_numpy(classifier.classes_.astype(np.int64))
         weight[present] = torch.from_numpy(slopes if basis is None else slopes @ basis).float()
         bias[present] = torch.from_numpy(offsets).float()
         heads.append((weight, bias))
-    read = (features.float() - mean) / scale
-    return [Head(mean, scale, *layer, *_directions(read, labels, classes)) for layer in heads]
+    pooled = (features.float() - mean) / scale
+    return [ProbeHead(mean, scale, *layer, *_class_prototypes(pooled, labels, num_classes)) for layer in heads]
 
 
-def _directions(read: Tensor, labels: Ints, classes: int) -> tuple[Tensor, Tensor]:
-    """Centre (W,) of what is classified (n, W), and the directions (C, W) of the class means seen from it."""
-    centre = read.mean(dim=0)
-    directions = torch.zeros(classes, read.shape[1])
+def _class_prototypes(pooled: Tensor, labels: Ints, num_classes: int) -> tuple[Tensor, Tensor]:
+    """Compute the mean (W,) of pooled features (n, W) and the L2-normalized, centered class means (C, W)."""
+    feature_mean = pooled.mean(dim=0)
+    class_prototypes = torch.zeros(num_classes, pooled.shape[1])
     for label in np.unique(labels):
-        directions[label] = F.normalize(read[np.flatnonzero(labels == label)].mean(dim=0) - centre, dim=0)
-    return centre, directions
+        class_prototypes[label] = F.normalize(pooled[np.flatnonzero(labels == label)].mean(dim=0) - feature_mean, dim=0)
+    return feature_mean, class_prototypes
 
 
 class AttentiveStage(nn.Module):
-    """Queries that read standardised tokens, and a linear classifier of what they read.
+    """Pool standardized tokens by attention with learned queries, and classify linearly.
 
-    Queries begin near zero, which is the mean of all tokens: a linear probe is what it starts from.
+    Queries are initialized near zero, which averages all tokens: training starts from a linear probe.
     """
 
-    def __init__(self, mean: Tensor, scale: Tensor, classes: int, seed: int) -> None:
+    def __init__(self, mean: Tensor, scale: Tensor, num_classes: int, seed: int) -> None:
         super().__init__()
         generator = torch.Generator().manual_seed(seed)
         self.mean, self.scale = mean, scale
-        self.query = nn.Parameter(0.02 * torch.randn(QUERIES, len(mean), generator=generator))
-        self.weight = nn.Parameter(torch.zeros(classes, QUERIES * len(mean)))
-        self.bias = nn.Parameter(torch.zeros(classes))
+        self.query = nn.Parameter(0.02 * torch.randn(NUM_QUERIES, len(mean), generator=generator))
+        self.weight = nn.Parameter(torch.zeros(num_classes, NUM_QUERIES * len(mean)))
+        self.bias = nn.Parameter(torch.zeros(num_classes))
 
     def forward(self, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
-        """A batch whose `video` holds tokens (B, N, D) -> the cross-entropy."""
+        """Compute the cross-entropy of a batch whose `video` holds tokens (B, N, D)."""
         assert batch.labels is not None
-        read = pool(batch.video, self.mean, self.scale, self.query)
-        return {"loss": F.cross_entropy(F.linear(read, self.weight, self.bias), batch.labels)}
+        pooled = pool_features(batch.video, self.mean, self.scale, self.query)
+        return {"loss": F.cross_entropy(F.linear(pooled, self.weight, self.bias), batch.labels)}
 
 
-def _attentive(features: Tensor, labels: Ints, classes: int, strength: float, seed: int) -> Head:
+def _attentive(features: Tensor, labels: Ints, num_classes: int, weight_decay: float, seed: int) -> ProbeHead:
     mean, scale = statistics(features)
-    stage = AttentiveStage(mean, scale, classes, seed)
+    stage = AttentiveStage(mean, scale, num_classes, seed)
     n = len(labels)
-    size = min(BATCH, n)
-    total = min(EPOCHS * -(-n // size), MOST_STEPS)
+    size = min(BATCH_SIZE, n)
+    total = min(EPOCHS * -(-n // size), MAX_STEPS)
     settings = TrainingSettings(
-        optimizer=OptimizerSettings(base_lr=PEAK, weight_decay=strength),
+        optimizer=OptimizerSettings(base_lr=PEAK_LR, weight_decay=weight_decay),
         schedule=ScheduleSettings(steps=total),
         loop=LoopSettings(precision="float32", seed=seed),
     )
     device = torch.device("cpu")
-    stepper = TrainStep(stage, settings, total, device, torch.Generator(device))
+    train_step = TrainStep(stage, settings, total, device, torch.Generator(device))
     targets = torch.from_numpy(labels)
     order = _order(n, size, total, seed)
     for step in range(total):
-        chosen = order[step]
-        batch = Batch(features[chosen], tuple(str(index) for index in chosen.tolist()), targets[chosen])
-        stepper([batch], cosine_with_warmup(step, total, peak=PEAK, final=0.0, warmup=int(WARMUP * total)))
-    if stepper.found_inf:
+        indices = order[step]
+        batch = Batch(features[indices], tuple(str(index) for index in indices.tolist()), targets[indices])
+        train_step(
+            [batch], cosine_with_warmup(step, total, peak=PEAK_LR, final=0.0, warmup=int(WARMUP_FRACTION * total))
+        )
+    if train_step.found_inf:
         raise RunError("attentive probe", "its loss became NaN or infinite", "", "check the model's weights")
     bias = stage.bias.detach().clone()
-    bias[torch.from_numpy(np.setdiff1d(np.arange(classes), labels))] = ABSENT
+    bias[torch.from_numpy(np.setdiff1d(np.arange(num_classes), labels))] = ABSENT
     query = stage.query.detach()
-    empty = torch.zeros(QUERIES * len(mean))
-    head = Head(mean, scale, stage.weight.detach(), bias, empty, empty.expand(classes, -1), query)
-    centre, directions = _directions(head.read(features), labels, classes)
-    return replace(head, centre=centre, directions=directions)
+    empty = torch.zeros(NUM_QUERIES * len(mean))
+    head = ProbeHead(mean, scale, stage.weight.detach(), bias, empty, empty.expand(num_classes, -1), query)
+    feature_mean, class_prototypes = _class_prototypes(head.pool(features), labels, num_classes)
+    return replace(head, feature_mean=feature_mean, class_prototypes=class_prototypes)
 
 
 def _order(n: int, size: int, total: int, seed: int) -> Tensor:
-    """(total, size) numbers of videos: all of them in a new order again and again."""
+    """Return the indices of the videos of each step (total, size): concatenated random permutations."""
     generator = torch.Generator().manual_seed(seed + 1)
     rounds = -(-total * size // n)
     return torch.cat([torch.randperm(n, generator=generator) for _ in range(rounds)])[: total * size].reshape(-1, size)
