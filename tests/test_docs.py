@@ -102,6 +102,23 @@ def test_changes_that_a_recipe_suggests_are_settings(name: str) -> None:
         assert str(kept).lower() == value.lower() or float(kept) == float(value), change
 
 
+def test_the_glossary_has_each_word_once_and_names_what_exists() -> None:
+    rows = re.findall(r"^\| \*\*(.+?)\*\* \| (.+) \|$", TEXTS["docs/glossary.md"], re.M)
+    words = [word for word, _ in rows]
+    assert len(words) == len(set(words))
+    assert set(words) >= {
+        "clip", "view", "frame", "step", "stage", "task", "token", "mask", "metric", "protocol", "tubelet", "key frame",
+        "window", "weights", "checkpoint",
+    }  # fmt: skip
+    spoken = " ".join(meaning for _, meaning in rows)
+    sources = "\n".join(path.read_text(encoding="utf-8") for path in PACKAGE.rglob("*.py"))
+    named = set(re.findall(r"`(\w+|loop\.\w+)`", spoken))
+    assert not [name for name in named if not re.search(rf"\b{name.removeprefix('loop.')}\b", sources)]
+    options = {option for command in get_command(app).commands.values() for p in command.params for option in p.opts}
+    assert set(re.findall(r"`(--[\w-]+)`", spoken)) <= options
+    assert all("docs/glossary.md" in TEXTS[name] for name in ("README.md", "CONTRIBUTING.md"))
+
+
 @pytest.mark.parametrize("name", TEXTS)
 def test_make_targets_exist(name: str) -> None:
     targets = set(re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.M))
