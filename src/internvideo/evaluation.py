@@ -13,7 +13,7 @@ from internvideo import distributed
 from internvideo.errors import RecipeError, RunError
 from internvideo.models.clip import Clip
 from internvideo.models.cross_model import CrossModel
-from internvideo.models.heads import RankedMultipleChoice, VideoQuestionAnswering
+from internvideo.models.heads import PairScoringMultipleChoice, VideoQuestionAnswering
 from internvideo.models.uniformerv2 import UniFormerV2
 from internvideo.models.video_language import VideoLanguage
 from internvideo.models.videomae import VideoMAEClassifier
@@ -81,7 +81,7 @@ EVALUATIONS: dict[str, Evaluation] = {
     ),
     "multiple_choice": Evaluation(
         clips.language_evaluation("multiple_choice"),
-        (VideoLanguage, Clip, RankedMultipleChoice),
+        (VideoLanguage, Clip, PairScoringMultipleChoice),
         ("views", "crops", "also"),
     ),
     "localisation": Evaluation(features.evaluate, (ActionFormer,), ("class_scores",)),

@@ -10,7 +10,7 @@ from torch import nn
 from internvideo.data import sampling
 from internvideo.models.clip import Clip
 from internvideo.models.cross_model import CrossModel
-from internvideo.models.heads import RankedMultipleChoice, VideoQuestionAnswering
+from internvideo.models.heads import PairScoringMultipleChoice, VideoQuestionAnswering
 from internvideo.models.uniformerv2 import UniFormerV2
 from internvideo.models.video_language import VideoLanguage
 from internvideo.models.videomae import VideoMAEClassifier, VideoMAEPretrain
@@ -154,7 +154,7 @@ STAGES: dict[str, StageEntry] = {
         "choose among a few texts about a video, a question before each or none (TGIF-QA's five-way form)",
         AnsweringSettings,
         AnsweringStage,
-        (RankedMultipleChoice,),
+        (PairScoringMultipleChoice,),
         reads=_LEARNED,
     ),
     "anticipation": StageEntry(

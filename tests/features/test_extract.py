@@ -196,13 +196,13 @@ def test_a_detector_of_actions_in_boxes_gives_features_of_any_layer_and_frame() 
     clips = torch.randint(0, 256, (2, 3, 4, 48, 48), dtype=torch.uint8)
     with torch.no_grad():
         places = create_feature_extractor(model, "-1", 3)(clips).reshape(2, 9, 16)
-        whole = module.tokens(module.normalize(clips))
+        whole = module.grid_tokens(module.normalize(clips))
     assert (model.classes, model.width) == ((), 16)
     torch.testing.assert_close(model.encode_clips(clips), whole.mean(dim=(1, 2, 3)))
     seen: list[Tensor] = []
     hook = module.blocks[-1].register_forward_hook(lambda block, inputs, output: seen.append(output))
     with torch.no_grad():
-        module.tokens(module.normalize(clips))
+        module.grid_tokens(module.normalize(clips))
     hook.remove()
     torch.testing.assert_close(module.norm(seen[0]).view(2, 2, 6, 6, 16), whole)
     cell = seen[0].view(2, 2, 6, 6, 16)[:, :, 2:4, 4:6].mean(dim=(1, 2, 3))

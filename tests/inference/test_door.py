@@ -19,7 +19,7 @@ from small_apps import random_model, settings
 from internvideo import InternVideoError, VideoModel, load
 from internvideo.errors import RecipeError, WeightsError
 from internvideo.model_table import create_model
-from internvideo.models.skip_init import check_filled, undrawn
+from internvideo.models.skip_init import check_all_loaded, skip_init
 from internvideo.models.videomae import VideoMAEClassifier
 from internvideo.storage import read_safetensors, write_safetensors
 from internvideo.weights.state import load_state
@@ -291,14 +291,14 @@ def test_only_models_that_are_filled_are_built_without_drawing(family: str) -> N
     name, overrides = settings(family)
     state = create_model(name, overrides).state_dict()
     before = torch.get_rng_state()
-    with undrawn():
+    with skip_init():
         module = create_model(name, overrides)
     with pytest.raises(WeightsError, match=r"leaves .* empty"):
-        check_filled(module, "here")
+        check_all_loaded(module, "here")
     if family in ("masked", "supervised"):  # elsewhere a few small embeddings are drawn by torch.randn
         assert torch.equal(torch.get_rng_state(), before)
     load_state(module, state)
-    check_filled(module, "here")
+    check_all_loaded(module, "here")
     assert all(torch.equal(value, state[key]) for key, value in module.state_dict().items())
     assert all(buffer.isfinite().all() for buffer in module.buffers())
 

@@ -17,7 +17,7 @@ from internvideo.data.preprocessing import Preprocessing
 from internvideo.data.resize import resize
 from internvideo.data.sampling import dense_span, linspace_frames, segment_middle, sparse_test
 from internvideo.errors import RecipeError
-from internvideo.inference.families import family_of, overrides_of
+from internvideo.inference.families import overrides_of, published_preprocessing, video_encoder
 from internvideo.model_table import MODELS, create_model
 from internvideo.recipe import build_recipe
 
@@ -52,16 +52,15 @@ def test_every_named_model_has_its_clips(name: str) -> None:
         module = create_model(name)
     if name.startswith(("caption-decoder", "anticipator")):
         with pytest.raises(RecipeError, match="sees no video by itself"):
-            family_of(module, name)
+            video_encoder(module, name)
         return
-    family = family_of(module, name)
-    rule = family.clips(module)
+    rule = published_preprocessing(video_encoder(module, name))
     masked = name.startswith(("videomae", "interaction", "action-detector"))
     assert rule.frames == (16 if masked or name.endswith("ssv2") else 8)
     assert rule.size == (336 if name.endswith("336") else 224)
     if name.startswith("internvideo-mm"):
         assert (rule.resize, rule.style, rule.sampler) == (256, "pil", "linspace")
-    assert family.width(module) > 0
+    assert video_encoder(module, name).embed_dim > 0
     overrides = overrides_of(name, module)
     if not name.endswith(("vqa", "choice")):  # these leave out projections and predictor
         assert overrides == {}

@@ -69,7 +69,7 @@ def test_activations_are_the_same_with_and_without_gradients(activation: Activat
 @pytest.mark.parametrize("layer_scale", [0.0, 0.3])
 def test_the_mean_of_a_layer_is_the_mean_of_its_tokens(layer_scale: float) -> None:
     torch.manual_seed(0)
-    config = BlockConfig(width=16, heads=2, hidden=40, layer_scale=layer_scale, drop_path=0.5, dropout=0.2)
+    config = BlockConfig(width=16, heads=2, mlp_dim=40, layer_scale=layer_scale, drop_path=0.5, dropout=0.2)
     block = Block(config).double().eval()
     x = torch.randn(3, 11, 16, dtype=torch.float64)
     torch.testing.assert_close(block.mean(x), block(x).mean(dim=1))

@@ -18,7 +18,7 @@ from internvideo.models.cross_model import (
     ScoreFusion,
     build_cross_model,
     cross_attention_block,
-    placements,
+    insertion_layers,
 )
 from internvideo.models.uniformerv2 import UniFormerV2, UniFormerV2Config
 from internvideo.models.videomae import VideoMAEClassifier, VideoMAEConfig
@@ -81,22 +81,22 @@ def learn(model: CrossModel, steps: int) -> dict[str, Tensor]:
 
 
 def test_placement_of_the_published_pairs() -> None:
-    assert placements((20, 21, 22, 23), 24, 32) == (28, 30, 31)  # ViT-H with L/14
-    assert placements((20, 21, 22, 23), 24, 24) == (21, 22, 23)  # ViT-L with L/14
-    assert placements((8, 9, 10, 11), 12, 12) == (9, 10, 11)  # ViT-B with B/16
+    assert insertion_layers((20, 21, 22, 23), 24, 32) == (28, 30, 31)  # ViT-H with L/14
+    assert insertion_layers((20, 21, 22, 23), 24, 24) == (21, 22, 23)  # ViT-L with L/14
+    assert insertion_layers((8, 9, 10, 11), 12, 12) == (9, 10, 11)  # ViT-B with B/16
 
 
 def test_uniform_placement_has_a_module_after_every_stage() -> None:
-    assert placements((20, 21, 22, 23), 24, 32, "uniform") == (8, 16, 24)
-    assert placements((8, 9, 10, 11), 12, 12, "uniform") == (3, 6, 9)
-    assert placements((1, 2, 3), 4, 4, "uniform") == (2, 3)
+    assert insertion_layers((20, 21, 22, 23), 24, 32, "uniform") == (8, 16, 24)
+    assert insertion_layers((8, 9, 10, 11), 12, 12, "uniform") == (3, 6, 9)
+    assert insertion_layers((1, 2, 3), 4, 4, "uniform") == (2, 3)
     with pytest.raises(ValueError, match="late or uniform"):
         CrossModelConfig(placement="early")  # type: ignore[arg-type]  # the mistake
 
 
 def test_uniform_placement_starts_as_the_encoders_and_learns() -> None:
     late, uniform = make(depth=6), make(CrossModelConfig(placement="uniform", head_dropout=0.0), depth=6)
-    assert (late.placements, uniform.placements) == ((3, 5), (2, 4))
+    assert (late.insertion_layers, uniform.insertion_layers) == ((3, 5), (2, 4))
     shapes = {name: value.shape for name, value in late.state_dict().items()}
     assert {name: value.shape for name, value in uniform.state_dict().items()} == shapes
     videos = clips()
@@ -251,7 +251,7 @@ def test_frozen_parts_run_without_autograd_where_nothing_before_them_learns() ->
         record(f"position {i}", block.position)
         record(f"read {i}", block)
     model(*clips())
-    first = model.placements[0]
+    first = model.insertion_layers[0]
     assert first == 2
     for i in range(len(model.masked.blocks)):
         assert recorded[f"masked {i}"] is (i >= first)
@@ -289,7 +289,7 @@ def test_fusion_moves_to_the_better_score() -> None:
             optimizer.zero_grad()
             F.cross_entropy(fusion(good, bad), torch.arange(4)).backward()
             optimizer.step()
-        first, second = fusion.shares()
+        first, second = fusion.weights()
         assert bool((first > second).all()), kind
 
 

@@ -11,7 +11,7 @@ from parity_families.caption_decoder import build
 from parity_families.case import Case
 from torch import Tensor
 
-from internvideo.models.attention import Attention, Memory, Past
+from internvideo.models.attention import Attention, KVCache, LayerKVCache
 from internvideo.models.caption_decoder import CaptionDecoderConfig
 from internvideo.models.clip import TextConfig
 from internvideo.models.generation import generate
@@ -48,27 +48,27 @@ def test_the_stored_decoder_writes_word_by_word_what_it_says_at_once() -> None:
     case = Case(GOLDENS / "models" / "caption_decoder.json")
     decoder = build(case).double()
     visual = case.input("image_feats", torch.float64).permute(1, 0, 2, 3).flatten(1, 2)
-    words, pooled, memory = case.input("text_embeds", torch.float64), decoder.pool(visual), Memory()
-    steps = [decoder.decode(words[:, i : i + 1], pooled, memory) for i in range(words.shape[1])]
+    words, pooled, kv_cache = case.input("text_embeds", torch.float64), decoder.pool(visual), KVCache()
+    steps = [decoder.decode(words[:, i : i + 1], pooled, kv_cache) for i in range(words.shape[1])]
     torch.testing.assert_close(torch.cat(steps, dim=1), decoder.decode(words, pooled), atol=1e-12, rtol=1e-12)
     torch.testing.assert_close(torch.cat(steps, dim=1), case.io["logits64"], atol=1e-6, rtol=1e-6)
 
 
 @torch.no_grad()
 def test_the_text_tower_reads_on_where_it_stopped() -> None:
-    tower, memory = model().text, Memory()
+    tower, kv_cache = model().text, KVCache()
     ids = torch.randint(0, WORDS, (3, 10), generator=torch.Generator().manual_seed(2))
-    parts = [tower.tokens(ids[:, :4], memory=memory)]
-    parts += [tower.tokens(ids[:, i : i + 1], memory=memory) for i in range(4, 10)]
+    parts = [tower.tokens(ids[:, :4], kv_cache=kv_cache)]
+    parts += [tower.tokens(ids[:, i : i + 1], kv_cache=kv_cache) for i in range(4, 10)]
     torch.testing.assert_close(torch.cat(parts, dim=1), tower.tokens(ids), atol=1e-12, rtol=1e-12)
-    memory.keep(torch.tensor([2, 0]))
+    kv_cache.reorder(torch.tensor([2, 0]))
     word = torch.tensor([[7], [9]])
     whole = tower.tokens(torch.cat([ids[[2, 0]], word], dim=1))[:, -1:]
-    torch.testing.assert_close(tower.tokens(word, memory=memory), whole, atol=1e-12, rtol=1e-12)
+    torch.testing.assert_close(tower.tokens(word, kv_cache=kv_cache), whole, atol=1e-12, rtol=1e-12)
     for _ in range(CONFIG.text.context - 11):
-        tower.tokens(word, memory=memory)
+        tower.tokens(word, kv_cache=kv_cache)
     with pytest.raises(ValueError, match="17 words, the text tower takes at most 16"):
-        tower.tokens(word, memory=memory)
+        tower.tokens(word, kv_cache=kv_cache)
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -76,18 +76,18 @@ def test_the_text_tower_reads_on_where_it_stopped() -> None:
 def test_captions_are_those_of_the_plain_form(beams: int, seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
     of, video = model(seed), clips()
     moved: list[Tensor] = []
-    original = Memory.keep
+    original = KVCache.reorder
 
-    def keep(memory: Memory, rows: Tensor) -> None:
+    def reorder(kv_cache: KVCache, rows: Tensor) -> None:
         moved.append(rows)
-        original(memory, rows)
+        original(kv_cache, rows)
 
-    monkeypatch.setattr(Memory, "keep", keep)
+    monkeypatch.setattr(KVCache, "reorder", reorder)
     fast = of.generate(video, start=START, end=END, beams=beams)
     decoder = of.caption_decoder
     assert decoder is not None
     with torch.no_grad():
-        pooled = decoder.pool(of.see(video).tokens)
+        pooled = decoder.pool(of.forward_features(video).tokens)
 
         def plain(ids: Tensor, rows: Tensor) -> Tensor:
             return decoder.decode(of.text.tokens(ids), pooled[rows])[:, -1].float().log_softmax(dim=-1)
@@ -106,8 +106,8 @@ def test_half_precision_writes_too() -> None:
 
 
 def test_after_the_first_words_come_single_ones() -> None:
-    attention, past = Attention(8, 2), Past()
-    attention(torch.zeros(1, 3, 8), causal=True, past=past)
-    assert past.length == 3
+    attention, kv_cache = Attention(8, 2), LayerKVCache()
+    attention(torch.zeros(1, 3, 8), causal=True, kv_cache=kv_cache)
+    assert kv_cache.length == 3
     with pytest.raises(ValueError, match="2 words at once after the first"):
-        attention(torch.zeros(1, 2, 8), causal=True, past=past)
+        attention(torch.zeros(1, 2, 8), causal=True, kv_cache=kv_cache)

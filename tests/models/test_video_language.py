@@ -18,7 +18,7 @@ from internvideo.errors import WeightsError
 from internvideo.model_table import create_model
 from internvideo.models.caption_decoder import CaptionDecoder, CaptionDecoderConfig, rotate
 from internvideo.models.clip import Clip, ClipConfig, TextConfig, TextTower, at_end_of_text
-from internvideo.models.heads import RankedMultipleChoice, SimilarMultipleChoice, VideoQuestionAnswering
+from internvideo.models.heads import PairScoringMultipleChoice, VideoQuestionAnswering, ZeroShotMultipleChoice
 from internvideo.models.multimodal_sizes import MULTIMODAL_MODELS
 from internvideo.models.uniformerv2 import UniFormerV2Config
 from internvideo.models.viclip import ViCLIP, ViCLIPConfig
@@ -368,7 +368,7 @@ def test_question_answering_network() -> None:
 
 def test_multiple_choice_networks_score_each_choice_by_itself() -> None:
     choices = TOKENS[None].repeat(2, 1, 1)
-    for model in (shaken(RankedMultipleChoice(CONFIG), 0.1), shaken(SimilarMultipleChoice(CONFIG), 0.1)):
+    for model in (shaken(PairScoringMultipleChoice(CONFIG), 0.1), shaken(ZeroShotMultipleChoice(CONFIG), 0.1)):
         scores = model(clips(2), choices)
         assert scores.shape == (2, 3)
         assert torch.allclose(model(clips(2), choices.flip(1)), scores.flip(1), atol=1e-5)

@@ -141,7 +141,7 @@ def test_the_last_layer_may_work_for_the_last_tokens_only() -> None:
     block = VideoMAEPretrain(dataclasses.replace(TINY, layer_scale=0.5)).decoder.blocks[0].double()
     tokens = torch.randn(2, 9, TINY.decoder_width, dtype=torch.float64)
     for last in (9, 4):
-        torch.testing.assert_close(block(tokens, last=last), block(tokens)[:, -last:], rtol=0, atol=1e-12)
+        torch.testing.assert_close(block(tokens, num_queries=last), block(tokens)[:, -last:], rtol=0, atol=1e-12)
 
 
 def test_without_masked_tokens_all_are_predicted() -> None:
@@ -153,9 +153,9 @@ def test_the_count_may_be_given() -> None:
     model = VideoMAEPretrain(TINY).eval()
     hidden, video = mask(), clip()
     kept = TINY.tokens - int(hidden[0].sum())
-    assert torch.equal(model(video, hidden, kept=kept), model(video, hidden))
+    assert torch.equal(model(video, hidden, num_visible=kept), model(video, hidden))
     with pytest.raises(ValueError, match="every sample must keep"):
-        model(video, hidden, kept=kept + 1)
+        model(video, hidden, num_visible=kept + 1)
 
 
 def test_uneven_masks_and_other_sizes_are_refused() -> None:
@@ -357,6 +357,6 @@ def test_a_step_does_not_wait_for_the_gpu() -> None:
         target = pixel_targets(
             video * model.normalize.std + model.normalize.mean, hidden, 2, 4, masked=TINY.tokens - kept
         )
-        reconstruction_loss(model(video, hidden, kept=kept), target).backward()
+        reconstruction_loss(model(video, hidden, num_visible=kept), target).backward()
     finally:
         torch.cuda.set_sync_debug_mode("default")

@@ -24,7 +24,7 @@ from internvideo.data.transforms import TrainTransform
 from internvideo.models.caption_decoder import CaptionDecoderConfig
 from internvideo.models.clip import Clip, ClipConfig, TextConfig
 from internvideo.models.cross_model import CrossModelConfig, InteractionConfig, build_cross_model
-from internvideo.models.heads import RankedMultipleChoice, VideoQuestionAnswering
+from internvideo.models.heads import PairScoringMultipleChoice, VideoQuestionAnswering
 from internvideo.models.uniformerv2 import UniFormerV2, UniFormerV2Config
 from internvideo.models.video_language import VideoLanguage, VideoLanguageConfig
 from internvideo.models.videomae import VideoMAEClassifier, VideoMAEConfig, VideoMAEPretrain
@@ -79,9 +79,9 @@ def answering_model() -> VideoQuestionAnswering:
     return VideoQuestionAnswering(LANGUAGE, len(CLASSES), dropout=0.0)
 
 
-def choosing_model() -> RankedMultipleChoice:
+def choosing_model() -> PairScoringMultipleChoice:
     torch.manual_seed(0)
-    return RankedMultipleChoice(LANGUAGE, dropout=0.0)
+    return PairScoringMultipleChoice(LANGUAGE, dropout=0.0)
 
 
 def cross_model() -> nn.Module:

@@ -34,7 +34,7 @@ def test_tokens_of_another_frame_size_have_resized_positions() -> None:
     video = torch.randn(2, 3, 4, 45, 70)
     seen: list[torch.Tensor] = []
     model.blocks[0].register_forward_pre_hook(lambda _, given: seen.append(given[0]))
-    tokens = model.tokens(video)
+    tokens = model.grid_tokens(video)
     assert tokens.shape == (2, 2, 5, 8, 16)
     table = resize_table(model.pos_embed[0], (2, 4, 4), (2, 5, 8))
     expected = model.patch_embed(video[..., :40, :64].contiguous()) + table
@@ -42,7 +42,7 @@ def test_tokens_of_another_frame_size_have_resized_positions() -> None:
     with torch.no_grad():
         over = video.clone()
         over[..., 40:, :] = 9  # beyond the last whole patch
-        torch.testing.assert_close(model.tokens(over), tokens)
+        torch.testing.assert_close(model.grid_tokens(over), tokens)
 
 
 def test_its_own_size_keeps_the_table_of_pretraining() -> None:
@@ -50,7 +50,7 @@ def test_its_own_size_keeps_the_table_of_pretraining() -> None:
     video = torch.randn(1, 3, 4, 32, 32)
     classifier = VideoMAEClassifier(CONFIG)
     torch.testing.assert_close(model.pos_embed, classifier.pos_embed)
-    assert model.tokens(video).shape == (1, 2, 4, 4, 16)
+    assert model.grid_tokens(video).shape == (1, 2, 4, 4, 16)
 
 
 def test_a_box_sees_its_own_clip() -> None:

@@ -31,7 +31,7 @@ from internvideo.errors import InternVideoError, ManifestError, RecipeError, Tex
 from internvideo.evaluation import EvaluationSettings, evaluate_task
 from internvideo.inference.loading import load
 from internvideo.metrics.classification import IGNORED
-from internvideo.models.heads import SeenVideo, VideoQuestionAnswering
+from internvideo.models.heads import EncodedVideo, VideoQuestionAnswering
 from internvideo.pipeline import load_trained, run_recipe
 from internvideo.recipe import build_recipe
 from internvideo.storage import write_safetensors
@@ -230,12 +230,12 @@ class Knowing(torch.nn.Module):
     def normalize(self, video: Tensor) -> Tensor:
         return video.float()
 
-    def look(self, video: Tensor) -> SeenVideo:
+    def encode_video(self, video: Tensor) -> EncodedVideo:
         self.looks += len(video)
         number = video.mean(dim=(1, 2, 3, 4), keepdim=False)[:, None]
-        return SeenVideo(number, number)
+        return EncodedVideo(number, number)
 
-    def respond(self, seen: SeenVideo, tokens: Tensor) -> Any:
+    def forward_head(self, seen: EncodedVideo, tokens: Tensor) -> Any:
         words = (tokens != 0).sum(dim=1)
         wanted = (seen.features.round().long()[0, 0] + words) % 3
         return SimpleNamespace(scores=6.0 * torch.nn.functional.one_hot(wanted, 3).float())

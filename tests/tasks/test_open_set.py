@@ -32,9 +32,6 @@ from internvideo.tasks.open_set.model import (
     DebiasHead,
     OpenMax,
     ReciprocalPoints,
-    head_input,
-    last_layer,
-    logits_and_grid,
 )
 from internvideo.tasks.open_set.stage import OpenSetSettings, OpenSetStage
 from internvideo.tasks.scoring import score
@@ -56,8 +53,8 @@ def test_the_last_layer_on_its_input_gives_the_models_scores(build: Any) -> None
     video = model.normalize(batch(3).video)
     with torch.no_grad():
         expected = model(video)
-        torch.testing.assert_close(last_layer(model)(head_input(model, video)), expected)
-        logits, grid = logits_and_grid(model, video)
+        torch.testing.assert_close(model.head_layer(model.head_input(video)), expected)
+        logits, grid = model.logits_and_grid(video)
     torch.testing.assert_close(logits, expected)
     time = small_world.FRAMES // (2 if build is small_world.masked_classifier else 1)
     assert grid.shape == (3, 48, time, 4, 4)
@@ -70,7 +67,7 @@ def test_the_grid_is_where_the_tokens_are() -> None:
     changed[:, :, 2:, 8:16, 24:] += 1.0
     model.blocks = torch.nn.ModuleList([torch.nn.Identity()])
     with torch.no_grad():
-        moved = (logits_and_grid(model, changed)[1] - logits_and_grid(model, video)[1]).abs().sum(dim=1)[0]
+        moved = (model.logits_and_grid(changed)[1] - model.logits_and_grid(video)[1]).abs().sum(dim=1)[0]
     assert moved.nonzero().tolist() == [[1, 1, 3]]
 
 

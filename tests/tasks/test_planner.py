@@ -82,7 +82,7 @@ def outputs() -> dict[str, Tensor]:
     def weights(module: nn.Module, inputs: tuple[Tensor, ...], kwargs: dict[str, Any]) -> None:
         query, key = split_heads(last.q(inputs[0]), last.heads), split_heads(last.k(inputs[1]), last.heads)
         unit = torch.eye(key.shape[2]).expand(*key.shape[:2], -1, -1)
-        seen = attend(query, key, unit, bias=kwargs["seen"])
+        seen = attend(query, key, unit, attn_mask=kwargs["attn_mask"])
         read.append(seen.view(*seen.shape[:2], last.heads, -1))
 
     hook = last.register_forward_pre_hook(weights, with_kwargs=True)

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import torch
 
 from internvideo.datasets.questions import read_answers
 from internvideo.errors import RecipeError, TextError
-from internvideo.inference.families import seen
 from internvideo.inference.video_model import VideoModel, VideoSource
 from internvideo.models.heads import VideoQuestionAnswering
 from internvideo.tasks.question_answering.data import question_tokens
@@ -31,11 +31,11 @@ class Answerer:
     """
 
     def __init__(self, model: VideoModel, answers: Path | None = None) -> None:
-        module = model.module
-        if not isinstance(module, VideoQuestionAnswering):
+        if "answer" not in model.can:
             able = ", ".join(sorted(model.can))
             do = "train one with `internvideo train sample/answering`, or take weights of internvideo-mm-l14-vqa"
             raise RecipeError(f"model {model.name}", "has no head for answers", able, do)
+        module = cast(VideoQuestionAnswering, model.module)
         if not module.video:
             raise RecipeError(f"model {model.name}", "was trained on questions alone", "a network that sees the video")
         self.model, self.module = model, module
@@ -68,7 +68,7 @@ class Answerer:
         (clips,) = self.model.read(video)
         context = self.module.model.config.text.context
         with torch.no_grad():
-            looked = self.module.look(seen(self.module, clips.to(self.model.device)))
-            rows = probabilities(self.module, looked, questions, context)[:, : len(self.names)]
+            encoded = self.module.encode_video(self.module.prepare(clips.to(self.model.device)))
+            rows = probabilities(self.module, encoded, questions, context)[:, : len(self.names)]
         best = np.argsort(-rows, axis=1, kind="stable")[:, :top]
         return [{self.names[i]: float(row[i]) for i in order} for row, order in zip(rows, best, strict=True)]

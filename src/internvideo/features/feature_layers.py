@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 
 import torch
@@ -12,8 +11,6 @@ from torch import Tensor, nn
 from internvideo.data.preprocessing import Preprocessing
 from internvideo.errors import RecipeError
 from internvideo.inference.video_model import VideoModel
-from internvideo.models.uniformerv2 import UniFormerV2
-from internvideo.models.videomae import Trunk, VideoMAEPretrain
 
 POOLED, SCORES = "pooled", "scores"
 
@@ -49,10 +46,10 @@ def create_feature_extractor(model: VideoModel, layer: str = POOLED, spatial_poo
         if not model.classes:
             raise RecipeError("layer", "scores of a model without a classifier", "pooled or the number of a layer")
         return lambda clips: model.logits(clips).double().softmax(dim=1).float()
-    encoder = _encoder(model)
-    block = _block(model, encoder, layer)
-    if spatial_pool_size > 1:
-        _check_token_grid(model, encoder)
+    block = _block(model, layer)
+    to_grid: Callable[[Tensor, int], Tensor] | None = getattr(model.module.tower, "to_grid", None)
+    if spatial_pool_size > 1 and to_grid is None:
+        raise RecipeError("spatial_pool_size", f"the tokens of {model.name} are not laid out by frame", "1")
 
     def encode(clips: Tensor) -> Tensor:
         def stop(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
@@ -65,8 +62,8 @@ def create_feature_extractor(model: VideoModel, layer: str = POOLED, spatial_poo
             output: Tensor = stopped.args[0]
         finally:
             hook.remove()
-        if spatial_pool_size > 1:
-            return spatial_pool(_token_grid(encoder, output.float(), len(clips)), spatial_pool_size).cpu()
+        if spatial_pool_size > 1 and to_grid is not None:
+            return spatial_pool(to_grid(output.float(), len(clips)), spatial_pool_size).cpu()
         tokens = output.reshape(len(clips), -1, output.shape[-1])  # the frames of a clip are consecutive rows
         return tokens.float().mean(dim=1).cpu()
 
@@ -127,42 +124,14 @@ def spatial_pool(tokens: Tensor, spatial_pool_size: int) -> Tensor:
     return pooled.permute(0, 2, 3, 1).flatten(1)
 
 
-def _token_grid(encoder: nn.Module, output: Tensor, clips: int) -> Tensor:
-    """Reshape a layer's output to (B, T, H, W, D), without class tokens; frames are square."""
-    if isinstance(encoder, UniFormerV2):  # (B * T, 1 + HW, D)
-        patches = output[:, 1:]
-        side = math.isqrt(patches.shape[1])
-        return patches.reshape(clips, -1, side, side, output.shape[-1])
-    if not isinstance(encoder, Trunk):
-        raise TypeError(f"the tokens of a {type(encoder).__name__} have no spatial layout")
-    num_temporal = encoder.config.grid[0]
-    side = math.isqrt(output.shape[1] // num_temporal)
-    return output.reshape(clips, num_temporal, side, side, output.shape[-1])
-
-
-def _check_token_grid(model: VideoModel, encoder: nn.Module) -> None:
-    if not isinstance(encoder, UniFormerV2 | Trunk):
-        raise RecipeError("spatial_pool_size", f"the tokens of {model.name} are not laid out by frame", "1")
-
-
 class _StopForward(Exception):  # noqa: N818  # no error: the layers above need not run
     """Leave the forward pass with a layer's output."""
 
 
-def _encoder(model: VideoModel) -> nn.Module:
-    """Return the submodule whose layers process the clip."""
-    module: nn.Module = model.module
-    if isinstance(module, VideoMAEPretrain):
-        module = module.encoder
-    inner = getattr(module, "model", module)
-    visual: nn.Module = getattr(inner, "visual", inner)
-    return visual
-
-
-def _block(model: VideoModel, encoder: nn.Module, layer: str) -> nn.Module:
+def _block(model: VideoModel, layer: str) -> nn.Module:
     """Return a transformer layer that processes every token of a clip."""
-    blocks = getattr(encoder, "blocks", None)  # an interaction of two encoders has none of its own
-    if not isinstance(blocks, nn.ModuleList) or len(getattr(encoder, "local2", ())):
+    blocks = getattr(model.module.tower, "blocks", None)
+    if not isinstance(blocks, nn.ModuleList):
         raise RecipeError("layer", f"the layers of {model.name} cannot be told apart", "pooled")
     try:
         depth = int(layer)

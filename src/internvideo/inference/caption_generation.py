@@ -7,7 +7,6 @@ from torch import Tensor
 
 from internvideo.data.tokenizer import Tokenizer
 from internvideo.errors import RecipeError
-from internvideo.inference.families import seen
 from internvideo.models.video_language import VideoLanguage
 
 
@@ -49,7 +48,7 @@ class CaptionGenerator:
     def __call__(self, clips: Tensor) -> list[str]:
         """Generate B captions for clips (B, 3, T, S, S) as the model's preprocessing makes them, on its device."""
         ids = self.model.generate(
-            seen(self.model, clips),
+            self.model.prepare(clips),
             start=self.tokenizer.start,
             end=self.tokenizer.end,
             max_length=self.max_length,

@@ -10,11 +10,10 @@ from torch import nn
 
 from internvideo.data.preprocessing import Preprocessing
 from internvideo.errors import RecipeError, WeightsError
-from internvideo.inference.families import family_of, overrides_of
+from internvideo.inference.families import overrides_of, video_encoder
 from internvideo.model_table import create_model
 from internvideo.models.positions import fit_positions
-from internvideo.models.skip_init import undrawn
-from internvideo.models.videomae import VideoMAEPretrain
+from internvideo.models.skip_init import skip_init
 from internvideo.models.videomae_config import VideoMAEConfig
 from internvideo.weights.layouts import merged
 from internvideo.weights.state import load_state
@@ -42,9 +41,10 @@ def at_clip_size(
     """
     if frames is None and image_size is None:
         return module, clips
-    parts = list(_video_parts(family_of(module, name).config(module)))
-    if len(parts) != 1 or isinstance(module, VideoMAEPretrain):
-        kind = "masked pretraining" if isinstance(module, VideoMAEPretrain) else "several encoders"
+    encoder = video_encoder(module, name)
+    parts = list(_video_parts(encoder.build_config))
+    if len(parts) != 1 or encoder.fixed_clip_size:
+        kind = "masked pretraining" if encoder.fixed_clip_size else "several encoders"
         raise WeightsError(where, f"{name} is a model of {kind}", "its own frames and image_size", "leave them out")
     if clips.single_frame and frames not in (None, 1):
         raise RecipeError("frames", str(frames), "1: this model looks at the middle frame alone")
@@ -63,7 +63,7 @@ def at_clip_size(
         cut |= {key: round(side * image_size / clips.size) for key, side in sides.items() if side}
         cut["size"] = image_size
     clips = clips.changed(**cut)
-    with undrawn():
+    with skip_init():
         model = create_model(name, merged(overrides_of(name, module), changes))
     fitted, _ = fit_positions(model, module.state_dict())
     load_state(model, fitted, where)

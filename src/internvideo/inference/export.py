@@ -23,11 +23,8 @@ from internvideo.data.preprocessing import VideoSource
 from internvideo.data.tokenizer import Tokenizer
 from internvideo.errors import RecipeError, RunError
 from internvideo.inference import onnx_file
-from internvideo.inference.families import family_of, text_towers
 from internvideo.inference.video_model import VideoModel
-from internvideo.models.clip import Clip
-from internvideo.models.uniformerv2 import UniFormerV2
-from internvideo.models.video_language import VideoLanguage
+from internvideo.models.encoder import DualEncoder, VideoEncoder
 from internvideo.storage import atomic_path, write_text
 
 Format = Literal["torch", "onnx"]
@@ -109,6 +106,23 @@ class Export:
         return max(self.checks, key=lambda check: check.relative)
 
 
+Run = Callable[[Any, Tensor, int], Tensor]
+"""(module, input, frame step) -> output."""
+
+
+def _features(encoder: VideoEncoder, clips: Tensor, frame_step: int) -> Tensor:
+    return encoder.features(encoder.prepare(clips, frame_step))
+
+
+def _logits(encoder: VideoEncoder, clips: Tensor, frame_step: int) -> Tensor:
+    return encoder.logits(encoder.prepare(clips, frame_step))
+
+
+def _encoded_text(tower: Any, ids: Tensor, frame_step: int) -> Tensor:
+    features: Tensor = tower(ids)
+    return features
+
+
 class Graph(nn.Module):
     """What is exported: (B, 3, T, S, S) -> (B, E) or (B, C), or ids (B, L) -> (B, E), float32.
 
@@ -118,12 +132,12 @@ class Graph(nn.Module):
 
     def __init__(self, model: VideoModel, what: What) -> None:
         super().__init__()
-        family, towers = family_of(model.module, model.name), text_towers(model.module)
-        able = {"video": family.features}
+        towers = model.module if isinstance(model.module, DualEncoder) else None
+        able: dict[What, Run] = {"video": _features}
         if towers is not None:
             able["text"] = _encoded_text
-        if model.classes and family.scores is not None:
-            able["classifier"] = family.scores
+        if model.classes and model.module.has_logits:
+            able["classifier"] = _logits
         if what not in able:
             raise RecipeError("what", f"model {model.name} has no {what}", ", ".join(able))
         self.run, self.step = able[what], model.frame_step
@@ -140,11 +154,6 @@ class Graph(nn.Module):
     def forward(self, input: Tensor) -> Tensor:
         """See the class."""
         return self.run(self.module, input, self.step).float()
-
-
-def _encoded_text(tower: Any, ids: Tensor, step: int) -> Tensor:
-    features: Tensor = tower(ids)
-    return features
 
 
 @dataclass(frozen=True)
@@ -164,21 +173,18 @@ class Plan:
         return [self.axes.get(axis, size) for axis, size in enumerate(self.example.shape)]
 
 
-def any_frames(module: nn.Module) -> int | None:
+def any_frames(encoder: VideoEncoder) -> int | None:
     """The fewest frames that a model with clips of any length takes, None for a model of one length."""
-    tower = module.visual if isinstance(module, VideoLanguage) else module
-    if isinstance(tower, UniFormerV2):
-        return 3 if tower.config.temporal_downsample else 1
-    return 1 if isinstance(tower, Clip) else None
+    open_length = [need for need in encoder.clip_needs if need.frames is None and need.max_frames is None]
+    fewest = max((need.min_frames for need in open_length), default=None)
+    return fewest if len(open_length) == len(encoder.clip_needs) else None
 
 
 def _plan(model: VideoModel, settings: ExportSettings, video: VideoSource | None) -> Plan:
     axes = {} if settings.batch else {0: "batch"}
     output = "logits" if settings.what == "classifier" else "features"
     if settings.what == "text":
-        towers = text_towers(model.module)
-        assert towers is not None
-        ids = Tokenizer(context=towers.config.text.context).encode(SENTENCES)
+        ids = Tokenizer(context=model.module.config.text.context).encode(SENTENCES)
         samples = tuple(
             ("sentences", ids[torch.arange(count) % len(ids)])
             for count in ([settings.batch] if settings.batch else [1, 3, 2])

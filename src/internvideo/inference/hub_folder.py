@@ -22,7 +22,7 @@ from internvideo.errors import RecipeError, RunError, WeightsError
 from internvideo.inference.families import Precision
 from internvideo.model_table import MODELS, create_model
 from internvideo.models.declared import within
-from internvideo.models.skip_init import check_filled, undrawn
+from internvideo.models.skip_init import check_all_loaded, skip_init
 from internvideo.recipe import choose_device
 from internvideo.storage import read_safetensors, write_text
 from internvideo.tasks.protocol import weights_hash
@@ -41,11 +41,14 @@ class Savable(Protocol):
     """What a model in such a folder has (`VideoModel`)."""
 
     name: str
-    module: nn.Module
     preprocessing: Preprocessing
     classes: tuple[str, ...]
     metadata: dict[str, str]
     precision: Precision
+
+    @property
+    def module(self) -> nn.Module:
+        """Built by `create_model`."""
 
     @property
     def config(self) -> dict[str, object]:
@@ -208,7 +211,7 @@ def _build(
     if not isinstance(name, str) or name not in MODELS:
         raise WeightsError(where, f"unknown model {name!r}", ", ".join(MODELS), "update internvideo")
     try:
-        with undrawn(), within(state):
+        with skip_init(), within(state):
             module = create_model(name, settings["overrides"])
         preprocessing = Preprocessing.from_json(settings["preprocessing"])
         classes = tuple(str(name) for name in settings["classes"])
@@ -217,7 +220,7 @@ def _build(
     except (RecipeError, AttributeError, KeyError, TypeError, ValueError) as error:
         raise WeightsError(where, f"settings that do not fit: {error}", do="update internvideo") from error
     load_state(module, state, where=where)
-    check_filled(module, where)
+    check_all_loaded(module, where)
     return make(
         name,
         module,

@@ -16,12 +16,10 @@ from internvideo.data.preprocessing import Preprocessing
 from internvideo.errors import RecipeError, WeightsError
 from internvideo.inference import hub_folder
 from internvideo.inference.clip_size import at_clip_size
-from internvideo.inference.families import family_of, overrides_of
+from internvideo.inference.families import overrides_of, published_preprocessing, video_encoder
 from internvideo.inference.video_model import Precision, VideoModel
 from internvideo.model_table import MODELS, create_model
-from internvideo.models.cross_model import CrossModel
-from internvideo.models.skip_init import check_filled, undrawn
-from internvideo.models.videomae import VideoMAEClassifier, VideoMAEPretrain
+from internvideo.models.skip_init import check_all_loaded, skip_init
 from internvideo.pipeline import Trained, load_trained
 from internvideo.recipe import choose_device
 from internvideo.storage import read_metadata
@@ -187,8 +185,8 @@ def _from_hub_folder(place: Path, wish: Wish) -> VideoModel:
         _check_name(model.name, wish, place)
         if wish.frames is None and wish.image_size is None:
             return model
-    name, module, classes = model.name, model.module.float(), model.classes
-    module, clips = at_clip_size(name, module, model.preprocessing, wish.frames, wish.image_size, place)
+    name, classes, trained = model.name, model.classes, model.module.float()
+    module, clips = at_clip_size(name, trained, model.preprocessing, wish.frames, wish.image_size, place)
     licences: dict[str, str] = {
         key: model.metadata[key] for key in ("licence", "licence_stated") if key in model.metadata
     }
@@ -202,11 +200,11 @@ def _from_hub_folder(place: Path, wish: Wish) -> VideoModel:
 def _from_run(place: Path, wish: Wish) -> VideoModel:
     """Weights of our own training."""
     _refuse_changes(wish, place)
-    with undrawn():
+    with skip_init():
         trained: Trained = load_trained(place, device="cpu")
-    check_filled(trained.model, place)
+    check_all_loaded(trained.model, place)
     name, module, classes = trained.recipe.model.name, trained.model, trained.classes
-    whole = isinstance(module, CrossModel)
+    whole = video_encoder(module, name).takes_frame_step
     clips = Preprocessing.of_recipe(trained.recipe, whole=whole)
     module, clips = at_clip_size(name, module, clips, wish.frames, wish.image_size, place)
     told = {"source": str(place), "layout": "internvideo training", "stage": trained.recipe.stage}
@@ -221,7 +219,7 @@ def _from_run(place: Path, wish: Wish) -> VideoModel:
         wish,
         told,
         preprocessing=clips,
-        classes=classes if family_of(module, name).classes(module) else (),
+        classes=classes if video_encoder(module, name).num_classes else (),
         frame_step=getattr(trained.recipe.settings, "frame_step", 1) if whole else 1,
     )
 
@@ -234,7 +232,7 @@ def _from_published(place: Path, wish: Wish) -> VideoModel:
     layout = found.layout
     if wish.name is not None and not _becomes_classifier(layout.model, wish):
         layout = layouts.as_model(layout, wish.name, place)
-    with undrawn() if wish.new_classes is None else nullcontext():  # a fresh head is drawn
+    with skip_init() if wish.new_classes is None else nullcontext():  # a fresh head is drawn
         module = layouts.load_layout(
             layout,
             found.state,
@@ -244,9 +242,9 @@ def _from_published(place: Path, wish: Wish) -> VideoModel:
             image_size=wish.image_size,
             overrides=layouts.merged(found.settings(), wish.overrides),
         )
-    check_filled(module, place)
+    check_all_loaded(module, place)
     name = layout.model
-    if isinstance(module, VideoMAEClassifier):
+    if wish.new_classes is not None:
         name = name.replace("-pretrain", "-classifier")
     if wish.name not in (None, name):
         raise WeightsError(place, f"these are weights of '{layout.model}'", str(wish.name))
@@ -258,7 +256,7 @@ def _from_published(place: Path, wish: Wish) -> VideoModel:
     if wish.new_classes is not None:
         told["head"] = "untrained"
     classes = found.classes if wish.new_classes is None else ()
-    usual = family_of(module, name).clips(module)
+    usual = published_preprocessing(video_encoder(module, name))
     return _finished(name, module, wish, told, preprocessing=found.preprocessing(usual), classes=classes)
 
 
@@ -279,9 +277,7 @@ def _finished(
 ) -> VideoModel:
     """The model around a filled module."""
     if frame_step is None:
-        frame_step = 1
-        if isinstance(module, CrossModel):
-            frame_step = max(module.masked.config.frames // module.multimodal.config.frames, 1)
+        frame_step = video_encoder(module, name).default_frame_step
     return VideoModel(
         name,
         module,
@@ -302,12 +298,11 @@ def _with_new_head(name: str, module: nn.Module, wish: Wish, where: Path) -> tup
     """
     assert wish.new_classes is not None
     settings = overrides_of(name, module)
-    if isinstance(module, VideoMAEPretrain):
+    if name.endswith("-pretrain"):
         kept = {key: value for key, value in settings.items() if not key.startswith("decoder_")}
         name = name.replace("-pretrain", "-classifier")
         _check_name(name, wish, where)
         classifier = create_model(name, {**kept, "classes": wish.new_classes})
-        assert isinstance(classifier, VideoMAEClassifier)
         load_pretrained(classifier, module.state_dict(), where)
         return name, classifier
     _check_name(name, wish, where)

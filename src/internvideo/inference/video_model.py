@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
-from typing import Any, TypeVar, get_args
+from typing import Any, TypeVar, cast, get_args
 
 import numpy as np
 import torch
@@ -20,9 +20,10 @@ from internvideo.data.tokenizer import Tokenizer
 from internvideo.errors import RecipeError, TextError
 from internvideo.inference import hub_folder
 from internvideo.inference.caption_generation import CaptionGenerator
-from internvideo.inference.families import Precision, family_of, overrides_of, text_towers
+from internvideo.inference.families import Precision, overrides_of, published_preprocessing, video_encoder
 from internvideo.metrics.classification import merge_rows, softmax, zero_shot_probabilities
 from internvideo.models.embeddings import Normalize
+from internvideo.models.encoder import DualEncoder, VideoEncoder
 from internvideo.models.video_language import VideoLanguage
 from internvideo.tasks.zero_shot.templates import ACTION_TEMPLATES, fill
 
@@ -66,20 +67,20 @@ class VideoModel:
         precision: Precision = "float32",
         frame_step: int = 1,
     ) -> None:
-        self._family = family_of(module, name)
-        count = self._family.classes(module)
+        encoder = video_encoder(module, name)
+        count = encoder.num_classes
         names = tuple(classes) or tuple(str(index) for index in range(count))
         if len(names) != count and count:
             raise RecipeError(f"model {name}", f"{len(names)} class names for {count} classes", str(count))
         if precision not in get_args(Precision):
             raise RecipeError("precision", repr(precision), ", ".join(get_args(Precision)))
         self.name, self.frame_step, self.precision = name, frame_step, precision
-        self.preprocessing = self._family.clips(module) if preprocessing is None else preprocessing
+        self.preprocessing = published_preprocessing(encoder) if preprocessing is None else preprocessing
         self.classes = names if count else ()
         self.metadata = dict(metadata or {})
         self.device = torch.device(device)
-        self.module = _settled(module, self.device, precision)
-        self._towers = text_towers(self.module)
+        self.module: VideoEncoder = _settled(encoder, self.device, precision)
+        self._towers = self.module if isinstance(self.module, DualEncoder) else None
         self._tokenizer = Tokenizer(context=self._towers.config.text.context) if self._towers is not None else None
         self._prompted: tuple[tuple[tuple[str, ...], tuple[str, ...]], np.ndarray[Any, Any]] | None = None
 
@@ -95,15 +96,15 @@ class VideoModel:
         if self._towers is not None:
             able |= {"text", "classify"}
         if self.classes:
-            able.add("classify" if self._family.scores is not None else "answer")  # apps/ask.py asks
-        if isinstance(self.module, VideoLanguage) and self.module.caption_decoder is not None:
+            able.add("classify" if self.module.has_logits else "answer")  # apps/ask.py asks
+        if self.module.can_caption:
             able.add("caption")
         return frozenset(able)
 
     @property
     def width(self) -> int:
         """E, numbers of a video's embedding."""
-        return self._family.width(self.module)
+        return self.module.embed_dim
 
     @property
     def scale(self) -> float:
@@ -144,10 +145,11 @@ class VideoModel:
         with torch.no_grad():
             yield
 
-    def _ready(self, clips: Tensor) -> Tensor:
+    def _ready(self, clips: Tensor) -> Any:
+        """Clips on the device, as the model takes them."""
         if clips.ndim != 5 or clips.shape[1] != 3:
             raise ValueError(f"clips are (B, 3, T, S, S), not {tuple(clips.shape)}")
-        return clips.to(self.device)
+        return self.module.prepare(clips.to(self.device), self.frame_step)
 
     def encode_clips(self, clips: Tensor) -> Tensor:
         """The inner step of everything.
@@ -159,12 +161,12 @@ class VideoModel:
             (B, E) float32 on the CPU, not of length one.
         """
         with self._quiet():
-            return self._family.features(self.module, self._ready(clips), self.frame_step).float().cpu()
+            return self.module.features(self._ready(clips)).float().cpu()
 
     def tokens(self, clips: Tensor) -> Tensor:
         """Clips as in `encode_clips` -> all tokens of the last layer (B, N, D) float32 on the CPU."""
         with self._quiet():
-            return self._family.tokens(self.module, self._ready(clips), self.frame_step).float().cpu()
+            return self.module.tokens(self._ready(clips)).float().cpu()
 
     def logits(self, clips: Tensor) -> Tensor:
         """Clips as in `encode_clips` -> the classifier's scores (B, C) float32 on the CPU.
@@ -172,10 +174,10 @@ class VideoModel:
         Raises:
             RecipeError: the model has no classifier.
         """
-        if self._family.scores is None or not self.classes:
+        if not self.module.has_logits or not self.classes:
             raise self._cannot("score classes of its own", do="give labels, or train a classifier on its embeddings")
         with self._quiet():
-            return self._family.scores(self.module, self._ready(clips), self.frame_step).float().cpu()
+            return self.module.logits(self._ready(clips)).float().cpu()
 
     def read(self, videos: VideoSource | Sequence[VideoSource], *, batch_size: int = 8) -> Iterator[Tensor]:
         """Clips of videos, one a video, in batches of at most `batch_size`, each decoded when it is asked for.
@@ -294,7 +296,7 @@ class VideoModel:
     def label_names(self, labels: Sequence[str] | None) -> tuple[str, ...]:
         """The labels that `classify` would choose from. Raises RecipeError as it does."""
         if self._towers is None:
-            if not self.classes or self._family.scores is None:
+            if not self.classes or not self.module.has_logits:
                 raise self._cannot("classify", do="train a classifier on its embeddings")
             if labels is not None:
                 known = f"its own {len(self.classes)} classes"
@@ -345,18 +347,22 @@ class VideoModel:
             RecipeError: no caption decoder, or settings out of range. VideoError: a video that cannot be read.
         """
         generate = self.caption_generator(num_beams=num_beams, top_p=top_p, seed=seed, max_length=max_length)
-        return [text for clips in self.read(videos, batch_size=batch_size) for text in generate(self._ready(clips))]
+        return [text for clips in self.read(videos, batch_size=batch_size) for text in generate(clips.to(self.device))]
 
     def caption_generator(
         self, *, num_beams: int = 1, top_p: float = 0.0, seed: int = 0, max_length: int = 0
     ) -> CaptionGenerator:
         """Return the function that captions clips on this model's device, as `caption` does. Raises RecipeError."""
-        module = self.module
-        if not isinstance(module, VideoLanguage) or module.caption_decoder is None:
+        if not self.module.can_caption:
             raise self._cannot("write captions", do="take a model with a caption decoder, internvideo-mm-l14-caption")
         tokenizer = self._text()[1]
         return CaptionGenerator(
-            module.eval(), tokenizer, num_beams=num_beams, top_p=top_p, seed=seed, max_length=max_length
+            cast(VideoLanguage, self.module).eval(),
+            tokenizer,
+            num_beams=num_beams,
+            top_p=top_p,
+            seed=seed,
+            max_length=max_length,
         )
 
     # ------------------------------------------------------------------------------------------------------ files
@@ -373,7 +379,7 @@ class VideoModel:
         return hub_folder.read(Path(folder), VideoModel, device=device, precision=precision)
 
 
-def _settled(module: nn.Module, device: torch.device, precision: Precision) -> nn.Module:
+def _settled(module: VideoEncoder, device: torch.device, precision: Precision) -> VideoEncoder:
     """On its device and in its precision, but for the normalisation of pixels, which stays float32."""
     exact = {part: (part.mean, part.std) for part in module.modules() if isinstance(part, Normalize)}
     module = module.to(device=device, dtype=getattr(torch, precision)).eval()

@@ -11,6 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from internvideo.models.module import Linear, Module
+
 Bias = Literal["all", "query_value", "none"]
 
 
@@ -21,7 +23,7 @@ def attend(
     *,
     causal: bool = False,
     scale: float | None = None,
-    bias: Tensor | None = None,
+    attn_mask: Tensor | None = None,
     dropout: float = 0.0,
 ) -> Tensor:
     """Scaled dot-product attention.
@@ -32,8 +34,8 @@ def attend(
         value: as `key`.
         causal: a query at position n sees keys 0..n.
         scale: factor of the products, None for 1 / sqrt(d).
-        bias: added to the scores before the soft-max, broadcast to (B, H, N, K); -inf, or False in a bool one, hides a
-            key. Not with `causal`.
+        attn_mask: added to the scores before the soft-max, broadcast to (B, H, N, K); -inf, or False in a bool one,
+            hides a key. Not with `causal`.
         dropout: share of the soft-max's entries set to 0; the caller gives 0 outside training.
 
     Returns:
@@ -42,7 +44,7 @@ def attend(
     if key.shape[1] != query.shape[1]:
         key, value = key.expand(-1, query.shape[1], -1, -1), value.expand(-1, query.shape[1], -1, -1)
     out = F.scaled_dot_product_attention(
-        query, key, value, attn_mask=bias, dropout_p=dropout, is_causal=causal, scale=scale
+        query, key, value, attn_mask=attn_mask, dropout_p=dropout, is_causal=causal, scale=scale
     )
     return out.transpose(1, 2).flatten(2)
 
@@ -52,8 +54,8 @@ def split_heads(x: Tensor, heads: int) -> Tensor:
     return x.reshape(*x.shape[:2], heads, -1).transpose(1, 2)
 
 
-class Past:
-    """Keys and values that an attention has made, kept so that later words need not make them again.
+class LayerKVCache:
+    """Keys and values that one attention has computed, so that later tokens need not compute them again.
 
     Attributes:
         key, value: (R, H, n, d) of R texts, None before the first word.
@@ -77,29 +79,29 @@ class Past:
         self.key, self.value = key, value
         return key, value
 
-    def keep(self, rows: Tensor) -> None:
+    def reorder(self, rows: Tensor) -> None:
         """Go on with these of the R texts, in this order."""
         if self.key is not None and self.value is not None:
             self.key, self.value = self.key[rows], self.value[rows]
 
 
-class Memory:
-    """What every attention of a model has read of some texts that are being written."""
+class KVCache:
+    """The keys and values of every attention of a decoder, for R texts that are being generated."""
 
     def __init__(self) -> None:
-        self._pasts: dict[nn.Module, Past] = {}
+        self._layers: dict[nn.Module, LayerKVCache] = {}
 
-    def of(self, attention: nn.Module) -> Past:
-        """The past of one attention."""
-        return self._pasts.setdefault(attention, Past())
+    def of(self, attention: nn.Module) -> LayerKVCache:
+        """The cache of one attention."""
+        return self._layers.setdefault(attention, LayerKVCache())
 
-    def keep(self, rows: Tensor) -> None:
+    def reorder(self, rows: Tensor) -> None:
         """Go on with these texts, in this order: (R',) indices."""
-        for past in self._pasts.values():
-            past.keep(rows)
+        for layer in self._layers.values():
+            layer.reorder(rows)
 
 
-class Attention(nn.Module):
+class Attention(Module):
     """Multi-head attention with one packed projection [query; key; value] (VideoMAE, CLIP).
 
     Args:
@@ -113,10 +115,10 @@ class Attention(nn.Module):
         if width % heads:
             raise ValueError(f"width {width} is not a multiple of heads {heads}")
         self.heads = heads
-        self.qkv = nn.Linear(width, 3 * width, bias=bias == "all")
+        self.qkv = Linear(width, 3 * width, bias=bias == "all")
         self.q_bias = nn.Parameter(torch.zeros(width)) if bias == "query_value" else None
         self.v_bias = nn.Parameter(torch.zeros(width)) if bias == "query_value" else None
-        self.proj = nn.Linear(width, width)
+        self.proj = Linear(width, width)
 
     def _bias(self) -> Tensor | None:
         if self.q_bias is None or self.v_bias is None:
@@ -124,30 +126,30 @@ class Attention(nn.Module):
         return torch.cat([self.q_bias, torch.zeros_like(self.q_bias), self.v_bias])
 
     def forward(
-        self, x: Tensor, context: Tensor | None = None, *, causal: bool = False, past: Past | None = None
+        self, x: Tensor, context: Tensor | None = None, *, causal: bool = False, kv_cache: LayerKVCache | None = None
     ) -> Tensor:
         """(B, N, D), context (B, K, D) or None for self-attention -> (B, N, D).
 
-        With a `past` x are the words after it, which see it too: all words at first, then one at a time.
+        With a `kv_cache` x are the words after it, which see it too: all words at first, then one at a time.
         """
         weight, bias = self.qkv.weight, self._bias()
         if context is None:
             query, key, value = F.linear(x, weight, bias).chunk(3, dim=-1)
         elif x.shape[1] * self.heads <= weight.shape[1] // 4:
-            return self.proj(self._read(x, context))  # type: ignore[no-any-return]  # nn.Module.__call__ is untyped
+            return self.proj(self._attend_few_queries(x, context))
         else:
             width = weight.shape[1]
             query = F.linear(x, weight[:width], None if bias is None else bias[:width])
             key, value = F.linear(context, weight[width:], None if bias is None else bias[width:]).chunk(2, dim=-1)
         heads = self.heads
         key, value = split_heads(key, heads), split_heads(value, heads)
-        if past is not None:
-            causal = causal and not past.length
-            key, value = past.extend(key, value)
+        if kv_cache is not None:
+            causal = causal and not kv_cache.length
+            key, value = kv_cache.extend(key, value)
         out = attend(split_heads(query, heads), key, value, causal=causal)
-        return self.proj(out)  # type: ignore[no-any-return]  # nn.Module.__call__ is untyped
+        return self.proj(out)
 
-    def _read(self, x: Tensor, context: Tensor) -> Tensor:
+    def _attend_few_queries(self, x: Tensor, context: Tensor) -> Tensor:
         """The same for few queries, without making a key and a value of every context token.
 
         q . (W_k y) = (W_k^T q) . y, and sum a (W_v y) = W_v sum a y: the heads attend to the context itself. The key's
@@ -165,7 +167,7 @@ class Attention(nn.Module):
         return value if bias is None else value + bias[2 * width :]
 
 
-class CrossAttention(nn.Module):
+class CrossAttention(Module):
     """Multi-head attention from one width onto tokens of another, with separate projections (CMA, caption decoder).
 
     Args:
@@ -194,23 +196,26 @@ class CrossAttention(nn.Module):
         self.heads = heads
         self.key_value_heads = heads if key_value_heads is None else key_value_heads
         inner = self.key_value_heads * (width // heads)
-        self.q = nn.Linear(width, width, bias=bias)
-        self.k = nn.Linear(context_width, inner, bias=bias)
-        self.v = nn.Linear(context_width, inner, bias=bias)
-        self.out = nn.Linear(width, width, bias=bias)
+        self.q = Linear(width, width, bias=bias)
+        self.k = Linear(context_width, inner, bias=bias)
+        self.v = Linear(context_width, inner, bias=bias)
+        self.out = Linear(width, width, bias=bias)
 
-    def forward(self, x: Tensor, context: Tensor, *, past: Past | None = None, seen: Tensor | None = None) -> Tensor:
+    def forward(
+        self, x: Tensor, context: Tensor, *, kv_cache: LayerKVCache | None = None, attn_mask: Tensor | None = None
+    ) -> Tensor:
         """(B, N, D), (B, K, context width) -> (B, N, D).
 
-        A `past` keeps the context's keys and values. `seen` is bool, broadcast to (B, H, N, K): False hides a key.
+        A `kv_cache` keeps the context's keys and values. `attn_mask` is bool, broadcast to (B, H, N, K): False hides
+        a key.
         """
         query = split_heads(self.q(x), self.heads)
-        if past is not None and past.key is not None and past.value is not None:
-            key, value = past.key, past.value
+        if kv_cache is not None and kv_cache.key is not None and kv_cache.value is not None:
+            key, value = kv_cache.key, kv_cache.value
         else:
             key = split_heads(self.k(context), self.key_value_heads)
             value = split_heads(self.v(context), self.key_value_heads)
-            if past is not None:
-                past.extend(key, value)
+            if kv_cache is not None:
+                kv_cache.extend(key, value)
         dropout = self.dropout if self.training else 0.0
-        return self.out(attend(query, key, value, bias=seen, dropout=dropout))  # type: ignore[no-any-return]  # nn.Module.__call__ is untyped
+        return self.out(attend(query, key, value, attn_mask=attn_mask, dropout=dropout))

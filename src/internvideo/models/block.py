@@ -12,7 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from internvideo.models.attention import Attention, Bias, CrossAttention, Past
+from internvideo.models.attention import Attention, Bias, CrossAttention, LayerKVCache
+from internvideo.models.module import Dropout, LayerNorm, Linear, Module
 
 Activation = Literal["gelu", "gelu_tanh", "quick_gelu", "relu", "silu"]
 
@@ -23,7 +24,7 @@ def check_activation(name: str) -> None:
         raise ValueError(f"activation {name!r}, there are {', '.join(get_args(Activation))}")
 
 
-class DropPath(nn.Module):
+class DropPath(Module):
     """Stochastic depth: in training a residual branch is dropped with probability `rate`, drawn per index of `dim`.
 
     `dim` 0 drops samples. `dim` 1 of (B, N, D) drops token positions for the whole batch: what the published
@@ -64,30 +65,30 @@ def activate(hidden: Tensor, activation: Activation) -> Tensor:
     return F.silu(1.702 * hidden) / 1.702
 
 
-class FeedForward(nn.Module):
+class FeedForward(Module):
     """Linear, activation, hidden dropout, Linear, dropout."""
 
     def __init__(
-        self, width: int, hidden: int, *, activation: Activation, dropout: float = 0.0, hidden_dropout: float = 0.0
+        self, width: int, mlp_dim: int, *, activation: Activation, dropout: float = 0.0, hidden_dropout: float = 0.0
     ) -> None:
         super().__init__()
-        self.fc1 = nn.Linear(width, hidden)
-        self.fc2 = nn.Linear(hidden, width)
+        self.fc1 = Linear(width, mlp_dim)
+        self.fc2 = Linear(mlp_dim, width)
         self.activation = activation
-        self.dropout = nn.Dropout(dropout)
-        self.hidden_dropout = nn.Dropout(hidden_dropout)
+        self.dropout = Dropout(dropout)
+        self.hidden_dropout = Dropout(hidden_dropout)
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., D) -> (..., D)."""
         hidden = activate(self.fc1(x), self.activation)
-        return self.dropout(self.fc2(self.hidden_dropout(hidden)))  # type: ignore[no-any-return]  # nn.Module.__call__ is untyped
+        return self.dropout(self.fc2(self.hidden_dropout(hidden)))
 
     def mean(self, x: Tensor) -> Tensor:
         """(B, N, D) -> (B, D): the mean over the tokens of `forward(x)` without dropout.
 
         The second map is linear, so it takes the mean instead of every token.
         """
-        return self.fc2(activate(self.fc1(x), self.activation).mean(dim=1))  # type: ignore[no-any-return]  # as above
+        return self.fc2(activate(self.fc1(x), self.activation).mean(dim=1))
 
 
 @dataclass(frozen=True)
@@ -96,7 +97,7 @@ class BlockConfig:
 
     Attributes:
         width, heads: D and H of the queries.
-        hidden: feed-forward width.
+        mlp_dim: feed-forward width.
         activation: "gelu" (exact), "quick_gelu" (x * sigmoid(1.702 x), CLIP), "gelu_tanh", "relu" or "silu".
         eps: layer norm epsilon (VideoMAE 1e-6, CLIP and CMA 1e-5).
         bias: which of the packed query/key/value projections have a bias (see `Attention`).
@@ -114,7 +115,7 @@ class BlockConfig:
 
     width: int
     heads: int
-    hidden: int
+    mlp_dim: int
     activation: Activation = "gelu"
     eps: float = 1e-6
     bias: Bias = "all"
@@ -129,28 +130,29 @@ class BlockConfig:
     hidden_dropout: float = 0.0
 
 
-class Block(nn.Module):
+class Block(Module):
     """x += g1 * attention(norm1 x, norm_context y); x += g2 * feed_forward(norm2 x).
 
-    The two halves are methods of their own (`mix`, `feed`), because UniFormerV2 puts a local block between them.
+    The two halves are methods of their own (`attention_branch`, `feed_forward_branch`), because UniFormerV2 puts a
+    local block between them.
     """
 
     def __init__(self, config: BlockConfig) -> None:
         super().__init__()
         self.config = config
         width, eps = config.width, config.eps
-        self.norm1 = nn.LayerNorm(width, eps=eps)
+        self.norm1 = LayerNorm(width, eps=eps)
         self.attn: Attention | CrossAttention
         if config.context == "separate":
             self.attn = CrossAttention(width, config.context_width, config.heads)
         else:
             self.attn = Attention(width, config.heads, bias=config.bias)
         context_width = config.context_width if config.context == "separate" else width
-        self.norm_context = nn.LayerNorm(context_width, eps=eps) if config.context else None
-        self.norm2 = nn.LayerNorm(width, eps=eps)
+        self.norm_context = LayerNorm(context_width, eps=eps) if config.context else None
+        self.norm2 = LayerNorm(width, eps=eps)
         self.mlp = FeedForward(
             width,
-            config.hidden,
+            config.mlp_dim,
             activation=config.activation,
             dropout=config.dropout,
             hidden_dropout=config.hidden_dropout,
@@ -167,42 +169,51 @@ class Block(nn.Module):
             y = gamma * y
         if gate is not None:
             y = torch.tanh(gate) * y
-        return self.drop_path(y)  # type: ignore[no-any-return]  # nn.Module.__call__ is untyped
+        return self.drop_path(y)
 
-    def mix(
-        self, x: Tensor, context: Tensor | None = None, last: int | None = None, past: Past | None = None
+    def attention_branch(
+        self,
+        x: Tensor,
+        context: Tensor | None = None,
+        num_queries: int | None = None,
+        kv_cache: LayerKVCache | None = None,
     ) -> Tensor:
-        """The attention half. x (B, N, D), context (B, K, D') -> (B, N, D), or (B, last, D) (see `forward`)."""
+        """The attention half. x (B, N, D), context (B, K, D') -> (B, N, D), or (B, num_queries, D) (see `forward`)."""
         y = self.norm1(x)
         if self.norm_context is not None:
             if context is None:
                 raise ValueError("a cross-attention block needs context tokens")
             out = self.attn(y, self.norm_context(context))
-        elif last is not None and last < x.shape[1]:
+        elif num_queries is not None and num_queries < x.shape[1]:
             if self.config.causal:
-                raise ValueError("a causal block has no `last`")
-            x = x[:, -last:]
-            out = self.attn(y[:, -last:], y)
+                raise ValueError("a causal block has no `num_queries`")
+            x = x[:, -num_queries:]
+            out = self.attn(y[:, -num_queries:], y)
         else:
-            out = self.attn(y, causal=self.config.causal, past=past)
+            out = self.attn(y, causal=self.config.causal, kv_cache=kv_cache)
         return x + self._branch(out, self.gamma_1, self.gate_attn)
 
-    def feed(self, x: Tensor) -> Tensor:
+    def feed_forward_branch(self, x: Tensor) -> Tensor:
         """The feed-forward half. (B, N, D) -> (B, N, D)."""
         return x + self._branch(self.mlp(self.norm2(x)), self.gamma_2, self.gate_mlp)
 
     def forward(
-        self, x: Tensor, context: Tensor | None = None, *, last: int | None = None, past: Past | None = None
+        self,
+        x: Tensor,
+        context: Tensor | None = None,
+        *,
+        num_queries: int | None = None,
+        kv_cache: LayerKVCache | None = None,
     ) -> Tensor:
         """(B, N, D), context (B, K, D') for a cross block -> (B, N, D).
 
-        A self-attention block with `last` gives (B, last, D): what the last tokens, which see all, become. Where
-        nothing reads the others this saves their queries and feed-forward. A causal one with a `past` reads on where it
-        stopped.
+        With `num_queries` self-attention gives (B, num_queries, D): what the last tokens, which see all, become.
+        Where nothing reads the others this saves their queries and feed-forward. A causal one with a `kv_cache` reads
+        on where it stopped.
         """
-        return self.feed(self.mix(x, context, last, past))
+        return self.feed_forward_branch(self.attention_branch(x, context, num_queries, kv_cache))
 
     def mean(self, x: Tensor) -> Tensor:
         """(B, N, D) -> (B, D): the mean over the tokens of `forward(x)` in evaluation, for less work."""
-        x = self.mix(x)
+        x = self.attention_branch(x)
         return x.mean(dim=1) + self._branch(self.mlp.mean(self.norm2(x)), self.gamma_2, self.gate_mlp)

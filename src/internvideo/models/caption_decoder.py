@@ -12,8 +12,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from internvideo.models.attention import CrossAttention, Memory, Past, attend, split_heads
+from internvideo.models.attention import CrossAttention, KVCache, LayerKVCache, attend, split_heads
 from internvideo.models.clip import EPS
+from internvideo.models.module import LayerNorm, Linear, Module, Sequential
 
 
 @dataclass(frozen=True)
@@ -60,7 +61,7 @@ def rotate(x: Tensor, start: int = 0) -> Tensor:
     return x * angles.cos().to(x.dtype) + rotated * angles.sin().to(x.dtype)
 
 
-class ParallelBlock(nn.Module):
+class ParallelBlock(Module):
     """Causal multi-query self-attention and SwiGLU feed-forward side by side, from one projection; residual."""
 
     def __init__(self, config: CaptionDecoderConfig) -> None:
@@ -69,41 +70,41 @@ class ParallelBlock(nn.Module):
         head = width // config.heads
         self.heads = config.heads
         self.sizes = [width, head, head, 2 * inner]
-        self.norm = nn.LayerNorm(width, eps=EPS, bias=False)
-        self.fused = nn.Linear(width, sum(self.sizes), bias=False)
-        self.attn_out = nn.Linear(width, width, bias=False)
-        self.ff_out = nn.Linear(inner, width, bias=False)
+        self.norm = LayerNorm(width, eps=EPS, bias=False)
+        self.fused = Linear(width, sum(self.sizes), bias=False)
+        self.attn_out = Linear(width, width, bias=False)
+        self.ff_out = Linear(inner, width, bias=False)
 
-    def forward(self, x: Tensor, past: Past | None = None) -> Tensor:
-        """(B, L, W) -> (B, L, W); the words after a `past` see it too."""
-        query, key, value, hidden = self.fused(self.norm(x)).split(self.sizes, dim=-1)
-        start = 0 if past is None else past.length
+    def forward(self, x: Tensor, kv_cache: LayerKVCache | None = None) -> Tensor:
+        """(B, L, W) -> (B, L, W); the words after a `kv_cache` see it too."""
+        query, key, value, hidden = torch.split(self.fused(self.norm(x)), self.sizes, dim=-1)
+        start = 0 if kv_cache is None else kv_cache.length
         query = rotate(split_heads(query, self.heads), start)
         key, value = rotate(split_heads(key, 1), start), split_heads(value, 1)
-        if past is not None:
-            key, value = past.extend(key, value)
+        if kv_cache is not None:
+            key, value = kv_cache.extend(key, value)
         mixed = attend(query, key, value, causal=start == 0)
-        return x + self.attn_out(mixed) + self.ff_out(swiglu(hidden))  # type: ignore[no-any-return]  # untyped call
+        return x + self.attn_out(mixed) + self.ff_out(swiglu(hidden))
 
 
-class VisualBlock(nn.Module):
+class VisualBlock(Module):
     """Multi-query attention onto the pooled visual tokens and SwiGLU feed-forward side by side; residual."""
 
     def __init__(self, config: CaptionDecoderConfig) -> None:
         super().__init__()
         width, inner = config.width, config.factor * config.width
-        self.norm = nn.LayerNorm(width, eps=EPS, bias=False)
+        self.norm = LayerNorm(width, eps=EPS, bias=False)
         self.attn = CrossAttention(width, width, config.heads, key_value_heads=1, bias=False)
-        self.fc1 = nn.Linear(width, 2 * inner, bias=False)
-        self.fc2 = nn.Linear(inner, width, bias=False)
+        self.fc1 = Linear(width, 2 * inner, bias=False)
+        self.fc2 = Linear(inner, width, bias=False)
 
-    def forward(self, x: Tensor, visual: Tensor, past: Past | None = None) -> Tensor:
-        """Words (B, L, W), visual (B, Q, W) -> (B, L, W); a `past` keeps what it makes of the visual tokens."""
+    def forward(self, x: Tensor, visual: Tensor, kv_cache: LayerKVCache | None = None) -> Tensor:
+        """Words (B, L, W), visual (B, Q, W) -> (B, L, W); a `kv_cache` keeps what it makes of the visual tokens."""
         y = self.norm(x)
-        return x + self.attn(y, visual, past=past) + self.fc2(swiglu(self.fc1(y)))  # type: ignore[no-any-return]  # untyped call
+        return x + self.attn(y, visual, kv_cache=kv_cache) + self.fc2(swiglu(self.fc1(y)))
 
 
-class CaptionLayer(nn.Module):
+class CaptionLayer(Module):
     """A parallel block, then a visual block."""
 
     def __init__(self, config: CaptionDecoderConfig) -> None:
@@ -111,15 +112,15 @@ class CaptionLayer(nn.Module):
         self.words = ParallelBlock(config)
         self.visual = VisualBlock(config)
 
-    def forward(self, x: Tensor, visual: Tensor, memory: Memory | None = None) -> Tensor:
+    def forward(self, x: Tensor, visual: Tensor, kv_cache: KVCache | None = None) -> Tensor:
         """Words (B, L, W), visual (B, Q, W) -> (B, L, W)."""
-        if memory is not None:
-            words = self.words(x, memory.of(self.words))
-            return self.visual(words, visual, memory.of(self.visual))  # type: ignore[no-any-return]  # as below
-        return self.visual(self.words(x), visual)  # type: ignore[no-any-return]  # nn.Module.__call__ is untyped
+        if kv_cache is not None:
+            words = self.words(x, kv_cache.of(self.words))
+            return self.visual(words, visual, kv_cache.of(self.visual))
+        return self.visual(self.words(x), visual)
 
 
-class CaptionDecoder(nn.Module):
+class CaptionDecoder(Module):
     """Next-word predictions from the text tower's word features and the video tower's last tokens.
 
     There is no padding mask: attention is causal and padding stands last, so it never reaches a kept word.
@@ -130,11 +131,11 @@ class CaptionDecoder(nn.Module):
         self.config = config
         width = config.width
         self.queries = nn.Parameter(torch.randn(config.queries, width) * width**-0.5)
-        self.query_norm = nn.LayerNorm(width, eps=EPS, bias=False)
-        self.context_norm = nn.LayerNorm(config.vision_width, eps=EPS, bias=False)
+        self.query_norm = LayerNorm(width, eps=EPS, bias=False)
+        self.context_norm = LayerNorm(config.vision_width, eps=EPS, bias=False)
         self.pooler = CrossAttention(width, config.vision_width, config.heads, key_value_heads=1, bias=False)
-        self.pooled_norm = nn.LayerNorm(width, eps=EPS)
-        self.text_norm = nn.LayerNorm(width, eps=EPS)
+        self.pooled_norm = LayerNorm(width, eps=EPS)
+        self.text_norm = LayerNorm(width, eps=EPS)
         self.layers = nn.ModuleList(CaptionLayer(config) for _ in range(config.layers))
         self.predictor = predictor(width, config.vocabulary) if config.vocabulary else None
         self.apply(init_normal)
@@ -142,18 +143,18 @@ class CaptionDecoder(nn.Module):
     def pool(self, visual: Tensor) -> Tensor:
         """Last video tokens (B, K, Wv) in any order -> (B, Q, W). The pooler has no residual."""
         queries = self.query_norm(self.queries).expand(len(visual), -1, -1)
-        return self.pooled_norm(self.pooler(queries, self.context_norm(visual)))  # type: ignore[no-any-return]  # as above
+        return self.pooled_norm(self.pooler(queries, self.context_norm(visual)))
 
-    def decode(self, words: Tensor, pooled: Tensor, memory: Memory | None = None) -> Tensor:
+    def decode(self, words: Tensor, pooled: Tensor, kv_cache: KVCache | None = None) -> Tensor:
         """Word features (B, L, W) of the text tower, pooled visual tokens (B, Q, W) -> logits (B, L, V).
 
-        Position i predicts word i + 1. Without a predictor: features (B, L, W). A `memory` knows the words before these
-        and the visual tokens of the first call.
+        Position i predicts word i + 1. Without a predictor: features (B, L, W). A `kv_cache` holds the words before
+        these and the visual tokens of the first call.
         """
         x = self.text_norm(words)
         for layer in self.layers:
-            x = layer(x, pooled, memory)
-        return x if self.predictor is None else self.predictor(x)  # type: ignore[no-any-return]  # untyped call
+            x = layer(x, pooled, kv_cache)
+        return x if self.predictor is None else self.predictor(x)
 
     def forward(self, visual: Tensor, words: Tensor) -> Tensor:
         """Video tokens (B, K, Wv), word features (B, L, W) -> logits (B, L, V)."""
@@ -162,12 +163,12 @@ class CaptionDecoder(nn.Module):
 
 def predictor(width: int, vocabulary: int) -> nn.Sequential:
     """Layer norm, linear, GELU, layer norm, linear to the vocabulary."""
-    return nn.Sequential(
-        nn.LayerNorm(width, eps=EPS),
-        nn.Linear(width, width),
+    return Sequential(
+        LayerNorm(width, eps=EPS),
+        Linear(width, width),
         nn.GELU(),
-        nn.LayerNorm(width, eps=EPS),
-        nn.Linear(width, vocabulary),
+        LayerNorm(width, eps=EPS),
+        Linear(width, vocabulary),
     )
 
 

@@ -8,14 +8,16 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from internvideo.models.attention import Memory
+from internvideo.models.attention import KVCache
 from internvideo.models.block import Activation, Block, BlockConfig, check_activation
 from internvideo.models.embeddings import CLIP_MEAN, CLIP_STD, Normalize
+from internvideo.models.encoder import ClipNeeds, DualEncoder
+from internvideo.models.module import Conv3d, Embedding, LayerNorm, Module
 
 EPS = 1e-5
 INITIAL_LOGIT_SCALE = math.log(1 / 0.07)
@@ -38,7 +40,7 @@ def clip_block(
         BlockConfig(
             width=width,
             heads=heads,
-            hidden=int(width * mlp_ratio),
+            mlp_dim=int(width * mlp_ratio),
             activation=activation,
             eps=eps,
             causal=causal,
@@ -66,7 +68,7 @@ def init_clip_blocks(blocks: nn.ModuleList) -> None:
                 nn.init.zeros_(parameter)
 
 
-class FrameStem(nn.Module):
+class FrameStem(Module):
     """Patches of every frame, a class token, positions and a layer norm.
 
     Args:
@@ -85,7 +87,7 @@ class FrameStem(nn.Module):
         self.image_size = image_size
         self.grid = image_size // patch_size
         kernel = 3 if temporal_downsample else 1
-        self.conv = nn.Conv3d(
+        self.conv = Conv3d(
             3,
             width,
             kernel_size=(kernel, patch_size, patch_size),
@@ -95,7 +97,7 @@ class FrameStem(nn.Module):
         )
         self.class_embedding = nn.Parameter(torch.randn(width) * width**-0.5)
         self.positional_embedding = nn.Parameter(torch.randn(1 + self.grid**2, width) * width**-0.5)
-        self.norm = nn.LayerNorm(width, eps=eps)
+        self.norm = LayerNorm(width, eps=eps)
 
     def patches(self, video: Tensor) -> Tensor:
         """(B, 3, T, S, S) normalized -> patches without positions (B, T', HW, D); ValueError for another side."""
@@ -103,13 +105,13 @@ class FrameStem(nn.Module):
             raise ValueError(
                 f"expected a video (B, 3, T, {self.image_size}, {self.image_size}), got {tuple(video.shape)}"
             )
-        return self.conv(video).permute(0, 2, 3, 4, 1).flatten(2, 3)  # type: ignore[no-any-return]  # untyped call
+        return self.conv(video).permute(0, 2, 3, 4, 1).flatten(2, 3)
 
     def forward(self, video: Tensor) -> Tensor:
         """(B, 3, T, S, S) normalized -> tokens of every frame (B * T', 1 + HW, D), time inside the batch."""
         x = self.patches(video).flatten(0, 1)
         cls = self.class_embedding.to(x.dtype).expand(x.shape[0], 1, -1)
-        return self.norm(torch.cat([cls, x], dim=1) + self.positional_embedding)  # type: ignore[no-any-return]  # as above
+        return self.norm(torch.cat([cls, x], dim=1) + self.positional_embedding)
 
 
 @dataclass(frozen=True)
@@ -140,7 +142,7 @@ class TextConfig:
         check_activation(self.activation)
 
 
-class TextTower(nn.Module):
+class TextTower(Module):
     """CLIP's causal text transformer (Multi-Modalities-Pretraining).
 
     Args:
@@ -152,7 +154,7 @@ class TextTower(nn.Module):
         super().__init__()
         self.config = config
         width = config.width
-        self.token_embedding = nn.Embedding(config.vocabulary, width)
+        self.token_embedding = Embedding(config.vocabulary, width)
         self.positional_embedding = nn.Parameter(torch.randn(config.context, width) * 0.01)
         self.blocks = nn.ModuleList(
             clip_block(
@@ -165,24 +167,24 @@ class TextTower(nn.Module):
             )
             for _ in range(config.layers)
         )
-        self.norm = nn.LayerNorm(width, eps=config.eps)
+        self.norm = LayerNorm(width, eps=config.eps)
         self.projection = nn.Parameter(torch.randn(width, joint_width) * width**-0.5) if joint_width else None
         self.mask_embedding = nn.Parameter(torch.randn(1, 1, width) * 0.02) if config.mask_embedding else None
         nn.init.normal_(self.token_embedding.weight, std=0.02)
         init_clip_blocks(self.blocks)
 
-    def tokens(self, ids: Tensor, masked: Tensor | None = None, *, memory: Memory | None = None) -> Tensor:
+    def tokens(self, ids: Tensor, masked: Tensor | None = None, *, kv_cache: KVCache | None = None) -> Tensor:
         """Word features after the final norm, before the projection.
 
         Args:
             ids: (B, L) integer ids, L up to the context length.
             masked: (B, L) bool, words to replace by the mask embedding; None for none.
-            memory: of the words before these; None where they are the first ones and none will follow.
+            kv_cache: of the words before these; None where they are the first ones and none will follow.
 
         Returns:
             (B, L, D). ValueError for too many words or a mask where the tower has no mask embedding.
         """
-        start = 0 if memory is None else memory.of(self.blocks[0]).length
+        start = 0 if kv_cache is None else kv_cache.of(self.blocks[0]).length
         end = start + ids.shape[1]
         if end > self.config.context:
             raise ValueError(f"{end} words, the text tower takes at most {self.config.context}")
@@ -193,8 +195,8 @@ class TextTower(nn.Module):
             x = torch.where(masked.bool()[:, :, None], self.mask_embedding.to(x.dtype), x)
         x = x + self.positional_embedding[start:end]
         for block in self.blocks:
-            x = block(x, past=None if memory is None else memory.of(block))
-        return self.norm(x)  # type: ignore[no-any-return]  # nn.Module.__call__ is untyped
+            x = block(x, kv_cache=None if kv_cache is None else kv_cache.of(block))
+        return self.norm(x)
 
     def project(self, features: Tensor) -> Tensor:
         """(B, D) -> (B, E), or unchanged without a projection."""
@@ -224,7 +226,7 @@ def masked_mean(frames: Tensor, frame_mask: Tensor | None) -> Tensor:
     return (frames * weights).sum(dim=1) / weights.sum(dim=1).clamp(min=1.0)
 
 
-class ImageTower(nn.Module):
+class ImageTower(Module):
     """CLIP's image transformer, run on every frame by itself."""
 
     def __init__(
@@ -245,7 +247,7 @@ class ImageTower(nn.Module):
         self.blocks = nn.ModuleList(
             clip_block(width, heads, mlp_ratio=mlp_ratio, activation=activation, eps=eps) for _ in range(depth)
         )
-        self.norm = nn.LayerNorm(width, eps=eps)
+        self.norm = LayerNorm(width, eps=eps)
         self.projection = nn.Parameter(torch.randn(width, joint_width) * width**-0.5)
         init_clip_blocks(self.blocks)
 
@@ -254,11 +256,11 @@ class ImageTower(nn.Module):
         x = self.stem(video)
         for block in self.blocks:
             x = block(x)
-        return x[:, 0].reshape(video.shape[0], -1, x.shape[2])  # type: ignore[no-any-return]  # untyped call
+        return x[:, 0].reshape(video.shape[0], -1, x.shape[2])
 
     def forward(self, video: Tensor) -> Tensor:
         """(B, 3, T, S, S) -> the vectors of its frames (B, T, E)."""
-        return self.norm(self.class_tokens(video)) @ self.projection  # type: ignore[no-any-return]  # as above
+        return self.norm(self.class_tokens(video)) @ self.projection
 
 
 @dataclass(frozen=True)
@@ -294,12 +296,16 @@ class ClipConfig:
         check_activation(self.activation)
 
 
-class Clip(nn.Module):
+class Clip(DualEncoder):
     """The image-text model that the multimodal encoders start from (openai/CLIP).
 
     Its state dict in the public key layout is read by `key_tables.CLIP`. A clip's vector is the mean of those of its
     real frames, each of length one (ArrowLuo/CLIP4Clip, modules/modeling.py, `_loose_similarity` with meanP).
     """
+
+    config: ClipConfig
+    text: TextTower
+    takes_frame_mask = True
 
     def __init__(self, config: ClipConfig) -> None:
         super().__init__()
@@ -328,18 +334,29 @@ class Clip(nn.Module):
         lengths = frames.norm(dim=-1, keepdim=True).clamp_min(1e-12)
         return masked_mean(frames / lengths, frame_mask) * masked_mean(lengths, frame_mask)
 
-    def encode_text(self, tokens: Tensor) -> Tensor:
-        """(B, L) ids -> (B, E), not length-normalized."""
-        return self.text(tokens)  # type: ignore[no-any-return]  # nn.Module.__call__ is untyped
+    @property
+    def clip_needs(self) -> tuple[ClipNeeds, ...]:
+        """Any number of frames: each is seen by itself."""
+        return (ClipNeeds(image_size=self.config.image_size),)
+
+    @property
+    def test_clips(self) -> dict[str, Any]:
+        """Video-Text-Retrieval: bicubic, centre crop; eight frames."""
+        return {"frames": 8, "size": self.config.image_size, "sampler": "linspace", "style": "pil_bicubic"}
+
+    @property
+    def tower(self) -> ImageTower:
+        """The image tower."""
+        return self.visual
+
+    def tokens(self, video: Tensor) -> Tensor:
+        """Normalized (B, 3, T, S, S) -> class tokens of the frames (B, T, D)."""
+        return self.visual.class_tokens(video)
 
     @property
     def scale(self) -> Tensor:
         """exp(logit_scale), the factor of the cosines."""
         return self.logit_scale.exp()
-
-    def similarity(self, video: Tensor, text: Tensor) -> Tensor:
-        """Features (B, E), (C, E) -> scaled cosines (B, C)."""
-        return similarity(video, text, self.scale)
 
     @torch.no_grad()
     def clamp_logit_scale(self) -> None:
@@ -353,8 +370,3 @@ class Clip(nn.Module):
     def forward(self, video: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
         """Normalized (B, 3, T, S, S), ids (B, L) -> features (B, E), (B, E)."""
         return self.encode_video(video), self.encode_text(tokens)
-
-
-def similarity(video: Tensor, text: Tensor, scale: Tensor | float = 1.0) -> Tensor:
-    """Scaled cosines of features (B, E) and (C, E) -> (B, C)."""
-    return scale * F.normalize(video, dim=-1) @ F.normalize(text, dim=-1).t()

@@ -10,12 +10,14 @@ Shapes: B batch, S stages n, D widths, C classes. Source: paper 3.3 (the publish
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from internvideo.models.block import Block, BlockConfig
+from internvideo.models.encoder import ClipNeeds, VideoEncoder, in_part
+from internvideo.models.module import Dropout, Module
 from internvideo.models.uniformerv2 import ClassHead, UniFormerV2, UniFormerV2Config
 from internvideo.models.videomae import VideoMAEClassifier, VideoMAEConfig, run_blocks
 
@@ -58,7 +60,7 @@ class CrossModelOutput:
     fused: Tensor
 
 
-class ScoreFusion(nn.Module):
+class ScoreFusion(Module):
     """Linear combination of two scores that starts as their mean."""
 
     def __init__(self, kind: Literal["scalar", "per_class", "free"], classes: int) -> None:
@@ -67,7 +69,7 @@ class ScoreFusion(nn.Module):
         shape = {"scalar": (), "per_class": (classes,), "free": (2,)}[kind]
         self.weight = nn.Parameter(torch.zeros(shape))
 
-    def shares(self) -> tuple[Tensor, Tensor]:
+    def weights(self) -> tuple[Tensor, Tensor]:
         """Factors of the first and the second score: scalars or (C,)."""
         if self.kind == "free":
             return 0.5 + self.weight[0], 0.5 + self.weight[1]
@@ -76,7 +78,7 @@ class ScoreFusion(nn.Module):
 
     def forward(self, masked: Tensor, multimodal: Tensor) -> Tensor:
         """(B, C), (B, C) -> (B, C)."""
-        first, second = self.shares()
+        first, second = self.weights()
         return first * masked + second * multimodal
 
 
@@ -86,7 +88,7 @@ def cross_attention_block(width: int, heads: int, context_width: int) -> Block:
         BlockConfig(
             width=width,
             heads=heads,
-            hidden=4 * width,
+            mlp_dim=4 * width,
             activation="gelu",
             eps=EPS,
             context="separate",
@@ -105,7 +107,7 @@ def cross_attention_block(width: int, heads: int, context_width: int) -> Block:
     return block
 
 
-def placements(
+def insertion_layers(
     global_layers: tuple[int, ...],
     multimodal_depth: int,
     masked_depth: int,
@@ -118,7 +120,7 @@ def placements(
     return tuple(-(-(layer + 1) * masked_depth // multimodal_depth) for layer in global_layers[:-1])
 
 
-class CrossModel(nn.Module):
+class CrossModel(VideoEncoder):
     """The interaction of a masked encoder and a multimodal encoder, both frozen but for their classifiers.
 
     Args:
@@ -135,6 +137,9 @@ class CrossModel(nn.Module):
         checkpointing: compute the masked encoder's activations again in the backward pass.
     """
 
+    config: CrossModelConfig
+    has_logits = True
+    takes_frame_step = True
     initial_sources = (("masked", "multimodal"),)
     """Both encoders are frozen: they come from files."""
 
@@ -151,9 +156,9 @@ class CrossModel(nn.Module):
         self.multimodal = multimodal
         self.checkpointing = False
         wide, deep = multimodal.config, masked.config
-        self.placements = placements(wide.global_layers, wide.depth, deep.depth, config.placement)
+        self.insertion_layers = insertion_layers(wide.global_layers, wide.depth, deep.depth, config.placement)
         query_heads = wide.global_heads or wide.heads
-        into_masked = [cross_attention_block(deep.width, deep.heads, wide.width) for _ in self.placements]
+        into_masked = [cross_attention_block(deep.width, deep.heads, wide.width) for _ in self.insertion_layers]
         into_query = [
             cross_attention_block(wide.width, query_heads, deep.width)
             for _ in range(len(wide.global_layers) if config.direction == "both" else 1)
@@ -161,7 +166,7 @@ class CrossModel(nn.Module):
         self.cma = nn.ModuleList([*into_masked, into_query[-1]])
         self.cma_both = nn.ModuleList(into_query[:-1])
         self.fuse = ScoreFusion(config.fusion, classes)
-        self.dropout = nn.Dropout(config.head_dropout)
+        self.dropout = Dropout(config.head_dropout)
         self.freeze()
 
     @property
@@ -201,16 +206,71 @@ class CrossModel(nn.Module):
             x = self.masked.embed(masked_video)
         batch, frames = last.shape[:2]
         query = self.multimodal.query.expand(batch, -1, -1)
-        done, ends = 0, (*self.placements, self.masked.config.depth)
+        done, ends = 0, (*self.insertion_layers, self.masked.config.depth)
         for stage, (tokens, end) in enumerate(zip(stages, ends, strict=True)):
-            query = self.multimodal.read(stage, query, tokens, frames)
+            query = self.multimodal.read_stage(stage, query, tokens, frames)
             x, done = self._masked_layers(x, done, end), end
-            if stage < len(self.placements):
+            if stage < len(self.insertion_layers):
                 x = self.cma[stage](x, tokens)
                 if len(self.cma_both):
                     query = self.cma_both[stage](query, x)
         query = self.cma[-1](query, x)
-        return x, self.multimodal.fuse(query, last[:, :, 0].mean(dim=1))
+        return x, self.multimodal.merge_class_token(query, last[:, :, 0].mean(dim=1))
+
+    @property
+    def build_config(self) -> InteractionConfig:
+        """With the sizes of both encoders."""
+        return InteractionConfig(self.masked.config, self.multimodal.config, self.config)
+
+    @property
+    def embed_dim(self) -> int:
+        """Dm + Du."""
+        return self.masked.embed_dim + self.multimodal.embed_dim
+
+    @property
+    def num_classes(self) -> int:
+        """C."""
+        return self.multimodal.num_classes
+
+    @property
+    def default_frame_step(self) -> int:
+        """The multimodal encoder gets as many frames as its config has."""
+        return max(self.masked.config.frames // self.multimodal.config.frames, 1)
+
+    @property
+    def clip_needs(self) -> tuple[ClipNeeds, ...]:
+        """Those of both encoders."""
+        parts = (("masked", self.masked.clip_needs), ("multimodal", self.multimodal.clip_needs))
+        return tuple(need for name, needs in parts for need in in_part(name, needs))
+
+    @property
+    def test_clips(self) -> dict[str, Any]:
+        """As UniFormerV2 (paper 3.3), with the frames of the masked encoder."""
+        size = self.masked.config.image_size
+        return {**self.multimodal.test_clips, "frames": self.masked.config.frames, "size": size}
+
+    @property
+    def tower(self) -> None:
+        """None: the layers are those of two encoders."""
+        return
+
+    def prepare(self, clips: Tensor, frame_step: int = 1) -> tuple[Tensor, Tensor]:
+        """Pixels 0..255 (B, 3, T, S, S) for each encoder; the multimodal one gets every `frame_step`-th frame."""
+        return self.masked.prepare(clips), self.multimodal.prepare(clips[:, :, ::frame_step])
+
+    def features(self, video: tuple[Tensor, Tensor]) -> Tensor:
+        """Both encoders' features, each L2-normalized, concatenated, so that neither dominates (B, Dm + Du)."""
+        tokens, feature = self.interact(*video)
+        parts = [self.masked.pool(tokens), feature]
+        return torch.cat([nn.functional.normalize(part.float(), dim=1) for part in parts], dim=1)
+
+    def tokens(self, video: tuple[Tensor, Tensor]) -> Tensor:
+        """The masked encoder's tokens (B, N, Dm), as its head takes them."""
+        return self.interact(*video)[0]
+
+    def logits(self, video: tuple[Tensor, Tensor]) -> Tensor:
+        """The joined scores (B, C)."""
+        return self.forward(*video).fused
 
     def forward(self, masked_video: Tensor, multimodal_video: Tensor) -> CrossModelOutput:
         """Both scores and their combination; arguments as `interact`."""
@@ -223,7 +283,7 @@ class CrossModel(nn.Module):
         """(B, D) -> (B, C) with this model's dropout in place of the head's own."""
         head = self.multimodal.proj
         assert isinstance(head, ClassHead)  # checked at construction
-        return head.linear(self.dropout(head.norm(feature)))  # type: ignore[no-any-return]  # untyped __call__
+        return head.linear(self.dropout(head.norm(feature)))
 
     def gates(self) -> dict[str, Tensor]:
         """How far everything is open: tanh of every gate, and the mean share of each score, scalars without graph."""
@@ -235,7 +295,7 @@ class CrossModel(nn.Module):
                 assert block.gate_mlp is not None
                 values[f"{family}.{stage}.attention"] = block.gate_attn.detach().tanh()
                 values[f"{family}.{stage}.feed_forward"] = block.gate_mlp.detach().tanh()
-        masked, multimodal = self.fuse.shares()
+        masked, multimodal = self.fuse.weights()
         return {**values, "fuse.masked": masked.detach().mean(), "fuse.multimodal": multimodal.detach().mean()}
 
     @property

@@ -11,9 +11,10 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from internvideo.models.declared import MOST_POSITIONS, DeclaredError
+from internvideo.models.module import Linear, Module
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
@@ -24,7 +25,7 @@ NATIVE_CLIP = 224, 16
 """The clip, pixels and frames, for which modeling_finetune.py builds the table that it then resizes."""
 
 
-class Normalize(nn.Module):
+class Normalize(Module):
     """Pixels 0..255 -> the backbone's scale: (x / 255 - mean) / std per channel.
 
     Mean and std follow the module's device but are constants: they are in no state dict.
@@ -44,7 +45,7 @@ class Normalize(nn.Module):
         return pixels.sub(255 * self.mean).div_(255 * self.std)
 
 
-class TubeletEmbedding(nn.Module):
+class TubeletEmbedding(Module):
     """A linear map of cubes of `tubelet` frames x `patch` x `patch` pixels, equal to a Conv3d with kernel = stride.
 
     Holding the map as one Linear lets the masked encoder cut out the visible cubes first and multiply only those.
@@ -60,7 +61,7 @@ class TubeletEmbedding(nn.Module):
     def __init__(self, width: int, patch: int, tubelet: int, channels: int = 3) -> None:
         super().__init__()
         self.patch, self.tubelet = patch, tubelet
-        self.proj = nn.Linear(channels * tubelet * patch * patch, width)
+        self.proj = Linear(channels * tubelet * patch * patch, width)
 
     def cut(self, video: Tensor, index: Tensor | None = None) -> Tensor:
         """The pixels of the tokens, ordered (color, frame, row, column) within a token.
@@ -85,7 +86,7 @@ class TubeletEmbedding(nn.Module):
 
     def forward(self, video: Tensor, index: Tensor | None = None) -> Tensor:
         """(B, 3, T, S, S), index (B, K) or None -> (B, K or N, D)."""
-        return self.proj(self.cut(video, index))  # type: ignore[no-any-return]  # nn.Module.__call__ is untyped
+        return self.proj(self.cut(video, index))
 
 
 def sin_cos_table(tokens: int, width: int) -> Tensor:

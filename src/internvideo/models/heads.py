@@ -9,12 +9,16 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from internvideo.models.caption_decoder import CaptionDecoder, init_normal
 from internvideo.models.clip import EPS, at_end_of_text
+from internvideo.models.embeddings import Normalize
+from internvideo.models.encoder import ClipNeeds, VideoEncoder, in_part
+from internvideo.models.module import Dropout, LayerNorm, Linear, Module, Sequential
 from internvideo.models.uniformerv2 import UniFormerV2Config
 from internvideo.models.video_language import VideoLanguage, VideoLanguageConfig
 
@@ -45,7 +49,7 @@ class AnswerConfig:
         return self.model.vision
 
 
-class AnswerHead(nn.Sequential):
+class AnswerHead(Sequential):
     """(Dropout, linear to twice the width, layer norm, GELU) once for two layers, twice for three; dropout, linear.
 
     (..., F) -> (..., outputs). The published code has two linear layers, the paper speaks of three, whose hidden ones
@@ -57,8 +61,8 @@ class AnswerHead(nn.Sequential):
             raise ValueError(f"an answer head of {layers} layers: 2 or more")
         hidden, parts = 2 * features, list[nn.Module]()
         for before in (features, *(hidden,) * (layers - 2)):
-            parts += [nn.Dropout(dropout), nn.Linear(before, hidden), nn.LayerNorm(hidden, eps=EPS), nn.GELU()]
-        super().__init__(*parts, nn.Dropout(dropout), nn.Linear(hidden, outputs))
+            parts += [Dropout(dropout), Linear(before, hidden), LayerNorm(hidden, eps=EPS), nn.GELU()]
+        super().__init__(*parts, Dropout(dropout), Linear(hidden, outputs))
         self.apply(init_normal)
 
 
@@ -79,18 +83,18 @@ class AnswerOutput:
 
 
 @dataclass(frozen=True)
-class SeenVideo:
+class EncodedVideo:
     """What questions are asked about: video features (B, D) and the decoder's pooled visual tokens (B, Q, W)."""
 
     features: Tensor
     pooled: Tensor
 
-    def __getitem__(self, index: slice) -> SeenVideo:
+    def __getitem__(self, index: slice) -> EncodedVideo:
         """Some of the videos."""
-        return SeenVideo(self.features[index], self.pooled[index])
+        return EncodedVideo(self.features[index], self.pooled[index])
 
 
-class FusedAnswer(nn.Module):
+class FusedQANetwork(VideoEncoder):
     """Towers without projections, caption decoder without predictor, and an answer head on all three features.
 
     Args:
@@ -119,7 +123,7 @@ class FusedAnswer(nn.Module):
     def checkpointing(self, value: bool) -> None:
         self.model.checkpointing = value
 
-    def idle(self, name: str) -> bool:
+    def is_unused_parameter(self, name: str) -> bool:
         """Whether a parameter plays no part in the scores: the cosines' scale, the mask of words, an unseen video's."""
         if name in ("model.logit_scale", "model.text.mask_embedding"):
             return True
@@ -134,38 +138,72 @@ class FusedAnswer(nn.Module):
             raise ValueError("an answering network needs a caption decoder")
         return decoder
 
-    def normalize(self, video: Tensor) -> Tensor:
-        """uint8 or float in 0..255 (B, 3, T, S, S) -> normalized float."""
-        return self.model.normalize(video)  # type: ignore[no-any-return]  # nn.Module.__call__ is untyped
+    @property
+    def normalize(self) -> Normalize:  # type: ignore[override]  # of a part, never set
+        """That of the towers."""
+        return self.model.normalize
 
-    def look(self, video: Tensor) -> SeenVideo:
+    @property
+    def build_config(self) -> Any:
+        """The config of the towers."""
+        return self.model.config
+
+    @property
+    def embed_dim(self) -> int:
+        """The video tower's width."""
+        return self.model.embed_dim
+
+    @property
+    def clip_needs(self) -> tuple[ClipNeeds, ...]:
+        """Those of the video tower; none where it is not used."""
+        return self.model.clip_needs if self.video else ()
+
+    @property
+    def test_clips(self) -> dict[str, Any]:
+        """See `VideoLanguage.test_clips`."""
+        return self.model.test_clips
+
+    @property
+    def tower(self) -> nn.Module | None:
+        """That of the towers."""
+        return self.model.tower
+
+    def features(self, video: Tensor) -> Tensor:
+        """Normalized (B, 3, T, S, S) -> (B, D), without a question."""
+        return self.model.encode_video(video)
+
+    def tokens(self, video: Tensor) -> Tensor:
+        """See `VideoLanguage.tokens`."""
+        return self.model.tokens(video)
+
+    def encode_video(self, video: Tensor) -> EncodedVideo:
         """Normalized (B, 3, T, S, S) -> what the questions are asked about, the same for all of them."""
         decoder = self.decoder
         if not self.video:
             config, unseen = decoder.config, self.model.visual_norm.weight
-            return SeenVideo(
+            return EncodedVideo(
                 unseen.new_zeros(len(video), config.vision_width),
                 unseen.new_zeros(len(video), config.queries, config.width),
             )
-        seen = self.model.see(video)
-        return SeenVideo(self.model.project_video(seen.pooled), decoder.pool(seen.tokens))
+        features = self.model.forward_features(video)
+        return EncodedVideo(self.model.project_video(features.pooled), decoder.pool(features.tokens))
 
-    def respond(self, seen: SeenVideo, tokens: Tensor) -> AnswerOutput:
-        """B seen videos, ids (B * K, L) with the K texts of a video side by side -> outputs of B * K rows.
+    def forward_head(self, encoded: EncodedVideo, tokens: Tensor) -> AnswerOutput:
+        """B encoded videos, ids (B * K, L) with the K texts of a video side by side -> outputs of B * K rows.
 
         The decoder has one position less than the text tower; a text that fills the context is read at the last one.
         """
-        choices = len(tokens) // len(seen.features)
+        choices = len(tokens) // len(encoded.features)
         words = self.model.text.tokens(tokens)
-        caption = self.decoder.decode(words[:, :-1], seen.pooled.repeat_interleave(choices, dim=0))
-        features = seen.features.repeat_interleave(choices, dim=0)
+        caption = self.decoder.decode(words[:, :-1], encoded.pooled.repeat_interleave(choices, dim=0))
+        features = encoded.features.repeat_interleave(choices, dim=0)
         text = at_end_of_text(words, tokens)
         scores = self.head(torch.cat([at_end_of_text(caption, tokens), features, text], dim=1))
         return AnswerOutput(scores, features, text, caption)
 
     def answer(self, video: Tensor, tokens: Tensor) -> AnswerOutput:
-        """Normalized (B, 3, T, S, S), ids (B * K, L) -> outputs of B * K rows (see `respond`)."""
-        return self.respond(self.look(video), tokens)
+        """Normalized (B, 3, T, S, S), ids (B * K, L) -> outputs of B * K rows (see `forward_head`)."""
+        return self.forward_head(self.encode_video(video), tokens)
 
     def initial_state(self, state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], str] | None:
         """What a video-language model fills, and a pattern of the names that it leaves fresh; None for a whole network.
@@ -191,7 +229,7 @@ class FusedAnswer(nn.Module):
         return self.model.no_weight_decay(name.removeprefix("model."), parameter)
 
 
-class VideoQuestionAnswering(FusedAnswer):
+class VideoQuestionAnswering(FusedQANetwork):
     """Open-ended question answering as classification over A frequent answers.
 
     Args:
@@ -204,6 +242,23 @@ class VideoQuestionAnswering(FusedAnswer):
         super().__init__(config, answers, dropout, layers, video)
         self.config = AnswerConfig(config, answers, dropout, layers, video)
 
+    config: AnswerConfig
+
+    @property
+    def build_config(self) -> AnswerConfig:
+        """With the answers and the head."""
+        return self.config
+
+    @property
+    def num_classes(self) -> int:
+        """A."""
+        return self.config.answers
+
+    @property
+    def clip_needs(self) -> tuple[ClipNeeds, ...]:
+        """See `FusedQANetwork.clip_needs`."""
+        return in_part("model", super().clip_needs)
+
     @property
     def class_layer(self) -> tuple[str, int]:
         """The last linear layer of the head."""
@@ -215,7 +270,7 @@ class VideoQuestionAnswering(FusedAnswer):
         return scores.reshape(*tokens.shape[:-1], -1)
 
 
-class RankedMultipleChoice(FusedAnswer):
+class PairScoringMultipleChoice(FusedQANetwork):
     """Multiple choice by a score of every (video, text) pair from the fused features."""
 
     def __init__(self, config: VideoLanguageConfig, dropout: float = 0.5) -> None:
@@ -227,7 +282,7 @@ class RankedMultipleChoice(FusedAnswer):
         return self.answer(video, tokens.flatten(0, 1)).scores.reshape(tokens.shape[:2])
 
 
-class SimilarMultipleChoice(nn.Module):
+class ZeroShotMultipleChoice(Module):
     """Multiple choice by the cosine of the video with each text (zero-shot: no weights of its own)."""
 
     def __init__(self, config: VideoLanguageConfig) -> None:
@@ -236,7 +291,7 @@ class SimilarMultipleChoice(nn.Module):
 
     def normalize(self, video: Tensor) -> Tensor:
         """uint8 or float in 0..255 (B, 3, T, S, S) -> normalized float."""
-        return self.model.normalize(video)  # type: ignore[no-any-return]  # nn.Module.__call__ is untyped
+        return self.model.normalize(video)
 
     def forward(self, video: Tensor, tokens: Tensor) -> Tensor:
         """Normalized (B, 3, T, S, S), ids of the choices (B, K, L) -> scaled cosines (B, K)."""

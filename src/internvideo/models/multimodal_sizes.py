@@ -8,7 +8,7 @@ from internvideo.models.caption_decoder import CaptionDecoder, CaptionDecoderCon
 from internvideo.models.clip import Clip, ClipConfig, TextConfig
 from internvideo.models.cross_model import InteractionConfig, build_cross_model
 from internvideo.models.entry import ModelEntry
-from internvideo.models.heads import AnswerConfig, RankedMultipleChoice, VideoQuestionAnswering
+from internvideo.models.heads import AnswerConfig, PairScoringMultipleChoice, VideoQuestionAnswering
 from internvideo.models.uniformerv2 import UniFormerV2, UniFormerV2Config
 from internvideo.models.viclip import ViCLIP, ViCLIPConfig
 from internvideo.models.video_language import VideoLanguage, VideoLanguageConfig
@@ -129,7 +129,9 @@ MULTIMODAL_MODELS: dict[str, ModelEntry] = {
         for size, config in _ANSWERING.items()
     },
     **{
-        f"internvideo-mm-{size}-choice": ModelEntry(RankedMultipleChoice, config, None, f"multiple choice on {size}")
+        f"internvideo-mm-{size}-choice": ModelEntry(
+            PairScoringMultipleChoice, config, None, f"multiple choice on {size}"
+        )
         for size, config in _ANSWERING.items()
     },
     **{

@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from internvideo.models.embeddings import resize_table
-from internvideo.models.videomae import Trunk
+from internvideo.models.videomae_config import VideoMAEConfig
 
 NATIVE_SLOTS = 8
 """Slots in time of what is published: 16 frames of tubelets of two, 8 frames of tubelets of one (UMT)."""
@@ -85,9 +85,8 @@ def _resized(model: nn.Module, name: str, value: Tensor, length: int) -> Tensor 
         return resize_patches(value, math.isqrt(length - 1))
     if leaf == "time_embedding":
         return resize_times(value, length)
-    trunk = model.get_submodule(parent)
-    if leaf == "pos_embed" and isinstance(trunk, Trunk):
-        config = trunk.config
+    config = getattr(model.get_submodule(parent), "config", None)
+    if leaf == "pos_embed" and isinstance(config, VideoMAEConfig):
         grid = learned_grid(value.shape[1], config.native_clip[0] // config.patch_size)
         if grid is not None:
             slots, side = grid

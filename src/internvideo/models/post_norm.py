@@ -9,10 +9,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from internvideo.models.attention import CrossAttention
 from internvideo.models.block import FeedForward
+from internvideo.models.module import Dropout, LayerNorm, Module
 
 EPS = 1e-12
 
@@ -23,39 +24,39 @@ class PostNormConfig:
 
     width: int
     heads: int
-    hidden: int
+    mlp_dim: int
     dropout: float = 0.1
 
 
-class PostNormAttention(nn.Module):
+class PostNormAttention(Module):
     """norm(x + attention(x, y))."""
 
     def __init__(self, config: PostNormConfig) -> None:
         super().__init__()
         self.attn = CrossAttention(config.width, config.width, config.heads, dropout=config.dropout)
-        self.dropout = nn.Dropout(config.dropout)
-        self.norm = nn.LayerNorm(config.width, eps=EPS)
+        self.dropout = Dropout(config.dropout)
+        self.norm = LayerNorm(config.width, eps=EPS)
 
-    def forward(self, x: Tensor, context: Tensor | None = None, seen: Tensor | None = None) -> Tensor:
-        """(B, N, D), context (B, K, D) or None for x itself, seen bool to (B, H, N, K) -> (B, N, D)."""
-        read = self.attn(x, x if context is None else context, seen=seen)
-        return self.norm(x + self.dropout(read))  # type: ignore[no-any-return]  # nn.Module.__call__ is untyped
+    def forward(self, x: Tensor, context: Tensor | None = None, attn_mask: Tensor | None = None) -> Tensor:
+        """(B, N, D), context (B, K, D) or None for x itself, attn_mask bool to (B, H, N, K) -> (B, N, D)."""
+        read = self.attn(x, x if context is None else context, attn_mask=attn_mask)
+        return self.norm(x + self.dropout(read))
 
 
-class PostNormFeed(nn.Module):
+class PostNormFeed(Module):
     """norm(x + feed-forward(x))."""
 
     def __init__(self, config: PostNormConfig) -> None:
         super().__init__()
-        self.mlp = FeedForward(config.width, config.hidden, activation="gelu", dropout=config.dropout)
-        self.norm = nn.LayerNorm(config.width, eps=EPS)
+        self.mlp = FeedForward(config.width, config.mlp_dim, activation="gelu", dropout=config.dropout)
+        self.norm = LayerNorm(config.width, eps=EPS)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, N, D) -> (B, N, D)."""
-        return self.norm(x + self.mlp(x))  # type: ignore[no-any-return]  # nn.Module.__call__ is untyped
+        return self.norm(x + self.mlp(x))
 
 
-class PostNormLayer(nn.Module):
+class PostNormLayer(Module):
     """Self-attention and feed-forward."""
 
     def __init__(self, config: PostNormConfig) -> None:
@@ -63,6 +64,6 @@ class PostNormLayer(nn.Module):
         self.attention = PostNormAttention(config)
         self.feed = PostNormFeed(config)
 
-    def forward(self, x: Tensor, seen: Tensor | None = None) -> Tensor:
-        """(B, N, D), seen bool to (B, H, N, N) -> (B, N, D)."""
-        return self.feed(self.attention(x, seen=seen))  # type: ignore[no-any-return]  # nn.Module.__call__ is untyped
+    def forward(self, x: Tensor, attn_mask: Tensor | None = None) -> Tensor:
+        """(B, N, D), attn_mask bool to (B, H, N, N) -> (B, N, D)."""
+        return self.feed(self.attention(x, attn_mask=attn_mask))

@@ -15,16 +15,16 @@ from torch.overrides import TorchFunctionMode
 
 from internvideo.errors import WeightsError
 
-DRAWS = (Tensor.uniform_, Tensor.normal_, nn.init.uniform_, nn.init.normal_, nn.init.kaiming_uniform_)
+RANDOM_INITS = (Tensor.uniform_, Tensor.normal_, nn.init.uniform_, nn.init.normal_, nn.init.kaiming_uniform_)
 
 
-class _Undrawn(TorchFunctionMode):
+class _SkipInit(TorchFunctionMode):
     """NaN in place of random numbers."""
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Sequence[type], args: Any = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        if func in DRAWS:
+        if func in RANDOM_INITS:
             target: Tensor = args[0] if args else (kwargs or {})["tensor"]
             with torch.no_grad():
                 return target.fill_(torch.nan)
@@ -32,13 +32,13 @@ class _Undrawn(TorchFunctionMode):
 
 
 @contextmanager
-def undrawn() -> Iterator[None]:
-    """Models built inside hold NaN wherever they would be random; fill them strictly, then `check_filled`."""
-    with _Undrawn():
+def skip_init() -> Iterator[None]:
+    """Models built inside hold NaN wherever they would be random; fill them strictly, then `check_all_loaded`."""
+    with _SkipInit():
         yield
 
 
-def check_filled(module: nn.Module, where: object) -> None:
+def check_all_loaded(module: nn.Module, where: object) -> None:
     """Raises WeightsError for a parameter that no file filled."""
     for name, parameter in module.named_parameters():
         if parameter.numel() and bool(parameter.detach().reshape(-1)[0].isnan()):

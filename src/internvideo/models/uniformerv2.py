@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +18,8 @@ from torch.utils.checkpoint import checkpoint
 from internvideo.models.block import Block, BlockConfig, DropPath
 from internvideo.models.clip import EPS, FrameStem, clip_block, init_clip_blocks
 from internvideo.models.embeddings import HALF_MEAN, HALF_STD, Normalize
+from internvideo.models.encoder import ClipClassifier, ClipNeeds
+from internvideo.models.module import Conv3d, Dropout, LayerNorm, Linear, Module
 
 
 @dataclass(frozen=True)
@@ -86,16 +89,16 @@ class StagedFeatures:
     all_tokens: Tensor
 
 
-class LocalBlock(nn.Module):
+class LocalBlock(Module):
     """Temporal mixing of patch tokens at the same place: norm, 1x1x1, depthwise 3x1x1, 1x1x1 convolutions, residual."""
 
     def __init__(self, width: int, reduction: float, drop_path: float) -> None:
         super().__init__()
         inner = int(width / reduction)
         self.norm = nn.BatchNorm3d(width)
-        self.reduce = nn.Conv3d(width, inner, 1)
-        self.temporal = nn.Conv3d(inner, inner, (3, 1, 1), padding=(1, 0, 0), groups=inner)
-        self.expand = nn.Conv3d(inner, width, 1)
+        self.reduce = Conv3d(width, inner, 1)
+        self.temporal = Conv3d(inner, inner, (3, 1, 1), padding=(1, 0, 0), groups=inner)
+        self.expand = Conv3d(inner, width, 1)
         nn.init.zeros_(self.expand.weight)  # the block starts as the identity
         nn.init.zeros_(self.expand.bias)  # type: ignore[arg-type]  # the convolution has a bias
         self.drop_path = DropPath(drop_path)
@@ -107,18 +110,18 @@ class LocalBlock(nn.Module):
         return torch.cat([x[:, :1], from_grid(patches)], dim=1)
 
 
-class GlobalBlock(nn.Module):
+class GlobalBlock(Module):
     """One stage of the query token: depthwise 3x3x3 position term on the patches, cross-attention, feed-forward."""
 
     def __init__(self, config: UniFormerV2Config, drop_path: float) -> None:
         super().__init__()
         width = config.width
-        self.position = nn.Conv3d(width, width, 3, padding=1, groups=width)
+        self.position = Conv3d(width, width, 3, padding=1, groups=width)
         self.block = Block(
             BlockConfig(
                 width=width,
                 heads=config.global_heads or config.heads,
-                hidden=int(config.mlp_factor * width),
+                mlp_dim=int(config.mlp_factor * width),
                 activation="quick_gelu",
                 eps=EPS,
                 context="packed",
@@ -144,7 +147,7 @@ class GlobalBlock(nn.Module):
 
     def forward(self, query: Tensor, tokens: Tensor, frames: int) -> Tensor:
         """Query (B, 1, D), tokens (B, T * N, D) -> (B, 1, D)."""
-        return self.block(query, self.positioned(tokens, frames))  # type: ignore[no-any-return]  # untyped call
+        return self.block(query, self.positioned(tokens, frames))
 
 
 def to_grid(patches: Tensor, frames: int) -> Tensor:
@@ -158,27 +161,28 @@ def from_grid(grid: Tensor) -> Tensor:
     return grid.permute(0, 2, 3, 4, 1).flatten(2, 3).flatten(0, 1)
 
 
-class ClassHead(nn.Module):
+class ClassHead(Module):
     """Layer norm, dropout, linear classifier."""
 
     def __init__(self, width: int, classes: int, dropout: float) -> None:
         super().__init__()
-        self.norm = nn.LayerNorm(width, eps=EPS)
-        self.dropout = nn.Dropout(dropout)
-        self.linear = nn.Linear(width, classes)
+        self.norm = LayerNorm(width, eps=EPS)
+        self.dropout = Dropout(dropout)
+        self.linear = Linear(width, classes)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, D) -> logits (B, C)."""
-        return self.linear(self.dropout(self.norm(x)))  # type: ignore[no-any-return]  # nn.Module.__call__ is untyped
+        return self.linear(self.dropout(self.norm(x)))
 
 
-class UniFormerV2(nn.Module):
+class UniFormerV2(ClipClassifier):
     """The multimodal video encoder, as a classifier or (classes=0) as the video tower of `VideoLanguage`.
 
     Attributes:
         checkpointing: compute the layers' activations again in the backward pass instead of storing them.
     """
 
+    config: UniFormerV2Config
     class_layer = ("proj.linear", 0)
     initial_sources = (("weights",), ("clip",))
 
@@ -208,7 +212,8 @@ class UniFormerV2(nn.Module):
 
     def _run(self, part: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
         if self.checkpointing and self.training and torch.is_grad_enabled():
-            return checkpoint(part, x, use_reentrant=False)  # type: ignore[no-any-return]  # untyped function
+            again: Tensor = checkpoint(part, x, use_reentrant=False)
+            return again
         return part(x)
 
     def _layer(self, i: int, x: Tensor, frames: int) -> Tensor:
@@ -219,7 +224,7 @@ class UniFormerV2(nn.Module):
             x = self.local1[i](x, frames)
         if not len(self.local2):
             return self._run(block, x)
-        return self._run(block.feed, self.local2[i](self._run(block.mix, x), frames))
+        return self._run(block.feed_forward_branch, self.local2[i](self._run(block.attention_branch, x), frames))
 
     def backbone(self, video: Tensor) -> tuple[list[Tensor], Tensor]:
         """All layers without the query token, which never feeds back.
@@ -239,19 +244,20 @@ class UniFormerV2(nn.Module):
                 stages.append(x.reshape(batch, -1, x.shape[2]))
         return stages, x.reshape(batch, frames, *x.shape[1:])
 
-    def read(self, stage: int, query: Tensor, tokens: Tensor, frames: int) -> Tensor:
+    def read_stage(self, stage: int, query: Tensor, tokens: Tensor, frames: int) -> Tensor:
         """Global stage `stage` (0-based): query (B, 1, D), its tokens (B, T * N, D) -> query (B, 1, D)."""
-        return self.global_blocks[stage](query, tokens, frames)  # type: ignore[no-any-return]  # untyped call
+        read: Tensor = self.global_blocks[stage](query, tokens, frames)
+        return read
 
     def stages(self, video: Tensor) -> StagedFeatures:
         """Normalized (B, 3, T, S, S) -> every intermediate that other modules read."""
         tokens, last = self.backbone(video)
         query = self.query.expand(video.shape[0], -1, -1)
         for stage, stage_tokens in enumerate(tokens):
-            query = self.read(stage, query, stage_tokens, last.shape[1])
+            query = self.read_stage(stage, query, stage_tokens, last.shape[1])
         return StagedFeatures(tokens, query, last[:, :, 0].mean(dim=1), last)
 
-    def fuse(self, query: Tensor, class_mean: Tensor) -> Tensor:
+    def merge_class_token(self, query: Tensor, class_mean: Tensor) -> Tensor:
         """Query (B, D) or (B, 1, D) and mean class token (B, D) -> the clip's feature (B, D)."""
         query = query.flatten(1)
         if self.balance is None:
@@ -259,15 +265,66 @@ class UniFormerV2(nn.Module):
         share = torch.sigmoid(self.balance)
         return (1 - share) * query + share * class_mean
 
+    @property
+    def clip_needs(self) -> tuple[ClipNeeds, ...]:
+        """Any number of frames; a kernel over three of them needs three."""
+        fewest = 3 if self.config.temporal_downsample else 1
+        return (ClipNeeds(image_size=self.config.image_size, min_frames=fewest),)
+
+    @property
+    def test_clips(self) -> dict[str, Any]:
+        """UniFormerV2 configs: sparse frames, torch's bilinear resize without antialiasing."""
+        return {
+            "frames": self.config.frames,
+            "size": self.config.image_size,
+            "sampler": "sparse",
+            "style": "torch",
+        }
+
+    @property
+    def tower(self) -> UniFormerV2 | None:
+        """None with local blocks, which stand inside the layers."""
+        return None if len(self.local2) else self
+
+    def to_grid(self, output: Tensor, clips: int) -> Tensor:
+        """Tokens (B * T, 1 + HW, D) of a layer -> (B, T, H, W, D), without the class tokens."""
+        patches = output[:, 1:]
+        side = math.isqrt(patches.shape[1])
+        return patches.reshape(clips, -1, side, side, output.shape[-1])
+
+    def tokens(self, video: Tensor) -> Tensor:
+        """Normalized (B, 3, T, S, S) -> tokens of the last layer (B, T * N, D)."""
+        return self.stages(video).all_tokens.flatten(1, 2)
+
     def features(self, video: Tensor) -> Tensor:
         """Normalized (B, 3, T, S, S) -> (B, D), the head's input."""
         staged = self.stages(video)
-        return self.fuse(staged.query, staged.class_mean)
+        return self.merge_class_token(staged.query, staged.class_mean)
 
     def forward(self, video: Tensor) -> Tensor:
         """Normalized (B, 3, T, S, S) -> logits (B, C), or features (B, D) without a head."""
         features = self.features(video)
         return features if self.proj is None else self.proj(features)
+
+    def _class_head(self) -> ClassHead:
+        if self.proj is None:
+            raise ValueError("a model without classifier")
+        return self.proj
+
+    @property
+    def head_layer(self) -> nn.Linear:
+        """The linear layer of the classes. Raises ValueError without one."""
+        return self._class_head().linear
+
+    def head_input(self, video: Tensor) -> Tensor:
+        """Normalized (B, 3, T, S, S) -> (B, D), what `head_layer` reads, before the dropout."""
+        return self._class_head().norm(self.features(video))
+
+    def logits_and_grid(self, video: Tensor) -> tuple[Tensor, Tensor]:
+        """Normalized (B, 3, T, S, S) -> logits (B, C) and patches of the last layer (B, D, T, H, W), in one pass."""
+        head, staged = self._class_head(), self.stages(video)
+        grid = to_grid(staged.all_tokens[:, :, 1:].flatten(0, 1), staged.all_tokens.shape[1])
+        return head(self.merge_class_token(staged.query, staged.class_mean)), grid
 
     def initial_state(self, state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], str] | None:
         """The video tower of a video-language model, and a pattern of the names that it leaves fresh; None for ours."""

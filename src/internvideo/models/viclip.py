@@ -7,13 +7,15 @@ Source: viclip.py.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from internvideo.models.clip import EPS, FrameStem, TextConfig, TextTower, clip_block, init_clip_blocks
-from internvideo.models.clip import similarity as cosine_similarity
 from internvideo.models.embeddings import IMAGENET_MEAN, IMAGENET_STD, Normalize
+from internvideo.models.encoder import ClipNeeds, DualEncoder
+from internvideo.models.module import LayerNorm, Module
 
 FIRST_TEMPERATURE = 0.01
 
@@ -45,7 +47,7 @@ class ViCLIPConfig:
     std: tuple[float, float, float] = IMAGENET_STD
 
 
-class ViCLIPVision(nn.Module):
+class ViCLIPVision(Module):
     """The video tower."""
 
     def __init__(self, config: ViCLIPConfig) -> None:
@@ -56,7 +58,7 @@ class ViCLIPVision(nn.Module):
         self.stem = FrameStem(config.image_size, config.patch_size, width)
         self.time_embedding = nn.Parameter(torch.zeros(1, config.frames, width))
         self.blocks = nn.ModuleList(clip_block(width, config.heads, drop_path=r, drop_path_dim=1) for r in rates)
-        self.norm = nn.LayerNorm(width, eps=EPS)
+        self.norm = LayerNorm(width, eps=EPS)
         self.projection = nn.Parameter(torch.randn(width, config.joint_width) * width**-0.5)
         init_clip_blocks(self.blocks)
 
@@ -85,16 +87,18 @@ class ViCLIPVision(nn.Module):
         x = stem.norm(torch.cat([cls.to(x.dtype), x], dim=1))
         for block in self.blocks:
             x = block(x)
-        return self.norm(x)  # type: ignore[no-any-return]  # nn.Module.__call__ is untyped
+        return self.norm(x)
 
     def forward(self, video: Tensor) -> Tensor:
         """Normalized (B, 3, T, S, S) -> (B, E)."""
         return self.tokens(video)[:, 0] @ self.projection
 
 
-class ViCLIP(nn.Module):
+class ViCLIP(DualEncoder):
     """Video and text towers with a temperature."""
 
+    config: ViCLIPConfig
+    text: TextTower
     initial_sources = (("weights",), ("clip",))
 
     def __init__(self, config: ViCLIPConfig) -> None:
@@ -107,20 +111,37 @@ class ViCLIP(nn.Module):
 
     def encode_video(self, video: Tensor) -> Tensor:
         """Normalized (B, 3, T, S, S) -> (B, E), not length-normalized."""
-        return self.visual(video)  # type: ignore[no-any-return]  # nn.Module.__call__ is untyped
+        return self.visual(video)
 
-    def encode_text(self, tokens: Tensor) -> Tensor:
-        """Ids (B, L) -> (B, E), not length-normalized."""
-        return self.text(tokens)  # type: ignore[no-any-return]  # nn.Module.__call__ is untyped
+    @property
+    def clip_needs(self) -> tuple[ClipNeeds, ...]:
+        """Frames up to as many as there are time positions."""
+        return (ClipNeeds(image_size=self.config.image_size, max_frames=self.config.frames),)
+
+    @property
+    def test_clips(self) -> dict[str, Any]:
+        """viclip.py: squashed to the square, bicubic. The frame rule is not in the paper: middles of equal pieces."""
+        return {
+            "frames": self.config.frames,
+            "size": self.config.image_size,
+            "sampler": "segment_middle",
+            "squash": True,
+            "style": "pil_bicubic",
+        }
+
+    @property
+    def tower(self) -> ViCLIPVision:
+        """The video tower."""
+        return self.visual
+
+    def tokens(self, video: Tensor) -> Tensor:
+        """See `ViCLIPVision.tokens`."""
+        return self.visual.tokens(video)
 
     @property
     def scale(self) -> Tensor:
         """1 / temperature, the factor of the cosines."""
         return 1 / self.temperature
-
-    def similarity(self, video: Tensor, text: Tensor) -> Tensor:
-        """Features (B, E), (C, E) -> scaled cosines (B, C)."""
-        return cosine_similarity(video, text, self.scale)
 
     def forward(self, video: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
         """Normalized (B, 3, T, S, S), ids (B, L) -> features (B, E), (B, E)."""

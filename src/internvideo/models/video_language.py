@@ -9,11 +9,12 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from internvideo.models.attention import Memory
+from internvideo.models.attention import KVCache
 from internvideo.models.caption_decoder import CaptionDecoder, CaptionDecoderConfig
 from internvideo.models.clip import (
     EPS,
@@ -24,9 +25,10 @@ from internvideo.models.clip import (
     at_end_of_text,
     without_filling,
 )
-from internvideo.models.clip import similarity as cosine_similarity
 from internvideo.models.embeddings import CLIP_MEAN, CLIP_STD, Normalize
+from internvideo.models.encoder import ClipNeeds, DualEncoder, in_part
 from internvideo.models.generation import generate, sample
+from internvideo.models.module import LayerNorm
 from internvideo.models.uniformerv2 import UniFormerV2, UniFormerV2Config
 
 
@@ -82,10 +84,13 @@ class VideoFeatures:
     tokens: Tensor
 
 
-class VideoLanguage(nn.Module):
+class VideoLanguage(DualEncoder):
     """InternVideo-MM. Images are videos of one frame."""
 
+    config: VideoLanguageConfig
+    text: TextTower
     initial_sources = (("weights",), ("clip",))
+    takes_frame_mask = True
 
     def __init__(self, config: VideoLanguageConfig) -> None:
         super().__init__()
@@ -93,7 +98,7 @@ class VideoLanguage(nn.Module):
         width, joint = config.vision.width, config.joint_width
         self.normalize = Normalize(config.mean, config.std)
         self.visual = UniFormerV2(config.vision)
-        self.visual_norm = nn.LayerNorm(width, eps=EPS)
+        self.visual_norm = LayerNorm(width, eps=EPS)
         self.visual_projection = nn.Parameter(torch.randn(width, joint) * width**-0.5) if joint else None
         self.text = TextTower(config.text, joint)
         self.logit_scale = nn.Parameter(torch.tensor(INITIAL_LOGIT_SCALE))
@@ -108,10 +113,49 @@ class VideoLanguage(nn.Module):
     def checkpointing(self, value: bool) -> None:
         self.visual.checkpointing = value
 
-    def see(self, video: Tensor) -> VideoFeatures:
+    @property
+    def embed_dim(self) -> int:
+        """E of the space, or the video tower's width without one."""
+        return self.config.joint_width or self.config.vision.width
+
+    @property
+    def can_caption(self) -> bool:
+        """With a caption decoder."""
+        return self.caption_decoder is not None
+
+    @property
+    def clip_needs(self) -> tuple[ClipNeeds, ...]:
+        """Those of the video tower."""
+        return in_part("vision", self.visual.clip_needs)
+
+    @property
+    def test_clips(self) -> dict[str, Any]:
+        """First frame to last, short side 256 for 224 px, PIL's bilinear (Multi-Modalities-Pretraining)."""
+        vision = self.config.vision
+        resize = round(vision.image_size * 256 / 224)
+        return {
+            "frames": vision.frames,
+            "size": vision.image_size,
+            "sampler": "linspace",
+            "resize": resize,
+            "style": "pil",
+        }
+
+    @property
+    def tower(self) -> UniFormerV2 | None:
+        """That of the video tower."""
+        return self.visual.tower
+
+    def tokens(self, video: Tensor) -> Tensor:
+        """Normalized (B, 3, T, S, S) -> tokens of the video tower's last layer (B, T * N, D)."""
+        return self.forward_features(video).tokens
+
+    def forward_features(self, video: Tensor) -> VideoFeatures:
         """Normalized (B, 3, T, S, S) -> the video tower's outputs."""
         staged = self.visual.stages(video)
-        return VideoFeatures(self.visual.fuse(staged.query, staged.class_mean), staged.all_tokens.flatten(1, 2))
+        return VideoFeatures(
+            self.visual.merge_class_token(staged.query, staged.class_mean), staged.all_tokens.flatten(1, 2)
+        )
 
     def project_video(self, pooled: Tensor) -> Tensor:
         """(B, D) -> norm and projection into the joint space (B, E)."""
@@ -120,11 +164,11 @@ class VideoLanguage(nn.Module):
 
     def encode_video(self, video: Tensor, frame_mask: Tensor | None = None) -> Tensor:
         """Normalized (B, 3, T, S, S), (B, T) bool where frames are real or None -> (B, E), not length-normalized."""
-        return self.project_video(self.see(without_filling(video, frame_mask)).pooled)
+        return self.project_video(self.forward_features(without_filling(video, frame_mask)).pooled)
 
     def encode_text(self, tokens: Tensor, masked: Tensor | None = None) -> Tensor:
         """Ids (B, L), optional mask of words to hide (B, L) -> (B, E), not length-normalized."""
-        return self.text(tokens, masked)  # type: ignore[no-any-return]  # nn.Module.__call__ is untyped
+        return self.text(tokens, masked)
 
     @property
     def scale(self) -> Tensor:
@@ -135,10 +179,6 @@ class VideoLanguage(nn.Module):
     def clamp_logit_scale(self) -> None:
         """Keep logit_scale in [0, ln 100], in place; training does this at the start of every step."""
         self.logit_scale.clamp_(0.0, LARGEST_LOGIT_SCALE)
-
-    def similarity(self, video: Tensor, text: Tensor) -> Tensor:
-        """Features (B, E), (C, E) -> scaled cosines (B, C)."""
-        return cosine_similarity(video, text, self.scale)
 
     def _decoder(self) -> CaptionDecoder:
         if self.caption_decoder is None:
@@ -163,7 +203,7 @@ class VideoLanguage(nn.Module):
             captioned: clips of the batch, from its start, whose captions are decoded; None for all, 0 for none.
             frame_mask: (B, T) bool, True where a frame is real; None for all.
         """
-        seen, words = self.see(without_filling(video, frame_mask)), self.text.tokens(tokens)
+        seen, words = self.forward_features(without_filling(video, frame_mask)), self.text.tokens(tokens)
         count = len(tokens) if captioned is None else captioned
         logits = self._decoder()(seen.tokens[:count], words[:count, :-1]) if count and self.caption_decoder else None
         return VideoLanguageOutput(
@@ -203,12 +243,12 @@ class VideoLanguage(nn.Module):
         decoder = self._decoder()
         if nucleus and beams > 1:
             raise ValueError(f"{beams} beams and nucleus {nucleus}: words are either ranked or drawn")
-        pooled = decoder.pool(self.see(video).tokens).repeat_interleave(max(beams, 1), dim=0)
-        memory = Memory()
+        pooled = decoder.pool(self.forward_features(video).tokens).repeat_interleave(max(beams, 1), dim=0)
+        kv_cache = KVCache()
 
         def step(ids: Tensor, _: Tensor) -> Tensor:
-            words = self.text.tokens(ids[:, -1:], memory=memory)
-            return decoder.decode(words, pooled, memory)[:, -1].float().log_softmax(dim=-1)
+            words = self.text.tokens(ids[:, -1:], kv_cache=kv_cache)
+            return decoder.decode(words, pooled, kv_cache)[:, -1].float().log_softmax(dim=-1)
 
         if nucleus:
             here = pooled.device
@@ -222,7 +262,7 @@ class VideoLanguage(nn.Module):
             device=pooled.device,
             beams=beams,
             length_penalty=length_penalty,
-            reorder=memory.keep,
+            reorder=kv_cache.reorder,
         )
 
     def initial_state(self, state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], str | None]:

@@ -1,11 +1,12 @@
 """VideoMAE: the masked video encoder, its decoder for pretraining, and its classifier.
 
-Source: modeling_pretrain.py and modeling_finetune.py. Legend: B batch, T frames, S side, N tokens, K kept,
+Source: modeling_pretrain.py and modeling_finetune.py. Legend: B batch, T frames, S side, N tokens, K visible,
 M masked, D width, C classes, P pixel values of one token.
 """
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
 from functools import partial
@@ -17,7 +18,10 @@ from torch.utils.checkpoint import checkpoint
 
 from internvideo.models.block import Block, BlockConfig
 from internvideo.models.embeddings import Normalize, TubeletEmbedding, resized_table, sin_cos_table
+from internvideo.models.encoder import ClipClassifier
+from internvideo.models.module import Dropout, Identity, LayerNorm, Linear, Module
 from internvideo.models.videomae_config import EPS as EPS
+from internvideo.models.videomae_config import MaskedEncoder
 from internvideo.models.videomae_config import VideoMAEConfig as VideoMAEConfig
 
 FRESH = r"(fc_norm|head)\."
@@ -32,7 +36,7 @@ def make_blocks(config: VideoMAEConfig, width: int, depth: int, heads: int, drop
             BlockConfig(
                 width=width,
                 heads=heads,
-                hidden=int(width * config.mlp_ratio),
+                mlp_dim=int(width * config.mlp_ratio),
                 activation=config.activation,
                 eps=config.eps,
                 bias="query_value" if config.qkv_bias else "none",
@@ -44,13 +48,13 @@ def make_blocks(config: VideoMAEConfig, width: int, depth: int, heads: int, drop
     )
 
 
-def run_blocks(blocks: nn.ModuleList, tokens: Tensor, checkpointing: bool, last: int | None = None) -> Tensor:
+def run_blocks(blocks: nn.ModuleList, tokens: Tensor, checkpointing: bool, num_queries: int | None = None) -> Tensor:
     """Apply the layers; with `checkpointing` their activations are computed again backwards.
 
-    With `last` the final layer works for the last tokens only: (B, N, D) -> (B, last, D).
+    With `num_queries` the final layer works for so many tokens at the end only: (B, N, D) -> (B, num_queries, D).
     """
     for number, block in enumerate(blocks, 1):
-        part = {} if last is None or number < len(blocks) else {"last": last}
+        part = {} if num_queries is None or number < len(blocks) else {"num_queries": num_queries}
         run = partial(block, **part)
         if checkpointing and torch.is_grad_enabled():
             tokens = checkpoint(run, tokens, use_reentrant=False)
@@ -125,21 +129,27 @@ class Trunk(nn.Module):
         position = self.pos_embed if index is None else self.pos_embed[0][index]
         return tokens + position.to(tokens.dtype)
 
+    def to_grid(self, output: Tensor, clips: int) -> Tensor:
+        """Tokens (B, N, D) of a layer -> (B, T / tubelet, H, W, D)."""
+        slots = self.config.grid[0]
+        side = math.isqrt(output.shape[1] // slots)
+        return output.reshape(clips, slots, side, side, output.shape[-1])
 
-class VideoMAEEncoder(Trunk):
+
+class VideoMAEEncoder(Trunk, Module):
     """The pretraining encoder: the trunk and a final norm."""
 
     def __init__(self, config: VideoMAEConfig) -> None:
         super().__init__(config)
-        self.norm = nn.LayerNorm(config.width, eps=config.eps) if config.final_norm else nn.Identity()
+        self.norm = LayerNorm(config.width, eps=config.eps) if config.final_norm else Identity()
 
     def forward(self, video: Tensor, index: Tensor | None = None) -> Tensor:
         """(B, 3, T, S, S), index (B, K) or None -> (B, K or N, D)."""
         tokens = run_blocks(self.blocks, self.embed(video, index), self.checkpointing)
-        return self.norm(tokens)  # type: ignore[no-any-return]  # nn.Module.__call__ is untyped
+        return self.norm(tokens)
 
 
-class VideoMAEDecoder(nn.Module):
+class VideoMAEDecoder(Module):
     """Layers over visible and mask tokens; norm and head on the tokens asked for."""
 
     pos_embed: Tensor
@@ -149,21 +159,21 @@ class VideoMAEDecoder(nn.Module):
         self.checkpointing = False
         self.register_buffer("pos_embed", sin_cos_table(config.tokens, config.decoder_width)[None], persistent=False)
         self.blocks = make_blocks(config, config.decoder_width, config.decoder_depth, config.decoder_heads, 0.0)
-        self.norm = nn.LayerNorm(config.decoder_width, eps=config.head_eps)
-        self.head = nn.Linear(config.decoder_width, config.pixels)
+        self.norm = LayerNorm(config.decoder_width, eps=config.head_eps)
+        self.head = Linear(config.decoder_width, config.pixels)
 
-    def forward(self, tokens: Tensor, last: int) -> Tensor:
-        """(B, N, decoder width) -> (B, last, P): predictions for the last tokens only."""
-        tokens = run_blocks(self.blocks, tokens, self.checkpointing, last)[:, -last:]
-        return self.head(self.norm(tokens))  # type: ignore[no-any-return]  # nn.Module.__call__ is untyped
+    def forward(self, tokens: Tensor, num_queries: int) -> Tensor:
+        """(B, N, decoder width) -> (B, num_queries, P): predictions for the last tokens only."""
+        tokens = run_blocks(self.blocks, tokens, self.checkpointing, num_queries)[:, -num_queries:]
+        return self.head(self.norm(tokens))
 
 
-def visible_first(mask: Tensor, kept: int | None) -> tuple[Tensor, int]:
+def visible_first(mask: Tensor, num_visible: int | None) -> tuple[Tensor, int]:
     """Order of the tokens: visible ones ascending, then masked ones ascending.
 
     Args:
         mask: (B, N) bool, True = masked.
-        kept: K where the caller knows it; None reads it from the mask, which waits for a GPU.
+        num_visible: K where the caller knows it; None reads it from the mask, which waits for a GPU.
 
     Returns:
         (B, N) int64 and K.
@@ -171,21 +181,23 @@ def visible_first(mask: Tensor, kept: int | None) -> tuple[Tensor, int]:
     Raises:
         ValueError: the samples do not keep the same number of tokens.
     """
-    if kept is None or mask.device.type == "cpu":
+    if num_visible is None or mask.device.type == "cpu":
         counts = (~mask).sum(1)
-        if kept is None:
-            kept = int(counts[0])
-        if not bool((counts == kept).all()):
-            raise ValueError(f"every sample must keep {kept} tokens, found {counts.tolist()}")
-    return mask.to(torch.uint8).argsort(dim=1, stable=True), kept
+        if num_visible is None:
+            num_visible = int(counts[0])
+        if not bool((counts == num_visible).all()):
+            raise ValueError(f"every sample must keep {num_visible} tokens, found {counts.tolist()}")
+    return mask.to(torch.uint8).argsort(dim=1, stable=True), num_visible
 
 
-class VideoMAEPretrain(nn.Module):
+class VideoMAEPretrain(MaskedEncoder, Module):
     """Encodes the visible tokens only and predicts the pixels of the masked ones (modeling_pretrain.py).
 
     Attributes:
         checkpointing: compute activations again in the backward pass.
     """
+
+    fixed_clip_size = True
 
     def __init__(self, config: VideoMAEConfig) -> None:
         super().__init__()
@@ -194,7 +206,7 @@ class VideoMAEPretrain(nn.Module):
         self.config = config
         self.normalize = Normalize(config.mean, config.std)
         self.encoder = VideoMAEEncoder(config)
-        self.encoder_to_decoder = nn.Linear(config.width, config.decoder_width, bias=False)
+        self.encoder_to_decoder = Linear(config.width, config.decoder_width, bias=False)
         self.mask_token = nn.Parameter(torch.empty(1, 1, config.decoder_width))
         self.decoder = VideoMAEDecoder(config)
         self.reset_parameters()
@@ -207,6 +219,19 @@ class VideoMAEPretrain(nn.Module):
     @checkpointing.setter
     def checkpointing(self, value: bool) -> None:
         self.encoder.checkpointing = self.decoder.checkpointing = value
+
+    @property
+    def tower(self) -> VideoMAEEncoder:
+        """The encoder."""
+        return self.encoder
+
+    def tokens(self, video: Tensor) -> Tensor:
+        """(B, 3, T, S, S) normalized -> all tokens (B, N, D) after the encoder's norm."""
+        return self.encoder(video)
+
+    def features(self, video: Tensor) -> Tensor:
+        """(B, 3, T, S, S) normalized -> mean of the tokens (B, D)."""
+        return self.tokens(video).mean(dim=1)
 
     def reset_parameters(self) -> None:
         """Xavier matrices, mask token cut at one std; embedding and bridge as torch draws them."""
@@ -222,21 +247,21 @@ class VideoMAEPretrain(nn.Module):
         self.encoder_to_decoder.reset_parameters()
         nn.init.trunc_normal_(self.mask_token, std=0.02, a=-0.02, b=0.02)
 
-    def encode(self, video: Tensor, mask: Tensor, kept: int | None = None) -> Tensor:
+    def encode(self, video: Tensor, mask: Tensor, num_visible: int | None = None) -> Tensor:
         """(B, 3, T, S, S) normalized, mask (B, N) bool True = masked -> visible tokens (B, K, D), ascending.
 
-        `kept` is K; without it the mask is read, which waits for a GPU.
+        `num_visible` is K; without it the mask is read, which waits for a GPU.
         """
-        order, kept = visible_first(mask, kept)
-        return self.encoder(video, order[:, :kept])  # type: ignore[no-any-return]  # nn.Module.__call__ is untyped
+        order, num_visible = visible_first(mask, num_visible)
+        return self.encoder(video, order[:, :num_visible])
 
-    def forward(self, video: Tensor, mask: Tensor, kept: int | None = None) -> Tensor:
+    def forward(self, video: Tensor, mask: Tensor, num_visible: int | None = None) -> Tensor:
         """Predict the masked tokens.
 
         Args:
             video: (B, 3, T, S, S) normalized.
             mask: (B, N) bool, True = masked, the same number in every sample.
-            kept: K where the caller knows it; without it the mask is read, which waits for a GPU.
+            num_visible: K where the caller knows it; without it the mask is read, which waits for a GPU.
 
         Returns:
             (B, M, P) for the masked tokens in ascending order; all N tokens when none is masked.
@@ -244,13 +269,13 @@ class VideoMAEPretrain(nn.Module):
         Raises:
             ValueError: the video or the mask does not fit.
         """
-        order, kept = visible_first(mask, kept)
-        visible = self.encoder_to_decoder(self.encoder(video, order[:, :kept]))
-        masked = order.shape[1] - kept
+        order, num_visible = visible_first(mask, num_visible)
+        visible = self.encoder_to_decoder(self.encoder(video, order[:, :num_visible]))
+        masked = order.shape[1] - num_visible
         empty = self.mask_token.to(visible.dtype).expand(visible.shape[0], masked, -1)
         position = self.decoder.pos_embed[0][order].to(visible.dtype)
         tokens = torch.cat([visible, empty], dim=1) + position
-        return self.decoder(tokens, masked or kept)  # type: ignore[no-any-return]  # nn.Module.__call__ is untyped
+        return self.decoder(tokens, masked or num_visible)
 
     def no_weight_decay(self, name: str, parameter: Tensor) -> bool:
         """Whether the optimizer must not decay this parameter."""
@@ -268,7 +293,7 @@ def pretrain_to_classifier(
     return {name: value for name, value in encoder.items() if pooling == "first" or not name.startswith("norm.")}
 
 
-class VideoMAEClassifier(Trunk):
+class VideoMAEClassifier(Trunk, MaskedEncoder, ClipClassifier):
     """The masked encoder with a classification head (modeling_finetune.py).
 
     Attributes:
@@ -282,10 +307,10 @@ class VideoMAEClassifier(Trunk):
         super().__init__(config)
         self.normalize = Normalize(config.mean, config.std)
         mean, final = config.pooling == "mean", config.final_norm
-        self.norm = nn.LayerNorm(config.width, eps=config.eps) if final and not mean else None
-        self.fc_norm = nn.LayerNorm(config.width, eps=config.head_eps) if final and mean else None
-        self.head_dropout = nn.Dropout(config.head_dropout)
-        self.head = nn.Linear(config.width, config.classes) if config.classes else nn.Identity()
+        self.norm = LayerNorm(config.width, eps=config.eps) if final and not mean else None
+        self.fc_norm = LayerNorm(config.width, eps=config.head_eps) if final and mean else None
+        self.head_dropout = Dropout(config.head_dropout)
+        self.head = Linear(config.width, config.classes) if config.classes else Identity()
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -308,16 +333,38 @@ class VideoMAEClassifier(Trunk):
         pooled, norm = tokens.mean(1) if mean else tokens[:, 0], self.fc_norm if mean else self.norm
         return pooled if norm is None else norm(pooled)
 
+    def tokens(self, video: Tensor) -> Tensor:
+        """(B, 3, T, S, S) normalized -> tokens (B, N, D) of the last layer, before the norm."""
+        return run_blocks(self.blocks, self.embed(video), self.checkpointing)
+
     def features(self, video: Tensor) -> Tensor:
         """(B, 3, T, S, S) normalized -> (B, D)."""
         tokens, last = self.embed(video), self.blocks[-1]
         if self.fc_norm is None or self.training or torch.is_grad_enabled() or not isinstance(last, Block):
             return self.pool(run_blocks(self.blocks, tokens, self.checkpointing))
-        return self.fc_norm(last.mean(run_blocks(self.blocks[:-1], tokens, False)))  # type: ignore[no-any-return]  # untyped
+        return self.fc_norm(last.mean(run_blocks(self.blocks[:-1], tokens, False)))
 
     def forward(self, video: Tensor) -> Tensor:
         """(B, 3, T, S, S) normalized -> logits (B, C)."""
-        return self.head(self.head_dropout(self.features(video)))  # type: ignore[no-any-return]  # untyped __call__
+        return self.head(self.head_dropout(self.features(video)))
+
+    @property
+    def head_layer(self) -> nn.Linear:
+        """The linear layer of the classes. Raises ValueError without one."""
+        if not isinstance(self.head, nn.Linear):
+            raise ValueError("a model without classifier")
+        return self.head
+
+    def head_input(self, video: Tensor) -> Tensor:
+        """(B, 3, T, S, S) normalized -> (B, D), what `head_layer` reads, before the dropout."""
+        return self.features(video)
+
+    def logits_and_grid(self, video: Tensor) -> tuple[Tensor, Tensor]:
+        """(B, 3, T, S, S) normalized -> logits (B, C) and tokens of the last layer (B, D, T', H, W), in one pass."""
+        tokens = self.tokens(video)
+        side = self.config.grid[1]
+        grid = tokens.transpose(1, 2).reshape(len(video), tokens.shape[2], -1, side, side)
+        return self.head(self.head_dropout(self.pool(tokens))), grid
 
     def initial_state(self, state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], str] | None:
         """What pretraining weights fill, and a pattern of the names that they leave fresh; None for a classifier's."""

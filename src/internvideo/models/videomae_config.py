@@ -1,4 +1,4 @@
-"""Sizes and settings of the VideoMAE family.
+"""Sizes and settings of the VideoMAE family, and the clips that its models take.
 
 Source: modeling_pretrain.py (pretraining) and modeling_finetune.py (finetuning).
 """
@@ -6,10 +6,11 @@ Source: modeling_pretrain.py (pretraining) and modeling_finetune.py (finetuning)
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from internvideo.models.block import Activation, check_activation
 from internvideo.models.embeddings import IMAGENET_MEAN, IMAGENET_STD, NATIVE_CLIP
+from internvideo.models.encoder import ClipNeeds, VideoEncoder
 
 EPS = 1e-6
 
@@ -99,3 +100,25 @@ class VideoMAEConfig:
     def pixels(self) -> int:
         """P, values of one token: 3 colors of a tubelet of patches."""
         return 3 * self.tubelet * self.patch_size**2
+
+
+SOMETHING_SOMETHING = 174
+"""Classes of the data set whose classifiers were trained on sparse frames (run_class_finetuning.py)."""
+
+
+class MaskedEncoder(VideoEncoder):
+    """What the models of the family have in common for those who ask a `VideoEncoder`."""
+
+    config: VideoMAEConfig
+
+    @property
+    def clip_needs(self) -> tuple[ClipNeeds, ...]:
+        """Clips of the config's size alone: the positions are of every place and time."""
+        return (ClipNeeds(image_size=self.config.image_size, frames=self.config.frames),)
+
+    @property
+    def test_clips(self) -> dict[str, Any]:
+        """One clip of stride 4, or sparse middles for Something-Something; OpenCV resize (run_class_finetuning.py)."""
+        sparse = self.config.classes == SOMETHING_SOMETHING
+        rule = {"sampler": "sparse_two_view"} if sparse else {"sampler": "dense", "stride": 4}
+        return {"frames": self.config.frames, "size": self.config.image_size, **rule, "style": "opencv"}

@@ -11,8 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
 from internvideo.data.batch import Batch
-from internvideo.models.uniformerv2 import UniFormerV2
-from internvideo.models.videomae import VideoMAEClassifier
+from internvideo.models.encoder import ClipClassifier
 from internvideo.objectives.classification import Divisor, at_least_one, cross_entropy
 
 
@@ -30,7 +29,7 @@ class SupervisedStage(nn.Module):
 
     def __init__(
         self,
-        model: VideoMAEClassifier | UniFormerV2,
+        model: ClipClassifier,
         settings: SupervisedSettings,
         divisor: Divisor = at_least_one,
     ) -> None:

@@ -16,7 +16,7 @@ from internvideo.datasets.class_names import match_classes
 from internvideo.errors import InternVideoError, RecipeError, RunError
 from internvideo.models.clip import Clip
 from internvideo.models.cross_model import CrossModel
-from internvideo.models.heads import RankedMultipleChoice
+from internvideo.models.heads import PairScoringMultipleChoice
 from internvideo.models.video_language import VideoLanguage
 from internvideo.pipeline import Trained, load_trained
 from internvideo.recipe import SAMPLERS, choose_device
@@ -89,8 +89,8 @@ def language_evaluation(task: str) -> Callable[..., Result]:
     def evaluate(
         trained: Trained, manifest: Path, output: Path, settings: EvaluationSettings, *, split: str | None
     ) -> Result:
-        ranked = isinstance(trained.model, RankedMultipleChoice)
-        models = with_others(trained, settings, (RankedMultipleChoice,) if ranked else LANGUAGE_MODELS)
+        ranked = isinstance(trained.model, PairScoringMultipleChoice)
+        models = with_others(trained, settings, (PairScoringMultipleChoice,) if ranked else LANGUAGE_MODELS)
 
         def predict(_: Trained, rows: Manifest, settings: EvaluationSettings) -> Table:
             return ENSEMBLES[task]([predict_language(task, one, rows, settings) for one in models])
@@ -104,7 +104,7 @@ def predict_language(task: str, trained: Trained, manifest: Manifest, settings: 
     """The table of one of LANGUAGE_TASKS."""
     clips, source = clip_source(trained, manifest, settings)
     device, name = choose_device(settings.device), trained.recipe.model.name
-    if isinstance(trained.model, RankedMultipleChoice):
+    if isinstance(trained.model, PairScoringMultipleChoice):
         return multiple_choice.predict_ranked(trained.model, source, manifest, clips, device, model_name=name)
     tokenizer = Tokenizer(context=cast(VideoLanguage | Clip, trained.model).config.text.context)
     return LANGUAGE_TASKS[task](trained.model, tokenizer, source, manifest, clips, device, model_name=name)

@@ -22,7 +22,7 @@ from internvideo.storage import class_names, read_metadata
 from internvideo.untrusted import parse_json
 from internvideo.weights.clip_import import from_clip
 from internvideo.weights.published_config import check_quick_gelu
-from internvideo.weights.state import load_part, read_safetensors, select_head_rows
+from internvideo.weights.state import earlier_stage, load_part, read_safetensors, select_head_rows
 
 
 def class_layer(model: nn.Module) -> tuple[str, int]:
@@ -114,7 +114,7 @@ def masked_parts(config: object) -> dict[str, VideoMAEConfig]:
 
 def _fill(model: nn.Module, path: Path, head: HeadRule | None) -> tuple[str, ...]:
     state, metadata = read_safetensors(path)
-    part = model.initial_state(state) if hasattr(model, "initial_state") else None  # type: ignore[operator]  # a method
+    part = earlier_stage(model, state)
     if part is not None:
         tensors, fresh = part
         return load_part(model, tensors, fresh=fresh, where=path)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from internvideo.errors import WeightsError
 from internvideo.models.caption_decoder import CaptionDecoder
 from internvideo.models.clip import Clip
-from internvideo.models.heads import RankedMultipleChoice, SimilarMultipleChoice, VideoQuestionAnswering
+from internvideo.models.heads import PairScoringMultipleChoice, VideoQuestionAnswering, ZeroShotMultipleChoice
 from internvideo.models.uniformerv2 import UniFormerV2
 from internvideo.models.viclip import ViCLIP
 from internvideo.models.video_language import VideoLanguage
@@ -198,8 +198,8 @@ MULTIMODAL_TABLES: dict[type[nn.Module], WeightTable] = {
     VideoLanguage: VIDEO_LANGUAGE,
     CaptionDecoder: CAPTION_DECODER,
     VideoQuestionAnswering: ANSWERING,
-    RankedMultipleChoice: ANSWERING,
-    SimilarMultipleChoice: ANSWERING,
+    PairScoringMultipleChoice: ANSWERING,
+    ZeroShotMultipleChoice: ANSWERING,
     ViCLIP: VICLIP,
 }
 """Model class -> its table; merged into weights.TABLES."""

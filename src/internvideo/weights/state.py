@@ -7,8 +7,9 @@ Source: published checkpoints (keys), modeling_finetune.py (classifier from pret
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -96,9 +97,17 @@ def load_state(model: nn.Module, state: Mapping[str, Tensor], where: object = "s
     _load(model, dict(state), unused=(), optional=(), where=where, source=f"{type(model).__name__} weights")
 
 
-def load_pretrained(
-    model: VideoMAEClassifier, state: Mapping[str, Tensor], where: object = "state dict"
-) -> tuple[str, ...]:
+def earlier_stage(model: nn.Module, state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], str | None] | None:
+    """What weights of an earlier stage fill of a model, and the pattern of the names that they leave fresh.
+
+    None for weights of the model itself. Asks the model's method `initial_state`, where it has one.
+    """
+    initial: Callable[[Mapping[str, Tensor]], Any] | None = getattr(model, "initial_state", None)
+    part: tuple[dict[str, Tensor], str | None] | None = None if initial is None else initial(state)
+    return part
+
+
+def load_pretrained(model: nn.Module, state: Mapping[str, Tensor], where: object = "state dict") -> tuple[str, ...]:
     """Fill a classifier's embedding and layers from pretraining weights (published or ours); the rest stays as drawn.
 
     Returns:
@@ -107,7 +116,7 @@ def load_pretrained(
     Raises:
         WeightsError: the pretraining weights do not fill the whole encoder.
     """
-    found, fresh = model.initial_state(state) or ({}, None)
+    found, fresh = earlier_stage(model, state) or ({}, None)
     return load_part(model, found, fresh=fresh, where=where)
 
 

@@ -54,7 +54,7 @@ def compute(case: Case, dtype: torch.dtype) -> dict[str, Value]:
         "logits64": logits,
         "ln_pre64": model.stem(video),
         "last_block64": staged.all_tokens.flatten(0, 1).transpose(0, 1),
-        "fused_feature64": model.fuse(staged.query, staged.class_mean),
+        "fused_feature64": model.merge_class_token(staged.query, staged.class_mean),
         "ce_loss64": loss.item(),
         "grad_norms64_ce": grad_norms(model, gradients(model, loss), case.info["grad_norms64_ce"]),
     }

@@ -11,7 +11,12 @@ import torch.nn.functional as F
 
 from internvideo.models.caption_decoder import CaptionDecoderConfig
 from internvideo.models.clip import TextConfig
-from internvideo.models.heads import FusedAnswer, RankedMultipleChoice, SimilarMultipleChoice, VideoQuestionAnswering
+from internvideo.models.heads import (
+    FusedQANetwork,
+    PairScoringMultipleChoice,
+    VideoQuestionAnswering,
+    ZeroShotMultipleChoice,
+)
 from internvideo.models.video_language import VideoLanguage, VideoLanguageConfig
 from internvideo.objectives.contrastive import symmetric_contrastive
 from internvideo.weights.state import load_reference
@@ -65,7 +70,7 @@ def compute(case: Case, dtype: torch.dtype) -> dict[str, Value]:
     return values
 
 
-def build_downstream(case: Case) -> FusedAnswer | SimilarMultipleChoice:
+def build_downstream(case: Case) -> FusedQANetwork | ZeroShotMultipleChoice:
     config = case.info["config"]
     plain = model_config(config)
     width = plain.text.width
@@ -75,15 +80,15 @@ def build_downstream(case: Case) -> FusedAnswer | SimilarMultipleChoice:
         vision_width=plain.vision.width,
         layers=config["decoder_layers"],
     )
-    model: FusedAnswer | SimilarMultipleChoice
+    model: FusedQANetwork | ZeroShotMultipleChoice
     if "choices" not in config:
         assert config["qa_type"] == "vtc_cap"
         model = VideoQuestionAnswering(replace(plain, caption=caption), config["answers"])
     elif config["mc_type"] == "vtc_cap":
-        model = RankedMultipleChoice(replace(plain, caption=caption))
+        model = PairScoringMultipleChoice(replace(plain, caption=caption))
     else:
         assert config["mc_type"] == "vtc"
-        model = SimilarMultipleChoice(plain)
+        model = ZeroShotMultipleChoice(plain)
     load_reference(model, case.weights, where=case.name)
     return model.eval()
 
@@ -101,7 +106,7 @@ def compute_downstream(case: Case, dtype: torch.dtype) -> dict[str, Value]:
         "loss64": loss.item(),
         "grad_norms64": grad_norms(model, gradients(model, loss), case.info["grad_norms64"]),
     }
-    if isinstance(model, FusedAnswer):
+    if isinstance(model, FusedQANetwork):
         answer = model.answer(video, ids)
         return values | {
             "video_feats64": answer.video,

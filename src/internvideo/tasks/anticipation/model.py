@@ -59,12 +59,12 @@ class Anticipator(FrameTrunk):
         """Verbs and seconds to contact of every box.
 
         Args:
-            video: as in `tokens`. clip: (R,) int64, to which a box belongs. boxes: (R, 4) pixels.
+            video: as in `grid_tokens`. clip: (R,) int64, to which a box belongs. boxes: (R, 4) pixels.
 
         Returns:
             logits (R, C + 1), the last one of boxes that nothing is done to, and seconds (R,).
         """
-        return self.head.both(self.tokens(video), clip, boxes)
+        return self.head.both(self.grid_tokens(video), clip, boxes)
 
 
 MODELS = {

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from internvideo.models.attention import attend
 from internvideo.models.embeddings import sin_cos_table
 from internvideo.models.entry import ModelEntry
+from internvideo.models.module import Conv1d, Dropout, Embedding, LayerNorm, Linear, Module
 from internvideo.models.post_norm import PostNormConfig, PostNormLayer
 
 
@@ -69,24 +70,24 @@ class Grounding:
     highlight: Tensor
 
 
-class LocalLayer(nn.Module):
+class LocalLayer(Module):
     """norm(x + what a depth-wise convolution and a linear map make of it)."""
 
     def __init__(self, config: GrounderConfig) -> None:
         super().__init__()
         width = config.width
-        self.depth = nn.Conv1d(width, width, config.kernel, padding=config.kernel // 2, groups=width, bias=False)
-        self.mix = nn.Linear(width, width)
-        self.norm = nn.LayerNorm(width)
-        self.dropout = nn.Dropout(config.dropout)
+        self.depth = Conv1d(width, width, config.kernel, padding=config.kernel // 2, groups=width, bias=False)
+        self.mix = Linear(width, width)
+        self.norm = LayerNorm(width)
+        self.dropout = Dropout(config.dropout)
 
     def forward(self, x: Tensor, mask: Tensor) -> Tensor:
         """(B, N, D), (B, N) bool -> (B, N, D)."""
         seen = self.depth((x * mask[..., None]).transpose(1, 2)).transpose(1, 2)
-        return self.norm(x + self.dropout(F.relu(self.mix(seen))))  # type: ignore[no-any-return]  # nn.Module.__call__ is untyped
+        return self.norm(x + self.dropout(F.relu(self.mix(seen))))
 
 
-class ContextQueryAttention(nn.Module):
+class ContextQueryAttention(Module):
     """What each step of the video finds in the query, and in the video through the query.
 
     The likeness of step v and word q is a.v + b.q + c.(v * q). Its soft-max over the words weighs the words, and for
@@ -95,20 +96,20 @@ class ContextQueryAttention(nn.Module):
 
     def __init__(self, width: int) -> None:
         super().__init__()
-        self.of_video = nn.Linear(width, 1, bias=False)
-        self.of_query = nn.Linear(width, 1, bias=False)
+        self.of_video = Linear(width, 1, bias=False)
+        self.of_query = Linear(width, 1, bias=False)
         self.of_both = nn.Parameter(torch.randn(width) / width)
-        self.out = nn.Linear(4 * width, width)
+        self.out = Linear(4 * width, width)
 
     def forward(self, video: Tensor, query: Tensor, seen: Tensor, read: Tensor) -> Tensor:
         """(B, T, D), (B, L, D), seen (B, T) and read (B, L) bool -> (B, T, D)."""
         steps = _hidden(self.of_video(video).transpose(1, 2), ~seen[:, None])[:, None]
         words = _hidden(self.of_query(query).transpose(1, 2), ~read[:, None])[:, None]
         v, q = video[:, None], query[:, None]
-        summaries = attend(q * self.of_both, v, v, scale=1.0, bias=steps)
-        found = attend(v * self.of_both, q, torch.cat([q, summaries[:, None]], dim=-1), scale=1.0, bias=words)
+        summaries = attend(q * self.of_both, v, v, scale=1.0, attn_mask=steps)
+        found = attend(v * self.of_both, q, torch.cat([q, summaries[:, None]], dim=-1), scale=1.0, attn_mask=words)
         asked, through = found.chunk(2, dim=-1)
-        return self.out(torch.cat([video, asked, video * asked, video * through], dim=-1))  # type: ignore[no-any-return]  # as above
+        return self.out(torch.cat([video, asked, video * asked, video * through], dim=-1))
 
 
 def _hidden(scores: Tensor, where: Tensor) -> Tensor:
@@ -116,18 +117,18 @@ def _hidden(scores: Tensor, where: Tensor) -> Tensor:
     return scores.masked_fill(where, torch.finfo(scores.dtype).min)
 
 
-class StepHead(nn.Module):
+class StepHead(Module):
     """A logit for every step. It has no last bias, because a soft-max over the steps would not see it."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
-        self.hidden = nn.Linear(2 * width, width)
-        self.out = nn.Linear(width, 1, bias=False)
+        self.hidden = Linear(2 * width, width)
+        self.out = Linear(width, 1, bias=False)
 
     def forward(self, x: Tensor, beside: Tensor) -> Tensor:
         """(B, T, D) twice -> (B, T)."""
         hidden = F.relu(self.hidden(torch.cat([x, beside], dim=-1)))
-        return self.out(hidden).squeeze(-1)  # type: ignore[no-any-return]  # as above
+        return self.out(hidden).squeeze(-1)
 
 
 class Grounder(nn.Module):
@@ -143,15 +144,15 @@ class Grounder(nn.Module):
         self.config = config
         width = config.width
         layer = PostNormConfig(width, config.heads, 2 * width, config.dropout)
-        self.norm = nn.LayerNorm(config.input_width)  # so that it does not matter how large features are
-        self.video = nn.Linear(config.input_width, width)
-        self.word = nn.Embedding(config.vocabulary, width, padding_idx=0)
-        self.dropout = nn.Dropout(config.dropout)
+        self.norm = LayerNorm(config.input_width)  # so that it does not matter how large features are
+        self.video = Linear(config.input_width, width)
+        self.word = Embedding(config.vocabulary, width, padding_idx=0)
+        self.dropout = Dropout(config.dropout)
         self.local = LocalLayer(config)
         self.encoder = nn.ModuleList(PostNormLayer(layer) for _ in range(config.layers))
         self.attention = ContextQueryAttention(width)
-        self.pool = nn.Linear(width, 1, bias=False)
-        self.highlight = nn.Linear(2 * width, 1)
+        self.pool = Linear(width, 1, bias=False)
+        self.highlight = Linear(2 * width, 1)
         self.start_layer, self.end_layer = PostNormLayer(layer), PostNormLayer(layer)
         self.start_head, self.end_head = StepHead(width), StepHead(width)
         for name, length in (("steps", config.max_length), ("places", config.words)):
@@ -162,7 +163,7 @@ class Grounder(nn.Module):
             table = F.interpolate(table.transpose(1, 2), x.shape[1], mode="linear").transpose(1, 2)
         x = self.local(x + table[:, : x.shape[1]], mask)
         for layer in self.encoder:
-            x = layer(x, seen=mask[:, None, None])
+            x = layer(x, attn_mask=mask[:, None, None])
         return x
 
     def look(self, features: Tensor, mask: Tensor) -> Tensor:
@@ -179,8 +180,8 @@ class Grounder(nn.Module):
         whole = (share[..., None] * query).sum(dim=1, keepdim=True).expand(-1, x.shape[1], -1)
         highlight = self.highlight(torch.cat([x, whole], dim=-1)).squeeze(-1)
         x = x * highlight.sigmoid()[..., None]
-        start = self.start_layer(x, seen=mask[:, None, None])
-        end = self.end_layer(start, seen=mask[:, None, None])
+        start = self.start_layer(x, attn_mask=mask[:, None, None])
+        end = self.end_layer(start, attn_mask=mask[:, None, None])
         logits = [head(hidden, x) for head, hidden in ((self.start_head, start), (self.end_head, end))]
         first, last = (row.masked_fill(~mask, float("-inf")) for row in logits)
         return Grounding(first, last, highlight)

@@ -11,8 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
 from internvideo.data.batch import HandBatch
-from internvideo.models.uniformerv2 import UniFormerV2
-from internvideo.models.videomae import VideoMAEClassifier
+from internvideo.models.encoder import ClipClassifier
 from internvideo.objectives.classification import Divisor, at_least_one
 from internvideo.objectives.positions import masked_smooth_l1
 
@@ -36,9 +35,7 @@ def positions(outputs: Tensor, size: Tensor) -> Tensor:
 class HandsStage(nn.Module):
     """Smooth-L1 error in pixels, of the hands that can be seen; the model has 20 outputs."""
 
-    def __init__(
-        self, model: VideoMAEClassifier | UniFormerV2, settings: HandsSettings, divisor: Divisor = at_least_one
-    ) -> None:
+    def __init__(self, model: ClipClassifier, settings: HandsSettings, divisor: Divisor = at_least_one) -> None:
         super().__init__()
         self.model = model
         self.settings = settings

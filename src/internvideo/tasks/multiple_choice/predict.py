@@ -18,7 +18,7 @@ from internvideo.data.manifest import Manifest
 from internvideo.errors import RecipeError
 from internvideo.metrics import bootstrap
 from internvideo.metrics.classification import choice_scores, merge_rows, top_k_hits, unit
-from internvideo.models.heads import RankedMultipleChoice
+from internvideo.models.heads import PairScoringMultipleChoice
 from internvideo.tasks.members import joined, of_each
 from internvideo.tasks.multiple_choice.data import check_choices, choice_texts
 from internvideo.tasks.protocol import ClipProtocol, ClipSource, TextEncoder, VideoTextModel, describe
@@ -83,7 +83,7 @@ def predict(
 
 
 def predict_ranked(
-    model: RankedMultipleChoice,
+    model: PairScoringMultipleChoice,
     source: ClipSource,
     manifest: Manifest,
     clips: ClipProtocol,
@@ -106,11 +106,11 @@ def predict_ranked(
     named = NamedSource(source)
 
     def choose(video: Tensor) -> dict[str, Tensor]:
-        seen = model.look(model.normalize(video))
-        said = seen.features.new_zeros(len(video), most, dtype=torch.float32)
+        encoded = model.encode_video(model.normalize(video))
+        said = encoded.features.new_zeros(len(video), most, dtype=torch.float32)
         for place, name in enumerate(named.ids):
             tokens = question_tokens(choice_texts(rows[name]), context).to(device)
-            scores = model.respond(seen[place : place + 1], tokens).scores[:, 0]
+            scores = model.forward_head(encoded[place : place + 1], tokens).scores[:, 0]
             said[place, : len(scores)] = scores.float().softmax(dim=0)
         return {"probabilities": said}
 

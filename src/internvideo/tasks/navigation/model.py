@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from internvideo.models.clip import ImageTower
 from internvideo.models.embeddings import CLIP_MEAN, CLIP_STD, Normalize
 from internvideo.models.entry import ModelEntry
+from internvideo.models.module import Conv2d, Dropout, Linear, Module
 from internvideo.models.videomae import VideoMAEClassifier, VideoMAEConfig
 from internvideo.tasks.navigation.planner import Planner, PlannerConfig
 from internvideo.tasks.navigation.waypoints import VIEWS, WaypointConfig, WaypointPredictor
@@ -86,41 +87,41 @@ class Seen(NamedTuple):
     depth: Tensor
 
 
-class DepthTower(nn.Module):
+class DepthTower(Module):
     """Depth views to features of the form that a PointGoal ResNet-50 gives, C x 4 x 4; learns with the waypoints."""
 
     def __init__(self, size: int, channels: int) -> None:
         super().__init__()
         steps = int(math.log2(size // DEPTH_GRID))
         widths = [1, *(max(8, channels >> (steps - 1 - step)) for step in range(steps - 1)), channels]
-        self.convs = nn.ModuleList(nn.Conv2d(inner, outer, 3, stride=2, padding=1) for inner, outer in pairwise(widths))
+        self.convs = nn.ModuleList(Conv2d(inner, outer, 3, stride=2, padding=1) for inner, outer in pairwise(widths))
 
     def forward(self, depth: Tensor) -> Tensor:
         """(B, 12, S, S) shares of the largest depth -> (B, 12, C, 4, 4)."""
         x = depth.flatten(0, 1)[:, None]
         for conv in self.convs:
             x = F.relu(conv(x))
-        return x.unflatten(0, depth.shape[:2])  # type: ignore[no-any-return, no-untyped-call]  # torch leaves it so
+        return x.reshape(*depth.shape[:2], *x.shape[1:])
 
 
-class ConvTower(nn.Module):
+class ConvTower(Module):
     """Three convolutions and a linear map over what is left of the picture."""
 
     def __init__(self, size: int, width: int, joint_width: int) -> None:
         super().__init__()
         widths = (3, width // 2, width, width)
-        self.convs = nn.ModuleList(nn.Conv2d(inner, outer, 3, stride=2, padding=1) for inner, outer in pairwise(widths))
+        self.convs = nn.ModuleList(Conv2d(inner, outer, 3, stride=2, padding=1) for inner, outer in pairwise(widths))
         side = size
         for _ in self.convs:
             side = -(-side // 2)
-        self.projection = nn.Linear(width * side**2, joint_width)
+        self.projection = Linear(width * side**2, joint_width)
 
     def forward(self, video: Tensor) -> Tensor:
         """(B, 3, T, S, S) normalised -> the vectors of its frames (B, T, E)."""
         x = video.transpose(1, 2).flatten(0, 1)
         for conv in self.convs:
             x = F.relu(conv(x))
-        return self.projection(x.flatten(1)).view(video.shape[0], video.shape[2], -1)  # type: ignore[no-any-return]  # untyped call
+        return self.projection(x.flatten(1)).view(video.shape[0], video.shape[2], -1)
 
 
 def image_tower(config: ImageConfig) -> ImageTower | ConvTower:
@@ -143,8 +144,8 @@ class Navigator(nn.Module):
         self.video = VideoMAEClassifier(config.video)
         self.depth = DepthTower(config.depth_size, config.depth_channels)
         self.waypoints = WaypointPredictor(config.waypoints)
-        self.rgb = nn.Linear(image.joint_width + config.video.width, config.planner.rgb_width)
-        self.rgb_dropout = nn.Dropout(config.rgb_dropout)
+        self.rgb = Linear(image.joint_width + config.video.width, config.planner.rgb_width)
+        self.rgb_dropout = Dropout(config.rgb_dropout)
         self.planner = Planner(config.planner)
 
     def eyes(self) -> tuple[nn.Module, ...]:
@@ -154,7 +155,7 @@ class Navigator(nn.Module):
     def image_features(self, pictures: Tensor) -> Tensor:
         """(N, S, S, 3) uint8 -> (N, E)."""
         video = self.normalize(pictures.permute(0, 3, 1, 2)[:, :, None])
-        return self.image(video)[:, 0]  # type: ignore[no-any-return]  # nn.Module.__call__ is untyped
+        return self.image(video)[:, 0]
 
     def clip_features(self, clips: Tensor) -> Tensor:
         """(N, T, S, S, 3) uint8, the newest last -> (N, V)."""
@@ -177,7 +178,7 @@ class Navigator(nn.Module):
     def enter(self, seen: Seen) -> Tensor:
         """The planner's RGB features (B, 12, planner.rgb_width): image and video side by side, mapped."""
         together = torch.cat([seen.image, seen.video], dim=-1)
-        return self.rgb(self.rgb_dropout(together))  # type: ignore[no-any-return]  # nn.Module.__call__ is untyped
+        return self.rgb(self.rgb_dropout(together))
 
 
 MODELS = {

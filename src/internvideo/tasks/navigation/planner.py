@@ -14,6 +14,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from internvideo.models.module import Dropout, Embedding, LayerNorm, Linear, Module, Sequential
 from internvideo.models.post_norm import EPS, PostNormAttention, PostNormConfig, PostNormFeed, PostNormLayer
 from internvideo.tasks.navigation.planner_weights import PLANNER
 
@@ -84,29 +85,29 @@ class Plan(NamedTuple):
     observation: Tensor
 
 
-class Projection(nn.Module):
+class Projection(Module):
     """norm(linear(x)): how every kind of feature enters."""
 
     def __init__(self, inner: int, width: int) -> None:
         super().__init__()
-        self.linear = nn.Linear(inner, width)
-        self.norm = nn.LayerNorm(width, eps=EPS)
+        self.linear = Linear(inner, width)
+        self.norm = LayerNorm(width, eps=EPS)
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., inner) -> (..., D)."""
-        return self.norm(self.linear(x))  # type: ignore[no-any-return]  # nn.Module.__call__ is untyped
+        return self.norm(self.linear(x))
 
 
-class WordEmbedding(nn.Module):
+class WordEmbedding(Module):
     """Words, their places and the token type, which observations share (type 1)."""
 
     def __init__(self, config: PlannerConfig) -> None:
         super().__init__()
-        self.word = nn.Embedding(config.vocabulary, config.width)
-        self.position = nn.Embedding(config.words, config.width)
-        self.token_type = nn.Embedding(2, config.width)
-        self.norm = nn.LayerNorm(config.width, eps=EPS)
-        self.dropout = nn.Dropout(config.dropout)
+        self.word = Embedding(config.vocabulary, config.width)
+        self.position = Embedding(config.words, config.width)
+        self.token_type = Embedding(2, config.width)
+        self.norm = LayerNorm(config.width, eps=EPS)
+        self.dropout = Dropout(config.dropout)
         self.word.weight.requires_grad = not config.frozen_words
 
     def forward(self, ids: Tensor) -> Tensor:
@@ -114,10 +115,10 @@ class WordEmbedding(nn.Module):
         if ids.shape[1] > self.position.num_embeddings:
             raise ValueError(f"{ids.shape[1]} words, the planner takes at most {self.position.num_embeddings}")
         x = self.word(ids) + self.position.weight[: ids.shape[1]] + self.token_type.weight[0]
-        return self.dropout(self.norm(x))  # type: ignore[no-any-return]  # nn.Module.__call__ is untyped
+        return self.dropout(self.norm(x))
 
 
-class HistoryEmbedding(nn.Module):
+class HistoryEmbedding(Module):
     """One token a step: the front view, the turn that was taken, and what the whole panorama showed."""
 
     def __init__(self, config: PlannerConfig) -> None:
@@ -126,18 +127,18 @@ class HistoryEmbedding(nn.Module):
         self.start = nn.Parameter(torch.zeros(1, 1, width))
         self.rgb, self.angle = Projection(config.rgb_width, width), Projection(FEATURE, width)
         self.view_rgb, self.view_angle = Projection(config.rgb_width, width), Projection(FEATURE, width)
-        self.position = nn.Embedding(config.steps, width)
-        self.token_type = nn.Embedding(1, width)
+        self.position = Embedding(config.steps, width)
+        self.token_type = Embedding(1, width)
         self.layers = nn.ModuleList(PostNormLayer(config.layer) for _ in range(config.panorama_layers))
-        self.norm = nn.LayerNorm(width, eps=EPS)
-        self.dropout = nn.Dropout(config.dropout)
+        self.norm = LayerNorm(width, eps=EPS)
+        self.dropout = Dropout(config.dropout)
         if config.frozen_history:
             self.requires_grad_(False)
 
     def first(self, batch: int) -> Tensor:
         """The start token (B, D)."""
         token = self.norm(self.start[0] + self.token_type.weight)
-        return self.dropout(token.expand(batch, -1))  # type: ignore[no-any-return]  # nn.Module.__call__ is untyped
+        return self.dropout(token.expand(batch, -1))
 
     def forward(self, rgb: Tensor, angle: Tensor, views: Tensor, view_angles: Tensor, step: int) -> Tensor:
         """The token of a step.
@@ -154,10 +155,10 @@ class HistoryEmbedding(nn.Module):
         for layer in self.layers:
             panorama = layer(panorama)
         x = self.rgb(rgb) + self.angle(angle) + self.position.weight[step] + self.token_type.weight
-        return self.dropout(self.norm(x + panorama.mean(dim=1)))  # type: ignore[no-any-return]  # as above
+        return self.dropout(self.norm(x + panorama.mean(dim=1)))
 
 
-class ObservationEmbedding(nn.Module):
+class ObservationEmbedding(Module):
     """Places to go, the stop token and the other views."""
 
     def __init__(self, config: PlannerConfig) -> None:
@@ -165,14 +166,14 @@ class ObservationEmbedding(nn.Module):
         width = config.width
         self.rgb, self.depth = Projection(config.rgb_width, width), Projection(config.depth_width, width)
         self.angle, self.distance = Projection(FEATURE, width), Projection(FEATURE, width)
-        self.kind = nn.Embedding(3, width)
-        self.norm = nn.LayerNorm(width, eps=EPS)
-        self.dropout = nn.Dropout(config.dropout)
+        self.kind = Embedding(3, width)
+        self.norm = LayerNorm(width, eps=EPS)
+        self.dropout = Dropout(config.dropout)
 
     def forward(self, seen: Observation, token_type: Tensor) -> Tensor:
         """Tokens (B, O, D); token_type (D,)."""
         x = self.rgb(seen.rgb) + self.depth(seen.depth) + self.angle(seen.angle) + self.distance(seen.distance)
-        return self.dropout(self.norm(x + token_type + self.kind(seen.kind)))  # type: ignore[no-any-return]  # as above
+        return self.dropout(self.norm(x + token_type + self.kind(seen.kind)))
 
 
 class CrossLayer(nn.Module):
@@ -185,10 +186,12 @@ class CrossLayer(nn.Module):
         self.text, self.text_feed = PostNormAttention(layer), PostNormFeed(layer)
         self.vision, self.vision_feed = PostNormAttention(layer), PostNormFeed(layer)
 
-    def forward(self, text: Tensor, vision: Tensor, text_seen: Tensor, vision_seen: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(
+        self, text: Tensor, vision: Tensor, text_attn_mask: Tensor, vision_attn_mask: Tensor
+    ) -> tuple[Tensor, Tensor]:
         """Text (B, L, D), vision (B, H + O, D), which tokens are (B, 1, 1, .) bool -> the same shapes."""
-        text, vision = self.cross(text, vision, vision_seen), self.cross(vision, text, text_seen)
-        text, vision = self.text(text, seen=text_seen), self.vision(vision, seen=vision_seen)
+        text, vision = self.cross(text, vision, vision_attn_mask), self.cross(vision, text, text_attn_mask)
+        text, vision = self.text(text, attn_mask=text_attn_mask), self.vision(vision, attn_mask=vision_attn_mask)
         return self.text_feed(text), self.vision_feed(vision)
 
 
@@ -206,12 +209,12 @@ class Planner(nn.Module):
         self.observation = ObservationEmbedding(config)
         self.cross_layers = nn.ModuleList(CrossLayer(config) for _ in range(config.cross_layers))
         width = config.width
-        self.action = nn.Sequential(
-            nn.Linear(width, width),
+        self.action = Sequential(
+            Linear(width, width),
             nn.ReLU(),
-            nn.LayerNorm(width, eps=EPS),
-            nn.Dropout(config.dropout),
-            nn.Linear(width, 1),
+            LayerNorm(width, eps=EPS),
+            Dropout(config.dropout),
+            Linear(width, 1),
         )
         # 0.02 at the published width; a narrow planner with it hardly attends to anything at first.
         std = 0.02 * math.sqrt(768 / width)
@@ -222,7 +225,7 @@ class Planner(nn.Module):
         x = self.words(ids)
         for layer in self.text_layers:
             x = layer(x, mask[:, None, None])
-        return x  # type: ignore[no-any-return]  # nn.Module.__call__ is untyped
+        return x
 
     def forward(
         self, text: Tensor, text_mask: Tensor, history: Tensor, history_mask: Tensor, seen: Observation
@@ -236,10 +239,10 @@ class Planner(nn.Module):
         """
         length = history.shape[1]
         vision = torch.cat([history, self.observation(seen, self.words.token_type.weight[1])], dim=1)
-        text_seen = text_mask[:, None, None]
-        vision_seen = torch.cat([history_mask, seen.mask], dim=1)[:, None, None]
+        text_attn_mask = text_mask[:, None, None]
+        vision_attn_mask = torch.cat([history_mask, seen.mask], dim=1)[:, None, None]
         for layer in self.cross_layers:
-            text, vision = layer(text, vision, text_seen, vision_seen)
+            text, vision = layer(text, vision, text_attn_mask, vision_attn_mask)
         history, tokens = vision[:, :length], vision[:, length:]
         scores = self.action(tokens * text[:, :1])[..., 0]
         scores = scores.masked_fill((seen.kind == CONTEXT) | ~seen.mask, float("-inf"))

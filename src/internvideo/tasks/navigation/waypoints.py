@@ -14,6 +14,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from internvideo.models.module import Linear, Module, Sequential
 from internvideo.models.post_norm import PostNormConfig, PostNormLayer
 
 VIEWS = 12
@@ -51,28 +52,28 @@ def neighbour_mask(reach: int = 1) -> Tensor:
     return torch.minimum(steps, VIEWS - steps) <= reach
 
 
-class WaypointPredictor(nn.Module):
+class WaypointPredictor(Module):
     """Depth features of twelve views to a heat map of places that can be walked to."""
 
-    seen: Tensor
+    attn_mask: Tensor
 
     def __init__(self, config: WaypointConfig) -> None:
         super().__init__()
         self.config = config
         width = config.width
         layer = PostNormConfig(width, config.heads, 4 * width, config.dropout)
-        self.depth = nn.Sequential(nn.Linear(config.depth_width, width), nn.ReLU())
+        self.depth = Sequential(Linear(config.depth_width, width), nn.ReLU())
         self.layers = nn.ModuleList(PostNormLayer(layer) for _ in range(config.depth))
-        self.head = nn.Sequential(nn.Linear(width, width), nn.ReLU(), nn.Linear(width, PER_VIEW * DISTANCES))
-        self.register_buffer("seen", neighbour_mask(), persistent=False)
+        self.head = Sequential(Linear(width, width), nn.ReLU(), Linear(width, PER_VIEW * DISTANCES))
+        self.register_buffer("attn_mask", neighbour_mask(), persistent=False)
 
     def forward(self, depth: Tensor) -> Tensor:
         """Depth features (B, 12, ...) of a panorama, counter-clockwise, flattened -> logits (B, 120, 12), clockwise."""
         x = self.depth(clockwise(depth).flatten(2))
         for layer in self.layers:
-            x = layer(x, self.seen)
+            x = layer(x, self.attn_mask)
         # Each view answers for the 30 degrees around its centre.
-        return self.head(x).reshape(-1, ANGLES, DISTANCES).roll(-HALF_VIEW, dims=1)  # type: ignore[no-any-return]  # untyped
+        return self.head(x).reshape(-1, ANGLES, DISTANCES).roll(-HALF_VIEW, dims=1)
 
 
 def clockwise(views: Tensor) -> Tensor:

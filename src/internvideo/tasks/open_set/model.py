@@ -7,7 +7,7 @@ here. Legend: B batch, T, H, W grid of the last layer's tokens, D width of its f
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,51 +16,11 @@ from numpy.typing import NDArray
 from scipy.stats import weibull_min
 from torch import Tensor, nn
 
-from internvideo.models.uniformerv2 import UniFormerV2, to_grid
-from internvideo.models.videomae import VideoMAEClassifier, run_blocks
-
 Floats = NDArray[np.floating[Any]]
 Ints = NDArray[np.int64]
 
 BRANCHES = ("motion", "shuffled", "still")
 """Of the debiasing head: what it sees of time."""
-
-
-def head_input(model: VideoMAEClassifier | UniFormerV2, video: Tensor) -> Tensor:
-    """Normalised (B, 3, T, S, S) -> (B, D), what the last linear layer reads (before drop-out).
-
-    Raises:
-        ValueError: a model without classifier.
-    """
-    if isinstance(model, VideoMAEClassifier):
-        return model.features(video)
-    if model.proj is None:
-        raise ValueError("a model without classifier")
-    return cast(Tensor, model.proj.norm(model.features(video)))
-
-
-def last_layer(model: VideoMAEClassifier | UniFormerV2) -> nn.Linear:
-    """The linear layer that `head_input` is for. Raises ValueError without one."""
-    layer = model.head if isinstance(model, VideoMAEClassifier) else getattr(model.proj, "linear", None)
-    if not isinstance(layer, nn.Linear):
-        raise ValueError("a model without classifier")
-    return layer
-
-
-def logits_and_grid(model: VideoMAEClassifier | UniFormerV2, video: Tensor) -> tuple[Tensor, Tensor]:
-    """Normalised (B, 3, T, S, S) -> logits (B, C) and the last layer's tokens (B, D, T, H, W), in one pass."""
-    if isinstance(model, VideoMAEClassifier):
-        config = model.config
-        tokens = run_blocks(model.blocks, model.embed(video), model.checkpointing)
-        side = config.image_size // config.patch_size
-        grid = tokens.transpose(1, 2).reshape(len(video), tokens.shape[2], -1, side, side)
-        return model.head(model.head_dropout(model.pool(tokens))), grid
-    if model.proj is None:
-        raise ValueError("a model without classifier")
-    staged = model.stages(video)
-    frames = staged.all_tokens.shape[1]
-    grid = to_grid(staged.all_tokens[:, :, 1:].flatten(0, 1), frames)
-    return model.proj(model.fuse(staged.query, staged.class_mean)), grid
 
 
 @dataclass(frozen=True)

@@ -21,12 +21,10 @@ from internvideo.data.sample import Sample
 from internvideo.errors import ManifestError
 from internvideo.metrics import bootstrap
 from internvideo.metrics.classification import merge_rows
-from internvideo.models.uniformerv2 import UniFormerV2
-from internvideo.models.videomae import VideoMAEClassifier
+from internvideo.models.encoder import ClipClassifier
 from internvideo.objectives.evidential import Evidence
 from internvideo.tasks.open_set import metrics as metric
 from internvideo.tasks.open_set.methods import Learning, Opinion, evidential_opinion, judge_all, softmax_opinion
-from internvideo.tasks.open_set.model import head_input, last_layer
 from internvideo.tasks.protocol import ClipProtocol, ClipSource, check_labels, describe
 from internvideo.tasks.table import BOOTSTRAP, Figures, Result, Table
 from internvideo.tasks.views import Views, evaluating, run_clips
@@ -79,13 +77,13 @@ def join(known: Manifest, unknown: Sequence[Sample]) -> Manifest:
 
 
 def _features(
-    model: VideoMAEClassifier | UniFormerV2, step: int, source: ClipSource, manifest: Manifest, clips: ClipProtocol,
+    model: ClipClassifier, step: int, source: ClipSource, manifest: Manifest, clips: ClipProtocol,
     device: torch.device, title: str,
 ) -> tuple[NDArray[Any], Views]:  # fmt: skip
     """(videos read, D) mean over views of what the last layer reads, which is the mean of its logits."""
 
     def look(video: Tensor) -> dict[str, Tensor]:
-        return {"features": head_input(model, model.normalize(video[:, :, ::step]))}
+        return {"features": model.head_input(model.normalize(video[:, :, ::step]))}
 
     with evaluating(model, device, clips.precision):
         views = run_clips(look, source, manifest, clips, device, title)
@@ -93,7 +91,7 @@ def _features(
 
 
 def predict(
-    model: VideoMAEClassifier | UniFormerV2,
+    model: ClipClassifier,
     train: tuple[ClipSource, Manifest],
     test: tuple[ClipSource, Manifest],
     clips: ClipProtocol,
@@ -127,7 +125,7 @@ def predict(
     asked, views = _features(model, frame_step, *test, clips, device, NAME)
     rows = [test[1].rows[index] for index in views.read]
     labels = train_labels[seen.read]
-    layer = last_layer(model)
+    layer = model.head_layer
     weight, bias = (part.detach().double().cpu().numpy() for part in (layer.weight, layer.bias))
     logits, train_logits = (part @ weight.T + bias for part in (asked, known))
     learning = Learning(classes=len(train[1].classes), seed=seed)

@@ -12,8 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor, nn
 
 from internvideo.data.batch import Batch
-from internvideo.models.uniformerv2 import UniFormerV2
-from internvideo.models.videomae import VideoMAEClassifier
+from internvideo.models.encoder import ClipClassifier
 from internvideo.objectives.evidential import (
     Evidence,
     Kind,
@@ -26,7 +25,7 @@ from internvideo.objectives.evidential import (
     opinion,
     wrong_evidence,
 )
-from internvideo.tasks.open_set.model import DebiasHead, last_layer, logits_and_grid
+from internvideo.tasks.open_set.model import DebiasHead
 
 
 class OpenSetSettings(BaseModel):
@@ -79,11 +78,11 @@ class OpenSetStage(nn.Module):
 
     seen: Tensor
 
-    def __init__(self, model: VideoMAEClassifier | UniFormerV2, settings: OpenSetSettings) -> None:
+    def __init__(self, model: ClipClassifier, settings: OpenSetSettings) -> None:
         super().__init__()
         self.model = model
         self.settings = settings
-        layer = last_layer(model)
+        layer = model.head_layer
         self.debias = None if settings.debias == "none" else DebiasHead(layer.in_features, layer.out_features)
         self.register_buffer("seen", torch.zeros((), dtype=torch.int64))  # batches so far; a resumed run goes on
 
@@ -97,7 +96,7 @@ class OpenSetStage(nn.Module):
         if self.debias is None:
             logits = self.model(video)
         else:
-            logits, grid = logits_and_grid(self.model, video)
+            logits, grid = self.model.logits_and_grid(video)
         found = evidence(logits.float(), settings.evidence)
         parts = {name: value.mean() for name, value in evidential_loss(found, labels, settings.loss).items()}
         parts |= self._regularisers(found, labels)

@@ -9,7 +9,7 @@ from internvideo import distributed
 from internvideo.data.loader import Loader
 from internvideo.data.manifest import Manifest
 from internvideo.errors import RecipeError
-from internvideo.models.heads import FusedAnswer, RankedMultipleChoice, VideoQuestionAnswering
+from internvideo.models.heads import FusedQANetwork, PairScoringMultipleChoice, VideoQuestionAnswering
 from internvideo.pretraining.build import training_rows
 from internvideo.recipe import STAGES, Recipe
 from internvideo.tasks.multiple_choice.data import ChoiceLoader
@@ -51,7 +51,7 @@ def prepare_choices(recipe: Recipe, *, skipped: Path | None) -> Job:
     """
     manifest = training_rows(recipe)
     model = draw_model(recipe, 0)
-    if not isinstance(model, RankedMultipleChoice):
+    if not isinstance(model, PairScoringMultipleChoice):
         raise TypeError(f"the stage multiple_choice trains a {type(model).__name__}")
     _start(model, recipe, "model.overrides.vision.image_size")
     stage = STAGES[recipe.stage].stage(model, recipe.settings, distributed.divisor)
@@ -59,7 +59,9 @@ def prepare_choices(recipe: Recipe, *, skipped: Path | None) -> Job:
     return Job(recipe, stage, loader, (), manifest.fingerprint)
 
 
-def _start(model: FusedAnswer, recipe: Recipe, place: str, answers: tuple[str, ...] | None = None) -> tuple[str, ...]:
+def _start(
+    model: FusedQANetwork, recipe: Recipe, place: str, answers: tuple[str, ...] | None = None
+) -> tuple[str, ...]:
     size, asked = model.model.config.vision.image_size, recipe.data.augment.size
     if asked != size:
         raise RecipeError("data.augment.size", str(asked), f"{size}, {place}")

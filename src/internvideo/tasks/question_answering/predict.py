@@ -72,7 +72,7 @@ def predict(
     named, sums = NamedSource(source), dict[str, Floats]()
 
     def ask(video: Tensor) -> dict[str, Tensor]:
-        seen = model.look(model.normalize(video))
+        seen = model.encode_video(model.normalize(video))
         for place, name in enumerate(named.ids):
             said = probabilities(model, seen[place : place + 1], [p.question for p in rows[name].qa], context)
             sums[name] = sums[name] + said if name in sums else said
@@ -117,7 +117,7 @@ def probabilities(model: VideoQuestionAnswering, seen: Any, questions: Sequence[
     parts = []
     for start in range(0, len(questions), AT_ONCE):
         tokens = question_tokens(questions[start : start + AT_ONCE], context).to(seen.features.device)
-        parts.append(model.respond(seen, tokens).scores.float().softmax(dim=1).cpu().numpy())
+        parts.append(model.forward_head(seen, tokens).scores.float().softmax(dim=1).cpu().numpy())
     return cast(Floats, np.concatenate(parts))
 
 

@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
 from internvideo.data.batch import Batch
-from internvideo.models.heads import RankedMultipleChoice, VideoQuestionAnswering
+from internvideo.models.heads import PairScoringMultipleChoice, VideoQuestionAnswering
 from internvideo.objectives.classification import IGNORED, Divisor, at_least_one, cross_entropy
 
 
@@ -25,12 +25,12 @@ class AnsweringSettings(BaseModel):
 class AnsweringStage(nn.Module):
     """Cross entropy of the right answer; a question whose answer is not in the vocabulary (-100) counts for nothing.
 
-    What plays no part in the answers (see `FusedAnswer.idle`) does not learn.
+    What plays no part in the answers (see `FusedQANetwork.is_unused_parameter`) does not learn.
     """
 
     def __init__(
         self,
-        model: VideoQuestionAnswering | RankedMultipleChoice,
+        model: VideoQuestionAnswering | PairScoringMultipleChoice,
         settings: AnsweringSettings,
         divisor: Divisor = at_least_one,
     ) -> None:
@@ -39,7 +39,7 @@ class AnsweringStage(nn.Module):
         self.settings = settings
         self.divisor = divisor
         for name, parameter in model.named_parameters():
-            if model.idle(name):
+            if model.is_unused_parameter(name):
                 parameter.requires_grad_(False)
 
     def forward(self, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:

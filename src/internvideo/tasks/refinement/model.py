@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from internvideo.models.attention import attend, split_heads
 from internvideo.models.entry import ModelEntry
+from internvideo.models.module import Conv1d, Dropout, LayerNorm, Linear, Module, Sequential
 
 LONGEST = 10.0
 """Log ratio of lengths that one step changes at most: a network that has not learned must not give infinite ones."""
@@ -139,17 +140,17 @@ def _length(segments: Tensor) -> Tensor:
     return (segments[:, 1] - segments[:, 0])[:, None]
 
 
-class LocalGlobalLayer(nn.Module):
+class LocalGlobalLayer(Module):
     """Post-norm attention and feed-forward; half of the heads see a window."""
 
     def __init__(self, config: TCANetConfig) -> None:
         super().__init__()
         width = config.width
         self.heads, self.window = config.heads, config.window
-        self.qkv, self.proj = nn.Linear(width, 3 * width), nn.Linear(width, width)
-        self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
-        self.fc1, self.fc2 = nn.Linear(width, config.feed_forward), nn.Linear(config.feed_forward, width)
-        self.dropout = nn.Dropout(config.dropout)
+        self.qkv, self.proj = Linear(width, 3 * width), Linear(width, width)
+        self.norm1, self.norm2 = LayerNorm(width), LayerNorm(width)
+        self.fc1, self.fc2 = Linear(width, config.feed_forward), Linear(config.feed_forward, width)
+        self.dropout = Dropout(config.dropout)
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """(B, T, D) -> (B, T, D); steps where `mask` (B, T) is False are not seen."""
@@ -158,8 +159,8 @@ class LocalGlobalLayer(nn.Module):
         if mask is not None:  # steps behind the end see everything: a row without a key would be NaN
             hidden = hidden | (mask[:, None, :, None] & ~mask[:, None, None, :])
         bias = torch.zeros(hidden.shape, dtype=x.dtype, device=x.device).masked_fill(hidden, float("-inf"))
-        x = self.norm1(x + self.dropout(self.proj(attend(query, key, value, bias=bias))))
-        return self.norm2(x + self.dropout(self.fc2(F.relu(self.fc1(x)))))  # type: ignore[no-any-return]  # nn.Module.__call__ is untyped
+        x = self.norm1(x + self.dropout(self.proj(attend(query, key, value, attn_mask=bias))))
+        return self.norm2(x + self.dropout(self.fc2(F.relu(self.fc1(x)))))
 
 
 class BoundaryRegressor(nn.Module):
@@ -175,12 +176,12 @@ class BoundaryRegressor(nn.Module):
 
     @staticmethod
     def _branch(width: int, samples: int, outputs: int = 1) -> nn.Sequential:
-        return nn.Sequential(
-            nn.Conv1d(width, width // 2, 3, padding=1),
+        return Sequential(
+            Conv1d(width, width // 2, 3, padding=1),
             nn.ReLU(),
-            nn.Conv1d(width // 2, width // 2, 3, padding=1),
+            Conv1d(width // 2, width // 2, 3, padding=1),
             nn.ReLU(),
-            nn.Conv1d(width // 2, outputs, samples),
+            Conv1d(width // 2, outputs, samples),
         )
 
     def forward(
@@ -216,10 +217,10 @@ class TCANet(nn.Module):
         super().__init__()
         self.config = config
         width = config.width
-        self.base = nn.Sequential(
-            nn.Conv1d(config.input_width, width, 3, padding=1, groups=4),
+        self.base = Sequential(
+            Conv1d(config.input_width, width, 3, padding=1, groups=4),
             nn.ReLU(),
-            nn.Conv1d(width, width, 3, padding=1, groups=4),
+            Conv1d(width, width, 3, padding=1, groups=4),
             nn.ReLU(),
         )
         self.encoder = nn.ModuleList(LocalGlobalLayer(config) for _ in range(config.encoder_layers))

@@ -41,8 +41,8 @@ class RetrievalStage(nn.Module):
         self.gather = gather
         if model.text.mask_embedding is not None:  # only masked language modelling reads it
             model.text.mask_embedding.requires_grad_(False)
-        if isinstance(model, VideoLanguage) and model.caption_decoder is not None:
-            model.caption_decoder.requires_grad_(False)
+        if model.can_caption:
+            model.get_submodule("caption_decoder").requires_grad_(False)
 
     def forward(self, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
         """{"loss"} of one batch, which must carry tokens."""

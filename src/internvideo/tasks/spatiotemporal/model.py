@@ -13,9 +13,12 @@ from dataclasses import replace
 from torch import Tensor, nn
 
 from internvideo.models.embeddings import Normalize, resize_table, resized_table
+from internvideo.models.encoder import ClipNeeds
 from internvideo.models.entry import ModelEntry
 from internvideo.models.factory import VIDEOMAE_SIZES
+from internvideo.models.module import LayerNorm
 from internvideo.models.videomae import EPS, Trunk, VideoMAEConfig, no_weight_decay, run_blocks
+from internvideo.models.videomae_config import MaskedEncoder
 from internvideo.tasks.spatiotemporal.regions import RegionHead
 
 MEAN = (122.7717 / 255, 115.9465 / 255, 102.9801 / 255)
@@ -35,7 +38,7 @@ class FrameTrunk(Trunk):
     def __init__(self, config: VideoMAEConfig) -> None:
         super().__init__(config)
         self.normalize = Normalize(MEAN, STD)
-        self.norm = nn.LayerNorm(config.width, eps=EPS)
+        self.norm = LayerNorm(config.width, eps=EPS)
 
     def _table(self) -> Tensor:
         config = self.config
@@ -53,7 +56,12 @@ class FrameTrunk(Trunk):
                 nn.init.trunc_normal_(module.weight, std=INIT_STD)
         self.norm.reset_parameters()
 
-    def tokens(self, video: Tensor) -> Tensor:
+    @property
+    def clip_needs(self) -> tuple[ClipNeeds, ...]:
+        """Frames of any side."""
+        return (ClipNeeds(frames=self.config.frames),)
+
+    def grid_tokens(self, video: Tensor) -> Tensor:
         """Tokens after the norm.
 
         Args:
@@ -101,7 +109,7 @@ class FrameTrunk(Trunk):
         return no_weight_decay(name, parameter)
 
 
-class ActionDetector(FrameTrunk):
+class ActionDetector(FrameTrunk, MaskedEncoder):
     """Logits of every box of frames of any size."""
 
     class_layer = ("head.projection", 0)
@@ -112,9 +120,17 @@ class ActionDetector(FrameTrunk):
         self.reset_parameters()
         nn.init.zeros_(self.head.projection.bias)
 
+    def tokens(self, video: Tensor) -> Tensor:
+        """Video as in `grid_tokens` -> all of them (B, N, D)."""
+        return self.grid_tokens(video).flatten(1, 3)
+
+    def features(self, video: Tensor) -> Tensor:
+        """Video as in `grid_tokens` -> mean of the tokens (B, D)."""
+        return self.tokens(video).mean(dim=1)
+
     def forward(self, video: Tensor, clip: Tensor, boxes: Tensor) -> Tensor:
-        """Video as in `tokens`, clip (R,) int64 to which a box belongs, boxes (R, 4) pixels -> logits (R, C)."""
-        return self.head(self.tokens(video), clip, boxes)  # type: ignore[no-any-return]  # nn.Module.__call__ is untyped
+        """Video as in `grid_tokens`, clip (R,) int64 to which a box belongs, boxes (R, 4) pixels -> logits (R, C)."""
+        return self.head(self.grid_tokens(video), clip, boxes)
 
 
 FRESH = r"(norm|head)\."

@@ -12,7 +12,9 @@ from typing import Protocol
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
+
+from internvideo.models.module import Dropout, Linear, Module
 
 
 class RoIAlign(Protocol):
@@ -113,14 +115,14 @@ def chosen_roi_align() -> RoIAlign:
     return torchvision_roi_align
 
 
-class RegionHead(nn.Module):
+class RegionHead(Module):
     """Tokens averaged over time, RoIAlign, maximum over the bins, linear (the paper's "simple linear head")."""
 
     def __init__(self, width: int, classes: int, *, patch: int, bins: int = 7, dropout: float = 0.0) -> None:
         super().__init__()
         self.patch, self.bins = patch, bins
-        self.dropout = nn.Dropout(dropout)
-        self.projection = nn.Linear(width, classes)
+        self.dropout = Dropout(dropout)
+        self.projection = Linear(width, classes)
 
     def pool(self, tokens: Tensor, clip: Tensor, boxes: Tensor) -> Tensor:
         """Tokens (B, T', H', W', D) after the norm, clip (R,), boxes (R, 4) pixels -> (R, D)."""
@@ -129,7 +131,7 @@ class RegionHead(nn.Module):
 
     def forward(self, tokens: Tensor, clip: Tensor, boxes: Tensor) -> Tensor:
         """As `pool` -> logits (R, C)."""
-        return self.projection(self.dropout(self.pool(tokens, clip, boxes)))  # type: ignore[no-any-return]  # nn.Module.__call__ is untyped
+        return self.projection(self.dropout(self.pool(tokens, clip, boxes)))
 
 
 def region_loss(logits: Tensor, labels: Tensor) -> Tensor:

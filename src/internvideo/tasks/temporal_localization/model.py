@@ -17,6 +17,7 @@ from internvideo.models.attention import attend, split_heads
 from internvideo.models.block import DropPath
 from internvideo.models.embeddings import sin_cos_table
 from internvideo.models.entry import ModelEntry
+from internvideo.models.module import Conv1d, Dropout, Identity, Module, Sequential
 from internvideo.tasks.temporal_localization.config import SIZES, ActionFormerConfig
 
 MASKED_KEY = -1e4
@@ -42,7 +43,7 @@ class MaskedConv1d(nn.Module):
 
     def __init__(self, inputs: int, outputs: int, kernel: int, *, stride: int = 1, groups: int = 1, bias: bool = True):
         super().__init__()
-        self.conv = nn.Conv1d(inputs, outputs, kernel, stride, kernel // 2, groups=groups, bias=bias)
+        self.conv = Conv1d(inputs, outputs, kernel, stride, kernel // 2, groups=groups, bias=bias)
         if bias:
             nn.init.zeros_(self.conv.bias)  # type: ignore[arg-type]  # there is one
 
@@ -52,7 +53,7 @@ class MaskedConv1d(nn.Module):
         return self.conv(x) * mask, mask
 
 
-class ChannelNorm(nn.Module):
+class ChannelNorm(Module):
     """Layer norm over the channels of (B, C, T)."""
 
     def __init__(self, width: int) -> None:
@@ -79,9 +80,9 @@ class WindowAttention(nn.Module):
             conv = MaskedConv1d(width, width, kernel, stride=stride, groups=width, bias=False)
             setattr(self, f"{name}_conv", conv)
             setattr(self, f"{name}_norm", ChannelNorm(width))
-            setattr(self, name, nn.Conv1d(width, width, 1))
-        self.proj = nn.Conv1d(width, width, 1)
-        self.proj_drop = nn.Dropout(config.dropout)
+            setattr(self, name, Conv1d(width, width, 1))
+        self.proj = Conv1d(width, width, 1)
+        self.proj_drop = Dropout(config.dropout)
         relative = config.relative_positions and window > 1
         self.rel_pe = nn.Parameter(torch.zeros(1, 1, config.heads, window)) if relative else None
         if self.rel_pe is not None:
@@ -108,11 +109,11 @@ class WindowAttention(nn.Module):
             y, reduced = getattr(self, f"{name}_conv")(x, mask)
             y = getattr(self, name)(getattr(self, f"{name}_norm")(y))
             parts.append(split_heads(y.transpose(1, 2), self.heads))
-        out = attend(parts[0], parts[1], parts[2], bias=self._bias(reduced)).transpose(1, 2)
+        out = attend(parts[0], parts[1], parts[2], attn_mask=self._bias(reduced)).transpose(1, 2)
         return self.proj_drop(self.proj(out)) * reduced, reduced
 
 
-class Scale(nn.Module):
+class Scale(Module):
     """A learned scalar factor."""
 
     def __init__(self) -> None:
@@ -124,7 +125,7 @@ class Scale(nn.Module):
         return x * self.scale
 
 
-class ScaledDropPath(nn.Module):
+class ScaledDropPath(Module):
     """Per-channel scale that starts at 1e-4, then stochastic depth."""
 
     def __init__(self, width: int, rate: float) -> None:
@@ -134,7 +135,7 @@ class ScaledDropPath(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, D, T)."""
-        return self.drop(x * self.scale)  # type: ignore[no-any-return]  # nn.Module.__call__ is untyped
+        return self.drop(x * self.scale)
 
 
 class TemporalBlock(nn.Module):
@@ -146,16 +147,16 @@ class TemporalBlock(nn.Module):
         self.stride = stride
         self.ln1, self.ln2 = ChannelNorm(width), ChannelNorm(width)
         self.attn = WindowAttention(config, window, stride)
-        self.mlp = nn.Sequential(
-            nn.Conv1d(width, 4 * width, 1),
+        self.mlp = Sequential(
+            Conv1d(width, 4 * width, 1),
             nn.GELU(),
-            nn.Dropout(config.dropout),
-            nn.Conv1d(4 * width, width, 1),
-            nn.Dropout(config.dropout),
+            Dropout(config.dropout),
+            Conv1d(4 * width, width, 1),
+            Dropout(config.dropout),
         )
         scaled = config.drop_path > 0
-        self.drop_path_attn = ScaledDropPath(width, config.drop_path) if scaled else nn.Identity()
-        self.drop_path_mlp = ScaledDropPath(width, config.drop_path) if scaled else nn.Identity()
+        self.drop_path_attn = ScaledDropPath(width, config.drop_path) if scaled else Identity()
+        self.drop_path_mlp = ScaledDropPath(width, config.drop_path) if scaled else Identity()
 
     def forward(self, x: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
         """(B, D, T), (B, 1, T) -> (B, D, T / s), (B, 1, T / s)."""
@@ -254,7 +255,8 @@ class ClassHead(_Trunk):
 
     def forward(self, x: Tensor, mask: Tensor) -> Tensor:
         """(B, D, T), (B, 1, T) -> (B, T, K)."""
-        return self.cls_head(self.trunk(x, mask), mask)[0].transpose(1, 2)  # type: ignore[no-any-return]  # nn.Module.__call__ is untyped
+        logits: Tensor = self.cls_head(self.trunk(x, mask), mask)[0]
+        return logits.transpose(1, 2)
 
 
 class OffsetHead(_Trunk):

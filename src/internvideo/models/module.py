@@ -1,0 +1,43 @@
+"""torch's modules with typed calls: at runtime they are torch's own classes.
+
+torch declares that calling a module gives Any. Here a module whose `forward` gives one tensor derives from `Module`.
+"""
+
+# ruff: noqa: D101  # torch documents its own classes
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from torch import Tensor, nn
+
+if TYPE_CHECKING:
+
+    class Module(nn.Module):
+        """A module that gives one tensor."""
+
+        __call__: Callable[..., Tensor]
+
+    class Conv1d(nn.Conv1d, Module): ...
+
+    class Conv2d(nn.Conv2d, Module): ...
+
+    class Conv3d(nn.Conv3d, Module): ...
+
+    class Dropout(nn.Dropout, Module): ...
+
+    class Embedding(nn.Embedding, Module): ...
+
+    class Identity(nn.Identity, Module): ...
+
+    class LayerNorm(nn.LayerNorm, Module): ...
+
+    class Linear(nn.Linear, Module): ...
+
+    class Sequential(nn.Sequential, Module): ...
+else:
+    Module = nn.Module
+    Conv1d, Conv2d, Conv3d = nn.Conv1d, nn.Conv2d, nn.Conv3d
+    Dropout, Embedding, Identity, LayerNorm = nn.Dropout, nn.Embedding, nn.Identity, nn.LayerNorm
+    Linear, Sequential = nn.Linear, nn.Sequential
