@@ -137,6 +137,14 @@ def test_a_backbone_is_one_class_and_one_row(monkeypatch: pytest.MonkeyPatch) ->
         check_clip(module, frames=5, size=8)
 
 
+def test_a_fault_in_what_a_model_tells_is_no_pass() -> None:
+    toy = Toy(ToyConfig())
+    del toy.config
+    with pytest.raises(AttributeError):
+        check_clip(toy, frames=1, size=8)
+    check_clip(nn.Linear(2, 2), frames=1, size=8)  # sees no clips
+
+
 def test_a_part_that_sees_no_video_is_told() -> None:
     with pytest.raises(RecipeError, match="a Linear sees no video by itself"):
         video_encoder(nn.Linear(2, 2), "toy")
