@@ -225,7 +225,7 @@ def test_captions(manifest: Manifest) -> None:
 
 def test_a_sample_without_caption_is_told_at_once(manifest: Manifest) -> None:
     rows = (*manifest.rows[:-1], manifest.rows[-1].model_copy(update={"captions": ()}))
-    with pytest.raises(ManifestError, match="1 of 11 samples have no caption, for instance '10'"):
+    with pytest.raises(ManifestError, match="1 of 11 rows have no caption, first '10'"):
         loader(dataclasses.replace(manifest, rows=rows), tokenizer=Letters())
 
 

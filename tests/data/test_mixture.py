@@ -175,5 +175,5 @@ def test_seed_rank_and_epoch_mix_differently(manifest: Manifest) -> None:
 def test_a_sample_without_label_cannot_be_mixed(manifest: Manifest) -> None:
     rows = (*manifest.rows[:-1], manifest.rows[-1].model_copy(update={"label": None}))
     without = dataclasses.replace(manifest, rows=rows, source=Path("some.jsonl"))
-    with pytest.raises(ManifestError, match=r"some\.jsonl: 1 of 11 samples have no label, for instance '10'"):
+    with pytest.raises(ManifestError, match=r"some\.jsonl: 1 of 11 rows have no label, first '10'"):
         mixed(without)

@@ -317,7 +317,7 @@ def test_too_little_to_learn_from(tmp_path: Path) -> None:
     with pytest.raises(ManifestError) as told:
         run(source, tmp_path / "fit")
     assert "a class called 'unknown'" in one_line(told.value)
-    with pytest.raises(RecipeError) as missing:
+    with pytest.raises(ManifestError) as missing:
         run(source / "red", tmp_path / "fit")
     assert "have no label" in one_line(missing.value)
     assert not (tmp_path / "fit").exists()

@@ -85,7 +85,7 @@ def test_answers_are_the_most_frequent_of_training_or_those_of_a_file(tmp_path: 
         read_answers(tmp_path / "ans2label.json")
     with pytest.raises(ManifestError, match="1 answers; allowed: 2 or more"):
         answer_vocabulary(rows((("q", "x"),)), QuestionSettings())
-    with pytest.raises(ManifestError, match="1 of 2 rows have no question, for instance 'clip1'"):
+    with pytest.raises(ManifestError, match="1 of 2 rows have no question, first 'clip1'"):
         answer_vocabulary(rows((("q", "x"),), ()), QuestionSettings())
 
 

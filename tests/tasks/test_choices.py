@@ -75,7 +75,7 @@ def test_batches_have_the_texts_of_their_rows() -> None:
 @pytest.mark.parametrize(
     ("changed", "told"),
     [
-        ({"choices": None}, "1 of 42 rows have no choices, for instance '"),
+        ({"choices": None}, "1 of 42 rows have no choices, first '"),
         ({"choices": Choice(options=("a", "b"), answer=0)}, r"rows of 2 \('\w+'\) and 5 \('\w+'\) options"),
     ],
 )

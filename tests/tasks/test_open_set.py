@@ -348,7 +348,7 @@ def test_a_known_row_without_label_and_absent_training_rows_are_told(
     run: tuple[Path, Path], world: Path, tmp_path: Path
 ) -> None:
     unlabelled = Manifest(rows(0, None) + rows(None, known="no"), ("a", "b"), Path("/x"), Path("/x/y.jsonl"))
-    with pytest.raises(RecipeError, match="1 of 2 rows have no label"):
+    with pytest.raises(ManifestError, match="1 of 2 rows have no label"):
         open_rows(unlabelled, ("a", "b"), None)
     with pytest.raises(RecipeError, match="--train"):
         evaluate_task("open_set", run[0], world, tmp_path, replace(CPU, train=tmp_path / "gone.jsonl"))

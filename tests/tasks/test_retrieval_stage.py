@@ -281,10 +281,10 @@ def test_captions_are_chosen_before_reading(films: Manifest) -> None:
         ("blue",),
         ("run",),
     ]
-    with pytest.raises(ManifestError, match="no caption, for instance 'short'"):
+    with pytest.raises(ManifestError, match="no caption, first 'short'"):
         with_captions(films, "answer")
     bare = replace(films, rows=(films.rows[0].model_copy(update={"captions": ()}),))
     assert with_captions(bare, "random") is bare
-    with pytest.raises(ManifestError, match="no caption, for instance 'short'"):
+    with pytest.raises(ManifestError, match="no caption, first 'short'"):
         with_captions(bare, "each")
     assert read_manifest(small_world.world()).rows[0].captions

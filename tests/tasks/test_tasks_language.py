@@ -9,7 +9,7 @@ import pytest
 from goldens_folder import GOLDENS
 from task_world import CLASSES, CLIPS, CPU, Source, Towers, Words, manifest
 
-from internvideo.errors import RecipeError, RunError
+from internvideo.errors import ManifestError, RunError
 from internvideo.tasks.multiple_choice import predict as multiple_choice
 from internvideo.tasks.protocol import ClipProtocol
 from internvideo.tasks.retrieval import predict as retrieval
@@ -59,7 +59,7 @@ def test_zero_shot_reads_the_class_and_shows_the_plain_name_beside() -> None:
 
 def test_zero_shot_needs_labels_and_finite_features() -> None:
     rows, model = manifest(6), Towers()
-    with pytest.raises(RecipeError, match="no label"):
+    with pytest.raises(ManifestError, match="no label"):
         zero_shot.predict(model, Words(), Source(rows), manifest(6, label=None), CLIPS, CPU)
     model.broken = True
     with pytest.raises(RunError, match="video is NaN or infinite"):
@@ -112,9 +112,9 @@ def test_a_model_that_says_the_same_of_everything_finds_nothing() -> None:
 
 def test_rows_without_captions_or_choices_are_told() -> None:
     rows = manifest(4)
-    with pytest.raises(RecipeError, match="have no caption, first 'clip0'"):
+    with pytest.raises(ManifestError, match="have no caption, first 'clip0'"):
         retrieval.predict(Towers(), Words(), Source(rows), manifest(4, captions=()), CLIPS, CPU)
-    with pytest.raises(RecipeError, match="have no choices, first 'clip0'"):
+    with pytest.raises(ManifestError, match="have no choices, first 'clip0'"):
         multiple_choice.predict(Towers(), Words(), Source(rows), manifest(4, choices=None), CLIPS, CPU)
 
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from task_world import CLIPS, CPU, Reader, Source, TwoReaders, manifest
 
-from internvideo.errors import RecipeError, RunError
+from internvideo.errors import ManifestError, RecipeError, RunError
 from internvideo.metrics.classification import softmax
 from internvideo.tasks.protocol import ClipProtocol
 from internvideo.tasks.recognition import predict as recognition
@@ -141,7 +141,7 @@ def test_wrong_class_count_missing_label_and_nan_are_one_clear_line() -> None:
     with pytest.raises(RecipeError, match="scores 5 classes, the manifest has 6"):
         run(model=Reader(classes=5))
     unlabelled = manifest(6, label=None)
-    with pytest.raises(RecipeError, match="6 of 6 rows have no label, first 'clip0'"):
+    with pytest.raises(ManifestError, match="6 of 6 rows have no label, first 'clip0'"):
         recognition.predict(Reader(), recognition.classifier_scorer(Reader()), Source(rows), unlabelled, CLIPS, CPU)
     with pytest.raises(RunError, match="NaN or infinite for clip0, clip1"):
         run(model=Reader(strength=float("nan")))

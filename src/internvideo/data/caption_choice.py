@@ -8,7 +8,6 @@ from typing import Literal, get_args
 
 from internvideo.data.manifest import Manifest
 from internvideo.data.sample import Sample
-from internvideo.errors import ManifestError
 
 CaptionChoice = Literal["random", "each", "first", "joined", "answer"]
 
@@ -33,10 +32,7 @@ def with_captions(manifest: Manifest, choice: CaptionChoice) -> Manifest:
     if choice == "answer":
         rows = (row.model_copy(update={"captions": _answer(row, manifest.classes)}) for row in manifest.rows)
         return with_captions(replace(manifest, rows=tuple(rows)), "first")
-    without = [row.id for row in manifest.rows if not row.captions]
-    if without:
-        found = f"{len(without)} of {len(manifest)} samples have no caption, for instance '{without[0]}'"
-        raise ManifestError(manifest.source, found, "at least one caption for every sample")
+    manifest.require("captions")
 
     def made(row: Sample) -> Iterator[Sample]:
         if choice == "each":

@@ -38,7 +38,7 @@ from internvideo.data.manifest import Manifest
 from internvideo.data.sampling import FrameSampler, Sparse
 from internvideo.data.skipped import SkippedClips
 from internvideo.data.transforms import ClipTransform
-from internvideo.errors import ManifestError, RecipeError, RunError, shown
+from internvideo.errors import RecipeError, RunError, shown
 
 _LIMITS = {
     "batch_size": (1, 2**20), "workers": (0, 1024), "repeats": (1, 1024), "seed": (0, 2**63 - 1),
@@ -196,7 +196,7 @@ class Loader(ResumableLoader):
         skipped: Path | None = None,
     ) -> None:
         if tokenizer is not None and caption != "none":
-            _check_captions(manifest)
+            manifest.require("captions")
         self.manifest = manifest
         super().__init__(
             manifest, epoch_plan(len(manifest), settings), clip_decoder(manifest, settings), sampler, transform,
@@ -232,7 +232,7 @@ class EvalLoader:
         tokenizer: TextEncoder | None = None,
     ) -> None:
         if tokenizer is not None:
-            _check_captions(manifest)
+            manifest.require("captions")
         self.unreadable: list[tuple[str, str, str]] = []
         self.data_time = 0.0
         self._batch_size = settings.batch_size
@@ -346,16 +346,6 @@ def clip_decoder(manifest: Manifest, settings: LoaderSettings) -> ManifestClipDe
     """Return the clip decoder of a worker, with its share of the cache for decoded videos."""
     share = int(settings.cache_megabytes * 2**20 / max(settings.workers, 1))
     return ManifestClipDecoder(manifest, short_side=settings.short_side, cache_bytes=share)
-
-
-def _check_captions(manifest: Manifest) -> None:
-    missing = [row.id for row in manifest.rows if not row.captions]
-    if missing:
-        raise ManifestError(
-            manifest.source,
-            f"{len(missing)} of {len(manifest)} samples have no caption, for instance '{missing[0]}'",
-            "at least one caption for every sample",
-        )
 
 
 def _take_batch(

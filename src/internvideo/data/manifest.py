@@ -32,6 +32,10 @@ SHOWN = 8
 _ADAPTER = TypeAdapter(Sample)
 
 
+_NEEDED = {"label": "a label", "captions": "a caption", "choices": "choices", "qa": "a question"}
+"""Fields that a use of a manifest may need in every row, in words."""
+
+
 @dataclass(frozen=True)
 class Manifest:
     """Checked rows and their class names.
@@ -69,6 +73,14 @@ class Manifest:
         for note in self.notes:
             logging.getLogger("internvideo").warning("%s: %s", shown(str(self.source)), shown(note))
         return self
+
+    def require(self, field: str) -> None:
+        """Raise ManifestError where rows have nothing in `field`: "label", "captions", "choices" or "qa"."""
+        without = [row.id for row in self.rows if getattr(row, field) in (None, ())]
+        if without:
+            what = _NEEDED[field]
+            found = f"{len(without)} of {len(self)} rows have no {what.removeprefix('a ')}, first '{without[0]}'"
+            raise ManifestError(self.source, found, f"{what} in every row, or a split that has them")
 
     def subset(
         self, split: str | Sequence[str] | None = None, *, where: Callable[[Sample], bool] | None = None

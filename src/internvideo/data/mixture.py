@@ -99,10 +99,7 @@ class MixedLoader(WrappedLoader[Loader]):
     def __init__(self, loader: Loader, mixup: Mixup, *, seed: int) -> None:
         super().__init__(loader)
         self.mixup, self.seed, self.rank = mixup, seed, distributed.rank()
-        without = [row.id for row in loader.manifest.rows if row.label is None]
-        if without:
-            found = f"{len(without)} of {len(loader.manifest)} samples have no label, for instance '{without[0]}'"
-            raise ManifestError(loader.manifest.source, found, "a label for every sample, which mixing clips needs")
+        loader.manifest.require("label")
 
     def epoch(self, k: int, start: int = 0) -> Iterator[Batch]:
         """Batches `start`, `start + 1`, ... of epoch `k`; the mixing depends on (seed, rank, k, number) alone."""

@@ -18,7 +18,6 @@ from torch import Tensor, nn
 from internvideo.data.batch import Batch
 from internvideo.data.manifest import Manifest
 from internvideo.data.sampling import FrameSampler
-from internvideo.errors import RecipeError
 
 
 @dataclass(frozen=True)
@@ -141,13 +140,6 @@ def describe(
 
 
 def check_labels(manifest: Manifest) -> NDArray[np.int64]:
-    """(N,) class indices. Raises RecipeError when a row has none: it could not be scored."""
-    missing = [row.id for row in manifest.rows if row.label is None]
-    if missing:
-        raise RecipeError(
-            manifest.source,
-            f"{len(missing)} of {len(manifest.rows)} rows have no label, first '{missing[0]}'",
-            "",
-            "give every row a label or choose a split that has them",
-        )
+    """(N,) class indices. Raises ManifestError when a row has none: it could not be scored."""
+    manifest.require("label")
     return np.asarray([row.label for row in manifest.rows], dtype=np.int64)

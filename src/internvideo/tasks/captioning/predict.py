@@ -73,13 +73,11 @@ def predict(
         ids (N,), written (N,), references (Q,), owner (Q,) of the videos read.
 
     Raises:
-        RecipeError: a row without caption, several views, a model that writes none. RunError: see `run_clips`.
+        ManifestError: a row without caption. RecipeError: several views, a model that writes none.
+        RunError: see `run_clips`.
     """
     writing = writing or Writing()
-    empty = [row.id for row in manifest.rows if not row.captions]
-    if empty:
-        found = f"{len(empty)} of {len(manifest.rows)} rows have no caption, first '{empty[0]}'"
-        raise RecipeError(manifest.source, found, "", "give every row a caption or choose a split that has them")
+    manifest.require("captions")
     if clips.clips != 1:
         raise RecipeError("views", str(clips.clips), "1: a caption is of one clip")
     towers = cast(VideoLanguage, model)

@@ -14,7 +14,6 @@ import torch
 from internvideo.data.batch import Batch
 from internvideo.data.loader import Loader
 from internvideo.data.loader_wrapper import WrappedLoader
-from internvideo.data.manifest import Manifest
 from internvideo.data.sample import Sample
 from internvideo.errors import ManifestError
 from internvideo.tasks.question_answering.data import question_tokens
@@ -25,14 +24,6 @@ def choice_texts(row: Sample) -> list[str]:
     if row.choices is None:
         raise ValueError(f"row '{row.id}' has no choices")
     return [f"{row.attributes.get('question', '')} {option}".strip() for option in row.choices.options]
-
-
-def check_choices(manifest: Manifest) -> None:
-    """Raise ManifestError when a row has no choices."""
-    without = [row.id for row in manifest.rows if row.choices is None]
-    if without:
-        found = f"{len(without)} of {len(manifest)} rows have no choices, for instance '{without[0]}'"
-        raise ManifestError(manifest.source, found, "options and the number of the right one in every row")
 
 
 class ChoiceLoader(WrappedLoader[Loader]):
@@ -46,7 +37,7 @@ class ChoiceLoader(WrappedLoader[Loader]):
     """
 
     def __init__(self, clips: Loader, context: int) -> None:
-        check_choices(clips.manifest)
+        clips.manifest.require("choices")
         super().__init__(clips)
         self.context = context
         self._rows = {row.id: row for row in clips.manifest.rows}

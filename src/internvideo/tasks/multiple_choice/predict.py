@@ -15,12 +15,11 @@ import torch
 from torch import Tensor, nn
 
 from internvideo.data.manifest import Manifest
-from internvideo.errors import RecipeError
 from internvideo.metrics import bootstrap
 from internvideo.metrics.classification import choice_scores, merge_rows, top_k_hits, unit
 from internvideo.models.heads import PairScoringMultipleChoice
 from internvideo.tasks.members import joined, of_each
-from internvideo.tasks.multiple_choice.data import check_choices, choice_texts
+from internvideo.tasks.multiple_choice.data import choice_texts
 from internvideo.tasks.protocol import ClipProtocol, ClipSource, TextEncoder, VideoTextModel, describe
 from internvideo.tasks.question_answering.data import question_tokens
 from internvideo.tasks.table import BOOTSTRAP, Figures, Result, Table
@@ -52,17 +51,10 @@ def predict(
         video (N, E), scale () of the videos read.
 
     Raises:
-        RecipeError: a row without choices.
+        ManifestError: a row without choices.
         RunError: see `run_clips`.
     """
-    empty = [row.id for row in manifest.rows if row.choices is None]
-    if empty:
-        raise RecipeError(
-            manifest.source,
-            f"{len(empty)} of {len(manifest.rows)} rows have no choices, first '{empty[0]}'",
-            "",
-            "give every row its options and the answer, or choose a split that has them",
-        )
+    manifest.require("choices")
     towers = cast("VideoTextModel", model)
     with evaluating(model, device, clips.precision):
         views = run_clips(video_function(towers), source, manifest, clips, device, NAME)
@@ -100,7 +92,7 @@ def predict_ranked(
     Raises:
         ManifestError: a row without choices. RunError: see `run_clips`.
     """
-    check_choices(manifest)
+    manifest.require("choices")
     rows = {row.id: row for row in manifest.rows}
     most, context = max(len(choice_texts(row)) for row in manifest.rows), model.config.text.context
     named = NamedSource(source)

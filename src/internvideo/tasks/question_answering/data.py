@@ -66,7 +66,7 @@ def answer_vocabulary(manifest: Manifest, settings: QuestionSettings) -> tuple[s
     Raises:
         ManifestError: no questions, fewer than two answers, a file that cannot be read.
     """
-    check_questions(manifest)
+    manifest.require("qa")
     beside = manifest.source.parent / BESIDE
     if settings.answers is not None:
         answers, where = read_answers(settings.answers), settings.answers
@@ -77,17 +77,6 @@ def answer_vocabulary(manifest: Manifest, settings: QuestionSettings) -> tuple[s
     if len(answers) < 2:
         raise ManifestError(where, f"{len(answers)} answers", "2 or more, to choose from")
     return answers
-
-
-def check_questions(manifest: Manifest) -> None:
-    """Raise ManifestError when a row has no question."""
-    without = [row.id for row in manifest.rows if not row.qa]
-    if without:
-        raise ManifestError(
-            manifest.source,
-            f"{len(without)} of {len(manifest)} rows have no question, for instance '{without[0]}'",
-            "at least one question with its answer in every row",
-        )
 
 
 def question_type(pair: QA) -> str:
@@ -141,7 +130,7 @@ class QuestionLoader(WrappedLoader[Loader]):
     """
 
     def __init__(self, clips: Loader, answers: Sequence[str], context: int, at_once: int = 1) -> None:
-        check_questions(clips.manifest)
+        clips.manifest.require("qa")
         super().__init__(clips)
         self.context, self.at_once = context, at_once
         self._label = {answer: index for index, answer in enumerate(answers)}

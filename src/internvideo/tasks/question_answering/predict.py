@@ -23,7 +23,7 @@ from internvideo.metrics import bootstrap
 from internvideo.metrics.classification import IGNORED, label_ranks
 from internvideo.models.heads import VideoQuestionAnswering
 from internvideo.tasks.protocol import ClipProtocol, ClipSource, describe
-from internvideo.tasks.question_answering.data import check_questions, question_tokens, question_type
+from internvideo.tasks.question_answering.data import question_tokens, question_type
 from internvideo.tasks.table import BOOTSTRAP, Figures, Result, Table
 from internvideo.tasks.views import NamedSource, evaluating, run_clips
 
@@ -66,7 +66,7 @@ def predict(
     Raises:
         ManifestError: a row without question. RunError: see `run_clips`.
     """
-    check_questions(manifest)
+    manifest.require("qa")
     context = model.model.config.text.context
     rows = {row.id: row for row in manifest.rows}
     named, sums = NamedSource(source), dict[str, Floats]()

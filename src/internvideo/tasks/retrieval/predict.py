@@ -13,7 +13,6 @@ from numpy.typing import NDArray
 from torch import nn
 
 from internvideo.data.manifest import Manifest
-from internvideo.errors import RecipeError
 from internvideo.metrics import bootstrap
 from internvideo.metrics.classification import merge_rows, unit
 from internvideo.tasks.members import described as described
@@ -66,17 +65,10 @@ def predict(
         videos read; the captions of an unreadable video are left out with it.
 
     Raises:
-        RecipeError: a row without caption.
+        ManifestError: a row without caption.
         RunError: see `run_clips`.
     """
-    empty = [row.id for row in manifest.rows if not row.captions]
-    if empty:
-        raise RecipeError(
-            manifest.source,
-            f"{len(empty)} of {len(manifest.rows)} rows have no caption, first '{empty[0]}'",
-            "",
-            "give every row a caption or choose a split that has them",
-        )
+    manifest.require("captions")
     towers = cast("VideoTextModel", model)
     with evaluating(model, device, clips.precision):
         views = run_clips(video_function(towers), source, manifest, clips, device, NAME)
