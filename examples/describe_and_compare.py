@@ -22,7 +22,7 @@ def main() -> None:
     given = parser.parse_args()
     try:
         model = load(given.model, weights=given.weights)
-        if "caption" in model.can:
+        if "caption" in model.capabilities:
             print(f"{given.first}: {model.caption(given.first, num_beams=given.num_beams)[0]}")
         vectors = model.encode_video([given.first, given.second])
     except InternVideoError as error:

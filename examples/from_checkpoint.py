@@ -26,7 +26,7 @@ def main() -> None:
         model.save_pretrained(given.folder)
     except InternVideoError as error:
         parser.exit(2, f"{error}\n")
-    print(f"{given.folder}: {model.name}, {converted.tensors} tensors; it can {', '.join(sorted(model.can))}")
+    print(f"{given.folder}: {model.name}, {converted.tensors} tensors; it can {', '.join(sorted(model.capabilities))}")
 
 
 if __name__ == "__main__":

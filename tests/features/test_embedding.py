@@ -65,7 +65,7 @@ def test_every_row_is_the_model_s_answer_for_its_span(
     expected = model.encode_video([Span(row["path"], row["start"], row["end"]) for row in rows]).numpy()
     assert values.dtype == np.float32
     np.testing.assert_allclose(values, expected, atol=2e-6)
-    assert (coverage.vectors, coverage.dim, coverage.unreadable) == (20, model.width, [])
+    assert (coverage.vectors, coverage.dim, coverage.unreadable) == (20, model.embed_dim, [])
     assert coverage.video_seconds == pytest.approx(12)
     assert coverage.speed > 0
     assert protocol["model"] == model.name
@@ -75,7 +75,7 @@ def test_every_row_is_the_model_s_answer_for_its_span(
     assert not (tmp_path / "out.skipped.jsonl").exists()
     if name.endswith("parquet"):
         kind = pq.read_schema(tmp_path / name).field("embedding").type
-        assert str(kind) == f"fixed_size_list<element: float>[{model.width}]"
+        assert str(kind) == f"fixed_size_list<element: float>[{model.embed_dim}]"
 
 
 def test_without_a_window_there_is_one_vector_a_video(tmp_path: Path, clips: Path, model: VideoModel) -> None:

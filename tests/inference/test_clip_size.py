@@ -53,7 +53,7 @@ def test_its_own_size_changes_nothing() -> None:
 @pytest.mark.parametrize("family", ["multimodal", "supervised_multimodal", "viclip", "clip"])
 def test_learned_positions_are_resized(family: str, tmp_path: Path) -> None:
     small_apps.random_model(family).save_pretrained(tmp_path)
-    own, larger = load(tmp_path, **CPU), load(tmp_path, image_size=64, frames=6, new_classes=None, **CPU)
+    own, larger = load(tmp_path, **CPU), load(tmp_path, image_size=64, frames=6, num_classes=None, **CPU)
     assert (larger.preprocessing.frames, larger.preprocessing.size) == (6, 64)
     changed = {
         key for key, value in own.module.state_dict().items() if value.shape != larger.module.state_dict()[key].shape
@@ -64,7 +64,7 @@ def test_learned_positions_are_resized(family: str, tmp_path: Path) -> None:
 
 
 def test_new_classes_and_another_size_at_once() -> None:
-    model = load(small_apps.trained("supervised"), image_size=64, new_classes=5, **CPU)
+    model = load(small_apps.trained("supervised"), image_size=64, num_classes=5, **CPU)
     assert model.classes == ("0", "1", "2", "3", "4")
     assert model.preprocessing.size == 64
 

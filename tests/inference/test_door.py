@@ -46,15 +46,15 @@ def test_an_untrained_model_says_so() -> None:
 def test_an_untrained_model_with_other_classes() -> None:
     for family in ("supervised", "supervised_multimodal", "interaction"):
         name, overrides = settings(family)
-        model = load(name, weights="random", overrides=overrides, new_classes=7, **CPU)
+        model = load(name, weights="random", overrides=overrides, num_classes=7, **CPU)
         assert len(model.classes) == 7
         assert len(model.classify(small_apps.clips(1))[0]) == 7
     for family in ("masked", "multimodal"):
         name, overrides = settings(family)
         with pytest.raises(RecipeError, match="has no classifier"):
-            load(name, weights="random", overrides=overrides, new_classes=7, **CPU)
-    with pytest.raises(RecipeError, match="new_classes: 0"):
-        load("videomae-b-classifier", weights="random", new_classes=0, **CPU)
+            load(name, weights="random", overrides=overrides, num_classes=7, **CPU)
+    with pytest.raises(RecipeError, match="num_classes: 0"):
+        load("videomae-b-classifier", weights="random", num_classes=0, **CPU)
     with pytest.raises(RecipeError, match="frames: 8; allowed: overrides"):
         load("videomae-b-classifier", weights="random", frames=8, **CPU)
 
@@ -80,7 +80,7 @@ def test_a_run_opens_by_its_file_its_folder_and_its_name(stage: str) -> None:
     other = "viclip-b16"
     with pytest.raises(WeightsError, match=f"weights of '{name}'; allowed: {other}"):
         load(other, weights=path, **CPU)
-    with pytest.raises(RecipeError, match="this file has its settings"):
+    with pytest.raises(RecipeError, match="this checkpoint already carries its config"):
         load(path, overrides={"depth": 3}, **CPU)
 
 
@@ -92,17 +92,17 @@ def test_classes_of_a_run_are_its_own() -> None:
 
 def test_a_new_head_leaves_the_rest() -> None:
     path = small_apps.trained("supervised")
-    old, new = load(path, **CPU), load(path, new_classes=5, **CPU)
+    old, new = load(path, **CPU), load(path, num_classes=5, **CPU)
     assert new.classes == ("0", "1", "2", "3", "4")
     assert new.metadata["head"] == "untrained"
     assert torch.equal(old.encode_video(small_apps.clips(2)), new.encode_video(small_apps.clips(2)))
     with pytest.raises(RecipeError, match="has no classifier"):
-        load(small_apps.trained("multimodal"), new_classes=5, **CPU)
+        load(small_apps.trained("multimodal"), num_classes=5, **CPU)
 
 
 def test_a_classifier_from_pretraining_weights() -> None:
     path = small_apps.trained("masked")
-    model = load("videomae-s-classifier", weights=path, new_classes=5, **CPU)
+    model = load("videomae-s-classifier", weights=path, num_classes=5, **CPU)
     assert model.classes == ("0", "1", "2", "3", "4")
     assert isinstance(model.module, VideoMAEClassifier)
     state, _ = read_safetensors(path)
@@ -110,7 +110,7 @@ def test_a_classifier_from_pretraining_weights() -> None:
     with pytest.raises(WeightsError, match="these are weights of 'videomae-s-pretrain'"):
         load("videomae-s-classifier", weights=path, **CPU)
     with pytest.raises(WeightsError, match="these are weights of"):
-        load("videomae-b-classifier", weights=path, new_classes=5, **CPU)
+        load("videomae-b-classifier", weights=path, num_classes=5, **CPU)
 
 
 # --------------------------------------------------------------------------------------------------- published files
@@ -134,7 +134,7 @@ def test_published_weights_are_recognised(classifier: Path) -> None:
     assert model.classes == ("0", "1", "2", "3", "4", "5")
     assert (model.preprocessing.frames, model.preprocessing.size, model.preprocessing.style) == (4, 32, "opencv")
     assert sum(model.classify(small_apps.clips(1))[0].values()) == pytest.approx(1)
-    other = load(classifier, overrides=SIZE, frames=4, image_size=32, new_classes=3, **CPU)
+    other = load(classifier, overrides=SIZE, frames=4, image_size=32, num_classes=3, **CPU)
     assert other.classes == ("0", "1", "2")
     assert torch.equal(model.encode_video(small_apps.clips(1)), other.encode_video(small_apps.clips(1)))
 
@@ -160,11 +160,11 @@ def test_published_pretraining_becomes_a_classifier(tmp_path: Path) -> None:
     write_safetensors(path, keys.numbers(keys.videomae_pretrain(64, 2, 256, 32, decoder_depth=1)))
     sizes = {"heads": 2, "decoder_heads": 2}
     model = load(path, overrides=sizes, frames=4, image_size=32, **CPU)
-    assert model.can == {"video"}
-    head = load(path, overrides=sizes, frames=4, image_size=32, new_classes=3, **CPU)
+    assert model.capabilities == {"video"}
+    head = load(path, overrides=sizes, frames=4, image_size=32, num_classes=3, **CPU)
     assert head.name.endswith("-classifier")
     assert len(head.classes) == 3
-    assert load(head.name, weights=path, overrides=sizes, frames=4, image_size=32, new_classes=3, **CPU).can
+    assert load(head.name, weights=path, overrides=sizes, frames=4, image_size=32, num_classes=3, **CPU).capabilities
 
 
 def test_unknown_keys_are_shown(tmp_path: Path) -> None:

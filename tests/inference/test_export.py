@@ -73,7 +73,7 @@ def test_the_axes_have_names(made: Export) -> None:
     (clips,), (features,) = session.get_inputs(), session.get_outputs()
     side = model("clip").preprocessing.size
     assert (clips.name, clips.type, clips.shape) == ("clips", "tensor(uint8)", ["batch", 3, "frames", side, side])
-    assert (features.name, features.shape) == ("features", ["batch", model("clip").width])
+    assert (features.name, features.shape) == ("features", ["batch", model("clip").embed_dim])
     onnx.checker.check_model(onnx.load(made.path), full_check=True)
 
 
@@ -104,7 +104,7 @@ def test_the_description_is_enough_to_use_the_file(made: Export) -> None:
         "type": "uint8",
         "shape": ["batch", 3, "frames", of.preprocessing.size, of.preprocessing.size],
     }
-    assert about["output"]["shape"] == ["batch", of.width]
+    assert about["output"]["shape"] == ["batch", of.embed_dim]
     assert Preprocessing.from_json(about["preprocessing"]) == of.preprocessing
     assert about["weights"]["weights_sha256"] == of.metadata["weights_sha256"]
     assert {file["name"] for file in about["files"]} == {"m.onnx", "m.int8.onnx"}
@@ -128,7 +128,7 @@ def test_a_graph_holds_what_it_needs_and_the_model_keeps_the_rest() -> None:
     names = {what: list(Graph(of, what).state_dict()) for what in ("video", "text")}
     assert not [name for name in names["video"] if ".text." in name or "caption" in name]
     assert not [name for name in names["text"] if "visual" in name or "caption" in name]
-    assert of.encode_text("a dog").shape == (1, of.width)
+    assert of.encode_text("a dog").shape == (1, of.embed_dim)
     assert len(of.caption(small_apps.clips()[0])) == 1
 
 

@@ -31,13 +31,17 @@ def test_a_saved_model_gives_the_same_answers(family: str, tmp_path: Path) -> No
     model = random_model(family)
     assert model.save_pretrained(tmp_path / "saved") == tmp_path / "saved"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["saved"]
-    assert sorted(path.name for path in (tmp_path / "saved").iterdir()) == sorted(hub_folder.FILES)
+    assert sorted(path.name for path in (tmp_path / "saved").iterdir()) == [
+        "README.md",
+        "config.json",
+        "model.safetensors",
+    ]
     again = VideoModel.from_pretrained(tmp_path / "saved", device="cpu")
     assert torch.equal(again.encode_video(small_apps.clips()), model.encode_video(small_apps.clips()))
-    assert (again.config, again.classes, again.can) == (model.config, model.classes, model.can)
-    if "text" in model.can:
+    assert (again.config, again.classes, again.capabilities) == (model.config, model.classes, model.capabilities)
+    if "text" in model.capabilities:
         assert torch.equal(again.encode_text(["a dog"]), model.encode_text(["a dog"]))
-    if "caption" in model.can:
+    if "caption" in model.capabilities:
         assert again.caption(small_apps.clips(1)) == model.caption(small_apps.clips(1))
 
 
@@ -61,10 +65,10 @@ def test_a_run_keeps_its_classes_and_clips(tmp_path: Path) -> None:
 def test_a_new_head_on_a_saved_model(tmp_path: Path) -> None:
     model = load(small_apps.trained("supervised"), device="cpu")
     model.save_pretrained(tmp_path / "saved")
-    again = load(tmp_path / "saved", new_classes=4, device="cpu")
+    again = load(tmp_path / "saved", num_classes=4, device="cpu")
     assert again.classes == ("0", "1", "2", "3")
     assert torch.equal(again.encode_video(small_apps.clips()), model.encode_video(small_apps.clips()))
-    with pytest.raises(RecipeError, match="this file has its settings"):
+    with pytest.raises(RecipeError, match="this checkpoint already carries its config"):
         load(tmp_path / "saved", overrides={"depth": 8}, device="cpu")
 
 
@@ -281,7 +285,11 @@ def test_the_folder_one_stands_in_and_a_link(tmp_path: Path, monkeypatch: pytest
     monkeypatch.chdir(tmp_path / "here")
     for folder in (".", "", tmp_path / "link"):
         assert model.save_pretrained(folder) == Path(folder)
-        assert sorted(path.name for path in (tmp_path / "here").iterdir()) == sorted(hub_folder.FILES)
+        assert sorted(path.name for path in (tmp_path / "here").iterdir()) == [
+            "README.md",
+            "config.json",
+            "model.safetensors",
+        ]
         assert load(tmp_path / "here", device="cpu").name == model.name
     assert sorted(path.name for path in tmp_path.iterdir()) == ["here", "link"]
     assert (tmp_path / "link").is_symlink()
@@ -307,7 +315,7 @@ def test_no_licence_is_guessed_from_keys(tmp_path: Path) -> None:
     assert "the tensors do not tell whether these are they" in card
     again = load(tmp_path / "saved", device="cpu")
     assert again.metadata["licence"] == "unknown"
-    fresh = load(tmp_path / "saved", new_classes=3, device="cpu")
+    fresh = load(tmp_path / "saved", num_classes=3, device="cpu")
     assert fresh.metadata["licence_stated"] == model.metadata["licence_stated"]
 
 

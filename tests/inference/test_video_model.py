@@ -44,9 +44,9 @@ ABLE = {
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_family_gives_embeddings_and_tokens(family: str) -> None:
     model, paths = random_model(family), small_apps.clips()
-    assert model.can == ABLE[family]
+    assert model.capabilities == ABLE[family]
     features = model.encode_video(paths)
-    assert features.shape == (3, model.width)
+    assert features.shape == (3, model.embed_dim)
     assert features.dtype == torch.float32
     assert torch.allclose(features.norm(dim=1), torch.ones(3), atol=1e-5)
     assert not torch.allclose(features[0], features[1], atol=1e-4)
@@ -59,7 +59,7 @@ def test_every_family_gives_embeddings_and_tokens(family: str) -> None:
     assert not tokens.requires_grad
     # One by one, and in another order: the same vectors.
     torch.testing.assert_close(model.encode_video(paths[::-1], batch_size=1), features.flip(0), rtol=1e-4, atol=1e-5)
-    assert model.encode_video([]).shape == (0, model.width)
+    assert model.encode_video([]).shape == (0, model.embed_dim)
 
 
 @pytest.mark.parametrize("family", ["masked", "supervised", "supervised_multimodal", "multimodal"])
@@ -87,10 +87,10 @@ def test_other_numbers_give_nearly_the_same(family: str) -> None:
         assert half.dtype == torch.float32
         assert (half * whole).sum(1).min() > 0.999
         assert not torch.equal(half, whole)
-        if "text" in again.can:
+        if "text" in again.capabilities:
             text = again.encode_text(["a dog"])
             assert float((text * model.encode_text(["a dog"])).sum()) > 0.999
-        if "caption" in again.can:
+        if "caption" in again.capabilities:
             assert len(again.caption(small_apps.clips(1), max_length=4)) == 1
     assert again.module.normalize.mean.dtype == torch.float32  # type: ignore[union-attr]  # a Normalize
 
@@ -164,7 +164,7 @@ def test_similarity_takes_clips_texts_and_their_embeddings() -> None:
     ids = Tokenizer(context=32).encode(texts)
     with torch.no_grad():
         torch.testing.assert_close(model.encode_text(texts, normalize=False), module.encode_text(ids))
-    assert model.encode_text([]).shape == (0, model.width)
+    assert model.encode_text([]).shape == (0, model.embed_dim)
 
 
 @pytest.mark.parametrize("text", ["", "  ", None, 3])

@@ -122,7 +122,7 @@ def test_a_backbone_is_one_class_and_one_row(monkeypatch: pytest.MonkeyPatch) ->
     assert class_layer(module) == ("head", 0)
     model = VideoModel("toy", module)
     clips = torch.randint(0, 256, (2, 3, 4, 8, 8), dtype=torch.uint8)
-    assert model.can == {"video", "classify"}
+    assert model.capabilities == {"video", "classify"}
     assert (model.width, len(model.classes), model.preprocessing.frames) == (6, 5, 4)
     assert model.encode_clips(clips).shape == (2, 6)
     assert model.tokens(clips).shape == (2, 4, 6)

@@ -332,7 +332,7 @@ def test_ask(weights: Path) -> None:
 
 def test_what_cannot_be_asked(weights: Path, tmp_path: Path) -> None:
     model = load(weights, device="cpu")
-    assert model.can == {"video", "answer"}
+    assert model.capabilities == {"video", "answer"}
     with pytest.raises(RecipeError, match="cannot classify"):
         model.classify([])
     answerer = Answerer(model)

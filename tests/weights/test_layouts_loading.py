@@ -48,7 +48,7 @@ def test_an_encoder_alone_is_a_classifier_without_classes() -> None:
     model = load_layout(layout_of(bare), bare, overrides=rest)
     assert isinstance(model, VideoMAEClassifier)
     assert model(torch.randn(1, 3, 4, 32, 32)).shape == (1, 64)
-    headed = load_layout(layout_of(bare), bare, new_classes=3, overrides=rest)
+    headed = load_layout(layout_of(bare), bare, num_classes=3, overrides=rest)
     assert headed(torch.randn(1, 3, 4, 32, 32)).shape == (1, 3)
 
 
@@ -202,32 +202,32 @@ def test_biases_lost_by_a_conversion_are_noticed() -> None:
 def test_another_number_of_classes_only_when_asked_for(name: str, head: str) -> None:
     setting = "answers" if name == "vqa" else "classes"
     state, rest = small(name)
-    with pytest.raises(WeightsError, match=r"mis-shaped.*new_classes"):
+    with pytest.raises(WeightsError, match=r"mis-shaped.*num_classes"):
         load_layout(layout_of(state), state, overrides={**rest, setting: 11})
-    old, new = load(name), load(name, new_classes=11)
+    old, new = load(name), load(name, num_classes=11)
     before, after = old.state_dict(), new.state_dict()
     changed = {key for key in before if not torch.equal(before[key], after[key])}
     assert changed
     assert all(key.startswith(head) for key in changed)
     assert after[f"{head}weight" if name != "local" else "proj.linear.weight"].shape[0] == 11
     torch.manual_seed(3)
-    first = load(name, new_classes=5).state_dict()  # also for the same number: it was asked for
+    first = load(name, num_classes=5).state_dict()  # also for the same number: it was asked for
     assert not torch.equal(first[min(changed)], before[min(changed)])
 
 
 @pytest.mark.parametrize("name", ["mm", "viclip", "clip", "caption", "choice"])
 def test_models_without_classes_take_none(name: str) -> None:
-    assert "has no classes" in refused(name, new_classes=3)
+    assert "has no classes" in refused(name, num_classes=3)
 
 
 def test_a_classifier_is_made_of_pretraining_weights_when_asked_for() -> None:
-    pretrained, model = load("pretrain"), load("pretrain", new_classes=6)
+    pretrained, model = load("pretrain"), load("pretrain", num_classes=6)
     assert isinstance(pretrained, VideoMAEPretrain)
     assert isinstance(model, VideoMAEClassifier)
     assert model(torch.randn(1, 3, 4, 32, 32)).shape == (1, 6)
     assert torch.equal(model.blocks[1].mlp.fc2.weight, pretrained.encoder.blocks[1].mlp.fc2.weight)
     assert "missing (blocks.1.attn.q_bias)" in refused(
-        "pretrain", {"encoder.blocks.1.attn.q_bias": None}, new_classes=6
+        "pretrain", {"encoder.blocks.1.attn.q_bias": None}, num_classes=6
     )
 
 

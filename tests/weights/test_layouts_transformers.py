@@ -106,7 +106,7 @@ def test_pretraining(names: Any) -> None:
     video, mask = clip_of(), torch.tensor([1, 0, 1, 1, 0, 1, 1, 0]).bool().expand(2, -1)
     expected = theirs(video.transpose(1, 2), bool_masked_pos=mask).logits
     assert (ours(video, mask) - expected).abs().max() < TOLERANCE
-    made = load(names(theirs.state_dict()), **SIZE, new_classes=3)
+    made = load(names(theirs.state_dict()), **SIZE, num_classes=3)
     assert made(video).shape == (2, 3)
 
 

@@ -131,7 +131,7 @@ def test_every_setting_of_an_encoder_alone_is_honoured(change: dict[str, Any], t
     expected = tokens.mean(1) if theirs.config.use_mean_pooling else tokens[:, 0]
     assert (doubled(ours)(video) - expected).abs().max() < TOLERANCE
     assert ours.classes == ()
-    assert len(load(tmp_path, device="cpu", new_classes=4).classes) == 4
+    assert len(load(tmp_path, device="cpu", num_classes=4).classes) == 4
 
 
 CLIP_CHANGES: list[tuple[dict[str, Any], dict[str, Any]]] = [
@@ -254,7 +254,7 @@ def test_a_file_is_read_with_the_config_beside_it_and_asks_for_heads_without(tmp
 def test_who_asks_wins_over_a_config(tmp_path: Path) -> None:
     videomae(transformers.VideoMAEForVideoClassification, tmp_path)
     assert load(tmp_path, device="cpu", overrides={"activation": "relu"}).module.config.activation == "relu"  # type: ignore[union-attr]  # a module
-    fresh = load(tmp_path, device="cpu", new_classes=5)
+    fresh = load(tmp_path, device="cpu", num_classes=5)
     assert fresh.classes == ("0", "1", "2", "3", "4")
 
 

@@ -31,8 +31,8 @@ class Answerer:
     """
 
     def __init__(self, model: VideoModel, answers: Path | None = None) -> None:
-        if "answer" not in model.can:
-            able = ", ".join(sorted(model.can))
+        if "answer" not in model.capabilities:
+            able = ", ".join(sorted(model.capabilities))
             do = "train one with `internvideo train sample/answering`, or take weights of internvideo-mm-l14-vqa"
             raise RecipeError(f"model {model.name}", "has no head for answers", able, do)
         module = cast(VideoQuestionAnswering, model.module)

@@ -107,7 +107,7 @@ def _embed(
     parts.begin(
         {name: protocol[name] for name in protocol if name not in ("source", "internvideo")}, overwrite=overwrite
     )
-    report = ReadReport(len(videos), model.width)
+    report = ReadReport(len(videos), model.embed_dim)
     identities: list[str] = []
     waiting: list[int] = []
     for index, video in enumerate(videos):
@@ -158,7 +158,7 @@ def feature_provenance(model: VideoModel, settings: EmbeddingSettings) -> dict[s
         **damage_metadata(),
         **conversion_metadata(),
         **rate_metadata(),
-        "width": model.width,
+        "width": model.embed_dim,
         "internvideo": __version__,
     }
 

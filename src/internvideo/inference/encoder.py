@@ -79,7 +79,7 @@ class InternVideoEncoder:
             isinstance(sentences, np.ndarray | Tensor) and sentences.ndim == 4
         )
         items: list[Item] = [sentences] if alone else list(sentences)  # type: ignore[arg-type,list-item]  # told apart above
-        found = torch.empty(len(items), self.model.width)
+        found = torch.empty(len(items), self.model.embed_dim)
         texts = [place for place, item in enumerate(items) if isinstance(item, str) and not is_video(item)]
         videos = sorted(set(range(len(items))) - set(texts))
         with tqdm(total=len(items), desc="encode", unit="item", disable=not show_progress_bar) as bar:
@@ -102,12 +102,12 @@ class InternVideoEncoder:
 
     def similarity(self, a: Tensor | NDArray[Any], b: Tensor | NDArray[Any]) -> Tensor:
         """Cosines (n, m) of vectors (n, E) or (E,) and (m, E) or (E,)."""
-        left, right = (torch.as_tensor(part, dtype=torch.float32).reshape(-1, self.model.width) for part in (a, b))
+        left, right = (torch.as_tensor(part, dtype=torch.float32).reshape(-1, self.model.embed_dim) for part in (a, b))
         return self.model.similarity(left, right)
 
     def get_sentence_embedding_dimension(self) -> int:
         """E."""
-        return self.model.width
+        return self.model.embed_dim
 
 
 def is_video(text: str) -> bool:

@@ -346,7 +346,7 @@ def _describe(
             "type": "float32",
             "shape": [
                 plan.axes.get(0, len(plan.example)),
-                len(model.classes) if plan.output == "logits" else model.width,
+                len(model.classes) if plan.output == "logits" else model.embed_dim,
             ],
             "normalised": False,
         },

@@ -1,4 +1,4 @@
-"""What inference asks of a model of the table: its encoder, its test clips, its settings as plain values."""
+"""Get the video encoder, the published preprocessing and the overrides of a model of the table."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ Precision = Literal["float32", "bfloat16", "float16"]
 
 
 def video_encoder(module: nn.Module, name: str) -> VideoEncoder:
-    """The module as a model that sees videos. Raises RecipeError for a part that sees no video by itself."""
+    """Return the module as a VideoEncoder. Raises RecipeError for a module that does not encode videos by itself."""
     if isinstance(module, VideoEncoder):
         return module
-    raise RecipeError(f"model {name}", f"a {type(module).__name__} sees no video by itself", "a whole model")
+    raise RecipeError(f"model {name}", f"a {type(module).__name__} does not encode videos by itself", "a whole model")
 
 
 def published_preprocessing(encoder: VideoEncoder) -> Preprocessing:
-    """How the published tests of a model cut clips."""
+    """Return the published test preprocessing of a model."""
     return Preprocessing(**encoder.test_clips)
 
 
 def overrides_of(name: str, module: nn.Module) -> dict[str, object]:
-    """What `create_model(name, ...)` needs to build this module again, as plain values."""
+    """Return the overrides with which `create_model(name, ...)` builds this module again, as JSON values."""
     return differences(MODELS[name].config, video_encoder(module, name).build_config)

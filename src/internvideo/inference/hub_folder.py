@@ -55,11 +55,11 @@ class Savable(Protocol):
         """Plain settings that build it again."""
 
     @property
-    def can(self) -> frozenset[str]:
+    def capabilities(self) -> frozenset[str]:
         """What it can be asked for."""
 
     @property
-    def width(self) -> int:
+    def embed_dim(self) -> int:
         """Numbers of an embedding."""
 
 
@@ -245,7 +245,7 @@ def card(model: Savable, file_sha256: str, metadata: Mapping[str, str]) -> str:
         "classify": 'model.classify("clip.mp4"' + (")" if model.classes else ', ["running", "cooking"])'),
         "caption": 'model.caption("clip.mp4")',
     }
-    able = [uses[what] for what in ("video", "text", "classify", "caption") if what in model.can]
+    able = [uses[what] for what in ("video", "text", "classify", "caption") if what in model.capabilities]
     shown = ", ".join(model.classes[:20]) + (f" and {len(model.classes) - 20} more" if len(model.classes) > 20 else "")
     frames = (
         f"{rule.frames} frames by the rule '{rule.sampler}'" + (f", stride {rule.stride}" if rule.stride else "")
@@ -259,7 +259,7 @@ def card(model: Savable, file_sha256: str, metadata: Mapping[str, str]) -> str:
         f"# {metadata.get('title', model.name)}",
         "",
         f"{MODELS[model.name].about[:1].upper()}{MODELS[model.name].about[1:]}: `{model.name}`, "
-        f"{parameters:.1f} M parameters{_changed(model)}. It can: {', '.join(sorted(model.can))}.",
+        f"{parameters:.1f} M parameters{_changed(model)}. It can: {', '.join(sorted(model.capabilities))}.",
         "",
         "## Use",
         "",
@@ -274,7 +274,7 @@ def card(model: Savable, file_sha256: str, metadata: Mapping[str, str]) -> str:
         "",
         f"- frames: {frames}",
         f"- pixels: {rule.size} x {rule.size}, {shape} (resize {rule.resize or rule.size}, arithmetic '{rule.style}')",
-        f"- embedding: {model.width} numbers",
+        f"- embedding: {model.embed_dim} numbers",
         *([f"- classes: {shown}"] if shown else []),
         "",
         "## Origin and licence",

@@ -1,4 +1,4 @@
-"""The one door: a name, a folder, a file or an address in, a model with everything around it out."""
+"""Load a VideoModel from a model name, a folder, a file or a URL: `internvideo.load`."""
 
 from __future__ import annotations
 
@@ -31,16 +31,16 @@ from internvideo.weights.published_classes import published_classes
 from internvideo.weights.state import load_part, load_pretrained
 
 RANDOM = "random"
-WAYS = 'weights=PATH, "hf://ORGANISATION/REPOSITORY/FILE", "https://...safetensors" or "random"'
-HEADS = r"(.*\.)?(head|proj\.linear)\.|fuse\."
+WEIGHT_SOURCES_HELP = 'weights=PATH, "hf://ORGANISATION/REPOSITORY/FILE", "https://...safetensors" or "random"'
+HEAD_PARAM_PATTERN = r"(.*\.)?(head|proj\.linear)\.|fuse\."
 
 
 @dataclass(frozen=True)
-class Wish:
-    """What the caller asked for."""
+class LoadOptions:
+    """Validated arguments of `load`."""
 
     name: str | None
-    new_classes: int | None
+    num_classes: int | None
     device: str
     precision: Precision
     overrides: Mapping[str, object]
@@ -52,7 +52,7 @@ def load(
     name_or_path: str | Path,
     *,
     weights: str | Path | None = None,
-    new_classes: int | None = None,
+    num_classes: int | None = None,
     device: str = "auto",
     precision: Precision = "float32",
     overrides: Mapping[str, object] | None = None,
@@ -60,51 +60,51 @@ def load(
     image_size: int | None = None,
     classes: str | Sequence[str] | None = None,
 ) -> VideoModel:
-    """Open a model.
+    """Load a model.
 
     Args:
         name_or_path: a name of `internvideo list models` (then with `weights`), or the model itself: a folder of
             `save_pretrained` or of a run, a .safetensors file of ours or of a published model (recognised by its
             keys), "hf://ORGANISATION/REPOSITORY[/FILE][@REVISION]", "https://...safetensors[#sha256=HEX]".
         weights: file, folder or address as above, or "random" for an untrained model.
-        new_classes: a fresh, untrained head for so many classes; everything else from the weights.
+        num_classes: replaces the head with a randomly initialized one of this size; the rest comes from the weights.
         device: auto, cpu, cuda, cuda:N. precision: float32, bfloat16 or float16; answers are float32 always.
-        overrides: settings of the model that its weights do not tell (`model_table.create_model`).
-        frames, image_size: clips of another size than the weights were made for, where the model allows it.
-        classes: names of the classifier's classes, or a list of `data.published_classes`; by default what the file
-            tells, else numbers.
+        overrides: settings of the model that its weights do not determine (`model_table.create_model`).
+        frames, image_size: clips of another size than the weights were trained for, if the model allows it.
+        classes: names of the classifier's classes, or the name of a list of `weights.published_classes`; by default
+            those of the file, else "0", "1" ...
 
     Raises:
-        WeightsError: not there, damaged, of another model, or not safe to open.
+        WeightsError: no such weights, corrupt ones, of another model, or not safe to open.
         RecipeError: no such model, device, precision or setting.
     """
     text = str(name_or_path)
     name = text if isinstance(name_or_path, str) and text in MODELS else None
-    wish = Wish(name, new_classes, device, precision, dict(overrides or {}), frames, image_size)
-    if new_classes is not None and new_classes < 1:
-        raise RecipeError("new_classes", str(new_classes), "1 or more")
-    choose_device(device)  # told before anything is downloaded
+    options = LoadOptions(name, num_classes, device, precision, dict(overrides or {}), frames, image_size)
+    if num_classes is not None and num_classes < 1:
+        raise RecipeError("num_classes", str(num_classes), "1 or more")
+    choose_device(device)  # raises before anything is downloaded
     if name is None and weights is not None:
-        raise RecipeError("model", f"no model '{text}'", "a name of `internvideo list models`", _near(text))
+        raise RecipeError("model", f"no model '{text}'", "a name of `internvideo list models`", _suggest_name(text))
     source = text if weights is None else str(weights)
     if name is not None and weights is None:
-        raise WeightsError(f"model {name}", "no weights given", WAYS)
+        raise WeightsError(f"model {name}", "no weights given", WEIGHT_SOURCES_HELP)
     if weights == RANDOM:
-        return _random(wish, text)
-    place = fetch(source) if is_remote(source) else _here(source)
-    if not place.exists():
+        return _random(options, text)
+    path = fetch(source) if is_remote(source) else _local_path(source)
+    if not path.exists():
         allowed = "the name of a model, a folder, a .safetensors file or an address"
-        raise WeightsError(source, "no such file or folder", allowed, _near(source))
-    model = _open(place, wish)
+        raise WeightsError(source, "no such file or folder", allowed, _suggest_name(source))
+    model = _open(path, options)
     if classes is not None:
-        model.classes = _named(classes, model)
+        model.classes = _check_class_names(classes, model)
     if is_remote(source):
         model.metadata["source"] = re.sub(r"[?#].*", "", source)
     return model
 
 
-def _named(classes: str | Sequence[str], model: VideoModel) -> tuple[str, ...]:
-    """Names for the classes of a model. Raises RecipeError where they are not as many, or not different."""
+def _check_class_names(classes: str | Sequence[str], model: VideoModel) -> tuple[str, ...]:
+    """Return the names of a model's classes. Raises RecipeError for a wrong number of names, or repeated ones."""
     names = published_classes(classes) if isinstance(classes, str) else tuple(classes)
     if len(names) != len(model.classes) or len(set(names)) != len(names):
         found = f"{len(names)} names, {len(set(names))} of them different"
@@ -112,50 +112,50 @@ def _named(classes: str | Sequence[str], model: VideoModel) -> tuple[str, ...]:
     return names
 
 
-def _here(source: str) -> Path:
-    """A path of this machine; "~" is the user's folder, where there is such a user."""
+def _local_path(source: str) -> Path:
+    """Expand "~" in a local path, if there is such a user."""
     try:
         return Path(source).expanduser()
     except RuntimeError:
         return Path(source)
 
 
-def _near(name: str) -> str:
+def _suggest_name(name: str) -> str:
     close = difflib.get_close_matches(name, MODELS, n=1)
     return f"did you mean '{close[0]}'?" if close else ""
 
 
-def _random(wish: Wish, name: str) -> VideoModel:
-    settings = dict(wish.overrides)
-    if wish.new_classes is not None:
-        settings = _with_classes(name, settings, wish.new_classes)
-    for key, value in (("frames", wish.frames), ("image_size", wish.image_size)):
+def _random(options: LoadOptions, name: str) -> VideoModel:
+    settings = dict(options.overrides)
+    if options.num_classes is not None:
+        settings = _with_classes(name, settings, options.num_classes)
+    for key, value in (("frames", options.frames), ("image_size", options.image_size)):
         if value is not None:
             raise RecipeError(key, str(value), "overrides, for an untrained model")
     module = create_model(name, settings)
-    return _finished(name, module, wish, {"source": RANDOM, "layout": "untrained", "trained": "no"})
+    return _build_video_model(name, module, options, {"source": RANDOM, "layout": "untrained", "trained": "no"})
 
 
-def _open(place: Path, wish: Wish) -> VideoModel:
-    """A folder or a file of this machine."""
-    if place.is_dir():
-        if _is_ours(place):
-            return _from_hub_folder(place, wish)
-        place = foreign_folder.weights_in(place)
-    if place.name in foreign_folder.NO_TENSORS:
-        return _from_published(place, wish)
-    check_ending(place.name, str(place))
-    metadata = read_metadata(place)
+def _open(path: Path, options: LoadOptions) -> VideoModel:
+    """Load a local folder or file."""
+    if path.is_dir():
+        if _is_hub_folder(path):
+            return _from_hub_folder(path, options)
+        path = foreign_folder.weights_in(path)
+    if path.name in foreign_folder.NO_TENSORS:
+        return _from_published(path, options)
+    check_ending(path.name, str(path))
+    metadata = read_metadata(path)
     if hub_folder.KEY in metadata:
-        beside = place.name == hub_folder.WEIGHTS and _is_ours(place.parent)
-        return _from_hub_folder(place.parent if beside else place, wish)
+        beside = path.name == hub_folder.WEIGHTS and _is_hub_folder(path.parent)
+        return _from_hub_folder(path.parent if beside else path, options)
     if "recipe" in metadata and "classes" in metadata:
-        return _from_run(place, wish)
-    return _from_published(place, wish)
+        return _from_run(path, options)
+    return _from_published(path, options)
 
 
-def _is_ours(folder: Path) -> bool:
-    """Whether a folder has a config.json of `save_pretrained`."""
+def _is_hub_folder(folder: Path) -> bool:
+    """Return whether a folder has a config.json of `save_pretrained`."""
     try:
         config = untrusted.read_json(folder / hub_folder.CONFIG, untrusted.MOST_SETTINGS)
     except (OSError, ValueError):
@@ -163,119 +163,123 @@ def _is_ours(folder: Path) -> bool:
     return isinstance(config, dict) and config.get("library_name") == hub_folder.KEY
 
 
-def _check_name(found: str, wish: Wish, where: Path) -> None:
-    if wish.name is not None and wish.name != found:
+def _check_name(found: str, options: LoadOptions, where: Path) -> None:
+    if options.name is not None and options.name != found:
         raise WeightsError(
-            where, f"these are weights of '{found}'", wish.name, f"load('{found}', ...) or leave the name"
+            where, f"these are weights of '{found}'", options.name, f"load('{found}', ...) or leave the name"
         )
 
 
-def _refuse_changes(wish: Wish, where: Path) -> None:
-    if wish.overrides:
-        raise RecipeError(where, "overrides", "for published weights: this file has its settings")
+def _refuse_overrides(options: LoadOptions, where: Path) -> None:
+    if options.overrides:
+        raise RecipeError(where, "overrides", "none: this checkpoint already carries its config")
 
 
-def _from_hub_folder(place: Path, wish: Wish) -> VideoModel:
-    _refuse_changes(wish, place)
-    if place.is_dir():
-        model = hub_folder.read(place, VideoModel, device=wish.device, precision=wish.precision)
+def _from_hub_folder(path: Path, options: LoadOptions) -> VideoModel:
+    _refuse_overrides(options, path)
+    if path.is_dir():
+        model = hub_folder.read(path, VideoModel, device=options.device, precision=options.precision)
     else:
-        model = hub_folder.read_alone(place, VideoModel, device=wish.device, precision=wish.precision)
-    if wish.new_classes is None:
-        _check_name(model.name, wish, place)
-        if wish.frames is None and wish.image_size is None:
+        model = hub_folder.read_alone(path, VideoModel, device=options.device, precision=options.precision)
+    if options.num_classes is None:
+        _check_name(model.name, options, path)
+        if options.frames is None and options.image_size is None:
             return model
     name, classes, trained = model.name, model.classes, model.module.float()
-    module, clips = at_clip_size(name, trained, model.preprocessing, wish.frames, wish.image_size, place)
+    module, clips = at_clip_size(name, trained, model.preprocessing, options.frames, options.image_size, path)
     licences: dict[str, str] = {
         key: model.metadata[key] for key in ("licence", "licence_stated") if key in model.metadata
     }
-    told: dict[str, str] = {"source": str(place), "layout": "internvideo hub", **licences}
-    if wish.new_classes is not None:
-        name, module = _with_new_head(name, module, wish, place)
-        classes, told["head"] = (), "untrained"
-    return _finished(name, module, wish, told, preprocessing=clips, classes=classes, frame_step=model.frame_step)
+    metadata: dict[str, str] = {"source": str(path), "layout": "internvideo hub", **licences}
+    if options.num_classes is not None:
+        name, module = _with_new_head(name, module, options, path)
+        classes, metadata["head"] = (), "untrained"
+    return _build_video_model(
+        name, module, options, metadata, preprocessing=clips, classes=classes, frame_step=model.frame_step
+    )
 
 
-def _from_run(place: Path, wish: Wish) -> VideoModel:
-    """Weights of our own training."""
-    _refuse_changes(wish, place)
+def _from_run(path: Path, options: LoadOptions) -> VideoModel:
+    """Load the weights of a run of `internvideo train`."""
+    _refuse_overrides(options, path)
     with skip_init():
-        trained: Trained = load_trained(place, device="cpu")
-    check_all_loaded(trained.model, place)
+        trained: Trained = load_trained(path, device="cpu")
+    check_all_loaded(trained.model, path)
     name, module, classes = trained.recipe.model.name, trained.model, trained.classes
     whole = video_encoder(module, name).takes_frame_step
     clips = Preprocessing.of_recipe(trained.recipe, whole=whole)
-    module, clips = at_clip_size(name, module, clips, wish.frames, wish.image_size, place)
-    told = {"source": str(place), "layout": "internvideo training", "stage": trained.recipe.stage}
-    if wish.new_classes is None:
-        _check_name(name, wish, place)
+    module, clips = at_clip_size(name, module, clips, options.frames, options.image_size, path)
+    metadata = {"source": str(path), "layout": "internvideo training", "stage": trained.recipe.stage}
+    if options.num_classes is None:
+        _check_name(name, options, path)
     else:
-        name, module = _with_new_head(name, module, wish, place)
-        classes, told["head"] = (), "untrained"
-    return _finished(
+        name, module = _with_new_head(name, module, options, path)
+        classes, metadata["head"] = (), "untrained"
+    return _build_video_model(
         name,
         module,
-        wish,
-        told,
+        options,
+        metadata,
         preprocessing=clips,
         classes=classes if video_encoder(module, name).num_classes else (),
         frame_step=getattr(trained.recipe.settings, "frame_step", 1) if whole else 1,
     )
 
 
-def _from_published(place: Path, wish: Wish) -> VideoModel:
-    """Weights of a published layout, recognised by their keys, with what the files beside them tell."""
+def _from_published(path: Path, options: LoadOptions) -> VideoModel:
+    """Load weights of a published layout, recognized by their keys, with the configs beside them."""
     from internvideo.weights import layouts
 
-    found = foreign_folder.read(place)
+    found = foreign_folder.read(path)
     layout = found.layout
-    if wish.name is not None and not _becomes_classifier(layout.model, wish):
-        layout = layouts.as_model(layout, wish.name, place)
-    with skip_init() if wish.new_classes is None else nullcontext():  # a fresh head is drawn
+    if options.name is not None and not _becomes_classifier(layout.model, options):
+        layout = layouts.as_model(layout, options.name, path)
+    with skip_init() if options.num_classes is None else nullcontext():  # a new head is randomly initialized
         module = layouts.load_layout(
             layout,
             found.state,
-            place,
-            wish.new_classes,
-            frames=wish.frames,
-            image_size=wish.image_size,
-            overrides=layouts.merged(found.settings(), wish.overrides),
+            path,
+            options.num_classes,
+            frames=options.frames,
+            image_size=options.image_size,
+            overrides=layouts.merged(found.settings(), options.overrides),
         )
-    check_all_loaded(module, place)
+    check_all_loaded(module, path)
     name = layout.model
-    if wish.new_classes is not None:
+    if options.num_classes is not None:
         name = name.replace("-pretrain", "-classifier")
-    if wish.name not in (None, name):
-        raise WeightsError(place, f"these are weights of '{layout.model}'", str(wish.name))
-    told = {"source": str(place), "layout": layout.name, **licence_of(layout.name), **found.told}
+    if options.name not in (None, name):
+        raise WeightsError(path, f"these are weights of '{layout.model}'", str(options.name))
+    metadata = {"source": str(path), "layout": layout.name, **licence_of(layout.name), **found.told}
     if layout.left_out:
-        told["left_out"] = f"{len(layout.left_out)} tensors of no part of the model"
+        metadata["left_out"] = f"{len(layout.left_out)} tensors of no part of the model"
     if "source_sha256" in found.metadata:
-        told["converted_from_sha256"] = found.metadata["source_sha256"]
-    if wish.new_classes is not None:
-        told["head"] = "untrained"
-    classes = found.classes if wish.new_classes is None else ()
-    usual = published_preprocessing(video_encoder(module, name))
-    return _finished(name, module, wish, told, preprocessing=found.preprocessing(usual), classes=classes)
+        metadata["converted_from_sha256"] = found.metadata["source_sha256"]
+    if options.num_classes is not None:
+        metadata["head"] = "untrained"
+    classes = found.classes if options.num_classes is None else ()
+    default = published_preprocessing(video_encoder(module, name))
+    return _build_video_model(
+        name, module, options, metadata, preprocessing=found.preprocessing(default), classes=classes
+    )
 
 
-def _becomes_classifier(model: str, wish: Wish) -> bool:
-    """Pretraining weights that are asked for as a classifier with a fresh head."""
-    return wish.new_classes is not None and model.replace("-pretrain", "-classifier") == wish.name
+def _becomes_classifier(model: str, options: LoadOptions) -> bool:
+    """Return whether pretraining weights are requested as a classifier with a new head."""
+    return options.num_classes is not None and model.replace("-pretrain", "-classifier") == options.name
 
 
-def _finished(
+def _build_video_model(
     name: str,
     module: nn.Module,
-    wish: Wish,
-    told: Mapping[str, str],
+    options: LoadOptions,
+    metadata: Mapping[str, str],
     *,
     preprocessing: Preprocessing | None = None,
     classes: tuple[str, ...] = (),
     frame_step: int | None = None,
 ) -> VideoModel:
-    """The model around a filled module."""
+    """Wrap a loaded module in a VideoModel."""
     if frame_step is None:
         frame_step = video_encoder(module, name).default_frame_step
     return VideoModel(
@@ -283,36 +287,36 @@ def _finished(
         module,
         preprocessing=preprocessing,
         classes=classes,
-        metadata={"licence": "unknown", **told, "weights_sha256": weights_hash(module)},
-        device=choose_device(wish.device),
-        precision=wish.precision,
+        metadata={"licence": "unknown", **metadata, "weights_sha256": weights_hash(module)},
+        device=choose_device(options.device),
+        precision=options.precision,
         frame_step=frame_step,
     )
 
 
-def _with_new_head(name: str, module: nn.Module, wish: Wish, where: Path) -> tuple[str, nn.Module]:
-    """The same model, or a classifier from pretraining weights, with a fresh head of `new_classes` classes.
+def _with_new_head(name: str, module: nn.Module, options: LoadOptions, where: Path) -> tuple[str, nn.Module]:
+    """Replace the head by a randomly initialized one; pretraining weights become those of a classifier.
 
     Raises:
         WeightsError: the model has no classifier, or is not the one asked for.
     """
-    assert wish.new_classes is not None
+    assert options.num_classes is not None
     settings = overrides_of(name, module)
     if name.endswith("-pretrain"):
         kept = {key: value for key, value in settings.items() if not key.startswith("decoder_")}
         name = name.replace("-pretrain", "-classifier")
-        _check_name(name, wish, where)
-        classifier = create_model(name, {**kept, "classes": wish.new_classes})
+        _check_name(name, options, where)
+        classifier = create_model(name, {**kept, "classes": options.num_classes})
         load_pretrained(classifier, module.state_dict(), where)
         return name, classifier
-    _check_name(name, wish, where)
-    fresh = create_model(name, _with_classes(name, settings, wish.new_classes))
-    load_part(fresh, module.state_dict(), fresh=HEADS, where=where)
-    return name, fresh
+    _check_name(name, options, where)
+    model_with_new_head = create_model(name, _with_classes(name, settings, options.num_classes))
+    load_part(model_with_new_head, module.state_dict(), fresh=HEAD_PARAM_PATTERN, where=where)
+    return name, model_with_new_head
 
 
 def _with_classes(name: str, settings: dict[str, object], classes: int) -> dict[str, object]:
-    """Overrides with another number of classes. Raises RecipeError for a model without a classifier."""
+    """Set the number of classes in overrides. Raises RecipeError for a model without a classifier."""
     if name.startswith("interaction-"):
         parts = {}
         for part in ("masked", "multimodal"):
@@ -320,5 +324,5 @@ def _with_classes(name: str, settings: dict[str, object], classes: int) -> dict[
             parts[part] = {**(inner if isinstance(inner, Mapping) else {}), "classes": classes}
         return {**settings, **parts}
     if not hasattr(MODELS[name].config, "classes") or name.endswith("-pretrain"):
-        raise RecipeError(f"model {name}", "has no classifier", "no new_classes")
+        raise RecipeError(f"model {name}", "has no classifier", "no num_classes")
     return {**settings, "classes": classes}

@@ -1,6 +1,6 @@
-"""VideoModel: a trained model that can be asked about any clip.
+"""Define VideoModel: inference with a trained model and its preprocessing.
 
-Shapes: n videos, B batch, T frames, S side, N tokens, D width, E width of the features.
+Shapes: n videos, B batch, T frames, S side, N tokens, D dimension of a token, E dimension of the features.
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ __all__ = ["Precision", "Span", "VideoModel", "VideoSource"]
 
 Item = TypeVar("Item")
 
-TEXTS_AT_ONCE = 256
-WORD_PIECES = 49408
-"""Of CLIP's vocabulary, the one that the tokenizer has."""
+TEXT_BATCH_SIZE = 256
+CLIP_VOCAB_SIZE = 49408
+"""Size of CLIP's vocabulary, which the tokenizer has."""
 
 
 class VideoModel:
@@ -43,16 +43,16 @@ class VideoModel:
         name: key of MODELS. module: of that name, built by `create_model`.
         preprocessing: how videos become clips; the published rule of the family when not given.
         classes: names of the classifier's classes; numbers when not given.
-        metadata: where the weights come from.
-        device: where it runs. precision: numbers it computes in; the answers are float32.
-        frame_step: an interaction's multimodal encoder sees every `frame_step`-th frame.
+        metadata: provenance of the weights.
+        device: of the module. precision: compute dtype; outputs are float32.
+        frame_step: an interaction's multimodal encoder takes every `frame_step`-th frame of a clip.
 
     Attributes:
         name, module, preprocessing, classes, metadata, device, precision, frame_step: as above; `classes` is () without
             a classifier.
 
     Raises:
-        RecipeError: a module that sees no video by itself, or names for another number of classes.
+        RecipeError: a module that does not encode videos by itself, or a wrong number of class names.
     """
 
     def __init__(
@@ -79,41 +79,44 @@ class VideoModel:
         self.classes = names if count else ()
         self.metadata = dict(metadata or {})
         self.device = torch.device(device)
-        self.module: VideoEncoder = _settled(encoder, self.device, precision)
-        self._towers = self.module if isinstance(self.module, DualEncoder) else None
-        self._tokenizer = Tokenizer(context=self._towers.config.text.context) if self._towers is not None else None
+        self.module: VideoEncoder = _to_device_and_dtype(encoder, self.device, precision)
+        self._dual_encoder = self.module if isinstance(self.module, DualEncoder) else None
+        self._tokenizer = (
+            Tokenizer(context=self._dual_encoder.config.text.context) if self._dual_encoder is not None else None
+        )
         self._prompted: tuple[tuple[tuple[str, ...], tuple[str, ...]], np.ndarray[Any, Any]] | None = None
 
     def __repr__(self) -> str:
-        return f"VideoModel({self.name!r}, can={sorted(self.can)}, width={self.width}, device={str(self.device)!r})"
+        facts = f"capabilities={sorted(self.capabilities)}, embed_dim={self.embed_dim}, device={str(self.device)!r}"
+        return f"VideoModel({self.name!r}, {facts})"
 
     # ------------------------------------------------------------------------------------------------ what it is
 
     @property
-    def can(self) -> frozenset[str]:
-        """What it can be asked: "video", "text", "caption", "answer", "classify" (with its own classes or labels)."""
-        able = {"video"}
-        if self._towers is not None:
-            able |= {"text", "classify"}
+    def capabilities(self) -> frozenset[str]:
+        """Supported operations: "video", "text", "caption", "answer", "classify" (with its own classes or labels)."""
+        capabilities = {"video"}
+        if self._dual_encoder is not None:
+            capabilities |= {"text", "classify"}
         if self.classes:
-            able.add("classify" if self.module.has_logits else "answer")  # apps/ask.py asks
+            capabilities.add("classify" if self.module.has_logits else "answer")  # apps/ask.py asks
         if self.module.can_caption:
-            able.add("caption")
-        return frozenset(able)
+            capabilities.add("caption")
+        return frozenset(capabilities)
 
     @property
-    def width(self) -> int:
-        """E, numbers of a video's embedding."""
+    def embed_dim(self) -> int:
+        """E, the dimension of a video's embedding."""
         return self.module.embed_dim
 
     @property
     def scale(self) -> float:
-        """Factor of the cosines of videos and texts, about 100. Raises RecipeError without a text tower."""
+        """Logit scale of video-text cosines, about 100. Raises RecipeError without a text tower."""
         return float(self._text()[0].scale.detach())
 
     @property
     def config(self) -> dict[str, object]:
-        """Everything but the weights, as plain values: `from_pretrained` builds the model from it."""
+        """Everything but the weights, as JSON values: `from_pretrained` builds the model from it."""
         step: dict[str, object] = {"frame_step": self.frame_step} if self.frame_step != 1 else {}
         return {
             "model": self.name,
@@ -123,64 +126,66 @@ class VideoModel:
             **step,
         }
 
-    def _cannot(self, what: str, *, do: str = "") -> RecipeError:
-        return RecipeError(f"model {self.name}", f"cannot {what}", ", ".join(sorted(self.can)), do)
+    def _unsupported(self, what: str, *, do: str = "") -> RecipeError:
+        return RecipeError(f"model {self.name}", f"cannot {what}", ", ".join(sorted(self.capabilities)), do)
 
     def _text(self) -> tuple[Any, Tokenizer]:
-        if self._towers is None or self._tokenizer is None:
-            raise self._cannot("read texts", do="take a model with a text tower, for example internvideo-mm-l14")
-        pieces = self._towers.config.text.vocabulary
-        if pieces < WORD_PIECES:
-            raise self._cannot(
-                "read texts", do=f"its {pieces} word pieces are not CLIP's {WORD_PIECES}: give it token ids"
+        if self._dual_encoder is None or self._tokenizer is None:
+            raise self._unsupported("read texts", do="take a model with a text tower, for example internvideo-mm-l14")
+        pieces = self._dual_encoder.config.text.vocabulary
+        if pieces < CLIP_VOCAB_SIZE:
+            raise self._unsupported(
+                "read texts", do=f"its {pieces} word pieces are not CLIP's {CLIP_VOCAB_SIZE}: give it token ids"
             )
-        return self._towers, self._tokenizer
+        return self._dual_encoder, self._tokenizer
 
     # ----------------------------------------------------------------------------------------------------- clips
 
     @contextmanager
-    def _quiet(self) -> Iterator[None]:
-        """Evaluation mode, no gradients; results are ordinary tensors that others may train on."""
+    def _inference_mode(self) -> Iterator[None]:
+        """Evaluation mode without gradients; outputs are ordinary tensors that can be trained on."""
         self.module.eval()
         with torch.no_grad():
             yield
 
-    def _ready(self, clips: Tensor) -> Any:
+    def _prepare_input(self, clips: Tensor) -> Any:
         """Clips on the device, as the model takes them."""
         if clips.ndim != 5 or clips.shape[1] != 3:
             raise ValueError(f"clips are (B, 3, T, S, S), not {tuple(clips.shape)}")
         return self.module.prepare(clips.to(self.device), self.frame_step)
 
     def encode_clips(self, clips: Tensor) -> Tensor:
-        """The inner step of everything.
+        """Encode clips to embeddings.
 
         Args:
             clips: (B, 3, T, S, S) as `preprocessing` makes them: uint8, or float in 0..255.
 
         Returns:
-            (B, E) float32 on the CPU, not of length one.
+            (B, E) float32 on the CPU, not L2-normalized.
         """
-        with self._quiet():
-            return self.module.features(self._ready(clips)).float().cpu()
+        with self._inference_mode():
+            return self.module.features(self._prepare_input(clips)).float().cpu()
 
     def tokens(self, clips: Tensor) -> Tensor:
-        """Clips as in `encode_clips` -> all tokens of the last layer (B, N, D) float32 on the CPU."""
-        with self._quiet():
-            return self.module.tokens(self._ready(clips)).float().cpu()
+        """Compute all tokens of the last layer (B, N, D) float32 on the CPU, of clips as in `encode_clips`."""
+        with self._inference_mode():
+            return self.module.tokens(self._prepare_input(clips)).float().cpu()
 
     def logits(self, clips: Tensor) -> Tensor:
-        """Clips as in `encode_clips` -> the classifier's scores (B, C) float32 on the CPU.
+        """Compute the classifier's logits (B, C) float32 on the CPU, of clips as in `encode_clips`.
 
         Raises:
             RecipeError: the model has no classifier.
         """
         if not self.module.has_logits or not self.classes:
-            raise self._cannot("score classes of its own", do="give labels, or train a classifier on its embeddings")
-        with self._quiet():
-            return self.module.logits(self._ready(clips)).float().cpu()
+            raise self._unsupported(
+                "score classes of its own", do="give labels, or train a classifier on its embeddings"
+            )
+        with self._inference_mode():
+            return self.module.logits(self._prepare_input(clips)).float().cpu()
 
     def read(self, videos: VideoSource | Sequence[VideoSource], *, batch_size: int = 8) -> Iterator[Tensor]:
-        """Clips of videos, one a video, in batches of at most `batch_size`, each decoded when it is asked for.
+        """Yield clips, one per video, in batches of at most `batch_size`; each batch is decoded on demand.
 
         Raises:
             VideoError: a video that cannot be read.
@@ -191,13 +196,13 @@ class VideoModel:
     def _batches(
         self, videos: VideoSource | Sequence[VideoSource], views: int, batch_size: int
     ) -> Iterator[tuple[Tensor, list[int]]]:
-        """Batches of clips with the number of each clip's video."""
+        """Yield batches of clips with the index of each clip's video."""
         if batch_size < 1:
             raise RecipeError("batch_size", str(batch_size), "1 or more")
-        self.preprocessing.rule(views)  # a wrong number of views is told before anything is decoded
+        self.preprocessing.rule(views)  # raises for a wrong number of views before decoding
         sources = as_list(videos)
         clips = ((clip, n) for n, video in enumerate(sources) for clip in self.preprocessing.read(video, views=views))
-        for group in _grouped(clips, batch_size):
+        for group in _batched(clips, batch_size):
             yield torch.stack([clip for clip, _ in group]), [n for _, n in group]
 
     # ------------------------------------------------------------------------------------------- videos and texts
@@ -205,12 +210,12 @@ class VideoModel:
     def encode_video(
         self, videos: VideoSource | Sequence[VideoSource], *, batch_size: int = 8, normalize: bool = True
     ) -> Tensor:
-        """Embeddings of videos.
+        """Encode videos to embeddings.
 
         Args:
             videos: one or several of: a path, a `Span` (path, start s, end s), uint8 frames (T, H, W, 3).
-            batch_size: clips at once.
-            normalize: to length one, so that a product of two is their cosine.
+            batch_size: clips per batch.
+            normalize: L2-normalize, so that the dot product of two embeddings is their cosine.
 
         Returns:
             (n, E) float32 on the CPU, in the order given; (0, E) for none.
@@ -219,36 +224,36 @@ class VideoModel:
             VideoError: a video that cannot be read.
         """
         parts = [self.encode_clips(clips) for clips in self.read(videos, batch_size=batch_size)]
-        return _unit(torch.cat(parts) if parts else torch.empty(0, self.width), normalize)
+        return _l2_normalize(torch.cat(parts) if parts else torch.empty(0, self.embed_dim), normalize)
 
     def encode_text(self, texts: str | Sequence[str], *, normalize: bool = True) -> Tensor:
-        """Embeddings of texts in the videos' space; long texts are cut at the tower's context.
+        """Encode texts to embeddings in the videos' space; long texts are truncated to the context length.
 
         Returns:
             (n, E) float32 on the CPU; (0, E) for none.
 
         Raises:
-            RecipeError: the model has no text tower. TextError: something that is no text, or a blank one.
+            RecipeError: the model has no text tower. TextError: not a string, or a blank one.
         """
         towers, tokenizer = self._text()
         lines = [texts] if isinstance(texts, str) else list(texts)
-        for place, line in enumerate(lines):
+        for index, line in enumerate(lines):
             if not isinstance(line, str) or not line.strip():
-                raise TextError(f"text {place}", "blank" if isinstance(line, str) else f"a {type(line).__name__}")
-        with self._quiet():
+                raise TextError(f"text {index}", "blank" if isinstance(line, str) else f"a {type(line).__name__}")
+        with self._inference_mode():
             parts = [
                 towers.encode_text(tokenizer.encode(group).to(self.device)).float().cpu()
-                for group in _grouped(lines, TEXTS_AT_ONCE)
+                for group in _batched(lines, TEXT_BATCH_SIZE)
             ]
-        return _unit(torch.cat(parts) if parts else torch.empty(0, self.width), normalize)
+        return _l2_normalize(torch.cat(parts) if parts else torch.empty(0, self.embed_dim), normalize)
 
     def similarity(
         self, video: Tensor | VideoSource | Sequence[VideoSource], text: Tensor | str | Sequence[str]
     ) -> Tensor:
-        """Cosines (n, m) of n videos and m texts; either may be embeddings (n, E) already."""
+        """Compute the cosines (n, m) of n videos and m texts; either may be given as embeddings (n, E)."""
         left = video if isinstance(video, Tensor) and video.ndim == 2 else self.encode_video(video)
         right = text if isinstance(text, Tensor) else self.encode_text(text)
-        return _unit(left.float().cpu(), True) @ _unit(right.float().cpu(), True).T
+        return _l2_normalize(left.float().cpu(), True) @ _l2_normalize(right.float().cpu(), True).T
 
     def classify(
         self,
@@ -259,14 +264,14 @@ class VideoModel:
         views: int = 1,
         batch_size: int = 8,
     ) -> list[dict[str, float]]:
-        """Probabilities of labels, the largest first, one dictionary a video.
+        """Classify videos: probabilities of labels in descending order, one dictionary per video.
 
         Args:
             videos: as in `encode_video`.
             labels: for models with a text tower, at least two; a classifier has its own classes.
-            templates: sentences with one "{}"; the soft-max of each is averaged (multi-modalities-downstream).
-            views: clips at different times of each video; their soft-max is averaged.
-            batch_size: clips at once.
+            templates: sentences with one "{}"; their softmax outputs are averaged (multi-modalities-downstream).
+            views: clips at different times of each video; their softmax outputs are averaged.
+            batch_size: clips per batch.
 
         Raises:
             RecipeError: labels missing, doubled or given to a classifier, or more views than the frame rule has.
@@ -286,18 +291,18 @@ class VideoModel:
     def probabilities(
         self, clips: Tensor, labels: Sequence[str] | None = None, *, templates: Sequence[str] = ACTION_TEMPLATES
     ) -> np.ndarray[Any, Any]:
-        """Clips as in `encode_clips` -> (B, C) float64 in the order of labels or classes; otherwise as `classify`."""
+        """Compute probabilities (B, C) float64 of clips, in the order of labels or classes; otherwise as `classify`."""
         names = self.label_names(labels)
-        if self._towers is None:
+        if self._dual_encoder is None:
             return softmax(self.logits(clips).numpy().astype(np.float64))
         text = self._prompts(names, tuple(templates))
         return zero_shot_probabilities(self.encode_clips(clips).numpy(), text, self.scale)
 
     def label_names(self, labels: Sequence[str] | None) -> tuple[str, ...]:
-        """The labels that `classify` would choose from. Raises RecipeError as it does."""
-        if self._towers is None:
+        """Return the labels that `classify` chooses from. Raises RecipeError as it does."""
+        if self._dual_encoder is None:
             if not self.classes or not self.module.has_logits:
-                raise self._cannot("classify", do="train a classifier on its embeddings")
+                raise self._unsupported("classify", do="train a classifier on its embeddings")
             if labels is not None:
                 known = f"its own {len(self.classes)} classes"
                 raise RecipeError(f"model {self.name}", "labels for a classifier", known, "leave out labels")
@@ -314,7 +319,7 @@ class VideoModel:
         return names
 
     def _prompts(self, labels: tuple[str, ...], templates: tuple[str, ...]) -> np.ndarray[Any, Any]:
-        """(P, C, E) text embeddings; the last ones are kept, because streams ask for the same again and again."""
+        """Encode prompts (P, C, E); the last result is cached, because streams repeat the same labels."""
         if self._prompted is None or self._prompted[0] != (labels, templates):
             try:
                 texts = fill(templates, labels)
@@ -354,7 +359,9 @@ class VideoModel:
     ) -> CaptionGenerator:
         """Return the function that captions clips on this model's device, as `caption` does. Raises RecipeError."""
         if not self.module.can_caption:
-            raise self._cannot("write captions", do="take a model with a caption decoder, internvideo-mm-l14-caption")
+            raise self._unsupported(
+                "write captions", do="take a model with a caption decoder, internvideo-mm-l14-caption"
+            )
         tokenizer = self._text()[1]
         return CaptionGenerator(
             cast(VideoLanguage, self.module).eval(),
@@ -375,12 +382,12 @@ class VideoModel:
     def from_pretrained(
         cls, folder: str | Path, *, device: str = "auto", precision: Precision = "float32"
     ) -> VideoModel:
-        """Read what `save_pretrained` wrote. Raises WeightsError where anything was changed since."""
+        """Load a folder that `save_pretrained` wrote. Raises WeightsError if it was changed since."""
         return hub_folder.read(Path(folder), VideoModel, device=device, precision=precision)
 
 
-def _settled(module: VideoEncoder, device: torch.device, precision: Precision) -> VideoEncoder:
-    """On its device and in its precision, but for the normalisation of pixels, which stays float32."""
+def _to_device_and_dtype(module: VideoEncoder, device: torch.device, precision: Precision) -> VideoEncoder:
+    """Move a module to a device and dtype; pixel normalization stays in float32."""
     exact = {part: (part.mean, part.std) for part in module.modules() if isinstance(part, Normalize)}
     module = module.to(device=device, dtype=getattr(torch, precision)).eval()
     for part, (mean, std) in exact.items():
@@ -388,12 +395,12 @@ def _settled(module: VideoEncoder, device: torch.device, precision: Precision) -
     return module
 
 
-def _grouped(items: Iterable[Item], size: int) -> Iterator[list[Item]]:
-    """Lists of `size` items, the last one perhaps shorter."""
+def _batched(items: Iterable[Item], size: int) -> Iterator[list[Item]]:
+    """Yield lists of `size` items; the last may be shorter."""
     rest = iter(items)
     while group := list(islice(rest, size)):
         yield group
 
 
-def _unit(features: Tensor, normalize: bool) -> Tensor:
+def _l2_normalize(features: Tensor, normalize: bool) -> Tensor:
     return nn.functional.normalize(features, dim=1) if normalize else features

@@ -146,7 +146,7 @@ def as_model(layout: Layout, name: str, where: object = "state dict") -> Layout:
     found, asked = BACKBONES[layout.model], BACKBONES.get(name)
     if asked is None or found.build is not asked.build:
         pretrained = layout.model.endswith("-pretrain") and name.endswith("-classifier")
-        do = "likely cause: pretraining weights; ask for a fresh head with new_classes" if pretrained else ""
+        do = "likely cause: pretraining weights; ask for a fresh head with num_classes" if pretrained else ""
         raise WeightsError(
             where, f"{layout.name}, {layout.model}", name, do or "likely cause: the file of another model"
         )
@@ -175,7 +175,7 @@ def load_layout(
     layout: Layout,
     state: State,
     where: object = "state dict",
-    new_classes: int | None = None,
+    num_classes: int | None = None,
     *,
     frames: int | None = None,
     image_size: int | None = None,
@@ -187,7 +187,7 @@ def load_layout(
         layout: what `recognise` said of this state dict.
         state: published keys -> tensors.
         where: file or source, for messages.
-        new_classes: draw the classifier's last layer afresh for so many classes. Of pretraining weights: make a
+        num_classes: draw the classifier's last layer afresh for so many classes. Of pretraining weights: make a
             classifier of them (modeling_finetune.py).
         frames, image_size: of the clips, where they are not those of the file. Positions are resized by the rule of
             the layout's publisher (`positions`); UniFormerV2 and InternVideo-MM take any number of frames.
@@ -216,26 +216,26 @@ def load_layout(
         _check_biases(published, where)
     if clip:
         published = _resized(layout, published, (told, settings), where)
-    if new_classes is None:
+    if num_classes is None:
         model = create_model(layout.model, settings)
         load_reference(model, published, where=where)
         return model
     if layout.model.endswith("-pretrain"):
-        return _classifier_from(layout, published, settings, new_classes, where)
-    return _with_new_head(layout, published, settings, new_classes, where)
+        return _classifier_from(layout, published, settings, num_classes, where)
+    return _with_new_head(layout, published, settings, num_classes, where)
 
 
 def _with_new_head(
-    layout: Layout, published: dict[str, Tensor], settings: Overrides, new_classes: int, where: object
+    layout: Layout, published: dict[str, Tensor], settings: Overrides, num_classes: int, where: object
 ) -> nn.Module:
     """All but the classifier's last layer from the file; all but the classifier where the file has none."""
     family = layout.family
     if not family.head:
-        raise WeightsError(where, f"{layout.name} has no classes", do="leave out new_classes")
+        raise WeightsError(where, f"{layout.name} has no classes", do="leave out num_classes")
     fresh = family.head
     if getattr(configure(layout.model, layout.overrides), family.classes) == 0:
         fresh = fresh.partition(r"\.")[0] + r"\..*"
-    model = create_model(layout.model, merged(settings, {family.classes: new_classes}))
+    model = create_model(layout.model, merged(settings, {family.classes: num_classes}))
     ours = reference_names(model, published)
     old = {key for key, names in ours.items() if names and all(re.fullmatch(fresh, name) for name in names)}
     kept = {key: value for key, value in published.items() if key not in old}

@@ -147,7 +147,7 @@ def _videomae(layout: Layout, config: Mapping[str, Any], where: object) -> Told:
     names = _classes(config, built.classes, where) if built.classes else ()
     if built.classes and config.get("problem_type") not in (None, "single_label_classification"):
         found = f"problem_type {config['problem_type']!r}: its scores are no probabilities of one class among others"
-        raise WeightsError(where, found, "single_label_classification", "take new_classes, or its VideoMAEModel alone")
+        raise WeightsError(where, found, "single_label_classification", "take num_classes, or its VideoMAEModel alone")
     return Told(_told(layout, {**settings, "head_eps": HEAD_EPS}), names)
 
 
@@ -254,7 +254,7 @@ def _classes(config: Mapping[str, Any], count: int, where: object) -> tuple[str,
     if not isinstance(labels, Mapping) or set(map(str, labels)) != set(map(str, range(count))):
         found = f"id2label names {len(labels)} classes"
         raise WeightsError(
-            where, found, f"0 to {count - 1}, as the head has {count}", "correct it, or take new_classes"
+            where, found, f"0 to {count - 1}, as the head has {count}", "correct it, or take num_classes"
         )
     names = tuple(str({str(key): name for key, name in labels.items()}[str(index)]) for index in range(count))
     if names == tuple(f"LABEL_{index}" for index in range(count)):

@@ -183,7 +183,7 @@ def _cause(
     if shapes:
         if all(re.match(r"(.*\.)?(head|proj\.linear)\.", name) for name in shapes):
             return (
-                "the head has another number of classes: set classes, ask for a fresh head with new_classes, or select "
+                "the head has another number of classes: set classes, ask for a fresh head with num_classes, or select "
                 "rows with select_head_rows"
             )
         if all("patch_embed" in name or "head" in name for name in shapes):
