@@ -51,7 +51,7 @@ def test_every_named_model_has_its_clips(name: str) -> None:
     with torch.device("meta"):
         module = create_model(name)
     if name.startswith(("caption-decoder", "anticipator")):
-        with pytest.raises(RecipeError, match="sees no video by itself"):
+        with pytest.raises(RecipeError, match="does not encode videos by itself"):
             video_encoder(module, name)
         return
     rule = published_preprocessing(video_encoder(module, name))
