@@ -123,7 +123,7 @@ def test_a_backbone_is_one_class_and_one_row(monkeypatch: pytest.MonkeyPatch) ->
     model = VideoModel("toy", module)
     clips = torch.randint(0, 256, (2, 3, 4, 8, 8), dtype=torch.uint8)
     assert model.capabilities == {"video", "classify"}
-    assert (model.width, len(model.classes), model.preprocessing.frames) == (6, 5, 4)
+    assert (model.embed_dim, len(model.classes), model.preprocessing.frames) == (6, 5, 4)
     assert model.encode_clips(clips).shape == (2, 6)
     assert model.tokens(clips).shape == (2, 4, 6)
     with torch.no_grad():
@@ -146,5 +146,5 @@ def test_a_fault_in_what_a_model_tells_is_no_pass() -> None:
 
 
 def test_a_part_that_sees_no_video_is_told() -> None:
-    with pytest.raises(RecipeError, match="a Linear sees no video by itself"):
+    with pytest.raises(RecipeError, match="a Linear does not encode videos by itself"):
         video_encoder(nn.Linear(2, 2), "toy")

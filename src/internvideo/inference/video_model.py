@@ -81,9 +81,7 @@ class VideoModel:
         self.device = torch.device(device)
         self.module: VideoEncoder = _to_device_and_dtype(encoder, self.device, precision)
         self._dual_encoder = self.module if isinstance(self.module, DualEncoder) else None
-        self._tokenizer = (
-            Tokenizer(context=self._dual_encoder.config.text.context) if self._dual_encoder is not None else None
-        )
+        self._tokenizer = Tokenizer(context=self._dual_encoder.config.text.context) if self._dual_encoder else None
         self._prompted: tuple[tuple[tuple[str, ...], tuple[str, ...]], np.ndarray[Any, Any]] | None = None
 
     def __repr__(self) -> str:
@@ -359,18 +357,10 @@ class VideoModel:
     ) -> CaptionGenerator:
         """Return the function that captions clips on this model's device, as `caption` does. Raises RecipeError."""
         if not self.module.can_caption:
-            raise self._unsupported(
-                "write captions", do="take a model with a caption decoder, internvideo-mm-l14-caption"
-            )
-        tokenizer = self._text()[1]
-        return CaptionGenerator(
-            cast(VideoLanguage, self.module).eval(),
-            tokenizer,
-            num_beams=num_beams,
-            top_p=top_p,
-            seed=seed,
-            max_length=max_length,
-        )
+            do = "take a model with a caption decoder, internvideo-mm-l14-caption"
+            raise self._unsupported("write captions", do=do)
+        module, tokenizer = cast(VideoLanguage, self.module).eval(), self._text()[1]
+        return CaptionGenerator(module, tokenizer, num_beams=num_beams, top_p=top_p, seed=seed, max_length=max_length)
 
     # ------------------------------------------------------------------------------------------------------ files
 
