@@ -63,7 +63,11 @@ def test_recipes_of_the_paper_resize_the_table_of_224_px_and_16_frames(name: str
     recipe = MASKED[name]
     place = "model.overrides.masked." if recipe.stage == "interaction" else "model.overrides."
     size = {"width": WIDTH, "depth": 1, "heads": 12, "frames": 32, "image_size": 112}
-    changed = read_recipe(name, [f"{place}{key}={value}" for key, value in size.items()])
+    changes = [f"{place}{key}={value}" for key, value in size.items()]
+    if recipe.stage == "interaction":  # the other encoder is not asked for its size
+        other = {"width": 64, "depth": 1, "heads": 1, "global_layers": [0], "global_heads": 1}
+        changes += [f"model.overrides.multimodal.{key}={value}" for key, value in other.items()]
+    changed = read_recipe(name, changes)
     model = build_model(
         changed, 400 if recipe.stage == "interaction" else 5 if recipe.init_head != "same" else classes(recipe)
     )
