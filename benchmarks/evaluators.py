@@ -182,9 +182,9 @@ def dual_ranks(rng: np.random.Generator, size: int) -> tuple[Callable[[], float]
 def contacts(rng: np.random.Generator, images: int) -> tuple[Callable[[], float], None]:
     """Ego4D anticipation, 20 predictions an image; ours alone (its parts are those of the others)."""
 
-    def objects(count: int) -> frames.Anticipated:
+    def objects(count: int) -> frames.StaObjects:
         corner = rng.uniform(0, 800, (count, 2))
-        return frames.Anticipated(
+        return frames.StaObjects(
             np.concatenate([corner, corner + rng.uniform(50, 300, corner.shape)], 1),
             rng.integers(0, 87, count),
             rng.integers(0, 74, count),

@@ -54,7 +54,7 @@ def test_batches_hold_what_they_say(manifest: Manifest) -> None:
         assert batch.labels is not None
         assert batch.labels.dtype == torch.int64
         assert batch.labels.tolist() == [int(name) % 3 for name in batch.ids]
-        assert batch.tokens is None
+        assert batch.text_ids is None
         assert all(frames == sorted(frames) for frames in frames_of(batch.video))
 
 
@@ -163,8 +163,8 @@ def test_repeats_decode_once_and_augment_each_time(manifest: Manifest, monkeypat
         assert batch.ids == tuple(np.repeat(batch.ids[::3], 3))
         assert len({clip.numpy().tobytes() for clip in batch.video}) == 6
         assert batch.labels is not None
-        assert batch.tokens is not None
-        assert len(batch.labels) == len(batch.tokens) == 6
+        assert batch.text_ids is not None
+        assert len(batch.labels) == len(batch.text_ids) == 6
     plain = next(loader(manifest, Plain(), repeats=3).epoch(0))
     assert torch.equal(plain.video[0], plain.video[2])
 
@@ -211,8 +211,8 @@ def test_captions(manifest: Manifest) -> None:
         found = set()
         for epoch in range(8):
             for batch in one.epoch(epoch):
-                assert batch.tokens is not None
-                for name, ids in zip(batch.ids, batch.tokens.tolist(), strict=True):
+                assert batch.text_ids is not None
+                for name, ids in zip(batch.ids, batch.text_ids.tolist(), strict=True):
                     text = "".join(map(chr, ids)).strip()
                     assert text[1:] == name
                     found.add(text)
@@ -220,7 +220,7 @@ def test_captions(manifest: Manifest) -> None:
 
     assert texts(caption="first") == {f"a{c}" for c in range(CLIPS)}
     assert texts(caption="random") == {f"{kind}{c}" for c in range(CLIPS) for kind in "ab"}
-    assert next(loader(manifest, tokenizer=Letters(), caption="none").epoch(0)).tokens is None
+    assert next(loader(manifest, tokenizer=Letters(), caption="none").epoch(0)).text_ids is None
 
 
 def test_a_sample_without_caption_is_told_at_once(manifest: Manifest) -> None:

@@ -166,9 +166,9 @@ def test_evaluation_yields_every_view_once_in_order(manifest: Manifest, workers:
     for batch, views in one:
         assert views.dtype == np.int64
         assert batch.labels is not None
-        assert batch.tokens is not None
+        assert batch.text_ids is not None
         assert batch.labels.tolist() == [int(name) % 3 for name in batch.ids]
-        assert ["".join(map(chr, ids)).strip() for ids in batch.tokens.tolist()] == [f"a{name}" for name in batch.ids]
+        assert ["".join(map(chr, ids)).strip() for ids in batch.text_ids.tolist()] == [f"a{name}" for name in batch.ids]
         pairs += list(zip(batch.ids, views.tolist(), strict=True))
         sizes.append(len(batch))
         videos.append(batch.video)

@@ -41,7 +41,7 @@ def test_videos_and_images_take_turns(manifest: Manifest) -> None:
     assert len(batches) == len(both) == 2 * (CLIPS // 2)
     assert [batch.video.shape[2] for batch in batches] == [4, 1] * (CLIPS // 2)
     assert [len(batch) for batch in batches] == [2, 3] * (CLIPS // 2)
-    assert all(batch.tokens is not None for batch in batches)
+    assert all(batch.text_ids is not None for batch in batches)
     assert same(batches[::2], list(loader(manifest, tokenizer=Letters()).epoch(0)))
 
 
@@ -121,7 +121,7 @@ def test_each_source_is_read_at_its_own_stride(manifest: Manifest, tmp_path: Pat
 
 
 def mixed(manifest: Manifest, *, seed: int = 3, smoothing: float = 0.0) -> MixedLoader:
-    mix = Mixup(classes=3, mixup_alpha=0.8, cutmix_alpha=0.0, smoothing=smoothing)
+    mix = Mixup(num_classes=3, mixup_alpha=0.8, cutmix_alpha=0.0, smoothing=smoothing)
     return MixedLoader(loader(manifest, seed=5), mix, seed=seed)
 
 

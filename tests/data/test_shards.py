@@ -102,9 +102,9 @@ def numbers(batch: Batch) -> list[int]:
     """Which samples stand in a batch, by their pictures; captions and ids must say the same."""
     assert batch.video.dtype == torch.uint8
     assert batch.video.shape[1:] == (3, 1, SIDE, SIDE)
-    assert batch.tokens is not None
+    assert batch.text_ids is not None
     seen = [round(float(clip.float().mean()) / 10) for clip in batch.video]
-    said = ["".join(chr(code) for code in row if code) for row in batch.tokens]
+    said = ["".join(chr(code) for code in row if code) for row in batch.text_ids]
     assert said == [f"number {number}" for number in seen]
     assert [int(name[-6:]) for name in batch.ids] == seen
     return seen
@@ -161,7 +161,7 @@ def test_videos_in_shards_are_clips(tmp_path: Path) -> None:
     assert batch.video.shape == (1, 3, 4, SIDE, SIDE)
     means = batch.video.float().mean(dim=(0, 1, 3, 4))
     assert bool((means.diff() > 10).all())
-    assert batch.tokens is None
+    assert batch.text_ids is None
 
 
 def test_a_picture_that_cannot_be_read_is_replaced_and_named(folder: Path, tmp_path: Path) -> None:
@@ -272,7 +272,7 @@ def test_a_recipe_learns_every_second_batch_from_shards(folder: Path, tmp_path: 
     video, pictures = next(batches), next(batches)
     assert (len(pictures), pictures.video.shape[2]) == (3, 1)
     assert video.video.shape[2] > 1
-    assert pictures.tokens is not None
+    assert pictures.text_ids is not None
     assert len(list(tmp_path.iterdir())) == 3
     with pytest.raises(RecipeError, match="image_shards"):
         prepare(build_recipe(small_recipe("multimodal", data=data | {"images": "x.jsonl"})))

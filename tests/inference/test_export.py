@@ -136,7 +136,7 @@ def test_the_text_tower(tmp_path: Path) -> None:
     of = model("multimodal")
     found = export(of, tmp_path / "t.pt2", ExportSettings(format="torch", what="text"))
     words = ["a cat", "somebody runs to the left", "snow", "no"]
-    ids = Tokenizer(context=small_apps.TEXT["context"]).encode(words)
+    ids = Tokenizer(context_length=small_apps.TEXT["context"]).encode(words)
     close(run_torch(found.path, ids), of.encode_text(words, normalize=False))
     assert json.loads(found.metadata.read_text())["input"]["type"] == "int64"
 

@@ -161,7 +161,7 @@ def test_similarity_takes_clips_texts_and_their_embeddings() -> None:
     assert model.similarity(str(paths[0]), "a dog runs").shape == (1, 1)
     module = model.module
     assert isinstance(module, VideoLanguage)
-    ids = Tokenizer(context=32).encode(texts)
+    ids = Tokenizer(context_length=32).encode(texts)
     with torch.no_grad():
         torch.testing.assert_close(model.encode_text(texts, normalize=False), module.encode_text(ids))
     assert model.encode_text([]).shape == (0, model.embed_dim)
@@ -239,7 +239,7 @@ def test_a_frame_step_is_kept(stage: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("beams", [1, 3])
 def test_captions_are_what_the_decoder_writes(beams: int) -> None:
     model, paths = random_model("multimodal"), small_apps.clips()
-    module, tokenizer = model.module, Tokenizer(context=32)
+    module, tokenizer = model.module, Tokenizer(context_length=32)
     assert isinstance(module, VideoLanguage)
     video = module.normalize(next(model.read(paths)))
     ids = module.generate(video, start=tokenizer.start, end=tokenizer.end, max_length=6, beams=beams)

@@ -11,7 +11,7 @@ from internvideo.metrics.classification import mean_class_accuracy
 
 def counts_and_picks(n: int, draws: int) -> tuple[np.ndarray, np.ndarray]:
     """The same draws as counts and as plain index lists."""
-    counts = b.drawn_counts(n, draws, np.random.default_rng(7))
+    counts = b.resample_counts(n, draws, np.random.default_rng(7))
     return counts, np.stack([np.repeat(np.arange(n), row) for row in counts])
 
 

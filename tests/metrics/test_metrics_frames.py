@@ -14,8 +14,8 @@ import pytest
 from goldens_folder import GOLDENS
 
 from internvideo.metrics.frame_detection import (
-    Anticipated,
     Boxes,
+    StaObjects,
     anticipation_average_precision,
     box_iou,
     coco_average_precision,
@@ -73,8 +73,8 @@ def test_frame_map(name: str) -> None:
     assert found == pytest.approx(stored, abs=1e-9)
 
 
-def anticipated(objects: list[dict[str, Any]]) -> Anticipated:
-    return Anticipated(
+def anticipated(objects: list[dict[str, Any]]) -> StaObjects:
+    return StaObjects(
         np.asarray([entry["box"] for entry in objects]).reshape(-1, 4),
         np.asarray([entry["noun_category_id"] for entry in objects], dtype=np.int64),
         np.asarray([entry["verb_category_id"] for entry in objects], dtype=np.int64),
@@ -82,7 +82,7 @@ def anticipated(objects: list[dict[str, Any]]) -> Anticipated:
     )
 
 
-def anticipation() -> list[tuple[Anticipated, Anticipated, Any]]:
+def anticipation() -> list[tuple[StaObjects, StaObjects, Any]]:
     found = read("ego4d_sta/pred.json")["results"]
     return [
         (
@@ -149,7 +149,7 @@ def test_coco(name: str) -> None:
     number = re.search(r"\d+$", name)
     most = int(number.group()) if number and kind.startswith("AR") else 100
     area: Any = rest or "all"
-    precision, recall = coco_average_precision(truth, found, truth_areas=areas, area=area, most=most)
+    precision, recall = coco_average_precision(truth, found, truth_areas=areas, area=area, max_detections=most)
     value = (precision if kind.startswith("AP") else recall).mean()
     if number and kind.startswith("AP"):
         value = precision[(int(number.group()) - 50) // 5]

@@ -71,7 +71,7 @@ def percent(probabilities: Any, k: int = 1) -> float:
 
 def mean_class() -> float:
     a = arrays("classification")
-    return c.mean_class_accuracy(a["scores"].argmax(axis=1), a["labels"], released=True)
+    return c.mean_class_accuracy(a["scores"].argmax(axis=1), a["labels"], match_official_evaluator=True)
 
 
 def zero_shot() -> Any:
@@ -91,7 +91,7 @@ def top(k: int) -> float:
 
 def vqa(known_only: bool) -> float:
     a = arrays("classification")
-    known = a["vqa_labels"] != c.IGNORED
+    known = a["vqa_labels"] != c.IGNORE_INDEX
     hits = c.top_k_hits(a["vqa_logits"][known], a["vqa_labels"][known], 1)
     return float(hits.sum() / (len(hits) if known_only else len(known)))
 

@@ -13,8 +13,8 @@ from goldens_folder import GOLDENS
 from internvideo.metrics.temporal_detection import (
     Detections,
     average_precision,
+    deduplicate,
     detections,
-    distinct,
     grounded_hits,
     interpolated_average_precision,
     recall_at_multiples,
@@ -173,7 +173,7 @@ def test_of_ground_truths_of_equal_overlap_the_last_is_taken() -> None:
 
 def test_ground_truth_that_occurs_twice_counts_once() -> None:
     truth = detections([(0, 0, 1, 2, 0), (0, 0, 1.0004, 2.0004, 0), (0, 1, 1, 2, 0), (1, 0, 1, 2, 0)])
-    assert len(distinct(truth)) == 3
+    assert len(deduplicate(truth)) == 3
 
 
 def test_average_precision_is_the_area_under_the_envelope() -> None:
@@ -203,4 +203,4 @@ def test_a_class_without_ground_truth_is_counted_as_another_when_released() -> N
     truth = detections([(0, 1, 0, 10, 0), (0, 2, 20, 30, 0)])
     found = detections([(0, 0, 50, 60, 0.9), (0, 1, 0, 10, 0.8), (0, 2, 20, 30, 0.7), (0, 7, 0, 1, 0.9)])
     assert average_precision(truth, found, [0.5])[0].tolist() == [[1.0, 1.0]]
-    assert average_precision(truth, found, [0.5], released=True)[0].tolist() == [[0.5, 1.0]]
+    assert average_precision(truth, found, [0.5], match_official_evaluator=True)[0].tolist() == [[0.5, 1.0]]

@@ -355,7 +355,7 @@ def test_a_step_does_not_wait_for_the_gpu() -> None:
     torch.cuda.set_sync_debug_mode("error")
     try:
         target = pixel_targets(
-            video * model.normalize.std + model.normalize.mean, hidden, 2, 4, masked=TINY.tokens - kept
+            video * model.normalize.std + model.normalize.mean, hidden, 2, 4, num_masked=TINY.tokens - kept
         )
         reconstruction_loss(model(video, hidden, num_visible=kept), target).backward()
     finally:

@@ -74,7 +74,7 @@ def test_debias(name: str) -> None:
     made = {
         "hsic_biased": lambda: e.hsic(a, b),
         "hsic_unbiased": lambda: e.hsic(a, b, unbiased=True),
-        "hsic_unbiased_unnormalised": lambda: e.hsic(a, b, unbiased=True, normalised=False),
+        "hsic_unbiased_unnormalised": lambda: e.hsic(a, b, unbiased=True, normalized=False),
         "dirichlet_kl_a_b": lambda: e.dirichlet_kl(a, b),
         "dirichlet_kl_b_uniform": lambda: e.dirichlet_kl(b),
     }[name]()

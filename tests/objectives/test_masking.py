@@ -9,11 +9,11 @@ import pytest
 import torch
 
 from internvideo.objectives.masking import (
-    draw_mask,
-    masked_count,
-    progressive_kept,
+    num_masked_tokens,
     progressive_mask,
+    progressive_num_visible,
     random_mask,
+    sample_mask,
     tube_mask,
 )
 
@@ -28,15 +28,15 @@ def generator(seed: int = 0) -> torch.Generator:
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize(("grid", "ratio"), [(GRID, 0.9), ((4, 8, 8), 0.9), ((3, 2, 5), 0.5), ((1, 1, 1), 0.0)])
 def test_every_sample_masks_the_count_of_its_kind(kind: str, grid: tuple[int, int, int], ratio: float) -> None:
-    mask = draw_mask(kind, 5, grid, ratio, generator())
+    mask = sample_mask(kind, 5, grid, ratio, generator())
     assert mask.shape == (5, grid[0] * grid[1] * grid[2])
     assert mask.dtype == torch.bool
-    assert mask.sum(1).tolist() == [masked_count(kind, grid, ratio)] * 5
+    assert mask.sum(1).tolist() == [num_masked_tokens(kind, grid, ratio)] * 5
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_generator_decides(kind: str) -> None:
-    first, again, other = (draw_mask(kind, 4, GRID, 0.9, generator(seed)) for seed in (1, 1, 2))
+    first, again, other = (sample_mask(kind, 4, GRID, 0.9, generator(seed)) for seed in (1, 1, 2))
     assert torch.equal(first, again)
     assert not torch.equal(first, other)
     assert not torch.equal(first[0], first[1])
@@ -60,21 +60,21 @@ def test_every_place_is_masked_equally_often() -> None:
 
 
 def test_progressive_slots() -> None:
-    falling = progressive_kept(GRID, 0.9, 0.95, "progressive")
+    falling = progressive_num_visible(GRID, 0.9, 0.95, "progressive")
     assert falling[0] == 19
     assert falling[-1] == 9
     assert falling == sorted(falling, reverse=True)
-    centre = progressive_kept(GRID, 0.9, 0.95, "centre")
+    centre = progressive_num_visible(GRID, 0.9, 0.95, "centre")
     assert centre == centre[::-1]
     assert (centre[0], max(centre), centre[3]) == (9, 19, 19)
-    odd = progressive_kept((5, 14, 14), 0.9, 0.95, "centre")
+    odd = progressive_num_visible((5, 14, 14), 0.9, 0.95, "centre")
     assert (len(odd), odd[2], odd) == (5, 19, odd[::-1])
 
 
 @pytest.mark.parametrize("kind", ["progressive", "centre"])
 def test_progressive_slots_keep_the_best_of_one_ranking(kind: str) -> None:
     kept = (~progressive_mask(2, GRID, 0.9, generator(), kind=kind)).view(2, 8, 196)
-    expected = progressive_kept(GRID, 0.9, 0.95, kind)
+    expected = progressive_num_visible(GRID, 0.9, 0.95, kind)
     assert kept.sum(2).tolist() == [expected, expected]
     order = np.argsort(expected)
     for fewer, more in pairwise(order):
@@ -90,18 +90,18 @@ def test_impossible_masks_are_refused(grid: tuple[int, int, int], ratio: float) 
 
 def test_an_unknown_kind_is_refused() -> None:
     with pytest.raises(ValueError, match="tube, random"):
-        draw_mask("block", 1, GRID, 0.9, generator())  # type: ignore[arg-type]  # the mistake under test
+        sample_mask("block", 1, GRID, 0.9, generator())  # type: ignore[arg-type]  # the mistake under test
 
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("kind", KINDS)
 def test_masks_are_drawn_on_the_gpu_without_waiting(kind: str) -> None:
     cuda = torch.Generator("cuda").manual_seed(0)
-    draw_mask(kind, 2, GRID, 0.9, cuda, "cuda")
+    sample_mask(kind, 2, GRID, 0.9, cuda, "cuda")
     torch.cuda.set_sync_debug_mode("error")
     try:
-        mask = draw_mask(kind, 2, GRID, 0.9, cuda, "cuda")
+        mask = sample_mask(kind, 2, GRID, 0.9, cuda, "cuda")
     finally:
         torch.cuda.set_sync_debug_mode("default")
     assert mask.is_cuda
-    assert mask.sum(1).tolist() == [masked_count(kind, GRID, 0.9)] * 2
+    assert mask.sum(1).tolist() == [num_masked_tokens(kind, GRID, 0.9)] * 2

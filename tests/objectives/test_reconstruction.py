@@ -39,7 +39,7 @@ def test_targets_in_closed_form(normalise: bool, ratio: float) -> None:
     video = torch.rand_like(clip()).double()
     target = pixel_targets(video, hidden, 2, 4, normalise)
     torch.testing.assert_close(target, slow_targets(video, hidden, TINY, normalise), rtol=0, atol=1e-10)
-    known = pixel_targets(video, hidden, 2, 4, normalise, masked=int(hidden[0].sum()))
+    known = pixel_targets(video, hidden, 2, 4, normalise, num_masked=int(hidden[0].sum()))
     assert torch.equal(known, target)
 
 

@@ -314,14 +314,14 @@ def test_multimodal_gathers_both_features_and_needs_a_decoder_for_captions() -> 
 def test_equal_captions_of_a_batch_are_as_good_as_positives() -> None:
     """Value and gradients of the published loss are those of the one that accepts every equal caption."""
     clips, identity = batch(6), torch.tensor([0, 1, 0, 2, 0, 1])
-    assert clips.tokens is not None
-    few = replace(clips, tokens=clips.tokens[identity])
-    assert len(set(map(tuple, clips.tokens[:3].tolist()))) == 3, "captions that differ to begin with"
+    assert clips.text_ids is not None
+    few = replace(clips, text_ids=clips.text_ids[identity])
+    assert len(set(map(tuple, clips.text_ids[:3].tolist()))) == 3, "captions that differ to begin with"
     stage = MultimodalStage(small_world.language_model(), MultimodalSettings(caption_weight=0.0))
     learn(stage, clips, 5)
     learning = [p for p in stage.eval().parameters() if p.requires_grad]
     loss = stage(few, generator())["loss"]
-    encoded = stage.model(stage.model.normalize(few.video), few.tokens, captioned=0)
+    encoded = stage.model(stage.model.normalize(few.video), few.text_ids, captioned=0)
     similarity = stage.model.scale * F.normalize(encoded.video, dim=-1) @ F.normalize(encoded.text, dim=-1).t()
     positives = (identity[:, None] == identity).to(similarity)
     positives /= positives.sum(dim=1, keepdim=True)

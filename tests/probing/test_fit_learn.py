@@ -43,7 +43,7 @@ def test_calibration_error_by_hand() -> None:
     probabilities = np.array([[0.9, 0.1], [0.9, 0.1], [0.3, 0.7], [0.7, 0.3]])
     labels = np.array([0, 1, 1, 0])
     # Bin of 0.9: confidence 0.9, accuracy 1/2; bin of 0.7: confidence 0.7, accuracy 1.
-    assert expected_calibration_error(probabilities, labels, bins=10) == pytest.approx((2 * 0.4 + 2 * 0.3) / 4)
+    assert expected_calibration_error(probabilities, labels, num_bins=10) == pytest.approx((2 * 0.4 + 2 * 0.3) / 4)
     assert expected_calibration_error(np.eye(2), np.array([0, 1])) == 0
     with pytest.raises(ValueError, match="not be empty"):
         expected_calibration_error(np.zeros((0, 2)), np.zeros(0, dtype=np.int64))

@@ -83,7 +83,7 @@ def same(ours: Sequence[Batch], theirs: Sequence[Batch]) -> bool:
         return (a is None and b is None) or (a is not None and b is not None and torch.equal(a, b))
 
     return len(ours) == len(theirs) and all(
-        a.ids == b.ids and equal(a.video, b.video) and equal(a.labels, b.labels) and equal(a.tokens, b.tokens)
+        a.ids == b.ids and equal(a.video, b.video) and equal(a.labels, b.labels) and equal(a.text_ids, b.text_ids)
         for a, b in zip(ours, theirs, strict=True)
     )
 

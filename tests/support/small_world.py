@@ -113,7 +113,7 @@ def batch(count: int = 40, *, single_frame: bool = False) -> Batch:
         SegmentMiddle(frames=FRAMES),
         TrainTransform(size=SIDE, crop="centre", flip=False),
         settings,
-        tokenizer=Tokenizer(context=WORDS),
+        tokenizer=Tokenizer(context_length=WORDS),
         caption="first",
     )
     return next(loader.epoch(0))
@@ -131,7 +131,7 @@ def choices(count: int = 24) -> Batch:
         texts += [f"what colour is it? {colour}" for colour in order]
         right.append(order.index(own))
     tokens = question_tokens(texts, WORDS).view(count, 5, -1)
-    return replace(clips, tokens=tokens, labels=torch.tensor(right))
+    return replace(clips, text_ids=tokens, labels=torch.tensor(right))
 
 
 def learn(stage: nn.Module, clips: Batch, steps: int, rate: float = 2e-3) -> list[float]:

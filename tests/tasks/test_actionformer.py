@@ -153,7 +153,7 @@ def test_losses_and_gradients(case: str) -> None:
             valid,
             wanted,
             distances,
-            normaliser=normaliser,
+            normalizer=normaliser,
             smoothing=stored["train_cfg"]["label_smoothing"],
             weight=stored["train_cfg"]["loss_weight"],
         )

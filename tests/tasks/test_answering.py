@@ -30,7 +30,7 @@ from internvideo.datasets.questions import read_answers
 from internvideo.errors import InternVideoError, ManifestError, RecipeError, TextError, WeightsError
 from internvideo.evaluation import EvaluationSettings, evaluate_task
 from internvideo.inference.loading import load
-from internvideo.metrics.classification import IGNORED
+from internvideo.metrics.classification import IGNORE_INDEX
 from internvideo.models.heads import EncodedVideo, VideoQuestionAnswering
 from internvideo.pipeline import load_trained, run_recipe
 from internvideo.recipe import build_recipe
@@ -103,7 +103,7 @@ def test_a_row_for_every_question() -> None:
 
 
 def test_tokens_are_as_short_as_the_longest_and_leave_the_last_place_free() -> None:
-    whole = Tokenizer(context=16).encode(["who is it?", "who?"])
+    whole = Tokenizer(context_length=16).encode(["who is it?", "who?"])
     tokens = question_tokens(["who is it?", "who?"], 16)
     assert tokens.shape == (2, 7)
     assert torch.equal(tokens, whole[:, :7])
@@ -127,7 +127,7 @@ def test_batches_resume_and_ask_every_question_equally_often() -> None:
     rest = list(loader(repeats=2).epoch(1, 3))
     for old, new in zip(whole[3:], rest, strict=True):
         assert old.ids == new.ids
-        assert torch.equal(old.tokens, new.tokens)  # type: ignore[arg-type]  # both are there
+        assert torch.equal(old.text_ids, new.text_ids)  # type: ignore[arg-type]  # both are there
         assert torch.equal(old.labels, new.labels)  # type: ignore[arg-type]  # both are there
     manifest = source.loader.manifest
     row = manifest.rows[5]
@@ -139,17 +139,17 @@ def test_batches_resume_and_ask_every_question_equally_often() -> None:
 def test_labels_are_the_answers_of_the_questions_and_unknown_ones_are_left_out() -> None:
     pairs = {(p.question, row.id): p.answer for row in read_manifest(small_world.world()).rows for p in row.qa}
     batch = next(loader(at_once=3).epoch(0))
-    assert batch.tokens is not None
+    assert batch.text_ids is not None
     assert batch.labels is not None
-    assert batch.tokens.shape[:2] == batch.labels.shape == (4, 3)
+    assert batch.text_ids.shape[:2] == batch.labels.shape == (4, 3)
     table = {
-        (name, tuple(Tokenizer(context=15).encode([question])[0].tolist())): answer
+        (name, tuple(Tokenizer(context_length=15).encode([question])[0].tolist())): answer
         for (question, name), answer in pairs.items()
     }
-    for name, ids, labels in zip(batch.ids, batch.tokens, batch.labels, strict=True):
+    for name, ids, labels in zip(batch.ids, batch.text_ids, batch.labels, strict=True):
         for row, label in zip(ids, labels.tolist(), strict=True):
             key = tuple(row.tolist()[:-1]) + (0,) * (15 - len(row) + 1)
-            assert label == {"red": 0, "circle": 1}.get(table[name, key], IGNORED)
+            assert label == {"red": 0, "circle": 1}.get(table[name, key], IGNORE_INDEX)
     with pytest.raises(ValueError, match="at_once"):
         QuestionSettings(at_once=2)
 
@@ -177,7 +177,7 @@ def test_a_network_without_eyes_answers_all_videos_alike_and_learns_by_words_alo
     tokens = question_tokens(["who?"] * 4, small_world.WORDS)
     scores = model(model.normalize(clips.video), tokens)
     assert torch.equal(scores, scores[:1].expand(4, -1))
-    loss = stage(replace(clips, tokens=tokens), torch.Generator())["loss"]
+    loss = stage(replace(clips, text_ids=tokens), torch.Generator())["loss"]
     torch.autograd.backward(loss)
     learning = {name for name, parameter in stage.named_parameters() if parameter.requires_grad}
     assert not any("visual." in name.replace("layers.0.visual.", "") for name in learning)

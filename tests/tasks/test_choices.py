@@ -57,10 +57,10 @@ def test_batches_have_the_texts_of_their_rows() -> None:
     of_id = {row.id: row for row in rows.rows}
     batches = loader(rows)
     first = next(batches.epoch(0))
-    assert first.tokens is not None
+    assert first.text_ids is not None
     assert first.labels is not None
-    assert first.tokens.shape[:2] == (4, 5)
-    for name, tokens, label in zip(first.ids, first.tokens, first.labels.tolist(), strict=True):
+    assert first.text_ids.shape[:2] == (4, 5)
+    for name, tokens, label in zip(first.ids, first.text_ids, first.labels.tolist(), strict=True):
         expected = question_tokens(choice_texts(of_id[name]), WORDS)
         assert torch.equal(tokens[:, : expected.shape[1]], expected[:, : tokens.shape[1]])
         choices = of_id[name].choices
@@ -94,9 +94,9 @@ def test_the_right_one_of_five_is_learned_whatever_their_order() -> None:
     losses = learn(stage, clips, 120, rate=3e-3)  # it stays on a plateau for up to 80, as the CPU rounds
     assert losses[0] == pytest.approx(math.log(5), abs=0.2)
     assert sum(losses[-10:]) / 10 < 0.2 * math.log(5)
-    assert clips.tokens is not None
+    assert clips.text_ids is not None
     assert clips.labels is not None
-    turned = replace(clips, tokens=clips.tokens.roll(1, dims=1), labels=(clips.labels + 1) % 5)
+    turned = replace(clips, text_ids=clips.text_ids.roll(1, dims=1), labels=(clips.labels + 1) % 5)
     with torch.no_grad():
         parts = stage.eval()(turned, torch.Generator())
     assert parts["accuracy"] > 0.9

@@ -15,8 +15,8 @@ from internvideo.errors import ManifestError, RecipeError, RunError
 from internvideo.evaluation import EvaluationSettings, evaluate_task, score_table
 from internvideo.metrics import bootstrap
 from internvideo.metrics.frame_detection import (
-    Anticipated,
     Boxes,
+    StaObjects,
     anticipation_average_precision,
     anticipation_statistic,
     coco_average_precision,
@@ -197,8 +197,8 @@ def test_the_figure_of_what_was_drawn_once_each_is_the_figure() -> None:
     np.testing.assert_allclose(twice, expected)
     frames = [
         (
-            Anticipated(truth.box[[k]], np.array([k % 3]), np.array([k % 2]), np.array([0.5])),
-            Anticipated(found.box[[k, k + 12]], np.array([k % 3, 0]), np.array([0, 1]), np.array([0.6, 0.5])),
+            StaObjects(truth.box[[k]], np.array([k % 3]), np.array([k % 2]), np.array([0.5])),
+            StaObjects(found.box[[k, k + 12]], np.array([k % 3, 0]), np.array([0, 1]), np.array([0.6, 0.5])),
             found.score[[k, k + 12]],
         )
         for k in range(12)

@@ -14,7 +14,7 @@ from small_world import small_recipe
 from internvideo.data.manifest import read_manifest, write_manifest
 from internvideo.errors import RecipeError, RunError
 from internvideo.evaluation import EvaluationSettings, evaluate_task
-from internvideo.metrics.classification import softmax, unit
+from internvideo.metrics.classification import l2_normalize, softmax
 from internvideo.pipeline import run_recipe
 from internvideo.recipe import build_recipe
 from internvideo.tasks.multiple_choice import predict as multiple_choice
@@ -128,7 +128,7 @@ def test_an_ensemble_recognises_and_chooses_by_the_mean_similarity(
         else:
             models = [(one["video"], one["text"], float(one["scale"])), (other["video"], other["text"], other["scale"])]
             logits = [
-                [scale * unit(video.astype(float)) @ unit(names.astype(float)).T for names in text]
+                [scale * l2_normalize(video.astype(float)) @ l2_normalize(names.astype(float)).T for names in text]
                 for video, text, scale in models
             ]
             right = softmax((np.asarray(logits[0]) + np.asarray(logits[1])) / 2).mean(axis=0).argmax(axis=1)

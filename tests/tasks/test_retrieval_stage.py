@@ -137,7 +137,7 @@ def _half(folder: Path) -> None:
 
 
 def test_two_processes_in_parts_learn_what_one_learns_from_the_whole_batch(tmp_path: Path) -> None:
-    torch.save((batch(8).video, batch(8).tokens), tmp_path / "batch")
+    torch.save((batch(8).video, batch(8).text_ids), tmp_path / "batch")
     forked.two(_half, tmp_path)
     alone = gradients(retrieval(small_world.language_model, {}), batch(8))
     for rank in range(2):
@@ -240,7 +240,7 @@ def places(video: Tensor) -> list[int]:
 
 def test_one_frame_a_second_with_masks_in_training_and_testing(films: Manifest) -> None:
     sampler, settings = OnePerSecond(frames=5), LoaderSettings(batch_size=2, shuffle=False)
-    tokenizer = Tokenizer(context=16)
+    tokenizer = Tokenizer(context_length=16)
     loader = Loader(films, sampler, TrainTransform(size=32, crop="centre", flip=False), settings, tokenizer=tokenizer)
     batches = [next(loader.epoch(0)), next(iter(EvalLoader(films, sampler, EvalTransform(size=32), settings)))[0]]
     for found in batches:

@@ -11,7 +11,7 @@ import torch
 from goldens_folder import GOLDENS
 
 from internvideo.metrics.temporal_detection import tiou
-from internvideo.objectives.refinement import balanced, refinement_loss
+from internvideo.objectives.refinement import balanced_sample, refinement_loss
 from internvideo.tasks.refinement import model as tcanet
 from internvideo.tasks.refinement.model import TCANet, TCANetConfig
 from internvideo.tasks.temporal_localization.nms import SuppressionSettings, suppress
@@ -139,7 +139,7 @@ def test_it_learns_to_move_the_ends() -> None:
 
 def test_the_quality_loss_reads_as_many_of_each_group() -> None:
     overlap = torch.tensor([0.9] * 7 + [0.5] * 3 + [0.1] * 20)
-    chosen = balanced(overlap, torch.Generator().manual_seed(0))
+    chosen = balanced_sample(overlap, torch.Generator().manual_seed(0))
     assert [int(chosen[part].sum()) for part in (slice(0, 7), slice(7, 10), slice(10, 30))] == [3, 3, 3]
 
 

@@ -25,7 +25,7 @@ class Batch:
     video: Tensor
     ids: tuple[str, ...]
     labels: Tensor | None = None
-    tokens: Tensor | None = None
+    text_ids: Tensor | None = None
     frame_mask: Tensor | None = None
 
     def __len__(self) -> int:
@@ -43,7 +43,7 @@ class Batch:
             self,
             video=self.video.to(device, non_blocking=True),
             labels=move(self.labels),
-            tokens=move(self.tokens),
+            text_ids=move(self.text_ids),
             frame_mask=move(self.frame_mask),
         )
 
@@ -57,7 +57,7 @@ class Batch:
             self,
             video=self.video.pin_memory(),
             labels=pin(self.labels),
-            tokens=pin(self.tokens),
+            text_ids=pin(self.text_ids),
             frame_mask=pin(self.frame_mask),
         )
 

@@ -173,7 +173,7 @@ class Loader(ResumableLoader):
 
     Args:
         manifest: the samples. sampler: frame sampler. transform: augmentation. settings: see there.
-        tokenizer: for captions; with None, `Batch.tokens` is None. caption: which caption of a sample.
+        tokenizer: for captions; with None, `Batch.text_ids` is None. caption: which caption of a sample.
         skipped: JSONL file of the unreadable clips, shared by all processes and sessions of a run so that they are
             counted together; None counts those of this process.
 
@@ -358,7 +358,7 @@ def _take_batch(
         torch.cat([batch.video for batch in batches]),
         tuple(name for batch in batches for name in batch.ids),
         _concatenate([batch.labels for batch in batches]),
-        _concatenate([batch.tokens for batch in batches]),
+        _concatenate([batch.text_ids for batch in batches]),
         _concatenate([batch.frame_mask for batch in batches]),
     )
     first, rest = _slice(concatenated, 0, size), _slice(concatenated, size, len(concatenated))
@@ -376,6 +376,6 @@ def _slice(batch: Batch, start: int, end: int) -> Batch:
         batch.video[start:end],
         batch.ids[start:end],
         None if batch.labels is None else batch.labels[start:end],
-        None if batch.tokens is None else batch.tokens[start:end],
+        None if batch.text_ids is None else batch.text_ids[start:end],
         None if batch.frame_mask is None else batch.frame_mask[start:end],
     )

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 
-def soft_targets(labels: Tensor, classes: int, smoothing: float, share: float = 1.0) -> Tensor:
+def soft_targets(labels: Tensor, num_classes: int, smoothing: float, share: float = 1.0) -> Tensor:
     """Smoothed one-hot targets of a batch mixed with its reverse.
 
     Args:
@@ -25,12 +25,12 @@ def soft_targets(labels: Tensor, classes: int, smoothing: float, share: float = 
     Raises:
         ValueError: a label outside [0, C), such as the -100 of a clip without one.
     """
-    if labels.numel() and not bool(((labels >= 0) & (labels < classes)).all()):
+    if labels.numel() and not bool(((labels >= 0) & (labels < num_classes)).all()):
         raise ValueError(
-            f"soft targets need labels in 0..{classes - 1}; found {int(labels.min())}..{int(labels.max())}"
+            f"soft targets need labels in 0..{num_classes - 1}; found {int(labels.min())}..{int(labels.max())}"
         )
-    off = smoothing / classes
-    hard = torch.full((len(labels), classes), off, dtype=torch.float32, device=labels.device)
+    off = smoothing / num_classes
+    hard = torch.full((len(labels), num_classes), off, dtype=torch.float32, device=labels.device)
     hard.scatter_(1, labels[:, None], 1.0 - smoothing + off)
     return hard * share + hard.flip(0) * (1.0 - share)
 
@@ -57,7 +57,7 @@ class Mixup:
         smoothing: label smoothing of the targets, mixed or not.
     """
 
-    classes: int
+    num_classes: int
     mixup_alpha: float = 0.8
     cutmix_alpha: float = 1.0
     probability: float = 1.0
@@ -66,7 +66,7 @@ class Mixup:
 
     def __post_init__(self) -> None:
         shares = (self.probability, self.switch_probability, self.smoothing)
-        if self.classes < 1 or min(self.mixup_alpha, self.cutmix_alpha) < 0 or not all(0 <= s <= 1 for s in shares):
+        if self.num_classes < 1 or min(self.mixup_alpha, self.cutmix_alpha) < 0 or not all(0 <= s <= 1 for s in shares):
             raise ValueError(f"classes from 1, alphas from 0, probabilities and smoothing in 0..1: {self}")
 
     def __call__(self, video: Tensor, labels: Tensor, rng: np.random.RandomState) -> tuple[Tensor, Tensor]:
@@ -89,7 +89,7 @@ class Mixup:
             share = 1.0 - area / (video.shape[-2] * video.shape[-1])
         elif share < 1:
             mixed = torch.lerp(mixed.flip(0), mixed, share)
-        return mixed, soft_targets(labels, self.classes, self.smoothing, share)
+        return mixed, soft_targets(labels, self.num_classes, self.smoothing, share)
 
     def _draw(self, rng: np.random.RandomState) -> tuple[bool, float]:
         """Whether to cut, and lambda; (False, 1) for a batch that stays as it is."""

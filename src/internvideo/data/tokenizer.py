@@ -98,15 +98,15 @@ class Tokenizer:
         context: L, ids a text may have, start and end included; longer texts keep their end.
     """
 
-    context: int = 77
+    context_length: int = 77
 
     vocabulary = 49408
     start = 49406
     end = 49407
 
     def __post_init__(self) -> None:
-        if self.context < 2:
-            raise ValueError(f"context {self.context}: start and end need 2")
+        if self.context_length < 2:
+            raise ValueError(f"context {self.context_length}: start and end need 2")
 
     def encode(self, texts: str | Sequence[str], *, truncate: bool = True) -> Tensor:
         """Ids of one text or of several.
@@ -126,7 +126,7 @@ class Tokenizer:
             raise TextError("text", f"a {type(texts).__name__}", "a text or a list of texts")
         if len(several) == 0:
             raise TextError("text", "an empty list", "at least one text")
-        rows = torch.zeros(len(several), self.context, dtype=torch.int64)
+        rows = torch.zeros(len(several), self.context_length, dtype=torch.int64)
         for row, text in enumerate(several):
             ids = self._ids(text, row, truncate)
             rows[row, : len(ids)] = torch.tensor(ids)
@@ -158,8 +158,8 @@ class Tokenizer:
         if not isinstance(text, str):
             raise TextError(f"text {row}", "nothing (None)" if text is None else f"a {type(text).__name__}", "a text")
         inner = _remembered(text) if len(text) <= REMEMBERED_LENGTH else _encode(text)
-        room = self.context - 2
+        room = self.context_length - 2
         if len(inner) > room and not truncate:
             found = f"{len(inner) + 2} ids in {text[:40]!r}"
-            raise TextError(f"text {row}", found, f"at most {self.context}", "shorten it or allow it to be cut")
+            raise TextError(f"text {row}", found, f"at most {self.context_length}", "shorten it or allow it to be cut")
         return [self.start, *inner[:room], self.end]

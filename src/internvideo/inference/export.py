@@ -184,7 +184,7 @@ def _plan(model: VideoModel, settings: ExportSettings, video: VideoSource | None
     axes = {} if settings.batch else {0: "batch"}
     output = "logits" if settings.what == "classifier" else "features"
     if settings.what == "text":
-        ids = Tokenizer(context=model.module.config.text.context).encode(SENTENCES)
+        ids = Tokenizer(context_length=model.module.config.text.context).encode(SENTENCES)
         samples = tuple(
             ("sentences", ids[torch.arange(count) % len(ids)])
             for count in ([settings.batch] if settings.batch else [1, 3, 2])

@@ -81,7 +81,8 @@ class VideoModel:
         self.device = torch.device(device)
         self.module: VideoEncoder = _to_device_and_dtype(encoder, self.device, precision)
         self._dual_encoder = self.module if isinstance(self.module, DualEncoder) else None
-        self._tokenizer = Tokenizer(context=self._dual_encoder.config.text.context) if self._dual_encoder else None
+        text = self._dual_encoder.config.text if self._dual_encoder else None
+        self._tokenizer = Tokenizer(context_length=text.context) if text else None
         self._prompted: tuple[tuple[tuple[str, ...], tuple[str, ...]], np.ndarray[Any, Any]] | None = None
 
     def __repr__(self) -> str:

@@ -1,7 +1,7 @@
 """Percentile bootstrap over samples, seeded and vectorised.
 
-A statistic here is a function of weights: (b, n) counts of how often each sample was drawn -> (b,) or (b, k) values.
-So a whole block of draws is one matrix product instead of a Python loop. NumPy only.
+A statistic is a function of weights: (b, n) counts of how often each sample was drawn -> (b,) or (b, k) values, so that
+a block of resamples is one matrix product instead of a Python loop. NumPy only.
 """
 
 from __future__ import annotations
@@ -19,31 +19,31 @@ Statistic = Callable[[Floats], Floats]
 _BLOCK_ENTRIES = 4_000_000  # weights held at a time: 32 MB
 
 
-def drawn_counts(groups: int, draws: int, rng: np.random.Generator) -> Ints:
-    """How often each of `groups` units is drawn with replacement, (draws, groups); each row sums to `groups`."""
-    picks = rng.integers(groups, size=(draws, groups))
-    picks += np.arange(draws)[:, None] * groups
-    return np.bincount(picks.ravel(), minlength=draws * groups).reshape(draws, groups)
+def resample_counts(num_units: int, num_resamples: int, rng: np.random.Generator) -> Ints:
+    """Count how often each unit is drawn with replacement, (num_resamples, num_units); each row sums to `num_units`."""
+    indices = rng.integers(num_units, size=(num_resamples, num_units))
+    indices += np.arange(num_resamples)[:, None] * num_units
+    return np.bincount(indices.ravel(), minlength=num_resamples * num_units).reshape(num_resamples, num_units)
 
 
 def interval(
     statistic: Statistic,
-    samples: int,
+    num_samples: int,
     *,
     groups: NDArray[Any] | None = None,
     draws: int = 1000,
     level: float = 0.95,
     seed: int = 0,
 ) -> Floats:
-    """Percentile interval of a statistic.
+    """Compute the percentile bootstrap interval of a statistic.
 
     Args:
         statistic: weights (b, n) float64 -> (b,) or (b, k).
-        samples: n.
+        num_samples: n.
         groups: (n,) any labels; samples of one group are drawn together (captions of one video are not independent).
         draws: number of resamples.
         level: coverage, 0.95 gives the 2.5 % and 97.5 % points.
-        seed: the same seed gives the same draws, so that two statistics of the same samples are comparable.
+        seed: seed of the resamples; two statistics of the same samples use the same ones.
 
     Returns:
         (2,) or (2, k): low and high.
@@ -51,15 +51,15 @@ def interval(
     Raises:
         ValueError: no samples, no draws, or a level outside 0..1.
     """
-    if samples < 1 or draws < 1 or not 0 < level < 1:
-        raise ValueError(f"{samples} samples, {draws} draws, level {level}: need at least 1, 1 and 0 < level < 1")
+    if num_samples < 1 or draws < 1 or not 0 < level < 1:
+        raise ValueError(f"{num_samples} samples, {draws} draws, level {level}: need at least 1, 1 and 0 < level < 1")
     member = None if groups is None else np.unique(groups, return_inverse=True)[1]
-    units = samples if member is None else int(member.max()) + 1
+    num_units = num_samples if member is None else int(member.max()) + 1
     rng = np.random.default_rng(seed)
-    block = max(1, _BLOCK_ENTRIES // max(samples, units))
+    block = max(1, _BLOCK_ENTRIES // max(num_samples, num_units))
     values = []
     for start in range(0, draws, block):
-        counts = drawn_counts(units, min(block, draws - start), rng)
+        counts = resample_counts(num_units, min(block, draws - start), rng)
         weights = counts if member is None else counts[:, member]
         values.append(statistic(weights.astype(np.float64)))
     tail = (1 - level) / 2
@@ -68,19 +68,19 @@ def interval(
 
 
 def mean(values: NDArray[Any]) -> Statistic:
-    """Mean of values (n,) or of each column of (n, k)."""
-    numbers = np.asarray(values, dtype=np.float64)
+    """Return the mean of values (n,) or of each column of (n, k) as a statistic."""
+    columns = np.asarray(values, dtype=np.float64)
 
     def statistic(weights: Floats) -> Floats:
         total = weights.sum(axis=1)
-        result: Floats = weights @ numbers / (total if numbers.ndim == 1 else total[:, None])
+        result: Floats = weights @ columns / (total if columns.ndim == 1 else total[:, None])
         return result
 
     return statistic
 
 
 def median(values: NDArray[Any]) -> Statistic:
-    """Median of values (n,): the mean of the two middle ones where the count is even."""
+    """Return the median of values (n,) as a statistic: the mean of the two middle ones for an even count."""
     order = np.argsort(values, kind="stable")
     ordered = np.asarray(values, dtype=np.float64)[order]
 
@@ -97,15 +97,15 @@ def median(values: NDArray[Any]) -> Statistic:
 
 
 def class_mean(hits: NDArray[Any], labels: Ints) -> Statistic:
-    """Mean over the classes drawn of their fraction of hits; hits and labels are (n,)."""
+    """Return the mean over the classes present of their fraction of hits as a statistic; hits and labels are (n,)."""
     member = np.unique(labels, return_inverse=True)[1]
     one_hot = np.zeros((len(labels), int(member.max()) + 1))
     one_hot[np.arange(len(labels)), member] = 1
-    found = one_hot * np.asarray(hits, dtype=np.float64)[:, None]
+    class_hits = one_hot * np.asarray(hits, dtype=np.float64)[:, None]
 
     def statistic(weights: Floats) -> Floats:
         total = weights @ one_hot
-        fraction = np.divide(weights @ found, total, out=np.zeros_like(total), where=total > 0)
+        fraction = np.divide(weights @ class_hits, total, out=np.zeros_like(total), where=total > 0)
         result: Floats = fraction.sum(axis=1) / (total > 0).sum(axis=1)
         return result
 

@@ -1,7 +1,7 @@
-"""How far probabilities can be believed: calibration error, and the temperature that makes them more honest.
+"""Calibration of probabilities: expected calibration error and temperature scaling.
 
-NumPy only. Legend: N samples, C classes. Temperature scaling divides all logits by one number T, which changes no
-answer: T > 1 makes them less sure.
+NumPy only. Legend: N samples, C classes. Temperature scaling divides all logits by one number T, which does not change
+the predicted class; T > 1 lowers the confidence.
 """
 
 from __future__ import annotations
@@ -14,34 +14,34 @@ from numpy.typing import NDArray
 Floats = NDArray[np.floating[Any]]
 Ints = NDArray[np.int64]
 
-TEMPERATURES = (0.02, 50.0)
-"""Between these the temperature is looked for."""
+TEMPERATURE_RANGE = (0.02, 50.0)
+"""Search range of the temperature."""
 
 _GOLDEN = (5**0.5 - 1) / 2
 
 
-def expected_calibration_error(probabilities: Floats, labels: Ints, bins: int = 15) -> float:
-    """Mean over samples of |confidence - accuracy| of their bin of confidence (equally wide bins).
+def expected_calibration_error(probabilities: Floats, labels: Ints, num_bins: int = 15) -> float:
+    """Compute the mean over samples of |confidence - accuracy| of their confidence bin (equal-width bins).
 
     Args:
-        probabilities: (N, C), rows sum to 1. labels: (N,). bins: pieces of 0..1.
+        probabilities: (N, C), rows sum to 1. labels: (N,). num_bins: number of bins of 0..1.
     """
     if len(labels) == 0 or probabilities.shape[:1] != labels.shape:
         raise ValueError(f"probabilities {probabilities.shape} and labels {labels.shape} must agree and not be empty")
     confidence = probabilities.max(axis=1)
     hits = probabilities.argmax(axis=1) == labels
-    place = np.minimum((confidence * bins).astype(np.int64), bins - 1)
-    gaps = np.bincount(place, confidence - hits, minlength=bins)
+    bin_index = np.minimum((confidence * num_bins).astype(np.int64), num_bins - 1)
+    gaps = np.bincount(bin_index, confidence - hits, minlength=num_bins)
     return float(np.abs(gaps).sum() / len(labels))
 
 
 def fit_temperature(logits: Floats, labels: Ints) -> float:
-    """The T that makes the cross-entropy of logits / T smallest.
+    """Fit T by minimizing the cross-entropy of logits / T.
 
-    As in Platt scaling the true class is expected with 1 - 1 / (N + 2) only, the others with the rest: N samples
-    without a mistake do not show that none will ever be made, and T would shrink to nothing.
+    As in Platt scaling the target of the true class is 1 - 1 / (N + 2), the rest is shared by the others; otherwise T
+    would tend to 0 for N samples without an error.
 
-    The cross-entropy is convex in 1 / T, so in log T it has one valley, which a golden-section search finds.
+    The cross-entropy is convex in 1 / T, hence unimodal in log T: a golden-section search finds the minimum.
 
     Args:
         logits: (N, C) of samples that the classifier was not trained on, C at least 2. labels: (N,).
@@ -49,17 +49,19 @@ def fit_temperature(logits: Floats, labels: Ints) -> float:
     if len(labels) == 0 or logits.shape[:1] != labels.shape or not np.isfinite(logits).all():
         raise ValueError(f"logits {logits.shape} must be finite and fit labels {labels.shape}")
     # Soft targets are linear in the cross-entropy: their mean logit joins that of the true class.
-    doubt = 1 / (len(labels) + 2)
-    others = doubt / (logits.shape[1] - 1)
+    smoothing = 1 / (len(labels) + 2)
+    others = smoothing / (logits.shape[1] - 1)
     true = np.take_along_axis(logits, labels[:, None], axis=1)[:, 0]
-    expected = float(((1 - doubt - others) * true + others * logits.sum(axis=1)).mean())
+    expected = float(((1 - smoothing - others) * true + others * logits.sum(axis=1)).mean())
 
-    def loss_at(place: float) -> float:
-        scaled = logits / np.exp(place)
+    def loss_at(log_temperature: float) -> float:
+        scaled = logits / np.exp(log_temperature)
         peak = scaled.max(axis=1)
-        return float((peak + np.log(np.exp(scaled - peak[:, None]).sum(axis=1))).mean() - expected / np.exp(place))
+        return float(
+            (peak + np.log(np.exp(scaled - peak[:, None]).sum(axis=1))).mean() - expected / np.exp(log_temperature)
+        )
 
-    low, high = np.log(TEMPERATURES)
+    low, high = np.log(TEMPERATURE_RANGE)
     inner = [high - _GOLDEN * (high - low), low + _GOLDEN * (high - low)]
     loss = [loss_at(place) for place in inner]
     while high - low > 1e-4:

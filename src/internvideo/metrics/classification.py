@@ -1,7 +1,7 @@
-"""Classification figures: top-k, class means, views, ensembles, zero-shot, answers (run_class_finetuning.py).
+"""Classification metrics: top-k, class means, views, ensembles, zero-shot, answers (run_class_finetuning.py).
 
 NumPy only. All accuracies are fractions in 0..1.
-Legend: N samples, R rows (one a view), C classes, P templates, E joint space.
+Legend: N samples, R rows (one per view), C classes, P templates, E joint space.
 """
 
 from __future__ import annotations
@@ -16,25 +16,25 @@ Floats = NDArray[np.floating[Any]]
 Ints = NDArray[np.int64]
 Bools = NDArray[np.bool_]
 
-IGNORED = -100
+IGNORE_INDEX = -100
 """Label of a sample without a known class."""
 
 
 def softmax(scores: Floats, axis: int = -1) -> Floats:
-    """Shift-safe soft-max along `axis`, in the dtype of `scores`."""
+    """Compute the softmax along `axis` (shifted by the maximum), in the dtype of `scores`."""
     shifted = np.exp(scores - scores.max(axis=axis, keepdims=True))
     result: Floats = shifted / shifted.sum(axis=axis, keepdims=True)
     return result
 
 
-def unit(vectors: Floats) -> Floats:
-    """Vectors of length one along the last axis; a zero vector stays zero."""
+def l2_normalize(vectors: Floats) -> Floats:
+    """L2-normalize vectors along the last axis; zero vectors stay zero."""
     length = np.linalg.norm(vectors, axis=-1, keepdims=True)
     result: Floats = vectors / np.where(length == 0, 1, length).astype(vectors.dtype)
     return result
 
 
-def _checked(scores: Floats, labels: Ints) -> None:
+def _check_scores(scores: Floats, labels: Ints) -> None:
     if scores.ndim != 2 or labels.shape != scores.shape[:1]:
         raise ValueError(f"scores {scores.shape} need the form (N, C) and labels {labels.shape} the form (N,)")
     if len(scores) == 0:
@@ -46,133 +46,133 @@ def _checked(scores: Floats, labels: Ints) -> None:
 
 
 def label_ranks(scores: Floats, labels: Ints) -> Ints:
-    """Rank (0 best) of the labelled class of every sample, (N,).
+    """Return the rank (0 best) of the labelled class of every sample, (N,).
 
-    Classes that tie with the labelled one count as better: a constant score never earns a hit.
+    Classes that tie with the labelled one rank before it: constant scores never give a hit.
     """
-    _checked(scores, labels)
+    _check_scores(scores, labels)
     own = np.take_along_axis(scores, labels[:, None], axis=1)
     ranks: Ints = np.count_nonzero(scores >= own, axis=1).astype(np.int64) - 1
     return ranks
 
 
 def top_k_hits(scores: Floats, labels: Ints, k: int) -> Bools:
-    """Whether the labelled class is among the k best, (N,)."""
+    """Return (N,) whether the labelled class is among the k best."""
     if k < 1:
         raise ValueError(f"k is {k}, it must be at least 1")
     hits: Bools = label_ranks(scores, labels) < k
     return hits
 
 
-def mean_class_accuracy(predictions: Ints, labels: Ints, *, released: bool = False) -> float:
-    """Mean over classes of the fraction found.
+def mean_class_accuracy(predictions: Ints, labels: Ints, *, match_official_evaluator: bool = False) -> float:
+    """Compute the mean over classes of their accuracy (recall).
 
     Args:
         predictions: (N,) predicted class.
         labels: (N,) true class.
-        released: count a class that is predicted but never true as 0, as the published evaluator does; otherwise
-            only the classes that have samples enter.
+        match_official_evaluator: count a class that is predicted but never true as 0, as the published evaluator does;
+            otherwise average over the classes with samples.
     """
     if len(labels) == 0 or predictions.shape != labels.shape:
         raise ValueError(f"predictions {predictions.shape} and labels {labels.shape} must agree and not be empty")
     classes = int(max(predictions.max(), labels.max())) + 1
     total = np.bincount(labels, minlength=classes)
-    found = np.bincount(labels[predictions == labels], minlength=classes)
+    correct = np.bincount(labels[predictions == labels], minlength=classes)
     counted = total > 0
-    if released:
+    if match_official_evaluator:
         counted |= np.bincount(predictions, minlength=classes) > 0
-    return float((found[counted] / np.maximum(total[counted], 1)).mean())
+    return float((correct[counted] / np.maximum(total[counted], 1)).mean())
 
 
-def confusion_matrix(predictions: Ints, labels: Ints, classes: int) -> Ints:
-    """Counts (C, C): row = true class, column = predicted class."""
-    flat = np.bincount(labels * classes + predictions, minlength=classes * classes)
-    matrix: Ints = flat.reshape(classes, classes).astype(np.int64)
+def confusion_matrix(predictions: Ints, labels: Ints, num_classes: int) -> Ints:
+    """Count (C, C): row = true class, column = predicted class."""
+    flat = np.bincount(labels * num_classes + predictions, minlength=num_classes * num_classes)
+    matrix: Ints = flat.reshape(num_classes, num_classes).astype(np.int64)
     return matrix
 
 
-def merge_rows(values: Floats, sample: Ints, samples: int, weight: Floats | None = None) -> Floats:
-    """Weighted mean of the rows that belong to one sample.
+def merge_rows(values: Floats, sample: Ints, num_samples: int, weight: Floats | None = None) -> Floats:
+    """Compute the weighted mean of the rows of each sample.
 
     Args:
-        values: (R, ...) one row a view.
+        values: (R, ...) one row per view.
         sample: (R,) index of the sample of each row, in any order, each sample at least once.
-        samples: N.
+        num_samples: N.
         weight: (R,) above 0; equal weights when not given.
 
     Returns:
         (N, ...) float64.
     """
-    counts = np.bincount(sample, minlength=samples)
-    if len(counts) != samples or (counts == 0).any():
+    counts = np.bincount(sample, minlength=num_samples)
+    if len(counts) != num_samples or (counts == 0).any():
         raise ValueError("every sample needs at least one row, and every row one of the samples")
     order = np.argsort(sample, kind="stable")
     starts = np.concatenate([[0], np.cumsum(counts)[:-1]])
-    share = np.ones(len(sample)) if weight is None else weight.astype(np.float64)
-    if not (share > 0).all():
+    row_weight = np.ones(len(sample)) if weight is None else weight.astype(np.float64)
+    if not (row_weight > 0).all():
         raise ValueError("the weight of a row must be above 0")
-    rows = values.astype(np.float64) * share.reshape(-1, *[1] * (values.ndim - 1))
+    rows = values.astype(np.float64) * row_weight.reshape(-1, *[1] * (values.ndim - 1))
     sums = np.add.reduceat(rows[order], starts, axis=0)
-    return sums / np.bincount(sample, share, samples).reshape(-1, *[1] * (values.ndim - 1))
+    return sums / np.bincount(sample, row_weight, num_samples).reshape(-1, *[1] * (values.ndim - 1))
 
 
 def merge_views(
     logits: Floats,
     sample: Ints,
-    samples: int,
+    num_samples: int,
     *,
     rule: Literal["probabilities", "logits"] = "probabilities",
     weight: Floats | None = None,
 ) -> Floats:
-    """Probabilities of each video from its views, (N, C) float64; arguments as `merge_rows`.
+    """Merge views to the probabilities of each video, (N, C) float64; arguments as `merge_rows`.
 
-    `probabilities` (the published rule): mean of the soft-maxed views. `logits`: soft-max of the mean logit.
+    `probabilities` (the published rule): mean of the views' softmax. `logits`: softmax of the mean logits.
     """
     if rule == "probabilities":
-        return merge_rows(softmax(logits.astype(np.float64)), sample, samples, weight)
-    return softmax(merge_rows(logits, sample, samples, weight))
+        return merge_rows(softmax(logits.astype(np.float64)), sample, num_samples, weight)
+    return softmax(merge_rows(logits, sample, num_samples, weight))
 
 
 def zero_shot_probabilities(video: Floats, text: Floats, scale: float) -> Floats:
-    """Mean over templates of the soft-max over classes (multi-modalities-downstream), (N, C) float64.
+    """Average the softmax over classes over the templates (multi-modalities-downstream), (N, C) float64.
 
     Args:
-        video: (N, E), any length.
-        text: (P, C, E) text vector of each template and class, any length.
+        video: (N, E), need not be L2-normalized.
+        text: (P, C, E) text vector of each template and class, need not be L2-normalized.
         scale: exp of the logit scale (100 in CLIP).
     """
     return zero_shot_ensemble([(video, text, scale)])
 
 
 def zero_shot_ensemble(models: Sequence[tuple[Floats, Floats, float]]) -> Floats:
-    """The same of several models, whose scaled cosines are averaged before the soft-max (Video-Text-Retrieval).
+    """Average the scaled cosines of several models before the softmax (Video-Text-Retrieval).
 
     Args:
         models: video, text and scale of each, as in `zero_shot_probabilities`, of the same rows, templates and classes.
     """
-    videos = [unit(video.astype(np.float64)) for video, _, _ in models]
+    videos = [l2_normalize(video.astype(np.float64)) for video, _, _ in models]
     total: Floats = np.zeros((len(videos[0]), models[0][1].shape[1]))
     for template in range(len(models[0][1])):
         cosines = [
-            scale * seen @ unit(text[template].astype(np.float64)).T
-            for seen, (_, text, scale) in zip(videos, models, strict=True)
+            scale * features @ l2_normalize(text[template].astype(np.float64)).T
+            for features, (_, text, scale) in zip(videos, models, strict=True)
         ]
         total += softmax(np.add.reduce(cosines) / len(models))
     return total / len(models[0][1])
 
 
 def cross_entropy(logits: Floats, labels: Ints) -> float:
-    """Mean cross-entropy over the samples whose label is not -100."""
-    known = labels != IGNORED
-    chosen = logits[known].astype(np.float64)
-    peak = chosen.max(axis=1)
-    normaliser = peak + np.log(np.exp(chosen - peak[:, None]).sum(axis=1))
-    return float((normaliser - np.take_along_axis(chosen, labels[known][:, None], axis=1)[:, 0]).mean())
+    """Compute the mean cross-entropy over the samples whose label is not -100."""
+    known = labels != IGNORE_INDEX
+    known_logits = logits[known].astype(np.float64)
+    peak = known_logits.max(axis=1)
+    log_sum_exp = peak + np.log(np.exp(known_logits - peak[:, None]).sum(axis=1))
+    return float((log_sum_exp - np.take_along_axis(known_logits, labels[known][:, None], axis=1)[:, 0]).mean())
 
 
 def choice_scores(video: Floats, options: Floats, scale: float) -> Floats:
-    """scale x cosine of each video (N, E) with its options (N, K, E), (N, K) float64 (multi-modalities-downstream)."""
+    """Compute scale x cosine of videos (N, E) and options (N, K, E), (N, K) float64 (multi-modalities-downstream)."""
     scores: Floats = scale * np.einsum(
-        "ne,nke->nk", unit(video.astype(np.float64)), unit(options.astype(np.float64)), optimize=True
+        "ne,nke->nk", l2_normalize(video.astype(np.float64)), l2_normalize(options.astype(np.float64)), optimize=True
     )
     return scores

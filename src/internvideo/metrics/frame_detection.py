@@ -1,4 +1,4 @@
-"""Figures of boxes in frames: AVA frame mAP, COCO box AP, Ego4D short-term anticipation (ava_eval.py).
+"""Metrics of boxes in frames: AVA frame mAP, COCO box AP, Ego4D short-term anticipation (ava_eval.py).
 
 NumPy only. Boxes are (x1, y1, x2, y2). Legend: N predictions, G ground truths, I IoU thresholds.
 """
@@ -25,7 +25,7 @@ _RECALLS = np.linspace(0.0, 1.0, 101)
 
 @dataclass(frozen=True)
 class Boxes:
-    """Boxes in columns, in file order.
+    """Boxes as columns, in file order.
 
     Attributes:
         frame: (N,) index of the image. label: (N,) class index. box: (N, 4). score: (N,), zeros for ground truth.
@@ -58,7 +58,7 @@ class Boxes:
 
 
 def box_iou(boxes: Floats, truths: Floats, *, pixels: bool = False) -> Floats:
-    """Intersection over union of every pair, (N, 4), (G, 4) -> (N, G).
+    """Compute the intersection over union of every pair, (N, 4), (G, 4) -> (N, G).
 
     Args:
         boxes, truths: corners.
@@ -81,7 +81,7 @@ def _by_frame(frames: Ints) -> Iterator[Ints]:
 
 
 def frame_average_precision(truth: Boxes, predicted: Boxes, threshold: float = 0.5) -> dict[int, float]:
-    """AVA: AP of every class that has ground truth, PASCAL matching. mAP is the mean of the values.
+    """Compute the AVA frame AP of every class that has ground truth, PASCAL matching; mAP is the mean of the values.
 
     A prediction is compared with the ground truth of highest IoU alone: a second hit is a false positive.
     Predicted boxes without extent are dropped.
@@ -104,7 +104,7 @@ def frame_average_precision(truth: Boxes, predicted: Boxes, threshold: float = 0
 
 
 def _hits_by_class(truth: Boxes, predicted: Boxes, threshold: float) -> Iterator[tuple[Boxes, Boxes, Bools]]:
-    """For every class of the ground truth: that, its predictions best first, and which of these are right (N,)."""
+    """Yield, per class of the ground truth, its truths, its predictions best first, and their hits (N,)."""
     extended: Bools = np.all(predicted.box[:, 2:] > predicted.box[:, :2], axis=1)
     predicted = predicted.take(extended)
     for label in np.unique(truth.label):
@@ -127,7 +127,7 @@ def _hits_by_class(truth: Boxes, predicted: Boxes, threshold: float) -> Iterator
 def frame_map_statistic(
     truth: Boxes, predicted: Boxes, video: Ints, threshold: float = 0.5
 ) -> Callable[[NDArray[np.float64]], NDArray[np.float64]]:
-    """mAP of videos drawn with replacement, for `bootstrap.interval`; matching, inside a frame, is done once.
+    """Return the mAP of resampled videos as a statistic for `bootstrap.interval`; matching is done once.
 
     Args:
         truth, predicted, threshold: as in `frame_average_precision`. video: (F,) to which video, of V, a frame belongs.
@@ -168,7 +168,7 @@ def _mean_precision(
 
 
 @dataclass(frozen=True)
-class Anticipated:
+class StaObjects:
     """Objects of one image that will be touched: box (N, 4) pixels; noun, verb, seconds to contact (N,)."""
 
     box: Floats
@@ -178,7 +178,7 @@ class Anticipated:
 
 
 def anticipation_average_precision(
-    frames: Sequence[tuple[Anticipated, Anticipated, Floats]],
+    frames: Sequence[tuple[StaObjects, StaObjects, Floats]],
     *,
     verb: bool,
     seconds: bool,
@@ -187,7 +187,7 @@ def anticipation_average_precision(
     tolerance: float = 0.25,
     skip_empty: bool = True,
 ) -> dict[int, float | None]:
-    """Ego4D short-term anticipation: AP of every noun.
+    """Compute the AP of every noun of Ego4D short-term anticipation.
 
     Args:
         frames: ground truth, predictions and their scores (N,) of every image.
@@ -209,9 +209,9 @@ def anticipation_average_precision(
 
 
 def anticipation_statistic(
-    frames: Sequence[tuple[Anticipated, Anticipated, Floats]], group: Ints, *, verb: bool, seconds: bool
+    frames: Sequence[tuple[StaObjects, StaObjects, Floats]], group: Ints, *, verb: bool, seconds: bool
 ) -> Callable[[NDArray[np.float64]], NDArray[np.float64]]:
-    """Top-5 mAP over the nouns with ground truth, of groups of images drawn again, for `bootstrap.interval`.
+    """Return the top-5 mAP over the nouns with ground truth, of resampled groups of images, as a statistic.
 
     Args:
         frames, verb, seconds: as in `anticipation_average_precision`. group: (F,) to which of V an image belongs.
@@ -224,7 +224,7 @@ def anticipation_statistic(
 
 
 def _by_noun(
-    frames: Sequence[tuple[Anticipated, Anticipated, Floats]],
+    frames: Sequence[tuple[StaObjects, StaObjects, Floats]],
     *,
     verb: bool,
     seconds: bool,
@@ -241,7 +241,7 @@ def _by_noun(
             continue
         truths.append((truth.noun, np.full(len(truth.noun), number)))
         order = np.argsort(-scores, kind="stable")
-        hits = _anticipated(truth, found, order, verb=verb, seconds=seconds, iou=iou, tolerance=tolerance)
+        hits = _match_anticipated(truth, found, order, verb=verb, seconds=seconds, iou=iou, tolerance=tolerance)
         spared = (top - 1) * len(truth.noun) if top else 0
         kept = hits | ((~hits).cumsum() > spared)
         row = order[kept]
@@ -256,8 +256,8 @@ def _by_noun(
     }
 
 
-def _anticipated(
-    truth: Anticipated, found: Anticipated, order: Ints, *, verb: bool, seconds: bool, iou: float, tolerance: float
+def _match_anticipated(
+    truth: StaObjects, found: StaObjects, order: Ints, *, verb: bool, seconds: bool, iou: float, tolerance: float
 ) -> Bools:
     """Which predictions, in the order given, find an unmatched ground truth: the best box among those that fit."""
     overlap = box_iou(found.box, truth.box, pixels=True)
@@ -282,10 +282,10 @@ def coco_average_precision(
     *,
     truth_areas: Floats | None = None,
     area: Literal["all", "small", "medium", "large"] = "all",
-    most: int = 100,
+    max_detections: int = 100,
     thresholds: Sequence[float] = COCO_THRESHOLDS,
 ) -> tuple[Floats, Floats]:
-    """COCO box figures of one class: (AP, largest recall) for every IoU threshold, each (I,) in 0..1.
+    """Compute the COCO metrics of one class: (AP, maximum recall) for every IoU threshold, each (I,) in 0..1.
 
     Args:
         truth, predicted: labels are not read; no crowd boxes.
@@ -303,14 +303,14 @@ def coco_average_precision(
     if not counts.any():
         nothing = np.full(len(thresholds), np.nan)
         return nothing, nothing
-    hit, miss, _ = _coco_rows(truth, predicted, counts, (low, high), most, thresholds)
+    hit, miss, _ = _coco_rows(truth, predicted, counts, (low, high), max_detections, thresholds)
     if not hit.shape[1]:
         return np.zeros(len(thresholds)), np.zeros(len(thresholds))
     return _coco_curve(hit, miss, int(counts.sum()))
 
 
 def coco_statistic(truth: Boxes, predicted: Boxes, group: Ints) -> Callable[[NDArray[np.float64]], NDArray[np.float64]]:
-    """AP, AP50 and AP75 of groups of images drawn again, for `bootstrap.interval`.
+    """Return AP, AP50 and AP75 of resampled groups of images as a statistic for `bootstrap.interval`.
 
     Args:
         truth, predicted: as in `coco_average_precision`. group: (F,) to which of V an image belongs.
@@ -339,7 +339,7 @@ def _coco_rows(
     predicted: Boxes,
     counts: Bools,
     limits: tuple[float, float],
-    most: int,
+    max_detections: int,
     thresholds: Sequence[float],
 ) -> tuple[Bools, Bools, Ints]:
     """Predictions of all images, best first: hit and miss at every threshold (I, N), and their image (N,)."""
@@ -347,7 +347,7 @@ def _coco_rows(
     owned = {int(truth.frame[rows[0]]): rows for rows in _by_frame(truth.frame)}
     scores, hits, ignored, frames = [], [], [], []
     for rows in _by_frame(predicted.frame):
-        rows = rows[np.argsort(-predicted.score[rows], kind="stable")][:most]
+        rows = rows[np.argsort(-predicted.score[rows], kind="stable")][:max_detections]
         boxes = predicted.box[rows]
         own = owned.get(int(predicted.frame[rows[0]]), np.zeros(0, dtype=np.int64))
         own = own[np.argsort(~counts[own], kind="stable")]  # ground truth that counts is matched first

@@ -1,6 +1,6 @@
-"""Figures of temporal localisation: tIoU, mAP, recall at k x, grounded spans (eval_detection.py, arXiv 2211.09529).
+"""Metrics of temporal localization: tIoU, mAP, recall at k x, grounded spans (eval_detection.py, arXiv 2211.09529).
 
-NumPy only. Times are seconds. Legend: N predictions, G ground truths, I tIoU thresholds, C classes, K choices of k.
+NumPy only. Times are seconds. Legend: N predictions, G ground truths, I tIoU thresholds, C classes, K values of k.
 """
 
 from __future__ import annotations
@@ -17,18 +17,18 @@ Ints = NDArray[np.int64]
 Bools = NDArray[np.bool_]
 
 SAME_SEGMENT = 1e-3
-"""Two ground truths of a class whose ends differ by no more than this (seconds) are one."""
+"""Ground truths of a class whose ends differ by at most this (seconds) are duplicates."""
 
 
 @dataclass(frozen=True)
 class Detections:
-    """Segments in columns, in file order.
+    """Segments as columns, in file order.
 
     Attributes:
         video: (N,) index of the video.
         label: (N,) class index.
         span: (N, 2) start and end, seconds.
-        score: (N,) higher is surer; zeros for ground truth.
+        score: (N,) higher is more confident; zeros for ground truth.
 
     Raises:
         ValueError: columns of different lengths, or values that are not finite.
@@ -53,22 +53,22 @@ class Detections:
         return len(self.video)
 
     def take(self, rows: Ints | Bools) -> Detections:
-        """The same columns for some rows."""
+        """Select rows."""
         return Detections(self.video[rows], self.label[rows], self.span[rows], self.score[rows])
 
     def best_first(self) -> Detections:
-        """Sorted by score, equal scores in file order: the published sort is unstable on ties."""
+        """Sort by score, equal scores in file order (the published sort is unstable on ties)."""
         return self.take(np.argsort(-self.score, kind="stable"))
 
 
 def detections(rows: Sequence[tuple[int, int, float, float, float]]) -> Detections:
-    """Columns from rows (video, label, start, end, score)."""
+    """Build the columns from rows (video, label, start, end, score)."""
     table = np.asarray(rows, dtype=np.float64).reshape(-1, 5)
     return Detections(table[:, 0].astype(np.int64), table[:, 1].astype(np.int64), table[:, 2:4], table[:, 4])
 
 
 def tiou(spans: Floats, truths: Floats, *, union: Literal["true", "hull"] = "true") -> Floats:
-    """Temporal intersection over union of every pair, (N, 2), (G, 2) -> (N, G).
+    """Compute the temporal intersection over union of every pair, (N, 2), (G, 2) -> (N, G).
 
     Args:
         spans, truths: starts and ends.
@@ -76,30 +76,32 @@ def tiou(spans: Floats, truths: Floats, *, union: Literal["true", "hull"] = "tru
     """
     left = np.maximum(spans[:, None, 0], truths[None, :, 0])
     right = np.minimum(spans[:, None, 1], truths[None, :, 1])
-    inside = np.maximum(right - left, 0.0)
+    intersection = np.maximum(right - left, 0.0)
     if union == "hull":
-        whole = np.maximum(spans[:, None, 1], truths[None, :, 1]) - np.minimum(spans[:, None, 0], truths[None, :, 0])
+        union_length = np.maximum(spans[:, None, 1], truths[None, :, 1]) - np.minimum(
+            spans[:, None, 0], truths[None, :, 0]
+        )
     else:
-        whole = (spans[:, 1] - spans[:, 0])[:, None] + (truths[:, 1] - truths[:, 0])[None] - inside
-    result: Floats = np.divide(inside, whole, out=np.zeros_like(inside), where=whole > 0)
+        union_length = (spans[:, 1] - spans[:, 0])[:, None] + (truths[:, 1] - truths[:, 0])[None] - intersection
+    result: Floats = np.divide(intersection, union_length, out=np.zeros_like(intersection), where=union_length > 0)
     return result
 
 
-def distinct(truth: Detections, tolerance: float = SAME_SEGMENT) -> Detections:
-    """Ground truth without repeats: of equal segments (video, class, both ends within `tolerance`) the first stays."""
-    kept: list[int] = []
+def deduplicate(truth: Detections, tolerance: float = SAME_SEGMENT) -> Detections:
+    """Remove duplicate ground truth: keep the first of equal segments (video, class, both ends within `tolerance`)."""
+    kept_rows: list[int] = []
     for rows in _groups(truth.video, truth.label):
-        chosen: list[int] = []
+        group_rows: list[int] = []
         for row in rows:
-            known = truth.span[chosen]
+            known = truth.span[group_rows]
             if not len(known) or not (np.abs(known - truth.span[row]) <= tolerance).all(axis=1).any():
-                chosen.append(int(row))
-        kept += chosen
-    return truth.take(np.asarray(sorted(kept), dtype=np.int64))
+                group_rows.append(int(row))
+        kept_rows += group_rows
+    return truth.take(np.asarray(sorted(kept_rows), dtype=np.int64))
 
 
 def _groups(*columns: Ints) -> Iterator[Ints]:
-    """Row indices of every group of equal values, in file order within a group."""
+    """Yield the row indices of every group of equal values, in file order within a group."""
     if not len(columns[0]):
         return
     order = np.lexsort(columns)  # stable
@@ -108,49 +110,49 @@ def _groups(*columns: Ints) -> Iterator[Ints]:
 
 
 def _hits(overlap: Floats, thresholds: Floats) -> Bools:
-    """Which predictions (N, best first) find a ground truth (G), for every threshold: (I, N).
+    """Match predictions (N, best first) to ground truths (G) greedily; return (I, N) hits for every threshold.
 
-    A prediction takes the unmatched ground truth of highest overlap, so it may fall through to the second best; of
-    equal overlaps the last in file order (activitynet/ActivityNet, Evaluation/eval_detection.py: `argsort()[::-1]`).
+    A prediction is matched to the unmatched ground truth of highest overlap, possibly its second best; of equal
+    overlaps the last in file order (activitynet/ActivityNet, Evaluation/eval_detection.py: `argsort()[::-1]`).
     """
-    found = np.zeros((len(thresholds), len(overlap)), dtype=bool)
-    free = np.ones((len(thresholds), overlap.shape[1]), dtype=bool)
-    every = np.arange(len(thresholds))
+    hits = np.zeros((len(thresholds), len(overlap)), dtype=bool)
+    unmatched = np.ones((len(thresholds), overlap.shape[1]), dtype=bool)
+    rows_of_thresholds = np.arange(len(thresholds))
     for row in np.flatnonzero(overlap.max(axis=1) >= thresholds.min()):
-        open_to = np.where(free, overlap[row], -1.0)
-        best = open_to.shape[1] - 1 - open_to[:, ::-1].argmax(axis=1)
-        found[:, row] = open_to[every, best] >= thresholds
-        free[every, best] &= ~found[:, row]
-    return found
+        candidates = np.where(unmatched, overlap[row], -1.0)
+        best = candidates.shape[1] - 1 - candidates[:, ::-1].argmax(axis=1)
+        hits[:, row] = candidates[rows_of_thresholds, best] >= thresholds
+        unmatched[rows_of_thresholds, best] &= ~hits[:, row]
+    return hits
 
 
-def interpolated_average_precision(hits: Bools, truths: int) -> Floats:
-    """Area under the precision envelope, all points.
+def interpolated_average_precision(hits: Bools, num_truths: int) -> Floats:
+    """Compute the area under the precision envelope (all-point interpolation).
 
     Args:
         hits: (..., N) whether each prediction, best first, is a true positive.
-        truths: number of ground truths, at least 1.
+        num_truths: number of ground truths, at least 1.
 
     Returns:
         (...) in 0..1.
     """
-    true = hits.cumsum(axis=-1)
-    precision = true / np.arange(1, hits.shape[-1] + 1)
+    true_positives = hits.cumsum(axis=-1)
+    precision = true_positives / np.arange(1, hits.shape[-1] + 1)
     envelope = np.maximum.accumulate(precision[..., ::-1], axis=-1)[..., ::-1]
-    result: Floats = (envelope * hits).sum(axis=-1) / truths  # recall grows by 1 / truths at every hit, else stays
+    result: Floats = (envelope * hits).sum(axis=-1) / num_truths  # recall grows by 1 / truths at every hit, else stays
     return result
 
 
 def average_precision(
-    truth: Detections, predicted: Detections, thresholds: Sequence[float], *, released: bool = False
+    truth: Detections, predicted: Detections, thresholds: Sequence[float], *, match_official_evaluator: bool = False
 ) -> tuple[Floats, Ints]:
-    """AP of every class that has ground truth.
+    """Compute the AP of every class that has ground truth.
 
     Args:
-        truth: repeats are dropped; scores are not read. predicted: other classes and videos may occur.
+        truth: duplicates are dropped; scores are not used. predicted: other classes and videos may occur.
         thresholds: tIoU, ">=".
-        released: the published evaluator numbers the classes of the ground truth anew, and a predicted class that has
-            none keeps its number: where that is another's new number, it counts as the other's.
+        match_official_evaluator: reproduce a bug of the published evaluator, which renumbers the classes of the ground
+            truth but not a predicted class without any: the latter counts as the class that got its number.
 
     Returns:
         (I, C) in 0..1, and the C class indices. A class without predictions has 0.
@@ -160,68 +162,68 @@ def average_precision(
     """
     if not len(truth):
         raise ValueError("no ground truth: a mAP of nothing is undefined")
-    parts = list(_by_class(truth, predicted, thresholds, released))
+    parts = list(_by_class(truth, predicted, thresholds, match_official_evaluator))
     result = np.zeros((len(thresholds), len(parts)))
-    for column, (own, found, hits) in enumerate(parts):
-        if len(found):
-            result[:, column] = interpolated_average_precision(hits, len(own))
+    for column, (class_truth, class_predictions, hits) in enumerate(parts):
+        if len(class_predictions):
+            result[:, column] = interpolated_average_precision(hits, len(class_truth))
     return result, np.unique(truth.label)
 
 
 def _by_class(
-    truth: Detections, predicted: Detections, thresholds: Sequence[float], released: bool = False
+    truth: Detections, predicted: Detections, thresholds: Sequence[float], match_official_evaluator: bool = False
 ) -> Iterator[tuple[Detections, Detections, Bools]]:
-    """For every class of the ground truth: that, its predictions best first, and which of these are right (I, N)."""
-    truth, predicted = distinct(truth), predicted.best_first()
+    """Yield, per class of the ground truth, its truths, its predictions best first, and their hits (I, N)."""
+    truth, predicted = deduplicate(truth), predicted.best_first()
     levels = np.asarray(thresholds, dtype=np.float64)
     classes = np.unique(truth.label)
     for column, label in enumerate(classes):
-        named = predicted.label == label
-        if released and column not in classes:
-            named |= predicted.label == column
-        own, found = truth.take(truth.label == label), predicted.take(named)
-        hits = np.zeros((len(levels), len(found)), dtype=bool)
-        spans = {int(own.video[rows[0]]): own.span[rows] for rows in _groups(own.video)}
-        for rows in _groups(found.video):
-            known = spans.get(int(found.video[rows[0]]))
-            if known is not None:
-                hits[:, rows] = _hits(tiou(found.span[rows], known), levels)
-        yield own, found, hits
+        selected = predicted.label == label
+        if match_official_evaluator and column not in classes:
+            selected |= predicted.label == column
+        class_truth, class_predictions = truth.take(truth.label == label), predicted.take(selected)
+        hits = np.zeros((len(levels), len(class_predictions)), dtype=bool)
+        spans = {int(class_truth.video[rows[0]]): class_truth.span[rows] for rows in _groups(class_truth.video)}
+        for rows in _groups(class_predictions.video):
+            truth_spans = spans.get(int(class_predictions.video[rows[0]]))
+            if truth_spans is not None:
+                hits[:, rows] = _hits(tiou(class_predictions.span[rows], truth_spans), levels)
+        yield class_truth, class_predictions, hits
 
 
 def map_statistic(
-    truth: Detections, predicted: Detections, thresholds: Sequence[float], videos: int
+    truth: Detections, predicted: Detections, thresholds: Sequence[float], num_videos: int
 ) -> Callable[[NDArray[np.float64]], NDArray[np.float64]]:
-    """mAP of videos drawn with replacement, for `bootstrap.interval`; matching, inside a video, is done once.
+    """Return the mAP of resampled videos as a statistic for `bootstrap.interval`; matching is done once.
 
     Args:
-        truth, predicted, thresholds: as in `average_precision`. videos: V; all indices are below it.
+        truth, predicted, thresholds: as in `average_precision`. num_videos: V; all indices are below it.
 
     Returns:
-        weights (b, V), how often each video counts -> (b, I + 1): mAP of the classes drawn at every tIoU, and its mean.
+        weights (b, V), count of each video -> (b, I + 1): mAP of the classes present at every tIoU, and its mean.
     """
     parts = [
-        (np.bincount(own.video, minlength=videos).astype(np.float64), found.video, hits)
+        (np.bincount(own.video, minlength=num_videos).astype(np.float64), found.video, hits)
         for own, found, hits in _by_class(truth, predicted, thresholds)
     ]
 
     def statistic(weights: NDArray[np.float64]) -> NDArray[np.float64]:
         total = np.zeros((len(weights), len(thresholds)))
-        drawn = np.zeros(len(weights))
+        num_present = np.zeros(len(weights))
         for truths, video, hits in parts:
-            there = weights @ truths
-            drawn += there > 0
+            truth_weight = weights @ truths
+            num_present += truth_weight > 0
             if not len(video):
                 continue
-            each = weights[:, video]
-            behind = np.maximum(each.cumsum(axis=1), 1e-12)
+            prediction_weight = weights[:, video]
+            cumulative_weight = np.maximum(prediction_weight.cumsum(axis=1), 1e-12)
             for level, hit in enumerate(hits):
-                right = each * hit
-                precision = right.cumsum(axis=1) / behind
+                hit_weight = prediction_weight * hit
+                precision = hit_weight.cumsum(axis=1) / cumulative_weight
                 envelope = np.maximum.accumulate(precision[:, ::-1], axis=1)[:, ::-1]
-                area = (envelope * right).sum(axis=1)
-                total[:, level] += np.divide(area, there, out=np.zeros_like(area), where=there > 0)
-        values = total / np.maximum(drawn, 1)[:, None]
+                area = (envelope * hit_weight).sum(axis=1)
+                total[:, level] += np.divide(area, truth_weight, out=np.zeros_like(area), where=truth_weight > 0)
+        values = total / np.maximum(num_present, 1)[:, None]
         return np.concatenate([values, values.mean(axis=1, keepdims=True)], axis=1)
 
     return statistic
@@ -237,7 +239,7 @@ def recall_at_multiples(
     strict: bool = False,
     union: Literal["true", "hull"] = "true",
 ) -> Floats:
-    """Recall when k times as many predictions as ground truths of a class and video count, (I, K).
+    """Compute the recall of the top k x G predictions per class and video with G ground truths, (I, K).
 
     Args:
         truth, predicted, thresholds: as in `average_precision`.
@@ -245,30 +247,30 @@ def recall_at_multiples(
         average: over classes of their recalls, or over all instances (Ego4D moments).
         strict: ">" in place of ">=" (Ego4D). union: see `tiou`.
     """
-    truth, predicted = distinct(truth), predicted.best_first()
+    truth, predicted = deduplicate(truth), predicted.best_first()
     levels = np.asarray(thresholds, dtype=np.float64)[:, None]
     classes = np.unique(truth.label)
-    found = np.zeros((len(classes), len(levels), len(multiples)))
-    known = {
+    num_hits = np.zeros((len(classes), len(levels), len(multiples)))
+    predicted_spans = {
         (int(predicted.video[rows[0]]), int(predicted.label[rows[0]])): predicted.span[rows]
         for rows in _groups(predicted.video, predicted.label)
     }
     for rows in _groups(truth.video, truth.label):
         video, label = int(truth.video[rows[0]]), int(truth.label[rows[0]])
-        spans = known.get((video, label))
+        spans = predicted_spans.get((video, label))
         if spans is None:
             continue
         overlap = tiou(spans, truth.span[rows], union=union)
         for column, k in enumerate(multiples):
             best = overlap[: k * len(rows)].max(axis=0)
-            reached = best > levels if strict else best >= levels
-            found[np.searchsorted(classes, label), :, column] += reached.sum(axis=1)
+            is_hit = best > levels if strict else best >= levels
+            num_hits[np.searchsorted(classes, label), :, column] += is_hit.sum(axis=1)
     counts = np.asarray([(truth.label == label).sum() for label in classes])
     result: Floats
     if average == "instances":
-        result = found.sum(axis=0) / counts.sum()
+        result = num_hits.sum(axis=0) / counts.sum()
     else:
-        result = (found / counts[:, None, None]).mean(axis=0)
+        result = (num_hits / counts[:, None, None]).mean(axis=0)
     return result
 
 

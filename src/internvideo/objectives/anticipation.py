@@ -12,7 +12,7 @@ from internvideo.objectives.classification import Divisor, at_least_one
 def contact_losses(
     logits: Tensor, seconds: Tensor, verbs: Tensor, truth: Tensor, divisor: Divisor = at_least_one
 ) -> tuple[Tensor, Tensor]:
-    """Cross entropy of the verbs, and smooth-L1 error of the times to contact.
+    """Compute the cross entropy of the verbs and the smooth-L1 loss of the times to contact.
 
     Args:
         logits: (R, C + 1). seconds: (R,) predicted.

@@ -1,4 +1,4 @@
-"""Captioning loss by teacher forcing. Shapes: B batch, L words, V vocabulary. Source: multi-modalities-downstream."""
+"""Captioning loss by teacher forcing. Shapes: B batch, L tokens, V vocabulary. Source: multi-modalities-downstream."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 def caption_loss(logits: Tensor, tokens: Tensor, padding: Tensor | None = None) -> Tensor:
-    """Mean cross entropy of every next word that is not padding; the end of the text is learned too.
+    """Compute the mean cross entropy of the next tokens, padding excluded, the end-of-text token included.
 
     Args:
         logits: (B, L - 1, V), position i predicts word i + 1.
@@ -29,6 +29,6 @@ def caption_loss(logits: Tensor, tokens: Tensor, padding: Tensor | None = None) 
 
 
 def after_end(tokens: Tensor) -> Tensor:
-    """(B, L) ids -> (B, L) bool, True behind the first largest id of the row."""
+    """Return (B, L) bool, True after the first occurrence of the largest id of each row of (B, L) ids."""
     largest = tokens == tokens.max(dim=1, keepdim=True).values
     return largest.cumsum(dim=1) - largest.long() >= 1

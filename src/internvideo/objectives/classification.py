@@ -1,4 +1,4 @@
-"""Cross entropy with hard or soft targets and label smoothing; how the sums of all objectives become means."""
+"""Cross entropy with hard or soft targets and label smoothing; the divisor that turns loss sums into means."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch.nn.functional as F
 from torch import Tensor
 
-IGNORED = -100
+IGNORE_INDEX = -100
 Divisor = Callable[[Tensor], Tensor]
 """From how many things a sum is of, (), to what it is divided by for their mean.
 
@@ -17,12 +17,12 @@ the mean over all things, as of one process with the joined batch.
 
 
 def at_least_one(count: Tensor) -> Tensor:
-    """How a single process divides: by the number, by 1 where it is 0."""
+    """Return the divisor of a single process: the count, or 1 if it is 0."""
     return count.clamp(min=1)
 
 
 def cross_entropy(logits: Tensor, targets: Tensor, smoothing: float = 0.0, divisor: Divisor = at_least_one) -> Tensor:
-    """Mean over the samples that have a target of -sum(target * log softmax(logits)), in float32.
+    """Compute the mean of -sum(target * log softmax(logits)) over the samples with a target, in float32.
 
     Args:
         logits: (..., C).
@@ -44,7 +44,7 @@ def cross_entropy(logits: Tensor, targets: Tensor, smoothing: float = 0.0, divis
     if targets.shape != logits.shape[:-1]:
         raise ValueError(f"labels {tuple(targets.shape)} for logits {tuple(logits.shape)}")
     total = F.cross_entropy(
-        logits.flatten(0, -2), targets.flatten(), ignore_index=IGNORED, label_smoothing=smoothing, reduction="sum"
+        logits.flatten(0, -2), targets.flatten(), ignore_index=IGNORE_INDEX, label_smoothing=smoothing, reduction="sum"
     )
     # Counted on the device: a batch without labels gives 0, not 0 / 0, and nothing waits for the count.
-    return total / divisor((targets != IGNORED).sum())
+    return total / divisor((targets != IGNORE_INDEX).sum())

@@ -14,21 +14,21 @@ from torch.utils.checkpoint import checkpoint
 
 
 def similarity_loss(similarity: Tensor) -> Tensor:
-    """Mean cross entropy of the rows of (B, B) scaled similarities, the pairs on the diagonal -> scalar."""
+    """Compute the mean cross entropy over the rows of (B, B) scaled similarities with the pairs on the diagonal."""
     if similarity.dim() != 2 or similarity.shape[0] != similarity.shape[1]:
         raise ValueError(f"expected similarities (B, B), got {tuple(similarity.shape)}")
     return F.cross_entropy(similarity, torch.arange(len(similarity), device=similarity.device))
 
 
 def symmetric_similarity_loss(similarity: Tensor) -> Tensor:
-    """Mean of the cross entropies of rows and of columns of (B, B) scaled similarities -> scalar."""
+    """Compute the mean of the cross entropies over rows and over columns of (B, B) scaled similarities."""
     return (similarity_loss(similarity) + similarity_loss(similarity.t())) / 2
 
 
 def symmetric_contrastive(
-    video: Tensor, text: Tensor, scale: Tensor | float, rows_at_once: int | None = None
+    video: Tensor, text: Tensor, scale: Tensor | float, similarity_chunk_size: int | None = None
 ) -> Tensor:
-    """Symmetric cross entropy of scaled cosines, row i of both being a pair.
+    """Compute the symmetric contrastive (InfoNCE) loss of scaled cosines; row i of both is a pair.
 
     Args:
         video, text: (B, E) features of the global batch, of any length; normalised here, in float32 or better.
@@ -42,25 +42,25 @@ def symmetric_contrastive(
     if video.shape != text.shape:
         raise ValueError(f"features {tuple(video.shape)} and {tuple(text.shape)} are not pairs")
     with torch.autocast(video.device.type, enabled=False):
-        video, text = F.normalize(_wide(video), dim=-1), F.normalize(_wide(text), dim=-1)
-        if rows_at_once is None or rows_at_once >= len(video):
+        video, text = F.normalize(_to_float32(video), dim=-1), F.normalize(_to_float32(text), dim=-1)
+        if similarity_chunk_size is None or similarity_chunk_size >= len(video):
             return symmetric_similarity_loss(scale * video @ text.t())
-        return _in_rows(video, text, torch.as_tensor(scale).to(video), rows_at_once)
+        return _chunked_loss(video, text, torch.as_tensor(scale).to(video), similarity_chunk_size)
 
 
-def _in_rows(video: Tensor, text: Tensor, scale: Tensor, count: int) -> Tensor:
-    """Both cross entropies from the log-sums of rows and columns, a few rows at a time."""
+def _chunked_loss(video: Tensor, text: Tensor, scale: Tensor, chunk_size: int) -> Tensor:
+    """Compute the loss from the log-sum-exp of rows and columns, in chunks of rows."""
     rows, columns = [], []
-    for part in torch.split(video, count):
-        row, column = cast(tuple[Tensor, Tensor], checkpoint(_log_sums, part, text, scale, use_reentrant=False))
+    for part in torch.split(video, chunk_size):
+        row, column = cast(tuple[Tensor, Tensor], checkpoint(_log_sum_exp, part, text, scale, use_reentrant=False))
         rows.append(row)
         columns.append(column)
     pairs = scale * (video * text).sum(dim=1)
     return ((torch.cat(rows) - pairs).mean() + (torch.stack(columns).logsumexp(dim=0) - pairs).mean()) / 2
 
 
-def _log_sums(video: Tensor, text: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
-    """Log-sums of exp of the similarities (R, B) of some rows: over columns (R,), over these rows (B,)."""
+def _log_sum_exp(video: Tensor, text: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the log-sum-exp of the similarities (R, B) of some rows: over columns (R,), over these rows (B,)."""
     similarity = scale * video @ text.t()
     return similarity.logsumexp(dim=1), similarity.logsumexp(dim=0)
 
@@ -84,16 +84,16 @@ def symmetric_dual_softmax(video: Tensor, text: Tensor, scale: Tensor | float) -
     if video.shape != text.shape:
         raise ValueError(f"features {tuple(video.shape)} and {tuple(text.shape)} are not pairs")
     with torch.autocast(video.device.type, enabled=False):
-        video, text = F.normalize(_wide(video), dim=-1), F.normalize(_wide(text), dim=-1)
+        video, text = F.normalize(_to_float32(video), dim=-1), F.normalize(_to_float32(text), dim=-1)
         similarity = scale * text @ video.t()
         return (dual_softmax_loss(similarity) + dual_softmax_loss(similarity.t())) / 2
 
 
 def dual_softmax_loss(similarity: Tensor, temperature: float = 1000.0) -> Tensor:
-    """Row cross entropy after `dual_softmax`, the released training variant (Video-Text-Retrieval) -> scalar."""
+    """Compute the row cross entropy after `dual_softmax`, the released training variant (Video-Text-Retrieval)."""
     return similarity_loss(dual_softmax(similarity, temperature))
 
 
-def _wide(x: Tensor) -> Tensor:
-    """Half precision -> float32; float32 and float64 stay."""
+def _to_float32(x: Tensor) -> Tensor:
+    """Convert half precision to float32; keep float32 and float64."""
     return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x

@@ -1,4 +1,4 @@
-"""What a temporal detector should say and how far off it is: targets, focal loss, 1-D IoU losses (ActionFormer).
+"""Targets and losses of a temporal detector: focal loss, 1-D IoU losses (ActionFormer).
 
 Pure functions. Shapes: P points, G ground truths, K classes. Times are in feature steps.
 """
@@ -12,19 +12,19 @@ from torch import Tensor
 _EPS = 1e-8
 
 
-def _full(x: Tensor) -> Tensor:
-    """At least float32: sums over thousands of points do not fit in half precision."""
+def _to_float32(x: Tensor) -> Tensor:
+    """Convert half precision to float32, in which sums over thousands of points are accurate enough."""
     return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
 
 
 def focal_loss(logits: Tensor, targets: Tensor, *, alpha: float = 0.25, gamma: float = 2.0) -> Tensor:
-    """Sigmoid focal loss of every entry, in float32 at least.
+    """Compute the sigmoid focal loss of every entry, in at least float32.
 
     Args:
         logits, targets: (..., K), targets in 0..1.
         alpha: weight of the positive side, below 0 for no weighting. gamma: of the modulating factor.
     """
-    logits = _full(logits)
+    logits = _to_float32(logits)
     targets = targets.to(logits.dtype)
     probability = logits.sigmoid()
     entropy = F.binary_cross_entropy_with_logits(logits, targets, reduction="none")
@@ -34,30 +34,30 @@ def focal_loss(logits: Tensor, targets: Tensor, *, alpha: float = 0.25, gamma: f
 
 
 def smooth_targets(targets: Tensor, smoothing: float) -> Tensor:
-    """y (1 - e) + e / (K + 1)."""
+    """Smooth targets: y (1 - e) + e / (K + 1)."""
     return targets * (1 - smoothing) + smoothing / (targets.shape[-1] + 1)
 
 
 def _overlap(predicted: Tensor, truth: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """IoU, and the lengths of union and of hull, of segments given as distances (..., 2) from a common point."""
-    predicted, truth = _full(predicted), _full(truth)
+    """Return IoU, union length and hull length of segments given as distances (..., 2) from a common point."""
+    predicted, truth = _to_float32(predicted), _to_float32(truth)
     inside = torch.minimum(predicted, truth).sum(dim=-1)
     union = predicted.sum(dim=-1) + truth.sum(dim=-1) - inside
     return inside / union.clamp(min=_EPS), union, torch.maximum(predicted, truth).sum(dim=-1)
 
 
 def diou_loss(predicted: Tensor, truth: Tensor) -> Tensor:
-    """1 - IoU + (distance of the centres / length of the hull)^2, (..., 2) -> (...)."""
+    """Compute the DIoU loss 1 - IoU + (center distance / hull length)^2, (..., 2) -> (...)."""
     iou, _, hull = _overlap(predicted, truth)
-    predicted, truth = _full(predicted), _full(truth)
-    apart = 0.5 * (predicted[..., 1] - predicted[..., 0] - truth[..., 1] + truth[..., 0])
-    return 1 - iou + (apart / hull.clamp(min=_EPS)).square()
+    predicted, truth = _to_float32(predicted), _to_float32(truth)
+    center_distance = 0.5 * (predicted[..., 1] - predicted[..., 0] - truth[..., 1] + truth[..., 0])
+    return 1 - iou + (center_distance / hull.clamp(min=_EPS)).square()
 
 
 def point_targets(
-    points: Tensor, segments: Tensor, labels: Tensor, classes: int, *, radius: float = 1.5
+    points: Tensor, segments: Tensor, labels: Tensor, num_classes: int, *, radius: float = 1.5
 ) -> tuple[Tensor, Tensor]:
-    """What every point should say about one sequence.
+    """Compute the classification and regression targets of every point of one sequence.
 
     A point answers for the segments whose centre is within `radius` strides, that contain it, and whose farther end is
     in its range; of several for the shortest.
@@ -70,12 +70,12 @@ def point_targets(
         classes (P, K) 0 or 1, several where segments are equally short; distances to start and end (P, 2) in strides.
     """
     if not len(segments):
-        return points.new_zeros(len(points), classes), points.new_zeros(len(points), 2)
+        return points.new_zeros(len(points), num_classes), points.new_zeros(len(points), 2)
     time, stride = points[:, 0, None], points[:, 3, None]
     left, right = time - segments[None, :, 0], segments[None, :, 1] - time
-    centre = 0.5 * (segments[:, 0] + segments[:, 1])[None]
-    low = torch.maximum(centre - radius * stride, segments[None, :, 0])
-    high = torch.minimum(centre + radius * stride, segments[None, :, 1])
+    center = 0.5 * (segments[:, 0] + segments[:, 1])[None]
+    low = torch.maximum(center - radius * stride, segments[None, :, 0])
+    high = torch.minimum(center + radius * stride, segments[None, :, 1])
     inside = torch.minimum(time - low, high - time) > 0
     farther = torch.maximum(left, right)
     in_range = (farther >= points[:, 1, None]) & (farther <= points[:, 2, None])
@@ -83,7 +83,7 @@ def point_targets(
     lengths = lengths.masked_fill(~(inside & in_range), float("inf"))
     shortest, chosen = lengths.min(dim=1)
     equal = ((lengths - shortest[:, None]).abs() <= 1e-3) & lengths.isfinite()
-    target = (equal.to(points.dtype) @ F.one_hot(labels, classes).to(points.dtype)).clamp(max=1.0)
+    target = (equal.to(points.dtype) @ F.one_hot(labels, num_classes).to(points.dtype)).clamp(max=1.0)
     row = torch.arange(len(points), device=points.device)
     distances = torch.stack([left[row, chosen], right[row, chosen]], dim=1) / stride
     return target, distances
@@ -96,11 +96,11 @@ def detection_loss(
     targets: Tensor,
     distances: Tensor,
     *,
-    normaliser: Tensor,
+    normalizer: Tensor,
     smoothing: float = 0.0,
     weight: float = 1.0,
 ) -> dict[str, Tensor]:
-    """Focal loss over all points of the sequences and DIoU over those that have an action, each over `normaliser`.
+    """Compute the focal loss over all points and the DIoU loss over points with an action, each over `normalizer`.
 
     Args:
         logits: (B, P, K). offsets: (B, P, 2). valid: (B, P) bool. targets: (B, P, K). distances: (B, P, 2).
@@ -112,10 +112,10 @@ def detection_loss(
     """
     positive = (targets.sum(dim=-1) > 0) & valid
     each = focal_loss(logits, smooth_targets(targets, smoothing)).sum(dim=-1)
-    class_loss = (each * valid).sum() / normaliser
+    class_loss = (each * valid).sum() / normalizer
     # Where nothing is to be found the distances may be negative: they are replaced before the division.
     truth = torch.where(positive[..., None], distances, torch.ones_like(distances))
-    offset_loss = (diou_loss(offsets, truth) * positive).sum() / normaliser
+    offset_loss = (diou_loss(offsets, truth) * positive).sum() / normalizer
     if weight <= 0:
         factor = class_loss.detach() / offset_loss.detach().clamp(min=0.01)
         return {"loss": class_loss + factor * offset_loss, "class_loss": class_loss, "offset_loss": offset_loss}

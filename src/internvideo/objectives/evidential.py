@@ -1,4 +1,4 @@
-"""Evidential learning: class evidence as a Dirichlet, whose spread says "I do not know" (DEAR).
+"""Evidential deep learning: class evidence as a Dirichlet distribution with its uncertainty (DEAR).
 
 Pure functions. Legend: B batch, C classes, D width. Losses are per sample, (B,), before the mean.
 """
@@ -19,21 +19,21 @@ _EPS = 1e-10
 
 
 def evidence(logits: Tensor, kind: Evidence = "exp") -> Tensor:
-    """Class evidence, at least 0, (B, C). "exp" of logits cut to -10..10 is the paper's choice."""
+    """Convert logits to class evidence >= 0, (B, C); the paper uses "exp" of logits clamped to -10..10."""
     if kind == "exp":
         return logits.clamp(-10.0, 10.0).exp()
     return F.relu(logits) if kind == "relu" else F.softplus(logits)
 
 
 def opinion(evidence: Tensor) -> tuple[Tensor, Tensor]:
-    """Expected probabilities (B, C) and uncertainty C / sum(alpha), (B,), in 0..1."""
+    """Return the expected probabilities (B, C) and the uncertainty C / sum(alpha), (B,), in 0..1."""
     alpha = evidence + 1.0
     total = alpha.sum(dim=-1, keepdim=True)
     return alpha / total, alpha.shape[-1] / total.squeeze(-1)
 
 
 def annealing(epoch: int, epochs: int, kind: Literal["step", "exp"], *, start: float = 0.01, step: int = 10) -> float:
-    """Weight lambda of the regularisers: rises to 1 within `step` epochs, or from `start` to 1 over all of them.
+    """Return the regularizers' weight lambda, which increases to 1 within `step` epochs, or from `start` over all.
 
     Beyond them it stays 1: the published exponential would go on growing, and calibration's 1 - lambda turn negative.
     """
@@ -43,7 +43,7 @@ def annealing(epoch: int, epochs: int, kind: Literal["step", "exp"], *, start: f
 
 
 def dirichlet_kl(alpha: Tensor, beta: Tensor | None = None) -> Tensor:
-    """KL(Dir(alpha) || Dir(beta)), beta all ones when None; (B, C) -> (B,)."""
+    """Compute KL(Dir(alpha) || Dir(beta)), beta all ones when None; (B, C) -> (B,)."""
     if beta is None:
         beta = torch.ones_like(alpha)
     total_a, total_b = alpha.sum(dim=-1), beta.sum(dim=-1)
@@ -54,7 +54,7 @@ def dirichlet_kl(alpha: Tensor, beta: Tensor | None = None) -> Tensor:
 
 
 def evidential_loss(evidence: Tensor, labels: Tensor, kind: Kind = "log") -> dict[str, Tensor]:
-    """The terms that ask for the right class.
+    """Compute the data term of the evidential loss.
 
     Args:
         evidence: (B, C). labels: (B,) int64. kind: "log" is the paper's.
@@ -77,13 +77,13 @@ def evidential_loss(evidence: Tensor, labels: Tensor, kind: Kind = "log") -> dic
 
 
 def wrong_evidence(evidence: Tensor, labels: Tensor) -> Tensor:
-    """KL to the uniform Dirichlet of what is left when the right class's evidence is removed, (B,)."""
+    """Compute the KL divergence to the uniform Dirichlet after removing the true class's evidence, (B,)."""
     kept = torch.ones_like(evidence).scatter(-1, labels[:, None], 0.0)
     return dirichlet_kl(evidence * kept + 1.0)
 
 
 def calibration(evidence: Tensor, labels: Tensor, weight: float, *, disentangled: bool = False) -> Tensor:
-    """Accuracy against uncertainty: right answers should be sure, wrong ones unsure, (B,).
+    """Compute the accuracy-versus-uncertainty loss: correct predictions should be certain, wrong ones uncertain, (B,).
 
     Args:
         evidence: (B, C). labels: (B,) int64.
@@ -100,8 +100,8 @@ def calibration(evidence: Tensor, labels: Tensor, weight: float, *, disentangled
     return weight * right * sure + (1 - weight) * (1 - right) * unsure
 
 
-def hsic(a: Tensor, b: Tensor, *, unbiased: bool = False, normalised: bool = True) -> Tensor:
-    """Hilbert-Schmidt independence of two feature sets, (B, D), (B, D') -> (); 0 says independent.
+def hsic(a: Tensor, b: Tensor, *, unbiased: bool = False, normalized: bool = True) -> Tensor:
+    """Compute the Hilbert-Schmidt independence criterion of features (B, D), (B, D') -> (); 0 means independent.
 
     RBF kernels exp(-|x - y|^2 / (2 sigma^2)) with sigma = sqrt(D). The debiasing head of DEAR raises it between a
     branch that sees motion and one that does not.
@@ -113,14 +113,14 @@ def hsic(a: Tensor, b: Tensor, *, unbiased: bool = False, normalised: bool = Tru
     n = len(a)
     kernels = [torch.exp(-torch.cdist(x, x).square() / (2 * x.shape[1])) for x in (a, b)]
     if not unbiased:
-        centred = [k - k.mean(dim=0, keepdim=True) - k.mean(dim=1, keepdim=True) + k.mean() for k in kernels]
-        return (centred[0] * centred[1]).sum() / (n - 1) ** 2
+        centered = [k - k.mean(dim=0, keepdim=True) - k.mean(dim=1, keepdim=True) + k.mean() for k in kernels]
+        return (centered[0] * centered[1]).sum() / (n - 1) ** 2
     k, m = (kernel - torch.diag_embed(kernel.diagonal()) for kernel in kernels)
     value = (k * m).sum() + k.sum() * m.sum() / ((n - 1) * (n - 2)) - 2 / (n - 2) * (k.sum(dim=0) * m.sum(dim=0)).sum()
-    return value / (n * (n - 3)) if normalised else value
+    return value / (n * (n - 3)) if normalized else value
 
 
 def mean_evidence(evidence: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean total evidence of rightly and of wrongly classified samples, 0 where there is none: how it is watched."""
+    """Return the mean total evidence of correctly and of wrongly classified samples, 0 without any, for monitoring."""
     total, right = evidence.sum(dim=-1), evidence.argmax(dim=-1) == labels
     return (total * right).sum() / right.sum().clamp(min=1), (total * ~right).sum() / (~right).sum().clamp(min=1)

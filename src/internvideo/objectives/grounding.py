@@ -1,4 +1,4 @@
-"""What a grounded span should be (arXiv 2211.09529, in the manner of VSLNet): its ends, the steps that belong to it.
+"""Targets and losses of query grounding (arXiv 2211.09529, after VSLNet): span ends and highlighted steps.
 
 Pure functions. Shapes: B queries, T steps. Step t of a sequence goes from t - 0.5 to t + 0.5.
 """
@@ -17,15 +17,15 @@ INSIDE_WEIGHT = 2.0
 """Weight of the steps of the answer beside the others, as in the released code of VSLNet."""
 
 
-def end_steps(span: Tensor, length: int) -> Tensor:
-    """First and last step (2,) int64 of a span (2,) in steps, in a sequence of so many; borders next to its ends."""
+def span_to_steps(span: Tensor, length: int) -> Tensor:
+    """Return the first and last step (2,) int64, nearest to the ends of a span (2,), of `length` steps."""
     first, behind = (torch.floor(span + 1.0)).long().unbind()
     first = first.clamp(0, length - 1)
     return torch.stack([first, torch.maximum(first, (behind - 1).clamp(max=length - 1))])
 
 
 def span_loss(start: Tensor, end: Tensor, steps: Tensor, divisor: Divisor = at_least_one) -> Tensor:
-    """Cross entropy of both ends, mean over the queries that have an answer; 0 without any.
+    """Compute the mean cross entropy of both span ends over the queries with an answer; 0 without any.
 
     Args:
         start, end: (B, T) logits. steps: (B, 2) first and last step, or `NO_ANSWER`.
@@ -38,7 +38,7 @@ def span_loss(start: Tensor, end: Tensor, steps: Tensor, divisor: Divisor = at_l
 
 
 def highlight_targets(steps: Tensor, length: int, margin: float) -> Tensor:
-    """(B, T) 1 where a step belongs to the answer, made longer at both ends by `margin` of its length, else 0."""
+    """Return (B, T) 1 for steps of the answer, extended at both ends by `margin` of its length, else 0."""
     first, last = steps[:, :1], steps[:, 1:]
     more = margin * (last - first + 1)
     step = torch.arange(length, device=steps.device)[None]
@@ -47,7 +47,7 @@ def highlight_targets(steps: Tensor, length: int, margin: float) -> Tensor:
 
 
 def highlight_loss(logits: Tensor, targets: Tensor, mask: Tensor, divisor: Divisor = at_least_one) -> Tensor:
-    """Binary cross entropy of the steps, mean over those in `mask`, (B, T) each; `divisor` is of their number."""
+    """Compute the mean binary cross entropy of the steps in `mask`, (B, T) each; `divisor` maps their number."""
     each = F.binary_cross_entropy_with_logits(logits, targets, reduction="none")
     weighted = each * torch.where(targets > 0, INSIDE_WEIGHT, 1.0) * mask
     return weighted.sum() / divisor(mask.sum())

@@ -1,4 +1,4 @@
-"""Which tokens are hidden in masked pretraining (masking_generator.py).
+"""Masks of masked video pretraining: tube, random, progressive (masking_generator.py).
 
 A mask is (B, N) bool over tokens in the order time, row, column; True = masked; every sample masks the same number.
 The torch forms draw on the generator's device without waiting for it; the numpy forms repeat the published
@@ -23,34 +23,36 @@ def _check(grid: Grid, ratio: float) -> None:
         raise ValueError(f"grid {grid}, ratio {ratio}: the grid must be positive and the ratio in [0, 1)")
 
 
-def progressive_kept(grid: Grid, ratio: float, final_ratio: float, kind: Literal["progressive", "centre"]) -> list[int]:
-    """Tokens kept in each time slot: linear between those of `ratio` (most) and of `final_ratio` (fewest).
+def progressive_num_visible(
+    grid: Grid, ratio: float, final_ratio: float, kind: Literal["progressive", "centre"]
+) -> list[int]:
+    """Return the number of visible tokens at each temporal position, linear between masking `ratio` and `final_ratio`.
 
-    "progressive" falls from the first slot to the last; "centre" rises to the middle and falls again.
+    "progressive" decreases from the first to the last position; "centre" increases to the middle and decreases again.
     """
     _check(grid, ratio)
     _check(grid, final_ratio)
-    slots, places = grid[0], grid[1] * grid[2]
-    most, fewest = int((1 - ratio) * places), int((1 - final_ratio) * places)
+    num_temporal, num_spatial = grid[0], grid[1] * grid[2]
+    max_visible, min_visible = int((1 - ratio) * num_spatial), int((1 - final_ratio) * num_spatial)
     if kind == "progressive":
-        return [int(kept) for kept in np.linspace(most, fewest, slots)]
-    rise = [int(kept) for kept in np.linspace(fewest, most, (slots + 1) // 2)]
-    return rise + rise[::-1][slots % 2 :]
+        return [int(count) for count in np.linspace(max_visible, min_visible, num_temporal)]
+    rise = [int(count) for count in np.linspace(min_visible, max_visible, (num_temporal + 1) // 2)]
+    return rise + rise[::-1][num_temporal % 2 :]
 
 
-def masked_count(kind: MaskKind, grid: Grid, ratio: float, final_ratio: float = 0.95) -> int:
-    """M, how many of the N tokens every mask of this kind hides."""
+def num_masked_tokens(kind: MaskKind, grid: Grid, ratio: float, final_ratio: float = 0.95) -> int:
+    """Return M, the number of masked tokens, of N, in every mask of this kind."""
     _check(grid, ratio)
     t, h, w = grid
     if kind == "tube":
         return t * int(ratio * h * w)
     if kind == "random":
         return int(ratio * t * h * w)
-    return t * h * w - sum(progressive_kept(grid, ratio, final_ratio, kind))
+    return t * h * w - sum(progressive_num_visible(grid, ratio, final_ratio, kind))
 
 
 def _ranks(batch: int, places: int, generator: torch.Generator, device: torch.device | str) -> Tensor:
-    """(B, places) int64: in each row a uniformly random permutation."""
+    """Return (B, places) int64: a uniformly random permutation in each row."""
     scores = torch.rand(batch, places, generator=generator, device=generator.device)
     return scores.argsort(dim=1).to(device, non_blocking=True)
 
@@ -58,7 +60,7 @@ def _ranks(batch: int, places: int, generator: torch.Generator, device: torch.de
 def tube_mask(
     batch: int, grid: Grid, ratio: float, generator: torch.Generator, device: torch.device | str = "cpu"
 ) -> Tensor:
-    """One spatial mask per sample, the same in every time slot: int(ratio * h * w) masked of each slot.
+    """Sample one spatial mask per clip, repeated at every temporal position: int(ratio * h * w) masked at each.
 
     Returns:
         (B, N) bool.
@@ -72,7 +74,7 @@ def tube_mask(
 def random_mask(
     batch: int, grid: Grid, ratio: float, generator: torch.Generator, device: torch.device | str = "cpu"
 ) -> Tensor:
-    """int(ratio * N) tokens anywhere in the clip. Returns (B, N) bool."""
+    """Sample int(ratio * N) masked tokens anywhere in the clip. Returns (B, N) bool."""
     _check(grid, ratio)
     tokens = grid[0] * grid[1] * grid[2]
     return _ranks(batch, tokens, generator, device) < int(ratio * tokens)
@@ -88,17 +90,17 @@ def progressive_mask(
     final_ratio: float = 0.95,
     kind: Literal["progressive", "centre"] = "progressive",
 ) -> Tensor:
-    """One ranking of the h * w places per sample; each slot keeps the best of it, more or fewer by `kind`.
+    """Rank the h * w spatial positions per clip; each temporal position keeps the first ones, as many as `kind` gives.
 
     Returns:
         (B, N) bool.
     """
-    kept = torch.tensor(progressive_kept(grid, ratio, final_ratio, kind)).to(device, non_blocking=True)
+    num_visible = torch.tensor(progressive_num_visible(grid, ratio, final_ratio, kind)).to(device, non_blocking=True)
     ranks = _ranks(batch, grid[1] * grid[2], generator, device)
-    return (ranks[:, None, :] >= kept[None, :, None]).flatten(1)
+    return (ranks[:, None, :] >= num_visible[None, :, None]).flatten(1)
 
 
-def draw_mask(
+def sample_mask(
     kind: MaskKind,
     batch: int,
     grid: Grid,
@@ -106,7 +108,7 @@ def draw_mask(
     generator: torch.Generator,
     device: torch.device | str = "cpu",
 ) -> Tensor:
-    """The mask of a kind named in a recipe. Returns (B, N) bool; raises ValueError for an unknown kind."""
+    """Sample masks of a recipe's kind. Returns (B, N) bool; raises ValueError for an unknown kind."""
     if kind == "tube":
         return tube_mask(batch, grid, ratio, generator, device)
     if kind == "random":

@@ -1,4 +1,4 @@
-"""Errors of predicted positions, of those that can be seen (arXiv 2211.09529, future hands)."""
+"""Smooth-L1 loss of predicted positions over visible coordinates (arXiv 2211.09529, future hands)."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from torch import Tensor
 from internvideo.objectives.classification import Divisor, at_least_one
 
 BETA = 5.0
-"""Pixels, where the error turns from squared to absolute."""
+"""Pixels, transition from squared to absolute error."""
 
 
 def masked_smooth_l1(
     predicted: Tensor, truth: Tensor, visible: Tensor, *, beta: float = BETA, divisor: Divisor = at_least_one
 ) -> Tensor:
-    """Sum of the smooth-L1 errors of the visible coordinates over their number; 0 where nothing is visible.
+    """Compute the mean smooth-L1 error of the visible coordinates; 0 where none is visible.
 
     Args:
         predicted, truth: (...) coordinates in pixels. visible: (...) bool.

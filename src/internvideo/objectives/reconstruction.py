@@ -1,4 +1,4 @@
-"""Masked reconstruction: what the decoder must predict, and how far it is off (engine_for_pretraining.py)."""
+"""Targets and loss of masked reconstruction (engine_for_pretraining.py)."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from torch import Tensor
 
 @torch.no_grad()
 def pixel_targets(
-    video: Tensor, mask: Tensor, tubelet: int, patch: int, normalise: bool = True, masked: int | None = None
+    video: Tensor, mask: Tensor, tubelet: int, patch: int, normalize: bool = True, num_masked: int | None = None
 ) -> Tensor:
-    """Pixels of the masked tokens, ordered (frame, row, column, colour) within a token.
+    """Compute the pixel targets of the masked tokens, ordered (frame, row, column, channel) within a token.
 
     Args:
         video: (B, 3, T, S, S), uint8 or float in 0..1; float64 stays float64, anything else is taken to float32.
         mask: (B, N) bool, True = masked, tokens in the order time, row, column; the same number in every sample.
         tubelet: frames per token.
         patch: p, pixels per side of a token.
-        normalise: subtract the mean of each token and colour and divide by (its unbiased standard deviation + 1e-6).
-        masked: M where the caller knows it; None reads it from the mask, which waits for a GPU.
+        normalise: subtract the mean per token and channel and divide by (its unbiased standard deviation + 1e-6).
+        masked: M, if known to the caller; None reads it from the mask, with a device sync.
 
     Returns:
         (B, M, tubelet * p * p * 3), tokens ascending, without gradient, outside autocast.
@@ -29,20 +29,20 @@ def pixel_targets(
     Raises:
         ValueError: the samples do not mask the same number of tokens.
     """
-    if masked is None:
+    if num_masked is None:
         counts = mask.sum(1)
-        masked = int(counts[0])
-        if not bool((counts == masked).all()):
-            raise ValueError(f"every sample must mask {masked} tokens, found {counts.tolist()}")
+        num_masked = int(counts[0])
+        if not bool((counts == num_masked).all()):
+            raise ValueError(f"every sample must mask {num_masked} tokens, found {counts.tolist()}")
     index = None
-    if masked != mask.shape[1]:
-        index = mask.to(torch.uint8).argsort(dim=1, descending=True, stable=True)[:, :masked]
+    if num_masked != mask.shape[1]:
+        index = mask.to(torch.uint8).argsort(dim=1, descending=True, stable=True)[:, :num_masked]
     with torch.autocast(video.device.type, enabled=False):
-        tokens = cut_tokens(video, index, tubelet, patch)
+        tokens = patchify(video, index, tubelet, patch)
         full_scale = 1.0 if video.is_floating_point() else 255.0
         if tokens.dtype not in (torch.float32, torch.float64):
             tokens = tokens.float()
-        if normalise:
+        if normalize:
             tokens = tokens - tokens.mean(dim=3, keepdim=True)
             # The norm over sqrt(n - 1) is the unbiased deviation, several times faster on a CPU than var_mean.
             spread = torch.linalg.vector_norm(tokens, dim=3, keepdim=True).div_(math.sqrt(tokens.shape[3] - 1))
@@ -52,8 +52,8 @@ def pixel_targets(
         return tokens.transpose(2, 3).flatten(2)
 
 
-def cut_tokens(video: Tensor, index: Tensor | None, tubelet: int, patch: int) -> Tensor:
-    """The pixels of the tokens in the video's own dtype, the colours apart.
+def patchify(video: Tensor, index: Tensor | None, tubelet: int, patch: int) -> Tensor:
+    """Cut the video into the pixels of its tokens, in its own dtype, with a separate channel axis.
 
     Args:
         video: (B, 3, T, S, S).
@@ -64,10 +64,10 @@ def cut_tokens(video: Tensor, index: Tensor | None, tubelet: int, patch: int) ->
     Returns:
         (B, M or N, 3, tubelet * p * p).
     """
-    batch, colours, frames, height, width = video.shape
-    split = (batch, colours, frames // tubelet, tubelet, height // patch, patch, width // patch, patch)
+    batch, channels, frames, height, width = video.shape
+    split = (batch, channels, frames // tubelet, tubelet, height // patch, patch, width // patch, patch)
     cubes = video.reshape(split).permute(0, 2, 4, 6, 1, 3, 5, 7)  # (B, t, h, w, 3, tubelet, p, p)
-    tokens = cubes.reshape(batch, -1, colours, tubelet * patch * patch)
+    tokens = cubes.reshape(batch, -1, channels, tubelet * patch * patch)
     if index is None:
         return tokens
     first = torch.arange(batch, device=index.device)[:, None] * tokens.shape[1]
@@ -76,7 +76,7 @@ def cut_tokens(video: Tensor, index: Tensor | None, tubelet: int, patch: int) ->
 
 
 def reconstruction_loss(prediction: Tensor, target: Tensor) -> Tensor:
-    """Mean squared error over all masked tokens and all their values.
+    """Compute the mean squared error over all masked tokens and pixels.
 
     Args:
         prediction: (B, M, P), any float dtype.
@@ -90,8 +90,8 @@ def reconstruction_loss(prediction: Tensor, target: Tensor) -> Tensor:
     return F.mse_loss(prediction.to(target.dtype), target)
 
 
-def paste_tokens(tokens: Tensor, grid: tuple[int, int, int], tubelet: int, patch: int) -> Tensor:
-    """The inverse of `pixel_targets` for all tokens, unnormalised.
+def unpatchify(tokens: Tensor, grid: tuple[int, int, int], tubelet: int, patch: int) -> Tensor:
+    """Invert `pixel_targets` without normalization, for all tokens.
 
     Args:
         tokens: (B, N, tubelet * p * p * 3), tokens in the order time, row, column.

@@ -1,4 +1,4 @@
-"""How far a regressor's refined segments are from the truth (TCANet).
+"""Loss of segment refinement (TCANet).
 
 Pure functions. Shapes: P proposals, each with the ground truth that it overlaps most.
 """
@@ -16,7 +16,7 @@ HIGH, LOW = 0.7, 0.3
 
 
 def best_truths(proposals: Tensor, truths: Tensor) -> tuple[Tensor, Tensor]:
-    """The truth that each proposal overlaps most, (P, 2), (G, 2) -> (P, 2) and the tIoU (P,).
+    """Return the ground truth that each proposal overlaps most, (P, 2), (G, 2) -> (P, 2), and the tIoU (P,).
 
     Without truths a proposal stands for its own, with tIoU 0.
     """
@@ -30,8 +30,8 @@ def best_truths(proposals: Tensor, truths: Tensor) -> tuple[Tensor, Tensor]:
     return truths[chosen], overlap
 
 
-def balanced(overlap: Tensor, generator: torch.Generator) -> Tensor:
-    """Which proposals (P,) bool the quality loss reads: as many of each group as the smallest non-empty one has."""
+def balanced_sample(overlap: Tensor, generator: torch.Generator) -> Tensor:
+    """Sample the proposals (P,) bool of the quality loss: as many of each group as the smallest non-empty one has."""
     group = (overlap >= HIGH).long() + (overlap >= LOW).long()
     sizes = [int((group == index).sum()) for index in range(3)]
     least = min((size for size in sizes if size), default=0)
@@ -45,16 +45,16 @@ def balanced(overlap: Tensor, generator: torch.Generator) -> Tensor:
 
 def refinement_loss(
     ends: Tensor,
-    centre: Tensor,
+    center: Tensor,
     quality: Tensor,
     end_targets: Tensor,
-    centre_targets: Tensor,
+    center_targets: Tensor,
     overlap: Tensor,
     threshold: float,
     generator: torch.Generator,
     divisor: Divisor = at_least_one,
 ) -> dict[str, Tensor]:
-    """Smooth L1 on both codecs of the proposals that overlap enough, and on the quality of a balanced choice.
+    """Compute the smooth-L1 losses of both box codecs, for proposals above `threshold`, and of the quality.
 
     Args:
         ends, centre: (P, 2) offsets. quality: (P,) logits. end_targets, centre_targets: (P, 2).
@@ -69,9 +69,9 @@ def refinement_loss(
     # What does not count may hold infinite targets (no ground truth): it is replaced, not multiplied away.
     keep = good[:, None]
     ends_loss = F.smooth_l1_loss(ends, torch.where(keep, end_targets, ends.detach()), reduction="sum") / count
-    centre_loss = F.smooth_l1_loss(centre, torch.where(keep, centre_targets, centre.detach()), reduction="sum") / count
-    chosen = balanced(overlap, generator)
+    center_loss = F.smooth_l1_loss(center, torch.where(keep, center_targets, center.detach()), reduction="sum") / count
+    chosen = balanced_sample(overlap, generator)
     apart = F.smooth_l1_loss(quality.sigmoid(), overlap, reduction="none")
     quality_loss = (apart * chosen).sum() / divisor(chosen.sum())
-    total = ends_loss + centre_loss + quality_loss
-    return {"loss": total, "ends_loss": ends_loss, "centre_loss": centre_loss, "quality_loss": quality_loss}
+    total = ends_loss + center_loss + quality_loss
+    return {"loss": total, "ends_loss": ends_loss, "centre_loss": center_loss, "quality_loss": quality_loss}

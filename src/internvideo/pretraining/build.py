@@ -112,7 +112,7 @@ def _loader(recipe: Recipe, manifest: Manifest, model: nn.Module, skipped: Path 
             found = read_detections(data.key_frames.candidates)
             frames = [learned(frame, of_frame(frame, found)) for frame in object_frames(manifest)]
         return KeyFrameLoader(manifest, form, data.loader, skipped=skipped, frames=frames)
-    tokenizer = Tokenizer(context=model.config.text.context) if isinstance(model, VideoLanguage | Clip) else None
+    tokenizer = Tokenizer(context_length=model.config.text.context) if isinstance(model, VideoLanguage | Clip) else None
     sampler = data.sampling.build()
     with setting("data.augment"):
         transform = data.augment.eval_transform() if data.augment.as_tested else data.augment.train_transform()

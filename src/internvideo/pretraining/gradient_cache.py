@@ -49,14 +49,14 @@ def in_parts(encode: Encode, batch: Batch, clips_at_once: int | None) -> list[Fe
         batch: with tokens.
         clips_at_once: of a part; None for one part that keeps its activations.
     """
-    if batch.tokens is None:
+    if batch.text_ids is None:
         raise ValueError("this stage needs captions: the loader was given no tokenizer")
     size = clips_at_once or len(batch)
     found = []
     for start in range(0, len(batch), size):
         cut = slice(start, start + size)
         mask = None if batch.frame_mask is None else batch.frame_mask[cut]
-        part = (batch.video[cut], batch.tokens[cut], mask, start)
+        part = (batch.video[cut], batch.text_ids[cut], mask, start)
         whole = size >= len(batch)
         found.append(encode(*part) if whole else cast(Features, checkpoint(encode, *part, use_reentrant=False)))
     return found

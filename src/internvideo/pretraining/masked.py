@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from internvideo.data.batch import Batch
 from internvideo.models.videomae import VideoMAEPretrain
-from internvideo.objectives.masking import MaskKind, draw_mask, masked_count
-from internvideo.objectives.reconstruction import paste_tokens, pixel_targets, reconstruction_loss
+from internvideo.objectives.masking import MaskKind, num_masked_tokens, sample_mask
+from internvideo.objectives.reconstruction import pixel_targets, reconstruction_loss, unpatchify
 
 
 class MaskedSettings(BaseModel):
@@ -49,12 +49,12 @@ class MaskedStage(nn.Module):
     @property
     def masked(self) -> int:
         """M, tokens hidden in every clip: known without looking at a mask, so that a step need not wait for a GPU."""
-        return masked_count(self.settings.mask, self.model.config.grid, self.settings.ratio)
+        return num_masked_tokens(self.settings.mask, self.model.config.grid, self.settings.ratio)
 
     def draw_mask(self, clips: int, generator: torch.Generator) -> Tensor:
         """(B, N) bool on the generator's device, True = hidden, `masked` in every row."""
         grid = self.model.config.grid
-        return draw_mask(self.settings.mask, clips, grid, self.settings.ratio, generator, generator.device)
+        return sample_mask(self.settings.mask, clips, grid, self.settings.ratio, generator, generator.device)
 
     def targets(self, video: Tensor, mask: Tensor) -> Tensor:
         """uint8 (B, 3, T, S, S) and mask (B, N) -> (B, M, P) float32 pixels of the hidden tubelets."""
@@ -64,8 +64,8 @@ class MaskedStage(nn.Module):
             mask,
             config.tubelet,
             config.patch_size,
-            normalise=self.settings.normalised_targets,
-            masked=self.masked,
+            normalize=self.settings.normalised_targets,
+            num_masked=self.masked,
         )
 
     def forward(self, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
@@ -88,7 +88,12 @@ class MaskedStage(nn.Module):
         mask = self.draw_mask(len(video), generator)
         predicted = self.model(self.model.normalize(video), mask, config.tokens - self.masked).float()
         pixels = pixel_targets(
-            video, everything.to(video.device), config.tubelet, config.patch_size, normalise=False, masked=config.tokens
+            video,
+            everything.to(video.device),
+            config.tubelet,
+            config.patch_size,
+            normalize=False,
+            num_masked=config.tokens,
         )
         if self.settings.normalised_targets:
             clips, hidden, values = predicted.shape
@@ -98,6 +103,6 @@ class MaskedStage(nn.Module):
         shown, rebuilt = pixels.clone(), pixels.clone()
         shown[mask] = 0.5
         rebuilt[mask] = predicted.flatten(0, 1)
-        whole = [paste_tokens(part, config.grid, config.tubelet, config.patch_size) for part in (shown, rebuilt)]
+        whole = [unpatchify(part, config.grid, config.tubelet, config.patch_size) for part in (shown, rebuilt)]
         seen, made = [(part.clamp(0, 1) * 255).round().to(torch.uint8) for part in whole]
         return seen, made

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from internvideo.metrics.calibration import fit_temperature
-from internvideo.metrics.classification import cross_entropy, softmax, unit
+from internvideo.metrics.classification import cross_entropy, l2_normalize, softmax
 from internvideo.probing.cached_features import Kind
 from internvideo.probing.fit_split import folds
 from internvideo.probing.probe import ProbeHead
@@ -156,7 +156,7 @@ def nearest_means(train: LabeledFeatures, test: LabeledFeatures) -> Ints:
     train_features, test_features = (((features - mean) / scale).double().numpy() for features in plain)
     present = np.unique(train.labels)
     means = np.stack([train_features[train.labels == label].mean(axis=0) for label in present])
-    nearest: Ints = present[(unit(test_features) @ unit(means).T).argmax(axis=1)]
+    nearest: Ints = present[(l2_normalize(test_features) @ l2_normalize(means).T).argmax(axis=1)]
     return nearest
 
 

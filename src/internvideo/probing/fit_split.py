@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from internvideo.data.manifest import Manifest
 from internvideo.errors import ManifestError, RecipeError
-from internvideo.metrics.classification import unit
+from internvideo.metrics.classification import l2_normalize
 
 Ints = NDArray[np.int64]
 
@@ -161,7 +161,7 @@ def near_duplicates(features: NDArray[Any], groups: Ints) -> list[tuple[int, int
     Args:
         features: (n, E) standardized, so that the mean of all videos does not count. groups: (n,).
     """
-    unit_features = unit(np.asarray(features, dtype=np.float32))
+    unit_features = l2_normalize(np.asarray(features, dtype=np.float32))
     found: list[tuple[int, int, float]] = []
     for start in range(0, len(unit_features), BLOCK_SIZE):
         cosines = unit_features[start : start + BLOCK_SIZE] @ unit_features.T

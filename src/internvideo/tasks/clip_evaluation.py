@@ -106,7 +106,7 @@ def predict_language(task: str, trained: Trained, manifest: Manifest, settings: 
     device, name = choose_device(settings.device), trained.recipe.model.name
     if isinstance(trained.model, PairScoringMultipleChoice):
         return multiple_choice.predict_ranked(trained.model, source, manifest, clips, device, model_name=name)
-    tokenizer = Tokenizer(context=cast(VideoLanguage | Clip, trained.model).config.text.context)
+    tokenizer = Tokenizer(context_length=cast(VideoLanguage | Clip, trained.model).config.text.context)
     return LANGUAGE_TASKS[task](trained.model, tokenizer, source, manifest, clips, device, model_name=name)
 
 

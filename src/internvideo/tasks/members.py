@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from internvideo.errors import RunError
-from internvideo.metrics.classification import unit
+from internvideo.metrics.classification import l2_normalize
 from internvideo.tasks.table import Table
 
 
@@ -49,4 +49,4 @@ def of_each(table: Table, name: str) -> list[NDArray[Any]]:
 
 def units_of_each(table: Table, name: str) -> list[NDArray[np.floating[Any]]]:
     """The same as float64 vectors of length one."""
-    return [unit(part.astype(np.float64)) for part in of_each(table, name)]
+    return [l2_normalize(part.astype(np.float64)) for part in of_each(table, name)]

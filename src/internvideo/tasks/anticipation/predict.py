@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from internvideo.metrics import bootstrap
 from internvideo.metrics.frame_detection import (
-    Anticipated,
+    StaObjects,
     anticipation_average_precision,
     anticipation_statistic,
 )
@@ -93,18 +93,18 @@ def make_table(
     return Table(NAME, arrays, dict(protocol), {"asked": len(frames), "read": len(read), "unreadable": lost})
 
 
-def _frames(table: Table, guess: bool) -> list[tuple[Anticipated, Anticipated, NDArray[np.float64]]]:
+def _frames(table: Table, guess: bool) -> list[tuple[StaObjects, StaObjects, NDArray[np.float64]]]:
     made = []
     for number in range(len(table["frame_id"])):
         own, rows = table["truth_frame"] == number, table["frame"] == number
         contact = table["truth_contact"][own]
-        truth = Anticipated(
+        truth = StaObjects(
             table["truth_box"][own], table["truth_noun"][own], contact[:, 0].astype(np.int64), contact[:, 1]
         )
         verb, seconds = table["verb"][rows], table["seconds"][rows]
         if guess:
             verb, seconds = (np.full(int(rows.sum()), value) for value in table["guess"])
-        found = Anticipated(table["box"][rows], table["noun"][rows], verb.astype(np.int64), seconds)
+        found = StaObjects(table["box"][rows], table["noun"][rows], verb.astype(np.int64), seconds)
         made.append((truth, found, table["score"][rows]))
     return made
 

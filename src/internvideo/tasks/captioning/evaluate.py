@@ -34,7 +34,7 @@ def predict(trained: Trained, manifest: Manifest, settings: EvaluationSettings) 
     model = cast(VideoLanguage, trained.model)
     return captioning.predict(
         model,
-        Tokenizer(context=model.config.text.context),
+        Tokenizer(context_length=model.config.text.context),
         source,
         manifest,
         clips,

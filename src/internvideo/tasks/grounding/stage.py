@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from internvideo.data.batch import QueryBatch
 from internvideo.objectives.classification import Divisor, at_least_one
-from internvideo.objectives.grounding import NO_ANSWER, end_steps, highlight_loss, highlight_targets, span_loss
+from internvideo.objectives.grounding import NO_ANSWER, highlight_loss, highlight_targets, span_loss, span_to_steps
 from internvideo.tasks.grounding.model import Grounder
 
 
@@ -39,7 +39,7 @@ class GroundingStage(nn.Module):
         lengths = batch.mask.sum(dim=1).tolist()
         none = torch.full((2,), NO_ANSWER, device=batch.mask.device)
         made = [
-            end_steps(spans[0], int(length)) if len(spans) else none
+            span_to_steps(spans[0], int(length)) if len(spans) else none
             for spans, length in zip(batch.segments, lengths, strict=True)
         ]
         return torch.stack(made)

@@ -52,4 +52,4 @@ class ChoiceLoader(WrappedLoader[Loader]):
             rows = [self._rows[name] for name in batch.ids]
             tokens = question_tokens([text for row in rows for text in choice_texts(row)], self.context)
             labels = torch.tensor([row.choices.answer for row in rows if row.choices is not None])
-            yield replace(batch, tokens=tokens.view(len(rows), -1, tokens.shape[1]), labels=labels)
+            yield replace(batch, text_ids=tokens.view(len(rows), -1, tokens.shape[1]), labels=labels)

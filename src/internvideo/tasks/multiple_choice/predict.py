@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from internvideo.data.manifest import Manifest
 from internvideo.metrics import bootstrap
-from internvideo.metrics.classification import choice_scores, merge_rows, top_k_hits, unit
+from internvideo.metrics.classification import choice_scores, l2_normalize, merge_rows, top_k_hits
 from internvideo.models.heads import PairScoringMultipleChoice
 from internvideo.tasks.members import joined, of_each
 from internvideo.tasks.multiple_choice.data import choice_texts
@@ -67,7 +67,7 @@ def predict(
         "answers": np.asarray([choice.answer for choice in choices], dtype=np.int64),
         "options": np.asarray([len(choice.options) for choice in choices], dtype=np.int64),
         "text": text,
-        "video": merge_rows(unit(views.values["video"]), views.sample, len(rows)).astype(np.float32),
+        "video": merge_rows(l2_normalize(views.values["video"]), views.sample, len(rows)).astype(np.float32),
         "scale": np.asarray(scale),
     }
     protocol = {**describe(model, model_name, manifest, clips), "merge": "mean of unit vectors"}

@@ -112,7 +112,7 @@ def question_tokens(questions: Sequence[str], context: int, *, truncate: bool = 
     Raises:
         TextError: something that is no text, or a question longer than the context without `truncate`.
     """
-    tokens = Tokenizer(context=context - 1).encode(questions, truncate=truncate)
+    tokens = Tokenizer(context_length=context - 1).encode(questions, truncate=truncate)
     longest = int((tokens != 0).any(dim=0).sum())
     return torch.nn.functional.pad(tokens[:, :longest], (0, 1))
 
@@ -146,7 +146,7 @@ class QuestionLoader(WrappedLoader[Loader]):
             tokens = question_tokens([pair.question for pair in asked], self.context)
             if count > 1:
                 labels, tokens = labels.view(-1, count), tokens.view(len(batch), count, -1)
-            yield replace(batch, labels=labels, tokens=tokens)
+            yield replace(batch, labels=labels, text_ids=tokens)
 
     def _pair(self, name: str, turn: int) -> QA:
         """The question of a row that is asked when it is asked for time number `turn`."""

@@ -20,7 +20,7 @@ from internvideo.data.manifest import Manifest
 from internvideo.data.sample import QA
 from internvideo.errors import RunError
 from internvideo.metrics import bootstrap
-from internvideo.metrics.classification import IGNORED, label_ranks
+from internvideo.metrics.classification import IGNORE_INDEX, label_ranks
 from internvideo.models.heads import VideoQuestionAnswering
 from internvideo.tasks.protocol import ClipProtocol, ClipSource, describe
 from internvideo.tasks.question_answering.data import question_tokens, question_type
@@ -86,7 +86,7 @@ def predict(
     pairs = [pair for row in read for pair in row.qa]
     scores = np.concatenate([said[row.id] for row in read]) / clips.clips
     _check_finite(scores, pairs)
-    labels = np.asarray([known.get(pair.answer, IGNORED) for pair in pairs], dtype=np.int64)
+    labels = np.asarray([known.get(pair.answer, IGNORE_INDEX) for pair in pairs], dtype=np.int64)
     top = np.argsort(-scores, axis=1, kind="stable")[:, :SHOWN]
     prior = commonest or {}
     arrays: dict[str, NDArray[Any]] = {
@@ -129,7 +129,7 @@ def _check_finite(scores: Floats, pairs: Sequence[QA]) -> None:
 
 def _ranks(scores: Floats, labels: NDArray[np.int64]) -> NDArray[np.int64]:
     ranks = np.full(len(labels), -1, dtype=np.int64)
-    known = labels != IGNORED
+    known = labels != IGNORE_INDEX
     if known.any():
         ranks[known] = label_ranks(scores[known], labels[known])
     return ranks
@@ -144,7 +144,7 @@ def score(table: Table) -> Result:
     question's type. accuracy_TYPE: over all questions of a type.
     """
     figures = Figures()
-    known, video = table["label"] != IGNORED, table["video"]
+    known, video = table["label"] != IGNORE_INDEX, table["video"]
     everything = np.ones(len(known), dtype=bool)
 
     def add(name: str, hits: Bools, counted: Bools) -> None:

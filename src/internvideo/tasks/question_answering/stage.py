@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from internvideo.data.batch import Batch
 from internvideo.models.heads import PairScoringMultipleChoice, VideoQuestionAnswering
-from internvideo.objectives.classification import IGNORED, Divisor, at_least_one, cross_entropy
+from internvideo.objectives.classification import IGNORE_INDEX, Divisor, at_least_one, cross_entropy
 
 
 class AnsweringSettings(BaseModel):
@@ -48,12 +48,12 @@ class AnsweringStage(nn.Module):
         Tokens are questions (B, L), or K about each clip (B, K, L), with labels (B,) or (B, K): the number of the
         answer, or -100. For multiple choice tokens are the candidates of each clip (B, K, L), labels (B,).
         """
-        if batch.tokens is None or batch.labels is None:
+        if batch.text_ids is None or batch.labels is None:
             raise ValueError("the answering stage needs questions (tokens) and answers (labels)")
-        scores = self.model(self.model.normalize(batch.video), batch.tokens)
+        scores = self.model(self.model.normalize(batch.video), batch.text_ids)
         right = (scores.detach().argmax(dim=-1) == batch.labels).sum()
         smoothing = self.settings.label_smoothing
         return {
             "loss": cross_entropy(scores, batch.labels, smoothing=smoothing, divisor=self.divisor),
-            "accuracy": right / self.divisor((batch.labels != IGNORED).sum()),
+            "accuracy": right / self.divisor((batch.labels != IGNORE_INDEX).sum()),
         }

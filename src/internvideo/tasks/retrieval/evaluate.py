@@ -65,7 +65,7 @@ def predict(models: Sequence[Trained], rows: Manifest, settings: EvaluationSetti
     for trained in models:
         clips, source = clip_source(trained, rows, settings)
         model = cast(VideoLanguage | Clip, trained.model)
-        tokenizer = Tokenizer(context=model.config.text.context)
+        tokenizer = Tokenizer(context_length=model.config.text.context)
         table = retrieval.predict(
             model, tokenizer, source, rows, clips, device,
             model_name=trained.recipe.model.name, captions=_captions(models[0], settings),

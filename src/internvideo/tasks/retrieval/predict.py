@@ -14,7 +14,7 @@ from torch import nn
 
 from internvideo.data.manifest import Manifest
 from internvideo.metrics import bootstrap
-from internvideo.metrics.classification import merge_rows, unit
+from internvideo.metrics.classification import l2_normalize, merge_rows
 from internvideo.tasks.members import described as described
 from internvideo.tasks.members import joined, of_each, units_of_each
 from internvideo.tasks.protocol import ClipProtocol, ClipSource, TextEncoder, VideoTextModel, describe
@@ -75,7 +75,7 @@ def predict(
         texts, owner = _queries([manifest.rows[index].captions for index in views.read], captions)
         text = run_texts(towers, tokenizer, texts, device)
         scale = float(towers.scale)
-    video = merge_rows(unit(views.values["video"]), views.sample, len(views.read))
+    video = merge_rows(l2_normalize(views.values["video"]), views.sample, len(views.read))
     arrays = {
         "ids": np.asarray([manifest.rows[index].id for index in views.read]),
         "captions": np.asarray(texts),

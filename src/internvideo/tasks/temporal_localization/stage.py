@@ -88,7 +88,7 @@ class LocalisationStage(nn.Module):
             valid,
             targets,
             distances,
-            normaliser=self.normaliser / len(positive),
+            normalizer=self.normaliser / len(positive),
             smoothing=self.settings.label_smoothing,
             weight=self.settings.loss_weight,
         )
