@@ -204,7 +204,7 @@ def suppression(rng: np.random.Generator, size: int) -> tuple[Callable[[], float
     """Gaussian soft suppression of one list of segments, 100 kept."""
     start = rng.uniform(0, 200, size)
     spans, scores = np.stack([start, start + rng.uniform(1, 40, size)], 1), rng.random(size)
-    settings = SuppressionSettings(most=100, per_class=False)
+    settings = SuppressionSettings(max_segments=100, per_class=False)
 
     def plain() -> float:
         rest = [[score, *span] for score, span in zip(scores.tolist(), spans.tolist(), strict=True)]

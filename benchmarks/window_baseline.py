@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from internvideo.errors import RunError
 from internvideo.tasks.table import Table
 from internvideo.tasks.temporal_localization.data import FeatureSet, FeatureVideo, load
-from internvideo.tasks.temporal_localization.nms import SuppressionSettings, thin_out
+from internvideo.tasks.temporal_localization.nms import SuppressionSettings, soft_nms
 from internvideo.tasks.temporal_localization.predict import FEATURE_FACTS, Segments, make_table
 
 Floats = NDArray[np.floating[Any]]
@@ -63,7 +63,7 @@ def find(video: FeatureVideo, scores: Floats, settings: SuppressionSettings, ign
     lengths = found.spans[:, 1] - found.spans[:, 0]
     long = lengths >= SHORTEST
     weighted = found.scores * np.minimum(lengths / WHOLE, 1.0)
-    spans, values, labels = thin_out(found.spans[long], weighted[long], found.labels[long], settings)
+    spans, values, labels = soft_nms(found.spans[long], weighted[long], found.labels[long], settings)
     seconds = np.clip((spans * video.stride + 0.5 * video.window) / video.fps, 0.0, video.duration)
     return Segments(seconds, values, labels)
 
@@ -89,7 +89,7 @@ def predict(
     if classify is None and scores.width != len(scores.classes):
         allowed = f"scores of the {len(scores.classes)} classes"
         raise RunError(scores.source, f"features of {scores.width} channels", allowed, "extract with --layer scores")
-    settings = settings or SuppressionSettings(most=100)
+    settings = settings or SuppressionSettings(max_segments=100)
     ignored = [scores.classes.index(name) for name in background]
     found = []
     for video in scores.videos:

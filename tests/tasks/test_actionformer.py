@@ -183,7 +183,7 @@ def test_detections(case: str, video: str) -> None:
             sigma=asked["nms_sigma"],
             overlap=asked["iou_threshold"],
             min_score=asked["min_score"],
-            most=asked["max_seg_num"],
+            max_segments=asked["max_seg_num"],
             per_class=asked["multiclass_nms"],
             voting=asked["voting_thresh"],
         ),

@@ -20,7 +20,14 @@ from internvideo.recipe import build_recipe
 from internvideo.tasks.evaluation_settings import EvaluationSettings
 from internvideo.tasks.navigation import predict as navigation
 from internvideo.tasks.navigation.planner import CANDIDATE, CONTEXT, STOP
-from internvideo.tasks.navigation.rollout import Eyes, Mind, Teacher, Traveller, observation, walk
+from internvideo.tasks.navigation.rollout import (
+    EpisodeState,
+    ObservationEncoder,
+    PlannerState,
+    ShortestPathExpert,
+    observation,
+    rollout,
+)
 from internvideo.tasks.navigation.stage import NavigationSettings, NavigationStage
 from internvideo.tasks.navigation.waypoints import Candidates
 from internvideo.tasks.navigation.world.batch import NavigationBatch
@@ -35,14 +42,14 @@ from internvideo.tasks.navigation.world.walks import heat_map, in_views, open_le
 from internvideo.tasks.table import Table
 
 
-def places(*found: tuple[int, int]) -> Candidates:
+def waypoints(*found: tuple[int, int]) -> Candidates:
     angles, distances = zip(*found, strict=True) if found else ((), ())
     return Candidates(torch.tensor(angles, dtype=torch.int64), torch.tensor(distances, dtype=torch.int64))
 
 
-def traveller(number: int = 0) -> Traveller:
+def state(number: int = 0) -> EpisodeState:
     episode = small_navigation.episodes(number + 1)[number]
-    one = Traveller(0, episode, house_world())
+    one = EpisodeState(0, episode, house_world())
     one.start()
     return one
 
@@ -62,15 +69,15 @@ def test_words_are_the_commonest_and_others_are_unknown() -> None:
 
 
 def test_open_places_are_far_apart_and_can_be_walked_to() -> None:
-    one = traveller()
-    world, pose = one.world, one.world.pose
+    one = state()
+    env, pose = one.env, one.env.pose
     lengths = open_lengths(house_world(), pose)
     found = open_places(lengths)
     assert 1 <= len(found) <= 5
     for number, (angle, distance) in enumerate(found):
-        world.step(-angle * math.pi / 60, (distance + 1) * 0.25)
-        assert math.dist(world.pose.position, pose.position) == pytest.approx((distance + 1) * 0.25, abs=1e-6)
-        world.place(pose, 0)
+        env.step(-angle * math.pi / 60, (distance + 1) * 0.25)
+        assert math.dist(env.pose.position, pose.position) == pytest.approx((distance + 1) * 0.25, abs=1e-6)
+        env.place(pose, 0)
         for other, _ in found[number + 1 :]:
             assert min(abs(angle - other), 120 - abs(angle - other)) > 10
     heat = heat_map(found)
@@ -79,15 +86,15 @@ def test_open_places_are_far_apart_and_can_be_walked_to() -> None:
 
 
 def test_things_are_told_of_the_view_that_looks_at_them() -> None:
-    world = house_world()
-    scene = world.enter("house").scene
-    world.reset(small_navigation.episodes(1)[0])
+    env = house_world()
+    scene = env.enter("house").scene
+    env.reset(small_navigation.episodes(1)[0])
     thing = scene.landmarks[0]
     near = [(thing.x + 1.2 * math.cos(a), thing.y + 1.2 * math.sin(a)) for a in np.arange(0, 6.3, 0.4)]
-    x, y = next(place for place in near if world.free(place))
+    x, y = next(place for place in near if env.free(place))
     ahead = Pose(x, y, math.atan2(thing.y - y, thing.x - x))
-    things, motions = in_views(world, ahead)
-    left, _ = in_views(world, replace(ahead, heading=ahead.heading - math.pi / 2))
+    things, motions = in_views(env, ahead)
+    left, _ = in_views(env, replace(ahead, heading=ahead.heading - math.pi / 2))
     assert things[0].any()
     assert left[3].any()
     assert np.array_equal(left[3], things[0])
@@ -98,28 +105,28 @@ def test_things_are_told_of_the_view_that_looks_at_them() -> None:
 
 
 def test_the_first_picture_stands_for_those_before_it() -> None:
-    one = traveller()
-    assert one.latest(4) == (one.trail[0],) * 4
-    one.go(0.0, 0.5)
-    assert one.latest(4) == (one.trail[0], *one.trail)
-    assert one.decisions == [0, 2]
+    one = state()
+    assert one.latest(4) == (one.trajectory[0],) * 4
+    one.step(0.0, 0.5)
+    assert one.latest(4) == (one.trajectory[0], *one.trajectory)
+    assert one.decision_steps == [0, 2]
 
 
 def test_features_are_computed_once_for_a_pose_and_its_past() -> None:
-    eyes, one = Eyes(navigator().eval()), traveller()
-    first = eyes.look([one, one])
+    encoder, one = ObservationEncoder(navigator().eval()), state()
+    first = encoder.encode([one, one])
     assert first.image.shape == (2, 12, 8)
     assert first.depth.shape == (2, 12, 8, 4, 4)
     assert bool(first.video.any())
     assert torch.equal(first.image[0], first.image[1])
-    assert len(eyes._kept) == 1
-    one.go(0.3, 0.5)
-    assert not torch.equal(eyes.look([one]).image[0], first.image[0])
-    assert not bool(Eyes(navigator().eval(), frames=1).look([one]).video.any())
+    assert len(encoder._cache) == 1
+    one.step(0.3, 0.5)
+    assert not torch.equal(encoder.encode([one]).image[0], first.image[0])
+    assert not bool(ObservationEncoder(navigator().eval(), frames=1).encode([one]).video.any())
 
 
 def test_what_can_be_chosen() -> None:
-    found = places((0, 3), (30, 7))  # ahead, and to the right: views 0 and 9
+    found = waypoints((0, 3), (30, 7))  # ahead, and to the right: views 0 and 9
     rgb, depth = torch.arange(12.0)[None, :, None].expand(1, 12, 8), torch.zeros(1, 12, 8)
     seen = observation(rgb, depth, [found])
     assert seen.kind[0].tolist() == [CANDIDATE, CANDIDATE, STOP] + [CONTEXT] * 10
@@ -129,42 +136,42 @@ def test_what_can_be_chosen() -> None:
 
 
 def test_the_teacher_goes_where_the_goal_is_nearest_and_stops_beside_it() -> None:
-    one = traveller()
-    teacher, goal = Teacher(1.5), one.episode.goal
+    one = state()
+    teacher, goal = ShortestPathExpert(1.5), one.episode.goal
     assert goal is not None
-    every = places(*((angle, 5) for angle in range(0, 120, 10)))
+    every = waypoints(*((angle, 5) for angle in range(0, 120, 10)))
     best = teacher(one, every)
-    pose = one.world.pose
-    one.go(float(every.turn[best]), float(every.metres[best]))
-    reached = one.world.geodesic(one.world.pose.position, goal)
-    one.world.place(pose, 0)
+    pose = one.env.pose
+    one.step(float(every.turn[best]), float(every.metres[best]))
+    reached = one.env.geodesic(one.env.pose.position, goal)
+    one.env.place(pose, 0)
     for turn, metres in zip(every.turn.tolist(), every.metres.tolist(), strict=True):
-        one.world.step(turn, metres)
-        assert reached <= one.world.geodesic(one.world.pose.position, goal) + 1e-9
-        one.world.place(pose, 0)
-    assert teacher(one, places()) == 0
-    one.world.place(Pose(goal[0], goal[1], 0.0), 0)
+        one.env.step(turn, metres)
+        assert reached <= one.env.geodesic(one.env.pose.position, goal) + 1e-9
+        one.env.place(pose, 0)
+    assert teacher(one, waypoints()) == 0
+    one.env.place(Pose(goal[0], goal[1], 0.0), 0)
     assert teacher(one, every) == len(every.angle)
     with pytest.raises(ValueError, match="no goal"):
-        teacher(Traveller(0, replace(one.episode, goal=None), one.world), every)
+        teacher(EpisodeState(0, replace(one.episode, goal=None), one.env), every)
 
 
 def test_walks_end_by_stopping_or_by_the_number_of_decisions() -> None:
-    eyes, batch = Eyes(navigator().eval()), episode_batch(2)
-    stopped = walk(eyes, batch, navigation.standing, 5)
-    assert [(one.chose_to_stop, len(one.trail)) for one in stopped] == [(True, 1)] * 2
-    on = walk(eyes, batch, lambda active, seen, found: [0 if len(one.angle) else 1 for one in found], 3)
-    assert [(one.chose_to_stop, len(one.decisions)) for one in on] == [(False, 4)] * 2
+    encoder, batch = ObservationEncoder(navigator().eval()), episode_batch(2)
+    stopped = rollout(encoder, batch, navigation.stop_policy, 5)
+    assert [(one.stopped, len(one.trajectory)) for one in stopped] == [(True, 1)] * 2
+    on = rollout(encoder, batch, lambda active, seen, found: [0 if len(one.angle) else 1 for one in found], 3)
+    assert [(one.stopped, len(one.decision_steps)) for one in on] == [(False, 4)] * 2
 
 
 def test_the_mind_remembers_only_for_those_on_their_way() -> None:
     model = navigator().eval()
     batch = episode_batch(3)
-    mind = Mind(model, batch.tokens)
-    mind.remember(torch.tensor([0, 2]), torch.randn(2, 12, 8), torch.zeros(2))
-    assert mind.history.shape == (3, 2, 16)
-    assert bool(mind.history[[0, 2], 1].any(dim=1).all())
-    assert not bool(mind.history[1, 1].any())
+    planner_state = PlannerState(model, batch.tokens)
+    planner_state.append_history(torch.tensor([0, 2]), torch.randn(2, 12, 8), torch.zeros(2))
+    assert planner_state.history.shape == (3, 2, 16)
+    assert bool(planner_state.history[[0, 2], 1].any(dim=1).all())
+    assert not bool(planner_state.history[1, 1].any())
 
 
 # --- learning --------------------------------------------------------------------------------------------------------
@@ -255,10 +262,10 @@ def recipe(stage: str, folder: Path, **more: object) -> dict[str, object]:
 
 
 def test_from_houses_to_figures(folder: Path, tmp_path: Path) -> None:
-    eyes = run_recipe(build_recipe(recipe("waypoints", folder)), tmp_path / "eyes", device="cpu")
-    walks = {"settings": {"steps": 3, "test_steps": 3}, "init": {"weights": str(eyes)}}
+    encoder = run_recipe(build_recipe(recipe("waypoints", folder)), tmp_path / "eyes", device="cpu")
+    walks = {"settings": {"steps": 3, "test_steps": 3}, "init": {"weights": str(encoder)}}
     agent = run_recipe(build_recipe(recipe("navigation", folder, **walks)), tmp_path / "agent", device="cpu")
-    seen, learned = load_trained(eyes).model.state_dict(), load_trained(agent).model.state_dict()
+    seen, learned = load_trained(encoder).model.state_dict(), load_trained(agent).model.state_dict()
     same = {name for name, value in learned.items() if torch.equal(value, seen[name])}
     assert {name for name in learned if name.split(".")[0] in ("image", "video", "depth", "waypoints")} <= same
     assert {"planner.action.4.weight", "rgb.weight"}.isdisjoint(same)
@@ -272,7 +279,7 @@ def test_from_houses_to_figures(folder: Path, tmp_path: Path) -> None:
     assert navigation.score(table) == result
     assert (tmp_path / "out" / "walks.svg").read_text().startswith("<svg")
     with pytest.raises(WeightsError, match="no agent"):
-        evaluate_task("navigation", eyes, folder, tmp_path / "other", EvaluationSettings(device="cpu"))
+        evaluate_task("navigation", encoder, folder, tmp_path / "other", EvaluationSettings(device="cpu"))
 
 
 def test_episodes_that_cannot_be_scored_are_told() -> None:

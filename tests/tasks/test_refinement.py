@@ -253,7 +253,7 @@ def test_suppression_is_the_published_one(learned: Path) -> None:
     how = load_trained(learned / "run" / "model.safetensors", device="cpu").recipe.settings
     made = how.suppression(per_class=False)  # type: ignore[attr-defined]  # RefinementSettings
     assert made == SuppressionSettings(
-        sigma=0.4, power=2.5, extent=0.0, min_score=0.0, most=101, per_class=False, voting=0.0
+        sigma=0.4, power=2.5, extent=0.0, min_score=0.0, max_segments=101, per_class=False, voting=0.0
     )
 
 

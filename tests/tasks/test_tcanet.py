@@ -80,7 +80,7 @@ def test_suppression() -> None:
         power=stored["iou_power"],
         extent=0.0,
         min_score=0.0,
-        most=stored["max_outputs"],
+        max_segments=stored["max_outputs"],
         per_class=False,
     )
     index, scores = suppress(rows[:, :2], rows[:, 2], settings)

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from internvideo.metrics.temporal_detection import average_precision, detections
-from internvideo.tasks.temporal_localization.nms import SuppressionSettings, fuse_class_scores, suppress, thin_out
+from internvideo.tasks.temporal_localization.nms import SuppressionSettings, fuse_class_scores, soft_nms, suppress
 
 NMS, FUSION = GOLDENS / "tasks" / "tal_nms", GOLDENS / "tasks" / "tal_score_fusion"
 STORED: dict[str, Any] = json.loads((NMS / "cases.json").read_text("utf-8"))
@@ -32,12 +32,12 @@ def test_stored_case(case: dict[str, Any], variant: str) -> None:
         sigma=case["sigma"],
         overlap=case["iou_threshold"],
         min_score=case["min_score"],
-        most=case["max_seg_num"],
+        max_segments=case["max_seg_num"],
         per_class=case["multiclass"],
         voting=case["voting_thresh"],
         voting_weight=VARIANTS[variant],
     )
-    segments, scores, labels = thin_out(*(ARRAYS[f"c{number}_{name}"] for name in ("segs", "scores", "labels")), asked)
+    segments, scores, labels = soft_nms(*(ARRAYS[f"c{number}_{name}"] for name in ("segs", "scores", "labels")), asked)
     np.testing.assert_allclose(segments, ARRAYS[f"c{number}_{variant}_segs"], rtol=1e-6, atol=1e-5)
     np.testing.assert_allclose(scores, ARRAYS[f"c{number}_{variant}_scores"], rtol=1e-5, atol=1e-6)
     np.testing.assert_array_equal(labels, ARRAYS[f"c{number}_{variant}_labels"])
@@ -64,7 +64,9 @@ def fused(video: str) -> Any:
     rows, stored = read("proposals")[video], read("expected")
     segments, scores = np.asarray([row["segment"] for row in rows]), np.asarray([row["score"] for row in rows])
     class_scores = np.asarray(read("cls_scores")["results"][video])
-    return fuse_class_scores(segments, scores, class_scores, classes=stored["topk"], most=stored["num_pred"])
+    return fuse_class_scores(
+        segments, scores, class_scores, num_classes=stored["topk"], max_segments=stored["num_pred"]
+    )
 
 
 VIDEOS = sorted(read("expected")["fused"])
@@ -113,8 +115,8 @@ def test_scores_never_rise_and_nothing_is_invented(
     table = np.asarray(rows, dtype=np.float64).reshape(-1, 3)
     segments, scores = np.stack([table[:, 0], table[:, 0] + table[:, 1]], axis=1), table[:, 2] / 100
     labels = np.arange(len(table)) % 2
-    asked = SuppressionSettings(decay, min_score=0.05, most=7, per_class=per_class)
-    kept, decayed, names = thin_out(segments, scores, labels, asked)
+    asked = SuppressionSettings(decay, min_score=0.05, max_segments=7, per_class=per_class)
+    kept, decayed, names = soft_nms(segments, scores, labels, asked)
     assert len(kept) == len(decayed) == len(names) <= 7
     assert (np.diff(decayed) <= 0).all()
     known = {(*segment, label): score for segment, score, label in zip(segments.tolist(), scores, labels, strict=True)}
@@ -151,14 +153,14 @@ def kernel(segments: Any, scores: Any, asked: SuppressionSettings) -> list[int]:
 def test_equal_scores_keep_the_order_of_the_kernel(rows: list[tuple[int, int, float]]) -> None:
     segments = np.asarray([(start, start + length) for start, length, _ in rows], dtype=np.float64).reshape(-1, 2)
     scores = np.asarray([score for *_, score in rows], dtype=np.float64)
-    asked = SuppressionSettings(sigma=0.5, min_score=0.15, most=1000)
+    asked = SuppressionSettings(sigma=0.5, min_score=0.15, max_segments=1000)
     assert suppress(segments, scores, asked)[0].tolist() == kernel(segments, scores, asked)
 
 
 def test_no_segments() -> None:
     nothing = np.zeros((0, 2)), np.zeros(0), np.zeros(0, dtype=np.int64)
     for per_class in (True, False):
-        assert [len(part) for part in thin_out(*nothing, SuppressionSettings(per_class=per_class, voting=0.5))] == [
+        assert [len(part) for part in soft_nms(*nothing, SuppressionSettings(per_class=per_class, voting=0.5))] == [
             0
         ] * 3
     with pytest.raises(ValueError, match="sigma"):

@@ -18,7 +18,15 @@ from internvideo.metrics import bootstrap
 from internvideo.tasks.navigation import metrics as measures
 from internvideo.tasks.navigation.metrics import Walked
 from internvideo.tasks.navigation.model import Navigator, Seen
-from internvideo.tasks.navigation.rollout import Choose, Eyes, Mind, Teacher, Traveller, taken, walk
+from internvideo.tasks.navigation.rollout import (
+    EpisodeState,
+    ObservationEncoder,
+    PlannerState,
+    Policy,
+    ShortestPathExpert,
+    chosen_headings,
+    rollout,
+)
 from internvideo.tasks.navigation.stage import NavigationSettings, readable
 from internvideo.tasks.navigation.waypoints import Candidates
 from internvideo.tasks.navigation.world.batch import NavigationBatch
@@ -35,47 +43,47 @@ UP = 2
 Floats = NDArray[np.float64]
 
 
-def planning(model: Navigator, tokens: Tensor) -> Choose:
-    """The trained agent: what the planner scores highest."""
-    mind = Mind(model, tokens)
+def planner_policy(model: Navigator, tokens: Tensor) -> Policy:
+    """Return the policy of the trained agent: the planner's highest score."""
+    planner_state = PlannerState(model, tokens)
 
-    def choose(active: Sequence[Traveller], seen: Seen, places: Sequence[Candidates]) -> list[int]:
-        rows = torch.tensor([traveller.row for traveller in active], device=tokens.device)
+    def choose(active: Sequence[EpisodeState], seen: Seen, waypoints: Sequence[Candidates]) -> list[int]:
+        rows = torch.tensor([state.row for state in active], device=tokens.device)
         rgb = model.enter(seen)
-        actions: list[int] = mind.scores(rows, rgb, seen, places).argmax(dim=1).tolist()
-        mind.remember(rows, rgb, taken(places, actions, tokens.device))
+        actions: list[int] = planner_state.scores(rows, rgb, seen, waypoints).argmax(dim=1).tolist()
+        planner_state.append_history(rows, rgb, chosen_headings(waypoints, actions, tokens.device))
         return actions
 
     return choose
 
 
-def wandering(seed: int) -> Choose:
-    """Any place or stopping, each as likely."""
+def random_policy(seed: int) -> Policy:
+    """Return the policy that chooses among the waypoints and stopping uniformly at random."""
     rng = np.random.default_rng(seed)
 
-    def choose(active: Sequence[Traveller], seen: Seen, places: Sequence[Candidates]) -> list[int]:
-        return [int(rng.integers(len(found.angle) + 1)) for found in places]
+    def choose(active: Sequence[EpisodeState], seen: Seen, waypoints: Sequence[Candidates]) -> list[int]:
+        return [int(rng.integers(len(found.angle) + 1)) for found in waypoints]
 
     return choose
 
 
-def standing(active: Sequence[Traveller], seen: Seen, places: Sequence[Candidates]) -> list[int]:
-    """Stop at once."""
-    return [len(found.angle) for found in places]
+def stop_policy(active: Sequence[EpisodeState], seen: Seen, waypoints: Sequence[Candidates]) -> list[int]:
+    """Stop in the first step (a policy)."""
+    return [len(found.angle) for found in waypoints]
 
 
-def knowing(stop_within: float) -> Choose:
-    """The teacher: what can be reached with these waypoints."""
-    teacher = Teacher(stop_within)
-    return lambda active, seen, places: [teacher(*one) for one in zip(active, places, strict=True)]
+def expert_policy(stop_within: float) -> Policy:
+    """Return the shortest-path expert as a policy: an upper bound with these waypoints."""
+    expert = ShortestPathExpert(stop_within)
+    return lambda active, seen, waypoints: [expert(*one) for one in zip(active, waypoints, strict=True)]
 
 
-def baselines(settings: NavigationSettings) -> dict[str, Callable[[int], Choose]]:
-    """Name -> number of a batch -> who chooses."""
+def baselines(settings: NavigationSettings) -> dict[str, Callable[[int], Policy]]:
+    """Name -> index of a batch -> policy."""
     return {
-        "random": wandering,
-        "stop at once": lambda number: standing,
-        "teacher": lambda number: knowing(settings.stop_within),
+        "random": random_policy,
+        "stop at once": lambda index: stop_policy,
+        "teacher": lambda index: expert_policy(settings.stop_within),
     }
 
 
@@ -91,7 +99,7 @@ def predict(
     source: str = "",
     with_baselines: bool = True,
 ) -> Table:
-    """The walks of the trained agent and of the baselines through the same episodes.
+    """Roll out the trained agent and the baselines on the same episodes.
 
     Args:
         model: in evaluation mode, on `device`. batches: gives all episodes, in order; their goals must be known.
@@ -100,15 +108,15 @@ def predict(
     Raises:
         ManifestError: an episode without a goal or without a reference path.
     """
-    walks: list[tuple[str, Traveller, Floats]] = []
+    walks: list[tuple[str, EpisodeState, Floats]] = []
     agents = baselines(settings) if with_baselines else {}
     for name in (AGENT, *agents):
-        eyes = Eyes(model, settings.keep, frames=None if name == AGENT else 1)
-        for number, batch in enumerate(batches()):
+        encoder = ObservationEncoder(model, settings.keep, frames=None if name == AGENT else 1)
+        for index, batch in enumerate(batches()):
             _check(batch.episodes)
             here = batch.to(device)
-            choose = planning(model, readable(here.tokens, settings)) if name == AGENT else agents[name](number)
-            walks += [(name, done, distances(done)) for done in walk(eyes, here, choose, settings.test_steps)]
+            policy = planner_policy(model, readable(here.tokens, settings)) if name == AGENT else agents[name](index)
+            walks += [(name, done, distances(done)) for done in rollout(encoder, here, policy, settings.test_steps)]
     protocol = {
         "model": model_name,
         "weights_sha256": weights_hash(model),
@@ -129,21 +137,21 @@ def _check(episodes: Sequence[Episode]) -> None:
             raise ManifestError(f"episode {episode.id}", "no goal or no reference path", "a split that can be scored")
 
 
-def distances(traveller: Traveller) -> Floats:
-    """(n,) metres to the goal, around obstacles, from every pose of a walk; its world must still hold the episode."""
-    goal, known = traveller.episode.goal, dict[tuple[float, ...], float]()
+def distances(state: EpisodeState) -> Floats:
+    """Compute the geodesic distances (n,) in metres from all poses to the goal; `env` must hold the episode."""
+    goal, known = state.episode.goal, dict[tuple[float, ...], float]()
     assert goal is not None
-    for pose, _ in traveller.trail:
+    for pose, _ in state.trajectory:
         if pose.position not in known:
-            known[pose.position] = traveller.world.geodesic(pose.position, goal)
-    return np.asarray([known[pose.position] for pose, _ in traveller.trail])
+            known[pose.position] = state.env.geodesic(pose.position, goal)
+    return np.asarray([known[pose.position] for pose, _ in state.trajectory])
 
 
-def _arrays(walks: Sequence[tuple[str, Traveller, Floats]]) -> dict[str, NDArray[Any]]:
+def _arrays(walks: Sequence[tuple[str, EpisodeState, Floats]]) -> dict[str, NDArray[Any]]:
     """Walks of all lengths one after another, with their counts."""
-    episodes = [traveller.episode for _, traveller, _ in walks]
+    episodes = [state.episode for _, state, _ in walks]
     agents = list(dict.fromkeys(name for name, _, _ in walks))
-    positions = [np.asarray([pose.position for pose, _ in traveller.trail]) for _, traveller, _ in walks]
+    positions = [np.asarray([pose.position for pose, _ in state.trajectory]) for _, state, _ in walks]
     references = [_with_height(episode.path) for episode in episodes]
     return {
         "agents": np.asarray(agents),
@@ -153,13 +161,13 @@ def _arrays(walks: Sequence[tuple[str, Traveller, Floats]]) -> dict[str, NDArray
         "trajectories": np.asarray([episode.trajectory for episode in episodes]),
         "instructions": np.asarray([episode.instruction for episode in episodes]),
         "stopped": np.asarray([True for _ in walks]),
-        "chose_to_stop": np.asarray([traveller.chose_to_stop for _, traveller, _ in walks]),
-        "collided": np.asarray([traveller.collided for _, traveller, _ in walks]),
+        "chose_to_stop": np.asarray([state.stopped for _, state, _ in walks]),
+        "collided": np.asarray([state.collisions for _, state, _ in walks]),
         "positions": np.concatenate(positions),
         "distances": np.concatenate([away for _, _, away in walks]),
         "position_counts": np.asarray([len(one) for one in positions]),
-        "decisions": np.concatenate([np.asarray(traveller.decisions) for _, traveller, _ in walks]),
-        "decision_counts": np.asarray([len(traveller.decisions) for _, traveller, _ in walks]),
+        "decisions": np.concatenate([np.asarray(state.decision_steps) for _, state, _ in walks]),
+        "decision_counts": np.asarray([len(state.decision_steps) for _, state, _ in walks]),
         "references": np.concatenate(references),
         "reference_counts": np.asarray([len(one) for one in references]),
     }

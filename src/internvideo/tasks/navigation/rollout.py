@@ -1,7 +1,7 @@
-"""Walks of agents through worlds, several side by side: look, find places to go, choose one, go there.
+"""Roll out navigation agents in a batch of environments: encode views, predict waypoints, choose one, move there.
 
-The stage of imitation and the task of navigation walk with the same code; what differs is who chooses.
-Source: Visual-Language-Navigation. Shapes: A travellers on their way, 12 views, O observation tokens, D width.
+The stage of imitation learning and the evaluation use the same rollout with different policies.
+Source: Visual-Language-Navigation. Shapes: A active episodes, 12 views, O observation tokens, D width.
 """
 
 from __future__ import annotations
@@ -30,85 +30,85 @@ Key = tuple[object, ...]
 
 
 @dataclass
-class Traveller:
-    """One episode on its way.
+class EpisodeState:
+    """State of one episode.
 
     Attributes:
-        row: its number in the batch. episode, world: what and where.
-        trail: every pose so far with its tick, the start first. decisions: which of them were decisions.
-        done: has ended. chose_to_stop: ended by itself. collided: steps that met something.
+        row: its index in the batch. episode, env: the instruction with its goal, and the environment.
+        trajectory: all poses so far with their ticks, the start first. decision_steps: indices of the decisions in it.
+        done: has ended. stopped: ended by the policy's stop action. collisions: number of steps that collided.
     """
 
     row: int
     episode: Episode
-    world: NavEnv
-    trail: list[tuple[Pose, int]] = field(default_factory=list)
-    decisions: list[int] = field(default_factory=list)
+    env: NavEnv
+    trajectory: list[tuple[Pose, int]] = field(default_factory=list)
+    decision_steps: list[int] = field(default_factory=list)
     done: bool = False
-    chose_to_stop: bool = False
-    collided: int = 0
+    stopped: bool = False
+    collisions: int = 0
 
     def start(self) -> None:
-        """Go to the start of the episode."""
-        self.trail = [(self.world.reset(self.episode), self.world.time)]
-        self.decisions = [0]
+        """Reset the environment to the start of the episode."""
+        self.trajectory = [(self.env.reset(self.episode), self.env.time)]
+        self.decision_steps = [0]
 
-    def go(self, turn: float, metres: float) -> None:
-        """Turn (radians, counter-clockwise) and walk."""
-        walk = self.world.step(turn, metres)
-        self.trail += zip(walk.poses, walk.times, strict=True)
-        self.decisions.append(len(self.trail) - 1)
-        self.collided += walk.collided
+    def step(self, heading_change: float, metres: float) -> None:
+        """Turn (radians, counter-clockwise) and move forward."""
+        motion = self.env.step(heading_change, metres)
+        self.trajectory += zip(motion.poses, motion.times, strict=True)
+        self.decision_steps.append(len(self.trajectory) - 1)
+        self.collisions += motion.collided
 
     def latest(self, count: int) -> tuple[tuple[Pose, int], ...]:
-        """The last poses, copies of the first in front where there are fewer."""
-        poses = self.trail[-count:]
+        """Return the last `count` poses, padded in front with copies of the first of them."""
+        poses = self.trajectory[-count:]
         return (*(poses[:1] * (count - len(poses))), *poses)
 
 
-class Eyes:
-    """What travellers see: features of the last pictures of every direction, computed once for a pose and its past.
+class ObservationEncoder:
+    """Encode the last frames of every view, with a cache keyed by the recent poses.
 
     Args:
-        model: its frozen parts look. most: poses whose features are kept.
-        frames: pictures of a direction, 1 for no video feature; None for what the model takes.
+        model: its frozen encoders are used. max_cache_size: number of cached panoramas.
+        frames: RGB frames per view, 1 for no video feature; None for the number that the model takes.
     """
 
-    def __init__(self, model: Navigator, most: int = 20_000, frames: int | None = None) -> None:
+    def __init__(self, model: Navigator, max_cache_size: int = 20_000, frames: int | None = None) -> None:
         own = model.config.video.frames if model.config.use_video else 1
-        self.model, self.most, self.frames = model, most, own if frames is None else frames
-        self._kept: dict[Key, Seen] = {}
+        self.model, self.max_cache_size, self.frames = model, max_cache_size, own if frames is None else frames
+        self._cache: dict[Key, Seen] = {}
 
     @torch.no_grad()
-    def look(self, travellers: Sequence[Traveller]) -> Seen:
-        """Features of A travellers, each (A, 12, ...)."""
+    def encode(self, episodes: Sequence[EpisodeState]) -> Seen:
+        """Compute the features of A episodes, each (A, 12, ...)."""
         device = next(self.model.parameters()).device
-        looks = [traveller.latest(self.frames) for traveller in travellers]
-        keys = [(traveller.episode.scene, *look) for traveller, look in zip(travellers, looks, strict=True)]
-        new = [number for number, key in enumerate(keys) if key not in self._kept]
-        if len(self._kept) + len(new) > self.most:
-            self._kept.clear()
+        looks = [state.latest(self.frames) for state in episodes]
+        keys = [(state.episode.scene, *look) for state, look in zip(episodes, looks, strict=True)]
+        new = [number for number, key in enumerate(keys) if key not in self._cache]
+        if len(self._cache) + len(new) > self.max_cache_size:
+            self._cache.clear()
             new = list(range(len(keys)))
         if new:
-            pictures, depth = zip(*(_panorama(travellers[number].world, looks[number]) for number in new), strict=True)
+            pictures, depth = zip(*(_panorama(episodes[number].env, looks[number]) for number in new), strict=True)
             seen = self.model.see(torch.stack(pictures).to(device), torch.stack(depth).to(device))
             for at, number in enumerate(new):
-                self._kept[keys[number]] = Seen(*(part[at].cpu() for part in seen))
-        found = [self._kept[key] for key in keys]
+                self._cache[keys[number]] = Seen(*(part[at].cpu() for part in seen))
+        found = [self._cache[key] for key in keys]
         return Seen(*(torch.stack(parts).to(device) for parts in zip(*found, strict=True)))
 
 
-def _panorama(world: NavEnv, look: Sequence[tuple[Pose, int]]) -> tuple[Tensor, Tensor]:
-    """Pictures (T, 12, S, S, 3) of the poses, and the depth (12, S', S') of the last one."""
+def _panorama(env: NavEnv, look: Sequence[tuple[Pose, int]]) -> tuple[Tensor, Tensor]:
+    """Render RGB (T, 12, S, S, 3) at the poses, and depth (12, S', S') at the last one."""
     distinct = list(dict.fromkeys(look))
-    made = {at: world.observe(*at) for at in distinct}
+    made = {at: env.observe(*at) for at in distinct}
     pictures = torch.stack([torch.from_numpy(made[at].rgb) for at in look])
     return pictures, torch.from_numpy(made[look[-1]].depth)
 
 
 @torch.no_grad()
-def find_places(model: Navigator, depth: Tensor, *, augment: torch.Generator | None = None) -> list[Candidates]:
-    """Places to go of each panorama, from depth features (A, 12, C, 4, 4); drawn around them with an `augment`."""
+def predict_waypoints(model: Navigator, depth: Tensor, *, augment: torch.Generator | None = None) -> list[Candidates]:
+    """Predict the waypoints of each panorama from depth features (A, 12, C, 4, 4); `augment` jitters them."""
     logits = model.waypoints(depth)
     picked = suppress(logits.flatten(1).softmax(dim=1).view_as(logits), model.config.picks)
     found = [candidates(one) for one in picked]
@@ -117,81 +117,81 @@ def find_places(model: Navigator, depth: Tensor, *, augment: torch.Generator | N
     return [spread(one, own, augment) for one, own in zip(found, logits, strict=True)]
 
 
-class Teacher:
-    """The next step of an agent that knows the way: the place from which the goal is nearest after really going there.
+class ShortestPathExpert:
+    """Choose the waypoint from which the goal is nearest after simulating the move (shortest-path oracle).
 
     Args:
-        stop_within: metres from the goal, around obstacles, at which it stops.
+        stop_within: geodesic distance to the goal in metres at which it stops. max_cache_size: of decisions.
     """
 
-    def __init__(self, stop_within: float = 1.5, most: int = 100_000) -> None:
-        self.stop_within, self.most = stop_within, most
-        self._known: dict[Key, int] = {}
+    def __init__(self, stop_within: float = 1.5, max_cache_size: int = 100_000) -> None:
+        self.stop_within, self.max_cache_size = stop_within, max_cache_size
+        self._cache: dict[Key, int] = {}
 
-    def __call__(self, traveller: Traveller, places: Candidates) -> int:
-        """The number of a place, or how many there are for stopping. ValueError: the goal is not known."""
-        goal, world = traveller.episode.goal, traveller.world
+    def __call__(self, state: EpisodeState, waypoints: Candidates) -> int:
+        """Return the index of a waypoint, or their number for stopping. ValueError: the goal is not known."""
+        goal, env = state.episode.goal, state.env
         if goal is None:
-            raise ValueError(f"episode {traveller.episode.id} has no goal")
-        turns, metres = places.turn.tolist(), places.metres.tolist()
-        key = (traveller.episode.scene, world.pose, goal, *turns, *metres)
-        if key not in self._known:
-            if len(self._known) >= self.most:
-                self._known.clear()
-            self._known[key] = self._best(world, goal, turns, metres)
-        return self._known[key]
+            raise ValueError(f"episode {state.episode.id} has no goal")
+        heading_changes, metres = waypoints.turn.tolist(), waypoints.metres.tolist()
+        key = (state.episode.scene, env.pose, goal, *heading_changes, *metres)
+        if key not in self._cache:
+            if len(self._cache) >= self.max_cache_size:
+                self._cache.clear()
+            self._cache[key] = self._best(env, goal, heading_changes, metres)
+        return self._cache[key]
 
-    def _best(self, world: NavEnv, goal: Position, turns: Sequence[float], metres: Sequence[float]) -> int:
-        stop = len(turns)
-        if not stop or world.geodesic(world.pose.position, goal) <= self.stop_within:
+    def _best(self, env: NavEnv, goal: Position, heading_changes: Sequence[float], metres: Sequence[float]) -> int:
+        stop = len(heading_changes)
+        if not stop or env.geodesic(env.pose.position, goal) <= self.stop_within:
             return stop
-        pose, time = world.pose, world.time
-        left = []
-        for turn, distance in zip(turns, metres, strict=True):
-            world.step(turn, distance)
-            left.append(world.geodesic(world.pose.position, goal))
-            world.place(pose, time)
-        return left.index(min(left))
+        pose, time = env.pose, env.time
+        distances = []
+        for heading_change, distance in zip(heading_changes, metres, strict=True):
+            env.step(heading_change, distance)
+            distances.append(env.geodesic(env.pose.position, goal))
+            env.place(pose, time)
+        return distances.index(min(distances))
 
 
-Choose = Callable[[Sequence[Traveller], Seen, Sequence[Candidates]], list[int]]
-"""For each traveller the number of a place, or how many there are for stopping."""
+Policy = Callable[[Sequence[EpisodeState], Seen, Sequence[Candidates]], list[int]]
+"""Chooses for each active episode the index of a waypoint, or their number for stopping."""
 
 
-def walk(
-    eyes: Eyes,
+def rollout(
+    encoder: ObservationEncoder,
     batch: NavigationBatch,
-    choose: Choose,
-    most: int,
+    policy: Policy,
+    max_steps: int,
     *,
     augment: torch.Generator | None = None,
-) -> list[Traveller]:
-    """Walk the episodes of a batch to their ends; after `most` decisions an agent stops where it is."""
-    travellers = [
-        Traveller(row, episode, world)
-        for row, (episode, world) in enumerate(zip(batch.episodes, batch.worlds, strict=True))
+) -> list[EpisodeState]:
+    """Roll out the episodes of a batch until they stop, or for `max_steps` decisions."""
+    episodes = [
+        EpisodeState(row, episode, env)
+        for row, (episode, env) in enumerate(zip(batch.episodes, batch.worlds, strict=True))
     ]
-    for traveller in travellers:
-        traveller.start()
-    for _ in range(most):
-        active = [traveller for traveller in travellers if not traveller.done]
+    for state in episodes:
+        state.start()
+    for _ in range(max_steps):
+        active = [state for state in episodes if not state.done]
         if not active:
             break
-        seen = eyes.look(active)
-        places = find_places(eyes.model, seen.depth, augment=augment)
-        for traveller, found, action in zip(active, places, choose(active, seen, places), strict=True):
+        seen = encoder.encode(active)
+        waypoints = predict_waypoints(encoder.model, seen.depth, augment=augment)
+        for state, found, action in zip(active, waypoints, policy(active, seen, waypoints), strict=True):
             if action >= len(found.angle):
-                traveller.done = traveller.chose_to_stop = True
+                state.done = state.stopped = True
             else:
-                traveller.go(float(found.turn[action]), float(found.metres[action]))
-    return travellers
+                state.step(float(found.turn[action]), float(found.metres[action]))
+    return episodes
 
 
-class Mind:
-    """The planner on its way: the instruction, a token for every step so far.
+class PlannerState:
+    """Recurrent state of the planner: the encoded instruction and one history token per step.
 
     Args:
-        model: of the planner. tokens: (B, L) words, 0 for padding.
+        model: of the planner. tokens: (B, L) word ids, 0 for padding.
     """
 
     def __init__(self, model: Navigator, tokens: Tensor) -> None:
@@ -200,20 +200,20 @@ class Mind:
         self.text = model.planner.encode_text(tokens, self.mask)
         self.history = model.planner.history.first(len(tokens))[:, None]
 
-    def scores(self, rows: Tensor, rgb: Tensor, seen: Seen, places: Sequence[Candidates]) -> Tensor:
-        """(A, O) scores of places and, after the last of them, of stopping; -inf for the rest.
+    def scores(self, rows: Tensor, rgb: Tensor, seen: Seen, waypoints: Sequence[Candidates]) -> Tensor:
+        """Score the waypoints and, after the last of them, stopping -> (A, O); -inf for the rest.
 
         Args:
-            rows: (A,) which rows of the batch are on their way. rgb: (A, 12, W) of `Navigator.enter`.
+            rows: (A,) indices of the active rows of the batch. rgb: (A, 12, W) of `Navigator.enter`.
         """
         history = self.history[rows]
         full = torch.ones(history.shape[:2], dtype=torch.bool, device=history.device)
-        seen_now = observation(rgb, seen.depth.mean(dim=(3, 4)), places)
+        seen_now = observation(rgb, seen.depth.mean(dim=(3, 4)), waypoints)
         plan = self.model.planner(self.text[rows], self.mask[rows], history, full, seen_now)
         return plan.scores  # type: ignore[no-any-return]  # nn.Module.__call__ is untyped
 
-    def remember(self, rows: Tensor, rgb: Tensor, angles: Tensor) -> None:
-        """Add the token of a step: rgb (A, 12, W), clockwise angles (A,) of the turns that were taken."""
+    def append_history(self, rows: Tensor, rgb: Tensor, angles: Tensor) -> None:
+        """Append the history token of a step: rgb (A, 12, W), clockwise angles (A,) of the chosen headings."""
         views = panorama_angles().to(rgb.device)
         step = self.history.shape[1] - 1
         token = self.model.planner.history(rgb[:, 0], angle_feature(angles), rgb, views, step)
@@ -222,16 +222,16 @@ class Mind:
         self.history = torch.cat([self.history, all_tokens], dim=1)
 
 
-def observation(rgb: Tensor, depth: Tensor, places: Sequence[Candidates]) -> Observation:
-    """What the planner chooses from: places, the stop token, and the views that no place uses.
+def observation(rgb: Tensor, depth: Tensor, waypoints: Sequence[Candidates]) -> Observation:
+    """Build the planner's tokens: waypoints, the stop token, and the views without a waypoint.
 
     Args:
-        rgb: (A, 12, W). depth: (A, 12, C). places: A.
+        rgb: (A, 12, W). depth: (A, 12, C). waypoints: A.
     """
     rows = []
     device = rgb.device
     angles = panorama_angles().to(device)
-    for one, found in enumerate(places):
+    for one, found in enumerate(waypoints):
         views = found.view.to(device)
         rest = torch.tensor([view for view in range(VIEWS) if view not in set(views.tolist())], device=device)
         order, empty = torch.cat([views, rest]).long(), len(views)
@@ -256,10 +256,10 @@ def observation(rgb: Tensor, depth: Tensor, places: Sequence[Candidates]) -> Obs
     )
 
 
-def taken(places: Sequence[Candidates], actions: Sequence[int], device: torch.device) -> Tensor:
-    """(A,) clockwise radians of the turns to the chosen places; 0 for stopping."""
+def chosen_headings(waypoints: Sequence[Candidates], actions: Sequence[int], device: torch.device) -> Tensor:
+    """Return the clockwise angles (A,) in radians to the chosen waypoints; 0 for stopping."""
     return torch.tensor(
         [float(found.clockwise[action]) if action < len(found.angle) else 0.0
-         for found, action in zip(places, actions, strict=True)],
+         for found, action in zip(waypoints, actions, strict=True)],
         device=device,
     )  # fmt: skip

@@ -13,7 +13,14 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
 from internvideo.tasks.navigation.model import Navigator, Seen
-from internvideo.tasks.navigation.rollout import Eyes, Mind, Teacher, Traveller, taken, walk
+from internvideo.tasks.navigation.rollout import (
+    EpisodeState,
+    ObservationEncoder,
+    PlannerState,
+    ShortestPathExpert,
+    chosen_headings,
+    rollout,
+)
 from internvideo.tasks.navigation.waypoints import Candidates
 from internvideo.tasks.navigation.world.batch import NavigationBatch
 
@@ -56,8 +63,8 @@ class NavigationStage(nn.Module):
         self.register_buffer("iteration", torch.zeros((), dtype=torch.int64))
         for part in model.eyes():
             part.requires_grad_(False)
-        self._eyes = Eyes(model, settings.keep)
-        self._teacher = Teacher(settings.stop_within)
+        self._encoder = ObservationEncoder(model, settings.keep)
+        self._expert = ShortestPathExpert(settings.stop_within)
 
     def train(self, mode: bool = True) -> NavigationStage:
         """The eyes stay in evaluation mode."""
@@ -76,26 +83,26 @@ class NavigationStage(nn.Module):
         """{"loss", "agreement", "decisions"}: how often the agent would do as the teacher, decisions of an episode."""
         settings, share = self.settings, self.teacher_share
         tokens = readable(batch.tokens, settings)
-        mind = Mind(self.model, tokens)
+        planner_state = PlannerState(self.model, tokens)
         losses: list[Tensor] = []
         agreed: list[Tensor] = []
 
-        def choose(active: Sequence[Traveller], seen: Seen, places: Sequence[Candidates]) -> list[int]:
-            rows = torch.tensor([traveller.row for traveller in active], device=tokens.device)
+        def choose(active: Sequence[EpisodeState], seen: Seen, waypoints: Sequence[Candidates]) -> list[int]:
+            rows = torch.tensor([state.row for state in active], device=tokens.device)
             rgb = self.model.enter(seen)
-            scores = mind.scores(rows, rgb, seen, places)
-            right = [self._teacher(*one) for one in zip(active, places, strict=True)]
+            scores = planner_state.scores(rows, rgb, seen, waypoints)
+            right = [self._expert(*one) for one in zip(active, waypoints, strict=True)]
             target = torch.tensor(right, device=tokens.device)
             losses.append(F.cross_entropy(scores.float(), target, reduction="sum"))
             own = scores.argmax(dim=1)
             agreed.append((own == target).float())
             follow = torch.rand(len(active), generator=generator, device=generator.device) < share
             actions: list[int] = torch.where(follow.to(tokens.device), target, own).tolist()
-            mind.remember(rows, rgb, taken(places, actions, tokens.device))
+            planner_state.append_history(rows, rgb, chosen_headings(waypoints, actions, tokens.device))
             return actions
 
         augment = generator if self.training and settings.augment else None
-        walk(self._eyes, batch, choose, settings.steps, augment=augment)
+        rollout(self._encoder, batch, choose, settings.steps, augment=augment)
         if self.training:
             self.iteration += 1
         together = torch.cat(agreed)

@@ -19,7 +19,7 @@ from internvideo.tasks.refinement.model import TCANet
 from internvideo.tasks.table import BOOTSTRAP, Figures, Result, Table
 from internvideo.tasks.temporal_localization import predict as localisation
 from internvideo.tasks.temporal_localization.data import FeatureSet, FeatureSettings, FeatureVideo
-from internvideo.tasks.temporal_localization.nms import SuppressionSettings, fuse_class_scores, thin_out
+from internvideo.tasks.temporal_localization.nms import SuppressionSettings, fuse_class_scores, soft_nms
 from internvideo.tasks.temporal_localization.predict import (
     FEATURE_FACTS,
     FUSED_CLASSES,
@@ -106,10 +106,10 @@ def predict(
     after: list[Segments] = []
     for video in features.videos:
         own = proposals.of(video)
-        refined = Segments(*thin_out(*refine(model, video, own, settings, device, quality_power), suppression))
+        refined = Segments(*soft_nms(*refine(model, video, own, settings, device, quality_power), suppression))
         for kept, segments in ((before, Segments(own.spans, own.scores, own.labels)), (after, refined)):
             if class_scores is not None:
-                named = fuse_class_scores(*segments[:2], class_scores[video.id], classes=FUSED_CLASSES)
+                named = fuse_class_scores(*segments[:2], class_scores[video.id], num_classes=FUSED_CLASSES)
                 segments = Segments(*named)
             kept.append(segments)
     unnamed = nameless and class_scores is None

@@ -36,13 +36,13 @@ class RefinementSettings(BaseModel):
     )
 
     def suppression(self, *, per_class: bool) -> SuppressionSettings:
-        """Settings of `thin_out`; segments without classes are thinned out all together."""
+        """Settings of `soft_nms`; class-agnostic segments are suppressed together."""
         return SuppressionSettings(
             sigma=self.alpha,
             power=self.power,
             extent=0.0,
             min_score=self.min_score,
-            most=self.most,
+            max_segments=self.most,
             per_class=per_class,
         )
 

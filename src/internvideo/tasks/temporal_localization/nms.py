@@ -1,4 +1,4 @@
-"""From many overlapping segments to a few: hard and soft suppression, voting, fusion with class scores (ActionFormer).
+"""Apply hard or soft temporal NMS, segment voting and fusion with class scores (ActionFormer).
 
 NumPy, no compiler. Times are in any one unit. Legend: N segments, C classes.
 """
@@ -19,15 +19,16 @@ _TINY = 1e-6
 
 @dataclass(frozen=True)
 class SuppressionSettings:
-    """How segments are thinned out.
+    """Settings of `soft_nms`.
 
     Attributes:
         decay: "gaussian" exp(-tIoU^power / sigma), "linear" 1 - tIoU above `overlap`, or "hard" (dropped above it).
         sigma, overlap: of the decay.
-        min_score: what falls below it is gone.
-        most: segments kept, best first.
-        per_class: segments of different classes do not touch each other.
-        voting: tIoU from which all segments shape a kept one, 0 for none; only without `per_class`.
+        min_score: segments whose score falls below it are dropped.
+        max_segments: number of segments kept, best first.
+        per_class: suppress within each class only.
+        voting: minimum tIoU of the segments that are averaged into a kept one, 0 for no voting; only without
+            `per_class`.
         voting_weight: "score" (the paper's code) or "score_x_overlap" (upstream).
         power: of tIoU in the Gaussian decay (TCANet 2.5).
         extent: added to every length inside suppression, as ActionFormer's kernel does (TCANet 0).
@@ -37,7 +38,7 @@ class SuppressionSettings:
     sigma: float = 0.5
     overlap: float = 0.1
     min_score: float = 0.001
-    most: int = 200
+    max_segments: int = 200
     per_class: bool = True
     voting: float = 0.0
     voting_weight: Literal["score", "score_x_overlap"] = "score"
@@ -45,12 +46,14 @@ class SuppressionSettings:
     extent: float = _TINY
 
     def __post_init__(self) -> None:
-        if self.sigma <= 0 or self.most < 1 or not 0 <= self.voting <= 1:
-            raise ValueError(f"sigma {self.sigma} must be positive, most {self.most} at least 1, voting in 0..1")
+        if self.sigma <= 0 or self.max_segments < 1 or not 0 <= self.voting <= 1:
+            raise ValueError(
+                f"sigma {self.sigma} must be positive, max_segments {self.max_segments} at least 1, voting in 0..1"
+            )
 
 
 def _overlap(segment: Floats, others: Floats, extent: float) -> Floats:
-    """tIoU of one segment with many, `extent` added to every length."""
+    """Compute the tIoU of one segment with many, `extent` added to every length."""
     inside = np.maximum(np.minimum(segment[1], others[:, 1]) - np.maximum(segment[0], others[:, 0]), 0.0)
     lengths = others[:, 1] - others[:, 0] + extent
     result: Floats = inside / (segment[1] - segment[0] + extent + lengths - inside)
@@ -58,7 +61,7 @@ def _overlap(segment: Floats, others: Floats, extent: float) -> Floats:
 
 
 def suppress(segments: Floats, scores: Floats, settings: SuppressionSettings) -> tuple[Ints, Floats]:
-    """Indices kept, best first, and their decayed scores; (N, 2), (N,) -> (K,), (K,), at most `settings.most`.
+    """Suppress segments (N, 2) with scores (N,) -> kept indices (K,), best first, and their decayed scores (K,).
 
     Of equal scores the first is taken, in the order that the published kernel's exchanges leave (ActionFormer).
     """
@@ -72,7 +75,7 @@ def suppress(segments: Floats, scores: Floats, settings: SuppressionSettings) ->
         best = int(alive[place])
         kept.append(best)
         final.append(float(left[best]))
-        if len(kept) == settings.most:  # what follows changes neither these nor their scores
+        if len(kept) == settings.max_segments:  # what follows changes neither these nor their scores
             break
         if hard:
             alive = np.delete(alive, place)
@@ -92,7 +95,7 @@ def suppress(segments: Floats, scores: Floats, settings: SuppressionSettings) ->
 
 
 def _without(alive: Ints, stays: NDArray[np.bool_]) -> Ints:
-    """The segments that stay, in the order of the published kernel: the last one takes the place of what goes."""
+    """Drop segments in the order of the published kernel: the last one replaces a dropped one."""
     count = int(stays.sum())
     result = alive[:count].copy()
     result[~stays[:count]] = alive[count:][stays[count:]][::-1]
@@ -100,7 +103,7 @@ def _without(alive: Ints, stays: NDArray[np.bool_]) -> Ints:
 
 
 def vote(kept: Floats, segments: Floats, scores: Floats, settings: SuppressionSettings) -> Floats:
-    """Each kept segment (K, 2) becomes the weighted mean of all segments (N, 2) that overlap it enough."""
+    """Replace each kept segment (K, 2) by the weighted mean of all segments (N, 2) that overlap it enough."""
     inside = np.minimum(kept[:, None, 1], segments[None, :, 1]) - np.maximum(kept[:, None, 0], segments[None, :, 0])
     inside = np.maximum(inside, 0.0)
     whole = (kept[:, 1] - kept[:, 0])[:, None] + (segments[:, 1] - segments[:, 0])[None] - inside
@@ -113,16 +116,16 @@ def vote(kept: Floats, segments: Floats, scores: Floats, settings: SuppressionSe
     return voted
 
 
-def thin_out(
+def soft_nms(
     segments: Floats, scores: Floats, labels: Ints, settings: SuppressionSettings
 ) -> tuple[Floats, Floats, Ints]:
-    """Suppression of all segments of one video.
+    """Apply NMS (hard, linear or Gaussian) to all segments of one video.
 
     Args:
         segments: (N, 2) start and end. scores: (N,). labels: (N,) class indices.
 
     Returns:
-        the same three for what is left, at most `settings.most`, best first.
+        the same three for the kept segments, at most `settings.max_segments`, best first.
     """
     groups = [np.flatnonzero(labels == label) for label in np.unique(labels)] if settings.per_class else None
     found_segments, found_scores, found_labels = [], [], []
@@ -137,20 +140,20 @@ def thin_out(
     if not found_segments:
         return np.zeros((0, 2)), np.zeros(0), np.zeros(0, dtype=np.int64)
     every = np.concatenate(found_scores)
-    order = np.argsort(-every, kind="stable")[: settings.most]
+    order = np.argsort(-every, kind="stable")[: settings.max_segments]
     return np.concatenate(found_segments)[order], every[order], np.concatenate(found_labels)[order]
 
 
 def fuse_class_scores(
-    segments: Floats, scores: Floats, class_scores: Floats, *, classes: int = 2, most: int | None = None
+    segments: Floats, scores: Floats, class_scores: Floats, *, num_classes: int = 2, max_segments: int | None = None
 ) -> tuple[Floats, Floats, Ints]:
-    """Give class-agnostic segments the video's best classes, each with score sqrt(class score x segment score).
+    """Label class-agnostic segments with the video's best classes, with score sqrt(class score x segment score).
 
     Args:
         segments: (N, 2). scores: (N,).
-        class_scores: (C,) of the whole video, or (1, C); values outside 0..1 are taken for logits and soft-maxed.
-        classes: best classes, every segment is repeated for each.
-        most: segments that count, best first; None for all.
+        class_scores: (C,) of the whole video, or (1, C); values outside 0..1 are taken as logits (softmax is applied).
+        num_classes: number of best classes; every segment is repeated for each.
+        max_segments: number of best segments used; None for all.
 
     Returns:
         segments, scores and class indices: all of the best class, best first, then those of the next.
@@ -159,7 +162,7 @@ def fuse_class_scores(
     if values.min() < 0 or values.max() > 1:
         values = np.exp(values - values.max())
         values = values / values.sum()
-    best = np.argsort(-values, kind="stable")[:classes]
-    order = np.argsort(-scores, kind="stable")[:most]
+    best = np.argsort(-values, kind="stable")[:num_classes]
+    order = np.argsort(-scores, kind="stable")[:max_segments]
     fused = np.sqrt(values[best][:, None] * scores[order][None]).reshape(-1)
     return np.tile(segments[order], (len(best), 1)), fused, np.repeat(best, len(order))

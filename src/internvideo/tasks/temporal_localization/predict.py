@@ -84,7 +84,7 @@ def find_segments(
     found = Segments(*detect(model, made.values.to(device), grid, decoding))
     if class_scores is None:
         return found
-    return Segments(*fuse_class_scores(found.spans, found.scores, class_scores, classes=FUSED_CLASSES))
+    return Segments(*fuse_class_scores(found.spans, found.scores, class_scores, num_classes=FUSED_CLASSES))
 
 
 def read_class_scores(path: Path, classes: Sequence[str]) -> dict[str, Floats]:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from internvideo.tasks.temporal_localization.model import ActionFormer, Detection
-from internvideo.tasks.temporal_localization.nms import SuppressionSettings, thin_out
+from internvideo.tasks.temporal_localization.nms import SuppressionSettings, soft_nms
 
 Floats = NDArray[np.floating[Any]]
 Ints = NDArray[np.int64]
@@ -44,7 +44,7 @@ class DecodingSettings:
 
     Attributes:
         min_score: of a point and class. most: of a level, best first. min_length: of a segment, steps.
-        suppression: see `thin_out`.
+        suppression: see `soft_nms`.
     """
 
     min_score: float = 0.001
@@ -93,5 +93,5 @@ def detect(
     mask = torch.arange(padded, device=features.device)[None] < length
     found = model(torch.nn.functional.pad(features, (0, padded - length))[None], mask)
     rows = candidates(model.points(padded, features.device), found, 0, settings)
-    segments, scores, labels = thin_out(*rows, settings.suppression)
+    segments, scores, labels = soft_nms(*rows, settings.suppression)
     return grid.to_seconds(segments), scores, labels

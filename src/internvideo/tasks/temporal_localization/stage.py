@@ -43,7 +43,7 @@ class LocalisationSettings(BaseModel):
         suppression = SuppressionSettings(
             sigma=self.sigma,
             min_score=self.min_score,
-            most=self.most,
+            max_segments=self.most,
             per_class=classes > 1,
             voting=self.voting,
             voting_weight=self.voting_weight,
