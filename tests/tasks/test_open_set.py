@@ -17,7 +17,7 @@ from scipy.stats import weibull_min
 from small_world import CLASSES, batch, small_recipe
 
 from internvideo.apps.open_set import OpenSetRule
-from internvideo.cli.classify import classify
+from internvideo.cli.main import app
 from internvideo.data.manifest import Manifest, Sample, read_manifest, write_manifest
 from internvideo.errors import ManifestError, RecipeError, RunError, WeightsError
 from internvideo.evaluation import EvaluationSettings, evaluate_task
@@ -284,13 +284,17 @@ def test_the_table_holds_every_method_and_can_be_scored_again(run: tuple[Path, P
         assert (run[1] / picture).read_text().startswith("<svg")
 
 
+def classify(*words: object) -> None:
+    app(["classify", *map(str, words), "--device", "cpu"], standalone_mode=False)
+
+
 def test_classify_says_label_belief_and_uncertainty(
     run: tuple[Path, Path], world: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     weights, out = run
     manifest = read_manifest(world)
     video = manifest.video_path(manifest.rows[0])
-    classify([video], str(weights), unknown=out / "open_set.json", as_json=True, device="cpu")
+    classify(video, "-e", weights, "--unknown", out / "open_set.json", "--json")
     said = json.loads(capsys.readouterr().out)
     table = Table.load(out / "open_set.npz")
     found = np.exp(table["logits"][0].astype(np.float64))
@@ -301,15 +305,15 @@ def test_classify_says_label_belief_and_uncertainty(
     assert said["known"] == (said["uncertainty"] <= told["protocol"]["thresholds"]["model"])
     told["protocol"]["thresholds"]["model"] = 0.0
     (tmp_path / "strict.json").write_text(json.dumps(told))
-    classify([video], str(weights), unknown=tmp_path / "strict.json", device="cpu")
+    classify(video, "-e", weights, "--unknown", tmp_path / "strict.json")
     assert f"unknown, nearest {said['label']}, belief" in capsys.readouterr().out
     with pytest.raises(WeightsError, match="tells of the weights"):
-        classify([video], str(use_world.classifier_folder()), unknown=out / "open_set.json", device="cpu")
+        classify(video, "-e", use_world.classifier_folder(), "--unknown", out / "open_set.json")
     (tmp_path / "no.json").write_text("[]")
     with pytest.raises(RunError, match=r"no\.json.*open_set\.json of"):
         OpenSetRule.load(tmp_path / "no.json")
     with pytest.raises(RecipeError, match="--unknown: together with --labels"):
-        classify([video], str(weights), labels="a, b", unknown=out / "open_set.json")
+        classify(video, "-e", weights, "--labels", "a, b", "--unknown", out / "open_set.json")
 
 
 def rows(*labels: int | None, known: str = "") -> tuple[Sample, ...]:
