@@ -238,9 +238,7 @@ def _damaged(file: Path, what: str) -> WeightsError:
     )
 
 
-def read_safetensors(
-    path: str | os.PathLike[str], device: str | torch.device = "cpu"
-) -> tuple[dict[str, Tensor], dict[str, str]]:
+def read_safetensors(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Read all tensors and the metadata of a safetensors file.
 
     Raises:
@@ -256,8 +254,7 @@ def read_safetensors(
             tensors = {name: handle.get_tensor(name) for name in names}
     except (SafetensorError, OSError, ValueError, RuntimeError) as error:
         raise _unreadable(file, error) from error
-    metadata = _verified(file, metadata, tensors)
-    return {name: tensor.to(device) for name, tensor in tensors.items()}, metadata
+    return tensors, _verified(file, metadata, tensors)
 
 
 def class_names(metadata: Mapping[str, str], where: object) -> tuple[str, ...]:

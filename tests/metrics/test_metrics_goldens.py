@@ -61,8 +61,8 @@ def models() -> int:
     return sum(name.startswith("view_logits_model") for name in arrays("classification"))
 
 
-def merged(model: int, rule: Any = "probabilities") -> Any:
-    return c.merge_views(*rows(model), videos(), rule=rule)
+def merged(model: int) -> Any:
+    return c.merge_views(*rows(model), videos())
 
 
 def percent(probabilities: Any, k: int = 1) -> float:
@@ -117,7 +117,7 @@ COMPUTED: dict[str, Callable[[], Any]] = {
     "classification/views/per_model_top5": lambda: [percent(merged(i), 5) for i in range(models())],
     "classification/views/two_model_mean_of_softmax_top1": lambda: percent((merged(0) + merged(1)) / 2),
     "classification/views/three_model_mean_of_softmax_top1": lambda: percent(sum(merged(i) for i in range(3)) / 3),
-    "classification/views/logit_mean_top1_model0": lambda: percent(merged(0, "logits")),
+    "classification/views/logit_mean_top1_model0": lambda: percent(c.merge_rows(*rows(0), videos())),
     "classification/views/first_video_merged_probs_model0": lambda: merged(0)[0],
     "classification/views/first_video_three_model_probs": lambda: joined(*(rows(i) for i in range(3)))[0],
     "classification/views/pooled_unequal_views_first_video": lambda: pooled()[0],

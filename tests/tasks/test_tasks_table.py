@@ -122,7 +122,7 @@ def test_weights_hash_ignores_memory_layout() -> None:
 
 
 def test_protocol_from_the_real_sampler_and_transform() -> None:
-    clips = clip_protocol(Dense(frames=16, stride=4, views=5), EvalTransform(size=96, crops=3), "bfloat16")
+    clips = clip_protocol(Dense(frames=16, stride=4, views=5), EvalTransform(size=96, crops=3))
     assert (clips.frames, clips.size, clips.views, clips.crops, clips.clips) == (16, 96, 5, 3, 15)
     assert "stride=4" in clips.sampling
     alone = clip_protocol(Dense(frames=16, stride=4, views=5), EvalTransform(size=96), single_frame=True)

@@ -150,22 +150,18 @@ class Persons:
     late: list[str] = field(default_factory=list)
 
 
-def find_persons(
-    manifest: Manifest, detector: PersonDetector, *, score_threshold: float = 0.1, progress: bool | None = None
-) -> Persons:
+def find_persons(manifest: Manifest, detector: PersonDetector, *, score_threshold: float = 0.1) -> Persons:
     """Boxes of persons at all key frames of a manifest.
 
     Args:
         manifest: rows with boxes, whose times are the key frames. detector: see `PersonDetector`.
         score_threshold: boxes below this score are left out; the task has a threshold of its own.
-        progress: a bar on the error stream; by default where that is a terminal.
 
     Raises:
         ManifestError: no row has boxes.
     """
     frames, reader, found = key_frames(manifest), ManifestClipDecoder(manifest), Persons()
-    disable = None if progress is None else not progress
-    with tqdm(total=len(frames), desc="persons", unit="frame", disable=disable) as bar:
+    with tqdm(total=len(frames), desc="persons", unit="frame", disable=None) as bar:
         for _, group in groupby(frames, key=lambda frame: frame.row.id):
             own = list(group)
             try:

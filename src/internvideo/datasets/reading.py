@@ -199,11 +199,11 @@ def _check_columns(path: Path, names: list[str], record: type[Record]) -> None:
             )
 
 
-def header_of(path: Path, delimiter: str = ",") -> list[str]:
+def header_of(path: Path) -> list[str]:
     """Cells of the first line. Raises ManifestError as `read_text`."""
     _, line = next(numbered_lines(path))
     try:
-        return [cell.strip() for cell in next(untrusted.CsvReader([line], delimiter, strict=False))]
+        return [cell.strip() for cell in next(untrusted.CsvReader([line], ",", strict=False))]
     except csv.Error as error:
         raise ManifestError(f"{path}:1", f"not csv ({error})") from None
 

@@ -91,8 +91,8 @@ def first_line(error: Exception) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0][:200]
 
 
-def runner(path: Path, threads: int | None = None) -> Callable[[Tensor], Tensor]:
-    """The file in ONNX Runtime on the CPU, as a function of one tensor; as many threads as torch by default.
+def runner(path: Path) -> Callable[[Tensor], Tensor]:
+    """The file in ONNX Runtime on the CPU, as a function of one tensor, with as many threads as torch.
 
     Raises:
         RecipeError: this ONNX Runtime does not open it.
@@ -100,7 +100,7 @@ def runner(path: Path, threads: int | None = None) -> Callable[[Tensor], Tensor]
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads or torch.get_num_threads()
+    options.intra_op_num_threads = torch.get_num_threads()
     options.log_severity_level = 3
     try:
         session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])

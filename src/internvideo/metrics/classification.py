@@ -7,7 +7,7 @@ Legend: N samples, R rows (one per view), C classes, P templates, E joint space.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,10 +20,10 @@ IGNORE_INDEX = -100
 """Label of a sample without a known class."""
 
 
-def softmax(scores: Floats, axis: int = -1) -> Floats:
-    """Compute the softmax along `axis` (shifted by the maximum), in the dtype of `scores`."""
-    shifted = np.exp(scores - scores.max(axis=axis, keepdims=True))
-    result: Floats = shifted / shifted.sum(axis=axis, keepdims=True)
+def softmax(scores: Floats) -> Floats:
+    """Compute the softmax along the last axis (shifted by the maximum), in the dtype of `scores`."""
+    shifted = np.exp(scores - scores.max(axis=-1, keepdims=True))
+    result: Floats = shifted / shifted.sum(axis=-1, keepdims=True)
     return result
 
 
@@ -116,21 +116,9 @@ def merge_rows(values: Floats, sample: Ints, num_samples: int, weight: Floats | 
     return sums / np.bincount(sample, row_weight, num_samples).reshape(-1, *[1] * (values.ndim - 1))
 
 
-def merge_views(
-    logits: Floats,
-    sample: Ints,
-    num_samples: int,
-    *,
-    rule: Literal["probabilities", "logits"] = "probabilities",
-    weight: Floats | None = None,
-) -> Floats:
-    """Merge views to the probabilities of each video, (N, C) float64; arguments as `merge_rows`.
-
-    `probabilities` (the published rule): mean of the views' softmax. `logits`: softmax of the mean logits.
-    """
-    if rule == "probabilities":
-        return merge_rows(softmax(logits.astype(np.float64)), sample, num_samples, weight)
-    return softmax(merge_rows(logits, sample, num_samples, weight))
+def merge_views(logits: Floats, sample: Ints, num_samples: int, weight: Floats | None = None) -> Floats:
+    """Average the softmax of each video's views, (N, C) float64, as published; arguments as `merge_rows`."""
+    return merge_rows(softmax(logits.astype(np.float64)), sample, num_samples, weight)
 
 
 def zero_shot_probabilities(video: Floats, text: Floats, scale: float) -> Floats:

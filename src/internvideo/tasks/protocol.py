@@ -66,16 +66,16 @@ class ViewTransform(Protocol):
 def clip_protocol(
     sampler: FrameSampler,
     transform: ViewTransform,
-    precision: Literal["float32", "bfloat16"] = "float32",
     *,
     single_frame: bool = False,
 ) -> ClipProtocol:
     """The protocol of a loader made from this sampler and transform, or of one with `single_frame` set."""
     if single_frame:
-        return ClipProtocol(1, transform.size, 1, transform.crops, "middle frame", precision, transform.resizing)
+        return ClipProtocol(1, transform.size, 1, transform.crops, "middle frame", resizing=transform.resizing)
     views = len(sampler.test(16 * sampler.frames))
-    sampling = repr(sampler)
-    return ClipProtocol(sampler.frames, transform.size, views, transform.crops, sampling, precision, transform.resizing)
+    return ClipProtocol(
+        sampler.frames, transform.size, views, transform.crops, repr(sampler), resizing=transform.resizing
+    )
 
 
 class ClipSource(Protocol):

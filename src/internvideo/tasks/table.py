@@ -172,12 +172,12 @@ def short_names(paths: Sequence[str | os.PathLike[str]]) -> list[str]:
     return whole
 
 
-def print_results(title: str, rows: Mapping[str, Result], console: Screen | None = None) -> None:
+def print_results(title: str, rows: Mapping[str, Result]) -> None:
     """Show several results side by side, a line each: the figures that any has, the first one's interval, the videos.
 
     Lines are as long as they are, because a table squeezed into 80 columns shows no figure.
     """
-    out = console or Screen()
+    out = Screen()
     names = list(dict.fromkeys(name for result in rows.values() for name in result["figures"]))
     lines = [[title, *(name.replace("_", " ") for name in names), f"95 % of {names[0]}", "videos"]]
     for label, result in rows.items():

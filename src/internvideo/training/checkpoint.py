@@ -141,7 +141,7 @@ def _load_state(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str
     state.seconds, state.clips = saved["seconds"], saved["clips"]
 
 
-def read_weights(path: Path, *, ema: bool = True) -> dict[str, Tensor]:
+def read_weights(path: Path) -> dict[str, Tensor]:
     """Read the stage's state dict from a checkpoint; with `ema`, averages replace the parameters that have them.
 
     Raises:
@@ -149,7 +149,7 @@ def read_weights(path: Path, *, ema: bool = True) -> dict[str, Tensor]:
     """
     tensors, metadata = read_safetensors(path)
     _read_metadata(path, metadata)
-    weights, averages = strip_prefix(tensors, "model"), strip_prefix(tensors, "ema") if ema else {}
+    weights, averages = strip_prefix(tensors, "model"), strip_prefix(tensors, "ema")
     return {name: averages[name].to(tensor.dtype) if name in averages else tensor for name, tensor in weights.items()}
 
 

@@ -45,9 +45,7 @@ def reference_names(model: nn.Module, keys: Iterable[str]) -> dict[str, tuple[st
     return {key: names for key, names in found.items() if names is not None}
 
 
-def convert_reference(
-    model: nn.Module, state: Mapping[str, Tensor], prefix: str = ""
-) -> tuple[dict[str, Tensor], list[str]]:
+def convert_reference(model: nn.Module, state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
     """Published tensors under our names and in our shapes (also of gradients).
 
     Returns:
@@ -56,20 +54,18 @@ def convert_reference(
     table = table_for(model)
     ours: dict[str, Tensor] = {}
     unused = []
-    for full, tensor in state.items():
-        key = full.removeprefix(prefix)
-        rule = table.find(key) if full.startswith(prefix) else None
+    for key, tensor in state.items():
+        rule = table.find(key)
         if rule is not None:
             ours.update(zip(rule.names(key) or (), rule.apply(tensor, model), strict=True))
-        elif not (full.startswith(prefix) and table.ignores(key)):
-            unused.append(full)
+        elif not table.ignores(key):
+            unused.append(key)
     return ours, unused
 
 
 def load_reference(
     model: nn.Module,
     state: Mapping[str, Tensor],
-    prefix: str = "",
     where: object = "state dict",
     fresh: str | None = None,
 ) -> None:
@@ -78,14 +74,13 @@ def load_reference(
     Args:
         model: of a class that has a table; keeps its dtype and device.
         state: published names -> tensors.
-        prefix: what stands before every key ("backbone.", "clip.").
         where: file or source, for messages.
         fresh: regular expression of names of ours that stay as drawn and must not be in the file.
 
     Raises:
         WeightsError: missing, unused, mis-shaped or non-finite tensors. The model is then unchanged.
     """
-    ours, unused = convert_reference(model, state, prefix)
+    ours, unused = convert_reference(model, state)
     table = table_for(model)
     spare = (*table.derived, *(() if fresh is None else (fresh,)))
     optional = [name for name in model.state_dict() if matches(spare, name)]
@@ -175,7 +170,7 @@ def _cause(
     own = model.state_dict()
     heads = {key.partition(".")[0] + "." for key in unused}
     if len(missing) == len(own) and len(heads) == 1:
-        return f"every key begins with {heads.pop()!r}: pass it as the prefix"
+        return f"every key begins with {heads.pop()!r}, which the names of such a model do not"
     if any(key.startswith("decoder.") for key in unused) and hasattr(model, "initial_state"):
         return "these are pretraining weights: fill a classifier from them with load_pretrained"
     if missing and len(missing) == len(own):

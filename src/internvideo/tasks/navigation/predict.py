@@ -97,7 +97,6 @@ def predict(
     split_sha256: str,
     model_name: str = "navigator",
     source: str = "",
-    with_baselines: bool = True,
 ) -> Table:
     """Roll out the trained agent and the baselines on the same episodes.
 
@@ -109,7 +108,7 @@ def predict(
         ManifestError: an episode without a goal or without a reference path.
     """
     walks: list[tuple[str, EpisodeState, Floats]] = []
-    agents = baselines(settings) if with_baselines else {}
+    agents = baselines(settings)
     for name in (AGENT, *agents):
         encoder = ObservationEncoder(model, settings.keep, frames=None if name == AGENT else 1)
         for index, batch in enumerate(batches()):

@@ -5,7 +5,6 @@ NumPy only. Legend: N samples, C known classes, U unknown classes. "Positive" is
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -148,22 +147,19 @@ def open_macro_f1(
     known: tuple[Ints, Ints],
     unknown: tuple[Ints, Ints],
     classes: int,
-    counts: Sequence[int] | None = None,
     draws: int = 10,
-    seed: int = 0,
 ) -> float:
     """Macro-F1 with unknown classes mixed in, averaged over how many, weighted by openness.
 
     Args:
         known: labels and predictions (after `rejected`) of known samples.
         unknown: labels among the unknown classes, and predictions, of unknown samples; "unknown" is right.
-        classes: C. counts: numbers of unknown classes, 1..U when None.
-        draws: random subsets of the unknown classes for each number. seed: of the draws.
+        classes: C. draws: random subsets of the U unknown classes for each of the numbers 1..U.
     """
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(0)
     names = np.unique(unknown[0])
     total = weight = 0.0
-    for count in counts or range(1, len(names) + 1):
+    for count in range(1, len(names) + 1):
         values = []
         for _ in range(draws):
             chosen = np.isin(unknown[0], rng.permutation(names)[:count])

@@ -185,7 +185,6 @@ def directions(
     owner: Ints | None = None,
     *,
     dual: Literal["none", "released", "clean"] = "none",
-    ties: Ties = "pessimistic",
 ) -> tuple[Ints, Ints]:
     """Ranks of text to video (one a text) and video to text (one a video).
 
@@ -195,7 +194,6 @@ def directions(
         dual: `released` processes as published: the text-to-video product over the text axis, for square data the
             same on the transposed matrix, for many captions the text-to-video product again.
             `clean` always takes the product over the video axis for video to text.
-        ties: as `row_ranks`.
     """
     square = owner is None
     owners = np.arange(len(similarity)) if owner is None else owner
@@ -204,7 +202,7 @@ def directions(
     backward = forward if reuse else dual_softmax(similarity, axis=1)
     if not square:
         backward = best_caption(backward, owners, similarity.shape[1])
-    return row_ranks(forward, owners, ties), column_ranks(backward, None, ties)
+    return row_ranks(forward, owners), column_ranks(backward)
 
 
 def rank_figures(ranks: Ints, *, median: Literal["mean", "lower"] = "mean") -> dict[str, float]:
