@@ -24,7 +24,7 @@ from internvideo.data.tokenizer import Tokenizer
 from internvideo.errors import RecipeError, RunError
 from internvideo.inference import onnx_file
 from internvideo.inference.video_model import VideoModel
-from internvideo.models.encoder import DualEncoder, VideoEncoder
+from internvideo.models.encoder import VideoEncoder
 from internvideo.storage import atomic_path, write_text
 
 Format = Literal["torch", "onnx"]
@@ -132,7 +132,7 @@ class Graph(nn.Module):
 
     def __init__(self, model: VideoModel, what: What) -> None:
         super().__init__()
-        towers = model.module if isinstance(model.module, DualEncoder) else None
+        towers = model.module.as_dual_encoder
         able: dict[What, Run] = {"video": _features}
         if towers is not None:
             able["text"] = _encoded_text

@@ -23,7 +23,7 @@ from internvideo.inference.caption_generation import CaptionGenerator
 from internvideo.inference.families import Precision, overrides_of, published_preprocessing, video_encoder
 from internvideo.metrics.classification import merge_rows, softmax, zero_shot_probabilities
 from internvideo.models.embeddings import Normalize
-from internvideo.models.encoder import DualEncoder, VideoEncoder
+from internvideo.models.encoder import VideoEncoder
 from internvideo.models.video_language import VideoLanguage
 from internvideo.tasks.zero_shot.templates import ACTION_TEMPLATES, fill
 
@@ -80,7 +80,7 @@ class VideoModel:
         self.metadata = dict(metadata or {})
         self.device = torch.device(device)
         self.module: VideoEncoder = _to_device_and_dtype(encoder, self.device, precision)
-        self._dual_encoder = self.module if isinstance(self.module, DualEncoder) else None
+        self._dual_encoder = self.module.as_dual_encoder
         text = self._dual_encoder.config.text if self._dual_encoder else None
         self._tokenizer = Tokenizer(context_length=text.context) if text else None
         self._prompted: tuple[tuple[tuple[str, ...], tuple[str, ...]], np.ndarray[Any, Any]] | None = None

@@ -79,6 +79,11 @@ class VideoEncoder(nn.Module):
         return False
 
     @property
+    def as_dual_encoder(self) -> DualEncoder | None:
+        """The model itself where it has texts in the space of its videos, else None."""
+        return None
+
+    @property
     def default_frame_step(self) -> int:
         """Of `prepare`, where nobody says."""
         return 1
@@ -132,6 +137,11 @@ class DualEncoder(VideoEncoder):
 
     takes_frame_mask: ClassVar[bool] = False
     text: Module
+
+    @property
+    def as_dual_encoder(self) -> DualEncoder:
+        """The model itself."""
+        return self
 
     @property
     def embed_dim(self) -> int:
