@@ -42,7 +42,7 @@ def plain(path: Path, model: VideoModel) -> np.ndarray:  # type: ignore[type-arg
         for picture in container.decode(video=0):
             frames.append(picture.to_ndarray(format="rgb24"))
             if len(frames) == WINDOW:
-                rows.append(model.encode_clips(model.preprocessing.square(np.stack(frames))[None]).numpy())
+                rows.append(model.encode_clips(model.preprocessing.transform_frames(np.stack(frames))[None]).numpy())
                 frames = []
     return np.concatenate(rows)
 

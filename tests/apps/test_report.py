@@ -199,7 +199,7 @@ def test_wrong_rows_and_impossible_figures_are_refused() -> None:
 def test_frames_keep_their_pixels() -> None:
     rng = np.random.default_rng(1)
     clips = [rng.integers(0, 256, size=(12, 6, 5, 3), dtype=np.uint8) for _ in range(3)]
-    uri = figures.reconstruction_strip(*clips, most=4)
+    uri = figures.reconstruction_strip(*clips, max_frames=4)
     picture = imread(_decoded(uri))
     assert picture.shape[:2] == (3 * 8 - 2, 4 * 7 - 2)
     back = np.round(picture[..., :3] * 255).astype(np.uint8)

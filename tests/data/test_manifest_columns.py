@@ -81,7 +81,7 @@ def test_columns_without_a_meaning_are_told(tmp_path: Path, caplog: pytest.LogCa
         "1 questions without an answer, or answers without a question, left out",
     )
     with caplog.at_level(logging.WARNING):
-        assert manifest.told() is manifest
+        assert manifest.with_notes_logged() is manifest
     assert len(caplog.messages) == 3
     assert caplog.messages[0].startswith(f"{tmp_path / 'm.csv'}: columns without a meaning")
 

@@ -13,7 +13,7 @@ from processes import as_process
 
 from internvideo.data.loader import Loader, LoaderSettings
 from internvideo.data.manifest import Manifest, read_manifest, write_manifest
-from internvideo.data.mixture import AlternatingLoader, MixedLoader, joined
+from internvideo.data.mixture import AlternatingLoader, MixedLoader, join_manifests
 from internvideo.data.mixup import Mixup
 from internvideo.data.sampling import Dense, DensePretrain, FrameSampler
 from internvideo.errors import ManifestError
@@ -92,7 +92,7 @@ def another(tmp_path: Path, manifest: Manifest, classes: tuple[str, ...] = ("z",
 
 
 def test_manifests_are_joined_by_the_names_of_their_classes(manifest: Manifest, tmp_path: Path) -> None:
-    both = joined(manifest, "more", another(tmp_path, manifest), 2)
+    both = join_manifests(manifest, "more", another(tmp_path, manifest), 2)
     assert both.classes == ("x", "y", "z", "w")
     assert both.rows[:CLIPS] == manifest.rows
     assert [row.id for row in both.rows[CLIPS:]] == ["more/0", "more/1", "more/2", "more/3"]
@@ -100,14 +100,14 @@ def test_manifests_are_joined_by_the_names_of_their_classes(manifest: Manifest, 
     assert all(both.video_path(row).is_file() and not Path(row.path).is_absolute() for row in both.rows)
     assert {(row.attributes["source"], row.attributes["stride"]) for row in both.rows[CLIPS:]} == {("more", "2")}
     assert both.fingerprint != manifest.fingerprint
-    assert "stride" not in joined(manifest, "more", another(tmp_path, manifest)).rows[-1].attributes
+    assert "stride" not in join_manifests(manifest, "more", another(tmp_path, manifest)).rows[-1].attributes
     with pytest.raises(ManifestError, match="'more/0' is also one of"):
-        joined(both, "more", another(tmp_path, manifest))
+        join_manifests(both, "more", another(tmp_path, manifest))
 
 
 @pytest.mark.parametrize("sampler", [Dense(frames=4, stride=4), DensePretrain(frames=4, stride=4)])
 def test_each_source_is_read_at_its_own_stride(manifest: Manifest, tmp_path: Path, sampler: FrameSampler) -> None:
-    both = joined(manifest, "more", another(tmp_path, manifest), 2)
+    both = join_manifests(manifest, "more", another(tmp_path, manifest), 2)
     settings = LoaderSettings(batch_size=3, drop_last=False)
     steps: dict[bool, set[int]] = {True: set(), False: set()}
     for batch in Loader(both, sampler, Plain(), settings).epoch(0):

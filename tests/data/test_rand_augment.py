@@ -34,7 +34,7 @@ POINT_OPERATIONS: dict[str, tuple[Callable[[Tensor], Tensor], Callable[[Image.Im
     "posterize": (lambda f: ra.posterize(f, 2), lambda i: ImageOps.posterize(i, 2)),
     "solarize": (lambda f: ra.solarize(f, 77), lambda i: ImageOps.solarize(i, 77)),
     "solarize_add": (lambda f: ra.solarize_add(f, 77), raised),
-    "colour": (lambda f: ra.colour(f, 0.37), lambda i: ImageEnhance.Color(i).enhance(0.37)),
+    "colour": (lambda f: ra.color(f, 0.37), lambda i: ImageEnhance.Color(i).enhance(0.37)),
     "contrast": (lambda f: ra.contrast(f, 1.63), lambda i: ImageEnhance.Contrast(i).enhance(1.63)),
     "brightness": (lambda f: ra.brightness(f, 1.63), lambda i: ImageEnhance.Brightness(i).enhance(1.63)),
     "sharpness": (lambda f: ra.sharpness(f, 1.63), lambda i: ImageEnhance.Sharpness(i).enhance(1.63)),

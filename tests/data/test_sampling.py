@@ -42,7 +42,7 @@ STORED = stored_cases()
 
 def check_dense_test_clips(case: Case) -> None:
     frames, stride = case["clip_len"], case["sampling_rate"]
-    assert len(sampling.every_stride(case["num_frames"], frames, stride)) == case["decoded"]
+    assert len(sampling.strided_buffer(case["num_frames"], frames, stride)) == case["decoded"]
     views = Dense(frames, stride, case["test_num_segment"]).test(case["num_frames"])
     assert [view.tolist() for view in views] == case["clips"]
 
@@ -99,7 +99,7 @@ CHECKS: dict[str, Callable[[Case], None]] = {
     "three_crop_starts_long_axis": check_three_crop,
     "sparse_multi_clip_test": check_multi_clip,
     "mae_val_dense": lambda c: same(Dense(c["clip_len"], c["rate"], 1).test(c["n"])[0], c),
-    "mae_test_dense": lambda c: same(sampling.every_stride(c["n"], c["clip_len"], c["rate"]), c),
+    "mae_test_dense": lambda c: same(sampling.strided_buffer(c["n"], c["clip_len"], c["rate"]), c),
     "mae_test_sparse": check_sparse_order,
     "mae_test_sparse_rawframes": check_sparse_order,
     "mae_val_sparse_rawframes": lambda c: same(SparseTwoView(c["frames"], 1).test(c["n"])[0], c),

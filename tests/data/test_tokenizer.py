@@ -104,10 +104,10 @@ def test_ids_survive_pickling_to_a_worker() -> None:
 
 
 def test_memory_of_encodings_is_bounded() -> None:
-    module._remembered.cache_clear()
-    TOKENIZER.encode(["a cat", "a cat", "x" * (module.REMEMBERED_LENGTH + 1)])
-    info = module._remembered.cache_info()
-    assert (info.hits, info.currsize, info.maxsize) == (1, 1, module.REMEMBERED)
+    module._encode_cached.cache_clear()
+    TOKENIZER.encode(["a cat", "a cat", "x" * (module.CACHED_TEXT_LENGTH + 1)])
+    info = module._encode_cached.cache_info()
+    assert (info.hits, info.currsize, info.maxsize) == (1, 1, module.CACHE_SIZE)
 
 
 @pytest.mark.parametrize(

@@ -36,7 +36,7 @@ def table() -> str:
     for name, entry in BENCHMARKS.items():
         if entry.number:
             reader = f"{entry.read.__module__.rpartition('.')[2]}.{entry.read.__name__}"
-            figures = ", ".join(f"`{figure}`" for figure in entry.measure.figures)
+            figures = ", ".join(f"`{figure}`" for figure in entry.measure.metrics)
             lines.append((
                 str(entry.number), f"`{name}`", entry.task, entry.title, f"`{reader}`", f"`benchmarks/{name}`",
                 f"`{entry.measure.evaluation}`", f"{entry.metric}: {figures}", entry.paper,

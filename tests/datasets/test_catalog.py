@@ -27,7 +27,7 @@ def test_numbers_stand_once_and_tasks_exist() -> None:
     assert {entry.task for entry in BENCHMARKS.values()} <= set(MEASURES)
     assert all(entry.paper for entry in BENCHMARKS.values() if entry.number)
     assert {entry.measure.evaluation for entry in BENCHMARKS.values()} - {""} <= set(EVALUATIONS)
-    assert all(entry.measure.figures for entry in BENCHMARKS.values() if entry.measure.evaluation)
+    assert all(entry.measure.metrics for entry in BENCHMARKS.values() if entry.measure.evaluation)
 
 
 def test_the_listing_has_a_line_for_each() -> None:

@@ -105,7 +105,7 @@ def test_a_row_is_the_model_on_the_frames_of_its_window(videos: Path, tmp_path: 
     assert rows.dtype == np.float32
     frames = read_frames(videos / "v0.mp4", range(11), short_side=16)
     for number in range(4):
-        clip = model.preprocessing.square(frames[2 * number : 2 * number + 4])
+        clip = model.preprocessing.transform_frames(frames[2 * number : 2 * number + 4])
         np.testing.assert_allclose(rows[number], model.encode_clips(clip[None])[0].numpy(), atol=1e-5)
 
 
@@ -225,7 +225,7 @@ def test_features_of_tiles_are_of_larger_frames(tmp_path: Path) -> None:
     path = movie(tmp_path / "v.mp4", 6)
     model = small_model()
     extract(find_items([path])[0], model, tmp_path / "out", ExtractSettings(RULE, tiles=2))
-    frames = model.preprocessing.changed(size=24, short_side=24)
+    frames = model.preprocessing.with_settings(size=24, short_side=24)
     with Video(path, short_side=24) as video:
         clip = frames.clips(video, 0.0, 0.4)[0]
     first = np.load(tmp_path / "out" / "v.npy")[0]

@@ -134,14 +134,14 @@ def test_nothing_is_decoded_twice(folder: Path, monkeypatch: pytest.MonkeyPatch)
 
 def test_only_what_is_still_needed_is_kept(video: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     made: list[weakref.ref[torch.Tensor]] = []
-    plain = Preprocessing.square
+    plain = Preprocessing.transform_frames
 
     def watched(self: Preprocessing, frames: Any) -> torch.Tensor:
         square = plain(self, frames)
         made.append(weakref.ref(square))
         return square
 
-    monkeypatch.setattr(Preprocessing, "square", watched)
+    monkeypatch.setattr(Preprocessing, "transform_frames", watched)
     most = 0
     for _ in windows(video, CLIPS, window_seconds=1.0, stride_seconds=0.5):
         most = max(most, sum(square() is not None for square in made))

@@ -19,7 +19,7 @@ from internvideo.sample_world import generate as sample_world
 from internvideo.sample_world.actions import CATALOGUE, Cell, Part, track_of
 from internvideo.sample_world.generate import (
     ACTIONS,
-    KEPT_OUT,
+    HELD_OUT_CLASSES,
     REVERSE_OF,
     TIME_DIRECTED,
     WorldSettings,
@@ -29,7 +29,7 @@ from internvideo.sample_world.generate import (
     render,
     reverse_class,
 )
-from internvideo.sample_world.scene import COLOURS, SHAPES, TEXTURES, Actor, Look, Scene
+from internvideo.sample_world.scene import COLORS, SHAPES, TEXTURES, Actor, Look, Scene
 from internvideo.video.reader import read_frames, read_video_info
 
 SMALL = WorldSettings(clips=40, seed=3, size=48, frames=12, fps=6, long_videos=2)
@@ -128,10 +128,10 @@ def test_unknown_action_is_named() -> None:
 def test_enough_classes_and_half_of_them_directed_in_time() -> None:
     assert len(ACTIONS) >= 24
     assert 2 * len(TIME_DIRECTED) >= len(ACTIONS)
-    assert len(KEPT_OUT) >= 4
-    assert not set(KEPT_OUT) & set(ACTIONS)
+    assert len(HELD_OUT_CLASSES) >= 4
+    assert not set(HELD_OUT_CLASSES) & set(ACTIONS)
     assert len(SHAPES) >= 8
-    assert len(COLOURS) >= 8
+    assert len(COLORS) >= 8
     assert len(TEXTURES) >= 4
 
 
@@ -151,7 +151,7 @@ def test_every_row_has_its_clip_and_its_answers(world: World) -> None:
     counts = SMALL.counts
     assert {name: len(world.manifests[name]) for name in counts} == counts
     assert world.manifests["train"].classes == ACTIONS
-    assert world.manifests["zero_shot"].classes == KEPT_OUT
+    assert world.manifests["zero_shot"].classes == HELD_OUT_CLASSES
     for name in ("train", "validation", "test", "zero_shot"):
         manifest = world.manifests[name]
         for row in manifest.rows:

@@ -276,7 +276,7 @@ def check(name: str, walked: Walked) -> None:
     """The contract of every entry."""
     entry, result = BENCHMARKS[name], walked.result
     assert result["task"] == entry.measure.evaluation
-    assert set(entry.measure.figures) <= set(result["figures"])
+    assert set(entry.measure.metrics) <= set(result["figures"])
     assert all(math.isfinite(value) for value in result["figures"].values())
     assert result == json.loads(json.dumps(walked.again)), "a saved table gives the same figures"
     assert result["coverage"] == {"asked": walked.asked, "read": walked.asked, "unreadable": []}

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from internvideo.data.loader import LoaderSettings
-from internvideo.data.vocabulary import Words
+from internvideo.data.vocabulary import Vocabulary
 from internvideo.models.videomae import VideoMAEConfig
 from internvideo.tasks.navigation.model import ImageConfig, Navigator, NavigatorConfig
 from internvideo.tasks.navigation.planner import PlannerConfig
@@ -73,7 +73,7 @@ def episodes(count: int) -> tuple[Episode, ...]:
 
 def episode_loader(count: int, batch_size: int) -> EpisodeLoader:
     rows = episodes(count)
-    words = Words.of((row.instruction for row in rows), PLANNER.vocabulary)
+    words = Vocabulary.from_texts((row.instruction for row in rows), PLANNER.vocabulary)
     return EpisodeLoader(rows, house_world(), words, PLANNER.words, LoaderSettings(batch_size=batch_size))
 
 

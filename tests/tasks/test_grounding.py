@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from internvideo.data.loader import LoaderSettings
 from internvideo.data.manifest import write_manifest
 from internvideo.data.sample import Sample, Segment
-from internvideo.data.vocabulary import Words
+from internvideo.data.vocabulary import Vocabulary
 from internvideo.errors import ManifestError, RecipeError, RunError
 from internvideo.evaluation import EvaluationSettings, evaluate_task
 from internvideo.objectives.grounding import NO_ANSWER, highlight_loss, highlight_targets, span_loss, span_to_steps
@@ -133,7 +133,7 @@ def test_without_features_or_answers_there_is_nothing_to_learn(tmp_path: Path) -
 
 def test_a_batch_depends_on_its_place_alone_and_carries_its_words(tmp_path: Path) -> None:
     queries = read(world(tmp_path, 6))
-    words = Words.of((query.text for query in queries.queries), 100)
+    words = Vocabulary.from_texts((query.text for query in queries.queries), 100)
     loader = QueryLoader(queries, words, 8, FeatureSettings(), 32, LoaderSettings(batch_size=4))
     whole, again = list(loader.epoch(1)), list(loader.epoch(1, 2))
     assert len(whole) == len(loader) == 4

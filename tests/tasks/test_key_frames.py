@@ -23,7 +23,7 @@ from internvideo.tasks.spatiotemporal.data import (
     KeyFrame,
     KeyFrameLoader,
     KeyFrameViews,
-    clip_positions,
+    centered_positions,
     key_frames,
     with_persons,
 )
@@ -76,7 +76,7 @@ def test_the_frames_expected_here_are_the_published_ones() -> None:
 
 
 def test_a_clip_in_the_middle_of_a_film() -> None:
-    places = clip_positions(np.arange(3000) / 25, key_frame(60.0), frames=16, stride=4)
+    places = centered_positions(np.arange(3000) / 25, key_frame(60.0), frames=16, stride=4)
     centre = 60 * 25
     expected = np.arange(centre - 32, centre + 32)[around(64)]
     assert places.tolist() == expected.tolist()
@@ -85,7 +85,7 @@ def test_a_clip_in_the_middle_of_a_film() -> None:
 
 @pytest.mark.parametrize("time", [0.4, 119.6])
 def test_at_an_end_both_sides_are_as_long_as_the_shorter_one(time: float) -> None:
-    places = clip_positions(np.arange(3000) / 25, key_frame(time), frames=16, stride=4)
+    places = centered_positions(np.arange(3000) / 25, key_frame(time), frames=16, stride=4)
     centre = round(time * 25)
     side = min(centre, 3000 - centre)
     raw = np.arange(centre - side, centre + side)
@@ -95,7 +95,7 @@ def test_at_an_end_both_sides_are_as_long_as_the_shorter_one(time: float) -> Non
 @pytest.mark.parametrize(("time", "low"), [(105.0, 5.0), (100.5, 0.5), (109.9, 9.9)])
 def test_a_kinetics_clip_is_stretched_where_a_side_is_missing(time: float, low: float) -> None:
     frame = key_frame(time, path="abc_000100_000110.mp4", attributes={"source": "kinetics"})
-    places = clip_positions(np.arange(300) / 30, frame, frames=16, stride=4)
+    places = centered_positions(np.arange(300) / 30, frame, frames=16, stride=4)
     centre = round(low * 30)
     assert len(places) == 16
     assert (np.diff(places) >= 0).all()
@@ -109,12 +109,12 @@ def test_a_kinetics_clip_is_stretched_where_a_side_is_missing(time: float, low: 
 
 def test_half_a_side_is_spread_evenly() -> None:
     frame = key_frame(10.0 + 16 / 30, path="abc_000010_000020.mp4", attributes={"source": "kinetics"})
-    places = clip_positions(np.arange(300) / 30, frame, frames=64, stride=1)
+    places = centered_positions(np.arange(300) / 30, frame, frames=64, stride=1)
     assert places[:5].tolist() == [0.25, 0.75, 1.25, 1.75, 2.25]  # 16 frames become 32
     assert places[31:].tolist() == [*range(16, 48), 47]
 
 
-@pytest.mark.parametrize("positions", [clip_positions, positions_before])
+@pytest.mark.parametrize("positions", [centered_positions, positions_before])
 @pytest.mark.parametrize(("time", "right"), [(59.99, True), (60.4, True), (60.6, False), (902.0, False)])
 def test_a_key_frame_behind_the_end_is_an_error(positions: Callable[..., Floats], time: float, right: bool) -> None:
     times = np.arange(1500) / 25
@@ -134,15 +134,15 @@ def test_times_of_a_clip_count_from_its_start_or_from_that_of_the_upload() -> No
     (frame,) = key_frames(Manifest(rows, ("a",), Path(), Path("m.jsonl")))
     assert (frame.video, frame.time) == ("abc", 121.281427)  # as the annotations and the files of results have it
     assert frame.seconds == pytest.approx(4.281427)
-    places = clip_positions(times, frame, frames=16, stride=4)
+    places = centered_positions(times, frame, frames=16, stride=4)
     by_upload = key_frame(121.281427, path=path, attributes={"source": "kinetics"})
-    assert places.tolist() == clip_positions(times, by_upload, frames=16, stride=4).tolist()
+    assert places.tolist() == centered_positions(times, by_upload, frames=16, stride=4).tolist()
     assert 90 < places[0] < places[-1] < 165  # around frame 128
     (detected,) = with_persons([frame], {("abc", 121.281): [(0, 0, 1, 1, 0.9)]}, 0.5)
-    assert clip_positions(times, detected, frames=16, stride=4).tolist() == places.tolist()
+    assert centered_positions(times, detected, frames=16, stride=4).tolist() == places.tolist()
     for odd in (116.0, 128.0):
         with pytest.raises(VideoError):
-            clip_positions(times, key_frame(odd, path=path, attributes=kinetics), frames=16, stride=4)
+            centered_positions(times, key_frame(odd, path=path, attributes=kinetics), frames=16, stride=4)
 
 
 def test_a_part_of_a_film_keeps_the_times_of_the_film() -> None:
@@ -151,7 +151,7 @@ def test_a_part_of_a_film_keeps_the_times_of_the_film() -> None:
     rows = (Sample.model_validate(row),)
     (frame,) = key_frames(Manifest(rows, ("a",), Path(), Path("m.jsonl")))
     assert (frame.time, frame.seconds) == (902.0, 2.0)
-    assert clip_positions(np.arange(1500) / 25, frame, frames=4, stride=2).tolist() == [47, 49, 51, 53]
+    assert centered_positions(np.arange(1500) / 25, frame, frames=4, stride=2).tolist() == [47, 49, 51, 53]
 
 
 def test_a_span_must_begin_in_its_video(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ import small_navigation
 import torch
 from small_navigation import episode_batch, house_world, navigator
 
-from internvideo.data.vocabulary import Words
+from internvideo.data.vocabulary import Vocabulary
 from internvideo.errors import ManifestError, RecipeError, WeightsError
 from internvideo.evaluation import evaluate_task
 from internvideo.pipeline import load_trained, run_recipe
@@ -58,11 +58,11 @@ def state(number: int = 0) -> EpisodeState:
 
 
 def test_words_are_the_commonest_and_others_are_unknown() -> None:
-    words = Words.of(["Go to the box.", "go to the door", "the box"], 6)
+    words = Vocabulary.from_texts(["Go to the box.", "go to the door", "the box"], 6)
     assert words.words == ("<pad>", "<unk>", "<start>", "the", "box", "go")
     assert words.batch(["Go, the pillar", "box"], 5).tolist() == [[2, 5, 1, 3, 1], [2, 4, 0, 0, 0]]
     with pytest.raises(ValueError, match="begins with"):
-        Words(["the", "box"])
+        Vocabulary(["the", "box"])
 
 
 # --- what the eyes should see ----------------------------------------------------------------------------------------

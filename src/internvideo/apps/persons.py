@@ -25,7 +25,7 @@ from internvideo.data.dataset import ManifestClipDecoder
 from internvideo.data.manifest import Manifest
 from internvideo.errors import RunError, VideoError, WeightsError
 from internvideo.storage import write_text
-from internvideo.tasks.spatiotemporal.data import KeyFrame, clip_positions, key_frames
+from internvideo.tasks.spatiotemporal.data import KeyFrame, centered_positions, key_frames
 
 SOFT_MAX = ("detr", "yolos")
 """Families whose last class is "nothing"."""
@@ -189,7 +189,7 @@ def _pictures(
             places = []
             for frame in frames[start : start + AT_ONCE]:
                 try:  # of two raw frames around the key frame the second one is the key frame itself
-                    places.append(clip_positions(times, frame, frames=1, stride=2).round().astype(np.int64))
+                    places.append(centered_positions(times, frame, frames=1, stride=2).round().astype(np.int64))
                     part.append(frame)
                 except VideoError as error:
                     found.unreadable.append((frame.row.path, str(error)))

@@ -164,7 +164,9 @@ class Stream:
     def _clip(self, video: LiveVideo, pictures: list[Any]) -> Tensor:
         """The clip that the preprocessing makes of a window's pictures; only those that it takes are converted."""
         (chosen,) = self.model.preprocessing.indices(len(pictures))
-        squares = {i: self.model.preprocessing.square(video.rgb(pictures[i])[None]) for i in set(chosen.tolist())}
+        squares = {
+            i: self.model.preprocessing.transform_frames(video.rgb(pictures[i])[None]) for i in set(chosen.tolist())
+        }
         return torch.cat([squares[i] for i in chosen.tolist()], dim=1)
 
     def _newest(self, video: LiveVideo, plan: Plan) -> Iterator[Turn]:

@@ -32,7 +32,7 @@ def persons(
     from internvideo.errors import VideoError
     from internvideo.recipe import choose_device
 
-    rows = read_manifest(manifest).told()
+    rows = read_manifest(manifest).with_notes_logged()
     if split is not None:
         rows = rows.subset(split=split)
     found = find_persons(rows, PersonDetector(detector, choose_device(device)), score_threshold=score_threshold)

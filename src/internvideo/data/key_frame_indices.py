@@ -34,7 +34,7 @@ class KeyFrame(Protocol):
         """Seconds in the file."""
 
 
-def clip_positions(times: Floats, frame: KeyFrame, *, frames: int, stride: int) -> Floats:
+def centered_positions(times: Floats, frame: KeyFrame, *, frames: int, stride: int) -> Floats:
     """Places (T,) of the clip's frames among the video's, fractions lie between two of them.
 
     Of frames * stride raw frames centred on the key frame every stride-th is taken. A film (AVA) gives as many frames
@@ -49,9 +49,11 @@ def clip_positions(times: Floats, frame: KeyFrame, *, frames: int, stride: int) 
         VideoError: the key frame lies behind the end of the video.
     """
     n, half = len(times), frames * stride // 2
-    centre = place_of(times, frame)
+    centre = frame_index_at(times, frame)
     if frame.row.attributes.get("source") == "kinetics":
-        raw = np.concatenate([_stretched(centre - half, centre, n, half), _stretched(centre, centre + half, n, half)])
+        raw = np.concatenate(
+            [_evenly_spaced(centre - half, centre, n, half), _evenly_spaced(centre, centre + half, n, half)]
+        )
     else:
         side = max(min(half, centre, n - centre), 1)
         raw = np.arange(centre - side, centre + side, dtype=np.float64).clip(0, n - 1)
@@ -61,7 +63,7 @@ def clip_positions(times: Floats, frame: KeyFrame, *, frames: int, stride: int) 
     return result
 
 
-def begins_of(row: Sample, time: float) -> float:
+def file_start_time(row: Sample, time: float) -> float:
     """The second of the annotations' clock at which a row's file begins, 0 where that is the clock of the file.
 
     `prepare` keeps the time of a film or an upload in the attribute "timestamp", while boxes count from the start of
@@ -77,7 +79,7 @@ def begins_of(row: Sample, time: float) -> float:
     return clip[0] if clip is not None and absolute else 0.0
 
 
-def told_time(row: Sample, time: float) -> float:
+def annotated_time(row: Sample, time: float) -> float:
     """The time of a row's box as the annotations tell it, s."""
     told = _timestamp(row)
     return time if told is None or told <= row.boxes[0].time + 1e-3 else told + (time - row.boxes[0].time)
@@ -98,7 +100,7 @@ def _clip_of_kinetics(row: Sample) -> tuple[float, float] | None:
     return float(found[1]), float(int(found[2]) - int(found[1]))
 
 
-def place_of(times: Floats, frame: KeyFrame) -> int:
+def frame_index_at(times: Floats, frame: KeyFrame) -> int:
     """The number of the frame that is shown at a key frame, of a video with frames at these times (n,), s.
 
     In a clip of Kinetics it is told by the share of the clip before it: its length in seconds is only nominal.
@@ -120,7 +122,7 @@ def place_of(times: Floats, frame: KeyFrame) -> int:
     return min(max(place, 0), n - 1)
 
 
-def _stretched(low: int, high: int, n: int, size: int) -> Floats:
+def _evenly_spaced(low: int, high: int, n: int, size: int) -> Floats:
     """`size` places between the frames low..high - 1 of n, evenly over those that exist."""
     low, high = min(max(low, 0), n - 1), min(max(high, 1), n)
     high = max(high, low + 1)
@@ -131,6 +133,6 @@ def _stretched(low: int, high: int, n: int, size: int) -> Floats:
 
 def positions_before(times: Floats, frame: KeyFrame, *, frames: int, stride: int) -> Floats:
     """The same of a clip that ends with the key frame: every `stride`-th frame, the first one where there is none."""
-    centre = place_of(times, frame)
+    centre = frame_index_at(times, frame)
     result: Floats = (centre - stride * np.arange(frames - 1, -1, -1, dtype=np.float64)).clip(min=0)
     return result

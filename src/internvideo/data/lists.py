@@ -92,7 +92,7 @@ def read_file(source: Path, *, path_column: str = "path", label_column: str = "l
         )
     head = _first_line(source)
     if suffix in (".jsonl", ".ndjson") or head.startswith("{"):
-        check_no_columns(source, path_column, label_column)
+        reject_columns(source, path_column, label_column)
         return Listing(_json_rows(source))
     delimiter = next((mark for mark in "\t;" if mark in head), ",")
     try:
@@ -111,7 +111,7 @@ def read_file(source: Path, *, path_column: str = "path", label_column: str = "l
     return listing
 
 
-def check_no_columns(source: Path, path_column: str, label_column: str) -> None:
+def reject_columns(source: Path, path_column: str, label_column: str) -> None:
     """Refuse the choice of a column where there are none: it would be passed over in silence.
 
     Raises:
@@ -146,15 +146,15 @@ def read_folder(folder: Path) -> Listing:
         name = video.relative_to(folder).as_posix()
         rows.append((number, {"id": name, "path": name, "split": split_name, "label": label}))
     listing = Listing(rows)
-    listing.notes += _odd_folders(folder, found)
+    listing.notes += _folder_layout_notes(folder, found)
     if odd:
         listing.notes.append(f"{len(odd)} videos left out, their names are not UTF-8, such as {shown(min(odd).name)}")
-    if note := passed_over(_other_files(folder, {os.fspath(video) for video, _, _ in found})):
+    if note := skipped_files_note(_other_files(folder, {os.fspath(video) for video, _, _ in found})):
         listing.notes.append(note)
     return listing
 
 
-def passed_over(names: Iterable[str]) -> str:
+def skipped_files_note(names: Iterable[str]) -> str:
     """A note of the files of a folder that are no videos by their endings, "" where there are none."""
     others = [name for name in names if not name.startswith(".")]
     endings = Counter(os.path.splitext(name)[1].lower() or "none" for name in others)
@@ -183,7 +183,7 @@ def _find_videos(folder: Path) -> list[tuple[Path, str | None, str | None]]:
     return found
 
 
-def _odd_folders(folder: Path, found: Sequence[tuple[Path, str | None, str | None]]) -> Iterator[str]:
+def _folder_layout_notes(folder: Path, found: Sequence[tuple[Path, str | None, str | None]]) -> Iterator[str]:
     """Notes on what the layout of a folder may not mean: splits taken for classes, classes without a video."""
     classes = {label for _, _, label in found if label is not None}
     divided = any(split is not None for _, split, _ in found)
@@ -213,7 +213,7 @@ def holds_frames(folder: str, names: Sequence[str]) -> bool:
     return not any(_ending(name) in VIDEO_EXTENSIONS for name in names) and is_frame_folder(folder, names)
 
 
-def no_frames(folder: str, names: Sequence[str]) -> list[str]:
+def non_frame_names(folder: str, names: Sequence[str]) -> list[str]:
     """The names of the files of a folder of frames that are none."""
     frames = set(frame_names(folder, names)[0])
     return [name for name in names if name not in frames]
@@ -225,7 +225,7 @@ def _ending(name: str) -> str:
 
 def _other_files(folder: Path, videos: Collection[str]) -> Iterator[str]:
     for place, _, names in os.walk(folder):
-        yield from no_frames(place, names) if place in videos else names
+        yield from non_frame_names(place, names) if place in videos else names
 
 
 def _videos_and_folders(folder: Path) -> tuple[list[Path], list[Path]]:

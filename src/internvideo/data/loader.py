@@ -131,7 +131,7 @@ class ResumableLoader:
         self._plan = plan
         check_batches(plan.batches, settings, len(samples), f"clips of {samples.source}")
         self._skipped = SkippedClips(samples, settings.max_unreadable, skipped)
-        self.unreadable = self._skipped.known
+        self.unreadable = self._skipped.unreadable
         self._batches = TrainingBatches(
             decoder,
             plan,

@@ -68,7 +68,7 @@ class Manifest:
         """Where the sample's video lies."""
         return self.root / sample.path
 
-    def told(self) -> Manifest:
+    def with_notes_logged(self) -> Manifest:
         """The same, with its notes logged as warnings: on the error stream, unless a program sends logs elsewhere."""
         for note in self.notes:
             logging.getLogger("internvideo").warning("%s: %s", shown(str(self.source)), shown(note))
@@ -125,7 +125,7 @@ def read_manifest(
         known = next((source / name for name in lists.FOLDER_MANIFESTS if (source / name).is_file()), None)
         source = known or source
     if source.is_dir():
-        lists.check_no_columns(source, path_column, label_column)
+        lists.reject_columns(source, path_column, label_column)
         root, listing = source, lists.read_folder(source)
     else:
         root, listing = source.parent, lists.read_file(source, path_column=path_column, label_column=label_column)

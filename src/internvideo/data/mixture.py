@@ -19,7 +19,7 @@ from internvideo.data.mixup import Mixup
 from internvideo.errors import ManifestError
 
 
-def joined(first: Manifest, name: str, other: Manifest, stride: int | None = None) -> Manifest:
+def join_manifests(first: Manifest, name: str, other: Manifest, stride: int | None = None) -> Manifest:
     """The rows of two manifests under the classes of both, which are the same where they have the same name.
 
     Rows of `other` get ids that begin with `name`, it is their "source", and their videos are read at `stride`, where

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 
-def soft_targets(labels: Tensor, num_classes: int, smoothing: float, share: float = 1.0) -> Tensor:
+def soft_targets(labels: Tensor, num_classes: int, smoothing: float, lam: float = 1.0) -> Tensor:
     """Smoothed one-hot targets of a batch mixed with its reverse.
 
     Args:
@@ -32,12 +32,12 @@ def soft_targets(labels: Tensor, num_classes: int, smoothing: float, share: floa
     off = smoothing / num_classes
     hard = torch.full((len(labels), num_classes), off, dtype=torch.float32, device=labels.device)
     hard.scatter_(1, labels[:, None], 1.0 - smoothing + off)
-    return hard * share + hard.flip(0) * (1.0 - share)
+    return hard * lam + hard.flip(0) * (1.0 - lam)
 
 
-def cut_box(height: int, width: int, share: float, rng: np.random.RandomState) -> tuple[slice, slice]:
+def cutmix_box(height: int, width: int, lam: float, rng: np.random.RandomState) -> tuple[slice, slice]:
     """Rows and columns of a box that covers about 1 - share of the frame; cut off at the frame's edges."""
-    side = math.sqrt(1.0 - share)
+    side = math.sqrt(1.0 - lam)
     spans = []
     for length in (height, width):
         half, middle = int(length * side) // 2, int(rng.randint(length))
@@ -81,15 +81,15 @@ class Mixup:
             (B, 3, T, S, S) float32 in 0..255 and (B, C) float32 targets.
         """
         mixed = video.to(torch.float32, copy=True)
-        cut, share = self._draw(rng)
-        if cut:
-            rows, columns = cut_box(video.shape[-2], video.shape[-1], share, rng)
+        use_cutmix, lam = self._draw(rng)
+        if use_cutmix:
+            rows, columns = cutmix_box(video.shape[-2], video.shape[-1], lam, rng)
             mixed[..., rows, columns] = video.flip(0)[..., rows, columns].to(torch.float32)
             area = (rows.stop - rows.start) * (columns.stop - columns.start)
-            share = 1.0 - area / (video.shape[-2] * video.shape[-1])
-        elif share < 1:
-            mixed = torch.lerp(mixed.flip(0), mixed, share)
-        return mixed, soft_targets(labels, self.num_classes, self.smoothing, share)
+            lam = 1.0 - area / (video.shape[-2] * video.shape[-1])
+        elif lam < 1:
+            mixed = torch.lerp(mixed.flip(0), mixed, lam)
+        return mixed, soft_targets(labels, self.num_classes, self.smoothing, lam)
 
     def _draw(self, rng: np.random.RandomState) -> tuple[bool, float]:
         """Whether to cut, and lambda; (False, 1) for a batch that stays as it is."""

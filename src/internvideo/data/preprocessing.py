@@ -26,7 +26,7 @@ from internvideo.video.reader import Video
 
 SLACK = 1e-6
 """Seconds by which a time may be off through rounding."""
-MOST = 8192
+MAX_SIZE = 8192
 """Frames of a clip, and pixels of a side."""
 
 
@@ -77,28 +77,28 @@ class Preprocessing:
 
     def __post_init__(self) -> None:
         for name in ("frames", "size", "sampled", "resize", "short_side"):
-            if (getattr(self, name) or 0) > MOST:
-                raise RecipeError(f"preprocessing.{name}", str(getattr(self, name))[:20], f"up to {MOST:,}")
-        picked = 1 if self.single_frame else len(range(0, self.sampled or self.frames, max(self.step, 1)))
-        if self.step < 1 or picked != self.frames:
+            if (getattr(self, name) or 0) > MAX_SIZE:
+                raise RecipeError(f"preprocessing.{name}", str(getattr(self, name))[:20], f"up to {MAX_SIZE:,}")
+        num_frames = 1 if self.single_frame else len(range(0, self.sampled or self.frames, max(self.step, 1)))
+        if self.step < 1 or num_frames != self.frames:
             raise RecipeError("preprocessing", f"{self.sampled} frames by {self.step} make no {self.frames}")
         if self.style not in get_args(Style):
             raise RecipeError("preprocessing.style", repr(self.style), ", ".join(get_args(Style)))
-        self.rule(1)
+        self.frame_sampler(1)
         try:
             self._transform()
         except ValueError as error:
             raise RecipeError("preprocessing", str(error)) from error
 
-    def rule(self, views: int) -> FrameSampler:
+    def frame_sampler(self, views: int) -> FrameSampler:
         """The sampler with so many temporal views. Raises RecipeError where the rule does not have as many."""
         if self.sampler not in SAMPLERS:
             raise RecipeError("preprocessing.sampler", repr(self.sampler), ", ".join(SAMPLERS))
-        several = hasattr(SAMPLERS[self.sampler], "views")
-        if views < 1 or (views > 1 and not several):
+        has_views = hasattr(SAMPLERS[self.sampler], "views")
+        if views < 1 or (views > 1 and not has_views):
             allowed = "1" if views > 0 else "1 or more"
             raise RecipeError("views", str(views), f"{allowed} with the frame rule '{self.sampler}'")
-        settings = {"frames": self.sampled or self.frames, "stride": self.stride, "views": views if several else None}
+        settings = {"frames": self.sampled or self.frames, "stride": self.stride, "views": views if has_views else None}
         given = {name: value for name, value in settings.items() if value is not None}
         try:
             return SAMPLERS[self.sampler](**given)
@@ -110,12 +110,12 @@ class Preprocessing:
 
     def indices(self, n: int, views: int = 1) -> list[Indices]:
         """(T,) frame numbers of each view of a video with n frames. Raises RecipeError as `rule`."""
-        rule = self.rule(views)
+        sampler = self.frame_sampler(views)
         if self.single_frame:
             return Sparse(frames=1, views=1).test(n)
-        return [chosen[:: self.step] for chosen in rule.test(n)]
+        return [indices[:: self.step] for indices in sampler.test(n)]
 
-    def chosen(
+    def frame_indices(
         self, video: Video, start: float | None = None, end: float | None = None, *, views: int = 1
     ) -> list[Indices]:
         """(T,) frame numbers of the video for each view that `clips` would make, nothing decoded. Raises as `clips`."""
@@ -135,10 +135,12 @@ class Preprocessing:
         Raises:
             VideoError: it cannot be read, or has no frame in the span. RecipeError: the rule has not as many views.
         """
-        chosen, decoded = video.sample(
+        samples, decoded = video.sample(
             _inside(video, start, end), lambda left: [left[part] for part in self.indices(len(left), views)]
         )
-        return [self.square(part) for part in np.split(decoded, np.cumsum([len(part) for part in chosen])[:-1])]
+        return [
+            self.transform_frames(part) for part in np.split(decoded, np.cumsum([len(part) for part in samples])[:-1])
+        ]
 
     def clip(self, video: Video, start: float | None = None, end: float | None = None) -> Tensor:
         """The one view of a span of seconds: uint8 (3, T, S, S), see `clips`."""
@@ -160,13 +162,13 @@ class Preprocessing:
         if array.dtype != np.uint8 or array.ndim != 4 or array.shape[3] != 3 or not array.size:
             found = f"an array of {array.dtype} {array.shape}"
             raise VideoError("frames", found, "uint8 (T, H, W, 3) with at least one frame")
-        return [self.square(array[indices]) for indices in self.indices(len(array), views)]
+        return [self.transform_frames(array[indices]) for indices in self.indices(len(array), views)]
 
     def from_frames(self, frames: NDArray[np.uint8] | Tensor) -> Tensor:
         """The one view of decoded frames (T', H, W, 3): uint8 (3, T, S, S)."""
         return self.views_of_frames(frames)[0]
 
-    def square(self, frames: NDArray[np.uint8]) -> Tensor:
+    def transform_frames(self, frames: NDArray[np.uint8]) -> Tensor:
         """Frames (T, H, W, 3) uint8 -> (3, T, S, S), each frame for itself."""
         return self._transform().crop_clip(torch.from_numpy(np.ascontiguousarray(frames)))[0]
 
@@ -197,14 +199,14 @@ class Preprocessing:
         """
         data, step = recipe.data, 1 if whole else getattr(recipe.settings, "frame_step", 1)
         # Clips of one frame a second differ in length; here they are spread over the video, always T frames.
-        kind = "linspace" if data.sampling.kind == "one_per_second" else data.sampling.kind
+        sampler = "linspace" if data.sampling.kind == "one_per_second" else data.sampling.kind
         sampled = data.sampling.frames
         whole_frames = recipe.stage == "regions" and data.key_frames.around is None
         single = data.loader.single_frame
         return cls(
             frames=1 if single else len(range(0, sampled, step)),
             size=data.key_frames.short if whole_frames else data.augment.size,
-            sampler=kind,
+            sampler=sampler,
             style=data.augment.style,
             squash=data.augment.squash,
             resize=data.augment.test_resize,
@@ -215,7 +217,7 @@ class Preprocessing:
             single_frame=single,
         )
 
-    def changed(self, **settings: Any) -> Preprocessing:
+    def with_settings(self, **settings: Any) -> Preprocessing:
         """The same but for some settings. Raises RecipeError as the constructor."""
         return replace(self, **settings)
 
@@ -230,11 +232,11 @@ def _inside(video: Video, start: float | None, end: float | None) -> Indices:
     inside = np.flatnonzero((times >= first - SLACK) & (times < last - SLACK)).astype(np.int64)
     if len(inside):
         return inside
-    shown = int(np.searchsorted(times, first + SLACK, side="right")) - 1
+    current = int(np.searchsorted(times, first + SLACK, side="right")) - 1
     if first < -SLACK or first >= last or first > info.duration:
         raise VideoError(info.path, f"no frame from {first:g} s to {last:g} s", f"0.000 s to {info.duration:.3f} s")
     video.check_time(first)
-    return np.asarray([max(shown, 0)], dtype=np.int64)
+    return np.asarray([max(current, 0)], dtype=np.int64)
 
 
 VideoSource = str | Path | Span | NDArray[np.uint8] | Tensor
@@ -251,8 +253,8 @@ def as_list(videos: VideoSource | Sequence[VideoSource]) -> list[VideoSource]:
         return [videos]
     if isinstance(videos, np.ndarray | Tensor):
         return [videos] if videos.ndim == 4 else list(videos)
-    found = list(videos)
-    for video in found:
+    items = list(videos)
+    for video in items:
         if not isinstance(video, str | Path | Span | np.ndarray | Tensor):
             raise VideoError("videos", f"a {type(video).__name__}", "a path, a Span or uint8 frames (T, H, W, 3)")
-    return found
+    return items

@@ -15,11 +15,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-GREY = 128
+GRAY = 128
 """Value of the pixels that a geometric operation brings in from outside the frame."""
-TOP = 10.0
+MAX_LEVEL = 10.0
 """Largest magnitude."""
-AT_ONCE = 2
+CHUNK_SIZE = 2
 """Frames warped together: few enough for the processor's cache."""
 
 
@@ -47,7 +47,7 @@ def _look_up(frames: Tensor, tables: Tensor) -> Tensor:
     return mapped
 
 
-def _count(frames: Tensor) -> Tensor:
+def _histogram(frames: Tensor) -> Tensor:
     """(T, 3, H, W) uint8 -> (T, 3, 256) int64, how often each level occurs."""
     first = torch.arange(3, dtype=torch.int32)[:, None, None] * 256
     return torch.stack([torch.bincount((frame + first).flatten(), minlength=768).view(3, 256) for frame in frames])
@@ -64,7 +64,7 @@ def auto_contrast(frames: Tensor) -> Tensor:
 
 def equalize(frames: Tensor) -> Tensor:
     """Flatten the histogram of every channel of every frame."""
-    count = _count(frames)
+    count = _histogram(frames)
     total = frames.shape[-2] * frames.shape[-1]
     last = count.gather(-1, frames.amax((-2, -1)).long()[..., None])
     step = (total - last) // 255
@@ -94,7 +94,7 @@ def solarize_add(frames: Tensor, amount: int) -> Tensor:
     return _look_up(frames, torch.where(levels < 128, (levels + amount).clamp(max=255), levels).byte())
 
 
-def colour(frames: Tensor, factor: float) -> Tensor:
+def color(frames: Tensor, factor: float) -> Tensor:
     """Saturation times `factor`."""
     return _blend(_luma(frames), frames, factor)
 
@@ -130,11 +130,11 @@ def affine(frames: Tensor, matrix: tuple[float, float, float, float, float, floa
     y, x = torch.meshgrid(torch.arange(height) + 0.5, torch.arange(width) + 0.5, indexing="ij")
     grid = torch.stack([(a * x + b * y + c) * (2 / width) - 1, (d * x + e * y + f) * (2 / height) - 1], dim=-1)
     moved = torch.empty(frames.shape, dtype=torch.uint8)
-    for part, result in zip(torch.split(frames, AT_ONCE), torch.split(moved, AT_ONCE), strict=True):
+    for part, result in zip(torch.split(frames, CHUNK_SIZE), torch.split(moved, CHUNK_SIZE), strict=True):
         # Frames and channels share the grid, so they travel as channels of one image; outside is GREY.
-        image = part.contiguous().float().sub_(GREY).view(1, -1, height, width)
+        image = part.contiguous().float().sub_(GRAY).view(1, -1, height, width)
         warped = functional.grid_sample(image, grid[None], mode="bicubic", padding_mode="zeros", align_corners=False)
-        result.copy_(warped.add_(GREY).round_().clamp_(0, 255).view(part.shape))
+        result.copy_(warped.add_(GRAY).round_().clamp_(0, 255).view(part.shape))
     return moved
 
 
@@ -156,18 +156,18 @@ def shear_y(frames: Tensor, factor: float) -> Tensor:
     return affine(frames, (1, 0, 0, factor, 1, 0))
 
 
-def translate_x(frames: Tensor, share: float) -> Tensor:
+def translate_x(frames: Tensor, fraction: float) -> Tensor:
     """Move to the left by a share of the width, to whole pixels."""
-    return _shifted(frames, round(share * frames.shape[-1]), -1)
+    return _shifted(frames, round(fraction * frames.shape[-1]), -1)
 
 
-def translate_y(frames: Tensor, share: float) -> Tensor:
+def translate_y(frames: Tensor, fraction: float) -> Tensor:
     """Move up by a share of the height, to whole pixels."""
-    return _shifted(frames, round(share * frames.shape[-2]), -2)
+    return _shifted(frames, round(fraction * frames.shape[-2]), -2)
 
 
 def _shifted(frames: Tensor, pixels: int, axis: int) -> Tensor:
-    moved = torch.full_like(frames, GREY)
+    moved = torch.full_like(frames, GRAY)
     kept = frames.shape[axis] - abs(pixels)
     moved.narrow(axis, max(-pixels, 0), kept).copy_(frames.narrow(axis, max(pixels, 0), kept))
     return moved
@@ -177,7 +177,7 @@ Operation = Callable[[Tensor, float, int], Tensor]
 """(frames, level in 0..1, sign -1 or 1) -> frames."""
 
 
-def _unsigned(operation: Callable[[Tensor, int], Tensor], argument: Callable[[float], int]) -> Operation:
+def _positive(operation: Callable[[Tensor, int], Tensor], argument: Callable[[float], int]) -> Operation:
     return lambda frames, level, sign: operation(frames, argument(level))
 
 
@@ -190,10 +190,10 @@ OPERATIONS: dict[str, Operation] = {
     "equalize": lambda frames, level, sign: equalize(frames),
     "invert": lambda frames, level, sign: invert(frames),
     "rotate": _signed(rotate, 30.0),
-    "posterize": _unsigned(posterize, lambda level: 4 - int(level * 4)),
-    "solarize": _unsigned(solarize, lambda level: 256 - int(level * 256)),
-    "solarize_add": _unsigned(solarize_add, lambda level: int(level * 110)),
-    "colour": _signed(colour, 0.9, 1.0),
+    "posterize": _positive(posterize, lambda level: 4 - int(level * 4)),
+    "solarize": _positive(solarize, lambda level: 256 - int(level * 256)),
+    "solarize_add": _positive(solarize_add, lambda level: int(level * 110)),
+    "colour": _signed(color, 0.9, 1.0),
     "contrast": _signed(contrast, 0.9, 1.0),
     "brightness": _signed(brightness, 0.9, 1.0),
     "sharpness": _signed(sharpness, 0.9, 1.0),
@@ -222,7 +222,7 @@ class RandAugment:
     probability: float = 0.5
 
     def __post_init__(self) -> None:
-        if not 0 <= self.magnitude <= TOP or self.count < 0 or self.spread < 0 or not 0 <= self.probability <= 1:
+        if not 0 <= self.magnitude <= MAX_LEVEL or self.count < 0 or self.spread < 0 or not 0 <= self.probability <= 1:
             raise ValueError(f"RandAugment magnitude 0..10, count and spread from 0, probability 0..1: {self}")
 
     @classmethod
@@ -249,7 +249,7 @@ class RandAugment:
         drawn = []
         for index in rng.randint(len(names), size=self.count):
             applied = rng.uniform() < self.probability
-            level = float(np.clip(rng.normal(self.magnitude, self.spread), 0, TOP)) / TOP
+            level = float(np.clip(rng.normal(self.magnitude, self.spread), 0, MAX_LEVEL)) / MAX_LEVEL
             sign = 1 if rng.uniform() < 0.5 else -1
             if applied:
                 drawn.append((names[index], level, sign))

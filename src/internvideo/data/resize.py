@@ -99,7 +99,7 @@ class _Filter:
 
     first: int
     length: int
-    places: Tensor
+    positions: Tensor
     weights: Tensor
     parts: tuple[Tensor, ...]
     bits: int
@@ -111,8 +111,8 @@ class _Filter:
 
     def sums(self, rows: Tensor, part: int) -> Tensor:
         """(N, C) float32 -> (M, C) float32, weighted by one part of the weights."""
-        starts = torch.arange(0, self.places.numel(), self.places.shape[1])
-        return torch.embedding_bag(rows, self.places.view(-1), starts, False, 0, False, self.parts[part])[0]
+        starts = torch.arange(0, self.positions.numel(), self.positions.shape[1])
+        return torch.embedding_bag(rows, self.positions.view(-1), starts, False, 0, False, self.parts[part])[0]
 
 
 @lru_cache(maxsize=256)
@@ -137,11 +137,11 @@ def _pil_taps(length: int, outputs: int, style: Style) -> tuple[NDArray[np.int64
     scale = length / outputs
     widened = max(scale, 1.0)
     reach = widened * (2 if style == "pil_bicubic" else 1)
-    centre = (np.arange(outputs) + 0.5) * scale
-    first = np.maximum((centre - reach + 0.5).astype(np.int64), 0)
-    last = np.minimum((centre + reach + 0.5).astype(np.int64), length)
+    center = (np.arange(outputs) + 0.5) * scale
+    first = np.maximum((center - reach + 0.5).astype(np.int64), 0)
+    last = np.minimum((center + reach + 0.5).astype(np.int64), length)
     places = first + np.arange((last - first).max())[:, None]
-    distance = np.abs((places - centre + 0.5) / widened)
+    distance = np.abs((places - center + 0.5) / widened)
     if style == "pil_bicubic":
         near = (1.5 * distance - 2.5) * distance**2 + 1
         far = ((distance - 5) * distance + 8) * distance * -0.5 + 2
@@ -181,8 +181,8 @@ def _opencv_first_pass(rows: Tensor, along: _Filter) -> Tensor:
 
 def _opencv_second_pass(rows: Tensor, along: _Filter) -> Tensor:
     """(N, C) int32 of the first pass -> (M, C) uint8; every tap is truncated before the sum."""
-    total = torch.full((len(along.places), rows.shape[1]), 2, dtype=torch.int32)
-    for place, weight in zip(along.places.unbind(1), along.weights.unbind(1), strict=True):
+    total = torch.full((len(along.positions), rows.shape[1]), 2, dtype=torch.int32)
+    for place, weight in zip(along.positions.unbind(1), along.weights.unbind(1), strict=True):
         total += rows.index_select(0, place).mul_(weight[:, None]) >> 16
     return (total >> 2).to(torch.uint8)
 

@@ -28,7 +28,7 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
     return f" (did you mean '{close[0]}'?)" if close else ""
 
 
-MOST_CLASSES = 100_000
+MAX_CLASSES = 100_000
 """One label of ten thousand millions would be as many names of classes."""
 
 
@@ -62,7 +62,7 @@ class ClassNames:
             if self._met[value] or (not self.fixed and not value.startswith("-")):
                 return self._named(value)
         number = int(value)
-        most = len(self.names) if self.fixed else MOST_CLASSES
+        most = len(self.names) if self.fixed else MAX_CLASSES
         if not 0 <= number < most:
             limit = f"0 to {most - 1}" if self.fixed or number >= 0 else "0 or more"
             raise ValueError(f"a class index {limit} (leave the label out where there is none)")
@@ -89,8 +89,8 @@ class ClassNames:
             return tuple(self.names), {}
         if not self.names or (self.untyped and all(_is_number(name) for name in self.names)):
             highest = max([self.highest, *(int(name) for name in self.names)])
-            if highest >= MOST_CLASSES:
-                raise ManifestError(source, f"label {highest}", f"0 to {MOST_CLASSES - 1}", "or names of classes")
+            if highest >= MAX_CLASSES:
+                raise ManifestError(source, f"label {highest}", f"0 to {MAX_CLASSES - 1}", "or names of classes")
             return tuple(str(index) for index in range(highest + 1)), {at: int(name) for name, at in self.names.items()}
         if self.highest >= 0:
             raise ManifestError(
@@ -130,7 +130,7 @@ def _not_blank(text: str) -> str:
     return text
 
 
-ClassIndex = Annotated[int, BeforeValidator(_class_index), Field(ge=0, lt=MOST_CLASSES)]
+ClassIndex = Annotated[int, BeforeValidator(_class_index), Field(ge=0, lt=MAX_CLASSES)]
 
 
 def _no_truth(value: object) -> object:

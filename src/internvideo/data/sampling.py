@@ -43,17 +43,17 @@ def dense_span(n: int, frames: int, stride: int, end: int | None) -> Indices:
     span = frames * stride
     if n <= span:
         spread = np.linspace(0, n, num=n // stride)
-        places = np.concatenate([spread, np.full(frames - len(spread), float(n))])
-        return places.clip(0, n - 1).astype(np.int64)
+        positions = np.concatenate([spread, np.full(frames - len(spread), float(n))])
+        return positions.clip(0, n - 1).astype(np.int64)
     last = (span + n) // 2 if end is None else end
-    places = np.linspace(last - span, last, num=frames)
-    return places.clip(last - span, last - 1).astype(np.int64)
+    positions = np.linspace(last - span, last, num=frames)
+    return positions.clip(last - span, last - 1).astype(np.int64)
 
 
-def every_stride(n: int, frames: int, stride: int) -> Indices:
+def strided_buffer(n: int, frames: int, stride: int) -> Indices:
     """(>= T,) every `stride`-th frame of the whole video, the last one repeated up to T (the dense test buffer)."""
-    kept = np.arange(0, n, stride, dtype=np.int64)
-    return np.concatenate([kept, np.full(max(frames - len(kept), 0), kept[-1])])
+    indices = np.arange(0, n, stride, dtype=np.int64)
+    return np.concatenate([indices, np.full(max(frames - len(indices), 0), indices[-1])])
 
 
 def dense_windows(length: int, frames: int, views: int) -> list[int]:
@@ -64,17 +64,17 @@ def dense_windows(length: int, frames: int, views: int) -> list[int]:
     return [int(view * step) for view in range(views)]
 
 
-def walk(n: int, frames: int, stride: int, start: int) -> Indices:
+def strided_indices(n: int, frames: int, stride: int, start: int) -> Indices:
     """T steps of `stride` from `start` that stop, and so repeat, before the last frame.
 
     The last frame is reached only as `start`: the released loader counts frames from 1 and steps while the next place
     is below n (OpenGVLab/InternVideo, InternVideo1/Pretrain/VideoMAE/mae.py, `get_frame_id_list`).
     """
-    furthest = start + stride * max((n - 2 - start) // stride, 0)
-    return np.minimum(start + stride * np.arange(frames, dtype=np.int64), furthest)
+    last = start + stride * max((n - 2 - start) // stride, 0)
+    return np.minimum(start + stride * np.arange(frames, dtype=np.int64), last)
 
 
-def loop(n: int, frames: int, stride: int, start: int) -> Indices:
+def looped_indices(n: int, frames: int, stride: int, start: int) -> Indices:
     """T steps of `stride` from `start`; a video that ends before begins anew (mmaction2, `SampleFrames`)."""
     return (start + stride * np.arange(frames, dtype=np.int64)) % n
 
@@ -119,7 +119,7 @@ def linspace_frames(n: int, frames: int) -> Indices:
 
 
 def one_per_second(
-    n: int, fps: float, most: int, start: float | None = None, end: float | None = None
+    n: int, fps: float, max_frames: int, start: float | None = None, end: float | None = None
 ) -> tuple[Indices, Indices]:
     """One frame a second, thinned evenly to `most` (Video-Text-Retrieval).
 
@@ -138,10 +138,10 @@ def one_per_second(
         end = start + 1 if end == start else end
     first = 0 if start is None else int(start * fps)
     last = n - 1 if end is None else int(min(end * fps, n - 1))
-    chosen = np.arange(first, last + 1, max(round(fps), 1), dtype=np.int64)
-    if len(chosen) > most:
-        chosen = chosen[linspace_frames(len(chosen), most)]
-    return chosen, (np.arange(most) < len(chosen)).astype(np.int64)
+    indices = np.arange(first, last + 1, max(round(fps), 1), dtype=np.int64)
+    if len(indices) > max_frames:
+        indices = indices[linspace_frames(len(indices), max_frames)]
+    return indices, (np.arange(max_frames) < len(indices)).astype(np.int64)
 
 
 def _intervals(n: int, frames: int) -> tuple[Indices, Indices]:
@@ -193,8 +193,8 @@ class Dense:
         _check(n)
         if self.views == 1:
             return [dense_span(n, self.frames, self.stride, None)]
-        buffer = every_stride(n, self.frames, self.stride)
-        return [buffer[at : at + self.frames] for at in dense_windows(len(buffer), self.frames, self.views)]
+        buffer = strided_buffer(n, self.frames, self.stride)
+        return [buffer[start : start + self.frames] for start in dense_windows(len(buffer), self.frames, self.views)]
 
 
 @dataclass(frozen=True)
@@ -210,12 +210,14 @@ class DensePretrain:
     def train(self, n: int, rng: np.random.RandomState) -> Indices:
         """Start uniform in [0, n - T * stride], 0 in a shorter video."""
         _check(n)
-        return walk(n, self.frames, self.stride, int(rng.randint(0, max(n - self.frames * self.stride + 1, 1))))
+        return strided_indices(
+            n, self.frames, self.stride, int(rng.randint(0, max(n - self.frames * self.stride + 1, 1)))
+        )
 
     def test(self, n: int) -> list[Indices]:
         """One view, the centre."""
         _check(n)
-        return [walk(n, self.frames, self.stride, max(n - self.frames * self.stride, 0) // 2)]
+        return [strided_indices(n, self.frames, self.stride, max(n - self.frames * self.stride, 0) // 2)]
 
 
 @dataclass(frozen=True)
@@ -235,15 +237,17 @@ class DenseLoop:
     def train(self, n: int, rng: np.random.RandomState) -> Indices:
         """Start uniform in [0, n - T * stride), 0 in a video that is not longer."""
         _check(n)
-        room = max(n - self.frames * self.stride, 0)
-        return loop(n, self.frames, self.stride, int(rng.randint(room)) if room else 0)
+        max_start = max(n - self.frames * self.stride, 0)
+        return looped_indices(n, self.frames, self.stride, int(rng.randint(max_start)) if max_start else 0)
 
     def test(self, n: int) -> list[Indices]:
         """`views` starts evenly from 0 to n - T * stride, truncated; one view is the centre (inference_mae_enn.py)."""
         _check(n)
-        room = max(n - self.frames * self.stride, 0)
-        starts = np.linspace(0, room, num=self.views).astype(np.int64) if self.views > 1 else [(room + 1) // 2]
-        return [loop(n, self.frames, self.stride, int(start)) for start in starts]
+        max_start = max(n - self.frames * self.stride, 0)
+        starts = (
+            np.linspace(0, max_start, num=self.views).astype(np.int64) if self.views > 1 else [(max_start + 1) // 2]
+        )
+        return [looped_indices(n, self.frames, self.stride, int(start)) for start in starts]
 
 
 @dataclass(frozen=True)

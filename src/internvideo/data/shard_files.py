@@ -26,8 +26,8 @@ from internvideo.storage import write_text
 MEDIA = ("jpg", "jpeg", "png", "webp", "bmp", "gif", "mp4", "webm", "mkv", "mov", "avi")
 TEXTS = ("txt", "text", "caption", "json")
 """Endings of captions, the first that a sample has is taken; "json" holds one under "caption"."""
-OPEN_SHARDS = 4
-MOST_SHARDS = 10**6
+MAX_OPEN_SHARDS = 4
+MAX_SHARDS = 10**6
 _RANGE = re.compile(r"\{(\d{1,12})\.\.(\d{1,12})\}")
 
 
@@ -60,8 +60,8 @@ def shard_addresses(pattern: str) -> tuple[str, ...]:
         first, last = int(found[1]), int(found[2])
         if last < first:
             raise ManifestError(pattern, f"a range from {first} to {last}", "a range that counts up")
-        if last - first >= MOST_SHARDS:
-            raise ManifestError(pattern, f"{last - first + 1:,} shards", f"{MOST_SHARDS:,} at the most")
+        if last - first >= MAX_SHARDS:
+            raise ManifestError(pattern, f"{last - first + 1:,} shards", f"{MAX_SHARDS:,} at the most")
         width = len(found[1])
         made = [
             f"{pattern[: found.start()]}{number:0{width}d}{pattern[found.end() :]}" for number in range(first, last + 1)
@@ -81,7 +81,7 @@ def shard_addresses(pattern: str) -> tuple[str, ...]:
 
 
 @contextmanager
-def opened(address: str) -> Iterator[Any]:
+def open_shard(address: str) -> Iterator[Any]:
     """A shard as a file that can be read anywhere, with its size.
 
     Raises:
@@ -114,13 +114,13 @@ def read_shard(address: str, index: Path | None = None) -> Shard:
     Raises:
         ManifestError: unreadable, no tar file, cut off, or a file twice in one sample.
     """
-    with opened(address) as stream:
+    with open_shard(address) as stream:
         size = stream.seek(0, os.SEEK_END)
         kept = index / f"{hashlib.sha256(address.encode()).hexdigest()[:24]}.json" if index else None
-        if kept is not None and (shard := _kept(kept, address, size)) is not None:
+        if kept is not None and (shard := _read_index(kept, address, size)) is not None:
             return shard
         stream.seek(0)
-        shard = _scanned(address, size, stream)
+        shard = _scan_shard(address, size, stream)
     if kept is not None:
         entries = [[entry.key, *entry.medium, *entry.caption] for entry in shard.entries]
         told = {"address": address, "size": size, "incomplete": shard.incomplete, "entries": entries}
@@ -128,7 +128,7 @@ def read_shard(address: str, index: Path | None = None) -> Shard:
     return shard
 
 
-def _kept(path: Path, address: str, size: int) -> Shard | None:
+def _read_index(path: Path, address: str, size: int) -> Shard | None:
     """What an earlier run found, if it is of this very file; anything else is found again."""
     try:
         told = untrusted.read_json(path)
@@ -146,7 +146,7 @@ def _kept(path: Path, address: str, size: int) -> Shard | None:
         return None
 
 
-def _scanned(address: str, size: int, stream: IO[bytes]) -> Shard:
+def _scan_shard(address: str, size: int, stream: IO[bytes]) -> Shard:
     samples: dict[str, dict[str, tuple[str, int, int]]] = {}
     try:
         with tarfile.open(fileobj=stream, mode="r:") as archive:
@@ -176,7 +176,7 @@ def _scanned(address: str, size: int, stream: IO[bytes]) -> Shard:
     return Shard(address, size, tuple(entries), len(samples) - len(entries))
 
 
-class Contents:
+class ShardContents:
     """Bytes of samples. A few shards stay open, in the process that opened them."""
 
     def __init__(self) -> None:
@@ -188,10 +188,10 @@ class Contents:
         if self._process != os.getpid():  # a worker must not move the file position of another
             self._open, self._process = OrderedDict(), os.getpid()
         if address not in self._open:
-            while len(self._open) >= OPEN_SHARDS:
+            while len(self._open) >= MAX_OPEN_SHARDS:
                 self._open.popitem(last=False)[1].__exit__(None, None, None)
-            context = opened(address)
-            self._open[address] = _Held(context)
+            context = open_shard(address)
+            self._open[address] = _OpenShard(context)
         self._open.move_to_end(address)
         _, first, count = place
         try:
@@ -209,7 +209,7 @@ class Contents:
         return {"_open": OrderedDict(), "_process": -1}
 
 
-class _Held:
+class _OpenShard:
     """An open shard outside a with block."""
 
     def __init__(self, context: Any) -> None:

@@ -28,7 +28,7 @@ from internvideo.data.dataset import ORDER, Captions, EpochPlan, Indices, TextEn
 from internvideo.data.loader import LoaderSettings, ResumableLoader
 from internvideo.data.sample import Sample
 from internvideo.data.sampling import FrameSampler
-from internvideo.data.shard_files import Contents, Shard, read_shard, shard_addresses
+from internvideo.data.shard_files import Shard, ShardContents, read_shard, shard_addresses
 from internvideo.data.transforms import ClipTransform
 from internvideo.errors import ManifestError, VideoError, shown
 from internvideo.video.reader import Video
@@ -44,7 +44,7 @@ class ShardRows(Sequence[Sample]):
     def __init__(self, shards: Sequence[Shard]) -> None:
         self.shards = tuple(shards)
         self._ends = np.cumsum([len(shard.entries) for shard in self.shards]).tolist()
-        self._contents = Contents()
+        self._contents = ShardContents()
 
     def __len__(self) -> int:
         return int(self._ends[-1])

@@ -31,9 +31,9 @@ class SkippedClips:
     """
 
     def __init__(self, manifest: SampleIndex, most: float, file: Path | None) -> None:
-        self.manifest, self.most, self.file = manifest, most, file
-        self.known: dict[str, Unreadable] = {}
-        self._seen = 0  # bytes of the file
+        self.manifest, self.max_fraction, self.file = manifest, most, file
+        self.unreadable: dict[str, Unreadable] = {}
+        self._counted = 0  # bytes of the file
         if file is not None:
             self._read(file)
 
@@ -43,23 +43,23 @@ class SkippedClips:
         Raises:
             VideoError: too many by now. RunError: the file cannot be written.
         """
-        new = {clip.id: clip for clip in clips if clip.id not in self.known}
+        new = {clip.id: clip for clip in clips if clip.id not in self.unreadable}
         if new and self.file is not None:
             self._read(self.file)
             lines = [
                 json.dumps({**asdict(clip), "epoch": epoch, "manifest": self.manifest.fingerprint}, ensure_ascii=False)
                 for name, clip in new.items()
-                if name not in self.known
+                if name not in self.unreadable
             ]
             _append(self.file, "".join(f"{line}\n" for line in lines))
             self._read(self.file)
-        self.known |= new
-        if len(self.known) > self.most * len(self.manifest):
-            first = next(iter(self.known.values()))
+        self.unreadable |= new
+        if len(self.unreadable) > self.max_fraction * len(self.manifest):
+            first = next(iter(self.unreadable.values()))
             raise VideoError(
                 self.manifest.source,
-                f"{len(self.known)} of {len(self.manifest)} clips cannot be read, for instance: {first.reason}",
-                f"max_unreadable = {self.most:g} of the manifest",
+                f"{len(self.unreadable)} of {len(self.manifest)} clips cannot be read, for instance: {first.reason}",
+                f"max_unreadable = {self.max_fraction:g} of the manifest",
                 "mend or remove them" + (f", then {self.file}, which names them" if self.file else ""),
             )
 
@@ -68,16 +68,16 @@ class SkippedClips:
         if not file.is_file():
             return
         with file.open("rb") as stream:
-            stream.seek(self._seen)
+            stream.seek(self._counted)
             lines = stream.read().splitlines(keepends=True)
         for line in lines:
             if not line.endswith(b"\n"):  # being written by another process
                 break
-            self._seen += len(line)
+            self._counted += len(line)
             with contextlib.suppress(ValueError, KeyError, TypeError):  # a line cut off when the run was killed
                 record = untrusted.parse_json(line)
                 if record["manifest"] == self.manifest.fingerprint:  # not that of the images
-                    self.known.setdefault(record["id"], Unreadable(record["id"], record["path"], record["reason"]))
+                    self.unreadable.setdefault(record["id"], Unreadable(record["id"], record["path"], record["reason"]))
 
 
 def _append(path: Path, text: str) -> None:

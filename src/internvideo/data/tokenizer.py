@@ -26,14 +26,14 @@ MERGE_LINES = slice(1, 48895)
 """The first line names the file's version; lines behind the last merge of the vocabulary are not used."""
 START, END = "<|startoftext|>", "<|endoftext|>"
 WORD_END = "</w>"
-PIECES = r"(?i)<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
-REMEMBERED = 16384
+WORD_PATTERN = r"(?i)<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
+CACHE_SIZE = 16384
 """Encodings kept, least recently used go first; only texts of up to `REMEMBERED_LENGTH` characters are kept."""
-REMEMBERED_LENGTH = 1024
+CACHED_TEXT_LENGTH = 1024
 
 
 @cache
-def _byte_letters() -> dict[int, str]:
+def _byte_to_char() -> dict[int, str]:
     """The printable letter that stands for each byte, in the order of the first 256 ids."""
     printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
     others = [byte for byte in range(256) if byte not in printable]
@@ -50,14 +50,14 @@ def _merges() -> list[tuple[str, str]]:
 
 @cache
 def _vocabulary() -> tuple[str, ...]:
-    letters = list(_byte_letters().values())
+    letters = list(_byte_to_char().values())
     merged = [left + right for left, right in _merges()]
     return (*letters, *(letter + WORD_END for letter in letters), *merged, START, END)
 
 
 @cache
 def _splitter() -> pre_tokenizers.Split:
-    return pre_tokenizers.Split(Regex(PIECES), behavior="removed", invert=True)
+    return pre_tokenizers.Split(Regex(WORD_PATTERN), behavior="removed", invert=True)
 
 
 @cache
@@ -87,7 +87,7 @@ def _encode(text: str) -> tuple[int, ...]:
     return tuple(ids)
 
 
-_remembered = lru_cache(maxsize=REMEMBERED)(_encode)
+_encode_cached = lru_cache(maxsize=CACHE_SIZE)(_encode)
 
 
 @dataclass(frozen=True)
@@ -149,7 +149,7 @@ class Tokenizer:
         for index in row:
             if not 0 <= index < self.vocabulary:
                 raise TextError("token id", str(index), f"0 to {self.vocabulary - 1}")
-        byte_of = {letter: byte for byte, letter in _byte_letters().items()}
+        byte_of = {letter: byte for byte, letter in _byte_to_char().items()}
         letters = "".join(_vocabulary()[index] for index in row)
         text = bytes(byte_of[letter] for letter in letters).decode("utf-8", errors="replace").replace(WORD_END, " ")
         return text if special else text.strip()
@@ -157,9 +157,9 @@ class Tokenizer:
     def _ids(self, text: object, row: int, truncate: bool) -> list[int]:
         if not isinstance(text, str):
             raise TextError(f"text {row}", "nothing (None)" if text is None else f"a {type(text).__name__}", "a text")
-        inner = _remembered(text) if len(text) <= REMEMBERED_LENGTH else _encode(text)
-        room = self.context_length - 2
-        if len(inner) > room and not truncate:
+        inner = _encode_cached(text) if len(text) <= CACHED_TEXT_LENGTH else _encode(text)
+        max_tokens = self.context_length - 2
+        if len(inner) > max_tokens and not truncate:
             found = f"{len(inner) + 2} ids in {text[:40]!r}"
             raise TextError(f"text {row}", found, f"at most {self.context_length}", "shorten it or allow it to be cut")
-        return [self.start, *inner[:room], self.end]
+        return [self.start, *inner[:max_tokens], self.end]

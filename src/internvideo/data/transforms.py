@@ -243,10 +243,10 @@ class EvalTransform:
         across = scaled[1] > scaled[0]
         tops = crop_starts(scaled[0], self.size, 1 if across else self.crops, self.style)
         lefts = crop_starts(scaled[1], self.size, self.crops if across else 1, self.style)
-        seen = (tops[0], lefts[0], tops[-1] + self.size - tops[0], lefts[-1] + self.size - lefts[0])
-        frames = resize(frames, scaled, self.style, seen).transpose(0, 1)
+        scale = (tops[0], lefts[0], tops[-1] + self.size - tops[0], lefts[-1] + self.size - lefts[0])
+        frames = resize(frames, scaled, self.style, scale).transpose(0, 1)
         return [
-            frames[..., top - seen[0] :, left - seen[1] :][..., : self.size, : self.size].contiguous()
+            frames[..., top - scale[0] :, left - scale[1] :][..., : self.size, : self.size].contiguous()
             for top in tops
             for left in lefts
         ]

@@ -21,7 +21,7 @@ def split_words(text: str) -> list[str]:
     return _WORD.findall(text.lower())
 
 
-class Words:
+class Vocabulary:
     """A list of words.
 
     Args:
@@ -35,24 +35,24 @@ class Words:
         if tuple(words[: len(SPECIAL)]) != SPECIAL or len(set(words)) != len(words):
             raise ValueError(f"a list of words begins with {', '.join(SPECIAL)} and has no word twice")
         self.words = tuple(words)
-        self._numbers = {word: number for number, word in enumerate(words)}
+        self._index_of = {word: number for number, word in enumerate(words)}
 
     def __len__(self) -> int:
         return len(self.words)
 
     @classmethod
-    def of(cls, texts: Iterable[str], most: int) -> Words:
+    def from_texts(cls, texts: Iterable[str], max_size: int) -> Vocabulary:
         """The commonest words of texts, at most so many with the special ones; of equally common ones by letters."""
         counts = Counter(word for text in texts for word in split_words(text))
         order = sorted(counts, key=lambda word: (-counts[word], word))
-        return cls((*SPECIAL, *order[: max(0, most - len(SPECIAL))]))
+        return cls((*SPECIAL, *order[: max(0, max_size - len(SPECIAL))]))
 
-    def encode(self, text: str, most: int) -> list[int]:
+    def encode(self, text: str, max_length: int) -> list[int]:
         """The start word and the sentence's words, at most so many; words that are not in the list are unknown."""
-        return [self._numbers[START], *(self._numbers.get(word, 1) for word in split_words(text))][:most]
+        return [self._index_of[START], *(self._index_of.get(word, 1) for word in split_words(text))][:max_length]
 
-    def batch(self, texts: Sequence[str], most: int) -> Tensor:
+    def batch(self, texts: Sequence[str], max_length: int) -> Tensor:
         """(B, L) int64, padded with 0 to the longest."""
-        rows = [self.encode(text, most) for text in texts]
+        rows = [self.encode(text, max_length) for text in texts]
         longest = max(map(len, rows))
         return torch.tensor([row + [0] * (longest - len(row)) for row in rows])

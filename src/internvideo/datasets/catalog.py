@@ -32,7 +32,7 @@ from internvideo.datasets.annotations import Annotations
 from internvideo.datasets.reading import AnnotationSource
 from internvideo.errors import ManifestError
 
-Reader = Callable[[AnnotationSource], Annotations]
+AnnotationParser = Callable[[AnnotationSource], Annotations]
 Unit = Literal["clips", "videos", "questions", "Kinetics clips"]
 
 
@@ -41,7 +41,7 @@ class Measure:
     """The task of `internvideo evaluate` that measures a benchmark, and the figures of its that are the metric."""
 
     evaluation: str = ""
-    figures: tuple[str, ...] = ()
+    metrics: tuple[str, ...] = ()
 
 
 MEASURES: dict[str, Measure] = {
@@ -79,7 +79,7 @@ class Benchmark:
 
     title: str
     task: str
-    read: Reader
+    read: AnnotationParser
     metric: str
     paper: str = ""
     number: int = 0
@@ -130,7 +130,7 @@ class Benchmark:
         parts += [self.metric] if self.metric else []
         parts += [f"paper {self.paper}"] if self.paper else []
         measure = self.measure
-        parts += [f"evaluate {measure.evaluation}: {', '.join(measure.figures)}"] if measure.evaluation else []
+        parts += [f"evaluate {measure.evaluation}: {', '.join(measure.metrics)}"] if measure.evaluation else []
         return "; ".join(parts)
 
 

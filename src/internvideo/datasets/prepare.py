@@ -31,7 +31,7 @@ from internvideo.video.reader import read_video_info
 
 _TRIMMED = re.compile(r"^(?P<video>.+)_(?P<start>\d{6})_(?P<end>\d{6})$")
 _OTHER_FILES = IMAGE_SUFFIXES | {".glb"}  # frames of detection, scenes of navigation
-MOST_PICKLE_BYTES = 1 << 30
+MAX_PICKLE_BYTES = 1 << 30
 LOOKED_AT = 8
 """Videos of a split that are opened to compare times where not all are."""
 
@@ -352,8 +352,8 @@ def _rates(folder: VideoFolder, frame_rate: float | None) -> Callable[[str], flo
 def read_pickle(path: Path) -> object:
     """The plain containers of a pickle; nothing of it is run. Raises ManifestError when it holds anything else."""
     try:
-        if path.stat().st_size > MOST_PICKLE_BYTES:
-            raise ManifestError(path, f"more than {MOST_PICKLE_BYTES >> 30} GiB", "annotations")
+        if path.stat().st_size > MAX_PICKLE_BYTES:
+            raise ManifestError(path, f"more than {MAX_PICKLE_BYTES >> 30} GiB", "annotations")
         with path.open("rb") as stream:
             return Machine(stream, _no_storage).run()
     except RefusedError as error:

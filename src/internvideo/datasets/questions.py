@@ -78,10 +78,10 @@ def _gather(made: Annotations, split: str, asked: Iterable[Asked], extension: st
         made.add(split, Sample(id=video, path=f"{video}{extension}", qa=tuple(pairs), split=split), where, *names)
 
 
-def frequent_answers(rows: Iterable[Sample], most: int) -> tuple[str, ...]:
+def frequent_answers(rows: Iterable[Sample], max_answers: int) -> tuple[str, ...]:
     """The `most` most frequent answers, of equally frequent ones those first met first."""
     counts = Counter(pair.answer for row in rows for pair in row.qa)
-    return tuple(answer for answer, _ in counts.most_common(most))
+    return tuple(answer for answer, _ in counts.most_common(max_answers))
 
 
 def read_answers(path: Path) -> tuple[str, ...]:

@@ -87,7 +87,7 @@ def embed(
     """
     settings = settings or EmbeddingSettings()
     check_output(output)
-    model.preprocessing.rule(1)
+    model.preprocessing.frame_sampler(1)
     parts, protocol = Parts(output), feature_provenance(model, settings)
     with alone_in(parts.folder):
         return _embed(videos, model, output, settings, parts, protocol, overwrite=overwrite, progress=progress)

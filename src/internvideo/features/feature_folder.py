@@ -66,7 +66,7 @@ def find_items(inputs: Iterable[str | Path], *, recursive: bool = False) -> tupl
         if not is_manifest(given):
             items += [Item("", video) for video in find_videos([given], recursive=recursive)]
             continue
-        manifest = read_manifest(given).told()
+        manifest = read_manifest(given).with_notes_logged()
         if classes and manifest.classes and classes != manifest.classes:
             raise RecipeError(given, "has other classes than the manifest before it", "manifests of the same classes")
         classes = classes or manifest.classes

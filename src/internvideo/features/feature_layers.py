@@ -82,7 +82,7 @@ def tiled_preprocessing(preprocessing: Preprocessing, tiles: int) -> Preprocessi
     if preprocessing.size % 2:
         raise RecipeError("tiles", f"{tiles} of {preprocessing.size} pixels", "an encoder of an even size")
     larger = {name: getattr(preprocessing, name) for name in ("size", "resize", "short_side")}
-    return preprocessing.changed(
+    return preprocessing.with_settings(
         **{name: tiled_frame_size(side, tiles) if side else side for name, side in larger.items()}
     )
 

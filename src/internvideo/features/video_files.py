@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-from internvideo.data.lists import FILE_SUFFIXES, VIDEO_EXTENSIONS, holds_frames, no_frames, passed_over
+from internvideo.data.lists import FILE_SUFFIXES, VIDEO_EXTENSIONS, holds_frames, non_frame_names, skipped_files_note
 from internvideo.data.manifest import read_manifest
 from internvideo.data.preprocessing import Span
 from internvideo.errors import RecipeError, VideoError, shown
@@ -145,7 +145,7 @@ def _resolve(given: Path, recursive: bool) -> Iterator[VideoFile]:
     elif given.is_dir():
         yield from _in_folder(given, recursive)
     elif is_manifest(given):
-        manifest = read_manifest(given).told()
+        manifest = read_manifest(given).with_notes_logged()
         for row in manifest.rows:
             start, end = row.span or (None, None)
             yield VideoFile(str(manifest.video_path(row)), start, end, row.frame_rate)
@@ -171,7 +171,7 @@ def _in_folder(folder: Path, recursive: bool) -> list[VideoFile]:
         within = {name: _names(os.path.join(current, name)) for name in open_ones}
         frames = [name for name in open_ones if holds_frames(os.path.join(current, name), within[name])]
         for name in frames:
-            all_names += no_frames(os.path.join(current, name), within[name])
+            all_names += non_frame_names(os.path.join(current, name), within[name])
         folders[:] = [name for name in open_ones if recursive and name not in frames]
         videos = [name for name in sorted(names) if os.path.splitext(name)[1].lower() in VIDEO_EXTENSIONS]
         videos = sorted(videos + frames)
@@ -179,6 +179,6 @@ def _in_folder(folder: Path, recursive: bool) -> list[VideoFile]:
     if not found:
         do = "" if recursive else "add --recursive for the folders inside"
         raise VideoError(folder, "no video in this folder", "files ending in " + " ".join(sorted(VIDEO_EXTENSIONS)), do)
-    if note := passed_over(all_names):
+    if note := skipped_files_note(all_names):
         logging.getLogger("internvideo").warning("%s: %s", shown(str(folder)), shown(note))
     return found

@@ -145,7 +145,7 @@ def windows_of(
     pieces, frame_indices = [], []
     for piece in spans(begin, stop, window_seconds, stride_seconds):
         try:
-            frame_indices.append(preprocessing.chosen(video, *piece)[0])
+            frame_indices.append(preprocessing.frame_indices(video, *piece)[0])
             pieces.append(piece)
         except DamageError:  # no intact frame: left out
             continue
@@ -186,7 +186,7 @@ def decode_clips(video: Video, preprocessing: Preprocessing, frame_indices: Sequ
     frame_cache: dict[int, Tensor] = {}
     position = 0
     for index, frame in zip(needed.tolist(), iter_frames(video, needed), strict=True):
-        frame_cache[index] = preprocessing.square(frame[None])
+        frame_cache[index] = preprocessing.transform_frames(frame[None])
         while position < len(frame_indices) and frame_indices[position].max() <= index:
             yield torch.cat([frame_cache[i] for i in frame_indices[position].tolist()], dim=1)
             position += 1

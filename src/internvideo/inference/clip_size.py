@@ -62,7 +62,7 @@ def at_clip_size(
         sides = {"resize": clips.resize, "short_side": clips.short_side}
         cut |= {key: round(side * image_size / clips.size) for key, side in sides.items() if side}
         cut["size"] = image_size
-    clips = clips.changed(**cut)
+    clips = clips.with_settings(**cut)
     with skip_init():
         model = create_model(name, merged(overrides_of(name, module), changes))
     fitted, _ = fit_positions(model, module.state_dict())

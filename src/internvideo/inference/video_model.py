@@ -198,7 +198,7 @@ class VideoModel:
         """Yield batches of clips with the index of each clip's video."""
         if batch_size < 1:
             raise RecipeError("batch_size", str(batch_size), "1 or more")
-        self.preprocessing.rule(views)  # raises for a wrong number of views before decoding
+        self.preprocessing.frame_sampler(views)  # raises for a wrong number of views before decoding
         sources = as_list(videos)
         clips = ((clip, n) for n, video in enumerate(sources) for clip in self.preprocessing.read(video, views=views))
         for group in _batched(clips, batch_size):

@@ -79,24 +79,24 @@ def png(image: NDArray[np.uint8]) -> str:
     return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 
-def thinned(frames: Frames, most: int) -> Frames:
+def subsample_frames(frames: Frames, max_frames: int) -> Frames:
     """At most `most` frames, evenly from the first to the last."""
-    if len(frames) <= most:
+    if len(frames) <= max_frames:
         return frames
-    chosen: Frames = frames[np.linspace(0, len(frames) - 1, most).round().astype(int)]
+    chosen: Frames = frames[np.linspace(0, len(frames) - 1, max_frames).round().astype(int)]
     return chosen
 
 
-def filmstrip(frames: Frames, most: int = 8, gap: int = 2) -> str:
+def filmstrip(frames: Frames, max_frames: int = 8, gap: int = 2) -> str:
     """Frames side by side with a white gap, as a PNG data URI."""
-    return png(strip([frames], most, gap))
+    return png(strip([frames], max_frames, gap))
 
 
-def strip(rows: Sequence[Frames], most: int = 8, gap: int = 2) -> NDArray[np.uint8]:
+def strip(rows: Sequence[Frames], max_frames: int = 8, gap: int = 2) -> NDArray[np.uint8]:
     """(H, W, 3) picture of several equally formed clips, one a row, at most `most` frames each."""
     if not rows or any(row.shape != rows[0].shape or row.ndim != 4 or row.shape[3] != 3 for row in rows):
         raise ValueError(f"rows of one form (T, H, W, 3), found {[row.shape for row in rows]}")
-    shown = [thinned(row, most) for row in rows]
+    shown = [subsample_frames(row, max_frames) for row in rows]
     count, height, width = shown[0].shape[:3]
     picture = np.full((len(rows) * (height + gap) - gap, count * (width + gap) - gap, 3), 255, dtype=np.uint8)
     for down, row in enumerate(shown):
@@ -106,9 +106,9 @@ def strip(rows: Sequence[Frames], most: int = 8, gap: int = 2) -> NDArray[np.uin
     return picture
 
 
-def reconstruction_strip(masked: Frames, reconstruction: Frames, original: Frames, most: int = 8) -> str:
+def reconstruction_strip(masked: Frames, reconstruction: Frames, original: Frames, max_frames: int = 8) -> str:
     """Masked input, reconstruction and original under one another, as a PNG data URI."""
-    return png(strip([masked, reconstruction, original], most))
+    return png(strip([masked, reconstruction, original], max_frames))
 
 
 def loss_curves(stages: Mapping[str, tuple[Sequence[float], Sequence[float]]]) -> str:

@@ -274,7 +274,7 @@ def render(data: ReportData) -> str:
             for part in data.reconstructions
         ],
         retrievals=[
-            (row.query, [(found, figures.filmstrip(found.frames, most=4)) for found in row.found])
+            (row.query, [(found, figures.filmstrip(found.frames, max_frames=4)) for found in row.found])
             for row in data.retrievals
         ],
     )

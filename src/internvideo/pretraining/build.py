@@ -12,7 +12,7 @@ from internvideo import distributed
 from internvideo.data.caption_choice import with_captions
 from internvideo.data.loader import Loader
 from internvideo.data.manifest import Manifest, read_manifest
-from internvideo.data.mixture import AlternatingLoader, MixedLoader, joined
+from internvideo.data.mixture import AlternatingLoader, MixedLoader, join_manifests
 from internvideo.data.shards import ShardLoader, read_shards
 from internvideo.data.tokenizer import Tokenizer
 from internvideo.data.transforms import direction_classes
@@ -55,7 +55,7 @@ def prepare(recipe: Recipe, *, skipped: Path | None) -> Job:
 def training_rows(recipe: Recipe) -> Manifest:
     """The rows to train on, of one manifest or of several."""
     data = recipe.data
-    manifest = read_manifest(training_path(recipe)).told()
+    manifest = read_manifest(training_path(recipe)).with_notes_logged()
     if data.split is not None:
         manifest = manifest.subset(split=data.split)
     for name, other in data.also.items():
@@ -64,8 +64,10 @@ def training_rows(recipe: Recipe) -> Manifest:
             raise RecipeError(
                 place, f"'{data.sampling.kind}' has no stride", "data.sampling.kind: dense, dense_pretrain"
             )
-        more = read_manifest(other.manifest).told()
-        manifest = joined(manifest, name, more if other.split is None else more.subset(split=other.split), other.stride)
+        more = read_manifest(other.manifest).with_notes_logged()
+        manifest = join_manifests(
+            manifest, name, more if other.split is None else more.subset(split=other.split), other.stride
+        )
     return with_captions(manifest, data.captions)
 
 
@@ -127,7 +129,7 @@ def _loader(recipe: Recipe, manifest: Manifest, model: nn.Module, skipped: Path 
         shards = read_shards(data.image_shards, data.shard_index)
         return AlternatingLoader(videos, ShardLoader(shards, sampler, transform, pictures, **chosen))
     if data.images is not None:
-        images = read_manifest(data.images).told()
+        images = read_manifest(data.images).with_notes_logged()
         return AlternatingLoader(videos, Loader(images, sampler, transform, pictures, **chosen))
     if mixup is not None:
         return MixedLoader(videos, mixup, seed=data.loader.seed)

@@ -252,7 +252,7 @@ CATALOGUE: Mapping[str, Action] = MappingProxyType({action.name: action for acti
 """Every action by name, trained ones first."""
 ACTIONS: tuple[str, ...] = tuple(action.name for action in _TRAINED)
 """The trained classes in the order of their indices."""
-KEPT_OUT: tuple[str, ...] = tuple(action.name for action in _NEVER_TRAINED)
+HELD_OUT_CLASSES: tuple[str, ...] = tuple(action.name for action in _NEVER_TRAINED)
 """Classes that no training clip shows: zero-shot and open-set tests."""
 REVERSE_OF: Mapping[str, str] = MappingProxyType(
     {action.name: action.reverse for action in CATALOGUE.values() if action.reverse is not None}

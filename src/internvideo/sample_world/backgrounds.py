@@ -89,7 +89,7 @@ _DRAWERS: Mapping[str, Callable[[Field, Field, Rng], Field]] = MappingProxyType(
 PLACES: tuple[str, ...] = tuple(_DRAWERS)
 
 
-def draw_place(place: str, side: int, margin: int, difficulty: float, rng: Rng) -> Image:
+def draw_background(place: str, side: int, margin: int, difficulty: float, rng: Rng) -> Image:
     """Background of (side + 2 margin) squared pixels: (H, W, 3) float32 in 0..1, in dim light.
 
     `difficulty` (0..1) brings out its texture and brings its brightness nearer to that of the objects.

@@ -18,10 +18,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from internvideo.errors import RecipeError
-from internvideo.sample_world.actions import ACTIONS, CATALOGUE, KEPT_OUT, Cell, Part
+from internvideo.sample_world.actions import ACTIONS, CATALOGUE, HELD_OUT_CLASSES, Cell, Part
 from internvideo.sample_world.backgrounds import PLACES
 from internvideo.sample_world.language import Facts
-from internvideo.sample_world.scene import COLOURS, SHAPES, TEXTURES, Actor, Look, Scene, actor_boxes, render
+from internvideo.sample_world.scene import COLORS, SHAPES, TEXTURES, Actor, Look, Scene, actor_boxes, render
 from internvideo.video.writer import write_video
 
 RADII: Mapping[str, float] = MappingProxyType({"small": 0.15, "large": 0.195})
@@ -77,14 +77,14 @@ class WorldSettings:
         test, validation = round(self.clips * 0.2), round(self.clips * 0.1)
         kept_out = self.zero_shot_clips
         if kept_out is None:
-            kept_out = max(len(KEPT_OUT), self.clips // 10)
+            kept_out = max(len(HELD_OUT_CLASSES), self.clips // 10)
         numbers = (self.clips - test - validation, validation, test, kept_out, self.long_videos)
         return dict(zip(_SPLITS, numbers, strict=True))
 
 
 def held_out(shape: str, colour: str, place: str) -> bool:
     """Whether the combination is kept for testing: one in five, so that any two of the three still meet in training."""
-    return (SHAPES.index(shape) + 2 * tuple(COLOURS).index(colour) + 3 * PLACES.index(place)) % 5 == 0
+    return (SHAPES.index(shape) + 2 * tuple(COLORS).index(colour) + 3 * PLACES.index(place)) % 5 == 0
 
 
 @dataclass(frozen=True)
@@ -103,7 +103,7 @@ def _pick(names: tuple[str, ...], rng: np.random.Generator) -> str:
 
 def _combination(unseen: bool, rng: np.random.Generator) -> tuple[str, str, str]:
     while True:
-        combination = _pick(SHAPES, rng), _pick(tuple(COLOURS), rng), _pick(PLACES, rng)
+        combination = _pick(SHAPES, rng), _pick(tuple(COLORS), rng), _pick(PLACES, rng)
         if held_out(*combination) == unseen:
             return combination
 
@@ -119,7 +119,7 @@ def _plan_short(settings: WorldSettings, split: str, number: int) -> Clip:
     Clips of train and validation show combinations of shape, colour and place that are not held out, the others only
     held-out ones.
     """
-    classes, frames = KEPT_OUT if split == "zero_shot" else settings.actions, settings.frames
+    classes, frames = HELD_OUT_CLASSES if split == "zero_shot" else settings.actions, settings.frames
     action = classes[number % len(classes)]
     key = (settings.seed, _SPLITS.index(split), number)
     rng = np.random.default_rng(key)
@@ -161,7 +161,7 @@ def _plan_long(settings: WorldSettings, number: int) -> Clip:
     moving = tuple(name for name in settings.actions if CATALOGUE[name].channel != "still")
     count = int(rng.integers(2, 4))
     place = _pick(PLACES, rng)
-    colours = [tuple(COLOURS)[int(k)] for k in rng.permutation(len(COLOURS))[:count]]
+    colours = [tuple(COLORS)[int(k)] for k in rng.permutation(len(COLORS))[:count]]
     actors = []
     for index in range(count):
         radius = rng.uniform(0.09, 0.11)

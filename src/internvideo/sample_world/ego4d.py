@@ -63,7 +63,7 @@ def generate_reaches(
     """
     root = Path(folder) / "ego"
     with alone_in(root):
-        _claim(root, settings)
+        _init_folder(root, settings)
         boxes = _write_all(root, settings, count, workers, progress)
         rows: dict[str, list[Sample]] = {name: [] for name in ("hands", "contact", "change", "actions")}
         found: dict[str, Detections] = {"contact": {}, "change": {}}
@@ -93,7 +93,7 @@ def _plan(settings: WorldSettings, number: int) -> Reach:
     return plan_reach(settings.seed, number, side=settings.size, fps=settings.fps, difficulty=settings.difficulty)
 
 
-def _claim(root: Path, settings: WorldSettings) -> None:
+def _init_folder(root: Path, settings: WorldSettings) -> None:
     card = root / "world.json"
     ours = {"seed": settings.seed, "size": settings.size, "fps": settings.fps, "difficulty": settings.difficulty}
     text = json.dumps({"format": "internvideo reaching clips", "version": 1, **ours}) + "\n"

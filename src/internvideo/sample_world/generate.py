@@ -33,7 +33,7 @@ from tqdm import tqdm
 from internvideo import untrusted
 from internvideo.data.manifest import QA, Box, Choice, Sample, Segment, write_manifest
 from internvideo.errors import RunError
-from internvideo.sample_world.actions import ACTIONS, KEPT_OUT, REVERSE_OF, TIME_DIRECTED, reverse_class
+from internvideo.sample_world.actions import ACTIONS, HELD_OUT_CLASSES, REVERSE_OF, TIME_DIRECTED, reverse_class
 from internvideo.sample_world.clips import (
     Clip,
     SeenActor,
@@ -50,8 +50,8 @@ from internvideo.sample_world.scene import render
 from internvideo.storage import alone_in, write_text
 
 __all__ = [
-    "ACTIONS", "KEPT_OUT", "REVERSE_OF", "TIME_DIRECTED", "WorldSettings", "fingerprint", "generate", "held_out",
-    "plan", "render", "reverse_class",
+    "ACTIONS", "HELD_OUT_CLASSES", "REVERSE_OF", "TIME_DIRECTED", "WorldSettings", "fingerprint", "generate",
+    "held_out", "plan", "render", "reverse_class",
 ]  # fmt: skip
 
 CARD, FORMAT = "world.json", "internvideo sample world"
@@ -92,7 +92,7 @@ def generate(
     """
     root = Path(folder)
     with alone_in(root):
-        _claim(root, settings)
+        _init_folder(root, settings)
         jobs = [(split, number) for split, count in settings.counts.items() for number in range(count)]
         boxes = _write_all(root, settings, jobs, workers, progress)
         rows: dict[str, list[Sample]] = {split: [] for split, count in settings.counts.items() if count}
@@ -110,13 +110,13 @@ def generate(
                 for query in described_moments(plan(settings, "long", number), settings.fps, row.split or "")
             ]
         manifests = {split: root / f"{split}.jsonl" for split in rows}
-        classes = {"zero_shot": KEPT_OUT, "queries": ("answer",)}
+        classes = {"zero_shot": HELD_OUT_CLASSES, "queries": ("answer",)}
         for split, path in manifests.items():
             write_manifest(path, rows[split], classes.get(split, settings.actions))
         return manifests
 
 
-def _claim(root: Path, settings: WorldSettings) -> None:
+def _init_folder(root: Path, settings: WorldSettings) -> None:
     """Write `world.json`, or check that the one there is ours."""
     card, ours = root / CARD, fingerprint(settings)
     try:
@@ -185,7 +185,7 @@ def _short_row(settings: WorldSettings, split: str, clip: Clip) -> Sample:
     rng = np.random.default_rng((*clip.scene.seed, 2000))
     sentences = captions(facts, rng)
     options, answer = choices(facts, rng)
-    classes = KEPT_OUT if split == "zero_shot" else settings.actions
+    classes = HELD_OUT_CLASSES if split == "zero_shot" else settings.actions
     return Sample(
         id=clip.name,
         path=clip_path(clip),

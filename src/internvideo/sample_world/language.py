@@ -8,9 +8,9 @@ from types import MappingProxyType
 
 import numpy as np
 
-from internvideo.sample_world.actions import ACTIONS, KEPT_OUT, REVERSE_OF
+from internvideo.sample_world.actions import ACTIONS, HELD_OUT_CLASSES, REVERSE_OF
 from internvideo.sample_world.backgrounds import PLACES
-from internvideo.sample_world.scene import COLOURS, SHAPES, Scene
+from internvideo.sample_world.scene import COLORS, SHAPES, Scene
 
 VERBS: Mapping[str, tuple[str, ...]] = MappingProxyType(
     {
@@ -152,7 +152,7 @@ def choices(facts: Facts, rng: np.random.Generator) -> tuple[tuple[str, ...], in
     The false ones: the reversed action (another one where the action has none), another action, another shape, another
     colour and place.
     """
-    known = KEPT_OUT if facts.action in KEPT_OUT else ACTIONS
+    known = HELD_OUT_CLASSES if facts.action in HELD_OUT_CLASSES else ACTIONS
     reverse = REVERSE_OF.get(facts.action) or _other(known, (facts.action,), rng)
     other = _other(known, (facts.action, reverse), rng)
     shape = _other(SHAPES, (facts.shape,), rng)
@@ -162,7 +162,7 @@ def choices(facts: Facts, rng: np.random.Generator) -> tuple[tuple[str, ...], in
         replace(facts, shape=shape),
         replace(
             facts,
-            colour=_other(tuple(COLOURS), (facts.colour,), rng),
+            colour=_other(tuple(COLORS), (facts.colour,), rng),
             place=_other(PLACES, (facts.place,), rng),
         ),
     ]

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from internvideo.sample_world.actions import Cell, Track
 from internvideo.sample_world.backgrounds import PLACES
-from internvideo.sample_world.scene import COLOURS, SHAPES, TEXTURES, Actor, Look, Scene
+from internvideo.sample_world.scene import COLORS, SHAPES, TEXTURES, Actor, Look, Scene
 
 Floats = NDArray[np.float64]
 Rng = np.random.Generator
@@ -81,9 +81,9 @@ def plan_reach(seed: int, number: int, *, side: int, fps: int, difficulty: float
     target, verb = options[int(rng.integers(len(options)))]
     hand = int(rng.choice(_HANDS_OF[verb]))
     change = CHANGES[int(rng.integers(len(CHANGES)))]
-    shapes, colours = rng.permutation(len(SHAPES))[:count], rng.permutation(len(COLOURS))[:count]
+    shapes, colours = rng.permutation(len(SHAPES))[:count], rng.permutation(len(COLORS))[:count]
     looks = [
-        Look(SHAPES[shape], tuple(COLOURS)[colour], TEXTURES[int(rng.integers(len(TEXTURES)))], rng.uniform(0.085, 0.1))
+        Look(SHAPES[shape], tuple(COLORS)[colour], TEXTURES[int(rng.integers(len(TEXTURES)))], rng.uniform(0.085, 0.1))
         for shape, colour in zip(shapes, colours, strict=True)
     ]
     tracks = [_standing(frames, place, rng) for place in places]

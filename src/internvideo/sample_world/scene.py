@@ -15,14 +15,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from internvideo.sample_world.actions import BALL_RADIUS, Cell, Part, Track, track_of
-from internvideo.sample_world.backgrounds import draw_place
+from internvideo.sample_world.backgrounds import draw_background
 
 Image = NDArray[np.float32]
 Frames = NDArray[np.uint8]
 
 # Objects are lighter than the places behind them, whatever their colour: a small transformer without pretraining finds
 # a light patch long before it finds a coloured one (40 % against 6 % top-1 after 12 epochs).
-COLOURS: Mapping[str, tuple[float, float, float]] = MappingProxyType(
+COLORS: Mapping[str, tuple[float, float, float]] = MappingProxyType(
     {
         "red": (1.00, 0.30, 0.26),
         "orange": (1.00, 0.62, 0.15),
@@ -175,7 +175,7 @@ def _sprite(look: Look, track: Track, side: int, shift: NDArray[np.float64], hal
     soft = frame(radius * side)
     opacity = np.clip(inside * soft + 0.5, 0, 1) * frame(track.alpha)
 
-    own = np.asarray(COLOURS.get(look.colour, (0.96, 0.96, 0.94)), dtype=np.float32)
+    own = np.asarray(COLORS.get(look.colour, (0.96, 0.96, 0.94)), dtype=np.float32)
     tint = frame(track.tint)[..., None]
     base = own * tint + np.float32(0.45) * (1 - tint)
     shade = 0.66 + 0.34 * _pattern(look.texture, lx, ly)
@@ -239,7 +239,7 @@ def _shake(scene: Scene, rng: np.random.Generator) -> NDArray[np.float64]:
 def _background(scene: Scene, shift: NDArray[np.float64], rng: np.random.Generator) -> Image:
     """(T, S, S, 3) the place seen by the shaking camera, between pixels by bilinear weights."""
     side, margin = scene.side, int(np.ceil(_SHAKE * scene.side)) + 2
-    place = draw_place(scene.place, side, margin, scene.difficulty, rng)
+    place = draw_background(scene.place, side, margin, scene.difficulty, rng)
     canvas = np.empty((scene.frames, side, side, 3), dtype=np.float32)
     if scene.difficulty == 0:
         canvas[:] = place[margin : margin + side, margin : margin + side]

@@ -132,7 +132,7 @@ def members_told(models: Sequence[Trained]) -> dict[str, Any]:
 
 def split_rows(manifest: Path, split: str | None) -> Manifest:
     """The rows of a split. Raises ManifestError."""
-    rows = read_manifest(manifest).told()
+    rows = read_manifest(manifest).with_notes_logged()
     return rows if split is None else rows.subset(split=split)
 
 

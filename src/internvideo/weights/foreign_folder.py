@@ -138,7 +138,7 @@ class Foreign:
         style = STYLES.get(processor.get("resample", 2 if usual.style != "pil_bicubic" else 3))
         if style is None:
             raise WeightsError(where, f"resample {processor['resample']!r}", "2 (bilinear) or 3 (bicubic)")
-        return usual.changed(resize=short, squash=square, style=style)
+        return usual.with_settings(resize=short, squash=square, style=style)
 
 
 def _sides(size: object, where: Path, key: str) -> tuple[int, bool]:

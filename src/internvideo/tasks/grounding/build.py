@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import cast
 
 from internvideo import distributed
-from internvideo.data.vocabulary import Words
+from internvideo.data.vocabulary import Vocabulary
 from internvideo.recipe import STAGES, Recipe
 from internvideo.tasks.grounding.data import QueryLoader, answered, read_query_set
 from internvideo.tasks.grounding.model import Grounder
@@ -23,7 +23,7 @@ def prepare(recipe: Recipe, *, skipped: Path | None) -> Job:
     """
     data = recipe.data
     queries = answered(read_query_set(training_path(recipe), data.queries, data.features, split=data.split))
-    words = Words.of((query.text for query in queries.queries), data.queries.most)
+    words = Vocabulary.from_texts((query.text for query in queries.queries), data.queries.most)
     model = draw_model(recipe, len(words))
     if not isinstance(model, Grounder):
         raise TypeError(f"the stage grounding trains a {type(model).__name__}")

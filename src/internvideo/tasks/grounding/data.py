@@ -20,7 +20,7 @@ from internvideo.data.loader import LoaderSettings
 from internvideo.data.loader_wrapper import WrappedLoader
 from internvideo.data.manifest import read_manifest
 from internvideo.data.sample import Sample
-from internvideo.data.vocabulary import Words
+from internvideo.data.vocabulary import Vocabulary
 from internvideo.errors import ManifestError, RecipeError
 from internvideo.tasks.temporal_localization.data import (
     FeatureSet,
@@ -94,7 +94,7 @@ def read_query_set(
     if settings.features is None:
         do = "add data.queries.features=FOLDER, in testing --features FOLDER"
         raise RecipeError("data.queries.features", "is missing", "a folder of `internvideo extract`", do)
-    manifest = read_manifest(path).told()
+    manifest = read_manifest(path).with_notes_logged()
     rows = (manifest if split is None else manifest.subset(split=split)).rows
     index = read_feature_set(settings.features, features)
     known = {video.id: video for video in index.videos}
@@ -160,7 +160,7 @@ class QueryLoader(WrappedLoader[SequenceLoader]):
     def __init__(
         self,
         queries: QuerySet,
-        words: Words,
+        words: Vocabulary,
         most_words: int,
         settings: FeatureSettings,
         length: int,

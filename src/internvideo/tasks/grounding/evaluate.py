@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import cast
 
 from internvideo import distributed
-from internvideo.data.vocabulary import Words
+from internvideo.data.vocabulary import Vocabulary
 from internvideo.errors import RecipeError
 from internvideo.pipeline import Trained
 from internvideo.plots import charts as figures
@@ -47,7 +47,7 @@ def evaluate(
     table = grounding.predict(
         cast(Grounder, trained.model),
         queries,
-        Words(trained.classes),
+        Vocabulary(trained.classes),
         recipe.data.features,
         choose_device(settings.device),
         spans=how.spans,

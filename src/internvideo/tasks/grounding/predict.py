@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from internvideo.data.vocabulary import Words
+from internvideo.data.vocabulary import Vocabulary
 from internvideo.errors import RunError
 from internvideo.metrics import bootstrap
 from internvideo.metrics.temporal_detection import grounded_hits, tiou
@@ -58,7 +58,7 @@ def prior_of(queries: QuerySet) -> dict[str, Any]:
 def predict(
     model: Grounder,
     queries: QuerySet,
-    words: Words,
+    words: Vocabulary,
     settings: FeatureSettings,
     device: torch.device,
     *,
@@ -102,7 +102,7 @@ def _find(
     model: Grounder,
     queries: QuerySet,
     numbers: Sequence[int],
-    words: Words,
+    words: Vocabulary,
     settings: FeatureSettings,
     device: torch.device,
     spans: int,

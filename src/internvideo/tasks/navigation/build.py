@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import cast
 
 from internvideo.data.loader import check_batches
-from internvideo.data.vocabulary import Words
+from internvideo.data.vocabulary import Vocabulary
 from internvideo.errors import RecipeError
 from internvideo.recipe import STAGES, Recipe
 from internvideo.tasks.navigation.model import Navigator
@@ -32,7 +32,7 @@ def prepare(recipe: Recipe, *, skipped: Path | None) -> Job:
     if not isinstance(model, Navigator):
         raise TypeError(f"the stage {recipe.stage} trains a {type(model).__name__}")
     planner = model.config.planner
-    words = Words.of((episode.instruction for episode in episodes), planner.vocabulary)
+    words = Vocabulary.from_texts((episode.instruction for episode in episodes), planner.vocabulary)
     world = open_for(recipe, model, path)
     start_model(model, recipe)
     with setting("settings"):

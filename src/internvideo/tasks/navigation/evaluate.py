@@ -9,7 +9,7 @@ import numpy as np
 
 from internvideo import distributed
 from internvideo.data.loader import LoaderSettings
-from internvideo.data.vocabulary import Words
+from internvideo.data.vocabulary import Vocabulary
 from internvideo.errors import RecipeError, WeightsError
 from internvideo.pipeline import Trained
 from internvideo.recipe import choose_device
@@ -54,7 +54,7 @@ def evaluate(
         raise RecipeError("WORLD_SIZE", f"{distributed.world_size()} processes", "1 for navigation")
     episodes = read_episodes(manifest, split or SPLIT)
     world = open_for(trained.recipe, model, manifest)
-    words, size = Words(trained.context["words"]), settings.batch_size
+    words, size = Vocabulary(trained.context["words"]), settings.batch_size
     loader = EpisodeLoader(episodes, world, words, trained.context["most_words"], LoaderSettings(batch_size=size))
 
     def batches() -> Iterator[NavigationBatch]:

@@ -70,7 +70,7 @@ def open_rows(manifest: Manifest, classes: tuple[str, ...], unknown: Path | None
     away = replace(manifest, rows=tuple(row for row in manifest.rows if strange(row)))
     added = open_set.strangers(away, manifest.root)
     if unknown is not None:
-        added += open_set.strangers(read_manifest(unknown).told(), manifest.root)
+        added += open_set.strangers(read_manifest(unknown).with_notes_logged(), manifest.root)
     return open_set.join(under_classes(known, classes), added)
 
 

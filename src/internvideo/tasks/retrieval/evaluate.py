@@ -89,7 +89,7 @@ def _bank(rows: Manifest, settings: EvaluationSettings, trained: Trained) -> lis
     """
     if settings.bank is None:
         return []
-    bank = read_manifest(settings.bank).told()
+    bank = read_manifest(settings.bank).with_notes_logged()
     if any(row.split == "train" for row in bank.rows):
         bank = bank.subset(split="train")
     searched = {(os.path.realpath(rows.video_path(row)), row.span) for row in rows.rows}

@@ -21,8 +21,8 @@ from torch.utils.data import Dataset
 from internvideo import distributed
 from internvideo.data.batch import RegionBatch
 from internvideo.data.dataset import AUGMENT, EpochPlan, ManifestClipDecoder, Unreadable, WorkerResult, random_stream
-from internvideo.data.key_frame_indices import Floats, begins_of, told_time
-from internvideo.data.key_frame_indices import clip_positions as clip_positions
+from internvideo.data.key_frame_indices import Floats, annotated_time, file_start_time
+from internvideo.data.key_frame_indices import centered_positions as centered_positions
 from internvideo.data.key_frame_indices import positions_before as positions_before
 from internvideo.data.loader import LoaderSettings, PersistentDataLoader, check_batches, clip_decoder, epoch_plan
 from internvideo.data.manifest import Manifest
@@ -81,7 +81,7 @@ class KeyFrame:
     @property
     def seconds(self) -> float:
         """The same time (s) from the start of the video file."""
-        return self.time - begins_of(self.row, self.time)
+        return self.time - file_start_time(self.row, self.time)
 
 
 def video_name(row: Sample) -> str:
@@ -103,7 +103,9 @@ def key_frames(manifest: Manifest) -> list[KeyFrame]:
             boxes = [box for box in row.boxes if box.time == time]
             corners = np.asarray([(box.x1, box.y1, box.x2, box.y2) for box in boxes], dtype=np.float64)
             labels = tuple(box.labels for box in boxes)
-            found.append(KeyFrame(row, video_name(row), told_time(row, time), corners, np.ones(len(boxes)), labels))
+            found.append(
+                KeyFrame(row, video_name(row), annotated_time(row, time), corners, np.ones(len(boxes)), labels)
+            )
     if not found:
         raise ManifestError(manifest.source, "no row has boxes", "rows with boxes of persons at key frames")
     return found
@@ -128,7 +130,7 @@ def with_persons(frames: Sequence[KeyFrame], persons: Persons, least: float) -> 
 def read_clip(reader: ManifestClipDecoder, frame: KeyFrame, form: ClipForm) -> Tensor:
     """(T, H, W, 3) uint8 around a key frame; between two frames is their weighted mean. Raises VideoError."""
     part = np.zeros(form.frames)
-    positions = positions_before if form.before else clip_positions
+    positions = positions_before if form.before else centered_positions
 
     def choose(times: Floats) -> list[NDArray[np.int64]]:
         place = positions(times, frame, frames=form.frames, stride=form.stride)

@@ -213,7 +213,7 @@ def _video(
 
 def _annotated(videos: list[FeatureVideo], path: Path) -> tuple[list[FeatureVideo], tuple[str, ...]]:
     """The videos of a manifest, with its splits, actions and classes."""
-    manifest = read_manifest(path).told()
+    manifest = read_manifest(path).with_notes_logged()
     known = {video.id: video for video in videos}
     found = []
     for row in manifest.rows:

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, Field
 
-from internvideo.data.sample import MOST_CLASSES
+from internvideo.data.sample import MAX_CLASSES
 from internvideo.datasets.activitynet import AMBIGUOUS
 from internvideo.errors import ManifestError, shown
 
@@ -24,7 +24,7 @@ class Part(BaseModel):
 
     segment: tuple[Second, Second]
     label: str
-    label_id: int | None = Field(None, ge=0, lt=MOST_CLASSES)
+    label_id: int | None = Field(None, ge=0, lt=MAX_CLASSES)
 
 
 class Grid(BaseModel):

@@ -13,7 +13,7 @@ import torch
 
 from internvideo import distributed
 from internvideo.data.loader import LoaderSettings, check_batches
-from internvideo.data.vocabulary import Words
+from internvideo.data.vocabulary import Vocabulary
 from internvideo.errors import RecipeError
 from internvideo.tasks.navigation.world.batch import NavigationBatch, PanoramaBatch
 from internvideo.tasks.navigation.world.habitat import Habitat
@@ -58,7 +58,7 @@ class EpisodeLoader:
         self,
         episodes: Sequence[Episode],
         world: NavEnv,
-        words: Words,
+        words: Vocabulary,
         most_words: int,
         loader: LoaderSettings,
     ) -> None:
