@@ -28,10 +28,10 @@ from internvideo.pipeline import load_trained
 from internvideo.tasks.spatiotemporal import predict as spatio_temporal
 from internvideo.tasks.spatiotemporal.box_transforms import BoxedTransform
 from internvideo.tasks.spatiotemporal.data import ClipForm, KeyFrameViews, frame_key, key_frames
-from internvideo.tasks.table import Table
+from internvideo.tasks.table import Predictions
 
 
-def clip_scores(table: Table, manifest_path: Path, weights: Path, split: str | None) -> NDArray[Any]:
+def clip_scores(table: Predictions, manifest_path: Path, weights: Path, split: str | None) -> NDArray[Any]:
     """(N,) for the rows of the table: probability of the row's class in the clip around its key frame."""
     trained, manifest = load_trained(weights, device="cpu"), read_manifest(manifest_path)
     rows = manifest if split is None else manifest.subset(split=split)
@@ -54,7 +54,7 @@ def clip_scores(table: Table, manifest_path: Path, weights: Path, split: str | N
     return result
 
 
-def box_scores(table: Table, manifest_path: Path, weights: Path, split: str | None) -> NDArray[Any]:
+def box_scores(table: Predictions, manifest_path: Path, weights: Path, split: str | None) -> NDArray[Any]:
     """(N,) for the rows of a table of annotated boxes: the same of the clip around the row's box."""
     trained, manifest = load_trained(weights, device="cpu"), read_manifest(manifest_path)
     rows = manifest if split is None else manifest.subset(split=split)
@@ -71,7 +71,7 @@ def box_scores(table: Table, manifest_path: Path, weights: Path, split: str | No
     return result
 
 
-def frame_means(table: Table) -> NDArray[Any]:
+def frame_means(table: Predictions) -> NDArray[Any]:
     """(N,) the mean score of the row's class over the boxes of its frame."""
     cell = table["frame"] * len(table["classes"]) + table["label"]
     total = np.bincount(cell, table["score"]) / np.maximum(np.bincount(cell), 1)
@@ -98,7 +98,7 @@ def main() -> None:
     parser.add_argument("--split")
     given = parser.parse_args()
     torch.set_num_threads(1)
-    table = Table.load(given.table)
+    table = Predictions.load(given.table)
     truth, found = spatio_temporal.columns(table)
     names, video = np.unique(table["frame_video"], return_inverse=True)
     kinds: dict[str, Boxes] = {

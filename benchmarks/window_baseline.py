@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from internvideo.errors import RunError
-from internvideo.tasks.table import Table
+from internvideo.tasks.table import Predictions
 from internvideo.tasks.temporal_localization.data import FeatureSet, FeatureVideo, load
 from internvideo.tasks.temporal_localization.nms import SuppressionSettings, soft_nms
 from internvideo.tasks.temporal_localization.predict import FEATURE_FACTS, Segments, make_table
@@ -75,7 +75,7 @@ def predict(
     classify: Callable[[Floats], Floats] | None = None,
     settings: SuppressionSettings | None = None,
     background: Sequence[str] = (),
-) -> Table:
+) -> Predictions:
     """The table of this baseline, scored like a detector's.
 
     Args:

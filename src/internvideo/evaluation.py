@@ -39,7 +39,7 @@ from internvideo.tasks.spatiotemporal import evaluate as regions
 from internvideo.tasks.spatiotemporal import predict as spatio_temporal
 from internvideo.tasks.spatiotemporal.model import ActionDetector
 from internvideo.tasks.state_change import evaluate as state_change
-from internvideo.tasks.table import Result, Table, print_result, print_results, short_names
+from internvideo.tasks.table import Predictions, Result, print_result, print_results, short_names
 from internvideo.tasks.temporal_localization import evaluate as features
 from internvideo.tasks.temporal_localization.model import ActionFormer
 from internvideo.tasks.verb_noun import evaluate as verb_noun
@@ -138,7 +138,7 @@ def _check_read(task: str, settings: EvaluationSettings) -> None:
 
 def score_table(path: Path) -> Result:
     """Score a saved table again and print its figures."""
-    result = score(Table.load(path))
+    result = score(Predictions.load(path))
     print_result(result)
     return result
 
@@ -163,7 +163,7 @@ def score_tables(paths: Sequence[Path]) -> Result:
     Raises:
         RunError: no tables, or such as cannot be averaged.
     """
-    tables = dict(zip(short_names(paths), map(Table.load, paths), strict=True))
+    tables = dict(zip(short_names(paths), map(Predictions.load, paths), strict=True))
     results = {name: score(table) for name, table in tables.items()}
     mean = mean_of_splits(tables, results)
     print_results(mean["task"].replace("_", " "), {**results, f"mean of {len(paths)}": mean})

@@ -28,7 +28,7 @@ from internvideo.recipe import build_recipe
 from internvideo.stage_builders import prepare
 from internvideo.storage import read_safetensors
 from internvideo.tasks.recognition import predict as recognition
-from internvideo.tasks.table import Table
+from internvideo.tasks.table import Predictions
 from internvideo.weights.state import save_model
 
 KNOWN = ("abseiling", "Petting animal (not cat)", "air drumming", "cooking sausages")
@@ -243,7 +243,7 @@ def test_a_model_of_more_classes_chooses_among_the_manifests(tmp_path: Path) -> 
     assert told.startswith("2 of 5 classes by name, 1 spelled otherwise")
     assert told.endswith("before the soft-max")
     evaluate_task("recognition", weights, five, tmp_path / "all", settings)
-    kept, whole = (Table.load(tmp_path / name / "recognition.npz") for name in ("restricted", "all"))
+    kept, whole = (Predictions.load(tmp_path / name / "recognition.npz") for name in ("restricted", "all"))
     logits = whole["logits:logits"][:, [3, 1]]
     np.testing.assert_array_equal(kept["logits:logits"], logits)
     np.testing.assert_allclose(recognition.probabilities(kept), softmax(logits.astype(float)))

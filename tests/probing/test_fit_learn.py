@@ -14,10 +14,10 @@ from internvideo.metrics.calibration import expected_calibration_error, fit_temp
 from internvideo.metrics.classification import softmax
 from internvideo.probing import fit_learn
 from internvideo.probing.fit_learn import FitConfig, LabeledFeatures
-from internvideo.probing.fit_report import RowNames, add_figures, add_fold_metrics, most_confident_mistakes
+from internvideo.probing.fit_report import RowNames, add_fold_metrics, add_metrics, most_confident_mistakes
 from internvideo.probing.fit_split import assign_groups, check_classes, folds, near_duplicates
 from internvideo.probing.probe_fit import standardize
-from internvideo.tasks.table import Figures
+from internvideo.tasks.table import MetricValues
 
 CONFIG = FitConfig(num_classes=4, accept_known=0.9, seed=0)
 
@@ -156,15 +156,15 @@ def test_a_probe_beats_its_baselines_on_sources_it_never_saw() -> None:
     case = data()
     case.features[:, 0] *= 30  # one loud column that says nothing: means are misled, standardising mends it
     judged = fit_learn.cross_validate(case, CONFIG, 5, told)
-    figures = Figures()
-    add_figures(figures, "", judged, case)
-    each = add_fold_metrics(figures, judged, case)
-    got = figures.figures
+    metrics = MetricValues()
+    add_metrics(metrics, "", judged, case)
+    each = add_fold_metrics(metrics, judged, case)
+    got = metrics.values
     assert got["top1"] > 0.7 > got["majority"] + 0.3
     assert got["chance"] == 0.25
     assert got["folds_mean"] == pytest.approx(np.mean(each))
     assert len(each) == 5
-    low, high = figures.intervals["top1"]
+    low, high = metrics.intervals["top1"]
     assert low < got["top1"] < high
     assert got["known_accepted"] == pytest.approx(0.9, abs=0.08)
     assert got["top1_of_accepted"] >= got["top1"]

@@ -47,7 +47,7 @@ from internvideo.tasks.question_answering.data import (
     question_type,
 )
 from internvideo.tasks.question_answering.stage import AnsweringSettings, AnsweringStage
-from internvideo.tasks.table import Table
+from internvideo.tasks.table import Predictions
 from internvideo.weights.initialize import initialise
 from internvideo.weights.state import save_model
 
@@ -279,7 +279,7 @@ def test_the_accuracies_are_the_published_evaluators() -> None:
         "video": np.arange(n),
         "type": np.array(["what"] * n),
     }
-    figures = answering.score(Table("answering", arrays, {}, {}))["figures"]
+    figures = answering.score(Predictions("answering", arrays, {}, {}))["figures"]
     assert figures["accuracy"] == pytest.approx(expected["accuracy_over_all_questions"])
     assert figures["accuracy_in_vocabulary"] == pytest.approx(expected["accuracy_known_answers_only"])
 
@@ -302,7 +302,7 @@ def test_a_run_and_its_evaluation(weights: Path, tmp_path: Path) -> None:
     manifest = small_world.world().with_name("test.jsonl")
     result = evaluate_task("answering", weights, manifest, tmp_path, EvaluationSettings(device="cpu", batch_size=3))
     assert {"accuracy", "accuracy_in_vocabulary", "accuracy_commonest", "answerable"} <= set(result["figures"])
-    table = Table.load(tmp_path / "answering.npz")
+    table = Predictions.load(tmp_path / "answering.npz")
     row = next(row for row in read_manifest(manifest).rows if row.id == table["ids"][1])
     answerer = Answerer(load(weights, device="cpu"))
     found = answerer(read_manifest(manifest).video_path(row), [pair.question for pair in row.qa])

@@ -17,12 +17,12 @@ from internvideo.models.generation import sample
 from internvideo.pipeline import run_recipe
 from internvideo.recipe import build_recipe
 from internvideo.tasks.captioning import predict as captioning
-from internvideo.tasks.table import Table
+from internvideo.tasks.table import Predictions
 
 HERE = torch.device("cpu")
 
 
-def table(written: list[str], references: list[list[str]]) -> Table:
+def table(written: list[str], references: list[list[str]]) -> Predictions:
     arrays = {
         "ids": np.asarray([f"clip{number}" for number in range(len(written))]),
         "written": np.asarray(written),
@@ -30,7 +30,7 @@ def table(written: list[str], references: list[list[str]]) -> Table:
         "owner": np.asarray([number for number, own in enumerate(references) for _ in own]),
     }
     coverage = {"asked": len(written), "read": len(written), "unreadable": []}
-    return Table(captioning.NAME, arrays, {"writing": {}}, coverage)
+    return Predictions(captioning.NAME, arrays, {"writing": {}}, coverage)
 
 
 def test_a_word_is_drawn_from_the_nucleus_and_as_often_as_it_is_likely() -> None:
@@ -110,7 +110,7 @@ def test_drawn_captions_follow_from_the_seed(weights: Path, tmp_path: Path) -> N
     for name, seed in (("a", 1), ("b", 1), ("c", 2)):
         settings = EvaluationSettings(device="cpu", nucleus=0.95, seed=seed)
         evaluate_task("captioning", weights, few, tmp_path / name, settings)
-        written.append(Table.load(tmp_path / name / "captioning.npz")["written"].tolist())
+        written.append(Predictions.load(tmp_path / name / "captioning.npz")["written"].tolist())
     assert written[0] == written[1] != written[2]
 
 

@@ -31,7 +31,7 @@ from internvideo.tasks.multiple_choice.data import ChoiceLoader, choice_texts
 from internvideo.tasks.protocol import ClipProtocol
 from internvideo.tasks.question_answering.data import question_tokens
 from internvideo.tasks.question_answering.stage import AnsweringSettings, AnsweringStage
-from internvideo.tasks.table import Table
+from internvideo.tasks.table import Predictions
 from internvideo.weights.state import save_model
 
 
@@ -112,7 +112,7 @@ def test_recipe_to_figures_from_the_weights_of_stage_2(tmp_path: Path) -> None:
     result = evaluate_task("multiple_choice", weights, small_world.world(), out, settings)
     assert result["protocol"]["chance_accuracy"] == pytest.approx(0.2)
     assert result["protocol"]["merge"] == "softmax mean"
-    table = Table.load(out / "multiple_choice.npz")
+    table = Predictions.load(out / "multiple_choice.npz")
     np.testing.assert_allclose(table["probabilities"].sum(axis=1), 1, atol=1e-5)
     hits = table["probabilities"].argmax(axis=1) == table["answers"]
     assert result["figures"]["accuracy"] == pytest.approx(hits.mean())

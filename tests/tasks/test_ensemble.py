@@ -20,7 +20,7 @@ from internvideo.tasks import ensemble
 from internvideo.tasks.ensemble import combine, join, member
 from internvideo.tasks.ensemble_files import combine_files
 from internvideo.tasks.recognition import predict as recognition
-from internvideo.tasks.table import Table
+from internvideo.tasks.table import Predictions
 
 
 def one_and_two() -> list[ensemble.Member]:
@@ -29,7 +29,7 @@ def one_and_two() -> list[ensemble.Member]:
     return [member("three views", wrong), member("one view", run(model=Reader(strength=4.0)))]
 
 
-def table_of(logits: np.ndarray, sample: np.ndarray, labels: np.ndarray, view: np.ndarray | None = None) -> Table:
+def table_of(logits: np.ndarray, sample: np.ndarray, labels: np.ndarray, view: np.ndarray | None = None) -> Predictions:
     """A recognition table of the given rows."""
     ids = np.asarray([f"v{number}" for number in range(len(labels))])
     counted = np.zeros(len(sample), dtype=np.int64)
@@ -44,7 +44,7 @@ def table_of(logits: np.ndarray, sample: np.ndarray, labels: np.ndarray, view: n
         "logits:logits": logits,
     }
     whole = {"asked": len(labels), "read": len(labels), "unreadable": []}
-    return Table(recognition.NAME, arrays, {"split_sha256": "one", "weights_sha256": "w"}, whole)
+    return Predictions(recognition.NAME, arrays, {"split_sha256": "one", "weights_sha256": "w"}, whole)
 
 
 def test_ensembles_pool_views_or_weigh_models() -> None:
@@ -117,14 +117,14 @@ def test_an_interaction_takes_part_by_a_column() -> None:
         member("z", whole, "fussed")
 
 
-def changed(table: Table, **protocol: Any) -> Table:
-    return Table(table.task, table.arrays, {**table.protocol, **protocol}, table.coverage)
+def changed(table: Predictions, **protocol: Any) -> Predictions:
+    return Predictions(table.task, table.arrays, {**table.protocol, **protocol}, table.coverage)
 
 
 def test_what_does_not_belong_together_is_refused() -> None:
     one, two = one_and_two()
     cut = {name: value[:, :5] if name.startswith("logits") else value for name, value in two.table.arrays.items()}
-    fewer = Table(two.table.task, cut, two.table.protocol, two.table.coverage)
+    fewer = Predictions(two.table.task, cut, two.table.protocol, two.table.coverage)
     names = {**two.table.arrays, "classes": np.asarray([f"other {name}" for name in two.table["classes"]])}
     renamed = changed(replace(two.table, arrays=names), split_sha256="")
     order = {**two.table.arrays, "classes": two.table["classes"][::-1]}
@@ -161,7 +161,7 @@ def test_files_become_a_table_that_is_scored_again(tmp_path: Path, capsys: pytes
     result = json.loads(path.with_suffix(".json").read_text())
     assert {"a.top1", "b.top1", "views.top1", "models.top1", "models.over_best_member"} <= set(result["figures"])
     assert result["protocol"]["pool"] == "models"
-    again = recognition.score(Table.load(path))
+    again = recognition.score(Predictions.load(path))
     assert again["figures"]["top1"] == result["figures"]["models.top1"]
     assert combine_files(files, tmp_path / "both", weights=[1, 3], keep="models") == path, (
         "the same again may be written"
@@ -205,11 +205,11 @@ def test_splits_that_cannot_be_averaged(tmp_path: Path, third: dict[str, Any], t
 
 def test_other_classes_and_tasks_cannot_be_averaged(tmp_path: Path) -> None:
     first, second, third = splits(tmp_path)
-    table = Table.load(third)
-    Table("retrieval", table.arrays, table.protocol, table.coverage).save(tmp_path / "other/retrieval.npz")
+    table = Predictions.load(third)
+    Predictions("retrieval", table.arrays, table.protocol, table.coverage).save(tmp_path / "other/retrieval.npz")
     with pytest.raises(RunError, match=r"split1/recognition|no array|a table of|retrieval"):
         score_tables([first, second, tmp_path / "other/retrieval.npz"])
     names = {**table.arrays, "classes": table["classes"][::-1]}
-    Table(table.task, names, table.protocol, table.coverage).save(third)
+    Predictions(table.task, names, table.protocol, table.coverage).save(third)
     with pytest.raises(RunError, match="split3: other classes than split1"):
         score_tables([first, second, third])

@@ -25,7 +25,7 @@ from internvideo.recipe import STAGES, TASKS, build_recipe
 from internvideo.stage_builders import JOBS, prepare
 from internvideo.tasks.class_rows import under_classes
 from internvideo.tasks.clip_evaluation import clip_source
-from internvideo.tasks.table import Table
+from internvideo.tasks.table import Predictions
 
 CPU = EvaluationSettings(device="cpu")
 
@@ -44,7 +44,7 @@ def rows_of_the_world(count: int = 6) -> list[Sample]:
 
 def labels(manifest: Path, weights: Path, output: Path) -> list[int]:
     evaluate_task("recognition", weights, manifest, output, CPU)
-    return [int(label) for label in Table.load(output / "recognition.npz").arrays["labels"]]
+    return [int(label) for label in Predictions.load(output / "recognition.npz").arrays["labels"]]
 
 
 def test_classes_in_another_order_are_found_by_name(weights: Path, tmp_path: Path) -> None:
@@ -163,7 +163,7 @@ def test_the_table_of_another_measurement_is_kept(weights: Path, tmp_path: Path)
             evaluate_task("recognition", model, tmp_path / rows, tmp_path, settings)
     assert {path: path.read_bytes() for path in tmp_path.glob("recognition.*")} == before
     evaluate_task("recognition", weights, tmp_path / "moved" / "test.jsonl", tmp_path, CPU)
-    assert len(Table.load(tmp_path / "recognition.npz")["ids"]) == 6
+    assert len(Predictions.load(tmp_path / "recognition.npz")["ids"]) == 6
     (tmp_path / "recognition.npz").write_text("my notes")
     with pytest.raises(RunError, match="is no table"):
         evaluate_task("recognition", weights, tmp_path / "test.jsonl", tmp_path, CPU)
@@ -186,7 +186,7 @@ def test_two_processes_write_the_bytes_of_one(weights: Path, tmp_path: Path) -> 
     assert two.stdout.count("videos read: 15 of 17") == 1
     for file in ("recognition.npz", "recognition.json"):
         assert (tmp_path / "one" / file).read_bytes() == (tmp_path / "two" / file).read_bytes(), file
-    table = Table.load(tmp_path / "two" / "recognition.npz")
+    table = Predictions.load(tmp_path / "two" / "recognition.npz")
     assert table["ids"].tolist() == [row.id for row in rows if "gone" not in row.path]
     assert table["sample"].tolist() == [sample for sample in range(15) for _ in range(3)]
 

@@ -13,7 +13,7 @@ import test_spatio_temporal
 from internvideo.data.manifest import write_manifest
 from internvideo.evaluation import EvaluationSettings, evaluate_task
 from internvideo.pipeline import run_recipe
-from internvideo.tasks.table import Table
+from internvideo.tasks.table import Predictions
 
 CPU = EvaluationSettings(device="cpu")
 
@@ -55,11 +55,11 @@ def test_boxes_with_a_video_that_cannot_be_read(tmp_path: Path) -> None:
     first, second = in_two("spatio_temporal", weights, path, tmp_path / "two")
     assert (first.code, second.code) == (0, 0), (first, second)
     assert {"results.csv", "frames.svg"} <= same_files(tmp_path / "one", tmp_path / "two")
-    table = Table.load(tmp_path / "two" / "spatio_temporal.npz")
+    table = Predictions.load(tmp_path / "two" / "spatio_temporal.npz")
     assert [lost["id"] for lost in table.coverage["unreadable"]] == ["v5", "v5"]
     assert len(np.unique(table["frame"])) == 6
     other = tmp_path / "two" / "spatio_temporal.npz"
-    Table(table.task, table.arrays, {**table.protocol, "split_sha256": "of others"}, table.coverage).save(other)
+    Predictions(table.task, table.arrays, {**table.protocol, "split_sha256": "of others"}, table.coverage).save(other)
     refused = in_two("spatio_temporal", weights, path, tmp_path / "two")
     assert [told.code for told in refused] == [2, 2]
     assert all("holds a table of other weights or videos" in told.err for told in refused)

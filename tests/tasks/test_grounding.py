@@ -25,7 +25,7 @@ from internvideo.tasks.grounding.data import QueryLoader, QuerySet, QuerySetting
 from internvideo.tasks.grounding.model import ContextQueryAttention, Grounder, GrounderConfig, likely_spans
 from internvideo.tasks.grounding.predict import prior_of, score, submission
 from internvideo.tasks.scoring import score as score_any
-from internvideo.tasks.table import Table
+from internvideo.tasks.table import Predictions
 from internvideo.tasks.temporal_localization.data import FeatureSettings
 
 DEEDS = ("jumping", "running", "sitting")
@@ -243,7 +243,7 @@ def stored(name: str) -> Any:
     return json.loads((GOLDENS / "tasks" / "ego4d_nlq" / name).read_text())
 
 
-def stored_table() -> Table:
+def stored_table() -> Predictions:
     """The stored predictions in the columns that `predict` writes."""
     truths, durations = {}, {}
     for video in stored("nlq_val.json")["videos"]:
@@ -269,7 +269,7 @@ def stored_table() -> Table:
         "score": np.ones(len(spans)),
     }
     protocol = {"prior": [[0.0, 0.5], [0.5, 1.0]], "usual_length": 10.0}
-    return Table("grounding", arrays, protocol, {"asked": len(rows), "read": len(rows), "unreadable": []})
+    return Predictions("grounding", arrays, protocol, {"asked": len(rows), "read": len(rows), "unreadable": []})
 
 
 @pytest.mark.parity
@@ -295,14 +295,14 @@ def test_baselines_are_what_they_say() -> None:
         "score": np.ones(4),
     }
     protocol = {"prior": [[0.4, 0.6], [0.0, 1.0]], "usual_length": 2.0}
-    table = Table("grounding", arrays, protocol, {"asked": 3, "read": 3, "unreadable": []})
+    table = Predictions("grounding", arrays, protocol, {"asked": 3, "read": 3, "unreadable": []})
     figures = score(table)["figures"]
     assert (figures["R1@0.5"], figures["R1@0.5_whole"], figures["R1@0.5_centre"]) == (0.5, 0.5, 0.5)
     assert (figures["R1@0.5_prior"], figures["R5@0.5_prior"], figures["R1@0.5_over_prior"]) == (0.5, 1.0, 0.0)
     assert figures["mean_iou_centre"] == pytest.approx(0.6)
     none = {**arrays, "truth": np.full((3, 2), np.nan)}
     with pytest.raises(RunError, match="no query has an answer"):
-        score(Table("grounding", none, protocol, table.coverage))
+        score(Predictions("grounding", none, protocol, table.coverage))
 
 
 def test_the_prior_covers_as_many_training_answers_as_it_can(tmp_path: Path) -> None:
@@ -341,7 +341,7 @@ def test_it_learns_to_find_what_a_query_asks_for(learned: Path, capsys: pytest.C
     assert told["challenge"] == "ego4d_nlq_challenge"
     assert {len(row["predicted_times"]) for row in told["results"]} == {5}
     assert "When is it" in (output / "timelines.html").read_text()
-    table = Table.load(output / "grounding.npz")
+    table = Predictions.load(output / "grounding.npz")
     assert (table["span"][:, 0] < table["span"][:, 1]).all()
     assert score_any(table)["figures"] == figures
 

@@ -19,7 +19,7 @@ from internvideo.pipeline import run_recipe
 from internvideo.recipe import Recipe, build_recipe
 from internvideo.tasks.hands.data import HandLoader, HandSettings, mirror_hands, observed
 from internvideo.tasks.hands.predict import submission
-from internvideo.tasks.table import Table
+from internvideo.tasks.table import Predictions
 from internvideo.video.writer import write_video
 
 FRAMES = {"pre_45": 8, "pre_30": 11, "pre_15": 14, "pre_frame": 16, "contact_frame": 17}
@@ -147,7 +147,7 @@ def test_train_evaluate_submit_and_score_again(tmp_path: Path) -> None:
     assert result["figures"][name] < result["figures"][f"{name}_mean_of_training"] + 4
     assert score_table(out / "future_hands.npz")["figures"] == result["figures"]
     assert "<svg" in (out / "hands.svg").read_text()
-    table = Table.load(out / "future_hands.npz")
+    table = Predictions.load(out / "future_hands.npz")
     sent = json.loads((out / "submission.json").read_text())  # the published scorer divides by 30
     values = np.asarray([sent[name] for name in table["id"].tolist()]) / 30
     np.testing.assert_allclose(values.reshape(-1, 5, 2, 2), table["predicted"], atol=1e-3)
@@ -158,7 +158,7 @@ def test_train_evaluate_submit_and_score_again(tmp_path: Path) -> None:
 def test_a_submission_names_rows_as_the_challenge_does() -> None:
     predicted = np.arange(60.0).reshape(3, 5, 2, 2)
     arrays = {"id": np.asarray(["a", "b", "c"]), "uid": np.asarray(["7_99", "7_120", "7_99"]), "predicted": predicted}
-    sent = json.loads(submission(Table("future_hands", arrays, {}, {}), clips=2))
+    sent = json.loads(submission(Predictions("future_hands", arrays, {}, {}), clips=2))
     assert sent == {
         "7_99": (predicted[0] + predicted[2]).ravel().tolist(),
         "7_120": (2 * predicted[1]).ravel().tolist(),

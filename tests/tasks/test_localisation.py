@@ -20,7 +20,7 @@ from internvideo.metrics.bootstrap import interval
 from internvideo.metrics.temporal_detection import average_precision, detections, map_statistic
 from internvideo.pipeline import describe, run_recipe
 from internvideo.recipe import Recipe, build_recipe
-from internvideo.tasks.table import Table
+from internvideo.tasks.table import Predictions
 from internvideo.tasks.temporal_localization import predict as localisation
 from internvideo.tasks.temporal_localization.data import (
     FeatureSettings,
@@ -224,7 +224,7 @@ def test_a_detector_learns_to_find(learned: Path, capsys: pytest.CaptureFixture[
     low, high = result["intervals"]["mean_mAP"]
     assert low <= result["figures"]["mean_mAP"] <= high
     assert "mAP@0.5" in capsys.readouterr().out
-    table = Table.load(out / "localisation.npz")
+    table = Predictions.load(out / "localisation.npz")
     assert localisation.score(table)["figures"] == result["figures"]
     told = json.loads((out / "detections.json").read_text())["results"]
     assert set(told) == {"v2", "v5", "v8", "v11"}

@@ -13,7 +13,7 @@ from goldens_folder import GOLDENS
 
 from internvideo.model_table import MODELS, create_model
 from internvideo.recipe import read_recipe
-from internvideo.tasks.table import Table
+from internvideo.tasks.table import Predictions
 from internvideo.tasks.temporal_localization.model import ActionFormer
 from internvideo.tasks.temporal_localization.predict import RECALLS, score
 from internvideo.tasks.temporal_localization.stage import LocalisationSettings
@@ -23,7 +23,7 @@ def read(name: str) -> Any:
     return json.loads((GOLDENS / "tasks" / "ego4d_mq" / name).read_text())
 
 
-def stored_table() -> tuple[dict[str, Any], Table]:
+def stored_table() -> tuple[dict[str, Any], Predictions]:
     """The stored predictions in the columns that `predict` writes."""
     stored, clips = read("expected.json"), read("clip_annotations.json")
     classes = stored["detection"]["activity_index"]
@@ -43,7 +43,9 @@ def stored_table() -> tuple[dict[str, Any], Table]:
         "truth_label": np.asarray([classes[row["label"]] for _, row in truth]),
     }
     protocol = {"tiou": stored["detection"]["tiou"], "recall": RECALLS["moments"]}
-    return stored, Table("localisation", arrays, protocol, {"asked": len(names), "read": len(names), "unreadable": []})
+    return stored, Predictions(
+        "localisation", arrays, protocol, {"asked": len(names), "read": len(names), "unreadable": []}
+    )
 
 
 @pytest.mark.parity

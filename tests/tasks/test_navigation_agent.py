@@ -39,7 +39,7 @@ from internvideo.tasks.navigation.world.protocol import Pose
 from internvideo.tasks.navigation.world.settings import WorldSettings
 from internvideo.tasks.navigation.world.trajectories import TrajectorySettings
 from internvideo.tasks.navigation.world.walks import heat_map, in_views, open_lengths, open_places
-from internvideo.tasks.table import Table
+from internvideo.tasks.table import Predictions
 
 
 def waypoints(*found: tuple[int, int]) -> Candidates:
@@ -275,7 +275,7 @@ def test_from_houses_to_figures(folder: Path, tmp_path: Path) -> None:
     assert figures["stop at once: SR"] == 0
     assert set(result["intervals"]) == set(figures)
     assert {"NE_m", "SPL", "nDTW", "random: OSR", "teacher: SR"} <= set(figures)
-    table = Table.load(tmp_path / "out" / "navigation.npz")
+    table = Predictions.load(tmp_path / "out" / "navigation.npz")
     assert navigation.score(table) == result
     assert (tmp_path / "out" / "walks.svg").read_text().startswith("<svg")
     with pytest.raises(WeightsError, match="no agent"):

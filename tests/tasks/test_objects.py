@@ -30,7 +30,7 @@ from internvideo.tasks.anticipation.model import Anticipator
 from internvideo.tasks.anticipation.objects import detected, learned, matched, object_frames, of_frame, read_detections
 from internvideo.tasks.spatiotemporal.data import KeyFrame, positions_before
 from internvideo.tasks.state_change import predict as state_change
-from internvideo.tasks.table import Table
+from internvideo.tasks.table import Predictions
 from internvideo.video.writer import write_video
 
 NOUNS, VERBS = ("red", "blue"), ("take", "put")
@@ -267,7 +267,7 @@ def test_numbers_of_images_stay_numbers_in_cocos_form() -> None:
         "box": np.asarray([[1.0, 2.0, 4.0, 8.0]] * 3),
         "score": np.asarray([0.5, 0.25, 0.125]),
     }
-    rows = json.loads(state_change.detections(Table("state_change", arrays, {}, {})))
+    rows = json.loads(state_change.detections(Predictions("state_change", arrays, {}, {})))
     assert [row["image_id"] for row in rows] == [12, 3, "03"]
     assert rows[0] == {"image_id": 12, "category_id": 1, "bbox": [1.0, 2.0, 3.0, 6.0], "score": 0.5}
 

@@ -35,7 +35,7 @@ from internvideo.tasks.open_set.model import (
 )
 from internvideo.tasks.open_set.stage import OpenSetSettings, OpenSetStage
 from internvideo.tasks.scoring import score
-from internvideo.tasks.table import Table
+from internvideo.tasks.table import Predictions
 
 MODELS = (small_world.masked_classifier, small_world.multimodal_classifier)
 
@@ -263,7 +263,7 @@ def run(world: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Pa
 
 
 def test_the_table_holds_every_method_and_can_be_scored_again(run: tuple[Path, Path]) -> None:
-    table = Table.load(run[1] / "open_set.npz")
+    table = Predictions.load(run[1] / "open_set.npz")
     assert table["labels"].tolist()[8:] == [-1] * 4
     assert set(table["strangers"].tolist()) == {"", "new 0", "new 1"}
     assert open_set.methods(table) == [open_set.OWN, *METHODS]
@@ -296,7 +296,7 @@ def test_classify_says_label_belief_and_uncertainty(
     video = manifest.video_path(manifest.rows[0])
     classify(video, "-e", weights, "--unknown", out / "open_set.json", "--json")
     said = json.loads(capsys.readouterr().out)
-    table = Table.load(out / "open_set.npz")
+    table = Predictions.load(out / "open_set.npz")
     found = np.exp(table["logits"][0].astype(np.float64))
     assert said["uncertainty"] == pytest.approx(2 / (found.sum() + 2), rel=1e-3)
     assert said["belief"] == pytest.approx(found.max() / (found.sum() + 2), rel=1e-3)

@@ -24,7 +24,7 @@ from internvideo.storage import read_safetensors
 from internvideo.tasks import scoring
 from internvideo.tasks.refinement import predict as refinement
 from internvideo.tasks.refinement.data import read_proposals
-from internvideo.tasks.table import Result, Table
+from internvideo.tasks.table import Predictions, Result
 from internvideo.tasks.temporal_localization.data import FeatureSettings, read_feature_set
 from internvideo.tasks.temporal_localization.nms import SuppressionSettings
 
@@ -73,7 +73,7 @@ def test_refined_segments_are_better_than_the_proposals(learned: Path, measured:
     assert found["mean_mAP"] > found["before_mean_mAP"] + 0.15
     assert found["gain"] == pytest.approx(found["mean_mAP"] - found["before_mean_mAP"])
     assert 0 < bounds["gain"][0] <= found["gain"] <= bounds["gain"][1]
-    table = Table.load(out / "refinement.npz")
+    table = Predictions.load(out / "refinement.npz")
     assert scoring.score(table)["figures"] == found
     assert len(result["protocol"]["weights_sha256"]) == 64
     assert result["protocol"]["detector_weights_sha256"] == "2"
@@ -150,7 +150,7 @@ def test_nameless_proposals_get_classes_from_scores(learned: Path, tmp_path: Pat
         "refinement", weights, folder, tmp_path / "b", replace(plain, class_scores=tmp_path / "s.json"), split="test"
     )
     assert named["protocol"]["classes"] == "scores of whole videos"
-    table = Table.load(tmp_path / "b" / "refinement.npz")
+    table = Predictions.load(tmp_path / "b" / "refinement.npz")
     assert set(table["label"]) == set(table["before_label"]) == {0, 1}
     with pytest.raises(RecipeError, match="classes of their own"):
         evaluate_task(

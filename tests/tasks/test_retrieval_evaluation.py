@@ -21,7 +21,7 @@ from internvideo.tasks.multiple_choice import predict as multiple_choice
 from internvideo.tasks.retrieval import metrics as metrics
 from internvideo.tasks.retrieval import predict as retrieval
 from internvideo.tasks.scoring import score
-from internvideo.tasks.table import Table
+from internvideo.tasks.table import Predictions
 
 
 def run(folder: Path, seed: int, **changes: Any) -> Path:
@@ -48,9 +48,9 @@ def manifest(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "test.jsonl"
 
 
-def evaluated(weights: Path, manifest: Path, output: Path, **settings: Any) -> tuple[dict[str, Any], Table]:
+def evaluated(weights: Path, manifest: Path, output: Path, **settings: Any) -> tuple[dict[str, Any], Predictions]:
     evaluate_task("retrieval", weights, manifest, output, EvaluationSettings(device="cpu", **settings))
-    return json.loads((output / "retrieval.json").read_text()), Table.load(output / "retrieval.npz")
+    return json.loads((output / "retrieval.json").read_text()), Predictions.load(output / "retrieval.npz")
 
 
 def test_raw_dual_softmax_and_bank_stand_side_by_side(weights: list[Path], manifest: Path, tmp_path: Path) -> None:
@@ -69,7 +69,7 @@ def test_raw_dual_softmax_and_bank_stand_side_by_side(weights: list[Path], manif
     assert plain["figures"] == {name: value for name, value in result["figures"].items() if "bank" not in name}
 
 
-def bank_similarity(table: Table) -> np.ndarray:
+def bank_similarity(table: Predictions) -> np.ndarray:
     unit = [value / np.linalg.norm(value, axis=1, keepdims=True) for value in (table["bank"], table["video"])]
     found: np.ndarray = float(table["scale"]) * unit[0].astype(np.float64) @ unit[1].T.astype(np.float64)
     return found
@@ -115,9 +115,9 @@ def test_an_ensemble_recognises_and_chooses_by_the_mean_similarity(
 ) -> None:
     """`--also` in zero-shot recognition and multiple choice, for which the paper calls it essential (4.3.3)."""
 
-    def table(task: str, name: str, first: Path, *also: Path) -> Table:
+    def table(task: str, name: str, first: Path, *also: Path) -> Predictions:
         evaluate_task(task, first, manifest, tmp_path / name, EvaluationSettings(device="cpu", also=also))
-        return Table.load(tmp_path / name / f"{task}.npz")
+        return Predictions.load(tmp_path / name / f"{task}.npz")
 
     for task in ("zero_shot", "multiple_choice"):
         one, other = table(task, "a", weights[0]), table(task, "b", weights[1])

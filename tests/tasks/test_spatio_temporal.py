@@ -23,7 +23,7 @@ from internvideo.recipe import Recipe, build_recipe
 from internvideo.tasks.spatiotemporal import predict as spatio_temporal
 from internvideo.tasks.spatiotemporal.ava_files import read_exclusions, read_rows, timestamp
 from internvideo.tasks.spatiotemporal.data import key_frames
-from internvideo.tasks.table import Table
+from internvideo.tasks.table import Predictions
 from internvideo.video.writer import write_video
 
 FOLDER = GOLDENS / "tasks" / "ava_frame_map"
@@ -160,11 +160,11 @@ def test_the_two_parts_of_a_mixed_set_have_their_own_figures() -> None:
         "truth_box": np.asarray([[0, 0, 1, 1], [0, 0, 1.0, 1]]),
     }  # fmt: skip
     coverage = {"asked": 2, "read": 2, "unreadable": []}
-    found = spatio_temporal.score(Table("spatio_temporal", arrays, {}, coverage))["figures"]
+    found = spatio_temporal.score(Predictions("spatio_temporal", arrays, {}, coverage))["figures"]
     assert found == {"frame_mAP@0.5": 0.5, "frame_mAP@0.5_ava": 1.0, "frame_mAP@0.5_kinetics": 0.0}
     empty = {name: array[:0] if name.startswith("truth") else array for name, array in arrays.items()}
     with pytest.raises(RunError, match="no key frame"):
-        spatio_temporal.score(Table("spatio_temporal", empty, {}, coverage))
+        spatio_temporal.score(Predictions("spatio_temporal", empty, {}, coverage))
 
 
 def test_a_picture_has_boxes_and_words() -> None:
@@ -191,7 +191,7 @@ def test_a_detector_learns_and_is_measured(tmp_path: Path) -> None:
     lines = (out / "results.csv").read_text().splitlines()
     assert len(lines) == 8 * 2 * len(CLASSES)
     rows = read_rows(out / "results.csv", scored=True)
-    table = Table.load(out / "spatio_temporal.npz")
+    table = Predictions.load(out / "spatio_temporal.npz")
     np.testing.assert_allclose(rows.box, table["box"], atol=1e-5)
     np.testing.assert_allclose(rows.score, table["score"], atol=1e-5)
     assert rows.action.tolist() == (table["label"] + 1).tolist()
@@ -204,7 +204,7 @@ def test_a_detector_learns_and_is_measured(tmp_path: Path) -> None:
     settings = EvaluationSettings(device="cpu", persons=persons)
     other = evaluate_task("spatio_temporal", weights, path, tmp_path / "other", settings, split="test")
     assert other["figures"] == pytest.approx(result["figures"], abs=1e-6)
-    again = Table.load(tmp_path / "other" / "spatio_temporal.npz")
+    again = Predictions.load(tmp_path / "other" / "spatio_temporal.npz")
     assert again["score"].sum() == pytest.approx(0.9 * table["score"].sum(), rel=1e-4)
     with pytest.raises(RunError, match="other weights or videos"):
         evaluate_task("spatio_temporal", weights, path, out, EvaluationSettings(device="cpu"), split="train")

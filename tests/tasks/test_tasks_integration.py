@@ -23,7 +23,7 @@ from internvideo.tasks.multiple_choice import predict as multiple_choice
 from internvideo.tasks.protocol import clip_protocol
 from internvideo.tasks.recognition import predict as recognition
 from internvideo.tasks.retrieval import predict as retrieval
-from internvideo.tasks.table import Table
+from internvideo.tasks.table import Predictions
 from internvideo.tasks.zero_shot import predict as zero_shot
 from internvideo.video.writer import write_video
 
@@ -64,7 +64,7 @@ def test_recognition_from_files_to_figures(manifest: Manifest, tmp_path: Path) -
     table = recognition.predict(
         model, recognition.classifier_scorer(model), loader(manifest), manifest, clips, CPU, model_name="videomae"
     )
-    result = scoring.score(Table.load(table.save(tmp_path / "table.npz")))
+    result = scoring.score(Predictions.load(table.save(tmp_path / "table.npz")))
     assert table["ids"].tolist() == ["v0", "v1", "v2", "v4"]
     assert table["logits:logits"].shape == (24, 3)
     assert result["coverage"]["read"] == 4
@@ -76,8 +76,8 @@ def test_recognition_from_files_to_figures(manifest: Manifest, tmp_path: Path) -
 @pytest.mark.parametrize("task", [zero_shot, retrieval, multiple_choice], ids=lambda task: str(task.NAME))
 def test_language_tasks_from_files_to_figures(task: object, manifest: Manifest, tmp_path: Path) -> None:
     clips = clip_protocol(SAMPLER, TRANSFORM)
-    table: Table = task.predict(towers(), Tokenizer(), loader(manifest), manifest, clips, CPU)  # type: ignore[attr-defined]  # a module
-    result = scoring.score(Table.load(table.save(tmp_path / "table.npz")))
+    table: Predictions = task.predict(towers(), Tokenizer(), loader(manifest), manifest, clips, CPU)  # type: ignore[attr-defined]  # a module
+    result = scoring.score(Predictions.load(table.save(tmp_path / "table.npz")))
     assert result["task"] == task.NAME  # type: ignore[attr-defined]  # a module
     assert table["ids"].tolist() == ["v0", "v1", "v2", "v4"]
     assert result["coverage"]["asked"] == 5

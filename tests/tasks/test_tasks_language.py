@@ -13,14 +13,14 @@ from internvideo.errors import ManifestError, RunError
 from internvideo.tasks.multiple_choice import predict as multiple_choice
 from internvideo.tasks.protocol import ClipProtocol
 from internvideo.tasks.retrieval import predict as retrieval
-from internvideo.tasks.table import Table
+from internvideo.tasks.table import Predictions
 from internvideo.tasks.zero_shot import predict as zero_shot
 from internvideo.tasks.zero_shot.templates import ACTION_TEMPLATES, fill
 
 VIEWS = ClipProtocol(frames=2, size=4, views=3, crops=1)
 
 
-def retrieve(videos: int = 12, captions: str = "first", clips: ClipProtocol = CLIPS, **source: object) -> Table:
+def retrieve(videos: int = 12, captions: str = "first", clips: ClipProtocol = CLIPS, **source: object) -> Predictions:
     rows = manifest(videos)
     return retrieval.predict(
         Towers(),
@@ -104,7 +104,9 @@ def test_joined_captions_and_views() -> None:
 
 def test_a_model_that_says_the_same_of_everything_finds_nothing() -> None:
     table = retrieve()
-    flat = Table(table.task, {**table.arrays, "video": np.ones_like(table["video"])}, table.protocol, table.coverage)
+    flat = Predictions(
+        table.task, {**table.arrays, "video": np.ones_like(table["video"])}, table.protocol, table.coverage
+    )
     result = retrieval.score(flat)
     assert result["figures"]["t2v_r1"] == 0
     assert result["protocol"]["ties"]["queries"] == 12

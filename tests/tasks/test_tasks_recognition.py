@@ -11,12 +11,14 @@ from internvideo.errors import ManifestError, RecipeError, RunError
 from internvideo.metrics.classification import softmax
 from internvideo.tasks.protocol import ClipProtocol
 from internvideo.tasks.recognition import predict as recognition
-from internvideo.tasks.table import Table
+from internvideo.tasks.table import Predictions
 
 VIEWS = ClipProtocol(frames=2, size=4, views=3, crops=1)
 
 
-def run(videos: int = 12, clips: ClipProtocol = CLIPS, model: torch.nn.Module | None = None, **source: object) -> Table:
+def run(
+    videos: int = 12, clips: ClipProtocol = CLIPS, model: torch.nn.Module | None = None, **source: object
+) -> Predictions:
     rows, chosen = manifest(videos), model or Reader()
     scorer = (
         recognition.interaction_scorer(chosen, 2)

@@ -18,10 +18,10 @@ from internvideo.errors import RunError
 from internvideo.tasks import scoring
 from internvideo.tasks.protocol import ClipProtocol, clip_protocol, weights_hash
 from internvideo.tasks.recognition import predict as recognition
-from internvideo.tasks.table import Table, print_result, save_result
+from internvideo.tasks.table import Predictions, print_result, save_result
 
 
-def a_table() -> Table:
+def a_table() -> Predictions:
     rows, model = manifest(12), Reader()
     source = Source(rows, unreadable=[5], shift={(1, 0): 2})
     return recognition.predict(model, recognition.classifier_scorer(model), source, rows, CLIPS, CPU)
@@ -30,7 +30,7 @@ def a_table() -> Table:
 def test_a_saved_table_gives_the_same_result_without_model_or_video(tmp_path: Path) -> None:
     table = a_table()
     path = table.save(tmp_path / "deep" / "recognition.npz")
-    again = Table.load(path)
+    again = Predictions.load(path)
     assert scoring.score(again) == recognition.score(table)
     for name, array in table.arrays.items():
         np.testing.assert_array_equal(again[name], array)
@@ -49,26 +49,26 @@ def test_what_is_no_table_is_told(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "table.npz"
     path.write_bytes(content)
     with pytest.raises(RunError, match="not a whole table"):
-        Table.load(path)
+        Predictions.load(path)
 
 
 def test_torn_foreign_and_missing_tables(tmp_path: Path) -> None:
     path = a_table().save(tmp_path / "table.npz")
     path.write_bytes(path.read_bytes()[:-100])
     with pytest.raises(RunError, match="not a whole table"):
-        Table.load(path)
+        Predictions.load(path)
     np.savez(tmp_path / "other.npz", a=np.zeros(3))
     with pytest.raises(RunError, match="not a whole table"):
-        Table.load(tmp_path / "other.npz")
+        Predictions.load(tmp_path / "other.npz")
     np.save(tmp_path / "array.npz.npy", np.zeros(3))
     with pytest.raises(RunError, match="not a whole table"):
-        Table.load(tmp_path / "array.npz.npy")
+        Predictions.load(tmp_path / "array.npz.npy")
     with pytest.raises(RunError, match="no such file"):
-        Table.load(tmp_path / "absent.npz")
+        Predictions.load(tmp_path / "absent.npz")
     with pytest.raises(RunError, match="task 'juggling'"):
-        scoring.score(Table("juggling", {}, {}, {}))
+        scoring.score(Predictions("juggling", {}, {}, {}))
     with pytest.raises(RunError, match="no array 'labels'"):
-        scoring.score(Table("recognition", {"logits:a": np.zeros((1, 2))}, {}, {}))
+        scoring.score(Predictions("recognition", {"logits:a": np.zeros((1, 2))}, {}, {}))
 
 
 def test_an_earlier_table_survives_a_failed_write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -49,7 +49,7 @@ from internvideo.tasks.recognition import predict as recognition
 from internvideo.tasks.retrieval import evaluate as retrieval_evaluation
 from internvideo.tasks.retrieval import predict as retrieval
 from internvideo.tasks.scoring import score
-from internvideo.tasks.table import BOOTSTRAP, Result, Table, save_result
+from internvideo.tasks.table import BOOTSTRAP, Predictions, Result, save_result
 from internvideo.video.reader import Video
 
 ENCODERS = {
@@ -174,24 +174,24 @@ def write_demo_report(output: Path, data: DemoData, device: str, clock: Clock) -
     )
 
 
-def _save(output: Path, name: str, table: Table) -> Result:
+def _save(output: Path, name: str, table: Predictions) -> Result:
     path = table.save(output / "tables" / f"{name}.npz")
     result: Result = score(table)
     save_result(result, path.with_suffix(".json"))
     return result
 
 
-def _only(table: Table, column: str) -> Table:
+def _only(table: Predictions, column: str) -> Predictions:
     """The table with one column of scores."""
     arrays = {
         name: values
         for name, values in table.arrays.items()
         if not name.startswith("logits:") or name == f"logits:{column}"
     }
-    return Table(table.task, arrays, table.protocol, table.coverage)
+    return Predictions(table.task, arrays, table.protocol, table.coverage)
 
 
-def _better(tables: Mapping[str, Table]) -> Table:
+def _better(tables: Mapping[str, Predictions]) -> Predictions:
     """The better one of the two encoders that the ensemble joins."""
     return max((tables["masked"], tables["multimodal"]), key=lambda table: recognition.score(table)["figures"]["top1"])
 
@@ -367,7 +367,7 @@ def _frames(clip: torch.Tensor) -> NDArray[np.uint8]:
     return array
 
 
-def _retrievals(table: Table, test: Manifest, queries: int = 4, shown: int = 3) -> list[Retrieval]:
+def _retrievals(table: Predictions, test: Manifest, queries: int = 4, shown: int = 3) -> list[Retrieval]:
     """The first sentences of the split and the clips they find."""
     similarity = retrieval.similarity(table)
     place = {row.id: row for row in test.rows}
@@ -392,7 +392,7 @@ def _shown(test: Manifest, row: Sample, frames: int = 6) -> NDArray[np.uint8]:
         return video.frames(linspace_frames(video.info.frames, frames).tolist())
 
 
-def _confusion(table: Table, test: Manifest) -> Confusion:
+def _confusion(table: Predictions, test: Manifest) -> Confusion:
     merged = recognition.probabilities(table, "fused")
     return Confusion(
         confusion_matrix(merged.argmax(axis=1), table["labels"].astype(np.int64), len(test.classes)), test.classes

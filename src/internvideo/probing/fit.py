@@ -28,8 +28,8 @@ from internvideo.probing.fit_learn import (
 from internvideo.probing.fit_report import (
     NAME,
     RowNames,
-    add_figures,
     add_fold_metrics,
+    add_metrics,
     add_unknown,
     confusion,
     most_confident_mistakes,
@@ -40,7 +40,7 @@ from internvideo.probing.probe import EncoderReference, Probe
 from internvideo.probing.probe_fit import standardize
 from internvideo.storage import alone_in
 from internvideo.tasks.protocol import check_labels
-from internvideo.tasks.table import BOOTSTRAP, Figures, Result, print_result
+from internvideo.tasks.table import BOOTSTRAP, MetricValues, Result, print_result
 from internvideo.terminal import Screen
 from internvideo.training.checkpoint import init_run_dir
 
@@ -170,18 +170,18 @@ def _evaluate_and_save(
     classes, train = dataset.manifest.classes, dataset.data.subset(~dataset.test)
     out_of_fold = cross_validate(train, config, settings.folds, lambda line: screen.print(line, highlight=False))
     fitted = fit_probe(train, config)
-    figures = Figures()
-    add_figures(figures, "", out_of_fold, train)
-    fold_accuracies = add_fold_metrics(figures, out_of_fold, train)
-    unknown = add_unknown(figures, leave_one_class_out(train, fitted, out_of_fold.fold, config), classes)
+    metrics = MetricValues()
+    add_metrics(metrics, "", out_of_fold, train)
+    fold_accuracies = add_fold_metrics(metrics, out_of_fold, train)
+    unknown = add_unknown(metrics, leave_one_class_out(train, fitted, out_of_fold.fold, config), classes)
     predictions, data, mask = out_of_fold, train, ~dataset.test
     if dataset.test.any():
         data, mask = dataset.data.subset(dataset.test), dataset.test
         predictions = predict_held_out(fitted, train, data, config)
-        add_figures(figures, "test_", predictions, data)
+        add_metrics(metrics, "test_", predictions, data)
     duplicates = _report_duplicates(dataset, screen)
     seconds = {"features": found.seconds, "fit": time.perf_counter() - began}
-    result = _result(figures, dataset, model, fitted, settings, found, out_of_fold)
+    result = _result(metrics, dataset, model, fitted, settings, found, out_of_fold)
     more = {
         "folds": fold_accuracies,
         "confusion": confusion(predictions, data, config.num_classes).tolist(),
@@ -302,7 +302,7 @@ def _recipe(manifest: Manifest, model: VideoModel, settings: FitSettings) -> dic
 
 
 def _result(
-    figures: Figures,
+    metrics: MetricValues,
     dataset: _Dataset,
     model: VideoModel,
     fitted: FittedProbe,
@@ -338,8 +338,8 @@ def _result(
     }
     return {
         "task": NAME,
-        "figures": figures.figures,
-        "intervals": figures.intervals,
+        "figures": metrics.values,
+        "intervals": metrics.intervals,
         "protocol": protocol,
         "coverage": found.coverage,
     }

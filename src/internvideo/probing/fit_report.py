@@ -16,7 +16,7 @@ from internvideo.metrics.calibration import expected_calibration_error
 from internvideo.metrics.classification import confusion_matrix, mean_class_accuracy, softmax
 from internvideo.probing.fit_learn import LabeledFeatures, OutOfFoldPredictions, UnknownCheck
 from internvideo.storage import write_text
-from internvideo.tasks.table import BOOTSTRAP, Figures, Result
+from internvideo.tasks.table import BOOTSTRAP, MetricValues, Result
 
 MAX_MISTAKES = 20
 """Number of most confident mistakes that are listed: often the label is what is wrong."""
@@ -32,7 +32,7 @@ class RowNames:
     classes: Sequence[str]
 
 
-def add_figures(figures: Figures, prefix: str, predictions: OutOfFoldPredictions, data: LabeledFeatures) -> None:
+def add_metrics(metrics: MetricValues, prefix: str, predictions: OutOfFoldPredictions, data: LabeledFeatures) -> None:
     """Add accuracies of the probe and of the baselines, calibration and acceptance, under names with a prefix.
 
     Confidence intervals resample whole groups.
@@ -40,42 +40,42 @@ def add_figures(figures: Figures, prefix: str, predictions: OutOfFoldPredictions
     labels, probabilities = data.labels, predictions.probabilities
     predicted = probabilities.argmax(axis=1)
     correct = predicted == labels
-    _add_mean(figures, f"{prefix}top1", correct, data.groups)
+    _add_mean(metrics, f"{prefix}top1", correct, data.groups)
     spread = bootstrap.interval(bootstrap.class_mean(correct, labels), len(labels), groups=data.groups, **BOOTSTRAP)
-    figures.add(f"{prefix}mean_class", mean_class_accuracy(predicted, labels), spread)
+    metrics.add(f"{prefix}mean_class", mean_class_accuracy(predicted, labels), spread)
     nearest, majority = predictions.nearest == labels, predictions.majority == labels
-    _add_mean(figures, f"{prefix}nearest_mean", nearest, data.groups)
-    _add_mean(figures, f"{prefix}majority", majority, data.groups)
-    figures.add(f"{prefix}chance", 1 / probabilities.shape[1])
-    _add_mean(figures, f"{prefix}better_than_nearest_mean", correct.astype(float) - nearest, data.groups)
-    figures.add(f"{prefix}ece_before", expected_calibration_error(softmax(predictions.logits), labels))
-    figures.add(f"{prefix}ece_after", expected_calibration_error(probabilities, labels))
+    _add_mean(metrics, f"{prefix}nearest_mean", nearest, data.groups)
+    _add_mean(metrics, f"{prefix}majority", majority, data.groups)
+    metrics.add(f"{prefix}chance", 1 / probabilities.shape[1])
+    _add_mean(metrics, f"{prefix}better_than_nearest_mean", correct.astype(float) - nearest, data.groups)
+    metrics.add(f"{prefix}ece_before", expected_calibration_error(softmax(predictions.logits), labels))
+    metrics.add(f"{prefix}ece_after", expected_calibration_error(probabilities, labels))
     accepted = predictions.accepted
-    _add_mean(figures, f"{prefix}known_accepted", accepted, data.groups)
+    _add_mean(metrics, f"{prefix}known_accepted", accepted, data.groups)
     if accepted.any():
-        _add_mean(figures, f"{prefix}top1_of_accepted", correct[accepted], data.groups[accepted])
+        _add_mean(metrics, f"{prefix}top1_of_accepted", correct[accepted], data.groups[accepted])
 
 
-def _add_mean(figures: Figures, name: str, values: NDArray[Any], groups: NDArray[np.int64]) -> None:
+def _add_mean(metrics: MetricValues, name: str, values: NDArray[Any], groups: NDArray[np.int64]) -> None:
     bounds = bootstrap.interval(bootstrap.mean(values), len(values), groups=groups, **BOOTSTRAP)
-    figures.add(name, float(np.mean(values)), bounds)
+    metrics.add(name, float(np.mean(values)), bounds)
 
 
-def add_fold_metrics(figures: Figures, predictions: OutOfFoldPredictions, data: LabeledFeatures) -> list[float]:
+def add_fold_metrics(metrics: MetricValues, predictions: OutOfFoldPredictions, data: LabeledFeatures) -> list[float]:
     """Add mean and standard deviation of the folds' accuracies; return the accuracy of each fold."""
     correct = predictions.logits.argmax(axis=1) == data.labels
     fold_accuracies = [float(correct[predictions.fold == fold].mean()) for fold in np.unique(predictions.fold)]
-    figures.add("folds_mean", float(np.mean(fold_accuracies)))
-    figures.add("folds_spread", float(np.std(fold_accuracies, ddof=1)) if len(fold_accuracies) > 1 else 0.0)
+    metrics.add("folds_mean", float(np.mean(fold_accuracies)))
+    metrics.add("folds_spread", float(np.std(fold_accuracies, ddof=1)) if len(fold_accuracies) > 1 else 0.0)
     return fold_accuracies
 
 
-def add_unknown(figures: Figures, check: UnknownCheck | None, classes: Sequence[str]) -> dict[str, Any] | None:
+def add_unknown(metrics: MetricValues, check: UnknownCheck | None, classes: Sequence[str]) -> dict[str, Any] | None:
     """Add the metrics of `leave_one_class_out`; return those of each class."""
     if check is None:
         return None
-    figures.add("unknown_auroc", check.auroc)
-    figures.add("unknown_rejected", check.rejected)
+    metrics.add("unknown_auroc", check.auroc)
+    metrics.add("unknown_rejected", check.rejected)
     return {
         "classes": {classes[label]: {"auroc": a, "rejected": r} for label, (a, r) in check.per_class.items()},
         "known_accepted": check.accepted,

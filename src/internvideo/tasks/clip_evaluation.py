@@ -29,10 +29,10 @@ from internvideo.tasks.multiple_choice import predict as multiple_choice
 from internvideo.tasks.protocol import ClipProtocol, clip_protocol, describe, weights_hash
 from internvideo.tasks.recognition import predict as recognition
 from internvideo.tasks.scoring import score
-from internvideo.tasks.table import Result, Table, print_result, save_result
+from internvideo.tasks.table import Predictions, Result, print_result, save_result
 from internvideo.tasks.zero_shot import predict as zero_shot
 
-Predict = Callable[[Trained, Manifest, EvaluationSettings], Table]
+Predict = Callable[[Trained, Manifest, EvaluationSettings], Predictions]
 
 LANGUAGE_TASKS = {
     "zero_shot": zero_shot.predict,
@@ -59,7 +59,7 @@ def evaluate_recognition(
     return finish(recognition.NAME, trained, rows, output, settings, predict_recognition)
 
 
-def predict_recognition(trained: Trained, manifest: Manifest, settings: EvaluationSettings) -> Table:
+def predict_recognition(trained: Trained, manifest: Manifest, settings: EvaluationSettings) -> Predictions:
     """Scores of a classifier over views, with `settings.restrict` of the manifest's classes alone."""
     scores, told = scorer(trained), {}
     if settings.restrict:
@@ -92,7 +92,7 @@ def language_evaluation(task: str) -> Callable[..., Result]:
         ranked = isinstance(trained.model, PairScoringMultipleChoice)
         models = with_others(trained, settings, (PairScoringMultipleChoice,) if ranked else LANGUAGE_MODELS)
 
-        def predict(_: Trained, rows: Manifest, settings: EvaluationSettings) -> Table:
+        def predict(_: Trained, rows: Manifest, settings: EvaluationSettings) -> Predictions:
             return ENSEMBLES[task]([predict_language(task, one, rows, settings) for one in models])
 
         return finish(task, trained, split_rows(manifest, split), output, settings, predict, told=members_told(models))
@@ -100,7 +100,7 @@ def language_evaluation(task: str) -> Callable[..., Result]:
     return evaluate
 
 
-def predict_language(task: str, trained: Trained, manifest: Manifest, settings: EvaluationSettings) -> Table:
+def predict_language(task: str, trained: Trained, manifest: Manifest, settings: EvaluationSettings) -> Predictions:
     """The table of one of LANGUAGE_TASKS."""
     clips, source = clip_source(trained, manifest, settings)
     device, name = choose_device(settings.device), trained.recipe.model.name
@@ -175,7 +175,7 @@ def finish(
     output: Path,
     settings: EvaluationSettings,
     predict: Predict,
-    draw: Callable[[Table, Path], None] | None = None,
+    draw: Callable[[Predictions, Path], None] | None = None,
     told: Mapping[str, Any] | None = None,
 ) -> Result:
     """Predict, save `TASK.npz` and `TASK.json` in `output`, draw, print the figures.
@@ -215,7 +215,7 @@ def check_output(path: Path, trained: Trained, rows: Manifest, clips: ClipProtoc
         ours = {**describe(trained.model, trained.recipe.model.name, rows, clips), **told}
         choose = "choose another --output"
         try:
-            theirs = Table.load(path).protocol
+            theirs = Predictions.load(path).protocol
         except RunError:
             error = RunError(path, "is no table that was written here", "", choose)
         else:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from internvideo.errors import RunError
 from internvideo.tasks.recognition import predict as recognition
-from internvideo.tasks.table import Result, Table
+from internvideo.tasks.table import Predictions, Result
 
 Pool = Literal["views", "models"]
 POOLS: tuple[Pool, ...] = ("views", "models")
@@ -39,7 +39,7 @@ class Member:
     """One model's scores: a name for people, its table, and which column of it."""
 
     name: str
-    table: Table
+    table: Predictions
     column: str
 
 
@@ -49,7 +49,7 @@ class Combined:
 
     members: dict[str, Result]
     ensembles: dict[str, Result]
-    tables: dict[str, Table]
+    tables: dict[str, Predictions]
 
     @property
     def rows(self) -> dict[str, Result]:
@@ -67,7 +67,7 @@ class Combined:
         }
 
 
-def member(name: str, table: Table, column: str | None = None) -> Member:
+def member(name: str, table: Predictions, column: str | None = None) -> Member:
     """A member of an ensemble.
 
     Raises:
@@ -96,7 +96,9 @@ def combine(members: Sequence[Member], weights: Sequence[float] | None = None) -
         RunError: fewer than two members, the same predictions twice, another split or classes, wrong weights.
     """
     _check(members, weights)
-    tables: dict[str, Table] = {pool: join(members, pool, weights if pool == "models" else None) for pool in POOLS}
+    tables: dict[str, Predictions] = {
+        pool: join(members, pool, weights if pool == "models" else None) for pool in POOLS
+    }
     ids = _common(members)  # members' figures and the ensembles' are of the same videos
     single = {one.name: join([one], ids=ids) for one in members}
     results = {name: recognition.score(table) for name, table in single.items()}
@@ -117,7 +119,7 @@ def join(
     weights: Sequence[float] | None = None,
     *,
     ids: Sequence[str] | None = None,
-) -> Table:
+) -> Predictions:
     """One table of all members' views, that `recognition.score` reads like any other.
 
     Args:
@@ -155,7 +157,7 @@ def join(
         "read": len(ids),
         "unreadable": [lost[name] for name in sorted(lost)],
     }
-    return Table(recognition.NAME, arrays, _protocol(members, pool, share), coverage)
+    return Predictions(recognition.NAME, arrays, _protocol(members, pool, share), coverage)
 
 
 def _protocol(members: Sequence[Member], pool: Pool, share: Sequence[float]) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from internvideo.errors import RunError
 from internvideo.tasks.ensemble import Combined, Pool, combine, member
-from internvideo.tasks.table import Table, print_results, save_result, short_names
+from internvideo.tasks.table import Predictions, print_results, save_result, short_names
 
 _FACTS = ("members", "pool", "weights", "split_sha256")
 
@@ -26,7 +26,7 @@ def combine_files(
     places = [_place(name) for name in names]
     files = [path for path, _ in places]
     short = short_names(files) if len(set(files)) == len(files) else names  # two columns of one file keep their names
-    members = [member(name, Table.load(path), column) for name, (path, column) in zip(short, places, strict=True)]
+    members = [member(name, Predictions.load(path), column) for name, (path, column) in zip(short, places, strict=True)]
     made = combine(members, weights)
     path = output / "ensemble.npz"
     _check_output(path, made.tables[keep])
@@ -47,12 +47,12 @@ def _place(name: str) -> tuple[Path, str | None]:
     return (Path(file), column) if colon and not Path(name).exists() else (Path(name), None)
 
 
-def _check_output(path: Path, table: Table) -> None:
+def _check_output(path: Path, table: Predictions) -> None:
     """Refuse to write over another ensemble."""
     if not path.exists():
         return
     try:
-        theirs = Table.load(path).protocol
+        theirs = Predictions.load(path).protocol
     except RunError:
         raise RunError(path, "is no table that was written here", "", "choose another --output") from None
     if any(theirs.get(key) != table.protocol.get(key) for key in _FACTS):

@@ -10,10 +10,10 @@ from numpy.typing import NDArray
 
 from internvideo.errors import RunError
 from internvideo.metrics.classification import l2_normalize
-from internvideo.tasks.table import Table
+from internvideo.tasks.table import Predictions
 
 
-def joined(tables: Sequence[Table], same: Sequence[str], each: Sequence[str], what: str) -> Table:
+def joined(tables: Sequence[Predictions], same: Sequence[str], each: Sequence[str], what: str) -> Predictions:
     """One table: NAME of the first model, NAME:1, NAME:2 of the others.
 
     Args:
@@ -33,7 +33,7 @@ def joined(tables: Sequence[Table], same: Sequence[str], each: Sequence[str], wh
     if len(tables) == 1:
         return first
     members = [{name: table.protocol.get(name) for name in ("model", "weights_sha256")} for table in tables]
-    return Table(first.task, arrays, {**first.protocol, "ensemble": described(members)}, first.coverage)
+    return Predictions(first.task, arrays, {**first.protocol, "ensemble": described(members)}, first.coverage)
 
 
 def described(members: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -41,12 +41,12 @@ def described(members: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     return {"mean_of": "similarities", "members": [dict(member) for member in members]}
 
 
-def of_each(table: Table, name: str) -> list[NDArray[Any]]:
+def of_each(table: Predictions, name: str) -> list[NDArray[Any]]:
     """The array `name` of every model of a table."""
     more = sum(key.startswith(f"{name}:") for key in table.arrays)
     return [table[name], *(table[f"{name}:{number}"] for number in range(1, more + 1))]
 
 
-def units_of_each(table: Table, name: str) -> list[NDArray[np.floating[Any]]]:
+def units_of_each(table: Predictions, name: str) -> list[NDArray[np.floating[Any]]]:
     """The same as float64 vectors of length one."""
     return [l2_normalize(part.astype(np.float64)) for part in of_each(table, name)]

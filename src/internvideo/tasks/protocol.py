@@ -1,6 +1,6 @@
-"""What a task needs from models, loaders and tokenizers, and the record of how a figure was measured.
+"""Define the evaluation protocol, and the interfaces of models, loaders and tokenizers that tasks use.
 
-A figure without its protocol says nothing: two recalls differ by frames, views, crops, post-processing, split, weights.
+A metric is only comparable with its protocol: frames, views, crops, post-processing, split and weights.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ from internvideo.data.sampling import FrameSampler
 
 @dataclass(frozen=True)
 class ClipProtocol:
-    """How a video becomes clips; `predict` checks it against what the loader really yields.
+    """Evaluation protocol of clips; `predict` checks it against what the loader yields.
 
     Attributes:
         frames: T of a clip.
         size: S, pixels of a side.
-        views: clips at different times of a video; crops: clips at different places of each of them.
-        sampling: rule of the frame indices, in words or a class name.
-        precision: numbers the model computes in.
+        views: temporal clips per video. crops: spatial crops of each of them.
+        sampling: frame sampling, as text or a class name.
+        precision: compute dtype.
         resizing: size before the crops and pixel arithmetic, as `EvalTransform.resizing`.
     """
 
@@ -43,12 +43,12 @@ class ClipProtocol:
 
     @property
     def clips(self) -> int:
-        """Clips of one video."""
+        """Number of clips per video: views x crops."""
         return self.views * self.crops
 
 
 class ViewTransform(Protocol):
-    """What `clip_protocol` reads of an evaluation transform."""
+    """The part of an evaluation transform that `clip_protocol` uses."""
 
     @property
     def size(self) -> int:
@@ -56,7 +56,7 @@ class ViewTransform(Protocol):
 
     @property
     def crops(self) -> int:
-        """Clips at different places."""
+        """Number of spatial crops."""
 
     @property
     def resizing(self) -> str:
@@ -69,7 +69,7 @@ def clip_protocol(
     *,
     single_frame: bool = False,
 ) -> ClipProtocol:
-    """The protocol of a loader made from this sampler and transform, or of one with `single_frame` set."""
+    """Return the protocol of a loader with this sampler and transform, or of one with `single_frame` set."""
     if single_frame:
         return ClipProtocol(1, transform.size, 1, transform.crops, "middle frame", resizing=transform.resizing)
     views = len(sampler.test(16 * sampler.frames))
@@ -90,7 +90,7 @@ class ClipSource(Protocol):
 
 
 class VideoTextModel(Protocol):
-    """Two towers in one joint space; features need not have length one."""
+    """A dual encoder of videos and texts; features need not be L2-normalized."""
 
     def normalize(self, video: Tensor) -> Tensor:
         """uint8 (B, 3, T, S, S) -> float."""
@@ -103,7 +103,7 @@ class VideoTextModel(Protocol):
 
     @property
     def scale(self) -> Tensor:
-        """Factor of the cosines, about 100."""
+        """Logit scale of the cosines, about 100."""
 
 
 class TextEncoder(Protocol):
@@ -114,7 +114,7 @@ class TextEncoder(Protocol):
 
 
 def weights_hash(weights: nn.Module | Mapping[str, Tensor]) -> str:
-    """sha256 over name, dtype, shape and bytes of all tensors in sorted order of their names, 64 hex digits."""
+    """Hash name, dtype, shape and bytes of all tensors, sorted by name: SHA-256, 64 hex digits."""
     state = weights.state_dict() if isinstance(weights, nn.Module) else weights
     digest = hashlib.sha256()
     for name in sorted(state):
@@ -128,7 +128,7 @@ def weights_hash(weights: nn.Module | Mapping[str, Tensor]) -> str:
 def describe(
     weights: nn.Module | Mapping[str, Tensor], model_name: str, manifest: Manifest, clips: ClipProtocol
 ) -> dict[str, Any]:
-    """The part of the protocol that every task shares, ready for JSON."""
+    """Return the part of the protocol that all tasks share, as JSON values."""
     return {
         "model": model_name,
         "weights_sha256": weights_hash(weights),
@@ -140,6 +140,6 @@ def describe(
 
 
 def check_labels(manifest: Manifest) -> NDArray[np.int64]:
-    """(N,) class indices. Raises ManifestError when a row has none: it could not be scored."""
+    """Return the class indices (N,). Raises ManifestError for a row without one, which could not be scored."""
     manifest.require("label")
     return np.asarray([row.label for row in manifest.rows], dtype=np.int64)

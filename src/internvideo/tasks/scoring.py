@@ -20,12 +20,12 @@ from internvideo.tasks.refinement import predict as refinement
 from internvideo.tasks.retrieval import predict as retrieval
 from internvideo.tasks.spatiotemporal import predict as spatio_temporal
 from internvideo.tasks.state_change import predict as state_change
-from internvideo.tasks.table import Result, Table
+from internvideo.tasks.table import Predictions, Result
 from internvideo.tasks.temporal_localization import predict as localisation
 from internvideo.tasks.verb_noun import predict as verb_noun
 from internvideo.tasks.zero_shot import predict as zero_shot
 
-SCORES: dict[str, Callable[[Table], Result]] = {
+SCORES: dict[str, Callable[[Predictions], Result]] = {
     recognition.NAME: recognition.score,
     open_set.NAME: open_set.score,
     zero_shot.NAME: zero_shot.score,
@@ -45,7 +45,7 @@ SCORES: dict[str, Callable[[Table], Result]] = {
 }
 
 
-def score(table: Table) -> Result:
+def score(table: Predictions) -> Result:
     """Figures of a saved table. RunError when its task is not known."""
     if table.task not in SCORES:
         raise RunError("table", f"task '{table.task}'", ", ".join(SCORES), "score it with the version that made it")
@@ -56,7 +56,7 @@ SAME = ("frames", "size", "views", "crops", "sampling", "resizing")
 """What of a protocol must agree where figures of several splits are averaged."""
 
 
-def mean_of_splits(tables: Mapping[str, Table], results: Mapping[str, Result]) -> Result:
+def mean_of_splits(tables: Mapping[str, Predictions], results: Mapping[str, Result]) -> Result:
     """The mean of each figure over several splits of one set, every split weighing the same (HMDB51: three).
 
     It has no interval: the splits share clips, so their figures are not independent. The protocol lists those of the
@@ -94,7 +94,7 @@ def mean_of_splits(tables: Mapping[str, Table], results: Mapping[str, Result]) -
     }
 
 
-def _check_alike(first: str, one: Table, name: str, other: Table) -> None:
+def _check_alike(first: str, one: Predictions, name: str, other: Predictions) -> None:
     if one.task != other.task:
         raise RunError(name, f"a table of {other.task}", f"{one.task}, as {first}")
     if sorted(one.arrays) != sorted(other.arrays):

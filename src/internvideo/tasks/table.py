@@ -1,4 +1,4 @@
-"""Table: what a model said about a split, saved once; figures come from it without model or video."""
+"""Define Predictions of a model on a split, saved once; metrics are computed from them without model or video."""
 
 from __future__ import annotations
 
@@ -30,17 +30,17 @@ class _Bootstrap(TypedDict):
 
 
 BOOTSTRAP: _Bootstrap = {"draws": 1000, "level": 0.95, "seed": 0}
-"""How every interval of every task is drawn."""
+"""Settings of every bootstrap interval."""
 
 
 @dataclass(frozen=True)
-class Table:
+class Predictions:
     """Predictions of one model on one split.
 
     Attributes:
         task: which task's `score` reads it.
         arrays: named arrays; the task says which.
-        protocol: how the predictions were made, plain JSON values.
+        protocol: how the predictions were made, as JSON values.
         coverage: {"asked": int, "read": int, "unreadable": [{"id", "path", "reason"}]}.
     """
 
@@ -50,7 +50,7 @@ class Table:
     coverage: Mapping[str, Any]
 
     def save(self, path: str | os.PathLike[str]) -> Path:
-        """Write one .npz file atomically; the same table gives the same bytes. Raises RunError (a full disk ...)."""
+        """Write one .npz file atomically; equal predictions give equal bytes. Raises RunError (a full disk ...)."""
         final = Path(path)
         if final.suffix != ".npz":
             final = final.with_name(final.name + ".npz")
@@ -63,11 +63,11 @@ class Table:
         return final
 
     @classmethod
-    def load(cls, path: str | os.PathLike[str]) -> Table:
-        """Read a saved table.
+    def load(cls, path: str | os.PathLike[str]) -> Predictions:
+        """Read saved predictions.
 
         Raises:
-            RunError: no such file, or not a whole table of this program.
+            RunError: no such file, or a corrupt or foreign one.
         """
         file = Path(path)
         if not file.is_file():
@@ -86,17 +86,17 @@ class Table:
         return table
 
     def __getitem__(self, name: str) -> NDArray[Any]:
-        """The array of that name. Raises RunError when the table has none."""
+        """Return the array with this name. Raises RunError if there is none."""
         if name not in self.arrays:
             raise RunError(f"table of {self.task}", f"no array '{name}'", ", ".join(self.arrays), "evaluate again")
         return self.arrays[name]
 
 
 class Result(TypedDict):
-    """Figures with everything needed to believe them; plain JSON values.
+    """Metrics with their protocol, as JSON values.
 
-    figures are fractions in 0..1, except ranks and those with "_px", pixels; intervals are the 95 % bootstrap bounds of
-    the figures of that name.
+    figures are metric values: fractions in 0..1, except ranks and those with "_px", pixels; intervals are their 95 %
+    bootstrap bounds.
     """
 
     task: str
@@ -106,25 +106,25 @@ class Result(TypedDict):
     coverage: dict[str, Any]
 
 
-class Figures:
-    """Collects figures with their intervals while a task scores."""
+class MetricValues:
+    """Collect metric values with their confidence intervals."""
 
     def __init__(self) -> None:
-        self.figures: dict[str, float] = {}
+        self.values: dict[str, float] = {}
         self.intervals: dict[str, list[float]] = {}
 
     def add(self, name: str, value: float, bounds: NDArray[np.float64] | None = None) -> None:
-        """One figure and, where it has one, its (2,) interval."""
-        self.figures[name] = float(value)
+        """Add a metric and, if it has one, its (2,) interval."""
+        self.values[name] = float(value)
         if bounds is not None:
             self.intervals[name] = [float(bounds[0]), float(bounds[1])]
 
-    def result(self, table: Table, **more: object) -> Result:
-        """The result of a table; `more` is added to its protocol."""
+    def result(self, table: Predictions, **more: object) -> Result:
+        """Return the result for predictions; `more` is added to their protocol."""
         protocol = {**table.protocol, "bootstrap": {**BOOTSTRAP, "method": "percentile"}, **more}
         return {
             "task": table.task,
-            "figures": self.figures,
+            "figures": self.values,
             "intervals": self.intervals,
             "protocol": protocol,
             "coverage": dict(table.coverage),
@@ -137,7 +137,7 @@ def save_result(result: Result, path: str | os.PathLike[str]) -> None:
 
 
 def print_result(result: Result, console: Screen | None = None) -> None:
-    """Show figures, intervals, coverage and protocol on the terminal."""
+    """Print metrics, intervals, coverage and protocol."""
     out = console or Screen()
     grid = RichTable(title=result["task"].replace("_", " "), title_justify="left")
     grid.add_column("figure")
@@ -157,7 +157,7 @@ def print_result(result: Result, console: Screen | None = None) -> None:
 
 
 def short_names(paths: Sequence[str | os.PathLike[str]]) -> list[str]:
-    """A name for each table: its folder where these differ, else its file, else the path.
+    """Return a name for each file of predictions: its folder if these differ, else its file name, else the path.
 
     Raises:
         RunError: one path twice.
@@ -173,9 +173,9 @@ def short_names(paths: Sequence[str | os.PathLike[str]]) -> list[str]:
 
 
 def print_results(title: str, rows: Mapping[str, Result]) -> None:
-    """Show several results side by side, a line each: the figures that any has, the first one's interval, the videos.
+    """Print several results, one line each: all metrics, the interval of the first, and the videos read.
 
-    Lines are as long as they are, because a table squeezed into 80 columns shows no figure.
+    Lines are not wrapped, because a table squeezed into 80 columns shows no values.
     """
     out = Screen()
     names = list(dict.fromkeys(name for result in rows.values() for name in result["figures"]))

@@ -33,7 +33,7 @@ class Views:
         values: of each named output (R, ...) float32.
         sample: (R,) index of the row's video among those read; view: (R,) number of the clip.
         read: (N,) index in the manifest of each video read, ascending.
-        coverage: see `Table`.
+        coverage: see `Predictions`.
     """
 
     values: dict[str, Floats]

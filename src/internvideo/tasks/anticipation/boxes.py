@@ -27,7 +27,7 @@ from internvideo.tasks.anticipation.objects import (
 from internvideo.tasks.evaluation_settings import EvaluationSettings
 from internvideo.tasks.protocol import weights_hash
 from internvideo.tasks.spatiotemporal.data import ClipForm, KeyFrameViews
-from internvideo.tasks.table import Table
+from internvideo.tasks.table import Predictions
 from internvideo.video.pool import borrow
 
 SHOWN = 9
@@ -79,7 +79,7 @@ def check_output(target: Path, protocol: Mapping[str, Any]) -> None:
     if not target.exists():
         return
     try:
-        known: Mapping[str, Any] = Table.load(target).protocol
+        known: Mapping[str, Any] = Predictions.load(target).protocol
     except RunError:
         known = {}
     if any(known.get(name) != protocol[name] for name in ("weights_sha256", "split_sha256", "boxes")):

@@ -18,7 +18,7 @@ from internvideo.metrics.frame_detection import (
 from internvideo.tasks.anticipation.model import Anticipator
 from internvideo.tasks.anticipation.objects import ObjectFrame, of_results
 from internvideo.tasks.spatiotemporal.data import KeyFrameViews
-from internvideo.tasks.table import BOOTSTRAP, Figures, Result, Table
+from internvideo.tasks.table import BOOTSTRAP, MetricValues, Predictions, Result
 from internvideo.tasks.views import evaluating
 
 NAME = "anticipation"
@@ -52,7 +52,7 @@ def make_table(
     *,
     guess: Sequence[float] = (),
     discount: bool = False,
-) -> Table:
+) -> Predictions:
     """A row a box, in pixels.
 
     Args:
@@ -90,10 +90,10 @@ def make_table(
     for name in ("frame", "noun", "verb", "truth_frame", "truth_noun"):
         arrays[name] = arrays[name].astype(np.int64)
     lost = [{"id": clip.id, "path": clip.path, "reason": clip.reason} for clip in views.unreadable]
-    return Table(NAME, arrays, dict(protocol), {"asked": len(frames), "read": len(read), "unreadable": lost})
+    return Predictions(NAME, arrays, dict(protocol), {"asked": len(frames), "read": len(read), "unreadable": lost})
 
 
-def _frames(table: Table, guess: bool) -> list[tuple[StaObjects, StaObjects, NDArray[np.float64]]]:
+def _frames(table: Predictions, guess: bool) -> list[tuple[StaObjects, StaObjects, NDArray[np.float64]]]:
     made = []
     for number in range(len(table["frame_id"])):
         own, rows = table["truth_frame"] == number, table["frame"] == number
@@ -109,12 +109,12 @@ def _frames(table: Table, guess: bool) -> list[tuple[StaObjects, StaObjects, NDA
     return made
 
 
-def score(table: Table) -> Result:
+def score(table: Predictions) -> Result:
     """Top-5 mAP over the nouns with ground truth; intervals of clips drawn again.
 
     As published, frames without predictions are left out together with their ground truth.
     """
-    figures = Figures()
+    metrics = MetricValues()
     names, group = np.unique(table["frame_group"], return_inverse=True)
     for guess in (False, True) if len(table["guess"]) else (False,):
         frames = _frames(table, guess)
@@ -125,12 +125,12 @@ def score(table: Table) -> Result:
             values = [value for value in precision.values() if value is not None]
             statistic = anticipation_statistic(frames, group, verb=verb, seconds=seconds)
             bounds = bootstrap.interval(statistic, len(names), **BOOTSTRAP)
-            figures.add(f"top5_mAP_{name}{'_of_guess' * guess}", float(np.mean(values)) if values else 0.0, bounds)
+            metrics.add(f"top5_mAP_{name}{'_of_guess' * guess}", float(np.mean(values)) if values else 0.0, bounds)
     empty = len(table["frame_id"]) - len(np.unique(table["frame"]))
-    return figures.result(table, clips=len(names), key_frames=len(table["frame_id"]), without_predictions=empty)
+    return metrics.result(table, clips=len(names), key_frames=len(table["frame_id"]), without_predictions=empty)
 
 
-def predictions(table: Table) -> str:
+def predictions(table: Predictions) -> str:
     """The predictions in the form of the challenge, JSON."""
     results: dict[str, list[dict[str, Any]]] = {str(name): [] for name in table["frame_id"]}
     for row, number in enumerate(table["frame"]):

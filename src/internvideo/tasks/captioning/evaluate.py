@@ -14,7 +14,7 @@ from internvideo.storage import write_text
 from internvideo.tasks.captioning import predict as captioning
 from internvideo.tasks.clip_evaluation import clip_source, finish, split_rows
 from internvideo.tasks.evaluation_settings import EvaluationSettings
-from internvideo.tasks.table import Result, Table
+from internvideo.tasks.table import Predictions, Result
 
 
 def evaluate(
@@ -28,7 +28,7 @@ def evaluate(
     return finish(captioning.NAME, trained, split_rows(manifest, split), output, settings, predict, draw)
 
 
-def predict(trained: Trained, manifest: Manifest, settings: EvaluationSettings) -> Table:
+def predict(trained: Trained, manifest: Manifest, settings: EvaluationSettings) -> Predictions:
     """A caption of every video. Raises RecipeError."""
     clips, source = clip_source(trained, manifest, settings)
     model = cast(VideoLanguage, trained.model)
@@ -44,6 +44,6 @@ def predict(trained: Trained, manifest: Manifest, settings: EvaluationSettings) 
     )
 
 
-def draw(table: Table, output: Path) -> None:
+def draw(table: Predictions, output: Path) -> None:
     """Write examples.jsonl."""
     write_text(output / "examples.jsonl", captioning.examples(table))

@@ -24,7 +24,7 @@ from internvideo.errors import RecipeError, RunError
 from internvideo.metrics import bootstrap
 from internvideo.models.video_language import VideoLanguage
 from internvideo.tasks.protocol import ClipProtocol, ClipSource, describe
-from internvideo.tasks.table import BOOTSTRAP, Figures, Result, Table
+from internvideo.tasks.table import BOOTSTRAP, MetricValues, Predictions, Result
 from internvideo.tasks.views import evaluating, run_clips
 
 NAME = "captioning"
@@ -61,7 +61,7 @@ def predict(
     *,
     model_name: str = "",
     writing: Writing | None = None,
-) -> Table:
+) -> Predictions:
     """Write a caption for every video.
 
     Args:
@@ -107,7 +107,7 @@ def predict(
         "owner": np.asarray([number for number, texts in enumerate(own) for _ in texts], dtype=np.int64),
     }
     protocol = {**describe(model, model_name, manifest, clips), "writing": asdict(writing)}
-    return Table(NAME, arrays, protocol, views.coverage)
+    return Predictions(NAME, arrays, protocol, views.coverage)
 
 
 def words(text: str) -> str:
@@ -115,7 +115,7 @@ def words(text: str) -> str:
     return " ".join(re.findall(r"\w+(?:'\w+)?", text.lower()))
 
 
-def score(table: Table) -> Result:
+def score(table: Predictions) -> Result:
     """bleu4, rouge_l, cider and meteor_exact; and those of a caption that every video gets, the references' commonest.
 
     CIDEr can exceed 1, as in published tables (it is up to 10). BLEU-4 is one figure of the whole split and has no
@@ -128,15 +128,15 @@ def score(table: Table) -> Result:
     written = {str(number): [words(text) or "nothing"] for number, text in enumerate(table["written"].tolist())}
     counts = np.unique([words(text) for text in references], return_counts=True)
     common = str(counts[0][counts[1].argmax()])
-    figures = Figures()
+    metrics = MetricValues()
     for suffix, given in (("", written), ("_one_for_all", {name: [common] for name in written})):
         for name, (value, each) in judge(known, given).items():
             spread = None
             if each is not None:
                 spread = bootstrap.interval(bootstrap.mean(each), count, **BOOTSTRAP)
-            figures.add(name + suffix, value, spread)
+            metrics.add(name + suffix, value, spread)
     protocol = {"one_for_all": common, "captions": len(references), "different": len(set(map(str, table["written"])))}
-    return figures.result(table, **protocol)
+    return metrics.result(table, **protocol)
 
 
 def judge(known: Mapping[str, Sequence[str]], written: Mapping[str, Sequence[str]]) -> dict[str, tuple[float, Any]]:
@@ -181,7 +181,7 @@ def _array(values: Iterable[float]) -> NDArray[np.float64]:
     return np.asarray([float(value) for value in values])
 
 
-def examples(table: Table, count: int = 20) -> str:
+def examples(table: Predictions, count: int = 20) -> str:
     """JSON lines of the first videos: id, what was written, what people wrote."""
     lines = []
     for number, (name, text) in enumerate(zip(table["ids"].tolist(), table["written"].tolist(), strict=True)):

@@ -18,7 +18,7 @@ from internvideo.tasks.grounding import predict as grounding
 from internvideo.tasks.grounding.data import read_query_set
 from internvideo.tasks.grounding.model import Grounder
 from internvideo.tasks.grounding.stage import GroundingSettings
-from internvideo.tasks.table import Result, Table, print_result, save_result
+from internvideo.tasks.table import Predictions, Result, print_result, save_result
 from internvideo.tasks.temporal_localization.evaluate import SHOWN, check_output, check_protocol, page
 
 
@@ -66,7 +66,7 @@ def evaluate(
     return result
 
 
-def timelines(table: Table) -> list[str]:
+def timelines(table: Predictions) -> list[str]:
     """The first queries with their spans and answers, an <svg> each."""
     found, parts, scores = grounding.spans_of(table), [], table["score"]
     for number, text in enumerate(table["text"].tolist()[:SHOWN]):

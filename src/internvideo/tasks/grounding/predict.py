@@ -17,7 +17,7 @@ from internvideo.metrics.temporal_detection import grounded_hits, tiou
 from internvideo.tasks.grounding.data import QuerySet
 from internvideo.tasks.grounding.model import Grounder, likely_spans
 from internvideo.tasks.protocol import weights_hash
-from internvideo.tasks.table import BOOTSTRAP, Figures, Result, Table
+from internvideo.tasks.table import BOOTSTRAP, MetricValues, Predictions, Result
 from internvideo.tasks.temporal_localization.data import FeatureSettings, sequence
 from internvideo.tasks.temporal_localization.predict import FEATURE_FACTS, check_width
 from internvideo.tasks.temporal_localization.segment_decoding import FeatureGrid
@@ -66,7 +66,7 @@ def predict(
     most_overlap: float,
     prior: Mapping[str, Any],
     model_name: str = "",
-) -> Table:
+) -> Predictions:
     """Find the answers of every query; a video is looked at once for the queries that stand together.
 
     Args:
@@ -125,7 +125,7 @@ def _find(
     return rows
 
 
-def make_table(queries: QuerySet, found: Sequence[tuple[Floats, Floats]], protocol: Mapping[str, Any]) -> Table:
+def make_table(queries: QuerySet, found: Sequence[tuple[Floats, Floats]], protocol: Mapping[str, Any]) -> Predictions:
     """Queries, answers and spans in columns; a query without an answer has NaN."""
     videos = queries.features.videos
     nothing = np.full((1, 2), np.nan)
@@ -145,16 +145,16 @@ def make_table(queries: QuerySet, found: Sequence[tuple[Floats, Floats]], protoc
     }
     lost = [{"id": name, "path": "", "reason": "no features of its video"} for name in queries.missing]
     coverage = {"asked": len(queries) + len(lost), "read": len(queries), "unreadable": lost}
-    return Table(NAME, arrays, dict(protocol), coverage)
+    return Predictions(NAME, arrays, dict(protocol), coverage)
 
 
-def spans_of(table: Table) -> list[Floats]:
+def spans_of(table: Predictions) -> list[Floats]:
     """(N, 2) seconds of every query, best first."""
     borders = np.cumsum(np.bincount(table["query"], minlength=len(table["ids"])))
     return np.split(table["span"], borders[:-1])
 
 
-def baselines(table: Table) -> dict[str, list[Floats]]:
+def baselines(table: Predictions) -> dict[str, list[Floats]]:
     """Spans (N, 2) of every query that need neither model, video nor query.
 
     "whole": the whole video. "centre": a span of the usual length in its middle. "prior": the five parts of a video
@@ -170,7 +170,7 @@ def baselines(table: Table) -> dict[str, list[Floats]]:
     }
 
 
-def score(table: Table) -> Result:
+def score(table: Predictions) -> Result:
     """R@1 and R@5 at tIoU above 0.3 and 0.5, mean tIoU of the first and of the best three spans; baselines beside.
 
     Queries without an answer do not count. `mean_iou` is what the published evaluator prints as the mean of the best
@@ -201,13 +201,13 @@ def score(table: Table) -> Result:
         columns[f"{name}_over_prior"] = columns[name] - columns[f"{name}_prior"]
     values = np.stack(list(columns.values()), axis=1)
     bounds = bootstrap.interval(bootstrap.mean(values), len(known), groups=table["video"][known], **BOOTSTRAP)
-    figures = Figures()
+    metrics = MetricValues()
     for column, name in enumerate(columns):
-        figures.add(name, values[:, column].mean(), bounds[:, column])
-    return figures.result(table, queries=len(known), videos=len(set(table["video"][known].tolist())))
+        metrics.add(name, values[:, column].mean(), bounds[:, column])
+    return metrics.result(table, queries=len(known), videos=len(set(table["video"][known].tolist())))
 
 
-def submission(table: Table) -> dict[str, Any]:
+def submission(table: Predictions) -> dict[str, Any]:
     """The predictions in Ego4D's form (goldens `ego4d_nlq`)."""
     results = [
         {"clip_uid": clip, "annotation_uid": annotation, "query_idx": number, "predicted_times": spans.tolist()}

@@ -18,7 +18,7 @@ from internvideo.tasks.evaluation_settings import EvaluationSettings
 from internvideo.tasks.hands import predict as future_hands
 from internvideo.tasks.hands.build import whole_frame
 from internvideo.tasks.hands.data import HandTargets, observed
-from internvideo.tasks.table import Result, Table
+from internvideo.tasks.table import Predictions, Result
 from internvideo.video.pool import borrow
 
 SHOWN = 9
@@ -37,10 +37,10 @@ def evaluate(
         raise RecipeError("crops", str(settings.crops), "1: the whole frame is seen")
     rows, targets = observed(split_rows(manifest, split), trained.recipe.data.hands)
 
-    def predict(trained: Trained, rows: Manifest, settings: EvaluationSettings) -> Table:
+    def predict(trained: Trained, rows: Manifest, settings: EvaluationSettings) -> Predictions:
         return _predict(trained, rows, targets, settings)
 
-    def draw(table: Table, folder: Path) -> None:
+    def draw(table: Predictions, folder: Path) -> None:
         write_text(folder / "submission.json", future_hands.submission(table))
         pictures = panels(table, rows)
         if pictures:
@@ -49,7 +49,7 @@ def evaluate(
     return finish(future_hands.NAME, trained, rows, output, settings, predict, draw)
 
 
-def _predict(trained: Trained, rows: Manifest, targets: HandTargets, settings: EvaluationSettings) -> Table:
+def _predict(trained: Trained, rows: Manifest, targets: HandTargets, settings: EvaluationSettings) -> Predictions:
     data = trained.recipe.data
     clips, _ = clip_source(trained, rows, settings)
     several = hasattr(SAMPLERS[data.sampling.kind], "views")
@@ -74,7 +74,7 @@ def _predict(trained: Trained, rows: Manifest, targets: HandTargets, settings: E
     )
 
 
-def panels(table: Table, rows: Manifest) -> list[figures.WaysFrame]:
+def panels(table: Predictions, rows: Manifest) -> list[figures.WaysFrame]:
     """Last observed frames, evenly from the split, with where the hands go and where they were said to go."""
     of_id = {row.id: row for row in rows.rows}
     found = []

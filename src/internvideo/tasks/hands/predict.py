@@ -21,7 +21,7 @@ from internvideo.tasks.hands.data import HandTargets
 from internvideo.tasks.hands.metrics import FIGURES, displacement_statistic
 from internvideo.tasks.hands.stage import positions
 from internvideo.tasks.protocol import ClipProtocol, ClipSource, describe
-from internvideo.tasks.table import BOOTSTRAP, Figures, Result, Table
+from internvideo.tasks.table import BOOTSTRAP, MetricValues, Predictions, Result
 from internvideo.tasks.views import evaluating, run_clips
 
 NAME = "future_hands"
@@ -40,7 +40,7 @@ def predict(
     *,
     model_name: str = "",
     mean: Floats | None = None,
-) -> Table:
+) -> Predictions:
     """Positions (pixels) of every row, the mean over its views.
 
     Args:
@@ -70,10 +70,10 @@ def predict(
         "steps": targets.steps[views.read],
         "mean": np.zeros((0, 20)) if mean is None else np.asarray(mean)[None],
     }
-    return Table(NAME, arrays, describe(model, model_name, manifest, clips), views.coverage)
+    return Predictions(NAME, arrays, describe(model, model_name, manifest, clips), views.coverage)
 
 
-def guesses(table: Table) -> dict[str, Floats]:
+def guesses(table: Predictions) -> dict[str, Floats]:
     """Positions (N, 5, 2, 2) without a model, by the name of the guess."""
     size, seen, found = table["size"], table["seen"], {}
     if len(table["mean"]):
@@ -87,9 +87,9 @@ def guesses(table: Table) -> dict[str, Floats]:
     return found
 
 
-def score(table: Table) -> Result:
+def score(table: Predictions) -> Result:
     """Mean displacements in pixels, of the model and of the guesses; intervals of clips drawn again."""
-    figures, truth = Figures(), table["truth"]
+    metrics, truth = MetricValues(), table["truth"]
     groups = np.unique(table["group"], return_inverse=True)[1]
     for name, predicted in {"": table["predicted"], **guesses(table)}.items():
         statistic = displacement_statistic(predicted, truth)
@@ -98,11 +98,11 @@ def score(table: Table) -> Result:
         for place, figure in enumerate(FIGURES):
             if np.isfinite(values[place]) and np.isfinite(bounds[:, place]).all():
                 short = figure.removesuffix("_displacement")
-                figures.add(f"{short}_px{'_' * bool(name)}{name}", values[place], bounds[:, place])
-    return figures.result(table, clips=len(np.unique(groups)))
+                metrics.add(f"{short}_px{'_' * bool(name)}{name}", values[place], bounds[:, place])
+    return metrics.result(table, clips=len(np.unique(groups)))
 
 
-def submission(table: Table, *, clips: int = SUMMED) -> str:
+def submission(table: Predictions, *, clips: int = SUMMED) -> str:
     """The predictions as the challenge takes them, JSON: for each row 20 values times the `clips` it divides by.
 
     Rows go by their "uid", the challenge's CLIP_ID_FRAME, or by their id where none is told; two rows of one name (the

@@ -22,7 +22,7 @@ from internvideo.tasks.members import joined, of_each
 from internvideo.tasks.multiple_choice.data import choice_texts
 from internvideo.tasks.protocol import ClipProtocol, ClipSource, TextEncoder, VideoTextModel, describe
 from internvideo.tasks.question_answering.data import question_tokens
-from internvideo.tasks.table import BOOTSTRAP, Figures, Result, Table
+from internvideo.tasks.table import BOOTSTRAP, MetricValues, Predictions, Result
 from internvideo.tasks.views import NamedSource, evaluating, run_clips, run_texts, video_function
 
 NAME = "multiple_choice"
@@ -37,7 +37,7 @@ def predict(
     device: torch.device,
     *,
     model_name: str = "",
-) -> Table:
+) -> Predictions:
     """Encode every video and its candidate sentences.
 
     Args:
@@ -71,7 +71,7 @@ def predict(
         "scale": np.asarray(scale),
     }
     protocol = {**describe(model, model_name, manifest, clips), "merge": "mean of unit vectors"}
-    return Table(NAME, arrays, protocol, views.coverage)
+    return Predictions(NAME, arrays, protocol, views.coverage)
 
 
 def predict_ranked(
@@ -82,7 +82,7 @@ def predict_ranked(
     device: torch.device,
     *,
     model_name: str = "",
-) -> Table:
+) -> Predictions:
     """Score the texts of every video with a network that learned to; arguments as of `predict`.
 
     Returns:
@@ -117,10 +117,10 @@ def predict_ranked(
         "probabilities": merge_rows(views.values["probabilities"], views.sample, len(read)).astype(np.float32),
     }
     protocol = {**describe(model, model_name, manifest, clips), "merge": "softmax mean"}
-    return Table(NAME, arrays, protocol, views.coverage)
+    return Predictions(NAME, arrays, protocol, views.coverage)
 
 
-def ensemble(tables: Sequence[Table]) -> Table:
+def ensemble(tables: Sequence[Predictions]) -> Predictions:
     """One table of several models', whose scores are averaged (paper 4.3.3: essential for this task).
 
     Raises:
@@ -129,7 +129,7 @@ def ensemble(tables: Sequence[Table]) -> Table:
     return joined(tables, ("ids", "answers", "options"), ("text", "video", "scale", "probabilities"), "rows or kinds")
 
 
-def scores(table: Table) -> np.ndarray:
+def scores(table: Predictions) -> np.ndarray:
     """(N, most options) probabilities or scaled cosines, the mean over the models of an ensemble.
 
     Places beyond a row's own options are below every score.
@@ -151,9 +151,9 @@ def _cosines(video: np.ndarray, said: np.ndarray, scale: float, place: np.ndarra
     return choice_scores(video, text, scale)
 
 
-def score(table: Table) -> Result:
+def score(table: Predictions) -> Result:
     """accuracy with its interval; the protocol tells the accuracy of guessing."""
-    figures = Figures()
+    metrics = MetricValues()
     hits = top_k_hits(scores(table), table["answers"], 1)
-    figures.add("accuracy", hits.mean(), bootstrap.interval(bootstrap.mean(hits), len(hits), **BOOTSTRAP))
-    return figures.result(table, chance_accuracy=float((1 / table["options"]).mean()))
+    metrics.add("accuracy", hits.mean(), bootstrap.interval(bootstrap.mean(hits), len(hits), **BOOTSTRAP))
+    return metrics.result(table, chance_accuracy=float((1 / table["options"]).mean()))

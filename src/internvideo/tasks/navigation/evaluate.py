@@ -25,7 +25,7 @@ from internvideo.tasks.navigation.world.episodes import read_episodes
 from internvideo.tasks.navigation.world.loader import EpisodeLoader
 from internvideo.tasks.navigation.world.protocol import Episode, NavEnv
 from internvideo.tasks.navigation.world.world import World
-from internvideo.tasks.table import Result, Table, print_result, save_result
+from internvideo.tasks.table import Predictions, Result, print_result, save_result
 from internvideo.tasks.temporal_localization.evaluate import check_output
 
 SPLIT = "val_unseen"
@@ -80,7 +80,7 @@ def evaluate(
     return result
 
 
-def draw(table: Table, episodes: Sequence[Episode], world: NavEnv) -> str:
+def draw(table: Predictions, episodes: Sequence[Episode], world: NavEnv) -> str:
     """Walks of the agent and of the teacher, evenly from the split, on the plans of their houses."""
     if not isinstance(world, World):
         return ""

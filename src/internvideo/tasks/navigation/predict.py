@@ -33,7 +33,7 @@ from internvideo.tasks.navigation.world.batch import NavigationBatch
 from internvideo.tasks.navigation.world.instructions import told_by_motion
 from internvideo.tasks.navigation.world.protocol import Episode
 from internvideo.tasks.protocol import weights_hash
-from internvideo.tasks.table import BOOTSTRAP, Figures, Result, Table
+from internvideo.tasks.table import BOOTSTRAP, MetricValues, Predictions, Result
 
 NAME = "navigation"
 AGENT = "agent"
@@ -97,7 +97,7 @@ def predict(
     split_sha256: str,
     model_name: str = "navigator",
     source: str = "",
-) -> Table:
+) -> Predictions:
     """Roll out the trained agent and the baselines on the same episodes.
 
     Args:
@@ -127,7 +127,7 @@ def predict(
         "ndtw": "radius-1 DTW, reference densified to 0.25 m",
     }
     count = sum(name == AGENT for name, _, _ in walks)
-    return Table(NAME, _arrays(walks), protocol, {"asked": count, "read": count, "unreadable": []})
+    return Predictions(NAME, _arrays(walks), protocol, {"asked": count, "read": count, "unreadable": []})
 
 
 def _check(episodes: Sequence[Episode]) -> None:
@@ -176,7 +176,7 @@ def _with_height(path: Floats) -> Floats:
     return path if path.shape[1] == 3 else np.concatenate([path, np.zeros((len(path), 1))], axis=1)
 
 
-def walked_of(table: Table) -> list[tuple[Walked, Floats]]:
+def walked_of(table: Predictions) -> list[tuple[Walked, Floats]]:
     """Every walk of a table, turns on the spot left out of its path, with its reference path."""
     cut = {
         name: np.split(table[f"{name}s"], np.cumsum(table[f"{name}_counts"])[:-1])
@@ -208,13 +208,13 @@ def measure(walked: Walked, reference: Floats) -> dict[str, float]:
     }
 
 
-def score(table: Table) -> Result:
+def score(table: Predictions) -> Result:
     """Figures of the agent, then of the baselines under "NAME: ...".
 
     NE and PL are metres. Where the embedded world tells a goal from its twin by motion alone, success is also given for
     these episodes and for the rest. Intervals draw trajectories: their paraphrases are not independent.
     """
-    figures = Figures()
+    metrics = MetricValues()
     rows = [measure(*one) for one in walked_of(table)]
     motion = np.asarray([told_by_motion(str(text)) for text in table["instructions"]])
     for number, agent in enumerate(table["agents"].tolist()):
@@ -225,12 +225,12 @@ def score(table: Table) -> Result:
         groups = table["trajectories"][own]
         for name, column in values.items():
             bounds = bootstrap.interval(bootstrap.mean(column), len(column), groups=groups, **BOOTSTRAP)
-            figures.add(prefix + name, column.mean(), bounds)
+            metrics.add(prefix + name, column.mean(), bounds)
         by = motion[own]
         if by.any() and not by.all():
             for name, part in (("SR_told_by_motion", by), ("SR_of_the_rest", ~by)):
                 bounds = bootstrap.interval(
                     bootstrap.mean(values["SR"][part]), int(part.sum()), groups=groups[part], **BOOTSTRAP
                 )
-                figures.add(prefix + name, values["SR"][part].mean(), bounds)
-    return figures.result(table)
+                metrics.add(prefix + name, values["SR"][part].mean(), bounds)
+    return metrics.result(table)

@@ -20,7 +20,7 @@ from internvideo.tasks.clip_evaluation import clip_source, finish, split_rows
 from internvideo.tasks.evaluation_settings import EvaluationSettings
 from internvideo.tasks.open_set import metrics as metrics_of_open_set
 from internvideo.tasks.open_set import predict as open_set
-from internvideo.tasks.table import Result, Table
+from internvideo.tasks.table import Predictions, Result
 
 
 def evaluate(
@@ -35,7 +35,7 @@ def evaluate(
     return finish(open_set.NAME, trained, rows, output, settings, predict, draw)
 
 
-def predict(trained: Trained, manifest: Manifest, settings: EvaluationSettings) -> Table:
+def predict(trained: Trained, manifest: Manifest, settings: EvaluationSettings) -> Predictions:
     """Uncertainties of known and unknown rows by every method. Raises RecipeError."""
     train = training_rows(trained, settings.train)
     clips, source = clip_source(trained, manifest, settings)
@@ -86,7 +86,7 @@ def training_rows(trained: Trained, given: Path | None) -> Manifest:
     return under_classes(rows if data.split is None else rows.subset(split=data.split), trained.classes)
 
 
-def draw(table: Table, output: Path) -> None:
+def draw(table: Predictions, output: Path) -> None:
     """Write uncertainty.svg and risk_coverage.svg."""
     from internvideo.plots.charts import risk_coverage, uncertainty_histograms  # matplotlib is slow to import
 

@@ -26,7 +26,7 @@ from internvideo.objectives.evidential import Evidence
 from internvideo.tasks.open_set import metrics as metric
 from internvideo.tasks.open_set.methods import Learning, Opinion, evidential_opinion, judge_all, softmax_opinion
 from internvideo.tasks.protocol import ClipProtocol, ClipSource, check_labels, describe
-from internvideo.tasks.table import BOOTSTRAP, Figures, Result, Table
+from internvideo.tasks.table import BOOTSTRAP, MetricValues, Predictions, Result
 from internvideo.tasks.views import Views, evaluating, run_clips
 
 NAME = "open_set"
@@ -101,7 +101,7 @@ def predict(
     model_name: str = "",
     frame_step: int = 1,
     seed: int = 0,
-) -> Table:
+) -> Predictions:
     """Opinions of the model's own last layer and of every method, on training and test videos.
 
     Args:
@@ -156,7 +156,7 @@ def predict(
         "known_classes": len(train[1].classes),
         "seed": seed,
     }
-    return Table(NAME, arrays, protocol, views.coverage)
+    return Predictions(NAME, arrays, protocol, views.coverage)
 
 
 def own_opinion(logits: NDArray[Any], evidence: Evidence | None) -> Opinion:
@@ -165,23 +165,23 @@ def own_opinion(logits: NDArray[Any], evidence: Evidence | None) -> Opinion:
     return softmax_opinion(scores) if evidence is None else evidential_opinion(scores, evidence)
 
 
-def methods(table: Table) -> list[str]:
+def methods(table: Predictions) -> list[str]:
     """Names of the methods in a table."""
     return [name.removeprefix("predicted:") for name in table.arrays if name.startswith("predicted:")]
 
 
-def threshold(table: Table, method: str) -> float:
+def threshold(table: Predictions, method: str) -> float:
     """Uncertainty above which a video is unknown: 95 % of the training videos are not."""
     return metric.rejection_threshold(table[f"train_uncertainty:{method}"], ACCEPTED)
 
 
-def score(table: Table) -> Result:
+def score(table: Predictions) -> Result:
     """Figures of every method, named METHOD.FIGURE.
 
     top1 on the known; auroc, aupr and fpr95 of the raw uncertainty; auroc_binary after the threshold, as the paper's
     table; accepted of the known, rejected of the unknown; open_macro_f1. All but the last two have intervals.
     """
-    figures, thresholds = Figures(), {}
+    metrics, thresholds = MetricValues(), {}
     labels, unknown = table["labels"], table["labels"] < 0
     names, strange = np.unique(table["strangers"][unknown], return_inverse=True)
     classes = int(table.protocol["known_classes"])
@@ -190,21 +190,21 @@ def score(table: Table) -> Result:
         limit = threshold(table, method)
         thresholds[method] = limit
         hits = (predicted == labels)[~unknown]
-        figures.add(f"{method}.top1", hits.mean(), _interval(bootstrap.mean(hits), len(hits)))
+        metrics.add(f"{method}.top1", hits.mean(), _interval(bootstrap.mean(hits), len(hits)))
         rejected = doubt > limit
         for suffix, values in (("", doubt), ("_binary", rejected.astype(np.float64))):
             found = metric.binary_figures(values[~unknown], values[unknown])
             bounds = _interval(metric.weighted_figures(values, unknown), len(values))
             for place, name in enumerate(("auroc", "aupr", "fpr95")):
                 if not suffix or name == "auroc":
-                    figures.add(f"{method}.{name}{suffix}", found[name], bounds[:, place])
-        figures.add(f"{method}.accepted", (~rejected[~unknown]).mean())
-        figures.add(f"{method}.rejected", rejected[unknown].mean())
+                    metrics.add(f"{method}.{name}{suffix}", found[name], bounds[:, place])
+        metrics.add(f"{method}.accepted", (~rejected[~unknown]).mean())
+        metrics.add(f"{method}.rejected", rejected[unknown].mean())
         answers = metric.rejected(predicted, doubt, limit, classes)
         value = metric.open_macro_f1((labels[~unknown], answers[~unknown]), (strange, answers[unknown]), classes)
-        figures.add(f"{method}.open_macro_f1", value)
-    figures.add("openness", metric.openness(classes, len(names)))
-    return figures.result(table, thresholds=thresholds, accepted_in_training=ACCEPTED, unknown_classes=len(names))
+        metrics.add(f"{method}.open_macro_f1", value)
+    metrics.add("openness", metric.openness(classes, len(names)))
+    return metrics.result(table, thresholds=thresholds, accepted_in_training=ACCEPTED, unknown_classes=len(names))
 
 
 def _interval(statistic: bootstrap.Statistic, samples: int) -> NDArray[np.float64]:

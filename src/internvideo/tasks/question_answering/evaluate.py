@@ -12,7 +12,7 @@ from internvideo.recipe import choose_device
 from internvideo.tasks.clip_evaluation import clip_source, finish, split_rows
 from internvideo.tasks.evaluation_settings import EvaluationSettings
 from internvideo.tasks.question_answering import predict as answering
-from internvideo.tasks.table import Result, Table
+from internvideo.tasks.table import Predictions, Result
 
 
 def evaluate(
@@ -22,7 +22,7 @@ def evaluate(
     return finish(answering.NAME, trained, split_rows(manifest, split), output, settings, predict)
 
 
-def predict(trained: Trained, manifest: Manifest, settings: EvaluationSettings) -> Table:
+def predict(trained: Trained, manifest: Manifest, settings: EvaluationSettings) -> Predictions:
     """What the network answers to every question of the rows."""
     clips, source = clip_source(trained, manifest, settings)
     return answering.predict(

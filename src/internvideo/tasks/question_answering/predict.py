@@ -24,7 +24,7 @@ from internvideo.metrics.classification import IGNORE_INDEX, label_ranks
 from internvideo.models.heads import VideoQuestionAnswering
 from internvideo.tasks.protocol import ClipProtocol, ClipSource, describe
 from internvideo.tasks.question_answering.data import question_tokens, question_type
-from internvideo.tasks.table import BOOTSTRAP, Figures, Result, Table
+from internvideo.tasks.table import BOOTSTRAP, MetricValues, Predictions, Result
 from internvideo.tasks.views import NamedSource, evaluating, run_clips
 
 NAME = "answering"
@@ -47,7 +47,7 @@ def predict(
     *,
     commonest: Mapping[str, str] | None = None,
     model_name: str = "",
-) -> Table:
+) -> Predictions:
     """Answer all questions about every video; a clip is decoded and looked at once, whatever is asked about it.
 
     Args:
@@ -109,7 +109,7 @@ def predict(
         "answers": len(answers),
         "sees_the_video": model.video,
     }
-    return Table(NAME, arrays, protocol, views.coverage)
+    return Predictions(NAME, arrays, protocol, views.coverage)
 
 
 def probabilities(model: VideoQuestionAnswering, seen: Any, questions: Sequence[str], context: int) -> Floats:
@@ -135,7 +135,7 @@ def _ranks(scores: Floats, labels: NDArray[np.int64]) -> NDArray[np.int64]:
     return ranks
 
 
-def score(table: Table) -> Result:
+def score(table: Predictions) -> Result:
     """Accuracies with intervals; the questions about one video are drawn together.
 
     accuracy: over all questions. accuracy_in_vocabulary: leaves out those whose answer the model cannot give (as
@@ -143,7 +143,7 @@ def score(table: Table) -> Result:
     `accuracy` can reach. accuracy_commonest, accuracy_commonest_in_vocabulary: the most frequent training answer of the
     question's type. accuracy_TYPE: over all questions of a type.
     """
-    figures = Figures()
+    metrics = MetricValues()
     known, video = table["label"] != IGNORE_INDEX, table["video"]
     everything = np.ones(len(known), dtype=bool)
 
@@ -152,7 +152,7 @@ def score(table: Table) -> Result:
             spread = bootstrap.interval(
                 bootstrap.mean(hits[counted]), int(counted.sum()), groups=video[counted], **BOOTSTRAP
             )
-            figures.add(name, float(hits[counted].mean()), spread)
+            metrics.add(name, float(hits[counted].mean()), spread)
 
     for name, hits in (("accuracy", hits_at(table, 1)), ("top5", hits_at(table, 5)), *_prior(table)):
         add(name, hits, everything)
@@ -160,16 +160,16 @@ def score(table: Table) -> Result:
     add("answerable", known, everything)
     for kind in sorted(set(table["type"].tolist())):
         add(f"accuracy_{kind}", hits_at(table, 1), table["type"] == kind)
-    return figures.result(table, questions=len(known))
+    return metrics.result(table, questions=len(known))
 
 
-def hits_at(table: Table, k: int) -> Bools:
+def hits_at(table: Predictions, k: int) -> Bools:
     """(N,) whether the right answer is among the k likeliest; never where the model cannot give it."""
     ranks = table["rank"]
     result: Bools = (ranks >= 0) & (ranks < k)
     return result
 
 
-def _prior(table: Table) -> Iterator[tuple[str, Bools]]:
+def _prior(table: Predictions) -> Iterator[tuple[str, Bools]]:
     if "commonest" in table.arrays:
         yield "accuracy_commonest", table["commonest"] == table["answer"]

@@ -19,7 +19,7 @@ from internvideo.errors import RecipeError, RunError
 from internvideo.metrics import bootstrap
 from internvideo.metrics.classification import mean_class_accuracy, merge_views, top_k_hits
 from internvideo.tasks.protocol import ClipProtocol, ClipSource, check_labels, describe
-from internvideo.tasks.table import BOOTSTRAP, Figures, Result, Table
+from internvideo.tasks.table import BOOTSTRAP, MetricValues, Predictions, Result
 from internvideo.tasks.views import evaluating, run_clips
 
 NAME = "recognition"
@@ -90,7 +90,7 @@ def predict(
     model_name: str = "",
     subsets: Mapping[str, Callable[[Sample], bool]] | None = None,
     told: Mapping[str, object] | None = None,
-) -> Table:
+) -> Predictions:
     """Score every view of every video.
 
     Args:
@@ -137,15 +137,15 @@ def predict(
         **{f"subset:{name}": np.asarray([holds(row) for row in rows]) for name, holds in (subsets or {}).items()},
     }
     protocol = {**describe(model, model_name, manifest, clips), "merge": "softmax mean", **(told or {})}
-    return Table(NAME, arrays, protocol, views.coverage)
+    return Predictions(NAME, arrays, protocol, views.coverage)
 
 
-def columns(table: Table) -> list[str]:
+def columns(table: Predictions) -> list[str]:
     """Names of the score columns."""
     return [name.removeprefix("logits:") for name in table.arrays if name.startswith("logits:")]
 
 
-def probabilities(table: Table, column: str | None = None) -> Floats:
+def probabilities(table: Predictions, column: str | None = None) -> Floats:
     """(N, C) merged over views; the only column when none is named. RunError for a column that is not there."""
     names = columns(table)
     if column is None and len(names) != 1:
@@ -154,46 +154,46 @@ def probabilities(table: Table, column: str | None = None) -> Floats:
     return merge_views(logits, table["sample"], len(table["ids"]), weight=table.arrays.get("weight"))
 
 
-def score(table: Table) -> Result:
+def score(table: Predictions) -> Result:
     """top1, top5 and mean_class of every column with intervals.
 
     Names are FIGURE, with several columns COLUMN.FIGURE; a subset adds _SUBSET; top1_one_view is the middle view alone,
     beside the merged one, and stands where there are several views.
     """
-    figures = Figures()
+    metrics = MetricValues()
     names = columns(table)
     labels, several = table["labels"], len(names) > 1
     for name in names:
         prefix = f"{name}." if several else ""
         merged = probabilities(table, name)
-        _add(figures, prefix, merged, labels)
+        _add(metrics, prefix, merged, labels)
         for subset in sorted(key for key in table.arrays if key.startswith("subset:")):
             inside = table[subset]
             if inside.any():
                 hits = top_k_hits(merged[inside], labels[inside], 1)
-                figures.add(f"{prefix}top1_{subset.removeprefix('subset:')}", hits.mean(), _mean_interval(hits))
+                metrics.add(f"{prefix}top1_{subset.removeprefix('subset:')}", hits.mean(), _mean_interval(hits))
         one = _one_view(table, name)
         if one is not None:
             hits = top_k_hits(one, labels, 1)
-            figures.add(f"{prefix}top1_one_view", hits.mean(), _mean_interval(hits))
-    return figures.result(table)
+            metrics.add(f"{prefix}top1_one_view", hits.mean(), _mean_interval(hits))
+    return metrics.result(table)
 
 
-def _add(figures: Figures, prefix: str, merged: Floats, labels: Ints) -> None:
+def _add(metrics: MetricValues, prefix: str, merged: Floats, labels: Ints) -> None:
     for k in (1, 5):
         if k == 1 or merged.shape[1] > k:
             hits = top_k_hits(merged, labels, k)
-            figures.add(f"{prefix}top{k}", hits.mean(), _mean_interval(hits))
+            metrics.add(f"{prefix}top{k}", hits.mean(), _mean_interval(hits))
     predicted = merged.argmax(axis=1)
     spread = bootstrap.interval(bootstrap.class_mean(predicted == labels, labels), len(labels), **BOOTSTRAP)
-    figures.add(f"{prefix}mean_class", mean_class_accuracy(predicted, labels), spread)
+    metrics.add(f"{prefix}mean_class", mean_class_accuracy(predicted, labels), spread)
 
 
 def _mean_interval(hits: NDArray[Any]) -> NDArray[np.float64]:
     return bootstrap.interval(bootstrap.mean(hits), len(hits), **BOOTSTRAP)
 
 
-def _one_view(table: Table, column: str) -> Floats | None:
+def _one_view(table: Predictions, column: str) -> Floats | None:
     """(N, C) logits of the middle view, None where there is only one view or an ensemble of several models."""
     view = table["view"]
     clips = int(view.max()) + 1
@@ -205,7 +205,7 @@ def _one_view(table: Table, column: str) -> Floats | None:
     return logits
 
 
-def difference(first: Table, second: Table) -> dict[str, Any]:
+def difference(first: Predictions, second: Predictions) -> dict[str, Any]:
     """Paired top-1 difference first - second of two one-column tables, with its interval.
 
     Videos are paired by id; only those that both read enter. The pairing makes the interval much narrower than those

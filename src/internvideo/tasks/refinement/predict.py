@@ -16,7 +16,7 @@ from internvideo.metrics.temporal_detection import Detections, average_precision
 from internvideo.tasks.protocol import weights_hash
 from internvideo.tasks.refinement.data import Proposals, ProposalSet, whole_sequence
 from internvideo.tasks.refinement.model import TCANet
-from internvideo.tasks.table import BOOTSTRAP, Figures, Result, Table
+from internvideo.tasks.table import BOOTSTRAP, MetricValues, Predictions, Result
 from internvideo.tasks.temporal_localization import predict as localisation
 from internvideo.tasks.temporal_localization.data import FeatureSet, FeatureSettings, FeatureVideo
 from internvideo.tasks.temporal_localization.nms import SuppressionSettings, fuse_class_scores, soft_nms
@@ -80,7 +80,7 @@ def predict(
     quality_power: float = 1.0,
     model_name: str = "",
     class_scores: Mapping[str, Floats] | None = None,
-) -> Table:
+) -> Predictions:
     """Refine the proposals of every video, thin them out, and keep the proposals beside them.
 
     Args:
@@ -133,12 +133,12 @@ def predict(
     return replace(table, task=NAME, arrays={**table.arrays, **{BEFORE + name: old[name] for name in COLUMNS}})
 
 
-def before_of(table: Table) -> Detections:
+def before_of(table: Predictions) -> Detections:
     """The proposals of a table, as they were."""
     return Detections(*(table[BEFORE + name] for name in ("video", "label", "span", "score")))
 
 
-def score(table: Table) -> Result:
+def score(table: Predictions) -> Result:
     """mAP before and after: mean_mAP and mAP at every tIoU; "gain" is the difference of the means.
 
     "reached" is the mean over the actions of the best tIoU that any segment of their video has with them. Intervals
@@ -156,17 +156,17 @@ def score(table: Table) -> Result:
         return np.concatenate([old, new, new[:, -1:] - old[:, -1:]], axis=1)
 
     bounds = bootstrap.interval(both, videos, **BOOTSTRAP)
-    means, figures = [], Figures()
+    means, metrics = [], MetricValues()
     for number, (prefix, found) in enumerate(((BEFORE, before), ("", after))):
         precision = average_precision(truth, found, overlaps)[0].mean(axis=1)
         means.append(precision.mean())
         first = number * (len(overlaps) + 1)
-        figures.add(f"{prefix}mean_mAP", means[-1], bounds[:, first + len(overlaps)])
+        metrics.add(f"{prefix}mean_mAP", means[-1], bounds[:, first + len(overlaps)])
         for level, overlap in enumerate(overlaps):
-            figures.add(f"{prefix}mAP@{overlap:g}", precision[level], bounds[:, first + level])
-        figures.add(f"{prefix}reached", float(reached(truth, found).mean()))
-    figures.add("gain", means[1] - means[0], bounds[:, -1])
-    return figures.result(
+            metrics.add(f"{prefix}mAP@{overlap:g}", precision[level], bounds[:, first + level])
+        metrics.add(f"{prefix}reached", float(reached(truth, found).mean()))
+    metrics.add("gain", means[1] - means[0], bounds[:, -1])
+    return metrics.result(
         table,
         videos=videos,
         actions=len(truth),

@@ -24,7 +24,7 @@ from internvideo.recipe import choose_device
 from internvideo.tasks.clip_evaluation import check_output, clip_source, finish, members_told, split_rows, with_others
 from internvideo.tasks.evaluation_settings import EvaluationSettings
 from internvideo.tasks.retrieval import predict as retrieval
-from internvideo.tasks.table import Result, Table
+from internvideo.tasks.table import Predictions, Result
 from internvideo.terminal import Screen
 
 CHOSEN_BY = ("t2v_r1", "v2t_r1")
@@ -58,7 +58,7 @@ def evaluate(
     return finish(retrieval.NAME, tried[best][0], rows, output, settings, lambda *_: table, told=told)
 
 
-def predict(models: Sequence[Trained], rows: Manifest, settings: EvaluationSettings) -> Table:
+def predict(models: Sequence[Trained], rows: Manifest, settings: EvaluationSettings) -> Predictions:
     """The table of one model, or of several whose similarities are averaged."""
     device, texts = choose_device(settings.device), _bank(rows, settings, models[0])
     tables = []

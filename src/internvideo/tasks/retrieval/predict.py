@@ -27,7 +27,7 @@ from internvideo.tasks.retrieval.metrics import (
     row_ranks,
     tied_queries,
 )
-from internvideo.tasks.table import BOOTSTRAP, Figures, Result, Table
+from internvideo.tasks.table import BOOTSTRAP, MetricValues, Predictions, Result
 from internvideo.tasks.views import evaluating, run_clips, run_texts, video_function
 
 NAME = "retrieval"
@@ -50,7 +50,7 @@ def predict(
     *,
     model_name: str = "",
     captions: Captions = "first",
-) -> Table:
+) -> Predictions:
     """Encode every video and its captions.
 
     Args:
@@ -85,7 +85,7 @@ def predict(
         "scale": np.asarray(scale),
     }
     protocol = {**describe(model, model_name, manifest, clips), "captions": captions, "merge": "mean of unit vectors"}
-    return Table(NAME, arrays, protocol, views.coverage)
+    return Predictions(NAME, arrays, protocol, views.coverage)
 
 
 def _queries(captions: list[tuple[str, ...]], which: str) -> tuple[list[str], NDArray[np.int64]]:
@@ -104,7 +104,7 @@ def encode_texts(
         return run_texts(cast("VideoTextModel", model), tokenizer, texts, device)
 
 
-def ensemble(tables: Sequence[Table]) -> Table:
+def ensemble(tables: Sequence[Predictions]) -> Predictions:
     """One table of several models' on the same split, whose similarity is the mean of theirs (Video-Text-Retrieval).
 
     Raises:
@@ -113,14 +113,14 @@ def ensemble(tables: Sequence[Table]) -> Table:
     return joined(tables, ("ids", "captions", "owner"), PER_MODEL, "videos or captions")
 
 
-def with_bank(table: Table, texts: Features, about: Mapping[str, object]) -> Table:
+def with_bank(table: Predictions, texts: Features, about: Mapping[str, object]) -> Predictions:
     """The table with the vectors (M, E) of a bank of other texts, described by `about` in the protocol."""
     return replace(
         table, arrays={**table.arrays, "bank": texts}, protocol={**table.protocol, "query_bank": dict(about)}
     )
 
 
-def similarity(table: Table) -> NDArray[np.float64]:
+def similarity(table: Predictions) -> NDArray[np.float64]:
     """(Q, N) scale x cosine of the texts with the videos, the mean over the models of an ensemble.
 
     In double precision, so that the dual soft-max does not underflow into ties.
@@ -128,7 +128,7 @@ def similarity(table: Table) -> NDArray[np.float64]:
     return _mean_similarity(table, units_of_each(table, "text"))
 
 
-def _mean_similarity(table: Table, texts: Sequence[Vectors]) -> NDArray[np.float64]:
+def _mean_similarity(table: Predictions, texts: Sequence[Vectors]) -> NDArray[np.float64]:
     found = [
         float(scale) * text @ video.T
         for scale, text, video in zip(of_each(table, "scale"), texts, units_of_each(table, "video"), strict=True)
@@ -137,37 +137,37 @@ def _mean_similarity(table: Table, texts: Sequence[Vectors]) -> NDArray[np.float
     return mean
 
 
-def _bank(table: Table) -> Iterator[NDArray[np.float64]]:
+def _bank(table: Predictions) -> Iterator[NDArray[np.float64]]:
     """Similarities (m, N) of the bank's texts with the videos, a few thousand at a time."""
     texts = units_of_each(table, "bank")
     for start in range(0, len(texts[0]), BANK_BLOCK):
         yield _mean_similarity(table, [text[start : start + BANK_BLOCK] for text in texts])
 
 
-def score(table: Table) -> Result:
+def score(table: Predictions) -> Result:
     """DIRECTION_FIGURE raw and DIRECTION_FIGURE_dual_softmax: r1, r5, r10, median_rank, mean_rank for t2v and v2t.
 
     With a bank of other texts also t2v_FIGURE_query_bank. Queries that tie are ranked last among their equals, so that
     a model which says the same of everything finds nothing; the protocol counts them, and the captions that more than
     one video has.
     """
-    figures = Figures()
+    metrics = MetricValues()
     matrix, owner = similarity(table), table["owner"]
     videos = matrix.shape[1]
     owners = None if len(owner) == videos and (owner == np.arange(videos)).all() else owner
     for suffix, dual in (("", "none"), ("_dual_softmax", "released")):
         forward, backward = directions(matrix, owners, dual=cast("Literal['none', 'released']", dual))
         for name, ranks, groups in (("t2v", forward, owner), ("v2t", backward, None)):
-            _add(figures, name, suffix, ranks, groups)
+            _add(metrics, name, suffix, ranks, groups)
     bank = "none: no texts of other videos were given (--bank)"
     if "bank" in table.arrays:
         damped = query_bank(matrix, *bank_counts(_bank(table)))
-        _add(figures, "t2v", "_query_bank", row_ranks(damped, owners), owner)
+        _add(metrics, "t2v", "_query_bank", row_ranks(damped, owners), owner)
         bank = "an extra, not in the paper; text to video alone, since the bank has texts and no videos"
     owned: Counter[str] = Counter()
     for text, _ in {(str(text), int(index)) for text, index in zip(table["captions"], owner, strict=True)}:
         owned[text] += 1
-    return figures.result(
+    return metrics.result(
         table,
         dual_softmax="shown beside the raw figures; it needs all queries at once",
         query_bank_normalisation=bank,
@@ -179,7 +179,7 @@ def score(table: Table) -> Result:
 
 
 def _add(
-    figures: Figures, direction: str, suffix: str, ranks: NDArray[np.int64], groups: NDArray[np.int64] | None
+    metrics: MetricValues, direction: str, suffix: str, ranks: NDArray[np.int64], groups: NDArray[np.int64] | None
 ) -> None:
     hits = np.stack([ranks < k for k in RECALLS] + [ranks + 1], axis=1)
     means = bootstrap.interval(bootstrap.mean(hits), len(ranks), groups=groups, **BOOTSTRAP)
@@ -187,4 +187,4 @@ def _add(
     bounds = {f"r{k}": means[:, column] for column, k in enumerate(RECALLS)}
     bounds |= {"mean_rank": means[:, -1], "median_rank": middle}
     for name, value in rank_figures(ranks).items():
-        figures.add(f"{direction}_{name}{suffix}", value, bounds[name])
+        metrics.add(f"{direction}_{name}{suffix}", value, bounds[name])

@@ -34,7 +34,7 @@ from internvideo.tasks.spatiotemporal.data import (
 )
 from internvideo.tasks.spatiotemporal.model import ActionDetector
 from internvideo.tasks.spatiotemporal.stage import RegionSettings
-from internvideo.tasks.table import Result, Table, print_result, save_result
+from internvideo.tasks.table import Predictions, Result, print_result, save_result
 from internvideo.video.pool import borrow
 from internvideo.video.reader import read_video_info
 
@@ -144,14 +144,14 @@ def _check_output(target: Path, weights: str, split: str) -> None:
     if not target.exists():
         return
     try:
-        known: Mapping[str, object] = Table.load(target).protocol
+        known: Mapping[str, object] = Predictions.load(target).protocol
     except RunError:
         known = {}
     if (known.get("weights_sha256"), known.get("split_sha256")) != (weights, split):
         raise RunError(target, "holds a table of other weights or videos", "", "choose another --output")
 
 
-def draw(table: Table, manifest: Manifest, tested: list[KeyFrame], target: Path) -> None:
+def draw(table: Predictions, manifest: Manifest, tested: list[KeyFrame], target: Path) -> None:
     """Key frames, evenly from the split, with boxes and their likeliest actions. Raises RunError."""
     classes = table["classes"].tolist()
     named: defaultdict[tuple[str, float], dict[tuple[float, ...], list[tuple[float, str]]]]

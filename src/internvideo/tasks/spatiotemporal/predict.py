@@ -20,7 +20,7 @@ from internvideo.tasks.spatiotemporal.ava_files import AvaRows, read_exclusions,
 from internvideo.tasks.spatiotemporal.data import KeyFrame, KeyFrameViews, frame_key
 from internvideo.tasks.spatiotemporal.model import ActionDetector
 from internvideo.tasks.spatiotemporal.regions import widen_boxes
-from internvideo.tasks.table import BOOTSTRAP, Figures, Result, Table
+from internvideo.tasks.table import BOOTSTRAP, MetricValues, Predictions, Result
 
 NAME = "spatio_temporal"
 IOU = 0.5
@@ -58,7 +58,7 @@ def make_table(
     unreadable: Sequence[Mapping[str, str]] = (),
     *,
     scored: Sequence[str] = (),
-) -> Table:
+) -> Predictions:
     """Every box and class in a row.
 
     Args:
@@ -100,7 +100,7 @@ def make_table(
     }
     lost = [dict(clip) for clip in unreadable]
     coverage = {"asked": len(frames), "read": len(scores), "unreadable": lost}
-    return Table(NAME, arrays, dict(protocol), coverage)
+    return Predictions(NAME, arrays, dict(protocol), coverage)
 
 
 def predict(
@@ -113,7 +113,7 @@ def predict(
     model_name: str = "",
     persons: str = "ground truth",
     scored: Sequence[str] = (),
-) -> Table:
+) -> Predictions:
     """Scores of every action for every box.
 
     Args:
@@ -140,7 +140,7 @@ def predict(
     return make_table(truths, views.frames, scores, manifest.classes, protocol, lost, scored=scored)
 
 
-def columns(table: Table, kept: NDArray[np.bool_] | None = None) -> tuple[Boxes, Boxes]:
+def columns(table: Predictions, kept: NDArray[np.bool_] | None = None) -> tuple[Boxes, Boxes]:
     """Ground truth and predictions of the scored classes, of the frames `kept` (F,) only."""
     scored = table["scored"]
     truth = Boxes(table["truth_frame"], table["truth_label"], table["truth_box"], np.zeros(len(table["truth_frame"])))
@@ -150,7 +150,7 @@ def columns(table: Table, kept: NDArray[np.bool_] | None = None) -> tuple[Boxes,
     return tuple(part.take(scored[part.label] & kept[part.frame]) for part in (truth, found))  # type: ignore[return-value]  # two of them
 
 
-def score(table: Table) -> Result:
+def score(table: Predictions) -> Result:
     """Mean AP over the classes with ground truth; for mixed sets also of each source.
 
     The interval is of videos drawn again. Raises RunError for a table without ground truth.
@@ -161,15 +161,15 @@ def score(table: Table) -> Result:
     names, video = np.unique(table["frame_video"], return_inverse=True)
     precision = frame_average_precision(truth, found, IOU)
     bounds = bootstrap.interval(frame_map_statistic(truth, found, video, IOU), len(names), **BOOTSTRAP)
-    figures = Figures()
-    figures.add(f"frame_mAP@{IOU:g}", float(np.mean(list(precision.values()))), bounds)
+    metrics = MetricValues()
+    metrics.add(f"frame_mAP@{IOU:g}", float(np.mean(list(precision.values()))), bounds)
     sources = [name for name in np.unique(table["frame_source"]).tolist() if name]
     for source in sources if len(sources) > 1 else ():
         own, seen = columns(table, table["frame_source"] == source)
         if len(own):
             values = frame_average_precision(own, seen, IOU)
-            figures.add(f"frame_mAP@{IOU:g}_{source}", float(np.mean(list(values.values()))))
-    return figures.result(
+            metrics.add(f"frame_mAP@{IOU:g}_{source}", float(np.mean(list(values.values()))))
+    return metrics.result(
         table,
         videos=len(names),
         key_frames=len(np.unique(truth.frame)),
@@ -178,7 +178,7 @@ def score(table: Table) -> Result:
     )
 
 
-def results_csv(table: Table) -> str:
+def results_csv(table: Predictions) -> str:
     """The predictions as AVA's results file; action ids are class indices + 1."""
     frame = table["frame"]
     videos, times = table["frame_video"][frame].tolist(), table["frame_time"][frame].tolist()
@@ -186,7 +186,7 @@ def results_csv(table: Table) -> str:
     return "".join(f"{row}\n" for row in rows)
 
 
-def table_of_files(truth: Path, results: Path, labels: Path, excluded: Path | None = None) -> Table:
+def table_of_files(truth: Path, results: Path, labels: Path, excluded: Path | None = None) -> Predictions:
     """A table of AVA's own files, to be scored as any other.
 
     Args:
@@ -226,4 +226,4 @@ def table_of_files(truth: Path, results: Path, labels: Path, excluded: Path | No
         "other_frames_with_results": len(set(found.frame) - annotated),
     }  # fmt: skip
     coverage: dict[str, Any] = {"asked": len(annotated), "read": len(annotated), "unreadable": []}
-    return Table(NAME, arrays, protocol, coverage)
+    return Predictions(NAME, arrays, protocol, coverage)

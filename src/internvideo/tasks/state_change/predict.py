@@ -14,7 +14,7 @@ from internvideo.metrics import bootstrap
 from internvideo.metrics.frame_detection import Boxes, coco_average_precision, coco_statistic
 from internvideo.tasks.anticipation.objects import ObjectFrame
 from internvideo.tasks.spatiotemporal.data import KeyFrameViews
-from internvideo.tasks.table import BOOTSTRAP, Figures, Result, Table
+from internvideo.tasks.table import BOOTSTRAP, MetricValues, Predictions, Result
 
 NAME = "state_change"
 
@@ -24,7 +24,7 @@ def make_table(
     views: KeyFrameViews,
     scores: Mapping[int, NDArray[np.float32]],
     protocol: Mapping[str, Any],
-) -> Table:
+) -> Predictions:
     """A row a box, in pixels.
 
     Args:
@@ -48,14 +48,14 @@ def make_table(
         "truth_box": np.concatenate([np.zeros((0, 4)), *true]),
     }
     lost = [{"id": clip.id, "path": clip.path, "reason": clip.reason} for clip in views.unreadable]
-    return Table(NAME, arrays, dict(protocol), {"asked": len(frames), "read": len(read), "unreadable": lost})
+    return Predictions(NAME, arrays, dict(protocol), {"asked": len(frames), "read": len(read), "unreadable": lost})
 
 
 def _boxes(frame: NDArray[Any], box: NDArray[Any], score: NDArray[Any] | None = None) -> Boxes:
     return Boxes(frame, np.zeros(len(frame), np.int64), box, np.zeros(len(frame)) if score is None else score)
 
 
-def score(table: Table) -> Result:
+def score(table: Predictions) -> Result:
     """AP over IoU .5 to .95, AP50 and AP75, with the model's and with the detector's scores; clips are drawn again.
 
     Raises:
@@ -64,7 +64,7 @@ def score(table: Table) -> Result:
     truth = _boxes(table["truth_frame"], table["truth_box"])
     if not len(truth):
         raise RunError("table", "no object changes", "", "evaluate on a split with boxes")
-    figures = Figures()
+    metrics = MetricValues()
     names, group = np.unique(table["frame_group"], return_inverse=True)
     for suffix, scores in (("", table["score"]), ("_of_detector_alone", table["detector"])):
         found = _boxes(table["frame"], table["box"], scores)
@@ -73,11 +73,11 @@ def score(table: Table) -> Result:
         for place, (name, value) in enumerate(
             {"AP": precision.mean(), "AP50": precision[0], "AP75": precision[5]}.items()
         ):
-            figures.add(f"{name}{suffix}", float(value), bounds[:, place])
-    return figures.result(table, clips=len(names), frames=len(table["frame_id"]))
+            metrics.add(f"{name}{suffix}", float(value), bounds[:, place])
+    return metrics.result(table, clips=len(names), frames=len(table["frame_id"]))
 
 
-def detections(table: Table) -> str:
+def detections(table: Predictions) -> str:
     """The scored boxes as COCO's list of results, JSON; frames named by numbers, as COCO names them, stay numbers."""
     corners = table["box"]
     wide = np.concatenate([corners[:, :2], corners[:, 2:] - corners[:, :2]], axis=1).round(2).tolist()

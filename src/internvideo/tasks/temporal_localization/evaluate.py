@@ -18,7 +18,7 @@ from internvideo.plots import charts as figures
 from internvideo.recipe import choose_device
 from internvideo.storage import write_text
 from internvideo.tasks.evaluation_settings import EvaluationSettings
-from internvideo.tasks.table import Result, Table, print_result, save_result
+from internvideo.tasks.table import Predictions, Result, print_result, save_result
 from internvideo.tasks.temporal_localization import predict as localisation
 from internvideo.tasks.temporal_localization.data import FeatureSet, read_feature_set
 from internvideo.tasks.temporal_localization.model import ActionFormer
@@ -143,12 +143,12 @@ def evaluate(
     return result
 
 
-def check_output(target: Path, table: Table) -> None:
+def check_output(target: Path, table: Predictions) -> None:
     """Raise RunError where the table of another measurement lies."""
     if not target.exists():
         return
     try:
-        known: Any = Table.load(target).protocol
+        known: Any = Predictions.load(target).protocol
     except RunError:
         known = {}
     others = [part for part, key in PARTS.items() if known.get(key) != table.protocol.get(key)]
@@ -156,12 +156,12 @@ def check_output(target: Path, table: Table) -> None:
         raise RunError(target, f"holds a table of other {' and other '.join(others)}", "", "choose another --output")
 
 
-def draw(table: Table, target: Path) -> None:
+def draw(table: Predictions, target: Path) -> None:
     """The timelines of a table's first videos as one page. Raises RunError."""
     write_text(target, page(timelines(table, localisation.found_of(table))))
 
 
-def timelines(table: Table, found: Detections, title: str = "") -> list[str]:
+def timelines(table: Predictions, found: Detections, title: str = "") -> list[str]:
     """Truth and segments of a table's first videos, an <svg> each; `title` stands behind their names."""
     classes, truth = table["classes"].tolist(), localisation.truth_of(table)
     parts = []

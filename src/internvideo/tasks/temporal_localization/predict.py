@@ -16,7 +16,7 @@ from internvideo.errors import ManifestError, RecipeError, RunError
 from internvideo.metrics import bootstrap
 from internvideo.metrics.temporal_detection import Detections, average_precision, map_statistic, recall_at_multiples
 from internvideo.tasks.protocol import weights_hash
-from internvideo.tasks.table import BOOTSTRAP, Figures, Result, Table
+from internvideo.tasks.table import BOOTSTRAP, MetricValues, Predictions, Result
 from internvideo.tasks.temporal_localization.data import FeatureSet, FeatureSettings, FeatureVideo, sequence
 from internvideo.tasks.temporal_localization.model import ActionFormer
 from internvideo.tasks.temporal_localization.nms import fuse_class_scores
@@ -129,7 +129,7 @@ def predict(
     recall: Recall = "classes",
     model_name: str = "",
     class_scores: Mapping[str, Floats] | None = None,
-) -> Table:
+) -> Predictions:
     """Find the segments of every video.
 
     Args:
@@ -183,7 +183,7 @@ FEATURE_FACTS = ("model", "weights_sha256", "layer", "grid", "tiles", "window", 
 
 def make_table(
     features: FeatureSet, found: Sequence[Segments], classes: Sequence[str], protocol: Mapping[str, Any]
-) -> Table:
+) -> Predictions:
     """Segments and ground truth in columns; with one class in `classes` the ground truth is of that class alone."""
     truths = [np.zeros_like(video.labels) if len(classes) == 1 else video.labels for video in features.videos]
     arrays: dict[str, NDArray[Any]] = {
@@ -200,7 +200,7 @@ def make_table(
     }
     lost = [{"id": name, "path": "", "reason": "no features"} for name in features.missing]
     coverage = {"asked": len(features) + len(lost), "read": len(features), "unreadable": lost}
-    return Table(NAME, arrays, dict(protocol), coverage)
+    return Predictions(NAME, arrays, dict(protocol), coverage)
 
 
 def _owners(columns: Iterable[NDArray[Any]]) -> Ints:
@@ -208,18 +208,18 @@ def _owners(columns: Iterable[NDArray[Any]]) -> Ints:
     return np.repeat(np.arange(len(sizes), dtype=np.int64), sizes)
 
 
-def truth_of(table: Table) -> Detections:
+def truth_of(table: Predictions) -> Detections:
     """The ground truth of a table."""
     count = len(table["truth_video"])
     return Detections(table["truth_video"], table["truth_label"], table["truth_span"], np.zeros(count))
 
 
-def found_of(table: Table) -> Detections:
+def found_of(table: Predictions) -> Detections:
     """The predictions of a table."""
     return Detections(table["video"], table["label"], table["span"], table["score"])
 
 
-def score(table: Table) -> Result:
+def score(table: Predictions) -> Result:
     """mAP at every tIoU, mean_mAP over them, recall when 1 and 5 predictions a ground truth count.
 
     Recall is the mean over classes and tIoU; of a table of moment queries (Ego4D, arXiv 2211.09529) that of all
@@ -233,10 +233,10 @@ def score(table: Table) -> Result:
     precision = average_precision(truth, predicted, overlaps)[0].mean(axis=1)
     videos = len(table["ids"])
     bounds = bootstrap.interval(map_statistic(truth, predicted, overlaps, videos), videos, **BOOTSTRAP)
-    figures = Figures()
-    figures.add("mean_mAP", precision.mean(), bounds[:, -1])
+    metrics = MetricValues()
+    metrics.add("mean_mAP", precision.mean(), bounds[:, -1])
     for level, overlap in enumerate(overlaps):
-        figures.add(f"mAP@{overlap:g}", precision[level], bounds[:, level])
+        metrics.add(f"mAP@{overlap:g}", precision[level], bounds[:, level])
     if table.protocol.get("recall") == RECALLS["moments"]:
         reached = recall_at_multiples(
             truth, predicted, (RECALL_OVERLAP,), average="instances", strict=True, union="hull"
@@ -244,11 +244,11 @@ def score(table: Table) -> Result:
     else:
         reached = recall_at_multiples(truth, predicted, overlaps)
     for column, k in enumerate((1, 5)):
-        figures.add(f"recall_{k}x", reached[:, column].mean())
-    return figures.result(table, videos=videos, actions=len(truth), segments=len(predicted), matching=MATCHING)
+        metrics.add(f"recall_{k}x", reached[:, column].mean())
+    return metrics.result(table, videos=videos, actions=len(truth), segments=len(predicted), matching=MATCHING)
 
 
-def submission(table: Table) -> dict[str, Any]:
+def submission(table: Predictions) -> dict[str, Any]:
     """The predictions in ActivityNet's form: {"version", "results": {video: [{label, score, segment}]}, ...}."""
     names, classes = table["ids"].tolist(), table["classes"].tolist()
     results: dict[str, list[dict[str, Any]]] = {name: [] for name in names}

@@ -9,7 +9,7 @@ from internvideo.pipeline import Trained
 from internvideo.recipe import choose_device
 from internvideo.tasks.clip_evaluation import clip_source, finish, split_rows
 from internvideo.tasks.evaluation_settings import EvaluationSettings
-from internvideo.tasks.table import Result, Table
+from internvideo.tasks.table import Predictions, Result
 from internvideo.tasks.verb_noun import predict as verb_noun
 from internvideo.tasks.verb_noun.data import Words
 
@@ -21,7 +21,7 @@ def evaluate(
     return finish(verb_noun.NAME, trained, split_rows(manifest, split), output, settings, _predict)
 
 
-def _predict(trained: Trained, rows: Manifest, settings: EvaluationSettings) -> Table:
+def _predict(trained: Trained, rows: Manifest, settings: EvaluationSettings) -> Predictions:
     clips, source = clip_source(trained, rows, settings)
     return verb_noun.predict(
         trained.model,

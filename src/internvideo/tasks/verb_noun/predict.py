@@ -14,7 +14,7 @@ from internvideo.errors import RunError
 from internvideo.metrics import bootstrap
 from internvideo.metrics.classification import top_k_hits
 from internvideo.tasks.protocol import ClipProtocol, ClipSource, describe
-from internvideo.tasks.table import BOOTSTRAP, Figures, Result, Table
+from internvideo.tasks.table import BOOTSTRAP, MetricValues, Predictions, Result
 from internvideo.tasks.verb_noun.data import PARTS, Words, labels_of
 from internvideo.tasks.views import evaluating, run_clips
 
@@ -30,7 +30,7 @@ def predict(
     device: torch.device,
     *,
     model_name: str = "",
-) -> Table:
+) -> Predictions:
     """Probabilities of verbs and of nouns, the mean over the views. `model`: outputs as `words` names them."""
     labels, verbs = labels_of(manifest, words), len(words.verbs)
 
@@ -51,12 +51,12 @@ def predict(
         total = np.zeros((len(views.read), views.values[part].shape[1]))
         np.add.at(total, views.sample, views.values[part])
         arrays[part] = total / clips.clips
-    return Table(NAME, arrays, describe(model, model_name, manifest, clips), views.coverage)
+    return Predictions(NAME, arrays, describe(model, model_name, manifest, clips), views.coverage)
 
 
-def score(table: Table) -> Result:
+def score(table: Predictions) -> Result:
     """Accuracies; intervals of groups drawn again. Raises RunError where no row has a label."""
-    figures, labels = Figures(), table["labels"]
+    metrics, labels = MetricValues(), table["labels"]
     if (labels < 0).all():
         raise RunError("table", "no row has a verb or noun", "", "evaluate on rows with the attributes verb and noun")
     for column, part in enumerate(PARTS):
@@ -66,11 +66,11 @@ def score(table: Table) -> Result:
                 continue
             hits = top_k_hits(table[part][known], labels[known, column], k)
             bounds = bootstrap.interval(bootstrap.mean(hits), len(hits), groups=table["group"][known], **BOOTSTRAP)
-            figures.add(f"{part}_top{k}", float(hits.mean()), bounds)
+            metrics.add(f"{part}_top{k}", float(hits.mean()), bounds)
     known = np.logical_and.reduce(labels >= 0, axis=1)
     if known.any():
         found = np.stack([table[part].argmax(axis=1) for part in PARTS], axis=1)
         hits = np.logical_and.reduce(found == labels, axis=1)[known]
         bounds = bootstrap.interval(bootstrap.mean(hits), len(hits), groups=table["group"][known], **BOOTSTRAP)
-        figures.add("both_top1", float(hits.mean()), bounds)
-    return figures.result(table)
+        metrics.add("both_top1", float(hits.mean()), bounds)
+    return metrics.result(table)

@@ -15,7 +15,7 @@ from internvideo.metrics import bootstrap
 from internvideo.metrics.classification import mean_class_accuracy, merge_rows, top_k_hits, zero_shot_ensemble
 from internvideo.tasks.members import joined, of_each
 from internvideo.tasks.protocol import ClipProtocol, ClipSource, TextEncoder, VideoTextModel, check_labels, describe
-from internvideo.tasks.table import BOOTSTRAP, Figures, Result, Table
+from internvideo.tasks.table import BOOTSTRAP, MetricValues, Predictions, Result
 from internvideo.tasks.views import evaluating, run_clips, run_texts, video_function
 from internvideo.tasks.zero_shot.templates import ACTION_TEMPLATES, fill
 
@@ -32,7 +32,7 @@ def predict(
     *,
     model_name: str = "",
     templates: Sequence[str] = ACTION_TEMPLATES,
-) -> Table:
+) -> Predictions:
     """Encode every view and every prompted class name.
 
     Args:
@@ -66,10 +66,10 @@ def predict(
         "scale": np.asarray(scale),
     }
     protocol = {**describe(model, model_name, manifest, clips), "templates": list(templates)}
-    return Table(NAME, arrays, {**protocol, "merge": "softmax mean over templates and views"}, views.coverage)
+    return Predictions(NAME, arrays, {**protocol, "merge": "softmax mean over templates and views"}, views.coverage)
 
 
-def ensemble(tables: Sequence[Table]) -> Table:
+def ensemble(tables: Sequence[Predictions]) -> Predictions:
     """One table of several models', whose similarities are averaged before the soft-max (Video-Text-Retrieval).
 
     Raises:
@@ -78,9 +78,9 @@ def ensemble(tables: Sequence[Table]) -> Table:
     return joined(tables, ("ids", "labels", "sample"), ("text", "video", "scale"), "videos or views")
 
 
-def score(table: Table) -> Result:
+def score(table: Predictions) -> Result:
     """top1, top5 and mean_class over the template ensemble; top1_plain_name with the template "{}" alone."""
-    figures = Figures()
+    metrics = MetricValues()
     labels = table["labels"]
     members = list(zip(*(of_each(table, name) for name in ("video", "text", "scale")), strict=True))
 
@@ -95,8 +95,8 @@ def score(table: Table) -> Result:
         place = templates.index("{}")
         scores["top1_plain_name"] = top_k_hits(merged(slice(place, place + 1)), labels, 1)
     for name, hits in scores.items():
-        figures.add(name, hits.mean(), bootstrap.interval(bootstrap.mean(hits), len(hits), **BOOTSTRAP))
+        metrics.add(name, hits.mean(), bootstrap.interval(bootstrap.mean(hits), len(hits), **BOOTSTRAP))
     predicted = whole.argmax(axis=1)
     spread = bootstrap.interval(bootstrap.class_mean(predicted == labels, labels), len(labels), **BOOTSTRAP)
-    figures.add("mean_class", mean_class_accuracy(predicted, labels), spread)
-    return figures.result(table, chance_top1=1 / whole.shape[1])
+    metrics.add("mean_class", mean_class_accuracy(predicted, labels), spread)
+    return metrics.result(table, chance_top1=1 / whole.shape[1])
