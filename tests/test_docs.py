@@ -64,14 +64,14 @@ def commands() -> Iterator[tuple[str, str]]:
 
 
 COMMANDS = list(commands())
+GROUP: Any = get_command(app)
 
 
 @pytest.mark.parametrize(("where", "line"), COMMANDS, ids=[f"{where}-{n}" for n, (where, _) in enumerate(COMMANDS)])
 def test_a_command_exists_with_its_options(where: str, line: str) -> None:
-    group: Any = get_command(app)
     name, *arguments = shlex.split(line)[1:]
-    assert name in group.commands, f"{where}: {line}"
-    context = group.commands[name].make_context(name, list(arguments))  # an unknown option raises
+    assert name in GROUP.commands, f"{where}: {line}"
+    context = GROUP.commands[name].make_context(name, list(arguments))  # an unknown option raises
     if name == "train":
         recipe = context.params["recipe"]
         read_recipe(ROOT / recipe if recipe.endswith(".yaml") else recipe, context.params["overrides"] or [])
@@ -86,9 +86,8 @@ def test_commands_were_found() -> None:
 
 
 def test_a_wrong_option_would_be_noticed() -> None:
-    group: Any = get_command(app)
     with pytest.raises(Exception, match="No such option"):
-        group.commands["demo"].make_context("demo", ["--dta", "x"])
+        GROUP.commands["demo"].make_context("demo", ["--dta", "x"])
 
 
 @pytest.mark.parametrize("name", RECIPES)
@@ -114,7 +113,7 @@ def test_the_glossary_has_each_word_once_and_names_what_exists() -> None:
     sources = "\n".join(path.read_text(encoding="utf-8") for path in PACKAGE.rglob("*.py"))
     named = set(re.findall(r"`(\w+|loop\.\w+)`", spoken))
     assert not [name for name in named if not re.search(rf"\b{name.removeprefix('loop.')}\b", sources)]
-    options = {option for command in get_command(app).commands.values() for p in command.params for option in p.opts}
+    options = {option for command in GROUP.commands.values() for p in command.params for option in p.opts}
     assert set(re.findall(r"`(--[\w-]+)`", spoken)) <= options
     assert all("docs/glossary.md" in TEXTS[name] for name in ("README.md", "CONTRIBUTING.md"))
 

@@ -25,11 +25,17 @@ def own_classes(recipe: Recipe) -> int:
     return int(changed.get("classes") or changed.get("masked", {}).get("classes") or 7)
 
 
-@pytest.mark.parametrize("name", SHIPPED)
-def test_a_shipped_recipe_builds(name: str) -> None:
+@cache
+def built(name: str) -> tuple[Recipe, Any]:
+    """A shipped recipe and its model, without weights."""
     recipe = read_recipe(name)
     with torch.device("meta"):
-        model = build_model(recipe, own_classes(recipe))
+        return recipe, build_model(recipe, own_classes(recipe))
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_a_shipped_recipe_builds(name: str) -> None:
+    recipe, model = built(name)
     assert isinstance(model, STAGES[recipe.stage].trains)
     assert recipe.about
     with torch.device("meta"):
@@ -39,7 +45,7 @@ def test_a_shipped_recipe_builds(name: str) -> None:
 
 @pytest.mark.parametrize("name", SHIPPED)
 def test_clip_and_model_have_the_same_size(name: str) -> None:
-    recipe = read_recipe(name)
+    recipe, model = built(name)
     if recipe.stage in (
         "localisation",
         "refinement",
@@ -48,8 +54,6 @@ def test_clip_and_model_have_the_same_size(name: str) -> None:
         "navigation",
     ):  # features, worlds: no clips
         return
-    with torch.device("meta"):
-        model: Any = build_model(recipe, own_classes(recipe))
     config = getattr(model.config, "vision", model.config)
     if recipe.stage != "interaction":
         step = getattr(recipe.settings, "frame_step", 1)
