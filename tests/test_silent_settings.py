@@ -20,11 +20,11 @@ from internvideo.cli.main import app
 from internvideo.data.lists import read_folder
 from internvideo.data.manifest import read_manifest
 from internvideo.errors import InternVideoError, ManifestError, RecipeError, WeightsError
-from internvideo.recipe import Recipe, apply_override, build_recipe, read_recipe, shipped_recipes
-from internvideo.recipe_checks import LARGER
+from internvideo.recipe import Recipe, build_recipe, read_recipe, shipped_recipes
 from internvideo.storage import DIGESTS, read_safetensors
-from internvideo.tables import STAGES
+from internvideo.tasks import STAGES
 from internvideo.tasks.captioning.predict import Writing
+from internvideo.training.recipe_files import LARGER, apply_override
 from internvideo.weights.convert import convert
 
 
@@ -64,11 +64,12 @@ def test_every_stage_has_a_recipe() -> None:
 
 @pytest.mark.parametrize("stage", STAGES)
 def test_no_number_of_a_stage_is_without_a_bound(stage: str) -> None:
-    for setting in numbers(STAGES[stage].settings, "settings."):
+    of_data = [setting for setting in numbers(STAGES[stage].data, "data.") if setting not in LARGER]
+    for setting in (*numbers(STAGES[stage].settings, "settings."), *of_data):
         is_bounded(recipes()[stage], setting)
 
 
-@pytest.mark.parametrize("section", ["data", "optimizer", "schedule", "loop"])
+@pytest.mark.parametrize("section", ["optimizer", "schedule", "loop"])
 def test_no_number_of_any_recipe_is_without_a_bound(section: str) -> None:
     (settings,) = (kind for kind in [Recipe.model_fields[section].annotation] if kind is not None)
     found = [setting for setting in numbers(settings, f"{section}.") if setting not in LARGER]
@@ -147,7 +148,7 @@ def test_options_of_what_was_not_asked_for_are_refused(line: str, option: str) -
 
 
 def test_every_stage_and_its_heads_are_known() -> None:
-    assert [name for name, entry in STAGES.items() if not entry.heads] == [
+    assert [name for name, entry in STAGES.items() if not entry.classifiers] == [
         "masked", "multimodal", "retrieval", "refinement", "multiple_choice", "waypoints", "navigation"
     ]  # fmt: skip
 

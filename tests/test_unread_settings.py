@@ -10,24 +10,25 @@ import pytest
 from small_world import small_recipe
 
 from internvideo.errors import RecipeError
-from internvideo.evaluation import EVALUATIONS, EvaluationSettings, evaluate_task
+from internvideo.evaluation import evaluate_task
 from internvideo.pretraining.masked import MaskedSettings
-from internvideo.recipe import STAGES, DataSettings, build_recipe, read_recipe
-from internvideo.tasks.evaluation_settings import OF_EVERY_TASK
+from internvideo.recipe import build_recipe, read_recipe, saved_recipe
+from internvideo.tasks import STAGES, TASKS
+from internvideo.tasks.task import EvaluateOptions
 
 OTHERS: dict[str, tuple[str, str, str]] = {
-    "words of queries": ("sample/supervised_masked", "data.queries.most=7", "'data.queries.most' counts in grounding"),
-    "proposals": ("sample/supervised_masked", "data.proposals.files=[nofile.json]", "counts in refinement"),
-    "one class": ("sample/supervised_masked", "data.features.class_agnostic=true", "counts in localisation"),
-    "a detector's boxes": ("sample/masked", "data.key_frames.candidates=no.json", "counts in regions, anticipation"),
-    "a world": ("sample/multimodal", "data.world.kind=miniworld", "counts in waypoints, navigation"),
-    "panoramas": ("sample/navigation", "data.world.panoramas=7", "counts in waypoints"),
-    "image batches": ("sample/supervised_masked", "data.image_batch_size=3", "counts in multimodal"),
-    "mixing": ("sample/masked", "data.augment.mixup=0.8", "counts in supervised"),
-    "captions": ("sample/supervised_multimodal", "data.captions=each", "counts in multimodal, retrieval"),
-    "clips of features": ("sample/localisation", "data.sampling.frames=3", "counts in masked"),
-    "colours of boxes": ("sample/spatio_temporal", "data.augment.erasing=0.5", "counts in masked"),
-    "questions": ("sample/multiple_choice", "data.questions.most=3", "counts in answering"),
+    "words of queries": ("sample/supervised_masked", "data.queries.most=7", "it is of grounding"),
+    "proposals": ("sample/supervised_masked", "data.proposals.files=[nofile.json]", "it is of refinement"),
+    "one class": ("sample/supervised_masked", "data.features.class_agnostic=true", "it is of localisation"),
+    "a detector's boxes": ("sample/masked", "data.key_frames.candidates=no.json", "it is of regions, anticipation"),
+    "a world": ("sample/multimodal", "data.world.kind=miniworld", "it is of waypoints, navigation"),
+    "panoramas": ("sample/navigation", "data.world.panoramas=7", "it is of waypoints"),
+    "image batches": ("sample/supervised_masked", "data.image_batch_size=3", "it is of multimodal"),
+    "mixing": ("sample/masked", "data.augment.mixup=0.8", "it is of supervised"),
+    "captions": ("sample/supervised_multimodal", "data.captions=each", "it is of multimodal, retrieval"),
+    "clips of features": ("sample/localisation", "data.sampling.frames=3", "it is of masked"),
+    "colours of boxes": ("sample/spatio_temporal", "data.augment.erasing=0.5", "it is of masked"),
+    "questions": ("sample/multiple_choice", "data.questions.most=3", "it is of answering"),
 }
 
 
@@ -40,28 +41,21 @@ def test_a_setting_of_another_stage_is_refused(case: str) -> None:
     assert f"in the stage '{read_recipe(name).stage}'" in str(caught.value)
 
 
-def test_all_of_them_are_told_at_once_and_what_is_as_usual_is_not() -> None:
-    usual = DataSettings.model_fields["queries"].default.most
-    assert read_recipe("sample/masked", [f"data.queries.most={usual}", "data.split=train"]).data.split == "train"
-    with pytest.raises(RecipeError, match=r"data.hands.*data.queries.most"):
+def test_all_of_them_are_told_at_once() -> None:
+    with pytest.raises(RecipeError, match=r"data.queries.*data.hands"):
         read_recipe("sample/masked", ["data.queries.most=7", "data.hands.seconds=9"])
 
 
-def test_saved_recipes_are_read_as_they_are() -> None:
-    """What older versions accepted stands in the weights they wrote."""
-    tree = small_recipe("supervised")
-    tree["data"]["queries"] = {"most": 7}
-    assert build_recipe(tree).data.queries.most == 7
-
-
-def test_every_section_counts_somewhere_and_every_name_exists() -> None:
-    read = {name.partition(".")[0] for entry in STAGES.values() for name in entry.reads}
-    assert read | {"train", "loader"} == set(DataSettings.model_fields)
-    for entry in STAGES.values():
-        for name in entry.reads:
-            section, _, leaf = name.partition(".")
-            if leaf:
-                assert leaf in type(DataSettings.model_fields[section].default).model_fields, name
+def test_saved_recipes_of_version_1_are_read_without_what_their_stage_never_read() -> None:
+    """Version 1 had the settings of every task below `data`, and accepted values of other stages."""
+    tree = build_recipe(small_recipe("supervised")).resolved()
+    old = {name: value for name, value in tree.items() if name != "version"}
+    old["data"] = {**tree["data"], "queries": {"most": 7}, "world": {"kind": "embedded"}, "captions": "random"}
+    assert saved_recipe(old).resolved() == tree
+    with pytest.raises(RecipeError, match=r"no setting 'data\.unheard_of'"):
+        saved_recipe({**old, "data": {**old["data"], "unheard_of": 1}})
+    with pytest.raises(RecipeError, match="reads recipes up to version 2"):
+        saved_recipe({**tree, "version": 3})
 
 
 @pytest.mark.parametrize("value", ["5", "[1]", "text", "true"])
@@ -88,15 +82,14 @@ GIVEN: dict[str, Any] = {
 
 @pytest.mark.parametrize("name", GIVEN)
 def test_an_option_of_another_task_is_refused_before_anything_is_read(name: str, tmp_path: Path) -> None:
-    settings = EvaluationSettings(**{name: GIVEN[name]})
-    readers = [task for task, entry in EVALUATIONS.items() if name in entry.reads]
+    readers = [task.name for task in TASKS if name in {one.name for one in fields(task.options)}]
     assert readers
-    for task in EVALUATIONS.keys() - set(readers):
+    for task in {task.name for task in TASKS} - set(readers):
         with pytest.raises(RecipeError, match=f"{task}: does not read --{name.replace('_', '-')}") as caught:
-            evaluate_task(task, tmp_path / "none.safetensors", tmp_path / "none.jsonl", tmp_path, settings)
+            evaluate_task(task, tmp_path / "none", tmp_path / "none.jsonl", tmp_path, {name: GIVEN[name]})
         assert readers[0] in str(caught.value)
 
 
-def test_every_option_is_read_by_a_task() -> None:
-    assert {one.name for one in fields(EvaluationSettings)} == {*GIVEN, "class_map", *OF_EVERY_TASK}
-    assert {name for entry in EVALUATIONS.values() for name in entry.reads} == {*GIVEN, "class_map"}
+def test_every_option_of_a_task_is_tried_above() -> None:
+    of_every_task = {one.name for one in fields(EvaluateOptions)}
+    assert {one.name for task in TASKS for one in fields(task.options)} == {*GIVEN, "class_map", *of_every_task}

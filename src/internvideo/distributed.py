@@ -1,4 +1,4 @@
-"""Several processes, started by torchrun: who am I, talk, gather features with exact gradients.
+"""Processes started by torchrun, and devices: rank, gathering with exact gradients, a device by its name.
 
 Without torchrun every function is the identity of a single process.
 """
@@ -6,6 +6,7 @@ Without torchrun every function is the identity of a single process.
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -14,7 +15,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from internvideo.errors import InternVideoError, RunError
+from internvideo.errors import InternVideoError, RecipeError, RunError
 
 
 def world_size() -> int:
@@ -153,3 +154,17 @@ def gather_with_gradient(tensor: Tensor) -> Tensor:
     dist.all_reduce(shared)
     gathered: Tensor = _Gather.apply(tensor, shared.tolist())  # type: ignore[no-untyped-call]  # torch leaves it so
     return gathered
+
+
+def choose_device(name: str) -> torch.device:
+    """Device of a name: auto (CUDA where there is one), cpu, cuda or cuda:N. Raises RecipeError."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    match = re.fullmatch(r"cpu|cuda(?::(\d{1,3}))?", name, re.ASCII)
+    if match is None:
+        raise RecipeError("--device", f"found '{name}'", "auto, cpu, cuda or cuda:N")
+    if name != "cpu" and not torch.cuda.is_available():
+        raise RecipeError("--device", "no CUDA device is available here", "cpu")
+    if match[1] is not None and int(match[1]) >= torch.cuda.device_count():
+        raise RecipeError("--device", f"found '{name}'", f"cuda:0 to cuda:{torch.cuda.device_count() - 1}")
+    return torch.device(name)

@@ -1,139 +1,100 @@
-"""The table EVALUATIONS: what tests a model on a task."""
+"""Evaluate weights on a task, and score saved tables again."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+import difflib
+from collections.abc import Mapping, Sequence
+from dataclasses import fields, replace
 from pathlib import Path
-from typing import Protocol
-
-from torch import nn
 
 from internvideo import distributed
+from internvideo.distributed import choose_device
 from internvideo.errors import RecipeError, RunError
-from internvideo.models.clip import Clip
-from internvideo.models.cross_model import CrossModel
-from internvideo.models.heads import PairScoringMultipleChoice, VideoQuestionAnswering
-from internvideo.models.uniformerv2 import UniFormerV2
-from internvideo.models.video_language import VideoLanguage
-from internvideo.models.videomae import VideoMAEClassifier
-from internvideo.pipeline import Trained, load_trained
-from internvideo.recipe import TASKS, choose_device
-from internvideo.tasks import clip_evaluation as clips
-from internvideo.tasks.anticipation import evaluate as anticipation
-from internvideo.tasks.anticipation.model import Anticipator
-from internvideo.tasks.captioning import evaluate as captioning
-from internvideo.tasks.evaluation_settings import OF_EVERY_TASK, EvaluationSettings, options
-from internvideo.tasks.grounding import evaluate as grounding
-from internvideo.tasks.grounding.model import Grounder
-from internvideo.tasks.hands import evaluate as hands
-from internvideo.tasks.navigation import evaluate as navigation
-from internvideo.tasks.navigation.model import Navigator
-from internvideo.tasks.open_set import evaluate as open_set
-from internvideo.tasks.question_answering import evaluate as answering
-from internvideo.tasks.refinement import evaluate as refinement
-from internvideo.tasks.refinement.model import TCANet
-from internvideo.tasks.retrieval import evaluate as retrieval
-from internvideo.tasks.scoring import mean_of_splits, score
-from internvideo.tasks.spatiotemporal import evaluate as regions
+from internvideo.pipeline import load_trained
+from internvideo.tasks import TASKS, task_named
+from internvideo.tasks.scoring import mean_of_splits
 from internvideo.tasks.spatiotemporal import predict as spatio_temporal
-from internvideo.tasks.spatiotemporal.model import ActionDetector
-from internvideo.tasks.state_change import evaluate as state_change
 from internvideo.tasks.table import Predictions, Result, print_result, print_results, short_names
-from internvideo.tasks.temporal_localization import evaluate as features
-from internvideo.tasks.temporal_localization.model import ActionFormer
-from internvideo.tasks.verb_noun import evaluate as verb_noun
+from internvideo.tasks.task import EvaluateOptions, TaskSpec
 from internvideo.training import run_folder
 
-__all__ = ["EvaluationSettings", "evaluate_task", "score_results", "score_table", "score_tables"]
+__all__ = ["evaluate_task", "score", "score_results", "score_table", "score_tables"]
 
 
-class Evaluate(Protocol):
-    """Writes `TASK.npz`, `TASK.json` and what else belongs to a task into `output`; prints the figures."""
-
-    def __call__(
-        self, trained: Trained, manifest: Path, output: Path, settings: EvaluationSettings, *, split: str | None
-    ) -> Result:
-        """Raise RecipeError, ManifestError, RunError: what does not fit together."""
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """How a task is tested, the kinds of models that can do it, and the settings of its own that it reads."""
-
-    evaluate: Evaluate
-    models: tuple[type[nn.Module], ...]
-    reads: tuple[str, ...]
+def find_task(name: str) -> TaskSpec:
+    """The task of a name. Raises RecipeError."""
+    task = task_named(name)
+    if task is None:
+        names = [task.name for task in TASKS]
+        near = difflib.get_close_matches(name, names, n=1)
+        raise RecipeError("task", f"found '{name}'", ", ".join(names), f"did you mean '{near[0]}'?" if near else "")
+    return task
 
 
-EVALUATIONS: dict[str, Evaluation] = {
-    "recognition": Evaluation(
-        clips.evaluate_recognition,
-        (VideoMAEClassifier, UniFormerV2, CrossModel),
-        ("views", "crops", "restrict", "class_map"),
-    ),
-    "open_set": Evaluation(
-        open_set.evaluate, (VideoMAEClassifier, UniFormerV2), ("views", "crops", "unknown", "train")
-    ),
-    "zero_shot": Evaluation(clips.language_evaluation("zero_shot"), (VideoLanguage, Clip), ("views", "crops", "also")),
-    "retrieval": Evaluation(
-        retrieval.evaluate, (VideoLanguage, Clip), ("views", "crops", "captions", "bank", "frames", "also")
-    ),
-    "multiple_choice": Evaluation(
-        clips.language_evaluation("multiple_choice"),
-        (VideoLanguage, Clip, PairScoringMultipleChoice),
-        ("views", "crops", "also"),
-    ),
-    "localisation": Evaluation(features.evaluate, (ActionFormer,), ("class_scores",)),
-    "grounding": Evaluation(grounding.evaluate, (Grounder,), ("features",)),
-    "refinement": Evaluation(refinement.evaluate, (TCANet,), ("proposals", "class_scores")),
-    "verb_noun": Evaluation(verb_noun.evaluate, (VideoMAEClassifier, UniFormerV2), ("views", "crops")),
-    "anticipation": Evaluation(anticipation.evaluate, (Anticipator,), ("boxes",)),
-    "state_change": Evaluation(state_change.evaluate, (ActionDetector,), ("boxes",)),
-    "future_hands": Evaluation(hands.evaluate, (VideoMAEClassifier, UniFormerV2), ("views", "crops")),
-    "navigation": Evaluation(navigation.evaluate, (Navigator,), ()),
-    "spatio_temporal": Evaluation(regions.evaluate, (ActionDetector,), ("persons",)),
-    "captioning": Evaluation(captioning.evaluate, (VideoLanguage,), ("views", "crops", "beams", "nucleus", "seed")),
-    "answering": Evaluation(answering.evaluate, (VideoQuestionAnswering,), ("views", "crops")),
-}
-"""Task -> how it is tested."""
+def make_options(task: TaskSpec, given: Mapping[str, object]) -> EvaluateOptions:
+    """The options of a task from plain values.
+
+    Raises:
+        RecipeError: one that the task does not read, with the tasks that do; a value out of range.
+    """
+    known = [option.name for option in fields(task.options)]
+    unread = [name for name in given if name not in known]
+    if unread:
+        told = []
+        for name in unread:
+            others = [one.name for one in TASKS if name in {option.name for option in fields(one.options)}]
+            told.append(option_names([name]) + (f" (of {', '.join(others)})" if others else ""))
+        near = difflib.get_close_matches(unread[0], known, n=1)
+        do = f"did you mean {option_names(near)}?" if near else ""
+        raise RecipeError(task.name, f"does not read {', '.join(told)}", option_names(known), do)
+    return task.options(**given)  # type: ignore[arg-type]  # each checks its values
+
+
+def option_names(names: Sequence[str]) -> str:
+    """Options as they are named on the command line."""
+    return ", ".join(f"--{name.replace('_', '-')}" for name in names)
 
 
 def evaluate_task(
-    task: str, weights: Path, manifest: Path, output: Path, settings: EvaluationSettings, *, split: str | None = None
+    name: str,
+    weights: Path,
+    manifest: Path,
+    output: Path,
+    options: Mapping[str, object] | None = None,
+    *,
+    split: str | None = None,
 ) -> Result:
     """Predict, save `TASK.npz` and `TASK.json` in `output`, print the figures.
 
+    Args:
+        name: of a task. weights: of a run. manifest: what to test on. output: a folder.
+        options: of the task, by name. split: only rows of this split.
+
     Raises:
-        RecipeError: no such task, one that the model cannot do, or a setting that the task does not read.
+        RecipeError: no such task, one that the model cannot do, or an option that the task does not read.
         ManifestError: the manifest cannot be read, or has a class that a recognition model was not trained on.
         RunError: `output` holds the table of another model, of other rows or of clips cut otherwise, or another process
             writes there.
     """
-    if task not in TASKS:
-        raise RecipeError("task", f"found '{task}'", ", ".join(TASKS))
-    entry = EVALUATIONS[task]
-    _check_read(task, settings)
+    task = find_task(name)
+    settings = make_options(task, options or {})
     with distributed.process_group(choose_device(settings.device)) as device:
         trained = load_trained(weights, device=str(device))
-        if not isinstance(trained.model, entry.models):
-            names = ", ".join(kind.__name__ for kind in entry.models)
+        if not isinstance(trained.model, task.evaluates):
+            names = ", ".join(kind.__name__ for kind in task.evaluates)
             found = f"holds a {type(trained.model).__name__}"
-            raise RecipeError(weights, found, f"{names} for {task}", "choose another task")
+            raise RecipeError(weights, found, f"{names} for {task.name}", "choose another task")
         with run_folder.locked(output):
-            return entry.evaluate(trained, manifest, output, replace(settings, device=str(device)), split=split)
+            return task.evaluate(trained, manifest, output, replace(settings, device=str(device)), split)
 
 
-def _check_read(task: str, settings: EvaluationSettings) -> None:
-    """Refuse settings of other tasks, which would be passed over in silence."""
-    entry = EVALUATIONS[task]
-    unread = [name for name in settings.given() if name not in entry.reads]
-    if unread:
-        told = (
-            f"{options([name])} (of {', '.join(other for other, one in EVALUATIONS.items() if name in one.reads)})"
-            for name in unread
-        )
-        raise RecipeError(task, f"does not read {', '.join(told)}", options((*entry.reads, *OF_EVERY_TASK)))
+def score(table: Predictions) -> Result:
+    """Figures of a saved table. RunError when its task is not known."""
+    task = task_named(table.task)
+    if task is None:
+        names = ", ".join(one.name for one in TASKS)
+        raise RunError("table", f"task '{table.task}'", names, "score it with the version that made it")
+    return task.score(table)
 
 
 def score_table(path: Path) -> Result:

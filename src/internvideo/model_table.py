@@ -7,24 +7,9 @@ from collections.abc import Mapping
 from torch import nn
 
 from internvideo.models import factory
-from internvideo.models.entry import ModelEntry
-from internvideo.tasks.anticipation.model import MODELS as ANTICIPATORS
-from internvideo.tasks.grounding.model import MODELS as GROUNDERS
-from internvideo.tasks.navigation.model import MODELS as NAVIGATORS
-from internvideo.tasks.refinement.model import MODELS as REFINERS
-from internvideo.tasks.spatiotemporal.model import MODELS as ACTION_DETECTORS
-from internvideo.tasks.temporal_localization.model import MODELS as TEMPORAL_DETECTORS
+from internvideo.tasks import MODELS
 
-MODELS: dict[str, ModelEntry] = {
-    **factory.BACKBONES,
-    **TEMPORAL_DETECTORS,
-    **REFINERS,
-    **GROUNDERS,
-    **ACTION_DETECTORS,
-    **ANTICIPATORS,
-    **NAVIGATORS,
-}
-"""Every model that a recipe can name."""
+__all__ = ["MODELS", "create_model", "list_models"]
 
 
 def list_models() -> dict[str, str]:

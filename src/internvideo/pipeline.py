@@ -4,40 +4,31 @@ from __future__ import annotations
 
 import json
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from internvideo import distributed
 from internvideo.datasets.catalog import BENCHMARKS
+from internvideo.distributed import choose_device
 from internvideo.errors import RecipeError, RunError, WeightsError
-from internvideo.models.declared import within
 from internvideo.models.video_language import interpolate_weights
-from internvideo.recipe import (
-    MODELS,
-    STAGES,
-    TASKS,
-    Recipe,
-    build_recipe,
-    choose_device,
-    read_recipe,
-    recipe_inside,
-    shipped_recipes,
-)
-from internvideo.stage_builders import prepare
-from internvideo.storage import class_names, read_metadata, read_safetensors
+from internvideo.recipe import Recipe, read_recipe, saved_recipe, shipped_recipes
+from internvideo.storage import read_metadata
+from internvideo.tasks import CATALOG, STAGES, TASKS
 from internvideo.terminal import say
-from internvideo.training import checkpoint, run_folder
-from internvideo.training.build import Job, build_model
+from internvideo.training import checkpoint, run_folder, trained
 from internvideo.training.head import check_start
 from internvideo.training.loop import train
 from internvideo.training.memory import MIB, counted_activations, tensor_bytes
+from internvideo.training.positions import with_positions
+from internvideo.training.recipe import Job
 from internvideo.training.settings import TrainingSettings
 from internvideo.training.step import TrainStep
-from internvideo.untrusted import json_in, parse_json
+from internvideo.training.trained import Trained
+from internvideo.untrusted import parse_json
 from internvideo.weights.state import load_state, save_model
 
 MAY_DIFFER = (
@@ -136,8 +127,8 @@ def _facts(job: Job) -> dict[str, object]:
 def _places(recipe: Recipe) -> tuple[str, ...]:
     """Settings that tell where rows lie which are compared themselves."""
     data = recipe.data
-    pictures = (f"data.{name}" for name in ("images", "image_shards") if getattr(data, name) is not None)
-    return (*pictures, *(f"data.also.{name}.manifest" for name in data.also))
+    images = (f"data.{name}" for name in ("images", "image_shards") if getattr(data, name, None) is not None)
+    return (*images, *(f"data.also.{name}.manifest" for name in getattr(data, "also", ())))
 
 
 def _of_today(written: Mapping[str, Any], facts: Mapping[str, Any] | None = None) -> Mapping[str, Any]:
@@ -146,11 +137,11 @@ def _of_today(written: Mapping[str, Any], facts: Mapping[str, Any] | None = None
     Where it learned from pictures, their `facts`, which it did not keep, are taken to be the same.
     """
     try:
-        recipe = build_recipe({key: value for key, value in written.items() if key in Recipe.model_fields})
+        recipe = saved_recipe({key: value for key, value in written.items() if key in Recipe.model_fields})
     except RecipeError:
         return written  # the differences will be told by their keys
-    pictures = recipe.data.images is not None or recipe.data.image_shards is not None
-    return {**(facts or {} if pictures else {}), **written, **recipe.resolved()}
+    images = any(getattr(recipe.data, name, None) is not None for name in ("images", "image_shards"))
+    return {**(facts or {} if images else {}), **written, **recipe.resolved()}
 
 
 def _is_of(target: Path, recipe: Recipe, ignore_keys: Collection[str]) -> bool:
@@ -170,32 +161,22 @@ def save_trained(path: Path, job: Job) -> None:
     save_model(path, job.model, told)
 
 
-@dataclass(frozen=True)
-class Trained:
-    """A trained model and what it was trained with; `context` as in `Job`."""
-
-    model: nn.Module
-    recipe: Recipe
-    classes: tuple[str, ...]
-    context: Mapping[str, Any] = field(default_factory=dict)
-
-
 def load_trained(path: Path, *, device: str = "auto") -> Trained:
     """Read a model.safetensors that `run_recipe` wrote, ready for evaluation.
 
     Raises:
         WeightsError: no such file, not written here, or tensors that do not fit.
     """
-    state, metadata = read_safetensors(path)
-    if "recipe" not in metadata or "classes" not in metadata:
-        raise WeightsError(path, "carries no recipe", "a model.safetensors written by `internvideo train`")
-    recipe = recipe_inside(metadata, path)
-    classes = class_names(metadata, path)
-    with within(state):
-        model = build_model(recipe, len(classes))
-    load_state(model, state, where=path)
-    context = json_in(metadata, "context", path, WeightsError, "an object", "{}")
-    return Trained(model.to(choose_device(device)).eval(), recipe, classes, context)
+    return trained.load_trained(path, CATALOG, device=device)
+
+
+def prepare(recipe: Recipe, *, skipped: Path | None = None) -> Job:
+    """Build what a recipe names: data, model with its initial weights, and stage.
+
+    Raises:
+        RecipeError: settings that do not fit together. ManifestError, WeightsError: what they name cannot be used.
+    """
+    return recipe.spec.build(with_positions(recipe), skipped)
 
 
 def describe(recipe: Recipe, *, device: str = "auto") -> str:
@@ -253,9 +234,9 @@ def listing(what: str) -> str:
     """What there is of "models", "stages", "tasks", "recipes" or "benchmarks", one line each. Raises RecipeError."""
     recipes = shipped_recipes()
     tables: dict[str, dict[str, str]] = {
-        "models": {name: f"{_millions(entry.parameters)}  {entry.about}" for name, entry in MODELS.items()},
+        "models": {name: f"{_millions(entry.parameters)}  {entry.about}" for name, entry in CATALOG.models.items()},
         "stages": {name: entry.about for name, entry in STAGES.items()},
-        "tasks": TASKS,
+        "tasks": {task.name: task.about for task in TASKS},
         "recipes": {name: read_recipe(path).about for name, path in recipes.items()},
         "benchmarks": {
             name: entry.about + (f"; recipe benchmarks/{name}" if f"benchmarks/{name}" in recipes else "")

@@ -8,9 +8,8 @@ import pytest
 import torch
 from small_world import small_recipe
 
-from internvideo.pipeline import run_recipe
+from internvideo.pipeline import prepare, run_recipe
 from internvideo.recipe import build_recipe
-from internvideo.stage_builders import prepare
 from internvideo.storage import read_safetensors
 
 

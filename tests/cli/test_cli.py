@@ -20,7 +20,7 @@ from small_world import small_recipe
 
 from internvideo import __version__
 from internvideo.cli import main as cli
-from internvideo.recipe import MODELS
+from internvideo.model_table import MODELS
 from internvideo.video.writer import write_video
 from internvideo.weights.state import save_model
 
@@ -115,6 +115,7 @@ def test_every_command_is_in_the_help(run: Run) -> None:
     assert told.code == 0
     assert [name for name in COMMANDS if f"  {name} " not in told.out] == []
     names = {command.name or command.callback.__name__ for command in cli.app.registered_commands}  # type: ignore[union-attr]  # all have one
+    names |= {group.name for group in cli.app.registered_groups}
     assert {name.replace("_", "-") for name in names} == set(COMMANDS)
     assert run() == Told(2, "", told.out), "without a command: the help, as an error"
 

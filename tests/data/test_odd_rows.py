@@ -18,8 +18,7 @@ from internvideo.datasets.annotations import Annotations
 from internvideo.datasets.reading import AnnotationSource
 from internvideo.errors import ManifestError
 from internvideo.sample_world.generate import is_sample_world
-from internvideo.tasks import clip_evaluation as clips
-from internvideo.tasks.evaluation_settings import EvaluationSettings
+from internvideo.tasks.recognition import evaluate as clips
 from internvideo.tasks.temporal_localization.data import FeatureSettings, read_feature_set
 
 Read = Callable[[AnnotationSource], Annotations]
@@ -136,7 +135,7 @@ def test_classes_of_users_may_be_called_as_those_of_the_sample_world(
     monkeypatch.setattr(clips, "clip_source", lambda *_: (None, None))
     monkeypatch.setattr(clips.recognition, "predict", lambda *_, **options: told.update(options))
     trained = SimpleNamespace(model=None, recipe=SimpleNamespace(model=SimpleNamespace(name="x")))
-    clips.predict_recognition(cast(Any, trained), manifest, EvaluationSettings(device="cpu"))
+    clips.predict(cast(Any, trained), manifest, clips.RecognitionOptions(device="cpu"))
     assert set(told["subsets"]) == ({"time_directed"} if world else set())
 
 

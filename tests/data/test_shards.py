@@ -23,8 +23,8 @@ from internvideo.data.sampling import Sparse
 from internvideo.data.shard_files import read_shard, shard_addresses
 from internvideo.data.shards import ShardLoader, read_shards
 from internvideo.errors import ManifestError, RecipeError, VideoError
+from internvideo.pipeline import prepare
 from internvideo.recipe import build_recipe
-from internvideo.stage_builders import prepare
 from internvideo.video.writer import write_video
 
 SIDE = 8

@@ -19,15 +19,15 @@ from torch import nn
 from internvideo.data.manifest import read_manifest, write_manifest
 from internvideo.datasets.class_names import match_classes
 from internvideo.errors import InternVideoError, ManifestError, RecipeError, WeightsError
-from internvideo.evaluation import EvaluationSettings, evaluate_task
+from internvideo.evaluation import evaluate_task
 from internvideo.metrics.classification import softmax
 from internvideo.models.uniformerv2 import UniFormerV2
 from internvideo.models.videomae import VideoMAEClassifier
-from internvideo.pipeline import describe, run_recipe
+from internvideo.pipeline import describe, prepare, run_recipe
 from internvideo.recipe import build_recipe
-from internvideo.stage_builders import prepare
 from internvideo.storage import read_safetensors
 from internvideo.tasks.recognition import predict as recognition
+from internvideo.tasks.recognition.evaluate import RecognitionOptions
 from internvideo.tasks.table import Predictions
 from internvideo.weights.state import save_model
 
@@ -237,7 +237,7 @@ def test_a_model_of_more_classes_chooses_among_the_manifests(tmp_path: Path) -> 
     tree = small_recipe("supervised")
     tree["data"]["train"] = str(five)
     weights = run_recipe(build_recipe(tree), tmp_path / "run", device="cpu")
-    settings = EvaluationSettings(device="cpu")
+    settings = {"device": "cpu"}
     result = evaluate_task("recognition", weights, two, tmp_path / "restricted", replace(settings, restrict=True))
     told = result["protocol"]["classes_kept"]
     assert told.startswith("2 of 5 classes by name, 1 spelled otherwise")
@@ -251,4 +251,4 @@ def test_a_model_of_more_classes_chooses_among_the_manifests(tmp_path: Path) -> 
     with pytest.raises(ManifestError, match="not trained on the class"):
         evaluate_task("recognition", weights, two, tmp_path / "none", settings)
     with pytest.raises(RecipeError, match="add --restrict"):
-        EvaluationSettings(class_map=two)
+        RecognitionOptions(class_map=two)

@@ -22,11 +22,11 @@ from internvideo.inference.video_model import VideoModel
 from internvideo.models.video_language import VideoLanguage
 from internvideo.pipeline import load_trained
 from internvideo.recipe import build_recipe
-from internvideo.tasks.clip_evaluation import predict_recognition
-from internvideo.tasks.evaluation_settings import EvaluationSettings
 from internvideo.tasks.recognition import predict as recognition
+from internvideo.tasks.recognition.evaluate import RecognitionOptions
+from internvideo.tasks.recognition.evaluate import predict as predict_recognition
 from internvideo.tasks.zero_shot.templates import ACTION_TEMPLATES
-from internvideo.training.build import build_model
+from internvideo.training.model_setup import build_model
 from internvideo.video.reader import Video, read_frames
 from internvideo.weights.state import save_model
 
@@ -207,7 +207,7 @@ def test_zero_shot_averages_the_softmax_of_every_template(family: str) -> None:
 def test_a_trained_run_scores_as_its_evaluation_does() -> None:
     path = small_apps.trained("supervised")
     trained, manifest = load_trained(path, device="cpu"), read_manifest(small_world.world())
-    table = predict_recognition(trained, manifest, EvaluationSettings(device="cpu"))
+    table = predict_recognition(trained, manifest, RecognitionOptions(device="cpu"))
     model = load(path, device="cpu")
     answers = model.classify([manifest.video_path(row) for row in manifest.rows])
     found = [[answer[name] for name in manifest.classes] for answer in answers]
@@ -224,7 +224,7 @@ def test_a_frame_step_is_kept(stage: str, tmp_path: Path) -> None:
     told = {"recipe": json.dumps(recipe.resolved()), "classes": json.dumps(manifest.classes)}
     save_model(path, build_model(recipe, len(manifest.classes)), told)
     trained = load_trained(path, device="cpu")
-    table = predict_recognition(trained, manifest, EvaluationSettings(device="cpu"))
+    table = predict_recognition(trained, manifest, RecognitionOptions(device="cpu"))
     model = load(path, device="cpu")
     answers = model.classify([manifest.video_path(row) for row in manifest.rows[:5]])
     found = [[answer[name] for name in manifest.classes] for answer in answers]

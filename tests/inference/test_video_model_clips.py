@@ -18,6 +18,7 @@ from internvideo.data.resize import resize
 from internvideo.data.sampling import dense_span, linspace_frames, segment_middle, sparse_test
 from internvideo.errors import RecipeError
 from internvideo.inference.families import overrides_of, published_preprocessing, video_encoder
+from internvideo.inference.loading import preprocessing_of
 from internvideo.model_table import MODELS, create_model
 from internvideo.recipe import build_recipe
 
@@ -106,17 +107,17 @@ def test_a_run_s_recipe_cuts_the_clips() -> None:
         settings={"frame_step": 2},
         loader={"short_side": 40},
     )
-    rule = Preprocessing.of_recipe(build_recipe(tree), whole=False)
+    rule = preprocessing_of(build_recipe(tree), whole=False)
     assert (rule.frames, rule.sampled, rule.step, rule.short_side, rule.style) == (4, 8, 2, 40, "pil")
     assert rule.indices(40)[0].tolist() == dense_span(40, 8, 2, None)[::2].tolist()
     assert len(rule.indices(40, views=3)) == 3
-    whole = Preprocessing.of_recipe(build_recipe(tree), whole=True)
+    whole = preprocessing_of(build_recipe(tree), whole=True)
     assert whole.indices(40)[0].tolist() == dense_span(40, 8, 2, None).tolist()
 
 
 def test_single_frames_are_the_middle_ones() -> None:
     recipe = build_recipe(small_recipe("multimodal", loader={"single_frame": True}))
-    rule = Preprocessing.of_recipe(recipe, whole=False)
+    rule = preprocessing_of(recipe, whole=False)
     assert rule.from_frames(frames(9)).shape == (3, 1, 32, 32)
     assert rule.indices(9)[0].tolist() == [4]
 

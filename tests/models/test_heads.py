@@ -15,10 +15,9 @@ import test_spatio_temporal
 from small_world import small_recipe
 
 from internvideo.errors import RecipeError, WeightsError
-from internvideo.pipeline import describe
+from internvideo.pipeline import describe, prepare
 from internvideo.recipe import Recipe, build_recipe, read_recipe
-from internvideo.stage_builders import prepare
-from internvideo.training.build import Job, build_model
+from internvideo.training.model_setup import Job, build_model
 from internvideo.weights.state import save_model
 
 

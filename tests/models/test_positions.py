@@ -25,11 +25,10 @@ from internvideo.models.embeddings import resize_table, sin_cos_table
 from internvideo.models.positions import learned_grid, resize_patches
 from internvideo.models.uniformerv2 import UniFormerV2
 from internvideo.models.videomae import VideoMAEClassifier
-from internvideo.pipeline import load_trained, run_recipe
+from internvideo.pipeline import load_trained, prepare, run_recipe
 from internvideo.recipe import Recipe, build_recipe, read_recipe, shipped_recipes
-from internvideo.stage_builders import prepare
 from internvideo.tasks.spatiotemporal.model import ActionDetector
-from internvideo.training.build import build_model
+from internvideo.training.model_setup import build_model
 from internvideo.weights.layouts import layout_of, load_layout
 from internvideo.weights.state import save_model
 

@@ -25,7 +25,7 @@ from internvideo.pretraining.interaction import InteractionSettings, Interaction
 from internvideo.pretraining.masked import MaskedSettings, MaskedStage
 from internvideo.pretraining.multimodal import MultimodalSettings, MultimodalStage
 from internvideo.pretraining.supervised import SupervisedSettings, SupervisedStage
-from internvideo.recipe import STAGES
+from internvideo.tasks import STAGES
 from internvideo.tasks.anticipation.model import Anticipator
 from internvideo.tasks.grounding.model import Grounder, GrounderConfig
 from internvideo.tasks.navigation.world.batch import NavigationBatch, PanoramaBatch
@@ -154,7 +154,7 @@ def build_stage(name: str, build: Callable[[], nn.Module]) -> nn.Module:
 
 def test_every_stage_and_every_model_it_trains_is_tested() -> None:
     built = {name: tuple(type(build()) for build in builds) for name, builds in MODELS.items()}
-    assert built == {name: entry.trains for name, entry in STAGES.items()}
+    assert built == {name: entry.models for name, entry in STAGES.items()}
 
 
 # --- the contract ----------------------------------------------------------------------------------------------------

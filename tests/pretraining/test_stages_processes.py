@@ -16,7 +16,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from internvideo import distributed
 from internvideo.data.batch import FeatureBatch, ProposalBatch, QueryBatch, RegionBatch
-from internvideo.recipe import STAGES
+from internvideo.tasks import STAGES
 
 WITHOUT: tuple[tuple[str, dict[str, Any]], ...] = (
     ("multimodal", {"caption_weight": 0.0}),

@@ -38,9 +38,9 @@ from internvideo.features.feature_folder import find_items
 from internvideo.features.window_sampling import WindowRule
 from internvideo.inference.video_model import VideoModel
 from internvideo.model_table import create_model
+from internvideo.pipeline import prepare as prepare_job
 from internvideo.pipeline import save_trained
 from internvideo.recipe import read_recipe
-from internvideo.stage_builders import prepare as prepare_job
 from internvideo.tasks.navigation.world.episodes import read_episodes
 from internvideo.tasks.protocol import weights_hash
 from internvideo.video.reader import read_frames

@@ -17,7 +17,7 @@ from internvideo.tasks.navigation.world.batch import NavigationBatch, PanoramaBa
 from internvideo.tasks.navigation.world.house import HouseSettings, draw_house
 from internvideo.tasks.navigation.world.loader import EpisodeLoader, PanoramaLoader
 from internvideo.tasks.navigation.world.protocol import Episode, Pose
-from internvideo.tasks.navigation.world.settings import WorldSettings
+from internvideo.tasks.navigation.world.settings import PanoramaSettings
 from internvideo.tasks.navigation.world.world import World
 
 SIZE, FRAMES = 16, 4
@@ -82,7 +82,7 @@ def episode_batch(count: int) -> NavigationBatch:
 
 
 def panorama_loader(count: int, batch_size: int) -> PanoramaLoader:
-    settings = WorldSettings(panoramas=count, walk=2)
+    settings = PanoramaSettings(panoramas=count, walk=2)
     return PanoramaLoader(episodes(8), house_world(), settings, FRAMES, SIZE, LoaderSettings(batch_size=batch_size))
 
 

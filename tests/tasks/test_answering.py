@@ -28,7 +28,7 @@ from internvideo.data.tokenizer import Tokenizer
 from internvideo.data.transforms import TrainTransform
 from internvideo.datasets.questions import read_answers
 from internvideo.errors import InternVideoError, ManifestError, RecipeError, TextError, WeightsError
-from internvideo.evaluation import EvaluationSettings, evaluate_task
+from internvideo.evaluation import evaluate_task
 from internvideo.inference.loading import load
 from internvideo.metrics.classification import IGNORE_INDEX
 from internvideo.models.heads import EncodedVideo, VideoQuestionAnswering
@@ -300,7 +300,7 @@ def test_a_run_and_its_evaluation(weights: Path, tmp_path: Path) -> None:
     assert set(trained.classes) == asked
     assert trained.context["commonest"]["shape"] in asked
     manifest = small_world.world().with_name("test.jsonl")
-    result = evaluate_task("answering", weights, manifest, tmp_path, EvaluationSettings(device="cpu", batch_size=3))
+    result = evaluate_task("answering", weights, manifest, tmp_path, {"device": "cpu", "batch_size": 3})
     assert {"accuracy", "accuracy_in_vocabulary", "accuracy_commonest", "answerable"} <= set(result["figures"])
     table = Predictions.load(tmp_path / "answering.npz")
     row = next(row for row in read_manifest(manifest).rows if row.id == table["ids"][1])

@@ -17,17 +17,18 @@ import torch
 from small_world import CLASSES, small_recipe
 
 from internvideo.data.manifest import Manifest, Sample, read_manifest, write_manifest
-from internvideo.data.preprocessing import Preprocessing
 from internvideo.errors import ManifestError, RecipeError, RunError
-from internvideo.evaluation import EVALUATIONS, EvaluationSettings, evaluate_task
-from internvideo.pipeline import Trained, run_recipe
-from internvideo.recipe import STAGES, TASKS, build_recipe
-from internvideo.stage_builders import JOBS, prepare
+from internvideo.evaluation import evaluate_task
+from internvideo.inference.loading import preprocessing_of
+from internvideo.pipeline import Trained, prepare, run_recipe
+from internvideo.recipe import build_recipe
+from internvideo.tasks import PRETRAINING, STAGES, TASKS
 from internvideo.tasks.class_rows import under_classes
 from internvideo.tasks.clip_evaluation import clip_source
 from internvideo.tasks.table import Predictions
+from internvideo.tasks.task import ClipOptions
 
-CPU = EvaluationSettings(device="cpu")
+CPU = {"device": "cpu"}
 
 
 @pytest.fixture(scope="module")
@@ -91,7 +92,8 @@ def test_language_tasks_keep_the_classes_of_the_manifest(
     monkeypatch.setattr(
         "internvideo.evaluation.load_trained", lambda *_, **__: Trained(job.model, job.recipe, job.classes)
     )
-    monkeypatch.setattr("internvideo.tasks.clip_evaluation.predict_language", stop)
+    monkeypatch.setattr("internvideo.tasks.zero_shot.evaluate.predict", stop)
+    monkeypatch.setattr("internvideo.tasks.multiple_choice.evaluate.predict", stop)
     monkeypatch.setattr("internvideo.tasks.retrieval.evaluate.predict", stop)
     write_manifest(tmp_path / "test.jsonl", rows_of_the_world(), ("falling", "rising"))
     with pytest.raises(KeyboardInterrupt):
@@ -117,7 +119,7 @@ def test_views_are_those_asked_for_else_the_recipes(sampling: dict[str, Any], as
     manifest = read_manifest(small_world.world())
     trained = Trained(small_world.masked_classifier(), recipe, manifest.classes)
     one = Manifest(manifest.rows[:1], manifest.classes, manifest.root, manifest.source)
-    clips, source = clip_source(trained, one, EvaluationSettings(views=asked))
+    clips, source = clip_source(trained, one, ClipOptions(views=asked))
     assert clips.views == views
     assert np.concatenate([numbers for _, numbers in source]).tolist() == list(range(views))
 
@@ -128,7 +130,7 @@ def test_views_that_a_sampler_does_not_have_are_refused(sampling: dict[str, Any]
     recipe = build_recipe(small_recipe("supervised", sampling=sampling))
     trained = Trained(small_world.masked_classifier(), recipe, manifest.classes)
     with pytest.raises(RecipeError, match=r"data\.sampling.*views"):
-        clip_source(trained, manifest, EvaluationSettings(views=asked))
+        clip_source(trained, manifest, ClipOptions(views=asked))
 
 
 def test_the_protocol_tells_the_recipes_views(tmp_path: Path) -> None:
@@ -142,7 +144,7 @@ def test_the_protocol_tells_the_recipes_views(tmp_path: Path) -> None:
 @pytest.mark.parametrize("setting", [{"crops": 2}, {"crops": 0}, {"views": 0}])
 def test_wrong_views_and_crops_are_told_before_anything_is_read(setting: dict[str, int]) -> None:
     with pytest.raises(RecipeError, match=next(iter(setting))):
-        EvaluationSettings(**setting)  # type: ignore[arg-type]  # mypy thinks of `device`
+        ClipOptions(**setting)  # type: ignore[arg-type]  # mypy thinks of `device`
 
 
 def test_the_table_of_another_measurement_is_kept(weights: Path, tmp_path: Path) -> None:
@@ -157,7 +159,7 @@ def test_the_table_of_another_measurement_is_kept(weights: Path, tmp_path: Path)
     for model, rows, settings, told in (
         (other_weights, "test.jsonl", CPU, "other weights;"),
         (weights, "fewer.jsonl", CPU, "other rows;"),
-        (other_weights, "fewer.jsonl", EvaluationSettings(device="cpu", crops=3), "other weights, rows, crops;"),
+        (other_weights, "fewer.jsonl", {"device": "cpu", "crops": 3}, "other weights, rows, crops;"),
     ):
         with pytest.raises(RunError, match=f"holds a table with {told} choose another --output"):
             evaluate_task("recognition", model, tmp_path / rows, tmp_path, settings)
@@ -191,9 +193,9 @@ def test_two_processes_write_the_bytes_of_one(weights: Path, tmp_path: Path) -> 
     assert table["sample"].tolist() == [sample for sample in range(15) for _ in range(3)]
 
 
-def test_every_task_and_stage_has_its_row() -> None:
-    assert set(EVALUATIONS) == set(TASKS)
-    assert set(JOBS) == set(STAGES)
+def test_names_of_tasks_and_stages_are_their_own() -> None:
+    assert len({task.name for task in TASKS}) == len(TASKS)
+    assert len(STAGES) == len(PRETRAINING) + sum(len(task.stages) for task in TASKS)
 
 
 def test_test_clips_are_cut_in_the_arithmetic_that_the_recipe_names(tmp_path: Path) -> None:
@@ -205,10 +207,10 @@ def test_test_clips_are_cut_in_the_arithmetic_that_the_recipe_names(tmp_path: Pa
         changes = {"size": 20, "crop": "centre", "test_style": style, "squash": squash, "test_resize": 24}
         recipe = build_recipe(small_recipe("supervised", augment=changes))
         trained = Trained(job.model, recipe, job.classes)
-        ((batch, _),) = clip_source(trained, rows, CPU)[1]
+        ((batch, _),) = clip_source(trained, rows, ClipOptions(device="cpu"))[1]
         first[style, squash] = batch.video[0].float()
         assert batch.video.dtype == (torch.float32 if style == "torch" else torch.uint8)
-        rule = Preprocessing.of_recipe(recipe, whole=True)
+        rule = preprocessing_of(recipe, whole=True)
         assert (rule.style, rule.squash, rule.resize) == (style, squash, 24)
     found = list(first.values())[:3]  # the small world's frames are squares already
     assert all(not torch.equal(one, other) for i, one in enumerate(found) for other in found[:i])

@@ -11,11 +11,11 @@ import test_localisation
 import test_spatio_temporal
 
 from internvideo.data.manifest import write_manifest
-from internvideo.evaluation import EvaluationSettings, evaluate_task
+from internvideo.evaluation import evaluate_task
 from internvideo.pipeline import run_recipe
 from internvideo.tasks.table import Predictions
 
-CPU = EvaluationSettings(device="cpu")
+CPU = {"device": "cpu"}
 
 
 def in_two(task: str, weights: Path, manifest: Path, output: Path) -> tuple[in_process.Told, in_process.Told]:

@@ -17,14 +17,14 @@ from internvideo.data.manifest import write_manifest
 from internvideo.data.sample import Sample, Segment
 from internvideo.data.vocabulary import Vocabulary
 from internvideo.errors import ManifestError, RecipeError, RunError
-from internvideo.evaluation import EvaluationSettings, evaluate_task
+from internvideo.evaluation import evaluate_task
+from internvideo.evaluation import score as score_any
 from internvideo.objectives.grounding import NO_ANSWER, highlight_loss, highlight_targets, span_loss, span_to_steps
 from internvideo.pipeline import describe, run_recipe
 from internvideo.recipe import Recipe, build_recipe
 from internvideo.tasks.grounding.data import QueryLoader, QuerySet, QuerySettings, answered, read_query_set
 from internvideo.tasks.grounding.model import ContextQueryAttention, Grounder, GrounderConfig, likely_spans
 from internvideo.tasks.grounding.predict import prior_of, score, submission
-from internvideo.tasks.scoring import score as score_any
 from internvideo.tasks.table import Predictions
 from internvideo.tasks.temporal_localization.data import FeatureSettings
 
@@ -330,7 +330,7 @@ def learned(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_it_learns_to_find_what_a_query_asks_for(learned: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path, output = learned / "world" / "queries.jsonl", learned / "found"
     weights = learned / "run" / "model.safetensors"
-    settings = EvaluationSettings(device="cpu")
+    settings = {"device": "cpu"}
     result = evaluate_task("grounding", weights, path, output, settings, split="test")
     figures, bounds = result["figures"], result["intervals"]
     assert figures["R1@0.5"] > 0.7
@@ -355,7 +355,7 @@ def test_another_query_about_the_same_video_finds_another_part(learned: Path, tm
         for row, text in zip(rows[number : number + 3], texts[1:] + texts[:1], strict=True):
             row["captions"] = text
     write_manifest(path, [Sample.model_validate(row) for row in rows], ["answer"])
-    settings = EvaluationSettings(device="cpu", features=path.parent / "features")
+    settings = {"device": "cpu", "features": path.parent / "features"}
     weights = learned / "run" / "model.safetensors"
     result = evaluate_task("grounding", weights, path, tmp_path / "found", settings, split="test")
     assert result["figures"]["R1@0.5"] < 0.3
@@ -367,7 +367,7 @@ def test_features_made_otherwise_are_refused(learned: Path, tmp_path: Path) -> N
     content = json.loads(index.read_text())
     content["protocol"]["weights_sha256"] = "2"
     index.write_text(json.dumps(content))
-    settings = EvaluationSettings(device="cpu", features=index.parent)
+    settings = {"device": "cpu", "features": index.parent}
     with pytest.raises(RunError, match="features with weights_sha256"):
         evaluate_task("grounding", learned / "run" / "model.safetensors", path, tmp_path / "o", settings)
 
@@ -375,7 +375,7 @@ def test_features_made_otherwise_are_refused(learned: Path, tmp_path: Path) -> N
 def test_queries_without_answers_get_predictions_all_the_same(learned: Path, tmp_path: Path) -> None:
     path = world(tmp_path / "w", 3)
     write_manifest(path, [Sample(id="q", path="v0.mp4", captions=("When is it singing?",))], ["answer"])
-    settings = EvaluationSettings(device="cpu", features=path.parent / "features")
+    settings = {"device": "cpu", "features": path.parent / "features"}
     with pytest.raises(RunError, match="no query has an answer"):
         evaluate_task("grounding", learned / "run" / "model.safetensors", path, tmp_path / "o", settings)
     (row,) = json.loads((tmp_path / "o" / "nlq.json").read_text())["results"]

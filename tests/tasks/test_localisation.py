@@ -15,7 +15,7 @@ import window_baseline
 from internvideo.data.loader import LoaderSettings
 from internvideo.data.manifest import Sample, Segment, write_manifest
 from internvideo.errors import ManifestError, RecipeError, RunError, WeightsError
-from internvideo.evaluation import EvaluationSettings, evaluate_task
+from internvideo.evaluation import evaluate_task
 from internvideo.metrics.bootstrap import interval
 from internvideo.metrics.temporal_detection import average_precision, detections, map_statistic
 from internvideo.pipeline import describe, run_recipe
@@ -218,7 +218,7 @@ def learned(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_a_detector_learns_to_find(learned: Path, capsys: pytest.CaptureFixture[str]) -> None:
     weights, out = learned / "run" / "model.safetensors", learned / "test"
-    settings = EvaluationSettings(device="cpu")
+    settings = {"device": "cpu"}
     result = evaluate_task("localisation", weights, learned / "features", out, settings, split="test")
     assert result["figures"]["mean_mAP"] > 0.5
     low, high = result["intervals"]["mean_mAP"]
@@ -238,9 +238,7 @@ def test_features_made_otherwise_are_refused(learned: Path, tmp_path: Path) -> N
     index["protocol"]["weights_sha256"] = "2"
     (other / "index.json").write_text(json.dumps(index))
     with pytest.raises(RunError, match="weights_sha256"):
-        evaluate_task(
-            "localisation", learned / "run" / "model.safetensors", other, tmp_path / "o", EvaluationSettings()
-        )
+        evaluate_task("localisation", learned / "run" / "model.safetensors", other, tmp_path / "o", {})
 
 
 def test_a_class_agnostic_detector_gets_classes_from_scores(tmp_path: Path) -> None:
@@ -249,12 +247,12 @@ def test_a_class_agnostic_detector_gets_classes_from_scores(tmp_path: Path) -> N
     run_recipe(recipe(folder, data=data, schedule={"steps": 30}), tmp_path / "run", device="cpu")
     weights = tmp_path / "run" / "model.safetensors"
     assert load_detector(weights, device="cpu").model.config.classes == 1
-    nameless = evaluate_task("localisation", weights, folder, tmp_path / "a", EvaluationSettings(device="cpu"))
+    nameless = evaluate_task("localisation", weights, folder, tmp_path / "a", {"device": "cpu"})
     assert nameless["protocol"]["classes"] == "none, proposals"
     assert "best free action" in nameless["protocol"]["matching"]
     rows = {video.id: [0.9, 0.4] for video in read_feature_set(folder).videos}
     (tmp_path / "s.json").write_text(json.dumps({"results": rows}))
-    settings = EvaluationSettings(device="cpu", class_scores=tmp_path / "s.json")
+    settings = {"device": "cpu", "class_scores": tmp_path / "s.json"}
     named = evaluate_task("localisation", weights, folder, tmp_path / "b", settings)
     assert named["protocol"]["classes"] == "scores of whole videos"
     (tmp_path / "s.json").write_text(json.dumps({"results": {"v0": [0.9, 0.4]}}))

@@ -17,7 +17,6 @@ from internvideo.errors import ManifestError, RecipeError, WeightsError
 from internvideo.evaluation import evaluate_task
 from internvideo.pipeline import load_trained, run_recipe
 from internvideo.recipe import build_recipe
-from internvideo.tasks.evaluation_settings import EvaluationSettings
 from internvideo.tasks.navigation import predict as navigation
 from internvideo.tasks.navigation.planner import CANDIDATE, CONTEXT, STOP
 from internvideo.tasks.navigation.rollout import (
@@ -269,7 +268,7 @@ def test_from_houses_to_figures(folder: Path, tmp_path: Path) -> None:
     same = {name for name, value in learned.items() if torch.equal(value, seen[name])}
     assert {name for name in learned if name.split(".")[0] in ("image", "video", "depth", "waypoints")} <= same
     assert {"planner.action.4.weight", "rgb.weight"}.isdisjoint(same)
-    result = evaluate_task("navigation", agent, folder, tmp_path / "out", EvaluationSettings(device="cpu"))
+    result = evaluate_task("navigation", agent, folder, tmp_path / "out", {"device": "cpu"})
     figures = result["figures"]
     assert figures["stop at once: PL_m"] == 0
     assert figures["stop at once: SR"] == 0
@@ -279,7 +278,7 @@ def test_from_houses_to_figures(folder: Path, tmp_path: Path) -> None:
     assert navigation.score(table) == result
     assert (tmp_path / "out" / "walks.svg").read_text().startswith("<svg")
     with pytest.raises(WeightsError, match="no agent"):
-        evaluate_task("navigation", encoder, folder, tmp_path / "other", EvaluationSettings(device="cpu"))
+        evaluate_task("navigation", encoder, folder, tmp_path / "other", {"device": "cpu"})
 
 
 def test_episodes_that_cannot_be_scored_are_told() -> None:

@@ -12,7 +12,7 @@ import torch
 
 from internvideo.data.manifest import Box, Manifest, Sample, read_manifest, write_manifest
 from internvideo.errors import ManifestError, RecipeError, RunError
-from internvideo.evaluation import EvaluationSettings, evaluate_task, score_table
+from internvideo.evaluation import evaluate_task, score_table
 from internvideo.metrics import bootstrap
 from internvideo.metrics.frame_detection import (
     Boxes,
@@ -27,8 +27,15 @@ from internvideo.objectives.anticipation import contact_losses
 from internvideo.pipeline import run_recipe
 from internvideo.recipe import Recipe, build_recipe
 from internvideo.tasks.anticipation.model import Anticipator
-from internvideo.tasks.anticipation.objects import detected, learned, matched, object_frames, of_frame, read_detections
 from internvideo.tasks.spatiotemporal.data import KeyFrame, positions_before
+from internvideo.tasks.spatiotemporal.object_boxes import (
+    detected,
+    learned,
+    matched,
+    object_frames,
+    of_frame,
+    read_detections,
+)
 from internvideo.tasks.state_change import predict as state_change
 from internvideo.tasks.table import Predictions
 from internvideo.video.writer import write_video
@@ -218,7 +225,7 @@ def test_the_figure_of_what_was_drawn_once_each_is_the_figure() -> None:
 def test_anticipation_learns_and_writes_the_challenges_form(tmp_path: Path) -> None:
     world(tmp_path)
     weights = run_recipe(recipe(tmp_path, "anticipation"), tmp_path / "run", device="cpu")
-    out, settings = tmp_path / "out", EvaluationSettings(device="cpu", boxes=tmp_path / "found.json")
+    out, settings = tmp_path / "out", {"device": "cpu", "boxes": tmp_path / "found.json"}
     result = evaluate_task("anticipation", weights, tmp_path / "m.jsonl", out, settings, split="test")
     assert result["figures"]["top5_mAP_noun"] == 1.0
     assert result["figures"]["top5_mAP_noun_verb_of_guess"] == 0.5
@@ -234,9 +241,7 @@ def test_anticipation_learns_and_writes_the_challenges_form(tmp_path: Path) -> N
     assert read_detections(out / "predictions.json")["u7"].label.tolist() == [0, 1]
     assert "<svg" in (out / "anticipation.svg").read_text()
     with pytest.raises(RunError, match="other weights, rows or boxes"):
-        evaluate_task(
-            "anticipation", weights, tmp_path / "m.jsonl", out, EvaluationSettings(device="cpu"), split="test"
-        )
+        evaluate_task("anticipation", weights, tmp_path / "m.jsonl", out, {"device": "cpu"}, split="test")
 
 
 def test_state_change_learns_which_box_and_writes_cocos_form(tmp_path: Path) -> None:
@@ -249,7 +254,7 @@ def test_state_change_learns_which_box_and_writes_cocos_form(tmp_path: Path) -> 
     for entries in found.values():
         entries[0]["score"], entries[1]["score"] = 0.7, 0.9  # the detector is surer of the other
     (tmp_path / "found.json").write_text(json.dumps({"results": found}))
-    out, settings = tmp_path / "out", EvaluationSettings(device="cpu", boxes=tmp_path / "found.json")
+    out, settings = tmp_path / "out", {"device": "cpu", "boxes": tmp_path / "found.json"}
     result = evaluate_task("state_change", weights, tmp_path / "m.jsonl", out, settings, split="test")
     assert result["figures"]["AP50_of_detector_alone"] == pytest.approx(0.5, abs=0.01)
     assert result["figures"]["AP50"] == pytest.approx(1.0)

@@ -20,7 +20,7 @@ from internvideo.apps.open_set import OpenSetRule
 from internvideo.cli.main import app
 from internvideo.data.manifest import Manifest, Sample, read_manifest, write_manifest
 from internvideo.errors import ManifestError, RecipeError, RunError, WeightsError
-from internvideo.evaluation import EvaluationSettings, evaluate_task
+from internvideo.evaluation import evaluate_task, score
 from internvideo.objectives.evidential import evidence, evidential_loss, opinion
 from internvideo.pipeline import run_recipe
 from internvideo.recipe import build_recipe
@@ -34,7 +34,6 @@ from internvideo.tasks.open_set.model import (
     ReciprocalPoints,
 )
 from internvideo.tasks.open_set.stage import OpenSetSettings, OpenSetStage
-from internvideo.tasks.scoring import score
 from internvideo.tasks.table import Predictions
 
 MODELS = (small_world.masked_classifier, small_world.multimodal_classifier)
@@ -234,7 +233,7 @@ def test_every_method_tells_classes_and_strangers() -> None:
 
 # --- the task --------------------------------------------------------------------------------------------------------
 
-CPU = EvaluationSettings(device="cpu")
+CPU = {"device": "cpu"}
 
 
 @pytest.fixture(scope="module")

@@ -16,7 +16,7 @@ import torch
 from proposal_world import world
 
 from internvideo.errors import InternVideoError, ManifestError, RecipeError, RunError
-from internvideo.evaluation import EvaluationSettings, evaluate_task
+from internvideo.evaluation import evaluate_task
 from internvideo.metrics.temporal_detection import detections, tiou
 from internvideo.pipeline import load_trained, run_recipe
 from internvideo.recipe import Recipe, build_recipe
@@ -57,8 +57,8 @@ def learned(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def settings(folder: Path, **changes: Any) -> EvaluationSettings:
-    return EvaluationSettings(device="cpu", **{"proposals": folder / "features" / "proposals.json", **changes})
+def settings(folder: Path, **changes: Any) -> dict[str, Any]:
+    return {"device": "cpu", "proposals": folder / "features" / "proposals.json", **changes}
 
 
 @pytest.fixture(scope="module")
@@ -233,9 +233,9 @@ def test_features_of_another_width_are_refused(tmp_path: Path) -> None:
 def test_evaluation_needs_proposals_and_a_refiner(learned: Path, tmp_path: Path) -> None:
     weights = learned / "run" / "model.safetensors"
     with pytest.raises(RecipeError, match="proposals"):
-        evaluate_task("refinement", weights, learned / "features", tmp_path / "o", EvaluationSettings(device="cpu"))
+        evaluate_task("refinement", weights, learned / "features", tmp_path / "o", {"device": "cpu"})
     with pytest.raises(RecipeError, match="ActionFormer"):
-        evaluate_task("localisation", weights, learned / "features", tmp_path / "o", EvaluationSettings(device="cpu"))
+        evaluate_task("localisation", weights, learned / "features", tmp_path / "o", {"device": "cpu"})
 
 
 @pytest.mark.usefixtures("measured")

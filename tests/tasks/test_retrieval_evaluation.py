@@ -13,14 +13,14 @@ from small_world import small_recipe
 
 from internvideo.data.manifest import read_manifest, write_manifest
 from internvideo.errors import RecipeError, RunError
-from internvideo.evaluation import EvaluationSettings, evaluate_task
+from internvideo.evaluation import evaluate_task, score
 from internvideo.metrics.classification import l2_normalize, softmax
 from internvideo.pipeline import run_recipe
 from internvideo.recipe import build_recipe
 from internvideo.tasks.multiple_choice import predict as multiple_choice
 from internvideo.tasks.retrieval import metrics as metrics
 from internvideo.tasks.retrieval import predict as retrieval
-from internvideo.tasks.scoring import score
+from internvideo.tasks.retrieval.evaluate import RetrievalOptions
 from internvideo.tasks.table import Predictions
 
 
@@ -49,7 +49,7 @@ def manifest(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def evaluated(weights: Path, manifest: Path, output: Path, **settings: Any) -> tuple[dict[str, Any], Predictions]:
-    evaluate_task("retrieval", weights, manifest, output, EvaluationSettings(device="cpu", **settings))
+    evaluate_task("retrieval", weights, manifest, output, {"device": "cpu", **settings})
     return json.loads((output / "retrieval.json").read_text()), Predictions.load(output / "retrieval.npz")
 
 
@@ -90,7 +90,7 @@ def test_captions_all_first_or_joined(weights: list[Path], manifest: Path, tmp_p
     with pytest.raises(RunError, match="holds a table with other captions"):
         evaluated(weights[0], manifest, tmp_path / "joined", captions="first")
     with pytest.raises(RecipeError, match="first, all or joined"):
-        EvaluationSettings(captions="some")  # type: ignore[arg-type]  # the mistake
+        RetrievalOptions(captions="some")  # type: ignore[arg-type]  # the mistake
     paragraphs = run(tmp_path / "run", 2, data={"captions": "joined"})
     assert evaluated(paragraphs, manifest, tmp_path / "own")[0]["protocol"]["captions"] == "joined"
 
@@ -116,7 +116,7 @@ def test_an_ensemble_recognises_and_chooses_by_the_mean_similarity(
     """`--also` in zero-shot recognition and multiple choice, for which the paper calls it essential (4.3.3)."""
 
     def table(task: str, name: str, first: Path, *also: Path) -> Predictions:
-        evaluate_task(task, first, manifest, tmp_path / name, EvaluationSettings(device="cpu", also=also))
+        evaluate_task(task, first, manifest, tmp_path / name, {"device": "cpu", "also": also})
         return Predictions.load(tmp_path / name / f"{task}.npz")
 
     for task in ("zero_shot", "multiple_choice"):
@@ -161,4 +161,4 @@ def test_numbers_of_frames_are_tried_and_the_choice_is_told(
     assert "frames_tried" not in single["protocol"]
     evaluated(weights[0], manifest, tmp_path, frames=(2, 3, 4))  # the same measurement again
     with pytest.raises(RecipeError, match="4,0"):
-        EvaluationSettings(frames=(4, 0))
+        RetrievalOptions(frames=(4, 0))

@@ -15,7 +15,7 @@ from internvideo.cli.main import score
 from internvideo.data.manifest import Manifest, Sample, read_manifest, write_manifest
 from internvideo.data.sample import Box
 from internvideo.errors import ManifestError, RecipeError, RunError
-from internvideo.evaluation import EvaluationSettings, evaluate_task, score_table
+from internvideo.evaluation import evaluate_task, score_table
 from internvideo.metrics.frame_detection import Boxes, frame_average_precision, frame_map_statistic
 from internvideo.pipeline import describe, run_recipe
 from internvideo.plots import charts as figures
@@ -183,7 +183,7 @@ def test_a_detector_learns_and_is_measured(tmp_path: Path) -> None:
     manifest = world(tmp_path / "w", videos=12)
     weights = run_recipe(recipe(tmp_path / "w"), tmp_path / "run", device="cpu")
     path, out = manifest.source, tmp_path / "out"
-    result = evaluate_task("spatio_temporal", weights, path, out, EvaluationSettings(device="cpu"), split="test")
+    result = evaluate_task("spatio_temporal", weights, path, out, {"device": "cpu"}, split="test")
     assert result["figures"]["frame_mAP@0.5"] > 0.75
     assert result["protocol"]["persons"] == "ground truth"
     assert result["coverage"] == {"asked": 8, "read": 8, "unreadable": []}
@@ -201,13 +201,13 @@ def test_a_detector_learns_and_is_measured(tmp_path: Path) -> None:
         (frame, corners) for frame in key_frames(manifest.subset(split="test")) for corners in frame.boxes.tolist()
     ]
     persons.write_text("".join(f"{frame.video},{frame.time},{','.join(map(str, box))},,0.9\n" for frame, box in boxes))
-    settings = EvaluationSettings(device="cpu", persons=persons)
+    settings = {"device": "cpu", "persons": persons}
     other = evaluate_task("spatio_temporal", weights, path, tmp_path / "other", settings, split="test")
     assert other["figures"] == pytest.approx(result["figures"], abs=1e-6)
     again = Predictions.load(tmp_path / "other" / "spatio_temporal.npz")
     assert again["score"].sum() == pytest.approx(0.9 * table["score"].sum(), rel=1e-4)
     with pytest.raises(RunError, match="other weights or videos"):
-        evaluate_task("spatio_temporal", weights, path, out, EvaluationSettings(device="cpu"), split="train")
+        evaluate_task("spatio_temporal", weights, path, out, {"device": "cpu"}, split="train")
     (path.parent / "scored_classes.txt").write_text("be wide\n")
     fewer = evaluate_task("spatio_temporal", weights, path, tmp_path / "fewer", settings, split="test")
     assert fewer["protocol"]["classes_scored"] == 1

@@ -14,7 +14,7 @@ from test_run_folder import second
 
 from internvideo.datasets.prepare import prepare
 from internvideo.errors import RunError
-from internvideo.evaluation import EvaluationSettings, evaluate_task
+from internvideo.evaluation import evaluate_task
 from internvideo.features.embedding import embed
 from internvideo.features.video_files import find_videos
 from internvideo.probing.fit import fit
@@ -48,5 +48,5 @@ def test_folders_of_results_have_one_writer(tmp_path: Path) -> None:
     model, videos = small_apps.random_model("supervised"), find_videos(small_apps.clips())
     held(tmp_path / "v.npy.parts", lambda: embed(videos, model, tmp_path / "v.npy", progress=False))
     held(tmp_path / "fit", lambda: fit(small_apps.small_world.world(), model, tmp_path / "fit"))
-    weights, manifest, cpu = small_apps.trained(), small_apps.small_world.world(), EvaluationSettings(device="cpu")
+    weights, manifest, cpu = small_apps.trained(), small_apps.small_world.world(), {"device": "cpu"}
     held(tmp_path / "eval", lambda: evaluate_task("recognition", weights, manifest, tmp_path / "eval", cpu))

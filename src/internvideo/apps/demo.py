@@ -16,8 +16,10 @@ import numpy as np
 
 from internvideo.apps.demo_report import Clock, DemoData, write_demo_report
 from internvideo.data.manifest import Manifest, Sample, read_manifest, write_manifest
+from internvideo.data.settings import ClipData
 from internvideo.errors import ManifestError, RecipeError, RunError
 from internvideo.pipeline import run_recipe
+from internvideo.pretraining.multimodal import MultimodalData
 from internvideo.recipe import Recipe, read_recipe
 from internvideo.sample_world.generate import WorldSettings, generate
 from internvideo.storage import alone_in, write_text
@@ -144,20 +146,16 @@ def step_recipe(step: Step, output: Path, data: DemoData, profile: Profile, seed
     epochs = max(1.0, (recipe.schedule.epochs or 1.0) * profile.epochs * data.longer)
     schedule = recipe.schedule.model_copy(update={"epochs": epochs, "warmup": min(recipe.schedule.warmup, epochs / 4)})
     loader = replace(recipe.data.loader, seed=seed)
-    augment, model = recipe.data.augment, recipe.model
+    augment, model = recipe.data_as(ClipData).augment, recipe.model
     if not data.world:  # somebody's videos: perhaps few, perhaps some of them broken (they are named in skipped.jsonl)
         size = max(2, min(loader.batch_size, data.videos // 4))
         loader = replace(loader, batch_size=size, max_unreadable=0.1, short_side=2 * augment.size)
         augment = augment.model_copy(update={"size": 2 * augment.size})
         model = model.model_copy(update={"overrides": _twice_as_fine(model.overrides)})
-    images = min(recipe.data.image_batch_size or loader.batch_size, loader.batch_size) if step.images else None
-    parts = {
-        "train": data.train,
-        "images": data.train if step.images else None,
-        "image_batch_size": images,
-        "loader": loader,
-        "augment": augment,
-    }
+    parts: dict[str, Any] = {"train": data.train, "loader": loader, "augment": augment}
+    if step.images:
+        images = recipe.data_as(MultimodalData).image_batch_size or loader.batch_size
+        parts |= {"images": data.train, "image_batch_size": min(images, loader.batch_size)}
     return recipe.model_copy(
         update={
             "model": model,

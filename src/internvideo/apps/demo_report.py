@@ -18,10 +18,12 @@ from numpy.typing import NDArray
 from internvideo import untrusted
 from internvideo.data.manifest import Manifest, Sample, read_manifest
 from internvideo.data.sampling import linspace_frames
+from internvideo.distributed import choose_device
+from internvideo.evaluation import score
 from internvideo.metrics import bootstrap
 from internvideo.metrics.classification import confusion_matrix
 from internvideo.models.videomae import VideoMAEPretrain
-from internvideo.pipeline import Trained, load_trained
+from internvideo.pipeline import load_trained
 from internvideo.plots.report import (
     ABLATION,
     AblationRow,
@@ -39,17 +41,21 @@ from internvideo.plots.report import (
     write_report,
 )
 from internvideo.pretraining.masked import MaskedSettings, MaskedStage
-from internvideo.recipe import choose_device
 from internvideo.sample_world.actions import TIME_DIRECTED, reverse_class
 from internvideo.storage import write_text
 from internvideo.tasks import ensemble
-from internvideo.tasks.clip_evaluation import clip_source, predict_language, predict_recognition, scorer
-from internvideo.tasks.evaluation_settings import EvaluationSettings
+from internvideo.tasks.clip_evaluation import clip_source
+from internvideo.tasks.multiple_choice import evaluate as multiple_choice_evaluation
 from internvideo.tasks.recognition import predict as recognition
+from internvideo.tasks.recognition.evaluate import RecognitionOptions, scorer
+from internvideo.tasks.recognition.evaluate import predict as predict_recognition
 from internvideo.tasks.retrieval import evaluate as retrieval_evaluation
 from internvideo.tasks.retrieval import predict as retrieval
-from internvideo.tasks.scoring import score
+from internvideo.tasks.retrieval.evaluate import RetrievalOptions
 from internvideo.tasks.table import BOOTSTRAP, Predictions, Result, save_result
+from internvideo.tasks.task import ClipOptions
+from internvideo.tasks.zero_shot import evaluate as zero_shot_evaluation
+from internvideo.training.trained import Trained
 from internvideo.video.reader import Video
 
 ENCODERS = {
@@ -122,7 +128,7 @@ class Clock:
 
 def write_demo_report(output: Path, data: DemoData, device: str, clock: Clock) -> Path:
     """Measure every step's weights on the held-out clips, save the tables, write report.html and report.json."""
-    settings = EvaluationSettings(batch_size=64, device=device)
+    settings = RecognitionOptions(batch_size=64, device=device)
     test = read_manifest(data.test)
     trained = {
         name: load_trained(output / folder / "model.safetensors", device=device) for name, folder in ENCODERS.items()
@@ -132,7 +138,7 @@ def write_demo_report(output: Path, data: DemoData, device: str, clock: Clock) -
     tables["ensemble"] = ensemble.join([ensemble.member(name, tables[name]) for name in ("masked", "multimodal")])
     results = {name: _save(output, name, table) for name, table in tables.items()}
     language = load_trained(output / "multimodal_pretrained" / "model.safetensors", device=device)
-    found = retrieval_evaluation.predict([language], test, settings)
+    found = retrieval_evaluation.predict([language], test, RetrievalOptions(batch_size=64, device=device))
     shot = _save(output, "retrieval", found)
     more = _language_tasks(output, language, test, data, settings)
     rows = _ablation(results, len(test.classes))
@@ -231,22 +237,23 @@ def _zero_shot(result: Result, videos: int) -> ZeroShot:
 
 
 def _language_tasks(
-    output: Path, language: Trained, test: Manifest, data: DemoData, settings: EvaluationSettings
+    output: Path, language: Trained, test: Manifest, data: DemoData, settings: ClipOptions
 ) -> dict[str, Any]:
     """Zero-shot recognition and multiple choice, where the data has what they need."""
-    jobs = {"zero_shot_recognition": ("zero_shot", test)}
+    zero_shot = zero_shot_evaluation.predict
+    jobs = {"zero_shot_recognition": (zero_shot, test)}
     if all(row.choices for row in test.rows):
-        jobs["multiple_choice"] = ("multiple_choice", test)
+        jobs["multiple_choice"] = (multiple_choice_evaluation.predict, test)
     if data.zero_shot is not None:
-        jobs["zero_shot_unseen_classes"] = ("zero_shot", read_manifest(data.zero_shot))
+        jobs["zero_shot_unseen_classes"] = (zero_shot, read_manifest(data.zero_shot))
     return {
-        name: _save(output, name, predict_language(task, language, manifest, settings))["figures"]
-        for name, (task, manifest) in jobs.items()
+        name: _save(output, name, predict(language, manifest, settings))["figures"]
+        for name, (predict, manifest) in jobs.items()
     }
 
 
 @torch.inference_mode()
-def _reverse(trained: Trained, test: Manifest, settings: EvaluationSettings) -> ReverseClip:
+def _reverse(trained: Trained, test: Manifest, settings: RecognitionOptions) -> ReverseClip:
     """Each time-directed clip forwards and backwards: is the class it shows scored above the reverse class?"""
     pairs = {index: reverse_class(index, test.classes) for index in range(len(test.classes))}
     directed = test.subset(
@@ -350,7 +357,7 @@ def _reconstructions(output: Path, test: Manifest, device: str) -> list[Reconstr
     stage = MaskedStage(model, cast(MaskedSettings, trained.recipe.settings))
     pictures = []
     chosen = Manifest(test.rows[:2], test.classes, test.root, test.source)
-    for batch, _ in clip_source(trained, chosen, EvaluationSettings(batch_size=2, device=device))[1]:
+    for batch, _ in clip_source(trained, chosen, ClipOptions(batch_size=2, device=device))[1]:
         clip = batch.to(here).video
         shown, rebuilt = stage.reconstruct(clip, torch.Generator(here).manual_seed(0))
         for index, name in enumerate(batch.ids):

@@ -23,7 +23,7 @@ from internvideo.models.video_language import interpolate_weights
 from internvideo.recipe import read_recipe, recipe_inside
 from internvideo.storage import class_names, read_safetensors, write_safetensors
 from internvideo.tasks.protocol import weights_hash
-from internvideo.training.build import build_model
+from internvideo.training.model_setup import build_model
 from internvideo.weights.clip_import import from_clip
 from internvideo.weights.initialize import initial_sources
 from internvideo.weights.state import load_state

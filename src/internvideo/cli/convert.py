@@ -35,7 +35,7 @@ def convert(
     A separate process without privileges parses it as data. A manifest with hashes and all dropped entries is written
     beside the output.
     """
-    from internvideo.recipe import apply_override
+    from internvideo.training.recipe_files import apply_override
     from internvideo.weights.convert import convert as convert_file
     from internvideo.weights.unpickle import AVERAGED
 

@@ -57,11 +57,12 @@ def localize(
     from internvideo.features.localize import extraction_settings, write_plot
     from internvideo.features.localize import localize as run
     from internvideo.features.video_files import VideoFile, file_names, find_videos
+    from internvideo.tasks import CATALOG
     from internvideo.tasks.temporal_localization.evaluate import load_detector
 
     found_videos = find_videos(videos)
     names = dict(zip(found_videos, file_names(found_videos), strict=True))
-    trained = load_detector(detector, device=device)
+    trained = load_detector(detector, CATALOG, device=device)
     model = open_model(encoder, weights, device, precision)
     extraction_settings(model, trained)  # raises for another encoder
 

@@ -20,13 +20,14 @@ from internvideo.cli.convert import convert
 from internvideo.cli.doctor import doctor
 from internvideo.cli.embed import embed
 from internvideo.cli.ensemble import ensemble
+from internvideo.cli.evaluate import app as evaluate
 from internvideo.cli.export import export
 from internvideo.cli.extract import extract
 from internvideo.cli.fit import fit
 from internvideo.cli.localize import localize
 from internvideo.cli.mix import mix
 from internvideo.cli.navigation_world import navigation_world
-from internvideo.cli.options import Damage, FrameRate, unread, whole_numbers
+from internvideo.cli.options import Damage, FrameRate, unread
 from internvideo.cli.persons import persons
 from internvideo.cli.prepare import prepare
 from internvideo.cli.stream import stream
@@ -149,101 +150,6 @@ def train(
 
 
 @app.command()
-def evaluate(
-    task: Annotated[str, typer.Argument(help="A name of `internvideo list tasks`.")],
-    weights: Annotated[Path, typer.Argument(help="A model.safetensors written by `internvideo train`.")],
-    manifest: Annotated[
-        Path, typer.Argument(help="What to test on: manifest, list file, folder of folders; features for localisation.")
-    ],
-    output: Output = Path("runs/evaluate"),
-    split: Annotated[str | None, typer.Option(help="Only rows of this split.")] = None,
-    views: Annotated[int | None, typer.Option(min=1, help="Temporal views per video; by default the recipe's.")] = None,
-    crops: Annotated[int, typer.Option(help="Spatial crops per view: 1 or 3.")] = 1,
-    batch_size: Annotated[int, typer.Option(min=1)] = 16,
-    workers: Annotated[int, typer.Option(min=0)] = 0,
-    device: Device = "auto",
-    damage: Damage = None,
-    frame_rate: FrameRate = None,
-    unknown: Annotated[
-        Path | None, typer.Option(help="open_set: videos of unknown classes, beside the rows that say so themselves.")
-    ] = None,
-    train: Annotated[
-        Path | None, typer.Option(help="open_set: what the model learned from, where it is not where its recipe says.")
-    ] = None,
-    class_scores: Annotated[
-        Path | None, typer.Option(help="localisation: JSON of whole videos' class scores for class-agnostic segments.")
-    ] = None,
-    features: Annotated[
-        Path | None, typer.Option(help="grounding: folder of the videos' features; by default the recipe's.")
-    ] = None,
-    proposals: Annotated[
-        Path | None, typer.Option(help="refinement: the detections.json of a detector on the same videos.")
-    ] = None,
-    captions: Annotated[
-        str | None, typer.Option(help="retrieval: first, all (many captions a video) or joined (paragraphs).")
-    ] = None,
-    bank: Annotated[
-        Path | None,
-        typer.Option(help="retrieval: manifest of training captions, to show query-bank normalised figures beside."),
-    ] = None,
-    frames: Annotated[
-        str, typer.Option(help="retrieval: numbers of frames to try, such as 4,5,6,7,8; the best is kept and said so.")
-    ] = "",
-    also: Annotated[
-        list[Path] | None,
-        typer.Option(
-            help="retrieval, zero_shot, multiple_choice: weights of one more model; similarities are averaged."
-        ),
-    ] = None,
-    beams: Annotated[int, typer.Option(min=1, help="captioning: beginnings kept while writing; 1 is greedy.")] = 1,
-    nucleus: Annotated[
-        float, typer.Option(min=0.0, max=1.0, help="captioning: draw words from the likeliest that hold this share.")
-    ] = 0.0,
-    seed: Annotated[int, typer.Option(help="captioning: of the draws.")] = 0,
-    persons: Annotated[
-        Path | None, typer.Option(help="spatio_temporal: boxes of a person detector, CSV or JSON.")
-    ] = None,
-    boxes: Annotated[
-        Path | None, typer.Option(help="anticipation, state_change: boxes of an object detector, JSON.")
-    ] = None,
-    restrict: Annotated[
-        bool,
-        typer.Option("--restrict", help="recognition: choose among the manifest's classes only, of a model of more."),
-    ] = False,
-    class_map: Annotated[
-        Path | None, typer.Option(help="With --restrict: file that says which class is which of the model's.")
-    ] = None,
-) -> None:
-    """Predict a table, score it, and print the figures with their protocol. The table can be scored again later."""
-    from internvideo.evaluation import EvaluationSettings, evaluate_task
-
-    settings = EvaluationSettings(
-        views=views,
-        crops=crops,
-        batch_size=batch_size,
-        workers=workers,
-        device=device,
-        unknown=unknown,
-        train=train,
-        class_scores=class_scores,
-        persons=persons,
-        boxes=boxes,
-        captions=captions,  # type: ignore[arg-type]  # checked there
-        bank=bank,
-        frames=whole_numbers("--frames", frames),
-        also=tuple(also or ()),
-        beams=beams,
-        nucleus=nucleus,
-        seed=seed,
-        restrict=restrict,
-        class_map=class_map,
-        proposals=proposals,
-        features=features,
-    )
-    evaluate_task(task, weights, manifest, output, settings, split=split)
-
-
-@app.command()
 def score(
     tables: Annotated[
         list[Path],
@@ -282,6 +188,8 @@ def list_(what: Annotated[str, typer.Argument(help="models, stages, tasks, recip
 
     say(listing(what))
 
+
+app.add_typer(evaluate, name="evaluate")
 
 COMMANDS: tuple[Callable[..., None], ...] = (embed, classify, caption, ask, compare, stream, fit)
 COMMANDS += (prepare, extract, localize, persons, navigation_world, ensemble, mix, export, convert, doctor)

@@ -29,8 +29,8 @@ def persons(
     """Detect persons at the key frames of a manifest with a detector of the transformers package."""
     from internvideo.apps.persons import PersonDetector, find_persons, write_persons
     from internvideo.data.manifest import read_manifest
+    from internvideo.distributed import choose_device
     from internvideo.errors import VideoError
-    from internvideo.recipe import choose_device
 
     rows = read_manifest(manifest).with_notes_logged()
     if split is not None:

@@ -18,9 +18,9 @@ from torch import Tensor
 
 from internvideo.data.resize import Style
 from internvideo.data.sampling import FrameSampler, Indices, Sparse
+from internvideo.data.settings import SAMPLERS
 from internvideo.data.transforms import EvalTransform
 from internvideo.errors import RecipeError, VideoError
-from internvideo.recipe import SAMPLERS, Recipe
 from internvideo.video.pool import borrow
 from internvideo.video.reader import Video
 
@@ -52,7 +52,7 @@ class Preprocessing:
     Attributes:
         frames: T of a clip.
         size: S, pixels.
-        sampler: rule of `recipe.SAMPLERS`; stride: of the dense rules.
+        sampler: rule of `data.settings.SAMPLERS`; stride: of the dense rules.
         step: the rule picks `sampled` frames (0: T), of which every `step`-th is kept.
         resize: short side before the centre crop, None for S; squash: to a square of it, without keeping the aspect.
         style: pixel arithmetic (`data.resize.Style`); with "torch" clips are float32 in 0..255 instead of uint8.
@@ -188,34 +188,6 @@ class Preprocessing:
             if type(values.get(name, 0)) is not int:
                 raise RecipeError(f"{where}: {name}", repr(values[name]), "a whole number")
         return cls(**values)
-
-    @classmethod
-    def of_recipe(cls, recipe: Recipe, *, whole: bool) -> Preprocessing:
-        """How a run's own recipe cuts its test clips.
-
-        Args:
-            recipe: of the run.
-            whole: keep all frames of the rule; the model itself leaves some out (an interaction of two encoders).
-        """
-        data, step = recipe.data, 1 if whole else getattr(recipe.settings, "frame_step", 1)
-        # Clips of one frame a second differ in length; here they are spread over the video, always T frames.
-        sampler = "linspace" if data.sampling.kind == "one_per_second" else data.sampling.kind
-        sampled = data.sampling.frames
-        whole_frames = recipe.stage == "regions" and data.key_frames.around is None
-        single = data.loader.single_frame
-        return cls(
-            frames=1 if single else len(range(0, sampled, step)),
-            size=data.key_frames.short if whole_frames else data.augment.size,
-            sampler=sampler,
-            style=data.augment.style,
-            squash=data.augment.squash,
-            resize=data.augment.test_resize,
-            stride=data.sampling.stride,
-            sampled=sampled,
-            step=1 if single else step,
-            short_side=data.loader.short_side,
-            single_frame=single,
-        )
 
     def with_settings(self, **settings: Any) -> Preprocessing:
         """The same but for some settings. Raises RecipeError as the constructor."""

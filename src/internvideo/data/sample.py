@@ -280,3 +280,11 @@ class Sample(_Part):
                 ),
             }
         )
+
+
+def frame_size(row: Sample, where: object) -> tuple[int, int]:
+    """Width and height of the attribute "size". Raises ManifestError."""
+    parts = row.attributes["size"].split("x")
+    if len(parts) != 2 or not all(part.isdecimal() and int(part) for part in parts):
+        raise ManifestError(where, f"the size '{row.attributes['size']}'", "WIDTHxHEIGHT in pixels")
+    return int(parts[0]), int(parts[1])

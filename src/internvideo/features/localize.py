@@ -19,6 +19,7 @@ from internvideo.inference.video_model import VideoModel
 from internvideo.plots import charts
 from internvideo.probing.cached_features import model_hash
 from internvideo.storage import write_text
+from internvideo.tasks.temporal_localization.build import FeatureData
 from internvideo.tasks.temporal_localization.data import read_feature_set
 from internvideo.tasks.temporal_localization.evaluate import LIKELY, Detector, page
 from internvideo.tasks.temporal_localization.predict import find_segments
@@ -103,7 +104,7 @@ def localize(
             classes, scores = tuple(class_scores), np.asarray(list(class_scores.values()))
     with TemporaryDirectory(prefix="internvideo-") as folder:
         extract([Item("video", video)], model, Path(folder), settings, progress=progress)
-        reading = recipe.data.features.model_copy(update={"annotations": None, "folder": None})
+        reading = recipe.data_as(FeatureData).features.model_copy(update={"annotations": None, "folder": None})
         features = read_feature_set(Path(folder), reading).videos[0]
         decoding = detector.settings.decoding(classes=detector.model.config.classes)
         device = next(detector.model.parameters()).device

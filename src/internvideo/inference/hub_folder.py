@@ -18,12 +18,12 @@ from torch import nn
 
 from internvideo import untrusted
 from internvideo.data.preprocessing import Preprocessing
+from internvideo.distributed import choose_device
 from internvideo.errors import RecipeError, RunError, WeightsError
 from internvideo.inference.families import Precision
 from internvideo.model_table import MODELS, create_model
 from internvideo.models.declared import within
 from internvideo.models.skip_init import check_all_loaded, skip_init
-from internvideo.recipe import choose_device
 from internvideo.storage import read_safetensors, write_text
 from internvideo.tasks.protocol import weights_hash
 from internvideo.weights.fetch import is_remote, sha256_of

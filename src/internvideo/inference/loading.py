@@ -13,6 +13,8 @@ from torch import nn
 
 from internvideo import untrusted
 from internvideo.data.preprocessing import Preprocessing
+from internvideo.data.settings import SampledData
+from internvideo.distributed import choose_device
 from internvideo.errors import RecipeError, WeightsError
 from internvideo.inference import hub_folder
 from internvideo.inference.clip_size import at_clip_size
@@ -20,10 +22,12 @@ from internvideo.inference.families import overrides_of, published_preprocessing
 from internvideo.inference.video_model import Precision, VideoModel
 from internvideo.model_table import MODELS, create_model
 from internvideo.models.skip_init import check_all_loaded, skip_init
-from internvideo.pipeline import Trained, load_trained
-from internvideo.recipe import choose_device
 from internvideo.storage import read_metadata
+from internvideo.tasks import CATALOG
 from internvideo.tasks.protocol import weights_hash
+from internvideo.tasks.spatiotemporal.build import KeyFrameData
+from internvideo.training.recipe import Recipe
+from internvideo.training.trained import Trained, load_trained
 from internvideo.weights import foreign_folder
 from internvideo.weights.fetch import check_ending, fetch, is_remote
 from internvideo.weights.licenses import licence_of
@@ -203,11 +207,11 @@ def _from_run(path: Path, options: LoadOptions) -> VideoModel:
     """Load the weights of a run of `internvideo train`."""
     _refuse_overrides(options, path)
     with skip_init():
-        trained: Trained = load_trained(path, device="cpu")
+        trained: Trained = load_trained(path, CATALOG, device="cpu")
     check_all_loaded(trained.model, path)
     name, module, classes = trained.recipe.model.name, trained.model, trained.classes
     whole = video_encoder(module, name).takes_frame_step
-    clips = Preprocessing.of_recipe(trained.recipe, whole=whole)
+    clips = preprocessing_of(trained.recipe, whole=whole)
     module, clips = at_clip_size(name, module, clips, options.frames, options.image_size, path)
     metadata = {"source": str(path), "layout": "internvideo training", "stage": trained.recipe.stage}
     if options.num_classes is None:
@@ -326,3 +330,31 @@ def _with_classes(name: str, settings: dict[str, object], classes: int) -> dict[
     if not hasattr(MODELS[name].config, "classes") or name.endswith("-pretrain"):
         raise RecipeError(f"model {name}", "has no classifier", "no num_classes")
     return {**settings, "classes": classes}
+
+
+def preprocessing_of(recipe: Recipe, *, whole: bool) -> Preprocessing:
+    """How a run's own recipe cuts its test clips.
+
+    Args:
+        recipe: of a run that learns from clips.
+        whole: keep all frames of the rule; the model itself leaves some out (an interaction of two encoders).
+    """
+    data, step = recipe.data_as(SampledData), 1 if whole else getattr(recipe.settings, "frame_step", 1)
+    # Clips of one frame a second differ in length; here they are spread over the video, always T frames.
+    kind = "linspace" if data.sampling.kind == "one_per_second" else data.sampling.kind
+    sampled, size, single = data.sampling.frames, data.augment.size, data.loader.single_frame
+    if isinstance(data, KeyFrameData) and recipe.stage == "regions" and data.key_frames.around is None:
+        size = data.key_frames.short  # the whole frame
+    return Preprocessing(
+        frames=1 if single else len(range(0, sampled, step)),
+        size=size,
+        sampler=kind,
+        style=data.augment.style,
+        squash=data.augment.squash,
+        resize=data.augment.test_resize,
+        stride=data.sampling.stride,
+        sampled=sampled,
+        step=1 if single else step,
+        short_side=data.loader.short_side,
+        single_frame=single,
+    )

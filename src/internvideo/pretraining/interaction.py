@@ -5,13 +5,19 @@ Source: paper 3.3 and 4.2.3.
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
+from internvideo import distributed
 from internvideo.data.batch import Batch
+from internvideo.data.settings import ClipData
 from internvideo.models.cross_model import CrossModel
 from internvideo.objectives.classification import Divisor, at_least_one, cross_entropy
+from internvideo.training.clip_job import clip_job
+from internvideo.training.recipe import Job, Recipe, StageSpec
 
 
 class InteractionSettings(BaseModel):
@@ -48,3 +54,21 @@ class InteractionStage(nn.Module):
         smoothing = self.settings.label_smoothing
         loss = cross_entropy(scores.fused, batch.labels, smoothing=smoothing, divisor=self.divisor)
         return {"loss": loss, **self.model.gates()}
+
+
+def build(recipe: Recipe, skipped: Path | None) -> Job:
+    """Build the job of a recipe. Raises as `clip_job`."""
+    settings = recipe.settings_as(InteractionSettings)
+    return clip_job(recipe, skipped, lambda model: InteractionStage(model, settings, distributed.divisor))
+
+
+STAGE = StageSpec(
+    "interaction",
+    "cross-model attention between the two frozen encoders, learned fusion of their scores",
+    InteractionSettings,
+    ClipData,
+    InteractionStage,
+    (CrossModel,),
+    build,
+    classifiers=("masked", "multimodal"),
+)

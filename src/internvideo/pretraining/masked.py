@@ -5,14 +5,19 @@ Source: paper 3.1.1; engine_for_pretraining.py, masking_generator.py, modeling_p
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
 from internvideo.data.batch import Batch
+from internvideo.data.settings import ClipData
 from internvideo.models.videomae import VideoMAEPretrain
 from internvideo.objectives.masking import MaskKind, num_masked_tokens, sample_mask
 from internvideo.objectives.reconstruction import pixel_targets, reconstruction_loss, unpatchify
+from internvideo.training.clip_job import clip_job
+from internvideo.training.recipe import Job, Recipe, StageSpec
 
 
 class MaskedSettings(BaseModel):
@@ -106,3 +111,20 @@ class MaskedStage(nn.Module):
         whole = [unpatchify(part, config.grid, config.tubelet, config.patch_size) for part in (shown, rebuilt)]
         seen, made = [(part.clamp(0, 1) * 255).round().to(torch.uint8) for part in whole]
         return seen, made
+
+
+def build(recipe: Recipe, skipped: Path | None) -> Job:
+    """Build the job of a recipe. Raises as `clip_job`."""
+    settings = recipe.settings_as(MaskedSettings)
+    return clip_job(recipe, skipped, lambda model: MaskedStage(model, settings), settings="settings.ratio")
+
+
+STAGE = StageSpec(
+    "masked",
+    "rebuild the hidden tubes, 90 % in the paper (VideoMAE)",
+    MaskedSettings,
+    ClipData,
+    MaskedStage,
+    (VideoMAEPretrain,),
+    build,
+)

@@ -9,16 +9,31 @@ Source: paper 3.1.2 and 4.2.1; Multi-Modalities-Pretraining, multi-modalities-do
 
 from __future__ import annotations
 
+from dataclasses import replace
+from pathlib import Path
+
 import torch
 from pydantic import Field
 from torch import Tensor, nn
 
+from internvideo import distributed
 from internvideo.data.batch import Batch
+from internvideo.data.loader import Loader
+from internvideo.data.manifest import Manifest, read_manifest
+from internvideo.data.mixture import AlternatingLoader
+from internvideo.data.settings import CaptionedClipData
+from internvideo.data.shards import ShardLoader, read_shards
+from internvideo.data.tokenizer import Tokenizer
+from internvideo.errors import RecipeError
 from internvideo.models.video_language import VideoLanguage
 from internvideo.objectives.captioning import after_end, caption_loss
 from internvideo.objectives.classification import Divisor, at_least_one
 from internvideo.objectives.contrastive import symmetric_contrastive
 from internvideo.pretraining.gradient_cache import Gather, PartSettings, alone, in_parts
+from internvideo.training.clip_job import clip_job, clip_loader
+from internvideo.training.loop import BatchSource
+from internvideo.training.model_setup import setting
+from internvideo.training.recipe import Job, Recipe, StageSpec
 
 
 class MultimodalSettings(PartSettings):
@@ -86,3 +101,66 @@ class MultimodalStage(nn.Module):
             losses["caption"] = (torch.stack([loss for loss, _ in written]) * (words / self.divisor(words.sum()))).sum()
             losses["loss"] = losses["loss"] + self.settings.caption_weight * losses["caption"]
         return losses
+
+
+class MultimodalData(CaptionedClipData):
+    """Captioned clips, and captioned images beside them."""
+
+    images: Path | None = Field(
+        None, description="captioned images or videos; every second batch is then of single frames"
+    )
+    image_shards: str | None = Field(
+        None, description="the same from tar shards: a folder, or an address like s3://x/{00000..00099}.tar"
+    )
+    shard_index: Path | None = Field(None, description="folder that keeps where what lies in the shards")
+    image_batch_size: int | None = Field(None, ge=1, description="of the image batches; that of the videos by default")
+
+
+def build(recipe: Recipe, skipped: Path | None) -> Job:
+    """Build the job of a recipe. Raises as `clip_job`."""
+    settings, data = recipe.settings_as(MultimodalSettings), recipe.data_as(MultimodalData)
+
+    def stage(model: VideoLanguage) -> MultimodalStage:
+        return MultimodalStage(model, settings, gather=distributed.gather_with_gradient, divisor=distributed.divisor)
+
+    def loader(manifest: Manifest, model: VideoLanguage) -> BatchSource:
+        tokenizer = Tokenizer(context_length=model.config.text.context)
+        return _with_images(clip_loader(recipe, manifest, skipped, tokenizer), data, skipped, tokenizer)
+
+    job = clip_job(
+        recipe, skipped, stage, make_loader=loader, captions=data.captions, settings="settings.caption_weight"
+    )
+    if isinstance(job.loader, AlternatingLoader):
+        return replace(job, facts={"image_rows": job.loader.images.sample_index.fingerprint})
+    return job
+
+
+def _with_images(videos: Loader, data: MultimodalData, skipped: Path | None, tokenizer: Tokenizer) -> BatchSource:
+    """Batches of clips and of images in turn, where the recipe names images. Raises RecipeError, ManifestError."""
+    if data.image_shards is None and data.images is None:
+        return videos
+    sampler = data.sampling.build()
+    with setting("data.augment"):
+        transform = data.augment.train_transform()
+    images = replace(data.loader, single_frame=True, batch_size=data.image_batch_size or data.loader.batch_size)
+    if data.image_shards is None:
+        assert data.images is not None
+        rows = read_manifest(data.images).with_notes_logged()
+        return AlternatingLoader(videos, Loader(rows, sampler, transform, images, tokenizer=tokenizer, skipped=skipped))
+    if data.images is not None:
+        raise RecipeError("data.image_shards", "data.images is given too", "one of them")
+    shards = read_shards(data.image_shards, data.shard_index)
+    return AlternatingLoader(
+        videos, ShardLoader(shards, sampler, transform, images, tokenizer=tokenizer, skipped=skipped)
+    )
+
+
+STAGE = StageSpec(
+    "multimodal",
+    "match clips and captions, write captions (UniFormerV2 on CLIP)",
+    MultimodalSettings,
+    MultimodalData,
+    MultimodalStage,
+    (VideoLanguage,),
+    build,
+)

@@ -6,13 +6,23 @@ Source: paper 3.2; run_class_finetuning.py, UniFormerV2 configs. Mixup and cutmi
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
+from internvideo import distributed
 from internvideo.data.batch import Batch
+from internvideo.data.manifest import Manifest
+from internvideo.data.mixture import MixedLoader
+from internvideo.data.settings import LabeledClipData
 from internvideo.models.encoder import ClipClassifier
 from internvideo.objectives.classification import Divisor, at_least_one, cross_entropy
+from internvideo.training.clip_job import clip_job, clip_loader
+from internvideo.training.loop import BatchSource
+from internvideo.training.model_setup import setting
+from internvideo.training.recipe import Job, Recipe, StageSpec
 
 
 class SupervisedSettings(BaseModel):
@@ -46,3 +56,33 @@ class SupervisedStage(nn.Module):
         logits = self.model(self.model.normalize(video))
         smoothing = 0.0 if batch.labels.is_floating_point() else self.settings.label_smoothing
         return {"loss": cross_entropy(logits, batch.labels, smoothing=smoothing, divisor=self.divisor)}
+
+
+def build(recipe: Recipe, skipped: Path | None) -> Job:
+    """Build the job of a recipe; batches are mixed where it says so. Raises as `clip_job`."""
+    settings, data = recipe.settings_as(SupervisedSettings), recipe.data_as(LabeledClipData)
+
+    def loader(manifest: Manifest, _: nn.Module) -> BatchSource:
+        clips = clip_loader(recipe, manifest, skipped)
+        with setting("data.augment"):
+            mixup = data.augment.mix(len(manifest.classes))
+        return clips if mixup is None else MixedLoader(clips, mixup, seed=data.loader.seed)
+
+    return clip_job(
+        recipe,
+        skipped,
+        lambda model: SupervisedStage(model, settings, divisor=distributed.divisor),
+        make_loader=loader,
+    )
+
+
+STAGE = StageSpec(
+    "supervised",
+    "learn action labels, one encoder at a time",
+    SupervisedSettings,
+    LabeledClipData,
+    SupervisedStage,
+    (ClipClassifier,),
+    build,
+    classifiers=("",),
+)

@@ -1,1 +1,66 @@
-"""Evaluation tasks: each predicts a saved table and scores it without model or video."""
+"""The paper's section 4.3 and Ego4D: one package per task, all of them in the tuple TASKS.
+
+A task is added here and nowhere else: stages, models, evaluations and options are views of the tuple.
+"""
+
+from __future__ import annotations
+
+from internvideo.models.entry import ModelEntry
+from internvideo.models.factory import BACKBONES
+from internvideo.pretraining import interaction, masked, multimodal, supervised
+from internvideo.tasks.anticipation.spec import SPEC as ANTICIPATION
+from internvideo.tasks.captioning.spec import SPEC as CAPTIONING
+from internvideo.tasks.grounding.spec import SPEC as GROUNDING
+from internvideo.tasks.hands.spec import SPEC as HANDS
+from internvideo.tasks.multiple_choice.spec import SPEC as MULTIPLE_CHOICE
+from internvideo.tasks.navigation.spec import SPEC as NAVIGATION
+from internvideo.tasks.open_set.spec import SPEC as OPEN_SET
+from internvideo.tasks.question_answering.spec import SPEC as QUESTION_ANSWERING
+from internvideo.tasks.recognition.spec import SPEC as RECOGNITION
+from internvideo.tasks.refinement.spec import SPEC as REFINEMENT
+from internvideo.tasks.retrieval.spec import SPEC as RETRIEVAL
+from internvideo.tasks.spatiotemporal.spec import SPEC as SPATIOTEMPORAL
+from internvideo.tasks.state_change.spec import SPEC as STATE_CHANGE
+from internvideo.tasks.task import TaskSpec
+from internvideo.tasks.temporal_localization.spec import SPEC as TEMPORAL_LOCALIZATION
+from internvideo.tasks.verb_noun.spec import SPEC as VERB_NOUN
+from internvideo.tasks.zero_shot.spec import SPEC as ZERO_SHOT
+from internvideo.training.recipe import Catalog, StageSpec
+
+TASKS: tuple[TaskSpec, ...] = (
+    RECOGNITION,
+    OPEN_SET,
+    ZERO_SHOT,
+    RETRIEVAL,
+    TEMPORAL_LOCALIZATION,
+    REFINEMENT,
+    GROUNDING,
+    SPATIOTEMPORAL,
+    VERB_NOUN,
+    ANTICIPATION,
+    STATE_CHANGE,
+    HANDS,
+    MULTIPLE_CHOICE,
+    CAPTIONING,
+    NAVIGATION,
+    QUESTION_ANSWERING,
+)
+
+PRETRAINING: tuple[StageSpec, ...] = (masked.STAGE, multimodal.STAGE, supervised.STAGE, interaction.STAGE)
+"""The stages of the paper's section 3."""
+
+STAGES: dict[str, StageSpec] = {
+    stage.name: stage for stage in (*PRETRAINING, *(stage for task in TASKS for stage in task.stages))
+}
+"""Name -> stage, of all that a recipe can train."""
+
+MODELS: dict[str, ModelEntry] = {**BACKBONES, **{name: row for task in TASKS for name, row in task.models.items()}}
+"""Name -> model, of the backbones and of the tasks."""
+
+CATALOG = Catalog(STAGES, MODELS)
+"""What recipes can name."""
+
+
+def task_named(name: str) -> TaskSpec | None:
+    """The task of a name, None where there is none."""
+    return next((task for task in TASKS if task.name == name), None)

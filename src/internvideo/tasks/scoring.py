@@ -1,56 +1,13 @@
-"""Every task's `score` by name, so that a saved table can be scored without knowing its task."""
+"""The mean of figures over several splits of one set."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
 import numpy as np
 
 from internvideo.errors import RunError
-from internvideo.tasks.anticipation import predict as anticipation
-from internvideo.tasks.captioning import predict as captioning
-from internvideo.tasks.grounding import predict as grounding
-from internvideo.tasks.hands import predict as future_hands
-from internvideo.tasks.multiple_choice import predict as multiple_choice
-from internvideo.tasks.navigation import predict as navigation
-from internvideo.tasks.open_set import predict as open_set
-from internvideo.tasks.question_answering import predict as answering
-from internvideo.tasks.recognition import predict as recognition
-from internvideo.tasks.refinement import predict as refinement
-from internvideo.tasks.retrieval import predict as retrieval
-from internvideo.tasks.spatiotemporal import predict as spatio_temporal
-from internvideo.tasks.state_change import predict as state_change
 from internvideo.tasks.table import Predictions, Result
-from internvideo.tasks.temporal_localization import predict as localisation
-from internvideo.tasks.verb_noun import predict as verb_noun
-from internvideo.tasks.zero_shot import predict as zero_shot
-
-SCORES: dict[str, Callable[[Predictions], Result]] = {
-    recognition.NAME: recognition.score,
-    open_set.NAME: open_set.score,
-    zero_shot.NAME: zero_shot.score,
-    retrieval.NAME: retrieval.score,
-    localisation.NAME: localisation.score,
-    refinement.NAME: refinement.score,
-    grounding.NAME: grounding.score,
-    spatio_temporal.NAME: spatio_temporal.score,
-    multiple_choice.NAME: multiple_choice.score,
-    answering.NAME: answering.score,
-    captioning.NAME: captioning.score,
-    verb_noun.NAME: verb_noun.score,
-    anticipation.NAME: anticipation.score,
-    state_change.NAME: state_change.score,
-    future_hands.NAME: future_hands.score,
-    navigation.NAME: navigation.score,
-}
-
-
-def score(table: Predictions) -> Result:
-    """Figures of a saved table. RunError when its task is not known."""
-    if table.task not in SCORES:
-        raise RunError("table", f"task '{table.task}'", ", ".join(SCORES), "score it with the version that made it")
-    return SCORES[table.task](table)
-
 
 SAME = ("frames", "size", "views", "crops", "sampling", "resizing")
 """What of a protocol must agree where figures of several splits are averaged."""

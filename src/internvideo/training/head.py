@@ -11,7 +11,7 @@ from pathlib import Path
 
 from internvideo.datasets.class_names import ClassMatch, match_classes, only_count
 from internvideo.errors import RecipeError, WeightsError
-from internvideo.recipe import Recipe
+from internvideo.training.recipe import Recipe
 
 DO = "set init_head: names to keep its rows of these classes, init_head: fresh to draw a new one"
 

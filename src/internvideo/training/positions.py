@@ -10,7 +10,7 @@ import copy
 
 from internvideo.models.factory import configure
 from internvideo.models.videomae import VideoMAEConfig, VideoMAEPretrain
-from internvideo.recipe import MODELS, Recipe
+from internvideo.training.recipe import Recipe
 from internvideo.weights.initialize import masked_parts, native_clip
 
 
@@ -22,16 +22,16 @@ def with_positions(recipe: Recipe) -> Recipe:
     Raises:
         WeightsError: a file of `init` that cannot be read. RecipeError: overrides that do not fit.
     """
-    if not recipe.init or MODELS[recipe.model.name].build is VideoMAEPretrain:
+    if not recipe.init or recipe.catalog.models[recipe.model.name].build is VideoMAEPretrain:
         return recipe
     overrides = copy.deepcopy(recipe.model.overrides)
-    for part, config in masked_parts(configure(recipe.model.name, overrides, MODELS)).items():
+    for part, config in masked_parts(configure(recipe.model.name, overrides, recipe.catalog.models)).items():
         path = recipe.init.get(part) or recipe.init.get("weights")
         settings = overrides.get(part, {}) if part else overrides
         said = settings.get("position_table")
         if path is None or config.learnable_positions or "native_clip" in settings or said == "native":
             continue
-        clip = native_clip(path, config.tubelet, MODELS)
+        clip = native_clip(path, config.tubelet, recipe.catalog.models)
         if said is not None or clip != (config.image_size, config.frames):
             settings = {**settings, "position_table": "resized", "native_clip": list(clip)}
             overrides |= {part: settings} if part else settings
@@ -40,7 +40,7 @@ def with_positions(recipe: Recipe) -> Recipe:
 
 def told(recipe: Recipe) -> tuple[str, ...]:
     """One line for each masked encoder whose fixed positions are resized."""
-    parts = masked_parts(configure(recipe.model.name, recipe.model.overrides, MODELS))
+    parts = masked_parts(configure(recipe.model.name, recipe.model.overrides, recipe.catalog.models))
     return tuple(_line(part, config) for part, config in parts.items() if _is_resized(config))
 
 

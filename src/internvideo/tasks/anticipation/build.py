@@ -8,21 +8,29 @@ import numpy as np
 
 from internvideo import distributed
 from internvideo.errors import ManifestError, RecipeError
-from internvideo.pretraining.build import clip_form, training_rows
-from internvideo.recipe import STAGES, Recipe
 from internvideo.tasks.anticipation.model import Anticipator
-from internvideo.tasks.anticipation.objects import class_list, learned, object_frames, of_frame, read_detections
+from internvideo.tasks.anticipation.stage import AnticipationSettings, AnticipationStage
+from internvideo.tasks.spatiotemporal.build import KeyFrameData, clip_form
 from internvideo.tasks.spatiotemporal.data import ClipForm, KeyFrame, KeyFrameLoader
-from internvideo.training.build import Job, draw_model, start_model
+from internvideo.tasks.spatiotemporal.object_boxes import (
+    class_list,
+    learned,
+    object_frames,
+    of_frame,
+    read_detections,
+)
+from internvideo.training.clip_job import check_clips, training_rows
+from internvideo.training.model_setup import init_model, load_init_weights
+from internvideo.training.recipe import Job, Recipe, StageSpec
 
 
-def prepare(recipe: Recipe, *, skipped: Path | None) -> Job:
-    """Key frames, loader, model and stage; the classes of the job are the verbs.
+def build(recipe: Recipe, skipped: Path | None) -> Job:
+    """Build the job of a recipe; its classes are the verbs.
 
     Raises:
         RecipeError, ManifestError, VideoError, WeightsError: what does not fit together.
     """
-    data = recipe.data
+    data, settings = recipe.data_as(KeyFrameData), recipe.settings_as(AnticipationSettings)
     manifest = training_rows(recipe)
     verbs = class_list(manifest.root / "verbs.txt", "the verbs, one a line")
     found = None if data.key_frames.candidates is None else read_detections(data.key_frames.candidates)
@@ -31,20 +39,15 @@ def prepare(recipe: Recipe, *, skipped: Path | None) -> Job:
         for frame in object_frames(manifest)
     ]
     guess = guessed(frames, len(verbs), manifest.source)
-    model = draw_model(recipe, len(verbs))
-    if not isinstance(model, Anticipator):
-        raise TypeError(f"the stage anticipation trains a {type(model).__name__}")
+    model = init_model(recipe, len(verbs), Anticipator)
     if data.augment.flip:
         raise RecipeError("data.augment.flip", "true, but verbs may know left from right", "false")
-    if data.sampling.frames != model.config.frames:
-        raise RecipeError(
-            "data.sampling.frames", str(data.sampling.frames), f"{model.config.frames}, those of the model"
-        )
-    head = start_model(model, recipe, verbs)
-    stage = STAGES[recipe.stage].stage(model, recipe.settings, distributed.divisor)
+    check_clips(recipe, model)
+    head = load_init_weights(model, recipe, verbs)
+    stage = AnticipationStage(model, settings, distributed.divisor)
     loader = KeyFrameLoader(
         manifest,
-        contact_form(recipe),
+        contact_form(data),
         data.loader,
         skipped=skipped,
         frames=[frame for frame in frames if len(frame.boxes)],
@@ -53,9 +56,9 @@ def prepare(recipe: Recipe, *, skipped: Path | None) -> Job:
     return Job(recipe, stage, loader, verbs, manifest.fingerprint, context, head)
 
 
-def contact_form(recipe: Recipe) -> ClipForm:
+def contact_form(data: KeyFrameData) -> ClipForm:
     """How the clip before a key frame is cut."""
-    form = clip_form(recipe, 0)
+    form = clip_form(data, 0)
     return ClipForm(form.frames, form.stride, form.transform, form.classes, before=True)
 
 
@@ -71,3 +74,15 @@ def guessed(frames: list[KeyFrame], verbs: int, source: Path) -> list[float]:
         found = f"{len(targets)} objects with verb and time to contact"
         raise ManifestError(source, found, f"verbs 0 to {verbs - 1}, times from 0")
     return [float(np.bincount(targets[:, 0].astype(np.int64)).argmax()), float(targets[:, 1].mean())]
+
+
+STAGE = StageSpec(
+    "anticipation",
+    "tell what will be done to objects in boxes, and when (Ego4D)",
+    AnticipationSettings,
+    KeyFrameData,
+    AnticipationStage,
+    (Anticipator,),
+    build,
+    classifiers=("",),
+)

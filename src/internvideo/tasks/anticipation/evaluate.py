@@ -6,25 +6,23 @@ from pathlib import Path
 
 import numpy as np
 
+from internvideo.distributed import choose_device
 from internvideo.errors import RecipeError
-from internvideo.pipeline import Trained
-from internvideo.recipe import choose_device
 from internvideo.storage import write_text
 from internvideo.tasks.anticipation import predict as anticipation
-from internvideo.tasks.anticipation.boxes import boxes_to_test, check_output, draw
 from internvideo.tasks.anticipation.build import contact_form
 from internvideo.tasks.anticipation.model import Anticipator
-from internvideo.tasks.anticipation.objects import ObjectFrame
 from internvideo.tasks.anticipation.stage import AnticipationSettings
 from internvideo.tasks.class_rows import under_classes
 from internvideo.tasks.clip_evaluation import split_rows
-from internvideo.tasks.evaluation_settings import EvaluationSettings
+from internvideo.tasks.spatiotemporal.box_evaluation import BoxOptions, boxes_to_test, check_output, draw
+from internvideo.tasks.spatiotemporal.build import KeyFrameData
+from internvideo.tasks.spatiotemporal.object_boxes import ObjectFrame
 from internvideo.tasks.table import Result, print_result, save_result
+from internvideo.training.trained import Trained
 
 
-def evaluate(
-    trained: Trained, manifest: Path, output: Path, settings: EvaluationSettings, *, split: str | None
-) -> Result:
+def evaluate(trained: Trained, manifest: Path, output: Path, settings: BoxOptions, split: str | None) -> Result:
     """Write anticipation.npz and .json, predictions.json and anticipation.svg; print the figures.
 
     Raises:
@@ -35,7 +33,7 @@ def evaluate(
         raise RecipeError("weights", f"hold a {type(model).__name__}", "an anticipator")
     nouns = tuple(trained.context["nouns"])
     rows = under_classes(split_rows(manifest, split), nouns)
-    boxes = boxes_to_test(trained, rows, contact_form(trained.recipe), settings)
+    boxes = boxes_to_test(trained, rows, contact_form(trained.recipe.data_as(KeyFrameData)), settings)
     protocol = {**boxes.protocol, "score": "times probability of contact" if stage.discount else "of the detector"}
     target = output / f"{anticipation.NAME}.npz"
     check_output(target, protocol)

@@ -5,40 +5,50 @@ from __future__ import annotations
 from pathlib import Path
 from typing import cast
 
+from pydantic import Field
+
 from internvideo import distributed
 from internvideo.data.vocabulary import Vocabulary
-from internvideo.recipe import STAGES, Recipe
-from internvideo.tasks.grounding.data import QueryLoader, answered, read_query_set
+from internvideo.tasks.grounding.data import QueryLoader, QuerySettings, answered, read_query_set
 from internvideo.tasks.grounding.model import Grounder
 from internvideo.tasks.grounding.predict import prior_of
-from internvideo.tasks.temporal_localization.build import check_width
-from internvideo.training.build import Job, draw_model, start_model, training_path
+from internvideo.tasks.grounding.stage import GroundingSettings, GroundingStage
+from internvideo.tasks.temporal_localization.build import FeatureData, check_width
 from internvideo.training.loop import BatchSource
+from internvideo.training.model_setup import init_model, load_init_weights, training_path
+from internvideo.training.recipe import Job, Recipe, StageSpec
 
 
-def prepare(recipe: Recipe, *, skipped: Path | None) -> Job:
-    """Queries, features, words, loader, model and stage; the words are the job's classes.
+class QueryData(FeatureData):
+    """Queries about videos, and their features."""
 
-    Raises RecipeError, ManifestError, WeightsError.
-    """
-    data = recipe.data
+    queries: QuerySettings = Field(default_factory=QuerySettings)
+
+
+def build(recipe: Recipe, skipped: Path | None) -> Job:
+    """Build the job of a recipe; its classes are the words. Raises RecipeError, ManifestError, WeightsError."""
+    data, settings = recipe.data_as(QueryData), recipe.settings_as(GroundingSettings)
     queries = answered(read_query_set(training_path(recipe), data.queries, data.features, split=data.split))
     words = Vocabulary.from_texts((query.text for query in queries.queries), data.queries.most)
-    model = draw_model(recipe, len(words))
-    if not isinstance(model, Grounder):
-        raise TypeError(f"the stage grounding trains a {type(model).__name__}")
+    model = init_model(recipe, len(words), Grounder)
     check_width(queries.features.width, model.config.input_width)
-    head = start_model(model, recipe, words.words)
-    stage = STAGES[recipe.stage].stage(model, recipe.settings, distributed.divisor)
+    head = load_init_weights(model, recipe, words.words)
+    stage = GroundingStage(model, settings, distributed.divisor)
     config = model.config
-    loader = QueryLoader(
-        queries,
-        words,
-        config.words,
-        data.features,
-        config.max_length,
-        data.loader,
-    )
+    loader = QueryLoader(queries, words, config.words, data.features, config.max_length, data.loader)
     context = {"features": dict(queries.features.protocol), **prior_of(queries)}
     # The loop asks a batch for its length, its ids and to move; every kind of batch answers.
     return Job(recipe, stage, cast(BatchSource, loader), words.words, queries.fingerprint, context, head)
+
+
+STAGE = StageSpec(
+    "grounding",
+    "find in time what a query asks for, on the same features (VSLNet, Ego4D)",
+    GroundingSettings,
+    QueryData,
+    GroundingStage,
+    (Grounder,),
+    build,
+    classifiers=("",),
+    outputs="vocabulary",
+)

@@ -3,28 +3,35 @@
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
-from typing import cast
+from typing import Annotated, cast
 
 from internvideo import distributed
 from internvideo.data.vocabulary import Vocabulary
+from internvideo.distributed import choose_device
 from internvideo.errors import RecipeError
-from internvideo.pipeline import Trained
 from internvideo.plots import charts as figures
-from internvideo.recipe import choose_device
 from internvideo.storage import write_text
-from internvideo.tasks.evaluation_settings import EvaluationSettings
 from internvideo.tasks.grounding import predict as grounding
+from internvideo.tasks.grounding.build import QueryData
 from internvideo.tasks.grounding.data import read_query_set
 from internvideo.tasks.grounding.model import Grounder
 from internvideo.tasks.grounding.stage import GroundingSettings
 from internvideo.tasks.table import Predictions, Result, print_result, save_result
+from internvideo.tasks.task import EvaluateOptions
 from internvideo.tasks.temporal_localization.evaluate import SHOWN, check_output, check_protocol, page
+from internvideo.training.trained import Trained
 
 
-def evaluate(
-    trained: Trained, manifest: Path, output: Path, settings: EvaluationSettings, *, split: str | None
-) -> Result:
+@dataclass(frozen=True, kw_only=True)
+class GroundingOptions(EvaluateOptions):
+    """Options of the evaluation."""
+
+    features: Annotated[Path | None, "Folder of the videos' features; by default the recipe's."] = None
+
+
+def evaluate(trained: Trained, manifest: Path, output: Path, settings: GroundingOptions, split: str | None) -> Result:
     """Write grounding.npz and .json, nlq.json (Ego4D's form) and timelines.html; print the figures.
 
     Args:
@@ -38,17 +45,18 @@ def evaluate(
         raise RecipeError("WORLD_SIZE", f"{distributed.world_size()} processes", "1 for grounding")
     recipe = trained.recipe
     how = cast(GroundingSettings, recipe.settings)
-    place = recipe.data.queries
+    data = recipe.data_as(QueryData)
+    place = data.queries
     if settings.features is not None:
         place = place.model_copy(update={"features": settings.features})
-    queries = read_query_set(manifest, place, recipe.data.features, split=split)
+    queries = read_query_set(manifest, place, data.features, split=split)
     check_protocol(trained.context["features"], queries.features)
     target = output / f"{grounding.NAME}.npz"
     table = grounding.predict(
         cast(Grounder, trained.model),
         queries,
         Vocabulary(trained.classes),
-        recipe.data.features,
+        data.features,
         choose_device(settings.device),
         spans=how.spans,
         most_overlap=how.most_overlap,

@@ -4,44 +4,45 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from pydantic import Field
+
 from internvideo import distributed
 from internvideo.data.loader import Loader
+from internvideo.data.settings import FrameAugment, SampledData
 from internvideo.data.transforms import EvalTransform, TrainTransform
-from internvideo.errors import RecipeError
-from internvideo.models.uniformerv2 import UniFormerV2
-from internvideo.models.videomae import VideoMAEClassifier
-from internvideo.pretraining.build import training_rows
-from internvideo.recipe import STAGES, AugmentSettings, Recipe
-from internvideo.tasks.hands.data import OUTPUTS, HandLoader, HandTargets, observed
-from internvideo.training.build import Job, draw_model, start_model
+from internvideo.models.encoder import ClipClassifier
+from internvideo.tasks.hands.data import OUTPUTS, HandLoader, HandSettings, HandTargets, observed
+from internvideo.tasks.hands.stage import HandsSettings, HandsStage
+from internvideo.training.clip_job import check_clips, training_rows
+from internvideo.training.model_setup import init_model, load_init_weights
+from internvideo.training.recipe import Job, Recipe, StageSpec
 
 
-def prepare(recipe: Recipe, *, skipped: Path | None) -> Job:
-    """Rows, loader, model and stage; the classes of the job are the names of the outputs.
+class HandData(SampledData):
+    """Clips before a contact, whole frames."""
+
+    augment: FrameAugment = FrameAugment()
+    hands: HandSettings = Field(default_factory=HandSettings)
+
+
+def build(recipe: Recipe, skipped: Path | None) -> Job:
+    """Build the job of a recipe; its classes are the names of the outputs.
 
     Raises:
         RecipeError, ManifestError, VideoError, WeightsError: what does not fit together.
     """
-    data = recipe.data
+    data, settings = recipe.data_as(HandData), recipe.settings_as(HandsSettings)
     rows, targets = observed(training_rows(recipe), data.hands)
-    model = draw_model(recipe, len(OUTPUTS))
-    if not isinstance(model, VideoMAEClassifier | UniFormerV2):
-        raise TypeError(f"the stage hands trains a {type(model).__name__}")
-    _check(recipe, model)
-    head = start_model(model, recipe, OUTPUTS)
-    stage = STAGES[recipe.stage].stage(model, recipe.settings, distributed.divisor)
-    clips = Loader(
-        rows,
-        data.sampling.build(),
-        whole_frame(data.augment)[0],
-        data.loader,
-        skipped=skipped,
-    )
+    model = init_model(recipe, len(OUTPUTS), ClipClassifier)
+    check_clips(recipe, model)
+    head = load_init_weights(model, recipe, OUTPUTS)
+    stage = HandsStage(model, settings, distributed.divisor)
+    clips = Loader(rows, data.sampling.build(), whole_frame(data.augment)[0], data.loader, skipped=skipped)
     loader = HandLoader(clips, targets, mirror=data.augment.flip, seed=data.loader.seed)
     return Job(recipe, stage, loader, OUTPUTS, rows.fingerprint, {"mean": mean_places(targets)}, head)
 
 
-def whole_frame(augment: AugmentSettings) -> tuple[TrainTransform, EvalTransform]:
+def whole_frame(augment: FrameAugment) -> tuple[TrainTransform, EvalTransform]:
     """The transforms of training and testing: the whole frame in a square, so that no hand is cut away."""
     size = augment.size
     train = TrainTransform(size, "centre", erasing=augment.erasing, resize=size, squash=True)
@@ -56,19 +57,13 @@ def mean_places(targets: HandTargets) -> list[float]:
     return [float(value) for value in (total / count).reshape(-1)]
 
 
-def _check(recipe: Recipe, model: VideoMAEClassifier | UniFormerV2) -> None:
-    data, config = recipe.data, model.config
-    if data.augment.size != config.image_size:
-        raise RecipeError(
-            "data.augment.size", str(data.augment.size), f"{config.image_size}, model.overrides.image_size"
-        )
-    if isinstance(model, VideoMAEClassifier) and data.sampling.frames != config.frames:
-        raise RecipeError("data.sampling.frames", str(data.sampling.frames), f"{config.frames}, model.overrides.frames")
-    for name, value, plain in (
-        ("crop", data.augment.crop, "centre"),
-        ("rand_augment", data.augment.rand_augment, None),
-        ("mixup", data.augment.mixup, 0.0),
-        ("cutmix", data.augment.cutmix, 0.0),
-    ):
-        if value != plain:
-            raise RecipeError(f"data.augment.{name}", f"{value}, but positions are of the whole frame", str(plain))
+STAGE = StageSpec(
+    "hands",
+    "tell where both hands will be, from the clip before (Ego4D)",
+    HandsSettings,
+    HandData,
+    HandsStage,
+    (ClipClassifier,),
+    build,
+    classifiers=("",),
+)

@@ -22,7 +22,7 @@ from internvideo.data.dataset import random_stream
 from internvideo.data.loader import Loader
 from internvideo.data.loader_wrapper import WrappedLoader
 from internvideo.data.manifest import Manifest
-from internvideo.data.sample import Sample
+from internvideo.data.sample import Sample, frame_size
 from internvideo.datasets.ego4d import HAND_FRAMES, HANDS
 from internvideo.errors import ManifestError
 from internvideo.video.reader import read_video_info
@@ -92,14 +92,6 @@ def observed(manifest: Manifest, settings: HandSettings) -> tuple[Manifest, Hand
         sizes.append(probed[row.path])
     arrays = (np.asarray(values, dtype=np.float64) for values in (positions, sizes, seen, steps))
     return replace(manifest, rows=tuple(rows)), HandTargets(*arrays)
-
-
-def frame_size(row: Sample, where: object) -> tuple[int, int]:
-    """Width and height of the attribute "size". Raises ManifestError."""
-    parts = row.attributes["size"].split("x")
-    if len(parts) != 2 or not all(part.isdecimal() and int(part) for part in parts):
-        raise ManifestError(where, f"the size '{row.attributes['size']}'", "WIDTHxHEIGHT in pixels")
-    return int(parts[0]), int(parts[1])
 
 
 def _told(row: Sample, name: str, where: object) -> Any:

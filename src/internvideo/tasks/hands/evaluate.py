@@ -8,26 +8,25 @@ import numpy as np
 
 from internvideo.data.loader import EvalLoader, LoaderSettings
 from internvideo.data.manifest import Manifest
+from internvideo.data.settings import SAMPLERS
+from internvideo.distributed import choose_device
 from internvideo.errors import RecipeError, VideoError
-from internvideo.pipeline import Trained
 from internvideo.plots import charts as figures
-from internvideo.recipe import SAMPLERS, choose_device
 from internvideo.storage import write_text
 from internvideo.tasks.clip_evaluation import clip_source, finish, split_rows
-from internvideo.tasks.evaluation_settings import EvaluationSettings
 from internvideo.tasks.hands import predict as future_hands
-from internvideo.tasks.hands.build import whole_frame
+from internvideo.tasks.hands.build import HandData, whole_frame
 from internvideo.tasks.hands.data import HandTargets, observed
 from internvideo.tasks.table import Predictions, Result
+from internvideo.tasks.task import ClipOptions
+from internvideo.training.trained import Trained
 from internvideo.video.pool import borrow
 
 SHOWN = 9
 """Clips that an evaluation draws."""
 
 
-def evaluate(
-    trained: Trained, manifest: Path, output: Path, settings: EvaluationSettings, *, split: str | None
-) -> Result:
+def evaluate(trained: Trained, manifest: Path, output: Path, settings: ClipOptions, split: str | None) -> Result:
     """Write future_hands.npz and .json, submission.json and hands.svg; print the figures.
 
     Raises:
@@ -35,9 +34,9 @@ def evaluate(
     """
     if settings.crops != 1:
         raise RecipeError("crops", str(settings.crops), "1: the whole frame is seen")
-    rows, targets = observed(split_rows(manifest, split), trained.recipe.data.hands)
+    rows, targets = observed(split_rows(manifest, split), trained.recipe.data_as(HandData).hands)
 
-    def predict(trained: Trained, rows: Manifest, settings: EvaluationSettings) -> Predictions:
+    def predict() -> Predictions:
         return _predict(trained, rows, targets, settings)
 
     def draw(table: Predictions, folder: Path) -> None:
@@ -46,11 +45,11 @@ def evaluate(
         if pictures:
             write_text(folder / "hands.svg", figures.frames_with_ways(pictures) + "\n")
 
-    return finish(future_hands.NAME, trained, rows, output, settings, predict, draw)
+    return finish(future_hands.NAME, future_hands.score, trained, rows, output, settings, predict, draw)
 
 
-def _predict(trained: Trained, rows: Manifest, targets: HandTargets, settings: EvaluationSettings) -> Predictions:
-    data = trained.recipe.data
+def _predict(trained: Trained, rows: Manifest, targets: HandTargets, settings: ClipOptions) -> Predictions:
+    data = trained.recipe.data_as(HandData)
     clips, _ = clip_source(trained, rows, settings)
     several = hasattr(SAMPLERS[data.sampling.kind], "views")
     sampling = data.sampling.model_copy(update={"views": clips.views}) if several else data.sampling

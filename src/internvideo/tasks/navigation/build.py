@@ -1,65 +1,95 @@
-"""Jobs that learn in worlds to walk in: eyes from panoramas of random walks, the planner from episodes."""
+"""Jobs that learn in worlds to walk in: the encoders from panoramas of random walks, the planner from episodes."""
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import cast
+from typing import Any, NamedTuple, cast
+
+from pydantic import Field
 
 from internvideo.data.loader import check_batches
+from internvideo.data.settings import DataSettings
 from internvideo.data.vocabulary import Vocabulary
 from internvideo.errors import RecipeError
-from internvideo.recipe import STAGES, Recipe
 from internvideo.tasks.navigation.model import Navigator
+from internvideo.tasks.navigation.stage import NavigationSettings, NavigationStage
+from internvideo.tasks.navigation.waypoint_stage import WaypointSettings, WaypointStage
 from internvideo.tasks.navigation.world.episodes import read_episodes
 from internvideo.tasks.navigation.world.loader import EpisodeLoader, PanoramaLoader, open_world
 from internvideo.tasks.navigation.world.protocol import Episode, NavEnv
+from internvideo.tasks.navigation.world.settings import PanoramaSettings, WorldSettings
 from internvideo.tasks.navigation.world.world import World
-from internvideo.training.build import Job, draw_model, setting, start_model, training_path
 from internvideo.training.loop import BatchSource
+from internvideo.training.model_setup import init_model, load_init_weights, setting, training_path
+from internvideo.training.recipe import Job, Recipe, StageSpec
 
 
-def prepare(recipe: Recipe, *, skipped: Path | None) -> Job:
-    """Episodes of the split (`train` by default), their world, agent and stage.
+class EpisodeData(DataSettings):
+    """Episodes, and the world that they are in."""
 
-    Raises:
-        RecipeError, ManifestError, WeightsError: what does not fit together or cannot be read.
-    """
-    data, path = recipe.data, training_path(recipe)
+    world: WorldSettings = Field(default_factory=WorldSettings)
+
+
+class PanoramaData(EpisodeData):
+    """The same, and panoramas of random walks."""
+
+    world: PanoramaSettings = Field(default_factory=PanoramaSettings)
+
+
+class _Parts(NamedTuple):
+    """What both stages learn from and with."""
+
+    path: Path
+    episodes: Sequence[Episode]
+    model: Navigator
+    words: Vocabulary
+    world: NavEnv
+    context: dict[str, Any]
+
+
+def _parts(recipe: Recipe) -> _Parts:
+    """Episodes of the split (`train` by default), their world, and the agent with its initial weights."""
+    data, path = recipe.data_as(EpisodeData), training_path(recipe)
     episodes = read_episodes(path, data.split or "train")
-    model = draw_model(recipe, 0)
-    if not isinstance(model, Navigator):
-        raise TypeError(f"the stage {recipe.stage} trains a {type(model).__name__}")
+    model = init_model(recipe, 0, Navigator)
     planner = model.config.planner
     words = Vocabulary.from_texts((episode.instruction for episode in episodes), planner.vocabulary)
-    world = open_for(recipe, model, path)
-    start_model(model, recipe)
-    with setting("settings"):
-        stage = STAGES[recipe.stage].stage(model, recipe.settings)
-    if recipe.stage == "waypoints":
-        if not isinstance(world, World):
-            raise RecipeError("data.world.kind", data.world.kind, "embedded, for the stage waypoints")
-        frames = model.config.video.frames
-        loader: object = PanoramaLoader(
-            episodes,
-            world,
-            data.world,
-            frames,
-            model.config.image.image_size,
-            data.loader,
-        )
-    else:
-        most = min(data.world.words, planner.words)
-        loader = EpisodeLoader(episodes, world, words, most, data.loader)
-        check_batches(len(loader), data.loader, len(episodes), f"episodes in {path}")
+    world = open_for(data, model, path)
+    load_init_weights(model, recipe)
     context = {"words": list(words.words), "most_words": min(data.world.words, planner.words)}
-    return Job(recipe, stage, cast(BatchSource, loader), (), fingerprint(episodes), context)
+    return _Parts(path, episodes, model, words, world, context)
 
 
-def open_for(recipe: Recipe, model: Navigator, path: Path) -> NavEnv:
+def build(recipe: Recipe, skipped: Path | None) -> Job:
+    """Build the job of the planner. Raises RecipeError, ManifestError, WeightsError."""
+    data, parts = recipe.data_as(EpisodeData), _parts(recipe)
+    with setting("settings"):
+        stage = NavigationStage(parts.model, recipe.settings_as(NavigationSettings))
+    loader = EpisodeLoader(parts.episodes, parts.world, parts.words, parts.context["most_words"], data.loader)
+    found = f"episodes in {parts.path}"
+    check_batches(len(loader), data.loader, len(parts.episodes), found)
+    return Job(recipe, stage, cast(BatchSource, loader), (), fingerprint(parts.episodes), parts.context)
+
+
+def build_waypoints(recipe: Recipe, skipped: Path | None) -> Job:
+    """Build the job of the encoders. Raises RecipeError, ManifestError, WeightsError."""
+    data, parts = recipe.data_as(PanoramaData), _parts(recipe)
+    with setting("settings"):
+        stage = WaypointStage(parts.model, recipe.settings_as(WaypointSettings))
+    if not isinstance(parts.world, World):
+        raise RecipeError("data.world.kind", data.world.kind, "embedded, for the stage waypoints")
+    config = parts.model.config
+    loader = PanoramaLoader(
+        parts.episodes, parts.world, data.world, config.video.frames, config.image.image_size, data.loader
+    )
+    return Job(recipe, stage, cast(BatchSource, loader), (), fingerprint(parts.episodes), parts.context)
+
+
+def open_for(data: EpisodeData, model: Navigator, path: Path) -> NavEnv:
     """The recipe's world, seen in the sizes that the agent takes."""
-    return open_world(path, recipe.data.world, model.config.image.image_size, model.config.depth_size)
+    return open_world(path, data.world, model.config.image.image_size, model.config.depth_size)
 
 
 def fingerprint(episodes: Sequence[Episode]) -> str:
@@ -69,3 +99,23 @@ def fingerprint(episodes: Sequence[Episode]) -> str:
         for one in episodes
     ]
     return hashlib.sha256(repr(told).encode()).hexdigest()[:16]
+
+
+WAYPOINTS = StageSpec(
+    "waypoints",
+    "an agent's eyes: where one can walk to, what stands there, what moves (embedded world)",
+    WaypointSettings,
+    PanoramaData,
+    WaypointStage,
+    (Navigator,),
+    build_waypoints,
+)
+STAGE = StageSpec(
+    "navigation",
+    "follow instructions through houses, by imitation with scheduled sampling (VLN-CE)",
+    NavigationSettings,
+    EpisodeData,
+    NavigationStage,
+    (Navigator,),
+    build,
+)

@@ -10,13 +10,11 @@ import numpy as np
 from internvideo import distributed
 from internvideo.data.loader import LoaderSettings
 from internvideo.data.vocabulary import Vocabulary
+from internvideo.distributed import choose_device
 from internvideo.errors import RecipeError, WeightsError
-from internvideo.pipeline import Trained
-from internvideo.recipe import choose_device
 from internvideo.storage import write_text
-from internvideo.tasks.evaluation_settings import EvaluationSettings
 from internvideo.tasks.navigation import predict as navigation
-from internvideo.tasks.navigation.build import fingerprint, open_for
+from internvideo.tasks.navigation.build import EpisodeData, fingerprint, open_for
 from internvideo.tasks.navigation.model import Navigator
 from internvideo.tasks.navigation.plots import Plan, plans
 from internvideo.tasks.navigation.stage import NavigationSettings
@@ -26,7 +24,9 @@ from internvideo.tasks.navigation.world.loader import EpisodeLoader
 from internvideo.tasks.navigation.world.protocol import Episode, NavEnv
 from internvideo.tasks.navigation.world.world import World
 from internvideo.tasks.table import Predictions, Result, print_result, save_result
+from internvideo.tasks.task import EvaluateOptions
 from internvideo.tasks.temporal_localization.evaluate import check_output
+from internvideo.training.trained import Trained
 
 SPLIT = "val_unseen"
 SHOWN = 6
@@ -36,9 +36,7 @@ DRAWN = (navigation.AGENT, "teacher")
 """Whose."""
 
 
-def evaluate(
-    trained: Trained, manifest: Path, output: Path, settings: EvaluationSettings, *, split: str | None
-) -> Result:
+def evaluate(trained: Trained, manifest: Path, output: Path, settings: EvaluateOptions, split: str | None) -> Result:
     """Write navigation.npz and .json and walks.svg; print the figures of the agent and of the baselines.
 
     Args:
@@ -53,7 +51,7 @@ def evaluate(
     if distributed.world_size() > 1:
         raise RecipeError("WORLD_SIZE", f"{distributed.world_size()} processes", "1 for navigation")
     episodes = read_episodes(manifest, split or SPLIT)
-    world = open_for(trained.recipe, model, manifest)
+    world = open_for(trained.recipe.data_as(EpisodeData), model, manifest)
     words, size = Vocabulary(trained.context["words"]), settings.batch_size
     loader = EpisodeLoader(episodes, world, words, trained.context["most_words"], LoaderSettings(batch_size=size))
 

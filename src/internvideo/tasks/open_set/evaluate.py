@@ -2,40 +2,50 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import cast
+from typing import Annotated, cast
 
 from internvideo.data.manifest import Manifest, classes_beside, read_manifest
 from internvideo.data.sample import Sample
 from internvideo.datasets.class_names import only_count
+from internvideo.distributed import choose_device
 from internvideo.errors import RecipeError
 from internvideo.models.uniformerv2 import UniFormerV2
 from internvideo.models.videomae import VideoMAEClassifier
-from internvideo.pipeline import Trained
-from internvideo.recipe import choose_device
 from internvideo.storage import write_text
 from internvideo.tasks.class_rows import under_classes
 from internvideo.tasks.clip_evaluation import clip_source, finish, split_rows
-from internvideo.tasks.evaluation_settings import EvaluationSettings
 from internvideo.tasks.open_set import metrics as metrics_of_open_set
 from internvideo.tasks.open_set import predict as open_set
 from internvideo.tasks.table import Predictions, Result
+from internvideo.tasks.task import ClipOptions
+from internvideo.training.trained import Trained
 
 
-def evaluate(
-    trained: Trained, manifest: Path, output: Path, settings: EvaluationSettings, *, split: str | None
-) -> Result:
+@dataclass(frozen=True, kw_only=True)
+class OpenSetOptions(ClipOptions):
+    """Options of the evaluation."""
+
+    unknown: Annotated[Path | None, "Manifest of unknown classes, beside the rows that say so themselves."] = None
+    train: Annotated[Path | None, "What the model learned from, where it is not where its recipe says."] = None
+
+
+def evaluate(trained: Trained, manifest: Path, output: Path, settings: OpenSetOptions, split: str | None) -> Result:
     """Write open_set.npz and .json, uncertainty.svg, risk_coverage.svg; print the figures.
 
     Raises:
         RecipeError, ManifestError, RunError: what does not fit together.
     """
     rows = open_rows(split_rows(manifest, split), trained.classes, settings.unknown)
-    return finish(open_set.NAME, trained, rows, output, settings, predict, draw)
+
+    def make() -> Predictions:
+        return predict(trained, rows, settings)
+
+    return finish(open_set.NAME, open_set.score, trained, rows, output, settings, make, draw)
 
 
-def predict(trained: Trained, manifest: Manifest, settings: EvaluationSettings) -> Predictions:
+def predict(trained: Trained, manifest: Manifest, settings: OpenSetOptions) -> Predictions:
     """Uncertainties of known and unknown rows by every method. Raises RecipeError."""
     train = training_rows(trained, settings.train)
     clips, source = clip_source(trained, manifest, settings)

@@ -6,33 +6,51 @@ import hashlib
 from pathlib import Path
 from typing import cast
 
+from pydantic import Field
+
 from internvideo import distributed
 from internvideo.errors import RecipeError
-from internvideo.recipe import STAGES, Recipe
-from internvideo.tasks.refinement.data import ProposalLoader, read_all_proposals, with_proposals
+from internvideo.tasks.refinement.data import ProposalLoader, ProposalSettings, read_all_proposals, with_proposals
 from internvideo.tasks.refinement.model import TCANet
-from internvideo.tasks.temporal_localization.build import check_width, training_features
-from internvideo.training.build import Job, draw_model, start_model
+from internvideo.tasks.refinement.stage import RefinementSettings, RefinementStage
+from internvideo.tasks.temporal_localization.build import FeatureData, check_width, training_features
 from internvideo.training.loop import BatchSource
+from internvideo.training.model_setup import init_model, load_init_weights
+from internvideo.training.recipe import Job, Recipe, StageSpec
 
 
-def prepare(recipe: Recipe, *, skipped: Path | None) -> Job:
-    """Features, proposals, loader, model and stage. Raises RecipeError, ManifestError, WeightsError."""
-    data = recipe.data
+class ProposalData(FeatureData):
+    """Proposals, and features of their videos."""
+
+    proposals: ProposalSettings = Field(default_factory=ProposalSettings)
+
+
+def build(recipe: Recipe, skipped: Path | None) -> Job:
+    """Build the job of a recipe. Raises RecipeError, ManifestError, WeightsError."""
+    data, settings = recipe.data_as(ProposalData), recipe.settings_as(RefinementSettings)
     if not data.proposals.files:
         allowed = "the detections.json of a detector on the training videos"
         raise RecipeError("data.proposals.files", "are missing", allowed, "add data.proposals.files=[PATH]")
     features = training_features(recipe)
     proposals = read_all_proposals(data.proposals.files, features.classes)
     features = with_proposals(features, proposals)
-    model = draw_model(recipe, len(features.classes))
-    if not isinstance(model, TCANet):
-        raise TypeError(f"the stage refinement trains a {type(model).__name__}")
+    model = init_model(recipe, len(features.classes), TCANet)
     check_width(features.width, model.config.input_width)
-    start_model(model, recipe)
-    stage = STAGES[recipe.stage].stage(model, recipe.settings, distributed.divisor)
+    load_init_weights(model, recipe)
+    stage = RefinementStage(model, settings, distributed.divisor)
     loader = ProposalLoader(features, proposals, data.features, data.proposals, data.loader)
     both = hashlib.sha256(f"{features.fingerprint} {proposals.fingerprint}".encode()).hexdigest()[:16]
     context = {**features.protocol, **proposals.about}
     # The loop asks a batch for its length, its ids and to move; every kind of batch answers.
     return Job(recipe, stage, cast(BatchSource, loader), features.classes, both, context)
+
+
+STAGE = StageSpec(
+    "refinement",
+    "move the ends of a detector's segments and judge them, on the same features (TCANet)",
+    RefinementSettings,
+    ProposalData,
+    RefinementStage,
+    (TCANet,),
+    build,
+)

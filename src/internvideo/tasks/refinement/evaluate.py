@@ -3,27 +3,38 @@
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 from internvideo import distributed
+from internvideo.distributed import choose_device
 from internvideo.errors import RecipeError, WeightsError
-from internvideo.pipeline import Trained
-from internvideo.recipe import choose_device
 from internvideo.storage import write_text
-from internvideo.tasks.evaluation_settings import EvaluationSettings
 from internvideo.tasks.refinement import predict as refinement
+from internvideo.tasks.refinement.build import ProposalData
 from internvideo.tasks.refinement.data import read_proposals, with_proposals
 from internvideo.tasks.refinement.model import TCANet
 from internvideo.tasks.refinement.stage import RefinementSettings
 from internvideo.tasks.table import Result, print_result, save_result
+from internvideo.tasks.task import EvaluateOptions
 from internvideo.tasks.temporal_localization import predict as localisation
 from internvideo.tasks.temporal_localization.data import read_feature_set
 from internvideo.tasks.temporal_localization.evaluate import check_output, check_protocol, page, timelines
+from internvideo.training.trained import Trained
 
 
-def evaluate(
-    trained: Trained, manifest: Path, output: Path, settings: EvaluationSettings, *, split: str | None
-) -> Result:
+@dataclass(frozen=True, kw_only=True)
+class RefinementOptions(EvaluateOptions):
+    """Options of the evaluation."""
+
+    proposals: Annotated[
+        Path | None, "The detections.json of a detector on the same videos: the segments to refine."
+    ] = None
+    class_scores: Annotated[Path | None, "JSON of whole videos' class scores for class-agnostic segments."] = None
+
+
+def evaluate(trained: Trained, manifest: Path, output: Path, settings: RefinementOptions, split: str | None) -> Result:
     """Write refinement.npz and .json, detections.json (the refined segments) and timelines; print the figures.
 
     Args:
@@ -41,7 +52,7 @@ def evaluate(
     if settings.proposals is None:
         allowed = "the detections.json of `internvideo evaluate localisation`"
         raise RecipeError("proposals", "are missing", allowed, "add --proposals FILE")
-    reading = trained.recipe.data.features.model_copy(update={"annotations": None, "folder": None})
+    reading = trained.recipe.data_as(ProposalData).features.model_copy(update={"annotations": None, "folder": None})
     features = read_feature_set(manifest, reading)
     check_protocol(trained.context, features)
     if split is not None:

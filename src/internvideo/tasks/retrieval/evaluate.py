@@ -7,33 +7,62 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Annotated, Any, Literal, cast
 
 from rich.table import Table as RichTable
 
 from internvideo import distributed
 from internvideo.data.manifest import Manifest, read_manifest
+from internvideo.data.settings import SampledData
 from internvideo.data.tokenizer import Tokenizer
+from internvideo.distributed import choose_device
 from internvideo.errors import RecipeError, RunError
 from internvideo.models.clip import Clip
 from internvideo.models.video_language import VideoLanguage
-from internvideo.pipeline import Trained
-from internvideo.recipe import choose_device
-from internvideo.tasks.clip_evaluation import check_output, clip_source, finish, members_told, split_rows, with_others
-from internvideo.tasks.evaluation_settings import EvaluationSettings
+from internvideo.tasks.clip_evaluation import (
+    EnsembleOptions,
+    check_output,
+    clip_source,
+    finish,
+    members_told,
+    split_rows,
+    with_others,
+)
 from internvideo.tasks.retrieval import predict as retrieval
 from internvideo.tasks.table import Predictions, Result
 from internvideo.terminal import Screen
+from internvideo.training.trained import Trained
 
 CHOSEN_BY = ("t2v_r1", "v2t_r1")
 """The frame search keeps the number of frames with the best mean of these raw figures, the smaller one of equals."""
 
 
-def evaluate(
-    trained: Trained, manifest: Path, output: Path, settings: EvaluationSettings, *, split: str | None
-) -> Result:
+@dataclass(frozen=True, kw_only=True)
+class RetrievalOptions(EnsembleOptions):
+    """Options of the evaluation."""
+
+    captions: Annotated[
+        Literal["first", "all", "joined"] | None,
+        "first, all (many captions per video) or joined (paragraphs); by default joined where the recipe learns that.",
+    ] = None
+    bank: Annotated[
+        Path | None, "Manifest of training captions, to report query-bank normalized figures beside the others."
+    ] = None
+    frames: Annotated[
+        tuple[int, ...], "Numbers of frames to try, such as 4,5,6,7,8; the best is kept and reported as chosen."
+    ] = ()
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.captions not in (None, "first", "all", "joined"):
+            raise RecipeError("captions", str(self.captions), "first, all or joined")
+        if any(count < 1 for count in self.frames):
+            raise RecipeError("frames", ",".join(map(str, self.frames)), "numbers from 1 on")
+
+
+def evaluate(trained: Trained, manifest: Path, output: Path, settings: RetrievalOptions, split: str | None) -> Result:
     """Write retrieval.npz and .json; print the figures, and those of every number of frames that was tried.
 
     Raises:
@@ -55,10 +84,10 @@ def evaluate(
         about = {str(count): found for count, found in figures.items()}
         chosen = "on this very split: best mean of raw t2v_r1 and v2t_r1, so the figures are a little flattered"
         table = replace(table, protocol={**table.protocol, "frames_tried": about, "frames_chosen": chosen})
-    return finish(retrieval.NAME, tried[best][0], rows, output, settings, lambda *_: table, told=told)
+    return finish(retrieval.NAME, retrieval.score, tried[best][0], rows, output, settings, lambda: table, told=told)
 
 
-def predict(models: Sequence[Trained], rows: Manifest, settings: EvaluationSettings) -> Predictions:
+def predict(models: Sequence[Trained], rows: Manifest, settings: RetrievalOptions) -> Predictions:
     """The table of one model, or of several whose similarities are averaged."""
     device, texts = choose_device(settings.device), _bank(rows, settings, models[0])
     tables = []
@@ -77,11 +106,11 @@ def predict(models: Sequence[Trained], rows: Manifest, settings: EvaluationSetti
     return retrieval.ensemble(tables)
 
 
-def _captions(trained: Trained, settings: EvaluationSettings) -> retrieval.Captions:
-    return settings.captions or ("joined" if trained.recipe.data.captions == "joined" else "first")
+def _captions(trained: Trained, settings: RetrievalOptions) -> retrieval.Captions:
+    return settings.captions or ("joined" if getattr(trained.recipe.data, "captions", "") == "joined" else "first")
 
 
-def _bank(rows: Manifest, settings: EvaluationSettings, trained: Trained) -> list[str]:
+def _bank(rows: Manifest, settings: RetrievalOptions, trained: Trained) -> list[str]:
     """One text of each video of the bank: rows of split "train", or all where there are no splits.
 
     Raises:
@@ -109,13 +138,13 @@ def _with_frames(trained: Trained, count: int) -> Trained:
     if not count:
         return trained
     recipe = trained.recipe
-    sampling = recipe.data.sampling.model_copy(update={"frames": count})
-    data = recipe.data.model_copy(update={"sampling": sampling})
+    data = recipe.data_as(SampledData)
+    data = data.model_copy(update={"sampling": data.sampling.model_copy(update={"frames": count})})
     return replace(trained, recipe=recipe.model_copy(update={"data": data}))
 
 
 def _check_some(
-    path: Path, models: Sequence[Trained], rows: Manifest, settings: EvaluationSettings, told: Mapping[str, Any]
+    path: Path, models: Sequence[Trained], rows: Manifest, settings: RetrievalOptions, told: Mapping[str, Any]
 ) -> None:
     """Refuse before hours of work what `finish` would refuse after them, whichever number of frames is the best."""
     last: RunError | None = None

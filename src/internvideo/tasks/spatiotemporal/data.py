@@ -53,7 +53,7 @@ class KeyFrameSettings(BaseModel):
         None, ge=1.0, description="a clip for every box: a square around it, so many of its sides wide, resized to size"
     )
     candidates: Path | None = Field(
-        None, description="training: boxes of an object detector, JSON: tasks/anticipation/objects.py"
+        None, description="training: boxes of an object detector, JSON: tasks/spatiotemporal/object_boxes.py"
     )
 
     def transform(self, size: int, *, flip: bool) -> BoxedTransform:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
 
@@ -13,17 +15,15 @@ from internvideo.data.loader import LoaderSettings
 from internvideo.data.manifest import Manifest
 from internvideo.datasets.ava import read_person_boxes
 from internvideo.datasets.reading import read_text
+from internvideo.distributed import choose_device
 from internvideo.errors import ManifestError, RecipeError, RunError, VideoError
-from internvideo.pipeline import Trained
 from internvideo.plots import charts as figures
-from internvideo.pretraining.build import clip_form
-from internvideo.recipe import choose_device
 from internvideo.storage import write_text
 from internvideo.tasks.class_rows import under_classes
 from internvideo.tasks.clip_evaluation import split_rows
-from internvideo.tasks.evaluation_settings import EvaluationSettings
 from internvideo.tasks.protocol import weights_hash
 from internvideo.tasks.spatiotemporal import predict as spatio_temporal
+from internvideo.tasks.spatiotemporal.build import KeyFrameData, clip_form
 from internvideo.tasks.spatiotemporal.data import (
     KeyFrame,
     KeyFrameViews,
@@ -35,6 +35,8 @@ from internvideo.tasks.spatiotemporal.data import (
 from internvideo.tasks.spatiotemporal.model import ActionDetector
 from internvideo.tasks.spatiotemporal.stage import RegionSettings
 from internvideo.tasks.table import Predictions, Result, print_result, save_result
+from internvideo.tasks.task import EvaluateOptions
+from internvideo.training.trained import Trained
 from internvideo.video.pool import borrow
 from internvideo.video.reader import read_video_info
 
@@ -48,9 +50,14 @@ LIKELY = 0.2
 """Actions below this score are not named."""
 
 
-def evaluate(
-    trained: Trained, manifest: Path, output: Path, settings: EvaluationSettings, *, split: str | None
-) -> Result:
+@dataclass(frozen=True, kw_only=True)
+class PersonOptions(EvaluateOptions):
+    """Options of the evaluation."""
+
+    persons: Annotated[Path | None, "Boxes of a person detector, CSV or JSON; by default the annotated boxes."] = None
+
+
+def evaluate(trained: Trained, manifest: Path, output: Path, settings: PersonOptions, split: str | None) -> Result:
     """Write spatio_temporal.npz and .json, results.csv (AVA's form) and frames.svg; print the figures.
 
     Args:
@@ -65,7 +72,7 @@ def evaluate(
     return evaluate_rows(trained, rows, output, settings)
 
 
-def evaluate_rows(trained: Trained, manifest: Manifest, output: Path, settings: EvaluationSettings) -> Result:
+def evaluate_rows(trained: Trained, manifest: Manifest, output: Path, settings: PersonOptions) -> Result:
     """The same of rows under the model's classes."""
     model, stage = trained.model, trained.recipe.settings
     if not isinstance(model, ActionDetector) or not isinstance(stage, RegionSettings):
@@ -80,7 +87,7 @@ def evaluate_rows(trained: Trained, manifest: Manifest, output: Path, settings: 
             raise ManifestError(persons, "no such box", allowed)
     target = output / f"{spatio_temporal.NAME}.npz"
     distributed.first_alone(lambda: _check_output(target, weights_hash(model), manifest.fingerprint))
-    form = clip_form(trained.recipe, model.config.classes)
+    form = clip_form(trained.recipe.data_as(KeyFrameData), model.config.classes)
     loader = LoaderSettings(batch_size=1, workers=settings.workers, short_side=trained.recipe.data.loader.short_side)
     table = spatio_temporal.predict(
         model,

@@ -4,24 +4,21 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from internvideo.distributed import choose_device
 from internvideo.errors import RecipeError
-from internvideo.pipeline import Trained
-from internvideo.pretraining.build import clip_form
-from internvideo.recipe import choose_device
 from internvideo.storage import write_text
-from internvideo.tasks.anticipation.boxes import boxes_to_test, check_output, draw
 from internvideo.tasks.class_rows import under_classes
 from internvideo.tasks.clip_evaluation import split_rows
-from internvideo.tasks.evaluation_settings import EvaluationSettings
+from internvideo.tasks.spatiotemporal.box_evaluation import BoxOptions, boxes_to_test, check_output, draw
+from internvideo.tasks.spatiotemporal.build import KeyFrameData, clip_form
 from internvideo.tasks.spatiotemporal.model import ActionDetector
 from internvideo.tasks.spatiotemporal.predict import action_scores
 from internvideo.tasks.state_change import predict as state_change
 from internvideo.tasks.table import Result, print_result, save_result
+from internvideo.training.trained import Trained
 
 
-def evaluate(
-    trained: Trained, manifest: Path, output: Path, settings: EvaluationSettings, *, split: str | None
-) -> Result:
+def evaluate(trained: Trained, manifest: Path, output: Path, settings: BoxOptions, split: str | None) -> Result:
     """Write state_change.npz and .json, detections.json and state_change.svg; print the figures.
 
     Raises:
@@ -31,7 +28,7 @@ def evaluate(
     if not isinstance(model, ActionDetector) or model.config.classes != 1:
         raise RecipeError("weights", f"hold {len(trained.classes)} classes", "one: the object of change")
     rows = under_classes(split_rows(manifest, split), trained.classes)
-    boxes = boxes_to_test(trained, rows, clip_form(trained.recipe, 1), settings)
+    boxes = boxes_to_test(trained, rows, clip_form(trained.recipe.data_as(KeyFrameData), 1), settings)
     target = output / f"{state_change.NAME}.npz"
     check_output(target, boxes.protocol)
     scores = action_scores(model, boxes.views, choose_device(settings.device))

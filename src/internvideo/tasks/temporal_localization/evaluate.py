@@ -6,23 +6,25 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 
 from internvideo import distributed
+from internvideo.distributed import choose_device
 from internvideo.errors import ManifestError, RunError, WeightsError
 from internvideo.metrics.temporal_detection import Detections
-from internvideo.pipeline import Trained, load_trained
 from internvideo.plots import charts as figures
-from internvideo.recipe import choose_device
 from internvideo.storage import write_text
-from internvideo.tasks.evaluation_settings import EvaluationSettings
 from internvideo.tasks.table import Predictions, Result, print_result, save_result
+from internvideo.tasks.task import EvaluateOptions
 from internvideo.tasks.temporal_localization import predict as localisation
+from internvideo.tasks.temporal_localization.build import FeatureData
 from internvideo.tasks.temporal_localization.data import FeatureSet, read_feature_set
 from internvideo.tasks.temporal_localization.model import ActionFormer
 from internvideo.tasks.temporal_localization.stage import LocalisationSettings
+from internvideo.training.recipe import Catalog
+from internvideo.training.trained import Trained, load_trained
 
 SHOWN = 24
 """Timelines that an evaluation draws."""
@@ -35,6 +37,13 @@ SAME = ("weights_sha256", "layer", "grid", "tiles", "window", "stride", "fps")
 
 PARTS = {"weights": "weights_sha256", "videos": "split_sha256", "proposals": "proposals_sha256"}
 """What only a table of the same measurement shares, and where its protocol tells it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DetectionOptions(EvaluateOptions):
+    """Options of the evaluation."""
+
+    class_scores: Annotated[Path | None, "JSON of whole videos' class scores for class-agnostic segments."] = None
 
 
 @dataclass(frozen=True)
@@ -55,9 +64,9 @@ def detector_of(trained: Trained, where: object) -> Detector:
     return Detector(trained, trained.model, settings)
 
 
-def load_detector(path: Path, *, device: str = "auto") -> Detector:
+def load_detector(path: Path, catalog: Catalog, *, device: str = "auto") -> Detector:
     """Read a detector that `internvideo train` wrote. Raises WeightsError for anything else."""
-    return detector_of(load_trained(path, device=device), path)
+    return detector_of(load_trained(path, catalog, device=device), path)
 
 
 def check_protocol(learned: Mapping[str, Any], features: FeatureSet) -> None:
@@ -90,9 +99,7 @@ def under_classes(features: FeatureSet, classes: tuple[str, ...]) -> FeatureSet:
     return replace(features, videos=videos, classes=classes)
 
 
-def evaluate(
-    trained: Trained, manifest: Path, output: Path, settings: EvaluationSettings, *, split: str | None
-) -> Result:
+def evaluate(trained: Trained, manifest: Path, output: Path, settings: DetectionOptions, split: str | None) -> Result:
     """Write localisation.npz and .json, detections.json (ActivityNet's form) and timelines; print the figures.
 
     Args:
@@ -104,7 +111,7 @@ def evaluate(
     """
     detector = detector_of(trained, "weights")
     recipe = detector.trained.recipe
-    how = recipe.data.features.model_copy(update={"annotations": None, "folder": None})
+    how = recipe.data_as(FeatureData).features.model_copy(update={"annotations": None, "folder": None})
     features = under_classes(read_feature_set(manifest, how), detector.trained.classes)
     check_protocol(trained.context, features)
     if split is not None:

@@ -5,44 +5,40 @@ from __future__ import annotations
 from pathlib import Path
 
 from internvideo import distributed
-from internvideo.data.loader import Loader
-from internvideo.data.transforms import direction_classes
-from internvideo.errors import RecipeError
-from internvideo.models.uniformerv2 import UniFormerV2
-from internvideo.models.videomae import VideoMAEClassifier
-from internvideo.pretraining.build import training_rows
-from internvideo.recipe import Recipe
+from internvideo.data.settings import TrainClipData
+from internvideo.models.encoder import ClipClassifier
 from internvideo.tasks.verb_noun.data import VerbNounLoader, words_of
 from internvideo.tasks.verb_noun.stage import VerbNounSettings, VerbNounStage
-from internvideo.training.build import Job, draw_model, setting, start_model
+from internvideo.training.clip_job import check_clips, check_flip, clip_loader, training_rows
+from internvideo.training.model_setup import init_model, load_init_weights
+from internvideo.training.recipe import Job, Recipe, StageSpec
 
 
-def prepare(recipe: Recipe, *, skipped: Path | None) -> Job:
-    """Rows, loader, model and stage; the classes of the job are all verbs, then all nouns.
+def build(recipe: Recipe, skipped: Path | None) -> Job:
+    """Build the job of a recipe; its classes are all verbs, then all nouns.
 
     Raises:
         RecipeError, ManifestError, WeightsError: what does not fit together.
     """
-    data = recipe.data
+    data, settings = recipe.data_as(TrainClipData), recipe.settings_as(VerbNounSettings)
     manifest = training_rows(recipe)
     words = words_of(manifest)
-    sides = direction_classes(words.verbs)
-    if data.augment.flip and sides:
-        raise RecipeError("data.augment.flip", f"true, but mirroring changes the verb '{sides[0]}'", "false")
-    model = draw_model(recipe, len(words.outputs))
-    if not isinstance(model, VideoMAEClassifier | UniFormerV2) or not isinstance(recipe.settings, VerbNounSettings):
-        raise TypeError(f"the stage verb_noun trains a {type(model).__name__}")
-    if data.augment.size != model.config.image_size:
-        found = str(data.augment.size)
-        raise RecipeError("data.augment.size", found, f"{model.config.image_size}, model.overrides.image_size")
-    if isinstance(model, VideoMAEClassifier) and data.sampling.frames != model.config.frames:
-        found = str(data.sampling.frames)
-        raise RecipeError("data.sampling.frames", found, f"{model.config.frames}, model.overrides.frames")
-    if data.augment.mixup or data.augment.cutmix:
-        raise RecipeError("data.augment.mixup", "mixes clips, which have two labels here", "0, and cutmix 0")
-    head = start_model(model, recipe, words.outputs)
-    stage = VerbNounStage(model, recipe.settings, len(words.verbs), distributed.divisor)
-    with setting("data.augment"):
-        transform = data.augment.train_transform()
-    clips = Loader(manifest, data.sampling.build(), transform, data.loader, skipped=skipped)
-    return Job(recipe, stage, VerbNounLoader(clips, words), words.outputs, manifest.fingerprint, head=head)
+    check_flip(data.augment.flip, words.verbs, "verb")
+    model = init_model(recipe, len(words.outputs), ClipClassifier)
+    check_clips(recipe, model)
+    head = load_init_weights(model, recipe, words.outputs)
+    stage = VerbNounStage(model, settings, len(words.verbs), distributed.divisor)
+    loader = VerbNounLoader(clip_loader(recipe, manifest, skipped), words)
+    return Job(recipe, stage, loader, words.outputs, manifest.fingerprint, head=head)
+
+
+STAGE = StageSpec(
+    "verb_noun",
+    "learn verbs and nouns of first-person clips: two classifiers on one encoder",
+    VerbNounSettings,
+    TrainClipData,
+    VerbNounStage,
+    (ClipClassifier,),
+    build,
+    classifiers=("",),
+)

@@ -19,7 +19,7 @@ from internvideo.tasks.navigation.world.batch import NavigationBatch, PanoramaBa
 from internvideo.tasks.navigation.world.habitat import Habitat
 from internvideo.tasks.navigation.world.miniworld import MiniWorld
 from internvideo.tasks.navigation.world.protocol import Episode, NavEnv
-from internvideo.tasks.navigation.world.settings import WorldSettings
+from internvideo.tasks.navigation.world.settings import PanoramaSettings, WorldSettings
 from internvideo.tasks.navigation.world.walks import Glance, glances
 from internvideo.tasks.navigation.world.world import World
 
@@ -96,7 +96,7 @@ class PanoramaLoader:
         self,
         episodes: Sequence[Episode],
         world: World,
-        settings: WorldSettings,
+        settings: PanoramaSettings,
         frames: int,
         size: int,
         loader: LoaderSettings,

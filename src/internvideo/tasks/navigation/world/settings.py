@@ -21,6 +21,11 @@ class WorldSettings(BaseModel):
     )
     scenes: Path | None = Field(None, description="folder of the scenes; by default that of the episodes")
     words: int = Field(80, ge=4, description="words of an instruction at most")
-    panoramas: int = Field(600, ge=1, description="stage waypoints: panoramas to learn from")
-    clips: int = Field(2, ge=1, le=12, description="stage waypoints: directions of a panorama seen as clips")
-    walk: int = Field(4, ge=1, description="stage waypoints: panoramas of one random walk")
+
+
+class PanoramaSettings(WorldSettings):
+    """The same, with panoramas of random walks to learn from."""
+
+    panoramas: int = Field(600, ge=1, description="panoramas to learn from")
+    clips: int = Field(2, ge=1, le=12, description="directions of a panorama seen as clips")
+    walk: int = Field(4, ge=1, description="panoramas of one random walk")

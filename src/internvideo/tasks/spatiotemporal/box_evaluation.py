@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 
@@ -13,10 +13,11 @@ from internvideo import distributed
 from internvideo.data.loader import LoaderSettings
 from internvideo.data.manifest import Manifest
 from internvideo.errors import ManifestError, RecipeError, RunError, VideoError
-from internvideo.pipeline import Trained
 from internvideo.plots import charts as figures
 from internvideo.storage import write_text
-from internvideo.tasks.anticipation.objects import (
+from internvideo.tasks.protocol import weights_hash
+from internvideo.tasks.spatiotemporal.data import ClipForm, KeyFrameViews
+from internvideo.tasks.spatiotemporal.object_boxes import (
     ObjectFrame,
     annotated,
     detected,
@@ -24,14 +25,20 @@ from internvideo.tasks.anticipation.objects import (
     of_frame,
     read_detections,
 )
-from internvideo.tasks.evaluation_settings import EvaluationSettings
-from internvideo.tasks.protocol import weights_hash
-from internvideo.tasks.spatiotemporal.data import ClipForm, KeyFrameViews
 from internvideo.tasks.table import Predictions
+from internvideo.tasks.task import EvaluateOptions
+from internvideo.training.trained import Trained
 from internvideo.video.pool import borrow
 
 SHOWN = 9
 """Key frames that an evaluation draws."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class BoxOptions(EvaluateOptions):
+    """Options of evaluations of boxes of objects."""
+
+    boxes: Annotated[Path | None, "Boxes of an object detector, JSON; by default the annotated boxes."] = None
 
 
 @dataclass(frozen=True)
@@ -43,7 +50,7 @@ class Tested:
     protocol: Mapping[str, Any]
 
 
-def boxes_to_test(trained: Trained, rows: Manifest, form: ClipForm, settings: EvaluationSettings) -> Tested:
+def boxes_to_test(trained: Trained, rows: Manifest, form: ClipForm, settings: BoxOptions) -> Tested:
     """The boxes of `settings.boxes`, or the annotated ones.
 
     Raises:

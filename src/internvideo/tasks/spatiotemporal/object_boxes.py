@@ -19,10 +19,9 @@ from numpy.typing import NDArray
 
 from internvideo import untrusted
 from internvideo.data.manifest import Manifest
-from internvideo.data.sample import Sample
+from internvideo.data.sample import Sample, frame_size
 from internvideo.datasets.reading import read_text
 from internvideo.errors import ManifestError
-from internvideo.tasks.hands.data import frame_size
 from internvideo.tasks.spatiotemporal.data import KeyFrame
 from internvideo.video.reader import read_video_info
 

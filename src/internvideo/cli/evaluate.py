@@ -1,0 +1,115 @@
+"""`internvideo evaluate`: one command per task, with the options that the task reads."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, get_args, get_origin, get_type_hints
+
+import typer
+from typer.core import TyperGroup
+from typer.main import get_command
+
+from internvideo.cli.options import Damage, FrameRate, whole_numbers
+
+if TYPE_CHECKING:
+    from internvideo.tasks.task import TaskSpec
+
+Weights = Annotated[Path, typer.Argument(help="A model.safetensors written by `internvideo train`.")]
+Rows = Annotated[
+    Path, typer.Argument(help="What to test on: manifest, list file, folder of folders; features for localization.")
+]
+Output = Annotated[Path, typer.Option("--output", "-o", help="Folder of this run; made when absent.")]
+Split = Annotated[str | None, typer.Option(help="Only rows of this split.")]
+
+
+class TaskGroup(TyperGroup):
+    """A group whose commands are the tasks; they are made when they are asked for, which imports torch."""
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        """Names of all tasks."""
+        from internvideo.tasks import TASKS
+
+        return [task.name for task in TASKS]
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        """The command of a task. Raises RecipeError: no such task."""
+        from internvideo.evaluation import find_task
+
+        return task_command(find_task(cmd_name))
+
+
+def task_command(task: TaskSpec) -> Any:
+    """Make the command of a task from the options that it reads."""
+    app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
+    app.command(task.name, context_settings={"help_option_names": ["-h", "--help"]})(_function(task))
+    return get_command(app)
+
+
+def _function(task: TaskSpec) -> Callable[..., None]:
+    fields = {field.name: field for field in dataclasses.fields(task.options)}
+    types = get_type_hints(task.options, include_extras=True)
+
+    def evaluate(**given: Any) -> None:
+        from internvideo.evaluation import evaluate_task
+
+        weights, manifest, output, split = (given.pop(name) for name in ("weights", "manifest", "output", "split"))
+        options = {name: _value(name, types[name], value) for name, value in given.items() if name in fields}
+        evaluate_task(task.name, weights, manifest, output, options, split=split)
+
+    parameters = {
+        "weights": (Weights, inspect.Parameter.empty),
+        "manifest": (Rows, inspect.Parameter.empty),
+        "output": (Output, Path("runs/evaluate")),
+        "split": (Split, None),
+        "damage": (Damage, None),
+        "frame_rate": (FrameRate, None),
+        **{name: _option(types[name], field.default) for name, field in fields.items()},
+    }
+    kind = inspect.Parameter.KEYWORD_ONLY
+    evaluate.__signature__ = inspect.Signature(  # type: ignore[attr-defined]  # typer reads the options from it
+        [
+            inspect.Parameter(name, kind, default=default, annotation=annotation)
+            for name, (annotation, default) in parameters.items()
+        ]
+    )
+    evaluate.__annotations__ = {name: annotation for name, (annotation, _) in parameters.items()}
+    about = f"{task.about[:1].upper()}{task.about[1:]}."
+    evaluate.__doc__ = (
+        f"{about}\n\nPredict a table, score it, print the figures with their protocol (paper {task.section})."
+    )
+    return evaluate
+
+
+def _option(annotation: Any, default: Any) -> tuple[Any, Any]:
+    """A field of the options as typer takes it: sequences of paths are repeated, numbers come between commas."""
+    kind, about = get_args(annotation)[:2]
+    if get_origin(kind) is tuple:
+        repeated = get_args(kind)[0] is Path
+        return Annotated[list[Path] | None if repeated else str, typer.Option(help=about)], None if repeated else ""
+    literal = [part for part in get_args(kind) if get_origin(part) is not None]
+    if literal:  # a choice among words; the options check it
+        kind = str | None
+    return Annotated[kind, typer.Option(help=about)], default
+
+
+def _value(name: str, annotation: Any, value: Any) -> Any:
+    kind = get_args(annotation)[0]
+    if get_origin(kind) is not tuple:
+        return value
+    return tuple(value or ()) if get_args(kind)[0] is Path else whole_numbers(f"--{name.replace('_', '-')}", value)
+
+
+app = typer.Typer(
+    cls=TaskGroup, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None
+)
+
+
+@app.callback()
+def _root() -> None:
+    """Test a model on a task: predict a table, score it, and print the figures with their protocol.
+
+    `internvideo evaluate TASK --help` shows the options of a task. The table can be scored again later.
+    """

@@ -1,0 +1,219 @@
+"""Settings below `data` of a recipe: sampling, augmentation, and what the stages that learn from clips read.
+
+Each stage has a type of its own, so a setting that it does not read is an error. Types of single tasks are theirs.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+from internvideo.data import sampling
+from internvideo.data.caption_choice import CaptionChoice
+from internvideo.data.loader import LoaderSettings
+from internvideo.data.mixup import Mixup
+from internvideo.data.rand_augment import RandAugment
+from internvideo.data.resize import Style
+from internvideo.data.transforms import CropKind, EvalTransform, TrainTransform
+from internvideo.errors import RecipeError
+
+SAMPLERS: dict[str, type[sampling.FrameSampler]] = {
+    "dense": sampling.Dense,
+    "dense_pretrain": sampling.DensePretrain,
+    "dense_loop": sampling.DenseLoop,
+    "sparse": sampling.Sparse,
+    "sparse_two_view": sampling.SparseTwoView,
+    "segment_middle": sampling.SegmentMiddle,
+    "linspace": sampling.Linspace,
+    "one_per_second": sampling.OnePerSecond,
+}
+
+
+class Settings(BaseModel):
+    """Base of all settings: frozen, and an unknown key is an error."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class SamplingSettings(Settings):
+    """Which frames of a clip are read (data/sampling.py)."""
+
+    kind: str = "sparse"
+    frames: int = Field(8, ge=1, le=8192)
+    stride: int | None = Field(None, ge=1, description="dense kinds only")
+    views: int | None = Field(None, ge=1, le=1000, description="temporal views in testing")
+
+    @field_validator("kind")
+    @classmethod
+    def _known(cls, kind: str) -> str:
+        if kind not in SAMPLERS:
+            raise ValueError(f"no sampler '{kind}'; allowed: {', '.join(SAMPLERS)}")
+        return kind
+
+    def build(self) -> sampling.FrameSampler:
+        """Build the sampler. Raises RecipeError when a setting does not belong to this kind."""
+        given = self.model_dump(exclude={"kind"}, exclude_none=True)
+        try:
+            return SAMPLERS[self.kind](**given)
+        except TypeError as error:
+            raise RecipeError("data.sampling", f"'{self.kind}' does not take these settings ({error})") from error
+        except ValueError as error:
+            raise RecipeError("data.sampling", str(error)) from error
+
+
+class EvalAugment(Settings):
+    """How a test clip is resized (data/transforms.py)."""
+
+    size: int = Field(224, ge=8, le=8192)
+    bicubic: bool = Field(False, description="how test clips are resized, as CLIP does; otherwise bilinear")
+    test_style: Style | None = Field(None, description="the same by library (data/resize.py): pil, opencv, torch ...")
+    test_resize: int | None = Field(None, ge=8, le=8192, description="short side of test clips before the crop")
+    squash: bool = Field(False, description="to a square, whatever the aspect: test clips, and before training's crops")
+
+    @field_validator("test_style")
+    @classmethod
+    def _one_of_both(cls, value: Style | None, info: object) -> Style | None:
+        if value and getattr(info, "data", {}).get("bicubic"):
+            raise ValueError("bicubic is the test_style pil_bicubic: give one of them")
+        return value
+
+    @property
+    def style(self) -> Style:
+        """How test clips are resized."""
+        return "pil_bicubic" if self.bicubic else self.test_style or "pil"
+
+    def eval_transform(self, crops: int = 1) -> EvalTransform:
+        """Resize and crop of a test clip."""
+        return EvalTransform(self.size, resize=self.test_resize, crops=crops, style=self.style, squash=self.squash)
+
+
+class KeyFrameAugment(EvalAugment):
+    """The same of clips with boxes, which may be mirrored in training."""
+
+    flip: bool = Field(False, description="leave off where the labels know left from right")
+
+
+class FrameAugment(KeyFrameAugment):
+    """The same of whole frames, parts of which may be erased in training."""
+
+    erasing: float = Field(0.0, ge=0.0, le=1.0)
+
+
+class TrainAugment(FrameAugment):
+    """What is done to a training clip."""
+
+    crop: CropKind = "random_resized"
+    minimum_area: float = Field(0.08, gt=0.0, le=1.0, description="random resized crop: smallest part of the frame")
+    aspect: tuple[float, float] = Field((0.75, 4 / 3), description="random resized crop: width over height, from, to")
+    rand_augment: str | None = Field(None, description="for example rand-m7-n4-mstd0.5-inc1")
+
+    @field_validator("rand_augment")
+    @classmethod
+    def _readable(cls, setting: str | None) -> str | None:
+        if setting is not None:
+            RandAugment.parse(setting)
+        return setting
+
+    @field_validator("aspect")
+    @classmethod
+    def _ordered(cls, aspect: tuple[float, float]) -> tuple[float, float]:
+        if not 0 < aspect[0] <= aspect[1]:
+            raise ValueError(f"from {aspect[0]} to {aspect[1]}, must be positive and rise")
+        return aspect
+
+    @model_validator(mode="after")
+    def _squash_fits(self) -> Self:
+        if self.squash and self.crop in ("multi_scale", "random_resized") and not getattr(self, "as_tested", False):
+            raise ValueError(f"squash: the crop '{self.crop}' takes boxes of any aspect: leave squash out")
+        return self
+
+    def train_transform(self) -> TrainTransform | EvalTransform:
+        """Augmentation of a training clip."""
+        area = (self.minimum_area, 1.0)
+        return TrainTransform(
+            self.size, self.crop, self.flip, self.rand_augment, self.erasing, area, self.aspect, squash=self.squash
+        )
+
+
+class ClipAugment(TrainAugment):
+    """The same, or none at all."""
+
+    as_tested: bool = Field(False, description="learn from clips as they are tested: resized, centre crop, no more")
+
+    def train_transform(self) -> TrainTransform | EvalTransform:
+        """Augmentation of a training clip, or the transform of a test clip."""
+        return self.eval_transform() if self.as_tested else super().train_transform()
+
+
+class MixAugment(ClipAugment):
+    """The same, and mixing of labelled batches."""
+
+    mixup: float = Field(0.0, ge=0.0, description="alpha; 0 switches it off")
+    cutmix: float = Field(0.0, ge=0.0, description="alpha; 0 switches it off")
+    mix_probability: float = Field(1.0, ge=0.0, le=1.0, description="of mixing a batch at all")
+    mix_switch: float = Field(0.5, ge=0.0, le=1.0, description="share of cutmix where mixup is on as well")
+    mix_smoothing: float = Field(0.1, ge=0.0, lt=1.0, description="label smoothing of mixed targets")
+
+    def mix(self, classes: int) -> Mixup | None:
+        """Mixing of a batch, or None."""
+        if self.mixup == 0.0 and self.cutmix == 0.0:
+            return None
+        return Mixup(
+            classes, self.mixup, self.cutmix, self.mix_probability, self.mix_switch, smoothing=self.mix_smoothing
+        )
+
+
+class SourceSettings(Settings):
+    """One more manifest to train on, whose videos may be read at a stride of their own (data/mixture.py)."""
+
+    manifest: Path
+    split: str | None = Field(None, description="only rows of this split")
+    stride: int | None = Field(None, ge=1, description="instead of data.sampling.stride")
+
+
+class DataSettings(Settings):
+    """What every stage reads.
+
+    `train` may be missing in a shipped recipe: give it on the command line, `data.train=PATH`.
+    """
+
+    train: Path | None = None
+    split: str | None = Field(None, description="only rows of this split")
+    loader: LoaderSettings
+
+
+class SampledData(DataSettings):
+    """What stages that learn from clips of videos read."""
+
+    also: dict[str, SourceSettings] = Field(default_factory=dict, description="more manifests, by a name of each")
+    sampling: SamplingSettings = SamplingSettings()
+    augment: EvalAugment = EvalAugment()
+
+
+class TrainClipData(SampledData):
+    """The same, augmented."""
+
+    augment: TrainAugment = TrainAugment()
+
+
+class ClipData(TrainClipData):
+    """The same, or as they are tested."""
+
+    augment: ClipAugment = ClipAugment()
+
+
+class LabeledClipData(ClipData):
+    """The same with labels: batches may be mixed."""
+
+    augment: MixAugment = MixAugment()
+
+
+class CaptionedClipData(ClipData):
+    """The same with captions."""
+
+    captions: CaptionChoice = Field("random", description="which of a video are learned: data/caption_choice.py")
+
+
+HeadChoice = Literal["same", "names", "fresh"]

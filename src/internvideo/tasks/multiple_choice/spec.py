@@ -1,0 +1,23 @@
+"""The task as one object: Multiple choice: which of a few sentences fits a clip."""
+
+from __future__ import annotations
+
+from internvideo.models.clip import Clip
+from internvideo.models.heads import PairScoringMultipleChoice
+from internvideo.models.video_language import VideoLanguage
+from internvideo.tasks.clip_evaluation import EnsembleOptions
+from internvideo.tasks.multiple_choice.build import STAGE
+from internvideo.tasks.multiple_choice.evaluate import evaluate
+from internvideo.tasks.multiple_choice.predict import NAME, score
+from internvideo.tasks.task import TaskSpec
+
+SPEC = TaskSpec(
+    NAME,
+    "which of the texts fits the clip",
+    "4.3.3",
+    (VideoLanguage, Clip, PairScoringMultipleChoice),
+    EnsembleOptions,
+    evaluate,
+    score,
+    stages=(STAGE,),
+)

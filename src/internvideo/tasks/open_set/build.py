@@ -1,0 +1,29 @@
+"""Jobs of evidential learning."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from internvideo.data.settings import ClipData
+from internvideo.models.encoder import ClipClassifier
+from internvideo.tasks.open_set.stage import OpenSetSettings, OpenSetStage
+from internvideo.training.clip_job import clip_job
+from internvideo.training.recipe import Job, Recipe, StageSpec
+
+
+def build(recipe: Recipe, skipped: Path | None) -> Job:
+    """Build the job of a recipe. Raises as `clip_job`."""
+    settings = recipe.settings_as(OpenSetSettings)
+    return clip_job(recipe, skipped, lambda model: OpenSetStage(model, settings))
+
+
+STAGE = StageSpec(
+    "open_set",
+    "evidential learning: a classifier that tells what it does not know",
+    OpenSetSettings,
+    ClipData,
+    OpenSetStage,
+    (ClipClassifier,),
+    build,
+    classifiers=("",),
+)

@@ -1,0 +1,43 @@
+"""Jobs that fine-tune for text-video retrieval."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from internvideo import distributed
+from internvideo.data.manifest import Manifest
+from internvideo.data.settings import CaptionedClipData
+from internvideo.data.tokenizer import Tokenizer
+from internvideo.models.clip import Clip
+from internvideo.models.video_language import VideoLanguage
+from internvideo.tasks.retrieval.stage import RetrievalSettings, RetrievalStage
+from internvideo.training.clip_job import clip_job, clip_loader
+from internvideo.training.loop import BatchSource
+from internvideo.training.recipe import Job, Recipe, StageSpec
+
+
+def build(recipe: Recipe, skipped: Path | None) -> Job:
+    """Build the job of a recipe. Raises as `clip_job`."""
+    settings, data = recipe.settings_as(RetrievalSettings), recipe.data_as(CaptionedClipData)
+
+    def loader(manifest: Manifest, model: VideoLanguage | Clip) -> BatchSource:
+        return clip_loader(recipe, manifest, skipped, Tokenizer(context_length=model.config.text.context))
+
+    return clip_job(
+        recipe,
+        skipped,
+        lambda model: RetrievalStage(model, settings, gather=distributed.gather_with_gradient),
+        make_loader=loader,
+        captions=data.captions,
+    )
+
+
+STAGE = StageSpec(
+    "retrieval",
+    "fine-tune for text-video retrieval; clips of one frame a second, any number of them",
+    RetrievalSettings,
+    CaptionedClipData,
+    RetrievalStage,
+    (VideoLanguage, Clip),
+    build,
+)

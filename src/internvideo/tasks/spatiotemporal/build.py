@@ -1,0 +1,60 @@
+"""Jobs that learn what persons in boxes do, at key frames."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pydantic import Field
+
+from internvideo.data.settings import KeyFrameAugment, SampledData
+from internvideo.tasks.spatiotemporal.data import ClipForm, KeyFrameLoader, KeyFrameSettings
+from internvideo.tasks.spatiotemporal.model import ActionDetector
+from internvideo.tasks.spatiotemporal.object_boxes import learned, object_frames, of_frame, read_detections
+from internvideo.tasks.spatiotemporal.stage import RegionSettings, RegionStage
+from internvideo.training.clip_job import check_clips, check_flip, training_rows
+from internvideo.training.model_setup import init_model, load_init_weights, setting
+from internvideo.training.recipe import Job, Recipe, StageSpec
+
+
+class KeyFrameData(SampledData):
+    """Clips around key frames, with boxes."""
+
+    augment: KeyFrameAugment = KeyFrameAugment()
+    key_frames: KeyFrameSettings = Field(default_factory=KeyFrameSettings)
+
+
+def build(recipe: Recipe, skipped: Path | None) -> Job:
+    """Build the job of a recipe. Raises RecipeError, ManifestError, WeightsError."""
+    data, settings = recipe.data_as(KeyFrameData), recipe.settings_as(RegionSettings)
+    manifest = training_rows(recipe)
+    check_flip(data.augment.flip, manifest.classes)
+    model = init_model(recipe, len(manifest.classes), ActionDetector)
+    check_clips(recipe, model)
+    head = load_init_weights(model, recipe, manifest.classes)
+    with setting("settings"):
+        stage = RegionStage(model, settings)
+    frames = None
+    if data.key_frames.candidates is not None:
+        found_boxes = read_detections(data.key_frames.candidates)
+        frames = [learned(frame, of_frame(frame, found_boxes)) for frame in object_frames(manifest)]
+    form = clip_form(data, model.config.classes)
+    loader = KeyFrameLoader(manifest, form, data.loader, skipped=skipped, frames=frames)
+    return Job(recipe, stage, loader, manifest.classes, manifest.fingerprint, head=head)
+
+
+def clip_form(data: KeyFrameData, classes: int) -> ClipForm:
+    """How the clip around a key frame is cut."""
+    transform = data.key_frames.transform(data.augment.size, flip=data.augment.flip)
+    return ClipForm(data.sampling.frames, data.sampling.stride or 1, transform, classes)
+
+
+STAGE = StageSpec(
+    "regions",
+    "tell what each person in a box does, at key frames (AVA)",
+    RegionSettings,
+    KeyFrameData,
+    RegionStage,
+    (ActionDetector,),
+    build,
+    classifiers=("",),
+)

@@ -1,0 +1,75 @@
+"""TaskSpec: the one object that ties a task together, and the options of its evaluation."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any
+
+from torch import nn
+
+from internvideo.errors import RecipeError
+from internvideo.models.entry import ModelEntry
+from internvideo.tasks.table import Predictions, Result
+from internvideo.training.recipe import StageSpec
+from internvideo.training.trained import Trained
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateOptions:
+    """Options of every task; the second part of each type is the option's help.
+
+    Raises:
+        RecipeError: a value out of range.
+    """
+
+    batch_size: Annotated[int, "Videos, sequences or episodes per batch."] = 16
+    workers: Annotated[int, "Processes that decode; 0 decodes in this one."] = 0
+    device: Annotated[str, "auto, cpu, cuda or cuda:N."] = "auto"
+
+    def __post_init__(self) -> None:
+        for name, least in (("batch_size", 1), ("workers", 0)):
+            if getattr(self, name) < least:
+                raise RecipeError(name, str(getattr(self, name)), f"{least} or more")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClipOptions(EvaluateOptions):
+    """Options of tasks on clips of videos."""
+
+    views: Annotated[int | None, "Temporal views per video; by default the recipe's."] = None
+    crops: Annotated[int, "Spatial crops per view: 1 or 3."] = 1
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.views is not None and self.views < 1:
+            raise RecipeError("views", str(self.views), "1 or more")
+        if self.crops not in (1, 3):
+            raise RecipeError("crops", str(self.crops), "1 or 3")
+
+
+@dataclass(frozen=True)
+class TaskSpec:
+    """One task.
+
+    Attributes:
+        name: in commands and saved tables. about: one line for `internvideo list tasks`.
+        section: of the paper.
+        evaluates: classes of the models that can do it.
+        options: type of the options of `internvideo evaluate`.
+        evaluate: (trained, manifest, output, options, split) -> figures; writes NAME.npz, NAME.json and what else
+            belongs to the task into `output`, and prints the figures. Raises RecipeError, ManifestError, RunError.
+        score: saved table -> figures, without model or video.
+        stages: that train its models. models: named sizes of its own.
+    """
+
+    name: str
+    about: str
+    section: str
+    evaluates: tuple[type[nn.Module], ...]
+    options: type[EvaluateOptions]
+    evaluate: Callable[[Trained, Path, Path, Any, str | None], Result]
+    score: Callable[[Predictions], Result]
+    stages: tuple[StageSpec, ...] = ()
+    models: Mapping[str, ModelEntry] = field(default_factory=dict)

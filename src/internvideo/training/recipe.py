@@ -1,0 +1,200 @@
+"""Recipe: the typed settings of one training run, and the stage that it names.
+
+What stages and models there are is given from above (`Catalog`): this file knows none of them.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
+
+from pydantic import BaseModel, Field, PrivateAttr, SerializeAsAny, ValidationInfo, field_validator
+from torch import nn
+
+from internvideo.data.settings import DataSettings, HeadChoice, Settings
+from internvideo.errors import shown
+from internvideo.models.entry import ModelEntry
+from internvideo.training.loop import BatchSource
+from internvideo.training.settings import LoopSettings, OptimizerSettings, ScheduleSettings
+
+VERSION = 2
+"""Of the form of a recipe. Version 1 had the settings of every task below `data`, and no version."""
+
+Some = TypeVar("Some", bound=BaseModel)
+
+
+@dataclass(frozen=True)
+class StageSpec:
+    """One stage: what it learns from and with, and what builds it.
+
+    Attributes:
+        name: in recipes. about: one line for `internvideo list stages`.
+        settings: type of the recipe's `settings`. data: type of its `data`.
+        stage: (model, settings, ...) -> module whose call with a batch and a generator gives {"loss": ...}.
+        models: classes of the models that it trains.
+        build: makes the job of a recipe; unreadable videos are named in the file `skipped`. Raises RecipeError,
+            ManifestError, WeightsError.
+        classifiers: parts of the model that have one output per class ("" is the model itself); they get the number
+            of classes of the data in their setting `outputs`.
+    """
+
+    name: str
+    about: str
+    settings: type[BaseModel]
+    data: type[DataSettings]
+    stage: type[nn.Module]
+    models: tuple[type[nn.Module], ...]
+    build: Callable[[Recipe, Path | None], Job]
+    classifiers: tuple[str, ...] = ()
+    outputs: str = "classes"
+
+
+@dataclass(frozen=True)
+class Catalog:
+    """What a recipe can name."""
+
+    stages: Mapping[str, StageSpec]
+    models: Mapping[str, ModelEntry]
+
+
+class ModelSettings(Settings):
+    """A named model and what is changed in it."""
+
+    name: str
+    overrides: dict[str, Any] = Field(default_factory=dict)
+
+    @field_validator("name")
+    @classmethod
+    def _known(cls, name: str, info: ValidationInfo) -> str:
+        models = catalog_of(info).models
+        if name not in models:
+            near = difflib.get_close_matches(name, models, n=1)
+            hint = f"; did you mean '{near[0]}'?" if near else "; `internvideo list models` names them"
+            raise ValueError(f"no model '{shown(name)}'{hint}")
+        return name
+
+
+def catalog_of(info: ValidationInfo) -> Catalog:
+    """The catalog that a recipe is read with."""
+    if not isinstance(info.context, Catalog):
+        raise TypeError("a recipe is built by internvideo.recipe.build_recipe")
+    return info.context
+
+
+class Recipe(Settings):
+    """One training run, complete: on one kind of machine the same recipe and data give the same weights."""
+
+    version: int = VERSION
+    about: str = ""
+    stage: str
+    model: ModelSettings
+    init: dict[str, Path] = Field(
+        default_factory=dict, description="weights to start from: {weights: FILE}, interaction: {masked:, multimodal:}"
+    )
+    init_head: HeadChoice = Field(
+        "same", description="the head of init.weights: the same classes, its rows found by class names, or a fresh one"
+    )
+    init_class_map: Path | None = Field(None, description="with init_head: names, which class is which of the file's")
+    initial_share: float = Field(
+        0.0, ge=0.0, le=1.0, description="weight-space ensemble: share of the initial weights in the result"
+    )
+    # Made by `_of_the_stage`, of nothing as well: which settings these are is known only with the stage.
+    settings: Annotated[SerializeAsAny[BaseModel], Field(validate_default=True)] = Field(
+        default_factory=dict  # type: ignore[assignment]  # the validator makes a model of it
+    )
+    data: SerializeAsAny[DataSettings]
+    optimizer: OptimizerSettings
+    schedule: ScheduleSettings
+    loop: LoopSettings = LoopSettings()
+    _catalog: Catalog = PrivateAttr()
+
+    def model_post_init(self, context: Any) -> None:
+        """Keep the catalog."""
+        self._catalog = context
+
+    @field_validator("version")
+    @classmethod
+    def _readable(cls, version: int) -> int:
+        if version != VERSION:
+            raise ValueError(f"{version}, this internvideo reads recipes up to version {VERSION}: update it")
+        return version
+
+    @field_validator("stage")
+    @classmethod
+    def _known(cls, stage: str, info: ValidationInfo) -> str:
+        stages = catalog_of(info).stages
+        if stage not in stages:
+            raise ValueError(f"no stage '{stage}'; allowed: {', '.join(stages)}")
+        return stage
+
+    @field_validator("settings", "data", mode="before")
+    @classmethod
+    def _of_the_stage(cls, value: object, info: ValidationInfo) -> object:
+        spec = catalog_of(info).stages.get(info.data.get("stage", ""))
+        if spec is None:
+            return value
+        kind = spec.settings if info.field_name == "settings" else spec.data
+        if isinstance(value, kind):
+            return value
+        if value is not None and not isinstance(value, Mapping):
+            raise ValueError(f"must be settings of the stage, {', '.join(kind.model_fields)}, found {value!r}")
+        return kind.model_validate({} if value is None else value, context=info.context)
+
+    @property
+    def catalog(self) -> Catalog:
+        """What it could name."""
+        return self._catalog
+
+    @property
+    def spec(self) -> StageSpec:
+        """Its stage."""
+        return self._catalog.stages[self.stage]
+
+    def data_as(self, kind: type[Some]) -> Some:
+        """`data`, of a stage whose data are of this kind."""
+        return _checked(self.data, kind)
+
+    def settings_as(self, kind: type[Some]) -> Some:
+        """`settings`, of a stage whose settings are of this kind."""
+        return _checked(self.settings, kind)
+
+    def resolved(self) -> dict[str, Any]:
+        """Plain values of every setting, as they are saved."""
+        return self.model_dump(mode="json")
+
+
+def _checked(value: BaseModel, kind: type[Some]) -> Some:
+    if not isinstance(value, kind):
+        raise TypeError(f"a {type(value).__name__}, not a {kind.__name__}")
+    return value
+
+
+@dataclass(frozen=True)
+class Job:
+    """A recipe with everything that it names built; `fingerprint` is that of the training rows and their classes.
+
+    `context` is what else must be known to use the model later, and is kept beside its weights: how the features were
+    made that a detector learned from, the words of an instruction. It must be ready for JSON. `head` tells where the
+    classification head comes from, where the recipe says something of it. `facts` are fingerprints of what else is
+    learned from: a run is resumed only where they are the same.
+    """
+
+    recipe: Recipe
+    stage: nn.Module
+    loader: BatchSource
+    classes: tuple[str, ...]
+    fingerprint: str
+    context: Mapping[str, Any] = field(default_factory=dict)
+    head: tuple[str, ...] = ()
+    facts: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def model(self) -> nn.Module:
+        """The model that the stage trains."""
+        model = self.stage.model
+        if not isinstance(model, nn.Module):
+            raise TypeError(f"{type(self.stage).__name__}.model is no module")
+        return model

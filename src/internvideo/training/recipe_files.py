@@ -1,0 +1,251 @@
+"""Read recipes: from YAML, changed by `key=value`, or from what a run saved; each mistake is reported by its key."""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import fields, is_dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Any, get_args, get_origin, get_type_hints
+
+from pydantic import BaseModel, ValidationError
+
+from internvideo import untrusted
+from internvideo.errors import RecipeError, WeightsError
+from internvideo.training.recipe import VERSION, Catalog, Recipe
+from internvideo.training.settings import LoopSettings
+
+LARGEST = 10**7
+"""Largest number of a setting: what counts samples, words or panoramas is held in memory."""
+LARGER = (
+    *("loop.seed", "data.loader.seed", "schedule.steps", "schedule.warmup", "schedule.drops"),
+    *("loop.log_every", "loop.checkpoint_every", "loop.keep_checkpoints", "data.loader.cache_megabytes"),
+)
+"""Settings that may be larger: seeds, steps, and limits that take nothing by being large."""
+
+NEEDS = {
+    "loop.ema_scaled": ("loop.ema_decay",),
+    "data.augment.mix_probability": ("data.augment.mixup", "data.augment.cutmix"),
+    "data.augment.mix_smoothing": ("data.augment.mixup", "data.augment.cutmix"),
+}
+"""Settings -> those of which one must be on, or they say something about what is not done."""
+
+VERSION_1_DATA = {
+    *("also", "images", "image_shards", "shard_index", "image_batch_size", "captions", "sampling", "augment"),
+    *("features", "proposals", "key_frames", "hands", "questions", "queries", "world"),
+}
+VERSION_1_INSIDE = {
+    "augment": {
+        *("size", "crop", "minimum_area", "aspect", "flip", "rand_augment", "erasing", "mixup", "cutmix"),
+        *("mix_probability", "mix_switch", "mix_smoothing", "as_tested", "squash", "bicubic", "test_style"),
+        "test_resize",
+    },
+    "world": {"panoramas", "clips", "walk"},
+}
+"""Settings that every recipe of version 1 had, whether its stage read them or not."""
+
+
+def shipped_recipes() -> dict[str, Path]:
+    """Name ("sample/masked") -> file, of the recipes that come with the package."""
+    inside = Path(str(resources.files("internvideo"))) / "recipes"
+    folder = inside if inside.is_dir() else Path(__file__).parents[3] / "recipes"
+    return {str(path.relative_to(folder).with_suffix("")): path for path in sorted(folder.rglob("*.yaml"))}
+
+
+def read_recipe(name: str | Path, overrides: Sequence[str], catalog: Catalog) -> Recipe:
+    """Read a recipe file, or a shipped one by name, and apply `key.key=value` changes.
+
+    Raises:
+        RecipeError: no such recipe, not YAML, a key that is unknown, missing or not read, a value that does not fit.
+    """
+    path = _find(name)
+    try:
+        tree = untrusted.read_yaml(path)
+    except (OSError, ValueError) as error:
+        raise RecipeError(path, f"cannot be read as YAML: {error}") from error
+    if not isinstance(tree, dict):
+        raise RecipeError(path, f"holds {type(tree).__name__}, not settings", "a mapping with stage, model, data ...")
+    for override in overrides:
+        apply_override(tree, override)
+    recipe = build_recipe(tree, path, catalog)
+    check_needed(recipe, path)
+    if recipe.init_head != "same" and not recipe.spec.classifiers:
+        heads = ", ".join(name for name, spec in catalog.stages.items() if spec.classifiers)
+        found = f"'init_head' counts in {heads}, not in the stage '{recipe.stage}'"
+        raise RecipeError(path, found, "leave init_head out")
+    return recipe
+
+
+def build_recipe(tree: Mapping[str, Any], where: object, catalog: Catalog) -> Recipe:
+    """Recipe from plain values. Raises RecipeError naming every wrong key at once."""
+    try:
+        recipe = Recipe.model_validate(tree, context=catalog)
+    except ValidationError as error:
+        raise RecipeError(where, "; ".join(_explain(item, tree, catalog) for item in error.errors())) from error
+    check_numbers(tree, recipe.resolved(), where)
+    if recipe.loop.accumulate > 1 and not recipe.data.loader.drop_last:
+        found = f"'loop.accumulate' is {recipe.loop.accumulate} and 'data.loader.drop_last' false"
+        raise RecipeError(where, f"{found}: a smaller last batch would count as much as the others", "one of them")
+    return recipe
+
+
+def saved_recipe(tree: Mapping[str, Any], where: object, catalog: Catalog) -> Recipe:
+    """Recipe from plain values that any earlier version saved. Raises RecipeError as `build_recipe`."""
+    return build_recipe(upgraded(tree, catalog), where, catalog)
+
+
+def upgraded(tree: Mapping[str, Any], catalog: Catalog) -> dict[str, Any]:
+    """What an earlier version saved, as this version would have: without settings that its stage never read."""
+    new = dict(tree)
+    spec, data = catalog.stages.get(str(tree.get("stage"))), tree.get("data")
+    if new.setdefault("version", 1) != 1 or spec is None or not isinstance(data, Mapping):
+        return new
+    new["version"] = VERSION
+    new["data"] = _read_by(data, spec.data, VERSION_1_DATA)
+    for name, inside in VERSION_1_INSIDE.items():
+        kind = spec.data.model_fields[name].annotation if name in spec.data.model_fields else None
+        if isinstance(new["data"].get(name), Mapping) and isinstance(kind, type) and issubclass(kind, BaseModel):
+            new["data"][name] = _read_by(new["data"][name], kind, inside)
+    return new
+
+
+def _read_by(values: Mapping[str, Any], kind: type[BaseModel], known: Iterable[str]) -> dict[str, Any]:
+    return {name: value for name, value in values.items() if name in kind.model_fields or name not in known}
+
+
+def recipe_inside(metadata: Mapping[str, str], where: object, catalog: Catalog) -> Recipe:
+    """The recipe that weights carry. Raises WeightsError: none; RecipeError as `build_recipe`."""
+    tree = untrusted.json_in(metadata, "recipe", where, WeightsError, "weights of a run")
+    if not isinstance(tree, Mapping):
+        raise WeightsError(where, f"carries a {type(tree).__name__} as its recipe", "weights of a run")
+    return saved_recipe(tree, where, catalog)
+
+
+def _find(name: str | Path) -> Path:
+    path = Path(name)
+    if path.is_file():
+        return path
+    shipped = shipped_recipes()
+    if str(name) in shipped:
+        return shipped[str(name)]
+    near = difflib.get_close_matches(str(name), shipped, n=1)
+    hint = f"did you mean '{near[0]}'?" if near else "`internvideo list recipes` names the shipped ones"
+    raise RecipeError(name, "no such recipe file", "a YAML file or the name of a shipped recipe", hint)
+
+
+def apply_override(tree: dict[str, Any], override: str) -> None:
+    """Set one "key.key=value" (YAML) in nested settings. Raises RecipeError for anything else."""
+    key, equals, text = override.partition("=")
+    if not equals or not key:
+        raise RecipeError(override, "is not a change of a setting", "key.key=value")
+    try:
+        value = untrusted.parse_yaml(text)
+    except ValueError as error:
+        raise RecipeError(override, f"the value is not YAML: {error}") from error
+    if isinstance(value, str):  # YAML 1.1 reads 1e-4 (no dot) as text
+        with contextlib.suppress(ValueError):
+            value = number if math.isfinite(number := float(value)) else value
+    *parents, last, node = *key.split("."), tree
+    for parent in parents:
+        child = node.setdefault(parent, {})
+        if not isinstance(child, dict):
+            raise RecipeError(override, f"'{parent}' holds a value, not settings")
+        node = child
+    node[last] = value
+
+
+def leaves(tree: Mapping[str, Any], above: str = "") -> dict[str, Any]:
+    """Dotted name -> value."""
+    found: dict[str, Any] = {}
+    for name, value in tree.items():
+        inside = isinstance(value, Mapping) and bool(value)
+        found |= leaves(value, f"{above}{name}.") if inside else {f"{above}{name}": value}
+    return found
+
+
+def check_numbers(given: Mapping[str, Any], values: Mapping[str, Any], where: object) -> None:
+    """Refuse numbers above `LARGEST`, and true or false where a number is meant; those of lists as well.
+
+    Args:
+        given: the recipe as it was written. values: as it was understood. where: for messages.
+
+    Raises:
+        RecipeError: naming the setting. Sizes of models are checked where they are built.
+    """
+    written = leaves(given)
+    for name, found in leaves(values).items():
+        if name.startswith("model."):
+            continue
+        told = written.get(name)
+        each = list(found) if isinstance(found, list | tuple) else [found]
+        as_told = list(told) if isinstance(told, list | tuple) else [told]
+        for number, value in enumerate(each):
+            if type(value) not in (int, float):
+                continue
+            if number < len(as_told) and isinstance(as_told[number], bool):
+                raise RecipeError(where, f"'{name}' is {str(as_told[number]).lower()}", "a number")
+            if abs(value) > LARGEST and name not in LARGER:
+                raise RecipeError(where, f"'{name}' is {value:g}", f"at most {LARGEST:,}")
+
+
+def check_needed(recipe: Recipe, where: object) -> None:
+    """Raise RecipeError for settings of what is switched off (`NEEDS`)."""
+    data = type(recipe.data)(loader=recipe.data.loader)
+    defaults = leaves({"data": data.model_dump(), "loop": LoopSettings().model_dump()})
+    found = leaves(recipe.model_dump())
+    for name, needed in NEEDS.items():
+        if name in defaults and found[name] != defaults[name] and not any(found[other] for other in needed):
+            told = str(found[name]).lower()
+            raise RecipeError(
+                where, f"'{name}' is {told} without {' or '.join(needed)}", f"with one, or without {name}"
+            )
+
+
+def _explain(item: Any, tree: Mapping[str, Any], catalog: Catalog) -> str:
+    location = item["loc"]
+    place = ".".join(str(part) for part in location)
+    if item["type"] == "missing":
+        return f"'{place}' is missing"
+    if item["type"] not in ("extra_forbidden", "unexpected_keyword_argument"):  # of models, of dataclasses
+        message = item["msg"].removeprefix("Value error, ")
+        return f"'{place}': {message}" + ("" if item["type"] == "value_error" else f", found {item['input']!r}")
+    stage = str(tree.get("stage"))
+    others = []
+    if location[0] in ("settings", "data"):
+        others = [other for other in catalog.stages if location[-1] in _siblings(location, other, catalog)]
+    if others:
+        return f"no setting '{place}' in the stage '{stage}', it is of {', '.join(others)}"
+    near = difflib.get_close_matches(str(location[-1]), _siblings(location, stage, catalog), n=1)
+    elsewhere = [name for name in _dotted(location[:1], stage, catalog) if name.endswith(f".{location[-1]}")]
+    hint = (elsewhere or near)[:1]
+    return f"no setting '{place}'" + (f", did you mean '{hint[0]}'?" if hint else "")
+
+
+def _dotted(above: Sequence[int | str], stage: str, catalog: Catalog) -> list[str]:
+    """Dotted names of all settings below the section `above` of a stage's recipe."""
+    names = _siblings((*above, ""), stage, catalog) if len(above) < 4 else []
+    found = [".".join((*map(str, above), name)) for name in names]
+    return [*found, *(inner for name in names for inner in _dotted((*above, name), stage, catalog))]
+
+
+def _siblings(location: Sequence[int | str], stage: str, catalog: Catalog) -> list[str]:
+    """Names of the settings that stand beside `location` in a recipe of a stage."""
+    kind: Any = Recipe
+    for part in location[:-1]:
+        if kind is Recipe and part in ("settings", "data"):
+            spec = catalog.stages.get(stage)
+            kind = getattr(spec, str(part), None)
+        elif get_origin(kind) is dict:
+            kind = get_args(kind)[1]
+        else:
+            kind = get_type_hints(kind).get(str(part)) if is_dataclass(kind) or _is_model(kind) else None
+    if is_dataclass(kind):
+        return [field.name for field in fields(kind)]
+    return list(kind.model_fields) if _is_model(kind) else []
+
+
+def _is_model(kind: object) -> bool:
+    return isinstance(kind, type) and issubclass(kind, BaseModel)
