@@ -10,7 +10,7 @@ from pathlib import Path
 from internvideo import distributed
 from internvideo.distributed import choose_device
 from internvideo.errors import RecipeError, RunError
-from internvideo.pipeline import load_trained
+from internvideo.inference.trained_model import open_trained
 from internvideo.tasks import TASKS, task_named
 from internvideo.tasks.scoring import mean_of_splits
 from internvideo.tasks.spatiotemporal import predict as spatio_temporal
@@ -57,7 +57,7 @@ def option_names(names: Sequence[str]) -> str:
 
 def evaluate_task(
     name: str,
-    weights: Path,
+    weights: str | Path,
     manifest: Path,
     output: Path,
     options: Mapping[str, object] | None = None,
@@ -67,7 +67,7 @@ def evaluate_task(
     """Predict, save `TASK.npz` and `TASK.json` in `output`, print the figures.
 
     Args:
-        name: of a task. weights: of a run. manifest: what to test on. output: a folder.
+        name: of a task. weights: anything that `internvideo.load` opens. manifest: what to test on. output: a folder.
         options: of the task, by name. split: only rows of this split.
 
     Raises:
@@ -79,7 +79,9 @@ def evaluate_task(
     task = find_task(name)
     settings = make_options(task, options or {})
     with distributed.process_group(choose_device(settings.device)) as device:
-        trained = load_trained(weights, device=str(device))
+        trained = open_trained(weights, device=str(device))
+        also: tuple[Path, ...] = getattr(settings, "also", ())
+        trained = replace(trained, others=tuple(open_trained(path, device=str(device)) for path in also))
         if not isinstance(trained.model, task.evaluates):
             names = ", ".join(kind.__name__ for kind in task.evaluates)
             found = f"holds a {type(trained.model).__name__}"

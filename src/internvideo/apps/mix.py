@@ -18,10 +18,10 @@ import torch
 from torch import Tensor, nn
 
 from internvideo.errors import RecipeError, WeightsError
-from internvideo.models.declared import within
+from internvideo.inference.trained_model import open_trained
 from internvideo.models.video_language import interpolate_weights
-from internvideo.recipe import read_recipe, recipe_inside
-from internvideo.storage import class_names, read_safetensors, write_safetensors
+from internvideo.recipe import read_recipe
+from internvideo.storage import class_names, read_metadata, read_safetensors, write_safetensors
 from internvideo.tasks.protocol import weights_hash
 from internvideo.training.model_setup import build_model
 from internvideo.weights.clip_import import from_clip
@@ -130,13 +130,16 @@ def _mean(paths: Sequence[Path]) -> tuple[nn.Module, State, dict[str, str], dict
 
 
 def _read(path: Path) -> tuple[nn.Module, State, dict[str, str]]:
-    state, metadata = read_safetensors(path)
-    if "recipe" not in metadata or "classes" not in metadata:
-        raise WeightsError(path, "carries no recipe", "a model.safetensors written by `internvideo train`")
-    with within(state):
-        model = build_model(recipe_inside(metadata, path), len(class_names(metadata, path)))
-    load_state(model, state, where=path)
-    return model, state, metadata
+    trained = open_trained(path, device="cpu")
+    file = path / "model.safetensors" if path.is_dir() else path
+    metadata = read_metadata(file) if file.suffix == ".safetensors" and file.is_file() else {}
+    if "recipe" not in metadata:
+        metadata = {
+            "recipe": json.dumps(trained.recipe.resolved()),
+            "classes": json.dumps(trained.classes),
+        }
+    state = {name: value.detach() for name, value in trained.model.state_dict().items()}
+    return trained.model, state, metadata
 
 
 def _under_our_names(model: nn.Module, base: Path) -> State:

@@ -17,7 +17,10 @@ from internvideo.cli.options import Damage, FrameRate, whole_numbers
 if TYPE_CHECKING:
     from internvideo.tasks.task import TaskSpec
 
-Weights = Annotated[Path, typer.Argument(help="A model.safetensors written by `internvideo train`.")]
+Weights = Annotated[
+    str,
+    typer.Argument(help="Weights: a run, a folder of save_pretrained, a published or converted file, an address."),
+]
 Rows = Annotated[
     Path, typer.Argument(help="What to test on: manifest, list file, folder of folders; features for localization.")
 ]

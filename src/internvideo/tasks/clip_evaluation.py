@@ -20,7 +20,7 @@ from internvideo.tasks.members import described
 from internvideo.tasks.protocol import ClipProtocol, clip_protocol, describe, weights_hash
 from internvideo.tasks.table import Predictions, Result, print_result, save_result
 from internvideo.tasks.task import ClipOptions
-from internvideo.training.trained import Trained, load_trained
+from internvideo.training.trained import Trained
 
 LANGUAGE_MODELS = (VideoLanguage, Clip)
 
@@ -32,18 +32,14 @@ class EnsembleOptions(ClipOptions):
     also: Annotated[tuple[Path, ...], "Weights of one more model; the similarities are averaged."] = ()
 
 
-def with_others(
-    trained: Trained, settings: EnsembleOptions, kinds: tuple[type[nn.Module], ...] = LANGUAGE_MODELS
-) -> list[Trained]:
-    """The model and those of `settings.also`. Raises RecipeError: one of them is of another kind."""
-    models = [trained]
-    for path in settings.also:
-        other = load_trained(path, trained.recipe.catalog, device=settings.device)
+def with_others(trained: Trained, kinds: tuple[type[nn.Module], ...] = LANGUAGE_MODELS) -> list[Trained]:
+    """The model and those beside it. Raises RecipeError: one of them is of another kind."""
+    for other in trained.others:
         if not isinstance(other.model, kinds):
             names = " or ".join(kind.__name__ for kind in kinds)
-            raise RecipeError(path, f"holds a {type(other.model).__name__}", f"{names}, as the first model")
-        models.append(other)
-    return models
+            found = f"{other.recipe.model.name} is a {type(other.model).__name__}"
+            raise RecipeError("also", found, f"{names}, as the first model")
+    return [trained, *trained.others]
 
 
 def members_told(models: Sequence[Trained]) -> dict[str, Any]:

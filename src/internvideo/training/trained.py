@@ -22,12 +22,17 @@ from internvideo.weights.state import load_state
 
 @dataclass(frozen=True)
 class Trained:
-    """A trained model and what it was trained with; `context` as in `Job`."""
+    """A trained model and what it was trained with.
+
+    Attributes:
+        context: as in `Job`. others: more models, for tasks that average the similarities of several.
+    """
 
     model: nn.Module
     recipe: Recipe
     classes: tuple[str, ...]
     context: Mapping[str, Any] = field(default_factory=dict)
+    others: tuple[Trained, ...] = ()
 
 
 def load_trained(path: Path, catalog: Catalog, *, device: str = "auto") -> Trained:

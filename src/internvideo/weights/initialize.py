@@ -5,6 +5,7 @@ Source: paper 3.2, 3.3; modeling_finetune.py (classifier from pretraining), unif
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -20,6 +21,7 @@ from internvideo.models.positions import NATIVE_SLOTS
 from internvideo.models.videomae import VideoMAEConfig
 from internvideo.storage import class_names, read_metadata
 from internvideo.untrusted import parse_json
+from internvideo.weights import foreign_folder, layouts
 from internvideo.weights.clip_import import from_clip
 from internvideo.weights.published_config import check_quick_gelu
 from internvideo.weights.state import earlier_stage, load_part, read_safetensors, select_head_rows
@@ -87,7 +89,8 @@ def native_clip(path: Path, tubelet: int, models: Mapping[str, ModelEntry] = BAC
     Raises:
         WeightsError: an absent file, or one whose settings cannot be read.
     """
-    metadata = read_metadata(path)
+    path = weights_file(path)
+    metadata = read_metadata(path) if path.name not in foreign_folder.NO_TENSORS else {}
     try:
         if "recipe" in metadata:  # of a run
             told = parse_json(metadata["recipe"])["model"]
@@ -113,7 +116,8 @@ def masked_parts(config: object) -> dict[str, VideoMAEConfig]:
 
 
 def _fill(model: nn.Module, path: Path, head: HeadRule | None) -> tuple[str, ...]:
-    state, metadata = read_safetensors(path)
+    path = weights_file(path)
+    state, metadata = read_source(path)
     part = earlier_stage(model, state)
     if part is not None:
         tensors, fresh = part
@@ -137,3 +141,33 @@ def _fill_classifier(
         elif list(rows) != list(range(count)):
             state = select_head_rows(state, (*rows, *range(count, count + others)), name)
     return load_part(model, state, fresh=fresh, where=path)
+
+
+def weights_file(path: Path) -> Path:
+    """The file that a folder's weights are in, or the path itself. Raises WeightsError."""
+    return foreign_folder.weights_in(path) if path.is_dir() else path
+
+
+def read_source(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Read tensors under our names, and metadata: of a run, of `save_pretrained`, or of any published layout.
+
+    Raises:
+        WeightsError: absent or damaged.
+    """
+    if path.name in foreign_folder.NO_TENSORS:
+        return _published(path)
+    state, metadata = read_safetensors(path)
+    if "internvideo" in metadata:  # of save_pretrained
+        try:
+            return state, {"classes": json.dumps(parse_json(metadata["internvideo"])["classes"])}
+        except (KeyError, TypeError, ValueError) as error:
+            raise WeightsError(path, f"settings that cannot be read: {error}") from error
+    if "recipe" in metadata or layouts.recognise(state, path) is None:
+        return state, metadata
+    return _published(path)
+
+
+def _published(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    found = foreign_folder.read(path)
+    module = layouts.load_layout(found.layout, found.state, path, overrides=found.settings())
+    return module.state_dict(), {"classes": json.dumps(found.classes)} if found.classes else {}

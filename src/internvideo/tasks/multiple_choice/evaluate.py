@@ -30,7 +30,7 @@ def evaluate(trained: Trained, manifest: Path, output: Path, settings: EnsembleO
     """Write multiple_choice.npz and .json; print the figures. Raises RecipeError, ManifestError, RunError."""
     rows = split_rows(manifest, split)
     ranked = isinstance(trained.model, PairScoringMultipleChoice)
-    models = with_others(trained, settings, (PairScoringMultipleChoice,) if ranked else LANGUAGE_MODELS)
+    models = with_others(trained, (PairScoringMultipleChoice,) if ranked else LANGUAGE_MODELS)
 
     def make() -> Predictions:
         return multiple_choice.ensemble([predict(one, rows, settings) for one in models])

@@ -69,7 +69,7 @@ def evaluate(trained: Trained, manifest: Path, output: Path, settings: Retrieval
         RecipeError, ManifestError, RunError, WeightsError: what does not fit together.
     """
     rows = split_rows(manifest, split)
-    models = with_others(trained, settings)
+    models = with_others(trained)
     told = {"captions": _captions(trained, settings), **members_told(models)}
     tried = {count: [_with_frames(model, count) for model in models] for count in settings.frames or (0,)}
     _check_some(output / f"{retrieval.NAME}.npz", [members[0] for members in tried.values()], rows, settings, told)

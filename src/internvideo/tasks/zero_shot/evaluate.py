@@ -27,7 +27,7 @@ from internvideo.training.trained import Trained
 def evaluate(trained: Trained, manifest: Path, output: Path, settings: EnsembleOptions, split: str | None) -> Result:
     """Write zero_shot.npz and .json; print the figures. Raises RecipeError, ManifestError, RunError."""
     rows = split_rows(manifest, split)
-    models = with_others(trained, settings)
+    models = with_others(trained)
 
     def make() -> Predictions:
         return zero_shot.ensemble([predict(one, rows, settings) for one in models])

@@ -1,0 +1,86 @@
+"""Weights of any kind as a trained model: what `evaluate` and `mix` work on.
+
+A run brings its recipe. Others (folders of `save_pretrained`, published, converted and transformers' weights) get a
+recipe that says how their test clips are cut.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from internvideo.data.preprocessing import Preprocessing
+from internvideo.data.settings import ClipAugment, EvalAugment, SampledData, TrainAugment
+from internvideo.errors import WeightsError
+from internvideo.inference.loading import load
+from internvideo.inference.video_model import VideoModel
+from internvideo.storage import read_metadata
+from internvideo.tasks import CATALOG
+from internvideo.training.recipe import Recipe, StageSpec
+from internvideo.training.recipe_files import build_recipe
+from internvideo.training.trained import Trained, load_trained
+from internvideo.weights.fetch import is_remote
+
+
+def open_trained(source: str | Path, *, device: str = "auto") -> Trained:
+    """Open weights of any kind that `internvideo.load` opens, ready for evaluation.
+
+    Raises:
+        WeightsError: not there, damaged, or of a model that no stage trains.
+    """
+    place = Path(source).expanduser()
+    file = place / "model.safetensors" if place.is_dir() else place
+    if not is_remote(str(source)) and file.is_file() and file.suffix == ".safetensors":
+        metadata = read_metadata(file)
+        if "recipe" in metadata and "classes" in metadata:
+            return load_trained(file, CATALOG, device=device)
+    model = load(source, device=device)
+    return Trained(model.module, test_recipe(model, source), model.classes)
+
+
+def test_recipe(model: VideoModel, where: object) -> Recipe:
+    """A recipe of the model's stage that cuts test clips as the model does; it is not for training.
+
+    Raises:
+        WeightsError: no stage trains such a model.
+    """
+    fitting = [
+        stage
+        for stage in CATALOG.stages.values()
+        if issubclass(stage.data, SampledData) and isinstance(model.module, stage.models)
+    ]
+    if not fitting:
+        raise WeightsError(where, f"holds a {type(model.module).__name__}", "a model that a stage trains on clips")
+    stage, rule = fitting[0], model.preprocessing
+    step = model.frame_step if model.frame_step > 1 else rule.step
+    settings = {"frame_step": step} if step > 1 and "frame_step" in stage.settings.model_fields else {}
+    tree = {
+        "about": f"test clips of {where}",
+        "stage": stage.name,
+        "model": {"name": model.name, "overrides": model.config["overrides"]},
+        "settings": settings,
+        "data": _data(stage, rule),
+        "optimizer": {"base_lr": 1e-6},
+        "schedule": {"steps": 1},
+    }
+    return build_recipe(tree, where, CATALOG)
+
+
+def _data(stage: StageSpec, rule: Preprocessing) -> dict[str, Any]:
+    kind: Any = stage.data.model_fields["augment"].annotation
+    assert issubclass(kind, EvalAugment)
+    augment: dict[str, Any] = {
+        "size": rule.size,
+        "test_style": rule.style,
+        "test_resize": rule.resize,
+        "squash": rule.squash,
+    }
+    if issubclass(kind, ClipAugment):
+        augment["as_tested"] = True
+    elif issubclass(kind, TrainAugment):
+        augment["crop"] = "centre"
+    return {
+        "sampling": {"kind": rule.sampler, "frames": rule.sampled or rule.frames, "stride": rule.stride},
+        "augment": augment,
+        "loader": {"batch_size": 1, "short_side": rule.short_side, "single_frame": rule.single_frame},
+    }
