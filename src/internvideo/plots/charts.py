@@ -11,15 +11,15 @@ import re
 import textwrap
 import warnings
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from contextlib import AbstractContextManager
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-import matplotlib as mpl
 import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from matplotlib.image import imsave
-from matplotlib.patches import Rectangle
 from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 Frames = NDArray[np.uint8]
 """(T, H, W, 3) RGB."""
@@ -28,25 +28,39 @@ Bounds = tuple[float, float]
 
 BLUE, ORANGE, GREEN = "#3d7fd6", "#d97a1f", "#2f9e6b"  # readable on white and on near-black
 _LINES = (BLUE, ORANGE, GREEN, "#b455c9", "#c94f5d", "#7a8aa0", "#a98f1d", "#1f9fb3")
-_INK = "#010203"  # stands for the page's text colour and is replaced by it
+INK = "#010203"  # stands for the page's text colour and is replaced by it
 
 STYLE: Any = {
     "font.size": 10,
     "font.family": "sans-serif",
     "svg.fonttype": "none",  # text stays text: the browser's fonts know every script
     "text.parse_math": False,  # a class name may hold a dollar sign
-    "text.color": _INK,
-    "axes.labelcolor": _INK,
-    "axes.edgecolor": _INK,
+    "text.color": INK,
+    "axes.labelcolor": INK,
+    "axes.edgecolor": INK,
     "axes.facecolor": "none",
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.linewidth": 0.6,
-    "xtick.color": _INK,
-    "ytick.color": _INK,
+    "xtick.color": INK,
+    "ytick.color": INK,
     "figure.facecolor": "none",
     "legend.frameon": False,
 }
+
+
+def drawing_style(settings: Any = STYLE) -> AbstractContextManager[None]:
+    """Draw with the pages' style. matplotlib is imported by the first picture: it is slow to import."""
+    import matplotlib as mpl
+
+    return mpl.rc_context(settings)
+
+
+def new_figure(size: Bounds) -> Figure:
+    """Make a figure of `size` inches without a window."""
+    from matplotlib.figure import Figure
+
+    return Figure(figsize=size, layout="constrained")
 
 
 def svg(figure: Figure, label: str) -> str:
@@ -55,12 +69,12 @@ def svg(figure: Figure, label: str) -> str:
     with warnings.catch_warnings():
         # Only the browser draws the letters, so it does not matter which of them matplotlib's own font lacks.
         warnings.filterwarnings("ignore", message="Glyph .* missing from")
-        with mpl.rc_context({"svg.hashsalt": label}):
+        with drawing_style({"svg.hashsalt": label}):
             figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None}, bbox_inches="tight")
     text = buffer.getvalue()
     body = text[text.index("<svg") :]
     head = f'<svg role="img" aria-label="{_attribute(label)}"'
-    body = re.sub(r'^<svg(?P<rest>[^>]*?) width="[^"]*"', rf"{head}\g<rest>", body.replace(_INK, "currentColor"))
+    body = re.sub(r'^<svg(?P<rest>[^>]*?) width="[^"]*"', rf"{head}\g<rest>", body.replace(INK, "currentColor"))
     body = re.sub(r'^(<svg[^>]*?) height="[^"]*"', r"\1", body)
     # The file's own style rule and its metadata would count for the whole page.
     return re.sub(r"<metadata>.*?</metadata>|<style[^>]*>.*?</style>", "", body, flags=re.DOTALL)
@@ -75,6 +89,8 @@ def png(image: NDArray[np.uint8]) -> str:
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
         raise ValueError(f"an image is (H, W, 3) uint8, found {image.shape} {image.dtype}")
     buffer = io.BytesIO()
+    from matplotlib.image import imsave  # slow to import
+
     imsave(buffer, image, format="png", metadata={"Software": ""})
     return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
 
@@ -116,8 +132,8 @@ def loss_curves(stages: Mapping[str, tuple[Sequence[float], Sequence[float]]]) -
     if not stages:
         raise ValueError("no stage to show")
     rows = (len(stages) + 1) // 2
-    with mpl.rc_context(STYLE):
-        figure = Figure(figsize=(5.8, 2.0 * rows), layout="constrained")
+    with drawing_style():
+        figure = new_figure((5.8, 2.0 * rows))
         axes = figure.subplots(rows, min(2, len(stages)), squeeze=False).ravel()
         for axis in axes[len(stages) :]:
             axis.set_axis_off()
@@ -142,16 +158,16 @@ def _running_mean(values: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def _grid(axis: Axes, direction: str) -> None:
-    axis.grid(axis="x" if direction == "x" else "y", color=_INK, alpha=0.12, linewidth=0.6)
+    axis.grid(axis="x" if direction == "x" else "y", color=INK, alpha=0.12, linewidth=0.6)
     axis.set_axisbelow(True)
 
 
 def gates(steps: Sequence[float], values: Mapping[str, Sequence[float]]) -> str:
     """Gate values over training, name -> one value a step; zero is where the interaction starts from."""
-    with mpl.rc_context(STYLE):
-        figure = Figure(figsize=(5.8, 3.0), layout="constrained")
+    with drawing_style():
+        figure = new_figure((5.8, 3.0))
         axis = figure.subplots()
-        axis.axhline(0, color=_INK, linewidth=0.6, alpha=0.5)
+        axis.axhline(0, color=INK, linewidth=0.6, alpha=0.5)
         for index, (name, series) in enumerate(values.items()):
             style = ("-", "--", ":")[index // len(_LINES) % 3]
             axis.plot(steps, series, style, label=name, color=_LINES[index % len(_LINES)], linewidth=1.5)
@@ -176,8 +192,8 @@ def ablation_bars(
         chance: drawn as a line.
     """
     height = 0.8 / max(1, len(series))
-    with mpl.rc_context(STYLE):
-        figure = Figure(figsize=(5.6, 0.9 + 0.5 * len(names)), layout="constrained")
+    with drawing_style():
+        figure = new_figure((5.6, 0.9 + 0.5 * len(names)))
         axis = figure.subplots()
         for index, (label, values) in enumerate(series.items()):
             colour = (BLUE, ORANGE, GREEN)[index % 3]
@@ -187,7 +203,7 @@ def ablation_bars(
             for place, value, bounds in zip(places, values, intervals.get(label, [None] * len(names)), strict=True):
                 _mark(axis, place, value, bounds)
         if chance is not None:
-            axis.axvline(100 * chance, color=_INK, linewidth=0.8, linestyle="--", alpha=0.6)
+            axis.axvline(100 * chance, color=INK, linewidth=0.8, linestyle="--", alpha=0.6)
         axis.set_yticks(range(len(names)), list(names))
         axis.invert_yaxis()
         axis.set_xlim(0, 108)
@@ -203,8 +219,8 @@ def _mark(axis: Axes, place: float, value: float | None, bounds: Bounds | None) 
     end = 0.0 if value is None else 100 * value
     if bounds is not None:
         low, high = 100 * bounds[0], 100 * bounds[1]
-        axis.plot([low, high], [place, place], color=_INK, linewidth=1.2)
-        axis.plot([low, low, high, high], [place] * 4, "|", color=_INK, markersize=5)
+        axis.plot([low, high], [place, place], color=INK, linewidth=1.2)
+        axis.plot([low, low, high, high], [place] * 4, "|", color=INK, markersize=5)
         end = max(end, high)
     text = "not measured" if value is None else f"{100 * value:.1f}"
     axis.text(end + 1, place, text, va="center", fontsize=8)
@@ -217,8 +233,8 @@ def confusion_matrix(matrix: NDArray[Any], classes: Sequence[str]) -> str:
         raise ValueError(f"a matrix {counts.shape} for {len(classes)} classes")
     share = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     side = min(9.0, 2.4 + 0.24 * len(classes))
-    with mpl.rc_context(STYLE):
-        figure = Figure(figsize=(side, side), layout="constrained")
+    with drawing_style():
+        figure = new_figure((side, side))
         axis = figure.subplots()
         axis.imshow(share, cmap="Blues", vmin=0, vmax=1, interpolation="nearest")
         size = 9 if len(classes) <= 30 else 6
@@ -247,8 +263,8 @@ def uncertainty_histograms(parts: Mapping[str, tuple[NDArray[Any], NDArray[Any],
     if not parts:
         raise ValueError("no method to show")
     rows = (len(parts) + 1) // 2
-    with mpl.rc_context(STYLE):
-        figure = Figure(figsize=(6.4, 1.9 * rows), layout="constrained")
+    with drawing_style():
+        figure = new_figure((6.4, 1.9 * rows))
         axes = figure.subplots(rows, min(2, len(parts)), squeeze=False).ravel()
         for axis in axes[len(parts) :]:
             axis.set_visible(False)
@@ -257,7 +273,7 @@ def uncertainty_histograms(parts: Mapping[str, tuple[NDArray[Any], NDArray[Any],
             for values, colour, label in ((known, BLUE, "known"), (unknown, ORANGE, "unknown")):
                 share = np.full(len(values), 1 / max(len(values), 1))
                 axis.hist(values, bins=edges, weights=share, color=colour, alpha=0.6, label=label)
-            axis.axvline(threshold, color=_INK, linewidth=1, linestyle="--", label="threshold")
+            axis.axvline(threshold, color=INK, linewidth=1, linestyle="--", label="threshold")
             axis.set_title(name, loc="left", fontsize=10)
             axis.set_xlabel("uncertainty")
             axis.tick_params(labelsize=8)
@@ -270,8 +286,8 @@ def risk_coverage(curves: Mapping[str, tuple[NDArray[Any], NDArray[Any]]]) -> st
     """One line a method, name -> (coverage, risk), both in 0..1."""
     if not curves:
         raise ValueError("no method to show")
-    with mpl.rc_context(STYLE):
-        figure = Figure(figsize=(5.2, 3.6), layout="constrained")
+    with drawing_style():
+        figure = new_figure((5.2, 3.6))
         axis = figure.subplots()
         for place, (name, (coverage, risk)) in enumerate(curves.items()):
             axis.plot(100 * coverage, 100 * risk, label=name, color=_LINES[place % len(_LINES)], linewidth=1.4)
@@ -299,8 +315,8 @@ def timeline(
     lanes = list(dict.fromkeys([*(name for *_, name in truth or ()), *(name for _, _, name, _ in found)]))
     moments = np.linspace(0, max(duration, 1e-3), 400)
     curve = np.zeros_like(moments)
-    with mpl.rc_context(STYLE):
-        figure = Figure(figsize=(7.2, 1.3 + 0.3 * max(len(lanes), 1)), layout="constrained")
+    with drawing_style():
+        figure = new_figure((7.2, 1.3 + 0.3 * max(len(lanes), 1)))
         above, axis = figure.subplots(2, sharex=True, height_ratios=[1.2, max(len(lanes), 1)])
         for start, end, name in truth or ():
             axis.barh(lanes.index(name) + 0.2, end - start, 0.34, start, color=GREEN)
@@ -333,7 +349,9 @@ class BoxedFrame(NamedTuple):
 
 def frames_with_boxes(panels: Sequence[BoxedFrame], columns: int = 3) -> str:
     """Frames with numbered boxes; below each frame what is said of every box and, in brackets, what is true."""
-    with mpl.rc_context(STYLE):
+    from matplotlib.patches import Rectangle
+
+    with drawing_style():
         figure, axes = _grid_of_frames(panels, columns, (4.2, 4.6))
         for axis, panel in zip(axes, panels, strict=True):
             height, width = panel.frame.shape[:2]
@@ -359,7 +377,7 @@ class WaysFrame(NamedTuple):
 
 def frames_with_ways(panels: Sequence[WaysFrame], columns: int = 3) -> str:
     """Frames with true ways (circles) and predicted ones (crosses); the last point of each is the largest."""
-    with mpl.rc_context(STYLE):
+    with drawing_style():
         figure, axes = _grid_of_frames(panels, columns, (3.6, 3.9))
         for axis, panel in zip(axes, panels, strict=True):
             height, width = panel.frame.shape[:2]
@@ -376,7 +394,7 @@ def frames_with_ways(panels: Sequence[WaysFrame], columns: int = 3) -> str:
 def _grid_of_frames(panels: Sequence[BoxedFrame | WaysFrame], columns: int, size: Bounds) -> tuple[Figure, list[Axes]]:
     """Frames under their titles, `columns` a row, each `size` inches; their axes, to be drawn on."""
     rows = -(-len(panels) // columns)
-    figure = Figure(figsize=(size[0] * columns, size[1] * rows), layout="constrained")
+    figure = new_figure((size[0] * columns, size[1] * rows))
     axes = list(figure.subplots(rows, columns, squeeze=False).ravel())
     for axis, panel in zip(axes, panels, strict=False):
         axis.imshow(panel.frame, interpolation="nearest")

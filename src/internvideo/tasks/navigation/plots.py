@@ -5,19 +5,18 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
-import matplotlib as mpl
 import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from matplotlib.patches import Circle, Rectangle
 from numpy.typing import NDArray
 
-from internvideo.plots.charts import BLUE, GREEN, ORANGE, STYLE, svg
+from internvideo.plots.charts import BLUE, GREEN, INK, ORANGE, drawing_style, new_figure, svg
 from internvideo.tasks.navigation.world.protocol import Episode
 from internvideo.tasks.navigation.world.scene import COLOURS, FLOORS, ROUND, SHAPES, Scene, walls_of
 from internvideo.tasks.navigation.world.world import World
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 Way = NDArray[np.float64]
 """(n, 2) or (n, 3) positions, in the order in which they were walked."""
@@ -43,8 +42,8 @@ def plans(shown: Sequence[Plan]) -> str:
         raise ValueError("no plan to show")
     columns = min(2, len(shown))
     rows = -(-len(shown) // columns)
-    with mpl.rc_context(STYLE):
-        figure = Figure(figsize=(4.6 * columns, 4.0 * rows), layout="constrained")
+    with drawing_style():
+        figure = new_figure((4.6 * columns, 4.0 * rows))
         axes = figure.subplots(rows, columns, squeeze=False).ravel()
         for axis, plan in zip(axes, shown, strict=False):
             _house(axis, plan.scene)
@@ -67,10 +66,12 @@ def _house(axis: Axes, scene: Scene) -> None:
     """Floors, walls, doors and landmarks; moving ones have a ring."""
     for room in scene.rooms:
         _box(axis, (room.x0, room.y0, room.x1, room.y1), _rgb(FLOORS[room.floor]), alpha=0.35)
+    from matplotlib.patches import Circle
+
     walls = walls_of(scene)
     for rectangle, paint in zip(walls.rectangles.tolist(), walls.colours, strict=True):
         # Plain walls have the colour of the page's text.
-        _box(axis, rectangle, mpl.rcParams["text.color"] if paint[0] < 0 else _rgb(paint))
+        _box(axis, rectangle, INK if paint[0] < 0 else _rgb(paint))
     for thing in scene.landmarks:
         half_width, half_depth, _ = SHAPES[thing.shape]
         colour = _rgb(COLOURS[thing.colour])
@@ -93,6 +94,8 @@ def _box(
     alpha: float = 1.0,
     angle: float = 0.0,
 ) -> None:
+    from matplotlib.patches import Rectangle
+
     x0, y0, x1, y1 = corners
     axis.add_patch(
         Rectangle(
@@ -102,6 +105,8 @@ def _box(
 
 
 def _ways(axis: Axes, plan: Plan) -> None:
+    from matplotlib.patches import Circle
+
     episode = plan.episode
     if len(episode.path):
         axis.plot(episode.path[:, 0], episode.path[:, 1], color=GREEN, ls="--", lw=1.6, label="reference")

@@ -16,7 +16,6 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
-from scipy.special import logsumexp
 from torch import Tensor, nn
 
 from internvideo.metrics.classification import softmax
@@ -109,6 +108,8 @@ def open_max(features: Tensor, labels: Tensor, learning: Learning) -> Judge:
     rule = OpenMax.fit(features.double().numpy(), head(features).double().numpy(), labels.numpy())
 
     def judge(x: Tensor) -> Opinion:
+        from scipy.special import logsumexp  # slow to import
+
         revised = rule.revise(x.double().numpy(), head(x).double().numpy())
         known = revised[:, :-1]
         return softmax(known), revised[:, -1] - logsumexp(known, axis=1)

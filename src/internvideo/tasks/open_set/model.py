@@ -13,7 +13,6 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
-from scipy.stats import weibull_min
 from torch import Tensor, nn
 
 Floats = NDArray[np.floating[Any]]
@@ -130,6 +129,8 @@ class OpenMax:
             tail: the largest distances of a class that its distribution is fitted to.
             ranks: see above, at most C.
         """
+        from scipy.stats import weibull_min  # slow to import
+
         classes = logits.shape[1]
         means = np.zeros((classes, features.shape[1]))
         shape, scale = np.ones(classes), np.full(classes, np.inf)

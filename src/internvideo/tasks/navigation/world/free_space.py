@@ -13,7 +13,6 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.sparse.csgraph import dijkstra
 
 from internvideo.tasks.navigation.world.protocol import Position
 
@@ -41,6 +40,8 @@ class FreeSpace:
     """
 
     def __init__(self, obstacles: Points, bounds: tuple[float, float, float, float], body: float) -> None:
+        from scipy.sparse.csgraph import dijkstra  # slow to import
+
         grown = np.asarray(obstacles, dtype=np.float64).reshape(-1, 4) + np.array([-body, -body, body, body])
         self._rectangles = grown
         self._bounds = np.array(bounds, dtype=np.float64)
