@@ -1,0 +1,142 @@
+"""The five kinds of weights with every command that opens weights."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import small_apps
+import small_checkpoints
+import small_world
+import torch
+from safetensors.torch import save_file
+from small_world import small_recipe
+
+from internvideo.apps.mix import mix
+from internvideo.data.manifest import read_manifest
+from internvideo.errors import InternVideoError
+from internvideo.evaluation import evaluate_task
+from internvideo.features.extract import ExtractSettings, extract
+from internvideo.features.feature_folder import find_items
+from internvideo.features.window_sampling import WindowRule
+from internvideo.inference.loading import load
+from internvideo.inference.trained_model import open_trained
+from internvideo.pipeline import prepare, run_recipe
+from internvideo.probing.fit import FitSettings, fit
+from internvideo.recipe import build_recipe
+from internvideo.weights.convert import convert
+from internvideo.weights.layouts import OVERRIDES
+
+KINDS = ("run", "saved folder", "published", "converted", "transformers")
+SIZE = {"hidden_size": 48, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 2}
+
+
+@pytest.fixture(scope="module")
+def places(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Classifiers on clips of 4 frames of 32 px."""
+    folder = tmp_path_factory.mktemp("kinds")
+    run = small_apps.trained("supervised")
+    load(run, device="cpu").save_pretrained(folder / "saved")
+    state, _ = small_checkpoints.small("classifier")
+    told = {"heads": 2, "image_size": 32, "frames": 4}  # of no published size: its tensors do not tell
+    save_file(state, folder / "published.safetensors", {OVERRIDES: json.dumps(told)})
+    torch.save({"module": state}, folder / "checkpoint.pth")
+    convert(folder / "checkpoint.pth", folder / "converted.safetensors", overrides=told)
+    transformers = pytest.importorskip("transformers")
+    config = transformers.VideoMAEConfig(
+        image_size=32, patch_size=8, num_frames=4, tubelet_size=2, num_labels=3, **SIZE
+    )
+    transformers.VideoMAEForVideoClassification(config).save_pretrained(folder / "transformers")
+    return dict(
+        zip(
+            KINDS,
+            (
+                run,
+                folder / "saved",
+                folder / "published.safetensors",
+                folder / "converted.safetensors",
+                folder / "transformers",
+            ),
+            strict=True,
+        )
+    )
+
+
+def loads(place: Path, folder: Path) -> None:
+    assert len(load(place, device="cpu").classes) >= 2
+
+
+def evaluates(place: Path, folder: Path) -> None:
+    evaluate_task("recognition", place, numbered(folder), folder / "figures", {"device": "cpu"})
+    told = json.loads((folder / "figures" / "recognition.json").read_text())
+    assert told["coverage"]["read"] == 6
+
+
+def mixes(place: Path, folder: Path) -> None:
+    mixed = mix([place, place], folder / "mixed.safetensors").file
+    first, second = (load(one, device="cpu").module.state_dict() for one in (place, mixed))
+    assert all(torch.equal(value, second[name]) for name, value in first.items())
+    evaluates(mixed, folder)
+
+
+def fits(place: Path, folder: Path) -> None:
+    model = load(place, device="cpu")
+    assert fit(small_world.world(), model, folder / "fit", FitSettings(folds=2)).file.is_file()
+
+
+def extracts(place: Path, folder: Path) -> None:
+    items, classes = find_items([str(small_apps.clips(1)[0])])
+    model = load(place, device="cpu")
+    settings = ExtractSettings(rule=WindowRule(window=4, stride=4))
+    extract(items, model, folder / "features", settings, classes=classes)
+    assert list((folder / "features").glob("*.npy"))
+
+
+def starts(place: Path, folder: Path) -> None:
+    opened = open_trained(place, device="cpu")
+    model = opened.recipe.model.model_dump()
+    tree = small_recipe("supervised", schedule={"steps": 1})
+    tree |= {"init": {"weights": str(place)}, "init_head": "fresh", "model": model}
+    recipe = build_recipe(tree)
+    started, source = prepare(recipe).model.state_dict(), opened.model.state_dict()
+    name = next(name for name in source if name.endswith("blocks.0.attn.proj.weight"))
+    assert torch.equal(started[name], source[name])
+    assert run_recipe(recipe, folder / "run", device="cpu").is_file()
+
+
+COMMANDS: dict[str, Callable[[Path, Path], None]] = {
+    "load": loads, "evaluate": evaluates, "mix": mixes, "fit": fits, "extract": extracts, "init": starts,
+}  # fmt: skip
+
+
+def numbered(folder: Path) -> Path:
+    """Six rows of the small world with numbers as labels, which classes of any names are."""
+    rows = read_manifest(small_world.world()).rows
+    path = folder / "numbers.txt"
+    root = small_world.world().parent
+    path.write_text("".join(f"{root / row.path} {row.label}\n" for row in rows[:6]))
+    return path
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_kind_of_weights_is_opened_by_every_command(
+    kind: str, command: str, places: dict[str, Path], tmp_path: Path
+) -> None:
+    COMMANDS[command](places[kind], tmp_path)
+
+
+def test_a_saved_folder_is_measured_as_its_run(places: dict[str, Path], tmp_path: Path) -> None:
+    figures = []
+    for kind in ("run", "saved folder"):
+        result = evaluate_task("recognition", places[kind], numbered(tmp_path), tmp_path / kind, {"device": "cpu"})
+        figures.append((result["figures"], result["protocol"]["weights_sha256"]))
+    assert figures[0] == figures[1]
+
+
+def test_what_no_stage_trains_is_refused(tmp_path: Path) -> None:
+    small_apps.random_model("viclip").save_pretrained(tmp_path / "viclip")
+    with pytest.raises(InternVideoError, match="a model that a stage trains on clips"):
+        open_trained(tmp_path / "viclip", device="cpu")
