@@ -10,6 +10,7 @@ from internvideo.tasks.clip_evaluation import clip_source, finish, split_rows
 from internvideo.tasks.table import Predictions, Result
 from internvideo.tasks.task import ClipOptions
 from internvideo.tasks.verb_noun import predict as verb_noun
+from internvideo.tasks.verb_noun.data import Words
 from internvideo.training.trained import Trained
 
 
