@@ -9,4 +9,4 @@ if __name__ == "__main__":
     world = generate(Path("runs/world"), WorldSettings(clips=200))
     changes = [f"data.train={world['train']}", "schedule.epochs=2", "schedule.warmup=1"]
     weights = run_recipe(read_recipe("sample/supervised_masked", changes), Path("runs/first"))
-    evaluate_task("recognition", weights, world["test"], Path("runs/first"), {})
+    evaluate_task("recognition", weights, world["test"], Path("runs/first"))

@@ -14,12 +14,13 @@ import pytest
 import torch
 from typer.main import get_command
 
+from internvideo.cli.evaluate import task_command
 from internvideo.cli.main import app
 from internvideo.data.loader import LoaderSettings
 from internvideo.data.settings import MixAugment, SamplingSettings
 from internvideo.recipe import read_recipe, shipped_recipes
 from internvideo.storage import read_safetensors, write_safetensors
-from internvideo.tasks import STAGES
+from internvideo.tasks import STAGES, TASKS
 from internvideo.training.settings import LoopSettings, OptimizerSettings, ScheduleSettings
 
 ROOT = Path(__file__).parents[1]
@@ -109,7 +110,8 @@ def test_the_glossary_has_each_word_once_and_names_what_exists() -> None:
     sources = "\n".join(path.read_text(encoding="utf-8") for path in PACKAGE.rglob("*.py"))
     named = set(re.findall(r"`(\w+|loop\.\w+)`", spoken))
     assert not [name for name in named if not re.search(rf"\b{name.removeprefix('loop.')}\b", sources)]
-    options = {option for command in GROUP.commands.values() for p in command.params for option in p.opts}
+    commands = [*GROUP.commands.values(), *map(task_command, TASKS)]
+    options = {option for command in commands for parameter in command.params for option in parameter.opts}
     assert set(re.findall(r"`(--[\w-]+)`", spoken)) <= options
     assert all("docs/glossary.md" in TEXTS[name] for name in ("README.md", "CONTRIBUTING.md"))
 

@@ -25,10 +25,10 @@ from internvideo.errors import InternVideoError, ManifestError, RecipeError, Run
 from internvideo.model_table import MODELS
 from internvideo.models.cross_model import CrossModel
 from internvideo.pipeline import describe, listing, load_trained, prepare, run_recipe
+from internvideo.pretraining import supervised
 from internvideo.recipe import Recipe, build_recipe, shipped_recipes
 from internvideo.storage import read_safetensors
 from internvideo.tasks import STAGES, TASKS
-from internvideo.training import clip_job as clips
 from internvideo.training.loop import RunInterruptedError
 from internvideo.training.model_setup import build_model
 
@@ -162,9 +162,9 @@ class StopAt:
 
 
 def test_a_stopped_run_goes_on_to_the_same_weights(done: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    original = clips.clip_loader
+    original = supervised.clip_loader
     with monkeypatch.context() as patch:
-        patch.setattr(clips, "clip_loader", lambda *args: StopAt(original(*args), 3))
+        patch.setattr(supervised, "clip_loader", lambda *args: StopAt(original(*args), 3))
         with pytest.raises(RunInterruptedError, match=r"at step [34] of 6; start the same command again"):
             run_recipe(recipe(), tmp_path)
     assert not (tmp_path / "model.safetensors").exists()

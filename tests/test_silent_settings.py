@@ -135,7 +135,7 @@ def test_settings_of_what_is_switched_off_are_refused(changes: list[str], told: 
     [
         ("demo --label kind", "--label"),
         ("demo --split part", "--split"),
-        ("mix a.safetensors -o b.safetensors --share 0.3", "--share"),
+        ("mix a.safetensors -o b.safetensors --base-weight 0.3", "--base-weight"),
         ("mix a.safetensors -o b.safetensors --tower text", "--tower"),
         ("prepare ucf101 --annotations . --check-videos", "--check-videos"),
         ("prepare ucf101 --annotations . --workers 2", "--workers"),

@@ -331,7 +331,7 @@ def test_weights_of_another_model(run: Run, tmp_path: Path) -> None:
     assert "other.safetensors" in line
     assert "12 missing" in line
     assert "VideoMAEClassifier" in line
-    assert "carries no recipe" in mistake(
+    assert "keys of no known layout" in mistake(
         run("evaluate", "recognition", tmp_path / "other.safetensors", small_world.world(), "-o", tmp_path / "out")
     )
 

@@ -238,7 +238,7 @@ def test_a_model_of_more_classes_chooses_among_the_manifests(tmp_path: Path) -> 
     tree["data"]["train"] = str(five)
     weights = run_recipe(build_recipe(tree), tmp_path / "run", device="cpu")
     settings = {"device": "cpu"}
-    result = evaluate_task("recognition", weights, two, tmp_path / "restricted", replace(settings, restrict=True))
+    result = evaluate_task("recognition", weights, two, tmp_path / "restricted", {**settings, "restrict": True})
     told = result["protocol"]["classes_kept"]
     assert told.startswith("2 of 5 classes by name, 1 spelled otherwise")
     assert told.endswith("before the soft-max")

@@ -17,7 +17,8 @@ from small_world import small_recipe
 from internvideo.errors import RecipeError, WeightsError
 from internvideo.pipeline import describe, prepare
 from internvideo.recipe import Recipe, build_recipe, read_recipe
-from internvideo.training.model_setup import Job, build_model
+from internvideo.training.model_setup import build_model
+from internvideo.training.recipe import Job
 from internvideo.weights.state import save_model
 
 

@@ -153,8 +153,11 @@ def build_stage(name: str, build: Callable[[], nn.Module]) -> nn.Module:
 
 
 def test_every_stage_and_every_model_it_trains_is_tested() -> None:
-    built = {name: tuple(type(build()) for build in builds) for name, builds in MODELS.items()}
-    assert built == {name: entry.models for name, entry in STAGES.items()}
+    built = {name: [build() for build in builds] for name, builds in MODELS.items()}
+    assert set(built) == set(STAGES)
+    for name, entry in STAGES.items():
+        assert all(isinstance(model, entry.models) for model in built[name]), name
+        assert all(any(isinstance(model, kind) for model in built[name]) for kind in entry.models), name
 
 
 # --- the contract ----------------------------------------------------------------------------------------------------

@@ -26,13 +26,14 @@ from PIL import Image
 from small_world import world
 from typer.main import get_command
 
-from internvideo.cli.main import app, evaluate
+from internvideo.cli.evaluate import task_command, task_function
+from internvideo.cli.main import app
 from internvideo.data.manifest import Manifest, read_manifest
 from internvideo.data.preprocessing import Preprocessing
 from internvideo.data.sample import Sample
 from internvideo.datasets.catalog import BENCHMARKS
 from internvideo.datasets.prepare import prepare
-from internvideo.evaluation import score_table
+from internvideo.evaluation import find_task, score_table
 from internvideo.features.extract import ExtractSettings, extract
 from internvideo.features.feature_folder import find_items
 from internvideo.features.window_sampling import WindowRule
@@ -76,9 +77,9 @@ def measuring(name: str) -> dict[str, Any]:
     """The arguments of the measuring command in a recipe."""
     told = re.search(r"^# Measure: internvideo evaluate (.*)$", RECIPES[name], re.M)
     assert told is not None
-    group: Any = get_command(app)
-    found: dict[str, Any] = group.commands["evaluate"].make_context("evaluate", shlex.split(told[1])).params
-    return found
+    task, *arguments = shlex.split(told[1])
+    found: dict[str, Any] = task_command(find_task(task)).make_context(task, arguments).params
+    return {"task": task, **found}
 
 
 def walk(name: str, folder: Path) -> Walked:
@@ -106,17 +107,17 @@ def measured(
     job = prepare_job(recipe)
     weights, output = folder / "model.safetensors", folder / "test"
     save_trained(weights, job)
-    arguments |= {"weights": weights, "manifest": source, "output": output, "device": "cpu"}
+    arguments |= {"weights": str(weights), "manifest": source, "output": output, "device": "cpu"}
     placed = _placed(name, arguments, folder, manifest)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(
             "internvideo.tasks.grounding.evaluate.SHOWN", 1
         )  # pictures are slow to draw, and tested elsewhere
-        evaluate(**placed)
+        task_function(find_task(placed.pop("task")))(**placed)
     saved = output / arguments["task"]
     result = json.loads(saved.with_suffix(".json").read_text(encoding="utf-8"))
     asked = len(read_episodes(source, arguments["split"]) if manifest is None else manifest.rows)
-    if placed["unknown"] is not None:
+    if placed.get("unknown") is not None:
         asked += len(read_manifest(placed["unknown"]).rows)
     return Walked(result, score_table(saved.with_suffix(".npz")), weights_hash(job.model), asked)
 
@@ -217,18 +218,18 @@ def _placed(name: str, arguments: dict[str, Any], folder: Path, manifest: Manife
     """The arguments with the files of here."""
     placed = dict(arguments)
     for option in ("unknown", "bank", "train"):
-        if placed[option] is not None:
+        if placed.get(option) is not None:
             placed[option] = folder / "data" / placed[option].name
-    if placed["bank"] is not None:
+    if placed.get("bank") is not None:
         assert placed["bank"].is_file() == (name not in WITHOUT_BANK), "WITHOUT_BANK shrinks"
         placed["bank"] = placed["bank"] if placed["bank"].is_file() else None
     if manifest is None:
         return placed
-    if placed["persons"] is not None:
+    if placed.get("persons") is not None:
         placed["persons"] = _persons(name, manifest, folder)
-    if placed["boxes"] is not None:
+    if placed.get("boxes") is not None:
         placed["boxes"] = _boxes(manifest, folder)
-    if placed["class_scores"] is not None:
+    if placed.get("class_scores") is not None:
         placed["class_scores"] = _class_scores(name, manifest, folder)
     return placed
 

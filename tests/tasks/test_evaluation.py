@@ -90,7 +90,7 @@ def test_language_tasks_keep_the_classes_of_the_manifest(
         raise KeyboardInterrupt
 
     monkeypatch.setattr(
-        "internvideo.evaluation.load_trained", lambda *_, **__: Trained(job.model, job.recipe, job.classes)
+        "internvideo.evaluation.open_trained", lambda *_, **__: Trained(job.model, job.recipe, job.classes)
     )
     monkeypatch.setattr("internvideo.tasks.zero_shot.evaluate.predict", stop)
     monkeypatch.setattr("internvideo.tasks.multiple_choice.evaluate.predict", stop)

@@ -53,7 +53,7 @@ def recipe(folder: Path, **changes: Any) -> Recipe:
             "train": str(folder / "m.jsonl"),
             "split": "train",
             "sampling": {"kind": "sparse", "frames": 4},
-            "augment": {"size": 32, "crop": "centre"},
+            "augment": {"size": 32},
             "loader": {"batch_size": 4, "cache_megabytes": 20},
         },
         "optimizer": {"base_lr": 3e-3},

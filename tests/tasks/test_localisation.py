@@ -20,6 +20,7 @@ from internvideo.metrics.bootstrap import interval
 from internvideo.metrics.temporal_detection import average_precision, detections, map_statistic
 from internvideo.pipeline import describe, run_recipe
 from internvideo.recipe import Recipe, build_recipe
+from internvideo.tasks import CATALOG
 from internvideo.tasks.table import Predictions
 from internvideo.tasks.temporal_localization import predict as localisation
 from internvideo.tasks.temporal_localization.data import (
@@ -246,7 +247,7 @@ def test_a_class_agnostic_detector_gets_classes_from_scores(tmp_path: Path) -> N
     data = {"train": str(folder), "features": {"class_agnostic": True}, "loader": {"batch_size": 4}}
     run_recipe(recipe(folder, data=data, schedule={"steps": 30}), tmp_path / "run", device="cpu")
     weights = tmp_path / "run" / "model.safetensors"
-    assert load_detector(weights, device="cpu").model.config.classes == 1
+    assert load_detector(weights, CATALOG, device="cpu").model.config.classes == 1
     nameless = evaluate_task("localisation", weights, folder, tmp_path / "a", {"device": "cpu"})
     assert nameless["protocol"]["classes"] == "none, proposals"
     assert "best free action" in nameless["protocol"]["matching"]
@@ -284,7 +285,7 @@ def test_a_wrong_width_is_told_and_a_dry_run_trains_nothing(tmp_path: Path) -> N
 
 def test_what_is_no_detector_is_told(tmp_path: Path) -> None:
     with pytest.raises(WeightsError, match="no such file"):
-        load_detector(tmp_path / "model.safetensors")
+        load_detector(tmp_path / "model.safetensors", CATALOG)
 
 
 # --- figures ---------------------------------------------------------------------------------------------------------

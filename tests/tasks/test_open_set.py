@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -354,4 +353,4 @@ def test_a_known_row_without_label_and_absent_training_rows_are_told(
     with pytest.raises(ManifestError, match="1 of 2 rows have no label"):
         open_rows(unlabelled, ("a", "b"), None)
     with pytest.raises(RecipeError, match="--train"):
-        evaluate_task("open_set", run[0], world, tmp_path, replace(CPU, train=tmp_path / "gone.jsonl"))
+        evaluate_task("open_set", run[0], world, tmp_path, {**CPU, "train": tmp_path / "gone.jsonl"})

@@ -6,7 +6,6 @@ import json
 import shutil
 import subprocess
 import sys
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +14,13 @@ import pytest
 import torch
 from proposal_world import world
 
+from internvideo import evaluation
 from internvideo.errors import InternVideoError, ManifestError, RecipeError, RunError
 from internvideo.evaluation import evaluate_task
 from internvideo.metrics.temporal_detection import detections, tiou
 from internvideo.pipeline import load_trained, run_recipe
 from internvideo.recipe import Recipe, build_recipe
 from internvideo.storage import read_safetensors
-from internvideo.tasks import scoring
 from internvideo.tasks.refinement import predict as refinement
 from internvideo.tasks.refinement.data import read_proposals
 from internvideo.tasks.table import Predictions, Result
@@ -74,7 +73,7 @@ def test_refined_segments_are_better_than_the_proposals(learned: Path, measured:
     assert found["gain"] == pytest.approx(found["mean_mAP"] - found["before_mean_mAP"])
     assert 0 < bounds["gain"][0] <= found["gain"] <= bounds["gain"][1]
     table = Predictions.load(out / "refinement.npz")
-    assert scoring.score(table)["figures"] == found
+    assert evaluation.score(table)["figures"] == found
     assert len(result["protocol"]["weights_sha256"]) == 64
     assert result["protocol"]["detector_weights_sha256"] == "2"
     assert (out / "timelines.html").read_text().count("<svg") == 2 * 4
@@ -147,7 +146,7 @@ def test_nameless_proposals_get_classes_from_scores(learned: Path, tmp_path: Pat
     rows = {video.id: [0.9, 0.4] for video in read_feature_set(folder).videos}
     (tmp_path / "s.json").write_text(json.dumps({"results": rows}))
     named = evaluate_task(
-        "refinement", weights, folder, tmp_path / "b", replace(plain, class_scores=tmp_path / "s.json"), split="test"
+        "refinement", weights, folder, tmp_path / "b", {**plain, "class_scores": tmp_path / "s.json"}, split="test"
     )
     assert named["protocol"]["classes"] == "scores of whole videos"
     table = Predictions.load(tmp_path / "b" / "refinement.npz")

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from internvideo import evaluation
 from internvideo.data.loader import EvalLoader, LoaderSettings
 from internvideo.data.manifest import Manifest
 from internvideo.data.sample import Choice, Sample
@@ -18,7 +19,6 @@ from internvideo.models.clip import TextConfig
 from internvideo.models.uniformerv2 import UniFormerV2Config
 from internvideo.models.video_language import VideoLanguage, VideoLanguageConfig
 from internvideo.models.videomae import VideoMAEClassifier, VideoMAEConfig
-from internvideo.tasks import scoring
 from internvideo.tasks.multiple_choice import predict as multiple_choice
 from internvideo.tasks.protocol import clip_protocol
 from internvideo.tasks.recognition import predict as recognition
@@ -64,7 +64,7 @@ def test_recognition_from_files_to_figures(manifest: Manifest, tmp_path: Path) -
     table = recognition.predict(
         model, recognition.classifier_scorer(model), loader(manifest), manifest, clips, CPU, model_name="videomae"
     )
-    result = scoring.score(Predictions.load(table.save(tmp_path / "table.npz")))
+    result = evaluation.score(Predictions.load(table.save(tmp_path / "table.npz")))
     assert table["ids"].tolist() == ["v0", "v1", "v2", "v4"]
     assert table["logits:logits"].shape == (24, 3)
     assert result["coverage"]["read"] == 4
@@ -77,7 +77,7 @@ def test_recognition_from_files_to_figures(manifest: Manifest, tmp_path: Path) -
 def test_language_tasks_from_files_to_figures(task: object, manifest: Manifest, tmp_path: Path) -> None:
     clips = clip_protocol(SAMPLER, TRANSFORM)
     table: Predictions = task.predict(towers(), Tokenizer(), loader(manifest), manifest, clips, CPU)  # type: ignore[attr-defined]  # a module
-    result = scoring.score(Predictions.load(table.save(tmp_path / "table.npz")))
+    result = evaluation.score(Predictions.load(table.save(tmp_path / "table.npz")))
     assert result["task"] == task.NAME  # type: ignore[attr-defined]  # a module
     assert table["ids"].tolist() == ["v0", "v1", "v2", "v4"]
     assert result["coverage"]["asked"] == 5

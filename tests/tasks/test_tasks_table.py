@@ -12,10 +12,10 @@ import torch
 from rich.console import Console
 from task_world import CLIPS, CPU, Reader, Source, manifest
 
+from internvideo import evaluation
 from internvideo.data.sampling import Dense
 from internvideo.data.transforms import EvalTransform
 from internvideo.errors import RunError
-from internvideo.tasks import scoring
 from internvideo.tasks.protocol import ClipProtocol, clip_protocol, weights_hash
 from internvideo.tasks.recognition import predict as recognition
 from internvideo.tasks.table import Predictions, print_result, save_result
@@ -31,7 +31,7 @@ def test_a_saved_table_gives_the_same_result_without_model_or_video(tmp_path: Pa
     table = a_table()
     path = table.save(tmp_path / "deep" / "recognition.npz")
     again = Predictions.load(path)
-    assert scoring.score(again) == recognition.score(table)
+    assert evaluation.score(again) == recognition.score(table)
     for name, array in table.arrays.items():
         np.testing.assert_array_equal(again[name], array)
     first = path.read_bytes()
@@ -66,9 +66,9 @@ def test_torn_foreign_and_missing_tables(tmp_path: Path) -> None:
     with pytest.raises(RunError, match="no such file"):
         Predictions.load(tmp_path / "absent.npz")
     with pytest.raises(RunError, match="task 'juggling'"):
-        scoring.score(Predictions("juggling", {}, {}, {}))
+        evaluation.score(Predictions("juggling", {}, {}, {}))
     with pytest.raises(RunError, match="no array 'labels'"):
-        scoring.score(Predictions("recognition", {"logits:a": np.zeros((1, 2))}, {}, {}))
+        evaluation.score(Predictions("recognition", {"logits:a": np.zeros((1, 2))}, {}, {}))
 
 
 def test_an_earlier_table_survives_a_failed_write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

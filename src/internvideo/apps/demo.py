@@ -14,7 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from internvideo.apps.demo_report import Clock, DemoData, write_demo_report
+from internvideo.apps.demo_clock import Clock
+from internvideo.apps.demo_report import DemoData, write_demo_report
 from internvideo.data.manifest import Manifest, Sample, read_manifest, write_manifest
 from internvideo.data.settings import ClipData
 from internvideo.errors import ManifestError, RecipeError, RunError

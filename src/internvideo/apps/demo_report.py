@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import json
-import resource
-import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -16,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 
 from internvideo import untrusted
+from internvideo.apps.demo_clock import Clock
 from internvideo.data.manifest import Manifest, Sample, read_manifest
 from internvideo.data.sampling import linspace_frames
 from internvideo.distributed import choose_device
@@ -42,19 +39,18 @@ from internvideo.plots.report import (
 )
 from internvideo.pretraining.masked import MaskedSettings, MaskedStage
 from internvideo.sample_world.actions import TIME_DIRECTED, reverse_class
-from internvideo.storage import write_text
 from internvideo.tasks import ensemble
 from internvideo.tasks.clip_evaluation import clip_source
-from internvideo.tasks.multiple_choice import evaluate as multiple_choice_evaluation
+from internvideo.tasks.multiple_choice.evaluate import predict as predict_choices
 from internvideo.tasks.recognition import predict as recognition
 from internvideo.tasks.recognition.evaluate import RecognitionOptions, scorer
 from internvideo.tasks.recognition.evaluate import predict as predict_recognition
-from internvideo.tasks.retrieval import evaluate as retrieval_evaluation
 from internvideo.tasks.retrieval import predict as retrieval
 from internvideo.tasks.retrieval.evaluate import RetrievalOptions
+from internvideo.tasks.retrieval.evaluate import predict as predict_retrieval
 from internvideo.tasks.table import BOOTSTRAP, Predictions, Result, save_result
 from internvideo.tasks.task import ClipOptions
-from internvideo.tasks.zero_shot import evaluate as zero_shot_evaluation
+from internvideo.tasks.zero_shot.evaluate import predict as predict_zero_shot
 from internvideo.training.trained import Trained
 from internvideo.video.reader import Video
 
@@ -87,45 +83,6 @@ class DemoData:
     longer: float = 1.0
 
 
-class Clock:
-    """Seconds of each step and the largest memory over all sessions: a resumed demo tells all that it took."""
-
-    def __init__(self, file: Path) -> None:
-        stored = untrusted.read_json(file) if file.is_file() else {}
-        self.file = file
-        self.seconds: dict[str, float] = stored.get("seconds", {})
-        self.peak_memory_mb: float = stored.get("peak_memory_mb", 0.0)
-        self._running: tuple[str, float] | None = None
-
-    @contextmanager
-    def timed(self, name: str, *, again: bool = False) -> Iterator[None]:
-        """Add the seconds of the block to those of `name`, also when interrupted, but not when done once more."""
-        self._running = None if again and name in self.seconds else (name, time.monotonic())
-        try:
-            yield
-        finally:
-            self.seconds, self.peak_memory_mb = self.so_far(), self.memory()
-            self._running = None
-            write_text(
-                self.file, json.dumps({"seconds": self.seconds, "peak_memory_mb": self.peak_memory_mb}, indent=1)
-            )
-
-    def so_far(self) -> dict[str, float]:
-        """Seconds by step, the one that runs now included."""
-        if self._running is None:
-            return self.seconds
-        name, began = self._running
-        return {**self.seconds, name: self.seconds.get(name, 0.0) + time.monotonic() - began}
-
-    def memory(self) -> float:
-        """MiB: largest resident memory of any process of any session so far, or of the device where that is larger."""
-        own, others = (
-            resource.getrusage(who).ru_maxrss / 1024 for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
-        )
-        device = torch.cuda.max_memory_allocated() / 2**20 if torch.cuda.is_available() else 0.0
-        return max(self.peak_memory_mb, own, others, device)
-
-
 def write_demo_report(output: Path, data: DemoData, device: str, clock: Clock) -> Path:
     """Measure every step's weights on the held-out clips, save the tables, write report.html and report.json."""
     settings = RecognitionOptions(batch_size=64, device=device)
@@ -138,7 +95,7 @@ def write_demo_report(output: Path, data: DemoData, device: str, clock: Clock) -
     tables["ensemble"] = ensemble.join([ensemble.member(name, tables[name]) for name in ("masked", "multimodal")])
     results = {name: _save(output, name, table) for name, table in tables.items()}
     language = load_trained(output / "multimodal_pretrained" / "model.safetensors", device=device)
-    found = retrieval_evaluation.predict([language], test, RetrievalOptions(batch_size=64, device=device))
+    found = predict_retrieval([language], test, RetrievalOptions(batch_size=64, device=device))
     shot = _save(output, "retrieval", found)
     more = _language_tasks(output, language, test, data, settings)
     rows = _ablation(results, len(test.classes))
@@ -240,12 +197,11 @@ def _language_tasks(
     output: Path, language: Trained, test: Manifest, data: DemoData, settings: ClipOptions
 ) -> dict[str, Any]:
     """Zero-shot recognition and multiple choice, where the data has what they need."""
-    zero_shot = zero_shot_evaluation.predict
-    jobs = {"zero_shot_recognition": (zero_shot, test)}
+    jobs = {"zero_shot_recognition": (predict_zero_shot, test)}
     if all(row.choices for row in test.rows):
-        jobs["multiple_choice"] = (multiple_choice_evaluation.predict, test)
+        jobs["multiple_choice"] = (predict_choices, test)
     if data.zero_shot is not None:
-        jobs["zero_shot_unseen_classes"] = (zero_shot, read_manifest(data.zero_shot))
+        jobs["zero_shot_unseen_classes"] = (predict_zero_shot, read_manifest(data.zero_shot))
     return {
         name: _save(output, name, predict(language, manifest, settings))["figures"]
         for name, (predict, manifest) in jobs.items()

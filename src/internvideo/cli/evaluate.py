@@ -47,11 +47,12 @@ class TaskGroup(TyperGroup):
 def task_command(task: TaskSpec) -> Any:
     """Make the command of a task from the options that it reads."""
     app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
-    app.command(task.name, context_settings={"help_option_names": ["-h", "--help"]})(_function(task))
+    app.command(task.name, context_settings={"help_option_names": ["-h", "--help"]})(task_function(task))
     return get_command(app)
 
 
-def _function(task: TaskSpec) -> Callable[..., None]:
+def task_function(task: TaskSpec) -> Callable[..., None]:
+    """Make the function behind the command of a task, with the signature that typer reads."""
     fields = {field.name: field for field in dataclasses.fields(task.options)}
     types = get_type_hints(task.options, include_extras=True)
 

@@ -11,11 +11,12 @@ import re
 import textwrap
 import warnings
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+
+from internvideo.plots.style import BLUE, GREEN, INK, LINES, ORANGE, drawing_style, new_figure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -25,42 +26,6 @@ Frames = NDArray[np.uint8]
 """(T, H, W, 3) RGB."""
 
 Bounds = tuple[float, float]
-
-BLUE, ORANGE, GREEN = "#3d7fd6", "#d97a1f", "#2f9e6b"  # readable on white and on near-black
-_LINES = (BLUE, ORANGE, GREEN, "#b455c9", "#c94f5d", "#7a8aa0", "#a98f1d", "#1f9fb3")
-INK = "#010203"  # stands for the page's text colour and is replaced by it
-
-STYLE: Any = {
-    "font.size": 10,
-    "font.family": "sans-serif",
-    "svg.fonttype": "none",  # text stays text: the browser's fonts know every script
-    "text.parse_math": False,  # a class name may hold a dollar sign
-    "text.color": INK,
-    "axes.labelcolor": INK,
-    "axes.edgecolor": INK,
-    "axes.facecolor": "none",
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.linewidth": 0.6,
-    "xtick.color": INK,
-    "ytick.color": INK,
-    "figure.facecolor": "none",
-    "legend.frameon": False,
-}
-
-
-def drawing_style(settings: Any = STYLE) -> AbstractContextManager[None]:
-    """Draw with the pages' style. matplotlib is imported by the first picture: it is slow to import."""
-    import matplotlib as mpl
-
-    return mpl.rc_context(settings)
-
-
-def new_figure(size: Bounds) -> Figure:
-    """Make a figure of `size` inches without a window."""
-    from matplotlib.figure import Figure
-
-    return Figure(figsize=size, layout="constrained")
 
 
 def svg(figure: Figure, label: str) -> str:
@@ -169,8 +134,8 @@ def gates(steps: Sequence[float], values: Mapping[str, Sequence[float]]) -> str:
         axis = figure.subplots()
         axis.axhline(0, color=INK, linewidth=0.6, alpha=0.5)
         for index, (name, series) in enumerate(values.items()):
-            style = ("-", "--", ":")[index // len(_LINES) % 3]
-            axis.plot(steps, series, style, label=name, color=_LINES[index % len(_LINES)], linewidth=1.5)
+            style = ("-", "--", ":")[index // len(LINES) % 3]
+            axis.plot(steps, series, style, label=name, color=LINES[index % len(LINES)], linewidth=1.5)
         axis.set_xlabel("step")
         _grid(axis, "y")
         axis.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0), fontsize=8)
@@ -290,7 +255,7 @@ def risk_coverage(curves: Mapping[str, tuple[NDArray[Any], NDArray[Any]]]) -> st
         figure = new_figure((5.2, 3.6))
         axis = figure.subplots()
         for place, (name, (coverage, risk)) in enumerate(curves.items()):
-            axis.plot(100 * coverage, 100 * risk, label=name, color=_LINES[place % len(_LINES)], linewidth=1.4)
+            axis.plot(100 * coverage, 100 * risk, label=name, color=LINES[place % len(LINES)], linewidth=1.4)
         axis.set_xlabel("accepted, the least uncertain first (%)")
         axis.set_ylabel("wrong among the accepted (%)")
         axis.set_ylim(0, 100)

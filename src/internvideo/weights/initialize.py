@@ -159,8 +159,8 @@ def read_source(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     state, metadata = read_safetensors(path)
     if "internvideo" in metadata:  # of save_pretrained
         try:
-            return state, {"classes": json.dumps(parse_json(metadata["internvideo"])["classes"])}
-        except (KeyError, TypeError, ValueError) as error:
+            return state, {"classes": json.dumps(parse_json(metadata["internvideo"]).get("classes", []))}
+        except (AttributeError, ValueError) as error:
             raise WeightsError(path, f"settings that cannot be read: {error}") from error
     if "recipe" in metadata or layouts.recognise(state, path) is None:
         return state, metadata

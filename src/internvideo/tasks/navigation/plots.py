@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from internvideo.plots.charts import BLUE, GREEN, INK, ORANGE, drawing_style, new_figure, svg
+from internvideo.plots.charts import svg
+from internvideo.plots.style import BLUE, GREEN, INK, ORANGE, drawing_style, new_figure
 from internvideo.tasks.navigation.world.protocol import Episode
 from internvideo.tasks.navigation.world.scene import COLOURS, FLOORS, ROUND, SHAPES, Scene, walls_of
 from internvideo.tasks.navigation.world.world import World

@@ -1,0 +1,54 @@
+"""Time and memory of a demo, over all of its sessions."""
+
+from __future__ import annotations
+
+import json
+import resource
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+
+from internvideo import untrusted
+from internvideo.storage import write_text
+
+
+class Clock:
+    """Seconds of each step and the largest memory over all sessions: a resumed demo tells all that it took."""
+
+    def __init__(self, file: Path) -> None:
+        stored = untrusted.read_json(file) if file.is_file() else {}
+        self.file = file
+        self.seconds: dict[str, float] = stored.get("seconds", {})
+        self.peak_memory_mb: float = stored.get("peak_memory_mb", 0.0)
+        self._running: tuple[str, float] | None = None
+
+    @contextmanager
+    def timed(self, name: str, *, again: bool = False) -> Iterator[None]:
+        """Add the seconds of the block to those of `name`, also when interrupted, but not when done once more."""
+        self._running = None if again and name in self.seconds else (name, time.monotonic())
+        try:
+            yield
+        finally:
+            self.seconds, self.peak_memory_mb = self.so_far(), self.memory()
+            self._running = None
+            write_text(
+                self.file, json.dumps({"seconds": self.seconds, "peak_memory_mb": self.peak_memory_mb}, indent=1)
+            )
+
+    def so_far(self) -> dict[str, float]:
+        """Seconds by step, the one that runs now included."""
+        if self._running is None:
+            return self.seconds
+        name, began = self._running
+        return {**self.seconds, name: self.seconds.get(name, 0.0) + time.monotonic() - began}
+
+    def memory(self) -> float:
+        """MiB: largest resident memory of any process of any session so far, or of the device where that is larger."""
+        own, others = (
+            resource.getrusage(who).ru_maxrss / 1024 for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
+        )
+        device = torch.cuda.max_memory_allocated() / 2**20 if torch.cuda.is_available() else 0.0
+        return max(self.peak_memory_mb, own, others, device)

@@ -1,0 +1,45 @@
+"""Colors and style of the pages' charts, and figures without a window."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+BLUE, ORANGE, GREEN = "#3d7fd6", "#d97a1f", "#2f9e6b"  # readable on white and on near-black
+LINES = (BLUE, ORANGE, GREEN, "#b455c9", "#c94f5d", "#7a8aa0", "#a98f1d", "#1f9fb3")
+INK = "#010203"  # stands for the page's text colour and is replaced by it
+
+STYLE: Any = {
+    "font.size": 10,
+    "font.family": "sans-serif",
+    "svg.fonttype": "none",  # text stays text: the browser's fonts know every script
+    "text.parse_math": False,  # a class name may hold a dollar sign
+    "text.color": INK,
+    "axes.labelcolor": INK,
+    "axes.edgecolor": INK,
+    "axes.facecolor": "none",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.linewidth": 0.6,
+    "xtick.color": INK,
+    "ytick.color": INK,
+    "figure.facecolor": "none",
+    "legend.frameon": False,
+}
+
+
+def drawing_style(settings: Any = STYLE) -> AbstractContextManager[None]:
+    """Draw with the pages' style. matplotlib is imported by the first picture: it is slow to import."""
+    import matplotlib as mpl
+
+    return mpl.rc_context(settings)
+
+
+def new_figure(size: tuple[float, float]) -> Figure:
+    """Make a figure of `size` inches without a window."""
+    from matplotlib.figure import Figure
+
+    return Figure(figsize=size, layout="constrained")
