@@ -190,9 +190,9 @@ def test_test_clips_are_resized_by_the_library_of_the_release() -> None:
     """
     for name in shipped_recipes():
         recipe = read_recipe(name)
-        augment, model = recipe.data.augment, recipe.model.name
         if name.startswith("sample/") or recipe.stage not in ("supervised", "open_set", "interaction", "answering"):
             continue
+        augment, model = recipe.data.augment, recipe.model.name
         masked, texts = model.startswith("videomae"), recipe.stage == "answering"
         assert augment.eval_transform().style == ("pil" if texts else "opencv" if masked else "torch"), name
         assert augment.squash == texts, name

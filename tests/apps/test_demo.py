@@ -165,7 +165,7 @@ def test_few_videos_of_ones_own_fit_into_batches(step, tmp_path: Path) -> None:
     own = step_recipe(step, tmp_path, data, PROFILES["full"], seed=0)
     world = step_recipe(step, tmp_path, DemoData(data.train, data.test, True), PROFILES["full"], seed=0)
     assert own.data.loader.batch_size == 2
-    assert own.data.image_batch_size in (None, 2)
+    assert getattr(own.data, "image_batch_size", None) in (None, 2)
     assert own.data.augment.size == own.data.loader.short_side == 2 * world.data.augment.size
     assert own.schedule.epochs == 2 * world.schedule.epochs
     tokens = [create_model(r.model.name, r.model.overrides).state_dict() for r in (own, world)]

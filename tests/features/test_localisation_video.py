@@ -17,6 +17,7 @@ from internvideo.features.feature_folder import find_items
 from internvideo.features.window_sampling import WindowRule
 from internvideo.pipeline import run_recipe
 from internvideo.plots.charts import timeline
+from internvideo.recipe import build_recipe
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +36,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     extract(items, model, folder / "features", ExtractSettings(WindowRule(4, 2)), classes=classes)
     settings = recipe(folder / "features", schedule={"steps": 8}).model_dump(mode="json")
     settings["model"]["overrides"]["input_width"] = 8
-    run_recipe(type(recipe(folder)).model_validate(settings), folder / "run", device="cpu")
+    run_recipe(build_recipe(settings), folder / "run", device="cpu")
     return folder
 
 

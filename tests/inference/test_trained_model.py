@@ -26,6 +26,7 @@ from internvideo.inference.trained_model import open_trained
 from internvideo.pipeline import prepare, run_recipe
 from internvideo.probing.fit import FitSettings, fit
 from internvideo.recipe import build_recipe
+from internvideo.training.recipe import VERSION
 from internvideo.weights.convert import convert
 from internvideo.weights.layouts import OVERRIDES
 
@@ -89,7 +90,7 @@ def fits(place: Path, folder: Path) -> None:
 def extracts(place: Path, folder: Path) -> None:
     items, classes = find_items([str(small_apps.clips(1)[0])])
     model = load(place, device="cpu")
-    settings = ExtractSettings(rule=WindowRule(window=4, stride=4))
+    settings = ExtractSettings(rule=WindowRule(4, 4))
     extract(items, model, folder / "features", settings, classes=classes)
     assert list((folder / "features").glob("*.npy"))
 
@@ -140,3 +141,20 @@ def test_what_no_stage_trains_is_refused(tmp_path: Path) -> None:
     small_apps.random_model("viclip").save_pretrained(tmp_path / "viclip")
     with pytest.raises(InternVideoError, match="a model that a stage trains on clips"):
         open_trained(tmp_path / "viclip", device="cpu")
+
+
+OLD = Path(__file__).parents[1] / "old_run"
+OLD_LOGITS = [
+    [-0.004318987485021353, 0.004472816362977028],
+    [-0.0047551486641168594, 0.004939747508615255],
+]
+"""What commit 3cd56d4 computed with both files; a run of one step, and what `save_pretrained` made of it."""
+
+
+@pytest.mark.parametrize("name", ["run", "saved"])
+def test_weights_of_an_earlier_version_open(name: str, tmp_path: Path) -> None:
+    clips = torch.arange(2 * 3 * 4 * 32 * 32).reshape(2, 3, 4, 32, 32).remainder(251).to(torch.uint8)
+    model = load(OLD / f"{name}.safetensors", device="cpu")
+    torch.testing.assert_close(model.logits(clips), torch.tensor(OLD_LOGITS), rtol=1e-5, atol=1e-7)
+    assert open_trained(OLD / f"{name}.safetensors", device="cpu").recipe.version == VERSION
+    evaluate_task("recognition", OLD / f"{name}.safetensors", numbered(tmp_path), tmp_path / "out", {"device": "cpu"})

@@ -9,6 +9,7 @@ from typing import Any
 from goldens_folder import GOLDENS
 
 from internvideo.data.manifest import Manifest
+from internvideo.data.settings import SampledData
 from internvideo.recipe import read_recipe, shipped_recipes
 
 PREFIX = "benchmarks/"
@@ -55,8 +56,12 @@ def small(stage: str) -> tuple[dict[str, Any], dict[str, object]]:
     if stage in SMALL:
         return SMALL[stage]
     sample = read_recipe(f"sample/{stage}")
-    data: dict[str, object] = {"sampling.frames": sample.data.sampling.frames, "augment.size": sample.data.augment.size}
-    return sample.model.overrides, data
+    if not isinstance(sample.data, SampledData):
+        return sample.model.overrides, {}
+    return sample.model.overrides, {
+        "sampling.frames": sample.data.sampling.frames,
+        "augment.size": sample.data.augment.size,
+    }
 
 
 def sample_of(name: str) -> Path:

@@ -206,7 +206,7 @@ def _features(name: str, videos: Path, folder: Path) -> Path:
     group: Any = get_command(app)
     given = group.commands["extract"].make_context("extract", shlex.split(told[1])).params
     items, classes = find_items([videos])
-    rule = WindowRule(given["window"], given["stride"], given["fps"])
+    rule = WindowRule(given["window_frames"], given["stride_frames"], given["fps"])
     extract(items, _encoder(), folder, ExtractSettings(rule, batch_size=64), classes=classes, progress=False)
     return folder
 

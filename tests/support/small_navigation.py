@@ -6,6 +6,7 @@ from functools import cache
 
 import numpy as np
 import torch
+from processes import as_process
 
 from internvideo.data.loader import LoaderSettings
 from internvideo.data.vocabulary import Vocabulary
@@ -87,4 +88,5 @@ def panorama_loader(count: int, batch_size: int) -> PanoramaLoader:
 
 
 def panorama_batch(count: int) -> PanoramaBatch:
-    return next(panorama_loader(count, count).epoch(0))
+    with as_process(0, 1):  # all of it, whoever asks
+        return next(panorama_loader(count, count).epoch(0))

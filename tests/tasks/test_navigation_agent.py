@@ -253,7 +253,11 @@ def recipe(stage: str, folder: Path, **more: object) -> dict[str, object]:
     return {
         "stage": stage,
         "model": {"name": "navigator", "overrides": agent},
-        "data": {"train": str(folder), "world": {"panoramas": 4, "walk": 2}, "loader": {"batch_size": 2}},
+        "data": {
+            "train": str(folder),
+            "world": {"panoramas": 4, "walk": 2} if stage == "waypoints" else {},
+            "loader": {"batch_size": 2},
+        },
         "optimizer": {"base_lr": 1e-3},
         "schedule": {"steps": 2},
         **more,
