@@ -57,7 +57,7 @@ def test_a_task_and_a_backbone_are_one_file_and_one_row_each(tmp_path: Path) -> 
     shutil.copytree(ROOT / "src" / "internvideo", package, ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copytree(ROOT / "recipes", tmp_path / "recipes")
     page = (ROOT / "docs" / "adding.md").read_text(encoding="utf-8")
-    files = re.findall(r"`src/internvideo/([\w/]+\.py)`:\n\n```python\n(.*?)```", page, re.S)
+    files = re.findall(r"\*\*src/internvideo/([\w/]+\.py)\*\*:\n\n```python\n(.*?)```", page, re.S)
     assert [name for name, _ in files] == ["tasks/brightness.py", "models/colors.py"]
     for name, text in files:
         (package / name).write_text(text, encoding="utf-8")

@@ -15,7 +15,7 @@ import torch
 from published_keys import below, multimodal, numbers, text_tower, uniformerv2
 
 from internvideo.model_table import MODELS
-from internvideo.models.factory import configure
+from internvideo.models.factory import BACKBONES, configure
 from internvideo.video.writer import write_video
 
 ROOT = Path(__file__).parents[1]
@@ -35,7 +35,9 @@ def published() -> Iterator[None]:
     small = {"vision": tower, "text": {"width": 64, "layers": 1, "heads": 1}, "joint_width": 64}
     name = "internvideo-mm-b16"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(MODELS, name, replace(MODELS[name], config=configure(name, small)))
+        row = replace(MODELS[name], config=configure(name, small))
+        patch.setitem(MODELS, name, row)
+        patch.setitem(BACKBONES, name, row)
         yield
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import forked
 import pytest
 import torch
+from processes import as_process
 from test_stages import CASES, IDS, MODELS, build_stage, generator, inputs
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
@@ -37,7 +38,8 @@ GATHERING = {"multimodal", "retrieval", "localisation"}
 
 def uneven(name: str) -> Any:
     """Eight clips of which the first four have fewer things to learn from than the others."""
-    clips: Any = inputs(name, 8)
+    with as_process(0, 1):  # all of them, on both processes
+        clips: Any = inputs(name, 8)
     first = torch.arange(8) < 3
     if name in ("supervised", "interaction"):
         return replace(clips, labels=clips.labels.masked_fill(first, -100))
