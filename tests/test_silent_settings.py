@@ -7,6 +7,7 @@ import io
 import json
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 from typing import Any, get_args, get_origin
 
@@ -28,6 +29,7 @@ from internvideo.training.recipe_files import LARGER, apply_override
 from internvideo.weights.convert import convert
 
 
+@cache
 def recipes() -> dict[str, str]:
     """A shipped recipe of every stage that has one."""
     return {read_recipe(name).stage: name for name in reversed(shipped_recipes())}
