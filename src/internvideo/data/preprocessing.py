@@ -1,7 +1,7 @@
-"""From a file, a piece of it or decoded frames to the clips that a model was made for.
+"""Test preprocessing: a file, a span of it or decoded frames to the clips that a model expects.
 
-Published models have the rule of their released tests, our own runs that of their recipe. Nothing is augmented: the
-same video always gives the same clip.
+Published models use the settings of their published tests, our own runs those of their recipe. Deterministic: no
+augmentation.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ MAX_SIZE = 8192
 
 @dataclass(frozen=True)
 class Span:
-    """A piece of a video: the frames shown at start <= time < end, in seconds from the video's start; `fps` is the rate
-    of a folder of frames."""
+    """A span of a video: the frames with start <= time < end, in seconds from the video's start; `fps` is the frame
+    rate of a folder of frames."""
 
     path: str | Path
     start: float
@@ -47,7 +47,7 @@ class Span:
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """Which frames become a clip, and how a frame becomes a square.
+    """Settings of frame sampling, resizing and cropping.
 
     Attributes:
         frames: T of a clip.

@@ -1,8 +1,7 @@
-"""Which frames of a video make a clip: the index rules of every data set family.
+"""Frame samplers: the rules of the published loaders that select the frame indices of a clip.
 
-The rules themselves are plain functions of a frame count `n`; the samplers wrap them behind one protocol for the
-loader. All indices are int64 in [0, n). The released rounding (truncation, banker's rounding, float32 spacing)
-is part of each rule.
+The rules are functions of a frame count `n`; the samplers wrap them in one protocol for the loader. All indices are
+int64 in [0, n). The published rounding (truncation, banker's rounding, float32 spacing) is part of each rule.
 """
 
 from __future__ import annotations
@@ -18,17 +17,17 @@ Indices = NDArray[np.int64]
 
 @runtime_checkable
 class FrameSampler(Protocol):
-    """Choose T = `frames` indices of a video with n frames."""
+    """Sample T = `frames` indices of a video with n frames."""
 
     @property
     def frames(self) -> int:
-        """T, the number of indices in a clip (at most so many, of `OnePerSecond`)."""
+        """T, the number of indices in a clip (the maximum, for `OnePerSecond`)."""
 
     def train(self, n: int, rng: np.random.RandomState) -> Indices:
-        """One random clip: (T,) int64 in [0, n)."""
+        """Sample a random clip: (T,) int64 in [0, n)."""
 
     def test(self, n: int) -> list[Indices]:
-        """Fixed temporal views: each (T,) int64 in [0, n)."""
+        """Return the fixed temporal views, each (T,) int64 in [0, n)."""
 
 
 # ---------------------------------------------------------------------------------------------------------- rules
@@ -65,7 +64,7 @@ def dense_windows(length: int, frames: int, views: int) -> list[int]:
 
 
 def strided_indices(n: int, frames: int, stride: int, start: int) -> Indices:
-    """T steps of `stride` from `start` that stop, and so repeat, before the last frame.
+    """Return T indices with `stride` from `start`; the last one before the end of the video is repeated.
 
     The last frame is reached only as `start`: the released loader counts frames from 1 and steps while the next place
     is below n (OpenGVLab/InternVideo, InternVideo1/Pretrain/VideoMAE/mae.py, `get_frame_id_list`).
@@ -75,7 +74,7 @@ def strided_indices(n: int, frames: int, stride: int, start: int) -> Indices:
 
 
 def looped_indices(n: int, frames: int, stride: int, start: int) -> Indices:
-    """T steps of `stride` from `start`; a video that ends before begins anew (mmaction2, `SampleFrames`)."""
+    """Return T indices with `stride` from `start`, modulo n (mmaction2, `SampleFrames`)."""
     return (start + stride * np.arange(frames, dtype=np.int64)) % n
 
 
@@ -121,17 +120,17 @@ def linspace_frames(n: int, frames: int) -> Indices:
 def one_per_second(
     n: int, fps: float, max_frames: int, start: float | None = None, end: float | None = None
 ) -> tuple[Indices, Indices]:
-    """One frame a second, thinned evenly to `most` (Video-Text-Retrieval).
+    """Sample one frame per second, subsampled evenly to `max_frames` (Video-Text-Retrieval).
 
     Args:
         n: frames in the video.
         fps: average frames per second.
-        most: length of the mask and the most indices returned.
+        max_frames: length of the mask and maximum number of indices.
         start, end: seconds, inclusive; swapped when reversed, one second long when equal; None for the whole video.
 
     Returns:
-        (k,) indices with k <= most, and the (most,) mask that is 1 where an index stands. k is 0 when the span lies
-        behind the end of the video.
+        (k,) indices with k <= max_frames, and the (max_frames,) mask that is 1 for the first k. k is 0 when the span
+        lies after the end of the video.
     """
     if start is not None and end is not None:
         start, end = min(start, end), max(start, end)

@@ -1,7 +1,6 @@
-"""The clips of a training set that cannot be read: named in a file, and counted through it.
+"""Record and count the unreadable clips of a training set in skipped.jsonl.
 
-All processes of a run, in all its sessions, append to one file. So it knows the clips of all of them, and no process
-waits for another.
+All processes and sessions of a run append to one file, so that they are counted together without synchronization.
 """
 
 from __future__ import annotations
@@ -19,26 +18,26 @@ from internvideo.errors import RunError, VideoError
 
 
 class SkippedClips:
-    """What of a manifest could not be read so far.
+    """Unreadable clips of a manifest so far.
 
     Args:
         manifest: the training set.
-        most: fraction of its samples that may be unreadable.
+        max_fraction: fraction of its samples that may be unreadable.
         file: JSONL, one line a clip; None keeps the count of this process in memory.
 
     Attributes:
-        known: by id; what others have told `file` is looked up whenever this process meets a new one.
+        unreadable: by id; entries of other processes are read from `file` whenever this process adds one.
     """
 
-    def __init__(self, manifest: SampleIndex, most: float, file: Path | None) -> None:
-        self.manifest, self.max_fraction, self.file = manifest, most, file
+    def __init__(self, manifest: SampleIndex, max_fraction: float, file: Path | None) -> None:
+        self.manifest, self.max_fraction, self.file = manifest, max_fraction, file
         self.unreadable: dict[str, Unreadable] = {}
         self._counted = 0  # bytes of the file
         if file is not None:
             self._read(file)
 
     def count(self, clips: Iterable[Unreadable], epoch: int) -> None:
-        """Name and count clips that could not be read in this epoch.
+        """Record and count clips that could not be read in this epoch.
 
         Raises:
             VideoError: too many by now. RunError: the file cannot be written.

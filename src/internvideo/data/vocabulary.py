@@ -1,4 +1,4 @@
-"""Words of instructions as numbers: a list of words that comes with the episodes or is made from them."""
+"""Word vocabulary of navigation instructions: given with the episodes or built from them."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ _WORD = re.compile(r"[\w']+|[^\w\s]")
 
 
 def split_words(text: str) -> list[str]:
-    """Lower-case words and signs of a sentence."""
+    """Split a sentence into lower-case words and punctuation marks."""
     return _WORD.findall(text.lower())
 
 
 class Vocabulary:
-    """A list of words.
+    """Word vocabulary: words to ids.
 
     Args:
         words: the list, the special ones first.
@@ -42,17 +42,17 @@ class Vocabulary:
 
     @classmethod
     def from_texts(cls, texts: Iterable[str], max_size: int) -> Vocabulary:
-        """The commonest words of texts, at most so many with the special ones; of equally common ones by letters."""
+        """Build it from the most frequent words, at most `max_size` with the special ones; ties by spelling."""
         counts = Counter(word for text in texts for word in split_words(text))
         order = sorted(counts, key=lambda word: (-counts[word], word))
         return cls((*SPECIAL, *order[: max(0, max_size - len(SPECIAL))]))
 
     def encode(self, text: str, max_length: int) -> list[int]:
-        """The start word and the sentence's words, at most so many; words that are not in the list are unknown."""
+        """Encode the start token and the words, at most `max_length`; out-of-vocabulary words are unknown."""
         return [self._index_of[START], *(self._index_of.get(word, 1) for word in split_words(text))][:max_length]
 
     def batch(self, texts: Sequence[str], max_length: int) -> Tensor:
-        """(B, L) int64, padded with 0 to the longest."""
+        """Encode texts to (B, L) int64, padded with 0 to the longest."""
         rows = [self.encode(text, max_length) for text in texts]
         longest = max(map(len, rows))
         return torch.tensor([row + [0] * (longest - len(row)) for row in rows])
