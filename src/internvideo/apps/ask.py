@@ -1,4 +1,4 @@
-"""Questions about a video, answered by a network that was trained to (multi-modalities-downstream)."""
+"""Answer questions about a video with a trained question-answering model (multi-modalities-downstream)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is in clips: among labels that somebody names, the classes of the model, or those of a fitted classifier."""
+"""Classify clips among given labels, the classes of the model, or those of a fitted probe."""
 
 from __future__ import annotations
 

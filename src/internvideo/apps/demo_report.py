@@ -1,4 +1,4 @@
-"""What a demo measures on its held-out clips, and how it becomes the report."""
+"""Evaluate the models of a demo on its held-out clips and fill the report."""
 
 from __future__ import annotations
 

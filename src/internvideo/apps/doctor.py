@@ -1,4 +1,4 @@
-"""What is installed, what the machine has, how fast it reads videos, and one line of advice for each."""
+"""Check the installation, the hardware and the decoding speed, with one line of advice for each."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Label, belief and uncertainty of clips; "unknown" above the threshold that an evaluation found (DEAR)."""
+"""Predict label, belief and uncertainty of clips; "unknown" above the threshold of an evaluation (DEAR)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Boxes of persons at key frames, by a detector of the transformers package.
+"""Detect persons at key frames with a detector of the transformers package.
 
 Spatio-temporal localisation is tested on a file of boxes, and any will do (AlphAction: a detector trained on
 COCO, boxes from a score of 0.8 on); this makes one. The DETR family needs no suppression, no torchvision and no code of

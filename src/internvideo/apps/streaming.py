@@ -1,7 +1,7 @@
-"""Answers while a video comes in: a window every stride, each with its measured latency.
+"""Classify or embed the sliding windows of a running video, with the measured latency of each.
 
-A file or a pipe is read as fast as the model answers, and no window is lost. A live source does not wait: when the
-model is slower, windows that are already late are dropped and counted, and the newest is answered.
+A file or a pipe is read at the speed of the model, and no window is dropped. A live source does not wait: when the
+model is slower, late windows are dropped and counted, and the newest is processed.
 """
 
 from __future__ import annotations

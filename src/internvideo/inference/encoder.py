@@ -1,4 +1,4 @@
-"""InternVideoEncoder: videos and texts to vectors, with the calls of the sentence-transformers library.
+"""Define InternVideoEncoder: encode videos and texts with the interface of the sentence-transformers library.
 
 Retrieval tools that take such an encoder can search videos with it.
 """

@@ -1,4 +1,4 @@
-"""The scores of several models on one split as one: InternVideo-D and -T (paper table 2, ensemble.py).
+"""Average the scores of several models on one split: InternVideo-D and -T (paper table 2, ensemble.py).
 
 Two weightings, told side by side: `views`, every view of every model counts once, so a model with more views weighs
 more (the released merge); `models`, the mean of each model's own mean, weighted or not.

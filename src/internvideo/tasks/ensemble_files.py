@@ -1,4 +1,4 @@
-"""Saved tables of several models to an ensemble's table and figures."""
+"""Combine the saved predictions of several models to an ensemble's predictions and metrics."""
 
 from __future__ import annotations
 

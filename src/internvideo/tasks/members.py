@@ -1,4 +1,4 @@
-"""Tables of several video-text models on the same rows as one: their similarities are averaged."""
+"""Combine the predictions of several video-text models on the same rows by averaging their similarities."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Run a model over every clip of a split and keep one row a clip; texts in batches."""
+"""Run a model over every clip of a split and keep one row per clip; encode texts in batches."""
 
 from __future__ import annotations
 

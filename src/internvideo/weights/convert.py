@@ -1,4 +1,4 @@
-"""Checkpoints of other programs to safetensors, without trusting them.
+"""Convert checkpoints of other programs to safetensors without executing code from them.
 
 A .pth, .pt, .bin or .ckpt file is a pickle, and unpickling runs what the file says. Here another process reads it as
 data (unpickle.py), and only tensors come back, as a safetensors file with a manifest beside it.

@@ -1,4 +1,4 @@
-"""Weights from elsewhere to a file on this machine: model hub repositories and https addresses.
+"""Download weights from model hub repositories and https addresses.
 
 Nothing is opened here; a file that arrived is read like any other. Downloads are whole or not there.
 """

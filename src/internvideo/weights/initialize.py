@@ -1,4 +1,4 @@
-"""What a model starts from: the weights of an earlier stage, read strictly into the part they belong to.
+"""Initialize a model from the weights of an earlier stage, loaded strictly into the part they belong to.
 
 Source: paper 3.2, 3.3; modeling_finetune.py (classifier from pretraining), uniformerv2_model.py, viclip.py (CLIP).
 """

@@ -1,4 +1,4 @@
-"""Sizes of a model read off the shapes of its published tensors.
+"""Infer the sizes of a model from the shapes of its published tensors.
 
 What shapes cannot tell is taken from a published size: frames and picture of a model with fixed positions, and every
 setting that has no tensor (drop path, dropout). Heads, and the layers that global blocks read, are taken from one of

@@ -1,4 +1,4 @@
-"""Published checkpoints recognised by their keys and shapes, never by their file name, and read strictly.
+"""Recognize published checkpoints by their keys and shapes, never by their file name, and load them strictly.
 
 `layout_families` tells which there are, `layout_sizes` how large one is, `weights` which tensor goes where. Whatever
 the tensors cannot tell (frames of a clip, heads of an unusual width) is an explicit argument of `load_layout`.

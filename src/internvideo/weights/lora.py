@@ -1,4 +1,4 @@
-"""LoRA adapters as peft saves them, merged into the model that they were trained on.
+"""Merge LoRA adapters, as peft saves them, into their base model.
 
 An adapter adds s B A to the matrix W of a linear layer; s = alpha / r stands in adapter_config.json alone (LoRA,
 arXiv 2106.09685, 4.1). Merged is what is this and nothing else; every other kind is refused.

@@ -1,4 +1,4 @@
-"""Weights in and out: published checkpoints into our models by tables, our own files as safetensors.
+"""Load and save weights: published checkpoints by key tables, our own files as safetensors.
 
 Nothing is loaded half: a missing, unused, mis-shaped or non-finite tensor stops with its name and the likely cause.
 Source: published checkpoints (keys), modeling_finetune.py (classifier from pretraining weights).

@@ -1,4 +1,4 @@
-"""Where the tensors of a torch checkpoint lie in its file: the zip format, TorchScript archives, the older format.
+"""Locate the tensors of a torch checkpoint in its file: zip format, TorchScript archives, legacy format.
 
 Everything that a file says of itself is checked against its size before it is used. Nothing is unpacked, and the code
 inside a TorchScript archive is not read. Standard library only (see pickle_machine.py).
