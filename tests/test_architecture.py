@@ -193,6 +193,28 @@ def test_what_is_not_yet_in_its_place_is_still_needed() -> None:
     assert used == {(room, place) for room, places in NOT_YET.items() for place in places}
 
 
+def test_models_are_asked_what_they_can_not_of_which_class_they_are() -> None:
+    """Classes of models in `isinstance`: the few places that tell two kinds of a task's models apart."""
+    kinds = ("Module", "Encoder", "Classifier", "Trunk", "Network")
+    trees = {path: ast.parse(path.read_text()) for path in FILES}
+    models = {
+        node.name
+        for path, tree in trees.items()
+        if path.parent.name == "models" or path.name == "model.py"
+        for node in ast.walk(tree)
+        if isinstance(node, ast.ClassDef) and any(ast.unparse(base).endswith(kinds) for base in node.bases)
+    } - {"Normalize", "Block"}
+    asking = {
+        str(path.relative_to(PACKAGE))
+        for path, tree in trees.items()
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Call) and ast.unparse(node.func) == "isinstance" and len(node.args) == 2
+        if models & {part.id for part in ast.walk(node.args[1]) if isinstance(part, ast.Name)}
+    }
+    assert models >= {"VideoMAEClassifier", "ActionDetector", "TCANet", "VideoLanguage"}
+    assert len(asking) <= 5, asking
+
+
 def test_no_module_imports_in_a_circle() -> None:
     assert circles(modules()) == []
 

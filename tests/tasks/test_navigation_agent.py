@@ -13,7 +13,7 @@ import torch
 from small_navigation import episode_batch, house_world, navigator
 
 from internvideo.data.vocabulary import Vocabulary
-from internvideo.errors import ManifestError, RecipeError, WeightsError
+from internvideo.errors import ManifestError, RecipeError
 from internvideo.evaluation import evaluate_task
 from internvideo.pipeline import load_trained, run_recipe
 from internvideo.recipe import build_recipe
@@ -281,7 +281,7 @@ def test_from_houses_to_figures(folder: Path, tmp_path: Path) -> None:
     table = Predictions.load(tmp_path / "out" / "navigation.npz")
     assert navigation.score(table) == result
     assert (tmp_path / "out" / "walks.svg").read_text().startswith("<svg")
-    with pytest.raises(WeightsError, match="no agent"):
+    with pytest.raises(RecipeError, match=r"of the stage .waypoints.; allowed: navigation"):
         evaluate_task("navigation", encoder, folder, tmp_path / "other", {"device": "cpu"})
 
 

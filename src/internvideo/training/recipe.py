@@ -15,7 +15,7 @@ from pydantic import BaseModel, Field, PrivateAttr, SerializeAsAny, ValidationIn
 from torch import nn
 
 from internvideo.data.settings import DataSettings, HeadChoice, Settings
-from internvideo.errors import shown
+from internvideo.errors import RecipeError, shown
 from internvideo.models.entry import ModelEntry
 from internvideo.training.loop import BatchSource
 from internvideo.training.settings import LoopSettings, OptimizerSettings, ScheduleSettings
@@ -154,22 +154,27 @@ class Recipe(Settings):
         return self._catalog.stages[self.stage]
 
     def data_as(self, kind: type[Some]) -> Some:
-        """`data`, of a stage whose data are of this kind."""
-        return _checked(self.data, kind)
+        """`data` of a stage that reads this kind. Raises RecipeError for another stage."""
+        return self._checked(self.data, kind)
 
     def settings_as(self, kind: type[Some]) -> Some:
-        """`settings`, of a stage whose settings are of this kind."""
-        return _checked(self.settings, kind)
+        """`settings` of a stage that has this kind. Raises RecipeError for another stage."""
+        return self._checked(self.settings, kind)
+
+    def _checked(self, value: BaseModel, kind: type[Some]) -> Some:
+        if isinstance(value, kind):
+            return value
+        fields = ("settings", "data")
+        fitting = [
+            name
+            for name, spec in self._catalog.stages.items()
+            if any(issubclass(getattr(spec, field), kind) for field in fields)
+        ]
+        raise RecipeError("stage", f"the weights or the recipe are of the stage '{self.stage}'", ", ".join(fitting))
 
     def resolved(self) -> dict[str, Any]:
         """Plain values of every setting, as they are saved."""
         return self.model_dump(mode="json")
-
-
-def _checked(value: BaseModel, kind: type[Some]) -> Some:
-    if not isinstance(value, kind):
-        raise TypeError(f"a {type(value).__name__}, not a {kind.__name__}")
-    return value
 
 
 @dataclass(frozen=True)

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 
 from internvideo.distributed import choose_device
-from internvideo.errors import RecipeError
 from internvideo.storage import write_text
 from internvideo.tasks.anticipation import predict as anticipation
 from internvideo.tasks.anticipation.build import contact_form
@@ -28,9 +28,8 @@ def evaluate(trained: Trained, manifest: Path, output: Path, settings: BoxOption
     Raises:
         RecipeError, ManifestError, RunError: what does not fit together.
     """
-    model, stage, verbs = trained.model, trained.recipe.settings, trained.classes
-    if not isinstance(model, Anticipator) or not isinstance(stage, AnticipationSettings):
-        raise RecipeError("weights", f"hold a {type(model).__name__}", "an anticipator")
+    model, verbs = cast(Anticipator, trained.model), trained.classes
+    stage = trained.recipe.settings_as(AnticipationSettings)
     nouns = tuple(trained.context["nouns"])
     rows = under_classes(split_rows(manifest, split), nouns)
     boxes = boxes_to_test(trained, rows, contact_form(trained.recipe.data_as(KeyFrameData)), settings)

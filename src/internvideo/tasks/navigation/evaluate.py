@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 
@@ -11,7 +12,7 @@ from internvideo import distributed
 from internvideo.data.loader import LoaderSettings
 from internvideo.data.vocabulary import Vocabulary
 from internvideo.distributed import choose_device
-from internvideo.errors import RecipeError, WeightsError
+from internvideo.errors import RecipeError
 from internvideo.storage import write_text
 from internvideo.tasks.navigation import predict as navigation
 from internvideo.tasks.navigation.build import EpisodeData, fingerprint, open_for
@@ -45,9 +46,7 @@ def evaluate(trained: Trained, manifest: Path, output: Path, settings: EvaluateO
     Raises:
         RecipeError, ManifestError, RunError, WeightsError: what does not fit together.
     """
-    model, how = trained.model, trained.recipe.settings
-    if not isinstance(model, Navigator) or not isinstance(how, NavigationSettings):
-        raise WeightsError("weights", "hold no agent", "weights of a recipe with stage: navigation")
+    model, how = cast(Navigator, trained.model), trained.recipe.settings_as(NavigationSettings)
     if distributed.world_size() > 1:
         raise RecipeError("WORLD_SIZE", f"{distributed.world_size()} processes", "1 for navigation")
     episodes = read_episodes(manifest, split or SPLIT)

@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, cast
 
 from internvideo import distributed
 from internvideo.distributed import choose_device
-from internvideo.errors import RecipeError, WeightsError
+from internvideo.errors import RecipeError
 from internvideo.storage import write_text
 from internvideo.tasks.refinement import predict as refinement
 from internvideo.tasks.refinement.build import ProposalData
@@ -46,9 +46,7 @@ def evaluate(trained: Trained, manifest: Path, output: Path, settings: Refinemen
     """
     if distributed.world_size() > 1:
         raise RecipeError("WORLD_SIZE", f"{distributed.world_size()} processes", "1 for refinement")
-    model, how = trained.model, trained.recipe.settings
-    if not isinstance(model, TCANet) or not isinstance(how, RefinementSettings):
-        raise WeightsError("weights", f"hold a {type(model).__name__}", "weights of a recipe with stage: refinement")
+    model, how = cast(TCANet, trained.model), trained.recipe.settings_as(RefinementSettings)
     if settings.proposals is None:
         allowed = "the detections.json of `internvideo evaluate localisation`"
         raise RecipeError("proposals", "are missing", allowed, "add --proposals FILE")

@@ -6,7 +6,7 @@ from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, cast
 
 import numpy as np
 
@@ -16,7 +16,7 @@ from internvideo.data.manifest import Manifest
 from internvideo.datasets.ava import read_person_boxes
 from internvideo.datasets.reading import read_text
 from internvideo.distributed import choose_device
-from internvideo.errors import ManifestError, RecipeError, RunError, VideoError
+from internvideo.errors import ManifestError, RunError, VideoError
 from internvideo.plots import charts as figures
 from internvideo.storage import write_text
 from internvideo.tasks.class_rows import under_classes
@@ -74,9 +74,7 @@ def evaluate(trained: Trained, manifest: Path, output: Path, settings: PersonOpt
 
 def evaluate_rows(trained: Trained, manifest: Manifest, output: Path, settings: PersonOptions) -> Result:
     """The same of rows under the model's classes."""
-    model, stage = trained.model, trained.recipe.settings
-    if not isinstance(model, ActionDetector) or not isinstance(stage, RegionSettings):
-        raise RecipeError("weights", f"hold a {type(model).__name__}", "an action detector")
+    model, stage = cast(ActionDetector, trained.model), trained.recipe.settings_as(RegionSettings)
     truths = key_frames(manifest)
     tested = truths
     persons = settings.persons

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import cast
 
 from internvideo.distributed import choose_device
 from internvideo.errors import RecipeError
@@ -24,8 +25,8 @@ def evaluate(trained: Trained, manifest: Path, output: Path, settings: BoxOption
     Raises:
         RecipeError, ManifestError, RunError: what does not fit together.
     """
-    model = trained.model
-    if not isinstance(model, ActionDetector) or model.config.classes != 1:
+    model = cast(ActionDetector, trained.model)
+    if model.config.classes != 1:
         raise RecipeError("weights", f"hold {len(trained.classes)} classes", "one: the object of change")
     rows = under_classes(split_rows(manifest, split), trained.classes)
     boxes = boxes_to_test(trained, rows, clip_form(trained.recipe.data_as(KeyFrameData), 1), settings)
