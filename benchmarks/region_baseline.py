@@ -113,7 +113,7 @@ def main() -> None:
     for name, boxes in kinds.items():
         value = float(np.mean(list(frame_average_precision(truth, boxes).values())))
         other = frame_map_statistic(truth, boxes, video)
-        low, high = bootstrap.interval(_both(own, other), len(names), num_resamples=200)
+        low, high = bootstrap.interval(_both(own, other), len(names), draws=200)
         print(
             f"{name:12} {100 * value:5.1f} ({100 * low[0]:.1f} to {100 * high[0]:.1f}), "
             f"detector before it by {100 * low[1]:.1f} to {100 * high[1]:.1f}"
