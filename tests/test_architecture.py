@@ -48,11 +48,6 @@ BELOW["probing"] = ("features", *BELOW["features"])
 UPPER_ROOMS: dict[str, tuple[str, ...]] = {"apps": ("cli",)}
 """Package -> what it must not import; everything else it may."""
 
-NOT_YET: dict[str, tuple[str, ...]] = {
-    "features": ("probing",),
-}
-"""Package -> what it still imports against the table: to be emptied, never to grow."""
-
 HOMES: dict[str, dict[str, str]] = {
     "scaled_dot_product_attention": {"models/attention.py": "the attention"},
     "backward": {
@@ -119,7 +114,7 @@ def wrong_imports(room: str, source: str) -> list[str]:
     if room not in BELOW:
         banned = () if room in ("cli", "__main__") else UPPER_ROOMS.get(room, ("cli",))
         return [name for name in own if name.split(".")[0] in banned]
-    allowed = (room, *BELOW[room], *NOT_YET.get(room, ()))
+    allowed = (room, *BELOW[room])
     wrong = [name for name in own if not any(f"{name}.".startswith(f"{place}.") for place in allowed)]
     if room == "metrics":
         others = {name.split(".")[0] for name in names} - {"internvideo", "numpy"}
@@ -179,18 +174,6 @@ def test_no_folder_holds_more_than_about_twenty_files() -> None:
     for path in FILES:
         counts[str(path.parent.relative_to(PACKAGE))] += path.name != "__init__.py"
     assert {name: count for name, count in counts.items() if count > 23} == {}
-
-
-def test_what_is_not_yet_in_its_place_is_still_needed() -> None:
-    used = {
-        (room, place)
-        for path in FILES
-        for room in [room_of(path)]
-        for place in NOT_YET.get(room, ())
-        for name in imported(path.read_text())
-        if f"{name}.".startswith(f"internvideo.{place}.")
-    }
-    assert used == {(room, place) for room, places in NOT_YET.items() for place in places}
 
 
 def test_models_are_asked_what_they_can_not_of_which_class_they_are() -> None:

@@ -156,6 +156,12 @@ def gather_with_gradient(tensor: Tensor) -> Tensor:
     return gathered
 
 
+def require_one_process(what: str) -> None:
+    """Raise RecipeError where several processes would do what only one can."""
+    if world_size() > 1:
+        raise RecipeError("WORLD_SIZE", f"{world_size()} processes", f"1 for {what}")
+
+
 def choose_device(name: str) -> torch.device:
     """Device of a name: auto (CUDA where there is one), cpu, cuda or cuda:N. Raises RecipeError."""
     if name == "auto":

@@ -10,10 +10,10 @@ from torch import Tensor
 
 from internvideo import untrusted
 from internvideo.errors import RunError, WeightsError
+from internvideo.inference.hub_folder import model_hash
 from internvideo.inference.video_model import VideoModel
 from internvideo.objectives.evidential import Evidence, opinion
 from internvideo.objectives.evidential import evidence as class_evidence
-from internvideo.probing.cached_features import model_hash
 from internvideo.tasks.open_set import predict as open_set
 
 

@@ -15,9 +15,9 @@ from internvideo.features.feature_folder import Item
 from internvideo.features.feature_layers import POOLED
 from internvideo.features.video_files import VideoFile
 from internvideo.features.window_sampling import WindowRule
+from internvideo.inference.hub_folder import model_hash
 from internvideo.inference.video_model import VideoModel
 from internvideo.plots import charts
-from internvideo.probing.cached_features import model_hash
 from internvideo.storage import write_text
 from internvideo.tasks.temporal_localization.build import FeatureData
 from internvideo.tasks.temporal_localization.data import read_feature_set

@@ -306,3 +306,8 @@ def _tag(licence: str) -> str:
     """A licence as model hubs spell it; what is not known to be one of theirs is "other"."""
     known = licence.lower().replace(" ", "-")
     return known if known in ("apache-2.0", "mit", "cc-by-4.0", "cc-by-nc-4.0", "bsd-3-clause", "unknown") else "other"
+
+
+def model_hash(model: Savable) -> str:
+    """Return the SHA-256 of the model's weights, 64 hex digits."""
+    return model.metadata.get("weights_sha256") or weights_hash(model.module)

@@ -33,9 +33,9 @@ from internvideo.data.sampling import Indices
 from internvideo.data.transforms import EvalTransform
 from internvideo.errors import RunError, VideoError, WeightsError
 from internvideo.features.video_files import file_state
+from internvideo.inference.hub_folder import model_hash
 from internvideo.inference.video_model import VideoModel
 from internvideo.storage import read_safetensors, write_safetensors
-from internvideo.tasks.protocol import weights_hash
 
 Kind = Literal["video", "tokens"]
 """One vector per video (`VideoModel.encode_clips`), or its tokens (`VideoModel.tokens`, at most MOST_TOKENS)."""
@@ -92,11 +92,6 @@ def encode(model: VideoModel, clips: Tensor, kind: Kind) -> Tensor:
     if tokens.shape[1] > MAX_TOKENS:
         tokens = torch.nn.functional.adaptive_avg_pool1d(tokens.transpose(1, 2), MAX_TOKENS).transpose(1, 2)
     return tokens.clamp(-MAX_FLOAT16, MAX_FLOAT16).half()
-
-
-def model_hash(model: VideoModel) -> str:
-    """Return the SHA-256 of the model's weights, 64 hex digits."""
-    return model.metadata.get("weights_sha256") or weights_hash(model.module)
 
 
 def cache_key(model: VideoModel, kind: Kind) -> str:

@@ -26,10 +26,11 @@ from torch.nn import functional as F
 from internvideo import untrusted
 from internvideo.data.preprocessing import VideoSource
 from internvideo.errors import WeightsError
+from internvideo.inference.hub_folder import model_hash
 from internvideo.inference.video_model import VideoModel
 from internvideo.metrics.classification import softmax
 from internvideo.models.attention import attend
-from internvideo.probing.cached_features import Kind, encode, model_hash
+from internvideo.probing.cached_features import Kind, encode
 from internvideo.storage import read_safetensors, write_safetensors
 
 KEY = "internvideo_classifier"

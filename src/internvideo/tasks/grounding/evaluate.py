@@ -10,7 +10,6 @@ from typing import Annotated, cast
 from internvideo import distributed
 from internvideo.data.vocabulary import Vocabulary
 from internvideo.distributed import choose_device
-from internvideo.errors import RecipeError
 from internvideo.plots import charts as figures
 from internvideo.storage import write_text
 from internvideo.tasks.grounding import predict as grounding
@@ -41,8 +40,7 @@ def evaluate(trained: Trained, manifest: Path, output: Path, settings: Grounding
     Raises:
         ManifestError, RunError, RecipeError: what does not fit together.
     """
-    if distributed.world_size() > 1:
-        raise RecipeError("WORLD_SIZE", f"{distributed.world_size()} processes", "1 for grounding")
+    distributed.require_one_process("grounding")
     recipe = trained.recipe
     how = cast(GroundingSettings, recipe.settings)
     data = recipe.data_as(QueryData)

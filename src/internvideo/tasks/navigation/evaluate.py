@@ -12,7 +12,6 @@ from internvideo import distributed
 from internvideo.data.loader import LoaderSettings
 from internvideo.data.vocabulary import Vocabulary
 from internvideo.distributed import choose_device
-from internvideo.errors import RecipeError
 from internvideo.storage import write_text
 from internvideo.tasks.navigation import predict as navigation
 from internvideo.tasks.navigation.build import EpisodeData, fingerprint, open_for
@@ -47,8 +46,7 @@ def evaluate(trained: Trained, manifest: Path, output: Path, settings: EvaluateO
         RecipeError, ManifestError, RunError, WeightsError: what does not fit together.
     """
     model, how = cast(Navigator, trained.model), trained.recipe.settings_as(NavigationSettings)
-    if distributed.world_size() > 1:
-        raise RecipeError("WORLD_SIZE", f"{distributed.world_size()} processes", "1 for navigation")
+    distributed.require_one_process("navigation")
     episodes = read_episodes(manifest, split or SPLIT)
     world = open_for(trained.recipe.data_as(EpisodeData), model, manifest)
     words, size = Vocabulary(trained.context["words"]), settings.batch_size

@@ -44,8 +44,7 @@ def evaluate(trained: Trained, manifest: Path, output: Path, settings: Refinemen
     Raises:
         WeightsError, ManifestError, RunError, RecipeError: what does not fit together.
     """
-    if distributed.world_size() > 1:
-        raise RecipeError("WORLD_SIZE", f"{distributed.world_size()} processes", "1 for refinement")
+    distributed.require_one_process("refinement")
     model, how = cast(TCANet, trained.model), trained.recipe.settings_as(RefinementSettings)
     if settings.proposals is None:
         allowed = "the detections.json of `internvideo evaluate localisation`"

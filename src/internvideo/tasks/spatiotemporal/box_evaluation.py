@@ -12,7 +12,7 @@ import numpy as np
 from internvideo import distributed
 from internvideo.data.loader import LoaderSettings
 from internvideo.data.manifest import Manifest
-from internvideo.errors import ManifestError, RecipeError, RunError, VideoError
+from internvideo.errors import ManifestError, RunError, VideoError
 from internvideo.plots import charts as figures
 from internvideo.storage import write_text
 from internvideo.tasks.protocol import weights_hash
@@ -56,8 +56,7 @@ def boxes_to_test(trained: Trained, rows: Manifest, form: ClipForm, settings: Bo
     Raises:
         RecipeError: several processes. ManifestError: boxes of none of the rows.
     """
-    if distributed.world_size() > 1:
-        raise RecipeError("WORLD_SIZE", f"{distributed.world_size()} processes", "1 for boxes of objects")
+    distributed.require_one_process("boxes of objects")
     frames = object_frames(rows)
     if settings.boxes is None:
         chosen = [annotated(frame) for frame in frames]
