@@ -91,12 +91,12 @@ class VideoEncoder(nn.Module):
     @property
     def clip_needs(self) -> tuple[ClipNeeds, ...]:
         """The clips that each encoder of the model takes."""
-        raise NotImplementedError
+        raise NotImplementedError  # the model's class says
 
     @property
     def test_clips(self) -> Mapping[str, Any]:
         """How published tests cut clips: arguments of `data.preprocessing.Preprocessing`."""
-        raise NotImplementedError
+        raise NotImplementedError  # the model's class says
 
     @property
     def tower(self) -> nn.Module | None:
@@ -116,15 +116,15 @@ class VideoEncoder(nn.Module):
 
     def features(self, video: Any) -> Tensor:
         """What `prepare` gives -> one vector per clip (B, E), not L2-normalized."""
-        raise NotImplementedError
+        raise NotImplementedError  # the model's class says
 
     def tokens(self, video: Any) -> Tensor:
         """What `prepare` gives -> tokens of the last layer (B, N, D)."""
-        raise NotImplementedError
+        raise NotImplementedError  # the model's class says
 
     def logits(self, video: Any) -> Tensor:
         """What `prepare` gives -> scores of the classes (B, C)."""
-        raise NotImplementedError
+        raise NotImplementedError  # the model's class says
 
 
 class DualEncoder(VideoEncoder):
@@ -152,11 +152,11 @@ class DualEncoder(VideoEncoder):
     @property
     def scale(self) -> Tensor:
         """Factor of the cosines."""
-        raise NotImplementedError
+        raise NotImplementedError  # the model's class says
 
     def encode_video(self, video: Tensor) -> Tensor:
         """Normalized (B, 3, T, S, S) -> (B, E), not L2-normalized."""
-        raise NotImplementedError
+        raise NotImplementedError  # the model's class says
 
     def encode_text(self, tokens: Tensor) -> Tensor:
         """Ids (B, L) -> (B, E), not L2-normalized."""
@@ -185,11 +185,11 @@ class ClipClassifier(VideoEncoder, Module):
     @property
     def head_layer(self) -> nn.Linear:
         """The linear layer of the classes. Raises ValueError without one."""
-        raise NotImplementedError
+        raise NotImplementedError  # the model's class says
 
     def head_input(self, video: Tensor) -> Tensor:
         """Normalized (B, 3, T, S, S) -> (B, D), what `head_layer` reads, before the dropout."""
-        raise NotImplementedError
+        raise NotImplementedError  # the model's class says
 
     def logits(self, video: Tensor) -> Tensor:
         """Normalized (B, 3, T, S, S) -> (B, C)."""
@@ -197,7 +197,7 @@ class ClipClassifier(VideoEncoder, Module):
 
     def logits_and_grid(self, video: Tensor) -> tuple[Tensor, Tensor]:
         """Normalized (B, 3, T, S, S) -> logits (B, C) and patches of the last layer (B, D, T', H, W), in one pass."""
-        raise NotImplementedError
+        raise NotImplementedError  # the model's class says
 
 
 def similarity(video: Tensor, text: Tensor, scale: Tensor | float = 1.0) -> Tensor:
