@@ -7,10 +7,11 @@ import time
 from collections.abc import Iterator
 
 import pytest
+import torch
 from torch.utils.data import IterableDataset
 
 from internvideo.errors import VideoError
-from internvideo.features.read_ahead import QUEUE_SIZE, read_ahead
+from internvideo.features.read_ahead import QUEUE_SIZE, from_thread, read_ahead
 
 
 class Numbers(IterableDataset[int]):
@@ -49,3 +50,22 @@ def test_an_error_comes_behind_the_pieces_before_it_and_leaving_ends_the_thread(
     assert next(stream) == 0
     stream.close()  # type: ignore[attr-defined]  # a generator
     assert threads() == []
+
+
+def test_only_the_threads_that_read_are_held_to_one_torch_thread() -> None:
+    def nested() -> Iterator[int]:
+        yield torch.get_num_threads()
+        yield from from_thread(torch.get_num_threads() for _ in range(2))
+        yield torch.get_num_threads()
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        assert list(from_thread(nested())) == [1, 1, 1, 1]
+        later: list[int] = []
+        thread = threading.Thread(target=lambda: later.append(torch.get_num_threads()))
+        thread.start()
+        thread.join()
+        assert (torch.get_num_threads(), later) == (3, [3])
+    finally:
+        torch.set_num_threads(before)
