@@ -16,10 +16,11 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "src" / "internvideo"
 FILES = sorted(PACKAGE.rglob("*.py"))
 
-GROUND = ("distributed", "errors", "storage", "terminal", "untrusted", "untrusted_arrays", "untrusted_pickle")
+GROUND = ("distributed", "errors", "extras", "storage", "terminal", "untrusted", "untrusted_arrays", "untrusted_pickle")
 BELOW: dict[str, tuple[str, ...]] = {
     "errors": (),
     "terminal": ("errors",),
+    "extras": ("errors",),
     "distributed": ("errors",),
     "untrusted": ("errors",),
     "untrusted_arrays": ("errors", "untrusted"),

@@ -19,6 +19,7 @@ import use_world
 from internvideo.data.manifest import Sample, write_manifest
 from internvideo.data.preprocessing import Span
 from internvideo.errors import ManifestError, RecipeError, RunError, VideoError
+from internvideo.extras import ExtraError
 from internvideo.features.embedding import EmbeddingSettings, embed, plan
 from internvideo.features.vector_files import Parts, check_output
 from internvideo.features.video_files import VideoFile, find_videos
@@ -248,8 +249,7 @@ def test_outputs_have_one_of_two_endings(tmp_path: Path, monkeypatch: pytest.Mon
     with pytest.raises(RecipeError, match=r"allowed: a name that ends in \.parquet or \.npy"):
         check_output(tmp_path / "a.csv")
     monkeypatch.setitem(sys.modules, "pyarrow", None)
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(RecipeError, match=r"pip install 'internvideo\[parquet\]'"):
+    with pytest.raises(ExtraError, match=r"pip install 'internvideo\[parquet\]'"):
         check_output(tmp_path / "a.parquet")
 
 

@@ -21,6 +21,7 @@ from internvideo.cli.export import export as command
 from internvideo.data.preprocessing import Preprocessing
 from internvideo.data.tokenizer import Tokenizer
 from internvideo.errors import RecipeError, RunError, VideoError
+from internvideo.extras import ExtraError
 from internvideo.inference import onnx_file
 from internvideo.inference.export import Check, Export, ExportSettings, Graph, export
 from internvideo.inference.video_model import VideoModel
@@ -212,8 +213,8 @@ def test_weights_beyond_one_file_stand_beside_it(tmp_path: Path, monkeypatch: py
 
 
 def test_missing_packages_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(onnx_file, "find_spec", lambda name: None if name == "onnxscript" else name)
-    with pytest.raises(RecipeError, match=r"onnxscript not installed.*internvideo\[export\]"):
+    monkeypatch.setitem(sys.modules, "onnxscript", None)
+    with pytest.raises(ExtraError, match=r"onnxscript, which is not installed.*internvideo\[export\]"):
         export(model("supervised"))
 
 

@@ -19,6 +19,7 @@ from internvideo.apps.demo_report import DemoData, write_demo_report
 from internvideo.data.manifest import Manifest, Sample, read_manifest, write_manifest
 from internvideo.data.settings import ClipData
 from internvideo.errors import ManifestError, RecipeError, RunError
+from internvideo.extras import require
 from internvideo.pipeline import run_recipe
 from internvideo.pretraining.multimodal import MultimodalData
 from internvideo.recipe import Recipe, read_recipe
@@ -118,6 +119,7 @@ def run_demo(
     Raises:
         RecipeError: unknown profile. RunError: `output` holds another demo. Others: see `run_recipe`.
     """
+    require("report", "internvideo demo")
     if profile not in PROFILES:
         raise RecipeError("--profile", f"found '{profile}'", ", ".join(PROFILES))
     with alone_in(output):

@@ -16,13 +16,13 @@ from typing import Literal
 
 import av
 import numpy as np
-import psutil
 import torch
 from huggingface_hub.constants import HF_HUB_CACHE
 from numpy.typing import NDArray
 
 from internvideo import __version__
 from internvideo.errors import InternVideoError
+from internvideo.extras import EXTRAS, missing, pip_install
 from internvideo.video import torchcodec_backend as video_torchcodec
 from internvideo.video.reader import Video
 from internvideo.video.sequential import iter_frames
@@ -30,14 +30,8 @@ from internvideo.video.writer import write_video
 
 State = Literal["ok", "advice", "absent", "broken"]
 
-EXTRAS: dict[str, tuple[tuple[str, ...], str]] = {
-    "parquet": (("pyarrow",), "tables of vectors as .parquet"),
-    "track": (("tensorboard",), "curves of a training run in TensorBoard"),
-    "torchcodec": (("torchcodec",), "a second decoder"),
-    "export": (("onnx", "onnxscript", "onnxruntime"), "models as ONNX files"),
-}
-"""Extra of the package -> what it installs, what for."""
-
+DISTRIBUTIONS = {"sklearn": "scikit-learn"}
+"""Module -> the name that pip knows it under, where that is another."""
 DECODERS = {"H.264": "h264", "HEVC": "hevc", "AV1": "libdav1d", "VP9": "vp9", "MPEG-4": "mpeg4"}
 WIDTH, HEIGHT, FPS, FRAMES = 640, 360, 30, 90
 GB = 2**30
@@ -113,6 +107,10 @@ def _cores() -> int:
 
 
 def _memory() -> Check:
+    if "psutil" in missing("report"):
+        return Check("memory", "absent", "psutil is not installed; it tells the free memory", pip_install("report"))
+    import psutil
+
     memory = psutil.virtual_memory()
     told = f"{memory.total / GB:.1f} GB, {memory.available / GB:.1f} GB free"
     if memory.available < 4 * GB:
@@ -259,13 +257,13 @@ def _second_decoder(extra: str) -> Check:
 
 
 def _extra(extra: str) -> Check:
-    modules, purpose = EXTRAS[extra]
-    install = f"pip install 'internvideo[{extra}]'"
+    modules, purpose = EXTRAS[extra].modules, EXTRAS[extra].purpose
+    install = pip_install(extra)
     versions = []
     for module in modules:
         try:
             importlib.import_module(module)
-            versions.append(f"{module} {importlib.metadata.version(module)}")
+            versions.append(f"{module} {importlib.metadata.version(DISTRIBUTIONS.get(module, module))}")
         except ModuleNotFoundError:
             return Check(extra, "absent", f"{module} is not installed; {purpose}", install)
         except Exception as error:  # a library that is there but does not load may raise anything

@@ -23,7 +23,8 @@ from tqdm import tqdm
 from internvideo import untrusted
 from internvideo.data.dataset import ManifestClipDecoder
 from internvideo.data.manifest import Manifest
-from internvideo.errors import RunError, VideoError, WeightsError
+from internvideo.errors import VideoError, WeightsError
+from internvideo.extras import require
 from internvideo.storage import write_text
 from internvideo.tasks.spatiotemporal.data import KeyFrame, centered_positions, key_frames
 
@@ -46,15 +47,14 @@ class PersonDetector:
         device: where it runs.
 
     Raises:
-        RunError: transformers is not installed. WeightsError: no such detector, no safetensors, or one of another
+        ExtraError: transformers is not installed. WeightsError: no such detector, no safetensors, or one of another
             family or without the class "person".
     """
 
     def __init__(self, source: str, device: torch.device) -> None:
-        try:
-            from transformers import AutoConfig, AutoModelForObjectDetection
-        except ImportError as error:
-            raise RunError("persons", str(error), "", "pip install internvideo[persons]") from error
+        require("persons", "person detection")
+        from transformers import AutoConfig, AutoModelForObjectDetection
+
         place, away = source.removeprefix(HUB), source.startswith(HUB)
         if not away and not (Path(source) / "config.json").is_file():
             raise WeightsError(source, "holds no config.json", f"a detector's folder, or {HUB}ORGANISATION/REPOSITORY")

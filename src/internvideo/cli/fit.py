@@ -53,8 +53,10 @@ def fit(
     """
     import torch
 
+    from internvideo.extras import require
     from internvideo.probing import fit as fitting
 
+    require("fit", "internvideo fit")
     settings = fitting.FitSettings(
         head=head,  # type: ignore[arg-type]  # checked there
         folds=folds,

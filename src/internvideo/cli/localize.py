@@ -54,12 +54,15 @@ def localize(
     The detector comes from `internvideo extract` and `internvideo train sample/localisation` or a recipe of its kind;
     the encoder must be the one on whose features it was trained.
     """
+    from internvideo.extras import require
     from internvideo.features.localize import extraction_settings, write_plot
     from internvideo.features.localize import localize as run
     from internvideo.features.video_files import VideoFile, file_names, find_videos
     from internvideo.tasks import CATALOG
     from internvideo.tasks.temporal_localization.evaluate import load_detector
 
+    if output is not None:
+        require("plots", "--output")
     found_videos = find_videos(videos)
     names = dict(zip(found_videos, file_names(found_videos), strict=True))
     trained = load_detector(detector, CATALOG, device=device)

@@ -22,9 +22,12 @@ def navigation_world(
     picture: Annotated[Path | None, typer.Option(help="Also draw some of val_unseen from above, an .svg file.")] = None,
 ) -> None:
     """Write houses and R2R-CE's files of episodes: train, val_seen (the same houses) and val_unseen (others)."""
+    from internvideo.extras import require
     from internvideo.tasks.navigation.world.episodes import NavigationSettings, write_world
     from internvideo.tasks.navigation.world.trajectories import TrajectorySettings
 
+    if picture is not None:
+        require("plots", "--picture")
     settings = NavigationSettings(
         scenes=scenes, episodes=episodes, validation=validation, seed=seed,
         trajectory=TrajectorySettings(by_motion=by_motion),

@@ -21,6 +21,7 @@ from typing import IO, Any
 
 from internvideo import untrusted
 from internvideo.errors import ManifestError, shown
+from internvideo.extras import require
 from internvideo.storage import write_text
 
 MEDIA = ("jpg", "jpeg", "png", "webp", "bmp", "gif", "mp4", "webm", "mkv", "mov", "avi")
@@ -100,11 +101,9 @@ def open_shard(address: str) -> Iterator[Any]:
 
 
 def _fsspec(address: str) -> Any:
-    try:
-        import fsspec
-    except ImportError:
-        raise ManifestError(address, "is an address, and fsspec is not installed", "",
-                            "pip install 'internvideo[cloud]'") from None  # fmt: skip
+    require("cloud", address)
+    import fsspec
+
     return fsspec
 
 

@@ -6,7 +6,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from numpy.typing import NDArray
 
 from internvideo import untrusted, untrusted_arrays
 from internvideo.errors import RecipeError, RunError, shown
+from internvideo.extras import require
 from internvideo.storage import atomic_path, write_text
 
 KEY = b"internvideo"
@@ -42,16 +42,15 @@ class VideoVectors:
 
 
 def check_output(output: Path) -> None:
-    """Raise RecipeError for a table that cannot be written here, or whose index would replace another file."""
+    """Refuse a table that cannot be written here, or whose index would replace another file.
+
+    Raises:
+        RecipeError: so. ExtraError: a .parquet table without pyarrow.
+    """
     if output.suffix not in WRITERS:
         raise RecipeError("output", f"'{output.name}'", "a name that ends in " + " or ".join(WRITERS))
-    if output.suffix == ".parquet" and importlib.util.find_spec("pyarrow") is None:
-        raise RecipeError(
-            "output",
-            "parquet files need pyarrow, which is not installed",
-            ".npy",
-            "or: pip install 'internvideo[parquet]'",
-        )
+    if output.suffix == ".parquet":
+        require("parquet", output)
     index = output.with_suffix(".jsonl")
     if output.suffix == ".npy" and index.exists() and not _is_index(index):
         found = "would be replaced by the index of the table, and is something else (a manifest?)"

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from internvideo.data.preprocessing import VideoSource
 from internvideo.data.tokenizer import Tokenizer
 from internvideo.errors import RecipeError, RunError
+from internvideo.extras import require
 from internvideo.inference import onnx_file
 from internvideo.inference.video_model import VideoModel
 from internvideo.models.encoder import VideoEncoder
@@ -265,7 +266,7 @@ def export(
     """
     settings = settings or ExportSettings()
     if settings.format == "onnx":
-        onnx_file.require()
+        require("export", "format onnx")
     if model.precision != "float32" or model.device.type != "cpu":
         raise RecipeError("model", f"{model.precision} on {model.device}", "float32 on cpu")
     final = Path(output or f"{model.name}-{settings.what}{ENDINGS[settings.format]}")

@@ -10,29 +10,21 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from importlib.metadata import version
-from importlib.util import find_spec
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from internvideo.errors import RecipeError
+from internvideo.extras import EXTRAS
 
-PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 LARGEST = 2**31 - 2**20
 """Bytes that one protobuf file holds, with room for the graph itself."""
 
 
-def require() -> None:
-    """Raises RecipeError where a package is missing."""
-    missing = [name for name in PACKAGES if find_spec(name) is None]
-    if missing:
-        raise RecipeError("format onnx", f"{', '.join(missing)} not installed", "", "pip install 'internvideo[export]'")
-
-
 def versions() -> dict[str, str]:
     """Package -> version."""
-    return {name: version(name) for name in PACKAGES}
+    return {name: version(name) for name in EXTRAS["export"].modules}
 
 
 @contextmanager

@@ -10,16 +10,17 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from jinja2 import Environment, StrictUndefined
-from markupsafe import Markup
 from numpy.typing import NDArray
 
 from internvideo.plots import charts as figures
 from internvideo.plots.charts import Bounds, Frames
 from internvideo.storage import write_text
+
+if TYPE_CHECKING:
+    from markupsafe import Markup
 
 ABLATION = {
     "chance": "chance",
@@ -258,6 +259,8 @@ def _plain(value: object) -> object:
 
 def render(data: ReportData) -> str:
     """The page, with every picture and style inside it. All text is escaped; it loads nothing."""
+    from jinja2 import Environment, StrictUndefined
+
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     environment.filters["percent"] = _percent
     environment.filters["interval"] = _interval
@@ -282,6 +285,8 @@ def render(data: ReportData) -> str:
 
 def _charts(data: ReportData) -> dict[str, Markup]:
     """The SVG charts that the data allows; they come from our own figures, so they stand in the page as they are."""
+    from markupsafe import Markup
+
     charts = {"ablation": _ablation_chart(data.ablation)}
     if data.losses:
         charts["losses"] = figures.loss_curves({name: (c.steps, c.losses) for name, c in data.losses.items()})

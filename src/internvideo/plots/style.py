@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import AbstractContextManager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from internvideo.extras import ExtraError, require
+from internvideo.storage import write_text
+from internvideo.terminal import say
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -32,7 +38,12 @@ STYLE: Any = {
 
 
 def drawing_style(settings: Any = STYLE) -> AbstractContextManager[None]:
-    """Draw with the pages' style. matplotlib is imported by the first picture: it is slow to import."""
+    """Draw with the pages' style. matplotlib is imported by the first picture: it is slow to import.
+
+    Raises:
+        ExtraError: it is not installed.
+    """
+    require("plots", "pictures")
     import matplotlib as mpl
 
     return mpl.rc_context(settings)
@@ -43,3 +54,13 @@ def new_figure(size: tuple[float, float]) -> Figure:
     from matplotlib.figure import Figure
 
     return Figure(figsize=size, layout="constrained")
+
+
+def write_picture(path: Path, draw: Callable[[], str]) -> None:
+    """Write what `draw` gives; where matplotlib is not installed, tell that instead: a picture never ends a run."""
+    try:
+        text = draw()
+    except ExtraError as error:
+        say(f"{path.name} is not drawn: {error}", err=True)
+    else:
+        write_text(path, text + "\n")

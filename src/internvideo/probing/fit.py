@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from internvideo.data.manifest import Manifest, read_manifest
 from internvideo.errors import ManifestError, RecipeError
+from internvideo.extras import require
 from internvideo.inference.video_model import VideoModel
 from internvideo.probing.cached_features import Features, Kind, cache_key, read_features
 from internvideo.probing.fit_learn import (
@@ -134,9 +135,10 @@ def fit(
     Raises:
         ManifestError: fewer than 2 classes, or a class with too few videos or groups.
         RunError: `output` is another fit's or has another writer, or no video can be read.
-        RecipeError: a setting that is not allowed.
+        RecipeError: a setting that is not allowed. ExtraError: scikit-learn or scipy is not installed.
     """
     settings, screen = settings or FitSettings(), console or Screen()
+    require("fit", "internvideo fit")
     manifest, groups = read_labeled_manifest(source, settings)
     with alone_in(output):
         init_run_dir(output, _recipe(manifest, model, settings), results=(CLASSIFIER,))

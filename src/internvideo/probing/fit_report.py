@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from internvideo.metrics import bootstrap
 from internvideo.metrics.calibration import expected_calibration_error
 from internvideo.metrics.classification import confusion_matrix, mean_class_accuracy, softmax
+from internvideo.plots.style import write_picture
 from internvideo.probing.fit_learn import LabeledFeatures, OutOfFoldPredictions, UnknownCheck
 from internvideo.storage import write_text
 from internvideo.tasks.table import BOOTSTRAP, MetricValues, Result
@@ -109,7 +110,10 @@ def write_fit_report(folder: Path, result: Result, more: Mapping[str, Any], clas
     """Write report.json and confusion.svg (from more["confusion"]), each atomically. Raises RunError."""
     from internvideo.plots import charts
 
-    plot = charts.confusion_matrix(np.asarray(more["confusion"]), classes)
-    write_text(folder / "confusion.svg", f'<?xml version="1.0" encoding="UTF-8"?>\n{plot}\n')
+    def plot() -> str:
+        matrix = charts.confusion_matrix(np.asarray(more["confusion"]), classes)
+        return f'<?xml version="1.0" encoding="UTF-8"?>\n{matrix}'
+
+    write_picture(folder / "confusion.svg", plot)
     text = json.dumps({**result, **more}, indent=2, ensure_ascii=False, allow_nan=False)
     write_text(folder / "report.json", text + "\n")

@@ -14,7 +14,8 @@ from typing import Any, Self
 from tqdm import tqdm
 
 from internvideo import distributed, untrusted
-from internvideo.errors import RecipeError, RunError
+from internvideo.errors import RunError
+from internvideo.extras import require
 from internvideo.storage import write_text
 from internvideo.terminal import say
 
@@ -145,10 +146,7 @@ class MetricLog:
 
 
 def _event_writer(folder: Path, step: int) -> Any:
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError as error:
-        raise RecipeError(
-            "loop.tensorboard", "TensorBoard is not installed", "false", "pip install 'internvideo[track]'"
-        ) from error
+    require("track", "loop.tensorboard")
+    from torch.utils.tensorboard import SummaryWriter
+
     return SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1)

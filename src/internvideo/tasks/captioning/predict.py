@@ -20,7 +20,8 @@ from torch import Tensor, nn
 
 from internvideo.data.manifest import Manifest
 from internvideo.data.tokenizer import Tokenizer
-from internvideo.errors import RecipeError, RunError
+from internvideo.errors import RecipeError
+from internvideo.extras import require
 from internvideo.metrics import bootstrap
 from internvideo.models.video_language import VideoLanguage
 from internvideo.tasks.protocol import ClipProtocol, ClipSource, describe
@@ -143,16 +144,15 @@ def judge(known: Mapping[str, Sequence[str]], written: Mapping[str, Sequence[str
     """Name -> (figure, values of the videos (N,) or None) of sentences in `words`' form.
 
     Raises:
-        RunError: the packages are not installed.
+        ExtraError: the packages are not installed.
     """
-    try:
-        from nltk.stem.porter import PorterStemmer
-        from nltk.translate.meteor_score import meteor_score
-        from pycocoevalcap.bleu.bleu import Bleu
-        from pycocoevalcap.cider.cider import Cider
-        from pycocoevalcap.rouge.rouge import Rouge
-    except ImportError as error:
-        raise RunError("captioning", f"{error}", "", "pip install internvideo[captions]") from error
+    require("captions", "captioning")
+    from nltk.stem.porter import PorterStemmer
+    from nltk.translate.meteor_score import meteor_score
+    from pycocoevalcap.bleu.bleu import Bleu
+    from pycocoevalcap.cider.cider import Cider
+    from pycocoevalcap.rouge.rouge import Rouge
+
     bleu, _ = Bleu(4).compute_score(known, written, verbose=0)
     rouge, rouges = Rouge().compute_score(known, written)
     cider, ciders = Cider().compute_score(known, written)

@@ -12,6 +12,7 @@ from internvideo.data.settings import SAMPLERS
 from internvideo.distributed import choose_device
 from internvideo.errors import RecipeError, VideoError
 from internvideo.plots import charts as figures
+from internvideo.plots.style import write_picture
 from internvideo.storage import write_text
 from internvideo.tasks.clip_evaluation import clip_source, finish, split_rows
 from internvideo.tasks.hands import predict as future_hands
@@ -43,7 +44,7 @@ def evaluate(trained: Trained, manifest: Path, output: Path, settings: ClipOptio
         write_text(folder / "submission.json", future_hands.submission(table))
         pictures = panels(table, rows)
         if pictures:
-            write_text(folder / "hands.svg", figures.frames_with_ways(pictures) + "\n")
+            write_picture(folder / "hands.svg", lambda: figures.frames_with_ways(pictures))
 
     return finish(future_hands.NAME, future_hands.score, trained, rows, output, settings, predict, draw)
 

@@ -12,7 +12,7 @@ from internvideo import distributed
 from internvideo.data.loader import LoaderSettings
 from internvideo.data.vocabulary import Vocabulary
 from internvideo.distributed import choose_device
-from internvideo.storage import write_text
+from internvideo.plots.style import write_picture
 from internvideo.tasks.navigation import predict as navigation
 from internvideo.tasks.navigation.build import EpisodeData, fingerprint, open_for
 from internvideo.tasks.navigation.model import Navigator
@@ -21,7 +21,7 @@ from internvideo.tasks.navigation.stage import NavigationSettings
 from internvideo.tasks.navigation.world.batch import NavigationBatch
 from internvideo.tasks.navigation.world.episodes import read_episodes
 from internvideo.tasks.navigation.world.loader import EpisodeLoader
-from internvideo.tasks.navigation.world.protocol import Episode, NavEnv
+from internvideo.tasks.navigation.world.protocol import Episode
 from internvideo.tasks.navigation.world.world import World
 from internvideo.tasks.table import Predictions, Result, print_result, save_result
 from internvideo.tasks.task import EvaluateOptions
@@ -69,16 +69,14 @@ def evaluate(trained: Trained, manifest: Path, output: Path, settings: EvaluateO
     check_output(target, table)
     result = navigation.score(table)
     save_result(result, table.save(target).with_suffix(".json"))
-    if picture := draw(table, episodes, world):
-        write_text(output / "walks.svg", picture + "\n")
+    if isinstance(world, World):
+        write_picture(output / "walks.svg", lambda: draw(table, episodes, world))
     print_result(result)
     return result
 
 
-def draw(table: Predictions, episodes: Sequence[Episode], world: NavEnv) -> str:
+def draw(table: Predictions, episodes: Sequence[Episode], world: World) -> str:
     """Walks of the agent and of the teacher, evenly from the split, on the plans of their houses."""
-    if not isinstance(world, World):
-        return ""
     walks, names = navigation.walked_of(table), table["agents"].tolist()
     ids = table["ids"].tolist()
     shown = []

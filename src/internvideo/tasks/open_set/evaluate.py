@@ -11,9 +11,10 @@ from internvideo.data.sample import Sample
 from internvideo.datasets.class_names import only_count
 from internvideo.distributed import choose_device
 from internvideo.errors import RecipeError
+from internvideo.extras import require
 from internvideo.models.uniformerv2 import UniFormerV2
 from internvideo.models.videomae import VideoMAEClassifier
-from internvideo.storage import write_text
+from internvideo.plots.style import write_picture
 from internvideo.tasks.class_rows import under_classes
 from internvideo.tasks.clip_evaluation import clip_source, finish, split_rows
 from internvideo.tasks.open_set import metrics as metrics_of_open_set
@@ -37,6 +38,7 @@ def evaluate(trained: Trained, manifest: Path, output: Path, settings: OpenSetOp
     Raises:
         RecipeError, ManifestError, RunError: what does not fit together.
     """
+    require("fit", "evaluate open_set")
     rows = open_rows(split_rows(manifest, split), trained.classes, settings.unknown)
 
     def make() -> Predictions:
@@ -106,5 +108,5 @@ def draw(table: Predictions, output: Path) -> None:
         doubt = table[f"uncertainty:{name}"]
         parts[name] = (doubt[~unknown], doubt[unknown], open_set.threshold(table, name))
         curves[name] = metrics_of_open_set.risk_coverage(doubt, table[f"predicted:{name}"] == table["labels"])
-    write_text(output / "uncertainty.svg", uncertainty_histograms(parts) + "\n")
-    write_text(output / "risk_coverage.svg", risk_coverage(curves) + "\n")
+    write_picture(output / "uncertainty.svg", lambda: uncertainty_histograms(parts))
+    write_picture(output / "risk_coverage.svg", lambda: risk_coverage(curves))

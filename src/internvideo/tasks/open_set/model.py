@@ -15,6 +15,8 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from internvideo.extras import require
+
 Floats = NDArray[np.floating[Any]]
 Ints = NDArray[np.int64]
 
@@ -129,6 +131,7 @@ class OpenMax:
             tail: the largest distances of a class that its distribution is fitted to.
             ranks: see above, at most C.
         """
+        require("fit", "OpenMax")
         from scipy.stats import weibull_min  # slow to import
 
         classes = logits.shape[1]

@@ -14,7 +14,7 @@ from internvideo.data.loader import LoaderSettings
 from internvideo.data.manifest import Manifest
 from internvideo.errors import ManifestError, RunError, VideoError
 from internvideo.plots import charts as figures
-from internvideo.storage import write_text
+from internvideo.plots.style import write_picture
 from internvideo.tasks.protocol import weights_hash
 from internvideo.tasks.spatiotemporal.data import ClipForm, KeyFrameViews
 from internvideo.tasks.spatiotemporal.object_boxes import (
@@ -116,4 +116,4 @@ def draw(
         told = [(corners, [line]) for corners, line in zip(boxes.tolist(), lines, strict=False)]
         panels.append(figures.BoxedFrame(picture, told, [], f"{frame.row.id}: {truth(frame)}"))
     if panels:
-        write_text(target, figures.frames_with_boxes(panels) + "\n")
+        write_picture(target, lambda: figures.frames_with_boxes(panels))

@@ -15,6 +15,7 @@ from internvideo.distributed import choose_device
 from internvideo.errors import ManifestError, RunError, WeightsError
 from internvideo.metrics.temporal_detection import Detections
 from internvideo.plots import charts as figures
+from internvideo.plots.style import write_picture
 from internvideo.storage import write_text
 from internvideo.tasks.table import Predictions, Result, print_result, save_result
 from internvideo.tasks.task import EvaluateOptions
@@ -165,7 +166,7 @@ def check_output(target: Path, table: Predictions) -> None:
 
 def draw(table: Predictions, target: Path) -> None:
     """The timelines of a table's first videos as one page. Raises RunError."""
-    write_text(target, page(timelines(table, localisation.found_of(table))))
+    write_picture(target, lambda: page(timelines(table, localisation.found_of(table))))
 
 
 def timelines(table: Predictions, found: Detections, title: str = "") -> list[str]:

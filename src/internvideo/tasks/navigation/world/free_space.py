@@ -14,6 +14,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from internvideo.extras import require
 from internvideo.tasks.navigation.world.protocol import Position
 
 SLACK = 1e-7
@@ -40,6 +41,7 @@ class FreeSpace:
     """
 
     def __init__(self, obstacles: Points, bounds: tuple[float, float, float, float], body: float) -> None:
+        require("navigation", "shortest paths")
         from scipy.sparse.csgraph import dijkstra  # slow to import
 
         grown = np.asarray(obstacles, dtype=np.float64).reshape(-1, 4) + np.array([-body, -body, body, body])
