@@ -208,6 +208,10 @@ def test_stream_in_words(language: Path, clips: Path, capsys: pytest.CaptureFixt
     assert "moving left to right 0." in capsys.readouterr().out
     with pytest.raises(RecipeError, match="labels"):
         stream(video, str(language), labels=" , ")
+    with pytest.raises(RecipeError, match="--top: given for a model without classes"):
+        stream(video, str(language), top=2)
+    with pytest.raises(RecipeError, match="--reconnect: given for .* which ends"):
+        stream(video, str(language), reconnect=3.0)
 
 
 def test_doctor() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -23,6 +24,7 @@ from internvideo.cli.options import (
     open_model,
     read_labels,
 )
+from internvideo.errors import RecipeError
 from internvideo.terminal import say
 
 if TYPE_CHECKING:
@@ -40,7 +42,9 @@ def stream(
     labels: Labels = None,
     labels_file: LabelsFile = None,
     model: Classifier = None,
-    top: Annotated[int, typer.Option(min=1, help="Number of labels, the most probable first.")] = 3,
+    top: Annotated[
+        int | None, typer.Option(min=1, help="Number of labels, the most probable first; by default 3.")
+    ] = None,
     live: Annotated[
         bool | None,
         typer.Option(
@@ -51,9 +55,12 @@ def stream(
     seconds: Annotated[float | None, typer.Option(help="Stop after this duration of video.")] = None,
     allow_urls: Annotated[bool, typer.Option("--allow-urls", help="Accept addresses such as rtsp://.")] = False,
     reconnect: Annotated[
-        float,
-        typer.Option(min=0.0, help="Seconds without a frame during which a broken camera or address is reopened."),
-    ] = 60.0,
+        float | None,
+        typer.Option(
+            min=0.0,
+            help="Seconds without a frame during which a broken camera or address is reopened; by default 60.",
+        ),
+    ] = None,
     as_json: Json = False,
     device: Device = "auto",
     damage: Damage = None,
@@ -66,12 +73,17 @@ def stream(
     """
     from internvideo.apps.streaming import stream as look
     from internvideo.probing.probe import Probe
+    from internvideo.video.live import RECONNECT
 
     one_of(labels=labels, labels_file=labels_file, model=model)
     opened = open_model(encoder, weights, device, precision)
     names = read_labels(labels, labels_file)
     own = "classes" if opened.classes else "embedding"
     on = Probe.load(model) if model is not None else own if names is None else names
+    if top is not None and on == "embedding":
+        raise RecipeError("--top", "given for a model without classes", "with --labels, --labels-file or --model")
+    if reconnect is not None and os.path.isfile(source):
+        raise RecipeError("--reconnect", f"given for {source}, which ends", "with a camera or an address")
     running = look(
         source,
         opened,
@@ -80,10 +92,10 @@ def stream(
         on=on,
         live=live,
         allow_urls=allow_urls,
-        reconnect=reconnect,
+        reconnect=RECONNECT if reconnect is None else reconnect,
     )
     try:
-        _follow(running, seconds, top, as_json)
+        _follow(running, seconds, top or 3, as_json)
     except KeyboardInterrupt:
         say("stopped", err=True)
     finally:
