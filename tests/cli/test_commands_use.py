@@ -210,7 +210,7 @@ def test_stream_in_words(language: Path, clips: Path, capsys: pytest.CaptureFixt
         stream(video, str(language), labels=" , ")
     with pytest.raises(RecipeError, match="--top: given for a model without classes"):
         stream(video, str(language), top=2)
-    with pytest.raises(RecipeError, match="--reconnect: given for .* which ends"):
+    with pytest.raises(RecipeError, match=r"--reconnect: given for .* which ends"):
         stream(video, str(language), reconnect=3.0)
 
 
