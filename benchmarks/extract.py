@@ -61,7 +61,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--size", type=int, default=64, help="pixels of the model's square")
     parser.add_argument("--style", default="pil", help="how it resizes (data.resize.Style)")
-    parser.add_argument("--readers", type=int, default=1, help="threads that read the film (apps.parallel_windows)")
+    parser.add_argument("--readers", type=int, default=1, help="threads that read the film")
     options = parser.parse_args()
     home.default_readers = lambda _: options.readers
     sizes = {"image_size": options.size, "patch_size": 16, "frames": 16, "width": 64, "depth": 2, "heads": 4}

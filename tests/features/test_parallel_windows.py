@@ -15,7 +15,7 @@ from torch import Tensor
 
 from internvideo.data.preprocessing import Preprocessing
 from internvideo.errors import VideoError
-from internvideo.features import extract, read_ahead
+from internvideo.features import engine, extract, read_ahead
 from internvideo.features import parallel_windows as home
 from internvideo.features.feature_folder import find_items
 from internvideo.features.parallel_windows import default_readers, parallel_clips
@@ -171,13 +171,13 @@ def test_workers_without_a_video_read_in_threads(
     model = VideoModel("videomae-s-classifier", create_model("videomae-s-classifier", sizes), preprocessing=CLIPS)
     found = []
 
-    def told(reader: extract._Reader, processes: int) -> Iterator[extract._Piece]:
+    def told(reader: engine._Reader, processes: int, *, in_order: bool) -> Iterator[engine._Piece]:
         found.append((processes, reader.readers))
         return read_ahead.read_ahead(reader, 0)
 
     rows = []
     for stream in (read_ahead.read_ahead, told):
-        monkeypatch.setattr(extract, "read_ahead", stream)
+        monkeypatch.setattr(engine, "read_ahead", stream)
         settings = extract.ExtractSettings(WindowRule(4, 4), workers=workers if stream is told else 0)
         extract.extract(find_items([tmp_path])[0], model, tmp_path / "out", settings, overwrite=True, progress=False)
         rows.append(np.load(tmp_path / "out" / "film.npy"))

@@ -252,7 +252,7 @@ def test_two_rows_of_one_file_are_encoded_once_a_piece(tmp_path: Path) -> None:
 
 def test_a_feature_that_is_not_finite_stops(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(VideoModel, "encode_clips", lambda model, video: torch.full((len(video), 48), torch.nan))
-    with pytest.raises(RunError, match=r"the feature of 'blue/clip_00_part0\.mp4' is not finite"):
+    with pytest.raises(RunError, match=r"blue/clip_00_part0\.mp4: vector at 0 s is not finite"):
         read_features(colour_clips.encoder(), some(), tmp_path)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -13,6 +12,7 @@ from internvideo.cli.options import (
     Device,
     Encoder,
     FrameRate,
+    Inputs,
     Json,
     Precision,
     Recursive,
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 
 def caption(
-    inputs: Annotated[list[Path], typer.Argument(help="Video files, folders of them, or manifests.")],
+    inputs: Inputs,
     encoder: Encoder,
     weights: Weights = None,
     num_beams: Annotated[

@@ -16,6 +16,7 @@ from internvideo.cli.options import (
     Device,
     Encoder,
     FrameRate,
+    Inputs,
     Json,
     Labels,
     LabelsFile,
@@ -44,7 +45,7 @@ if TYPE_CHECKING:
 
 def classify(
     context: typer.Context,
-    inputs: Annotated[list[Path], typer.Argument(help="Video files, folders of them, or manifests.")],
+    inputs: Inputs,
     encoder: Encoder,
     weights: Weights = None,
     labels: Labels = None,

@@ -10,8 +10,11 @@ import typer
 from internvideo.cli.options import (
     Damage,
     Device,
+    DryRun,
     Encoder,
     FrameRate,
+    Inputs,
+    Overwrite,
     Precision,
     Recursive,
     StrideSeconds,
@@ -22,7 +25,7 @@ from internvideo.terminal import say
 
 
 def embed(
-    inputs: Annotated[list[Path], typer.Argument(help="Video files, folders of them, or manifests.")],
+    inputs: Inputs,
     output: Annotated[
         Path, typer.Option("--output", "-o", help="The table: NAME.parquet, or NAME.npy with NAME.jsonl.")
     ],
@@ -36,12 +39,8 @@ def embed(
     normalize: Annotated[bool, typer.Option(help="L2-normalize the vectors.")] = True,
     batch_size: Annotated[int, typer.Option(min=1, help="Clips per batch.")] = 8,
     workers: Annotated[int, typer.Option(min=0, help="Decoding processes; 0 decodes in a thread.")] = 0,
-    overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Recompute finished videos instead of resuming.")
-    ] = False,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="List the videos that would be read, without reading them.")
-    ] = False,
+    overwrite: Overwrite = False,
+    dry_run: DryRun = False,
     device: Device = "auto",
     damage: Damage = None,
     frame_rate: FrameRate = None,

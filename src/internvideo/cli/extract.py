@@ -7,12 +7,24 @@ from typing import Annotated
 
 import typer
 
-from internvideo.cli.options import Damage, Device, Encoder, FrameRate, Precision, Weights, open_model
+from internvideo.cli.options import (
+    Damage,
+    Device,
+    DryRun,
+    Encoder,
+    FrameRate,
+    Inputs,
+    Overwrite,
+    Precision,
+    Recursive,
+    Weights,
+    open_model,
+)
 from internvideo.terminal import say
 
 
 def extract(
-    inputs: Annotated[list[Path], typer.Argument(help="Video files, folders of them, or manifests.")],
+    inputs: Inputs,
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder: ID.npy of every video, index.json.")],
     encoder: Encoder,
     weights: Weights = None,
@@ -36,7 +48,7 @@ def extract(
         int,
         typer.Option(min=1, help="For small actors: encode N x N overlapping crops of larger frames one by one."),
     ] = 1,
-    recursive: Annotated[bool, typer.Option("--recursive", "-r", help="Search subfolders too.")] = False,
+    recursive: Recursive = False,
     batch_size: Annotated[
         int | None, typer.Option(min=1, help="Windows per batch; 16 on a GPU, 4 on a CPU.", show_default=False)
     ] = None,
@@ -47,12 +59,8 @@ def extract(
             help="Decoders: processes, and threads of one video if fewer are left; 0 decodes in a thread.",
         ),
     ] = 0,
-    overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Recompute finished videos instead of resuming.")
-    ] = False,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="List the videos that would be read, without reading them.")
-    ] = False,
+    overwrite: Overwrite = False,
+    dry_run: DryRun = False,
     device: Device = "auto",
     damage: Damage = None,
     frame_rate: FrameRate = None,

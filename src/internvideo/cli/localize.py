@@ -14,6 +14,7 @@ from internvideo.cli.options import (
     Device,
     Encoder,
     FrameRate,
+    Inputs,
     Json,
     Precision,
     Weights,
@@ -25,7 +26,7 @@ from internvideo.terminal import say
 
 
 def localize(
-    videos: Annotated[list[Path], typer.Argument(help="Video files, folders of them, or manifests.")],
+    videos: Inputs,
     encoder: Encoder,
     detector: Annotated[
         Path,

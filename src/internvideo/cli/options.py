@@ -55,6 +55,9 @@ FrameRate = Annotated[
         callback=lambda rate: _set_frame_rate(rate),
     ),
 ]
+Inputs = Annotated[list[Path], typer.Argument(help="Video files, folders of them, or manifests.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Recompute finished videos instead of resuming.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="List the videos that would be read, without reading them.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object per line instead of text.")]
 
 

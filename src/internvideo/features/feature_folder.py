@@ -27,7 +27,14 @@ from internvideo import untrusted
 from internvideo.data.manifest import read_manifest
 from internvideo.data.sample import Segment
 from internvideo.errors import RecipeError, RunError, VideoError
-from internvideo.features.video_files import MAX_NAME_BYTES, VideoFile, file_names, find_videos, is_manifest
+from internvideo.features.video_files import (
+    MAX_NAME_BYTES,
+    VideoFile,
+    file_names,
+    find_videos,
+    is_manifest,
+    video_of_row,
+)
 from internvideo.storage import atomic_path, write_text
 
 INDEX = "index.json"
@@ -71,11 +78,9 @@ def find_items(inputs: Iterable[str | Path], *, recursive: bool = False) -> tupl
             raise RecipeError(given, "has other classes than the manifest before it", "manifests of the same classes")
         classes = classes or manifest.classes
         for row in manifest.rows:
-            start, end = row.span or (None, None)
-            video = VideoFile(str(manifest.video_path(row)), start, end, row.frame_rate)
             # A list has no ids but paths, and one from the root of the disk is no name below this folder.
             name = "" if row.id == row.path and not _is_name(row.id) else _checked(row.id)
-            items.append(Item(name, video, row.split or "", row.segments))
+            items.append(Item(name, video_of_row(manifest, row), row.split or "", row.segments))
     if not items:
         raise VideoError("videos", "none given", "files, folders or manifests")
     return _named(items), classes

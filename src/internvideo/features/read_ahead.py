@@ -1,4 +1,4 @@
-"""Item videos ahead of the model, in a thread or in worker processes."""
+"""Read videos ahead of the model, in a thread or in worker processes."""
 
 from __future__ import annotations
 
@@ -22,8 +22,10 @@ QUEUE_SIZE = 8
 _SETTING_THREADS = threading.Lock()
 
 
-def read_ahead(dataset: IterableDataset[Item], workers: int) -> Iterator[Item]:
+def read_ahead(dataset: IterableDataset[Item], workers: int, *, in_order: bool = False) -> Iterator[Item]:
     """Yield the items of a dataset, read by worker processes or, with 0 workers, by a thread.
+
+    `in_order` takes one item of each worker in turn; otherwise whichever is ready first.
 
     Raises:
         RunError: a worker died. Also whatever the dataset raises.
@@ -32,7 +34,12 @@ def read_ahead(dataset: IterableDataset[Item], workers: int) -> Iterator[Item]:
         yield from from_thread(dataset)
         return
     loader: DataLoader[Item] = DataLoader(
-        dataset, batch_size=None, num_workers=workers, collate_fn=_identity, in_order=False, generator=torch.Generator()
+        dataset,
+        batch_size=None,
+        num_workers=workers,
+        collate_fn=_identity,
+        in_order=in_order,
+        generator=torch.Generator(),
     )
     try:
         with warnings.catch_warnings():

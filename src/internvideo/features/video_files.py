@@ -15,7 +15,7 @@ from functools import cache
 from pathlib import Path
 
 from internvideo.data.lists import FILE_SUFFIXES, VIDEO_EXTENSIONS, holds_frames, non_frame_names, skipped_files_note
-from internvideo.data.manifest import read_manifest
+from internvideo.data.manifest import Manifest, Sample, read_manifest
 from internvideo.data.preprocessing import Span
 from internvideo.errors import RecipeError, VideoError, shown
 from internvideo.video.cache import stamp_of
@@ -55,6 +55,12 @@ class VideoFile:
         """
         content = f"{os.path.realpath(self.path)}|{file_state(self.path, self.fps)}|{self.start}|{self.end}"
         return hashlib.sha256(content.encode("utf-8", "surrogateescape")).hexdigest()[:32]
+
+
+def video_of_row(manifest: Manifest, row: Sample) -> VideoFile:
+    """Return the video, or piece of one, of a row."""
+    start, end = row.span or (None, None)
+    return VideoFile(str(manifest.video_path(row)), start, end, row.frame_rate)
 
 
 def file_state(path: str, fps: float | None) -> str:
@@ -147,8 +153,7 @@ def _resolve(given: Path, recursive: bool) -> Iterator[VideoFile]:
     elif is_manifest(given):
         manifest = read_manifest(given).with_notes_logged()
         for row in manifest.rows:
-            start, end = row.span or (None, None)
-            yield VideoFile(str(manifest.video_path(row)), start, end, row.frame_rate)
+            yield video_of_row(manifest, row)
     elif given.exists():
         yield VideoFile(str(given))
     else:

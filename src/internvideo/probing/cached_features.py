@@ -11,11 +11,13 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -23,22 +25,18 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from tqdm import tqdm
 
 from internvideo import untrusted
-from internvideo.data.loader import EvalLoader, LoaderSettings
 from internvideo.data.manifest import Manifest, Sample
-from internvideo.data.preprocessing import Preprocessing
-from internvideo.data.sampling import Indices
-from internvideo.data.transforms import EvalTransform
-from internvideo.errors import RunError, VideoError, WeightsError
-from internvideo.features.video_files import file_state
+from internvideo.errors import RunError, VideoError, WeightsError, shown
+from internvideo.features.engine import TimedWindows, VectorWriter, VideoEnd, run_engine
+from internvideo.features.video_files import VideoFile, file_state, video_of_row
 from internvideo.inference.hub_folder import model_hash
 from internvideo.inference.video_model import VideoModel
 from internvideo.storage import read_safetensors, write_safetensors
 
 Kind = Literal["video", "tokens"]
-"""One vector per video (`VideoModel.encode_clips`), or its tokens (`VideoModel.tokens`, at most MOST_TOKENS)."""
+"""One vector per video (`VideoModel.encode_clips`), or its tokens (`VideoModel.tokens`, at most MAX_TOKENS)."""
 
 MAX_TOKENS = 98
 """More tokens than this are average-pooled over neighbors, which cuts the cost of probe and cache to a tenth."""
@@ -64,28 +62,8 @@ class Features:
     seconds: float
 
 
-@dataclass(frozen=True)
-class ClipRule:
-    """Adapt the frame sampling of a `Preprocessing` to the loader: one view per video."""
-
-    preprocessing: Preprocessing
-
-    @property
-    def frames(self) -> int:
-        """T."""
-        return self.preprocessing.frames
-
-    def test(self, n: int) -> list[Indices]:
-        """Return the frame indices (T,) of the one view of a video with n frames."""
-        return self.preprocessing.indices(n)
-
-    def train(self, n: int, rng: np.random.RandomState) -> Indices:
-        """Return the same indices; nothing is random."""
-        return self.test(n)[0]
-
-
 def encode(model: VideoModel, clips: Tensor, kind: Kind) -> Tensor:
-    """Encode clips (B, 3, T, S, S) -> (B, E) float32, or tokens (B, N, D) float16 with N at most MOST_TOKENS."""
+    """Encode clips (B, 3, T, S, S) -> (B, E) float32, or tokens (B, N, D) float16 with N at most MAX_TOKENS."""
     if kind == "video":
         return model.encode_clips(clips)
     tokens = model.tokens(clips)
@@ -111,7 +89,7 @@ def row_key(manifest: Manifest, row: Sample) -> str:
     """Hash a video file or a piece of it, with its size and time: 24 hex digits."""
     path = manifest.video_path(row).absolute()
     state = ""
-    with suppress(VideoError):  # a missing file is reported as unreadable by the loader
+    with suppress(VideoError):  # a missing file is reported as unreadable by the engine
         state = file_state(str(path), row.frame_rate).replace("|", " ")
     return hashlib.sha256(f"{path}\n{row.span}\n{state}".encode("utf-8", "surrogateescape")).hexdigest()[:24]
 
@@ -186,18 +164,16 @@ def read_features(
     cache = FeatureCache(folder, f"{kind}-{model.name}-{cache_key(model, kind)}")
     cache.read()
     keys = [row_key(manifest, row) for row in manifest.rows]
-    uncached: dict[str, int] = {}
-    for index, key in enumerate(keys):
-        if key not in cache.rows:
-            uncached.setdefault(key, index)
+    uncached = {key: row for key, row in zip(keys, manifest.rows, strict=True) if key not in cache.rows}
     start = time.perf_counter()
     failures: dict[str, str] = {}
     if uncached:
-        missing = Manifest(
-            tuple(manifest.rows[index] for index in uncached.values()), manifest.classes, manifest.root, manifest.source
+        writer = CacheWriter([video_of_row(manifest, row) for row in uncached.values()], list(uncached), cache)
+        windows = TimedWindows(model.preprocessing)
+        run_engine(
+            writer, windows, partial(encode, model, kind=kind), batch_size=batch_size, workers=workers, in_order=True
         )
-        keys_by_id = dict(zip((row.id for row in missing.rows), uncached, strict=True))
-        failures = _compute(model, missing, kind, cache, keys_by_id, batch_size, workers)
+        failures = writer.failures
         cache.join()
     read = np.asarray([index for index, key in enumerate(keys) if key in cache.rows], dtype=np.int64)
     unreadable = [
@@ -217,41 +193,41 @@ def read_features(
     return Features(values, read, coverage, len(uncached) - len(failures), time.perf_counter() - start)
 
 
-def _compute(
-    model: VideoModel,
-    manifest: Manifest,
-    kind: Kind,
-    cache: FeatureCache,
-    keys_by_id: Mapping[str, str],
-    batch_size: int,
-    workers: int,
-) -> dict[str, str]:
-    """Encode every video of the manifest into the cache. Returns key -> reason of the unreadable ones."""
-    rule = model.preprocessing
-    settings = LoaderSettings(batch_size=batch_size, workers=workers, short_side=rule.short_side)
-    transform = EvalTransform(rule.size, resize=rule.resize, style=rule.style, squash=rule.squash)
-    loader = EvalLoader(manifest, ClipRule(rule), transform, settings)
-    new_rows: dict[str, Tensor] = {}
-    saved = time.perf_counter()
-    try:
-        with tqdm(total=len(manifest), desc="features", unit="clip", disable=None) as bar:
-            for ids, values in _encoded(model, loader, kind):
-                new_rows.update({keys_by_id[name]: value for name, value in zip(ids, values, strict=True)})
-                bar.update(len(ids))
-                if time.perf_counter() - saved > SAVE_INTERVAL_S:
-                    cache.add(new_rows)
-                    new_rows, saved = {}, time.perf_counter()
-            bar.update(len(loader.unreadable))
-    finally:  # also when it was interrupted
-        cache.add(new_rows)
-    return {keys_by_id[name]: reason for name, _, reason in loader.unreadable}
+class CacheWriter(VectorWriter):
+    """Add the one vector (or the tokens) of each video to a cache, a part every SAVE_INTERVAL_S.
 
+    Attributes:
+        failures: key -> why the video gave nothing.
+    """
 
-def _encoded(model: VideoModel, loader: EvalLoader, kind: Kind) -> Iterator[tuple[tuple[str, ...], Tensor]]:
-    for batch, _ in loader:
-        values = encode(model, batch.video, kind)
-        nonfinite = ~torch.isfinite(values.flatten(1)).all(dim=1)
-        if nonfinite.any():
-            name = batch.ids[int(nonfinite.nonzero()[0])]
-            raise RunError(f"model {model.name}", f"the feature of '{name}' is not finite", "", "check the weights")
-        yield batch.ids, values
+    def __init__(self, videos: Sequence[VideoFile], keys: Sequence[str], cache: FeatureCache) -> None:
+        super().__init__(videos)
+        self.keys, self.cache, self.failures = keys, cache, dict[str, str]()
+        self._new_rows: dict[str, Tensor] = {}
+        self._saved = time.perf_counter()
+
+    def pending(self) -> Sequence[int]:
+        """Return all videos."""
+        return range(len(self.videos))
+
+    def write(self, index: int, spans: NDArray[np.float64], values: Tensor) -> None:
+        """Take the vector of a video."""
+        self._new_rows[self.keys[index]] = values[0]
+
+    def finish(self, index: int, end: VideoEnd, num_vectors: int) -> None:
+        """Note a video without a vector, and log one that was not read to its end."""
+        path = self.videos[index].path
+        if not num_vectors:
+            self.failures[self.keys[index]] = f"{path}: {end.reason}"
+        elif end.reason:
+            logging.getLogger("internvideo").warning("%s: %s", shown(path), shown(end.reason))
+
+    def after_batch(self, unfinished: Collection[int]) -> None:
+        """Save what is new from time to time."""
+        if time.perf_counter() - self._saved > SAVE_INTERVAL_S:
+            self.close()
+
+    def close(self) -> None:
+        """Save what is new."""
+        self.cache.add(self._new_rows)
+        self._new_rows, self._saved = {}, time.perf_counter()

@@ -1,0 +1,381 @@
+"""Run an encoder over the windows of many videos: read ahead, batch across videos, and hand the vectors to a writer.
+
+A writer says which videos are to be read and what becomes of their vectors; a table, a feature folder and the cache of
+`internvideo fit` are three. One of another kind gives `pending`, `write` and `finish`, and needs nothing else.
+"""
+
+from __future__ import annotations
+
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.data import IterableDataset, get_worker_info
+from tqdm import tqdm
+
+from internvideo import __version__
+from internvideo.data.preprocessing import Preprocessing
+from internvideo.errors import RecipeError, RunError, VideoError
+from internvideo.features.feature_layers import Encode
+from internvideo.features.parallel_windows import parallel_clips
+from internvideo.features.read_ahead import read_ahead
+from internvideo.features.read_report import ReadReport
+from internvideo.features.video_files import VideoFile
+from internvideo.features.window_sampling import WindowRule, frame_grid
+from internvideo.features.windows import open_long, past_end, windows_of
+from internvideo.inference.hub_folder import model_hash
+from internvideo.inference.video_model import VideoModel
+from internvideo.video.conversion import conversion_metadata
+from internvideo.video.damage import damage_metadata
+from internvideo.video.frame_folder import rate_metadata
+from internvideo.video.reader import Video
+
+
+class Window(NamedTuple):
+    """A window of a video.
+
+    Attributes:
+        clip: (3, T, S, S). start, end: seconds from the start of the video.
+        new_seconds: of the video, in no window before. fraction_done: of the video, 0..1, at the end of the window.
+    """
+
+    clip: Tensor
+    start: float
+    end: float
+    new_seconds: float
+    fraction_done: float
+
+
+class Extent(NamedTuple):
+    """Frames per second, number of frames and seconds of what the windows of a video cover."""
+
+    fps: float = 0.0
+    frames: int = 0
+    duration: float = 0.0
+
+
+class VideoEnd(NamedTuple):
+    """What is known of a video once all its windows have been read.
+
+    Attributes:
+        reason: why it was not read, or not to its end; "" if it was.
+        identity: of the file before it was opened: the next run reads changes made meanwhile.
+        extent: zeros where it cannot be opened. gaps: (start, end) without a decodable frame, in seconds of the video.
+        marks: `VideoInfo.properties`.
+    """
+
+    reason: str = ""
+    identity: str = ""
+    extent: Extent = Extent()
+    gaps: tuple[tuple[float, float], ...] = ()
+    marks: tuple[str, ...] = ()
+
+
+class Windows(Protocol):
+    """Which windows of a video are read, and how their clips are made."""
+
+    @property
+    def preprocessing(self) -> Preprocessing:
+        """How frames become clips."""
+
+    def place(self, video: Video, piece: VideoFile, readers: int) -> tuple[Extent, Iterator[Window]]:
+        """Place the windows in an open video, or a piece of it, and yield them; raises VideoError.
+
+        The video is not used by others meanwhile; at most `readers` threads decode.
+        """
+
+
+@dataclass(frozen=True)
+class TimedWindows:
+    """Windows in seconds (`windows.windows`); without a length one per video."""
+
+    preprocessing: Preprocessing
+    window_seconds: float | None = None
+    stride_seconds: float | None = None
+
+    def place(self, video: Video, piece: VideoFile, readers: int) -> tuple[Extent, Iterator[Window]]:
+        """Place the windows; one thread decodes."""
+        first, last = max(0.0, piece.start or 0.0), min(video.info.duration, piece.end or video.info.duration)
+        duration = max(last - first, 1e-9)
+        size = {"window_seconds": self.window_seconds, "stride_seconds": self.stride_seconds}
+
+        def read() -> Iterator[Window]:
+            behind: float | None = None
+            for start, end, clip in windows_of(video, self.preprocessing, piece.start, piece.end, **size):
+                new = end - (start if behind is None else max(behind, start))
+                yield Window(clip, start, end, new, min((end - first) / duration, 1.0))
+                behind = end
+
+        return Extent(video.info.fps, video.info.frames, duration), read()
+
+
+@dataclass(frozen=True)
+class FrameWindows:
+    """Windows in frames (`window_sampling`)."""
+
+    preprocessing: Preprocessing
+    rule: WindowRule
+
+    def place(self, video: Video, piece: VideoFile, readers: int) -> tuple[Extent, Iterator[Window]]:
+        """Place the windows; several threads decode if the video allows it."""
+        grid = frame_grid(video.info, self.rule, piece.start, piece.end)
+        indices = grid.frame_indices(self.preprocessing.frames)
+
+        def read() -> Iterator[Window]:
+            clips = parallel_clips(video, self.preprocessing, indices, readers)
+            for count, (position, clip) in enumerate(zip(grid.starts, clips, strict=True), 1):
+                start = (piece.start or 0.0) + position / grid.fps
+                end = start + self.rule.window_frames / grid.fps
+                yield Window(clip, start, end, grid.duration / len(indices), count / len(indices))
+
+        return Extent(grid.fps, len(grid.indices), grid.duration), read()
+
+
+def read_every_video(index: int) -> bool:
+    """Return True: nobody else reads this video."""
+    return True
+
+
+class VectorWriter(ABC):
+    """Say which videos are read, and store their vectors.
+
+    Calls for one video: `acquire`, `begin`, `write` once or more, `finish`; those of several videos are interleaved.
+
+    Attributes:
+        videos: of the run; all methods take an index in them. report: the engine counts in it, the writer adds to it.
+        acquire: called where the video is read (in a worker process, which gets a copy of this function), just before;
+            False leaves the video to another process.
+    """
+
+    def __init__(self, videos: Sequence[VideoFile], acquire: Callable[[int], bool] = read_every_video) -> None:
+        self.videos, self.acquire = videos, acquire
+        self.report = ReadReport(len(videos))
+
+    @abstractmethod
+    def pending(self) -> Sequence[int]:
+        """Return the videos to read. Asked again after each round; those that were begun are not read again."""
+
+    def begin(self, index: int) -> None:  # noqa: B027  # optional
+        """Prepare for the vectors of a video."""
+
+    @abstractmethod
+    def write(self, index: int, spans: NDArray[np.float64], values: Tensor) -> None:
+        """Take the next vectors of a video: spans (n, 2) in seconds, values (n, ...) on the CPU."""
+
+    @abstractmethod
+    def finish(self, index: int, end: VideoEnd, num_vectors: int) -> None:
+        """Store a video of which `num_vectors` vectors were written."""
+
+    def after_batch(self, unfinished: Collection[int]) -> None:  # noqa: B027  # optional
+        """Do what is due from time to time, while these videos are being read."""
+
+    def close(self) -> None:  # noqa: B027  # optional
+        """Leave things in order; called at the end and after an error or interruption."""
+
+
+def run_engine(
+    writer: VectorWriter,
+    windows: Windows,
+    encode: Encode,
+    *,
+    batch_size: int,
+    workers: int = 0,
+    readers: int = 1,
+    in_order: bool = False,
+    progress: bool | None = None,
+) -> None:
+    """Read, encode and store the videos that a writer names.
+
+    Args:
+        writer, windows: see there. encode: clips (B, 3, T, S, S) -> (B, ...) on the CPU.
+        batch_size: clips per batch; it may hold windows of several videos.
+        workers: decoding processes, and if fewer videos are left, threads of these; 0 decodes in this process.
+        readers: threads per video where no worker decodes.
+        in_order: batches that do not depend on the speed of the workers.
+        progress: show a bar on stderr; by default if that is a terminal.
+
+    Raises:
+        RunError: a vector that is not finite, a worker that died. Also whatever the writer raises.
+    """
+    run = _Run(writer, encode, batch_size)
+    began = time.perf_counter()
+    bar_format = "{l_bar}{bar}| {n:.1f}/{total} videos{postfix}, {remaining} left"
+    try:
+        indices = run.remaining()
+        total = len(indices)
+        disable = None if progress is None else not progress
+        with tqdm(total=total, bar_format=bar_format, postfix="", disable=disable) as bar:
+            while indices:  # a second round where a lease has become stale meanwhile
+                processes = min(workers, len(indices))
+                threads = workers // processes if processes else readers
+                reader = _Reader(writer.videos, indices, windows, writer.acquire, threads)
+                for piece in read_ahead(reader, processes, in_order=in_order):
+                    bar.update(run.handle(*piece))
+                    writer.report.seconds = time.perf_counter() - began
+                    bar.set_postfix_str(f"{writer.report.speed:.1f}x real time", refresh=False)
+                run.encode_batch()
+                indices = run.remaining()
+            bar.update(round(total - bar.n, 6))
+        writer.report.seconds = time.perf_counter() - began
+    finally:
+        writer.close()
+
+
+_Piece = tuple[int, Window | VideoEnd | None]
+"""Index of a video, and a window of it, its end, or None: another process has it."""
+
+
+class _Reader(IterableDataset[_Piece]):
+    """Iterate over the windows of videos; each worker reads every n-th video."""
+
+    def __init__(
+        self,
+        videos: Sequence[VideoFile],
+        indices: Sequence[int],
+        windows: Windows,
+        acquire: Callable[[int], bool],
+        readers: int,
+    ) -> None:
+        self.videos, self.indices, self.windows, self.acquire = videos, indices, windows, acquire
+        self.readers = readers
+
+    def __iter__(self) -> Iterator[_Piece]:
+        worker = get_worker_info()
+        for index in self.indices if worker is None else self.indices[worker.id :: worker.num_workers]:
+            if not self.acquire(index):
+                yield index, None
+                continue
+            for item in self._read(self.videos[index]):
+                yield index, item
+
+    def _read(self, piece: VideoFile) -> Iterator[Window | VideoEnd]:
+        end = VideoEnd()
+        try:
+            end = end._replace(identity=piece.identity())
+            with open_long(piece.path, self.windows.preprocessing.short_side, fps=piece.fps) as video:
+                end = end._replace(marks=tuple(video.info.properties))
+                extent, windows = self.windows.place(video, piece, self.readers)
+                end = end._replace(extent=extent)
+                yield from windows
+                reason = video.damage_report or past_end(video.info, piece.end)
+                end = end._replace(reason=reason, gaps=tuple(video.gaps))
+        except VideoError as error:
+            end = end._replace(reason=str(error).removeprefix(f"{piece.path}: "))
+        yield end
+
+
+@dataclass
+class _Open:
+    """State of a video in progress."""
+
+    num_windows: int = 0
+    num_encoded: int = 0
+    fraction_done: float = 0.0
+    end: VideoEnd | None = None  # until it has arrived
+
+
+@dataclass
+class _Run:
+    """The batch in progress and the videos it belongs to."""
+
+    writer: VectorWriter
+    encode: Encode
+    batch_size: int
+    begun: set[int] = field(default_factory=set)
+    open: dict[int, _Open] = field(default_factory=dict)
+    batch: list[tuple[int, Window]] = field(default_factory=list)
+
+    def remaining(self) -> list[int]:
+        """Return the videos to read that were not begun."""
+        return [index for index in self.writer.pending() if index not in self.begun]
+
+    def handle(self, index: int, item: Window | VideoEnd | None) -> float:
+        """Process one piece; return the fraction of a video that it adds."""
+        if item is None:
+            return 1.0
+        if index not in self.begun:
+            self.begun.add(index)
+            self.open[index] = _Open()
+            self.writer.begin(index)
+        state = self.open[index]
+        before = state.fraction_done
+        if isinstance(item, VideoEnd):
+            state.end = item
+            self._finish_complete(index)
+            return 1.0 - before
+        state.num_windows, state.fraction_done = state.num_windows + 1, item.fraction_done
+        self.writer.report.video_seconds += item.new_seconds
+        self.batch.append((index, item))
+        if len(self.batch) == self.batch_size:
+            self.encode_batch()
+        return state.fraction_done - before
+
+    def encode_batch(self) -> None:
+        """Encode the windows that were read. Raises RunError."""
+        if not self.batch:
+            return
+        values = self.encode(torch.stack([window.clip for _, window in self.batch]))
+        finite = values.isfinite().flatten(1).all(dim=1)
+        if not finite.all():
+            index, window = self.batch[int(finite.int().argmin())]
+            found, do = f"vector at {window.start:g} s is not finite", "try precision float32, or check the weights"
+            raise RunError(self.writer.videos[index].path, found, "", do)
+        self.writer.report.dim = values.shape[-1]
+        batch, self.batch = self.batch, []
+        indices = np.array([index for index, _ in batch])
+        spans = np.array([(window.start, window.end) for _, window in batch], np.float64)
+        for index in dict.fromkeys(indices.tolist()):
+            rows = np.flatnonzero(indices == index)
+            self.writer.write(index, spans[rows], values[rows])
+            self.open[index].num_encoded += len(rows)
+        self.writer.after_batch(self.open)
+        for index in [*self.open]:
+            self._finish_complete(index)
+
+    def _finish_complete(self, index: int) -> None:
+        """Finish a video whose end has arrived and whose windows are all encoded."""
+        state = self.open[index]
+        if state.end is None or state.num_encoded < state.num_windows:
+            return
+        del self.open[index]
+        self.writer.report.read += bool(state.num_encoded)
+        self.writer.finish(index, state.end, state.num_encoded)
+
+
+def vector_provenance(model: VideoModel, settings: dict[str, Any]) -> dict[str, Any]:
+    """Return the provenance of vectors (model, weights, preprocessing, settings, how videos are read) as JSON values.
+
+    Two of them are of one collection if they agree in all but UNCOMPARED.
+    """
+    config = model.config
+    return {
+        "model": model.name,
+        "weights_sha256": model_hash(model),
+        "source": model.metadata.get("source", ""),
+        "overrides": config["overrides"],
+        "preprocessing": config["preprocessing"],
+        "precision": model.precision,
+        **settings,
+        **damage_metadata(),
+        **conversion_metadata(),
+        **rate_metadata(),
+        "internvideo": __version__,
+    }
+
+
+UNCOMPARED = ("source", "internvideo")
+"""Provenance that does not change a vector: where the weights lie, and which version computed it."""
+
+
+def check_minimum(settings: object, **minimum: int) -> None:
+    """Raise RecipeError for a setting (None aside) below its minimum."""
+    for name, least in minimum.items():
+        value = getattr(settings, name)
+        if value is not None and value < least:
+            raise RecipeError(name, str(value), f"{least} or more")
