@@ -32,9 +32,9 @@ SAMPLERS: dict[str, type[sampling.FrameSampler]] = {
 
 
 class Settings(BaseModel):
-    """Base of all settings: frozen, and an unknown key is an error."""
+    """Base of all settings: frozen, and an unknown key is an error; validators are built at the first use."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, defer_build=True)
 
 
 class SamplingSettings(Settings):

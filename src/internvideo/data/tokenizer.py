@@ -12,14 +12,16 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache, lru_cache
 from importlib.resources import files
+from typing import TYPE_CHECKING
 
-import ftfy
-import tokenizers
 import torch
-from tokenizers import Regex, models, pre_tokenizers
 from torch import Tensor
 
 from internvideo.errors import TextError
+
+if TYPE_CHECKING:  # loaded when the first text arrives
+    import tokenizers
+    from tokenizers import pre_tokenizers
 
 MERGES = "bpe_simple_vocab_16e6.txt.gz"
 MERGE_LINES = slice(1, 48895)
@@ -57,11 +59,16 @@ def _vocabulary() -> tuple[str, ...]:
 
 @cache
 def _splitter() -> pre_tokenizers.Split:
+    from tokenizers import Regex, pre_tokenizers
+
     return pre_tokenizers.Split(Regex(WORD_PATTERN), behavior="removed", invert=True)
 
 
 @cache
 def _encoder() -> tokenizers.Tokenizer:
+    import tokenizers
+    from tokenizers import models, pre_tokenizers
+
     vocabulary = {token: index for index, token in enumerate(_vocabulary())}
     encoder = tokenizers.Tokenizer(models.BPE(vocab=vocabulary, merges=_merges(), end_of_word_suffix=WORD_END))
     to_bytes = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
@@ -71,6 +78,8 @@ def _encoder() -> tokenizers.Tokenizer:
 
 def clean(text: str) -> str:
     """Mend broken encodings, unescape HTML twice, collapse white space, lower the case."""
+    import ftfy
+
     mended = html.unescape(html.unescape(ftfy.fix_text(text)))
     return re.sub(r"\s+", " ", mended).strip().lower()
 

@@ -12,11 +12,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import cast
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from internvideo.data.batch import Batch
+from internvideo.data.settings import Settings
 
 Features = tuple[Tensor, ...]
 Encode = Callable[[Tensor, Tensor, Tensor | None, int], Features]
@@ -28,14 +29,12 @@ def alone(features: Tensor) -> Tensor:
     return features
 
 
-class PartSettings(BaseModel):
+class PartSettings(Settings):
     """Bounds of the memory of one step; None for no bound.
 
     `clips_at_once`: clips of this process whose activations are kept. `rows_at_once`: rows of the similarities of the
     whole batch, of all processes.
     """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     clips_at_once: int | None = Field(None, ge=1)
     rows_at_once: int | None = Field(None, ge=1)

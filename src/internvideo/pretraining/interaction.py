@@ -8,27 +8,25 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from torch import Tensor, nn
 
 from internvideo import distributed
 from internvideo.data.batch import Batch
-from internvideo.data.settings import ClipData
+from internvideo.data.settings import ClipData, Settings
 from internvideo.models.cross_model import CrossModel
 from internvideo.objectives.classification import Divisor, at_least_one, cross_entropy
 from internvideo.training.clip_job import clip_job
 from internvideo.training.recipe import Job, Recipe, StageSpec
 
 
-class InteractionSettings(BaseModel):
+class InteractionSettings(Settings):
     """How the two encoders share a clip.
 
     Attributes:
         frame_step: the multimodal encoder sees every n-th frame of the masked encoder's clip (spec: every second).
         label_smoothing: of the class labels.
     """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     frame_step: int = Field(2, ge=1)
     label_smoothing: float = Field(0.0, ge=0.0, lt=1.0)

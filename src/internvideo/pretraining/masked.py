@@ -8,11 +8,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from torch import Tensor, nn
 
 from internvideo.data.batch import Batch
-from internvideo.data.settings import ClipData
+from internvideo.data.settings import ClipData, Settings
 from internvideo.models.videomae import VideoMAEPretrain
 from internvideo.objectives.masking import MaskKind, num_masked_tokens, sample_mask
 from internvideo.objectives.reconstruction import pixel_targets, reconstruction_loss, unpatchify
@@ -20,7 +20,7 @@ from internvideo.training.clip_job import clip_job
 from internvideo.training.recipe import Job, Recipe, StageSpec
 
 
-class MaskedSettings(BaseModel):
+class MaskedSettings(Settings):
     """What is hidden and what is rebuilt.
 
     Attributes:
@@ -29,8 +29,6 @@ class MaskedSettings(BaseModel):
         ratio: share of the tokens that is hidden.
         normalised_targets: pixels of each tubelet and colour with mean 0 and standard deviation 1.
     """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     mask: MaskKind = "tube"
     ratio: float = Field(0.9, gt=0.0, lt=1.0)

@@ -9,14 +9,14 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from torch import Tensor, nn
 
 from internvideo import distributed
 from internvideo.data.batch import Batch
 from internvideo.data.manifest import Manifest
 from internvideo.data.mixture import MixedLoader
-from internvideo.data.settings import LabeledClipData
+from internvideo.data.settings import LabeledClipData, Settings
 from internvideo.models.encoder import ClipClassifier
 from internvideo.objectives.classification import Divisor, at_least_one, cross_entropy
 from internvideo.training.clip_job import clip_job, clip_loader
@@ -25,10 +25,8 @@ from internvideo.training.model_setup import setting
 from internvideo.training.recipe import Job, Recipe, StageSpec
 
 
-class SupervisedSettings(BaseModel):
+class SupervisedSettings(Settings):
     """How labels are softened (mixed batches bring soft targets, which are smoothed already)."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     label_smoothing: float = Field(0.0, ge=0.0, lt=1.0)
     frame_step: int = Field(1, ge=1, description="the model sees every n-th frame of the batch's clip")

@@ -5,18 +5,16 @@ from __future__ import annotations
 import re
 from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, field_validator, model_validator
+from pydantic import Field, PositiveFloat, PositiveInt, field_validator, model_validator
+
+from internvideo.data.settings import Settings
 
 Decay = Annotated[float, Field(gt=0.0, le=1.0)]
 Beta = Annotated[float, Field(ge=0.0, lt=1.0)]
 NotNegative = Annotated[float, Field(ge=0.0)]
 
 
-class _Settings(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class OptimizerSettings(_Settings):
+class OptimizerSettings(Settings):
     """How parameters are moved.
 
     Attributes:
@@ -44,7 +42,7 @@ class OptimizerSettings(_Settings):
     weight_decay: NotNegative = 0.05
     no_decay: Literal["model", "biases_and_norms", "biases_and_all_norms", "nothing"] = "model"
     layer_decay: Decay | None = None
-    lr_multipliers: dict[str, PositiveFloat] = {}
+    lr_multipliers: dict[str, PositiveFloat] = Field(default_factory=dict)
 
     @field_validator("lr_multipliers")
     @classmethod
@@ -69,7 +67,7 @@ class OptimizerSettings(_Settings):
         return clips_per_step / 256 if self.lr_scaling == "batch/256" else 1.0
 
 
-class ScheduleSettings(_Settings):
+class ScheduleSettings(Settings):
     """How long, and the learning rate on the way.
 
     Attributes:
@@ -121,7 +119,7 @@ class ScheduleSettings(_Settings):
         return tuple(drop / (self.steps or self.epochs or 1.0) for drop in self.drops)
 
 
-class LoopSettings(_Settings):
+class LoopSettings(Settings):
     """How the steps are made.
 
     Attributes:
@@ -153,7 +151,7 @@ class LoopSettings(_Settings):
     seed: int = 0
 
 
-class TrainingSettings(_Settings):
+class TrainingSettings(Settings):
     """Everything that `loop.train` is told of a run."""
 
     optimizer: OptimizerSettings

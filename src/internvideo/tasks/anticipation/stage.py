@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from torch import Tensor, nn
 
 from internvideo.data.batch import RegionBatch
+from internvideo.data.settings import Settings
 from internvideo.objectives.anticipation import contact_losses
 from internvideo.objectives.classification import Divisor, at_least_one
 from internvideo.tasks.anticipation.model import Anticipator
 
 
-class AnticipationSettings(BaseModel):
+class AnticipationSettings(Settings):
     """The loss, and whose score a prediction has."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     time_weight: float = Field(15.0, ge=0.0, description="of the error of the time to contact")
     discount: bool = Field(

@@ -13,13 +13,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from internvideo.data.batch import QueryBatch
 from internvideo.data.loader import LoaderSettings
 from internvideo.data.loader_wrapper import WrappedLoader
 from internvideo.data.manifest import read_manifest
 from internvideo.data.sample import Sample
+from internvideo.data.settings import Settings
 from internvideo.data.vocabulary import Vocabulary
 from internvideo.errors import ManifestError, RecipeError
 from internvideo.tasks.temporal_localization.data import (
@@ -31,10 +32,8 @@ from internvideo.tasks.temporal_localization.data import (
 )
 
 
-class QuerySettings(BaseModel):
+class QuerySettings(Settings):
     """Where the videos of queries are, and which words are known."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     features: Path | None = Field(None, description="of the queries' videos: the folder of `internvideo extract`")
     most: int = Field(4000, ge=4, description="words of the training queries that are known, the commonest")

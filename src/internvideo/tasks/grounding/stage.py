@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from torch import Tensor, nn
 
 from internvideo.data.batch import QueryBatch
+from internvideo.data.settings import Settings
 from internvideo.objectives.classification import Divisor, at_least_one
 from internvideo.objectives.grounding import NO_ANSWER, highlight_loss, highlight_targets, span_loss, span_to_steps
 from internvideo.tasks.grounding.model import Grounder
 
 
-class GroundingSettings(BaseModel):
+class GroundingSettings(Settings):
     """The losses, and how spans are chosen in testing."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     highlight_weight: float = Field(5.0, ge=0.0, description="of the loss of the steps that belong to the answer")
     highlight_margin: float = Field(0.1, ge=0.0, description="share of its length by which the answer is made longer")

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from internvideo import untrusted
 from internvideo.data.batch import HandBatch
@@ -23,6 +23,7 @@ from internvideo.data.loader import Loader
 from internvideo.data.loader_wrapper import WrappedLoader
 from internvideo.data.manifest import Manifest
 from internvideo.data.sample import Sample, frame_size
+from internvideo.data.settings import Settings
 from internvideo.datasets.ego4d import HAND_FRAMES, HANDS
 from internvideo.errors import ManifestError
 from internvideo.video.reader import read_video_info
@@ -38,10 +39,8 @@ OUTPUTS = tuple(f"{moment} {hand} {axis}" for moment in HAND_FRAMES for hand in 
 _MIRROR = 4  # purpose of a random stream, beside those of data/dataset.py
 
 
-class HandSettings(BaseModel):
+class HandSettings(Settings):
     """What of a clip is observed."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     seconds: float = Field(2.0, gt=0.0, description="length of the clip, which ends before the first moment")
 

@@ -7,10 +7,11 @@ two hands.
 from __future__ import annotations
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from torch import Tensor, nn
 
 from internvideo.data.batch import HandBatch
+from internvideo.data.settings import Settings
 from internvideo.models.encoder import ClipClassifier
 from internvideo.objectives.classification import Divisor, at_least_one
 from internvideo.objectives.positions import masked_smooth_l1
@@ -18,10 +19,8 @@ from internvideo.objectives.positions import masked_smooth_l1
 MOMENTS, HANDS = 5, 2
 
 
-class HandsSettings(BaseModel):
+class HandsSettings(Settings):
     """The loss."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     beta: float = Field(5.0, gt=0.0, description="pixels up to which the error is squared")
 

@@ -9,9 +9,10 @@ from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from torch import Tensor, nn
 
+from internvideo.data.settings import Settings
 from internvideo.tasks.navigation.model import Navigator, Seen
 from internvideo.tasks.navigation.rollout import (
     EpisodeState,
@@ -28,10 +29,8 @@ BLIND = 1
 """The word that stands for the whole instruction where it must not be read."""
 
 
-class NavigationSettings(BaseModel):
+class NavigationSettings(Settings):
     """How episodes are walked."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     steps: int = Field(25, ge=1, description="decisions of a training episode at most")
     test_steps: int = Field(20, ge=1, description="testing: decisions of an episode at most")

@@ -9,17 +9,16 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from torch import Tensor, nn
 
+from internvideo.data.settings import Settings
 from internvideo.tasks.navigation.model import Navigator
 from internvideo.tasks.navigation.world.batch import PanoramaBatch
 
 
-class WaypointSettings(BaseModel):
+class WaypointSettings(Settings):
     """Weights of the parts of the loss."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     things: int = Field(40, ge=1, description="kinds of things to be recognised by the image tower")
     motions: int = Field(3, ge=1, description="kinds of motion to be recognised by the video encoder")

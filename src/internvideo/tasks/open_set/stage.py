@@ -8,10 +8,11 @@ from __future__ import annotations
 from typing import Literal, Self
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from internvideo.data.batch import Batch
+from internvideo.data.settings import Settings
 from internvideo.models.encoder import ClipClassifier
 from internvideo.objectives.evidential import (
     Evidence,
@@ -28,7 +29,7 @@ from internvideo.objectives.evidential import (
 from internvideo.tasks.open_set.model import DebiasHead
 
 
-class OpenSetSettings(BaseModel):
+class OpenSetSettings(Settings):
     """The losses.
 
     Attributes:
@@ -43,8 +44,6 @@ class OpenSetSettings(BaseModel):
         debias_weight: of all that the branches add.
         frame_step: the model sees every n-th frame of the batch's clip.
     """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     evidence: Evidence = "exp"
     loss: Kind = "log"

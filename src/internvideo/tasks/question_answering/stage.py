@@ -6,18 +6,17 @@ Source: multi-modalities-downstream.
 from __future__ import annotations
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from torch import Tensor, nn
 
 from internvideo.data.batch import Batch
+from internvideo.data.settings import Settings
 from internvideo.models.heads import PairScoringMultipleChoice, VideoQuestionAnswering
 from internvideo.objectives.classification import IGNORE_INDEX, Divisor, at_least_one, cross_entropy
 
 
-class AnsweringSettings(BaseModel):
+class AnsweringSettings(Settings):
     """How answers are softened (not at all in the released code)."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     label_smoothing: float = Field(0.0, ge=0.0, lt=1.0)
 

@@ -18,12 +18,13 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError
+from pydantic import BaseModel, Field, FiniteFloat, ValidationError
 from torch import Tensor
 
 from internvideo import untrusted
 from internvideo.data.batch import ProposalBatch
 from internvideo.data.loader import LoaderSettings
+from internvideo.data.settings import Settings
 from internvideo.errors import ManifestError, RunError
 from internvideo.tasks.temporal_localization.data import (
     FeatureSet,
@@ -43,10 +44,8 @@ SHORTEST = 0.1
 """Steps of the shortest proposal: jitter does not make shorter ones."""
 
 
-class ProposalSettings(BaseModel):
+class ProposalSettings(Settings):
     """Which proposals count."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     files: tuple[Path, ...] = Field(
         (), description="segments of the training videos, as the detections.json of one detector or of several"

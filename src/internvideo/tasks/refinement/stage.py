@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from torch import Tensor, nn
 
 from internvideo.data.batch import ProposalBatch
+from internvideo.data.settings import Settings
 from internvideo.objectives.classification import Divisor, at_least_one
 from internvideo.objectives.refinement import best_truths, refinement_loss
 from internvideo.tasks.refinement.model import TCANet, encode_centre, encode_ends
@@ -15,10 +16,8 @@ from internvideo.tasks.temporal_localization.nms import SuppressionSettings
 PARTS = ("loss", "ends_loss", "centre_loss", "quality_loss")
 
 
-class RefinementSettings(BaseModel):
+class RefinementSettings(Settings):
     """How refined segments are thinned out and judged in testing; what is learned is told by the model's settings."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     quality_power: float = Field(
         1.0, ge=0.0, description="testing: of the quality that scores are multiplied by; 0 keeps the detector's scores"

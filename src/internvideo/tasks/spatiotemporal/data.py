@@ -14,7 +14,7 @@ from typing import TypeVar, cast
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from torch import Tensor
 from torch.utils.data import Dataset
 
@@ -27,6 +27,7 @@ from internvideo.data.key_frame_indices import positions_before as positions_bef
 from internvideo.data.loader import LoaderSettings, PersistentDataLoader, check_batches, clip_decoder, epoch_plan
 from internvideo.data.manifest import Manifest
 from internvideo.data.sample import Sample
+from internvideo.data.settings import Settings
 from internvideo.data.skipped import SkippedClips
 from internvideo.errors import InternVideoError, ManifestError, VideoError
 from internvideo.tasks.spatiotemporal.box_transforms import Boxed, BoxedTransform
@@ -40,10 +41,8 @@ Key = tuple[str, float]
 Persons = Mapping[Key, Sequence[tuple[float, float, float, float, float]]]
 
 
-class KeyFrameSettings(BaseModel):
+class KeyFrameSettings(Settings):
     """How the clip around a key frame is resized and coloured."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     short: int = Field(256, ge=8, le=8192, description="shorter side after resizing; tests see the whole frame")
     longest: int = Field(464, ge=8, le=8192, description="longer side at most")

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from torch import Tensor, nn
 
 from internvideo.data.batch import RegionBatch
+from internvideo.data.settings import Settings
 from internvideo.tasks.spatiotemporal.model import ActionDetector
 from internvideo.tasks.spatiotemporal.regions import jitter_boxes, region_loss
 
 
-class RegionSettings(BaseModel):
+class RegionSettings(Settings):
     """How boxes are moved in training, and which are used in testing."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     jitter: bool = Field(True, description="move the sides of training boxes: out by up to 20 % (10 %), in by half")
     min_person: float = Field(0.8, ge=0.0, le=1.0, description="testing: least score of a person box")

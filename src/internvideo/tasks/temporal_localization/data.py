@@ -20,13 +20,14 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field, ValidationError
 from torch import Tensor
 
 from internvideo import distributed, untrusted, untrusted_arrays
 from internvideo.data.batch import FeatureBatch
 from internvideo.data.loader import LoaderSettings, check_batches
 from internvideo.data.manifest import read_manifest
+from internvideo.data.settings import Settings
 from internvideo.errors import ManifestError, RecipeError, RunError
 from internvideo.tasks.temporal_localization.feature_index import Entry, Grid, Index, check_ends, classes_of, meant
 
@@ -36,10 +37,8 @@ Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
 
-class FeatureSettings(BaseModel):
+class FeatureSettings(Settings):
     """How a sequence of features is read and, in training, cut."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     folder: Path | None = Field(None, description="of the .npy files; by default that of the index")
     annotations: Path | None = Field(None, description="a manifest whose splits and segments count, by id")

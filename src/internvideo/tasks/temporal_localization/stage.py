@@ -5,10 +5,11 @@ from __future__ import annotations
 from typing import Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from torch import Tensor, nn
 
 from internvideo.data.batch import FeatureBatch
+from internvideo.data.settings import Settings
 from internvideo.objectives.detection import detection_loss, point_targets
 from internvideo.pretraining.gradient_cache import Gather, alone
 from internvideo.tasks.temporal_localization.model import ActionFormer
@@ -16,10 +17,8 @@ from internvideo.tasks.temporal_localization.nms import SuppressionSettings
 from internvideo.tasks.temporal_localization.segment_decoding import DecodingSettings
 
 
-class LocalisationSettings(BaseModel):
+class LocalisationSettings(Settings):
     """The losses, and how segments are found in testing (ActionFormer's configs)."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     label_smoothing: float = Field(0.0, ge=0.0, lt=1.0)
     loss_weight: float = Field(1.0, description="of the offsets; 0 or less balances them with the classes")

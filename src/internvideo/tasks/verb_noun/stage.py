@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from torch import Tensor, nn
 
 from internvideo.data.batch import Batch
+from internvideo.data.settings import Settings
 from internvideo.models.encoder import ClipClassifier
 from internvideo.objectives.classification import Divisor, at_least_one
 
 
-class VerbNounSettings(BaseModel):
+class VerbNounSettings(Settings):
     """The loss."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     label_smoothing: float = Field(0.0, ge=0.0, lt=1.0)
     noun_weight: float = Field(1.0, ge=0.0, description="of the nouns' loss; 0 learns the verbs alone")

@@ -5,13 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
+
+from internvideo.data.settings import Settings
 
 
-class WorldSettings(BaseModel):
+class WorldSettings(Settings):
     """What an agent walks in and sees."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     kind: Literal["embedded", "miniworld", "habitat"] = Field(
         "embedded", description="habitat needs habitat-sim and Matterport3D"
