@@ -51,7 +51,7 @@ def encoders(
     found["ONNX Runtime int8"] = onnx_file.runner(made.int8)
     cut = model.preprocessing
     clips = torch.randint(0, 256, (batch, 3, cut.frames, cut.size, cut.size), dtype=torch.uint8)
-    return found, clips.float() if cut.style == "torch" else clips
+    return found, clips.float() if cut.resize_backend == "torch" else clips
 
 
 def main() -> None:

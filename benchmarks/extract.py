@@ -1,6 +1,6 @@
 """Features of a film: `extract` against a plain loop over PyAV's pictures, with the same model, in turns.
 
-    OMP_NUM_THREADS=1 python benchmarks/extract.py [--seconds 360] [--rounds 3] [--size 64] [--style pil] [--readers 1]
+    OMP_NUM_THREADS=1 python benchmarks/extract.py [--seconds 360] [--size 64] [--backend pil] [--readers 1]
 
 The plain loop decodes every picture, makes it RGB, resizes the windows with the model's own preprocessing and encodes
 them one by one. Both must give the same features. Windows of 16 frames lie side by side; CPU seconds and wall-clock
@@ -60,13 +60,13 @@ def main() -> None:
     parser.add_argument("--seconds", type=int, default=360)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--size", type=int, default=64, help="pixels of the model's square")
-    parser.add_argument("--style", default="pil", help="how it resizes (data.resize.Style)")
+    parser.add_argument("--backend", default="pil", help="how it resizes (data.resize.ResizeBackend)")
     parser.add_argument("--readers", type=int, default=1, help="threads that read the film")
     options = parser.parse_args()
     home.default_readers = lambda _: options.readers
     sizes = {"image_size": options.size, "patch_size": 16, "frames": 16, "width": 64, "depth": 2, "heads": 4}
     module = create_model("videomae-s-classifier", {**sizes, "classes": 8})
-    clips = Preprocessing(16, options.size, sampler="linspace", style=options.style)
+    clips = Preprocessing(16, options.size, sampler="linspace", resize_backend=options.backend)
     model = VideoModel("videomae-s-classifier", module, preprocessing=clips)
     spent: dict[str, list[tuple[float, float]]] = {"plain loop": [], "extract": []}
     with tempfile.TemporaryDirectory() as folder:

@@ -71,7 +71,7 @@ def main() -> None:
     features = read_feature_set(given.features)
     table = window_baseline.predict(
         features.subset(given.split),
-        overlaps=THUMOS_THRESHOLDS,
+        tiou_thresholds=THUMOS_THRESHOLDS,
         classify=fitted(features.subset(given.fit)) if given.fit else None,
         background=given.background,
     )

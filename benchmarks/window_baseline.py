@@ -71,7 +71,7 @@ def find(video: FeatureVideo, scores: Floats, settings: SuppressionSettings, ign
 def predict(
     scores: FeatureSet,
     *,
-    overlaps: Sequence[float],
+    tiou_thresholds: Sequence[float],
     classify: Callable[[Floats], Floats] | None = None,
     settings: SuppressionSettings | None = None,
     background: Sequence[str] = (),
@@ -80,7 +80,7 @@ def predict(
 
     Args:
         scores: made with `internvideo extract --layer scores`, one channel a class; with `classify` any features.
-        overlaps: tIoU thresholds. classify: features (T, width) -> class scores (T, C) in 0..1.
+        tiou_thresholds: tIoU thresholds. classify: features (T, width) -> class scores (T, C) in 0..1.
         settings: of suppression. background: classes that are no actions.
 
     Raises:
@@ -102,7 +102,7 @@ def predict(
         "splits": sorted({video.subset for video in scores.videos}),
         "source": str(scores.source),
         "features": {key: scores.protocol.get(key) for key in FEATURE_FACTS if key in scores.protocol},
-        "tiou": list(overlaps),
+        "tiou": list(tiou_thresholds),
         "levels": list(LEVELS),
         "smoothed": SMOOTHED,
         "shortest": SHORTEST,

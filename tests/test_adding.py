@@ -28,8 +28,8 @@ from internvideo.recipe import build_recipe
 world, video = sys.argv[1:]
 assert "brightness" in listing("tasks") and "colors" in listing("models")
 tree = {
-    "data": {"train": world, "sampling": {"kind": "linspace", "frames": 4}, "augment": {"size": 32, "as_tested": True},
-             "loader": {"batch_size": 8}},
+    "data": {"train": world, "sampling": {"kind": "linspace", "frames": 4}, "loader": {"batch_size": 8},
+             "augment": {"size": 32, "use_eval_transform": True}},
     "optimizer": {"base_lr": 0.05, "weight_decay": 0.0}, "schedule": {"epochs": 40.0},
 }
 told = run_recipe(

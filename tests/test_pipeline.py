@@ -117,7 +117,7 @@ def test_a_rate_is_changed_on_purpose(done: Path, tmp_path: Path) -> None:
 def test_other_pictures_are_another_run(tmp_path: Path) -> None:
     def pictures(split: str) -> Recipe:
         path = small_world.world().with_name(f"{split}.jsonl")
-        return recipe("multimodal", data={"images": str(path)}, schedule={"steps": 1})
+        return recipe("multimodal", data={"image_manifest": str(path)}, schedule={"steps": 1})
 
     run_recipe(pictures("train"), tmp_path, device="cpu")
     with pytest.raises(RunError, match="image_rows was"):
@@ -126,11 +126,14 @@ def test_other_pictures_are_another_run(tmp_path: Path) -> None:
     assert told["recipe"].pop("image_rows")  # as the version before wrote it
     (tmp_path / "run.json").write_text(json.dumps(told))
     run_recipe(pictures("train"), tmp_path, device="cpu")
-    for written, asked in (({"images": None}, pictures("train")), ({}, recipe("multimodal", schedule={"steps": 1}))):
+    for written, asked in (
+        ({"image_manifest": None}, pictures("train")),
+        ({}, recipe("multimodal", schedule={"steps": 1})),
+    ):
         changed = json.loads(json.dumps(told))
         changed["recipe"]["data"].update(written)
         (tmp_path / "run.json").write_text(json.dumps(changed))
-        with pytest.raises(RunError, match=r"another run: (data.images|image_rows) was"):
+        with pytest.raises(RunError, match=r"another run: (data.image_manifest|image_rows) was"):
             run_recipe(asked, tmp_path, device="cpu")
 
 
@@ -195,14 +198,14 @@ def test_several_manifests_train_together(tmp_path: Path) -> None:
     world = small_world.world()
     dense = {"kind": "dense", "stride": 2}
     settings = small_recipe("supervised", sampling=dense)
-    settings["data"]["also"] = {"more": {"manifest": str(world.with_name("test.jsonl")), "stride": 1}}
+    settings["data"]["extra_manifests"] = {"more": {"manifest": str(world.with_name("test.jsonl")), "stride": 1}}
     job = prepare(build_recipe(settings))
     assert len(job.loader) == (len(read_manifest(world)) + len(read_manifest(world.with_name("test.jsonl")))) // 8
     assert job.fingerprint != read_manifest(world).fingerprint
     settings["data"]["sampling"] = {"kind": "sparse", "frames": small_world.FRAMES}
-    with pytest.raises(RecipeError, match=r"data\.also\.more\.stride: 'sparse' has no stride"):
+    with pytest.raises(RecipeError, match=r"data\.extra_manifests\.more\.stride: 'sparse' has no stride"):
         prepare(build_recipe(settings))
-    settings["data"]["also"]["more"] = {"manifest": str(world), "split": "nowhere"}
+    settings["data"]["extra_manifests"]["more"] = {"manifest": str(world), "split": "nowhere"}
     with pytest.raises(InternVideoError, match="nowhere"):
         prepare(build_recipe(settings))
 
@@ -214,7 +217,9 @@ def test_another_seed_gives_other_weights(done: Path, tmp_path: Path) -> None:
 def test_the_four_stages_follow_one_another(tmp_path: Path) -> None:
     short = {"schedule": {"steps": 2}}
     masked = run_recipe(recipe("masked", **short), tmp_path / "1")
-    language = run_recipe(recipe("multimodal", data={"images": str(small_world.world())}, **short), tmp_path / "2")
+    language = run_recipe(
+        recipe("multimodal", data={"image_manifest": str(small_world.world())}, **short), tmp_path / "2"
+    )
     one = run_recipe(recipe("supervised", init={"weights": str(masked)}, **short), tmp_path / "3a")
     other = run_recipe(recipe("supervised_multimodal", init={"weights": str(language)}, **short), tmp_path / "3b")
     sources = {"masked": str(one), "multimodal": str(other)}
@@ -230,7 +235,7 @@ def test_the_four_stages_follow_one_another(tmp_path: Path) -> None:
 
 
 def test_mixed_batches_and_averages_train(tmp_path: Path) -> None:
-    mixing = recipe(augment={"mixup": 0.8, "cutmix": 1.0}, loop={"ema_decay": 0.9}, loader={"repeats": 2})
+    mixing = recipe(augment={"mixup": 0.8, "cutmix": 1.0}, loop={"ema_decay": 0.9}, loader={"repeated_augmentation": 2})
     run_recipe(mixing, tmp_path)
     assert load_trained(tmp_path / "model.safetensors", device="cpu").recipe == mixing
 
@@ -314,7 +319,11 @@ def test_recipes_are_listed() -> None:
         ({"stage": "multimodal", "augment": {"size": 40}}, RecipeError, "allowed: 32, model.overrides.vision"),
         ({"stage": "interaction", "augment": {"size": 40}}, RecipeError, "allowed: 32, model.overrides.masked"),
         ({"sampling": {"frames": 6}}, RecipeError, "data.sampling.frames: the model sees 6 frames; allowed: 4"),
-        ({"settings": {"frame_step": 2}}, RecipeError, "data.sampling.frames: the model sees 2 frames; allowed: 4"),
+        (
+            {"settings": {"temporal_stride": 2}},
+            RecipeError,
+            "data.sampling.frames: the model sees 2 frames; allowed: 4",
+        ),
         ({"loader": {"single_frame": True}}, RecipeError, "data.sampling.frames: the model sees 1 frames"),
         ({"stage": "interaction", "sampling": {"frames": 8}}, RecipeError, "model sees 8 frames; allowed: 4"),
     ],
@@ -339,7 +348,7 @@ def test_encoders_on_clip_take_any_number_of_frames(stage: str) -> None:
 
 
 def test_every_second_frame_of_a_longer_clip_fits() -> None:
-    assert prepare(recipe(settings={"frame_step": 2}, sampling={"frames": 7})).loader
+    assert prepare(recipe(settings={"temporal_stride": 2}, sampling={"frames": 7})).loader
 
 
 @pytest.mark.parametrize("name", ["cpu:1", "CPU", "meta", "mps", "cuda:-1", "cuda:", "cuda:x", "cuda:2", "", "0"])

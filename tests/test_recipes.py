@@ -58,7 +58,7 @@ def test_clip_and_model_have_the_same_size(name: str) -> None:
         return
     config = getattr(model.config, "vision", model.config)
     if recipe.stage != "interaction":
-        step = getattr(recipe.settings, "frame_step", 1)
+        step = getattr(recipe.settings, "temporal_stride", 1)
         assert config.frames == -(-recipe.data.sampling.frames // step)
         if recipe.stage not in ("regions", "anticipation"):  # frames of any size
             assert config.image_size == recipe.data.augment.size
@@ -148,7 +148,7 @@ def test_every_recipe_of_the_paper_has_a_row_of_settings() -> None:
 def test_batch_rate_and_length_are_the_published_ones(name: str) -> None:
     processes, batch, peak, length, warmup = SETTINGS[name]
     recipe = read_recipe(name)
-    clips = recipe.data.loader.batch_size * processes * recipe.loop.accumulate
+    clips = recipe.data.loader.batch_size * processes * recipe.loop.grad_accum_steps
     assert clips == batch
     assert recipe.optimizer.base_lr * recipe.optimizer.scale(clips) == pytest.approx(peak)
     assert (recipe.schedule.steps or recipe.schedule.epochs, recipe.schedule.warmup) == (length, warmup)
@@ -170,13 +170,13 @@ OPEN_SET: dict[str, object] = {
     "optimizer.momentum": 0.9,
     "optimizer.weight_decay": 1e-4,
     "optimizer.no_decay": "nothing",
-    "schedule.shape": "steps",
-    "schedule.drops": [20.0, 40.0],
-    "loop.gradient_clip": 40.0,
+    "schedule.kind": "multistep",
+    "schedule.milestones": [20.0, 40.0],
+    "loop.max_grad_norm": 40.0,
     "data.sampling": {"kind": "dense_loop", "frames": 32, "stride": 2, "views": 10},
     "data.augment.crop": "corner",
     "data.augment.flip": True,
-    "init_head": "fresh",
+    "init_head": "random",
 }  # Open-Set-Action-Recognition/configs/recognition/mae/finetune_ucf101_mae_edlnokl.py of OpenGVLab/InternVideo
 REGIONS: dict[str, object] = {
     "schedule.start_lr": 0.0,
@@ -186,7 +186,7 @@ REGIONS: dict[str, object] = {
 }  # Spatial-Temporal-Action-Localization/run_class_finetuning.py and akfinetune.sh, there
 QUESTIONS: dict[str, object] = {
     "model.overrides": {"model": {"caption": {"layers": 6}}, "layers": 3, "dropout": 0.5},
-    "data.augment.squash": True,
+    "data.augment.keep_aspect": False,
     "data.augment.test_resize": 256,
     "data.augment.crop": "random",
     "data.sampling": {"kind": "segment_middle", "frames": 8, "stride": None, "views": None},
@@ -194,16 +194,16 @@ QUESTIONS: dict[str, object] = {
     "optimizer.betas": [0.9, 0.98],
     "optimizer.eps": 1e-6,
     "optimizer.weight_decay": 0.01,
-    "schedule.shape": "linear",
+    "schedule.kind": "linear",
     "schedule.final_lr": 0.0,
 }  # multi-modalities-downstream
 FIGURES: dict[str, dict[str, object]] = {
     "benchmarks/msrvtt_qa": {
         **QUESTIONS,
-        "data.questions": {"answers": None, "most": 1500, "each": "question", "at_once": 1},
+        "data.questions": {"answers": None, "max_answers": 1500, "epoch_over": "question", "questions_per_clip": 1},
     },
-    "benchmarks/msvd_qa": {**QUESTIONS, "data.questions.most": 1000},
-    "benchmarks/tgif_qa": {**QUESTIONS, "data.questions.most": 1540},
+    "benchmarks/msvd_qa": {**QUESTIONS, "data.questions.max_answers": 1000},
+    "benchmarks/tgif_qa": {**QUESTIONS, "data.questions.max_answers": 1540},
     "benchmarks/ucf101_hmdb51": OPEN_SET,
     "benchmarks/ucf101_mit": OPEN_SET,
     "benchmarks/ava": REGIONS,
@@ -217,9 +217,13 @@ FIGURES: dict[str, dict[str, object]] = {
         "data.sampling": {"kind": "dense_pretrain", "frames": 16, "stride": 4, "views": None},
         "optimizer.betas": [0.9, 0.95],
         "optimizer.weight_decay": 0.05,
-        "loop.gradient_clip": None,
+        "loop.max_grad_norm": None,
     },
-    "paper/masked_script_h": {"model.overrides.decoder_depth": 8, "data.loader.repeats": 4, "schedule.final_lr": 5e-5},
+    "paper/masked_script_h": {
+        "model.overrides.decoder_depth": 8,
+        "data.loader.repeated_augmentation": 4,
+        "schedule.final_lr": 5e-5,
+    },
     "paper/masked_script_l": {"model.overrides.decoder_depth": 12},
     "paper/masked_script_b": {"model.overrides.decoder_depth": 4},
     "paper/multimodal": {
@@ -228,11 +232,11 @@ FIGURES: dict[str, dict[str, object]] = {
         "optimizer.eps": 1e-6,
         "optimizer.weight_decay": 0.2,
         "settings.caption_weight": 1.0,
-        "schedule.shape": "cosine",
+        "schedule.kind": "cosine",
     },
     "paper/supervised_masked": {
         "model.overrides": {"classes": 710, "drop_path": 0.2, "head_dropout": 0.5, "position_table": "resized"},
-        "data.loader.repeats": 2,
+        "data.loader.repeated_augmentation": 2,
         "optimizer.layer_decay": 0.8,
         "data.augment.mixup": 0.8,
         "data.augment.cutmix": 1.0,
@@ -247,17 +251,17 @@ FIGURES: dict[str, dict[str, object]] = {
     },
     "paper/supervised_multimodal": {
         "data.sampling.frames": 8,
-        "data.loader.repeats": 1,
+        "data.loader.repeated_augmentation": 1,
         "data.augment.mixup": 0.0,
         "data.augment.erasing": 0.0,
         "optimizer.layer_decay": None,
-        "loop.gradient_clip": 20.0,
+        "loop.max_grad_norm": 20.0,
         "schedule.final_lr": 1e-6,
     },
     "paper/finetune_masked_b_ssv2": {"optimizer.layer_decay": 0.65, "data.augment.flip": False},
     "paper/finetune_masked_l_ssv2": {"optimizer.layer_decay": 0.75, "data.augment.flip": False},
     "paper/finetune_masked_h_ssv2": {"model.overrides.head_dropout": 0.3, "data.augment.flip": False},
-    "benchmarks/something_v2": {"data.augment.flip": False, "data.loader.repeats": 2},
+    "benchmarks/something_v2": {"data.augment.flip": False, "data.loader.repeated_augmentation": 2},
     "benchmarks/activitynet": {
         "model.overrides.backbone_drop_path": 0.2,
         "model.overrides.drop_path": 0.4,
@@ -265,7 +269,7 @@ FIGURES: dict[str, dict[str, object]] = {
     },
     "paper/interaction": {
         "model.overrides.cross": {"direction": "paper", "fusion": "scalar", "head_dropout": 0.9},
-        "settings.frame_step": 2,
+        "settings.temporal_stride": 2,
         "optimizer.weight_decay": 0.001,
         "loop.ema_decay": 0.9999,
         "loop.ema_scaled": False,
@@ -287,8 +291,8 @@ def test_image_batches_are_those_of_the_paper() -> None:
 
 
 def test_the_second_manifest_of_a_comment_is_a_setting() -> None:
-    (change,) = re.findall(r"'(data\.also=.*?)'", PAPER["paper/masked"].read_text(encoding="utf-8"))
-    also = read_recipe("paper/masked", [change]).data.also
+    (change,) = re.findall(r"'(data\.extra_manifests=.*?)'", PAPER["paper/masked"].read_text(encoding="utf-8"))
+    also = read_recipe("paper/masked", [change]).data.extra_manifests
     assert {name: (str(one.manifest), one.stride) for name, one in also.items()} == {"ssv2": ("FILE", 2)}
 
 
@@ -320,8 +324,11 @@ WRONG_OVERRIDES = {
         "data.batch_size=4",
         ["data.batch_size", "mean 'data.loader.batch_size'"],
     ),
-    "unknown key of another manifest": ("data.also.ssv2={manifest: a, strid: 2}", ["data.also.ssv2.strid", "'stride'"]),
-    "a stride of none": ("data.also.ssv2={manifest: a, stride: 0}", ["data.also.ssv2.stride"]),
+    "unknown key of another manifest": (
+        "data.extra_manifests.ssv2={manifest: a, strid: 2}",
+        ["data.extra_manifests.ssv2.strid", "'stride'"],
+    ),
+    "a stride of none": ("data.extra_manifests.ssv2={manifest: a, stride: 0}", ["data.extra_manifests.ssv2.stride"]),
     "an aspect that falls": ("data.augment.aspect=[1.3, 0.7]", ["data.augment.aspect", "from 1.3 to 0.7"]),
     "unknown model": ("model.name=videomae-b-pretrian", ["videomae-b-pretrian", "did you mean 'videomae-b-pretrain'"]),
     "unknown stage": ("stage=maskd", ["maskd", "masked"]),

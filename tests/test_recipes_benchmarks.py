@@ -97,25 +97,25 @@ def test_a_row_of_the_masked_encoders_table(name: str) -> None:
         model["drop_path"],
         model["head_dropout"],
         recipe.optimizer.layer_decay,
-        data.loader.repeats,
+        data.loader.repeated_augmentation,
         data.sampling.views,
     )
     assert found == MASKED[name]
     assert f"--views {data.sampling.views} --crops 3" in shipped_recipes()[name].read_text(encoding="utf-8")
-    assert recipe.init_head == ("names" if "from_k710" in name else "same")
+    assert recipe.init_head == ("match_names" if "from_k710" in name else "exact")
 
 
 # frames, side, epochs, rate, views, classes, where the head comes from
 MULTIMODAL: dict[str, tuple[object, ...]] = {
-    "paper/supervised_multimodal": (8, 224, 40, 1e-5, 4, 710, "same"),
-    "benchmarks/kinetics400": (16, 224, 5, 1.5e-6, 4, 400, "names"),
-    "benchmarks/kinetics600": (16, 224, 5, 1.5e-6, 4, 600, "names"),
-    "benchmarks/kinetics700": (16, 224, 5, 1.5e-6, 4, 700, "names"),
-    "paper/finetune_multimodal_l14_336_from_k710": (64, 336, 5, 1.5e-6, 4, 400, "names"),
-    "benchmarks/something_v1": (16, 224, 22, 2e-5, 1, 174, "same"),
-    "benchmarks/something_v2": (16, 224, 22, 2e-5, 1, 174, "same"),
-    "benchmarks/activitynet": (16, 224, 20, 5e-6, 10, 200, "fresh"),
-    "benchmarks/hacs": (16, 224, 20, 5e-6, 10, 200, "fresh"),
+    "paper/supervised_multimodal": (8, 224, 40, 1e-5, 4, 710, "exact"),
+    "benchmarks/kinetics400": (16, 224, 5, 1.5e-6, 4, 400, "match_names"),
+    "benchmarks/kinetics600": (16, 224, 5, 1.5e-6, 4, 600, "match_names"),
+    "benchmarks/kinetics700": (16, 224, 5, 1.5e-6, 4, 700, "match_names"),
+    "paper/finetune_multimodal_l14_336_from_k710": (64, 336, 5, 1.5e-6, 4, 400, "match_names"),
+    "benchmarks/something_v1": (16, 224, 22, 2e-5, 1, 174, "exact"),
+    "benchmarks/something_v2": (16, 224, 22, 2e-5, 1, 174, "exact"),
+    "benchmarks/activitynet": (16, 224, 20, 5e-6, 10, 200, "random"),
+    "benchmarks/hacs": (16, 224, 20, 5e-6, 10, 200, "random"),
 }
 
 
@@ -170,10 +170,10 @@ def test_a_row_of_the_retrieval_table(name: str) -> None:
     assert (optimizer.kind, optimizer.betas, optimizer.eps) == ("bert_adam", (0.9, 0.98), 1e-6)
     assert (optimizer.weight_decay, optimizer.base_lr, pattern) == (0.2, 1e-3, r"^model\.")
     assert optimizer.no_decay == "biases_and_norms"
-    assert (schedule.shape, schedule.warmup) == ("whole_cosine", pytest.approx(0.1 * (schedule.epochs or 0)))
-    assert recipe.loop.gradient_clip == 1.0
+    assert (schedule.kind, schedule.warmup) == ("cosine_including_warmup", pytest.approx(0.1 * (schedule.epochs or 0)))
+    assert recipe.loop.max_grad_norm == 1.0
     assert data.sampling.kind == "one_per_second"
-    assert (data.augment.as_tested, data.augment.bicubic) == (True, True)
+    assert (data.augment.use_eval_transform, data.augment.resize_backend) == (True, "pil_bicubic")
     assert ("--base-weight 0.5" in text) == (name == "lsmdc"), "merged init"
     frames, share = RETRIEVAL[name][1]
     zero_shot = RECIPES[f"zero_shot_{name}"]
@@ -194,13 +194,13 @@ def test_test_clips_are_resized_by_the_library_of_the_release() -> None:
             continue
         augment, model = recipe.data.augment, recipe.model.name
         masked, texts = model.startswith("videomae"), recipe.stage == "answering"
-        assert augment.eval_transform().style == ("pil" if texts else "opencv" if masked else "torch"), name
-        assert augment.squash == texts, name
+        assert augment.eval_transform().resize_backend == ("pil" if texts else "opencv" if masked else "torch"), name
+        assert augment.keep_aspect != texts, name
     for name in ("zero_shot_k400", "msrvtt_mc", "lsmdc_mc", "tgif_choice", "msrvtt_qa"):
         rule = read_recipe(PREFIX + name).data.augment.eval_transform()
         wide = torch.zeros(1, 90, 320, 3, dtype=torch.uint8)
         wide[:, :, 24:296] = 255  # what a squashed frame of 256 shows between its 16 pixels of margin
-        assert (rule.resize, rule.squash) == (256, True)
+        assert (rule.resize, rule.keep_aspect) == (256, False)
         assert float(rule.crop_clip(wide)[0].float().mean()) > 240, "hardly anything is cut away at the sides"
 
 
@@ -272,7 +272,7 @@ def changes(name: str, folder: Path) -> list[str]:
 def test_a_benchmarks_recipe_runs_dry_on_its_official_format(name: str, tmp_path: Path) -> None:
     told = describe(read_recipe(PREFIX + name, changes(name, tmp_path)), device="cpu")
     assert re.search(r"first batch, forward and backward: .*loss \d", told)
-    assert ("\nhead  " in told) == (read_recipe(PREFIX + name).init_head != "same")
+    assert ("\nhead  " in told) == (read_recipe(PREFIX + name).init_head != "exact")
 
 
 @pytest.mark.parity

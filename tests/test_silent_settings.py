@@ -86,7 +86,7 @@ def test_views_have_a_bound() -> None:
 
 
 @pytest.mark.parametrize(
-    "setting", ["loop.accumulate", "optimizer.base_lr", "data.loader.batch_size", "schedule.warmup"]
+    "setting", ["loop.grad_accum_steps", "optimizer.base_lr", "data.loader.batch_size", "schedule.warmup"]
 )
 def test_true_is_no_number(setting: str) -> None:
     with pytest.raises(RecipeError, match=r"is true; allowed: a number"):
@@ -101,13 +101,13 @@ def test_true_is_no_number_in_lists(change: str) -> None:
 
 def test_batches_of_one_step_are_of_one_size() -> None:
     with pytest.raises(RecipeError, match="smaller last batch"):
-        read_recipe("sample/masked", ["loop.accumulate=2", "data.loader.drop_last=false"])
+        read_recipe("sample/masked", ["loop.grad_accum_steps=2", "data.loader.drop_last=false"])
 
 
 def test_a_head_is_not_asked_for_where_there_is_none() -> None:
     with pytest.raises(RecipeError, match="init_head"):
-        read_recipe("sample/masked", ["init_head=fresh"])
-    assert read_recipe("sample/supervised_masked", ["init_head=fresh"]).init_head == "fresh"
+        read_recipe("sample/masked", ["init_head=random"])
+    assert read_recipe("sample/supervised_masked", ["init_head=random"]).init_head == "random"
 
 
 def test_settings_of_another_optimizer_are_refused() -> None:

@@ -17,7 +17,7 @@ from internvideo.tasks import STAGES, TASKS
 from internvideo.tasks.task import EvaluateOptions
 
 OTHERS: dict[str, tuple[str, str, str]] = {
-    "words of queries": ("sample/supervised_masked", "data.queries.most=7", "it is of grounding"),
+    "words of queries": ("sample/supervised_masked", "data.queries.max_vocab=7", "it is of grounding"),
     "proposals": ("sample/supervised_masked", "data.proposals.files=[nofile.json]", "it is of refinement"),
     "one class": ("sample/supervised_masked", "data.features.class_agnostic=true", "it is of localisation"),
     "a detector's boxes": ("sample/masked", "data.key_frames.candidates=no.json", "it is of regions, anticipation"),
@@ -28,7 +28,7 @@ OTHERS: dict[str, tuple[str, str, str]] = {
     "captions": ("sample/supervised_multimodal", "data.captions=each", "it is of multimodal, retrieval"),
     "clips of features": ("sample/localisation", "data.sampling.frames=3", "it is of masked"),
     "colours of boxes": ("sample/spatio_temporal", "data.augment.erasing=0.5", "it is of masked"),
-    "questions": ("sample/multiple_choice", "data.questions.most=3", "it is of answering"),
+    "questions": ("sample/multiple_choice", "data.questions.max_answers=3", "it is of answering"),
 }
 
 
@@ -43,7 +43,7 @@ def test_a_setting_of_another_stage_is_refused(case: str) -> None:
 
 def test_all_of_them_are_told_at_once() -> None:
     with pytest.raises(RecipeError, match=r"data.queries.*data.hands"):
-        read_recipe("sample/masked", ["data.queries.most=7", "data.hands.seconds=9"])
+        read_recipe("sample/masked", ["data.queries.max_vocab=7", "data.hands.seconds=9"])
 
 
 def test_saved_recipes_of_version_1_are_read_without_what_their_stage_never_read() -> None:
@@ -54,8 +54,63 @@ def test_saved_recipes_of_version_1_are_read_without_what_their_stage_never_read
     assert saved_recipe(old).resolved() == tree
     with pytest.raises(RecipeError, match=r"no setting 'data\.unheard_of'"):
         saved_recipe({**old, "data": {**old["data"], "unheard_of": 1}})
-    with pytest.raises(RecipeError, match="reads recipes up to version 2"):
-        saved_recipe({**tree, "version": 3})
+    with pytest.raises(RecipeError, match="reads recipes up to version 3"):
+        saved_recipe({**tree, "version": 4})
+
+
+EARLIER: dict[str, dict[str, Any]] = {
+    "supervised": {
+        "initial_share": 0.5, "init_head": "fresh", "settings": {"frame_step": 1},
+        "loop": {"gradient_clip": 1.0, "accumulate": 2},
+        "schedule": {"steps": 6, "shape": "steps", "drops": [2, 4]},
+        "data": {"also": {"more": {"manifest": "x.jsonl"}}, "loader": {"batch_size": 2, "repeats": 3},
+                 "augment": {"size": 32, "crop": "centre", "as_tested": True, "bicubic": True, "test_style": None,
+                             "squash": True}},
+    },
+    "masked": {
+        "settings": {"mask": "centre", "normalised_targets": False}, "schedule": {"steps": 6, "shape": "whole_cosine"},
+        "data": {"augment": {"size": 32, "bicubic": False, "test_style": "opencv", "squash": False}},
+    },
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("stage", EARLIER)
+@pytest.mark.parametrize("version", [{}, {"version": 2}])
+def test_saved_recipes_of_earlier_versions_have_other_names(stage: str, version: dict[str, int]) -> None:
+    tree = small_recipe(stage)
+    old = {**tree, **version, **{key: value for key, value in EARLIER[stage].items() if not isinstance(value, dict)}}
+    for key in ("settings", "loop", "schedule"):
+        old[key] = EARLIER[stage].get(key, tree.get(key, {}))
+    old["data"] = {**tree["data"], **EARLIER[stage]["data"]}
+    found = saved_recipe(old)
+    data: Any = found.data
+    if stage == "masked":
+        assert found.settings == MaskedSettings(mask="center", normalize_targets=False)
+        assert (data.augment.resize_backend, data.augment.keep_aspect) == ("opencv", True)
+        assert found.schedule.kind == "cosine_including_warmup"
+        return
+    assert (found.base_weight, found.init_head, found.loop.max_grad_norm) == (0.5, "random", 1.0)
+    assert (found.loop.grad_accum_steps, data.loader.repeated_augmentation, list(data.extra_manifests)) == (
+        2,
+        3,
+        ["more"],
+    )
+    assert (found.schedule.kind, found.schedule.milestones) == ("multistep", (2, 4))
+    assert (data.augment.crop, data.augment.use_eval_transform) == ("center", True)
+    assert (data.augment.resize_backend, data.augment.keep_aspect) == ("pil_bicubic", False)
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [("loop.accumulate=2", "loop.grad_accum_steps"), ("data.loader.repeats=2", "data.loader.repeated_augmentation"),
+     ("data.augment.squash=true", "data.augment.keep_aspect=false"),
+     ("settings.frame_step=2", "settings.temporal_stride"),
+     ("schedule.shape=linear", "schedule.kind"), ("initial_share=0.5", "base_weight")],
+)  # fmt: skip
+def test_a_name_of_an_earlier_version_is_answered_with_the_present_one(old: str, new: str) -> None:
+    with pytest.raises(RecipeError, match=f"no setting '{old.split('=')[0]}', now '{new}'") as caught:
+        read_recipe("sample/supervised_masked", [old])
+    assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("value", ["5", "[1]", "text", "true"])

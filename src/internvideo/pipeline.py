@@ -20,6 +20,7 @@ from internvideo.storage import read_metadata
 from internvideo.tasks import CATALOG, STAGES, TASKS
 from internvideo.terminal import say
 from internvideo.training import checkpoint, run_folder, trained
+from internvideo.training.earlier_recipes import upgraded
 from internvideo.training.head import check_start
 from internvideo.training.loop import train
 from internvideo.training.memory import MIB, counted_activations, tensor_bytes
@@ -69,9 +70,7 @@ def run_recipe(
     check_start(recipe)
     with distributed.process_group(choose_device(device)) as here:
         job = prepare(recipe, skipped=folder / "skipped.jsonl")
-        initial = (
-            {name: value.clone() for name, value in job.model.state_dict().items()} if recipe.initial_share else {}
-        )
+        initial = {name: value.clone() for name, value in job.model.state_dict().items()} if recipe.base_weight else {}
         if distributed.rank() == 0:
             for line in job.head:
                 say(f"head: {line}", err=True)
@@ -105,7 +104,7 @@ def _train_and_write(
         changes=changes,
         fill_defaults=lambda written: _of_today(written, job.facts),
     )
-    asked = recipe.schedule.total_steps(len(job.loader) / recipe.loop.accumulate)
+    asked = recipe.schedule.total_steps(len(job.loader) / recipe.loop.grad_accum_steps)
     if result.step > asked and not target.is_file():
         raise RunError(folder, f"{result.step} steps are made, without weights", "", f"ask for {result.step} or more")
     made = result.step > asked or (
@@ -115,7 +114,7 @@ def _train_and_write(
         state = checkpoint.read_weights(result.checkpoint)
         load_state(job.stage, state, where=result.checkpoint)
         if initial:
-            mixed = interpolate_weights(initial, job.model.state_dict(), recipe.initial_share)
+            mixed = interpolate_weights(initial, job.model.state_dict(), recipe.base_weight)
             load_state(job.model, mixed, where=result.checkpoint)
         save_trained(target, job)
 
@@ -127,8 +126,8 @@ def _facts(job: Job) -> dict[str, object]:
 def _places(recipe: Recipe) -> tuple[str, ...]:
     """Settings that tell where rows lie which are compared themselves."""
     data = recipe.data
-    images = (f"data.{name}" for name in ("images", "image_shards") if getattr(data, name, None) is not None)
-    return (*images, *(f"data.also.{name}.manifest" for name in getattr(data, "also", ())))
+    images = (f"data.{name}" for name in ("image_manifest", "image_shards") if getattr(data, name, None) is not None)
+    return (*images, *(f"data.extra_manifests.{name}.manifest" for name in getattr(data, "extra_manifests", ())))
 
 
 def _of_today(written: Mapping[str, Any], facts: Mapping[str, Any] | None = None) -> Mapping[str, Any]:
@@ -136,11 +135,12 @@ def _of_today(written: Mapping[str, Any], facts: Mapping[str, Any] | None = None
 
     Where it learned from pictures, their `facts`, which it did not keep, are taken to be the same.
     """
+    written = upgraded(written, CATALOG)
     try:
         recipe = saved_recipe({key: value for key, value in written.items() if key in Recipe.model_fields})
     except RecipeError:
         return written  # the differences will be told by their keys
-    images = any(getattr(recipe.data, name, None) is not None for name in ("images", "image_shards"))
+    images = any(getattr(recipe.data, name, None) is not None for name in ("image_manifest", "image_shards"))
     return {**(facts or {} if images else {}), **written, **recipe.resolved()}
 
 
@@ -183,7 +183,7 @@ def describe(recipe: Recipe, *, device: str = "auto") -> str:
     """What a run would do: parameters, steps, memory, and one step on the first batch of its data; nothing is kept."""
     here = choose_device(device)
     job = prepare(recipe)
-    per_epoch = len(job.loader) / recipe.loop.accumulate
+    per_epoch = len(job.loader) / recipe.loop.grad_accum_steps
     steps = recipe.schedule.total_steps(per_epoch)
     counts = {kind: sum(p.numel() for p in job.model.parameters() if p.requires_grad == kind) for kind in (True, False)}
     loop = recipe.loop.model_copy(update={"compile": False})

@@ -44,7 +44,7 @@ def test_recipe_of_a_step_is_filled_in(step, tmp_path: Path) -> None:
     assert full.data.train == data.train
     assert full.loop.seed == full.data.loader.seed == 3
     assert set(full.init) == set(step.init)
-    assert (getattr(full.data, "images", None) is not None) == step.images
+    assert (getattr(full.data, "image_manifest", None) is not None) == step.images
     assert short.schedule.epochs < full.schedule.epochs
     assert short.schedule.warmup <= short.schedule.epochs / 4
 

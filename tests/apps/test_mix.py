@@ -77,12 +77,17 @@ def test_another_recipe_cuts_the_test_clips_and_leaves_a_decoder_behind(runs: li
     captioning = run_recipe(
         build_recipe(small_recipe("multimodal", schedule={"steps": 1})), tmp_path / "a", device="cpu"
     )
-    tree = small_recipe("retrieval", sampling={"kind": "one_per_second", "frames": 3}, augment={"bicubic": True})
+    tree = small_recipe(
+        "retrieval", sampling={"kind": "one_per_second", "frames": 3}, augment={"resize_backend": "pil_bicubic"}
+    )
     (tmp_path / "clips.yaml").write_text(yaml.safe_dump(tree))
     made = mix([captioning], tmp_path / "out.safetensors", base=runs[0], recipe=str(tmp_path / "clips.yaml"))
     trained = load_trained(made.file, device="cpu")
-    assert (trained.recipe.data.sampling.kind, trained.recipe.data.augment.bicubic) == ("one_per_second", True)
-    assert trained.recipe.data.augment.eval_transform().style == "pil_bicubic"
+    assert (trained.recipe.data.sampling.kind, trained.recipe.data.augment.resize_backend) == (
+        "one_per_second",
+        "pil_bicubic",
+    )
+    assert trained.recipe.data.augment.eval_transform().resize_backend == "pil_bicubic"
     assert not any(name.startswith("caption_decoder") for name in trained.model.state_dict())
     one, two = states([captioning, runs[0]])
     torch.testing.assert_close(

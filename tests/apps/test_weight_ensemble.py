@@ -14,7 +14,7 @@ from internvideo.storage import read_safetensors
 
 
 def trained(folder: Path, share: float) -> dict[str, torch.Tensor]:
-    recipe = build_recipe({**small_recipe("supervised"), "initial_share": share})
+    recipe = build_recipe({**small_recipe("supervised"), "base_weight": share})
     return read_safetensors(run_recipe(recipe, folder, device="cpu"))[0]
 
 
@@ -36,5 +36,5 @@ def test_a_finished_run_gives_the_same_ensemble_again(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("share", [-0.1, 1.1])
 def test_a_share_outside_0_to_1_is_refused(share: float) -> None:
-    with pytest.raises(Exception, match="initial_share"):
-        build_recipe({**small_recipe("supervised"), "initial_share": share})
+    with pytest.raises(Exception, match="base_weight"):
+        build_recipe({**small_recipe("supervised"), "base_weight": share})

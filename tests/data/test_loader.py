@@ -60,7 +60,7 @@ def test_batches_hold_what_they_say(manifest: Manifest) -> None:
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_resumed_epoch_is_the_rest_of_the_uninterrupted_one(manifest: Manifest, workers: int) -> None:
-    settings = {"tokenizer": Letters(), "repeats": 2}
+    settings = {"tokenizer": Letters(), "repeated_augmentation": 2}
     whole = list(loader(manifest, **settings).epoch(3))
     resumed = loader(manifest, workers=workers, **settings)  # another process would build it anew, too
     for start in [2, 0, len(whole), 4] if workers else range(len(whole) + 1):
@@ -109,11 +109,11 @@ def test_the_global_random_state_is_left_alone(manifest: Manifest, workers: int)
 
 
 def test_two_ranks_see_the_joined_batch_of_one(manifest: Manifest) -> None:
-    joined = list(loader(manifest, batch_size=4, repeats=2).epoch(1))
+    joined = list(loader(manifest, batch_size=4, repeated_augmentation=2).epoch(1))
     ranks = []
     for rank in (0, 1):
         with as_process(rank, 2):
-            ranks.append(list(loader(manifest, repeats=2).epoch(1)))
+            ranks.append(list(loader(manifest, repeated_augmentation=2).epoch(1)))
     assert len(joined) == len(ranks[0]) == len(ranks[1]) == 2
     for whole, left, right in zip(joined, *ranks, strict=True):
         assert whole.ids == left.ids + right.ids
@@ -157,7 +157,7 @@ def test_repeats_decode_once_and_augment_each_time(manifest: Manifest, monkeypat
         return plain_frames(self, indices)
 
     monkeypatch.setattr(Video, "frames", counted)
-    batches = list(loader(manifest, repeats=3, tokenizer=Letters()).epoch(0))
+    batches = list(loader(manifest, repeated_augmentation=3, tokenizer=Letters()).epoch(0))
     assert len(opened) == len(set(opened)) == 10
     for batch in batches:
         assert batch.ids == tuple(np.repeat(batch.ids[::3], 3))
@@ -165,7 +165,7 @@ def test_repeats_decode_once_and_augment_each_time(manifest: Manifest, monkeypat
         assert batch.labels is not None
         assert batch.text_ids is not None
         assert len(batch.labels) == len(batch.text_ids) == 6
-    plain = next(loader(manifest, Plain(), repeats=3).epoch(0))
+    plain = next(loader(manifest, Plain(), repeated_augmentation=3).epoch(0))
     assert torch.equal(plain.video[0], plain.video[2])
 
 
@@ -322,7 +322,7 @@ def test_waiting_is_measured(manifest: Manifest) -> None:
     [
         {"batch_size": 0},
         {"workers": -1},
-        {"repeats": 0},
+        {"repeated_augmentation": 0},
         {"seed": -1},
         {"max_unreadable": 1.5},
         {"cache_megabytes": -1},

@@ -275,4 +275,4 @@ def test_a_recipe_learns_every_second_batch_from_shards(folder: Path, tmp_path: 
     assert pictures.text_ids is not None
     assert len(list(tmp_path.iterdir())) == 3
     with pytest.raises(RecipeError, match="image_shards"):
-        prepare(build_recipe(small_recipe("multimodal", data=data | {"images": "x.jsonl"})))
+        prepare(build_recipe(small_recipe("multimodal", data=data | {"image_manifest": "x.jsonl"})))

@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from internvideo.data.resize import (
-    Style,
+    ResizeBackend,
     _opencv_taps,
     _pil_taps,
     channels_first,
@@ -65,26 +65,26 @@ def multimodal_big(name: str) -> Tensor:
 
 def masked_validation(name: str) -> Tensor:
     clip = STORED["video" + name.removeprefix("mae_val_out")]
-    transform = EvalTransform(INFO["crop"], INFO["resize_to"], style="opencv")
+    transform = EvalTransform(INFO["crop"], INFO["resize_to"], resize_backend="opencv")
     return normalised(transform.crop_clip(clip)[0], IMAGENET_STATS)
 
 
 def masked_dense(name: str) -> Tensor:
     view, crop = map(int, name.removeprefix("mae_test_dense_").split("_"))
     start = dense_windows(len(STORED["video_long"]), 4, 2)[view]
-    views = EvalTransform(32, crops=3, style="opencv").crop_clip(STORED["video_long"][start : start + 4])
+    views = EvalTransform(32, crops=3, resize_backend="opencv").crop_clip(STORED["video_long"][start : start + 4])
     return normalised(views[crop], IMAGENET_STATS)
 
 
 def masked_sparse(name: str) -> Tensor:
     view, crop = map(int, name.removeprefix("mae_test_sparse_").split("_"))
-    views = EvalTransform(32, crops=3, style="opencv").crop_clip(STORED["video_long"][:8][view::2])
+    views = EvalTransform(32, crops=3, resize_backend="opencv").crop_clip(STORED["video_long"][:8][view::2])
     return normalised(views[crop], IMAGENET_STATS)
 
 
 def uniformer(name: str) -> Tensor:
     clip, crop = map(int, name.removeprefix("ufv2_out").split("_"))
-    views = EvalTransform(INFO["crop"], crops=3, style="torch").crop_clip(STORED[f"video{clip}"])
+    views = EvalTransform(INFO["crop"], crops=3, resize_backend="torch").crop_clip(STORED[f"video{clip}"])
     return normalised(views[crop], ONE_STATS)
 
 
@@ -126,9 +126,9 @@ def test_stored_preprocessing(name: str) -> None:
 @pytest.mark.parametrize(("height", "width", "size"), [(48, 85, (36, 64)), (48, 85, (72, 128)), (60, 60, (35, 35))])
 def test_evaluation_resizers_equal_the_library(height: int, width: int, size: tuple[int, int]) -> None:
     clip = noisy_clip(2, height, width)
-    for style, filtered in (("pil", Image.Resampling.BILINEAR), ("pil_bicubic", Image.Resampling.BICUBIC)):
+    for resize_backend, filtered in (("pil", Image.Resampling.BILINEAR), ("pil_bicubic", Image.Resampling.BICUBIC)):
         wanted = by_library(clip, lambda image, way=filtered: image.resize((size[1], size[0]), way))
-        assert torch.equal(resize(channels_first(clip), size, style), wanted)
+        assert torch.equal(resize(channels_first(clip), size, resize_backend), wanted)
     wanted = by_library(clip, lambda image: image.resize((size[1], size[0]), Image.Resampling.BILINEAR))
     away = (resize_fast(channels_first(clip), size).int() - wanted.int()).abs()
     assert away.max() <= 2
@@ -143,31 +143,35 @@ def test_opencv_style_is_bilinear_between_four_neighbours() -> None:
 
 
 @pytest.mark.parametrize("reach", [1, 5, 40, 300])  # how many sources there are to an output
-@pytest.mark.parametrize("style", ["pil", "pil_bicubic", "opencv"])
-def test_fixed_point_sums_are_exact_however_many_there_are(reach: int, style: Style) -> None:
+@pytest.mark.parametrize("resize_backend", ["pil", "pil_bicubic", "opencv"])
+def test_fixed_point_sums_are_exact_however_many_there_are(reach: int, resize_backend: ResizeBackend) -> None:
     size = (9, 13)
     clip = torch.from_numpy(np.random.default_rng(reach).choice([0, 1, 254, 255], (1, 9 * reach + 3, 26, 3)))
     clip = clip.to(torch.uint8)
     exact = clip[0].permute(2, 0, 1).numpy().astype(np.int64)  # (3, H, W), integers throughout
     for length, axis in ((26, 2), (9 * reach + 3, 1)):
         moved = np.moveaxis(exact, axis, 0)
-        taps = _opencv_taps(length, size[axis - 1]) if style == "opencv" else _pil_taps(length, size[axis - 1], style)
+        taps = (
+            _opencv_taps(length, size[axis - 1])
+            if resize_backend == "opencv"
+            else _pil_taps(length, size[axis - 1], resize_backend)
+        )
         terms = [moved[place] * weight[:, None, None] for place, weight in zip(*taps, strict=True)]
-        if style != "opencv":
+        if resize_backend != "opencv":
             total = np.clip(sum(terms) + (1 << 21) >> 22, 0, 255)
         else:
             total = sum(terms) >> 4 if axis == 2 else (sum(term >> 16 for term in terms) + 2) >> 2
         exact = np.moveaxis(total, 0, axis)
-    assert np.array_equal(resize(channels_first(clip), size, style)[0].numpy(), exact)
+    assert np.array_equal(resize(channels_first(clip), size, resize_backend)[0].numpy(), exact)
 
 
-@pytest.mark.parametrize("style", ["pil", "pil_bicubic", "opencv", "torch"])
-def test_a_part_of_a_resized_picture_is_that_part(style: Style) -> None:
+@pytest.mark.parametrize("resize_backend", ["pil", "pil_bicubic", "opencv", "torch"])
+def test_a_part_of_a_resized_picture_is_that_part(resize_backend: ResizeBackend) -> None:
     frames = channels_first(noisy_clip(2, 60, 90))
     for size in ((40, 70), (100, 95), (60, 90)):
-        whole = resize(frames, size, style)
+        whole = resize(frames, size, resize_backend)
         for top, left, high, wide in ((0, 0, 40, 40), (3, 17, 20, 50), (39, 69, 1, 1)):
-            part = resize(frames, size, style, (top, left, high, wide))
+            part = resize(frames, size, resize_backend, (top, left, high, wide))
             assert torch.equal(part, whole[..., top : top + high, left : left + wide])
 
 
@@ -181,10 +185,10 @@ def still(height: int, width: int, frames: int = 4, seed: int = 0) -> Tensor:
 TRAIN = st.builds(
     TrainTransform,
     size=st.integers(8, 24),
-    crop=st.sampled_from(["multi_scale", "corner", "random_resized", "random", "centre"]),
+    crop=st.sampled_from(["multi_scale", "corner", "random_resized", "random", "center"]),
     flip=st.booleans(),
     rand_augment=st.sampled_from([None, POLICY, "rand-m9-n2-mstd0.5-inc1"]),
-    squash=st.booleans(),
+    keep_aspect=st.booleans(),
 )
 
 
@@ -230,8 +234,8 @@ def test_erasing_takes_the_same_box_of_all_frames() -> None:
 
 def test_flip_mirrors_half_of_the_clips_and_only_when_asked() -> None:
     clip = still(20, 20)
-    plain = TrainTransform(20, "centre", resize=20)
-    flipping = TrainTransform(20, "centre", resize=20, flip=True)
+    plain = TrainTransform(20, "center", resize=20)
+    flipping = TrainTransform(20, "center", resize=20, flip=True)
     straight = channels_first(clip).transpose(0, 1)
     mirrored = 0
     for seed in range(40):
@@ -314,13 +318,15 @@ def test_random_resized_covers_its_range() -> None:
     st.integers(3, 60),
     st.integers(3, 60),
 )
-def test_views_have_their_size(style: Any, crops: int, more: int, squash: bool, height: int, width: int) -> None:
-    transform = EvalTransform(12, 12 + more, crops, style, squash)
+def test_views_have_their_size(
+    resize_backend: Any, crops: int, more: int, keep_aspect: bool, height: int, width: int
+) -> None:
+    transform = EvalTransform(12, 12 + more, crops, resize_backend, keep_aspect)
     views = transform.crop_clip(noisy_clip(2, height, width))
     assert len(views) == crops
     for view in views:
         assert view.shape == (3, 2, 12, 12)
-        assert view.dtype == (torch.float32 if style == "torch" else torch.uint8)
+        assert view.dtype == (torch.float32 if resize_backend == "torch" else torch.uint8)
         assert view.is_contiguous()
     one: ClipTransform = transform
     assert torch.equal(one(noisy_clip(2, height, width), np.random.RandomState(0)), views[crops // 2])

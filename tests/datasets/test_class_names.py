@@ -132,7 +132,7 @@ def test_a_head_keeps_the_rows_of_its_names(tmp_path: Path, stage: str) -> None:
     torch.manual_seed(1)
     old: VideoMAEClassifier | UniFormerV2
     old = masked() if stage != "supervised_multimodal" else UniFormerV2(replace(small_world.VISION, classes=5))
-    job = prepare(recipe(five_classes(tmp_path, old), stage, init_head="names"))
+    job = prepare(recipe(five_classes(tmp_path, old), stage, init_head="match_names"))
     own, other = job.model.state_dict(), old.state_dict()
     name = "proj.linear" if stage == "supervised_multimodal" else "head"
     for part in ("weight", "bias"):
@@ -144,7 +144,7 @@ def test_a_head_keeps_the_rows_of_its_names(tmp_path: Path, stage: str) -> None:
 def test_a_fresh_head_is_drawn_as_without_weights(tmp_path: Path) -> None:
     old = masked()
     drawn = prepare(recipe(None)).model.state_dict()
-    job = prepare(recipe(five_classes(tmp_path, old), init_head="fresh"))
+    job = prepare(recipe(five_classes(tmp_path, old), init_head="random"))
     own = job.model.state_dict()
     assert torch.equal(own["head.weight"], drawn["head.weight"])
     assert torch.equal(own["blocks.0.mlp.fc1.weight"], old.state_dict()["blocks.0.mlp.fc1.weight"])
@@ -155,12 +155,12 @@ def test_a_map_serves_weights_that_know_no_names(tmp_path: Path) -> None:
     old = masked()
     (tmp_path / "map.json").write_text('{"0": 4, "1": 2}')
     path, changes = five_classes(tmp_path, old, ()), {"init_class_map": str(tmp_path / "map.json")}
-    job = prepare(recipe(path, init_head="names", **changes))
+    job = prepare(recipe(path, init_head="match_names", **changes))
     assert torch.equal(job.model.state_dict()["head.weight"], old.state_dict()["head.weight"][[4, 2]])
 
 
 def test_a_dry_run_and_a_run_tell_the_head(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    ours = recipe(five_classes(tmp_path, masked()), init_head="names")
+    ours = recipe(five_classes(tmp_path, masked()), init_head="match_names")
     assert "head      2 of 5 classes by name, 1 spelled otherwise" in describe(ours, device="cpu")
     run_recipe(ours, tmp_path / "run", device="cpu")
     assert "head: 2 of 5 classes by name" in capsys.readouterr().err
@@ -170,13 +170,13 @@ def test_a_dry_run_and_a_run_tell_the_head(tmp_path: Path, capsys: pytest.Captur
 
 
 def without_weights(folder: Path) -> object:
-    assert "head      names (nothing yet" in describe(recipe(None, init_head="names"), device="cpu")
-    return run_recipe(recipe(None, init_head="names"), folder, device="cpu")
+    assert "head      names (nothing yet" in describe(recipe(None, init_head="match_names"), device="cpu")
+    return run_recipe(recipe(None, init_head="match_names"), folder, device="cpu")
 
 
 def pretraining_weights(folder: Path) -> object:
     save_model(folder / "pre.safetensors", small_world.pretraining_model())
-    return prepare(recipe(folder / "pre.safetensors", init_head="names"))
+    return prepare(recipe(folder / "pre.safetensors", init_head="match_names"))
 
 
 def with_map(folder: Path, kind: str) -> object:
@@ -187,7 +187,7 @@ REFUSED: dict[str, tuple[Callable[[Path], object], type[InternVideoError], str]]
     "another number of classes": (
         lambda folder: prepare(recipe(five_classes(folder, masked()))),
         WeightsError,
-        "a head of 5 classes; allowed: 2, .*init_head: names",
+        "a head of 5 classes; allowed: 2, .*init_head: match_names",
     ),
     "another order of classes": (
         lambda folder: prepare(recipe(five_classes(folder, masked(2), (SECOND, FIRST)))),
@@ -195,13 +195,15 @@ REFUSED: dict[str, tuple[Callable[[Path], object], type[InternVideoError], str]]
         f"class '{SECOND}' stands where data.train has '{FIRST}'",
     ),
     "a class that the head does not know": (
-        lambda folder: prepare(recipe(five_classes(folder, masked(), ("a", "b", "c", "d", FIRST)), init_head="names")),
+        lambda folder: prepare(
+            recipe(five_classes(folder, masked(), ("a", "b", "c", "d", FIRST)), init_head="match_names")
+        ),
         ManifestError,
         f"1 of 2 classes .*'{SECOND}'",
     ),
     "no weights": (without_weights, RecipeError, "init.weights: is missing"),
     "no head": (pretraining_weights, WeightsError, "holds no classification head"),
-    "a map without names": (lambda folder: with_map(folder, "fresh"), RecipeError, "with init_head: names"),
+    "a map without names": (lambda folder: with_map(folder, "random"), RecipeError, "with init_head: match_names"),
     "another kind": (lambda folder: recipe(None, init_head="some"), RecipeError, "init_head"),
 }
 

@@ -101,7 +101,7 @@ def test_the_clips_are_those_of_one_reader(film: Path, rule: WindowRule) -> None
 
 def test_floats_and_few_pieces_ahead(film: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(home, "MAX_READY_BYTES", 0)  # two clips of each reader
-    clips = Preprocessing(4, 16, style="torch")
+    clips = Preprocessing(4, 16, resize_backend="torch")
     same(all_of(film, WindowRule(4, 4), 3, clips=clips), all_of(film, WindowRule(4, 4), 0, clips=clips))
 
 

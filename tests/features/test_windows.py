@@ -72,15 +72,15 @@ def same(found: list[ClipWindow], path: Path, preprocessing: Preprocessing) -> N
             assert torch.equal(clip, preprocessing.clip(opened, start, end)), (start, end)
 
 
-@pytest.mark.parametrize("style", ["pil", "opencv", "torch"])
+@pytest.mark.parametrize("resize_backend", ["pil", "opencv", "torch"])
 @pytest.mark.parametrize("sampler", ["segment_middle", "linspace", "dense"])
-def test_every_window_is_the_clip_of_its_span(video: Path, style: Any, sampler: str) -> None:
+def test_every_window_is_the_clip_of_its_span(video: Path, resize_backend: Any, sampler: str) -> None:
     stride = 2 if sampler == "dense" else None
-    preprocessing = Preprocessing(4, 32, sampler=sampler, stride=stride, style=style, short_side=40)
+    preprocessing = Preprocessing(4, 32, sampler=sampler, stride=stride, resize_backend=resize_backend, short_side=40)
     found = list(windows(video, preprocessing, window_seconds=1.5, stride_seconds=0.7))
     assert [round(window.start, 6) for window in found] == [round(0.7 * k, 6) for k in range(9)]
     assert found[-1].end == pytest.approx(100 / FPS)
-    assert found[0].clip.dtype == (torch.float32 if style == "torch" else torch.uint8)
+    assert found[0].clip.dtype == (torch.float32 if resize_backend == "torch" else torch.uint8)
     same(found, video, preprocessing)
 
 

@@ -132,7 +132,11 @@ def test_published_weights_are_recognised(classifier: Path) -> None:
     assert model.name.endswith("-classifier")
     assert "VideoMAE" in model.metadata["layout"]
     assert model.classes == ("0", "1", "2", "3", "4", "5")
-    assert (model.preprocessing.frames, model.preprocessing.size, model.preprocessing.style) == (4, 32, "opencv")
+    assert (model.preprocessing.frames, model.preprocessing.size, model.preprocessing.resize_backend) == (
+        4,
+        32,
+        "opencv",
+    )
     assert sum(model.classify(small_apps.clips(1))[0].values()) == pytest.approx(1)
     other = load(classifier, overrides=SIZE, frames=4, image_size=32, num_classes=3, **CPU)
     assert other.classes == ("0", "1", "2")

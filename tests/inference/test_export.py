@@ -37,7 +37,7 @@ def random_clips(of: VideoModel, batch: int, frames: int | None = None) -> Tenso
     generator = torch.Generator().manual_seed(5)
     shape = (batch, 3, frames or of.preprocessing.frames, size, size)
     clips = torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator)
-    return clips.float() if of.preprocessing.style == "torch" else clips
+    return clips.float() if of.preprocessing.resize_backend == "torch" else clips
 
 
 def run_torch(path: Path, x: Tensor) -> Tensor:

@@ -99,7 +99,7 @@ def starts(place: Path, folder: Path) -> None:
     opened = open_trained(place, device="cpu")
     model = opened.recipe.model.model_dump()
     tree = small_recipe("supervised", schedule={"steps": 1})
-    tree |= {"init": {"weights": str(place)}, "init_head": "fresh", "model": model}
+    tree |= {"init": {"weights": str(place)}, "init_head": "random", "model": model}
     recipe = build_recipe(tree)
     started, source = prepare(recipe).model.state_dict(), opened.model.state_dict()
     name = next(name for name in source if name.endswith("blocks.0.attn.proj.weight"))

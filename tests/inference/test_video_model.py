@@ -216,8 +216,8 @@ def test_a_trained_run_scores_as_its_evaluation_does() -> None:
 
 
 @pytest.mark.parametrize("stage", ["interaction", "supervised_multimodal"])
-def test_a_frame_step_is_kept(stage: str, tmp_path: Path) -> None:
-    tree = small_world.small_recipe(stage, schedule={"steps": 1}, settings={"frame_step": 2})
+def test_a_temporal_stride_is_kept(stage: str, tmp_path: Path) -> None:
+    tree = small_world.small_recipe(stage, schedule={"steps": 1}, settings={"temporal_stride": 2})
     overrides = tree["model"]["overrides"]
     overrides.get("multimodal", overrides)["frames"] = 2
     recipe, manifest, path = build_recipe(tree), read_manifest(small_world.world()), tmp_path / "model.safetensors"

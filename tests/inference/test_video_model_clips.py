@@ -60,7 +60,7 @@ def test_every_named_model_has_its_clips(name: str) -> None:
     assert rule.frames == (16 if masked or name.endswith("ssv2") else 8)
     assert rule.size == (336 if name.endswith("336") else 224)
     if name.startswith("internvideo-mm"):
-        assert (rule.resize, rule.style, rule.sampler) == (256, "pil", "linspace")
+        assert (rule.resize, rule.resize_backend, rule.sampler) == (256, "pil", "linspace")
     assert video_encoder(module, name).embed_dim > 0
     overrides = overrides_of(name, module)
     if not name.endswith(("vqa", "choice")):  # these leave out projections and predictor
@@ -104,11 +104,17 @@ def test_a_run_s_recipe_cuts_the_clips() -> None:
     tree = small_recipe(
         "supervised",
         sampling={"kind": "dense", "frames": 8, "stride": 2},
-        settings={"frame_step": 2},
+        settings={"temporal_stride": 2},
         loader={"short_side": 40},
     )
     rule = preprocessing_of(build_recipe(tree), whole=False)
-    assert (rule.frames, rule.sampled, rule.step, rule.short_side, rule.style) == (4, 8, 2, 40, "pil")
+    assert (rule.frames, rule.sampled_frames, rule.temporal_stride, rule.short_side, rule.resize_backend) == (
+        4,
+        8,
+        2,
+        40,
+        "pil",
+    )
     assert rule.indices(40)[0].tolist() == dense_span(40, 8, 2, None)[::2].tolist()
     assert len(rule.indices(40, views=3)) == 3
     whole = preprocessing_of(build_recipe(tree), whole=True)
@@ -149,10 +155,10 @@ def test_settings_survive_json(family: str) -> None:
     ("change", "found"),
     [
         ({"sampler": "sprase"}, "sampler"),
-        ({"style": "cubic"}, "style"),
+        ({"style": "cubic"}, "resize_backend"),
         ({"resize": 8}, "resize 8"),
-        ({"sampled": 9, "step": 2}, "make no"),
-        ({"step": 0}, "make no"),
+        ({"sampled": 9, "step": 2}, "give 5 frames"),
+        ({"step": 0}, "temporal stride 0"),
         ({"frames": "4"}, "a whole number"),
         ({"frame": 4}, "unknown setting 'frame'"),
         ({"stride": 0, "sampler": "dense"}, "stride"),

@@ -61,8 +61,8 @@ def test_clips_of_another_size_are_refused_by_the_keys_of_the_recipe(
 
 
 def test_the_step_between_frames_is_counted_where_the_model_sees_every_nth_frame() -> None:
-    check_clip(on_meta("videomae-s-classifier"), frames=32, size=224, frame_step=2)
-    check_clip(on_meta("interaction-b"), frames=16, size=224, frame_step=2)  # of the multimodal encoder alone
+    check_clip(on_meta("videomae-s-classifier"), frames=32, size=224, temporal_stride=2)
+    check_clip(on_meta("interaction-b"), frames=16, size=224, temporal_stride=2)  # of the multimodal encoder alone
 
 
 def test_a_network_that_never_sees_the_video_takes_any_clip() -> None:

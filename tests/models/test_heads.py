@@ -73,7 +73,7 @@ def started(
 
 @pytest.mark.parametrize("build", LAYERS)
 def test_a_fresh_head_is_fresh(build: Callable[[Path], Recipe], tmp_path: Path) -> None:
-    first, job = started(tmp_path, build, list, init_head="fresh")
+    first, job = started(tmp_path, build, list, init_head="random")
     drawn = prepare(first.recipe).model.state_dict()
     old, own = first.model.state_dict(), job.model.state_dict()
     layer = f"{LAYERS[build]}."
@@ -95,7 +95,7 @@ def test_the_same_head_is_of_the_same_classes(build: Callable[[Path], Recipe], t
 
 @pytest.mark.parametrize("build", [regions, anticipation, localisation, answering])
 def test_rows_are_found_by_names(build: Callable[[Path], Recipe], tmp_path: Path) -> None:
-    first, job = started(tmp_path, build, lambda classes: classes[::-1], init_head="names")
+    first, job = started(tmp_path, build, lambda classes: classes[::-1], init_head="match_names")
     name, count = f"{LAYERS[build]}.weight", len(job.classes)
     old, own = first.model.state_dict()[name], job.model.state_dict()[name]
     assert own[:count].equal(old[:count].flip(0))
@@ -108,7 +108,7 @@ def test_a_map_of_classes_is_refused_where_there_are_none() -> None:
         prepare(recipe)
 
 
-@pytest.mark.parametrize("kind", ["fresh", "names"])
+@pytest.mark.parametrize("kind", ["random", "match_names"])
 def test_the_data_tell_the_classes_where_the_head_is_another(kind: str) -> None:
     recipe = read_recipe("sample/supervised_masked", ["model.overrides.classes=400", f"init_head={kind}"])
     assert build_model(recipe, 2).config.classes == 2  # type: ignore[union-attr]  # a classifier
@@ -118,7 +118,7 @@ def test_the_data_tell_the_classes_where_the_head_is_another(kind: str) -> None:
 
 def test_own_classes_wait_for_the_weights_alone(tmp_path: Path) -> None:
     tree = small_recipe("supervised", model={"overrides": {"classes": 400}})
-    recipe = build_recipe({**tree, "init_head": "fresh", "init": {"weights": str(tmp_path / "none.safetensors")}})
+    recipe = build_recipe({**tree, "init_head": "random", "init": {"weights": str(tmp_path / "none.safetensors")}})
     with pytest.raises(WeightsError, match=r"none\.safetensors"):
         describe(recipe, device="cpu")
 

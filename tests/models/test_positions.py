@@ -68,7 +68,7 @@ def test_recipes_of_the_paper_resize_the_table_of_224_px_and_16_frames(name: str
         changes += [f"model.overrides.multimodal.{key}={value}" for key, value in other.items()]
     changed = read_recipe(name, changes)
     model = build_model(
-        changed, 400 if recipe.stage == "interaction" else 5 if recipe.init_head != "same" else classes(recipe)
+        changed, 400 if recipe.stage == "interaction" else 5 if recipe.init_head != "exact" else classes(recipe)
     )
     trunk = getattr(model, "masked", model)
     side = 14 if recipe.stage in ("regions", "anticipation") else 7  # frames of any size are resized when they come

@@ -129,7 +129,7 @@ def test_one_pass_equals_the_parts() -> None:
     assert torch.equal(output.text, model.encode_text(TOKENS))
     assert output.caption_logits is not None
     assert torch.equal(output.caption_logits, model.caption_logits(video, TOKENS))
-    assert model(video, TOKENS, captioned=0).caption_logits is None
+    assert model(video, TOKENS, max_captioned_clips=0).caption_logits is None
 
 
 def test_similarity_is_scaled_cosine() -> None:

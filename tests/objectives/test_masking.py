@@ -18,7 +18,7 @@ from internvideo.objectives.masking import (
 )
 
 GRID = (8, 14, 14)
-KINDS = ("tube", "random", "progressive", "centre")
+KINDS = ("tube", "random", "progressive", "center")
 
 
 def generator(seed: int = 0) -> torch.Generator:
@@ -64,14 +64,14 @@ def test_progressive_slots() -> None:
     assert falling[0] == 19
     assert falling[-1] == 9
     assert falling == sorted(falling, reverse=True)
-    centre = progressive_num_visible(GRID, 0.9, 0.95, "centre")
+    centre = progressive_num_visible(GRID, 0.9, 0.95, "center")
     assert centre == centre[::-1]
     assert (centre[0], max(centre), centre[3]) == (9, 19, 19)
-    odd = progressive_num_visible((5, 14, 14), 0.9, 0.95, "centre")
+    odd = progressive_num_visible((5, 14, 14), 0.9, 0.95, "center")
     assert (len(odd), odd[2], odd) == (5, 19, odd[::-1])
 
 
-@pytest.mark.parametrize("kind", ["progressive", "centre"])
+@pytest.mark.parametrize("kind", ["progressive", "center"])
 def test_progressive_slots_keep_the_best_of_one_ranking(kind: str) -> None:
     kept = (~progressive_mask(2, GRID, 0.9, generator(), kind=kind)).view(2, 8, 196)
     expected = progressive_num_visible(GRID, 0.9, 0.95, kind)

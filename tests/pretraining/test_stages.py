@@ -218,7 +218,7 @@ def test_a_batch_without_what_the_stage_learns_from_is_a_mistake(name: str) -> N
 
 
 def test_masked_learns_more_than_the_mean_colour() -> None:
-    settings = MaskedSettings(ratio=0.5, normalised_targets=False)
+    settings = MaskedSettings(ratio=0.5, normalize_targets=False)
     stage = MaskedStage(small_world.pretraining_model(), settings)
     clips = batch()
     constant = stage.targets(clips.video, stage.draw_mask(len(clips), generator())).var().item()
@@ -247,7 +247,7 @@ def test_a_mask_of_nothing_or_of_everything_is_refused() -> None:
     with pytest.raises(ValueError, match="hides 0 of 32 tokens"):
         MaskedStage(small_world.pretraining_model(), MaskedSettings(ratio=0.01))
     with pytest.raises(ValueError, match="hides 32 of 32 tokens"):
-        MaskedStage(small_world.pretraining_model(), MaskedSettings(mask="centre", ratio=0.95))
+        MaskedStage(small_world.pretraining_model(), MaskedSettings(mask="center", ratio=0.95))
 
 
 @pytest.mark.gpu
@@ -280,7 +280,9 @@ def test_multimodal_matches_clips_and_captions(single_frame: bool) -> None:
 
 
 def test_multimodal_learns_to_write_captions() -> None:
-    stage = MultimodalStage(small_world.language_model(), MultimodalSettings(contrastive_weight=0.0, captioned=4))
+    stage = MultimodalStage(
+        small_world.language_model(), MultimodalSettings(contrastive_weight=0.0, max_captioned_clips=4)
+    )
     losses = learn(stage, batch(4), 30, rate=1e-2)
     assert losses[-1] < 0.5 * losses[0]
 
@@ -322,7 +324,7 @@ def test_equal_captions_of_a_batch_are_as_good_as_positives() -> None:
     learn(stage, clips, 5)
     learning = [p for p in stage.eval().parameters() if p.requires_grad]
     loss = stage(few, generator())["loss"]
-    encoded = stage.model(stage.model.normalize(few.video), few.text_ids, captioned=0)
+    encoded = stage.model(stage.model.normalize(few.video), few.text_ids, max_captioned_clips=0)
     similarity = stage.model.scale * F.normalize(encoded.video, dim=-1) @ F.normalize(encoded.text, dim=-1).t()
     positives = (identity[:, None] == identity).to(similarity)
     positives /= positives.sum(dim=1, keepdim=True)
@@ -367,7 +369,7 @@ def test_supervised_shows_the_model_every_nth_frame() -> None:
     model = small_world.multimodal_classifier().eval()
     clips = batch(4)
     half = replace(clips, video=clips.video[:, :, ::2])
-    stepped = SupervisedStage(model, SupervisedSettings(frame_step=2))(clips, generator())["loss"]
+    stepped = SupervisedStage(model, SupervisedSettings(temporal_stride=2))(clips, generator())["loss"]
     assert torch.equal(stepped, SupervisedStage(model, SupervisedSettings())(half, generator())["loss"])
 
 
@@ -377,7 +379,7 @@ def test_supervised_shows_the_model_every_nth_frame() -> None:
 def test_interaction_learns_and_leaves_the_encoders_untouched() -> None:
     model = small_world.cross_model()
     assert isinstance(model, CrossModel)
-    stage = InteractionStage(model, InteractionSettings(frame_step=1))
+    stage = InteractionStage(model, InteractionSettings(temporal_stride=1))
     before = {name: value.clone() for name, value in model.state_dict().items()}
     losses = learn(stage, batch(), 40, rate=5e-3)
     assert min(losses[-10:]) < 0.6 * losses[0]
@@ -396,5 +398,5 @@ def test_interaction_gives_each_encoder_its_frames() -> None:
     shapes: list[tuple[int, ...]] = []
     for part in (model.masked.normalize, model.multimodal.normalize):
         part.register_forward_pre_hook(lambda _, inputs: shapes.append(tuple(inputs[0].shape)))
-    InteractionStage(model, InteractionSettings(frame_step=2))(batch(2), generator())
+    InteractionStage(model, InteractionSettings(temporal_stride=2))(batch(2), generator())
     assert [shape[2] for shape in shapes] == [4, 2]

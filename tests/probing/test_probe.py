@@ -239,7 +239,7 @@ def test_another_encoder_is_refused() -> None:
     with pytest.raises(WeightsError, match="fitted on features of videomae-s-classifier"):
         probe.check(small_apps.random_model("supervised_multimodal"))
     other = small_apps.random_model("supervised")
-    other.preprocessing = other.preprocessing.with_settings(style="pil")
+    other.preprocessing = other.preprocessing.with_settings(resize_backend="pil")
     with pytest.raises(WeightsError, match="clips with style opencv, not pil"):
         probe.check(other)
     with pytest.raises(WeightsError, match="clips with style"):

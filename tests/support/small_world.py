@@ -111,7 +111,7 @@ def batch(count: int = 40, *, single_frame: bool = False) -> Batch:
     loader = Loader(
         read_manifest(world()),
         SegmentMiddle(frames=FRAMES),
-        TrainTransform(size=SIDE, crop="centre", flip=False),
+        TrainTransform(size=SIDE, crop="center", flip=False),
         settings,
         tokenizer=Tokenizer(context_length=WORDS),
         caption="first",
@@ -185,12 +185,12 @@ def small_recipe(stage: str, **changes: Mapping[str, object]) -> dict[str, Any]:
     tree: dict[str, Any] = {
         "stage": stage.removesuffix("_multimodal"),
         "model": {"name": name, "overrides": overrides},
-        "settings": {"frame_step": 1} if stage == "interaction" else {},
+        "settings": {"temporal_stride": 1} if stage == "interaction" else {},
         "init": {},
         "data": {
             "train": str(world()),
             "sampling": {"kind": "segment_middle", "frames": FRAMES},
-            "augment": {"size": SIDE, "crop": "centre"},
+            "augment": {"size": SIDE, "crop": "center"},
             "loader": {"batch_size": 8},
         },
         "optimizer": {"base_lr": 1e-3},

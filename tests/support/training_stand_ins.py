@@ -24,6 +24,7 @@ from internvideo.distributed import (
 )
 from internvideo.errors import InternVideoError, RunError
 from internvideo.storage import alone_in, write_safetensors, write_text
+from internvideo.training.earlier_recipes import renamed
 from internvideo.training.loop import RunInterruptedError, TrainResult, train
 from internvideo.training.settings import TrainingSettings
 
@@ -87,7 +88,7 @@ def settings(**loop: Any) -> TrainingSettings:
             "optimizer": {"base_lr": 0.05, "weight_decay": 0.01},
             "schedule": {"steps": 10, "warmup": 2},
             "loop": {
-                "gradient_clip": 1.0,
+                "max_grad_norm": 1.0,
                 "ema_decay": 0.9,
                 "ema_scaled": False,
                 "log_every": 3,
@@ -108,6 +109,7 @@ def run(folder: Path, stage: nn.Module | None = None, loader: TinyLoader | None 
         folder,
         chosen.model_dump(mode="json"),
         batch_size=2,
+        fill_defaults=renamed,
     )
 
 
@@ -155,9 +157,14 @@ def join(folder: Path) -> None:
 
 
 def _join(folder: Path) -> None:
-    for accumulate in (1, 2):
+    for grad_accum_steps in (1, 2):
         stage = TinyStage(random=False, contrastive=True)
-        run(folder / f"two{accumulate}", stage, TinyLoader(clips=4 // world_size()), accumulate=accumulate)
+        run(
+            folder / f"two{grad_accum_steps}",
+            stage,
+            TinyLoader(clips=4 // world_size()),
+            grad_accum_steps=grad_accum_steps,
+        )
     gather(folder)
     run(folder / "straight", checkpoint_every=None)
     try:

@@ -177,7 +177,7 @@ def test_detections(case: str, video: str) -> None:
     known = next(entry for entry in STORED[case]["videos"] if entry["video_id"] == video)
     settings = DecodingSettings(
         min_score=asked["pre_nms_thresh"],
-        most=asked["pre_nms_topk"],
+        pre_nms_top_k=asked["pre_nms_topk"],
         min_length=asked["duration_thresh"],
         suppression=SuppressionSettings(
             sigma=asked["nms_sigma"],

@@ -72,7 +72,7 @@ ASKED = rows(
 
 
 def test_answers_are_the_most_frequent_of_training_or_those_of_a_file(tmp_path: Path) -> None:
-    assert answer_vocabulary(ASKED, QuestionSettings(most=3)) == ("run", "man", "sit")
+    assert answer_vocabulary(ASKED, QuestionSettings(max_answers=3)) == ("run", "man", "sit")
     (tmp_path / "set.txt").write_text("cat\nman\n")
     (tmp_path / "ans2label.json").write_text('{"man": 1, "cat": 0}')
     for name in ("set.txt", "ans2label.json"):
@@ -114,17 +114,17 @@ def test_tokens_are_as_short_as_the_longest_and_leave_the_last_place_free() -> N
         question_tokens(["word " * 40], 16, truncate=False)
 
 
-def loader(at_once: int = 1, repeats: int = 1) -> QuestionLoader:
+def loader(questions_per_clip: int = 1, repeated_augmentation: int = 1) -> QuestionLoader:
     manifest = read_manifest(small_world.world())
-    settings = LoaderSettings(batch_size=4, repeats=repeats)
-    clips = Loader(manifest, SegmentMiddle(frames=FRAMES), TrainTransform(size=SIDE, crop="centre"), settings)
-    return QuestionLoader(clips, ["red", "circle"], 16, at_once)
+    settings = LoaderSettings(batch_size=4, repeated_augmentation=repeated_augmentation)
+    clips = Loader(manifest, SegmentMiddle(frames=FRAMES), TrainTransform(size=SIDE, crop="center"), settings)
+    return QuestionLoader(clips, ["red", "circle"], 16, questions_per_clip)
 
 
 def test_batches_resume_and_ask_every_question_equally_often() -> None:
-    source = loader(repeats=2)
+    source = loader(repeated_augmentation=2)
     whole = list(source.epoch(1))
-    rest = list(loader(repeats=2).epoch(1, 3))
+    rest = list(loader(repeated_augmentation=2).epoch(1, 3))
     for old, new in zip(whole[3:], rest, strict=True):
         assert old.ids == new.ids
         assert torch.equal(old.text_ids, new.text_ids)  # type: ignore[arg-type]  # both are there
@@ -138,7 +138,7 @@ def test_batches_resume_and_ask_every_question_equally_often() -> None:
 
 def test_labels_are_the_answers_of_the_questions_and_unknown_ones_are_left_out() -> None:
     pairs = {(p.question, row.id): p.answer for row in read_manifest(small_world.world()).rows for p in row.qa}
-    batch = next(loader(at_once=3).epoch(0))
+    batch = next(loader(questions_per_clip=3).epoch(0))
     assert batch.text_ids is not None
     assert batch.labels is not None
     assert batch.text_ids.shape[:2] == batch.labels.shape == (4, 3)
@@ -150,8 +150,8 @@ def test_labels_are_the_answers_of_the_questions_and_unknown_ones_are_left_out()
         for row, label in zip(ids, labels.tolist(), strict=True):
             key = tuple(row.tolist()[:-1]) + (0,) * (15 - len(row) + 1)
             assert label == {"red": 0, "circle": 1}.get(table[name, key], IGNORE_INDEX)
-    with pytest.raises(ValueError, match="at_once"):
-        QuestionSettings(at_once=2)
+    with pytest.raises(ValueError, match="questions_per_clip"):
+        QuestionSettings(questions_per_clip=2)
 
 
 # --- model ---
@@ -290,7 +290,7 @@ def test_the_accuracies_are_the_published_evaluators() -> None:
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     recipe = small_recipe("answering")
-    recipe["data"]["questions"] = {"each": "video", "at_once": 3}
+    recipe["data"]["questions"] = {"epoch_over": "video", "questions_per_clip": 3}
     return run_recipe(build_recipe(recipe), tmp_path_factory.mktemp("answering"), device="cpu")
 
 

@@ -36,7 +36,7 @@ from internvideo.weights.state import save_model
 
 
 def loader(rows: Manifest) -> ChoiceLoader:
-    transform = TrainTransform(size=SIDE, crop="centre")
+    transform = TrainTransform(size=SIDE, crop="center")
     return ChoiceLoader(Loader(rows, SegmentMiddle(frames=FRAMES), transform, LoaderSettings(batch_size=4)), WORDS)
 
 

@@ -203,20 +203,26 @@ def test_test_clips_are_cut_in_the_arithmetic_that_the_recipe_names(tmp_path: Pa
     write_manifest(tmp_path / "test.jsonl", rows_of_the_world(1), CLASSES)
     rows, first = read_manifest(tmp_path / "test.jsonl"), {}
     job = prepare(build_recipe(small_recipe("supervised")))
-    for style, squash in (("pil", False), ("opencv", False), ("torch", False), ("pil", True)):
-        changes = {"size": 20, "crop": "centre", "test_style": style, "squash": squash, "test_resize": 24}
+    for resize_backend, keep_aspect in (("pil", True), ("opencv", True), ("torch", True), ("pil", False)):
+        changes = {
+            "size": 20,
+            "crop": "center",
+            "resize_backend": resize_backend,
+            "keep_aspect": keep_aspect,
+            "test_resize": 24,
+        }
         recipe = build_recipe(small_recipe("supervised", augment=changes))
         trained = Trained(job.model, recipe, job.classes)
         ((batch, _),) = clip_source(trained, rows, ClipOptions(device="cpu"))[1]
-        first[style, squash] = batch.video[0].float()
-        assert batch.video.dtype == (torch.float32 if style == "torch" else torch.uint8)
+        first[resize_backend, keep_aspect] = batch.video[0].float()
+        assert batch.video.dtype == (torch.float32 if resize_backend == "torch" else torch.uint8)
         rule = preprocessing_of(recipe, whole=True)
-        assert (rule.style, rule.squash, rule.resize) == (style, squash, 24)
+        assert (rule.resize_backend, rule.keep_aspect, rule.resize) == (resize_backend, keep_aspect, 24)
     found = list(first.values())[:3]  # the small world's frames are squares already
     assert all(not torch.equal(one, other) for i, one in enumerate(found) for other in found[:i])
     for wrong, told in (
-        ({"bicubic": True, "test_style": "torch"}, "bicubic is the test_style pil_bicubic"),
-        ({"crop": "random_resized", "squash": True}, "takes boxes of any aspect"),
+        ({"bicubic": True}, "now 'data.augment.resize_backend=pil_bicubic'"),
+        ({"crop": "random_resized", "keep_aspect": False}, "takes boxes of any aspect"),
     ):
         with pytest.raises(RecipeError, match=told):
             build_recipe(small_recipe("supervised", augment={"size": 20, **wrong}))

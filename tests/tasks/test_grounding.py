@@ -81,7 +81,7 @@ def recipe(path: Path, **changes: Any) -> Recipe:
         },
         "optimizer": {"base_lr": 1e-2},
         "schedule": {"steps": 100, "warmup": 5},
-        "loop": {"gradient_clip": 1.0, "log_every": 50},
+        "loop": {"max_grad_norm": 1.0, "log_every": 50},
     }
     return build_recipe({**tree, **changes})
 

@@ -58,7 +58,7 @@ def recipe(folder: Path, **changes: Any) -> Recipe:
         },
         "optimizer": {"base_lr": 3e-3},
         "schedule": {"steps": 60, "warmup": 5},
-        "loop": {"gradient_clip": 10.0, "log_every": 20},
+        "loop": {"max_grad_norm": 10.0, "log_every": 20},
     }
     return build_recipe({**tree, **changes})
 
@@ -113,7 +113,7 @@ def test_mirrored_hands_are_exchanged_and_stay_invisible() -> None:
 
 def test_a_mirrored_clip_shows_its_hand_where_the_target_says(tmp_path: Path) -> None:
     rows, targets = observed(world(tmp_path, 8), HandSettings(seconds=0.3))
-    transform = TrainTransform(32, "centre", resize=32, squash=True)
+    transform = TrainTransform(32, "center", resize=32, keep_aspect=False)
     clips = Loader(rows, Sparse(2), transform, LoaderSettings(8))
     assert clips.manifest is rows
     before = targets.positions.copy()

@@ -72,7 +72,7 @@ def recipe(folder: Path, **changes: Any) -> Recipe:
         "data": {"train": str(folder), "split": "train", "loader": {"batch_size": 4}},
         "optimizer": {"base_lr": 3e-3},
         "schedule": {"steps": 60, "warmup": 5},
-        "loop": {"gradient_clip": 1.0, "log_every": 20},
+        "loop": {"max_grad_norm": 1.0, "log_every": 20},
     }
     return build_recipe({**tree, **changes})
 
@@ -322,8 +322,8 @@ def test_windows_in_a_row_are_merged() -> None:
 def test_the_window_baseline_finds_what_scores_say(tmp_path: Path) -> None:
     features = read_feature_set(world(tmp_path))
     table = window_baseline.predict(
-        features, overlaps=(0.3,), classify=lambda rows: rows[:, :2].clip(0, 1), settings=SuppressionSettings()
+        features, tiou_thresholds=(0.3,), classify=lambda rows: rows[:, :2].clip(0, 1), settings=SuppressionSettings()
     )
     assert localisation.score(table)["figures"]["mAP@0.3"] > 0.5
     with pytest.raises(RunError, match="scores of the 2 classes"):
-        window_baseline.predict(features, overlaps=(0.3,))
+        window_baseline.predict(features, tiou_thresholds=(0.3,))

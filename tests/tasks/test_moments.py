@@ -82,5 +82,5 @@ def test_the_configuration() -> None:
 def test_the_recipe_measures_as_ego4d_does() -> None:
     settings = read_recipe("benchmarks/ego4d_mq").settings
     assert isinstance(settings, LocalisationSettings)
-    assert settings.overlaps == (0.1, 0.2, 0.3, 0.4, 0.5)
-    assert settings.recall == "moments"
+    assert settings.tiou_thresholds == (0.1, 0.2, 0.3, 0.4, 0.5)
+    assert settings.recall_protocol == "moments"

@@ -266,7 +266,7 @@ def recipe(stage: str, folder: Path, **more: object) -> dict[str, object]:
 
 def test_from_houses_to_figures(folder: Path, tmp_path: Path) -> None:
     encoder = run_recipe(build_recipe(recipe("waypoints", folder)), tmp_path / "eyes", device="cpu")
-    walks = {"settings": {"steps": 3, "test_steps": 3}, "init": {"weights": str(encoder)}}
+    walks = {"settings": {"max_steps": 3, "max_test_steps": 3}, "init": {"weights": str(encoder)}}
     agent = run_recipe(build_recipe(recipe("navigation", folder, **walks)), tmp_path / "agent", device="cpu")
     seen, learned = load_trained(encoder).model.state_dict(), load_trained(agent).model.state_dict()
     same = {name for name, value in learned.items() if torch.equal(value, seen[name])}

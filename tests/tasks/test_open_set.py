@@ -143,7 +143,7 @@ def test_the_papers_loss_is_the_log_loss_of_exp_evidence_and_nothing_else() -> N
     torch.testing.assert_close(parts["uncertainty"], opinion(found)[1].mean())
 
 
-@pytest.mark.parametrize("debias", ["none", "maximised", "alternated"])
+@pytest.mark.parametrize("debias", ["none", "maximized", "alternated"])
 @pytest.mark.parametrize("loss", ["log", "digamma", "mse", "cross_entropy"])
 def test_every_loss_reaches_every_parameter(loss: str, debias: str) -> None:
     own = stage(
@@ -183,7 +183,7 @@ def test_alternated_branches_pull_against_each_other() -> None:
     """The motion branch lowers the dependence, the two others raise it, so the value itself is 0."""
     own = stage(debias="alternated").train()
     assert own(batch(6), generator())["loss_hsic"].item() == 0
-    raised = stage(debias="maximised").train()
+    raised = stage(debias="maximized").train()
     assert raised(batch(6), generator())["loss_hsic"].item() < 0
 
 

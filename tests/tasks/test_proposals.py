@@ -153,7 +153,7 @@ def loader(folder: Path, **changes: Any) -> ProposalLoader:
     features = read_feature_set(folder)
     proposals = read_proposals(folder / "proposals.json", features.classes)
     features = with_proposals(features, proposals)
-    choice = ProposalSettings(**{"jitter": 0.2, "most": 10, **changes})
+    choice = ProposalSettings(**{"jitter": 0.2, "top_k": 10, **changes})
     return ProposalLoader(features, proposals, FeatureSettings(), choice, LoaderSettings(batch_size=5))
 
 

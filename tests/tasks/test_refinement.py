@@ -37,11 +37,11 @@ def recipe(folder: Path, steps: int = 90, **data: Any) -> Recipe:
     tree = {
         "stage": "refinement",
         "model": {"name": "tcanet", "overrides": sizes},
-        "settings": {"overlaps": [0.5, 0.7, 0.9]},
+        "settings": {"tiou_thresholds": [0.5, 0.7, 0.9]},
         "data": {"train": str(folder), "split": "train", "proposals": proposals, "loader": {"batch_size": 8}, **data},
         "optimizer": {"base_lr": 3e-3, "weight_decay": 1e-5},
         "schedule": {"steps": steps, "warmup": 5},
-        "loop": {"gradient_clip": 1.0, "checkpoint_every": 5, "log_every": 20},
+        "loop": {"max_grad_norm": 1.0, "checkpoint_every": 5, "log_every": 20},
     }
     return build_recipe(tree)
 

@@ -46,7 +46,7 @@ CASES: dict[str, Build] = {
     "retrieval": lambda changes: retrieval(small_world.language_model, changes),
     "retrieval, frame by frame": lambda changes: retrieval(small_world.image_text_model, changes),
     "multimodal": lambda changes: MultimodalStage(
-        small_world.language_model().double(), MultimodalSettings(captioned=5, **changes)
+        small_world.language_model().double(), MultimodalSettings(max_captioned_clips=5, **changes)
     ),
 }
 
@@ -77,7 +77,7 @@ def gradients_of_the_whole(name: str, clips: Batch) -> dict[str, Tensor]:
 
 
 @pytest.mark.parametrize("name", CASES)
-@pytest.mark.parametrize("bounds", [{"clips_at_once": 3}, {"clips_at_once": 4, "rows_at_once": 3}])
+@pytest.mark.parametrize("bounds", [{"encode_chunk_size": 3}, {"encode_chunk_size": 4, "similarity_chunk_size": 3}])
 def test_a_batch_in_parts_has_the_loss_and_gradients_of_the_whole(name: str, bounds: dict[str, int]) -> None:
     clips = batch(8)
     mask = torch.ones(8, small_world.FRAMES, dtype=torch.bool)
@@ -98,7 +98,7 @@ def test_parts_keep_the_activations_of_one_part_alone() -> None:
         return tensor
 
     sizes = {}
-    for changes in ({}, {"clips_at_once": 2, "rows_at_once": 2}):
+    for changes in ({}, {"encode_chunk_size": 2, "similarity_chunk_size": 2}):
         stage = retrieval(small_world.language_model, changes)
         kept.clear()
         with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
@@ -130,7 +130,7 @@ def _half(folder: Path) -> None:
         cut = slice(0, 5) if rank == 0 else slice(5, 8)  # unequal shares
         own = Batch(video[cut], tuple("abcdefgh")[cut], None, tokens[cut])
         model = small_world.language_model().double()
-        settings = RetrievalSettings(clips_at_once=2, rows_at_once=3)
+        settings = RetrievalSettings(encode_chunk_size=2, similarity_chunk_size=3)
         stage = RetrievalStage(model, settings, distributed.gather_with_gradient)
         found = gradients(torch.nn.parallel.DistributedDataParallel(stage), own)
         torch.save({name.removeprefix("module."): value for name, value in found.items()}, folder / str(rank))
@@ -159,8 +159,8 @@ def test_retrieval_matches_clips_and_captions(build: Callable[[], Any], loss: An
 
 
 def test_the_dual_softmax_loss_needs_all_rows_and_pairs() -> None:
-    with pytest.raises(ValueError, match="leave out rows_at_once"):
-        RetrievalStage(small_world.language_model(), RetrievalSettings(loss="dual_softmax", rows_at_once=4))
+    with pytest.raises(ValueError, match="leave out similarity_chunk_size"):
+        RetrievalStage(small_world.language_model(), RetrievalSettings(loss="dual_softmax", similarity_chunk_size=4))
     with pytest.raises(ValueError, match="not pairs"):
         symmetric_dual_softmax(torch.zeros(2, 3), torch.zeros(3, 3), 1.0)
 
@@ -241,7 +241,7 @@ def places(video: Tensor) -> list[int]:
 def test_one_frame_a_second_with_masks_in_training_and_testing(films: Manifest) -> None:
     sampler, settings = OnePerSecond(frames=5), LoaderSettings(batch_size=2, shuffle=False)
     tokenizer = Tokenizer(context_length=16)
-    loader = Loader(films, sampler, TrainTransform(size=32, crop="centre", flip=False), settings, tokenizer=tokenizer)
+    loader = Loader(films, sampler, TrainTransform(size=32, crop="center", flip=False), settings, tokenizer=tokenizer)
     batches = [next(loader.epoch(0)), next(iter(EvalLoader(films, sampler, EvalTransform(size=32), settings)))[0]]
     for found in batches:
         assert found.video.shape == (2, 3, 5, 32, 32)

@@ -70,7 +70,7 @@ def recipe(folder: Path, **changes: Any) -> Recipe:
         },
         "optimizer": {"base_lr": 3e-3},
         "schedule": {"steps": 60, "warmup": 5},
-        "loop": {"gradient_clip": 10.0, "log_every": 20},
+        "loop": {"max_grad_norm": 10.0, "log_every": 20},
     }
     return build_recipe({**tree, **changes})
 

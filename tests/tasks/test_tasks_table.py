@@ -127,5 +127,7 @@ def test_protocol_from_the_real_sampler_and_transform() -> None:
     assert "stride=4" in clips.sampling
     alone = clip_protocol(Dense(frames=16, stride=4, views=5), EvalTransform(size=96), single_frame=True)
     assert alone == ClipProtocol(frames=1, size=96, sampling="middle frame", resizing="short side 96, pil")
-    squashed = clip_protocol(Dense(frames=16), EvalTransform(size=96, resize=112, style="opencv", squash=True))
+    squashed = clip_protocol(
+        Dense(frames=16), EvalTransform(size=96, resize=112, resize_backend="opencv", keep_aspect=False)
+    )
     assert squashed.resizing == "squashed to 112, opencv"

@@ -48,7 +48,7 @@ def recipe(manifest: Path, **augment: object) -> Recipe:
             "data": {
                 "train": str(manifest),
                 "sampling": {"kind": "sparse", "frames": 4},
-                "augment": {"size": 32, "crop": "centre", **augment},
+                "augment": {"size": 32, "crop": "center", **augment},
                 "loader": {"batch_size": 5, "cache_megabytes": 20},
             },
             "optimizer": {"base_lr": 3e-3},

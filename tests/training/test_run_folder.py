@@ -98,7 +98,7 @@ def test_a_finished_run_is_made_longer(folder: Path, capsys: pytest.CaptureFixtu
 
 def test_a_longer_run_goes_on_by_the_longer_schedule(folder: Path, tmp_path: Path) -> None:
     """The steps after the old end are those of the new schedule, from the old weights."""
-    longer, constant = {"steps": 12}, {"shape": "constant"}
+    longer, constant = {"steps": 12}, {"kind": "constant"}
     go(tmp_path / "a", schedule=constant)
     go(tmp_path / "b", schedule={**constant, **longer})
     ours, straight = go(tmp_path / "a", schedule={**constant, **longer}), go(tmp_path / "b", schedule=constant | longer)

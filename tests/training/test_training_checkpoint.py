@@ -112,15 +112,15 @@ def test_loader_workers_killed_by_the_same_signal(tmp_path: Path) -> None:
 
 def test_accumulated_batches_resume_too(tmp_path: Path) -> None:
     # Three batches a step: a step spans two epochs.
-    whole = run(tmp_path / "whole", accumulate=3)
+    whole = run(tmp_path / "whole", grad_accum_steps=3)
 
     def ask(k: int, position: int) -> None:
         if 4 * k + position == 13:
             os.kill(os.getpid(), signal.SIGTERM)
 
     with pytest.raises(RunInterruptedError, match="step 4 of 10"):
-        run(tmp_path / "parts", loader=TinyLoader(hook=ask), accumulate=3)
-    assert_same_bits(tensors(whole), tensors(run(tmp_path / "parts", accumulate=3)))
+        run(tmp_path / "parts", loader=TinyLoader(hook=ask), grad_accum_steps=3)
+    assert_same_bits(tensors(whole), tensors(run(tmp_path / "parts", grad_accum_steps=3)))
 
 
 def test_a_finished_run_returns_at_once(straight: TrainResult) -> None:

@@ -24,10 +24,12 @@ def joined(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("accumulate", [1, 2])
-def test_two_processes_equal_one_with_the_joined_batch(joined: Path, tmp_path: Path, accumulate: int) -> None:
-    folder = joined / f"two{accumulate}"
-    one = run(tmp_path, TinyStage(random=False, contrastive=True), TinyLoader(clips=4), accumulate=accumulate)
+@pytest.mark.parametrize("grad_accum_steps", [1, 2])
+def test_two_processes_equal_one_with_the_joined_batch(joined: Path, tmp_path: Path, grad_accum_steps: int) -> None:
+    folder = joined / f"two{grad_accum_steps}"
+    one = run(
+        tmp_path, TinyStage(random=False, contrastive=True), TinyLoader(clips=4), grad_accum_steps=grad_accum_steps
+    )
     path = checkpoint.newest(folder)
     assert path is not None
     two = load_file(path)
@@ -39,7 +41,7 @@ def test_two_processes_equal_one_with_the_joined_batch(joined: Path, tmp_path: P
     norms = [[line["gradient_norm"] for line in read_metrics(which)] for which in (tmp_path, folder)]
     assert norms[0] == pytest.approx(norms[1], rel=1e-4)
     with pytest.raises(RunError, match="written by 2 processes, now there are 1"):
-        run(folder, TinyStage(random=False, contrastive=True), TinyLoader(clips=4), accumulate=accumulate)
+        run(folder, TinyStage(random=False, contrastive=True), TinyLoader(clips=4), grad_accum_steps=grad_accum_steps)
 
 
 def test_gathering(joined: Path) -> None:

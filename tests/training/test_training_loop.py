@@ -90,7 +90,7 @@ def test_accumulated_batches_equal_one_large_batch(tmp_path: Path) -> None:
 
     joined, halves = TinyStage(random=False), TinyStage(random=False)
     large = run(tmp_path / "large", joined, TinyLoader(clips=4))
-    small = run(tmp_path / "small", halves, Halves(batches=8), accumulate=2)
+    small = run(tmp_path / "small", halves, Halves(batches=8), grad_accum_steps=2)
     assert small.losses == pytest.approx(large.losses, abs=1e-6)
     for name, tensor in joined.state_dict().items():
         assert torch.allclose(tensor, halves.state_dict()[name], atol=1e-6), name
@@ -100,8 +100,8 @@ def test_rate_follows_the_batch(tmp_path: Path) -> None:
     chosen = TrainingSettings.model_validate(
         {
             "optimizer": {"base_lr": 0.01, "lr_scaling": "batch/256"},
-            "schedule": {"epochs": 1, "shape": "constant"},
-            "loop": {"accumulate": 2, "log_every": 1},
+            "schedule": {"epochs": 1, "kind": "constant"},
+            "loop": {"grad_accum_steps": 2, "log_every": 1},
         }
     )
     result = train(TinyStage(), TinyLoader(), chosen, tmp_path, {}, batch_size=64)
@@ -262,4 +262,4 @@ def test_small_formats() -> None:
 def test_checkpoints_carry_the_recipe(tmp_path: Path) -> None:
     result = run(tmp_path)
     assert "model/head.weight" in load_file(result.checkpoint)
-    assert json.loads((tmp_path / "run.json").read_text())["recipe"]["loop"]["gradient_clip"] == 1.0
+    assert json.loads((tmp_path / "run.json").read_text())["recipe"]["loop"]["max_grad_norm"] == 1.0

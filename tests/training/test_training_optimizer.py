@@ -153,7 +153,7 @@ def test_retrieval_optimizer(last: int) -> None:
     assert optimizer.param_groups[0]["clip"] == case["max_grad_norm_per_tensor"]
     total = case["t_total"]
     schedule = Schedule(
-        ScheduleSettings(steps=total, shape="whole_cosine"),
+        ScheduleSettings(steps=total, kind="cosine_including_warmup"),
         peak=case["lr"],
         scale=1.0,
         total=total,

@@ -75,11 +75,11 @@ def test_start_and_final_rate_are_scaled_with_the_peak() -> None:
 
 def test_linear_constant_and_whole_cosine() -> None:
     assert linear_with_warmup(6, 10, peak=1.0, final=0.0, warmup=2) == pytest.approx(0.5)
-    constant = Schedule(ScheduleSettings(steps=4, warmup=2, shape="constant"), peak=2.0, scale=1.0, total=4, warmup=2)
+    constant = Schedule(ScheduleSettings(steps=4, warmup=2, kind="constant"), peak=2.0, scale=1.0, total=4, warmup=2)
     assert [constant(step) for step in range(4)] == [0.0, 2.0, 2.0, 2.0]
-    linear = Schedule(ScheduleSettings(steps=4, shape="linear"), peak=2.0, scale=1.0, total=4, warmup=0)
+    linear = Schedule(ScheduleSettings(steps=4, kind="linear"), peak=2.0, scale=1.0, total=4, warmup=0)
     assert [linear(step) for step in range(4)] == [2.0, 1.5, 1.0, 0.5]
-    whole = Schedule(ScheduleSettings(steps=4, shape="whole_cosine"), peak=2.0, scale=1.0, total=4, warmup=1)
+    whole = Schedule(ScheduleSettings(steps=4, kind="cosine_including_warmup"), peak=2.0, scale=1.0, total=4, warmup=1)
     assert [whole(step) for step in range(4)] == pytest.approx(
         [0.0, 1 + math.cos(math.pi / 4), 1.0, 1 - math.cos(math.pi / 4)]
     )
@@ -107,8 +107,8 @@ def test_lengths() -> None:
         {"steps": 0},
         {"steps": 3, "final_lr": -1.0},
         {"steps": 3, "warm_up": 1},
-        {"steps": 3, "shape": "step"},
-        {"steps": 3, "shape": "whole_cosine", "final_lr": 1e-6},
+        {"steps": 3, "kind": "step"},
+        {"steps": 3, "kind": "cosine_including_warmup", "final_lr": 1e-6},
     ],
 )
 def test_wrong_settings(wrong: dict[str, Any]) -> None:
@@ -117,7 +117,7 @@ def test_wrong_settings(wrong: dict[str, Any]) -> None:
 
 
 def test_steps_drop_to_a_tenth_where_they_are_asked_to() -> None:
-    settings = ScheduleSettings(epochs=50, shape="steps", drops=(20, 40))
+    settings = ScheduleSettings(epochs=50, kind="multistep", milestones=(20, 40))
     per_epoch = 7
     schedule = Schedule(settings, peak=1.0, scale=1.0, total=settings.total_steps(per_epoch), warmup=0)
     values = [schedule(step) for step in range(50 * per_epoch)]
@@ -127,8 +127,13 @@ def test_steps_drop_to_a_tenth_where_they_are_asked_to() -> None:
 
 @pytest.mark.parametrize(
     "wrong",
-    [{"shape": "steps"}, {"drops": (2,)}, {"shape": "steps", "drops": (4, 2)}, {"shape": "steps", "drops": (9,)}],
+    [
+        {"kind": "multistep"},
+        {"milestones": (2,)},
+        {"kind": "multistep", "milestones": (4, 2)},
+        {"kind": "multistep", "milestones": (9,)},
+    ],
 )
 def test_drops_that_do_not_fit_are_refused(wrong: dict[str, Any]) -> None:
-    with pytest.raises(ValidationError, match="drops"):
+    with pytest.raises(ValidationError, match="milestones"):
         ScheduleSettings(epochs=8, **wrong)

@@ -342,7 +342,7 @@ def test_a_processor_tells_colours_and_crop(tmp_path: Path) -> None:
     (tmp_path / "preprocessor_config.json").write_text(json.dumps(processor))
     model = load(tmp_path, device="cpu")
     rule = model.preprocessing
-    assert (rule.resize, rule.size, rule.style, rule.squash) == (40, 32, "pil_bicubic", False)
+    assert (rule.resize, rule.size, rule.resize_backend, rule.keep_aspect) == (40, 32, "pil_bicubic", True)
     pixels = torch.randint(0, 256, (1, 3, 4, 32, 32), dtype=torch.uint8)
     mean, std = (torch.tensor(processor[key]).view(3, 1, 1, 1) for key in ("image_mean", "image_std"))
     assert torch.allclose(model.module.normalize(pixels), (pixels / 255 - mean) / std, atol=1e-6)  # type: ignore[operator]  # a module
@@ -352,7 +352,7 @@ def test_a_processor_tells_colours_and_crop(tmp_path: Path) -> None:
     assert not torch.allclose(plain.logits(pixels), model.logits(pixels))
     squashed = {**processor, "size": {"height": 32, "width": 32}, "do_center_crop": False}
     (tmp_path / "preprocessor_config.json").write_text(json.dumps(squashed))
-    assert load(tmp_path, device="cpu").preprocessing.squash
+    assert not load(tmp_path, device="cpu").preprocessing.keep_aspect
 
 
 @pytest.mark.parametrize(

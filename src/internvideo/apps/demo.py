@@ -158,7 +158,7 @@ def step_recipe(step: Step, output: Path, data: DemoData, profile: Profile, seed
     parts: dict[str, Any] = {"train": data.train, "loader": loader, "augment": augment}
     if step.images:
         images = recipe.data_as(MultimodalData).image_batch_size or loader.batch_size
-        parts |= {"images": data.train, "image_batch_size": min(images, loader.batch_size)}
+        parts |= {"image_manifest": data.train, "image_batch_size": min(images, loader.batch_size)}
     return recipe.model_copy(
         update={
             "model": model,

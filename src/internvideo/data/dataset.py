@@ -242,7 +242,7 @@ class EpochPlan:
 
 
 class TrainingBatches(Dataset[WorkerResult]):
-    """Map-style dataset with key (epoch, batch index); decodes each sample once and augments it `repeats` times."""
+    """Map-style dataset with key (epoch, batch index); decodes each sample once, augments it several times."""
 
     def __init__(
         self,
@@ -251,12 +251,12 @@ class TrainingBatches(Dataset[WorkerResult]):
         sampler: FrameSampler,
         transform: ClipTransform,
         *,
-        repeats: int,
+        repeated_augmentation: int,
         tokenizer: TextEncoder | None,
         caption: Captions,
     ) -> None:
         self.decoder, self.plan, self.sampler, self.transform = decoder, plan, sampler, transform
-        self.repeats, self.tokenizer, self.caption = repeats, tokenizer, caption
+        self.repeated_augmentation, self.tokenizer, self.caption = repeated_augmentation, tokenizer, caption
         self.labelled = decoder.labelled
         self._order: tuple[int, Sequence[int] | Indices] | None = None
 
@@ -275,7 +275,7 @@ class TrainingBatches(Dataset[WorkerResult]):
         for position in self.plan.positions(batch_index):
             index, attempt, clip = self._decode(epoch, position, unreadable)
             row = self.decoder.manifest.rows[index]
-            for repeat in range(self.repeats):
+            for repeat in range(self.repeated_augmentation):
                 rng = random_stream(AUGMENT, self.plan.seed, epoch, index, attempt, repeat)
                 captions.append(choose_caption(row, self.caption, rng))
                 clips.append(self.transform(clip, rng))

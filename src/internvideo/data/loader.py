@@ -41,7 +41,7 @@ from internvideo.data.transforms import ClipTransform
 from internvideo.errors import RecipeError, RunError, shown
 
 _LIMITS = {
-    "batch_size": (1, 2**20), "workers": (0, 1024), "repeats": (1, 1024), "seed": (0, 2**63 - 1),
+    "batch_size": (1, 2**20), "workers": (0, 1024), "repeated_augmentation": (1, 1024), "seed": (0, 2**63 - 1),
     "cache_megabytes": (0, 2**30), "prefetch": (1, 1024), "short_side": (1, 8192),
 }  # fmt: skip
 """Minimum and maximum of settings, to reject implausible recipes."""
@@ -52,10 +52,10 @@ class LoaderSettings:
     """Settings of a data loader.
 
     Attributes:
-        batch_size: videos per batch and rank; a training batch has batch_size * repeats clips, an evaluation batch at
-            most batch_size views.
+        batch_size: videos per batch and rank; a training batch has batch_size * repeated_augmentation clips, an
+            evaluation batch at most batch_size views.
         workers: number of worker processes; 0 decodes in the main process.
-        repeats: repeated augmentation: number of augmentations of each decoded clip, consecutive in the batch.
+        repeated_augmentation: number of augmentations of each decoded clip, consecutive in the batch.
         seed: seed of order, frames, captions and augmentation.
         shuffle: a new order every epoch. drop_last: drop the last, incomplete batch.
         max_unreadable: training stops when more than this fraction of the manifest cannot be read, by any process in
@@ -70,7 +70,7 @@ class LoaderSettings:
 
     batch_size: int
     workers: int = 0
-    repeats: int = 1
+    repeated_augmentation: int = 1
     seed: int = 0
     shuffle: bool = True
     drop_last: bool = True
@@ -137,7 +137,7 @@ class ResumableLoader:
             plan,
             Sparse(frames=1, views=1) if settings.single_frame else sampler,
             transform,
-            repeats=settings.repeats,
+            repeated_augmentation=settings.repeated_augmentation,
             tokenizer=tokenizer,
             caption=caption,
         )

@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from internvideo.data.resize import Style
+from internvideo.data.resize import ResizeBackend
 from internvideo.data.sampling import FrameSampler, Indices, Sparse
 from internvideo.data.settings import SAMPLERS
 from internvideo.data.transforms import EvalTransform
@@ -28,6 +28,8 @@ SLACK = 1e-6
 """Seconds by which a time may be off through rounding."""
 MAX_SIZE = 8192
 """Frames of a clip, and pixels of a side."""
+SAVED_NAMES = {"temporal_stride": "step", "sampled_frames": "sampled", "resize_backend": "style"}
+"""Setting -> its name in saved files, which earlier versions fixed; `keep_aspect` is there "squash", negated."""
 
 
 @dataclass(frozen=True)
@@ -53,9 +55,9 @@ class Preprocessing:
         frames: T of a clip.
         size: S, pixels.
         sampler: rule of `data.settings.SAMPLERS`; stride: of the dense rules.
-        step: the rule picks `sampled` frames (0: T), of which every `step`-th is kept.
-        resize: short side before the centre crop, None for S; squash: to a square of it, without keeping the aspect.
-        style: pixel arithmetic (`data.resize.Style`); with "torch" clips are float32 in 0..255 instead of uint8.
+        temporal_stride: the rule picks `sampled_frames` frames (0: T), of which every `temporal_stride`-th is kept.
+        resize: short side before the center crop, None for S; keep_aspect: False resizes to a square of it.
+        resize_backend: pixel arithmetic (`data.resize`); with "torch" clips are float32 in 0..255 instead of uint8.
         short_side: pixels of the shorter side that the decoder scales to, None for no such scaling.
         single_frame: the middle frame alone, whatever the rule.
 
@@ -67,23 +69,28 @@ class Preprocessing:
     size: int
     sampler: str = "linspace"
     stride: int | None = None
-    sampled: int = 0
-    step: int = 1
+    sampled_frames: int = 0
+    temporal_stride: int = 1
     resize: int | None = None
-    squash: bool = False
-    style: Style = "pil"
+    keep_aspect: bool = True
+    resize_backend: ResizeBackend = "pil"
     short_side: int | None = None
     single_frame: bool = False
 
     def __post_init__(self) -> None:
-        for name in ("frames", "size", "sampled", "resize", "short_side"):
+        for name in ("frames", "size", "sampled_frames", "resize", "short_side"):
             if (getattr(self, name) or 0) > MAX_SIZE:
                 raise RecipeError(f"preprocessing.{name}", str(getattr(self, name))[:20], f"up to {MAX_SIZE:,}")
-        num_frames = 1 if self.single_frame else len(range(0, self.sampled or self.frames, max(self.step, 1)))
-        if self.step < 1 or num_frames != self.frames:
-            raise RecipeError("preprocessing", f"{self.sampled} frames by {self.step} make no {self.frames}")
-        if self.style not in get_args(Style):
-            raise RecipeError("preprocessing.style", repr(self.style), ", ".join(get_args(Style)))
+        num_frames = (
+            1 if self.single_frame else len(range(0, self.sampled_frames or self.frames, max(self.temporal_stride, 1)))
+        )
+        if self.temporal_stride < 1 or num_frames != self.frames:
+            found = f"{self.sampled_frames} sampled frames with temporal stride {self.temporal_stride}"
+            raise RecipeError("preprocessing", f"{found} give {num_frames} frames", str(self.frames))
+        if self.resize_backend not in get_args(ResizeBackend):
+            raise RecipeError(
+                "preprocessing.resize_backend", repr(self.resize_backend), ", ".join(get_args(ResizeBackend))
+            )
         self.frame_sampler(1)
         try:
             self._transform()
@@ -98,7 +105,11 @@ class Preprocessing:
         if views < 1 or (views > 1 and not has_views):
             allowed = "1" if views > 0 else "1 or more"
             raise RecipeError("views", str(views), f"{allowed} with the frame rule '{self.sampler}'")
-        settings = {"frames": self.sampled or self.frames, "stride": self.stride, "views": views if has_views else None}
+        settings = {
+            "frames": self.sampled_frames or self.frames,
+            "stride": self.stride,
+            "views": views if has_views else None,
+        }
         given = {name: value for name, value in settings.items() if value is not None}
         try:
             return SAMPLERS[self.sampler](**given)
@@ -106,14 +117,16 @@ class Preprocessing:
             raise RecipeError("preprocessing", f"the frame rule '{self.sampler}' does not take {given}") from error
 
     def _transform(self) -> EvalTransform:
-        return EvalTransform(self.size, resize=self.resize, style=self.style, squash=self.squash)
+        return EvalTransform(
+            self.size, resize=self.resize, resize_backend=self.resize_backend, keep_aspect=self.keep_aspect
+        )
 
     def indices(self, n: int, views: int = 1) -> list[Indices]:
         """(T,) frame numbers of each view of a video with n frames. Raises RecipeError as `rule`."""
         sampler = self.frame_sampler(views)
         if self.single_frame:
             return Sparse(frames=1, views=1).test(n)
-        return [indices[:: self.step] for indices in sampler.test(n)]
+        return [indices[:: self.temporal_stride] for indices in sampler.test(n)]
 
     def frame_indices(
         self, video: Video, start: float | None = None, end: float | None = None, *, views: int = 1
@@ -173,13 +186,16 @@ class Preprocessing:
         return self._transform().crop_clip(torch.from_numpy(np.ascontiguousarray(frames)))[0]
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values of all settings."""
-        return asdict(self)
+        """Return plain values of all settings, under the names of saved files (`SAVED_NAMES`)."""
+        values = {SAVED_NAMES.get(name, name): value for name, value in asdict(self).items()}
+        return values | {"squash": not values.pop("keep_aspect")}
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any], where: object = "preprocessing") -> Preprocessing:
         """From plain values. Raises RecipeError for an unknown, missing or unfit setting."""
-        known = {field.name for field in fields(cls)}
+        names = {SAVED_NAMES.get(field.name, field.name): field.name for field in fields(cls)}
+        names["squash"] = names.pop("keep_aspect")
+        known = set(names)
         unknown = sorted(set(values) - known)
         if unknown or not {"frames", "size"} <= set(values):
             found = f"unknown setting '{unknown[0]}'" if unknown else "frames or size missing"
@@ -187,7 +203,8 @@ class Preprocessing:
         for name in ("frames", "size", "step", "sampled"):
             if type(values.get(name, 0)) is not int:
                 raise RecipeError(f"{where}: {name}", repr(values[name]), "a whole number")
-        return cls(**values)
+        given = {names[name]: value for name, value in values.items()}
+        return cls(**given | ({"keep_aspect": not values["squash"]} if "squash" in values else {}))
 
     def with_settings(self, **settings: Any) -> Preprocessing:
         """The same but for some settings. Raises RecipeError as the constructor."""

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
-Style = Literal["pil", "pil_bicubic", "opencv", "torch"]
+ResizeBackend = Literal["pil", "pil_bicubic", "opencv", "torch"]
 """How evaluation resizes and crops:
 
 * `pil`: bilinear with antialiasing, rounded to uint8 (Multi-Modalities-Pretraining);
@@ -51,25 +51,25 @@ def resize_fast(frames: Tensor, size: tuple[int, int]) -> Tensor:
     return functional.interpolate(frames, size, mode="bilinear", align_corners=False, antialias=True)
 
 
-def resize(frames: Tensor, size: tuple[int, int], style: Style, box: Box | None = None) -> Tensor:
-    """(T, 3, H, W) uint8 -> (T, 3, *size) uint8, or float32 in 0..255 in style "torch".
+def resize(frames: Tensor, size: tuple[int, int], backend: ResizeBackend, box: Box | None = None) -> Tensor:
+    """(T, 3, H, W) uint8 -> (T, 3, *size) uint8, or float32 in 0..255 in backend "torch".
 
-    The uint8 styles repeat the fixed-point arithmetic of their library and so its levels, but for one level here and
+    The uint8 backend repeat the fixed-point arithmetic of their library and so its levels, but for one level here and
     there: where OpenCV enlarges, and where Pillow 13 takes the columns of a tall frame before its rows.
 
     Args:
-        frames, size, style: what becomes what.
+        frames, size, backend: what becomes what.
         box: the only part of the result that is wanted and worked out, (T, 3, height, width); None for all of it.
     """
     height, width = frames.shape[-2:]
     top, left, high, wide = box or (0, 0, *size)
-    if style == "torch" or (height, width) == size:
-        if style == "torch":
+    if backend == "torch" or (height, width) == size:
+        if backend == "torch":
             frames = frames.float()
         if (height, width) != size:
             frames = functional.interpolate(frames, size, mode="bilinear", align_corners=False)
         return frames[..., top : top + high, left : left + wide]
-    along_x, along_y = _filter(width, size[1], left, wide, style), _filter(height, size[0], top, high, style)
+    along_x, along_y = _filter(width, size[1], left, wide, backend), _filter(height, size[0], top, high, backend)
     rows_needed = slice(along_y.first, along_y.first + along_y.length)
     columns_needed = slice(along_x.first, along_x.first + along_x.length)
     resized = torch.empty(len(frames), 3, high, wide, dtype=torch.uint8)
@@ -77,10 +77,10 @@ def resize(frames: Tensor, size: tuple[int, int], style: Style, box: Box | None 
     for frame, result in zip(frames, resized, strict=True):
         # A pass adds up whole rows of memory; one frame's sums stay in the processor's cache.
         turned.copy_(frame[:, rows_needed, columns_needed].permute(2, 0, 1))
-        first = _opencv_first_pass if style == "opencv" else _pil_pass
+        first = _opencv_first_pass if backend == "opencv" else _pil_pass
         columns = first(turned.view(along_x.length, -1), along_x).view(wide, 3, -1)
         rows = columns.permute(2, 1, 0).reshape(along_y.length, -1)
-        second = _opencv_second_pass if style == "opencv" else _pil_pass
+        second = _opencv_second_pass if backend == "opencv" else _pil_pass
         result.copy_(second(rows, along_y).view(high, 3, wide).permute(1, 0, 2))
     return resized
 
@@ -116,15 +116,15 @@ class _Filter:
 
 
 @lru_cache(maxsize=256)
-def _filter(length: int, outputs: int, first: int, count: int, style: Style) -> _Filter:
+def _filter(length: int, outputs: int, first: int, count: int, backend: ResizeBackend) -> _Filter:
     """The filter from a side of `length` to `outputs`, for `count` of them from `first` on."""
-    places, weights = _opencv_taps(length, outputs) if style == "opencv" else _pil_taps(length, outputs, style)
+    places, weights = _opencv_taps(length, outputs) if backend == "opencv" else _pil_taps(length, outputs, backend)
     places, weights = places[:, first : first + count], weights[:, first : first + count]
     used = weights.any(axis=1)
     places, weights = places[used].T.copy(), weights[used].T.copy()
     low = int(places.min())
     bits = next(bits for bits in (11, 8, 5, 1) if 255 * (2**bits - 1) * places.shape[1] < 2**24)
-    whole = OPENCV_BITS if style == "opencv" else PIL_BITS
+    whole = OPENCV_BITS if backend == "opencv" else PIL_BITS
     parts = [weights >> shift & (1 << bits) - 1 for shift in range(0, whole - bits, bits)]
     parts.append(weights >> bits * len(parts))
     cut = tuple(torch.from_numpy(part.astype(np.float32).reshape(-1)) for part in parts)
@@ -132,17 +132,17 @@ def _filter(length: int, outputs: int, first: int, count: int, style: Style) -> 
     return _Filter(low, span, torch.from_numpy(places - low), torch.from_numpy(weights), cut, bits)
 
 
-def _pil_taps(length: int, outputs: int, style: Style) -> tuple[NDArray[np.int64], NDArray[np.int32]]:
+def _pil_taps(length: int, outputs: int, backend: ResizeBackend) -> tuple[NDArray[np.int64], NDArray[np.int32]]:
     """Filter widened by the scale, normalised, in 22-bit fixed point: (taps, M) each."""
     scale = length / outputs
     widened = max(scale, 1.0)
-    reach = widened * (2 if style == "pil_bicubic" else 1)
+    reach = widened * (2 if backend == "pil_bicubic" else 1)
     center = (np.arange(outputs) + 0.5) * scale
     first = np.maximum((center - reach + 0.5).astype(np.int64), 0)
     last = np.minimum((center + reach + 0.5).astype(np.int64), length)
     places = first + np.arange((last - first).max())[:, None]
     distance = np.abs((places - center + 0.5) / widened)
-    if style == "pil_bicubic":
+    if backend == "pil_bicubic":
         near = (1.5 * distance - 2.5) * distance**2 + 1
         far = ((distance - 5) * distance + 8) * distance * -0.5 + 2
         weights = np.where(distance < 1, near, np.where(distance < 2, far, 0.0))
@@ -187,16 +187,16 @@ def _opencv_second_pass(rows: Tensor, along: _Filter) -> Tensor:
     return (total >> 2).to(torch.uint8)
 
 
-def scaled_size(height: int, width: int, short: int, style: Style) -> tuple[int, int]:
+def scaled_size(height: int, width: int, short: int, backend: ResizeBackend) -> tuple[int, int]:
     """The frame size with the shorter side `short` and the aspect kept, the longer side truncated."""
     long_side, short_side = max(height, width), min(height, width)
     # The rounding of the division is the released one: product first, except in UniFormerV2.
-    long = math.floor(long_side / short_side * short) if style == "torch" else int(short * long_side / short_side)
+    long = math.floor(long_side / short_side * short) if backend == "torch" else int(short * long_side / short_side)
     long = max(long, short)
     return (long, short) if height > width else (short, long)
 
 
-def crop_starts(length: int, size: int, crops: int, style: Style = "opencv") -> tuple[int, ...]:
+def crop_starts(length: int, size: int, crops: int, backend: ResizeBackend = "opencv") -> tuple[int, ...]:
     """Where 1 or 3 crops of `size` start along a side of `length`.
 
     Raises:
@@ -205,7 +205,7 @@ def crop_starts(length: int, size: int, crops: int, style: Style = "opencv") -> 
     room = length - size
     if room < 0:
         raise ValueError(f"a crop of {size} does not fit into {length}")
-    if style == "torch":
+    if backend == "torch":
         centre = math.ceil(room / 2)
         return (centre,) if crops == 1 else (0, centre, room)
     if crops == 1:

@@ -15,7 +15,7 @@ from internvideo.data.caption_choice import CaptionChoice
 from internvideo.data.loader import LoaderSettings
 from internvideo.data.mixup import Mixup
 from internvideo.data.rand_augment import RandAugment
-from internvideo.data.resize import Style
+from internvideo.data.resize import ResizeBackend
 from internvideo.data.transforms import CropKind, EvalTransform, TrainTransform
 from internvideo.errors import RecipeError
 
@@ -67,26 +67,19 @@ class EvalAugment(Settings):
     """How a test clip is resized (data/transforms.py)."""
 
     size: int = Field(224, ge=8, le=8192)
-    bicubic: bool = Field(False, description="how test clips are resized, as CLIP does; otherwise bilinear")
-    test_style: Style | None = Field(None, description="the same by library (data/resize.py): pil, opencv, torch ...")
+    resize_backend: ResizeBackend = Field("pil", description="of test clips, see data/resize.py")
     test_resize: int | None = Field(None, ge=8, le=8192, description="short side of test clips before the crop")
-    squash: bool = Field(False, description="to a square, whatever the aspect: test clips, and before training's crops")
-
-    @field_validator("test_style")
-    @classmethod
-    def _one_of_both(cls, value: Style | None, info: object) -> Style | None:
-        if value and getattr(info, "data", {}).get("bicubic"):
-            raise ValueError("bicubic is the test_style pil_bicubic: give one of them")
-        return value
-
-    @property
-    def style(self) -> Style:
-        """How test clips are resized."""
-        return "pil_bicubic" if self.bicubic else self.test_style or "pil"
+    keep_aspect: bool = Field(True, description="false: to a square; test clips, and before training's crops")
 
     def eval_transform(self, crops: int = 1) -> EvalTransform:
         """Resize and crop of a test clip."""
-        return EvalTransform(self.size, resize=self.test_resize, crops=crops, style=self.style, squash=self.squash)
+        return EvalTransform(
+            self.size,
+            resize=self.test_resize,
+            crops=crops,
+            resize_backend=self.resize_backend,
+            keep_aspect=self.keep_aspect,
+        )
 
 
 class KeyFrameAugment(EvalAugment):
@@ -124,27 +117,40 @@ class TrainAugment(FrameAugment):
         return aspect
 
     @model_validator(mode="after")
-    def _squash_fits(self) -> Self:
-        if self.squash and self.crop in ("multi_scale", "random_resized") and not getattr(self, "as_tested", False):
-            raise ValueError(f"squash: the crop '{self.crop}' takes boxes of any aspect: leave squash out")
+    def _aspect_fits(self) -> Self:
+        if (
+            not self.keep_aspect
+            and self.crop in ("multi_scale", "random_resized")
+            and not getattr(self, "use_eval_transform", False)
+        ):
+            raise ValueError(f"keep_aspect: the crop '{self.crop}' takes boxes of any aspect: leave keep_aspect out")
         return self
 
     def train_transform(self) -> TrainTransform | EvalTransform:
         """Augmentation of a training clip."""
         area = (self.minimum_area, 1.0)
         return TrainTransform(
-            self.size, self.crop, self.flip, self.rand_augment, self.erasing, area, self.aspect, squash=self.squash
+            self.size,
+            self.crop,
+            self.flip,
+            self.rand_augment,
+            self.erasing,
+            area,
+            self.aspect,
+            keep_aspect=self.keep_aspect,
         )
 
 
 class ClipAugment(TrainAugment):
     """The same, or none at all."""
 
-    as_tested: bool = Field(False, description="learn from clips as they are tested: resized, centre crop, no more")
+    use_eval_transform: bool = Field(
+        False, description="learn from clips as they are tested: resized, centre crop, no more"
+    )
 
     def train_transform(self) -> TrainTransform | EvalTransform:
         """Augmentation of a training clip, or the transform of a test clip."""
-        return self.eval_transform() if self.as_tested else super().train_transform()
+        return self.eval_transform() if self.use_eval_transform else super().train_transform()
 
 
 class MixAugment(ClipAugment):
@@ -187,7 +193,9 @@ class DataSettings(Settings):
 class SampledData(DataSettings):
     """What stages that learn from clips of videos read."""
 
-    also: dict[str, SourceSettings] = Field(default_factory=dict, description="more manifests, by a name of each")
+    extra_manifests: dict[str, SourceSettings] = Field(
+        default_factory=dict, description="more manifests, by a name of each"
+    )
     sampling: SamplingSettings = SamplingSettings()
     augment: EvalAugment = EvalAugment()
 
@@ -216,4 +224,4 @@ class CaptionedClipData(ClipData):
     captions: CaptionChoice = Field("random", description="which of a video are learned: data/caption_choice.py")
 
 
-HeadChoice = Literal["same", "names", "fresh"]
+HeadInit = Literal["exact", "match_names", "random"]

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from internvideo.data.rand_augment import RandAugment
-from internvideo.data.resize import Box, Style, channels_first, crop_starts, resize, resize_fast, scaled_size
+from internvideo.data.resize import Box, ResizeBackend, channels_first, crop_starts, resize, resize_fast, scaled_size
 
 MULTI_SCALES = (1.0, 0.875, 0.75, 0.66)
 CORNER_SCALES = (1.0, 0.8)
@@ -29,7 +29,7 @@ CLIP_RESIZE = 256 / 224
 
 _SIDES = re.compile(r"\b((left|right)(wards?)?|(anti-?|counter-?)?clockwise)\b", re.IGNORECASE)
 
-CropKind = Literal["multi_scale", "corner", "random_resized", "random", "centre"]
+CropKind = Literal["multi_scale", "corner", "random_resized", "random", "center"]
 
 
 class ClipTransform(Protocol):
@@ -136,13 +136,13 @@ class TrainTransform:
     Attributes:
         size: S of the result, pixels.
         crop: "multi_scale" (masked pretraining), "corner" (open-set recognition: scale, then `corner_box`),
-            "random_resized" (both classifiers), "random" (question answering: scale, then a random place), or "centre".
+            "random_resized" (both classifiers), "random" (question answering: scale, then a random place), or "center".
         flip: mirror half of the clips; leave it off for label sets with directions (`direction_classes`).
         rand_augment: a setting like "rand-m7-n4-mstd0.5-inc1", or None.
         erasing: probability of erasing one box.
         area, aspect: range of "random_resized", shares of the frame and width over height.
-        resize: short side before "corner", "random" and "centre" crops; None for S * 256 / 224.
-        squash: for those three, scale to a square without keeping the aspect (question answering).
+        resize: short side before "corner", "random" and "center" crops; None for S * 256 / 224.
+        keep_aspect: False scales to a square before those three (question answering).
     """
 
     size: int
@@ -153,7 +153,7 @@ class TrainTransform:
     area: tuple[float, float] = (0.08, 1.0)
     aspect: tuple[float, float] = (0.75, 4 / 3)
     resize: int | None = None
-    squash: bool = False
+    keep_aspect: bool = True
     _augment: RandAugment | None = field(init=False, repr=False, compare=False, default=None)
 
     def __post_init__(self) -> None:
@@ -183,12 +183,12 @@ class TrainTransform:
     def _cropped(self, frames: Tensor, rng: np.random.RandomState) -> Tensor:
         height, width = frames.shape[-2:]
         square = (self.size, self.size)
-        if self.crop in ("corner", "random", "centre"):
+        if self.crop in ("corner", "random", "center"):
             short = self._short
-            scaled = (short, short) if self.squash else scaled_size(height, width, short, "pil")
+            scaled = (short, short) if not self.keep_aspect else scaled_size(height, width, short, "pil")
             frames = resize_fast(frames, scaled)
             height, width = scaled
-        if self.crop in ("random", "centre"):
+        if self.crop in ("random", "center"):
             rooms = (height - self.size, width - self.size)
             top, left = (rng.randint(room + 1) if self.crop == "random" else round(room / 2) for room in rooms)
             return frames[..., top : top + self.size, left : left + self.size]
@@ -209,26 +209,26 @@ class EvalTransform:
         size: S of the result, pixels.
         resize: short side before the crop; None for S (crops touch both edges).
         crops: 1 or 3.
-        style: pixel arithmetic, see `resize.Style`; "torch" gives float32 in 0..255 instead of uint8.
-        squash: scale to a square of `resize` without keeping the aspect.
+        resize_backend: pixel arithmetic, see `resize.ResizeBackend`; "torch" gives float32 in 0..255 instead of uint8.
+        keep_aspect: False scales to a square of `resize`.
     """
 
     size: int
     resize: int | None = None
     crops: int = 1
-    style: Style = "pil"
-    squash: bool = False
+    resize_backend: ResizeBackend = "pil"
+    keep_aspect: bool = True
 
     def __post_init__(self) -> None:
         if self.size < 1 or self._short < self.size or self.crops not in (1, 3):
             raise ValueError(f"size {self.size}, resize {self.resize}, crops {self.crops}: allowed crops 1 or 3")
-        if self.style not in ("pil", "pil_bicubic", "opencv", "torch"):
-            raise ValueError(f"style {self.style!r}")
+        if self.resize_backend not in ("pil", "pil_bicubic", "opencv", "torch"):
+            raise ValueError(f"resize_backend {self.resize_backend!r}")
 
     @property
     def resizing(self) -> str:
         """Size before the crops and pixel arithmetic, for the protocol of a measurement."""
-        return f"{'squashed to' if self.squash else 'short side'} {self._short}, {self.style}"
+        return f"{'squashed to' if not self.keep_aspect else 'short side'} {self._short}, {self.resize_backend}"
 
     @property
     def _short(self) -> int:
@@ -239,12 +239,12 @@ class EvalTransform:
         frames = channels_first(clip)
         height, width = frames.shape[-2:]
         short = self._short
-        scaled = (short, short) if self.squash else scaled_size(height, width, short, self.style)
+        scaled = (short, short) if not self.keep_aspect else scaled_size(height, width, short, self.resize_backend)
         across = scaled[1] > scaled[0]
-        tops = crop_starts(scaled[0], self.size, 1 if across else self.crops, self.style)
-        lefts = crop_starts(scaled[1], self.size, self.crops if across else 1, self.style)
+        tops = crop_starts(scaled[0], self.size, 1 if across else self.crops, self.resize_backend)
+        lefts = crop_starts(scaled[1], self.size, self.crops if across else 1, self.resize_backend)
         scale = (tops[0], lefts[0], tops[-1] + self.size - tops[0], lefts[-1] + self.size - lefts[0])
-        frames = resize(frames, scaled, self.style, scale).transpose(0, 1)
+        frames = resize(frames, scaled, self.resize_backend, scale).transpose(0, 1)
         return [
             frames[..., top - scale[0] :, left - scale[1] :][..., : self.size, : self.size].contiguous()
             for top in tops

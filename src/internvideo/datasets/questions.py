@@ -79,7 +79,7 @@ def _gather(made: Annotations, split: str, asked: Iterable[Asked], extension: st
 
 
 def frequent_answers(rows: Iterable[Sample], max_answers: int) -> tuple[str, ...]:
-    """The `most` most frequent answers, of equally frequent ones those first met first."""
+    """The `max_answers` most frequent answers, of equally frequent ones those first met first."""
     counts = Counter(pair.answer for row in rows for pair in row.qa)
     return tuple(answer for answer, _ in counts.most_common(max_answers))
 

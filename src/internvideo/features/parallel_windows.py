@@ -97,7 +97,7 @@ def _read_blocks(
 def clip_bytes(preprocessing: Preprocessing) -> int:
     """Return the bytes of a clip."""
     values = 3 * preprocessing.frames * preprocessing.size**2
-    return values * (4 if preprocessing.style == "torch" else 1)
+    return values * (4 if preprocessing.resize_backend == "torch" else 1)
 
 
 def _clips_of_blocks(

@@ -57,7 +57,7 @@ def at_clip_size(
         changes = {part: changes}
     cut: dict[str, Any] = {}
     if frames is not None:
-        cut |= {"frames": frames, "sampled": frames * clips.step if clips.sampled else 0}
+        cut |= {"frames": frames, "sampled_frames": frames * clips.temporal_stride if clips.sampled_frames else 0}
     if image_size is not None:  # what surrounds the square grows with it
         sides = {"resize": clips.resize, "short_side": clips.short_side}
         cut |= {key: round(side * image_size / clips.size) for key, side in sides.items() if side}

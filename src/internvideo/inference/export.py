@@ -111,15 +111,15 @@ Run = Callable[[Any, Tensor, int], Tensor]
 """(module, input, frame step) -> output."""
 
 
-def _features(encoder: VideoEncoder, clips: Tensor, frame_step: int) -> Tensor:
-    return encoder.features(encoder.prepare(clips, frame_step))
+def _features(encoder: VideoEncoder, clips: Tensor, temporal_stride: int) -> Tensor:
+    return encoder.features(encoder.prepare(clips, temporal_stride))
 
 
-def _logits(encoder: VideoEncoder, clips: Tensor, frame_step: int) -> Tensor:
-    return encoder.logits(encoder.prepare(clips, frame_step))
+def _logits(encoder: VideoEncoder, clips: Tensor, temporal_stride: int) -> Tensor:
+    return encoder.logits(encoder.prepare(clips, temporal_stride))
 
 
-def _encoded_text(tower: Any, ids: Tensor, frame_step: int) -> Tensor:
+def _encoded_text(tower: Any, ids: Tensor, temporal_stride: int) -> Tensor:
     features: Tensor = tower(ids)
     return features
 
@@ -141,7 +141,7 @@ class Graph(nn.Module):
             able["classifier"] = _logits
         if what not in able:
             raise RecipeError("what", f"model {model.name} has no {what}", ", ".join(able))
-        self.run, self.step = able[what], model.frame_step
+        self.run, self.step = able[what], model.temporal_stride
         if what == "text" and towers is not None:
             self.module: nn.Module = towers.text
             return
@@ -202,7 +202,7 @@ def _plan(model: VideoModel, settings: ExportSettings, video: VideoSource | None
 
     def random(batch: int, frames: int) -> Tensor:
         clips = torch.randint(0, 256, (batch, 3, frames, side, side), dtype=torch.uint8, generator=generator)
-        return clips.float() if model.preprocessing.style == "torch" else clips
+        return clips.float() if model.preprocessing.resize_backend == "torch" else clips
 
     found = [("random", random(*size)) for size in dict.fromkeys(sizes)]
     if video is not None:

@@ -76,7 +76,7 @@ class Maker(Protocol[Model]):
         metadata: dict[str, str],
         device: torch.device,
         precision: Precision,
-        frame_step: int,
+        temporal_stride: int,
     ) -> Model:
         """Raise RecipeError for parts that do not fit together."""
 
@@ -216,7 +216,7 @@ def _build(
         preprocessing = Preprocessing.from_json(settings["preprocessing"])
         classes = tuple(str(name) for name in settings["classes"])
         metadata = {str(key): str(value) for key, value in settings["metadata"].items()}
-        frame_step = int(settings.get("frame_step", 1))
+        temporal_stride = int(settings.get("frame_step", 1))
     except (RecipeError, AttributeError, KeyError, TypeError, ValueError) as error:
         raise WeightsError(where, f"settings that do not fit: {error}", do="update internvideo") from error
     load_state(module, state, where=where)
@@ -229,7 +229,7 @@ def _build(
         metadata=metadata,
         device=choose_device(device),
         precision=precision,
-        frame_step=frame_step,
+        temporal_stride=temporal_stride,
     )
 
 
@@ -252,7 +252,7 @@ def card(model: Savable, file_sha256: str, metadata: Mapping[str, str]) -> str:
         if not rule.single_frame
         else "the middle frame"
     )
-    shape = "squashed to a square" if rule.squash else "scaled by the short side, centre crop"
+    shape = "squashed to a square" if not rule.keep_aspect else "scaled by the short side, centre crop"
     lines = [
         *head,
         "",
@@ -273,7 +273,7 @@ def card(model: Savable, file_sha256: str, metadata: Mapping[str, str]) -> str:
         "## Protocol",
         "",
         f"- frames: {frames}",
-        f"- pixels: {rule.size} x {rule.size}, {shape} (resize {rule.resize or rule.size}, arithmetic '{rule.style}')",
+        f"- pixels: {rule.size} x {rule.size}, {shape} (resize {rule.resize or rule.size}, {rule.resize_backend})",
         f"- embedding: {model.embed_dim} numbers",
         *([f"- classes: {shown}"] if shown else []),
         "",

@@ -199,7 +199,7 @@ def _from_hub_folder(path: Path, options: LoadOptions) -> VideoModel:
         name, module = _with_new_head(name, module, options, path)
         classes, metadata["head"] = (), "untrained"
     return _build_video_model(
-        name, module, options, metadata, preprocessing=clips, classes=classes, frame_step=model.frame_step
+        name, module, options, metadata, preprocessing=clips, classes=classes, temporal_stride=model.temporal_stride
     )
 
 
@@ -210,7 +210,7 @@ def _from_run(path: Path, options: LoadOptions) -> VideoModel:
         trained: Trained = load_trained(path, CATALOG, device="cpu")
     check_all_loaded(trained.model, path)
     name, module, classes = trained.recipe.model.name, trained.model, trained.classes
-    whole = video_encoder(module, name).takes_frame_step
+    whole = video_encoder(module, name).takes_temporal_stride
     clips = preprocessing_of(trained.recipe, whole=whole)
     module, clips = at_clip_size(name, module, clips, options.frames, options.image_size, path)
     metadata = {"source": str(path), "layout": "internvideo training", "stage": trained.recipe.stage}
@@ -226,7 +226,7 @@ def _from_run(path: Path, options: LoadOptions) -> VideoModel:
         metadata,
         preprocessing=clips,
         classes=classes if video_encoder(module, name).num_classes else (),
-        frame_step=getattr(trained.recipe.settings, "frame_step", 1) if whole else 1,
+        temporal_stride=getattr(trained.recipe.settings, "temporal_stride", 1) if whole else 1,
     )
 
 
@@ -281,11 +281,11 @@ def _build_video_model(
     *,
     preprocessing: Preprocessing | None = None,
     classes: tuple[str, ...] = (),
-    frame_step: int | None = None,
+    temporal_stride: int | None = None,
 ) -> VideoModel:
     """Wrap a loaded module in a VideoModel."""
-    if frame_step is None:
-        frame_step = video_encoder(module, name).default_frame_step
+    if temporal_stride is None:
+        temporal_stride = video_encoder(module, name).default_temporal_stride
     return VideoModel(
         name,
         module,
@@ -294,7 +294,7 @@ def _build_video_model(
         metadata={"licence": "unknown", **metadata, "weights_sha256": weights_hash(module)},
         device=choose_device(options.device),
         precision=options.precision,
-        frame_step=frame_step,
+        temporal_stride=temporal_stride,
     )
 
 
@@ -339,7 +339,7 @@ def preprocessing_of(recipe: Recipe, *, whole: bool) -> Preprocessing:
         recipe: of a run that learns from clips.
         whole: keep all frames of the rule; the model itself leaves some out (an interaction of two encoders).
     """
-    data, step = recipe.data_as(SampledData), 1 if whole else getattr(recipe.settings, "frame_step", 1)
+    data, step = recipe.data_as(SampledData), 1 if whole else getattr(recipe.settings, "temporal_stride", 1)
     # Clips of one frame a second differ in length; here they are spread over the video, always T frames.
     kind = "linspace" if data.sampling.kind == "one_per_second" else data.sampling.kind
     sampled, size, single = data.sampling.frames, data.augment.size, data.loader.single_frame
@@ -349,12 +349,12 @@ def preprocessing_of(recipe: Recipe, *, whole: bool) -> Preprocessing:
         frames=1 if single else len(range(0, sampled, step)),
         size=size,
         sampler=kind,
-        style=data.augment.style,
-        squash=data.augment.squash,
+        resize_backend=data.augment.resize_backend,
+        keep_aspect=data.augment.keep_aspect,
         resize=data.augment.test_resize,
         stride=data.sampling.stride,
-        sampled=sampled,
-        step=1 if single else step,
+        sampled_frames=sampled,
+        temporal_stride=1 if single else step,
         short_side=data.loader.short_side,
         single_frame=single,
     )

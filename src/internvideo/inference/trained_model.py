@@ -52,8 +52,8 @@ def test_recipe(model: VideoModel, where: object) -> Recipe:
     if not fitting:
         raise WeightsError(where, f"holds a {type(model.module).__name__}", "a model that a stage trains on clips")
     stage, rule = fitting[0], model.preprocessing
-    step = model.frame_step if model.frame_step > 1 else rule.step
-    settings = {"frame_step": step} if step > 1 and "frame_step" in stage.settings.model_fields else {}
+    step = model.temporal_stride if model.temporal_stride > 1 else rule.temporal_stride
+    settings = {"temporal_stride": step} if step > 1 and "temporal_stride" in stage.settings.model_fields else {}
     tree = {
         "about": f"test clips of {where}",
         "stage": stage.name,
@@ -71,16 +71,16 @@ def _data(stage: StageSpec, rule: Preprocessing) -> dict[str, Any]:
     assert issubclass(kind, EvalAugment)
     augment: dict[str, Any] = {
         "size": rule.size,
-        "test_style": rule.style,
+        "resize_backend": rule.resize_backend,
         "test_resize": rule.resize,
-        "squash": rule.squash,
+        "keep_aspect": rule.keep_aspect,
     }
     if issubclass(kind, ClipAugment):
-        augment["as_tested"] = True
+        augment["use_eval_transform"] = True
     elif issubclass(kind, TrainAugment):
-        augment["crop"] = "centre"
+        augment["crop"] = "center"
     return {
-        "sampling": {"kind": rule.sampler, "frames": rule.sampled or rule.frames, "stride": rule.stride},
+        "sampling": {"kind": rule.sampler, "frames": rule.sampled_frames or rule.frames, "stride": rule.stride},
         "augment": augment,
         "loader": {"batch_size": 1, "short_side": rule.short_side, "single_frame": rule.single_frame},
     }

@@ -45,11 +45,11 @@ class VideoModel:
         classes: names of the classifier's classes; numbers when not given.
         metadata: provenance of the weights.
         device: of the module. precision: compute dtype; outputs are float32.
-        frame_step: an interaction's multimodal encoder takes every `frame_step`-th frame of a clip.
+        temporal_stride: an interaction's multimodal encoder takes every `temporal_stride`-th frame of a clip.
 
     Attributes:
-        name, module, preprocessing, classes, metadata, device, precision, frame_step: as above; `classes` is () without
-            a classifier.
+        name, module, preprocessing, classes, metadata, device, precision, temporal_stride: as above; `classes` is ()
+            without a classifier.
 
     Raises:
         RecipeError: a module that does not encode videos by itself, or a wrong number of class names.
@@ -65,7 +65,7 @@ class VideoModel:
         metadata: dict[str, str] | None = None,
         device: torch.device | str = "cpu",
         precision: Precision = "float32",
-        frame_step: int = 1,
+        temporal_stride: int = 1,
     ) -> None:
         encoder = video_encoder(module, name)
         count = encoder.num_classes
@@ -74,7 +74,7 @@ class VideoModel:
             raise RecipeError(f"model {name}", f"{len(names)} class names for {count} classes", str(count))
         if precision not in get_args(Precision):
             raise RecipeError("precision", repr(precision), ", ".join(get_args(Precision)))
-        self.name, self.frame_step, self.precision = name, frame_step, precision
+        self.name, self.temporal_stride, self.precision = name, temporal_stride, precision
         self.preprocessing = published_preprocessing(encoder) if preprocessing is None else preprocessing
         self.classes = names if count else ()
         self.metadata = dict(metadata or {})
@@ -116,7 +116,7 @@ class VideoModel:
     @property
     def config(self) -> dict[str, object]:
         """Everything but the weights, as JSON values: `from_pretrained` builds the model from it."""
-        step: dict[str, object] = {"frame_step": self.frame_step} if self.frame_step != 1 else {}
+        step: dict[str, object] = {"frame_step": self.temporal_stride} if self.temporal_stride != 1 else {}
         return {
             "model": self.name,
             "overrides": overrides_of(self.name, self.module),
@@ -151,7 +151,7 @@ class VideoModel:
         """Clips on the device, as the model takes them."""
         if clips.ndim != 5 or clips.shape[1] != 3:
             raise ValueError(f"clips are (B, 3, T, S, S), not {tuple(clips.shape)}")
-        return self.module.prepare(clips.to(self.device), self.frame_step)
+        return self.module.prepare(clips.to(self.device), self.temporal_stride)
 
     def encode_clips(self, clips: Tensor) -> Tensor:
         """Encode clips to embeddings.

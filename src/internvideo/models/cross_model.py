@@ -139,7 +139,7 @@ class CrossModel(VideoEncoder):
 
     config: CrossModelConfig
     has_logits = True
-    takes_frame_step = True
+    takes_temporal_stride = True
     initial_sources = (("masked", "multimodal"),)
     """Both encoders are frozen: they come from files."""
 
@@ -233,7 +233,7 @@ class CrossModel(VideoEncoder):
         return self.multimodal.num_classes
 
     @property
-    def default_frame_step(self) -> int:
+    def default_temporal_stride(self) -> int:
         """The multimodal encoder gets as many frames as its config has."""
         return max(self.masked.config.frames // self.multimodal.config.frames, 1)
 
@@ -254,9 +254,9 @@ class CrossModel(VideoEncoder):
         """None: the layers are those of two encoders."""
         return
 
-    def prepare(self, clips: Tensor, frame_step: int = 1) -> tuple[Tensor, Tensor]:
-        """Pixels 0..255 (B, 3, T, S, S) for each encoder; the multimodal one gets every `frame_step`-th frame."""
-        return self.masked.prepare(clips), self.multimodal.prepare(clips[:, :, ::frame_step])
+    def prepare(self, clips: Tensor, temporal_stride: int = 1) -> tuple[Tensor, Tensor]:
+        """Pixels 0..255 (B, 3, T, S, S) for each encoder; the multimodal one gets every `temporal_stride`-th frame."""
+        return self.masked.prepare(clips), self.multimodal.prepare(clips[:, :, ::temporal_stride])
 
     def features(self, video: tuple[Tensor, Tensor]) -> Tensor:
         """Both encoders' features, each L2-normalized, concatenated, so that neither dominates (B, Dm + Du)."""

@@ -46,13 +46,13 @@ class VideoEncoder(nn.Module):
         config: frozen dataclass with the sizes.
         normalize: pixels 0..255 to the scale that the weights were trained with.
         has_logits: whether `logits` gives scores of classes.
-        takes_frame_step: whether `prepare` leaves frames out for a part of the model.
+        takes_temporal_stride: whether `prepare` leaves frames out for a part of the model.
         fixed_clip_size: whether the weights work for clips of their own size alone.
         can_caption: whether it writes captions.
     """
 
     has_logits: ClassVar[bool] = False
-    takes_frame_step: ClassVar[bool] = False
+    takes_temporal_stride: ClassVar[bool] = False
     fixed_clip_size: ClassVar[bool] = False
     config: Any
     normalize: Normalize
@@ -84,7 +84,7 @@ class VideoEncoder(nn.Module):
         return None
 
     @property
-    def default_frame_step(self) -> int:
+    def default_temporal_stride(self) -> int:
         """Of `prepare`, where nobody says."""
         return 1
 
@@ -107,10 +107,10 @@ class VideoEncoder(nn.Module):
         """
         return self
 
-    def prepare(self, clips: Tensor, frame_step: int = 1) -> Any:
+    def prepare(self, clips: Tensor, temporal_stride: int = 1) -> Any:
         """Pixels 0..255 (B, 3, T, S, S) normalized in float32, then in the dtype of the weights.
 
-        `frame_step` concerns models with `takes_frame_step` alone.
+        `temporal_stride` concerns models with `takes_temporal_stride` alone.
         """
         return self.normalize(clips).to(next(self.parameters()).dtype)
 
@@ -210,19 +210,19 @@ def in_part(part: str, needs: tuple[ClipNeeds, ...]) -> tuple[ClipNeeds, ...]:
     return tuple(replace(need, part=f".{part}{need.part}") for need in needs)
 
 
-def check_clip(model: nn.Module, *, frames: int, size: int, frame_step: int = 1) -> None:
+def check_clip(model: nn.Module, *, frames: int, size: int, temporal_stride: int = 1) -> None:
     """Refuse clips that a model is not made for.
 
     Args:
         model: one without `clip_needs` sees no clips.
-        frames, size: T and S of a clip. frame_step: the model sees every n-th frame of it.
+        frames, size: T and S of a clip. temporal_stride: the model sees every n-th frame of it.
 
     Raises:
         RecipeError: another side, or another number of frames.
     """
     # Asked of the class: an AttributeError inside the property must not read as "sees no clips".
     needs = cast(tuple[ClipNeeds, ...], model.clip_needs) if hasattr(type(model), "clip_needs") else ()
-    seen = len(range(0, frames, 1 if getattr(model, "takes_frame_step", False) else frame_step))
+    seen = len(range(0, frames, 1 if getattr(model, "takes_temporal_stride", False) else temporal_stride))
     for need in needs:
         place = f"model.overrides{need.part}"
         if need.image_size not in (None, size):

@@ -278,7 +278,7 @@ class UniFormerV2(ClipClassifier):
             "frames": self.config.frames,
             "size": self.config.image_size,
             "sampler": "sparse",
-            "style": "torch",
+            "resize_backend": "torch",
         }
 
     @property

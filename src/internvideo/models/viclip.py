@@ -125,8 +125,8 @@ class ViCLIP(DualEncoder):
             "frames": self.config.frames,
             "size": self.config.image_size,
             "sampler": "segment_middle",
-            "squash": True,
-            "style": "pil_bicubic",
+            "keep_aspect": False,
+            "resize_backend": "pil_bicubic",
         }
 
     @property

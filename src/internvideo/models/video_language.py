@@ -138,7 +138,7 @@ class VideoLanguage(DualEncoder):
             "size": vision.image_size,
             "sampler": "linspace",
             "resize": resize,
-            "style": "pil",
+            "resize_backend": "pil",
         }
 
     @property
@@ -193,18 +193,18 @@ class VideoLanguage(DualEncoder):
         return logits
 
     def forward(
-        self, video: Tensor, tokens: Tensor, *, captioned: int | None = None, frame_mask: Tensor | None = None
+        self, video: Tensor, tokens: Tensor, *, max_captioned_clips: int | None = None, frame_mask: Tensor | None = None
     ) -> VideoLanguageOutput:
         """Both towers once, and the caption logits where there is a decoder.
 
         Args:
             video: normalized (B, 3, T, S, S).
             tokens: (B, L) ids, zero padded.
-            captioned: clips of the batch, from its start, whose captions are decoded; None for all, 0 for none.
+            max_captioned_clips: first clips of the batch, whose captions are decoded; None for all, 0 for none.
             frame_mask: (B, T) bool, True where a frame is real; None for all.
         """
         seen, words = self.forward_features(without_filling(video, frame_mask)), self.text.tokens(tokens)
-        count = len(tokens) if captioned is None else captioned
+        count = len(tokens) if max_captioned_clips is None else max_captioned_clips
         logits = self._decoder()(seen.tokens[:count], words[:count, :-1]) if count and self.caption_decoder else None
         return VideoLanguageOutput(
             self.project_video(seen.pooled), self.text.project(at_end_of_text(words, tokens)), logits

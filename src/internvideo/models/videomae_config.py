@@ -121,4 +121,4 @@ class MaskedEncoder(VideoEncoder):
         """One clip of stride 4, or sparse middles for Something-Something; OpenCV resize (run_class_finetuning.py)."""
         sparse = self.config.classes == SOMETHING_SOMETHING
         rule = {"sampler": "sparse_two_view"} if sparse else {"sampler": "dense", "stride": 4}
-        return {"frames": self.config.frames, "size": self.config.image_size, **rule, "style": "opencv"}
+        return {"frames": self.config.frames, "size": self.config.image_size, **rule, "resize_backend": "opencv"}

@@ -33,8 +33,8 @@ def symmetric_contrastive(
     Args:
         video, text: (B, E) features of the global batch, of any length; normalised here, in float32 or better.
         scale: factor of the cosines, exp(logit_scale) or 1 / temperature.
-        rows_at_once: never hold more than so many rows of the (B, B) similarities, neither here nor in the backward
-            pass, which computes them again; value and gradients are the same. None for all of them.
+        similarity_chunk_size: rows of the (B, B) similarities held at a time, here and in the backward pass, which
+            computes them again; value and gradients are the same. None for all of them.
 
     Returns:
         Scalar. ValueError when the numbers of rows differ.

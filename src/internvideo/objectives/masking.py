@@ -15,7 +15,7 @@ from torch import Tensor
 
 Grid = tuple[int, int, int]
 """(t, h, w) tokens."""
-MaskKind = Literal["tube", "random", "progressive", "centre"]
+MaskKind = Literal["tube", "random", "progressive", "center"]
 
 
 def _check(grid: Grid, ratio: float) -> None:
@@ -24,11 +24,11 @@ def _check(grid: Grid, ratio: float) -> None:
 
 
 def progressive_num_visible(
-    grid: Grid, ratio: float, final_ratio: float, kind: Literal["progressive", "centre"]
+    grid: Grid, ratio: float, final_ratio: float, kind: Literal["progressive", "center"]
 ) -> list[int]:
     """Return the number of visible tokens at each temporal position, linear between masking `ratio` and `final_ratio`.
 
-    "progressive" decreases from the first to the last position; "centre" increases to the middle and decreases again.
+    "progressive" decreases from the first to the last position; "center" increases to the middle and decreases again.
     """
     _check(grid, ratio)
     _check(grid, final_ratio)
@@ -88,7 +88,7 @@ def progressive_mask(
     device: torch.device | str = "cpu",
     *,
     final_ratio: float = 0.95,
-    kind: Literal["progressive", "centre"] = "progressive",
+    kind: Literal["progressive", "center"] = "progressive",
 ) -> Tensor:
     """Rank the h * w spatial positions per clip; each temporal position keeps the first ones, as many as `kind` gives.
 
@@ -113,6 +113,6 @@ def sample_mask(
         return tube_mask(batch, grid, ratio, generator, device)
     if kind == "random":
         return random_mask(batch, grid, ratio, generator, device)
-    if kind in ("progressive", "centre"):
+    if kind in ("progressive", "center"):
         return progressive_mask(batch, grid, ratio, generator, device, kind=kind)
     raise ValueError(f"mask kind {kind!r}, allowed: tube, random, progressive, centre")

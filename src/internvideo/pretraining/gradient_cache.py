@@ -32,25 +32,25 @@ def alone(features: Tensor) -> Tensor:
 class PartSettings(Settings):
     """Bounds of the memory of one step; None for no bound.
 
-    `clips_at_once`: clips of this process whose activations are kept. `rows_at_once`: rows of the similarities of the
-    whole batch, of all processes.
+    `encode_chunk_size`: clips of this process whose activations are kept. `similarity_chunk_size`: rows of the
+    similarities of the global batch.
     """
 
-    clips_at_once: int | None = Field(None, ge=1)
-    rows_at_once: int | None = Field(None, ge=1)
+    encode_chunk_size: int | None = Field(None, ge=1)
+    similarity_chunk_size: int | None = Field(None, ge=1)
 
 
-def in_parts(encode: Encode, batch: Batch, clips_at_once: int | None) -> list[Features]:
+def in_parts(encode: Encode, batch: Batch, encode_chunk_size: int | None) -> list[Features]:
     """`encode` of successive parts of a batch, in order.
 
     Args:
         encode: (video, tokens, frame mask, number of the first clip) of a part -> tensors.
         batch: with tokens.
-        clips_at_once: of a part; None for one part that keeps its activations.
+        encode_chunk_size: of a part; None for one part that keeps its activations.
     """
     if batch.text_ids is None:
         raise ValueError("this stage needs captions: the loader was given no tokenizer")
-    size = clips_at_once or len(batch)
+    size = encode_chunk_size or len(batch)
     found = []
     for start in range(0, len(batch), size):
         cut = slice(start, start + size)

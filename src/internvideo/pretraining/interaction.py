@@ -24,11 +24,11 @@ class InteractionSettings(Settings):
     """How the two encoders share a clip.
 
     Attributes:
-        frame_step: the multimodal encoder sees every n-th frame of the masked encoder's clip (spec: every second).
+        temporal_stride: the multimodal encoder sees every n-th frame of the masked encoder's clip (spec: every second).
         label_smoothing: of the class labels.
     """
 
-    frame_step: int = Field(2, ge=1)
+    temporal_stride: int = Field(2, ge=1)
     label_smoothing: float = Field(0.0, ge=0.0, lt=1.0)
 
 
@@ -47,7 +47,7 @@ class InteractionStage(nn.Module):
         if batch.labels is None:
             raise ValueError("the interaction stage needs labels")
         masked = self.model.masked.normalize(batch.video)
-        multimodal = self.model.multimodal.normalize(batch.video[:, :, :: self.settings.frame_step])
+        multimodal = self.model.multimodal.normalize(batch.video[:, :, :: self.settings.temporal_stride])
         scores = self.model(masked, multimodal)
         smoothing = self.settings.label_smoothing
         loss = cross_entropy(scores.fused, batch.labels, smoothing=smoothing, divisor=self.divisor)

@@ -24,15 +24,15 @@ class MaskedSettings(Settings):
     """What is hidden and what is rebuilt.
 
     Attributes:
-        mask: "tube" hides the same places in every time slot (paper), "random" any tokens, "progressive" and "centre"
+        mask: "tube" hides the same places in every time slot (paper), "random" any tokens, "progressive" and "center"
             more or fewer of one ranking of the places from slot to slot.
         ratio: share of the tokens that is hidden.
-        normalised_targets: pixels of each tubelet and colour with mean 0 and standard deviation 1.
+        normalize_targets: pixels of each tubelet and colour with mean 0 and standard deviation 1.
     """
 
     mask: MaskKind = "tube"
     ratio: float = Field(0.9, gt=0.0, lt=1.0)
-    normalised_targets: bool = True
+    normalize_targets: bool = True
 
 
 class MaskedStage(nn.Module):
@@ -67,7 +67,7 @@ class MaskedStage(nn.Module):
             mask,
             config.tubelet,
             config.patch_size,
-            normalize=self.settings.normalised_targets,
+            normalize=self.settings.normalize_targets,
             num_masked=self.masked,
         )
 
@@ -98,7 +98,7 @@ class MaskedStage(nn.Module):
             normalize=False,
             num_masked=config.tokens,
         )
-        if self.settings.normalised_targets:
+        if self.settings.normalize_targets:
             clips, hidden, values = predicted.shape
             form = (clips, hidden, values // 3, 3)
             variance, mean = torch.var_mean(pixels[mask].reshape(form), dim=2, correction=1, keepdim=True)

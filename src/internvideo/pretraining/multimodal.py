@@ -39,13 +39,13 @@ from internvideo.training.recipe import Job, Recipe, StageSpec
 class MultimodalSettings(PartSettings):
     """Weights of the two losses (the released code sums them).
 
-    `captioned` limits captioning to the first clips of every batch of a process: its logits are as large as the
-    vocabulary. The mean is over the words of all processes.
+    `max_captioned_clips` limits captioning to the first clips of every batch of a process: its logits are as large as
+    the vocabulary. The mean is over the tokens of all processes.
     """
 
     contrastive_weight: float = Field(1.0, ge=0.0)
     caption_weight: float = Field(1.0, ge=0.0)
-    captioned: int | None = Field(None, ge=1)
+    max_captioned_clips: int | None = Field(None, ge=1)
 
 
 class MultimodalStage(nn.Module):
@@ -79,21 +79,21 @@ class MultimodalStage(nn.Module):
     def forward(self, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
         """{"loss", "contrastive", "caption"}: the losses of one batch, which must carry tokens."""
         self.model.clamp_logit_scale()
-        captioned = self.settings.captioned if self.settings.caption_weight > 0 else 0
+        limit = self.settings.max_captioned_clips if self.settings.caption_weight > 0 else 0
 
         def encode(video: Tensor, tokens: Tensor, frame_mask: Tensor | None, start: int) -> tuple[Tensor, ...]:
-            count = len(tokens) if captioned is None else min(max(captioned - start, 0), len(tokens))
+            count = len(tokens) if limit is None else min(max(limit - start, 0), len(tokens))
             seen = self.model.normalize(video)
-            encoded = self.model(seen, tokens, captioned=count, frame_mask=frame_mask)
+            encoded = self.model(seen, tokens, max_captioned_clips=count, frame_mask=frame_mask)
             if encoded.caption_logits is None:
                 return encoded.video, encoded.text
             loss = caption_loss(encoded.caption_logits, tokens[:count])
             words = (~after_end(tokens[:count])[:, 1:]).sum()
             return encoded.video, encoded.text, loss, words
 
-        parts = in_parts(encode, batch, self.settings.clips_at_once)
+        parts = in_parts(encode, batch, self.settings.encode_chunk_size)
         video, text = (self.gather(torch.cat([part[place] for part in parts])) for place in (0, 1))
-        contrastive = symmetric_contrastive(video, text, self.model.scale, self.settings.rows_at_once)
+        contrastive = symmetric_contrastive(video, text, self.model.scale, self.settings.similarity_chunk_size)
         losses = {"contrastive": contrastive, "loss": self.settings.contrastive_weight * contrastive}
         written = [part[2:] for part in parts if len(part) > 2]
         if written:
@@ -106,7 +106,7 @@ class MultimodalStage(nn.Module):
 class MultimodalData(CaptionedClipData):
     """Captioned clips, and captioned images beside them."""
 
-    images: Path | None = Field(
+    image_manifest: Path | None = Field(
         None, description="captioned images or videos; every second batch is then of single frames"
     )
     image_shards: str | None = Field(
@@ -137,18 +137,18 @@ def build(recipe: Recipe, skipped: Path | None) -> Job:
 
 def _with_images(videos: Loader, data: MultimodalData, skipped: Path | None, tokenizer: Tokenizer) -> BatchSource:
     """Batches of clips and of images in turn, where the recipe names images. Raises RecipeError, ManifestError."""
-    if data.image_shards is None and data.images is None:
+    if data.image_shards is None and data.image_manifest is None:
         return videos
     sampler = data.sampling.build()
     with setting("data.augment"):
         transform = data.augment.train_transform()
     images = replace(data.loader, single_frame=True, batch_size=data.image_batch_size or data.loader.batch_size)
     if data.image_shards is None:
-        assert data.images is not None
-        rows = read_manifest(data.images).with_notes_logged()
+        assert data.image_manifest is not None
+        rows = read_manifest(data.image_manifest).with_notes_logged()
         return AlternatingLoader(videos, Loader(rows, sampler, transform, images, tokenizer=tokenizer, skipped=skipped))
-    if data.images is not None:
-        raise RecipeError("data.image_shards", "data.images is given too", "one of them")
+    if data.image_manifest is not None:
+        raise RecipeError("data.image_shards", "data.image_manifest is given too", "one of them")
     shards = read_shards(data.image_shards, data.shard_index)
     return AlternatingLoader(
         videos, ShardLoader(shards, sampler, transform, images, tokenizer=tokenizer, skipped=skipped)

@@ -29,7 +29,7 @@ class SupervisedSettings(Settings):
     """How labels are softened (mixed batches bring soft targets, which are smoothed already)."""
 
     label_smoothing: float = Field(0.0, ge=0.0, lt=1.0)
-    frame_step: int = Field(1, ge=1, description="the model sees every n-th frame of the batch's clip")
+    temporal_stride: int = Field(1, ge=1, description="the model sees every n-th frame of the batch's clip")
 
 
 class SupervisedStage(nn.Module):
@@ -50,7 +50,7 @@ class SupervisedStage(nn.Module):
         """{"loss"}: mean cross entropy; labels are (B,) class indices or (B, C) soft targets."""
         if batch.labels is None:
             raise ValueError("the supervised stage needs labels")
-        video = batch.video[:, :, :: self.settings.frame_step]
+        video = batch.video[:, :, :: self.settings.temporal_stride]
         logits = self.model(self.model.normalize(video))
         smoothing = 0.0 if batch.labels.is_floating_point() else self.settings.label_smoothing
         return {"loss": cross_entropy(logits, batch.labels, smoothing=smoothing, divisor=self.divisor)}

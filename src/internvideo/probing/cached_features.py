@@ -78,7 +78,7 @@ def cache_key(model: VideoModel, kind: Kind) -> str:
         "weights": model_hash(model),
         "preprocessing": model.preprocessing.to_json(),
         "precision": model.precision,
-        "frame_step": model.frame_step,
+        "frame_step": model.temporal_stride,
         "kind": kind,
         "most_tokens": MAX_TOKENS if kind == "tokens" else None,
     }

@@ -70,9 +70,9 @@ def training_rows(recipe: Recipe, captions: CaptionChoice = "random") -> Manifes
     manifest = read_manifest(training_path(recipe)).with_notes_logged()
     if data.split is not None:
         manifest = manifest.subset(split=data.split)
-    for name, other in data.also.items():
+    for name, other in data.extra_manifests.items():
         if other.stride is not None and not hasattr(SAMPLERS[data.sampling.kind], "stride"):
-            place = f"data.also.{name}.stride"
+            place = f"data.extra_manifests.{name}.stride"
             raise RecipeError(
                 place, f"'{data.sampling.kind}' has no stride", "data.sampling.kind: dense, dense_pretrain"
             )
@@ -104,4 +104,6 @@ def check_clips(recipe: Recipe, model: nn.Module) -> None:
             "data.sampling.kind", "one_per_second, whose clips differ in length", "a fixed number of frames"
         )
     frames = 1 if data.loader.single_frame else data.sampling.frames
-    check_clip(model, frames=frames, size=data.augment.size, frame_step=getattr(recipe.settings, "frame_step", 1))
+    check_clip(
+        model, frames=frames, size=data.augment.size, temporal_stride=getattr(recipe.settings, "temporal_stride", 1)
+    )

@@ -13,10 +13,10 @@ from internvideo.datasets.class_names import ClassMatch, match_classes, only_cou
 from internvideo.errors import RecipeError, WeightsError
 from internvideo.training.recipe import Recipe
 
-DO = "set init_head: names to keep its rows of these classes, init_head: fresh to draw a new one"
+DO = "set init_head: match_names to keep its rows of these classes, init_head: random to draw a new one"
 
 
-class HeadRule:
+class HeadInitializer:
     """Which rows of a file's head a model of `classes` starts with, asked once for each file with a head.
 
     Args:
@@ -31,10 +31,10 @@ class HeadRule:
         self.given = "weights" in recipe.init
         self.asked = 0
         self.match: ClassMatch | None = None
-        if self.class_map is not None and self.kind != "names":
-            raise RecipeError("init_class_map", str(self.class_map), "with init_head: names")
-        if self.kind != "same" and recipe.init and not self.given:
-            raise RecipeError("init_head", self.kind, "same, where init does not give weights")
+        if self.class_map is not None and self.kind != "match_names":
+            raise RecipeError("init_class_map", str(self.class_map), "with init_head: match_names")
+        if self.kind != "exact" and recipe.init and not self.given:
+            raise RecipeError("init_head", self.kind, "exact, where init does not give weights")
 
     def __call__(self, known: tuple[str, ...], path: Path) -> Sequence[int] | None:
         """Rows to take of the head of `path`, whose classes are `known`, in order; None for none.
@@ -44,10 +44,10 @@ class HeadRule:
                 `match_classes`.
         """
         self.asked += 1
-        if self.kind == "fresh":
+        if self.kind == "random":
             return None
-        if self.kind == "names":
-            self.match = match_classes(self.classes, known, where="init_head: names", class_map=self.class_map)
+        if self.kind == "match_names":
+            self.match = match_classes(self.classes, known, where="init_head: match_names", class_map=self.class_map)
             return self.match.rows
         if len(known) != len(self.classes):
             raise WeightsError(path, f"a head of {len(known)} classes", f"{len(self.classes)}, those of data.train", DO)
@@ -64,20 +64,20 @@ class HeadRule:
         Raises:
             WeightsError: names were to be taken of a file without a head.
         """
-        if self.kind == "same":
+        if self.kind == "exact":
             return ()
         if not self.given:
             return (f"{self.kind} (nothing yet: give init.weights, training waits for it)",)
-        if self.kind == "fresh":
-            return (f"fresh, {len(self.classes)} classes drawn",)
+        if self.kind == "random":
+            return (f"random, {len(self.classes)} classes",)
         if self.match is None:
             raise WeightsError(
-                recipe.init["weights"], "holds no classification head", "weights of a classifier", "init_head: same"
+                recipe.init["weights"], "holds no classification head", "weights of a classifier", "init_head: exact"
             )
         return (self.match.about,)
 
 
 def check_start(recipe: Recipe) -> None:
     """A recipe whose head is that of other weights cannot train without them. Raises RecipeError."""
-    if recipe.init_head != "same" and "weights" not in recipe.init:
+    if recipe.init_head != "exact" and "weights" not in recipe.init:
         raise RecipeError("init.weights", "is missing", "weights of an earlier stage", "give init.weights=FILE")

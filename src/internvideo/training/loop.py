@@ -123,7 +123,7 @@ def train(
             log.log_changes(state.step, changed, schedule(min(state.step, schedule.total - 1)))
         with log, closing(BatchStream(loader, state.epoch, state.position)) as stream:
             while state.step < schedule.total:
-                batches = stream.take(loop.accumulate, stop)
+                batches = stream.take(loop.grad_accum_steps, stop)
                 stopping = distributed.any_process(stop.requested)
                 if not stopping:
                     lr = schedule(state.step)
@@ -153,14 +153,14 @@ def _schedule(settings: TrainingSettings, batches: int, batch_size: int) -> Sche
     if batches == 0:
         found = f"{batch_size} on each of {distributed.world_size()} processes: fewer samples than one batch"
         raise RunError("data.loader.batch_size", found, "at least one batch", "lower it or add clips")
-    accumulate = settings.loop.accumulate
-    scale = settings.optimizer.scale(batch_size * accumulate * distributed.world_size())
+    grad_accum_steps = settings.loop.grad_accum_steps
+    scale = settings.optimizer.scale(batch_size * grad_accum_steps * distributed.world_size())
     return Schedule(
         settings.schedule,
         peak=settings.optimizer.base_lr * scale,
         scale=scale,
-        total=settings.schedule.total_steps(batches / accumulate),
-        warmup=settings.schedule.warmup_steps(batches / accumulate),
+        total=settings.schedule.total_steps(batches / grad_accum_steps),
+        warmup=settings.schedule.warmup_steps(batches / grad_accum_steps),
     )
 
 

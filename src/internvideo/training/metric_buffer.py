@@ -113,7 +113,7 @@ class MetricBuffer:
             folder / NONFINITE,
             f"the {what} of step {step} is not finite; clips {shown}",
             "finite numbers",
-            "look at these clips, lower optimizer.base_lr or set loop.gradient_clip, then start in another folder",
+            "look at these clips, lower optimizer.base_lr or set loop.max_grad_norm, then start in another folder",
         )
 
 

@@ -16,7 +16,7 @@ from internvideo.errors import RecipeError
 from internvideo.models.factory import create_model
 from internvideo.terminal import say
 from internvideo.training import positions
-from internvideo.training.head import HeadRule
+from internvideo.training.head import HeadInitializer
 from internvideo.training.recipe import Recipe
 from internvideo.weights.initialize import initialise
 
@@ -51,7 +51,7 @@ def build_model(recipe: Recipe, num_classes: int) -> nn.Module:
         if not isinstance(settings, dict):
             raise RecipeError(place, f"found {settings!r}", "settings of the model")
         asked = settings.setdefault(spec.outputs, num_classes)
-        if recipe.init_head != "same":
+        if recipe.init_head != "exact":
             settings[spec.outputs] = num_classes
         elif asked != num_classes:
             found = f"{asked}, but the manifest has {num_classes} {spec.outputs}"
@@ -88,11 +88,11 @@ def load_init_weights(model: nn.Module, recipe: Recipe, classes: Sequence[str] |
     Raises:
         WeightsError: `init` cannot be used. RecipeError, ManifestError: `init_head` cannot.
     """
-    if classes is None and recipe.init_head != "same":
-        raise RecipeError("init_head", recipe.init_head, "same, in this stage")
+    if classes is None and recipe.init_head != "exact":
+        raise RecipeError("init_head", recipe.init_head, "exact, in this stage")
     if classes is None and recipe.init_class_map is not None:
         raise RecipeError("init_class_map", str(recipe.init_class_map), "none, in this stage")
-    rule = None if classes is None else HeadRule(recipe, classes)
+    rule = None if classes is None else HeadInitializer(recipe, classes)
     for line in (*positions.told(recipe), *initialise(model, recipe.init, rule)):
         if distributed.rank() == 0:
             say(f"positions: {line}", err=True)

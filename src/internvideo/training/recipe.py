@@ -14,14 +14,14 @@ from typing import Annotated, Any, TypeVar
 from pydantic import BaseModel, Field, PrivateAttr, SerializeAsAny, ValidationInfo, field_validator
 from torch import nn
 
-from internvideo.data.settings import DataSettings, HeadChoice, Settings
+from internvideo.data.settings import DataSettings, HeadInit, Settings
 from internvideo.errors import RecipeError, shown
 from internvideo.models.entry import ModelEntry
 from internvideo.training.loop import BatchSource
 from internvideo.training.settings import LoopSettings, OptimizerSettings, ScheduleSettings
 
-VERSION = 2
-"""Of the form of a recipe. Version 1 had the settings of every task below `data`, and no version."""
+VERSION = 3
+"""Version of the form of a recipe; `training/earlier_recipes.py` reads the others."""
 
 Some = TypeVar("Some", bound=BaseModel)
 
@@ -94,11 +94,14 @@ class Recipe(Settings):
     init: dict[str, Path] = Field(
         default_factory=dict, description="weights to start from: {weights: FILE}, interaction: {masked:, multimodal:}"
     )
-    init_head: HeadChoice = Field(
-        "same", description="the head of init.weights: the same classes, its rows found by class names, or a fresh one"
+    init_head: HeadInit = Field(
+        "exact",
+        description="the head of init.weights: the same classes, its rows matched by class name, or a random one",
     )
-    init_class_map: Path | None = Field(None, description="with init_head: names, which class is which of the file's")
-    initial_share: float = Field(
+    init_class_map: Path | None = Field(
+        None, description="with init_head: match_names, which class is which of the file's"
+    )
+    base_weight: float = Field(
         0.0, ge=0.0, le=1.0, description="weight-space ensemble: share of the initial weights in the result"
     )
     # Made by `_of_the_stage`, of nothing as well: which settings these are is known only with the stage.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import difflib
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from importlib import resources
 from pathlib import Path
@@ -15,13 +15,14 @@ from pydantic import BaseModel, ValidationError
 
 from internvideo import untrusted
 from internvideo.errors import RecipeError, WeightsError
-from internvideo.training.recipe import VERSION, Catalog, Recipe
+from internvideo.training.earlier_recipes import new_name, upgraded
+from internvideo.training.recipe import Catalog, Recipe
 from internvideo.training.settings import LoopSettings
 
 LARGEST = 10**7
 """Largest number of a setting: what counts samples, words or panoramas is held in memory."""
 LARGER = (
-    *("loop.seed", "data.loader.seed", "schedule.steps", "schedule.warmup", "schedule.drops"),
+    *("loop.seed", "data.loader.seed", "schedule.steps", "schedule.warmup", "schedule.milestones"),
     *("loop.log_every", "loop.checkpoint_every", "loop.keep_checkpoints", "data.loader.cache_megabytes"),
 )
 """Settings that may be larger: seeds, steps, and limits that take nothing by being large."""
@@ -32,20 +33,6 @@ NEEDS = {
     "data.augment.mix_smoothing": ("data.augment.mixup", "data.augment.cutmix"),
 }
 """Settings -> those of which one must be on, or they say something about what is not done."""
-
-VERSION_1_DATA = {
-    *("also", "images", "image_shards", "shard_index", "image_batch_size", "captions", "sampling", "augment"),
-    *("features", "proposals", "key_frames", "hands", "questions", "queries", "world"),
-}
-VERSION_1_INSIDE = {
-    "augment": {
-        *("size", "crop", "minimum_area", "aspect", "flip", "rand_augment", "erasing", "mixup", "cutmix"),
-        *("mix_probability", "mix_switch", "mix_smoothing", "as_tested", "squash", "bicubic", "test_style"),
-        "test_resize",
-    },
-    "world": {"panoramas", "clips", "walk"},
-}
-"""Settings that every recipe of version 1 had, whether its stage read them or not."""
 
 
 def shipped_recipes() -> dict[str, Path]:
@@ -68,11 +55,13 @@ def read_recipe(name: str | Path, overrides: Sequence[str], catalog: Catalog) ->
         raise RecipeError(path, f"cannot be read as YAML: {error}") from error
     if not isinstance(tree, dict):
         raise RecipeError(path, f"holds {type(tree).__name__}, not settings", "a mapping with stage, model, data ...")
+    if "version" in tree:
+        tree = upgraded(tree, catalog)
     for override in overrides:
         apply_override(tree, override)
     recipe = build_recipe(tree, path, catalog)
     check_needed(recipe, path)
-    if recipe.init_head != "same" and not recipe.spec.classifiers:
+    if recipe.init_head != "exact" and not recipe.spec.classifiers:
         heads = ", ".join(name for name, spec in catalog.stages.items() if spec.classifiers)
         found = f"'init_head' counts in {heads}, not in the stage '{recipe.stage}'"
         raise RecipeError(path, found, "leave init_head out")
@@ -86,8 +75,8 @@ def build_recipe(tree: Mapping[str, Any], where: object, catalog: Catalog) -> Re
     except ValidationError as error:
         raise RecipeError(where, "; ".join(_explain(item, tree, catalog) for item in error.errors())) from error
     check_numbers(tree, recipe.resolved(), where)
-    if recipe.loop.accumulate > 1 and not recipe.data.loader.drop_last:
-        found = f"'loop.accumulate' is {recipe.loop.accumulate} and 'data.loader.drop_last' false"
+    if recipe.loop.grad_accum_steps > 1 and not recipe.data.loader.drop_last:
+        found = f"'loop.grad_accum_steps' is {recipe.loop.grad_accum_steps} and 'data.loader.drop_last' false"
         raise RecipeError(where, f"{found}: a smaller last batch would count as much as the others", "one of them")
     return recipe
 
@@ -95,25 +84,6 @@ def build_recipe(tree: Mapping[str, Any], where: object, catalog: Catalog) -> Re
 def saved_recipe(tree: Mapping[str, Any], where: object, catalog: Catalog) -> Recipe:
     """Recipe from plain values that any earlier version saved. Raises RecipeError as `build_recipe`."""
     return build_recipe(upgraded(tree, catalog), where, catalog)
-
-
-def upgraded(tree: Mapping[str, Any], catalog: Catalog) -> dict[str, Any]:
-    """What an earlier version saved, as this version would have: without settings that its stage never read."""
-    new = dict(tree)
-    spec, data = catalog.stages.get(str(tree.get("stage"))), tree.get("data")
-    if new.setdefault("version", 1) != 1 or spec is None or not isinstance(data, Mapping):
-        return new
-    new["version"] = VERSION
-    new["data"] = _read_by(data, spec.data, VERSION_1_DATA)
-    for name, inside in VERSION_1_INSIDE.items():
-        kind = spec.data.model_fields[name].annotation if name in spec.data.model_fields else None
-        if isinstance(new["data"].get(name), Mapping) and isinstance(kind, type) and issubclass(kind, BaseModel):
-            new["data"][name] = _read_by(new["data"][name], kind, inside)
-    return new
-
-
-def _read_by(values: Mapping[str, Any], kind: type[BaseModel], known: Iterable[str]) -> dict[str, Any]:
-    return {name: value for name, value in values.items() if name in kind.model_fields or name not in known}
 
 
 def recipe_inside(metadata: Mapping[str, str], where: object, catalog: Catalog) -> Recipe:
@@ -218,6 +188,8 @@ def _explain(item: Any, tree: Mapping[str, Any], catalog: Catalog) -> str:
         others = [other for other in catalog.stages if location[-1] in _siblings(location, other, catalog)]
     if others:
         return f"no setting '{place}' in the stage '{stage}', it is of {', '.join(others)}"
+    if now := new_name(place):
+        return f"no setting '{place}', now '{now}'"
     near = difflib.get_close_matches(str(location[-1]), _siblings(location, stage, catalog), n=1)
     elsewhere = [name for name in _dotted(location[:1], stage, catalog) if name.endswith(f".{location[-1]}")]
     hint = (elsewhere or near)[:1]

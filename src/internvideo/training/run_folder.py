@@ -22,8 +22,11 @@ EXTENDABLE_KEYS = ("schedule.steps", "schedule.epochs")
 CHANGEABLE_KEYS = (
     *(f"optimizer.{name}" for name in ("base_lr", "lr_scaling", "betas", "eps", "momentum", "weight_decay")),
     *(f"optimizer.{name}" for name in ("no_decay", "layer_decay", "lr_multipliers")),
-    *(f"schedule.{name}" for name in ("steps", "epochs", "warmup", "start_lr", "final_lr", "shape", "drops")),
-    *(f"loop.{name}" for name in ("gradient_clip", "accumulate", "precision", "activation_checkpointing", "compile")),
+    *(f"schedule.{name}" for name in ("steps", "epochs", "warmup", "start_lr", "final_lr", "kind", "milestones")),
+    *(
+        f"loop.{name}"
+        for name in ("max_grad_norm", "grad_accum_steps", "precision", "activation_checkpointing", "compile")
+    ),
 )
 """Settings that may be changed on purpose between two sessions; checkpoints do not depend on their values."""
 

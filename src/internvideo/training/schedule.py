@@ -74,7 +74,7 @@ class Schedule:
     def __call__(self, step: int) -> float:
         """Return the learning rate of step `step`, counted from 0."""
         start, final = self.settings.start_lr * self.scale, self.settings.final_lr * self.scale
-        match self.settings.shape:
+        match self.settings.kind:
             case "cosine":
                 return cosine_with_warmup(
                     step, self.total, peak=self.peak, final=final, warmup=self.warmup, start=start
@@ -85,9 +85,9 @@ class Schedule:
                 )
             case "constant":
                 return linear_warmup(step, self.warmup, start, self.peak) if step < self.warmup else self.peak
-            case "steps":
+            case "multistep":
                 if step < self.warmup:
                     return linear_warmup(step, self.warmup, start, self.peak)
-                return self.peak * multi_step_factor(step / self.total, self.settings.drop_shares())
-            case "whole_cosine":
+                return self.peak * multi_step_factor(step / self.total, self.settings.relative_milestones())
+            case "cosine_including_warmup":
                 return self.peak * cosine_including_warmup(step / self.total, self.warmup / self.total)

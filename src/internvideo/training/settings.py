@@ -74,11 +74,11 @@ class ScheduleSettings(Settings):
         steps, epochs: the length; exactly one is given.
         warmup: linear rise from `start_lr` to the peak, in the unit of the length (steps or epochs).
         start_lr, final_lr: before scaling, like `OptimizerSettings.base_lr`.
-        shape: after the warm-up "cosine" or "linear" from the peak to `final_lr`, "constant", or "steps": a tenth of
-            the rate from each of `drops` on;
-            "whole_cosine" is 0.5 (1 + cos(pi x)) of the progress x over the whole run, warm-up included, down to 0
-            (Video-Text-Retrieval).
-        drops: of the shape "steps", in the unit of the length, ascending.
+        kind: after the warm-up "cosine" or "linear" from the peak to `final_lr`, "constant", or "multistep": the
+            rate is multiplied by 0.1 at each of `milestones`;
+            "cosine_including_warmup" is 0.5 (1 + cos(pi x)) of the progress x over the whole run, warm-up included,
+            down to 0 (Video-Text-Retrieval).
+        milestones: of the kind "multistep", in the unit of the length, ascending.
     """
 
     steps: PositiveInt | None = None
@@ -86,8 +86,8 @@ class ScheduleSettings(Settings):
     warmup: NotNegative = 0.0
     start_lr: NotNegative = 0.0
     final_lr: NotNegative = 0.0
-    shape: Literal["cosine", "linear", "constant", "steps", "whole_cosine"] = "cosine"
-    drops: tuple[PositiveFloat, ...] = ()
+    kind: Literal["cosine", "linear", "constant", "multistep", "cosine_including_warmup"] = "cosine"
+    milestones: tuple[PositiveFloat, ...] = ()
 
     @model_validator(mode="after")
     def _one_length(self) -> Self:
@@ -96,12 +96,12 @@ class ScheduleSettings(Settings):
         length = self.steps if self.steps is not None else self.epochs
         if length is not None and self.warmup > length:
             raise ValueError(f"warmup {self.warmup:g} is longer than the run of {length:g}")
-        if self.shape == "whole_cosine" and (self.start_lr or self.final_lr):
-            raise ValueError("whole_cosine starts and ends at 0: leave out start_lr and final_lr")
-        if (self.shape == "steps") != bool(self.drops):
-            raise ValueError("drops are the moments of the shape 'steps': give both or neither")
-        if list(self.drops) != sorted(set(self.drops)) or any(drop >= (length or 0) for drop in self.drops):
-            raise ValueError(f"drops {self.drops} do not ascend within the run of {length:g}")
+        if self.kind == "cosine_including_warmup" and (self.start_lr or self.final_lr):
+            raise ValueError("cosine_including_warmup starts and ends at 0: leave out start_lr and final_lr")
+        if (self.kind == "multistep") != bool(self.milestones):
+            raise ValueError("milestones and the kind 'multistep' belong together: give both or neither")
+        if list(self.milestones) != sorted(set(self.milestones)) or any(at >= (length or 0) for at in self.milestones):
+            raise ValueError(f"milestones {self.milestones} do not ascend within the run of {length:g}")
         return self
 
     def total_steps(self, steps_per_epoch: float) -> int:
@@ -114,17 +114,17 @@ class ScheduleSettings(Settings):
         """Optimizer steps of the warm-up."""
         return round(self.warmup if self.steps is not None else self.warmup * steps_per_epoch)
 
-    def drop_shares(self) -> tuple[float, ...]:
-        """The drops as shares of the run, 0..1."""
-        return tuple(drop / (self.steps or self.epochs or 1.0) for drop in self.drops)
+    def relative_milestones(self) -> tuple[float, ...]:
+        """Return the milestones as fractions of the run, 0..1."""
+        return tuple(at / (self.steps or self.epochs or 1.0) for at in self.milestones)
 
 
 class LoopSettings(Settings):
     """How the steps are made.
 
     Attributes:
-        gradient_clip: largest global gradient norm, None for no clipping.
-        accumulate: batches of the loader in one optimizer step; all of one size, so each counts alike.
+        max_grad_norm: global gradient norm above which gradients are clipped, None for no clipping.
+        grad_accum_steps: batches per optimizer step; all of one size, so each counts alike.
         precision: "auto" is bfloat16 autocast on CUDA and float32 elsewhere.
         ema_decay: keep an exponential moving average of the learning parameters; None for none.
         ema_scaled: shorten the average in a short run, so that it spans at most a tenth of the steps.
@@ -137,8 +137,8 @@ class LoopSettings(Settings):
         seed: of every random draw of the loop and of the stage.
     """
 
-    gradient_clip: PositiveFloat | None = None
-    accumulate: PositiveInt = 1
+    max_grad_norm: PositiveFloat | None = None
+    grad_accum_steps: PositiveInt = 1
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     ema_decay: Annotated[float, Field(gt=0.0, lt=1.0)] | None = None
     ema_scaled: bool = True

@@ -92,8 +92,8 @@ class TrainStep:
     def _clip_gradients(self) -> Tensor:
         gradients = [parameter.grad for parameter in self.parameters if parameter.grad is not None]
         norm = nn.utils.get_total_norm(gradients)
-        if self.loop.gradient_clip is not None:
-            nn.utils.clip_grads_with_norm_(self.parameters, self.loop.gradient_clip, norm)
+        if self.loop.max_grad_norm is not None:
+            nn.utils.clip_grads_with_norm_(self.parameters, self.loop.max_grad_norm, norm)
         return norm
 
 

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from internvideo import untrusted
 from internvideo.data.preprocessing import Preprocessing
-from internvideo.data.resize import Style
+from internvideo.data.resize import ResizeBackend
 from internvideo.errors import WeightsError
 from internvideo.models.factory import configure
 from internvideo.storage import read_safetensors
@@ -39,7 +39,7 @@ NO_TENSORS = (INDEX, lora.CONFIG)
 MODEL_TYPES = ("videomae", "clip")
 """Of transformers; what is read."""
 
-STYLES: dict[int, Style] = {2: "pil", 3: "pil_bicubic"}
+RESIZE_BACKENDS: dict[int, ResizeBackend] = {2: "pil", 3: "pil_bicubic"}
 """PIL's numbers of interpolations that we have."""
 
 PUBLISHED_HEADS = {
@@ -135,10 +135,12 @@ class Foreign:
             raise WeightsError(where, "frames that are not made square by resizing and a crop", "do_resize, a crop")
         if side != usual.size or short < side:
             raise WeightsError(where, f"a crop of {side} px of {short}", f"{usual.size} px, as the model sees them")
-        style = STYLES.get(processor.get("resample", 2 if usual.style != "pil_bicubic" else 3))
-        if style is None:
+        resize_backend = RESIZE_BACKENDS.get(
+            processor.get("resample", 2 if usual.resize_backend != "pil_bicubic" else 3)
+        )
+        if resize_backend is None:
             raise WeightsError(where, f"resample {processor['resample']!r}", "2 (bilinear) or 3 (bicubic)")
-        return usual.with_settings(resize=short, squash=square, style=style)
+        return usual.with_settings(resize=short, keep_aspect=not square, resize_backend=resize_backend)
 
 
 def _sides(size: object, where: Path, key: str) -> tuple[int, bool]:

@@ -39,14 +39,14 @@ def initial_sources(model: nn.Module) -> tuple[tuple[str, ...], ...]:
     return sources
 
 
-class HeadRule(Protocol):
+class HeadInitializer(Protocol):
     """Asked where a file brings a head: which of its rows the model starts with."""
 
     def __call__(self, known: tuple[str, ...], path: Path) -> Sequence[int] | None:
         """Rows of the head of `path`, whose classes are `known`, numbers where it tells none; None for a fresh head."""
 
 
-def initialise(model: nn.Module, sources: Mapping[str, Path], head: HeadRule | None = None) -> tuple[str, ...]:
+def initialise(model: nn.Module, sources: Mapping[str, Path], head: HeadInitializer | None = None) -> tuple[str, ...]:
     """Fill `model` from files; positions that were learned for another clip size are resized to the model's.
 
     Args:
@@ -115,7 +115,7 @@ def masked_parts(config: object) -> dict[str, VideoMAEConfig]:
     return {name: value for name, value in getattr(config, "__dict__", {}).items() if isinstance(value, VideoMAEConfig)}
 
 
-def _fill(model: nn.Module, path: Path, head: HeadRule | None) -> tuple[str, ...]:
+def _fill(model: nn.Module, path: Path, head: HeadInitializer | None) -> tuple[str, ...]:
     path = weights_file(path)
     state, metadata = read_source(path)
     part = earlier_stage(model, state)
@@ -126,7 +126,7 @@ def _fill(model: nn.Module, path: Path, head: HeadRule | None) -> tuple[str, ...
 
 
 def _fill_classifier(
-    model: nn.Module, state: Mapping[str, Tensor], metadata: Mapping[str, str], path: Path, rule: HeadRule | None
+    model: nn.Module, state: Mapping[str, Tensor], metadata: Mapping[str, str], path: Path, rule: HeadInitializer | None
 ) -> tuple[str, ...]:
     """All of a model, with the rows of its head that `rule` chooses."""
     name, others = class_layer(model)

@@ -29,7 +29,7 @@ def build(recipe: Recipe, skipped: Path | None) -> Job:
     """Build the job of a recipe; its classes are the words. Raises RecipeError, ManifestError, WeightsError."""
     data, settings = recipe.data_as(QueryData), recipe.settings_as(GroundingSettings)
     queries = answered(read_query_set(training_path(recipe), data.queries, data.features, split=data.split))
-    words = Vocabulary.from_texts((query.text for query in queries.queries), data.queries.most)
+    words = Vocabulary.from_texts((query.text for query in queries.queries), data.queries.max_vocab)
     model = init_model(recipe, len(words), Grounder)
     check_width(queries.features.width, model.config.input_width)
     head = load_init_weights(model, recipe, words.words)

@@ -36,7 +36,7 @@ class QuerySettings(Settings):
     """Where the videos of queries are, and which words are known."""
 
     features: Path | None = Field(None, description="of the queries' videos: the folder of `internvideo extract`")
-    most: int = Field(4000, ge=4, description="words of the training queries that are known, the commonest")
+    max_vocab: int = Field(4000, ge=4, description="words of the training queries that are known, the commonest")
 
 
 @dataclass(frozen=True)

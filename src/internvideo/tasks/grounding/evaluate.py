@@ -58,7 +58,7 @@ def evaluate(trained: Trained, manifest: Path, output: Path, settings: Grounding
         data.features,
         choose_device(settings.device),
         spans=how.spans,
-        most_overlap=how.most_overlap,
+        nms_threshold=how.nms_threshold,
         prior=trained.context,
         model_name=recipe.model.name,
     )

@@ -199,12 +199,12 @@ CANDIDATES = 1000
 """Likeliest spans of a query that are looked at."""
 
 
-def likely_spans(start: Tensor, end: Tensor, count: int, most_overlap: float) -> tuple[NDArray[Any], NDArray[Any]]:
+def likely_spans(start: Tensor, end: Tensor, count: int, nms_threshold: float) -> tuple[NDArray[Any], NDArray[Any]]:
     """The likeliest spans of one query.
 
     Args:
         start, end: (T,) logits. count: how many, if there are so many.
-        most_overlap: tIoU with a likelier span above which a span waits until no other is left.
+        nms_threshold: tIoU with a likelier span above which a span waits until no other is left.
 
     Returns:
         best first, (N, 2) in steps, step t from t - 0.5 to t + 0.5, and (N,) probability of start times that of end.
@@ -221,7 +221,7 @@ def likely_spans(start: Tensor, end: Tensor, count: int, most_overlap: float) ->
     for row in range(most):
         if len(chosen) == count:
             break
-        if not chosen or _overlap(spans[row], spans[chosen]) <= most_overlap:
+        if not chosen or _overlap(spans[row], spans[chosen]) <= nms_threshold:
             chosen.append(row)
     rest = [row for row in range(most) if row not in chosen][: count - len(chosen)]
     order = np.asarray(sorted(chosen + rest), dtype=np.int64)

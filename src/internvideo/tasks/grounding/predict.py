@@ -63,7 +63,7 @@ def predict(
     device: torch.device,
     *,
     spans: int,
-    most_overlap: float,
+    nms_threshold: float,
     prior: Mapping[str, Any],
     model_name: str = "",
 ) -> Predictions:
@@ -71,7 +71,7 @@ def predict(
 
     Args:
         model: on `device`; put into evaluation mode. queries: with features. words: that the model knows.
-        settings: how features are read. spans, most_overlap: see `likely_spans`.
+        settings: how features are read. spans, nms_threshold: see `likely_spans`.
         prior: what `prior_of` tells of the training queries. model_name: for the protocol.
 
     Raises:
@@ -80,7 +80,7 @@ def predict(
     model.eval()
     found: list[tuple[Floats, Floats]] = []
     for _, numbers in groupby(range(len(queries)), key=lambda number: queries.videos[number]):
-        found += _find(model, queries, list(numbers), words, settings, device, spans, most_overlap)
+        found += _find(model, queries, list(numbers), words, settings, device, spans, nms_threshold)
     features = queries.features
     protocol = {
         "model": model_name,
@@ -91,7 +91,7 @@ def predict(
         "features": {key: features.protocol.get(key) for key in FEATURE_FACTS if key in features.protocol},
         "tiou": "above, of the hull (Ego4D)",
         "spans": spans,
-        "most_overlap": most_overlap,
+        "most_overlap": nms_threshold,
         "prior": prior["prior"],
         "usual_length": prior["usual_length"],
     }
@@ -106,7 +106,7 @@ def _find(
     settings: FeatureSettings,
     device: torch.device,
     spans: int,
-    most_overlap: float,
+    nms_threshold: float,
 ) -> list[tuple[Floats, Floats]]:
     """(N, 2) seconds and (N,) scores of every query about one video."""
     video = queries.features.videos[numbers[0]]
@@ -120,7 +120,7 @@ def _find(
         result = model.ask(seen.expand(len(numbers), -1, -1), mask.expand(len(numbers), -1), asked)
     rows = []
     for start, end in zip(result.start.float(), result.end.float(), strict=True):
-        steps, scores = likely_spans(start, end, spans, most_overlap)
+        steps, scores = likely_spans(start, end, spans, nms_threshold)
         rows.append((grid.to_seconds(steps), scores))
     return rows
 

@@ -19,7 +19,7 @@ class GroundingSettings(Settings):
     highlight_weight: float = Field(5.0, ge=0.0, description="of the loss of the steps that belong to the answer")
     highlight_margin: float = Field(0.1, ge=0.0, description="share of its length by which the answer is made longer")
     spans: int = Field(5, ge=1, description="testing: spans of a query")
-    most_overlap: float = Field(
+    nms_threshold: float = Field(
         0.7, ge=0.0, le=1.0, description="testing: tIoU with a likelier span above which one waits; 1: none waits"
     )
 

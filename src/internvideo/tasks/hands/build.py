@@ -45,8 +45,8 @@ def build(recipe: Recipe, skipped: Path | None) -> Job:
 def whole_frame(augment: FrameAugment) -> tuple[TrainTransform, EvalTransform]:
     """The transforms of training and testing: the whole frame in a square, so that no hand is cut away."""
     size = augment.size
-    train = TrainTransform(size, "centre", erasing=augment.erasing, resize=size, squash=True)
-    return train, EvalTransform(size, resize=size, squash=True)
+    train = TrainTransform(size, "center", erasing=augment.erasing, resize=size, keep_aspect=False)
+    return train, EvalTransform(size, resize=size, keep_aspect=False)
 
 
 def mean_places(targets: HandTargets) -> list[float]:

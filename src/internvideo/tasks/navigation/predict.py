@@ -110,12 +110,12 @@ def predict(
     walks: list[tuple[str, EpisodeState, Floats]] = []
     agents = baselines(settings)
     for name in (AGENT, *agents):
-        encoder = ObservationEncoder(model, settings.keep, frames=None if name == AGENT else 1)
+        encoder = ObservationEncoder(model, settings.max_cache_size, frames=None if name == AGENT else 1)
         for index, batch in enumerate(batches()):
             _check(batch.episodes)
             here = batch.to(device)
             policy = planner_policy(model, readable(here.tokens, settings)) if name == AGENT else agents[name](index)
-            walks += [(name, done, distances(done)) for done in rollout(encoder, here, policy, settings.test_steps)]
+            walks += [(name, done, distances(done)) for done in rollout(encoder, here, policy, settings.max_test_steps)]
     protocol = {
         "model": model_name,
         "weights_sha256": weights_hash(model),
@@ -123,7 +123,7 @@ def predict(
         "source": source,
         "video_feature": model.config.use_video,
         "blind": settings.blind,
-        "decisions_at_most": settings.test_steps,
+        "decisions_at_most": settings.max_test_steps,
         "ndtw": "radius-1 DTW, reference densified to 0.25 m",
     }
     count = sum(name == AGENT for name, _, _ in walks)

@@ -32,14 +32,14 @@ BLIND = 1
 class NavigationSettings(Settings):
     """How episodes are walked."""
 
-    steps: int = Field(25, ge=1, description="decisions of a training episode at most")
-    test_steps: int = Field(20, ge=1, description="testing: decisions of an episode at most")
+    max_steps: int = Field(25, ge=1, description="decisions of a training episode at most")
+    max_test_steps: int = Field(20, ge=1, description="testing: decisions of an episode at most")
     stop_within: float = Field(1.5, gt=0.0, description="metres from the goal at which the teacher stops")
     teacher: float = Field(0.75, gt=0.0, le=1.0, description="chance p of the teacher's step is p^(iteration//every+1)")
     teacher_every: int = Field(2000, ge=1, description="iterations between two lowerings of that chance")
     augment: bool = Field(True, description="waypoint augmentation: places are drawn around the predicted ones")
     blind: bool = Field(False, description="the instruction is hidden, in training and testing: a baseline")
-    keep: int = Field(20_000, ge=0, description="poses whose features are kept")
+    max_cache_size: int = Field(20_000, ge=0, description="poses whose features are kept")
 
 
 def readable(tokens: Tensor, settings: NavigationSettings) -> Tensor:
@@ -55,14 +55,14 @@ class NavigationStage(nn.Module):
 
     def __init__(self, model: Navigator, settings: NavigationSettings) -> None:
         super().__init__()
-        if settings.steps > model.config.planner.steps:
-            raise ValueError(f"steps {settings.steps}, the planner remembers {model.config.planner.steps}")
+        if settings.max_steps > model.config.planner.steps:
+            raise ValueError(f"max_steps {settings.max_steps}, the planner remembers {model.config.planner.steps}")
         self.model = model
         self.settings = settings
         self.register_buffer("iteration", torch.zeros((), dtype=torch.int64))
         for part in model.eyes():
             part.requires_grad_(False)
-        self._encoder = ObservationEncoder(model, settings.keep)
+        self._encoder = ObservationEncoder(model, settings.max_cache_size)
         self._expert = ShortestPathExpert(settings.stop_within)
 
     def train(self, mode: bool = True) -> NavigationStage:
@@ -101,7 +101,7 @@ class NavigationStage(nn.Module):
             return actions
 
         augment = generator if self.training and settings.augment else None
-        rollout(self._encoder, batch, choose, settings.steps, augment=augment)
+        rollout(self._encoder, batch, choose, settings.max_steps, augment=augment)
         if self.training:
             self.iteration += 1
         together = torch.cat(agreed)

@@ -59,7 +59,7 @@ def predict(trained: Trained, manifest: Manifest, settings: OpenSetOptions) -> P
         choose_device(settings.device),
         evidence=getattr(trained.recipe.settings, "evidence", None),
         model_name=trained.recipe.model.name,
-        frame_step=getattr(trained.recipe.settings, "frame_step", 1),
+        temporal_stride=getattr(trained.recipe.settings, "temporal_stride", 1),
     )
 
 

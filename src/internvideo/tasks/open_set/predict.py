@@ -99,7 +99,7 @@ def predict(
     *,
     evidence: Evidence | None,
     model_name: str = "",
-    frame_step: int = 1,
+    temporal_stride: int = 1,
     seed: int = 0,
 ) -> Predictions:
     """Opinions of the model's own last layer and of every method, on training and test videos.
@@ -110,7 +110,7 @@ def predict(
         test: loader and rows of known and unknown classes, as `join` gives them.
         clips: how videos become clips. device: where the model is.
         evidence: what the model's logits mean; None for a classifier that learned with cross entropy.
-        model_name: for the protocol. frame_step: the model sees every n-th frame. seed: of the methods.
+        model_name: for the protocol. temporal_stride: the model sees every n-th frame. seed: of the methods.
 
     Returns:
         ids (N,), labels (N,) with -1 for unknown, strangers (N,) name of an unknown class or "", train_labels (M,);
@@ -121,8 +121,8 @@ def predict(
         RunError: see `run_clips`. RecipeError: a training row without label.
     """
     train_labels = check_labels(train[1])
-    known, seen = _features(model, frame_step, *train, clips, device, "training videos")
-    asked, views = _features(model, frame_step, *test, clips, device, NAME)
+    known, seen = _features(model, temporal_stride, *train, clips, device, "training videos")
+    asked, views = _features(model, temporal_stride, *test, clips, device, NAME)
     rows = [test[1].rows[index] for index in views.read]
     labels = train_labels[seen.read]
     layer = model.head_layer

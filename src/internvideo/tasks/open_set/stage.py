@@ -39,10 +39,10 @@ class OpenSetSettings(Settings):
             the logarithm.
         annealing: how the weight of `kl` and `calibration` rises to 1, within `annealing_batches` batches: the
             published 10 epochs for "step", from 0.01 over the whole run for "exp".
-        debias: none, or DEAR's three branches: "maximised" raises the dependence (HSIC) of the branches; "alternated"
+        debias: none, or DEAR's three branches: "maximized" raises the dependence (HSIC) of the branches; "alternated"
             lets the motion branch leave the other two, and these follow it.
         debias_weight: of all that the branches add.
-        frame_step: the model sees every n-th frame of the batch's clip.
+        temporal_stride: the model sees every n-th frame of the batch's clip.
     """
 
     evidence: Evidence = "exp"
@@ -52,9 +52,9 @@ class OpenSetSettings(Settings):
     disentangled: bool = False
     annealing: Literal["step", "exp"] = "exp"
     annealing_batches: int | None = Field(None, ge=1)
-    debias: Literal["none", "maximised", "alternated"] = "none"
+    debias: Literal["none", "maximized", "alternated"] = "none"
     debias_weight: float = Field(0.1, gt=0.0)
-    frame_step: int = Field(1, ge=1)
+    temporal_stride: int = Field(1, ge=1)
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
@@ -90,7 +90,7 @@ class OpenSetStage(nn.Module):
         if batch.labels is None or batch.labels.is_floating_point():
             raise ValueError("the open-set stage needs labels that are one class of every clip")
         labels, settings = batch.labels, self.settings
-        video = self.model.normalize(batch.video[:, :, :: settings.frame_step])
+        video = self.model.normalize(batch.video[:, :, :: settings.temporal_stride])
         grid = None
         if self.debias is None:
             logits = self.model(video)
@@ -129,7 +129,7 @@ class OpenSetStage(nn.Module):
         ]
         motion = branches["motion"].features.float()
         others = [branches[name].features.float() for name in ("shuffled", "still")]
-        if settings.debias == "maximised":
+        if settings.debias == "maximized":
             dependence = -torch.stack([hsic(motion, other) for other in others]).sum()
         else:  # both players move in one step, each with the other held still; the value of the sum is 0
             leave = torch.stack([hsic(motion, other.detach()) for other in others]).sum()

@@ -42,9 +42,9 @@ def build(recipe: Recipe, skipped: Path | None) -> Job:
     check_clips(recipe, model)
     head = load_init_weights(model, recipe, answers)
     stage = AnsweringStage(model, settings, distributed.divisor)
-    rows = one_question_a_row(manifest) if data.questions.each == "question" else manifest
+    rows = one_question_a_row(manifest) if data.questions.epoch_over == "question" else manifest
     clips = clip_loader(recipe, rows, skipped)
-    loader = QuestionLoader(clips, answers, model.config.model.text.context, data.questions.at_once)
+    loader = QuestionLoader(clips, answers, model.config.model.text.context, data.questions.questions_per_clip)
     context = {"commonest": commonest_answers(manifest.rows)}
     return Job(recipe, stage, loader, answers, replace(manifest, classes=answers).fingerprint, context, head)
 

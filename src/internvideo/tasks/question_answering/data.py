@@ -38,26 +38,26 @@ class QuestionSettings:
     Attributes:
         answers: file of the answers that a model may give, one a line or JSON {answer: number}; None takes answers.txt
             beside the manifest, and without one the most frequent answers of training.
-        most: so many of them.
-        each: "question": an epoch asks every question once, each with its own clip (as released); "video": it reads
-            every video once and asks `at_once` questions about every clip of it, all of them equally often over the
+        max_answers: so many of them.
+        epoch_over: "question": an epoch asks every question once, each with its own clip (as released); "video": it
+            reads every video once and asks `questions_per_clip` questions about its clip, all equally often over the
             epochs.
-        at_once: questions about a clip, which share one look at it; 1 with each "question".
+        questions_per_clip: questions about a clip, which share one look at it; 1 where an epoch is over questions.
     """
 
     answers: Path | None = None
-    most: int = 1500
-    each: Literal["question", "video"] = "question"
-    at_once: int = 1
+    max_answers: int = 1500
+    epoch_over: Literal["question", "video"] = "question"
+    questions_per_clip: int = 1
 
     # Inside a recipe (a pydantic model) an unknown key is an error.
     __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
 
     def __post_init__(self) -> None:
-        if self.most < 2:
-            raise ValueError(f"most is {self.most}, there must be 2 answers to choose from")
-        if self.at_once < 1 or (self.at_once > 1 and self.each == "question"):
-            raise ValueError(f"at_once is {self.at_once}: 1, or more with each: video")
+        if self.max_answers < 2:
+            raise ValueError(f"max_answers is {self.max_answers}, there must be 2 answers to choose from")
+        if self.questions_per_clip < 1 or (self.questions_per_clip > 1 and self.epoch_over == "question"):
+            raise ValueError(f"questions_per_clip is {self.questions_per_clip}: 1, or more with epoch_over: video")
 
 
 def answer_vocabulary(manifest: Manifest, settings: QuestionSettings) -> tuple[str, ...]:
@@ -73,7 +73,7 @@ def answer_vocabulary(manifest: Manifest, settings: QuestionSettings) -> tuple[s
     elif manifest.source.is_file() and beside.is_file():
         answers, where = read_answers(beside), beside
     else:
-        answers, where = frequent_answers(manifest.rows, settings.most), manifest.source
+        answers, where = frequent_answers(manifest.rows, settings.max_answers), manifest.source
     if len(answers) < 2:
         raise ManifestError(where, f"{len(answers)} answers", "2 or more, to choose from")
     return answers
@@ -126,19 +126,19 @@ class QuestionLoader(WrappedLoader[Loader]):
 
     Args:
         clips: loader of rows with questions, without tokenizer.
-        answers: the vocabulary. context: most words of the text tower. at_once: K.
+        answers: the vocabulary. context: most words of the text tower. questions_per_clip: K.
     """
 
-    def __init__(self, clips: Loader, answers: Sequence[str], context: int, at_once: int = 1) -> None:
+    def __init__(self, clips: Loader, answers: Sequence[str], context: int, questions_per_clip: int = 1) -> None:
         clips.manifest.require("qa")
         super().__init__(clips)
-        self.context, self.at_once = context, at_once
+        self.context, self.questions_per_clip = context, questions_per_clip
         self._label = {answer: index for index, answer in enumerate(answers)}
         self._row = {row.id: index for index, row in enumerate(clips.manifest.rows)}
 
     def epoch(self, k: int, start: int = 0) -> Iterator[Batch]:
         """Batches `start`, `start + 1`, ... of epoch `k`, exactly as in the uninterrupted epoch."""
-        repeats, count = self.loader.settings.repeats, self.at_once
+        repeats, count = self.loader.settings.repeated_augmentation, self.questions_per_clip
         for batch in self.loader.epoch(k, start):
             turns = [(name, (k * repeats + place % repeats) * count) for place, name in enumerate(batch.ids)]
             asked = [self._pair(name, turn + number) for name, turn in turns for number in range(count)]

@@ -79,7 +79,7 @@ def predict(trained: Trained, manifest: Manifest, settings: RecognitionOptions) 
 
 def scorer(trained: Trained) -> recognition.Scorer:
     """uint8 clips -> named logits, each encoder with its own frames."""
-    step: int = getattr(trained.recipe.settings, "frame_step", 1)
+    step: int = getattr(trained.recipe.settings, "temporal_stride", 1)
     if isinstance(trained.model, CrossModel):
         return recognition.interaction_scorer(trained.model, step)
     whole = recognition.classifier_scorer(trained.model)

@@ -62,12 +62,12 @@ def classifier_scorer(model: nn.Module) -> Scorer:
     return lambda video: {COLUMN: classifier(classifier.normalize(video))}
 
 
-def interaction_scorer(model: nn.Module, frame_step: int) -> Scorer:
-    """uint8 clips -> {"masked", "multimodal", "fused"}; the multimodal encoder sees every `frame_step`-th frame."""
+def interaction_scorer(model: nn.Module, temporal_stride: int) -> Scorer:
+    """uint8 clips -> {"masked", "multimodal", "fused"}; the multimodal encoder with `temporal_stride`."""
     both = cast("TwoEncoders", model)
 
     def score_clips(video: Tensor) -> dict[str, Tensor]:
-        output = both(both.masked.normalize(video), both.multimodal.normalize(video[:, :, ::frame_step]))
+        output = both(both.masked.normalize(video), both.multimodal.normalize(video[:, :, ::temporal_stride]))
         return {"masked": output.masked, "multimodal": output.multimodal, "fused": output.fused}
 
     return score_clips

@@ -50,7 +50,7 @@ class ProposalSettings(Settings):
     files: tuple[Path, ...] = Field(
         (), description="segments of the training videos, as the detections.json of one detector or of several"
     )
-    most: int = Field(100, ge=1, description="best ones of a video that count, in training")
+    top_k: int = Field(100, ge=1, description="best ones of a video that count, in training")
     jitter: float = Field(
         0.0, ge=0.0, lt=0.5, description="training: both ends move by up to this share of the length, each epoch anew"
     )
@@ -258,7 +258,7 @@ class ProposalLoader(SequenceLoader):
         """Features (C, T), and the places of the actions (G, 2) and of the proposals (P, 2)."""
         video = self.features.videos[index]
         made = whole_sequence(video, self.settings)
-        spans = self.proposals.of(video).spans[: self.choice.most]
+        spans = self.proposals.of(video).spans[: self.choice.top_k]
         truths, found = (torch.from_numpy(made.places(part)).float() for part in (video.spans, spans))
         return made.values, truths, found
 

@@ -67,7 +67,7 @@ def evaluate(trained: Trained, manifest: Path, output: Path, settings: Refinemen
         reading,
         how.suppression(per_class=proposals.classes == features.classes),
         choose_device(settings.device),
-        overlaps=how.overlaps,
+        tiou_thresholds=how.tiou_thresholds,
         quality_power=how.quality_power,
         model_name=trained.recipe.model.name,
         class_scores=fused,

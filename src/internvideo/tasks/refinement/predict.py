@@ -76,7 +76,7 @@ def predict(
     suppression: SuppressionSettings,
     device: torch.device,
     *,
-    overlaps: Sequence[float],
+    tiou_thresholds: Sequence[float],
     quality_power: float = 1.0,
     model_name: str = "",
     class_scores: Mapping[str, Floats] | None = None,
@@ -86,7 +86,7 @@ def predict(
     Args:
         model: on `device`; put into evaluation mode.
         features: videos with their actions. proposals: of these videos, under the same classes or nameless.
-        settings: how features are read. suppression: of the refined segments. overlaps: tIoU thresholds of the mAP.
+        settings: how features are read. suppression: of the refined segments. tiou_thresholds: of the mAP.
         quality_power: see `refine`. model_name: for the protocol.
         class_scores: for nameless proposals, video -> (C,), which name the segments before and after. Without them
             such segments are scored as proposals, against a ground truth without classes.
@@ -124,7 +124,7 @@ def predict(
         **proposals.about,
         "videos_without_proposals": without,
         "features": {key: features.protocol.get(key) for key in FEATURE_FACTS if key in features.protocol},
-        "tiou": list(overlaps),
+        "tiou": list(tiou_thresholds),
         "classes": "none, proposals" if unnamed else "scores of whole videos" if nameless else "the proposals'",
         "quality_power": quality_power,
         "suppression": asdict(suppression),
@@ -147,9 +147,9 @@ def score(table: Predictions) -> Result:
     truth, after, before = localisation.truth_of(table), localisation.found_of(table), before_of(table)
     if not len(truth):
         raise RunError("table", "no video has an action to find", "", "evaluate on a split with segments")
-    overlaps = [float(level) for level in table.protocol["tiou"]]
+    tiou_thresholds = [float(level) for level in table.protocol["tiou"]]
     videos = len(table["ids"])
-    statistics = [map_statistic(truth, found, overlaps, videos) for found in (before, after)]
+    statistics = [map_statistic(truth, found, tiou_thresholds, videos) for found in (before, after)]
 
     def both(weights: NDArray[np.float64]) -> NDArray[np.float64]:
         old, new = (statistic(weights) for statistic in statistics)
@@ -158,11 +158,11 @@ def score(table: Predictions) -> Result:
     bounds = bootstrap.interval(both, videos, **BOOTSTRAP)
     means, metrics = [], MetricValues()
     for number, (prefix, found) in enumerate(((BEFORE, before), ("", after))):
-        precision = average_precision(truth, found, overlaps)[0].mean(axis=1)
+        precision = average_precision(truth, found, tiou_thresholds)[0].mean(axis=1)
         means.append(precision.mean())
-        first = number * (len(overlaps) + 1)
-        metrics.add(f"{prefix}mean_mAP", means[-1], bounds[:, first + len(overlaps)])
-        for level, overlap in enumerate(overlaps):
+        first = number * (len(tiou_thresholds) + 1)
+        metrics.add(f"{prefix}mean_mAP", means[-1], bounds[:, first + len(tiou_thresholds)])
+        for level, overlap in enumerate(tiou_thresholds):
             metrics.add(f"{prefix}mAP@{overlap:g}", precision[level], bounds[:, first + level])
         metrics.add(f"{prefix}reached", float(reached(truth, found).mean()))
     metrics.add("gain", means[1] - means[0], bounds[:, -1])

@@ -26,9 +26,9 @@ class RefinementSettings(Settings):
         0.4, gt=0.0, description="testing: overlapping segments are lowered by exp(-tIoU^power / alpha)"
     )
     power: float = Field(2.5, gt=0.0, description="testing: of tIoU in that")
-    most: int = Field(101, ge=1, description="testing: segments of a video")
+    max_segments: int = Field(101, ge=1, description="testing: segments of a video")
     min_score: float = Field(0.0, ge=0.0, lt=1.0, description="testing: of a segment")
-    overlaps: tuple[float, ...] = Field(
+    tiou_thresholds: tuple[float, ...] = Field(
         (0.5, 0.55, 0.6, 0.65, 0.7, 0.75, 0.8, 0.85, 0.9, 0.95),
         min_length=1,
         description="testing: tIoU thresholds of the mAP",
@@ -41,7 +41,7 @@ class RefinementSettings(Settings):
             power=self.power,
             extent=0.0,
             min_score=self.min_score,
-            max_segments=self.most,
+            max_segments=self.max_segments,
             per_class=per_class,
         )
 

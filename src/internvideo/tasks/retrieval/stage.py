@@ -34,8 +34,8 @@ class RetrievalStage(nn.Module):
 
     def __init__(self, model: VideoLanguage | Clip, settings: RetrievalSettings, gather: Gather = alone) -> None:
         super().__init__()
-        if settings.loss == "dual_softmax" and settings.rows_at_once is not None:
-            raise ValueError("the dual softmax loss needs all rows at once: leave out rows_at_once")
+        if settings.loss == "dual_softmax" and settings.similarity_chunk_size is not None:
+            raise ValueError("the dual softmax loss needs all rows at once: leave out similarity_chunk_size")
         self.model = model
         self.settings = settings
         self.gather = gather
@@ -52,8 +52,8 @@ class RetrievalStage(nn.Module):
             seen = self.model.encode_video(self.model.normalize(video), frame_mask)
             return seen, self.model.encode_text(tokens)
 
-        parts = in_parts(encode, batch, self.settings.clips_at_once)
+        parts = in_parts(encode, batch, self.settings.encode_chunk_size)
         video, text = (self.gather(torch.cat(features)) for features in zip(*parts, strict=True))
         if self.settings.loss == "dual_softmax":
             return {"loss": symmetric_dual_softmax(video, text, self.model.scale)}
-        return {"loss": symmetric_contrastive(video, text, self.model.scale, self.settings.rows_at_once)}
+        return {"loss": symmetric_contrastive(video, text, self.model.scale, self.settings.similarity_chunk_size)}

@@ -127,8 +127,8 @@ def evaluate(trained: Trained, manifest: Path, output: Path, settings: Detection
         how,
         detector.settings.decoding(classes=detector.model.config.classes),
         choose_device(settings.device),
-        overlaps=detector.settings.overlaps,
-        recall=detector.settings.recall,
+        tiou_thresholds=detector.settings.tiou_thresholds,
+        recall=detector.settings.recall_protocol,
         model_name=recipe.model.name,
         class_scores=fused,
     )

@@ -125,7 +125,7 @@ def predict(
     decoding: DecodingSettings,
     device: torch.device,
     *,
-    overlaps: Sequence[float],
+    tiou_thresholds: Sequence[float],
     recall: Recall = "classes",
     model_name: str = "",
     class_scores: Mapping[str, Floats] | None = None,
@@ -135,7 +135,7 @@ def predict(
     Args:
         model: on `device`; put into evaluation mode.
         features: videos with their actions, under the model's classes.
-        settings, decoding: see `find_segments`. overlaps: tIoU thresholds of the mAP. recall: see `score`.
+        settings, decoding: see `find_segments`. tiou_thresholds: tIoU thresholds of the mAP. recall: see `score`.
         model_name: for the protocol.
         class_scores: for a model of one class, video -> (C,). Without them the segments of such a model have no class,
             and neither has the ground truth: they are scored as proposals.
@@ -170,7 +170,7 @@ def predict(
         "splits": sorted({video.subset for video in features.videos}),
         "source": str(features.source),
         "features": {key: features.protocol.get(key) for key in FEATURE_FACTS if key in features.protocol},
-        "tiou": list(overlaps),
+        "tiou": list(tiou_thresholds),
         "recall": RECALLS[recall],
         "classes": "none, proposals" if nameless else "scores of whole videos" if agnostic else "the detector's",
         "decoding": asdict(decoding),
@@ -229,20 +229,20 @@ def score(table: Predictions) -> Result:
     truth, predicted = truth_of(table), found_of(table)
     if not len(truth):
         raise RunError("table", "no video has an action to find", "", "evaluate on a split with segments")
-    overlaps = [float(level) for level in table.protocol["tiou"]]
-    precision = average_precision(truth, predicted, overlaps)[0].mean(axis=1)
+    tiou_thresholds = [float(level) for level in table.protocol["tiou"]]
+    precision = average_precision(truth, predicted, tiou_thresholds)[0].mean(axis=1)
     videos = len(table["ids"])
-    bounds = bootstrap.interval(map_statistic(truth, predicted, overlaps, videos), videos, **BOOTSTRAP)
+    bounds = bootstrap.interval(map_statistic(truth, predicted, tiou_thresholds, videos), videos, **BOOTSTRAP)
     metrics = MetricValues()
     metrics.add("mean_mAP", precision.mean(), bounds[:, -1])
-    for level, overlap in enumerate(overlaps):
+    for level, overlap in enumerate(tiou_thresholds):
         metrics.add(f"mAP@{overlap:g}", precision[level], bounds[:, level])
     if table.protocol.get("recall") == RECALLS["moments"]:
         reached = recall_at_multiples(
             truth, predicted, (RECALL_OVERLAP,), average="instances", strict=True, union="hull"
         )
     else:
-        reached = recall_at_multiples(truth, predicted, overlaps)
+        reached = recall_at_multiples(truth, predicted, tiou_thresholds)
     for column, k in enumerate((1, 5)):
         metrics.add(f"recall_{k}x", reached[:, column].mean())
     return metrics.result(table, videos=videos, actions=len(truth), segments=len(predicted), matching=MATCHING)

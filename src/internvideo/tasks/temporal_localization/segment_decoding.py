@@ -43,12 +43,12 @@ class DecodingSettings:
     """Which points count.
 
     Attributes:
-        min_score: of a point and class. most: of a level, best first. min_length: of a segment, steps.
+        min_score: of a point and class. pre_nms_top_k: of a level, best first. min_length: of a segment, steps.
         suppression: see `soft_nms`.
     """
 
     min_score: float = 0.001
-    most: int = 2000
+    pre_nms_top_k: int = 2000
     min_length: float = 0.05
     suppression: SuppressionSettings = field(default_factory=SuppressionSettings)
 
@@ -62,7 +62,7 @@ def candidates(
         probability = found.logits[level][row].sigmoid() * found.masks[level][row, :, None]
         flat = probability.flatten()
         chosen = torch.nonzero(flat > settings.min_score).squeeze(-1)
-        order = flat[chosen].argsort(descending=True, stable=True)[: settings.most]
+        order = flat[chosen].argsort(descending=True, stable=True)[: settings.pre_nms_top_k]
         chosen = chosen[order]
         place, label = chosen // probability.shape[1], chosen % probability.shape[1]
         offset, stride, time = found.offsets[level][row][place], point[place, 3], point[place, 0]

@@ -23,17 +23,17 @@ class LocalisationSettings(Settings):
     label_smoothing: float = Field(0.0, ge=0.0, lt=1.0)
     loss_weight: float = Field(1.0, description="of the offsets; 0 or less balances them with the classes")
     initial_norm: float = Field(100.0, gt=0.0, description="first value of the running number of positive points")
-    centre_radius: float = Field(1.5, gt=0.0, description="strides around a segment's centre that answer for it")
+    center_sample_radius: float = Field(1.5, gt=0.0, description="strides around a segment's center")
     sigma: float = Field(0.5, gt=0.0, description="testing: of the Gaussian that lowers overlapping segments")
     voting: float = Field(0.0, ge=0.0, le=1.0, description="testing: tIoU of segments that shape a found one; 0: none")
     voting_weight: Literal["score", "score_x_overlap"] = Field("score", description="testing: weight of such a vote")
-    most: int = Field(200, ge=1, description="testing: segments of a video")
+    max_segments: int = Field(200, ge=1, description="testing: segments of a video")
     min_score: float = Field(0.001, ge=0.0, lt=1.0, description="testing: of a segment")
     min_length: float = Field(0.05, ge=0.0, description="testing: of a segment, feature steps")
-    overlaps: tuple[float, ...] = Field(
+    tiou_thresholds: tuple[float, ...] = Field(
         (0.3, 0.4, 0.5, 0.6, 0.7), min_length=1, description="testing: tIoU thresholds of the mAP"
     )
-    recall: Literal["classes", "moments"] = Field(
+    recall_protocol: Literal["classes", "moments"] = Field(
         "classes", description="testing: recall as ActivityNet's mean over classes, or as Ego4D's moment queries"
     )
 
@@ -42,7 +42,7 @@ class LocalisationSettings(Settings):
         suppression = SuppressionSettings(
             sigma=self.sigma,
             min_score=self.min_score,
-            max_segments=self.most,
+            max_segments=self.max_segments,
             per_class=classes > 1,
             voting=self.voting,
             voting_weight=self.voting_weight,
@@ -67,7 +67,7 @@ class LocalisationStage(nn.Module):
         points = torch.cat(self.model.points(batch.features.shape[-1], batch.features.device))
         settings, classes = self.settings, self.model.config.classes
         made = [
-            point_targets(points, segments, labels, classes, radius=settings.centre_radius)
+            point_targets(points, segments, labels, classes, radius=settings.center_sample_radius)
             for segments, labels in zip(batch.segments, batch.labels, strict=True)
         ]
         return torch.stack([classes for classes, _ in made]), torch.stack([distances for _, distances in made])

@@ -1,0 +1,117 @@
+"""Read recipes of earlier versions, which lie in weights and run folders, as recipes of this version.
+
+Version 1 had no version and the settings of every task below `data`; version 2 had the names that `RENAMED` lists.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from pydantic import BaseModel
+
+from internvideo.training.recipe import VERSION, Catalog
+
+RENAMED = {
+    "initial_share": "base_weight",
+    "data.also": "data.extra_manifests",
+    "data.images": "data.image_manifest",
+    "data.augment.as_tested": "data.augment.use_eval_transform",
+    "data.loader.repeats": "data.loader.repeated_augmentation",
+    "data.proposals.most": "data.proposals.top_k",
+    "data.queries.most": "data.queries.max_vocab",
+    "data.questions.at_once": "data.questions.questions_per_clip",
+    "data.questions.each": "data.questions.epoch_over",
+    "data.questions.most": "data.questions.max_answers",
+    "loop.accumulate": "loop.grad_accum_steps",
+    "loop.gradient_clip": "loop.max_grad_norm",
+    "schedule.drops": "schedule.milestones",
+    "schedule.shape": "schedule.kind",
+    "settings.captioned": "settings.max_captioned_clips",
+    "settings.centre_radius": "settings.center_sample_radius",
+    "settings.clips_at_once": "settings.encode_chunk_size",
+    "settings.frame_step": "settings.temporal_stride",
+    "settings.keep": "settings.max_cache_size",
+    "settings.most": "settings.max_segments",
+    "settings.most_overlap": "settings.nms_threshold",
+    "settings.normalised_targets": "settings.normalize_targets",
+    "settings.overlaps": "settings.tiou_thresholds",
+    "settings.recall": "settings.recall_protocol",
+    "settings.rows_at_once": "settings.similarity_chunk_size",
+    "settings.steps": "settings.max_steps",
+    "settings.test_steps": "settings.max_test_steps",
+}
+"""Setting of versions 1 and 2 -> its name since version 3."""
+REPLACED = {
+    "data.augment.bicubic": "data.augment.resize_backend=pil_bicubic",
+    "data.augment.test_style": "data.augment.resize_backend",
+    "data.augment.squash": "data.augment.keep_aspect=false",
+}
+"""Setting of versions 1 and 2 -> what it is since version 3."""
+RENAMED_VALUES = {
+    "init_head": {"same": "exact", "names": "match_names", "fresh": "random"},
+    "schedule.kind": {"whole_cosine": "cosine_including_warmup", "steps": "multistep"},
+    "data.augment.crop": {"centre": "center"},
+    "settings.mask": {"centre": "center"},
+    "settings.debias": {"maximised": "maximized"},
+}
+"""Setting -> its values of versions 1 and 2 that have another name."""
+
+VERSION_1_DATA = {
+    *("extra_manifests", "image_manifest", "image_shards", "shard_index", "image_batch_size"),
+    *("captions", "sampling", "augment"),
+    *("features", "proposals", "key_frames", "hands", "questions", "queries", "world"),
+}
+VERSION_1_INSIDE = {
+    "augment": {
+        *("size", "crop", "minimum_area", "aspect", "flip", "rand_augment", "erasing", "mixup", "cutmix"),
+        *("mix_probability", "mix_switch", "mix_smoothing", "use_eval_transform", "keep_aspect"),
+        *("resize_backend", "test_resize"),
+    },
+    "world": {"panoramas", "clips", "walk"},
+}
+"""Settings that every recipe of version 1 had, whether its stage read them or not."""
+
+
+def new_name(setting: str) -> str | None:
+    """Return the present name of a setting of an earlier version, by dotted names; None for any other."""
+    return RENAMED.get(setting) or REPLACED.get(setting)
+
+
+def upgraded(tree: Mapping[str, Any], catalog: Catalog) -> dict[str, Any]:
+    """Return a saved recipe as this version writes it, without settings that its stage never read."""
+    version = tree.get("version", 1)
+    if version not in (1, 2):
+        return dict(tree)
+    new = renamed(tree) | {"version": VERSION}
+    spec, data = catalog.stages.get(str(new.get("stage"))), new.get("data")
+    if version != 1 or spec is None or not isinstance(data, Mapping):
+        return new
+    new["data"] = _read_by(data, spec.data, VERSION_1_DATA)
+    for name, inside in VERSION_1_INSIDE.items():
+        kind = spec.data.model_fields[name].annotation if name in spec.data.model_fields else None
+        if isinstance(new["data"].get(name), Mapping) and isinstance(kind, type) and issubclass(kind, BaseModel):
+            new["data"][name] = _read_by(new["data"][name], kind, inside)
+    return new
+
+
+def renamed(tree: Mapping[str, Any], above: str = "") -> dict[str, Any]:
+    """Return settings of versions 1 and 2 under the names of version 3."""
+    new: dict[str, Any] = {}
+    for name, value in tree.items():
+        old = f"{above}{name}"
+        key = RENAMED.get(old, old)
+        if isinstance(value, Mapping) and old != "model.overrides":
+            value = renamed(value, f"{old}.")
+        elif isinstance(value, str):
+            value = RENAMED_VALUES.get(key, {}).get(value, value)
+        new[key.rpartition(".")[2] if key != old else name] = value
+    if above == "data.augment.":
+        bicubic, style, squash = (new.pop(name, None) for name in ("bicubic", "test_style", "squash"))
+        new |= {"resize_backend": "pil_bicubic" if bicubic else style} if bicubic or style else {}
+        new |= {"keep_aspect": False} if squash else {}
+    return new
+
+
+def _read_by(values: Mapping[str, Any], kind: type[BaseModel], known: Iterable[str]) -> dict[str, Any]:
+    return {name: value for name, value in values.items() if name in kind.model_fields or name not in known}
