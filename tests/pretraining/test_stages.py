@@ -218,8 +218,7 @@ def test_a_batch_without_what_the_stage_learns_from_is_a_mistake(name: str) -> N
 
 
 def test_masked_learns_more_than_the_mean_colour() -> None:
-    settings = MaskedSettings(ratio=0.5, normalize_targets=False)
-    stage = MaskedStage(small_world.pretraining_model(), settings)
+    stage = MaskedStage(small_world.pretraining_model(), MaskedSettings(ratio=0.5, normalize_targets=False))
     clips = batch()
     constant = stage.targets(clips.video, stage.draw_mask(len(clips), generator())).var().item()
     losses = learn(stage, clips, 150, rate=3e-3)
@@ -280,9 +279,8 @@ def test_multimodal_matches_clips_and_captions(single_frame: bool) -> None:
 
 
 def test_multimodal_learns_to_write_captions() -> None:
-    stage = MultimodalStage(
-        small_world.language_model(), MultimodalSettings(contrastive_weight=0.0, max_captioned_clips=4)
-    )
+    settings = MultimodalSettings(contrastive_weight=0.0, max_captioned_clips=4)
+    stage = MultimodalStage(small_world.language_model(), settings)
     losses = learn(stage, batch(4), 30, rate=1e-2)
     assert losses[-1] < 0.5 * losses[0]
 
