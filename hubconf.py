@@ -19,7 +19,7 @@ dependencies = [
     "huggingface_hub",
     "tokenizers",
     "ftfy",
-    "tqdm",
+    "typer",
 ]
 
 _SOURCE = str(Path(__file__).resolve().parent / "src")
@@ -32,6 +32,13 @@ def load(name_or_path: str, **settings: Any) -> Any:
     import internvideo
 
     return internvideo.load(name_or_path, **settings)
+
+
+def create_model(name: str, **settings: Any) -> Any:
+    """`internvideo.create_model`: a plain module; pretrained=FILE_OR_ADDRESS, num_classes=..., settings of a config."""
+    import internvideo
+
+    return internvideo.create_model(name, **settings)
 
 
 def videomae(size: str = "b", *, weights: str, head: bool = True, **settings: Any) -> Any:

@@ -13,10 +13,11 @@ if TYPE_CHECKING:
     from internvideo.data.preprocessing import Preprocessing, Span
     from internvideo.data.tokenizer import Tokenizer
     from internvideo.errors import InternVideoError
+    from internvideo.inference.create import create_model
     from internvideo.inference.encoder import InternVideoEncoder
     from internvideo.inference.loading import load
     from internvideo.inference.video_model import VideoModel
-    from internvideo.model_table import create_model, list_models
+    from internvideo.model_table import list_models
     from internvideo.pipeline import load_trained, run_recipe
     from internvideo.recipe import Recipe, read_recipe
     from internvideo.sample_world.generate import WorldSettings, generate
@@ -56,7 +57,7 @@ _HOMES = {
     "Video": "internvideo.video.reader",
     "VideoModel": "internvideo.inference.video_model",
     "WorldSettings": "internvideo.sample_world.generate",
-    "create_model": "internvideo.model_table",
+    "create_model": "internvideo.inference.create",
     "generate": "internvideo.sample_world.generate",
     "list_models": "internvideo.model_table",
     "load": "internvideo.inference.loading",

@@ -33,6 +33,7 @@ EXTRAS: dict[str, Extra] = {
     "cloud": Extra(("fsspec",), "shards on other machines"),
     "track": Extra(("tensorboard",), "curves of a training run in TensorBoard"),
     "torchcodec": Extra(("torchcodec",), "a second decoder"),
+    "mteb": Extra(("mteb", "datasets"), "the benchmark of embeddings"),
     "export": Extra(("onnx", "onnxscript", "onnxruntime"), "models as ONNX files"),
 }
 """Extra of pyproject.toml -> what it installs. Another table there would be a second home: tests compare the two."""

@@ -34,7 +34,9 @@ def test_a_saved_model_gives_the_same_answers(family: str, tmp_path: Path) -> No
     assert sorted(path.name for path in (tmp_path / "saved").iterdir()) == [
         "README.md",
         "config.json",
+        "config_sentence_transformers.json",
         "model.safetensors",
+        "modules.json",
     ]
     again = VideoModel.from_pretrained(tmp_path / "saved", device="cpu")
     assert torch.equal(again.encode_video(small_apps.clips()), model.encode_video(small_apps.clips()))
@@ -104,7 +106,8 @@ def test_the_card_tells_licence_protocol_and_hashes(tmp_path: Path) -> None:
     assert yaml.safe_load(head) == {
         "library_name": "internvideo",
         "license": "cc-by-nc-4.0",
-        "tags": ["video", "internvideo"],
+        "pipeline_tag": "video-classification",
+        "tags": ["video", "internvideo", "sentence-transformers"],
     }
     for told in (
         "CC BY-NC 4.0",
@@ -288,7 +291,9 @@ def test_the_folder_one_stands_in_and_a_link(tmp_path: Path, monkeypatch: pytest
         assert sorted(path.name for path in (tmp_path / "here").iterdir()) == [
             "README.md",
             "config.json",
+            "config_sentence_transformers.json",
             "model.safetensors",
+            "modules.json",
         ]
         assert load(tmp_path / "here", device="cpu").name == model.name
     assert sorted(path.name for path in tmp_path.iterdir()) == ["here", "link"]

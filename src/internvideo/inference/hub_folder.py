@@ -1,7 +1,8 @@
 """A model as a folder in the layout of model hubs: config.json, model.safetensors, README.md (the model card).
 
 The two files hold each other: config.json has the SHA-256 of model.safetensors, and the weights carry the settings of
-config.json inside. A folder in which either was changed is refused.
+config.json inside. A folder in which either was changed is refused. modules.json and config_sentence_transformers.json
+tell the sentence-transformers library which class of ours reads the folder (`inference.sentence_module`).
 """
 
 from __future__ import annotations
@@ -9,7 +10,8 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
@@ -31,6 +33,11 @@ from internvideo.weights.layouts import leaves
 from internvideo.weights.state import load_state, save_model
 
 CONFIG, WEIGHTS, CARD = "config.json", "model.safetensors", "README.md"
+SENTENCE_TRANSFORMERS = {
+    "modules.json": [{"idx": 0, "name": "0", "path": "", "type": "internvideo.inference.sentence_module.VideoModule"}],
+    "config_sentence_transformers.json": {"model_type": "SentenceTransformer", "similarity_fn_name": "cosine"},
+}
+"""File -> what sentence-transformers reads in it."""
 KEY = "internvideo"
 """Under this name the weights carry the settings."""
 FORMAT = 1
@@ -90,24 +97,43 @@ def save(model: Savable, folder: Path) -> Path:
     Raises:
         RunError: the folder cannot be written.
     """
-    metadata = {**model.metadata, "weights_sha256": weights_hash(model.module), "precision": model.precision}
-    metadata.pop("file_sha256", None)  # of the file that it was read from
-    if not is_remote(source := metadata.get("source", "")):
-        metadata["source"] = Path(source).name  # folders of this machine are nobody's business
+    metadata = metadata_to_save(model)
     settings = {"format": FORMAT, **model.config, "metadata": metadata}
-    given, folder = folder, Path(os.path.realpath(folder))  # beside it, also of "." and of a link to another disk
-    partial = folder.with_name(f".{folder.name}.{os.getpid()}.partial")
-    try:
-        shutil.rmtree(partial, ignore_errors=True)
+    with whole_folder(folder, (WEIGHTS, CARD, *SENTENCE_TRANSFORMERS, CONFIG)) as partial:
         save_model(partial / WEIGHTS, model.module, {KEY: json.dumps(settings, sort_keys=True), "format": "pt"})
         weights = partial / WEIGHTS
         digest = sha256_of(weights)
         files = {WEIGHTS: {"sha256": digest, "bytes": weights.stat().st_size}}
         whole = {"library_name": "internvideo", **settings, "files": files}
         write_text(partial / CARD, card(model, digest, metadata))
-        write_text(partial / CONFIG, json.dumps(whole, indent=2, sort_keys=True, ensure_ascii=False) + "\n")
+        for name, told in (*SENTENCE_TRANSFORMERS.items(), (CONFIG, whole)):
+            write_text(partial / name, json.dumps(told, indent=2, sort_keys=True, ensure_ascii=False) + "\n")
+    return folder
+
+
+def metadata_to_save(model: Savable) -> dict[str, str]:
+    """Provenance that goes with the weights, without what is about files of this machine."""
+    metadata = {**model.metadata, "weights_sha256": weights_hash(model.module), "precision": model.precision}
+    metadata.pop("file_sha256", None)  # of the file that it was read from
+    if not is_remote(source := metadata.get("source", "")):
+        metadata["source"] = Path(source).name
+    return metadata
+
+
+@contextmanager
+def whole_folder(given: Path, names: Sequence[str]) -> Iterator[Path]:
+    """A folder to write files in that take their places in `given` together, in the order of `names`.
+
+    Raises:
+        RunError: a full disk, or a folder that cannot be written; what was there is there still.
+    """
+    folder = Path(os.path.realpath(given))  # beside it, also of "." and of a link to another disk
+    partial = folder.with_name(f".{folder.name}.{os.getpid()}.partial")
+    try:
+        shutil.rmtree(partial, ignore_errors=True)
+        yield partial
         if folder.exists():
-            for name in (WEIGHTS, CARD, CONFIG):
+            for name in names:
                 (partial / name).replace(folder / name)
         else:
             partial.rename(folder)
@@ -116,7 +142,6 @@ def save(model: Savable, folder: Path) -> Path:
         raise RunError(given, reason, "", "free space or choose another folder") from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
-    return given
 
 
 def read(folder: Path, make: Maker[Model], *, device: str = "auto", precision: Precision = "float32") -> Model:
@@ -233,12 +258,21 @@ def _build(
     )
 
 
-def card(model: Savable, file_sha256: str, metadata: Mapping[str, str]) -> str:
-    """The model card: what it is, licence, protocol, hashes, how to use it."""
+def card(
+    model: Savable,
+    file_sha256: str,
+    metadata: Mapping[str, str],
+    architecture: str = "",
+    notes: Sequence[str] = (),
+) -> str:
+    """The model card: what it is, licence, protocol, hashes, how to use it.
+
+    Args:
+        architecture: class of transformers that reads the folder, "" for our own layout. notes: on that layout.
+    """
     licence = metadata.get("licence", "unknown")
     rule = model.preprocessing
     parameters = sum(parameter.numel() for parameter in model.module.parameters()) / 1e6
-    head = ["---", "library_name: internvideo", f"license: {_tag(licence)}", "tags: [video, internvideo]", "---"]
     uses = {
         "video": 'model.encode_video("clip.mp4")  # one vector of length one',
         "text": 'model.similarity("clip.mp4", ["a dog runs", "a man cooks"])',
@@ -254,7 +288,7 @@ def card(model: Savable, file_sha256: str, metadata: Mapping[str, str]) -> str:
     )
     shape = "squashed to a square" if not rule.keep_aspect else "scaled by the short side, centre crop"
     lines = [
-        *head,
+        *_front_matter(model, licence, architecture),
         "",
         f"# {metadata.get('title', model.name)}",
         "",
@@ -270,6 +304,8 @@ def card(model: Savable, file_sha256: str, metadata: Mapping[str, str]) -> str:
         *able,
         "```",
         "",
+        *([f"transformers reads the folder too, as `{architecture}`. What differs there:"] if architecture else []),
+        *([f"- {note}" for note in notes or ("nothing",)] + [""] if architecture else []),
         "## Protocol",
         "",
         f"- frames: {frames}",
@@ -288,6 +324,22 @@ def card(model: Savable, file_sha256: str, metadata: Mapping[str, str]) -> str:
         f"- SHA-256 of the tensors: `{metadata['weights_sha256']}`",
     ]
     return "\n".join(lines) + "\n"
+
+
+def _front_matter(model: Savable, licence: str, architecture: str) -> list[str]:
+    """What the hub shows and filters by."""
+    from huggingface_hub import ModelCardData
+
+    able = model.capabilities
+    task = "video-classification" if "classify" in able and model.classes else "feature-extraction"
+    libraries = ["transformers"] if architecture else ["sentence-transformers"]
+    data = ModelCardData(
+        library_name="transformers" if architecture else "internvideo",
+        license=_tag(licence),
+        pipeline_tag="video-text-to-text" if "caption" in able else task,
+        tags=["video", "internvideo", *libraries, *(["video-text-retrieval"] if "text" in able else [])],
+    )
+    return ["---", *data.to_yaml().splitlines(), "---"]
 
 
 def _changed(model: Savable) -> str:

@@ -21,6 +21,7 @@ from internvideo.errors import RecipeError, TextError
 from internvideo.inference import hub_folder
 from internvideo.inference.caption_generation import CaptionGenerator
 from internvideo.inference.families import Precision, overrides_of, published_preprocessing, video_encoder
+from internvideo.inference.hub_model import HubModel
 from internvideo.metrics.classification import merge_rows, softmax, zero_shot_probabilities
 from internvideo.models.embeddings import Normalize
 from internvideo.models.encoder import VideoEncoder
@@ -36,7 +37,7 @@ CLIP_VOCAB_SIZE = 49408
 """Size of CLIP's vocabulary, which the tokenizer has."""
 
 
-class VideoModel:
+class VideoModel(HubModel):
     """A model in evaluation mode with its own preprocessing. `internvideo.load` makes them.
 
     Args:
@@ -127,6 +128,10 @@ class VideoModel:
 
     def _unsupported(self, what: str, *, do: str = "") -> RecipeError:
         return RecipeError(f"model {self.name}", f"cannot {what}", ", ".join(sorted(self.capabilities)), do)
+
+    def text_tokenizer(self) -> Tokenizer:
+        """The tokenizer of the text tower. Raises RecipeError without one."""
+        return self._text()[1]
 
     def _text(self) -> tuple[Any, Tokenizer]:
         if self._dual_encoder is None or self._tokenizer is None:
@@ -362,12 +367,6 @@ class VideoModel:
             raise self._unsupported("write captions", do=do)
         module, tokenizer = cast(VideoLanguage, self.module).eval(), self._text()[1]
         return CaptionGenerator(module, tokenizer, num_beams=num_beams, top_p=top_p, seed=seed, max_length=max_length)
-
-    # ------------------------------------------------------------------------------------------------------ files
-
-    def save_pretrained(self, folder: str | Path) -> Path:
-        """Write config.json, model.safetensors and a model card README.md. Raises RunError, as `hub_folder.save`."""
-        return hub_folder.save(self, Path(folder))
 
     @classmethod
     def from_pretrained(

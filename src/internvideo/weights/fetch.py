@@ -113,6 +113,26 @@ def _from_hub(address: HubAddress) -> Path:
         raise WeightsError(address, f"cannot be downloaded: {_first_line(error)}") from error
 
 
+def push(
+    folder: Path, repository: str, private: bool | None, token: str | None, revision: str | None, message: str
+) -> str:
+    """Upload a folder to a repository of the hub, made when absent -> the commit's address. Raises WeightsError."""
+    import huggingface_hub
+    from huggingface_hub import errors
+
+    api = huggingface_hub.HfApi(token=token, library_name="internvideo")
+    try:
+        name = api.create_repo(repository, private=private, exist_ok=True).repo_id
+        if revision is not None:
+            api.create_branch(name, branch=revision, exist_ok=True)
+        found = api.upload_folder(repo_id=name, folder_path=folder, revision=revision, commit_message=message)
+    except (errors.HfHubHTTPError, OSError, ValueError, RuntimeError) as error:
+        raise WeightsError(
+            f"hf://{repository}", f"cannot be uploaded: {_first_line(error)}", "", "`hf auth login` with a write token"
+        ) from error
+    return str(found.commit_url)
+
+
 # ------------------------------------------------------------------------------------------------------- addresses
 
 

@@ -1,0 +1,45 @@
+"""Make a module by its name, as timm's `create_model` does: `internvideo.create_model`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from torch import nn
+
+from internvideo.errors import RecipeError
+from internvideo.inference.loading import RANDOM, load
+from internvideo.model_table import MODELS
+from internvideo.model_table import create_model as build
+from internvideo.models.encoder import VideoEncoder
+
+
+def create_model(
+    name: str,
+    overrides: Mapping[str, object] | None = None,
+    *,
+    pretrained: str | Path | bool = False,
+    num_classes: int | None = None,
+    **settings: object,
+) -> nn.Module:
+    """Make a module, with initial weights or pretrained ones; `internvideo.load` gives it with its preprocessing.
+
+    Args:
+        name: of `list_models()`.
+        overrides, settings: settings of the model's config to change; nested configs take mappings.
+        pretrained: weights that `load` reads: a file, a folder, hf://ORGANISATION/REPOSITORY. False for initial ones.
+        num_classes: size of a new head.
+
+    Raises:
+        RecipeError: no such name or setting, or `pretrained=True`: no weights come with the package.
+        WeightsError: as `load`.
+    """
+    changes = {**(overrides or {}), **settings}
+    if pretrained is True:
+        do = "docs/models.md tells where published weights are"
+        raise RecipeError("pretrained", "True", "a file, a folder or hf://ORGANISATION/REPOSITORY", do)
+    if name not in MODELS or (num_classes is None and not pretrained):
+        return build(name, changes)
+    weights = str(pretrained) if pretrained else RANDOM
+    model: VideoEncoder = load(name, weights=weights, num_classes=num_classes, overrides=changes, device="cpu").module
+    return model
