@@ -20,7 +20,11 @@ SMALL: dict[str, Any] = {"image_size": 32, "frames": 4, "width": 96, "depth": 2,
 DECODER: dict[str, Any] = {"decoder_width": 48, "decoder_depth": 1, "decoder_heads": 3}
 TEXT: dict[str, Any] = {"width": 96, "heads": 3, "layers": 2}
 IMAGE_TEXT: dict[str, Any] = {"image_size": 32, "width": 96, "depth": 2, "heads": 3, "text": TEXT, "joint_width": 24}
-TOLERANCE = 1e-5
+
+
+def equal(found: torch.Tensor, wanted: torch.Tensor) -> bool:
+    """In float32: attention sums in another order there."""
+    return torch.allclose(found, wanted, atol=1e-5, rtol=1e-5)
 
 
 def model(name: str, **overrides: Any) -> VideoModel:
@@ -29,7 +33,7 @@ def model(name: str, **overrides: Any) -> VideoModel:
     generator = torch.Generator().manual_seed(5)
     with torch.no_grad():
         for parameter in made.module.parameters():
-            parameter.add_(0.05 * torch.randn(parameter.shape, generator=generator))
+            parameter.add_(0.04 * torch.randn(parameter.shape, generator=generator))
     return made
 
 
@@ -54,10 +58,10 @@ def test_a_classifier_gives_equal_logits_there(
     assert type(theirs).__name__ == "VideoMAEForVideoClassification"
     assert theirs.config.id2label == {0: "fall", 1: "sit", 2: "walk"}
     found = theirs(video().transpose(1, 2)).logits
-    assert (found - ours.module(video())).abs().max() < TOLERANCE
+    assert equal(found, ours.module(video()))
     again = load(folder, device="cpu")
     assert again.classes == ours.classes
-    assert (again.module(video()) - ours.module(video())).abs().max() < TOLERANCE
+    assert equal(again.module(video()), ours.module(video()))
     processor = transformers.AutoImageProcessor.from_pretrained(folder)
     assert list(processor.image_mean) == list(ours.module.config.mean)
 
@@ -69,11 +73,11 @@ def test_pretraining_and_an_encoder_give_equal_tokens_there(tmp_path: Path) -> N
     theirs = transformers.VideoMAEForPreTraining.from_pretrained(folder).eval()
     mask = (torch.arange(8) % 3 != 0).expand(2, -1)
     found = theirs(video().transpose(1, 2), bool_masked_pos=mask).logits
-    assert (found - ours.module(video(), mask)).abs().max() < TOLERANCE
+    assert equal(found, ours.module(video(), mask))
     encoder = model("videomae-s-classifier", **SMALL, classes=0, final_norm=False)
     folder = encoder.save_pretrained(tmp_path / "encoder", layout="transformers")
     plain = transformers.VideoMAEModel.from_pretrained(folder).eval()
-    assert (plain(video().transpose(1, 2)).last_hidden_state - encoder.module.tokens(video())).abs().max() < TOLERANCE
+    assert equal(plain(video().transpose(1, 2)).last_hidden_state, encoder.module.tokens(video()))
     assert torch.equal(load(folder, device="cpu").module.tokens(video()), encoder.module.tokens(video()))
 
 
@@ -88,7 +92,7 @@ def test_clip_gives_equal_similarities_there(change: dict[str, Any], tmp_path: P
     images = video(1)
     found = theirs(input_ids=ids, pixel_values=images[:, :, 0])
     wanted = ours.module.similarity(*ours.module(images, ids))
-    assert (found.logits_per_image - wanted).abs().max() < 1e-4  # of numbers near 100 * a cosine
+    assert equal(found.logits_per_image, wanted)
     again = load(folder, device="cpu")
     assert torch.equal(again.module.similarity(*again.module(images, ids)), wanted)
 
