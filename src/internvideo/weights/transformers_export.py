@@ -7,14 +7,14 @@ one number that it fixes in its code, the epsilon of VideoMAE's norm of the mean
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, nn
 
 from internvideo.errors import RecipeError
-from internvideo.models.clip import Clip
+from internvideo.models.clip import Clip, ClipConfig
 from internvideo.models.videomae import VideoMAEClassifier, VideoMAEConfig, VideoMAEPretrain
 from internvideo.weights.published_config import ACTIVATIONS, HEAD_EPS
 
@@ -52,11 +52,10 @@ def to_transformers(name: str, module: nn.Module, classes: tuple[str, ...]) -> T
     Raises:
         RecipeError: transformers has no such architecture, or the model a setting that it lacks.
     """
-    if isinstance(module, Clip):
-        return _clip(module)
-    if isinstance(module, VideoMAEPretrain | VideoMAEClassifier):
-        return _videomae(module, classes)
-    raise RecipeError(WHERE, f"{name} does not exist there", "VideoMAE and CLIP", "save it in its own layout")
+    translate = TRANSLATIONS.get(type(module))
+    if translate is None:
+        raise RecipeError(WHERE, f"{name} does not exist there", "VideoMAE and CLIP", "save it in its own layout")
+    return translate(module, classes)
 
 
 # ---------------------------------------------------------------------------------------------------------- VideoMAE
@@ -70,8 +69,16 @@ _VIDEOMAE_LAYER = {
 }
 
 
-def _videomae(module: VideoMAEPretrain | VideoMAEClassifier, classes: tuple[str, ...]) -> TransformersModel:
-    config, pretrain = module.config, isinstance(module, VideoMAEPretrain)
+def _pretraining(module: Any, classes: tuple[str, ...]) -> TransformersModel:
+    return _videomae(module, (), pretrain=True)
+
+
+def _classifier(module: Any, classes: tuple[str, ...]) -> TransformersModel:
+    return _videomae(module, classes, pretrain=False)
+
+
+def _videomae(module: Any, classes: tuple[str, ...], *, pretrain: bool) -> TransformersModel:
+    config: VideoMAEConfig = module.config
     _check_videomae(config, pretrain)
     plain = not pretrain and not config.classes
     trunk = "" if plain else "videomae."
@@ -142,7 +149,7 @@ def _videomae_config(config: VideoMAEConfig, pretrain: bool, classes: tuple[str,
         "decoder_intermediate_size": int(config.decoder_width * config.mlp_ratio),
         "norm_pix_loss": True,
     }
-    if classes and not pretrain:
+    if classes:
         found["id2label"] = {str(number): name for number, name in enumerate(classes)}
         found["label2id"] = {name: number for number, name in enumerate(classes)}
     return found
@@ -172,8 +179,9 @@ _CLIP_NAMES = {
 }
 
 
-def _clip(module: Clip) -> TransformersModel:
-    config, text = module.config, module.config.text
+def _clip(module: Any, classes: tuple[str, ...]) -> TransformersModel:
+    config: ClipConfig = module.config
+    text = config.text
     if text.mask_embedding:
         raise RecipeError(WHERE, "a text tower with a mask embedding", "a plain CLIP")
     state: dict[str, Tensor] = {}
@@ -249,3 +257,11 @@ def _layer(
     if name not in names:
         raise ValueError(f"no name in transformers for {rest}")
     return {f"{place}.{names[name]}.{leaf}": tensor}
+
+
+TRANSLATIONS: dict[type[nn.Module], Callable[[Any, tuple[str, ...]], TransformersModel]] = {
+    Clip: _clip,
+    VideoMAEPretrain: _pretraining,
+    VideoMAEClassifier: _classifier,
+}
+"""Model class -> (module, names of the classes) to what transformers reads."""
