@@ -71,7 +71,7 @@ class VideoModule(nn.Module):
     def forward(self, features: dict[str, Any], **settings: Any) -> dict[str, Any]:
         """Add the embeddings (B, E) float32, not L2-normalized, as "sentence_embedding"."""
         if "clips" in features:
-            found: Tensor = self.encoder.features(self.encoder.prepare(features["clips"], self.model.frame_step))
+            found: Tensor = self.encoder.features(self.encoder.prepare(features["clips"], self.model.temporal_stride))
         else:
             dual = self.encoder.as_dual_encoder
             assert dual is not None  # preprocess has refused texts

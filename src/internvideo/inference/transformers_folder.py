@@ -30,12 +30,16 @@ def save(model: Savable, folder: Path) -> Path:
         **theirs.config,
     }
     clip = theirs.architecture == "CLIPModel"
-    size = {"height": rule.resize, "width": rule.resize} if rule.squash else {"shortest_edge": rule.resize or rule.size}
+    size = (
+        {"height": rule.resize, "width": rule.resize}
+        if not rule.keep_aspect
+        else {"shortest_edge": rule.resize or rule.size}
+    )
     processor = {
         "image_processor_type": "CLIPImageProcessor" if clip else "VideoMAEImageProcessor",
         "do_resize": True,
         "size": size,
-        "resample": RESAMPLE[rule.style],
+        "resample": RESAMPLE[rule.resize_backend],
         "do_center_crop": True,
         "crop_size": {"height": rule.size, "width": rule.size},
         "do_rescale": True,
@@ -44,8 +48,10 @@ def save(model: Savable, folder: Path) -> Path:
         "image_mean": list(theirs.mean),
         "image_std": list(theirs.std),
     }
-    other = rule.style not in ("pil", "pil_bicubic")
-    resized = (f"pixels are resized as '{rule.style}' does in internvideo, by PIL in transformers",) if other else ()
+    other = rule.resize_backend not in ("pil", "pil_bicubic")
+    resized = (
+        (f"pixels are resized as '{rule.resize_backend}' does in internvideo, by PIL in transformers",) if other else ()
+    )
     notes = (*theirs.notes, *resized)
     with whole_folder(folder, (WEIGHTS, PROCESSOR, CARD, CONFIG)) as partial:
         state = {name: tensor.contiguous() for name, tensor in theirs.state.items()}
