@@ -44,6 +44,7 @@ BELOW["recipe"] = ("tasks", *BELOW["tasks"])
 BELOW["inference"] = ("recipe", "model_table", *BELOW["recipe"])
 BELOW["features"] = ("inference", *BELOW["inference"])
 BELOW["probing"] = ("features", *BELOW["features"])
+BELOW["search"] = ("probing", *BELOW["probing"])
 """Package -> what it may import of the others. Those above (apps, cli, single files beside them) may import all."""
 
 UPPER_ROOMS: dict[str, tuple[str, ...]] = {"apps": ("cli",)}
@@ -78,7 +79,7 @@ HOMES: dict[str, dict[str, str]] = {
     "gzip.GzipFile": {"untrusted.py": "packed annotations"},
     "np.load": {},
     "np.fromfile": {},
-    "np.memmap": {},
+    "np.memmap": {"search/segments.py": "vectors of a collection, whose shape its database tells"},
     "np.genfromtxt": {},
     "np.loadtxt": {},
     "zipfile.ZipFile": {"untrusted_arrays.py": ".npz", "weights/torch_archive.py": "checkpoints, without rights"},

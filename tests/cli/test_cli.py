@@ -26,7 +26,7 @@ from internvideo.weights.state import save_model
 
 COMMANDS = (
     *("demo", "sample-world", "train", "evaluate", "score", "list"),
-    *("embed", "classify", "caption", "ask", "compare", "stream", "fit"),
+    *("embed", "index", "search", "classify", "caption", "ask", "compare", "stream", "fit"),
     *(
         "prepare",
         "extract",

@@ -24,12 +24,14 @@ from internvideo.cli.evaluate import app as evaluate
 from internvideo.cli.export import export
 from internvideo.cli.extract import extract
 from internvideo.cli.fit import fit
+from internvideo.cli.index import index
 from internvideo.cli.localize import localize
 from internvideo.cli.mix import mix
 from internvideo.cli.navigation_world import navigation_world
 from internvideo.cli.options import Damage, FrameRate, unread
 from internvideo.cli.persons import persons
 from internvideo.cli.prepare import prepare
+from internvideo.cli.search import search
 from internvideo.cli.stream import stream
 from internvideo.errors import InternVideoError
 from internvideo.terminal import say
@@ -191,13 +193,13 @@ def list_(what: Annotated[str, typer.Argument(help="models, stages, tasks, recip
 
 app.add_typer(evaluate, name="evaluate")
 
-COMMANDS: tuple[Callable[..., None], ...] = (embed, classify, caption, ask, compare, stream, fit)
+COMMANDS: tuple[Callable[..., None], ...] = (embed, index, search, classify, caption, ask, compare, stream, fit)
 COMMANDS += (prepare, extract, localize, persons, navigation_world, ensemble, mix, export, convert, doctor)
 for command in COMMANDS:
     app.command()(command)
 
 
-RESUMED = {"demo", "train", "embed", "extract", "fit"}
+RESUMED = {"demo", "train", "embed", "index", "extract", "fit"}
 """Commands that go on where they were interrupted."""
 INTERRUPTED = 130
 """The exit code that typer makes of Ctrl-C."""

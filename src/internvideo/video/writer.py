@@ -96,7 +96,7 @@ def _encode(
     size: tuple[int, ...] = ()
     stream: Any = None
     # bitexact leaves the writing library's version and the date out of the file.
-    with _open(path) as container:
+    with open_output(path) as container:
         for frame in frames:
             if frame.dtype != np.uint8 or frame.ndim != 3 or frame.shape[2] != 3:
                 raise ValueError(f"frame {count} is {frame.dtype} {frame.shape}, not (H, W, 3) uint8")
@@ -131,7 +131,8 @@ class _UnfitError(Exception):
     """File name, codec and settings are incompatible."""
 
 
-def _open(path: Path) -> Any:
+def open_output(path: Path) -> Any:
+    """Open a file to write; no version and no date is written. Raises _UnfitError for an unknown container."""
     try:
         return av.open(os.fspath(path), "w", container_options={"fflags": "+bitexact"})
     except ValueError as error:  # no container of this name

@@ -1,0 +1,102 @@
+"""`internvideo index`: make a collection of videos searchable, and keep it up to date."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from internvideo.cli.options import Damage, Device, FrameRate, Precision, Weights, open_model, text_lines
+from internvideo.terminal import say
+
+
+def index(
+    inputs: Annotated[list[Path], typer.Argument(help="Folders of videos, video files, or manifests.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder of the collection; made when absent.")],
+    encoder: Annotated[
+        str | None,
+        typer.Option(
+            "--encoder",
+            "-e",
+            help="The model: a folder or .safetensors file, hf://ORGANISATION/REPOSITORY, or a name of "
+            "`internvideo list models` with --weights; by default that of the collection.",
+        ),
+    ] = None,
+    weights: Weights = None,
+    recursive: Annotated[bool, typer.Option("--recursive/--no-recursive", "-r", help="Search subfolders too.")] = True,
+    scales: Annotated[
+        str, typer.Option(help="Of a new collection: lengths of its windows in seconds, comma-separated.")
+    ] = "2,8,30",
+    storage: Annotated[
+        str, typer.Option(help="Of a new collection: float32, or float16 for half the space.")
+    ] = "float32",
+    classifier: Annotated[
+        list[Path] | None,
+        typer.Option(help="A linear classifier written by `internvideo fit` on this encoder: labels for --where."),
+    ] = None,
+    null_texts: Annotated[
+        Path | None,
+        typer.Option(help="Text file: 100 or more texts like your queries that fit no video, to calibrate thresholds."),
+    ] = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="Clips per batch.")] = 8,
+    workers: Annotated[int, typer.Option(min=0, help="Decoding processes; 0 decodes in a thread.")] = 0,
+    device: Device = "auto",
+    damage: Damage = None,
+    frame_rate: FrameRate = None,
+    precision: Precision = "float32",
+) -> None:
+    """Index videos by windows of 2, 8 and 30 seconds, for `internvideo search` and `internvideo serve`.
+
+    After an interruption the same command resumes. Later commands read what is new or changed and forget what was
+    deleted from the given folders; unreadable files are listed.
+    """
+    from internvideo.search.collection import Collection
+    from internvideo.search.indexing import IndexSettings
+    from internvideo.search.records import FILE
+
+    settings = IndexSettings(batch_size, workers, recursive)
+    texts = None if null_texts is None else text_lines(null_texts)
+    if encoder is None:
+        collection = Collection.open(output, device=device)
+    else:
+        model = open_model(encoder, weights, device, precision)
+        found = (output / FILE).is_file()
+        lengths = _seconds(scales) if not found else Collection.open(output).store.scales
+        kind = storage if not found else Collection.open(output).store.storage
+        collection = Collection.create(output, model, scales=lengths, storage=kind)  # type: ignore[arg-type]  # checked there
+        source = {"source": _absolute(encoder), **({} if weights is None else {"weights": _absolute(weights)})}
+        collection.store.records.set_fact("encoder", source)
+    report = collection.add([*inputs], settings, null_texts=texts)
+    labeled = [(path, collection.label(path)) for path in classifier or ()]
+    done = report.requested - len(report.unreadable)
+    say(f"{output}: {report.vectors} windows of {len(collection.videos)} videos")
+    counts = {"new": report.read - len(report.changed), "changed": len(report.changed), "as before": report.resumed}
+    counts |= {"removed": len(report.removed), "read in part": len(report.truncated)}
+    told = ", ".join(f"{count} {name}" for name, count in counts.items() if count)
+    say(f"read: {done} of {report.requested} videos" + (f" ({told})" if told else ""))
+    for path in report.removed:
+        say(f"removed: {path}")
+    for kind, failures in (("read in part", report.truncated), ("unreadable", report.unreadable)):
+        for failure in failures:
+            say(f"{kind}: {failure.path}: {failure.reason}", err=True)
+    for path, count in labeled:
+        say(f"labels: {path}: {count} videos")
+    if report.throughput:
+        say(f"speed: {report.throughput}")
+    say(f'use it: internvideo search {output} "what you look for"')
+    collection.close()
+
+
+def _seconds(text: str) -> list[float]:
+    from internvideo.errors import RecipeError
+
+    try:
+        return [float(part) for part in text.split(",")]
+    except ValueError as error:
+        raise RecipeError("--scales", repr(text), "comma-separated seconds, such as 2,8,30") from error
+
+
+def _absolute(source: str) -> str:
+    return os.path.abspath(source) if os.path.exists(source) else source

@@ -1,0 +1,112 @@
+"""`internvideo search`: find the moments of a collection that fit a text, a picture or a clip."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from internvideo.cli.options import Device, clock
+from internvideo.terminal import say
+
+if TYPE_CHECKING:
+    from internvideo.search.finding import Answer, Duplicate, Moment
+
+
+def search(
+    collection: Annotated[Path, typer.Argument(help="A folder written by `internvideo index`.")],
+    text: Annotated[str, typer.Argument(help="What to look for; leave it out with --like.")] = "",
+    like: Annotated[
+        list[str] | None,
+        typer.Option(help="A picture or clip to look for: FILE, or FILE@TIME of a video. With a text both count."),
+    ] = None,
+    top: Annotated[int, typer.Option(min=1, help="Number of moments.")] = 10,
+    where: Annotated[
+        str | None,
+        typer.Option(help='Filter, such as: folder ~ "beach" and duration > 60 and label = "waving".'),
+    ] = None,
+    threshold: Annotated[
+        str | None,
+        typer.Option(help="Only moments that a query which nothing fits would reach this rarely: 1%, 5%."),
+    ] = None,
+    template: Annotated[
+        list[str] | None, typer.Option(help='Sentence with one {}, such as "a video of {}"; several are averaged.')
+    ] = None,
+    duplicates: Annotated[
+        bool, typer.Option("--duplicates", help="Instead of a query: videos with windows that look alike.")
+    ] = False,
+    odd: Annotated[
+        bool, typer.Option("--odd", help="Instead of a query: windows unlike those of all other videos.")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    save_top: Annotated[int, typer.Option(min=0, help="Write the first N moments as video files.")] = 0,
+    export: Annotated[
+        Path | None, typer.Option(help="Write the moments: NAME.csv, NAME.json, or NAME.edl for editing programs.")
+    ] = None,
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for --save-top.")] = Path("moments"),
+    encoder: Annotated[
+        str | None, typer.Option("--encoder", "-e", help="The collection's model, if it is not where it was.")
+    ] = None,
+    device: Device = "auto",
+) -> None:
+    """Find moments, best first: where they are, and how often a query that nothing fits scores as high."""
+    from internvideo.inference.loading import load
+    from internvideo.search.calibration import parse_level
+    from internvideo.search.collection import Collection
+    from internvideo.search.export import check_list, save_clips, write_list
+    from internvideo.search.query import TEMPLATES, parse_example
+
+    if export is not None:
+        check_list(export)
+    level = None if threshold is None else parse_level(threshold)
+    model = None if encoder is None else load(encoder, device=device)
+    with Collection.open(collection, model, device=device) as opened:
+        if duplicates or odd:
+            pairs = opened.near_duplicates(where=where) if duplicates else opened.odd_windows(top=top, where=where)
+            _say_pairs(pairs[:top] if odd else pairs, as_json, "looks like" if duplicates else "is least unlike")
+            return
+        examples = [parse_example(part) for part in like or ()]
+        answer = opened.search(
+            text, like=examples, top=top, where=where, threshold=level, templates=template or TEMPLATES
+        )
+        if as_json:
+            say(json.dumps(answer.to_json(), ensure_ascii=False))
+        elif answer.nothing_fits:
+            _say_nothing(answer, level)
+        else:
+            for moment in answer.moments:
+                say(_line(moment))
+        if export is not None:
+            write_list(export, answer.moments, text)
+            say(f"list: {export}", err=as_json)
+        for path in save_clips(answer.moments[:save_top], output):
+            say(f"clip: {path}", err=as_json)
+
+
+def _line(moment: Moment) -> str:
+    chance = "" if moment.p_value is None else f"  by chance {moment.p_value:.1%}"
+    labels = f"  [{', '.join(moment.labels[:3])}]" if moment.labels else ""
+    return f"{clock(moment.start, moment.end)}  {moment.score:.3f}{chance}  {moment.path}{labels}"
+
+
+def _say_nothing(answer: Answer, level: float | None) -> None:
+    if not answer.nearest:
+        say("nothing to search: no window passes the filter" if answer.windows == 0 else "nothing found")
+        return
+    say(f"nothing fits at {level:.3g}; the nearest:" if level is None else f"nothing fits at {level:.2%}; the nearest:")
+    for moment in answer.nearest:
+        say(_line(moment))
+
+
+def _say_pairs(pairs: Sequence[Duplicate], as_json: bool, verb: str) -> None:
+    if as_json:
+        say(json.dumps([asdict(pair) for pair in pairs], ensure_ascii=False))
+    elif not pairs:
+        say("none found")
+    for pair in () if as_json else pairs:
+        (one, *span), (other, *other_span) = pair.one, pair.other
+        say(f"{pair.score:.3f}  {clock(*span)} {one}  {verb}  {clock(*other_span)} {other}")

@@ -1,0 +1,279 @@
+"""Collections of videos that can be searched: `Collection.open`, `add`, `search`.
+
+from internvideo.search.collection import Collection
+
+collection = Collection.create("collection", internvideo.load("runs/demo/multimodal_pretrained"))
+collection.add(["videos/"])
+for moment in collection.search("a red circle falls", top=3).moments:
+    print(moment.path, moment.start, moment.end, moment.p_value)
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Sequence
+from functools import lru_cache
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from internvideo.errors import RunError, WeightsError
+from internvideo.inference.loading import load
+from internvideo.inference.video_model import VideoModel
+from internvideo.probing.probe import UNKNOWN, Probe
+from internvideo.search.calibration import NullDistribution, calibrate, stored_null
+from internvideo.search.finding import Answer, Duplicate, find, near_duplicates, odd_windows
+from internvideo.search.indexing import IndexReport, IndexSettings, index_videos
+from internvideo.search.query import TEMPLATES, Example, Query, query_vector
+from internvideo.search.records import VideoRecord
+from internvideo.search.segments import StorageType
+from internvideo.search.store import SCALES, Store
+from internvideo.search.where import Mask, matching_rows
+from internvideo.storage import alone_in
+from internvideo.weights.fetch import sha256_of
+
+CACHED_TEXTS = 1024
+ORDER_SEEN = 0.05
+"""A model is called sensitive to the order of time if a window played backwards is at least this fraction as far from
+itself as windows of other videos are."""
+
+
+class Collection:
+    """A folder of indexed videos and the model that indexed them. Several threads may search it at once.
+
+    Args:
+        folder: with a collection. model: that made it; opened when it is needed, from where it was then, if not given.
+        device: of a model that is opened here.
+
+    Raises:
+        RunError: no collection, a damaged one, or one of another model.
+    """
+
+    def __init__(
+        self, folder: str | os.PathLike[str], model: VideoModel | None = None, *, device: str = "auto"
+    ) -> None:
+        self.store = Store(Path(folder))
+        self._model, self._device, self._lock = model, device, threading.RLock()
+        if model is not None:
+            self.store.check_model(model)
+        self._encoded = lru_cache(CACHED_TEXTS)(self._encode)
+
+    @classmethod
+    def open(
+        cls, folder: str | os.PathLike[str], model: VideoModel | None = None, *, device: str = "auto"
+    ) -> Collection:
+        """Open a collection; arguments and errors as those of the class."""
+        return cls(folder, model, device=device)
+
+    @classmethod
+    def create(
+        cls,
+        folder: str | os.PathLike[str],
+        model: VideoModel,
+        *,
+        scales: Sequence[float] = SCALES,
+        storage: StorageType = "float32",
+    ) -> Collection:
+        """Make a collection for a model, or open it if it is there.
+
+        Args:
+            scales: seconds of the windows of each scale. storage: of the vectors; float16 takes half the space.
+
+        Raises:
+            RunError: the folder holds a collection of another model, scales or storage. RecipeError: a wrong setting.
+        """
+        path = Path(folder)
+        with alone_in(path):
+            Store.create(path, model, scales=scales, storage=storage).close()
+        return cls(path, model)
+
+    def __enter__(self) -> Collection:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the database."""
+        self.store.close()
+
+    @property
+    def model(self) -> VideoModel:
+        """The model, opened if it is not yet. Raises RunError if it is not found or not that of the collection."""
+        with self._lock:
+            if self._model is None:
+                source = self.store.records.fact("encoder") or {"source": self.store.provenance.get("source", "")}
+                try:
+                    model = load(
+                        source["source"],
+                        weights=source.get("weights"),
+                        device=self._device,
+                        precision=self.store.provenance["precision"],
+                    )
+                except WeightsError as error:
+                    found = f"its model cannot be opened: {error}"
+                    raise RunError(self.store.folder, found, "", "give it: --encoder MODEL") from error
+                self.store.check_model(model)
+                self._model = model
+            return self._model
+
+    @property
+    def roots(self) -> tuple[str, ...]:
+        """Folders that the videos lie in."""
+        return tuple(self.store.records.fact("roots", []))
+
+    @property
+    def videos(self) -> tuple[VideoRecord, ...]:
+        """The indexed videos."""
+        return self.store.snapshot().videos
+
+    @property
+    def unreadable(self) -> dict[str, str]:
+        """Path -> reason of the files that the last run could not read."""
+        return self.store.records.unreadable()
+
+    def facts(self) -> dict[str, Any]:
+        """Describe the collection as JSON values: model, sizes, calibration, order of time."""
+        snapshot, records = self.store.snapshot(), self.store.records
+        order = records.fact("time_order")
+        seen = None
+        if order is not None:
+            seen = order["reversed"] >= ORDER_SEEN * max(order["others"], 1e-12)
+        return {
+            "model": self.store.provenance["model"],
+            "weights_sha256": self.store.provenance["weights_sha256"],
+            "videos": len(snapshot.videos),
+            "windows": sum(len(video.windows) for video in snapshot.videos),
+            "seconds": sum(video.duration for video in snapshot.videos),
+            "dim": self.store.dim,
+            "storage": self.store.storage,
+            "scales": list(self.store.scales),
+            "null_queries": {kind: null.count for kind, null in stored_null(self.store).items()},
+            "labels": sorted({label for _, names in records.classifiers().values() for label in names}),
+            "unreadable": len(records.unreadable()),
+            "progress": records.fact("progress"),
+            "time_order": order,
+            "sees_order_of_time": seen,
+        }
+
+    # ------------------------------------------------------------------------------------------------------ indexing
+
+    def add(
+        self,
+        inputs: Sequence[str | os.PathLike[str]],
+        settings: IndexSettings | None = None,
+        *,
+        null_texts: Sequence[str] | None = None,
+    ) -> IndexReport:
+        """Index files, folders and manifests, then calibrate; arguments, errors as `index_videos`, `calibrate`."""
+        report = index_videos(self.store, self.model, [Path(given) for given in inputs], settings)
+        with alone_in(self.store.folder):
+            if report.read or report.removed or null_texts is not None or not stored_null(self.store):
+                calibrate(self.store, self.model, null_texts)
+            self._label_new()
+        return report
+
+    def label(self, classifier: str | os.PathLike[str]) -> int:
+        """Label all windows with a classifier of `internvideo fit`; return the number of newly labeled videos.
+
+        Later `add`s label new videos too.
+
+        Raises:
+            WeightsError: not a classifier of this model, or an attentive one (it needs tokens, which are not stored).
+        """
+        path = Path(os.path.abspath(classifier))
+        probe = _linear_probe(path, self.model)
+        name, digest = path.parent.name if path.stem == "classifier" else path.stem, sha256_of(path)
+        with alone_in(self.store.folder), self.store.records.transaction():
+            if self.store.records.classifiers().get(name, ("",))[0] != digest:
+                self.store.records.set_classifier(name, digest, [*probe.classes, UNKNOWN])
+            self.store.records.set_fact(f"classifier {name}", str(path))
+            return self._label(name, probe)
+
+    def _label(self, name: str, probe: Probe) -> int:
+        known, snapshot, count = self.store.records.labels(name), self.store.snapshot(), 0
+        for index, video in enumerate(snapshot.videos):
+            if video.id in known:
+                continue
+            rows = snapshot.rows(index)
+            features = snapshot.vectors(rows) * snapshot.windows[rows, 3:].astype(np.float32)
+            answers = [next(iter(answer.items())) for answer in probe.predict(features)]
+            names = {label: place for place, label in enumerate([*probe.classes, UNKNOWN])}
+            labels = np.array([names[label] for label, _ in answers])
+            self.store.records.set_labels(video.id, name, labels, np.array([value for _, value in answers]))
+            count += 1
+        return count
+
+    def _label_new(self) -> None:
+        for name in self.store.records.classifiers():
+            probe = _linear_probe(Path(self.store.records.fact(f"classifier {name}")), self.model)
+            with self.store.records.transaction():
+                self._label(name, probe)
+
+    # --------------------------------------------------------------------------------------------------------- search
+
+    def search(
+        self,
+        query: str | Query,
+        *,
+        like: Sequence[Example] = (),
+        top: int = 10,
+        where: str | None = None,
+        threshold: float | None = None,
+        templates: Sequence[str] = TEMPLATES,
+    ) -> Answer:
+        """Find the moments that fit a query best.
+
+        Args:
+            query: a text ("" with `like` alone), or a `Query`. like: pictures and clips. templates: see `Query`.
+            top: number of moments. where: which windows count (`where`).
+            threshold: give only moments that a query which nothing fits would reach with at most this probability.
+
+        Raises:
+            RecipeError: a query, filter or threshold that cannot be used. VideoError: an example that cannot be read.
+        """
+        asked = query if isinstance(query, Query) else Query(query, tuple(like), tuple(templates))
+        snapshot = self.store.snapshot()
+        mask = self.mask(where)
+        null = self.null.get(asked.kind)
+        return find(self.store, snapshot, self.encode(asked), top=top, mask=mask, null=null, threshold=threshold)
+
+    def mask(self, where: str | None) -> Mask | None:
+        """Return (N,) which rows of the newest state a filter selects, None for no filter. Raises RecipeError."""
+        return matching_rows(where, self.store, self.store.snapshot()) if where and where.strip() else None
+
+    @property
+    def null(self) -> dict[str, NullDistribution]:
+        """The null distributions, by kind of query."""
+        return stored_null(self.store)
+
+    def encode(self, query: Query) -> NDArray[np.float32]:
+        """Encode a query (D,), L2-normalized; texts are cached."""
+        return self._encode(query) if query.examples else self._encoded(query)
+
+    def _encode(self, query: Query) -> NDArray[np.float32]:
+        model = self.model
+        with self._lock:
+            return query_vector(model, query, self.store.scales[0])
+
+    def near_duplicates(self, *, least: float = 0.95, where: str | None = None) -> list[Duplicate]:
+        """Find pairs of videos with windows that look alike (`finding.near_duplicates`)."""
+        return near_duplicates(self.store.snapshot(), least=least, mask=self.mask(where))
+
+    def odd_windows(self, *, top: int = 10, where: str | None = None) -> list[Duplicate]:
+        """Find windows unlike those of all other videos (`finding.odd_windows`)."""
+        return odd_windows(self.store.snapshot(), top=top, mask=self.mask(where))
+
+
+def _linear_probe(path: Path, model: VideoModel) -> Probe:
+    probe = Probe.load(path)
+    probe.check(model)
+    if probe.head.kind != "video":
+        raise WeightsError(path, "is an attentive classifier, which reads tokens", "a linear one", "fit --head linear")
+    return probe

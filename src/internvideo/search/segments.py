@@ -1,0 +1,132 @@
+"""Store vectors in append-only memory-mapped files and multiply them with queries exactly, by BLAS on several threads.
+
+A segment is a file of rows of `dim` little-endian numbers and nothing else: how many of its rows are valid is told by
+the database (`records`), which is committed after the file is synced. Bytes behind the last valid row are the rest of
+an interrupted run and are cut off by the next one.
+
+Shapes: n rows, D dimension, Q queries.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from threadpoolctl import ThreadpoolController
+
+from internvideo.errors import RunError
+
+Floats = NDArray[np.floating[Any]]
+StorageType = Literal["float32", "float16"]
+STORAGE_TYPES: tuple[StorageType, ...] = ("float32", "float16")
+SEGMENT_BYTES = 2**30
+"""A segment that has reached this size is not appended to any more."""
+BLOCK_BYTES = 2**23
+"""Bytes of the rows that one thread multiplies at a time; small enough for its converted copy to stay in the cache."""
+SERIAL_BYTES = 2**22
+"""Below this size threads cost more than they gain."""
+
+
+def segment_path(folder: Path, index: int) -> Path:
+    """Return the file of a segment."""
+    return folder / f"segment-{index:05d}.bin"
+
+
+def append(path: Path, num_rows: int, vectors: Floats, storage: StorageType) -> None:
+    """Append vectors (n, D) behind the first `num_rows` rows of a segment and sync the file.
+
+    Raises:
+        RunError: the disk is full or the file cannot be written, or has fewer rows than it should.
+    """
+    content = np.ascontiguousarray(vectors, dtype=np.dtype(storage).newbyteorder("<"))
+    begin = num_rows * content.shape[1] * content.itemsize
+    try:
+        handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        with os.fdopen(handle, "r+b") as stream:
+            if os.fstat(handle).st_size < begin:
+                raise RunError(path, f"{os.fstat(handle).st_size:,} bytes", f"at least {begin:,}", "index again")
+            stream.truncate(begin)
+            stream.seek(begin)
+            stream.write(content.data)
+            stream.flush()
+            os.fsync(handle)
+    except OSError as error:
+        raise RunError(path, f"cannot be written: {error.strerror or error}", "", "free space, then resume") from error
+
+
+def open_segment(path: Path, num_rows: int, dim: int, storage: StorageType) -> Floats:
+    """Map the valid rows of a segment (n, D), read-only. Raises RunError if the file is missing or too short."""
+    if num_rows == 0:
+        return np.empty((0, dim), np.dtype(storage))
+    try:
+        return np.memmap(path, np.dtype(storage).newbyteorder("<"), "r", shape=(num_rows, dim))
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or "shorter than the database says"
+        raise RunError(path, f"cannot be read: {reason}", "the whole folder", "copy it again or index again") from error
+
+
+@cache
+def _pool() -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(len(os.sched_getaffinity(0)), "search")
+
+
+@cache
+def _blas() -> ThreadpoolController:
+    return ThreadpoolController()
+
+
+def dot_products(segments: Sequence[Floats], queries: Floats) -> NDArray[np.float32]:
+    """Compute the dot products of all rows of all segments with the queries, exactly.
+
+    Args:
+        segments: each (n, D) float32 or float16. queries: (Q, D).
+
+    Returns:
+        (Q, N) float32, rows of all segments concatenated.
+    """
+    right = np.ascontiguousarray(queries, np.float32)
+    total = sum(len(segment) for segment in segments)
+    products = np.empty((len(right), total), np.float32)
+    tasks: list[tuple[Floats, NDArray[np.float32]]] = []
+    first = 0
+    for segment in segments:
+        rows = max(1, BLOCK_BYTES // max(1, segment.shape[1] * segment.itemsize))
+        for start in range(0, len(segment), rows):
+            part = segment[start : start + rows]
+            tasks.append((part, products[:, first + start : first + start + len(part)]))
+        first += len(segment)
+    if sum(segment.nbytes for segment in segments) < SERIAL_BYTES:
+        for part, out in tasks:
+            _multiply(part, right, out)
+        return products
+    # One thread of ours per core, each with a BLAS of one thread: so float16 is converted on all cores too.
+    with _blas().limit(limits=1, user_api="blas"):
+        for _ in _pool().map(lambda task: _multiply(task[0], right, task[1]), tasks):
+            pass
+    return products
+
+
+def _multiply(rows: Floats, queries: NDArray[np.float32], out: NDArray[np.float32]) -> None:
+    left = np.asarray(rows, np.float32)
+    if len(queries) == 1:
+        np.dot(left, queries[0], out=out[0])
+    else:
+        out[:] = queries @ left.T
+
+
+def largest(scores: Floats, count: int) -> NDArray[np.int64]:
+    """Return the indices of the `count` largest of (N,) scores in descending order; the first of equal ones first."""
+    count = min(count, len(scores))
+    if count == 0:
+        return np.empty(0, np.int64)
+    candidates = np.argpartition(-scores, count - 1)[:count] if count < len(scores) else np.arange(len(scores))
+    # Among equal scores at the border argpartition chooses any: take all of them, so that the answer is determined.
+    border = scores[candidates].min()
+    candidates = np.flatnonzero(scores >= border)
+    return candidates[np.argsort(-scores[candidates], kind="stable")][:count]

@@ -1,0 +1,235 @@
+"""The vectors and records of a collection on disk: consistent snapshots to read, one transaction per video to write."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from internvideo.errors import RecipeError, RunError
+from internvideo.features.embedding import EmbeddingSettings, feature_provenance
+from internvideo.inference.video_model import VideoModel
+from internvideo.search import segments
+from internvideo.search.records import Records, VideoRecord, Windows
+from internvideo.search.segments import Floats, StorageType
+
+SCALES = (2.0, 8.0, 30.0)
+"""Seconds of the windows of each scale."""
+OVERLAP = 0.5
+"""Consecutive windows of a scale start this fraction of its length apart."""
+UNCHECKED = ("source", "internvideo", "window", "stride")
+"""What the provenance of vectors tells beyond what makes them comparable; windows are the collection's own."""
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """One state of a collection; later commits do not change it.
+
+    Attributes:
+        videos: in the order of their rows. segments: mapped vectors (n, D) each, L2-normalized.
+        video_index: (N,) index into `videos` of each row of all segments, -1 for a removed one.
+        windows: (N, 4), see `records.Windows`; 0 for removed rows.
+        first_rows: first row of each video.
+    """
+
+    videos: tuple[VideoRecord, ...]
+    segments: tuple[Floats, ...]
+    video_index: NDArray[np.int32]
+    windows: Windows
+    first_rows: tuple[int, ...]
+
+    def rows(self, video: int) -> slice:
+        """Return the rows of a video, by its index in `videos`."""
+        first = self.first_rows[video]
+        return slice(first, first + len(self.videos[video].windows))
+
+    def vectors(self, rows: NDArray[np.integer[Any]] | slice) -> NDArray[np.float32]:
+        """Return the vectors (n, D) of rows as float32."""
+        wanted = np.arange(len(self.video_index))[rows]
+        bounds = np.cumsum([0, *(len(part) for part in self.segments)])
+        made = np.empty((len(wanted), self.segments[0].shape[1] if self.segments else 0), np.float32)
+        for part, low, high in zip(self.segments, bounds, bounds[1:], strict=False):
+            inside = (wanted >= low) & (wanted < high)
+            made[inside] = part[wanted[inside] - low]
+        return made
+
+    def scores(self, queries: Floats) -> NDArray[np.float32]:
+        """Compute the dot products (Q, N) of all rows with queries (Q, D); -inf for removed rows."""
+        made = segments.dot_products(self.segments, queries)
+        if len(self.video_index) and self.video_index.min() < 0:
+            made[:, self.video_index < 0] = -np.inf
+        return made
+
+
+class Store:
+    """A collection's folder. Safe to use from several threads; one process writes at a time (`storage.alone_in`).
+
+    Args:
+        folder: with a collection.
+
+    Raises:
+        RunError: no collection, or a damaged one.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.records = Records(folder)
+        self.dim = int(self.records.fact("dim"))
+        self.storage: StorageType = self.records.fact("storage")
+        self.scales: tuple[float, ...] = tuple(self.records.fact("scales"))
+        self.provenance: dict[str, Any] = self.records.fact("provenance")
+        self._lock = threading.Lock()
+        self._state: tuple[int, Snapshot] | None = None
+
+    @classmethod
+    def create(
+        cls, folder: Path, model: VideoModel, *, scales: Sequence[float] = SCALES, storage: StorageType = "float32"
+    ) -> Store:
+        """Make a collection for the vectors of a model, or open the one that is there.
+
+        Raises:
+            RunError: a collection of another model, scales or storage type. RecipeError: a wrong setting.
+        """
+        if storage not in segments.STORAGE_TYPES:
+            raise RecipeError("storage", repr(storage), ", ".join(segments.STORAGE_TYPES))
+        lengths = [float(scale) for scale in scales]
+        if not lengths or lengths != sorted(set(lengths)) or not 0 < lengths[0] <= lengths[-1] < 1e6:
+            raise RecipeError("scales", str(list(scales)), "increasing numbers of seconds above 0")
+        folder.mkdir(parents=True, exist_ok=True)
+        records = Records(folder, create=True)
+        if records.fact("provenance") is None:
+            with records.transaction():
+                for key, value in (("dim", model.embed_dim), ("storage", storage), ("scales", lengths)):
+                    records.set_fact(key, value)
+                records.set_fact("provenance", provenance_of(model))
+        records.close()
+        store = cls(folder)
+        store.check_model(model)
+        for name, found, wanted in (("scales", list(store.scales), lengths), ("storage", store.storage, storage)):
+            if found != wanted:
+                store.close()
+                raise RunError(folder, f"has {name} {found}, not {wanted}", "", "choose another folder")
+        return store
+
+    def close(self) -> None:
+        """Close the database."""
+        self.records.close()
+
+    def check_model(self, model: VideoModel) -> None:
+        """Raise RunError for a model whose vectors are not comparable with those of the collection."""
+        now = provenance_of(model)
+        for name in {**self.provenance, **now}:
+            was, is_now = self.provenance.get(name), now.get(name)
+            if was != is_now and name not in UNCHECKED:
+                shown = [str(value)[:16] if name.endswith("sha256") else value for value in (was, is_now)]
+                found = f"was made with {name} {shown[0]}, this model has {shown[1]}"
+                source = self.provenance.get("source") or self.provenance["model"]
+                raise RunError(self.folder, found, f"the model {source}", "or make another collection")
+
+    def snapshot(self) -> Snapshot:
+        """Return the newest committed state."""
+        with self._lock:
+            revision = self.records.revision()
+            if self._state is None or self._state[0] != revision:
+                try:
+                    self._state = (revision, self._read())
+                except RunError:  # a segment was compacted between the database and its file
+                    self._state = (revision, self._read())
+            return self._state[1]
+
+    def _changed(self) -> None:
+        with self._lock:
+            self._state = None
+
+    def _read(self) -> Snapshot:
+        with self.records.snapshot():
+            videos, sizes = tuple(self.records.videos()), self.records.segments()
+        total = sum(sizes.values())
+        video_index, windows = np.full(total, -1, np.int32), np.zeros((total, 4))
+        bases = dict(zip(sizes, np.cumsum([0, *sizes.values()])[:-1].tolist(), strict=True))
+        first_rows = tuple(bases[video.segment] + video.first_row for video in videos)
+        for index, (video, first) in enumerate(zip(videos, first_rows, strict=True)):
+            rows = slice(first, first + len(video.windows))
+            video_index[rows], windows[rows] = index, video.windows
+        maps = tuple(
+            segments.open_segment(segments.segment_path(self.folder, index), rows, self.dim, self.storage)
+            for index, rows in sizes.items()
+        )
+        return Snapshot(videos, maps, video_index, windows, first_rows)
+
+    # ------------------------------------------------------------------------------------------------------ writing
+
+    def add(
+        self, video: VideoRecord, vectors: Floats, filmstrip: Mapping[float, bytes], replaces: Iterable[int] = ()
+    ) -> int:
+        """Commit a video with its vectors (n, D), in place of earlier states of it; return its id.
+
+        `video.id`, `segment` and `first_row` are not read. Raises RunError; the collection is then as it was.
+        """
+        segment, first = self._place(len(vectors))
+        segments.append(segments.segment_path(self.folder, segment), first, vectors, self.storage)
+        with self.records.transaction():
+            self.records.set_segment(segment, first + len(vectors))
+            self.records.remove_videos(replaces)
+            made = self.records.add_video(replace(video, segment=segment, first_row=first))
+            self.records.add_filmstrip(made, filmstrip)
+        self._changed()
+        return made
+
+    def _place(self, count: int) -> tuple[int, int]:
+        """Return the segment that the next vectors go to, and its number of valid rows."""
+        sizes = self.records.segments()
+        segment, rows = max(sizes.items(), default=(0, 0))
+        full = segments.SEGMENT_BYTES // (self.dim * np.dtype(self.storage).itemsize)
+        return (segment, rows) if not rows or rows + count <= full else (segment + 1, 0)
+
+    def remove(self, ids: Sequence[int]) -> None:
+        """Forget videos; their vectors are dropped by `compact`."""
+        if ids:
+            with self.records.transaction():
+                self.records.remove_videos(ids)
+            self._changed()
+
+    def compact(self, removed_share: float = 0.5) -> int:
+        """Write the vectors of segments anew of which more than this share belongs to no video; return their number.
+
+        Old files are deleted after the commit; a reader that has mapped them keeps them until it lets go.
+        """
+        compacted = 0
+        for segment, rows in self.records.segments().items():
+            videos = [video for video in self.records.videos() if video.segment == segment]
+            live = sum(len(video.windows) for video in videos)
+            if rows - live <= removed_share * rows:
+                continue
+            path = segments.segment_path(self.folder, segment)
+            mapped = segments.open_segment(path, rows, self.dim, self.storage)
+            target = max(self.records.segments()) + 1
+            first, moves = 0, list[tuple[int, int]]()
+            for video in videos:
+                part = mapped[video.first_row : video.first_row + len(video.windows)]
+                segments.append(segments.segment_path(self.folder, target), first, part, self.storage)
+                moves.append((video.id, first))
+                first += len(part)
+            with self.records.transaction():
+                for id_, place in moves:
+                    self.records.move_video(id_, target, place)
+                self.records.set_segment(target, first)
+                self.records.set_segment(segment, 0)
+            path.unlink(missing_ok=True)
+            compacted += 1
+        self._changed()
+        known = {segments.segment_path(self.folder, index) for index in self.records.segments()}
+        for path in set(self.folder.glob("segment-*.bin")) - known:  # of a run that was killed
+            path.unlink(missing_ok=True)
+        return compacted
+
+
+def provenance_of(model: VideoModel) -> dict[str, Any]:
+    """Return what makes vectors of this model comparable, as JSON values."""
+    made = feature_provenance(model, EmbeddingSettings())
+    return {name: value for name, value in made.items() if name not in ("window", "stride", "internvideo")}
