@@ -57,7 +57,6 @@ def test_products_are_exact_over_segments_and_threads(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, storage: segments.StorageType
 ) -> None:
     monkeypatch.setattr(segments, "BLOCK_BYTES", 4000)
-    monkeypatch.setattr(segments, "SERIAL_BYTES", 1)
     parts = []
     for index, count in enumerate((301, 77)):
         rows = unit(count, seed=index)

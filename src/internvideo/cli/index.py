@@ -76,8 +76,8 @@ def index(
     counts |= {"removed": len(report.removed), "read in part": len(report.truncated)}
     told = ", ".join(f"{count} {name}" for name, count in counts.items() if count)
     say(f"read: {done} of {report.requested} videos" + (f" ({told})" if told else ""))
-    for path in report.removed:
-        say(f"removed: {path}")
+    for gone in report.removed:
+        say(f"removed: {gone}")
     for kind, failures in (("read in part", report.truncated), ("unreadable", report.unreadable)):
         for failure in failures:
             say(f"{kind}: {failure.path}: {failure.reason}", err=True)

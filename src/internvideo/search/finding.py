@@ -185,7 +185,7 @@ def _whole_windows(snapshot: Snapshot, mask: Mask | None) -> NDArray[np.int64]:
     rows = np.flatnonzero(snapshot.video_index >= 0)
     if mask is not None:
         rows = rows[mask[rows]]
-    shortest = {}
+    shortest: dict[int, float] = {}
     for video, scale in zip(snapshot.video_index[rows].tolist(), snapshot.windows[rows, 2].tolist(), strict=True):
         shortest[video] = min(scale, shortest.get(video, scale))
     keep = [snapshot.windows[row, 2] == shortest[int(snapshot.video_index[row])] for row in rows]

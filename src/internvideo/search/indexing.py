@@ -178,12 +178,12 @@ class _Run:
 
     def _handle(self, piece: Piece) -> float:
         """Process one piece; return the fraction of a video that it adds."""
-        state = self.open.setdefault(piece.index, _Open())
+        state = self.open.setdefault(piece.video, _Open())
         advance = piece.fraction_done - state.fraction_done
         state.fraction_done = piece.fraction_done
         if piece.clip is None:
             state.end = piece
-            self._finalize(piece.index)
+            self._finalize(piece.video)
             return advance
         if piece.scale == self.store.scales[0] or piece.end - piece.start < piece.scale:
             self.report.video_seconds += max(0.0, piece.end - max(state.covered, piece.start))
@@ -205,11 +205,11 @@ class _Run:
         if not finite.all():
             piece = self.batch[int(finite.int().argmin())]
             found = f"vector at {piece.start:g} s is not finite"
-            raise RunError(self.videos[piece.index].path, found, "", "try precision float32")
-        self.order.measure(self.model, clips, values, [piece.index for piece in self.batch])
+            raise RunError(self.videos[piece.video].path, found, "", "try precision float32")
+        self.order.measure(self.model, clips, values, [piece.video for piece in self.batch])
         for piece, value in zip(self.batch, values.numpy(), strict=True):
-            self.open[piece.index].vectors.append(value)
-        done, self.batch = {piece.index for piece in self.batch}, []
+            self.open[piece.video].vectors.append(value)
+        done, self.batch = {piece.video for piece in self.batch}, []
         for index in sorted(done):
             self._finalize(index)
 

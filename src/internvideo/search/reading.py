@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Generator, Iterator, Sequence
 from typing import NamedTuple
 
@@ -16,6 +15,7 @@ from internvideo.features.video_files import VideoFile
 from internvideo.features.windows import iter_clips, open_long, past_end, spans
 from internvideo.video.damage import DamageError
 from internvideo.video.reader import Video, VideoInfo
+from internvideo.video.writer import jpeg
 
 PICTURE_SIDE = 160
 """Pixels of the longer side of a picture of a filmstrip."""
@@ -25,12 +25,12 @@ class Piece(NamedTuple):
     """A window of a video, or (clip None) the end of the video.
 
     Attributes:
-        index: of the video. start, end: seconds. scale: seconds of a whole window of its kind.
+        video: its index. start, end: seconds. scale: seconds of a whole window of its kind.
         fraction_done: of the video, 0..1. clip: (3, T, S, S). picture: JPEG of its middle, b"" for none.
         info: at the end, None if the video could not be opened. reason: at the end, why it came early.
     """
 
-    index: int
+    video: int
     start: float = 0.0
     end: float = 0.0
     scale: float = 0.0
@@ -106,19 +106,13 @@ class WindowReader(IterableDataset[Piece]):
         return scale == self.scales[0] and round(offset / (scale * self.overlap)) % max(round(1 / self.overlap), 1) == 0
 
     def _picture(self, clip: Tensor, info: VideoInfo) -> bytes:
-        from PIL import Image
-
-        pixels = clip[:, clip.shape[1] // 2].permute(1, 2, 0).clamp(0, 255).byte().numpy()
-        picture = Image.fromarray(np.ascontiguousarray(pixels))
-        side = min(PICTURE_SIDE, len(pixels))
-        height = side
+        side = min(PICTURE_SIDE, clip.shape[-1])
+        width, height = side, side
         if self.preprocessing.squash:  # the whole frame, without its aspect
-            side, height = (
-                max(8, round(side * min(1.0, part))) for part in (info.width / info.height, info.height / info.width)
-            )
-        content = io.BytesIO()
-        picture.resize((side, height)).save(content, "JPEG", quality=80)
-        return content.getvalue()
+            longer = max(info.width, info.height)
+            width, height = (max(16, round(side * length / longer)) for length in (info.width, info.height))
+        pixels = clip[:, clip.shape[1] // 2].permute(1, 2, 0).clamp(0, 255).byte().numpy()
+        return jpeg(np.ascontiguousarray(pixels), width, height)
 
 
 def scale_spans(begin: float, stop: float, scales: Sequence[float], overlap: float) -> list[tuple[float, float, float]]:

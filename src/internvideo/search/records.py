@@ -186,11 +186,12 @@ class Records:
         columns = "id, path, start, stop, identity, duration, fps, width, height, modified, damage, segment, first_row"
         rows = self._rows(f"SELECT {columns}, windows, count FROM videos ORDER BY segment, first_row")
         made = []
-        for id_, path, *values, windows, count in rows:
+        for *values, windows, count in rows:
             array = np.frombuffer(windows, "<f8").reshape(-1, 4)
             if len(array) != count:
-                raise RunError(self.path, f"video {id_} is damaged", "", "index again")
-            made.append(VideoRecord(id_, os.fsdecode(path), *values, array))
+                raise RunError(self.path, f"video {values[0]} is damaged", "", "index again")
+            values[1] = os.fsdecode(values[1])
+            made.append(VideoRecord(*values, array))
         return made
 
     def add_video(self, video: VideoRecord) -> int:

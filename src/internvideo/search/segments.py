@@ -18,7 +18,6 @@ from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from threadpoolctl import ThreadpoolController
 
 from internvideo.errors import RunError
 
@@ -27,10 +26,8 @@ StorageType = Literal["float32", "float16"]
 STORAGE_TYPES: tuple[StorageType, ...] = ("float32", "float16")
 SEGMENT_BYTES = 2**30
 """A segment that has reached this size is not appended to any more."""
-BLOCK_BYTES = 2**23
-"""Bytes of the rows that one thread multiplies at a time; small enough for its converted copy to stay in the cache."""
-SERIAL_BYTES = 2**22
-"""Below this size threads cost more than they gain."""
+BLOCK_BYTES = 2**21
+"""Bytes of the float16 rows that one thread converts and multiplies at a time."""
 
 
 def segment_path(folder: Path, index: int) -> Path:
@@ -76,11 +73,6 @@ def _pool() -> ThreadPoolExecutor:
     return ThreadPoolExecutor(len(os.sched_getaffinity(0)), "search")
 
 
-@cache
-def _blas() -> ThreadpoolController:
-    return ThreadpoolController()
-
-
 def dot_products(segments: Sequence[Floats], queries: Floats) -> NDArray[np.float32]:
     """Compute the dot products of all rows of all segments with the queries, exactly.
 
@@ -93,21 +85,18 @@ def dot_products(segments: Sequence[Floats], queries: Floats) -> NDArray[np.floa
     right = np.ascontiguousarray(queries, np.float32)
     total = sum(len(segment) for segment in segments)
     products = np.empty((len(right), total), np.float32)
-    tasks: list[tuple[Floats, NDArray[np.float32]]] = []
     first = 0
     for segment in segments:
-        rows = max(1, BLOCK_BYTES // max(1, segment.shape[1] * segment.itemsize))
-        for start in range(0, len(segment), rows):
-            part = segment[start : start + rows]
-            tasks.append((part, products[:, first + start : first + start + len(part)]))
+        out = products[:, first : first + len(segment)]
         first += len(segment)
-    if sum(segment.nbytes for segment in segments) < SERIAL_BYTES:
-        for part, out in tasks:
-            _multiply(part, right, out)
-        return products
-    # One thread of ours per core, each with a BLAS of one thread: so float16 is converted on all cores too.
-    with _blas().limit(limits=1, user_api="blas"):
-        for _ in _pool().map(lambda task: _multiply(task[0], right, task[1]), tasks):
+        if segment.dtype == np.float32:  # one product on all threads of BLAS
+            _multiply(segment, right, out)
+            continue
+        # BLAS knows no float16: blocks are converted by several threads, each in its core's cache.
+        rows = max(1, BLOCK_BYTES // max(1, segment.shape[1] * segment.itemsize))
+        starts = range(0, len(segment), rows)
+        parts = [(segment[start : start + rows], out[:, start : start + rows]) for start in starts]
+        for _ in _pool().map(lambda part: _multiply(part[0], right, part[1]), parts):
             pass
     return products
 

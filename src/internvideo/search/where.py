@@ -199,7 +199,7 @@ def _compare(comparison: Comparison) -> Node:
     apply = {"=": np.equal, "!=": np.not_equal, "<": np.less, "<=": np.less_equal, ">": np.greater}.get(
         operator, np.greater_equal
     )
-    return lambda table: apply(table.numbers(name)[:, None], numbers).any(axis=1)
+    return lambda table: np.asarray(apply(table.numbers(name)[:, None], numbers).any(axis=1), bool)
 
 
 def _fits(text: str, operator: str, wanted: list[str]) -> bool:
@@ -230,7 +230,7 @@ class _Table:
         if name in ("start", "end"):
             return self.snapshot.windows[:, 0 if name == "start" else 1]
         values = np.array([getattr(video, name) for video in self.snapshot.videos], np.float64)
-        return self.of_videos(values).astype(np.float64)
+        return np.asarray(self.of_videos(values), np.float64)
 
     def labeled(self, operator: str, wanted: list[str]) -> Mask:
         """Return the rows to which a classifier gave one of these labels."""

@@ -83,6 +83,17 @@ def write_video(
     return count
 
 
+def jpeg(pixels: NDArray[np.uint8], width: int, height: int) -> bytes:
+    """Encode an image (H, W, 3) uint8 RGB, scaled to `width` x `height`, as a JPEG file."""
+    codec: Any = av.CodecContext.create("mjpeg", "w")
+    codec.width, codec.height, codec.pix_fmt, codec.time_base = width, height, "yuvj420p", Fraction(1)
+    codec.options = {"q:v": "4"}
+    codec.thread_count = 1
+    picture = av.VideoFrame.from_ndarray(pixels, format="rgb24").reformat(width, height, "yuvj420p")
+    picture.pts = 0
+    return b"".join(bytes(packet) for packet in (*codec.encode(picture), *codec.encode(None)))
+
+
 def _encode(
     path: Path,
     frames: Iterable[NDArray[np.uint8]],
