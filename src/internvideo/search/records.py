@@ -191,7 +191,7 @@ class Records:
             if len(array) != count:
                 raise RunError(self.path, f"video {values[0]} is damaged", "", "index again")
             values[1] = os.fsdecode(values[1])
-            made.append(VideoRecord(*values, array))
+            made.append(VideoRecord(**dict(zip(columns.split(", "), values, strict=True)), windows=array))
         return made
 
     def add_video(self, video: VideoRecord) -> int:
