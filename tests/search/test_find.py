@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import shutil
 from collections.abc import Iterator
@@ -23,14 +21,11 @@ from internvideo.probing.fit import FitSettings, fit
 from internvideo.probing.probe import Probe
 from internvideo.search.calibration import NullDistribution, calibrate, null_maxima, parse_level
 from internvideo.search.collection import Collection
-from internvideo.search.export import check_list, format_list
-from internvideo.search.finding import Moment
 from internvideo.search.moments import MomentSettings, find_moments
 from internvideo.search.null_texts import NUM_TEXTS, generic_texts
 from internvideo.search.query import Example, Query, parse_example
 from internvideo.search.reading import scale_spans
 from internvideo.search.where import parse
-from internvideo.video.cut import cut
 from internvideo.video.reader import Video, read_video_info
 
 
@@ -328,45 +323,6 @@ def test_near_duplicates_and_odd_windows(folder: Path, tmp_path: Path) -> None:
         vectors, owner = snapshot.vectors(slice(None)), snapshot.video_index
         cosines = np.where(owner[:, None] == owner[None], -2, vectors @ vectors.T).max(axis=1)
         assert odd[0].score == pytest.approx(float(cosines.min()), abs=1e-6)
-
-
-# ------------------------------------------------------------------------------------------------------------- export
-
-MOMENTS = [
-    Moment(1, "/v/=cmd.mp4", 1.0, 3.5, 9.0, 0.5, 0.01, ("a",)),
-    Moment(2, "/v/b\nc.mp4", 3600.04, 3601.0, 4000.0, 0.4, None),
-]
-
-
-def test_lists() -> None:
-    rows = list(csv.reader(io.StringIO(format_list("csv", MOMENTS))))
-    assert rows[1] == ["/v/=cmd.mp4", "1.000", "3.500", "0.500000", "0.01", "a"]
-    assert json.loads(format_list("json", MOMENTS))[1]["start"] == 3600.04
-    edl = format_list("edl", MOMENTS, "two\nlines").splitlines()
-    assert edl[0] == "TITLE: two lines"
-    assert edl[3] == "001  CMD      V     C        00:00:01:00 00:00:03:13 00:00:00:00 00:00:02:13"
-    assert edl[6] == "002  BC       V     C        01:00:00:01 01:00:01:00 00:00:02:13 00:00:03:12"
-    assert all("\n" not in line for line in edl)
-    with pytest.raises(RecipeError, match="ends in"):
-        check_list(Path("a.txt"))
-    formula = [Moment(1, "=1+1.mp4", 0, 1, 1, 0.5, None)]
-    assert "'=1+1.mp4" in format_list("csv", formula)
-
-
-@pytest.mark.parametrize(("start", "copied"), [(0.8, True), (0.0, True), (1.1, False)])
-def test_clips_have_the_frames_of_their_span(tmp_path: Path, start: float, copied: bool) -> None:
-    """Copied where a key frame begins the span (every 12 frames here), encoded again elsewhere."""
-    source = odd_video.encode(tmp_path / "in.mp4", odd_video.moving_frames(45), fps=15, options={"g": "12", "bf": "2"})
-    assert cut(source, tmp_path / "deep" / "out.mp4", start, start + 1.0) is copied
-    info = read_video_info(tmp_path / "deep" / "out.mp4")
-    assert info.frames == pytest.approx(15, abs=2 if copied else 0)
-    with Video(source) as whole, Video(tmp_path / "deep" / "out.mp4") as part:
-        wanted = whole.frames(np.ceil(start * 15 - 1e-6).astype(int) + np.arange(10)).astype(int)
-        found = part.frames(range(10)).astype(int)
-    assert np.abs(wanted - found).mean() < (0.01 if copied else 6)
-    with pytest.raises(VideoError, match="no frame from"):
-        cut(source, tmp_path / "x.mp4", 50, 60)
-    assert not (tmp_path / "x.mp4").exists()
 
 
 # ------------------------------------------------------------------------------------------------------ command line
