@@ -108,7 +108,7 @@ class WindowReader(IterableDataset[Piece]):
     def _picture(self, clip: Tensor, info: VideoInfo) -> bytes:
         side = min(PICTURE_SIDE, clip.shape[-1])
         width, height = side, side
-        if self.preprocessing.squash:  # the whole frame, without its aspect
+        if not self.preprocessing.keep_aspect:  # the whole frame, squeezed into a square
             longer = max(info.width, info.height)
             width, height = (max(16, round(side * length / longer)) for length in (info.width, info.height))
         pixels = clip[:, clip.shape[1] // 2].permute(1, 2, 0).clamp(0, 255).byte().numpy()
