@@ -185,7 +185,8 @@ def test_another_model_and_other_settings_are_refused(tmp_path: Path, clips: Pat
     ):
         with pytest.raises(RunError, match="was made with model internvideo-mm-b16-caption"):
             call()
-    half = VideoModel(model.name, model.module, preprocessing=model.preprocessing.with_settings(resize_backend="opencv"))
+    preprocessing = model.preprocessing.with_settings(resize_backend="opencv")
+    half = VideoModel(model.name, model.module, preprocessing=preprocessing)
     with pytest.raises(RunError, match="was made with preprocessing"):
         Collection.open(tmp_path / "c", half)
     with pytest.raises(RunError, match=r"has scales \[2.0, 8.0, 30.0\], not \[1.0\]"):
