@@ -1,4 +1,4 @@
-"""What a table of `internvideo evaluate spatio_temporal` is worth: other scores for the same boxes, frame mAP of each.
+"""Compare a table of `evaluate spatio_temporal_localization` with other scores of the same boxes, by frame mAP.
 
 python benchmarks/region_baseline.py TABLE.npz MANIFEST CLASSIFIER.safetensors --split test
 
@@ -25,9 +25,9 @@ from internvideo.metrics import bootstrap
 from internvideo.metrics.bootstrap import Statistic
 from internvideo.metrics.frame_detection import Boxes, frame_average_precision, frame_map_statistic
 from internvideo.pipeline import load_trained
-from internvideo.tasks.spatiotemporal import predict as spatio_temporal
-from internvideo.tasks.spatiotemporal.box_transforms import BoxedTransform
-from internvideo.tasks.spatiotemporal.data import ClipForm, KeyFrameViews, frame_key, key_frames
+from internvideo.tasks.spatio_temporal_localization import predict as spatio_temporal
+from internvideo.tasks.spatio_temporal_localization.box_transforms import BoxedTransform
+from internvideo.tasks.spatio_temporal_localization.data import ClipForm, KeyFrameViews, frame_key, key_frames
 from internvideo.tasks.table import Predictions
 
 

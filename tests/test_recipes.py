@@ -49,7 +49,7 @@ def test_a_shipped_recipe_builds(name: str) -> None:
 def test_clip_and_model_have_the_same_size(name: str) -> None:
     recipe, model = built(name)
     if recipe.stage in (
-        "localisation",
+        "temporal_localization",
         "refinement",
         "grounding",
         "waypoints",
@@ -60,7 +60,7 @@ def test_clip_and_model_have_the_same_size(name: str) -> None:
     if recipe.stage != "interaction":
         step = getattr(recipe.settings, "temporal_stride", 1)
         assert config.frames == -(-recipe.data.sampling.frames // step)
-        if recipe.stage not in ("regions", "anticipation"):  # frames of any size
+        if recipe.stage not in ("spatio_temporal_localization", "anticipation"):  # frames of any size
             assert config.image_size == recipe.data.augment.size
     assert recipe.data.sampling.build().frames == recipe.data.sampling.frames
     if isinstance(recipe.data, TrainClipData):

@@ -190,10 +190,15 @@ def test_test_clips_are_resized_by_the_library_of_the_release() -> None:
     """
     for name in shipped_recipes():
         recipe = read_recipe(name)
-        if name.startswith("sample/") or recipe.stage not in ("supervised", "open_set", "interaction", "answering"):
+        if name.startswith("sample/") or recipe.stage not in (
+            "supervised",
+            "open_set",
+            "interaction",
+            "question_answering",
+        ):
             continue
         augment, model = recipe.data.augment, recipe.model.name
-        masked, texts = model.startswith("videomae"), recipe.stage == "answering"
+        masked, texts = model.startswith("videomae"), recipe.stage == "question_answering"
         assert augment.eval_transform().resize_backend == ("pil" if texts else "opencv" if masked else "torch"), name
         assert augment.keep_aspect != texts, name
     for name in ("zero_shot_k400", "msrvtt_mc", "lsmdc_mc", "tgif_choice", "msrvtt_qa"):
@@ -263,7 +268,7 @@ def changes(name: str, folder: Path) -> list[str]:
     manifest = prepared(name, folder)
     if recipe.stage == "grounding":
         features(manifest, manifest.source.parent / "features", of_files=True)
-    detects = recipe.stage == "localisation"
+    detects = recipe.stage == "temporal_localization"
     return shrunk(name, features(manifest, folder / "features") if detects else manifest.source, manifest)
 
 

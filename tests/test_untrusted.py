@@ -385,7 +385,7 @@ def test_settings_of_a_loader_that_no_machine_has(name: str) -> None:
         read_recipe("sample/masked", [f"data.loader.{name}={10**10}"])
     for setting in ("data.features.tries", "data.features.resized"):
         with pytest.raises(RecipeError, match="less than or equal to 10"):
-            read_recipe("sample/localisation", [f"{setting}={10**10}"])
+            read_recipe("sample/temporal_localization", [f"{setting}={10**10}"])
 
 
 def test_a_link_to_itself_is_no_file(tmp_path: Path) -> None:

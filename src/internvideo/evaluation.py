@@ -13,12 +13,22 @@ from internvideo.errors import RecipeError, RunError
 from internvideo.inference.trained_model import open_trained
 from internvideo.tasks import TASKS, task_named
 from internvideo.tasks.scoring import mean_of_splits
-from internvideo.tasks.spatiotemporal import predict as spatio_temporal
-from internvideo.tasks.table import Predictions, Result, print_result, print_results, short_names
+from internvideo.tasks.spatio_temporal_localization import predict as spatio_temporal
+from internvideo.tasks.table import EARLIER_NAMES, Predictions, Result, print_result, print_results, short_names
 from internvideo.tasks.task import EvaluateOptions, TaskSpec
 from internvideo.training import run_folder
 
 __all__ = ["evaluate_task", "score", "score_results", "score_table", "score_tables"]
+
+RENAMED_OPTIONS = {
+    "also": "ensemble_with",
+    "bank": "querybank",
+    "beams": "num_beams",
+    "nucleus": "top_p",
+    "train": "train_manifest",
+    "unknown": "unknown_manifest",
+}
+"""Earlier name of an option -> its name."""
 
 
 def find_task(name: str) -> TaskSpec:
@@ -26,7 +36,7 @@ def find_task(name: str) -> TaskSpec:
     task = task_named(name)
     if task is None:
         names = [task.name for task in TASKS]
-        near = difflib.get_close_matches(name, names, n=1)
+        near = [EARLIER_NAMES[name]] if name in EARLIER_NAMES else difflib.get_close_matches(name, names, n=1)
         raise RecipeError("task", f"found '{name}'", ", ".join(names), f"did you mean '{near[0]}'?" if near else "")
     return task
 
@@ -40,14 +50,26 @@ def make_options(task: TaskSpec, given: Mapping[str, object]) -> EvaluateOptions
     known = [option.name for option in fields(task.options)]
     unread = [name for name in given if name not in known]
     if unread:
-        told = []
-        for name in unread:
-            others = [one.name for one in TASKS if name in {option.name for option in fields(one.options)}]
-            told.append(option_names([name]) + (f" (of {', '.join(others)})" if others else ""))
+        found = ", ".join(option_names([name]) + _about_option(name) for name in unread)
         near = difflib.get_close_matches(unread[0], known, n=1)
         do = f"did you mean {option_names(near)}?" if near else ""
-        raise RecipeError(task.name, f"does not read {', '.join(told)}", option_names(known), do)
+        raise RecipeError(task.name, f"does not read {found}", option_names(known), do)
     return task.options(**given)  # type: ignore[arg-type]  # each checks its values
+
+
+def refuse_option(task: TaskSpec, option: str) -> None:
+    """Raise RecipeError for an option ("--boxes") that other tasks read, or that has another name now."""
+    name = option.removeprefix("--").replace("-", "_")
+    if _about_option(name):
+        make_options(task, {name: None})
+
+
+def _about_option(name: str) -> str:
+    """Which tasks read an option, or its present name; empty for an option that never was."""
+    if name in RENAMED_OPTIONS:
+        return f" (now {option_names([RENAMED_OPTIONS[name]])})"
+    readers = [task.name for task in TASKS if name in {option.name for option in fields(task.options)}]
+    return f" (of {', '.join(readers)})" if readers else ""
 
 
 def option_names(names: Sequence[str]) -> str:
@@ -80,8 +102,8 @@ def evaluate_task(
     settings = make_options(task, options or {})
     with distributed.process_group(choose_device(settings.device)) as device:
         trained = open_trained(weights, device=str(device))
-        also: tuple[Path, ...] = getattr(settings, "also", ())
-        trained = replace(trained, others=tuple(open_trained(path, device=str(device)) for path in also))
+        others: tuple[Path, ...] = getattr(settings, "ensemble_with", ())
+        trained = replace(trained, others=tuple(open_trained(path, device=str(device)) for path in others))
         if not isinstance(trained.model, task.evaluates):
             names = ", ".join(kind.__name__ for kind in task.evaluates)
             found = f"holds a {type(trained.model).__name__}"
@@ -107,7 +129,7 @@ def score_table(path: Path) -> Result:
 
 
 def score_results(results: Path, truth: Path | None, labels: Path | None, excluded: Path | None = None) -> Result:
-    """Score AVA's results file against its own annotations and print the figures; see `spatio_temporal.table_of_files`.
+    """Score AVA's results file against its own annotations and print the figures; see `table_of_files`.
 
     Raises:
         RunError: annotations or label map are not given. ManifestError: a malformed file.

@@ -87,7 +87,7 @@ def test_ctrl_c_is_told(run: Run, monkeypatch: pytest.MonkeyPatch, error: type[B
     monkeypatch.setattr("internvideo.pipeline.listing", stopped)
     monkeypatch.setattr("internvideo.features.video_files.find_videos", stopped)
     assert run("list", "models") == (130, "", "internvideo: interrupted\n")
-    told = "internvideo: interrupted; the same command goes on where it was\n"
+    told = "internvideo: interrupted; the same command resumes\n"
     assert run("embed", "x", "-o", "x.npy", "-e", "x") == (130, "", told)
 
 

@@ -61,7 +61,7 @@ def test_anticipation() -> None:
     assert (made.classes, len(made.vocabularies["verbs"])) == (("apple",), 1)
 
 
-def test_hands() -> None:
+def test_future_hands() -> None:
     made = given(ego4d.read_hands, "annotations", "ego4d_fhp")
     (row,) = made.splits["val"]
     told = json.loads(row.attributes["hands"])

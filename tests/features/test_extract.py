@@ -26,7 +26,7 @@ from internvideo.features.leases import LeaseQueue
 from internvideo.features.window_sampling import WindowRule, frame_grid
 from internvideo.inference.video_model import VideoModel
 from internvideo.model_table import create_model
-from internvideo.tasks.spatiotemporal.model import ActionDetector
+from internvideo.tasks.spatio_temporal_localization.model import ActionDetector
 from internvideo.video.reader import Video, VideoInfo, read_frames, read_video_info
 from internvideo.video.writer import write_video
 

@@ -12,7 +12,7 @@ from goldens_folder import GOLDENS
 
 from internvideo.metrics import bootstrap
 from internvideo.objectives.positions import masked_smooth_l1
-from internvideo.tasks.hands.metrics import FIGURES, HANDS, MOMENTS, displacement_statistic
+from internvideo.tasks.future_hands.metrics import FIGURES, HANDS, MOMENTS, displacement_statistic
 
 FOLDER = GOLDENS / "tasks" / "ego4d_fhp"
 

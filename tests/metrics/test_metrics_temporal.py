@@ -1,4 +1,4 @@
-"""Temporal localisation figures: the stored results of the published evaluators, and closed forms."""
+"""Temporal localization figures: the stored results of the published evaluators, and closed forms."""
 
 from __future__ import annotations
 

@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 import test_grounding
-import test_localisation
 import test_objects
-import test_spatio_temporal
+import test_spatio_temporal_localization
+import test_temporal_localization
 from small_world import small_recipe
 
 from internvideo.errors import RecipeError, WeightsError
@@ -23,8 +23,8 @@ from internvideo.weights.state import save_model
 
 
 def regions(folder: Path) -> Recipe:
-    test_spatio_temporal.world(folder, 3)
-    return test_spatio_temporal.recipe(folder)
+    test_spatio_temporal_localization.world(folder, 3)
+    return test_spatio_temporal_localization.recipe(folder)
 
 
 def anticipation(folder: Path) -> Recipe:
@@ -32,8 +32,8 @@ def anticipation(folder: Path) -> Recipe:
     return test_objects.recipe(folder, "anticipation")
 
 
-def localisation(folder: Path) -> Recipe:
-    return test_localisation.recipe(test_localisation.world(folder, 6))
+def localization(folder: Path) -> Recipe:
+    return test_temporal_localization.recipe(test_temporal_localization.world(folder, 6))
 
 
 def grounding(folder: Path) -> Recipe:
@@ -41,7 +41,7 @@ def grounding(folder: Path) -> Recipe:
 
 
 def answering(folder: Path) -> Recipe:
-    return build_recipe(small_recipe("answering"))
+    return build_recipe(small_recipe("question_answering"))
 
 
 def supervised(folder: Path) -> Recipe:
@@ -51,7 +51,7 @@ def supervised(folder: Path) -> Recipe:
 LAYERS: dict[Callable[[Path], Recipe], str] = {
     regions: "head.projection",
     anticipation: "head.projection",
-    localisation: "cls_head.cls_head.conv",
+    localization: "cls_head.cls_head.conv",
     grounding: "word",
     answering: "head.5",
     supervised: "head",
@@ -93,7 +93,7 @@ def test_the_same_head_is_of_the_same_classes(build: Callable[[Path], Recipe], t
         started(tmp_path / "more", build, lambda classes: [*classes, "one more"])
 
 
-@pytest.mark.parametrize("build", [regions, anticipation, localisation, answering])
+@pytest.mark.parametrize("build", [regions, anticipation, localization, answering])
 def test_rows_are_found_by_names(build: Callable[[Path], Recipe], tmp_path: Path) -> None:
     first, job = started(tmp_path, build, lambda classes: classes[::-1], init_head="match_names")
     name, count = f"{LAYERS[build]}.weight", len(job.classes)

@@ -11,7 +11,7 @@ import published_keys as keys
 import pytest
 import small_world
 import test_layouts_transformers as theirs
-import test_spatio_temporal
+import test_spatio_temporal_localization
 import torch
 import torch.nn.functional as F
 from small_checkpoints import SMALL, load, small, untold
@@ -27,7 +27,7 @@ from internvideo.models.uniformerv2 import UniFormerV2
 from internvideo.models.videomae import VideoMAEClassifier
 from internvideo.pipeline import load_trained, prepare, run_recipe
 from internvideo.recipe import Recipe, build_recipe, read_recipe, shipped_recipes
-from internvideo.tasks.spatiotemporal.model import ActionDetector
+from internvideo.tasks.spatio_temporal_localization.model import ActionDetector
 from internvideo.training.model_setup import build_model
 from internvideo.weights.layouts import layout_of, load_layout
 from internvideo.weights.state import save_model
@@ -71,7 +71,9 @@ def test_recipes_of_the_paper_resize_the_table_of_224_px_and_16_frames(name: str
         changed, 400 if recipe.stage == "interaction" else 5 if recipe.init_head != "exact" else classes(recipe)
     )
     trunk = getattr(model, "masked", model)
-    side = 14 if recipe.stage in ("regions", "anticipation") else 7  # frames of any size are resized when they come
+    side = (
+        14 if recipe.stage in ("spatio_temporal_localization", "anticipation") else 7
+    )  # frames of any size are resized when they come
     torch.testing.assert_close(trunk.pos_embed[0], published(16, side), atol=1e-5, rtol=0)
 
 
@@ -173,8 +175,8 @@ def test_the_interaction_takes_over_its_masked_encoders_table(pretrained: Path, 
 
 
 def test_a_detector_resizes_its_encoders_table_once(pretrained: Path, tmp_path: Path) -> None:
-    test_spatio_temporal.world(tmp_path, 3)
-    tree = test_spatio_temporal.recipe(tmp_path).resolved()
+    test_spatio_temporal_localization.world(tmp_path, 3)
+    tree = test_spatio_temporal_localization.recipe(tmp_path).resolved()
     size = {"image_size": 64, "frames": 8, "width": 48, "depth": 3, "patch_size": 8}
     tree["model"]["overrides"] = {**tree["model"]["overrides"], **size}
     tree["data"]["sampling"]["frames"] = 8

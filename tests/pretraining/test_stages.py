@@ -30,7 +30,7 @@ from internvideo.tasks.anticipation.model import Anticipator
 from internvideo.tasks.grounding.model import Grounder, GrounderConfig
 from internvideo.tasks.navigation.world.batch import NavigationBatch, PanoramaBatch
 from internvideo.tasks.refinement.model import TCANet, TCANetConfig
-from internvideo.tasks.spatiotemporal.model import ActionDetector
+from internvideo.tasks.spatio_temporal_localization.model import ActionDetector
 from internvideo.tasks.temporal_localization.config import ActionFormerConfig
 from internvideo.tasks.temporal_localization.model import ActionFormer
 
@@ -89,22 +89,22 @@ def inputs(name: str, count: int) -> Batch | FeatureBatch | NavigationBatch | Pa
         return small_navigation.episode_batch(count)
     if name == "waypoints":
         return small_navigation.panorama_batch(count)
-    if name in ("regions", "anticipation"):
+    if name in ("spatio_temporal_localization", "anticipation"):
         clips = batch(count)
         boxes = torch.tensor([[1.0, 2.0, 20.0, 30.0]]).repeat(count, 1)
-        targets = torch.tensor([[1.0, 0.0, 1.0] if name == "regions" else [1.0, 0.4]]).repeat(count, 1)
+        targets = torch.tensor([[1.0, 0.4] if name == "anticipation" else [1.0, 0.0, 1.0]]).repeat(count, 1)
         return RegionBatch(clips.video, clips.ids, clip=torch.arange(count), boxes=boxes, targets=targets)
     if name == "verb_noun":  # one verb, two nouns; half of the clips have no noun
         words = torch.stack([torch.zeros(count), torch.arange(count) % 4 - 1], dim=1).long()
         return replace(batch(count), labels=words.where((words >= 0) & (words < 2), torch.tensor(-100)))
-    if name == "hands":
+    if name == "future_hands":
         clips = batch(count)
         places = torch.rand(count, 5, 2, 2, generator=torch.Generator().manual_seed(2)) * 64
         seen, size = torch.ones(count, 5, 2, dtype=torch.bool), torch.full((count, 2), 64.0)
         return HandBatch(clips.video, clips.ids, positions=places, visible=seen, size=size)
     if name == "multiple_choice":
         return small_world.choices(count)
-    if name not in ("localisation", "refinement", "grounding"):
+    if name not in ("temporal_localization", "refinement", "grounding"):
         return batch(count)
     values = torch.randn(count, 8 if name == "refinement" else 6, 16, generator=torch.Generator().manual_seed(1))
     mask = torch.arange(16)[None].expand(count, 16) < 14
@@ -125,21 +125,21 @@ MODELS: dict[str, tuple[Callable[[], nn.Module], ...]] = {
     "retrieval": (small_world.language_model, small_world.image_text_model),
     "supervised": (small_world.masked_classifier, small_world.multimodal_classifier),
     "open_set": (small_world.masked_classifier, small_world.multimodal_classifier),
-    "localisation": (detector,),
+    "temporal_localization": (detector,),
     "refinement": (refiner,),
     "grounding": (grounder,),
-    "regions": (region_detector,),
+    "spatio_temporal_localization": (region_detector,),
     "anticipation": (anticipator,),
-    "hands": (hand_encoder, hand_multimodal_encoder),
+    "future_hands": (hand_encoder, hand_multimodal_encoder),
     "verb_noun": (masked_of_words, multimodal_of_words),
-    "answering": (small_world.answering_model,),
+    "question_answering": (small_world.answering_model,),
     "multiple_choice": (small_world.choosing_model,),
     "waypoints": (small_navigation.navigator,),
     "navigation": (small_navigation.navigator,),
     "interaction": (small_world.cross_model,),
 }
 """Stage -> small models that it trains, one of each kind in STAGES."""
-
+TEXTS = ("multimodal", "retrieval")
 CASES = [(name, build) for name, builds in MODELS.items() for build in builds]
 IDS = [f"{name}-{build.__name__}" for name, build in CASES]
 
@@ -206,10 +206,10 @@ def test_the_loss_follows_from_the_generator_and_leaves_the_clips_alone(
     assert torch.equal(seen, before)
 
 
-@pytest.mark.parametrize("name", ["multimodal", "retrieval", "supervised", "open_set", "answering", "interaction"])
+@pytest.mark.parametrize("name", [*TEXTS, "supervised", "open_set", "question_answering", "interaction"])
 def test_a_batch_without_what_the_stage_learns_from_is_a_mistake(name: str) -> None:
     stage = build_stage(name, MODELS[name][0])
-    missing = "captions" if name in ("multimodal", "retrieval") else "labels"
+    missing = "captions" if name in TEXTS else "labels"
     with pytest.raises(ValueError, match=missing):
         stage(Batch(batch(2).video, ("a", "b")), generator())
 

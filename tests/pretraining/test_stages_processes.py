@@ -26,14 +26,14 @@ WITHOUT: tuple[tuple[str, dict[str, Any]], ...] = (
     ("grounding", {"highlight_weight": 0.0}),
     ("anticipation", {"time_weight": 0.0}),
     ("verb_noun", {"noun_weight": 0.0}),
-    ("localisation", {"loss_weight": 0.0}),
+    ("temporal_localization", {"loss_weight": 0.0}),
     ("open_set", {"debias": "maximized"}),
     ("open_set", {"debias": "alternated", "kl": True, "annealing_batches": 4}),
 )
 """Stages with losses left out, limited or added."""
-DRAWN = {"masked", "navigation", "open_set", "regions"}
+DRAWN = {"masked", "navigation", "open_set", "spatio_temporal_localization"}
 """Stages whose loss is drawn for each process, takes dependence within its batch, or is a sum over its boxes."""
-GATHERING = {"multimodal", "retrieval", "localisation"}
+GATHERING = {"multimodal", "retrieval", "temporal_localization"}
 
 
 def uneven(name: str) -> Any:
@@ -43,13 +43,13 @@ def uneven(name: str) -> Any:
     first = torch.arange(8) < 3
     if name in ("supervised", "interaction"):
         return replace(clips, labels=clips.labels.masked_fill(first, -100))
-    if name in ("answering", "multiple_choice"):
+    if name in ("question_answering", "multiple_choice"):
         return replace(clips, labels=clips.labels.masked_fill(first, -100))
     if name == "verb_noun":
         labels = clips.labels.clone()
         labels[:3, 1], labels[4:, 1] = -100, torch.tensor([0, 1, 0, 1])
         return replace(clips, labels=labels)
-    if name == "hands":
+    if name == "future_hands":
         return replace(clips, visible=clips.visible & ~first[:, None, None])
     if name == "anticipation":
         targets = clips.targets.clone()
@@ -96,7 +96,7 @@ def build(name: str, model: Callable[[], nn.Module], settings: dict[str, Any]) -
     together: dict[str, Any] = {}
     if name in GATHERING:
         together["gather"] = distributed.gather_with_gradient
-    if name not in DRAWN | {"retrieval", "localisation", "waypoints"}:
+    if name not in DRAWN | {"retrieval", "temporal_localization", "waypoints"}:
         together["divisor"] = distributed.divisor
     return opened(STAGES[name].stage(model(), STAGES[name].settings.model_validate(settings), **together))
 

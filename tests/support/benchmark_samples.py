@@ -42,10 +42,10 @@ CLIPS: dict[str, object] = {"sampling.frames": 4, "augment.size": 32}
 SMALL: dict[str, tuple[dict[str, Any], dict[str, object]]] = {
     "supervised": ({**ENCODER, "global_layers": [1, 2]}, CLIPS),
     "open_set": (ENCODER, CLIPS),
-    "regions": (ENCODER, {**CLIPS, "key_frames.short": 36, "key_frames.longest": 48}),
+    "spatio_temporal_localization": (ENCODER, {**CLIPS, "key_frames.short": 36, "key_frames.longest": 48}),
     "anticipation": (ENCODER, {**CLIPS, "key_frames.short": 36, "key_frames.longest": 48}),
-    "hands": ({**ENCODER, "global_layers": [1, 2]}, CLIPS),
-    "localisation": (DETECTOR, {}),
+    "future_hands": ({**ENCODER, "global_layers": [1, 2]}, CLIPS),
+    "temporal_localization": (DETECTOR, {}),
     "grounding": ({"input_width": 4, "width": 16, "heads": 2, "max_length": 64}, {}),
 }
 """Stage -> overrides of the model, and of the data, that make its recipes small."""
@@ -85,7 +85,7 @@ def shrunk(name: str, source: Path, manifest: Manifest | None) -> list[str]:
         return overrides + [f"data.{key}={value}" for key, value in given.items()]
     if recipe.model.name.endswith("-ssv2"):
         model = {**model, "global_heads": 2}
-    if recipe.stage == "localisation":
+    if recipe.stage == "temporal_localization":
         data = {"features.resized": 32} if recipe.data.features.resized else {}
     elif recipe.stage == "grounding":
         data = {"queries.features": source.parent / "features"}

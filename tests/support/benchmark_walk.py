@@ -47,7 +47,7 @@ from internvideo.tasks.protocol import weights_hash
 from internvideo.video.reader import read_frames
 from internvideo.video.writer import write_video
 
-LANGUAGE = ("retrieval", "zero_shot", "multiple_choice", "answering")
+LANGUAGE = ("retrieval", "zero_shot", "multiple_choice", "question_answering")
 """Evaluations of models that know texts; the others are walked in another file, to share the work out."""
 
 WALKED = [name for name in BENCHMARKS if name in RECIPES]
@@ -117,8 +117,8 @@ def measured(
     saved = output / arguments["task"]
     result = json.loads(saved.with_suffix(".json").read_text(encoding="utf-8"))
     asked = len(read_episodes(source, arguments["split"]) if manifest is None else manifest.rows)
-    if placed.get("unknown") is not None:
-        asked += len(read_manifest(placed["unknown"]).rows)
+    if placed.get("unknown_manifest") is not None:
+        asked += len(read_manifest(placed["unknown_manifest"]).rows)
     return Walked(result, score_table(saved.with_suffix(".npz")), weights_hash(job.model), asked)
 
 
@@ -217,12 +217,12 @@ def _features(name: str, videos: Path, folder: Path) -> Path:
 def _placed(name: str, arguments: dict[str, Any], folder: Path, manifest: Manifest | None) -> dict[str, Any]:
     """The arguments with the files of here."""
     placed = dict(arguments)
-    for option in ("unknown", "bank", "train"):
+    for option in ("unknown_manifest", "querybank", "train_manifest"):
         if placed.get(option) is not None:
             placed[option] = folder / "data" / placed[option].name
-    if placed.get("bank") is not None:
-        assert placed["bank"].is_file() == (name not in WITHOUT_BANK), "WITHOUT_BANK shrinks"
-        placed["bank"] = placed["bank"] if placed["bank"].is_file() else None
+    if placed.get("querybank") is not None:
+        assert placed["querybank"].is_file() == (name not in WITHOUT_BANK), "WITHOUT_BANK shrinks"
+        placed["querybank"] = placed["querybank"] if placed["querybank"].is_file() else None
     if manifest is None:
         return placed
     if placed.get("persons") is not None:

@@ -329,7 +329,7 @@ PLAIN = {
 
 
 def prepare_recipes(folder: Path) -> dict[str, bytes]:
-    names = ("sample/masked", "sample/supervised_masked", "sample/multimodal", "sample/localisation")
+    names = ("sample/masked", "sample/supervised_masked", "sample/multimodal", "sample/temporal_localization")
     shipped = shipped_recipes()
     return _seeds({f"{name.partition('/')[2]}.yaml": shipped[name].read_bytes() for name in names if name in shipped})(
         folder

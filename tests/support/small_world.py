@@ -178,7 +178,10 @@ def small_recipe(stage: str, **changes: Mapping[str, object]) -> dict[str, Any]:
         "open_set": ("videomae-s-classifier", masked),
         "supervised_multimodal": ("uniformerv2-b16", vision),
         "interaction": ("interaction-b", {"masked": masked, "multimodal": vision}),
-        "answering": ("internvideo-mm-b16-vqa", {"model": {"vision": vision, "text": text, "caption": caption}}),
+        "question_answering": (
+            "internvideo-mm-b16-vqa",
+            {"model": {"vision": vision, "text": text, "caption": caption}},
+        ),
         "multiple_choice": ("internvideo-mm-b16-choice", {"vision": vision, "text": text, "caption": caption}),
     }
     name, overrides = models[stage]

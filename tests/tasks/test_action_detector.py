@@ -12,9 +12,9 @@ from internvideo.data.batch import RegionBatch
 from internvideo.errors import WeightsError
 from internvideo.models.embeddings import resize_table
 from internvideo.models.videomae import VideoMAEClassifier, VideoMAEConfig, VideoMAEPretrain
-from internvideo.tasks.spatiotemporal.model import ActionDetector, of_encoder
-from internvideo.tasks.spatiotemporal.regions import region_loss
-from internvideo.tasks.spatiotemporal.stage import RegionSettings, RegionStage
+from internvideo.tasks.spatio_temporal_localization.model import ActionDetector, of_encoder
+from internvideo.tasks.spatio_temporal_localization.regions import region_loss
+from internvideo.tasks.spatio_temporal_localization.stage import RegionSettings, RegionStage
 from internvideo.weights.initialize import initialise
 from internvideo.weights.state import save_model
 

@@ -97,7 +97,7 @@ def rows(folder: Path, count: int) -> Path:
 
 
 def test_a_split_is_captioned_and_scored_again_from_its_table(weights: Path, tmp_path: Path) -> None:
-    settings = {"device": "cpu", "batch_size": 5, "beams": 2}
+    settings = {"device": "cpu", "batch_size": 5, "num_beams": 2}
     result = evaluate_task("captioning", weights, rows(tmp_path, 22), tmp_path, settings)
     assert result["coverage"]["read"] == 22
     assert result["protocol"]["writing"] == {"beams": 2, "nucleus": 0.0, "seed": 0}
@@ -108,7 +108,7 @@ def test_a_split_is_captioned_and_scored_again_from_its_table(weights: Path, tmp
 def test_drawn_captions_follow_from_the_seed(weights: Path, tmp_path: Path) -> None:
     written, few = [], rows(tmp_path, 4)
     for name, seed in (("a", 1), ("b", 1), ("c", 2)):
-        settings = {"device": "cpu", "nucleus": 0.95, "seed": seed}
+        settings = {"device": "cpu", "top_p": 0.95, "seed": seed}
         evaluate_task("captioning", weights, few, tmp_path / name, settings)
         written.append(Predictions.load(tmp_path / name / "captioning.npz")["written"].tolist())
     assert written[0] == written[1] != written[2]

@@ -7,8 +7,8 @@ from pathlib import Path
 import forked
 import in_process
 import numpy as np
-import test_localisation
-import test_spatio_temporal
+import test_spatio_temporal_localization
+import test_temporal_localization
 
 from internvideo.data.manifest import write_manifest
 from internvideo.evaluation import evaluate_task
@@ -34,32 +34,32 @@ def same_files(one: Path, two: Path) -> set[str]:
 
 
 def test_segments(tmp_path: Path) -> None:
-    features = test_localisation.world(tmp_path / "f", videos=15)  # five of them for testing: unequal shares
-    recipe = test_localisation.recipe(features, schedule={"steps": 4, "warmup": 1})
+    features = test_temporal_localization.world(tmp_path / "f", videos=15)  # five of them for testing: unequal shares
+    recipe = test_temporal_localization.recipe(features, schedule={"steps": 4, "warmup": 1})
     weights = run_recipe(recipe, tmp_path / "run", device="cpu")
-    evaluate_task("localisation", weights, features, tmp_path / "one", CPU, split="test")
-    first, second = in_two("localisation", weights, features, tmp_path / "two")
+    evaluate_task("temporal_localization", weights, features, tmp_path / "one", CPU, split="test")
+    first, second = in_two("temporal_localization", weights, features, tmp_path / "two")
     assert (first.code, second.code) == (0, 0), (first, second)
     assert (first.out + second.out).count("mean_mAP") == 1
     assert "detections.json" in same_files(tmp_path / "one", tmp_path / "two")
 
 
 def test_boxes_with_a_video_that_cannot_be_read(tmp_path: Path) -> None:
-    manifest = test_spatio_temporal.world(tmp_path / "w", videos=12)
-    recipe = test_spatio_temporal.recipe(tmp_path / "w", schedule={"steps": 4, "warmup": 1})
+    manifest = test_spatio_temporal_localization.world(tmp_path / "w", videos=12)
+    recipe = test_spatio_temporal_localization.recipe(tmp_path / "w", schedule={"steps": 4, "warmup": 1})
     weights = run_recipe(recipe, tmp_path / "run", device="cpu")
     rows = [row.model_copy(update={"path": "gone.mp4"}) if row.id == "v5" else row for row in manifest.rows]
     write_manifest(tmp_path / "w" / "lost.jsonl", rows, manifest.classes)
     path = tmp_path / "w" / "lost.jsonl"
-    evaluate_task("spatio_temporal", weights, path, tmp_path / "one", CPU, split="test")
-    first, second = in_two("spatio_temporal", weights, path, tmp_path / "two")
+    evaluate_task("spatio_temporal_localization", weights, path, tmp_path / "one", CPU, split="test")
+    first, second = in_two("spatio_temporal_localization", weights, path, tmp_path / "two")
     assert (first.code, second.code) == (0, 0), (first, second)
     assert {"results.csv", "frames.svg"} <= same_files(tmp_path / "one", tmp_path / "two")
-    table = Predictions.load(tmp_path / "two" / "spatio_temporal.npz")
+    table = Predictions.load(tmp_path / "two" / "spatio_temporal_localization.npz")
     assert [lost["id"] for lost in table.coverage["unreadable"]] == ["v5", "v5"]
     assert len(np.unique(table["frame"])) == 6
-    other = tmp_path / "two" / "spatio_temporal.npz"
+    other = tmp_path / "two" / "spatio_temporal_localization.npz"
     Predictions(table.task, table.arrays, {**table.protocol, "split_sha256": "of others"}, table.coverage).save(other)
-    refused = in_two("spatio_temporal", weights, path, tmp_path / "two")
+    refused = in_two("spatio_temporal_localization", weights, path, tmp_path / "two")
     assert [told.code for told in refused] == [2, 2]
     assert all("holds a table of other weights or videos" in told.err for told in refused)

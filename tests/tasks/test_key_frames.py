@@ -17,8 +17,13 @@ from internvideo.data.loader import LoaderSettings
 from internvideo.data.manifest import Manifest, Sample, read_manifest, write_manifest
 from internvideo.data.sample import Box
 from internvideo.errors import ManifestError, RecipeError, VideoError
-from internvideo.tasks.spatiotemporal.box_transforms import BoxedTransform, fitted_size, shift_colour, square_around
-from internvideo.tasks.spatiotemporal.data import (
+from internvideo.tasks.spatio_temporal_localization.box_transforms import (
+    BoxedTransform,
+    fitted_size,
+    shift_colour,
+    square_around,
+)
+from internvideo.tasks.spatio_temporal_localization.data import (
     ClipForm,
     KeyFrame,
     KeyFrameLoader,

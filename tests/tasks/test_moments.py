@@ -16,7 +16,7 @@ from internvideo.recipe import read_recipe
 from internvideo.tasks.table import Predictions
 from internvideo.tasks.temporal_localization.model import ActionFormer
 from internvideo.tasks.temporal_localization.predict import RECALLS, score
-from internvideo.tasks.temporal_localization.stage import LocalisationSettings
+from internvideo.tasks.temporal_localization.stage import LocalizationSettings
 
 
 def read(name: str) -> Any:
@@ -44,7 +44,7 @@ def stored_table() -> tuple[dict[str, Any], Predictions]:
     }
     protocol = {"tiou": stored["detection"]["tiou"], "recall": RECALLS["moments"]}
     return stored, Predictions(
-        "localisation", arrays, protocol, {"asked": len(names), "read": len(names), "unreadable": []}
+        "temporal_localization", arrays, protocol, {"asked": len(names), "read": len(names), "unreadable": []}
     )
 
 
@@ -81,6 +81,6 @@ def test_the_configuration() -> None:
 
 def test_the_recipe_measures_as_ego4d_does() -> None:
     settings = read_recipe("benchmarks/ego4d_mq").settings
-    assert isinstance(settings, LocalisationSettings)
+    assert isinstance(settings, LocalizationSettings)
     assert settings.tiou_thresholds == (0.1, 0.2, 0.3, 0.4, 0.5)
     assert settings.recall_protocol == "moments"

@@ -27,8 +27,8 @@ from internvideo.objectives.anticipation import contact_losses
 from internvideo.pipeline import run_recipe
 from internvideo.recipe import Recipe, build_recipe
 from internvideo.tasks.anticipation.model import Anticipator
-from internvideo.tasks.spatiotemporal.data import KeyFrame, positions_before
-from internvideo.tasks.spatiotemporal.object_boxes import (
+from internvideo.tasks.spatio_temporal_localization.data import KeyFrame, positions_before
+from internvideo.tasks.spatio_temporal_localization.object_boxes import (
     detected,
     learned,
     matched,
@@ -248,7 +248,7 @@ def test_state_change_learns_which_box_and_writes_cocos_form(tmp_path: Path) -> 
     manifest = world(tmp_path)
     red = [row for row in manifest.rows if row.boxes[0].labels == (0,)]
     write_manifest(tmp_path / "m.jsonl", red, ("object_of_change",))  # the red one of both changes
-    chosen = recipe(tmp_path, "regions")
+    chosen = recipe(tmp_path, "spatio_temporal_localization")
     weights = run_recipe(chosen, tmp_path / "run", device="cpu")
     found = json.loads((tmp_path / "found.json").read_text())["results"]
     for entries in found.values():

@@ -352,5 +352,5 @@ def test_a_known_row_without_label_and_absent_training_rows_are_told(
     unlabelled = Manifest(rows(0, None) + rows(None, known="no"), ("a", "b"), Path("/x"), Path("/x/y.jsonl"))
     with pytest.raises(ManifestError, match="1 of 2 rows have no label"):
         open_rows(unlabelled, ("a", "b"), None)
-    with pytest.raises(RecipeError, match="--train"):
-        evaluate_task("open_set", run[0], world, tmp_path, {**CPU, "train": tmp_path / "gone.jsonl"})
+    with pytest.raises(RecipeError, match="--train-manifest"):
+        evaluate_task("open_set", run[0], world, tmp_path, {**CPU, "train_manifest": tmp_path / "gone.jsonl"})

@@ -234,7 +234,7 @@ def test_evaluation_needs_proposals_and_a_refiner(learned: Path, tmp_path: Path)
     with pytest.raises(RecipeError, match="proposals"):
         evaluate_task("refinement", weights, learned / "features", tmp_path / "o", {"device": "cpu"})
     with pytest.raises(RecipeError, match="ActionFormer"):
-        evaluate_task("localisation", weights, learned / "features", tmp_path / "o", {"device": "cpu"})
+        evaluate_task("temporal_localization", weights, learned / "features", tmp_path / "o", {"device": "cpu"})
 
 
 @pytest.mark.usefixtures("measured")

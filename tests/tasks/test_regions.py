@@ -15,8 +15,8 @@ import torch
 from goldens_folder import GOLDENS
 from torch import Tensor
 
-from internvideo.tasks.spatiotemporal import regions
-from internvideo.tasks.spatiotemporal.regions import (
+from internvideo.tasks.spatio_temporal_localization import regions
+from internvideo.tasks.spatio_temporal_localization.regions import (
     RegionHead,
     RoIAlign,
     chosen_roi_align,

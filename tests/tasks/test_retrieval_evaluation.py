@@ -54,7 +54,7 @@ def evaluated(weights: Path, manifest: Path, output: Path, **settings: Any) -> t
 
 
 def test_raw_dual_softmax_and_bank_stand_side_by_side(weights: list[Path], manifest: Path, tmp_path: Path) -> None:
-    result, table = evaluated(weights[0], manifest, tmp_path, bank=manifest.with_name("bank.jsonl"))
+    result, table = evaluated(weights[0], manifest, tmp_path, querybank=manifest.with_name("bank.jsonl"))
     assert table["bank"].shape == (8, 24)
     names = {f"t2v_r1{suffix}" for suffix in ("", "_dual_softmax", "_query_bank")}
     assert names <= set(result["figures"])
@@ -77,7 +77,7 @@ def bank_similarity(table: Predictions) -> np.ndarray:
 
 def test_a_bank_of_the_queries_themselves_is_refused(weights: list[Path], manifest: Path, tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match="6 of its videos are searched for too"):
-        evaluated(weights[0], manifest, tmp_path, bank=manifest)
+        evaluated(weights[0], manifest, tmp_path, querybank=manifest)
 
 
 def test_captions_all_first_or_joined(weights: list[Path], manifest: Path, tmp_path: Path) -> None:
@@ -98,7 +98,7 @@ def test_captions_all_first_or_joined(weights: list[Path], manifest: Path, tmp_p
 def test_an_ensemble_has_the_mean_similarity(weights: list[Path], manifest: Path, tmp_path: Path) -> None:
     bank = manifest.with_name("bank.jsonl")
     tables = [evaluated(one, manifest, tmp_path / str(i))[1] for i, one in enumerate(weights)]
-    result, both = evaluated(weights[0], manifest, tmp_path / "both", also=(weights[1],), bank=bank)
+    result, both = evaluated(weights[0], manifest, tmp_path / "both", ensemble_with=(weights[1],), querybank=bank)
     mean = (retrieval.similarity(tables[0]) + retrieval.similarity(tables[1])) / 2
     np.testing.assert_allclose(retrieval.similarity(both), mean, rtol=1e-12)
     assert both["bank:1"].shape == both["bank"].shape
@@ -113,10 +113,10 @@ def test_an_ensemble_has_the_mean_similarity(weights: list[Path], manifest: Path
 def test_an_ensemble_recognises_and_chooses_by_the_mean_similarity(
     weights: list[Path], manifest: Path, tmp_path: Path
 ) -> None:
-    """`--also` in zero-shot recognition and multiple choice, for which the paper calls it essential (4.3.3)."""
+    """`--ensemble-with` in zero-shot recognition and multiple choice, essential for the paper (4.3.3)."""
 
     def table(task: str, name: str, first: Path, *also: Path) -> Predictions:
-        evaluate_task(task, first, manifest, tmp_path / name, {"device": "cpu", "also": also})
+        evaluate_task(task, first, manifest, tmp_path / name, {"device": "cpu", "ensemble_with": also})
         return Predictions.load(tmp_path / name / f"{task}.npz")
 
     for task in ("zero_shot", "multiple_choice"):

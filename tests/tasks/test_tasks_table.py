@@ -40,6 +40,11 @@ def test_a_saved_table_gives_the_same_result_without_model_or_video(tmp_path: Pa
     assert [entry.name for entry in path.parent.iterdir()] == ["recognition.npz"]
 
 
+def test_a_table_of_an_earlier_version_has_the_present_name_of_its_task(tmp_path: Path) -> None:
+    path = Predictions("localisation", {"a": np.zeros(1)}, {}, {}).save(tmp_path / "localisation.npz")
+    assert Predictions.load(path).task == "temporal_localization"
+
+
 def test_a_name_without_ending_gets_one(tmp_path: Path) -> None:
     assert a_table().save(tmp_path / "v1.2").name == "v1.2.npz"
 

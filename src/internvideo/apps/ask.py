@@ -33,7 +33,7 @@ class Answerer:
     def __init__(self, model: VideoModel, answers: Path | None = None) -> None:
         if "answer" not in model.capabilities:
             able = ", ".join(sorted(model.capabilities))
-            do = "train one with `internvideo train sample/answering`, or take weights of internvideo-mm-l14-vqa"
+            do = "train one with `internvideo train sample/question_answering`, or load internvideo-mm-l14-vqa"
             raise RecipeError(f"model {model.name}", "has no head for answers", able, do)
         module = cast(VideoQuestionAnswering, model.module)
         if not module.video:

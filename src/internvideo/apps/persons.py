@@ -1,6 +1,6 @@
 """Detect persons at key frames with a detector of the transformers package.
 
-Spatio-temporal localisation is tested on a file of boxes, and any will do (AlphAction: a detector trained on
+Spatio-temporal localization is tested on a file of boxes, and any will do (AlphAction: a detector trained on
 COCO, boxes from a score of 0.8 on); this makes one. The DETR family needs no suppression, no torchvision and no code of
 its own: `pip install internvideo[persons]`.
 """
@@ -26,7 +26,7 @@ from internvideo.data.manifest import Manifest
 from internvideo.errors import VideoError, WeightsError
 from internvideo.extras import require
 from internvideo.storage import write_text
-from internvideo.tasks.spatiotemporal.data import KeyFrame, centered_positions, key_frames
+from internvideo.tasks.spatio_temporal_localization.data import KeyFrame, centered_positions, key_frames
 
 SOFT_MAX = ("detr", "yolos")
 """Families whose last class is "nothing"."""
@@ -207,7 +207,7 @@ def _rows(frame: KeyFrame, boxes: Floats) -> list[tuple[str, float, float, float
 
 
 def write_persons(found: Persons, path: Path) -> None:
-    """Write `video,time,x1,y1,x2,y2,,score`, as `evaluate spatio_temporal --persons` reads it. Raises RunError."""
+    """Write `video,time,x1,y1,x2,y2,,score`, which `--persons` of the evaluation reads. Raises RunError."""
     lines = []
     for video, time, *corners, score in found.rows:
         second = f"{time:.6f}".rstrip("0").rstrip(".")

@@ -20,7 +20,7 @@ def ask(
         typer.Option(
             "--model",
             "-m",
-            help="A network with an answer head: the model.safetensors of `internvideo train` (stage answering), a "
+            help="A network with an answer head: a run of the stage question_answering, a "
             "folder, hf://ORGANISATION/REPOSITORY, or a name of `internvideo list models` with --weights.",
         ),
     ],

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, get_args, get_origin, get_type_hints
 
 import typer
-from typer.core import TyperGroup
+from typer.core import TyperCommand, TyperGroup
 from typer.main import get_command
 
 from internvideo.cli.options import Damage, FrameRate, whole_numbers
@@ -47,7 +47,22 @@ class TaskGroup(TyperGroup):
 def task_command(task: TaskSpec) -> Any:
     """Make the command of a task from the options that it reads."""
     app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
-    app.command(task.name, context_settings={"help_option_names": ["-h", "--help"]})(task_function(task))
+
+    class TaskCommand(TyperCommand):
+        """The command of a task. Raises RecipeError: an option that only other tasks read, or an earlier name."""
+
+        def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+            from internvideo.evaluation import refuse_option
+
+            try:
+                return super().parse_args(ctx, args)
+            except typer.TyperException as error:
+                refuse_option(task, getattr(error, "option_name", ""))
+                raise
+
+    app.command(task.name, cls=TaskCommand, context_settings={"help_option_names": ["-h", "--help"]})(
+        task_function(task)
+    )
     return get_command(app)
 
 

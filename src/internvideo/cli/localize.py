@@ -52,7 +52,7 @@ def localize(
 ) -> None:
     """Print the actions of a video with start, end and score, and plot them on a timeline.
 
-    The detector comes from `internvideo extract` and `internvideo train sample/localisation` or a recipe of its kind;
+    The detector comes from `internvideo extract` and a recipe such as sample/temporal_localization;
     the encoder must be the one on whose features it was trained.
     """
     from internvideo.extras import require

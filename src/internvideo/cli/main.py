@@ -200,7 +200,7 @@ for command in COMMANDS:
 
 
 RESUMED = {"demo", "train", "embed", "index", "extract", "fit"}
-"""Commands that go on where they were interrupted."""
+"""Commands that resume where they were interrupted."""
 INTERRUPTED = 130
 """The exit code that typer makes of Ctrl-C."""
 
@@ -227,6 +227,6 @@ def main() -> None:
     except (typer.Abort, KeyboardInterrupt):
         result = INTERRUPTED
     if result == INTERRUPTED:
-        goes_on = "; the same command goes on where it was" if RESUMED & set(sys.argv[1:2]) else ""
+        goes_on = "; the same command resumes" if RESUMED & set(sys.argv[1:2]) else ""
         say(f"internvideo: interrupted{goes_on}", err=True)
     sys.exit(result if isinstance(result, int) else 0)

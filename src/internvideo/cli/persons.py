@@ -19,7 +19,9 @@ def persons(
             "--detector", "-d", help="Folder of a transformers detector (DETR family), or hf://ORG/REPOSITORY."
         ),
     ],
-    output: Annotated[Path, typer.Option("--output", "-o", help="CSV of boxes, for `evaluate spatio_temporal`.")],
+    output: Annotated[
+        Path, typer.Option("--output", "-o", help="CSV of boxes, for `evaluate spatio_temporal_localization`.")
+    ],
     split: Annotated[str | None, typer.Option(help="Only rows of this split.")] = None,
     score_threshold: Annotated[float, typer.Option(min=0.0, max=1.0, help="Leave out boxes below this score.")] = 0.1,
     device: Device = "auto",

@@ -46,10 +46,10 @@ class Measure:
 
 MEASURES: dict[str, Measure] = {
     "recognition": Measure("recognition", ("top1",)),
-    "temporal localisation": Measure("localisation", ("mean_mAP",)),
-    "spatio-temporal localisation": Measure("spatio_temporal", ("frame_mAP@0.5",)),
+    "temporal localization": Measure("temporal_localization", ("mean_mAP",)),
+    "spatio-temporal localization": Measure("spatio_temporal_localization", ("frame_mAP@0.5",)),
     "retrieval": Measure("retrieval", ("t2v_r1", "v2t_r1")),
-    "question answering": Measure("answering", ("accuracy",)),
+    "question answering": Measure("question_answering", ("accuracy",)),
     "navigation": Measure("navigation", ("NE_m", "PL_m", "SR", "nDTW", "SPL")),
     "zero-shot recognition": Measure("zero_shot", ("top1",)),
     "zero-shot retrieval": Measure("retrieval", ("t2v_r1", "v2t_r1")),
@@ -175,27 +175,27 @@ BENCHMARKS: dict[str, Benchmark] = {
         "HMDB51", "recognition", clip_sets.read_hmdb51, "top-1, mean of 3 splits", "89.3", 8, _HMDB_SIZES, classes=51,
     ),
     "thumos14": Benchmark(
-        "THUMOS14", "temporal localisation", activitynet.read_thumos14, "mAP at tIoU .3:.1:.7", "71.58", 9,
+        "THUMOS14", "temporal localization", activitynet.read_thumos14, "mAP at tIoU .3:.1:.7", "71.58", 9,
         _sizes(val=200, test=213), classes=20,
     ),
     "activitynet_segments": Benchmark(
-        "ActivityNet 1.3", "temporal localisation", activitynet.read_activitynet, _TAL, "39.00", 10,
+        "ActivityNet 1.3", "temporal localization", activitynet.read_activitynet, _TAL, "39.00", 10,
         _sizes(10_024, 4_926, 5_044), classes=200,
     ),
     "hacs_segments": Benchmark(
-        "HACS Segments 1.1.1", "temporal localisation", activitynet.read_hacs_segments, _TAL,
+        "HACS Segments 1.1.1", "temporal localization", activitynet.read_hacs_segments, _TAL,
         "41.32 (ActionFormer), 41.55 (TCANet)", 11, _sizes(37_613, 5_981, 5_987), classes=200,
     ),
     "fineaction": Benchmark(
-        "FineAction", "temporal localisation", activitynet.read_fineaction, _TAL, "17.57", 12,
+        "FineAction", "temporal localization", activitynet.read_fineaction, _TAL, "17.57", 12,
         _sizes(8_440, 4_174, 4_118), classes=106,
     ),
     "ava": Benchmark(
-        "AVA 2.2", "spatio-temporal localisation", ava.read_ava, "frame mAP at IoU .5 of 60 classes", "41.01", 13,
+        "AVA 2.2", "spatio-temporal localization", ava.read_ava, "frame mAP at IoU .5 of 60 classes", "41.01", 13,
         _sizes(235, 64, 131), unit="videos", classes=80,
     ),
     "ava_kinetics": Benchmark(
-        "AVA-Kinetics", "spatio-temporal localisation", ava.read_ava_kinetics, "frame mAP at IoU .5 of 60 classes",
+        "AVA-Kinetics", "spatio-temporal localization", ava.read_ava_kinetics, "frame mAP at IoU .5 of 60 classes",
         "42.51", 14, _sizes(141_000, 32_000, 65_000), unit="Kinetics clips", tolerance=0.1, classes=80,
     ),
     "msrvtt": Benchmark(
@@ -274,7 +274,7 @@ BENCHMARKS: dict[str, Benchmark] = {
     ),
     "ego4d_mq": Benchmark(
         "Ego4D moments", "Ego4D", ego4d.read_moments, "average mAP, R@1x at .5", "fig. 1", 35, classes=110,
-        measured=Measure("localisation", ("mean_mAP", "recall_1x")),
+        measured=Measure("temporal_localization", ("mean_mAP", "recall_1x")),
     ),
     "ego4d_nlq": Benchmark(
         "Ego4D language queries", "Ego4D", ego4d.read_queries, "R@1, R@5 at IoU .3, .5", "fig. 1", 36,

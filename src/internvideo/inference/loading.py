@@ -25,7 +25,7 @@ from internvideo.models.skip_init import check_all_loaded, skip_init
 from internvideo.storage import read_metadata
 from internvideo.tasks import CATALOG
 from internvideo.tasks.protocol import weights_hash
-from internvideo.tasks.spatiotemporal.build import KeyFrameData
+from internvideo.tasks.spatio_temporal_localization.build import KeyFrameData
 from internvideo.training.recipe import Recipe
 from internvideo.training.trained import Trained, load_trained
 from internvideo.weights import foreign_folder
@@ -343,7 +343,11 @@ def preprocessing_of(recipe: Recipe, *, whole: bool) -> Preprocessing:
     # Clips of one frame a second differ in length; here they are spread over the video, always T frames.
     kind = "linspace" if data.sampling.kind == "one_per_second" else data.sampling.kind
     sampled, size, single = data.sampling.frames, data.augment.size, data.loader.single_frame
-    if isinstance(data, KeyFrameData) and recipe.stage == "regions" and data.key_frames.around is None:
+    if (
+        isinstance(data, KeyFrameData)
+        and recipe.stage == "spatio_temporal_localization"
+        and data.key_frames.around is None
+    ):
         size = data.key_frames.short  # the whole frame
     return Preprocessing(
         frames=1 if single else len(range(0, sampled, step)),

@@ -10,8 +10,8 @@ from internvideo.models.factory import BACKBONES
 from internvideo.pretraining import interaction, masked, multimodal, supervised
 from internvideo.tasks.anticipation.spec import SPEC as ANTICIPATION
 from internvideo.tasks.captioning.spec import SPEC as CAPTIONING
+from internvideo.tasks.future_hands.spec import SPEC as HANDS
 from internvideo.tasks.grounding.spec import SPEC as GROUNDING
-from internvideo.tasks.hands.spec import SPEC as HANDS
 from internvideo.tasks.multiple_choice.spec import SPEC as MULTIPLE_CHOICE
 from internvideo.tasks.navigation.spec import SPEC as NAVIGATION
 from internvideo.tasks.open_set.spec import SPEC as OPEN_SET
@@ -19,7 +19,7 @@ from internvideo.tasks.question_answering.spec import SPEC as QUESTION_ANSWERING
 from internvideo.tasks.recognition.spec import SPEC as RECOGNITION
 from internvideo.tasks.refinement.spec import SPEC as REFINEMENT
 from internvideo.tasks.retrieval.spec import SPEC as RETRIEVAL
-from internvideo.tasks.spatiotemporal.spec import SPEC as SPATIOTEMPORAL
+from internvideo.tasks.spatio_temporal_localization.spec import SPEC as SPATIO_TEMPORAL_LOCALIZATION
 from internvideo.tasks.state_change.spec import SPEC as STATE_CHANGE
 from internvideo.tasks.task import TaskSpec
 from internvideo.tasks.temporal_localization.spec import SPEC as TEMPORAL_LOCALIZATION
@@ -35,7 +35,7 @@ TASKS: tuple[TaskSpec, ...] = (
     TEMPORAL_LOCALIZATION,
     REFINEMENT,
     GROUNDING,
-    SPATIOTEMPORAL,
+    SPATIO_TEMPORAL_LOCALIZATION,
     VERB_NOUN,
     ANTICIPATION,
     STATE_CHANGE,

@@ -29,7 +29,7 @@ LANGUAGE_MODELS = (VideoLanguage, Clip)
 class EnsembleOptions(ClipOptions):
     """Options of tasks that several video-text models can do together."""
 
-    also: Annotated[tuple[Path, ...], "Weights of one more model; the similarities are averaged."] = ()
+    ensemble_with: Annotated[tuple[Path, ...], "Weights of one more model; the similarities are averaged."] = ()
 
 
 def with_others(trained: Trained, kinds: tuple[type[nn.Module], ...] = LANGUAGE_MODELS) -> list[Trained]:
@@ -38,7 +38,7 @@ def with_others(trained: Trained, kinds: tuple[type[nn.Module], ...] = LANGUAGE_
         if not isinstance(other.model, kinds):
             names = " or ".join(kind.__name__ for kind in kinds)
             found = f"{other.recipe.model.name} is a {type(other.model).__name__}"
-            raise RecipeError("also", found, f"{names}, as the first model")
+            raise RecipeError("ensemble_with", found, f"{names}, as the first model")
     return [trained, *trained.others]
 
 

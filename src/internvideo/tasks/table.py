@@ -20,6 +20,12 @@ from internvideo.storage import atomic_path, write_text
 from internvideo.terminal import Screen
 
 FORMAT = 1
+EARLIER_NAMES = {
+    "answering": "question_answering",
+    "localisation": "temporal_localization",
+    "spatio_temporal": "spatio_temporal_localization",
+}
+"""Earlier name of a task, as saved tables have it -> its name."""
 _ABOUT = "about.json"  # its entry in the file; arrays are named without a dot
 
 
@@ -76,7 +82,7 @@ class Predictions:
             arrays = untrusted_arrays.read_npz(file)
             about = untrusted.parse_json(arrays.pop(_ABOUT).tobytes(), finite=False)
             found = about["format"]
-            table = cls(about["task"], arrays, about["protocol"], about["coverage"])
+            table = cls(EARLIER_NAMES.get(about["task"], about["task"]), arrays, about["protocol"], about["coverage"])
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise RunError(
                 file, f"not a whole table ({error})", "a table written by `internvideo evaluate`", "evaluate again"

@@ -49,6 +49,12 @@ REPLACED = {
 }
 """Setting of versions 1 and 2 -> what it is since version 3."""
 RENAMED_VALUES = {
+    "stage": {
+        "localisation": "temporal_localization",
+        "regions": "spatio_temporal_localization",
+        "hands": "future_hands",
+        "answering": "question_answering",
+    },
     "init_head": {"same": "exact", "names": "match_names", "fresh": "random"},
     "schedule.kind": {"whole_cosine": "cosine_including_warmup", "steps": "multistep"},
     "data.augment.crop": {"centre": "center"},
@@ -76,6 +82,11 @@ VERSION_1_INSIDE = {
 def new_name(setting: str) -> str | None:
     """Return the present name of a setting of an earlier version, by dotted names; None for any other."""
     return RENAMED.get(setting) or REPLACED.get(setting)
+
+
+def new_value(setting: str, value: object) -> str | None:
+    """Return the present name of a value of an earlier version; None for any other."""
+    return RENAMED_VALUES.get(setting, {}).get(value) if isinstance(value, str) else None
 
 
 def upgraded(tree: Mapping[str, Any], catalog: Catalog) -> dict[str, Any]:

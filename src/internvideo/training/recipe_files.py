@@ -15,7 +15,7 @@ from pydantic import BaseModel, ValidationError
 
 from internvideo import untrusted
 from internvideo.errors import RecipeError, WeightsError
-from internvideo.training.earlier_recipes import new_name, upgraded
+from internvideo.training.earlier_recipes import new_name, new_value, upgraded
 from internvideo.training.recipe import Catalog, Recipe
 from internvideo.training.settings import LoopSettings
 
@@ -181,6 +181,8 @@ def _explain(item: Any, tree: Mapping[str, Any], catalog: Catalog) -> str:
         return f"'{place}' is missing"
     if item["type"] not in ("extra_forbidden", "unexpected_keyword_argument"):  # of models, of dataclasses
         message = item["msg"].removeprefix("Value error, ")
+        if now := new_value(place, item["input"]):
+            return f"'{place}': '{item['input']}' is '{now}' now"
         return f"'{place}': {message}" + ("" if item["type"] == "value_error" else f", found {item['input']!r}")
     stage = str(tree.get("stage"))
     others = []

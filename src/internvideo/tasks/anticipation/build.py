@@ -10,9 +10,9 @@ from internvideo import distributed
 from internvideo.errors import ManifestError, RecipeError
 from internvideo.tasks.anticipation.model import Anticipator
 from internvideo.tasks.anticipation.stage import AnticipationSettings, AnticipationStage
-from internvideo.tasks.spatiotemporal.build import KeyFrameData, clip_form
-from internvideo.tasks.spatiotemporal.data import ClipForm, KeyFrame, KeyFrameLoader
-from internvideo.tasks.spatiotemporal.object_boxes import (
+from internvideo.tasks.spatio_temporal_localization.build import KeyFrameData, clip_form
+from internvideo.tasks.spatio_temporal_localization.data import ClipForm, KeyFrame, KeyFrameLoader
+from internvideo.tasks.spatio_temporal_localization.object_boxes import (
     class_list,
     learned,
     object_frames,

@@ -15,9 +15,9 @@ from internvideo.tasks.anticipation.model import Anticipator
 from internvideo.tasks.anticipation.stage import AnticipationSettings
 from internvideo.tasks.class_rows import under_classes
 from internvideo.tasks.clip_evaluation import split_rows
-from internvideo.tasks.spatiotemporal.box_evaluation import BoxOptions, boxes_to_test, check_output, draw
-from internvideo.tasks.spatiotemporal.build import KeyFrameData
-from internvideo.tasks.spatiotemporal.object_boxes import ObjectFrame
+from internvideo.tasks.spatio_temporal_localization.box_evaluation import BoxOptions, boxes_to_test, check_output, draw
+from internvideo.tasks.spatio_temporal_localization.build import KeyFrameData
+from internvideo.tasks.spatio_temporal_localization.object_boxes import ObjectFrame
 from internvideo.tasks.table import Result, print_result, save_result
 from internvideo.training.trained import Trained
 

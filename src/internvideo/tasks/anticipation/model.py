@@ -14,8 +14,8 @@ from internvideo.models.embeddings import sin_cos_table
 from internvideo.models.entry import ModelEntry
 from internvideo.models.factory import VIDEOMAE_SIZES
 from internvideo.models.videomae import VideoMAEConfig
-from internvideo.tasks.spatiotemporal.model import FrameTrunk
-from internvideo.tasks.spatiotemporal.regions import RegionHead
+from internvideo.tasks.spatio_temporal_localization.model import FrameTrunk
+from internvideo.tasks.spatio_temporal_localization.regions import RegionHead
 
 FARTHEST = 1024
 """Pixels that the table of box coordinates knows; what lies beyond is its last."""

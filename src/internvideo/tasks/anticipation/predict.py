@@ -16,8 +16,8 @@ from internvideo.metrics.frame_detection import (
     anticipation_statistic,
 )
 from internvideo.tasks.anticipation.model import Anticipator
-from internvideo.tasks.spatiotemporal.data import KeyFrameViews
-from internvideo.tasks.spatiotemporal.object_boxes import ObjectFrame, of_results
+from internvideo.tasks.spatio_temporal_localization.data import KeyFrameViews
+from internvideo.tasks.spatio_temporal_localization.object_boxes import ObjectFrame, of_results
 from internvideo.tasks.table import BOOTSTRAP, MetricValues, Predictions, Result
 from internvideo.tasks.views import evaluating
 

@@ -6,7 +6,7 @@ from internvideo.tasks.anticipation.build import STAGE
 from internvideo.tasks.anticipation.evaluate import evaluate
 from internvideo.tasks.anticipation.model import MODELS, Anticipator
 from internvideo.tasks.anticipation.predict import NAME, score
-from internvideo.tasks.spatiotemporal.box_evaluation import BoxOptions
+from internvideo.tasks.spatio_temporal_localization.box_evaluation import BoxOptions
 from internvideo.tasks.task import TaskSpec
 
 SPEC = TaskSpec(

@@ -22,8 +22,8 @@ from internvideo.training.trained import Trained
 class CaptioningOptions(ClipOptions):
     """Options of the evaluation."""
 
-    beams: Annotated[int, "Beams of beam search; 1 is greedy."] = 1
-    nucleus: Annotated[float, "Nucleus (top-p) sampling with this share of the probability, 0 to 1."] = 0.0
+    num_beams: Annotated[int, "Beams of beam search; 1 is greedy."] = 1
+    top_p: Annotated[float, "Nucleus (top-p) sampling with this share of the probability, 0 to 1."] = 0.0
     seed: Annotated[int, "Of the sampling."] = 0
 
 
@@ -53,7 +53,7 @@ def predict(trained: Trained, manifest: Manifest, settings: CaptioningOptions) -
         clips,
         choose_device(settings.device),
         model_name=trained.recipe.model.name,
-        writing=captioning.Writing(settings.beams, settings.nucleus, settings.seed),
+        writing=captioning.Writing(settings.num_beams, settings.top_p, settings.seed),
     )
 
 

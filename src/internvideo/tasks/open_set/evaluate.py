@@ -28,8 +28,10 @@ from internvideo.training.trained import Trained
 class OpenSetOptions(ClipOptions):
     """Options of the evaluation."""
 
-    unknown: Annotated[Path | None, "Manifest of unknown classes, beside the rows that say so themselves."] = None
-    train: Annotated[Path | None, "What the model learned from, where it is not where its recipe says."] = None
+    unknown_manifest: Annotated[Path | None, "Manifest of unknown classes, beside the rows that say so themselves."] = (
+        None
+    )
+    train_manifest: Annotated[Path | None, "What the model learned from, where it is not where its recipe says."] = None
 
 
 def evaluate(trained: Trained, manifest: Path, output: Path, settings: OpenSetOptions, split: str | None) -> Result:
@@ -39,7 +41,7 @@ def evaluate(trained: Trained, manifest: Path, output: Path, settings: OpenSetOp
         RecipeError, ManifestError, RunError: what does not fit together.
     """
     require("fit", "evaluate open_set")
-    rows = open_rows(split_rows(manifest, split), trained.classes, settings.unknown)
+    rows = open_rows(split_rows(manifest, split), trained.classes, settings.unknown_manifest)
 
     def make() -> Predictions:
         return predict(trained, rows, settings)
@@ -49,7 +51,7 @@ def evaluate(trained: Trained, manifest: Path, output: Path, settings: OpenSetOp
 
 def predict(trained: Trained, manifest: Manifest, settings: OpenSetOptions) -> Predictions:
     """Uncertainties of known and unknown rows by every method. Raises RecipeError."""
-    train = training_rows(trained, settings.train)
+    train = training_rows(trained, settings.train_manifest)
     clips, source = clip_source(trained, manifest, settings)
     return open_set.predict(
         cast(VideoMAEClassifier | UniFormerV2, trained.model),
@@ -92,7 +94,10 @@ def training_rows(trained: Trained, given: Path | None) -> Manifest:
     path = given or data.train
     if path is None or not path.exists():
         raise RecipeError(
-            "--train", f"{path} is not there", "the manifest that the model learned from", "give --train MANIFEST"
+            "--train-manifest",
+            f"{path} is not there",
+            "the manifest that the model learned from",
+            "give --train-manifest MANIFEST",
         )
     rows = read_manifest(path)
     return under_classes(rows if data.split is None else rows.subset(split=data.split), trained.classes)

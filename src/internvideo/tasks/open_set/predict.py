@@ -70,7 +70,7 @@ def join(known: Manifest, unknown: Sequence[Sample]) -> Manifest:
     kinds = [is_unknown(row) for row in both.rows]
     if all(kinds) or not any(kinds):
         found = "only unknown" if all(kinds) else "only known"
-        advice = 'give --unknown MANIFEST, or rows the attribute "known": "no"'
+        advice = 'give --unknown-manifest MANIFEST, or rows the attribute "known": "no"'
         raise ManifestError(known.source, f"{found} rows", "known and unknown ones", advice)
     check_labels(replace(both, rows=tuple(row for row, stranger in zip(both.rows, kinds, strict=True) if not stranger)))
     return both

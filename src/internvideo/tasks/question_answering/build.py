@@ -50,7 +50,7 @@ def build(recipe: Recipe, skipped: Path | None) -> Job:
 
 
 STAGE = StageSpec(
-    "answering",
+    "question_answering",
     "answer questions about videos with one of the frequent answers",
     AnsweringSettings,
     QuestionData,

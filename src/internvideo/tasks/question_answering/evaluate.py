@@ -16,7 +16,7 @@ from internvideo.training.trained import Trained
 
 
 def evaluate(trained: Trained, manifest: Path, output: Path, settings: ClipOptions, split: str | None) -> Result:
-    """Write answering.npz and .json; print the figures. Raises as `evaluate_task`."""
+    """Write question_answering.npz and .json; print the figures. Raises as `evaluate_task`."""
     rows = split_rows(manifest, split)
 
     def make() -> Predictions:

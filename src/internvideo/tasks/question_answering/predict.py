@@ -27,7 +27,7 @@ from internvideo.tasks.question_answering.data import question_tokens, question_
 from internvideo.tasks.table import BOOTSTRAP, MetricValues, Predictions, Result
 from internvideo.tasks.views import NamedSource, evaluating, run_clips
 
-NAME = "answering"
+NAME = "question_answering"
 AT_ONCE = 64
 """Questions about one video that are read together."""
 SHOWN = 5

@@ -1,6 +1,6 @@
 """Segments that a detector proposed: read from its file, and brought beside the features of their videos.
 
-The file is of ActivityNet's form, as `internvideo evaluate localisation` writes it (ActionFormer).
+The file is of ActivityNet's form, as `internvideo evaluate temporal_localization` writes it (ActionFormer).
 Shapes: C channels, T steps, G actions, P proposals.
 """
 
@@ -152,7 +152,7 @@ def read_proposals(path: Path, classes: tuple[str, ...]) -> ProposalSet:
         raise ManifestError(path, f"'{place}': {first['msg']}, found {str(first['input'])[:60]}") from error
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or ("no JSON" if isinstance(error, json.JSONDecodeError) else error)
-        do = "make it with `internvideo evaluate localisation`"
+        do = "make it with `internvideo evaluate temporal_localization`"
         raise ManifestError(path, f"cannot be read: {reason}", '{"results": {video: [segments]}}', do) from error
     rows = [row for found in content.results.values() for row in found]
     if not rows:

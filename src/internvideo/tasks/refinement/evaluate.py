@@ -18,7 +18,7 @@ from internvideo.tasks.refinement.model import TCANet
 from internvideo.tasks.refinement.stage import RefinementSettings
 from internvideo.tasks.table import Result, print_result, save_result
 from internvideo.tasks.task import EvaluateOptions
-from internvideo.tasks.temporal_localization import predict as localisation
+from internvideo.tasks.temporal_localization import predict as localization
 from internvideo.tasks.temporal_localization.data import read_feature_set
 from internvideo.tasks.temporal_localization.evaluate import check_output, check_protocol, page, timelines
 from internvideo.training.trained import Trained
@@ -47,7 +47,7 @@ def evaluate(trained: Trained, manifest: Path, output: Path, settings: Refinemen
     distributed.require_one_process("refinement")
     model, how = cast(TCANet, trained.model), trained.recipe.settings_as(RefinementSettings)
     if settings.proposals is None:
-        allowed = "the detections.json of `internvideo evaluate localisation`"
+        allowed = "the detections.json of `internvideo evaluate temporal_localization`"
         raise RecipeError("proposals", "are missing", allowed, "add --proposals FILE")
     reading = trained.recipe.data_as(ProposalData).features.model_copy(update={"annotations": None, "folder": None})
     features = read_feature_set(manifest, reading)
@@ -58,7 +58,7 @@ def evaluate(trained: Trained, manifest: Path, output: Path, settings: Refinemen
     with_proposals(features, proposals)  # at least one video has some
     fused = None
     if settings.class_scores is not None:
-        fused = localisation.read_class_scores(settings.class_scores, features.classes)
+        fused = localization.read_class_scores(settings.class_scores, features.classes)
     target = output / f"{refinement.NAME}.npz"
     table = refinement.predict(
         model,
@@ -74,11 +74,11 @@ def evaluate(trained: Trained, manifest: Path, output: Path, settings: Refinemen
     )
     check_output(target, table)
     table.save(target)
-    write_text(output / "detections.json", json.dumps(localisation.submission(table)) + "\n")
+    write_text(output / "detections.json", json.dumps(localization.submission(table)) + "\n")
     result = refinement.score(table)
     save_result(result, target.with_suffix(".json"))
     old = timelines(table, refinement.before_of(table), ", before")
-    new = timelines(table, localisation.found_of(table), ", refined")
+    new = timelines(table, localization.found_of(table), ", refined")
     write_text(output / "timelines.html", page([picture for pair in zip(old, new, strict=True) for picture in pair]))
     print_result(result)
     return result

@@ -17,7 +17,7 @@ from internvideo.tasks.protocol import weights_hash
 from internvideo.tasks.refinement.data import Proposals, ProposalSet, whole_sequence
 from internvideo.tasks.refinement.model import TCANet
 from internvideo.tasks.table import BOOTSTRAP, MetricValues, Predictions, Result
-from internvideo.tasks.temporal_localization import predict as localisation
+from internvideo.tasks.temporal_localization import predict as localization
 from internvideo.tasks.temporal_localization.data import FeatureSet, FeatureSettings, FeatureVideo
 from internvideo.tasks.temporal_localization.nms import SuppressionSettings, fuse_class_scores, soft_nms
 from internvideo.tasks.temporal_localization.predict import (
@@ -144,7 +144,7 @@ def score(table: Predictions) -> Result:
     "reached" is the mean over the actions of the best tIoU that any segment of their video has with them. Intervals
     are of videos drawn again, the same draws before and after. Raises RunError for a table without ground truth.
     """
-    truth, after, before = localisation.truth_of(table), localisation.found_of(table), before_of(table)
+    truth, after, before = localization.truth_of(table), localization.found_of(table), before_of(table)
     if not len(truth):
         raise RunError("table", "no video has an action to find", "", "evaluate on a split with segments")
     tiou_thresholds = [float(level) for level in table.protocol["tiou"]]
@@ -172,7 +172,7 @@ def score(table: Predictions) -> Result:
         actions=len(truth),
         proposals_before=len(before),
         segments_after=len(after),
-        matching=localisation.MATCHING,
+        matching=localization.MATCHING,
     )
 
 

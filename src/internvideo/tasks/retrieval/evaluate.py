@@ -47,7 +47,7 @@ class RetrievalOptions(EnsembleOptions):
         Literal["first", "all", "joined"] | None,
         "first, all (many captions per video) or joined (paragraphs); by default joined where the recipe learns that.",
     ] = None
-    bank: Annotated[
+    querybank: Annotated[
         Path | None, "Manifest of training captions, to report query-bank normalized figures beside the others."
     ] = None
     frames: Annotated[
@@ -100,7 +100,7 @@ def predict(models: Sequence[Trained], rows: Manifest, settings: RetrievalOption
             model_name=trained.recipe.model.name, captions=_captions(models[0], settings),
         )  # fmt: skip
         if texts:
-            about = {"texts": len(texts), "from": str(settings.bank)}
+            about = {"texts": len(texts), "from": str(settings.querybank)}
             table = retrieval.with_bank(table, retrieval.encode_texts(model, tokenizer, texts, clips, device), about)
         tables.append(table)
     return retrieval.ensemble(tables)
@@ -116,20 +116,20 @@ def _bank(rows: Manifest, settings: RetrievalOptions, trained: Trained) -> list[
     Raises:
         RecipeError: no text, or a video that is also searched for, whose texts would be the queries themselves.
     """
-    if settings.bank is None:
+    if settings.querybank is None:
         return []
-    bank = read_manifest(settings.bank).with_notes_logged()
+    bank = read_manifest(settings.querybank).with_notes_logged()
     if any(row.split == "train" for row in bank.rows):
         bank = bank.subset(split="train")
     searched = {(os.path.realpath(rows.video_path(row)), row.span) for row in rows.rows}
     both = [row.id for row in bank.rows if (os.path.realpath(bank.video_path(row)), row.span) in searched]
     if both:
         found = f"{len(both)} of its videos are searched for too, first '{both[0]}'"
-        raise RecipeError("--bank", found, "texts of other videos", "give the manifest that was trained on")
+        raise RecipeError("--querybank", found, "texts of other videos", "give the manifest that was trained on")
     joined = _captions(trained, settings) == "joined"
     texts = [" ".join(row.captions) if joined else row.captions[0] for row in bank.rows if row.captions]
     if not texts:
-        raise RecipeError("--bank", f"{settings.bank} has no caption", "captions of other videos")
+        raise RecipeError("--querybank", f"{settings.querybank} has no caption", "captions of other videos")
     return texts
 
 

@@ -159,7 +159,7 @@ def score(table: Predictions) -> Result:
         forward, backward = directions(matrix, owners, dual=cast("Literal['none', 'released']", dual))
         for name, ranks, groups in (("t2v", forward, owner), ("v2t", backward, None)):
             _add(metrics, name, suffix, ranks, groups)
-    bank = "none: no texts of other videos were given (--bank)"
+    bank = "none: no texts of other videos were given (--querybank)"
     if "bank" in table.arrays:
         damped = query_bank(matrix, *bank_counts(_bank(table)))
         _add(metrics, "t2v", "_query_bank", row_ranks(damped, owners), owner)

@@ -10,10 +10,10 @@ from internvideo.errors import RecipeError
 from internvideo.storage import write_text
 from internvideo.tasks.class_rows import under_classes
 from internvideo.tasks.clip_evaluation import split_rows
-from internvideo.tasks.spatiotemporal.box_evaluation import BoxOptions, boxes_to_test, check_output, draw
-from internvideo.tasks.spatiotemporal.build import KeyFrameData, clip_form
-from internvideo.tasks.spatiotemporal.model import ActionDetector
-from internvideo.tasks.spatiotemporal.predict import action_scores
+from internvideo.tasks.spatio_temporal_localization.box_evaluation import BoxOptions, boxes_to_test, check_output, draw
+from internvideo.tasks.spatio_temporal_localization.build import KeyFrameData, clip_form
+from internvideo.tasks.spatio_temporal_localization.model import ActionDetector
+from internvideo.tasks.spatio_temporal_localization.predict import action_scores
 from internvideo.tasks.state_change import predict as state_change
 from internvideo.tasks.table import Result, print_result, save_result
 from internvideo.training.trained import Trained

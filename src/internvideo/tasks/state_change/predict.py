@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from internvideo.errors import RunError
 from internvideo.metrics import bootstrap
 from internvideo.metrics.frame_detection import Boxes, coco_average_precision, coco_statistic
-from internvideo.tasks.spatiotemporal.data import KeyFrameViews
-from internvideo.tasks.spatiotemporal.object_boxes import ObjectFrame
+from internvideo.tasks.spatio_temporal_localization.data import KeyFrameViews
+from internvideo.tasks.spatio_temporal_localization.object_boxes import ObjectFrame
 from internvideo.tasks.table import BOOTSTRAP, MetricValues, Predictions, Result
 
 NAME = "state_change"

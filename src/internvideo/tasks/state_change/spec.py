@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from internvideo.tasks.spatiotemporal.box_evaluation import BoxOptions
-from internvideo.tasks.spatiotemporal.model import ActionDetector
+from internvideo.tasks.spatio_temporal_localization.box_evaluation import BoxOptions
+from internvideo.tasks.spatio_temporal_localization.model import ActionDetector
 from internvideo.tasks.state_change.evaluate import evaluate
 from internvideo.tasks.state_change.predict import NAME, score
 from internvideo.tasks.task import TaskSpec

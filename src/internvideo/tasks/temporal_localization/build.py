@@ -17,7 +17,7 @@ from internvideo.tasks.temporal_localization.data import (
     read_feature_set,
 )
 from internvideo.tasks.temporal_localization.model import ActionFormer
-from internvideo.tasks.temporal_localization.stage import LocalisationSettings, LocalisationStage
+from internvideo.tasks.temporal_localization.stage import LocalizationSettings, LocalizationStage
 from internvideo.training.loop import BatchSource
 from internvideo.training.model_setup import init_model, load_init_weights, training_path
 from internvideo.training.recipe import Job, Recipe, StageSpec
@@ -44,12 +44,12 @@ def check_width(found: int, asked: int) -> None:
 
 def build(recipe: Recipe, skipped: Path | None) -> Job:
     """Build the job of a recipe. Raises RecipeError, ManifestError, WeightsError."""
-    data, settings = recipe.data_as(FeatureData), recipe.settings_as(LocalisationSettings)
+    data, settings = recipe.data_as(FeatureData), recipe.settings_as(LocalizationSettings)
     features = training_features(recipe)
     model = init_model(recipe, len(features.classes), ActionFormer)
     check_width(features.width, model.config.input_width)
     head = load_init_weights(model, recipe, None if data.features.class_agnostic else features.classes)
-    stage = LocalisationStage(model, settings, distributed.gather_with_gradient)
+    stage = LocalizationStage(model, settings, distributed.gather_with_gradient)
     loader = SequenceLoader(features, data.features, model.config.max_length, data.loader)
     # The loop asks a batch for its length, its ids and to move; every kind of batch answers.
     return Job(
@@ -58,11 +58,11 @@ def build(recipe: Recipe, skipped: Path | None) -> Job:
 
 
 STAGE = StageSpec(
-    "localisation",
+    "temporal_localization",
     "find actions in time, on features of `internvideo extract` (ActionFormer)",
-    LocalisationSettings,
+    LocalizationSettings,
     FeatureData,
-    LocalisationStage,
+    LocalizationStage,
     (ActionFormer,),
     build,
     classifiers=("",),

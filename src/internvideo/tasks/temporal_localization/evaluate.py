@@ -19,11 +19,11 @@ from internvideo.plots.style import write_picture
 from internvideo.storage import write_text
 from internvideo.tasks.table import Predictions, Result, print_result, save_result
 from internvideo.tasks.task import EvaluateOptions
-from internvideo.tasks.temporal_localization import predict as localisation
+from internvideo.tasks.temporal_localization import predict as localization
 from internvideo.tasks.temporal_localization.build import FeatureData
 from internvideo.tasks.temporal_localization.data import FeatureSet, read_feature_set
 from internvideo.tasks.temporal_localization.model import ActionFormer
-from internvideo.tasks.temporal_localization.stage import LocalisationSettings
+from internvideo.tasks.temporal_localization.stage import LocalizationSettings
 from internvideo.training.recipe import Catalog
 from internvideo.training.trained import Trained, load_trained
 
@@ -53,14 +53,14 @@ class Detector:
 
     trained: Trained
     model: ActionFormer
-    settings: LocalisationSettings
+    settings: LocalizationSettings
 
 
 def detector_of(trained: Trained, where: object) -> Detector:
     """A trained model as a detector. Raises WeightsError for anything else."""
     settings = trained.recipe.settings
-    if not isinstance(trained.model, ActionFormer) or not isinstance(settings, LocalisationSettings):
-        allowed = "weights of a recipe with stage: localisation"
+    if not isinstance(trained.model, ActionFormer) or not isinstance(settings, LocalizationSettings):
+        allowed = "weights of a recipe with stage: temporal_localization"
         raise WeightsError(where, f"holds a {type(trained.model).__name__}, no detector", allowed)
     return Detector(trained, trained.model, settings)
 
@@ -101,7 +101,7 @@ def under_classes(features: FeatureSet, classes: tuple[str, ...]) -> FeatureSet:
 
 
 def evaluate(trained: Trained, manifest: Path, output: Path, settings: DetectionOptions, split: str | None) -> Result:
-    """Write localisation.npz and .json, detections.json (ActivityNet's form) and timelines; print the figures.
+    """Write temporal_localization.npz and .json, detections.json (ActivityNet's form) and timelines; print the figures.
 
     Args:
         trained: a detector. manifest: folder of features, or its index, with the actions of its videos.
@@ -119,9 +119,9 @@ def evaluate(trained: Trained, manifest: Path, output: Path, settings: Detection
         features = features.subset(split)
     fused = None
     if settings.class_scores is not None:
-        fused = localisation.read_class_scores(settings.class_scores, features.classes)
-    target = output / f"{localisation.NAME}.npz"
-    table = localisation.predict(
+        fused = localization.read_class_scores(settings.class_scores, features.classes)
+    target = output / f"{localization.NAME}.npz"
+    table = localization.predict(
         detector.model,
         features,
         how,
@@ -137,10 +137,10 @@ def evaluate(trained: Trained, manifest: Path, output: Path, settings: Detection
         check_output(target, table)
         table.save(target)
         # Before the figures: videos whose actions nobody knows have detections all the same.
-        write_text(output / "detections.json", json.dumps(localisation.submission(table)) + "\n")
+        write_text(output / "detections.json", json.dumps(localization.submission(table)) + "\n")
 
     distributed.first_alone(keep)
-    result = localisation.score(table)
+    result = localization.score(table)
 
     def tell() -> None:
         save_result(result, target.with_suffix(".json"))
@@ -166,12 +166,12 @@ def check_output(target: Path, table: Predictions) -> None:
 
 def draw(table: Predictions, target: Path) -> None:
     """The timelines of a table's first videos as one page. Raises RunError."""
-    write_picture(target, lambda: page(timelines(table, localisation.found_of(table))))
+    write_picture(target, lambda: page(timelines(table, localization.found_of(table))))
 
 
 def timelines(table: Predictions, found: Detections, title: str = "") -> list[str]:
     """Truth and segments of a table's first videos, an <svg> each; `title` stands behind their names."""
-    classes, truth = table["classes"].tolist(), localisation.truth_of(table)
+    classes, truth = table["classes"].tolist(), localization.truth_of(table)
     parts = []
     for number, name in enumerate(table["ids"].tolist()[:SHOWN]):
         own, seen = truth.take(truth.video == number), found.take(found.video == number)

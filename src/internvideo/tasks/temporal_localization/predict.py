@@ -1,4 +1,4 @@
-"""Temporal localisation: segments with class and score of every video; mAP over tIoU, recall (ActionFormer)."""
+"""Temporal localization: segments with class and score of every video; mAP over tIoU, recall (ActionFormer)."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from internvideo.tasks.temporal_localization.model import ActionFormer
 from internvideo.tasks.temporal_localization.nms import fuse_class_scores
 from internvideo.tasks.temporal_localization.segment_decoding import DecodingSettings, FeatureGrid, detect
 
-NAME = "localisation"
+NAME = "temporal_localization"
 FUSED_CLASSES = 2
 """Best classes of a video that its class-agnostic segments get (ActionFormer)."""
 

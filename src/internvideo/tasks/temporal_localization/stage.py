@@ -17,7 +17,7 @@ from internvideo.tasks.temporal_localization.nms import SuppressionSettings
 from internvideo.tasks.temporal_localization.segment_decoding import DecodingSettings
 
 
-class LocalisationSettings(Settings):
+class LocalizationSettings(Settings):
     """The losses, and how segments are found in testing (ActionFormer's configs)."""
 
     label_smoothing: float = Field(0.0, ge=0.0, lt=1.0)
@@ -50,12 +50,12 @@ class LocalisationSettings(Settings):
         return DecodingSettings(min_score=self.min_score, min_length=self.min_length, suppression=suppression)
 
 
-class LocalisationStage(nn.Module):
+class LocalizationStage(nn.Module):
     """Focal and DIoU loss of ActionFormer. The number of positive points of all processes is averaged over steps."""
 
     normaliser: Tensor
 
-    def __init__(self, model: ActionFormer, settings: LocalisationSettings, gather: Gather = alone) -> None:
+    def __init__(self, model: ActionFormer, settings: LocalizationSettings, gather: Gather = alone) -> None:
         super().__init__()
         self.model = model
         self.settings = settings

@@ -15,9 +15,9 @@ from internvideo.plots import charts as figures
 from internvideo.plots.style import write_picture
 from internvideo.storage import write_text
 from internvideo.tasks.clip_evaluation import clip_source, finish, split_rows
-from internvideo.tasks.hands import predict as future_hands
-from internvideo.tasks.hands.build import HandData, whole_frame
-from internvideo.tasks.hands.data import HandTargets, observed
+from internvideo.tasks.future_hands import predict as future_hands
+from internvideo.tasks.future_hands.build import HandData, whole_frame
+from internvideo.tasks.future_hands.data import HandTargets, observed
 from internvideo.tasks.table import Predictions, Result
 from internvideo.tasks.task import ClipOptions
 from internvideo.training.trained import Trained

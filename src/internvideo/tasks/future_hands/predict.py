@@ -17,9 +17,9 @@ from torch import Tensor, nn
 
 from internvideo.data.manifest import Manifest
 from internvideo.metrics import bootstrap
-from internvideo.tasks.hands.data import HandTargets
-from internvideo.tasks.hands.metrics import FIGURES, displacement_statistic
-from internvideo.tasks.hands.stage import positions
+from internvideo.tasks.future_hands.data import HandTargets
+from internvideo.tasks.future_hands.metrics import FIGURES, displacement_statistic
+from internvideo.tasks.future_hands.stage import positions
 from internvideo.tasks.protocol import ClipProtocol, ClipSource, describe
 from internvideo.tasks.table import BOOTSTRAP, MetricValues, Predictions, Result
 from internvideo.tasks.views import evaluating, run_clips

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from test_extract import movie, small_model
-from test_localisation import recipe
+from test_temporal_localization import recipe
 
 from internvideo.cli.localize import localize
 from internvideo.data.manifest import Sample, Segment, write_manifest

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from internvideo.tasks.spatiotemporal.build import STAGE
-from internvideo.tasks.spatiotemporal.evaluate import PersonOptions, evaluate
-from internvideo.tasks.spatiotemporal.model import MODELS, ActionDetector
-from internvideo.tasks.spatiotemporal.predict import NAME, score
+from internvideo.tasks.spatio_temporal_localization.build import STAGE
+from internvideo.tasks.spatio_temporal_localization.evaluate import PersonOptions, evaluate
+from internvideo.tasks.spatio_temporal_localization.model import MODELS, ActionDetector
+from internvideo.tasks.spatio_temporal_localization.predict import NAME, score
 from internvideo.tasks.task import TaskSpec
 
 SPEC = TaskSpec(

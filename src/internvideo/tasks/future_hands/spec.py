@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from internvideo.models.encoder import ClipClassifier
-from internvideo.tasks.hands.build import STAGE
-from internvideo.tasks.hands.evaluate import evaluate
-from internvideo.tasks.hands.predict import NAME, score
+from internvideo.tasks.future_hands.build import STAGE
+from internvideo.tasks.future_hands.evaluate import evaluate
+from internvideo.tasks.future_hands.predict import NAME, score
 from internvideo.tasks.task import ClipOptions, TaskSpec
 
 SPEC = TaskSpec(

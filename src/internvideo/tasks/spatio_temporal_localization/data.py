@@ -30,7 +30,7 @@ from internvideo.data.sample import Sample
 from internvideo.data.settings import Settings
 from internvideo.data.skipped import SkippedClips
 from internvideo.errors import InternVideoError, ManifestError, VideoError
-from internvideo.tasks.spatiotemporal.box_transforms import Boxed, BoxedTransform
+from internvideo.tasks.spatio_temporal_localization.box_transforms import Boxed, BoxedTransform
 
 MOST_BOXES = 100
 """Boxes of a training clip (AlphAction)."""
@@ -52,7 +52,8 @@ class KeyFrameSettings(Settings):
         None, ge=1.0, description="a clip for every box: a square around it, so many of its sides wide, resized to size"
     )
     candidates: Path | None = Field(
-        None, description="training: boxes of an object detector, JSON: tasks/spatiotemporal/object_boxes.py"
+        None,
+        description="training: boxes of an object detector, JSON: tasks/spatio_temporal_localization/object_boxes.py",
     )
 
     def transform(self, size: int, *, flip: bool) -> BoxedTransform:

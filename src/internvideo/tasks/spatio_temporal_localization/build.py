@@ -7,10 +7,15 @@ from pathlib import Path
 from pydantic import Field
 
 from internvideo.data.settings import KeyFrameAugment, SampledData
-from internvideo.tasks.spatiotemporal.data import ClipForm, KeyFrameLoader, KeyFrameSettings
-from internvideo.tasks.spatiotemporal.model import ActionDetector
-from internvideo.tasks.spatiotemporal.object_boxes import learned, object_frames, of_frame, read_detections
-from internvideo.tasks.spatiotemporal.stage import RegionSettings, RegionStage
+from internvideo.tasks.spatio_temporal_localization.data import ClipForm, KeyFrameLoader, KeyFrameSettings
+from internvideo.tasks.spatio_temporal_localization.model import ActionDetector
+from internvideo.tasks.spatio_temporal_localization.object_boxes import (
+    learned,
+    object_frames,
+    of_frame,
+    read_detections,
+)
+from internvideo.tasks.spatio_temporal_localization.stage import RegionSettings, RegionStage
 from internvideo.training.clip_job import check_clips, check_flip, training_rows
 from internvideo.training.model_setup import init_model, load_init_weights, setting
 from internvideo.training.recipe import Job, Recipe, StageSpec
@@ -49,7 +54,7 @@ def clip_form(data: KeyFrameData, classes: int) -> ClipForm:
 
 
 STAGE = StageSpec(
-    "regions",
+    "spatio_temporal_localization",
     "tell what each person in a box does, at key frames (AVA)",
     RegionSettings,
     KeyFrameData,

@@ -11,8 +11,8 @@ from internvideo.data.loader import Loader
 from internvideo.data.settings import FrameAugment, SampledData
 from internvideo.data.transforms import EvalTransform, TrainTransform
 from internvideo.models.encoder import ClipClassifier
-from internvideo.tasks.hands.data import OUTPUTS, HandLoader, HandSettings, HandTargets, observed
-from internvideo.tasks.hands.stage import HandsSettings, HandsStage
+from internvideo.tasks.future_hands.data import OUTPUTS, HandLoader, HandSettings, HandTargets, observed
+from internvideo.tasks.future_hands.stage import HandsSettings, HandsStage
 from internvideo.training.clip_job import check_clips, training_rows
 from internvideo.training.model_setup import init_model, load_init_weights
 from internvideo.training.recipe import Job, Recipe, StageSpec
@@ -58,7 +58,7 @@ def mean_places(targets: HandTargets) -> list[float]:
 
 
 STAGE = StageSpec(
-    "hands",
+    "future_hands",
     "tell where both hands will be, from the clip before (Ego4D)",
     HandsSettings,
     HandData,

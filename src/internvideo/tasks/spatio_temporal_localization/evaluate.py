@@ -23,9 +23,9 @@ from internvideo.storage import write_text
 from internvideo.tasks.class_rows import under_classes
 from internvideo.tasks.clip_evaluation import split_rows
 from internvideo.tasks.protocol import weights_hash
-from internvideo.tasks.spatiotemporal import predict as spatio_temporal
-from internvideo.tasks.spatiotemporal.build import KeyFrameData, clip_form
-from internvideo.tasks.spatiotemporal.data import (
+from internvideo.tasks.spatio_temporal_localization import predict as spatio_temporal
+from internvideo.tasks.spatio_temporal_localization.build import KeyFrameData, clip_form
+from internvideo.tasks.spatio_temporal_localization.data import (
     KeyFrame,
     KeyFrameViews,
     Persons,
@@ -33,8 +33,8 @@ from internvideo.tasks.spatiotemporal.data import (
     video_name,
     with_persons,
 )
-from internvideo.tasks.spatiotemporal.model import ActionDetector
-from internvideo.tasks.spatiotemporal.stage import RegionSettings
+from internvideo.tasks.spatio_temporal_localization.model import ActionDetector
+from internvideo.tasks.spatio_temporal_localization.stage import RegionSettings
 from internvideo.tasks.table import Predictions, Result, print_result, save_result
 from internvideo.tasks.task import EvaluateOptions
 from internvideo.training.trained import Trained
@@ -59,7 +59,7 @@ class PersonOptions(EvaluateOptions):
 
 
 def evaluate(trained: Trained, manifest: Path, output: Path, settings: PersonOptions, split: str | None) -> Result:
-    """Write spatio_temporal.npz and .json, results.csv (AVA's form) and frames.svg; print the figures.
+    """Write spatio_temporal_localization.npz and .json, results.csv (AVA's form) and frames.svg; print the figures.
 
     Args:
         trained: an action detector. manifest: rows with boxes at key frames.

@@ -22,7 +22,7 @@ from internvideo.data.manifest import Manifest
 from internvideo.data.sample import Sample, frame_size
 from internvideo.datasets.reading import read_text
 from internvideo.errors import ManifestError
-from internvideo.tasks.spatiotemporal.data import KeyFrame
+from internvideo.tasks.spatio_temporal_localization.data import KeyFrame
 from internvideo.video.reader import read_video_info
 
 Floats = NDArray[np.float64]

@@ -19,7 +19,7 @@ from internvideo.models.factory import VIDEOMAE_SIZES
 from internvideo.models.module import LayerNorm
 from internvideo.models.videomae import EPS, Trunk, VideoMAEConfig, no_weight_decay, run_blocks
 from internvideo.models.videomae_config import MaskedEncoder
-from internvideo.tasks.spatiotemporal.regions import RegionHead
+from internvideo.tasks.spatio_temporal_localization.regions import RegionHead
 
 MEAN = (122.7717 / 255, 115.9465 / 255, 102.9801 / 255)
 STD = (57.375 / 255,) * 3

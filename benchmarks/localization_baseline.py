@@ -1,12 +1,12 @@
 """mAP of the plain way to localise: class scores of sliding windows, thresholded, merged, thinned out.
 
 internvideo extract WORLD/long.jsonl -o SCORES -e CLASSIFIER --window-frames 24 --stride-frames 4 --layer scores
-python benchmarks/localisation_baseline.py SCORES --background "standing still" -o runs/baseline
+python benchmarks/localization_baseline.py SCORES --background "standing still" -o runs/baseline
 
 With --fit the scores are those of a linear classifier of windows, fitted on the features of a split: every class for
 itself, a window belongs to the actions that are going on in its middle.
 
-python benchmarks/localisation_baseline.py FEATURES --fit train -o runs/fitted_baseline
+python benchmarks/localization_baseline.py FEATURES --fit train -o runs/fitted_baseline
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 import window_baseline
 from internvideo.tasks.table import print_result, save_result
-from internvideo.tasks.temporal_localization import predict as localisation
+from internvideo.tasks.temporal_localization import predict as localization
 from internvideo.tasks.temporal_localization.data import FeatureSet, load, read_feature_set
 
 THUMOS_THRESHOLDS = (0.3, 0.4, 0.5, 0.6, 0.7)
@@ -75,8 +75,8 @@ def main() -> None:
         classify=fitted(features.subset(given.fit)) if given.fit else None,
         background=given.background,
     )
-    result = localisation.score(table)
-    save_result(result, table.save(given.output / "localisation.npz").with_suffix(".json"))
+    result = localization.score(table)
+    save_result(result, table.save(given.output / "temporal_localization.npz").with_suffix(".json"))
     print_result(result)
 
 

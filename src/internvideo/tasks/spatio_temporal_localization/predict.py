@@ -1,4 +1,4 @@
-"""Spatio-temporal localisation: what every person at a key frame does; frame mAP at IoU 0.5 (AlphAction)."""
+"""Spatio-temporal localization: what every person at a key frame does; frame mAP at IoU 0.5 (AlphAction)."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from internvideo.errors import RunError
 from internvideo.metrics import bootstrap
 from internvideo.metrics.frame_detection import Boxes, frame_average_precision, frame_map_statistic
 from internvideo.tasks.protocol import weights_hash
-from internvideo.tasks.spatiotemporal.ava_files import AvaRows, read_exclusions, read_rows, result_lines
-from internvideo.tasks.spatiotemporal.data import KeyFrame, KeyFrameViews, frame_key
-from internvideo.tasks.spatiotemporal.model import ActionDetector
-from internvideo.tasks.spatiotemporal.regions import widen_boxes
+from internvideo.tasks.spatio_temporal_localization.ava_files import AvaRows, read_exclusions, read_rows, result_lines
+from internvideo.tasks.spatio_temporal_localization.data import KeyFrame, KeyFrameViews, frame_key
+from internvideo.tasks.spatio_temporal_localization.model import ActionDetector
+from internvideo.tasks.spatio_temporal_localization.regions import widen_boxes
 from internvideo.tasks.table import BOOTSTRAP, MetricValues, Predictions, Result
 
-NAME = "spatio_temporal"
+NAME = "spatio_temporal_localization"
 IOU = 0.5
 MATCHING = "each box with the annotated box of highest IoU alone; a second hit is false; equal scores in file order"
 """How the mAP counts, as the protocol tells it."""

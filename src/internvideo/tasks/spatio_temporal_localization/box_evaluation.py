@@ -16,8 +16,8 @@ from internvideo.errors import ManifestError, RunError, VideoError
 from internvideo.plots import charts as figures
 from internvideo.plots.style import write_picture
 from internvideo.tasks.protocol import weights_hash
-from internvideo.tasks.spatiotemporal.data import ClipForm, KeyFrameViews
-from internvideo.tasks.spatiotemporal.object_boxes import (
+from internvideo.tasks.spatio_temporal_localization.data import ClipForm, KeyFrameViews
+from internvideo.tasks.spatio_temporal_localization.object_boxes import (
     ObjectFrame,
     annotated,
     detected,

@@ -8,8 +8,8 @@ from torch import Tensor, nn
 
 from internvideo.data.batch import RegionBatch
 from internvideo.data.settings import Settings
-from internvideo.tasks.spatiotemporal.model import ActionDetector
-from internvideo.tasks.spatiotemporal.regions import jitter_boxes, region_loss
+from internvideo.tasks.spatio_temporal_localization.model import ActionDetector
+from internvideo.tasks.spatio_temporal_localization.regions import jitter_boxes, region_loss
 
 
 class RegionSettings(Settings):

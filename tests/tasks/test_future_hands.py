@@ -17,8 +17,8 @@ from internvideo.errors import ManifestError, RecipeError
 from internvideo.evaluation import evaluate_task, score_table
 from internvideo.pipeline import run_recipe
 from internvideo.recipe import Recipe, build_recipe
-from internvideo.tasks.hands.data import HandLoader, HandSettings, mirror_hands, observed
-from internvideo.tasks.hands.predict import submission
+from internvideo.tasks.future_hands.data import HandLoader, HandSettings, mirror_hands, observed
+from internvideo.tasks.future_hands.predict import submission
 from internvideo.tasks.table import Predictions
 from internvideo.video.writer import write_video
 
@@ -47,7 +47,7 @@ def world(folder: Path, videos: int = 10) -> Manifest:
 def recipe(folder: Path, **changes: Any) -> Recipe:
     overrides = {"image_size": 32, "patch_size": 8, "frames": 4, "width": 32, "depth": 1, "heads": 2}
     tree = {
-        "stage": "hands",
+        "stage": "future_hands",
         "model": {"name": "videomae-s-classifier", "overrides": overrides},
         "data": {
             "train": str(folder / "m.jsonl"),

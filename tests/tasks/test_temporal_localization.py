@@ -1,4 +1,4 @@
-"""Temporal localisation from a folder of features to figures: reading, cutting, training, testing, drawing."""
+"""Temporal localization from a folder of features to figures: reading, cutting, training, testing, drawing."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from internvideo.pipeline import describe, run_recipe
 from internvideo.recipe import Recipe, build_recipe
 from internvideo.tasks import CATALOG
 from internvideo.tasks.table import Predictions
-from internvideo.tasks.temporal_localization import predict as localisation
+from internvideo.tasks.temporal_localization import predict as localization
 from internvideo.tasks.temporal_localization.data import (
     FeatureSettings,
     SequenceLoader,
@@ -66,7 +66,7 @@ def recipe(folder: Path, **changes: Any) -> Recipe:
     model = {"input_width": 4, "width": 16, "heads": 2, "windows": [5], "max_length": 32, "branch_layers": 2,
              "ranges": [[0, 4], [4, 8], [8, 10000]], "stem_layers": 1, "embedding_layers": 1}  # fmt: skip
     tree = {
-        "stage": "localisation",
+        "stage": "temporal_localization",
         "model": {"name": "actionformer-thumos", "overrides": model},
         "settings": {"initial_norm": 20},
         "data": {"train": str(folder), "split": "train", "loader": {"batch_size": 4}},
@@ -212,7 +212,7 @@ def test_processes_share_an_epoch(tmp_path: Path) -> None:
 
 @pytest.fixture(scope="module")
 def learned(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("localisation")
+    folder = tmp_path_factory.mktemp("temporal_localization")
     run_recipe(recipe(world(folder / "features")), folder / "run", device="cpu")
     return folder
 
@@ -220,13 +220,13 @@ def learned(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_detector_learns_to_find(learned: Path, capsys: pytest.CaptureFixture[str]) -> None:
     weights, out = learned / "run" / "model.safetensors", learned / "test"
     settings = {"device": "cpu"}
-    result = evaluate_task("localisation", weights, learned / "features", out, settings, split="test")
+    result = evaluate_task("temporal_localization", weights, learned / "features", out, settings, split="test")
     assert result["figures"]["mean_mAP"] > 0.5
     low, high = result["intervals"]["mean_mAP"]
     assert low <= result["figures"]["mean_mAP"] <= high
     assert "mAP@0.5" in capsys.readouterr().out
-    table = Predictions.load(out / "localisation.npz")
-    assert localisation.score(table)["figures"] == result["figures"]
+    table = Predictions.load(out / "temporal_localization.npz")
+    assert localization.score(table)["figures"] == result["figures"]
     told = json.loads((out / "detections.json").read_text())["results"]
     assert set(told) == {"v2", "v5", "v8", "v11"}
     assert {row["label"] for rows in told.values() for row in rows} <= set(CLASSES)
@@ -239,7 +239,7 @@ def test_features_made_otherwise_are_refused(learned: Path, tmp_path: Path) -> N
     index["protocol"]["weights_sha256"] = "2"
     (other / "index.json").write_text(json.dumps(index))
     with pytest.raises(RunError, match="weights_sha256"):
-        evaluate_task("localisation", learned / "run" / "model.safetensors", other, tmp_path / "o", {})
+        evaluate_task("temporal_localization", learned / "run" / "model.safetensors", other, tmp_path / "o", {})
 
 
 def test_a_class_agnostic_detector_gets_classes_from_scores(tmp_path: Path) -> None:
@@ -248,29 +248,29 @@ def test_a_class_agnostic_detector_gets_classes_from_scores(tmp_path: Path) -> N
     run_recipe(recipe(folder, data=data, schedule={"steps": 30}), tmp_path / "run", device="cpu")
     weights = tmp_path / "run" / "model.safetensors"
     assert load_detector(weights, CATALOG, device="cpu").model.config.classes == 1
-    nameless = evaluate_task("localisation", weights, folder, tmp_path / "a", {"device": "cpu"})
+    nameless = evaluate_task("temporal_localization", weights, folder, tmp_path / "a", {"device": "cpu"})
     assert nameless["protocol"]["classes"] == "none, proposals"
     assert "best free action" in nameless["protocol"]["matching"]
     rows = {video.id: [0.9, 0.4] for video in read_feature_set(folder).videos}
     (tmp_path / "s.json").write_text(json.dumps({"results": rows}))
     settings = {"device": "cpu", "class_scores": tmp_path / "s.json"}
-    named = evaluate_task("localisation", weights, folder, tmp_path / "b", settings)
+    named = evaluate_task("temporal_localization", weights, folder, tmp_path / "b", settings)
     assert named["protocol"]["classes"] == "scores of whole videos"
     (tmp_path / "s.json").write_text(json.dumps({"results": {"v0": [0.9, 0.4]}}))
     with pytest.raises(RecipeError, match="none for 11 videos"):
-        evaluate_task("localisation", weights, folder, tmp_path / "c", settings)
+        evaluate_task("temporal_localization", weights, folder, tmp_path / "c", settings)
 
 
 def test_columns_of_class_scores_are_found_by_name_where_the_file_names_them(tmp_path: Path) -> None:
     path = tmp_path / "s.json"
     path.write_text(json.dumps({"results": {"v": [0.1, 0.2, 0.7]}, "class": ["c", "b", "a"]}))
-    assert localisation.read_class_scores(path, ("a", "c"))["v"].tolist() == [0.7, 0.1]
+    assert localization.read_class_scores(path, ("a", "c"))["v"].tolist() == [0.7, 0.1]
     with pytest.raises(ManifestError, match="first 'd'"):
-        localisation.read_class_scores(path, ("a", "d"))
+        localization.read_class_scores(path, ("a", "d"))
     path.write_text(json.dumps({"results": {"v": [0.1, 0.2, 0.7]}}))
-    assert localisation.read_class_scores(path, ("a", "b", "c"))["v"].tolist() == [0.1, 0.2, 0.7]
+    assert localization.read_class_scores(path, ("a", "b", "c"))["v"].tolist() == [0.1, 0.2, 0.7]
     with pytest.raises(ManifestError, match="2 finite numbers"):
-        localisation.read_class_scores(path, ("a", "b"))
+        localization.read_class_scores(path, ("a", "b"))
 
 
 def test_a_wrong_width_is_told_and_a_dry_run_trains_nothing(tmp_path: Path) -> None:
@@ -324,6 +324,6 @@ def test_the_window_baseline_finds_what_scores_say(tmp_path: Path) -> None:
     table = window_baseline.predict(
         features, tiou_thresholds=(0.3,), classify=lambda rows: rows[:, :2].clip(0, 1), settings=SuppressionSettings()
     )
-    assert localisation.score(table)["figures"]["mAP@0.3"] > 0.5
+    assert localization.score(table)["figures"]["mAP@0.3"] > 0.5
     with pytest.raises(RunError, match="scores of the 2 classes"):
         window_baseline.predict(features, tiou_thresholds=(0.3,))

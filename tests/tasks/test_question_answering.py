@@ -279,7 +279,7 @@ def test_the_accuracies_are_the_published_evaluators() -> None:
         "video": np.arange(n),
         "type": np.array(["what"] * n),
     }
-    figures = answering.score(Predictions("answering", arrays, {}, {}))["figures"]
+    figures = answering.score(Predictions("question_answering", arrays, {}, {}))["figures"]
     assert figures["accuracy"] == pytest.approx(expected["accuracy_over_all_questions"])
     assert figures["accuracy_in_vocabulary"] == pytest.approx(expected["accuracy_known_answers_only"])
 
@@ -289,9 +289,9 @@ def test_the_accuracies_are_the_published_evaluators() -> None:
 
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    recipe = small_recipe("answering")
+    recipe = small_recipe("question_answering")
     recipe["data"]["questions"] = {"epoch_over": "video", "questions_per_clip": 3}
-    return run_recipe(build_recipe(recipe), tmp_path_factory.mktemp("answering"), device="cpu")
+    return run_recipe(build_recipe(recipe), tmp_path_factory.mktemp("question_answering"), device="cpu")
 
 
 def test_a_run_and_its_evaluation(weights: Path, tmp_path: Path) -> None:
@@ -300,9 +300,9 @@ def test_a_run_and_its_evaluation(weights: Path, tmp_path: Path) -> None:
     assert set(trained.classes) == asked
     assert trained.context["commonest"]["shape"] in asked
     manifest = small_world.world().with_name("test.jsonl")
-    result = evaluate_task("answering", weights, manifest, tmp_path, {"device": "cpu", "batch_size": 3})
+    result = evaluate_task("question_answering", weights, manifest, tmp_path, {"device": "cpu", "batch_size": 3})
     assert {"accuracy", "accuracy_in_vocabulary", "accuracy_commonest", "answerable"} <= set(result["figures"])
-    table = Predictions.load(tmp_path / "answering.npz")
+    table = Predictions.load(tmp_path / "question_answering.npz")
     row = next(row for row in read_manifest(manifest).rows if row.id == table["ids"][1])
     answerer = Answerer(load(weights, device="cpu"))
     found = answerer(read_manifest(manifest).video_path(row), [pair.question for pair in row.qa])
@@ -313,7 +313,7 @@ def test_a_run_and_its_evaluation(weights: Path, tmp_path: Path) -> None:
 
 
 def test_every_question_may_have_its_own_clip(tmp_path: Path) -> None:
-    recipe = build_recipe(small_recipe("answering", schedule={"steps": 1}, model={"overrides": {"layers": 3}}))
+    recipe = build_recipe(small_recipe("question_answering", schedule={"steps": 1}, model={"overrides": {"layers": 3}}))
     assert load_trained(run_recipe(recipe, tmp_path, device="cpu"), device="cpu").model.head[5].in_features > 0  # type: ignore[union-attr,index]  # a head
 
 

@@ -1,4 +1,4 @@
-"""Spatio-temporal localisation: AVA's files, figures equal to the published ones, and train -> evaluate -> picture."""
+"""Spatio-temporal localization: AVA's files, figures equal to the published ones, and train -> evaluate -> picture."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ from internvideo.metrics.frame_detection import Boxes, frame_average_precision, 
 from internvideo.pipeline import describe, run_recipe
 from internvideo.plots import charts as figures
 from internvideo.recipe import Recipe, build_recipe
-from internvideo.tasks.spatiotemporal import predict as spatio_temporal
-from internvideo.tasks.spatiotemporal.ava_files import read_exclusions, read_rows, timestamp
-from internvideo.tasks.spatiotemporal.data import key_frames
+from internvideo.tasks.spatio_temporal_localization import predict as spatio_temporal
+from internvideo.tasks.spatio_temporal_localization.ava_files import read_exclusions, read_rows, timestamp
+from internvideo.tasks.spatio_temporal_localization.data import key_frames
 from internvideo.tasks.table import Predictions
 from internvideo.video.writer import write_video
 
@@ -58,7 +58,7 @@ def world(folder: Path, videos: int = 9) -> Manifest:
 def recipe(folder: Path, **changes: Any) -> Recipe:
     overrides = {"image_size": 32, "patch_size": 8, "frames": 4, "width": 32, "depth": 1, "heads": 2}
     tree = {
-        "stage": "regions",
+        "stage": "spatio_temporal_localization",
         "model": {"name": "action-detector-s", "overrides": overrides},
         "data": {
             "train": str(folder / "m.jsonl"),
@@ -160,11 +160,11 @@ def test_the_two_parts_of_a_mixed_set_have_their_own_figures() -> None:
         "truth_box": np.asarray([[0, 0, 1, 1], [0, 0, 1.0, 1]]),
     }  # fmt: skip
     coverage = {"asked": 2, "read": 2, "unreadable": []}
-    found = spatio_temporal.score(Predictions("spatio_temporal", arrays, {}, coverage))["figures"]
+    found = spatio_temporal.score(Predictions("spatio_temporal_localization", arrays, {}, coverage))["figures"]
     assert found == {"frame_mAP@0.5": 0.5, "frame_mAP@0.5_ava": 1.0, "frame_mAP@0.5_kinetics": 0.0}
     empty = {name: array[:0] if name.startswith("truth") else array for name, array in arrays.items()}
     with pytest.raises(RunError, match="no key frame"):
-        spatio_temporal.score(Predictions("spatio_temporal", empty, {}, coverage))
+        spatio_temporal.score(Predictions("spatio_temporal_localization", empty, {}, coverage))
 
 
 def test_a_picture_has_boxes_and_words() -> None:
@@ -183,7 +183,7 @@ def test_a_detector_learns_and_is_measured(tmp_path: Path) -> None:
     manifest = world(tmp_path / "w", videos=12)
     weights = run_recipe(recipe(tmp_path / "w"), tmp_path / "run", device="cpu")
     path, out = manifest.source, tmp_path / "out"
-    result = evaluate_task("spatio_temporal", weights, path, out, {"device": "cpu"}, split="test")
+    result = evaluate_task("spatio_temporal_localization", weights, path, out, {"device": "cpu"}, split="test")
     assert result["figures"]["frame_mAP@0.5"] > 0.75
     assert result["protocol"]["persons"] == "ground truth"
     assert result["coverage"] == {"asked": 8, "read": 8, "unreadable": []}
@@ -191,7 +191,7 @@ def test_a_detector_learns_and_is_measured(tmp_path: Path) -> None:
     lines = (out / "results.csv").read_text().splitlines()
     assert len(lines) == 8 * 2 * len(CLASSES)
     rows = read_rows(out / "results.csv", scored=True)
-    table = Predictions.load(out / "spatio_temporal.npz")
+    table = Predictions.load(out / "spatio_temporal_localization.npz")
     np.testing.assert_allclose(rows.box, table["box"], atol=1e-5)
     np.testing.assert_allclose(rows.score, table["score"], atol=1e-5)
     assert rows.action.tolist() == (table["label"] + 1).tolist()
@@ -202,22 +202,22 @@ def test_a_detector_learns_and_is_measured(tmp_path: Path) -> None:
     ]
     persons.write_text("".join(f"{frame.video},{frame.time},{','.join(map(str, box))},,0.9\n" for frame, box in boxes))
     settings = {"device": "cpu", "persons": persons}
-    other = evaluate_task("spatio_temporal", weights, path, tmp_path / "other", settings, split="test")
+    other = evaluate_task("spatio_temporal_localization", weights, path, tmp_path / "other", settings, split="test")
     assert other["figures"] == pytest.approx(result["figures"], abs=1e-6)
-    again = Predictions.load(tmp_path / "other" / "spatio_temporal.npz")
+    again = Predictions.load(tmp_path / "other" / "spatio_temporal_localization.npz")
     assert again["score"].sum() == pytest.approx(0.9 * table["score"].sum(), rel=1e-4)
     with pytest.raises(RunError, match="other weights or videos"):
-        evaluate_task("spatio_temporal", weights, path, out, {"device": "cpu"}, split="train")
+        evaluate_task("spatio_temporal_localization", weights, path, out, {"device": "cpu"}, split="train")
     (path.parent / "scored_classes.txt").write_text("be wide\n")
-    fewer = evaluate_task("spatio_temporal", weights, path, tmp_path / "fewer", settings, split="test")
+    fewer = evaluate_task("spatio_temporal_localization", weights, path, tmp_path / "fewer", settings, split="test")
     assert fewer["protocol"]["classes_scored"] == 1
     (path.parent / "scored_classes.txt").write_text("be narrow\n")
     with pytest.raises(ManifestError, match="be narrow"):
-        evaluate_task("spatio_temporal", weights, path, tmp_path / "third", settings, split="test")
+        evaluate_task("spatio_temporal_localization", weights, path, tmp_path / "third", settings, split="test")
     (path.parent / "scored_classes.txt").unlink()
     persons.write_text("v2,0.5,0,0,1,1,,0.5\n")
     with pytest.raises(ManifestError, match="no such box"):
-        evaluate_task("spatio_temporal", weights, path, tmp_path / "third", settings, split="test")
+        evaluate_task("spatio_temporal_localization", weights, path, tmp_path / "third", settings, split="test")
 
 
 def test_what_does_not_fit_is_told(tmp_path: Path) -> None:
