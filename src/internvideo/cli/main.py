@@ -79,7 +79,7 @@ def demo(
     """Run the whole pipeline on real video files and write a report.
 
     Masked pretraining, video-language pretraining, supervised post-pretraining and cross-model interaction run one
-    after the other. Interrupt it at any time: the same command goes on where it was.
+    after the other. Interrupt it at any time: the same command resumes.
     """
     from internvideo.apps.demo import Columns, run_demo
 
@@ -138,7 +138,7 @@ def train(
     damage: Damage = None,
     frame_rate: FrameRate = None,
 ) -> None:
-    """Train one stage from a recipe. An interrupted run goes on where it was; torchrun runs it on many devices."""
+    """Train one stage from a recipe. An interrupted run resumes; torchrun runs it on many devices."""
     from internvideo.pipeline import describe, run_recipe
     from internvideo.recipe import read_recipe
 
