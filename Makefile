@@ -8,10 +8,16 @@ TORCH_INDEX ?=
 STAMP  := $(VENV)/.installed
 BIN    := $(VENV)/bin
 
-.PHONY: demo test parity lint bench clean
+.PHONY: demo reproduce reproduce-real test parity lint bench clean
 
 demo: $(STAMP)          ## the whole pipeline on the embedded sample world; writes runs/demo/report.html
 	$(BIN)/internvideo demo --output $(RUN) $(DEMO)
+
+reproduce: $(STAMP)     ## every table of RESULTS.md on the sample world; resumable; make reproduce REPRODUCE="--only zero_shot"
+	$(BIN)/python scripts/reproduce.py --output runs/reproduce $(REPRODUCE)
+
+reproduce-real: $(STAMP) ## the same on folders of real sets (scripts/real_sets.py): make reproduce-real DATA=FOLDER
+	$(BIN)/python scripts/reproduce.py --output runs/reproduce_real --data $(DATA) $(REPRODUCE)
 
 test: $(STAMP)          ## the test suite
 	$(BIN)/python -m pytest -n auto --dist loadfile $(TEST)

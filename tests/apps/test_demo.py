@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from internvideo.apps.demo import PROFILES, STEPS, Columns, _by_group, _own, run_demo, step_recipe
+from internvideo.apps.demo_budget import SHARES, Budget, SetFacts
 from internvideo.apps.demo_clock import Clock
 from internvideo.apps.demo_report import DemoData
 from internvideo.data.manifest import read_manifest
@@ -16,6 +17,7 @@ from internvideo.data.sample import Sample
 from internvideo.errors import ManifestError, RecipeError, RunError
 from internvideo.model_table import create_model
 from internvideo.plots.report import ABLATION
+from internvideo.probing.pixel_ridge import pixel_ridge
 from internvideo.video.writer import write_video
 
 
@@ -161,12 +163,69 @@ def test_the_whole_demo_runs_and_resumes(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("step", STEPS, ids=lambda step: step.name)
 def test_few_videos_of_ones_own_fit_into_batches(step, tmp_path: Path) -> None:
-    data = DemoData(tmp_path / "train.jsonl", tmp_path / "test.jsonl", False, videos=10, longer=2.0)
+    data = DemoData(tmp_path / "train.jsonl", tmp_path / "test.jsonl", False, facts=SetFacts(10, 2, 3.0, 144, True))
     own = step_recipe(step, tmp_path, data, PROFILES["full"], seed=0)
     world = step_recipe(step, tmp_path, DemoData(data.train, data.test, True), PROFILES["full"], seed=0)
     assert own.data.loader.batch_size == 2
     assert getattr(own.data, "image_batch_size", None) in (None, 2)
     assert own.data.augment.size == own.data.loader.short_side == 2 * world.data.augment.size
-    assert own.schedule.epochs == 2 * world.schedule.epochs
+    assert own.schedule.epochs == world.schedule.epochs
+    if step.recipe in ("supervised_masked", "supervised_multimodal", "single_frame", "masked"):
+        assert own.data.augment.flip
+    assert not world.data.augment.flip
     tokens = [create_model(r.model.name, r.model.overrides).state_dict() for r in (own, world)]
     assert tokens[0].keys() == tokens[1].keys()
+
+
+def test_a_set_is_looked_at_before_recipes_are_fitted_to_it(tmp_path: Path) -> None:
+    data = _own(tmp_path / "out", videos(tmp_path / "in", {"turn left": 6, "nod": 6}), Columns())
+    assert data.facts == SetFacts(len(read_manifest(data.train)), 2, 1.0, 32, False)
+    assert data.unlabelled is not None
+    every = read_manifest(data.unlabelled)
+    assert len(every) == 12
+    assert all(row.label is None for row in every.rows)
+    masked, supervised = (
+        step_recipe(step, tmp_path, data, PROFILES["full"], seed=0) for step in STEPS if step.name[-6:] == "masked"
+    )
+    assert masked.data.train == data.unlabelled
+    assert supervised.data.train == data.train
+    assert not supervised.data.augment.flip  # a class knows left from right
+    assert supervised.data.augment.size == 32  # small frames are not enlarged
+
+
+def test_steps_follow_the_time_that_is_given_and_stay_what_they_were(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = DemoData(tmp_path / "train.jsonl", tmp_path / "test.jsonl", False, facts=SetFacts(83, 6, 3.0, 144, True))
+    assert data.facts is not None
+    asked = []
+    monkeypatch.setattr("internvideo.apps.demo_budget.seconds_per_step", lambda recipe, device: asked.append(1) or 0.25)
+    budget = Budget(tmp_path / "plan.json", 10, "cpu")
+    recipes = {
+        step.name: budget.paced(step.name, step_recipe(step, tmp_path, data, PROFILES["full"], 0), data.facts)
+        for step in STEPS
+    }
+    steps = {name: recipe.schedule.total_steps(1.0) for name, recipe in recipes.items()}
+    assert steps["masked"] == round(600 * SHARES["masked"] / 0.25)
+    assert steps["supervised_scratch"] == steps["supervised_masked"]
+    assert sum(SHARES.values()) < 1
+    again = Budget(tmp_path / "plan.json", 10, "cpu")
+    count = len(asked)
+    repeated = again.paced("masked", step_recipe(STEPS[0], tmp_path, data, PROFILES["full"], 0), data.facts)
+    assert repeated.schedule == recipes["masked"].schedule
+    assert len(asked) == count
+
+
+def test_a_ridge_on_pixels_knows_where_something_is(tmp_path: Path) -> None:
+    for name, side in (("left", 0), ("right", 16)):
+        (tmp_path / name).mkdir()
+        for number in range(8):
+            frames = np.random.default_rng(number).integers(0, 120, (6, 32, 32, 3), dtype=np.uint8)
+            frames[:, 8:24, side + 4 : side + 12] += 100
+            write_video(tmp_path / name / f"{number}.mp4", iter(frames), 6)
+    rows = read_manifest(tmp_path)
+    train, test = (rows.subset(where=lambda row, half=half: int(row.id[-5]) % 2 == half) for half in (0, 1))
+    ridge = pixel_ridge(train, test)
+    assert [test.rows[index].label for index in ridge.rows] == ridge.scores.argmax(axis=1).tolist()
+    (tmp_path / "left" / "1.mp4").write_bytes(b"no video")
+    assert len(pixel_ridge(train, test).rows) == len(test) - 1

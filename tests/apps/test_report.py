@@ -18,7 +18,7 @@ from matplotlib.image import imread
 from internvideo.plots import charts as figures
 from internvideo.plots import report
 
-NAMES = ["chance", "single_frame", "masked_scratch", "masked", "multimodal", "ensemble", "interaction"]
+NAMES = ["chance", "ridge", "single_frame", "masked_scratch", "masked", "multimodal", "ensemble", "interaction"]
 
 
 def a_report(frames: int = 16, side: int = 32) -> report.ReportData:
@@ -34,7 +34,7 @@ def a_report(frames: int = 16, side: int = 32) -> report.ReportData:
     hidden = original.copy()
     hidden[:, ::2] = 128
     classes = [f"class {i} moves left" for i in range(24)]
-    values = [0.04, 0.21, 0.38, 0.61, 0.58, 0.67, 0.72]
+    values = [0.04, 0.12, 0.21, 0.38, 0.61, 0.58, 0.67, 0.72]
     steps = list(range(0, 300, 3))
     return report.ReportData(
         title="InternVideo on the sample world",
@@ -188,7 +188,7 @@ def test_a_run_with_little_in_it_still_gives_a_page(tmp_path: Path) -> None:
 
 def test_wrong_rows_and_impossible_figures_are_refused() -> None:
     data = a_report()
-    with pytest.raises(ValueError, match="it needs chance, single_frame"):
+    with pytest.raises(ValueError, match="it needs chance, ridge, single_frame"):
         replace(data, ablation=data.ablation[1:])
     with pytest.raises(ValueError, match="interaction top1 is 72"):
         replace(data, ablation=[*data.ablation[:-1], report.AblationRow("interaction", 72.0)])

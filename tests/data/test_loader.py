@@ -28,7 +28,8 @@ from processes import as_process
 from pydantic import BaseModel, ValidationError
 from torch import Tensor
 
-from internvideo.data.dataset import EpochPlan, ManifestClipDecoder
+from internvideo.data.dataset import ManifestClipDecoder
+from internvideo.data.epoch_plan import EpochPlan
 from internvideo.data.loader import EvalLoader, LoaderSettings
 from internvideo.data.manifest import Manifest
 from internvideo.data.sampling import Linspace, Sparse
@@ -143,6 +144,25 @@ def test_every_rank_has_equal_batches_and_no_sample_twice(samples: int, drop_las
 def test_too_few_clips_for_one_batch_are_an_error(manifest: Manifest) -> None:
     with as_process(0, 2), pytest.raises(RecipeError, match=r"batch_size: 8 on 2 processes.*11 clips.*at most 5"):
         loader(manifest, batch_size=8)
+
+
+# ------------------------------------------------------------------------------------------- batches of alike clips
+
+
+def test_clips_alike_in_attributes_or_group_share_batches(manifest: Manifest) -> None:
+    rows = [
+        row.model_copy(update={"group": str(number % 2), "attributes": {"side": str(number % 3)}})
+        for number, row in enumerate(manifest.rows)
+    ]
+    marked = dataclasses.replace(manifest, rows=tuple(rows))
+    of_id = {row.id: row for row in rows}
+    settings = {"batch_size": 2, "alike": 2, "alike_share": 1.0}
+    for batch in loader(marked, alike_by=("group",), **settings).epoch(0):
+        assert len({of_id[name].group for name in batch.ids}) == 1
+    with pytest.raises(RecipeError, match=r"alike_by: row '0' has no 'colour'; allowed: group, side"):
+        loader(marked, alike_by=("colour",), **settings)
+    with pytest.raises(ValueError, match="both or none"):
+        LoaderSettings(batch_size=2, alike=2)
 
 
 # -------------------------------------------------------------------------------- repeats, spans, captions, labels

@@ -24,7 +24,7 @@ from grey_clips import (
 from processes import as_process
 from torch import Tensor
 
-from internvideo.data.dataset import EpochPlan
+from internvideo.data.epoch_plan import EpochPlan
 from internvideo.data.loader import EvalLoader, LoaderSettings
 from internvideo.data.manifest import Manifest
 from internvideo.data.sampling import Linspace, Sparse

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from internvideo.data.manifest import Manifest, Sample, read_manifest
 from internvideo.errors import RecipeError, RunError  # fmt: skip
 from internvideo.sample_world import generate as sample_world
-from internvideo.sample_world.actions import CATALOGUE, Cell, Part, track_of
+from internvideo.sample_world.actions import CATALOGUE, FAR_CLASSES, Cell, Part, track_of
 from internvideo.sample_world.generate import (
     ACTIONS,
     HELD_OUT_CLASSES,
@@ -29,7 +29,16 @@ from internvideo.sample_world.generate import (
     render,
     reverse_class,
 )
+from internvideo.sample_world.language import (
+    OPTION_KINDS,
+    PLACE_PHRASES,
+    VERBS,
+    captions,
+    choices,
+    partial_captions,
+)
 from internvideo.sample_world.scene import COLORS, SHAPES, TEXTURES, Actor, Look, Scene
+from internvideo.tasks.zero_shot.templates import templates_of
 from internvideo.video.reader import read_frames, read_video_info
 
 SMALL = WorldSettings(clips=40, seed=3, size=48, frames=12, fps=6, long_videos=2)
@@ -148,7 +157,8 @@ def test_reversing_twice_is_the_class_itself_and_stays_within_its_list() -> None
 
 
 def test_every_row_has_its_clip_and_its_answers(world: World) -> None:
-    counts = SMALL.counts
+    counts = dict(SMALL.counts)
+    assert len(world.manifests["open_set"]) == counts["test"] + counts["zero_shot"] + counts.pop("far")
     assert {name: len(world.manifests[name]) for name in counts} == counts
     assert world.manifests["train"].classes == ACTIONS
     assert world.manifests["zero_shot"].classes == HELD_OUT_CLASSES
@@ -159,12 +169,18 @@ def test_every_row_has_its_clip_and_its_answers(world: World) -> None:
             facts = row.attributes
             assert manifest.classes[row.label] == facts["action"]
             assert manifest.video_path(row).is_file()
-            assert len(set(row.captions)) == len(row.captions) >= 4
-            for caption in row.captions:
+            assert len(set(row.captions)) == len(row.captions) == (9 if name == "train" else 6)
+            for caption in row.captions[:6]:
                 assert facts["shape"] in caption
                 assert facts["colour"] in caption
                 assert facts["place"] in caption
             assert facts["action"] in row.captions[0]
+            for caption in row.captions[6:8]:  # the action alone
+                assert not {facts["shape"], facts["colour"], facts["place"]} & set(caption.split())
+            for caption in row.captions[8:]:  # the object alone
+                assert facts["shape"] in caption
+                assert facts["place"] not in caption
+                assert not any(verb in caption for verb in (facts["action"], *VERBS[facts["action"]]))
             answers = {qa.answer for qa in row.qa}
             assert {facts["action"], facts["colour"], facts["shape"], facts["place"]} <= answers
 
@@ -184,6 +200,38 @@ def test_choices_are_five_with_one_truth_and_the_reverse_action_among_the_rest(w
         if reverse is not None:
             assert sum(f" {reverse} " in one for one in same_object) == 1
     assert len(places) == 5  # the truth stands anywhere
+
+
+def test_whether_a_combination_was_trained_tells_nothing_about_the_right_option() -> None:
+    """Of the false looks and scenes of test clips half are held-out combinations, of training clips none."""
+    counts = {False: Counter[str](), True: Counter[str]()}
+    for test in (False, True):
+        for number in range(600):
+            clip = plan(SMALL, "test" if test else "train", number)
+            rng = np.random.default_rng(number)
+            options, answer, kinds = choices(clip.facts, rng, held_out, test=test)
+            assert kinds[answer] == "right"
+            assert sorted(kinds) == sorted(OPTION_KINDS)
+            for option, kind in zip(options, kinds, strict=True):
+                colour, shape = option.split()[1:3]
+                place = next(name for name, phrase in PLACE_PHRASES.items() if option.endswith(phrase))
+                counts[test][kind] += held_out(shape, colour, place)
+    for kind in ("other shape", "other colour and place"):
+        assert counts[False][kind] == 0
+        assert 250 <= counts[True][kind] <= 350
+    assert counts[True]["right"] == counts[True]["reversed action"] == 600
+
+
+def test_what_is_asked_of_unseen_classes_is_in_words_of_training_captions(world: World) -> None:
+    trained = {word for number in range(600) for row in [plan(SMALL, "train", number).facts] for caption in (
+        *captions(row, np.random.default_rng(number)), *partial_captions(row, np.random.default_rng(number))
+    ) for word in caption.split()}  # fmt: skip
+    templates = (world.folder / "templates.txt").read_text("utf-8").splitlines()
+    assert tuple(templates) == templates_of(world.folder / "zero_shot.jsonl")
+    for template in templates:
+        for name in HELD_OUT_CLASSES:
+            assert set(template.format(name).split()) <= trained
+    assert not any(set(name.split()) <= trained for name in FAR_CLASSES)  # these are asked of nobody
 
 
 def test_classes_are_balanced() -> None:
@@ -212,6 +260,9 @@ def test_open_set_has_known_classes_with_labels_and_unknown_ones_without(world: 
     for row in rows:
         known = row.attributes["action"] in ACTIONS
         assert (row.label is not None) == known == (row.attributes["known"] == "yes")
+        near, far = row.attributes["action"] in HELD_OUT_CLASSES, row.attributes["action"] in FAR_CLASSES
+        assert row.attributes.get("novelty") == ("near" if near else "far" if far else None)
+    assert {row.attributes.get("novelty") for row in rows} == {None, "near", "far"}
 
 
 # --- files and long videos --------------------------------------------------------------------------------------------

@@ -162,3 +162,26 @@ def test_numbers_of_frames_are_tried_and_the_choice_is_told(
     evaluated(weights[0], manifest, tmp_path, frames=(2, 3, 4))  # the same measurement again
     with pytest.raises(RecipeError, match="4,0"):
         RetrievalOptions(frames=(4, 0))
+
+
+def test_agreement_in_attributes_stands_beside_its_chance_among_alike_videos(
+    weights: list[Path], manifest: Path, tmp_path: Path
+) -> None:
+    rows = read_manifest(manifest)
+    result, table = evaluated(weights[0], manifest, tmp_path / "a", agreement="shape,action", within="action")
+    shapes = [row.attributes["shape"] for row in rows.rows]
+    actions = [row.attributes["action"] for row in rows.rows]
+    chances, agrees = [], []
+    for query, own in enumerate(table["owner"]):
+        among = [video for video in range(len(rows)) if actions[video] == actions[own]]
+        chances.append(np.mean([shapes[video] == shapes[own] for video in among]))
+        best = max(among, key=lambda video: retrieval.similarity(table)[query, video])
+        agrees.append(shapes[best] == shapes[own])
+    figures = result["figures"]
+    assert figures["t2v_shape_chance"] == pytest.approx(np.mean(chances))
+    assert figures["t2v_shape"] == np.mean(agrees)
+    assert figures["t2v_action"] == figures["t2v_action_chance"] == 1
+    with pytest.raises(RecipeError, match="no attribute 'smell'"):
+        evaluated(weights[0], manifest, tmp_path / "b", agreement="smell")
+    with pytest.raises(RecipeError, match="within"):
+        RetrievalOptions(within="action")

@@ -7,17 +7,16 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from internvideo.apps.demo_budget import Budget, SetFacts
 from internvideo.apps.demo_clock import Clock
 from internvideo.apps.demo_report import DemoData, write_demo_report
 from internvideo.data.manifest import Manifest, Sample, read_manifest, write_manifest
-from internvideo.data.settings import ClipData
 from internvideo.errors import ManifestError, RecipeError, RunError
 from internvideo.extras import require
 from internvideo.pipeline import run_recipe
@@ -27,6 +26,7 @@ from internvideo.sample_world.generate import WorldSettings, generate
 from internvideo.storage import alone_in, write_text
 from internvideo.terminal import say
 
+MINUTES = 15.0
 WORLD_SEED = 2026  # the world's look was tried out on others; its held-out clips are for measuring only
 
 
@@ -46,9 +46,6 @@ class Profile:
     clips: int
     epochs: float
 
-
-MOST_LONGER = 2.0
-"""A set smaller than the sample world is gone through more often, but not more than so many times as often."""
 
 PROFILES = {"full": Profile(4200, 1.0), "short": Profile(420, 0.25)}
 
@@ -102,6 +99,7 @@ def run_demo(
     columns: Columns | None = None,
     seed: int = 0,
     device: str = "auto",
+    minutes: float = MINUTES,
 ) -> Path:
     """Run what is not done yet and write report.html and report.json.
 
@@ -112,6 +110,7 @@ def run_demo(
         columns: of a csv manifest.
         seed: of world, models and batches.
         device: auto, cpu, cuda.
+        minutes: of one's own data: how long all of it may take, which decides the number of steps.
 
     Returns:
         output/report.html.
@@ -122,12 +121,16 @@ def run_demo(
     require("report", "internvideo demo")
     if profile not in PROFILES:
         raise RecipeError("--profile", f"found '{profile}'", ", ".join(PROFILES))
+    if not 0 < minutes <= 10_000:
+        raise RecipeError("--minutes", f"{minutes:g}", "above 0, at most 10000")
     with alone_in(output):
-        return _steps(output, data, PROFILES[profile], columns or Columns(), seed, device)
+        budget = Budget(output / "plan.json", minutes * min(1.0, PROFILES[profile].epochs), device)
+        return _steps(output, data, PROFILES[profile], columns or Columns(), seed, budget)
 
 
-def _steps(output: Path, data: Path | None, chosen: Profile, columns: Columns, seed: int, device: str) -> Path:
+def _steps(output: Path, data: Path | None, chosen: Profile, columns: Columns, seed: int, budget: Budget) -> Path:
     """What is not done yet; returns the report."""
+    device = budget.device
     clock = Clock(output / "seconds.json")
     with clock.timed("data", again=(output / "world" / "train.jsonl").is_file()):
         clips = _world(output, chosen, seed) if data is None else _own(output, data, columns)
@@ -135,6 +138,8 @@ def _steps(output: Path, data: Path | None, chosen: Profile, columns: Columns, s
         say(f"[{number}/{len(STEPS)}] {step.about}", err=True)
         with clock.timed(step.name, again=(output / step.name / "model.safetensors").is_file()):
             recipe = step_recipe(step, output, clips, chosen, seed)
+            if clips.facts is not None:
+                recipe = budget.paced(step.name, recipe, clips.facts)
             run_recipe(recipe, output / step.name, device=device, title=step.about.strip())
     say("[report] measuring on the held-out clips", err=True)
     with clock.timed("report", again=(output / "report.json").is_file()):
@@ -146,36 +151,25 @@ def _steps(output: Path, data: Path | None, chosen: Profile, columns: Columns, s
 def step_recipe(step: Step, output: Path, data: DemoData, profile: Profile, seed: int) -> Recipe:
     """The recipe of a step: the shipped one with paths, seed and length filled in."""
     recipe = read_recipe(f"sample/{step.recipe}")
-    epochs = max(1.0, (recipe.schedule.epochs or 1.0) * profile.epochs * data.longer)
+    if data.facts is not None:  # somebody's videos: perhaps few, perhaps some of them broken (skipped.jsonl names them)
+        recipe = data.facts.fitted(recipe)
+    epochs = max(1.0, (recipe.schedule.epochs or 1.0) * profile.epochs)
     schedule = recipe.schedule.model_copy(update={"epochs": epochs, "warmup": min(recipe.schedule.warmup, epochs / 4)})
     loader = replace(recipe.data.loader, seed=seed)
-    augment, model = recipe.data_as(ClipData).augment, recipe.model
-    if not data.world:  # somebody's videos: perhaps few, perhaps some of them broken (they are named in skipped.jsonl)
-        size = max(2, min(loader.batch_size, data.videos // 4))
-        loader = replace(loader, batch_size=size, max_unreadable=0.1, short_side=2 * augment.size)
-        augment = augment.model_copy(update={"size": 2 * augment.size})
-        model = model.model_copy(update={"overrides": _twice_as_fine(model.overrides)})
-    parts: dict[str, Any] = {"train": data.train, "loader": loader, "augment": augment}
+    # Masked pretraining needs no labels: it sees every video there is.
+    train = data.unlabelled if step.recipe == "masked" and data.unlabelled is not None else data.train
+    parts: dict[str, Any] = {"train": train, "loader": loader}
     if step.images:
         images = recipe.data_as(MultimodalData).image_batch_size or loader.batch_size
         parts |= {"image_manifest": data.train, "image_batch_size": min(images, loader.batch_size)}
     return recipe.model_copy(
         update={
-            "model": model,
             "schedule": schedule,
             "loop": recipe.loop.model_copy(update={"seed": seed}),
             "data": recipe.data.model_copy(update=parts),
             "init": {part: output / name / "model.safetensors" for part, name in step.init.items()},
         }
     )
-
-
-def _twice_as_fine(overrides: Mapping[str, Any]) -> dict[str, Any]:
-    """Twice the pixels along each side for as many tokens: real videos show small things."""
-    finer: dict[str, Any] = {
-        name: _twice_as_fine(value) if isinstance(value, Mapping) else value for name, value in overrides.items()
-    }
-    return {**finer, **{name: 2 * finer[name] for name in ("image_size", "patch_size") if name in finer}}
 
 
 def _world(output: Path, profile: Profile, seed: int) -> DemoData:
@@ -205,6 +199,9 @@ def _own(output: Path, path: Path, columns: Columns) -> DemoData:
     for name, part in (("train", train), ("test", test)):
         made[name] = output / "data" / f"{name}.jsonl"
         write_manifest(made[name], part, whole.classes)
+    every = [row.model_copy(update={"path": str(whole.video_path(row).resolve()), "label": None}) for row in whole.rows]
+    made["unlabelled"] = output / "data" / "unlabelled.jsonl"
+    write_manifest(made["unlabelled"], every, ())
     left = len(whole.rows) - len(train) - len(test)
     for note in (*whole.notes, f"{left} rows without a label or of another split left out"):
         say(f"[data] {note}", err=True)
@@ -213,8 +210,10 @@ def _own(output: Path, path: Path, columns: Columns) -> DemoData:
         f"{len({row.label for row in test})} of them in the test videos",
         err=True,
     )
-    longer = min(MOST_LONGER, max(1.0, PROFILES["full"].clips * 0.7 / len(train)))
-    return DemoData(made["train"], made["test"], False, videos=len(train), longer=longer)
+    facts = SetFacts.of(read_manifest(made["train"]))
+    looks = f"{facts.seconds:.1f} s and {facts.side} px in the middle"
+    say(f"[data] {looks}; masked pretraining sees all {len(every)} videos, without labels", err=True)
+    return DemoData(made["train"], made["test"], False, unlabelled=made["unlabelled"], facts=facts)
 
 
 def _claim(file: Path, claim: dict[str, Any]) -> None:

@@ -12,7 +12,9 @@ import torch
 from numpy.typing import NDArray
 
 from internvideo import untrusted
+from internvideo.apps.demo_budget import SetFacts
 from internvideo.apps.demo_clock import Clock
+from internvideo.apps.demo_language import language_tasks, written_captions
 from internvideo.data.manifest import Manifest, Sample, read_manifest
 from internvideo.data.sampling import linspace_frames
 from internvideo.distributed import choose_device
@@ -38,10 +40,10 @@ from internvideo.plots.report import (
     write_report,
 )
 from internvideo.pretraining.masked import MaskedSettings, MaskedStage
+from internvideo.probing.pixel_ridge import pixel_ridge
 from internvideo.sample_world.actions import TIME_DIRECTED, reverse_class
 from internvideo.tasks import ensemble
 from internvideo.tasks.clip_evaluation import clip_source
-from internvideo.tasks.multiple_choice.evaluate import predict as predict_choices
 from internvideo.tasks.recognition import predict as recognition
 from internvideo.tasks.recognition.evaluate import RecognitionOptions, scorer
 from internvideo.tasks.recognition.evaluate import predict as predict_recognition
@@ -50,7 +52,6 @@ from internvideo.tasks.retrieval.evaluate import RetrievalOptions
 from internvideo.tasks.retrieval.evaluate import predict as predict_retrieval
 from internvideo.tasks.table import BOOTSTRAP, Predictions, Result, save_result
 from internvideo.tasks.task import ClipOptions
-from internvideo.tasks.zero_shot.evaluate import predict as predict_zero_shot
 from internvideo.training.trained import Trained
 from internvideo.video.reader import Video
 
@@ -72,15 +73,16 @@ class DemoData:
         train, test: manifests.
         world: the sample world's, whose classes have known reverses.
         zero_shot: manifest of classes that no training clip shows, None where there are none.
-        videos: in `train`. longer: factor on the epochs of every recipe.
+        unlabelled: manifest of all videos without labels, for masked pretraining; None for that of `train`.
+        facts: what videos of one's own are like.
     """
 
     train: Path
     test: Path
     world: bool
     zero_shot: Path | None = None
-    videos: int = 0
-    longer: float = 1.0
+    unlabelled: Path | None = None
+    facts: SetFacts | None = None
 
 
 def write_demo_report(output: Path, data: DemoData, device: str, clock: Clock) -> Path:
@@ -92,18 +94,20 @@ def write_demo_report(output: Path, data: DemoData, device: str, clock: Clock) -
     }
     tables = {name: predict_recognition(one, test, settings) for name, one in trained.items()}
     tables["interaction"] = _only(tables["interaction"], "fused")
+    tables["ridge"] = _ridge(data, test, tables["masked"])
     tables["ensemble"] = ensemble.join([ensemble.member(name, tables[name]) for name in ("masked", "multimodal")])
     results = {name: _save(output, name, table) for name, table in tables.items()}
     language = load_trained(output / "multimodal_pretrained" / "model.safetensors", device=device)
     found = predict_retrieval([language], test, RetrievalOptions(batch_size=64, device=device))
     shot = _save(output, "retrieval", found)
-    more = _language_tasks(output, language, test, data, settings)
+    more, measures = language_tasks(output, language, test, data.zero_shot, settings)
     rows = _ablation(results, len(test.classes))
     reverse = _reverse(trained["interaction"], test, settings) if data.world else None
     gaps = {
         "pretraining": recognition.difference(tables["masked"], tables["masked_scratch"]),
         "interaction": recognition.difference(tables["interaction"], tables["ensemble"]),
         "ensemble": recognition.difference(tables["ensemble"], _better(tables)),
+        "ridge": recognition.difference(tables["masked"], tables["ridge"]),
     }
     zero = _zero_shot(shot, len(test))
     return write_report(
@@ -115,7 +119,7 @@ def write_demo_report(output: Path, data: DemoData, device: str, clock: Clock) -
             ablation=rows,
             seconds=sum(clock.so_far().values()),
             peak_memory_mb=clock.memory(),
-            claims=_claims(rows, gaps, zero, reverse, int(shot["protocol"]["captions_of_several_videos"])),
+            claims=_claims(rows, gaps, zero, reverse, int(shot["protocol"]["captions_of_several_videos"]), len(test)),
             zero_shot=zero,
             reverse_clip=reverse,
             losses=_losses(output),
@@ -132,7 +136,10 @@ def write_demo_report(output: Path, data: DemoData, device: str, clock: Clock) -
                 NextStep("every setting of a stage", "internvideo train sample/masked --dry-run data.train=MANIFEST"),
                 NextStep("these figures again, from the saved tables", f"internvideo score {output}/tables/masked.npz"),
             ],
-            more={"differences": gaps, "seconds_by_step": clock.so_far(), **more},
+            measures=measures,
+            written=written_captions(language, test, device),
+            seconds_by_step=clock.so_far(),
+            more={"differences": gaps, **more},
         ),
     )
 
@@ -152,6 +159,21 @@ def _only(table: Predictions, column: str) -> Predictions:
         if not name.startswith("logits:") or name == f"logits:{column}"
     }
     return Predictions(table.task, arrays, table.protocol, table.coverage)
+
+
+def _ridge(data: DemoData, test: Manifest, like: Predictions) -> Predictions:
+    """The baseline on pixels as a table of the videos of another one; no score for what it cannot read."""
+    ridge = pixel_ridge(read_manifest(data.train), test)
+    scores = np.zeros((len(like["ids"]), len(test.classes)))
+    place = {str(name): index for index, name in enumerate(like["ids"])}
+    for row, found in zip(ridge.rows, ridge.scores, strict=True):
+        if test.rows[row].id in place:
+            scores[place[test.rows[row].id]] = found
+    arrays = {name: values for name, values in like.arrays.items() if not name.startswith("logits:")}
+    first = np.unique(like["sample"], return_index=True)[1]  # one view a video
+    arrays |= {"sample": like["sample"][first], "view": like["view"][first]}
+    told = {"model": f"ridge regression on pixels, regularization {ridge.regularization:g}", "weights_sha256": ""}
+    return Predictions(like.task, {**arrays, "logits:logits": scores}, {**like.protocol, **told}, like.coverage)
 
 
 def _better(tables: Mapping[str, Predictions]) -> Predictions:
@@ -193,21 +215,6 @@ def _zero_shot(result: Result, videos: int) -> ZeroShot:
     )
 
 
-def _language_tasks(
-    output: Path, language: Trained, test: Manifest, data: DemoData, settings: ClipOptions
-) -> dict[str, Any]:
-    """Zero-shot recognition and multiple choice, where the data has what they need."""
-    jobs = {"zero_shot_recognition": (predict_zero_shot, test)}
-    if all(row.choices for row in test.rows):
-        jobs["multiple_choice"] = (predict_choices, test)
-    if data.zero_shot is not None:
-        jobs["zero_shot_unseen_classes"] = (predict_zero_shot, read_manifest(data.zero_shot))
-    return {
-        name: _save(output, name, predict(language, manifest, settings))["figures"]
-        for name, (predict, manifest) in jobs.items()
-    }
-
-
 @torch.inference_mode()
 def _reverse(trained: Trained, test: Manifest, settings: RecognitionOptions) -> ReverseClip:
     """Each time-directed clip forwards and backwards: is the class it shows scored above the reverse class?"""
@@ -238,7 +245,12 @@ def _reverse(trained: Trained, test: Manifest, settings: RecognitionOptions) -> 
 
 
 def _claims(
-    rows: Sequence[AblationRow], gaps: Mapping[str, Any], zero: ZeroShot, reverse: ReverseClip | None, repeated: int
+    rows: Sequence[AblationRow],
+    gaps: Mapping[str, Any],
+    zero: ZeroShot,
+    reverse: ReverseClip | None,
+    repeated: int,
+    clips: int,
 ) -> list[Claim]:
     top1 = {row.name: row.top1 or 0.0 for row in rows}
 
@@ -247,7 +259,9 @@ def _claims(
 
     def gap(name: str) -> str:
         low, high = gaps[name]["interval"]
-        return f"{100 * gaps[name]['top1']:+.1f} points, 95 % interval {100 * low:+.1f} to {100 * high:+.1f}"
+        told = f"{100 * gaps[name]['top1']:+.1f} points, 95 % interval {100 * low:+.1f} to {100 * high:+.1f}"
+        undecided = f"; {clips} clips cannot tell less than about {50 * (high - low):.0f} points from nothing"
+        return told + (undecided if low <= 0 <= high else "")
 
     def held(name: str) -> bool | None:
         """Yes or no where the paired interval says so, None where it holds zero: not decided on so many clips."""
@@ -255,6 +269,11 @@ def _claims(
         return None if low <= 0 <= high else bool(low > 0)
 
     return [
+        Claim(
+            "The masked encoder knows more than tiny pixels",
+            f"{percent('masked')} against {percent('ridge')} ({gap('ridge')})",
+            held("ridge"),
+        ),
         Claim(
             "Pretraining helps the masked encoder",
             f"{percent('masked')} against {percent('masked_scratch')} ({gap('pretraining')})",

@@ -74,6 +74,9 @@ def demo(
     video: Annotated[str, typer.Option(help="With --data: the column that holds the path.")] = "path",
     split: Annotated[str, typer.Option(help="With --data: the column that holds train/test.")] = "split",
     seed: Annotated[int, typer.Option(help="Seed of the world, the models and the batches.")] = 0,
+    minutes: Annotated[
+        float, typer.Option(min=0.01, help="With --data: how long all of it may take; the number of steps follows.")
+    ] = 15.0,
     device: Device = "auto",
 ) -> None:
     """Run the whole pipeline on real video files and write a report.
@@ -84,9 +87,15 @@ def demo(
     from internvideo.apps.demo import Columns, run_demo
 
     if data is None:
-        unread(context, "--data", "label", "video", "split")
+        unread(context, "--data", "label", "video", "split", "minutes")
     report = run_demo(
-        output, data=data, profile=profile, columns=Columns(label, video, split), seed=seed, device=device
+        output,
+        data=data,
+        profile=profile,
+        columns=Columns(label, video, split),
+        seed=seed,
+        device=device,
+        minutes=minutes,
     )
     say(f"report: {report}")
 

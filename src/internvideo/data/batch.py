@@ -4,7 +4,7 @@ without."""
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import cast
+from typing import Generic, Protocol, TypeVar, cast
 
 import torch
 from torch import Tensor
@@ -195,3 +195,29 @@ class QueryBatch(FeatureBatch):
     def pin_memory(self) -> QueryBatch:
         """Page-locked copy (called by the data loader when it pins)."""
         return replace(cast(QueryBatch, super().pin_memory()), words=self.words.pin_memory())
+
+
+class _Counted(Protocol):
+    def __len__(self) -> int: ...
+
+    @property
+    def data_time(self) -> float: ...
+
+
+L = TypeVar("L", bound=_Counted)
+
+
+class WrappedLoader(Generic[L]):
+    """Base of loaders that give other batches: forward length and data time of the wrapped loader."""
+
+    def __init__(self, loader: L) -> None:
+        self.loader = loader
+
+    def __len__(self) -> int:
+        """Number of batches per epoch on this process."""
+        return len(self.loader)
+
+    @property
+    def data_time(self) -> float:
+        """Seconds spent waiting for batches so far."""
+        return self.loader.data_time

@@ -20,6 +20,7 @@ from torch.utils.data import Dataset
 
 from internvideo.data.batch import Batch
 from internvideo.data.csv_columns import STRIDE
+from internvideo.data.epoch_plan import AUGMENT, FRAMES, EpochPlan, Indices, random_stream
 from internvideo.data.key_frame_indices import SLACK
 from internvideo.data.manifest import Manifest, Sample
 from internvideo.data.sampling import FrameSampler, OnePerSecond
@@ -29,9 +30,7 @@ from internvideo.video.pool import borrow
 from internvideo.video.reader import Video, VideoInfo
 
 Captions = Literal["random", "first", "none"]
-Indices = NDArray[np.int64]
 NO_LABEL = -100  # the index that cross-entropy ignores
-MAX_FALLBACKS = 32  # tries for one place of a batch before the run stops
 
 
 class ViewTransform(Protocol):
@@ -106,17 +105,6 @@ class WorkerResult:
     def pin_memory(self) -> WorkerResult:
         """Page-locked copy (called by the data loader when it pins)."""
         return self if self.batch is None else replace(self, batch=self.batch.pin_memory())
-
-
-def random_stream(
-    purpose: int, seed: int, epoch: int, index: int = 0, attempt: int = 0, repeat: int = 0
-) -> np.random.RandomState:
-    """Return a generator seeded by these keys alone, so that any batch can be reproduced by itself."""
-    key = np.random.SeedSequence([purpose, seed, epoch, index, attempt, repeat])
-    return np.random.RandomState(np.random.MT19937(key))
-
-
-ORDER, FRAMES, AUGMENT = range(3)  # purposes of random streams
 
 
 class ManifestClipDecoder:
@@ -197,48 +185,6 @@ def _inside(info: VideoInfo, sample: Sample) -> Indices:
             info.path, f"no frame from {start:g} s to {end:g} s (sample '{sample.id}')", f"0 to {info.duration:.3f} s"
         )
     return inside
-
-
-@dataclass(frozen=True)
-class EpochPlan:
-    """Assign the samples of an epoch to the batches of this rank.
-
-    A global batch is `batch_size * world_size` successive samples of the epoch's order, divided into one per rank,
-    so that all ranks together process what one process with the global batch would. All ranks have equally many batches
-    of the same sizes; the remaining samples (with `drop_last`, an incomplete batch) change with the order every epoch.
-    """
-
-    samples: int
-    batch_size: int
-    seed: int
-    shuffle: bool
-    drop_last: bool
-    rank: int
-    world_size: int
-
-    @property
-    def batches(self) -> int:
-        """Number of batches per epoch, the same on every rank."""
-        full_batches, rest = divmod(self.samples, self.batch_size * self.world_size)
-        return full_batches + (not self.drop_last and rest >= self.world_size)
-
-    def order(self, epoch: int) -> Sequence[int] | Indices:
-        """Return the order of the epoch, (samples,): a permutation that depends on seed and epoch."""
-        if not self.shuffle:
-            return np.arange(self.samples, dtype=np.int64)
-        return random_stream(ORDER, self.seed, epoch).permutation(self.samples).astype(np.int64)
-
-    def positions(self, batch: int) -> range:
-        """Return the positions in the epoch's order of batch `batch` of this rank."""
-        first = batch * self.batch_size * self.world_size
-        size = min(self.batch_size, (self.samples - first) // self.world_size)
-        return range(first + self.rank * size, first + (self.rank + 1) * size)
-
-    def fallback_positions(self, position: int) -> list[int]:
-        """Return the positions to try for an unreadable clip: in epoch order, from the next batch on."""
-        first = position + self.batch_size * self.world_size
-        candidates = [(first + step) % self.samples for step in range(min(self.samples, MAX_FALLBACKS + 1))]
-        return [other for other in candidates if other != position][:MAX_FALLBACKS]
 
 
 class TrainingBatches(Dataset[WorkerResult]):

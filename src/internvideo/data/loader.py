@@ -25,7 +25,6 @@ from internvideo.data.batch import Batch
 from internvideo.data.dataset import (
     Captions,
     ClipDecoder,
-    EpochPlan,
     EvaluationViews,
     ManifestClipDecoder,
     SampleIndex,
@@ -34,6 +33,7 @@ from internvideo.data.dataset import (
     ViewTransform,
     WorkerResult,
 )
+from internvideo.data.epoch_plan import AlikeBatches, EpochPlan, Indices, alike_groups
 from internvideo.data.manifest import Manifest
 from internvideo.data.sampling import FrameSampler, Sparse
 from internvideo.data.skipped import SkippedClips
@@ -43,6 +43,7 @@ from internvideo.errors import RecipeError, RunError, shown
 _LIMITS = {
     "batch_size": (1, 2**20), "workers": (0, 1024), "repeated_augmentation": (1, 1024), "seed": (0, 2**63 - 1),
     "cache_megabytes": (0, 2**30), "prefetch": (1, 1024), "short_side": (1, 8192),
+    "alike": (0, 2**20), "alike_from": (0, 2**20),
 }  # fmt: skip
 """Minimum and maximum of settings, to reject implausible recipes."""
 
@@ -66,6 +67,10 @@ class LoaderSettings:
         single_frame: clips of one random frame (T = 1), the middle one in evaluation, instead of the sampler's.
         prefetch: number of batches that each worker prepares in advance.
         pin_memory: page-locked batches, for copying to a GPU.
+        alike: above 1, so many clips in succession share the attributes `alike_by` in a share `alike_share` of the
+            batches, from epoch `alike_from` on (0 is the first): a contrastive loss must then tell apart what differs
+            within them. Every clip still comes once an epoch.
+        alike_by: names of attributes of the rows; "group" is a row's group, for clips of one source video.
     """
 
     batch_size: int
@@ -80,6 +85,10 @@ class LoaderSettings:
     single_frame: bool = False
     prefetch: int = 2
     pin_memory: bool = False
+    alike: int = 0
+    alike_by: tuple[str, ...] = ()
+    alike_share: float = 0.5
+    alike_from: int = 0
 
     # Inside a recipe (a pydantic model) an unknown key is an error.
     __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
@@ -91,6 +100,12 @@ class LoaderSettings:
                 raise ValueError(f"{name} is {value}, {lowest} to {highest} are the limits")
         if not 0 <= self.max_unreadable <= 1:
             raise ValueError(f"max_unreadable is {self.max_unreadable}, must be a fraction from 0 to 1")
+        if not 0 < self.alike_share <= 1:
+            raise ValueError(f"alike_share is {self.alike_share}, must be above 0 and at most 1")
+        fits = self.alike < 2 or (self.alike <= self.batch_size and self.shuffle)
+        if (self.alike > 1) != bool(self.alike_by) or not fits:
+            found = f"alike is {self.alike}, alike_by is {', '.join(self.alike_by) or 'empty'}"
+            raise ValueError(f"{found}: both or none, at most batch_size {self.batch_size}, and with shuffle")
 
 
 def check_batches(batches: int, settings: LoaderSettings, count: int, what: str) -> None:
@@ -199,8 +214,9 @@ class Loader(ResumableLoader):
             manifest.require("captions")
         self.manifest = manifest
         super().__init__(
-            manifest, epoch_plan(len(manifest), settings), clip_decoder(manifest, settings), sampler, transform,
-            settings, tokenizer=tokenizer, caption=caption, skipped=skipped,
+            manifest, epoch_plan(len(manifest), settings, alike_groups(manifest, settings.alike_by)),
+            clip_decoder(manifest, settings), sampler, transform, settings,
+            tokenizer=tokenizer, caption=caption, skipped=skipped,
         )  # fmt: skip
 
 
@@ -334,11 +350,14 @@ def _identity(loaded: Any) -> Any:
     return loaded
 
 
-def epoch_plan(samples: int, settings: LoaderSettings) -> EpochPlan:
-    """Return the assignment of `samples` samples to the batches of this process."""
+def epoch_plan(samples: int, settings: LoaderSettings, groups: Indices | None = None) -> EpochPlan:
+    """Return the assignment of `samples` samples to the batches of this process; `groups` (samples,) are alike."""
     rank, world_size = distributed.rank(), distributed.world_size()
+    alike = None
+    if groups is not None:
+        alike = AlikeBatches(groups, settings.alike, settings.alike_share, settings.alike_from)
     return EpochPlan(
-        samples, settings.batch_size, settings.seed, settings.shuffle, settings.drop_last, rank, world_size
+        samples, settings.batch_size, settings.seed, settings.shuffle, settings.drop_last, rank, world_size, alike=alike
     )
 
 

@@ -11,9 +11,8 @@ import numpy as np
 import torch
 
 from internvideo import distributed
-from internvideo.data.batch import Batch
+from internvideo.data.batch import Batch, WrappedLoader
 from internvideo.data.loader import Loader, ResumableLoader
-from internvideo.data.loader_wrapper import WrappedLoader
 from internvideo.data.manifest import Manifest
 from internvideo.data.mixup import Mixup
 from internvideo.errors import ManifestError

@@ -191,15 +191,21 @@ class QA(_Part):
 
 
 class Choice(_Part):
-    """Candidate sentences of which number `answer` (from 0) is right."""
+    """Candidate sentences of which number `answer` (from 0) is right.
+
+    `kinds` may tell what is wrong with each option, a word each: evaluation then reports accuracy against each kind.
+    """
 
     options: tuple[Sentence, ...] = Field(min_length=2)
     answer: Annotated[int, _Number, Field(ge=0)]
+    kinds: tuple[str, ...] = ()
 
     @model_validator(mode="after")
     def _in_range(self) -> Self:
         if self.answer >= len(self.options):
             raise ValueError(f"an answer from 0 to {len(self.options) - 1}")
+        if self.kinds and len(self.kinds) != len(self.options):
+            raise ValueError(f"one kind for each of the {len(self.options)} options, or none")
         return self
 
 

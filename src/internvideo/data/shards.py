@@ -24,13 +24,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from internvideo import distributed, untrusted
-from internvideo.data.dataset import ORDER, Captions, EpochPlan, Indices, TextEncoder, random_stream
+from internvideo.data.dataset import Captions, TextEncoder
+from internvideo.data.epoch_plan import ORDER, EpochPlan, Indices, random_stream
 from internvideo.data.loader import LoaderSettings, ResumableLoader
 from internvideo.data.sample import Sample
 from internvideo.data.sampling import FrameSampler
 from internvideo.data.shard_files import Shard, ShardContents, read_shard, shard_addresses
 from internvideo.data.transforms import ClipTransform
-from internvideo.errors import ManifestError, VideoError, shown
+from internvideo.errors import ManifestError, RecipeError, VideoError, shown
 from internvideo.video.reader import Video
 
 GROUP = 8
@@ -231,7 +232,7 @@ class ShardLoader(ResumableLoader):
             Without `settings.single_frame` a picture is repeated for all frames that the sampler asks for.
 
     Raises:
-        RecipeError: not one batch in an epoch.
+        RecipeError: not one batch in an epoch, or `settings.alike_by`.
     """
 
     def __init__(
@@ -245,6 +246,8 @@ class ShardLoader(ResumableLoader):
         caption: Captions = "first",
         skipped: Path | None = None,
     ) -> None:
+        if settings.alike_by:
+            raise RecipeError("data.loader.alike_by", "set, but rows of shards are not known before", "a manifest")
         plan = ShardPlan(
             len(shards), settings.batch_size, settings.seed, settings.shuffle, settings.drop_last, distributed.rank(),
             distributed.world_size(), shards.rows,

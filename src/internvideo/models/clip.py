@@ -11,11 +11,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from internvideo.models.attention import KVCache
 from internvideo.models.block import Activation, Block, BlockConfig, check_activation
-from internvideo.models.embeddings import CLIP_MEAN, CLIP_STD, Normalize
+from internvideo.models.embeddings import CLIP_MEAN, CLIP_STD, Normalize, minus_mean_frame
 from internvideo.models.encoder import ClipNeeds, DualEncoder
 from internvideo.models.module import Conv3d, Embedding, LayerNorm, Module
 
@@ -76,10 +77,19 @@ class FrameStem(Module):
         width: D.
         temporal_downsample: the patch kernel spans 3 frames and halves their number.
         eps: of the norm.
+        motion_stem: a second kernel reads each frame minus the clip's mean frame, and its output is added. It starts
+            at zero, so the stem starts as without it; a clip of one frame gets nothing from it.
     """
 
     def __init__(
-        self, image_size: int, patch_size: int, width: int, *, temporal_downsample: bool = False, eps: float = EPS
+        self,
+        image_size: int,
+        patch_size: int,
+        width: int,
+        *,
+        temporal_downsample: bool = False,
+        eps: float = EPS,
+        motion_stem: bool = False,
     ) -> None:
         super().__init__()
         if image_size % patch_size:
@@ -98,6 +108,7 @@ class FrameStem(Module):
         self.class_embedding = nn.Parameter(torch.randn(width) * width**-0.5)
         self.positional_embedding = nn.Parameter(torch.randn(1 + self.grid**2, width) * width**-0.5)
         self.norm = LayerNorm(width, eps=eps)
+        self.motion = nn.Parameter(torch.zeros_like(self.conv.weight)) if motion_stem else None
 
     def patches(self, video: Tensor) -> Tensor:
         """(B, 3, T, S, S) normalized -> patches without positions (B, T', HW, D); ValueError for another side."""
@@ -105,7 +116,11 @@ class FrameStem(Module):
             raise ValueError(
                 f"expected a video (B, 3, T, {self.image_size}, {self.image_size}), got {tuple(video.shape)}"
             )
-        return self.conv(video).permute(0, 2, 3, 4, 1).flatten(2, 3)
+        patches = self.conv(video)
+        if self.motion is not None:
+            moving = minus_mean_frame(video)
+            patches = patches + F.conv3d(moving, self.motion, stride=self.conv.stride, padding=self.conv.padding)
+        return patches.permute(0, 2, 3, 4, 1).flatten(2, 3)
 
     def forward(self, video: Tensor) -> Tensor:
         """(B, 3, T, S, S) normalized -> tokens of every frame (B * T', 1 + HW, D), time inside the batch."""

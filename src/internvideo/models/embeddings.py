@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from internvideo.models.declared import MOST_POSITIONS, DeclaredError
 from internvideo.models.module import Linear, Module
@@ -20,6 +20,9 @@ IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 HALF_MEAN, HALF_STD = (0.45, 0.45, 0.45), (0.225, 0.225, 0.225)
 """What VideoMAE and ViCLIP, CLIP and the multimodal model, and UniFormerV2 were taught with."""
+
+MOTION_STEM = r"(^|\.)(stem|patch_embed)\.motion(\.|$)"
+"""Names of the parameters of a motion stem."""
 
 NATIVE_CLIP = 224, 16
 """The clip, pixels and frames, for which modeling_finetune.py builds the table that it then resizes."""
@@ -45,6 +48,14 @@ class Normalize(Module):
         return pixels.sub(255 * self.mean).div_(255 * self.std)
 
 
+def minus_mean_frame(video: Tensor) -> Tensor:
+    """Subtract the mean over time of every pixel: (B, 3, T, S, S) -> the same; zeros where T = 1.
+
+    What stands still is gone, so motion is not drowned by a place that a small encoder learns first.
+    """
+    return video - video.mean(dim=2, keepdim=True)
+
+
 class TubeletEmbedding(Module):
     """A linear map of cubes of `tubelet` frames x `patch` x `patch` pixels, equal to a Conv3d with kernel = stride.
 
@@ -56,12 +67,15 @@ class TubeletEmbedding(Module):
         patch: patch side p in pixels.
         tubelet: frames per token.
         channels: colors.
+        motion_stem: a second map, zero at the start, of the clip minus its mean frame is added. Under tube masking the
+            mean of a visible pixel is of visible pixels alone: nothing hidden is told.
     """
 
-    def __init__(self, width: int, patch: int, tubelet: int, channels: int = 3) -> None:
+    def __init__(self, width: int, patch: int, tubelet: int, channels: int = 3, *, motion_stem: bool = False) -> None:
         super().__init__()
         self.patch, self.tubelet = patch, tubelet
         self.proj = Linear(channels * tubelet * patch * patch, width)
+        self.motion = nn.Parameter(torch.zeros(width, self.proj.in_features)) if motion_stem else None
 
     def cut(self, video: Tensor, index: Tensor | None = None) -> Tensor:
         """The pixels of the tokens, ordered (color, frame, row, column) within a token.
@@ -86,7 +100,10 @@ class TubeletEmbedding(Module):
 
     def forward(self, video: Tensor, index: Tensor | None = None) -> Tensor:
         """(B, 3, T, S, S), index (B, K) or None -> (B, K or N, D)."""
-        return self.proj(self.cut(video, index))
+        tokens = self.proj(self.cut(video, index))
+        if self.motion is not None:
+            tokens = tokens + F.linear(self.cut(minus_mean_frame(video), index), self.motion)
+        return tokens
 
 
 def sin_cos_table(tokens: int, width: int) -> Tensor:

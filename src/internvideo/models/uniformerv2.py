@@ -41,6 +41,8 @@ class UniFormerV2Config:
         head_dropout, mlp_dropout: before the classifier; inside the feed-forward of the global blocks.
         drop_path, backbone_drop_path: largest stochastic depth rate of global blocks and of CLIP layers.
         mean, std: per channel, of pixels in 0..1.
+        motion_stem: a second patch kernel, zero at the start, reads each frame minus the clip's mean frame
+            (`clip.FrameStem`). Not of the paper: for small encoders that learn from scratch.
     """
 
     image_size: int
@@ -63,6 +65,7 @@ class UniFormerV2Config:
     backbone_drop_path: float = 0.0
     mean: tuple[float, float, float] = HALF_MEAN
     std: tuple[float, float, float] = HALF_STD
+    motion_stem: bool = False
 
     def __post_init__(self) -> None:
         layers = self.global_layers
@@ -195,7 +198,11 @@ class UniFormerV2(ClipClassifier):
         global_rates = torch.linspace(0, config.drop_path, len(config.global_layers), device="cpu").tolist()
         self.normalize = Normalize(config.mean, config.std)
         self.stem = FrameStem(
-            config.image_size, config.patch_size, width, temporal_downsample=config.temporal_downsample
+            config.image_size,
+            config.patch_size,
+            width,
+            temporal_downsample=config.temporal_downsample,
+            motion_stem=config.motion_stem,
         )
         self.blocks = nn.ModuleList(clip_block(width, config.heads, drop_path=rate, drop_path_dim=1) for rate in rates)
         self.local1 = self._local_blocks(rates if config.local_blocks >= 1 else [])

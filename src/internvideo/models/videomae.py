@@ -89,7 +89,8 @@ class Trunk(nn.Module):
         super().__init__()
         self.config = config
         self.checkpointing = False
-        self.patch_embed = TubeletEmbedding(config.width, config.patch_size, config.tubelet)
+        patch, tubelet = config.patch_size, config.tubelet
+        self.patch_embed = TubeletEmbedding(config.width, patch, tubelet, motion_stem=config.motion_stem)
         if config.learnable_positions:
             self.pos_embed = nn.Parameter(torch.empty(1, config.tokens, config.width))
         else:
@@ -201,8 +202,8 @@ class VideoMAEPretrain(MaskedEncoder, Module):
 
     def __init__(self, config: VideoMAEConfig) -> None:
         super().__init__()
-        if config.position_table == "resized":
-            raise ValueError("the pretraining model has the native position table")
+        if config.position_table == "resized" or config.head_places:
+            raise ValueError("the pretraining model has the native position table and no head")
         self.config = config
         self.normalize = Normalize(config.mean, config.std)
         self.encoder = VideoMAEEncoder(config)
@@ -310,7 +311,7 @@ class VideoMAEClassifier(Trunk, MaskedEncoder, ClipClassifier):
         self.norm = LayerNorm(config.width, eps=config.eps) if final and not mean else None
         self.fc_norm = LayerNorm(config.width, eps=config.head_eps) if final and mean else None
         self.head_dropout = Dropout(config.head_dropout)
-        self.head = Linear(config.width, config.classes) if config.classes else Identity()
+        self.head = Linear(config.head_width, config.classes) if config.classes else Identity()
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -328,7 +329,9 @@ class VideoMAEClassifier(Trunk, MaskedEncoder, ClipClassifier):
                 self.head.weight.mul_(self.config.init_scale)
 
     def pool(self, tokens: Tensor) -> Tensor:
-        """Tokens after the last block (B, N, D) -> clip feature (B, D), as the head takes it."""
+        """Tokens after the last block (B, N, D) -> clip feature (B, D or HW D), as the head takes it."""
+        if self.config.head_places and self.fc_norm is not None:
+            return self.fc_norm(torch.stack(tokens.chunk(self.config.grid[0], dim=1)).mean(0)).flatten(1)
         mean = self.config.pooling == "mean"
         pooled, norm = tokens.mean(1) if mean else tokens[:, 0], self.fc_norm if mean else self.norm
         return pooled if norm is None else norm(pooled)
@@ -340,7 +343,13 @@ class VideoMAEClassifier(Trunk, MaskedEncoder, ClipClassifier):
     def features(self, video: Tensor) -> Tensor:
         """(B, 3, T, S, S) normalized -> (B, D)."""
         tokens, last = self.embed(video), self.blocks[-1]
-        if self.fc_norm is None or self.training or torch.is_grad_enabled() or not isinstance(last, Block):
+        if (
+            self.fc_norm is None
+            or self.config.head_places
+            or self.training
+            or torch.is_grad_enabled()
+            or not isinstance(last, Block)
+        ):
             return self.pool(run_blocks(self.blocks, tokens, self.checkpointing))
         return self.fc_norm(last.mean(run_blocks(self.blocks[:-1], tokens, False)))
 

@@ -42,6 +42,10 @@ class VideoMAEConfig:
         activation: of the feed-forwards.
         eps: of the norms of layers and encoder; head_eps: of the norm of the mean and of the decoder's last one.
         mean, std: per channel, of pixels in 0..1.
+        head_places: the head reads the tokens averaged over time alone, normalized and side by side: it knows where
+            something was, which the mean over all tokens does not. For answers that are places, and small sets.
+        motion_stem: a second tubelet map, zero at the start, reads the clip minus its mean frame
+            (`embeddings.TubeletEmbedding`). Not of the paper: for small encoders that learn from scratch.
     """
 
     image_size: int = 224
@@ -71,6 +75,8 @@ class VideoMAEConfig:
     head_eps: float = EPS
     mean: tuple[float, float, float] = IMAGENET_MEAN
     std: tuple[float, float, float] = IMAGENET_STD
+    motion_stem: bool = False
+    head_places: bool = False
 
     def __post_init__(self) -> None:
         if self.image_size % self.patch_size or self.frames % self.tubelet:
@@ -80,6 +86,8 @@ class VideoMAEConfig:
             )
         if self.pooling not in ("mean", "first") or self.position_table not in ("resized", "native"):
             raise ValueError(f"pooling {self.pooling!r}, position_table {self.position_table!r}")
+        if self.head_places and not (self.pooling == "mean" and self.final_norm):
+            raise ValueError("head_places: with pooling 'mean' and the final norm")
         if len(self.native_clip) != 2 or not all(isinstance(size, int) and size > 0 for size in self.native_clip):
             raise ValueError(f"native_clip {self.native_clip}: pixels and frames")
         check_activation(self.activation)
@@ -97,6 +105,11 @@ class VideoMAEConfig:
         return t * h * w
 
     @property
+    def head_width(self) -> int:
+        """Numbers that the head reads."""
+        return self.width * (self.grid[1] * self.grid[2] if self.head_places else 1)
+
+    @property
     def pixels(self) -> int:
         """P, values of one token: 3 colors of a tubelet of patches."""
         return 3 * self.tubelet * self.patch_size**2
@@ -110,6 +123,11 @@ class MaskedEncoder(VideoEncoder):
     """What the models of the family have in common for those who ask a `VideoEncoder`."""
 
     config: VideoMAEConfig
+
+    @property
+    def embed_dim(self) -> int:
+        """E: what the head reads."""
+        return self.config.head_width
 
     @property
     def clip_needs(self) -> tuple[ClipNeeds, ...]:

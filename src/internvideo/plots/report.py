@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 ABLATION = {
     "chance": "chance",
+    "ridge": "ridge regression on 16 x 16 gray pixels",
     "single_frame": "single frame",
     "masked_scratch": "masked encoder, no pretraining",
     "masked": "masked encoder, pretrained",
@@ -73,6 +74,25 @@ class ReverseClip:
 
     accuracy: float
     interval: Bounds | None = None
+
+
+@dataclass(frozen=True)
+class Measure:
+    """One figure in 0..1 of the video-language model, its 95 % interval, and what guessing gives."""
+
+    about: str
+    value: float
+    interval: Bounds
+    chance: float
+
+
+@dataclass(frozen=True)
+class Written:
+    """A written caption: frames (T, H, W, 3) uint8, its words and whether each is right, a sentence of the clip."""
+
+    frames: Frames
+    words: Sequence[tuple[str, bool]]
+    reference: str
 
 
 @dataclass(frozen=True)
@@ -150,6 +170,7 @@ class ReportData:
         protocol: how the figures were measured, plain JSON values.
         coverage: {"asked", "read", "unreadable"} of the held-out clips.
         next_steps: what to try next.
+        measures, written: of the video-language model. seconds_by_step: what took how long.
         more: further plain JSON values, for report.json only.
     """
 
@@ -169,6 +190,9 @@ class ReportData:
     protocol: Mapping[str, Any] = field(default_factory=dict)
     coverage: Mapping[str, Any] | None = None
     next_steps: Sequence[NextStep] = ()
+    measures: Sequence[Measure] = ()
+    written: Sequence[Written] = ()
+    seconds_by_step: Mapping[str, float] = field(default_factory=dict)
     more: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -213,6 +237,15 @@ def report_json(data: ReportData) -> dict[str, Any]:
         "protocol": dict(data.protocol),
         "coverage": None if data.coverage is None else dict(data.coverage),
         "next_steps": [{"text": step.text, "command": step.command} for step in data.next_steps],
+        "captions": [
+            {
+                "written": " ".join(word for word, _ in one.words),
+                "right": [right for _, right in one.words],
+                "reference": one.reference,
+            }
+            for one in data.written
+        ],
+        "seconds_by_step": dict(data.seconds_by_step),
         **data.more,
     }
 
@@ -276,6 +309,7 @@ def render(data: ReportData) -> str:
             (part.caption, figures.reconstruction_strip(part.masked, part.reconstruction, part.original))
             for part in data.reconstructions
         ],
+        written=[(one, figures.filmstrip(one.frames, max_frames=6)) for one in data.written],
         retrievals=[
             (row.query, [(found, figures.filmstrip(found.frames, max_frames=4)) for found in row.found])
             for row in data.retrievals

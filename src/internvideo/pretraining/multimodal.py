@@ -9,8 +9,10 @@ Source: paper 3.1.2 and 4.2.1; Multi-Modalities-Pretraining, multi-modalities-do
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 import torch
 from pydantic import Field
@@ -34,6 +36,7 @@ from internvideo.training.clip_job import clip_job, clip_loader
 from internvideo.training.loop import BatchSource
 from internvideo.training.model_setup import setting
 from internvideo.training.recipe import Job, Recipe, StageSpec
+from internvideo.training.vocabulary_subset import rows_of, token_ids, train_subset, unmask
 
 
 class MultimodalSettings(PartSettings):
@@ -41,11 +44,15 @@ class MultimodalSettings(PartSettings):
 
     `max_captioned_clips` limits captioning to the first clips of every batch of a process: its logits are as large as
     the vocabulary. The mean is over the tokens of all processes.
+
+    `vocabulary: occurring` embeds, predicts and trains only the token ids of the training captions; the others stay as
+    they are and are never generated. It saves most of a small model's step; the released code trains all.
     """
 
     contrastive_weight: float = Field(1.0, ge=0.0)
     caption_weight: float = Field(1.0, ge=0.0)
     max_captioned_clips: int | None = Field(None, ge=1)
+    vocabulary: Literal["all", "occurring"] = "all"
 
 
 class MultimodalStage(nn.Module):
@@ -73,6 +80,7 @@ class MultimodalStage(nn.Module):
         self.gather, self.divisor = gather, divisor
         if settings.caption_weight == 0 and model.caption_decoder is not None:  # it would have no gradient
             model.caption_decoder.requires_grad_(False)
+        unmask(model)
         if model.text.mask_embedding is not None:  # only masked language modelling reads it
             model.text.mask_embedding.requires_grad_(False)
 
@@ -87,8 +95,9 @@ class MultimodalStage(nn.Module):
             encoded = self.model(seen, tokens, max_captioned_clips=count, frame_mask=frame_mask)
             if encoded.caption_logits is None:
                 return encoded.video, encoded.text
-            loss = caption_loss(encoded.caption_logits, tokens[:count])
-            words = (~after_end(tokens[:count])[:, 1:]).sum()
+            padding = after_end(tokens[:count])
+            loss = caption_loss(encoded.caption_logits, rows_of(self.model, tokens[:count]), padding)
+            words = (~padding[:, 1:]).sum()
             return encoded.video, encoded.text, loss, words
 
         parts = in_parts(encode, batch, self.settings.encode_chunk_size)
@@ -125,6 +134,8 @@ def build(recipe: Recipe, skipped: Path | None) -> Job:
 
     def loader(manifest: Manifest, model: VideoLanguage) -> BatchSource:
         tokenizer = Tokenizer(context_length=model.config.text.context)
+        if settings.vocabulary == "occurring":
+            train_subset(model, token_ids(_captions(recipe, manifest, data), tokenizer.context_length))
         return _with_images(clip_loader(recipe, manifest, skipped, tokenizer), data, skipped, tokenizer)
 
     job = clip_job(
@@ -133,6 +144,17 @@ def build(recipe: Recipe, skipped: Path | None) -> Job:
     if isinstance(job.loader, AlternatingLoader):
         return replace(job, facts={"image_rows": job.loader.images.sample_index.fingerprint})
     return job
+
+
+def _captions(recipe: Recipe, manifest: Manifest, data: MultimodalData) -> Iterator[str]:
+    """All captions that a run may read. Raises RecipeError where they are not known before, or averages are kept."""
+    if data.image_shards is not None:
+        raise RecipeError("settings.vocabulary", "occurring, with captions in data.image_shards", "all")
+    if recipe.loop.ema_decay is not None:
+        raise RecipeError("settings.vocabulary", "occurring, with loop.ema_decay", "all, or no averages")
+    for rows in (manifest, None if data.image_manifest is None else read_manifest(data.image_manifest)):
+        for row in () if rows is None else rows.rows:
+            yield from row.captions
 
 
 def _with_images(videos: Loader, data: MultimodalData, skipped: Path | None, tokenizer: Tokenizer) -> BatchSource:

@@ -199,6 +199,21 @@ def _open_rising(track: Track, u: Array, rng: Rng, cell: Cell) -> None:
     _upwards(track, u, rng, cell)
 
 
+def _colour_sideways(track: Track, u: Array, rng: Rng, cell: Cell) -> None:
+    _colour(track, u, rng, cell)
+    _sideways(track, u, rng, cell)
+
+
+def _swing(track: Track, u: Array, rng: Rng, cell: Cell) -> None:
+    waves, size, phase = rng.uniform(1.6, 2.2), rng.uniform(0.9, 1.2), rng.uniform(0, 2 * np.pi)
+    track.angle[:] += size * np.sin(2 * np.pi * waves * (u - 0.5) + phase)
+
+
+def _pulse(track: Track, u: Array, rng: Rng, cell: Cell) -> None:
+    waves, phase = rng.uniform(1.6, 2.2), rng.uniform(0, 2 * np.pi)
+    track.scale[:] = 1.0 + rng.uniform(0.35, 0.45) * np.sin(2 * np.pi * waves * (u - 0.5) + phase)
+
+
 def _stretch(track: Track, u: Array, rng: Rng, cell: Cell) -> None:
     track.angle[:] = rng.uniform(-0.2, 0.2)
     track.squash[:] = rng.uniform(2.6, 3.4) ** (u - 0.5)
@@ -243,17 +258,27 @@ _TRAINED: tuple[Action, ...] = (
 )
 _NEVER_TRAINED: tuple[Action, ...] = (
     *_pair("moving up and to the right", "moving down and to the left", _up_right),
-    *_pair("growing while turning clockwise", "shrinking while turning anticlockwise", _grow_turning, "size"),
-    *_pair("opening while moving up", "closing while moving down", _open_rising),
+    *_pair("growing and turning clockwise", "shrinking and turning anticlockwise", _grow_turning, "size"),
+    *_pair("opening and moving up", "closing and moving down", _open_rising),
+    *_pair("gaining colour and moving left to right", "losing colour and moving right to left", _colour_sideways),
+)
+_FAR: tuple[Action, ...] = (
     *_pair("stretching", "flattening", _stretch, "size"),
+    Action("swinging", _swing, channel="angle"),
+    Action("pulsing", _pulse, channel="size"),
 )
 
-CATALOGUE: Mapping[str, Action] = MappingProxyType({action.name: action for action in (*_TRAINED, *_NEVER_TRAINED)})
+CATALOGUE: Mapping[str, Action] = MappingProxyType(
+    {action.name: action for action in (*_TRAINED, *_NEVER_TRAINED, *_FAR)}
+)
 """Every action by name, trained ones first."""
 ACTIONS: tuple[str, ...] = tuple(action.name for action in _TRAINED)
 """The trained classes in the order of their indices."""
 HELD_OUT_CLASSES: tuple[str, ...] = tuple(action.name for action in _NEVER_TRAINED)
-"""Classes that no training clip shows: zero-shot and open-set tests."""
+"""Classes that no training clip shows: two trained actions at once, in words of trained captions. For zero-shot tests,
+and as near unknowns of the open set."""
+FAR_CLASSES: tuple[str, ...] = tuple(action.name for action in _FAR)
+"""Families of motion that no training clip shows, alone or joined: far unknowns of the open set."""
 REVERSE_OF: Mapping[str, str] = MappingProxyType(
     {action.name: action.reverse for action in CATALOGUE.values() if action.reverse is not None}
 )

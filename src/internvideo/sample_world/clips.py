@@ -18,14 +18,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from internvideo.errors import RecipeError
-from internvideo.sample_world.actions import ACTIONS, CATALOGUE, HELD_OUT_CLASSES, Cell, Part
+from internvideo.sample_world.actions import ACTIONS, CATALOGUE, FAR_CLASSES, HELD_OUT_CLASSES, Cell, Part
 from internvideo.sample_world.backgrounds import PLACES
 from internvideo.sample_world.language import Facts
 from internvideo.sample_world.scene import COLORS, SHAPES, TEXTURES, Actor, Look, Scene, actor_boxes, render
 from internvideo.video.writer import write_video
 
 RADII: Mapping[str, float] = MappingProxyType({"small": 0.15, "large": 0.195})
-_SPLITS = ("train", "validation", "test", "zero_shot", "long")
+_SPLITS = ("train", "validation", "test", "zero_shot", "long", "far")
+_KEPT_OUT: Mapping[str, tuple[str, ...]] = MappingProxyType({"zero_shot": HELD_OUT_CLASSES, "far": FAR_CLASSES})
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,8 @@ class WorldSettings:
         seed: everything random follows from it.
         size: side of the square frames in pixels, even. frames: frames of a short clip. fps: frames a second.
         difficulty: 0 (bare) to 1: camera shake, light, noise, distractors, occluders and texture of the backgrounds.
-        zero_shot_clips: clips of the kept-out classes; None for a tenth of `clips`, at least one a class.
+        zero_shot_clips: clips of the kept-out classes; None for a tenth of `clips`, at least one a class. Half as many
+            show families of motion of their own, for the open set.
         long_videos: number of untrimmed videos.
         actions: the trained classes, some or all of ACTIONS, in the order of their indices.
 
@@ -78,7 +80,7 @@ class WorldSettings:
         kept_out = self.zero_shot_clips
         if kept_out is None:
             kept_out = max(len(HELD_OUT_CLASSES), self.clips // 10)
-        numbers = (self.clips - test - validation, validation, test, kept_out, self.long_videos)
+        numbers = (self.clips - test - validation, validation, test, kept_out, self.long_videos, (kept_out + 1) // 2)
         return dict(zip(_SPLITS, numbers, strict=True))
 
 
@@ -108,6 +110,11 @@ def _combination(unseen: bool, rng: np.random.Generator) -> tuple[str, str, str]
             return combination
 
 
+def classes_of(settings: WorldSettings, split: str) -> tuple[str, ...]:
+    """The classes of a split of short clips, in the order of their indices."""
+    return _KEPT_OUT.get(split, settings.actions)
+
+
 def plan(settings: WorldSettings, split: str, number: int) -> Clip:
     """Plan video `number` of a split of `settings.counts`."""
     return _plan_long(settings, number) if split == "long" else _plan_short(settings, split, number)
@@ -119,7 +126,7 @@ def _plan_short(settings: WorldSettings, split: str, number: int) -> Clip:
     Clips of train and validation show combinations of shape, colour and place that are not held out, the others only
     held-out ones.
     """
-    classes, frames = HELD_OUT_CLASSES if split == "zero_shot" else settings.actions, settings.frames
+    classes, frames = classes_of(settings, split), settings.frames
     action = classes[number % len(classes)]
     key = (settings.seed, _SPLITS.index(split), number)
     rng = np.random.default_rng(key)

@@ -5,14 +5,16 @@
 - `train.jsonl`, `validation.jsonl`: combinations of shape, colour and place that are not held out;
 - `test.jsonl`: unseen seeds and unseen combinations;
 - `zero_shot.jsonl`: classes that no training clip shows (their names in `zero_shot.classes.txt`), unseen combinations;
-- `open_set.jsonl`: the clips of the two above; those of unknown classes have no label (attribute `known`: yes or no);
+- `open_set.jsonl`: test clips and unknown ones, which have no label (attribute `known`: yes or no); attribute `novelty`
+  tells near ones (the zero-shot classes: two known actions at once) from far ones (families of motion of their own);
 - `long.jsonl`: untrimmed videos with segments, and boxes of all actors once a second (`split`: train or test);
 - `queries.jsonl`: questions when something happens in these, with one right answer each (sample_world/queries.py).
 
-Rows have captions, questions and answers and a five-way choice; attributes hold action, shape, colour, texture, size,
-place and speed. Floats are rounded as the CPU's instruction set does it: one seed gives the same files on CPUs of one
-kind; on others a few of them differ by a rounding. A script that calls `generate` needs `if __name__ == "__main__":`,
-as every one that starts processes.
+`templates.txt` are the sentences that class names are asked with. Rows have captions, questions and answers and a
+five-way choice, those of training also captions of the action or the object alone; attributes hold action, shape,
+colour, texture, size, place and speed. Floats are rounded as the CPU's instruction set does it: one seed gives the same
+files on CPUs of one kind; on others a few of them differ by a rounding. A script that calls `generate` needs
+`if __name__ == "__main__":`, as every one that starts processes.
 """
 
 from __future__ import annotations
@@ -38,13 +40,21 @@ from internvideo.sample_world.clips import (
     Clip,
     SeenActor,
     WorldSettings,
+    classes_of,
     clip_path,
     held_out,
     plan,
     start_worker,
     write_clips,
 )
-from internvideo.sample_world.language import captions, choices, long_captions, questions
+from internvideo.sample_world.language import (
+    TEMPLATES,
+    captions,
+    choices,
+    long_captions,
+    partial_captions,
+    questions,
+)
 from internvideo.sample_world.queries import described_moments
 from internvideo.sample_world.scene import render
 from internvideo.storage import alone_in, write_text
@@ -55,7 +65,7 @@ __all__ = [
 ]  # fmt: skip
 
 CARD, FORMAT = "world.json", "internvideo sample world"
-VERSION = 3  # of what is drawn: another number is another world
+VERSION = 4  # of what is drawn: another number is another world
 _CHUNK = 8
 Job = tuple[str, int]
 
@@ -101,8 +111,9 @@ def generate(
             rows[split].append(
                 _long_row(settings, clip, boxes) if split == "long" else _short_row(settings, split, clip)
             )
-        rows["open_set"] = [_open(row, known=True) for row in rows["test"]]
-        rows["open_set"] += [_open(row, known=False) for row in rows["zero_shot"]]
+        rows["open_set"] = [_open(row, "known") for row in rows["test"]]
+        rows["open_set"] += [_open(row, "near") for row in rows["zero_shot"]]
+        rows["open_set"] += [_open(row, "far") for row in rows.pop("far")]
         if "long" in rows:
             rows["queries"] = [
                 query
@@ -111,6 +122,7 @@ def generate(
             ]
         manifests = {split: root / f"{split}.jsonl" for split in rows}
         classes = {"zero_shot": HELD_OUT_CLASSES, "queries": ("answer",)}
+        write_text(root / "templates.txt", "".join(f"{line}\n" for line in TEMPLATES))
         for split, path in manifests.items():
             write_manifest(path, rows[split], classes.get(split, settings.actions))
         return manifests
@@ -183,24 +195,27 @@ def _write_all(
 def _short_row(settings: WorldSettings, split: str, clip: Clip) -> Sample:
     facts = clip.facts
     rng = np.random.default_rng((*clip.scene.seed, 2000))
-    sentences = captions(facts, rng)
-    options, answer = choices(facts, rng)
-    classes = HELD_OUT_CLASSES if split == "zero_shot" else settings.actions
+    sentences, trained = captions(facts, rng), split == "train"
+    options, answer, kinds = choices(facts, rng, held_out, test=not trained)
+    classes = classes_of(settings, split)
+    if trained:
+        sentences += partial_captions(facts, rng)
     return Sample(
         id=clip.name,
         path=clip_path(clip),
         label=classes.index(facts.action),
         captions=sentences,
         qa=tuple(QA(question=question, answer=reply, type=kind) for question, reply, kind in questions(facts)),
-        choices=Choice(options=options, answer=answer),
+        choices=Choice(options=options, answer=answer, kinds=kinds),
         group=f"{facts.colour} {facts.shape}, {facts.place}",
-        split="test" if split == "zero_shot" else split,
+        split=split if split in ("train", "validation") else "test",
         attributes=asdict(facts),
     )
 
 
-def _open(row: Sample, *, known: bool) -> Sample:
-    attributes = {**row.attributes, "known": "yes" if known else "no"}
+def _open(row: Sample, novelty: str) -> Sample:
+    known = novelty == "known"
+    attributes = {**row.attributes, "known": "yes" if known else "no", **({} if known else {"novelty": novelty})}
     return row.model_copy(update={"label": row.label if known else None, "attributes": attributes})
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from types import MappingProxyType
 
@@ -56,19 +56,29 @@ VERBS: Mapping[str, tuple[str, ...]] = MappingProxyType(
         "moving down and to the left": (
             "moves down and to the left", "sinks to the left", "floats downwards and to the left",
         ),
-        "growing while turning clockwise": (
-            "grows while turning clockwise", "becomes larger and rotates clockwise", "comes closer and turns clockwise",
+        "growing and turning clockwise": (
+            "grows and turns clockwise", "becomes larger and rotates clockwise", "comes closer and turns clockwise",
         ),
-        "shrinking while turning anticlockwise": (
-            "shrinks while turning anticlockwise", "becomes smaller and rotates anticlockwise",
+        "shrinking and turning anticlockwise": (
+            "shrinks and turns anticlockwise", "becomes smaller and rotates anticlockwise",
             "goes away from us and turns anticlockwise",
         ),
-        "opening while moving up": ("opens while moving up", "rises and opens its mouth", "opens and floats upwards"),
-        "closing while moving down": (
-            "closes while moving down", "sinks and shuts its mouth", "closes and floats downwards",
+        "opening and moving up": ("opens and moves up", "rises and opens its mouth", "opens and floats upwards"),
+        "closing and moving down": (
+            "closes and moves down", "sinks and shuts its mouth", "closes and floats downwards",
+        ),
+        "gaining colour and moving left to right": (
+            "gains colour and moves from left to right", "becomes colourful and slides to the right",
+            "turns from grey to its colour and travels from the left to the right",
+        ),
+        "losing colour and moving right to left": (
+            "loses colour and moves from right to left", "becomes grey and slides to the left",
+            "turns from its colour to grey and travels from the right to the left",
         ),
         "stretching": ("stretches", "becomes tall and thin", "is pulled upwards"),
         "flattening": ("flattens", "becomes flat and wide", "is pressed down"),
+        "swinging": ("swings", "swings to and fro", "turns to and fro"),
+        "pulsing": ("pulses", "grows and shrinks in turn", "beats like a heart"),
     }
 )  # fmt: skip
 """Three ways to say each action in the third person; the first one is the name's own."""
@@ -129,6 +139,23 @@ def captions(facts: Facts, rng: np.random.Generator) -> tuple[str, ...]:
     )
 
 
+TEMPLATES = ("{}", "something {}", "a video of something {}", "we see something {}", "an object is {}")
+"""How a class name is asked for; every word of them is in the training captions."""
+
+
+def partial_captions(facts: Facts, rng: np.random.Generator) -> tuple[str, str, str]:
+    """Two sentences of the action alone and one of the object alone, for training beside the full ones.
+
+    A sentence that names everything can be matched by place and colour; one of the action alone cannot.
+    """
+    verb = VERBS[facts.action][int(rng.integers(len(VERBS[facts.action])))]
+    named = TEMPLATES[int(rng.integers(len(TEMPLATES)))].format(facts.action)
+    speed = f" {facts.speed}" if facts.action != "standing still" else ""
+    looks = (f"{facts.colour} {facts.shape}", f"{facts.texture} {facts.colour} {facts.shape}")
+    thing = _article(looks[int(rng.integers(2))])
+    return named, f"something {verb}{speed}", f"a video of {thing}" if rng.random() < 0.5 else f"we see {thing}"
+
+
 def questions(facts: Facts) -> tuple[tuple[str, str, str], ...]:
     """(question, answer, type): what is asked for is the action, colour, shape, place, texture or size."""
     return (
@@ -146,29 +173,52 @@ def _other(words: tuple[str, ...], than: tuple[str, ...], rng: np.random.Generat
     return left[int(rng.integers(len(left)))]
 
 
-def choices(facts: Facts, rng: np.random.Generator) -> tuple[tuple[str, ...], int]:
-    """Five sentences of the form of the first caption, and the number of the true one.
+OPTION_KINDS = ("right", "reversed action", "other action", "other shape", "other colour and place")
+"""What is wrong with an option of a choice."""
+
+
+def choices(
+    facts: Facts, rng: np.random.Generator, held_out: Callable[[str, str, str], bool], *, test: bool
+) -> tuple[tuple[str, ...], int, tuple[str, ...]]:
+    """Five sentences of the form of the first caption, the number of the true one, and the kind of each.
 
     The false ones: the reversed action (another one where the action has none), another action, another shape, another
-    colour and place.
+    colour and place. In tests the false combinations of shape, colour and place are as often of the held-out ones as
+    not, so that whether a combination was trained tells nothing; in training all are trained ones.
+
+    Args:
+        facts: of the clip. rng: of the draws. held_out: whether (shape, colour, place) is kept from training.
+        test: the clip is not of the training.
     """
     known = HELD_OUT_CLASSES if facts.action in HELD_OUT_CLASSES else ACTIONS
     reverse = REVERSE_OF.get(facts.action) or _other(known, (facts.action,), rng)
     other = _other(known, (facts.action, reverse), rng)
-    shape = _other(SHAPES, (facts.shape,), rng)
-    wrong = [
-        replace(facts, action=reverse),
-        replace(facts, action=other),
-        replace(facts, shape=shape),
-        replace(
-            facts,
-            colour=_other(tuple(COLORS), (facts.colour,), rng),
-            place=_other(PLACES, (facts.place,), rng),
-        ),
-    ]
+    looks = [(shape, facts.colour, facts.place) for shape in SHAPES if shape != facts.shape]
+    scenes = [(facts.shape, c, p) for c in COLORS for p in PLACES if c != facts.colour and p != facts.place]
+    wrong = [replace(facts, action=reverse), replace(facts, action=other)]
+    # A held-out clip has another held-out shape in 6 of 8 cases, so it is asked for with probability 2/3.
+    for options, share in ((looks, 2 / 3), (scenes, 1 / 2)):
+        shape, colour, place = _balanced(options, share if test else 0.0, rng, held_out)
+        wrong.append(replace(facts, shape=shape, colour=colour, place=place))
     order = rng.permutation(5)
-    options = [_plain(one) for one in (facts, *wrong)]
-    return tuple(options[int(k)] for k in order), int(np.flatnonzero(order == 0)[0])
+    sentences = [_plain(one) for one in (facts, *wrong)]
+    return (
+        tuple(sentences[int(k)] for k in order),
+        int(np.flatnonzero(order == 0)[0]),
+        tuple(OPTION_KINDS[int(k)] for k in order),
+    )
+
+
+def _balanced(
+    options: Sequence[tuple[str, str, str]],
+    share: float,
+    rng: np.random.Generator,
+    held_out: Callable[[str, str, str], bool],
+) -> tuple[str, str, str]:
+    """One of the options, with probability `share` one that is held out, where there is one."""
+    unseen = bool(rng.random() < share)
+    fitting = [one for one in options if held_out(*one) == unseen] or list(options)
+    return fitting[int(rng.integers(len(fitting)))]
 
 
 def long_captions(scene: Scene) -> tuple[str, ...]:

@@ -21,7 +21,7 @@ from internvideo.weights.key_tables import CLIP
 from internvideo.weights.state import load_state
 from internvideo.weights.transformers_names import published_clip
 
-_ADDED = r"query|balance|global_blocks\..*|local[12]\..*"
+_ADDED = r"query|balance|global_blocks\..*|local[12]\..*|stem\.motion"
 """What UniFormerV2 adds to CLIP's image transformer."""
 
 

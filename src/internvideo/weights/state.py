@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from internvideo.errors import WeightsError
+from internvideo.models.embeddings import MOTION_STEM
 from internvideo.models.positions import fit_positions
 from internvideo.models.videomae import VideoMAEClassifier, VideoMAEPretrain
 from internvideo.storage import read_safetensors as read_safetensors
@@ -127,6 +128,8 @@ def load_part(
         WeightsError: as `load_state`; the model is then unchanged.
     """
     spare = [name for name in model.state_dict() if fresh is not None and re.match(fresh, name)]
+    # A motion stem starts at zero, so that weights made without one give what they gave.
+    spare += [name for name in model.state_dict() if name not in state and re.search(MOTION_STEM, name)]
     used, resized = fit_positions(model, {name: value for name, value in state.items() if name not in spare})
     _load(model, used, unused=(), optional=spare, where=where, source="weights of an earlier stage")
     return resized
@@ -225,9 +228,7 @@ def _load(
     if broken:
         faults.append(f"{len(broken)} not finite ({_names(broken)})")
     if not faults:
-        with torch.no_grad():
-            for name in common:
-                own[name].copy_(ours[name])
+        model.load_state_dict({name: ours[name] for name in common}, strict=False)  # what is optional may be missing
         return
     if len(faults) == 1 and broken:
         cause = "the file is damaged or training diverged"

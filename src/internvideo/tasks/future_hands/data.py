@@ -17,10 +17,9 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from internvideo import untrusted
-from internvideo.data.batch import HandBatch
-from internvideo.data.dataset import random_stream
+from internvideo.data.batch import HandBatch, WrappedLoader
+from internvideo.data.epoch_plan import random_stream
 from internvideo.data.loader import Loader
-from internvideo.data.loader_wrapper import WrappedLoader
 from internvideo.data.manifest import Manifest
 from internvideo.data.sample import Sample, frame_size
 from internvideo.data.settings import Settings

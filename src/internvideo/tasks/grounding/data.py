@@ -15,9 +15,8 @@ from pathlib import Path
 import numpy as np
 from pydantic import Field
 
-from internvideo.data.batch import QueryBatch
+from internvideo.data.batch import QueryBatch, WrappedLoader
 from internvideo.data.loader import LoaderSettings
-from internvideo.data.loader_wrapper import WrappedLoader
 from internvideo.data.manifest import read_manifest
 from internvideo.data.sample import Sample
 from internvideo.data.settings import Settings

@@ -11,9 +11,8 @@ from dataclasses import replace
 
 import torch
 
-from internvideo.data.batch import Batch
+from internvideo.data.batch import Batch, WrappedLoader
 from internvideo.data.loader import Loader
-from internvideo.data.loader_wrapper import WrappedLoader
 from internvideo.data.sample import Sample
 from internvideo.errors import ManifestError
 from internvideo.tasks.question_answering.data import question_tokens

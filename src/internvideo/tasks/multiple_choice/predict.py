@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from internvideo.data.manifest import Manifest
+from internvideo.data.manifest import Choice, Manifest
 from internvideo.metrics import bootstrap
 from internvideo.metrics.classification import choice_scores, l2_normalize, merge_rows, top_k_hits
 from internvideo.models.heads import PairScoringMultipleChoice
@@ -66,6 +66,7 @@ def predict(
         "ids": np.asarray([row.id for row in rows]),
         "answers": np.asarray([choice.answer for choice in choices], dtype=np.int64),
         "options": np.asarray([len(choice.options) for choice in choices], dtype=np.int64),
+        **_kinds(choices),
         "text": text,
         "video": merge_rows(l2_normalize(views.values["video"]), views.sample, len(rows)).astype(np.float32),
         "scale": np.asarray(scale),
@@ -114,10 +115,19 @@ def predict_ranked(
         "ids": np.asarray([row.id for row in read]),
         "answers": np.asarray([choice.answer for choice in choices], dtype=np.int64),
         "options": np.asarray([len(choice.options) for choice in choices], dtype=np.int64),
+        **_kinds(choices),
         "probabilities": merge_rows(views.values["probabilities"], views.sample, len(read)).astype(np.float32),
     }
     protocol = {**describe(model, model_name, manifest, clips), "merge": "softmax mean"}
     return Predictions(NAME, arrays, protocol, views.coverage)
+
+
+def _kinds(choices: Sequence[Choice]) -> dict[str, np.ndarray]:
+    """(N, most options) what is wrong with each option, "" beyond a row's own; nothing where no row tells."""
+    if not any(choice.kinds for choice in choices):
+        return {}
+    most = max(len(choice.options) for choice in choices)
+    return {"kinds": np.asarray([[*choice.kinds, *[""] * (most - len(choice.kinds))] for choice in choices])}
 
 
 def ensemble(tables: Sequence[Predictions]) -> Predictions:
@@ -152,8 +162,21 @@ def _cosines(video: np.ndarray, said: np.ndarray, scale: float, place: np.ndarra
 
 
 def score(table: Predictions) -> Result:
-    """accuracy with its interval; the protocol tells the accuracy of guessing."""
+    """accuracy with its interval; the protocol tells the accuracy of guessing.
+
+    Where options have kinds, also `against_KIND`: how often the right option is above that one (guessing: 50 %).
+    """
     metrics = MetricValues()
-    hits = top_k_hits(scores(table), table["answers"], 1)
+    values, answers = scores(table), table["answers"]
+    hits = top_k_hits(values, answers, 1)
     metrics.add("accuracy", hits.mean(), bootstrap.interval(bootstrap.mean(hits), len(hits), **BOOTSTRAP))
+    kinds = table.arrays.get("kinds")
+    for kind in () if kinds is None else sorted({*np.unique(kinds)} - {""}):
+        rows, places = np.nonzero(kinds == kind)
+        wrong = places != answers[rows]
+        rows, places = rows[wrong], places[wrong]
+        if len(rows):
+            ahead = values[rows, answers[rows]] > values[rows, places]
+            bounds = bootstrap.interval(bootstrap.mean(ahead), len(ahead), **BOOTSTRAP)
+            metrics.add(f"against_{kind.replace(' ', '_')}", ahead.mean(), bounds)
     return metrics.result(table, chance_accuracy=float((1 / table["options"]).mean()))

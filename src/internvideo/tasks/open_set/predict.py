@@ -32,6 +32,8 @@ from internvideo.tasks.views import Views, evaluating, run_clips
 NAME = "open_set"
 KNOWN, CLASS = "known", ("class", "action")
 """Attributes of a row: "no" says that its class is unknown; the name of an unknown class."""
+NOVELTY = "novelty"
+"""Attribute of an unknown row: its kind, such as near or far, for figures of each."""
 OWN = "model"
 """Name of the model's own last layer beside the methods that learn one on its features."""
 ACCEPTED = 0.95
@@ -135,6 +137,7 @@ def predict(
         "ids": np.asarray([row.id for row in rows]),
         "labels": np.asarray([-1 if is_unknown(row) or row.label is None else row.label for row in rows]),
         "strangers": np.asarray([unknown_class(row) if is_unknown(row) else "" for row in rows]),
+        "novelty": np.asarray([row.attributes.get(NOVELTY, "") if is_unknown(row) else "" for row in rows]),
         "train_labels": labels,
         "logits": logits.astype(np.float32),
         "train_logits": train_logits.astype(np.float32),
@@ -178,8 +181,9 @@ def threshold(table: Predictions, method: str) -> float:
 def score(table: Predictions) -> Result:
     """Figures of every method, named METHOD.FIGURE.
 
-    top1 on the known; auroc, aupr and fpr95 of the raw uncertainty; auroc_binary after the threshold, as the paper's
-    table; accepted of the known, rejected of the unknown; open_macro_f1. All but the last two have intervals.
+    top1 on the known; auroc, aupr and fpr95 of the raw uncertainty; auroc_KIND of unknown rows of one kind (near, far);
+    auroc_binary after the threshold, as the paper's table; accepted of the known, rejected of the unknown;
+    open_macro_f1. All but the last three have intervals.
     """
     metrics, thresholds = MetricValues(), {}
     labels, unknown = table["labels"], table["labels"] < 0
@@ -198,6 +202,11 @@ def score(table: Predictions) -> Result:
             for place, name in enumerate(("auroc", "aupr", "fpr95")):
                 if not suffix or name == "auroc":
                     metrics.add(f"{method}.{name}{suffix}", found[name], bounds[:, place])
+        for kind in sorted({*np.unique(table.arrays.get("novelty", ""))} - {""}):
+            only = ~unknown | (table["novelty"] == kind)
+            bounds = _interval(metric.weighted_figures(doubt[only], unknown[only]), int(only.sum()))
+            found = metric.binary_figures(doubt[~unknown], doubt[table["novelty"] == kind])
+            metrics.add(f"{method}.auroc_{kind}", found["auroc"], bounds[:, 0])
         metrics.add(f"{method}.accepted", (~rejected[~unknown]).mean())
         metrics.add(f"{method}.rejected", rejected[unknown].mean())
         answers = metric.rejected(predicted, doubt, limit, classes)

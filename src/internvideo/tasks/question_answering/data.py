@@ -17,10 +17,10 @@ import torch
 from pydantic import ConfigDict
 from torch import Tensor
 
-from internvideo.data.batch import Batch
-from internvideo.data.dataset import NO_LABEL, random_stream
+from internvideo.data.batch import Batch, WrappedLoader
+from internvideo.data.dataset import NO_LABEL
+from internvideo.data.epoch_plan import random_stream
 from internvideo.data.loader import Loader
-from internvideo.data.loader_wrapper import WrappedLoader
 from internvideo.data.manifest import Manifest
 from internvideo.data.sample import QA, Sample
 from internvideo.data.tokenizer import Tokenizer

@@ -54,8 +54,17 @@ class RetrievalOptions(EnsembleOptions):
         tuple[int, ...], "Numbers of frames to try, such as 4,5,6,7,8; the best is kept and reported as chosen."
     ] = ()
 
+    agreement: Annotated[
+        str | None, "Attributes of the rows, such as shape,action: how often the first video found has the query's own."
+    ] = None
+    within: Annotated[
+        str | None, "With --agreement: only among videos that share these attributes, such as colour,place."
+    ] = None
+
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.within and not self.agreement:
+            raise RecipeError("within", self.within, "with agreement: the attributes that are asked for")
         if self.captions not in (None, "first", "all", "joined"):
             raise RecipeError("captions", str(self.captions), "first, all or joined")
         if any(count < 1 for count in self.frames):
@@ -103,7 +112,11 @@ def predict(models: Sequence[Trained], rows: Manifest, settings: RetrievalOption
             about = {"texts": len(texts), "from": str(settings.querybank)}
             table = retrieval.with_bank(table, retrieval.encode_texts(model, tokenizer, texts, clips, device), about)
         tables.append(table)
-    return retrieval.ensemble(tables)
+    joined = retrieval.ensemble(tables)
+    if settings.agreement is None:
+        return joined
+    asked, shared = (tuple((names or "").replace(",", " ").split()) for names in (settings.agreement, settings.within))
+    return retrieval.with_attributes(joined, rows, asked, shared)
 
 
 def _captions(trained: Trained, settings: RetrievalOptions) -> retrieval.Captions:

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from internvideo.data.manifest import Manifest
+from internvideo.errors import RecipeError
 from internvideo.metrics import bootstrap
 from internvideo.metrics.classification import l2_normalize, merge_rows
 from internvideo.tasks.members import described as described
@@ -120,6 +121,51 @@ def with_bank(table: Predictions, texts: Features, about: Mapping[str, object]) 
     )
 
 
+def with_attributes(
+    table: Predictions, manifest: Manifest, agreement: Sequence[str], within: Sequence[str]
+) -> Predictions:
+    """The table with attributes of its videos, for `score` to tell in which the first video found agrees.
+
+    Raises:
+        RecipeError: a video without one of the attributes.
+    """
+    rows = {row.id: row for row in manifest.rows}
+    arrays = dict(table.arrays)
+    for name in (*agreement, *within):
+        absent = next((row.id for row in manifest.rows if name not in row.attributes), None)
+        if absent is not None:
+            raise RecipeError(
+                "agreement", f"row '{absent}' has no attribute '{name}'", ", ".join(rows[absent].attributes)
+            )
+        arrays[f"attribute:{name}"] = np.asarray([rows[str(one)].attributes[name] for one in table["ids"]])
+    return replace(
+        table, arrays=arrays, protocol={**table.protocol, "agreement": list(agreement), "within": list(within)}
+    )
+
+
+def _add_agreement(metrics: MetricValues, table: Predictions, matrix: NDArray[np.float64]) -> None:
+    """t2v_NAME: how often the first video, of those that share `within` with the query's own, agrees in an attribute.
+
+    t2v_NAME_chance is what a random one of them would give: held-out combinations may leave little to choose.
+    """
+    owner = table["owner"]
+
+    def same(name: str) -> NDArray[np.bool_]:
+        values = table[f"attribute:{name}"]
+        return np.asarray(values[owner][:, None] == values[None])
+
+    among = np.ones(matrix.shape, dtype=bool)
+    for name in table.protocol.get("within", ()):
+        among &= same(name)
+    found = np.where(among, matrix, -np.inf).argmax(axis=1)
+    for name in table.protocol.get("agreement", ()):
+        agrees = same(name)
+        hits = agrees[np.arange(len(owner)), found]
+        bounds = bootstrap.interval(bootstrap.mean(hits), len(hits), groups=owner, **BOOTSTRAP)
+        metrics.add(f"t2v_{name}", hits.mean(), bounds)
+        metrics.add(f"t2v_{name}_chance", ((agrees & among).sum(axis=1) / among.sum(axis=1)).mean())
+
+
 def similarity(table: Predictions) -> NDArray[np.float64]:
     """(Q, N) scale x cosine of the texts with the videos, the mean over the models of an ensemble.
 
@@ -147,6 +193,7 @@ def _bank(table: Predictions) -> Iterator[NDArray[np.float64]]:
 def score(table: Predictions) -> Result:
     """DIRECTION_FIGURE raw and DIRECTION_FIGURE_dual_softmax: r1, r5, r10, median_rank, mean_rank for t2v and v2t.
 
+    With attributes (`with_attributes`) also t2v_NAME and t2v_NAME_chance.
     With a bank of other texts also t2v_FIGURE_query_bank. Queries that tie are ranked last among their equals, so that
     a model which says the same of everything finds nothing; the protocol counts them, and the captions that more than
     one video has.
@@ -159,6 +206,7 @@ def score(table: Predictions) -> Result:
         forward, backward = directions(matrix, owners, dual=cast("Literal['none', 'released']", dual))
         for name, ranks, groups in (("t2v", forward, owner), ("v2t", backward, None)):
             _add(metrics, name, suffix, ranks, groups)
+    _add_agreement(metrics, table, matrix)
     bank = "none: no texts of other videos were given (--querybank)"
     if "bank" in table.arrays:
         damped = query_bank(matrix, *bank_counts(_bank(table)))

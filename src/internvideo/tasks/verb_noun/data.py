@@ -9,10 +9,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from internvideo.data.batch import Batch
+from internvideo.data.batch import Batch, WrappedLoader
 from internvideo.data.dataset import NO_LABEL
 from internvideo.data.loader import Loader
-from internvideo.data.loader_wrapper import WrappedLoader
 from internvideo.data.manifest import Manifest
 from internvideo.data.sample import did_you_mean
 from internvideo.errors import ManifestError

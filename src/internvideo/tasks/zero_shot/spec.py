@@ -4,17 +4,16 @@ from __future__ import annotations
 
 from internvideo.models.clip import Clip
 from internvideo.models.video_language import VideoLanguage
-from internvideo.tasks.clip_evaluation import EnsembleOptions
 from internvideo.tasks.task import TaskSpec
-from internvideo.tasks.zero_shot.evaluate import evaluate
+from internvideo.tasks.zero_shot.evaluate import ZeroShotOptions, evaluate
 from internvideo.tasks.zero_shot.predict import NAME, score
 
 SPEC = TaskSpec(
     NAME,
-    "recognition from class names alone, 16 prompt templates",
+    "recognition from class names alone, prompt templates of the data set or 16 published ones",
     "4.3.3",
     (VideoLanguage, Clip),
-    EnsembleOptions,
+    ZeroShotOptions,
     evaluate,
     score,
 )

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
+
+from internvideo.data.lists import read_text
+from internvideo.errors import ManifestError
 
 ACTION_TEMPLATES = (
     "a photo of action {}",
@@ -35,3 +39,21 @@ def fill(templates: Sequence[str], classes: Sequence[str]) -> list[str]:
         if template.count("{}") != 1:
             raise ValueError(f"the template {template!r} needs exactly one {{}}, the place of the class name")
     return [template.replace("{}", name) for template in templates for name in classes]
+
+
+def templates_of(manifest: Path, given: Path | None = None) -> tuple[str, ...]:
+    """The templates of a data set: of the file `given`, else of `NAME.templates.txt` or `templates.txt` beside the
+    manifest, one a line; else the published ones.
+
+    Raises:
+        ManifestError: a file that cannot be read, or a line without exactly one "{}".
+    """
+    beside = (manifest.with_name(f"{manifest.stem}.templates.txt"), manifest.with_name("templates.txt"))
+    path = given or next((one for one in beside if one.is_file() and one != manifest), None)
+    if path is None:
+        return ACTION_TEMPLATES
+    lines = tuple(line.strip() for line in read_text(path).splitlines() if line.strip())
+    wrong = next((line for line in lines if line.count("{}") != 1), None)
+    if wrong is not None or not lines:
+        raise ManifestError(path, f"'{wrong}'" if wrong else "no line", 'sentences with one "{}" each, one a line')
+    return lines

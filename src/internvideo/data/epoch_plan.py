@@ -1,0 +1,133 @@
+"""Assign the samples of an epoch to batches: shuffled, resumable at any batch, some made of runs of alike clips."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from internvideo.data.manifest import Manifest
+from internvideo.errors import RecipeError
+
+Indices = NDArray[np.int64]
+MAX_FALLBACKS = 32  # tries for one place of a batch before the run stops
+
+
+def random_stream(
+    purpose: int, seed: int, epoch: int, index: int = 0, attempt: int = 0, repeat: int = 0
+) -> np.random.RandomState:
+    """Return a generator seeded by these keys alone, so that any batch can be reproduced by itself."""
+    key = np.random.SeedSequence([purpose, seed, epoch, index, attempt, repeat])
+    return np.random.RandomState(np.random.MT19937(key))
+
+
+ORDER, FRAMES, AUGMENT = range(3)  # purposes of random streams
+
+
+@dataclass(frozen=True, eq=False)
+class AlikeBatches:
+    """Batches of runs of alike clips.
+
+    Attributes:
+        groups: (samples,) number of each sample's group.
+        size: clips of a run. share: of the batches that are made of runs. first_epoch: before it there are none.
+    """
+
+    groups: Indices
+    size: int
+    share: float
+    first_epoch: int
+
+    def arranged(self, order: Indices, batch: int, rng: np.random.RandomState) -> Indices:
+        """Return a permutation of `order` (samples,) in which `share` of the batches of `batch` are made of runs.
+
+        A run is `size` samples of one group; groups and members are drawn by `order`, and what does not fill a run is
+        in the other batches. Fewer batches are of runs where there are too few of them.
+        """
+        per_batch, whole = batch // self.size, len(order) // batch
+        runs: list[Indices] = []
+        by_group = order[np.argsort(self.groups[order], kind="stable")]
+        ends = np.flatnonzero(np.diff(self.groups[by_group])) + 1
+        for members in np.split(by_group, ends):
+            runs += [members[start : start + self.size] for start in range(0, len(members) - self.size + 1, self.size)]
+        count = min(round(self.share * whole), len(runs) // per_batch)
+        chosen = [runs[index] for index in rng.permutation(len(runs))[: count * per_batch]]
+        used = np.isin(order, np.concatenate(chosen)) if chosen else np.zeros(len(order), dtype=bool)
+        spare = batch - per_batch * self.size  # of a batch that runs do not fill
+        left = order[~used]
+        alike = set(rng.permutation(whole)[:count].tolist())
+        parts: list[Indices] = []
+        place = 0
+        for number in range(whole):
+            take = spare if number in alike else batch
+            if number in alike:
+                parts += chosen[:per_batch]
+                chosen = chosen[per_batch:]
+            parts.append(left[place : place + take])
+            place += take
+        return np.concatenate([*parts, left[place:]])
+
+
+def alike_groups(manifest: Manifest, alike_by: Sequence[str]) -> Indices | None:
+    """(rows,) the group of each row under these attributes, None without any. Raises RecipeError for absent ones."""
+    if not alike_by:
+        return None
+    keys = []
+    for row in manifest.rows:
+        values = {**row.attributes, **({} if row.group is None else {"group": row.group})}
+        absent = [name for name in alike_by if name not in values]
+        if absent:
+            raise RecipeError(
+                "data.loader.alike_by", f"row '{row.id}' has no '{absent[0]}'", ", ".join(sorted(values)) or "none"
+            )
+        keys.append("\0".join(values[name] for name in alike_by))
+    return np.unique(keys, return_inverse=True)[1].astype(np.int64)
+
+
+@dataclass(frozen=True)
+class EpochPlan:
+    """Assign the samples of an epoch to the batches of this rank.
+
+    A global batch is `batch_size * world_size` successive samples of the epoch's order, divided into one per rank,
+    so that all ranks together process what one process with the global batch would. All ranks have equally many batches
+    of the same sizes; the remaining samples (with `drop_last`, an incomplete batch) change with the order every epoch.
+    """
+
+    samples: int
+    batch_size: int
+    seed: int
+    shuffle: bool
+    drop_last: bool
+    rank: int
+    world_size: int
+    alike: AlikeBatches | None = field(default=None, kw_only=True)
+
+    @property
+    def batches(self) -> int:
+        """Number of batches per epoch, the same on every rank."""
+        full_batches, rest = divmod(self.samples, self.batch_size * self.world_size)
+        return full_batches + (not self.drop_last and rest >= self.world_size)
+
+    def order(self, epoch: int) -> Sequence[int] | Indices:
+        """Return the order of the epoch, (samples,): a permutation that depends on seed and epoch."""
+        if not self.shuffle:
+            return np.arange(self.samples, dtype=np.int64)
+        rng = random_stream(ORDER, self.seed, epoch)
+        order = rng.permutation(self.samples).astype(np.int64)
+        if self.alike is not None and epoch >= self.alike.first_epoch:
+            return self.alike.arranged(order, self.batch_size * self.world_size, rng)
+        return order
+
+    def positions(self, batch: int) -> range:
+        """Return the positions in the epoch's order of batch `batch` of this rank."""
+        first = batch * self.batch_size * self.world_size
+        size = min(self.batch_size, (self.samples - first) // self.world_size)
+        return range(first + self.rank * size, first + (self.rank + 1) * size)
+
+    def fallback_positions(self, position: int) -> list[int]:
+        """Return the positions to try for an unreadable clip: in epoch order, from the next batch on."""
+        first = position + self.batch_size * self.world_size
+        candidates = [(first + step) % self.samples for step in range(min(self.samples, MAX_FALLBACKS + 1))]
+        return [other for other in candidates if other != position][:MAX_FALLBACKS]
