@@ -8,9 +8,9 @@ import json
 from pathlib import Path
 
 import numpy as np
-import onnxruntime
 
 import internvideo
+from internvideo.errors import InternVideoError
 from internvideo.inference.export import ExportSettings, export
 
 
@@ -22,8 +22,11 @@ def main() -> None:
     parser.add_argument("output", type=Path, help="the .onnx file to write")
     given = parser.parse_args()
 
-    model = internvideo.load(given.model, device="cpu")
-    made = export(model, given.output, ExportSettings(format="onnx", int8=True), video=given.video)
+    try:
+        model = internvideo.load(given.model, device="cpu")
+        made = export(model, given.output, ExportSettings(format="onnx", int8=True), video=given.video)
+    except InternVideoError as error:
+        parser.exit(2, f"{error}\n")
     print(f"{made.path}: at most {made.worst.relative:.1e} of the largest number away from the model")
     print(f"{made.int8}: cosine to the model at least {made.cosine:.4f}")
 
@@ -31,6 +34,8 @@ def main() -> None:
     about = json.loads(made.metadata.read_text(encoding="utf-8"))
     print(f"input {about['input']}, output {about['output']}")
     clip = next(iter(model.read(given.video))).numpy()  # (1, 3, T, S, S), pixels 0..255
+    import onnxruntime  # without it `export` has told the command that installs it
+
     session = onnxruntime.InferenceSession(str(made.path), providers=["CPUExecutionProvider"])
     (features,) = session.run([about["output"]["name"]], {about["input"]["name"]: np.concatenate([clip, clip])})
     features /= np.linalg.norm(features, axis=1, keepdims=True)

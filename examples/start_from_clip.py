@@ -8,6 +8,7 @@ python examples/start_from_clip.py clip.safetensors clip_l14_ssv2.safetensors --
 import argparse
 from pathlib import Path
 
+from internvideo.errors import InternVideoError
 from internvideo.model_table import create_model
 from internvideo.storage import read_safetensors
 from internvideo.weights.clip_import import from_clip
@@ -24,9 +25,13 @@ def main() -> None:
     )
     parser.add_argument("--classes", type=int, help="of a classifier; its head stays as drawn")
     given = parser.parse_args()
-    model = create_model(given.model, {"classes": given.classes} if given.classes else None)
-    print(from_clip(model, read_safetensors(given.clip)[0], where=given.clip))
-    save_model(given.output, model)
+    try:
+        model = create_model(given.model, {"classes": given.classes} if given.classes else None)
+        told = from_clip(model, read_safetensors(given.clip)[0], where=given.clip)
+        save_model(given.output, model)
+    except InternVideoError as error:
+        parser.exit(2, f"{error}\n")
+    print(told)
 
 
 if __name__ == "__main__":

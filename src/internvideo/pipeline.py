@@ -248,8 +248,8 @@ def _millions(parameters: float | None) -> str:
     return "          " if parameters is None else f"{parameters:8.1f} M"
 
 
-def listing(what: str) -> str:
-    """What there is of "models", "stages", "tasks", "recipes" or "benchmarks", one line each. Raises RecipeError."""
+def listing(what: str) -> dict[str, str]:
+    """What there is of "models", "stages", "tasks", "recipes" or "benchmarks": name -> about. Raises RecipeError."""
     recipes = shipped_recipes()
     tables: dict[str, dict[str, str]] = {
         "models": {name: f"{_millions(entry.parameters)}  {entry.about}" for name, entry in CATALOG.models.items()},
@@ -263,5 +263,4 @@ def listing(what: str) -> str:
     }
     if what not in tables:
         raise RecipeError("list", f"found '{what}'", ", ".join(tables))
-    width = max(map(len, tables[what]))
-    return "\n".join(f"{name:{width}}  {about}" for name, about in tables[what].items())
+    return tables[what]

@@ -31,9 +31,9 @@ def test_numbers_stand_once_and_tasks_exist() -> None:
 
 
 def test_the_listing_has_a_line_for_each() -> None:
-    lines = listing("benchmarks").splitlines()
-    assert [line.split()[0] for line in lines] == list(BENCHMARKS)
-    assert lines[0].split(maxsplit=1)[1] == (
+    lines = listing("benchmarks")
+    assert list(lines) == list(BENCHMARKS)
+    assert lines["kinetics400"] == (
         "recognition: Kinetics-400; train ~240,000, val ~20,000, test ~39,000 clips; 400 classes; top-1; "
         "paper D 90.9, T 91.1; evaluate recognition: top1; recipe benchmarks/kinetics400"
     )

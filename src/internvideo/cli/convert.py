@@ -7,7 +7,8 @@ from typing import Annotated, Any
 
 import typer
 
-from internvideo.terminal import say
+from internvideo.cli.options import Json
+from internvideo.terminal import tell
 
 
 def convert(
@@ -29,6 +30,7 @@ def convert(
         list[str] | None,
         typer.Option("--set", help="KEY=VALUE: a setting of the model that its tensors do not tell, such as heads=6."),
     ] = None,
+    as_json: Json = False,
 ) -> None:
     """Convert a torch checkpoint to safetensors; no code in the file is executed.
 
@@ -46,11 +48,15 @@ def convert(
         source, output, memory_gb=memory, seconds=seconds, float32=float32, key=key, overrides=overrides
     )
     types = ", ".join(f"{count} {name}" for name, count in found.dtypes.items())
-    say(f"{found.output}: {found.tensors} tensors ({types}), {found.parameters:,} numbers")
+    lines = [f"{found.output}: {found.tensors} tensors ({types}), {found.parameters:,} numbers"]
     if found.dropped:
         shown = ", ".join(found.dropped[:8])
-        say(f"dropped: {shown}" + (f" and {len(found.dropped) - 8} more" if len(found.dropped) > 8 else ""))
+        lines.append(f"dropped: {shown}" + (f" and {len(found.dropped) - 8} more" if len(found.dropped) > 8 else ""))
     averaged = [name for name in found.dropped if AVERAGED.search(name.rpartition(".")[2])]
     if averaged:
-        say(f"averaged weights stand beside them: --key {averaged[0]} takes those")
-    say(f"manifest: {found.manifest}")
+        lines.append(f"averaged weights stand beside them: --key {averaged[0]} takes those")
+    record = {
+        "output": found.output, "tensors": found.tensors, "dtypes": dict(found.dtypes), "numbers": found.parameters,
+        "dropped": list(found.dropped), "averaged": averaged, "manifest": found.manifest,
+    }  # fmt: skip
+    tell(record, *lines, f"manifest: {found.manifest}")

@@ -14,6 +14,7 @@ from internvideo.cli.options import (
     Encoder,
     FrameRate,
     Inputs,
+    Json,
     Overwrite,
     Precision,
     Recursive,
@@ -21,7 +22,7 @@ from internvideo.cli.options import (
     Weights,
     open_model,
 )
-from internvideo.terminal import say
+from internvideo.terminal import say, tell
 
 
 def embed(
@@ -45,6 +46,7 @@ def embed(
     damage: Damage = None,
     frame_rate: FrameRate = None,
     precision: Precision = "float32",
+    as_json: Json = False,
 ) -> None:
     """Write one vector per video, or per window of it.
 
@@ -64,10 +66,13 @@ def embed(
     report = embed(videos, model, output, settings, overwrite=overwrite)
     done = report.requested - len(report.unreadable)
     resumed = f", {report.resumed} of them before" if report.resumed else ""
-    say(f"{output}: {report.vectors} vectors of dimension {report.dim} from {done} videos{resumed}")
+    made = f"{output}: {report.vectors} vectors of dimension {report.dim} from {done} videos{resumed}"
     truncated = len(report.truncated)
     summary = f"read: {done} of {report.requested} videos" + (f", {truncated} of them in part" if truncated else "")
     skipped = f"; see {output.with_suffix('.skipped.jsonl')}" if truncated or report.unreadable else ""
-    say(summary + skipped)
-    if report.throughput:
-        say(f"speed: {report.throughput}")
+    speed = (f"speed: {report.throughput}",) if report.throughput else ()
+    record = {
+        "output": output, "vectors": report.vectors, "dim": report.dim, "videos": report.requested, "read": done,
+        "resumed": report.resumed, "in_part": truncated, "seconds": report.seconds,
+    }  # fmt: skip
+    tell(record, made, summary + skipped, *speed)

@@ -7,7 +7,8 @@ from typing import Annotated
 
 import typer
 
-from internvideo.terminal import say
+from internvideo.cli.options import Json
+from internvideo.terminal import tell
 
 
 def ensemble(
@@ -31,6 +32,7 @@ def ensemble(
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder for ensemble.npz and ensemble.json.")] = Path(
         "runs/ensemble"
     ),
+    as_json: Json = False,
 ) -> None:
     """Print the metrics of several models and of their ensemble, in both weightings.
 
@@ -47,7 +49,7 @@ def ensemble(
         raise RunError("--weights", "views are pooled without weights", "--pool models")
     numbers = None if weights is None else _numbers(weights)
     path = combine_files(tables, output, weights=numbers, keep="views" if mode == "views" else "models")
-    say(f"table: {path}")
+    tell({"table": path}, f"table: {path}")
 
 
 def _numbers(text: str) -> list[float]:

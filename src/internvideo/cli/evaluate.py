@@ -12,6 +12,7 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 from typer.main import get_command
 
+from internvideo.cli.manners import EXAMPLES, write_examples
 from internvideo.cli.options import Damage, FrameRate, whole_numbers
 
 if TYPE_CHECKING:
@@ -30,6 +31,10 @@ Split = Annotated[str | None, typer.Option(help="Only rows of this split.")]
 
 class TaskGroup(TyperGroup):
     """A group whose commands are the tasks; they are made when they are asked for, which imports torch."""
+
+    def format_epilog(self, ctx: Any, formatter: Any) -> None:
+        """Examples."""
+        write_examples(formatter, EXAMPLES["evaluate"])
 
     def list_commands(self, ctx: Any) -> list[str]:
         """Names of all tasks."""

@@ -7,7 +7,8 @@ from typing import Annotated, Any
 
 import typer
 
-from internvideo.terminal import say
+from internvideo.cli.options import Json
+from internvideo.terminal import tell
 
 
 def export(
@@ -30,6 +31,7 @@ def export(
     ] = 1e-4,
     int8: Annotated[bool, typer.Option("--int8", help="Also write OUTPUT.int8.onnx with 8-bit weights.")] = False,
     video: Annotated[Path | None, typer.Option(help="A video to compare on, besides random clips.")] = None,
+    as_json: Json = False,
 ) -> None:
     """Export a model to one file, reload it and compare the outputs; beyond the tolerance the file is deleted.
 
@@ -48,14 +50,18 @@ def export(
     if settings["batch"] == "dynamic":
         settings["batch"] = None
     made = write(load(model, weights=weights, device="cpu"), output, ExportSettings(**settings), video=video)
-    for check in made.checks:
-        shape = " x ".join(map(str, check.shape))
-        say(f"{check.input} {shape}: largest difference {check.error:.3g}, output up to {check.largest:.3g}")
-    say(f"largest difference {made.worst.relative:.3g} of the largest number, allowed {tolerance:g}")
-    say(f"model: {made.path}")
-    if made.int8 is not None:
-        say(f"int8: {made.int8}, smallest cosine to the model {made.cosine:.5f}")
-    say(f"description: {made.metadata}")
+    checks = [
+        f"{check.input} {' x '.join(map(str, check.shape))}: largest difference {check.error:.3g}, output up to "
+        f"{check.largest:.3g}"
+        for check in made.checks
+    ]
+    small = [f"int8: {made.int8}, smallest cosine to the model {made.cosine:.5f}"] if made.int8 is not None else []
+    record = {
+        "model": made.path, "difference": made.worst.relative, "allowed": tolerance, "int8": made.int8,
+        "int8_cosine": made.cosine, "description": made.metadata,
+    }  # fmt: skip
+    worst = f"largest difference {made.worst.relative:.3g} of the largest number, allowed {tolerance:g}"
+    tell(record, *checks, worst, f"model: {made.path}", *small, f"description: {made.metadata}")
 
 
 def _number(text: str, where: str, words: tuple[str, ...]) -> int | str:

@@ -14,13 +14,14 @@ from internvideo.cli.options import (
     Encoder,
     FrameRate,
     Inputs,
+    Json,
     Overwrite,
     Precision,
     Recursive,
     Weights,
     open_model,
 )
-from internvideo.terminal import say
+from internvideo.terminal import say, tell
 
 
 def extract(
@@ -65,6 +66,7 @@ def extract(
     damage: Damage = None,
     frame_rate: FrameRate = None,
     precision: Precision = "float32",
+    as_json: Json = False,
 ) -> None:
     """Write one vector per sliding window: OUTPUT/ID.npy (T x C) of each video, and OUTPUT/index.json.
 
@@ -87,11 +89,14 @@ def extract(
     model = open_model(encoder, weights, device, precision)
     report = run(items, model, output, settings, classes=classes, overwrite=overwrite)
     done, elsewhere = report.read + report.resumed, report.other_workers - len(report.unreadable)
-    say(f"{output / INDEX}: {done} of {report.requested} videos, {report.resumed} of them before, dim {report.dim}")
+    made = f"{output / INDEX}: {done} of {report.requested} videos, {report.resumed} of them before, dim {report.dim}"
     for kind, failures in (("read in part", report.truncated), ("unreadable", report.unreadable)):
         for failure in failures:
             say(f"{kind}: {failure.path}: {failure.reason}", err=True)
-    if elsewhere > 0:
-        say(f"{elsewhere} videos are leased by other processes on the same folder")
-    if report.throughput:
-        say(f"speed: {report.vectors} vectors, {report.throughput}")
+    leased = [f"{elsewhere} videos are leased by other processes on the same folder"] if elsewhere > 0 else []
+    speed = [f"speed: {report.vectors} vectors, {report.throughput}"] if report.throughput else []
+    record = {
+        "index": output / INDEX, "videos": report.requested, "read": done, "resumed": report.resumed,
+        "vectors": report.vectors, "dim": report.dim, "elsewhere": max(elsewhere, 0),
+    }  # fmt: skip
+    tell(record, made, *leased, *speed)

@@ -8,8 +8,8 @@ from typing import Annotated
 
 import typer
 
-from internvideo.cli.options import Damage, Device, Encoder, FrameRate, Precision, Weights, open_model
-from internvideo.terminal import say
+from internvideo.cli.options import Damage, Device, Encoder, FrameRate, Json, Precision, Weights, open_model
+from internvideo.terminal import Screen, results_as_json, say, tell
 
 
 def fit(
@@ -45,6 +45,7 @@ def fit(
     damage: Damage = None,
     frame_rate: FrameRate = None,
     precision: Precision = "float32",
+    as_json: Json = False,
 ) -> None:
     """Train a classifier for your own classes on the features of a model, in minutes.
 
@@ -72,7 +73,8 @@ def fit(
     model = open_model(encoder, weights, device, precision)
     if model.metadata.get("trained") == "no":
         say("warning: the model is untrained; its features say little", err=True)
-    fitted = fitting.fit(source, model, output, settings, features=features)
-    say(f"classifier: {fitted.file}")
+    screen = Screen(stderr=True) if results_as_json() else None  # standard output is for the record
+    fitted = fitting.fit(source, model, output, settings, features=features, console=screen)
     source_of_it = ["--encoder", encoder, *([] if weights is None else ["--weights", weights])]
-    say(f"use it: internvideo classify FILE {shlex.join([*source_of_it, '--model', str(fitted.file)])}")
+    use = f"internvideo classify FILE {shlex.join([*source_of_it, '--model', str(fitted.file)])}"
+    tell({"classifier": fitted.file, **fitted.result}, f"classifier: {fitted.file}", f"use it: {use}")

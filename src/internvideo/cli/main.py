@@ -26,22 +26,23 @@ from internvideo.cli.extract import extract
 from internvideo.cli.fit import fit
 from internvideo.cli.index import index
 from internvideo.cli.localize import localize
+from internvideo.cli.manners import Command, Group
 from internvideo.cli.mix import mix
 from internvideo.cli.navigation_world import navigation_world
-from internvideo.cli.options import Damage, FrameRate, unread
+from internvideo.cli.options import Damage, FrameRate, Json, one_of, unread
 from internvideo.cli.persons import persons
 from internvideo.cli.prepare import prepare
 from internvideo.cli.search import search
 from internvideo.cli.stream import stream
 from internvideo.errors import InternVideoError
-from internvideo.terminal import say
+from internvideo.terminal import LOGGER, print_rows, results_as_json, say, set_verbosity, tell
 
 app = typer.Typer(
     name="internvideo",
+    cls=Group,
     help="General video foundation models: pretrain, let two encoders interact, evaluate. "
     "Start with `internvideo demo`.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -53,13 +54,22 @@ Workers = Annotated[int | None, typer.Option(min=0, help="Processes to use; by d
 
 
 @app.callback(invoke_without_command=True)
-def _root(version: Annotated[bool, typer.Option("--version", help="Print the version and stop.")] = False) -> None:
+def _root(
+    version: Annotated[bool, typer.Option("--version", help="Print the version and stop.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress bars and no notes, errors alone.")] = False,
+    verbose: Annotated[
+        bool, typer.Option("--verbose", "-v", help="More notes, and of an error where in the code it came from.")
+    ] = False,
+) -> None:
     if version:
         say(f"internvideo {__version__}")
         raise typer.Exit
+    results_as_json(False)
+    one_of(quiet=quiet or None, verbose=verbose or None)
+    set_verbosity(quiet=quiet, verbose=verbose)
 
 
-@app.command()
+@app.command(cls=Command)
 def demo(
     context: typer.Context,
     output: Output = Path("runs/demo"),
@@ -100,7 +110,7 @@ def demo(
     say(f"report: {report}")
 
 
-@app.command("sample-world")
+@app.command("sample-world", cls=Command)
 def sample_world(
     folder: Annotated[Path, typer.Argument(help="Where to write the videos and manifests.")],
     clips: Annotated[int, typer.Option(min=1, help="Number of short clips.")] = 2000,
@@ -111,6 +121,7 @@ def sample_world(
     reaches: Annotated[
         int, typer.Option(min=0, help="Clips of hands that reach for objects, below FOLDER/ego, for Ego4D's tasks.")
     ] = 0,
+    as_json: Json = False,
 ) -> None:
     """Write small real video files with exactly known answers, for learning, testing and teaching."""
     from internvideo.sample_world.generate import WorldSettings, generate
@@ -121,11 +132,10 @@ def sample_world(
         from internvideo.sample_world.ego4d import generate_reaches
 
         made |= generate_reaches(folder, settings, reaches, workers=workers)
-    for name, path in made.items():
-        say(f"{name}: {path}")
+    tell(made, *(f"{name}: {path}" for name, path in made.items()))
 
 
-@app.command()
+@app.command(cls=Command)
 def train(
     recipe: Annotated[
         str, typer.Argument(help="A recipe file or the name of a shipped one: `internvideo list recipes`.")
@@ -146,6 +156,7 @@ def train(
     device: Device = "auto",
     damage: Damage = None,
     frame_rate: FrameRate = None,
+    as_json: Json = False,
 ) -> None:
     """Train one stage from a recipe. An interrupted run resumes; torchrun runs it on many devices."""
     from internvideo.pipeline import describe, run_recipe
@@ -157,10 +168,10 @@ def train(
         say(describe(loaded, device=device))
         return
     result = run_recipe(loaded, output, device=device, changes=[text.partition("=")[0] for text in changes])
-    say(f"weights: {result}")
+    tell({"weights": result}, f"weights: {result}")
 
 
-@app.command()
+@app.command(cls=Command)
 def score(
     tables: Annotated[
         list[Path],
@@ -173,6 +184,7 @@ def score(
     labels: Annotated[Path | None, typer.Option(help="Of a .csv: AVA's label map of the scored classes.")] = None,
     excluded: Annotated[Path | None, typer.Option(help="Of a .csv: AVA's timestamps that are not scored.")] = None,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="JSON file for the figures.")] = None,
+    as_json: Json = False,
 ) -> None:
     """Figures again from a saved table: no model and no video needed. Of AVA's results file, by its annotations.
 
@@ -192,12 +204,14 @@ def score(
         save_result(result, output)
 
 
-@app.command("list")
-def list_(what: Annotated[str, typer.Argument(help="models, stages, tasks, recipes or benchmarks.")]) -> None:
-    """Print what there is, one line each."""
+@app.command("list", cls=Command)
+def list_(
+    what: Annotated[str, typer.Argument(help="models, stages, tasks, recipes or benchmarks.")], as_json: Json = False
+) -> None:
+    """Print what there is: one line each where the output goes on to another program, wrapped in a terminal."""
     from internvideo.pipeline import listing
 
-    say(listing(what))
+    print_rows(listing(what), as_json)
 
 
 app.add_typer(evaluate, name="evaluate")
@@ -205,7 +219,7 @@ app.add_typer(evaluate, name="evaluate")
 COMMANDS: tuple[Callable[..., None], ...] = (embed, index, search, classify, caption, ask, compare, stream, fit)
 COMMANDS += (prepare, extract, localize, persons, navigation_world, ensemble, mix, export, convert, doctor)
 for command in COMMANDS:
-    app.command()(command)
+    app.command(cls=Command)(command)
 
 
 RESUMED = {"demo", "train", "embed", "index", "extract", "fit"}
@@ -223,6 +237,7 @@ def main() -> None:
     try:
         result = app(standalone_mode=False, prog_name="internvideo")
     except InternVideoError as error:
+        LOGGER.debug("raised here:", exc_info=error)
         say(f"internvideo: {error}", err=True)
         sys.exit(2)
     except typer.TyperException as error:  # a wrong command, option or argument; or none at all: then it is the help

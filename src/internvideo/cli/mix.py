@@ -7,8 +7,8 @@ from typing import Annotated
 
 import typer
 
-from internvideo.cli.options import unread
-from internvideo.terminal import say
+from internvideo.cli.options import Json, unread
+from internvideo.terminal import tell
 
 
 def mix(
@@ -26,6 +26,7 @@ def mix(
         str | None, typer.Option(help="Recipe to store in the file: its model and its test preprocessing.")
     ] = None,
     tower: Annotated[str, typer.Option(help="Towers to interpolate: both, text or video.")] = "both",
+    as_json: Json = False,
 ) -> None:
     """Interpolate weights, for better zero-shot accuracy and a better start of fine-tuning than either of the two.
 
@@ -36,4 +37,5 @@ def mix(
     if base is None:
         unread(context, "--base", "base_weight", "tower")
     made = mixing(tuned, output, base=base, base_weight=base_weight, tower=tower, recipe=recipe)  # type: ignore[arg-type]  # checked there
-    say(f"weights: {made.file} ({made.mixed} tensors mixed, {made.kept} as tuned)")
+    record = {"weights": made.file, "mixed": made.mixed, "kept": made.kept}
+    tell(record, f"weights: {made.file} ({made.mixed} tensors mixed, {made.kept} as tuned)")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -11,7 +12,7 @@ import typer
 
 from internvideo import untrusted
 from internvideo.errors import RecipeError, VideoError
-from internvideo.terminal import say
+from internvideo.terminal import results_as_json, say
 
 if TYPE_CHECKING:
     from internvideo.features.video_files import VideoFile
@@ -36,7 +37,7 @@ WindowSeconds = Annotated[
 ]
 StrideSeconds = Annotated[float | None, typer.Option(help="From one window to the next; by default the window.")]
 Labels = Annotated[str | None, typer.Option(help='Any texts, at least two: "cooking, playing tennis, a dog".')]
-LabelsFile = Annotated[Path | None, typer.Option(help="Text file of labels, one per line.")]
+LabelsFile = Annotated[Path | None, typer.Option(help="Text file of labels, one per line; - for standard input.")]
 Classifier = Annotated[Path | None, typer.Option(help="A classifier written by `internvideo fit` on this encoder.")]
 Recursive = Annotated[bool, typer.Option("--recursive", "-r", help="Search subfolders too.")]
 Damage = Annotated[
@@ -55,10 +56,20 @@ FrameRate = Annotated[
         callback=lambda rate: _set_frame_rate(rate),
     ),
 ]
-Inputs = Annotated[list[Path], typer.Argument(help="Video files, folders of them, or manifests.")]
+Inputs = Annotated[
+    list[Path],
+    typer.Argument(help="Video files, folders of them, or manifests; - reads names from standard input."),
+]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Recompute finished videos instead of resuming.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="List the videos that would be read, without reading them.")]
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON object per line instead of text.")]
+Json = Annotated[
+    bool,
+    typer.Option(
+        "--json",
+        help="Print one JSON object per line instead of text.",
+        callback=lambda wanted: results_as_json(bool(wanted)) or wanted,
+    ),
+]
 
 
 def _set_damage(damage: str | None) -> str | None:
@@ -144,9 +155,9 @@ def for_each(videos: list[VideoFile], do: Callable[[VideoFile], None]) -> None:
 
 
 def text_lines(path: Path) -> list[str]:
-    """Read the lines of a text file that are not blank. Raises RecipeError if it cannot be read."""
+    """Read the lines that are not blank of a text file, "-" for standard input. Raises RecipeError if unreadable."""
     try:
-        lines = untrusted.read_text(path).splitlines()
+        lines = (sys.stdin.read() if str(path) == "-" else untrusted.read_text(path)).splitlines()
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
         raise RecipeError(path, f"cannot be read: {reason}", "a text file, one label per line") from error

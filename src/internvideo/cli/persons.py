@@ -7,8 +7,8 @@ from typing import Annotated
 
 import typer
 
-from internvideo.cli.options import Damage, Device, FrameRate
-from internvideo.terminal import say
+from internvideo.cli.options import Damage, Device, FrameRate, Json
+from internvideo.terminal import say, tell
 
 
 def persons(
@@ -27,6 +27,7 @@ def persons(
     device: Device = "auto",
     damage: Damage = None,
     frame_rate: FrameRate = None,
+    as_json: Json = False,
 ) -> None:
     """Detect persons at the key frames of a manifest with a detector of the transformers package."""
     from internvideo.apps.persons import PersonDetector, find_persons, write_persons
@@ -46,4 +47,5 @@ def persons(
         raise VideoError(manifest, "not one key frame could be read", "", "check that the videos lie there")
     write_persons(found, output)
     lost = f"{len(found.unreadable)} videos unreadable"
-    say(f"{output}: {len(found.rows)} boxes at {found.read} key frames, {lost}")
+    record = {"output": output, "boxes": len(found.rows), "key_frames": found.read, "unreadable": len(found.unreadable)}
+    tell(record, f"{output}: {len(found.rows)} boxes at {found.read} key frames, {lost}")

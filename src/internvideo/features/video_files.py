@@ -8,6 +8,7 @@ import math
 import os
 import re
 import stat
+import sys
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -20,6 +21,9 @@ from internvideo.data.preprocessing import Span
 from internvideo.errors import RecipeError, VideoError, shown
 from internvideo.video.cache import stamp_of
 from internvideo.video.frame_folder import resolve_rate
+
+STDIN = "-"
+"""A name that stands for standard input."""
 
 MAX_NAME_BYTES = 200
 """Maximum bytes of a file name, which leaves room for suffixes (file systems allow 255)."""
@@ -84,7 +88,8 @@ def find_videos(inputs: Iterable[str | Path], *, recursive: bool = False) -> lis
     """Return the videos in the order of the inputs, without duplicates.
 
     Args:
-        inputs: video files, folders (the videos in them), manifests (their rows).
+        inputs: video files, folders (the videos in them), manifests (their rows); "-" for those that standard input
+            names, one a line.
         recursive: search subfolders too.
 
     Raises:
@@ -92,7 +97,8 @@ def find_videos(inputs: Iterable[str | Path], *, recursive: bool = False) -> lis
     """
     found: dict[tuple[str, float | None, float | None], VideoFile] = {}
     for given in inputs:
-        for video in _resolve(Path(given), recursive):
+        paths = [line for line in sys.stdin.read().splitlines() if line.strip()] if str(given) == STDIN else [given]
+        for video in (video for path in paths for video in _resolve(Path(path), recursive)):
             found.setdefault((os.path.abspath(video.path), video.start, video.end), video)
     if not found:
         raise VideoError("videos", "none given", "files, folders or manifests")

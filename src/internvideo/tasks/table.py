@@ -17,7 +17,7 @@ from rich.table import Table as RichTable
 from internvideo import untrusted, untrusted_arrays
 from internvideo.errors import RunError
 from internvideo.storage import atomic_path, write_text
-from internvideo.terminal import Screen
+from internvideo.terminal import Screen, results_as_json, say_json
 
 FORMAT = 1
 EARLIER_NAMES = {
@@ -143,7 +143,10 @@ def save_result(result: Result, path: str | os.PathLike[str]) -> None:
 
 
 def print_result(result: Result, console: Screen | None = None) -> None:
-    """Print metrics, intervals, coverage and protocol."""
+    """Print metrics, intervals, coverage and protocol; the whole result as JSON where the command line was asked to."""
+    if results_as_json():
+        say_json(result)
+        return
     out = console or Screen()
     grid = RichTable(title=result["task"].replace("_", " "), title_justify="left")
     grid.add_column("figure")
@@ -183,6 +186,10 @@ def print_results(title: str, rows: Mapping[str, Result]) -> None:
 
     Lines are not wrapped, because a table squeezed into 80 columns shows no values.
     """
+    if results_as_json():
+        for label, result in rows.items():
+            say_json({"name": label, **result})
+        return
     out = Screen()
     names = list(dict.fromkeys(name for result in rows.values() for name in result["figures"]))
     lines = [[title, *(name.replace("_", " ") for name in names), f"95 % of {names[0]}", "videos"]]
