@@ -92,10 +92,11 @@ class Command(TyperCommand):
                 told.append(" ".join(error.format_message().split()).rstrip("."))
                 unknown = getattr(error, "option_name", None)
                 place = next((n for n, word in enumerate(given) if unknown and word.split("=")[0] == unknown), None)
-                if place is None:
+                if place is None:  # nothing to leave out: the end
                     told += [text for text in self._missing(ctx, given) if text not in told]
                     ctx.fail("; ".join(told))
-                del given[place]
+                else:
+                    del given[place]
             else:
                 if told:
                     ctx.fail("; ".join(told))
