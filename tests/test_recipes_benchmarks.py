@@ -98,10 +98,10 @@ def test_a_row_of_the_masked_encoders_table(name: str) -> None:
         model["head_dropout"],
         recipe.optimizer.layer_decay,
         data.loader.repeated_augmentation,
-        data.sampling.views,
+        data.sampling.num_clips,
     )
     assert found == MASKED[name]
-    assert f"--views {data.sampling.views} --crops 3" in shipped_recipes()[name].read_text(encoding="utf-8")
+    assert f"--num-clips {data.sampling.num_clips} --num-crops 3" in shipped_recipes()[name].read_text(encoding="utf-8")
     assert recipe.init_head == ("match_names" if "from_k710" in name else "exact")
 
 
@@ -128,7 +128,7 @@ def test_a_row_of_the_multimodal_encoders_table(name: str) -> None:
         augment.size,
         recipe.schedule.epochs,
         recipe.optimizer.base_lr,
-        data.sampling.views,
+        data.sampling.num_clips,
         model["classes"],
         recipe.init_head,
     )
@@ -141,7 +141,7 @@ def test_a_row_of_the_multimodal_encoders_table(name: str) -> None:
         0,
     )
     assert (recipe.optimizer.weight_decay, recipe.schedule.final_lr) == (0.05, 1e-6)
-    assert f"--views {data.sampling.views} --crops 3" in shipped_recipes()[name].read_text(encoding="utf-8")
+    assert f"--num-clips {data.sampling.num_clips} --num-crops 3" in shipped_recipes()[name].read_text(encoding="utf-8")
 
 
 # --- the scripts of Video-Text-Retrieval -----------------------------------------------------------------------------
@@ -213,7 +213,7 @@ def test_test_clips_are_resized_by_the_library_of_the_release() -> None:
 def test_open_set_recognition_starts_from_kinetics_700_and_is_tested_on_30_clips(name: str) -> None:
     """.../Open-Set-Action-Recognition/configs/recognition/mae/finetune_ucf101_mae_edlnokl.py."""
     assert "init.weights=runs/masked_k700/model.safetensors" in RECIPES[name]
-    assert "--views 10 --crops 3" in RECIPES[name]
+    assert "--num-clips 10 --num-crops 3" in RECIPES[name]
     assert read_recipe(PREFIX + name).data.augment.train_transform()._short == 256
 
 

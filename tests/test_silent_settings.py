@@ -81,8 +81,8 @@ def test_no_number_of_any_recipe_is_without_a_bound(section: str) -> None:
 
 
 def test_views_have_a_bound() -> None:
-    with pytest.raises(RecipeError, match="views"):
-        read_recipe("sample/masked", ["data.sampling.views=100000"])
+    with pytest.raises(RecipeError, match="num_clips"):
+        read_recipe("sample/masked", ["data.sampling.num_clips=100000"])
 
 
 @pytest.mark.parametrize(

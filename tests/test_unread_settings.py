@@ -141,10 +141,10 @@ def test_settings_of_another_stage_are_refused() -> None:
 
 
 GIVEN: dict[str, Any] = {
-    "views": 2, "crops": 3, "unknown_manifest": Path("no"), "train_manifest": Path("no"), "class_scores": Path("no"),
+    "num_clips": 2, "num_crops": 3, "unknown_manifest": Path("no"), "train_manifest": Path("no"),
     "persons": Path("no"), "boxes": Path("no"), "restrict": True, "proposals": Path("no"), "features": Path("no"),
     "captions": "all", "querybank": Path("no"), "frames": (3, 4), "ensemble_with": (Path("no"),), "num_beams": 7,
-    "top_p": 0.5, "seed": 3,
+    "top_p": 0.5, "seed": 3, "class_scores": Path("no"),
 }  # fmt: skip
 
 

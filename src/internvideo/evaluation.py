@@ -24,9 +24,11 @@ RENAMED_OPTIONS = {
     "also": "ensemble_with",
     "bank": "querybank",
     "beams": "num_beams",
+    "crops": "num_crops",
     "nucleus": "top_p",
     "train": "train_manifest",
     "unknown": "unknown_manifest",
+    "views": "num_clips",
 }
 """Earlier name of an option -> its name."""
 

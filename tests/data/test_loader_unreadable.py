@@ -161,7 +161,7 @@ def test_a_dead_worker_is_told(manifest: Manifest) -> None:
 @pytest.mark.parametrize("batch_size", [1, 3, 8, 100])
 def test_evaluation_yields_every_view_once_in_order(manifest: Manifest, workers: int, batch_size: int) -> None:
     settings = LoaderSettings(batch_size, workers=workers)
-    one = EvalLoader(manifest, Sparse(frames=4, views=3), Plain(), settings, tokenizer=Letters())
+    one = EvalLoader(manifest, Sparse(frames=4, num_clips=3), Plain(), settings, tokenizer=Letters())
     pairs, sizes, videos = [], [], []
     for batch, views in one:
         assert views.dtype == np.int64
@@ -178,7 +178,7 @@ def test_evaluation_yields_every_view_once_in_order(manifest: Manifest, workers:
     video = torch.cat(videos)
     assert clips_of(video[::2]) == [c for c in range(CLIPS) for _ in range(3)]
     assert torch.equal(video[1::2], video[::2].flip(-1))
-    assert frames_of(video[:6:2]) == [frames.tolist() for frames in Sparse(frames=4, views=3).test(FRAMES)]
+    assert frames_of(video[:6:2]) == [frames.tolist() for frames in Sparse(frames=4, num_clips=3).test(FRAMES)]
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 3, 20])

@@ -149,7 +149,7 @@ def test_indices_lie_in_the_video_in_order(sampler: FrameSampler, n: int, seed: 
         assert clip.min() >= 0
         assert clip.max() < n
         assert (np.diff(clip) >= 0).all() or (isinstance(sampler, DenseLoop) and n < sampler.frames * sampler.stride)
-    assert len(clips) == 1 + getattr(sampler, "views", 1)
+    assert len(clips) == 1 + getattr(sampler, "num_clips", 1)
     assert (clips[0] == sampler.train(n, np.random.RandomState(seed))).all()
     assert isinstance(sampler, FrameSampler)
 
@@ -213,7 +213,7 @@ def test_open_set_clips() -> None:
     assert DenseLoop().test(40)[3].tolist() == [*range(0, 40, 2), *range(0, 24, 2)], "a short video begins anew"
     assert [int(view[0]) for view in DenseLoop().test(100)] == [0, 4, 8, 12, 16, 20, 24, 28, 32, 36]
     assert DenseLoop().test(100)[9].tolist() == [*range(36, 99, 2)]
-    assert [int(DenseLoop(views=1).test(n)[0][0]) for n in (40, 64, 65, 100)] == [0, 0, 1, 18]
+    assert [int(DenseLoop(num_clips=1).test(n)[0][0]) for n in (40, 64, 65, 100)] == [0, 0, 1, 18]
     rng = np.random.RandomState(0)
     assert {int(DenseLoop(4, 2).train(11, rng)[0]) for _ in range(100)} == {0, 1, 2}, "the last place is never drawn"
     assert DenseLoop(4, 2).train(7, rng).tolist() == [0, 2, 4, 6]
@@ -232,5 +232,5 @@ def test_no_frames_is_an_error(sampler: FrameSampler) -> None:
 def test_wrong_settings_are_errors() -> None:
     with pytest.raises(ValueError, match="stride = 0"):
         Dense(stride=0)
-    with pytest.raises(ValueError, match="views = 3"):
-        SparseTwoView(views=3)
+    with pytest.raises(ValueError, match="num_clips = 3"):
+        SparseTwoView(num_clips=3)

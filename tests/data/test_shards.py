@@ -94,7 +94,7 @@ def loader(
     settings = LoaderSettings(
         batch_size=batch_size, seed=seed, single_frame=True, workers=workers, max_unreadable=max_unreadable
     )
-    return ShardLoader(read_shards(str(pattern)), Sparse(frames=4, views=1), Whole(), settings, tokenizer=Letters(),
+    return ShardLoader(read_shards(str(pattern)), Sparse(frames=4, num_clips=1), Whole(), settings, tokenizer=Letters(),
                        skipped=skipped)  # fmt: skip
 
 
@@ -156,7 +156,7 @@ def test_videos_in_shards_are_clips(tmp_path: Path) -> None:
     write_video(tmp_path / "clip.mp4", frames, 8)
     write_tar(tmp_path / "v/0.tar", {"a.mp4": (tmp_path / "clip.mp4").read_bytes(), "a.txt": b"it gets lighter"})
     settings = LoaderSettings(batch_size=1, shuffle=False)
-    made = ShardLoader(read_shards(str(tmp_path / "v")), Sparse(frames=4, views=1), Whole(), settings)
+    made = ShardLoader(read_shards(str(tmp_path / "v")), Sparse(frames=4, num_clips=1), Whole(), settings)
     (batch,) = made.epoch(0)
     assert batch.video.shape == (1, 3, 4, SIDE, SIDE)
     means = batch.video.float().mean(dim=(0, 1, 3, 4))

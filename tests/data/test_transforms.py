@@ -72,19 +72,19 @@ def masked_validation(name: str) -> Tensor:
 def masked_dense(name: str) -> Tensor:
     view, crop = map(int, name.removeprefix("mae_test_dense_").split("_"))
     start = dense_windows(len(STORED["video_long"]), 4, 2)[view]
-    views = EvalTransform(32, crops=3, resize_backend="opencv").crop_clip(STORED["video_long"][start : start + 4])
+    views = EvalTransform(32, num_crops=3, resize_backend="opencv").crop_clip(STORED["video_long"][start : start + 4])
     return normalised(views[crop], IMAGENET_STATS)
 
 
 def masked_sparse(name: str) -> Tensor:
     view, crop = map(int, name.removeprefix("mae_test_sparse_").split("_"))
-    views = EvalTransform(32, crops=3, resize_backend="opencv").crop_clip(STORED["video_long"][:8][view::2])
+    views = EvalTransform(32, num_crops=3, resize_backend="opencv").crop_clip(STORED["video_long"][:8][view::2])
     return normalised(views[crop], IMAGENET_STATS)
 
 
 def uniformer(name: str) -> Tensor:
     clip, crop = map(int, name.removeprefix("ufv2_out").split("_"))
-    views = EvalTransform(INFO["crop"], crops=3, resize_backend="torch").crop_clip(STORED[f"video{clip}"])
+    views = EvalTransform(INFO["crop"], num_crops=3, resize_backend="torch").crop_clip(STORED[f"video{clip}"])
     return normalised(views[crop], ONE_STATS)
 
 
@@ -334,9 +334,9 @@ def test_views_have_their_size(
 
 def test_three_crops_cover_the_longer_side() -> None:
     ramp = torch.arange(60, dtype=torch.uint8).view(1, 1, 60, 1).expand(1, 20, 60, 3).contiguous()
-    left, middle, right = EvalTransform(20, crops=3).crop_clip(ramp)
+    left, middle, right = EvalTransform(20, num_crops=3).crop_clip(ramp)
     assert (left[0, 0, 0, 0], middle[0, 0, 0, 0], right[0, 0, 0, -1]) == (0, 20, 59)
-    top, _, bottom = EvalTransform(20, crops=3).crop_clip(ramp.transpose(1, 2).contiguous())
+    top, _, bottom = EvalTransform(20, num_crops=3).crop_clip(ramp.transpose(1, 2).contiguous())
     assert torch.equal(top, left.transpose(-1, -2))
     assert torch.equal(bottom, right.transpose(-1, -2))
 
@@ -363,7 +363,7 @@ def test_sizes_and_places_round_as_released() -> None:
         lambda: TrainTransform(8, erasing=1.5),
         lambda: TrainTransform(8, "random", resize=7),
         lambda: EvalTransform(8, 7),
-        lambda: EvalTransform(8, crops=2),
+        lambda: EvalTransform(8, num_crops=2),
         lambda: EvalTransform(8).crop_clip(torch.zeros(2, 3, 9, 9, dtype=torch.uint8)),
         lambda: EvalTransform(8).crop_clip(torch.zeros(0, 9, 9, 3, dtype=torch.uint8)),
         lambda: EvalTransform(8).crop_clip(torch.zeros(2, 9, 9, 3)),

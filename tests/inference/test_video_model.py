@@ -178,9 +178,9 @@ def test_what_is_no_text_is_told(text: Any) -> None:
 
 def test_a_classifier_averages_the_softmax_of_its_views() -> None:
     model, paths = random_model("supervised_multimodal"), small_apps.clips()
-    answers = model.classify(paths, views=3, batch_size=2)
+    answers = model.classify(paths, num_clips=3, batch_size=2)
     for path, answer in zip(paths, answers, strict=True):
-        views = torch.stack(model.preprocessing.read(path, views=3))
+        views = torch.stack(model.preprocessing.read(path, num_clips=3))
         expected = model.logits(views).double().softmax(1).mean(0)
         assert list(answer) == [model.classes[i] for i in expected.argsort(descending=True)]
         assert [answer[name] for name in model.classes] == pytest.approx(expected.tolist(), abs=1e-6)
@@ -287,7 +287,9 @@ def test_labels_of_a_text_model_are_checked(labels: Any, found: str) -> None:
         random_model("multimodal").classify(small_apps.clips(), labels)
 
 
-@pytest.mark.parametrize("settings", [{"views": 0}, {"views": 2}, {"batch_size": 0}, {"templates": ["no place"]}])
+@pytest.mark.parametrize(
+    "settings", [{"num_clips": 0}, {"num_clips": 2}, {"batch_size": 0}, {"templates": ["no place"]}]
+)
 def test_settings_out_of_range_are_told(settings: Any) -> None:
     with pytest.raises(RecipeError, match=r"views|batch_size|templates"):
         random_model("multimodal").classify(small_apps.clips(), ["a", "b"], **settings)

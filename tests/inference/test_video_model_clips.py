@@ -116,7 +116,7 @@ def test_a_run_s_recipe_cuts_the_clips() -> None:
         "pil",
     )
     assert rule.indices(40)[0].tolist() == dense_span(40, 8, 2, None)[::2].tolist()
-    assert len(rule.indices(40, views=3)) == 3
+    assert len(rule.indices(40, num_clips=3)) == 3
     whole = preprocessing_of(build_recipe(tree), whole=True)
     assert whole.indices(40)[0].tolist() == dense_span(40, 8, 2, None).tolist()
 
@@ -140,7 +140,7 @@ def test_no_frame_is_decoded_twice(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(Video, "frames", watched)
     rule = random_model("supervised_multimodal").preprocessing
-    views = rule.read(small_apps.clips()[0], views=4)
+    views = rule.read(small_apps.clips()[0], num_clips=4)
     assert len(views) == 4
     assert len(asked) == 1  # `frames` decodes a repeated index once
 

@@ -60,7 +60,7 @@ class Source:
         pairs = [
             (i, v)
             for i in range(len(self.rows))
-            for v in range(self.clips.clips)
+            for v in range(self.clips.num_views)
             if i not in self.lost and (i, v) not in self.leave_out
         ]
         for start in range(0, len(pairs), self.batch):

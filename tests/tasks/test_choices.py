@@ -108,7 +108,7 @@ def test_recipe_to_figures_from_the_weights_of_stage_2(tmp_path: Path) -> None:
     tree = small_recipe("multiple_choice", init={"weights": str(tmp_path / "stage2.safetensors")})
     weights = run_recipe(build_recipe(tree), tmp_path / "run", device="cpu")
     out = tmp_path / "out"
-    settings = {"views": 1, "device": "cpu"}
+    settings = {"num_clips": 1, "device": "cpu"}
     result = evaluate_task("multiple_choice", weights, small_world.world(), out, settings)
     assert result["protocol"]["chance_accuracy"] == pytest.approx(0.2)
     assert result["protocol"]["merge"] == "softmax mean"
@@ -143,7 +143,7 @@ def test_zero_shot_choice_runs_on_the_official_rows(tmp_path: Path) -> None:
     placed = row.model_copy(update={"path": str(world.video_path(world.rows[0]))})
     write_manifest(tmp_path / "test.jsonl", [placed], ())
     weights = run_recipe(build_recipe(small_recipe("multimodal")), tmp_path / "run", device="cpu")
-    settings = {"views": 1, "device": "cpu"}
+    settings = {"num_clips": 1, "device": "cpu"}
     result = evaluate_task("multiple_choice", weights, tmp_path / "test.jsonl", tmp_path / "out", settings)
     assert result["figures"]["accuracy"] in (0.0, 1.0)
     assert result["protocol"]["chance_accuracy"] == pytest.approx(0.2)

@@ -102,10 +102,10 @@ def test_language_tasks_keep_the_classes_of_the_manifest(
 
 
 @pytest.mark.parametrize(
-    ("sampling", "asked", "views"),
+    ("sampling", "asked", "num_clips"),
     [
-        ({"kind": "sparse", "views": 3}, None, 3),
-        ({"kind": "sparse", "views": 3}, 2, 2),
+        ({"kind": "sparse", "num_clips": 3}, None, 3),
+        ({"kind": "sparse", "num_clips": 3}, 2, 2),
         ({"kind": "sparse"}, None, 1),
         ({"kind": "dense", "stride": 2}, None, 1),
         ({"kind": "sparse_two_view"}, None, 1),
@@ -114,14 +114,16 @@ def test_language_tasks_keep_the_classes_of_the_manifest(
         ({"kind": "segment_middle"}, 1, 1),
     ],
 )
-def test_views_are_those_asked_for_else_the_recipes(sampling: dict[str, Any], asked: int | None, views: int) -> None:
+def test_views_are_those_asked_for_else_the_recipes(
+    sampling: dict[str, Any], asked: int | None, num_clips: int
+) -> None:
     recipe = build_recipe(small_recipe("supervised", sampling=sampling))
     manifest = read_manifest(small_world.world())
     trained = Trained(small_world.masked_classifier(), recipe, manifest.classes)
     one = Manifest(manifest.rows[:1], manifest.classes, manifest.root, manifest.source)
-    clips, source = clip_source(trained, one, ClipOptions(views=asked))
-    assert clips.views == views
-    assert np.concatenate([numbers for _, numbers in source]).tolist() == list(range(views))
+    clips, source = clip_source(trained, one, ClipOptions(num_clips=asked))
+    assert clips.num_clips == num_clips
+    assert np.concatenate([numbers for _, numbers in source]).tolist() == list(range(num_clips))
 
 
 @pytest.mark.parametrize(("sampling", "asked"), [({"kind": "segment_middle"}, 2), ({"kind": "sparse_two_view"}, 3)])
@@ -129,19 +131,19 @@ def test_views_that_a_sampler_does_not_have_are_refused(sampling: dict[str, Any]
     manifest = read_manifest(small_world.world())
     recipe = build_recipe(small_recipe("supervised", sampling=sampling))
     trained = Trained(small_world.masked_classifier(), recipe, manifest.classes)
-    with pytest.raises(RecipeError, match=r"data\.sampling.*views"):
-        clip_source(trained, manifest, ClipOptions(views=asked))
+    with pytest.raises(RecipeError, match=r"data\.sampling.*num_clips"):
+        clip_source(trained, manifest, ClipOptions(num_clips=asked))
 
 
 def test_the_protocol_tells_the_recipes_views(tmp_path: Path) -> None:
-    changes: dict[str, Any] = {"schedule": {"steps": 1}, "sampling": {"kind": "sparse", "views": 2}}
+    changes: dict[str, Any] = {"schedule": {"steps": 1}, "sampling": {"kind": "sparse", "num_clips": 2}}
     path = run_recipe(build_recipe(small_recipe("supervised", **changes)), tmp_path / "run", device="cpu")
     write_manifest(tmp_path / "test.jsonl", rows_of_the_world(), CLASSES)
     evaluate_task("recognition", path, tmp_path / "test.jsonl", tmp_path, CPU)
     assert json.loads((tmp_path / "recognition.json").read_text())["protocol"]["views"] == 2
 
 
-@pytest.mark.parametrize("setting", [{"crops": 2}, {"crops": 0}, {"views": 0}])
+@pytest.mark.parametrize("setting", [{"num_crops": 2}, {"num_crops": 0}, {"num_clips": 0}])
 def test_wrong_views_and_crops_are_told_before_anything_is_read(setting: dict[str, int]) -> None:
     with pytest.raises(RecipeError, match=next(iter(setting))):
         ClipOptions(**setting)  # type: ignore[arg-type]  # mypy thinks of `device`
@@ -159,7 +161,7 @@ def test_the_table_of_another_measurement_is_kept(weights: Path, tmp_path: Path)
     for model, rows, settings, told in (
         (other_weights, "test.jsonl", CPU, "other weights;"),
         (weights, "fewer.jsonl", CPU, "other rows;"),
-        (other_weights, "fewer.jsonl", {"device": "cpu", "crops": 3}, "other weights, rows, crops;"),
+        (other_weights, "fewer.jsonl", {"device": "cpu", "num_crops": 3}, "other weights, rows, crops;"),
     ):
         with pytest.raises(RunError, match=f"holds a table with {told} choose another --output"):
             evaluate_task("recognition", model, tmp_path / rows, tmp_path, settings)
@@ -178,7 +180,7 @@ def test_two_processes_write_the_bytes_of_one(weights: Path, tmp_path: Path) -> 
     rows[9] = rows[9].model_copy(update={"path": str(tmp_path / "gone.mp4")})
     write_manifest(tmp_path / "test.jsonl", rows, CLASSES)
     command = ["evaluate", "recognition", str(weights), str(tmp_path / "test.jsonl")]
-    command += ["--device", "cpu", "--crops", "3", "--batch-size", "4", "-o"]
+    command += ["--device", "cpu", "--num-crops", "3", "--batch-size", "4", "-o"]
     one = in_process.command(*command, tmp_path / "one")
     env = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path), "OMP_NUM_THREADS": "1"}
     line = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nnodes=1", "--nproc-per-node=2"]

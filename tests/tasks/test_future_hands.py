@@ -134,7 +134,7 @@ def test_train_evaluate_submit_and_score_again(tmp_path: Path) -> None:
     world(tmp_path)
     weights = run_recipe(recipe(tmp_path), tmp_path / "run", device="cpu")
     out = tmp_path / "out"
-    settings = {"views": 2, "device": "cpu"}
+    settings = {"num_clips": 2, "device": "cpu"}
     result = evaluate_task("future_hands", weights, tmp_path / "m.jsonl", out, settings, split="test")
     name = "left_mean_px"
     assert set(result["figures"]) == {
@@ -152,7 +152,7 @@ def test_train_evaluate_submit_and_score_again(tmp_path: Path) -> None:
     values = np.asarray([sent[name] for name in table["id"].tolist()]) / 30
     np.testing.assert_allclose(values.reshape(-1, 5, 2, 2), table["predicted"], atol=1e-3)
     with pytest.raises(RecipeError, match="whole frame"):
-        evaluate_task("future_hands", weights, tmp_path / "m.jsonl", out, {"crops": 3}, split="test")
+        evaluate_task("future_hands", weights, tmp_path / "m.jsonl", out, {"num_crops": 3}, split="test")
 
 
 def test_a_submission_names_rows_as_the_challenge_does() -> None:

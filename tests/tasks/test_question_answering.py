@@ -243,7 +243,7 @@ class Knowing(torch.nn.Module):
 
 def test_both_accuracies_types_and_the_prior_stand_side_by_side() -> None:
     manifest = rows((("who?", "a"), ("what a thing?", "zzz")), (("who?", "c"),), (("who?", "b"), ("where?", "b")))
-    clips = ClipProtocol(frames=2, size=4, views=2)
+    clips = ClipProtocol(frames=2, size=4, num_clips=2)
     model = Knowing()
     source = Source(manifest, clips, unreadable=[])
     prior = {"": "b", "who": "a"}

@@ -28,7 +28,7 @@ from internvideo.tasks.zero_shot import predict as zero_shot
 from internvideo.video.writer import write_video
 
 CPU = torch.device("cpu")
-SAMPLER, TRANSFORM = Sparse(frames=4, views=2), EvalTransform(size=32, crops=3)
+SAMPLER, TRANSFORM = Sparse(frames=4, num_clips=2), EvalTransform(size=32, num_crops=3)
 
 
 @pytest.fixture(scope="module")

@@ -17,7 +17,7 @@ from internvideo.tasks.table import Predictions
 from internvideo.tasks.zero_shot import predict as zero_shot
 from internvideo.tasks.zero_shot.templates import ACTION_TEMPLATES, fill
 
-VIEWS = ClipProtocol(frames=2, size=4, views=3, crops=1)
+VIEWS = ClipProtocol(frames=2, size=4, num_clips=3, num_crops=1)
 
 
 def retrieve(videos: int = 12, captions: str = "first", clips: ClipProtocol = CLIPS, **source: object) -> Predictions:

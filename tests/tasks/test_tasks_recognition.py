@@ -13,7 +13,7 @@ from internvideo.tasks.protocol import ClipProtocol
 from internvideo.tasks.recognition import predict as recognition
 from internvideo.tasks.table import Predictions
 
-VIEWS = ClipProtocol(frames=2, size=4, views=3, crops=1)
+VIEWS = ClipProtocol(frames=2, size=4, num_clips=3, num_crops=1)
 
 
 def run(
@@ -112,7 +112,7 @@ def test_interaction_gives_three_columns_from_one_clip() -> None:
     [
         ({"leave_out": [(3, 0)]}, "of 'clip3'"),
         ({"unreadable": range(12)}, "none of 12 videos could be read"),
-        ({"clips": ClipProtocol(frames=2, size=4, views=2), "leave_out": [(3, 1)]}, r"clips \[0\] of 'clip3'"),
+        ({"clips": ClipProtocol(frames=2, size=4, num_clips=2), "leave_out": [(3, 1)]}, r"clips \[0\] of 'clip3'"),
     ],
 )
 def test_missing_clips_are_an_error(settings: dict[str, object], message: str) -> None:

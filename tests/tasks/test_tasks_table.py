@@ -127,10 +127,10 @@ def test_weights_hash_ignores_memory_layout() -> None:
 
 
 def test_protocol_from_the_real_sampler_and_transform() -> None:
-    clips = clip_protocol(Dense(frames=16, stride=4, views=5), EvalTransform(size=96, crops=3))
-    assert (clips.frames, clips.size, clips.views, clips.crops, clips.clips) == (16, 96, 5, 3, 15)
+    clips = clip_protocol(Dense(frames=16, stride=4, num_clips=5), EvalTransform(size=96, num_crops=3))
+    assert (clips.frames, clips.size, clips.num_clips, clips.num_crops, clips.num_views) == (16, 96, 5, 3, 15)
     assert "stride=4" in clips.sampling
-    alone = clip_protocol(Dense(frames=16, stride=4, views=5), EvalTransform(size=96), single_frame=True)
+    alone = clip_protocol(Dense(frames=16, stride=4, num_clips=5), EvalTransform(size=96), single_frame=True)
     assert alone == ClipProtocol(frames=1, size=96, sampling="middle frame", resizing="short side 96, pil")
     squashed = clip_protocol(
         Dense(frames=16), EvalTransform(size=96, resize=112, resize_backend="opencv", keep_aspect=False)

@@ -93,7 +93,7 @@ def test_each_part_has_its_own_loss() -> None:
 def test_train_evaluate_and_score_again(tmp_path: Path) -> None:
     manifest = world(tmp_path)
     weights = run_recipe(recipe(manifest), tmp_path / "run", device="cpu")
-    settings = {"views": 1, "device": "cpu"}
+    settings = {"num_clips": 1, "device": "cpu"}
     result = evaluate_task("verb_noun", weights, manifest, tmp_path / "out", settings)
     assert set(result["figures"]) == {"verb_top1", "noun_top1", "both_top1"}
     assert result["figures"]["verb_top1"] >= 0.9

@@ -150,7 +150,7 @@ class ResumableLoader:
         self._batches = TrainingBatches(
             decoder,
             plan,
-            Sparse(frames=1, views=1) if settings.single_frame else sampler,
+            Sparse(frames=1, num_clips=1) if settings.single_frame else sampler,
             transform,
             repeated_augmentation=settings.repeated_augmentation,
             tokenizer=tokenizer,
@@ -255,7 +255,7 @@ class EvalLoader:
         rank, world_size = distributed.rank(), distributed.world_size()
         self._indices = [index for index in range(len(manifest)) if index // self._batch_size % world_size == rank]
         self.samples = len(self._indices)
-        frame_sampler: FrameSampler = Sparse(frames=1, views=1) if settings.single_frame else sampler
+        frame_sampler: FrameSampler = Sparse(frames=1, num_clips=1) if settings.single_frame else sampler
         views = EvaluationViews(clip_decoder(manifest, settings), frame_sampler, transform, tokenizer=tokenizer)
         self._data_loader = PersistentDataLoader(views, settings)
 

@@ -97,23 +97,23 @@ class Preprocessing:
         except ValueError as error:
             raise RecipeError("preprocessing", str(error)) from error
 
-    def frame_sampler(self, views: int) -> FrameSampler:
-        """The sampler with so many temporal views. Raises RecipeError where the rule does not have as many."""
+    def frame_sampler(self, num_clips: int) -> FrameSampler:
+        """Build the sampler of that many test clips. Raises RecipeError where the rule does not have as many."""
         if self.sampler not in SAMPLERS:
             raise RecipeError("preprocessing.sampler", repr(self.sampler), ", ".join(SAMPLERS))
-        has_views = hasattr(SAMPLERS[self.sampler], "views")
-        if views < 1 or (views > 1 and not has_views):
-            allowed = "1" if views > 0 else "1 or more"
-            raise RecipeError("views", str(views), f"{allowed} with the frame rule '{self.sampler}'")
+        takes_num_clips = hasattr(SAMPLERS[self.sampler], "num_clips")
+        if num_clips < 1 or (num_clips > 1 and not takes_num_clips):
+            allowed = "1" if num_clips > 0 else "1 or more"
+            raise RecipeError("num_clips", str(num_clips), f"{allowed} with the frame rule '{self.sampler}'")
         settings = {
             "frames": self.sampled_frames or self.frames,
             "stride": self.stride,
-            "views": views if has_views else None,
+            "num_clips": num_clips if takes_num_clips else None,
         }
         given = {name: value for name, value in settings.items() if value is not None}
         try:
             return SAMPLERS[self.sampler](**given)
-        except (TypeError, ValueError) as error:  # a stride for a rule that has none; views or frames out of range
+        except (TypeError, ValueError) as error:  # a stride for a rule that has none; num_clips or frames out of range
             raise RecipeError("preprocessing", f"the frame rule '{self.sampler}' does not take {given}") from error
 
     def _transform(self) -> EvalTransform:
@@ -121,35 +121,35 @@ class Preprocessing:
             self.size, resize=self.resize, resize_backend=self.resize_backend, keep_aspect=self.keep_aspect
         )
 
-    def indices(self, n: int, views: int = 1) -> list[Indices]:
+    def indices(self, n: int, num_clips: int = 1) -> list[Indices]:
         """(T,) frame numbers of each view of a video with n frames. Raises RecipeError as `rule`."""
-        sampler = self.frame_sampler(views)
+        sampler = self.frame_sampler(num_clips)
         if self.single_frame:
-            return Sparse(frames=1, views=1).test(n)
+            return Sparse(frames=1, num_clips=1).test(n)
         return [indices[:: self.temporal_stride] for indices in sampler.test(n)]
 
     def frame_indices(
-        self, video: Video, start: float | None = None, end: float | None = None, *, views: int = 1
+        self, video: Video, start: float | None = None, end: float | None = None, *, num_clips: int = 1
     ) -> list[Indices]:
         """(T,) frame numbers of the video for each view that `clips` would make, nothing decoded. Raises as `clips`."""
         inside = video.without_damaged(_inside(video, start, end))
-        return [inside[indices] for indices in self.indices(len(inside), views)]
+        return [inside[indices] for indices in self.indices(len(inside), num_clips)]
 
     def clips(
-        self, video: Video, start: float | None = None, end: float | None = None, *, views: int = 1
+        self, video: Video, start: float | None = None, end: float | None = None, *, num_clips: int = 1
     ) -> list[Tensor]:
-        """All views of a video or of a piece of it, each (3, T, S, S); no frame is decoded twice.
+        """All test clips of a video or of a piece of it, each (3, T, S, S); no frame is decoded twice.
 
         Args:
             video: open, at its full size (or scaled to `short_side`).
             start, end: seconds from the video's start, start <= time < end; None for the ends of the video.
-            views: temporal views.
+            num_clips: clips at different times.
 
         Raises:
-            VideoError: it cannot be read, or has no frame in the span. RecipeError: the rule has not as many views.
+            VideoError: it cannot be read, or has no frame in the span. RecipeError: the rule has not as many clips.
         """
         samples, decoded = video.sample(
-            _inside(video, start, end), lambda left: [left[part] for part in self.indices(len(left), views)]
+            _inside(video, start, end), lambda left: [left[part] for part in self.indices(len(left), num_clips)]
         )
         return [
             self.transform_frames(part) for part in np.split(decoded, np.cumsum([len(part) for part in samples])[:-1])
@@ -159,27 +159,27 @@ class Preprocessing:
         """The one view of a span of seconds: uint8 (3, T, S, S), see `clips`."""
         return self.clips(video, start, end)[0]
 
-    def read(self, source: str | Path | Span | NDArray[np.uint8] | Tensor, *, views: int = 1) -> list[Tensor]:
-        """All views of a file, a piece of one, or decoded frames (T', H, W, 3). Raises as `clips`."""
+    def read(self, source: str | Path | Span | NDArray[np.uint8] | Tensor, *, num_clips: int = 1) -> list[Tensor]:
+        """All test clips of a file, a piece of one, or decoded frames (T', H, W, 3). Raises as `clips`."""
         if isinstance(source, Span):
             with borrow(source.path, short_side=self.short_side, fps=source.fps) as video:
-                return self.clips(video, source.start, source.end, views=views)
+                return self.clips(video, source.start, source.end, num_clips=num_clips)
         if isinstance(source, str | Path):
             with borrow(source, short_side=self.short_side) as video:
-                return self.clips(video, views=views)
-        return self.views_of_frames(source, views)
+                return self.clips(video, num_clips=num_clips)
+        return self.clips_of_frames(source, num_clips)
 
-    def views_of_frames(self, frames: NDArray[np.uint8] | Tensor, views: int = 1) -> list[Tensor]:
-        """All views of decoded frames (T', H, W, 3) uint8, T' >= 1. Raises VideoError for anything else."""
+    def clips_of_frames(self, frames: NDArray[np.uint8] | Tensor, num_clips: int = 1) -> list[Tensor]:
+        """All test clips of decoded frames (T', H, W, 3) uint8, T' >= 1. Raises VideoError for anything else."""
         array: NDArray[Any] = frames.cpu().numpy() if isinstance(frames, Tensor) else np.asarray(frames)
         if array.dtype != np.uint8 or array.ndim != 4 or array.shape[3] != 3 or not array.size:
             found = f"an array of {array.dtype} {array.shape}"
             raise VideoError("frames", found, "uint8 (T, H, W, 3) with at least one frame")
-        return [self.transform_frames(array[indices]) for indices in self.indices(len(array), views)]
+        return [self.transform_frames(array[indices]) for indices in self.indices(len(array), num_clips)]
 
     def from_frames(self, frames: NDArray[np.uint8] | Tensor) -> Tensor:
         """The one view of decoded frames (T', H, W, 3): uint8 (3, T, S, S)."""
-        return self.views_of_frames(frames)[0]
+        return self.clips_of_frames(frames)[0]
 
     def transform_frames(self, frames: NDArray[np.uint8]) -> Tensor:
         """Frames (T, H, W, 3) uint8 -> (3, T, S, S), each frame for itself."""

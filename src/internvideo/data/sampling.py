@@ -27,7 +27,7 @@ class FrameSampler(Protocol):
         """Sample a random clip: (T,) int64 in [0, n)."""
 
     def test(self, n: int) -> list[Indices]:
-        """Return the fixed temporal views, each (T,) int64 in [0, n)."""
+        """Return the test clips at fixed times, each (T,) int64 in [0, n)."""
 
 
 # ---------------------------------------------------------------------------------------------------------- rules
@@ -55,12 +55,12 @@ def strided_buffer(n: int, frames: int, stride: int) -> Indices:
     return np.concatenate([indices, np.full(max(frames - len(indices), 0), indices[-1])])
 
 
-def dense_windows(length: int, frames: int, views: int) -> list[int]:
-    """Starts of the test windows in a buffer of `length` frames: int(c * (length - T) / (views - 1))."""
-    if views == 1:
+def dense_windows(length: int, frames: int, num_clips: int) -> list[int]:
+    """Starts of the test windows in a buffer of `length` frames: int(c * (length - T) / (num_clips - 1))."""
+    if num_clips == 1:
         return [max(length - frames, 0) // 2]
-    step = max((length - frames) / (views - 1), 0.0)
-    return [int(view * step) for view in range(views)]
+    step = max((length - frames) / (num_clips - 1), 0.0)
+    return [int(view * step) for view in range(num_clips)]
 
 
 def strided_indices(n: int, frames: int, stride: int, start: int) -> Indices:
@@ -99,10 +99,10 @@ def first_then_all(n: int, frames: int) -> Indices:
     return np.arange(n - frames, n, dtype=np.int64).clip(min=0)
 
 
-def sparse_test(n: int, frames: int, view: int, views: int) -> Indices:
-    """(T,) round(seg i) + int(seg / (views + 1) (view + 1)), at most n - 1, with seg = (n - 1) / T (UniFormerV2)."""
+def sparse_test(n: int, frames: int, view: int, num_clips: int) -> Indices:
+    """(T,) round(seg i) + int(seg (view + 1) / (num_clips + 1)), at most n - 1, seg = (n - 1) / T (UniFormerV2)."""
     segment = (n - 1) / frames
-    shift = int(segment / (views + 1) * (view + 1))
+    shift = int(segment / (num_clips + 1) * (view + 1))
     return np.asarray([min(round(segment * i) + shift, n - 1) for i in range(frames)], dtype=np.int64)
 
 
@@ -176,10 +176,10 @@ class Dense:
 
     frames: int = 16
     stride: int = 4
-    views: int = 5
+    num_clips: int = 5
 
     def __post_init__(self) -> None:
-        _check_settings(frames=self.frames, stride=self.stride, views=self.views)
+        _check_settings(frames=self.frames, stride=self.stride, num_clips=self.num_clips)
 
     def train(self, n: int, rng: np.random.RandomState) -> Indices:
         """A random span: its end is uniform in [T * stride, n)."""
@@ -188,12 +188,14 @@ class Dense:
         return dense_span(n, self.frames, self.stride, int(rng.randint(span, n)) if n > span else None)
 
     def test(self, n: int) -> list[Indices]:
-        """`views` windows from the start to the end."""
+        """`num_clips` windows from the start to the end."""
         _check(n)
-        if self.views == 1:
+        if self.num_clips == 1:
             return [dense_span(n, self.frames, self.stride, None)]
         buffer = strided_buffer(n, self.frames, self.stride)
-        return [buffer[start : start + self.frames] for start in dense_windows(len(buffer), self.frames, self.views)]
+        return [
+            buffer[start : start + self.frames] for start in dense_windows(len(buffer), self.frames, self.num_clips)
+        ]
 
 
 @dataclass(frozen=True)
@@ -228,10 +230,10 @@ class DenseLoop:
 
     frames: int = 32
     stride: int = 2
-    views: int = 10
+    num_clips: int = 10
 
     def __post_init__(self) -> None:
-        _check_settings(frames=self.frames, stride=self.stride, views=self.views)
+        _check_settings(frames=self.frames, stride=self.stride, num_clips=self.num_clips)
 
     def train(self, n: int, rng: np.random.RandomState) -> Indices:
         """Start uniform in [0, n - T * stride), 0 in a video that is not longer."""
@@ -240,11 +242,13 @@ class DenseLoop:
         return looped_indices(n, self.frames, self.stride, int(rng.randint(max_start)) if max_start else 0)
 
     def test(self, n: int) -> list[Indices]:
-        """`views` starts evenly from 0 to n - T * stride, truncated; one view is the centre (inference_mae_enn.py)."""
+        """`num_clips` starts evenly from 0 to n - T * stride, truncated; one is the center (inference_mae_enn.py)."""
         _check(n)
         max_start = max(n - self.frames * self.stride, 0)
         starts = (
-            np.linspace(0, max_start, num=self.views).astype(np.int64) if self.views > 1 else [(max_start + 1) // 2]
+            np.linspace(0, max_start, num=self.num_clips).astype(np.int64)
+            if self.num_clips > 1
+            else [(max_start + 1) // 2]
         )
         return [looped_indices(n, self.frames, self.stride, int(start)) for start in starts]
 
@@ -254,10 +258,10 @@ class Sparse:
     """One frame of each of T equal segments (UniFormerV2 configs)."""
 
     frames: int = 8
-    views: int = 4
+    num_clips: int = 4
 
     def __post_init__(self) -> None:
-        _check_settings(frames=self.frames, views=self.views)
+        _check_settings(frames=self.frames, num_clips=self.num_clips)
 
     def train(self, n: int, rng: np.random.RandomState) -> Indices:
         """A uniform frame of each segment, both ends included."""
@@ -266,9 +270,9 @@ class Sparse:
         return np.asarray([rng.randint(ends[i], ends[i + 1] + 1) for i in range(self.frames)], dtype=np.int64)
 
     def test(self, n: int) -> list[Indices]:
-        """`views` clips that are shifted inside the segments."""
+        """`num_clips` clips that are shifted inside the segments."""
         _check(n)
-        return [sparse_test(n, self.frames, view, self.views) for view in range(self.views)]
+        return [sparse_test(n, self.frames, view, self.num_clips) for view in range(self.num_clips)]
 
 
 @dataclass(frozen=True)
@@ -277,20 +281,20 @@ class SparseTwoView:
 
     Attributes:
         frames: T segments.
-        views: test views; view v takes every `views`-th of the 2 T sorted starts and middles. 1 (the middles alone,
-            validation) or 2.
+        num_clips: 1 or 2 test clips; clip v takes every `num_clips`-th of the 2 T sorted starts and middles, a single
+            one the middles (validation).
         short: what training gives for a video of fewer than T frames: "first" as released (copies of the first, then
             all of them), "zeros" (the first T times) or "spread" (evenly spread frames, some repeated).
     """
 
     frames: int = 16
-    views: int = 2
+    num_clips: int = 2
     short: Literal["first", "zeros", "spread"] = "first"
 
     def __post_init__(self) -> None:
-        _check_settings(frames=self.frames, views=self.views)
-        if self.views > 2:
-            raise ValueError(f"views = {self.views}: two-view sampling has 1 or 2")
+        _check_settings(frames=self.frames, num_clips=self.num_clips)
+        if self.num_clips > 2:
+            raise ValueError(f"num_clips = {self.num_clips}: two-view sampling has 1 or 2")
 
     def train(self, n: int, rng: np.random.RandomState) -> Indices:
         """A random frame of each segment of n // T frames."""
@@ -307,10 +311,10 @@ class SparseTwoView:
     def test(self, n: int) -> list[Indices]:
         """Even and odd places of the sorted order, or the middles."""
         _check(n)
-        if self.views == 1:
+        if self.num_clips == 1:
             return [raw_frames_middle(n, self.frames)]
         order = two_view_order(n, self.frames)
-        return [order[view :: self.views] for view in range(self.views)]
+        return [order[view :: self.num_clips] for view in range(self.num_clips)]
 
 
 @dataclass(frozen=True)

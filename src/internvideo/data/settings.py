@@ -43,7 +43,7 @@ class SamplingSettings(Settings):
     kind: str = "sparse"
     frames: int = Field(8, ge=1, le=8192)
     stride: int | None = Field(None, ge=1, description="dense kinds only")
-    views: int | None = Field(None, ge=1, le=1000, description="temporal views in testing")
+    num_clips: int | None = Field(None, ge=1, le=1000, description="clips per video in testing")
 
     @field_validator("kind")
     @classmethod
@@ -71,12 +71,12 @@ class EvalAugment(Settings):
     test_resize: int | None = Field(None, ge=8, le=8192, description="short side of test clips before the crop")
     keep_aspect: bool = Field(True, description="false: to a square; test clips, and before training's crops")
 
-    def eval_transform(self, crops: int = 1) -> EvalTransform:
+    def eval_transform(self, num_crops: int = 1) -> EvalTransform:
         """Resize and crop of a test clip."""
         return EvalTransform(
             self.size,
             resize=self.test_resize,
-            crops=crops,
+            num_crops=num_crops,
             resize_backend=self.resize_backend,
             keep_aspect=self.keep_aspect,
         )

@@ -208,20 +208,20 @@ class EvalTransform:
     Attributes:
         size: S of the result, pixels.
         resize: short side before the crop; None for S (crops touch both edges).
-        crops: 1 or 3.
+        num_crops: 1 or 3.
         resize_backend: pixel arithmetic, see `resize.ResizeBackend`; "torch" gives float32 in 0..255 instead of uint8.
         keep_aspect: False scales to a square of `resize`.
     """
 
     size: int
     resize: int | None = None
-    crops: int = 1
+    num_crops: int = 1
     resize_backend: ResizeBackend = "pil"
     keep_aspect: bool = True
 
     def __post_init__(self) -> None:
-        if self.size < 1 or self._short < self.size or self.crops not in (1, 3):
-            raise ValueError(f"size {self.size}, resize {self.resize}, crops {self.crops}: allowed crops 1 or 3")
+        if self.size < 1 or self._short < self.size or self.num_crops not in (1, 3):
+            raise ValueError(f"size {self.size}, resize {self.resize}, crops {self.num_crops}: allowed crops 1 or 3")
         if self.resize_backend not in ("pil", "pil_bicubic", "opencv", "torch"):
             raise ValueError(f"resize_backend {self.resize_backend!r}")
 
@@ -235,14 +235,14 @@ class EvalTransform:
         return self.size if self.resize is None else self.resize
 
     def crop_clip(self, clip: Tensor) -> list[Tensor]:
-        """(T, H, W, 3) uint8 -> `crops` tensors (3, T, S, S), left to right or top to bottom."""
+        """(T, H, W, 3) uint8 -> `num_crops` tensors (3, T, S, S), left to right or top to bottom."""
         frames = channels_first(clip)
         height, width = frames.shape[-2:]
         short = self._short
         scaled = (short, short) if not self.keep_aspect else scaled_size(height, width, short, self.resize_backend)
         across = scaled[1] > scaled[0]
-        tops = crop_starts(scaled[0], self.size, 1 if across else self.crops, self.resize_backend)
-        lefts = crop_starts(scaled[1], self.size, self.crops if across else 1, self.resize_backend)
+        tops = crop_starts(scaled[0], self.size, 1 if across else self.num_crops, self.resize_backend)
+        lefts = crop_starts(scaled[1], self.size, self.num_crops if across else 1, self.resize_backend)
         scale = (tops[0], lefts[0], tops[-1] + self.size - tops[0], lefts[-1] + self.size - lefts[0])
         frames = resize(frames, scaled, self.resize_backend, scale).transpose(0, 1)
         return [

@@ -198,14 +198,16 @@ class VideoModel(HubModel):
             yield group
 
     def _batches(
-        self, videos: VideoSource | Sequence[VideoSource], views: int, batch_size: int
+        self, videos: VideoSource | Sequence[VideoSource], num_clips: int, batch_size: int
     ) -> Iterator[tuple[Tensor, list[int]]]:
         """Yield batches of clips with the index of each clip's video."""
         if batch_size < 1:
             raise RecipeError("batch_size", str(batch_size), "1 or more")
-        self.preprocessing.frame_sampler(views)  # raises for a wrong number of views before decoding
+        self.preprocessing.frame_sampler(num_clips)  # raises for a wrong number before decoding
         sources = as_list(videos)
-        clips = ((clip, n) for n, video in enumerate(sources) for clip in self.preprocessing.read(video, views=views))
+        clips = (
+            (clip, n) for n, video in enumerate(sources) for clip in self.preprocessing.read(video, num_clips=num_clips)
+        )
         for group in _batched(clips, batch_size):
             yield torch.stack([clip for clip, _ in group]), [n for _, n in group]
 
@@ -265,7 +267,7 @@ class VideoModel(HubModel):
         labels: Sequence[str] | None = None,
         *,
         templates: Sequence[str] = ACTION_TEMPLATES,
-        views: int = 1,
+        num_clips: int = 1,
         batch_size: int = 8,
     ) -> list[dict[str, float]]:
         """Classify videos: probabilities of labels in descending order, one dictionary per video.
@@ -274,11 +276,11 @@ class VideoModel(HubModel):
             videos: as in `encode_video`.
             labels: for models with a text tower, at least two; a classifier has its own classes.
             templates: sentences with one "{}"; their softmax outputs are averaged (multi-modalities-downstream).
-            views: clips at different times of each video; their softmax outputs are averaged.
+            num_clips: clips at different times of each video; their softmax outputs are averaged.
             batch_size: clips per batch.
 
         Raises:
-            RecipeError: labels missing, doubled or given to a classifier, or more views than the frame rule has.
+            RecipeError: labels missing, doubled or given to a classifier, or more clips than the frame rule has.
             VideoError: a video that cannot be read.
         """
         names = self.label_names(labels)
@@ -286,7 +288,7 @@ class VideoModel(HubModel):
         if not sources:
             return []
         rows, owners = [], []
-        for clips, numbers in self._batches(sources, views, batch_size):
+        for clips, numbers in self._batches(sources, num_clips, batch_size):
             rows.append(self.probabilities(clips, labels, templates=templates))
             owners.extend(numbers)
         merged = merge_rows(np.concatenate(rows), np.asarray(owners, dtype=np.int64), len(sources))

@@ -58,10 +58,10 @@ def clip_source(trained: Trained, manifest: Manifest, settings: ClipOptions) -> 
     """How the model's recipe cuts clips from a video in testing, and a loader that does it."""
     data = trained.recipe.data_as(SampledData)
     sampling = data.sampling
-    views = settings.views or sampling.views or 1
-    if views > 1 or hasattr(SAMPLERS[sampling.kind], "views"):  # a kind of several views, whose own default may be more
-        sampling = sampling.model_copy(update={"views": views})
-    sampler, transform = sampling.build(), data.augment.eval_transform(settings.crops)
+    num_clips = settings.num_clips or sampling.num_clips or 1
+    if num_clips > 1 or hasattr(SAMPLERS[sampling.kind], "num_clips"):  # whose own default may be more
+        sampling = sampling.model_copy(update={"num_clips": num_clips})
+    sampler, transform = sampling.build(), data.augment.eval_transform(settings.num_crops)
     loader = LoaderSettings(
         batch_size=settings.batch_size,
         workers=settings.workers,

@@ -19,6 +19,9 @@ from internvideo.data.batch import Batch
 from internvideo.data.manifest import Manifest
 from internvideo.data.sampling import FrameSampler
 
+SAVED_NAMES = {"num_clips": "views", "num_crops": "crops"}
+"""Setting -> its name in saved tables, which earlier versions fixed."""
+
 
 @dataclass(frozen=True)
 class ClipProtocol:
@@ -27,7 +30,7 @@ class ClipProtocol:
     Attributes:
         frames: T of a clip.
         size: S, pixels of a side.
-        views: temporal clips per video. crops: spatial crops of each of them.
+        num_clips: clips per video, at different times. num_crops: spatial crops of each of them.
         sampling: frame sampling, as text or a class name.
         precision: compute dtype.
         resizing: size before the crops and pixel arithmetic, as `EvalTransform.resizing`.
@@ -35,16 +38,16 @@ class ClipProtocol:
 
     frames: int
     size: int
-    views: int = 1
-    crops: int = 1
+    num_clips: int = 1
+    num_crops: int = 1
     sampling: str = ""
     precision: Literal["float32", "bfloat16"] = "float32"
     resizing: str = ""
 
     @property
-    def clips(self) -> int:
-        """Number of clips per video: views x crops."""
-        return self.views * self.crops
+    def num_views(self) -> int:
+        """Number of views per video: num_clips x num_crops."""
+        return self.num_clips * self.num_crops
 
 
 class ViewTransform(Protocol):
@@ -55,7 +58,7 @@ class ViewTransform(Protocol):
         """S."""
 
     @property
-    def crops(self) -> int:
+    def num_crops(self) -> int:
         """Number of spatial crops."""
 
     @property
@@ -71,11 +74,16 @@ def clip_protocol(
 ) -> ClipProtocol:
     """Return the protocol of a loader with this sampler and transform, or of one with `single_frame` set."""
     if single_frame:
-        return ClipProtocol(1, transform.size, 1, transform.crops, "middle frame", resizing=transform.resizing)
-    views = len(sampler.test(16 * sampler.frames))
+        return ClipProtocol(1, transform.size, 1, transform.num_crops, "middle frame", resizing=transform.resizing)
+    num_clips = len(sampler.test(16 * sampler.frames))
     return ClipProtocol(
-        sampler.frames, transform.size, views, transform.crops, repr(sampler), resizing=transform.resizing
+        sampler.frames, transform.size, num_clips, transform.num_crops, _as_text(sampler), resizing=transform.resizing
     )
+
+
+def _as_text(sampler: FrameSampler) -> str:
+    """Return the sampling rule as saved tables have it."""
+    return repr(sampler).replace("num_clips=", "views=")
 
 
 class ClipSource(Protocol):
@@ -86,7 +94,7 @@ class ClipSource(Protocol):
         """(id, path, reason) of every video of this process that gave no clip; complete after the iteration."""
 
     def __iter__(self) -> Iterator[tuple[Batch, NDArray[Any]]]:
-        """Batches with the (B,) number 0..views*crops-1 of each clip."""
+        """Batches with the (B,) number 0..num_views-1 of each clip."""
 
 
 class VideoTextModel(Protocol):
@@ -135,7 +143,7 @@ def describe(
         "split_sha256": manifest.fingerprint,
         "splits": sorted({row.split for row in manifest.rows if row.split is not None}),
         "source": str(manifest.source),
-        **asdict(clips),
+        **{SAVED_NAMES.get(name, name): value for name, value in asdict(clips).items()},
     }
 
 

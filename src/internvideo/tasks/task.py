@@ -38,15 +38,15 @@ class EvaluateOptions:
 class ClipOptions(EvaluateOptions):
     """Options of tasks on clips of videos."""
 
-    views: Annotated[int | None, "Temporal views per video; by default the recipe's."] = None
-    crops: Annotated[int, "Spatial crops per view: 1 or 3."] = 1
+    num_clips: Annotated[int | None, "Clips per video, at different times; by default the recipe's."] = None
+    num_crops: Annotated[int, "Spatial crops per clip: 1 or 3."] = 1
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.views is not None and self.views < 1:
-            raise RecipeError("views", str(self.views), "1 or more")
-        if self.crops not in (1, 3):
-            raise RecipeError("crops", str(self.crops), "1 or 3")
+        if self.num_clips is not None and self.num_clips < 1:
+            raise RecipeError("num_clips", str(self.num_clips), "1 or more")
+        if self.num_crops not in (1, 3):
+            raise RecipeError("num_crops", str(self.num_crops), "1 or 3")
 
 
 @dataclass(frozen=True)

@@ -111,7 +111,7 @@ def run_clips(
     """
     place = {row.id: index for index, row in enumerate(manifest.rows)}
     own = _Share()
-    with tqdm(total=len(place) * clips.clips, desc=title, unit="clip", leave=False, disable=None) as bar:
+    with tqdm(total=len(place) * clips.num_views, desc=title, unit="clip", leave=False, disable=None) as bar:
         for batch, numbers in source:
             _check_form(batch, clips, place)
             moved = batch.to(device)
@@ -175,13 +175,15 @@ def _finite(output: Tensor, name: str, batch: Batch) -> Floats:
 
 
 def _check_complete(rows: Ints, views: Ints, read: Ints, manifest: Manifest, clips: ClipProtocol) -> None:
-    outside = (views < 0) | (views >= clips.clips)
-    seen = np.bincount(rows * clips.clips + np.where(outside, 0, views), minlength=len(manifest.rows) * clips.clips)
-    wrong = np.flatnonzero((seen.reshape(-1, clips.clips)[read] != 1).any(axis=1))
+    outside = (views < 0) | (views >= clips.num_views)
+    seen = np.bincount(
+        rows * clips.num_views + np.where(outside, 0, views), minlength=len(manifest.rows) * clips.num_views
+    )
+    wrong = np.flatnonzero((seen.reshape(-1, clips.num_views)[read] != 1).any(axis=1))
     if outside.any() or len(wrong):
         name = manifest.rows[int(rows[outside][0] if outside.any() else read[wrong[0]])].id
         found = np.sort(views[rows == [row.id for row in manifest.rows].index(name)]).tolist()
-        raise RunError("loader", f"clips {found} of '{name}'", f"each of 0..{clips.clips - 1} once")
+        raise RunError("loader", f"clips {found} of '{name}'", f"each of 0..{clips.num_views - 1} once")
 
 
 def run_texts(model: VideoTextModel, tokenizer: TextEncoder, texts: Sequence[str], device: torch.device) -> Floats:

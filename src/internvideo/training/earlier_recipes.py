@@ -18,6 +18,7 @@ RENAMED = {
     "data.images": "data.image_manifest",
     "data.augment.as_tested": "data.augment.use_eval_transform",
     "data.loader.repeats": "data.loader.repeated_augmentation",
+    "data.sampling.views": "data.sampling.num_clips",
     "data.proposals.most": "data.proposals.top_k",
     "data.queries.most": "data.queries.max_vocab",
     "data.questions.at_once": "data.questions.questions_per_clip",

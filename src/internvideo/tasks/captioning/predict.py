@@ -79,8 +79,8 @@ def predict(
     """
     writing = writing or Writing()
     manifest.require("captions")
-    if clips.clips != 1:
-        raise RecipeError("views", str(clips.clips), "1: a caption is of one clip")
+    if clips.num_views != 1:
+        raise RecipeError("num_clips", str(clips.num_views), "1: a caption is of one clip")
     towers = cast(VideoLanguage, model)
     if towers.caption_decoder is None:
         raise RecipeError("weights", "a model without a caption decoder", "one that was trained with captions")

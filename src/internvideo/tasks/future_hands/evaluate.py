@@ -33,8 +33,8 @@ def evaluate(trained: Trained, manifest: Path, output: Path, settings: ClipOptio
     Raises:
         RecipeError, ManifestError, RunError: what does not fit together.
     """
-    if settings.crops != 1:
-        raise RecipeError("crops", str(settings.crops), "1: the whole frame is seen")
+    if settings.num_crops != 1:
+        raise RecipeError("num_crops", str(settings.num_crops), "1: the whole frame is seen")
     rows, targets = observed(split_rows(manifest, split), trained.recipe.data_as(HandData).hands)
 
     def predict() -> Predictions:
@@ -52,8 +52,8 @@ def evaluate(trained: Trained, manifest: Path, output: Path, settings: ClipOptio
 def _predict(trained: Trained, rows: Manifest, targets: HandTargets, settings: ClipOptions) -> Predictions:
     data = trained.recipe.data_as(HandData)
     clips, _ = clip_source(trained, rows, settings)
-    several = hasattr(SAMPLERS[data.sampling.kind], "views")
-    sampling = data.sampling.model_copy(update={"views": clips.views}) if several else data.sampling
+    several = hasattr(SAMPLERS[data.sampling.kind], "num_clips")
+    sampling = data.sampling.model_copy(update={"num_clips": clips.num_clips}) if several else data.sampling
     loader = LoaderSettings(settings.batch_size, workers=settings.workers, short_side=data.loader.short_side)
     source = EvalLoader(
         rows,

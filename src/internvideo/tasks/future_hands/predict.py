@@ -58,7 +58,7 @@ def predict(
     total = np.zeros((count, views.values["outputs"].shape[1]))
     np.add.at(total, views.sample, views.values["outputs"])
     size = targets.size[views.read]
-    found = positions(torch.from_numpy(total / clips.clips), torch.from_numpy(size).float()).double().numpy()
+    found = positions(torch.from_numpy(total / clips.num_views), torch.from_numpy(size).float()).double().numpy()
     arrays: dict[str, NDArray[Any]] = {
         "id": np.asarray([manifest.rows[row].id for row in views.read]),
         "uid": np.asarray([manifest.rows[row].attributes.get("uid", manifest.rows[row].id) for row in views.read]),

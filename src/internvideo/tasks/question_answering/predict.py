@@ -84,7 +84,7 @@ def predict(
     read = [manifest.rows[index] for index in views.read]
     known = {answer: index for index, answer in enumerate(answers)}
     pairs = [pair for row in read for pair in row.qa]
-    scores = np.concatenate([said[row.id] for row in read]) / clips.clips
+    scores = np.concatenate([said[row.id] for row in read]) / clips.num_views
     _check_finite(scores, pairs)
     labels = np.asarray([known.get(pair.answer, IGNORE_INDEX) for pair in pairs], dtype=np.int64)
     top = np.argsort(-scores, axis=1, kind="stable")[:, :SHOWN]

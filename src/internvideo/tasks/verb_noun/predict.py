@@ -50,7 +50,7 @@ def predict(
     for part in PARTS:
         total = np.zeros((len(views.read), views.values[part].shape[1]))
         np.add.at(total, views.sample, views.values[part])
-        arrays[part] = total / clips.clips
+        arrays[part] = total / clips.num_views
     return Predictions(NAME, arrays, describe(model, model_name, manifest, clips), views.coverage)
 
 
