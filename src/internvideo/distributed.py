@@ -8,7 +8,8 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from datetime import timedelta
 from typing import Any
 
 import torch
@@ -28,15 +29,25 @@ def rank() -> int:
     return dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
 
 
+TIMEOUT_S = 1800.0
+"""Seconds that a process waits for the others, unless a recipe says otherwise: loading a large file takes minutes."""
+_LOST = re.compile(r"gloo|NCCL|TCPStore|[Cc]onnection (closed|reset|refused)|Broken pipe|[Tt]imed out waiting")
+"""What is in the message of a collective that failed because another process ended or does not answer."""
+
+
 @contextmanager
-def process_group(device: torch.device) -> Iterator[torch.device]:
+def process_group(device: torch.device, timeout_s: float = TIMEOUT_S) -> Iterator[torch.device]:
     """Join the processes that torchrun started and leave them at the end; yields this process's device.
 
     Tensors of the CPU travel by gloo, those of CUDA by NCCL. Without torchrun's variables, or inside another
     `process_group`, nothing is started.
 
+    Args:
+        device: that of the run; of CUDA each process takes its own.
+        timeout_s: after so many seconds without an answer another process counts as lost.
+
     Raises:
-        RunError: torchrun started more processes on this machine than it has CUDA devices.
+        RunError: torchrun started more processes on this machine than it has CUDA devices; another process was lost.
     """
     if "RANK" not in os.environ or "WORLD_SIZE" not in os.environ or dist.is_initialized():
         yield device
@@ -48,11 +59,19 @@ def process_group(device: torch.device) -> Iterator[torch.device]:
             raise RunError("torchrun", f"process {local + 1} of this machine, {devices} CUDA devices", f"<= {devices}")
         device, backend = torch.device("cuda", local), "cpu:gloo,cuda:nccl"
         torch.cuda.set_device(device)
-    dist.init_process_group(backend)
     try:
+        dist.init_process_group(backend, timeout=timedelta(seconds=timeout_s))
         yield device
+    except RuntimeError as error:
+        if isinstance(error, InternVideoError) or not (isinstance(error, dist.DistError) or _LOST.search(str(error))):
+            raise
+        found = f"process {os.environ['RANK']} lost another one, which ended or did not answer for {timeout_s:g} s"
+        do = "the process that ended first tells why; start the same command again to resume"
+        raise RunError("torchrun", found, f"{os.environ['WORLD_SIZE']} processes", do) from error
     finally:
-        dist.destroy_process_group()
+        if dist.is_initialized():
+            with suppress(RuntimeError):  # of a group that lost a process
+                dist.destroy_process_group()
 
 
 def any_process(flag: bool) -> bool:
@@ -112,33 +131,48 @@ def divisor(count: Tensor) -> Tensor:
     return total.clamp(min=1) / world_size()
 
 
+def gather_rows(tensor: Tensor) -> list[Tensor]:
+    """Gather the rows (B, ...) of every process, in rank order, without gradients; B may differ.
+
+    Half precision travels as float32, so that nothing is rounded on the way back.
+    """
+    own = _to_float32(tensor.detach())
+    if world_size() == 1:
+        return [own]
+    lengths = [0] * world_size()
+    lengths[rank()] = own.shape[0]
+    shared = torch.tensor(lengths)  # on the CPU: asking for the sizes does not wait for the device
+    dist.all_reduce(shared)
+    lengths = shared.tolist()
+    padded = own.new_zeros((max(lengths), *own.shape[1:]))
+    padded[: own.shape[0]] = own
+    rows = [torch.empty_like(padded) for _ in lengths]
+    dist.all_gather(rows, padded)
+    return [part[:length] for part, length in zip(rows, lengths, strict=True)]
+
+
 class _Gather(torch.autograd.Function):
-    """All processes' rows, padded to the longest; the gradient of a row is summed over the processes that used it."""
+    """Rows of all processes; the gradient of the own rows, times the number of processes, without communication."""
 
     @staticmethod
-    def forward(context: Any, tensor: Tensor, lengths: list[int]) -> Tensor:
-        longest = max(lengths)
-        padded = tensor.new_zeros((longest, *tensor.shape[1:]))
-        padded[: tensor.shape[0]] = tensor
-        rows = [torch.empty_like(padded) for _ in lengths]
-        dist.all_gather(rows, padded)
-        context.lengths = lengths
-        return torch.cat([part[:length] for part, length in zip(rows, lengths, strict=True)])
+    def forward(context: Any, tensor: Tensor) -> Tensor:
+        parts = gather_rows(tensor)
+        context.start = sum(len(part) for part in parts[: rank()])
+        context.length = len(tensor)
+        return torch.cat(parts)
 
     @staticmethod
-    def backward(context: Any, *gradients: Tensor) -> tuple[Tensor, None]:
-        summed = gradients[0].contiguous().clone()
-        dist.all_reduce(summed)
-        start = sum(context.lengths[: rank()])
-        return summed[start : start + context.lengths[rank()]], None
+    def backward(context: Any, *gradients: Tensor) -> tuple[Tensor]:
+        return (gradients[0][context.start : context.start + context.length] * world_size(),)
 
 
 def gather_with_gradient(tensor: Tensor) -> Tensor:
-    """Join the rows of all processes, in rank order, with exact gradients.
+    """Join the rows of all processes, in rank order, with exact gradients; half precision becomes float32.
 
     DistributedDataParallel averages the parameters' gradients over the processes. A loss that every process computes
     from the gathered rows, the whole global batch, then has exactly the gradients of one process with the joined batch:
-    the backward pass sums the equal contributions of the W processes and the average divides them by W.
+    the W processes find equal gradients of these rows, whose sum the average divides by W again. Because they are
+    equal, their sum is W times the own one, and the backward pass sends nothing.
 
     Args:
         tensor: (B, ...) of this process; B may differ between processes.
@@ -148,12 +182,23 @@ def gather_with_gradient(tensor: Tensor) -> Tensor:
     """
     if world_size() == 1:
         return tensor
-    lengths = [0] * world_size()
-    lengths[rank()] = tensor.shape[0]
-    shared = torch.tensor(lengths)  # on the CPU: asking for the sizes does not wait for the device
-    dist.all_reduce(shared)
-    gathered: Tensor = _Gather.apply(tensor, shared.tolist())  # type: ignore[no-untyped-call]  # torch leaves it so
+    gathered: Tensor = _Gather.apply(_to_float32(tensor))  # type: ignore[no-untyped-call]  # torch leaves it so
     return gathered
+
+
+def draw_rows(draw: Callable[[int], Tensor], rows: int) -> Tensor:
+    """Draw the random rows (`rows`, ...) of this process as part of those of all processes.
+
+    Every process draws the rows of all with the same generator and keeps its own, so that each clip has the draw that
+    it would have in one process with the joined batch. `rows` is the same in all processes.
+    """
+    if world_size() == 1:
+        return draw(rows)
+    return draw(rows * world_size())[rank() * rows : (rank() + 1) * rows]
+
+
+def _to_float32(tensor: Tensor) -> Tensor:
+    return tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor
 
 
 def require_one_process(what: str) -> None:

@@ -70,7 +70,7 @@ def run_recipe(
     """
     target = folder / "model.safetensors"
     check_start(recipe)
-    with distributed.process_group(choose_device(device)) as here:
+    with distributed.process_group(choose_device(device), recipe.loop.timeout_s) as here:
         job = prepare(recipe, skipped=folder / "skipped.jsonl")
         initial = {name: value.clone() for name, value in job.model.state_dict().items()} if recipe.base_weight else {}
         if distributed.rank() == 0:

@@ -298,15 +298,7 @@ def test_multimodal_losses_add_up_with_their_weights() -> None:
     torch.testing.assert_close(both["loss"], 0.5 * both["contrastive"] + 2.0 * both["caption"])
 
 
-def test_multimodal_gathers_both_features_and_needs_a_decoder_for_captions() -> None:
-    seen: list[torch.Size] = []
-
-    def gather(features: torch.Tensor) -> torch.Tensor:
-        seen.append(features.shape)
-        return features
-
-    MultimodalStage(small_world.language_model(), MultimodalSettings(), gather)(batch(4), generator())
-    assert seen == [(4, small_world.LANGUAGE.joint_width)] * 2
+def test_multimodal_needs_a_decoder_for_captions() -> None:
     silent = VideoLanguage(replace(small_world.LANGUAGE, caption=None))
     with pytest.raises(ValueError, match="caption decoder"):
         MultimodalStage(silent, MultimodalSettings())

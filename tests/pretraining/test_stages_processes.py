@@ -31,9 +31,9 @@ WITHOUT: tuple[tuple[str, dict[str, Any]], ...] = (
     ("open_set", {"debias": "alternated", "kl": True, "annealing_batches": 4}),
 )
 """Stages with losses left out, limited or added."""
-DRAWN = {"masked", "navigation", "open_set", "spatio_temporal_localization"}
+DRAWN = {"navigation", "open_set", "spatio_temporal_localization"}
 """Stages whose loss is drawn for each process, takes dependence within its batch, or is a sum over its boxes."""
-GATHERING = {"multimodal", "retrieval", "temporal_localization"}
+GATHERING = {"temporal_localization"}
 
 
 def uneven(name: str) -> Any:
@@ -96,7 +96,7 @@ def build(name: str, model: Callable[[], nn.Module], settings: dict[str, Any]) -
     together: dict[str, Any] = {}
     if name in GATHERING:
         together["gather"] = distributed.gather_with_gradient
-    if name not in DRAWN | {"retrieval", "temporal_localization", "waypoints"}:
+    if name not in DRAWN | {"masked", "retrieval", "temporal_localization", "waypoints"}:
         together["divisor"] = distributed.divisor
     return opened(STAGES[name].stage(model(), STAGES[name].settings.model_validate(settings), **together))
 

@@ -61,11 +61,16 @@ def fork(function: Callable[..., object], *arguments: object, **environment: str
 
 def two(function: Callable[..., object], *arguments: object) -> tuple[Any, Any]:
     """What a function returns in each of two processes that know of each other, as torchrun starts them."""
-    with socket.create_server(("localhost", 0)) as free:
-        meeting = {"MASTER_ADDR": "localhost", "MASTER_PORT": str(free.getsockname()[1]), "WORLD_SIZE": "2"}
-    ranks = ({**meeting, "RANK": rank, "LOCAL_RANK": rank} for rank in "01")
-    one, other = [fork(function, *arguments, **known) for known in ranks]
+    one, other = meeting(function, *arguments)
     return one.told(), other.told()
+
+
+def meeting(function: Callable[..., object], *arguments: object, processes: int = 2) -> list[Forked]:
+    """Run a function in several processes that know of each other, as torchrun starts them."""
+    with socket.create_server(("localhost", 0)) as free:
+        known = {"MASTER_ADDR": "localhost", "MASTER_PORT": str(free.getsockname()[1]), "WORLD_SIZE": str(processes)}
+    ranks = ({**known, "RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(processes))
+    return [fork(function, *arguments, **environment) for environment in ranks]
 
 
 def _run(

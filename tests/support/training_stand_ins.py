@@ -23,6 +23,7 @@ from internvideo.distributed import (
     world_size,
 )
 from internvideo.errors import InternVideoError, RunError
+from internvideo.objectives.contrastive import global_contrastive, global_dual_softmax
 from internvideo.storage import alone_in, write_safetensors, write_text
 from internvideo.training.earlier_recipes import renamed
 from internvideo.training.loop import RunInterruptedError, TrainResult, train
@@ -137,7 +138,32 @@ def gather(folder: Path) -> None:
     except RunError as error:
         told = str(error)
     saved = {"loss": loss.item(), "gathered": gathered.detach(), "gradient": mine.grad, "error": told}
+    saved |= {"contrastive": contrastive(), "half": gather_with_gradient(mine.detach().bfloat16())}
     torch.save({**saved, "any": [any_process(rank() == 1), any_process(False)]}, folder / f"{rank()}.pt")
+
+
+def contrastive() -> list[list[Tensor]]:
+    """Loss of a joined batch, and the gradients of this process's rows and of the scale; all rows in one process."""
+    found = []
+    for loss, dtype in (
+        (global_contrastive, torch.float64),
+        (global_contrastive, torch.float32),
+        (dual, torch.float64),
+    ):
+        for rows in (None, 2):
+            generator = torch.Generator().manual_seed(1)
+            whole = torch.randn(2, 5, 4, generator=generator, dtype=dtype)
+            mine = whole if world_size() == 1 else (whole[:, :3], whole[:, 3:])[rank()]
+            video, text = (features.clone().requires_grad_() for features in mine)
+            scale = torch.tensor([30.0], dtype=dtype, requires_grad=True)
+            value = loss(video, text, scale, rows)
+            found.append([value.detach(), *torch.autograd.grad(value, (video, text, scale))])
+    return found
+
+
+def dual(video: Tensor, text: Tensor, scale: Tensor, rows: int | None) -> Tensor:
+    """The dual softmax loss, always of all rows at once."""
+    return global_dual_softmax(video, text, scale)
 
 
 def terminate_at(epoch: int, position: int) -> Callable[[int, int], None]:
@@ -173,6 +199,31 @@ def _join(folder: Path) -> None:
     except RunInterruptedError as error:
         (folder / f"{rank()}.txt").write_text(str(error))
     run(folder / "parts", checkpoint_every=None)
+
+
+def lost() -> Iterator[str]:
+    """What the others are told when one of several processes ends in the middle."""
+    try:
+        with process_group(torch.device("cpu"), timeout_s=30):
+            any_process(False)
+            yield "joined"
+            if rank() == 1:
+                os.kill(os.getpid(), signal.SIGKILL)
+            any_process(True)
+    except RunError as error:
+        yield str(error)
+
+
+def private(folder: Path) -> str:
+    """What is told when every process has a run folder of its own."""
+    with process_group(torch.device("cpu")):
+        own = folder / f"private{rank()}"
+        run(own, checkpoint_every=None)
+        try:
+            run(own, checkpoint_every=None)
+        except RunError as error:
+            return str(error)
+    return "nothing"
 
 
 def killed(folder: Path) -> None:

@@ -17,6 +17,7 @@ from internvideo.tasks.temporal_localization.config import ActionFormerConfig
 from internvideo.tasks.temporal_localization.model import ActionFormer
 from internvideo.tasks.temporal_localization.nms import SuppressionSettings
 from internvideo.tasks.temporal_localization.segment_decoding import DecodingSettings, FeatureGrid, detect
+from internvideo.weights.state import load_state
 
 FOLDER = GOLDENS / "tasks" / "actionformer"
 STORED: dict[str, Any] = json.loads((FOLDER / "expected.json").read_text("utf-8"))
@@ -56,7 +57,7 @@ def build(case: str) -> ActionFormer:
         )
     )
     weights = {name.removeprefix("param/"): value for name, value in arrays(case).items() if name.startswith("param/")}
-    model.load_state_dict(weights)  # strict: the published names are ours
+    load_state(model, weights)  # strict: the published names are ours
     return model.eval()
 
 

@@ -200,10 +200,10 @@ def test_sizes_that_do_not_fit_are_refused(changed: dict[str, int]) -> None:
 
 
 def test_ends_are_the_borders_of_steps_next_to_them() -> None:
-    assert span_to_steps(torch.tensor([2.0, 5.0]) - 0.5, 9).tolist() == [2, 4]
-    assert span_to_steps(torch.tensor([1.8, 5.3]), 9).tolist() == [2, 5]
-    assert span_to_steps(torch.tensor([2.1, 2.2]), 9).tolist() == [3, 3]
-    assert span_to_steps(torch.tensor([-3.0, 40.0]), 9).tolist() == [0, 8]
+    assert span_to_steps(torch.tensor([2.0, 5.0]) - 0.5, torch.tensor(9)).tolist() == [2, 4]
+    assert span_to_steps(torch.tensor([1.8, 5.3]), torch.tensor(9)).tolist() == [2, 5]
+    assert span_to_steps(torch.tensor([2.1, 2.2]), torch.tensor(9)).tolist() == [3, 3]
+    assert span_to_steps(torch.tensor([-3.0, 40.0]), torch.tensor(9)).tolist() == [0, 8]
 
 
 def test_losses_of_known_logits() -> None:

@@ -131,7 +131,7 @@ def _half(folder: Path) -> None:
         own = Batch(video[cut], tuple("abcdefgh")[cut], None, tokens[cut])
         model = small_world.language_model().double()
         settings = RetrievalSettings(encode_chunk_size=2, similarity_chunk_size=3)
-        stage = RetrievalStage(model, settings, distributed.gather_with_gradient)
+        stage = RetrievalStage(model, settings)
         found = gradients(torch.nn.parallel.DistributedDataParallel(stage), own)
         torch.save({name.removeprefix("module."): value for name, value in found.items()}, folder / str(rank))
 

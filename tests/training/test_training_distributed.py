@@ -8,7 +8,7 @@ import forked
 import pytest
 import torch
 from safetensors.torch import load_file
-from training_stand_ins import TinyLoader, TinyStage, join, run
+from training_stand_ins import TinyLoader, TinyStage, contrastive, join, lost, private, run
 
 from internvideo import distributed
 from internvideo.errors import RunError
@@ -60,6 +60,39 @@ def test_gathering(joined: Path) -> None:
     # Each process computed the whole loss: the sum of its two copies, halved by the average over processes.
     gradients = torch.cat([saved["gradient"] for saved in features]) / 2
     assert torch.allclose(gradients, whole.grad, atol=1e-6)
+
+
+def test_half_precision_travels_as_float32(joined: Path) -> None:
+    saved = torch.load(joined / "1.pt")
+    assert saved["half"].dtype == torch.float32
+    assert torch.equal(saved["half"], saved["gathered"].bfloat16().float())
+
+
+def test_contrastive_losses_of_two_processes_are_those_of_one(joined: Path) -> None:
+    """Every process holds rows of its own pairs alone, and has the loss and gradients of the joined batch."""
+    saved = [torch.load(joined / f"{number}.pt")["contrastive"] for number in range(2)]
+    for one, first, second in zip(contrastive(), *saved, strict=True):
+        tight = {"rtol": 1e-12, "atol": 1e-12} if one[0].dtype == torch.float64 else {"rtol": 1e-6, "atol": 1e-6}
+        for value in (first[0], second[0]):
+            torch.testing.assert_close(value, one[0], **tight)
+        # DistributedDataParallel averages over the processes.
+        features = [torch.cat([first[place], second[place]]) / 2 for place in (1, 2)]
+        for found, expected in zip([*features, (first[3] + second[3]) / 2], one[1:], strict=True):
+            torch.testing.assert_close(found, expected, **tight)
+
+
+def test_a_lost_process_is_one_line_on_the_others() -> None:
+    processes = forked.meeting(lost)
+    assert [process.told() for process in processes] == ["joined"] * 2
+    told = processes[0].told()
+    assert "process 0 lost another one" in told
+    assert "start the same command again" in told
+    assert "\n" not in told
+
+
+def test_folders_that_are_not_shared_are_refused(tmp_path: Path) -> None:
+    for told in forked.two(private, tmp_path):
+        assert "is there for process 0 and not for process 1" in told
 
 
 def test_stopped_and_resumed_in_two_processes(joined: Path) -> None:

@@ -161,8 +161,8 @@ class Block(Module):
         scaled = config.layer_scale > 0
         self.gamma_1 = nn.Parameter(torch.full((width,), config.layer_scale)) if scaled else None
         self.gamma_2 = nn.Parameter(torch.full((width,), config.layer_scale)) if scaled else None
-        self.gate_attn = nn.Parameter(torch.zeros(())) if config.gated else None
-        self.gate_mlp = nn.Parameter(torch.zeros(())) if config.gated else None
+        self.gate_attn = nn.Parameter(torch.zeros(1)) if config.gated else None
+        self.gate_mlp = nn.Parameter(torch.zeros(1)) if config.gated else None
 
     def _branch(self, y: Tensor, gamma: Tensor | None, gate: Tensor | None) -> Tensor:
         if gamma is not None:

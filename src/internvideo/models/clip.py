@@ -79,6 +79,8 @@ class FrameStem(Module):
         eps: of the norm.
         motion_stem: a second kernel reads each frame minus the clip's mean frame, and its output is added. It starts
             at zero, so the stem starts as without it; a clip of one frame gets nothing from it.
+
+    The map of the patches is held as the published convolution and computed as one matrix product.
     """
 
     def __init__(
@@ -116,11 +118,21 @@ class FrameStem(Module):
             raise ValueError(
                 f"expected a video (B, 3, T, {self.image_size}, {self.image_size}), got {tuple(video.shape)}"
             )
-        patches = self.conv(video)
+        patches = F.linear(self._cut(video), self.conv.weight.flatten(1))
         if self.motion is not None:
-            moving = minus_mean_frame(video)
-            patches = patches + F.conv3d(moving, self.motion, stride=self.conv.stride, padding=self.conv.padding)
-        return patches.permute(0, 2, 3, 4, 1).flatten(2, 3)
+            patches = patches + F.linear(self._cut(minus_mean_frame(video)), self.motion.flatten(1))
+        return patches
+
+    def _cut(self, video: Tensor) -> Tensor:
+        """Pixels under the kernel at every place, (B, 3, T, S, S) -> (B, T', HW, 3 * frames * p * p).
+
+        A convolution in three dimensions is slow in bfloat16 and takes many times the memory (pytorch issue 166643).
+        """
+        (frames, side, _), (step, _, _) = self.conv.kernel_size, self.conv.stride
+        if frames > 1:
+            video = F.pad(video, (0, 0, 0, 0, frames // 2, frames // 2))
+        cut = video.reshape(*video.shape[:3], self.grid, side, self.grid, side).unfold(2, frames, step)
+        return cut.permute(0, 2, 3, 5, 1, 7, 4, 6).flatten(4).flatten(2, 3)  # of (B, T', h, w, 3, frames, p, p)
 
     def forward(self, video: Tensor) -> Tensor:
         """(B, 3, T, S, S) normalized -> tokens of every frame (B * T', 1 + HW, D), time inside the batch."""
@@ -338,7 +350,7 @@ class Clip(DualEncoder):
             eps=config.eps,
         )
         self.text = TextTower(config.text, config.joint_width)
-        self.logit_scale = nn.Parameter(torch.tensor(INITIAL_LOGIT_SCALE))
+        self.logit_scale = nn.Parameter(torch.tensor([INITIAL_LOGIT_SCALE]))
 
     def encode_video(self, video: Tensor, frame_mask: Tensor | None = None) -> Tensor:
         """(B, 3, T, S, S) normalized, T = 1 for an image; (B, T) bool or None -> (B, E), not length-normalized."""

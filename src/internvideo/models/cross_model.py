@@ -66,11 +66,11 @@ class ScoreFusion(Module):
     def __init__(self, kind: Literal["scalar", "per_class", "free"], classes: int) -> None:
         super().__init__()
         self.kind = kind
-        shape = {"scalar": (), "per_class": (classes,), "free": (2,)}[kind]
+        shape = {"scalar": (1,), "per_class": (classes,), "free": (2,)}[kind]
         self.weight = nn.Parameter(torch.zeros(shape))
 
     def weights(self) -> tuple[Tensor, Tensor]:
-        """Factors of the first and the second score: scalars or (C,)."""
+        """Factors of the first and the second score: scalars, (1,) or (C,)."""
         if self.kind == "free":
             return 0.5 + self.weight[0], 0.5 + self.weight[1]
         share = torch.sigmoid(self.weight)
@@ -293,8 +293,8 @@ class CrossModel(VideoEncoder):
                 assert isinstance(block, Block)
                 assert block.gate_attn is not None
                 assert block.gate_mlp is not None
-                values[f"{family}.{stage}.attention"] = block.gate_attn.detach().tanh()
-                values[f"{family}.{stage}.feed_forward"] = block.gate_mlp.detach().tanh()
+                values[f"{family}.{stage}.attention"] = block.gate_attn.detach().tanh().squeeze()
+                values[f"{family}.{stage}.feed_forward"] = block.gate_mlp.detach().tanh().squeeze()
         masked, multimodal = self.fuse.weights()
         return {**values, "fuse.masked": masked.detach().mean(), "fuse.multimodal": multimodal.detach().mean()}
 

@@ -107,7 +107,7 @@ class ViCLIP(DualEncoder):
         self.normalize = Normalize(config.mean, config.std)
         self.visual = ViCLIPVision(config)
         self.text = TextTower(config.text, config.joint_width)
-        self.temperature = nn.Parameter(torch.tensor(FIRST_TEMPERATURE))
+        self.temperature = nn.Parameter(torch.tensor([FIRST_TEMPERATURE]))
 
     def encode_video(self, video: Tensor) -> Tensor:
         """Normalized (B, 3, T, S, S) -> (B, E), not length-normalized."""

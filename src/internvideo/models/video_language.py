@@ -101,7 +101,7 @@ class VideoLanguage(DualEncoder):
         self.visual_norm = LayerNorm(width, eps=EPS)
         self.visual_projection = nn.Parameter(torch.randn(width, joint) * width**-0.5) if joint else None
         self.text = TextTower(config.text, joint)
-        self.logit_scale = nn.Parameter(torch.tensor(INITIAL_LOGIT_SCALE))
+        self.logit_scale = nn.Parameter(torch.tensor([INITIAL_LOGIT_SCALE]))
         self.caption_decoder = CaptionDecoder(config.caption) if config.caption else None
 
     @property

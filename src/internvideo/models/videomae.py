@@ -182,7 +182,7 @@ def visible_first(mask: Tensor, num_visible: int | None) -> tuple[Tensor, int]:
     Raises:
         ValueError: the samples do not keep the same number of tokens.
     """
-    if num_visible is None or mask.device.type == "cpu":
+    if num_visible is None or (mask.device.type == "cpu" and not torch.compiler.is_compiling()):
         counts = (~mask).sum(1)
         if num_visible is None:
             num_visible = int(counts[0])

@@ -25,5 +25,5 @@ def contact_losses(
     known = truth.isfinite()
     errors = F.smooth_l1_loss(seconds, torch.where(known, truth, seconds.detach()), reduction="none")
     entropy = F.cross_entropy(logits.float(), verbs, reduction="sum")
-    boxes = torch.tensor(len(verbs), device=verbs.device)
+    boxes = torch.full((), len(verbs), device=verbs.device)
     return entropy / divisor(boxes), errors.sum() / divisor(known.sum())

@@ -32,14 +32,16 @@ def opinion(evidence: Tensor) -> tuple[Tensor, Tensor]:
     return alpha / total, alpha.shape[-1] / total.squeeze(-1)
 
 
-def annealing(epoch: int, epochs: int, kind: Literal["step", "exp"], *, start: float = 0.01, step: int = 10) -> float:
-    """Return the regularizers' weight lambda, which increases to 1 within `step` epochs, or from `start` over all.
+def annealing(
+    epoch: Tensor, epochs: int, kind: Literal["step", "exp"], *, start: float = 0.01, step: int = 10
+) -> Tensor:
+    """Return the regularizers' weight lambda (), which increases to 1 within `step` epochs, or from `start` over all.
 
     Beyond them it stays 1: the published exponential would go on growing, and calibration's 1 - lambda turn negative.
     """
-    if kind == "step":
-        return min(1.0, epoch / step)
-    return min(1.0, start * math.exp(-math.log(start) / epochs * epoch))
+    epoch = epoch.double()  # on its device, so that nothing waits for it
+    weight = epoch / step if kind == "step" else start * torch.exp(-math.log(start) / epochs * epoch)
+    return weight.clamp(max=1.0)
 
 
 def dirichlet_kl(alpha: Tensor, beta: Tensor | None = None) -> Tensor:
@@ -82,7 +84,7 @@ def wrong_evidence(evidence: Tensor, labels: Tensor) -> Tensor:
     return dirichlet_kl(evidence * kept + 1.0)
 
 
-def calibration(evidence: Tensor, labels: Tensor, weight: float, *, disentangled: bool = False) -> Tensor:
+def calibration(evidence: Tensor, labels: Tensor, weight: Tensor | float, *, disentangled: bool = False) -> Tensor:
     """Compute the accuracy-versus-uncertainty loss: correct predictions should be certain, wrong ones uncertain, (B,).
 
     Args:

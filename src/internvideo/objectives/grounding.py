@@ -17,11 +17,11 @@ INSIDE_WEIGHT = 2.0
 """Weight of the steps of the answer beside the others, as in the released code of VSLNet."""
 
 
-def span_to_steps(span: Tensor, length: int) -> Tensor:
-    """Return the first and last step (2,) int64, nearest to the ends of a span (2,), of `length` steps."""
+def span_to_steps(span: Tensor, length: Tensor) -> Tensor:
+    """Return the first and last step (2,) int64, nearest to the ends of a span (2,), of `length` () steps."""
     first, behind = (torch.floor(span + 1.0)).long().unbind()
-    first = first.clamp(0, length - 1)
-    return torch.stack([first, torch.maximum(first, (behind - 1).clamp(max=length - 1))])
+    first = torch.minimum(first.clamp(min=0), length - 1)
+    return torch.stack([first, torch.maximum(first, torch.minimum(behind - 1, length - 1))])
 
 
 def span_loss(start: Tensor, end: Tensor, steps: Tensor, divisor: Divisor = at_least_one) -> Tensor:

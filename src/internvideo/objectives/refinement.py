@@ -33,14 +33,12 @@ def best_truths(proposals: Tensor, truths: Tensor) -> tuple[Tensor, Tensor]:
 def balanced_sample(overlap: Tensor, generator: torch.Generator) -> Tensor:
     """Sample the proposals (P,) bool of the quality loss: as many of each group as the smallest non-empty one has."""
     group = (overlap >= HIGH).long() + (overlap >= LOW).long()
-    sizes = [int((group == index).sum()) for index in range(3)]
-    least = min((size for size in sizes if size), default=0)
+    members = group[None] == torch.arange(3, device=group.device)[:, None]  # (3, P)
+    sizes = members.sum(dim=1)
+    least = torch.where(sizes > 0, sizes, len(overlap)).min()
     draw = torch.rand(overlap.shape, generator=generator, device=overlap.device)
-    chosen = torch.zeros_like(overlap, dtype=torch.bool)
-    for index in range(3):
-        rows = torch.nonzero(group == index).squeeze(-1)
-        chosen[rows[draw[rows].argsort()[:least]]] = True
-    return chosen
+    rank = torch.where(members, draw, 2.0).argsort(dim=1).argsort(dim=1)  # of a proposal among its group
+    return (members & (rank < least)).any(dim=0)
 
 
 def refinement_loss(

@@ -11,6 +11,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
+from internvideo import distributed
 from internvideo.data.batch import Batch
 from internvideo.data.settings import ClipData, Settings
 from internvideo.models.videomae import VideoMAEPretrain
@@ -38,9 +39,15 @@ class MaskedSettings(Settings):
 class MaskedStage(nn.Module):
     """VideoMAE pretraining: clip -> {"loss": mean squared error over the hidden tubelets}.
 
+    Attributes:
+        same_draws: the generators of all processes draw the same (`distributed.draw_rows`), so that the mask of a clip
+            does not depend on the number of processes.
+
     Raises:
         ValueError: the mask hides no token of this model's clips, or all of them.
     """
+
+    same_draws = True
 
     def __init__(self, model: VideoMAEPretrain, settings: MaskedSettings) -> None:
         super().__init__()
@@ -73,7 +80,7 @@ class MaskedStage(nn.Module):
 
     def forward(self, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
         """Loss of one batch; the mask is drawn from `generator` on the batch's device."""
-        mask = self.draw_mask(len(batch), generator)
+        mask = distributed.draw_rows(lambda rows: self.draw_mask(rows, generator), len(batch))
         predicted = self.model(self.model.normalize(batch.video), mask, self.model.config.tokens - self.masked)
         return {"loss": reconstruction_loss(predicted, self.targets(batch.video, mask))}
 

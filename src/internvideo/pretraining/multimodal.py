@@ -30,8 +30,8 @@ from internvideo.errors import RecipeError
 from internvideo.models.video_language import VideoLanguage
 from internvideo.objectives.captioning import after_end, caption_loss
 from internvideo.objectives.classification import Divisor, at_least_one
-from internvideo.objectives.contrastive import symmetric_contrastive
-from internvideo.pretraining.gradient_cache import Gather, PartSettings, alone, in_parts
+from internvideo.objectives.contrastive import global_contrastive
+from internvideo.pretraining.gradient_cache import PartSettings, in_parts
 from internvideo.training.clip_job import clip_job, clip_loader
 from internvideo.training.loop import BatchSource
 from internvideo.training.model_setup import setting
@@ -61,7 +61,6 @@ class MultimodalStage(nn.Module):
     Args:
         model: the video-language model; without a caption decoder `caption_weight` must be 0.
         settings: the loss weights.
-        gather: joins the features of all processes with exact gradients; the identity in a single process.
         divisor: what the words of this process are divided by for the mean over those of all processes.
     """
 
@@ -69,7 +68,6 @@ class MultimodalStage(nn.Module):
         self,
         model: VideoLanguage,
         settings: MultimodalSettings,
-        gather: Gather = alone,
         divisor: Divisor = at_least_one,
     ) -> None:
         super().__init__()
@@ -77,7 +75,7 @@ class MultimodalStage(nn.Module):
             raise ValueError("caption_weight > 0 needs a model with a caption decoder")
         self.model = model
         self.settings = settings
-        self.gather, self.divisor = gather, divisor
+        self.divisor = divisor
         if settings.caption_weight == 0 and model.caption_decoder is not None:  # it would have no gradient
             model.caption_decoder.requires_grad_(False)
         unmask(model)
@@ -101,8 +99,8 @@ class MultimodalStage(nn.Module):
             return encoded.video, encoded.text, loss, words
 
         parts = in_parts(encode, batch, self.settings.encode_chunk_size)
-        video, text = (self.gather(torch.cat([part[place] for part in parts])) for place in (0, 1))
-        contrastive = symmetric_contrastive(video, text, self.model.scale, self.settings.similarity_chunk_size)
+        video, text = (torch.cat([part[place] for part in parts]) for place in (0, 1))
+        contrastive = global_contrastive(video, text, self.model.scale, self.settings.similarity_chunk_size)
         losses = {"contrastive": contrastive, "loss": self.settings.contrastive_weight * contrastive}
         written = [part[2:] for part in parts if len(part) > 2]
         if written:
@@ -130,7 +128,7 @@ def build(recipe: Recipe, skipped: Path | None) -> Job:
     settings, data = recipe.settings_as(MultimodalSettings), recipe.data_as(MultimodalData)
 
     def stage(model: VideoLanguage) -> MultimodalStage:
-        return MultimodalStage(model, settings, gather=distributed.gather_with_gradient, divisor=distributed.divisor)
+        return MultimodalStage(model, settings, divisor=distributed.divisor)
 
     def loader(manifest: Manifest, model: VideoLanguage) -> BatchSource:
         tokenizer = Tokenizer(context_length=model.config.text.context)

@@ -29,6 +29,7 @@ from internvideo.training.ema import Ema
 from internvideo.training.run_folder import FOLDER, checkpoints
 from internvideo.training.run_folder import init_run_dir as init_run_dir
 from internvideo.training.run_folder import newest as newest
+from internvideo.weights.state import with_shapes_of
 
 FORMAT = 1
 
@@ -93,6 +94,7 @@ def resume(folder: Path, state: RunState) -> Path | None:
     names: list[str] = distributed.collect([path.name for path in checkpoints(folder)])[0]
     for name in reversed(names):
         path, failure = folder / FOLDER / name, ""
+        _check_shared(path)
         try:
             loaded = read_safetensors(path)
         except WeightsError as error:
@@ -109,6 +111,15 @@ def resume(folder: Path, state: RunState) -> Path | None:
         where, do = folder / FOLDER, "copy one again, or choose another output folder"
         raise WeightsError(where, f"not one of {len(damaged)} checkpoints can be read", "a whole one", do)
     return None
+
+
+def _check_shared(path: Path) -> None:
+    """Raise RunError in every process where only some see a checkpoint: each has a folder of its own."""
+    seen = distributed.collect(path.exists())
+    if not all(seen):
+        without = ", ".join(str(rank) for rank, sees in enumerate(seen) if not sees)
+        found = f"is there for process 0 and not for process {without}"
+        raise RunError(path, found, "one folder that all processes see", "give a folder on a shared file system")
 
 
 def _set_aside(damaged: list[Path]) -> None:
@@ -134,6 +145,7 @@ def _load_state(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str
     _load_optimizer(state, strip_prefix(tensors, "optimizer"))
     if state.ema is not None:
         averages = strip_prefix(tensors, "ema")  # earlier versions also averaged parameters that are frozen now
+        averages = with_shapes_of(state.ema.averages, averages)
         state.ema.load({name: averages[name] for name in state.ema.averages if name in averages})
     _set_rng_states(state.generator, strip_prefix(tensors, f"random/{distributed.rank()}"))
     state.losses = tensors["history/losses"].tolist()
@@ -198,6 +210,7 @@ def _read_metadata(path: Path, metadata: Mapping[str, str]) -> dict[str, Any]:
 
 def _load_stage(path: Path, stage: nn.Module, weights: Mapping[str, Tensor]) -> None:
     expected = stage.state_dict()
+    weights = with_shapes_of(expected, weights)
     missing, unused = sorted(expected.keys() - weights.keys()), sorted(weights.keys() - expected.keys())
     shapes = sorted(name for name in expected.keys() & weights.keys() if expected[name].shape != weights[name].shape)
     for kind, names in (("misses", missing), ("has the unknown", unused), ("has another shape of", shapes)):
@@ -213,7 +226,8 @@ def _load_optimizer(state: RunState, saved: Mapping[str, Tensor]) -> None:
         if entries:
             # A copy, because the optimizer writes into its state while the file may still be mapped.
             state.optimizer.state[parameter] = {
-                key: value.to(parameter.device, copy=True) for key, value in entries.items()
+                key: value.to(parameter.device, copy=True).reshape(parameter.shape if key != "step" else value.shape)
+                for key, value in entries.items()
             }
 
 

@@ -85,8 +85,8 @@ def train(
 
     Args:
         stage: forward(batch, generator) -> {"loss": scalar, other scalars by name}. It may define `unused_parameters`
-            (True when some steps give some parameters no gradient; needed with several processes) and the parameter
-            rules that `training.optimizer` describes.
+            (True when some steps give some parameters no gradient; needed with several processes), `same_draws` (True:
+            the generator draws the same in every process) and the parameter rules that `training.optimizer` describes.
         loader: batches of this process.
         settings: optimizer, schedule, loop.
         folder: run folder; holds run.json, metrics.jsonl, checkpoints/ and, after a failure, nonfinite.json.
@@ -106,7 +106,7 @@ def train(
         RecipeError: the settings do not apply to the stage.
     """
     with (
-        distributed.process_group(device or torch.device("cpu")) as here,
+        distributed.process_group(device or torch.device("cpu"), settings.loop.timeout_s) as here,
         StopSignals() as stop,
         run_folder.locked(folder),
     ):
@@ -171,7 +171,8 @@ def _setup(
     seed = settings.loop.seed + distributed.rank()
     torch.manual_seed(seed)
     np.random.seed(seed % 2**32)
-    generator = torch.Generator(device).manual_seed(seed)
+    generator = torch.Generator(device)
+    generator.manual_seed(settings.loop.seed if getattr(stage, "same_draws", False) else seed)
     stage.to(device).train()
     train_step = TrainStep(stage, settings, total, device, generator)
     return train_step, RunState(stage, train_step.optimizer, train_step.ema, generator)

@@ -15,7 +15,9 @@ from internvideo.storage import alone_in, write_text
 
 FOLDER = "checkpoints"
 RUN_FILE = "run.json"
-IGNORED_KEYS = ("loop.log_every", "loop.checkpoint_every", "loop.keep_checkpoints", "loop.tensorboard")
+IGNORED_KEYS = (
+    *(f"loop.{name}" for name in ("log_every", "checkpoint_every", "keep_checkpoints", "tensorboard", "timeout_s")),
+)
 """Loop settings that do not affect the result."""
 EXTENDABLE_KEYS = ("schedule.steps", "schedule.epochs")
 """Settings that may increase, or return to an earlier value of this run, without being named: a longer schedule."""

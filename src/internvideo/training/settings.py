@@ -8,6 +8,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, PositiveFloat, PositiveInt, field_validator, model_validator
 
 from internvideo.data.settings import Settings
+from internvideo.distributed import TIMEOUT_S
 
 Decay = Annotated[float, Field(gt=0.0, le=1.0)]
 Beta = Annotated[float, Field(ge=0.0, lt=1.0)]
@@ -134,6 +135,7 @@ class LoopSettings(Settings):
         activation_checkpointing: compute activations again in the backward pass instead of keeping them.
         compile: torch.compile the stage.
         tensorboard: also write TensorBoard events (needs the `track` extra).
+        timeout_s: of several processes, seconds after which one that does not answer counts as lost.
         seed: of every random draw of the loop and of the stage.
     """
 
@@ -148,6 +150,7 @@ class LoopSettings(Settings):
     activation_checkpointing: bool = False
     compile: bool = False
     tensorboard: bool = False
+    timeout_s: PositiveFloat = TIMEOUT_S
     seed: int = 0
 
 

@@ -197,6 +197,17 @@ def _cause(
     return "a checkpoint of another variant"
 
 
+def with_shapes_of(own: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Give numbers () of published and earlier files the shape (1,) that the parameters of these names have.
+
+    A parameter without a dimension cannot be divided among processes, so gates and scales are vectors of one.
+    """
+    return {
+        name: tensor.reshape(1) if tensor.dim() == 0 and name in own and own[name].shape == (1,) else tensor
+        for name, tensor in state.items()
+    }
+
+
 def _load(
     model: nn.Module,
     ours: dict[str, Tensor],
@@ -207,6 +218,7 @@ def _load(
     source: str,
 ) -> None:
     own = model.state_dict()
+    ours = with_shapes_of(own, ours)
     spare = set(optional)
     missing = [name for name in own if name not in ours and name not in spare]
     extra = [*unused, *(name for name in ours if name not in own)]

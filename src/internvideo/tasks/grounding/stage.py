@@ -35,10 +35,10 @@ class GroundingStage(nn.Module):
 
     def steps(self, batch: QueryBatch) -> Tensor:
         """(B, 2) first and last step of the answers."""
-        lengths = batch.mask.sum(dim=1).tolist()
+        lengths = batch.mask.sum(dim=1)
         none = torch.full((2,), NO_ANSWER, device=batch.mask.device)
         made = [
-            span_to_steps(spans[0], int(length)) if len(spans) else none
+            span_to_steps(spans[0], length) if len(spans) else none
             for spans, length in zip(batch.segments, lengths, strict=True)
         ]
         return torch.stack(made)

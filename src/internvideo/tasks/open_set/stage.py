@@ -109,9 +109,8 @@ class OpenSetStage(nn.Module):
         settings = self.settings
         if settings.annealing_batches is None:
             return {}
-        weight = annealing(
-            int(self.seen), settings.annealing_batches, settings.annealing, step=settings.annealing_batches
-        )
+        batches = settings.annealing_batches
+        weight = annealing(self.seen, batches, settings.annealing, step=batches).to(found.dtype)
         if self.training:
             self.seen += 1
         parts = {}

@@ -65,8 +65,8 @@ class RefinementStage(nn.Module):
         if not sum(counts):
             raise ValueError("no proposals in the batch")
         step = self.model.config.seconds_per_feature
-        device = batch.features.device
-        video = torch.repeat_interleave(torch.arange(len(batch), device=device), torch.tensor(counts, device=device))
+        video = torch.repeat_interleave(torch.arange(len(batch)), torch.tensor(counts))
+        video = video.to(batch.features.device, non_blocking=True)
         proposals = torch.cat(batch.proposals) * step
         said, _ = self.model(batch.features, video, proposals, batch.mask)
         total: dict[str, Tensor] = {}

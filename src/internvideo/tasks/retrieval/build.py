@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from internvideo import distributed
 from internvideo.data.manifest import Manifest
 from internvideo.data.settings import CaptionedClipData
 from internvideo.data.tokenizer import Tokenizer
@@ -26,7 +25,7 @@ def build(recipe: Recipe, skipped: Path | None) -> Job:
     return clip_job(
         recipe,
         skipped,
-        lambda model: RetrievalStage(model, settings, gather=distributed.gather_with_gradient),
+        lambda model: RetrievalStage(model, settings),
         make_loader=loader,
         captions=data.captions,
     )

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from internvideo.data.batch import Batch
 from internvideo.models.clip import Clip
 from internvideo.models.video_language import VideoLanguage
-from internvideo.objectives.contrastive import symmetric_contrastive, symmetric_dual_softmax
-from internvideo.pretraining.gradient_cache import Gather, PartSettings, alone, in_parts
+from internvideo.objectives.contrastive import global_contrastive, global_dual_softmax
+from internvideo.pretraining.gradient_cache import PartSettings, in_parts
 
 
 class RetrievalSettings(PartSettings):
@@ -29,16 +29,14 @@ class RetrievalStage(nn.Module):
     Args:
         model: the video-language model, whose caption decoder rests, or the frame-wise image-text model.
         settings: which loss, and the bounds of its memory. ValueError where they do not fit together.
-        gather: joins the features of all processes with exact gradients; the identity in a single process.
     """
 
-    def __init__(self, model: VideoLanguage | Clip, settings: RetrievalSettings, gather: Gather = alone) -> None:
+    def __init__(self, model: VideoLanguage | Clip, settings: RetrievalSettings) -> None:
         super().__init__()
         if settings.loss == "dual_softmax" and settings.similarity_chunk_size is not None:
             raise ValueError("the dual softmax loss needs all rows at once: leave out similarity_chunk_size")
         self.model = model
         self.settings = settings
-        self.gather = gather
         if model.text.mask_embedding is not None:  # only masked language modelling reads it
             model.text.mask_embedding.requires_grad_(False)
         if model.can_caption:
@@ -53,7 +51,7 @@ class RetrievalStage(nn.Module):
             return seen, self.model.encode_text(tokens)
 
         parts = in_parts(encode, batch, self.settings.encode_chunk_size)
-        video, text = (self.gather(torch.cat(features)) for features in zip(*parts, strict=True))
+        video, text = (torch.cat(features) for features in zip(*parts, strict=True))
         if self.settings.loss == "dual_softmax":
-            return {"loss": symmetric_dual_softmax(video, text, self.model.scale)}
-        return {"loss": symmetric_contrastive(video, text, self.model.scale, self.settings.similarity_chunk_size)}
+            return {"loss": global_dual_softmax(video, text, self.model.scale)}
+        return {"loss": global_contrastive(video, text, self.model.scale, self.settings.similarity_chunk_size)}

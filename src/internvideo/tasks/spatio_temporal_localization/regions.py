@@ -32,8 +32,8 @@ def widen_boxes(boxes: Tensor, size: tuple[float, float], *, width: float = 0.1,
     Args:
         boxes: corners. size: (width, height) of the image. width, height: shares.
     """
-    grow = (boxes[:, 2:] - boxes[:, :2] + 1) * boxes.new_tensor([width, height]) / 2
-    limit = boxes.new_tensor(size) - 1
+    grow = (boxes[:, 2:] - boxes[:, :2] + 1) * _row(boxes, width, height) / 2
+    limit = _row(boxes, *size) - 1
     low, high = (boxes[:, :2] - grow).clamp(min=0), (boxes[:, 2:] + grow).clamp(min=0)
     return torch.cat([torch.minimum(low, limit), torch.minimum(high, limit)], dim=1)
 
@@ -42,10 +42,15 @@ def jitter_boxes(boxes: Tensor, size: tuple[float, float], generator: torch.Gene
     """Boxes (R, 4), every side moved: out by up to 20 % of the width (10 % of the height), in by up to half that."""
     extent = boxes[:, 2:] - boxes[:, :2] + 1
     draw = torch.rand(boxes.shape, generator=generator, device=boxes.device, dtype=boxes.dtype)
-    moved = (draw * 0.3 - 0.1) * torch.cat([extent, extent], dim=1) * boxes.new_tensor([1.0, 0.5, 1.0, 0.5])
-    limit = boxes.new_tensor([*size, *size]) - 1
-    moved = boxes + moved * boxes.new_tensor([-1.0, -1.0, 1.0, 1.0])
+    moved = (draw * 0.3 - 0.1) * torch.cat([extent, extent], dim=1) * _row(boxes, 1.0, 0.5, 1.0, 0.5)
+    limit = _row(boxes, *size, *size) - 1
+    moved = boxes + moved * _row(boxes, -1.0, -1.0, 1.0, 1.0)
     return torch.minimum(moved.clamp(min=0), limit)
+
+
+def _row(like: Tensor, *values: float) -> Tensor:
+    """Values of the host as a tensor like another, copied without waiting for its device."""
+    return torch.tensor(values, dtype=like.dtype).to(like.device, non_blocking=True)
 
 
 def _axis_weights(start: Tensor, length: Tensor, size: int, bins: int) -> Tensor:
@@ -55,7 +60,11 @@ def _axis_weights(start: Tensor, length: Tensor, size: int, bins: int) -> Tensor
     cell outside count zero.
     """
     count = (length / bins).ceil().clamp(min=1)
-    most = int(count.max()) if len(count) else 1
+    if count.device.type == "cpu" and not torch.compiler.is_compiling():
+        most = int(count.max()) if len(count) else 1
+    else:  # a bound that asks nothing of the device: boxes of up to twice the grid
+        most = 2 * -(-size // bins)
+        torch._assert_async((count <= most).all(), f"a box is longer than twice the grid of {size} cells")
     sample = torch.arange(most, device=start.device, dtype=start.dtype)
     bin_length = (length / bins)[:, None, None]
     first = (
@@ -121,13 +130,14 @@ class RegionHead(Module):
     def __init__(self, width: int, classes: int, *, patch: int, bins: int = 7, dropout: float = 0.0) -> None:
         super().__init__()
         self.patch, self.bins = patch, bins
+        self.roi_align = chosen_roi_align()
         self.dropout = Dropout(dropout)
         self.projection = Linear(width, classes)
 
     def pool(self, tokens: Tensor, clip: Tensor, boxes: Tensor) -> Tensor:
         """Tokens (B, T', H', W', D) after the norm, clip (R,), boxes (R, 4) pixels -> (R, D)."""
         grid = tokens.mean(dim=1).permute(0, 3, 1, 2)
-        return chosen_roi_align()(grid, clip, boxes, bins=self.bins, scale=1 / self.patch).amax(dim=(2, 3))
+        return self.roi_align(grid, clip, boxes, bins=self.bins, scale=1 / self.patch).amax(dim=(2, 3))
 
     def forward(self, tokens: Tensor, clip: Tensor, boxes: Tensor) -> Tensor:
         """As `pool` -> logits (R, C)."""

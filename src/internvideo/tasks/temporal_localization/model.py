@@ -118,7 +118,7 @@ class Scale(Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.scale = nn.Parameter(torch.ones(()))
+        self.scale = nn.Parameter(torch.ones(1))
 
     def forward(self, x: Tensor) -> Tensor:
         """Any shape."""
@@ -307,8 +307,7 @@ class ActionFormer(nn.Module):
         for level, (low, high) in enumerate(self.config.ranges):
             stride = 2**level
             time = torch.arange(0, length, stride, dtype=torch.float32, device=device)
-            rest = torch.tensor([low, high, stride], dtype=torch.float32, device=device).expand(len(time), 3)
-            found.append(torch.cat([time[:, None], rest], dim=1))
+            found.append(torch.stack([time, *(torch.full_like(time, value) for value in (low, high, stride))], dim=1))
         return tuple(found)
 
     def no_weight_decay(self, name: str, parameter: Tensor) -> bool:
