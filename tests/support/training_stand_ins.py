@@ -23,7 +23,7 @@ from internvideo.distributed import (
     world_size,
 )
 from internvideo.errors import InternVideoError, RunError
-from internvideo.objectives.contrastive import global_contrastive, global_dual_softmax
+from internvideo.pretraining.global_contrastive import global_contrastive, global_dual_softmax
 from internvideo.storage import alone_in, write_safetensors, write_text
 from internvideo.training.earlier_recipes import renamed
 from internvideo.training.loop import RunInterruptedError, TrainResult, train

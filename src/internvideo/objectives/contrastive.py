@@ -1,6 +1,6 @@
-"""Contrastive losses between videos and texts, of one process and of the joined batch of several.
+"""Contrastive losses between videos and texts, on features or similarities already gathered over all processes.
 
-Shapes: B pairs of the global batch, R of them in this process, E joint space.
+Shapes: B pairs of the global batch, R rows of a part of them, E joint space.
 Source: Multi-Modalities-Pretraining, viclip.py.
 """
 
@@ -12,8 +12,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
-
-from internvideo import distributed
 
 
 def similarity_loss(similarity: Tensor) -> Tensor:
@@ -45,71 +43,20 @@ def symmetric_contrastive(
     if video.shape != text.shape:
         raise ValueError(f"features {tuple(video.shape)} and {tuple(text.shape)} are not pairs")
     with torch.autocast(video.device.type, enabled=False):
-        video, text = F.normalize(_to_float32(video), dim=-1), F.normalize(_to_float32(text), dim=-1)
+        video, text = F.normalize(to_float32(video), dim=-1), F.normalize(to_float32(text), dim=-1)
         if similarity_chunk_size is None or similarity_chunk_size >= len(video):
             return symmetric_similarity_loss(scale * video @ text.t())
         return _chunked_loss(video, text, torch.as_tensor(scale).to(video), similarity_chunk_size)
 
 
-def global_contrastive(
-    video: Tensor, text: Tensor, scale: Tensor | float, similarity_chunk_size: int | None = None
-) -> Tensor:
-    """Compute `symmetric_contrastive` of the joined batch of all processes; each holds only rows of its own pairs.
-
-    A process computes the (R, B) similarities of its videos to all texts, and of its texts to all videos. What the
-    other processes' rows add to a column is one number per column, its log-sum-exp, which is gathered. The gradients of
-    the own features need nothing else, so the backward pass sends nothing. They are those of the whole loss times the
-    number of processes, over which DistributedDataParallel and FSDP average.
-
-    Args:
-        video, text: (R, E) of this process; R may differ between processes.
-        scale, similarity_chunk_size: as `symmetric_contrastive`, chunks of this process's rows.
-
-    Returns:
-        Scalar, the loss of the joined batch in every process.
-    """
-    if distributed.world_size() == 1:
-        return symmetric_contrastive(video, text, scale, similarity_chunk_size)
-    if video.shape != text.shape:
-        raise ValueError(f"features {tuple(video.shape)} and {tuple(text.shape)} are not pairs")
-    with torch.autocast(video.device.type, enabled=False):
-        video, text = F.normalize(_to_float32(video), dim=-1), F.normalize(_to_float32(text), dim=-1)
-        videos, texts = (torch.cat(distributed.gather_rows(features)) for features in (video, text))
-        factor = torch.as_tensor(scale).to(video)
-        chunk = similarity_chunk_size or max(len(video), 1)
-        # The scale is in both halves; its gradient is taken once, of the videos' rows, which all processes have once.
-        of_videos, per_text = _own_rows(video, texts, text.detach(), factor, chunk)
-        of_texts, per_video = _own_rows(text, videos, video.detach(), factor.detach(), chunk)
-        pairs = factor.detach() * (videos * texts).sum(dim=1)
-        value = ((per_text - pairs).mean() + (per_video - pairs).mean()) / 2
-        gradient = (of_videos + of_texts) * (distributed.world_size() / (2 * len(videos)))
-        return value + (gradient - gradient.detach())
-
-
-def _own_rows(own: Tensor, others: Tensor, partners: Tensor, scale: Tensor, chunk_size: int) -> tuple[Tensor, Tensor]:
-    """Compute what the whole loss owes to the own features (R, E) against `others` (B, E).
-
-    Returns:
-        a scalar with the gradients of the sum over all rows and columns, and the log-sum-exp of every column over the
-        rows of all processes (B,), without gradient.
-    """
-    rows, columns = _log_sum_exps(own, others, scale, chunk_size)
-    every = torch.stack(distributed.gather_rows(columns.detach()[None])).flatten(0, 1)
-    rank = distributed.rank()
-    elsewhere = torch.cat([every[:rank], every[rank + 1 :]]).logsumexp(dim=0)
-    pairs = scale * (own * partners).sum(dim=1)
-    gradient = rows.sum() + torch.logaddexp(columns, elsewhere).sum() - 2 * pairs.sum()
-    return gradient, every.logsumexp(dim=0)
-
-
 def _chunked_loss(video: Tensor, text: Tensor, scale: Tensor, chunk_size: int) -> Tensor:
     """Compute the loss from the log-sum-exp of rows and columns, in chunks of rows."""
-    rows, columns = _log_sum_exps(video, text, scale, chunk_size)
+    rows, columns = log_sum_exps(video, text, scale, chunk_size)
     pairs = scale * (video * text).sum(dim=1)
     return ((rows - pairs).mean() + (columns - pairs).mean()) / 2
 
 
-def _log_sum_exps(video: Tensor, text: Tensor, scale: Tensor, chunk_size: int) -> tuple[Tensor, Tensor]:
+def log_sum_exps(video: Tensor, text: Tensor, scale: Tensor, chunk_size: int) -> tuple[Tensor, Tensor]:
     """Return `_log_sum_exp` of rows (R, E), in chunks that the backward pass computes again: (R,), (B,)."""
     rows, columns = [], []
     for part in torch.split(video, chunk_size):
@@ -144,15 +91,9 @@ def symmetric_dual_softmax(video: Tensor, text: Tensor, scale: Tensor | float) -
     if video.shape != text.shape:
         raise ValueError(f"features {tuple(video.shape)} and {tuple(text.shape)} are not pairs")
     with torch.autocast(video.device.type, enabled=False):
-        video, text = F.normalize(_to_float32(video), dim=-1), F.normalize(_to_float32(text), dim=-1)
+        video, text = F.normalize(to_float32(video), dim=-1), F.normalize(to_float32(text), dim=-1)
         similarity = scale * text @ video.t()
         return (dual_softmax_loss(similarity) + dual_softmax_loss(similarity.t())) / 2
-
-
-def global_dual_softmax(video: Tensor, text: Tensor, scale: Tensor | float) -> Tensor:
-    """Compute `symmetric_dual_softmax` of the joined batch of all processes, whole in each of them."""
-    gather = distributed.gather_with_gradient
-    return symmetric_dual_softmax(gather(video), gather(text), scale)
 
 
 def dual_softmax_loss(similarity: Tensor, temperature: float = 1000.0) -> Tensor:
@@ -160,6 +101,6 @@ def dual_softmax_loss(similarity: Tensor, temperature: float = 1000.0) -> Tensor
     return similarity_loss(dual_softmax(similarity, temperature))
 
 
-def _to_float32(x: Tensor) -> Tensor:
+def to_float32(x: Tensor) -> Tensor:
     """Convert half precision to float32; keep float32 and float64."""
     return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x

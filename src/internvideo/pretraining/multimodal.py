@@ -30,7 +30,7 @@ from internvideo.errors import RecipeError
 from internvideo.models.video_language import VideoLanguage
 from internvideo.objectives.captioning import after_end, caption_loss
 from internvideo.objectives.classification import Divisor, at_least_one
-from internvideo.objectives.contrastive import global_contrastive
+from internvideo.pretraining.global_contrastive import global_contrastive
 from internvideo.pretraining.gradient_cache import PartSettings, in_parts
 from internvideo.training.clip_job import clip_job, clip_loader
 from internvideo.training.loop import BatchSource

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from internvideo.data.batch import Batch
 from internvideo.models.clip import Clip
 from internvideo.models.video_language import VideoLanguage
-from internvideo.objectives.contrastive import global_contrastive, global_dual_softmax
+from internvideo.pretraining.global_contrastive import global_contrastive, global_dual_softmax
 from internvideo.pretraining.gradient_cache import PartSettings, in_parts
 
 
