@@ -38,7 +38,10 @@ MAY_DIFFER = (
     "about",
     "data.train",  # its rows are compared (`_facts`), wherever they lie
     "data.shard_index",
-    *(f"data.loader.{name}" for name in ("workers", "prefetch", "pin_memory", "cache_megabytes", "max_unreadable")),
+    *(
+        f"data.loader.{name}"
+        for name in ("workers", "threads", "prefetch", "pin_memory", "cache_megabytes", "max_unreadable")
+    ),
 )
 """Settings that change nothing in what is computed: a run may be resumed with others."""
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import gc
+import shutil
 import time
 from pathlib import Path
 
@@ -28,7 +30,7 @@ from processes import as_process
 from pydantic import BaseModel, ValidationError
 from torch import Tensor
 
-from internvideo.data.dataset import ManifestClipDecoder
+from internvideo.data.decoding.clip_decoder import ManifestClipDecoder
 from internvideo.data.epoch_plan import EpochPlan
 from internvideo.data.loader import EvalLoader, LoaderSettings
 from internvideo.data.manifest import Manifest
@@ -68,15 +70,15 @@ def test_a_resumed_epoch_is_the_rest_of_the_uninterrupted_one(manifest: Manifest
         assert same(list(resumed.epoch(3, start)), whole[start:])
 
 
-def test_batches_do_not_depend_on_the_number_of_workers(manifest: Manifest) -> None:
+def test_batches_do_not_depend_on_the_number_of_workers_and_threads(manifest: Manifest) -> None:
     broken = with_broken(manifest, 2)
     runs = []
-    for workers in (0, 1, 2):
-        one = loader(broken, workers=workers, tokenizer=Letters(), max_unreadable=0.5)
+    for workers, threads in ((0, 1), (1, 1), (2, 1), (0, 3), (2, 2)):
+        one = loader(broken, workers=workers, threads=threads, tokenizer=Letters(), max_unreadable=0.5)
         runs.append(([*one.epoch(0), *one.epoch(1)], list(one.unreadable)))
-    assert same(runs[0][0], runs[1][0])
-    assert same(runs[0][0], runs[2][0])
-    assert runs[0][1] == runs[1][1] == runs[2][1]
+    for batches, unreadable in runs[1:]:
+        assert same(runs[0][0], batches)
+        assert runs[0][1] == unreadable
     assert sorted(runs[0][1]) == ["0", "2"]
 
 
@@ -305,6 +307,31 @@ def test_the_cache_keeps_to_its_memory(manifest: Manifest) -> None:
     assert nothing.cached_bytes == 0
 
 
+def test_workers_share_one_cache_and_its_folder_goes_with_it(manifest: Manifest) -> None:
+    one = loader(manifest, workers=2, threads=2, drop_last=False, cache_megabytes=10)
+    cache = one._batches.decoder._cache  # type: ignore[attr-defined] # a manifest's decoder has one
+    for epoch in range(2):
+        assert len(list(one.epoch(epoch))) == 6
+        assert cache.used_bytes == CLIPS * BYTES
+    folder = cache._folder
+    assert len(list(folder.iterdir())) == CLIPS
+    del one, cache
+    gc.collect()
+    assert not folder.exists()
+
+
+def test_the_cache_notices_that_a_video_has_changed(manifest: Manifest, tmp_path: Path) -> None:
+    shutil.copy(manifest.root / "0.mp4", tmp_path / "0.mp4")
+    moved = dataclasses.replace(manifest, rows=manifest.rows[:1], root=tmp_path)
+    reader = ManifestClipDecoder(moved, cache_bytes=10 * BYTES)
+    (before,) = reader.clips(moved.rows[0], lambda times: [np.arange(len(times))])
+    assert reader.cached_bytes == BYTES
+    shutil.copy(manifest.root / "7.mp4", tmp_path / "0.mp4")
+    (after,) = reader.clips(moved.rows[0], lambda times: [np.arange(len(times))])
+    assert not torch.equal(before, after)
+    assert clips_of(after.permute(3, 0, 1, 2)[None]) == [7]
+
+
 def test_a_video_with_a_damaged_frame_is_read_as_without_cache(
     manifest: Manifest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -342,6 +369,7 @@ def test_waiting_is_measured(manifest: Manifest) -> None:
     [
         {"batch_size": 0},
         {"workers": -1},
+        {"threads": 0},
         {"repeated_augmentation": 0},
         {"seed": -1},
         {"max_unreadable": 1.5},

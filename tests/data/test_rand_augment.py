@@ -7,6 +7,8 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from image_oracle import by_library, noisy_clip, smooth_clip
 from PIL import Image, ImageEnhance, ImageOps
 from torch import Tensor
@@ -103,3 +105,18 @@ def test_policy_draws_as_configured() -> None:
 def test_wrong_settings_are_errors() -> None:
     with pytest.raises(ValueError, match=r"0\.\.10"):
         RandAugment(magnitude=11)
+
+
+@settings(deadline=None, max_examples=80)
+@given(st.integers(0, 10**6), st.integers(3, 40), st.integers(3, 40), st.data())
+def test_a_box_is_that_part_of_the_whole_result(seed: int, height: int, width: int, data: st.DataObject) -> None:
+    frames = torch.from_numpy(np.random.RandomState(seed).randint(0, 256, (3, 3, height, width)).astype(np.uint8))
+    top, left = data.draw(st.integers(0, height - 1)), data.draw(st.integers(0, width - 1))
+    high, wide = data.draw(st.integers(1, height - top)), data.draw(st.integers(1, width - left))
+    policy = RandAugment(count=5, probability=0.8)
+    drawn = policy.draw(np.random.RandomState(seed))
+    whole = frames
+    for name, level, sign in drawn:
+        whole = OPERATIONS[name](whole, level, sign)
+    part = policy.apply(frames, drawn, (top, left, high, wide))
+    assert torch.equal(part, whole[..., top : top + high, left : left + wide])

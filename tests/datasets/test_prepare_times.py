@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from internvideo.data.dataset import ManifestClipDecoder
+from internvideo.data.decoding.clip_decoder import ManifestClipDecoder
 from internvideo.data.manifest import Sample, read_manifest
 from internvideo.datasets.annotation_times import compare, shifted
 from internvideo.datasets.prepare import Prepared, prepare

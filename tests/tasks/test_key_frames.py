@@ -11,7 +11,7 @@ import pytest
 import torch
 from goldens_folder import GOLDENS
 
-from internvideo.data.dataset import ManifestClipDecoder
+from internvideo.data.decoding.clip_decoder import ManifestClipDecoder
 from internvideo.data.key_frame_indices import Floats, positions_before
 from internvideo.data.loader import LoaderSettings
 from internvideo.data.manifest import Manifest, Sample, read_manifest, write_manifest

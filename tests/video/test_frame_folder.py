@@ -11,7 +11,7 @@ import pytest
 from goldens_folder import SAMPLES
 from PIL import Image
 
-from internvideo.data.dataset import ManifestClipDecoder
+from internvideo.data.decoding.clip_decoder import ManifestClipDecoder
 from internvideo.data.manifest import read_manifest
 from internvideo.data.preprocessing import Preprocessing, Span
 from internvideo.datasets.prepare import prepare

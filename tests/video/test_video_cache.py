@@ -14,7 +14,7 @@ import odd_video
 import pytest
 import torch
 
-from internvideo.data.dataset import ManifestClipDecoder
+from internvideo.data.decoding.clip_decoder import ManifestClipDecoder
 from internvideo.data.manifest import Sample, read_manifest, write_manifest
 from internvideo.data.preprocessing import Preprocessing, Span
 from internvideo.errors import VideoError

@@ -14,7 +14,7 @@ import torch
 import use_world
 from odd_video import Frames, decode_all, encode, moving_frames, patched, sample_places
 
-from internvideo.data.dataset import ManifestClipDecoder
+from internvideo.data.decoding.clip_decoder import ManifestClipDecoder
 from internvideo.data.manifest import read_manifest
 from internvideo.data.preprocessing import Preprocessing
 from internvideo.errors import VideoError

@@ -21,7 +21,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from internvideo import untrusted
-from internvideo.data.dataset import ManifestClipDecoder
+from internvideo.data.decoding.clip_decoder import ManifestClipDecoder
 from internvideo.data.manifest import Manifest
 from internvideo.errors import VideoError, WeightsError
 from internvideo.extras import require

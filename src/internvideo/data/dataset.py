@@ -1,11 +1,13 @@
 """Decode manifest rows to clips and batches inside a loader worker.
 
-`ManifestClipDecoder` decodes the sampled frames; `TrainingBatches` builds one batch per (epoch, batch index),
+`TrainingBatches` builds one batch per (epoch, batch index),
 `EvaluationViews` all views of one sample. User errors are returned in the result; the loader raises them.
 """
 
 from __future__ import annotations
 
+import math
+import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, is_dataclass, replace
 from functools import partial
@@ -16,18 +18,17 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, get_worker_info
 
 from internvideo.data.batch import Batch
 from internvideo.data.csv_columns import STRIDE
+from internvideo.data.decoding.clip_decoder import ManifestClipDecoder
+from internvideo.data.decoding.threads import ThreadMap
 from internvideo.data.epoch_plan import AUGMENT, FRAMES, EpochPlan, Indices, random_stream
-from internvideo.data.key_frame_indices import SLACK
-from internvideo.data.manifest import Manifest, Sample
+from internvideo.data.sample import Sample
 from internvideo.data.sampling import FrameSampler, OnePerSecond
 from internvideo.data.transforms import ClipTransform
 from internvideo.errors import InternVideoError, ManifestError, VideoError
-from internvideo.video.pool import borrow
-from internvideo.video.reader import Video, VideoInfo
 
 Captions = Literal["random", "first", "none"]
 NO_LABEL = -100  # the index that cross-entropy ignores
@@ -107,88 +108,20 @@ class WorkerResult:
         return self if self.batch is None else replace(self, batch=self.batch.pin_memory())
 
 
-class ManifestClipDecoder:
-    """Decode clips of a manifest, with an optional bounded cache of decoded videos (their spans) in memory.
+@dataclass(frozen=True)
+class _Augmented:
+    """The sample at one position, a caption for each of its clips, and what could not be read before it."""
 
-    Args:
-        manifest: the samples.
-        short_side: scale in the decoder so that the shorter side has this many pixels; None keeps the size.
-        cache_bytes: maximum size of the cache. Nothing is evicted: with one read per epoch an LRU cache never hits.
-    """
-
-    def __init__(self, manifest: Manifest, *, short_side: int | None = None, cache_bytes: int = 0) -> None:
-        self.manifest, self.short_side, self.cache_bytes = manifest, short_side, cache_bytes
-        self.cached_bytes = 0
-        self._cache: dict[str, tuple[NDArray[np.uint8], NDArray[np.float64]]] = {}
-        self._damaged: set[str] = set()
-        self._truncated_spans: dict[str, str | None] = {}  # sample -> what to tell, None once it was told
-        self.labelled = any(row.label is not None for row in manifest.rows)
-
-    def clips(self, sample: Sample, sample_fn: Callable[[NDArray[np.float64]], Sequence[Indices]]) -> list[Tensor]:
-        """Decode the frames that `sample_fn` selects, given the times (n,) in seconds of the frames in the span.
-
-        Returns:
-            the frames (T, H, W, 3) uint8 for each index array (T,) in [0, n) of `sample_fn`.
-
-        Raises:
-            VideoError: the video cannot be read, or has no frame inside the span.
-        """
-        cached = self._cache.get(sample.id)
-        if cached is None:
-            with borrow(self.manifest.video_path(sample), short_side=self.short_side, fps=sample.frame_rate) as video:
-                inside = _inside(video.info, sample)
-                if sample.span is not None and sample.span[1] > (end := video.info.duration) + SLACK:
-                    self._truncated_spans.setdefault(sample.id, f"'{sample.id}' to {sample.span[1]:g} s of {end:.3f} s")
-                times = video.info.times[inside]
-                frames = self._decode_for_cache(sample, video, inside)
-                if frames is None:
-                    all_times = video.info.times
-                    frame_indices, decoded = video.sample(
-                        inside, lambda left: [left[part] for part in sample_fn(all_times[left])]
-                    )
-                    ends = np.cumsum([len(indices) for indices in frame_indices])[:-1]
-                    return [torch.from_numpy(part) for part in np.split(decoded, ends)]
-                self._cache[sample.id] = cached = (frames, times)
-        return [torch.from_numpy(cached[0][indices]) for indices in sample_fn(cached[1])]
-
-    def take_truncated_spans(self) -> tuple[str, ...]:
-        """Return, once per sample, a message about spans that end after their video."""
-        messages = tuple(line for line in self._truncated_spans.values() if line)
-        self._truncated_spans = dict.fromkeys(self._truncated_spans)
-        return messages
-
-    def _decode_for_cache(self, sample: Sample, video: Video, inside: Indices) -> NDArray[np.uint8] | None:
-        """Decode the span for the cache; return None where it does not fit."""
-        info = video.info
-        scale = min(1.0, (self.short_side or info.width) / min(info.width, info.height))
-        # One pixel more per side than the decoder could round to.
-        size = len(inside) * 3 * (int(info.width * scale) + 2) * (int(info.height * scale) + 2)
-        if size > self.cache_bytes - self.cached_bytes or sample.id in self._damaged:
-            return None
-        try:
-            frames = video.frames(inside)
-        except VideoError:  # a damaged frame that the sampler may never select
-            self._damaged.add(sample.id)
-            return None
-        self.cached_bytes += frames.nbytes
-        return frames
-
-
-def _inside(info: VideoInfo, sample: Sample) -> Indices:
-    """Return the indices of the frames in the sample's span, which may end after the video."""
-    if sample.span is None:
-        return np.arange(info.frames, dtype=np.int64)
-    start, end = sample.span
-    inside = info.within(start, end)
-    if not len(inside):
-        raise VideoError(
-            info.path, f"no frame from {start:g} s to {end:g} s (sample '{sample.id}')", f"0 to {info.duration:.3f} s"
-        )
-    return inside
+    row: Sample
+    captions: list[str]
+    unreadable: list[Unreadable]
 
 
 class TrainingBatches(Dataset[WorkerResult]):
-    """Map-style dataset with key (epoch, batch index); decodes each sample once, augments it several times."""
+    """Map-style dataset with key (epoch, batch index); decodes each sample once and augments it several times.
+
+    The samples of a batch are decoded and augmented by `threads` threads.
+    """
 
     def __init__(
         self,
@@ -200,8 +133,10 @@ class TrainingBatches(Dataset[WorkerResult]):
         repeated_augmentation: int,
         tokenizer: TextEncoder | None,
         caption: Captions,
+        threads: int = 1,
     ) -> None:
         self.decoder, self.plan, self.sampler, self.transform = decoder, plan, sampler, transform
+        self._threads = ThreadMap(threads)
         self.repeated_augmentation, self.tokenizer, self.caption = repeated_augmentation, tokenizer, caption
         self.labelled = decoder.labelled
         self._order: tuple[int, Sequence[int] | Indices] | None = None
@@ -214,19 +149,13 @@ class TrainingBatches(Dataset[WorkerResult]):
             return WorkerResult(error=error)
 
     def _build_batch(self, epoch: int, batch_index: int) -> WorkerResult:
-        clips: list[Tensor] = []
-        captions: list[str] = []
-        rows: list[Sample] = []
-        unreadable: list[Unreadable] = []
-        for position in self.plan.positions(batch_index):
-            index, attempt, clip = self._decode(epoch, position, unreadable)
-            row = self.decoder.manifest.rows[index]
-            for repeat in range(self.repeated_augmentation):
-                rng = random_stream(AUGMENT, self.plan.seed, epoch, index, attempt, repeat)
-                captions.append(choose_caption(row, self.caption, rng))
-                clips.append(self.transform(clip, rng))
-                rows.append(row)
-        video, frame_mask = stack_clips(clips, self.sampler)
+        self._epoch_order(epoch)  # before the threads need it
+        positions = self.plan.positions(batch_index)
+        buffer = BatchBuffer(len(positions) * self.repeated_augmentation, self.sampler)
+        made = list(self._threads.map(partial(self._augmented, epoch, buffer), enumerate(positions)))
+        rows = [one.row for one in made for _ in range(self.repeated_augmentation)]
+        video, frame_mask = buffer.batch()
+        captions = [caption for one in made for caption in one.captions]
         return WorkerResult(
             Batch(
                 video,
@@ -235,9 +164,20 @@ class TrainingBatches(Dataset[WorkerResult]):
                 None if self.tokenizer is None or self.caption == "none" else self.tokenizer.encode(captions),
                 frame_mask,
             ),
-            unreadable=tuple(unreadable),
+            unreadable=tuple(clip for one in made for clip in one.unreadable),
             truncated_spans=self.decoder.take_truncated_spans(),
         )
+
+    def _augmented(self, epoch: int, buffer: BatchBuffer, place: tuple[int, int]) -> _Augmented:
+        """Decode a sample or its fallback and augment it, given its (place in the batch, position in the epoch)."""
+        first, unreadable = place[0] * self.repeated_augmentation, list[Unreadable]()
+        index, attempt, clip = self._decode(epoch, place[1], unreadable)
+        made = _Augmented(self.decoder.manifest.rows[index], [], unreadable)
+        for repeat in range(self.repeated_augmentation):
+            rng = random_stream(AUGMENT, self.plan.seed, epoch, index, attempt, repeat)
+            made.captions.append(choose_caption(made.row, self.caption, rng))
+            buffer.put(first + repeat, self.transform(clip, rng))
+        return made
 
     def _decode(self, epoch: int, position: int, unreadable: list[Unreadable]) -> tuple[int, int, Tensor]:
         """Decode the sample at a position or a fallback: return its index, the attempt and its frames (T, H, W, 3)."""
@@ -291,15 +231,55 @@ def _one_clip(sampler: FrameSampler, rng: np.random.RandomState, times: NDArray[
     return [with_frame_rate(times, sampler).train(len(times), rng)]
 
 
+class BatchBuffer:
+    """The clips of a batch, (B, 3, T, S, S), each copied to its place as soon as it is there, by any thread.
+
+    In a worker process the batch lies in shared memory, so that it is not copied again when it is sent.
+    """
+
+    def __init__(self, count: int, sampler: FrameSampler) -> None:
+        self._padded = sampler.frames if isinstance(sampler, OnePerSecond) else None
+        self._count, self._lock = count, threading.Lock()
+        self._lengths = [0] * count
+        self._video: Tensor | None = None
+
+    def put(self, place: int, clip: Tensor) -> None:
+        """Copy a clip (3, k, S, S), k at most T, to a place of the batch."""
+        with self._lock:
+            if self._video is None:
+                shape = (self._count, 3, self._padded or clip.shape[1], *clip.shape[2:])
+                self._video = _new_batch(shape, clip.dtype)
+        self._video[place, :, : clip.shape[1]] = clip
+        self._video[place, :, clip.shape[1] :] = 0
+        self._lengths[place] = clip.shape[1]
+
+    def batch(self) -> tuple[Tensor, Tensor | None]:
+        """Return the batch, and the frame mask (B, T) if the sampler may give k < T."""
+        assert self._video is not None  # every place was filled
+        if self._padded is None:
+            return self._video, None
+        return self._video, torch.arange(self._padded)[None] < torch.tensor(self._lengths)[:, None]
+
+
 def stack_clips(clips: Sequence[Tensor], sampler: FrameSampler) -> tuple[Tensor, Tensor | None]:
     """Stack clips (3, k, S, S) to (B, 3, T, S, S); return also the frame mask (B, T) if the sampler may give k < T."""
-    if not isinstance(sampler, OnePerSecond):
-        return torch.stack(list(clips)), None
-    video = clips[0].new_zeros((len(clips), 3, sampler.frames, *clips[0].shape[2:]))
-    for padded, clip in zip(video, clips, strict=True):
-        padded[:, : clip.shape[1]] = clip
-    lengths = torch.tensor([clip.shape[1] for clip in clips])
-    return video, torch.arange(sampler.frames)[None] < lengths[:, None]
+    buffer = BatchBuffer(len(clips), sampler)
+    for place, clip in enumerate(clips):
+        buffer.put(place, clip)
+    return buffer.batch()
+
+
+def _new_batch(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    """An empty tensor; in a worker process in shared memory."""
+    if get_worker_info() is None:
+        return torch.empty(shape, dtype=dtype)
+    # As torch's default_collate; the storage class has no annotations.
+    storage: torch.UntypedStorage = torch.UntypedStorage._new_shared(  # type: ignore[no-untyped-call]
+        math.prod(shape) * dtype.itemsize
+    )
+    batch = torch.empty(0, dtype=dtype)
+    batch.set_(storage)
+    return batch.view(shape)
 
 
 class EvaluationViews(Dataset[WorkerResult]):

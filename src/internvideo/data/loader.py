@@ -26,13 +26,13 @@ from internvideo.data.dataset import (
     Captions,
     ClipDecoder,
     EvaluationViews,
-    ManifestClipDecoder,
     SampleIndex,
     TextEncoder,
     TrainingBatches,
     ViewTransform,
     WorkerResult,
 )
+from internvideo.data.decoding.clip_decoder import ManifestClipDecoder
 from internvideo.data.epoch_plan import AlikeBatches, EpochPlan, Indices, alike_groups
 from internvideo.data.manifest import Manifest
 from internvideo.data.sampling import FrameSampler, Sparse
@@ -41,8 +41,8 @@ from internvideo.data.transforms import ClipTransform
 from internvideo.errors import RecipeError, RunError, shown
 
 _LIMITS = {
-    "batch_size": (1, 2**20), "workers": (0, 1024), "repeated_augmentation": (1, 1024), "seed": (0, 2**63 - 1),
-    "cache_megabytes": (0, 2**30), "prefetch": (1, 1024), "short_side": (1, 8192),
+    "batch_size": (1, 2**20), "workers": (0, 1024), "threads": (1, 256), "repeated_augmentation": (1, 1024),
+    "seed": (0, 2**63 - 1), "cache_megabytes": (0, 2**30), "prefetch": (1, 1024), "short_side": (1, 8192),
     "alike": (0, 2**20), "alike_from": (0, 2**20),
 }  # fmt: skip
 """Minimum and maximum of settings, to reject implausible recipes."""
@@ -61,8 +61,12 @@ class LoaderSettings:
         shuffle: a new order every epoch. drop_last: drop the last, incomplete batch.
         max_unreadable: training stops when more than this fraction of the manifest cannot be read, by any process in
             any session of the run.
-        cache_megabytes: cache for decoded videos, for small sets of small clips. It is divided among the workers, each
-            of which may get any clip: a set that fits is decoded once with 0 workers, else once per worker.
+        threads: number of threads that decode and augment the clips of a batch, in each worker (or in the main process,
+            where there are none). Batches do not depend on it. One worker with several threads needs the memory of one
+            worker and sends the first batch earlier; Python runs in one thread at a time, so use several workers as
+            well beyond about four threads.
+        cache_megabytes: cache for decoded videos in temporary files, for small sets of small clips; all workers share
+            it, so that a set that fits is decoded once.
         short_side: pixels of the shorter side after decoding; None keeps the video's size.
         single_frame: clips of one random frame (T = 1), the middle one in evaluation, instead of the sampler's.
         prefetch: number of batches that each worker prepares in advance.
@@ -75,6 +79,7 @@ class LoaderSettings:
 
     batch_size: int
     workers: int = 0
+    threads: int = 1
     repeated_augmentation: int = 1
     seed: int = 0
     shuffle: bool = True
@@ -155,6 +160,7 @@ class ResumableLoader:
             repeated_augmentation=settings.repeated_augmentation,
             tokenizer=tokenizer,
             caption=caption,
+            threads=settings.threads,
         )
         self._data_loader = PersistentDataLoader(self._batches, settings)
 
@@ -362,9 +368,10 @@ def epoch_plan(samples: int, settings: LoaderSettings, groups: Indices | None = 
 
 
 def clip_decoder(manifest: Manifest, settings: LoaderSettings) -> ManifestClipDecoder:
-    """Return the clip decoder of a worker, with its share of the cache for decoded videos."""
-    share = int(settings.cache_megabytes * 2**20 / max(settings.workers, 1))
-    return ManifestClipDecoder(manifest, short_side=settings.short_side, cache_bytes=share)
+    """Return the clip decoder of a loader, with the cache for decoded videos that its workers share."""
+    return ManifestClipDecoder(
+        manifest, short_side=settings.short_side, cache_bytes=int(settings.cache_megabytes * 2**20)
+    )
 
 
 def _take_batch(

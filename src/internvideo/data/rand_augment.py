@@ -7,13 +7,16 @@ operation is applied with probability 1/2, its magnitude is normal around `magni
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional
+
+from internvideo.data.resize import Box
 
 GRAY = 128
 """Value of the pixels that a geometric operation brings in from outside the frame."""
@@ -23,53 +26,67 @@ CHUNK_SIZE = 2
 """Frames warped together: few enough for the processor's cache."""
 
 
-def _blend(degenerate: Tensor, frames: Tensor, factor: float) -> Tensor:
-    """degenerate + factor (frames - degenerate), truncated to 0..255 like the image library's enhancers."""
-    base = degenerate.float()
-    return base.add(frames.float() - base, alpha=factor).clamp_(0, 255).byte()
+def _blend(base: Tensor, frame: Tensor, factor: float) -> Tensor:
+    """base + factor (frame - base) of float32 tensors, truncated to 0..255 like the image library's enhancers."""
+    return torch.add(base, frame - base, alpha=factor).clamp_(0, 255)
 
 
-def _luma(frames: Tensor) -> Tensor:
-    """(T, 3, H, W) -> (T, 1, H, W) int32 grey level, ITU-R 601 in 16-bit fixed point."""
-    red, green, blue = frames.to(torch.int32).unbind(1)
-    return ((red * 19595 + green * 38470 + blue * 7471 + 0x8000) >> 16).unsqueeze(1)
+def _luma(frame: Tensor) -> Tensor:
+    """(3, H, W) float32 levels -> (H, W) float32 gray level, ITU-R 601 in 16-bit fixed point.
+
+    Sums stay below 2^24, so they are exact in float32.
+    """
+    red, green, blue = frame.unbind()
+    level = red.mul(19595 / 65536).add_(green, alpha=38470 / 65536).add_(blue, alpha=7471 / 65536)
+    return level.add_(0.5).floor_()
 
 
 def _look_up(frames: Tensor, tables: Tensor) -> Tensor:
     """Map the levels of (T, 3, H, W) uint8 through uint8 tables that broadcast to (T, 3, 256)."""
-    tables = tables.expand(len(frames), 3, 256)
-    first = torch.arange(3, dtype=torch.int32) * 256
-    mapped = torch.empty_like(frames)
-    for frame, table, result in zip(frames, tables, mapped, strict=True):  # one frame's indices fit the cache
-        places = frame.permute(1, 2, 0) + first
-        levels = table.reshape(-1).index_select(0, places.reshape(-1))
-        result.copy_(levels.view(places.shape).permute(2, 0, 1))
+    tables = tables.expand(len(frames), 3, 256).reshape(-1, 256)
+    mapped = torch.empty(frames.shape, dtype=torch.uint8)
+    for plane, table, result in zip(_planes(frames), tables, _planes(mapped), strict=True):
+        torch.index_select(table, 0, plane.int(), out=result)  # one plane's indices fit the cache
     return mapped
 
 
-def _histogram(frames: Tensor) -> Tensor:
-    """(T, 3, H, W) uint8 -> (T, 3, 256) int64, how often each level occurs."""
-    first = torch.arange(3, dtype=torch.int32)[:, None, None] * 256
-    return torch.stack([torch.bincount((frame + first).flatten(), minlength=768).view(3, 256) for frame in frames])
+def _planes(frames: Tensor) -> Tensor:
+    """(T, 3, H, W) -> (T * 3, H * W), a view of contiguous frames."""
+    return frames.contiguous().view(-1, frames.shape[-2] * frames.shape[-1])
 
 
-def auto_contrast(frames: Tensor) -> Tensor:
-    """Stretch every channel of every frame to 0..255."""
-    low, high = frames.amin((-2, -1))[..., None].float(), frames.amax((-2, -1))[..., None].float()
+def _range(frames: Tensor) -> tuple[Tensor, Tensor]:
+    """Lowest and highest level of each channel of each frame, (T, 3, 1) uint8 each."""
+    planes = _planes(frames).numpy()  # NumPy reduces bytes several times as fast
+    return tuple(torch.from_numpy(level).view(-1, 3, 1) for level in (planes.min(1), planes.max(1)))  # type: ignore[return-value]
+
+
+def _part(frames: Tensor, box: Box | None) -> Tensor:
+    """(T, 3, H, W) -> the part of it inside a box, a view."""
+    if box is None:
+        return frames
+    top, left, height, width = box
+    return frames[..., top : top + height, left : left + width]
+
+
+def auto_contrast(frames: Tensor, box: Box | None = None) -> Tensor:
+    """Stretch every channel of every frame to 0..255; return only the box."""
+    low, high = (level.float() for level in _range(frames))
     scale = 255 / (high - low).clamp_min(1)
     levels = torch.arange(256, dtype=torch.float32)
     table = ((levels - low) * scale).clamp(0, 255)
-    return _look_up(frames, torch.where(high > low, table, levels).byte())
+    return _look_up(_part(frames, box), torch.where(high > low, table, levels).byte())
 
 
-def equalize(frames: Tensor) -> Tensor:
-    """Flatten the histogram of every channel of every frame."""
-    count = _histogram(frames)
+def equalize(frames: Tensor, box: Box | None = None) -> Tensor:
+    """Flatten the histogram of every channel of every frame; return only the box."""
+    frames = frames.contiguous()
+    count = torch.stack([torch.bincount(plane, minlength=256) for plane in _planes(frames)]).view(-1, 3, 256)
     total = frames.shape[-2] * frames.shape[-1]
-    last = count.gather(-1, frames.amax((-2, -1)).long()[..., None])
+    last = count.gather(-1, _range(frames)[1].long())
     step = (total - last) // 255
     table = ((step // 2 + count.cumsum(-1) - count) // step.clamp_min(1)).clamp_(max=255)
-    return _look_up(frames, torch.where(step > 0, table, torch.arange(256)).byte())
+    return _look_up(_part(frames, box), torch.where(step > 0, table, torch.arange(256)).byte())
 
 
 def invert(frames: Tensor) -> Tensor:
@@ -96,74 +113,87 @@ def solarize_add(frames: Tensor, amount: int) -> Tensor:
 
 def color(frames: Tensor, factor: float) -> Tensor:
     """Saturation times `factor`."""
-    return _blend(_luma(frames), frames, factor)
+    colored = torch.empty(frames.shape, dtype=torch.uint8)
+    for frame, result in zip(frames, colored, strict=True):  # one frame's floats fit the cache
+        levels = frame.float()
+        result.copy_(_blend(_luma(levels), levels, factor))
+    return colored
 
 
-def contrast(frames: Tensor, factor: float) -> Tensor:
-    """Distance from the frame's mean grey times `factor`."""
-    mean = (_luma(frames).double().mean((1, 2, 3)) + 0.5).floor()
-    levels = torch.arange(256).expand(len(frames), 1, 256)
-    return _look_up(frames, _blend(mean[:, None, None], levels, factor))
+def contrast(frames: Tensor, factor: float, box: Box | None = None) -> Tensor:
+    """Distance from the frame's mean gray times `factor`; return only the box."""
+    mean = torch.stack([(_luma(frame.float()).double().mean() + 0.5).floor() for frame in frames])
+    levels = torch.arange(256, dtype=torch.float32).expand(len(frames), 1, 256)
+    return _look_up(_part(frames, box), _blend(mean[:, None, None].float(), levels, factor).byte())
 
 
 def brightness(frames: Tensor, factor: float) -> Tensor:
     """Level times `factor`."""
-    return frames.float().mul_(factor).clamp_(0, 255).byte()
+    brightened = torch.empty(frames.shape, dtype=torch.uint8)
+    for frame, result in zip(frames, brightened, strict=True):
+        result.copy_(frame.float().mul_(factor).clamp_(0, 255))
+    return brightened
 
 
 def sharpness(frames: Tensor, factor: float) -> Tensor:
     """Distance from a 3 x 3 smoothing times `factor`; the outermost pixels stay."""
     if min(frames.shape[-2:]) < 3:
         return frames
-    values = frames.to(torch.int16)
-    rows = values[..., :-2, :] + values[..., 1:-1, :] + values[..., 2:, :]
-    box = rows[..., :-2] + rows[..., 1:-1] + rows[..., 2:] + 4 * values[..., 1:-1, 1:-1]
-    smooth = values.clone()
-    smooth[..., 1:-1, 1:-1] = (2 * box + 13) // 26
-    return _blend(smooth, frames, factor)
+    sharpened = frames.clone()
+    for frame, result in zip(frames, sharpened, strict=True):
+        levels = frame.float()
+        rows = levels[..., :-2, :] + levels[..., 1:-1, :]
+        rows += levels[..., 2:, :]
+        inner = levels[..., 1:-1, 1:-1]
+        box = inner.mul(4).add_(rows[..., :-2]).add_(rows[..., 1:-1]).add_(rows[..., 2:])
+        smooth = box.mul_(2).add_(13).div_(26).floor_()  # whole numbers: the nearest to a thirteenth, exactly
+        result[..., 1:-1, 1:-1] = _blend(smooth, inner, factor)
+    return sharpened
 
 
-def affine(frames: Tensor, matrix: tuple[float, float, float, float, float, float]) -> Tensor:
+def affine(frames: Tensor, matrix: tuple[float, float, float, float, float, float], box: Box | None = None) -> Tensor:
     """Bicubic resampling: the pixel at (x, y) comes from (a x + b y + c, d x + e y + f) in pixel centres."""
     height, width = frames.shape[-2:]
     a, b, c, d, e, f = matrix
-    y, x = torch.meshgrid(torch.arange(height) + 0.5, torch.arange(width) + 0.5, indexing="ij")
+    top, left, high, wide = box or (0, 0, height, width)
+    rows, columns = torch.arange(top, top + high) + 0.5, torch.arange(left, left + wide) + 0.5
+    y, x = torch.meshgrid(rows, columns, indexing="ij")
     grid = torch.stack([(a * x + b * y + c) * (2 / width) - 1, (d * x + e * y + f) * (2 / height) - 1], dim=-1)
-    moved = torch.empty(frames.shape, dtype=torch.uint8)
+    moved = torch.empty((len(frames), 3, high, wide), dtype=torch.uint8)
     for part, result in zip(torch.split(frames, CHUNK_SIZE), torch.split(moved, CHUNK_SIZE), strict=True):
-        # Frames and channels share the grid, so they travel as channels of one image; outside is GREY.
+        # Frames and channels share the grid, so they travel as channels of one image; outside is GRAY.
         image = part.contiguous().float().sub_(GRAY).view(1, -1, height, width)
         warped = functional.grid_sample(image, grid[None], mode="bicubic", padding_mode="zeros", align_corners=False)
-        result.copy_(warped.add_(GRAY).round_().clamp_(0, 255).view(part.shape))
+        result.copy_(warped.add_(GRAY).round_().clamp_(0, 255).view(result.shape))
     return moved
 
 
-def rotate(frames: Tensor, degrees: float) -> Tensor:
+def rotate(frames: Tensor, degrees: float, box: Box | None = None) -> Tensor:
     """Turn counter-clockwise about the centre of the frame."""
     height, width = frames.shape[-2:]
     cos, sin = float(np.cos(np.deg2rad(degrees))), float(np.sin(np.deg2rad(degrees)))
     x, y = width / 2, height / 2
-    return affine(frames, (cos, -sin, x - cos * x + sin * y, sin, cos, y - sin * x - cos * y))
+    return affine(frames, (cos, -sin, x - cos * x + sin * y, sin, cos, y - sin * x - cos * y), box)
 
 
-def shear_x(frames: Tensor, factor: float) -> Tensor:
+def shear_x(frames: Tensor, factor: float, box: Box | None = None) -> Tensor:
     """Move the pixel (x, y) to the left by factor * y."""
-    return affine(frames, (1, factor, 0, 0, 1, 0))
+    return affine(frames, (1, factor, 0, 0, 1, 0), box)
 
 
-def shear_y(frames: Tensor, factor: float) -> Tensor:
+def shear_y(frames: Tensor, factor: float, box: Box | None = None) -> Tensor:
     """Move the pixel (x, y) up by factor * x."""
-    return affine(frames, (1, 0, 0, factor, 1, 0))
+    return affine(frames, (1, 0, 0, factor, 1, 0), box)
 
 
-def translate_x(frames: Tensor, fraction: float) -> Tensor:
+def translate_x(frames: Tensor, fraction: float, box: Box | None = None) -> Tensor:
     """Move to the left by a share of the width, to whole pixels."""
-    return _shifted(frames, round(fraction * frames.shape[-1]), -1)
+    return _part(_shifted(frames, round(fraction * frames.shape[-1]), -1), box)
 
 
-def translate_y(frames: Tensor, fraction: float) -> Tensor:
+def translate_y(frames: Tensor, fraction: float, box: Box | None = None) -> Tensor:
     """Move up by a share of the height, to whole pixels."""
-    return _shifted(frames, round(fraction * frames.shape[-2]), -2)
+    return _part(_shifted(frames, round(fraction * frames.shape[-2]), -2), box)
 
 
 def _shifted(frames: Tensor, pixels: int, axis: int) -> Tensor:
@@ -173,36 +203,46 @@ def _shifted(frames: Tensor, pixels: int, axis: int) -> Tensor:
     return moved
 
 
-Operation = Callable[[Tensor, float, int], Tensor]
-"""(frames, level in 0..1, sign -1 or 1) -> frames."""
+class Operation(Protocol):
+    """(frames, level in 0..1, sign -1 or 1) -> frames; of operations in `WHOLE`, only the box."""
+
+    def __call__(self, frames: Tensor, level: float, sign: int, box: Box | None = None, /) -> Tensor:
+        """Apply the operation."""
 
 
 def _positive(operation: Callable[[Tensor, int], Tensor], argument: Callable[[float], int]) -> Operation:
-    return lambda frames, level, sign: operation(frames, argument(level))
+    return lambda frames, level, sign, box=None: operation(frames, argument(level))
 
 
 def _signed(operation: Callable[[Tensor, float], Tensor], most: float, around: float = 0.0) -> Operation:
-    return lambda frames, level, sign: operation(frames, around + sign * level * most)
+    return lambda frames, level, sign, box=None: operation(frames, around + sign * level * most)
+
+
+def _whole(operation: Callable[[Tensor, float, Box | None], Tensor], most: float, around: float = 0.0) -> Operation:
+    return lambda frames, level, sign, box=None: operation(frames, around + sign * level * most, box)
 
 
 OPERATIONS: dict[str, Operation] = {
-    "auto_contrast": lambda frames, level, sign: auto_contrast(frames),
-    "equalize": lambda frames, level, sign: equalize(frames),
-    "invert": lambda frames, level, sign: invert(frames),
-    "rotate": _signed(rotate, 30.0),
+    "auto_contrast": lambda frames, level, sign, box=None: auto_contrast(frames, box),
+    "equalize": lambda frames, level, sign, box=None: equalize(frames, box),
+    "invert": lambda frames, level, sign, box=None: invert(frames),
+    "rotate": _whole(rotate, 30.0),
     "posterize": _positive(posterize, lambda level: 4 - int(level * 4)),
     "solarize": _positive(solarize, lambda level: 256 - int(level * 256)),
     "solarize_add": _positive(solarize_add, lambda level: int(level * 110)),
     "colour": _signed(color, 0.9, 1.0),
-    "contrast": _signed(contrast, 0.9, 1.0),
+    "contrast": _whole(contrast, 0.9, 1.0),
     "brightness": _signed(brightness, 0.9, 1.0),
     "sharpness": _signed(sharpness, 0.9, 1.0),
-    "shear_x": _signed(shear_x, 0.3),
-    "shear_y": _signed(shear_y, 0.3),
-    "translate_x": _signed(translate_x, 0.45),
-    "translate_y": _signed(translate_y, 0.45),
+    "shear_x": _whole(shear_x, 0.3),
+    "shear_y": _whole(shear_y, 0.3),
+    "translate_x": _whole(translate_x, 0.45),
+    "translate_y": _whole(translate_y, 0.45),
 }
 """The increasing policy: what a magnitude of 10 (level 1) does stands beside each name."""
+
+WHOLE = {"auto_contrast", "equalize", "contrast", "rotate", "shear_x", "shear_y", "translate_x", "translate_y"}
+"""Operations that need the whole frame for a part of their result; the others need that part (and its neighbors)."""
 
 
 @dataclass(frozen=True)
@@ -256,7 +296,26 @@ class RandAugment:
         return drawn
 
     def __call__(self, frames: Tensor, rng: np.random.RandomState) -> Tensor:
-        """(T, 3, H, W) uint8 -> the same shape, the input is not changed."""
-        for name, level, sign in self.draw(rng):
-            frames = OPERATIONS[name](frames, level, sign)
-        return frames
+        """(T, 3, H, W) uint8 -> the same shape; the input is not changed."""
+        return self.apply(frames, self.draw(rng))
+
+    def apply(self, frames: Tensor, drawn: Sequence[tuple[str, float, int]], box: Box | None = None) -> Tensor:
+        """Apply drawn operations to (T, 3, H, W) uint8 and return the part inside a box, (T, 3, height, width).
+
+        Once no more operation needs the whole frame, only the box is computed, and what `sharpness` reads.
+        """
+        if not drawn:
+            return _part(frames, box)
+        height, width = frames.shape[-2:]
+        top, left, high, wide = box or (0, 0, height, width)
+        last = max((index for index, (name, _, _) in enumerate(drawn) if name in WHOLE), default=-1)
+        margin = sum(name == "sharpness" for name, _, _ in drawn[last + 1 :])
+        above, before = min(top, margin), min(left, margin)
+        grown_high = min(top + high + margin, height) - (top - above)
+        grown = (top - above, left - before, grown_high, min(left + wide + margin, width) - (left - before))
+        if last < 0:
+            frames = _part(frames, grown)
+        for index, (name, level, sign) in enumerate(drawn):
+            # Whole planes: what reads a channel or a row reads successive bytes.
+            frames = OPERATIONS[name](frames.contiguous(), level, sign, grown if index == last else None)
+        return _part(frames, (above, before, high, wide))

@@ -27,6 +27,9 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 CLIP_RESIZE = 256 / 224
 """Short side before the crop, as a multiple of the crop."""
 
+CHUNK_SIZE = 4
+"""Frames resized together: few enough for the processor's cache."""
+
 _SIDES = re.compile(r"\b((left|right)(wards?)?|(anti-?|counter-?)?clockwise)\b", re.IGNORECASE)
 
 CropKind = Literal["multi_scale", "corner", "random_resized", "random", "center"]
@@ -126,6 +129,15 @@ def _generator(rng: np.random.RandomState) -> torch.Generator:
     return torch.Generator().manual_seed(int(rng.randint(2**31 - 1)))
 
 
+def _resize_to_clip(frames: Tensor, size: int, *, flip: bool) -> Tensor:
+    """(T, 3, H, W) uint8 -> (3, T, S, S) uint8 contiguous, mirrored if asked; few frames at a time, in the cache."""
+    clip = torch.empty((3, len(frames), size, size), dtype=torch.uint8)
+    for part, result in zip(torch.split(frames, CHUNK_SIZE), torch.split(clip, CHUNK_SIZE, dim=1), strict=True):
+        resized = resize_fast(part, (size, size))
+        result.copy_((resized.flip(-1) if flip else resized).transpose(0, 1))
+    return clip
+
+
 @dataclass(frozen=True)
 class TrainTransform:
     """RandAugment, crop, flip, erase.
@@ -171,34 +183,39 @@ class TrainTransform:
     def __call__(self, clip: Tensor, rng: np.random.RandomState) -> Tensor:
         """(T, H, W, 3) uint8 -> (3, T, S, S) uint8 contiguous."""
         frames = channels_first(clip)
-        if self._augment is not None:
-            frames = self._augment(frames, rng)
-        frames = self._cropped(frames, rng)
-        if self.flip and rng.uniform() < 0.5:
-            frames = frames.flip(-1)
+        drawn = [] if self._augment is None else self._augment.draw(rng)
+        if self.crop in ("multi_scale", "random_resized"):
+            height, width = frames.shape[-2:]
+            frames = self._augmented(frames, drawn, self._box(height, width, rng))
+        else:
+            frames = self._cropped(self._augmented(frames, drawn, None), rng)
+        resized = _resize_to_clip(frames, self.size, flip=self.flip and rng.uniform() < 0.5)
         if self.erasing:
-            frames = erase_cube(frames, self.erasing, rng)
-        return frames.transpose(0, 1).contiguous()
+            resized = erase_cube(resized.transpose(0, 1), self.erasing, rng).transpose(0, 1)
+        return resized.contiguous()
+
+    def _augmented(self, frames: Tensor, drawn: Sequence[tuple[str, float, int]], box: Box | None) -> Tensor:
+        """Apply drawn operations and return the part of the frames inside the box."""
+        return (self._augment or RandAugment()).apply(frames, drawn, box)
+
+    def _box(self, height: int, width: int, rng: np.random.RandomState) -> Box:
+        """Draw the part of a frame that is resized to (S, S)."""
+        if self.crop == "multi_scale":
+            return multi_scale_box(height, width, self.size, rng)
+        return random_resized_box(height, width, self.area, self.aspect, rng)
 
     def _cropped(self, frames: Tensor, rng: np.random.RandomState) -> Tensor:
+        """Resize whole frames, then crop; corners have still to be resized to (S, S)."""
         height, width = frames.shape[-2:]
-        square = (self.size, self.size)
-        if self.crop in ("corner", "random", "center"):
-            short = self._short
-            scaled = (short, short) if not self.keep_aspect else scaled_size(height, width, short, "pil")
-            frames = resize_fast(frames, scaled)
-            height, width = scaled
-        if self.crop in ("random", "center"):
-            rooms = (height - self.size, width - self.size)
-            top, left = (rng.randint(room + 1) if self.crop == "random" else round(room / 2) for room in rooms)
-            return frames[..., top : top + self.size, left : left + self.size]
+        short = self._short
+        height, width = scaled_size(height, width, short, "pil") if self.keep_aspect else (short, short)
+        frames = resize_fast(frames, (height, width))
         if self.crop == "corner":
             top, left, high, wide = corner_box(height, width, rng)
-        elif self.crop == "multi_scale":
-            top, left, high, wide = multi_scale_box(height, width, self.size, rng)
-        else:
-            top, left, high, wide = random_resized_box(height, width, self.area, self.aspect, rng)
-        return resize_fast(frames[..., top : top + high, left : left + wide], square)
+            return frames[..., top : top + high, left : left + wide]
+        rooms = (height - self.size, width - self.size)
+        top, left = (rng.randint(room + 1) if self.crop == "random" else round(room / 2) for room in rooms)
+        return frames[..., top : top + self.size, left : left + self.size]
 
 
 @dataclass(frozen=True)

@@ -6,20 +6,18 @@ import queue
 import threading
 import warnings
 from collections.abc import Generator, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
 import torch
 from torch.utils.data import DataLoader, IterableDataset
 
+from internvideo.data.decoding.threads import use_one_torch_thread
 from internvideo.errors import RunError
 
 Item = TypeVar("Item")
 
 QUEUE_SIZE = 8
 """Largest number of items that the thread holds ready."""
-
-_SETTING_THREADS = threading.Lock()
 
 
 def read_ahead(dataset: IterableDataset[Item], workers: int, *, in_order: bool = False) -> Iterator[Item]:
@@ -72,7 +70,7 @@ def from_thread(dataset: Iterable[Item], queue_size: int = QUEUE_SIZE) -> Genera
             return
 
     def read() -> None:
-        _use_one_torch_thread()
+        use_one_torch_thread()
         try:
             for item in dataset:
                 put(item, True)
@@ -92,16 +90,3 @@ def from_thread(dataset: Iterable[Item], queue_size: int = QUEUE_SIZE) -> Genera
         thread.join()
     if errors:
         raise errors[0]
-
-
-def _use_one_torch_thread() -> None:
-    """Run the torch operators of this thread on this thread alone; other threads and later ones keep their number.
-
-    Two OpenMP teams that are together larger than the machine sleep at every barrier: with the operators of the model
-    and of a reader on all cores each, a video took 1.6 times as long (benchmarks/extract.py, two cores).
-    """
-    with _SETTING_THREADS:
-        count = torch.get_num_threads()  # asked first: a new thread takes the number of the process at its first use
-        torch.set_num_threads(1)  # of this thread and of those that start later
-        with ThreadPoolExecutor(1) as another:
-            another.submit(torch.set_num_threads, count).result()

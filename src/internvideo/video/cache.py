@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import os
 import stat
+import threading
 import time
 from collections import OrderedDict
 from dataclasses import replace
@@ -36,6 +37,7 @@ class Stamp(NamedTuple):
 
 
 _indexes: OrderedDict[Stamp, Index] = OrderedDict()
+_lock = threading.Lock()  # several threads may read videos
 
 
 def stamp_of(path: str) -> Stamp | None:
@@ -75,19 +77,21 @@ def _stamp_of_folder(path: str, status: os.stat_result) -> Stamp:
 
 def lookup(stamp: Stamp | None) -> Index | None:
     """Return the cached index of a file version, or None."""
-    if stamp is None or stamp not in _indexes:
-        return None
-    _indexes.move_to_end(stamp)
-    return _indexes[stamp]
+    with _lock:
+        if stamp is None or stamp not in _indexes:
+            return None
+        _indexes.move_to_end(stamp)
+        return _indexes[stamp]
 
 
 def store(stamp: Stamp | None, index: Index) -> None:
     """Cache an index that was built after its file had this stamp, without decoded frames."""
     if stamp is None or not is_unchanged(stamp) or index.nbytes > MAX_BYTES:
         return
-    _indexes[stamp] = replace(index, frame_cache=None)
-    while sum(other.nbytes for other in _indexes.values()) > MAX_BYTES:
-        _indexes.popitem(last=False)
+    with _lock:
+        _indexes[stamp] = replace(index, frame_cache=None)
+        while sum(other.nbytes for other in _indexes.values()) > MAX_BYTES:
+            _indexes.popitem(last=False)
 
 
 def is_unchanged(stamp: Stamp) -> bool:

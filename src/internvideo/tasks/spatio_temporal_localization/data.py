@@ -20,7 +20,8 @@ from torch.utils.data import Dataset
 
 from internvideo import distributed
 from internvideo.data.batch import RegionBatch
-from internvideo.data.dataset import ManifestClipDecoder, Unreadable, WorkerResult
+from internvideo.data.dataset import Unreadable, WorkerResult
+from internvideo.data.decoding.clip_decoder import ManifestClipDecoder
 from internvideo.data.epoch_plan import AUGMENT, EpochPlan, random_stream
 from internvideo.data.key_frame_indices import Floats, annotated_time, file_start_time
 from internvideo.data.key_frame_indices import centered_positions as centered_positions

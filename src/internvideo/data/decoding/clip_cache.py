@@ -1,0 +1,92 @@
+"""Decoded videos in temporary files that all workers of a loader share: decoded once per machine, not once per worker.
+
+An entry is the decoded span of one sample, uint8, mapped into memory when it is read. Its key is made of all that the
+pixels depend on, with the version of the video file, so a file that changes is decoded anew. Nothing is evicted: with
+one read per epoch a cache of the most recent entries would never hit.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import mmap
+import multiprocessing
+import os
+import shutil
+import tempfile
+import weakref
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+Frames = NDArray[np.uint8]
+Times = NDArray[np.float64]
+
+
+class ClipCache:
+    """Share decoded frames (T, H, W, 3) uint8 and their times (T,) s between processes.
+
+    Args:
+        max_bytes: maximum size of all entries; with 0 nothing is kept and no folder is made.
+
+    The folder lies where `tempfile` puts it (TMPDIR) and is removed with the cache, by the process that made it.
+    """
+
+    def __init__(self, max_bytes: int) -> None:
+        self.max_bytes = max_bytes
+        self._used = multiprocessing.Value("q", 0)
+        self._folder = Path(tempfile.mkdtemp(prefix="internvideo-clips-")) if max_bytes else None
+        if self._folder is not None:
+            weakref.finalize(self, _remove, self._folder, os.getpid())
+
+    @property
+    def used_bytes(self) -> int:
+        """Size of all entries, of all processes."""
+        return int(self._used.value)
+
+    def reserve(self, size: int) -> bool:
+        """Reserve `size` bytes; return whether they are still free. Give back what is not needed with `release`."""
+        with self._used.get_lock():
+            if self._folder is None or self._used.value + size > self.max_bytes:
+                return False
+            self._used.value += size
+            return True
+
+    def release(self, size: int) -> None:
+        """Give back reserved bytes."""
+        with self._used.get_lock():
+            self._used.value -= size
+
+    def read(self, key: object) -> tuple[Frames, Times] | None:
+        """Return frames, mapped into memory, and times of an entry; None where there is none."""
+        if self._folder is None:
+            return None
+        try:
+            with open(self._path(key), "rb") as file:
+                content = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        except (OSError, ValueError):  # not there
+            return None
+        shape = np.frombuffer(content, np.int64, 4)
+        times = np.frombuffer(content, np.float64, int(shape[0]), offset=32)
+        return np.frombuffer(content, np.uint8, offset=32 + times.nbytes).reshape(shape.tolist()), times
+
+    def write(self, key: object, frames: Frames, times: Times) -> bool:
+        """Add an entry whose bytes are reserved; return whether it is now there and was not before."""
+        assert self._folder is not None  # nothing could be reserved
+        try:
+            with tempfile.NamedTemporaryFile(dir=self._folder) as file:
+                file.write(np.array(frames.shape, np.int64).tobytes() + times.tobytes() + frames.tobytes())
+                file.flush()
+                os.link(file.name, self._path(key))  # the whole entry, or none; fails where another worker was faster
+        except OSError:  # an entry is there, or the disk is full
+            return False
+        return True
+
+    def _path(self, key: object) -> Path:
+        assert self._folder is not None
+        return self._folder / hashlib.blake2b(repr(key).encode("utf-8", "surrogateescape"), digest_size=20).hexdigest()
+
+
+def _remove(folder: Path, process: int) -> None:
+    if os.getpid() == process:
+        shutil.rmtree(folder, ignore_errors=True)

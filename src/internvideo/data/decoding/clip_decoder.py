@@ -1,0 +1,118 @@
+"""Decode the sampled frames of manifest rows, from their files or from the cache of decoded videos."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from internvideo.data.decoding.clip_cache import ClipCache
+from internvideo.data.key_frame_indices import SLACK
+from internvideo.data.manifest import Manifest, Sample
+from internvideo.errors import VideoError
+from internvideo.video.cache import stamp_of
+from internvideo.video.conversion import resolve_conversion
+from internvideo.video.damage import resolve_policy
+from internvideo.video.pool import borrow
+from internvideo.video.reader import Video, VideoInfo
+
+Indices = NDArray[np.int64]
+
+
+class ManifestClipDecoder:
+    """Decode clips of a manifest, with an optional bounded cache of decoded videos (their spans).
+
+    Args:
+        manifest: the samples.
+        short_side: scale in the decoder so that the shorter side has this many pixels; None keeps the size.
+        cache_bytes: maximum size of the cache, which all workers share (`clip_cache`).
+    """
+
+    def __init__(self, manifest: Manifest, *, short_side: int | None = None, cache_bytes: int = 0) -> None:
+        self.manifest, self.short_side = manifest, short_side
+        self._cache = ClipCache(cache_bytes)
+        self._damaged: set[str] = set()
+        self._truncated_spans: dict[str, str | None] = {}  # sample -> what to tell, None once it was told
+        self.labelled = any(row.label is not None for row in manifest.rows)
+
+    @property
+    def cached_bytes(self) -> int:
+        """Size of the cached frames."""
+        return self._cache.used_bytes
+
+    def clips(self, sample: Sample, sample_fn: Callable[[NDArray[np.float64]], Sequence[Indices]]) -> list[Tensor]:
+        """Decode the frames that `sample_fn` selects, given the times (n,) in seconds of the frames in the span.
+
+        Returns:
+            the frames (T, H, W, 3) uint8 for each index array (T,) in [0, n) of `sample_fn`.
+
+        Raises:
+            VideoError: the video cannot be read, or has no frame inside the span.
+        """
+        path = self.manifest.video_path(sample)
+        key = self._cache_key(path, sample) if self._cache.max_bytes else None
+        cached = self._cache.read(key) if key else None
+        if cached is None:
+            with borrow(path, short_side=self.short_side, fps=sample.frame_rate) as video:
+                inside = _inside(video.info, sample)
+                if sample.span is not None and sample.span[1] > (end := video.info.duration) + SLACK:
+                    self._truncated_spans.setdefault(sample.id, f"'{sample.id}' to {sample.span[1]:g} s of {end:.3f} s")
+                cached = self._decode_for_cache(key, sample, video, inside) if key else None
+                if cached is None:
+                    all_times = video.info.times
+                    frame_indices, decoded = video.sample(
+                        inside, lambda left: [left[part] for part in sample_fn(all_times[left])]
+                    )
+                    ends = np.cumsum([len(indices) for indices in frame_indices])[:-1]
+                    return [torch.from_numpy(part) for part in np.split(decoded, ends)]
+        return [torch.from_numpy(cached[0][indices]) for indices in sample_fn(cached[1])]
+
+    def take_truncated_spans(self) -> tuple[str, ...]:
+        """Return, once per sample, a message about spans that end after their video."""
+        messages = tuple(line for line in self._truncated_spans.values() if line)
+        self._truncated_spans = dict.fromkeys(self._truncated_spans)
+        return messages
+
+    def _cache_key(self, path: Path, sample: Sample) -> tuple[object, ...] | None:
+        """Return all that the decoded span depends on; None for what is not a file or folder."""
+        stamp = stamp_of(str(path))
+        choices = resolve_conversion(), resolve_policy(None), sample.frame_rate
+        return stamp and (stamp, self.short_side, sample.span, *choices)
+
+    def _decode_for_cache(
+        self, key: tuple[object, ...], sample: Sample, video: Video, inside: Indices
+    ) -> tuple[NDArray[np.uint8], NDArray[np.float64]] | None:
+        """Decode the span and add it to the cache; return frames and times, None where it does not fit."""
+        info = video.info
+        scale = min(1.0, (self.short_side or info.width) / min(info.width, info.height))
+        # One pixel more per side than the decoder could round to.
+        size = len(inside) * 3 * (int(info.width * scale) + 2) * (int(info.height * scale) + 2)
+        if sample.id in self._damaged or not self._cache.reserve(size):
+            return None
+        try:
+            frames, times = video.frames(inside), info.times[inside]
+        except VideoError:  # a damaged frame that the sampler may never select
+            self._damaged.add(sample.id)
+            self._cache.release(size)
+            return None
+        unchanged = self._cache_key(self.manifest.video_path(sample), sample) == key
+        kept = unchanged and self._cache.write(key, frames, times)
+        self._cache.release(size - frames.nbytes * kept)
+        return frames, times
+
+
+def _inside(info: VideoInfo, sample: Sample) -> Indices:
+    """Return the indices of the frames in the sample's span, which may end after the video."""
+    if sample.span is None:
+        return np.arange(info.frames, dtype=np.int64)
+    start, end = sample.span
+    inside = info.within(start, end)
+    if not len(inside):
+        raise VideoError(
+            info.path, f"no frame from {start:g} s to {end:g} s (sample '{sample.id}')", f"0 to {info.duration:.3f} s"
+        )
+    return inside
