@@ -62,9 +62,7 @@ class LoaderSettings:
         max_unreadable: training stops when more than this fraction of the manifest cannot be read, by any process in
             any session of the run.
         threads: number of threads that decode and augment the clips of a batch, in each worker (or in the main process,
-            where there are none). Batches do not depend on it. One worker with several threads needs the memory of one
-            worker and sends the first batch earlier; Python runs in one thread at a time, so use several workers as
-            well beyond about four threads.
+            where there are none); beyond about four take more workers, for Python runs in one thread at a time.
         cache_megabytes: cache for decoded videos in temporary files, for small sets of small clips; all workers share
             it, so that a set that fits is decoded once.
         short_side: pixels of the shorter side after decoding; None keeps the video's size.
@@ -369,9 +367,8 @@ def epoch_plan(samples: int, settings: LoaderSettings, groups: Indices | None = 
 
 def clip_decoder(manifest: Manifest, settings: LoaderSettings) -> ManifestClipDecoder:
     """Return the clip decoder of a loader, with the cache for decoded videos that its workers share."""
-    return ManifestClipDecoder(
-        manifest, short_side=settings.short_side, cache_bytes=int(settings.cache_megabytes * 2**20)
-    )
+    cache_bytes = int(settings.cache_megabytes * 2**20)
+    return ManifestClipDecoder(manifest, short_side=settings.short_side, cache_bytes=cache_bytes)
 
 
 def _take_batch(
@@ -388,8 +385,7 @@ def _take_batch(
         _concatenate([batch.frame_mask for batch in batches]),
     )
     first, rest = _slice(concatenated, 0, size), _slice(concatenated, size, len(concatenated))
-    view_indices = np.array(views[:size], dtype=np.int64)
-    return (first, view_indices), ([(rest, tuple(views[size:]))] if len(rest) else [])
+    return (first, np.array(views[:size], dtype=np.int64)), ([(rest, tuple(views[size:]))] if len(rest) else [])
 
 
 def _concatenate(tensors: list[Tensor | None]) -> Tensor | None:
