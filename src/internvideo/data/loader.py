@@ -61,8 +61,7 @@ class LoaderSettings:
         shuffle: a new order every epoch. drop_last: drop the last, incomplete batch.
         max_unreadable: training stops when more than this fraction of the manifest cannot be read, by any process in
             any session of the run.
-        threads: number of threads that decode and augment the clips of a batch, in each worker (or in the main process,
-            where there are none); beyond about four take more workers, for Python runs in one thread at a time.
+        threads: threads of each worker (of the main process with 0) that decode and augment the clips of a batch.
         cache_megabytes: cache for decoded videos in temporary files, for small sets of small clips; all workers share
             it, so that a set that fits is decoded once.
         short_side: pixels of the shorter side after decoding; None keeps the video's size.
@@ -337,12 +336,8 @@ class PersistentDataLoader:
         except RuntimeError as error:
             if "DataLoader worker" not in str(error):
                 raise
-            raise RunError(
-                "data loader",
-                f"a worker died ({error})",
-                "",
-                "it may have run out of memory or of shared memory: lower workers, prefetch or cache_megabytes",
-            ) from error
+            do = "it may have run out of memory or of shared memory: lower workers or prefetch"
+            raise RunError("data loader", f"a worker died ({error})", "", do) from error
         finally:
             self._reported_spans |= truncated_spans
             if truncated_spans:
