@@ -13,6 +13,8 @@ import av
 import numpy as np
 from numpy.typing import NDArray
 
+from internvideo.video.writer import scheduling
+
 Frames = NDArray[np.uint8]
 
 
@@ -52,6 +54,7 @@ def encode(
         settings["x265-params"] = ":".join(
             filter(None, ("log-level=none:pools=none:frame-threads=1", settings.get("x265-params", "")))
         )
+    restore = scheduling()
     with av.open(str(path), "w", format=format, container_options=dict(container_options or {})) as container:
         if title:
             container.metadata["title"] = title
@@ -69,6 +72,7 @@ def encode(
             )
             picture.pts, picture.time_base = (i if stamps is None else stamps[i]), Fraction(1, fps)
             container.mux(stream.encode(picture))
+            restore()
         container.mux(stream.encode(None))
         if sound is not None:
             add_sound(container, sound)

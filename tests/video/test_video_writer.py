@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import resource
 from fractions import Fraction
 from pathlib import Path
@@ -28,6 +29,13 @@ def test_write_video_is_deterministic_and_whole(tmp_path: Path) -> None:
     write_video(tmp_path / "ntsc.mp4", frames, 30000 / 1001, codec="libx265")
     assert read_video_info(tmp_path / "ntsc.mp4").fps == pytest.approx(30000 / 1001, rel=1e-4)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.mp4", "b.mp4", "ntsc.mp4"]
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_getscheduler"), reason="this system has no scheduling classes")
+def test_no_encoder_changes_the_scheduling_of_the_process(tmp_path: Path) -> None:
+    before = os.sched_getscheduler(0)
+    write_video(tmp_path / "a.mp4", moving_frames(3, 64, 96), 15, codec="libsvtav1", options={"preset": "12"})
+    assert os.sched_getscheduler(0) == before
 
 
 CODECS = [

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -106,6 +106,7 @@ def _encode(
     count = 0
     size: tuple[int, ...] = ()
     stream: Any = None
+    restore = scheduling()
     # bitexact leaves the writing library's version and the date out of the file.
     with open_output(path) as container:
         for frame in frames:
@@ -122,6 +123,8 @@ def _encode(
             picture = av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24")
             picture.pts, picture.time_base = count, 1 / fps
             container.mux(stream.encode(picture))
+            if count == 0:
+                restore()
             count += 1
         if stream is not None:
             container.mux(stream.encode(None))
@@ -158,6 +161,23 @@ def _add_stream(container: Any, codec: str, fps: Fraction, settings: dict[str, s
     stream.codec_context.time_base = 1 / fps
     stream.codec_context.thread_count = 1
     return stream
+
+
+def scheduling() -> Callable[[], None]:
+    """Return a function that gives this thread the scheduling that it has now.
+
+    libsvtav1, opened by root, makes the thread real-time (FIFO, priority 99): it then keeps others from its core, and
+    so do all processes that it starts.
+    """
+    if not hasattr(os, "sched_getscheduler"):  # macOS, Windows
+        return lambda: None
+    policy, priority = os.sched_getscheduler(0), os.sched_getparam(0)
+
+    def restore() -> None:
+        if os.sched_getscheduler(0) != policy:
+            os.sched_setscheduler(0, policy, priority)
+
+    return restore
 
 
 def _umask() -> int:
