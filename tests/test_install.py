@@ -47,7 +47,7 @@ def asked_for(*extras: str) -> set[str]:
 def test_what_is_imported_is_asked_for_by_name(folder: str, extras: tuple[str, ...]) -> None:
     homes, own = (
         packages_distributions(),
-        {path.stem for path in (*ROOT.glob("tests/**/*"), *ROOT.glob("benchmarks/*"))},
+        {path.stem for rooms in ("tests/**", "benchmarks", "scripts") for path in ROOT.glob(f"{rooms}/*")},
     )
     needed = set(imports(ROOT / folder)) - sys.stdlib_module_names - own - {"internvideo"}
     missing = {name for name in needed if not {home.lower() for home in homes.get(name, [name])} & asked_for(*extras)}

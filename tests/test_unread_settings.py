@@ -144,7 +144,7 @@ GIVEN: dict[str, Any] = {
     "num_clips": 2, "num_crops": 3, "unknown_manifest": Path("no"), "train_manifest": Path("no"),
     "persons": Path("no"), "boxes": Path("no"), "restrict": True, "proposals": Path("no"), "features": Path("no"),
     "captions": "all", "querybank": Path("no"), "frames": (3, 4), "ensemble_with": (Path("no"),), "num_beams": 7,
-    "top_p": 0.5, "seed": 3, "class_scores": Path("no"),
+    "top_p": 0.5, "seed": 3, "class_scores": Path("no"), "agreement": "colour", "within": "place", "templates": ("{}",),
 }  # fmt: skip
 
 

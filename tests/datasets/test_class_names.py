@@ -148,7 +148,7 @@ def test_a_fresh_head_is_drawn_as_without_weights(tmp_path: Path) -> None:
     own = job.model.state_dict()
     assert torch.equal(own["head.weight"], drawn["head.weight"])
     assert torch.equal(own["blocks.0.mlp.fc1.weight"], old.state_dict()["blocks.0.mlp.fc1.weight"])
-    assert job.head == ("fresh, 2 classes drawn",)
+    assert job.head == ("random, 2 classes",)
 
 
 def test_a_map_serves_weights_that_know_no_names(tmp_path: Path) -> None:
@@ -170,7 +170,7 @@ def test_a_dry_run_and_a_run_tell_the_head(tmp_path: Path, capsys: pytest.Captur
 
 
 def without_weights(folder: Path) -> object:
-    assert "head      names (nothing yet" in describe(recipe(None, init_head="match_names"), device="cpu")
+    assert "head      match_names (nothing yet" in describe(recipe(None, init_head="match_names"), device="cpu")
     return run_recipe(recipe(None, init_head="match_names"), folder, device="cpu")
 
 

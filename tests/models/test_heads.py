@@ -77,7 +77,7 @@ def test_a_fresh_head_is_fresh(build: Callable[[Path], Recipe], tmp_path: Path) 
     drawn = prepare(first.recipe).model.state_dict()
     old, own = first.model.state_dict(), job.model.state_dict()
     layer = f"{LAYERS[build]}."
-    assert job.head == (f"fresh, {len(job.classes)} classes drawn",)
+    assert job.head == (f"random, {len(job.classes)} classes",)
     assert any(name.startswith(layer) for name in own)
     for name, value in own.items():
         assert value.equal(drawn[name] if name.startswith(layer) else old[name]), name

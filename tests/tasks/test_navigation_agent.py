@@ -177,7 +177,7 @@ def test_the_mind_remembers_only_for_those_on_their_way() -> None:
 
 
 def test_the_chance_of_the_teachers_step_falls_with_the_iterations() -> None:
-    stage = NavigationStage(navigator(), NavigationSettings(steps=5, teacher_every=2))
+    stage = NavigationStage(navigator(), NavigationSettings(max_steps=5, teacher_every=2))
     shares = []
     for _ in range(5):
         shares.append(stage.teacher_share)
@@ -186,7 +186,7 @@ def test_the_chance_of_the_teachers_step_falls_with_the_iterations() -> None:
 
 
 def test_imitation_learns_a_few_episodes() -> None:
-    stage = NavigationStage(navigator(), NavigationSettings(steps=4, augment=False, teacher=1.0)).train()
+    stage = NavigationStage(navigator(), NavigationSettings(max_steps=4, augment=False, teacher=1.0)).train()
     optimizer = torch.optim.AdamW([p for p in stage.parameters() if p.requires_grad], lr=3e-3)
     batch, generator = episode_batch(4), torch.Generator().manual_seed(0)
     losses = []
@@ -201,7 +201,7 @@ def test_imitation_learns_a_few_episodes() -> None:
 
 
 def test_gradients_of_the_first_step_do_not_explode_at_the_empty_stop_token() -> None:
-    stage = NavigationStage(navigator(), NavigationSettings(steps=2)).train()
+    stage = NavigationStage(navigator(), NavigationSettings(max_steps=2)).train()
     torch.autograd.backward(stage(episode_batch(2), torch.Generator().manual_seed(0))["loss"])
     gradients = [parameter.grad for parameter in stage.parameters() if parameter.grad is not None]
     assert float(torch.nn.utils.get_total_norm(gradients)) < 1000  # a norm over zeros alone gave millions
@@ -211,14 +211,14 @@ def test_a_blind_agent_reads_nothing() -> None:
     batch = episode_batch(4)
     other = NavigationBatch(batch.episodes, batch.worlds, batch.tokens.flip(1).clamp(min=1))
     for blind in (True, False):
-        stage = NavigationStage(navigator(), NavigationSettings(steps=2, blind=blind, teacher=1.0)).eval()
+        stage = NavigationStage(navigator(), NavigationSettings(max_steps=2, blind=blind, teacher=1.0)).eval()
         both = [stage(one, torch.Generator().manual_seed(0))["loss"] for one in (batch, other)]
         assert torch.equal(*both) == blind
 
 
 def test_settings_that_do_not_fit_are_mistakes() -> None:
     with pytest.raises(ValueError, match="remembers 26"):
-        NavigationStage(navigator(), NavigationSettings(steps=27))
+        NavigationStage(navigator(), NavigationSettings(max_steps=27))
     with pytest.raises(ValueError, match="depth_width"):
         replace(small_navigation.CONFIG, depth_channels=4)
     with pytest.raises(RecipeError, match="MODULE:FUNCTION"):
