@@ -29,7 +29,7 @@ EXTRAS: dict[str, Extra] = {
     "miniworld": Extra(("miniworld", "pyglet"), "houses rendered by OpenGL"),
     "captions": Extra(("pycocoevalcap", "nltk"), "CIDEr, BLEU, ROUGE and METEOR of captions"),
     "persons": Extra(("transformers",), "a person detector"),
-    "parquet": Extra(("pyarrow",), "tables of vectors as .parquet"),
+    "parquet": Extra(("pyarrow",), "manifests as .parquet or .arrow tables, tables of vectors as .parquet"),
     "cloud": Extra(("fsspec",), "shards on other machines"),
     "track": Extra(("tensorboard",), "curves of a training run in TensorBoard"),
     "torchcodec": Extra(("torchcodec",), "a second decoder"),

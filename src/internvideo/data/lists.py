@@ -88,7 +88,9 @@ def read_file(source: Path, *, path_column: str = "path", label_column: str = "l
     if source.exists() and suffix not in FILE_SUFFIXES:
         kind = "a video" if suffix in VIDEO_EXTENSIONS else f"a {suffix} file"
         raise ManifestError(
-            source, f"{kind}, not a manifest", "jsonl, csv with a header, a list of 'path label', or a folder of videos"
+            source,
+            f"{kind}, not a manifest",
+            "jsonl, csv with a header, a list of 'path label', parquet, arrow, or a folder of videos",
         )
     head = _first_line(source)
     if suffix in (".jsonl", ".ndjson") or head.startswith("{"):

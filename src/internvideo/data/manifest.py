@@ -1,8 +1,8 @@
 """Manifest: which clips there are and what is known of them.
 
 The own format is JSONL, one `Sample` a line, with the class names in `NAME.classes.txt` or `classes.txt` beside it (one
-a line). List files (`path label`), csv files with a header and folders are read too (see `lists.py`); whatever the
-source, every row passes the same checks.
+a line). List files (`path label`), csv files with a header and folders are read too (see `lists.py`), and Parquet and
+Arrow tables, which are read lazily (`tables/`); whatever the source, every row passes the same checks.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import json
 import logging
 import os
 import unicodedata
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import islice
@@ -23,6 +23,8 @@ from pydantic import BaseModel, TypeAdapter, ValidationError
 from internvideo import untrusted
 from internvideo.data import lists
 from internvideo.data.sample import QA, Box, Choice, ClassNames, Sample, Segment, did_you_mean
+from internvideo.data.tables.reading import SUFFIXES, read_table
+from internvideo.data.tables.rows import TableRows
 from internvideo.errors import ManifestError, shown
 from internvideo.storage import write_text
 
@@ -41,13 +43,13 @@ class Manifest:
     """Checked rows and their class names.
 
     Attributes:
-        rows: the samples, in the order of the source.
+        rows: the samples, in the order of the source; `TableRows` makes them when they are asked for.
         classes: C class names; a label is an index into them.
         root: folder that relative paths start from; source: the file or folder that was read.
         notes: what a reader should know, such as rows that were left out.
     """
 
-    rows: tuple[Sample, ...]
+    rows: Sequence[Sample]
     classes: tuple[str, ...]
     root: Path
     source: Path
@@ -59,6 +61,8 @@ class Manifest:
     @cached_property
     def fingerprint(self) -> str:
         """16 hex digits that change whenever a row, the order of the rows or a class name changes."""
+        if isinstance(self.rows, TableRows):
+            return self.rows.fingerprint()
         digest = hashlib.sha256(json.dumps(self.classes).encode())
         for row in self.rows:
             digest.update(b"\n" + row.model_dump_json(exclude_defaults=True).encode())
@@ -76,11 +80,21 @@ class Manifest:
 
     def require(self, field: str) -> None:
         """Raise ManifestError where rows have nothing in `field`: "label", "captions", "choices" or "qa"."""
-        without = [row.id for row in self.rows if getattr(row, field) in (None, ())]
+        if isinstance(self.rows, TableRows):
+            without: Sequence[int] = self.rows.without(field).tolist()
+        else:
+            without = [index for index, row in enumerate(self.rows) if getattr(row, field) in (None, ())]
         if without:
-            what = _NEEDED[field]
-            found = f"{len(without)} of {len(self)} rows have no {what.removeprefix('a ')}, first '{without[0]}'"
+            what, first = _NEEDED[field], self.rows[without[0]].id
+            found = f"{len(without)} of {len(self)} rows have no {what.removeprefix('a ')}, first '{first}'"
             raise ManifestError(self.source, found, f"{what} in every row, or a split that has them")
+
+    @property
+    def labeled(self) -> bool:
+        """Whether any row has a label."""
+        if isinstance(self.rows, TableRows):
+            return len(self.rows.without("label")) < len(self.rows)
+        return any(row.label is not None for row in self.rows)
 
     def subset(
         self, split: str | Sequence[str] | None = None, *, where: Callable[[Sample], bool] | None = None
@@ -91,14 +105,23 @@ class Manifest:
             ManifestError: when no row is left.
         """
         splits = None if split is None else {split} if isinstance(split, str) else set(split)
-        rows = tuple(
-            row for row in self.rows if (splits is None or row.split in splits) and (where is None or where(row))
-        )
+        rows: Sequence[Sample]
+        if isinstance(self.rows, TableRows) and where is None and splits is not None:
+            rows = self.rows.with_split(splits)
+        else:
+            rows = tuple(
+                row for row in self.rows if (splits is None or row.split in splits) and (where is None or where(row))
+            )
         if not rows:
-            present = ", ".join(sorted({row.split for row in self.rows if row.split is not None})) or "no split at all"
+            present = ", ".join(self._splits()) or "no split at all"
             asked = "no row fits the condition" if splits is None else f"no row of split {', '.join(sorted(splits))}"
             raise ManifestError(self.source, asked, f"splits of this manifest: {present}")
         return replace(self, rows=rows)
+
+    def _splits(self) -> list[str]:
+        if isinstance(self.rows, TableRows):
+            return self.rows.splits()
+        return sorted({row.split for row in self.rows if row.split is not None})
 
 
 def read_manifest(
@@ -108,7 +131,8 @@ def read_manifest(
     path_column: str = "path",
     label_column: str = "label",
 ) -> Manifest:
-    """Read a manifest: JSONL, a list file, a csv file with a header, or a folder (see `lists.py` for the last three).
+    """Read a manifest: JSONL, a list file, a csv file with a header, a folder (see `lists.py` for these three), or a
+    Parquet or Arrow table (`tables/`).
 
     Args:
         path: the file or folder.
@@ -118,32 +142,47 @@ def read_manifest(
             name may not, and neither may be chosen where there are no columns.
 
     Raises:
-        ManifestError: naming file, line and field, when anything in it cannot be used.
+        ManifestError: naming file, line and field, when anything in it cannot be used. ExtraError: a table, and pyarrow
+            is not installed.
     """
     source = Path(path)
     if source.is_dir():
         known = next((source / name for name in lists.FOLDER_MANIFESTS if (source / name).is_file()), None)
         source = known or source
+    if source.suffix.lower() in SUFFIXES and source.is_file():
+        lists.reject_columns(source, path_column, label_column)
+        return _from_table(source, classes_beside(source) if classes is None else tuple(classes))
     if source.is_dir():
         lists.reject_columns(source, path_column, label_column)
         root, listing = source, lists.read_folder(source)
     else:
         root, listing = source.parent, lists.read_file(source, path_column=path_column, label_column=label_column)
         classes = classes_beside(source) if classes is None else classes
-    labels = ClassNames(classes, untyped=listing.untyped)
+    return _from_rows(source, root, listing, ClassNames(classes, untyped=listing.untyped))
+
+
+def _from_table(source: Path, classes: tuple[str, ...] | None) -> Manifest:
+    table = read_table(source, classes)
+    if table.rows is None:
+        return _from_rows(source, source.parent, lists.Listing(table.raw), ClassNames(classes))
+    notes = () if classes is not None else (*_without_clip(table.used, table.classes), *_alike(table.classes))
+    return Manifest(table.rows, table.classes, source.parent, source, notes)
+
+
+def _from_rows(source: Path, root: Path, listing: lists.Listing, labels: ClassNames) -> Manifest:
     rows = tuple(_validated(source, listing.rows, labels))
     if not rows:
         raise ManifestError(source, "no sample in it", "at least one row", "; ".join(listing.notes))
     names, moved = labels.settle(source)
     if any(was != now for was, now in moved.items()):
         rows = tuple(row.with_class_indices(moved) for row in rows)
-    notes = listing.notes if labels.fixed else [*listing.notes, *_without_clip(rows, names), *_alike(names)]
+    used = {index for row in rows for index in row.class_indices()}
+    notes = listing.notes if labels.fixed else [*listing.notes, *_without_clip(used, names), *_alike(names)]
     return Manifest(rows, names, root, source, tuple(notes))
 
 
-def _without_clip(rows: Iterable[Sample], names: Sequence[str]) -> Iterator[str]:
+def _without_clip(used: Collection[int], names: Sequence[str]) -> Iterator[str]:
     """A note on classes that no row has: labels that are numbers count from 0, and may have gaps."""
-    used = {index for row in rows for index in row.class_indices()}
     absent = len(names) - len(used)
     if absent:
         shown = ", ".join(str(index) for index in islice((i for i in range(len(names)) if i not in used), SHOWN))

@@ -37,7 +37,7 @@ class ManifestClipDecoder:
         self._cache = ClipCache(cache_bytes)
         self._damaged: set[str] = set()
         self._truncated_spans: dict[str, str | None] = {}  # sample -> what to tell, None once it was told
-        self.labelled = any(row.label is not None for row in manifest.rows)
+        self.labelled = manifest.labeled
 
     @property
     def cached_bytes(self) -> int:

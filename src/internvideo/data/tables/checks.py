@@ -1,0 +1,168 @@
+"""Checks of a manifest table, column by column: those that `Sample` makes of a row of JSONL."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from internvideo.data.sample import MAX_CLASSES, Sample, did_you_mean
+from internvideo.errors import ManifestError, shown
+
+NESTED = {"segments", "boxes", "qa", "choices"}
+"""Columns of lists of records: tables with one of them are read as JSONL is, row by row."""
+
+TEXT = pa.large_string()
+FORMS: dict[str, pa.DataType] = {
+    "id": TEXT,
+    "path": TEXT,
+    "span": pa.list_(pa.float64()),
+    "label": pa.int64(),
+    "captions": pa.list_(TEXT),
+    "group": TEXT,
+    "split": TEXT,
+    "fps": pa.float64(),
+    "attributes": pa.map_(pa.string(), pa.string()),
+}
+"""Column -> how a checked table stores it."""
+
+
+def check_columns(source: Path, schema: pa.Schema) -> None:
+    """Refuse a table without id or path, with a column twice, or with one that no sample has. Raises ManifestError."""
+    known = list(Sample.model_fields)
+    for name in schema.names:
+        if name not in known:
+            raise ManifestError(source, f"unknown column '{shown(name)}'{did_you_mean(name, known)}", ", ".join(known))
+        if schema.names.count(name) > 1:
+            raise ManifestError(source, f"two columns '{name}'", "each column once")
+    for name in ("id", "path"):
+        if name not in schema.names:
+            raise ManifestError(source, f"no column '{name}'", f"the columns {', '.join(schema.names)}")
+
+
+def as_stored(source: Path, name: str, column: Any, classes: dict[str, int] | None) -> Any:
+    """A column in its stored form; class names become indices. Raises ManifestError: of another type."""
+    if pa.types.is_dictionary(column.type):
+        column = column.dictionary_decode()
+    if name == "label" and _is_text(column.type):
+        return _class_indices(source, column, classes)
+    form, number = FORMS[name], pa.types.is_integer(column.type) or pa.types.is_floating(column.type)
+    fits = {
+        "id": _is_text(column.type) or pa.types.is_integer(column.type),
+        "label": number,
+        "fps": number,
+        "span": _is_list(column.type) and not pa.types.is_boolean(column.type.value_type),
+        "captions": _is_list(column.type) and _is_text(column.type.value_type),
+        "attributes": pa.types.is_map(column.type) or pa.types.is_struct(column.type),
+    }.get(name, _is_text(column.type))
+    if pa.types.is_null(column.type):
+        return pa.nulls(len(column), form)
+    if fits and pa.types.is_struct(column.type):
+        return _attributes(source, column)
+    try:
+        if not fits:
+            raise pa.ArrowInvalid("")
+        return column.cast(form)
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
+        raise ManifestError(f"{source} column {name}", f"values of type {column.type}", str(form)) from None
+
+
+def _is_text(form: pa.DataType) -> bool:
+    return bool(pa.types.is_string(form) or pa.types.is_large_string(form) or pa.types.is_string_view(form))
+
+
+def _is_list(form: pa.DataType) -> bool:
+    return bool(pa.types.is_list(form) or pa.types.is_large_list(form) or pa.types.is_fixed_size_list(form))
+
+
+def _class_indices(source: Path, column: Any, classes: dict[str, int] | None) -> Any:
+    assert classes is not None  # names were collected or given
+    index = pc.index_in(column, value_set=pa.array(list(classes), column.type))
+    unknown = pc.and_(pc.is_null(index), pc.is_valid(column))
+    if pc.any(unknown).as_py():
+        name = column.filter(unknown)[0].as_py()
+        found = f"'{shown(name)}'"
+        allowed = f"one of the {len(classes)} class names{did_you_mean(name, classes)}"
+        raise ManifestError(f"{source} column label", found, allowed)
+    return index.cast(pa.int64())
+
+
+def _attributes(source: Path, column: Any) -> Any:
+    rows = [
+        None if row is None else [(name, value) for name, value in row.items() if value is not None]
+        for row in column.to_pylist()
+    ]
+    try:
+        return pa.array(rows, FORMS["attributes"])
+    except (pa.ArrowInvalid, pa.ArrowTypeError):
+        raise ManifestError(f"{source} column attributes", f"values of type {column.type}", "texts") from None
+
+
+def check_values(source: Path, batch: Any, first_row: int, classes: int | None) -> None:
+    """Check the values of a stored record batch.
+
+    Args:
+        source: for messages. first_row: number of the batch's first row. classes: how many there are, where given.
+
+    Raises:
+        ManifestError: naming the row, counted from 1, and the column.
+    """
+    try:
+        batch.validate(full=True)
+    except pa.ArrowInvalid as error:
+        raise ManifestError(source, f"damaged: {' '.join(str(error).split())[:120]}", "a whole table") from None
+    most = MAX_CLASSES if classes is None else classes
+    tests: dict[str, tuple[Callable[[Any], Any], str]] = {
+        "id": (lambda c: pc.fill_null(pc.equal(pc.binary_length(c), 0), True), "a text"),
+        "path": (
+            lambda c: pc.fill_null(pc.or_(pc.equal(pc.binary_length(c), 0), pc.match_substring(c, "\0")), True),
+            "a path without a NUL character",
+        ),
+        "span": (_wrong_spans, "[start, end] in seconds from 0, start before end"),
+        "label": (lambda c: pc.or_(pc.less(c, 0), pc.greater_equal(c, most)), f"a class index 0 to {most - 1}"),
+        "captions": (_blank_captions, "texts that are not blank"),
+        "fps": (lambda c: pc.invert(pc.and_(pc.greater(c, 0.0), pc.less_equal(c, 1000.0))), "above 0, up to 1000"),
+        "attributes": (_wrong_attributes, "texts"),
+    }
+    for name in batch.schema.names:
+        if name in tests:
+            column = batch.column(name)
+            wrong = pc.fill_null(tests[name][0](column), False)
+            place = pc.index(wrong, True).as_py() if len(column) else -1
+            if place >= 0:
+                found = shown(repr(column[place].as_py()))
+                where = f"{source} row {first_row + place + 1} {name}"
+                raise ManifestError(where, found if len(found) <= 80 else found[:77] + "...", tests[name][1])
+
+
+def _wrong_spans(column: Any) -> Any:
+    two = pc.fill_null(pc.equal(pc.list_value_length(column), 2), True)
+    if not pc.all(two).as_py():
+        return pc.invert(two)
+    whole = column.drop_null()
+    start, end = pc.list_element(whole, 0), pc.list_element(whole, 1)
+    right = pc.and_(pc.and_(pc.greater_equal(start, 0.0), pc.less(start, end)), pc.is_finite(end))
+    wrong = pc.invert(pc.fill_null(right, False))
+    return pc.replace_with_mask(pa.array([False] * len(column)), column.is_valid(), wrong)
+
+
+def _blank_captions(column: Any) -> Any:
+    texts = pc.list_flatten(column)
+    blank = pc.fill_null(pc.equal(pc.binary_length(pc.utf8_trim_whitespace(texts)), 0), True)
+    return _any_in_list(column, blank)
+
+
+def _any_in_list(column: Any, wrong: Any) -> Any:
+    """Which lists have an entry that is wrong."""
+    if not pc.any(wrong).as_py():
+        return pa.nulls(len(column), pa.bool_())
+    parents = pc.list_parent_indices(column).filter(wrong)
+    return pc.is_in(pa.array(range(len(column)), pa.int64()), value_set=parents.cast(pa.int64()))
+
+
+def _wrong_attributes(column: Any) -> Any:
+    missing = [row is not None and any(value is None for _, value in row) for row in column.to_pylist()]
+    return pa.array(missing, pa.bool_())
