@@ -29,6 +29,7 @@ COMMANDS = (
     *("embed", "index", "search", "classify", "caption", "ask", "compare", "stream", "fit"),
     *(
         "prepare",
+        "pack",
         "extract",
         "localize",
         "persons",

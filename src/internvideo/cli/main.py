@@ -31,7 +31,7 @@ from internvideo.cli.mix import mix
 from internvideo.cli.navigation_world import navigation_world
 from internvideo.cli.options import Damage, FrameRate, Json, one_of, unread
 from internvideo.cli.persons import persons
-from internvideo.cli.prepare import prepare
+from internvideo.cli.prepare import pack, prepare
 from internvideo.cli.search import search
 from internvideo.cli.stream import stream
 from internvideo.errors import InternVideoError
@@ -217,7 +217,7 @@ def list_(
 app.add_typer(evaluate, name="evaluate")
 
 COMMANDS: tuple[Callable[..., None], ...] = (embed, index, search, classify, caption, ask, compare, stream, fit)
-COMMANDS += (prepare, extract, localize, persons, navigation_world, ensemble, mix, export, convert, doctor)
+COMMANDS += (prepare, pack, extract, localize, persons, navigation_world, ensemble, mix, export, convert, doctor)
 for command in COMMANDS:
     app.command(cls=Command)(command)
 

@@ -1,4 +1,4 @@
-"""`internvideo prepare`: convert the annotation files of a benchmark to manifests."""
+"""`internvideo prepare` and `internvideo pack`: annotation files to manifests, and their videos to tar shards."""
 
 from __future__ import annotations
 
@@ -56,3 +56,45 @@ def prepare(
         told=say,
     )
     say(f"manifests: {folder}")
+
+
+def pack(
+    manifest: Annotated[Path, typer.Argument(help="A manifest, a list, a table or a folder of videos.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder of the shards and of their manifest.")],
+    split: Annotated[str | None, typer.Option(help="Only rows of this split.")] = None,
+    short_side: Annotated[
+        int | None, typer.Option(min=16, max=8192, help="Transcode: pixels of the shorter side at most.")
+    ] = None,
+    key_frames: Annotated[
+        int | None, typer.Option(min=1, max=10_000, help="Transcode: frames between key frames at most.")
+    ] = None,
+    crf: Annotated[
+        int | None,
+        typer.Option(min=0, max=51, help="Constant quality of x264 for transcoding, 0 the best; 20."),
+    ] = None,
+    shard_megabytes: Annotated[float, typer.Option(min=0.001, help="Size at which a shard ends.")] = 512.0,
+    address: Annotated[
+        str | None,
+        typer.Option(help="Where the shards will lie if not beside it: s3://bucket/folder."),
+    ] = None,
+    workers: Annotated[int, typer.Option(min=1, max=256, help="Threads that read and transcode videos.")] = 2,
+) -> None:
+    """Pack the videos of a manifest into tar shards (webdataset's layout) that the loaders read.
+
+    Without --short-side and --key-frames videos are packed as they are, and batches equal those of the files. Writes
+    manifest.jsonl, report.json and, if videos cannot be read, unreadable.jsonl. Resumes where it was stopped.
+    """
+    from internvideo.data.manifest import read_manifest
+    from internvideo.data.packing.pack import PackSettings
+    from internvideo.data.packing.pack import pack as pack_videos
+    from internvideo.errors import RecipeError
+
+    if crf is not None and short_side is None and key_frames is None:
+        raise RecipeError("--crf", str(crf), "with --short-side or --key-frames", "nothing is transcoded without them")
+    rows = read_manifest(manifest).with_notes_logged()
+    settings = PackSettings(short_side, key_frames, 20 if crf is None else crf, shard_megabytes, address)
+    found = pack_videos(rows if split is None else rows.subset(split), output, settings, workers=workers, report=say)
+    lost = f"; {len(found.unreadable)} rows unreadable: {output / 'unreadable.jsonl'}" if found.unreadable else ""
+    kept = f", {found.kept} kept as they were (uneven frame rate)" if found.kept else ""
+    said = f"{found.videos} videos ({found.transcoded} transcoded{kept}) in {found.shards} shards"
+    say(f"{output / 'manifest.jsonl'}: {found.rows} rows, {said}, {found.bytes_written / 2**20:.1f} MiB{lost}")

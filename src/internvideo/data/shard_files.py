@@ -12,6 +12,7 @@ import json
 import os
 import re
 import tarfile
+import weakref
 from collections import OrderedDict
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -181,11 +182,13 @@ class ShardContents:
     def __init__(self) -> None:
         self._open: OrderedDict[str, Any] = OrderedDict()
         self._process = os.getpid()
+        weakref.finalize(self, _close_all, self._open)
 
     def read(self, address: str, place: tuple[str, int, int]) -> bytes:
         """The bytes of a file inside a shard. Raises ManifestError: unreadable or cut off."""
         if self._process != os.getpid():  # a worker must not move the file position of another
-            self._open, self._process = OrderedDict(), os.getpid()
+            _close_all(self._open)  # of this process alone
+            self._process = os.getpid()
         if address not in self._open:
             while len(self._open) >= MAX_OPEN_SHARDS:
                 self._open.popitem(last=False)[1].__exit__(None, None, None)
@@ -204,8 +207,13 @@ class ShardContents:
             raise ManifestError(address, f"ends before byte {first + count}", "the file that was indexed")
         return content
 
-    def __getstate__(self) -> dict[str, object]:
-        return {"_open": OrderedDict(), "_process": -1}
+    def __reduce__(self) -> tuple[type[ShardContents], tuple[()]]:
+        return ShardContents, ()
+
+
+def _close_all(shards: OrderedDict[str, Any]) -> None:
+    while shards:
+        shards.popitem()[1].__exit__(None, None, None)
 
 
 class _OpenShard:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from pathlib import Path
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 
 import numpy as np
 import torch
@@ -13,6 +13,8 @@ from torch import Tensor
 from internvideo.data.decoding.clip_cache import ClipCache
 from internvideo.data.key_frame_indices import SLACK
 from internvideo.data.manifest import Manifest, Sample
+from internvideo.data.packing.members import Member, member_of, unpacked
+from internvideo.data.shard_files import ShardContents
 from internvideo.errors import VideoError
 from internvideo.video.cache import stamp_of
 from internvideo.video.conversion import resolve_conversion
@@ -35,6 +37,7 @@ class ManifestClipDecoder:
     def __init__(self, manifest: Manifest, *, short_side: int | None = None, cache_bytes: int = 0) -> None:
         self.manifest, self.short_side = manifest, short_side
         self._cache = ClipCache(cache_bytes)
+        self._shards = ShardContents()
         self._damaged: set[str] = set()
         self._truncated_spans: dict[str, str | None] = {}  # sample -> what to tell, None once it was told
         self.labelled = manifest.labeled
@@ -53,11 +56,11 @@ class ManifestClipDecoder:
         Raises:
             VideoError: the video cannot be read, or has no frame inside the span.
         """
-        path = self.manifest.video_path(sample)
-        key = self._cache_key(path, sample) if self._cache.max_bytes else None
+        member = member_of(sample, self.manifest.root)
+        key = self._cache_key(sample, member) if self._cache.max_bytes else None
         cached = self._cache.read(key) if key else None
         if cached is None:
-            with borrow(path, short_side=self.short_side, fps=sample.frame_rate) as video:
+            with self._opened(sample, member) as video:
                 inside = _inside(video.info, sample)
                 if sample.span is not None and sample.span[1] > (end := video.info.duration) + SLACK:
                     self._truncated_spans.setdefault(sample.id, f"'{sample.id}' to {sample.span[1]:g} s of {end:.3f} s")
@@ -77,9 +80,19 @@ class ManifestClipDecoder:
         self._truncated_spans = dict.fromkeys(self._truncated_spans)
         return messages
 
-    def _cache_key(self, path: Path, sample: Sample) -> tuple[object, ...] | None:
+    @contextmanager
+    def _opened(self, sample: Sample, member: Member | None) -> Iterator[Video]:
+        if member is None:
+            path = self.manifest.video_path(sample)
+            with borrow(path, short_side=self.short_side, fps=sample.frame_rate) as video:
+                yield video
+            return
+        with unpacked(member, self._shards, sample.path) as name, Video(name, short_side=self.short_side) as video:
+            yield video
+
+    def _cache_key(self, sample: Sample, member: Member | None) -> tuple[object, ...] | None:
         """Return all that the decoded span depends on; None for what is not a file or folder."""
-        stamp = stamp_of(str(path))
+        stamp = stamp_of(str(self.manifest.video_path(sample))) if member is None else member
         choices = resolve_conversion(), resolve_policy(None), sample.frame_rate
         return stamp and (stamp, self.short_side, sample.span, *choices)
 
@@ -99,7 +112,7 @@ class ManifestClipDecoder:
             self._damaged.add(sample.id)
             self._cache.release(size)
             return None
-        unchanged = self._cache_key(self.manifest.video_path(sample), sample) == key
+        unchanged = self._cache_key(sample, member_of(sample, self.manifest.root)) == key
         kept = unchanged and self._cache.write(key, frames, times)
         self._cache.release(size - frames.nbytes * kept)
         return frames, times

@@ -151,7 +151,7 @@ def _wrong_spans(column: Any) -> Any:
 
 def _blank_captions(column: Any) -> Any:
     texts = pc.list_flatten(column)
-    blank = pc.fill_null(pc.equal(pc.binary_length(pc.utf8_trim_whitespace(texts)), 0), True)
+    blank = pc.fill_null(pc.or_(pc.equal(pc.binary_length(texts), 0), pc.utf8_is_space(texts)), True)
     return _any_in_list(column, blank)
 
 

@@ -172,6 +172,9 @@ def _regrouped(batches: Iterator[Any]) -> Iterator[Any]:
     held: list[Any] = []
     count = 0
     for batch in batches:
+        if not held and batch.num_rows == BATCH_ROWS:
+            yield batch
+            continue
         held.append(batch)
         count += batch.num_rows
         while count >= BATCH_ROWS:

@@ -115,6 +115,8 @@ class TableRows(Sequence[Sample]):
             yield number, self._batch(number)
 
     def _choose(self, places: NDArray[np.intp]) -> TableRows:
+        if len(places) == len(self):
+            return self
         chosen = places.astype(np.int64) if self.chosen is None else self.chosen[places]
         return TableRows(self.path, self.digest, chosen)
 

@@ -1,0 +1,1 @@
+"""Videos of a manifest in tar shards: written by `internvideo pack`, read back by the loaders."""

@@ -1,0 +1,72 @@
+"""Read a packed video: the bytes of a member of a tar shard, checked, in a temporary file that the decoder opens.
+
+The path of a packed row is SHARD.tar#KEY.mp4, SHARD a file beside the manifest or an address that fsspec opens; its
+attribute "packed" says where the bytes are and what they hash to: FIRST+COUNT:DIGEST.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NamedTuple
+
+from internvideo.data.sample import Sample
+from internvideo.data.shard_files import ShardContents
+from internvideo.errors import ManifestError, VideoError
+
+ATTRIBUTE = "packed"
+_PATH = re.compile(r"(?P<shard>.+\.tar)#(?P<name>[^#]+\.(?P<ending>\w{1,8}))", re.DOTALL)
+_PLACE = re.compile(r"(\d{1,18})\+(\d{1,18}):([0-9a-f]{32})")
+
+
+class Member(NamedTuple):
+    """A video inside a shard: address of the shard, first byte, number of bytes, digest, ending of its name."""
+
+    shard: str
+    first: int
+    count: int
+    digest: str
+    ending: str
+
+
+def digest_of(content: bytes) -> str:
+    """32 hex digits of the content of a member."""
+    return hashlib.blake2b(content, digest_size=16).hexdigest()
+
+
+def member_of(sample: Sample, root: Path) -> Member | None:
+    """Where a row's video is packed; None for a video that is a file. Raises VideoError: the row does not say where."""
+    if ATTRIBUTE not in sample.attributes:
+        return None
+    path, place = _PATH.fullmatch(sample.path), _PLACE.fullmatch(sample.attributes[ATTRIBUTE])
+    if path is None or place is None:
+        found = f"the attribute {ATTRIBUTE} '{sample.attributes[ATTRIBUTE]}'"
+        raise VideoError(sample.path, found, "SHARD.tar#NAME with FIRST+COUNT:DIGEST", "pack the manifest again")
+    shard = path["shard"] if "://" in path["shard"] else str(root / path["shard"])
+    return Member(shard, int(place[1]), int(place[2]), place[3], path["ending"])
+
+
+@contextmanager
+def unpacked(member: Member, contents: ShardContents, name: str) -> Iterator[str]:
+    """A temporary file with the bytes of a member, which are those that were packed.
+
+    Raises:
+        VideoError: the shard cannot be read, ends too early, or holds other bytes there.
+    """
+    try:
+        content = contents.read(member.shard, (member.ending, member.first, member.count))
+    except ManifestError as error:
+        raise VideoError(name, error.found, error.allowed, error.do) from error
+    if digest_of(content) != member.digest:
+        raise VideoError(name, "is damaged: other bytes than were packed", "", "fetch or pack its shard again")
+    with tempfile.NamedTemporaryFile(suffix=f".{member.ending}") as file:
+        file.write(content)
+        file.flush()
+        try:
+            yield file.name
+        except VideoError as error:  # the temporary file's name would help nobody
+            raise VideoError(name, error.found, error.allowed, error.do) from error

@@ -1,0 +1,278 @@
+"""Pack the videos of a manifest into tar shards in webdataset's layout, transcoded on request.
+
+A video is KEY.mp4 beside KEY.json, which holds its first caption and all rows of the manifest that it has; the file
+manifest.jsonl has the rows with the places of their videos. Shards are written by tarfile: webdataset's writer puts the
+date into them and tells no places, and the same videos shall give the same bytes.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import tarfile
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field
+from itertools import islice
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+
+from internvideo import untrusted
+from internvideo.data.manifest import Manifest, Sample, write_manifest
+from internvideo.data.packing.members import ATTRIBUTE, digest_of
+from internvideo.errors import InternVideoError, ManifestError, RunError, VideoError
+from internvideo.storage import alone_in, atomic_path, write_text
+from internvideo.video.reader import Video
+from internvideo.video.sequential import iter_frames
+from internvideo.video.writer import write_video
+
+_REPORT, _UNREADABLE, _PROGRESS = "report.json", "unreadable.jsonl", "progress"
+
+
+@dataclass(frozen=True)
+class PackSettings:
+    """How videos are packed.
+
+    Attributes:
+        short_side: transcode so that the shorter side has at most this many pixels; None keeps the size.
+        key_frames: transcode so that at most this many frames lie between key frames; None keeps them.
+        crf: constant quality of x264 (0 is best), for videos that are transcoded.
+        shard_megabytes: a shard ends with the video that reaches this size.
+        address: where the shards will lie, for a manifest that stays elsewhere: s3://bucket/folder.
+    """
+
+    short_side: int | None = None
+    key_frames: int | None = None
+    crf: int = 20
+    shard_megabytes: float = 512.0
+    address: str | None = None
+
+    @property
+    def transcodes(self) -> bool:
+        """Whether videos are encoded anew."""
+        return self.short_side is not None or self.key_frames is not None
+
+
+@dataclass
+class PackReport:
+    """Counts of what was packed; `kept` videos have no even frame rate from 0 on, so they were not transcoded."""
+
+    videos: int = 0
+    rows: int = 0
+    shards: int = 0
+    transcoded: int = 0
+    kept: int = 0
+    bytes_read: int = 0
+    bytes_written: int = 0
+    unreadable: list[dict[str, str]] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class _Prepared:
+    """A video ready to be packed: its bytes, their ending, and how it was made; or why it is not."""
+
+    content: bytes = b""
+    ending: str = ""
+    transcoded: bool = False
+    size: int = 0
+    reason: str = ""
+
+
+def pack(
+    manifest: Manifest,
+    folder: Path,
+    settings: PackSettings,
+    *,
+    workers: int = 1,
+    report: Callable[[str], None] = lambda line: None,
+) -> PackReport:
+    """Write shards, manifest.jsonl, report.json and, if videos cannot be read, unreadable.jsonl into a folder.
+
+    Whole shards of a run that was stopped are kept. Rows of unreadable videos are left out of the manifest and listed.
+
+    Raises:
+        RunError: the folder holds something else, or cannot be written. ManifestError: no video can be read.
+    """
+    videos: dict[str, list[int]] = {}
+    for index, row in enumerate(manifest.rows):
+        videos.setdefault(row.path, []).append(index)
+    folder.mkdir(parents=True, exist_ok=True)
+    with alone_in(folder):
+        shards = _earlier_shards(folder, {"manifest": manifest.fingerprint, **asdict(settings)})
+        done = sum(len(shard["videos"]) for shard in shards)
+        if done:
+            report(f"{done} of {len(videos)} videos are packed already")
+        try:
+            with ThreadPoolExecutor(workers) as pool, TemporaryDirectory() as temporary:
+                made = _ahead(pool, videos, done, workers, manifest, settings, Path(temporary))
+                while shard := _write_shard(folder, len(shards), manifest, videos, made, settings):
+                    shards.append(shard)
+                    done += len(shard["videos"])
+                    report(f"{shard['name']}: {done} of {len(videos)} videos")
+        except OSError as error:
+            raise RunError(str(folder), f"cannot be written: {error.strerror or error}") from error
+        return _finish(folder, manifest, videos, shards, settings)
+
+
+def _earlier_shards(folder: Path, told: dict[str, Any]) -> list[dict[str, Any]]:
+    """What an earlier run of the same task has finished. Raises RunError: the folder is of another one."""
+    progress = folder / _PROGRESS
+    about = progress / "about.json"
+    if not about.exists():
+        if others := sorted(path.name for path in folder.iterdir() if not path.name.startswith(".")):
+            raise RunError(str(folder), f"holds '{others[0]}'", "an empty folder, or one of the same task")
+        progress.mkdir()
+        write_text(about, json.dumps(told))
+    elif untrusted.read_json(about) != told:
+        raise RunError(str(folder), "holds shards of another manifest or of other settings", "", "take a new folder")
+    shards: list[dict[str, Any]] = []
+    while (file := progress / f"{len(shards):06d}.json").exists():
+        shard = untrusted.read_json(file)
+        tar = folder / shard["name"]
+        if not tar.is_file() or tar.stat().st_size != shard["size"]:
+            raise RunError(str(tar), "is missing or has another size than it was written with", "", "take a new folder")
+        shards.append(shard)
+    return shards
+
+
+def _ahead(
+    pool: ThreadPoolExecutor,
+    videos: dict[str, list[int]],
+    done: int,
+    workers: int,
+    manifest: Manifest,
+    settings: PackSettings,
+    temporary: Path,
+) -> Iterator[tuple[str, _Prepared]]:
+    """Yield the videos behind the first `done` in order, prepared by the pool a few ahead."""
+    remaining = islice(videos, done, None)
+
+    def submit(path: str) -> tuple[str, Any]:
+        rate = manifest.rows[videos[path][0]].frame_rate
+        return path, pool.submit(_prepared, manifest.root / path, rate, settings, temporary)
+
+    pending = [submit(path) for path in islice(remaining, workers + 1)]
+    while pending:
+        path, future = pending.pop(0)
+        prepared = future.result()
+        pending += [submit(following) for following in islice(remaining, 1)]
+        yield path, prepared
+
+
+def _prepared(path: Path, rate: float | None, settings: PackSettings, temporary: Path) -> _Prepared:
+    """Open a video, encode it if asked; frames per second are those of a folder of frames."""
+    try:
+        with Video(path, short_side=settings.short_side, fps=rate) as video:
+            info, size = video.info, 0 if path.is_dir() else path.stat().st_size
+            evenly = not info.variable_rate and abs(float(info.times[0])) < 1e-6
+            if not settings.transcodes or not evenly:
+                if path.is_dir():
+                    raise VideoError(
+                        path, "is a folder of frames", "", "give --short-side or --key-frames to encode it"
+                    )
+                return _Prepared(path.read_bytes(), path.suffix[1:].lower() or "mp4", size=size)
+            target = temporary / f"{os.getpid()}-{digest_of(os.fsencode(path))}.mp4"
+            frames = iter_frames(video, np.arange(info.frames))
+            even = (frame[: len(frame) // 2 * 2, : frame.shape[1] // 2 * 2] for frame in frames)
+            write_video(target, even, info.fps, crf=settings.crf, gop=settings.key_frames or 12)
+        content = target.read_bytes()
+        target.unlink()
+        return _Prepared(content, "mp4", True, size)
+    except InternVideoError as error:
+        return _Prepared(reason=str(error))
+    except OSError as error:
+        return _Prepared(reason=f"{path}: {error.strerror or error}")
+
+
+def _write_shard(
+    folder: Path,
+    number: int,
+    manifest: Manifest,
+    videos: dict[str, list[int]],
+    made: Iterator[tuple[str, _Prepared]],
+    settings: PackSettings,
+) -> dict[str, Any] | None:
+    """Write the next shard and what it holds; None where there is no more video."""
+    packed: list[dict[str, Any]] = []
+    name = f"{number:06d}.tar"
+    size = 0
+    with atomic_path(folder / name) as path:
+        with tarfile.open(path, "w", format=tarfile.PAX_FORMAT) as archive:
+            for video, prepared in made:
+                told: dict[str, Any] = {"path": video, "bytes": prepared.size, "transcoded": prepared.transcoded}
+                packed.append(told)
+                if prepared.reason:
+                    told["reason"] = prepared.reason
+                    continue
+                key = f"{number:06d}{len(packed) - 1:06d}"
+                rows = [manifest.rows[index] for index in videos[video]]
+                first = _add(archive, f"{key}.{prepared.ending}", prepared.content)
+                _add(archive, f"{key}.json", _record(rows, manifest.classes))
+                told["member"] = f"{name}#{key}.{prepared.ending}"
+                told["packed"] = f"{first}+{len(prepared.content)}:{digest_of(prepared.content)}"
+                size += len(prepared.content)
+                if size >= settings.shard_megabytes * 2**20:
+                    break
+        length = path.stat().st_size
+    if not packed:
+        (folder / name).unlink()
+        return None
+    shard = {"name": name, "size": length, "videos": packed}
+    write_text(folder / _PROGRESS / f"{number:06d}.json", json.dumps(shard))
+    return shard
+
+
+def _add(archive: tarfile.TarFile, name: str, content: bytes) -> int:
+    """Add a file without date and owner; return the place of its first byte."""
+    member = tarfile.TarInfo(name)
+    member.size = len(content)
+    archive.addfile(member, io.BytesIO(content))
+    return archive.offset - (len(content) + 511) // 512 * 512
+
+
+def _record(rows: Sequence[Sample], classes: Sequence[str]) -> bytes:
+    """The JSON beside a video: "caption" and "class" as others read them, and all rows of the manifest."""
+    told: dict[str, Any] = {"rows": [row.model_dump(exclude_defaults=True) for row in rows]}
+    captions = [caption for row in rows for caption in row.captions]
+    if captions:
+        told["caption"] = captions[0]
+    if rows[0].label is not None and len(classes):
+        told["class"] = classes[rows[0].label]
+    return json.dumps(told, ensure_ascii=False, default=list).encode()
+
+
+def _finish(
+    folder: Path, manifest: Manifest, videos: dict[str, list[int]], shards: list[dict[str, Any]], settings: PackSettings
+) -> PackReport:
+    found = PackReport(shards=len(shards))
+    places: dict[int, tuple[str, str]] = {}
+    for video in (video for shard in shards for video in shard["videos"]):
+        indices = videos[video["path"]]
+        if "reason" in video:
+            ids = [manifest.rows[index].id for index in indices]
+            found.unreadable += [{"id": name, "path": video["path"], "reason": video["reason"]} for name in ids]
+            continue
+        found.videos, found.bytes_read = found.videos + 1, found.bytes_read + video["bytes"]
+        found.transcoded += video["transcoded"]
+        found.kept += settings.transcodes and not video["transcoded"]
+        prefix = "" if settings.address is None else settings.address.rstrip("/") + "/"
+        places |= dict.fromkeys(indices, (prefix + video["member"], video["packed"]))
+    if not places:
+        first = found.unreadable[0]["reason"]
+        raise ManifestError(manifest.source, f"not one video can be read, for instance: {first}")
+    rows = [
+        row.model_copy(update={"path": places[index][0], "attributes": {**row.attributes, ATTRIBUTE: places[index][1]}})
+        for index, row in enumerate(manifest.rows)
+        if index in places
+    ]
+    found.rows, found.bytes_written = len(rows), sum(shard["size"] for shard in shards)
+    write_manifest(folder / "manifest.jsonl", rows, manifest.classes)
+    lines = (json.dumps(one, ensure_ascii=False) + "\n" for one in found.unreadable)
+    if found.unreadable:
+        write_text(folder / _UNREADABLE, "".join(lines))
+    write_text(folder / _REPORT, json.dumps({**asdict(found), "unreadable": len(found.unreadable)}, indent=1) + "\n")
+    return found
