@@ -28,7 +28,7 @@ class Member(NamedTuple):
 
     shard: str
     first: int
-    count: int
+    size: int
     digest: str
     ending: str
 
@@ -58,7 +58,7 @@ def unpacked(member: Member, contents: ShardContents, name: str) -> Iterator[str
         VideoError: the shard cannot be read, ends too early, or holds other bytes there.
     """
     try:
-        content = contents.read(member.shard, (member.ending, member.first, member.count))
+        content = contents.read(member.shard, (member.ending, member.first, member.size))
     except ManifestError as error:
         raise VideoError(name, error.found, error.allowed, error.do) from error
     if digest_of(content) != member.digest:
