@@ -30,6 +30,7 @@ EXTRAS: dict[str, Extra] = {
     "captions": Extra(("pycocoevalcap", "nltk"), "CIDEr, BLEU, ROUGE and METEOR of captions"),
     "persons": Extra(("transformers",), "a person detector"),
     "parquet": Extra(("pyarrow",), "manifests as .parquet or .arrow tables, tables of vectors as .parquet"),
+    "ray": Extra(("ray", "pyarrow"), "embed and extract on a Ray cluster"),
     "cloud": Extra(("fsspec",), "shards on other machines"),
     "track": Extra(("tensorboard",), "curves of a training run in TensorBoard"),
     "torchcodec": Extra(("torchcodec",), "a second decoder"),

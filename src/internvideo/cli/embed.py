@@ -17,6 +17,7 @@ from internvideo.cli.options import (
     Json,
     Overwrite,
     Precision,
+    Ray,
     Recursive,
     StrideSeconds,
     Weights,
@@ -40,6 +41,7 @@ def embed(
     normalize: Annotated[bool, typer.Option(help="L2-normalize the vectors.")] = True,
     batch_size: Annotated[int, typer.Option(min=1, help="Clips per batch.")] = 8,
     workers: Annotated[int, typer.Option(min=0, help="Decoding processes; 0 decodes in a thread.")] = 0,
+    ray: Ray = None,
     overwrite: Overwrite = False,
     dry_run: DryRun = False,
     device: Device = "auto",
@@ -56,7 +58,7 @@ def embed(
     from internvideo.features.embedding import EmbeddingSettings, embed, plan
     from internvideo.features.video_files import find_videos
 
-    settings = EmbeddingSettings(window_seconds, stride_seconds, normalize, batch_size, workers)
+    settings = EmbeddingSettings(window_seconds, stride_seconds, normalize, batch_size, workers, ray)
     videos = find_videos(inputs, recursive=recursive)
     if dry_run:
         for line in plan(videos, output, overwrite=overwrite):

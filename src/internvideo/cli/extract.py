@@ -17,6 +17,7 @@ from internvideo.cli.options import (
     Json,
     Overwrite,
     Precision,
+    Ray,
     Recursive,
     Weights,
     open_model,
@@ -60,6 +61,7 @@ def extract(
             help="Decoders: processes, and threads of one video if fewer are left; 0 decodes in a thread.",
         ),
     ] = 0,
+    ray: Ray = None,
     overwrite: Overwrite = False,
     dry_run: DryRun = False,
     device: Device = "auto",
@@ -80,7 +82,7 @@ def extract(
     from internvideo.features.window_sampling import WindowRule
 
     rule = WindowRule(window_frames, stride_frames, fps)
-    settings = ExtractSettings(rule, layer, batch_size, workers, spatial_pool_size, tiles)
+    settings = ExtractSettings(rule, layer, batch_size, workers, spatial_pool_size, tiles, ray)
     items, classes = find_items(inputs, recursive=recursive)
     if dry_run:
         for line in plan(items, output, rule, overwrite=overwrite):

@@ -60,6 +60,12 @@ Inputs = Annotated[
     list[Path],
     typer.Argument(help="Video files, folders of them, or manifests; - reads names from standard input."),
 ]
+Ray = Annotated[
+    str | None,
+    typer.Option(
+        help="Run on a Ray cluster: its address (auto, HOST:PORT, ray://HOST:PORT), or local for one in this machine."
+    ),
+]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Recompute finished videos instead of resuming.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="List the videos that would be read, without reading them.")]
 Json = Annotated[

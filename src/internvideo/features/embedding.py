@@ -6,6 +6,7 @@ import json
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,8 @@ from internvideo.features.engine import (
     run_engine,
     vector_provenance,
 )
+from internvideo.features.feature_layers import Encode
+from internvideo.features.ray_engine import run_on_ray
 from internvideo.features.read_report import ReadFailure, ReadReport
 from internvideo.features.vector_files import Parts, VideoVectors, check_output, write_table
 from internvideo.features.video_files import VideoFile
@@ -41,6 +44,7 @@ class EmbeddingSettings:
             `window` by default.
         normalize: L2-normalize the vectors.
         batch_size: clips per batch. workers: decoding processes; 0 decodes in this one.
+        ray: run on this Ray cluster, "local" for one in this machine (see `ray_engine`).
 
     Raises:
         RecipeError: a number out of range.
@@ -51,6 +55,7 @@ class EmbeddingSettings:
     normalize: bool = True
     batch_size: int = 8
     workers: int = 0
+    ray: str | None = None
 
     def __post_init__(self) -> None:
         check_window(self.window_seconds, self.stride_seconds)
@@ -89,14 +94,25 @@ def embed(
     provenance = feature_provenance(model, settings)
     windows = TimedWindows(model.preprocessing, settings.window_seconds, settings.stride_seconds)
 
-    def encode(clips: Tensor) -> Tensor:
-        values = model.encode_clips(clips)
-        return normalize(values, dim=1) if settings.normalize else values
-
+    make_encode = partial(_encoder, settings.normalize)
     with alone_in(Parts(output).folder):
         writer = TableWriter(videos, output, provenance, overwrite=overwrite)
-        run_engine(writer, windows, encode, batch_size=settings.batch_size, workers=settings.workers, progress=progress)
+        size = settings.batch_size
+        if settings.ray is not None:
+            run_on_ray(writer, windows, model, make_encode, settings.ray, batch_size=size, progress=progress)
+        else:
+            run_engine(
+                writer, windows, make_encode(model), batch_size=size, workers=settings.workers, progress=progress
+            )
         return writer.write_table()
+
+
+def _encoder(normalized: bool, model: VideoModel) -> Encode:
+    def encode(clips: Tensor) -> Tensor:
+        values = model.encode_clips(clips)
+        return normalize(values, dim=1) if normalized else values
+
+    return encode
 
 
 def plan(videos: Sequence[VideoFile], output: Path, *, overwrite: bool = False) -> Iterator[str]:

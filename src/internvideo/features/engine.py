@@ -26,6 +26,7 @@ from internvideo.features.feature_layers import Encode
 from internvideo.features.parallel_windows import parallel_clips
 from internvideo.features.read_ahead import read_ahead
 from internvideo.features.read_report import ReadReport
+from internvideo.features.remote_files import fetched
 from internvideo.features.video_files import VideoFile
 from internvideo.features.window_sampling import WindowRule, frame_grid
 from internvideo.features.windows import open_long, past_end, windows_of
@@ -251,23 +252,35 @@ class _Reader(IterableDataset[_Piece]):
             if not self.acquire(index):
                 yield index, None
                 continue
-            for item in self._read(self.videos[index]):
+            for item in read_windows(self.videos[index], self.windows, self.readers):
                 yield index, item
 
-    def _read(self, piece: VideoFile) -> Iterator[Window | VideoEnd]:
-        end = VideoEnd()
-        try:
-            end = end._replace(identity=piece.identity())
-            with open_long(piece.path, self.windows.preprocessing.short_side, fps=piece.fps) as video:
-                end = end._replace(marks=tuple(video.info.properties))
-                extent, windows = self.windows.place(video, piece, self.readers)
-                end = end._replace(extent=extent)
-                yield from windows
-                reason = video.damage_report or past_end(video.info, piece.end)
-                end = end._replace(reason=reason, gaps=tuple(video.gaps))
-        except VideoError as error:
-            end = end._replace(reason=str(error).removeprefix(f"{piece.path}: "))
-        yield end
+
+def read_windows(piece: VideoFile, windows: Windows, readers: int) -> Iterator[Window | VideoEnd]:
+    """Yield the windows of a video and then its end, which has the reason where it cannot be read."""
+    end = VideoEnd()
+    try:
+        end = end._replace(identity=piece.identity())
+        side = windows.preprocessing.short_side
+        with fetched(piece.path) as path, open_long(path, side, fps=piece.fps) as video:
+            end = end._replace(marks=tuple(video.info.properties))
+            extent, placed = windows.place(video, piece, readers)
+            end = end._replace(extent=extent)
+            yield from placed
+            reason = video.damage_report or past_end(video.info, piece.end)
+            end = end._replace(reason=reason, gaps=tuple(video.gaps))
+    except VideoError as error:
+        end = end._replace(reason=str(error).removeprefix(f"{piece.path}: "))
+    yield end
+
+
+def check_finite(video: VideoFile, values: Tensor, starts: Sequence[float]) -> None:
+    """Raise RunError where a vector (n, ...) of windows that start at these seconds is not finite."""
+    finite = values.isfinite().flatten(1).all(dim=1)
+    if not finite.all():
+        start = starts[int(finite.int().argmin())]
+        do = "try precision float32, or check the weights"
+        raise RunError(video.path, f"vector at {start:g} s is not finite", "", do)
 
 
 @dataclass
@@ -321,11 +334,8 @@ class _Run:
         if not self.batch:
             return
         values = self.encode(torch.stack([window.clip for _, window in self.batch]))
-        finite = values.isfinite().flatten(1).all(dim=1)
-        if not finite.all():
-            index, window = self.batch[int(finite.int().argmin())]
-            found, do = f"vector at {window.start:g} s is not finite", "try precision float32, or check the weights"
-            raise RunError(self.writer.videos[index].path, found, "", do)
+        for (index, window), value in zip(self.batch, values, strict=True):
+            check_finite(self.writer.videos[index], value[None], [window.start])
         self.writer.report.dim = values.shape[-1]
         batch, self.batch = self.batch, []
         indices = np.array([index for index, _ in batch])

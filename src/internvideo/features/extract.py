@@ -10,6 +10,7 @@ import os
 import time
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,9 +28,16 @@ from internvideo.features.engine import (
     vector_provenance,
 )
 from internvideo.features.feature_folder import INDEX, FeatureFolder, Item, Record, append_rows
-from internvideo.features.feature_layers import POOLED, create_feature_extractor, encode_tiles, tiled_preprocessing
+from internvideo.features.feature_layers import (
+    POOLED,
+    Encode,
+    create_feature_extractor,
+    encode_tiles,
+    tiled_preprocessing,
+)
 from internvideo.features.leases import LeaseQueue
 from internvideo.features.parallel_windows import default_readers
+from internvideo.features.ray_engine import run_on_ray
 from internvideo.features.read_report import ReadFailure, ReadReport
 from internvideo.features.window_sampling import WindowRule, frame_grid
 from internvideo.features.windows import open_long
@@ -44,6 +52,7 @@ class ExtractSettings:
         rule: window length, stride and frame rate. layer, spatial_pool_size: see `create_feature_extractor`.
         tiles: encode tiles x tiles overlapping crops of larger frames (`encode_tiles`).
         batch_size: windows per batch; None is 16 on a GPU and 4 on a CPU, whose caches hold no more.
+        ray: run on this Ray cluster, "local" for one in this machine (see `ray_engine`).
         workers: decoders: processes, and if fewer videos are left, threads of these; 0 decodes in this process.
 
     Raises:
@@ -56,6 +65,7 @@ class ExtractSettings:
     workers: int = 0
     spatial_pool_size: int = 1
     tiles: int = 1
+    ray: str | None = None
 
     def __post_init__(self) -> None:
         check_minimum(self, batch_size=1, workers=0, spatial_pool_size=1, tiles=1)
@@ -90,25 +100,26 @@ def extract(
     """
     settings = settings or ExtractSettings()
     preprocessing = tiled_preprocessing(model.preprocessing, settings.tiles)
-    encode = encode_tiles(
-        create_feature_extractor(model, settings.layer, settings.spatial_pool_size),
-        model.preprocessing.size,
-        settings.tiles,
-    )
+    make_encode = partial(_encoder, settings)
+    encode = make_encode(model)  # checks the settings
     folder = FeatureFolder(output)
     folder.begin(feature_provenance(model, settings), classes, overwrite=overwrite)
     writer = FolderWriter(items, folder)
-    on_cpu = model.device.type == "cpu"
-    run_engine(
-        writer,
-        FrameWindows(preprocessing, settings.rule),
-        encode,
-        batch_size=settings.batch_size or (4 if on_cpu else 16),
-        workers=settings.workers,
-        readers=default_readers(model.device.type),
-        progress=progress,
-    )
+    windows = FrameWindows(preprocessing, settings.rule)
+    batch_size = settings.batch_size or (4 if model.device.type == "cpu" else 16)
+    if settings.ray is not None:
+        run_on_ray(writer, windows, model, make_encode, settings.ray, batch_size=batch_size, progress=progress)
+    else:
+        readers = default_readers(model.device.type)
+        run_engine(
+            writer, windows, encode, batch_size=batch_size, workers=settings.workers, readers=readers, progress=progress
+        )
     return writer.final_report()
+
+
+def _encoder(settings: ExtractSettings, model: VideoModel) -> Encode:
+    layer = create_feature_extractor(model, settings.layer, settings.spatial_pool_size)
+    return encode_tiles(layer, model.preprocessing.size, settings.tiles)
 
 
 def feature_provenance(model: VideoModel, settings: ExtractSettings) -> dict[str, Any]:

@@ -27,6 +27,7 @@ class ReadReport:
         vectors, dim: number of vectors (of a table all of them, of a folder those of this run) and their dimension.
         truncated, unreadable: videos read up to some damage, and those not read at all.
         video_seconds, seconds: duration of the video decoded in this run, and time that it took.
+        devices: models that ran at the same time (on a cluster one per GPU).
     """
 
     requested: int
@@ -39,6 +40,7 @@ class ReadReport:
     unreadable: list[ReadFailure] = field(default_factory=list)
     video_seconds: float = 0.0
     seconds: float = 0.0
+    devices: int = 1
 
     @property
     def speed(self) -> float:
@@ -50,7 +52,8 @@ class ReadReport:
         """The speed as text, "" when nothing was decoded."""
         if not (self.seconds and self.video_seconds):
             return ""
-        return f"{self.video_seconds:.1f} s of video in {self.seconds:.1f} s, {self.speed:.1f}x real time"
+        text = f"{self.video_seconds:.1f} s of video in {self.seconds:.1f} s, {self.speed:.1f}x real time"
+        return text if self.devices == 1 else f"{text}, {self.speed / self.devices:.1f} video hours per device hour"
 
     def raise_unreadable(self) -> None:
         """Raise VideoError with the first reason: no video could be read."""

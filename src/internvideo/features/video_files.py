@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import logging
 import math
@@ -18,7 +19,9 @@ from pathlib import Path
 from internvideo.data.lists import FILE_SUFFIXES, VIDEO_EXTENSIONS, holds_frames, non_frame_names, skipped_files_note
 from internvideo.data.manifest import Manifest, Sample, read_manifest
 from internvideo.data.preprocessing import Span
+from internvideo.data.tables.reading import SUFFIXES
 from internvideo.errors import RecipeError, VideoError, shown
+from internvideo.features.remote_files import address_of, state_of, videos_at
 from internvideo.video.cache import stamp_of
 from internvideo.video.frame_folder import resolve_rate
 
@@ -27,7 +30,7 @@ STDIN = "-"
 
 MAX_NAME_BYTES = 200
 """Maximum bytes of a file name, which leaves room for suffixes (file systems allow 255)."""
-MANIFEST_SUFFIXES = frozenset(suffix for suffix in FILE_SUFFIXES if suffix)
+MANIFEST_SUFFIXES = frozenset(suffix for suffix in FILE_SUFFIXES if suffix) | frozenset(SUFFIXES)
 
 
 @dataclass(frozen=True)
@@ -57,14 +60,15 @@ class VideoFile:
         Raises:
             VideoError: there is no such file.
         """
-        content = f"{os.path.realpath(self.path)}|{file_state(self.path, self.fps)}|{self.start}|{self.end}"
+        where = address_of(self.path) or os.path.realpath(self.path)
+        content = f"{where}|{file_state(self.path, self.fps)}|{self.start}|{self.end}"
         return hashlib.sha256(content.encode("utf-8", "surrogateescape")).hexdigest()[:32]
 
 
 def video_of_row(manifest: Manifest, row: Sample) -> VideoFile:
     """Return the video, or piece of one, of a row."""
     start, end = row.span or (None, None)
-    return VideoFile(str(manifest.video_path(row)), start, end, row.frame_rate)
+    return VideoFile(row.path if "://" in row.path else str(manifest.video_path(row)), start, end, row.frame_rate)
 
 
 def file_state(path: str, fps: float | None) -> str:
@@ -73,6 +77,8 @@ def file_state(path: str, fps: float | None) -> str:
     Raises:
         VideoError: there is none.
     """
+    if address := address_of(path):
+        return state_of(address)
     try:
         status = os.stat(path)
     except (OSError, ValueError) as error:
@@ -88,8 +94,8 @@ def find_videos(inputs: Iterable[str | Path], *, recursive: bool = False) -> lis
     """Return the videos in the order of the inputs, without duplicates.
 
     Args:
-        inputs: video files, folders (the videos in them), manifests (their rows); "-" for those that standard input
-            names, one a line.
+        inputs: video files, folders (the videos in them), manifests (their rows), globs, addresses that fsspec opens (a
+            file, a folder or a glob); "-" for those that standard input names, one a line.
         recursive: search subfolders too.
 
     Raises:
@@ -99,7 +105,8 @@ def find_videos(inputs: Iterable[str | Path], *, recursive: bool = False) -> lis
     for given in inputs:
         paths = [line for line in sys.stdin.read().splitlines() if line.strip()] if str(given) == STDIN else [given]
         for video in (video for path in paths for video in _resolve(Path(path), recursive)):
-            found.setdefault((os.path.abspath(video.path), video.start, video.end), video)
+            place = address_of(video.path) or os.path.abspath(video.path)
+            found.setdefault((place, video.start, video.end), video)
     if not found:
         raise VideoError("videos", "none given", "files, folders or manifests")
     return list(found.values())
@@ -152,7 +159,15 @@ def is_manifest(given: str | Path) -> bool:
 
 
 def _resolve(given: Path, recursive: bool) -> Iterator[VideoFile]:
-    if given.is_dir() and holds_frames(str(given), _names(given)):
+    if address := address_of(given):
+        yield from map(VideoFile, videos_at(address))
+    elif glob.has_magic(str(given)) and not given.exists():
+        matches = sorted(glob.glob(str(given), recursive=True))
+        if not matches:
+            raise VideoError(given, "matches no file or folder")
+        for match in matches:
+            yield from _resolve(Path(match), recursive)
+    elif given.is_dir() and holds_frames(str(given), _names(given)):
         yield VideoFile(str(given))
     elif given.is_dir():
         yield from _in_folder(given, recursive)

@@ -1,0 +1,199 @@
+"""Run `engine.py` on a Ray cluster: decode tasks on CPUs, a model on each GPU, the writer in this process.
+
+Ray Data moves the windows of videos from the tasks that decode them to the actors that hold the model, with a bounded
+number of them under way, and repeats what a lost node had. The results of each video are put in order here and written
+once, so a folder or table is that of the plain command, and resumes as it does.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from internvideo.errors import RunError
+from internvideo.extras import require
+from internvideo.features.engine import VectorWriter, VideoEnd, Window, Windows, check_finite, read_windows
+from internvideo.features.feature_layers import Encode
+from internvideo.inference.video_model import VideoModel
+
+LOCAL = "local"
+"""Address of a cluster that is started in this machine."""
+MAX_TASKS = 10_000
+"""Largest number of decoding tasks; each reads several videos where there are more."""
+
+
+@dataclass(frozen=True)
+class _Piece:
+    """A video, or a window or end of one: an object that Ray Data leaves as it is."""
+
+    content: Any
+
+
+def _decode(windows: Windows, row: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """Read the windows of a video in a task: one row for each window, and one for the end."""
+    torch.set_num_threads(1)
+    for number, piece in enumerate(read_windows(row["piece"].content, windows, readers=1)):
+        yield {"index": row["index"], "number": number, "piece": _Piece(piece)}
+
+
+class _Model:
+    """Encode windows in an actor: the clip of each becomes its vector."""
+
+    def __init__(self, model: VideoModel, make_encode: Callable[[VideoModel], Encode]) -> None:
+        if torch.cuda.is_available() and model.device.type == "cpu":
+            model.module.to("cuda")
+            model.device = torch.device("cuda")
+        self.encode = make_encode(model)
+
+    def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
+        pieces = [piece.content for piece in batch["piece"]]
+        places = [place for place, piece in enumerate(pieces) if isinstance(piece, Window)]
+        if places:
+            values = self.encode(torch.stack([pieces[place].clip for place in places]))
+            for place, value in zip(places, values, strict=True):
+                pieces[place] = pieces[place]._replace(clip=value.clone())
+        column = np.empty(len(pieces), dtype=object)
+        column[:] = [_Piece(piece) for piece in pieces]
+        return {"index": batch["index"], "number": batch["number"], "piece": column}
+
+
+def run_on_ray(
+    writer: VectorWriter,
+    windows: Windows,
+    model: VideoModel,
+    make_encode: Callable[[VideoModel], Encode],
+    address: str,
+    *,
+    batch_size: int,
+    progress: bool | None = None,
+) -> None:
+    """Read, encode and store the videos that a writer names.
+
+    Every node needs this version of internvideo, and the videos under the same paths; the model is sent to the nodes.
+
+    Args:
+        writer, windows, batch_size, progress: as for `run_engine`.
+        model: on the CPU; actors move it to their GPU. make_encode: gives the function of the engine for a model.
+        address: of the cluster ("auto", HOST:PORT, ray://HOST:PORT), or "local".
+
+    Raises:
+        ExtraError: Ray is not installed. RunError: no cluster there, a lost cluster, a vector that is not finite.
+    """
+    require("ray", "--ray")
+    import ray
+
+    began = time.perf_counter()
+    try:
+        indices = [index for index in writer.pending() if writer.acquire(index)]
+        if indices:
+            opened = _connect(address)
+            try:
+                _run(writer, windows, model, make_encode, indices, batch_size, progress, began)
+            except (ray.exceptions.RayError, ConnectionError) as error:
+                found = f"the cluster stopped ({' '.join(str(error).split())[:160]})"
+                raise RunError(f"--ray {address}", found, "", "the same command resumes") from error
+            finally:
+                if opened:
+                    ray.shutdown()
+        writer.report.seconds = time.perf_counter() - began
+    finally:
+        writer.close()
+
+
+def _connect(address: str) -> bool:
+    """Connect to a cluster, or start one; return whether it is to be left at the end."""
+    import ray
+
+    if ray.is_initialized():
+        return False
+    options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
+    options |= {"include_dashboard": False} if address == LOCAL else {"address": address}
+    try:
+        ray.init(**options)
+    except (ConnectionError, ValueError, RuntimeError, OSError) as error:
+        found = f"no Ray cluster answers ({' '.join(str(error).split())[:120]})"
+        raise RunError(f"--ray {address}", found, "local, auto, HOST:PORT or ray://HOST:PORT") from error
+    return True
+
+
+def _run(
+    writer: VectorWriter,
+    windows: Windows,
+    model: VideoModel,
+    make_encode: Callable[[VideoModel], Encode],
+    indices: Sequence[int],
+    batch_size: int,
+    progress: bool | None,
+    began: float,
+) -> None:
+    import ray
+
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False
+    resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
+    num_gpus = int(resources.get("GPU", 0))
+    actors = max(1, num_gpus)
+    writer.report.devices = actors
+    items = [{"index": index, "piece": _Piece(writer.videos[index])} for index in indices]
+    rows = ray.data.from_items(items, override_num_blocks=min(len(items), MAX_TASKS))
+    decoded = rows.flat_map(partial(_decode, windows))
+    encoded = decoded.map_batches(
+        _Model, fn_constructor_args=(model, make_encode), batch_size=batch_size, batch_format="numpy",
+        num_gpus=1 if num_gpus else 0, concurrency=actors,
+    )  # fmt: skip
+    videos = _InOrder(writer, indices)
+    bar_format = "{l_bar}{bar}| {n:.0f}/{total} videos{postfix}, {remaining} left"
+    with tqdm(total=len(indices), bar_format=bar_format, disable=None if progress is None else not progress) as bar:
+        for row in encoded.iter_rows():
+            bar.update(videos.take(int(row["index"]), int(row["number"]), row["piece"].content))
+            writer.report.seconds = time.perf_counter() - began
+            bar.set_postfix_str(f"{writer.report.speed:.1f}x real time", refresh=False)
+
+
+class _InOrder:
+    """Hand the pieces of each video to the writer in order, whatever order they arrive in."""
+
+    def __init__(self, writer: VectorWriter, indices: Sequence[int]) -> None:
+        self.writer, self.unfinished = writer, set(indices)
+        self._next: dict[int, int] = {}
+        self._held: dict[tuple[int, int], Window | VideoEnd] = {}
+
+    def take(self, index: int, number: int, piece: Window | VideoEnd) -> int:
+        """Take a piece of a video; return 1 if the video is finished by it. Raises RunError."""
+        if index not in self._next:
+            self._next[index] = 0
+            self.writer.begin(index)
+        self._held[index, number] = piece
+        ready: list[Window] = []
+        while (held := self._held.pop((index, self._next[index]), None)) is not None:
+            if isinstance(held, VideoEnd):
+                self._write(index, ready)
+                self._finish(index, held)
+                return 1
+            self._next[index] += 1
+            ready.append(held)
+        self._write(index, ready)
+        return 0
+
+    def _write(self, index: int, ready: Sequence[Window]) -> None:
+        if not ready:
+            return
+        values = torch.stack([window.clip for window in ready])
+        check_finite(self.writer.videos[index], values, [window.start for window in ready])
+        self.writer.report.dim = values.shape[-1]
+        self.writer.report.video_seconds += sum(window.new_seconds for window in ready)
+        self.writer.write(index, np.array([(window.start, window.end) for window in ready], np.float64), values)
+        self.writer.after_batch(self.unfinished)
+
+    def _finish(self, index: int, end: VideoEnd) -> None:
+        self.unfinished.discard(index)
+        self.writer.report.read += bool(self._next[index])
+        self.writer.finish(index, end, self._next[index])
