@@ -83,7 +83,7 @@ HOMES: dict[str, dict[str, str]] = {
     "np.genfromtxt": {},
     "np.loadtxt": {},
     "zipfile.ZipFile": {"untrusted_arrays.py": ".npz", "weights/torch_archive.py": "checkpoints, without rights"},
-    "tarfile.open": {"data/shard_files.py": "shards"},
+    "tarfile.open": {"data/shard_files.py": "shards", "data/packing/pack.py": "shards that are written"},
     "save_file": {"storage.py": "weights out"},
     "safe_open": {"storage.py": "weights in"},
 }

@@ -8,6 +8,7 @@ once, so a folder or table is that of the plain command, and resumes as it does.
 from __future__ import annotations
 
 import logging
+import socket
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -114,6 +115,8 @@ def _connect(address: str) -> bool:
 
     if ray.is_initialized():
         return False
+    if address not in (LOCAL, "auto"):
+        _check_answers(address)
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     options |= {"include_dashboard": False} if address == LOCAL else {"address": address}
     try:
@@ -122,6 +125,18 @@ def _connect(address: str) -> bool:
         found = f"no Ray cluster answers ({' '.join(str(error).split())[:120]})"
         raise RunError(f"--ray {address}", found, "local, auto, HOST:PORT or ray://HOST:PORT") from error
     return True
+
+
+def _check_answers(address: str) -> None:
+    """Raise RunError where nothing listens at HOST:PORT; Ray itself would wait for minutes."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    allowed = "local, auto, HOST:PORT or ray://HOST:PORT"
+    if not host or not (port.isascii() and port.isdecimal()):
+        raise RunError(f"--ray {address}", "is no address", allowed)
+    try:
+        socket.create_connection((host, int(port)), timeout=10).close()
+    except (OSError, OverflowError) as error:
+        raise RunError(f"--ray {address}", f"no Ray cluster answers ({error})", allowed) from error
 
 
 def _run(
