@@ -35,6 +35,7 @@ EXTRAS: dict[str, Extra] = {
     "track": Extra(("tensorboard",), "curves of a training run in TensorBoard"),
     "torchcodec": Extra(("torchcodec",), "a second decoder"),
     "mteb": Extra(("mteb", "datasets"), "the benchmark of embeddings"),
+    "search": Extra(("fastapi", "uvicorn", "python_multipart", "mcp"), "the search page, its API, tools for agents"),
     "export": Extra(("onnx", "onnxscript", "onnxruntime"), "models as ONNX files"),
 }
 """Extra of pyproject.toml -> what it installs. Another table there would be a second home: tests compare the two."""

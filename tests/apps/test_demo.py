@@ -18,6 +18,7 @@ from internvideo.errors import ManifestError, RecipeError, RunError
 from internvideo.model_table import create_model
 from internvideo.plots.report import ABLATION
 from internvideo.probing.pixel_ridge import pixel_ridge
+from internvideo.search.collection import Collection
 from internvideo.video.writer import write_video
 
 
@@ -154,6 +155,9 @@ def test_clock_adds_up_over_sessions(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_the_whole_demo_runs_and_resumes(tmp_path: Path) -> None:
     page = run_demo(tmp_path / "demo", profile="short", device="cpu")
+    with Collection.open(tmp_path / "demo" / "collection") as collection:
+        assert len(collection.videos) == 84
+        assert collection.search("a red circle", top=2).moments[0].p_value is not None
     report = json.loads(page.with_suffix(".json").read_text())
     assert [row["name"] for row in report["ablation"]] == list(ABLATION)
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "demo").glob("*/metrics.jsonl")}

@@ -26,7 +26,7 @@ from internvideo.weights.state import save_model
 
 COMMANDS = (
     *("demo", "sample-world", "train", "evaluate", "score", "list"),
-    *("embed", "index", "search", "classify", "caption", "ask", "compare", "stream", "fit"),
+    *("embed", "index", "search", "serve", "classify", "caption", "ask", "compare", "stream", "fit"),
     *(
         "prepare",
         "pack",

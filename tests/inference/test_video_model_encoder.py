@@ -66,6 +66,39 @@ def test_what_is_a_video(tmp_path: Path) -> None:
     assert not is_video("w" * 300)
 
 
+def test_what_sentence_transformers_6_asks_for() -> None:
+    """Names and arguments of its model, and its own evaluator of retrieval if it is installed."""
+    encoder, paths = InternVideoEncoder(random_model("multimodal")), small_apps.clips()
+    texts = ["a dog runs", "nobody"]
+    plain = encoder.encode(texts)
+    np.testing.assert_array_equal(encoder.encode_query(texts), plain)
+    np.testing.assert_array_equal(encoder.encode_document(texts, batch_size=1), plain)
+    np.testing.assert_array_equal(
+        encoder.encode(texts, prompt="see "), encoder.encode(["see " + text for text in texts])
+    )
+    np.testing.assert_array_equal(encoder.encode(texts, truncate_dim=3), plain[:, :3])
+    whole = encoder.similarity(plain, list(torch.from_numpy(plain)))
+    torch.testing.assert_close(encoder.similarity_pairwise(plain, plain[::-1].copy()), whole.flip(1).diagonal())
+    assert (encoder.similarity_fn_name, encoder.get_embedding_dimension()) == ("cosine", plain.shape[1])
+    assert encoder.modalities == ["video", "image", "text"]
+    assert encoder.supports("video")
+    assert not InternVideoEncoder(random_model("masked")).supports("text")
+    for wrong in ({"prompt_name": "query"}, {"truncate_dim": 0}, {"truncate_dim": 10**6}):
+        with pytest.raises(RecipeError):
+            encoder.encode(texts, **wrong)  # type: ignore[arg-type]  # wrong on purpose
+    pytest.importorskip("sentence_transformers")
+    from sentence_transformers.sentence_transformer.evaluation import InformationRetrievalEvaluator
+
+    corpus = {str(number): str(path) for number, path in enumerate(paths)}
+    queries = {key: str(paths[int(key)]) for key in corpus}
+    evaluator = InformationRetrievalEvaluator(
+        queries, corpus, {key: {key} for key in corpus}, write_csv=False, accuracy_at_k=[1],
+        precision_recall_at_k=[1], mrr_at_k=[1], ndcg_at_k=[1], map_at_k=[1],
+        score_functions={encoder.similarity_fn_name: encoder.similarity},
+    )  # fmt: skip
+    assert evaluator.compute_all_metrics(encoder)["cosine"]["accuracy@k"][1] == 1.0
+
+
 def test_mistakes() -> None:
     with pytest.raises(VideoError, match=r"missing\.mp4"):
         InternVideoEncoder(random_model("multimodal")).encode(["missing.mp4"])

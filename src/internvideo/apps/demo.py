@@ -19,10 +19,13 @@ from internvideo.apps.demo_report import DemoData, write_demo_report
 from internvideo.data.manifest import Manifest, Sample, read_manifest, write_manifest
 from internvideo.errors import ManifestError, RecipeError, RunError
 from internvideo.extras import require
+from internvideo.inference.loading import load
 from internvideo.pipeline import run_recipe
 from internvideo.pretraining.multimodal import MultimodalData
 from internvideo.recipe import Recipe, read_recipe
 from internvideo.sample_world.generate import WorldSettings, generate
+from internvideo.search.collection import Collection
+from internvideo.search.indexing import IndexSettings
 from internvideo.storage import alone_in, write_text
 from internvideo.terminal import say
 
@@ -144,8 +147,18 @@ def _steps(output: Path, data: Path | None, chosen: Profile, columns: Columns, s
     say("[report] measuring on the held-out clips", err=True)
     with clock.timed("report", again=(output / "report.json").is_file()):
         report = write_demo_report(output, clips, device, clock)
+    say("[search] indexing the held-out clips", err=True)
+    with clock.timed("search", again=(output / "collection").is_dir()):
+        _index(output, clips, device)
     say(_next(output, clips))
     return report
+
+
+def _index(output: Path, data: DemoData, device: str) -> None:
+    """Make a collection of the held-out clips with the multimodal encoder, whose texts and clips share a space."""
+    model = load(output / "multimodal_pretrained" / "model.safetensors", device=device)
+    with Collection.create(output / "collection", model) as collection:
+        collection.add([data.test], IndexSettings(progress=False))
 
 
 def step_recipe(step: Step, output: Path, data: DemoData, profile: Profile, seed: int) -> Recipe:
@@ -296,6 +309,8 @@ def _next(output: Path, data: DemoData) -> str:
             "",
             "What to try next:",
             f"  open {output / 'report.html'}",
+            f"  internvideo serve {output / 'collection'}",
+            f'  internvideo search {output / "collection"} "a red circle moves to the right"',
             f"  internvideo evaluate recognition {weights} {data.test}",
             f"  internvideo evaluate retrieval {output / 'multimodal_pretrained' / 'model.safetensors'} {data.test}",
             f"  internvideo train sample/masked data.train={data.train} --output runs/mine",

@@ -32,7 +32,7 @@ from internvideo.cli.navigation_world import navigation_world
 from internvideo.cli.options import Damage, FrameRate, Json, one_of, unread
 from internvideo.cli.persons import persons
 from internvideo.cli.prepare import pack, prepare
-from internvideo.cli.search import search
+from internvideo.cli.search import search, serve
 from internvideo.cli.stream import stream
 from internvideo.errors import InternVideoError
 from internvideo.terminal import LOGGER, print_rows, results_as_json, say, set_verbosity, tell
@@ -216,7 +216,7 @@ def list_(
 
 app.add_typer(evaluate, name="evaluate")
 
-COMMANDS: tuple[Callable[..., None], ...] = (embed, index, search, classify, caption, ask, compare, stream, fit)
+COMMANDS: tuple[Callable[..., None], ...] = (embed, index, search, serve, classify, caption, ask, compare, stream, fit)
 COMMANDS += (prepare, pack, extract, localize, persons, navigation_world, ensemble, mix, export, convert, doctor)
 for command in COMMANDS:
     app.command(cls=Command)(command)

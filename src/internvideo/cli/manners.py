@@ -15,6 +15,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
         "embed",
         "index",
         "search",
+        "serve",
         "classify",
         "caption",
         "ask",
@@ -45,6 +46,7 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
         'internvideo search collection "somebody opens a door"',
         "internvideo search collection --like clip.mp4@3.5 --json",
     ),
+    "serve": ("internvideo serve collection", "internvideo serve collection --mcp"),
     "classify": (
         'internvideo classify clip.mp4 -e mm.safetensors --labels "waving, sitting down"',
         "internvideo classify clip.mp4 -e mm.safetensors --model runs/fit/classifier.safetensors --json",

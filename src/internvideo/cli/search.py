@@ -1,4 +1,4 @@
-"""`internvideo search`: find the moments of a collection that fit a text, a picture or a clip."""
+"""`internvideo search` and `internvideo serve`: find the moments of a collection that fit a text, picture or clip."""
 
 from __future__ import annotations
 
@@ -85,6 +85,41 @@ def search(
             say(f"list: {export}", err=as_json)
         for path in save_clips(answer.moments[:save_top], output):
             say(f"clip: {path}", err=as_json)
+
+
+def serve(
+    collection: Annotated[Path, typer.Argument(help="A folder written by `internvideo index`.")],
+    host: Annotated[
+        str, typer.Option(help="Address to listen on; other than this machine's own it needs a token.")
+    ] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port to listen on; 0 for any free one.")] = 8808,
+    token: Annotated[
+        str | None,
+        typer.Option(envvar="INTERNVIDEO_TOKEN", help="Secret that requests must carry; made up where one is needed."),
+    ] = None,
+    mcp: Annotated[bool, typer.Option("--mcp", help="Serve MCP tools on stdin and stdout instead of a page.")] = False,
+    encoder: Annotated[
+        str | None, typer.Option("--encoder", "-e", help="The collection's model, if it is not where it was.")
+    ] = None,
+    device: Device = "auto",
+) -> None:
+    """Serve the search page and its HTTP API, or MCP tools; needs `pip install 'internvideo[search]'`."""
+    from internvideo.extras import require
+    from internvideo.inference.loading import load
+    from internvideo.search.collection import Collection
+
+    require("search", "internvideo serve")
+    model = None if encoder is None else load(encoder, device=device)
+    with Collection.open(collection, model, device=device) as opened:
+        _ = opened.model  # told before anything listens
+        if mcp:
+            from internvideo.search.mcp import serve_stdio
+
+            serve_stdio(opened)
+            return
+        from internvideo.search.server import run_server
+
+        run_server(opened, host=host, port=port, token=token, started=lambda address: say(f"open {address}"))
 
 
 def _line(moment: Moment) -> str:

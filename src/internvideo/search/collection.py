@@ -88,7 +88,11 @@ class Collection:
         """
         path = Path(folder)
         with alone_in(path):
-            Store.create(path, model, scales=scales, storage=storage).close()
+            store = Store.create(path, model, scales=scales, storage=storage)
+            source = model.metadata.get("source", "")
+            if store.records.fact("encoder") is None and os.path.exists(source):  # whatever folder it is opened from
+                store.records.set_fact("encoder", {"source": os.path.abspath(source)})
+            store.close()
         return cls(path, model)
 
     def __enter__(self) -> Collection:

@@ -189,8 +189,7 @@ class _Run:
             self.report.video_seconds += max(0.0, piece.end - max(state.covered, piece.start))
             state.covered = max(state.covered, piece.end)
         state.windows.append((piece.start, piece.end, piece.scale))
-        if piece.picture:
-            state.pictures[(piece.start + piece.end) / 2] = piece.picture
+        state.pictures.update(piece.pictures or {})
         self.batch.append(piece)
         if len(self.batch) == self.settings.batch_size:
             self._encode()

@@ -83,6 +83,7 @@ def find_moments(
     base = float(np.median(curve))
     half = settings.step_seconds / 2
     first, last = float(windows[:, 0].min()), float(windows[:, 1].max())
+    centers = windows[:, :2].mean(axis=1)
     made = []
     for peak in _peaks(curve)[: settings.max_peaks]:
         border = base + settings.edge * (curve[peak] - base)
@@ -93,12 +94,18 @@ def find_moments(
         if (lacking := settings.shortest_seconds - (end - start)) > 0:
             start, end = start - lacking / 2, end + lacking / 2
         start, end = max(start, first), min(end, last)
-        inside = (windows[:, 0] < end) & (windows[:, 1] > start)
-        centers = windows[:, :2].mean(axis=1)
-        inside &= (centers >= start) & (centers <= end)
+        inside = _about(windows, start, end)
         best = scores[inside].max() if inside.any() else scores[np.abs(centers - times[peak]).argmin()]
         made.append(ScoredSpan(float(start), float(end), float(best), float(curve[peak])))
     return suppress(made, settings.max_overlap)[:limit]
+
+
+def _about(windows: Floats, start: float, end: float) -> NDArray[np.bool_]:
+    """Return which windows (n,) are about a span: their center lies in it, or a quarter of their union is common."""
+    centers = windows[:, :2].mean(axis=1)
+    common = np.minimum(windows[:, 1], end) - np.maximum(windows[:, 0], start)
+    union = np.maximum(windows[:, 1], end) - np.minimum(windows[:, 0], start)
+    return np.asarray(((centers >= start) & (centers <= end)) | (common >= 0.25 * union), bool)
 
 
 def _peaks(curve: Floats) -> list[int]:

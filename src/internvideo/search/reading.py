@@ -26,7 +26,7 @@ class Piece(NamedTuple):
 
     Attributes:
         video: its index. start, end: seconds. scale: seconds of a whole window of its kind.
-        fraction_done: of the video, 0..1. clip: (3, T, S, S). picture: JPEG of its middle, b"" for none.
+        fraction_done: of the video, 0..1. clip: (3, T, S, S). pictures: time -> JPEG, for the filmstrip.
         info: at the end, None if the video could not be opened. reason: at the end, why it came early.
     """
 
@@ -36,7 +36,7 @@ class Piece(NamedTuple):
     scale: float = 0.0
     fraction_done: float = 1.0
     clip: Tensor | None = None
-    picture: bytes = b""
+    pictures: dict[float, bytes] | None = None
     info: VideoInfo | None = None
     reason: str = ""
 
@@ -77,9 +77,9 @@ class WindowReader(IterableDataset[Piece]):
             try:
                 for span, clip in self._clips(opened, begin, stop):
                     start, end, scale = span
-                    picture = self._picture(clip, info) if self._has_picture(start - begin, scale) else b""
+                    pictures = self._pictures(span, clip, info) if self._has_pictures(start - begin, scale) else None
                     done = max(done, (end - begin) / max(stop - begin, 1e-9))
-                    yield Piece(index, start, end, scale, min(done, 1.0), clip, picture)
+                    yield Piece(index, start, end, scale, min(done, 1.0), clip, pictures)
                 reason = opened.damage_report or past_end(info, video.end)
             except VideoError as error:  # the windows before the damage are kept
                 reason = str(error).removeprefix(f"{video.path}: ")
@@ -101,18 +101,23 @@ class WindowReader(IterableDataset[Piece]):
             if video.damage != "skip" or not video.is_missing(indices).all():
                 yield span, clip
 
-    def _has_picture(self, offset: float, scale: float) -> bool:
-        """Return whether a filmstrip has a picture of the window: those of the shortest scale that do not overlap."""
+    def _has_pictures(self, offset: float, scale: float) -> bool:
+        """Return whether a filmstrip has pictures of the window: those of the shortest scale that do not overlap."""
         return scale == self.scales[0] and round(offset / (scale * self.overlap)) % max(round(1 / self.overlap), 1) == 0
 
-    def _picture(self, clip: Tensor, info: VideoInfo) -> bytes:
+    def _pictures(self, span: tuple[float, float, float], clip: Tensor, info: VideoInfo) -> dict[float, bytes]:
+        """Return the pictures of a window: its frames after a quarter and three quarters of it."""
         side = min(PICTURE_SIDE, clip.shape[-1])
         width, height = side, side
         if not self.preprocessing.keep_aspect:  # the whole frame, squeezed into a square
             longer = max(info.width, info.height)
             width, height = (max(16, round(side * length / longer)) for length in (info.width, info.height))
-        pixels = clip[:, clip.shape[1] // 2].permute(1, 2, 0).clamp(0, 255).byte().numpy()
-        return jpeg(np.ascontiguousarray(pixels), width, height)
+        made = {}
+        for part in (0.25, 0.75):
+            pixels = clip[:, int(clip.shape[1] * part)].permute(1, 2, 0).clamp(0, 255).byte().numpy()
+            time = span[0] + part * (span[1] - span[0])
+            made[round(time, 3)] = jpeg(np.ascontiguousarray(pixels), width, height)
+        return made
 
 
 def scale_spans(begin: float, stop: float, scales: Sequence[float], overlap: float) -> list[tuple[float, float, float]]:

@@ -1,0 +1,96 @@
+"""Moments beside single windows and prior spans: R@1 at tIoU 0.5 and 0.7 of queries about one video each.
+
+    python benchmarks/moments.py COLLECTION QUERIES.jsonl [--split test] [--tune]
+
+COLLECTION is of `internvideo index` on the videos of QUERIES (the sample world's queries.jsonl), with a model that has
+a text tower; the same vectors serve all. *window*: the window with the highest score. *moment*: the first one of
+`find_moments`. *prior*: the part of a video that overlaps most answers of the other split, whatever the query.
+Intervals of 95 % draw videos with replacement.
+`--tune` prints a grid of settings, for the training split.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from internvideo.data.manifest import read_manifest
+from internvideo.metrics.temporal_detection import tiou
+from internvideo.search.collection import Collection
+from internvideo.search.moments import MomentSettings, find_moments
+
+Floats = NDArray[np.floating]
+Answer = Callable[[Floats, Floats], tuple[float, float]]
+LEVELS = (0.5, 0.7)
+
+
+def window(windows: Floats, scores: Floats) -> tuple[float, float]:
+    best = windows[scores.argmax()]
+    return float(best[0]), float(best[1])
+
+
+def moment(settings: MomentSettings) -> Answer:
+    def answer(windows: Floats, scores: Floats) -> tuple[float, float]:
+        first = find_moments(windows, scores, settings, limit=1)[0]
+        return first.start, first.end
+
+    return answer
+
+
+def intervals(hits: NDArray[np.bool_], groups: NDArray[np.int64]) -> str:
+    """Percent, and the 95 % interval over videos."""
+    draw, counts = np.random.default_rng(0), np.bincount(groups)
+    right = np.bincount(groups, weights=hits)
+    picks = draw.integers(0, len(counts), (2000, len(counts)))
+    low, high = np.percentile(right[picks].sum(axis=1) / counts[picks].sum(axis=1), (2.5, 97.5))
+    return f"{100 * hits.mean():.1f} ({100 * low:.1f} to {100 * high:.1f})"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("collection", type=Path)
+    parser.add_argument("queries", type=Path)
+    parser.add_argument("--split", default="test")
+    parser.add_argument("--tune", action="store_true")
+    given = parser.parse_args()
+    manifest = read_manifest(given.queries)
+    with Collection.open(given.collection) as collection:
+        snapshot = collection.store.snapshot()
+        places = {video.path: index for index, video in enumerate(snapshot.videos)}
+        rows = [row for row in manifest.rows if str(manifest.video_path(row).resolve()) in places]
+        videos = [places[str(manifest.video_path(row).resolve())] for row in rows]
+        vectors = collection.model.encode_text([row.captions[0] for row in rows]).numpy()
+        scores = snapshot.scores(vectors)
+    spans = np.array([(row.segments[0].start, row.segments[0].end) for row in rows])
+    lengths = np.array([snapshot.videos[index].duration for index in videos])
+    tested = np.array([row.split == given.split for row in rows])
+    shares = spans[~tested] / lengths[~tested, None]
+    prior = shares[(tiou(shares, shares, union="true") > LEVELS[0]).sum(axis=1).argmax()]
+    answers: dict[str, Answer] = {"window": window, "moment": moment(MomentSettings())}
+    if given.tune:
+        for edge in (0.3, 0.5, 0.7):
+            for shortest in (1.0, 1.5, 2.0, 2.5):
+                settings = MomentSettings(edge=edge, shortest_seconds=shortest)
+                answers[f"edge {edge}, shortest {shortest}"] = moment(settings)
+    chosen = np.flatnonzero(tested)
+    groups = np.unique(np.array(videos)[chosen], return_inverse=True)[1]
+    print(f"{len(chosen)} queries about {groups.max() + 1} videos, split {given.split}")
+    for name in [*answers, "prior"]:
+        found = []
+        for number in chosen:
+            inside = snapshot.rows(videos[number])
+            told = answers[name](snapshot.windows[inside], scores[number, inside]) if name in answers else None
+            found.append(prior * lengths[number] if told is None else told)
+        overlap = np.array(
+            [tiou(np.array([one]), spans[n][None], union="true")[0, 0] for one, n in zip(found, chosen, strict=True)]
+        )
+        told_levels = ", ".join(f"R@1 at {level}: {intervals(overlap >= level, groups)}" for level in LEVELS)
+        print(f"{name:24s} {told_levels}, mean tIoU {overlap.mean():.3f}")
+
+
+if __name__ == "__main__":
+    main()

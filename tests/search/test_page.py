@@ -1,0 +1,296 @@
+"""The page in real headless Chromium: query, player at the moment, filter, export, errors, keyboard, axe."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tarfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import odd_video
+import pytest
+import use_world
+
+from internvideo.search.collection import Collection
+
+playwright = pytest.importorskip("playwright.sync_api")
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(CHROMIUM is None, reason="no Chromium: apt-get install chromium"),
+]
+
+ROOT = Path(__file__).parents[2]
+
+
+class Server:
+    """`internvideo serve` as a process that can be stopped and started again on its port."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.port, self.process = folder, "0", None
+        self.start()
+
+    def start(self) -> None:
+        environment = {**os.environ, "PYTHONPATH": str(ROOT / "src"), "OMP_NUM_THREADS": "1"}
+        words = [sys.executable, "-m", "internvideo", "serve", str(self.folder / "c"), "--port", self.port]
+        self.process: Any = subprocess.Popen(words, env=environment, stdout=subprocess.PIPE, text=True)
+        self.address = self.process.stdout.readline().split()[1]
+        self.port = re.findall(r":(\d+)/", self.address)[0]
+
+    def stop(self) -> None:
+        self.process.terminate()
+        self.process.communicate(timeout=30)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Five short clips, one long one, and one that no browser plays (MPEG-4 part 2 in AVI)."""
+    place = tmp_path_factory.mktemp("page")
+    clips = place / "clips"
+    shutil.copytree(use_world.clips(5), clips)
+    odd_video.encode(clips / "long.mp4", odd_video.moving_frames(15 * 30, seed=9), fps=15)
+    odd_video.encode(clips / "old.avi", odd_video.moving_frames(60, seed=8), codec="mpeg4", fps=15)
+    with Collection.create(place / "c", use_world.language()) as collection:
+        collection.add([clips])
+        collection.store.records.set_fact("encoder", {"source": str(use_world.language_folder())})
+    return place
+
+
+@pytest.fixture(scope="module")
+def server(folder: Path) -> Iterator[Server]:
+    started = Server(folder)
+    yield started
+    started.stop()
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    with playwright.sync_playwright() as started:
+        opened = started.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield opened
+        opened.close()
+
+
+@pytest.fixture
+def page(browser: Any) -> Iterator[Any]:
+    """A page that must not report an error that a test does not ask for."""
+    # Playwright's waiting evaluates texts, which the page's policy forbids: the last test tests that policy.
+    context = browser.new_context(viewport={"width": 1280, "height": 800}, accept_downloads=True, bypass_csp=True)
+    opened = context.new_page()
+    opened.set_default_timeout(20_000)
+    errors: list[str] = []
+    opened.on("pageerror", lambda error: errors.append(str(error)))
+    yield opened
+    context.close()
+    assert errors == []
+
+
+def ask(page: Any, text: str) -> None:
+    page.fill("#q", text)
+    page.press("#q", "Enter")
+    told = "document.querySelector('#status').textContent"
+    page.wait_for_function(f"{told} && !/Searching/.test({told})")
+
+
+def answer(page: Any, parameters: str) -> Any:
+    """What the API says, asked from the page."""
+    return page.evaluate("(p) => fetch('/api/search?' + p).then((r) => r.json())", parameters)
+
+
+def test_a_query_gives_moments_and_the_address_keeps_it(page: Any, server: Server) -> None:
+    page.goto(server.address)
+    page.select_option("#threshold", "", force=True)
+    ask(page, "a red circle falls")
+    assert 7 <= page.locator(".moment").count() <= 12
+    assert "q=a+red+circle+falls" in page.url
+    names = page.locator(".name").all_inner_texts()
+    page.reload()
+    page.wait_for_selector(".moment")
+    assert page.locator(".name").all_inner_texts() == names
+    page.wait_for_function("[...document.images].every((image) => image.complete && image.naturalWidth > 0)")
+    alts = page.eval_on_selector_all(".strip img", "all => all.map((image) => image.alt)")
+    assert any(re.search(r"\.(mp4|avi) at 0:", alt) for alt in alts)
+    ask(page, "something else")
+    page.go_back()
+    page.wait_for_function("document.querySelector('#q').value === 'a red circle falls'")
+
+
+def test_the_player_opens_at_the_moment(page: Any, server: Server) -> None:
+    page.goto(f"{server.address}?q=x&where=name+%3D+%22long.mp4%22+and+start+%3E+9&top=1")
+    card = page.locator(".moment").first
+    start = answer(page, "q=x&top=1&where=name+%3D+%22long.mp4%22+and+start+%3E+9")["moments"][0]["start"]
+    card.click()
+    page.wait_for_function("document.querySelector('#video').readyState >= 2")
+    assert start > 5
+    assert page.evaluate("document.querySelector('#video').currentTime") == pytest.approx(start, abs=2.5)
+    assert "#t=" in page.evaluate("document.querySelector('#video').currentSrc")
+    page.keyboard.press("Escape")
+    assert not page.locator("#player").is_visible()
+
+
+def test_what_a_browser_cannot_play_has_a_preview(page: Any, server: Server) -> None:
+    page.goto(f"{server.address}?q=x&where=name+%3D+%22old.avi%22&top=1")
+    page.locator(".moment").first.click()
+    page.wait_for_function(
+        "/preview/.test(document.querySelector('#video').currentSrc) && document.querySelector('#video').readyState > 1"
+    )
+    assert "cannot play this file" in page.inner_text("#hint")
+    assert page.evaluate("document.querySelector('#video').videoWidth") > 0
+
+
+def test_filters_and_mistakes(page: Any, server: Server) -> None:
+    page.goto(server.address)
+    page.click("summary")
+    page.fill("#where", 'name = "2.mp4"')
+    page.select_option("#threshold", "")
+    ask(page, "a dog")
+    assert set(page.locator(".name").all_inner_texts()) == {"2.mp4"}
+    page.fill("#where", "huh > 3")
+    ask(page, "a dog")
+    assert "'huh'; allowed: one of the columns" in page.inner_text("#status")
+    assert page.locator(".moment").count() == 0
+    page.fill("#where", "duration > 99")
+    ask(page, "a dog")
+    assert "no window passes the filter" in page.inner_text("#status")
+
+
+def test_nothing_fits_offers_the_nearest(page: Any, server: Server) -> None:
+    page.goto(f"{server.address}?q=a+dog&threshold=0.2%25")
+    page.wait_for_selector(".moment")
+    told = page.inner_text("#status")
+    fits = answer(page, "q=a+dog&threshold=0.2%25")["moments"]
+    assert told.startswith("Nothing fits") == (not fits)
+
+
+def test_lists_and_clips_are_saved(page: Any, server: Server, tmp_path: Path) -> None:
+    page.goto(f"{server.address}?q=a+dog&top=3")
+    page.wait_for_selector(".moment")
+    for kind in ("csv", "json", "edl"):
+        with page.expect_download() as download:
+            page.click(f"#{kind}")
+        assert download.value.suggested_filename == f"moments.{kind}"
+    page.locator(".moment").first.click()
+    with page.expect_download() as download:
+        page.click("#clip")
+    download.value.save_as(tmp_path / "clip.mp4")
+    assert (tmp_path / "clip.mp4").stat().st_size > 500
+
+
+def test_a_picture_is_dropped_and_more_like_this(page: Any, server: Server, folder: Path, tmp_path: Path) -> None:
+    page.goto(server.address)
+    page.set_input_files("#file", str(folder / "clips" / "3.mp4"))
+    page.wait_for_selector(".moment")
+    assert page.locator(".name").first.inner_text() == "3.mp4"
+    assert "Looking for moments like 3.mp4" in page.inner_text("#example")
+    page.locator(".moment").first.click()
+    page.click("#similar")
+    page.wait_for_function("location.search.includes('like=')")
+    page.wait_for_selector(".moment")
+    assert page.locator(".name").first.inner_text() == "3.mp4"
+    page.click("#example button")
+    page.wait_for_function("!document.querySelectorAll('.moment').length")
+
+
+def test_the_keyboard_is_enough(page: Any, server: Server) -> None:
+    page.goto(f"{server.address}?q=a+dog&threshold=")
+    page.wait_for_selector(".moment")
+    page.locator("body").click(position={"x": 2, "y": 500})
+    page.keyboard.press("/")
+    assert page.evaluate("document.activeElement.id") == "q"
+    page.keyboard.press("ArrowDown")
+    page.keyboard.press("ArrowRight")
+    assert page.evaluate("[...document.querySelectorAll('.moment')].indexOf(document.activeElement)") == 1
+    page.keyboard.press("Enter")
+    page.wait_for_function("document.querySelector('#player').open")
+    page.keyboard.press("Escape")
+    assert page.evaluate("document.activeElement.className") == "moment", "the focus is back where it was"
+
+
+def test_two_tabs_and_a_server_that_restarts(browser: Any, server: Server) -> None:
+    context = browser.new_context(bypass_csp=True)
+    one, two = context.new_page(), context.new_page()
+    for tab, text in ((one, "a dog"), (two, "a red circle")):
+        tab.goto(server.address)
+        ask(tab, text)
+    assert one.input_value("#q") == "a dog"
+    server.stop()
+    ask(one, "a cat")
+    assert "server does not answer" in one.inner_text("#status")
+    server.start()
+    one.click("button[type=submit]")
+    one.wait_for_selector(".moment")
+    ask(two, "a cat")
+    assert two.locator(".moment").count() > 0
+    context.close()
+
+
+def test_names_of_others_are_shown_and_not_parsed(browser: Any, tmp_path: Path) -> None:
+    clips = tmp_path / "clips"
+    clips.mkdir()
+    name = '<img src=x onerror="document.title=1">.mp4'
+    shutil.copy(use_world.clips(5) / "0.mp4", clips / name)
+    with Collection.create(tmp_path / "c", use_world.language()) as collection:
+        collection.add([clips])
+        collection.store.records.set_fact("encoder", {"source": str(use_world.language_folder())})
+    server = Server(tmp_path)
+    page = browser.new_page()
+    page.goto(f"{server.address}?q=x")
+    page.wait_for_selector(".moment")
+    assert page.locator(".name").first.inner_text() == name
+    assert page.title() == "internvideo search"
+    page.close()
+    server.stop()
+
+
+def axe_source(folder: Path) -> str:
+    """axe-core, by npm."""
+    if shutil.which("npm") is None:
+        pytest.skip("no npm for axe-core")
+    done = subprocess.run(["npm", "pack", "axe-core@4"], cwd=folder, capture_output=True, text=True, timeout=120)
+    packed = list(folder.glob("axe-core-*.tgz"))
+    if not packed:
+        pytest.skip(f"axe-core cannot be fetched: {done.stderr[-200:]}")
+    with tarfile.open(packed[0]) as archive:
+        stream = archive.extractfile("package/axe.min.js")
+        assert stream is not None
+        return stream.read().decode()
+
+
+@pytest.mark.parametrize("width", [1280, 380])
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_axe_finds_no_serious_fault(browser: Any, server: Server, tmp_path: Path, scheme: str, width: int) -> None:
+    source = axe_source(tmp_path)
+    # The page's own policy forbids scripts of others: the test's goes around it, for this context alone.
+    context = browser.new_context(viewport={"width": width, "height": 800}, color_scheme=scheme, bypass_csp=True)
+    page = context.new_page()
+    page.goto(f"{server.address}?q=a+dog&threshold=&where=duration+%3E+1")
+    page.wait_for_selector(".moment")
+    assert page.evaluate("document.documentElement.scrollWidth") <= width, "nothing is cut off"
+    page.add_script_tag(content=source)
+    for state in ("results", "player"):
+        if state == "player":
+            page.locator(".moment").first.click()
+        faults = "axe.run().then((r) => r.violations.map((v) => [v.impact, v.id, v.nodes[0].html]))"
+        found = page.evaluate(faults)
+        assert [fault for fault in found if fault[0] in ("serious", "critical")] == [], state
+    context.close()
+
+
+def test_the_policy_forbids_scripts_of_others(browser: Any, server: Server) -> None:
+    page = browser.new_page()
+    told: list[str] = []
+    page.on("console", lambda message: told.append(message.text))
+    page.goto(f"{server.address}?q=a+dog&threshold=")
+    page.wait_for_selector(".moment")
+    assert told == [], "the page itself keeps to it"
+    script = "Object.assign(document.createElement('script'), {textContent: 'document.title = 1'})"
+    page.evaluate(f"document.body.append({script})")
+    page.wait_for_timeout(300)
+    assert page.title() == "internvideo search"
+    assert any("Content Security Policy" in text for text in told)
+    page.close()
