@@ -197,7 +197,7 @@ def test_a_detector_of_actions_in_boxes_gives_features_of_any_layer_and_frame() 
     with torch.no_grad():
         places = create_feature_extractor(model, "-1", 3)(clips).reshape(2, 9, 16)
         whole = module.grid_tokens(module.normalize(clips))
-    assert (model.classes, model.embed_dim) == ((), 16)
+    assert (model.class_names, model.embed_dim) == ((), 16)
     torch.testing.assert_close(model.encode_clips(clips), whole.mean(dim=(1, 2, 3)))
     seen: list[Tensor] = []
     hook = module.blocks[-1].register_forward_hook(lambda block, inputs, output: seen.append(output))

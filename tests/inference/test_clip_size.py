@@ -32,7 +32,7 @@ def test_fixed_positions_are_those_of_the_training_resized(tmp_path: Path) -> No
     for key, value in own.module.state_dict().items():
         assert torch.equal(model.module.state_dict()[key], value)
     assert (model.preprocessing.frames, model.preprocessing.size) == (2 * before.frames, 64)
-    assert model.classes == small_world.CLASSES
+    assert model.class_names == small_world.CLASSES
     assert torch.isfinite(model.encode_video(small_apps.clips(1))).all()
     model.save_pretrained(tmp_path / "saved")
     again = load(tmp_path / "saved", **CPU)
@@ -65,7 +65,7 @@ def test_learned_positions_are_resized(family: str, tmp_path: Path) -> None:
 
 def test_new_classes_and_another_size_at_once() -> None:
     model = load(small_apps.trained("supervised"), image_size=64, num_classes=5, **CPU)
-    assert model.classes == ("0", "1", "2", "3", "4")
+    assert model.class_names == ("0", "1", "2", "3", "4")
     assert model.preprocessing.size == 64
 
 

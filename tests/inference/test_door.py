@@ -47,7 +47,7 @@ def test_an_untrained_model_with_other_classes() -> None:
     for family in ("supervised", "supervised_multimodal", "interaction"):
         name, overrides = settings(family)
         model = load(name, weights="random", overrides=overrides, num_classes=7, **CPU)
-        assert len(model.classes) == 7
+        assert len(model.class_names) == 7
         assert len(model.classify(small_apps.clips(1))[0]) == 7
     for family in ("masked", "multimodal"):
         name, overrides = settings(family)
@@ -85,15 +85,15 @@ def test_a_run_opens_by_its_file_its_folder_and_its_name(stage: str) -> None:
 
 
 def test_classes_of_a_run_are_its_own() -> None:
-    assert load(small_apps.trained("supervised"), **CPU).classes == small_world.CLASSES
-    assert load(small_apps.trained("multimodal"), **CPU).classes == ()
-    assert load(small_apps.trained("masked"), **CPU).classes == ()
+    assert load(small_apps.trained("supervised"), **CPU).class_names == small_world.CLASSES
+    assert load(small_apps.trained("multimodal"), **CPU).class_names == ()
+    assert load(small_apps.trained("masked"), **CPU).class_names == ()
 
 
 def test_a_new_head_leaves_the_rest() -> None:
     path = small_apps.trained("supervised")
     old, new = load(path, **CPU), load(path, num_classes=5, **CPU)
-    assert new.classes == ("0", "1", "2", "3", "4")
+    assert new.class_names == ("0", "1", "2", "3", "4")
     assert new.metadata["head"] == "untrained"
     assert torch.equal(old.encode_video(small_apps.clips(2)), new.encode_video(small_apps.clips(2)))
     with pytest.raises(RecipeError, match="has no classifier"):
@@ -103,7 +103,7 @@ def test_a_new_head_leaves_the_rest() -> None:
 def test_a_classifier_from_pretraining_weights() -> None:
     path = small_apps.trained("masked")
     model = load("videomae-s-classifier", weights=path, num_classes=5, **CPU)
-    assert model.classes == ("0", "1", "2", "3", "4")
+    assert model.class_names == ("0", "1", "2", "3", "4")
     assert isinstance(model.module, VideoMAEClassifier)
     state, _ = read_safetensors(path)
     assert torch.equal(model.module.state_dict()["blocks.1.mlp.fc1.weight"], state["encoder.blocks.1.mlp.fc1.weight"])
@@ -131,7 +131,7 @@ def test_published_weights_are_recognised(classifier: Path) -> None:
     model = load(classifier, overrides=SIZE, frames=4, image_size=32, **CPU)
     assert model.name.endswith("-classifier")
     assert "VideoMAE" in model.metadata["layout"]
-    assert model.classes == ("0", "1", "2", "3", "4", "5")
+    assert model.class_names == ("0", "1", "2", "3", "4", "5")
     assert (model.preprocessing.frames, model.preprocessing.size, model.preprocessing.resize_backend) == (
         4,
         32,
@@ -139,7 +139,7 @@ def test_published_weights_are_recognised(classifier: Path) -> None:
     )
     assert sum(model.classify(small_apps.clips(1))[0].values()) == pytest.approx(1)
     other = load(classifier, overrides=SIZE, frames=4, image_size=32, num_classes=3, **CPU)
-    assert other.classes == ("0", "1", "2")
+    assert other.class_names == ("0", "1", "2")
     assert torch.equal(model.encode_video(small_apps.clips(1)), other.encode_video(small_apps.clips(1)))
 
 
@@ -167,7 +167,7 @@ def test_published_pretraining_becomes_a_classifier(tmp_path: Path) -> None:
     assert model.capabilities == {"video"}
     head = load(path, overrides=sizes, frames=4, image_size=32, num_classes=3, **CPU)
     assert head.name.endswith("-classifier")
-    assert len(head.classes) == 3
+    assert len(head.class_names) == 3
     assert load(head.name, weights=path, overrides=sizes, frames=4, image_size=32, num_classes=3, **CPU).capabilities
 
 

@@ -148,7 +148,7 @@ def test_a_classifier_gives_logits_and_names_its_classes(tmp_path: Path) -> None
     clips = random_clips(of, 3)
     close(run_torch(found.path, clips), of.logits(clips))
     about = json.loads(found.metadata.read_text())
-    assert about["classes"] == list(of.classes)
+    assert about["classes"] == list(of.class_names)
     assert about["output"] == {"name": "logits", "type": "float32", "shape": ["batch", 3], "normalised": False}
 
 

@@ -40,7 +40,11 @@ def test_a_saved_model_gives_the_same_answers(family: str, tmp_path: Path) -> No
     ]
     again = VideoModel.from_pretrained(tmp_path / "saved", device="cpu")
     assert torch.equal(again.encode_video(small_apps.clips()), model.encode_video(small_apps.clips()))
-    assert (again.config, again.classes, again.capabilities) == (model.config, model.classes, model.capabilities)
+    assert (again.config, again.class_names, again.capabilities) == (
+        model.config,
+        model.class_names,
+        model.capabilities,
+    )
     if "text" in model.capabilities:
         assert torch.equal(again.encode_text(["a dog"]), model.encode_text(["a dog"]))
     if "caption" in model.capabilities:
@@ -58,8 +62,8 @@ def test_a_run_keeps_its_classes_and_clips(tmp_path: Path) -> None:
     assert again.metadata["licence"] == "Apache-2.0"
     config = json.loads((tmp_path / "saved" / "config.json").read_text())
     assert config["metadata"]["source"] == "model.safetensors", "no folder of this machine"
-    assert load("videomae-s-classifier", weights=tmp_path / "saved", device="cpu").classes == model.classes
-    assert load(tmp_path / "saved" / "model.safetensors", device="cpu").classes == model.classes
+    assert load("videomae-s-classifier", weights=tmp_path / "saved", device="cpu").class_names == model.class_names
+    assert load(tmp_path / "saved" / "model.safetensors", device="cpu").class_names == model.class_names
     with pytest.raises(WeightsError, match="weights of 'videomae-s-classifier'; allowed: videomae-b-classifier"):
         load("videomae-b-classifier", weights=tmp_path / "saved", device="cpu")
 
@@ -68,7 +72,7 @@ def test_a_new_head_on_a_saved_model(tmp_path: Path) -> None:
     model = load(small_apps.trained("supervised"), device="cpu")
     model.save_pretrained(tmp_path / "saved")
     again = load(tmp_path / "saved", num_classes=4, device="cpu")
-    assert again.classes == ("0", "1", "2", "3")
+    assert again.class_names == ("0", "1", "2", "3")
     assert torch.equal(again.encode_video(small_apps.clips()), model.encode_video(small_apps.clips()))
     with pytest.raises(RecipeError, match="this checkpoint already carries its config"):
         load(tmp_path / "saved", overrides={"depth": 8}, device="cpu")
@@ -220,7 +224,7 @@ def test_settings_that_do_not_fit_are_told(saved: Path, change: dict[str, Any], 
     config = json.loads((saved / "config.json").read_text())
     settings = {key: value for key, value in config.items() if key not in ("files", "library_name")}
     rewritten(saved, settings)
-    assert load(saved, device="cpu").classes
+    assert load(saved, device="cpu").class_names
     rewritten(saved, settings | change)
     with pytest.raises((WeightsError, RecipeError), match=found) as error:
         load(saved, device="cpu")

@@ -66,7 +66,7 @@ def places(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 
 def loads(place: Path, folder: Path) -> None:
-    assert len(load(place, device="cpu").classes) >= 2
+    assert len(load(place, device="cpu").class_names) >= 2
 
 
 def evaluates(place: Path, folder: Path) -> None:

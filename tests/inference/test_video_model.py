@@ -182,10 +182,10 @@ def test_a_classifier_averages_the_softmax_of_its_views() -> None:
     for path, answer in zip(paths, answers, strict=True):
         views = torch.stack(model.preprocessing.read(path, num_clips=3))
         expected = model.logits(views).double().softmax(1).mean(0)
-        assert list(answer) == [model.classes[i] for i in expected.argsort(descending=True)]
-        assert [answer[name] for name in model.classes] == pytest.approx(expected.tolist(), abs=1e-6)
+        assert list(answer) == [model.class_names[i] for i in expected.argsort(descending=True)]
+        assert [answer[name] for name in model.class_names] == pytest.approx(expected.tolist(), abs=1e-6)
     assert answers != model.classify(paths)
-    assert model.classes == ("0", "1", "2")
+    assert model.class_names == ("0", "1", "2")
 
 
 @pytest.mark.parametrize("family", ["multimodal", "viclip", "clip"])
@@ -212,7 +212,7 @@ def test_a_trained_run_scores_as_its_evaluation_does() -> None:
     answers = model.classify([manifest.video_path(row) for row in manifest.rows])
     found = [[answer[name] for name in manifest.classes] for answer in answers]
     np.testing.assert_allclose(found, recognition.probabilities(table), rtol=1e-5)
-    assert model.classes == trained.classes
+    assert model.class_names == trained.classes
 
 
 @pytest.mark.parametrize("stage", ["interaction", "supervised_multimodal"])
@@ -306,7 +306,7 @@ def test_an_unreadable_video_is_named(tmp_path: Any) -> None:
 def test_class_names_must_be_as_many_as_classes() -> None:
     model = random_model("supervised")
     with pytest.raises(RecipeError, match="2 class names for 3 classes"):
-        VideoModel(model.name, model.module, classes=("a", "b"))
+        VideoModel(model.name, model.module, class_names=("a", "b"))
     with pytest.raises(RecipeError, match="precision"):
         VideoModel(model.name, model.module, precision="int8")  # type: ignore[arg-type]  # the mistake
     with pytest.raises(ValueError, match="clips are"):

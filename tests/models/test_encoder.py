@@ -123,7 +123,7 @@ def test_a_backbone_is_one_class_and_one_row(monkeypatch: pytest.MonkeyPatch) ->
     model = VideoModel("toy", module)
     clips = torch.randint(0, 256, (2, 3, 4, 8, 8), dtype=torch.uint8)
     assert model.capabilities == {"video", "classify"}
-    assert (model.embed_dim, len(model.classes), model.preprocessing.frames) == (6, 5, 4)
+    assert (model.embed_dim, len(model.class_names), model.preprocessing.frames) == (6, 5, 4)
     assert model.encode_clips(clips).shape == (2, 6)
     assert model.tokens(clips).shape == (2, 4, 6)
     with torch.no_grad():

@@ -38,7 +38,7 @@ def language() -> VideoModel:
 def classifier() -> VideoModel:
     """A masked encoder with a head of two classes."""
     module = small_world.masked_classifier()
-    return VideoModel("videomae-s-classifier", module, preprocessing=CLIPS, classes=small_world.CLASSES)
+    return VideoModel("videomae-s-classifier", module, preprocessing=CLIPS, class_names=small_world.CLASSES)
 
 
 @cache

@@ -58,7 +58,7 @@ def test_a_plain_adapter_is_merged_into_its_base(change: dict[str, Any], scale: 
     ours, video = load(tmp_path / "adapter", device="cpu"), clip_of(theirs)
     difference = doubled(ours)(video) - theirs.double()(video.transpose(1, 2)).logits
     assert difference.abs().max() < 1e-5  # the sum is rounded to float32, in another order
-    assert ours.classes == ("fall", "sit", "walk")
+    assert ours.class_names == ("fall", "sit", "walk")
     plain = doubled(load(tmp_path / "base", device="cpu"))
     assert (plain(video) - ours.module(video)).abs().max() > 1e-2
 

@@ -75,17 +75,17 @@ def test_heads_published_with_one_list_get_its_names(
 ) -> None:
     write_safetensors(tmp_path / "w.safetensors", keys.numbers(make()))
     model = load(tmp_path / "w.safetensors", device="cpu", overrides=rest)
-    count = len(model.classes)
-    assert model.classes == (published_classes(name) if name else tuple(map(str, range(count))))
+    count = len(model.class_names)
+    assert model.class_names == (published_classes(name) if name else tuple(map(str, range(count))))
     assert ("classes" in model.metadata) is bool(name)
     own = [f"class {number}" for number in range(count)]
-    assert load(tmp_path / "w.safetensors", device="cpu", overrides=rest, classes=own).classes == tuple(own)
+    assert load(tmp_path / "w.safetensors", device="cpu", overrides=rest, class_names=own).class_names == tuple(own)
     with pytest.raises(RecipeError, match="3 names"):
-        load(tmp_path / "w.safetensors", device="cpu", overrides=rest, classes=["a", "b", "c"])
+        load(tmp_path / "w.safetensors", device="cpu", overrides=rest, class_names=["a", "b", "c"])
 
 
 def test_a_list_can_be_asked_for(tmp_path: Path) -> None:
     write_safetensors(tmp_path / "w.safetensors", keys.numbers(keys.videomae_classifier(64, 1, 128, 80)))
-    model = load(tmp_path / "w.safetensors", device="cpu", overrides={"heads": 1}, classes="ava")
-    assert model.classes[16] == "carry/hold (an object)"
-    assert len(model.classes) == 80
+    model = load(tmp_path / "w.safetensors", device="cpu", overrides={"heads": 1}, class_names="ava")
+    assert model.class_names[16] == "carry/hold (an object)"
+    assert len(model.class_names) == 80

@@ -51,7 +51,7 @@ def test_a_classifier_gives_equal_logits_there(
     change: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     ours = model("videomae-s-classifier", **SMALL, classes=3, **change)
-    ours.classes = ("fall", "sit", "walk")
+    ours.class_names = ("fall", "sit", "walk")
     folder = ours.save_pretrained(tmp_path / "saved", layout="transformers")
     assert ("norm of the mean: 1e-06 in internvideo" in capsys.readouterr().err) == (change.get("head_eps") is None)
     theirs = transformers.AutoModelForVideoClassification.from_pretrained(folder).eval()
@@ -60,7 +60,7 @@ def test_a_classifier_gives_equal_logits_there(
     found = theirs(video().transpose(1, 2)).logits
     assert equal(found, ours.module(video()))
     again = load(folder, device="cpu")
-    assert again.classes == ours.classes
+    assert again.class_names == ours.class_names
     assert equal(again.module(video()), ours.module(video()))
     processor = transformers.AutoImageProcessor.from_pretrained(folder)
     assert list(processor.image_mean) == list(ours.module.config.mean)

@@ -99,11 +99,11 @@ def test_every_setting_of_a_classifier_is_honoured(change: dict[str, Any], tmp_p
     theirs = videomae(transformers.VideoMAEForVideoClassification, tmp_path, **change)
     ours, video = load(tmp_path, device="cpu"), clip_of(theirs)
     assert (doubled(ours)(video) - theirs.double()(video.transpose(1, 2)).logits).abs().max() < TOLERANCE
-    assert ours.classes == ("fall", "sit", "walk")
+    assert ours.class_names == ("fall", "sit", "walk")
     assert (ours.preprocessing.frames, ours.preprocessing.size) == (theirs.config.num_frames, theirs.config.image_size)
     again = load(ours.save_pretrained(tmp_path / "saved"), device="cpu")
     assert torch.equal(doubled(again)(video), ours.module(video))
-    assert again.classes == ours.classes
+    assert again.class_names == ours.class_names
     if change.get("hidden_size") is None:
         assert "but of another size: image_size" in (tmp_path / "saved" / "README.md").read_text()
         assert "width 96" in (tmp_path / "saved" / "README.md").read_text()
@@ -130,8 +130,8 @@ def test_every_setting_of_an_encoder_alone_is_honoured(change: dict[str, Any], t
     tokens = theirs.double()(video.transpose(1, 2)).last_hidden_state
     expected = tokens.mean(1) if theirs.config.use_mean_pooling else tokens[:, 0]
     assert (doubled(ours)(video) - expected).abs().max() < TOLERANCE
-    assert ours.classes == ()
-    assert len(load(tmp_path, device="cpu", num_classes=4).classes) == 4
+    assert ours.class_names == ()
+    assert len(load(tmp_path, device="cpu", num_classes=4).class_names) == 4
 
 
 CLIP_CHANGES: list[tuple[dict[str, Any], dict[str, Any]]] = [
@@ -238,7 +238,7 @@ def test_what_a_config_does_not_say_has_the_default_of_transformers(tmp_path: Pa
     edit(tmp_path, lambda config: [config.pop(key) for key in ("num_frames", "image_size", "hidden_act", "id2label")])
     model = load(tmp_path, device="cpu")
     assert (model.preprocessing.frames, model.preprocessing.size) == (16, 224)
-    assert model.classes == ("0", "1", "2")
+    assert model.class_names == ("0", "1", "2")
     edit(tmp_path, lambda config: config.update(window=3))
     assert load(tmp_path, device="cpu").metadata["config_not_understood"] == "window"
 
@@ -248,14 +248,14 @@ def test_a_file_is_read_with_the_config_beside_it_and_asks_for_heads_without(tmp
     assert load(tmp_path / "model.safetensors", device="cpu").module.config.heads == 6  # type: ignore[union-attr]  # a module
     (tmp_path / "config.json").unlink()
     assert "do not tell heads" in refused(tmp_path)
-    assert load(tmp_path, device="cpu", overrides={"heads": 3}).classes == ("0", "1", "2")
+    assert load(tmp_path, device="cpu", overrides={"heads": 3}).class_names == ("0", "1", "2")
 
 
 def test_who_asks_wins_over_a_config(tmp_path: Path) -> None:
     videomae(transformers.VideoMAEForVideoClassification, tmp_path)
     assert load(tmp_path, device="cpu", overrides={"activation": "relu"}).module.config.activation == "relu"  # type: ignore[union-attr]  # a module
     fresh = load(tmp_path, device="cpu", num_classes=5)
-    assert fresh.classes == ("0", "1", "2", "3", "4")
+    assert fresh.class_names == ("0", "1", "2", "3", "4")
 
 
 def test_shards_are_read_whole_or_not_at_all(tmp_path: Path) -> None:
@@ -268,7 +268,7 @@ def test_shards_are_read_whole_or_not_at_all(tmp_path: Path) -> None:
     for source in (folder, folder / "model.safetensors.index.json"):
         found = load(source, device="cpu")
         assert found.metadata["weights_sha256"] == whole.metadata["weights_sha256"]
-        assert found.classes == whole.classes
+        assert found.class_names == whole.class_names
     assert "shards of a model" in refused(shards[0])
     shard = max(shards, key=lambda path: len(read_safetensors(path)[0]))
     state, _ = read_safetensors(shard)

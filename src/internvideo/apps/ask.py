@@ -39,9 +39,12 @@ class Answerer:
         if not module.video:
             raise RecipeError(f"model {model.name}", "was trained on questions alone", "a network that sees the video")
         self.model, self.module = model, module
-        self.names = model.classes if answers is None else read_answers(answers)
-        if answers is not None and len(model.classes) - len(self.names) not in (0, 1):
-            found, wanted = f"{len(self.names)} answers", f"{len(model.classes)}, the outputs of the head, or one less"
+        self.names = model.class_names if answers is None else read_answers(answers)
+        if answers is not None and len(model.class_names) - len(self.names) not in (0, 1):
+            found, wanted = (
+                f"{len(self.names)} answers",
+                f"{len(model.class_names)}, the outputs of the head, or one less",
+            )
             raise RecipeError(answers, found, wanted)
 
     def check(self, questions: Sequence[str]) -> None:

@@ -90,4 +90,6 @@ class OpenSetRule:
             beliefs = found / (found.sum(dim=1, keepdim=True) + found.shape[1])
         best = beliefs.max(dim=1)
         rows = zip(best.values.tolist(), best.indices.tolist(), uncertainty.tolist(), strict=True)
-        return [Answer(model.classes[place], belief, doubt, doubt <= self.threshold) for belief, place, doubt in rows]
+        return [
+            Answer(model.class_names[place], belief, doubt, doubt <= self.threshold) for belief, place, doubt in rows
+        ]

@@ -78,7 +78,7 @@ def stream(
     one_of(labels=labels, labels_file=labels_file, model=model)
     opened = open_model(encoder, weights, device, precision)
     names = read_labels(labels, labels_file)
-    own = "classes" if opened.classes else "embedding"
+    own = "classes" if opened.class_names else "embedding"
     on = Probe.load(model) if model is not None else own if names is None else names
     if top is not None and on == "embedding":
         raise RecipeError("--top", "given for a model without classes", "with --labels, --labels-file or --model")

@@ -43,7 +43,7 @@ def create_feature_extractor(model: VideoModel, layer: str = POOLED, spatial_poo
     if layer == POOLED:
         return model.encode_clips
     if layer == SCORES:
-        if not model.classes:
+        if not model.class_names:
             raise RecipeError("layer", "scores of a model without a classifier", "pooled or the number of a layer")
         return lambda clips: model.logits(clips).double().softmax(dim=1).float()
     block = _block(model, layer)

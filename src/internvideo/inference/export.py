@@ -137,7 +137,7 @@ class Graph(nn.Module):
         able: dict[What, Run] = {"video": _features}
         if towers is not None:
             able["text"] = _encoded_text
-        if model.classes and model.module.has_logits:
+        if model.class_names and model.module.has_logits:
             able["classifier"] = _logits
         if what not in able:
             raise RecipeError("what", f"model {model.name} has no {what}", ", ".join(able))
@@ -347,13 +347,13 @@ def _describe(
             "type": "float32",
             "shape": [
                 plan.axes.get(0, len(plan.example)),
-                len(model.classes) if plan.output == "logits" else model.embed_dim,
+                len(model.class_names) if plan.output == "logits" else model.embed_dim,
             ],
             "normalised": False,
         },
         "smallest": {plan.axes[axis]: count for axis, count in plan.smallest.items()},
         "preprocessing": {"words": plan.example.shape[1]} if text else model.preprocessing.to_json(),
-        "classes": list(model.classes) if settings.what == "classifier" else [],
+        "classes": list(model.class_names) if settings.what == "classifier" else [],
         "weights": model.metadata,
         "tolerance": settings.tolerance,
         "largest_difference": max(check.relative for check in checks),

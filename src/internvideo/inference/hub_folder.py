@@ -49,7 +49,7 @@ class Savable(Protocol):
 
     name: str
     preprocessing: Preprocessing
-    classes: tuple[str, ...]
+    class_names: tuple[str, ...]
     metadata: dict[str, str]
     precision: Precision
 
@@ -79,7 +79,7 @@ class Maker(Protocol[Model]):
         module: nn.Module,
         *,
         preprocessing: Preprocessing,
-        classes: tuple[str, ...],
+        class_names: tuple[str, ...],
         metadata: dict[str, str],
         device: torch.device,
         precision: Precision,
@@ -239,7 +239,7 @@ def _build(
         with skip_init(), within(state):
             module = create_model(name, settings["overrides"])
         preprocessing = Preprocessing.from_json(settings["preprocessing"])
-        classes = tuple(str(name) for name in settings["classes"])
+        class_names = tuple(str(name) for name in settings["classes"])
         metadata = {str(key): str(value) for key, value in settings["metadata"].items()}
         temporal_stride = int(settings.get("frame_step", 1))
     except (RecipeError, AttributeError, KeyError, TypeError, ValueError) as error:
@@ -250,7 +250,7 @@ def _build(
         name,
         module,
         preprocessing=preprocessing,
-        classes=classes,
+        class_names=class_names,
         metadata=metadata,
         device=choose_device(device),
         precision=precision,
@@ -276,11 +276,13 @@ def card(
     uses = {
         "video": 'model.encode_video("clip.mp4")  # one vector of length one',
         "text": 'model.similarity("clip.mp4", ["a dog runs", "a man cooks"])',
-        "classify": 'model.classify("clip.mp4"' + (")" if model.classes else ', ["running", "cooking"])'),
+        "classify": 'model.classify("clip.mp4"' + (")" if model.class_names else ', ["running", "cooking"])'),
         "caption": 'model.caption("clip.mp4")',
     }
     able = [uses[what] for what in ("video", "text", "classify", "caption") if what in model.capabilities]
-    shown = ", ".join(model.classes[:20]) + (f" and {len(model.classes) - 20} more" if len(model.classes) > 20 else "")
+    shown = ", ".join(model.class_names[:20]) + (
+        f" and {len(model.class_names) - 20} more" if len(model.class_names) > 20 else ""
+    )
     frames = (
         f"{rule.frames} frames by the rule '{rule.sampler}'" + (f", stride {rule.stride}" if rule.stride else "")
         if not rule.single_frame
@@ -331,7 +333,7 @@ def _front_matter(model: Savable, licence: str, architecture: str) -> list[str]:
     from huggingface_hub import ModelCardData
 
     able = model.capabilities
-    task = "video-classification" if "classify" in able and model.classes else "feature-extraction"
+    task = "video-classification" if "classify" in able and model.class_names else "feature-extraction"
     libraries = ["transformers"] if architecture else ["sentence-transformers"]
     data = ModelCardData(
         library_name="transformers" if architecture else "internvideo",

@@ -62,7 +62,7 @@ def load(
     overrides: Mapping[str, object] | None = None,
     frames: int | None = None,
     image_size: int | None = None,
-    classes: str | Sequence[str] | None = None,
+    class_names: str | Sequence[str] | None = None,
 ) -> VideoModel:
     """Load a model.
 
@@ -75,7 +75,7 @@ def load(
         device: auto, cpu, cuda, cuda:N. precision: float32, bfloat16 or float16; answers are float32 always.
         overrides: settings of the model that its weights do not determine (`model_table.create_model`).
         frames, image_size: clips of another size than the weights were trained for, if the model allows it.
-        classes: names of the classifier's classes, or the name of a list of `weights.published_classes`; by default
+        class_names: names of the classifier's classes, or the name of a list of `weights.published_classes`; by default
             those of the file, else "0", "1" ...
 
     Raises:
@@ -100,19 +100,19 @@ def load(
         allowed = "the name of a model, a folder, a .safetensors file or an address"
         raise WeightsError(source, "no such file or folder", allowed, _suggest_name(source))
     model = _open(path, options)
-    if classes is not None:
-        model.classes = _check_class_names(classes, model)
+    if class_names is not None:
+        model.class_names = _check_class_names(class_names, model)
     if is_remote(source):
         model.metadata["source"] = re.sub(r"[?#].*", "", source)
     return model
 
 
-def _check_class_names(classes: str | Sequence[str], model: VideoModel) -> tuple[str, ...]:
+def _check_class_names(class_names: str | Sequence[str], model: VideoModel) -> tuple[str, ...]:
     """Return the names of a model's classes. Raises RecipeError for a wrong number of names, or repeated ones."""
-    names = published_classes(classes) if isinstance(classes, str) else tuple(classes)
-    if len(names) != len(model.classes) or len(set(names)) != len(names):
+    names = published_classes(class_names) if isinstance(class_names, str) else tuple(class_names)
+    if len(names) != len(model.class_names) or len(set(names)) != len(names):
         found = f"{len(names)} names, {len(set(names))} of them different"
-        raise RecipeError("classes", found, f"{len(model.classes)}, as its head has classes")
+        raise RecipeError("class_names", found, f"{len(model.class_names)}, as its head has classes")
     return names
 
 
@@ -189,7 +189,7 @@ def _from_hub_folder(path: Path, options: LoadOptions) -> VideoModel:
         _check_name(model.name, options, path)
         if options.frames is None and options.image_size is None:
             return model
-    name, classes, trained = model.name, model.classes, model.module.float()
+    name, class_names, trained = model.name, model.class_names, model.module.float()
     module, clips = at_clip_size(name, trained, model.preprocessing, options.frames, options.image_size, path)
     licences: dict[str, str] = {
         key: model.metadata[key] for key in ("licence", "licence_stated") if key in model.metadata
@@ -197,9 +197,15 @@ def _from_hub_folder(path: Path, options: LoadOptions) -> VideoModel:
     metadata: dict[str, str] = {"source": str(path), "layout": "internvideo hub", **licences}
     if options.num_classes is not None:
         name, module = _with_new_head(name, module, options, path)
-        classes, metadata["head"] = (), "untrained"
+        class_names, metadata["head"] = (), "untrained"
     return _build_video_model(
-        name, module, options, metadata, preprocessing=clips, classes=classes, temporal_stride=model.temporal_stride
+        name,
+        module,
+        options,
+        metadata,
+        preprocessing=clips,
+        class_names=class_names,
+        temporal_stride=model.temporal_stride,
     )
 
 
@@ -209,7 +215,7 @@ def _from_run(path: Path, options: LoadOptions) -> VideoModel:
     with skip_init():
         trained: Trained = load_trained(path, CATALOG, device="cpu")
     check_all_loaded(trained.model, path)
-    name, module, classes = trained.recipe.model.name, trained.model, trained.classes
+    name, module, class_names = trained.recipe.model.name, trained.model, trained.classes
     whole = video_encoder(module, name).takes_temporal_stride
     clips = preprocessing_of(trained.recipe, whole=whole)
     module, clips = at_clip_size(name, module, clips, options.frames, options.image_size, path)
@@ -218,14 +224,14 @@ def _from_run(path: Path, options: LoadOptions) -> VideoModel:
         _check_name(name, options, path)
     else:
         name, module = _with_new_head(name, module, options, path)
-        classes, metadata["head"] = (), "untrained"
+        class_names, metadata["head"] = (), "untrained"
     return _build_video_model(
         name,
         module,
         options,
         metadata,
         preprocessing=clips,
-        classes=classes if video_encoder(module, name).num_classes else (),
+        class_names=class_names if video_encoder(module, name).num_classes else (),
         temporal_stride=getattr(trained.recipe.settings, "temporal_stride", 1) if whole else 1,
     )
 
@@ -261,10 +267,10 @@ def _from_published(path: Path, options: LoadOptions) -> VideoModel:
         metadata["converted_from_sha256"] = found.metadata["source_sha256"]
     if options.num_classes is not None:
         metadata["head"] = "untrained"
-    classes = found.classes if options.num_classes is None else ()
+    class_names = found.classes if options.num_classes is None else ()
     default = published_preprocessing(video_encoder(module, name))
     return _build_video_model(
-        name, module, options, metadata, preprocessing=found.preprocessing(default), classes=classes
+        name, module, options, metadata, preprocessing=found.preprocessing(default), class_names=class_names
     )
 
 
@@ -280,7 +286,7 @@ def _build_video_model(
     metadata: Mapping[str, str],
     *,
     preprocessing: Preprocessing | None = None,
-    classes: tuple[str, ...] = (),
+    class_names: tuple[str, ...] = (),
     temporal_stride: int | None = None,
 ) -> VideoModel:
     """Wrap a loaded module in a VideoModel."""
@@ -290,7 +296,7 @@ def _build_video_model(
         name,
         module,
         preprocessing=preprocessing,
-        classes=classes,
+        class_names=class_names,
         metadata={"licence": "unknown", **metadata, "weights_sha256": weights_hash(module)},
         device=choose_device(options.device),
         precision=options.precision,

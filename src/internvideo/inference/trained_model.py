@@ -35,7 +35,7 @@ def open_trained(source: str | Path, *, device: str = "auto") -> Trained:
         if "recipe" in metadata and "classes" in metadata:
             return load_trained(file, CATALOG, device=device)
     model = load(source, device=device)
-    return Trained(model.module, test_recipe(model, source), model.classes)
+    return Trained(model.module, test_recipe(model, source), model.class_names)
 
 
 def test_recipe(model: VideoModel, where: object) -> Recipe:

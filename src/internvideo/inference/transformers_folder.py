@@ -22,7 +22,7 @@ def save(model: Savable, folder: Path) -> Path:
     Raises:
         RecipeError: transformers has no such architecture. RunError: the folder cannot be written.
     """
-    theirs = to_transformers(model.name, model.module, model.classes)
+    theirs = to_transformers(model.name, model.module, model.class_names)
     rule, metadata = model.preprocessing, metadata_to_save(model)
     config = {
         "architectures": [theirs.architecture],

@@ -43,14 +43,14 @@ class VideoModel(HubModel):
     Args:
         name: key of MODELS. module: of that name, built by `create_model`.
         preprocessing: how videos become clips; the published rule of the family when not given.
-        classes: names of the classifier's classes; numbers when not given.
+        class_names: names of the classifier's classes; numbers when not given.
         metadata: provenance of the weights.
         device: of the module. precision: compute dtype; outputs are float32.
         temporal_stride: an interaction's multimodal encoder takes every `temporal_stride`-th frame of a clip.
 
     Attributes:
-        name, module, preprocessing, classes, metadata, device, precision, temporal_stride: as above; `classes` is ()
-            without a classifier.
+        name, module, preprocessing, class_names, metadata, device, precision, temporal_stride: as above; `class_names`
+            is () without a classifier.
 
     Raises:
         RecipeError: a module that does not encode videos by itself, or a wrong number of class names.
@@ -62,7 +62,7 @@ class VideoModel(HubModel):
         module: nn.Module,
         *,
         preprocessing: Preprocessing | None = None,
-        classes: Sequence[str] = (),
+        class_names: Sequence[str] = (),
         metadata: dict[str, str] | None = None,
         device: torch.device | str = "cpu",
         precision: Precision = "float32",
@@ -70,14 +70,14 @@ class VideoModel(HubModel):
     ) -> None:
         encoder = video_encoder(module, name)
         count = encoder.num_classes
-        names = tuple(classes) or tuple(str(index) for index in range(count))
+        names = tuple(class_names) or tuple(str(index) for index in range(count))
         if len(names) != count and count:
             raise RecipeError(f"model {name}", f"{len(names)} class names for {count} classes", str(count))
         if precision not in get_args(Precision):
             raise RecipeError("precision", repr(precision), ", ".join(get_args(Precision)))
         self.name, self.temporal_stride, self.precision = name, temporal_stride, precision
         self.preprocessing = published_preprocessing(encoder) if preprocessing is None else preprocessing
-        self.classes = names if count else ()
+        self.class_names = names if count else ()
         self.metadata = dict(metadata or {})
         self.device = torch.device(device)
         self.module: VideoEncoder = _to_device_and_dtype(encoder, self.device, precision)
@@ -98,7 +98,7 @@ class VideoModel(HubModel):
         capabilities = {"video"}
         if self._dual_encoder is not None:
             capabilities |= {"text", "classify"}
-        if self.classes:
+        if self.class_names:
             capabilities.add("classify" if self.module.has_logits else "answer")  # apps/ask.py asks
         if self.module.can_caption:
             capabilities.add("caption")
@@ -122,7 +122,7 @@ class VideoModel(HubModel):
             "model": self.name,
             "overrides": overrides_of(self.name, self.module),
             "preprocessing": self.preprocessing.to_json(),
-            "classes": list(self.classes),
+            "classes": list(self.class_names),
             **step,
         }
 
@@ -181,7 +181,7 @@ class VideoModel(HubModel):
         Raises:
             RecipeError: the model has no classifier.
         """
-        if not self.module.has_logits or not self.classes:
+        if not self.module.has_logits or not self.class_names:
             raise self._unsupported(
                 "score classes of its own", do="give labels, or train a classifier on its embeddings"
             )
@@ -307,12 +307,12 @@ class VideoModel(HubModel):
     def label_names(self, labels: Sequence[str] | None) -> tuple[str, ...]:
         """Return the labels that `classify` chooses from. Raises RecipeError as it does."""
         if self._dual_encoder is None:
-            if not self.classes or not self.module.has_logits:
+            if not self.class_names or not self.module.has_logits:
                 raise self._unsupported("classify", do="train a classifier on its embeddings")
             if labels is not None:
-                known = f"its own {len(self.classes)} classes"
+                known = f"its own {len(self.class_names)} classes"
                 raise RecipeError(f"model {self.name}", "labels for a classifier", known, "leave out labels")
-            return self.classes
+            return self.class_names
         if labels is None or isinstance(labels, str) or len(labels) < 2:
             found = "none" if labels is None else repr(labels)
             raise RecipeError("labels", found, "a list of at least 2 texts: this model classifies by texts alone")

@@ -195,7 +195,7 @@ def read(place: Path) -> Foreign:
     if not config and not classes and (known := PUBLISHED_HEADS.get((layout.name, count))):
         classes = published_classes(known)
         notes["classes"] = (
-            f"those of {known}, as published heads of {count} classes have them; load(classes=) for others"
+            f"those of {known}, as published heads of {count} classes have them; load(class_names=) for others"
         )
     if licence := _card_licence(folder / CARD):
         notes |= {"licence": licence, "licence_stated": "by the README.md beside the weights"}

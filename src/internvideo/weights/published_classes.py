@@ -23,6 +23,6 @@ LISTS = {
 def published_classes(name: str) -> tuple[str, ...]:
     """The names of a list of `LISTS`. Raises RecipeError for another one."""
     if name not in LISTS:
-        raise RecipeError("classes", repr(name), f"names, or one of the lists {', '.join(LISTS)}")
+        raise RecipeError("class_names", repr(name), f"names, or one of the lists {', '.join(LISTS)}")
     text = files("internvideo.data").joinpath("assets", "classes", f"{name}.txt").read_text(encoding="utf-8")
     return tuple(text.splitlines())
