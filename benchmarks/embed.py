@@ -32,8 +32,8 @@ Encoder = Callable[[Tensor], Tensor]
 
 def plain_normalise(video: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> Tensor:
     """Uint8 (B, 3, T, S, S) -> float."""
-    centre, spread = (torch.tensor(v, device=video.device)[None, :, None, None, None] for v in (mean, std))
-    return (video.float() / 255 - centre) / spread
+    center, spread = (torch.tensor(v, device=video.device)[None, :, None, None, None] for v in (mean, std))
+    return (video.float() / 255 - center) / spread
 
 
 class PlainAttention(nn.Module):
@@ -149,8 +149,8 @@ class PlainMasked(nn.Module):
 
 
 def constants(model: VideoLanguage | VideoMAEClassifier) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    normalise = model.normalize
-    return tuple(normalise.mean.flatten().tolist()), tuple(normalise.std.flatten().tolist())
+    normalize = model.normalize
+    return tuple(normalize.mean.flatten().tolist()), tuple(normalize.std.flatten().tolist())
 
 
 def plain_tower(ours: VideoLanguage) -> PlainTower:

@@ -1,13 +1,13 @@
 """One step of masked pretraining: the package's stage against a plain implementation of the same model.
 
     OMP_WAIT_POLICY=PASSIVE python benchmarks/train_step.py [--size s b] [--batch 2] [--rounds 5] [--threads 1]
-        [--device cpu] [--optimiser]
+        [--device cpu] [--optimizer]
 
 The plain model is written below from the same equations as a straightforward program would have them: a Conv3d over
-all tokens and then a boolean choice of the visible ones, explicit softmax(q k^T) v, targets normalised for all tokens
+all tokens and then a boolean choice of the visible ones, explicit softmax(q k^T) v, targets normalized for all tokens
 and then chosen, full decoder layers. Both hold the same weights and must give the same loss and gradient norm (asserted
 before timing). The two take turns; the table gives medians over rounds of wall-clock and CPU seconds. The package's
-step starts from the bytes that its loader delivers and draws its mask; the plain one is handed a normalised clip and
+step starts from the bytes that its loader delivers and draws its mask; the plain one is handed a normalized clip and
 the mask. On CUDA both run under bfloat16 autocast.
 """
 
@@ -121,14 +121,14 @@ class PlainPretrain(nn.Module):
 
 @torch.no_grad()
 def plain_targets(video: Tensor, mask: Tensor, tubelet: int, patch: int) -> Tensor:
-    """Pixels of the hidden tokens: undo the input's normalisation, normalise every token, choose. -> (B, M, P)."""
+    """Pixels of the hidden tokens: undo the input's normalization, normalize every token, choose. -> (B, M, P)."""
     mean, std = (torch.tensor(v, device=video.device)[None, :, None, None, None] for v in (MEAN, STD))
     pixels = video * std + mean
     batch, colours, frames, height, width = pixels.shape
     split = (batch, colours, frames // tubelet, tubelet, height // patch, patch, width // patch, patch)
     tokens = pixels.reshape(split).permute(0, 2, 4, 6, 3, 5, 7, 1).reshape(batch, mask.shape[1], -1, colours)
-    centre, spread = tokens.mean(dim=2, keepdim=True), tokens.var(dim=2, unbiased=True, keepdim=True).sqrt()
-    tokens = ((tokens - centre) / (spread + 1e-6)).flatten(2)
+    center, spread = tokens.mean(dim=2, keepdim=True), tokens.var(dim=2, unbiased=True, keepdim=True).sqrt()
+    tokens = ((tokens - center) / (spread + 1e-6)).flatten(2)
     return tokens[mask].reshape(batch, -1, tokens.shape[-1])
 
 
@@ -145,7 +145,7 @@ def copy_weights(plain: PlainPretrain, ours: VideoMAEPretrain) -> None:
 class Pair:
     """The two steps over one batch of random clips."""
 
-    def __init__(self, size: str, batch: int, device: torch.device, optimiser: bool) -> None:
+    def __init__(self, size: str, batch: int, device: torch.device, optimizer: bool) -> None:
         torch.manual_seed(SEED)
         ours = create_model(f"videomae-{size}-pretrain", {"decoder_depth": 4})
         if not isinstance(ours, VideoMAEPretrain):
@@ -160,7 +160,7 @@ class Pair:
         mean, std = (torch.tensor(v, device=device)[None, :, None, None, None] for v in (MEAN, STD))
         self.video = (self.batch.video.float() / 255 - mean) / std
         self.mask = self.stage.draw_mask(batch, self.generator())
-        self.optimisers = [torch.optim.AdamW(m.parameters(), 1e-6) for m in (self.stage, self.plain) if optimiser]
+        self.optimisers = [torch.optim.AdamW(m.parameters(), 1e-6) for m in (self.stage, self.plain) if optimizer]
 
     def generator(self) -> torch.Generator:
         return torch.Generator(self.device).manual_seed(SEED)
@@ -249,7 +249,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--optimiser", action="store_true", help="let an AdamW step follow each backward pass")
+    parser.add_argument("--optimizer", action="store_true", help="let an AdamW step follow each backward pass")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     device = torch.device(options.device)
@@ -257,12 +257,12 @@ def main() -> None:
     print(
         f"torch {torch.__version__}, {where}, {options.threads} threads, OMP_WAIT_POLICY "
         f"{os.environ.get('OMP_WAIT_POLICY', 'unset')}, commit {commit()}, 16 x 224 x 224, mask 0.9, decoder depth 4, "
-        f"batch {options.batch}, forward + backward{' + AdamW' if options.optimiser else ''}, {options.rounds} rounds\n"
+        f"batch {options.batch}, forward + backward{' + AdamW' if options.optimizer else ''}, {options.rounds} rounds\n"
     )
     print("| model | wall plain | wall ours | wall ratio | CPU plain | CPU ours | CPU ratio | range of the ratios |")
     print("|---|---|---|---|---|---|---|---|")
     for size in options.size:
-        pair = Pair(size, options.batch, device, options.optimiser)
+        pair = Pair(size, options.batch, device, options.optimizer)
         pair.check()
         times = measure(pair, options.rounds)
         cells = []

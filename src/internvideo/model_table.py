@@ -18,7 +18,7 @@ def list_models() -> dict[str, str]:
 
 
 def create_model(name: str, overrides: Mapping[str, object] | None = None) -> nn.Module:
-    """Build and initialise a model of `MODELS`; see `models.factory.create_model`.
+    """Build and initialize a model of `MODELS`; see `models.factory.create_model`.
 
     Args:
         name: a key of `MODELS`.

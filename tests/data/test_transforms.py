@@ -49,14 +49,14 @@ ONE_STATS = (0.45,) * 3, (0.225,) * 3
 POLICY = "rand-m7-n4-mstd0.5-inc1"
 
 
-def normalised(view: Tensor, stats: tuple[tuple[float, ...], tuple[float, ...]]) -> Tensor:
+def normalized(view: Tensor, stats: tuple[tuple[float, ...], tuple[float, ...]]) -> Tensor:
     mean, std = (torch.tensor(values).view(3, 1, 1, 1) for values in stats)
     return (view.float() / 255 - mean) / std
 
 
 def multimodal(name: str) -> Tensor:
     clip = STORED["video" + name.removeprefix("mm_out")]
-    return normalised(EvalTransform(INFO["crop"], INFO["resize_to"]).crop_clip(clip)[0], CLIP_STATS)
+    return normalized(EvalTransform(INFO["crop"], INFO["resize_to"]).crop_clip(clip)[0], CLIP_STATS)
 
 
 def multimodal_big(name: str) -> Tensor:
@@ -66,26 +66,26 @@ def multimodal_big(name: str) -> Tensor:
 def masked_validation(name: str) -> Tensor:
     clip = STORED["video" + name.removeprefix("mae_val_out")]
     transform = EvalTransform(INFO["crop"], INFO["resize_to"], resize_backend="opencv")
-    return normalised(transform.crop_clip(clip)[0], IMAGENET_STATS)
+    return normalized(transform.crop_clip(clip)[0], IMAGENET_STATS)
 
 
 def masked_dense(name: str) -> Tensor:
     view, crop = map(int, name.removeprefix("mae_test_dense_").split("_"))
     start = dense_windows(len(STORED["video_long"]), 4, 2)[view]
     views = EvalTransform(32, num_crops=3, resize_backend="opencv").crop_clip(STORED["video_long"][start : start + 4])
-    return normalised(views[crop], IMAGENET_STATS)
+    return normalized(views[crop], IMAGENET_STATS)
 
 
 def masked_sparse(name: str) -> Tensor:
     view, crop = map(int, name.removeprefix("mae_test_sparse_").split("_"))
     views = EvalTransform(32, num_crops=3, resize_backend="opencv").crop_clip(STORED["video_long"][:8][view::2])
-    return normalised(views[crop], IMAGENET_STATS)
+    return normalized(views[crop], IMAGENET_STATS)
 
 
 def uniformer(name: str) -> Tensor:
     clip, crop = map(int, name.removeprefix("ufv2_out").split("_"))
     views = EvalTransform(INFO["crop"], num_crops=3, resize_backend="torch").crop_clip(STORED[f"video{clip}"])
-    return normalised(views[crop], ONE_STATS)
+    return normalized(views[crop], ONE_STATS)
 
 
 PREPROCESSING: dict[str, Callable[[str], Tensor]] = {

@@ -21,7 +21,7 @@ from internvideo.errors import RecipeError, RunError, WeightsError
 from internvideo.inference import hub_folder
 from internvideo.model_table import create_model
 from internvideo.storage import read_safetensors, write_safetensors
-from internvideo.weights.initialize import initialise
+from internvideo.weights.initialize import initialize
 from internvideo.weights.layout_families import FAMILIES as LAYOUTS
 from internvideo.weights.licenses import LICENCES
 
@@ -278,7 +278,7 @@ def test_a_published_model_starts_a_fine_tuning_once_it_is_saved(tmp_path: Path)
     model = load(tmp_path / "published.safetensors", device="cpu", overrides={"heads": 1, "global_layers": [1]})
     model.save_pretrained(tmp_path / "saved")
     fresh = create_model(model.name, model.config["overrides"])  # type: ignore[arg-type]  # plain values of any kind
-    initialise(fresh, {"weights": tmp_path / "saved" / "model.safetensors"})
+    initialize(fresh, {"weights": tmp_path / "saved" / "model.safetensors"})
     assert hub_folder.weights_hash(fresh) == model.metadata["weights_sha256"]
 
 

@@ -34,7 +34,7 @@ def first(chosen: Any) -> torch.Tensor:
 
 
 def test_the_multimodal_model_takes_the_demo_s_clips() -> None:
-    """Linspace, short side S * 256 / 224, PIL bilinear, centre crop with banker's rounding."""
+    """Linspace, short side S * 256 / 224, PIL bilinear, center crop with banker's rounding."""
     rule = random_model("multimodal").preprocessing
     video = frames(30)
     scaled = resize(first(video[linspace_frames(30, 4)]), (37, int(37 * 70 / 48)), "pil")
@@ -72,7 +72,7 @@ def test_every_named_model_has_its_clips(name: str) -> None:
 
 
 def test_uniformerv2_takes_sparse_float_clips() -> None:
-    """UniFormerV2 configs: torch's bilinear without antialiasing, not rounded; centre at the upper half pixel."""
+    """UniFormerV2 configs: torch's bilinear without antialiasing, not rounded; center at the upper half pixel."""
     rule = random_model("supervised_multimodal").preprocessing
     video = frames(30)
     scaled = torch.nn.functional.interpolate(

@@ -45,7 +45,7 @@ MULTIMODAL = UniFormerV2Config(
 def make(
     config: CrossModelConfig | None = None, *, open_gates: bool = False, seed: int = 0, depth: int = MASKED.depth
 ) -> CrossModel:
-    """A small model whose multimodal encoder is not at its (degenerate) initialisation."""
+    """A small model whose multimodal encoder is not at its (degenerate) initialization."""
     torch.manual_seed(seed)
     model = build_cross_model(InteractionConfig(replace(MASKED, depth=depth), MULTIMODAL, config or CrossModelConfig()))
     with torch.no_grad():

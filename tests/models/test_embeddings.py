@@ -1,4 +1,4 @@
-"""Embeddings: tubelets, tables of positions, normalisation."""
+"""Embeddings: tubelets, tables of positions, normalization."""
 
 from __future__ import annotations
 
@@ -75,13 +75,13 @@ def test_resizing_keeps_a_constant_and_interpolates_time() -> None:
 
 
 def test_normalise_bytes_and_floats() -> None:
-    normalise = Normalize((0.5, 0.25, 0.0), (0.5, 0.25, 1.0))
+    normalize = Normalize((0.5, 0.25, 0.0), (0.5, 0.25, 1.0))
     pixels = torch.randint(0, 256, (2, 3, 2, 4, 4), dtype=torch.uint8)
     shares = pixels.double() / 255
     expected = torch.stack([(shares[:, 0] - 0.5) / 0.5, (shares[:, 1] - 0.25) / 0.25, shares[:, 2]], 1)
-    torch.testing.assert_close(normalise(pixels), expected.float(), rtol=0, atol=2e-6)
+    torch.testing.assert_close(normalize(pixels), expected.float(), rtol=0, atol=2e-6)
     kept = pixels.float()
-    torch.testing.assert_close(normalise(kept), expected.float(), rtol=0, atol=2e-6)
+    torch.testing.assert_close(normalize(kept), expected.float(), rtol=0, atol=2e-6)
     assert torch.equal(kept, pixels.float()), "the input was changed"
-    torch.testing.assert_close(normalise(pixels) * normalise.std + normalise.mean, shares.float(), rtol=0, atol=1e-6)
-    assert not normalise.state_dict()
+    torch.testing.assert_close(normalize(pixels) * normalize.std + normalize.mean, shares.float(), rtol=0, atol=1e-6)
+    assert not normalize.state_dict()

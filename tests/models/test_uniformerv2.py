@@ -73,7 +73,7 @@ def test_sample_size_runs_and_learns() -> None:
 
 
 def test_features_equal_clips_frame_average() -> None:
-    """At initialisation from CLIP the feature is half the mean class token of CLIP's last layer."""
+    """At initialization from CLIP the feature is half the mean class token of CLIP's last layer."""
     clip = clip_model()
     torch.manual_seed(3)
     model = UniFormerV2(SMALL).eval()

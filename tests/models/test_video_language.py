@@ -71,7 +71,7 @@ def of_mean_token(clip: Clip, video: torch.Tensor) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("frames", [1, 4])
-def test_initialised_from_clip_it_is_clip(frames: int) -> None:
+def test_initialized_from_clip_it_is_clip(frames: int) -> None:
     """Equal to ln_post(mean over frames of CLIP's class tokens) @ proj up to the layer norm's epsilon."""
     clip = clip_model()
     torch.manual_seed(5)
@@ -376,7 +376,7 @@ def test_multiple_choice_networks_score_each_choice_by_itself() -> None:
 
 
 def test_every_frame_of_the_image_text_model_weighs_alike() -> None:
-    """ArrowLuo/CLIP4Clip, modules/modeling.py, _loose_similarity (meanP): every frame's vector is normalised first."""
+    """ArrowLuo/CLIP4Clip, modules/modeling.py, _loose_similarity (meanP): every frame's vector is normalized first."""
     model = clip_model()
     model.visual.projection.data *= torch.linspace(0.2, 3.0, 12)
     video, mask = clips(2), torch.tensor([[1, 1, 1, 1], [1, 1, 0, 0]], dtype=torch.bool)

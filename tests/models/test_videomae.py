@@ -1,4 +1,4 @@
-"""VideoMAE: what is embedded, encoded, predicted and initialised."""
+"""VideoMAE: what is embedded, encoded, predicted and initialized."""
 
 from __future__ import annotations
 
@@ -66,13 +66,13 @@ def test_small_sizes_learn() -> None:
     model = VideoMAEPretrain(DEMO)
     video, hidden = clip(DEMO), tube_mask(2, DEMO.grid, 0.9, torch.Generator().manual_seed(0))
     target = pixel_targets(video * model.normalize.std + model.normalize.mean, hidden, DEMO.tubelet, DEMO.patch_size)
-    optimiser = torch.optim.AdamW(model.parameters(), 1e-3)
+    optimizer = torch.optim.AdamW(model.parameters(), 1e-3)
     losses = []
     for _ in range(8):
         loss = reconstruction_loss(model(video, hidden), target)
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         loss.backward()
-        optimiser.step()
+        optimizer.step()
         losses.append(loss.item())
     assert losses[-1] < losses[0]
 
@@ -245,7 +245,7 @@ def test_layer_ids_and_weight_decay() -> None:
     assert "encoder_to_decoder.weight" not in free
 
 
-# --- initialisation --------------------------------------------------------------------------------------------------
+# --- initialization --------------------------------------------------------------------------------------------------
 
 EVERYTHING = dataclasses.replace(TINY, learnable_positions=True, layer_scale=0.1)
 

@@ -64,9 +64,9 @@ def test_progressive_slots() -> None:
     assert falling[0] == 19
     assert falling[-1] == 9
     assert falling == sorted(falling, reverse=True)
-    centre = progressive_num_visible(GRID, 0.9, 0.95, "center")
-    assert centre == centre[::-1]
-    assert (centre[0], max(centre), centre[3]) == (9, 19, 19)
+    center = progressive_num_visible(GRID, 0.9, 0.95, "center")
+    assert center == center[::-1]
+    assert (center[0], max(center), center[3]) == (9, 19, 19)
     odd = progressive_num_visible((5, 14, 14), 0.9, 0.95, "center")
     assert (len(odd), odd[2], odd) == (5, 19, odd[::-1])
 

@@ -16,7 +16,7 @@ def _seed() -> None:
     torch.manual_seed(0)
 
 
-def slow_targets(video: Tensor, hidden: Tensor, config: VideoMAEConfig, normalise: bool) -> Tensor:
+def slow_targets(video: Tensor, hidden: Tensor, config: VideoMAEConfig, normalize: bool) -> Tensor:
     """Token by token, as the definition reads."""
     p, (_, rows, columns) = config.patch_size, config.grid
     found = []
@@ -26,29 +26,29 @@ def slow_targets(video: Tensor, hidden: Tensor, config: VideoMAEConfig, normalis
             y, x = divmod(place, columns)
             cube = pixels[:, 2 * time : 2 * time + 2, y * p : y * p + p, x * p : x * p + p]
             cube = cube.permute(1, 2, 3, 0).reshape(-1, 3)
-            if normalise:
+            if normalize:
                 cube = (cube - cube.mean(0)) / (cube.var(0, unbiased=True).sqrt() + 1e-6)
             found.append(cube.reshape(-1))
     return torch.stack(found).view(len(video), -1, config.pixels)
 
 
-@pytest.mark.parametrize("normalise", [True, False])
+@pytest.mark.parametrize("normalize", [True, False])
 @pytest.mark.parametrize("ratio", [0.75, 0.0])
-def test_targets_in_closed_form(normalise: bool, ratio: float) -> None:
+def test_targets_in_closed_form(normalize: bool, ratio: float) -> None:
     hidden = mask(ratio=ratio) if ratio else torch.ones(2, TINY.tokens, dtype=torch.bool)
     video = torch.rand_like(clip()).double()
-    target = pixel_targets(video, hidden, 2, 4, normalise)
-    torch.testing.assert_close(target, slow_targets(video, hidden, TINY, normalise), rtol=0, atol=1e-10)
-    known = pixel_targets(video, hidden, 2, 4, normalise, num_masked=int(hidden[0].sum()))
+    target = pixel_targets(video, hidden, 2, 4, normalize)
+    torch.testing.assert_close(target, slow_targets(video, hidden, TINY, normalize), rtol=0, atol=1e-10)
+    known = pixel_targets(video, hidden, 2, 4, normalize, num_masked=int(hidden[0].sum()))
     assert torch.equal(known, target)
 
 
-@pytest.mark.parametrize("normalise", [True, False])
-def test_targets_of_bytes_are_those_of_shares(normalise: bool) -> None:
+@pytest.mark.parametrize("normalize", [True, False])
+def test_targets_of_bytes_are_those_of_shares(normalize: bool) -> None:
     video = torch.randint(0, 256, clip().shape, dtype=torch.uint8)
     video[:, :, :2] = 77  # without contrast
-    target = pixel_targets(video, mask(), 2, 4, normalise)
-    expected = slow_targets(video.double() / 255, mask(), TINY, normalise)
+    target = pixel_targets(video, mask(), 2, 4, normalize)
+    expected = slow_targets(video.double() / 255, mask(), TINY, normalize)
     torch.testing.assert_close(target, expected.float(), rtol=1e-5, atol=1e-5)
 
 

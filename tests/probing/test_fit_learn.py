@@ -184,7 +184,7 @@ def test_labels_without_meaning_give_chance() -> None:
 
 
 def test_pieces_of_one_recording_do_not_flatter() -> None:
-    """Random labels per recording, three nearly equal pieces each: divided, they would be recognised."""
+    """Random labels per recording, three nearly equal pieces each: divided, they would be recognized."""
     rng = np.random.default_rng(0)
     recordings = torch.from_numpy(rng.normal(size=(40, 60))).float()
     features = recordings.repeat_interleave(3, dim=0) + 0.01 * torch.randn(120, 60)

@@ -338,11 +338,11 @@ def scene_of(action: str, seed: int = 0, difficulty: float = 0.0, shape: str = "
 )  # fmt: skip
 def test_objects_move_where_the_class_says(action: str, axis: int, sign: int, seed: int) -> None:
     frames, boxes = render(scene_of(action, seed, shape="circle"))
-    centres = (boxes[:, 0, :2] + boxes[:, 0, 2:]) / 2
-    assert sign * (centres[-1, axis] - centres[0, axis]) > 0.25
+    centers = (boxes[:, 0, :2] + boxes[:, 0, 2:]) / 2
+    assert sign * (centers[-1, axis] - centers[0, axis]) > 0.25
     red = (frames[..., 0].astype(float) - frames[..., 1:].max(-1)).clip(60) - 60  # the object, from the pixels alone
     at = (red.sum(1 + axis) * np.arange(64)).sum(1) / red.sum((1, 2)) / 64
-    assert np.abs(at - centres[:, axis]).max() < 0.06
+    assert np.abs(at - centers[:, axis]).max() < 0.06
     assert (sign * np.diff(at) > -0.02).all()
 
 

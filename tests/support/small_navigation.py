@@ -50,7 +50,7 @@ def house_world() -> World:
 
 @cache
 def episodes(count: int) -> tuple[Episode, ...]:
-    """Ways of some metres between free places."""
+    """Ways of some meters between free places."""
     world = house_world()
     width, depth = world.enter("house").scene.size
     rng = np.random.default_rng(0)

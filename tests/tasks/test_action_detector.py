@@ -15,7 +15,7 @@ from internvideo.models.videomae import VideoMAEClassifier, VideoMAEConfig, Vide
 from internvideo.tasks.spatio_temporal_localization.model import ActionDetector, of_encoder
 from internvideo.tasks.spatio_temporal_localization.regions import region_loss
 from internvideo.tasks.spatio_temporal_localization.stage import RegionSettings, RegionStage
-from internvideo.weights.initialize import initialise
+from internvideo.weights.initialize import initialize
 from internvideo.weights.state import save_model
 
 CONFIG = VideoMAEConfig(
@@ -75,17 +75,17 @@ def test_it_starts_from_an_earlier_stage(kind: type[VideoMAEClassifier], tmp_pat
     save_model(tmp_path / "w.safetensors", source, {})
     model = detector()
     before = model.head.projection.weight.clone()
-    initialise(model, {"weights": tmp_path / "w.safetensors"})
+    initialize(model, {"weights": tmp_path / "w.safetensors"})
     for name, value in of_encoder(source.state_dict()).items():
         if not name.startswith(("decoder", "mask_token")):
             assert torch.equal(model.state_dict()[name], value), name
     assert torch.equal(model.head.projection.weight, before)
     save_model(tmp_path / "own.safetensors", model, {})
     other = ActionDetector(CONFIG)
-    initialise(other, {"weights": tmp_path / "own.safetensors"})
+    initialize(other, {"weights": tmp_path / "own.safetensors"})
     assert torch.equal(other.head.projection.weight, before)
     with pytest.raises(WeightsError):
-        initialise(ActionDetector(replace(CONFIG, depth=3)), {"weights": tmp_path / "w.safetensors"})
+        initialize(ActionDetector(replace(CONFIG, depth=3)), {"weights": tmp_path / "w.safetensors"})
 
 
 def test_layers_for_the_decay() -> None:

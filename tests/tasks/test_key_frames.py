@@ -82,18 +82,18 @@ def test_the_frames_expected_here_are_the_published_ones() -> None:
 
 def test_a_clip_in_the_middle_of_a_film() -> None:
     places = centered_positions(np.arange(3000) / 25, key_frame(60.0), frames=16, stride=4)
-    centre = 60 * 25
-    expected = np.arange(centre - 32, centre + 32)[around(64)]
+    center = 60 * 25
+    expected = np.arange(center - 32, center + 32)[around(64)]
     assert places.tolist() == expected.tolist()
-    assert places[8] == centre + 1
+    assert places[8] == center + 1
 
 
 @pytest.mark.parametrize("time", [0.4, 119.6])
 def test_at_an_end_both_sides_are_as_long_as_the_shorter_one(time: float) -> None:
     places = centered_positions(np.arange(3000) / 25, key_frame(time), frames=16, stride=4)
-    centre = round(time * 25)
-    side = min(centre, 3000 - centre)
-    raw = np.arange(centre - side, centre + side)
+    center = round(time * 25)
+    side = min(center, 3000 - center)
+    raw = np.arange(center - side, center + side)
     assert places.tolist() == raw[around(2 * side)].tolist()
 
 
@@ -101,13 +101,13 @@ def test_at_an_end_both_sides_are_as_long_as_the_shorter_one(time: float) -> Non
 def test_a_kinetics_clip_is_stretched_where_a_side_is_missing(time: float, low: float) -> None:
     frame = key_frame(time, path="abc_000100_000110.mp4", attributes={"source": "kinetics"})
     places = centered_positions(np.arange(300) / 30, frame, frames=16, stride=4)
-    centre = round(low * 30)
+    center = round(low * 30)
     assert len(places) == 16
     assert (np.diff(places) >= 0).all()
     assert places.min() >= 0
     assert places.max() <= 299
-    if 32 <= centre <= 268:
-        assert places.tolist() == np.arange(centre - 32, centre + 32)[around(64)].tolist()
+    if 32 <= center <= 268:
+        assert places.tolist() == np.arange(center - 32, center + 32)[around(64)].tolist()
     else:
         assert (places % 1 > 0).any()  # made between two frames
 

@@ -141,11 +141,11 @@ def test_the_teacher_goes_where_the_goal_is_nearest_and_stops_beside_it() -> Non
     every = waypoints(*((angle, 5) for angle in range(0, 120, 10)))
     best = teacher(one, every)
     pose = one.env.pose
-    one.step(float(every.turn[best]), float(every.metres[best]))
+    one.step(float(every.turn[best]), float(every.meters[best]))
     reached = one.env.geodesic(one.env.pose.position, goal)
     one.env.place(pose, 0)
-    for turn, metres in zip(every.turn.tolist(), every.metres.tolist(), strict=True):
-        one.env.step(turn, metres)
+    for turn, meters in zip(every.turn.tolist(), every.meters.tolist(), strict=True):
+        one.env.step(turn, meters)
         assert reached <= one.env.geodesic(one.env.pose.position, goal) + 1e-9
         one.env.place(pose, 0)
     assert teacher(one, waypoints()) == 0

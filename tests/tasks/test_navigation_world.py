@@ -127,7 +127,7 @@ def test_depth_views_may_have_their_own_size() -> None:
 
 def test_the_same_pose_and_tick_give_the_same_pixels() -> None:
     scene = draw_house("a", 5)
-    pose = Pose(*scene.rooms[0].centre, 0.7)
+    pose = Pose(*scene.rooms[0].center, 0.7)
     first = House(scene).camera.panorama(pose, 3, 32)
     again = House(Scene.model_validate_json(scene.model_dump_json())).camera.panorama(pose, 3, 32)
     np.testing.assert_array_equal(first.rgb, again.rgb)

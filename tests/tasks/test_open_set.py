@@ -207,12 +207,12 @@ def test_losses_that_do_not_go_together(wrong: dict[str, Any], told: str) -> Non
 def clusters() -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """Three known clusters to learn and to test, and a fourth between them; train, labels, test, is unknown."""
     rng = np.random.default_rng(0)
-    centres = rng.normal(size=(4, 32))
-    centres[3] = centres[:3].mean(axis=0)
+    centers = rng.normal(size=(4, 32))
+    centers[3] = centers[:3].mean(axis=0)
     labels = np.arange(300) % 3
-    train = centres[labels] + rng.normal(0, 0.5, (300, 32))
+    train = centers[labels] + rng.normal(0, 0.5, (300, 32))
     which = np.arange(200) % 4
-    return train, labels, centres[which] + rng.normal(0, 0.5, (200, 32)), which == 3
+    return train, labels, centers[which] + rng.normal(0, 0.5, (200, 32)), which == 3
 
 
 def test_every_method_tells_classes_and_strangers() -> None:

@@ -48,7 +48,7 @@ from internvideo.tasks.question_answering.data import (
 )
 from internvideo.tasks.question_answering.stage import AnsweringSettings, AnsweringStage
 from internvideo.tasks.table import Predictions
-from internvideo.weights.initialize import initialise
+from internvideo.weights.initialize import initialize
 from internvideo.weights.state import save_model
 
 
@@ -198,7 +198,7 @@ def test_it_starts_from_a_video_language_model_without_its_ways_out(tmp_path: Pa
     save_model(tmp_path / "language.safetensors", language)
     model = VideoQuestionAnswering(LANGUAGE, 5)
     head = model.head[1].weight.clone()  # type: ignore[operator]  # a linear map
-    initialise(model, {"weights": tmp_path / "language.safetensors"})
+    initialize(model, {"weights": tmp_path / "language.safetensors"})
     state = language.state_dict()
     left = {name for name in state if f"model.{name}" not in model.state_dict()}
     assert left == {
@@ -212,7 +212,7 @@ def test_it_starts_from_a_video_language_model_without_its_ways_out(tmp_path: Pa
     del state["visual.query"]
     write_safetensors(tmp_path / "less.safetensors", state, {})
     with pytest.raises(WeightsError, match=r"model\.visual\.query"):
-        initialise(model, {"weights": tmp_path / "less.safetensors"})
+        initialize(model, {"weights": tmp_path / "less.safetensors"})
 
 
 # --- task ---

@@ -125,7 +125,7 @@ def test_it_learns_to_move_the_ends() -> None:
         for step, threshold in zip(said, settings.thresholds, strict=True):
             overlap = torch.from_numpy(tiou(step.proposals.numpy(), truth[:40].numpy()).diagonal().copy())
             targets = tcanet.encode_ends(step.proposals, truth[:40]), tcanet.encode_centre(step.proposals, truth[:40])
-            parts = (step.ends, step.centre, step.quality, *targets, overlap, threshold, generator)
+            parts = (step.ends, step.center, step.quality, *targets, overlap, threshold, generator)
             losses.append(refinement_loss(*parts)["loss"])
         optimizer.zero_grad()
         torch.autograd.backward(torch.stack(losses).sum())
@@ -144,10 +144,10 @@ def test_the_quality_loss_reads_as_many_of_each_group() -> None:
 
 
 def test_proposals_below_the_threshold_move_no_end() -> None:
-    ends, centre, quality = torch.zeros(2, 2, requires_grad=True), torch.zeros(2, 2, requires_grad=True), torch.zeros(2)
+    ends, center, quality = torch.zeros(2, 2, requires_grad=True), torch.zeros(2, 2, requires_grad=True), torch.zeros(2)
     targets = torch.tensor([[1.0, 1.0], [float("inf"), float("inf")]])
     overlap = torch.tensor([0.8, 0.1])
-    made = refinement_loss(ends, centre, quality, targets, targets, overlap, 0.5, torch.Generator())
+    made = refinement_loss(ends, center, quality, targets, targets, overlap, 0.5, torch.Generator())
     gradient = torch.autograd.grad(made["loss"], ends)[0]
     assert made["ends_loss"].item() == pytest.approx(1.0)
     assert gradient[1].tolist() == [0.0, 0.0]

@@ -277,7 +277,7 @@ def test_what_decays_in_the_retrieval_recipes() -> None:
     """The released list has "bias" and "LayerNorm.weight", which no gain of a CLIP is called: biases alone are spared.
 
     OpenGVLab/InternVideo, Video-Text-Retrieval/main_task_retrieval.py, prep_optimizer. Embeddings, positions, queries
-    and the logit scale decay too, also by the rule that spares all normalisations.
+    and the logit scale decay too, also by the rule that spares all normalizations.
     """
     stage = RetrievalStage(small_world.language_model(), RetrievalSettings())
     settings = OptimizerSettings(base_lr=1.0, weight_decay=0.2, no_decay="biases_and_norms")
@@ -288,7 +288,7 @@ def test_what_decays_in_the_retrieval_recipes() -> None:
         return {name for name, rule in rules.items() if rule.weight_decay == 0.0}
 
     names = set(parameter_rules(stage, settings))
-    normalisations = tuple(
+    normalizations = tuple(
         f"{name}."
         for name, module in stage.named_modules()
         if isinstance(module, nn.LayerNorm | nn.modules.batchnorm._BatchNorm)
@@ -297,7 +297,7 @@ def test_what_decays_in_the_retrieval_recipes() -> None:
     assert spared("biases_and_norms") == biases
     assert spared("nothing") == set()
     exempt, by_the_model = spared("biases_and_all_norms"), spared("model")
-    assert exempt == biases | {name for name in names if name.startswith(normalisations)}
+    assert exempt == biases | {name for name in names if name.startswith(normalizations)}
     assert biases < exempt
     assert exempt < by_the_model
     assert by_the_model - exempt == {

@@ -19,7 +19,7 @@ from internvideo import load
 from internvideo.errors import InternVideoError, RecipeError, WeightsError
 from internvideo.models.uniformerv2 import UniFormerV2, UniFormerV2Config
 from internvideo.storage import write_safetensors
-from internvideo.weights.initialize import initialise
+from internvideo.weights.initialize import initialize
 
 LORA = {"peft_type": "LORA", "r": 2, "lora_alpha": 3, "bias": "none", "use_dora": False, "rank_pattern": {}}
 TARGET = "videomae.encoder.layer.1.attention.attention.query"
@@ -165,12 +165,12 @@ def test_an_encoder_does_not_start_from_layers_of_another_activation(tmp_path: P
     for name, act in (("quick", "quick_gelu"), ("plain", "gelu")):
         image_text(tmp_path / name, {"hidden_act": act}, {"hidden_act": act})
     model = UniFormerV2(sizes)
-    initialise(model, {"clip": tmp_path / "quick" / "model.safetensors"})
+    initialize(model, {"clip": tmp_path / "quick" / "model.safetensors"})
     with pytest.raises(WeightsError, match=r"layers with gelu; allowed: QuickGELU"):
-        initialise(model, {"clip": tmp_path / "plain" / "model.safetensors"})
+        initialize(model, {"clip": tmp_path / "plain" / "model.safetensors"})
     folder = small_clip(tmp_path / "open", open_clip())
     with pytest.raises(WeightsError, match="layers with gelu"):
-        initialise(model, {"clip": folder / "open_clip_model.safetensors"})
+        initialize(model, {"clip": folder / "open_clip_model.safetensors"})
 
 
 def test_a_text_tower_of_another_vocabulary_reads_no_texts(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Published checkpoints are recognised by keys and shapes and read strictly."""
+"""Published checkpoints are recognized by keys and shapes and read strictly."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from internvideo.models.uniformerv2 import UniFormerV2
 from internvideo.models.viclip import ViCLIP
 from internvideo.models.video_language import VideoLanguage
 from internvideo.models.videomae import VideoMAEClassifier, VideoMAEPretrain
-from internvideo.weights.layouts import Layout, as_model, layout_of, load_layout, merged, recognise
+from internvideo.weights.layouts import Layout, as_model, layout_of, load_layout, merged, recognize
 from internvideo.weights.state import TABLES, convert_reference
 
 CASES = {
@@ -106,7 +106,7 @@ FAMILY = {
 def test_every_reference_model_is_recognised_and_gives_its_outputs(name: str, wrapper: str) -> None:
     case = CASES[name]
     state = {f"{wrapper}{key}": value for key, value in case.weights.items()}
-    layout = recognise(state)
+    layout = recognize(state)
     assert layout is not None
     assert layout.name == FAMILY[max((start for start in FAMILY if name.startswith(start)), key=len)]
     assert layout.prefix == wrapper

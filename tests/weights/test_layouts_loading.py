@@ -18,7 +18,7 @@ from internvideo.models.embeddings import resize_table
 from internvideo.models.uniformerv2 import UniFormerV2
 from internvideo.models.video_language import VideoLanguage
 from internvideo.models.videomae import VideoMAEClassifier, VideoMAEPretrain
-from internvideo.weights.layouts import layout_of, load_layout, recognise
+from internvideo.weights.layouts import layout_of, load_layout, recognize
 
 
 @pytest.mark.parametrize("wrapper", ["module.", "backbone.", "_orig_mod.model."])
@@ -125,20 +125,20 @@ def test_tensors_that_tell_the_size_are_asked_for() -> None:
     state, _ = small("uniformerv2")
     del state["positional_embedding"]
     with pytest.raises(WeightsError, match="positional_embedding: missing"):
-        recognise(state)
+        recognize(state)
     state["positional_embedding"] = torch.zeros(8, 64)
     with pytest.raises(WeightsError, match="1 \\+ a square"):
-        recognise(state)
+        recognize(state)
     state["positional_embedding"] = torch.zeros(64)
     with pytest.raises(WeightsError, match="mis-shaped"):
-        recognise(state)
+        recognize(state)
     both = {"module.head.weight": torch.zeros(2), "head.weight": torch.zeros(2)}
     with pytest.raises(WeightsError, match="two models"):
-        recognise(both)
+        recognize(both)
     decoder = keys.numbers(SMALL["mm"]())
     decoder |= keys.numbers(keys.caption_decoder(48, 64, 1, 40, queries=3, head=16, prefix="caption_decoder."))
     with pytest.raises(WeightsError, match="do not fit together"):
-        recognise(decoder)
+        recognize(decoder)
 
 
 @pytest.mark.parametrize(
@@ -158,7 +158,7 @@ def test_tensors_that_tell_the_size_are_asked_for() -> None:
     ids=["empty", "resnet", "image transformer", "CLIP with a convolutional tower"],
 )
 def test_an_unknown_layout_is_told_with_the_known_ones_and_the_keys_seen(state: dict[str, Tensor], name: str) -> None:
-    assert recognise(state) is None
+    assert recognize(state) is None
     with pytest.raises(WeightsError) as error:
         layout_of(state, "file")
     told = str(error.value)

@@ -108,7 +108,7 @@ def run_demo(
 
     Args:
         output: folder of this demo.
-        data: labelled videos of one's own; None for the sample world.
+        data: labeled videos of one's own; None for the sample world.
         profile: a key of `PROFILES`.
         columns: of a csv manifest.
         seed: of world, models and batches.
@@ -193,7 +193,7 @@ def _world(output: Path, profile: Profile, seed: int) -> DemoData:
 
 
 def _own(output: Path, path: Path, columns: Columns) -> DemoData:
-    """Split labelled videos of one's own into train and test, with a caption for each."""
+    """Split labeled videos of one's own into train and test, with a caption for each."""
     whole = read_manifest(path, path_column=columns.video, label_column=columns.label)
     rows = [_captioned(row, whole) for row in whole.rows if row.label is not None]
     if len(whole.classes) < 2:

@@ -130,9 +130,7 @@ def write_demo_report(output: Path, data: DemoData, device: str, clock: Clock) -
             protocol=results["interaction"]["protocol"],
             coverage=results["interaction"]["coverage"],
             next_steps=[
-                NextStep(
-                    "the same on labelled videos of your own", "internvideo demo --data FOLDER --output runs/mine"
-                ),
+                NextStep("the same on labeled videos of your own", "internvideo demo --data FOLDER --output runs/mine"),
                 NextStep("every setting of a stage", "internvideo train sample/masked --dry-run data.train=MANIFEST"),
                 NextStep("these figures again, from the saved tables", f"internvideo score {output}/tables/masked.npz"),
             ],

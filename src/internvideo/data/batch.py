@@ -15,7 +15,7 @@ class Batch:
     """B clips with what is known of them.
 
     Attributes:
-        video: (B, 3, T, S, S) uint8; RGB, not normalised (the model normalises).
+        video: (B, 3, T, S, S) uint8; RGB, not normalized (the model normalizes).
         ids: B sample ids; with repeated sampling one id stands several times in a row.
         labels: (B,) int64 class indices, -100 where a sample has none; None when no sample has one.
         tokens: (B, L) int64 text ids padded with 0; None when the loader was given no tokenizer.

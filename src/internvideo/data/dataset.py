@@ -74,7 +74,7 @@ class ClipDecoder(Protocol):
         """The dataset."""
 
     @property
-    def labelled(self) -> bool:
+    def labeled(self) -> bool:
         """Whether any sample has a label."""
 
     def clips(self, sample: Sample, sample_fn: Callable[[NDArray[np.float64]], Sequence[Indices]], /) -> list[Tensor]:
@@ -138,7 +138,7 @@ class TrainingBatches(Dataset[WorkerResult]):
         self.decoder, self.plan, self.sampler, self.transform = decoder, plan, sampler, transform
         self._threads = ThreadMap(threads)
         self.repeated_augmentation, self.tokenizer, self.caption = repeated_augmentation, tokenizer, caption
-        self.labelled = decoder.labelled
+        self.labeled = decoder.labeled
         self._order: tuple[int, Sequence[int] | Indices] | None = None
 
     def __getitem__(self, key: tuple[int, int]) -> WorkerResult:
@@ -160,7 +160,7 @@ class TrainingBatches(Dataset[WorkerResult]):
             Batch(
                 video,
                 tuple(row.id for row in rows),
-                label_tensor(rows) if self.labelled else None,
+                label_tensor(rows) if self.labeled else None,
                 None if self.tokenizer is None or self.caption == "none" else self.tokenizer.encode(captions),
                 frame_mask,
             ),
@@ -307,7 +307,7 @@ class EvaluationViews(Dataset[WorkerResult]):
             return WorkerResult(unreadable=(Unreadable(row.id, row.path, str(error)),))
         except InternVideoError as error:
             return WorkerResult(error=error)
-        labels = label_tensor(rows) if self.labelled else None
+        labels = label_tensor(rows) if self.labeled else None
         video, frame_mask = stack_clips(views, self.sampler)
         batch = Batch(video, (row.id,) * len(views), labels, tokens, frame_mask)
         return WorkerResult(batch, views=tuple(range(len(views))), truncated_spans=self.decoder.take_truncated_spans())

@@ -37,7 +37,7 @@ class KeyFrame(Protocol):
 def centered_positions(times: Floats, frame: KeyFrame, *, frames: int, stride: int) -> Floats:
     """Places (T,) of the clip's frames among the video's, fractions lie between two of them.
 
-    Of frames * stride raw frames centred on the key frame every stride-th is taken. A film (AVA) gives as many frames
+    Of frames * stride raw frames centered on the key frame every stride-th is taken. A film (AVA) gives as many frames
     on the one side as on the other, so that at an end the last frame stands still; in a Kinetics clip a missing
     side is made of what is there, stretched in time.
 
@@ -49,14 +49,14 @@ def centered_positions(times: Floats, frame: KeyFrame, *, frames: int, stride: i
         VideoError: the key frame lies behind the end of the video.
     """
     n, half = len(times), frames * stride // 2
-    centre = frame_index_at(times, frame)
+    center = frame_index_at(times, frame)
     if frame.row.attributes.get("source") == "kinetics":
         raw = np.concatenate(
-            [_evenly_spaced(centre - half, centre, n, half), _evenly_spaced(centre, centre + half, n, half)]
+            [_evenly_spaced(center - half, center, n, half), _evenly_spaced(center, center + half, n, half)]
         )
     else:
-        side = max(min(half, centre, n - centre), 1)
-        raw = np.arange(centre - side, centre + side, dtype=np.float64).clip(0, n - 1)
+        side = max(min(half, center, n - center), 1)
+        raw = np.arange(center - side, center + side, dtype=np.float64).clip(0, n - 1)
     start = (len(raw) - frames * stride) // 2 + 1
     chosen = (start + stride * np.arange(frames)).clip(0, len(raw) - 1)
     result: Floats = raw[chosen]
@@ -133,6 +133,6 @@ def _evenly_spaced(low: int, high: int, n: int, size: int) -> Floats:
 
 def positions_before(times: Floats, frame: KeyFrame, *, frames: int, stride: int) -> Floats:
     """The same of a clip that ends with the key frame: every `stride`-th frame, the first one where there is none."""
-    centre = frame_index_at(times, frame)
-    result: Floats = (centre - stride * np.arange(frames - 1, -1, -1, dtype=np.float64)).clip(min=0)
+    center = frame_index_at(times, frame)
+    result: Floats = (center - stride * np.arange(frames - 1, -1, -1, dtype=np.float64)).clip(min=0)
     return result

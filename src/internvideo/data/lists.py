@@ -139,8 +139,8 @@ def read_folder(folder: Path) -> Listing:
     found = [one for one in found if one[0] not in odd]
     if not found and not odd:
         raise ManifestError(folder, "no video in this folder", "files ending in " + " ".join(sorted(VIDEO_EXTENSIONS)))
-    labelled = sum(label is not None for _, _, label in found)
-    if 0 < labelled < len(found):
+    labeled = sum(label is not None for _, _, label in found)
+    if 0 < labeled < len(found):
         example = next(video for video, _, label in found if label is None)
         raise ManifestError(folder, f"{example.name} lies beside the class folders", "every video in a class folder")
     rows: list[RawRow] = []

@@ -23,7 +23,7 @@ ResizeBackend = Literal["pil", "pil_bicubic", "opencv", "torch"]
 * `pil`: bilinear with antialiasing, rounded to uint8 (Multi-Modalities-Pretraining);
 * `pil_bicubic`: bicubic with antialiasing, rounded to uint8 (Video-Text-Retrieval, viclip.py);
 * `opencv`: bilinear between the four neighbours, rounded to uint8 (masked encoder, run_class_finetuning.py);
-* `torch`: the same without rounding, float32 in 0..255, and centre crops one pixel further (UniFormerV2 configs).
+* `torch`: the same without rounding, float32 in 0..255, and center crops one pixel further (UniFormerV2 configs).
 """
 
 PIL_BITS = 22
@@ -133,7 +133,7 @@ def _filter(length: int, outputs: int, first: int, count: int, backend: ResizeBa
 
 
 def _pil_taps(length: int, outputs: int, backend: ResizeBackend) -> tuple[NDArray[np.int64], NDArray[np.int32]]:
-    """Filter widened by the scale, normalised, in 22-bit fixed point: (taps, M) each."""
+    """Filter widened by the scale, normalized, in 22-bit fixed point: (taps, M) each."""
     scale = length / outputs
     widened = max(scale, 1.0)
     reach = widened * (2 if backend == "pil_bicubic" else 1)
@@ -206,8 +206,8 @@ def crop_starts(length: int, size: int, crops: int, backend: ResizeBackend = "op
     if room < 0:
         raise ValueError(f"a crop of {size} does not fit into {length}")
     if backend == "torch":
-        centre = math.ceil(room / 2)
-        return (centre,) if crops == 1 else (0, centre, room)
+        center = math.ceil(room / 2)
+        return (center,) if crops == 1 else (0, center, room)
     if crops == 1:
         return (round(room / 2),)
     return tuple(int(crop * (room / (crops - 1))) for crop in range(crops))

@@ -171,7 +171,7 @@ def _check_settings(**settings: int) -> None:
 class Dense:
     """T frames, every `stride`-th: the masked encoder on Kinetics (run_class_finetuning.py).
 
-    Test: windows over every `stride`-th frame of the whole video; one view is the centre clip of validation.
+    Test: windows over every `stride`-th frame of the whole video; one view is the center clip of validation.
     """
 
     frames: int = 16
@@ -216,7 +216,7 @@ class DensePretrain:
         )
 
     def test(self, n: int) -> list[Indices]:
-        """One view, the centre."""
+        """One view, the center."""
         _check(n)
         return [strided_indices(n, self.frames, self.stride, max(n - self.frames * self.stride, 0) // 2)]
 

@@ -145,7 +145,7 @@ class ClipAugment(TrainAugment):
     """The same, or none at all."""
 
     use_eval_transform: bool = Field(
-        False, description="learn from clips as they are tested: resized, centre crop, no more"
+        False, description="learn from clips as they are tested: resized, center crop, no more"
     )
 
     def train_transform(self) -> TrainTransform | EvalTransform:
@@ -154,7 +154,7 @@ class ClipAugment(TrainAugment):
 
 
 class MixAugment(ClipAugment):
-    """The same, and mixing of labelled batches."""
+    """The same, and mixing of labeled batches."""
 
     mixup: float = Field(0.0, ge=0.0, description="alpha; 0 switches it off")
     cutmix: float = Field(0.0, ge=0.0, description="alpha; 0 switches it off")

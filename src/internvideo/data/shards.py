@@ -189,7 +189,7 @@ class ShardClipDecoder:
         shards: the samples. short_side: as for `ClipReader`.
     """
 
-    labelled = False
+    labeled = False
 
     def __init__(self, shards: Shards, *, short_side: int | None = None) -> None:
         self.manifest, self.short_side = shards, short_side

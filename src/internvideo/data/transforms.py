@@ -1,6 +1,6 @@
 """From decoded frames to model input: one set of random choices a clip, the same for all its frames.
 
-A transform takes a clip (T, H, W, 3) uint8 and gives (3, T, S, S) uint8 contiguous; models normalise. All randomness
+A transform takes a clip (T, H, W, 3) uint8 and gives (3, T, S, S) uint8 contiguous; models normalize. All randomness
 comes from the `RandomState` that the loader seeds for the clip. Source: run_class_finetuning.py,
 UniFormerV2 configs, Multi-Modalities-Pretraining.
 """
@@ -48,7 +48,7 @@ def direction_classes(classes: Sequence[str]) -> tuple[str, ...]:
 
 
 def multi_scale_box(height: int, width: int, size: int, rng: np.random.RandomState) -> Box:
-    """Corner, edge, quarter or centre crop whose sides are the shorter side times one of four scales (mae.py).
+    """Corner, edge, quarter or center crop whose sides are the shorter side times one of four scales (mae.py).
 
     Sides within 2 pixels of `size` are `size`; the scales of the two sides are the same or neighbours; the place is
     one of 13 on a grid of quarter steps.
@@ -65,7 +65,7 @@ def multi_scale_box(height: int, width: int, size: int, rng: np.random.RandomSta
 
 
 def corner_box(height: int, width: int, rng: np.random.RandomState) -> Box:
-    """A square in one of the corners or in the centre, its side the shorter side times 1 or 0.8.
+    """A square in one of the corners or in the center, its side the shorter side times 1 or 0.8.
 
     Source: OpenGVLab/InternVideo, Open-Set-Action-Recognition/configs/recognition/mae/finetune_ucf101_mae_edlnokl.py
     (mmaction2's `MultiScaleCrop` with scales (1, 0.8), no gap between the scales of the sides and five places).
@@ -83,7 +83,7 @@ def random_resized_box(
     aspect: tuple[float, float],
     rng: np.random.RandomState,
 ) -> Box:
-    """A box of random area (share of the frame) and aspect (log-uniform); the largest centred one after ten misses."""
+    """A box of random area (share of the frame) and aspect (log-uniform); the largest centered one after ten misses."""
     for _ in range(10):
         target = rng.uniform(*area) * height * width
         ratio = math.exp(rng.uniform(math.log(aspect[0]), math.log(aspect[1])))
@@ -102,7 +102,7 @@ def erase_cube(
     area: tuple[float, float] = (0.02, 1 / 3),
     aspect: tuple[float, float] = (0.3, 1 / 0.3),
 ) -> Tensor:
-    """Fill one box, the same in all frames, with noise that is standard normal after ImageNet normalisation.
+    """Fill one box, the same in all frames, with noise that is standard normal after ImageNet normalization.
 
     Args:
         frames: (T, 3, H, W) uint8, not changed.
@@ -220,7 +220,7 @@ class TrainTransform:
 
 @dataclass(frozen=True)
 class EvalTransform:
-    """Resize, then one centre crop or three along the longer side.
+    """Resize, then one center crop or three along the longer side.
 
     Attributes:
         size: S of the result, pixels.
@@ -269,6 +269,6 @@ class EvalTransform:
         ]
 
     def __call__(self, clip: Tensor, rng: np.random.RandomState) -> Tensor:
-        """The centre view, (3, T, S, S); `rng` is not used."""
+        """The center view, (3, T, S, S); `rng` is not used."""
         views = self.crop_clip(clip)
         return views[len(views) // 2]

@@ -1,4 +1,4 @@
-"""List files of labelled clips: `path label` with a space, a comma or a tab between."""
+"""List files of labeled clips: `path label` with a space, a comma or a tab between."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Sets of short labelled clips: HMDB51, UCF101, Moments in Time 2, and the two open-set benchmarks made of them."""
+"""Sets of short labeled clips: HMDB51, UCF101, Moments in Time 2, and the two open-set benchmarks made of them."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """A model as one file for other programs: torch.export (.pt2) or ONNX, compared with the model before it is kept.
 
-The graph normalises inside: it takes clips as the preprocessing makes them, or word ids, and gives float32.
+The graph normalizes inside: it takes clips as the preprocessing makes them, or word ids, and gives float32.
 Shapes: B batch, T frames, S side, L words, E width of the features, C classes.
 """
 

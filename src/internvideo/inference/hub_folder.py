@@ -217,7 +217,7 @@ def read_config(folder: Path) -> dict[str, Any]:
         found = config.get("model_type", "unknown") if isinstance(config, dict) else "unknown"
         raise WeightsError(
             path, f"is of another library (model type '{found}')", "a folder of save_pretrained",
-            "name its .safetensors file itself: published layouts are recognised by their keys",
+            "name its .safetensors file itself: published layouts are recognized by their keys",
         )  # fmt: skip
     return config
 
@@ -288,7 +288,7 @@ def card(
         if not rule.single_frame
         else "the middle frame"
     )
-    shape = "squashed to a square" if not rule.keep_aspect else "scaled by the short side, centre crop"
+    shape = "squashed to a square" if not rule.keep_aspect else "scaled by the short side, center crop"
     lines = [
         *_front_matter(model, licence, architecture),
         "",

@@ -46,9 +46,9 @@ def _check_scores(scores: Floats, labels: Ints) -> None:
 
 
 def label_ranks(scores: Floats, labels: Ints) -> Ints:
-    """Return the rank (0 best) of the labelled class of every sample, (N,).
+    """Return the rank (0 best) of the labeled class of every sample, (N,).
 
-    Classes that tie with the labelled one rank before it: constant scores never give a hit.
+    Classes that tie with the labeled one rank before it: constant scores never give a hit.
     """
     _check_scores(scores, labels)
     own = np.take_along_axis(scores, labels[:, None], axis=1)
@@ -57,7 +57,7 @@ def label_ranks(scores: Floats, labels: Ints) -> Ints:
 
 
 def top_k_hits(scores: Floats, labels: Ints, k: int) -> Bools:
-    """Return (N,) whether the labelled class is among the k best."""
+    """Return (N,) whether the labeled class is among the k best."""
     if k < 1:
         raise ValueError(f"k is {k}, it must be at least 1")
     hits: Bools = label_ranks(scores, labels) < k

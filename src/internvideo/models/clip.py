@@ -368,7 +368,7 @@ class Clip(DualEncoder):
 
     @property
     def test_clips(self) -> dict[str, Any]:
-        """Video-Text-Retrieval: bicubic, centre crop; eight frames."""
+        """Video-Text-Retrieval: bicubic, center crop; eight frames."""
         return {"frames": 8, "size": self.config.image_size, "sampler": "linspace", "resize_backend": "pil_bicubic"}
 
     @property

@@ -32,7 +32,7 @@ def symmetric_contrastive(
     """Compute the symmetric contrastive (InfoNCE) loss of scaled cosines; row i of both is a pair.
 
     Args:
-        video, text: (B, E) features of the global batch, of any length; normalised here, in float32 or better.
+        video, text: (B, E) features of the global batch, of any length; normalized here, in float32 or better.
         scale: factor of the cosines, exp(logit_scale) or 1 / temperature.
         similarity_chunk_size: rows of the (B, B) similarities held at a time, here and in the backward pass, which
             computes them again; value and gradients are the same. None for all of them.

@@ -59,12 +59,12 @@ def point_targets(
 ) -> tuple[Tensor, Tensor]:
     """Compute the classification and regression targets of every point of one sequence.
 
-    A point answers for the segments whose centre is within `radius` strides, that contain it, and whose farther end is
+    A point answers for the segments whose center is within `radius` strides, that contain it, and whose farther end is
     in its range; of several for the shortest.
 
     Args:
         points: (P, 4) time, range low and high, stride. segments: (G, 2) start and end. labels: (G,) int64.
-        classes: K. radius: of the sampled centre, strides.
+        classes: K. radius: of the sampled center, strides.
 
     Returns:
         classes (P, K) 0 or 1, several where segments are equally short; distances to start and end (P, 2) in strides.

@@ -110,7 +110,7 @@ def hsic(a: Tensor, b: Tensor, *, unbiased: bool = False, normalized: bool = Tru
 
     Args:
         a, b: features of the same samples.
-        unbiased: the estimator without the diagonal. normalised: divide by its number of pairs.
+        unbiased: the estimator without the diagonal. normalized: divide by its number of pairs.
     """
     n = len(a)
     kernels = [torch.exp(-torch.cdist(x, x).square() / (2 * x.shape[1])) for x in (a, b)]

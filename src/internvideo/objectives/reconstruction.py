@@ -20,7 +20,7 @@ def pixel_targets(
         mask: (B, N) bool, True = masked, tokens in the order time, row, column; the same number in every sample.
         tubelet: frames per token.
         patch: p, pixels per side of a token.
-        normalise: subtract the mean per token and channel and divide by (its unbiased standard deviation + 1e-6).
+        normalize: subtract the mean per token and channel and divide by (its unbiased standard deviation + 1e-6).
         masked: M, if known to the caller; None reads it from the mask, with a device sync.
 
     Returns:

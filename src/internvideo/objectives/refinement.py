@@ -55,7 +55,7 @@ def refinement_loss(
     """Compute the smooth-L1 losses of both box codecs, for proposals above `threshold`, and of the quality.
 
     Args:
-        ends, centre: (P, 2) offsets. quality: (P,) logits. end_targets, centre_targets: (P, 2).
+        ends, center: (P, 2) offsets. quality: (P,) logits. end_targets, centre_targets: (P, 2).
         overlap: (P,) tIoU with the ground truth. threshold: of the regressor. generator: of the balancing.
         divisor: of the numbers of proposals that overlap enough, and that are chosen.
 

@@ -88,7 +88,7 @@ class MaskedStage(nn.Module):
     def reconstruct(self, video: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """What the encoder sees of uint8 clips (B, 3, T, S, S), hidden tubelets grey, and what the decoder makes of it.
 
-        Where the targets are normalised, a prediction has no mean and contrast of its own: those of the true tubelet
+        Where the targets are normalized, a prediction has no mean and contrast of its own: those of the true tubelet
         are lent to it, as is usual for such pictures.
 
         Returns:

@@ -33,7 +33,7 @@ class SupervisedSettings(Settings):
 
 
 class SupervisedStage(nn.Module):
-    """Cross entropy of a classifier on a batch of labelled clips."""
+    """Cross entropy of a classifier on a batch of labeled clips."""
 
     def __init__(
         self,

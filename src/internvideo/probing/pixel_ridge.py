@@ -44,7 +44,7 @@ def tiny_pixels(manifest: Manifest, row: Sample) -> Floats:
 
 
 def pixel_ridge(train: Manifest, test: Manifest) -> PixelRidge:
-    """Fit on the labelled videos of `train`, choose the regularization by leaving one out, score those of `test`.
+    """Fit on the labeled videos of `train`, choose the regularization by leaving one out, score those of `test`.
 
     Unreadable videos are left out. Raises VideoError when no training video can be read.
     """

@@ -23,10 +23,10 @@ Rng = np.random.Generator
 class Track:
     """State of one object per frame; every field is (T,) float64.
 
-    x, y: centre in frame sides (y downwards). scale: factor of the radius. angle: radians, clockwise on screen.
+    x, y: center in frame sides (y downwards). scale: factor of the radius. angle: radians, clockwise on screen.
     alpha: opacity. tint: 1 its own colour, 0 grey. mouth: opening of the cut-out wedge in radians. tank: 1 where the
     object is a vessel filled up to `level` (0..1). split: distance between its two halves in sides, along `axis` in
-    radians. squash: its height over its width. ball_x, ball_y, ball: centre and opacity of the ball of a collision.
+    radians. squash: its height over its width. ball_x, ball_y, ball: center and opacity of the ball of a collision.
     """
 
     x: Array
@@ -59,7 +59,7 @@ class Track:
 
 @dataclass(frozen=True)
 class Cell:
-    """Where an actor lives: centre (x, y) and reach, the factor of its travel (1: the whole frame)."""
+    """Where an actor lives: center (x, y) and reach, the factor of its travel (1: the whole frame)."""
 
     x: float = 0.5
     y: float = 0.5

@@ -181,10 +181,10 @@ def _sprite(look: Look, track: Track, side: int, shift: NDArray[np.float64], hal
     shade = 0.66 + 0.34 * _pattern(look.texture, lx, ly)
     colour = base * shade[..., None]
     if np.any(track.tank > 0):
-        surface = frame(0.85 - 1.7 * track.level) * frame(radius)  # height of the liquid below the centre, in sides
+        surface = frame(0.85 - 1.7 * track.level) * frame(radius)  # height of the liquid below the center, in sides
         empty = np.clip((surface - dy) * side + 0.5, 0, 1) * frame(track.tank)
         colour = colour * (1 - empty[..., None]) + (0.1 + 0.25 * base) * empty[..., None]
-    # Every object carries a white mark off its centre, so that a turned circle looks turned.
+    # Every object carries a white mark off its center, so that a turned circle looks turned.
     mark = np.clip((0.28 - np.hypot(lx + 0.4, ly + 0.08)) * soft + 0.5, 0, 1)[..., None]
     colour = colour * (1 - mark) + mark
     rim = np.clip((_RIM - inside) * soft + 0.5, 0, 1)[..., None]

@@ -18,7 +18,7 @@ from internvideo.terminal import say
 from internvideo.training import positions
 from internvideo.training.head import HeadInitializer
 from internvideo.training.recipe import Recipe
-from internvideo.weights.initialize import initialise
+from internvideo.weights.initialize import initialize
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -93,7 +93,7 @@ def load_init_weights(model: nn.Module, recipe: Recipe, classes: Sequence[str] |
     if classes is None and recipe.init_class_map is not None:
         raise RecipeError("init_class_map", str(recipe.init_class_map), "none, in this stage")
     rule = None if classes is None else HeadInitializer(recipe, classes)
-    for line in (*positions.told(recipe), *initialise(model, recipe.init, rule)):
+    for line in (*positions.told(recipe), *initialize(model, recipe.init, rule)):
         if distributed.rank() == 0:
             say(f"positions: {line}", err=True)
     if recipe.loop.activation_checkpointing:

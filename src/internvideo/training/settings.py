@@ -29,7 +29,7 @@ class OptimizerSettings(Settings):
             and biases; "biases_and_norms" is what the released retrieval script exempts, names with "bias" or
             "LayerNorm.weight", which no gain of a CLIP has: those decay as embeddings, positions, query tokens and the
             logit scale do (OpenGVLab/InternVideo, Video-Text-Retrieval/main_task_retrieval.py, `prep_optimizer`);
-            "biases_and_all_norms" is what that list means, all parameters of normalisations exempt; "nothing".
+            "biases_and_all_norms" is what that list means, all parameters of normalizations exempt; "nothing".
         layer_decay: rate of layer id i is multiplied by layer_decay ** (layers - i); None for no layer decay.
         lr_multipliers: regular expression -> factor for the parameters in whose name it is found; several multiply.
     """

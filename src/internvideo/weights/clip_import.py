@@ -61,7 +61,7 @@ class ClipImport:
 
     Attributes:
         filled: our names that came from CLIP.
-        fresh: our names that keep their initialisation.
+        fresh: our names that keep their initialization.
         dropped: names (as in `clip.Clip`) that were left behind.
         resized: which positions were resized.
     """

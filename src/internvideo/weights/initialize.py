@@ -46,7 +46,7 @@ class HeadInitializer(Protocol):
         """Rows of the head of `path`, whose classes are `known`, numbers where it tells none; None for a fresh head."""
 
 
-def initialise(model: nn.Module, sources: Mapping[str, Path], head: HeadInitializer | None = None) -> tuple[str, ...]:
+def initialize(model: nn.Module, sources: Mapping[str, Path], head: HeadInitializer | None = None) -> tuple[str, ...]:
     """Fill `model` from files; positions that were learned for another clip size are resized to the model's.
 
     Args:
@@ -162,7 +162,7 @@ def read_source(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
             return state, {"classes": json.dumps(parse_json(metadata["internvideo"]).get("classes", []))}
         except (AttributeError, ValueError) as error:
             raise WeightsError(path, f"settings that cannot be read: {error}") from error
-    if "recipe" in metadata or layouts.recognise(state, path) is None:
+    if "recipe" in metadata or layouts.recognize(state, path) is None:
         return state, metadata
     return _published(path)
 

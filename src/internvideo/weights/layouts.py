@@ -64,7 +64,7 @@ class Layout:
     family: Family = field(repr=False)
 
 
-def recognise(state: State, where: object = "state dict") -> Layout | None:
+def recognize(state: State, where: object = "state dict") -> Layout | None:
     """Which published layout this is, None for none. Only keys and shapes are looked at.
 
     Raises:
@@ -121,8 +121,8 @@ def _changes(family: Family, shapes: Shapes) -> dict[str, dict[str, object]]:
 
 
 def layout_of(state: State, where: object = "state dict") -> Layout:
-    """As `recognise`. Raises WeightsError also for an unknown layout, with the layouts there are and the keys seen."""
-    layout = recognise(state, where)
+    """As `recognize`. Raises WeightsError also for an unknown layout, with the layouts there are and the keys seen."""
+    layout = recognize(state, where)
     if layout is None:
         stems = sorted({re.sub(r"\.\d+(?=\.|$)", ".N", key) for key in state})
         seen = (
@@ -184,7 +184,7 @@ def load_layout(
     """Build the model of a layout and fill it with all tensors of the state dict and nothing else.
 
     Args:
-        layout: what `recognise` said of this state dict.
+        layout: what `recognize` said of this state dict.
         state: published keys -> tensors.
         where: file or source, for messages.
         num_classes: draw the classifier's last layer afresh for so many classes. Of pretraining weights: make a

@@ -67,10 +67,10 @@ def compute_pretrain(case: Case, dtype: torch.dtype) -> dict[str, Value]:
     assert int(mask[0].sum()) == config.grid[0] * case.info["mask"]["masked_per_slot"]
     prediction = model(video, mask)
     targets = {
-        normalise: pixel_targets(
-            video * model.normalize.std + model.normalize.mean, mask, config.tubelet, config.patch_size, normalise
+        normalize: pixel_targets(
+            video * model.normalize.std + model.normalize.mean, mask, config.tubelet, config.patch_size, normalize
         )
-        for normalise in (True, False)
+        for normalize in (True, False)
     }
     loss = reconstruction_loss(prediction, targets[True])
     raw = reconstruction_loss(prediction, targets[False])

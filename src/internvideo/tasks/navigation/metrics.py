@@ -2,7 +2,7 @@
 
 Source: Visual-Language-Navigation.
 
-NumPy only. Shapes: n positions of a walk, m positions of a reference path, (x, y) or (x, y, z) in metres each; the
+NumPy only. Shapes: n positions of a walk, m positions of a reference path, (x, y) or (x, y, z) in meters each; the
 height may stand anywhere, `up` says where.
 """
 
@@ -44,7 +44,7 @@ class Walked:
 
 
 def navigation_error(walked: Walked) -> float:
-    """NE: metres from the end to the goal, around obstacles."""
+    """NE: meters from the end to the goal, around obstacles."""
     return float(walked.decisions[-1])
 
 
@@ -70,7 +70,7 @@ def oracle_success_of_steps(walked: Walked, radius: float = SUCCESS) -> float:
 
 
 def path_length(walked: Walked) -> float:
-    """PL, also called TL: metres walked, the height included."""
+    """PL, also called TL: meters walked, the height included."""
     return float(np.linalg.norm(np.diff(walked.path, axis=0), axis=1).sum())
 
 
@@ -85,14 +85,14 @@ def success_by_path_length(walked: Walked, radius: float = SUCCESS) -> float:
 
 
 def densify(path: Floats, spacing: float = SPACING, up: int | None = 1) -> Floats:
-    """A reference path with a point every `spacing` metres.
+    """A reference path with a point every `spacing` meters.
 
     A leg gets floor(length / spacing) points from its start on, so its last piece is the longest one; the length is
     that on the floor plan. A leg that is shorter gives no point (released behaviour), except the end of the path.
 
     Args:
         path: (m, 2) or (m, 3).
-        spacing: metres.
+        spacing: meters.
         up: column of the height; None where there is none.
     """
     flat = path if up is None else np.delete(path, up, axis=1)
@@ -111,7 +111,7 @@ def ndtw(walked: Floats, reference: Floats, *, fast: bool = True, radius: float 
     Args:
         walked: (n, D). reference: (m, D), densified or not.
         fast: the approximate DTW of radius 1 (released evaluation) instead of the exact one.
-        radius: metres at which being off costs a factor of e.
+        radius: meters at which being off costs a factor of e.
     """
     cost = fast_dtw(walked, reference) if fast else exact_dtw(walked, reference)
     return math.exp(-cost / (len(reference) * radius))

@@ -117,7 +117,7 @@ class ConvTower(Module):
         self.projection = Linear(width * side**2, joint_width)
 
     def forward(self, video: Tensor) -> Tensor:
-        """(B, 3, T, S, S) normalised -> the vectors of its frames (B, T, E)."""
+        """(B, 3, T, S, S) normalized -> the vectors of its frames (B, T, E)."""
         x = video.transpose(1, 2).flatten(0, 1)
         for conv in self.convs:
             x = F.relu(conv(x))

@@ -218,7 +218,7 @@ class Planner(nn.Module):
         )
         # 0.02 at the published width; a narrow planner with it hardly attends to anything at first.
         std = 0.02 * math.sqrt(768 / width)
-        self.apply(lambda module: _initialise(module, std))
+        self.apply(lambda module: _initialize(module, std))
 
     def encode_text(self, ids: Tensor, mask: Tensor) -> Tensor:
         """Words (B, L) int64, mask (B, L) bool True where a word is -> (B, L, D)."""
@@ -249,7 +249,7 @@ class Planner(nn.Module):
         return Plan(scores, text, history, tokens)
 
 
-def _initialise(module: nn.Module, std: float) -> None:
+def _initialize(module: nn.Module, std: float) -> None:
     if isinstance(module, nn.Linear | nn.Embedding):
         nn.init.normal_(module.weight, std=std)
     if isinstance(module, nn.Linear):

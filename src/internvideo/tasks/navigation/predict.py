@@ -137,7 +137,7 @@ def _check(episodes: Sequence[Episode]) -> None:
 
 
 def distances(state: EpisodeState) -> Floats:
-    """Compute the geodesic distances (n,) in metres from all poses to the goal; `env` must hold the episode."""
+    """Compute the geodesic distances (n,) in meters from all poses to the goal; `env` must hold the episode."""
     goal, known = state.episode.goal, dict[tuple[float, ...], float]()
     assert goal is not None
     for pose, _ in state.trajectory:
@@ -211,7 +211,7 @@ def measure(walked: Walked, reference: Floats) -> dict[str, float]:
 def score(table: Predictions) -> Result:
     """Figures of the agent, then of the baselines under "NAME: ...".
 
-    NE and PL are metres. Where the embedded world tells a goal from its twin by motion alone, success is also given for
+    NE and PL are meters. Where the embedded world tells a goal from its twin by motion alone, success is also given for
     these episodes and for the rest. Intervals draw trajectories: their paraphrases are not independent.
     """
     metrics = MetricValues()

@@ -53,9 +53,9 @@ class EpisodeState:
         self.trajectory = [(self.env.reset(self.episode), self.env.time)]
         self.decision_steps = [0]
 
-    def step(self, heading_change: float, metres: float) -> None:
+    def step(self, heading_change: float, meters: float) -> None:
         """Turn (radians, counter-clockwise) and move forward."""
-        motion = self.env.step(heading_change, metres)
+        motion = self.env.step(heading_change, meters)
         self.trajectory += zip(motion.poses, motion.times, strict=True)
         self.decision_steps.append(len(self.trajectory) - 1)
         self.collisions += motion.collided
@@ -121,7 +121,7 @@ class ShortestPathExpert:
     """Choose the waypoint from which the goal is nearest after simulating the move (shortest-path oracle).
 
     Args:
-        stop_within: geodesic distance to the goal in metres at which it stops. max_cache_size: of decisions.
+        stop_within: geodesic distance to the goal in meters at which it stops. max_cache_size: of decisions.
     """
 
     def __init__(self, stop_within: float = 1.5, max_cache_size: int = 100_000) -> None:
@@ -133,21 +133,21 @@ class ShortestPathExpert:
         goal, env = state.episode.goal, state.env
         if goal is None:
             raise ValueError(f"episode {state.episode.id} has no goal")
-        heading_changes, metres = waypoints.turn.tolist(), waypoints.metres.tolist()
-        key = (state.episode.scene, env.pose, goal, *heading_changes, *metres)
+        heading_changes, meters = waypoints.turn.tolist(), waypoints.meters.tolist()
+        key = (state.episode.scene, env.pose, goal, *heading_changes, *meters)
         if key not in self._cache:
             if len(self._cache) >= self.max_cache_size:
                 self._cache.clear()
-            self._cache[key] = self._best(env, goal, heading_changes, metres)
+            self._cache[key] = self._best(env, goal, heading_changes, meters)
         return self._cache[key]
 
-    def _best(self, env: NavEnv, goal: Position, heading_changes: Sequence[float], metres: Sequence[float]) -> int:
+    def _best(self, env: NavEnv, goal: Position, heading_changes: Sequence[float], meters: Sequence[float]) -> int:
         stop = len(heading_changes)
         if not stop or env.geodesic(env.pose.position, goal) <= self.stop_within:
             return stop
         pose, time = env.pose, env.time
         distances = []
-        for heading_change, distance in zip(heading_changes, metres, strict=True):
+        for heading_change, distance in zip(heading_changes, meters, strict=True):
             env.step(heading_change, distance)
             distances.append(env.geodesic(env.pose.position, goal))
             env.place(pose, time)
@@ -183,7 +183,7 @@ def rollout(
             if action >= len(found.angle):
                 state.done = state.stopped = True
             else:
-                state.step(float(found.turn[action]), float(found.metres[action]))
+                state.step(float(found.turn[action]), float(found.meters[action]))
     return episodes
 
 

@@ -20,8 +20,8 @@ from internvideo.tasks.navigation.world.batch import PanoramaBatch
 class WaypointSettings(Settings):
     """Weights of the parts of the loss."""
 
-    things: int = Field(40, ge=1, description="kinds of things to be recognised by the image tower")
-    motions: int = Field(3, ge=1, description="kinds of motion to be recognised by the video encoder")
+    things: int = Field(40, ge=1, description="kinds of things to be recognized by the image tower")
+    motions: int = Field(3, ge=1, description="kinds of motion to be recognized by the video encoder")
     things_weight: float = Field(10.0, gt=0.0)
     motions_weight: float = Field(10.0, gt=0.0)
 

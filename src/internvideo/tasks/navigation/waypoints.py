@@ -72,7 +72,7 @@ class WaypointPredictor(Module):
         x = self.depth(clockwise(depth).flatten(2))
         for layer in self.layers:
             x = layer(x, self.attn_mask)
-        # Each view answers for the 30 degrees around its centre.
+        # Each view answers for the 30 degrees around its center.
         return self.head(x).reshape(-1, ANGLES, DISTANCES).roll(-HALF_VIEW, dims=1)
 
 
@@ -129,7 +129,7 @@ class Candidates(NamedTuple):
         return self.angle.float() / ANGLES * 2 * math.pi
 
     @property
-    def metres(self) -> Tensor:
+    def meters(self) -> Tensor:
         """(n,) to go."""
         return (self.distance + 1) * SPACING
 
@@ -146,7 +146,7 @@ class Candidates(NamedTuple):
     @property
     def distance_feature(self) -> Tensor:
         """(n, 4): share of the largest distance, four times."""
-        return (self.metres / (DISTANCES * SPACING))[:, None].expand(-1, 4)
+        return (self.meters / (DISTANCES * SPACING))[:, None].expand(-1, 4)
 
 
 def angle_feature(clockwise_angle: Tensor) -> Tensor:

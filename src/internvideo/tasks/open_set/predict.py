@@ -108,7 +108,7 @@ def predict(
 
     Args:
         model: a classifier on `device`.
-        train: loader and labelled rows of the training, cut into clips as in testing.
+        train: loader and labeled rows of the training, cut into clips as in testing.
         test: loader and rows of known and unknown classes, as `join` gives them.
         clips: how videos become clips. device: where the model is.
         evidence: what the model's logits mean; None for a classifier that learned with cross entropy.

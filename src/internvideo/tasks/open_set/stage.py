@@ -62,18 +62,18 @@ class OpenSetSettings(Settings):
             raise ValueError(f"calibration goes with the losses log and digamma, not {self.loss}")
         if self.disentangled and not self.calibration:
             raise ValueError("disentangled belongs to calibration")
-        if (self.regularised or self.calibration) and self.annealing_batches is None:
+        if (self.regularized or self.calibration) and self.annealing_batches is None:
             raise ValueError("annealing_batches is missing: kl and calibration get their whole weight after so many")
         return self
 
     @property
-    def regularised(self) -> bool:
+    def regularized(self) -> bool:
         """Whether evidence for wrong classes is taken away."""
         return self.kl or self.loss == "cross_entropy"
 
 
 class OpenSetStage(nn.Module):
-    """Evidential loss of a classifier on a batch of labelled clips."""
+    """Evidential loss of a classifier on a batch of labeled clips."""
 
     seen: Tensor
 
@@ -114,7 +114,7 @@ class OpenSetStage(nn.Module):
         if self.training:
             self.seen += 1
         parts = {}
-        if settings.regularised:
+        if settings.regularized:
             parts["loss_kl"] = weight * wrong_evidence(found, labels).mean()
         if settings.calibration:
             parts["loss_avu"] = calibration(found, labels, weight, disentangled=settings.disentangled).mean()

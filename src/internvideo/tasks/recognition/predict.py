@@ -53,7 +53,7 @@ class TwoEncoders(Protocol):
         """The multimodal encoder with `normalize`."""
 
     def __call__(self, masked_video: Tensor, multimodal_video: Tensor) -> Any:
-        """Both normalised clips -> the three scores."""
+        """Both normalized clips -> the three scores."""
 
 
 def classifier_scorer(model: nn.Module) -> Scorer:
@@ -96,7 +96,7 @@ def predict(
     Args:
         model: for its weights' hash and its evaluation mode; on `device`.
         scorer: uint8 clips -> named logits; see `classifier_scorer` and `interaction_scorer`.
-        source: loader over `manifest`. manifest: labelled rows. clips: how videos become clips.
+        source: loader over `manifest`. manifest: labeled rows. clips: how videos become clips.
         device: where the model is.
         model_name: for the protocol.
         subsets: named conditions on a row, whose accuracy is reported too (e.g. time-directed classes).

@@ -34,7 +34,7 @@ class TCANetConfig:
         stages: cascaded regressors, one for each of `thresholds` (tIoU of the proposals that it learns from).
         seconds_per_feature: of the feature grid.
         training_factor, inference_factor: of the start and end offsets, as released (1 and 1 would undo the codec).
-        centre_factors: of the centre and length offsets, as released.
+        centre_factors: of the center and length offsets, as released.
     """
 
     input_width: int = 2304
@@ -124,16 +124,16 @@ def decode_ends(proposals: Tensor, offsets: Tensor, factor: float = 1.0) -> Tens
 
 
 def encode_centre(proposals: Tensor, truth: Tensor) -> Tensor:
-    """Offset of the centre over the length, and log ratio of the lengths, (P, 2)."""
+    """Offset of the center over the length, and log ratio of the lengths, (P, 2)."""
     shift = (truth.mean(dim=-1, keepdim=True) - proposals.mean(dim=-1, keepdim=True)) / _length(proposals)
     return torch.cat([shift, (_length(truth) / _length(proposals)).log()], dim=-1)
 
 
 def decode_centre(proposals: Tensor, offsets: Tensor, factors: tuple[float, float] = (0.1, 0.2)) -> Tensor:
     """New segments (P, 2) from offsets scaled by `factors`."""
-    centre = proposals.mean(dim=-1, keepdim=True) + offsets[:, :1] * factors[0] * _length(proposals)
+    center = proposals.mean(dim=-1, keepdim=True) + offsets[:, :1] * factors[0] * _length(proposals)
     half = 0.5 * _length(proposals) * (offsets[:, 1:] * factors[1]).clamp(-LONGEST, LONGEST).exp()
-    return torch.cat([centre - half, centre + half], dim=-1)
+    return torch.cat([center - half, center + half], dim=-1)
 
 
 def _length(segments: Tensor) -> Tensor:
@@ -164,7 +164,7 @@ class LocalGlobalLayer(Module):
 
 
 class BoundaryRegressor(nn.Module):
-    """One step of the cascade: offsets of both ends, of centre and length, and how good the proposal is."""
+    """One step of the cascade: offsets of both ends, of center and length, and how good the proposal is."""
 
     def __init__(self, config: TCANetConfig) -> None:
         super().__init__()
@@ -187,26 +187,26 @@ class BoundaryRegressor(nn.Module):
     def forward(
         self, features: Tensor, video: Tensor, proposals: Tensor, lengths: Tensor | None = None
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Features (B, D, T), proposals (P, 2) of rows `video` -> ends (P, 2), centre and length (P, 2), logit (P,)."""
+        """Features (B, D, T), proposals (P, 2) of rows `video` -> ends (P, 2), center and length (P, 2), logit (P,)."""
         start, action, end = sample_regions(features, video, proposals, self.config, lengths)
         whole = self.whole(torch.cat([start, action, end], dim=-1))[:, :, 0]
         ends = torch.cat([self.start(start)[:, :, 0], self.end(end)[:, :, 0]], dim=1)
         return ends, whole[:, :2], whole[:, 2]
 
-    def refine(self, proposals: Tensor, ends: Tensor, centre: Tensor, factor: float) -> Tensor:
+    def refine(self, proposals: Tensor, ends: Tensor, center: Tensor, factor: float) -> Tensor:
         """Mean of both decodings, (P, 2); at least 0 and never turned round."""
-        both = decode_ends(proposals, ends, factor) + decode_centre(proposals, centre, self.config.centre_factors)
+        both = decode_ends(proposals, ends, factor) + decode_centre(proposals, center, self.config.centre_factors)
         start, end = torch.clamp(0.5 * both, min=0).sort(dim=-1).values.unbind(dim=-1)
         return torch.stack([start, torch.maximum(end, start + SHORTEST * self.config.seconds_per_feature)], dim=-1)
 
 
 @dataclass(frozen=True)
 class Refined:
-    """What one regressor said about its proposals: `proposals` it was given, `ends`, `centre` offsets, `quality`."""
+    """What one regressor said about its proposals: `proposals` it was given, `ends`, `center` offsets, `quality`."""
 
     proposals: Tensor
     ends: Tensor
-    centre: Tensor
+    center: Tensor
     quality: Tensor
 
 
@@ -261,9 +261,9 @@ class TCANet(nn.Module):
         factor = self.config.training_factor if self.training else self.config.inference_factor
         said = []
         for regressor in self.regressors:
-            ends, centre, quality = regressor(encoded, video, proposals, lengths)
-            said.append(Refined(proposals, ends, centre, quality))
-            proposals = regressor.refine(proposals, ends, centre, factor).detach()  # type: ignore[operator]  # a BoundaryRegressor
+            ends, center, quality = regressor(encoded, video, proposals, lengths)
+            said.append(Refined(proposals, ends, center, quality))
+            proposals = regressor.refine(proposals, ends, center, factor).detach()  # type: ignore[operator]  # a BoundaryRegressor
         return said, proposals
 
 

@@ -78,7 +78,7 @@ class RefinementStage(nn.Module):
             truth, overlap = torch.cat([each for each, _ in found]), torch.cat([each for _, each in found])
             losses = refinement_loss(
                 regressor.ends.float(),
-                regressor.centre.float(),
+                regressor.center.float(),
                 regressor.quality.float(),
                 encode_ends(regressor.proposals, truth),
                 encode_centre(regressor.proposals, truth),

@@ -165,7 +165,7 @@ def bank_counts(blocks: Iterable[Floats], beta: float = BANK_BETA) -> tuple[Floa
 
 
 def query_bank(similarity: Floats, log_sum: Floats, active: NDArray[np.bool_], beta: float = BANK_BETA) -> Floats:
-    """Similarities (Q, V) whose hubs are damped by a bank of other texts: query-bank normalisation, an extra of ours.
+    """Similarities (Q, V) whose hubs are damped by a bank of other texts: query-bank normalization, an extra of ours.
 
     Dynamic inverted soft-max (Bogolin et al., arXiv 2112.12777): a row whose best video is one that the bank finds too
     becomes beta S - `log_sum`, which ranks as exp(beta S) over its sum in the bank; another row stays as it is. Rows

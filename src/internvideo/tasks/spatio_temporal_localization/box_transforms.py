@@ -54,9 +54,9 @@ def square_around(box: Sequence[float], size: tuple[int, int], sides: float, shi
     """
     longer = max(box[2] - box[0], box[3] - box[1])
     width = min(max(round(longer * sides), LEAST), *size)
-    centre = ((box[0] + box[2]) / 2 + shift[0] * width, (box[1] + box[3]) / 2 + shift[1] * width)
+    center = ((box[0] + box[2]) / 2 + shift[0] * width, (box[1] + box[3]) / 2 + shift[1] * width)
     left, top = (
-        min(max(round(middle - width / 2), 0), whole - width) for middle, whole in zip(centre, size[::-1], strict=True)
+        min(max(round(middle - width / 2), 0), whole - width) for middle, whole in zip(center, size[::-1], strict=True)
     )
     return Square(left, top, width)
 

@@ -65,7 +65,7 @@ class FrameTrunk(Trunk):
         """Tokens after the norm.
 
         Args:
-            video: (B, 3, T, H, W) normalised; what is over a multiple of the patch is cut off at the right and below,
+            video: (B, 3, T, H, W) normalized; what is over a multiple of the patch is cut off at the right and below,
                 as a convolution does.
 
         Returns:
@@ -105,7 +105,7 @@ class FrameTrunk(Trunk):
         return int(block.group(1)) + 1 if block else self.max_layer_id
 
     def no_weight_decay(self, name: str, parameter: Tensor) -> bool:
-        """Whether the optimiser must not decay this parameter."""
+        """Whether the optimizer must not decay this parameter."""
         return no_weight_decay(name, parameter)
 
 

@@ -37,7 +37,7 @@ def predict(
 
     Args:
         model: a `VideoTextModel` on `device`. tokenizer: of its text tower.
-        source: loader over `manifest`. manifest: labelled rows. clips: how videos become clips.
+        source: loader over `manifest`. manifest: labeled rows. clips: how videos become clips.
         device: where the model is.
         model_name: for the protocol.
         templates: sentences with one "{}".

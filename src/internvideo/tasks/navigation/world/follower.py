@@ -63,16 +63,16 @@ def _moved(ground: FreeSpace, pose: Pose, turns: int) -> Pose:
 def _nearest(
     ground: FreeSpace, pose: Pose, goal: Position, been: Sequence[tuple[float, float]]
 ) -> tuple[int, Pose, float]:
-    """Of all turns after which a step leads somewhere new, the nearest to the goal: turns, pose, metres left."""
+    """Of all turns after which a step leads somewhere new, the nearest to the goal: turns, pose, meters left."""
     half = round(math.pi / ACTION_TURN)
     tried = [(turns, _moved(ground, pose, turns)) for turns in sorted(range(1 - half, half + 1), key=abs)]
     ends = np.array([(moved.x, moved.y) for _, moved in tried])
     new = np.linalg.norm(ends[:, None] - np.array(been), axis=2).min(axis=1) > _PROGRESS
-    metres = np.where(new, ground.distances(ends, goal), np.inf)
-    best = int(metres.argmin())
-    if not np.isfinite(metres[best]):
+    meters = np.where(new, ground.distances(ends, goal), np.inf)
+    best = int(meters.argmin())
+    if not np.isfinite(meters[best]):
         raise ValueError(f"stuck at {pose} on the way to {goal}")
-    return *tried[best], float(metres[best])
+    return *tried[best], float(meters[best])
 
 
 def _ends(pose: Pose, goal: Position) -> tuple[NDArray[np.float64], NDArray[np.float64]]:

@@ -36,7 +36,7 @@ class FreeSpace:
     """The ground among rectangles.
 
     Args:
-        obstacles: (n, 4) x0, y0, x1, y1 in metres. Where they only touch, one can pass between them: let them overlap.
+        obstacles: (n, 4) x0, y0, x1, y1 in meters. Where they only touch, one can pass between them: let them overlap.
         bounds: x0, y0, x1, y1 that the agent stays within. body: half the side of the agent.
     """
 
@@ -107,7 +107,7 @@ class FreeSpace:
         return self._fields[key]
 
     def distances(self, points: Points, goal: Position) -> NDArray[np.float64]:
-        """(n,) metres of the shortest ways from points (n, 2) to a goal, inf where there is none."""
+        """(n,) meters of the shortest ways from points (n, 2) to a goal, inf where there is none."""
         points = np.asarray(points, dtype=np.float64).reshape(-1, 2)
         field = self.field(goal)
         straight = np.where(self.sees(points, field.goal)[:, 0], np.linalg.norm(points - field.goal, axis=1), np.inf)

@@ -54,7 +54,7 @@ class Habitat(Walker):
 
     Args:
         open_scene: gives the simulator of an episode's scene; called when an episode's scene differs from the last.
-        largest_depth: metres of depth 1.0. Depth sensors with normalize_depth on give shares already: pass None.
+        largest_depth: meters of depth 1.0. Depth sensors with normalize_depth on give shares already: pass None.
     """
 
     def __init__(self, open_scene: Callable[[str], Simulator], largest_depth: float | None = None) -> None:

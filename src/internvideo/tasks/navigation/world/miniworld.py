@@ -202,7 +202,7 @@ class _Renderer:
                 _Thing(self._gl, (thing.x, thing.y), (width, depth), 0.0, height, COLOURS[thing.colour], thing)
             )
         world.entities += self._things
-        x, y = scene.rooms[0].centre
+        x, y = scene.rooms[0].center
         world.agent.pos, world.agent.dir = np.array([x, 0.0, -y]), 0.0
         world.entities.append(world.agent)
 

@@ -2,7 +2,7 @@
 
 Source: Visual-Language-Navigation.
 
-Axes: x and y lie in the floor, heights grow upwards, everything in metres. Headings are radians: 0 looks along +x, and
+Axes: x and y lie in the floor, heights grow upwards, everything in meters. Headings are radians: 0 looks along +x, and
 they grow counter-clockwise seen from above (pi/2 looks along +y). A positive turn is a turn to the left. View k of a
 panorama looks at heading + k * 30 degrees, so view 0 is ahead, 3 left, 6 behind and 9 right.
 """
@@ -62,10 +62,10 @@ class Episode:
 
     Attributes:
         id: unique within its split. scene: name of the world, as its file tells it. split: train, val_seen, ...
-        start: first pose. goal: None where it is kept secret (test). radius: metres from the goal that count as there.
+        start: first pose. goal: None where it is kept secret (test). radius: meters from the goal that count as there.
         instruction: the sentence or sentences. trajectory: episodes of one trajectory are paraphrases.
         path: (n, 2) or (n, 3) positions of the reference path, densest form that is known; (0, 2) where none is.
-        geodesic: metres from start to goal around obstacles; None where unknown.
+        geodesic: meters from start to goal around obstacles; None where unknown.
     """
 
     id: str

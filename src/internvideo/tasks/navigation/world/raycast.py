@@ -34,7 +34,7 @@ FARTHEST = 10.0
 CELL = 0.05
 """Side of a pixel of the painted floor, m."""
 FADE = 0.045
-"""Share of its light that a thing loses with each metre."""
+"""Share of its light that a thing loses with each meter."""
 
 Floats = NDArray[np.floating[Any]]
 Bools = NDArray[np.bool_]

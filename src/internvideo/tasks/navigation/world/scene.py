@@ -20,7 +20,7 @@ from internvideo.errors import ManifestError
 from internvideo.storage import write_text
 
 WALL = 0.16
-"""Thickness of walls, m. Walls stand centred on the borders of rooms."""
+"""Thickness of walls, m. Walls stand centered on the borders of rooms."""
 CEILING = 2.6
 DOOR_WIDTH, DOOR_HEIGHT, FRAME = 1.1, 2.1, 0.14
 """Clear width and height of a door and the width of its frame's posts, m."""
@@ -78,7 +78,7 @@ class Room(_Data):
         return self.x0 <= x <= self.x1 and self.y0 <= y <= self.y1
 
     @property
-    def centre(self) -> tuple[float, float]:
+    def center(self) -> tuple[float, float]:
         """Its middle."""
         return (self.x0 + self.x1) / 2, (self.y0 + self.y1) / 2
 

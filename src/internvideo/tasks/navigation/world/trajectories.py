@@ -30,7 +30,7 @@ class TrajectorySettings:
     """How ways are drawn.
 
     Attributes:
-        shortest, longest: of their lengths, m. radius: metres from the goal that count as there (R2R: 3).
+        shortest, longest: of their lengths, m. radius: meters from the goal that count as there (R2R: 3).
         passing: chance that a landmark beside the way is mentioned, at most one a room.
         by_motion: share of ways that end at a thing told from its twin by motion alone, where the house has any.
     """
@@ -126,7 +126,7 @@ def _end(house: House, start: Pose, thing: Landmark) -> tuple[tuple[float, float
 
 
 def _crossed(scene: Scene, path: NDArray[np.float64]) -> list[tuple[float, Door]]:
-    """The doors on a way, with the metres walked until each."""
+    """The doors on a way, with the meters walked until each."""
     found: list[tuple[float, Door]] = []
     walked = 0.0
     for first, second in pairwise(path):
@@ -146,7 +146,7 @@ def _crossed(scene: Scene, path: NDArray[np.float64]) -> list[tuple[float, Door]
 def _passed(
     scene: Scene, path: NDArray[np.float64], goal: Landmark, rng: np.random.Generator, chance: float
 ) -> list[tuple[float, Leg]]:
-    """Landmarks beside the way, at most one a room, with the metres walked until each."""
+    """Landmarks beside the way, at most one a room, with the meters walked until each."""
     steps = np.linalg.norm(np.diff(path, axis=0), axis=1)
     walked = np.concatenate([[0.0], steps.cumsum()])
     at = np.linspace(0, walked[-1], max(2, round(walked[-1] / 0.05)))

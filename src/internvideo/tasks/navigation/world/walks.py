@@ -20,7 +20,7 @@ from internvideo.tasks.navigation.world.scene import BODY, COLOURS, MOTIONS, SHA
 from internvideo.tasks.navigation.world.world import World
 
 THINGS = (*((shape, colour) for shape in SHAPES for colour in COLOURS), *(("door", colour) for colour in COLOURS))
-"""What the image tower learns to recognise."""
+"""What the image tower learns to recognize."""
 ANGLES, DISTANCES = 120, 12
 FARTHEST = 6.0
 """How far rays look, m."""
@@ -36,7 +36,7 @@ Floats = NDArray[np.float64]
 
 
 def open_lengths(world: World, pose: Pose) -> Floats:
-    """(120,) metres that one could walk straight, in clockwise directions from straight ahead."""
+    """(120,) meters that one could walk straight, in clockwise directions from straight ahead."""
     angles = pose.heading - np.arange(ANGLES) * (2 * math.pi / ANGLES)
     steps = np.arange(1, round(FARTHEST / (STEP / 2)) + 1) * (STEP / 2)
     way = np.stack([np.cos(angles), np.sin(angles)], axis=1)

@@ -20,7 +20,7 @@ from internvideo.models.viclip import ViCLIP, ViCLIPConfig
 from internvideo.models.video_language import VideoLanguage
 from internvideo.models.videomae import VideoMAEClassifier
 from internvideo.storage import write_safetensors
-from internvideo.weights.initialize import initialise
+from internvideo.weights.initialize import initialize
 from internvideo.weights.state import save_model
 
 
@@ -57,7 +57,7 @@ def test_a_classifier_starts_from_masked_pretraining(tmp_path: Path) -> None:
     source, path = saved(tmp_path, small_world.pretraining_model)
     model = small_world.masked_classifier()
     head = model.head.weight.clone()
-    initialise(model, {"weights": path})
+    initialize(model, {"weights": path})
     for name in ("patch_embed.proj.weight", "blocks.2.mlp.fc2.weight"):
         assert torch.equal(model.state_dict()[name], source.state_dict()[f"encoder.{name}"])
     assert torch.equal(model.head.weight, head), "the head stays as it was drawn"
@@ -68,7 +68,7 @@ def test_a_multimodal_classifier_starts_from_the_video_tower(tmp_path: Path) -> 
     model = small_world.multimodal_classifier()
     fresh = {name: value.clone() for name, value in model.state_dict().items() if name.startswith("proj.")}
     assert fresh
-    initialise(model, {"weights": path})
+    initialize(model, {"weights": path})
     assert same_part(model, source, "visual.")
     assert all(torch.equal(model.state_dict()[name], value) for name, value in fresh.items())
 
@@ -78,7 +78,7 @@ def test_the_interaction_starts_from_both_classifiers_and_answers_like_their_mea
     multimodal, other = saved(tmp_path, small_world.multimodal_classifier)
     model = small_world.cross_model().eval()
     assert isinstance(model, CrossModel)
-    initialise(model, {"masked": one, "multimodal": other})
+    initialize(model, {"masked": one, "multimodal": other})
     output = model(clips(), clips())
     torch.testing.assert_close(output.masked, masked(clips()))
     torch.testing.assert_close(output.multimodal, multimodal(clips()))
@@ -91,7 +91,7 @@ def test_a_caption_decoder_joins_towers_that_had_none(tmp_path: Path) -> None:
 
     source, path = saved(tmp_path, towers)
     model = small_world.language_model()
-    initialise(model, {"weights": path})
+    initialize(model, {"weights": path})
     assert same_part(model, source, but="caption_decoder")
 
 
@@ -99,7 +99,7 @@ def test_the_same_model_goes_on(tmp_path: Path) -> None:
     for build in (small_world.pretraining_model, small_world.masked_classifier, small_world.language_model):
         source, path = saved(tmp_path, build)
         model = build()
-        initialise(model, {"weights": path})
+        initialize(model, {"weights": path})
         assert all(torch.equal(value, source.state_dict()[name]) for name, value in model.state_dict().items())
 
 
@@ -136,7 +136,7 @@ def test_towers_start_from_a_clip_file_and_answer_like_clip(clip: Clip, clip_fil
     model = towers().eval()
     ids = torch.tensor([[38, 3, 4, 39, 0, 0, 0, 0, 0], [38, 5, 39, 0, 0, 0, 0, 0, 0]])
     assert not torch.allclose(model.encode_text(ids), clip.encode_text(ids), atol=0.01)
-    initialise(model, {"clip": clip_file})
+    initialize(model, {"clip": clip_file})
     tolerance = {"atol": 5e-3, "rtol": 5e-3} if clip_file.stem == "half" else {"atol": 1e-5, "rtol": 1e-5}
     torch.testing.assert_close(model.encode_text(ids), clip.encode_text(ids), **tolerance)
     torch.testing.assert_close(model.encode_video(clips()[:, :, :1]), clip.encode_video(clips()[:, :, :1]), **tolerance)
@@ -146,7 +146,7 @@ def test_a_classifier_and_viclip_start_from_a_clip_file(clip: Clip, tmp_path: Pa
     path = tmp_path / "clip.safetensors"
     save_model(path, clip)
     for model in (small_world.multimodal_classifier(), ViCLIP(VICLIP)):
-        initialise(model, {"clip": path})
+        initialize(model, {"clip": path})
         tower = model if isinstance(model, UniFormerV2) else model.visual
         ours, theirs = tower.state_dict()["blocks.1.attn.qkv.weight"], clip.state_dict()
         assert torch.equal(ours, theirs["visual.blocks.1.attn.qkv.weight"])
@@ -158,7 +158,7 @@ def test_a_classifier_and_viclip_start_from_a_clip_file(clip: Clip, tmp_path: Pa
 def refused(model: nn.Module, sources: dict[str, Path], found: str) -> None:
     before = {name: value.clone() for name, value in model.state_dict().items()}
     with pytest.raises(WeightsError, match=found) as told:
-        initialise(model, sources)
+        initialize(model, sources)
     assert "\n" not in str(told.value)
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items()), "half loaded"
 
@@ -175,7 +175,7 @@ def test_wrong_names_are_told_with_the_right_ones(tmp_path: Path) -> None:
 def test_an_empty_choice_leaves_the_model_as_it_was_drawn() -> None:
     model = small_world.masked_classifier()
     before = model.head.weight.clone()
-    initialise(model, {})
+    initialize(model, {})
     assert torch.equal(model.head.weight, before)
 
 
