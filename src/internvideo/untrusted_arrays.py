@@ -1,4 +1,4 @@
-"""Arrays and weights that others wrote: what a header tells is compared with the bytes that are there, then read.
+"""Read untrusted arrays and weights: headers are checked against the file size before any allocation.
 
 Errors as in untrusted.py. Nothing is unpickled.
 """
@@ -23,13 +23,13 @@ MOST_HEADER = 10_000
 
 
 def read_npy(path: PathLike) -> Any:
-    """The array of a .npy file. Raises OSError, ValueError: no numbers, or other bytes than its header tells of."""
+    """Read a .npy file. Raises OSError, ValueError: not numeric, or a size that differs from its header."""
     with open_regular(path) as stream:
         return _array(stream, os.fstat(stream.fileno()).st_size)
 
 
 def _array(stream: IO[bytes], size: int) -> Any:
-    """An array of a file of `size` bytes."""
+    """Read an array from a file of `size` bytes."""
     try:
         version = npy.read_magic(stream)
         form = {(1, 0): (2, npy.read_array_header_1_0), (2, 0): (4, npy.read_array_header_2_0)}.get(version)
@@ -60,7 +60,7 @@ def _array(stream: IO[bytes], size: int) -> Any:
 
 
 def read_npz(path: PathLike) -> dict[str, Any]:
-    """The arrays of a .npz file by name. Raises OSError, ValueError: no such file, or one that unpacks to far more."""
+    """Read a .npz file by name. Raises OSError, ValueError: absent, or it would decompress to too much."""
     with open_regular(path) as stream:
         most = most_inflated(os.fstat(stream.fileno()).st_size)
         try:
@@ -83,7 +83,7 @@ def _entry(archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> Any:
 
 
 def safetensors_metadata(path: PathLike) -> dict[str, str]:
-    """The text metadata of a safetensors file, from its header alone.
+    """Read the metadata of a safetensors file from its header.
 
     Raises:
         OSError: absent, no regular file.

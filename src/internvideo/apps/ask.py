@@ -18,7 +18,7 @@ from internvideo.tasks.question_answering.predict import probabilities
 
 
 class Answerer:
-    """A network with an answer head, and the names of its answers.
+    """Answer questions with a network that has an answer head.
 
     Args:
         model: of the family internvideo-mm-*-vqa.
@@ -60,9 +60,9 @@ class Answerer:
                 raise TextError(f"question {number}", error.found, error.allowed, "shorten it") from error
 
     def __call__(self, video: VideoSource, questions: Sequence[str], *, top: int = 5) -> list[dict[str, float]]:
-        """The `top` likeliest answers to each question with their probabilities, the largest first.
+        """Return the `top` likeliest answers to each question with their probabilities, the largest first.
 
-        The video is decoded and looked at once.
+        The video is decoded and encoded once.
 
         Raises:
             TextError: see `check`. VideoError: the video cannot be read.

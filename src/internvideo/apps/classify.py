@@ -12,7 +12,7 @@ from internvideo.probing.probe import Probe
 
 
 class Scorer:
-    """Clips to probabilities. Texts are encoded once; whatever does not fit is told before any video is opened.
+    """Compute probabilities of clips. Texts are encoded once; settings are checked before any video is opened.
 
     Args:
         model: the encoder.
@@ -31,7 +31,7 @@ class Scorer:
             self.names = model.label_names(labels)
 
     def __call__(self, clips: Tensor) -> list[dict[str, float]]:
-        """(B, 3, T, S, S) as the model's preprocessing makes them -> label to probability, the largest first."""
+        """(B, 3, T, S, S) of the model's preprocessing -> label to probability, the largest first."""
         if self.probe is not None:
             return self.probe.predict(self.probe.features(self.model, clips))
         rows = self.model.probabilities(clips, self.labels)

@@ -16,7 +16,7 @@ from internvideo.storage import write_text
 
 
 class Clock:
-    """Seconds of each step and the largest memory over all sessions: a resumed demo tells all that it took."""
+    """Sum the seconds of each step and keep the peak memory over all sessions of a demo."""
 
     def __init__(self, file: Path) -> None:
         stored = untrusted.read_json(file) if file.is_file() else {}
@@ -39,7 +39,7 @@ class Clock:
             )
 
     def so_far(self) -> dict[str, float]:
-        """Seconds by step, the one that runs now included."""
+        """Return the seconds by step, including the current one."""
         if self._running is None:
             return self.seconds
         name, began = self._running

@@ -19,11 +19,11 @@ from internvideo.tasks.open_set import predict as open_set
 
 @dataclass(frozen=True)
 class Answer:
-    """What is said of one clip.
+    """Prediction for one clip.
 
     Attributes:
         label: the best class.
-        belief: of that class: the share of its evidence; the probability for a classifier without evidence.
+        belief: the class's fraction of the evidence; the probability for a classifier without evidence.
         uncertainty: 0..1. Beliefs of all classes and the uncertainty sum to 1 where there is evidence.
         known: whether the uncertainty is below the threshold.
     """
@@ -36,11 +36,11 @@ class Answer:
 
 @dataclass(frozen=True)
 class OpenSetRule:
-    """How a classifier's scores become answers.
+    """Convert a classifier's scores to open-set predictions.
 
     Attributes:
         evidence: what its logits mean, None for a soft-max.
-        threshold: more uncertain is unknown.
+        threshold: uncertainty above which a clip is unknown.
         weights_sha256: of the classifier that was evaluated.
         source: the file it was read from.
     """
@@ -79,7 +79,7 @@ class OpenSetRule:
             )
 
     def __call__(self, model: VideoModel, clips: Tensor) -> list[Answer]:
-        """Answers on clips (B, 3, T, S, S) as the model's preprocessing makes them."""
+        """Predict clips (B, 3, T, S, S) of the model's preprocessing."""
         logits = model.logits(clips).double()
         if self.evidence is None:
             beliefs = logits.softmax(dim=1)

@@ -40,7 +40,7 @@ Floats = NDArray[np.float64]
 
 
 class PersonDetector:
-    """A detector that finds persons.
+    """Person detector of the transformers package.
 
     Args:
         source: a folder that transformers' `save_pretrained` wrote, or hf://ORGANISATION/REPOSITORY.
@@ -91,7 +91,7 @@ class PersonDetector:
 
 @dataclass(frozen=True)
 class _Form:
-    """How frames become pixels; the published defaults of DETR."""
+    """Preprocessing of frames; the published defaults of DETR."""
 
     shortest: int = 800
     longest: int = 1333
@@ -112,7 +112,7 @@ class _Form:
 
 
 def _form(folder: Path) -> _Form:
-    """What preprocessor_config.json says; the defaults without one. Raises WeightsError."""
+    """Read preprocessor_config.json, or return the defaults. Raises WeightsError."""
     path = folder / "preprocessor_config.json"
     if not path.is_file():
         return _Form()
@@ -151,7 +151,7 @@ class Persons:
 
 
 def find_persons(manifest: Manifest, detector: PersonDetector, *, score_threshold: float = 0.1) -> Persons:
-    """Boxes of persons at all key frames of a manifest.
+    """Detect persons at all key frames of a manifest.
 
     Args:
         manifest: rows with boxes, whose times are the key frames. detector: see `PersonDetector`.
@@ -179,7 +179,7 @@ def find_persons(manifest: Manifest, detector: PersonDetector, *, score_threshol
 def _pictures(
     reader: ManifestClipDecoder, frames: Sequence[KeyFrame], found: Persons
 ) -> Iterator[tuple[list[KeyFrame], Tensor]]:
-    """Key frames of one video and their pictures; those outside it are added to what could not be read."""
+    """Decode the key frames of one video; those outside it are recorded as unreadable."""
     for start in range(0, len(frames), AT_ONCE):
         part: list[KeyFrame] = []
 

@@ -1,4 +1,4 @@
-"""What the columns of a csv manifest mean. None is passed over in silence: it is understood, told, or refused."""
+"""Interpret the columns of a csv manifest. Every column is used, reported as an attribute, or rejected."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ SHOWN = 8
 
 @dataclass
 class CsvColumns:
-    """The columns of one file by their meaning.
+    """Columns of one file by role.
 
     Attributes:
         names: all of them, in order. path: of the video file.
@@ -67,7 +67,7 @@ class CsvColumns:
     halves: int = 0
 
     def fields(self, values: Row, where: str) -> dict[str, Any]:
-        """The fields of a `Sample`.
+        """Convert a row to the fields of a `Sample`.
 
         Raises:
             ManifestError: a start without an end, or the other way round.
@@ -90,7 +90,7 @@ class CsvColumns:
         return fields
 
     def notes(self) -> list[str]:
-        """What a reader should know, complete once all rows are read."""
+        """Return notes for the user, complete once all rows are read."""
         told = []
         odd = [name for name in self.kept if name != FPS]
         if odd:
@@ -109,7 +109,7 @@ class CsvColumns:
 
 
 def read_columns(where: str, cells: Sequence[str], path_column: str, label_column: str) -> CsvColumns:
-    """The header of a csv file. Case does not matter where one column alone can be meant.
+    """Interpret the header of a csv file; case-insensitive where that is unambiguous.
 
     Args:
         where: file and line. cells: of the header. path_column, label_column: as for `read_manifest`.
@@ -139,7 +139,7 @@ def read_columns(where: str, cells: Sequence[str], path_column: str, label_colum
 
 
 def _the_one(where: str, alike: Sequence[str], meaning: str) -> str:
-    """The column that is spelled as it should be, else the only one."""
+    """Return the column with the exact spelling, else the only one."""
     if meaning in alike:
         return meaning
     if len(alike) > 1:
@@ -148,7 +148,7 @@ def _the_one(where: str, alike: Sequence[str], meaning: str) -> str:
 
 
 def _times(where: str, names: Sequence[str]) -> dict[str, str]:
-    """The columns of start and end in seconds: start, time_start, start_time, Start, begin_sec, ..."""
+    """Find the columns of start and end in seconds: start, time_start, start_time, Start, begin_sec, ..."""
     found: dict[str, list[str]] = {bound: [] for bound in _BOUNDS}
     for name in names:
         words = _words(name)
@@ -170,7 +170,7 @@ def _times(where: str, names: Sequence[str]) -> dict[str, str]:
 
 
 def _words(name: str) -> set[str]:
-    """The words that a column is called by, small."""
+    """Split a column name into lower-case words."""
     words = {word.casefold() for word in _WORD.findall(name)}
     for word in [*words]:
         glued = _GLUED.fullmatch(word)

@@ -1,4 +1,4 @@
-"""Raw rows of every kind of manifest source: JSONL, list files, csv files with a header, folders.
+"""Read raw rows of manifests: JSONL, list files, csv files with a header, folders.
 
 Nothing is checked here beyond the syntax; `manifest.py` validates the rows.
 
@@ -8,8 +8,8 @@ VideoMAE pre-training lists) is a whole video without label. `folder frames labe
 many frames (`frame_folder.py`). Times behind a label need a csv header and are refused.
 
 Csv files: the header names at least `path`; `id`, `label`, `split`, `group`, `start` and `end` (s), `caption`,
-`caption2`, ..., `question`, `answer`, `question2`, ... mean what they say (`csv_columns.py`); every other column
-becomes an attribute, and is told.
+`caption2`, ..., `question`, `answer`, `question2`, ... (`csv_columns.py`); every other column becomes an attribute and
+is reported.
 
 Folders: `CLASS/**/video`, `SPLIT/CLASS/**/video` (SPLIT is train, val, valid, validation or test), or videos only; a
 folder of frames is a video. A class is named as its folder is, also where that looks like a number.
@@ -66,7 +66,7 @@ class Listing:
 
 
 def read_text(path: Path) -> str:
-    """The text of a UTF-8 file, with or without a byte order mark.
+    """Read a UTF-8 file, with or without a byte order mark.
 
     Raises:
         ManifestError: absent, a folder, or not a text.
@@ -79,7 +79,7 @@ def read_text(path: Path) -> str:
 
 
 def read_file(source: Path, *, path_column: str = "path", label_column: str = "label") -> Listing:
-    """Rows of a manifest file, whichever of the three kinds it is.
+    """Read the rows of a manifest file of any of the three kinds.
 
     Raises:
         ManifestError: absent, empty, of another format, or a line that does not follow it.
@@ -114,7 +114,7 @@ def read_file(source: Path, *, path_column: str = "path", label_column: str = "l
 
 
 def reject_columns(source: Path, path_column: str, label_column: str) -> None:
-    """Refuse the choice of a column where there are none: it would be passed over in silence.
+    """Reject the choice of a column for a source without columns.
 
     Raises:
         ManifestError: one of the two is not the default.
@@ -126,7 +126,7 @@ def reject_columns(source: Path, path_column: str, label_column: str) -> None:
 
 
 def read_folder(folder: Path) -> Listing:
-    """Rows of a folder of videos; the folders under it are the classes (or the splits, with the classes under them).
+    """List a folder of videos; its subfolders are classes, or splits that contain the class folders.
 
     Raises:
         ManifestError: no video in it, or videos both beside and inside the class folders.
@@ -157,7 +157,7 @@ def read_folder(folder: Path) -> Listing:
 
 
 def skipped_files_note(names: Iterable[str]) -> str:
-    """A note of the files of a folder that are no videos by their endings, "" where there are none."""
+    """Describe the files of a folder that are no videos by their suffix, "" where there are none."""
     others = [name for name in names if not name.startswith(".")]
     endings = Counter(os.path.splitext(name)[1].lower() or "none" for name in others)
     endings = Counter({ending: count for ending, count in endings.items() if ending not in VIDEO_EXTENSIONS})
@@ -169,7 +169,7 @@ def skipped_files_note(names: Iterable[str]) -> str:
 
 
 def _find_videos(folder: Path) -> list[tuple[Path, str | None, str | None]]:
-    """Video, split and class of every video under the folder."""
+    """Return path, split and class of every video under the folder."""
     here, folders = _videos_and_folders(folder)
     split_folders = [entry for entry in folders if entry.name.lower() in SPLIT_FOLDERS]
     found: list[tuple[Path, str | None, str | None]] = [(video, None, None) for video in here]
@@ -186,7 +186,7 @@ def _find_videos(folder: Path) -> list[tuple[Path, str | None, str | None]]:
 
 
 def _folder_layout_notes(folder: Path, found: Sequence[tuple[Path, str | None, str | None]]) -> Iterator[str]:
-    """Notes on what the layout of a folder may not mean: splits taken for classes, classes without a video."""
+    """Warn of ambiguous folder layouts: splits taken for classes, classes without a video."""
     classes = {label for _, _, label in found if label is not None}
     divided = any(split is not None for _, split, _ in found)
     splits = [] if divided else sorted(name for name in classes if name.lower() in LIKE_SPLITS)
@@ -216,7 +216,7 @@ def holds_frames(folder: str, names: Sequence[str]) -> bool:
 
 
 def non_frame_names(folder: str, names: Sequence[str]) -> list[str]:
-    """The names of the files of a folder of frames that are none."""
+    """Return the names of files in a folder of frames that are no frames."""
     frames = set(frame_names(folder, names)[0])
     return [name for name in names if name not in frames]
 
@@ -231,7 +231,7 @@ def _other_files(folder: Path, videos: Collection[str]) -> Iterator[str]:
 
 
 def _videos_and_folders(folder: Path) -> tuple[list[Path], list[Path]]:
-    """The videos that lie in a folder, and the folders in it that are none."""
+    """Return the videos of a folder, and its subfolders that are no videos."""
     entries = sorted(entry for entry in folder.iterdir() if not entry.name.startswith("."))
     folders = [entry for entry in entries if entry.is_dir()]
     frames = {entry for entry in folders if holds_frames(os.fspath(entry), os.listdir(entry))}
@@ -271,7 +271,7 @@ def _not_text(path: Path) -> ManifestError:
 
 
 def _lines(source: Path) -> Iterator[tuple[int, str]]:
-    """Numbered lines that are not blank; any of the three line endings."""
+    """Yield numbered non-blank lines; any line ending."""
     with _open(source) as stream:
         try:
             for number, line in enumerate(untrusted.lines(stream), start=1):

@@ -1,4 +1,4 @@
-"""Image-text and video-text pairs in tar shards (LAION, webdataset), streamed by the loader's rules.
+"""Stream image-text and video-text pairs from tar shards (LAION, webdataset) in a resumable random order.
 
 The order is random in two steps, so that neighbours in a batch lie near one another on the disk: shards are shuffled
 and taken in groups, and the samples of a group are shuffled together. It follows from (seed, epoch) alone and is never
@@ -40,7 +40,7 @@ _FAULT = "fault"
 
 
 class ShardRows(Sequence[Sample]):
-    """The samples of shards, made when they are asked for: the caption is read then, the picture by `ShardReader`."""
+    """Lazy sequence of the samples of shards; captions are read on access, images by `ShardClipDecoder`."""
 
     def __init__(self, shards: Sequence[Shard]) -> None:
         self.shards = tuple(shards)
@@ -75,11 +75,11 @@ class ShardRows(Sequence[Sample]):
                       attributes=told)  # fmt: skip
 
     def first(self, shard: int) -> int:
-        """Number of the first sample of a shard."""
+        """Return the index of the first sample of a shard."""
         return int(self._ends[shard - 1]) if shard else 0
 
     def medium(self, sample: Sample) -> tuple[bytes, str]:
-        """Bytes and ending of a sample's picture or video. Raises ManifestError."""
+        """Read the bytes and suffix of a sample's image or video. Raises ManifestError."""
         shard = self.shards[int(sample.attributes["shard"])]
         place = shard.entries[int(sample.attributes["entry"])].medium
         return self._contents.read(shard.address, place), place[0]
@@ -92,7 +92,7 @@ class ShardRows(Sequence[Sample]):
 
 
 def _caption(content: bytes, ending: str) -> str:
-    """The caption in a text or JSON file. Raises ValueError: none."""
+    """Parse the caption of a text or JSON file. Raises ValueError: none."""
     text = content.decode("utf-8-sig")
     if ending == "json":
         told = untrusted.parse_json(text)
@@ -105,7 +105,7 @@ def _caption(content: bytes, ending: str) -> str:
 
 @dataclass(frozen=True)
 class Shards:
-    """All samples of some shards, as a loader wants them: rows, their number, where they come from, a fingerprint.
+    """All samples of a set of shards, with the interface of a manifest.
 
     Attributes:
         rows: the samples. source: what was asked for. notes: what was left out.
@@ -120,13 +120,13 @@ class Shards:
 
     @cached_property
     def fingerprint(self) -> str:
-        """16 hex digits that change with the names, sizes or numbers of samples of the shards."""
+        """Hash the names, sizes and sample counts of the shards: 16 hex digits."""
         told = [[Path(shard.address).name, shard.size, len(shard.entries)] for shard in self.rows.shards]
         return hashlib.sha256(json.dumps(told).encode()).hexdigest()[:16]
 
 
 def read_shards(pattern: str, index: Path | None = None) -> Shards:
-    """Shards of samples that have a picture or video and a caption.
+    """Index shards of samples with an image or video and a caption.
 
     Args:
         pattern: a folder, a glob, or a name or address with a range: s3://mine/laion/{00000..00099}.tar.
@@ -144,7 +144,7 @@ def read_shards(pattern: str, index: Path | None = None) -> Shards:
 
 
 class _Order(Sequence[int]):
-    """The samples of an epoch in order, worked out place by place."""
+    """Order of the samples of an epoch, computed per position."""
 
     def __init__(self, rows: ShardRows, seed: int, epoch: int) -> None:
         self._rows = rows
@@ -173,17 +173,17 @@ class _Order(Sequence[int]):
 
 @dataclass(frozen=True)
 class ShardPlan(EpochPlan):
-    """Which samples stand in which batch, in an order that is never written down as a whole."""
+    """Assign samples to batches in an order that is never materialized."""
 
     rows: ShardRows
 
     def order(self, epoch: int) -> Sequence[int]:
-        """Place in the epoch -> number of the sample."""
+        """Return the map from position in the epoch to sample index."""
         return _Order(self.rows, self.seed, epoch) if self.shuffle else range(len(self.rows))
 
 
 class ShardClipDecoder:
-    """Decodes what lies in shards, by way of a temporary file: pictures and videos are opened by one decoder.
+    """Decode images and videos of shards through a temporary file.
 
     Args:
         shards: the samples. short_side: as for `ClipReader`.

@@ -1,6 +1,6 @@
-"""One function per picture of the report. Charts are SVG that follow the page's colours, frames are PNG.
+"""Plot the figures of the report: charts as SVG in the colors of the page, frames as PNG.
 
-Nothing here knows the report; everything takes plain arrays and gives a string that stands in a page on its own.
+Every function takes plain arrays and returns a string for an HTML page.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ Bounds = tuple[float, float]
 
 
 def svg(figure: Figure, label: str) -> str:
-    """The figure as an <svg> element that scales with its container; the same figure gives the same text."""
+    """Render the figure as an <svg> element that scales with its container, deterministically."""
     buffer = io.StringIO()
     with warnings.catch_warnings():
         # Only the browser draws the letters, so it does not matter which of them matplotlib's own font lacks.
@@ -50,7 +50,7 @@ def _attribute(text: str) -> str:
 
 
 def png(image: NDArray[np.uint8]) -> str:
-    """(H, W, 3) uint8 -> data URI of a PNG with exactly these pixels."""
+    """Encode (H, W, 3) uint8 as the data URI of a PNG."""
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
         raise ValueError(f"an image is (H, W, 3) uint8, found {image.shape} {image.dtype}")
     buffer = io.BytesIO()
@@ -61,7 +61,7 @@ def png(image: NDArray[np.uint8]) -> str:
 
 
 def subsample_frames(frames: Frames, max_frames: int) -> Frames:
-    """At most `most` frames, evenly from the first to the last."""
+    """Select at most `max_frames` frames, evenly from the first to the last."""
     if len(frames) <= max_frames:
         return frames
     chosen: Frames = frames[np.linspace(0, len(frames) - 1, max_frames).round().astype(int)]
@@ -69,12 +69,12 @@ def subsample_frames(frames: Frames, max_frames: int) -> Frames:
 
 
 def filmstrip(frames: Frames, max_frames: int = 8, gap: int = 2) -> str:
-    """Frames side by side with a white gap, as a PNG data URI."""
+    """Join frames in a row with white gaps, as a PNG data URI."""
     return png(strip([frames], max_frames, gap))
 
 
 def strip(rows: Sequence[Frames], max_frames: int = 8, gap: int = 2) -> NDArray[np.uint8]:
-    """(H, W, 3) picture of several equally formed clips, one a row, at most `most` frames each."""
+    """Arrange clips of equal shape as an image (H, W, 3), one per row, at most `max_frames` frames each."""
     if not rows or any(row.shape != rows[0].shape or row.ndim != 4 or row.shape[3] != 3 for row in rows):
         raise ValueError(f"rows of one form (T, H, W, 3), found {[row.shape for row in rows]}")
     shown = [subsample_frames(row, max_frames) for row in rows]
@@ -88,12 +88,12 @@ def strip(rows: Sequence[Frames], max_frames: int = 8, gap: int = 2) -> NDArray[
 
 
 def reconstruction_strip(masked: Frames, reconstruction: Frames, original: Frames, max_frames: int = 8) -> str:
-    """Masked input, reconstruction and original under one another, as a PNG data URI."""
+    """Stack masked input, reconstruction and original, as a PNG data URI."""
     return png(strip([masked, reconstruction, original], max_frames))
 
 
 def loss_curves(stages: Mapping[str, tuple[Sequence[float], Sequence[float]]]) -> str:
-    """One small chart per stage, name -> (steps, losses): the loss as it was, and its running mean over it."""
+    """Plot the loss and its running mean in one chart per stage, name -> (steps, losses)."""
     if not stages:
         raise ValueError("no stage to show")
     rows = (len(stages) + 1) // 2
@@ -128,7 +128,7 @@ def _grid(axis: Axes, direction: str) -> None:
 
 
 def gates(steps: Sequence[float], values: Mapping[str, Sequence[float]]) -> str:
-    """Gate values over training, name -> one value a step; zero is where the interaction starts from."""
+    """Plot gate values over training, name -> one value per step; the interaction starts at zero."""
     with drawing_style():
         figure = new_figure((5.8, 3.0))
         axis = figure.subplots()
@@ -148,7 +148,7 @@ def ablation_bars(
     intervals: Mapping[str, Sequence[Bounds | None]],
     chance: float | None = None,
 ) -> str:
-    """Horizontal bars of accuracies in 0..1, one group per name, one colour per series, with their intervals.
+    """Plot accuracies in 0..1 as horizontal bars with intervals, one group per name, one color per series.
 
     Args:
         names: rows from top to bottom.
@@ -180,7 +180,7 @@ def ablation_bars(
 
 
 def _mark(axis: Axes, place: float, value: float | None, bounds: Bounds | None) -> None:
-    """The interval and the number at the end of one bar."""
+    """Draw the interval and the value of one bar."""
     end = 0.0 if value is None else 100 * value
     if bounds is not None:
         low, high = 100 * bounds[0], 100 * bounds[1]
@@ -192,7 +192,7 @@ def _mark(axis: Axes, place: float, value: float | None, bounds: Bounds | None) 
 
 
 def confusion_matrix(matrix: NDArray[Any], classes: Sequence[str]) -> str:
-    """Counts (C, C), row = true class, shown as shares of each row; numbers stand in the cells up to 12 classes."""
+    """Plot counts (C, C), row = true class, as fractions of each row; up to 12 classes with numbers."""
     counts = np.asarray(matrix, dtype=float)
     if counts.shape != (len(classes), len(classes)):
         raise ValueError(f"a matrix {counts.shape} for {len(classes)} classes")
@@ -224,7 +224,7 @@ def confusion_matrix(matrix: NDArray[Any], classes: Sequence[str]) -> str:
 
 
 def uncertainty_histograms(parts: Mapping[str, tuple[NDArray[Any], NDArray[Any], float]]) -> str:
-    """One small chart a method, name -> (uncertainty of known videos, of unknown ones, threshold)."""
+    """Plot one histogram per method, name -> (uncertainty of known videos, of unknown ones, threshold)."""
     if not parts:
         raise ValueError("no method to show")
     rows = (len(parts) + 1) // 2
@@ -248,7 +248,7 @@ def uncertainty_histograms(parts: Mapping[str, tuple[NDArray[Any], NDArray[Any],
 
 
 def risk_coverage(curves: Mapping[str, tuple[NDArray[Any], NDArray[Any]]]) -> str:
-    """One line a method, name -> (coverage, risk), both in 0..1."""
+    """Plot one line per method, name -> (coverage, risk), both in 0..1."""
     if not curves:
         raise ValueError("no method to show")
     with drawing_style():
@@ -269,11 +269,11 @@ def timeline(
     truth: Sequence[tuple[float, float, str]] | None = None,
     title: str = "",
 ) -> str:
-    """What happens when in a video, one lane a class; above them the highest score at each moment.
+    """Plot the segments of a video, one lane per class, and above them the highest score over time.
 
     Args:
         duration: s.
-        found: (start s, end s, class, score 0..1), drawn the stronger the surer.
+        found: (start s, end s, class, score 0..1), drawn with the opacity of the score.
         truth: (start s, end s, class), under the found ones of their class; None where it is not known.
         title: of the picture.
     """

@@ -1,4 +1,4 @@
-"""Rows of a manifest under the classes of a model."""
+"""Map the labels of a manifest to the classes of a model."""
 
 from __future__ import annotations
 
@@ -11,8 +11,7 @@ from internvideo.errors import ManifestError
 
 
 def under_classes(manifest: Manifest, classes: tuple[str, ...]) -> Manifest:
-    """The same rows with their labels as indices into a model's `classes`: by name, or as they are where the source
-    has numbers without names.
+    """Map labels to indices into a model's `classes`: by name, or unchanged where the source has numbers without names.
 
     Raises:
         ManifestError: a class that is not among `classes`.

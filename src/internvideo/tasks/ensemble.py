@@ -1,7 +1,7 @@
 """Average the scores of several models on one split: InternVideo-D and -T (paper table 2, ensemble.py).
 
-Two weightings, told side by side: `views`, every view of every model counts once, so a model with more views weighs
-more (the released merge); `models`, the mean of each model's own mean, weighted or not.
+Two weightings are reported: `views` weights every view of every model equally, so a model with more views weighs
+more (the released merge); `models` averages the models' means, with or without weights.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ _GAIN = "over_best_member"
 
 @dataclass(frozen=True)
 class Member:
-    """One model's scores: a name for people, its table, and which column of it."""
+    """Scores of one model: display name, table and its column."""
 
     name: str
     table: Predictions
@@ -53,11 +53,11 @@ class Combined:
 
     @property
     def rows(self) -> dict[str, Result]:
-        """Everything to show side by side, members first."""
+        """Return all results by name, members first."""
         return {**self.members, **{f"ensemble of {pool}": result for pool, result in self.ensembles.items()}}
 
     def result(self, pool: str) -> Result:
-        """All figures in one record, NAME.FIGURE, with the protocol of the ensemble whose table is kept."""
+        """Return all metrics as NAME.METRIC in one result, with the protocol of the saved ensemble."""
         kept = self.ensembles[pool]
         every = {**self.members, **self.ensembles}.items()
         return {
@@ -68,7 +68,7 @@ class Combined:
 
 
 def member(name: str, table: Predictions, column: str | None = None) -> Member:
-    """A member of an ensemble.
+    """Make a member of an ensemble.
 
     Raises:
         RunError: no recognition table, an ensemble itself, a column that is not there or must be named.
@@ -120,7 +120,7 @@ def join(
     *,
     ids: Sequence[str] | None = None,
 ) -> Predictions:
-    """One table of all members' views, that `recognition.score` reads like any other.
+    """Join all members' views in one table for `recognition.score`.
 
     Args:
         members: of one split. pool: the weighting. weights: above 0, one a member.
@@ -179,7 +179,7 @@ def _protocol(members: Sequence[Member], pool: Pool, share: Sequence[float]) -> 
 
 
 def _rows(one: Member, ids: Sequence[str]) -> tuple[NDArray[Any], NDArray[np.int64], NDArray[np.int64]]:
-    """Logits, place in `ids` and view of every row, each (video, clip, crop) once."""
+    """Return logits, index in `ids` and view of every row, each (video, clip, crop) once."""
     table, place = one.table, {name: number for number, name in enumerate(ids)}
     where = np.asarray([place.get(name, -1) for name in table["ids"].tolist()], dtype=np.int64)[table["sample"]]
     keys = np.stack([table["sample"], table["view"]], axis=1)

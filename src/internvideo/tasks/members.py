@@ -14,7 +14,7 @@ from internvideo.tasks.table import Predictions
 
 
 def joined(tables: Sequence[Predictions], same: Sequence[str], each: Sequence[str], what: str) -> Predictions:
-    """One table: NAME of the first model, NAME:1, NAME:2 of the others.
+    """Join tables: NAME of the first model, NAME:1, NAME:2 of the others.
 
     Args:
         tables: of one task. same: arrays that must be equal in all. each: arrays that every model has of its own.
@@ -37,16 +37,16 @@ def joined(tables: Sequence[Predictions], same: Sequence[str], each: Sequence[st
 
 
 def described(members: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """An ensemble in a protocol: the name and weights of its models."""
+    """Describe an ensemble for the protocol: names and weights of its models."""
     return {"mean_of": "similarities", "members": [dict(member) for member in members]}
 
 
 def of_each(table: Predictions, name: str) -> list[NDArray[Any]]:
-    """The array `name` of every model of a table."""
+    """Return the array `name` of every model of a table."""
     more = sum(key.startswith(f"{name}:") for key in table.arrays)
     return [table[name], *(table[f"{name}:{number}"] for number in range(1, more + 1))]
 
 
 def units_of_each(table: Predictions, name: str) -> list[NDArray[np.floating[Any]]]:
-    """The same as float64 vectors of length one."""
+    """Return the array `name` of every model as L2-normalized float64."""
     return [l2_normalize(part.astype(np.float64)) for part in of_each(table, name)]

@@ -1,4 +1,4 @@
-"""The mean of figures over several splits of one set."""
+"""Average metrics over several splits of one data set."""
 
 from __future__ import annotations
 
@@ -14,16 +14,15 @@ SAME = ("frames", "size", "views", "crops", "sampling", "resizing")
 
 
 def mean_of_splits(tables: Mapping[str, Predictions], results: Mapping[str, Result]) -> Result:
-    """The mean of each figure over several splits of one set, every split weighing the same (HMDB51: three).
+    """Average each metric over several splits of one data set with equal weights (HMDB51: three).
 
-    It has no interval: the splits share clips, so their figures are not independent. The protocol lists those of the
-    splits.
+    The mean has no interval, because the splits share clips; the protocol lists the metrics of each split.
 
     Args:
         tables: name -> table, two or more. results: of the same names.
 
     Raises:
-        RunError: tables of several tasks, of one split, with other classes or cut otherwise.
+        RunError: tables of several tasks, of one split, with other classes or other preprocessing.
     """
     first, *others = tables
     for name in others:

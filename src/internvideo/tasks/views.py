@@ -27,7 +27,7 @@ Ints = NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Views:
-    """One row a clip.
+    """Outputs with one row per clip.
 
     Attributes:
         values: of each named output (R, ...) float32.
@@ -45,7 +45,7 @@ class Views:
 
 @dataclass
 class _Share:
-    """What one process read: of each batch the named outputs, rows of the manifest, view numbers; what was lost."""
+    """Results of one process: named outputs, manifest rows and view indices of each batch; failed videos."""
 
     values: dict[str, list[Floats]] = field(default_factory=dict)
     rows: list[Ints] = field(default_factory=list)
@@ -55,7 +55,7 @@ class _Share:
 
 @contextmanager
 def evaluating(model: object, device: torch.device, precision: str) -> Iterator[None]:
-    """Evaluation mode without gradients in the given precision; the training mode comes back afterwards."""
+    """Run a block in evaluation mode, without gradients, in the given precision; restore the mode afterwards."""
     module = model if isinstance(model, nn.Module) else None
     was_training = {part: part.training for part in module.modules()} if module is not None else {}
     if module is not None:
@@ -69,7 +69,7 @@ def evaluating(model: object, device: torch.device, precision: str) -> Iterator[
 
 
 class NamedSource:
-    """A loader whose latest batch can be asked for: which videos a model is just looking at."""
+    """Wrap a loader and remember its latest batch, for error messages."""
 
     def __init__(self, source: ClipSource) -> None:
         self.source = source
@@ -94,7 +94,7 @@ def run_clips(
     device: torch.device,
     title: str,
 ) -> Views:
-    """Apply `function` to every clip; several processes join what each of them read.
+    """Apply `function` to every clip and gather the results of all processes.
 
     Args:
         function: uint8 (B, 3, T, S, S) on `device` -> named outputs (B, ...); where clips may be shorter than T it is
@@ -187,7 +187,7 @@ def _check_complete(rows: Ints, views: Ints, read: Ints, manifest: Manifest, cli
 
 
 def run_texts(model: VideoTextModel, tokenizer: TextEncoder, texts: Sequence[str], device: torch.device) -> Floats:
-    """Features of texts, (Q, E) float32, not of length one. A manifest lets no blank text through."""
+    """Encode texts as (Q, E) float32, not L2-normalized. Manifests contain no blank text."""
     parts = []
     for start in range(0, len(texts), TEXTS_AT_ONCE):
         tokens = tokenizer.encode(list(texts[start : start + TEXTS_AT_ONCE])).to(device)
@@ -200,5 +200,5 @@ def run_texts(model: VideoTextModel, tokenizer: TextEncoder, texts: Sequence[str
 
 
 def video_function(model: VideoTextModel) -> Callable[..., Mapping[str, Tensor]]:
-    """uint8 clips, with or without the mask of their real frames -> {"video": features}."""
+    """Make the function of `run_clips` that returns {"video": features}."""
     return lambda video, *mask: {"video": model.encode_video(model.normalize(video), *mask)}

@@ -1,6 +1,6 @@
 """Download weights from model hub repositories and https addresses.
 
-Nothing is opened here; a file that arrived is read like any other. Downloads are whole or not there.
+Downloads are atomic: a file is complete or absent. Nothing is opened here.
 """
 
 from __future__ import annotations
@@ -34,12 +34,12 @@ HUB_FILES = ("model.safetensors", "model.safetensors.index.json", "model-*-of-*.
 
 
 def is_remote(source: str) -> bool:
-    """Whether this is an address rather than a path."""
+    """Tell whether a source is an address rather than a path."""
     return re.match(r"[A-Za-z][A-Za-z0-9+.-]+://", source) is not None
 
 
 def fetch(source: str) -> Path:
-    """The local file (or folder, for a whole hub repository) of an address.
+    """Download an address; return the local file, or the folder of a whole hub repository.
 
     Args:
         source: "hf://ORGANISATION/REPOSITORY[/FILE][@REVISION]" or "https://...safetensors[#sha256=HEX]".
@@ -66,7 +66,7 @@ class HubAddress:
 
     @classmethod
     def parse(cls, text: str) -> HubAddress:
-        """Raises WeightsError for anything but hf://ORGANISATION/REPOSITORY[/FILE][@REVISION]."""
+        """Parse hf://ORGANISATION/REPOSITORY[/FILE][@REVISION]. Raises WeightsError for anything else."""
         place, at, revision = text.removeprefix("hf://").partition("@")
         parts = place.strip("/").split("/")
         if len(parts) < 2 or not all(parts) or ".." in parts or (at and not revision):
@@ -116,7 +116,7 @@ def _from_hub(address: HubAddress) -> Path:
 def push(
     folder: Path, repository: str, private: bool | None, token: str | None, revision: str | None, message: str
 ) -> str:
-    """Upload a folder to a repository of the hub, made when absent -> the commit's address. Raises WeightsError."""
+    """Upload a folder to a hub repository, created if absent; return the commit's address. Raises WeightsError."""
     import huggingface_hub
     from huggingface_hub import errors
 
@@ -137,7 +137,7 @@ def push(
 
 
 class _SameSchemes(urllib.request.HTTPRedirectHandler):
-    """Follows redirections, but never out of the allowed schemes."""
+    """Follow redirects within the allowed schemes only."""
 
     def redirect_request(self, req: Any, fp: IO[bytes], code: int, msg: str, headers: Any, newurl: str) -> Any:
         if urlsplit(newurl).scheme not in SCHEMES:
@@ -147,7 +147,7 @@ class _SameSchemes(urllib.request.HTTPRedirectHandler):
 
 
 def cache_folder() -> Path:
-    """Where downloads stay: INTERNVIDEO_CACHE, or internvideo/ in the user's cache folder."""
+    """Return the download cache: INTERNVIDEO_CACHE, or internvideo/ in the user's cache folder."""
     given = os.environ.get("INTERNVIDEO_CACHE")
     if given:
         return Path(given)
@@ -181,7 +181,7 @@ def _from_url(source: str) -> Path:
 
 
 def _download(address: str, target: Path) -> str:
-    """Stream an address to a file; its SHA-256. Raises WeightsError."""
+    """Stream an address to a file and return its SHA-256. Raises WeightsError."""
     request = urllib.request.Request(address, headers={"User-Agent": "internvideo"})
     opener = urllib.request.build_opener(_SameSchemes)
     digest, received = hashlib.sha256(), 0
@@ -217,13 +217,13 @@ def _check_hash(address: str, found: str, wanted: str, *, do: str) -> None:
 
 
 def sha256_of(path: Path) -> str:
-    """SHA-256 of a file, 64 hex digits."""
+    """Return the SHA-256 of a file, 64 hex digits."""
     with path.open("rb") as handle:
         return hashlib.file_digest(handle, "sha256").hexdigest()
 
 
 def check_ending(name: str, where: str) -> None:
-    """Raises WeightsError for anything but a .safetensors file; pickles get the way to convert them."""
+    """Require a .safetensors file. Raises WeightsError, for a pickle with the command that converts it."""
     if name.endswith(ENDING):
         return
     if re.search(r"\.(pth|pt|bin|ckpt|pkl|pickle|tar)$", name, re.IGNORECASE):

@@ -1,4 +1,4 @@
-"""How published parameter names become ours: rules, tables of rules, and the tables of the VideoMAE family.
+"""Map published parameter names to ours: rules, tables of rules, and the tables of the VideoMAE family.
 
 Source: published checkpoints (state dict keys).
 """
@@ -30,17 +30,17 @@ class Rule:
     convert: Convert | None = None
 
     def names(self, key: str) -> tuple[str, ...] | None:
-        """Our names for a published key, None when the rule is not about it."""
+        """Return our names for a published key, None where the rule does not match."""
         match = re.fullmatch(self.official, key)
         return None if match is None else tuple(match.expand(template) for template in self.ours)
 
     def apply(self, tensor: Tensor, model: nn.Module) -> tuple[Tensor, ...]:
-        """The tensors that go under `names`, in the same order."""
+        """Convert a published tensor to those of `names`, in the same order."""
         return (tensor,) if self.convert is None else self.convert(tensor, model)
 
 
 def same(pattern: str) -> Rule:
-    """The published key is our name."""
+    """Make a rule for a published key that is our name."""
     return Rule(f"({pattern})", (r"\1",))
 
 
@@ -51,7 +51,7 @@ class WeightTable:
     Attributes:
         family: name for messages.
         rules: in order.
-        ignored: regular expressions of published keys that carry nothing (constant buffers).
+        ignored: regular expressions of published keys without information (constant buffers).
         derived: regular expressions of our state dict names that no published key fills (constants we compute).
     """
 
@@ -61,21 +61,21 @@ class WeightTable:
     derived: tuple[str, ...] = field(default=())
 
     def find(self, key: str) -> Rule | None:
-        """The rule for a published key."""
+        """Return the rule for a published key."""
         return next((rule for rule in self.rules if re.fullmatch(rule.official, key)), None)
 
     def ignores(self, key: str) -> bool:
-        """Whether a published key carries nothing."""
+        """Tell whether a published key is ignored."""
         return matches(self.ignored, key)
 
 
 def matches(patterns: Iterable[str], key: str) -> bool:
-    """Whether any of the patterns is the whole key."""
+    """Tell whether any of the patterns matches the whole key."""
     return any(re.fullmatch(pattern, key) for pattern in patterns)
 
 
 def flatten_kernel(tensor: Tensor, model: nn.Module) -> tuple[Tensor, ...]:
-    """Convolution with kernel = stride (D, 3, ...) -> matrix (D, 3 * ...); a matrix stays as it is."""
+    """Flatten a convolution with kernel = stride (D, 3, ...) to a matrix (D, 3 * ...); keep a matrix."""
     return (tensor.flatten(1),)
 
 

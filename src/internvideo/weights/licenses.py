@@ -1,7 +1,7 @@
-"""Under which licences the publishers of the known layouts have put their weights.
+"""Look up the licences of published weights by their layout.
 
-A layout tells who may have published weights, not who trained these: the licence of a file is what stands beside it (a
-model card's `license`) or "unknown". What is known of the published ones is told with it.
+A layout does not identify who trained a file: its licence is the one in the model card beside it or "unknown", with a
+note of the licence of the published weights of this layout.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ LICENCES: dict[str, Licence] = {
 
 
 def licence_of(layout: str) -> dict[str, str]:
-    """Metadata of a model read from a layout: "licence", and "licence_stated" where there is something to tell.
+    """Return the metadata of a model read from a layout: "licence", and "licence_stated" where one is known.
 
     The licence is "unknown": keys do not tell whose weights these are.
     """

@@ -1,6 +1,6 @@
 """Load and save weights: published checkpoints by key tables, our own files as safetensors.
 
-Nothing is loaded half: a missing, unused, mis-shaped or non-finite tensor stops with its name and the likely cause.
+Loading is strict: a missing, unused, mis-shaped or non-finite tensor raises an error with its name and likely cause.
 Source: published checkpoints (keys), modeling_finetune.py (classifier from pretraining weights).
 """
 
@@ -32,7 +32,7 @@ TABLES: dict[type[nn.Module], WeightTable] = {
 
 
 def table_for(model: nn.Module) -> WeightTable:
-    """The table of the model's class; ValueError when there is none."""
+    """Return the key table of the model's class. Raises ValueError: there is none."""
     table: WeightTable | None = TABLES.get(type(model), getattr(model, "published_names", None))
     if table is None:
         raise ValueError(f"no weight table for {type(model).__name__}")
@@ -40,14 +40,14 @@ def table_for(model: nn.Module) -> WeightTable:
 
 
 def reference_names(model: nn.Module, keys: Iterable[str]) -> dict[str, tuple[str, ...]]:
-    """For every published key that the model's table knows: our names ("which parameter is it with us")."""
+    """Map every published key that the model's table knows to our parameter names."""
     table = table_for(model)
     found = {key: rule.names(key) for key in keys if (rule := table.find(key)) is not None}
     return {key: names for key, names in found.items() if names is not None}
 
 
 def convert_reference(model: nn.Module, state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
-    """Published tensors under our names and in our shapes (also of gradients).
+    """Rename and reshape published tensors (or gradients) to ours.
 
     Returns:
         our tensors, and the keys that the table does not know.
@@ -76,7 +76,7 @@ def load_reference(
         model: of a class that has a table; keeps its dtype and device.
         state: published names -> tensors.
         where: file or source, for messages.
-        fresh: regular expression of names of ours that stay as drawn and must not be in the file.
+        fresh: regular expression of our names that keep their random values and must not be in the file.
 
     Raises:
         WeightsError: missing, unused, mis-shaped or non-finite tensors. The model is then unchanged.
@@ -94,7 +94,7 @@ def load_state(model: nn.Module, state: Mapping[str, Tensor], where: object = "s
 
 
 def earlier_stage(model: nn.Module, state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], str | None] | None:
-    """What weights of an earlier stage fill of a model, and the pattern of the names that they leave fresh.
+    """Return the part of a model that weights of an earlier stage fill, and the pattern of the names they do not.
 
     None for weights of the model itself. Asks the model's method `initial_state`, where it has one.
     """
@@ -104,7 +104,7 @@ def earlier_stage(model: nn.Module, state: Mapping[str, Tensor]) -> tuple[dict[s
 
 
 def load_pretrained(model: nn.Module, state: Mapping[str, Tensor], where: object = "state dict") -> tuple[str, ...]:
-    """Fill a classifier's embedding and layers from pretraining weights (published or ours); the rest stays as drawn.
+    """Load a classifier's embedding and layers from pretraining weights (published or ours); the rest stays random.
 
     Returns:
         which learned positions were resized to the classifier's clip.
@@ -119,7 +119,7 @@ def load_pretrained(model: nn.Module, state: Mapping[str, Tensor], where: object
 def load_part(
     model: nn.Module, state: Mapping[str, Tensor], *, fresh: str | None = None, where: object = "state dict"
 ) -> tuple[str, ...]:
-    """Load our own tensors, strictly but for those whose name begins with the pattern `fresh`: they stay as drawn.
+    """Load our own tensors, strictly except for names that match the pattern `fresh`, which stay random.
 
     Returns:
         which learned positions were resized to the model's clip.
@@ -136,7 +136,7 @@ def load_part(
 
 
 def select_head_rows(state: Mapping[str, Tensor], rows: Sequence[int], head: str = "head") -> dict[str, Tensor]:
-    """The state dict with the head reduced to some classes (K710 -> K400: rows 0..399; K600, K700: a label map).
+    """Reduce the head of a state dict to some classes (K710 -> K400: rows 0..399; K600, K700: a label map).
 
     Args:
         state: with `head`.weight (C, ...) and, where it has one, `head`.bias (C,).
@@ -169,7 +169,7 @@ def _names(names: Sequence[str]) -> str:
 def _cause(
     model: nn.Module, ours: Mapping[str, Tensor], missing: list[str], unused: list[str], shapes: list[str]
 ) -> str:
-    """The likeliest reason, in words."""
+    """Describe the likeliest cause."""
     own = model.state_dict()
     heads = {key.partition(".")[0] + "." for key in unused}
     if len(missing) == len(own) and len(heads) == 1:

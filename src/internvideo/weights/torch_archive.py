@@ -1,6 +1,6 @@
 """Locate the tensors of a torch checkpoint in its file: zip format, TorchScript archives, legacy format.
 
-Everything that a file says of itself is checked against its size before it is used. Nothing is unpacked, and the code
+All sizes and offsets in the file are checked against its size before use. Nothing is decompressed, and the code
 inside a TorchScript archive is not read. Standard library only (see pickle_machine.py).
 """
 
@@ -35,12 +35,12 @@ CHUNK = 1 << 22
 
 @dataclass
 class Checkpoint:
-    """What a file holds.
+    """Contents of a checkpoint file.
 
     Attributes:
         layout: "zip", "torchscript" or "legacy".
-        content: what the pickle describes; tensors are records.
-        places: key of a storage -> where its bytes begin in the file.
+        content: the unpickled structure; tensors are records.
+        places: key of a storage -> offset of its bytes in the file.
         sums: key of a storage -> CRC-32 of its bytes, where the format has one.
         globals: names that the pickle asked for.
     """
@@ -74,7 +74,7 @@ def read_checkpoint(file: BinaryIO, size: int) -> Checkpoint:
 
 
 def chunks(file: BinaryIO, start: int, size: int) -> Iterator[bytes]:
-    """The bytes of one part of the file, piece by piece."""
+    """Yield the bytes of one part of the file in chunks."""
     file.seek(start)
     while size:
         piece = file.read(min(size, CHUNK))
@@ -86,7 +86,7 @@ def chunks(file: BinaryIO, start: int, size: int) -> Iterator[bytes]:
 
 @dataclass
 class _Storages:
-    """Storages as a pickle names them: by (word "storage", type, key, device, numbers)."""
+    """Resolve persistent ids of a pickle: ("storage", type, key, device, number of elements)."""
 
     sizes: dict[str, int] | None
     seen: dict[str, Storage] = field(default_factory=dict)
@@ -136,7 +136,7 @@ def _zip(file: BinaryIO, size: int) -> Checkpoint:
 
 
 def _entries(file: BinaryIO, size: int) -> dict[str, tuple[int, int, int]]:
-    """Name -> (where its bytes begin, how many, CRC-32) of all entries that are not compressed, after all checks."""
+    """Return name -> (offset, size, CRC-32) of all uncompressed entries, after all checks."""
     try:
         with zipfile.ZipFile(file) as archive:
             infos, directory = archive.infolist(), archive.start_dir
@@ -176,7 +176,7 @@ def _entries(file: BinaryIO, size: int) -> dict[str, tuple[int, int, int]]:
 
 
 def _content_start(file: BinaryIO, info: zipfile.ZipInfo, size: int) -> int:
-    """Where an entry's bytes begin, by its own header, which must agree with the directory."""
+    """Return the offset of an entry's bytes by its local header, which must agree with the directory."""
     if not 0 <= info.header_offset <= size - 30:
         raise RefusedError(f"its zip entry {printable(info.orig_filename)} lies outside the file")
     file.seek(info.header_offset)
@@ -193,7 +193,7 @@ def _content_start(file: BinaryIO, info: zipfile.ZipInfo, size: int) -> int:
 
 @dataclass(frozen=True)
 class _Bounded:
-    """The file for pickles: however much a damaged one asks for, no more is read than the file can have."""
+    """File object for the unpickler that limits each read to the size of the file."""
 
     file: BinaryIO
     size: int

@@ -33,7 +33,7 @@ Contacts = dict[int, tuple[NDArray[np.float32], NDArray[np.float32]]]
 
 
 def contacts(model: Anticipator, views: KeyFrameViews, device: torch.device) -> Contacts:
-    """Index of a key frame -> probabilities (R, C + 1) of the verbs, the last one: none, and seconds (R,)."""
+    """Return index of a key frame -> probabilities (R, C + 1) of the verbs, the last: none, and seconds (R,)."""
     found: Contacts = {}
     with evaluating(model, device, "float32"):
         for (index,), batch in views:
@@ -53,7 +53,7 @@ def make_table(
     guess: Sequence[float] = (),
     discount: bool = False,
 ) -> Predictions:
-    """A row a box, in pixels.
+    """Build the table with one row per box, in pixels.
 
     Args:
         frames: annotated rows. views: the boxes tested, a key frame a row. found: of those that could be read.
@@ -110,7 +110,7 @@ def _frames(table: Predictions, guess: bool) -> list[tuple[StaObjects, StaObject
 
 
 def score(table: Predictions) -> Result:
-    """Top-5 mAP over the nouns with ground truth; intervals of clips drawn again.
+    """Compute the top-5 mAP over the nouns with ground truth; intervals resample clips.
 
     As published, frames without predictions are left out together with their ground truth.
     """
@@ -131,7 +131,7 @@ def score(table: Predictions) -> Result:
 
 
 def predictions(table: Predictions) -> str:
-    """The predictions in the form of the challenge, JSON."""
+    """Return the predictions in the format of the challenge, JSON."""
     results: dict[str, list[dict[str, Any]]] = {str(name): [] for name in table["frame_id"]}
     for row, number in enumerate(table["frame"]):
         results[str(table["frame_id"][number])].append(

@@ -1,4 +1,4 @@
-"""Language queries: the parts of a video that answer one, the likeliest first; recall (arXiv 2211.09529)."""
+"""Predict the spans of a video that answer a language query, and score their recall (arXiv 2211.09529)."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def predict(
     prior: Mapping[str, Any],
     model_name: str = "",
 ) -> Predictions:
-    """Find the answers of every query; a video is looked at once for the queries that stand together.
+    """Predict the spans of every query; features are read once for consecutive queries of a video.
 
     Args:
         model: on `device`; put into evaluation mode. queries: with features. words: that the model knows.
@@ -108,7 +108,7 @@ def _find(
     spans: int,
     nms_threshold: float,
 ) -> list[tuple[Floats, Floats]]:
-    """(N, 2) seconds and (N,) scores of every query about one video."""
+    """Return spans (N, 2) in seconds and scores (N,) of every query about one video."""
     video = queries.features.videos[numbers[0]]
     made = sequence(video, settings)
     check_width(video, made.values, model.config.input_width)
@@ -126,7 +126,7 @@ def _find(
 
 
 def make_table(queries: QuerySet, found: Sequence[tuple[Floats, Floats]], protocol: Mapping[str, Any]) -> Predictions:
-    """Queries, answers and spans in columns; a query without an answer has NaN."""
+    """Build the table of queries, answers and spans; a query without an answer has NaN."""
     videos = queries.features.videos
     nothing = np.full((1, 2), np.nan)
     sizes = [len(scores) for _, scores in found]
@@ -149,13 +149,13 @@ def make_table(queries: QuerySet, found: Sequence[tuple[Floats, Floats]], protoc
 
 
 def spans_of(table: Predictions) -> list[Floats]:
-    """(N, 2) seconds of every query, best first."""
+    """Return the spans (N, 2) in seconds of every query, best first."""
     borders = np.cumsum(np.bincount(table["query"], minlength=len(table["ids"])))
     return np.split(table["span"], borders[:-1])
 
 
 def baselines(table: Predictions) -> dict[str, list[Floats]]:
-    """Spans (N, 2) of every query that need neither model, video nor query.
+    """Return baseline spans (N, 2) of every query, which use neither model, video nor query.
 
     "whole": the whole video. "centre": a span of the usual length in its middle. "prior": the five parts of a video
     that most training answers overlap.
@@ -171,7 +171,7 @@ def baselines(table: Predictions) -> dict[str, list[Floats]]:
 
 
 def score(table: Predictions) -> Result:
-    """R@1 and R@5 at tIoU above 0.3 and 0.5, mean tIoU of the first and of the best three spans; baselines beside.
+    """Compute R@1 and R@5 at tIoU 0.3 and 0.5, mean tIoU of the first and of the best three spans, and the baselines'.
 
     Queries without an answer do not count. `mean_iou` is what the published evaluator prints as the mean of the best
     three: its sort sees one row. `_over_prior` is the difference from the prior; all intervals draw videos.
@@ -208,7 +208,7 @@ def score(table: Predictions) -> Result:
 
 
 def submission(table: Predictions) -> dict[str, Any]:
-    """The predictions in Ego4D's form (goldens `ego4d_nlq`)."""
+    """Return the predictions in Ego4D's format."""
     results = [
         {"clip_uid": clip, "annotation_uid": annotation, "query_idx": number, "predicted_times": spans.tolist()}
         for clip, annotation, number, spans in zip(

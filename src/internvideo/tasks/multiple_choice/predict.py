@@ -2,7 +2,7 @@
 
 Source: multi-modalities-downstream.
 
-Without learning, the cosines of video and sentences choose; a network that learned to choose scores every sentence.
+Zero-shot by cosine similarity of video and sentences, or with a network trained to score every sentence.
 """
 
 from __future__ import annotations
@@ -84,7 +84,7 @@ def predict_ranked(
     *,
     model_name: str = "",
 ) -> Predictions:
-    """Score the texts of every video with a network that learned to; arguments as of `predict`.
+    """Score the texts of every video with a pair-scoring network; arguments as of `predict`.
 
     Returns:
         ids, answers, options (N,) as of `predict`; probabilities (N, most options), means over the views, 0 beyond a
@@ -131,7 +131,7 @@ def _kinds(choices: Sequence[Choice]) -> dict[str, np.ndarray]:
 
 
 def ensemble(tables: Sequence[Predictions]) -> Predictions:
-    """One table of several models', whose scores are averaged (paper 4.3.3: essential for this task).
+    """Join tables of several models; scores are averaged (paper 4.3.3: essential for this task).
 
     Raises:
         RunError: tables of other rows, or of models that choose in different ways.
@@ -140,9 +140,9 @@ def ensemble(tables: Sequence[Predictions]) -> Predictions:
 
 
 def scores(table: Predictions) -> np.ndarray:
-    """(N, most options) probabilities or scaled cosines, the mean over the models of an ensemble.
+    """Return probabilities or scaled cosines (N, max options), averaged over the models of an ensemble.
 
-    Places beyond a row's own options are below every score.
+    Entries beyond a row's own options are below every score.
     """
     options = table["options"]
     place = np.arange(options.max())[None] < options[:, None]
@@ -162,7 +162,7 @@ def _cosines(video: np.ndarray, said: np.ndarray, scale: float, place: np.ndarra
 
 
 def score(table: Predictions) -> Result:
-    """accuracy with its interval; the protocol tells the accuracy of guessing.
+    """Compute the accuracy with its interval; the protocol has the accuracy of guessing.
 
     Where options have kinds, also `against_KIND`: how often the right option is above that one (guessing: 50 %).
     """

@@ -100,13 +100,13 @@ def _queries(captions: list[tuple[str, ...]], which: str) -> tuple[list[str], ND
 def encode_texts(
     model: nn.Module, tokenizer: TextEncoder, texts: Sequence[str], clips: ClipProtocol, device: torch.device
 ) -> Features:
-    """(M, E) vectors of other texts by a `VideoTextModel` on `device`, for a bank."""
+    """Encode other texts as (M, E) with a `VideoTextModel` on `device`, for a query bank."""
     with evaluating(model, device, clips.precision):
         return run_texts(cast("VideoTextModel", model), tokenizer, texts, device)
 
 
 def ensemble(tables: Sequence[Predictions]) -> Predictions:
-    """One table of several models' on the same split, whose similarity is the mean of theirs (Video-Text-Retrieval).
+    """Join tables of several models on one split; similarities are averaged (Video-Text-Retrieval).
 
     Raises:
         RunError: tables of other videos or other captions.
@@ -115,7 +115,7 @@ def ensemble(tables: Sequence[Predictions]) -> Predictions:
 
 
 def with_bank(table: Predictions, texts: Features, about: Mapping[str, object]) -> Predictions:
-    """The table with the vectors (M, E) of a bank of other texts, described by `about` in the protocol."""
+    """Add the vectors (M, E) of a query bank to the table, described by `about` in the protocol."""
     return replace(
         table, arrays={**table.arrays, "bank": texts}, protocol={**table.protocol, "query_bank": dict(about)}
     )
@@ -167,9 +167,9 @@ def _add_agreement(metrics: MetricValues, table: Predictions, matrix: NDArray[np
 
 
 def similarity(table: Predictions) -> NDArray[np.float64]:
-    """(Q, N) scale x cosine of the texts with the videos, the mean over the models of an ensemble.
+    """Return scale x cosine (Q, N) of texts and videos, averaged over the models of an ensemble.
 
-    In double precision, so that the dual soft-max does not underflow into ties.
+    In float64, so that the dual softmax does not underflow into ties.
     """
     return _mean_similarity(table, units_of_each(table, "text"))
 
@@ -184,7 +184,7 @@ def _mean_similarity(table: Predictions, texts: Sequence[Vectors]) -> NDArray[np
 
 
 def _bank(table: Predictions) -> Iterator[NDArray[np.float64]]:
-    """Similarities (m, N) of the bank's texts with the videos, a few thousand at a time."""
+    """Yield similarities (m, N) of the bank's texts and the videos, a few thousand texts at a time."""
     texts = units_of_each(table, "bank")
     for start in range(0, len(texts[0]), BANK_BLOCK):
         yield _mean_similarity(table, [text[start : start + BANK_BLOCK] for text in texts])

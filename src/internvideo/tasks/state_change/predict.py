@@ -25,7 +25,7 @@ def make_table(
     scores: Mapping[int, NDArray[np.float32]],
     protocol: Mapping[str, Any],
 ) -> Predictions:
-    """A row a box, in pixels.
+    """Build the table with one row per box, in pixels.
 
     Args:
         frames: annotated rows. views: the boxes tested, a key frame a row.
@@ -56,7 +56,7 @@ def _boxes(frame: NDArray[Any], box: NDArray[Any], score: NDArray[Any] | None = 
 
 
 def score(table: Predictions) -> Result:
-    """AP over IoU .5 to .95, AP50 and AP75, with the model's and with the detector's scores; clips are drawn again.
+    """Compute AP (IoU .5 to .95), AP50 and AP75 with the model's and the detector's scores; clips are resampled.
 
     Raises:
         RunError: no ground truth.
@@ -78,7 +78,7 @@ def score(table: Predictions) -> Result:
 
 
 def detections(table: Predictions) -> str:
-    """The scored boxes as COCO's list of results, JSON; frames named by numbers, as COCO names them, stay numbers."""
+    """Return the scored boxes as COCO's list of results, JSON; numeric frame ids stay numbers."""
     corners = table["box"]
     wide = np.concatenate([corners[:, :2], corners[:, 2:] - corners[:, :2]], axis=1).round(2).tolist()
     numbers = [
