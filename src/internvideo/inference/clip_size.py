@@ -1,4 +1,4 @@
-"""A model of our own for clips of another size: the same weights, positions resized as in training."""
+"""Convert a trained model to another clip size: the same weights, positions resized as in training."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def at_clip_size(
     image_size: int | None,
     where: object,
 ) -> tuple[nn.Module, Preprocessing]:
-    """The model and its preprocessing for clips of `frames` frames and squares of `image_size` pixels.
+    """Convert model and preprocessing to clips of `frames` frames and `image_size` pixels.
 
     Learned positions are resized (`models.positions`); fixed ones of a VideoMAE classifier are those of the clip that
     it was trained on, resized (InternVideo1/Pretrain/VideoMAE/run_class_finetuning.py).
@@ -71,7 +71,7 @@ def at_clip_size(
 
 
 def _video_parts(config: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
-    """The settings of each video encoder in those of a model, and where they stand."""
+    """Yield the settings of each video encoder in those of a model, with their path."""
     if hasattr(config, "image_size"):
         yield path, config
         return

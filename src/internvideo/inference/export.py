@@ -1,6 +1,6 @@
-"""A model as one file for other programs: torch.export (.pt2) or ONNX, compared with the model before it is kept.
+"""Export a model with torch.export (.pt2) or to ONNX, and compare the file with the model.
 
-The graph normalizes inside: it takes clips as the preprocessing makes them, or word ids, and gives float32.
+The graph includes pixel normalization: it takes clips of the preprocessing, or token ids, and returns float32.
 Shapes: B batch, T frames, S side, L words, E width of the features, C classes.
 """
 
@@ -41,12 +41,12 @@ class ExportSettings:
 
     Attributes:
         format: "torch" (torch.export, .pt2) or "onnx".
-        what: "video" (clips to features, not of length one), "text" (ids to features), "classifier" (clips to logits).
+        what: "video" (clips to features, not L2-normalized), "text" (ids to features), "classifier" (clips to logits).
         batch: B of the file, None for any.
         frames: T of the file: "auto" (any where the model allows it), "dynamic" (any, or an error), or a number.
         opset: of ONNX, None for the exporter's own.
         tolerance: largest difference from the model, over the largest number of its output.
-        int8: also write a version with weights in 8 bits (ONNX).
+        int8: also write a version with 8-bit weights (ONNX).
     """
 
     format: Format = "onnx"
@@ -87,7 +87,7 @@ class Check:
 
 @dataclass(frozen=True)
 class Export:
-    """What was written.
+    """Exported files and their comparison with the model.
 
     Attributes:
         path, metadata: the model and the JSON that describes it.
@@ -234,7 +234,7 @@ def _program(graph: Graph, plan: Plan) -> torch.export.ExportedProgram:
 
 
 def compare(run: Callable[[Tensor], Tensor], plan: Plan, wanted: list[Tensor]) -> tuple[Check, ...]:
-    """Differences of a saved file from the model's outputs on every sample."""
+    """Compare the outputs of a saved file with the model's on every sample."""
     checks = []
     for (kind, sample), output in zip(plan.samples, wanted, strict=True):
         found = run(sample)
@@ -250,7 +250,7 @@ def export(
     *,
     video: VideoSource | None = None,
 ) -> Export:
-    """Write a model as one graph, read the file again and compare it with the model; a JSON beside it tells its use.
+    """Export a model, reload the file and compare it with the model; a JSON beside it describes inputs and outputs.
 
     Args:
         model: in float32, on the CPU.

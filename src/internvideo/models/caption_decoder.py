@@ -1,4 +1,4 @@
-"""The caption decoder: word features attend to a fixed number of pooled visual tokens and predict the next word.
+"""Caption decoder: token features attend to a fixed number of pooled visual tokens and predict the next token.
 
 Shapes: B batch, L words, K visual tokens, V vocabulary, W width, Wv visual width, H heads.
 Source: multi-modalities-downstream.
@@ -62,7 +62,7 @@ def rotate(x: Tensor, start: int = 0) -> Tensor:
 
 
 class ParallelBlock(Module):
-    """Causal multi-query self-attention and SwiGLU feed-forward side by side, from one projection; residual."""
+    """Causal multi-query self-attention and SwiGLU feed-forward in parallel, from one projection; residual."""
 
     def __init__(self, config: CaptionDecoderConfig) -> None:
         super().__init__()
@@ -88,7 +88,7 @@ class ParallelBlock(Module):
 
 
 class VisualBlock(Module):
-    """Multi-query attention onto the pooled visual tokens and SwiGLU feed-forward side by side; residual."""
+    """Multi-query attention onto the pooled visual tokens and SwiGLU feed-forward in parallel; residual."""
 
     def __init__(self, config: CaptionDecoderConfig) -> None:
         super().__init__()
@@ -123,7 +123,7 @@ class CaptionLayer(Module):
 class CaptionDecoder(Module):
     """Next-word predictions from the text tower's word features and the video tower's last tokens.
 
-    There is no padding mask: attention is causal and padding stands last, so it never reaches a kept word.
+    No padding mask is needed: attention is causal and padding comes last.
     """
 
     def __init__(self, config: CaptionDecoderConfig) -> None:

@@ -1,4 +1,4 @@
-"""Greedy and beam search, and nucleus sampling, over a function that scores the next word.
+"""Decode token sequences by greedy search, beam search or nucleus sampling.
 
 Shapes: B texts, K beams, V vocabulary.
 """
@@ -23,7 +23,7 @@ def generate(
     length_penalty: float = 1.0,
     reorder: Callable[[Tensor], None] | None = None,
 ) -> Tensor:
-    """Write B texts word by word; the K most likely continuations of each are kept (K = 1: greedy).
+    """Decode B token sequences by beam search with K beams (K = 1: greedy).
 
     Args:
         step: (ids (R, l), text (R,) that each row belongs to) -> log probabilities of the next word (R, V). Each call
@@ -34,8 +34,8 @@ def generate(
         device: where `step` takes its ids.
         beams: K.
         length_penalty: candidates are ranked by log probability / words ** length_penalty.
-        reorder: told, where beams compete, which row of the last call each row of the next one goes on with (R,); for a
-            `step` that remembers.
+        reorder: called with the beam index (R,) of the last call that each row of the next one continues; for a `step`
+            with a KV cache.
 
     Returns:
         (B, length) int64 ids, zero after the end; a text cut by `length` ends with `end` all the same.
@@ -88,12 +88,12 @@ def sample(
     temperature: float = 1.0,
     generator: torch.Generator | None = None,
 ) -> Tensor:
-    """Write B texts word by word, every word drawn from the smallest set of likeliest words that holds `nucleus`.
+    """Decode B token sequences by nucleus (top-p) sampling with p = `nucleus`.
 
     Args:
         step, batch, start, end, length, device: as in `generate`.
-        nucleus: share of the probability that is drawn from, over 0 to 1 (1: from all words).
-        temperature: divides log probabilities; below 1 the likely words become likelier.
+        nucleus: probability mass p, over 0 to 1 (1: all tokens).
+        temperature: divides the log probabilities.
         generator: of the draws, on the CPU, so that every device writes the same texts.
 
     Returns:

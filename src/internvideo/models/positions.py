@@ -1,6 +1,6 @@
-"""Learned positions at another clip size, by the rule of their publishers.
+"""Resize learned positions to another clip size, by the rule of their publishers.
 
-- VideoMAE of InternVideo: bicubic within a slot, then linear over time (InternVideo1/Pretrain/VideoMAE/
+- VideoMAE of InternVideo: bicubic in space, then linear over time (InternVideo1/Pretrain/VideoMAE/
   run_class_finetuning.py). UMT has the same rule for its clips of 8 frames (unmasked_teacher, single_modality/models/
   modeling_finetune.py). Fixed tables are resized where they are built: `videomae.Trunk`.
 - CLIP, UniFormerV2, InternVideo-MM, ViCLIP: bicubic over the patches, the class token keeps its own (UniFormerV2's
@@ -27,12 +27,12 @@ NATIVE_SLOTS = 8
 
 
 def learned_grid(tokens: int, side: int) -> tuple[int, int] | None:
-    """(slots, side) of a learned table, from tokens = slots x side^2 alone; None where that does not tell.
+    """Infer (temporal tokens, side) of a learned table from its number of tokens; None where that is ambiguous.
 
     Args:
         tokens: N. side: of the published picture, in patches.
 
-    A power of two of slots at the published side, or the published slots of any side; not where both can be.
+    A power of two of temporal tokens at the published side, or the published number at any side; None if both fit.
     """
     slots = tokens // side**2
     wide = math.isqrt(tokens // NATIVE_SLOTS)
@@ -45,7 +45,7 @@ def learned_grid(tokens: int, side: int) -> tuple[int, int] | None:
 
 
 def resize_patches(table: Tensor, side: int) -> Tensor:
-    """Positions (1 + HW, D) of a class token and patches -> (1 + side^2, D)."""
+    """Resize positions (1 + HW, D) of a class token and patches to (1 + side^2, D)."""
     old = math.isqrt(len(table) - 1)
     if old == side:
         return table
@@ -54,14 +54,14 @@ def resize_patches(table: Tensor, side: int) -> Tensor:
 
 
 def resize_times(table: Tensor, frames: int) -> Tensor:
-    """(1, T, D) -> (1, frames, D)."""
+    """Resize temporal positions (1, T, D) to (1, frames, D)."""
     if frames <= table.shape[1]:
         return table[:, :frames]
     return F.interpolate(table.float().transpose(1, 2), size=frames, mode="linear", align_corners=False).transpose(1, 2)
 
 
 def fit_positions(model: nn.Module, state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], tuple[str, ...]]:
-    """Tensors under the model's names with positions of the model's clip size.
+    """Resize the positions among the tensors to the model's clip size.
 
     Returns:
         the tensors, and one line for each table that was resized. What cannot be resized stays as it is.

@@ -1,4 +1,4 @@
-"""Stage 1: masked video modelling. 90 % of the tubes are hidden, their pixels are rebuilt.
+"""Stage 1: masked video modeling: mask 90 % of the tubelets and reconstruct their pixels.
 
 Source: paper 3.1.1; engine_for_pretraining.py, masking_generator.py, modeling_pretrain.py, mae.py.
 """
@@ -22,13 +22,13 @@ from internvideo.training.recipe import Job, Recipe, StageSpec
 
 
 class MaskedSettings(Settings):
-    """What is hidden and what is rebuilt.
+    """Masking and targets.
 
     Attributes:
-        mask: "tube" hides the same places in every time slot (paper), "random" any tokens, "progressive" and "center"
-            more or fewer of one ranking of the places from slot to slot.
-        ratio: share of the tokens that is hidden.
-        normalize_targets: pixels of each tubelet and colour with mean 0 and standard deviation 1.
+        mask: "tube" masks the same positions at every time (paper), "random" any tokens, "progressive" and "center"
+            more or fewer of one ranking of the positions from time to time.
+        ratio: fraction of masked tokens.
+        normalize_targets: targets with mean 0 and standard deviation 1 per tubelet and channel.
     """
 
     mask: MaskKind = "tube"
@@ -58,11 +58,11 @@ class MaskedStage(nn.Module):
 
     @property
     def masked(self) -> int:
-        """M, tokens hidden in every clip: known without looking at a mask, so that a step need not wait for a GPU."""
+        """M, masked tokens per clip: known without a mask, so that a step needs no device sync."""
         return num_masked_tokens(self.settings.mask, self.model.config.grid, self.settings.ratio)
 
     def draw_mask(self, clips: int, generator: torch.Generator) -> Tensor:
-        """(B, N) bool on the generator's device, True = hidden, `masked` in every row."""
+        """Sample a mask (B, N) on the generator's device, True = masked, `masked` in every row."""
         grid = self.model.config.grid
         return sample_mask(self.settings.mask, clips, grid, self.settings.ratio, generator, generator.device)
 
@@ -86,10 +86,9 @@ class MaskedStage(nn.Module):
 
     @torch.no_grad()
     def reconstruct(self, video: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """What the encoder sees of uint8 clips (B, 3, T, S, S), hidden tubelets grey, and what the decoder makes of it.
+        """Return uint8 clips (B, 3, T, S, S) with masked tubelets in gray, and their reconstruction.
 
-        Where the targets are normalized, a prediction has no mean and contrast of its own: those of the true tubelet
-        are lent to it, as is usual for such pictures.
+        Where targets are normalized, predictions are scaled with mean and deviation of the true tubelet, as is usual.
 
         Returns:
             two uint8 tensors (B, 3, T, S, S); the second has the visible tubelets as they are.

@@ -1,4 +1,4 @@
-"""Stage 3: supervised post-pretraining. Each encoder learns action labels on its own.
+"""Stage 3: supervised post-pretraining of each encoder on action labels.
 
 Source: paper 3.2; run_class_finetuning.py, UniFormerV2 configs. Mixup and cutmix happen where batches are made
 (data/mixup.py): a mixed batch carries soft targets (B, C) in place of class indices.
@@ -26,7 +26,7 @@ from internvideo.training.recipe import Job, Recipe, StageSpec
 
 
 class SupervisedSettings(Settings):
-    """How labels are softened (mixed batches bring soft targets, which are smoothed already)."""
+    """Label smoothing, for batches that are not mixed (soft targets are smoothed already)."""
 
     label_smoothing: float = Field(0.0, ge=0.0, lt=1.0)
     temporal_stride: int = Field(1, ge=1, description="the model sees every n-th frame of the batch's clip")

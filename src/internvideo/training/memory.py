@@ -1,4 +1,4 @@
-"""Activation memory of a training step, counted per tensor, so that it is the same on every run and machine."""
+"""Measure the activation memory of a training step per tensor: the same on every run and machine."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""The fixed positions that a fine-tuned masked encoder starts from: those of its weights' clip, at the recipe's size.
+"""Set the fixed positions of a fine-tuned masked encoder: those of the weights' clip, resized.
 
-Positions that are not learned are in no weights file, so the recipe tells them, also the one that is saved beside the
-weights. Source: run_class_finetuning.py.
+Fixed positions are not in the weights file, so the recipe states them, also the one saved with the weights.
+Source: run_class_finetuning.py.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from internvideo.weights.initialize import masked_parts, native_clip
 
 
 def with_positions(recipe: Recipe) -> Recipe:
-    """The recipe with `position_table` and `native_clip` of every masked encoder that starts from another clip size.
+    """Add `position_table` and `native_clip` for every masked encoder that starts from another clip size.
 
-    What the recipe says itself stays; pretraining builds the table of its own clip.
+    Explicit settings of the recipe stay; pretraining builds the table of its own clip.
 
     Raises:
         WeightsError: a file of `init` that cannot be read. RecipeError: overrides that do not fit.
@@ -39,7 +39,7 @@ def with_positions(recipe: Recipe) -> Recipe:
 
 
 def told(recipe: Recipe) -> tuple[str, ...]:
-    """One line for each masked encoder whose fixed positions are resized."""
+    """Return one line per masked encoder whose fixed positions are resized."""
     parts = masked_parts(configure(recipe.model.name, recipe.model.overrides, recipe.catalog.models))
     return tuple(_line(part, config) for part, config in parts.items() if _is_resized(config))
 

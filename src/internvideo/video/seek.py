@@ -1,4 +1,4 @@
-"""Pictures of an indexed file: wind to the key frame before them and decode from there, or decode all and count."""
+"""Decode frames of an indexed file by seeking to the preceding key frame, or by decoding all and counting."""
 
 from __future__ import annotations
 

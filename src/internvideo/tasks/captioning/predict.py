@@ -1,8 +1,8 @@
-"""Captioning: a sentence for every clip, judged by what people wrote (paper 3.1.2; multi-modalities-downstream).
+"""Predict and score captions (paper 3.1.2; multi-modalities-downstream).
 
 The figures come from the pycocoevalcap and nltk packages (`pip install internvideo[captions]`): BLEU-4, ROUGE-L and
-CIDEr as they are published there, and METEOR without its synonyms, which need a download. Words are split here and not
-by the Java program of published figures, so that theirs and ours may differ in the last digits.
+CIDEr as they are published there, and METEOR without its synonyms, which need a download. Tokenization differs from
+the Java tokenizer of published results, so metrics may differ in the last digits.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ Texts = dict[str, list[str]]
 
 @dataclass(frozen=True)
 class Writing:
-    """How captions are written: `beams` 1 is greedy; `nucleus` over 0 draws words instead, from `seed`.
+    """Decoding settings: beam search with `beams` (1 is greedy), or top-p sampling with p = `nucleus` and `seed`.
 
     Raises:
         RecipeError: beams below 1, a nucleus outside 0..1, or both.
@@ -63,7 +63,7 @@ def predict(
     model_name: str = "",
     writing: Writing | None = None,
 ) -> Predictions:
-    """Write a caption for every video.
+    """Generate a caption for every video.
 
     Args:
         model: a `VideoLanguage` with a caption decoder, on `device`. tokenizer: of its text tower.
@@ -112,12 +112,12 @@ def predict(
 
 
 def words(text: str) -> str:
-    """Lower case, words and numbers with one blank between; punctuation is dropped."""
+    """Normalize a sentence: lower case, words and numbers separated by one space, without punctuation."""
     return " ".join(re.findall(r"\w+(?:'\w+)?", text.lower()))
 
 
 def score(table: Predictions) -> Result:
-    """bleu4, rouge_l, cider and meteor_exact; and those of a caption that every video gets, the references' commonest.
+    """Compute bleu4, rouge_l, cider and meteor_exact, also for the most frequent reference as every caption.
 
     CIDEr can exceed 1, as in published tables (it is up to 10). BLEU-4 is one figure of the whole split and has no
     interval.
@@ -170,7 +170,7 @@ def judge(known: Mapping[str, Sequence[str]], written: Mapping[str, Sequence[str
 
 
 class _NoSynonyms:
-    """Stands for WordNet, which must be downloaded: no word has a synonym."""
+    """Stand-in for WordNet, which needs a download, without synonyms."""
 
     def synsets(self, _: str) -> list[str]:
         """None."""

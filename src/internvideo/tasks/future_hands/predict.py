@@ -1,4 +1,4 @@
-"""Future hands: how far predicted positions of both hands are off at five moments (arXiv 2211.09529).
+"""Predict positions of both hands at five moments; compute their mean displacement (arXiv 2211.09529).
 
 Where a row tells positions in observed frames, two guesses are scored beside the model: the hands stay where they are,
 or go on as they do. Both know the positions exactly; the model only sees the clip.
@@ -41,12 +41,12 @@ def predict(
     model_name: str = "",
     mean: Floats | None = None,
 ) -> Predictions:
-    """Positions (pixels) of every row, the mean over its views.
+    """Predict positions (pixels) of every row, averaged over views.
 
     Args:
         model: 20 outputs, on `device`, with `normalize`.
         source: loader over `manifest`, rows with the observed spans. targets: what is true of these rows.
-        mean: (20,) mean places in training, parts of the frame; scored beside the model.
+        mean: (20,) mean positions in training, fractions of the frame; a baseline.
     """
 
     def outputs(video: Tensor) -> Mapping[str, Tensor]:
@@ -74,7 +74,7 @@ def predict(
 
 
 def guesses(table: Predictions) -> dict[str, Floats]:
-    """Positions (N, 5, 2, 2) without a model, by the name of the guess."""
+    """Compute baseline positions (N, 5, 2, 2) by the name of the baseline."""
     size, seen, found = table["size"], table["seen"], {}
     if len(table["mean"]):
         shares = table["mean"][0].reshape(1, 5, 2, 2)
@@ -88,7 +88,7 @@ def guesses(table: Predictions) -> dict[str, Floats]:
 
 
 def score(table: Predictions) -> Result:
-    """Mean displacements in pixels, of the model and of the guesses; intervals of clips drawn again."""
+    """Compute mean displacements in pixels of the model and the baselines; intervals resample clips."""
     metrics, truth = MetricValues(), table["truth"]
     groups = np.unique(table["group"], return_inverse=True)[1]
     for name, predicted in {"": table["predicted"], **guesses(table)}.items():

@@ -1,8 +1,8 @@
-"""Question answering: one of the frequent answers to every question about a video (multi-modalities-downstream).
+"""Answer every question about a video with one of the frequent answers (multi-modalities-downstream).
 
-Two accuracies stand side by side, always: over all questions, and, as released, over those whose answer is in the
-vocabulary. Both can be told from the prior alone, so the most frequent answer of a question's type is there too; the
-answers of a network that never saw a video are another table.
+Two accuracies are reported: over all questions, and, as released, over those whose answer is in the vocabulary.
+Both depend on the prior, so the most frequent answer of a question's type is the baseline; a network without video is
+evaluated in a table of its own.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def predict(
     commonest: Mapping[str, str] | None = None,
     model_name: str = "",
 ) -> Predictions:
-    """Answer all questions about every video; a clip is decoded and looked at once, whatever is asked about it.
+    """Answer all questions about every video; a clip is decoded and encoded once for all its questions.
 
     Args:
         model: on `device`. answers: its vocabulary.
@@ -113,7 +113,7 @@ def predict(
 
 
 def probabilities(model: VideoQuestionAnswering, seen: Any, questions: Sequence[str], context: int) -> Floats:
-    """Soft-max over the answers to questions about one seen video, (K, A)."""
+    """Compute answer probabilities (K, A) of questions about one encoded video."""
     parts = []
     for start in range(0, len(questions), AT_ONCE):
         tokens = question_tokens(questions[start : start + AT_ONCE], context).to(seen.features.device)
@@ -136,7 +136,7 @@ def _ranks(scores: Floats, labels: NDArray[np.int64]) -> NDArray[np.int64]:
 
 
 def score(table: Predictions) -> Result:
-    """Accuracies with intervals; the questions about one video are drawn together.
+    """Compute accuracies with intervals; the questions about one video are resampled together.
 
     accuracy: over all questions. accuracy_in_vocabulary: leaves out those whose answer the model cannot give (as
     released). top5, top5_in_vocabulary; answerable: share of questions with an answer in the vocabulary, the most that
@@ -164,7 +164,7 @@ def score(table: Predictions) -> Result:
 
 
 def hits_at(table: Predictions, k: int) -> Bools:
-    """(N,) whether the right answer is among the k likeliest; never where the model cannot give it."""
+    """Return (N,) whether the right answer is among the k likeliest; False where the model cannot give it."""
     ranks = table["rank"]
     result: Bools = (ranks >= 0) & (ranks < k)
     return result

@@ -1,4 +1,4 @@
-"""Recognition: class scores of every view; top-1, top-5, mean class accuracy of one view and of all views.
+"""Predict class scores of every view; compute top-1, top-5 and mean class accuracy.
 
 Source: run_class_finetuning.py.
 """
@@ -57,13 +57,13 @@ class TwoEncoders(Protocol):
 
 
 def classifier_scorer(model: nn.Module) -> Scorer:
-    """uint8 clips -> {"logits"}."""
+    """Make the function uint8 clips -> {"logits"}."""
     classifier = cast("Classifier", model)
     return lambda video: {COLUMN: classifier(classifier.normalize(video))}
 
 
 def interaction_scorer(model: nn.Module, temporal_stride: int) -> Scorer:
-    """uint8 clips -> {"masked", "multimodal", "fused"}; the multimodal encoder with `temporal_stride`."""
+    """Make the function uint8 clips -> {"masked", "multimodal", "fused"}; the multimodal encoder is strided."""
     both = cast("TwoEncoders", model)
 
     def score_clips(video: Tensor) -> dict[str, Tensor]:
@@ -74,7 +74,7 @@ def interaction_scorer(model: nn.Module, temporal_stride: int) -> Scorer:
 
 
 def restricted(scorer: Scorer, classes: Sequence[int]) -> Scorer:
-    """The scores of some classes alone, in their order."""
+    """Restrict a scorer to some classes, in their order."""
     index = torch.tensor(list(classes))
     return lambda video: {name: logits[:, index.to(logits.device)] for name, logits in scorer(video).items()}
 
@@ -100,7 +100,7 @@ def predict(
         device: where the model is.
         model_name: for the protocol.
         subsets: named conditions on a row, whose accuracy is reported too (e.g. time-directed classes).
-        told: what else the protocol says of the scores.
+        told: more entries of the protocol.
 
     Returns:
         ids (N,), labels (N,), sample (R,), view (R,), classes (C,), logits:NAME (R, C) and subset:NAME (N,) of the
@@ -141,12 +141,12 @@ def predict(
 
 
 def columns(table: Predictions) -> list[str]:
-    """Names of the score columns."""
+    """Return the names of the score columns."""
     return [name.removeprefix("logits:") for name in table.arrays if name.startswith("logits:")]
 
 
 def probabilities(table: Predictions, column: str | None = None) -> Floats:
-    """(N, C) merged over views; the only column when none is named. RunError for a column that is not there."""
+    """Merge a column over views, (N, C); the only column when none is named. Raises RunError."""
     names = columns(table)
     if column is None and len(names) != 1:
         raise RunError("table", f"{len(names)} score columns", ", ".join(names), "name one")
@@ -155,7 +155,7 @@ def probabilities(table: Predictions, column: str | None = None) -> Floats:
 
 
 def score(table: Predictions) -> Result:
-    """top1, top5 and mean_class of every column with intervals.
+    """Compute top1, top5 and mean_class of every column with intervals.
 
     Names are FIGURE, with several columns COLUMN.FIGURE; a subset adds _SUBSET; top1_one_view is the middle view alone,
     beside the merged one, and stands where there are several views.
@@ -194,7 +194,7 @@ def _mean_interval(hits: NDArray[Any]) -> NDArray[np.float64]:
 
 
 def _one_view(table: Predictions, column: str) -> Floats | None:
-    """(N, C) logits of the middle view, None where there is only one view or an ensemble of several models."""
+    """Return the logits (N, C) of the middle view; None for a single view or an ensemble of models."""
     view = table["view"]
     clips = int(view.max()) + 1
     chosen = view == clips // 2
@@ -206,7 +206,7 @@ def _one_view(table: Predictions, column: str) -> Floats | None:
 
 
 def difference(first: Predictions, second: Predictions) -> dict[str, Any]:
-    """Paired top-1 difference first - second of two one-column tables, with its interval.
+    """Compute the paired top-1 difference first - second of two one-column tables, with its interval.
 
     Videos are paired by id; only those that both read enter. The pairing makes the interval much narrower than those
     of the two figures. Returns {"top1", "interval", "videos"}.

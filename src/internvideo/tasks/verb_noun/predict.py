@@ -1,4 +1,4 @@
-"""Verbs and nouns of clips: top-1 and top-5 of each, and how often both are right (arXiv 2211.09529)."""
+"""Predict verbs and nouns of clips; compute top-1 and top-5 of each and of both (arXiv 2211.09529)."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def predict(
     *,
     model_name: str = "",
 ) -> Predictions:
-    """Probabilities of verbs and of nouns, the mean over the views. `model`: outputs as `words` names them."""
+    """Predict probabilities of verbs and nouns, averaged over views; `words` names the outputs of `model`."""
     labels, verbs = labels_of(manifest, words), len(words.verbs)
 
     def outputs(video: Tensor) -> dict[str, Tensor]:
@@ -55,7 +55,7 @@ def predict(
 
 
 def score(table: Predictions) -> Result:
-    """Accuracies; intervals of groups drawn again. Raises RunError where no row has a label."""
+    """Compute the accuracies; intervals resample groups. Raises RunError: no row has a label."""
     metrics, labels = MetricValues(), table["labels"]
     if (labels < 0).all():
         raise RunError("table", "no row has a verb or noun", "", "evaluate on rows with the attributes verb and noun")

@@ -1,4 +1,4 @@
-"""Videos against prompted class names, no class seen in training (multi-modalities-downstream)."""
+"""Zero-shot recognition with prompted class names (multi-modalities-downstream)."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def predict(
 
 
 def ensemble(tables: Sequence[Predictions]) -> Predictions:
-    """One table of several models', whose similarities are averaged before the soft-max (Video-Text-Retrieval).
+    """Join tables of several models; similarities are averaged before the softmax (Video-Text-Retrieval).
 
     Raises:
         RunError: tables of other videos or views.
@@ -79,7 +79,7 @@ def ensemble(tables: Sequence[Predictions]) -> Predictions:
 
 
 def score(table: Predictions) -> Result:
-    """top1, top5 and mean_class over the template ensemble; top1_plain_name with the template "{}" alone."""
+    """Compute top1, top5 and mean_class of the template ensemble; top1_plain_name with the template "{}" alone."""
     metrics = MetricValues()
     labels = table["labels"]
     members = list(zip(*(of_each(table, name) for name in ("video", "text", "scale")), strict=True))
