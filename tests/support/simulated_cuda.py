@@ -1,4 +1,4 @@
-"""A CUDA device made of the CPU: real values in tensors labelled cuda:0, CUDA's autocast, what the host waits for.
+"""A CUDA device made of the CPU: real values in tensors labeled cuda:0, CUDA's autocast, what the host waits for.
 
 Inside `simulated_cuda()` an operation that mixes devices fails as on a GPU, and one that would make the host wait for
 the device is listed: reading a value, results whose shape depends on values, copies that block. Nothing of CUDA is
@@ -141,14 +141,14 @@ class _Mode(TorchDispatchMode):
 
 _WAITS: list[Waits] = []
 _BESIDE: list[Any] = []
-"""Functions that run now on labelled tensors: what is made inside of them lies beside those."""
+"""Functions that run now on labeled tensors: what is made inside of them lies beside those."""
 
 
 def _run(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     flat, _ = tree_flatten((args, kwargs))
     ours = [value for value in flat if isinstance(value, CudaTensor)]
     plain = [value for value in flat if isinstance(value, Tensor) and not isinstance(value, CudaTensor)]
-    # Below Python, operations name the CPU for what is made beside a labelled tensor: it is labelled too.
+    # Below Python, operations name the CPU for what is made beside a labeled tensor: it is labeled too.
     asked = None if ours else kwargs.get("device")
     made = not ours and not plain and "device" in {told.name for told in func._schema.arguments}
     to_cuda = (asked is not None and torch.device(asked).type == "cuda") or bool(made and _BESIDE)

@@ -294,7 +294,7 @@ class EvaluationViews(Dataset[WorkerResult]):
         tokenizer: TextEncoder | None,
     ) -> None:
         self.decoder, self.sampler, self.transform, self.tokenizer = decoder, sampler, transform, tokenizer
-        self.labelled = decoder.manifest.labeled
+        self.labeled = decoder.manifest.labeled
 
     def __getitem__(self, index: int) -> WorkerResult:
         row = self.decoder.manifest.rows[index]

@@ -152,7 +152,7 @@ def sharpness(frames: Tensor, factor: float) -> Tensor:
 
 
 def affine(frames: Tensor, matrix: tuple[float, float, float, float, float, float], box: Box | None = None) -> Tensor:
-    """Bicubic resampling: the pixel at (x, y) comes from (a x + b y + c, d x + e y + f) in pixel centres."""
+    """Bicubic resampling: the pixel at (x, y) comes from (a x + b y + c, d x + e y + f) in pixel centers."""
     height, width = frames.shape[-2:]
     a, b, c, d, e, f = matrix
     top, left, high, wide = box or (0, 0, height, width)
@@ -169,7 +169,7 @@ def affine(frames: Tensor, matrix: tuple[float, float, float, float, float, floa
 
 
 def rotate(frames: Tensor, degrees: float, box: Box | None = None) -> Tensor:
-    """Turn counter-clockwise about the centre of the frame."""
+    """Turn counter-clockwise about the center of the frame."""
     height, width = frames.shape[-2:]
     cos, sin = float(np.cos(np.deg2rad(degrees))), float(np.sin(np.deg2rad(degrees)))
     x, y = width / 2, height / 2

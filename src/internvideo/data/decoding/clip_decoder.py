@@ -40,7 +40,7 @@ class ManifestClipDecoder:
         self._shards = ShardContents()
         self._damaged: set[str] = set()
         self._truncated_spans: dict[str, str | None] = {}  # sample -> what to tell, None once it was told
-        self.labelled = manifest.labeled
+        self.labeled = manifest.labeled
 
     @property
     def cached_bytes(self) -> int:
