@@ -11,9 +11,9 @@
 - `queries.jsonl`: questions when something happens in these, with one right answer each (sample_world/queries.py).
 
 `templates.txt` are the sentences that class names are asked with. Rows have captions, questions and answers and a
-five-way choice, those of training also captions of the action or the object alone; attributes hold action, shape,
-colour, texture, size, place and speed. Floats are rounded as the CPU's instruction set does it: one seed gives the same
-files on CPUs of one kind; on others a few of them differ by a rounding. A script that calls `generate` needs
+five-way choice; half of the captions of a training row are of the action or the object alone. Attributes hold action,
+shape, colour, texture, size, place and speed. Floats are rounded as the CPU's instruction set does it: one seed gives
+the same files on CPUs of one kind; on others a few of them differ by a rounding. A script that calls `generate` needs
 `if __name__ == "__main__":`, as every one that starts processes.
 """
 
@@ -52,8 +52,8 @@ from internvideo.sample_world.language import (
     captions,
     choices,
     long_captions,
-    partial_captions,
     questions,
+    training_captions,
 )
 from internvideo.sample_world.queries import described_moments
 from internvideo.sample_world.scene import render
@@ -65,7 +65,7 @@ __all__ = [
 ]  # fmt: skip
 
 CARD, FORMAT = "world.json", "internvideo sample world"
-VERSION = 4  # of what is drawn: another number is another world
+VERSION = 5  # of what is drawn: another number is another world
 _CHUNK = 8
 Job = tuple[str, int]
 
@@ -195,11 +195,10 @@ def _write_all(
 def _short_row(settings: WorldSettings, split: str, clip: Clip) -> Sample:
     facts = clip.facts
     rng = np.random.default_rng((*clip.scene.seed, 2000))
-    sentences, trained = captions(facts, rng), split == "train"
+    trained = split == "train"
+    sentences = training_captions(facts, rng) if trained else captions(facts, rng)
     options, answer, kinds = choices(facts, rng, held_out, test=not trained)
     classes = classes_of(settings, split)
-    if trained:
-        sentences += partial_captions(facts, rng)
     return Sample(
         id=clip.name,
         path=clip_path(clip),

@@ -143,11 +143,19 @@ TEMPLATES = ("{}", "something {}", "a video of something {}", "we see something 
 """How a class name is asked for; every word of them is in the training captions."""
 
 
-def partial_captions(facts: Facts, rng: np.random.Generator) -> tuple[str, str, str]:
-    """Two sentences of the action alone and one of the object alone, for training beside the full ones.
+def training_captions(facts: Facts, rng: np.random.Generator) -> tuple[str, ...]:
+    """Six sentences: three full ones, the plain one among them, two of the action alone and one of the object alone.
 
-    A sentence that names everything can be matched by place and colour; one of the action alone cannot.
+    A sentence that names everything can be matched by place and colour; one of the action alone cannot. A third of them
+    makes the action worth reading.
     """
+    plain, *others = captions(facts, rng)
+    chosen = sorted(rng.permutation(len(others))[:2].tolist())
+    return (plain, *(others[index] for index in chosen), *partial_captions(facts, rng))
+
+
+def partial_captions(facts: Facts, rng: np.random.Generator) -> tuple[str, str, str]:
+    """Two sentences of the action alone and one of the object alone."""
     verb = VERBS[facts.action][int(rng.integers(len(VERBS[facts.action])))]
     named = TEMPLATES[int(rng.integers(len(TEMPLATES)))].format(facts.action)
     speed = f" {facts.speed}" if facts.action != "standing still" else ""
