@@ -77,8 +77,8 @@ class FrameStem(Module):
         width: D.
         temporal_downsample: the patch kernel spans 3 frames and halves their number.
         eps: of the norm.
-        motion_stem: a second kernel reads each frame minus the clip's mean frame, and its output is added. It starts
-            at zero, so the stem starts as without it; a clip of one frame gets nothing from it.
+        motion_stem: a second kernel over three frames reads the frames minus the clip's mean frame, and its output is
+            added. It starts at zero, so the stem starts as without it; a clip of one frame gets nothing from it.
 
     The map of the patches is held as the published convolution and computed as one matrix product.
     """
@@ -110,7 +110,7 @@ class FrameStem(Module):
         self.class_embedding = nn.Parameter(torch.randn(width) * width**-0.5)
         self.positional_embedding = nn.Parameter(torch.randn(1 + self.grid**2, width) * width**-0.5)
         self.norm = LayerNorm(width, eps=eps)
-        self.motion = nn.Parameter(torch.zeros_like(self.conv.weight)) if motion_stem else None
+        self.motion = nn.Parameter(torch.zeros(width, 3, 3, patch_size, patch_size)) if motion_stem else None
 
     def patches(self, video: Tensor) -> Tensor:
         """(B, 3, T, S, S) normalized -> patches without positions (B, T', HW, D); ValueError for another side."""
@@ -118,17 +118,17 @@ class FrameStem(Module):
             raise ValueError(
                 f"expected a video (B, 3, T, {self.image_size}, {self.image_size}), got {tuple(video.shape)}"
             )
-        patches = F.linear(self._cut(video), self.conv.weight.flatten(1))
+        patches = F.linear(self._cut(video, self.conv.kernel_size[0]), self.conv.weight.flatten(1))
         if self.motion is not None:
-            patches = patches + F.linear(self._cut(minus_mean_frame(video)), self.motion.flatten(1))
+            patches = patches + F.linear(self._cut(minus_mean_frame(video), 3), self.motion.flatten(1))
         return patches
 
-    def _cut(self, video: Tensor) -> Tensor:
-        """Pixels under the kernel at every place, (B, 3, T, S, S) -> (B, T', HW, 3 * frames * p * p).
+    def _cut(self, video: Tensor, frames: int) -> Tensor:
+        """Pixels under a kernel of `frames` at every place, (B, 3, T, S, S) -> (B, T', HW, 3 * frames * p * p).
 
         A convolution in three dimensions is slow in bfloat16 and takes many times the memory (pytorch issue 166643).
         """
-        (frames, side, _), (step, _, _) = self.conv.kernel_size, self.conv.stride
+        side, step = self.conv.kernel_size[1], self.conv.stride[0]
         if frames > 1:
             video = F.pad(video, (0, 0, 0, 0, frames // 2, frames // 2))
         cut = video.reshape(*video.shape[:3], self.grid, side, self.grid, side).unfold(2, frames, step)
