@@ -47,7 +47,6 @@ def test_recipe_of_a_step_is_filled_in(step, tmp_path: Path) -> None:
     assert full.data.train == data.train
     assert full.loop.seed == full.data.loader.seed == 3
     assert set(full.init) == set(step.init)
-    assert (getattr(full.data, "image_manifest", None) is not None) == step.images
     assert short.schedule.epochs < full.schedule.epochs
     assert short.schedule.warmup <= short.schedule.epochs / 4
 
@@ -171,7 +170,6 @@ def test_few_videos_of_ones_own_fit_into_batches(step, tmp_path: Path) -> None:
     own = step_recipe(step, tmp_path, data, PROFILES["full"], seed=0)
     world = step_recipe(step, tmp_path, DemoData(data.train, data.test, True), PROFILES["full"], seed=0)
     assert own.data.loader.batch_size == 2
-    assert getattr(own.data, "image_batch_size", None) in (None, 2)
     assert own.data.augment.size == own.data.loader.short_side == 2 * world.data.augment.size
     assert own.schedule.epochs == world.schedule.epochs
     if step.recipe in ("supervised_masked", "supervised_multimodal", "single_frame", "masked"):

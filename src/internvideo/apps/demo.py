@@ -21,7 +21,6 @@ from internvideo.errors import ManifestError, RecipeError, RunError
 from internvideo.extras import require
 from internvideo.inference.loading import load
 from internvideo.pipeline import run_recipe
-from internvideo.pretraining.multimodal import MultimodalData
 from internvideo.recipe import Recipe, read_recipe
 from internvideo.sample_world.generate import WorldSettings, generate
 from internvideo.search.collection import Collection
@@ -60,22 +59,18 @@ class Step:
     Attributes:
         name: its folder. recipe: of recipes/sample. about: what is told while it runs.
         init: which earlier steps' weights it starts from.
-        images: every second batch is single frames.
     """
 
     name: str
     recipe: str
     about: str
     init: dict[str, str]
-    images: bool = False
 
 
 STEPS = (
     Step("masked", "masked", "1  masked pretraining", {}),
     Step("image_text", "image_text", "2a image-text pretraining", {}),
-    Step(
-        "multimodal_pretrained", "multimodal", "2b video-language pretraining", {"weights": "image_text"}, images=True
-    ),
+    Step("multimodal_pretrained", "multimodal", "2b video-language pretraining", {"weights": "image_text"}),
     Step("supervised_masked", "supervised_masked", "3  supervised, masked encoder", {"weights": "masked"}),
     Step("supervised_scratch", "supervised_masked", "   the same without pretraining", {}),
     Step(
@@ -172,9 +167,6 @@ def step_recipe(step: Step, output: Path, data: DemoData, profile: Profile, seed
     # Masked pretraining needs no labels: it sees every video there is.
     train = data.unlabelled if step.recipe == "masked" and data.unlabelled is not None else data.train
     parts: dict[str, Any] = {"train": train, "loader": loader}
-    if step.images:
-        images = recipe.data_as(MultimodalData).image_batch_size or loader.batch_size
-        parts |= {"image_manifest": data.train, "image_batch_size": min(images, loader.batch_size)}
     return recipe.model_copy(
         update={
             "schedule": schedule,
