@@ -89,7 +89,7 @@ def write_demo_report(output: Path, data: DemoData, device: str, clock: Clock) -
     """Measure every step's weights on the held-out clips, save the tables, write report.html and report.json."""
     settings = RecognitionOptions(batch_size=64, device=device)
     # Few test videos of one's own: each is seen three times, which the sample world's many need not be.
-    views = replace(settings, views=3) if data.facts is not None else settings
+    views = replace(settings, num_clips=3) if data.facts is not None else settings
     test = read_manifest(data.test)
     trained = {
         name: load_trained(output / folder / "model.safetensors", device=device) for name, folder in ENCODERS.items()
