@@ -72,9 +72,9 @@ def main() -> None:
     prior = shares[(tiou(shares, shares, union="true") > LEVELS[0]).sum(axis=1).argmax()]
     answers: dict[str, Answer] = {"window": window, "moment": moment(MomentSettings())}
     if given.tune:
-        for edge in (0.3, 0.5, 0.7):
-            for shortest in (1.0, 1.5, 2.0, 2.5):
-                settings = MomentSettings(edge=edge, shortest_seconds=shortest)
+        for edge in (0.3, 0.5, 0.7, 0.8):
+            for shortest in (0.5, 1.0, 1.25):
+                settings = MomentSettings(edge=edge, shortest=shortest)
                 answers[f"edge {edge}, shortest {shortest}"] = moment(settings)
     chosen = np.flatnonzero(tested)
     groups = np.unique(np.array(videos)[chosen], return_inverse=True)[1]

@@ -172,7 +172,8 @@ for name in json.loads(sys.argv[1]):
     sys.modules[name] = None
 import internvideo
 for module in pkgutil.walk_packages(internvideo.__path__, "internvideo."):
-    if not module.name.endswith("__main__"):
+    # The last two are nothing without their extra; `internvideo serve` asks for it before it imports them.
+    if not module.name.endswith(("__main__", "search.server", "search.mcp")):
         import_module(module.name)
 import numpy as np
 from internvideo.video.writer import write_video

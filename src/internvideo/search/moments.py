@@ -27,13 +27,13 @@ class MomentSettings:
         step_seconds: of the time axis.
         edge: a moment ends where the mean curve falls below this fraction of the way from its median to the peak.
         max_overlap: of two moments with a larger temporal IoU the one with the smaller score is dropped.
-        shortest_seconds: of a moment. max_peaks: of a video; only the highest are followed.
+        shortest: of a moment, in lengths of the shortest window. max_peaks: of a video; only the highest are followed.
     """
 
     step_seconds: float = 0.25
-    edge: float = 0.5
+    edge: float = 0.7
     max_overlap: float = 0.3
-    shortest_seconds: float = 1.0
+    shortest: float = 1.25
     max_peaks: int = 64
 
 
@@ -54,17 +54,19 @@ def mean_curve(windows: Floats, scores: Floats, step: float) -> tuple[Floats, Fl
         windows: (n, 3 or more): start, end, scale. scores: (n,). step: seconds.
 
     Returns:
-        (K,) centers of the steps in seconds, and (K,) the mean over the scales of their curves.
+        (K,) centers of the steps in seconds, and (K,) the mean of the scales' curves, weighted by 1 / scale: short
+        windows tell where something happens, long ones whether.
     """
     begin, end = float(windows[:, 0].min()), float(windows[:, 1].max())
     times = begin + step * (np.arange(max(1, int(np.ceil((end - begin) / step - 1e-6)))) + 0.5)
-    curves = []
+    curves, weights = [], []
     for scale in np.unique(windows[:, 2]):
         own = windows[:, 2] == scale
         centers = windows[own, :2].mean(axis=1)
         order = np.argsort(centers)
         curves.append(np.interp(times, centers[order], scores[own][order]))
-    return times, np.mean(curves, axis=0)
+        weights.append(1 / scale)
+    return times, np.average(curves, axis=0, weights=weights)
 
 
 def find_moments(
@@ -83,7 +85,7 @@ def find_moments(
     base = float(np.median(curve))
     half = settings.step_seconds / 2
     first, last = float(windows[:, 0].min()), float(windows[:, 1].max())
-    centers = windows[:, :2].mean(axis=1)
+    centers, shortest = windows[:, :2].mean(axis=1), settings.shortest * float(windows[:, 2].min())
     made = []
     for peak in _peaks(curve)[: settings.max_peaks]:
         border = base + settings.edge * (curve[peak] - base)
@@ -91,7 +93,7 @@ def find_moments(
         left, right = below[below < peak], below[below > peak]
         start = times[left[-1]] + half if len(left) else first
         end = times[right[0]] - half if len(right) else last
-        if (lacking := settings.shortest_seconds - (end - start)) > 0:
+        if (lacking := shortest - (end - start)) > 0:
             start, end = start - lacking / 2, end + lacking / 2
         start, end = max(start, first), min(end, last)
         inside = _about(windows, start, end)
