@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Collection, Mapping
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -17,8 +18,9 @@ from internvideo.datasets.catalog import BENCHMARKS
 from internvideo.distributed import choose_device
 from internvideo.errors import RecipeError, RunError, WeightsError
 from internvideo.models.video_language import interpolate_weights
+from internvideo.pretraining.gradient_cache import PartSettings
 from internvideo.recipe import Recipe, read_recipe, saved_recipe, shipped_recipes
-from internvideo.storage import read_metadata
+from internvideo.storage import read_metadata, write_safetensors
 from internvideo.tasks import CATALOG, STAGES, TASKS
 from internvideo.terminal import say
 from internvideo.training import checkpoint, run_folder, trained
@@ -32,7 +34,7 @@ from internvideo.training.settings import TrainingSettings
 from internvideo.training.step import TrainStep
 from internvideo.training.trained import Trained
 from internvideo.untrusted import parse_json
-from internvideo.weights.state import load_state, save_model
+from internvideo.weights.state import load_state
 
 MAY_DIFFER = (
     "about",
@@ -74,6 +76,7 @@ def run_recipe(
     target = folder / "model.safetensors"
     check_start(recipe)
     with distributed.process_group(choose_device(device), recipe.loop.timeout_s) as here:
+        recipe = for_processes(recipe)
         job = prepare(recipe, skipped=folder / "skipped.jsonl")
         initial = {name: value.clone() for name, value in job.model.state_dict().items()} if recipe.base_weight else {}
         if distributed.rank() == 0:
@@ -95,6 +98,8 @@ def _train_and_write(
 ) -> None:
     recipe = job.recipe
     ignore_keys = (*MAY_DIFFER, *_places(recipe))
+    if recipe.loop.global_batch_size is not None:  # they follow from it and from the number of processes
+        ignore_keys = (*ignore_keys, "loop.grad_accum_steps", "data.loader.batch_size")
     reached = checkpoint.newest(folder)
     result = train(
         job.stage,
@@ -117,11 +122,36 @@ def _train_and_write(
     )
     if distributed.rank() == 0 and not made:
         state = checkpoint.read_weights(result.checkpoint)
-        load_state(job.stage, state, where=result.checkpoint)
+        if result.checkpoint.is_dir():  # of a divided model, which this process has a part of
+            weights = {name.removeprefix("model."): value for name, value in state.items() if name.startswith("model.")}
+        else:
+            load_state(job.stage, state, where=result.checkpoint)
+            weights = job.model.state_dict()
         if initial:
-            mixed = interpolate_weights(initial, job.model.state_dict(), recipe.base_weight)
-            load_state(job.model, mixed, where=result.checkpoint)
-        save_trained(target, job)
+            weights = interpolate_weights(initial, weights, recipe.base_weight)
+        _write(target, job, weights)
+
+
+def for_processes(recipe: Recipe) -> Recipe:
+    """Divide `loop.global_batch_size` among the processes there are: into accumulated batches, or one large batch.
+
+    Raises:
+        RecipeError: it is no multiple of what the processes take at once.
+    """
+    loop, loader = recipe.loop, recipe.data.loader
+    if loop.global_batch_size is None:
+        return recipe
+    processes, contrastive = distributed.world_size(), isinstance(recipe.settings, PartSettings)
+    share = processes * (loop.grad_accum_steps if contrastive else loader.batch_size)
+    if loop.global_batch_size % share:
+        unit = "accumulated batches" if contrastive else "clips per batch"
+        found = f"{loop.global_batch_size} for {processes} processes of {share // processes} {unit}"
+        raise RecipeError("loop.global_batch_size", found, f"a multiple of {share}")
+    each = loop.global_batch_size // share
+    if contrastive:
+        data = recipe.data.model_copy(update={"loader": replace(loader, batch_size=each)})
+        return recipe.model_copy(update={"data": data})
+    return recipe.model_copy(update={"loop": loop.model_copy(update={"grad_accum_steps": each})})
 
 
 def _facts(job: Job) -> dict[str, object]:
@@ -160,10 +190,14 @@ def _is_of(target: Path, recipe: Recipe, ignore_keys: Collection[str]) -> bool:
 
 def save_trained(path: Path, job: Job) -> None:
     """Write the job's model, as it is, with all that `load_trained` needs. Raises RunError."""
+    _write(path, job, job.model.state_dict())
+
+
+def _write(path: Path, job: Job, weights: Mapping[str, Tensor]) -> None:
     told = {"recipe": json.dumps(job.recipe.resolved()), "classes": json.dumps(job.classes)}
     if job.context:
         told["context"] = json.dumps(dict(job.context))
-    save_model(path, job.model, told)
+    write_safetensors(path, weights, told)
 
 
 def load_trained(path: Path, *, device: str = "auto") -> Trained:

@@ -15,7 +15,7 @@ from internvideo.tasks import STAGES
 
 WALKS = {"navigation"}
 """Stages that walk: where an agent stands is decided on the host after every step."""
-PARTS = {"max_captioned_clips": 3, "encode_chunk_size": 2, "similarity_chunk_size": 2}
+PARTS = {"max_captioned_clips": 3, "encode_chunk_size": 2, "similarity_chunk_size": 2, "caption_chunk_size": 5}
 OPTIONS: list[tuple[str, Any, dict[str, Any]]] = [
     (
         "multimodal",

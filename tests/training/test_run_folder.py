@@ -145,7 +145,7 @@ def test_a_recipe_of_an_earlier_version_is_filled_up(folder: Path) -> None:
     told = json.loads((folder / "run.json").read_text())
     del told["recipe"]["loop"]["compile"]
     write_text(folder / "run.json", json.dumps(told))
-    with pytest.raises(RunError, match=r"loop.compile was 'not there', is False"):
+    with pytest.raises(RunError, match=r"loop.compile was 'not there', is 'none'"):
         go(folder)
     chosen = settings()
     tree = chosen.model_dump(mode="json")

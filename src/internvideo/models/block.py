@@ -11,6 +11,7 @@ from typing import Literal, get_args
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from internvideo.models.attention import Attention, Bias, CrossAttention, LayerKVCache
 from internvideo.models.module import Dropout, LayerNorm, Linear, Module
@@ -128,6 +129,15 @@ class BlockConfig:
     drop_path_dim: int = 0
     dropout: float = 0.0
     hidden_dropout: float = 0.0
+
+
+def run_layer(layer: nn.Module, *inputs: Tensor, checkpointing: bool) -> Tensor:
+    """Apply a layer; with `checkpointing` its activations are computed again in the backward pass, not kept."""
+    if checkpointing and torch.is_grad_enabled():
+        again: Tensor = checkpoint(layer, *inputs, use_reentrant=False)
+        return again
+    output: Tensor = layer(*inputs)
+    return output
 
 
 class Block(Module):

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from internvideo.models.attention import CrossAttention, KVCache, LayerKVCache, attend, split_heads
+from internvideo.models.block import run_layer
 from internvideo.models.clip import EPS
 from internvideo.models.module import LayerNorm, Linear, Module, Sequential
 
@@ -129,6 +130,7 @@ class CaptionDecoder(Module):
     def __init__(self, config: CaptionDecoderConfig) -> None:
         super().__init__()
         self.config = config
+        self.checkpointing = False
         width = config.width
         self.queries = nn.Parameter(torch.randn(config.queries, width) * width**-0.5)
         self.query_norm = LayerNorm(width, eps=EPS, bias=False)
@@ -151,10 +153,18 @@ class CaptionDecoder(Module):
         Position i predicts word i + 1. Without a predictor: features (B, L, W). A `kv_cache` holds the words before
         these and the visual tokens of the first call.
         """
+        x = self.features(words, pooled, kv_cache)
+        return x if self.predictor is None else self.predictor(x)
+
+    def features(self, words: Tensor, pooled: Tensor, kv_cache: KVCache | None = None) -> Tensor:
+        """Arguments as `decode` -> what the predictor reads (B, L, W)."""
         x = self.text_norm(words)
         for layer in self.layers:
-            x = layer(x, pooled, kv_cache)
-        return x if self.predictor is None else self.predictor(x)
+            if kv_cache is None:
+                x = run_layer(layer, x, pooled, checkpointing=self.checkpointing)
+            else:
+                x = layer(x, pooled, kv_cache)
+        return x
 
     def forward(self, visual: Tensor, words: Tensor) -> Tensor:
         """Video tokens (B, K, Wv), word features (B, L, W) -> logits (B, L, V)."""

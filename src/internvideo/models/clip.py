@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from internvideo.models.attention import KVCache
-from internvideo.models.block import Activation, Block, BlockConfig, check_activation
+from internvideo.models.block import Activation, Block, BlockConfig, check_activation, run_layer
 from internvideo.models.embeddings import CLIP_MEAN, CLIP_STD, Normalize, minus_mean_frame
 from internvideo.models.encoder import ClipNeeds, DualEncoder
 from internvideo.models.module import Conv3d, Embedding, LayerNorm, Module
@@ -180,6 +180,7 @@ class TextTower(Module):
     def __init__(self, config: TextConfig, joint_width: int) -> None:
         super().__init__()
         self.config = config
+        self.checkpointing = False
         width = config.width
         self.token_embedding = Embedding(config.vocabulary, width)
         self.positional_embedding = nn.Parameter(torch.randn(config.context, width) * 0.01)
@@ -222,7 +223,10 @@ class TextTower(Module):
             x = torch.where(masked.bool()[:, :, None], self.mask_embedding.to(x.dtype), x)
         x = x + self.positional_embedding[start:end]
         for block in self.blocks:
-            x = block(x, kv_cache=None if kv_cache is None else kv_cache.of(block))
+            if kv_cache is None:
+                x = run_layer(block, x, checkpointing=self.checkpointing)
+            else:
+                x = block(x, kv_cache=kv_cache.of(block))
         return self.norm(x)
 
     def project(self, features: Tensor) -> Tensor:
@@ -270,6 +274,7 @@ class ImageTower(Module):
         eps: float = EPS,
     ) -> None:
         super().__init__()
+        self.checkpointing = False
         self.stem = FrameStem(image_size, patch_size, width, eps=eps)
         self.blocks = nn.ModuleList(
             clip_block(width, heads, mlp_ratio=mlp_ratio, activation=activation, eps=eps) for _ in range(depth)
@@ -282,7 +287,7 @@ class ImageTower(Module):
         """(B, 3, T, S, S) -> class tokens of every frame before the last norm (B, T, D)."""
         x = self.stem(video)
         for block in self.blocks:
-            x = block(x)
+            x = run_layer(block, x, checkpointing=self.checkpointing)
         return x[:, 0].reshape(video.shape[0], -1, x.shape[2])
 
     def forward(self, video: Tensor) -> Tensor:

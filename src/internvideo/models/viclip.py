@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from internvideo.models.block import run_layer
 from internvideo.models.clip import EPS, FrameStem, TextConfig, TextTower, clip_block, init_clip_blocks
 from internvideo.models.embeddings import IMAGENET_MEAN, IMAGENET_STD, Normalize
 from internvideo.models.encoder import ClipNeeds, DualEncoder
@@ -53,6 +54,7 @@ class ViCLIPVision(Module):
     def __init__(self, config: ViCLIPConfig) -> None:
         super().__init__()
         self.config = config
+        self.checkpointing = False
         width = config.width
         rates = torch.linspace(0, config.drop_path, config.depth, device="cpu").tolist()
         self.stem = FrameStem(config.image_size, config.patch_size, width)
@@ -86,7 +88,7 @@ class ViCLIPVision(Module):
         cls = (stem.class_embedding + stem.positional_embedding[0]).expand(x.shape[0], 1, -1)
         x = stem.norm(torch.cat([cls.to(x.dtype), x], dim=1))
         for block in self.blocks:
-            x = block(x)
+            x = run_layer(block, x, checkpointing=self.checkpointing)
         return self.norm(x)
 
     def forward(self, video: Tensor) -> Tensor:

@@ -74,6 +74,8 @@ class VideoLanguageOutput:
     video: Tensor
     text: Tensor
     caption_logits: Tensor | None
+    caption_features: Tensor | None = None
+    """Instead of them, where they were asked for: what `predict_words` makes logits of, (B, L - 1, W)."""
 
 
 @dataclass(frozen=True)
@@ -193,7 +195,13 @@ class VideoLanguage(DualEncoder):
         return logits
 
     def forward(
-        self, video: Tensor, tokens: Tensor, *, max_captioned_clips: int | None = None, frame_mask: Tensor | None = None
+        self,
+        video: Tensor,
+        tokens: Tensor,
+        *,
+        max_captioned_clips: int | None = None,
+        frame_mask: Tensor | None = None,
+        predict: bool = True,
     ) -> VideoLanguageOutput:
         """Both towers once, and the caption logits where there is a decoder.
 
@@ -202,13 +210,27 @@ class VideoLanguage(DualEncoder):
             tokens: (B, L) ids, zero padded.
             max_captioned_clips: first clips of the batch, whose captions are decoded; None for all, 0 for none.
             frame_mask: (B, T) bool, True where a frame is real; None for all.
+            predict: False for the features of the captions instead of their logits.
         """
         seen, words = self.forward_features(without_filling(video, frame_mask)), self.text.tokens(tokens)
         count = len(tokens) if max_captioned_clips is None else max_captioned_clips
-        logits = self._decoder()(seen.tokens[:count], words[:count, :-1]) if count and self.caption_decoder else None
-        return VideoLanguageOutput(
-            self.project_video(seen.pooled), self.text.project(at_end_of_text(words, tokens)), logits
-        )
+        logits, features = None, None
+        if count and self.caption_decoder:
+            pooled = self.caption_decoder.pool(seen.tokens[:count])
+            if predict:
+                logits = self.caption_decoder.decode(words[:count, :-1], pooled)
+            else:
+                features = self.caption_decoder.features(words[:count, :-1], pooled)
+        video_features, text_features = self.project_video(seen.pooled), at_end_of_text(words, tokens)
+        return VideoLanguageOutput(video_features, self.text.project(text_features), logits, features)
+
+    def predict_words(self, features: Tensor) -> Tensor:
+        """Features of captions (..., W) -> logits (..., V)."""
+        predictor = self._decoder().predictor
+        if predictor is None:
+            raise ValueError("this caption decoder has no predictor")
+        logits: Tensor = predictor(features)
+        return logits
 
     @torch.no_grad()
     def generate(

@@ -28,7 +28,7 @@ from internvideo.data.shards import ShardLoader, read_shards
 from internvideo.data.tokenizer import Tokenizer
 from internvideo.errors import RecipeError
 from internvideo.models.video_language import VideoLanguage
-from internvideo.objectives.captioning import after_end, caption_loss
+from internvideo.objectives.captioning import after_end, caption_loss, chunked_caption_loss
 from internvideo.objectives.classification import Divisor, at_least_one
 from internvideo.pretraining.global_contrastive import global_contrastive
 from internvideo.pretraining.gradient_cache import PartSettings, in_parts
@@ -52,6 +52,9 @@ class MultimodalSettings(PartSettings):
     contrastive_weight: float = Field(1.0, ge=0.0)
     caption_weight: float = Field(1.0, ge=0.0)
     max_captioned_clips: int | None = Field(None, ge=1)
+    caption_chunk_size: int | None = Field(
+        None, ge=1, description="words whose logits exist at a time, with the same loss and gradients; all by default"
+    )
     vocabulary: Literal["all", "occurring"] = "all"
 
 
@@ -87,14 +90,20 @@ class MultimodalStage(nn.Module):
         self.model.clamp_logit_scale()
         limit = self.settings.max_captioned_clips if self.settings.caption_weight > 0 else 0
 
+        chunk = self.settings.caption_chunk_size
+
         def encode(video: Tensor, tokens: Tensor, frame_mask: Tensor | None, start: int) -> tuple[Tensor, ...]:
             count = len(tokens) if limit is None else min(max(limit - start, 0), len(tokens))
             seen = self.model.normalize(video)
-            encoded = self.model(seen, tokens, max_captioned_clips=count, frame_mask=frame_mask)
-            if encoded.caption_logits is None:
+            encoded = self.model(seen, tokens, max_captioned_clips=count, frame_mask=frame_mask, predict=not chunk)
+            if encoded.caption_logits is None and encoded.caption_features is None:
                 return encoded.video, encoded.text
-            padding = after_end(tokens[:count])
-            loss = caption_loss(encoded.caption_logits, rows_of(self.model, tokens[:count]), padding)
+            padding, targets = after_end(tokens[:count]), rows_of(self.model, tokens[:count])
+            if encoded.caption_features is not None and chunk:
+                predict = self.model.predict_words
+                loss = chunked_caption_loss(encoded.caption_features, predict, targets, chunk, padding)
+            elif encoded.caption_logits is not None:
+                loss = caption_loss(encoded.caption_logits, targets, padding)
             words = (~padding[:, 1:]).sum()
             return encoded.video, encoded.text, loss, words
 

@@ -1,4 +1,4 @@
-"""Checkpoints for bit-exact resume on the same machine, one safetensors file each.
+"""Checkpoints for bit-exact resume on the same machine: one safetensors file, or a folder of many processes' parts.
 
 Names of the tensors:
     model/NAME            stage.state_dict()
@@ -12,6 +12,7 @@ The metadata key "internvideo" is JSON: format, step, epoch, position, seconds, 
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,10 +26,12 @@ from internvideo import distributed, untrusted
 from internvideo.errors import RunError, WeightsError
 from internvideo.storage import read_safetensors, write_safetensors
 from internvideo.terminal import say
+from internvideo.training import sharded_checkpoint
 from internvideo.training.ema import Ema
 from internvideo.training.run_folder import FOLDER, checkpoints
 from internvideo.training.run_folder import init_run_dir as init_run_dir
 from internvideo.training.run_folder import newest as newest
+from internvideo.training.sharding import divided_as
 from internvideo.weights.state import with_shapes_of
 
 FORMAT = 1
@@ -44,6 +47,8 @@ class RunState:
         epoch, position: epoch and batch index of the next batch.
         losses: loss of every step.
         seconds, clips: training time without interruptions, and clips processed by all processes.
+        batches_per_step: batches of a process in one optimizer step of a fixed number of clips; None where the number
+            of clips depends on the number of processes.
     """
 
     stage: nn.Module
@@ -56,6 +61,38 @@ class RunState:
     losses: list[float] = field(default_factory=list)
     seconds: float = 0.0
     clips: float = 0.0
+    batches_per_step: int | None = None
+
+
+class Saver:
+    """Write the checkpoints of a run; those of a divided stage in the background, every process its part."""
+
+    def __init__(self, *, sharded: bool) -> None:
+        self._writer = sharded_checkpoint.Writer() if sharded else None
+
+    def save(self, folder: Path, state: RunState, recipe: Mapping[str, Any], max_to_keep: int) -> Path:
+        """As `save`; that of a divided stage may still be written when this returns."""
+        if self._writer is None:
+            return save(folder, state, recipe, max_to_keep)
+        path = folder / FOLDER / f"step-{state.step:08d}"
+        tensors = _tensors(state, [])
+        own = {f"random/{distributed.rank()}/{kind}": value for kind, value in _rng_states(state.generator).items()}
+        self._writer.write(path, {**tensors, **own}, _metadata(state, recipe), lambda: _prune(folder, max_to_keep))
+        return path
+
+    def finish(self) -> None:
+        """Wait until everything is written. Raises RunError."""
+        if self._writer is not None:
+            self._writer.finish()
+
+
+def _prune(folder: Path, max_to_keep: int) -> None:
+    for old in checkpoints(folder)[:-max_to_keep]:
+        if old.is_dir():
+            (old / sharded_checkpoint.INDEX).unlink()  # first, so that a part of it is no checkpoint
+            shutil.rmtree(old)
+        else:
+            old.unlink()
 
 
 def save(folder: Path, state: RunState, recipe: Mapping[str, Any], max_to_keep: int) -> Path:
@@ -72,8 +109,7 @@ def save(folder: Path, state: RunState, recipe: Mapping[str, Any], max_to_keep: 
     if distributed.rank() == 0:
         try:
             write_safetensors(path, _tensors(state, random), {"internvideo": json.dumps(_metadata(state, recipe))})
-            for old in checkpoints(folder)[:-max_to_keep]:
-                old.unlink()
+            _prune(folder, max_to_keep)
         except RunError as found:
             error = found
     distributed.raise_together(error)
@@ -95,14 +131,21 @@ def resume(folder: Path, state: RunState) -> Path | None:
     for name in reversed(names):
         path, failure = folder / FOLDER / name, ""
         _check_shared(path)
+        loaded: tuple[dict[str, Tensor], dict[str, str]] | None = None
         try:
-            loaded = read_safetensors(path)
+            if path.is_dir():
+                sharded_checkpoint.check(path)
+            else:
+                loaded = read_safetensors(path)
         except WeightsError as error:
             failure = str(error)
         failures = [text for text in distributed.collect(failure) if text]
         if not failures:
             distributed.first_alone(lambda: _set_aside(damaged))
-            _load_state(path, *loaded, state)
+            if loaded is None:
+                _load_sharded(path, state)
+            else:
+                _load_state(path, loaded[0], _read_metadata(path, loaded[1]), state)
             return path
         if distributed.rank() == 0:
             say(f"{failures[0]}; resuming from the checkpoint before it", err=True)
@@ -132,25 +175,65 @@ def _set_aside(damaged: list[Path]) -> None:
             ) from error
 
 
-def _load_state(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str], state: RunState) -> None:
-    saved = _read_metadata(path, metadata)
-    if saved["processes"] != distributed.world_size():
-        raise RunError(
-            path,
-            f"written by {saved['processes']} processes, now there are {distributed.world_size()}",
-            "the same number, because each has its own share of the data",
-            "start torchrun with the same number",
-        )
+def _load_sharded(path: Path, state: RunState) -> None:
+    """Read this process's part of a checkpoint of any number of processes."""
+    parameters, model = dict(state.stage.named_parameters()), state.stage.state_dict()
+    averages = {} if state.ema is None else state.ema.averages
+    rank = distributed.rank()
+    tensors: dict[str, Tensor] = {}
+    for name, (size, dtype) in sharded_checkpoint.shapes(path).items():
+        kind, _, rest = name.partition("/")
+        like: Tensor | None = None
+        if kind == "model":
+            like = model.get(rest)
+        elif kind == "ema":
+            like = averages.get(rest)
+        elif kind == "optimizer":
+            like = parameters.get(rest.rpartition("/")[0])
+        elif kind == "random" and rest.partition("/")[0] not in (str(rank), "0"):
+            continue
+        if kind == "ema" and like is None:
+            continue
+        if like is not None and like.shape == size:
+            tensors[name] = torch.zeros_like(like.detach(), dtype=dtype)
+        else:
+            tensors[name] = torch.zeros(size, dtype=dtype)
+    sharded_checkpoint.read(path, tensors)
+    _load_state(path, tensors, sharded_checkpoint.read_index(path), state)
+
+
+def _load_state(path: Path, tensors: Mapping[str, Tensor], saved: Mapping[str, Any], state: RunState) -> None:
+    _check_processes(path, saved, state)
     _load_stage(path, state.stage, strip_prefix(tensors, "model"))
     _load_optimizer(state, strip_prefix(tensors, "optimizer"))
     if state.ema is not None:
         averages = strip_prefix(tensors, "ema")  # earlier versions also averaged parameters that are frozen now
-        averages = with_shapes_of(state.ema.averages, averages)
+        averages = divided_as(state.ema.averages, with_shapes_of(state.ema.averages, averages))
         state.ema.load({name: averages[name] for name in state.ema.averages if name in averages})
-    _set_rng_states(state.generator, strip_prefix(tensors, f"random/{distributed.rank()}"))
+    random = strip_prefix(tensors, f"random/{distributed.rank()}")
+    if random:
+        _set_rng_states(state.generator, random)
+    else:  # a process that was not there: its own draws start anew, those of all processes go on
+        state.generator.set_state(tensors["random/0/stage"])
     state.losses = tensors["history/losses"].tolist()
     state.step, state.epoch, state.position = saved["step"], saved["epoch"], saved["position"]
+    if state.batches_per_step is not None and saved.get("batches_per_step"):
+        state.position = saved["position"] // saved["batches_per_step"] * state.batches_per_step
     state.seconds, state.clips = saved["seconds"], saved["clips"]
+
+
+def _check_processes(path: Path, saved: Mapping[str, Any], state: RunState) -> None:
+    """Raise RunError where the number of processes may not change."""
+    same = saved["processes"] == distributed.world_size()
+    fixed = state.batches_per_step is not None and saved.get("batches_per_step")
+    if same or fixed:
+        return
+    raise RunError(
+        path,
+        f"written by {saved['processes']} processes, now there are {distributed.world_size()}",
+        "the same number, because each has its own share of the data",
+        "start torchrun with the same number; runs with loop.global_batch_size may be resumed with another",
+    )
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
@@ -159,8 +242,12 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     Raises:
         WeightsError: not a checkpoint.
     """
-    tensors, metadata = read_safetensors(path)
-    _read_metadata(path, metadata)
+    if path.is_dir():
+        sharded_checkpoint.read_index(path)
+        tensors = sharded_checkpoint.read_whole(path, ("model/", "ema/"))
+    else:
+        tensors, metadata = read_safetensors(path)
+        _read_metadata(path, metadata)
     weights, averages = strip_prefix(tensors, "model"), strip_prefix(tensors, "ema")
     return {name: averages[name].to(tensor.dtype) if name in averages else tensor for name, tensor in weights.items()}
 
@@ -192,6 +279,7 @@ def _metadata(state: RunState, recipe: Mapping[str, Any]) -> dict[str, Any]:
         "seconds": state.seconds,
         "clips": state.clips,
         "processes": distributed.world_size(),
+        "batches_per_step": state.batches_per_step,
         "torch": torch.__version__,
         "recipe": untrusted.parse_json(json.dumps(recipe, default=str), finite=False),
     }
@@ -210,7 +298,7 @@ def _read_metadata(path: Path, metadata: Mapping[str, str]) -> dict[str, Any]:
 
 def _load_stage(path: Path, stage: nn.Module, weights: Mapping[str, Tensor]) -> None:
     expected = stage.state_dict()
-    weights = with_shapes_of(expected, weights)
+    weights = divided_as(expected, with_shapes_of(expected, weights))
     missing, unused = sorted(expected.keys() - weights.keys()), sorted(weights.keys() - expected.keys())
     shapes = sorted(name for name in expected.keys() & weights.keys() if expected[name].shape != weights[name].shape)
     for kind, names in (("misses", missing), ("has the unknown", unused), ("has another shape of", shapes)):
@@ -225,10 +313,9 @@ def _load_optimizer(state: RunState, saved: Mapping[str, Tensor]) -> None:
         entries = strip_prefix(saved, name)
         if entries:
             # A copy, because the optimizer writes into its state while the file may still be mapped.
-            state.optimizer.state[parameter] = {
-                key: value.to(parameter.device, copy=True).reshape(parameter.shape if key != "step" else value.shape)
-                for key, value in entries.items()
-            }
+            whole = {key: value.to(parameter.device, copy=True) for key, value in entries.items()}
+            likes = {key: parameter.detach() for key in whole if key != "step"}
+            state.optimizer.state[parameter] = divided_as(likes, with_shapes_of(likes, whole))
 
 
 def _rng_states(generator: torch.Generator) -> dict[str, Tensor]:

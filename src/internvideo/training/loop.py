@@ -25,6 +25,7 @@ from internvideo.training.logging import MetricLog
 from internvideo.training.metric_buffer import MetricBuffer
 from internvideo.training.schedule import Schedule
 from internvideo.training.settings import TrainingSettings
+from internvideo.training.sharding import is_sharded
 from internvideo.training.step import TrainStep
 
 
@@ -110,10 +111,14 @@ def train(
         StopSignals() as stop,
         run_folder.locked(folder),
     ):
-        schedule = _schedule(settings, len(loader), batch_size)
+        per_epoch = len(loader)
+        if settings.loop.global_batch_size is not None:  # whole steps alone, whatever a process's share of one is
+            per_epoch -= per_epoch % settings.loop.grad_accum_steps
+        schedule = _schedule(settings, per_epoch, batch_size)
         train_step, state = _setup(stage, settings, schedule.total, here)
         changed = run_folder.init_run_dir(folder, recipe, ignore_keys, changes, fill_defaults)
         last = checkpoint.resume(folder, state)
+        saver = checkpoint.Saver(sharded=train_step.sharded)
         loop, buffer = settings.loop, MetricBuffer(loader)
         log = MetricLog(folder, total=schedule.total, step=state.step, title=title, tensorboard=loop.tensorboard)
         if state.step > schedule.total:
@@ -121,7 +126,7 @@ def train(
         elif changed:
             run_folder.record(folder, recipe, changed, state.step)
             log.log_changes(state.step, changed, schedule(min(state.step, schedule.total - 1)))
-        with log, closing(BatchStream(loader, state.epoch, state.position)) as stream:
+        with log, closing(BatchStream(loader, state.epoch, state.position, per_epoch)) as stream:
             while state.step < schedule.total:
                 batches = stream.take(loop.grad_accum_steps, stop)
                 stopping = distributed.any_process(stop.requested)
@@ -135,10 +140,11 @@ def train(
                     buffer.flush(state, folder, log)
                 log.progress(state.step)
                 if saving:
-                    last = checkpoint.save(folder, state, recipe, loop.keep_checkpoints)
+                    last = saver.save(folder, state, recipe, loop.keep_checkpoints)
                     buffer.start()
                 if stopping:
                     break
+        saver.finish()
         if distributed.any_process(stop.requested):
             reached = f"stopped at step {state.step} of {schedule.total}"
             raise RunInterruptedError(folder, reached, "", "start the same command again to resume")
@@ -173,9 +179,13 @@ def _setup(
     np.random.seed(seed % 2**32)
     generator = torch.Generator(device)
     generator.manual_seed(settings.loop.seed if getattr(stage, "same_draws", False) else seed)
-    stage.to(device).train()
-    train_step = TrainStep(stage, settings, total, device, generator)
-    return train_step, RunState(stage, train_step.optimizer, train_step.ema, generator)
+    if not is_sharded(settings.loop.parallel):
+        stage.to(device)
+    train_step = TrainStep(stage.train(), settings, total, device, generator)
+    state = RunState(stage, train_step.optimizer, train_step.ema, generator)
+    if settings.loop.global_batch_size is not None:
+        state.batches_per_step = settings.loop.grad_accum_steps
+    return train_step, state
 
 
 class BatchStream:
@@ -184,10 +194,11 @@ class BatchStream:
     Args:
         loader: source of the batches.
         epoch, position: epoch and batch index to start from.
+        per_epoch: batches that are taken of an epoch, at most.
     """
 
-    def __init__(self, loader: BatchSource, epoch: int, position: int) -> None:
-        self.loader, self.epoch, self.position = loader, epoch, position
+    def __init__(self, loader: BatchSource, epoch: int, position: int, per_epoch: int) -> None:
+        self.loader, self.epoch, self.position, self.per_epoch = loader, epoch, position, per_epoch
         self._batches: Iterator[Batch] | None = None
 
     def take(self, count: int, stop: StopSignals) -> list[Batch]:
@@ -209,7 +220,7 @@ class BatchStream:
         for _ in ("the rest of this epoch", "the next epoch"):
             if self._batches is None:
                 self._batches = self.loader.epoch(self.epoch, self.position)
-            batch = next(self._batches, None)
+            batch = next(self._batches, None) if self.position < self.per_epoch else None
             if batch is not None:
                 self.position += 1
                 return batch

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TypeVar
 
@@ -18,6 +18,7 @@ from internvideo.terminal import say
 from internvideo.training import positions
 from internvideo.training.head import HeadInitializer
 from internvideo.training.recipe import Recipe
+from internvideo.training.sharding import builds_on_meta
 from internvideo.weights.initialize import initialize
 
 Model = TypeVar("Model", bound=nn.Module)
@@ -69,7 +70,8 @@ def init_model(recipe: Recipe, num_classes: int, *kinds: type[Model]) -> Model:
         RecipeError: the model is of another kind.
     """
     torch.manual_seed(recipe.loop.seed)  # of the initial weights; the loop seeds its own generators
-    model = build_model(recipe, num_classes)
+    with torch.device("meta") if builds_on_meta(recipe.loop.parallel) else nullcontext():
+        model = build_model(recipe, num_classes)
     if not isinstance(model, kinds):
         names = ", ".join(kind.__name__ for kind in kinds)
         raise RecipeError("model.name", f"'{recipe.model.name}' is a {type(model).__name__}", f"{names} for this stage")
@@ -92,14 +94,16 @@ def load_init_weights(model: nn.Module, recipe: Recipe, classes: Sequence[str] |
         raise RecipeError("init_head", recipe.init_head, "exact, in this stage")
     if classes is None and recipe.init_class_map is not None:
         raise RecipeError("init_class_map", str(recipe.init_class_map), "none, in this stage")
-    rule = None if classes is None else HeadInitializer(recipe, classes)
-    for line in (*positions.told(recipe), *initialize(model, recipe.init, rule)):
-        if distributed.rank() == 0:
-            say(f"positions: {line}", err=True)
     if recipe.loop.activation_checkpointing:
         for module in model.modules():
             if hasattr(module, "checkpointing"):
                 setattr(module, "checkpointing", True)  # noqa: B010  # a plain attribute, unknown to nn.Module's types
+    rule = None if classes is None else HeadInitializer(recipe, classes)
+    if builds_on_meta(recipe.loop.parallel):  # the first process has the weights, and sends them
+        return ()
+    for line in (*positions.told(recipe), *initialize(model, recipe.init, rule)):
+        if distributed.rank() == 0:
+            say(f"positions: {line}", err=True)
     return () if rule is None else rule.told(recipe)
 
 

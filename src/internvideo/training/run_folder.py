@@ -12,13 +12,15 @@ from typing import Any
 from internvideo import distributed, untrusted
 from internvideo.errors import RecipeError, RunError
 from internvideo.storage import alone_in, write_text
+from internvideo.training.sharded_checkpoint import is_finished
 
 FOLDER = "checkpoints"
 RUN_FILE = "run.json"
 IGNORED_KEYS = (
     *(f"loop.{name}" for name in ("log_every", "checkpoint_every", "keep_checkpoints", "tensorboard", "timeout_s")),
+    *(f"loop.{name}" for name in ("parallel", "reshard_after_forward")),
 )
-"""Loop settings that do not affect the result."""
+"""Loop settings that do not affect the result, but for the order of sums."""
 EXTENDABLE_KEYS = ("schedule.steps", "schedule.epochs")
 """Settings that may increase, or return to an earlier value of this run, without being named: a longer schedule."""
 CHANGEABLE_KEYS = (
@@ -55,9 +57,10 @@ def newest(folder: Path) -> Path | None:
 def checkpoints(folder: Path) -> list[Path]:
     """List the checkpoints of a run folder in order of their steps."""
     by_step = {}
-    for path in (folder / FOLDER).glob("step-*.safetensors"):
-        if match := re.fullmatch(r"step-(\d+)\.safetensors", path.name):
-            by_step[int(match.group(1))] = path
+    for path in (folder / FOLDER).glob("step-*"):
+        match = re.fullmatch(r"step-(\d+)(\.safetensors)?", path.name)
+        if match and (path.is_file() if match[2] else is_finished(path)):
+            by_step[int(match[1])] = path
     return [by_step[step] for step in sorted(by_step)]
 
 

@@ -133,7 +133,14 @@ class LoopSettings(Settings):
         keep_checkpoints: the newest so many stay.
         log_every: steps between lines of the log; the device is asked for values only then.
         activation_checkpointing: compute activations again in the backward pass instead of keeping them.
-        compile: torch.compile the stage.
+        compile: "blocks" compiles the repeating layers, each by itself (torch.compile); where the compiler fails, one
+            line says so and the run continues without. true and false of earlier versions are "blocks" and "none".
+        parallel: of several processes: "ddp" holds the whole model in each, "fsdp" divides parameters, gradients and
+            optimizer state among all (FSDP2), "hsdp" among those of a machine.
+        reshard_after_forward: of "fsdp" and "hsdp": free a layer's gathered parameters until its backward pass.
+        global_batch_size: clips per optimizer step of all processes. `grad_accum_steps` follows from it and from the
+            number of processes (in stages with a contrastive loss `data.loader.batch_size` does, because negatives are
+            taken from a batch), so a run may be resumed with another number of them. None for what those two give.
         tensorboard: also write TensorBoard events (needs the `track` extra).
         timeout_s: of several processes, seconds after which one that does not answer counts as lost.
         seed: of every random draw of the loop and of the stage.
@@ -148,10 +155,18 @@ class LoopSettings(Settings):
     keep_checkpoints: PositiveInt = 2
     log_every: PositiveInt = 10
     activation_checkpointing: bool = False
-    compile: bool = False
+    compile: Literal["none", "blocks"] = "none"
+    parallel: Literal["ddp", "fsdp", "hsdp"] = "ddp"
+    reshard_after_forward: bool = True
+    global_batch_size: PositiveInt | None = None
     tensorboard: bool = False
     timeout_s: PositiveFloat = TIMEOUT_S
     seed: int = 0
+
+    @field_validator("compile", mode="before")
+    @classmethod
+    def _earlier_compile(cls, value: object) -> object:
+        return {True: "blocks", False: "none"}[value] if isinstance(value, bool) else value
 
 
 class TrainingSettings(Settings):

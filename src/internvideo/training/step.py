@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -13,9 +13,11 @@ from torch.nn.parallel import DistributedDataParallel
 from internvideo import distributed
 from internvideo.data.batch import Batch
 from internvideo.errors import RecipeError
+from internvideo.terminal import say
 from internvideo.training.ema import Ema, scaled_decay
 from internvideo.training.optimizer import make_optimizer, set_learning_rate
 from internvideo.training.settings import LoopSettings, TrainingSettings
+from internvideo.training.sharding import is_sharded, layers, shard, synchronize_gradients, whole
 
 GRADIENT_NORM = "gradient_norm"
 
@@ -42,10 +44,15 @@ class TrainStep:
     ) -> None:
         self.loop, self.device, self.generator = settings.loop, device, generator
         _checkpoint_activations(stage, self.loop)
-        if self.loop.compile:
-            stage.compile()  # in place: the names of the state dict stay
+        self.stage, self.compiled = stage, self.loop.compile == "blocks"
+        for layer in layers(stage) if self.compiled else ():
+            layer.compile()  # in place: the names of the state dict stay
         self.module: nn.Module = stage
-        if distributed.world_size() > 1:
+        self.sharded = is_sharded(self.loop.parallel)
+        if self.sharded:
+            reshard = self.loop.reshard_after_forward
+            shard(stage, self.loop.parallel, device, reshard_after_forward=reshard)
+        elif distributed.world_size() > 1:
             # Buffers are not broadcast: batch statistics stay those of each process, rank 0's are saved.
             self.module = DistributedDataParallel(
                 stage,
@@ -67,11 +74,13 @@ class TrainStep:
             The stage's scalars, averaged over the batches, and the gradient norm before clipping; on the device.
         """
         self.optimizer.zero_grad(set_to_none=True)
+        for module in self.stage.modules():  # here, because the forward pass of FSDP sees copies of its parameters
+            if hasattr(module, "clamp_logit_scale"):
+                cast(Any, module).clamp_logit_scale()
         losses: dict[str, Tensor] = {}
         for index, batch in enumerate(batches, start=1):
-            synchronize = index == len(batches) or not isinstance(self.module, DistributedDataParallel)
-            with nullcontext() if synchronize else _no_sync(self.module):
-                for name, value in self._backward(batch, len(batches)).items():
+            with self._synchronizing(index == len(batches)):
+                for name, value in self._backward_compiled(batch, len(batches)).items():
                     losses[name] = losses[name] + value if name in losses else value
         norm = self._clip_gradients()
         finite = torch.isfinite(losses["loss"]) & torch.isfinite(norm)
@@ -82,6 +91,34 @@ class TrainStep:
         if self.ema is not None:
             self.ema.update()
         return {**losses, GRADIENT_NORM: norm}
+
+    def _synchronizing(self, synchronize: bool) -> Any:
+        """Return the context that sums gradients over the processes, or not for all but the last accumulated batch."""
+        if self.sharded:
+            synchronize_gradients(self.stage, synchronize)
+        if isinstance(self.module, DistributedDataParallel) and not synchronize:
+            return self.module.no_sync()
+        return nullcontext()
+
+    def _backward_compiled(self, batch: Batch, num_accumulated: int) -> dict[str, Tensor]:
+        """Forward and backward; where the compiler fails at the first batch, again without it."""
+        if not self.compiled:
+            return self._backward(batch, num_accumulated)
+        state, common = self.generator.get_state(), torch.get_rng_state()
+        try:
+            return self._backward(batch, num_accumulated)
+        except RuntimeError as error:
+            if not type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
+                raise
+            reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+            if distributed.rank() == 0:
+                say(f"loop.compile: the compiler failed ({reason}); the run continues without it", err=True)
+        for layer in layers(self.stage):
+            layer._compiled_call_impl = None
+        self.compiled = False
+        self.generator.set_state(state)
+        torch.set_rng_state(common)
+        return self._backward(batch, num_accumulated)
 
     def _backward(self, batch: Batch, num_accumulated: int) -> dict[str, Tensor]:
         with self.autocast:
@@ -94,14 +131,7 @@ class TrainStep:
         norm = nn.utils.get_total_norm(gradients)
         if self.loop.max_grad_norm is not None:
             nn.utils.clip_grads_with_norm_(self.parameters, self.loop.max_grad_norm, norm)
-        return norm
-
-
-def _no_sync(module: nn.Module) -> Any:
-    """Return DDP's context without gradient all-reduce, for all but the last accumulated batch."""
-    if not isinstance(module, DistributedDataParallel):
-        raise ValueError("only with several processes")
-    return module.no_sync()
+        return whole(norm)
 
 
 def _ema_decay(loop: LoopSettings, total: int) -> float:

@@ -1,0 +1,121 @@
+"""Divide a stage among processes with FSDP2: parameters, gradients and optimizer state, layer by layer."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, Literal, cast
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from internvideo import distributed
+from internvideo.errors import RecipeError
+from internvideo.models.block import Block
+from internvideo.models.caption_decoder import CaptionLayer
+
+if TYPE_CHECKING:  # at run time where they are needed: a command that trains nothing starts without them
+    from torch.distributed.device_mesh import DeviceMesh
+
+Parallel = Literal["ddp", "fsdp", "hsdp"]
+LAYERS = (Block, CaptionLayer)
+"""Modules that repeat: each is gathered, computed and freed by itself, and compiled by itself."""
+ENTRIES = ("attention_branch", "feed_forward_branch", "mean")
+"""Methods of a `Block` that are called beside its forward."""
+
+
+def layers(stage: nn.Module) -> list[nn.Module]:
+    """List the layers of a stage, in the order of its modules."""
+    return [module for module in stage.modules() if isinstance(module, LAYERS)]
+
+
+def is_sharded(parallel: Parallel) -> bool:
+    """Whether a run divides its parameters: with one process there is nothing to divide."""
+    return parallel != "ddp" and distributed.world_size() > 1
+
+
+def builds_on_meta(parallel: Parallel) -> bool:
+    """Whether this process builds the model without values, because those of the first process will be divided."""
+    return is_sharded(parallel) and distributed.rank() > 0
+
+
+def shard(stage: nn.Module, parallel: Parallel, device: torch.device, *, reshard_after_forward: bool = True) -> None:
+    """Divide a stage, in place; where it has no values yet, those of the first process are sent, shard by shard.
+
+    Args:
+        stage: of all processes the same; on the meta device in all but the first, or with values in every one.
+        parallel: "fsdp" divides among all processes, "hsdp" among those of a machine, with a copy per machine.
+        device: of this process.
+        reshard_after_forward: free the gathered parameters of a layer until its backward pass.
+
+    Raises:
+        RecipeError: the stage leaves some parameters without gradient in some steps, or the machines differ.
+    """
+    if getattr(stage, "unused_parameters", False):
+        raise RecipeError("loop.parallel", f"'{parallel}', but a step of this stage uses only some parameters", "ddp")
+    if any("whole_weight" in dict(module.named_buffers(recurse=False)) for module in stage.modules()):
+        raise RecipeError("settings.vocabulary", f"'occurring' with loop.parallel={parallel}", "all")
+    from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
+    from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
+
+    mesh = _mesh(parallel, device)
+    on_meta = any(tensor.is_meta for tensor in (*stage.parameters(), *stage.buffers()))
+    send = any(distributed.collect(on_meta))
+    values = dict(stage.state_dict()) if distributed.rank() == 0 else {}
+    for layer in layers(stage):
+        fully_shard(layer, mesh=mesh, reshard_after_forward=reshard_after_forward)
+        for entry in ENTRIES:
+            if hasattr(layer, entry):
+                register_fsdp_forward_method(layer, entry)
+    fully_shard(stage, mesh=mesh)
+    if on_meta:
+        stage.to_empty(device=device)
+    stage.to(device)
+    if send:
+        set_model_state_dict(
+            stage, values, options=StateDictOptions(full_state_dict=True, broadcast_from_rank0=True, strict=False)
+        )
+        for buffer in stage.buffers():  # those that are in no state dict too
+            dist.broadcast(buffer, 0)
+
+
+def _mesh(parallel: Parallel, device: torch.device) -> DeviceMesh:
+    from torch.distributed.device_mesh import init_device_mesh
+
+    world, local = distributed.world_size(), int(os.environ.get("LOCAL_WORLD_SIZE", distributed.world_size()))
+    if parallel == "fsdp":
+        return init_device_mesh(device.type, (world,), mesh_dim_names=("shard",))
+    if world % local:
+        found = f"'hsdp' with {local} of {world} processes on this machine"
+        raise RecipeError("loop.parallel", found, "as many processes on every machine, or fsdp")
+    return init_device_mesh(device.type, (world // local, local), mesh_dim_names=("replicate", "shard"))
+
+
+def synchronize_gradients(stage: nn.Module, synchronize: bool) -> None:
+    """Let the backward pass sum gradients over the processes, or keep them for the next accumulated batch."""
+    cast(Any, stage).set_requires_gradient_sync(synchronize)
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """Return a tensor of all its shards; all processes must call it."""
+    found: Tensor = cast(Any, tensor).full_tensor() if _is_divided(tensor) else tensor
+    return found
+
+
+def _is_divided(tensor: object) -> bool:
+    return hasattr(tensor, "full_tensor")  # a DTensor
+
+
+def divided_as(like: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Divide whole tensors, which every process has, as those of the same names are."""
+    made = {}
+    for name, tensor in tensors.items():
+        other = like.get(name)
+        if _is_divided(other) and not _is_divided(tensor):
+            from torch.distributed.tensor import distribute_tensor
+
+            divided = cast(Any, other)
+            tensor = distribute_tensor(tensor.to(divided.device), divided.device_mesh, divided.placements)
+        made[name] = tensor
+    return made

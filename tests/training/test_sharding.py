@@ -1,0 +1,88 @@
+"""Stages divided among processes (FSDP2): equal to one process, saved on some and resumed on others, damaged."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import forked
+import pytest
+import torch
+from divided import run, save_clips
+
+from internvideo.training import checkpoint, sharded_checkpoint
+from internvideo.training.settings import LoopSettings
+
+STAGES = ["masked", "multimodal", "supervised", "interaction"]
+
+
+def together(processes: int, *arguments: object) -> Any:
+    """What `run` gives in the first of several processes; all of them agree."""
+    started = forked.meeting(run, *arguments, processes=processes)
+    first, *_ = [process.told() for process in started]
+    return first
+
+
+def assert_close(found: Path, expected: Path) -> None:
+    one, other = checkpoint.read_weights(found), checkpoint.read_weights(expected)
+    assert one.keys() == other.keys()
+    for name, tensor in other.items():
+        torch.testing.assert_close(one[name], tensor, rtol=1e-4, atol=1e-5, msg=name)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    made = tmp_path_factory.mktemp("divided")
+    save_clips(made / "clips")
+    return made
+
+
+def test_a_divided_run_is_resumed_by_other_numbers_of_processes(folder: Path) -> None:
+    """Saved by two; three and one go on with the same clips per step, losses and weights; damage falls back."""
+    straight = run(folder / "straight", "masked", "ddp", 4)
+    assert not isinstance(straight, str), straight
+    losses, path = together(2, folder / "two", "masked", "fsdp", 2)
+    assert losses == pytest.approx(straight[0][:2], abs=1e-5)
+    assert sorted(file.name.partition("-model")[0] for file in path.glob("*.safetensors")) == [
+        "shard-00001",
+        "shard-00002",
+    ]
+    for processes, parallel in ((3, "fsdp"), (1, "ddp")):
+        copy = folder / f"then{processes}"
+        shutil.copytree(folder / "two", copy)
+        losses, last = together(processes, copy, "masked", parallel, 4)
+        assert losses == pytest.approx(straight[0], abs=1e-5)
+        assert_close(last, straight[1])
+    # A flipped bit is found, and a save that was killed is no checkpoint: the one before goes on.
+    newest = folder / "then3" / "checkpoints" / "step-00000004"
+    shard = newest / "shard-00002-model-00001-of-00001.safetensors"
+    content = bytearray(shard.read_bytes())
+    content[len(content) // 2] ^= 1
+    shard.write_bytes(content)
+    unfinished = folder / "then3" / "checkpoints" / "step-00000005"
+    shutil.copytree(newest, unfinished)
+    (unfinished / sharded_checkpoint.INDEX).unlink()
+    losses, last = together(2, folder / "then3", "masked", "fsdp", 4)
+    assert losses == pytest.approx(straight[0], abs=1e-5)
+    assert_close(last, straight[1])
+    assert (newest.with_suffix(".damaged")).is_dir()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("processes", [2, 3])
+@pytest.mark.parametrize("name", STAGES)
+def test_divided_stages_learn_as_one_process(folder: Path, name: str, processes: int) -> None:
+    straight = folder / f"{name}-1"
+    expected = run(straight, name, "ddp", 3)
+    losses, path = together(processes, folder / f"{name}-{processes}", name, "fsdp", 3)
+    assert not isinstance(expected, str), expected
+    assert losses == pytest.approx(expected[0], abs=1e-5)
+    assert_close(path, expected[1])
+
+
+def test_settings_of_parallel_runs() -> None:
+    assert LoopSettings.model_validate({"compile": True}).compile == "blocks"
+    assert LoopSettings.model_validate({"compile": False}).compile == "none"
+    with pytest.raises(ValueError, match="ddp"):
+        LoopSettings.model_validate({"parallel": "sharded"})
