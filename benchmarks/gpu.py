@@ -1,7 +1,7 @@
 """Speed, memory and equality of training on one device, as JSON, within minutes; `--device cpu --tiny` tries it out.
 
-Measured per size: the masked stage's step in bfloat16, on CUDA with and without compiled layers (clips/s, peak memory, waits
-of the host), and its loss on the device against that of the CPU. Then the contrastive loss of
+Measured per size: the masked stage's step in bfloat16, on CUDA with and without compiled layers (clips/s, peak memory,
+waits of the host), and its loss on the device against that of the CPU. Then the contrastive loss of
 14,336 pairs, whole and in chunks of rows (seconds, bytes kept for the backward pass).
 
     python benchmarks/gpu.py -o gpu.json                      # one GPU

@@ -93,6 +93,9 @@ def _device() -> Check:
         return Check("device", "advice", told, "there is an NVIDIA driver: install torch with CUDA, see pytorch.org")
     if power == "DEFAULT":
         return Check("device", "advice", told, "torch uses no vector instructions here; expect it to be slow")
+    if getattr(torch.cpu, "_is_amx_tile_supported", bool)():
+        advice = "loop.precision=bfloat16 and --precision bfloat16 are faster"
+        return Check("device", "ok", f"{told}, AMX", advice)
     return Check("device", "ok", told)
 
 

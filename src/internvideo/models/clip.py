@@ -79,8 +79,6 @@ class FrameStem(Module):
         eps: of the norm.
         motion_stem: a second kernel over three frames reads the frames minus the clip's mean frame, and its output is
             added. It starts at zero, so the stem starts as without it; a clip of one frame gets nothing from it.
-
-    The map of the patches is held as the published convolution and computed as one matrix product.
     """
 
     def __init__(
@@ -124,10 +122,7 @@ class FrameStem(Module):
         return patches
 
     def _cut(self, video: Tensor, frames: int) -> Tensor:
-        """Pixels under a kernel of `frames` at every place, (B, 3, T, S, S) -> (B, T', HW, 3 * frames * p * p).
-
-        A convolution in three dimensions is slow in bfloat16 and takes many times the memory (pytorch issue 166643).
-        """
+        """Pixels under a kernel of `frames` (B, 3, T, S, S) -> (B, T', HW, 3 * frames * p * p); conv3d is slow in bf16."""
         side, step = self.conv.kernel_size[1], self.conv.stride[0]
         if frames > 1:
             video = F.pad(video, (0, 0, 0, 0, frames // 2, frames // 2))

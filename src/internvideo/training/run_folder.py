@@ -34,6 +34,9 @@ CHANGEABLE_KEYS = (
 )
 """Settings that may be changed on purpose between two sessions; checkpoints do not depend on their values."""
 
+EARLIER: dict[str, dict[bool, str]] = {"loop.compile": {True: "blocks", False: "none"}}
+"""Setting -> what its values of earlier versions are now."""
+
 Change = tuple[Any, Any]
 """(old, new) value of a setting."""
 Recipe = Mapping[str, Any]
@@ -184,6 +187,9 @@ def differences(written: Recipe, now: Recipe, ignore_keys: Collection[str] = ())
         dict(_leaves(written)),
         dict(_leaves(untrusted.parse_json(json.dumps(now, default=str), finite=False))),
     )
+    before |= {key: EARLIER[key][was] for key, was in before.items() if key in EARLIER and isinstance(was, bool)}
+    # A setting that is None is as one that an earlier version did not have.
+    before |= {key: None for key, value in after.items() if value is None and key not in before}
     return {
         key: (before.get(key, "not there"), after.get(key, "not there"))
         for key in sorted(before.keys() | after.keys())
