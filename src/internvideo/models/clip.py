@@ -122,7 +122,7 @@ class FrameStem(Module):
         return patches
 
     def _cut(self, video: Tensor, frames: int) -> Tensor:
-        """Pixels under a kernel of `frames` (B, 3, T, S, S) -> (B, T', HW, 3 * frames * p * p); conv3d is slow in bf16."""
+        """Pixels under a kernel of `frames` (B, 3, T, S, S) -> (B, T', HW, 3 * frames * p * p); conv3d is slow."""
         side, step = self.conv.kernel_size[1], self.conv.stride[0]
         if frames > 1:
             video = F.pad(video, (0, 0, 0, 0, frames // 2, frames // 2))
