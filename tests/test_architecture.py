@@ -16,16 +16,27 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "src" / "internvideo"
 FILES = sorted(PACKAGE.rglob("*.py"))
 
-GROUND = ("distributed", "errors", "extras", "storage", "terminal", "untrusted", "untrusted_arrays", "untrusted_pickle")
+GROUND = (
+    "distributed",
+    "errors",
+    "extras",
+    "storage",
+    "system",
+    "terminal",
+    "untrusted",
+    "untrusted_arrays",
+    "untrusted_pickle",
+)
 BELOW: dict[str, tuple[str, ...]] = {
     "errors": (),
     "terminal": ("errors",),
     "extras": ("errors",),
+    "system": (),
     "distributed": ("errors",),
     "untrusted": ("errors",),
     "untrusted_arrays": ("errors", "untrusted"),
     "untrusted_pickle": (),
-    "storage": ("errors", "terminal", "untrusted", "untrusted_arrays"),
+    "storage": ("errors", "system", "terminal", "untrusted", "untrusted_arrays"),
     "plots": GROUND,
     "metrics": (),
     "objectives": (),

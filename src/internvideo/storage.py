@@ -7,7 +7,6 @@ of every tensor, which is compared whenever they are read.
 from __future__ import annotations
 
 import errno
-import fcntl
 import hashlib
 import json
 import os
@@ -24,6 +23,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from internvideo.errors import RunError, WeightsError
+from internvideo.system import lock, sync
 from internvideo.terminal import say
 from internvideo.untrusted import json_in, parse_json
 from internvideo.untrusted_arrays import safetensors_metadata
@@ -57,9 +57,9 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
         mode = _mode_of_new(temporary)
         yield temporary
         temporary.chmod(mode)
-        _sync(temporary)
+        sync(temporary)
         temporary.replace(final)
-        _sync(final.parent)
+        sync(final.parent)
     except OSError as error:
         raise RunError(
             final,
@@ -80,14 +80,6 @@ def _mode_of_new(path: Path) -> int:
     return mode
 
 
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
 def write_text(path: str | os.PathLike[str], text: str) -> None:
     """Write UTF-8 text atomically, file names that are none as `errors.as_text` shows them. Raises RunError."""
     with atomic_path(path) as temporary:
@@ -105,7 +97,8 @@ def _let_go() -> None:
     _HELD.clear()
 
 
-os.register_at_fork(after_in_child=_let_go)
+if hasattr(os, "register_at_fork"):  # Windows forks no processes
+    os.register_at_fork(after_in_child=_let_go)
 
 
 @contextmanager
@@ -141,6 +134,9 @@ def alone_in(folder: str | os.PathLike[str]) -> Iterator[None]:
             (here / LOCK).unlink()  # before it is let go, so that nobody waits for a file without a name
         os.close(_HELD.pop(here))
         with suppress(OSError):
+            if os.name == "nt":
+                (here / LOCK).unlink()  # an open file cannot be removed there
+        with suppress(OSError):
             here.rmdir()
 
 
@@ -149,7 +145,7 @@ def _locked(file: Path) -> int:
     while True:
         handle = os.open(file, os.O_RDWR | os.O_CREAT, 0o666)
         try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            lock(handle)
         except OSError as error:
             if error.errno not in (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS):
                 os.close(handle)

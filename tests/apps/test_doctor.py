@@ -59,7 +59,7 @@ def test_an_extra_that_is_absent_or_does_not_load(monkeypatch: pytest.MonkeyPatc
     ],
 )
 def test_threads(monkeypatch: pytest.MonkeyPatch, cores: int, threads: int, policy: str, told: str) -> None:
-    monkeypatch.setattr(doctor, "_cores", lambda: cores)
+    monkeypatch.setattr(doctor, "cores", lambda: cores)
     monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
     monkeypatch.setenv("OMP_WAIT_POLICY", policy)
     check = doctor._threads()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import resource
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,6 +12,7 @@ import torch
 
 from internvideo import untrusted
 from internvideo.storage import write_text
+from internvideo.system import peak_memory_mb
 
 
 class Clock:
@@ -47,8 +47,5 @@ class Clock:
 
     def memory(self) -> float:
         """MiB: largest resident memory of any process of any session so far, or of the device where that is larger."""
-        own, others = (
-            resource.getrusage(who).ru_maxrss / 1024 for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
-        )
         device = torch.cuda.max_memory_allocated() / 2**20 if torch.cuda.is_available() else 0.0
-        return max(self.peak_memory_mb, own, others, device)
+        return max(self.peak_memory_mb, peak_memory_mb(), device)

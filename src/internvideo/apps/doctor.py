@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from internvideo import __version__
 from internvideo.errors import InternVideoError
 from internvideo.extras import EXTRAS, missing, pip_install
+from internvideo.system import cores
 from internvideo.video import torchcodec_backend as video_torchcodec
 from internvideo.video.reader import Video
 from internvideo.video.sequential import iter_frames
@@ -88,7 +89,7 @@ def _device() -> Check:
         advice = "--precision bfloat16 is faster" if half else "--precision float16 is faster"
         return Check("device", "ok", told, advice)
     power = torch.backends.cpu.get_cpu_capability()
-    told = f"CPU only ({power}), {_cores()} cores for this process"
+    told = f"CPU only ({power}), {cores()} cores for this process"
     if shutil.which("nvidia-smi"):
         return Check("device", "advice", told, "there is an NVIDIA driver: install torch with CUDA, see pytorch.org")
     if power == "DEFAULT":
@@ -97,16 +98,6 @@ def _device() -> Check:
         advice = "loop.precision=bfloat16 and --precision bfloat16 are faster"
         return Check("device", "ok", f"{told}, AMX", advice)
     return Check("device", "ok", told)
-
-
-def _cores() -> int:
-    """Cores that this process may use, with the limit of a container."""
-    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    try:
-        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
-        return max(1, min(allowed, round(int(quota) / int(period))))
-    except (OSError, ValueError):  # no container, or no limit
-        return allowed
 
 
 def _memory() -> Check:
@@ -122,14 +113,14 @@ def _memory() -> Check:
 
 
 def _threads() -> Check:
-    cores, threads = _cores(), torch.get_num_threads()
+    count, threads = cores(), torch.get_num_threads()
     policy = os.environ.get("OMP_WAIT_POLICY", "")
-    told = f"torch computes with {threads} threads on {cores} cores, OMP_WAIT_POLICY {policy or 'not set'}"
+    told = f"torch computes with {threads} threads on {count} cores, OMP_WAIT_POLICY {policy or 'not set'}"
     advice = ""
-    if threads > cores:
-        advice = f"more threads than cores slow it down: export OMP_NUM_THREADS={cores}"
-    elif threads < cores:
-        advice = f"export OMP_NUM_THREADS={cores} uses all cores; leave it when others need them"
+    if threads > count:
+        advice = f"more threads than cores slow it down: export OMP_NUM_THREADS={count}"
+    elif threads < count:
+        advice = f"export OMP_NUM_THREADS={count} uses all cores; leave it when others need them"
     elif policy.upper() != "PASSIVE":
         advice = "in programs of your own export OMP_WAIT_POLICY=PASSIVE when the cores are shared"
     return Check("threads", "advice" if advice else "ok", told, advice)

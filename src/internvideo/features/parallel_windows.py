@@ -7,7 +7,6 @@ of a reader the video's own reader continues alone from that clip on and applies
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, closing
 from itertools import islice
@@ -20,6 +19,7 @@ from internvideo.data.sampling import Indices
 from internvideo.errors import VideoError
 from internvideo.features.read_ahead import from_thread
 from internvideo.features.windows import decode_clips, iter_clips
+from internvideo.system import cores
 from internvideo.video.reader import Video
 from internvideo.video.sequential import REORDER_BUFFER
 
@@ -36,8 +36,7 @@ def default_readers(device: str) -> int:
 
     One for a model on the CPU, which needs the other cores: a second one costs CPU time (benchmarks/README.md).
     """
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return 1 if device == "cpu" else min(4, cores)
+    return 1 if device == "cpu" else min(4, cores())
 
 
 def parallel_clips(

@@ -34,6 +34,7 @@ from internvideo.sample_world.clips import WorldSettings, start_worker
 from internvideo.sample_world.reaching import HANDS, NOUNS, VERBS, Reach, plan_reach
 from internvideo.sample_world.scene import actor_boxes, render
 from internvideo.storage import alone_in, write_text
+from internvideo.system import cores
 from internvideo.video.writer import write_video
 
 Floats = NDArray[np.float64]
@@ -128,7 +129,7 @@ def _write(root: Path, settings: WorldSettings, numbers: Sequence[int]) -> list[
 
 def _write_all(root: Path, settings: WorldSettings, count: int, workers: int | None, progress: bool) -> list[Floats]:
     chunks = [range(start, min(start + _CHUNK, count)) for start in range(0, count, _CHUNK)]
-    processes = min(workers or len(os.sched_getaffinity(0)), len(chunks))
+    processes = min(workers or cores(), len(chunks))
     work = partial(_write, root, settings)
     found: list[Floats] = []
     with tqdm(total=count, desc="reaching clips", unit="clip", disable=not progress) as bar:

@@ -58,6 +58,7 @@ from internvideo.sample_world.language import (
 from internvideo.sample_world.queries import described_moments
 from internvideo.sample_world.scene import render
 from internvideo.storage import alone_in, write_text
+from internvideo.system import cores
 
 __all__ = [
     "ACTIONS", "HELD_OUT_CLASSES", "REVERSE_OF", "TIME_DIRECTED", "WorldSettings", "fingerprint", "generate",
@@ -164,7 +165,7 @@ def _write_all(
     single = [[job] for job in todo if job[0] == "long"]
     rest = [job for job in todo if job[0] != "long"]
     chunks = [*single, *(rest[start : start + _CHUNK] for start in range(0, len(rest), _CHUNK))]
-    count = min(workers or len(os.sched_getaffinity(0)), len(chunks))
+    count = min(workers or cores(), len(chunks))
     frames = sum(plan(settings, *job).scene.frames for job in todo)  # videos differ in length: count pictures
     found: dict[str, tuple[SeenActor, ...]] = {}
     with tqdm(total=frames, desc="sample world", unit="frame", disable=not progress) as bar:

@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from internvideo.errors import RunError
+from internvideo.system import cores
 
 Floats = NDArray[np.floating[Any]]
 StorageType = Literal["float32", "float16"]
@@ -70,7 +71,7 @@ def open_segment(path: Path, num_rows: int, dim: int, storage: StorageType) -> F
 
 @cache
 def _pool() -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(len(os.sched_getaffinity(0)), "search")
+    return ThreadPoolExecutor(cores(), "search")
 
 
 def dot_products(segments: Sequence[Floats], queries: Floats) -> NDArray[np.float32]:

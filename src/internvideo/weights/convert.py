@@ -179,6 +179,10 @@ def _is_manifest(path: Path) -> bool:
     return isinstance(told, dict) and {"source_sha256", "output_sha256"} <= told.keys()
 
 
+NEEDED = ("SYSTEMROOT",)
+"""Variables that a Python process does not start without: on Windows."""
+
+
 def _run(file: BinaryIO, target: BinaryIO, settings: dict[str, Any], source: Path) -> dict[str, Any]:
     """Start the process and wait for its report. Raises WeightsError, or OSError where the disk is full."""
     root = Path(__file__).parents[2]
@@ -195,7 +199,7 @@ def _run(file: BinaryIO, target: BinaryIO, settings: dict[str, Any], source: Pat
             stdin=file,
             stdout=target,
             stderr=subprocess.PIPE,
-            env={},
+            env={name: os.environ[name] for name in NEEDED if name in os.environ},
             cwd="/",
             timeout=settings["seconds"] + 1,
             check=False,
@@ -203,7 +207,7 @@ def _run(file: BinaryIO, target: BinaryIO, settings: dict[str, Any], source: Pat
         )
     except subprocess.TimeoutExpired as error:
         raise slow from error
-    if done.returncode == -signal.SIGXCPU:
+    if hasattr(signal, "SIGXCPU") and done.returncode == -signal.SIGXCPU:
         raise slow
     try:
         report: dict[str, Any] = untrusted.parse_json(done.stderr)

@@ -15,13 +15,17 @@ import json
 import math
 import os
 import re
-import resource
 import struct
 import sys
 import zlib
 from collections import Counter
 from collections.abc import Iterator
 from typing import BinaryIO
+
+try:
+    import resource
+except ImportError:  # Windows limits no processes this way: `limit` tells
+    resource = None  # type: ignore[assignment]
 
 from internvideo.untrusted_pickle import BYTES, DTYPES, Holder, RefusedError, Tensor, printable
 from internvideo.weights.torch_archive import Checkpoint, chunks, read_checkpoint
@@ -42,10 +46,16 @@ LARGEST_HEADER = 100_000_000
 """Bytes; what the safetensors library reads."""
 
 
-def limit(memory: int, seconds: int, written: int) -> None:
-    """Give up rights for the rest of the process: bytes of memory, seconds of work, bytes to write, no new files."""
+def limit(memory: int, seconds: int, written: int) -> bool:
+    """Give up rights for the rest of the process: bytes of memory, seconds of work, bytes to write, no new files.
+
+    Returns whether the system has such limits: without them the caller's clock ends the process, and what it reads is
+    data all the same.
+    """
     for encoding in ("cp437", "raw-unicode-escape"):  # of zip names and old texts: loaded while files can be opened
         "".encode(encoding)
+    if resource is None:
+        return False
     limits = {
         resource.RLIMIT_CORE: (0, 0),
         resource.RLIMIT_CPU: (seconds, seconds + 1),  # first the signal that tells why
@@ -59,6 +69,7 @@ def limit(memory: int, seconds: int, written: int) -> None:
         most = resource.getrlimit(what)[1]
         soft, hard = (value if most == resource.RLIM_INFINITY else min(value, most) for value in values)
         resource.setrlimit(what, (soft, hard))
+    return True
 
 
 def state_dict(checkpoint: Checkpoint, key: str = "") -> tuple[dict[str, Tensor], list[str], str]:

@@ -1,0 +1,67 @@
+"""What operating systems do differently: cores, locks of files, memory that was used. Linux, macOS and Windows."""
+
+from __future__ import annotations
+
+import errno
+import os
+import sys
+from pathlib import Path
+
+LOCKED_BYTE = 2**30
+"""Windows locks bytes, and nobody else may read them: one far behind the text of the lock file."""
+
+
+def cores() -> int:
+    """Cores that this process may use, with the limit of a container."""
+    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    try:
+        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text(encoding="ascii").split()
+        return max(1, min(allowed, round(int(quota) / int(period))))
+    except (OSError, ValueError):  # no container, or no limit
+        return allowed
+
+
+def lock(handle: int) -> None:
+    """Lock an open file for this process until it is closed. Raises BlockingIOError where another process has it."""
+    try:
+        import fcntl
+    except ImportError:
+        _lock_on_windows(handle)
+    else:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+def _lock_on_windows(handle: int) -> None:
+    import msvcrt
+
+    os.lseek(handle, LOCKED_BYTE, os.SEEK_SET)
+    try:
+        msvcrt.locking(handle, msvcrt.LK_NBLCK, 1)  # type: ignore[attr-defined,unused-ignore]  # typed on Windows alone
+    except OSError as error:
+        raise BlockingIOError(errno.EAGAIN, "locked by another process") from error
+    finally:
+        os.lseek(handle, 0, os.SEEK_SET)
+
+
+def sync(path: Path) -> None:
+    """Wait until a file's content, or a folder's names, are on the disk; Windows opens no folders: it journals names."""
+    windows = os.name == "nt"
+    if windows and path.is_dir():
+        return
+    descriptor = os.open(path, os.O_RDWR if windows else os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def peak_memory_mb() -> float:
+    """MiB: largest resident memory of this process, or of one that it has waited for; on Windows its own alone."""
+    try:
+        import resource
+    except ImportError:
+        import psutil  # of the extra `report`, which the demo asks for
+
+        return float(psutil.Process().memory_info().peak_wset) / 2**20
+    unit = 2**20 if sys.platform == "darwin" else 2**10  # macOS counts bytes, Linux KiB
+    return max(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)) / unit
