@@ -44,7 +44,7 @@ def _lock_on_windows(handle: int) -> None:
 
 
 def sync(path: Path) -> None:
-    """Wait until a file's content, or a folder's names, are on the disk; Windows opens no folders: it journals names."""
+    """Wait until a file's content, or a folder's names, are on the disk; Windows opens no folders, it journals."""
     windows = os.name == "nt"
     if windows and path.is_dir():
         return
