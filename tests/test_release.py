@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+import zipfile
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -64,6 +65,21 @@ def test_what_is_no_release_is_refused(repository: Path) -> None:
     run(repository, "git", "tag", "--delete", "v7.8.9")
     assert release(repository).returncode == 0
     assert "7.8.9 was released on" in release(repository).stderr
+
+
+def test_the_wheel_has_every_file_of_the_package(tmp_path: Path) -> None:
+    """Types, recipes, templates and assets as well as modules; no tests, no hidden files."""
+    hatchling = pytest.importorskip("hatchling.builders.wheel")
+    (wheel,) = hatchling.WheelBuilder(str(ROOT)).build(directory=str(tmp_path))
+    names = set(zipfile.ZipFile(wheel).namelist())
+    source = ROOT / "src"
+    kept = {path.relative_to(source).as_posix() for path in source.rglob("*") if path.is_file()}
+    wanted = {name for name in kept if "__pycache__" not in name}
+    recipes = {f"internvideo/recipes/{path.relative_to(ROOT / 'recipes')}" for path in ROOT.glob("recipes/**/*.yaml")}
+    assert wanted | recipes <= names
+    assert {"internvideo/py.typed"} <= names
+    strange = {name for name in names - wanted - recipes if ".dist-info/" not in name}
+    assert strange == set()
 
 
 def test_the_own_changelog_can_be_released() -> None:

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from internvideo.sample_world.generate import WorldSettings, generate
     from internvideo.video.reader import Video, read_video_info
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 __all__ = [
     "InternVideoEncoder",

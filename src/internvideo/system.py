@@ -6,6 +6,7 @@ import errno
 import os
 import sys
 from pathlib import Path
+from typing import Any
 
 LOCKED_BYTE = 2**30
 """Windows locks bytes, and nobody else may read them: one far behind the text of the lock file."""
@@ -62,6 +63,7 @@ def peak_memory_mb() -> float:
     except ImportError:
         import psutil  # of the extra `report`, which the demo asks for
 
-        return float(psutil.Process().memory_info().peak_wset) / 2**20
+        used: Any = psutil.Process().memory_info()
+        return float(used.peak_wset) / 2**20
     unit = 2**20 if sys.platform == "darwin" else 2**10  # macOS counts bytes, Linux KiB
     return max(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)) / unit

@@ -141,7 +141,8 @@ def _steps(output: Path, data: Path | None, chosen: Profile, columns: Columns, s
             run_recipe(recipe, output / step.name, device=device, title=step.about.strip())
     say("[report] measuring on the held-out clips", err=True)
     with clock.timed("report", again=(output / "report.json").is_file()):
-        report = write_demo_report(output, clips, device, clock)
+        short = chosen == PROFILES["short"]
+        report = write_demo_report(output, replace(clips, short=short), device, clock)
     say("[search] indexing the held-out clips", err=True)
     with clock.timed("search", again=(output / "collection").is_dir()):
         _index(output, clips, device)

@@ -322,11 +322,11 @@ def _charts(data: ReportData) -> dict[str, Markup]:
     from markupsafe import Markup
 
     charts = {"ablation": _ablation_chart(data.ablation)}
-    if data.losses:
-        charts["losses"] = figures.loss_curves({name: (c.steps, c.losses) for name, c in data.losses.items()})
-    if data.confusion is not None:
+    if losses := {name: (c.steps, c.losses) for name, c in data.losses.items() if len(c.steps)}:
+        charts["losses"] = figures.loss_curves(losses)
+    if data.confusion is not None and data.confusion.matrix.any():
         charts["confusion"] = figures.confusion_matrix(data.confusion.matrix, data.confusion.classes)
-    if data.gates is not None and data.gates.values:
+    if data.gates is not None and data.gates.values and len(data.gates.steps):
         charts["gates"] = figures.gates(data.gates.steps, data.gates.values)
     return {name: Markup(svg) for name, svg in charts.items()}
 
