@@ -185,6 +185,10 @@ def test_programs_parse_and_their_imports_exist(name: str) -> None:
                 assert all(hasattr(module, alias.name) for alias in node.names)
 
 
+def test_the_readme_is_short() -> None:
+    assert len(README.splitlines()) < 150
+
+
 def test_the_example_is_the_readme_s() -> None:
     _, block = blocks(README, "python")
     example = (ROOT / "examples" / "train_and_evaluate.py").read_text(encoding="utf-8")
