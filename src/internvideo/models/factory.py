@@ -17,6 +17,7 @@ from internvideo.models.declared import DeclaredError, check_whole, within_memor
 from internvideo.models.entry import ModelEntry
 from internvideo.models.multimodal_sizes import MULTIMODAL_MODELS
 from internvideo.models.videomae import VideoMAEClassifier, VideoMAEConfig, VideoMAEPretrain
+from internvideo.models.vjepa2 import VJEPA2, VJEPA2Config
 
 VIDEOMAE_SIZES: dict[str, VideoMAEConfig] = {
     "s": VideoMAEConfig(width=384, depth=12, heads=6, decoder_width=192, decoder_heads=3),
@@ -63,7 +64,9 @@ _CLASSIFIER = {
     for size, config in VIDEOMAE_SIZES.items()
 }
 
-BACKBONES: dict[str, ModelEntry] = {**_PRETRAIN, **_CLASSIFIER, **MULTIMODAL_MODELS}
+_VJEPA2 = {"vjepa2-l": ModelEntry(VJEPA2, VJEPA2Config(), None, "V-JEPA 2's encoder, width 1024, 24 layers, patch 16")}
+
+BACKBONES: dict[str, ModelEntry] = {**_PRETRAIN, **_CLASSIFIER, **_VJEPA2, **MULTIMODAL_MODELS}
 """Every model that sees clips by itself; `model_table.MODELS` has those of the tasks too."""
 
 

@@ -16,7 +16,8 @@ from internvideo.models.heads import PairScoringMultipleChoice, VideoQuestionAns
 from internvideo.models.uniformerv2 import UniFormerV2
 from internvideo.models.viclip import ViCLIP
 from internvideo.models.video_language import VideoLanguage
-from internvideo.weights.key_rules import Rule, WeightTable
+from internvideo.models.vjepa2 import VJEPA2
+from internvideo.weights.key_rules import Rule, WeightTable, flatten_kernel
 
 _WB = r"(weight|bias)"
 
@@ -192,6 +193,17 @@ VICLIP = WeightTable(
     ),
 )
 
+VJEPA2_ENCODER = WeightTable(
+    family="V-JEPA 2",
+    rules=(
+        Rule(r"encoder\.embeddings\.patch_embeddings\.proj\.weight", ("patch_embed.proj.weight",), flatten_kernel),
+        Rule(r"encoder\.embeddings\.patch_embeddings\.proj\.bias", ("patch_embed.proj.bias",)),
+        Rule(rf"encoder\.layer\.(\d+)\.attention\.(query|key|value|proj)\.{_WB}", (r"blocks.\1.attn.\2.\3",)),
+        Rule(rf"encoder\.layer\.(\d+)\.(norm[12]|mlp\.fc[12])\.{_WB}", (r"blocks.\1.\2.\3",)),
+        Rule(rf"encoder\.layernorm\.{_WB}", (r"norm.\1",)),
+    ),
+)
+
 MULTIMODAL_TABLES: dict[type[nn.Module], WeightTable] = {
     Clip: CLIP,
     UniFormerV2: UNIFORMERV2,
@@ -201,5 +213,6 @@ MULTIMODAL_TABLES: dict[type[nn.Module], WeightTable] = {
     PairScoringMultipleChoice: ANSWERING,
     ZeroShotMultipleChoice: ANSWERING,
     ViCLIP: VICLIP,
+    VJEPA2: VJEPA2_ENCODER,
 }
 """Model class -> its table; merged into weights.TABLES."""

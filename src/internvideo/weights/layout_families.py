@@ -150,6 +150,13 @@ FAMILIES: tuple[Family, ...] = (
         published=hugging_face.published_clip,
         frames=False,
     ),
+    Family(
+        name="transformers V-JEPA 2",
+        anchors=("encoder.embeddings.patch_embeddings.proj.weight", "encoder.layer.0.attention.query.weight"),
+        models=("vjepa2-l",),
+        sizes=layout_sizes.vjepa2,
+        parts=("encoder.",),
+    ),
     _masked("pretrain", "VideoMAE pretraining", ("encoder.patch_embed.proj.weight", *_BRIDGE)),
     *(
         _masked(

@@ -26,6 +26,7 @@ from internvideo.models.uniformerv2 import UniFormerV2Config
 from internvideo.models.viclip import ViCLIPConfig
 from internvideo.models.video_language import VideoLanguageConfig
 from internvideo.models.videomae import VideoMAEConfig
+from internvideo.models.vjepa2 import VJEPA2Config
 
 
 class Shapes:
@@ -248,6 +249,23 @@ def viclip(shapes: Shapes, base: ViCLIPConfig) -> ViCLIPConfig:
         joint_width=shapes.of("vision_encoder.proj", 2)[1],
         text=text_tower(shapes, base.text, "text_encoder."),
         frames=shapes.of("vision_encoder.temporal_positional_embedding", 3)[1],
+    )
+
+
+def vjepa2(shapes: Shapes, base: VJEPA2Config) -> VJEPA2Config:
+    """Encoder; side and frames stand in its config.json alone."""
+    width, _, tubelet, patch, _ = shapes.of("encoder.embeddings.patch_embeddings.proj.weight", 5)
+    depth = shapes.layers("encoder.layer.")
+    hidden, _ = shapes.of("encoder.layer.0.mlp.fc1.weight", 2)
+    return replace(
+        base,
+        patch_size=patch,
+        tubelet=tubelet,
+        width=width,
+        depth=depth,
+        heads=heads_of((width, depth), (base.width, base.depth), base.heads),
+        mlp_ratio=_factor(base.mlp_ratio, width, hidden),
+        qkv_bias="encoder.layer.0.attention.query.bias" in shapes,
     )
 
 

@@ -37,6 +37,7 @@ LICENCES: dict[str, Licence] = {
     "transformers CLIP": _CLIP,
     "ViCLIP": Licence(UNKNOWN, "the publisher's repository, github.com/OpenGVLab/InternVideo, states none for them"),
     "caption decoder": Licence(UNKNOWN, ""),
+    "transformers V-JEPA 2": Licence(UNKNOWN, ""),
 }
 """Name of a layout (`models.layout_families`) -> what its publisher states."""
 

@@ -73,6 +73,20 @@ _VIDEOMAE_DECODER = {
     "decoder_num_hidden_layers": _Field(4, "decoder_depth", True),
     "decoder_num_attention_heads": _Field(6, "decoder_heads"),
 }
+_VJEPA2 = {
+    "crop_size": _Field(256, "image_size"),
+    "frames_per_clip": _Field(64, "frames"),
+    "patch_size": _Field(16, "patch_size", True),
+    "tubelet_size": _Field(2, "tubelet", True),
+    "hidden_size": _Field(1024, "width", True),
+    "num_hidden_layers": _Field(24, "depth", True),
+    "num_attention_heads": _Field(16, "heads"),
+    "hidden_act": _Field("gelu", "activation"),
+    "layer_norm_eps": _Field(1e-6, "eps"),
+    "qkv_bias": _Field(True, "qkv_bias", True),
+}
+KINDS = {"transformers CLIP": "clip", "transformers V-JEPA 2": "vjepa2"}
+"""Layout -> its model_type in transformers, "videomae" for the others."""
 _CLIP_VISION = {
     "image_size": _Field(224, "image_size", True),
     "patch_size": _Field(32, "patch_size", True),
@@ -107,13 +121,15 @@ def with_transformers_config(layout: Layout, config: Mapping[str, Any], where: o
     Raises:
         WeightsError: of another model, at odds with the tensors, or a value that our model cannot take.
     """
-    kind = "clip" if layout.name == "transformers CLIP" else "videomae"
+    kind = KINDS.get(layout.name, "videomae")
     found = config.get("model_type")
     if found != kind:
         raise WeightsError(where, f"model type {found!r} beside weights of {layout.name}", f"'{kind}'", _MOVE)
     for key in ("pruned_heads", "quantization_config"):
         if config.get(key):
             raise WeightsError(where, f"{key} {config[key]!r}", "none", "save the model without")
+    if kind == "vjepa2":
+        return _vjepa2(layout, config, where)
     told = _clip(layout, config, where) if kind == "clip" else _videomae(layout, config, where)
     return replace(
         told, ignored=told.ignored + _unknown(config, {**_VIDEOMAE, **_VIDEOMAE_DECODER} if kind == "videomae" else {})
@@ -149,6 +165,21 @@ def _videomae(layout: Layout, config: Mapping[str, Any], where: object) -> Told:
         found = f"problem_type {config['problem_type']!r}: its scores are no probabilities of one class among others"
         raise WeightsError(where, found, "single_label_classification", "take num_classes, or its VideoMAEModel alone")
     return Told(_told(layout, {**settings, "head_eps": HEAD_EPS}), names)
+
+
+def _vjepa2(layout: Layout, config: Mapping[str, Any], where: object) -> Told:
+    built = configure(layout.model, layout.overrides)
+    _same(config, "in_chans", 3, 3, where)
+    settings = _settings(config, _VJEPA2, built, where)
+    ratio = config.get("mlp_ratio", 4.0)
+    if int(built.width * ratio) != int(built.width * built.mlp_ratio):
+        raise WeightsError(where, f"mlp_ratio {ratio!r}", f"{built.mlp_ratio:g}, as its tensors have it", _MOVE)
+    return Told(_told(layout, settings), ignored=tuple(sorted(set(config) - set(_VJEPA2) - _vjepa2_others(config))))
+
+
+def _vjepa2_others(config: Mapping[str, Any]) -> set[str]:
+    known = re.compile(r"pred_\w+|in_chans|mlp_ratio|drop_path_rate|num_pooler_layers")
+    return {key for key in config if known.fullmatch(key) or _HARMLESS.fullmatch(key)}
 
 
 def _clip(layout: Layout, config: Mapping[str, Any], where: object) -> Told:

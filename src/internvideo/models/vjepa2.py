@@ -1,0 +1,165 @@
+"""V-JEPA 2's video encoder (arXiv 2506.09985): a plain video transformer with rotary positions.
+
+The predictor of its pretraining is not built. Shapes: B batch, T frames, S side, N tokens, D width, H heads, d = D / H.
+Source: modeling_vjepa2.py of transformers (names of the parameters, order of the rotations).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from internvideo.models.attention import attend, split_heads
+from internvideo.models.block import Activation, FeedForward, check_activation
+from internvideo.models.embeddings import IMAGENET_MEAN, IMAGENET_STD, Normalize, TubeletEmbedding
+from internvideo.models.encoder import ClipNeeds, VideoEncoder
+from internvideo.models.module import LayerNorm, Linear, Module
+
+
+@dataclass(frozen=True)
+class VJEPA2Config:
+    """Sizes.
+
+    Attributes:
+        image_size, patch_size: S and the patch side. frames, tubelet: T and frames of a token.
+        width, depth, heads: D, L, H. mlp_ratio: width of the feed-forwards over D.
+        qkv_bias: queries, keys and values have a bias. activation, eps: of feed-forwards and norms.
+        mean, std: per channel, of pixels in 0..1.
+    """
+
+    image_size: int = 256
+    patch_size: int = 16
+    frames: int = 64
+    tubelet: int = 2
+    width: int = 1024
+    depth: int = 24
+    heads: int = 16
+    mlp_ratio: float = 4.0
+    qkv_bias: bool = True
+    activation: Activation = "gelu"
+    eps: float = 1e-6
+    mean: tuple[float, float, float] = IMAGENET_MEAN
+    std: tuple[float, float, float] = IMAGENET_STD
+
+    def __post_init__(self) -> None:
+        heads = self.heads or 1  # 0 stands for untold while a file is recognized
+        if self.image_size % self.patch_size or self.frames % self.tubelet or self.width % heads:
+            raise ValueError("image_size, frames and width must be multiples of patch_size, tubelet and heads")
+        if self.width // heads < 6:
+            raise ValueError(f"{self.width // heads} numbers a head, three rotations need 6")
+        check_activation(self.activation)
+
+
+def rotation_angles(config: VJEPA2Config) -> Tensor:
+    """Angles (N, 3 * r) of the tokens in order time, row, column; r numbers a head turn with each of the three.
+
+    Pairs of neighbours are turned, but the frequencies run through the first half of the r numbers and again through
+    the second, as published.
+    """
+    side, third = config.image_size // config.patch_size, 2 * (config.width // config.heads // 3 // 2)
+    number = torch.arange(config.frames // config.tubelet * side**2)
+    places = (number // side**2, number % side**2 // side, number % side)
+    frequency = 1.0 / 10000 ** (torch.arange(third // 2, dtype=torch.float32) / (third / 2))
+    angles = [(place[:, None].float() * frequency).repeat(1, 2) for place in places]
+    return torch.cat(angles, dim=1)
+
+
+def rotate(x: Tensor, angles: Tensor) -> Tensor:
+    """Turn the first numbers of every head: x (B, H, N, d), angles (N, r) -> (B, H, N, d)."""
+    turned, rest = x[..., : angles.shape[1]], x[..., angles.shape[1] :]
+    even, odd = turned.unflatten(-1, (-1, 2)).unbind(dim=-1)
+    crossed = torch.stack((-odd, even), dim=-1).flatten(-2)
+    angles = angles.to(x.dtype)
+    return torch.cat([turned * angles.cos() + crossed * angles.sin(), rest], dim=-1)
+
+
+class RotaryAttention(Module):
+    """Self-attention with rotated queries and keys."""
+
+    def __init__(self, config: VJEPA2Config) -> None:
+        super().__init__()
+        self.heads = config.heads
+        self.query = Linear(config.width, config.width, bias=config.qkv_bias)
+        self.key = Linear(config.width, config.width, bias=config.qkv_bias)
+        self.value = Linear(config.width, config.width, bias=config.qkv_bias)
+        self.proj = Linear(config.width, config.width)
+
+    def forward(self, x: Tensor, angles: Tensor) -> Tensor:
+        """(B, N, D), (N, r) -> (B, N, D)."""
+        query, key = (rotate(split_heads(part(x), self.heads), angles) for part in (self.query, self.key))
+        return self.proj(attend(query, key, split_heads(self.value(x), self.heads)))
+
+
+class RotaryBlock(Module):
+    """One layer: attention and feed-forward, each behind a norm."""
+
+    def __init__(self, config: VJEPA2Config) -> None:
+        super().__init__()
+        self.norm1 = LayerNorm(config.width, eps=config.eps)
+        self.attn = RotaryAttention(config)
+        self.norm2 = LayerNorm(config.width, eps=config.eps)
+        self.mlp = FeedForward(config.width, int(config.width * config.mlp_ratio), activation=config.activation)
+
+    def forward(self, x: Tensor, angles: Tensor) -> Tensor:
+        """(B, N, D), (N, r) -> (B, N, D)."""
+        x = x + self.attn(self.norm1(x), angles)
+        return x + self.mlp(self.norm2(x))
+
+
+class VJEPA2(VideoEncoder, Module):
+    """The encoder; a clip's feature is the mean of its tokens."""
+
+    config: VJEPA2Config
+    angles: Tensor
+
+    def __init__(self, config: VJEPA2Config) -> None:
+        super().__init__()
+        self.config = config
+        self.normalize = Normalize(config.mean, config.std)
+        self.patch_embed = TubeletEmbedding(config.width, config.patch_size, config.tubelet)
+        self.register_buffer("angles", rotation_angles(config), persistent=False)
+        self.blocks = nn.ModuleList(RotaryBlock(config) for _ in range(config.depth))
+        self.norm = LayerNorm(config.width, eps=config.eps)
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.trunc_normal_(module.weight, std=0.02)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+
+    @property
+    def clip_needs(self) -> tuple[ClipNeeds, ...]:
+        """Clips of the config's size."""
+        return (ClipNeeds(image_size=self.config.image_size, frames=self.config.frames),)
+
+    @property
+    def test_clips(self) -> dict[str, Any]:
+        """Frames evenly from the video; the short side to 256/224 of the crop, as the published processor has it."""
+        size = self.config.image_size
+        return {"frames": self.config.frames, "size": size, "resize": int(size * 256 / 224), "sampler": "linspace"}
+
+    @property
+    def tower(self) -> None:
+        """None: its layers take the angles beside the tokens."""
+        return
+
+    def tokens(self, video: Tensor) -> Tensor:
+        """Normalized (B, 3, T, S, S) -> tokens after the last norm (B, N, D)."""
+        x: Tensor = self.patch_embed(video)
+        for block in self.blocks:
+            x = block(x, self.angles)
+        return self.norm(x)
+
+    def features(self, video: Tensor) -> Tensor:
+        """Normalized (B, 3, T, S, S) -> mean of the tokens (B, D)."""
+        return self.tokens(video).mean(dim=1)
+
+    def no_weight_decay(self, name: str, parameter: Tensor) -> bool:
+        """Vectors are not decayed."""
+        return parameter.dim() <= 1
+
+    def forward(self, video: Tensor) -> Tensor:
+        """As `features`."""
+        return self.features(video)
