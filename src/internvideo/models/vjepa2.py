@@ -70,7 +70,7 @@ def rotation_angles(config: VJEPA2Config) -> Tensor:
 def rotate(x: Tensor, angles: Tensor) -> Tensor:
     """Turn the first numbers of every head: x (B, H, N, d), angles (N, r) -> (B, H, N, d)."""
     turned, rest = x[..., : angles.shape[1]], x[..., angles.shape[1] :]
-    even, odd = turned.unflatten(-1, (-1, 2)).unbind(dim=-1)
+    even, odd = turned[..., 0::2], turned[..., 1::2]
     crossed = torch.stack((-odd, even), dim=-1).flatten(-2)
     angles = angles.to(x.dtype)
     return torch.cat([turned * angles.cos() + crossed * angles.sin(), rest], dim=-1)
