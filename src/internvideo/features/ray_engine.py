@@ -118,7 +118,8 @@ def _connect(address: str) -> bool:
     if address not in (LOCAL, "auto"):
         _check_answers(address)
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
-    options |= {"include_dashboard": False} if address == LOCAL else {"address": address}
+    options |= {"address": address}  # "local" starts one, whatever runs here already
+    options |= {"include_dashboard": False} if address == LOCAL else {}
     try:
         ray.init(**options)
     except (ConnectionError, ValueError, RuntimeError, OSError) as error:

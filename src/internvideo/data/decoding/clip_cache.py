@@ -23,6 +23,10 @@ Frames = NDArray[np.uint8]
 Times = NDArray[np.float64]
 
 
+MAX_MAPPED = 10_000
+"""Entries that a process keeps mapped: a new mapping costs a page fault for every few pages that are read."""
+
+
 class ClipCache:
     """Share decoded frames (T, H, W, 3) uint8 and their times (T,) s between processes.
 
@@ -36,6 +40,7 @@ class ClipCache:
         self.max_bytes = max_bytes
         self._used = multiprocessing.Value("q", 0)
         self._folder = Path(tempfile.mkdtemp(prefix="internvideo-clips-")) if max_bytes else None
+        self._mapped: dict[Path, tuple[Frames, Times]] = {}  # of this process
         if self._folder is not None:
             weakref.finalize(self, _remove, self._folder, os.getpid())
 
@@ -61,14 +66,20 @@ class ClipCache:
         """Return frames, mapped into memory, and times of an entry; None where there is none."""
         if self._folder is None:
             return None
+        path = self._path(key)
+        if (mapped := self._mapped.get(path)) is not None:
+            return mapped
         try:
-            with open(self._path(key), "rb") as file:
+            with open(path, "rb") as file:
                 content = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         except (OSError, ValueError):  # not there
             return None
         shape = np.frombuffer(content, np.int64, 4)
         times = np.frombuffer(content, np.float64, int(shape[0]), offset=32)
-        return np.frombuffer(content, np.uint8, offset=32 + times.nbytes).reshape(shape.tolist()), times
+        entry = np.frombuffer(content, np.uint8, offset=32 + times.nbytes).reshape(shape.tolist()), times
+        if len(self._mapped) < MAX_MAPPED:
+            self._mapped[path] = entry
+        return entry
 
     def write(self, key: object, frames: Frames, times: Times) -> bool:
         """Add an entry whose bytes are reserved; return whether it is now there and was not before."""
@@ -81,6 +92,9 @@ class ClipCache:
         except OSError:  # an entry is there, or the disk is full
             return False
         return True
+
+    def __getstate__(self) -> dict[str, object]:
+        return {**self.__dict__, "_mapped": {}}
 
     def _path(self, key: object) -> Path:
         assert self._folder is not None
