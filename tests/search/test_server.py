@@ -91,7 +91,7 @@ def test_search_over_http_is_that_of_python(client: httpx.Client, folder: Path) 
         facts = client.get("/api/collection").json()
         assert facts == json.loads(json.dumps(collection.facts()))
     first = answer["moments"][0]
-    like = client.get("/api/search", params={"like": first["video"], "t": first["start"], "top": 1}).json()
+    like = client.get("/api/search", params={"like": first["video"], "t": 1.5, "top": 1}).json()
     assert like["moments"][0]["video"] == first["video"]
     nothing = client.get("/api/search", params={"q": "a dog", "threshold": "0.2%"}).json()
     assert nothing["nothing_fits"] == (not nothing["moments"])

@@ -11,24 +11,22 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
-from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from internvideo.errors import RunError
-from internvideo.system import cores
 
 Floats = NDArray[np.floating[Any]]
 StorageType = Literal["float32", "float16"]
 STORAGE_TYPES: tuple[StorageType, ...] = ("float32", "float16")
 SEGMENT_BYTES = 2**30
 """A segment that has reached this size is not appended to any more."""
-BLOCK_BYTES = 2**21
-"""Bytes of the float16 rows that one thread converts and multiplies at a time."""
+BLOCK_BYTES = 2**24
+"""Bytes of float16 rows that are converted and multiplied at a time."""
 
 
 def segment_path(folder: Path, index: int) -> Path:
@@ -59,19 +57,15 @@ def append(path: Path, num_rows: int, vectors: Floats, storage: StorageType) -> 
 
 
 def open_segment(path: Path, num_rows: int, dim: int, storage: StorageType) -> Floats:
-    """Map the valid rows of a segment (n, D), read-only. Raises RunError if the file is missing or too short."""
+    """Map the valid rows of a segment (n, D). Raises RunError if the file is missing or too short."""
     if num_rows == 0:
         return np.empty((0, dim), np.dtype(storage))
     try:
-        return np.memmap(path, np.dtype(storage).newbyteorder("<"), "r", shape=(num_rows, dim))
+        # Copy on write, which nobody does: torch warns of arrays that cannot be written.
+        return np.memmap(path, np.dtype(storage).newbyteorder("<"), "c", shape=(num_rows, dim))
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or "shorter than the database says"
         raise RunError(path, f"cannot be read: {reason}", "the whole folder", "copy it again or index again") from error
-
-
-@cache
-def _pool() -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(cores(), "search")
 
 
 def dot_products(segments: Sequence[Floats], queries: Floats) -> NDArray[np.float32]:
@@ -93,21 +87,19 @@ def dot_products(segments: Sequence[Floats], queries: Floats) -> NDArray[np.floa
         if segment.dtype == np.float32:  # one product on all threads of BLAS
             _multiply(segment, right, out)
             continue
-        # BLAS knows no float16: blocks are converted by several threads, each in its core's cache.
+        # BLAS knows no float16: torch converts blocks on all threads.
         rows = max(1, BLOCK_BYTES // max(1, segment.shape[1] * segment.itemsize))
-        starts = range(0, len(segment), rows)
-        parts = [(segment[start : start + rows], out[:, start : start + rows]) for start in starts]
-        for _ in _pool().map(lambda part: _multiply(part[0], right, part[1]), parts):
-            pass
+        for start in range(0, len(segment), rows):
+            part = torch.from_numpy(np.asarray(segment[start : start + rows])).float().numpy()
+            _multiply(part, right, out[:, start : start + rows])
     return products
 
 
 def _multiply(rows: Floats, queries: NDArray[np.float32], out: NDArray[np.float32]) -> None:
-    left = np.asarray(rows, np.float32)
     if len(queries) == 1:
-        np.dot(left, queries[0], out=out[0])
+        np.dot(np.asarray(rows), queries[0], out=out[0])
     else:
-        out[:] = queries @ left.T
+        out[:] = queries @ rows.T
 
 
 def largest(scores: Floats, count: int) -> NDArray[np.int64]:
