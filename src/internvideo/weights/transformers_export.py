@@ -195,6 +195,8 @@ def _clip(module: Any, classes: tuple[str, ...]) -> TransformersModel:
         found = _named(key, _CLIP_NAMES)
         if key.endswith("projection"):
             tensor = tensor.t()
+        if key == "logit_scale":
+            tensor = tensor.reshape(())
         state[found] = tensor.squeeze(2) if found.endswith("patch_embedding.weight") else tensor
     vision = {
         "image_size": config.image_size,
