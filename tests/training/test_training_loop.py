@@ -238,13 +238,14 @@ def test_progress_bar_on_a_terminal(
 ) -> None:
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
     with MetricLog(tmp_path, total=4, step=1, title="masked") as log:
-        log.write({"step": 2, "loss": 0.5, "clips_per_second": 3.0})
+        log.write({"step": 2, "loss": 0.5, "clips_per_second": 3.0, "seconds": 4.0, "waited": 1.0})
         for step in (2, 3, 4):
             log.progress(step)
     shown = capsys.readouterr().err
     assert "masked" in shown
     assert "4/4" in shown
     assert "step 4/4" not in shown
+    assert "loss 0.5, clips/s 3, waited for data 25%" in shown
 
 
 def test_a_cut_line_and_later_lines_are_dropped_on_resume(tmp_path: Path) -> None:

@@ -139,10 +139,11 @@ class MetricLog:
             )
 
     def _summary(self) -> str:
-        labels = {"loss": "loss", "clips_per_second": "clips/s"}
-        return ", ".join(
-            f"{label} {self.last_values[name]:.4g}" for name, label in labels.items() if name in self.last_values
-        )
+        last, labels = self.last_values, {"loss": "loss", "clips_per_second": "clips/s"}
+        parts = [f"{label} {last[name]:.4g}" for name, label in labels.items() if name in last]
+        if last.get("seconds"):
+            parts.append(f"waited for data {last.get('waited', 0.0) / last['seconds']:.0%}")
+        return ", ".join(parts)
 
 
 def _event_writer(folder: Path, step: int) -> Any:
