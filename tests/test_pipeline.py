@@ -27,7 +27,7 @@ from internvideo.models.cross_model import CrossModel
 from internvideo.pipeline import describe, listing, load_trained, prepare, run_recipe
 from internvideo.pretraining import supervised
 from internvideo.recipe import Recipe, build_recipe, shipped_recipes
-from internvideo.storage import read_safetensors
+from internvideo.storage import read_metadata, read_safetensors
 from internvideo.tasks import STAGES, TASKS
 from internvideo.training.loop import RunInterruptedError
 from internvideo.training.model_setup import build_model
@@ -60,14 +60,28 @@ def done(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_a_run_leaves_weights_that_load_with_their_recipe_and_classes(done: Path) -> None:
     trained = load_trained(done / "model.safetensors", device="cpu")
-    assert trained.recipe == recipe()
-    assert trained.classes == CLASSES
+    assert trained.run == recipe()
+    assert not isinstance(trained.recipe, Recipe)
+    assert (trained.recipe.stage, trained.recipe.settings, trained.classes) == (
+        "supervised",
+        recipe().settings,
+        CLASSES,
+    )
+    inside = read_metadata(done / "model.safetensors")
+    assert set(inside) == {"format_version", "recipe", "classes", "preprocessing"}
+    assert not {"optimizer", "schedule", "loop", "init"} & set(json.loads(inside["recipe"]))
+    assert "train" not in {name for name, value in json.loads(inside["recipe"])["data"].items() if value}
+    alone = done.parent / "alone.safetensors"
+    shutil.copy(done / "model.safetensors", alone)
+    assert load_trained(alone, device="cpu").run is None
+    assert load_trained(alone, device="cpu").recipe == trained.recipe
     assert not trained.model.training
     clips = small_world.batch(4)
     with torch.no_grad():
         logits = trained.model(trained.model.normalize(clips.video))  # type: ignore[operator]  # a module
     assert logits.shape == (4, 2)
-    assert {path.name for path in done.iterdir()} == {"run.json", "metrics.jsonl", "checkpoints", "model.safetensors"}
+    files = {"run.json", "recipe.json", "metrics.jsonl", "checkpoints", "model.safetensors"}
+    assert {path.name for path in done.iterdir()} == files
 
 
 def test_a_finished_run_is_not_trained_again(done: Path) -> None:
@@ -98,7 +112,7 @@ def test_a_longer_run_has_other_weights(done: Path, tmp_path: Path, monkeypatch:
     assert same(folder / "model.safetensors", done / "model.safetensors")
     run_recipe(longer, folder)
     assert not same(folder / "model.safetensors", done / "model.safetensors")
-    assert load_trained(folder / "model.safetensors", device="cpu").recipe == longer
+    assert load_trained(folder / "model.safetensors", device="cpu").run == longer
     before = contents(folder)
     run_recipe(recipe(), folder)  # the command that it began with
     run_recipe(recipe(schedule={"steps": 8}, loop={"log_every": 5}), folder)
@@ -109,7 +123,7 @@ def test_a_rate_is_changed_on_purpose(done: Path, tmp_path: Path) -> None:
     shutil.copytree(done, tmp_path / "run")
     other = recipe(schedule={"steps": 8}, optimizer={"base_lr": 5e-3})
     run_recipe(other, tmp_path / "run", changes=["optimizer.base_lr"])
-    assert load_trained(tmp_path / "run" / "model.safetensors", device="cpu").recipe == other
+    assert load_trained(tmp_path / "run" / "model.safetensors", device="cpu").run == other
     with pytest.raises(RecipeError, match=r"'data.loader.batch_size' cannot change within a run"):
         run_recipe(recipe(loader={"batch_size": 4}), tmp_path / "run", changes=["data.loader.batch_size"])
 
@@ -237,7 +251,7 @@ def test_the_four_stages_follow_one_another(tmp_path: Path) -> None:
 def test_mixed_batches_and_averages_train(tmp_path: Path) -> None:
     mixing = recipe(augment={"mixup": 0.8, "cutmix": 1.0}, loop={"ema_decay": 0.9}, loader={"repeated_augmentation": 2})
     run_recipe(mixing, tmp_path)
-    assert load_trained(tmp_path / "model.safetensors", device="cpu").recipe == mixing
+    assert load_trained(tmp_path / "model.safetensors", device="cpu").run == mixing
 
 
 def test_a_dry_run_tells_parameters_steps_memory_and_a_loss_and_writes_nothing() -> None:

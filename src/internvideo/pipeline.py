@@ -20,7 +20,7 @@ from internvideo.errors import RecipeError, RunError, WeightsError
 from internvideo.models.video_language import interpolate_weights
 from internvideo.pretraining.gradient_cache import PartSettings
 from internvideo.recipe import Recipe, read_recipe, saved_recipe, shipped_recipes
-from internvideo.storage import read_metadata, write_safetensors
+from internvideo.storage import read_metadata, write_text
 from internvideo.tasks import CATALOG, STAGES, TASKS
 from internvideo.terminal import say
 from internvideo.training import checkpoint, run_folder, trained
@@ -29,12 +29,13 @@ from internvideo.training.head import check_start
 from internvideo.training.loop import train
 from internvideo.training.memory import MIB, counted_activations, tensor_bytes
 from internvideo.training.positions import with_positions
-from internvideo.training.recipe import Job
+from internvideo.training.recipe import EvaluationRecipe, Job
+from internvideo.training.recipe_files import RECIPE_FILE
 from internvideo.training.settings import TrainingSettings
 from internvideo.training.step import TrainStep
 from internvideo.training.trained import Trained
-from internvideo.untrusted import parse_json
-from internvideo.weights.state import load_state
+from internvideo.untrusted import MOST_SETTINGS, parse_json, read_json
+from internvideo.weights.state import load_state, save_model
 
 MAY_DIFFER = (
     "about",
@@ -49,7 +50,7 @@ MAY_DIFFER = (
 
 
 def run_recipe(
-    recipe: Recipe,
+    recipe: EvaluationRecipe,
     folder: Path,
     *,
     device: str = "auto",
@@ -73,7 +74,7 @@ def run_recipe(
         RecipeError: settings that do not fit together, or that cannot change within a run.
         RunInterruptedError: asked to stop; the same call goes on.
     """
-    target = folder / "model.safetensors"
+    target, recipe = folder / "model.safetensors", training_recipe(recipe)
     check_start(recipe)
     with distributed.process_group(choose_device(device), recipe.loop.timeout_s) as here:
         recipe = for_processes(recipe)
@@ -181,23 +182,24 @@ def _of_today(written: Mapping[str, Any], facts: Mapping[str, Any] | None = None
 
 def _is_of(target: Path, recipe: Recipe, ignore_keys: Collection[str]) -> bool:
     """Whether the weights of a run that made no step now are those of this recipe, and not of a shorter schedule."""
+    beside = target.with_name(RECIPE_FILE)
     try:
-        written = parse_json(read_metadata(target)["recipe"]) if target.is_file() else None
-    except (WeightsError, KeyError, ValueError):
+        inside = parse_json(read_metadata(target)["recipe"])  # the whole recipe in weights of earlier versions
+        written = read_json(beside, MOST_SETTINGS) if beside.is_file() else inside
+    except (WeightsError, OSError, KeyError, ValueError):
         return False
-    return written is not None and not run_folder.differences(_of_today(written), recipe.resolved(), ignore_keys)
+    return not run_folder.differences(_of_today(written), recipe.resolved(), ignore_keys)
 
 
 def save_trained(path: Path, job: Job) -> None:
-    """Write the job's model, as it is, with all that `load_trained` needs. Raises RunError."""
+    """Write the job's model, as it is, with all that `load_trained` needs, and the recipe beside. Raises RunError."""
     _write(path, job, job.model.state_dict())
 
 
 def _write(path: Path, job: Job, weights: Mapping[str, Tensor]) -> None:
-    told = {"recipe": json.dumps(job.recipe.resolved()), "classes": json.dumps(job.classes)}
-    if job.context:
-        told["context"] = json.dumps(dict(job.context))
-    write_safetensors(path, weights, told)
+    save_model(path, weights, trained.model_metadata(job.recipe, job.model, job.classes, job.context))
+    # After the weights: should the run be killed between the two, it writes both again.
+    write_text(path.with_name(RECIPE_FILE), json.dumps(job.recipe.resolved(), indent=1) + "\n")
 
 
 def load_trained(path: Path, *, device: str = "auto") -> Trained:
@@ -209,6 +211,14 @@ def load_trained(path: Path, *, device: str = "auto") -> Trained:
     return trained.load_trained(path, CATALOG, device=device)
 
 
+def training_recipe(recipe: EvaluationRecipe) -> Recipe:
+    """The recipe of a run. Raises RecipeError for one that says how a model is evaluated."""
+    if isinstance(recipe, Recipe):
+        return recipe
+    do = "give its file to `internvideo mix --recipe`, then `internvideo evaluate`"
+    raise RecipeError("recipe", "has neither optimizer nor schedule: it is for evaluation", "both, to train", do)
+
+
 def prepare(recipe: Recipe, *, skipped: Path | None = None) -> Job:
     """Build what a recipe names: data, model with its initial weights, and stage.
 
@@ -218,9 +228,9 @@ def prepare(recipe: Recipe, *, skipped: Path | None = None) -> Job:
     return recipe.spec.build(with_positions(recipe), skipped)
 
 
-def describe(recipe: Recipe, *, device: str = "auto") -> str:
+def describe(recipe: EvaluationRecipe, *, device: str = "auto") -> str:
     """What a run would do: parameters, steps, memory, and one step on the first batch of its data; nothing is kept."""
-    here = choose_device(device)
+    here, recipe = choose_device(device), training_recipe(recipe)
     job = prepare(recipe)
     per_epoch = len(job.loader) / recipe.loop.grad_accum_steps
     steps = recipe.schedule.total_steps(per_epoch)

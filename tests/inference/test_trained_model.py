@@ -26,8 +26,10 @@ from internvideo.inference.trained_model import open_trained
 from internvideo.pipeline import prepare, run_recipe
 from internvideo.probing.fit import FitSettings, fit
 from internvideo.recipe import build_recipe
+from internvideo.storage import read_safetensors, write_safetensors
 from internvideo.training.recipe import VERSION
 from internvideo.weights.convert import convert
+from internvideo.weights.initialize import initialize
 from internvideo.weights.layouts import OVERRIDES
 
 KINDS = ("run", "saved folder", "published", "converted", "transformers")
@@ -158,3 +160,23 @@ def test_weights_of_an_earlier_version_open(name: str, tmp_path: Path) -> None:
     torch.testing.assert_close(model.logits(clips), torch.tensor(OLD_LOGITS), rtol=1e-5, atol=1e-7)
     assert open_trained(OLD / f"{name}.safetensors", device="cpu").recipe.version == VERSION
     evaluate_task("recognition", OLD / f"{name}.safetensors", numbered(tmp_path), tmp_path / "out", {"device": "cpu"})
+
+
+@pytest.mark.parametrize("kind", ["run", "saved folder"])
+def test_weights_of_a_newer_version_are_refused_by_their_number(
+    places: dict[str, Path], tmp_path: Path, kind: str
+) -> None:
+    source = places[kind]
+    file = source / "model.safetensors" if source.is_dir() else source
+    tensors, metadata = read_safetensors(file)
+    newer = tmp_path / "newer.safetensors"
+    write_safetensors(newer, tensors, {**metadata, "format_version": "3"})
+    commands: tuple[Callable[[], object], ...] = (
+        lambda: load(newer, device="cpu"),
+        lambda: open_trained(newer, device="cpu"),
+        lambda: mix([newer], tmp_path / "mixed.safetensors"),
+        lambda: initialize(load(file, device="cpu").module, {"weights": newer}),
+    )
+    for command in commands:
+        with pytest.raises(InternVideoError, match="format_version 3; allowed: 1 to 2; update internvideo"):
+            command()

@@ -77,7 +77,7 @@ def shrunk(name: str, source: Path, manifest: Manifest | None) -> list[str]:
         manifest: its rows, where it has some.
     """
     recipe = read_recipe(PREFIX + name)
-    model, data = small(recipe.stage)
+    model, data = small(recipe.stage or "retrieval")
     given: dict[str, object] = {"train": source, "loader.batch_size": 1}
     if manifest is None:  # no videos: the agent walks, here over a floor without end
         given |= {"split": "val_unseen", "world.opener": "empty_habitat:open_scene"}
@@ -91,7 +91,7 @@ def shrunk(name: str, source: Path, manifest: Manifest | None) -> list[str]:
         data = {"queries.features": source.parent / "features"}
     elif "classes" in recipe.model.overrides:
         model = {**model, "classes": len(manifest.classes)}
-    given = {**data, **given, "loader.workers": 0, "loader.cache_megabytes": 0}
+    given = {**data, **given, "loader.workers": 0, "loader.cache_megabytes": 0} if recipe.stage else data
     if recipe.data.split is not None:
         given["split"] = manifest.rows[0].split  # some samples hold one split alone
     return [f"model.overrides.{key}={value}" for key, value in model.items()] + [

@@ -41,11 +41,14 @@ from internvideo.inference.video_model import VideoModel
 from internvideo.model_table import create_model
 from internvideo.pipeline import prepare as prepare_job
 from internvideo.pipeline import save_trained
-from internvideo.recipe import read_recipe
+from internvideo.recipe import Recipe, read_recipe
 from internvideo.tasks.navigation.world.episodes import read_episodes
 from internvideo.tasks.protocol import weights_hash
+from internvideo.training.model_setup import build_model
+from internvideo.training.trained import model_metadata
 from internvideo.video.reader import read_frames
 from internvideo.video.writer import write_video
+from internvideo.weights.state import save_model
 
 LANGUAGE = ("retrieval", "zero_shot", "multiple_choice", "question_answering")
 """Evaluations of models that know texts; the others are walked in another file, to share the work out."""
@@ -104,9 +107,15 @@ def measured(
         arguments: of the measuring command. manifest: the rows, where there are videos. overrides: of the recipe.
     """
     recipe = read_recipe(PREFIX + name, [*shrunk(name, source, manifest), *overrides])
-    job = prepare_job(recipe)
     weights, output = folder / "model.safetensors", folder / "test"
-    save_trained(weights, job)
+    if isinstance(recipe, Recipe):
+        job = prepare_job(recipe)
+        save_trained(weights, job)
+        model = job.model
+    else:
+        torch.manual_seed(0)
+        model = build_model(recipe, 0)
+        save_model(weights, model, model_metadata(recipe, model, (), {}))
     arguments |= {"weights": str(weights), "manifest": source, "output": output, "device": "cpu"}
     placed = _placed(name, arguments, folder, manifest)
     with pytest.MonkeyPatch.context() as patch:
@@ -119,7 +128,7 @@ def measured(
     asked = len(read_episodes(source, arguments["split"]) if manifest is None else manifest.rows)
     if placed.get("unknown_manifest") is not None:
         asked += len(read_manifest(placed["unknown_manifest"]).rows)
-    return Walked(result, score_table(saved.with_suffix(".npz")), weights_hash(job.model), asked)
+    return Walked(result, score_table(saved.with_suffix(".npz")), weights_hash(model), asked)
 
 
 def _sources(name: str, arguments: dict[str, Any], folder: Path) -> tuple[Path, Manifest | None]:

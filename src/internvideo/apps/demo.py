@@ -20,7 +20,7 @@ from internvideo.data.manifest import Manifest, Sample, read_manifest, write_man
 from internvideo.errors import ManifestError, RecipeError, RunError
 from internvideo.extras import require
 from internvideo.inference.loading import load
-from internvideo.pipeline import run_recipe
+from internvideo.pipeline import run_recipe, training_recipe
 from internvideo.recipe import Recipe, read_recipe
 from internvideo.sample_world.generate import WorldSettings, generate
 from internvideo.search.collection import Collection
@@ -159,7 +159,7 @@ def _index(output: Path, data: DemoData, device: str) -> None:
 
 def step_recipe(step: Step, output: Path, data: DemoData, profile: Profile, seed: int) -> Recipe:
     """The recipe of a step: the shipped one with paths, seed and length filled in."""
-    recipe = read_recipe(f"sample/{step.recipe}")
+    recipe = training_recipe(read_recipe(f"sample/{step.recipe}"))
     if data.facts is not None:  # somebody's videos: perhaps few, perhaps some of them broken (skipped.jsonl names them)
         recipe = data.facts.fitted(recipe)
     epochs = max(1.0, (recipe.schedule.epochs or 1.0) * profile.epochs)

@@ -21,12 +21,13 @@ from internvideo.errors import RecipeError, WeightsError
 from internvideo.inference.trained_model import open_trained
 from internvideo.models.video_language import interpolate_weights
 from internvideo.recipe import read_recipe
-from internvideo.storage import class_names, read_metadata, read_safetensors, write_safetensors
+from internvideo.storage import class_names, read_metadata
 from internvideo.tasks.protocol import weights_hash
 from internvideo.training.model_setup import build_model
+from internvideo.training.trained import model_metadata
 from internvideo.weights.clip_import import from_clip
 from internvideo.weights.initialize import initial_sources
-from internvideo.weights.state import load_state
+from internvideo.weights.state import load_state, read_model, save_model
 
 Tower = Literal["both", "text", "video"]
 State = dict[str, Tensor]
@@ -78,9 +79,9 @@ def mix(
         raise RecipeError("--output", f"{output} is one of the files that are mixed", "a new file")
     model, state, metadata, about = _mean(tuned)
     if recipe is not None:
-        other = read_recipe(recipe)
-        model = build_model(other, len(class_names(metadata, tuned[0])))
-        metadata = {**metadata, "recipe": json.dumps(other.resolved())}
+        other, classes = read_recipe(recipe), class_names(metadata, tuned[0])
+        model = build_model(other, len(classes))
+        metadata = {**metadata, **model_metadata(other, model, classes, {})}
         lacking = not any(name.startswith(DECODER) for name in model.state_dict())
         state = {name: value for name, value in state.items() if not (lacking and name.startswith(DECODER))}
         load_state(model, state, where=tuned[0])
@@ -103,7 +104,7 @@ def mix(
             "tower": tower,
         }
     load_state(model, state, where=output)  # strict: what is written is a whole model
-    write_safetensors(output, state, {**metadata, "mixed": json.dumps(about)})
+    save_model(output, state, {**metadata, "mixed": json.dumps(about)})
     return Mixture(output, len(mixed), len(state) - len(mixed))
 
 
@@ -133,18 +134,15 @@ def _read(path: Path) -> tuple[nn.Module, State, dict[str, str]]:
     trained = open_trained(path, device="cpu")
     file = path / "model.safetensors" if path.is_dir() else path
     metadata = read_metadata(file) if file.suffix == ".safetensors" and file.is_file() else {}
-    if "recipe" not in metadata:
-        metadata = {
-            "recipe": json.dumps(trained.recipe.resolved()),
-            "classes": json.dumps(trained.classes),
-        }
+    metadata = metadata if "recipe" in metadata else {}
+    metadata |= model_metadata(trained.recipe, trained.model, trained.classes, trained.context)
     state = {name: value.detach() for name, value in trained.model.state_dict().items()}
     return trained.model, state, metadata
 
 
 def _under_our_names(model: nn.Module, base: Path) -> State:
     """Return the tensors of `base` that the model has too, under the model's names."""
-    state, metadata = read_safetensors(base)
+    state, metadata = read_model(base)
     own = model.state_dict()
     if "recipe" in metadata:
         return _common(state, own, base)

@@ -17,8 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from internvideo.data.resize import ResizeBackend
-from internvideo.data.sampling import FrameSampler, Indices, Sparse
-from internvideo.data.settings import SAMPLERS
+from internvideo.data.sampling import SAMPLERS, FrameSampler, Indices, Sparse
 from internvideo.data.transforms import EvalTransform
 from internvideo.errors import RecipeError, VideoError
 from internvideo.video.pool import borrow
@@ -54,7 +53,7 @@ class Preprocessing:
     Attributes:
         frames: T of a clip.
         size: S, pixels.
-        sampler: rule of `data.settings.SAMPLERS`; stride: of the dense rules.
+        sampler: rule of `data.sampling.SAMPLERS`; stride: of the dense rules.
         temporal_stride: the rule picks `sampled_frames` frames (0: T), of which every `temporal_stride`-th is kept.
         resize: short side before the center crop, None for S; keep_aspect: False resizes to a square of it.
         resize_backend: pixel arithmetic (`data.resize`); with "torch" clips are float32 in 0..255 instead of uint8.
@@ -93,7 +92,7 @@ class Preprocessing:
             )
         self.frame_sampler(1)
         try:
-            self._transform()
+            self.transform()
         except ValueError as error:
             raise RecipeError("preprocessing", str(error)) from error
 
@@ -116,9 +115,26 @@ class Preprocessing:
         except (TypeError, ValueError) as error:  # a stride for a rule that has none; num_clips or frames out of range
             raise RecipeError("preprocessing", f"the frame rule '{self.sampler}' does not take {given}") from error
 
-    def _transform(self) -> EvalTransform:
+    def transform(self, num_crops: int = 1) -> EvalTransform:
+        """Return the resizing with so many crops of each clip."""
         return EvalTransform(
-            self.size, resize=self.resize, resize_backend=self.resize_backend, keep_aspect=self.keep_aspect
+            self.size,
+            resize=self.resize,
+            num_crops=num_crops,
+            resize_backend=self.resize_backend,
+            keep_aspect=self.keep_aspect,
+        )
+
+    def for_model(self, temporal_stride: int = 1) -> Preprocessing:
+        """Return the clips that a model itself is given: T frames of every video, with `temporal_stride` between them.
+
+        Clips of one frame a second, which differ in length, are spread over the video.
+        """
+        stride = 1 if self.single_frame else temporal_stride
+        return self.with_settings(
+            frames=1 if self.single_frame else len(range(0, self.sampled_frames or self.frames, stride)),
+            sampler="linspace" if self.sampler == "one_per_second" else self.sampler,
+            temporal_stride=stride,
         )
 
     def indices(self, n: int, num_clips: int = 1) -> list[Indices]:
@@ -183,7 +199,7 @@ class Preprocessing:
 
     def transform_frames(self, frames: NDArray[np.uint8]) -> Tensor:
         """Frames (T, H, W, 3) uint8 -> (3, T, S, S), each frame for itself."""
-        return self._transform().crop_clip(torch.from_numpy(np.ascontiguousarray(frames)))[0]
+        return self.transform().crop_clip(torch.from_numpy(np.ascontiguousarray(frames)))[0]
 
     def to_json(self) -> dict[str, Any]:
         """Return plain values of all settings, under the names of saved files (`SAVED_NAMES`)."""

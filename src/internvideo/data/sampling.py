@@ -30,9 +30,6 @@ class FrameSampler(Protocol):
         """Return the test clips at fixed times, each (T,) int64 in [0, n)."""
 
 
-# ---------------------------------------------------------------------------------------------------------- rules
-
-
 def dense_span(n: int, frames: int, stride: int, end: int | None) -> Indices:
     """T frames over the `frames * stride` frames before `end`; the whole video when it is not longer (kinetics.py).
 
@@ -151,9 +148,6 @@ def _intervals(n: int, frames: int) -> tuple[Indices, Indices]:
 
 def _repeat_last(indices: Indices, frames: int) -> Indices:
     return np.concatenate([indices, np.full(frames - len(indices), indices[-1])])
-
-
-# -------------------------------------------------------------------------------------------------------- samplers
 
 
 def _check(n: int) -> None:
@@ -388,3 +382,16 @@ class OnePerSecond:
         """One view."""
         _check(n)
         return [one_per_second(n, self.rate, self.frames)[0]]
+
+
+SAMPLERS: dict[str, type[FrameSampler]] = {
+    "dense": Dense,
+    "dense_pretrain": DensePretrain,
+    "dense_loop": DenseLoop,
+    "sparse": Sparse,
+    "sparse_two_view": SparseTwoView,
+    "segment_middle": SegmentMiddle,
+    "linspace": Linspace,
+    "one_per_second": OnePerSecond,
+}
+"""Name in recipes -> sampler."""

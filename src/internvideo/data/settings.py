@@ -5,30 +5,21 @@ Each stage has a type of its own, so a setting that it does not read is an error
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from internvideo.data import sampling
 from internvideo.data.caption_choice import CaptionChoice
 from internvideo.data.loader import LoaderSettings
 from internvideo.data.mixup import Mixup
+from internvideo.data.preprocessing import Preprocessing
 from internvideo.data.rand_augment import RandAugment
 from internvideo.data.resize import ResizeBackend
+from internvideo.data.sampling import SAMPLERS, FrameSampler
 from internvideo.data.transforms import CropKind, EvalTransform, TrainTransform
 from internvideo.errors import RecipeError
-
-SAMPLERS: dict[str, type[sampling.FrameSampler]] = {
-    "dense": sampling.Dense,
-    "dense_pretrain": sampling.DensePretrain,
-    "dense_loop": sampling.DenseLoop,
-    "sparse": sampling.Sparse,
-    "sparse_two_view": sampling.SparseTwoView,
-    "segment_middle": sampling.SegmentMiddle,
-    "linspace": sampling.Linspace,
-    "one_per_second": sampling.OnePerSecond,
-}
 
 
 class Settings(BaseModel):
@@ -52,7 +43,7 @@ class SamplingSettings(Settings):
             raise ValueError(f"no sampler '{kind}'; allowed: {', '.join(SAMPLERS)}")
         return kind
 
-    def build(self) -> sampling.FrameSampler:
+    def build(self) -> FrameSampler:
         """Build the sampler. Raises RecipeError when a setting does not belong to this kind."""
         given = self.model_dump(exclude={"kind"}, exclude_none=True)
         try:
@@ -198,6 +189,40 @@ class SampledData(DataSettings):
     )
     sampling: SamplingSettings = SamplingSettings()
     augment: EvalAugment = EvalAugment()
+
+    def clip_spec(self) -> Preprocessing:
+        """Return how test clips are made of a video: the one description for loaders, models and saved weights."""
+        return Preprocessing(
+            frames=1 if self.loader.single_frame else self.sampling.frames,
+            size=self.augment.size,
+            sampler=self.sampling.kind,
+            resize_backend=self.augment.resize_backend,
+            keep_aspect=self.augment.keep_aspect,
+            resize=self.augment.test_resize,
+            stride=self.sampling.stride,
+            sampled_frames=self.sampling.frames,
+            short_side=self.loader.short_side,
+            single_frame=self.loader.single_frame,
+        )
+
+
+class EvaluationClipData(SampledData):
+    """How a task cuts test clips for a model of another stage."""
+
+    loader: LoaderSettings = LoaderSettings(batch_size=1)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _nothing_of_training(cls, values: object) -> object:
+        if isinstance(values, Mapping):
+            given = {name for name in ("train", "split", "extra_manifests") if values.get(name)}
+            if isinstance(loader := values.get("loader"), Mapping):
+                usual = vars(LoaderSettings(batch_size=1))
+                read = ("batch_size", "short_side", "single_frame")
+                given |= {f"loader.{name}" for name in loader if name not in read and loader[name] != usual.get(name)}
+            if given:
+                raise ValueError(f"'{min(given)}' is of training: a recipe for evaluation does not read it")
+        return values
 
 
 class TrainClipData(SampledData):

@@ -26,11 +26,11 @@ from internvideo.inference.families import Precision
 from internvideo.model_table import MODELS, create_model
 from internvideo.models.declared import within
 from internvideo.models.skip_init import check_all_loaded, skip_init
-from internvideo.storage import read_safetensors, write_text
+from internvideo.storage import write_text
 from internvideo.tasks.protocol import weights_hash
 from internvideo.weights.fetch import is_remote, sha256_of
 from internvideo.weights.layouts import leaves
-from internvideo.weights.state import load_state, save_model
+from internvideo.weights.state import FORMAT_VERSION, check_version, load_state, read_model, save_model
 
 CONFIG, WEIGHTS, CARD = "config.json", "model.safetensors", "README.md"
 SENTENCE_TRANSFORMERS = {
@@ -40,7 +40,6 @@ SENTENCE_TRANSFORMERS = {
 """File -> what sentence-transformers reads in it."""
 KEY = "internvideo"
 """Under this name the weights carry the settings."""
-FORMAT = 1
 Model = TypeVar("Model", bound="Savable", covariant=True)
 
 
@@ -98,7 +97,7 @@ def save(model: Savable, folder: Path) -> Path:
         RunError: the folder cannot be written.
     """
     metadata = metadata_to_save(model)
-    settings = {"format": FORMAT, **model.config, "metadata": metadata}
+    settings = {"format_version": FORMAT_VERSION, **model.config, "metadata": metadata}
     with whole_folder(folder, (WEIGHTS, CARD, *SENTENCE_TRANSFORMERS, CONFIG)) as partial:
         save_model(partial / WEIGHTS, model.module, {KEY: json.dumps(settings, sort_keys=True), "format": "pt"})
         weights = partial / WEIGHTS
@@ -162,7 +161,7 @@ def read(folder: Path, make: Maker[Model], *, device: str = "auto", precision: P
             "the files as they were saved together",
             "changed or damaged: copy the folder again",
         )
-    state, inside = read_safetensors(weights)
+    state, inside = read_model(weights)
     settings = {name: value for name, value in config.items() if name not in ("files", "library_name")}
     if _inside(inside, weights) != settings:
         raise WeightsError(
@@ -182,7 +181,7 @@ def read_alone(path: Path, make: Maker[Model], *, device: str, precision: Precis
     Raises:
         WeightsError: it carries none, or of a later version.
     """
-    state, inside = read_safetensors(path)
+    state, inside = read_model(path)
     model = _build(make, _inside(inside, path), state, path, device, precision)
     model.metadata.update(source=str(path), layout="internvideo hub")
     return model
@@ -230,8 +229,7 @@ def _build(
     device: str,
     precision: Precision,
 ) -> Model:
-    if settings.get("format") != FORMAT:
-        raise WeightsError(where, f"format {settings.get('format')!r}", str(FORMAT), "update internvideo")
+    check_version(settings.get("format_version", settings.get("format")), where)
     name = settings.get("model")
     if not isinstance(name, str) or name not in MODELS:
         raise WeightsError(where, f"unknown model {name!r}", ", ".join(MODELS), "update internvideo")

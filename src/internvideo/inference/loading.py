@@ -13,7 +13,6 @@ from torch import nn
 
 from internvideo import untrusted
 from internvideo.data.preprocessing import Preprocessing
-from internvideo.data.settings import SampledData
 from internvideo.distributed import choose_device
 from internvideo.errors import RecipeError, WeightsError
 from internvideo.inference import hub_folder
@@ -25,14 +24,12 @@ from internvideo.models.skip_init import check_all_loaded, skip_init
 from internvideo.storage import read_metadata
 from internvideo.tasks import CATALOG
 from internvideo.tasks.protocol import weights_hash
-from internvideo.tasks.spatio_temporal_localization.build import KeyFrameData
-from internvideo.training.recipe import Recipe
 from internvideo.training.trained import Trained, load_trained
 from internvideo.weights import foreign_folder
 from internvideo.weights.fetch import check_ending, fetch, is_remote
 from internvideo.weights.licenses import licence_of
 from internvideo.weights.published_classes import published_classes
-from internvideo.weights.state import load_part, load_pretrained
+from internvideo.weights.state import check_version, load_part, load_pretrained
 
 RANDOM = "random"
 WEIGHT_SOURCES_HELP = 'weights=PATH, "hf://ORGANISATION/REPOSITORY/FILE", "https://...safetensors" or "random"'
@@ -150,6 +147,7 @@ def _open(path: Path, options: LoadOptions) -> VideoModel:
         return _from_published(path, options)
     check_ending(path.name, str(path))
     metadata = read_metadata(path)
+    check_version(metadata.get("format_version", "1"), path)
     if hub_folder.KEY in metadata:
         beside = path.name == hub_folder.WEIGHTS and _is_hub_folder(path.parent)
         return _from_hub_folder(path.parent if beside else path, options)
@@ -217,9 +215,15 @@ def _from_run(path: Path, options: LoadOptions) -> VideoModel:
     check_all_loaded(trained.model, path)
     name, module, class_names = trained.recipe.model.name, trained.model, trained.classes
     whole = video_encoder(module, name).takes_temporal_stride
-    clips = preprocessing_of(trained.recipe, whole=whole)
+    if trained.clips is None:
+        raise RecipeError("stage", f"'{trained.recipe.stage}' learns from no clips", "weights of a stage that does")
+    clips = trained.clips
     module, clips = at_clip_size(name, module, clips, options.frames, options.image_size, path)
-    metadata = {"source": str(path), "layout": "internvideo training", "stage": trained.recipe.stage}
+    metadata = {
+        "source": str(path),
+        "layout": "internvideo training",
+        "stage": trained.recipe.stage,
+    }
     if options.num_classes is None:
         _check_name(name, options, path)
     else:
@@ -336,35 +340,3 @@ def _with_classes(name: str, settings: dict[str, object], classes: int) -> dict[
     if not hasattr(MODELS[name].config, "classes") or name.endswith("-pretrain"):
         raise RecipeError(f"model {name}", "has no classifier", "no num_classes")
     return {**settings, "classes": classes}
-
-
-def preprocessing_of(recipe: Recipe, *, whole: bool) -> Preprocessing:
-    """How a run's own recipe cuts its test clips.
-
-    Args:
-        recipe: of a run that learns from clips.
-        whole: keep all frames of the rule; the model itself leaves some out (an interaction of two encoders).
-    """
-    data, step = recipe.data_as(SampledData), 1 if whole else getattr(recipe.settings, "temporal_stride", 1)
-    # Clips of one frame a second differ in length; here they are spread over the video, always T frames.
-    kind = "linspace" if data.sampling.kind == "one_per_second" else data.sampling.kind
-    sampled, size, single = data.sampling.frames, data.augment.size, data.loader.single_frame
-    if (
-        isinstance(data, KeyFrameData)
-        and recipe.stage == "spatio_temporal_localization"
-        and data.key_frames.around is None
-    ):
-        size = data.key_frames.short  # the whole frame
-    return Preprocessing(
-        frames=1 if single else len(range(0, sampled, step)),
-        size=size,
-        sampler=kind,
-        resize_backend=data.augment.resize_backend,
-        keep_aspect=data.augment.keep_aspect,
-        resize=data.augment.test_resize,
-        stride=data.sampling.stride,
-        sampled_frames=sampled,
-        temporal_stride=1 if single else step,
-        short_side=data.loader.short_side,
-        single_frame=single,
-    )

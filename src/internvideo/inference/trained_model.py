@@ -16,7 +16,7 @@ from internvideo.inference.loading import load
 from internvideo.inference.video_model import VideoModel
 from internvideo.storage import read_metadata
 from internvideo.tasks import CATALOG
-from internvideo.training.recipe import Recipe, StageSpec
+from internvideo.training.recipe import EvaluationRecipe, StageSpec
 from internvideo.training.recipe_files import build_recipe
 from internvideo.training.trained import Trained, load_trained
 from internvideo.weights.fetch import is_remote
@@ -35,11 +35,11 @@ def open_trained(source: str | Path, *, device: str = "auto") -> Trained:
         if "recipe" in metadata and "classes" in metadata:
             return load_trained(file, CATALOG, device=device)
     model = load(source, device=device)
-    return Trained(model.module, test_recipe(model, source), model.class_names)
+    return Trained(model.module, test_recipe(model, source), model.class_names, clips=model.preprocessing)
 
 
-def test_recipe(model: VideoModel, where: object) -> Recipe:
-    """A recipe of the model's stage that cuts test clips as the model does; it is not for training.
+def test_recipe(model: VideoModel, where: object) -> EvaluationRecipe:
+    """A recipe for evaluation, of the model's stage, that cuts test clips as the model does.
 
     Raises:
         WeightsError: no stage trains such a model.
@@ -60,8 +60,6 @@ def test_recipe(model: VideoModel, where: object) -> Recipe:
         "model": {"name": model.name, "overrides": model.config["overrides"]},
         "settings": settings,
         "data": _data(stage, rule),
-        "optimizer": {"base_lr": 1e-6},
-        "schedule": {"steps": 1},
     }
     return build_recipe(tree, where, CATALOG)
 

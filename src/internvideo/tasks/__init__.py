@@ -57,7 +57,7 @@ STAGES: dict[str, StageSpec] = {
 MODELS: dict[str, ModelEntry] = {**BACKBONES, **{name: row for task in TASKS for name, row in task.models.items()}}
 """Name -> model, of the backbones and of the tasks."""
 
-CATALOG = Catalog(STAGES, MODELS)
+CATALOG = Catalog(STAGES, MODELS, {task.name: task.data for task in TASKS if task.data is not None})
 """What recipes can name."""
 
 

@@ -5,14 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, cast
 
+import torch
 from torch import nn
 
 from internvideo import distributed
 from internvideo.data.loader import EvalLoader, LoaderSettings
 from internvideo.data.manifest import Manifest, read_manifest
-from internvideo.data.settings import SAMPLERS, SampledData
+from internvideo.data.settings import SampledData
+from internvideo.data.tokenizer import Tokenizer
+from internvideo.distributed import choose_device
 from internvideo.errors import InternVideoError, RecipeError, RunError
 from internvideo.models.clip import Clip
 from internvideo.models.video_language import VideoLanguage
@@ -57,24 +60,24 @@ def split_rows(manifest: Path, split: str | None) -> Manifest:
 def clip_source(trained: Trained, manifest: Manifest, settings: ClipOptions) -> tuple[ClipProtocol, EvalLoader]:
     """How the model's recipe cuts clips from a video in testing, and a loader that does it."""
     data = trained.recipe.data_as(SampledData)
-    sampling = data.sampling
-    num_clips = settings.num_clips or sampling.num_clips or 1
-    if num_clips > 1 or hasattr(SAMPLERS[sampling.kind], "num_clips"):  # whose own default may be more
-        sampling = sampling.model_copy(update={"num_clips": num_clips})
-    sampler, transform = sampling.build(), data.augment.eval_transform(settings.num_crops)
+    spec = data.clip_spec()
+    sampler = spec.frame_sampler(settings.num_clips or data.sampling.num_clips or 1)
+    transform = spec.transform(settings.num_crops)
     loader = LoaderSettings(
-        batch_size=settings.batch_size,
-        workers=settings.workers,
-        short_side=data.loader.short_side,
-        single_frame=data.loader.single_frame,
+        settings.batch_size, settings.workers, short_side=spec.short_side, single_frame=spec.single_frame
     )
-    clips = clip_protocol(sampler, transform, single_frame=data.loader.single_frame)
-    return clips, EvalLoader(
-        manifest,
-        sampler,
-        transform,
-        loader,
-    )
+    clips = clip_protocol(sampler, transform, single_frame=spec.single_frame)
+    return clips, EvalLoader(manifest, sampler, transform, loader)
+
+
+def text_model_inputs(
+    trained: Trained, manifest: Manifest, settings: ClipOptions
+) -> tuple[VideoLanguage | Clip, Tokenizer, EvalLoader, Manifest, ClipProtocol, torch.device]:
+    """What `predict` of a task with texts takes: model, tokenizer, clips, rows, protocol and device."""
+    clips, source = clip_source(trained, manifest, settings)
+    model = cast(VideoLanguage | Clip, trained.model)
+    tokenizer = Tokenizer(context_length=model.config.text.context)
+    return model, tokenizer, source, manifest, clips, choose_device(settings.device)
 
 
 def finish(

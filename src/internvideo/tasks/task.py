@@ -9,6 +9,7 @@ from typing import Annotated, Any
 
 from torch import nn
 
+from internvideo.data.settings import DataSettings
 from internvideo.errors import RecipeError
 from internvideo.models.entry import ModelEntry
 from internvideo.tasks.table import Predictions, Result
@@ -62,6 +63,7 @@ class TaskSpec:
             belongs to the task into `output`, and prints the figures. Raises RecipeError, ManifestError, RunError.
         score: saved table -> figures, without model or video.
         stages: that train its models. models: named sizes of its own.
+        data: of recipes that evaluate weights of other stages, where there are such recipes.
     """
 
     name: str
@@ -73,3 +75,4 @@ class TaskSpec:
     score: Callable[[Predictions], Result]
     stages: tuple[StageSpec, ...] = ()
     models: Mapping[str, ModelEntry] = field(default_factory=dict)
+    data: type[DataSettings] | None = None

@@ -12,7 +12,8 @@ from internvideo.data.caption_choice import CaptionChoice, with_captions
 from internvideo.data.loader import Loader
 from internvideo.data.manifest import Manifest, read_manifest
 from internvideo.data.mixture import join_manifests
-from internvideo.data.settings import SAMPLERS, SampledData, TrainClipData
+from internvideo.data.sampling import SAMPLERS
+from internvideo.data.settings import SampledData, TrainClipData
 from internvideo.data.tokenizer import Tokenizer
 from internvideo.data.transforms import direction_classes
 from internvideo.errors import RecipeError

@@ -6,7 +6,7 @@ import copy
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
@@ -17,7 +17,7 @@ from internvideo.models.factory import create_model
 from internvideo.terminal import say
 from internvideo.training import positions
 from internvideo.training.head import HeadInitializer
-from internvideo.training.recipe import Recipe
+from internvideo.training.recipe import EvaluationRecipe, Recipe
 from internvideo.training.sharding import builds_on_meta
 from internvideo.weights.initialize import initialize
 
@@ -31,8 +31,13 @@ def training_path(recipe: Recipe) -> Path:
     return recipe.data.train
 
 
-def build_model(recipe: Recipe, num_classes: int) -> nn.Module:
-    """Build the recipe's model; a classifier without a number of classes gets that of the manifest.
+def build_model(recipe: EvaluationRecipe, num_classes: int) -> nn.Module:
+    """Build the recipe's model with `model_overrides`. Raises RecipeError as they do."""
+    return create_model(recipe.model.name, model_overrides(recipe, num_classes), recipe.catalog.models)
+
+
+def model_overrides(recipe: EvaluationRecipe, num_classes: int) -> dict[str, Any]:
+    """Return the settings of the model; a classifier without a number of classes gets that of the manifest.
 
     So does one whose head is not that of `init`: a recipe's own number of classes is then that of its data set alone.
 
@@ -40,7 +45,9 @@ def build_model(recipe: Recipe, num_classes: int) -> nn.Module:
         RecipeError: the recipe's number of classes is not that of the manifest.
     """
     overrides = copy.deepcopy(recipe.model.overrides)
-    spec = recipe.spec
+    spec = recipe.catalog.stages.get(recipe.stage)
+    if spec is None:  # for evaluation
+        return overrides
     if getattr(getattr(recipe.data, "features", None), "class_agnostic", False):
         num_classes = 1
     if spec.classifiers and not num_classes:
@@ -52,12 +59,12 @@ def build_model(recipe: Recipe, num_classes: int) -> nn.Module:
         if not isinstance(settings, dict):
             raise RecipeError(place, f"found {settings!r}", "settings of the model")
         asked = settings.setdefault(spec.outputs, num_classes)
-        if recipe.init_head != "exact":
+        if isinstance(recipe, Recipe) and recipe.init_head != "exact":
             settings[spec.outputs] = num_classes
         elif asked != num_classes:
             found = f"{asked}, but the manifest has {num_classes} {spec.outputs}"
             raise RecipeError(f"{place}.{spec.outputs}", found, str(num_classes))
-    return create_model(recipe.model.name, overrides, recipe.catalog.models)
+    return overrides
 
 
 def init_model(recipe: Recipe, num_classes: int, *kinds: type[Model]) -> Model:

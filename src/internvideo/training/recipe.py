@@ -1,4 +1,4 @@
-"""Recipe: the typed settings of one training run, and the stage that it names.
+"""Recipes: the typed settings of one training run with the stage that it names, or those of a model that is tested.
 
 What stages and models there are is given from above (`Catalog`): this file knows none of them.
 """
@@ -54,10 +54,11 @@ class StageSpec:
 
 @dataclass(frozen=True)
 class Catalog:
-    """What a recipe can name."""
+    """What a recipe can name: stages, models, and the data of tasks that recipes for evaluation are of."""
 
     stages: Mapping[str, StageSpec]
     models: Mapping[str, ModelEntry]
+    tasks: Mapping[str, type[DataSettings]] = field(default_factory=dict)
 
 
 class ModelSettings(Settings):
@@ -84,34 +85,24 @@ def catalog_of(info: ValidationInfo) -> Catalog:
     return info.context
 
 
-class Recipe(Settings):
-    """One training run, complete: on one kind of machine the same recipe and data give the same weights."""
+class EvaluationRecipe(Settings):
+    """A model and how its clips are made in testing: what using it needs, and nothing about training.
+
+    It is of a `stage`, whose models and data it has, or of a `task` that is evaluated with weights of other stages.
+    """
 
     version: int = VERSION
     about: str = ""
-    stage: str
+    stage: str = ""
+    task: str = ""
     model: ModelSettings
-    init: dict[str, Path] = Field(
-        default_factory=dict, description="weights to start from: {weights: FILE}, interaction: {masked:, multimodal:}"
-    )
-    init_head: HeadInit = Field(
-        "exact",
-        description="the head of init.weights: the same classes, its rows matched by class name, or a random one",
-    )
-    init_class_map: Path | None = Field(
-        None, description="with init_head: match_names, which class is which of the file's"
-    )
-    base_weight: float = Field(
-        0.0, ge=0.0, le=1.0, description="weight-space ensemble: share of the initial weights in the result"
-    )
     # Made by `_of_the_stage`, of nothing as well: which settings these are is known only with the stage.
     settings: Annotated[SerializeAsAny[BaseModel], Field(validate_default=True)] = Field(
         default_factory=dict  # type: ignore[assignment]  # the validator makes a model of it
     )
-    data: SerializeAsAny[DataSettings]
-    optimizer: OptimizerSettings
-    schedule: ScheduleSettings
-    loop: LoopSettings = LoopSettings()
+    data: Annotated[SerializeAsAny[DataSettings], Field(validate_default=True)] = Field(
+        default_factory=dict  # type: ignore[assignment]  # the validator makes a model of it
+    )
     _catalog: Catalog = PrivateAttr()
 
     def model_post_init(self, context: Any) -> None:
@@ -127,19 +118,31 @@ class Recipe(Settings):
 
     @field_validator("stage")
     @classmethod
-    def _known(cls, stage: str, info: ValidationInfo) -> str:
+    def _known_stage(cls, stage: str, info: ValidationInfo) -> str:
         stages = catalog_of(info).stages
         if stage not in stages:
             raise ValueError(f"no stage '{stage}'; allowed: {', '.join(stages)}")
         return stage
 
+    @field_validator("task")
+    @classmethod
+    def _known_task(cls, task: str, info: ValidationInfo) -> str:
+        tasks = catalog_of(info).tasks
+        if (task or not info.data.get("stage")) and (task not in tasks or info.data.get("stage")):
+            raise ValueError(f"'{task}'; allowed: {', '.join(tasks)}, without a stage")
+        return task
+
     @field_validator("settings", "data", mode="before")
     @classmethod
     def _of_the_stage(cls, value: object, info: ValidationInfo) -> object:
-        spec = catalog_of(info).stages.get(info.data.get("stage", ""))
-        if spec is None:
+        catalog = catalog_of(info)
+        spec, task = catalog.stages.get(info.data.get("stage", "")), info.data.get("task", "")
+        if spec is None and task not in catalog.tasks:
             return value
-        kind = spec.settings if info.field_name == "settings" else spec.data
+        if info.field_name == "settings":
+            kind: type[BaseModel] = Settings if spec is None else spec.settings
+        else:
+            kind = catalog.tasks[task] if spec is None else spec.data
         if isinstance(value, kind):
             return value
         if value is not None and not isinstance(value, Mapping):
@@ -150,11 +153,6 @@ class Recipe(Settings):
     def catalog(self) -> Catalog:
         """What it could name."""
         return self._catalog
-
-    @property
-    def spec(self) -> StageSpec:
-        """Its stage."""
-        return self._catalog.stages[self.stage]
 
     def data_as(self, kind: type[Some]) -> Some:
         """`data` of a stage that reads this kind. Raises RecipeError for another stage."""
@@ -173,11 +171,67 @@ class Recipe(Settings):
             for name, spec in self._catalog.stages.items()
             if any(issubclass(getattr(spec, field), kind) for field in fields)
         ]
-        raise RecipeError("stage", f"the weights or the recipe are of the stage '{self.stage}'", ", ".join(fitting))
+        found = f"the weights or the recipe are of the {'stage' if self.stage else 'task'} '{self.stage or self.task}'"
+        raise RecipeError("stage", found, ", ".join(fitting))
 
     def resolved(self) -> dict[str, Any]:
         """Plain values of every setting, as they are saved."""
-        return self.model_dump(mode="json")
+        return self.model_dump(mode="json", exclude={"task" if self.stage else "stage"})
+
+
+class Recipe(EvaluationRecipe):
+    """One training run, complete: on one kind of machine the same recipe and data give the same weights."""
+
+    stage: str
+    init: dict[str, Path] = Field(
+        default_factory=dict, description="weights to start from: {weights: FILE}, interaction: {masked:, multimodal:}"
+    )
+    init_head: HeadInit = Field(
+        "exact",
+        description="the head of init.weights: the same classes, its rows matched by class name, or a random one",
+    )
+    init_class_map: Path | None = Field(
+        None, description="with init_head: match_names, which class is which of the file's"
+    )
+    base_weight: float = Field(
+        0.0, ge=0.0, le=1.0, description="weight-space ensemble: share of the initial weights in the result"
+    )
+    data: SerializeAsAny[DataSettings]
+    optimizer: OptimizerSettings
+    schedule: ScheduleSettings
+    loop: LoopSettings = LoopSettings()
+
+    @property
+    def spec(self) -> StageSpec:
+        """Its stage."""
+        return self.catalog.stages[self.stage]
+
+    def for_evaluation(self, overrides: Mapping[str, Any]) -> EvaluationRecipe:
+        """What using the model needs; the training data, and how they are read, stay behind.
+
+        Args:
+            overrides: settings of the model as it was built, with its number of classes.
+        """
+        data = self.data.model_dump(mode="json", exclude=set(TRAINING_DATA))
+        loader = {name: data["loader"][name] for name in ("short_side", "single_frame")}
+        tree = {
+            **self.model_dump(mode="json", include={"version", "about", "stage", "settings"}),
+            "model": {"name": self.model.name, "overrides": overrides},
+            "data": {**data, "loader": {"batch_size": 1, **loader}},
+        }
+        return EvaluationRecipe.model_validate(tree, context=self.catalog)
+
+
+TRAINING_DATA = (
+    "train",
+    "split",
+    "extra_manifests",
+    "image_manifest",
+    "image_shards",
+    "shard_index",
+    "image_batch_size",
+)
+"""Settings below `data` of what is learned from."""
 
 
 @dataclass(frozen=True)

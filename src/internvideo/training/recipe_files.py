@@ -16,7 +16,7 @@ from pydantic import BaseModel, ValidationError
 from internvideo import untrusted
 from internvideo.errors import RecipeError, WeightsError
 from internvideo.training.earlier_recipes import new_name, new_value, upgraded
-from internvideo.training.recipe import Catalog, Recipe
+from internvideo.training.recipe import Catalog, EvaluationRecipe, Recipe
 from internvideo.training.settings import LoopSettings
 
 LARGEST = 10**7
@@ -42,7 +42,7 @@ def shipped_recipes() -> dict[str, Path]:
     return {str(path.relative_to(folder).with_suffix("")): path for path in sorted(folder.rglob("*.yaml"))}
 
 
-def read_recipe(name: str | Path, overrides: Sequence[str], catalog: Catalog) -> Recipe:
+def read_recipe(name: str | Path, overrides: Sequence[str], catalog: Catalog) -> EvaluationRecipe:
     """Read a recipe file, or a shipped one by name, and apply `key.key=value` changes.
 
     Raises:
@@ -61,37 +61,58 @@ def read_recipe(name: str | Path, overrides: Sequence[str], catalog: Catalog) ->
         apply_override(tree, override)
     recipe = build_recipe(tree, path, catalog)
     check_needed(recipe, path)
-    if recipe.init_head != "exact" and not recipe.spec.classifiers:
+    if isinstance(recipe, Recipe) and recipe.init_head != "exact" and not recipe.spec.classifiers:
         heads = ", ".join(name for name, spec in catalog.stages.items() if spec.classifiers)
         found = f"'init_head' counts in {heads}, not in the stage '{recipe.stage}'"
         raise RecipeError(path, found, "leave init_head out")
     return recipe
 
 
-def build_recipe(tree: Mapping[str, Any], where: object, catalog: Catalog) -> Recipe:
-    """Recipe from plain values. Raises RecipeError naming every wrong key at once."""
+def build_recipe(tree: Mapping[str, Any], where: object, catalog: Catalog) -> EvaluationRecipe:
+    """Recipe from plain values: of a run, or without optimizer and schedule for evaluation.
+
+    Raises:
+        RecipeError: naming every wrong key at once.
+    """
+    kind = Recipe if {"optimizer", "schedule"} & set(tree) else EvaluationRecipe
+    if not {"stage", "task"} & set(tree):
+        raise RecipeError(where, "'stage' is missing", ", ".join(catalog.stages))
     try:
-        recipe = Recipe.model_validate(tree, context=catalog)
+        recipe = kind.model_validate(tree, context=catalog)
     except ValidationError as error:
         raise RecipeError(where, "; ".join(_explain(item, tree, catalog) for item in error.errors())) from error
     check_numbers(tree, recipe.resolved(), where)
-    if recipe.loop.grad_accum_steps > 1 and not recipe.data.loader.drop_last:
+    if isinstance(recipe, Recipe) and recipe.loop.grad_accum_steps > 1 and not recipe.data.loader.drop_last:
         found = f"'loop.grad_accum_steps' is {recipe.loop.grad_accum_steps} and 'data.loader.drop_last' false"
         raise RecipeError(where, f"{found}: a smaller last batch would count as much as the others", "one of them")
     return recipe
 
 
-def saved_recipe(tree: Mapping[str, Any], where: object, catalog: Catalog) -> Recipe:
+def saved_recipe(tree: Mapping[str, Any], where: object, catalog: Catalog) -> EvaluationRecipe:
     """Recipe from plain values that any earlier version saved. Raises RecipeError as `build_recipe`."""
     return build_recipe(upgraded(tree, catalog), where, catalog)
 
 
-def recipe_inside(metadata: Mapping[str, str], where: object, catalog: Catalog) -> Recipe:
+def recipe_inside(metadata: Mapping[str, str], where: object, catalog: Catalog) -> EvaluationRecipe:
     """The recipe that weights carry. Raises WeightsError: none; RecipeError as `build_recipe`."""
     tree = untrusted.json_in(metadata, "recipe", where, WeightsError, "weights of a run")
     if not isinstance(tree, Mapping):
         raise WeightsError(where, f"carries a {type(tree).__name__} as its recipe", "weights of a run")
     return saved_recipe(tree, where, catalog)
+
+
+RECIPE_FILE = "recipe.json"
+"""Beside the weights of a run: its whole recipe."""
+
+
+def recipe_beside(weights: Path, catalog: Catalog) -> Recipe | None:
+    """The recipe of the run that wrote these weights, None where it was not kept with them."""
+    try:
+        tree = untrusted.read_json(weights.with_name(RECIPE_FILE), untrusted.MOST_SETTINGS)
+        recipe = saved_recipe(tree, weights.with_name(RECIPE_FILE), catalog)
+    except (OSError, ValueError, AttributeError, TypeError, RecipeError):
+        return None
+    return recipe if isinstance(recipe, Recipe) else None
 
 
 def _find(name: str | Path) -> Path:
@@ -161,13 +182,18 @@ def check_numbers(given: Mapping[str, Any], values: Mapping[str, Any], where: ob
                 raise RecipeError(where, f"'{name}' is {value:g}", f"at most {LARGEST:,}")
 
 
-def check_needed(recipe: Recipe, where: object) -> None:
+def check_needed(recipe: EvaluationRecipe, where: object) -> None:
     """Raise RecipeError for settings of what is switched off (`NEEDS`)."""
     data = type(recipe.data)(loader=recipe.data.loader)
     defaults = leaves({"data": data.model_dump(), "loop": LoopSettings().model_dump()})
     found = leaves(recipe.model_dump())
     for name, needed in NEEDS.items():
-        if name in defaults and found[name] != defaults[name] and not any(found[other] for other in needed):
+        if (
+            name in defaults
+            and name in found
+            and found[name] != defaults[name]
+            and not any(found[other] for other in needed)
+        ):
             told = str(found[name]).lower()
             raise RecipeError(
                 where, f"'{name}' is {told} without {' or '.join(needed)}", f"with one, or without {name}"
@@ -189,7 +215,10 @@ def _explain(item: Any, tree: Mapping[str, Any], catalog: Catalog) -> str:
     if location[0] in ("settings", "data"):
         others = [other for other in catalog.stages if location[-1] in _siblings(location, other, catalog)]
     if others:
-        return f"no setting '{place}' in the stage '{stage}', it is of {', '.join(others)}"
+        of = f"stage '{stage}'" if "stage" in tree else f"task '{tree.get('task')}'"
+        return f"no setting '{place}' in the {of}, it is of {', '.join(others)}"
+    if location[-1] in Recipe.model_fields and len(location) == 1:
+        return f"no setting '{place}' in a recipe for evaluation, without optimizer and schedule"
     if now := new_name(place):
         return f"no setting '{place}', now '{now}'"
     near = difflib.get_close_matches(str(location[-1]), _siblings(location, stage, catalog), n=1)

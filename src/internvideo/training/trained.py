@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
+from internvideo.data.preprocessing import Preprocessing
+from internvideo.data.settings import SampledData
 from internvideo.distributed import choose_device
 from internvideo.errors import WeightsError
 from internvideo.models.declared import within
-from internvideo.storage import class_names, read_safetensors
-from internvideo.training.model_setup import build_model
-from internvideo.training.recipe import Catalog, Recipe
-from internvideo.training.recipe_files import recipe_inside
+from internvideo.storage import class_names
+from internvideo.training.model_setup import build_model, model_overrides
+from internvideo.training.recipe import Catalog, EvaluationRecipe, Recipe
+from internvideo.training.recipe_files import recipe_beside, recipe_inside
 from internvideo.untrusted import json_in
-from internvideo.weights.state import load_state
+from internvideo.weights.initialize import weights_file
+from internvideo.weights.state import load_state, read_model
 
 
 @dataclass(frozen=True)
@@ -25,23 +29,56 @@ class Trained:
     """A trained model and what it was trained with.
 
     Attributes:
+        recipe: what using the model needs. run: the recipe of the run, where it is known.
         context: as in `Job`. others: more models, for tasks that average the similarities of several.
+        clips: how test clips are cut, for a model that takes clips.
     """
 
     model: nn.Module
-    recipe: Recipe
+    recipe: EvaluationRecipe
     classes: tuple[str, ...]
     context: Mapping[str, Any] = field(default_factory=dict)
     others: tuple[Trained, ...] = ()
+    run: Recipe | None = None
+    clips: Preprocessing | None = None
+
+
+def model_metadata(
+    recipe: EvaluationRecipe, model: nn.Module, classes: Sequence[str], context: Mapping[str, Any]
+) -> dict[str, str]:
+    """Return what a file of weights says of a model: all that `load_trained` needs.
+
+    Args:
+        recipe: of a stage or for evaluation; of a training recipe what evaluation needs is kept.
+        model, classes, context: see `Job`.
+    """
+    if isinstance(recipe, Recipe):
+        recipe = recipe.for_evaluation(model_overrides(recipe, len(classes)))
+    parts: dict[str, Any] = {"recipe": recipe.resolved(), "classes": list(classes)}
+    if (clips := test_clips(recipe, model)) is not None:
+        parts["preprocessing"] = clips.to_json()
+    if context:
+        parts["context"] = dict(context)
+    return {name: json.dumps(part) for name, part in parts.items()}
+
+
+def test_clips(recipe: EvaluationRecipe, model: nn.Module) -> Preprocessing | None:
+    """Return how a recipe cuts test clips for its model, None for a recipe that reads no clips."""
+    if not isinstance(recipe.data, SampledData):
+        return None
+    # A model of two encoders gets all frames, and leaves some out itself.
+    inside = getattr(model, "takes_temporal_stride", False)
+    return recipe.data.clip_spec().for_model(1 if inside else getattr(recipe.settings, "temporal_stride", 1))
 
 
 def load_trained(path: Path, catalog: Catalog, *, device: str = "auto") -> Trained:
-    """Read a model.safetensors that `internvideo train` wrote, ready for evaluation.
+    """Read the weights that `internvideo train` wrote, or the folder of a run, ready for evaluation.
 
     Raises:
         WeightsError: no such file, not written here, or tensors that do not fit.
     """
-    state, metadata = read_safetensors(path)
+    path = weights_file(path)
+    state, metadata = read_model(path)
     if "recipe" not in metadata or "classes" not in metadata:
         raise WeightsError(path, "carries no recipe", "a model.safetensors written by `internvideo train`")
     recipe = recipe_inside(metadata, path, catalog)
@@ -50,4 +87,8 @@ def load_trained(path: Path, catalog: Catalog, *, device: str = "auto") -> Train
         model = build_model(recipe, len(classes))
     load_state(model, state, where=path)
     context = json_in(metadata, "context", path, WeightsError, "an object", "{}")
-    return Trained(model.to(choose_device(device)).eval(), recipe, classes, context)
+    clips = test_clips(recipe, model)
+    if "preprocessing" in metadata:
+        clips = Preprocessing.from_json(json_in(metadata, "preprocessing", path, WeightsError, "an object"), path)
+    run = recipe if isinstance(recipe, Recipe) else recipe_beside(path, catalog)
+    return Trained(model.to(choose_device(device)).eval(), recipe, classes, context, run=run, clips=clips)

@@ -24,7 +24,7 @@ from internvideo.untrusted import parse_json
 from internvideo.weights import foreign_folder, layouts
 from internvideo.weights.clip_import import from_clip
 from internvideo.weights.published_config import check_quick_gelu
-from internvideo.weights.state import earlier_stage, load_part, read_safetensors, select_head_rows
+from internvideo.weights.state import earlier_stage, load_part, read_model, read_safetensors, select_head_rows
 
 
 def class_layer(model: nn.Module) -> tuple[str, int]:
@@ -156,7 +156,7 @@ def read_source(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     """
     if path.name in foreign_folder.NO_TENSORS:
         return _published(path)
-    state, metadata = read_safetensors(path)
+    state, metadata = read_model(path)
     if "internvideo" in metadata:  # of save_pretrained
         try:
             return state, {"classes": json.dumps(parse_json(metadata["internvideo"]).get("classes", []))}

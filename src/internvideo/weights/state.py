@@ -251,6 +251,27 @@ def _load(
     raise WeightsError(where, ", ".join(faults), f"{source} for {type(model).__name__}", f"likely cause: {cause}")
 
 
-def save_model(path: str | Path, model: nn.Module, metadata: Mapping[str, str] | None = None) -> None:
-    """Write the model's own state dict. Raises RunError as `write_safetensors` does."""
-    write_safetensors(path, model.state_dict(), {} if metadata is None else metadata)
+FORMAT_VERSION = 2
+"""Of what a saved model says of itself. Version 1, without a number, had the whole recipe of its run inside."""
+
+
+def save_model(
+    path: str | Path, model: nn.Module | Mapping[str, Tensor], metadata: Mapping[str, str] | None = None
+) -> None:
+    """Write a model's own state dict, with the version of its metadata. Raises RunError as `write_safetensors`."""
+    state = model.state_dict() if isinstance(model, nn.Module) else model
+    write_safetensors(path, state, {**(metadata or {}), "format_version": str(FORMAT_VERSION)})
+
+
+def read_model(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Read tensors and metadata of a saved model. Raises WeightsError as `read_safetensors`; a newer version."""
+    state, metadata = read_safetensors(path)
+    check_version(metadata.get("format_version", "1"), path)
+    return state, metadata
+
+
+def check_version(found: object, where: object) -> None:
+    """Raise WeightsError for a version of another internvideo that this one does not read."""
+    if str(found) not in map(str, range(1, FORMAT_VERSION + 1)):
+        allowed = f"1 to {FORMAT_VERSION}"
+        raise WeightsError(where, f"format_version {str(found)[:20]}", allowed, "update internvideo to open it")

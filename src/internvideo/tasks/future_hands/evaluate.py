@@ -8,7 +8,6 @@ import numpy as np
 
 from internvideo.data.loader import EvalLoader, LoaderSettings
 from internvideo.data.manifest import Manifest
-from internvideo.data.settings import SAMPLERS
 from internvideo.distributed import choose_device
 from internvideo.errors import RecipeError, VideoError
 from internvideo.plots import charts as figures
@@ -52,15 +51,9 @@ def evaluate(trained: Trained, manifest: Path, output: Path, settings: ClipOptio
 def _predict(trained: Trained, rows: Manifest, targets: HandTargets, settings: ClipOptions) -> Predictions:
     data = trained.recipe.data_as(HandData)
     clips, _ = clip_source(trained, rows, settings)
-    several = hasattr(SAMPLERS[data.sampling.kind], "num_clips")
-    sampling = data.sampling.model_copy(update={"num_clips": clips.num_clips}) if several else data.sampling
-    loader = LoaderSettings(settings.batch_size, workers=settings.workers, short_side=data.loader.short_side)
-    source = EvalLoader(
-        rows,
-        sampling.build(),
-        whole_frame(data.augment)[1],
-        loader,
-    )
+    sampler = data.clip_spec().frame_sampler(clips.num_clips)
+    loader = LoaderSettings(settings.batch_size, settings.workers, short_side=data.loader.short_side)
+    source = EvalLoader(rows, sampler, whole_frame(data.augment)[1], loader)
     mean = trained.context.get("mean")
     return future_hands.predict(
         trained.model,

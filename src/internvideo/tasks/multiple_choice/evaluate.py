@@ -3,14 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import cast
 
 from internvideo.data.manifest import Manifest
-from internvideo.data.tokenizer import Tokenizer
 from internvideo.distributed import choose_device
-from internvideo.models.clip import Clip
 from internvideo.models.heads import PairScoringMultipleChoice
-from internvideo.models.video_language import VideoLanguage
 from internvideo.tasks.clip_evaluation import (
     LANGUAGE_MODELS,
     EnsembleOptions,
@@ -18,6 +14,7 @@ from internvideo.tasks.clip_evaluation import (
     finish,
     members_told,
     split_rows,
+    text_model_inputs,
     with_others,
 )
 from internvideo.tasks.multiple_choice import predict as multiple_choice
@@ -42,10 +39,8 @@ def evaluate(trained: Trained, manifest: Path, output: Path, settings: EnsembleO
 
 def predict(trained: Trained, manifest: Manifest, settings: ClipOptions) -> Predictions:
     """The table of one model."""
-    clips, source = clip_source(trained, manifest, settings)
-    device, name = choose_device(settings.device), trained.recipe.model.name
-    if isinstance(trained.model, PairScoringMultipleChoice):
-        return multiple_choice.predict_ranked(trained.model, source, manifest, clips, device, model_name=name)
-    model = cast(VideoLanguage | Clip, trained.model)
-    tokenizer = Tokenizer(context_length=model.config.text.context)
-    return multiple_choice.predict(model, tokenizer, source, manifest, clips, device, model_name=name)
+    name = trained.recipe.model.name
+    if not isinstance(trained.model, PairScoringMultipleChoice):
+        return multiple_choice.predict(*text_model_inputs(trained, manifest, settings), model_name=name)
+    (clips, source), device = clip_source(trained, manifest, settings), choose_device(settings.device)
+    return multiple_choice.predict_ranked(trained.model, source, manifest, clips, device, model_name=name)

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from internvideo.data.manifest import Choice, Manifest
+from internvideo.data.manifest import Choice, Manifest, Sample
 from internvideo.metrics import bootstrap
 from internvideo.metrics.classification import choice_scores, l2_normalize, merge_rows, top_k_hits
 from internvideo.models.heads import PairScoringMultipleChoice
@@ -59,20 +59,27 @@ def predict(
     with evaluating(model, device, clips.precision):
         views = run_clips(video_function(towers), source, manifest, clips, device, NAME)
         rows = [manifest.rows[index] for index in views.read]
-        choices = [row.choices for row in rows if row.choices is not None]
-        text = run_texts(towers, tokenizer, [option for choice in choices for option in choice.options], device)
+        options = [option for row in rows if row.choices is not None for option in row.choices.options]
+        text = run_texts(towers, tokenizer, options, device)
         scale = float(towers.scale)
     arrays = {
-        "ids": np.asarray([row.id for row in rows]),
-        "answers": np.asarray([choice.answer for choice in choices], dtype=np.int64),
-        "options": np.asarray([len(choice.options) for choice in choices], dtype=np.int64),
-        **_kinds(choices),
+        **_answers(rows),
         "text": text,
         "video": merge_rows(l2_normalize(views.values["video"]), views.sample, len(rows)).astype(np.float32),
         "scale": np.asarray(scale),
     }
     protocol = {**describe(model, model_name, manifest, clips), "merge": "mean of unit vectors"}
     return Predictions(NAME, arrays, protocol, views.coverage)
+
+
+def _answers(rows: Sequence[Sample]) -> dict[str, np.ndarray]:
+    choices = [row.choices for row in rows if row.choices is not None]
+    return {
+        "ids": np.asarray([row.id for row in rows]),
+        "answers": np.asarray([choice.answer for choice in choices], dtype=np.int64),
+        "options": np.asarray([len(choice.options) for choice in choices], dtype=np.int64),
+        **_kinds(choices),
+    }
 
 
 def predict_ranked(
@@ -110,12 +117,8 @@ def predict_ranked(
     with evaluating(model, device, clips.precision):
         views = run_clips(choose, named, manifest, clips, device, NAME)
     read = [manifest.rows[index] for index in views.read]
-    choices = [row.choices for row in read if row.choices is not None]
     arrays = {
-        "ids": np.asarray([row.id for row in read]),
-        "answers": np.asarray([choice.answer for choice in choices], dtype=np.int64),
-        "options": np.asarray([len(choice.options) for choice in choices], dtype=np.int64),
-        **_kinds(choices),
+        **_answers(read),
         "probabilities": merge_rows(views.values["probabilities"], views.sample, len(read)).astype(np.float32),
     }
     protocol = {**describe(model, model_name, manifest, clips), "merge": "softmax mean"}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from internvideo.data.settings import EvaluationClipData
 from internvideo.models.clip import Clip
 from internvideo.models.heads import PairScoringMultipleChoice
 from internvideo.models.video_language import VideoLanguage
@@ -20,4 +21,5 @@ SPEC = TaskSpec(
     evaluate,
     score,
     stages=(STAGE,),
+    data=EvaluationClipData,
 )

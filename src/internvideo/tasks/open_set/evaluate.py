@@ -90,7 +90,7 @@ def open_rows(manifest: Manifest, classes: tuple[str, ...], unknown: Path | None
 
 def training_rows(trained: Trained, given: Path | None) -> Manifest:
     """The labeled rows that a model learned from, under its classes. Raises RecipeError when they are not there."""
-    data = trained.recipe.data
+    data = (trained.run or trained.recipe).data
     path = given or data.train
     if path is None or not path.exists():
         raise RecipeError(

@@ -9,18 +9,14 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any, Literal, cast
+from typing import Annotated, Any, Literal
 
 from rich.table import Table as RichTable
 
 from internvideo import distributed
 from internvideo.data.manifest import Manifest, read_manifest
 from internvideo.data.settings import SampledData
-from internvideo.data.tokenizer import Tokenizer
-from internvideo.distributed import choose_device
 from internvideo.errors import RecipeError, RunError
-from internvideo.models.clip import Clip
-from internvideo.models.video_language import VideoLanguage
 from internvideo.tasks.clip_evaluation import (
     EnsembleOptions,
     check_output,
@@ -28,6 +24,7 @@ from internvideo.tasks.clip_evaluation import (
     finish,
     members_told,
     split_rows,
+    text_model_inputs,
     with_others,
 )
 from internvideo.tasks.retrieval import predict as retrieval
@@ -98,16 +95,11 @@ def evaluate(trained: Trained, manifest: Path, output: Path, settings: Retrieval
 
 def predict(models: Sequence[Trained], rows: Manifest, settings: RetrievalOptions) -> Predictions:
     """The table of one model, or of several whose similarities are averaged."""
-    device, texts = choose_device(settings.device), _bank(rows, settings, models[0])
-    tables = []
+    texts, tables = _bank(rows, settings, models[0]), []
     for trained in models:
-        clips, source = clip_source(trained, rows, settings)
-        model = cast(VideoLanguage | Clip, trained.model)
-        tokenizer = Tokenizer(context_length=model.config.text.context)
-        table = retrieval.predict(
-            model, tokenizer, source, rows, clips, device,
-            model_name=trained.recipe.model.name, captions=_captions(models[0], settings),
-        )  # fmt: skip
+        model, tokenizer, _, _, clips, device = inputs = text_model_inputs(trained, rows, settings)
+        name = trained.recipe.model.name
+        table = retrieval.predict(*inputs, model_name=name, captions=_captions(models[0], settings))
         if texts:
             about = {"texts": len(texts), "from": str(settings.querybank)}
             table = retrieval.with_bank(table, retrieval.encode_texts(model, tokenizer, texts, clips, device), about)

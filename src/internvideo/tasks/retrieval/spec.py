@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from internvideo.data.settings import EvaluationClipData
 from internvideo.models.clip import Clip
 from internvideo.models.video_language import VideoLanguage
 from internvideo.tasks.retrieval.build import STAGE
@@ -18,4 +19,5 @@ SPEC = TaskSpec(
     evaluate,
     score,
     stages=(STAGE,),
+    data=EvaluationClipData,
 )

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from pydantic import Field
 
+from internvideo.data.preprocessing import Preprocessing
 from internvideo.data.settings import KeyFrameAugment, SampledData
 from internvideo.tasks.spatio_temporal_localization.data import ClipForm, KeyFrameLoader, KeyFrameSettings
 from internvideo.tasks.spatio_temporal_localization.model import ActionDetector
@@ -26,6 +27,15 @@ class KeyFrameData(SampledData):
 
     augment: KeyFrameAugment = KeyFrameAugment()
     key_frames: KeyFrameSettings = Field(default_factory=KeyFrameSettings)
+
+
+class RegionData(KeyFrameData):
+    """The same of whole frames, unless there is a clip for every box."""
+
+    def clip_spec(self) -> Preprocessing:
+        """Return how clips of the whole frame are cut."""
+        clips = super().clip_spec()
+        return clips if self.key_frames.around is not None else clips.with_settings(size=self.key_frames.short)
 
 
 def build(recipe: Recipe, skipped: Path | None) -> Job:
@@ -57,7 +67,7 @@ STAGE = StageSpec(
     "spatio_temporal_localization",
     "tell what each person in a box does, at key frames (AVA)",
     RegionSettings,
-    KeyFrameData,
+    RegionData,
     RegionStage,
     (ActionDetector,),
     build,

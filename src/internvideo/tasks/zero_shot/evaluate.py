@@ -5,19 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, cast
+from typing import Annotated
 
 from internvideo.data.manifest import Manifest
-from internvideo.data.tokenizer import Tokenizer
-from internvideo.distributed import choose_device
-from internvideo.models.clip import Clip
-from internvideo.models.video_language import VideoLanguage
 from internvideo.tasks.clip_evaluation import (
     EnsembleOptions,
-    clip_source,
     finish,
     members_told,
     split_rows,
+    text_model_inputs,
     with_others,
 )
 from internvideo.tasks.table import Predictions, Result
@@ -54,9 +50,6 @@ def predict(
     trained: Trained, manifest: Manifest, settings: ClipOptions, templates: Sequence[str] | None = None
 ) -> Predictions:
     """The table of one model, asked with `templates`, by default those of the manifest."""
-    clips, source = clip_source(trained, manifest, settings)
-    device, name = choose_device(settings.device), trained.recipe.model.name
-    model = cast(VideoLanguage | Clip, trained.model)
-    tokenizer = Tokenizer(context_length=model.config.text.context)
     asked = templates_of(manifest.source) if templates is None else templates
-    return zero_shot.predict(model, tokenizer, source, manifest, clips, device, model_name=name, templates=asked)
+    inputs = text_model_inputs(trained, manifest, settings)
+    return zero_shot.predict(*inputs, model_name=trained.recipe.model.name, templates=asked)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from internvideo.data.settings import EvaluationClipData
 from internvideo.models.clip import Clip
 from internvideo.models.video_language import VideoLanguage
 from internvideo.tasks.task import TaskSpec
@@ -16,4 +17,5 @@ SPEC = TaskSpec(
     ZeroShotOptions,
     evaluate,
     score,
+    data=EvaluationClipData,
 )
