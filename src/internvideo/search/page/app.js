@@ -104,9 +104,8 @@ function card(moment) {
   const name = moment.path.split("/").at(-1);
   const span = `${clock(moment.start)} – ${clock(moment.end)}`;
   const strip = make("span", { class: "strip" });
-  const count = moment.end - moment.start < 3 ? 2 : 4; // there is a picture per second
-  for (let index = 0; index < count; index += 1) {
-    const time = moment.start + ((index + 0.5) * (moment.end - moment.start)) / count;
+  for (let index = 0; index < 4; index += 1) { // whole squares; there is a picture per second
+    const time = moment.start + ((index + 0.5) * (moment.end - moment.start)) / 4;
     const source = `/api/videos/${moment.video}/frame?t=${time.toFixed(2)}`;
     strip.append(make("img", { src: source, alt: index ? "" : `${name} at ${clock(time)}`, loading: "lazy", width: 160, height: 160 }));
   }
