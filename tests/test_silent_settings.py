@@ -32,7 +32,8 @@ from internvideo.weights.convert import convert
 @cache
 def recipes() -> dict[str, str]:
     """A shipped recipe of every stage that has one."""
-    return {read_recipe(name).stage: name for name in reversed(shipped_recipes())}
+    found = {read_recipe(name).stage: name for name in reversed(shipped_recipes())}
+    return {stage: name for stage, name in found.items() if stage}  # those of evaluation have none
 
 
 def numbers(settings: type[BaseModel], above: str = "") -> list[str]:

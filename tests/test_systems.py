@@ -29,7 +29,7 @@ for name in ("sched_getaffinity", "register_at_fork", "fork", "getuid"):
         delattr(os, name)
 import internvideo
 for module in pkgutil.walk_packages(internvideo.__path__, "internvideo."):
-    if not module.name.endswith("__main__"):
+    if not module.name.endswith(("__main__", "search.mcp")):  # mcp itself asks for its own system's modules
         import_module(module.name)
 from internvideo.system import cores
 assert cores() >= 1

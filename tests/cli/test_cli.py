@@ -240,7 +240,7 @@ def test_wrong_settings(run: Run, stage: str, changes: list[str], said: str, tmp
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("stage: masked\n", "'model' is missing; 'data' is missing"),
+        ("stage: masked\n", "'model' is missing; 'data.loader' is missing"),
         ("- 1\n", "holds list, not settings"),
         ("a: [1\n", "cannot be read as YAML"),
         ("", "not settings"),

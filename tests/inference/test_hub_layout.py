@@ -209,7 +209,7 @@ def rewritten(folder: Path, settings: dict[str, Any]) -> None:
 @pytest.mark.parametrize(
     ("change", "found"),
     [
-        ({"format": 2}, "format 2; allowed: 1"),
+        ({"format_version": 3}, "format_version 3; allowed: 1 to 2"),
         ({"model": "no-such-model"}, "unknown model"),
         ({"overrides": {"no_such": 1}}, "no_such"),
         ({"overrides": {}}, "mis-shaped"),

@@ -30,7 +30,7 @@ PARTS = {
     "angle_index": "angle",
     "distance_index": "distance",
     "turn_angle_ccw_rad": "turn",
-    "distance_m": "metres",
+    "distance_m": "meters",
     "panorama_image_index_ccw": "view",
     "angle_feature_clockwise": "angle_feature",
     "distance_feature": "distance_feature",

@@ -15,6 +15,7 @@ from internvideo.errors import RunError, WeightsError
 from internvideo.models.videomae import VideoMAEClassifier, VideoMAEConfig, VideoMAEPretrain
 from internvideo.storage import read_metadata, read_safetensors, write_safetensors
 from internvideo.weights.state import (
+    FORMAT_VERSION,
     load_part,
     load_pretrained,
     load_reference,
@@ -145,7 +146,7 @@ def test_own_weights_come_back(tmp_path: Path) -> None:
     path = tmp_path / "runs" / "model.safetensors"
     save_model(path, model, {"recipe": "a: 1\n"})
     state, metadata = read_safetensors(path)
-    assert metadata == {"recipe": "a: 1\n"}
+    assert metadata == {"recipe": "a: 1\n", "format_version": str(FORMAT_VERSION)}
     load_state(other, state, where=path)
     assert all(torch.equal(a, b) for a, b in zip(model.parameters(), other.parameters(), strict=True))
     assert [entry.name for entry in path.parent.iterdir()] == ["model.safetensors"]

@@ -25,7 +25,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
         "persons",
     ),
     "Your own classes": ("fit",),
-    "Train": ("train", "prepare", "extract", "navigation-world", "mix"),
+    "Train": ("train", "prepare", "pack", "extract", "navigation-world", "mix"),
     "Test": ("evaluate", "score", "ensemble"),
     "Weights": ("convert", "export"),
 }
@@ -65,6 +65,7 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
         "internvideo train sample/masked data.train=runs/world/train.jsonl -o runs/masked",
     ),
     "prepare": ("internvideo prepare kinetics400 --annotations annotations --videos videos -o data/k400",),
+    "pack": ("internvideo pack data/k400.csv -o data/k400_packed --split train --short-side 256 --key-frames 32",),
     "extract": ("internvideo extract long.jsonl -e mm.safetensors -o features",),
     "localize": ("internvideo localize long.mp4 --detector runs/localization -e mm.safetensors -o timelines",),
     "persons": ("internvideo persons frames.jsonl -d hf://ORGANISATION/REPOSITORY -o persons.csv",),

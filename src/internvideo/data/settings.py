@@ -6,6 +6,7 @@ Each stage has a type of its own, so a setting that it does not read is an error
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Literal, Self
 
@@ -217,9 +218,10 @@ class EvaluationClipData(SampledData):
         if isinstance(values, Mapping):
             given = {name for name in ("train", "split", "extra_manifests") if values.get(name)}
             if isinstance(loader := values.get("loader"), Mapping):
-                usual = vars(LoaderSettings(batch_size=1))
-                read = ("batch_size", "short_side", "single_frame")
-                given |= {f"loader.{name}" for name in loader if name not in read and loader[name] != usual.get(name)}
+                usual = asdict(LoaderSettings(batch_size=1))
+                for name in loader.keys() - {"batch_size", "short_side", "single_frame"}:
+                    value = tuple(loader[name]) if isinstance(loader[name], list) else loader[name]
+                    given |= {f"loader.{name}"} if value != usual.get(name) else set()
             if given:
                 raise ValueError(f"'{min(given)}' is of training: a recipe for evaluation does not read it")
         return values
