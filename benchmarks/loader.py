@@ -2,7 +2,7 @@
 
     python benchmarks/loader.py [--against SRC] [--data FOLDER] [--videos 48] [--rounds 3] [--workers 0] [--threads 1]
 
-SRC is the `src` folder of another version (`git worktree add /tmp/old COMMIT` makes one). The versions take turns, each
+SRC is the `src` folder of another version (`git worktree add ../old COMMIT` makes one). The versions take turns, each
 in a process of its own with one torch thread; the table gives the smallest CPU time of all rounds, workers included,
 and clips per second and core. Videos of 192 x 144 pixels are made unless a folder of .mp4 files is given. The recipes
 are those of masked pretraining (16 frames, every 4th, multi-scale crop of 224) and of fine-tuning (RandAugment m7-n4,

@@ -273,10 +273,8 @@ def _new_batch(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
     """An empty tensor; in a worker process in shared memory."""
     if get_worker_info() is None:
         return torch.empty(shape, dtype=dtype)
-    # As torch's default_collate; the storage class has no annotations.
-    storage: torch.UntypedStorage = torch.UntypedStorage._new_shared(  # type: ignore[no-untyped-call]
-        math.prod(shape) * dtype.itemsize
-    )
+    length = math.prod(shape) * dtype.itemsize  # as torch's default_collate
+    storage: torch.UntypedStorage = torch.UntypedStorage._new_shared(length)  # type: ignore[no-untyped-call]  # torch's
     batch = torch.empty(0, dtype=dtype)
     batch.set_(storage)
     return batch.view(shape)

@@ -58,7 +58,8 @@ def _planes(frames: Tensor) -> Tensor:
 def _range(frames: Tensor) -> tuple[Tensor, Tensor]:
     """Lowest and highest level of each channel of each frame, (T, 3, 1) uint8 each."""
     planes = _planes(frames).numpy()  # NumPy reduces bytes several times as fast
-    return tuple(torch.from_numpy(level).view(-1, 3, 1) for level in (planes.min(1), planes.max(1)))  # type: ignore[return-value]
+    lowest, highest = (torch.from_numpy(level).view(-1, 3, 1) for level in (planes.min(1), planes.max(1)))
+    return lowest, highest
 
 
 def _part(frames: Tensor, box: Box | None) -> Tensor:

@@ -154,7 +154,7 @@ def _run(
 
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
-    resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
+    resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]  # Ray leaves it so
     num_gpus = int(resources.get("GPU", 0))
     actors = max(1, num_gpus)
     writer.report.devices = actors

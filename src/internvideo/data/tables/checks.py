@@ -72,7 +72,7 @@ def as_stored(source: Path, name: str, column: Any, classes: dict[str, int] | No
         if not fits:
             raise pa.ArrowInvalid("")
         return column.cast(form)
-    except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError):  # values that do not convert; no such conversion
         raise ManifestError(f"{source} column {name}", f"values of type {column.type}", str(form)) from None
 
 
