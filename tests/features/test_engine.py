@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from internvideo.data.preprocessing import Span
+from internvideo.features import parallel_windows
 from internvideo.features.engine import FrameWindows, TimedWindows, VectorWriter, VideoEnd, Windows, run_engine
 from internvideo.features.video_files import VideoFile, find_videos
 from internvideo.features.window_sampling import WindowRule
@@ -64,7 +65,8 @@ def test_a_writer_gets_every_vector_of_its_videos(tmp_path: Path, kind: str, wor
     (tmp_path / "bad.mp4").write_bytes(b"garbage")
     model, videos = use_world.language(), find_videos([use_world.clips(), tmp_path / "bad.mp4"])
     writer = InMemory(videos)
-    run_engine(writer, windows(kind), model.encode_clips, batch_size=5, workers=workers, in_order=True, progress=False)
+    encode = model.encode_clips
+    run_engine(writer, windows(kind), encode, model, batch_size=5, workers=workers, in_order=True, progress=False)
     assert sorted(writer.finished) == [0, 2, 3, 4]
     assert writer.closed
     assert (writer.report.read, writer.report.dim) == (3, model.embed_dim)
@@ -87,6 +89,25 @@ def test_a_writer_is_closed_after_an_error() -> None:
 
     writer = InMemory(find_videos([use_world.clips()]))
     with pytest.raises(KeyboardInterrupt):
-        run_engine(writer, windows("seconds"), fail, batch_size=2, progress=False)
+        run_engine(writer, windows("seconds"), fail, use_world.language(), batch_size=2, progress=False)
     assert writer.closed
     assert not writer.finished
+
+
+@pytest.mark.parametrize("limit", [0, 10**9])
+def test_a_small_model_runs_on_one_thread_beside_the_reader(limit: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, before, seen = use_world.language(), torch.get_num_threads(), set[int]()
+
+    def encode(clips: Tensor) -> Tensor:
+        seen.add(torch.get_num_threads())
+        return model.encode_clips(clips)
+
+    monkeypatch.setattr(parallel_windows, "SMALL_MODEL_FLOPS", limit)
+    torch.set_num_threads(2)
+    try:
+        writer = InMemory(find_videos([use_world.clips()]))
+        run_engine(writer, windows("seconds"), encode, model, batch_size=2, progress=False)
+        assert seen == {1 if limit else 2}
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)

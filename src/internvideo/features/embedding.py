@@ -101,9 +101,8 @@ def embed(
         if settings.ray is not None:
             run_on_ray(writer, windows, model, make_encode, settings.ray, batch_size=size, progress=progress)
         else:
-            run_engine(
-                writer, windows, make_encode(model), batch_size=size, workers=settings.workers, progress=progress
-            )
+            encode, workers = make_encode(model), settings.workers
+            run_engine(writer, windows, encode, model, batch_size=size, workers=workers, progress=progress)
         return writer.write_table()
 
 

@@ -23,7 +23,7 @@ from internvideo import __version__
 from internvideo.data.preprocessing import Preprocessing
 from internvideo.errors import RecipeError, RunError, VideoError
 from internvideo.features.feature_layers import Encode
-from internvideo.features.parallel_windows import parallel_clips
+from internvideo.features.parallel_windows import parallel_clips, threads_beside_reader
 from internvideo.features.read_ahead import read_ahead
 from internvideo.features.read_report import ReadReport
 from internvideo.features.remote_files import fetched
@@ -184,6 +184,7 @@ def run_engine(
     writer: VectorWriter,
     windows: Windows,
     encode: Encode,
+    model: VideoModel,
     *,
     batch_size: int,
     workers: int = 0,
@@ -194,7 +195,7 @@ def run_engine(
     """Read, encode and store the videos that a writer names.
 
     Args:
-        writer, windows: see there. encode: clips (B, 3, T, S, S) -> (B, ...) on the CPU.
+        writer, windows: see there. encode: clips (B, 3, T, S, S) -> (B, ...) on the CPU, with `model`.
         batch_size: clips per batch; it may hold windows of several videos.
         workers: decoding processes, and if fewer videos are left, threads of these; 0 decodes in this process.
         readers: threads per video where no worker decodes.
@@ -211,7 +212,8 @@ def run_engine(
         indices = run.remaining()
         total = len(indices)
         disable = None if progress is None else not progress
-        with tqdm(total=total, bar_format=bar_format, postfix="", disable=disable) as bar:
+        bar = tqdm(total=total, bar_format=bar_format, postfix="", disable=disable)
+        with threads_beside_reader(model), bar:
             while indices:  # a second round where a lease has become stale meanwhile
                 processes = min(workers, len(indices))
                 threads = workers // processes if processes else readers

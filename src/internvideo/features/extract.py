@@ -111,8 +111,9 @@ def extract(
         run_on_ray(writer, windows, model, make_encode, settings.ray, batch_size=batch_size, progress=progress)
     else:
         readers = default_readers(model.device.type)
+        workers = settings.workers
         run_engine(
-            writer, windows, encode, batch_size=batch_size, workers=settings.workers, readers=readers, progress=progress
+            writer, windows, encode, model, batch_size=batch_size, workers=workers, readers=readers, progress=progress
         )
     return writer.final_report()
 

@@ -7,11 +7,12 @@ of a reader the video's own reader continues alone from that clip on and applies
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, closing
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import ExitStack, closing, contextmanager
 from itertools import islice
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from internvideo.data.preprocessing import Preprocessing
@@ -19,6 +20,7 @@ from internvideo.data.sampling import Indices
 from internvideo.errors import VideoError
 from internvideo.features.read_ahead import from_thread
 from internvideo.features.windows import decode_clips, iter_clips
+from internvideo.inference.video_model import VideoModel
 from internvideo.system import cores
 from internvideo.video.reader import Video
 from internvideo.video.sequential import REORDER_BUFFER
@@ -30,6 +32,9 @@ the key frame on and some frames past its end: about 25 that its neighbors decod
 MAX_READY_BYTES = 2**28
 """Maximum bytes of clips that all readers together hold ready; each holds at least two clips."""
 
+SMALL_MODEL_FLOPS = 10**9
+"""Below these floating-point operations per window, reading a window takes longer than encoding it on one thread."""
+
 
 def default_readers(device: str) -> int:
     """Return the number of readers per video in the process of a model on a device ("cpu", "cuda" ...).
@@ -37,6 +42,26 @@ def default_readers(device: str) -> int:
     One for a model on the CPU, which needs the other cores: a second one costs CPU time (benchmarks/README.md).
     """
     return 1 if device == "cpu" else min(4, cores())
+
+
+@contextmanager
+def threads_beside_reader(model: VideoModel) -> Generator[None]:
+    """Run the operators of a small model on the CPU on one thread of torch.
+
+    The other threads of an operator wait for the next one in a loop, on the cores that the reader needs: a film took
+    1.3 times the CPU time (benchmarks/README.md). The size is estimated from the model and not timed, so that the
+    vectors do not depend on what else runs.
+    """
+    clips = model.preprocessing
+    tokens = clips.frames * clips.size**2 / (2 * 16 * 16)  # tubes of two frames, as VideoMAE has
+    flops = 2 * tokens * sum(parameter.numel() for parameter in model.module.parameters())
+    threads = torch.get_num_threads()
+    if model.device.type == "cpu" and flops < SMALL_MODEL_FLOPS:
+        torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def parallel_clips(

@@ -170,9 +170,8 @@ def read_features(
     if uncached:
         writer = CacheWriter([video_of_row(manifest, row) for row in uncached.values()], list(uncached), cache)
         windows = TimedWindows(model.preprocessing)
-        run_engine(
-            writer, windows, partial(encode, model, kind=kind), batch_size=batch_size, workers=workers, in_order=True
-        )
+        encode_kind = partial(encode, model, kind=kind)
+        run_engine(writer, windows, encode_kind, model, batch_size=batch_size, workers=workers, in_order=True)
         failures = writer.failures
         cache.join()
     read = np.asarray([index for index, key in enumerate(keys) if key in cache.rows], dtype=np.int64)
