@@ -6,11 +6,8 @@ import asyncio
 import json
 import os
 import shutil
-import socket
 import subprocess
 import sys
-import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -22,39 +19,16 @@ from PIL import Image
 
 pytest.importorskip("fastapi")
 pytest.importorskip("mcp")
-import uvicorn
 from mcp import Client, StdioServerParameters
+from running_server import Running
 
 from internvideo.search.collection import Collection
 from internvideo.search.guard import HEADERS, is_loopback
 from internvideo.search.mcp import create_mcp_server
-from internvideo.search.server import create_app
 from internvideo.video.reader import Video, read_video_info
 
 ROOT = Path(__file__).parents[2]
 SECRET = "NOBODY MAY READ THIS"
-
-
-class Running:
-    """A server on a free port in a thread."""
-
-    def __init__(self, collection: Collection, **settings: Any) -> None:
-        self.socket = socket.socket()
-        self.socket.bind(("127.0.0.1", 0))
-        self.socket.listen(2048)
-        self.address = f"http://127.0.0.1:{self.socket.getsockname()[1]}"
-        app: Any = create_app(collection, **settings)
-        self.server = uvicorn.Server(uvicorn.Config(app, log_level="critical", server_header=False))
-        self.thread = threading.Thread(target=self.server.run, args=([self.socket],), daemon=True)
-        self.thread.start()
-        while not self.server.started:
-            time.sleep(0.01)
-
-    def stop(self) -> None:
-        self.server.should_exit = True
-        self.server.force_exit = True
-        self.thread.join(10)
-        self.socket.close()
 
 
 @pytest.fixture(scope="module")
