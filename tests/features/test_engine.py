@@ -5,16 +5,14 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 import use_world
-from numpy.typing import NDArray
 from torch import Tensor
 
 from internvideo.data.preprocessing import Span
 from internvideo.features import parallel_windows
-from internvideo.features.engine import FrameWindows, TimedWindows, VectorWriter, VideoEnd, Windows, run_engine
+from internvideo.features.engine import FrameWindows, TimedWindows, VectorWriter, VideoEnd, Window, Windows, run_engine
 from internvideo.features.video_files import VideoFile, find_videos
 from internvideo.features.window_sampling import WindowRule
 
@@ -36,9 +34,9 @@ class InMemory(VectorWriter):
     def begin(self, index: int) -> None:
         self.spans[index], self.values[index] = [], []
 
-    def write(self, index: int, spans: NDArray[np.float64], values: Tensor) -> None:
-        assert len(spans) == len(values)
-        self.spans[index] += spans.tolist()
+    def write(self, index: int, windows: Sequence[Window], values: Tensor) -> None:
+        assert len(windows) == len(values)
+        self.spans[index] += [[window.start, window.end] for window in windows]
         self.values[index] += values
 
     def finish(self, index: int, end: VideoEnd, num_vectors: int) -> None:

@@ -21,6 +21,7 @@ from internvideo.features.engine import (
     TimedWindows,
     VectorWriter,
     VideoEnd,
+    Window,
     check_minimum,
     run_engine,
     vector_provenance,
@@ -174,8 +175,9 @@ class TableWriter(VectorWriter):
         """Return the videos that have no part."""
         return self._pending
 
-    def write(self, index: int, spans: NDArray[np.float64], values: Tensor) -> None:
+    def write(self, index: int, windows: Sequence[Window], values: Tensor) -> None:
         """Hold the vectors until the video is finished."""
+        spans = np.array([(window.start, window.end) for window in windows], np.float64)
         self._open[index].append((spans, values.numpy()))
 
     def finish(self, index: int, end: VideoEnd, num_vectors: int) -> None:

@@ -1,20 +1,20 @@
 """Run an encoder over the windows of many videos: read ahead, batch across videos, and hand the vectors to a writer.
 
-A writer says which videos are to be read and what becomes of their vectors; a table, a feature folder and the cache of
-`internvideo fit` are three. One of another kind gives `pending`, `write` and `finish`, and needs nothing else.
+A writer says which videos are to be read and what becomes of their vectors; a table, a feature folder, the cache of
+`internvideo fit` and a searchable collection are four. One of another kind gives `pending`, `write` and `finish`, and
+needs nothing else.
 """
 
 from __future__ import annotations
 
 import time
 from abc import ABC, abstractmethod
+from collections import defaultdict
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import IterableDataset, get_worker_info
 from tqdm import tqdm
@@ -35,7 +35,7 @@ from internvideo.inference.video_model import VideoModel
 from internvideo.video.conversion import conversion_metadata
 from internvideo.video.damage import damage_metadata
 from internvideo.video.frame_folder import rate_metadata
-from internvideo.video.reader import Video
+from internvideo.video.reader import Video, VideoInfo
 
 
 class Window(NamedTuple):
@@ -44,6 +44,7 @@ class Window(NamedTuple):
     Attributes:
         clip: (3, T, S, S). start, end: seconds from the start of the video.
         new_seconds: of the video, in no window before. fraction_done: of the video, 0..1, at the end of the window.
+        detail: what the placement of the windows tells its writer beyond that.
     """
 
     clip: Tensor
@@ -51,6 +52,7 @@ class Window(NamedTuple):
     end: float
     new_seconds: float
     fraction_done: float
+    detail: Any = None
 
 
 class Extent(NamedTuple):
@@ -68,14 +70,14 @@ class VideoEnd(NamedTuple):
         reason: why it was not read, or not to its end; "" if it was.
         identity: of the file before it was opened: the next run reads changes made meanwhile.
         extent: zeros where it cannot be opened. gaps: (start, end) without a decodable frame, in seconds of the video.
-        marks: `VideoInfo.properties`.
+        info: of the file; None where it cannot be opened.
     """
 
     reason: str = ""
     identity: str = ""
     extent: Extent = Extent()
     gaps: tuple[tuple[float, float], ...] = ()
-    marks: tuple[str, ...] = ()
+    info: VideoInfo | None = None
 
 
 class Windows(Protocol):
@@ -166,8 +168,8 @@ class VectorWriter(ABC):
         """Prepare for the vectors of a video."""
 
     @abstractmethod
-    def write(self, index: int, spans: NDArray[np.float64], values: Tensor) -> None:
-        """Take the next vectors of a video: spans (n, 2) in seconds, values (n, ...) on the CPU."""
+    def write(self, index: int, windows: Sequence[Window], values: Tensor) -> None:
+        """Take the next vectors of a video: values (n, ...) on the CPU, of n windows."""
 
     @abstractmethod
     def finish(self, index: int, end: VideoEnd, num_vectors: int) -> None:
@@ -265,7 +267,7 @@ def read_windows(piece: VideoFile, windows: Windows, readers: int) -> Iterator[W
         end = end._replace(identity=piece.identity())
         side = windows.preprocessing.short_side
         with fetched(piece.path) as path, open_long(path, side, fps=piece.fps) as video:
-            end = end._replace(marks=tuple(video.info.properties))
+            end = end._replace(info=video.info)
             extent, placed = windows.place(video, piece, readers)
             end = end._replace(extent=extent)
             yield from placed
@@ -340,11 +342,11 @@ class _Run:
             check_finite(self.writer.videos[index], value[None], [window.start])
         self.writer.report.dim = values.shape[-1]
         batch, self.batch = self.batch, []
-        indices = np.array([index for index, _ in batch])
-        spans = np.array([(window.start, window.end) for _, window in batch], np.float64)
-        for index in dict.fromkeys(indices.tolist()):
-            rows = np.flatnonzero(indices == index)
-            self.writer.write(index, spans[rows], values[rows])
+        places = defaultdict[int, list[int]](list)
+        for place, (index, _) in enumerate(batch):
+            places[index].append(place)
+        for index, rows in places.items():
+            self.writer.write(index, [batch[place][1] for place in rows], values[rows])
             self.open[index].num_encoded += len(rows)
         self.writer.after_batch(self.open)
         for index in [*self.open]:

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 from torch import Tensor
 
 from internvideo.errors import VideoError
@@ -23,6 +22,7 @@ from internvideo.features.engine import (
     FrameWindows,
     VectorWriter,
     VideoEnd,
+    Window,
     check_minimum,
     run_engine,
     vector_provenance,
@@ -193,7 +193,7 @@ class FolderWriter(VectorWriter):
             rows.unlink(missing_ok=True)
         self.rows[index] = self.folder.work / f"{name}.{os.getpid()}.rows"
 
-    def write(self, index: int, spans: NDArray[np.float64], values: Tensor) -> None:
+    def write(self, index: int, windows: Sequence[Window], values: Tensor) -> None:
         """Append rows, which follow the rule of the windows and need no times."""
         append_rows(self.rows[index], values.numpy())
 
@@ -216,7 +216,7 @@ class FolderWriter(VectorWriter):
             reason,
             self.began,
             tuple((start, stop) for start, stop in gaps.tolist() if stop > start) if num_vectors else (),
-            end.marks if num_vectors else (),
+            tuple(end.info.properties) if num_vectors and end.info else (),
         )
         self.folder.keep(item.id, record, rows if num_vectors else None)
         rows.unlink(missing_ok=True)

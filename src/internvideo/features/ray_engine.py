@@ -206,7 +206,7 @@ class _InOrder:
         check_finite(self.writer.videos[index], values, [window.start for window in ready])
         self.writer.report.dim = values.shape[-1]
         self.writer.report.video_seconds += sum(window.new_seconds for window in ready)
-        self.writer.write(index, np.array([(window.start, window.end) for window in ready], np.float64), values)
+        self.writer.write(index, ready, values)
         self.writer.after_batch(self.unfinished)
 
     def _finish(self, index: int, end: VideoEnd) -> None:

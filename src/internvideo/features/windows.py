@@ -10,7 +10,7 @@ import os
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -30,6 +30,8 @@ MAX_SECONDS = 24 * 3600.0
 
 SECONDS_PER_BYTE = 1e-6
 """Extra time limit for files whose frames can only be indexed by decoding all of them."""
+
+Piece = TypeVar("Piece", bound=tuple[float, ...])
 
 
 class ClipWindow(NamedTuple):
@@ -142,19 +144,35 @@ def windows_of(
     begin = 0.0 if start is None else max(start, 0.0)
     # A piece that begins after the end of the video is left as it is: choosing its frames raises the error.
     stop = last if end is None else min(end, last) if begin < last else end
-    pieces, frame_indices = [], []
-    for piece in spans(begin, stop, window_seconds, stride_seconds):
+    for piece, clip in clips_of_spans(video, preprocessing, spans(begin, stop, window_seconds, stride_seconds)):
+        yield ClipWindow(*piece, clip)
+
+
+def clips_of_spans(
+    video: Video, preprocessing: Preprocessing, pieces: Sequence[Piece], *, by_last_frame: bool = False
+) -> Iterator[tuple[Piece, Tensor]]:
+    """Yield pieces of an open video, which begin with start and end in s, with their clips, in one decoding pass.
+
+    Those without an intact frame are left out. `by_last_frame`: in the order of the last frame that each needs, so that
+    no clip waits for another's frames.
+
+    Raises:
+        VideoError: none has an intact frame. Also during the iteration, as `iter_clips`.
+    """
+    found = []
+    for piece in pieces:
         try:
-            frame_indices.append(preprocessing.frame_indices(video, *piece)[0])
-            pieces.append(piece)
-        except DamageError:  # no intact frame: left out
+            found.append((piece, preprocessing.frame_indices(video, piece[0], piece[1])[0]))
+        except DamageError:  # no intact frame
             continue
-    if not pieces:
+    if not found:
         raise VideoError(video.path, "no intact frame in any window")
-    clips = iter_clips(video, preprocessing, frame_indices)
-    for piece, indices, clip in zip(pieces, frame_indices, clips, strict=True):
+    if by_last_frame:
+        found.sort(key=lambda item: (int(item[1].max()), item[0]))
+    clips = iter_clips(video, preprocessing, [indices for _, indices in found])
+    for (piece, indices), clip in zip(found, clips, strict=True):
         if video.damage != "skip" or not video.is_missing(indices).all():
-            yield ClipWindow(*piece, clip)
+            yield piece, clip
 
 
 def iter_clips(video: Video, preprocessing: Preprocessing, frame_indices: Sequence[Indices]) -> Iterator[Tensor]:

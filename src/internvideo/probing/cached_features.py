@@ -29,7 +29,7 @@ from torch import Tensor
 from internvideo import untrusted
 from internvideo.data.manifest import Manifest, Sample
 from internvideo.errors import RunError, VideoError, WeightsError, shown
-from internvideo.features.engine import TimedWindows, VectorWriter, VideoEnd, run_engine
+from internvideo.features.engine import TimedWindows, VectorWriter, VideoEnd, Window, run_engine
 from internvideo.features.video_files import VideoFile, file_state, video_of_row
 from internvideo.inference.hub_folder import model_hash
 from internvideo.inference.video_model import VideoModel
@@ -209,7 +209,7 @@ class CacheWriter(VectorWriter):
         """Return all videos."""
         return range(len(self.videos))
 
-    def write(self, index: int, spans: NDArray[np.float64], values: Tensor) -> None:
+    def write(self, index: int, windows: Sequence[Window], values: Tensor) -> None:
         """Take the vector of a video."""
         self._new_rows[self.keys[index]] = values[0]
 

@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 import os
-import time
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from tqdm import tqdm
+from torch import Tensor
 
-from internvideo.errors import RecipeError, RunError, VideoError
-from internvideo.features.read_ahead import read_ahead
+from internvideo.errors import VideoError
+from internvideo.features.engine import VectorWriter, VideoEnd, Window, check_minimum, run_engine
 from internvideo.features.read_report import ReadFailure, ReadReport
 from internvideo.features.video_files import VideoFile, find_videos
 from internvideo.inference.video_model import VideoModel
-from internvideo.search.reading import Piece, WindowReader
+from internvideo.search.reading import ScaledWindows
 from internvideo.search.records import VideoRecord
 from internvideo.search.store import OVERLAP, Store
 from internvideo.storage import alone_in
@@ -46,9 +46,7 @@ class IndexSettings:
     progress: bool | None = None
 
     def __post_init__(self) -> None:
-        for name, least in (("batch_size", 1), ("workers", 0)):
-            if getattr(self, name) < least:
-                raise RecipeError(name, str(getattr(self, name)), f"{least} or more")
+        check_minimum(self, batch_size=1, workers=0)
 
 
 @dataclass
@@ -80,11 +78,14 @@ def index_videos(
     store.check_model(model)
     videos = [absolute(video) for video in find_videos(inputs, recursive=settings.recursive)]
     with alone_in(store.folder):
-        report = IndexReport(len(videos), model.embed_dim)
         store.records.set_fact("roots", sorted({*store.records.fact("roots", []), *map(_root, inputs)}))
-        run = _Run(store, model, videos, settings, report)
-        waiting = run.compare(inputs)
-        run.run(waiting)
+        writer = CollectionWriter(store, model, videos, inputs)
+        windows = ScaledWindows(model.preprocessing, store.scales, OVERLAP)
+        batch_size, workers, progress = settings.batch_size, settings.workers, settings.progress
+        encode = model.encode_clips
+        run_engine(writer, windows, encode, model, batch_size=batch_size, workers=workers, progress=progress)
+        writer.order.save()
+        report = writer.report
         unreadable = {failure.path: failure.reason for failure in report.unreadable}
         with store.records.transaction():
             store.records.set_unreadable(unreadable)
@@ -108,48 +109,51 @@ def _root(given: Path) -> str:
 
 
 @dataclass
-class _Open:
-    """A video in progress."""
+class _Read:
+    """What was encoded of a video in progress."""
 
     windows: list[tuple[float, float, float]] = field(default_factory=list)
     vectors: list[NDArray[np.float32]] = field(default_factory=list)
     pictures: dict[float, bytes] = field(default_factory=dict)
-    fraction_done: float = 0.0
-    covered: float = 0.0
-    end: Piece | None = None
 
 
-class _Run:
-    """Read, encode and commit the videos that are not in the collection, batch by batch."""
+class CollectionWriter(VectorWriter):
+    """Commit each video for itself.
 
-    def __init__(
-        self, store: Store, model: VideoModel, videos: list[VideoFile], settings: IndexSettings, report: IndexReport
-    ) -> None:
-        self.store, self.model, self.videos, self.settings, self.report = store, model, videos, settings, report
-        self.identities = [""] * len(videos)
-        self.replaces: dict[int, list[int]] = {}
-        self.open: dict[int, _Open] = {}
-        self.batch: list[Piece] = []
-        self.order = _TimeOrder(store)
+    Args:
+        store: of the collection. model: that encodes. videos: with absolute paths. inputs: where they were found.
+    """
 
-    def compare(self, inputs: Sequence[Path]) -> list[int]:
+    report: IndexReport
+
+    def __init__(self, store: Store, model: VideoModel, videos: Sequence[VideoFile], inputs: Sequence[Path]) -> None:
+        super().__init__(videos)
+        self.store = store
+        self.report = IndexReport(len(videos), model.embed_dim)
+        self.order = _TimeOrder(store, model)
+        self._identities = [""] * len(videos)
+        self._replaces: dict[int, list[int]] = {}
+        self._open: defaultdict[int, _Read] = defaultdict(_Read)
+        self._pending = self._compare(inputs)
+
+    def _compare(self, inputs: Sequence[Path]) -> list[int]:
         """Remove what is gone; return the indices of the videos to read."""
         known = {record.key: record for record in self.store.snapshot().videos}
         waiting, gone = [], []
         for index, video in enumerate(self.videos):
             record = known.pop((video.path, video.start, video.end), None)
             try:
-                self.identities[index] = video.identity()
+                self._identities[index] = video.identity()
             except VideoError as error:
-                self.report.unreadable.append(ReadFailure(video.path, _reason(error, video)))
+                self.report.unreadable.append(ReadFailure(video.path, str(error).removeprefix(f"{video.path}: ")))
                 gone += [record] if record else []
                 continue
-            if record and record.identity == self.identities[index]:
+            if record and record.identity == self._identities[index]:
                 self.report.resumed += 1
                 if record.damage:
                     self.report.truncated.append(ReadFailure(video.path, record.damage))
                 continue
-            self.replaces[index] = [record.id] if record else []
+            self._replaces[index] = [record.id] if record else []
             waiting.append(index)
         roots = [os.path.join(os.path.abspath(given), "") for given in inputs if os.path.isdir(given)]
         gone += [record for record in known.values() if any(record.path.startswith(root) for root in roots)]
@@ -157,108 +161,78 @@ class _Run:
         self.report.removed = [record.path for record in gone]
         return waiting
 
-    def run(self, indices: list[int]) -> None:
-        """Read, encode and commit the videos with these indices."""
-        store, settings = self.store, self.settings
-        reader = WindowReader(self.videos, indices, self.model.preprocessing, store.scales, OVERLAP)
-        began, told = time.perf_counter(), 0
-        form = "{l_bar}{bar}| {n:.1f}/{total} videos{postfix}, {remaining} left"
-        disable = None if settings.progress is None else not settings.progress
-        with tqdm(total=len(indices), bar_format=form, postfix="", disable=disable) as bar:
-            for piece in read_ahead(reader, min(settings.workers, len(indices))) if indices else ():
-                bar.update(self._handle(piece))
-                self.report.seconds = time.perf_counter() - began
-                bar.set_postfix_str(f"{self.report.speed:.1f}x real time", refresh=False)
-                if told != (told := self.report.read + len(self.report.unreadable)):
-                    done = self.report.resumed + told
-                    store.records.set_fact("progress", {"done": done, "total": len(self.videos)})
-            self._encode()
-        self.report.seconds = time.perf_counter() - began
-        self.order.save()
+    def pending(self) -> list[int]:
+        """Return the videos that are new or changed."""
+        return self._pending
 
-    def _handle(self, piece: Piece) -> float:
-        """Process one piece; return the fraction of a video that it adds."""
-        state = self.open.setdefault(piece.video, _Open())
-        advance = piece.fraction_done - state.fraction_done
-        state.fraction_done = piece.fraction_done
-        if piece.clip is None:
-            state.end = piece
-            self._finalize(piece.video)
-            return advance
-        if piece.scale == self.store.scales[0] or piece.end - piece.start < piece.scale:
-            self.report.video_seconds += max(0.0, piece.end - max(state.covered, piece.start))
-            state.covered = max(state.covered, piece.end)
-        state.windows.append((piece.start, piece.end, piece.scale))
-        state.pictures.update(piece.pictures or {})
-        self.batch.append(piece)
-        if len(self.batch) == self.settings.batch_size:
-            self._encode()
-        return advance
+    def write(self, index: int, windows: Sequence[Window], values: Tensor) -> None:
+        """Hold the vectors until the video is finished."""
+        state = self._open[index]
+        for window in windows:
+            state.windows.append((window.start, window.end, window.detail.scale))
+            state.pictures.update(window.detail.pictures)
+        state.vectors.append(values.numpy())
+        self.order.take(index, windows[-1].clip, values[-1])
 
-    def _encode(self) -> None:
-        if not self.batch:
-            return
-        clips = torch.stack([piece.clip for piece in self.batch if piece.clip is not None])
-        values = self.model.encode_clips(clips)
-        finite = values.isfinite().all(dim=1)
-        if not finite.all():
-            piece = self.batch[int(finite.int().argmin())]
-            found = f"vector at {piece.start:g} s is not finite"
-            raise RunError(self.videos[piece.video].path, found, "", "try precision float32")
-        self.order.measure(self.model, clips, values, [piece.video for piece in self.batch])
-        for piece, value in zip(self.batch, values.numpy(), strict=True):
-            self.open[piece.video].vectors.append(value)
-        done, self.batch = {piece.video for piece in self.batch}, []
-        for index in sorted(done):
-            self._finalize(index)
+    def after_batch(self, unfinished: Collection[int]) -> None:
+        """Encode windows backwards."""
+        self.order.measure()
 
-    def _finalize(self, index: int) -> None:
-        """Commit a video once its end has arrived and all its windows are encoded."""
-        state, video = self.open[index], self.videos[index]
-        if state.end is None or len(state.vectors) < len(state.windows):
-            return
-        del self.open[index]
-        info, reason = state.end.info, state.end.reason
-        if info is None or not state.windows:
-            self.report.unreadable.append(ReadFailure(video.path, reason))
-            self.store.remove(self.replaces[index])
-            self.report.removed += [video.path] if self.replaces[index] else []
-            return
-        vectors = np.stack(state.vectors)
+    def finish(self, index: int, end: VideoEnd, num_vectors: int) -> None:
+        """Commit a video, in place of its earlier state; forget that state where nothing can be read."""
+        path, report = self.videos[index].path, self.report
+        replaced = [path] if self._replaces[index] else []
+        if num_vectors:
+            self._add(index, end)
+            report.changed += replaced
+            if end.reason:
+                report.truncated.append(ReadFailure(path, end.reason))
+        else:
+            report.unreadable.append(ReadFailure(path, end.reason))
+            self.store.remove(self._replaces[index])
+            report.removed += replaced
+        done = report.resumed + report.read + len(report.unreadable)
+        self.store.records.set_fact("progress", {"done": done, "total": len(self.videos)})
+
+    def _add(self, index: int, end: VideoEnd) -> None:
+        state, video, info = self._open.pop(index), self.videos[index], end.info
+        assert info is not None
+        vectors = np.concatenate(state.vectors)
         norms = np.linalg.norm(vectors.astype(np.float64), axis=1)
         windows = np.column_stack([np.array(state.windows, np.float64), norms])
         order = np.lexsort((windows[:, 0], windows[:, 2]))
         unit = (vectors / np.maximum(norms, 1e-12)[:, None]).astype(np.float32)
         record = VideoRecord(
-            0, video.path, video.start, video.end, self.identities[index], info.duration, info.fps, info.width,
-            info.height, _modified(video.path), reason, 0, 0, windows[order],
+            0, video.path, video.start, video.end, self._identities[index], info.duration, info.fps, info.width,
+            info.height, _modified(video.path), end.reason, 0, 0, windows[order],
         )  # fmt: skip
-        self.store.add(record, unit[order], state.pictures, self.replaces[index])
-        self.report.read += 1
-        self.report.changed += [video.path] if self.replaces[index] else []
-        if reason:
-            self.report.truncated.append(ReadFailure(video.path, reason))
+        self.store.add(record, unit[order], state.pictures, self._replaces[index])
 
 
 class _TimeOrder:
     """Measure how far the vectors of some windows are from those of the same windows played backwards."""
 
-    def __init__(self, store: Store) -> None:
-        self.store = store
+    def __init__(self, store: Store, model: VideoModel) -> None:
+        self.store, self.model = store, model
         self.done = (store.records.fact("time_order") or {}).get("windows", 0) >= REVERSED_WINDOWS
         self.seen: dict[int, tuple[NDArray[np.float32], float]] = {}
+        self._next: dict[int, tuple[Tensor, Tensor]] = {}
 
-    def measure(self, model: VideoModel, clips: torch.Tensor, values: torch.Tensor, videos: list[int]) -> None:
-        """Encode one window of each new video backwards, until there are enough."""
-        fresh = {video: place for place, video in enumerate(videos) if video not in self.seen}
-        if self.done or len(self.seen) >= REVERSED_WINDOWS or not fresh or clips.shape[2] < 2:
+    def take(self, video: int, clip: Tensor, value: Tensor) -> None:
+        """Keep a window of a new video for `measure`, until there are enough."""
+        if not self.done and len(self.seen) < REVERSED_WINDOWS and video not in self.seen and clip.shape[1] > 1:
+            self._next[video] = clip, value
+
+    def measure(self) -> None:
+        """Encode the windows that were kept backwards."""
+        if not self._next:
             return
-        places = list(fresh.values())
-        forward = torch.nn.functional.normalize(values[places], dim=1)
-        backward = torch.nn.functional.normalize(model.encode_clips(clips[places].flip(2)), dim=1)
+        clips, values = (torch.stack(parts) for parts in zip(*self._next.values(), strict=True))
+        forward = torch.nn.functional.normalize(values, dim=1)
+        backward = torch.nn.functional.normalize(self.model.encode_clips(clips.flip(2)), dim=1)
         distances = 1 - (forward * backward).sum(dim=1)
-        for video, vector, distance in zip(fresh, forward.numpy(), distances.tolist(), strict=True):
-            self.seen[video] = (vector, distance)
+        self.seen |= zip(self._next, zip(forward.numpy(), distances.tolist(), strict=True), strict=True)
+        self._next = {}
 
     def save(self) -> None:
         """Store the means: distance to the window backwards, and to windows of other videos (1 - cosine)."""
@@ -276,7 +250,3 @@ def _modified(path: str) -> float:
         return os.stat(path).st_mtime
     except OSError:  # deleted while it was read
         return 0.0
-
-
-def _reason(error: VideoError, video: VideoFile) -> str:
-    return str(error).removeprefix(f"{video.path}: ")

@@ -1,19 +1,18 @@
-"""Read the clips of windows of several lengths from videos in one decoding pass each, in a thread or in workers."""
+"""Place windows of several lengths in a video, which one decoding pass reads, with pictures for its filmstrip."""
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
 from torch import Tensor
-from torch.utils.data import IterableDataset, get_worker_info
 
 from internvideo.data.preprocessing import Preprocessing
-from internvideo.errors import VideoError
+from internvideo.features.engine import Extent, Window
 from internvideo.features.video_files import VideoFile
-from internvideo.features.windows import iter_clips, open_long, past_end, spans
-from internvideo.video.damage import DamageError
+from internvideo.features.windows import clips_of_spans, spans
 from internvideo.video.reader import Video, VideoInfo
 from internvideo.video.writer import jpeg
 
@@ -21,85 +20,45 @@ PICTURE_SIDE = 160
 """Pixels of the longer side of a picture of a filmstrip."""
 
 
-class Piece(NamedTuple):
-    """A window of a video, or (clip None) the end of the video.
+class Detail(NamedTuple):
+    """Seconds of a whole window of the scale, and for the filmstrip time -> JPEG."""
+
+    scale: float
+    pictures: dict[float, bytes]
+
+
+@dataclass(frozen=True)
+class ScaledWindows:
+    """Windows of each of some lengths (`engine.Windows`), by the last frame that they need; `detail` is a `Detail`.
 
     Attributes:
-        video: its index. start, end: seconds. scale: seconds of a whole window of its kind.
-        fraction_done: of the video, 0..1. clip: (3, T, S, S). pictures: time -> JPEG, for the filmstrip.
-        info: at the end, None if the video could not be opened. reason: at the end, why it came early.
-    """
-
-    video: int
-    start: float = 0.0
-    end: float = 0.0
-    scale: float = 0.0
-    fraction_done: float = 1.0
-    clip: Tensor | None = None
-    pictures: dict[float, bytes] | None = None
-    info: VideoInfo | None = None
-    reason: str = ""
-
-
-class WindowReader(IterableDataset[Piece]):
-    """Iterate over the windows of videos; each worker reads every n-th video.
-
-    Args:
-        videos: all of them. indices: of those to read. preprocessing: of the model.
+        preprocessing: of the model.
         scales: seconds of the windows of each scale. overlap: windows start this fraction of their length apart.
     """
 
-    def __init__(
-        self,
-        videos: Sequence[VideoFile],
-        indices: Sequence[int],
-        preprocessing: Preprocessing,
-        scales: Sequence[float],
-        overlap: float,
-    ) -> None:
-        self.videos, self.indices, self.preprocessing = videos, indices, preprocessing
-        self.scales, self.overlap = scales, overlap
+    preprocessing: Preprocessing
+    scales: Sequence[float]
+    overlap: float
 
-    def __iter__(self) -> Iterator[Piece]:
-        worker = get_worker_info()
-        for index in self.indices if worker is None else self.indices[worker.id :: worker.num_workers]:
-            try:
-                yield from self._read(index)
-            except VideoError as error:
-                yield Piece(index, reason=str(error).removeprefix(f"{self.videos[index].path}: "))
+    def place(self, video: Video, piece: VideoFile, readers: int) -> tuple[Extent, Iterator[Window]]:
+        """Place the windows; one thread decodes."""
+        info = video.info
+        begin = max(piece.start or 0.0, 0.0)
+        stop = info.duration if piece.end is None else min(piece.end, info.duration)
+        placed = scale_spans(begin, stop, self.scales, self.overlap)
 
-    def _read(self, index: int) -> Generator[Piece]:
-        video = self.videos[index]
-        with open_long(video.path, self.preprocessing.short_side, fps=video.fps) as opened:
-            info, done, reason = opened.info, 0.0, ""
-            begin = max(video.start or 0.0, 0.0)
-            stop = info.duration if video.end is None else min(video.end, info.duration)
-            try:
-                for span, clip in self._clips(opened, begin, stop):
-                    start, end, scale = span
-                    pictures = self._pictures(span, clip, info) if self._has_pictures(start - begin, scale) else None
-                    done = max(done, (end - begin) / max(stop - begin, 1e-9))
-                    yield Piece(index, start, end, scale, min(done, 1.0), clip, pictures)
-                reason = opened.damage_report or past_end(info, video.end)
-            except VideoError as error:  # the windows before the damage are kept
-                reason = str(error).removeprefix(f"{video.path}: ")
-        yield Piece(index, info=info, reason=reason)
+        def read() -> Iterator[Window]:
+            done = covered = 0.0
+            for span, clip in clips_of_spans(video, self.preprocessing, placed, by_last_frame=True):
+                start, end, scale = span
+                new = 0.0
+                if scale == self.scales[0] or end - start < scale:
+                    new, covered = max(0.0, end - max(covered, start)), max(covered, end)
+                done = max(done, (end - begin) / max(stop - begin, 1e-9))
+                pictures = self._pictures(span, clip, info) if self._has_pictures(start - begin, scale) else {}
+                yield Window(clip, start, end, new, min(done, 1.0), Detail(scale, pictures))
 
-    def _clips(self, video: Video, begin: float, stop: float) -> Iterator[tuple[tuple[float, float, float], Tensor]]:
-        """Yield (start, end, scale) and the clip of all windows, by the last frame that they need."""
-        found = []
-        for span in scale_spans(begin, stop, self.scales, self.overlap):
-            try:
-                found.append((span, self.preprocessing.frame_indices(video, *span[:2])[0]))
-            except DamageError:  # no intact frame: left out
-                continue
-        if not found:
-            raise VideoError(video.path, "no intact frame in any window")
-        found.sort(key=lambda item: (int(item[1].max()), item[0]))
-        clips = iter_clips(video, self.preprocessing, [indices for _, indices in found])
-        for (span, indices), clip in zip(found, clips, strict=True):
-            if video.damage != "skip" or not video.is_missing(indices).all():
-                yield span, clip
+        return Extent(info.fps, info.frames, max(stop - begin, 0.0)), read()
 
     def _has_pictures(self, offset: float, scale: float) -> bool:
         """Return whether a filmstrip has pictures of the window: those of the shortest scale that do not overlap."""
