@@ -112,7 +112,7 @@ def test_a_head_is_not_asked_for_where_there_is_none() -> None:
 
 
 def test_settings_of_another_optimizer_are_refused() -> None:
-    with pytest.raises(RecipeError, match="momentum: not of the kind 'adamw'"):
+    with pytest.raises(RecipeError, match=r"optimizer\.momentum: not of optimizer\.kind 'adamw'"):
         read_recipe("sample/masked", ["optimizer.momentum=0.5"])
     tree = read_recipe("sample/masked", ["optimizer.kind=sgd", "optimizer.betas=[0.9,0.999]"]).resolved()
     assert build_recipe(tree).optimizer.kind == "sgd"  # what is saved is read again

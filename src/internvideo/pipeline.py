@@ -22,7 +22,7 @@ from internvideo.pretraining.gradient_cache import PartSettings
 from internvideo.recipe import Recipe, read_recipe, saved_recipe, shipped_recipes
 from internvideo.storage import read_metadata, write_text
 from internvideo.tasks import CATALOG, STAGES, TASKS
-from internvideo.terminal import say
+from internvideo.terminal import LOGGER
 from internvideo.training import checkpoint, run_folder, trained
 from internvideo.training.earlier_recipes import upgraded
 from internvideo.training.head import check_start
@@ -82,7 +82,7 @@ def run_recipe(
         initial = {name: value.clone() for name, value in job.model.state_dict().items()} if recipe.base_weight else {}
         if distributed.rank() == 0:
             for line in job.head:
-                say(f"head: {line}", err=True)
+                LOGGER.info(f"head: {line}")
         with run_folder.locked(folder):
             _train_and_write(job, folder, target, title or recipe.stage, here, changes, initial)
     return target
@@ -117,7 +117,12 @@ def _train_and_write(
     )
     asked = recipe.schedule.total_steps(len(job.loader) / recipe.loop.grad_accum_steps)
     if result.step > asked and not target.is_file():
-        raise RunError(folder, f"{result.step} steps are made, without weights", "", f"ask for {result.step} or more")
+        raise RunError(
+            folder,
+            f"{result.step} steps are made, without weights",
+            "",
+            f"ask for {result.step} or more with schedule.steps or epochs",
+        )
     made = result.step > asked or (
         result.checkpoint == reached and _is_of(target, recipe, (*run_folder.IGNORED_KEYS, *ignore_keys))
     )

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from internvideo.errors import RunError, WeightsError
 from internvideo.system import lock, sync
-from internvideo.terminal import say
+from internvideo.terminal import LOGGER
 from internvideo.untrusted import json_in, parse_json
 from internvideo.untrusted_arrays import safetensors_metadata
 
@@ -150,7 +150,7 @@ def _locked(file: Path) -> int:
             if error.errno not in (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS):
                 os.close(handle)
                 raise
-            say(f"{file.parent}: no locks on this file system, two writers would not be noticed", err=True)
+            LOGGER.warning(f"{file.parent}: no locks on this file system, two writers would not be noticed")
         if os.fstat(handle).st_nlink:
             break
         os.close(handle)  # its last owner removed it between our two calls

@@ -18,24 +18,36 @@ from rich.text import Text
 from internvideo.errors import shown
 
 LOGGER = logging.getLogger("internvideo")
-"""Of notes that are no results: a program that uses the package sends them where it likes."""
+"""Of what is no result: notes are warnings, progress is info; a program that uses the package sends them elsewhere."""
 _JSON = "INTERNVIDEO_JSON"
+_LEVEL = "INTERNVIDEO_LOG_LEVEL"
+
+
+class _StandardError(logging.Handler):
+    """Print messages on stderr, unless the program has a handler of its own that prints them."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Print one."""
+        standard = (sys.stdout, sys.stderr, sys.__stdout__, sys.__stderr__)
+        if not any(getattr(handler, "stream", self) in standard for handler in logging.getLogger().handlers):
+            say(self.format(record), err=True)
+
+
+LOGGER.addHandler(_StandardError())
+LOGGER.setLevel(os.environ.get(_LEVEL, "INFO"))
 
 
 def say(text: str, *, err: bool = False) -> None:
-    """Print a line. err: to stderr."""
-    typer.echo(shown(text), err=err)
+    """Print a line. err: to stderr, as all lines for people are where results are printed as JSON."""
+    typer.echo(shown(text), err=err or results_as_json())
 
 
 def set_verbosity(*, quiet: bool = False, verbose: bool = False) -> None:
-    """Set which notes are told and whether progress bars are drawn, for this process and its workers."""
+    """Set which messages are printed and whether progress bars are drawn, for this process and its workers."""
     if quiet:
         os.environ["TQDM_DISABLE"] = "1"
-    LOGGER.setLevel(logging.ERROR if quiet else logging.DEBUG if verbose else logging.WARNING)
-    if verbose and not LOGGER.handlers:
-        handler = logging.StreamHandler()
-        handler.setFormatter(logging.Formatter("%(message)s"))
-        LOGGER.addHandler(handler)
+    os.environ[_LEVEL] = "ERROR" if quiet else "DEBUG" if verbose else "INFO"
+    LOGGER.setLevel(os.environ[_LEVEL])
 
 
 def results_as_json(wanted: bool | None = None) -> bool:
@@ -47,11 +59,11 @@ def results_as_json(wanted: bool | None = None) -> bool:
 
 def say_json(record: Mapping[str, object]) -> None:
     """Print a result as one line of JSON."""
-    say(json.dumps(record, ensure_ascii=False, default=str))
+    typer.echo(shown(json.dumps(record, ensure_ascii=False, default=str)))
 
 
 def tell(record: Mapping[str, object], *lines: str) -> None:
-    """Print what a command did: lines for people, or the record as JSON where that was asked for."""
+    """Print a result: lines for people, or the record as JSON where that was asked for."""
     if results_as_json():
         say_json(record)
         return
@@ -59,9 +71,9 @@ def tell(record: Mapping[str, object], *lines: str) -> None:
         say(line)
 
 
-def print_rows(rows: Mapping[str, str], as_json: bool = False) -> None:
+def print_rows(rows: Mapping[str, str]) -> None:
     """Print names with what they are: one line each, in a terminal wrapped to its width beside the names."""
-    if as_json:
+    if results_as_json():
         for name, about in rows.items():
             say_json({"name": name, "about": about})
         return
@@ -73,7 +85,10 @@ def print_rows(rows: Mapping[str, str], as_json: bool = False) -> None:
 
 
 class Screen(Console):
-    """Rich's console, for tables and markup; texts and cells pass as in `say`."""
+    """Rich's console, for tables and markup; texts and cells pass as in `say`, and go where its lines go."""
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(**{"stderr": results_as_json(), **settings})
 
     def render_str(self, text: str, **settings: Any) -> Text:
         """A text with its markup; every string that the console prints comes this way."""

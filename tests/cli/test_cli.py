@@ -217,7 +217,7 @@ def test_wrong_commands(run: Run, words: list[str], said: str, tmp_path: Path, m
         ("supervised", ["loop.log_evry=3"], "no setting 'loop.log_evry', did you mean 'log_every'?"),
         ("supervised", ["optimizer.base_lr=fast"], "optimizer.base_lr"),
         ("supervised", ["optimizer=1"], "optimizer"),
-        ("supervised", ["schedule.epochs=2"], "give either steps or epochs"),
+        ("supervised", ["schedule.epochs=2"], "give either schedule.steps or schedule.epochs"),
         ("supervised", ["settings.ratio=0.9"], "no setting 'settings.ratio'"),
         ("supervised", ["nonsense"], "allowed: key.key=value"),
         ("supervised", ["model.name=videomae-x-classifier"], "no model 'videomae-x-classifier'; did you mean"),

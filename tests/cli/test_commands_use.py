@@ -168,8 +168,7 @@ def test_compare_with_texts(language: Path, clips: Path, capsys: pytest.CaptureF
     for first, second in ((str(clips / "0.mp4"), "a dog"), ("a dog", str(clips / "0.mp4"))):
         compare(first, second, str(language), text=True)
         assert "compare several texts" in capsys.readouterr().out
-    compare("a dog", "a dog", str(language), text=True, as_json=True)
-    told = json.loads(capsys.readouterr().out)
+    told = json.loads(in_process.command("compare", "a dog", "a dog", "-e", language, "--text", "--json").out)
     assert told["kinds"] == ["text", "text"]
     assert told["cosine"] == pytest.approx(1, abs=1e-5)
     compare(str(clips / "0.mp4"), "a dog " * 60, str(language), text=True)  # longer than a file's name can be
@@ -202,8 +201,8 @@ def test_stream_in_words(language: Path, clips: Path, capsys: pytest.CaptureFixt
     first, second = capsys.readouterr().out.splitlines()
     assert first.startswith("0:00:00.0-0:00:01.0: embedding of 24 numbers")
     assert "cosine to the window before 0." in second
-    stream(video, str(language), window_seconds=1.0, as_json=True)
-    assert len(json.loads(capsys.readouterr().out.splitlines()[0])["embedding"]) == 24
+    told = in_process.command("stream", video, "-e", language, "--window-seconds", 1, "--json")
+    assert len(json.loads(told.out.splitlines()[0])["embedding"]) == 24
     stream(video, str(use_world.classifier_folder()), live=True, window_seconds=1.0)
     assert "moving left to right 0." in capsys.readouterr().out
     with pytest.raises(RecipeError, match="labels"):

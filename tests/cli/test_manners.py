@@ -15,11 +15,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import use_world
 from typer.main import get_command
 
 from internvideo import terminal
 from internvideo.cli import main as cli
 from internvideo.cli.manners import EXAMPLES, GROUPS, Command, summary
+from internvideo.cli.options import named_files
 from internvideo.errors import VideoError
 
 ROOT = Path(__file__).parents[2]
@@ -32,8 +34,7 @@ def restored() -> Iterator[None]:
     yield
     os.environ.clear()
     os.environ.update(before)
-    terminal.LOGGER.setLevel(logging.NOTSET)
-    terminal.LOGGER.handlers.clear()
+    terminal.LOGGER.setLevel(logging.INFO)
 
 
 def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *words: object) -> tuple[int, str, str]:
@@ -155,6 +156,85 @@ def test_quiet_and_verbose(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captu
     assert not terminal.LOGGER.isEnabledFor(logging.WARNING)
     code, _, err = run(monkeypatch, capsys, "--quiet", "--verbose", "list", "models")
     assert (code, "--verbose: together with --quiet" in err) == (2, True)
+
+
+def test_every_command_prints_json_on_request() -> None:
+    tasks = GROUP.commands["evaluate"]
+    every = {name: command for name, command in GROUP.commands.items() if name != "evaluate"}
+    every |= {f"evaluate {name}": tasks.get_command(None, name) for name in tasks.list_commands(None)}
+    lacking = [name for name, command in every.items() if not any("--json" in p.opts for p in command.params)]
+    assert lacking == []
+
+
+def test_tasks_have_whole_summaries_and_examples_that_parse(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tasks = GROUP.commands["evaluate"]
+    _, out, _ = run(monkeypatch, capsys, "evaluate", "--help")
+    joined = " ".join(out.split())
+    for name in tasks.list_commands(None):
+        command = tasks.get_command(None, name)
+        assert f"{name} {summary(command)}" in joined
+        (line,) = command.examples()
+        words = shlex.split(line)
+        assert words[:3] == ["internvideo", "evaluate", name]
+        command.make_context(name, words[3:])
+    code, _, err = run(monkeypatch, capsys, "evaluate", "recognition", "--num-clips", "x", "--nun-crops", "3")
+    assert (code, "'--num-clips'" in err, "--nun-crops" in err, "'manifest'" in err) == (2, True, True, True)
+
+
+def test_standard_output_is_json_alone(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    world, out = tmp_path / "world", tmp_path / "run"
+    trained = ("train", "sample/supervised_masked", f"data.train={world / 'train.jsonl'}", "schedule.epochs=1")
+    trained += ("schedule.warmup=0", "data.loader.batch_size=4")
+    lists = ROOT / "tests" / "goldens" / "tasks" / "annotations" / "kinetics400"
+    lines: list[tuple[object, ...]] = [
+        ("sample-world", world, "--clips", 16, "--size", 32, "--workers", 0),
+        ("navigation-world", tmp_path / "houses", "--scenes", 2, "--episodes", 1, "--validation", 1),
+        ("prepare", "kinetics400", "--annotations", lists, "-o", tmp_path / "prepared"),
+        ("pack", world / "train.jsonl", "-o", tmp_path / "packed"),
+        (*trained, "--dry-run"),
+        (*trained, "-o", out),
+        ("evaluate", "recognition", out, world / "train.jsonl", "-o", out, "--device", "cpu"),
+        ("score", out / "recognition.npz"),
+        ("index", use_world.clips(), "-o", tmp_path / "collection", "-e", use_world.language_folder()),
+        ("search", tmp_path / "collection", "a dog"),
+        ("search", tmp_path / "collection", "a dog", "--export", tmp_path / "found.csv"),
+    ]
+    for line in lines:
+        code, told, err = run(monkeypatch, capsys, *line, "--json")
+        assert code == 0, err
+        records = [json.loads(text) for text in told.splitlines()]
+        assert records, line
+        assert all(isinstance(record, dict) for record in records)
+        assert not terminal.results_as_json()
+
+
+def test_tables_are_named_by_standard_input(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stdin", io.StringIO("a.npz\n\nb c.npz\n"))
+    assert named_files([Path("first.npz"), "-", "last.npz"]) == ["first.npz", "a.npz", "b c.npz", "last.npz"]
+
+
+def test_notes_go_where_the_program_sends_them(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    terminal.LOGGER.warning("something is odd\x1b[1m")
+    terminal.LOGGER.info("step 1")
+    terminal.LOGGER.debug("not told")
+    assert capsys.readouterr().err == "something is odd\\u001b[1m\nstep 1\n"
+    root = logging.getLogger()
+    own = logging.StreamHandler(sys.stderr)
+    own.setFormatter(logging.Formatter("mine: %(message)s"))
+    monkeypatch.setattr(root, "handlers", [*root.handlers, own])
+    terminal.LOGGER.warning("something is odd")
+    assert capsys.readouterr().err == "mine: something is odd\n"
+    terminal.set_verbosity(quiet=True)
+    terminal.LOGGER.warning("something is odd")
+    terminal.LOGGER.error("lost")
+    assert capsys.readouterr().err == "mine: lost\n"
+    terminal.set_verbosity()
 
 
 WITH_ARGUMENTS = [path for path in sorted(ROOT.glob("examples/*.py")) if "argparse" in path.read_text()]

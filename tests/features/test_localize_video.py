@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import in_process
 import pytest
 from test_extract import movie, small_model
 from test_temporal_localization import recipe
@@ -47,8 +48,8 @@ def test_segments_are_printed_and_drawn(trained: Path, tmp_path: Path, capsys: p
     assert told[0].endswith("actions in 4.0 s")
     assert told[1].split()[-1] in ("jump", "run")
     assert (tmp_path / "v1.svg").read_text().startswith("<svg")
-    localize([trained / "v1.mp4"], str(trained / "model"), detector, score_threshold=0.0, json_=True, device="cpu")
-    content = json.loads(capsys.readouterr().out)
+    words = ("localize", trained / "v1.mp4", "-e", trained / "model", "-d", detector, "--score-threshold", 0)
+    content = json.loads(in_process.command(*words, "--device", "cpu", "--json").out)
     assert content["duration"] == 4.0
     assert all(0 <= action["start"] <= action["end"] <= 4.0 for action in content["actions"])
 

@@ -349,7 +349,8 @@ def test_the_command(folder: Path, tmp_path: Path) -> None:
     assert read_video_info(clip).frames > 0
     assert "FROM CLIP NAME" in (tmp_path / "m.edl").read_text()
     assert "looks like" in in_process.command(*run, "--duplicates").out + " looks like"
-    assert len(json.loads(in_process.command(*run, "--odd", "--json", "--top", 2).out)) == 2
+    odd = in_process.command(*run, "--odd", "--json", "--top", 2).out.splitlines()
+    assert len([json.loads(line) for line in odd]) == 2
     assert "query: empty" in in_process.command(*run).mistake()
     assert "threshold" in in_process.command(*run, "x", "--threshold", "2").mistake()
     assert "where" in in_process.command(*run, "x", "--where", "huh").mistake()

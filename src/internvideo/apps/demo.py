@@ -26,7 +26,7 @@ from internvideo.sample_world.generate import WorldSettings, generate
 from internvideo.search.collection import Collection
 from internvideo.search.indexing import IndexSettings
 from internvideo.storage import alone_in, write_text
-from internvideo.terminal import say
+from internvideo.terminal import LOGGER, say
 
 MINUTES = 15.0
 WORLD_SEED = 2026  # the world's look was tried out on others; its held-out clips are for measuring only
@@ -133,17 +133,17 @@ def _steps(output: Path, data: Path | None, chosen: Profile, columns: Columns, s
     with clock.timed("data", again=(output / "world" / "train.jsonl").is_file()):
         clips = _world(output, chosen, seed) if data is None else _own(output, data, columns)
     for number, step in enumerate(STEPS, 1):
-        say(f"[{number}/{len(STEPS)}] {step.about}", err=True)
+        LOGGER.info(f"[{number}/{len(STEPS)}] {step.about}")
         with clock.timed(step.name, again=(output / step.name / "model.safetensors").is_file()):
             recipe = step_recipe(step, output, clips, chosen, seed)
             if clips.facts is not None:
                 recipe = budget.paced(step.name, recipe, clips.facts)
             run_recipe(recipe, output / step.name, device=device, title=step.about.strip())
-    say("[report] measuring on the held-out clips", err=True)
+    LOGGER.info("[report] measuring on the held-out clips")
     with clock.timed("report", again=(output / "report.json").is_file()):
         short = chosen == PROFILES["short"]
         report = write_demo_report(output, replace(clips, short=short), device, clock)
-    say("[search] indexing the held-out clips", err=True)
+    LOGGER.info("[search] indexing the held-out clips")
     with clock.timed("search", again=(output / "collection").is_dir()):
         _index(output, clips, device)
     say(_next(output, clips))
@@ -179,7 +179,7 @@ def step_recipe(step: Step, output: Path, data: DemoData, profile: Profile, seed
 
 
 def _world(output: Path, profile: Profile, seed: int) -> DemoData:
-    say("[data] the sample world", err=True)
+    LOGGER.info("[data] the sample world")
     settings = WorldSettings(clips=profile.clips, size=64, seed=WORLD_SEED + seed, difficulty=0.15, long_videos=0)
     found = generate(output / "world", settings)
     return DemoData(found["train"], found["test"], True, found["zero_shot"])
@@ -210,15 +210,14 @@ def _own(output: Path, path: Path, columns: Columns) -> DemoData:
     write_manifest(made["unlabelled"], every, ())
     left = len(whole.rows) - len(train) - len(test)
     for note in (*whole.notes, f"{left} rows without a label or of another split left out"):
-        say(f"[data] {note}", err=True)
-    say(
+        LOGGER.info(f"[data] {note}")
+    LOGGER.info(
         f"[data] {len(train)} training and {len(test)} test videos ({how}), {len(whole.classes)} classes, "
-        f"{len({row.label for row in test})} of them in the test videos",
-        err=True,
+        f"{len({row.label for row in test})} of them in the test videos"
     )
     facts = SetFacts.of(read_manifest(made["train"]))
     looks = f"{facts.seconds:.1f} s and {facts.side} px in the middle"
-    say(f"[data] {looks}; masked pretraining sees all {len(every)} videos, without labels", err=True)
+    LOGGER.info(f"[data] {looks}; masked pretraining sees all {len(every)} videos, without labels")
     return DemoData(made["train"], made["test"], False, unlabelled=made["unlabelled"], facts=facts)
 
 

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from internvideo.cli.options import Damage, Device, FrameRate, Json, Precision, Weights, open_model
-from internvideo.terminal import say
+from internvideo.terminal import tell
 
 
 def ask(
@@ -41,8 +40,5 @@ def ask(
 
     answerer = Answerer(open_model(model, weights, device, precision), answers)
     for question, probabilities in zip(questions, answerer(video, questions, top=top), strict=True):
-        if as_json:
-            record = {"path": str(video), "question": question, "answers": probabilities}
-            say(json.dumps(record, ensure_ascii=False))
-        else:
-            say(f"{question} {', '.join(f'{answer} {p:.3f}' for answer, p in probabilities.items())}")
+        record = {"path": str(video), "question": question, "answers": probabilities}
+        tell(record, f"{question} {', '.join(f'{answer} {p:.3f}' for answer, p in probabilities.items())}")

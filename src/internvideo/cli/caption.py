@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -24,7 +23,7 @@ from internvideo.cli.options import (
     open_model,
 )
 from internvideo.errors import RecipeError
-from internvideo.terminal import say
+from internvideo.terminal import tell
 
 if TYPE_CHECKING:
     from internvideo.features.video_files import VideoFile
@@ -71,10 +70,7 @@ def caption(
             video.source, model.preprocessing, window_seconds=window_seconds, stride_seconds=stride_seconds
         ):
             (text,) = generate(clip[None].to(model.device))
-            if as_json:
-                record = {"path": video.path, "start": start, "end": end, "caption": text}
-                say(json.dumps(record, ensure_ascii=False))
-            else:
-                say(f"{video.path}{'' if window_seconds is None else ' ' + clock(start, end)}: {text}")
+            record = {"path": video.path, "start": start, "end": end, "caption": text}
+            tell(record, f"{video.path}{'' if window_seconds is None else ' ' + clock(start, end)}: {text}")
 
     for_each(videos, show)

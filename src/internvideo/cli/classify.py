@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -32,7 +31,7 @@ from internvideo.cli.options import (
     read_labels,
     unread,
 )
-from internvideo.terminal import say
+from internvideo.terminal import tell
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -92,12 +91,8 @@ def classify(
             video.source, opened.preprocessing, window_seconds=window_seconds, stride_seconds=stride_seconds
         ):
             result, text = classify_clip(clip[None])
-            if as_json:
-                line = {"path": video.path, "start": start, "end": end, **result}
-                say(json.dumps(line, ensure_ascii=False))
-                continue
             piece = "" if window_seconds is None else f" {clock(start, end)}"
-            say(f"{video.path}{piece}: {text}")
+            tell({"path": video.path, "start": start, "end": end, **result}, f"{video.path}{piece}: {text}")
 
     for_each(videos, answer)
 

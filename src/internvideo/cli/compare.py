@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from typing import Annotated
 
@@ -10,7 +9,7 @@ import typer
 
 from internvideo.cli.options import Damage, Device, Encoder, FrameRate, Json, Precision, Weights, open_model
 from internvideo.errors import VideoError
-from internvideo.terminal import say
+from internvideo.terminal import tell
 
 VIDEOS = "1 is the same to the model, 0 unrelated; what counts as alike, tell from a few pairs that you know"
 MIXED = "a text and its video are far below 1 as a rule: compare several texts instead of reading one number alone"
@@ -47,8 +46,6 @@ def compare(
     )
     cosine = float(one[0] @ other[0])
     kinds = ["video" if is_file else "text" for is_file in files]
-    if as_json:
-        record = {"first": first, "second": second, "kinds": kinds, "cosine": cosine}
-        say(json.dumps(record, ensure_ascii=False))
-    else:
-        say(f"cosine of {kinds[0]} and {kinds[1]}: {cosine:.4f} ({VIDEOS if kinds[0] == kinds[1] else MIXED})")
+    record = {"first": first, "second": second, "kinds": kinds, "cosine": cosine}
+    about = VIDEOS if kinds[0] == kinds[1] else MIXED
+    tell(record, f"cosine of {kinds[0]} and {kinds[1]}: {cosine:.4f} ({about})")

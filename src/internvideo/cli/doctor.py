@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict
 from typing import Annotated
 
 import typer
 
 from internvideo.cli.options import Json
-from internvideo.terminal import say
+from internvideo.terminal import tell
 
 
 def doctor(
@@ -24,7 +23,7 @@ def doctor(
 
     broken = False
     for check in examine(seconds):
-        say(json.dumps(asdict(check), ensure_ascii=False) if as_json else check.line())
+        tell(asdict(check), check.line())
         broken = broken or check.state == "broken"
     if broken:
         raise typer.Exit(2)

@@ -23,7 +23,7 @@ from internvideo.cli.options import (
     Weights,
     open_model,
 )
-from internvideo.terminal import say, tell
+from internvideo.terminal import tell
 
 
 def embed(
@@ -62,7 +62,7 @@ def embed(
     videos = find_videos(inputs, recursive=recursive)
     if dry_run:
         for line in plan(videos, output, overwrite=overwrite):
-            say(line)
+            tell({"plan": line}, line)
         return
     model = open_model(encoder, weights, device, precision)
     report = embed(videos, model, output, settings, overwrite=overwrite)

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from internvideo.cli.options import Json
+from internvideo.cli.options import Json, named_files
 from internvideo.terminal import tell
 
 
@@ -16,7 +16,7 @@ def ensemble(
         list[str],
         typer.Argument(
             help="Two or more recognition.npz of `internvideo evaluate recognition` on one split; of a table with "
-            "several score columns FILE:COLUMN, such as FILE:fused."
+            "several score columns FILE:COLUMN, such as FILE:fused; - reads names from standard input."
         ),
     ],
     weights: Annotated[
@@ -48,7 +48,7 @@ def ensemble(
     if weights is not None and mode == "views":
         raise RunError("--weights", "views are pooled without weights", "--pool models")
     numbers = None if weights is None else _numbers(weights)
-    path = combine_files(tables, output, weights=numbers, keep="views" if mode == "views" else "models")
+    path = combine_files(named_files(tables), output, weights=numbers, keep="views" if mode == "views" else "models")
     tell({"table": path}, f"table: {path}")
 
 

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, get_args, get_origin, get_type_hints
 
 import typer
-from typer.core import TyperCommand, TyperGroup
 from typer.main import get_command
 
-from internvideo.cli.manners import EXAMPLES, write_examples
-from internvideo.cli.options import Damage, FrameRate, whole_numbers
+from internvideo.cli.manners import EVALUATED, EXAMPLES, Command, Group, write_examples
+from internvideo.cli.options import Damage, FrameRate, Json, whole_numbers
 
 if TYPE_CHECKING:
     from internvideo.tasks.task import TaskSpec
@@ -29,8 +28,11 @@ Output = Annotated[Path, typer.Option("--output", "-o", help="Folder of this run
 Split = Annotated[str | None, typer.Option(help="Only rows of this split.")]
 
 
-class TaskGroup(TyperGroup):
+class TaskGroup(Group):
     """A group whose commands are the tasks; they are made when they are asked for, which imports torch."""
+
+    groups: ClassVar[Mapping[str, tuple[str, ...]]] = {}
+    others = "Tasks"
 
     def format_epilog(self, ctx: Any, formatter: Any) -> None:
         """Examples."""
@@ -53,17 +55,19 @@ def task_command(task: TaskSpec) -> Any:
     """Make the command of a task from the options that it reads."""
     app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
 
-    class TaskCommand(TyperCommand):
-        """The command of a task. Raises RecipeError: an option that only other tasks read, or an earlier name."""
+    class TaskCommand(Command):
+        """The command of a task."""
 
-        def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        def refuse(self, option: str) -> None:
+            """Raise RecipeError for an option that only other tasks read, or that has another name now."""
             from internvideo.evaluation import refuse_option
 
-            try:
-                return super().parse_args(ctx, args)
-            except typer.TyperException as error:
-                refuse_option(task, getattr(error, "option_name", ""))
-                raise
+            refuse_option(task, option)
+
+        def examples(self) -> tuple[str, ...]:
+            """The one of the task."""
+            model = "runs/mine/model.safetensors"
+            return (f"internvideo evaluate {task.name} {model} {EVALUATED[task.name]} -o runs/mine",)
 
     app.command(task.name, cls=TaskCommand, context_settings={"help_option_names": ["-h", "--help"]})(
         task_function(task)
@@ -90,6 +94,7 @@ def task_function(task: TaskSpec) -> Callable[..., None]:
         "split": (Split, None),
         "damage": (Damage, None),
         "frame_rate": (FrameRate, None),
+        "as_json": (Json, False),
         **{name: _option(types[name], field.default) for name, field in fields.items()},
     }
     kind = inspect.Parameter.KEYWORD_ONLY

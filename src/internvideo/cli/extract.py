@@ -21,8 +21,9 @@ from internvideo.cli.options import (
     Recursive,
     Weights,
     open_model,
+    tell_failures,
 )
-from internvideo.terminal import say, tell
+from internvideo.terminal import tell
 
 
 def extract(
@@ -86,15 +87,13 @@ def extract(
     items, classes = find_items(inputs, recursive=recursive)
     if dry_run:
         for line in plan(items, output, rule, overwrite=overwrite):
-            say(line)
+            tell({"plan": line}, line)
         return
     model = open_model(encoder, weights, device, precision)
     report = run(items, model, output, settings, classes=classes, overwrite=overwrite)
     done, elsewhere = report.read + report.resumed, report.other_workers - len(report.unreadable)
     made = f"{output / INDEX}: {done} of {report.requested} videos, {report.resumed} of them before, dim {report.dim}"
-    for kind, failures in (("read in part", report.truncated), ("unreadable", report.unreadable)):
-        for failure in failures:
-            say(f"{kind}: {failure.path}: {failure.reason}", err=True)
+    tell_failures(report)
     leased = [f"{elsewhere} videos are leased by other processes on the same folder"] if elsewhere > 0 else []
     speed = [f"speed: {report.vectors} vectors, {report.throughput}"] if report.throughput else []
     record = {

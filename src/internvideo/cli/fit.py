@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from internvideo.cli.options import Damage, Device, Encoder, FrameRate, Json, Precision, Weights, open_model
-from internvideo.terminal import Screen, results_as_json, say, tell
+from internvideo.terminal import LOGGER, tell
 
 
 def fit(
@@ -72,9 +72,8 @@ def fit(
     torch.manual_seed(seed)  # of an untrained model
     model = open_model(encoder, weights, device, precision)
     if model.metadata.get("trained") == "no":
-        say("warning: the model is untrained; its features say little", err=True)
-    screen = Screen(stderr=True) if results_as_json() else None  # standard output is for the record
-    fitted = fitting.fit(source, model, output, settings, features=features, console=screen)
+        LOGGER.warning("the model is untrained; its features say little")
+    fitted = fitting.fit(source, model, output, settings, features=features)
     source_of_it = ["--encoder", encoder, *([] if weights is None else ["--weights", weights])]
     use = f"internvideo classify FILE {shlex.join([*source_of_it, '--model', str(fitted.file)])}"
     tell({"classifier": fitted.file, **fitted.result}, f"classifier: {fitted.file}", f"use it: {use}")

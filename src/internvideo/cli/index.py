@@ -8,12 +8,24 @@ from typing import Annotated
 
 import typer
 
-from internvideo.cli.options import Damage, Device, FrameRate, Precision, Weights, open_model, text_lines
-from internvideo.terminal import say
+from internvideo.cli.options import (
+    Damage,
+    Device,
+    FrameRate,
+    Inputs,
+    Json,
+    Precision,
+    Weights,
+    named_files,
+    open_model,
+    tell_failures,
+    text_lines,
+)
+from internvideo.terminal import tell
 
 
 def index(
-    inputs: Annotated[list[Path], typer.Argument(help="Folders of videos, video files, or manifests.")],
+    inputs: Inputs,
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder of the collection; made when absent.")],
     encoder: Annotated[
         str | None,
@@ -46,6 +58,7 @@ def index(
     damage: Damage = None,
     frame_rate: FrameRate = None,
     precision: Precision = "float32",
+    as_json: Json = False,
 ) -> None:
     """Index videos by windows of 2, 8 and 30 seconds, for `internvideo search` and `internvideo serve`.
 
@@ -68,24 +81,27 @@ def index(
         collection = Collection.create(output, model, scales=lengths, storage=kind)  # type: ignore[arg-type]  # checked there
         source = {"source": _absolute(encoder), **({} if weights is None else {"weights": _absolute(weights)})}
         collection.store.records.set_fact("encoder", source)
-    report = collection.add([*inputs], settings, null_texts=texts)
+    report = collection.add(named_files(inputs), settings, null_texts=texts)
     labeled = [(path, collection.label(path)) for path in classifier or ()]
-    done = report.requested - len(report.unreadable)
-    say(f"{output}: {report.vectors} windows of {len(collection.videos)} videos")
+    done, videos = report.requested - len(report.unreadable), len(collection.videos)
     counts = {"new": report.read - len(report.changed), "changed": len(report.changed), "as before": report.resumed}
     counts |= {"removed": len(report.removed), "read in part": len(report.truncated)}
     told = ", ".join(f"{count} {name}" for name, count in counts.items() if count)
-    say(f"read: {done} of {report.requested} videos" + (f" ({told})" if told else ""))
-    for gone in report.removed:
-        say(f"removed: {gone}")
-    for kind, failures in (("read in part", report.truncated), ("unreadable", report.unreadable)):
-        for failure in failures:
-            say(f"{kind}: {failure.path}: {failure.reason}", err=True)
-    for path, count in labeled:
-        say(f"labels: {path}: {count} videos")
-    if report.throughput:
-        say(f"speed: {report.throughput}")
-    say(f'use it: internvideo search {output} "what you look for"')
+    tell_failures(report)
+    record = {
+        "collection": output, "windows": report.vectors, "videos": videos, "requested": report.requested, "read": done,
+        "new": counts["new"], "changed": len(report.changed), "resumed": report.resumed, "removed": report.removed,
+        "in_part": len(report.truncated), "labeled": {str(path): count for path, count in labeled},
+    }  # fmt: skip
+    tell(
+        record,
+        f"{output}: {report.vectors} windows of {videos} videos",
+        f"read: {done} of {report.requested} videos" + (f" ({told})" if told else ""),
+        *(f"removed: {gone}" for gone in report.removed),
+        *(f"labels: {path}: {count} videos" for path, count in labeled),
+        *([f"speed: {report.throughput}"] if report.throughput else ()),
+        f'use it: internvideo search {output} "what you look for"',
+    )
     collection.close()
 
 

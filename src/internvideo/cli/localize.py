@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
@@ -22,7 +21,7 @@ from internvideo.cli.options import (
     for_each,
     open_model,
 )
-from internvideo.terminal import say
+from internvideo.terminal import say, tell
 
 
 def localize(
@@ -44,7 +43,7 @@ def localize(
     batch_size: Annotated[
         int | None, typer.Option(min=1, help="Windows per batch; 16 on a GPU, 4 on a CPU.", show_default=False)
     ] = None,
-    json_: Json = False,
+    as_json: Json = False,
     device: Device = "auto",
     damage: Damage = None,
     frame_rate: FrameRate = None,
@@ -73,17 +72,18 @@ def localize(
     def show(video: VideoFile) -> None:
         found = run(video, model, trained, batch_size=batch_size)
         shown = [action for action in found.actions if action.score >= score_threshold]
-        if json_:
-            record = {"path": video.path, "duration": found.duration, "actions": [asdict(action) for action in shown]}
-            say(json.dumps(record, ensure_ascii=False))
-        else:
-            say(f"{video.path}: {len(shown)} actions in {found.duration:.1f} s")
-            for action in sorted(shown, key=lambda action: action.start):
-                say(f"  {clock(action.start, action.end)}  {action.score:.2f}  {action.label}")
+        record = {"path": video.path, "duration": found.duration, "actions": [asdict(action) for action in shown]}
+        tell(
+            record,
+            f"{video.path}: {len(shown)} actions in {found.duration:.1f} s",
+            *(
+                f"  {clock(action.start, action.end)}  {action.score:.2f}  {action.label}"
+                for action in sorted(shown, key=lambda action: action.start)
+            ),
+        )
         if output is not None:
             target = output / f"{names[video]}.svg"
             write_plot(found, target, score_threshold)
-            if not json_:
-                say(f"  timeline: {target}")
+            say(f"  timeline: {target}")
 
     for_each(found_videos, show)

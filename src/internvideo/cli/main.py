@@ -29,7 +29,7 @@ from internvideo.cli.localize import localize
 from internvideo.cli.manners import Command, Group
 from internvideo.cli.mix import mix
 from internvideo.cli.navigation_world import navigation_world
-from internvideo.cli.options import Damage, FrameRate, Json, one_of, unread
+from internvideo.cli.options import Damage, FrameRate, Json, named_files, one_of, unread
 from internvideo.cli.persons import persons
 from internvideo.cli.prepare import pack, prepare
 from internvideo.cli.search import search, serve
@@ -88,6 +88,7 @@ def demo(
         float, typer.Option(min=0.01, help="With --data: how long all of it may take; the number of steps follows.")
     ] = 15.0,
     device: Device = "auto",
+    as_json: Json = False,
 ) -> None:
     """Run the whole pipeline on real video files and write a report.
 
@@ -107,7 +108,7 @@ def demo(
         device=device,
         minutes=minutes,
     )
-    say(f"report: {report}")
+    tell({"report": report}, f"report: {report}")
 
 
 @app.command("sample-world", cls=Command)
@@ -165,7 +166,8 @@ def train(
     changes = change or []
     loaded = read_recipe(recipe, [*(overrides or []), *changes])
     if dry_run:
-        say(describe(loaded, device=device))
+        for line in describe(loaded, device=device).splitlines():
+            tell({"plan": line}, line)
         return
     result = run_recipe(loaded, output, device=device, changes=[text.partition("=")[0] for text in changes])
     tell({"weights": result}, f"weights: {result}")
@@ -176,8 +178,8 @@ def score(
     tables: Annotated[
         list[Path],
         typer.Argument(
-            help="A table written by `internvideo evaluate`; several of different splits give their mean. "
-            "Or results in AVA's form, .csv."
+            help="A table written by `internvideo evaluate`; several of different splits give their mean; - reads "
+            "names from standard input. Or results in AVA's form, .csv."
         ),
     ],
     truth: Annotated[Path | None, typer.Option(help="Of a .csv: AVA's annotations, such as ava_val_v2.2.csv.")] = None,
@@ -194,6 +196,7 @@ def score(
     from internvideo.evaluation import score_results, score_table, score_tables
     from internvideo.tasks.table import save_result
 
+    tables = [Path(name) for name in named_files(tables)]
     if len(tables) == 1 and tables[0].suffix == ".csv":
         result = score_results(tables[0], truth, labels, excluded)
     elif (truth, labels, excluded) != (None, None, None):
@@ -211,7 +214,7 @@ def list_(
     """Print what there is: one line each where the output goes on to another program, wrapped in a terminal."""
     from internvideo.pipeline import listing
 
-    print_rows(listing(what), as_json)
+    print_rows(listing(what))
 
 
 app.add_typer(evaluate, name="evaluate")
@@ -250,6 +253,8 @@ def main() -> None:
         sys.exit(2)
     except (typer.Abort, KeyboardInterrupt):
         result = INTERRUPTED
+    finally:
+        results_as_json(False)
     if result == INTERRUPTED:
         goes_on = "; the same command resumes" if RESUMED & set(sys.argv[1:2]) else ""
         say(f"internvideo: interrupted{goes_on}", err=True)

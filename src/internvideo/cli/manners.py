@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import re
 import textwrap
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, ClassVar
 
 import typer
 from typer.core import TyperCommand, TyperGroup
@@ -81,6 +82,26 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
     ),
 }
 
+EVALUATED = {
+    "anticipation": "world/ego/contact.jsonl --split test --boxes world/ego/contact.detections.json",
+    "captioning": "runs/world/test.jsonl --num-beams 4",
+    "future_hands": "world/ego/hands.jsonl --split test",
+    "grounding": "world/queries.jsonl --split test",
+    "multiple_choice": "data/msrvtt_mc/test.jsonl",
+    "navigation": "runs/houses --split val_unseen",
+    "open_set": "runs/world/open_set.jsonl",
+    "question_answering": "runs/world/test.jsonl",
+    "recognition": "runs/world/test.jsonl --num-clips 4 --num-crops 3 --json",
+    "refinement": "features --split test --proposals runs/detector/detections.json",
+    "retrieval": "data/msrvtt/test.jsonl --querybank data/msrvtt/train.jsonl",
+    "spatio_temporal_localization": "data/ava/val.jsonl --persons persons.csv",
+    "state_change": "world/ego/change.jsonl --split test --boxes world/ego/change.detections.json",
+    "temporal_localization": "features --split test",
+    "verb_noun": "world/ego/actions.jsonl --split test",
+    "zero_shot": "runs/world/zero_shot.jsonl",
+}
+"""Task -> what it is tested on, for its example."""
+
 
 class Command(TyperCommand):
     """A command whose help ends with examples, and that tells all missing or unknown arguments of a line at once."""
@@ -92,18 +113,28 @@ class Command(TyperCommand):
             try:
                 rest = super().parse_args(ctx, list(given))
             except typer.TyperException as error:
+                self.refuse(getattr(error, "option_name", ""))
                 told.append(" ".join(error.format_message().split()).rstrip("."))
-                unknown = getattr(error, "option_name", None)
-                place = next((n for n, word in enumerate(given) if unknown and word.split("=")[0] == unknown), None)
+                # An unknown option is left out, one of a wrong value together with it, and the line is read again.
+                parameter = getattr(error, "param", None)
+                names = [getattr(error, "option_name", None)] if parameter is None else parameter.opts
+                place = next((n for n, word in enumerate(given) if word.split("=")[0] in names), None)
                 if place is None:  # nothing to leave out: the end
                     told += [text for text in self._missing(ctx, given) if text not in told]
                     ctx.fail("; ".join(told))
                 else:
-                    del given[place]
+                    del given[place : place + (1 if parameter is None or "=" in given[place] else 2)]
             else:
                 if told:
                     ctx.fail("; ".join(told))
                 return rest
+
+    def refuse(self, option: str) -> None:
+        """Raise a more exact error for an option that does not exist, where there is one."""
+
+    def examples(self) -> tuple[str, ...]:
+        """Lines that end the help."""
+        return EXAMPLES.get(self.name or "", ())
 
     def _missing(self, ctx: Any, args: list[str]) -> list[str]:
         try:
@@ -120,17 +151,20 @@ class Command(TyperCommand):
 
     def format_epilog(self, ctx: Any, formatter: Any) -> None:
         """Examples, a line each; a long one goes on in the next line."""
-        write_examples(formatter, EXAMPLES.get(self.name or "", ()))
+        write_examples(formatter, self.examples())
 
 
 class Group(TyperGroup):
-    """The commands in `GROUPS`, each with its whole first sentence."""
+    """The commands in groups, each with its whole first sentence."""
+
+    groups: ClassVar[Mapping[str, tuple[str, ...]]] = GROUPS
+    others = "More"
 
     def format_commands(self, ctx: Any, formatter: Any) -> None:
         """Write them."""
         names = list(self.list_commands(ctx))
-        grouped = {name for group in GROUPS.values() for name in group}
-        for title, wanted in {**GROUPS, "More": tuple(name for name in names if name not in grouped)}.items():
+        grouped = {name for group in self.groups.values() for name in group}
+        for title, wanted in {**self.groups, self.others: tuple(n for n in names if n not in grouped)}.items():
             rows = [(name, summary(self.get_command(ctx, name))) for name in wanted if name in names]
             if rows:
                 with formatter.section(title):

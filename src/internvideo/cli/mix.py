@@ -7,13 +7,18 @@ from typing import Annotated
 
 import typer
 
-from internvideo.cli.options import Json, unread
+from internvideo.cli.options import Json, named_files, unread
 from internvideo.terminal import tell
 
 
 def mix(
     context: typer.Context,
-    tuned: Annotated[list[Path], typer.Argument(help="model.safetensors of one run, or of several: averaged first.")],
+    tuned: Annotated[
+        list[Path],
+        typer.Argument(
+            help="model.safetensors of one run, or of several: averaged first; - reads names from standard input."
+        ),
+    ],
     output: Annotated[Path, typer.Option("--output", "-o", help="Safetensors file to write.")],
     base: Annotated[
         Path | None,
@@ -36,6 +41,13 @@ def mix(
 
     if base is None:
         unread(context, "--base", "base_weight", "tower")
-    made = mixing(tuned, output, base=base, base_weight=base_weight, tower=tower, recipe=recipe)  # type: ignore[arg-type]  # checked there
+    made = mixing(
+        [Path(name) for name in named_files(tuned)],
+        output,
+        base=base,
+        base_weight=base_weight,
+        tower=tower,
+        recipe=recipe,
+    )  # type: ignore[arg-type]  # checked there
     record = {"weights": made.file, "mixed": made.mixed, "kept": made.kept}
     tell(record, f"weights: {made.file} ({made.mixed} tensors mixed, {made.kept} as tuned)")

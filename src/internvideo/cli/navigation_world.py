@@ -7,7 +7,8 @@ from typing import Annotated
 
 import typer
 
-from internvideo.terminal import say
+from internvideo.cli.options import Json
+from internvideo.terminal import tell
 
 
 def navigation_world(
@@ -20,6 +21,7 @@ def navigation_world(
         float, typer.Option(min=0.0, max=1.0, help="Share of goals told from a twin by how they move, where there are.")
     ] = 0.4,
     picture: Annotated[Path | None, typer.Option(help="Also draw some of val_unseen from above, an .svg file.")] = None,
+    as_json: Json = False,
 ) -> None:
     """Write houses and R2R-CE's files of episodes: train, val_seen (the same houses) and val_unseen (others)."""
     from internvideo.extras import require
@@ -32,8 +34,7 @@ def navigation_world(
         scenes=scenes, episodes=episodes, validation=validation, seed=seed,
         trajectory=TrajectorySettings(by_motion=by_motion),
     )  # fmt: skip
-    for split, path in write_world(output, settings).items():
-        say(f"{split}: {path}")
+    made = dict(write_world(output, settings))
     if picture is not None:
         from internvideo.storage import write_text
         from internvideo.tasks.navigation.plots import draw_episodes
@@ -41,4 +42,5 @@ def navigation_world(
 
         shown = read_episodes(output, "val_unseen")[:: max(1, validation // 4)][:4]
         write_text(picture, draw_episodes(output, shown))
-        say(f"picture: {picture}")
+        made["picture"] = picture
+    tell(made, *(f"{name}: {path}" for name, path in made.items()))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -12,9 +12,10 @@ import typer
 
 from internvideo import untrusted
 from internvideo.errors import RecipeError, VideoError
-from internvideo.terminal import results_as_json, say
+from internvideo.terminal import LOGGER, results_as_json, say
 
 if TYPE_CHECKING:
+    from internvideo.features.read_report import ReadReport
     from internvideo.features.video_files import VideoFile
     from internvideo.inference.video_model import VideoModel
 
@@ -149,7 +150,7 @@ def for_each(videos: list[VideoFile], do: Callable[[VideoFile], None]) -> None:
             if video.end is not None:
                 with open_long(video.path, fps=video.fps) as opened:
                     if message := past_end(opened.info, video.end):
-                        say(f"{video.path}: {message}", err=True)
+                        LOGGER.warning(f"{video.path}: {message}")
             do(video)
         except VideoError as error:
             if len(videos) == 1:
@@ -158,6 +159,19 @@ def for_each(videos: list[VideoFile], do: Callable[[VideoFile], None]) -> None:
             say(f"internvideo: {error}", err=True)
     if lost:
         raise VideoError("videos", f"{lost} of {len(videos)} could not be read")
+
+
+def tell_failures(report: ReadReport) -> None:
+    """Log the videos that were read in part or not at all."""
+    for failure in report.truncated:
+        LOGGER.warning(f"read in part: {failure.path}: {failure.reason}")
+    for failure in report.unreadable:
+        LOGGER.error(f"unreadable: {failure.path}: {failure.reason}")
+
+
+def named_files(files: Sequence[str | Path]) -> list[str]:
+    """Return the files, those that standard input names, one a line, instead of a "-"."""
+    return [name for file in files for name in (text_lines(Path("-")) if str(file) == "-" else [str(file)])]
 
 
 def text_lines(path: Path) -> list[str]:

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from internvideo.cli.options import Damage, Device, FrameRate, Json
-from internvideo.terminal import say, tell
+from internvideo.terminal import LOGGER, tell
 
 
 def persons(
@@ -40,9 +40,9 @@ def persons(
         rows = rows.subset(split=split)
     found = find_persons(rows, PersonDetector(detector, choose_device(device)), score_threshold=score_threshold)
     for path, reason in found.unreadable:
-        say(f"unreadable: {path}: {reason}", err=True)
+        LOGGER.error(f"unreadable: {path}: {reason}")
     for told in found.late:
-        say(f"the span of {told} ends behind its video and is read up to its end", err=True)
+        LOGGER.warning(f"the span of {told} ends behind its video and is read up to its end")
     if not found.read:
         raise VideoError(manifest, "not one key frame could be read", "", "check that the videos lie there")
     write_persons(found, output)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from internvideo.cli.options import unread
-from internvideo.terminal import say
+from internvideo.cli.options import Json, unread
+from internvideo.terminal import say, tell
 
 
 def prepare(
@@ -33,6 +34,7 @@ def prepare(
         typer.Option(help="Frames per second of folders of frames; by default as published."),
     ] = None,
     workers: Annotated[int | None, typer.Option(min=1, help="Threads that open videos; by default a few.")] = None,
+    as_json: Json = False,
 ) -> None:
     """Write the manifests of a benchmark, one per split, from its official annotation files.
 
@@ -44,7 +46,7 @@ def prepare(
     if videos is None:
         unread(context, "--videos", "check_videos", "workers")
     folder = output or Path("runs/prepare") / benchmark
-    prepare_benchmark(
+    report = prepare_benchmark(
         benchmark,
         annotations,
         folder,
@@ -55,7 +57,7 @@ def prepare(
         workers=workers,
         told=say,
     )
-    say(f"manifests: {folder}")
+    tell({"manifests": folder, **asdict(report)}, f"manifests: {folder}")
 
 
 def pack(
@@ -78,6 +80,7 @@ def pack(
         typer.Option(help="Where the shards will lie if not beside it: s3://bucket/folder."),
     ] = None,
     workers: Annotated[int, typer.Option(min=1, max=256, help="Threads that read and transcode videos.")] = 2,
+    as_json: Json = False,
 ) -> None:
     """Pack the videos of a manifest into tar shards (webdataset's layout) that the loaders read.
 
@@ -97,4 +100,5 @@ def pack(
     lost = f"; {len(found.unreadable)} rows unreadable: {output / 'unreadable.jsonl'}" if found.unreadable else ""
     kept = f", {found.kept} kept as they were (uneven frame rate)" if found.kept else ""
     said = f"{found.videos} videos ({found.transcoded} transcoded{kept}) in {found.shards} shards"
-    say(f"{output / 'manifest.jsonl'}: {found.rows} rows, {said}, {found.bytes_written / 2**20:.1f} MiB{lost}")
+    line = f"{output / 'manifest.jsonl'}: {found.rows} rows, {said}, {found.bytes_written / 2**20:.1f} MiB{lost}"
+    tell({"manifest": output / "manifest.jsonl", **asdict(found)}, line)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -10,8 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from internvideo.cli.options import Device, clock
-from internvideo.terminal import say
+from internvideo.cli.options import Device, Json, clock
+from internvideo.terminal import say, say_json, tell
 
 if TYPE_CHECKING:
     from internvideo.search.finding import Answer, Duplicate, Moment
@@ -42,7 +41,7 @@ def search(
     odd: Annotated[
         bool, typer.Option("--odd", help="Instead of a query: windows unlike those of all other videos.")
     ] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    as_json: Json = False,
     save_top: Annotated[int, typer.Option(min=0, help="Write the first N moments as video files.")] = 0,
     export: Annotated[
         Path | None, typer.Option(help="Write the moments: NAME.csv, NAME.json, or NAME.edl for editing programs.")
@@ -67,14 +66,14 @@ def search(
     with Collection.open(collection, model, device=device) as opened:
         if duplicates or odd:
             pairs = opened.near_duplicates(where=where) if duplicates else opened.odd_windows(top=top, where=where)
-            _say_pairs(pairs[:top] if odd else pairs, as_json, "looks like" if duplicates else "is least unlike")
+            _tell_pairs(pairs[:top] if odd else pairs, "looks like" if duplicates else "is least unlike")
             return
         examples = [parse_example(part) for part in like or ()]
         answer = opened.search(
             text, like=examples, top=top, where=where, threshold=level, templates=template or TEMPLATES
         )
         if as_json:
-            say(json.dumps(answer.to_json(), ensure_ascii=False))
+            say_json(answer.to_json())
         elif answer.nothing_fits:
             _say_nothing(answer, level)
         else:
@@ -82,9 +81,9 @@ def search(
                 say(_line(moment))
         if export is not None:
             write_list(export, answer.moments, text)
-            say(f"list: {export}", err=as_json)
+            say(f"list: {export}")
         for path in save_clips(answer.moments[:save_top], output):
-            say(f"clip: {path}", err=as_json)
+            say(f"clip: {path}")
 
 
 def serve(
@@ -102,6 +101,7 @@ def serve(
         str | None, typer.Option("--encoder", "-e", help="The collection's model, if it is not where it was.")
     ] = None,
     device: Device = "auto",
+    as_json: Json = False,
 ) -> None:
     """Serve the search page and its HTTP API, or MCP tools; needs `pip install 'internvideo[search]'`."""
     from internvideo.extras import require
@@ -119,7 +119,13 @@ def serve(
             return
         from internvideo.search.server import run_server
 
-        run_server(opened, host=host, port=port, token=token, started=lambda address: say(f"open {address}"))
+        run_server(
+            opened,
+            host=host,
+            port=port,
+            token=token,
+            started=lambda address: tell({"address": address}, f"open {address}"),
+        )
 
 
 def _line(moment: Moment) -> str:
@@ -137,11 +143,9 @@ def _say_nothing(answer: Answer, level: float | None) -> None:
         say(_line(moment))
 
 
-def _say_pairs(pairs: Sequence[Duplicate], as_json: bool, verb: str) -> None:
-    if as_json:
-        say(json.dumps([asdict(pair) for pair in pairs], ensure_ascii=False))
-    elif not pairs:
+def _tell_pairs(pairs: Sequence[Duplicate], verb: str) -> None:
+    if not pairs:
         say("none found")
-    for pair in () if as_json else pairs:
+    for pair in pairs:
         (one, *span), (other, *other_span) = pair.one, pair.other
-        say(f"{pair.score:.3f}  {clock(*span)} {one}  {verb}  {clock(*other_span)} {other}")
+        tell(asdict(pair), f"{pair.score:.3f}  {clock(*span)} {one}  {verb}  {clock(*other_span)} {other}")

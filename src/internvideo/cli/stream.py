@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from typing import TYPE_CHECKING, Annotated
 
@@ -25,7 +24,7 @@ from internvideo.cli.options import (
     read_labels,
 )
 from internvideo.errors import RecipeError
-from internvideo.terminal import say
+from internvideo.terminal import LOGGER, tell
 
 if TYPE_CHECKING:
     from internvideo.apps.streaming import Moment, Stream
@@ -95,32 +94,32 @@ def stream(
         reconnect=RECONNECT if reconnect is None else reconnect,
     )
     try:
-        _follow(running, seconds, top or 3, as_json)
+        _follow(running, seconds, top or 3)
     except KeyboardInterrupt:
-        say("stopped", err=True)
+        LOGGER.info("stopped")
     finally:
         if running.latencies:
-            say(_summary(running), err=True)
+            LOGGER.info(_summary(running))
 
 
-def _follow(running: Stream, seconds: float | None, top: int, as_json: bool) -> None:
+def _follow(running: Stream, seconds: float | None, top: int) -> None:
     before: Moment | None = None
     begin = 0.0
     for moment in running:
         begin = moment.start if before is None else begin
-        say(_json(moment, top) if as_json else _text(moment, before, top))
+        tell(_record(moment, top), _text(moment, before, top))
         before = moment
         if seconds is not None and moment.time >= begin + seconds:
             return
 
 
-def _json(moment: Moment, top: int) -> str:
+def _record(moment: Moment, top: int) -> dict[str, object]:
     record: dict[str, object] = {"start": moment.start, "end": moment.time, "latency": round(moment.latency, 6)}
     if isinstance(moment.value, dict):
         record["labels"] = dict(list(moment.value.items())[:top])
     else:
         record["embedding"] = moment.value.tolist()
-    return json.dumps(record, ensure_ascii=False)
+    return record
 
 
 def _text(moment: Moment, before: Moment | None, top: int) -> str:

@@ -5,7 +5,6 @@ All random numbers are seeded by (seed, epoch, sample, repeat), so a batch depen
 
 from __future__ import annotations
 
-import logging
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -39,6 +38,7 @@ from internvideo.data.sampling import FrameSampler, Sparse
 from internvideo.data.skipped import SkippedClips
 from internvideo.data.transforms import ClipTransform
 from internvideo.errors import RecipeError, RunError, shown
+from internvideo.terminal import LOGGER
 
 _LIMITS = {
     "batch_size": (1, 2**20), "workers": (0, 1024), "threads": (1, 256), "repeated_augmentation": (1, 1024),
@@ -342,7 +342,7 @@ class PersistentDataLoader:
             self._reported_spans |= truncated_spans
             if truncated_spans:
                 message = "%d spans end behind their video and are read up to its end, such as %s"
-                logging.getLogger("internvideo").warning(message, len(truncated_spans), shown(min(truncated_spans)))
+                LOGGER.warning(message, len(truncated_spans), shown(min(truncated_spans)))
 
 
 def _identity(loaded: Any) -> Any:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import logging
 import os
 import unicodedata
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
@@ -27,6 +26,7 @@ from internvideo.data.tables.reading import SUFFIXES, read_table
 from internvideo.data.tables.rows import TableRows
 from internvideo.errors import ManifestError, shown
 from internvideo.storage import write_text
+from internvideo.terminal import LOGGER
 
 __all__ = ["QA", "Box", "Choice", "Manifest", "Sample", "Segment", "read_manifest", "write_manifest"]
 
@@ -75,7 +75,7 @@ class Manifest:
     def with_notes_logged(self) -> Manifest:
         """The same, with its notes logged as warnings: on the error stream, unless a program sends logs elsewhere."""
         for note in self.notes:
-            logging.getLogger("internvideo").warning("%s: %s", shown(str(self.source)), shown(note))
+            LOGGER.warning("%s: %s", shown(str(self.source)), shown(note))
         return self
 
     def require(self, field: str) -> None:

@@ -12,7 +12,6 @@ both take FOLDER as their feature folder, index.json as their annotation file an
 from __future__ import annotations
 
 import json
-import logging
 import os
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
@@ -36,6 +35,7 @@ from internvideo.features.video_files import (
     video_of_row,
 )
 from internvideo.storage import atomic_path, write_text
+from internvideo.terminal import LOGGER
 
 INDEX = "index.json"
 CLASSES = "classes.txt"
@@ -234,7 +234,7 @@ class FeatureFolder:
                 unreadable[item.id] = {"id": item.id, "path": record.path, "reason": record.trouble}
         lost = sum(len(item.segments) - len(database[item.id]["annotations"]) for item in items if item.id in database)
         if lost:
-            logging.getLogger("internvideo").warning("%s: %d actions outside their video left out", self.root, lost)
+            LOGGER.warning("%s: %d actions outside their video left out", self.root, lost)
         database = {name: entry for name, entry in sorted(database.items()) if self.file(name).is_file()}
         content = {
             "version": "internvideo features 1",

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import glob
 import hashlib
-import logging
 import math
 import os
 import re
@@ -22,6 +21,7 @@ from internvideo.data.preprocessing import Span
 from internvideo.data.tables.reading import SUFFIXES
 from internvideo.errors import RecipeError, VideoError, shown
 from internvideo.features.remote_files import address_of, state_of, videos_at
+from internvideo.terminal import LOGGER
 from internvideo.video.cache import stamp_of
 from internvideo.video.frame_folder import resolve_rate
 
@@ -206,5 +206,5 @@ def _in_folder(folder: Path, recursive: bool) -> list[VideoFile]:
         do = "" if recursive else "add --recursive for the folders inside"
         raise VideoError(folder, "no video in this folder", "files ending in " + " ".join(sorted(VIDEO_EXTENSIONS)), do)
     if note := skipped_files_note(all_names):
-        logging.getLogger("internvideo").warning("%s: %s", shown(str(folder)), shown(note))
+        LOGGER.warning("%s: %s", shown(str(folder)), shown(note))
     return found

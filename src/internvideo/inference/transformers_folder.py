@@ -7,7 +7,7 @@ from pathlib import Path
 
 from internvideo.inference.hub_folder import CARD, CONFIG, WEIGHTS, Savable, card, metadata_to_save, whole_folder
 from internvideo.storage import write_safetensors, write_text
-from internvideo.terminal import say
+from internvideo.terminal import LOGGER
 from internvideo.weights.fetch import sha256_of
 from internvideo.weights.transformers_export import RESAMPLE, to_transformers
 
@@ -60,7 +60,7 @@ def save(model: Savable, folder: Path) -> Path:
         write_text(partial / CARD, card(model, sha256_of(partial / WEIGHTS), metadata, theirs.architecture, notes))
         write_text(partial / CONFIG, _json(config))
     for note in theirs.notes:
-        say(f"{folder}: {note}", err=True)
+        LOGGER.warning(f"{folder}: {note}")
     return folder
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from internvideo.extras import ExtraError, require
 from internvideo.storage import write_text
-from internvideo.terminal import say
+from internvideo.terminal import LOGGER
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -61,6 +61,6 @@ def write_picture(path: Path, draw: Callable[[], str]) -> None:
     try:
         text = draw()
     except ExtraError as error:
-        say(f"{path.name} is not drawn: {error}", err=True)
+        LOGGER.warning(f"{path.name} is not drawn: {error}")
     else:
         write_text(path, text + "\n")

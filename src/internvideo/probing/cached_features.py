@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import logging
 import os
 import time
 from collections.abc import Collection, Mapping, Sequence
@@ -34,6 +33,7 @@ from internvideo.features.video_files import VideoFile, file_state, video_of_row
 from internvideo.inference.hub_folder import model_hash
 from internvideo.inference.video_model import VideoModel
 from internvideo.storage import read_safetensors, write_safetensors
+from internvideo.terminal import LOGGER
 
 Kind = Literal["video", "tokens"]
 """One vector per video (`VideoModel.encode_clips`), or its tokens (`VideoModel.tokens`, at most MAX_TOKENS)."""
@@ -219,7 +219,7 @@ class CacheWriter(VectorWriter):
         if not num_vectors:
             self.failures[self.keys[index]] = f"{path}: {end.reason}"
         elif end.reason:
-            logging.getLogger("internvideo").warning("%s: %s", shown(path), shown(end.reason))
+            LOGGER.warning("%s: %s", shown(path), shown(end.reason))
 
     def after_batch(self, unfinished: Collection[int]) -> None:
         """Save what is new from time to time."""

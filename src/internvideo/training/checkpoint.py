@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from internvideo import distributed, untrusted
 from internvideo.errors import RunError, WeightsError
 from internvideo.storage import read_safetensors, write_safetensors
-from internvideo.terminal import say
+from internvideo.terminal import LOGGER
 from internvideo.training import sharded_checkpoint
 from internvideo.training.ema import Ema
 from internvideo.training.run_folder import FOLDER, checkpoints
@@ -148,7 +148,7 @@ def resume(folder: Path, state: RunState) -> Path | None:
                 _load_state(path, loaded[0], _read_metadata(path, loaded[1]), state)
             return path
         if distributed.rank() == 0:
-            say(f"{failures[0]}; resuming from the checkpoint before it", err=True)
+            LOGGER.warning(f"{failures[0]}; resuming from the checkpoint before it")
         damaged.append(path)
     if damaged:
         where, do = folder / FOLDER, "copy one again, or choose another output folder"

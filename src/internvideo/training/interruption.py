@@ -7,7 +7,7 @@ import threading
 from types import FrameType, TracebackType
 from typing import Any, Self
 
-from internvideo.terminal import say
+from internvideo.terminal import LOGGER
 
 
 class StopSignals:
@@ -31,7 +31,7 @@ class StopSignals:
     def _handle(self, number: int, frame: FrameType | None) -> None:
         self.requested = True
         self._restore_handlers()
-        say("stopping after this step and saving; once more to stop at once", err=True)
+        LOGGER.info("stopping after this step and saving; once more to stop at once")
 
     def _restore_handlers(self) -> None:
         while self._previous_handlers:

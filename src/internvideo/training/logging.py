@@ -17,7 +17,7 @@ from internvideo import distributed, untrusted
 from internvideo.errors import RunError
 from internvideo.extras import require
 from internvideo.storage import write_text
-from internvideo.terminal import say
+from internvideo.terminal import LOGGER
 
 METRICS = "metrics.jsonl"
 SECONDS_BETWEEN_LINES = 10.0
@@ -107,9 +107,9 @@ class MetricLog:
                 self.events.add_scalar(f"{self.title}/{name}", value, int(values["step"]))
 
     def message(self, text: str) -> None:
-        """Print one line on stderr."""
+        """Log one line of progress."""
         if self.active:
-            say(f"{self.title}: {text}", err=True)
+            LOGGER.info(f"{self.title}: {text}")
 
     def log_changes(self, step: int, changes: Mapping[str, tuple[Any, Any]], lr: float) -> None:
         """Report, on stderr and in the log, the settings changed after `step` and the learning rate from there on."""
@@ -133,10 +133,8 @@ class MetricLog:
         if self.active and self.bar.disable and due:
             self.last_progress_time = now
             seconds_left = (now - self.started) / max(1, step - self.first_step) * (self.total - step)
-            say(
-                f"{self.title}: step {step}/{self.total}, {self._summary()}, {format_duration(seconds_left)} left",
-                err=True,
-            )
+            left = format_duration(seconds_left)
+            self.message(f"step {step}/{self.total}, {self._summary()}, {left} left")
 
     def _summary(self) -> str:
         last, labels = self.last_values, {"loss": "loss", "clips_per_second": "clips/s"}

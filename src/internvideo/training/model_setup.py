@@ -14,7 +14,7 @@ from torch import nn
 from internvideo import distributed
 from internvideo.errors import RecipeError
 from internvideo.models.factory import create_model
-from internvideo.terminal import say
+from internvideo.terminal import LOGGER
 from internvideo.training import positions
 from internvideo.training.head import HeadInitializer
 from internvideo.training.recipe import EvaluationRecipe, Recipe
@@ -110,7 +110,7 @@ def load_init_weights(model: nn.Module, recipe: Recipe, classes: Sequence[str] |
         return ()
     for line in (*positions.told(recipe), *initialize(model, recipe.init, rule)):
         if distributed.rank() == 0:
-            say(f"positions: {line}", err=True)
+            LOGGER.info(f"positions: {line}")
     return () if rule is None else rule.told(recipe)
 
 

@@ -60,7 +60,8 @@ class OptimizerSettings(Settings):
         usual = type(self).model_fields
         others = ("betas", "eps") if self.kind == "sgd" else ("momentum",)
         if unread := [name for name in others if getattr(self, name) != usual[name].default]:
-            raise ValueError(f"{', '.join(unread)}: not of the kind '{self.kind}'")
+            named = ", ".join(f"optimizer.{name}" for name in unread)
+            raise ValueError(f"{named}: not of optimizer.kind '{self.kind}'")
         return self
 
     def scale(self, clips_per_step: int) -> float:
@@ -92,17 +93,29 @@ class ScheduleSettings(Settings):
 
     @model_validator(mode="after")
     def _one_length(self) -> Self:
-        if (self.steps is None) == (self.epochs is None):
-            raise ValueError("give either steps or epochs")
         length = self.steps if self.steps is not None else self.epochs
-        if length is not None and self.warmup > length:
-            raise ValueError(f"warmup {self.warmup:g} is longer than the run of {length:g}")
-        if self.kind == "cosine_including_warmup" and (self.start_lr or self.final_lr):
-            raise ValueError("cosine_including_warmup starts and ends at 0: leave out start_lr and final_lr")
-        if (self.kind == "multistep") != bool(self.milestones):
-            raise ValueError("milestones and the kind 'multistep' belong together: give both or neither")
-        if list(self.milestones) != sorted(set(self.milestones)) or any(at >= (length or 0) for at in self.milestones):
-            raise ValueError(f"milestones {self.milestones} do not ascend within the run of {length:g}")
+        if length is None or (self.steps is not None and self.epochs is not None):
+            given = "neither" if length is None else f"schedule.steps {self.steps} and schedule.epochs {self.epochs:g}"
+            raise ValueError(f"give either schedule.steps or schedule.epochs, found {given}")
+        run = f"the run of {length:g} {'steps' if self.steps is not None else 'epochs'}"
+        ascending = list(self.milestones) == sorted(set(self.milestones)) and max(self.milestones, default=0) < length
+        rates = self.start_lr or self.final_lr
+        shorter = f"give schedule.warmup={length / 10:g} or a longer run"
+        milestones = ", ".join(f"{at:g}" for at in self.milestones)
+        faults = [
+            (self.warmup > length, f"schedule.warmup {self.warmup:g} is longer than {run}: {shorter}"),
+            (
+                self.kind == "cosine_including_warmup" and rates,
+                f"schedule.kind {self.kind} starts and ends at 0: leave out schedule.start_lr and schedule.final_lr",
+            ),
+            (
+                (self.kind == "multistep") != bool(self.milestones),
+                "schedule.milestones and schedule.kind multistep belong together: give both or neither",
+            ),
+            (not ascending, f"schedule.milestones {milestones} do not ascend within {run}"),
+        ]
+        if found := [text for wrong, text in faults if wrong]:
+            raise ValueError("; ".join(found))
         return self
 
     def total_steps(self, steps_per_epoch: float) -> int:

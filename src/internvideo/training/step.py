@@ -13,7 +13,7 @@ from torch.nn.parallel import DistributedDataParallel
 from internvideo import distributed
 from internvideo.data.batch import Batch
 from internvideo.errors import RecipeError
-from internvideo.terminal import say
+from internvideo.terminal import LOGGER
 from internvideo.training.ema import Ema, scaled_decay
 from internvideo.training.optimizer import make_optimizer, set_learning_rate
 from internvideo.training.settings import LoopSettings, TrainingSettings
@@ -112,7 +112,7 @@ class TrainStep:
                 raise
             reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
             if distributed.rank() == 0:
-                say(f"loop.compile: the compiler failed ({reason}); the run continues without it", err=True)
+                LOGGER.warning(f"loop.compile: the compiler failed ({reason}); the run continues without it")
         for layer in layers(self.stage):
             layer._compiled_call_impl = None
         self.compiled = False

@@ -6,7 +6,6 @@ opened again; its clock continues meanwhile.
 
 from __future__ import annotations
 
-import logging
 import os
 import re
 import stat
@@ -22,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from internvideo.errors import VideoError, shown
+from internvideo.terminal import LOGGER
 from internvideo.video.clock import Clock, clock_of, frame_rate, time_zero
 from internvideo.video.conversion import Converter, orientation, resolve_conversion, scaled_size, upright
 from internvideo.video.index import decode
@@ -230,7 +230,7 @@ class LiveVideo:
     def _reconnect_until_timeout(self, reason: str, last: float) -> bool:
         """Reopen the source, retrying until the timeout; return False when abandoned. Raises VideoError."""
         if not self._tries:
-            _log().warning("%s: %s; it is opened again for %g s", shown(self.name), shown(reason), self._reconnect)
+            LOGGER.warning("%s: %s; it is opened again for %g s", shown(self.name), shown(reason), self._reconnect)
         while not self._abandoned.is_set():
             wait = min(MIN_WAIT * 2**self._tries, MAX_WAIT)
             if time.perf_counter() + wait - last > self._reconnect:
@@ -250,7 +250,7 @@ class LiveVideo:
 
     def _log_reconnected(self, pause: float) -> None:
         self.reconnects, self._tries = self.reconnects + 1, 0
-        _log().warning("%s: goes on after %.1f s", shown(self.name), pause)
+        LOGGER.warning("%s: goes on after %.1f s", shown(self.name), pause)
 
     def _clock(self, first: int | None) -> Clock:
         """Return the clock for a stream whose first frame has this stamp."""
@@ -291,10 +291,6 @@ class LiveVideo:
             raise fail(self.name, str(error)) from error
         rgb: NDArray[np.uint8] = upright(out, *self._orientation)[0]
         return rgb
-
-
-def _log() -> logging.Logger:
-    return logging.getLogger("internvideo")
 
 
 def _camera(name: str) -> tuple[str, str]:

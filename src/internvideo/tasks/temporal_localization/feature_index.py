@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
@@ -15,6 +14,7 @@ from pydantic import BaseModel, Field
 from internvideo.data.sample import MAX_CLASSES
 from internvideo.datasets.activitynet import AMBIGUOUS
 from internvideo.errors import ManifestError, shown
+from internvideo.terminal import LOGGER
 
 Second = Annotated[float, Field(gt=-1e7, lt=1e7)]
 
@@ -99,4 +99,4 @@ def check_ends(starts: Sequence[tuple[NDArray[np.float64], float]], source: Path
 
 
 def _tell(source: Path, note: str) -> None:
-    logging.getLogger("internvideo").warning("%s: %s", shown(str(source)), shown(note))
+    LOGGER.warning("%s: %s", shown(str(source)), shown(note))
