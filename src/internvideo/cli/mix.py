@@ -41,13 +41,7 @@ def mix(
 
     if base is None:
         unread(context, "--base", "base_weight", "tower")
-    made = mixing(
-        [Path(name) for name in named_files(tuned)],
-        output,
-        base=base,
-        base_weight=base_weight,
-        tower=tower,
-        recipe=recipe,
-    )  # type: ignore[arg-type]  # checked there
+    files = [Path(name) for name in named_files(tuned)]
+    made = mixing(files, output, base=base, base_weight=base_weight, tower=tower, recipe=recipe)  # type: ignore[arg-type]  # checked there
     record = {"weights": made.file, "mixed": made.mixed, "kept": made.kept}
     tell(record, f"weights: {made.file} ({made.mixed} tensors mixed, {made.kept} as tuned)")
