@@ -132,7 +132,7 @@ def test_classes_of_users_may_be_called_as_those_of_the_sample_world(
     manifest = Manifest(rows, ("opening", "closing"), tmp_path, tmp_path / "m.jsonl")
     told: dict[str, Any] = {}
     monkeypatch.setattr(clips, "scorer", lambda trained: None)
-    monkeypatch.setattr(clips, "clip_source", lambda *_: (None, None))
+    monkeypatch.setattr(clips, "clip_source", lambda *_: None)
     monkeypatch.setattr(clips.recognition, "predict", lambda *_, **options: told.update(options))
     trained = SimpleNamespace(model=None, recipe=SimpleNamespace(model=SimpleNamespace(name="x")))
     clips.predict(cast(Any, trained), manifest, clips.RecognitionOptions(device="cpu"))

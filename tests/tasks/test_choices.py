@@ -28,7 +28,7 @@ from internvideo.pipeline import run_recipe
 from internvideo.recipe import build_recipe
 from internvideo.tasks.multiple_choice import predict as multiple_choice
 from internvideo.tasks.multiple_choice.data import ChoiceLoader, choice_texts
-from internvideo.tasks.protocol import ClipProtocol
+from internvideo.tasks.protocol import ClipInputs, ClipProtocol
 from internvideo.tasks.question_answering.data import question_tokens
 from internvideo.tasks.question_answering.stage import AnsweringSettings, AnsweringStage
 from internvideo.tasks.table import Predictions
@@ -124,7 +124,9 @@ def test_rows_of_different_numbers_of_options_are_tested() -> None:
     three = Choice(options=("up", "down", "round"), answer=2)
     few = replace(rows, rows=(rows.rows[0].model_copy(update={"choices": three}), *rows.rows[1:3]))
     clips = ClipProtocol(frames=FRAMES, size=SIDE)
-    table = multiple_choice.predict_ranked(small_world.choosing_model(), Source(few, clips), few, clips, CPU)
+    table = multiple_choice.predict_ranked(
+        ClipInputs(small_world.choosing_model(), Source(few, clips), few, clips, CPU)
+    )
     assert table["options"].tolist() == [3, 5, 5]
     assert table["probabilities"][0, 3:].tolist() == [0, 0]
     assert multiple_choice.scores(table)[0, 3:].tolist() == [-1, -1]

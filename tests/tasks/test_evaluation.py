@@ -120,9 +120,9 @@ def test_views_are_those_asked_for_else_the_recipes(
     manifest = read_manifest(small_world.world())
     trained = Trained(small_world.masked_classifier(), recipe, manifest.classes)
     one = Manifest(manifest.rows[:1], manifest.classes, manifest.root, manifest.source)
-    clips, source = clip_source(trained, one, ClipOptions(num_clips=asked))
-    assert clips.num_clips == num_clips
-    assert np.concatenate([numbers for _, numbers in source]).tolist() == list(range(num_clips))
+    inputs = clip_source(trained, one, ClipOptions(num_clips=asked))
+    assert inputs.clips.num_clips == num_clips
+    assert np.concatenate([numbers for _, numbers in inputs.source]).tolist() == list(range(num_clips))
 
 
 @pytest.mark.parametrize(("sampling", "asked"), [({"kind": "segment_middle"}, 2), ({"kind": "sparse_two_view"}, 3)])
@@ -214,7 +214,7 @@ def test_test_clips_are_cut_in_the_arithmetic_that_the_recipe_names(tmp_path: Pa
         }
         recipe = build_recipe(small_recipe("supervised", augment=changes))
         trained = Trained(job.model, recipe, job.classes)
-        ((batch, _),) = clip_source(trained, rows, ClipOptions(device="cpu"))[1]
+        ((batch, _),) = clip_source(trained, rows, ClipOptions(device="cpu")).source
         first[resize_backend, keep_aspect] = batch.video[0].float()
         assert batch.video.dtype == (torch.float32 if resize_backend == "torch" else torch.uint8)
         rule = recipe.data.clip_spec()

@@ -35,7 +35,7 @@ from internvideo.models.heads import EncodedVideo, VideoQuestionAnswering
 from internvideo.pipeline import load_trained, run_recipe
 from internvideo.recipe import build_recipe
 from internvideo.storage import write_safetensors
-from internvideo.tasks.protocol import ClipProtocol
+from internvideo.tasks.protocol import ClipInputs, ClipProtocol
 from internvideo.tasks.question_answering import predict as answering
 from internvideo.tasks.question_answering.data import (
     QuestionLoader,
@@ -247,7 +247,8 @@ def test_both_accuracies_types_and_the_prior_stand_side_by_side() -> None:
     model = Knowing()
     source = Source(manifest, clips, unreadable=[])
     prior = {"": "b", "who": "a"}
-    table = answering.predict(model, ["b", "a", "c"], source, manifest, clips, CPU, commonest=prior)  # type: ignore[arg-type]  # a stand-in
+    inputs = ClipInputs(model, source, manifest, clips, CPU)
+    table = answering.predict(inputs, ["b", "a", "c"], commonest=prior)  # type: ignore[arg-type]  # a stand-in
     assert model.looks == 6
     # "who?" has 4 ids: answers (video + 4) % 3 = 1, 2, 0 of b, a, c
     assert table["answers"][table["top"][:, 0]].tolist() == ["a", "b", "c", "b", "b"]

@@ -20,7 +20,7 @@ from internvideo.models.uniformerv2 import UniFormerV2Config
 from internvideo.models.video_language import VideoLanguage, VideoLanguageConfig
 from internvideo.models.videomae import VideoMAEClassifier, VideoMAEConfig
 from internvideo.tasks.multiple_choice import predict as multiple_choice
-from internvideo.tasks.protocol import clip_protocol
+from internvideo.tasks.protocol import ClipInputs, clip_protocol
 from internvideo.tasks.recognition import predict as recognition
 from internvideo.tasks.retrieval import predict as retrieval
 from internvideo.tasks.table import Predictions
@@ -61,9 +61,8 @@ def test_recognition_from_files_to_figures(manifest: Manifest, tmp_path: Path) -
     config = VideoMAEConfig(image_size=32, patch_size=16, frames=4, width=32, depth=2, heads=2, classes=3)
     model = VideoMAEClassifier(config)
     clips = clip_protocol(SAMPLER, TRANSFORM)
-    table = recognition.predict(
-        model, recognition.classifier_scorer(model), loader(manifest), manifest, clips, CPU, model_name="videomae"
-    )
+    inputs = ClipInputs(model, loader(manifest), manifest, clips, CPU, "videomae")
+    table = recognition.predict(inputs, recognition.classifier_scorer(model))
     result = evaluation.score(Predictions.load(table.save(tmp_path / "table.npz")))
     assert table["ids"].tolist() == ["v0", "v1", "v2", "v4"]
     assert table["logits:logits"].shape == (24, 3)
@@ -76,7 +75,8 @@ def test_recognition_from_files_to_figures(manifest: Manifest, tmp_path: Path) -
 @pytest.mark.parametrize("task", [zero_shot, retrieval, multiple_choice], ids=lambda task: str(task.NAME))
 def test_language_tasks_from_files_to_figures(task: object, manifest: Manifest, tmp_path: Path) -> None:
     clips = clip_protocol(SAMPLER, TRANSFORM)
-    table: Predictions = task.predict(towers(), Tokenizer(), loader(manifest), manifest, clips, CPU)  # type: ignore[attr-defined]  # a module
+    inputs = ClipInputs(towers(), loader(manifest), manifest, clips, CPU)
+    table: Predictions = task.predict(inputs, Tokenizer())  # type: ignore[attr-defined]  # a module
     result = evaluation.score(Predictions.load(table.save(tmp_path / "table.npz")))
     assert result["task"] == task.NAME  # type: ignore[attr-defined]  # a module
     assert table["ids"].tolist() == ["v0", "v1", "v2", "v4"]

@@ -11,7 +11,7 @@ from task_world import CLASSES, CLIPS, CPU, Source, Towers, Words, manifest
 
 from internvideo.errors import ManifestError, RunError
 from internvideo.tasks.multiple_choice import predict as multiple_choice
-from internvideo.tasks.protocol import ClipProtocol
+from internvideo.tasks.protocol import ClipInputs, ClipProtocol
 from internvideo.tasks.retrieval import predict as retrieval
 from internvideo.tasks.table import Predictions
 from internvideo.tasks.zero_shot import predict as zero_shot
@@ -22,15 +22,9 @@ VIEWS = ClipProtocol(frames=2, size=4, num_clips=3, num_crops=1)
 
 def retrieve(videos: int = 12, captions: str = "first", clips: ClipProtocol = CLIPS, **source: object) -> Predictions:
     rows = manifest(videos)
-    return retrieval.predict(
-        Towers(),
-        Words(),
-        Source(rows, clips, **source),  # type: ignore[arg-type]  # test settings
-        rows,
-        clips,
-        CPU,
-        captions=captions,  # type: ignore[arg-type]  # test settings
-    )
+    clip_source = Source(rows, clips, **source)  # type: ignore[arg-type]  # test settings
+    inputs = ClipInputs(Towers(), clip_source, rows, clips, CPU)
+    return retrieval.predict(inputs, Words(), captions=captions)  # type: ignore[arg-type]  # test settings
 
 
 def test_templates_are_the_published_sixteen_in_template_major_order() -> None:
@@ -47,7 +41,7 @@ def test_templates_are_the_published_sixteen_in_template_major_order() -> None:
 def test_zero_shot_reads_the_class_and_shows_the_plain_name_beside() -> None:
     rows, model = manifest(12), Towers()
     source = Source(rows, VIEWS, unreadable=[5], shift={(0, 1): 1, (1, 0): 1, (1, 1): 1})
-    table = zero_shot.predict(model, Words(), source, rows, VIEWS, CPU, model_name="towers")
+    table = zero_shot.predict(ClipInputs(model, source, rows, VIEWS, CPU, "towers"), Words())
     result = zero_shot.score(table)
     assert table["text"].shape == (16, 6, 38)
     assert result["figures"]["top1"] == pytest.approx(10 / 11)
@@ -60,10 +54,10 @@ def test_zero_shot_reads_the_class_and_shows_the_plain_name_beside() -> None:
 def test_zero_shot_needs_labels_and_finite_features() -> None:
     rows, model = manifest(6), Towers()
     with pytest.raises(ManifestError, match="no label"):
-        zero_shot.predict(model, Words(), Source(rows), manifest(6, label=None), CLIPS, CPU)
+        zero_shot.predict(ClipInputs(model, Source(rows), manifest(6, label=None), CLIPS, CPU), Words())
     model.broken = True
     with pytest.raises(RunError, match="video is NaN or infinite"):
-        zero_shot.predict(model, Words(), Source(rows), rows, CLIPS, CPU)
+        zero_shot.predict(ClipInputs(model, Source(rows), rows, CLIPS, CPU), Words())
 
 
 def test_retrieval_both_ways_raw_and_processed() -> None:
@@ -115,15 +109,15 @@ def test_a_model_that_says_the_same_of_everything_finds_nothing() -> None:
 def test_rows_without_captions_or_choices_are_told() -> None:
     rows = manifest(4)
     with pytest.raises(ManifestError, match="have no caption, first 'clip0'"):
-        retrieval.predict(Towers(), Words(), Source(rows), manifest(4, captions=()), CLIPS, CPU)
+        retrieval.predict(ClipInputs(Towers(), Source(rows), manifest(4, captions=()), CLIPS, CPU), Words())
     with pytest.raises(ManifestError, match="have no choices, first 'clip0'"):
-        multiple_choice.predict(Towers(), Words(), Source(rows), manifest(4, choices=None), CLIPS, CPU)
+        multiple_choice.predict(ClipInputs(Towers(), Source(rows), manifest(4, choices=None), CLIPS, CPU), Words())
 
 
 def test_multiple_choice_with_unequal_numbers_of_options() -> None:
     rows = manifest(12)
     source = Source(rows, shift={(0, 0): 1}, unreadable=[11])
-    table = multiple_choice.predict(Towers(), Words(), source, rows, CLIPS, CPU)
+    table = multiple_choice.predict(ClipInputs(Towers(), source, rows, CLIPS, CPU), Words())
     result = multiple_choice.score(table)
     assert table["options"].tolist() == [3, 4, 5] * 3 + [3, 4]
     assert result["figures"]["accuracy"] == pytest.approx(10 / 11)

@@ -9,7 +9,7 @@ from task_world import CLIPS, CPU, Reader, Source, TwoReaders, manifest
 
 from internvideo.errors import ManifestError, RecipeError, RunError
 from internvideo.metrics.classification import softmax
-from internvideo.tasks.protocol import ClipProtocol
+from internvideo.tasks.protocol import ClipInputs, ClipProtocol
 from internvideo.tasks.recognition import predict as recognition
 from internvideo.tasks.table import Predictions
 
@@ -25,16 +25,9 @@ def run(
         if isinstance(chosen, TwoReaders)
         else recognition.classifier_scorer(chosen)
     )
-    return recognition.predict(
-        chosen,
-        scorer,
-        Source(rows, clips, **source),  # type: ignore[arg-type]  # test settings
-        rows,
-        clips,
-        CPU,
-        model_name="reader",
-        subsets={"even": lambda row: row.label is not None and row.label % 2 == 0},
-    )
+    clip_source = Source(rows, clips, **source)  # type: ignore[arg-type]  # test settings
+    even = {"even": lambda row: row.label is not None and row.label % 2 == 0}
+    return recognition.predict(ClipInputs(chosen, clip_source, rows, clips, CPU, "reader"), scorer, subsets=even)
 
 
 def test_a_right_model_is_right_and_the_protocol_says_how() -> None:
@@ -88,7 +81,8 @@ def test_a_video_that_breaks_half_way_is_not_scored_on_its_first_views() -> None
             yield from source
             self.unreadable = [("clip1", "1.mp4", "broken at 3 s")]
 
-    table = recognition.predict(model, recognition.classifier_scorer(model), Breaks(rows, VIEWS), rows, VIEWS, CPU)
+    inputs = ClipInputs(model, Breaks(rows, VIEWS), rows, VIEWS, CPU)
+    table = recognition.predict(inputs, recognition.classifier_scorer(model))
     assert table["ids"].tolist() == ["clip0", "clip2", "clip3", "clip4", "clip5"]
     assert len(table["sample"]) == 15
     assert recognition.score(table)["figures"]["top1"] == 1
@@ -130,21 +124,21 @@ def test_doubled_clips_and_other_forms_are_an_error() -> None:
             yield from super().__iter__()
 
     with pytest.raises(RunError, match=r"clips \[0, 0\] of 'clip0'"):
-        recognition.predict(model, scorer, Doubled(rows), rows, CLIPS, CPU)
+        recognition.predict(ClipInputs(model, Doubled(rows), rows, CLIPS, CPU), scorer)
     other = ClipProtocol(frames=3, size=4)
     with pytest.raises(RunError, match="clips of 2 frames"):
-        recognition.predict(model, scorer, Source(rows), rows, other, CPU)
+        recognition.predict(ClipInputs(model, Source(rows), rows, other, CPU), scorer)
     with pytest.raises(RunError, match="which is not in the manifest"):
-        recognition.predict(model, scorer, Source(manifest(7)), rows, CLIPS, CPU)
+        recognition.predict(ClipInputs(model, Source(manifest(7)), rows, CLIPS, CPU), scorer)
 
 
 def test_wrong_class_count_missing_label_and_nan_are_one_clear_line() -> None:
     rows = manifest(6)
     with pytest.raises(RecipeError, match="scores 5 classes, the manifest has 6"):
         run(model=Reader(classes=5))
-    unlabelled = manifest(6, label=None)
+    inputs = ClipInputs(Reader(), Source(rows), manifest(6, label=None), CLIPS, CPU)
     with pytest.raises(ManifestError, match="6 of 6 rows have no label, first 'clip0'"):
-        recognition.predict(Reader(), recognition.classifier_scorer(Reader()), Source(rows), unlabelled, CLIPS, CPU)
+        recognition.predict(inputs, recognition.classifier_scorer(Reader()))
     with pytest.raises(RunError, match="NaN or infinite for clip0, clip1"):
         run(model=Reader(strength=float("nan")))
 

@@ -16,7 +16,7 @@ from internvideo import evaluation
 from internvideo.data.sampling import Dense
 from internvideo.data.transforms import EvalTransform
 from internvideo.errors import RunError
-from internvideo.tasks.protocol import ClipProtocol, clip_protocol, weights_hash
+from internvideo.tasks.protocol import ClipInputs, ClipProtocol, clip_protocol, weights_hash
 from internvideo.tasks.recognition import predict as recognition
 from internvideo.tasks.table import Predictions, print_result, save_result
 
@@ -24,7 +24,7 @@ from internvideo.tasks.table import Predictions, print_result, save_result
 def a_table() -> Predictions:
     rows, model = manifest(12), Reader()
     source = Source(rows, unreadable=[5], shift={(1, 0): 2})
-    return recognition.predict(model, recognition.classifier_scorer(model), source, rows, CLIPS, CPU)
+    return recognition.predict(ClipInputs(model, source, rows, CLIPS, CPU), recognition.classifier_scorer(model))
 
 
 def test_a_saved_table_gives_the_same_result_without_model_or_video(tmp_path: Path) -> None:

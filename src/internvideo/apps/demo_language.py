@@ -71,7 +71,7 @@ def written_captions(trained: Trained, test: Manifest, device: str, count: int =
     generator = CaptionGenerator(model, Tokenizer(context_length=model.config.text.context))
     here, found = choose_device(device), []
     of_id = {row.id: row for row in rows}
-    for batch, _ in clip_source(trained, chosen, ClipOptions(batch_size=count, device=device))[1]:
+    for batch, _ in clip_source(trained, chosen, ClipOptions(batch_size=count, device=device)).source:
         for name, caption in zip(batch.ids, generator(batch.to(here).video), strict=True):
             row = of_id[name]
             true = {word for text in row.captions for word in text.lower().replace(",", " ").replace(";", " ").split()}

@@ -240,15 +240,8 @@ def _reverse(trained: Trained, test: Manifest, settings: RecognitionOptions) -> 
     )
     forwards = predict_recognition(trained, directed, settings)
     play = scorer(trained)
-    clips, source = clip_source(trained, directed, settings)
-    backwards = recognition.predict(
-        trained.model,
-        lambda video: play(video.flip(2)),
-        source,
-        directed,
-        clips,
-        choose_device(settings.device),
-    )
+    inputs = clip_source(trained, directed, settings)
+    backwards = recognition.predict(inputs, lambda video: play(video.flip(2)))
     own = forwards["labels"].astype(int)
     other = np.asarray([pairs[label] for label in own.tolist()], dtype=int)
     row = np.arange(len(own))
@@ -346,7 +339,7 @@ def _reconstructions(output: Path, test: Manifest, device: str) -> list[Reconstr
     stage = MaskedStage(model, cast(MaskedSettings, trained.recipe.settings))
     pictures = []
     chosen = Manifest(test.rows[:2], test.classes, test.root, test.source)
-    for batch, _ in clip_source(trained, chosen, ClipOptions(batch_size=2, device=device))[1]:
+    for batch, _ in clip_source(trained, chosen, ClipOptions(batch_size=2, device=device)).source:
         clip = batch.to(here).video
         shown, rebuilt = stage.reconstruct(clip, torch.Generator(here).manual_seed(0))
         for index, name in enumerate(batch.ids):

@@ -41,25 +41,20 @@ def add_metrics(metrics: MetricValues, prefix: str, predictions: OutOfFoldPredic
     labels, probabilities = data.labels, predictions.probabilities
     predicted = probabilities.argmax(axis=1)
     correct = predicted == labels
-    _add_mean(metrics, f"{prefix}top1", correct, data.groups)
+    metrics.add_mean(f"{prefix}top1", correct, data.groups)
     spread = bootstrap.interval(bootstrap.class_mean(correct, labels), len(labels), groups=data.groups, **BOOTSTRAP)
     metrics.add(f"{prefix}mean_class", mean_class_accuracy(predicted, labels), spread)
     nearest, majority = predictions.nearest == labels, predictions.majority == labels
-    _add_mean(metrics, f"{prefix}nearest_mean", nearest, data.groups)
-    _add_mean(metrics, f"{prefix}majority", majority, data.groups)
+    metrics.add_mean(f"{prefix}nearest_mean", nearest, data.groups)
+    metrics.add_mean(f"{prefix}majority", majority, data.groups)
     metrics.add(f"{prefix}chance", 1 / probabilities.shape[1])
-    _add_mean(metrics, f"{prefix}better_than_nearest_mean", correct.astype(float) - nearest, data.groups)
+    metrics.add_mean(f"{prefix}better_than_nearest_mean", correct.astype(float) - nearest, data.groups)
     metrics.add(f"{prefix}ece_before", expected_calibration_error(softmax(predictions.logits), labels))
     metrics.add(f"{prefix}ece_after", expected_calibration_error(probabilities, labels))
     accepted = predictions.accepted
-    _add_mean(metrics, f"{prefix}known_accepted", accepted, data.groups)
+    metrics.add_mean(f"{prefix}known_accepted", accepted, data.groups)
     if accepted.any():
-        _add_mean(metrics, f"{prefix}top1_of_accepted", correct[accepted], data.groups[accepted])
-
-
-def _add_mean(metrics: MetricValues, name: str, values: NDArray[Any], groups: NDArray[np.int64]) -> None:
-    bounds = bootstrap.interval(bootstrap.mean(values), len(values), groups=groups, **BOOTSTRAP)
-    metrics.add(name, float(np.mean(values)), bounds)
+        metrics.add_mean(f"{prefix}top1_of_accepted", correct[accepted], data.groups[accepted])
 
 
 def add_fold_metrics(metrics: MetricValues, predictions: OutOfFoldPredictions, data: LabeledFeatures) -> list[float]:

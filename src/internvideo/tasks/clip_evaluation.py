@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, cast
 
-import torch
 from torch import nn
 
 from internvideo import distributed
@@ -20,7 +19,7 @@ from internvideo.errors import InternVideoError, RecipeError, RunError
 from internvideo.models.clip import Clip
 from internvideo.models.video_language import VideoLanguage
 from internvideo.tasks.members import described
-from internvideo.tasks.protocol import ClipProtocol, clip_protocol, describe, weights_hash
+from internvideo.tasks.protocol import ClipInputs, clip_protocol, weights_hash
 from internvideo.tasks.table import Predictions, Result, print_result, save_result
 from internvideo.tasks.task import ClipOptions
 from internvideo.training.trained import Trained
@@ -57,8 +56,8 @@ def split_rows(manifest: Path, split: str | None) -> Manifest:
     return rows if split is None else rows.subset(split=split)
 
 
-def clip_source(trained: Trained, manifest: Manifest, settings: ClipOptions) -> tuple[ClipProtocol, EvalLoader]:
-    """How the model's recipe cuts clips from a video in testing, and a loader that does it."""
+def clip_source(trained: Trained, manifest: Manifest, settings: ClipOptions) -> ClipInputs[Any]:
+    """A model with clips of the rows, cut from their videos as its recipe says for testing."""
     data = trained.recipe.data_as(SampledData)
     spec = data.clip_spec()
     sampler = spec.frame_sampler(settings.num_clips or data.sampling.num_clips or 1)
@@ -67,26 +66,21 @@ def clip_source(trained: Trained, manifest: Manifest, settings: ClipOptions) -> 
         settings.batch_size, settings.workers, short_side=spec.short_side, single_frame=spec.single_frame
     )
     clips = clip_protocol(sampler, transform, single_frame=spec.single_frame)
-    return clips, EvalLoader(manifest, sampler, transform, loader)
+    source = EvalLoader(manifest, sampler, transform, loader)
+    device = choose_device(settings.device)
+    return ClipInputs(trained.model, source, manifest, clips, device, trained.recipe.model.name)
 
 
-def text_model_inputs(
-    trained: Trained, manifest: Manifest, settings: ClipOptions
-) -> tuple[VideoLanguage | Clip, Tokenizer, EvalLoader, Manifest, ClipProtocol, torch.device]:
-    """What `predict` of a task with texts takes: model, tokenizer, clips, rows, protocol and device."""
-    clips, source = clip_source(trained, manifest, settings)
-    model = cast(VideoLanguage | Clip, trained.model)
-    tokenizer = Tokenizer(context_length=model.config.text.context)
-    return model, tokenizer, source, manifest, clips, choose_device(settings.device)
+def text_tokenizer(trained: Trained) -> Tokenizer:
+    """The tokenizer of a `VideoLanguage` or `Clip`."""
+    return Tokenizer(context_length=cast(VideoLanguage | Clip, trained.model).config.text.context)
 
 
 def finish(
     task: str,
     score: Callable[[Predictions], Result],
-    trained: Trained,
-    rows: Manifest,
+    inputs: ClipInputs[Any],
     output: Path,
-    settings: ClipOptions,
     predict: Callable[[], Predictions],
     draw: Callable[[Predictions, Path], None] | None = None,
     told: Mapping[str, Any] | None = None,
@@ -96,7 +90,7 @@ def finish(
     The processes share the videos; the first one writes the table that one process (of as many threads) would write.
 
     Args:
-        task, score: its name and its figures. trained, rows, settings: what is predicted, of what. output: a folder.
+        task, score: its name and its figures. inputs: what is predicted, of what. output: a folder.
         predict: makes the table.
         draw: pictures of the table, into a folder.
         told: what else of the table's protocol must be the same in a table that is written over.
@@ -105,7 +99,7 @@ def finish(
         RunError: `output` holds the table of another model, of other rows or of clips cut otherwise.
     """
     path = output / f"{task}.npz"
-    check_output(path, trained, rows, clip_source(trained, rows, settings)[0], told or {})
+    check_output(path, inputs, told or {})
     table = predict()
     result: Result = score(table)
     error: InternVideoError | None = None
@@ -122,11 +116,11 @@ def finish(
     return result
 
 
-def check_output(path: Path, trained: Trained, rows: Manifest, clips: ClipProtocol, told: Mapping[str, Any]) -> None:
+def check_output(path: Path, inputs: ClipInputs[Any], told: Mapping[str, Any]) -> None:
     """Refuse to write over another measurement: only the same weights, rows and clips may be measured again."""
     error: InternVideoError | None = None
     if distributed.rank() == 0 and path.exists():
-        ours = {**describe(trained.model, trained.recipe.model.name, rows, clips), **told}
+        ours = {**inputs.describe(), **told}
         choose = "choose another --output"
         try:
             theirs = Predictions.load(path).protocol

@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Literal, Protocol
+from typing import Any, Generic, Literal, Protocol, TypeVar, cast
 
 import numpy as np
 import torch
@@ -19,6 +19,7 @@ from internvideo.data.batch import Batch
 from internvideo.data.manifest import Manifest
 from internvideo.data.sampling import FrameSampler
 
+Model = TypeVar("Model", covariant=True)
 SAVED_NAMES = {"num_clips": "views", "num_crops": "crops"}
 """Setting -> its name in saved tables, which earlier versions fixed."""
 
@@ -133,18 +134,33 @@ def weights_hash(weights: nn.Module | Mapping[str, Tensor]) -> str:
     return digest.hexdigest()
 
 
-def describe(
-    weights: nn.Module | Mapping[str, Tensor], model_name: str, manifest: Manifest, clips: ClipProtocol
-) -> dict[str, Any]:
-    """Return the part of the protocol that all tasks share, as JSON values."""
-    return {
-        "model": model_name,
-        "weights_sha256": weights_hash(weights),
-        "split_sha256": manifest.fingerprint,
-        "splits": sorted({row.split for row in manifest.rows if row.split is not None}),
-        "source": str(manifest.source),
-        **{SAVED_NAMES.get(name, name): value for name, value in asdict(clips).items()},
-    }
+@dataclass(frozen=True)
+class ClipInputs(Generic[Model]):
+    """A model and the clips of a split that it is evaluated on.
+
+    Attributes:
+        model: on `device`. source: loader over `manifest`. manifest: the split that was asked for.
+        clips: what every clip and video must look like.
+        device: where the model is. model_name: for the protocol.
+    """
+
+    model: Model
+    source: ClipSource
+    manifest: Manifest
+    clips: ClipProtocol
+    device: torch.device
+    model_name: str = ""
+
+    def describe(self) -> dict[str, Any]:
+        """Return the part of the protocol that all tasks share, as JSON values."""
+        return {
+            "model": self.model_name,
+            "weights_sha256": weights_hash(cast(nn.Module, self.model)),
+            "split_sha256": self.manifest.fingerprint,
+            "splits": sorted({row.split for row in self.manifest.rows if row.split is not None}),
+            "source": str(self.manifest.source),
+            **{SAVED_NAMES.get(name, name): value for name, value in asdict(self.clips).items()},
+        }
 
 
 def check_labels(manifest: Manifest) -> NDArray[np.int64]:

@@ -16,6 +16,7 @@ from rich.table import Table as RichTable
 
 from internvideo import untrusted, untrusted_arrays
 from internvideo.errors import RunError
+from internvideo.metrics import bootstrap
 from internvideo.storage import atomic_path, write_text
 from internvideo.terminal import Screen, results_as_json, say_json
 
@@ -124,6 +125,11 @@ class MetricValues:
         self.values[name] = float(value)
         if bounds is not None:
             self.intervals[name] = [float(bounds[0]), float(bounds[1])]
+
+    def add_mean(self, name: str, values: NDArray[Any], groups: NDArray[Any] | None = None) -> None:
+        """Add the mean of values (n,) with its interval; `groups` (n,) are resampled together."""
+        spread = bootstrap.interval(bootstrap.mean(values), len(values), groups=groups, **BOOTSTRAP)
+        self.add(name, values.mean(), spread)
 
     def result(self, table: Predictions, **more: object) -> Result:
         """Return the result for predictions; `more` is added to their protocol."""

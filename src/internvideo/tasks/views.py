@@ -16,8 +16,9 @@ from tqdm import tqdm
 from internvideo import distributed
 from internvideo.data.batch import Batch
 from internvideo.data.manifest import Manifest
+from internvideo.data.sample import Sample
 from internvideo.errors import RunError
-from internvideo.tasks.protocol import ClipProtocol, ClipSource, TextEncoder, VideoTextModel
+from internvideo.tasks.protocol import ClipInputs, ClipProtocol, TextEncoder, VideoTextModel
 
 TEXTS_AT_ONCE = 256
 
@@ -32,7 +33,7 @@ class Views:
     Attributes:
         values: of each named output (R, ...) float32.
         sample: (R,) index of the row's video among those read; view: (R,) number of the clip.
-        read: (N,) index in the manifest of each video read, ascending.
+        read: (N,) index in the manifest of each video read, ascending. rows: these videos.
         coverage: see `Predictions`.
     """
 
@@ -40,6 +41,7 @@ class Views:
     sample: Ints
     view: Ints
     read: Ints
+    rows: tuple[Sample, ...]
     coverage: dict[str, Any]
 
 
@@ -68,55 +70,25 @@ def evaluating(model: object, device: torch.device, precision: str) -> Iterator[
             part.training = training
 
 
-class NamedSource:
-    """Wrap a loader and remember its latest batch, for error messages."""
-
-    def __init__(self, source: ClipSource) -> None:
-        self.source = source
-        self.ids: tuple[str, ...] = ()
-
-    @property
-    def unreadable(self) -> Sequence[tuple[str, Any, str]]:
-        """See `ClipSource`."""
-        return self.source.unreadable
-
-    def __iter__(self) -> Iterator[tuple[Batch, NDArray[Any]]]:
-        for batch, views in self.source:
-            self.ids = batch.ids
-            yield batch, views
-
-
-def run_clips(
-    function: Callable[..., Mapping[str, Tensor]],
-    source: ClipSource,
-    manifest: Manifest,
-    clips: ClipProtocol,
-    device: torch.device,
-    title: str,
-) -> Views:
-    """Apply `function` to every clip and gather the results of all processes.
+def run_clips(function: Callable[[Batch], Mapping[str, Tensor]], inputs: ClipInputs[object], title: str) -> Views:
+    """Apply `function` to every clip, in evaluation mode, and gather the results of all processes.
 
     Args:
-        function: uint8 (B, 3, T, S, S) on `device` -> named outputs (B, ...); where clips may be shorter than T it is
-            also given the (B, T) mask of their real frames.
-        source: loader over `manifest`.
-        manifest: the split that was asked for.
-        clips: what every clip and video must look like.
-        device: where the model is.
+        function: batch of uint8 clips on `inputs.device` -> named outputs (B, ...).
         title: shown beside the progress.
 
     Raises:
-        RunError: clips missing, doubled, unknown or of another form than `clips` says, an output that is not finite,
-            or no video readable at all.
+        RunError: clips missing, doubled, unknown or of another form than `inputs.clips` says, an output that is not
+            finite, or no video readable at all.
     """
+    source, manifest, clips = inputs.source, inputs.manifest, inputs.clips
     place = {row.id: index for index, row in enumerate(manifest.rows)}
     own = _Share()
-    with tqdm(total=len(place) * clips.num_views, desc=title, unit="clip", leave=False, disable=None) as bar:
+    bar = tqdm(total=len(place) * clips.num_views, desc=title, unit="clip", leave=False, disable=None)
+    with bar, evaluating(inputs.model, inputs.device, clips.precision):
         for batch, numbers in source:
             _check_form(batch, clips, place)
-            moved = batch.to(device)
-            seen = (moved.video,) if moved.frame_mask is None else (moved.video, moved.frame_mask)
-            for name, output in function(*seen).items():
+            for name, output in function(batch.to(inputs.device)).items():
                 own.values.setdefault(name, []).append(_finite(output, name, batch))
             own.rows.append(np.asarray([place[name] for name in batch.ids], dtype=np.int64))
             own.views.append(np.asarray(numbers, dtype=np.int64))
@@ -146,6 +118,7 @@ def run_clips(
         np.searchsorted(read, rows).astype(np.int64),
         views,
         read,
+        tuple(manifest.rows[index] for index in read),
         {"asked": len(place), "read": len(read), "unreadable": [lost[name] for name in sorted(lost)]},
     )
 
@@ -186,12 +159,13 @@ def _check_complete(rows: Ints, views: Ints, read: Ints, manifest: Manifest, cli
         raise RunError("loader", f"clips {found} of '{name}'", f"each of 0..{clips.num_views - 1} once")
 
 
-def run_texts(model: VideoTextModel, tokenizer: TextEncoder, texts: Sequence[str], device: torch.device) -> Floats:
-    """Encode texts as (Q, E) float32, not L2-normalized. Manifests contain no blank text."""
+def run_texts(inputs: ClipInputs[VideoTextModel], tokenizer: TextEncoder, texts: Sequence[str]) -> Floats:
+    """Encode texts as (Q, E) float32, not L2-normalized, in evaluation mode. Manifests contain no blank text."""
     parts = []
-    for start in range(0, len(texts), TEXTS_AT_ONCE):
-        tokens = tokenizer.encode(list(texts[start : start + TEXTS_AT_ONCE])).to(device)
-        parts.append(model.encode_text(tokens).float().cpu().numpy())
+    with evaluating(inputs.model, inputs.device, inputs.clips.precision):
+        for start in range(0, len(texts), TEXTS_AT_ONCE):
+            tokens = tokenizer.encode(list(texts[start : start + TEXTS_AT_ONCE])).to(inputs.device)
+            parts.append(inputs.model.encode_text(tokens).float().cpu().numpy())
     features: Floats = np.concatenate(parts)
     if not np.isfinite(features).all():
         bad = int(np.flatnonzero(~np.isfinite(features).all(axis=1))[0])
@@ -199,6 +173,11 @@ def run_texts(model: VideoTextModel, tokenizer: TextEncoder, texts: Sequence[str
     return features
 
 
-def video_function(model: VideoTextModel) -> Callable[..., Mapping[str, Tensor]]:
+def video_function(model: VideoTextModel) -> Callable[[Batch], Mapping[str, Tensor]]:
     """Make the function of `run_clips` that returns {"video": features}."""
-    return lambda video, *mask: {"video": model.encode_video(model.normalize(video), *mask)}
+
+    def encode(batch: Batch) -> dict[str, Tensor]:
+        mask = () if batch.frame_mask is None else (batch.frame_mask,)
+        return {"video": model.encode_video(model.normalize(batch.video), *mask)}
+
+    return encode

@@ -4,15 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, cast
+from typing import Annotated
 
-from internvideo.data.manifest import Manifest
-from internvideo.data.tokenizer import Tokenizer
-from internvideo.distributed import choose_device
-from internvideo.models.video_language import VideoLanguage
 from internvideo.storage import write_text
 from internvideo.tasks.captioning import predict as captioning
-from internvideo.tasks.clip_evaluation import clip_source, finish, split_rows
+from internvideo.tasks.clip_evaluation import clip_source, finish, split_rows, text_tokenizer
 from internvideo.tasks.table import Predictions, Result
 from internvideo.tasks.task import ClipOptions
 from internvideo.training.trained import Trained
@@ -33,28 +29,13 @@ def evaluate(trained: Trained, manifest: Path, output: Path, settings: Captionin
     Raises:
         RecipeError, ManifestError, RunError: what does not fit together.
     """
-    rows = split_rows(manifest, split)
+    inputs = clip_source(trained, split_rows(manifest, split), settings)
 
     def make() -> Predictions:
-        return predict(trained, rows, settings)
+        writing = captioning.Writing(settings.num_beams, settings.top_p, settings.seed)
+        return captioning.predict(inputs, text_tokenizer(trained), writing=writing)
 
-    return finish(captioning.NAME, captioning.score, trained, rows, output, settings, make, draw)
-
-
-def predict(trained: Trained, manifest: Manifest, settings: CaptioningOptions) -> Predictions:
-    """A caption of every video. Raises RecipeError."""
-    clips, source = clip_source(trained, manifest, settings)
-    model = cast(VideoLanguage, trained.model)
-    return captioning.predict(
-        model,
-        Tokenizer(context_length=model.config.text.context),
-        source,
-        manifest,
-        clips,
-        choose_device(settings.device),
-        model_name=trained.recipe.model.name,
-        writing=captioning.Writing(settings.num_beams, settings.top_p, settings.seed),
-    )
+    return finish(captioning.NAME, captioning.score, inputs, output, make, draw)
 
 
 def draw(table: Predictions, output: Path) -> None:

@@ -11,22 +11,22 @@ import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
-from internvideo.data.manifest import Manifest
+from internvideo.data.batch import Batch
 from internvideo.data.tokenizer import Tokenizer
 from internvideo.errors import RecipeError
 from internvideo.extras import require
 from internvideo.metrics import bootstrap
 from internvideo.models.video_language import VideoLanguage
-from internvideo.tasks.protocol import ClipProtocol, ClipSource, describe
+from internvideo.tasks.protocol import ClipInputs
 from internvideo.tasks.table import BOOTSTRAP, MetricValues, Predictions, Result
-from internvideo.tasks.views import evaluating, run_clips
+from internvideo.tasks.views import run_clips
 
 NAME = "captioning"
 Texts = dict[str, list[str]]
@@ -52,23 +52,12 @@ class Writing:
             raise RecipeError("seed", f"{self.seed} without a nucleus, where nothing is drawn", "with a nucleus over 0")
 
 
-def predict(
-    model: nn.Module,
-    tokenizer: Tokenizer,
-    source: ClipSource,
-    manifest: Manifest,
-    clips: ClipProtocol,
-    device: torch.device,
-    *,
-    model_name: str = "",
-    writing: Writing | None = None,
-) -> Predictions:
+def predict(inputs: ClipInputs[VideoLanguage], tokenizer: Tokenizer, *, writing: Writing | None = None) -> Predictions:
     """Generate a caption for every video.
 
     Args:
-        model: a `VideoLanguage` with a caption decoder, on `device`. tokenizer: of its text tower.
-        source: loader over `manifest`. manifest: rows with captions. clips: how videos become clips, one view a video.
-        device: where the model is. model_name: for the protocol. writing: greedy by default.
+        inputs: a model with a caption decoder; clips of rows with captions, one view a video.
+        tokenizer: of its text tower. writing: greedy by default.
 
     Returns:
         ids (N,), written (N,), references (Q,), owner (Q,) of the videos read.
@@ -78,17 +67,17 @@ def predict(
         RunError: see `run_clips`.
     """
     writing = writing or Writing()
-    manifest.require("captions")
-    if clips.num_views != 1:
-        raise RecipeError("num_clips", str(clips.num_views), "1: a caption is of one clip")
-    towers = cast(VideoLanguage, model)
+    towers, views_a_video = inputs.model, inputs.clips.num_views
+    inputs.manifest.require("captions")
+    if views_a_video != 1:
+        raise RecipeError("num_clips", str(views_a_video), "1: a caption is of one clip")
     if towers.caption_decoder is None:
         raise RecipeError("weights", "a model without a caption decoder", "one that was trained with captions")
     generator = torch.Generator().manual_seed(writing.seed)
 
-    def write(video: Tensor) -> dict[str, Tensor]:
+    def write(batch: Batch) -> dict[str, Tensor]:
         ids = towers.generate(
-            towers.normalize(video),
+            towers.normalize(batch.video),
             start=tokenizer.start,
             end=tokenizer.end,
             beams=writing.beams,
@@ -97,17 +86,16 @@ def predict(
         )
         return {"ids": ids}
 
-    with evaluating(model, device, clips.precision):
-        views = run_clips(write, source, manifest, clips, device, NAME)
+    views = run_clips(write, inputs, NAME)
     ids = torch.from_numpy(views.values["ids"]).long()
-    own = [manifest.rows[index].captions for index in views.read]
+    own = [row.captions for row in views.rows]
     arrays = {
-        "ids": np.asarray([manifest.rows[index].id for index in views.read]),
+        "ids": np.asarray([row.id for row in views.rows]),
         "written": np.asarray([tokenizer.decode(row, special=False) for row in ids]),
         "references": np.asarray([text for texts in own for text in texts]),
         "owner": np.asarray([number for number, texts in enumerate(own) for _ in texts], dtype=np.int64),
     }
-    protocol = {**describe(model, model_name, manifest, clips), "writing": asdict(writing)}
+    protocol = {**inputs.describe(), "writing": asdict(writing)}
     return Predictions(NAME, arrays, protocol, views.coverage)
 
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
 from internvideo.data.loader import EvalLoader, LoaderSettings
 from internvideo.data.manifest import Manifest
-from internvideo.distributed import choose_device
 from internvideo.errors import RecipeError, VideoError
 from internvideo.plots import charts as figures
 from internvideo.plots.style import write_picture
@@ -16,7 +16,7 @@ from internvideo.storage import write_text
 from internvideo.tasks.clip_evaluation import clip_source, finish, split_rows
 from internvideo.tasks.future_hands import predict as future_hands
 from internvideo.tasks.future_hands.build import HandData, whole_frame
-from internvideo.tasks.future_hands.data import HandTargets, observed
+from internvideo.tasks.future_hands.data import observed
 from internvideo.tasks.table import Predictions, Result
 from internvideo.tasks.task import ClipOptions
 from internvideo.training.trained import Trained
@@ -36,8 +36,14 @@ def evaluate(trained: Trained, manifest: Path, output: Path, settings: ClipOptio
         raise RecipeError("num_crops", str(settings.num_crops), "1: the whole frame is seen")
     rows, targets = observed(split_rows(manifest, split), trained.recipe.data_as(HandData).hands)
 
+    inputs = clip_source(trained, rows, settings)
+
     def predict() -> Predictions:
-        return _predict(trained, rows, targets, settings)
+        data, mean = trained.recipe.data_as(HandData), trained.context.get("mean")
+        sampler = data.clip_spec().frame_sampler(inputs.clips.num_clips)
+        loader = LoaderSettings(settings.batch_size, settings.workers, short_side=data.loader.short_side)
+        whole = replace(inputs, source=EvalLoader(rows, sampler, whole_frame(data.augment)[1], loader))
+        return future_hands.predict(whole, targets, mean=None if mean is None else np.asarray(mean))
 
     def draw(table: Predictions, folder: Path) -> None:
         write_text(folder / "submission.json", future_hands.submission(table))
@@ -45,26 +51,7 @@ def evaluate(trained: Trained, manifest: Path, output: Path, settings: ClipOptio
         if pictures:
             write_picture(folder / "hands.svg", lambda: figures.frames_with_ways(pictures))
 
-    return finish(future_hands.NAME, future_hands.score, trained, rows, output, settings, predict, draw)
-
-
-def _predict(trained: Trained, rows: Manifest, targets: HandTargets, settings: ClipOptions) -> Predictions:
-    data = trained.recipe.data_as(HandData)
-    clips, _ = clip_source(trained, rows, settings)
-    sampler = data.clip_spec().frame_sampler(clips.num_clips)
-    loader = LoaderSettings(settings.batch_size, settings.workers, short_side=data.loader.short_side)
-    source = EvalLoader(rows, sampler, whole_frame(data.augment)[1], loader)
-    mean = trained.context.get("mean")
-    return future_hands.predict(
-        trained.model,
-        source,
-        rows,
-        targets,
-        clips,
-        choose_device(settings.device),
-        model_name=trained.recipe.model.name,
-        mean=None if mean is None else np.asarray(mean),
-    )
+    return finish(future_hands.NAME, future_hands.score, inputs, output, predict, draw)
 
 
 def panels(table: Predictions, rows: Manifest) -> list[figures.WaysFrame]:

@@ -13,16 +13,17 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
-from internvideo.data.manifest import Manifest
+from internvideo.data.batch import Batch
 from internvideo.metrics import bootstrap
+from internvideo.models.encoder import ClipClassifier
 from internvideo.tasks.future_hands.data import HandTargets
 from internvideo.tasks.future_hands.metrics import FIGURES, displacement_statistic
 from internvideo.tasks.future_hands.stage import positions
-from internvideo.tasks.protocol import ClipProtocol, ClipSource, describe
+from internvideo.tasks.protocol import ClipInputs
 from internvideo.tasks.table import BOOTSTRAP, MetricValues, Predictions, Result
-from internvideo.tasks.views import evaluating, run_clips
+from internvideo.tasks.views import run_clips
 
 NAME = "future_hands"
 SUMMED = 30
@@ -30,39 +31,28 @@ SUMMED = 30
 Floats = NDArray[np.float64]
 
 
-def predict(
-    model: nn.Module,
-    source: ClipSource,
-    manifest: Manifest,
-    targets: HandTargets,
-    clips: ClipProtocol,
-    device: torch.device,
-    *,
-    model_name: str = "",
-    mean: Floats | None = None,
-) -> Predictions:
+def predict(inputs: ClipInputs[ClipClassifier], targets: HandTargets, *, mean: Floats | None = None) -> Predictions:
     """Predict positions (pixels) of every row, averaged over views.
 
     Args:
-        model: 20 outputs, on `device`, with `normalize`.
-        source: loader over `manifest`, rows with the observed spans. targets: what is true of these rows.
+        inputs: a model of 20 outputs; clips of the observed spans. targets: what is true of these rows.
         mean: (20,) mean positions in training, fractions of the frame; a baseline.
     """
+    model = inputs.model
 
-    def outputs(video: Tensor) -> Mapping[str, Tensor]:
-        return {"outputs": model(model.normalize(video))}  # type: ignore[operator]  # both encoders have it
+    def outputs(batch: Batch) -> Mapping[str, Tensor]:
+        return {"outputs": model(model.normalize(batch.video))}
 
-    with evaluating(model, device, clips.precision):
-        views = run_clips(outputs, source, manifest, clips, device, "future hands")
+    views = run_clips(outputs, inputs, "future hands")
     count = len(views.read)
     total = np.zeros((count, views.values["outputs"].shape[1]))
     np.add.at(total, views.sample, views.values["outputs"])
     size = targets.size[views.read]
-    found = positions(torch.from_numpy(total / clips.num_views), torch.from_numpy(size).float()).double().numpy()
+    found = positions(torch.from_numpy(total / inputs.clips.num_views), torch.from_numpy(size).float()).double().numpy()
     arrays: dict[str, NDArray[Any]] = {
-        "id": np.asarray([manifest.rows[row].id for row in views.read]),
-        "uid": np.asarray([manifest.rows[row].attributes.get("uid", manifest.rows[row].id) for row in views.read]),
-        "group": np.asarray([manifest.rows[row].group or manifest.rows[row].path for row in views.read]),
+        "id": np.asarray([row.id for row in views.rows]),
+        "uid": np.asarray([row.attributes.get("uid", row.id) for row in views.rows]),
+        "group": np.asarray([row.group or row.path for row in views.rows]),
         "predicted": found,
         "truth": targets.positions[views.read],
         "size": size,
@@ -70,7 +60,7 @@ def predict(
         "steps": targets.steps[views.read],
         "mean": np.zeros((0, 20)) if mean is None else np.asarray(mean)[None],
     }
-    return Predictions(NAME, arrays, describe(model, model_name, manifest, clips), views.coverage)
+    return Predictions(NAME, arrays, inputs.describe(), views.coverage)
 
 
 def guesses(table: Predictions) -> dict[str, Floats]:

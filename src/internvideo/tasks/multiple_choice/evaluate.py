@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 from internvideo.data.manifest import Manifest
-from internvideo.distributed import choose_device
 from internvideo.models.heads import PairScoringMultipleChoice
 from internvideo.tasks.clip_evaluation import (
     LANGUAGE_MODELS,
@@ -14,7 +13,7 @@ from internvideo.tasks.clip_evaluation import (
     finish,
     members_told,
     split_rows,
-    text_model_inputs,
+    text_tokenizer,
     with_others,
 )
 from internvideo.tasks.multiple_choice import predict as multiple_choice
@@ -32,15 +31,13 @@ def evaluate(trained: Trained, manifest: Path, output: Path, settings: EnsembleO
     def make() -> Predictions:
         return multiple_choice.ensemble([predict(one, rows, settings) for one in models])
 
-    return finish(
-        multiple_choice.NAME, multiple_choice.score, trained, rows, output, settings, make, told=members_told(models)
-    )
+    inputs, told = clip_source(trained, rows, settings), members_told(models)
+    return finish(multiple_choice.NAME, multiple_choice.score, inputs, output, make, told=told)
 
 
 def predict(trained: Trained, manifest: Manifest, settings: ClipOptions) -> Predictions:
     """The table of one model."""
-    name = trained.recipe.model.name
-    if not isinstance(trained.model, PairScoringMultipleChoice):
-        return multiple_choice.predict(*text_model_inputs(trained, manifest, settings), model_name=name)
-    (clips, source), device = clip_source(trained, manifest, settings), choose_device(settings.device)
-    return multiple_choice.predict_ranked(trained.model, source, manifest, clips, device, model_name=name)
+    inputs = clip_source(trained, manifest, settings)
+    if isinstance(trained.model, PairScoringMultipleChoice):
+        return multiple_choice.predict_ranked(inputs)
+    return multiple_choice.predict(inputs, text_tokenizer(trained))

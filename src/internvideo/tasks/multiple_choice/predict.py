@@ -8,43 +8,30 @@ Zero-shot by cosine similarity of video and sentences, or with a network trained
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import cast
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from internvideo.data.manifest import Choice, Manifest, Sample
-from internvideo.metrics import bootstrap
+from internvideo.data.batch import Batch
+from internvideo.data.manifest import Choice, Sample
 from internvideo.metrics.classification import choice_scores, l2_normalize, merge_rows, top_k_hits
 from internvideo.models.heads import PairScoringMultipleChoice
 from internvideo.tasks.members import joined, of_each
 from internvideo.tasks.multiple_choice.data import choice_texts
-from internvideo.tasks.protocol import ClipProtocol, ClipSource, TextEncoder, VideoTextModel, describe
+from internvideo.tasks.protocol import ClipInputs, TextEncoder, VideoTextModel
 from internvideo.tasks.question_answering.data import question_tokens
-from internvideo.tasks.table import BOOTSTRAP, MetricValues, Predictions, Result
-from internvideo.tasks.views import NamedSource, evaluating, run_clips, run_texts, video_function
+from internvideo.tasks.table import MetricValues, Predictions, Result
+from internvideo.tasks.views import run_clips, run_texts, video_function
 
 NAME = "multiple_choice"
 
 
-def predict(
-    model: nn.Module,
-    tokenizer: TextEncoder,
-    source: ClipSource,
-    manifest: Manifest,
-    clips: ClipProtocol,
-    device: torch.device,
-    *,
-    model_name: str = "",
-) -> Predictions:
+def predict(inputs: ClipInputs[VideoTextModel], tokenizer: TextEncoder) -> Predictions:
     """Encode every video and its candidate sentences.
 
     Args:
-        model: a `VideoTextModel` on `device`. tokenizer: of its text tower.
-        source: loader over `manifest`. manifest: rows with choices. clips: how videos become clips.
-        device: where the model is.
-        model_name: for the protocol.
+        inputs: clips of rows with choices. tokenizer: of the model's text tower.
 
     Returns:
         ids (N,), answers (N,), options (N,) number of candidates, text (sum of options, E) in the order of the videos,
@@ -54,21 +41,16 @@ def predict(
         ManifestError: a row without choices.
         RunError: see `run_clips`.
     """
-    manifest.require("choices")
-    towers = cast("VideoTextModel", model)
-    with evaluating(model, device, clips.precision):
-        views = run_clips(video_function(towers), source, manifest, clips, device, NAME)
-        rows = [manifest.rows[index] for index in views.read]
-        options = [option for row in rows if row.choices is not None for option in row.choices.options]
-        text = run_texts(towers, tokenizer, options, device)
-        scale = float(towers.scale)
+    inputs.manifest.require("choices")
+    views = run_clips(video_function(inputs.model), inputs, NAME)
+    options = [option for row in views.rows if row.choices is not None for option in row.choices.options]
     arrays = {
-        **_answers(rows),
-        "text": text,
-        "video": merge_rows(l2_normalize(views.values["video"]), views.sample, len(rows)).astype(np.float32),
-        "scale": np.asarray(scale),
+        **_answers(views.rows),
+        "text": run_texts(inputs, tokenizer, options),
+        "video": merge_rows(l2_normalize(views.values["video"]), views.sample, len(views.rows)).astype(np.float32),
+        "scale": np.asarray(inputs.model.scale.item()),
     }
-    protocol = {**describe(model, model_name, manifest, clips), "merge": "mean of unit vectors"}
+    protocol = {**inputs.describe(), "merge": "mean of unit vectors"}
     return Predictions(NAME, arrays, protocol, views.coverage)
 
 
@@ -82,16 +64,8 @@ def _answers(rows: Sequence[Sample]) -> dict[str, np.ndarray]:
     }
 
 
-def predict_ranked(
-    model: PairScoringMultipleChoice,
-    source: ClipSource,
-    manifest: Manifest,
-    clips: ClipProtocol,
-    device: torch.device,
-    *,
-    model_name: str = "",
-) -> Predictions:
-    """Score the texts of every video with a pair-scoring network; arguments as of `predict`.
+def predict_ranked(inputs: ClipInputs[PairScoringMultipleChoice]) -> Predictions:
+    """Score the texts of every video with a pair-scoring network.
 
     Returns:
         ids, answers, options (N,) as of `predict`; probabilities (N, most options), means over the views, 0 beyond a
@@ -100,29 +74,24 @@ def predict_ranked(
     Raises:
         ManifestError: a row without choices. RunError: see `run_clips`.
     """
+    model, manifest = inputs.model, inputs.manifest
     manifest.require("choices")
     rows = {row.id: row for row in manifest.rows}
     most, context = max(len(choice_texts(row)) for row in manifest.rows), model.config.text.context
-    named = NamedSource(source)
 
-    def choose(video: Tensor) -> dict[str, Tensor]:
-        encoded = model.encode_video(model.normalize(video))
-        said = encoded.features.new_zeros(len(video), most, dtype=torch.float32)
-        for place, name in enumerate(named.ids):
-            tokens = question_tokens(choice_texts(rows[name]), context).to(device)
+    def choose(batch: Batch) -> dict[str, Tensor]:
+        encoded = model.encode_video(model.normalize(batch.video))
+        said = encoded.features.new_zeros(len(batch), most, dtype=torch.float32)
+        for place, name in enumerate(batch.ids):
+            tokens = question_tokens(choice_texts(rows[name]), context).to(inputs.device)
             scores = model.forward_head(encoded[place : place + 1], tokens).scores[:, 0]
             said[place, : len(scores)] = scores.float().softmax(dim=0)
         return {"probabilities": said}
 
-    with evaluating(model, device, clips.precision):
-        views = run_clips(choose, named, manifest, clips, device, NAME)
-    read = [manifest.rows[index] for index in views.read]
-    arrays = {
-        **_answers(read),
-        "probabilities": merge_rows(views.values["probabilities"], views.sample, len(read)).astype(np.float32),
-    }
-    protocol = {**describe(model, model_name, manifest, clips), "merge": "softmax mean"}
-    return Predictions(NAME, arrays, protocol, views.coverage)
+    views = run_clips(choose, inputs, NAME)
+    merged = merge_rows(views.values["probabilities"], views.sample, len(views.rows))
+    arrays = {**_answers(views.rows), "probabilities": merged.astype(np.float32)}
+    return Predictions(NAME, arrays, {**inputs.describe(), "merge": "softmax mean"}, views.coverage)
 
 
 def _kinds(choices: Sequence[Choice]) -> dict[str, np.ndarray]:
@@ -172,7 +141,7 @@ def score(table: Predictions) -> Result:
     metrics = MetricValues()
     values, answers = scores(table), table["answers"]
     hits = top_k_hits(values, answers, 1)
-    metrics.add("accuracy", hits.mean(), bootstrap.interval(bootstrap.mean(hits), len(hits), **BOOTSTRAP))
+    metrics.add_mean("accuracy", hits)
     kinds = table.arrays.get("kinds")
     for kind in () if kinds is None else sorted({*np.unique(kinds)} - {""}):
         rows, places = np.nonzero(kinds == kind)
@@ -180,6 +149,5 @@ def score(table: Predictions) -> Result:
         rows, places = rows[wrong], places[wrong]
         if len(rows):
             ahead = values[rows, answers[rows]] > values[rows, places]
-            bounds = bootstrap.interval(bootstrap.mean(ahead), len(ahead), **BOOTSTRAP)
-            metrics.add(f"against_{kind.replace(' ', '_')}", ahead.mean(), bounds)
+            metrics.add_mean(f"against_{kind.replace(' ', '_')}", ahead)
     return metrics.result(table, chance_accuracy=float((1 / table["options"]).mean()))

@@ -14,7 +14,6 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from internvideo.errors import ManifestError
-from internvideo.metrics import bootstrap
 from internvideo.tasks.navigation import metrics as measures
 from internvideo.tasks.navigation.metrics import Walked
 from internvideo.tasks.navigation.model import Navigator, Seen
@@ -33,7 +32,7 @@ from internvideo.tasks.navigation.world.batch import NavigationBatch
 from internvideo.tasks.navigation.world.instructions import told_by_motion
 from internvideo.tasks.navigation.world.protocol import Episode
 from internvideo.tasks.protocol import weights_hash
-from internvideo.tasks.table import BOOTSTRAP, MetricValues, Predictions, Result
+from internvideo.tasks.table import MetricValues, Predictions, Result
 
 NAME = "navigation"
 AGENT = "agent"
@@ -224,13 +223,9 @@ def score(table: Predictions) -> Result:
         prefix = "" if agent == AGENT else f"{agent}: "
         groups = table["trajectories"][own]
         for name, column in values.items():
-            bounds = bootstrap.interval(bootstrap.mean(column), len(column), groups=groups, **BOOTSTRAP)
-            metrics.add(prefix + name, column.mean(), bounds)
+            metrics.add_mean(prefix + name, column, groups)
         by = motion[own]
         if by.any() and not by.all():
             for name, part in (("SR_told_by_motion", by), ("SR_of_the_rest", ~by)):
-                bounds = bootstrap.interval(
-                    bootstrap.mean(values["SR"][part]), int(part.sum()), groups=groups[part], **BOOTSTRAP
-                )
-                metrics.add(prefix + name, values["SR"][part].mean(), bounds)
+                metrics.add_mean(prefix + name, values["SR"][part], groups[part])
     return metrics.result(table)

@@ -4,16 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, cast
+from typing import Annotated
 
 from internvideo.data.manifest import Manifest, classes_beside, read_manifest
 from internvideo.data.sample import Sample
 from internvideo.datasets.class_names import only_count
-from internvideo.distributed import choose_device
 from internvideo.errors import RecipeError
 from internvideo.extras import require
-from internvideo.models.uniformerv2 import UniFormerV2
-from internvideo.models.videomae import VideoMAEClassifier
 from internvideo.plots.style import write_picture
 from internvideo.tasks.class_rows import under_classes
 from internvideo.tasks.clip_evaluation import clip_source, finish, split_rows
@@ -43,26 +40,15 @@ def evaluate(trained: Trained, manifest: Path, output: Path, settings: OpenSetOp
     require("fit", "evaluate open_set")
     rows = open_rows(split_rows(manifest, split), trained.classes, settings.unknown_manifest)
 
+    inputs = clip_source(trained, rows, settings)
+
     def make() -> Predictions:
-        return predict(trained, rows, settings)
+        train = clip_source(trained, training_rows(trained, settings.train_manifest), settings)
+        learned = trained.recipe.settings
+        evidence, stride = getattr(learned, "evidence", None), getattr(learned, "temporal_stride", 1)
+        return open_set.predict(train, inputs, evidence=evidence, temporal_stride=stride)
 
-    return finish(open_set.NAME, open_set.score, trained, rows, output, settings, make, draw)
-
-
-def predict(trained: Trained, manifest: Manifest, settings: OpenSetOptions) -> Predictions:
-    """Uncertainties of known and unknown rows by every method. Raises RecipeError."""
-    train = training_rows(trained, settings.train_manifest)
-    clips, source = clip_source(trained, manifest, settings)
-    return open_set.predict(
-        cast(VideoMAEClassifier | UniFormerV2, trained.model),
-        (clip_source(trained, train, settings)[1], train),
-        (source, manifest),
-        clips,
-        choose_device(settings.device),
-        evidence=getattr(trained.recipe.settings, "evidence", None),
-        model_name=trained.recipe.model.name,
-        temporal_stride=getattr(trained.recipe.settings, "temporal_stride", 1),
-    )
+    return finish(open_set.NAME, open_set.score, inputs, output, make, draw)
 
 
 def open_rows(manifest: Manifest, classes: tuple[str, ...], unknown: Path | None) -> Manifest:

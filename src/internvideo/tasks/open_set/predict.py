@@ -16,6 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from internvideo.data.batch import Batch
 from internvideo.data.manifest import Manifest
 from internvideo.data.sample import Sample
 from internvideo.errors import ManifestError
@@ -25,9 +26,9 @@ from internvideo.models.encoder import ClipClassifier
 from internvideo.objectives.evidential import Evidence
 from internvideo.tasks.open_set import metrics as metric
 from internvideo.tasks.open_set.methods import Learning, Opinion, evidential_opinion, judge_all, softmax_opinion
-from internvideo.tasks.protocol import ClipProtocol, ClipSource, check_labels, describe
+from internvideo.tasks.protocol import ClipInputs, check_labels
 from internvideo.tasks.table import BOOTSTRAP, MetricValues, Predictions, Result
-from internvideo.tasks.views import Views, evaluating, run_clips
+from internvideo.tasks.views import Views, run_clips
 
 NAME = "open_set"
 KNOWN, CLASS = "known", ("class", "action")
@@ -78,41 +79,32 @@ def join(known: Manifest, unknown: Sequence[Sample]) -> Manifest:
     return both
 
 
-def _features(
-    model: ClipClassifier, step: int, source: ClipSource, manifest: Manifest, clips: ClipProtocol,
-    device: torch.device, title: str,
-) -> tuple[NDArray[Any], Views]:  # fmt: skip
+def _features(inputs: ClipInputs[ClipClassifier], step: int, title: str) -> tuple[NDArray[Any], Views]:
     """(videos read, D) mean over views of what the last layer reads, which is the mean of its logits."""
+    model = inputs.model
 
-    def look(video: Tensor) -> dict[str, Tensor]:
-        return {"features": model.head_input(model.normalize(video[:, :, ::step]))}
+    def look(batch: Batch) -> dict[str, Tensor]:
+        return {"features": model.head_input(model.normalize(batch.video[:, :, ::step]))}
 
-    with evaluating(model, device, clips.precision):
-        views = run_clips(look, source, manifest, clips, device, title)
-    return merge_rows(views.values["features"], views.sample, len(views.read)), views
+    views = run_clips(look, inputs, title)
+    return merge_rows(views.values["features"], views.sample, len(views.rows)), views
 
 
 def predict(
-    model: ClipClassifier,
-    train: tuple[ClipSource, Manifest],
-    test: tuple[ClipSource, Manifest],
-    clips: ClipProtocol,
-    device: torch.device,
+    train: ClipInputs[ClipClassifier],
+    test: ClipInputs[ClipClassifier],
     *,
     evidence: Evidence | None,
-    model_name: str = "",
     temporal_stride: int = 1,
     seed: int = 0,
 ) -> Predictions:
     """Opinions of the model's own last layer and of every method, on training and test videos.
 
     Args:
-        model: a classifier on `device`.
-        train: loader and labeled rows of the training, cut into clips as in testing.
-        test: loader and rows of known and unknown classes, as `join` gives them.
-        clips: how videos become clips. device: where the model is.
+        train: labeled rows of the training, cut into clips as in testing.
+        test: rows of known and unknown classes, as `join` gives them; of the same classifier.
         evidence: what the model's logits mean; None for a classifier that learned with cross entropy.
-        model_name: for the protocol. temporal_stride: the model sees every n-th frame. seed: of the methods.
+        temporal_stride: the model sees every n-th frame. seed: of the methods.
 
     Returns:
         ids (N,), labels (N,) with -1 for unknown, strangers (N,) name of an unknown class or "", train_labels (M,);
@@ -122,15 +114,15 @@ def predict(
     Raises:
         RunError: see `run_clips`. RecipeError: a training row without label.
     """
-    train_labels = check_labels(train[1])
-    known, seen = _features(model, temporal_stride, *train, clips, device, "training videos")
-    asked, views = _features(model, temporal_stride, *test, clips, device, NAME)
-    rows = [test[1].rows[index] for index in views.read]
+    train_labels = check_labels(train.manifest)
+    known, seen = _features(train, temporal_stride, "training videos")
+    asked, views = _features(test, temporal_stride, NAME)
+    rows, classes = views.rows, len(train.manifest.classes)
     labels = train_labels[seen.read]
-    layer = model.head_layer
+    layer = test.model.head_layer
     weight, bias = (part.detach().double().cpu().numpy() for part in (layer.weight, layer.bias))
     logits, train_logits = (part @ weight.T + bias for part in (asked, known))
-    learning = Learning(classes=len(train[1].classes), seed=seed)
+    learning = Learning(classes=classes, seed=seed)
     opinions = {OWN: (own_opinion(train_logits, evidence), own_opinion(logits, evidence))}
     opinions |= judge_all(known, labels, asked, learning)
     arrays: dict[str, NDArray[Any]] = {
@@ -149,14 +141,14 @@ def predict(
             f"train_uncertainty:{name}": before[1],
         }
     protocol = {
-        **describe(model, model_name, test[1], clips),
+        **test.describe(),
         "merge": "logits mean",
         "evidence": evidence or "softmax",
         "methods": f"last layers on frozen features, {learning.epochs} epochs",
-        "train_split_sha256": train[1].fingerprint,
+        "train_split_sha256": train.manifest.fingerprint,
         "train_videos": len(labels),
         "train_unreadable": seen.coverage["asked"] - seen.coverage["read"],
-        "known_classes": len(train[1].classes),
+        "known_classes": classes,
         "seed": seed,
     }
     return Predictions(NAME, arrays, protocol, views.coverage)
@@ -194,7 +186,7 @@ def score(table: Predictions) -> Result:
         limit = threshold(table, method)
         thresholds[method] = limit
         hits = (predicted == labels)[~unknown]
-        metrics.add(f"{method}.top1", hits.mean(), _interval(bootstrap.mean(hits), len(hits)))
+        metrics.add_mean(f"{method}.top1", hits)
         rejected = doubt > limit
         for suffix, values in (("", doubt), ("_binary", rejected.astype(np.float64))):
             found = metric.binary_figures(values[~unknown], values[unknown])

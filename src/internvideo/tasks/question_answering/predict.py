@@ -11,21 +11,19 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, cast
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
 from internvideo import distributed
-from internvideo.data.manifest import Manifest
+from internvideo.data.batch import Batch
 from internvideo.data.sample import QA
 from internvideo.errors import RunError
-from internvideo.metrics import bootstrap
 from internvideo.metrics.classification import IGNORE_INDEX, label_ranks
 from internvideo.models.heads import VideoQuestionAnswering
-from internvideo.tasks.protocol import ClipProtocol, ClipSource, describe
+from internvideo.tasks.protocol import ClipInputs
 from internvideo.tasks.question_answering.data import question_tokens, question_type
-from internvideo.tasks.table import BOOTSTRAP, MetricValues, Predictions, Result
-from internvideo.tasks.views import NamedSource, evaluating, run_clips
+from internvideo.tasks.table import MetricValues, Predictions, Result
+from internvideo.tasks.views import run_clips
 
 NAME = "question_answering"
 AT_ONCE = 64
@@ -38,24 +36,13 @@ Bools = NDArray[np.bool_]
 
 
 def predict(
-    model: VideoQuestionAnswering,
-    answers: Sequence[str],
-    source: ClipSource,
-    manifest: Manifest,
-    clips: ClipProtocol,
-    device: torch.device,
-    *,
-    commonest: Mapping[str, str] | None = None,
-    model_name: str = "",
+    inputs: ClipInputs[VideoQuestionAnswering], answers: Sequence[str], *, commonest: Mapping[str, str] | None = None
 ) -> Predictions:
     """Answer all questions about every video; a clip is decoded and encoded once for all its questions.
 
     Args:
-        model: on `device`. answers: its vocabulary.
-        source: loader over `manifest`. manifest: rows with questions. clips: how videos become clips.
-        device: where the model is.
+        inputs: clips of rows with questions. answers: the model's vocabulary.
         commonest: type of question -> most frequent answer of training, "" for all others; None where unknown.
-        model_name: for the protocol.
 
     Returns:
         ids (V,) of the videos read; of their N questions: video (N,) index into ids, question, answer, type (N,),
@@ -66,25 +53,25 @@ def predict(
     Raises:
         ManifestError: a row without question. RunError: see `run_clips`.
     """
+    model, manifest = inputs.model, inputs.manifest
     manifest.require("qa")
     context = model.model.config.text.context
     rows = {row.id: row for row in manifest.rows}
-    named, sums = NamedSource(source), dict[str, Floats]()
+    sums = dict[str, Floats]()
 
-    def ask(video: Tensor) -> dict[str, Tensor]:
-        seen = model.encode_video(model.normalize(video))
-        for place, name in enumerate(named.ids):
+    def ask(batch: Batch) -> dict[str, Tensor]:
+        seen = model.encode_video(model.normalize(batch.video))
+        for place, name in enumerate(batch.ids):
             said = probabilities(model, seen[place : place + 1], [p.question for p in rows[name].qa], context)
             sums[name] = sums[name] + said if name in sums else said
         return {"seen": seen.features.float().abs().amax(dim=1)}
 
-    with evaluating(model, device, clips.precision):
-        views = run_clips(ask, named, manifest, clips, device, NAME)
+    views = run_clips(ask, inputs, NAME)
     said = {name: value for share in distributed.collect(sums) for name, value in share.items()}
-    read = [manifest.rows[index] for index in views.read]
+    read = views.rows
     known = {answer: index for index, answer in enumerate(answers)}
     pairs = [pair for row in read for pair in row.qa]
-    scores = np.concatenate([said[row.id] for row in read]) / clips.num_views
+    scores = np.concatenate([said[row.id] for row in read]) / inputs.clips.num_views
     _check_finite(scores, pairs)
     labels = np.asarray([known.get(pair.answer, IGNORE_INDEX) for pair in pairs], dtype=np.int64)
     top = np.argsort(-scores, axis=1, kind="stable")[:, :SHOWN]
@@ -104,7 +91,7 @@ def predict(
     if prior:
         arrays["commonest"] = np.asarray([prior.get(question_type(pair), prior[""]) for pair in pairs])
     protocol = {
-        **describe(model, model_name, manifest, clips),
+        **inputs.describe(),
         "merge": "softmax mean",
         "answers": len(answers),
         "sees_the_video": model.video,
@@ -149,10 +136,7 @@ def score(table: Predictions) -> Result:
 
     def add(name: str, hits: Bools, counted: Bools) -> None:
         if counted.any():
-            spread = bootstrap.interval(
-                bootstrap.mean(hits[counted]), int(counted.sum()), groups=video[counted], **BOOTSTRAP
-            )
-            metrics.add(name, float(hits[counted].mean()), spread)
+            metrics.add_mean(name, hits[counted], video[counted])
 
     for name, hits in (("accuracy", hits_at(table, 1)), ("top5", hits_at(table, 5)), *_prior(table)):
         add(name, hits, everything)

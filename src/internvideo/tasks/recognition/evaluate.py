@@ -8,7 +8,6 @@ from typing import Annotated
 
 from internvideo.data.manifest import Manifest
 from internvideo.datasets.class_names import match_classes
-from internvideo.distributed import choose_device
 from internvideo.errors import RecipeError
 from internvideo.models.cross_model import CrossModel
 from internvideo.sample_world.actions import TIME_DIRECTED
@@ -50,7 +49,7 @@ def evaluate(trained: Trained, manifest: Path, output: Path, settings: Recogniti
     def make() -> Predictions:
         return predict(trained, rows, settings)
 
-    return finish(recognition.NAME, recognition.score, trained, rows, output, settings, make)
+    return finish(recognition.NAME, recognition.score, clip_source(trained, rows, settings), output, make)
 
 
 def predict(trained: Trained, manifest: Manifest, settings: RecognitionOptions) -> Predictions:
@@ -60,21 +59,11 @@ def predict(trained: Trained, manifest: Manifest, settings: RecognitionOptions) 
         kept = match_classes(manifest.classes, trained.classes, where=manifest.source, class_map=settings.class_map)
         scores = recognition.restricted(scores, kept.rows)
         told = {"classes_kept": f"{kept.about}, before the soft-max"}
-    clips, source = clip_source(trained, manifest, settings)
     subsets = {}
     if is_sample_world(manifest.source.parent) and set(manifest.classes) & set(TIME_DIRECTED):
         subsets["time_directed"] = lambda row: manifest.classes[row.label] in TIME_DIRECTED
-    return recognition.predict(
-        trained.model,
-        scores,
-        source,
-        manifest,
-        clips,
-        choose_device(settings.device),
-        model_name=trained.recipe.model.name,
-        subsets=subsets,
-        told=told,
-    )
+    inputs = clip_source(trained, manifest, settings)
+    return recognition.predict(inputs, scores, subsets=subsets, told=told)
 
 
 def scorer(trained: Trained) -> recognition.Scorer:

@@ -13,14 +13,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from internvideo.data.manifest import Manifest
+from internvideo.data.batch import Batch
 from internvideo.data.sample import Sample
 from internvideo.errors import RecipeError, RunError
 from internvideo.metrics import bootstrap
 from internvideo.metrics.classification import mean_class_accuracy, merge_views, top_k_hits
-from internvideo.tasks.protocol import ClipProtocol, ClipSource, check_labels, describe
+from internvideo.tasks.protocol import ClipInputs, check_labels
 from internvideo.tasks.table import BOOTSTRAP, MetricValues, Predictions, Result
-from internvideo.tasks.views import evaluating, run_clips
+from internvideo.tasks.views import run_clips
 
 NAME = "recognition"
 COLUMN = "logits"
@@ -80,25 +80,17 @@ def restricted(scorer: Scorer, classes: Sequence[int]) -> Scorer:
 
 
 def predict(
-    model: nn.Module,
+    inputs: ClipInputs[object],
     scorer: Scorer,
-    source: ClipSource,
-    manifest: Manifest,
-    clips: ClipProtocol,
-    device: torch.device,
     *,
-    model_name: str = "",
     subsets: Mapping[str, Callable[[Sample], bool]] | None = None,
     told: Mapping[str, object] | None = None,
 ) -> Predictions:
     """Score every view of every video.
 
     Args:
-        model: for its weights' hash and its evaluation mode; on `device`.
+        inputs: clips of labeled rows.
         scorer: uint8 clips -> named logits; see `classifier_scorer` and `interaction_scorer`.
-        source: loader over `manifest`. manifest: labeled rows. clips: how videos become clips.
-        device: where the model is.
-        model_name: for the protocol.
         subsets: named conditions on a row, whose accuracy is reported too (e.g. time-directed classes).
         told: more entries of the protocol.
 
@@ -110,33 +102,32 @@ def predict(
         RecipeError: a row without label, or a model with another number of classes.
         RunError: see `run_clips`.
     """
+    manifest = inputs.manifest
     labels = check_labels(manifest)
 
-    def checked(video: Tensor) -> Mapping[str, Tensor]:
-        outputs = scorer(video)
+    def checked(batch: Batch) -> Mapping[str, Tensor]:
+        outputs = scorer(batch.video)
         for name, logits in outputs.items():
             if logits.shape[1:] != (len(manifest.classes),):
                 raise RecipeError(
-                    model_name or "model",
+                    inputs.model_name or "model",
                     f"{name} scores {logits.shape[-1]} classes, the manifest has {len(manifest.classes)}",
                     "",
                     "use weights trained on these classes, or the manifest's classes.txt of the training",
                 )
         return outputs
 
-    with evaluating(model, device, clips.precision):
-        views = run_clips(checked, source, manifest, clips, device, NAME)
-    rows = [manifest.rows[index] for index in views.read]
+    views = run_clips(checked, inputs, NAME)
     arrays: dict[str, NDArray[Any]] = {
-        "ids": np.asarray([row.id for row in rows]),
+        "ids": np.asarray([row.id for row in views.rows]),
         "labels": labels[views.read],
         "sample": views.sample,
         "view": views.view,
         "classes": np.asarray(manifest.classes),
         **{f"logits:{name}": values for name, values in views.values.items()},
-        **{f"subset:{name}": np.asarray([holds(row) for row in rows]) for name, holds in (subsets or {}).items()},
+        **{f"subset:{name}": np.asarray([holds(row) for row in views.rows]) for name, holds in (subsets or {}).items()},
     }
-    protocol = {**describe(model, model_name, manifest, clips), "merge": "softmax mean", **(told or {})}
+    protocol = {**inputs.describe(), "merge": "softmax mean", **(told or {})}
     return Predictions(NAME, arrays, protocol, views.coverage)
 
 
@@ -171,11 +162,11 @@ def score(table: Predictions) -> Result:
             inside = table[subset]
             if inside.any():
                 hits = top_k_hits(merged[inside], labels[inside], 1)
-                metrics.add(f"{prefix}top1_{subset.removeprefix('subset:')}", hits.mean(), _mean_interval(hits))
+                metrics.add_mean(f"{prefix}top1_{subset.removeprefix('subset:')}", hits)
         one = _one_view(table, name)
         if one is not None:
             hits = top_k_hits(one, labels, 1)
-            metrics.add(f"{prefix}top1_one_view", hits.mean(), _mean_interval(hits))
+            metrics.add_mean(f"{prefix}top1_one_view", hits)
     return metrics.result(table)
 
 
@@ -183,14 +174,10 @@ def _add(metrics: MetricValues, prefix: str, merged: Floats, labels: Ints) -> No
     for k in (1, 5):
         if k == 1 or merged.shape[1] > k:
             hits = top_k_hits(merged, labels, k)
-            metrics.add(f"{prefix}top{k}", hits.mean(), _mean_interval(hits))
+            metrics.add_mean(f"{prefix}top{k}", hits)
     predicted = merged.argmax(axis=1)
     spread = bootstrap.interval(bootstrap.class_mean(predicted == labels, labels), len(labels), **BOOTSTRAP)
     metrics.add(f"{prefix}mean_class", mean_class_accuracy(predicted, labels), spread)
-
-
-def _mean_interval(hits: NDArray[Any]) -> NDArray[np.float64]:
-    return bootstrap.interval(bootstrap.mean(hits), len(hits), **BOOTSTRAP)
 
 
 def _one_view(table: Predictions, column: str) -> Floats | None:
@@ -220,4 +207,5 @@ def difference(first: Predictions, second: Predictions) -> dict[str, Any]:
         rows = np.asarray([place[name] for name in shared])
         hits.append(top_k_hits(probabilities(table)[rows], table["labels"][rows], 1).astype(float))
     gap = hits[0] - hits[1]
-    return {"top1": float(gap.mean()), "interval": _mean_interval(gap).tolist(), "videos": len(shared)}
+    interval = bootstrap.interval(bootstrap.mean(gap), len(gap), **BOOTSTRAP)
+    return {"top1": float(gap.mean()), "interval": interval.tolist(), "videos": len(shared)}

@@ -24,11 +24,12 @@ from internvideo.tasks.clip_evaluation import (
     finish,
     members_told,
     split_rows,
-    text_model_inputs,
+    text_tokenizer,
     with_others,
 )
 from internvideo.tasks.retrieval import predict as retrieval
 from internvideo.tasks.table import Predictions, Result
+from internvideo.tasks.views import run_texts
 from internvideo.terminal import Screen
 from internvideo.training.trained import Trained
 
@@ -90,19 +91,19 @@ def evaluate(trained: Trained, manifest: Path, output: Path, settings: Retrieval
         about = {str(count): found for count, found in figures.items()}
         chosen = "on this very split: best mean of raw t2v_r1 and v2t_r1, so the figures are a little flattered"
         table = replace(table, protocol={**table.protocol, "frames_tried": about, "frames_chosen": chosen})
-    return finish(retrieval.NAME, retrieval.score, tried[best][0], rows, output, settings, lambda: table, told=told)
+    inputs = clip_source(tried[best][0], rows, settings)
+    return finish(retrieval.NAME, retrieval.score, inputs, output, lambda: table, told=told)
 
 
 def predict(models: Sequence[Trained], rows: Manifest, settings: RetrievalOptions) -> Predictions:
     """The table of one model, or of several whose similarities are averaged."""
     texts, tables = _bank(rows, settings, models[0]), []
     for trained in models:
-        model, tokenizer, _, _, clips, device = inputs = text_model_inputs(trained, rows, settings)
-        name = trained.recipe.model.name
-        table = retrieval.predict(*inputs, model_name=name, captions=_captions(models[0], settings))
+        inputs, tokenizer = clip_source(trained, rows, settings), text_tokenizer(trained)
+        table = retrieval.predict(inputs, tokenizer, captions=_captions(models[0], settings))
         if texts:
             about = {"texts": len(texts), "from": str(settings.querybank)}
-            table = retrieval.with_bank(table, retrieval.encode_texts(model, tokenizer, texts, clips, device), about)
+            table = retrieval.with_bank(table, run_texts(inputs, tokenizer, texts), about)
         tables.append(table)
     joined = retrieval.ensemble(tables)
     if settings.agreement is None:
@@ -155,7 +156,7 @@ def _check_some(
     last: RunError | None = None
     for trained in models:
         try:
-            check_output(path, trained, rows, clip_source(trained, rows, settings)[0], told)
+            check_output(path, clip_source(trained, rows, settings), told)
         except RunError as error:
             last = error
         else:

@@ -8,9 +8,7 @@ from dataclasses import replace
 from typing import Any, Literal, cast
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import nn
 
 from internvideo.data.manifest import Manifest
 from internvideo.errors import RecipeError
@@ -18,7 +16,7 @@ from internvideo.metrics import bootstrap
 from internvideo.metrics.classification import l2_normalize, merge_rows
 from internvideo.tasks.members import described as described
 from internvideo.tasks.members import joined, of_each, units_of_each
-from internvideo.tasks.protocol import ClipProtocol, ClipSource, TextEncoder, VideoTextModel, describe
+from internvideo.tasks.protocol import ClipInputs, TextEncoder, VideoTextModel
 from internvideo.tasks.retrieval.metrics import (
     RECALLS,
     bank_counts,
@@ -29,7 +27,7 @@ from internvideo.tasks.retrieval.metrics import (
     tied_queries,
 )
 from internvideo.tasks.table import BOOTSTRAP, MetricValues, Predictions, Result
-from internvideo.tasks.views import evaluating, run_clips, run_texts, video_function
+from internvideo.tasks.views import run_clips, run_texts, video_function
 
 NAME = "retrieval"
 PER_MODEL = ("text", "video", "scale", "bank")
@@ -41,24 +39,11 @@ Features = NDArray[np.float32]
 Vectors = NDArray[np.floating[Any]]
 
 
-def predict(
-    model: nn.Module,
-    tokenizer: TextEncoder,
-    source: ClipSource,
-    manifest: Manifest,
-    clips: ClipProtocol,
-    device: torch.device,
-    *,
-    model_name: str = "",
-    captions: Captions = "first",
-) -> Predictions:
+def predict(inputs: ClipInputs[VideoTextModel], tokenizer: TextEncoder, *, captions: Captions = "first") -> Predictions:
     """Encode every video and its captions.
 
     Args:
-        model: a `VideoTextModel` on `device`. tokenizer: of its text tower.
-        source: loader over `manifest`. manifest: rows with captions. clips: how videos become clips.
-        device: where the model is.
-        model_name: for the protocol.
+        inputs: clips of rows with captions. tokenizer: of the model's text tower.
         captions: the first of each video, all of them as separate queries, or all joined to one paragraph.
 
     Returns:
@@ -69,23 +54,20 @@ def predict(
         ManifestError: a row without caption.
         RunError: see `run_clips`.
     """
-    manifest.require("captions")
-    towers = cast("VideoTextModel", model)
-    with evaluating(model, device, clips.precision):
-        views = run_clips(video_function(towers), source, manifest, clips, device, NAME)
-        texts, owner = _queries([manifest.rows[index].captions for index in views.read], captions)
-        text = run_texts(towers, tokenizer, texts, device)
-        scale = float(towers.scale)
-    video = merge_rows(l2_normalize(views.values["video"]), views.sample, len(views.read))
+    inputs.manifest.require("captions")
+    views = run_clips(video_function(inputs.model), inputs, NAME)
+    texts, owner = _queries([row.captions for row in views.rows], captions)
+    text = run_texts(inputs, tokenizer, texts)
+    video = merge_rows(l2_normalize(views.values["video"]), views.sample, len(views.rows))
     arrays = {
-        "ids": np.asarray([manifest.rows[index].id for index in views.read]),
+        "ids": np.asarray([row.id for row in views.rows]),
         "captions": np.asarray(texts),
         "owner": owner,
         "text": text,
         "video": video.astype(np.float32),
-        "scale": np.asarray(scale),
+        "scale": np.asarray(inputs.model.scale.item()),
     }
-    protocol = {**describe(model, model_name, manifest, clips), "captions": captions, "merge": "mean of unit vectors"}
+    protocol = {**inputs.describe(), "captions": captions, "merge": "mean of unit vectors"}
     return Predictions(NAME, arrays, protocol, views.coverage)
 
 
@@ -95,14 +77,6 @@ def _queries(captions: list[tuple[str, ...]], which: str) -> tuple[list[str], ND
 
     pairs = [(text, index) for index, own in enumerate(captions) for text in chosen(own)]
     return [text for text, _ in pairs], np.asarray([index for _, index in pairs], dtype=np.int64)
-
-
-def encode_texts(
-    model: nn.Module, tokenizer: TextEncoder, texts: Sequence[str], clips: ClipProtocol, device: torch.device
-) -> Features:
-    """Encode other texts as (M, E) with a `VideoTextModel` on `device`, for a query bank."""
-    with evaluating(model, device, clips.precision):
-        return run_texts(cast("VideoTextModel", model), tokenizer, texts, device)
 
 
 def ensemble(tables: Sequence[Predictions]) -> Predictions:
@@ -161,8 +135,7 @@ def _add_agreement(metrics: MetricValues, table: Predictions, matrix: NDArray[np
     for name in table.protocol.get("agreement", ()):
         agrees = same(name)
         hits = agrees[np.arange(len(owner)), found]
-        bounds = bootstrap.interval(bootstrap.mean(hits), len(hits), groups=owner, **BOOTSTRAP)
-        metrics.add(f"t2v_{name}", hits.mean(), bounds)
+        metrics.add_mean(f"t2v_{name}", hits, owner)
         metrics.add(f"t2v_{name}_chance", ((agrees & among).sum(axis=1) / among.sum(axis=1)).mean())
 
 

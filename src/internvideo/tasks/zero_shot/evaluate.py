@@ -10,10 +10,11 @@ from typing import Annotated
 from internvideo.data.manifest import Manifest
 from internvideo.tasks.clip_evaluation import (
     EnsembleOptions,
+    clip_source,
     finish,
     members_told,
     split_rows,
-    text_model_inputs,
+    text_tokenizer,
     with_others,
 )
 from internvideo.tasks.table import Predictions, Result
@@ -43,7 +44,8 @@ def evaluate(trained: Trained, manifest: Path, output: Path, settings: ZeroShotO
         return zero_shot.ensemble([predict(one, rows, settings, templates) for one in models])
 
     told = {**members_told(models), "templates": list(templates)}
-    return finish(zero_shot.NAME, zero_shot.score, trained, rows, output, settings, make, told=told)
+    inputs = clip_source(trained, rows, settings)
+    return finish(zero_shot.NAME, zero_shot.score, inputs, output, make, told=told)
 
 
 def predict(
@@ -51,5 +53,5 @@ def predict(
 ) -> Predictions:
     """The table of one model, asked with `templates`, by default those of the manifest."""
     asked = templates_of(manifest.source) if templates is None else templates
-    inputs = text_model_inputs(trained, manifest, settings)
-    return zero_shot.predict(*inputs, model_name=trained.recipe.model.name, templates=asked)
+    inputs = clip_source(trained, manifest, settings)
+    return zero_shot.predict(inputs, text_tokenizer(trained), templates=asked)

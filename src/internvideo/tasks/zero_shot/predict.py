@@ -3,44 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import cast
 
 import numpy as np
-import torch
-from torch import nn
 
-from internvideo.data.manifest import Manifest
 from internvideo.errors import RecipeError
 from internvideo.metrics import bootstrap
 from internvideo.metrics.classification import mean_class_accuracy, merge_rows, top_k_hits, zero_shot_ensemble
 from internvideo.tasks.members import joined, of_each
-from internvideo.tasks.protocol import ClipProtocol, ClipSource, TextEncoder, VideoTextModel, check_labels, describe
+from internvideo.tasks.protocol import ClipInputs, TextEncoder, VideoTextModel, check_labels
 from internvideo.tasks.table import BOOTSTRAP, MetricValues, Predictions, Result
-from internvideo.tasks.views import evaluating, run_clips, run_texts, video_function
+from internvideo.tasks.views import run_clips, run_texts, video_function
 from internvideo.tasks.zero_shot.templates import ACTION_TEMPLATES, fill
 
 NAME = "zero_shot"
 
 
 def predict(
-    model: nn.Module,
-    tokenizer: TextEncoder,
-    source: ClipSource,
-    manifest: Manifest,
-    clips: ClipProtocol,
-    device: torch.device,
-    *,
-    model_name: str = "",
-    templates: Sequence[str] = ACTION_TEMPLATES,
+    inputs: ClipInputs[VideoTextModel], tokenizer: TextEncoder, *, templates: Sequence[str] = ACTION_TEMPLATES
 ) -> Predictions:
     """Encode every view and every prompted class name.
 
     Args:
-        model: a `VideoTextModel` on `device`. tokenizer: of its text tower.
-        source: loader over `manifest`. manifest: labeled rows. clips: how videos become clips.
-        device: where the model is.
-        model_name: for the protocol.
-        templates: sentences with one "{}".
+        inputs: clips of labeled rows. tokenizer: of the model's text tower. templates: sentences with one "{}".
 
     Returns:
         ids (N,), labels (N,), sample (R,), video (R, E), text (P, C, E), scale () of the videos read.
@@ -49,24 +33,22 @@ def predict(
         RecipeError: rows without label, or fewer than two classes.
         RunError: see `run_clips`.
     """
+    manifest = inputs.manifest
     labels = check_labels(manifest)
     if len(manifest.classes) < 2:
         raise RecipeError(manifest.source, f"{len(manifest.classes)} classes", "at least 2 class names")
-    towers = cast("VideoTextModel", model)
-    with evaluating(model, device, clips.precision):
-        text = run_texts(towers, tokenizer, fill(templates, manifest.classes), device)
-        views = run_clips(video_function(towers), source, manifest, clips, device, NAME)
-        scale = float(towers.scale)
+    text = run_texts(inputs, tokenizer, fill(templates, manifest.classes))
+    views = run_clips(video_function(inputs.model), inputs, NAME)
     arrays = {
-        "ids": np.asarray([manifest.rows[index].id for index in views.read]),
+        "ids": np.asarray([row.id for row in views.rows]),
         "labels": labels[views.read],
         "sample": views.sample,
         "video": views.values["video"],
         "text": text.reshape(len(templates), len(manifest.classes), -1),
-        "scale": np.asarray(scale),
+        "scale": np.asarray(inputs.model.scale.item()),
     }
-    protocol = {**describe(model, model_name, manifest, clips), "templates": list(templates)}
-    return Predictions(NAME, arrays, {**protocol, "merge": "softmax mean over templates and views"}, views.coverage)
+    protocol = {**inputs.describe(), "templates": list(templates), "merge": "softmax mean over templates and views"}
+    return Predictions(NAME, arrays, protocol, views.coverage)
 
 
 def ensemble(tables: Sequence[Predictions]) -> Predictions:
@@ -95,7 +77,7 @@ def score(table: Predictions) -> Result:
         place = templates.index("{}")
         scores["top1_plain_name"] = top_k_hits(merged(slice(place, place + 1)), labels, 1)
     for name, hits in scores.items():
-        metrics.add(name, hits.mean(), bootstrap.interval(bootstrap.mean(hits), len(hits), **BOOTSTRAP))
+        metrics.add_mean(name, hits)
     predicted = whole.argmax(axis=1)
     spread = bootstrap.interval(bootstrap.class_mean(predicted == labels, labels), len(labels), **BOOTSTRAP)
     metrics.add("mean_class", mean_class_accuracy(predicted, labels), spread)
