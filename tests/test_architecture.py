@@ -65,7 +65,8 @@ HOMES: dict[str, dict[str, str]] = {
     "scaled_dot_product_attention": {"models/attention.py": "the attention"},
     "backward": {
         "training/step.py": "the step",
-        "pipeline.py": "the dry run shows one forward and backward without an optimizer step",
+        "training/memory.py": "a step without values",
+        "apps/dry_run.py": "the dry run shows one forward and backward without an optimizer step",
     },
     "av.open": {
         "video/opening.py": "the decoder",

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import in_process
 import pytest
 import small_world
 import torch
@@ -18,13 +19,14 @@ from safetensors.torch import save_file
 from small_world import CLASSES, small_recipe
 
 from internvideo import pipeline
+from internvideo.apps.dry_run import describe
 from internvideo.data.batch import Batch
 from internvideo.data.manifest import read_manifest, write_manifest
 from internvideo.distributed import choose_device
 from internvideo.errors import InternVideoError, ManifestError, RecipeError, RunError, WeightsError
 from internvideo.model_table import MODELS
 from internvideo.models.cross_model import CrossModel
-from internvideo.pipeline import describe, listing, load_trained, prepare, run_recipe
+from internvideo.pipeline import listing, load_trained, prepare, run_recipe
 from internvideo.pretraining import supervised
 from internvideo.recipe import Recipe, build_recipe, shipped_recipes
 from internvideo.storage import read_metadata, read_safetensors
@@ -291,6 +293,33 @@ def test_a_dry_run_tells_what_takes_memory() -> None:
     again = memory(**wide, loop={"activation_checkpointing": True})
     assert again["activations"] < 0.4 * plain["activations"]
     assert {**again, "activations": 0} == {**plain, "activations": 0}
+
+
+def test_a_dry_run_lists_what_would_make_a_step_fit() -> None:
+    wide = recipe(model={"overrides": {"width": 192, "heads": 2}})
+
+    def needed(*lines: str) -> list[float]:
+        return [float(found[1]) for line in lines if (found := re.search(r": (?:about )?(\d+) MiB$", line))]
+
+    def remedies(gib: float, processes: int = 1) -> list[str]:
+        told = describe(wide, device="cpu", memory_gib=gib, processes=processes).splitlines()
+        return [line for line in told if line.startswith(("with", "does not"))]
+
+    assert remedies(1.0) == []
+    (checkpointing,) = remedies(0.025)
+    assert "loop.activation_checkpointing=true" in checkpointing
+    assert needed(checkpointing)[0] <= 0.025 * 1024
+    smaller = remedies(0.0213)[-1]
+    assert "clips a batch instead of 8" in smaller
+    assert "--processes N" in remedies(0.01)[-1]
+    divided = remedies(0.02, 8)
+    assert "loop.parallel=fsdp" in divided[1]
+    assert needed(*divided)[1] < needed(*divided)[0]
+
+
+def test_options_of_a_later_run_need_a_dry_run(tmp_path: Path) -> None:
+    found = in_process.command("train", "sample/masked", "--memory-gib", "8", "-o", tmp_path / "run")
+    assert "without --dry-run" in found.mistake()
 
 
 @pytest.mark.parametrize(

@@ -17,11 +17,12 @@ import pytest
 import torch
 from benchmark_samples import PREFIX, RECIPES, sample_of, shrunk
 
+from internvideo.apps.dry_run import describe
 from internvideo.data.manifest import Manifest, read_manifest
 from internvideo.datasets.catalog import BENCHMARKS
 from internvideo.datasets.prepare import prepare
 from internvideo.errors import RecipeError
-from internvideo.pipeline import describe, listing, run_recipe
+from internvideo.pipeline import listing, run_recipe
 from internvideo.recipe import Recipe, read_recipe, shipped_recipes
 from internvideo.video.writer import write_video
 

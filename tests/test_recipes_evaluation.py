@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from internvideo.apps.dry_run import describe
 from internvideo.errors import RecipeError
-from internvideo.pipeline import describe, run_recipe
+from internvideo.pipeline import run_recipe
 from internvideo.recipe import Recipe, read_recipe
 
 

@@ -27,7 +27,6 @@ from internvideo.training import checkpoint, run_folder, trained
 from internvideo.training.earlier_recipes import upgraded
 from internvideo.training.head import check_start
 from internvideo.training.loop import train
-from internvideo.training.memory import MIB, counted_activations, tensor_bytes
 from internvideo.training.positions import with_positions
 from internvideo.training.recipe import EvaluationRecipe, Job
 from internvideo.training.recipe_files import RECIPE_FILE
@@ -233,47 +232,6 @@ def prepare(recipe: Recipe, *, skipped: Path | None = None) -> Job:
     return recipe.spec.build(with_positions(recipe), skipped)
 
 
-def describe(recipe: EvaluationRecipe, *, device: str = "auto") -> str:
-    """What a run would do: parameters, steps, memory, and one step on the first batch of its data; nothing is kept."""
-    here, recipe = choose_device(device), training_recipe(recipe)
-    job = prepare(recipe)
-    per_epoch = len(job.loader) / recipe.loop.grad_accum_steps
-    steps = recipe.schedule.total_steps(per_epoch)
-    counts = {kind: sum(p.numel() for p in job.model.parameters() if p.requires_grad == kind) for kind in (True, False)}
-    loop = recipe.loop.model_copy(update={"compile": False})
-    settings = TrainingSettings(optimizer=recipe.optimizer, schedule=recipe.schedule, loop=loop)
-    stage = job.stage.to(here).train()
-    stepper = TrainStep(stage, settings, steps, here, torch.Generator(here).manual_seed(loop.seed))
-    batch = next(iter(job.loader.epoch(0))).to(here)
-    with stepper.autocast, counted_activations(stage) as activations:
-        losses: dict[str, Tensor] = stage(batch, stepper.generator)
-    torch.autograd.backward(losses["loss"])
-    stepper.optimizer.step()  # only now does the optimizer have its state
-    states = [entry for state in stepper.optimizer.state.values() for entry in state.values()]
-    memory = {
-        "parameters": tensor_bytes((*stage.parameters(), *stage.buffers())),
-        "gradients": tensor_bytes(p.grad for p in stage.parameters() if p.grad is not None),
-        "optimizer": tensor_bytes(entry for entry in states if torch.is_tensor(entry)),
-        "averages": tensor_bytes(stepper.ema.averages.values()) if stepper.ema is not None else 0,
-        "activations": activations.bytes,
-    }
-    lines = [
-        f"recipe    {recipe.about or recipe.stage}",
-        f"model     {recipe.model.name} ({type(job.model).__name__})",
-        *(f"head      {line}" for line in job.head),
-        f"learning  {counts[True] / 1e6:.3f} M parameters in {len(stepper.optimizer.param_groups)} groups",
-        f"frozen    {counts[False] / 1e6:.3f} M parameters",
-        f"steps     {steps} ({per_epoch:.1f} an epoch, {len(batch)} clips a batch of {_form(batch)})",
-        f"memory    {sum(memory.values()) / MIB:.1f} MiB on each process, passing results not counted:",
-        *(f"          {size / MIB:10.1f} MiB {name}" for name, size in memory.items()),
-        "first batch, forward and backward: "
-        + ", ".join(f"{name} {value.item():.4f}" for name, value in losses.items()),
-    ]
-    if here.type == "cuda":
-        lines.append(f"peak      {torch.cuda.max_memory_allocated(here) / MIB:.0f} MiB on the device in that step")
-    return "\n".join(lines)
-
-
 def seconds_per_step(recipe: Recipe, *, device: str = "auto", steps: int = 4) -> float:
     """Measure the mean time of an optimizer step on batches of a recipe, decoded before; nothing is kept."""
     here = choose_device(device)
@@ -288,12 +246,6 @@ def seconds_per_step(recipe: Recipe, *, device: str = "auto", steps: int = 4) ->
     for batch in read:
         stepper([batch], 0.0)["loss"].item()
     return (time.perf_counter() - began) / len(read)
-
-
-def _form(batch: object) -> tuple[int, ...]:
-    """(3, T, S, S) of clips, (C, T) of features: the shape of the first of a batch's largest tensor."""
-    tensors = [value for value in vars(batch).values() if torch.is_tensor(value)]
-    return tuple(max(tensors, key=torch.numel).shape[1:]) if tensors else ()
 
 
 def _millions(parameters: float | None) -> str:

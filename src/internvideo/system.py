@@ -67,3 +67,17 @@ def peak_memory_mb() -> float:
         return float(used.peak_wset) / 2**20
     unit = 2**20 if sys.platform == "darwin" else 2**10  # macOS counts bytes, Linux KiB
     return max(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)) / unit
+
+
+def free_memory() -> int:
+    """Bytes of memory that programs may still take; on macOS and Windows all that is there."""
+    try:
+        with Path("/proc/meminfo").open(encoding="ascii") as lines:
+            return next(int(line.split()[1]) for line in lines if line.startswith("MemAvailable:")) * 2**10
+    except (OSError, StopIteration):
+        pass
+    if hasattr(os, "sysconf"):
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    import psutil  # of the extra `report`
+
+    return int(psutil.virtual_memory().total)

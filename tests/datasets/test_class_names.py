@@ -16,6 +16,7 @@ from goldens_folder import GOLDENS
 from small_world import small_recipe
 from torch import nn
 
+from internvideo.apps.dry_run import describe
 from internvideo.data.manifest import read_manifest, write_manifest
 from internvideo.datasets.class_names import match_classes
 from internvideo.errors import InternVideoError, ManifestError, RecipeError, WeightsError
@@ -23,7 +24,7 @@ from internvideo.evaluation import evaluate_task
 from internvideo.metrics.classification import softmax
 from internvideo.models.uniformerv2 import UniFormerV2
 from internvideo.models.videomae import VideoMAEClassifier
-from internvideo.pipeline import describe, prepare, run_recipe
+from internvideo.pipeline import prepare, run_recipe
 from internvideo.recipe import build_recipe
 from internvideo.storage import read_safetensors
 from internvideo.tasks.recognition import predict as recognition

@@ -14,8 +14,9 @@ import test_spatio_temporal_localization
 import test_temporal_localization
 from small_world import small_recipe
 
+from internvideo.apps.dry_run import describe
 from internvideo.errors import RecipeError, WeightsError
-from internvideo.pipeline import describe, prepare
+from internvideo.pipeline import prepare
 from internvideo.recipe import Recipe, build_recipe, read_recipe
 from internvideo.training.model_setup import build_model
 from internvideo.training.recipe import Job

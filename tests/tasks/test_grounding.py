@@ -12,6 +12,7 @@ import torch
 from goldens_folder import GOLDENS
 from torch.nn import functional as F
 
+from internvideo.apps.dry_run import describe
 from internvideo.data.loader import LoaderSettings
 from internvideo.data.manifest import write_manifest
 from internvideo.data.sample import Sample, Segment
@@ -20,7 +21,7 @@ from internvideo.errors import ManifestError, RecipeError, RunError
 from internvideo.evaluation import evaluate_task
 from internvideo.evaluation import score as score_any
 from internvideo.objectives.grounding import NO_ANSWER, highlight_loss, highlight_targets, span_loss, span_to_steps
-from internvideo.pipeline import describe, run_recipe
+from internvideo.pipeline import run_recipe
 from internvideo.recipe import Recipe, build_recipe
 from internvideo.tasks.grounding.data import QueryLoader, QuerySet, QuerySettings, answered, read_query_set
 from internvideo.tasks.grounding.model import ContextQueryAttention, Grounder, GrounderConfig, likely_spans

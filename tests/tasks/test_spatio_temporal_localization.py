@@ -11,13 +11,14 @@ import numpy as np
 import pytest
 from goldens_folder import GOLDENS
 
+from internvideo.apps.dry_run import describe
 from internvideo.cli.main import score
 from internvideo.data.manifest import Manifest, Sample, read_manifest, write_manifest
 from internvideo.data.sample import Box
 from internvideo.errors import ManifestError, RecipeError, RunError
 from internvideo.evaluation import evaluate_task, score_table
 from internvideo.metrics.frame_detection import Boxes, frame_average_precision, frame_map_statistic
-from internvideo.pipeline import describe, run_recipe
+from internvideo.pipeline import run_recipe
 from internvideo.plots import charts as figures
 from internvideo.recipe import Recipe, build_recipe
 from internvideo.tasks.spatio_temporal_localization import predict as spatio_temporal

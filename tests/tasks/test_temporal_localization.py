@@ -12,13 +12,14 @@ import torch
 from processes import as_process
 
 import window_baseline
+from internvideo.apps.dry_run import describe
 from internvideo.data.loader import LoaderSettings
 from internvideo.data.manifest import Sample, Segment, write_manifest
 from internvideo.errors import ManifestError, RecipeError, RunError, WeightsError
 from internvideo.evaluation import evaluate_task
 from internvideo.metrics.bootstrap import interval
 from internvideo.metrics.temporal_detection import average_precision, detections, map_statistic
-from internvideo.pipeline import describe, run_recipe
+from internvideo.pipeline import run_recipe
 from internvideo.recipe import Recipe, build_recipe
 from internvideo.tasks import CATALOG
 from internvideo.tasks.table import Predictions

@@ -19,10 +19,10 @@ def test_shared_memory_counts_once() -> None:
 def test_what_a_forward_pass_keeps() -> None:
     layers = nn.Sequential(nn.Linear(8, 16), nn.Tanh(), nn.Linear(16, 4))
     x = torch.zeros(5, 8)
-    with counted_activations(layers) as found:
+    with counted_activations(layers.parameters()) as found:
         layers(x)
     assert found.bytes == 4 * 5 * (8 + 16), "the input of each linear map, which is also the output of the tanh"
-    with counted_activations(layers) as frozen, torch.no_grad():
+    with counted_activations(layers.parameters()) as frozen, torch.no_grad():
         layers(x)
     assert frozen.bytes == 0
 
@@ -30,9 +30,9 @@ def test_what_a_forward_pass_keeps() -> None:
 def test_what_is_recomputed_is_not_kept() -> None:
     deep = nn.Sequential(*(layer for _ in range(6) for layer in (nn.Linear(8, 8), nn.Tanh())))
     x = torch.zeros(5, 8, requires_grad=True)
-    with counted_activations(deep) as plain:
+    with counted_activations(deep.parameters()) as plain:
         deep(x).sum().backward()
-    with counted_activations(deep) as thrifty:
+    with counted_activations(deep.parameters()) as thrifty:
         first: torch.Tensor = checkpoint(deep[:6], x, use_reentrant=False)
         checkpoint(deep[6:], first, use_reentrant=False).sum().backward()
     assert plain.bytes == 7 * 160

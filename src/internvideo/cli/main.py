@@ -147,6 +147,14 @@ def train(
         bool,
         typer.Option("--dry-run", help="Show parameters, steps, memory and one forward and backward; train nothing."),
     ] = False,
+    processes: Annotated[
+        int | None,
+        typer.Option(min=1, help="With --dry-run: of the later run, for loop.parallel=fsdp and steps per epoch."),
+    ] = None,
+    memory_gib: Annotated[
+        float | None,
+        typer.Option(min=0.01, help="With --dry-run: of each GPU of the later run; what would make it fit is listed."),
+    ] = None,
     change: Annotated[
         list[str] | None,
         typer.Option(
@@ -160,15 +168,20 @@ def train(
     as_json: Json = False,
 ) -> None:
     """Train one stage from a recipe. An interrupted run resumes; torchrun runs it on many devices."""
-    from internvideo.pipeline import describe, run_recipe
+    from internvideo.apps.dry_run import describe
+    from internvideo.errors import RecipeError
+    from internvideo.pipeline import run_recipe
     from internvideo.recipe import read_recipe
 
     changes = change or []
     loaded = read_recipe(recipe, [*(overrides or []), *changes])
     if dry_run:
-        for line in describe(loaded, device=device).splitlines():
+        told = describe(loaded, device=device, processes=processes or 1, memory_gib=memory_gib)
+        for line in told.splitlines():
             tell({"plan": line}, line)
         return
+    if (processes, memory_gib) != (None, None):
+        raise RecipeError("--processes, --memory-gib", "without --dry-run", "", "torchrun starts several processes")
     result = run_recipe(loaded, output, device=device, changes=[text.partition("=")[0] for text in changes])
     tell({"weights": result}, f"weights: {result}")
 

@@ -43,7 +43,7 @@ class TrainStep:
         self, stage: nn.Module, settings: TrainingSettings, total: int, device: torch.device, generator: torch.Generator
     ) -> None:
         self.loop, self.device, self.generator = settings.loop, device, generator
-        _checkpoint_activations(stage, self.loop)
+        checkpoint_activations(stage, self.loop)
         self.stage, self.compiled = stage, self.loop.compile == "blocks"
         for layer in layers(stage) if self.compiled else ():
             layer.compile()  # in place: the names of the state dict stay
@@ -139,7 +139,8 @@ def _ema_decay(loop: LoopSettings, total: int) -> float:
     return scaled_decay(decay, total) if loop.ema_scaled else decay
 
 
-def _checkpoint_activations(stage: nn.Module, loop: LoopSettings) -> None:
+def checkpoint_activations(stage: nn.Module, loop: LoopSettings) -> None:
+    """Let the modules of a stage compute activations again in the backward pass, or not. Raises RecipeError."""
     supporting = [module for module in stage.modules() if hasattr(module, "checkpointing")]
     if loop.activation_checkpointing and not supporting:
         raise RecipeError(
