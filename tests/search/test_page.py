@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 from collections.abc import Iterator
@@ -51,6 +52,13 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     odd_video.encode(clips / "old.avi", odd_video.moving_frames(60, seed=8), codec="mpeg4", fps=15)
     with Collection.create(place / "c", use_world.language()) as collection:
         collection.add([clips])
+        actions = [
+            {"start": 2.0, "end": 4.0, "label": "waving", "score": 0.9},
+            {"start": 11.0, "end": 14.5, "label": "sitting down", "score": 0.4},
+        ]
+        row = {"path": str(clips / "long.mp4"), "duration": 16.0, "actions": actions}
+        (place / "actions.jsonl").write_text(json.dumps(row))
+        collection.annotate(place / "actions.jsonl")
     return place
 
 
@@ -124,6 +132,22 @@ def test_the_player_opens_at_the_moment(page: Any, server: Server) -> None:
     assert "#t=" in page.evaluate("document.querySelector('#video').currentSrc")
     page.keyboard.press("Escape")
     assert not page.locator("#player").is_visible()
+
+
+def test_actions_show_beside_results_and_play(page: Any, server: Server) -> None:
+    page.goto(f"{server.address}?q=x&threshold=&top=3&where=action+~+%22sit%22")
+    page.wait_for_selector(".moment")
+    assert set(page.locator(".name").all_inner_texts()) == {"long.mp4"}
+    card = page.locator(".moment").first
+    assert "sitting down" in card.locator(".actions").inner_text()
+    assert card.locator(".rail i").count() >= 1
+    card.click()
+    page.wait_for_selector("#timelines button")
+    assert page.locator("#timelines li").all_inner_texts() == ["waving", "sitting down"]
+    page.get_by_role("button", name="Play waving, 0:02.0 – 0:04.0, score 0.90").click()
+    page.wait_for_function("document.querySelector('#video').readyState >= 2")
+    assert page.evaluate("document.querySelector('#video').currentTime") == pytest.approx(2.0, abs=1.9)
+    assert page.inner_text("#title").endswith("0:02.0 – 0:04.0")
 
 
 def test_what_a_browser_cannot_play_has_a_preview(page: Any, server: Server) -> None:
@@ -233,11 +257,12 @@ def test_names_of_others_are_shown_and_not_parsed(browser: Any, server: Server) 
 
 def test_axe_finds_no_serious_fault(page: Any, server: Server) -> None:
     axe = pytest.importorskip("axe_playwright_python.sync_playwright").Axe()
-    page.goto(f"{server.address}?q=a+dog&threshold=&where=duration+%3E+1")
+    page.goto(f"{server.address}?q=a+dog&threshold=&where=duration+%3E+9")
     page.wait_for_selector(".moment")
     for state in ("results", "player"):
         if state == "player":
             page.locator(".moment").first.click()
+            page.wait_for_selector("#timelines button")
         for width in (1280, 380):
             page.set_viewport_size({"width": width, "height": 800})
             assert page.evaluate("document.documentElement.scrollWidth") <= width, "nothing is cut off"

@@ -48,6 +48,12 @@ def index(
         list[Path] | None,
         typer.Option(help="A linear classifier written by `internvideo fit` on this encoder: labels for --where."),
     ] = None,
+    annotations: Annotated[
+        list[Path] | None,
+        typer.Option(
+            help="Actions or captions to show and filter by: output of `localize --json`, or a manifest with segments."
+        ),
+    ] = None,
     null_texts: Annotated[
         Path | None,
         typer.Option(help="Text file: 100 or more texts like your queries that fit no video, to calibrate thresholds."),
@@ -83,6 +89,7 @@ def index(
         collection.store.records.set_fact("encoder", source)
     report = collection.add(named_files(inputs), settings, null_texts=texts)
     labeled = [(path, collection.label(path)) for path in classifier or ()]
+    annotated = [(path, collection.annotate(path)) for path in annotations or ()]
     done, videos = report.requested - len(report.unreadable), len(collection.videos)
     counts = {"new": report.read - len(report.changed), "changed": len(report.changed), "as before": report.resumed}
     counts |= {"removed": len(report.removed), "read in part": len(report.truncated)}
@@ -92,6 +99,7 @@ def index(
         "collection": output, "windows": report.vectors, "videos": videos, "requested": report.requested, "read": done,
         "new": counts["new"], "changed": len(report.changed), "resumed": report.resumed, "removed": report.removed,
         "in_part": len(report.truncated), "labeled": {str(path): count for path, count in labeled},
+        "annotated": {str(path): told_of._asdict() for path, told_of in annotated},
     }  # fmt: skip
     tell(
         record,
@@ -99,6 +107,7 @@ def index(
         f"read: {done} of {report.requested} videos" + (f" ({told})" if told else ""),
         *(f"removed: {gone}" for gone in report.removed),
         *(f"labels: {path}: {count} videos" for path, count in labeled),
+        *(f"annotations: {path}: {told_of}" for path, told_of in annotated),
         *([f"speed: {report.throughput}"] if report.throughput else ()),
         f'use it: internvideo search {output} "what you look for"',
     )

@@ -131,7 +131,9 @@ def serve(
 def _line(moment: Moment) -> str:
     chance = "" if moment.p_value is None else f"  by chance {moment.p_value:.1%}"
     labels = f"  [{', '.join(moment.labels[:3])}]" if moment.labels else ""
-    return f"{clock(moment.start, moment.end)}  {moment.score:.3f}{chance}  {moment.path}{labels}"
+    actions = ", ".join(f"{one.label} {clock(one.start, one.end)}" for one in moment.actions[:3])
+    shown = f"  actions: {actions}" if actions else ""
+    return f"{clock(moment.start, moment.end)}  {moment.score:.3f}{chance}  {moment.path}{labels}{shown}"
 
 
 def _say_nothing(answer: Answer, level: float | None) -> None:

@@ -10,21 +10,23 @@ for moment in collection.search("a red circle falls", top=3).moments:
 
 from __future__ import annotations
 
+import logging
 import os
 import threading
 from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from internvideo.errors import RunError, WeightsError
+from internvideo.errors import InternVideoError, RunError, WeightsError
 from internvideo.inference.loading import load
 from internvideo.inference.video_model import VideoModel
 from internvideo.probing.probe import UNKNOWN, Probe
+from internvideo.search.annotations import read_annotations
 from internvideo.search.calibration import NullDistribution, calibrate, stored_null
 from internvideo.search.finding import Answer, Duplicate, find, near_duplicates, odd_windows
 from internvideo.search.indexing import IndexReport, IndexSettings, index_videos
@@ -40,6 +42,18 @@ CACHED_TEXTS = 1024
 ORDER_SEEN = 0.05
 """A model is called sensitive to the order of time if a window played backwards is at least this fraction as far from
 itself as windows of other videos are."""
+
+
+class Annotated(NamedTuple):
+    """What `annotate` stored: annotations of so many videos; `lacking` videos of the file are not in the collection."""
+
+    annotations: int
+    videos: int
+    lacking: int
+
+    def __str__(self) -> str:
+        others = f" ({self.lacking} other videos of it are not in the collection)" if self.lacking else ""
+        return f"{self.annotations} of {self.videos} videos{others}"
 
 
 class Collection:
@@ -160,6 +174,7 @@ class Collection:
             "scales": list(self.store.scales),
             "null_queries": {kind: null.count for kind, null in stored_null(self.store).items()},
             "labels": sorted({label for _, names in records.classifiers().values() for label in names}),
+            "actions": sorted({one.label for _, one in records.annotations("action")}),
             "unreadable": len(records.unreadable()),
             "progress": records.fact("progress"),
             "time_order": order,
@@ -181,7 +196,33 @@ class Collection:
             if report.read or report.removed or null_texts is not None or not stored_null(self.store):
                 calibrate(self.store, self.model, null_texts)
             self._label_new()
+            if report.read:
+                self._annotate_new()
         return report
+
+    def annotate(self, file: str | os.PathLike[str]) -> Annotated:
+        """Store the annotations of a file, in place of those that it gave before (`annotations.read_annotations`).
+
+        Later `add`s read it again for new videos, while it is there.
+
+        Raises:
+            ManifestError: a file that cannot be read. RecipeError: no video of it is in the collection.
+        """
+        path = os.path.abspath(file)
+        records = self.store.records
+        with alone_in(self.store.folder):
+            rows, lacking = read_annotations(Path(path), self.videos)
+            with records.transaction():
+                records.set_annotations(path, rows)
+                records.set_fact("annotations", sorted({*records.fact("annotations", []), path}))
+        return Annotated(len(rows), len({video for video, *_ in rows}), lacking)
+
+    def _annotate_new(self) -> None:
+        for path in self.store.records.fact("annotations", []):
+            try:
+                self.annotate(path)
+            except InternVideoError as error:  # the file is gone, or tells of no video that is left
+                logging.getLogger("internvideo").warning("annotations as they were: %s", error)
 
     def label(self, classifier: str | os.PathLike[str]) -> int:
         """Label all windows with a classifier of `internvideo fit`; return the number of newly labeled videos.

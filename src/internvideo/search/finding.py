@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from internvideo.errors import RecipeError
 from internvideo.search.calibration import NullDistribution, mean_and_spread
 from internvideo.search.moments import MomentSettings, find_moments
+from internvideo.search.records import Annotation
 from internvideo.search.segments import largest
 from internvideo.search.store import Snapshot, Store
 from internvideo.search.where import Mask
@@ -31,6 +32,7 @@ class Moment:
         video: id of the video. path: of its file. start, end: seconds of the file. duration: of the file, seconds.
         score: cosine of the query and the best window. p_value: how often a query that nothing fits scores as high
             (`calibration`), None without a null distribution. labels: what classifiers say of it, the commonest first.
+        actions: of the annotations of its video, those that overlap it, in the order of time.
     """
 
     video: int
@@ -41,10 +43,11 @@ class Moment:
     score: float
     p_value: float | None
     labels: tuple[str, ...] = ()
+    actions: tuple[Annotation, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """Return plain values."""
-        return {**asdict(self), "labels": list(self.labels)}
+        return {**asdict(self), "labels": list(self.labels), "actions": [asdict(action) for action in self.actions]}
 
 
 @dataclass(frozen=True)
@@ -119,7 +122,7 @@ def find(
     moments = [moment for _, moment in found]
     fitting = moments if threshold is None else [m for m in moments if (m.p_value or 0.0) <= threshold]
     labels = _Labels(store, snapshot)
-    chosen, nearest = (tuple(labels.of(moment) for moment in part[:top]) for part in (fitting, moments))
+    chosen, nearest = (tuple(labels.added_to(moment) for moment in part[:top]) for part in (fitting, moments))
     return Answer(chosen, () if chosen else nearest, threshold, int(np.isfinite(scores).sum()))
 
 
@@ -146,17 +149,22 @@ def _moments(
 
 
 class _Labels:
-    """What classifiers say of moments."""
+    """What classifiers and annotations say of moments."""
 
     def __init__(self, store: Store, snapshot: Snapshot) -> None:
         self.store, self.snapshot = store, snapshot
         self.classifiers = store.records.classifiers()
         self.index = {video.id: index for index, video in enumerate(snapshot.videos)} if self.classifiers else {}
 
-    def of(self, moment: Moment) -> Moment:
-        """Return the moment with the labels of the windows whose center lies in it."""
+    def added_to(self, moment: Moment) -> Moment:
+        """Return the moment with the labels of the windows whose center lies in it, and the actions that overlap it."""
+        known = self.store.records.annotations("action", moment.video)
+        actions = tuple(one for _, one in known if one.start < moment.end and one.end > moment.start)
+        return replace(moment, labels=self._labels(moment), actions=actions)
+
+    def _labels(self, moment: Moment) -> tuple[str, ...]:
         if not self.classifiers:
-            return moment
+            return ()
         rows = self.snapshot.rows(self.index[moment.video])
         centers = self.snapshot.windows[rows, :2].mean(axis=1)
         inside = (centers >= moment.start) & (centers <= moment.end)
@@ -164,7 +172,7 @@ class _Labels:
         for name, (_, classes) in self.classifiers.items():
             if (known := self.store.records.video_labels(moment.video, name)) is not None:
                 counts.update(classes[int(label)] for label in known[0][inside])
-        return Moment(**{**vars(moment), "labels": tuple(label for label, _ in counts.most_common())})
+        return tuple(label for label, _ in counts.most_common())
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -46,8 +46,35 @@ CREATE TABLE filmstrips (
 );
 """
 
+ANNOTATIONS = """
+CREATE TABLE IF NOT EXISTS annotations (
+    video INTEGER NOT NULL REFERENCES videos ON DELETE CASCADE, file BLOB NOT NULL, kind TEXT NOT NULL,
+    start REAL NOT NULL, stop REAL NOT NULL, label TEXT NOT NULL, score REAL
+);
+CREATE INDEX IF NOT EXISTS annotations_of_video ON annotations (video);
+"""
+"""Made when the first annotation is stored: earlier versions have no such table and read on."""
+
 Windows = NDArray[np.float64]
 """(n, 4): start and end in seconds, scale (seconds of a whole window), norm of the vector before L2 normalization."""
+
+
+@dataclass(frozen=True)
+class Annotation:
+    """What a file says of a part of a video.
+
+    Attributes:
+        start, end: seconds of the file. label: the class of an action, or a caption.
+        score: of a detected action, None for what a person wrote.
+    """
+
+    start: float
+    end: float
+    label: str
+    score: float | None = None
+
+
+AnnotationKind = Literal["action", "caption"]
 
 
 @dataclass(frozen=True)
@@ -225,7 +252,7 @@ class Records:
         for path, reason in failures.items():
             self._rows("INSERT OR REPLACE INTO unreadable VALUES (?, ?)", [os.fsencode(path), reason])
 
-    # ------------------------------------------------------------------------------------------ labels, filmstrips
+    # ------------------------------------------------------------------------------ labels, filmstrips, annotations
 
     def classifiers(self) -> dict[str, tuple[str, tuple[str, ...]]]:
         """Return name -> (SHA-256, classes)."""
@@ -252,6 +279,29 @@ class Records:
         query = "SELECT class_index, probability FROM labels WHERE video = ? AND classifier = ?"
         rows = self._rows(query, [video, classifier])
         return (np.frombuffer(rows[0][0], "<i4"), np.frombuffer(rows[0][1], "<f4")) if rows else None
+
+    def set_annotations(self, file: str, rows: Iterable[tuple[int, AnnotationKind, Annotation]]) -> None:
+        """Store what a file says of videos: (video, kind, annotation), in place of what it said before."""
+        for statement in ANNOTATIONS.split(";")[:-1]:  # not executescript, which would commit
+            self._rows(statement)
+        name = os.fsencode(file)
+        self._rows("DELETE FROM annotations WHERE file = ?", [name])
+        with self._lock, self._errors():
+            self._connection.executemany(
+                "INSERT INTO annotations VALUES (?, ?, ?, ?, ?, ?, ?)",
+                ((video, name, kind, one.start, one.end, one.label, one.score) for video, kind, one in rows),
+            )
+
+    def annotations(self, kind: AnnotationKind, video: int | None = None) -> list[tuple[int, Annotation]]:
+        """Return (video, annotation) of a kind, of one video or of all, in the order of time."""
+        if not self._rows("SELECT 1 FROM sqlite_master WHERE name = 'annotations'"):
+            return []
+        one = "" if video is None else " AND video = ?"
+        query = (
+            f"SELECT video, start, stop, label, score FROM annotations WHERE kind = ?{one} ORDER BY video, start, stop"
+        )
+        rows = self._rows(query, [kind] if video is None else [kind, video])
+        return [(id_, Annotation(*values)) for id_, *values in rows]
 
     def add_filmstrip(self, video: int, pictures: Mapping[float, bytes]) -> None:
         """Store the pictures (JPEG) of a video by their times in seconds."""

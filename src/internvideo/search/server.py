@@ -53,6 +53,15 @@ Id = Annotated[int, PathParameter(ge=0, le=2**62)]
 Seconds = Annotated[float, Parameter(ge=0, le=1e7, allow_inf_nan=False)]
 
 
+class AnnotatedAction(BaseModel):
+    """An action of the annotations of a video; times in seconds, score None for what a person wrote."""
+
+    start: float
+    end: float
+    label: str
+    score: float | None
+
+
 class FoundMoment(BaseModel):
     """A part of a video that fits the query; times in seconds."""
 
@@ -64,6 +73,7 @@ class FoundMoment(BaseModel):
     score: float
     p_value: float | None
     labels: list[str]
+    actions: list[AnnotatedAction]
 
 
 class SearchAnswer(BaseModel):
@@ -77,7 +87,7 @@ class SearchAnswer(BaseModel):
 
 
 class VideoDetails(BaseModel):
-    """A video of the collection; `labels` are (start, end, label) of its shortest windows."""
+    """A video of the collection; `labels` are (start, end, label) of its shortest windows, `actions` of annotations."""
 
     id: int
     path: str
@@ -88,6 +98,8 @@ class VideoDetails(BaseModel):
     damage: str
     playable: bool
     labels: list[tuple[float, float, str]]
+    actions: list[AnnotatedAction]
+    captions: list[str]
 
 
 class Asked:
@@ -159,7 +171,14 @@ class Service:
                     labels.append((float(window[0]), float(window[1]), classes[int(index)]))
         playable = os.path.isfile(record.path)
         names = ("id", "path", "duration", "fps", "width", "height", "damage")
-        return VideoDetails(**{name: getattr(record, name) for name in names}, playable=playable, labels=labels)
+        actions = [AnnotatedAction(**vars(one)) for _, one in records.annotations("action", id_)]
+        return VideoDetails(
+            **{name: getattr(record, name) for name in names},
+            playable=playable,
+            labels=labels,
+            actions=actions,
+            captions=[one.label for _, one in records.annotations("caption", id_)],
+        )
 
     async def events(self, request: Request) -> AsyncIterator[str]:
         """Yield the state of the collection whenever it changes (server-sent events)."""

@@ -1,8 +1,9 @@
 """Filter windows by an expression such as `folder ~ "holiday" and duration > 60 and label = "waving"`.
 
 The expression is parsed here, by a grammar of its own, into comparisons of columns with constants; nothing of it is
-executed. Columns: path, name, folder (text); label (the classes that classifiers gave the window); duration, fps,
-width, height, start, end (numbers; seconds); modified (a date, "2026-11-30" or "2026-11-30 08:15").
+executed. Columns: path, name, folder (text); label (the classes that classifiers gave the window); action, caption (of
+the annotations that share at least half of the window or lie in it by half); duration, fps, width, height, start, end
+(numbers; seconds); modified (a date, "2026-11-30" or "2026-11-30 08:15").
 """
 
 from __future__ import annotations
@@ -17,14 +18,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from internvideo.errors import RecipeError
+from internvideo.search.records import AnnotationKind
 from internvideo.search.store import Snapshot, Store
 
 MAX_LENGTH = 2000
 MAX_DEPTH = 50
 NUMBERS = ("duration", "fps", "width", "height", "start", "end")
-TEXTS = ("path", "name", "folder", "label")
+ANNOTATIONS: tuple[AnnotationKind, ...] = ("action", "caption")
+TEXTS = ("path", "name", "folder", "label", *ANNOTATIONS)
 COLUMNS = (*TEXTS, *NUMBERS, "modified")
 ORDER = ("=", "!=", "<", "<=", ">", ">=")
+POSITIVE = {"!=": "=", "!~": "~"}
 TEXT_OPERATORS = ("=", "!=", "~", "!~")
 _TOKENS = re.compile(
     r"\s*(?:(?P<number>-?\d+(?:\.\d+)?(?![\w.]))|(?P<text>\"(?:[^\"\\]|\\.)*\"|'(?:[^'\\]|\\.)*')"
@@ -190,10 +194,12 @@ def _seconds(text: str) -> float:
 
 def _compare(comparison: Comparison) -> Node:
     name, operator, constants = comparison
+    wanted = [str(constant) for constant in constants]
     if name == "label":
-        return lambda table: table.labeled(operator, [str(constant) for constant in constants])
+        return lambda table: table.labeled(operator, wanted)
+    if name in ("action", "caption"):
+        return lambda table: table.annotated(name, operator, wanted)
     if name in TEXTS:
-        wanted = [str(constant) for constant in constants]
         return lambda table: table.of_videos(np.array([_fits(text, operator, wanted) for text in table.texts(name)]))
     numbers = np.array(constants, np.float64)
     apply = {"=": np.equal, "!=": np.not_equal, "<": np.less, "<=": np.less_equal, ">": np.greater}.get(
@@ -239,11 +245,28 @@ class _Table:
             raise RecipeError("where", "label: no classifier has been applied to this collection", "",
                               "index with --classifier FILE of `internvideo fit`")  # fmt: skip
         found = np.zeros(len(self.snapshot.video_index), bool)
-        positive = {"!=": "=", "!~": "~"}.get(operator, operator)
+        positive = POSITIVE.get(operator, operator)
         for name, (_, classes) in classifiers.items():
             chosen = np.array([_fits(label, positive, wanted) for label in classes])
             labels = self.store.records.labels(name)
             for index, video in enumerate(self.snapshot.videos):
                 if video.id in labels:
                     found[self.snapshot.rows(index)] |= chosen[labels[video.id][0]]
+        return found if positive == operator else ~found
+
+    def annotated(self, kind: AnnotationKind, operator: str, wanted: list[str]) -> Mask:
+        """Return the rows that an annotation of this kind and one of these labels is about."""
+        annotations = self.store.records.annotations(kind)
+        if not annotations:
+            raise RecipeError("where", f"{kind}: this collection has no annotation of that kind", "",
+                              "index with --annotations FILE")  # fmt: skip
+        positive = POSITIVE.get(operator, operator)
+        found = np.zeros(len(self.snapshot.video_index), bool)
+        places = {video.id: index for index, video in enumerate(self.snapshot.videos)}
+        for video, one in annotations:
+            if video in places and _fits(one.label, positive, wanted):
+                rows = self.snapshot.rows(places[video])
+                start, end = self.snapshot.windows[rows, 0], self.snapshot.windows[rows, 1]
+                common = np.minimum(end, one.end) - np.maximum(start, one.start)
+                found[rows] |= common >= 0.5 * np.minimum(end - start, one.end - one.start)
         return found if positive == operator else ~found

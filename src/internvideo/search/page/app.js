@@ -110,16 +110,26 @@ function card(moment) {
     strip.append(make("img", { src: source, alt: index ? "" : `${name} at ${clock(time)}`, loading: "lazy", width: 160, height: 160 }));
   }
   const rail = make("span", { class: "rail", role: "img", "aria-label": `${span} of ${clock(moment.duration)}` });
-  const mark = make("b");
-  mark.style.left = `${(100 * moment.start) / moment.duration}%`;
-  mark.style.width = `${(100 * (moment.end - moment.start)) / moment.duration}%`;
-  rail.append(mark);
+  const mark = place(make("b"), moment, moment.duration);
+  rail.append(...spans(moment.actions, moment.duration), mark);
   const body = make("span", { class: "body" }, make("span", { class: "name" }, name), rail,
     make("span", { class: "line" }, make("span", {}, span), ...moment.labels.slice(0, 3).map((label) => make("span", {}, label))));
+  const actions = [...new Set(moment.actions.map((action) => action.label))];
+  if (actions.length) body.append(make("span", { class: "line actions" }, `Actions: ${actions.slice(0, 4).join(", ")}`));
   if (moment.p_value !== null) body.append(unusual(moment.p_value));
   const button = make("button", { type: "button", class: "moment", title: "Play" }, strip, body);
   button.addEventListener("click", () => play(moment));
   return make("li", {}, button);
+}
+
+function place(element, { start, end }, duration) {
+  element.style.left = `${(100 * start) / duration}%`;
+  element.style.width = `${(100 * (end - start)) / duration}%`;
+  return element;
+}
+
+function spans(parts, duration) {
+  return parts.map((part) => place(make("i"), part, duration));
 }
 
 function unusual(chance) {
@@ -145,9 +155,36 @@ function play(moment) {
     video.play().catch(() => {});
   };
   video.src = `/api/videos/${moment.video}/file#t=${moment.start.toFixed(2)},${moment.end.toFixed(2)}`;
-  $("player").showModal();
+  if (!$("player").open) $("player").showModal();
+  timelines(moment);
   video.focus();
   video.play().catch(() => {});
+}
+
+// What annotations and classifiers say of the whole video: a line a label, whose parts play.
+async function timelines(moment) {
+  $("timelines").replaceChildren();
+  const details = await fetch(`/api/videos/${moment.video}`).then(answered).catch(() => null);
+  if (opened !== moment || !details) return;
+  const lines = new Map();
+  for (const action of details.actions) lines.set(action.label, [...(lines.get(action.label) ?? []), action]);
+  for (const [start, end, label] of details.labels) {
+    const parts = lines.get(label) ?? [];
+    if (parts.length && start <= parts.at(-1).end) parts.at(-1).end = Math.max(end, parts.at(-1).end); // windows overlap
+    else parts.push({ start, end });
+    lines.set(label, parts);
+  }
+  for (const [label, parts] of [...lines].slice(0, 30)) {
+    const rail = make("span", { class: "rail" });
+    for (const part of parts) {
+      const score = part.score == null ? "" : `, score ${part.score.toFixed(2)}`;
+      const said = `${label}, ${clock(part.start)} – ${clock(part.end)}${score}`;
+      const button = place(make("button", { type: "button", title: said, "aria-label": `Play ${said}` }), part, moment.duration);
+      button.addEventListener("click", () => play({ ...moment, start: part.start, end: part.end }));
+      rail.append(button);
+    }
+    $("timelines").append(make("li", {}, make("span", {}, label), rail));
+  }
 }
 
 function submit() {
