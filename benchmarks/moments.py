@@ -1,10 +1,11 @@
-"""Moments beside single windows and prior spans: R@1 at tIoU 0.5 and 0.7 of queries about one video each.
+"""Moments beside single windows and prior spans: R@1 and mAP at tIoU 0.5 and 0.7 of queries about one video each.
 
     python benchmarks/moments.py COLLECTION QUERIES.jsonl [--split test] [--tune]
 
 COLLECTION is of `internvideo index` on the videos of QUERIES (the sample world's queries.jsonl), with a model that has
-a text tower; the same vectors serve all. *window*: the window with the highest score. *moment*: the first one of
-`find_moments`. *prior*: the part of a video that overlaps most answers of the other split, whatever the query.
+a text tower; the same vectors serve all. *window*: the windows by their scores, those that overlap a better one
+dropped as among moments. *moment*: those of `find_moments`. *prior*: the part of a video that overlaps most answers of
+the other split, whatever the query. mAP is the mean over queries of the average precision of their list.
 Intervals of 95 % draw videos with replacement.
 `--tune` prints a grid of settings, for the training split.
 """
@@ -19,26 +20,30 @@ import numpy as np
 from numpy.typing import NDArray
 
 from internvideo.data.manifest import read_manifest
-from internvideo.metrics.temporal_detection import tiou
+from internvideo.metrics.temporal_detection import average_precision, detections, tiou
 from internvideo.search.collection import Collection
-from internvideo.search.moments import MomentSettings, find_moments
+from internvideo.search.moments import MomentSettings, ScoredSpan, find_moments, suppress
 
 Floats = NDArray[np.floating]
-Answer = Callable[[Floats, Floats], tuple[float, float]]
+Answer = Callable[[Floats, Floats], list[ScoredSpan]]
 LEVELS = (0.5, 0.7)
 
 
-def window(windows: Floats, scores: Floats) -> tuple[float, float]:
-    best = windows[scores.argmax()]
-    return float(best[0]), float(best[1])
+def window(windows: Floats, scores: Floats) -> list[ScoredSpan]:
+    spans = [ScoredSpan(*span[:2], score, score) for span, score in zip(windows.tolist(), scores.tolist(), strict=True)]
+    return suppress(spans, MomentSettings().max_overlap)
 
 
 def moment(settings: MomentSettings) -> Answer:
-    def answer(windows: Floats, scores: Floats) -> tuple[float, float]:
-        first = find_moments(windows, scores, settings, limit=1)[0]
-        return first.start, first.end
+    return lambda windows, scores: find_moments(windows, scores, settings)
 
-    return answer
+
+def mean_ap(lists: list[list[ScoredSpan]], truths: Floats) -> list[tuple[float, float]]:
+    """(tIoU, mAP): each query is a class of its own, whose detections are its list, best first."""
+    rows = [(n, n, s.start, s.end, -rank) for n, found in enumerate(lists) for rank, s in enumerate(found)]
+    truth = detections([(n, n, *span, 0.0) for n, span in enumerate(truths.tolist())])
+    values, _ = average_precision(truth, detections(rows), LEVELS)
+    return list(zip(LEVELS, values.mean(axis=1).tolist(), strict=True))
 
 
 def intervals(hits: NDArray[np.bool_], groups: NDArray[np.int64]) -> str:
@@ -80,16 +85,16 @@ def main() -> None:
     groups = np.unique(np.array(videos)[chosen], return_inverse=True)[1]
     print(f"{len(chosen)} queries about {groups.max() + 1} videos, split {given.split}")
     for name in [*answers, "prior"]:
-        found = []
+        lists = []
         for number in chosen:
             inside = snapshot.rows(videos[number])
             told = answers[name](snapshot.windows[inside], scores[number, inside]) if name in answers else None
-            found.append(prior * lengths[number] if told is None else told)
-        overlap = np.array(
-            [tiou(np.array([one]), spans[n][None], union="true")[0, 0] for one, n in zip(found, chosen, strict=True)]
-        )
+            lists.append([ScoredSpan(*(prior * lengths[number]), 1, 1)] if told is None else told)
+        first = np.array([(found[0].start, found[0].end) for found in lists])
+        overlap = np.diag(tiou(first, spans[chosen], union="true"))
         told_levels = ", ".join(f"R@1 at {level}: {intervals(overlap >= level, groups)}" for level in LEVELS)
-        print(f"{name:24s} {told_levels}, mean tIoU {overlap.mean():.3f}")
+        precisions = ", ".join(f"mAP at {level}: {100 * value:.1f}" for level, value in mean_ap(lists, spans[chosen]))
+        print(f"{name:24s} {told_levels}, mean tIoU {overlap.mean():.3f}, {precisions}")
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 import shutil
@@ -26,6 +27,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (place / "classes" / name).mkdir(parents=True, exist_ok=True)
         odd_video.encode(place / "classes" / name / f"{number}.mp4", odd_video.moving_frames(20, seed=number), fps=15)
     Image.new("RGB", (64, 48), "green").save(place / "frame.png")
+    action = {"start": 0.5, "end": 2.0, "label": "jumping", "score": 0.7}
+    rows = [{"path": f"videos/{number}.mp4", "duration": 3.0, "actions": [action]} for number in range(3)]
+    (place / "actions.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (place / "captions.jsonl").write_text('{"id": "a", "path": "videos/0.mp4", "captions": ["into the water"]}\n')
     (place / "unfit.txt").write_text("\n".join(f"a thing of kind {number}" for number in range(120)))
     return place
 

@@ -24,6 +24,11 @@ def address_of(given: str | os.PathLike[str]) -> str | None:
     return None if match is None or os.path.lexists(given) else f"{match[1]}://{match[2]}"
 
 
+def place_of(given: str | os.PathLike[str]) -> str:
+    """Return what names a file from any folder: its address, or its absolute path."""
+    return address_of(given) or os.path.abspath(given)
+
+
 def videos_at(address: str) -> list[str]:
     """Return the addresses of a file, of the videos in a folder and below it, or of those that a glob matches.
 

@@ -20,7 +20,7 @@ from internvideo.data.manifest import Manifest, Sample, read_manifest
 from internvideo.data.preprocessing import Span
 from internvideo.data.tables.reading import SUFFIXES
 from internvideo.errors import RecipeError, VideoError, shown
-from internvideo.features.remote_files import address_of, state_of, videos_at
+from internvideo.features.remote_files import address_of, place_of, state_of, videos_at
 from internvideo.terminal import LOGGER
 from internvideo.video.cache import stamp_of
 from internvideo.video.frame_folder import resolve_rate
@@ -105,7 +105,7 @@ def find_videos(inputs: Iterable[str | Path], *, recursive: bool = False) -> lis
     for given in inputs:
         paths = [line for line in sys.stdin.read().splitlines() if line.strip()] if str(given) == STDIN else [given]
         for video in (video for path in paths for video in _resolve(Path(path), recursive)):
-            place = address_of(video.path) or os.path.abspath(video.path)
+            place = place_of(video.path)
             found.setdefault((place, video.start, video.end), video)
     if not found:
         raise VideoError("videos", "none given", "files, folders or manifests")

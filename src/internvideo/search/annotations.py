@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import chain
 from pathlib import Path
@@ -13,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from internvideo import untrusted
 from internvideo.data.manifest import read_manifest
 from internvideo.errors import ManifestError, RecipeError
+from internvideo.features.remote_files import place_of
 from internvideo.features.video_files import video_of_row
 from internvideo.search.records import Annotation, AnnotationKind, VideoRecord
 
@@ -109,7 +109,7 @@ def _localizations(file: Path) -> Iterator[_Row]:
                 raise ManifestError(
                     f"{file}:{number}", f"is not JSON: {error}", "a line of `localize --json`"
                 ) from error
-            path = os.path.abspath(row.path)
+            path = place_of(row.path)
             if path in seen:  # their times are from the start of each piece, which the line does not tell
                 found = f"{row.path} a second time"
                 raise ManifestError(f"{file}:{number}", found, "a line per file", "localize whole files, not pieces")
@@ -121,7 +121,7 @@ def _localizations(file: Path) -> Iterator[_Row]:
 def _manifest(file: Path) -> Iterator[_Row]:
     manifest = read_manifest(file).with_notes_logged()
     for row in manifest.rows:
-        path = os.path.abspath(video_of_row(manifest, row).path)
+        path = place_of(video_of_row(manifest, row).path)
         start, end = row.span or (0.0, float("inf"))
         segments = (Annotation(part.start, part.end, manifest.classes[part.label]) for part in row.segments)
         captions = (Annotation(start, end, caption) for caption in row.captions)

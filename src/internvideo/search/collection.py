@@ -10,7 +10,6 @@ for moment in collection.search("a red circle falls", top=3).moments:
 
 from __future__ import annotations
 
-import logging
 import os
 import threading
 from collections.abc import Sequence
@@ -36,6 +35,7 @@ from internvideo.search.segments import StorageType
 from internvideo.search.store import SCALES, Store
 from internvideo.search.where import Mask, matching_rows
 from internvideo.storage import alone_in
+from internvideo.terminal import LOGGER
 from internvideo.weights.fetch import sha256_of
 
 CACHED_TEXTS = 1024
@@ -222,7 +222,7 @@ class Collection:
             try:
                 self.annotate(path)
             except InternVideoError as error:  # the file is gone, or tells of no video that is left
-                logging.getLogger("internvideo").warning("annotations as they were: %s", error)
+                LOGGER.warning("annotations as they were: %s", error)
 
     def label(self, classifier: str | os.PathLike[str]) -> int:
         """Label all windows with a classifier of `internvideo fit`; return the number of newly labeled videos.

@@ -13,9 +13,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from internvideo.data.lists import VIDEO_EXTENSIONS
 from internvideo.errors import VideoError
 from internvideo.features.engine import VectorWriter, VideoEnd, Window, check_minimum, run_engine
 from internvideo.features.read_report import ReadFailure, ReadReport
+from internvideo.features.remote_files import address_of, place_of
 from internvideo.features.video_files import VideoFile, find_videos
 from internvideo.inference.video_model import VideoModel
 from internvideo.search.reading import ScaledWindows
@@ -98,14 +100,15 @@ def index_videos(
 
 
 def absolute(video: VideoFile) -> VideoFile:
-    """Return the video with an absolute path, so that a collection can be used from any folder."""
-    return VideoFile(os.path.abspath(video.path), video.start, video.end, video.fps)
+    """Return the video with an absolute path or its address, so that a collection can be used from any folder."""
+    return VideoFile(place_of(video.path), video.start, video.end, video.fps)
 
 
 def _root(given: Path) -> str:
     """Return the folder that an input lies in or is."""
-    path = os.path.abspath(given)
-    return path if os.path.isdir(path) else os.path.dirname(path)
+    path = place_of(given)
+    is_folder = not path.endswith(tuple(VIDEO_EXTENSIONS)) if address_of(path) else os.path.isdir(path)
+    return path if is_folder else os.path.dirname(path)
 
 
 @dataclass
@@ -155,7 +158,8 @@ class CollectionWriter(VectorWriter):
                 continue
             self._replaces[index] = [record.id] if record else []
             waiting.append(index)
-        roots = [os.path.join(os.path.abspath(given), "") for given in inputs if os.path.isdir(given)]
+        folders = (place_of(given) for given in inputs if address_of(given) or os.path.isdir(given))
+        roots = [os.path.join(folder, "") for folder in folders]
         gone += [record for record in known.values() if any(record.path.startswith(root) for root in roots)]
         self.store.remove([record.id for record in gone])
         self.report.removed = [record.path for record in gone]

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from internvideo.data.preprocessing import Span, VideoSource
 from internvideo.errors import RecipeError, VideoError
+from internvideo.features.remote_files import fetched
 from internvideo.features.windows import open_long
 from internvideo.inference.video_model import VideoModel
 
@@ -96,15 +97,16 @@ def text_vector(model: VideoModel, text: str, templates: Sequence[str] = TEMPLAT
 
 def example_vector(model: VideoModel, example: Example, window_seconds: float) -> NDArray[np.float32]:
     """Encode a picture or clip (D,), L2-normalized; at a time, the window around it. Raises VideoError."""
-    source: VideoSource = example.path
-    if example.time is not None:
-        with open_long(example.path) as video:
-            duration = video.info.duration
-        if not 0 <= example.time <= duration:
-            raise VideoError(example.path, f"no frame at {example.time:g} s", f"0 to {duration:.3f} s")
-        start = max(0.0, min(example.time - window_seconds / 2, duration - window_seconds))
-        source = Span(example.path, start, min(start + window_seconds, duration))
-    return np.asarray(model.encode_video(source).numpy()[0], np.float32)
+    with fetched(example.path) as path:
+        source: VideoSource = path
+        if example.time is not None:
+            with open_long(path) as video:
+                duration = video.info.duration
+            if not 0 <= example.time <= duration:
+                raise VideoError(example.path, f"no frame at {example.time:g} s", f"0 to {duration:.3f} s")
+            start = max(0.0, min(example.time - window_seconds / 2, duration - window_seconds))
+            source = Span(path, start, min(start + window_seconds, duration))
+        return np.asarray(model.encode_video(source).numpy()[0], np.float32)
 
 
 def query_vector(model: VideoModel, query: Query, window_seconds: float) -> NDArray[np.float32]:

@@ -28,6 +28,7 @@ from pydantic import BaseModel
 
 from internvideo import __version__
 from internvideo.errors import InternVideoError, RunError
+from internvideo.features.remote_files import address_of, fetched
 from internvideo.search.calibration import parse_level
 from internvideo.search.collection import Collection
 from internvideo.search.export import format_list
@@ -140,9 +141,11 @@ class Service:
         record = next((video for video in self.collection.videos if video.id == id_), None)
         if record is None:
             raise HTTPException(404, "no such video in the collection")
-        real = os.path.realpath(record.path)
-        inside = any(real.startswith(os.path.join(os.path.realpath(root), "")) for root in self.collection.roots)
-        if not inside or not os.path.exists(real):
+        real, roots = os.path.realpath(record.path), map(os.path.realpath, self.collection.roots)
+        if address := address_of(record.path):  # not followed by links; what is gone is told when it is read
+            real, roots = address, iter(self.collection.roots)
+        inside = any(real.startswith(os.path.join(root, "")) for root in roots)
+        if not inside or not (address or os.path.exists(real)):
             raise HTTPException(404, "the file is gone, or not in the folders of the collection")
         return record
 
@@ -279,7 +282,7 @@ def _video_routes(app: FastAPI, service: Service) -> None:
         """Send the video's file; Range requests are understood."""
         path = service.video(id_).path
         if not os.path.isfile(path):
-            raise HTTPException(404, "a folder of frames has no file: take its preview")
+            raise HTTPException(404, "no file on this machine: take its preview")
         kind = TYPES.get(os.path.splitext(path)[1].lower(), "application/octet-stream")
         return FileResponse(os.path.realpath(path), media_type=kind, headers={"cache-control": "no-cache"})
 
@@ -297,7 +300,8 @@ def _video_routes(app: FastAPI, service: Service) -> None:
         record = service.video(id_)
         with service.heavy(), tempfile.TemporaryDirectory(prefix="internvideo-") as folder:
             target = Path(folder) / "preview.webm"
-            write_preview(record.path, target, start, end)
+            with fetched(record.path) as path:
+                write_preview(path, target, start, end)
             return Response(target.read_bytes(), media_type="video/webm")
 
     @app.get("/api/videos/{id_}/clip", response_class=Response)
@@ -308,7 +312,8 @@ def _video_routes(app: FastAPI, service: Service) -> None:
             raise HTTPException(400, f"start < end, at most {MAX_CLIP_SECONDS:g} s")
         with service.heavy(), tempfile.TemporaryDirectory(prefix="internvideo-") as folder:
             target = Path(folder) / "clip.mp4"
-            cut(record.path, target, start, end)
+            with fetched(record.path) as path:
+                cut(path, target, start, end)
             headers = {"content-disposition": f'attachment; filename="video{id_}_{start:.1f}-{end:.1f}.mp4"'}
             return Response(target.read_bytes(), media_type="video/mp4", headers=headers)
 
