@@ -141,9 +141,9 @@ class Service:
         record = next((video for video in self.collection.videos if video.id == id_), None)
         if record is None:
             raise HTTPException(404, "no such video in the collection")
-        real, roots = os.path.realpath(record.path), map(os.path.realpath, self.collection.roots)
-        if address := address_of(record.path):  # not followed by links; what is gone is told when it is read
-            real, roots = address, iter(self.collection.roots)
+        real, roots = os.path.realpath(record.path), [os.path.realpath(root) for root in self.collection.roots]
+        if address := address_of(record.path):  # it has no links; what is gone is told when it is read
+            real, roots = address, [*self.collection.roots]
         inside = any(real.startswith(os.path.join(root, "")) for root in roots)
         if not inside or not (address or os.path.exists(real)):
             raise HTTPException(404, "the file is gone, or not in the folders of the collection")

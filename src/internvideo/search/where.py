@@ -24,8 +24,7 @@ from internvideo.search.store import Snapshot, Store
 MAX_LENGTH = 2000
 MAX_DEPTH = 50
 NUMBERS = ("duration", "fps", "width", "height", "start", "end")
-ANNOTATIONS: tuple[AnnotationKind, ...] = ("action", "caption")
-TEXTS = ("path", "name", "folder", "label", *ANNOTATIONS)
+TEXTS = ("path", "name", "folder", "label", "action", "caption")
 COLUMNS = (*TEXTS, *NUMBERS, "modified")
 ORDER = ("=", "!=", "<", "<=", ">", ">=")
 POSITIVE = {"!=": "=", "!~": "~"}
@@ -198,7 +197,8 @@ def _compare(comparison: Comparison) -> Node:
     if name == "label":
         return lambda table: table.labeled(operator, wanted)
     if name in ("action", "caption"):
-        return lambda table: table.annotated(name, operator, wanted)
+        kind: AnnotationKind = "action" if name == "action" else "caption"
+        return lambda table: table.annotated(kind, operator, wanted)
     if name in TEXTS:
         return lambda table: table.of_videos(np.array([_fits(text, operator, wanted) for text in table.texts(name)]))
     numbers = np.array(constants, np.float64)
