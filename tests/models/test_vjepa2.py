@@ -11,7 +11,7 @@ import transformers
 
 from internvideo import load
 from internvideo.errors import WeightsError
-from internvideo.models.vjepa2 import VJEPA2Config
+from internvideo.models.external.vjepa2 import VJEPA2Config
 
 transformers.logging.set_verbosity_error()  # type: ignore[no-untyped-call]  # theirs is untyped
 transformers.utils.logging.disable_progress_bar()  # type: ignore[no-untyped-call]  # theirs is untyped

@@ -283,19 +283,12 @@ def test_shards_are_read_whole_or_not_at_all(tmp_path: Path) -> None:
         assert "model.safetensors.index.json" in refused(folder)
 
 
-def siglip() -> Any:
-    tower = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 1}
-    parts = {"text_config": {**tower, "vocab_size": 99}, "vision_config": {**tower, "image_size": 32}}
-    return transformers.SiglipModel(transformers.SiglipConfig(**parts))
-
-
 def small_vit(kind: Any, config: Any, **settings: Any) -> Any:
     sizes = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 1}
     return kind(config(**{**sizes, "image_size": 32, **settings}))
 
 
 OTHERS: dict[str, tuple[Callable[[], Any], str]] = {
-    "siglip": (siglip, "SigLIP"),
     "timesformer": (
         lambda: small_vit(transformers.TimesformerForVideoClassification, transformers.TimesformerConfig), "TimeSformer"
     ),

@@ -252,6 +252,12 @@ def masked_mean(frames: Tensor, frame_mask: Tensor | None) -> Tensor:
     return (frames * weights).sum(dim=1) / weights.sum(dim=1).clamp(min=1.0)
 
 
+def mean_direction(frames: Tensor, frame_mask: Tensor | None) -> Tensor:
+    """Mean over the real frames of (B, T, E), each of length one, times their mean length: an image keeps its own."""
+    lengths = frames.norm(dim=-1, keepdim=True).clamp_min(1e-12)
+    return masked_mean(frames / lengths, frame_mask) * masked_mean(lengths, frame_mask)
+
+
 class ImageTower(Module):
     """CLIP's image transformer, run on every frame by itself."""
 
@@ -354,12 +360,7 @@ class Clip(DualEncoder):
 
     def encode_video(self, video: Tensor, frame_mask: Tensor | None = None) -> Tensor:
         """(B, 3, T, S, S) normalized, T = 1 for an image; (B, T) bool or None -> (B, E), not length-normalized."""
-        frames = self.visual(video)
-        if not self.config.unit_frames:
-            return masked_mean(frames, frame_mask)
-        # No branch on T, which an exported graph would fix: the mean length comes back, so an image keeps its own.
-        lengths = frames.norm(dim=-1, keepdim=True).clamp_min(1e-12)
-        return masked_mean(frames / lengths, frame_mask) * masked_mean(lengths, frame_mask)
+        return (mean_direction if self.config.unit_frames else masked_mean)(self.visual(video), frame_mask)
 
     @property
     def clip_needs(self) -> tuple[ClipNeeds, ...]:

@@ -15,9 +15,10 @@ from torch import nn
 from internvideo.errors import RecipeError
 from internvideo.models.declared import DeclaredError, check_whole, within_memory
 from internvideo.models.entry import ModelEntry
+from internvideo.models.external.siglip import SigLIP, SigLIPConfig
+from internvideo.models.external.vjepa2 import VJEPA2, VJEPA2Config
 from internvideo.models.multimodal_sizes import MULTIMODAL_MODELS
 from internvideo.models.videomae import VideoMAEClassifier, VideoMAEConfig, VideoMAEPretrain
-from internvideo.models.vjepa2 import VJEPA2, VJEPA2Config
 
 VIDEOMAE_SIZES: dict[str, VideoMAEConfig] = {
     "s": VideoMAEConfig(width=384, depth=12, heads=6, decoder_width=192, decoder_heads=3),
@@ -64,9 +65,23 @@ _CLASSIFIER = {
     for size, config in VIDEOMAE_SIZES.items()
 }
 
-_VJEPA2 = {"vjepa2-l": ModelEntry(VJEPA2, VJEPA2Config(), None, "V-JEPA 2's encoder, width 1024, 24 layers, patch 16")}
+_SIGLIP_SIZES = {
+    "b16": SigLIPConfig(),
+    "l16": SigLIPConfig(width=1024, depth=24, heads=16),
+    "so400m-14": SigLIPConfig(patch_size=14, width=1152, depth=27, heads=16, mlp_ratio=4304 / 1152),
+}
+"""At 224 px; the published files of 256, 384 and 512 px have other positions alone."""
+_EXTERNAL = {
+    "vjepa2-l": ModelEntry(VJEPA2, VJEPA2Config(), None, "V-JEPA 2's encoder, width 1024, 24 layers, patch 16"),
+    **{
+        f"siglip-{size}": ModelEntry(
+            SigLIP, config, None, f"SigLIP's image encoder, width {config.width}, {config.depth} layers"
+        )
+        for size, config in _SIGLIP_SIZES.items()
+    },
+}
 
-BACKBONES: dict[str, ModelEntry] = {**_PRETRAIN, **_CLASSIFIER, **_VJEPA2, **MULTIMODAL_MODELS}
+BACKBONES: dict[str, ModelEntry] = {**_PRETRAIN, **_CLASSIFIER, **_EXTERNAL, **MULTIMODAL_MODELS}
 """Every model that sees clips by itself; `model_table.MODELS` has those of the tasks too."""
 
 

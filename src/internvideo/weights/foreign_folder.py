@@ -36,7 +36,7 @@ PROCESSORS = ("preprocessor_config.json", "processor_config.json")
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 NO_TENSORS = (INDEX, lora.CONFIG)
 """Files that name where the tensors are."""
-MODEL_TYPES = ("videomae", "clip", "vjepa2")
+MODEL_TYPES = ("videomae", "clip", "vjepa2", "siglip", "siglip_vision_model")
 """Of transformers; what is read."""
 
 RESIZE_BACKENDS: dict[int, ResizeBackend] = {2: "pil", 3: "pil_bicubic"}

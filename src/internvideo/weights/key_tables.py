@@ -12,11 +12,12 @@ from torch import Tensor, nn
 from internvideo.errors import WeightsError
 from internvideo.models.caption_decoder import CaptionDecoder
 from internvideo.models.clip import Clip
+from internvideo.models.external.siglip import SigLIP
+from internvideo.models.external.vjepa2 import VJEPA2
 from internvideo.models.heads import PairScoringMultipleChoice, VideoQuestionAnswering, ZeroShotMultipleChoice
 from internvideo.models.uniformerv2 import UniFormerV2
 from internvideo.models.viclip import ViCLIP
 from internvideo.models.video_language import VideoLanguage
-from internvideo.models.vjepa2 import VJEPA2
 from internvideo.weights.key_rules import Rule, WeightTable, flatten_kernel
 
 _WB = r"(weight|bias)"
@@ -204,6 +205,22 @@ VJEPA2_ENCODER = WeightTable(
     ),
 )
 
+SIGLIP = WeightTable(
+    family="SigLIP",
+    rules=(
+        Rule(r"embeddings\.patch_embedding\.weight", ("patch_embed.proj.weight",), flatten_kernel),
+        Rule(r"embeddings\.patch_embedding\.bias", ("patch_embed.proj.bias",)),
+        Rule(r"embeddings\.position_embedding\.weight", ("positional_embedding",)),
+        *_layers(r"transformer\.resblocks\.(\d+)", "blocks"),
+        Rule(rf"post_layernorm\.{_WB}", (r"norm.\1",)),
+        Rule(r"head\.probe", ("pool.probe",)),
+        Rule(rf"head\.attention\.in_proj_{_WB}", (r"pool.attn.qkv.\1",)),
+        Rule(rf"head\.attention\.out_proj\.{_WB}", (r"pool.attn.proj.\1",)),
+        Rule(rf"head\.layernorm\.{_WB}", (r"pool.norm.\1",)),
+        Rule(rf"head\.mlp\.(fc[12])\.{_WB}", (r"pool.mlp.\1.\2",)),
+    ),
+)
+
 MULTIMODAL_TABLES: dict[type[nn.Module], WeightTable] = {
     Clip: CLIP,
     UniFormerV2: UNIFORMERV2,
@@ -214,5 +231,6 @@ MULTIMODAL_TABLES: dict[type[nn.Module], WeightTable] = {
     ZeroShotMultipleChoice: ANSWERING,
     ViCLIP: VICLIP,
     VJEPA2: VJEPA2_ENCODER,
+    SigLIP: SIGLIP,
 }
 """Model class -> its table; merged into weights.TABLES."""

@@ -157,6 +157,18 @@ FAMILIES: tuple[Family, ...] = (
         sizes=layout_sizes.vjepa2,
         parts=("encoder.",),
     ),
+    *(
+        Family(
+            name="transformers SigLIP",
+            anchors=(f"{prefix}head.probe", f"{prefix}embeddings.patch_embedding.weight"),
+            models=("siglip-b16", "siglip-l16", "siglip-so400m-14"),
+            sizes=layout_sizes.siglip,
+            published=hugging_face.published_siglip,
+            parts=parts,
+            frames=False,
+        )
+        for prefix, parts in (("vision_model.", ("vision_model.",)), ("", ()))
+    ),
     _masked("pretrain", "VideoMAE pretraining", ("encoder.patch_embed.proj.weight", *_BRIDGE)),
     *(
         _masked(
@@ -224,7 +236,7 @@ FAMILIES: tuple[Family, ...] = (
 
 
 OTHERS: tuple[tuple[str, str], ...] = (
-    ("SigLIP", r"logit_bias|(vision_model\.)?head\.probe"),
+    ("SigLIP as open_clip writes it", r"logit_bias"),
     ("X-CLIP", r"mit\.position_embedding|prompts_(visual_|generator).*"),
     (
         "TimeSformer",

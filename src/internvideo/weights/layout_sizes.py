@@ -20,13 +20,14 @@ from torch import Tensor
 from internvideo.errors import WeightsError
 from internvideo.models.caption_decoder import CaptionDecoderConfig
 from internvideo.models.clip import ClipConfig, TextConfig
+from internvideo.models.external.siglip import SigLIPConfig
+from internvideo.models.external.vjepa2 import VJEPA2Config
 from internvideo.models.heads import AnswerConfig
 from internvideo.models.positions import NATIVE_SLOTS, learned_grid
 from internvideo.models.uniformerv2 import UniFormerV2Config
 from internvideo.models.viclip import ViCLIPConfig
 from internvideo.models.video_language import VideoLanguageConfig
 from internvideo.models.videomae import VideoMAEConfig
-from internvideo.models.vjepa2 import VJEPA2Config
 
 
 class Shapes:
@@ -266,6 +267,29 @@ def vjepa2(shapes: Shapes, base: VJEPA2Config) -> VJEPA2Config:
         heads=heads_of((width, depth), (base.width, base.depth), base.heads),
         mlp_ratio=_factor(base.mlp_ratio, width, hidden),
         qkv_bias="encoder.layer.0.attention.query.bias" in shapes,
+    )
+
+
+def siglip(shapes: Shapes, base: SigLIPConfig) -> SigLIPConfig:
+    """Image encoder."""
+    kernel = "embeddings.patch_embedding.weight"
+    if kernel in shapes and shapes.state[kernel].dim() == 2:
+        found, do = "SigLIP 2 for pictures of any aspect (NaFlex)", "take siglip2-base-patch16-224 or the like"
+        raise WeightsError(shapes.where, found, "SigLIP or SigLIP 2 of one picture size", do)
+    width, _, patch, _ = shapes.of(kernel, 4)
+    depth, (tokens, _) = shapes.layers("transformer.resblocks."), shapes.of("embeddings.position_embedding.weight", 2)
+    hidden, _ = shapes.of("transformer.resblocks.0.mlp.c_fc.weight", 2)
+    side = math.isqrt(tokens)
+    if side * side != tokens:
+        raise WeightsError(shapes.where, f"{tokens} positions of patches", "a square", "the picture is not square")
+    return replace(
+        base,
+        image_size=side * patch,
+        patch_size=patch,
+        width=width,
+        depth=depth,
+        heads=heads_of((width, depth), (base.width, base.depth), base.heads),
+        mlp_ratio=_factor(base.mlp_ratio, width, hidden),
     )
 
 

@@ -38,6 +38,7 @@ LICENCES: dict[str, Licence] = {
     "ViCLIP": Licence(UNKNOWN, "the publisher's repository, github.com/OpenGVLab/InternVideo, states none for them"),
     "caption decoder": Licence(UNKNOWN, ""),
     "transformers V-JEPA 2": Licence(UNKNOWN, ""),
+    "transformers SigLIP": Licence(UNKNOWN, ""),
 }
 """Name of a layout (`models.layout_families`) -> what its publisher states."""
 

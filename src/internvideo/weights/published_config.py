@@ -85,7 +85,21 @@ _VJEPA2 = {
     "layer_norm_eps": _Field(1e-6, "eps"),
     "qkv_bias": _Field(True, "qkv_bias", True),
 }
-KINDS = {"transformers CLIP": "clip", "transformers V-JEPA 2": "vjepa2"}
+_SIGLIP = {
+    "image_size": _Field(224, "image_size"),
+    "patch_size": _Field(16, "patch_size", True),
+    "hidden_size": _Field(768, "width", True),
+    "num_hidden_layers": _Field(12, "depth", True),
+    "num_attention_heads": _Field(12, "heads"),
+    "hidden_act": _Field("gelu_pytorch_tanh", "activation"),
+    "layer_norm_eps": _Field(1e-6, "eps"),
+}
+_PREDICTOR = re.compile(r"pred_\w+|in_chans|mlp_ratio|num_pooler_layers").fullmatch
+KINDS = {
+    "transformers CLIP": ("clip",),
+    "transformers V-JEPA 2": ("vjepa2",),
+    "transformers SigLIP": ("siglip", "siglip_vision_model"),
+}
 """Layout -> its model_type in transformers, "videomae" for the others."""
 _CLIP_VISION = {
     "image_size": _Field(224, "image_size", True),
@@ -110,6 +124,7 @@ _HARMLESS = re.compile(
     r"_\w+|architectures|auto_map|dtype|torch_dtype|transformers_version|model_type|(bos|eos|pad)_token_id|tie_\w+"
     r"|\w*drop\w*|initializer_\w+|logit_scale_init_value|norm_pix_loss|num_channels|num_labels|finetuning_task|id2label"
     r"|label2id|(decoder_)?intermediate_size|problem_type|projection_dim|pruned_heads|q(k)?v_bias|use_mean_pooling|use_cache"
+    r"|vision_use_head"
     r"|output_\w+|return_dict|(text|vision)_config(_dict)?"
 )
 """Read elsewhere below, or of no effect on what a trained model computes."""
@@ -121,15 +136,17 @@ def with_transformers_config(layout: Layout, config: Mapping[str, Any], where: o
     Raises:
         WeightsError: of another model, at odds with the tensors, or a value that our model cannot take.
     """
-    kind = KINDS.get(layout.name, "videomae")
-    found = config.get("model_type")
-    if found != kind:
-        raise WeightsError(where, f"model type {found!r} beside weights of {layout.name}", f"'{kind}'", _MOVE)
+    kinds = KINDS.get(layout.name, ("videomae",))
+    kind, found = kinds[0], config.get("model_type")
+    if found not in kinds:
+        raise WeightsError(where, f"model type {found!r} beside weights of {layout.name}", " or ".join(kinds), _MOVE)
     for key in ("pruned_heads", "quantization_config"):
         if config.get(key):
             raise WeightsError(where, f"{key} {config[key]!r}", "none", "save the model without")
     if kind == "vjepa2":
         return _vjepa2(layout, config, where)
+    if kind == "siglip":
+        return _siglip(layout, _part(config, "vision_config", where) if found == kind else config, where)
     told = _clip(layout, config, where) if kind == "clip" else _videomae(layout, config, where)
     return replace(
         told, ignored=told.ignored + _unknown(config, {**_VIDEOMAE, **_VIDEOMAE_DECODER} if kind == "videomae" else {})
@@ -174,12 +191,19 @@ def _vjepa2(layout: Layout, config: Mapping[str, Any], where: object) -> Told:
     ratio = config.get("mlp_ratio", 4.0)
     if int(built.width * ratio) != int(built.width * built.mlp_ratio):
         raise WeightsError(where, f"mlp_ratio {ratio!r}", f"{built.mlp_ratio:g}, as its tensors have it", _MOVE)
-    return Told(_told(layout, settings), ignored=tuple(sorted(set(config) - set(_VJEPA2) - _vjepa2_others(config))))
+    return Told(_told(layout, settings), ignored=tuple(key for key in _unknown(config, _VJEPA2) if not _PREDICTOR(key)))
 
 
-def _vjepa2_others(config: Mapping[str, Any]) -> set[str]:
-    known = re.compile(r"pred_\w+|in_chans|mlp_ratio|drop_path_rate|num_pooler_layers")
-    return {key for key in config if known.fullmatch(key) or _HARMLESS.fullmatch(key)}
+def _siglip(layout: Layout, config: Mapping[str, Any], where: object) -> Told:
+    built = configure(layout.model, layout.overrides)
+    for key, usual, wanted in (("num_channels", 3, 3), ("vision_use_head", True, True)):
+        _same(config, key, usual, wanted, where)
+    _same(config, "intermediate_size", 3072, int(built.width * built.mlp_ratio), where)
+    settings = _settings(config, _SIGLIP, built, where)
+    side = int(str(settings["image_size"]))
+    if side // built.patch_size != built.image_size // built.patch_size:
+        raise WeightsError(where, f"image_size {side}", f"{built.image_size}, as its positions have it", _MOVE)
+    return Told(_told(layout, settings), ignored=_unknown(config, _SIGLIP))
 
 
 def _clip(layout: Layout, config: Mapping[str, Any], where: object) -> Told:

@@ -65,7 +65,7 @@ def _videomae(trunk: str) -> tuple[_Piece, ...]:
 
 
 def _clip_layers(theirs: str, published: str) -> tuple[_Piece, ...]:
-    layer = rf"{theirs}\.encoder\.layers\.(\d+)\."
+    layer = rf"{theirs}encoder\.layers\.(\d+)\."
     return (
         *(
             _Piece(rf"{layer}self_attn\.{name}_proj\.{_WB}", rf"{published}.\1.attn.in_proj_\2", part)
@@ -84,15 +84,16 @@ _CLIP = (
     _Piece(r"vision_model\.embeddings\.patch_embedding\.weight", "visual.conv1.weight"),
     _Piece(r"vision_model\.embeddings\.position_embedding\.weight", "visual.positional_embedding"),
     _Piece(rf"vision_model\.pre_layrnorm\.{_WB}", r"visual.ln_pre.\1"),  # so spelled
-    *_clip_layers("vision_model", "visual.transformer.resblocks"),
+    *_clip_layers(r"vision_model\.", "visual.transformer.resblocks"),
     _Piece(rf"vision_model\.post_layernorm\.{_WB}", r"visual.ln_post.\1"),
     _Piece(r"visual_projection\.weight", "visual.proj", transposed=True),
     _Piece(r"text_model\.embeddings\.token_embedding\.weight", "token_embedding.weight"),
     _Piece(r"text_model\.embeddings\.position_embedding\.weight", "positional_embedding"),
-    *_clip_layers("text_model", "transformer.resblocks"),
+    *_clip_layers(r"text_model\.", "transformer.resblocks"),
     _Piece(rf"text_model\.final_layer_norm\.{_WB}", r"ln_final.\1"),
     _Piece(r"text_projection\.weight", "text_projection", transposed=True),
 )
+_SIGLIP = _clip_layers(r"(?:vision_model\.)?", "transformer.resblocks")
 _COUNTERS = r"(vision|text)_model\.embeddings\.position_ids"
 
 
@@ -109,6 +110,12 @@ def published_classifier(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def published_clip(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """CLIPModel -> OpenAI's names."""
     return _published({key: value for key, value in state.items() if not re.fullmatch(_COUNTERS, key)}, _CLIP)
+
+
+def published_siglip(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """SiglipVisionModel, also as a part of SiglipModel -> its names, with layers under those of OpenAI's CLIP."""
+    bare = {key.removeprefix("vision_model."): value for key, value in state.items()}
+    return _published({key: value for key, value in bare.items() if key != "embeddings.position_ids"}, _SIGLIP)
 
 
 def _published(state: Mapping[str, Tensor], table: Sequence[_Piece]) -> dict[str, Tensor]:

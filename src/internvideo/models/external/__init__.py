@@ -1,0 +1,1 @@
+"""Encoders of other papers, behind the same protocol: their published weights are read."""
