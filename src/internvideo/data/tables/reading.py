@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -146,11 +147,13 @@ def _write_copy(source: Path, copy: Path, classes: Sequence[str] | None) -> dict
             raise ManifestError(source, "no sample in it", "at least one row")
         writer.close()
         writer = None
-        _check_unique(source, pending)
         if names is None:
             names = [str(index) for index in range(max(used, default=-1) + 1)]
-        with open(temporary, "rb") as stream:
-            digest = hashlib.file_digest(stream, "sha256")
+        with ThreadPoolExecutor(1) as beside:  # both take seconds for millions of rows, and release the GIL
+            unique = beside.submit(_check_unique, source, pending)
+            with open(temporary, "rb") as stream:
+                digest = hashlib.file_digest(stream, "sha256")
+            unique.result()
         digest.update(json.dumps(names).encode())
         told = {"digest": digest.hexdigest(), "classes": names, "used": sorted(used), "rows": total, "fixed": fixed}
         for old in copy.parent.glob(f"{copy.stem.split('-')[0]}-*.arrow"):
