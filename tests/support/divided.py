@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from collections.abc import Iterator
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import small_world
 import torch
@@ -13,12 +16,13 @@ from torch import nn
 
 from internvideo import distributed
 from internvideo.data.batch import Batch
-from internvideo.distributed import process_group, rank, world_size
+from internvideo.distributed import TIMEOUT_S, process_group, rank, world_size
 from internvideo.errors import InternVideoError
 from internvideo.pretraining.interaction import InteractionSettings, InteractionStage
 from internvideo.pretraining.masked import MaskedSettings, MaskedStage
 from internvideo.pretraining.multimodal import MultimodalSettings, MultimodalStage
 from internvideo.pretraining.supervised import SupervisedSettings, SupervisedStage
+from internvideo.training import sharded_checkpoint
 from internvideo.training.loop import train
 from internvideo.training.settings import TrainingSettings
 from internvideo.training.sharding import builds_on_meta
@@ -84,7 +88,7 @@ def save_clips(file: Path) -> None:
 
 def run(folder: Path, name: str, parallel: str, steps: int, **loop: Any) -> tuple[list[float], Path] | str:
     """Train a stage on the clips beside `folder`; losses and the last checkpoint, or one line of what went wrong."""
-    with process_group(torch.device("cpu")):
+    with process_group(torch.device("cpu"), timeout_s=loop.get("timeout_s", TIMEOUT_S)):
         contrastive = name == "multimodal"
         chosen = settings(parallel, contrastive, steps, **loop)
         with torch.device("meta") if builds_on_meta(chosen.loop.parallel) else nullcontext():
@@ -97,3 +101,19 @@ def run(folder: Path, name: str, parallel: str, steps: int, **loop: Any) -> tupl
         except InternVideoError as error:
             return str(error)
         return list(found.losses), found.checkpoint
+
+
+def killed_while_saving(folder: Path, name: str, steps: int, save: int) -> list[float] | str:
+    """A divided run whose last process is killed (SIGKILL) in its n-th save, after its tensors, before their hashes."""
+    saves, digest = 0, sharded_checkpoint.digest
+
+    def dying(file: Path) -> str:
+        nonlocal saves
+        saves += 1
+        if saves == save and rank() == world_size() - 1:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return digest(file)
+
+    with mock.patch.object(sharded_checkpoint, "digest", dying):
+        found = run(folder, name, "fsdp", steps, checkpoint_every=1, timeout_s=30)
+    return found if isinstance(found, str) else found[0]

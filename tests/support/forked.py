@@ -65,10 +65,13 @@ def two(function: Callable[..., object], *arguments: object) -> tuple[Any, Any]:
     return one.told(), other.told()
 
 
-def meeting(function: Callable[..., object], *arguments: object, processes: int = 2) -> list[Forked]:
+def meeting(
+    function: Callable[..., object], *arguments: object, processes: int = 2, **environment: str
+) -> list[Forked]:
     """Run a function in several processes that know of each other, as torchrun starts them."""
     with socket.create_server(("localhost", 0)) as free:
         known = {"MASTER_ADDR": "localhost", "MASTER_PORT": str(free.getsockname()[1]), "WORLD_SIZE": str(processes)}
+        known |= environment
     ranks = ({**known, "RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(processes))
     return [fork(function, *arguments, **environment) for environment in ranks]
 

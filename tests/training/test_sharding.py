@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import shutil
+import signal
 from pathlib import Path
 from typing import Any
 
 import forked
 import pytest
 import torch
-from divided import run, save_clips
+from divided import killed_while_saving, run, save_clips
 
 from internvideo.training import checkpoint, sharded_checkpoint
 from internvideo.training.settings import LoopSettings
@@ -79,6 +80,34 @@ def test_divided_stages_learn_as_one_process(folder: Path, name: str, processes:
     assert not isinstance(expected, str), expected
     assert losses == pytest.approx(expected[0], abs=1e-5)
     assert_close(path, expected[1])
+
+
+@pytest.mark.slow
+def test_a_copy_of_the_parameters_per_machine_learns_as_one_process(folder: Path) -> None:
+    """Two machines of three processes each: divided within a machine, copied between them."""
+    expected = run(folder / "hsdp-1", "masked", "ddp", 3)
+    assert not isinstance(expected, str), expected
+    started = forked.meeting(run, folder / "hsdp-6", "masked", "hsdp", 3, processes=6, LOCAL_WORLD_SIZE="3")
+    (losses, path), *_ = [process.told() for process in started]
+    assert losses == pytest.approx(expected[0], abs=1e-5)
+    assert_close(path, expected[1])
+
+
+@pytest.mark.slow
+def test_a_process_killed_while_it_saves_costs_that_checkpoint_alone(folder: Path) -> None:
+    straight = run(folder / "unkilled", "masked", "ddp", 4)
+    assert not isinstance(straight, str), straight
+    first, second = forked.meeting(killed_while_saving, folder / "killed", "masked", 4, 3)
+    assert second.ended() == -signal.SIGKILL
+    told = first.told()
+    assert isinstance(told, str), "the other process says in a line that one was lost"
+    assert "\n" not in told
+    left = checkpoint.newest(folder / "killed")
+    assert left is not None
+    assert left.name == "step-00000002", "the third was not finished"
+    losses, last = together(2, folder / "killed", "masked", "fsdp", 4)
+    assert losses == pytest.approx(straight[0], abs=1e-5)
+    assert_close(last, straight[1])
 
 
 def test_settings_of_parallel_runs() -> None:
