@@ -10,7 +10,7 @@ import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import timedelta
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.distributed as dist
@@ -195,6 +195,17 @@ def draw_rows(draw: Callable[[int], Tensor], rows: int) -> Tensor:
     if world_size() == 1:
         return draw(rows)
     return draw(rows * world_size())[rank() * rows : (rank() + 1) * rows]
+
+
+def is_divided(tensor: object) -> bool:
+    """Whether a tensor is divided among processes (a DTensor)."""
+    return hasattr(tensor, "full_tensor")
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """Return a tensor of all its shards; all processes must call it."""
+    found: Tensor = cast(Any, tensor).full_tensor() if is_divided(tensor) else tensor
+    return found
 
 
 def _to_float32(tensor: Tensor) -> Tensor:

@@ -25,11 +25,15 @@ def together(processes: int, *arguments: object) -> Any:
     return first
 
 
-def assert_close(found: Path, expected: Path) -> None:
-    one, other = checkpoint.read_weights(found), checkpoint.read_weights(expected)
-    assert one.keys() == other.keys()
-    for name, tensor in other.items():
-        torch.testing.assert_close(one[name], tensor, rtol=1e-4, atol=1e-5, msg=name)
+def assert_same(checkpoint_: Path, other: Path) -> None:
+    ours, theirs = checkpoint.read_weights(checkpoint_), checkpoint.read_weights(other)
+    assert ours.keys() == theirs.keys()
+    for name, expected in theirs.items():
+        found = ours[name]
+        if name.endswith("qkv.bias"):  # softmax ignores the bias of keys: Adam makes steps of its rounding errors
+            width = len(expected) // 3
+            found, expected = (torch.cat([bias[:width], bias[2 * width :]]) for bias in (found, expected))
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=5e-5, msg=lambda text, name=name: f"{name}: {text}")
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +58,7 @@ def test_a_divided_run_is_resumed_by_other_numbers_of_processes(folder: Path) ->
         shutil.copytree(folder / "two", copy)
         losses, last = together(processes, copy, "masked", parallel, 4)
         assert losses == pytest.approx(straight[0], abs=1e-5)
-        assert_close(last, straight[1])
+        assert_same(last, straight[1])
     # A flipped bit is found, and a save that was killed is no checkpoint: the one before goes on.
     newest = folder / "then3" / "checkpoints" / "step-00000004"
     shard = newest / "shard-00002-model-00001-of-00001.safetensors"
@@ -66,7 +70,7 @@ def test_a_divided_run_is_resumed_by_other_numbers_of_processes(folder: Path) ->
     (unfinished / sharded_checkpoint.INDEX).unlink()
     losses, last = together(2, folder / "then3", "masked", "fsdp", 4)
     assert losses == pytest.approx(straight[0], abs=1e-5)
-    assert_close(last, straight[1])
+    assert_same(last, straight[1])
     assert (newest.with_suffix(".damaged")).is_dir()
 
 
@@ -79,7 +83,7 @@ def test_divided_stages_learn_as_one_process(folder: Path, name: str, processes:
     losses, path = together(processes, folder / f"{name}-{processes}", name, "fsdp", 3)
     assert not isinstance(expected, str), expected
     assert losses == pytest.approx(expected[0], abs=1e-5)
-    assert_close(path, expected[1])
+    assert_same(path, expected[1])
 
 
 @pytest.mark.slow
@@ -90,7 +94,7 @@ def test_a_copy_of_the_parameters_per_machine_learns_as_one_process(folder: Path
     started = forked.meeting(run, folder / "hsdp-6", "masked", "hsdp", 3, processes=6, LOCAL_WORLD_SIZE="3")
     (losses, path), *_ = [process.told() for process in started]
     assert losses == pytest.approx(expected[0], abs=1e-5)
-    assert_close(path, expected[1])
+    assert_same(path, expected[1])
 
 
 @pytest.mark.slow
@@ -107,7 +111,7 @@ def test_a_process_killed_while_it_saves_costs_that_checkpoint_alone(folder: Pat
     assert left.name == "step-00000002", "the third was not finished"
     losses, last = together(2, folder / "killed", "masked", "fsdp", 4)
     assert losses == pytest.approx(straight[0], abs=1e-5)
-    assert_close(last, straight[1])
+    assert_same(last, straight[1])
 
 
 def test_settings_of_parallel_runs() -> None:

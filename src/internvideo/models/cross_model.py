@@ -15,6 +15,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from internvideo.distributed import whole
 from internvideo.models.block import Block, BlockConfig
 from internvideo.models.encoder import ClipNeeds, VideoEncoder, in_part
 from internvideo.models.module import Dropout, Module
@@ -293,8 +294,8 @@ class CrossModel(VideoEncoder):
                 assert isinstance(block, Block)
                 assert block.gate_attn is not None
                 assert block.gate_mlp is not None
-                values[f"{family}.{stage}.attention"] = block.gate_attn.detach().tanh().squeeze()
-                values[f"{family}.{stage}.feed_forward"] = block.gate_mlp.detach().tanh().squeeze()
+                values[f"{family}.{stage}.attention"] = whole(block.gate_attn.detach()).tanh().squeeze()
+                values[f"{family}.{stage}.feed_forward"] = whole(block.gate_mlp.detach()).tanh().squeeze()
         masked, multimodal = self.fuse.weights()
         return {**values, "fuse.masked": masked.detach().mean(), "fuse.multimodal": multimodal.detach().mean()}
 

@@ -18,7 +18,6 @@ from internvideo.errors import RunError
 from internvideo.storage import write_text
 from internvideo.training.checkpoint import RunState
 from internvideo.training.logging import MetricLog, json_safe
-from internvideo.training.sharding import whole
 from internvideo.training.step import GRADIENT_NORM
 
 NONFINITE = "nonfinite.json"
@@ -121,7 +120,7 @@ class MetricBuffer:
 def parameter_norms(stage: nn.Module) -> dict[str, float]:
     """Return the L2 norm of every parameter, with one host-device sync."""
     named = list(stage.named_parameters())
-    norms = torch.stack([whole(parameter.detach().double().norm()) for _, parameter in named]).tolist()
+    norms = torch.stack([distributed.whole(parameter.detach().double().norm()) for _, parameter in named]).tolist()
     return {name: norm for (name, _), norm in zip(named, norms, strict=True)}
 
 

@@ -97,22 +97,12 @@ def synchronize_gradients(stage: nn.Module, synchronize: bool) -> None:
     cast(Any, stage).set_requires_gradient_sync(synchronize)
 
 
-def whole(tensor: Tensor) -> Tensor:
-    """Return a tensor of all its shards; all processes must call it."""
-    found: Tensor = cast(Any, tensor).full_tensor() if _is_divided(tensor) else tensor
-    return found
-
-
-def _is_divided(tensor: object) -> bool:
-    return hasattr(tensor, "full_tensor")  # a DTensor
-
-
 def divided_as(like: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Divide whole tensors, which every process has, as those of the same names are."""
     made = {}
     for name, tensor in tensors.items():
         other = like.get(name)
-        if _is_divided(other) and not _is_divided(tensor):
+        if distributed.is_divided(other) and not distributed.is_divided(tensor):
             from torch.distributed.tensor import distribute_tensor
 
             divided = cast(Any, other)

@@ -17,7 +17,7 @@ from internvideo.terminal import LOGGER
 from internvideo.training.ema import Ema, scaled_decay
 from internvideo.training.optimizer import make_optimizer, set_learning_rate
 from internvideo.training.settings import LoopSettings, TrainingSettings
-from internvideo.training.sharding import is_sharded, layers, shard, synchronize_gradients, whole
+from internvideo.training.sharding import is_sharded, layers, shard, synchronize_gradients
 
 GRADIENT_NORM = "gradient_norm"
 
@@ -131,7 +131,7 @@ class TrainStep:
         norm = nn.utils.get_total_norm(gradients)
         if self.loop.max_grad_norm is not None:
             nn.utils.clip_grads_with_norm_(self.parameters, self.loop.max_grad_norm, norm)
-        return whole(norm)
+        return distributed.whole(norm)
 
 
 def _ema_decay(loop: LoopSettings, total: int) -> float:
