@@ -36,6 +36,7 @@ EXTRAS: dict[str, Extra] = {
     "torchcodec": Extra(("torchcodec",), "a second decoder"),
     "mteb": Extra(("mteb", "datasets"), "the benchmark of embeddings"),
     "search": Extra(("fastapi", "uvicorn", "python_multipart", "mcp"), "the search page, its API, tools for agents"),
+    "ann": Extra(("faiss",), "approximate indexes of large collections"),
     "export": Extra(("onnx", "onnxscript", "onnxruntime"), "models as ONNX files"),
 }
 """Extra of pyproject.toml -> what it installs. Another table there would be a second home: tests compare the two."""

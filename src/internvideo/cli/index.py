@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -44,6 +44,15 @@ def index(
     storage: Annotated[
         str, typer.Option(help="Of a new collection: float32, or float16 for half the space.")
     ] = "float32",
+    kind_of_index: Annotated[
+        Literal["exact", "ivf"] | None,
+        typer.Option(
+            "--index",
+            help="exact: every window is compared with every query. ivf: an approximate index, for millions of windows "
+            "(internvideo[ann]); its recall is measured and printed. By default as it is.",
+            show_default=False,
+        ),
+    ] = None,
     classifier: Annotated[
         list[Path] | None,
         typer.Option(help="A linear classifier written by `internvideo fit` on this encoder: labels for --where."),
@@ -90,6 +99,11 @@ def index(
     report = collection.add(named_files(inputs), settings, null_texts=texts)
     labeled = [(path, collection.label(path)) for path in classifier or ()]
     annotated = [(path, collection.annotate(path)) for path in annotations or ()]
+    if kind_of_index == "ivf":
+        collection.build_index()
+    elif kind_of_index == "exact":
+        collection.remove_index()
+    facts = collection.facts()
     done, videos = report.requested - len(report.unreadable), len(collection.videos)
     counts = {"new": report.read - len(report.changed), "changed": len(report.changed), "as before": report.resumed}
     counts |= {"removed": len(report.removed), "read in part": len(report.truncated)}
@@ -99,6 +113,7 @@ def index(
         "collection": output, "windows": report.vectors, "videos": videos, "requested": report.requested, "read": done,
         "new": counts["new"], "changed": len(report.changed), "resumed": report.resumed, "removed": report.removed,
         "in_part": len(report.truncated), "labeled": {str(path): count for path, count in labeled},
+        "index": facts["index"],
         "annotated": {str(path): told_of._asdict() for path, told_of in annotated},
     }  # fmt: skip
     tell(
@@ -108,6 +123,7 @@ def index(
         *(f"removed: {gone}" for gone in report.removed),
         *(f"labels: {path}: {count} videos" for path, count in labeled),
         *(f"annotations: {path}: {told_of}" for path, told_of in annotated),
+        *([f"index: {facts['index']}"] if facts["index"] != "exact" else ()),
         *([f"speed: {report.throughput}"] if report.throughput else ()),
         f'use it: internvideo search {output} "what you look for"',
     )

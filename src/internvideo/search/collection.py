@@ -25,7 +25,9 @@ from internvideo.errors import InternVideoError, RunError, WeightsError
 from internvideo.inference.loading import load
 from internvideo.inference.video_model import VideoModel
 from internvideo.probing.probe import UNKNOWN, Probe
+from internvideo.search import approximate
 from internvideo.search.annotations import read_annotations
+from internvideo.search.approximate import ApproximateIndex, IndexFacts
 from internvideo.search.calibration import NullDistribution, calibrate, stored_null
 from internvideo.search.finding import Answer, Duplicate, find, near_duplicates, odd_windows
 from internvideo.search.indexing import IndexReport, IndexSettings, index_videos
@@ -74,6 +76,7 @@ class Collection:
         self._model, self._device, self._lock = model, device, threading.RLock()
         if model is not None:
             self.store.check_model(model)
+        self._index: ApproximateIndex | None = None
         self._encoded = lru_cache(CACHED_TEXTS)(self._encode)
 
     @classmethod
@@ -172,6 +175,7 @@ class Collection:
             "dim": self.store.dim,
             "storage": self.store.storage,
             "scales": list(self.store.scales),
+            "index": str(approximate.stored_facts(self.store) or "exact"),
             "null_queries": {kind: null.count for kind, null in stored_null(self.store).items()},
             "labels": sorted({label for _, names in records.classifiers().values() for label in names}),
             "actions": sorted({one.label for _, one in records.annotations("action")}),
@@ -196,9 +200,39 @@ class Collection:
             if report.read or report.removed or null_texts is not None or not stored_null(self.store):
                 calibrate(self.store, self.model, null_texts)
             self._label_new()
+            facts = approximate.stored_facts(self.store)
+            if facts is not None and approximate.is_stale(self.store, facts):
+                approximate.build(self.store, self.model)
             if report.read:
                 self._annotate_new()
         return report
+
+    def build_index(self) -> IndexFacts:
+        """Build an approximate index, which searches without a filter use, and measure its recall.
+
+        It is built again where later `add`s leave too little of the collection in it.
+
+        Raises:
+            ExtraError: faiss is not installed. RunError: the disk is full.
+        """
+        with alone_in(self.store.folder):
+            return approximate.build(self.store, self.model)
+
+    def remove_index(self) -> None:
+        """Remove the approximate index: every window is compared with every query again."""
+        with alone_in(self.store.folder):
+            approximate.remove(self.store)
+
+    @property
+    def approximate_index(self) -> ApproximateIndex | None:
+        """The approximate index, None without one. Raises ExtraError, RunError if it cannot be opened."""
+        with self._lock:
+            facts = approximate.stored_facts(self.store)
+            if facts is None:
+                self._index = None
+            elif self._index is None or self._index.facts != facts:
+                self._index = ApproximateIndex(self.store.folder, facts)
+            return self._index
 
     def annotate(self, file: str | os.PathLike[str]) -> Annotated:
         """Store the annotations of a file, in place of those that it gave before (`annotations.read_annotations`).
@@ -287,7 +321,9 @@ class Collection:
         snapshot = self.store.snapshot()
         mask = self.mask(where)
         null = self.null.get(asked.kind)
-        return find(self.store, snapshot, self.encode(asked), top=top, mask=mask, null=null, threshold=threshold)
+        index = self.approximate_index if mask is None else None
+        vector, store = self.encode(asked), self.store
+        return find(store, snapshot, vector, top=top, mask=mask, approximate=index, null=null, threshold=threshold)
 
     def mask(self, where: str | None) -> Mask | None:
         """Return (N,) which rows of the newest state a filter selects, None for no filter. Raises RecipeError."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -10,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from internvideo.errors import RecipeError
+from internvideo.search.approximate import CANDIDATES, ApproximateIndex
 from internvideo.search.calibration import NullDistribution, mean_and_spread
 from internvideo.search.moments import MomentSettings, find_moments
 from internvideo.search.records import Annotation
@@ -88,6 +90,7 @@ def find(
     *,
     top: int = 10,
     mask: Mask | None = None,
+    approximate: ApproximateIndex | None = None,
     null: NullDistribution | None = None,
     threshold: float | None = None,
     settings: MomentSettings | None = None,
@@ -96,6 +99,7 @@ def find(
 
     Args:
         vector: (D,) of the query, L2-normalized. top: number of moments. mask: (N,) rows that count.
+        approximate: index that names the windows to compare; without it, and with a mask, all are compared.
         null: of queries of this kind. threshold: the largest p-value that fits.
 
     Raises:
@@ -108,22 +112,59 @@ def find(
             do = "index at least two videos; for texts with a model that has a text tower"
             raise RecipeError("threshold", "no null distribution for such a query", "a text or a clip", do)
         null.check_level(threshold)
-    scores = snapshot.scores(vector[None])[0]
-    mean, spread = mean_and_spread(scores)
-    if mask is not None:
-        scores = np.where(mask, scores, -np.inf)
-    candidates = largest(scores, max(50 * top, 500))
-    candidates = candidates[np.isfinite(scores[candidates])]
-    videos = list(dict.fromkeys(snapshot.video_index[candidates].tolist()))[: 3 * top]
+    count = max(50 * top, CANDIDATES)
+    if approximate is None or mask is not None:
+        compared = _compare_all(snapshot, vector, mask, count)
+    else:
+        compared = _compare_some(snapshot, vector, approximate, count)
+    videos = list(dict.fromkeys(snapshot.video_index[compared.best].tolist()))[: 3 * top]
     found: list[tuple[float, Moment]] = []
     for index in videos:
-        found += _moments(snapshot, index, scores, settings, lambda score: _p_value(null, (score - mean) / spread))
+        own = compared.scores(snapshot.rows(index)).astype(np.float64)
+        found += _moments(
+            snapshot, index, own, settings, lambda score: _p_value(null, (score - compared.mean) / compared.spread)
+        )
     found.sort(key=lambda item: (-item[1].score, -item[0]))
     moments = [moment for _, moment in found]
     fitting = moments if threshold is None else [m for m in moments if (m.p_value or 0.0) <= threshold]
     labels = _Labels(store, snapshot)
     chosen, nearest = (tuple(labels.added_to(moment) for moment in part[:top]) for part in (fitting, moments))
-    return Answer(chosen, () if chosen else nearest, threshold, int(np.isfinite(scores).sum()))
+    return Answer(chosen, () if chosen else nearest, threshold, compared.windows)
+
+
+@dataclass(frozen=True)
+class _Compared:
+    """A query's scores.
+
+    Attributes:
+        best: rows of the best windows, best first. mean, spread: of the scores of all windows.
+        windows: number of windows that count. scores: of a slice of rows, -inf for those that do not count.
+    """
+
+    best: NDArray[np.int64]
+    mean: float
+    spread: float
+    windows: int
+    scores: Callable[[slice], NDArray[np.float32]]
+
+
+def _compare_all(snapshot: Snapshot, vector: NDArray[np.float32], mask: Mask | None, count: int) -> _Compared:
+    scores = snapshot.scores(vector[None])[0]
+    mean, spread = mean_and_spread(scores)
+    if mask is not None:
+        scores = np.where(mask, scores, -np.inf)
+    best = largest(scores, count)
+    best = best[np.isfinite(scores[best])]
+    return _Compared(best, mean, spread, int(np.isfinite(scores).sum()), lambda rows: scores[rows])
+
+
+def _compare_some(
+    snapshot: Snapshot, vector: NDArray[np.float32], approximate: ApproximateIndex, count: int
+) -> _Compared:
+    rows = approximate.rows(snapshot, vector, count)
+    best = rows[np.argsort(-(snapshot.vectors(rows) @ vector), kind="stable")]
+    mean, spread = mean_and_spread(approximate.sample_scores(snapshot, vector))
+    return _Compared(best, mean, spread, snapshot.num_windows, lambda rows: snapshot.vectors(rows) @ vector)
 
 
 def _p_value(null: NullDistribution | None, score: float) -> float | None:
@@ -131,11 +172,10 @@ def _p_value(null: NullDistribution | None, score: float) -> float | None:
 
 
 def _moments(
-    snapshot: Snapshot, index: int, scores: NDArray[np.float32], settings: MomentSettings | None, p_value: Any
+    snapshot: Snapshot, index: int, own: NDArray[np.float64], settings: MomentSettings | None, p_value: Any
 ) -> list[tuple[float, Moment]]:
     """Return (peak, moment) of a video; windows outside the mask count as its worst and give no moment."""
     rows, video = snapshot.rows(index), snapshot.videos[index]
-    own = scores[rows].astype(np.float64)
     inside = np.isfinite(own)
     worst = own[inside].min()
     spans = find_moments(snapshot.windows[rows], np.where(inside, own, worst), settings, limit=4 * PER_VIDEO)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +35,7 @@ class Snapshot:
         videos: in the order of their rows. segments: mapped vectors (n, D) each, L2-normalized.
         video_index: (N,) index into `videos` of each row of all segments, -1 for a removed one.
         windows: (N, 4), see `records.Windows`; 0 for removed rows.
-        first_rows: first row of each video.
+        first_rows: first row of each video. segment_ids: of `segments`.
     """
 
     videos: tuple[VideoRecord, ...]
@@ -42,6 +43,12 @@ class Snapshot:
     video_index: NDArray[np.int32]
     windows: Windows
     first_rows: tuple[int, ...]
+    segment_ids: tuple[int, ...]
+
+    @cached_property
+    def num_windows(self) -> int:
+        """Number of windows, removed ones aside."""
+        return int((self.video_index >= 0).sum())
 
     def rows(self, video: int) -> slice:
         """Return the rows of a video, by its index in `videos`."""
@@ -50,7 +57,7 @@ class Snapshot:
 
     def vectors(self, rows: NDArray[np.integer[Any]] | slice) -> NDArray[np.float32]:
         """Return the vectors (n, D) of rows as float32."""
-        wanted = np.arange(len(self.video_index))[rows]
+        wanted = np.arange(*rows.indices(len(self.video_index))) if isinstance(rows, slice) else np.asarray(rows)
         bounds = np.cumsum([0, *(len(part) for part in self.segments)])
         made = np.empty((len(wanted), self.segments[0].shape[1] if self.segments else 0), np.float32)
         for part, low, high in zip(self.segments, bounds, bounds[1:], strict=False):
@@ -160,7 +167,7 @@ class Store:
             segments.open_segment(segments.segment_path(self.folder, index), rows, self.dim, self.storage)
             for index, rows in sizes.items()
         )
-        return Snapshot(videos, maps, video_index, windows, first_rows)
+        return Snapshot(videos, maps, video_index, windows, first_rows, tuple(sizes))
 
     # ------------------------------------------------------------------------------------------------------ writing
 
@@ -222,6 +229,8 @@ class Store:
                 self.records.set_segment(segment, 0)
             path.unlink(missing_ok=True)
             compacted += 1
+        if not self.records.segments():  # their numbers are given again, which an index does not know
+            self.records.set_fact("approximate", None)
         self._changed()
         known = {segments.segment_path(self.folder, index) for index in self.records.segments()}
         for path in set(self.folder.glob("segment-*.bin")) - known:  # of a run that was killed
