@@ -1,4 +1,4 @@
-"""Columns of csv manifests and names of classes: understood, told or refused, never passed over in silence."""
+"""Columns of csv manifests and names of classes: understood, told or refused, never skipped in silence."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def test_columns_without_a_meaning_are_told(tmp_path: Path, caplog: pytest.LogCa
     assert manifest.notes == (
         "columns without a meaning in a manifest, kept as attributes: 'class', 'weekend', 'c0', 'c1', 'c2', 'c3', "
         "'c4', 'c5' and 4 more",
-        "a column without a name passed over",
+        "a column without a name skipped",
         "1 questions without an answer, or answers without a question, left out",
     )
     with caplog.at_level(logging.WARNING):

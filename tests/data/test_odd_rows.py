@@ -1,4 +1,4 @@
-"""Odd rows of annotations are passed over, counted and named, not a reason to refuse a whole set; within limits."""
+"""Odd rows of annotations are skipped, counted and named, not a reason to refuse a whole set; within limits."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def test_ambiguous_segments_of_thumos_are_passed_over(tmp_path: Path, label: str
     made = read(activitynet.read_thumos14, tmp_path, "thumos_14_anno.json", text)
     (row,) = made.splits["val"]
     assert [(part.start, part.end, made.classes[part.label]) for part in row.segments] == [(1, 5, "Billiards")]
-    assert "2 ambiguous segments passed over: they are not evaluated" in made.notes
+    assert "2 ambiguous segments skipped: they are not evaluated" in made.notes
     assert len(made.classes) == 20
 
 
@@ -51,8 +51,8 @@ def test_reversed_and_empty_segments_are_counted_and_named(tmp_path: Path) -> No
     )
     made = read(activitynet.read_thumos14, tmp_path, "thumos14.json", text)
     assert len(made.splits["val"][0].segments) == 5
-    (odd,) = [note for note in made.notes if "of 10 segments passed over" in note]
-    assert odd.startswith("4 of 10 segments passed over: ")
+    (odd,) = [note for note in made.notes if "of 10 segments skipped" in note]
+    assert odd.startswith("4 of 10 segments skipped: ")
     assert "thumos14.json:1 database.v.annotations.5.segment: [9, 8]; " in odd
     assert odd.endswith("annotations.8.segment: [7, 6]; ...")
     assert "1 segments shorter than 0.001 s left out" in made.notes
@@ -71,9 +71,9 @@ def moments(*labels: dict[str, object]) -> str:
 @pytest.mark.parametrize(
     ("reader", "name", "text", "note"),
     [
-        (activitynet.read_thumos14, "Billiards_val.txt", "v 1 2\nv 3 1\n", "1 of 2 segments passed over: "),
+        (activitynet.read_thumos14, "Billiards_val.txt", "v 1 2\nv 3 1\n", "1 of 2 segments skipped: "),
         (activitynet.read_hacs_clips, "clips.csv", HACS + "A,b,training,1,3,1\nA,c,training,3,1,1\n", "1 of 2 clips"),
-        (kinetics.read_400, "val.csv", KINETICS + "a,b,1,11,val\na,c,11,11,val\n", "1 of 2 clips passed over"),
+        (kinetics.read_400, "val.csv", KINETICS + "a,b,1,11,val\na,c,11,11,val\n", "1 of 2 clips skipped"),
         (ava.read_ava, "ava_val_v2.2.csv", "v,0902,.1,.1,.5,.5,1,0\nv,0903,.5,.1,.2,.5,1,0\n", "1 of 2 rows of ava"),
         (ego4d.read_moments, "moments_val.json", moments(MOMENT, {**MOMENT, "end_time": 0}), "1 of 2 labels"),
     ],
@@ -109,8 +109,8 @@ def test_odd_actions_beside_features_are_told(tmp_path: Path, caplog: pytest.Log
     assert found.classes == ("a", "b")
     assert found.videos[0].spans.tolist() == [[1, 5], [3, 4], [200, 210]]
     assert [message.split(": ", 1)[1] for message in caplog.messages] == [
-        "1 ambiguous segments passed over",
-        "2 segments that end where they start or before passed over",
+        "1 ambiguous segments skipped",
+        "2 segments that end where they start or before skipped",
         "1 of 3 actions begin behind the end of their video",
     ]
 

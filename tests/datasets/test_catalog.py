@@ -88,7 +88,7 @@ def mixture(folder: Path) -> AnnotationSource:
 
 
 def test_the_hybrid_mixture(tmp_path: Path) -> None:
-    made = hybrid.read_hybrid(mixture(tmp_path), drawn=10)
+    made = hybrid.read_hybrid(mixture(tmp_path), num_sampled=10)
     rows = made.splits["train"]
     assert Counter(row.attributes["source"] for row in rows) == {
         "kinetics710": 2, "something_v2": 1, "ava": 75, "webvid2m": 10, "own": 3,
@@ -97,9 +97,9 @@ def test_the_hybrid_mixture(tmp_path: Path) -> None:
         "kinetics710": "4", "something_v2": "2", "ava": "4", "webvid2m": "4", "own": "4",
     }  # fmt: skip
     assert all(row.label is None and row.captions == () for row in rows)
-    assert made.notes == ["own: all 3 clips are taken, there are no 10 to draw"]
-    again = hybrid.read_hybrid(mixture(tmp_path), drawn=10)
-    other = hybrid.read_hybrid(mixture(tmp_path), drawn=10, seed=1)
+    assert made.notes == ["own: all 3 clips are used; 10 were to be sampled"]
+    again = hybrid.read_hybrid(mixture(tmp_path), num_sampled=10)
+    other = hybrid.read_hybrid(mixture(tmp_path), num_sampled=10, seed=1)
     assert again.splits == made.splits
     assert other.splits != made.splits
     assert len(hybrid.read_hybrid(mixture(tmp_path)).splits["train"]) == 2 + 1 + 75 + 50 + 3

@@ -40,7 +40,7 @@ def test_names_are_found_as_they_are_or_by_letters_and_digits() -> None:
     assert (match.rows, match.known) == ((3, 1), 4)
     assert match.respelled == (("petting animal, not cat", "Petting animal (not cat)"),)
     assert match.about == (
-        "2 of 4 classes by name, 1 spelled otherwise ('petting animal, not cat' is 'Petting animal (not cat)')"
+        "2 of 4 classes by name, 1 spelled differently ('petting animal, not cat' is 'Petting animal (not cat)')"
     )
     assert match_classes(["a b", "a-b"], ["a-b", "a b"], where="m").rows == (1, 0), "the exact name goes first"
 
@@ -139,7 +139,7 @@ def test_a_head_keeps_the_rows_of_its_names(tmp_path: Path, stage: str) -> None:
     for part in ("weight", "bias"):
         assert torch.equal(own[f"{name}.{part}"], other[f"{name}.{part}"][[3, 1]])
     assert all(torch.equal(own[key], other[key]) for key in other if not key.startswith(name))
-    assert job.head == (f"2 of 5 classes by name, 1 spelled otherwise ('{FIRST}' is '{FIRST.upper()}')",)
+    assert job.head == (f"2 of 5 classes by name, 1 spelled differently ('{FIRST}' is '{FIRST.upper()}')",)
 
 
 def test_a_fresh_head_is_drawn_as_without_weights(tmp_path: Path) -> None:
@@ -162,7 +162,7 @@ def test_a_map_serves_weights_that_know_no_names(tmp_path: Path) -> None:
 
 def test_a_dry_run_and_a_run_tell_the_head(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     ours = recipe(five_classes(tmp_path, masked()), init_head="match_names")
-    assert "head      2 of 5 classes by name, 1 spelled otherwise" in describe(ours, device="cpu")
+    assert "head      2 of 5 classes by name, 1 spelled differently" in describe(ours, device="cpu")
     run_recipe(ours, tmp_path / "run", device="cpu")
     assert "head: 2 of 5 classes by name" in capsys.readouterr().err
     assert json.loads((tmp_path / "run/run.json").read_text())["recipe"]["head"][0].startswith("2 of 5 classes")
@@ -243,7 +243,7 @@ def test_a_model_of_more_classes_chooses_among_the_manifests(tmp_path: Path) -> 
     settings = {"device": "cpu"}
     result = evaluate_task("recognition", weights, two, tmp_path / "restricted", {**settings, "restrict": True})
     told = result["protocol"]["classes_kept"]
-    assert told.startswith("2 of 5 classes by name, 1 spelled otherwise")
+    assert told.startswith("2 of 5 classes by name, 1 spelled differently")
     assert told.endswith("before the soft-max")
     evaluate_task("recognition", weights, five, tmp_path / "all", settings)
     kept, whole = (Predictions.load(tmp_path / name / "recognition.npz") for name in ("restricted", "all"))

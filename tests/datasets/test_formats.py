@@ -53,7 +53,7 @@ def test_kinetics_lists(count: int, kind: str) -> None:
 def test_a_list_beside_a_csv_of_the_same_split_is_passed_over_and_told() -> None:
     made = given(kinetics.read_400, "kinetics400")
     assert len(made.splits["val"]) == 5
-    assert sum("passed over" in note for note in made.notes) == 2
+    assert sum("skipped" in note for note in made.notes) == 2
 
 
 def test_zero_shot_list() -> None:

@@ -29,7 +29,7 @@ def test_moments() -> None:
     assert row.path == "a8d4aed2-5793-6857-98b3-7957842e2e21.mp4"
     assert [(part.start, part.end) for part in row.segments] == [(19.461, 47.834)]  # the other is not primary
     assert made.classes == ("use_phone",)
-    assert made.notes == ["1 labels that are not primary, or have no length, left out"]
+    assert made.notes == ["1 labels that are not primary or have no duration left out"]
 
 
 @pytest.mark.parity

@@ -82,7 +82,7 @@ def test_questions() -> None:
     assert [[pair.answer for pair in row.qa] for row in made.splits["val"]] == [["sofa", "chess"]]
     assert made.splits["test"][0].id == made.splits["val"][0].id == "video6513"
     assert made.vocabularies["answers"] == ("man", "woman", "sofa", "chess")
-    assert made.notes == ["1 test questions have an answer that no model can give"]
+    assert made.notes == ["1 test questions have an answer outside the vocabulary"]
     made = given(questions.read_msvd_qa, "msvd_qa")
     (row,) = made.splits["test"]
     assert (row.id, len(row.qa), made.names[row.path]) == ("vid1301", 2, ("vid1301", "IhVqSPAkueu_10_46"))
@@ -110,7 +110,7 @@ def test_answers_that_a_listed_set_lacks_are_told(tmp_path: Path) -> None:
     (tmp_path / "msvd_test_qa_encode.json").write_text('[{"question": "q", "answer": "c", "video_id": 1}]')
     (tmp_path / "msvd_answer_set.txt").write_text("a\nb\n")
     made = questions.read_msvd_qa(AnnotationSource(tmp_path))
-    assert made.notes == ["1 test questions have an answer that no model can give"]
+    assert made.notes == ["1 test questions have an answer outside the vocabulary"]
 
 
 def test_multiple_choice() -> None:

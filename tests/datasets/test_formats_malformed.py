@@ -145,7 +145,7 @@ CASES: dict[str, tuple[Read, dict[str, str], str]] = {
     "a video twice": (
         activitynet.read_activitynet,
         {"a.json": '{"database": {\n"v": {"subset": "training"},\n"v": {"subset": "testing"}}}'},
-        "a.json:3 database.v: stands a second time, first in line 2",
+        "a.json:3 database.v: duplicate key, first in line 2",
     ),
     "a number of thousands of digits": (
         activitynet.read_activitynet,

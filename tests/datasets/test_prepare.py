@@ -35,7 +35,7 @@ def test_present_missing_and_unreadable(tmp_path: Path) -> None:
     (videos / "KgodkDINzNl.txt").write_text("no video either")
     lines: list[str] = []
     done = prepare(
-        "kinetics400", FILES / "kinetics400", tmp_path / "out", videos=videos, check_videos=True, told=lines.append
+        "kinetics400", FILES / "kinetics400", tmp_path / "out", videos=videos, check_videos=True, log=lines.append
     )
     split = done.splits["val"]
     assert (split.rows, split.present, split.missing, split.unreadable, split.written) == (5, 2, 2, 1, 2)
@@ -127,7 +127,7 @@ def test_films_of_the_mixture_are_cut_at_their_own_rate(tmp_path: Path) -> None:
     a_video(tmp_path / "videos" / "there.mkv", fps=10)
     done = prepare("unlabeled_hybrid", tmp_path / "annotations", tmp_path / "out", videos=tmp_path / "videos")
     assert done.splits["train"].rows == 900 * 10 // 300 + 900 * 30 // 300
-    assert "1 films of AVA could not be opened; cut as if they had 30 frames/s" in done.notes
+    assert "1 movies of AVA could not be opened; 30 frames/s are assumed" in done.notes
     rows = read_manifest(tmp_path / "out" / "train.jsonl").rows
     assert (len(rows), rows[0].span, rows[0].attributes["stride"]) == (30, (900.0, 930.0), "4")
 
@@ -175,9 +175,9 @@ def test_several_files_of_one_name_are_told_once(tmp_path: Path) -> None:
     for name in ("75YX8XM5mSL_000231_000241.mp4", "Fy5UBIHEYeD.mp4"):
         a_video(videos / name)
         shutil.copy(videos / name, videos / name.replace(".mp4", ".webm"))
-    done = prepare("kinetics400", FILES / "kinetics400", tmp_path / "out", videos=videos, told=lines.append)
+    done = prepare("kinetics400", FILES / "kinetics400", tmp_path / "out", videos=videos, log=lines.append)
     assert done.splits["val"].present == 2
     (told,) = (line for line in lines if "several files" in line)
     assert told.startswith("warning: ")
-    assert "videos are there in several files, the first is taken, such as '" in told
+    assert "videos match several files; the first is used, such as '" in told
     assert told.endswith(".webm'")

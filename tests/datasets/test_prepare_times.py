@@ -1,4 +1,4 @@
-"""Times of annotations beside the files: what lies behind the end is told, an offset is offered and honoured."""
+"""Times of annotations beside the files: times after the end are reported, an offset is suggested and applied."""
 
 from __future__ import annotations
 
@@ -35,17 +35,17 @@ def films(tmp_path: Path) -> Path:
 
 def prepared(folder: Path, **options: object) -> tuple[Prepared, list[str]]:
     said: list[str] = []
-    made = prepare("ava", folder / "a", folder / "o", videos=folder / "v", told=said.append, **options)  # type: ignore[arg-type]  # any
+    made = prepare("ava", folder / "a", folder / "o", videos=folder / "v", log=said.append, **options)  # type: ignore[arg-type]  # any
     return made, said
 
 
 @pytest.mark.parametrize("check", [True, False])
 def test_times_behind_the_end_are_told_with_an_offset(films: Path, check: bool) -> None:
     made, said = prepared(films, check_videos=check)
-    (warning,) = [line for line in made.warnings if "behind" in line]
+    (warning,) = [line for line in made.warnings if "after the end" in line]
     assert warning == (
-        "train: 3 of 3 rows have times behind the end of their video, such as 'aaaaaaaaaaa_0902': 902 s in a file of "
-        "6.0 s; if the files begin at second 900 of what was annotated, add --offset 900"
+        "train: 3 of 3 rows have times after the end of their video, such as 'aaaaaaaaaaa_0902': 902 s in a file of "
+        "6.0 s; if the files start at second 900 of the annotated videos, add --offset 900"
     )
     assert f"warning: {warning}" in said
     listed = (films / "o" / "outside.tsv").read_text().splitlines()
@@ -59,7 +59,7 @@ def test_times_behind_the_end_are_told_with_an_offset(films: Path, check: bool) 
 
 def test_the_offset_is_honoured_and_times_of_the_film_stay_known(films: Path) -> None:
     made, _ = prepared(films, offset=900.0, check_videos=True)
-    assert not [line for line in made.warnings if "behind" in line]
+    assert not [line for line in made.warnings if "after the end" in line]
     assert not (films / "o" / "outside.tsv").exists()
     reader = ManifestClipDecoder(read_manifest(films / "o" / "train.jsonl"))
     frames = key_frames(reader.manifest)
@@ -73,7 +73,7 @@ def test_the_offset_is_honoured_and_times_of_the_film_stay_known(films: Path) ->
 def test_rows_before_the_offset_are_left_out_and_told(films: Path) -> None:
     made, _ = prepared(films, offset=903.0)
     assert made.splits["train"].written == 2
-    assert "1 rows before second 903, with which the files begin, left out" in made.notes
+    assert "1 rows before second 903, where the files start, left out" in made.notes
     assert json.loads((films / "o" / "prepared.json").read_text())["notes"] == made.notes
 
 

@@ -244,10 +244,10 @@ def test_folders_of_frames_are_found(tmp_path: Path, caplog: pytest.LogCaptureFi
         ("walk/7", "walk"),
         ("walk/8", "walk"),
     ]
-    assert manifest.notes == ("1 files passed over, their endings are not those of videos: .db (1)",)
+    assert manifest.notes == ("1 files skipped, their endings are not those of videos: .db (1)",)
     found = [video.path for video in find_videos([tmp_path / "data"], recursive=True)]
     assert [os.path.relpath(path, tmp_path / "data") for path in found] == ["run/9", "walk/7", "walk/8"]
-    assert "1 files passed over" in caplog.text
+    assert "1 files skipped" in caplog.text
     assert len(find_videos([tmp_path / "data" / "walk"])) == 2
     assert [video.path for video in find_videos([tmp_path / "data" / "walk" / "7"])] == [f"{tmp_path}/data/walk/7"]
     with pytest.raises(VideoError, match="add --recursive"):
@@ -277,7 +277,7 @@ def test_prepare_finds_the_frames_of_something_v1(tmp_path: Path) -> None:
 def test_prepare_asks_for_a_rate_that_is_not_published(tmp_path: Path) -> None:
     frames(tmp_path / "videos" / "ZirLnqB0PRf_000001_000011")
     source = FILES / "kinetics400" / "val_space_list.csv"
-    with pytest.raises(ManifestError, match="whose rate is not known; allowed: --frame-rate"):
+    with pytest.raises(ManifestError, match="a folder of frames of unknown frame rate; allowed: --frame-rate"):
         prepare("kinetics400", source, tmp_path / "out", videos=tmp_path / "videos")
     done = prepare("kinetics400", source, tmp_path / "out", videos=tmp_path / "videos", frame_rate=25)
     assert done.splits["val"].present == 1

@@ -52,9 +52,9 @@ def test_files_passed_over_are_told_once_with_their_number(tmp_path: Path, caplo
     videos = find_videos([tmp_path], recursive=True)
     assert [Path(video.path).name for video in videos] == ["one.mp4"]
     assert [record.getMessage() for record in caplog.records] == [
-        f"{tmp_path}: 3 files passed over, their endings are not those of videos: .rmvb (2), none (1)"
+        f"{tmp_path}: 3 files skipped, their endings are not those of videos: .rmvb (2), none (1)"
     ]
-    assert any("3 files passed over" in note for note in read_manifest(tmp_path).notes)
+    assert any("3 files skipped" in note for note in read_manifest(tmp_path).notes)
     (tmp_path / "b").mkdir()
     (tmp_path / "b" / "one.mp4").touch()
     caplog.clear()

@@ -17,7 +17,7 @@ def prepare(
     benchmark: Annotated[str, typer.Argument(help="A name of `internvideo list benchmarks`.")],
     annotations: Annotated[Path, typer.Option(help="The official annotation file, or the folder of them.")],
     videos: Annotated[
-        Path | None, typer.Option(help="The folder of the videos; without it none are looked for.")
+        Path | None, typer.Option(help="The folder of the videos; by default none are searched for.")
     ] = None,
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="Folder of the manifests; by default runs/prepare/BENCHMARK.")
@@ -55,7 +55,7 @@ def prepare(
         offset=offset,
         frame_rate=frame_rate,
         workers=workers,
-        told=say,
+        log=say,
     )
     tell({"manifests": folder, **asdict(report)}, f"manifests: {folder}")
 

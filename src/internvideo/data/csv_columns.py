@@ -100,9 +100,9 @@ class CsvColumns:
         if FPS in self.kept:
             told.append("column 'fps' counts for folders of frames alone, video files tell their own rate")
         if STRIDE in self.names:
-            told.append("column 'stride' passed over: it does not change which frames are read")
+            told.append("column 'stride' skipped: it does not change which frames are read")
         if "" in self.names:
-            told.append("a column without a name passed over")
+            told.append("a column without a name skipped")
         if self.halves:
             told.append(f"{self.halves} questions without an answer, or answers without a question, left out")
         return told

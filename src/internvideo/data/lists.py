@@ -165,7 +165,7 @@ def skipped_files_note(names: Iterable[str]) -> str:
         return ""
     most = ", ".join(f"{shown(ending)} ({count})" for ending, count in endings.most_common(4))
     more = ", ..." if len(endings) > 4 else ""
-    return f"{endings.total()} files passed over, their endings are not those of videos: {most}{more}"
+    return f"{endings.total()} files skipped, their endings are not those of videos: {most}{more}"
 
 
 def _find_videos(folder: Path) -> list[tuple[Path, str | None, str | None]]:

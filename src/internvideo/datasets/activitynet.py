@@ -1,4 +1,4 @@
-"""ActivityNet's JSON of segments, which ActivityNet 1.3, HACS Segments, THUMOS14 and FineAction share; and HACS Clips.
+"""Read segments in ActivityNet's JSON (ActivityNet 1.3, HACS Segments, THUMOS14, FineAction), and HACS Clips.
 
 `database.VIDEO.{subset, duration, fps?, annotations: [{label, segment: [start, end] s, label_id?}]}` (ActionFormer).
 """
@@ -13,7 +13,7 @@ from typing import Annotated
 from pydantic import Field
 
 from internvideo.data.sample import Sample, Segment
-from internvideo.datasets.annotations import Annotations, ClassList, OddRows, read_names
+from internvideo.datasets.annotations import Annotations, ClassList, InvalidRows, read_names
 from internvideo.datasets.reading import (
     SHORTEST_SECONDS,
     AnnotationSource,
@@ -33,9 +33,9 @@ THUMOS_CLASSES = (
     "Diving", "FrisbeeCatch", "GolfSwing", "HammerThrow", "HighJump", "JavelinThrow", "LongJump", "PoleVault",
     "Shotput", "SoccerPenalty", "TennisSwing", "ThrowDiscus", "VolleyballSpiking",
 )  # fmt: skip
-"""In the order of the label ids. CliffDiving is part of Diving: its segments carry both (ActionFormer)."""
+"""In the order of the label ids. CliffDiving is part of Diving: its segments have both labels (ActionFormer)."""
 AMBIGUOUS = "ambiguous"
-"""A class of THUMOS14 that is not evaluated."""
+"""Label of THUMOS14 segments that are not evaluated."""
 _RAW = re.compile(r"(?:raw_class_file_)?(?P<label>[A-Za-z]+)_(?P<split>val|test)\.txt$", re.IGNORECASE)
 
 
@@ -74,81 +74,82 @@ class _HacsClip(Record):
 
 
 def read_activitynet(source: AnnotationSource) -> Annotations:
-    """ActivityNet 1.3, 200 classes. Raises ManifestError."""
+    """Read ActivityNet 1.3, 200 classes. Raises ManifestError."""
     path = source.maybe(r"activity_?net[^/]*\.json$") or source.one(r"\.json$", "activity_net.v1-3.min.json")
     return read_segments(path, count=200)
 
 
 def read_hacs_segments(source: AnnotationSource) -> Annotations:
-    """HACS Segments 1.1.1, 200 classes. Raises ManifestError."""
+    """Read HACS Segments 1.1.1, 200 classes. Raises ManifestError."""
     return read_segments(source.one(r"segments[^/]*\.json$", "HACS_segments_v1.1.1.json"), count=200)
 
 
 def read_hacs(source: AnnotationSource) -> Annotations:
-    """HACS for recognition: the classes of whole videos from the segments, else the clips. Raises ManifestError."""
+    """Read HACS for recognition: HACS Segments (a class per video), else HACS Clips. Raises ManifestError."""
     return read_hacs_segments(source) if source.find(r"segments[^/]*\.json$") else read_hacs_clips(source)
 
 
 def read_fineaction(source: AnnotationSource) -> Annotations:
-    """FineAction, 106 classes. Raises ManifestError."""
+    """Read FineAction, 106 classes. Raises ManifestError."""
     return read_segments(source.one(r"\.json$", "annotations_gt.json"), count=106)
 
 
 def read_thumos14(source: AnnotationSource) -> Annotations:
-    """THUMOS14, 20 classes, splits val (which one trains on) and test: the JSON, or CLASS_val.txt and CLASS_test.txt.
+    """Read THUMOS14, 20 classes, splits val (for training) and test: the JSON, or CLASS_val.txt and CLASS_test.txt.
 
     Raises:
-        ManifestError: neither of them, or a malformed row.
+        ManifestError: no annotation file, or a malformed row.
     """
     path = source.maybe(r"thumos[^/]*\.json$")
     return read_segments(path, THUMOS_CLASSES) if path else _raw_thumos(source)
 
 
 def read_segments(path: Path, names: tuple[str, ...] = (), count: int = 0) -> Annotations:
-    """A file of the common form: a row a video, with its segments and, where it has actions, its main class.
+    """Read a file of ActivityNet's format: one row per video, with its segments and its main class (None without any).
 
-    The main class is the one that fills most of the time. Class names are `names`, else the leaves of the taxonomy
-    where these are `count`, else ordered as the label ids where these are 0, 1, 2, ... and belong to one name each,
-    else alphabetically; there must not be more than `count`.
+    The main class has the largest total duration. Class names are, in this order: `names`; the leaves of the taxonomy
+    if there are `count` of them; the names by label id if the ids are 0, 1, 2, ... with one name each; the sorted
+    names. More than `count` classes are an error.
 
     Raises:
-        ManifestError: a malformed entry, an unknown class, a video twice.
+        ManifestError: a malformed entry, an unknown class, a duplicate video.
     """
     content = read_json(path, _File)
     if not content.database:
         raise ManifestError(f"{path} database", "no video in it", "at least one")
-    made = Annotations()
-    known = ClassList(names or _taxonomy(content, count) or _by_label_id(content, made), count)
-    found, odd = {"short": 0, "late": 0, "classes": 0, "ambiguous": 0}, OddRows("segments")
+    annotations = Annotations()
+    known = ClassList(names or _taxonomy(content, count) or _by_label_id(content, annotations), count)
+    counts, invalid = {"short": 0, "late": 0, "classes": 0, "ambiguous": 0}, InvalidRows("segments")
     for video, entry in content.database.items():
         where = Spot(path, ("database", video))
         kept = []
         for number, part in enumerate(entry.annotations):
             if names and part.label.casefold() == AMBIGUOUS:
-                found["ambiguous"] += 1
-            elif not odd.passed(*_turned(part.segment, where.at("annotations", number, "segment"))):
+                counts["ambiguous"] += 1
+            elif not invalid.skip(*_turned(part.segment, where.at("annotations", number, "segment"))):
                 kept.append(part)
-        meant = len(kept)
+        num_ordered = len(kept)
         kept = [part for part in kept if part.segment[1] - part.segment[0] >= SHORTEST_SECONDS]
-        found["short"] += meant - len(kept)
-        found["late"] += sum(part.segment[1] > (entry.duration or float("inf")) + 1 for part in kept)
+        counts["short"] += num_ordered - len(kept)
+        counts["late"] += sum(part.segment[1] > (entry.duration or float("inf")) + 1 for part in kept)
         segments = tuple(
-            Segment(start=part.segment[0], end=part.segment[1], label=known.named(part.label, where)) for part in kept
+            Segment(start=part.segment[0], end=part.segment[1], label=known.index_of(part.label, where))
+            for part in kept
         )
-        found["classes"] += len({part.label for part in segments}) > 1
-        told = {"duration": entry.duration, "fps": entry.fps}
+        counts["classes"] += len({part.label for part in segments}) > 1
+        attributes = {"duration": entry.duration, "fps": entry.fps}
         sample = Sample(
             id=video, path=entry.filename or f"{video}.mp4", label=main_class(segments), segments=segments,
-            split=entry.subset, attributes={key: str(value) for key, value in told.items() if value is not None},
+            split=entry.subset, attributes={key: str(value) for key, value in attributes.items() if value is not None},
         )  # fmt: skip
-        made.add(entry.subset, sample, where, Path(sample.path).stem, f"v_{video}", video)
-    known.settle(made)
-    odd.settle(made)
-    made.note(found["ambiguous"], "ambiguous segments passed over: they are not evaluated")
-    made.note(found["short"], f"segments shorter than {SHORTEST_SECONDS} s left out")
-    made.note(found["late"], "segments end more than 1 s after their video (kept)")
-    made.note(found["classes"], "videos have several classes; their label is the one that fills most time")
-    return made
+        annotations.add(entry.subset, sample, where, Path(sample.path).stem, f"v_{video}", video)
+    known.finish(annotations)
+    invalid.finish(annotations)
+    annotations.note(counts["ambiguous"], "ambiguous segments skipped: they are not evaluated")
+    annotations.note(counts["short"], f"segments shorter than {SHORTEST_SECONDS} s left out")
+    annotations.note(counts["late"], "segments end more than 1 s after their video (kept)")
+    annotations.note(counts["classes"], "videos have several classes; their label is the one of the largest duration")
+    return annotations
 
 
 def _turned(segment: tuple[float, float], where: Spot | str) -> tuple[bool, Spot | str, str, str]:
@@ -158,7 +159,7 @@ def _turned(segment: tuple[float, float], where: Spot | str) -> tuple[bool, Spot
 
 
 def main_class(segments: tuple[Segment, ...]) -> int | None:
-    """The class with the most seconds, None without a segment."""
+    """Return the class with the largest total duration; None without a segment."""
     seconds: defaultdict[int, float] = defaultdict(float)
     for part in segments:
         seconds[part.label] += part.end - part.start
@@ -166,14 +167,14 @@ def main_class(segments: tuple[Segment, ...]) -> int | None:
 
 
 def _taxonomy(content: _File, count: int) -> tuple[str, ...]:
-    """The leaves of the taxonomy, sorted; () when it is not whole."""
+    """Return the sorted leaves of the taxonomy; () if there are not `count` of them."""
     parents = {node.parent_id for node in content.taxonomy}
     leaves = {node.node_name for node in content.taxonomy if node.node_id not in parents}
     return tuple(sorted(leaves)) if len(leaves) == count else ()
 
 
-def _by_label_id(content: _File, made: Annotations) -> tuple[str, ...]:
-    """Names in the order of their label ids; () without ids or where ids and names do not fit together."""
+def _by_label_id(content: _File, annotations: Annotations) -> tuple[str, ...]:
+    """Return the names in the order of their label ids; () unless ids and names map one to one, from 0 without gaps."""
     parts = [part for entry in content.database.values() for part in entry.annotations]
     pairs = {(part.label_id, part.label) for part in parts if part.label_id is not None}
     if not pairs or any(part.label_id is None for part in parts):
@@ -181,7 +182,7 @@ def _by_label_id(content: _File, made: Annotations) -> tuple[str, ...]:
     ids, names = {number for number, _ in pairs}, {name for _, name in pairs}
     if len(ids) == len(pairs) == len(names) and ids == set(range(len(ids))):
         return tuple(name for _, name in sorted((number or 0, name) for number, name in pairs))
-    made.notes.append("label_id is not one number a class, from 0 without gaps; classes are ordered by name")
+    annotations.notes.append("label_id is not one number per class, from 0 without gaps; classes are ordered by name")
     return ()
 
 
@@ -191,71 +192,71 @@ class _RawSegment(Record):
 
 
 def _raw_thumos(source: AnnotationSource) -> Annotations:
-    files = [(path, found) for path in source.files if (found := _RAW.search(path.name))]
+    files = [(path, match) for path in source.files if (match := _RAW.search(path.name))]
     if not files:
         raise ManifestError(source.path, "no annotation file of THUMOS14", "thumos14.json, or CLASS_val.txt and so on")
-    made, known = Annotations(THUMOS_CLASSES), ClassList(THUMOS_CLASSES)
+    annotations, known = Annotations(THUMOS_CLASSES), ClassList(THUMOS_CLASSES)
     segments: defaultdict[tuple[str, str], list[Segment]] = defaultdict(list)
-    short, odd = 0, OddRows("segments")
-    for path, found in files:
-        if found["label"].lower() == AMBIGUOUS:
-            made.notes.append(f"{path.name} passed over: ambiguous segments are not evaluated")
+    short, invalid = 0, InvalidRows("segments")
+    for path, match in files:
+        if match["label"].lower() == AMBIGUOUS:
+            annotations.notes.append(f"{path.name} skipped: ambiguous segments are not evaluated")
             continue
-        label = known.named(found["label"], str(path))
+        label = known.index_of(match["label"], str(path))
         for number, line in numbered_lines(path):
             where, cells = f"{path}:{number}", line.split()
             if len(cells) != 3:
                 raise ManifestError(f"{where} segment", f"{len(cells)} cells", "'video start end'")
             row = _segment_of(cells, where)
-            if odd.passed(*_turned(row.segment, f"{where} segment")):
+            if invalid.skip(*_turned(row.segment, f"{where} segment")):
                 continue
             if row.segment[1] - row.segment[0] < SHORTEST_SECONDS:
                 short += 1
                 continue
             part = Segment(start=row.segment[0], end=row.segment[1], label=label)
-            segments[found["split"].lower(), row.video].append(part)
-    odd.settle(made)
-    made.note(short, f"segments shorter than {SHORTEST_SECONDS} s left out")
+            segments[match["split"].lower(), row.video].append(part)
+    invalid.finish(annotations)
+    annotations.note(short, f"segments shorter than {SHORTEST_SECONDS} s left out")
     for (split, video), parts in sorted(segments.items()):
         ordered = tuple(sorted(parts, key=lambda part: (part.start, part.end)))
         sample = Sample(id=video, path=f"{video}.mp4", label=main_class(ordered), segments=ordered, split=split)
-        made.add(split, sample, str(source.path), video)
-    return made
+        annotations.add(split, sample, str(source.path), video)
+    return annotations
 
 
 def _segment_of(cells: list[str], where: str) -> _RawSegment:
-    """`video start end` of a text line. Raises ManifestError."""
+    """Parse `video start end` of a text line. Raises ManifestError."""
     return checked(_RawSegment, {"video": cells[0], "segment": cells[1:]}, where)
 
 
 def read_hacs_clips(source: AnnotationSource) -> Annotations:
-    """HACS Clips 1.1: `classname,youtube_id,subset,start,end,label`, 2-second clips.
+    """Read HACS Clips 1.1: `classname,youtube_id,subset,start,end,label`, 2-second clips.
 
-    Label 1 says that the clip shows the class, -1 that it does not (splits `train_negative`, `val_negative`, without a
-    label); the test set has none.
+    Label 1 marks a clip of the class, -1 a negative one (splits `train_negative`, `val_negative`, rows without label);
+    test clips have no label.
 
     Raises:
-        ManifestError: no such file, a malformed row, a clip twice, an unknown class.
+        ManifestError: no such file, a malformed row, a duplicate clip, an unknown class.
     """
     path = source.one(r"clips[^/]*\.csv$", "HACS_clips_v1.1.csv")
     names_file = source.maybe(r"classes\.txt$")
-    made, known = Annotations(), ClassList(read_names(names_file) if names_file else ())
-    odd = OddRows("clips")
+    annotations, known = Annotations(), ClassList(read_names(names_file) if names_file else ())
+    invalid = InvalidRows("clips")
     for line, row in csv_records(path, _HacsClip):
         where = f"{path}:{line}"
-        if odd.passed(
+        if invalid.skip(
             row.end <= row.start, f"{where} end", f"{row.end:g} after start {row.start:g}", "start before end"
         ):
             continue
         positive = row.label == 1
         split = row.subset if positive or row.subset == "test" else f"{row.subset}_negative"
-        label = known.named(row.classname, where, field="classname")
+        label = known.index_of(row.classname, where, field="classname")
         sample = Sample(
             id=f"{row.classname}/{row.youtube_id}_{row.start:g}_{row.end:g}",
             path=f"{row.youtube_id}.mp4", span=(row.start, row.end), label=label if positive else None,
             group=row.youtube_id, split=split, attributes={"class": row.classname},
         )  # fmt: skip
-        made.add(split, sample, where, f"v_{row.youtube_id}", row.youtube_id)
-    known.settle(made)
-    odd.settle(made)
-    return made
+        annotations.add(split, sample, where, f"v_{row.youtube_id}", row.youtube_id)
+    known.finish(annotations)
+    invalid.finish(annotations)
+    return annotations

@@ -1,4 +1,4 @@
-"""Times of annotations beside the lengths of the videos: films that were cut, and where the cut may begin."""
+"""Compare times of annotations with durations of the videos, and suggest the offset of videos that were cut."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from internvideo.data.key_frame_indices import SLACK
 from internvideo.data.sample import Sample
 
 CUTS = (900, 600, 300, 60, 30, 10, 1)
-"""Steps (s) of beginnings that are offered, the usual ones first: AVA's films are cut at 15:00."""
+"""Offsets are suggested as multiples of these seconds, the first that fits: AVA's movies are cut at 15:00."""
 
 
 @dataclass(frozen=True)
 class Outside:
-    """Rows with a moment behind the end of their video.
+    """Rows with a time after the end of their video.
 
     Attributes:
-        rows: (id, moment s, length of its video s). compared: rows with times whose video was opened.
-        offset: s that the videos may begin with, such that all would lie inside; None where there is no such number.
+        rows: (id, time in s, duration of its video in s). compared: number of rows with times whose video was opened.
+        offset: if the videos start at this second of the annotated video, all times lie inside; None without such one.
     """
 
     rows: tuple[tuple[str, float, float], ...]
@@ -28,27 +28,28 @@ class Outside:
 
     @property
     def warning(self) -> str:
-        """One line for a person, "" where all is well."""
+        """The warning in one line, "" without such rows."""
         if not self.rows:
             return ""
         name, moment, seconds = self.rows[0]
-        found = f"{len(self.rows):,} of {self.compared:,} rows have times behind the end of their video"
+        found = f"{len(self.rows):,} of {self.compared:,} rows have times after the end of their video"
         found += f", such as '{name}': {moment:g} s in a file of {seconds:.1f} s"
         if self.offset is None:
             return f"{found}; training and evaluation will refuse them"
         return (
-            f"{found}; if the files begin at second {self.offset:g} of what was annotated, add --offset {self.offset:g}"
+            f"{found}; if the files start at second {self.offset:g} of the annotated videos, "
+            f"add --offset {self.offset:g}"
         )
 
 
 def moments(row: Sample) -> list[float]:
-    """Seconds at which something of the row begins: its span, its segments, its boxes."""
+    """Return the start times (s) of the row's segments, boxes and span."""
     parts = [part.start for part in row.segments] + [box.time for box in row.boxes]
     return [*parts, row.span[0]] if row.span else parts
 
 
 def compare(rows: Iterable[Sample], seconds: Mapping[str, float]) -> Outside:
-    """Times of rows beside the lengths (s) of their videos, by path; others are passed over."""
+    """Compare times of rows with the durations (s) of their videos, by path; rows of other videos are skipped."""
     late, compared, lowest, highest = [], 0, 0.0, float("inf")
     for row in rows:
         times, length = moments(row), seconds.get(row.path)
@@ -62,7 +63,7 @@ def compare(rows: Iterable[Sample], seconds: Mapping[str, float]) -> Outside:
 
 
 def _offset(lowest: float, highest: float) -> float | None:
-    """The roundest number of seconds between two."""
+    """Return the roundest number of seconds between two limits; None if there is none."""
     for cut in CUTS:
         offset = floor(highest / cut) * cut
         if offset >= max(lowest, 1):
@@ -71,19 +72,19 @@ def _offset(lowest: float, highest: float) -> float | None:
 
 
 def shifted(row: Sample, offset: float) -> Sample | None:
-    """The row with its times counted from the start of a file that begins at `offset` s; None where one lies before."""
+    """Subtract `offset` (s, where the file starts) from all times of a row; None if a time lies before it."""
     times = moments(row)
     if not times or not offset:
         return row
     if min(times) < offset:
         return None
-    changed: dict[str, object] = {}
+    fields: dict[str, object] = {}
     if row.span:
-        changed["span"] = (row.span[0] - offset, row.span[1] - offset)
+        fields["span"] = (row.span[0] - offset, row.span[1] - offset)
     if row.segments:
-        changed["segments"] = tuple(
+        fields["segments"] = tuple(
             part.model_copy(update={"start": part.start - offset, "end": part.end - offset}) for part in row.segments
         )
     if row.boxes:
-        changed["boxes"] = tuple(box.model_copy(update={"time": box.time - offset}) for box in row.boxes)
-    return row.model_copy(update=changed)
+        fields["boxes"] = tuple(box.model_copy(update={"time": box.time - offset}) for box in row.boxes)
+    return row.model_copy(update=fields)

@@ -1,4 +1,4 @@
-"""What a reader gives: rows by split, class names, the names of the videos, what the reader noticed."""
+"""The output of an annotation reader: rows per split, class names, file names of the videos, notes."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ class Annotations:
     Attributes:
         classes: names in order; a row's labels are indices into them.
         splits: name of a manifest ("train", "val", "test", "train1", ...) -> its rows.
-        notes: what was left out or looks odd, one sentence each.
-        names: a row's path -> the names under which its video may lie, best first, without folders and extension where
-            these may be any; the path itself when absent.
-        vocabularies: other lists of names (answers, verbs), each to be written as NAME.txt.
-        frame_rate: frames a second of the folders of frames that the videos are published as; None where they are not.
-        lists: tables to be written beside the manifests as NAME.tsv, such as what a merge dropped.
+        notes: rows that were left out or look wrong, one sentence per kind.
+        names: a row's path -> file names that its video may have, best first; a name without folder or extension
+            matches any. A path without an entry is its own name.
+        vocabularies: other lists of names (answers, verbs), each written to NAME.txt.
+        frame_rate: frames per second, for data sets published as folders of frames; None for video files.
+        lists: tables that are written to NAME.tsv beside the manifests, such as the clips that a merge dropped.
     """
 
     classes: tuple[str, ...] = ()
@@ -38,10 +38,10 @@ class Annotations:
     _first: dict[tuple[str, str], object] = field(default_factory=dict, repr=False)
 
     def add(self, split: str, row: Sample, where: object, *names: str) -> None:
-        """One row of a split, read from `where`; its video may lie under these names.
+        """Add a row, read from `where`, to a split; `names` are file names that its video may have.
 
         Raises:
-            ManifestError: the split has its id already.
+            ManifestError: the split already has a row of this id.
         """
         key = (split, row.id)
         if key in self._first:
@@ -53,56 +53,60 @@ class Annotations:
             self.names[row.path] = names
 
     def note(self, count: int, what: str) -> None:
-        """A note that starts with a number, unless it is 0."""
+        """Add a note that starts with a count, unless the count is 0."""
         if count:
             self.notes.append(f"{count:,} {what}")
 
 
-class OddRows:
-    """Rows that cannot be meant, such as times that run backwards: passed over, counted, the first ones named.
+class InvalidRows:
+    """Count rows that cannot be right, such as segments that end before they start; report the first ones.
 
-    Published loaders pass them over too. More than half of them are no slips: then the file is another one than it
-    seems, and the first of them is a mistake.
+    Published loaders skip such rows too. If more than half of the rows are invalid, the file has another format than
+    expected, and the first invalid row is raised as an error.
 
     Args:
-        what: they are, in words, of all rows that are looked at.
+        what: noun for the rows in the report, such as "segments".
     """
 
     def __init__(self, what: str = "rows") -> None:
         self.what, self.rows, self.count = what, 0, 0
         self._first: list[ManifestError] = []
 
-    def passed(self, odd: bool, where: object, found: str, allowed: str) -> bool:
-        """Whether a row, read from `where`, is to be passed over."""
+    def skip(self, invalid: bool, where: object, found: str, allowed: str) -> bool:
+        """Count a row, read from `where`, and return whether it must be skipped, that is `invalid`."""
         self.rows += 1
-        self.count += odd
-        if odd and len(self._first) < SHOWN:
+        self.count += invalid
+        if invalid and len(self._first) < SHOWN:
             self._first.append(ManifestError(where, found, allowed))
-        return odd
+        return invalid
 
-    def settle(self, annotations: Annotations) -> None:
-        """Tell how many there were. Raises ManifestError: more than half of the rows."""
+    def finish(self, annotations: Annotations) -> None:
+        """Add a note with the number of invalid rows. Raises ManifestError: more than half of the rows are."""
         if self.count * 2 > self.rows:
             raise self._first[0]
-        named = "; ".join(f"{error.where}: {error.found}" for error in self._first)
+        examples = "; ".join(f"{error.where}: {error.found}" for error in self._first)
         more = "; ..." if self.count > len(self._first) else ""
-        annotations.note(self.count, f"of {self.rows:,} {self.what} passed over: {named}{more}")
+        annotations.note(self.count, f"of {self.rows:,} {self.what} skipped: {examples}{more}")
 
 
 class ClassList:
-    """Class names of a benchmark.
+    """Map class names of a benchmark to indices.
 
     Args:
-        names: all of them in order. Without them the names met are collected, and sorted in the end.
-        count: how many there may be, 0 for any number.
+        names: all class names in order. If empty, names are collected from the rows and sorted by `finish`.
+        count: maximum number of classes, 0 for no limit.
     """
 
     def __init__(self, names: Sequence[str] = (), count: int = 0) -> None:
         self.fixed, self.count = bool(names), count or len(names)
         self.index = {name: number for number, name in enumerate(names)}
 
-    def named(self, name: str, where: object, *, field: str = "label") -> int:
-        """The index of a name; provisional unless the names were given. Raises ManifestError: an unknown class."""
+    def index_of(self, name: str, where: object, *, field: str = "label") -> int:
+        """Return the index of a name; provisional until `finish` if names are collected.
+
+        Raises:
+            ManifestError: an unknown class, or more classes than `count`.
+        """
         if name not in self.index:
             if self.fixed:
                 hint = did_you_mean(name, self.index)
@@ -114,24 +118,24 @@ class ClassList:
             self.index[name] = len(self.index)
         return self.index[name]
 
-    def numbered(self, number: int, where: object, *, field: str = "label") -> int:
-        """A class given by number, from 0. Raises ManifestError: there is no such class."""
+    def check_index(self, number: int, where: object, *, field: str = "label") -> int:
+        """Return a class index (from 0) after checking its range. Raises ManifestError: there is no such class."""
         if number < 0 or (self.count and number >= self.count):
             raise ManifestError(f"{where} {field}", f"unknown class {number}", f"0 to {self.count - 1}")
         return number
 
-    def settle(self, annotations: Annotations) -> None:
-        """Write the names into the annotations; collected ones are sorted and the rows follow."""
+    def finish(self, annotations: Annotations) -> None:
+        """Store the names in the annotations; collected names are sorted and the labels of the rows remapped."""
         names = list(self.index) if self.fixed else sorted(self.index)
         if not self.fixed and names != list(self.index):
-            moved = {self.index[name]: number for number, name in enumerate(names)}
+            new_index = {self.index[name]: number for number, name in enumerate(names)}
             for rows in annotations.splits.values():
-                rows[:] = [row.with_class_indices(moved) for row in rows]
+                rows[:] = [row.with_class_indices(new_index) for row in rows]
         annotations.classes = tuple(names)
 
 
 def read_names(path: Path) -> tuple[str, ...]:
-    """Class names, one a line; quotes around them are not part of them. Raises ManifestError: a name twice."""
+    """Read class names, one per line, without surrounding quotes. Raises ManifestError: a duplicate name."""
     names: dict[str, int] = {}
     for line, text in numbered_lines(path):
         name = text.strip("\"'")
@@ -142,5 +146,5 @@ def read_names(path: Path) -> tuple[str, ...]:
 
 
 def numbers_as_names(count: int) -> tuple[str, ...]:
-    """Names for classes that are known by number only: "0", "1", ..."""
+    """Return the names "0", "1", ... for classes of which only the indices are known."""
     return tuple(str(number) for number in range(count))

@@ -1,7 +1,7 @@
-"""AVA 2.2 and AVA-Kinetics: persons at key frames with their actions (AlphAction).
+"""AVA 2.2 and AVA-Kinetics: boxes of persons at key frames with their actions (AlphAction).
 
-`video_id,middle_frame_timestamp,x1,y1,x2,y2,action_id,person_id` without header, corners as fractions, one row per box
-and action. Action ids count from 1; class `action_id - 1` here, so all 80 names keep their place.
+`video_id,middle_frame_timestamp,x1,y1,x2,y2,action_id,person_id` without header, corners as fractions of the frame, one
+row per box and action. Action ids start at 1; the class index is `action_id - 1`, for all 80 actions.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Annotated
 from pydantic import Field
 
 from internvideo.data.sample import Box, Fraction, Sample
-from internvideo.datasets.annotations import Annotations, OddRows
+from internvideo.datasets.annotations import Annotations, InvalidRows
 from internvideo.datasets.reading import (
     AnnotationSource,
     Name,
@@ -49,7 +49,7 @@ class _Row(Record):
     person: Annotated[int, Field(ge=-1)] | None = None
 
     def corners(self) -> tuple[float, float, float, float] | None:
-        """x1, y1, x2, y2; None for a frame without persons."""
+        """Return x1, y1, x2, y2; None for a frame without persons."""
         if self.x1 is None or self.y1 is None or self.x2 is None or self.y2 is None:
             return None
         return self.x1, self.y1, self.x2, self.y2
@@ -91,39 +91,39 @@ class _Coco(Record):
 
 @dataclass
 class _Frame:
-    """Actions by (corners, person), in the order of the file."""
+    """Action ids per (x1, y1, x2, y2, person id), in the order of the file."""
 
     where: str
     persons: dict[tuple[float, float, float, float, int], list[int]] = field(default_factory=dict)
 
 
 def read_ava(source: AnnotationSource) -> Annotations:
-    """AVA 2.2: `ava_train_v2.2.csv`, `ava_val_v2.2.csv`; a row a key frame.
+    """Read AVA 2.2, `ava_train_v2.2.csv` and `ava_val_v2.2.csv`: one row per key frame.
 
-    Key frames of `*_excluded_timestamps_*.csv` are left out. `ava_action_list*.pbtxt` gives the names; those that the
-    evaluated list (60 classes) has go to the vocabulary "scored_classes". Without csv files the JSON of the released
+    Key frames of `*_excluded_timestamps_*.csv` are left out. `ava_action_list*.pbtxt` holds the class names; those of
+    the evaluated list (60 classes) become the vocabulary "scored_classes". Without csv files the JSON of the released
     code is read.
 
     Raises:
-        ManifestError: no annotation file, a malformed row, a box outside 0..1 or reversed, an unknown action.
+        ManifestError: no annotation file, a malformed row, a box outside 0..1 or with x2 < x1, an unknown action.
     """
-    made, wanted = _labels(source), r"ava_(train|val|test)_v[\d.]+\.csv$"
+    annotations, pattern = _labels(source), r"ava_(train|val|test)_v[\d.]+\.csv$"
     excluded = _excluded(source)
-    files = source.find(wanted)
+    files = source.find(pattern)
     for path in files:
-        _read_csv(path, split_of(path) or "", made, excluded)
+        _read_csv(path, split_of(path) or "", annotations, excluded)
     if not files:
         for path in source.find(r"ava_(train|val)[^/]*_min\.json$"):
-            _read_coco(path, split_of(path) or "", made, excluded)
-    if not made.splits:
+            _read_coco(path, split_of(path) or "", annotations, excluded)
+    if not annotations.splits:
         raise ManifestError(source.path, "no annotation file of AVA", "ava_train_v2.2.csv and ava_val_v2.2.csv")
-    return made
+    return annotations
 
 
 def read_ava_kinetics(source: AnnotationSource) -> Annotations:
-    """AVA-Kinetics: `kinetics_train_v1.0.csv`, `kinetics_val_v1.0.csv`, and AVA's files where they are at hand.
+    """Read AVA-Kinetics: `kinetics_train_v1.0.csv`, `kinetics_val_v1.0.csv`, and AVA's files if present.
 
-    Rows with empty fields are clips without persons: they are left out, and noted. A row's attribute "source" is "ava"
+    Rows with empty fields are clips without persons: they are left out and counted. A row's attribute "source" is "ava"
     or "kinetics". Timestamps are seconds of the uploaded video.
 
     Raises:
@@ -131,29 +131,31 @@ def read_ava_kinetics(source: AnnotationSource) -> Annotations:
     """
     files = source.find(r"kinetics_(train|val|test)_v[\d.]+\.csv$")
     excluded = _excluded(source)
-    made = _labels(source)
+    annotations = _labels(source)
     for path in files:
-        _read_csv(path, split_of(path) or "", made, excluded, origin="kinetics")
+        _read_csv(path, split_of(path) or "", annotations, excluded, origin="kinetics")
     if not files:
         for path in source.find(r"kinetics_(train|val)_v[\d.]+\.json$"):
-            _read_coco(path, split_of(path) or "", made, excluded, origin="kinetics", relative=True)
-    if not made.splits:
+            _read_coco(path, split_of(path) or "", annotations, excluded, origin="kinetics", relative=True)
+    if not annotations.splits:
         raise ManifestError(source.path, "no annotation file of AVA-Kinetics", "kinetics_train_v1.0.csv and so on")
     for path in source.find(r"ava_(train|val|test)_v[\d.]+\.csv$"):
-        _read_csv(path, split_of(path) or "", made, excluded, origin="ava")
-    return made
+        _read_csv(path, split_of(path) or "", annotations, excluded, origin="ava")
+    return annotations
 
 
-def _read_csv(path: Path, split: str, made: Annotations, excluded: set[tuple[str, float]], *, origin: str = "") -> None:
+def _read_csv(
+    path: Path, split: str, annotations: Annotations, excluded: set[tuple[str, float]], *, origin: str = ""
+) -> None:
     frames: dict[tuple[str, float], _Frame] = {}
     empty = repeated = flat = 0
-    odd = OddRows(f"rows of {path.name}")
+    invalid = InvalidRows(f"rows of {path.name}")
     for line, row in csv_records(path, _Row, columns=COLUMNS):
         where = f"{path}:{line}"
         corners = row.corners()
         if corners is None:
             if any(value is not None for value in (row.x1, row.y1, row.x2, row.y2, row.action)):
-                raise ManifestError(f"{where} x1", "a box of which a part is missing", "all of x1,y1,x2,y2, or none")
+                raise ManifestError(f"{where} x1", "an incomplete box", "all of x1,y1,x2,y2, or none")
             empty += 1
             continue
         if row.action is None:
@@ -161,8 +163,8 @@ def _read_csv(path: Path, split: str, made: Annotations, excluded: set[tuple[str
         if corners[0] == corners[2] or corners[1] == corners[3]:
             flat += 1
             continue
-        turned = corners[2] < corners[0] or corners[3] < corners[1]
-        if odd.passed(turned, f"{where} x2", _box(corners), "x1 < x2 and y1 < y2"):
+        reversed_corners = corners[2] < corners[0] or corners[3] < corners[1]
+        if invalid.skip(reversed_corners, f"{where} x2", _box(corners), "x1 < x2 and y1 < y2"):
             continue
         _check(where, corners, (row.action,))
         frame = frames.setdefault((row.video, row.time), _Frame(where))
@@ -171,11 +173,11 @@ def _read_csv(path: Path, split: str, made: Annotations, excluded: set[tuple[str
             repeated += 1
         else:
             actions.append(row.action)
-    odd.settle(made)
-    made.note(flat, f"rows of {path.name} have a box without area and are left out")
-    made.note(repeated, f"rows of {path.name} repeat an action of the same person and box and count once")
-    made.note(empty, f"clips without persons in {path.name} left out")
-    _add(path, split, made, frames, excluded, origin)
+    invalid.finish(annotations)
+    annotations.note(flat, f"rows of {path.name} have a box without area and are left out")
+    annotations.note(repeated, f"rows of {path.name} repeat an action of the same person and box and count once")
+    annotations.note(empty, f"clips without persons in {path.name} left out")
+    _add(path, split, annotations, frames, excluded, origin)
 
 
 def _check(where: object, corners: tuple[float, ...], actions: tuple[int, ...]) -> None:
@@ -193,7 +195,7 @@ def _box(corners: tuple[float, ...]) -> str:
 
 
 def _add(
-    path: Path, split: str, made: Annotations, frames: dict[tuple[str, float], _Frame],
+    path: Path, split: str, annotations: Annotations, frames: dict[tuple[str, float], _Frame],
     excluded: set[tuple[str, float]], origin: str,
 ) -> None:  # fmt: skip
     left_out = 0
@@ -214,19 +216,19 @@ def _add(
             for key, actions in frame.persons.items()
         )
         name = f"{video}_{time:04.0f}" if float(time).is_integer() else f"{video}_{time:.6f}"
-        told = {"timestamp": f"{time:g}" if float(time).is_integer() else f"{time:.6f}"} | (
+        attributes = {"timestamp": f"{time:g}" if float(time).is_integer() else f"{time:.6f}"} | (
             {"source": origin} if origin else {}
         )
-        sample = Sample(id=name, path=f"{video}.mp4", boxes=boxes, group=video, split=split, attributes=told)
-        made.add(split, sample, frame.where, video)
-    made.note(left_out, f"key frames of {path.name} are on the list of exclusions and left out")
+        sample = Sample(id=name, path=f"{video}.mp4", boxes=boxes, group=video, split=split, attributes=attributes)
+        annotations.add(split, sample, frame.where, video)
+    annotations.note(left_out, f"key frames of {path.name} are on the list of exclusions and left out")
 
 
 def _read_coco(
-    path: Path, split: str, made: Annotations, excluded: set[tuple[str, float]], *, origin: str = "",
+    path: Path, split: str, annotations: Annotations, excluded: set[tuple[str, float]], *, origin: str = "",
     relative: bool = False,
 ) -> None:  # fmt: skip
-    """The JSON of the released code: boxes as x, y, width, height in pixels, or as fractions (Kinetics)."""
+    """Read the JSON of the released code: boxes as x, y, width, height in pixels, or as fractions if `relative`."""
     content = read_json(path, _Coco)
     images: dict[str, _Image] = {}
     for number, image in enumerate(content.images):
@@ -245,7 +247,7 @@ def _read_coco(
         inside = (max(corners[0], 0.0), max(corners[1], 0.0), min(corners[2], 1.0), min(corners[3], 1.0))
         _check(where, inside, person.action_ids)
         frames[image.movie, image.timestamp].persons[(*inside, number)] = list(person.action_ids)
-    _add(path, split, made, {key: frame for key, frame in frames.items() if frame.persons}, excluded, origin)
+    _add(path, split, annotations, {key: frame for key, frame in frames.items() if frame.persons}, excluded, origin)
 
 
 def _no_image(path: Path, number: int, name: str) -> _Image:
@@ -261,27 +263,27 @@ def _excluded(source: AnnotationSource) -> set[tuple[str, float]]:
 
 
 def _labels(source: AnnotationSource) -> Annotations:
-    """Names of all 80 actions; numbers stand in for names that no label map tells."""
-    made, names = Annotations(), {number: f"action {number}" for number in range(1, CLASSES + 1)}
+    """Return annotations with the names of all 80 actions; an action without a name in the label maps is "action N"."""
+    annotations, names = Annotations(), {number: f"action {number}" for number in range(1, CLASSES + 1)}
     scored: dict[int, str] = {}
     for path in source.find(r"\.pbtxt$"):
-        found = read_label_map(path)
-        names |= found
+        label_map = read_label_map(path)
+        names |= label_map
         if "activitynet" in path.name:
-            scored = found
-    made.classes = tuple(names.values())
+            scored = label_map
+    annotations.classes = tuple(names.values())
     if scored:
-        made.vocabularies["scored_classes"] = tuple(scored.values())
+        annotations.vocabularies["scored_classes"] = tuple(scored.values())
     elif not source.find(r"\.pbtxt$"):
-        made.notes.append("no label map (.pbtxt): the actions have numbers instead of names")
-    return made
+        annotations.notes.append("no label map (.pbtxt): the actions have numbers instead of names")
+    return annotations
 
 
 def read_label_map(path: Path) -> dict[int, str]:
-    """Action id (from 1) -> name of a text protobuf: `item { name id }` or `label { name label_id label_type }`.
+    """Read action id (from 1) -> name from a text protobuf: `item { name id }` or `label { name label_id label_type }`.
 
     Raises:
-        ManifestError: no entry in it, one without name or id, an id twice or beyond 80.
+        ManifestError: no entry, an entry without name or id, a duplicate id or one above 80.
     """
     text = read_text(path)
     names: dict[int, str] = {}
@@ -304,22 +306,22 @@ def read_label_map(path: Path) -> dict[int, str]:
 def read_person_boxes(
     path: Path, sizes: dict[str, tuple[int, int]] | None = None
 ) -> dict[tuple[str, float], list[tuple[float, float, float, float, float]]]:
-    """(video, time) -> boxes as x1, y1, x2, y2, score of a person detector, corners as fractions.
+    """Read (video, time) -> boxes of a person detector as x1, y1, x2, y2, score, corners as fractions.
 
     Args:
         path: `video,timestamp,x1,y1,x2,y2,,score` without header, or JSON `[{image_id, bbox, score}]` with
-            `image_id` VIDEO_TIME and x, y, width, height.
-        sizes: video -> (width, height), for JSON boxes in pixels; without it they must be fractions.
+            `image_id` VIDEO_TIME and `bbox` x, y, width, height.
+        sizes: video -> (width, height) in pixels, for JSON boxes in pixels; without it they must be fractions.
 
     Raises:
-        ManifestError: a malformed row, a box outside 0..1, a video whose size is not told.
+        ManifestError: a malformed row, a box outside 0..1, a video that `sizes` lacks.
     """
-    found: defaultdict[tuple[str, float], list[tuple[float, float, float, float, float]]] = defaultdict(list)
+    boxes: defaultdict[tuple[str, float], list[tuple[float, float, float, float, float]]] = defaultdict(list)
     if path.suffix.lower() != ".json":
         for line, row in csv_records(path, _Person, columns=PERSON_COLUMNS):
             _check(f"{path}:{line}", (row.x1, row.y1, row.x2, row.y2), ())
-            found[row.video, row.time].append((row.x1, row.y1, row.x2, row.y2, row.score))
-        return dict(found)
+            boxes[row.video, row.time].append((row.x1, row.y1, row.x2, row.y2, row.score))
+        return dict(boxes)
     for line, person in json_records(path, _Detection):
         video, _, time = person.image_id.rpartition("_")
         width, height = sizes.get(video, (0, 0)) if sizes is not None else (1, 1)
@@ -334,8 +336,8 @@ def read_person_boxes(
             raise ManifestError(f"{where} bbox", f"{person.bbox} leaves the image", "a box inside the image")
         inside = (max(corners[0], 0.0), max(corners[1], 0.0), min(corners[2], 1.0), min(corners[3], 1.0))
         _check(where, inside, ())
-        found[video, float(time)].append((*inside, person.score))
-    return dict(found)
+        boxes[video, float(time)].append((*inside, person.score))
+    return dict(boxes)
 
 
 class _Detection(Record):

@@ -1,7 +1,7 @@
-"""Videos with sentences: MSR-VTT, MSVD, LSMDC, ActivityNet Captions, DiDeMo, VATEX (Video-Text-Retrieval).
+"""Read captions of videos: MSR-VTT, MSVD, LSMDC, ActivityNet Captions, DiDeMo, VATEX (Video-Text-Retrieval).
 
-A row is a video with all its sentences; where retrieval is by paragraph (ActivityNet, DiDeMo) its one caption is all
-sentences joined.
+A row is a video with all its captions; for paragraph retrieval (ActivityNet, DiDeMo) it has one caption, its sentences
+joined.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from internvideo.datasets.reading import (
 from internvideo.errors import ManifestError
 
 DIDEMO_SECONDS = 31.0
-"""What is used of a DiDeMo video."""
+"""Only this first part of a DiDeMo video is used."""
 _LSMDC_TIMES = ("start_aligned", "end_aligned", "start_extracted", "end_extracted")
 _CLOCK = r"^\d+:\d\d:\d\d([.,]\d+)?$"
 
@@ -63,7 +63,7 @@ class _Pair(Record):
 
 
 class Film(Record):
-    """The columns of LSMDC that both tasks share."""
+    """The columns that both LSMDC tasks have."""
 
     clip: Name
     start_aligned: Annotated[str, Field(pattern=_CLOCK)]
@@ -73,7 +73,7 @@ class Film(Record):
 
     @property
     def path(self) -> str:
-        """FILM/CLIP.avi, as the clips are given out."""
+        """FILM/CLIP.avi, as in the release."""
         film = re.sub(r"_\d\d\.\d\d\.\d\d\.\d{3}-.*$", "", self.clip)
         return f"{film}/{self.clip}.avi"
 
@@ -100,13 +100,13 @@ class _Vatex(Record):
 
 
 def _ids(path: Path) -> dict[str, str]:
-    """Video ids, one a line -> where they stand. Raises ManifestError: an id twice."""
-    found: dict[str, str] = {}
+    """Read video ids, one per line -> "FILE:LINE". Raises ManifestError: a duplicate id."""
+    lines: dict[str, str] = {}
     for number, line in numbered_lines(path):
-        if line in found:
-            raise ManifestError(f"{path}:{number} id", f"'{line}', which {found[line]} has too", "each video once")
-        found[line] = f"{path}:{number}"
-    return found
+        if line in lines:
+            raise ManifestError(f"{path}:{number} id", f"'{line}', which {lines[line]} has too", "each video once")
+        lines[line] = f"{path}:{number}"
+    return lines
 
 
 def _row(video: str, captions: Iterable[str], split: str, path: str = "") -> Sample:
@@ -114,14 +114,14 @@ def _row(video: str, captions: Iterable[str], split: str, path: str = "") -> Sam
 
 
 def read_msrvtt(source: AnnotationSource) -> Annotations:
-    """MSR-VTT 9k/1k-A: `MSRVTT_train.9k.csv`, `MSRVTT_JSFUSION_test.csv` and the sentences of `MSRVTT_data.json`.
+    """Read MSR-VTT 9k/1k-A: `MSRVTT_train.9k.csv`, `MSRVTT_JSFUSION_test.csv` and the captions of `MSRVTT_data.json`.
 
-    A training video has all its captions, a test video the one of the test list. Either csv file alone will do.
+    A training video has all its captions, a test video the one of the test list. One of the csv files suffices.
 
     Raises:
-        ManifestError: neither csv file, a malformed row, a video without sentences, a video twice.
+        ManifestError: no csv file, a malformed row, a video without captions, a duplicate video.
     """
-    made = Annotations()
+    annotations = Annotations()
     train, test = source.maybe(r"train[^/]*9k[^/]*\.csv$"), source.maybe(r"jsfusion[^/]*\.csv$")
     if train is None and test is None:
         raise ManifestError(
@@ -135,60 +135,60 @@ def read_msrvtt(source: AnnotationSource) -> Annotations:
                 raise ManifestError(
                     f"{where} video_id", f"no sentence for '{row.video_id}'", "videos of MSRVTT_data.json"
                 )
-            made.add("train", _row(row.video_id, captions[row.video_id], "train"), where, row.video_id)
+            annotations.add("train", _row(row.video_id, captions[row.video_id], "train"), where, row.video_id)
     if test is not None:
         for line, pair in csv_records(test, _Pair):
-            made.add("test", _row(pair.video_id, (pair.sentence,), "test"), f"{test}:{line}", pair.video_id)
-    return made
+            annotations.add("test", _row(pair.video_id, (pair.sentence,), "test"), f"{test}:{line}", pair.video_id)
+    return annotations
 
 
 def read_msrvtt_full(source: AnnotationSource) -> Annotations:
-    """MSR-VTT as it was released: the splits that `MSRVTT_data.json` tells (6,513 / 497 / 2,990), all captions each.
+    """Read MSR-VTT with the released splits of `MSRVTT_data.json` (6,513 / 497 / 2,990 videos), all captions per video.
 
     Raises:
-        ManifestError: no such file, a malformed entry, a video without sentences, a video twice.
+        ManifestError: no such file, a malformed entry, a video without captions, a duplicate video.
     """
     path = source.one(r"(msrvtt_data|videodatainfo)[^/]*\.json$", "MSRVTT_data.json")
-    content, made = read_json(path, _MsrVtt), Annotations()
+    content, annotations = read_json(path, _MsrVtt), Annotations()
     captions = _msrvtt_captions(content)
     for number, video in enumerate(content.videos):
         where = Spot(path, ("videos", number, "video_id"))
         if video.video_id not in captions:
             raise ManifestError(where, f"no sentence for '{video.video_id}'", "at least one")
-        made.add(video.split, _row(video.video_id, captions[video.video_id], video.split), where, video.video_id)
-    if not made.splits:
+        annotations.add(video.split, _row(video.video_id, captions[video.video_id], video.split), where, video.video_id)
+    if not annotations.splits:
         raise ManifestError(f"{path}:1 videos", "no video in it", "at least one")
-    return made
+    return annotations
 
 
 def _msrvtt_captions(content: _MsrVtt) -> dict[str, list[str]]:
-    found: defaultdict[str, list[str]] = defaultdict(list)
+    captions: defaultdict[str, list[str]] = defaultdict(list)
     for sentence in content.sentences:
         if sentence.caption.strip():
-            found[sentence.video_id].append(sentence.caption)
-    return found
+            captions[sentence.video_id].append(sentence.caption)
+    return captions
 
 
 def read_msvd(source: AnnotationSource) -> Annotations:
-    """MSVD: `train_list.txt`, `val_list.txt`, `test_list.txt` and `raw-captions.pkl` (video -> lists of words), or the
-    same as .json. `youtube_mapping.txt` (`ID vidN`) gives second names of the videos.
+    """Read MSVD: `train_list.txt`, `val_list.txt`, `test_list.txt` and `raw-captions.pkl` (video -> lists of words) or
+    `raw-captions.json`. `youtube_mapping.txt` (`ID vidN`) gives alternative names of the videos.
 
     Raises:
-        ManifestError: no list, no captions, a pickle of anything but plain containers, a video without captions.
+        ManifestError: no list, no captions, a pickle with anything but plain containers, a video without captions.
     """
     lists = list(source.find(r"(train|val|test)_list\.txt$"))
     if not lists:
         raise ManifestError(source.path, "no annotation file of MSVD", "train_list.txt, val_list.txt, test_list.txt")
-    captions, made, second = _msvd_captions(source), Annotations(), mapping(source)
+    captions, annotations, alternative_names = _msvd_captions(source), Annotations(), mapping(source)
     for path in lists:
         split = split_of(path) or ""
         for video, where in _ids(path).items():
             if video not in captions:
                 raise ManifestError(f"{where} id", f"no captions for '{video}'", "videos of raw-captions.pkl")
-            names = (video, *([second[video]] if video in second else ()))
+            names = (video, *([alternative_names[video]] if video in alternative_names else ()))
             sentences = [" ".join(words) for words in captions[video] if " ".join(words).strip()]
-            made.add(split, _row(video, sentences, split, f"{video}.avi"), where, *names)
-    return made
+            annotations.add(split, _row(video, sentences, split, f"{video}.avi"), where, *names)
+    return annotations
 
 
 def _msvd_captions(source: AnnotationSource) -> dict[str, list[list[str]]]:
@@ -198,58 +198,58 @@ def _msvd_captions(source: AnnotationSource) -> dict[str, list[list[str]]]:
         try:
             return TypeAdapter(expected).validate_python(source.unpickle(path))
         except ValidationError as error:
-            place = ".".join(map(str, error.errors()[0]["loc"]))
-            raise ManifestError(f"{path} {place}".rstrip(), "no list of words", "video -> lists of words") from None
+            location = ".".join(map(str, error.errors()[0]["loc"]))
+            raise ManifestError(f"{path} {location}".rstrip(), "no list of words", "video -> lists of words") from None
     return read_json(source.one(r"raw-captions[^/]*\.json$", "raw-captions.pkl or raw-captions.json"), expected)
 
 
 def mapping(source: AnnotationSource) -> dict[str, str]:
-    """`ID vidN` of `*youtube_mapping.txt`, {} where there is none. Raises ManifestError: a line of another form."""
-    path, found = source.maybe(r"youtube_mapping\.txt$"), dict[str, str]()
+    """Read `ID vidN` lines of `*youtube_mapping.txt` as id -> name; {} without the file. Raises ManifestError."""
+    path, names = source.maybe(r"youtube_mapping\.txt$"), dict[str, str]()
     for number, line in () if path is None else numbered_lines(path):
         cells = line.split()
-        if len(cells) != 2 or cells[0] in found:
+        if len(cells) != 2 or cells[0] in names:
             raise ManifestError(f"{path}:{number} id", f"'{line[:80]}'", "'ID vidN', each id once")
-        found[cells[0]] = cells[1]
-    return found
+        names[cells[0]] = cells[1]
+    return names
 
 
 def read_lsmdc(source: AnnotationSource) -> Annotations:
-    """LSMDC: tab-separated `LSMDC16_annos_training.csv`, `*_val.csv`, `LSMDC16_challenge_1000_publictect.csv`; six
-    columns without header. Times are those of the film and become attributes.
+    """Read LSMDC: tab-separated `LSMDC16_annos_training.csv`, `*_val.csv`, `LSMDC16_challenge_1000_publictect.csv`; six
+    columns without header. Times are relative to the movie and become attributes.
 
     Raises:
-        ManifestError: no such file, a malformed row, a clip twice.
+        ManifestError: no such file, a malformed row, a duplicate clip.
     """
-    made = Annotations()
-    kinds = {
+    annotations = Annotations()
+    patterns = {
         "train": r"annos_training[^/]*\.csv$",
         "val": r"annos_val[^/]*\.csv$",
         "test": r"challenge_1000[^/]*\.csv$",
     }
-    for split, pattern in kinds.items():
+    for split, pattern in patterns.items():
         for path in source.find(pattern):
             rows = csv_records(
                 path, _FilmSentence, columns=("clip", *_LSMDC_TIMES, "sentence"), delimiter="\t", quoted=False
             )
             for line, row in rows:
-                told = {name: getattr(row, name) for name in _LSMDC_TIMES}
-                sample = _row(row.clip, (row.sentence,), split, row.path).model_copy(update={"attributes": told})
-                made.add(split, sample, f"{path}:{line}", row.clip)
-    if not made.splits:
+                times = {name: getattr(row, name) for name in _LSMDC_TIMES}
+                sample = _row(row.clip, (row.sentence,), split, row.path).model_copy(update={"attributes": times})
+                annotations.add(split, sample, f"{path}:{line}", row.clip)
+    if not annotations.splits:
         raise ManifestError(source.path, "no annotation file of LSMDC", "LSMDC16_annos_training.csv and so on")
-    return made
+    return annotations
 
 
 def read_activitynet_captions(source: AnnotationSource) -> Annotations:
-    """ActivityNet Captions by paragraph: `train.json`, `val_1.json` (the test set of retrieval, split "val").
+    """Read ActivityNet Captions as paragraphs: `train.json`, `val_1.json` (the test set of retrieval, split "val").
 
-    `train_ids.json` and `val_ids.json`, where they are, only tell how many videos lack sentences: they are noted.
+    `train_ids.json` and `val_ids.json`, if present, serve only to count the videos without sentences.
 
     Raises:
-        ManifestError: no such file, a malformed entry, as many sentences as times, a video twice.
+        ManifestError: no such file, a malformed entry, different numbers of sentences and times, a duplicate video.
     """
-    made, reversed_times = Annotations(), 0
+    annotations, reversed_times = Annotations(), 0
     for split, pattern in (("train", r"/train\.json$"), ("val", r"/val_1\.json$")):
         path = source.maybe(pattern)
         if path is None:
@@ -266,56 +266,56 @@ def read_activitynet_captions(source: AnnotationSource) -> Annotations:
             sample = _row(video, (paragraph,), split).model_copy(
                 update={"attributes": {"duration": f"{entry.duration:g}"}}
             )
-            made.add(split, sample, where, video, video.removeprefix("v_"))
+            annotations.add(split, sample, where, video, video.removeprefix("v_"))
         ids = source.maybe(rf"/{split}_ids\.json$")
-        lacking = set(read_json(ids, list[str])) - {row.id for row in made.splits.get(split, ())} if ids else ()
-        made.note(len(lacking), f"videos of {split}_ids.json have no sentences")
-    if not made.splits:
+        lacking = set(read_json(ids, list[str])) - {row.id for row in annotations.splits.get(split, ())} if ids else ()
+        annotations.note(len(lacking), f"videos of {split}_ids.json have no sentences")
+    if not annotations.splits:
         raise ManifestError(source.path, "no annotation file of ActivityNet Captions", "train.json and val_1.json")
-    made.note(reversed_times, "times end before they start (retrieval by paragraph does not use them)")
-    return made
+    annotations.note(reversed_times, "times end before they start (retrieval by paragraph does not use them)")
+    return annotations
 
 
 def read_didemo(source: AnnotationSource) -> Annotations:
-    """DiDeMo by paragraph: `train_data.json`, `val_data.json`, `test_data.json`; the first 31 s of each video.
+    """Read DiDeMo as paragraphs: `train_data.json`, `val_data.json`, `test_data.json`; the first 31 s of each video.
 
-    All sentences of a video are joined. A list `*_list.txt` of the split keeps its videos, in its order.
+    All sentences of a video are joined. A list `*_list.txt` of a split, if present, selects and orders its videos.
 
     Raises:
         ManifestError: no such file, a malformed entry, a listed video without sentences.
     """
-    made = Annotations()
+    annotations = Annotations()
     for path in source.find(r"(train|val|test)_data\.json$"):
         split = split_of(Path(path.name.removesuffix("_data.json"))) or ""
-        joined: dict[str, list[str]] = {}
-        places: dict[str, str] = {}
+        sentences: dict[str, list[str]] = {}
+        first_lines: dict[str, str] = {}
         for line, moment in json_records(path, _Moment):
-            joined.setdefault(moment.video, []).append(moment.description.strip())
-            places.setdefault(moment.video, f"{path}:{line}")
+            sentences.setdefault(moment.video, []).append(moment.description.strip())
+            first_lines.setdefault(moment.video, f"{path}:{line}")
         listed = source.maybe(rf"/{split}_list\.txt$")
-        for video, where in (_ids(listed) if listed else places).items():
-            if video not in joined:
+        for video, where in (_ids(listed) if listed else first_lines).items():
+            if video not in sentences:
                 raise ManifestError(f"{where} id", f"no sentence for '{video}'", f"videos of {path.name}")
-            sample = _row(video, (" ".join(joined[video]),), split)
+            sample = _row(video, (" ".join(sentences[video]),), split)
             sample = sample.model_copy(update={"span": (0.0, DIDEMO_SECONDS)})
-            made.add(split, sample, where, video, video.rsplit(".", 1)[0])
-    if not made.splits:
+            annotations.add(split, sample, where, video, video.rsplit(".", 1)[0])
+    if not annotations.splits:
         raise ManifestError(
             source.path, "no annotation file of DiDeMo", "train_data.json, val_data.json, test_data.json"
         )
-    return made
+    return annotations
 
 
 def read_vatex(source: AnnotationSource) -> Annotations:
-    """VATEX, English: `vatex_training_v1.0.json` and `vatex_validation_v1.0.json`; `test_list.txt` and, where it is,
-    `val_list.txt` divide the validation videos; without val_list.txt val is what test leaves.
+    """Read VATEX, English: `vatex_training_v1.0.json` and `vatex_validation_v1.0.json`. `test_list.txt` and
+    `val_list.txt` split the validation videos; without `val_list.txt`, val is all videos that test does not list.
 
     Raises:
-        ManifestError: no such file, a malformed entry, a listed video without captions, a video twice.
+        ManifestError: no such file, a malformed entry, a listed video without captions, a duplicate video.
     """
-    made = Annotations()
-    kinds = (("train", r"training[^/]*\.json$"), ("val", r"validation[^/]*\.json$"))
-    for split, path in ((split, source.maybe(pattern)) for split, pattern in kinds):
+    annotations = Annotations()
+    patterns = (("train", r"training[^/]*\.json$"), ("val", r"validation[^/]*\.json$"))
+    for split, path in ((split, source.maybe(pattern)) for split, pattern in patterns):
         if path is None:
             continue
         rows = {}
@@ -324,15 +324,15 @@ def read_vatex(source: AnnotationSource) -> Annotations:
                 raise ManifestError(f"{path}:{line} videoID", f"'{entry.video}' a second time", "each video once")
             rows[entry.video] = (f"{path}:{line}", entry.english)
         lists = {name: source.maybe(rf"/{name}_list\.txt$") for name in (("test", "val") if split == "val" else ())}
-        divided = {name: _ids(listed) for name, listed in lists.items() if listed is not None}
-        taken = {video for part in divided.values() for video in part}
-        if split not in divided:
-            divided[split] = {video: where for video, (where, _) in rows.items() if video not in taken}
-        for part, videos in divided.items():
+        split_ids = {name: _ids(listed) for name, listed in lists.items() if listed is not None}
+        listed_ids = {video for part in split_ids.values() for video in part}
+        if split not in split_ids:
+            split_ids[split] = {video: where for video, (where, _) in rows.items() if video not in listed_ids}
+        for part, videos in split_ids.items():
             for video, where in videos.items():
                 if video not in rows:
                     raise ManifestError(f"{where} id", f"no captions for '{video}'", f"videos of {path.name}")
-                made.add(part, _row(video, rows[video][1], part), where, video)
-    if not made.splits:
+                annotations.add(part, _row(video, rows[video][1], part), where, video)
+    if not annotations.splits:
         raise ManifestError(source.path, "no annotation file of VATEX", "vatex_validation_v1.0.json and test_list.txt")
-    return made
+    return annotations

@@ -1,10 +1,11 @@
-"""The 39 benchmarks of the paper (paper section 4), and the data sets around them: who reads them, how large, how good.
+"""The 39 benchmarks of the paper (section 4) and related data sets: annotation reader, sizes, metric, published figure.
 
 A benchmark is a (task, data set) pair that has a row or column in one of the paper's tables. Sizes are those of the
-official releases; `tolerance` is the share by which a release is known to differ ("about 240k").
+official releases; `tolerance` is the relative difference that is accepted where a size is approximate ("about 240k").
 
-No source at hand confirmed the sizes of Kinetics-600 and 700, Something-Something V1 and V2, ActivityNet's test, HACS,
-FineAction, AVA, AVA-Kinetics, VATEX's halves, LSMDC's choices and Ego4D: a difference there may be the table's mistake.
+Not confirmed are the sizes of Kinetics-600 and 700, Something-Something V1 and V2, ActivityNet's test set, HACS,
+FineAction, AVA, AVA-Kinetics, VATEX val and test, LSMDC multiple choice and Ego4D: a reported difference may be an
+error of this table.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ Unit = Literal["clips", "videos", "questions", "Kinetics clips"]
 
 @dataclass(frozen=True)
 class Measure:
-    """The task of `internvideo evaluate` that measures a benchmark, and the figures of its that are the metric."""
+    """The task of `internvideo evaluate` for a benchmark, and which of its metrics are the benchmark's."""
 
     evaluation: str = ""
     metrics: tuple[str, ...] = ()
@@ -58,23 +59,23 @@ MEASURES: dict[str, Measure] = {
     "Ego4D": Measure(),
     "pretraining": Measure(),
 }
-"""Task of a benchmark -> how most of its benchmarks are measured; Ego4D's five differ, and tell it themselves."""
+"""Task of a benchmark -> how it is measured, unless `Benchmark.measured` is set (as for Ego4D)."""
 
 
 @dataclass(frozen=True)
 class Benchmark:
-    """One entry.
+    """One entry of the catalog.
 
     Attributes:
         title: the data set's name.
         task: a key of MEASURES.
         read: the reader of its annotation files.
-        metric: what is reported. paper: the paper's figure, "" where it has none.
-        number: its place among the 39, 0 for a data set that is not counted.
-        sizes: split -> official size in `unit`. tolerance: share by which a split may differ unnoticed.
-        unit: what is counted: rows, different videos, questions.
-        classes: number of classes, 0 without.
-        measured: how it is measured, where that is not as MEASURES says of its task.
+        metric: the reported metric. paper: the paper's result, "" if it has none.
+        number: from 1 to 39 for the paper's benchmarks, 0 for other data sets.
+        sizes: split -> official size in `unit`. tolerance: relative difference of a size that is not reported.
+        unit: what a size counts: rows, distinct videos, questions.
+        classes: number of classes, 0 without classes.
+        measured: how it is measured, if not as MEASURES[task].
     """
 
     title: str
@@ -91,11 +92,11 @@ class Benchmark:
 
     @property
     def measure(self) -> Measure:
-        """How it is measured; an evaluation "" where nothing is: it is learned from."""
+        """How it is measured; `evaluation` is "" for pretraining data."""
         return self.measured or MEASURES[self.task]
 
     def count(self, rows: Sequence[Sample]) -> int:
-        """How many of its unit some rows are."""
+        """Count rows in the benchmark's unit."""
         if self.unit == "videos":
             return len({row.path for row in rows})
         if self.unit == "questions":
@@ -105,19 +106,19 @@ class Benchmark:
         return len(rows)
 
     def differences(self, annotations: Annotations) -> list[str]:
-        """What differs from the official release, one sentence each."""
-        found = []
+        """List the differences from the official release, one sentence each."""
+        sentences = []
         for split, size in self.sizes.items():
             if split not in annotations.splits:
-                found.append(f"no split {split} in the annotations; officially {size:,} {self.unit}")
+                sentences.append(f"no split {split} in the annotations; officially {size:,} {self.unit}")
                 continue
             count = self.count(annotations.splits[split])
             if abs(count - size) > self.tolerance * size:
                 about = "about " if self.tolerance else ""
-                found.append(f"{split} has {count:,} {self.unit}, officially {about}{size:,}")
+                sentences.append(f"{split} has {count:,} {self.unit}, officially {about}{size:,}")
         if self.classes and len(annotations.classes) != self.classes:
-            found.append(f"{len(annotations.classes):,} classes, officially {self.classes:,}")
-        return found
+            sentences.append(f"{len(annotations.classes):,} classes, officially {self.classes:,}")
+        return sentences
 
     @property
     def about(self) -> str:
@@ -328,7 +329,7 @@ BENCHMARKS: dict[str, Benchmark] = {
 
 
 def benchmark(name: str) -> Benchmark:
-    """The entry of a name. Raises ManifestError naming what there is."""
+    """Return the benchmark of a name. Raises ManifestError: there is none."""
     if name not in BENCHMARKS:
         found = f"no benchmark '{name}'{did_you_mean(name, BENCHMARKS)}"
         raise ManifestError("benchmark", found, "a name of `internvideo list benchmarks`")

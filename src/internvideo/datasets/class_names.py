@@ -1,7 +1,7 @@
-"""Classes of one set among the classes of another: Kinetics-400, 600 and 700 among the 710 (run_class_finetuning.py).
+"""Match the classes of a data set to those of a model, such as Kinetics-400 to Kinetics-710 (run_class_finetuning.py).
 
-A name is found as it is, else as the only one with the same letters and digits (the rule by which Kinetics-710 was
-merged), else a map file must say it. Nothing is guessed: every class is found, and no two become one.
+A class matches the identical name, else the only name with the same letters and digits (the rule by which Kinetics-710
+was merged), else the entry of a map file. Nothing is guessed: every class must match, each to a different one.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ Named = str | int
 
 @dataclass(frozen=True)
 class ClassMatch:
-    """Where classes are among others.
+    """The result of `match_classes`.
 
     Attributes:
-        rows: index among the known classes, one for each wanted class, all different.
-        known: how many known classes there are.
-        respelled: wanted and known name where they differ and no map file says it.
-        mapped: how many the map file says. map_sha256: of that file, "" without one.
+        rows: index into the known classes, one per wanted class, all different.
+        known: number of known classes.
+        respelled: (wanted, known) names that match by letters and digits only.
+        mapped: number of classes matched by the map file. map_sha256: hash of that file, "" without one.
     """
 
     rows: tuple[int, ...]
@@ -40,66 +40,66 @@ class ClassMatch:
 
     @property
     def about(self) -> str:
-        """One line for a person."""
+        """One line that describes the match."""
         parts = [f"{len(self.rows)} of {self.known} classes by name"]
         parts += [f"{self.mapped} of them by the map file {self.map_sha256[:16]}"] if self.map_sha256 else []
         if self.respelled:
             shown = ", ".join(f"'{wanted}' is '{known}'" for wanted, known in self.respelled[:SHOWN])
             more = f" and {len(self.respelled) - SHOWN} more" if len(self.respelled) > SHOWN else ""
-            parts.append(f"{len(self.respelled)} spelled otherwise ({shown}{more})")
+            parts.append(f"{len(self.respelled)} spelled differently ({shown}{more})")
         return ", ".join(parts)
 
 
 def same_name(name: str) -> str:
-    """What two spellings of one class have in common: letters and digits, of any alphabet."""
+    """Reduce a class name to its letters and digits, lower case, so that different spellings compare equal."""
     return re.sub(r"[\W_]+", " ", name.lower()).strip()
 
 
 def only_count(names: Sequence[str]) -> bool:
-    """Whether class names say nothing but their place, "0", "1", "2", ..., as of labels that are numbers."""
+    """Return whether the class names are only "0", "1", "2", ..., as for data sets whose labels are numbers."""
     return list(names) == [str(index) for index in range(len(names))]
 
 
 def match_classes(
     wanted: Sequence[str], known: Sequence[str], *, where: object, class_map: Path | None = None
 ) -> ClassMatch:
-    """Find classes among others.
+    """Find the index of every wanted class among the known classes.
 
     Args:
-        wanted: names in their order, such as those of a manifest. known: those of a model.
-        where: what asks, for messages.
+        wanted: class names in order, such as those of a manifest. known: class names, such as those of a model.
+        where: start of error messages.
         class_map: JSON object {class: known class}, a JSON list of the known classes in the order of `wanted`, or text
-            lines `class<TAB>known class`. A class is a name or, in JSON, its index too, as in the released label maps.
-            Classes that the file leaves out are found by name.
+            lines `class<TAB>known class`. A class is a name or, in JSON, also an index, as in the released label maps.
+            Classes that the file does not list are matched by name.
 
     Raises:
-        ManifestError: a class that is not found, named; two that are one; a map file that cannot be used.
+        ManifestError: classes without a match, two classes with the same match, a malformed map file.
     """
-    told = {} if class_map is None else _read_map(class_map, wanted, known)
-    exact = {name: row for row, name in enumerate(known)}
-    alike: dict[str, list[int]] = {}
+    mapped = {} if class_map is None else _read_map(class_map, wanted, known)
+    row_of_name = {name: row for row, name in enumerate(known)}
+    rows_by_spelling: dict[str, list[int]] = {}
     for row, name in enumerate(known):
-        alike.setdefault(same_name(name), []).append(row)
-    rows, respelled, lost = [], [], []
-    for number, name in enumerate(wanted):
-        near = alike.get(same_name(name), []) if same_name(name) else []
-        if number in told:
-            rows.append(told[number])
-        elif name in exact:
-            rows.append(exact[name])
-        elif len(near) == 1:
-            rows.append(near[0])
-            respelled.append((name, known[near[0]]))
+        rows_by_spelling.setdefault(same_name(name), []).append(row)
+    rows, respelled, unmatched = [], [], []
+    for index, name in enumerate(wanted):
+        candidates = rows_by_spelling.get(same_name(name), []) if same_name(name) else []
+        if index in mapped:
+            rows.append(mapped[index])
+        elif name in row_of_name:
+            rows.append(row_of_name[name])
+        elif len(candidates) == 1:
+            rows.append(candidates[0])
+            respelled.append((name, known[candidates[0]]))
         else:
-            lost.append(name)
-    if lost:
-        shown = ", ".join(f"'{name}'{did_you_mean(name, known)}" for name in lost[:SHOWN])
-        more = f" and {len(lost) - SHOWN} more" if len(lost) > SHOWN else ""
-        found = f"{len(lost)} of {len(wanted)} classes are not among the model's {len(known)}: {shown}{more}"
+            unmatched.append(name)
+    if unmatched:
+        shown = ", ".join(f"'{name}'{did_you_mean(name, known)}" for name in unmatched[:SHOWN])
+        more = f" and {len(unmatched) - SHOWN} more" if len(unmatched) > SHOWN else ""
+        found = f"{len(unmatched)} of {len(wanted)} classes are not among the model's {len(known)}: {shown}{more}"
         raise ManifestError(where, found, "", "give a class map that names them")
     _check_different(wanted, known, rows, where)
     digest = "" if class_map is None else hashlib.sha256(untrusted.read_bytes(class_map)).hexdigest()
-    return ClassMatch(tuple(rows), len(known), tuple(respelled), len(told), digest)
+    return ClassMatch(tuple(rows), len(known), tuple(respelled), len(mapped), digest)
 
 
 def _check_different(wanted: Sequence[str], known: Sequence[str], rows: Sequence[int], where: object) -> None:
@@ -111,17 +111,17 @@ def _check_different(wanted: Sequence[str], known: Sequence[str], rows: Sequence
 
 
 def _read_map(path: Path, wanted: Sequence[str], known: Sequence[str]) -> dict[int, int]:
-    """Index among `wanted` -> index among `known`."""
+    """Read a class map as index into `wanted` -> index into `known`."""
     pairs = _json_pairs(path) if path.suffix == ".json" else _text_pairs(path)
-    found: dict[int, int] = {}
-    for place, one, other in pairs:
+    mapped: dict[int, int] = {}
+    for where, one, other in pairs:
         if path.suffix == ".json" and isinstance(one, str) and one not in wanted and one.isdecimal():
-            one = int(one)  # keys of JSON are texts
-        number = _index(one, wanted, f"{place} class", "of the manifest")
-        if number in found:
-            raise ManifestError(f"{place} class", f"'{one}' a second time", "each class once")
-        found[number] = _index(other, known, f"{place} known class", "of the model")
-    return found
+            one = int(one)  # keys of JSON are strings
+        index = _index(one, wanted, f"{where} class", "of the manifest")
+        if index in mapped:
+            raise ManifestError(f"{where} class", f"'{one}' a second time", "each class once")
+        mapped[index] = _index(other, known, f"{where} known class", "of the model")
+    return mapped
 
 
 def _json_pairs(path: Path) -> list[tuple[str, Named, Named]]:
@@ -150,7 +150,7 @@ def _text_pairs(path: Path) -> list[tuple[str, Named, Named]]:
 
 
 def _index(name: Named, names: Sequence[str], where: str, of: str) -> int:
-    """Of a class by its name, or by its index."""
+    """Return the index of a class given by name or by index. Raises ManifestError: there is no such class."""
     if isinstance(name, int):
         if 0 <= name < len(names):
             return name

@@ -1,4 +1,4 @@
-"""Sets of short labeled clips: HMDB51, UCF101, Moments in Time 2, and the two open-set benchmarks made of them."""
+"""Read data sets of short labeled clips: HMDB51, UCF101, Moments in Time 2, and the two open-set benchmarks of them."""
 
 from __future__ import annotations
 
@@ -28,74 +28,74 @@ class _Moment(Record):
 
 
 def read_hmdb51(source: AnnotationSource) -> Annotations:
-    """HMDB51: `CLASS_test_splitN.txt` with `name.avi 1|2|0` (train, test, neither), splits train1, test1, ..., test3.
+    """Read HMDB51: `CLASS_test_splitN.txt` with `name.avi 1|2|0` (train, test, neither); splits train1, ..., test3.
 
-    Without these files, lists of `path label`.
+    Without these files, lists of `path label` are read.
 
     Raises:
-        ManifestError: neither, a malformed line, a clip twice in a split.
+        ManifestError: no annotation file, a malformed line, a duplicate clip in a split.
     """
     files = _numbered(source, _HMDB)
     if not files:
         return _lists(source, 51, "CLASS_test_split1.txt and so on")
-    names = tuple(sorted({found["label"] for _, found in files}))
-    made, known = Annotations(names), ClassList(names)
-    for path, found in files:
-        label = known.named(found["label"], path)
+    names = tuple(sorted({match["label"] for _, match in files}))
+    annotations, known = Annotations(names), ClassList(names)
+    for path, match in files:
+        label = known.index_of(match["label"], path)
         for number, line in numbered_lines(path):
             where, cells = f"{path}:{number}", line.split()
             if len(cells) != 2 or cells[1] not in _HMDB_CODES:
                 raise ManifestError(f"{where} split", f"'{line[:80]}'", "'name.avi 1' (train), 2 (test) or 0 (neither)")
             part = _HMDB_CODES[cells[1]]
             if part:
-                video = f"{found['label']}/{cells[0]}"
+                video = f"{match['label']}/{cells[0]}"
                 sample = Sample(id=video, path=video, label=label, split=part, group=_source_film(cells[0]))
-                made.add(f"{part}{found['split']}", sample, where, video)
-    return made
+                annotations.add(f"{part}{match['split']}", sample, where, video)
+    return annotations
 
 
 def _numbered(source: AnnotationSource, name: re.Pattern[str]) -> list[tuple[Path, re.Match[str]]]:
-    """The files of three splits. Raises ManifestError for another number."""
-    files = [(path, found) for path in source.files if (found := name.match(path.name))]
-    for path, found in files:
-        if found["split"] not in ("1", "2", "3"):
-            raise ManifestError(path, f"split {found['split']}", "1, 2 or 3")
+    """Return the files of the three splits whose name matches. Raises ManifestError: a split other than 1, 2, 3."""
+    files = [(path, match) for path in source.files if (match := name.match(path.name))]
+    for path, match in files:
+        if match["split"] not in ("1", "2", "3"):
+            raise ManifestError(path, f"split {match['split']}", "1, 2 or 3")
     return files
 
 
 def _source_film(name: str) -> str:
-    """Clips of one film differ in the number at the end: they belong together (70 % of a film's clips train)."""
+    """Return the movie of a clip: its name without the number at the end. It is the group of the row."""
     return re.sub(r"_\d+\.\w+$", "", name)
 
 
 def read_ucf101(source: AnnotationSource) -> Annotations:
-    """UCF101: `classInd.txt` (`N Name`, from 1), `trainlist0N.txt` (`path N`) and `testlist0N.txt`; train1, test1, ...
+    """Read UCF101: `classInd.txt` (`N Name`, from 1), `trainlist0N.txt` (`path N`) and `testlist0N.txt`; train1, ...
 
-    Without these files, lists of `path label`. Clips of one group (gNN) show the same person and place.
+    Without these files, lists of `path label` are read. Clips of one group (gNN) show the same person and place.
 
     Raises:
-        ManifestError: neither, a malformed line, a number that is not the class of the folder.
+        ManifestError: no annotation file, a malformed line, a number that contradicts the class of the folder.
     """
     files = _numbered(source, _UCF)
     if not files:
         return _lists(source, 101, "classInd.txt, trainlist01.txt and testlist01.txt")
     names = _ucf_names(source.one(r"/classInd\.txt$", "classInd.txt"))
-    made, known = Annotations(names), ClassList(names)
-    for path, found in files:
-        part = found["part"].lower()
+    annotations, known = Annotations(names), ClassList(names)
+    for path, match in files:
+        part = match["part"].lower()
         for number, line in numbered_lines(path):
-            where, (video, _, told) = f"{path}:{number}", line.partition(" ")
-            label = known.named(video.split("/")[0], where, field="path")
-            if told and told.strip() != str(label + 1):
+            where, (video, _, class_number) = f"{path}:{number}", line.partition(" ")
+            label = known.index_of(video.split("/")[0], where, field="path")
+            if class_number and class_number.strip() != str(label + 1):
                 raise ManifestError(
-                    f"{where} label", f"'{told}' for {names[label]}", f"{label + 1}, as in classInd.txt"
+                    f"{where} label", f"'{class_number}' for {names[label]}", f"{label + 1}, as in classInd.txt"
                 )
-            if part == "train" and not told:
+            if part == "train" and not class_number:
                 raise ManifestError(f"{where} label", "missing", f"{label + 1}, as in classInd.txt")
             group = re.sub(r"_c\d+\.\w+$", "", video)
             sample = Sample(id=video, path=video, label=label, split=part, group=group)
-            made.add(f"{part}{found['split']}", sample, where, video)
-    return made
+            annotations.add(f"{part}{match['split']}", sample, where, video)
+    return annotations
 
 
 def _ucf_names(path: Path) -> tuple[str, ...]:
@@ -109,27 +109,29 @@ def _ucf_names(path: Path) -> tuple[str, ...]:
 
 
 def read_moments(source: AnnotationSource) -> Annotations:
-    """Moments in Time 2, 305 classes: `trainingSet.csv`, `validationSet.csv` (path,label,agree,disagree, no header) and
-    `moments_categories.txt` (`name,number`); without the csv files, lists of `path label`.
+    """Read Moments in Time 2, 305 classes: `trainingSet.csv`, `validationSet.csv`, `moments_categories.txt`.
+
+    Columns without header: path,label,agree,disagree, and name,number for the classes. Without the csv files, lists of
+    `path label` are read.
 
     Raises:
-        ManifestError: neither, a malformed row, an unknown class, a path twice.
+        ManifestError: no annotation file, a malformed row, an unknown class, a duplicate path.
     """
     files = source.find(r"(training|validation)Set\.csv$")
     if not files:
         return _lists(source, 305, "validationSet.csv and moments_categories.txt")
     names = names_beside(source)
-    made, known = Annotations(), ClassList(names, len(names) or 305)
+    annotations, known = Annotations(), ClassList(names, len(names) or 305)
     for path in files:
         split = "train" if "training" in path.name.lower() else "val"
         for line, row in csv_records(path, _Moment, columns=("path", "label", "agree", "disagree")):
             where = f"{path}:{line}"
-            label = known.named(row.label, where)
+            label = known.index_of(row.label, where)
             votes = {"agree": str(row.agree), "disagree": str(row.disagree)}
             sample = Sample(id=row.path, path=row.path, label=label, split=split, attributes=votes)
-            made.add(split, sample, where, row.path)
-    known.settle(made)
-    return made
+            annotations.add(split, sample, where, row.path)
+    known.finish(annotations)
+    return annotations
 
 
 def _lists(source: AnnotationSource, count: int, expected: str) -> Annotations:
@@ -142,33 +144,36 @@ def _lists(source: AnnotationSource, count: int, expected: str) -> Annotations:
 
 
 def read_open_hmdb(source: AnnotationSource) -> Annotations:
-    """UCF101 split 1 as known, the test clips of HMDB51's split 1 as unknown (DEAR). Raises ManifestError."""
+    """Read UCF101 split 1 as known, the test clips of HMDB51 split 1 as unknown (DEAR). Raises ManifestError."""
     return _open_set(source, read_hmdb51, r"hmdb-?51?", ("test1", "test", "val"))
 
 
 def read_open_moments(source: AnnotationSource) -> Annotations:
-    """UCF101 split 1 as known, the validation clips of Moments in Time 2 as unknown. Raises ManifestError."""
+    """Read UCF101 split 1 as known, the validation clips of Moments in Time 2 as unknown. Raises ManifestError."""
     return _open_set(source, read_moments, r"(mit|moments).*", ("val",))
 
 
 def _open_set(
     source: AnnotationSource, read: Callable[[AnnotationSource], Annotations], folder: str, splits: tuple[str, ...]
 ) -> Annotations:
-    """Splits train and test of the known classes, and unknown.
+    """Read the splits train and test of the known classes, and a split "unknown".
 
-    Unknown rows have no label but the attributes "known", which is "no", and "class".
+    Rows of unknown classes have no label but the attributes "known", always "no", and "class".
     """
     known, unknown = source.below(r"ucf-?101"), source.below(folder)
     if known is None or unknown is None:
-        raise ManifestError(source.path, "not both sets", f"a folder ucf101 and a folder like {folder.strip('?')}")
-    made, other = read_ucf101(known), read(unknown)
-    told = {"train1": "train", "test1": "test", "val": "test"}
-    made.splits = {told.get(split, split): rows for split, rows in made.splits.items() if split[-1] not in "23"}
+        found = "no folder of the known classes" if known is None else "no folder of the unknown classes"
+        raise ManifestError(source.path, found, f"a folder ucf101 and a folder like {folder.strip('?')}")
+    annotations, other = read_ucf101(known), read(unknown)
+    split_names = {"train1": "train", "test1": "test", "val": "test"}
+    annotations.splits = {
+        split_names.get(split, split): rows for split, rows in annotations.splits.items() if split[-1] not in "23"
+    }
     split = next((name for name in splits if name in other.splits), None)
     if split is None:
         raise ManifestError(unknown.path, "no test clips in it", " or ".join(splits))
     for row in other.splits[split]:
         name = "" if row.label is None else other.classes[row.label]
-        changed = {"label": None, "split": "unknown", "attributes": {**row.attributes, "known": "no", "class": name}}
-        made.add("unknown", row.model_copy(update=changed), unknown.path, *other.names.get(row.path, ()))
-    return made
+        fields = {"label": None, "split": "unknown", "attributes": {**row.attributes, "known": "no", "class": name}}
+        annotations.add("unknown", row.model_copy(update=fields), unknown.path, *other.names.get(row.path, ()))
+    return annotations

@@ -1,8 +1,8 @@
-"""Ego4D (arXiv 2211.09529), four tracks of the paper's figure 1: moments, language queries, anticipation, future hands.
+"""Read four Ego4D tracks (arXiv 2211.09529): moments, language queries, short-term anticipation, future hands.
 
-The fifth, state-change objects, is in ego4d_objects.py.
+The fifth track, state-change objects, is in ego4d_objects.py.
 
-Clips are files CLIP_UID.mp4, whose times and frames start at 0. Splits are told by the names of the files.
+Clips are files CLIP_UID.mp4, whose times and frames start at 0. The split is part of the annotation file's name.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Annotated
 from pydantic import Field
 
 from internvideo.data.sample import Box, Sample, Segment
-from internvideo.datasets.annotations import Annotations, ClassList, OddRows
+from internvideo.datasets.annotations import Annotations, ClassList, InvalidRows
 from internvideo.datasets.reading import SHORTEST_SECONDS, AnnotationSource, Name, Record, Spot, read_json, split_of
 from internvideo.errors import ManifestError
 
@@ -60,7 +60,7 @@ class _Clips(Record):
 
 
 class Category(Record):
-    """A class with its number."""
+    """A class name with its id."""
 
     id: Whole
     name: Name
@@ -125,7 +125,7 @@ class _Hands(Record):
 
 
 def annotation_files(source: AnnotationSource, pattern: str, expected: str) -> Iterator[tuple[Path, str]]:
-    """The files of a track, with their splits. Raises ManifestError: there is none."""
+    """Yield the annotation files of a track with their splits. Raises ManifestError: there is none."""
     files = source.find(pattern)
     if not files:
         raise ManifestError(source.path, "no annotation file of this track", expected)
@@ -140,55 +140,55 @@ def _clips(path: Path) -> Iterator[tuple[_Video, _Clip, tuple[str | int, ...]]]:
 
 
 def read_moments(source: AnnotationSource) -> Annotations:
-    """Moments (MQ), 110 classes: `moments_train.json` and so on; a row a clip with all annotators' primary labels.
+    """Read moments (MQ), 110 classes, `moments_train.json` and so on: one row per clip, all annotators' primary labels.
 
     Raises:
-        ManifestError: no such file, a malformed entry, mostly reversed moments, a clip twice.
+        ManifestError: no such file, a malformed entry, mostly reversed moments, a duplicate clip.
     """
-    made, known, left_out = Annotations(), ClassList((), 110), 0
-    odd = OddRows("labels")
+    annotations, known, left_out = Annotations(), ClassList((), 110), 0
+    invalid = InvalidRows("labels")
     for path, split in annotation_files(source, r"moments[^/]*\.json$", "moments_train.json, moments_val.json"):
         for video, clip, place in _clips(path):
             segments = []
             for k, annotator in enumerate(clip.annotations):
                 for n, moment in enumerate(annotator.labels):
                     where = Spot(path, (*place, "annotations", k, "labels", n))
-                    if odd.passed(*_turned(where.at("end_time"), moment.start, moment.end)):
+                    if invalid.skip(*_turned(where.at("end_time"), moment.start, moment.end)):
                         continue
                     if not moment.primary or moment.end - moment.start < SHORTEST_SECONDS:
                         left_out += 1
                         continue
-                    label = known.named(moment.label, where)
+                    label = known.index_of(moment.label, where)
                     segments.append(Segment(start=moment.start, end=moment.end, label=label))
             sample = clip_row(clip.clip_uid, clip.clip_uid, split, video.video_uid).model_copy(
                 update={"segments": tuple(segments)}
             )
-            made.add(split, sample, Spot(path, place), clip.clip_uid)
-    made.note(left_out, "labels that are not primary, or have no length, left out")
-    known.settle(made)
-    odd.settle(made)
-    return made
+            annotations.add(split, sample, Spot(path, place), clip.clip_uid)
+    annotations.note(left_out, "labels that are not primary or have no duration left out")
+    known.finish(annotations)
+    invalid.finish(annotations)
+    return annotations
 
 
 def _turned(where: Spot, start: float, end: float) -> tuple[bool, Spot, str, str]:
-    """Whether times run backwards, and how that is told."""
+    """Return the arguments of `InvalidRows.skip` for a segment: invalid if it ends before it starts."""
     return end < start, where, f"{end:g} before the start {start:g}", "start before end"
 
 
 def clip_row(name: str, clip: str, split: str, video: str) -> Sample:
-    """A row of the file of a clip."""
+    """Make a row for the file of a clip."""
     return Sample(id=name, path=f"{clip}.mp4", group=video, split=split)
 
 
 def read_queries(source: AnnotationSource) -> Annotations:
-    """Language queries (NLQ): `nlq_train.json` and so on; a row a query, its answer the segment, class "answer".
+    """Read language queries (NLQ), `nlq_train.json` and so on: one row per query; its answer is a segment of class 0.
 
-    A query without text or without length is left out, and noted; test queries have no answer.
+    Queries without text or with an answer of no duration are left out and counted; test queries have no answer.
 
     Raises:
         ManifestError: no such file, a malformed entry, mostly reversed answers.
     """
-    made, left_out, odd = Annotations(("answer",)), 0, OddRows("queries")
+    annotations, left_out, invalid = Annotations(("answer",)), 0, InvalidRows("queries")
     for path, split in annotation_files(source, r"nlq[^/]*\.json$", "nlq_train.json, nlq_val.json"):
         for video, clip, place in _clips(path):
             for k, annotator in enumerate(clip.annotations):
@@ -196,7 +196,7 @@ def read_queries(source: AnnotationSource) -> Annotations:
                     where = Spot(path, (*place, "annotations", k, "language_queries", n))
                     answer: tuple[Segment, ...] = ()
                     if query.start is not None and query.end is not None:
-                        if odd.passed(*_turned(where.at("clip_end_sec"), query.start, query.end)):
+                        if invalid.skip(*_turned(where.at("clip_end_sec"), query.start, query.end)):
                             continue
                         if query.end - query.start >= SHORTEST_SECONDS:
                             answer = (Segment(start=query.start, end=query.end, label=0),)
@@ -204,33 +204,37 @@ def read_queries(source: AnnotationSource) -> Annotations:
                         left_out += 1
                         continue
                     row = clip_row(f"{clip.clip_uid}_{k}_{n}", clip.clip_uid, split, video.video_uid)
-                    told = {"clip_uid": clip.clip_uid, "annotation_uid": annotator.annotation_uid, "query_idx": str(n)}
-                    told |= {"template": query.template} if query.template else {}
-                    changed = {"captions": (query.query,), "segments": answer, "attributes": told}
-                    made.add(split, row.model_copy(update=changed), where, clip.clip_uid)
-    odd.settle(made)
-    made.note(left_out, "queries without text or whose answer has no length left out")
-    return made
+                    attributes = {
+                        "clip_uid": clip.clip_uid,
+                        "annotation_uid": annotator.annotation_uid,
+                        "query_idx": str(n),
+                    }
+                    attributes |= {"template": query.template} if query.template else {}
+                    fields = {"captions": (query.query,), "segments": answer, "attributes": attributes}
+                    annotations.add(split, row.model_copy(update=fields), where, clip.clip_uid)
+    invalid.finish(annotations)
+    annotations.note(left_out, "queries without text or whose answer has no duration left out")
+    return annotations
 
 
 def read_anticipation(source: AnnotationSource) -> Annotations:
-    """Short-term anticipation (STA), 87 nouns and 74 verbs: `fho_sta_train.json` and so on; a row a key frame.
+    """Read short-term anticipation (STA), 87 nouns, 74 verbs, `fho_sta_train.json` and so on: one row per key frame.
 
-    Boxes carry the noun; the attributes "verbs" and "times_to_contact" (s) have a number for each box, in their order,
-    and "uid", "frame", "time" and "size" name the key frame. The vocabulary "verbs" names the verbs.
+    The label of a box is its noun; the attributes "verbs" and "times_to_contact" (s) have one number per box, in order;
+    "uid", "frame", "time" (s) and "size" describe the key frame. The vocabulary "verbs" lists the verb classes.
 
     Raises:
         ManifestError: no such file, a malformed entry, an unknown noun, verb or video, a box outside the frame.
     """
-    made = Annotations()
+    annotations = Annotations()
     for path, split in annotation_files(source, r"fho_sta[^/]*\.json$", "fho_sta_train.json, fho_sta_val.json"):
         content = read_json(path, _ShortTerm)
         nouns, verbs = _named(path, "noun_categories", content.nouns), _named(path, "verb_categories", content.verbs)
-        if made.classes not in ((), nouns):
+        if annotations.classes not in ((), nouns):
             raise ManifestError(f"{path}:1 noun_categories", "other nouns than in the other files", "the same")
-        if made.vocabularies.get("verbs", verbs) != verbs:
+        if annotations.vocabularies.get("verbs", verbs) != verbs:
             raise ManifestError(f"{path}:1 verb_categories", "other verbs than in the other files", "the same")
-        made.classes, made.vocabularies["verbs"] = nouns, verbs
+        annotations.classes, annotations.vocabularies["verbs"] = nouns, verbs
         for number, entry in enumerate(content.annotations):
             size = content.info.video_metadata.get(entry.video_id)
             if size is None:
@@ -242,20 +246,20 @@ def read_anticipation(source: AnnotationSource) -> Annotations:
                 _object_box(thing, size, seconds, limits, spot.at("objects", n))
                 for n, thing in enumerate(entry.objects)
             )
-            told = {
+            attributes = {
                 "uid": entry.uid, "frame": str(entry.clip_frame), "size": f"{size.width}x{size.height}",
                 "time": f"{seconds:.4f}",
                 "verbs": " ".join(str(thing.verb) for thing in entry.objects),
                 "times_to_contact": " ".join(f"{thing.time_to_contact:g}" for thing in entry.objects),
             }  # fmt: skip
             row = clip_row(entry.uid, entry.clip_uid, split, entry.video_id)
-            kept = {"boxes": boxes, "attributes": {key: value for key, value in told.items() if value}}
-            made.add(split, row.model_copy(update=kept), spot, entry.clip_uid)
-    return made
+            fields = {"boxes": boxes, "attributes": {key: value for key, value in attributes.items() if value}}
+            annotations.add(split, row.model_copy(update=fields), spot, entry.clip_uid)
+    return annotations
 
 
 def _named(path: Path, field: str, categories: tuple[Category, ...]) -> tuple[str, ...]:
-    """Names in the order of their numbers. Raises ManifestError: numbers with gaps."""
+    """Return category names in the order of their ids. Raises ManifestError: the ids are not 0, 1, 2, ..."""
     ordered = sorted(categories, key=lambda category: category.id)
     if [category.id for category in ordered] != list(range(len(ordered))):
         raise ManifestError(Spot(path, (field,)), "the ids are not 0, 1, 2, ...", "each once")
@@ -275,7 +279,11 @@ def _object_box(thing: _Object, size: _Size, seconds: float, limits: tuple[int, 
 
 
 def box_inside(corners: tuple[float, float, float, float], seconds: float, label: int, where: object) -> Box:
-    """A box in fractions; half a per mille outside is rounding. Raises ManifestError."""
+    """Make a box from corners as fractions, clamped to the frame.
+
+    Raises:
+        ManifestError: a box without area, or more than 0.0005 (rounding error) outside the frame.
+    """
     x1, y1, x2, y2 = corners
     if min(corners) < -5e-4 or max(corners) > 1 + 5e-4:
         raise ManifestError(
@@ -288,33 +296,33 @@ def box_inside(corners: tuple[float, float, float, float], seconds: float, label
 
 
 def read_hands(source: AnnotationSource) -> Annotations:
-    """Future hands (FHP): `fho_hands_train.json` and so on; a row an interaction.
+    """Read future hands (FHP), `fho_hands_train.json` and so on: one row per interaction.
 
-    The attribute "hands" is JSON: for each of pre_45, pre_30, pre_15, pre_frame and contact_frame that is annotated its
-    frame number in the clip (in the video, where no other is told) and the positions (pixels) of the visible hands. The
-    attribute "uid" is the challenge's name of the row: CLIP_ID_FRAME, the last video frame before pre_45.
+    The attribute "hands" is JSON: for each annotated frame of pre_45, pre_30, pre_15, pre_frame and contact_frame its
+    index in the clip (in the video, if the file gives no other) and the positions (pixels) of the visible hands. The
+    attribute "uid" is the row's id in the challenge, CLIP_ID_FRAME, where FRAME is the last video frame before pre_45.
 
     Raises:
-        ManifestError: no such file, a malformed entry, a hand of another name.
+        ManifestError: no such file, a malformed entry, a hand other than left_hand and right_hand.
     """
-    made = Annotations()
+    annotations = Annotations()
     for path, split in annotation_files(source, r"fho_hands[^/]*\.json$", "fho_hands_train.json, fho_hands_val.json"):
         for i, clip in enumerate(read_json(path, _Hands).clips):
             for j, contact in enumerate(clip.frames):
                 where = Spot(path, ("clips", i, "frames", j))
-                told: dict[str, dict[str, object]] = {}
+                key_frames: dict[str, dict[str, object]] = {}
                 for name in HAND_FRAMES:
-                    moment: _HandFrame | None = getattr(contact, name)
-                    if moment is None:
+                    frame: _HandFrame | None = getattr(contact, name)
+                    if frame is None:
                         continue
-                    hands = {hand: place for box in moment.boxes for hand, place in box.items()}
+                    hands = {hand: position for box in frame.boxes for hand, position in box.items()}
                     if not set(hands) <= set(HANDS):
                         raise ManifestError(where.at(name, "boxes"), f"a hand {sorted(hands)}", " or ".join(HANDS))
-                    inside = moment.frame if moment.clip_frame is None else moment.clip_frame
-                    told[name] = {"frame": inside, **hands}
+                    frame_index = frame.frame if frame.clip_frame is None else frame.clip_frame
+                    key_frames[name] = {"frame": frame_index, **hands}
                 row = clip_row(f"{clip.clip_uid}_{j}", clip.clip_uid, split, clip.video_uid)
-                kept = {"hands": json.dumps(told)}
+                attributes = {"hands": json.dumps(key_frames)}
                 if clip.clip_id is not None and contact.pre_45 is not None:
-                    kept["uid"] = f"{clip.clip_id}_{contact.pre_45.frame - 1}"
-                made.add(split, row.model_copy(update={"attributes": kept}), where, clip.clip_uid)
-    return made
+                    attributes["uid"] = f"{clip.clip_id}_{contact.pre_45.frame - 1}"
+                annotations.add(split, row.model_copy(update={"attributes": attributes}), where, clip.clip_uid)
+    return annotations

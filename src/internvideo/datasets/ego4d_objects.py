@@ -1,4 +1,4 @@
-"""Ego4D's state-change objects (arXiv 2211.09529): annotations of clips, and the COCO export of their frames."""
+"""Read Ego4D's state-change objects (arXiv 2211.09529): the official annotations, or a COCO export of the frames."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from internvideo.errors import ManifestError
 
 CHANGED = "object_of_change"
 MOMENTS = ("pre_frame", "pnr_frame", "post_frame")
-"""Before the change, its point of no return, after it."""
+"""Before the change, at its point of no return, after it."""
 FRAME_RATE = 30.0
-"""Frames a second of Ego4D's clips."""
+"""Frames per second of Ego4D's clips."""
 OFFICIAL = r"fho_scod_(?!coco)[^/]*\.json$"
 EXPORTED = r"coco[^/]*(/(train|val|test)(_[^/]*)?)?\.json$"
 
@@ -77,76 +77,77 @@ class _Coco(Record):
 
 
 def read_state_change(source: AnnotationSource) -> Annotations:
-    """State-change objects (SCOD), one class: `fho_scod_train.json` and so on, or else the COCO export of the frames.
+    """Read state-change objects (SCOD), one class: `fho_scod_train.json` and so on, else a COCO export of the frames.
 
     Raises:
-        ManifestError: neither, or as `read_changes` and `read_exported` say.
+        ManifestError: neither, or as `read_changes` and `read_exported`.
     """
     return read_changes(source) if source.find(OFFICIAL) else read_exported(source)
 
 
 def read_changes(source: AnnotationSource) -> Annotations:
-    """The official form, `fho_scod_train.json` and so on: a row for each of the three frames of a change.
+    """Read the official annotations, `fho_scod_train.json` and so on: one row for each of the three frames of a change.
 
-    A row is the key frame of the clip CLIP_UID.mp4; its boxes are of the object of change, those of hands and tools are
-    passed over. The attribute "uid" is VIDEO_UID/FRAME, as the published frames are called; "moment" is pre, pnr or
-    post, "noun" names the object, "frame", "time" (s) and "size" are those of the clip.
+    A row is a key frame of the clip CLIP_UID.mp4 with the boxes of the object of change; boxes of hands and tools are
+    skipped. Attributes: "uid" is VIDEO_UID/FRAME, the name of the published frame; "moment" is pre, pnr or post; "noun"
+    names the object; "frame", "time" (s) and "size" refer to the clip.
 
     Raises:
         ManifestError: no such file, a malformed entry, a box outside the frame.
     """
-    made, without = Annotations((CHANGED,)), 0
+    annotations, without = Annotations((CHANGED,)), 0
     for path, split in annotation_files(source, OFFICIAL, "fho_scod_train.json, fho_scod_val.json"):
-        met: Counter[str] = Counter()
-        for number, change in enumerate(read_json(path, _Changes).clips):
+        changes_per_clip: Counter[str] = Counter()
+        for index, change in enumerate(read_json(path, _Changes).clips):
             for name in MOMENTS:
-                where, frame = Spot(path, ("clips", number, name)), getattr(change, name)
-                row = _key_frame(change, name, frame, f"{change.clip_uid}_{met[change.clip_uid]}", split, where)
+                where, frame = Spot(path, ("clips", index, name)), getattr(change, name)
+                number = f"{change.clip_uid}_{changes_per_clip[change.clip_uid]}"
+                row = _key_frame(change, name, frame, number, split, where)
                 without += not row.boxes
-                made.add(split, row, where, change.clip_uid)
-            met[change.clip_uid] += 1
-    made.note(without, "frames without a box of the object of change")
-    return made
+                annotations.add(split, row, where, change.clip_uid)
+            changes_per_clip[change.clip_uid] += 1
+    annotations.note(without, "frames without a box of the object of change")
+    return annotations
 
 
 def _key_frame(change: _Change, name: str, frame: _Frame, number: str, split: str, where: Spot) -> Sample:
     seconds, boxes, nouns = frame.clip_frame_number / FRAME_RATE, [], []
-    for place, thing in enumerate(frame.things):
+    for index, thing in enumerate(frame.things):
         if thing.object_type == CHANGED:
-            at = thing.bbox
+            box = thing.bbox
             corners = (
-                at.x / frame.width,
-                at.y / frame.height,
-                (at.x + at.width) / frame.width,
-                (at.y + at.height) / frame.height,
+                box.x / frame.width,
+                box.y / frame.height,
+                (box.x + box.width) / frame.width,
+                (box.y + box.height) / frame.height,
             )
-            boxes.append(box_inside(corners, seconds, 0, where.at("bbox", place, "bbox")))
+            boxes.append(box_inside(corners, seconds, 0, where.at("bbox", index, "bbox")))
             nouns += [thing.noun] if thing.noun else []
     moment = name.removesuffix("_frame")
-    told = {
+    attributes = {
         "uid": f"{change.video_uid}/{frame.frame_number}", "moment": moment, "noun": ", ".join(dict.fromkeys(nouns)),
         "frame": str(frame.clip_frame_number), "time": f"{seconds:.4f}", "size": f"{frame.width}x{frame.height}",
     }  # fmt: skip
-    kept = {"boxes": tuple(boxes), "attributes": {key: value for key, value in told.items() if value}}
+    fields = {"boxes": tuple(boxes), "attributes": {key: value for key, value in attributes.items() if value}}
     row = clip_row(f"{number}_{moment}", change.clip_uid, split, change.video_uid)
-    return row.model_copy(update=kept)
+    return row.model_copy(update=fields)
 
 
 def read_exported(source: AnnotationSource) -> Annotations:
-    """A COCO export of one class, `train_coco.json` or `coco_annotations/train.json` and so on: a row a frame.
+    """Read a COCO export of one class, `train_coco.json`, `coco_annotations/train.json` and so on: one row per frame.
 
-    Paths are those of the exported images.
+    Paths are the file names of the exported images.
 
     Raises:
         ManifestError: no such file, a malformed entry, an unknown image or class, a box outside the image.
     """
-    made = Annotations()
+    annotations = Annotations()
     for path, split in annotation_files(
         source, EXPORTED, "fho_scod_train.json, fho_scod_val.json or a COCO export train_coco.json"
     ):
         content = read_json(path, _Coco)
         index = {category.id: number for number, category in enumerate(content.categories)}
-        made.classes = tuple(category.name for category in content.categories)
+        annotations.classes = tuple(category.name for category in content.categories)
         boxes: dict[int, list[Box]] = {image.id: [] for image in content.images}
         images = {image.id: image for image in content.images}
         for number, box in enumerate(content.annotations):
@@ -159,7 +160,9 @@ def read_exported(source: AnnotationSource) -> Annotations:
             corners = (x / image.width, y / image.height, (x + width) / image.width, (y + height) / image.height)
             boxes[image.id].append(box_inside(corners, 0.0, index[box.category_id], where.at("bbox")))
         for number, image in enumerate(content.images):
-            told, name = {"size": f"{image.width}x{image.height}"}, image.file_name
-            sample = Sample(id=str(image.id), path=name, boxes=tuple(boxes[image.id]), split=split, attributes=told)
-            made.add(split, sample, Spot(path, ("images", number)))
-    return made
+            attributes, name = {"size": f"{image.width}x{image.height}"}, image.file_name
+            sample = Sample(
+                id=str(image.id), path=name, boxes=tuple(boxes[image.id]), split=split, attributes=attributes
+            )
+            annotations.add(split, sample, Spot(path, ("images", number)))
+    return annotations

@@ -1,7 +1,7 @@
-"""UnlabeledHybrid (paper table 1): about a million unlabelled clips of five sources, for masked pretraining.
+"""Build UnlabeledHybrid (paper table 1): about a million unlabeled clips of five sources, for masked pretraining.
 
-Kinetics-710 training clips, Something-Something V2 training clips, the 15 minutes of every AVA training film cut into
-clips of 300 frames, 250,000 clips drawn from WebVid2M and 250,000 from somebody's own collection.
+Kinetics-710 training clips, Something-Something V2 training clips, the annotated 15 minutes of every AVA training movie
+cut into clips of 300 frames, 250,000 clips sampled from WebVid2M and 250,000 from a collection of the user.
 """
 
 from __future__ import annotations
@@ -19,24 +19,25 @@ from internvideo.errors import ManifestError
 
 CLIP_FRAMES = 300
 FILM_SECONDS = (900.0, 1800.0)
-"""The quarter of an hour of every film that AVA annotates."""
+"""Start and end of the part of every movie that AVA annotates."""
 FILM_RATE = 30.0
-"""Frames a second of a film that cannot be opened: 235 films then give 21,150 clips, the paper's 21k."""
-DRAWN = 250_000
+"""Frames per second of a movie that cannot be opened: 235 movies then give 21,150 clips, the paper's 21k."""
+NUM_SAMPLED = 250_000
 STRIDES = {"kinetics710": 4, "something_v2": 2, "ava": 4, "webvid2m": 4, "own": 4}
-"""Source -> frames from one chosen frame to the next; a row's attribute "stride"."""
+"""Source -> frames from one sampled frame to the next; a row's attribute "stride"."""
 
 
-def read_hybrid(source: AnnotationSource, *, drawn: int = DRAWN, seed: int = 0) -> Annotations:
-    """The mixture, of folders kinetics710 (or kinetics400, 600 and 700 in a folder of that name), something_v2, ava,
-    webvid2m and own; the last two hold a manifest or list each. A source that is absent is noted.
+def read_hybrid(source: AnnotationSource, *, num_sampled: int = NUM_SAMPLED, seed: int = 0) -> Annotations:
+    """Read the folders kinetics710, something_v2, ava, webvid2m and own as one training set.
 
-    Every row has the attributes "source" and "stride" and no label; the draws are the same for one seed.
+    kinetics710 may hold the folders kinetics400, 600 and 700; webvid2m and own hold a manifest or list, of which
+    `num_sampled` rows are sampled with the seed. A missing folder is noted. Every row has the attributes "source" and
+    "stride" and no label.
 
     Raises:
         ManifestError: none of the folders, or a malformed file in one.
     """
-    made = Annotations()
+    annotations = Annotations()
     parts = {
         "kinetics710": source.below(r"(kinetics|k)[-_]?710"),
         "something_v2": source.below(r"something[-_]?(something[-_]?)?v2|ssv2"),
@@ -46,52 +47,54 @@ def read_hybrid(source: AnnotationSource, *, drawn: int = DRAWN, seed: int = 0) 
     }
     for name, part in parts.items():
         if part is None:
-            made.notes.append(f"no folder {name}: the mixture lacks it")
+            annotations.notes.append(f"no folder {name}: its clips are missing from the training set")
         elif name == "kinetics710":
-            _take(made, name, kinetics.read_710(part))
+            _take(annotations, name, kinetics.read_710(part))
         elif name == "something_v2":
-            _take(made, name, something.read_v2(part))
+            _take(annotations, name, something.read_v2(part))
         elif name == "ava":
-            _films(made, part)
+            _films(annotations, part)
         else:
-            _draw(made, name, part, drawn, seed)
-    if not made.splits:
+            _draw(annotations, name, part, num_sampled, seed)
+    if not annotations.splits:
         raise ManifestError(source.path, "none of the sources", f"folders {', '.join(parts)}")
-    return made
+    return annotations
 
 
-def _take(made: Annotations, name: str, part: Annotations) -> None:
-    made.notes += [f"{name}: {note}" for note in part.notes]
-    made.lists |= part.lists
+def _take(annotations: Annotations, name: str, part: Annotations) -> None:
+    annotations.notes += [f"{name}: {note}" for note in part.notes]
+    annotations.lists |= part.lists
     for row in part.splits.get("train", ()):
-        _add(made, name, row, *part.names.get(row.path, (row.path,)))
+        _add(annotations, name, row, *part.names.get(row.path, (row.path,)))
 
 
-def _add(made: Annotations, name: str, row: Sample, *names: str) -> None:
+def _add(annotations: Annotations, name: str, row: Sample, *names: str) -> None:
     path = f"{name}/{row.path}"
-    told = {"source": name, "stride": str(STRIDES[name])}
-    kept = Sample(id=f"{name}/{row.id}", path=path, span=row.span, group=row.group, split="train", attributes=told)
-    made.add("train", kept, name, path, *names)
+    attributes = {"source": name, "stride": str(STRIDES[name])}
+    clip = Sample(
+        id=f"{name}/{row.id}", path=path, span=row.span, group=row.group, split="train", attributes=attributes
+    )
+    annotations.add("train", clip, name, path, *names)
 
 
-def _films(made: Annotations, source: AnnotationSource) -> None:
+def _films(annotations: Annotations, source: AnnotationSource) -> None:
     rows = ava.read_ava(source).splits.get("train", ())
     assumed = 0
     for film in sorted({row.group or row.path for row in rows}):
         rate = source.frame_rate(film) if source.frame_rate else None
         assumed += rate is None
         for number, span in enumerate(cut_film(rate or FILM_RATE)):
-            _add(made, "ava", Sample(id=f"{film}/{number:03d}", path=f"{film}.mp4", span=span, group=film), film)
-    made.note(assumed, f"films of AVA could not be opened; cut as if they had {FILM_RATE:g} frames/s")
+            _add(annotations, "ava", Sample(id=f"{film}/{number:03d}", path=f"{film}.mp4", span=span, group=film), film)
+    annotations.note(assumed, f"movies of AVA could not be opened; {FILM_RATE:g} frames/s are assumed")
     if not rows:
-        made.notes.append("no training films in the annotations of AVA")
+        annotations.notes.append("no training movies in the annotations of AVA")
 
 
 def cut_film(rate: float, frames: int = CLIP_FRAMES) -> Iterator[tuple[float, float]]:
-    """(start, end) in seconds of the clips of so many frames inside the annotated part; a rest is left out.
+    """Yield (start, end) in seconds of the consecutive clips inside the annotated part; a shorter last one is left out.
 
     Args:
-        rate: frames a second of the film. frames: of a clip.
+        rate: frames per second of the movie. frames: frames per clip.
     """
     first, last = FILM_SECONDS
     count = int((last - first) * rate / frames + 1e-6)
@@ -99,12 +102,12 @@ def cut_film(rate: float, frames: int = CLIP_FRAMES) -> Iterator[tuple[float, fl
         yield first + number * frames / rate, first + (number + 1) * frames / rate
 
 
-def _draw(made: Annotations, name: str, source: AnnotationSource, drawn: int, seed: int) -> None:
+def _draw(annotations: Annotations, name: str, source: AnnotationSource, num_sampled: int, seed: int) -> None:
     path = source.one(r"\.(jsonl|csv|tsv|txt|list)$", "one manifest or list of the clips")
     rows = read_manifest(path).rows
-    size = min(drawn, len(rows))
-    chosen = np.sort(np.random.RandomState(seed).choice(len(rows), size=size, replace=False))
-    if size < drawn:
-        made.notes.append(f"{name}: all {len(rows):,} clips are taken, there are no {drawn:,} to draw")
-    for index in chosen:
-        _add(made, name, rows[index], rows[index].path)
+    size = min(num_sampled, len(rows))
+    indices = np.sort(np.random.RandomState(seed).choice(len(rows), size=size, replace=False))
+    if size < num_sampled:
+        annotations.notes.append(f"{name}: all {len(rows):,} clips are used; {num_sampled:,} were to be sampled")
+    for index in indices:
+        _add(annotations, name, rows[index], rows[index].path)

@@ -1,4 +1,4 @@
-"""R2R in continuous environments (VLN-CE): episodes as rows (Visual-Language-Navigation)."""
+"""Read R2R in continuous environments (VLN-CE): one row per episode (Visual-Language-Navigation)."""
 
 from __future__ import annotations
 
@@ -51,16 +51,16 @@ class _Truth(Record):
 
 
 def read_r2r(source: AnnotationSource) -> Annotations:
-    """R2R-CE: `train.json.gz`, `val_seen.json.gz`, `val_unseen.json.gz`, `test.json.gz` and `SPLIT_gt.json.gz`.
+    """Read R2R-CE: `train.json.gz`, `val_seen.json.gz`, `val_unseen.json.gz`, `test.json.gz` and `SPLIT_gt.json.gz`.
 
-    A row is an episode: its path the scene, its caption the instruction; the attributes "start_position",
+    A row is an episode; its path is the scene, its caption the instruction. The attributes "start_position",
     "start_rotation" (x, y, z, w), "goal", "radius" (m), "distance" (geodesic, m), "reference_path", "locations" and
     "actions" (0 stop, 1 forward 0.25 m, 2 left, 3 right 15 degrees) are JSON. Test episodes have no goal.
 
     Raises:
-        ManifestError: no such file, a malformed episode, an episode twice, or without an entry in its _gt file.
+        ManifestError: no such file, a malformed or duplicate episode, an episode that the _gt file lacks.
     """
-    made = Annotations()
+    annotations = Annotations()
     for split in SPLITS:
         path = source.maybe(rf"/{split}\.json(\.gz)?$")
         if path is None:
@@ -69,24 +69,24 @@ def read_r2r(source: AnnotationSource) -> Annotations:
         truth = read_json(truth_path, dict[str, _Truth]) if truth_path else {}
         for number, episode in enumerate(read_json(path, _File).episodes):
             where = Spot(path, ("episodes", number, "episode_id"))
-            walked = truth.get(str(episode.number))
-            if truth and walked is None:
+            ground_truth = truth.get(str(episode.number))
+            if truth and ground_truth is None:
                 raise ManifestError(where, f"no entry for {episode.number} in {split}_gt", "one for each episode")
-            told: dict[str, object] = {"start_position": episode.position, "start_rotation": episode.rotation}
+            attributes: dict[str, object] = {"start_position": episode.position, "start_rotation": episode.rotation}
             if episode.goals:
-                told |= {"goal": episode.goals[0].position, "radius": episode.goals[0].radius}
+                attributes |= {"goal": episode.goals[0].position, "radius": episode.goals[0].radius}
             if episode.info:
-                told["distance"] = episode.info.geodesic_distance
+                attributes["distance"] = episode.info.geodesic_distance
             if episode.reference_path:
-                told["reference_path"] = episode.reference_path
-            if walked:
-                told |= {"locations": walked.locations, "actions": walked.actions}
+                attributes["reference_path"] = episode.reference_path
+            if ground_truth:
+                attributes |= {"locations": ground_truth.locations, "actions": ground_truth.actions}
             sample = Sample(
                 id=str(episode.number), path=episode.scene, captions=(episode.instruction.text.strip(),),
                 group=str(episode.trajectory), split=split,
-                attributes={name: json.dumps(value) for name, value in told.items()},
+                attributes={name: json.dumps(value) for name, value in attributes.items()},
             )  # fmt: skip
-            made.add(split, sample, where)
-    if not made.splits:
+            annotations.add(split, sample, where)
+    if not annotations.splits:
         raise ManifestError(source.path, "no annotation file of R2R-CE", "val_unseen.json.gz and so on")
-    return made
+    return annotations

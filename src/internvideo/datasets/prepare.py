@@ -1,7 +1,7 @@
-"""Benchmarks made ready: official annotation files and a folder of videos to manifests, one a split.
+"""Prepare a benchmark: write one manifest per split from official annotation files and a folder of videos.
 
-A manifest names only videos that are there; what is missing or unreadable is told, counted and listed. The fingerprint
-of a split is that of its annotations, so it is the same wherever the videos lie.
+A manifest lists only videos that are present; missing and unreadable ones are counted, reported and listed in files.
+The fingerprint of a split is computed from its annotations and does not depend on the videos.
 """
 
 from __future__ import annotations
@@ -32,20 +32,20 @@ from internvideo.video.reader import read_video_info
 _TRIMMED = re.compile(r"^(?P<video>.+)_(?P<start>\d{6})_(?P<end>\d{6})$")
 _OTHER_FILES = IMAGE_SUFFIXES | {".glb"}  # frames of detection, scenes of navigation
 MAX_PICKLE_BYTES = 1 << 30
-LOOKED_AT = 8
-"""Videos of a split that are opened to compare times where not all are."""
+NUM_TIMES_CHECKED = 8
+"""Videos per split whose duration is compared with the annotations, unless all are checked."""
 
 
 @dataclass(frozen=True)
 class PreparedSplit:
-    """What became of a split.
+    """The result for one split.
 
     Attributes:
-        manifest: file name of the manifest, "" where no video was there to write one for.
-        rows: of the annotations; counted: the same in the benchmark's unit.
-        present, missing, unreadable: videos (files, each once).
-        fingerprint: of all rows of the annotations and the class names, wherever videos lie.
-        written: rows in the manifest.
+        manifest: file name of the manifest, "" if no video is present.
+        rows: number of annotated rows; counted: the same in the benchmark's unit.
+        present, missing, unreadable: numbers of distinct videos.
+        fingerprint: hash of all annotated rows and the class names; independent of paths.
+        written: number of rows in the manifest.
     """
 
     manifest: str
@@ -60,7 +60,7 @@ class PreparedSplit:
 
 @dataclass
 class Prepared:
-    """The report of a benchmark: its splits, notes of the reader, differences from the official release."""
+    """The report of `prepare`: splits, notes of the reader, warnings such as differences from the official release."""
 
     benchmark: str
     classes: int
@@ -71,7 +71,7 @@ class Prepared:
 
 @dataclass(frozen=True)
 class _Found:
-    """A video file, or folder of frames, and the second of the uploaded video that it starts with."""
+    """A video file or folder of frames, with its start and end (s) in the uploaded video."""
 
     path: str
     start: float = 0.0
@@ -80,10 +80,10 @@ class _Found:
 
 
 class VideoFolder:
-    """The videos of a folder by their names.
+    """Index the videos below a folder by name.
 
     Args:
-        folder: everything below it is looked through, once.
+        folder: is searched recursively, once.
 
     Raises:
         ManifestError: there is no such folder.
@@ -97,16 +97,16 @@ class VideoFolder:
         self._by_stem: defaultdict[str, list[_Found]] = defaultdict(list)
         self._by_download: defaultdict[str, list[_Found]] = defaultdict(list)
         self._parts: defaultdict[str, list[_Found]] = defaultdict(list)
-        self._several: dict[str, str] = {}  # file that was taken -> the next that would do
+        self._duplicates: dict[str, str] = {}  # file that was used -> another one that matches
         self._frames: defaultdict[str, list[_Found]] = defaultdict(list)
-        self.unfit: dict[str, str] = {}  # folders of pictures that are no video, and why
-        for place, folders, names in os.walk(self.folder, followlinks=True):
+        self.unfit: dict[str, str] = {}  # folder of images that is no video -> reason
+        for path, folders, names in os.walk(self.folder, followlinks=True):
             folders[:] = sorted(name for name in folders if not name.startswith("."))
             for name in sorted(names):
-                self._take(os.path.join(place, name), name)
-            self._take_frames(place, names)
+                self._add_file(os.path.join(path, name), name)
+            self._add_frame_folder(path, names)
 
-    def _take(self, path: str, name: str) -> None:
+    def _add_file(self, path: str, name: str) -> None:
         stem, extension = os.path.splitext(name)
         if extension.lower() not in VIDEO_EXTENSIONS and extension.lower() not in _OTHER_FILES:
             return
@@ -120,62 +120,62 @@ class VideoFolder:
             if trimmed := _TRIMMED.match(one):
                 self._parts[trimmed["video"]].append(_Found(path, float(trimmed["start"]), float(trimmed["end"])))
 
-    def _take_frames(self, place: str, names: Sequence[str]) -> None:
+    def _add_frame_folder(self, path: str, names: Sequence[str]) -> None:
         endings = {os.path.splitext(name)[1].lower() for name in names}
         if endings & VIDEO_EXTENSIONS or not endings & IMAGE_SUFFIXES:
             return
-        name = os.path.basename(place)
+        name = os.path.basename(path)
         try:
-            frame_names(place, names)
+            frame_names(path, names)
         except VideoError as error:
             self.unfit[name] = error.found
             return
-        self._frames[name].append(_Found(place, frames=True))
+        self._frames[name].append(_Found(path, frames=True))
         if trimmed := _TRIMMED.match(name):
             start, end = float(trimmed["start"]), float(trimmed["end"])
-            self._parts[trimmed["video"]].append(_Found(place, start, end, frames=True))
+            self._parts[trimmed["video"]].append(_Found(path, start, end, frames=True))
 
     def unfit_among(self, missing: Iterable[str]) -> list[str]:
-        """A line on the missing videos of which there are folders of pictures, if there are any."""
+        """Return a warning about missing videos for which there is a folder of images that is no video; [] if none."""
         unfit = [name for name in map(_stem, missing) if name in self.unfit]
         if not unfit:
             return []
-        return [f"{len(unfit)} missing videos are folders of pictures; '{unfit[0]}' {self.unfit[unfit[0]]}"]
+        return [f"{len(unfit)} missing videos are folders of images; '{unfit[0]}' {self.unfit[unfit[0]]}"]
 
     def find(self, names: Iterable[str], seconds: float | None = None, *, parts: bool = True) -> _Found | None:
-        """The file of the first name that is there: by path, by name without extension, or a trimmed part of it. A
-        folder of frames that is called so will do.
+        """Find a video by path, by name without extension, or as a trimmed part; None if there is none.
 
-        Names that yt-dlp gives count too: `Title [ID].mkv`, and `ID.mp4.mkv` where it merged formats.
+        File names of yt-dlp match too: `Title [ID].mkv`, and `ID.mp4.mkv` of merged formats. A folder of frames matches
+        by its name.
 
         Args:
-            names: best first. seconds: a time that a trimmed part must hold. parts: whether one will do at all.
+            names: candidates, best first. seconds: time that a trimmed part must contain. parts: accept trimmed parts.
         """
-        tried = [(name, *os.path.split(_without_extension(name))) for name in names]
-        for name, _, _ in tried:
+        candidates = [(name, *os.path.split(_without_extension(name))) for name in names]
+        for name, _, _ in candidates:
             if name in self._by_path:
                 return _Found(self._by_path[name])
-        for _, folder, stem in tried:
+        for _, folder, stem in candidates:
             found = self._by_stem.get(stem) or self._by_download.get(stem) or self._frames.get(stem, [])
-            if found:  # of several in different folders the one whose folder is asked for
-                near = [one for one in found if os.path.basename(os.path.dirname(one.path)) == os.path.basename(folder)]
-                first, *others = near or found
+            if found:  # prefer the file in the named folder
+                same = [one for one in found if os.path.basename(os.path.dirname(one.path)) == os.path.basename(folder)]
+                first, *others = same or found
                 if others:
-                    self._several[first.path] = others[0].path
+                    self._duplicates[first.path] = others[0].path
                 return first
-        for _, _, stem in tried if parts else ():
+        for _, _, stem in candidates if parts else ():
             for part in self._parts.get(stem, ()):
                 if seconds is None or part.start <= seconds <= part.end:
                     return part
         return None
 
-    def doubts(self) -> list[str]:
-        """A line on the videos that were found in several files, of which the first was taken."""
-        if not self._several:
+    def duplicate_warnings(self) -> list[str]:
+        """Return a warning about videos that several files match; [] if there are none."""
+        if not self._duplicates:
             return []
-        taken, other = (os.path.relpath(path, self.folder) for path in next(iter(self._several.items())))
-        count = len(self._several)
-        return [f"{count:,} videos are there in several files, the first is taken, such as '{taken}', not '{other}'"]
+        used, other = (os.path.relpath(path, self.folder) for path in next(iter(self._duplicates.items())))
+        count = len(self._duplicates)
+        return [f"{count:,} videos match several files; the first is used, such as '{used}', not '{other}'"]
 
 
 def _stem(path: str) -> str:
@@ -184,11 +184,11 @@ def _stem(path: str) -> str:
 
 def _without_extension(name: str) -> str:
     stem, extension = os.path.splitext(name)
-    return stem if extension.lower() in VIDEO_EXTENSIONS else name  # a point may belong to the name
+    return stem if extension.lower() in VIDEO_EXTENSIONS else name  # a dot may belong to the name
 
 
 def _downloaded(stem: str) -> list[str]:
-    """What yt-dlp was asked for, by the name of what it wrote, without the last extension."""
+    """Return the video ids that yt-dlp may have downloaded to a file of this stem."""
     inner = _without_extension(stem)
     inner = re.sub(r"\.f\d+$", "", inner) if inner == stem else inner  # one format of several: ID.f137.mp4
     names = [inner] if inner != stem else []
@@ -207,125 +207,125 @@ def prepare(
     offset: float = 0.0,
     frame_rate: float | None = None,
     workers: int | None = None,
-    told: Callable[[str], None] = lambda line: None,
+    log: Callable[[str], None] = lambda line: None,
 ) -> Prepared:
-    """Read a benchmark's annotation files, find its videos, write a manifest a split into `output`.
+    """Read a benchmark's annotation files, find its videos, and write one manifest per split into `output`.
 
-    Beside the manifests lie `prepared.json` (this report), `missing.txt`, `unreadable.txt`, `outside.tsv` (rows whose
-    times lie behind the end of their video), vocabularies and, of merges, `dropped.tsv`. Without `videos` the manifests
-    hold all rows under the names of the annotations.
+    `output` also gets `prepared.json` (the returned report), `missing.txt`, `unreadable.txt`, `outside.tsv` (rows with
+    times after the end of their video), the vocabularies and, for merged sets, `dropped.tsv`. Without `videos` the
+    manifests contain all rows with the paths of the annotations.
 
     Args:
-        name: of `catalog.BENCHMARKS`. annotations: the file or folder. output: made when absent.
-        videos: their folder. check_videos: open each video too, and compare its length with the times of the rows
-            (else of a few). workers: threads that do so.
-        offset: second of what was annotated with which the files begin, of films that were cut.
-        frame_rate: frames a second of folders of frames; by default as the benchmark is published, if it is so.
-        told: called with lines for a person.
+        name: key of `catalog.BENCHMARKS`. annotations: file or folder. output: folder, created if missing.
+        videos: folder of the videos. check_videos: open every video, and compare its duration with the times of its
+            rows (by default those of a few). workers: threads for that.
+        offset: second of the annotated videos at which the files start, for movies that were cut.
+        frame_rate: frames per second of folders of frames; by default that of the published frames, if there are any.
+        log: called with every line of the report.
 
     Raises:
-        ManifestError: an unknown benchmark, annotations that cannot be used, no such folder of videos (nor an offset),
-            folders of frames whose rate is not known.
+        ManifestError: an unknown benchmark, malformed annotations, no such folder of videos, an offset without videos,
+            folders of frames of unknown rate.
         RunError: the output cannot be written.
     """
     entry = benchmark(name)
     if offset and videos is None:
-        raise ManifestError("offset", f"{offset:g} s without videos", "the folder of the files that begin then")
+        raise ManifestError("offset", f"{offset:g} s without videos", "an offset together with the folder of videos")
     folder = None if videos is None else VideoFolder(videos)
     rates = None if folder is None else _rates(folder, frame_rate)
     source = AnnotationSource(annotations, unpickle=read_pickle, frame_rate=rates)
-    made = entry.read(source)
-    made.frame_rate = frame_rate or made.frame_rate or resolve_rate(None)
-    report = Prepared(name, len(made.classes), notes=made.notes, warnings=entry.differences(made))
+    parsed = entry.read(source)
+    parsed.frame_rate = frame_rate or parsed.frame_rate or resolve_rate(None)
+    report = Prepared(name, len(parsed.classes), notes=parsed.notes, warnings=entry.differences(parsed))
     missing: dict[str, None] = {}
     broken: dict[str, str] = {}
     checked: dict[str, _Checked] = {}
     outside: list[tuple[str, ...]] = []
     with alone_in(output):
-        for split, rows in made.splits.items():
-            located, lost = _locate(rows, made, folder, offset)
-            missing |= dict.fromkeys(lost)
+        for split, rows in parsed.splits.items():
+            located, missing_paths = _locate(rows, parsed, folder, offset)
+            missing |= dict.fromkeys(missing_paths)
             if folder is not None:
-                timed = dict.fromkeys(row.path for row in located if moments(row))
-                looked_at = [row.path for row in located] if check_videos else list(timed)[:LOOKED_AT]
-                _check(looked_at, checked, workers, made.frame_rate)
+                with_times = dict.fromkeys(row.path for row in located if moments(row))
+                to_check = [row.path for row in located] if check_videos else list(with_times)[:NUM_TIMES_CHECKED]
+                _check(to_check, checked, workers, parsed.frame_rate)
             opened = {row.path: checked[row.path] for row in located if row.path in checked}
             unreadable = {path: one.reason for path, one in opened.items() if one.reason and check_videos}
             broken |= unreadable
             kept = [row for row in located if row.path not in unreadable]
-            late = compare(kept, {path: one.seconds for path, one in opened.items() if not one.reason})
-            outside += [(split, name, f"{moment:g}", f"{seconds:.3f}") for name, moment, seconds in late.rows]
-            report.warnings += [f"{split}: {late.warning}"] if late.warning else []
+            late_rows = compare(kept, {path: one.seconds for path, one in opened.items() if not one.reason})
+            outside += [(split, name, f"{moment:g}", f"{seconds:.3f}") for name, moment, seconds in late_rows.rows]
+            report.warnings += [f"{split}: {late_rows.warning}"] if late_rows.warning else []
             file = f"{split}.jsonl" if kept else ""
             if kept:
-                write_manifest(output / file, kept, made.classes)
+                write_manifest(output / file, kept, parsed.classes)
             else:
                 (output / f"{split}.jsonl").unlink(missing_ok=True)  # of an earlier call
-            whole = Manifest(tuple(rows), made.classes, output, annotations)
+            all_rows = Manifest(tuple(rows), parsed.classes, output, annotations)
             report.splits[split] = PreparedSplit(
-                file, len(rows), entry.count(rows), len({row.path for row in kept}), len(lost), len(unreadable),
-                whole.fingerprint, len(kept),
+                file, len(rows), entry.count(rows), len({row.path for row in kept}), len(missing_paths),
+                len(unreadable), all_rows.fingerprint, len(kept),
             )  # fmt: skip
-            told(_line(split, report.splits[split], entry, folder is not None))
+            log(_line(split, report.splits[split], entry, folder is not None))
         if folder is not None:
-            report.warnings += [*folder.doubts(), *folder.unfit_among(missing)]
-        made.lists["outside"] = outside
-        _write(output, report, made, list(missing), broken)
+            report.warnings += [*folder.duplicate_warnings(), *folder.unfit_among(missing)]
+        parsed.lists["outside"] = outside
+        _write(output, report, parsed, list(missing), broken)
     for line in (*report.notes, *(f"warning: {warning}" for warning in report.warnings)):
-        told(line)
+        log(line)
     return report
 
 
 def _locate(
-    rows: list[Sample], made: Annotations, folder: VideoFolder | None, offset: float
+    rows: list[Sample], annotations: Annotations, folder: VideoFolder | None, offset: float
 ) -> tuple[list[Sample], list[str]]:
-    """Rows whose video is there, with its path and their times in it, and the paths of the others."""
+    """Return the rows whose video is present, with file paths and times relative to the file, and the missing paths."""
     if folder is None:
         return rows, []
     early = 0
-    located, lost = [], dict[str, None]()
+    located, missing = [], dict[str, None]()
     for row in rows:
         moment = row.boxes[0].time if row.boxes else None
-        # Another part of the same upload is no stand-in for this part, nor a part for the whole that times are told of.
+        # A trimmed part does not match rows of another part, nor rows whose times refer to the whole video.
         parts = bool(row.boxes) or not (row.span or row.segments or _TRIMMED.match(Path(row.path).stem))
-        found = folder.find((row.path, *made.names.get(row.path, ())), moment, parts=parts)
+        found = folder.find((row.path, *annotations.names.get(row.path, ())), moment, parts=parts)
         if found is None:
-            lost[row.path] = None
+            missing[row.path] = None
             continue
-        if found.frames and made.frame_rate is None:
-            allowed = "--frame-rate, in frames a second"
-            raise ManifestError(found.path, "a folder of frames, whose rate is not known", allowed)
-        if (moved := shifted(_moved(row, found, made.frame_rate), 0.0 if found.start else offset)) is not None:
+        if found.frames and annotations.frame_rate is None:
+            allowed = "--frame-rate, in frames per second"
+            raise ManifestError(found.path, "a folder of frames of unknown frame rate", allowed)
+        if (moved := shifted(_moved(row, found, annotations.frame_rate), 0.0 if found.start else offset)) is not None:
             located.append(moved)
         else:
             early += 1
-    made.note(early, f"rows before second {offset:g}, with which the files begin, left out")
-    return located, list(lost)
+    annotations.note(early, f"rows before second {offset:g}, where the files start, left out")
+    return located, list(missing)
 
 
 def _moved(row: Sample, found: _Found, frame_rate: float | None) -> Sample:
-    """The row with its file's path; times count from the start of a trimmed file."""
-    changed: dict[str, object] = {"path": found.path}
+    """Set the row's path to the file, and make its box times relative to the start of a trimmed file."""
+    fields: dict[str, object] = {"path": found.path}
     if found.frames:
-        changed["fps"] = frame_rate
+        fields["fps"] = frame_rate
     if found.start and row.boxes:
-        changed["boxes"] = tuple(box.model_copy(update={"time": max(box.time - found.start, 0.0)}) for box in row.boxes)
-    return row.model_copy(update=changed)
+        fields["boxes"] = tuple(box.model_copy(update={"time": max(box.time - found.start, 0.0)}) for box in row.boxes)
+    return row.model_copy(update=fields)
 
 
 @dataclass(frozen=True)
 class _Checked:
-    """The reason that a video cannot be read, "" for a good one, and its length, s."""
+    """Why a video cannot be read ("" if it can), and its duration (s)."""
 
     reason: str = ""
     seconds: float = float("inf")
 
 
 def _check(paths: Iterable[str], checked: dict[str, _Checked], workers: int | None, frame_rate: float | None) -> None:
-    """Open videos."""
-    fresh = [path for path in dict.fromkeys(paths) if path not in checked]
+    """Open the videos that are not in `checked` yet, and add the results to it."""
+    new_paths = [path for path in dict.fromkeys(paths) if path not in checked]
     with ThreadPoolExecutor(workers or min(8, os.cpu_count() or 1)) as pool:
-        checked |= zip(fresh, pool.map(partial(_opened, frame_rate=frame_rate), fresh), strict=True)
+        checked |= zip(new_paths, pool.map(partial(_opened, frame_rate=frame_rate), new_paths), strict=True)
 
 
 def _opened(path: str, frame_rate: float | None) -> _Checked:
@@ -339,8 +339,8 @@ def _opened(path: str, frame_rate: float | None) -> _Checked:
 
 def _rates(folder: VideoFolder, frame_rate: float | None) -> Callable[[str], float | None]:
     @cache
-    def rate(film: str) -> float | None:
-        found = folder.find((film,))
+    def rate(name: str) -> float | None:
+        found = folder.find((name,))
         try:
             return None if found is None else read_video_info(found.path, fps=frame_rate).fps
         except VideoError:
@@ -350,7 +350,7 @@ def _rates(folder: VideoFolder, frame_rate: float | None) -> Callable[[str], flo
 
 
 def read_pickle(path: Path) -> object:
-    """The plain containers of a pickle; nothing of it is run. Raises ManifestError when it holds anything else."""
+    """Read the plain containers of a pickle without executing it. Raises ManifestError: it contains anything else."""
     try:
         if path.stat().st_size > MAX_PICKLE_BYTES:
             raise ManifestError(path, f"more than {MAX_PICKLE_BYTES >> 30} GiB", "annotations")
@@ -366,21 +366,24 @@ def _no_storage(_: object) -> Storage:
     raise RefusedError("the pickle holds tensors")
 
 
-def _line(split: str, made: PreparedSplit, entry: Benchmark, looked: bool) -> str:
-    videos = f"{made.present:,} videos present, {made.missing:,} missing, {made.unreadable:,} unreadable"
-    videos = videos if looked else f"{made.present:,} videos, not looked for"
-    count = f"{made.rows:,} rows" if entry.unit == "clips" else f"{made.rows:,} rows ({made.counted:,} {entry.unit})"
-    where = f" -> {made.manifest}" if made.manifest else " -> no manifest"
-    return f"{split}: {count}; {videos}; fingerprint {made.fingerprint}{where}"
+def _line(split: str, result: PreparedSplit, entry: Benchmark, searched: bool) -> str:
+    videos = f"{result.present:,} videos present, {result.missing:,} missing, {result.unreadable:,} unreadable"
+    videos = videos if searched else f"{result.present:,} videos, not searched for"
+    count = f"{result.rows:,} rows"
+    count += "" if entry.unit == "clips" else f" ({result.counted:,} {entry.unit})"
+    where = f" -> {result.manifest}" if result.manifest else " -> no manifest"
+    return f"{split}: {count}; {videos}; fingerprint {result.fingerprint}{where}"
 
 
-def _write(output: Path, report: Prepared, made: Annotations, missing: list[str], broken: dict[str, str]) -> None:
+def _write(
+    output: Path, report: Prepared, annotations: Annotations, missing: list[str], broken: dict[str, str]
+) -> None:
     write_text(output / "prepared.json", json.dumps(asdict(report), indent=1, ensure_ascii=False) + "\n")
     tables: dict[str, Sequence[tuple[str, ...]]] = {
         "missing.txt": [(path,) for path in missing],
         "unreadable.txt": list(broken.items()),
-        **{f"{name}.txt": [(word,) for word in words] for name, words in made.vocabularies.items()},
-        **{f"{name}.tsv": rows for name, rows in made.lists.items()},
+        **{f"{name}.txt": [(word,) for word in words] for name, words in annotations.vocabularies.items()},
+        **{f"{name}.tsv": rows for name, rows in annotations.lists.items()},
     }
     for name, rows in tables.items():
         if rows or (output / name).exists():

@@ -1,6 +1,6 @@
-"""Annotation files as checked records. Whatever is wrong with one is told in one line: file, line, field.
+"""Read annotation files (csv, JSON, text) as validated records; errors name file, line and field.
 
-A byte order mark and any line ending are read as if they were not there; an empty file is a mistake.
+A byte order mark is ignored, any line ending is accepted, an empty file is an error.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from internvideo.data.manifest import explained
 from internvideo.errors import ManifestError
 
 SHORTEST_SECONDS = 1e-3
-"""Shorter segments are no segments to the published evaluators (eval_detection.py)."""
+"""The published evaluators ignore shorter segments (eval_detection.py)."""
 _TOKEN = re.compile(r'"(?:[^"\\]|\\.)*"|[{}\[\],:]|[^\s{}\[\],:"]+')
 _SPLITS = {"train": "train", "training": "train", "test": "test", "testing": "test"}
 _SPLITS |= dict.fromkeys(("val", "valid", "validate", "validation"), "val")
@@ -34,7 +34,7 @@ R = TypeVar("R", bound="Record")
 
 
 class Record(BaseModel):
-    """What is read of one row or object; fields that it does not name are passed over."""
+    """The fields that are read of a row or JSON object; other fields are ignored."""
 
     model_config = ConfigDict(frozen=True, extra="ignore", allow_inf_nan=False)
 
@@ -59,12 +59,12 @@ Name = Annotated[str, Field(min_length=1), AfterValidator(_one_line)]
 
 @dataclass(frozen=True)
 class AnnotationSource:
-    """The annotation files that were given: one file, or a folder with all that lies below it.
+    """The annotation files that the user gave: one file, or a folder with everything below it.
 
     Attributes:
         path: file or folder.
-        unpickle: opens a pickle as plain data without running it; None where nobody offers it.
-        frame_rate: frames a second of a film, by its name; None where no films are at hand.
+        unpickle: reads a pickle as plain data without executing it; None if pickles are not supported.
+        frame_rate: name of a video -> its frames per second; None if there are no videos.
     """
 
     path: Path
@@ -73,7 +73,7 @@ class AnnotationSource:
 
     @cached_property
     def files(self) -> tuple[Path, ...]:
-        """All files, sorted. Raises ManifestError where there is nothing."""
+        """All files, sorted. Raises ManifestError: there is no such file or folder."""
         if self.path.is_file():
             return (self.path,)
         if not self.path.is_dir():
@@ -82,13 +82,13 @@ class AnnotationSource:
         return tuple(sorted(path for path in found if not path.name.startswith(".")))
 
     def find(self, pattern: str) -> list[Path]:
-        """Files whose name (from the given folder on, with /) holds the pattern, in any case."""
-        wanted = re.compile(pattern, re.IGNORECASE)
+        """Return the files whose path below the folder, with a leading /, contains the pattern (case-insensitive)."""
+        compiled = re.compile(pattern, re.IGNORECASE)
         folder = self.path if self.path.is_dir() else self.path.parent
-        return [path for path in self.files if wanted.search("/" + path.relative_to(folder).as_posix())]
+        return [path for path in self.files if compiled.search("/" + path.relative_to(folder).as_posix())]
 
     def maybe(self, pattern: str) -> Path | None:
-        """The file of that name, None where there is none. Raises ManifestError where there are several."""
+        """Return the file that matches, None if there is none. Raises ManifestError: several match."""
         found = self.find(pattern)
         if len(found) > 1:
             names = " and ".join(str(path) for path in found[:2])
@@ -98,7 +98,7 @@ class AnnotationSource:
         return found[0] if found else None
 
     def one(self, pattern: str, expected: str) -> Path:
-        """The file of that name. Raises ManifestError saying what is expected where there is not exactly one."""
+        """Return the file that matches. Raises ManifestError, with `expected`: none or several match."""
         found = self.maybe(pattern)
         if found is None:
             present = ", ".join(path.name for path in self.files[:6]) or "nothing"
@@ -106,7 +106,7 @@ class AnnotationSource:
         return found
 
     def below(self, pattern: str) -> AnnotationSource | None:
-        """The first folder directly inside whose name matches, as a source of its own; None where there is none."""
+        """Return the first direct subfolder whose name matches as a source; None if there is none."""
         if not self.path.is_dir():
             return None
         folders = sorted(path for path in self.path.iterdir() if path.is_dir())
@@ -116,13 +116,13 @@ class AnnotationSource:
 
 @dataclass(frozen=True)
 class Spot:
-    """A value of a JSON file; its line is looked up when somebody wants to read it, that is for a mistake."""
+    """The location of a value in a JSON file; its line is computed only when an error message needs it."""
 
     path: Path
     location: tuple[str | int, ...]
 
     def at(self, *more: str | int) -> Spot:
-        """A value inside this one."""
+        """Return the location of a value inside this one."""
         return Spot(self.path, (*self.location, *more))
 
     def __str__(self) -> str:
@@ -130,13 +130,13 @@ class Spot:
 
 
 def split_of(path: Path) -> str | None:
-    """The split that a file's name tells, None where it tells none."""
-    found = SPLIT_IN_NAME.findall(path.stem.replace("_", " "))
-    return _SPLITS[found[-1].lower()] if found else None
+    """Return the split in a file's name, None if there is none."""
+    names = SPLIT_IN_NAME.findall(path.stem.replace("_", " "))
+    return _SPLITS[names[-1].lower()] if names else None
 
 
 def read_text(path: Path) -> str:
-    """The text of a file, gunzipped where its name ends in .gz. Raises ManifestError: unreadable or empty."""
+    """Read a text file, decompressed if its name ends in .gz. Raises ManifestError: unreadable or empty."""
     if path.suffix == ".gz":
         try:
             content = untrusted.read_text(path)
@@ -150,7 +150,7 @@ def read_text(path: Path) -> str:
 
 
 def numbered_lines(path: Path) -> Iterator[tuple[int, str]]:
-    """Lines that are not blank, with their number. Raises ManifestError as `read_text`."""
+    """Yield the lines that are not blank with their line numbers. Raises ManifestError as `read_text`."""
     for number, line in enumerate(read_text(path).splitlines(), start=1):
         if line.strip():
             yield number, line.strip()
@@ -159,12 +159,12 @@ def numbered_lines(path: Path) -> Iterator[tuple[int, str]]:
 def csv_records(
     path: Path, record: type[R], *, columns: Sequence[str] = (), delimiter: str = ",", quoted: bool = True
 ) -> Iterator[tuple[int, R]]:
-    """Rows with their line numbers. An empty cell is a field that is not there.
+    """Yield the rows of a csv file as records with their line numbers. An empty cell is a missing field.
 
     Args:
-        path: the file. record: its fields are columns.
-        columns: their names where the file has no header; else the first line names them.
-        delimiter: between cells. quoted: whether " encloses cells.
+        path: the file. record: its fields are the columns to read.
+        columns: names of the columns of a file without header; by default the first line has them.
+        delimiter: separator of cells. quoted: whether cells may be enclosed in ".
 
     Raises:
         ManifestError: a missing column, a wrong number of cells, a cell that does not fit, an empty file.
@@ -184,23 +184,23 @@ def csv_records(
                 raise ManifestError(
                     f"{path}:{reader.line_num}", f"{len(cells)} cells", f"{len(names)}: {', '.join(names)}"
                 )
-            filled = {name: cell.strip() for name, cell in zip(names, cells, strict=True) if cell.strip()}
-            yield reader.line_num, checked(record, filled, f"{path}:{reader.line_num}")
+            cells_by_name = {name: cell.strip() for name, cell in zip(names, cells, strict=True) if cell.strip()}
+            yield reader.line_num, checked(record, cells_by_name, f"{path}:{reader.line_num}")
     except csv.Error as error:
         raise ManifestError(f"{path}:{reader.line_num}", f"not csv ({error})") from None
 
 
 def _check_columns(path: Path, names: list[str], record: type[Record]) -> None:
-    wanted = {field.alias or name: field.is_required() for name, field in record.model_fields.items()}
-    for name, needed in wanted.items():
-        if needed and name not in names:
+    fields = {field.alias or name: field.is_required() for name, field in record.model_fields.items()}
+    for name, required in fields.items():
+        if required and name not in names:
             raise ManifestError(
                 f"{path}:1 {name}", f"no such column; there are {', '.join(names)[:120]}", "a header line"
             )
 
 
 def header_of(path: Path) -> list[str]:
-    """Cells of the first line. Raises ManifestError as `read_text`."""
+    """Return the cells of the first line. Raises ManifestError as `read_text`."""
     _, line = next(numbered_lines(path))
     try:
         return [cell.strip() for cell in next(untrusted.CsvReader([line], ",", strict=False))]
@@ -209,7 +209,7 @@ def header_of(path: Path) -> list[str]:
 
 
 def checked(record: type[R], content: object, where: str) -> R:
-    """One record. Raises ManifestError with `where` and the field."""
+    """Validate one record. Raises ManifestError with `where` and the field."""
     try:
         return record.model_validate(content)
     except ValidationError as error:
@@ -217,17 +217,17 @@ def checked(record: type[R], content: object, where: str) -> R:
 
 
 def read_json(path: Path, expected: type[T]) -> T:
-    """The checked content of a JSON file.
+    """Read and validate a JSON file.
 
     Raises:
-        ManifestError: no JSON, a key twice in one object, a value that does not fit, with its line.
+        ManifestError: no JSON, a duplicate key in an object, a value of another type; with its line.
     """
     text = read_text(path)
     return _checked_json(path, expected, _parsed(path, text), text)
 
 
 def json_records(path: Path, record: type[R]) -> Iterator[tuple[int, R]]:
-    """Objects of a JSON list, or of a file with one object a line, with their line numbers. Raises ManifestError."""
+    """Yield the objects of a JSON list or JSON lines file as records with line numbers. Raises ManifestError."""
     text = read_text(path)
     if text.lstrip().startswith("["):
         rows: list[Any] = _checked_json(path, list[record], _parsed(path, text), text)  # type: ignore[valid-type]  # at run time
@@ -240,35 +240,35 @@ def json_records(path: Path, record: type[R]) -> Iterator[tuple[int, R]]:
 
 
 def list_lines(text: str) -> list[int]:
-    """The line on which each item of a JSON list starts."""
+    """Return the line on which each item of a JSON list starts."""
     decoder, at, line, counted = json.JSONDecoder(), text.index("[") + 1, 1, 0
-    places: list[int] = []
+    lines: list[int] = []
     while True:
-        found = re.compile(r"[\s,]*").match(text, at)
-        at = found.end() if found else at
+        separator = re.compile(r"[\s,]*").match(text, at)
+        at = separator.end() if separator else at
         if text[at] == "]":
-            return places
+            return lines
         line, counted = line + text.count("\n", counted, at), at
-        places.append(line)
+        lines.append(line)
         _, at = decoder.raw_decode(text, at)
 
 
 def _parsed(path: Path, text: str, above: int = 0) -> object:
-    """JSON; `above` lines stand before the text in its file."""
+    """Parse JSON; `above` is the number of lines before the text in its file."""
     try:
         return untrusted.parse_json(text)
     except json.JSONDecodeError as error:
         raise ManifestError(f"{path}:{error.lineno + above}", f"not JSON: {error.msg}", "a whole JSON file") from None
     except untrusted.KeyTwiceError:
-        seen: dict[tuple[str | int, ...], int] = {}
-        for place, at in _places(text):
-            if place in seen:
-                line, first = (text.count("\n", 0, spot) + 1 + above for spot in (at, seen[place]))
-                field = ".".join(map(str, place))
+        first_offsets: dict[tuple[str | int, ...], int] = {}
+        for key, offset in _offsets(text):
+            if key in first_offsets:
+                line, first = (text.count("\n", 0, start) + 1 + above for start in (offset, first_offsets[key]))
+                field = ".".join(map(str, key))
                 raise ManifestError(
-                    f"{path}:{line} {field}", f"stands a second time, first in line {first}", "each key once"
+                    f"{path}:{line} {field}", f"duplicate key, first in line {first}", "each key once"
                 ) from None
-            seen[place] = at
+            first_offsets[key] = offset
         raise
     except ValueError as error:
         raise ManifestError(f"{path}:{above + 1}", str(error), "JSON") from None
@@ -283,20 +283,20 @@ def _checked_json(path: Path, expected: type[T], content: object, text: str) -> 
 
 
 def line_of(text: str, location: Sequence[str | int]) -> int:
-    """The line of a JSON text on which the value at a location starts, or of what should hold it."""
-    lines = {place: at for place, at in _places(text) if place == tuple(location[: len(place)])}
-    return text.count("\n", 0, lines[max(lines, key=len)]) + 1 if lines else 1
+    """Return the line of a JSON text where the value at a location starts, else that of its innermost parent."""
+    offsets = {parent: offset for parent, offset in _offsets(text) if parent == tuple(location[: len(parent)])}
+    return text.count("\n", 0, offsets[max(offsets, key=len)]) + 1 if offsets else 1
 
 
-def _places(text: str) -> Iterator[tuple[tuple[str | int, ...], int]]:
-    """Location and place in the text of every value. Only called to tell where a mistake is."""
+def _offsets(text: str) -> Iterator[tuple[tuple[str | int, ...], int]]:
+    """Yield location and character offset of every value of a JSON text. Called only for error messages."""
     location: list[str | int] = []
     containers: list[str] = []
     is_key = False
-    for found in _TOKEN.finditer(text):
-        token = found[0]
+    for match in _TOKEN.finditer(text):
+        token = match[0]
         if token in ("{", "["):
-            yield tuple(location), found.start()
+            yield tuple(location), match.start()
             containers.append(token)
             location.append("" if token == "{" else 0)
             is_key = token == "{"
@@ -313,4 +313,4 @@ def _places(text: str) -> Iterator[tuple[tuple[str | int, ...], int]]:
         elif is_key:
             location[-1] = untrusted.parse_json(token)
         else:
-            yield tuple(location), found.start()
+            yield tuple(location), match.start()

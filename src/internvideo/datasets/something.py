@@ -1,4 +1,4 @@
-"""Something-Something V1 (`id;label` csv) and V2 (JSON): 174 templates; a video is named by its number."""
+"""Read Something-Something V1 (`id;label` csv) and V2 (JSON): 174 templates; the name of a video is its id."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from internvideo.errors import ManifestError
 
 CLASSES = 174
 FIRST_RATE = 12.0
-"""Frames a second of the JPEG frames that version 1 is published as (its download page)."""
+"""Frames per second of the JPEG frames of version 1 (its download page)."""
 _FRAMES = re.compile(r"(?P<folder>.+)\s+(?P<frames>\d+)\s+(?P<label>\d+)$")
 
 
@@ -40,19 +40,19 @@ class _Second(Record):
 
 
 def read_v1(source: AnnotationSource) -> Annotations:
-    """Something-Something V1: `*-labels.csv` and `*-train.csv`, `*-validation.csv`, `*-test.csv` without header.
+    """Read Something-Something V1: `*-labels.csv` and `*-train.csv`, `*-validation.csv`, `*-test.csv` without header.
 
-    Alone, lists of `folder frames label` are read too. The data set comes as folders of frames (NUMBER/00001.jpg, 12 a
-    second); NUMBER.mp4 or .webm, written from them, are found as well.
+    Without csv files, lists of `folder frames label` are read. The data set is published as folders of frames
+    (ID/00001.jpg, 12 per second); ID.mp4 or ID.webm, made from them, are found as well.
 
     Raises:
-        ManifestError: no annotation file, a malformed line, an unknown class, an id twice.
+        ManifestError: no annotation file, a malformed line, an unknown class, a duplicate id.
     """
     names_file = source.maybe(r"labels\.csv$")
     files = [path for path in source.find(r"\.csv$") if path != names_file and split_of(path)]
     if not files:
         return _frame_lists(source)
-    known, made = ClassList(read_names(names_file) if names_file else ()), Annotations(frame_rate=FIRST_RATE)
+    known, annotations = ClassList(read_names(names_file) if names_file else ()), Annotations(frame_rate=FIRST_RATE)
     for path in files:
         split = split_of(path) or ""
         columns = ("id",) if split == "test" and ";" not in next(numbered_lines(path))[1] else ("id", "label")
@@ -60,41 +60,41 @@ def read_v1(source: AnnotationSource) -> Annotations:
             where = f"{path}:{line}"
             if row.label is None and split != "test":
                 raise ManifestError(f"{where} label", "missing", "a template")
-            label = None if row.label is None else known.named(row.label, where)
-            made.add(split, Sample(id=row.id, path=f"{row.id}.webm", label=label, split=split), where, row.id)
-    known.settle(made)
-    return made
+            label = None if row.label is None else known.index_of(row.label, where)
+            annotations.add(split, Sample(id=row.id, path=f"{row.id}.webm", label=label, split=split), where, row.id)
+    known.finish(annotations)
+    return annotations
 
 
 def _frame_lists(source: AnnotationSource) -> Annotations:
-    made, known = Annotations(numbers_as_names(CLASSES), frame_rate=FIRST_RATE), ClassList(count=CLASSES)
+    annotations, known = Annotations(numbers_as_names(CLASSES), frame_rate=FIRST_RATE), ClassList(count=CLASSES)
     files = source.find(r"list[^/]*\.txt$")
     if not files:
         raise ManifestError(source.path, "no annotation file of Something-Something V1", "id;label csv files")
     for path in files:
         split = split_of(path) or "val"
         for number, line in numbered_lines(path):
-            where, found = f"{path}:{number}", _FRAMES.match(line)
-            if found is None:
+            where, match = f"{path}:{number}", _FRAMES.match(line)
+            if match is None:
                 raise ManifestError(where, f"'{line[:80]}'", "'folder frames label'")
-            label, name = known.numbered(int(found["label"]), where), found["folder"]
+            label, name = known.check_index(int(match["label"]), where), match["folder"]
             sample = Sample(
-                id=name, path=f"{name}.webm", label=label, split=split, attributes={"frames": found["frames"]}
+                id=name, path=f"{name}.webm", label=label, split=split, attributes={"frames": match["frames"]}
             )  # fmt: skip
-            made.add(split, sample, where, name)
-    return made
+            annotations.add(split, sample, where, name)
+    return annotations
 
 
 def read_v2(source: AnnotationSource) -> Annotations:
-    """Something-Something V2: `labels.json` (template -> index), `train.json`, `validation.json`, `test.json`.
+    """Read Something-Something V2: `labels.json` (template -> index), `train.json`, `validation.json`, `test.json`.
 
-    The sentence with the objects filled in becomes the row's caption.
+    The template with its objects filled in is the row's caption.
 
     Raises:
-        ManifestError: no annotation file, a malformed entry, a template that is no class, an id twice.
+        ManifestError: no annotation file, a malformed entry, an unknown template, a duplicate id.
     """
     known = ClassList(_second_labels(source.one(r"labels\.json$", "labels.json and validation.json")))
-    made = Annotations(tuple(known.index))
+    annotations = Annotations(tuple(known.index))
     for path in source.find(r"(train|validation|test)\.json$"):
         split = split_of(path) or ""
         for line, row in json_records(path, _Second):
@@ -102,13 +102,13 @@ def read_v2(source: AnnotationSource) -> Annotations:
             if row.template is None and split != "test":
                 raise ManifestError(f"{where} template", "missing", "a template of labels.json")
             template = (row.template or "").replace("[", "").replace("]", "")
-            label = known.named(template, where, field="template") if template else None
+            label = known.index_of(template, where, field="template") if template else None
             captions = (row.label,) if row.label else ()
             sample = Sample(id=row.id, path=f"{row.id}.webm", label=label, captions=captions, split=split)
-            made.add(split, sample, where, row.id)
-    if not made.splits:
+            annotations.add(split, sample, where, row.id)
+    if not annotations.splits:
         raise ManifestError(source.path, "no train.json, validation.json or test.json", "one of them")
-    return made
+    return annotations
 
 
 def _second_labels(path: Path) -> tuple[str, ...]:
