@@ -150,7 +150,7 @@ def test_a_sample_world_is_written_and_continued(run: Run, tmp_path: Path) -> No
         assert Path(line.partition(": ")[2]).is_file()
     assert "train: " in told.out
     assert run(*words).out == told.out
-    assert "holds another sample world" in mistake(run(*words[:-4], "--seed", 2, "--workers", 1))
+    assert "contains another sample world" in mistake(run(*words[:-4], "--seed", 2, "--workers", 1))
 
 
 def test_train_evaluate_and_score(run: Run, tmp_path: Path) -> None:

@@ -1,1 +1,1 @@
-"""The sample world: generated videos with exactly known answers."""
+"""The sample world: a synthetic video data set with exact annotations for every task."""

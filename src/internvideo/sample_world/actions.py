@@ -1,8 +1,8 @@
-"""The actions of the sample world: how an object changes over the frames of a clip.
+"""Define the action classes of the sample world as motions of an object over the frames of a clip.
 
-An action is a function of the progress u (0 at its start, 1 at its end) that writes channels of a `Track`. The second
-of a time-directed pair is the first with u replaced by 1 - u and the same random draws, so that a clip of one class
-played backwards is a clip of the other and no single frame tells them apart.
+A motion is a function of the progress u (0 at the start, 1 at the end) that writes fields of a `Track`. The second
+action of a time-reversed pair is the first one with u replaced by 1 - u and the same random numbers: a clip of one
+class played backwards is a clip of the other, and no single frame distinguishes them.
 """
 
 from __future__ import annotations
@@ -24,9 +24,10 @@ class Track:
     """State of one object per frame; every field is (T,) float64.
 
     x, y: center in frame sides (y downwards). scale: factor of the radius. angle: radians, clockwise on screen.
-    alpha: opacity. tint: 1 its own colour, 0 grey. mouth: opening of the cut-out wedge in radians. tank: 1 where the
-    object is a vessel filled up to `level` (0..1). split: distance between its two halves in sides, along `axis` in
-    radians. squash: its height over its width. ball_x, ball_y, ball: center and opacity of the ball of a collision.
+    alpha: opacity. tint: 1 for the object's color, 0 for grey. mouth: angle of the cut-out wedge in radians. tank: 1 if
+    the object is drawn as a vessel filled up to `level` (0..1). split: distance between its two halves in sides, along
+    the direction `axis` in radians. squash: height divided by width. ball_x, ball_y, ball: center and opacity of the
+    ball of a collision.
     """
 
     x: Array
@@ -47,19 +48,19 @@ class Track:
 
     @classmethod
     def at_rest(cls, frames: int) -> Track:
-        """Track of an object that stands in the middle and does nothing."""
+        """Return the track of an object that rests in the center of the frame."""
         values = {field.name: 0.0 for field in fields(cls)}
         values.update(x=0.5, y=0.5, scale=1.0, alpha=1.0, tint=1.0, squash=1.0)
         return cls(**{name: np.full(frames, value) for name, value in values.items()})
 
     def part(self, frames: slice) -> Track:
-        """The same track seen through a range of frames: writing to it writes here."""
+        """Return a view of a range of frames: writing to it changes this track."""
         return Track(**{field.name: getattr(self, field.name)[frames] for field in fields(self)})
 
 
 @dataclass(frozen=True)
 class Cell:
-    """Where an actor lives: center (x, y) and reach, the factor of its travel (1: the whole frame)."""
+    """The region of an actor, in frame sides; `reach` scales its travel (1: the whole frame), `radius` is its own."""
 
     x: float = 0.5
     y: float = 0.5
@@ -96,7 +97,7 @@ def _grow(track: Track, u: Array, rng: Rng, cell: Cell) -> None:
 
 
 def _turn(track: Track, u: Array, rng: Rng, cell: Cell) -> None:
-    # Less than a half turn: with 8 sampled frames a square turns well under its 45 degrees a step.
+    # Less than a half turn: over 8 sampled frames a square turns by well under 45 degrees per step (no aliasing).
     track.angle[:] = rng.uniform(0, 2 * np.pi) + rng.uniform(1.8, 2.9) * (u - 0.5)
 
 
@@ -129,7 +130,7 @@ def _colour(track: Track, u: Array, rng: Rng, cell: Cell) -> None:
 
 def _circle(track: Track, u: Array, rng: Rng, cell: Cell) -> None:
     radius, middle = rng.uniform(0.19, 0.25) * cell.reach, rng.uniform(-0.06, 0.06, 2) * cell.reach
-    # The track's middle, not its start, is at a uniform phase: both directions share their sets of places exactly.
+    # The middle of the track has a uniform phase, so that both directions have the same distribution of positions.
     phase = rng.uniform(0, 2 * np.pi) + 2 * np.pi * rng.uniform(0.7, 0.95) * (u - 0.5)
     track.x[:] = cell.x + middle[0] + radius * np.cos(phase)
     track.y[:] = cell.y + middle[1] + radius * np.sin(phase)
@@ -224,7 +225,7 @@ BALL_RADIUS = 0.085
 
 @dataclass(frozen=True)
 class Action:
-    """One class. `channel` is what it changes: two actions of different channels can happen to one actor at once."""
+    """One class. `channel` is the property that it changes: actions of different channels can run at the same time."""
 
     name: str
     motion: Motion
@@ -275,27 +276,27 @@ CATALOGUE: Mapping[str, Action] = MappingProxyType(
 ACTIONS: tuple[str, ...] = tuple(action.name for action in _TRAINED)
 """The trained classes in the order of their indices."""
 HELD_OUT_CLASSES: tuple[str, ...] = tuple(action.name for action in _NEVER_TRAINED)
-"""Classes that no training clip shows: two trained actions at once, in words of trained captions. For zero-shot tests,
-and as near unknowns of the open set."""
+"""Classes without training clips: two trained actions at once, named with words of the training captions. Used for
+zero-shot tests, and as the near unknown classes of the open set."""
 FAR_CLASSES: tuple[str, ...] = tuple(action.name for action in _FAR)
-"""Families of motion that no training clip shows, alone or joined: far unknowns of the open set."""
+"""Classes of motions that no training clip contains, alone or combined: the far unknown classes of the open set."""
 REVERSE_OF: Mapping[str, str] = MappingProxyType(
     {action.name: action.reverse for action in CATALOGUE.values() if action.reverse is not None}
 )
-"""The class that a clip of a time-directed class becomes when it is played backwards (trained and kept-out classes)."""
+"""Class -> class of its clips played backwards, for the time-reversed pairs of trained and held-out classes."""
 TIME_DIRECTED: frozenset[str] = frozenset(name for name in ACTIONS if name in REVERSE_OF)
-"""The trained classes that change when the clip is played backwards."""
+"""The trained classes whose clips belong to another class when played backwards."""
 
 
 def reverse_class(index: int, classes: tuple[str, ...] = ACTIONS) -> int | None:
-    """Index of the class that clips of class `index` become backwards; None where that is itself or not in classes."""
+    """Return the class index of clips of class `index` played backwards; None if it has no reverse among `classes`."""
     reverse = REVERSE_OF.get(classes[index])
     return classes.index(reverse) if reverse in classes else None
 
 
 @dataclass(frozen=True)
 class Part:
-    """Actions that happen to one actor together from frame `start` to frame `stop` (inclusive)."""
+    """Simultaneous actions of one actor from frame `start` to frame `stop` (inclusive)."""
 
     actions: tuple[str, ...]
     start: int
@@ -303,9 +304,10 @@ class Part:
 
 
 def track_of(parts: tuple[Part, ...], frames: int, cell: Cell, seed: tuple[int, ...]) -> Track:
-    """Follow an actor through its parts (in order of time, not overlapping) over `frames` frames.
+    """Compute the track of an actor over `frames` frames from its parts (ordered, not overlapping).
 
-    Between two parts the actor stands as the last one left it and, half-way, stands as the next one finds it.
+    Between two parts the actor rests: in the final state of the first, then, from half-way on, in the initial state of
+    the second.
     """
     track = Track.at_rest(frames)
     starts = [0, *((before.stop + after.start + 1) // 2 for before, after in pairwise(parts)), frames]

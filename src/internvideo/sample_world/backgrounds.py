@@ -1,4 +1,4 @@
-"""The places of the sample world: backgrounds drawn from a formula with random offsets."""
+"""Draw the backgrounds of the sample world: procedural textures with random offsets."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def _blend(weight: Field, low: tuple[float, float, float], high: tuple[float, fl
 
 
 def _grain(shape: tuple[int, ...], rng: Rng, coarse: int = 1) -> Field:
-    """Blocks of random brightness -1..1, `coarse` pixels wide."""
+    """Return blocks of random brightness -1..1, `coarse` pixels wide, of a shape (H, W)."""
     small = rng.uniform(-1, 1, (shape[0] // coarse + 1, shape[1] // coarse + 1))
     blocks: Field = np.repeat(np.repeat(small, coarse, axis=0), coarse, axis=1)
     return blocks[: shape[0], : shape[1]]
@@ -90,9 +90,9 @@ PLACES: tuple[str, ...] = tuple(_DRAWERS)
 
 
 def draw_background(place: str, side: int, margin: int, difficulty: float, rng: Rng) -> Image:
-    """Background of (side + 2 margin) squared pixels: (H, W, 3) float32 in 0..1, in dim light.
+    """Draw a dim background, (side + 2 margin, side + 2 margin, 3) float32 in 0..1.
 
-    `difficulty` (0..1) brings out its texture and brings its brightness nearer to that of the objects.
+    `difficulty` (0..1) raises the contrast of its texture, and its brightness towards that of the objects.
     """
     steps = (np.arange(side + 2 * margin) - margin + 0.5) / side
     x, y = np.meshgrid(steps, steps)

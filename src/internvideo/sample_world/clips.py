@@ -1,6 +1,6 @@
-"""Plan the clips of the sample world from their seeds, and write one: what a worker process needs, free of torch.
+"""Plan and write the clips of the sample world; worker processes import this module, so it does not import torch.
 
-A clip follows from (seed of the world, split, number) alone, so neither the number of clips nor of workers changes it.
+A clip depends only on (seed of the world, split, number), not on the number of clips or workers.
 """
 
 from __future__ import annotations
@@ -31,17 +31,17 @@ _KEPT_OUT: Mapping[str, tuple[str, ...]] = MappingProxyType({"zero_shot": HELD_O
 
 @dataclass(frozen=True)
 class WorldSettings:
-    """What a world is made of.
+    """The settings of a sample world.
 
     Attributes:
-        clips: number of short clips of train, validation and test together (70 %, 10 % and 20 % of them).
-        seed: everything random follows from it.
-        size: side of the square frames in pixels, even. frames: frames of a short clip. fps: frames a second.
-        difficulty: 0 (bare) to 1: camera shake, light, noise, distractors, occluders and texture of the backgrounds.
-        zero_shot_clips: clips of the kept-out classes; None for a tenth of `clips`, at least one a class. Half as many
-            show families of motion of their own, for the open set.
+        clips: number of short clips of train, validation and test together (70 %, 10 % and 20 %).
+        seed: seed of all random numbers.
+        size: side of the square frames in pixels, even. frames: frames per short clip. fps: frames per second.
+        difficulty: 0 to 1, scales camera shake, light changes, noise, distractors, occluders and background texture.
+        zero_shot_clips: number of clips of the held-out classes; None for a tenth of `clips`, at least one per class.
+            Half as many clips are made of the far unknown classes (for the open set).
         long_videos: number of untrimmed videos.
-        actions: the trained classes, some or all of ACTIONS, in the order of their indices.
+        actions: the trained classes, a subset of ACTIONS, in the order of their indices.
 
     Raises:
         RecipeError: a value out of range.
@@ -70,7 +70,7 @@ class WorldSettings:
             raise RecipeError("sample world size", str(self.size), "an even number of pixels")
         unknown = [name for name in self.actions if name not in ACTIONS]
         if unknown or not self.actions or len(set(self.actions)) != len(self.actions):
-            found = ", ".join(unknown) or "no action or an action twice"
+            found = ", ".join(unknown) or "no action or a duplicate one"
             raise RecipeError("sample world actions", found, ", ".join(ACTIONS))
 
     @property
@@ -85,13 +85,13 @@ class WorldSettings:
 
 
 def held_out(shape: str, colour: str, place: str) -> bool:
-    """Whether the combination is kept for testing: one in five, so that any two of the three still meet in training."""
+    """Return whether a combination is used for testing only: one in five, such that every pair occurs in training."""
     return (SHAPES.index(shape) + 2 * tuple(COLORS).index(colour) + 3 * PLACES.index(place)) % 5 == 0
 
 
 @dataclass(frozen=True)
 class Clip:
-    """A planned clip: its name, what is true of it, and the scene to draw."""
+    """A planned clip: its name, its annotations (`facts`), the scene to draw, and the actions in it."""
 
     name: str
     facts: Facts
@@ -111,19 +111,19 @@ def _combination(unseen: bool, rng: np.random.Generator) -> tuple[str, str, str]
 
 
 def classes_of(settings: WorldSettings, split: str) -> tuple[str, ...]:
-    """The classes of a split of short clips, in the order of their indices."""
+    """Return the classes of a split of short clips, in the order of their indices."""
     return _KEPT_OUT.get(split, settings.actions)
 
 
 def plan(settings: WorldSettings, split: str, number: int) -> Clip:
-    """Plan video `number` of a split of `settings.counts`."""
+    """Plan video `number` (from 0) of a split of `settings.counts`."""
     return _plan_long(settings, number) if split == "long" else _plan_short(settings, split, number)
 
 
 def _plan_short(settings: WorldSettings, split: str, number: int) -> Clip:
-    """Clip `number` of a split of short clips; the classes take turns.
+    """Plan clip `number` of a split of short clips; its class is `number` modulo the number of classes.
 
-    Clips of train and validation show combinations of shape, colour and place that are not held out, the others only
+    Clips of train and validation have combinations of shape, color and place that are not held out, all others have
     held-out ones.
     """
     classes, frames = classes_of(settings, split), settings.frames
@@ -133,7 +133,7 @@ def _plan_short(settings: WorldSettings, split: str, number: int) -> Clip:
     shape, colour, place = _combination(split not in ("train", "validation"), rng)
     texture, size = _pick(TEXTURES, rng), _pick(tuple(RADII), rng)
     slow = bool(rng.random() < 0.5)
-    # The action fills most of the clip; where the rest lies is drawn alike at both ends.
+    # The action fills most of the clip; the rest is divided at random between its start and its end.
     filled = rng.uniform(0.88, 1.0) if slow else rng.uniform(0.6, 0.75)
     spare = (1 - filled) * (frames - 1)
     before = rng.uniform(0, spare)
@@ -146,14 +146,14 @@ def _plan_short(settings: WorldSettings, split: str, number: int) -> Clip:
 
 
 def _simultaneous(actions: tuple[str, ...], rng: np.random.Generator) -> tuple[str, ...]:
-    """One action, or two that change different things about an actor."""
+    """Sample one action, or two that change different properties of an actor."""
     first = CATALOGUE[_pick(actions, rng)]
-    # The second of a pair must not undo the first: bounces and lines move, the others only look.
+    # The two must not overwrite each other, so their channels must be a pair of `_TOGETHER`.
     rest = tuple(name for name in actions if {CATALOGUE[name].channel, first.channel} in _TOGETHER)
     if not rest or rng.random() < 0.5:
         return (first.name,)
     second = CATALOGUE[_pick(rest, rng)]
-    # Places are set before anything is added to them.
+    # Motions of channel "place" assign positions and come first; the others add to them.
     return tuple(one.name for one in sorted((first, second), key=lambda one: one.channel != "place"))
 
 
@@ -161,7 +161,7 @@ _TOGETHER = ({"place", "size"}, {"place", "look"}, {"place", "angle"}, {"size", 
 
 
 def _plan_long(settings: WorldSettings, number: int) -> Clip:
-    """10 to 30 s, two or three actors with a handful of actions each and rest in between."""
+    """Plan an untrimmed video: 10 to 30 s, two or three actors, each with several actions and rest between them."""
     fps, key = settings.fps, (settings.seed, _SPLITS.index("long"), number)
     rng = np.random.default_rng(key)
     frames = int(rng.integers(10 * fps, 30 * fps + 1))
@@ -173,21 +173,21 @@ def _plan_long(settings: WorldSettings, number: int) -> Clip:
     for index in range(count):
         radius = rng.uniform(0.09, 0.11)
         cell = Cell((index + 0.5) / count, rng.uniform(0.4, 0.6), 0.62, radius)
-        parts, at = [], int(rng.uniform(0.3, 3.0) * fps)
-        while (stop := at + int(rng.uniform(1.5, 3.5) * fps)) < frames - fps // 2:
-            parts.append(Part(_simultaneous(moving, rng), at, stop))
-            at = stop + int(rng.uniform(1.0, 4.0) * fps)
+        parts, start = [], int(rng.uniform(0.3, 3.0) * fps)
+        while (stop := start + int(rng.uniform(1.5, 3.5) * fps)) < frames - fps // 2:
+            parts.append(Part(_simultaneous(moving, rng), start, stop))
+            start = stop + int(rng.uniform(1.0, 4.0) * fps)
         actors.append(Actor(Look(_pick(SHAPES, rng), colours[index], _pick(TEXTURES, rng), radius), tuple(parts), cell))
     scene = Scene(settings.size, frames, place, settings.difficulty, tuple(actors), key)
     first = actors[0].look
     facts = Facts("standing still", first.shape, first.colour, first.texture, "small", place, "slowly")
-    done = tuple(dict.fromkeys(name for actor in actors for part in actor.parts for name in part.actions))
-    return Clip(f"long_{number:04d}", facts, scene, done)
+    actions = tuple(dict.fromkeys(name for actor in actors for part in actor.parts for name in part.actions))
+    return Clip(f"long_{number:04d}", facts, scene, actions)
 
 
 @dataclass(frozen=True)
 class SeenActor:
-    """An actor seen at `time` seconds: corners x1, y1, x2, y2 in 0..1 and what it does then."""
+    """An actor visible at `time` (s): its index, corners x1, y1, x2, y2 as fractions of the frame, and its actions."""
 
     time: float
     actor: int
@@ -196,8 +196,8 @@ class SeenActor:
 
 
 def boxes_per_second(scene: Scene, boxes: NDArray[np.float64], fps: int) -> tuple[SeenActor, ...]:
-    """Every actor in view at 0.5 s, 1.5 s, ... from boxes (T, A, 4); an actor between two actions stands still."""
-    seen = []
+    """List the visible actors at 0.5 s, 1.5 s, ... from boxes (T, A, 4); between two actions an actor stands still."""
+    visible = []
     for frame in range(fps // 2, scene.frames, fps):
         for index, actor in enumerate(scene.actors):
             corners = boxes[frame, index]
@@ -205,18 +205,18 @@ def boxes_per_second(scene: Scene, boxes: NDArray[np.float64], fps: int) -> tupl
                 continue
             now = [part.actions for part in actor.parts if part.start <= frame <= part.stop]
             x1, y1, x2, y2 = (round(float(value), 4) for value in corners)
-            seen.append(SeenActor(frame / fps, index, (x1, y1, x2, y2), now[0] if now else ("standing still",)))
-    return tuple(seen)
+            visible.append(SeenActor(frame / fps, index, (x1, y1, x2, y2), now[0] if now else ("standing still",)))
+    return tuple(visible)
 
 
 def clip_path(clip: Clip) -> str:
-    """Where a clip lies in the world's folder."""
+    """Return the path of a clip below the world's folder."""
     return f"clips/{clip.name[-2:]}/{clip.name}.mp4"
 
 
 def write_clips(folder: Path, settings: WorldSettings, jobs: Sequence[tuple[str, int]]) -> list[tuple[SeenActor, ...]]:
-    """Draw and encode the clips (split, number) that do not exist yet; returns the boxes of long ones, else ()."""
-    found: list[tuple[SeenActor, ...]] = []
+    """Draw and encode the clips (split, number) that do not exist yet; return the boxes of long ones, () for others."""
+    boxes_by_clip: list[tuple[SeenActor, ...]] = []
     for split, number in jobs:
         clip = plan(settings, split, number)
         path, boxes = folder / clip_path(clip), None
@@ -227,20 +227,20 @@ def write_clips(folder: Path, settings: WorldSettings, jobs: Sequence[tuple[str,
             write_video(path, frames, settings.fps, crf=20, options={"preset": "veryfast"})
         if split == "long":
             boxes = actor_boxes(clip.scene) if boxes is None else boxes
-            found.append(boxes_per_second(clip.scene, boxes, settings.fps))
+            boxes_by_clip.append(boxes_per_second(clip.scene, boxes, settings.fps))
         else:
-            found.append(())
-    return found
+            boxes_by_clip.append(())
+    return boxes_by_clip
 
 
 def start_worker() -> None:
-    """Prepare a worker process: it leaves Ctrl-C to its parent, and ends when the parent was killed."""
+    """Set up a worker process: ignore SIGINT, which the parent handles, and exit when the parent dies."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     parent = multiprocessing.parent_process()
 
-    def follow() -> None:
+    def exit_with_parent() -> None:
         if parent is not None:
             parent.join()
             os._exit(1)
 
-    threading.Thread(target=follow, daemon=True).start()
+    threading.Thread(target=exit_with_parent, daemon=True).start()

@@ -1,14 +1,15 @@
-"""The sample world's reaching clips as manifests of what Ego4D asks (arXiv 2211.09529), all answers exactly known.
+"""Write reaching clips of the sample world with manifests for Ego4D's tracks (arXiv 2211.09529), exactly annotated.
 
 `generate_reaches` writes below FOLDER/ego: `clips/...mp4` and
 
-- `hands.jsonl`: where both hands will be, as the reader of Ego4D's future hands writes it; attribute "seen" tells where
-  they were in the last observed frame and a third of a second before, for baselines;
-- `contact.jsonl`: which object will be touched, how and when, two key frames a clip (classes: nouns; `verbs.txt`);
-- `change.jsonl`: which object changes its state, at a frame before, in and after the change;
+- `hands.jsonl`: future positions of both hands, in the format of Ego4D's future hands; attribute "seen" has their
+  positions in the last observed frame and a third of a second before, for baselines;
+- `contact.jsonl`: the object of the next contact, verb and time to contact, two key frames per clip (classes: nouns;
+  `verbs.txt`);
+- `change.jsonl`: the object that changes its state, at a frame before, during and after the change;
 - `actions.jsonl`: the attributes "verb" and "noun" of every clip;
-- `contact.detections.json`, `change.detections.json`: boxes of a detector that knows what is a thing and not what will
-  happen to it: moved boxes of objects and hands, boxes of nothing, scores that tell the one from the other at most.
+- `contact.detections.json`, `change.detections.json`: simulated detections: jittered boxes of objects and hands, and
+  false positives, with scores that say nothing about what will happen.
 
 `split` is train for seven of ten clips, else test.
 """
@@ -41,7 +42,7 @@ Floats = NDArray[np.float64]
 Detections = dict[str, list[dict[str, Any]]]
 
 MOMENTS = {"pre_45": 1.5, "pre_30": 1.0, "pre_15": 0.5, "pre_frame": 1 / 6, "contact_frame": 0.0}
-"""Seconds before the contact at which hands are asked for."""
+"""Key frame -> seconds before the contact."""
 CHANGE = "object_of_change"
 _CHUNK = 8
 
@@ -54,20 +55,20 @@ def generate_reaches(
     workers: int | None = None,
     progress: bool = True,
 ) -> dict[str, Path]:
-    """Write `count` reaching clips of a world (its seed, size, rate and difficulty), or finish them.
+    """Write `count` reaching clips of a world (its seed, size, fps and difficulty); clips that exist are kept.
 
     Returns:
-        the manifests by name: hands, contact, change, actions.
+        paths of the manifests: hands, contact, change, actions.
 
     Raises:
-        RunError: the folder holds clips of another world, or cannot be written.
+        RunError: the folder contains clips of another world, or cannot be written.
     """
     root = Path(folder) / "ego"
     with alone_in(root):
         _init_folder(root, settings)
         boxes = _write_all(root, settings, count, workers, progress)
         rows: dict[str, list[Sample]] = {name: [] for name in ("hands", "contact", "change", "actions")}
-        found: dict[str, Detections] = {"contact": {}, "change": {}}
+        detections: dict[str, Detections] = {"contact": {}, "change": {}}
         for number in range(count):
             reach = _plan(settings, number)
             rows["hands"].append(_hands_row(reach, boxes[number], settings.fps))
@@ -79,13 +80,13 @@ def generate_reaches(
                 for frame in frames:
                     row = _frame_row(name, reach, frame, boxes[number], settings)
                     rows[name].append(row)
-                    found[name][row.id] = _detections(reach, frame, boxes[number][frame], settings)
+                    detections[name][row.id] = _detections(reach, frame, boxes[number][frame], settings)
         manifests = {name: root / f"{name}.jsonl" for name in rows}
         classes: dict[str, tuple[str, ...]] = {"contact": NOUNS, "change": (CHANGE,)}
         for name, path in manifests.items():
             write_manifest(path, rows[name], classes.get(name, ()))
         write_text(root / "verbs.txt", "".join(f"{verb}\n" for verb in VERBS))
-        for name, results in found.items():
+        for name, results in detections.items():
             write_text(root / f"{name}.detections.json", json.dumps({"results": results}) + "\n")
         return manifests
 
@@ -96,14 +97,14 @@ def _plan(settings: WorldSettings, number: int) -> Reach:
 
 def _init_folder(root: Path, settings: WorldSettings) -> None:
     card = root / "world.json"
-    ours = {"seed": settings.seed, "size": settings.size, "fps": settings.fps, "difficulty": settings.difficulty}
-    text = json.dumps({"format": "internvideo reaching clips", "version": 1, **ours}) + "\n"
+    values = {"seed": settings.seed, "size": settings.size, "fps": settings.fps, "difficulty": settings.difficulty}
+    text = json.dumps({"format": "internvideo reaching clips", "version": 1, **values}) + "\n"
     try:
-        known = card.read_text(encoding="utf-8") if card.exists() else text
+        present = card.read_text(encoding="utf-8") if card.exists() else text
     except (OSError, ValueError) as error:
         raise RunError(card, f"cannot be read: {error}", "", "choose another folder") from error
-    if known != text:
-        raise RunError(root, "holds reaching clips of another world", text.strip(), "choose another folder")
+    if present != text:
+        raise RunError(root, "contains reaching clips of another world", text.strip(), "choose another folder")
     write_text(card, text)
 
 
@@ -112,66 +113,66 @@ def _path(reach: Reach) -> str:
 
 
 def _write(root: Path, settings: WorldSettings, numbers: Sequence[int]) -> list[Floats]:
-    """Draw and encode what is missing; the boxes (T, A, 4) of every clip as fractions."""
-    found = []
+    """Draw and encode missing clips; return the boxes (T, A, 4) of every clip as fractions of the frame."""
+    clip_boxes = []
     for number in numbers:
         reach = _plan(settings, number)
         path = root / _path(reach)
         if path.exists():
-            found.append(actor_boxes(reach.scene))
+            clip_boxes.append(actor_boxes(reach.scene))
             continue
         frames, boxes = render(reach.scene)
         path.parent.mkdir(parents=True, exist_ok=True)
         write_video(path, frames, settings.fps, crf=20, options={"preset": "veryfast"})
-        found.append(boxes)
-    return found
+        clip_boxes.append(boxes)
+    return clip_boxes
 
 
 def _write_all(root: Path, settings: WorldSettings, count: int, workers: int | None, progress: bool) -> list[Floats]:
     chunks = [range(start, min(start + _CHUNK, count)) for start in range(0, count, _CHUNK)]
     processes = min(workers or cores(), len(chunks))
     work = partial(_write, root, settings)
-    found: list[Floats] = []
+    clip_boxes: list[Floats] = []
     with tqdm(total=count, desc="reaching clips", unit="clip", disable=not progress) as bar:
 
-        def take(boxes: list[Floats]) -> None:
-            found.extend(boxes)
+        def collect(boxes: list[Floats]) -> None:
+            clip_boxes.extend(boxes)
             bar.update(len(boxes))
 
         if processes <= 1 or len(chunks) < 4:  # starting processes would take longer
             for chunk in chunks:
-                take(work(chunk))
-            return found
+                collect(work(chunk))
+            return clip_boxes
         with ProcessPoolExecutor(processes, multiprocessing.get_context("spawn"), start_worker) as pool:
             for boxes in pool.map(work, chunks):
-                take(boxes)
-    return found
+                collect(boxes)
+    return clip_boxes
 
 
-def _row(reach: Reach, name: str, **told: Any) -> Sample:
+def _row(reach: Reach, name: str, **fields: Any) -> Sample:
     split = "train" if reach.scene.seed[-1] % 10 < 7 else "test"
-    return Sample(id=name, path=_path(reach), group=reach.name, split=split, **told)
+    return Sample(id=name, path=_path(reach), group=reach.name, split=split, **fields)
 
 
-def _middles(reach: Reach, boxes: Floats, frame: int) -> dict[str, list[float]]:
-    """Middles of the boxes of the hands in view, pixels."""
-    found = {}
+def _centers(reach: Reach, boxes: Floats, frame: int) -> dict[str, list[float]]:
+    """Return the centers of the boxes of the visible hands, in pixels."""
+    centers = {}
     for name, box in zip(HANDS, boxes[frame, reach.objects :], strict=True):
         if not np.isnan(box).any():
-            found[name] = [round(float(value) * reach.scene.side, 2) for value in (box[:2] + box[2:]) / 2]
-    return found
+            centers[name] = [round(float(value) * reach.scene.side, 2) for value in (box[:2] + box[2:]) / 2]
+    return centers
 
 
 def _hands_row(reach: Reach, boxes: Floats, fps: int) -> Sample:
     moments = {name: reach.contact - round(seconds * fps) for name, seconds in MOMENTS.items()}
-    hands = {name: {"frame": frame, **_middles(reach, boxes, frame)} for name, frame in moments.items()}
-    # The frame at which the first moment begins is not observed any more.
+    hands = {name: {"frame": frame, **_centers(reach, boxes, frame)} for name, frame in moments.items()}
+    # Frame pre_45 is not observed any more.
     last = moments["pre_45"] - 1
-    # Middles are whole half pixels: over a third of a second their difference tells the speed.
-    seen = [{"frame": frame, **_middles(reach, boxes, frame)} for frame in (last - round(fps / 3), last)]
+    # Centers are multiples of half a pixel, so the speed is measured over a third of a second.
+    observed = [{"frame": frame, **_centers(reach, boxes, frame)} for frame in (last - round(fps / 3), last)]
     side = reach.scene.side
-    told = {"hands": json.dumps(hands), "seen": json.dumps(seen), "fps": str(fps), "size": f"{side}x{side}"}
-    return _row(reach, reach.name, attributes=told)
+    attributes = {"hands": json.dumps(hands), "seen": json.dumps(observed), "fps": str(fps), "size": f"{side}x{side}"}
+    return _row(reach, reach.name, attributes=attributes)
 
 
 def _action_row(reach: Reach, fps: int) -> Sample:
@@ -181,7 +182,7 @@ def _action_row(reach: Reach, fps: int) -> Sample:
 
 
 def _contact_frames(reach: Reach, settings: WorldSettings) -> list[int]:
-    """Two key frames before the contact, while the hand is on its way."""
+    """Sample two key frames before the contact, while the hand moves towards the object."""
     rng = np.random.default_rng((*reach.scene.seed, 2000))
     return [
         reach.contact - round(seconds * settings.fps) for seconds in (rng.uniform(0.8, 1.5), rng.uniform(0.25, 0.8))
@@ -189,7 +190,7 @@ def _contact_frames(reach: Reach, settings: WorldSettings) -> list[int]:
 
 
 def _change_frames(reach: Reach, settings: WorldSettings) -> list[int]:
-    """A frame before the change, one in its middle (the point of no return) and one after it."""
+    """Return a frame before the change, one in its middle (the point of no return) and one after it."""
     return [reach.contact + round(seconds * settings.fps) for seconds in (-0.25, 0.35, 1.0)]
 
 
@@ -198,18 +199,18 @@ def _frame_row(track: str, reach: Reach, frame: int, boxes: Floats, settings: Wo
     noun = NOUNS.index(reach.scene.actors[reach.target].look.shape)
     x1, y1, x2, y2 = (round(float(value), 4) for value in boxes[frame, reach.target])
     box = Box(time=round(time, 4), x1=x1, y1=y1, x2=x2, y2=y2, labels=(noun if track == "contact" else 0,))
-    told = {"frame": str(frame), "time": f"{time:.4f}", "size": f"{side}x{side}"}
+    attributes = {"frame": str(frame), "time": f"{time:.4f}", "size": f"{side}x{side}"}
     name = f"{reach.name}_{frame:03d}"
     if track == "contact":
         seconds = (reach.contact - frame) / settings.fps
-        told |= {"uid": name, "verbs": str(VERBS.index(reach.verb)), "times_to_contact": f"{seconds:.4f}"}
-    return _row(reach, name, boxes=(box,), attributes=told)
+        attributes |= {"uid": name, "verbs": str(VERBS.index(reach.verb)), "times_to_contact": f"{seconds:.4f}"}
+    return _row(reach, name, boxes=(box,), attributes=attributes)
 
 
 def _detections(reach: Reach, frame: int, boxes: Floats, settings: WorldSettings) -> list[dict[str, Any]]:
-    """Boxes (pixels) of a detector that does not know what will happen."""
+    """Simulate the detections (boxes in pixels) of an object detector."""
     rng = np.random.default_rng((*reach.scene.seed, 3000 + frame))
-    found = []
+    detections = []
     for index, box in enumerate(boxes):
         noise, score, noun, missed = rng.normal(0, 0.07, 4), rng.uniform(0.5, 1.0), rng.random(), rng.random()
         other = int(rng.integers(len(NOUNS)))
@@ -218,16 +219,16 @@ def _detections(reach: Reach, frame: int, boxes: Floats, settings: WorldSettings
         wide = np.tile(box[2:] - box[:2], 2)
         known = index < reach.objects and noun < 0.9
         number = NOUNS.index(reach.scene.actors[index].look.shape) if known else other
-        found.append((box + noise * wide, number, score))
+        detections.append((box + noise * wide, number, score))
     for _ in range(2):
         corner, size = rng.uniform(0, 0.75, 2), rng.uniform(0.12, 0.25, 2)
         box = np.concatenate([corner, corner + size])
-        found.append((box, int(rng.integers(len(NOUNS))), rng.uniform(0.3, 0.8)))
+        detections.append((box, int(rng.integers(len(NOUNS))), rng.uniform(0.3, 0.8)))
     return [
         {
             "box": [round(float(value) * settings.size, 2) for value in np.clip(box, 0, 1)],
             "noun_category_id": noun,
             "score": round(float(score), 4),
         }
-        for box, noun, score in found
+        for box, noun, score in detections
     ]

@@ -1,20 +1,20 @@
-"""The sample world: real H.264 clips of moving objects with exactly known answers, for every task.
+"""Generate the sample world: H.264 clips of moving objects with exact annotations for every task.
 
 `generate` writes `FOLDER/clips/...mp4`, `classes.txt`, `world.json` and these manifests:
 
-- `train.jsonl`, `validation.jsonl`: combinations of shape, colour and place that are not held out;
-- `test.jsonl`: unseen seeds and unseen combinations;
-- `zero_shot.jsonl`: classes that no training clip shows (their names in `zero_shot.classes.txt`), unseen combinations;
-- `open_set.jsonl`: test clips and unknown ones, which have no label (attribute `known`: yes or no); attribute `novelty`
-  tells near ones (the zero-shot classes: two known actions at once) from far ones (families of motion of their own);
-- `long.jsonl`: untrimmed videos with segments, and boxes of all actors once a second (`split`: train or test);
-- `queries.jsonl`: questions when something happens in these, with one right answer each (sample_world/queries.py).
+- `train.jsonl`, `validation.jsonl`: combinations of shape, color and place that are not held out;
+- `test.jsonl`: other seeds, held-out combinations;
+- `zero_shot.jsonl`: held-out classes (names in `zero_shot.classes.txt`), held-out combinations;
+- `open_set.jsonl`: test clips, and clips of unknown classes without a label (attribute `known`: yes or no); attribute
+  `novelty` is "near" for the zero-shot classes (two known actions at once) and "far" for other kinds of motion;
+- `long.jsonl`: untrimmed videos with segments, and boxes of all actors once per second (`split`: train or test);
+- `queries.jsonl`: language queries about these, with one correct segment each (sample_world/queries.py).
 
-`templates.txt` are the sentences that class names are asked with. Rows have captions, questions and answers and a
-five-way choice; half of the captions of a training row are of the action or the object alone. Attributes hold action,
-shape, colour, texture, size, place and speed. Floats are rounded as the CPU's instruction set does it: one seed gives
-the same files on CPUs of one kind; on others a few of them differ by a rounding. A script that calls `generate` needs
-`if __name__ == "__main__":`, as every one that starts processes.
+`templates.txt` has the prompts for class names. Rows have captions, questions with answers and a five-way choice; half
+of the captions of a training row describe only the action or only the object. Attributes are action, shape, colour,
+texture, size, place and speed. The same seed gives the same files on CPUs of one instruction set; on others a few of
+them differ by floating-point rounding. A script that calls `generate` needs `if __name__ == "__main__":`, because it
+starts processes.
 """
 
 from __future__ import annotations
@@ -66,40 +66,42 @@ __all__ = [
 ]  # fmt: skip
 
 CARD, FORMAT = "world.json", "internvideo sample world"
-VERSION = 5  # of what is drawn: another number is another world
+VERSION = 5  # increased when the drawing changes: then the same settings give another world
 _CHUNK = 8
 Job = tuple[str, int]
 
 
 def fingerprint(settings: WorldSettings) -> str:
-    """16 hex digits that name the world: its settings and the version of its drawing."""
+    """Hash the settings and the version of the drawing to 16 hex digits that identify the world."""
     return hashlib.sha256(json.dumps([VERSION, asdict(settings)]).encode()).hexdigest()[:16]
 
 
 def is_sample_world(folder: Path) -> bool:
-    """Whether a folder says that it is a sample world; classes of users may have the names of its actions."""
+    """Return whether a folder has the `world.json` of a sample world."""
     try:
-        found = untrusted.read_json(folder / CARD)
+        content = untrusted.read_json(folder / CARD)
     except (OSError, ValueError, RecursionError):
         return False
-    return isinstance(found, dict) and found.get("format") == FORMAT
+    return isinstance(content, dict) and content.get("format") == FORMAT
 
 
 def generate(
     folder: str | os.PathLike[str], settings: WorldSettings, *, workers: int | None = None, progress: bool = True
 ) -> dict[str, Path]:
-    """Write a world, or finish one: files that exist are kept, so a second call continues where the first one was.
+    """Write a sample world; files that exist are kept, so a second call resumes an interrupted one.
 
     Args:
-        folder: a new or empty folder, or one with this same world.
-        settings: what to make.
-        workers: processes; None for one a CPU core. The files do not depend on it.
-        progress: show a bar with the time left on stderr.
+        folder: a new or empty folder, or one with the same world.
+        settings: the settings of the world.
+        workers: number of processes; None for one per CPU core. The files do not depend on it.
+        progress: show a progress bar on stderr.
 
-    Returns: the manifests by name: train, validation, test, zero_shot, open_set; with long videos long and queries.
+    Returns:
+        paths of the manifests: train, validation, test, zero_shot, open_set; with long videos also long and queries.
 
     Raises:
-        RunError: the folder holds another world or other files, or cannot be written. VideoError: a file of it cannot.
+        RunError: the folder contains another world or other files, or cannot be written. VideoError: a video cannot be
+            written.
     """
     root = Path(folder)
     with alone_in(root):
@@ -112,9 +114,9 @@ def generate(
             rows[split].append(
                 _long_row(settings, clip, boxes) if split == "long" else _short_row(settings, split, clip)
             )
-        rows["open_set"] = [_open(row, "known") for row in rows["test"]]
-        rows["open_set"] += [_open(row, "near") for row in rows["zero_shot"]]
-        rows["open_set"] += [_open(row, "far") for row in rows.pop("far")]
+        rows["open_set"] = [_open_set_row(row, "known") for row in rows["test"]]
+        rows["open_set"] += [_open_set_row(row, "near") for row in rows["zero_shot"]]
+        rows["open_set"] += [_open_set_row(row, "far") for row in rows.pop("far")]
         if "long" in rows:
             rows["queries"] = [
                 query
@@ -130,16 +132,16 @@ def generate(
 
 
 def _init_folder(root: Path, settings: WorldSettings) -> None:
-    """Write `world.json`, or check that the one there is ours."""
-    card, ours = root / CARD, fingerprint(settings)
+    """Write `world.json`, or check that the existing one has the same fingerprint."""
+    card, expected = root / CARD, fingerprint(settings)
     try:
         if card.exists():
-            theirs = untrusted.read_json(card).get("fingerprint")
-            if theirs != ours:
+            actual = untrusted.read_json(card).get("fingerprint")
+            if actual != expected:
                 raise RunError(
-                    root, f"holds another sample world ({theirs})", ours, "choose another folder or its settings"
+                    root, f"contains another sample world ({actual})", expected, "choose another folder or its settings"
                 )
-            for unfinished in root.glob("clips/*/.*.mp4"):  # of a writer that was killed
+            for unfinished in root.glob("clips/*/.*.mp4"):  # left by a killed process
                 unfinished.unlink(missing_ok=True)
             return
         if root.exists() and (not root.is_dir() or any(not found.name.startswith(".") for found in root.iterdir())):
@@ -151,7 +153,7 @@ def _init_folder(root: Path, settings: WorldSettings) -> None:
     content = {
         "format": FORMAT,
         "version": VERSION,
-        "fingerprint": ours,
+        "fingerprint": expected,
         "settings": asdict(settings),
     }
     write_text(card, json.dumps(content, indent=1) + "\n")
@@ -160,29 +162,30 @@ def _init_folder(root: Path, settings: WorldSettings) -> None:
 def _write_all(
     root: Path, settings: WorldSettings, jobs: Sequence[Job], workers: int | None, progress: bool
 ) -> dict[str, tuple[SeenActor, ...]]:
-    """Write what is missing; returns the boxes of the long videos by name."""
+    """Write missing clips; return the boxes of the long videos by name."""
     todo = [job for job in jobs if job[0] == "long" or not (root / clip_path(plan(settings, *job))).exists()]
     single = [[job] for job in todo if job[0] == "long"]
     rest = [job for job in todo if job[0] != "long"]
     chunks = [*single, *(rest[start : start + _CHUNK] for start in range(0, len(rest), _CHUNK))]
     count = min(workers or cores(), len(chunks))
-    frames = sum(plan(settings, *job).scene.frames for job in todo)  # videos differ in length: count pictures
-    found: dict[str, tuple[SeenActor, ...]] = {}
+    frames = sum(plan(settings, *job).scene.frames for job in todo)  # videos differ in length: progress counts frames
+    long_boxes: dict[str, tuple[SeenActor, ...]] = {}
     with tqdm(total=frames, desc="sample world", unit="frame", disable=not progress) as bar:
 
-        def take(chunk: Sequence[Job], boxes: Sequence[tuple[SeenActor, ...]]) -> None:
-            found.update((f"{split}_{number}", seen) for (split, number), seen in zip(chunk, boxes, strict=True))
+        def collect(chunk: Sequence[Job], boxes: Sequence[tuple[SeenActor, ...]]) -> None:
+            names = [f"{split}_{number}" for split, number in chunk]
+            long_boxes.update(zip(names, boxes, strict=True))
             bar.update(sum(plan(settings, *job).scene.frames for job in chunk))
 
         if count <= 1 or len(todo) < 4 * _CHUNK:  # starting processes would take longer
             for chunk in chunks:
-                take(chunk, write_clips(root, settings, chunk))
-            return found
+                collect(chunk, write_clips(root, settings, chunk))
+            return long_boxes
         with ProcessPoolExecutor(count, multiprocessing.get_context("spawn"), start_worker) as pool:
             futures = {pool.submit(write_clips, root, settings, chunk): chunk for chunk in chunks}
             try:
                 for future in as_completed(futures):
-                    take(futures[future], future.result())
+                    collect(futures[future], future.result())
             except BrokenProcessPool as error:
                 raise RunError(
                     root, "a worker process was killed", "", "free memory or use fewer workers, then repeat"
@@ -190,7 +193,7 @@ def _write_all(
             except BaseException:
                 pool.shutdown(wait=True, cancel_futures=True)
                 raise
-    return found
+    return long_boxes
 
 
 def _short_row(settings: WorldSettings, split: str, clip: Clip) -> Sample:
@@ -213,7 +216,7 @@ def _short_row(settings: WorldSettings, split: str, clip: Clip) -> Sample:
     )
 
 
-def _open(row: Sample, novelty: str) -> Sample:
+def _open_set_row(row: Sample, novelty: str) -> Sample:
     known = novelty == "known"
     attributes = {**row.attributes, "known": "yes" if known else "no", **({} if known else {"novelty": novelty})}
     return row.model_copy(update={"label": row.label if known else None, "attributes": attributes})
@@ -236,11 +239,11 @@ def _long_row(settings: WorldSettings, clip: Clip, boxes: dict[str, tuple[SeenAc
         ),
         boxes=tuple(
             Box(
-                time=round(seen.time, 4), actor=seen.actor,
-                x1=seen.corners[0], y1=seen.corners[1], x2=seen.corners[2], y2=seen.corners[3],
-                labels=tuple(classes.index(name) for name in seen.actions if name in classes),
+                time=round(box.time, 4), actor=box.actor,
+                x1=box.corners[0], y1=box.corners[1], x2=box.corners[2], y2=box.corners[3],
+                labels=tuple(classes.index(name) for name in box.actions if name in classes),
             )
-            for seen in boxes[f"long_{number}"]
+            for box in boxes[f"long_{number}"]
         ),
         split="test" if number % 3 == 2 else "train",
         attributes={"place": clip.scene.place, "actors": str(len(clip.scene.actors))},

@@ -1,4 +1,4 @@
-"""The sentences of the sample world: captions, questions with answers and multiple choices, from one small grammar."""
+"""Generate the texts of the sample world: captions, questions with answers, and multiple choice."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ VERBS: Mapping[str, tuple[str, ...]] = MappingProxyType(
         "pulsing": ("pulses", "grows and shrinks in turn", "beats like a heart"),
     }
 )  # fmt: skip
-"""Three ways to say each action in the third person; the first one is the name's own."""
+"""Action -> three phrases in the third person, the first of them a form of the class name."""
 
 PLACE_PHRASES: Mapping[str, str] = MappingProxyType(
     {
@@ -99,7 +99,7 @@ PLACE_PHRASES: Mapping[str, str] = MappingProxyType(
 
 @dataclass(frozen=True)
 class Facts:
-    """What a clip shows, in words."""
+    """The annotations of a clip as words; they are its attributes in the manifest."""
 
     action: str
     shape: str
@@ -115,14 +115,14 @@ def _article(noun: str) -> str:
 
 
 def _plain(facts: Facts) -> str:
-    """The sentence that holds the class name word for word, as a zero-shot prompt does."""
+    """Return the sentence that contains the class name verbatim, like a zero-shot prompt."""
     return f"{_article(f'{facts.colour} {facts.shape}')} {facts.action} {PLACE_PHRASES[facts.place]}"
 
 
 def captions(facts: Facts, rng: np.random.Generator) -> tuple[str, ...]:
-    """Six paraphrases, all different; each names shape, colour, action and place, some texture, size and speed.
+    """Generate six distinct paraphrases with shape, color, action and place; some add texture, size or speed.
 
-    The first one is the plain sentence, in the words that multiple choice and zero-shot prompts ask with.
+    The first one contains the class name verbatim, as the options of multiple choice and zero-shot prompts do.
     """
     verbs = [VERBS[facts.action][int(k)] for k in rng.permutation(len(VERBS[facts.action]))]
     short = f"{facts.colour} {facts.shape}"
@@ -140,32 +140,31 @@ def captions(facts: Facts, rng: np.random.Generator) -> tuple[str, ...]:
 
 
 TEMPLATES = ("{}", "something {}", "a video of something {}", "we see something {}", "an object is {}")
-"""How a class name is asked for; every word of them is in the training captions."""
+"""Zero-shot prompts; all their words occur in the training captions."""
 
 
 def training_captions(facts: Facts, rng: np.random.Generator) -> tuple[str, ...]:
-    """Six sentences: three full ones, the plain one among them, two of the action alone and one of the object alone.
+    """Generate six captions: three full ones, two of the action only and one of the object only.
 
-    A sentence that names everything can be matched by place and colour; one of the action alone cannot. A third of them
-    makes the action worth reading.
+    A full caption can be matched by place and color, one of the action only cannot: so the model must learn actions.
     """
     plain, *others = captions(facts, rng)
-    chosen = sorted(rng.permutation(len(others))[:2].tolist())
-    return (plain, *(others[index] for index in chosen), *partial_captions(facts, rng))
+    selected = sorted(rng.permutation(len(others))[:2].tolist())
+    return (plain, *(others[index] for index in selected), *partial_captions(facts, rng))
 
 
 def partial_captions(facts: Facts, rng: np.random.Generator) -> tuple[str, str, str]:
-    """Two sentences of the action alone and one of the object alone."""
+    """Generate two captions of the action only and one of the object only."""
     verb = VERBS[facts.action][int(rng.integers(len(VERBS[facts.action])))]
-    named = TEMPLATES[int(rng.integers(len(TEMPLATES)))].format(facts.action)
+    prompt = TEMPLATES[int(rng.integers(len(TEMPLATES)))].format(facts.action)
     speed = f" {facts.speed}" if facts.action != "standing still" else ""
     looks = (f"{facts.colour} {facts.shape}", f"{facts.texture} {facts.colour} {facts.shape}")
     thing = _article(looks[int(rng.integers(2))])
-    return named, f"something {verb}{speed}", f"a video of {thing}" if rng.random() < 0.5 else f"we see {thing}"
+    return prompt, f"something {verb}{speed}", f"a video of {thing}" if rng.random() < 0.5 else f"we see {thing}"
 
 
 def questions(facts: Facts) -> tuple[tuple[str, str, str], ...]:
-    """(question, answer, type): what is asked for is the action, colour, shape, place, texture or size."""
+    """List (question, answer, type), one for each of action, colour, shape, place, texture and size."""
     return (
         (f"What is the {facts.shape} doing?", facts.action, "action"),
         (f"What colour is the {facts.shape}?", facts.colour, "colour"),
@@ -177,26 +176,26 @@ def questions(facts: Facts) -> tuple[tuple[str, str, str], ...]:
 
 
 def _other(words: tuple[str, ...], than: tuple[str, ...], rng: np.random.Generator) -> str:
-    left = [word for word in words if word not in than]
-    return left[int(rng.integers(len(left)))]
+    candidates = [word for word in words if word not in than]
+    return candidates[int(rng.integers(len(candidates)))]
 
 
 OPTION_KINDS = ("right", "reversed action", "other action", "other shape", "other colour and place")
-"""What is wrong with an option of a choice."""
+"""Kinds of the options of a multiple choice: the correct one and the distractors."""
 
 
 def choices(
     facts: Facts, rng: np.random.Generator, held_out: Callable[[str, str, str], bool], *, test: bool
 ) -> tuple[tuple[str, ...], int, tuple[str, ...]]:
-    """Five sentences of the form of the first caption, the number of the true one, and the kind of each.
+    """Generate a five-way choice: options in random order, index of the correct one, kind of each (OPTION_KINDS).
 
-    The false ones: the reversed action (another one where the action has none), another action, another shape, another
-    colour and place. In tests the false combinations of shape, colour and place are as often of the held-out ones as
-    not, so that whether a combination was trained tells nothing; in training all are trained ones.
+    Distractors: the reversed action (another one if it has no reverse), another action, another shape, another color
+    and place. In tests, half of the distractors have a held-out combination of shape, color and place, so that whether
+    a combination was trained gives no hint; in training all have trained combinations.
 
     Args:
-        facts: of the clip. rng: of the draws. held_out: whether (shape, colour, place) is kept from training.
-        test: the clip is not of the training.
+        facts: annotations of the clip. rng: random generator. held_out: whether (shape, color, place) is held out.
+        test: whether the clip is not a training clip.
     """
     known = HELD_OUT_CLASSES if facts.action in HELD_OUT_CLASSES else ACTIONS
     reverse = REVERSE_OF.get(facts.action) or _other(known, (facts.action,), rng)
@@ -204,7 +203,7 @@ def choices(
     looks = [(shape, facts.colour, facts.place) for shape in SHAPES if shape != facts.shape]
     scenes = [(facts.shape, c, p) for c in COLORS for p in PLACES if c != facts.colour and p != facts.place]
     wrong = [replace(facts, action=reverse), replace(facts, action=other)]
-    # A held-out clip has another held-out shape in 6 of 8 cases, so it is asked for with probability 2/3.
+    # Only 6 of 8 held-out clips have another held-out shape, so one is sampled with probability 2/3, which gives 1/2.
     for options, share in ((looks, 2 / 3), (scenes, 1 / 2)):
         shape, colour, place = _balanced(options, share if test else 0.0, rng, held_out)
         wrong.append(replace(facts, shape=shape, colour=colour, place=place))
@@ -223,17 +222,17 @@ def _balanced(
     rng: np.random.Generator,
     held_out: Callable[[str, str, str], bool],
 ) -> tuple[str, str, str]:
-    """One of the options, with probability `share` one that is held out, where there is one."""
+    """Sample an option; with probability `share` a held-out one, if there is any."""
     unseen = bool(rng.random() < share)
-    fitting = [one for one in options if held_out(*one) == unseen] or list(options)
-    return fitting[int(rng.integers(len(fitting)))]
+    candidates = [one for one in options if held_out(*one) == unseen] or list(options)
+    return candidates[int(rng.integers(len(candidates)))]
 
 
 def long_captions(scene: Scene) -> tuple[str, ...]:
-    """One sentence for each actor of an untrimmed video: what it does, in order."""
+    """Generate one caption per actor of an untrimmed video, with its actions in order."""
     sentences = []
     for actor in scene.actors:
-        deeds = [" and ".join(VERBS[name][0] for name in part.actions) for part in actor.parts]
+        phrases = [" and ".join(VERBS[name][0] for name in part.actions) for part in actor.parts]
         noun = _article(f"{actor.look.colour} {actor.look.shape}")
-        sentences.append(f"{noun} {PLACE_PHRASES[scene.place]} {', then '.join(deeds) or 'does not move'}")
+        sentences.append(f"{noun} {PLACE_PHRASES[scene.place]} {', then '.join(phrases) or 'does not move'}")
     return tuple(sentences)

@@ -1,7 +1,7 @@
-"""Described moments of the sample world's untrimmed videos: queries with one right answer each (Ego4D's NLQ).
+"""Generate language queries about untrimmed videos of the sample world, with one correct segment each (Ego4D's NLQ).
 
-A query is about an action that its actor does once, or that happens once in the video, whoever does it; actors of one
-video have different colours. Everything follows from the video's seed.
+A query is about an action that its actor performs once, or that occurs once in the video; the actors of a video have
+different colors. The queries depend only on the video's seed.
 """
 
 from __future__ import annotations
@@ -17,31 +17,31 @@ from internvideo.sample_world.language import VERBS
 
 OF_ACTOR = ("when is the {actor} {action}?", "when does the {actor} start {action}?", "show the {actor} as it {verb}")
 OF_ACTION = ("when is something {action}?", "when does something start {action}?", "find where something {verb}")
-ANYONE = 0.5
-"""Share of the actions that happen once in the video that are asked for without the actor."""
+WITHOUT_ACTOR = 0.5
+"""Fraction of queries without the actor, among the actions that occur once in the video."""
 
 
 def described_moments(clip: Clip, fps: int, split: str) -> tuple[Sample, ...]:
-    """A row for every query about an untrimmed video; its path is the video, its one segment the answer.
+    """Make a row for every query about an untrimmed video; its one segment is the answer.
 
-    The attributes are those of Ego4D's queries; "template" is "actor" or "action", "asks" the action.
+    The attributes are those of Ego4D's queries; "template" is "actor" or "action", "asks" is the action.
     """
     rng = np.random.default_rng((*clip.scene.seed, 3000))
-    often = Counter(name for actor in clip.scene.actors for part in actor.parts for name in part.actions)
+    counts = Counter(name for actor in clip.scene.actors for part in actor.parts for name in part.actions)
     rows: list[Sample] = []
     for actor in clip.scene.actors:
-        own = Counter(name for part in actor.parts for name in part.actions)
+        actor_counts = Counter(name for part in actor.parts for name in part.actions)
         look = f"{actor.look.colour} {actor.look.shape}"
         for part in actor.parts:
             for name in part.actions:
-                anyone, form = rng.random() < ANYONE, int(rng.integers(len(OF_ACTOR)))
-                if own[name] > 1:
+                without_actor, form = rng.random() < WITHOUT_ACTOR, int(rng.integers(len(OF_ACTOR)))
+                if actor_counts[name] > 1:
                     continue
-                anyone = anyone and often[name] == 1
-                text = _sentence(OF_ACTION if anyone else OF_ACTOR, form, look, name, rng)
+                without_actor = without_actor and counts[name] == 1
+                text = _sentence(OF_ACTION if without_actor else OF_ACTOR, form, look, name, rng)
                 start, end = round(part.start / fps, 4), round((part.stop + 1) / fps, 4)
-                told = {"clip_uid": clip.name, "annotation_uid": clip.name, "query_idx": str(len(rows))}
-                told |= {"template": "action" if anyone else "actor", "asks": name}
+                attributes = {"clip_uid": clip.name, "annotation_uid": clip.name, "query_idx": str(len(rows))}
+                attributes |= {"template": "action" if without_actor else "actor", "asks": name}
                 rows.append(
                     Sample(
                         id=f"{clip.name}_0_{len(rows)}",
@@ -50,7 +50,7 @@ def described_moments(clip: Clip, fps: int, split: str) -> tuple[Sample, ...]:
                         segments=(Segment(start=start, end=end, label=0),),
                         split=split,
                         group=clip.name,
-                        attributes=told,
+                        attributes=attributes,
                     )
                 )
     return tuple(rows)

@@ -1,9 +1,9 @@
-"""Plan the reaching clips of the sample world: a hand goes for one of a few objects, touches it, and changes it.
+"""Plan the reaching clips of the sample world: a hand reaches for one of several objects, touches it, and changes it.
 
-Two hands (white, seen as a person sees their own) and two or three objects on a table. One hand starts at an edge of
-the frame and reaches for an object along a slightly bent way, slowly first and last, as arms do. From the contact on
-the object is pushed on and changes in one of four ways; another may move or turn without being touched. Everything
-follows from (seed of the world, number). Positions and lengths are in frame sides, times in frames.
+Two white hands in first-person view and two or three objects. One hand starts at an edge of the frame and reaches for
+an object on a slightly curved minimum-jerk path. After the contact the object is pushed and changes in one of four
+ways; another object may move or turn without contact. A clip depends only on (seed of the world, number). Positions
+and lengths are in frame sides, times in frames.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ Rng = np.random.Generator
 STEPS: Mapping[str, tuple[float, float]] = MappingProxyType(
     {"push right": (1.0, 0.0), "push left": (-1.0, 0.0), "push up": (0.0, -1.0), "press down": (0.0, 1.0)}
 )
-"""Verb -> the direction in which the hand comes and the object goes on."""
+"""Verb -> direction (x, y) in which the hand arrives and the object is pushed."""
 VERBS: tuple[str, ...] = tuple(STEPS)
 NOUNS: tuple[str, ...] = SHAPES
 CHANGES: tuple[str, ...] = ("losing colour", "opening", "shrinking", "fading")
@@ -35,7 +35,7 @@ _HANDS_OF: Mapping[str, tuple[int, ...]] = MappingProxyType(
     {"push right": (0,), "push left": (1,), "push up": (0, 1), "press down": (0, 1)}
 )
 _SPOTS = ((0.34, 0.35), (0.66, 0.35), (0.34, 0.65), (0.66, 0.65))
-_KEY = 7  # of the seeds: no other split has this number
+_KEY = 7  # second part of the seeds; no split of clips.py has this number
 
 
 @dataclass(frozen=True)
@@ -44,8 +44,8 @@ class Reach:
 
     Attributes:
         scene: its first actors are the objects, its last two the left and the right hand.
-        target: index of the object that is touched; verb, change: what is done to it.
-        hand: 0 or 1, which hand it is. contact: frame in which they meet.
+        target: index of the touched object. verb, change: an item of VERBS and of CHANGES.
+        hand: index of the hand that touches it. contact: frame of the contact.
     """
 
     name: str
@@ -63,14 +63,14 @@ class Reach:
 
 
 def progress(u: Floats) -> Floats:
-    """Share of the way after a share `u` of the time, of a movement that starts and ends at rest (minimum jerk)."""
+    """Return the fraction of the path covered after the fraction `u` of the time by a minimum-jerk movement."""
     u = np.clip(u, 0.0, 1.0)
     result: Floats = u**3 * (10 - 15 * u + 6 * u**2)
     return result
 
 
 def plan_reach(seed: int, number: int, *, side: int, fps: int, difficulty: float) -> Reach:
-    """Plan clip `number`: the contact is 3.5 s after the start, give or take 0.2 s, and 1.5 s before the end."""
+    """Plan clip `number`: 5 s, with the contact at 3.3 to 3.7 s; `side` is that of the frames in pixels."""
     key = (seed, _KEY, number)
     rng = np.random.default_rng(key)
     frames = 5 * fps
@@ -106,7 +106,7 @@ def plan_reach(seed: int, number: int, *, side: int, fps: int, difficulty: float
 
 
 def _free(places: Floats, target: int, step: Floats) -> bool:
-    """Whether the target stands in the far half of the frame and no other object in the way."""
+    """Return whether the target is in the far half of the frame and no other object is in the hand's way."""
     offset = places[target] - np.delete(places, target, axis=0)
     if (places[target] - 0.5) @ step < 0:
         return False
@@ -133,7 +133,7 @@ def _change(track: Track, change: str, u: Floats) -> None:
 
 
 def _decoy(track: Track, u: Floats, rng: Rng) -> None:
-    """A movement of an object that nobody touches: nothing, a turn or a slide."""
+    """Move an object without contact: not at all, by a rotation or by a translation."""
     kind, turn, slide = rng.integers(3), rng.uniform(0.8, 1.6) * rng.choice((-1, 1)), rng.uniform(-0.06, 0.06, 2)
     if kind == 1:
         track.angle[:] += turn * u
@@ -143,7 +143,7 @@ def _decoy(track: Track, u: Floats, rng: Rng) -> None:
 
 
 def _resting(frames: int, hand: int, fps: int, rng: Rng) -> Track:
-    """The other hand, near its corner, not to be seen in three of ten clips."""
+    """Return the track of the other hand: near its corner, invisible in three of ten clips."""
     track, phase, waves = Track.at_rest(frames), rng.uniform(0, 2 * np.pi, 2), rng.uniform(0.2, 0.5, 2)
     time = np.arange(frames) / fps
     track.x[:] = (0.13, 0.87)[hand] + rng.uniform(-0.03, 0.03) + 0.03 * np.sin(2 * np.pi * waves[0] * time + phase[0])
@@ -153,14 +153,14 @@ def _resting(frames: int, hand: int, fps: int, rng: Rng) -> Track:
 
 
 def _reaching(frames: int, place: Floats, touch: Floats, step: Floats, contact: int, fps: int, rng: Rng) -> Track:
-    """From an edge of the frame to the point of touch in 2 to 3 s; half a second after the contact it goes back."""
+    """Return the hand's track: from an edge to the point `touch` in 2 to 3 s, and back from 0.6 s after the contact."""
     track, time = Track.at_rest(frames), np.arange(frames, dtype=np.float64)
-    aside = rng.uniform(-0.12, 0.12)
-    start = np.where(step != 0, np.where(step > 0, 0.08, 0.92), place + aside)
+    offset = rng.uniform(-0.12, 0.12)
+    start = np.where(step != 0, np.where(step > 0, 0.08, 0.92), place + offset)
     duration, bend = rng.uniform(2.0, 3.0) * fps, rng.uniform(-0.05, 0.05)
     u = np.clip((time - contact + duration) / duration, 0, 1)
-    way = start + (touch - start) * progress(u)[:, None] + np.sin(np.pi * progress(u))[:, None] * bend * step[::-1]
-    back = progress((time - contact - 0.6 * fps) / (0.9 * fps))[:, None] * rng.uniform(0.4, 0.7)
-    way = way + (start - touch) * back
-    track.x[:], track.y[:] = way[:, 0], way[:, 1]
+    path = start + (touch - start) * progress(u)[:, None] + np.sin(np.pi * progress(u))[:, None] * bend * step[::-1]
+    retreat = progress((time - contact - 0.6 * fps) / (0.9 * fps))[:, None] * rng.uniform(0.4, 0.7)
+    path = path + (start - touch) * retreat
+    track.x[:], track.y[:] = path[:, 0], path[:, 1]
     return track

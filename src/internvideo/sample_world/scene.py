@@ -1,7 +1,7 @@
-"""Draw the scenes of the sample world: textured objects over places, with the disturbances of a real camera.
+"""Render the scenes of the sample world: textured objects over backgrounds, with camera shake, noise and occlusion.
 
-Objects are drawn as distance masks on a window around them, for all frames at once; one pixel of soft edge. Lengths are
-in frame sides (frames are square), y points downwards.
+Objects are drawn as distance masks on a window around them, for all frames at once, with edges anti-aliased over one
+pixel. Lengths are in frame sides (frames are square), y points downwards.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from internvideo.sample_world.backgrounds import draw_background
 Image = NDArray[np.float32]
 Frames = NDArray[np.uint8]
 
-# Objects are lighter than the places behind them, whatever their colour: a small transformer without pretraining finds
-# a light patch long before it finds a coloured one (40 % against 6 % top-1 after 12 epochs).
+# Objects are brighter than the backgrounds: a small transformer without pretraining learns to find a bright patch long
+# before a colored one (40 % against 6 % top-1 after 12 epochs).
 COLORS: Mapping[str, tuple[float, float, float]] = MappingProxyType(
     {
         "red": (1.00, 0.30, 0.26),
@@ -36,13 +36,13 @@ COLORS: Mapping[str, tuple[float, float, float]] = MappingProxyType(
 )
 SHAPES: tuple[str, ...] = ("circle", "square", "triangle", "star", "heart", "cross", "oval", "drop")
 TEXTURES: tuple[str, ...] = ("plain", "striped", "dotted", "checkered", "ringed")
-_SHAKE = 0.025  # largest offset of the camera, in sides
+_SHAKE = 0.025  # maximum offset of the camera, in sides
 _RIM = 0.13  # width of an object's dark rim, in radii
 
 
 @dataclass(frozen=True)
 class Look:
-    """What an object looks like; `radius` in frame sides."""
+    """The appearance of an object; `radius` in frame sides."""
 
     shape: str
     colour: str
@@ -52,7 +52,7 @@ class Look:
 
 @dataclass(frozen=True)
 class Actor:
-    """An object, where it lives and what happens to it; `track` where that is given frame by frame instead."""
+    """An object with its actions and its region; a `track` gives its state per frame instead."""
 
     look: Look
     parts: tuple[Part, ...]
@@ -62,7 +62,7 @@ class Actor:
 
 @dataclass(frozen=True)
 class Scene:
-    """All that a clip shows. `difficulty` (0..1) scales shake, light, noise, distractors, occluder and background."""
+    """The content of a clip. `difficulty` (0..1) scales shake, light, noise, distractors, occluder and background."""
 
     side: int
     frames: int
@@ -74,7 +74,7 @@ class Scene:
 
 @cache
 def _outline(shape: str) -> NDArray[np.float32]:
-    """Radius of a shape by polar angle: (1024,) for angles from -pi; all have the area of a disc of radius 0.85."""
+    """Return the radius of a shape at 1024 polar angles from -pi; all shapes have the area of a disc of radius 0.85."""
     turn = np.linspace(0, 2 * np.pi, 4096, endpoint=False)
     up = np.array([-np.pi / 2 + k * np.pi / 5 for k in range(10)])
     corners = {
@@ -121,7 +121,7 @@ def _outline(shape: str) -> NDArray[np.float32]:
 
 
 def _pattern(texture: str, x: Image, y: Image) -> Image:
-    """Brightness 0..1 of a texture at local coordinates (in radii), with soft edges."""
+    """Return the brightness 0..1 of a texture at local coordinates (in radii), with soft edges."""
     if texture == "striped":
         wave = np.sin(x * 8.0 + 0.6)
     elif texture == "dotted":
@@ -137,7 +137,7 @@ def _pattern(texture: str, x: Image, y: Image) -> Image:
 
 @dataclass(frozen=True)
 class _Sprite:
-    """One drawn object: window corner (T, 2) in pixels (row, column), colour (T, w, w, 3) 0..1, opacity (T, w, w)."""
+    """A drawn object: window corner (T, 2) in pixels (row, column), color (T, w, w, 3) 0..1, opacity (T, w, w)."""
 
     corner: NDArray[np.int64]
     colour: Image
@@ -145,7 +145,7 @@ class _Sprite:
 
 
 def _sprite(look: Look, track: Track, side: int, shift: NDArray[np.float64], half: int) -> _Sprite:
-    """Draw `look` along its track; half -1/+1 draws the one half of an object that can split, 0 the whole."""
+    """Draw an object along its track; `half` -1 or 1 draws one half of a splitting object, 0 all of it."""
     x = track.x + shift[:, 0] + 0.5 * half * track.split * np.cos(track.axis)
     y = track.y + shift[:, 1] + 0.5 * half * track.split * np.sin(track.axis)
     radius = np.maximum(look.radius * track.scale, 1e-3)
@@ -175,16 +175,16 @@ def _sprite(look: Look, track: Track, side: int, shift: NDArray[np.float64], hal
     soft = frame(radius * side)
     opacity = np.clip(inside * soft + 0.5, 0, 1) * frame(track.alpha)
 
-    own = np.asarray(COLORS.get(look.colour, (0.96, 0.96, 0.94)), dtype=np.float32)
+    color = np.asarray(COLORS.get(look.colour, (0.96, 0.96, 0.94)), dtype=np.float32)
     tint = frame(track.tint)[..., None]
-    base = own * tint + np.float32(0.45) * (1 - tint)
+    base = color * tint + np.float32(0.45) * (1 - tint)
     shade = 0.66 + 0.34 * _pattern(look.texture, lx, ly)
     colour = base * shade[..., None]
     if np.any(track.tank > 0):
         surface = frame(0.85 - 1.7 * track.level) * frame(radius)  # height of the liquid below the center, in sides
         empty = np.clip((surface - dy) * side + 0.5, 0, 1) * frame(track.tank)
         colour = colour * (1 - empty[..., None]) + (0.1 + 0.25 * base) * empty[..., None]
-    # Every object carries a white mark off its center, so that a turned circle looks turned.
+    # Every object has a white mark off its center, so that the rotation of a circle is visible.
     mark = np.clip((0.28 - np.hypot(lx + 0.4, ly + 0.08)) * soft + 0.5, 0, 1)[..., None]
     colour = colour * (1 - mark) + mark
     rim = np.clip((_RIM - inside) * soft + 0.5, 0, 1)[..., None]
@@ -211,14 +211,14 @@ def _paste(canvas: Image, sprite: _Sprite) -> None:
 
 
 def _boxes(sprites: list[_Sprite], side: int) -> NDArray[np.float64]:
-    """(T, 4) x1, y1, x2, y2 in 0..1 around the visible pixels; NaN where nothing (or too little) is in view."""
+    """Return the boxes (T, 4) x1, y1, x2, y2 in 0..1 of the visible pixels; NaN if fewer than 2 rows or columns are."""
     boxes = np.full((len(sprites[0].corner), 4), np.nan)
     for sprite in sprites:
         width = sprite.opacity.shape[1]
-        seen = sprite.opacity > 0.25
+        visible = sprite.opacity > 0.25
         for t, (row, column) in enumerate(sprite.corner):
-            rows = np.flatnonzero(seen[t].any(axis=1)) + row
-            columns = np.flatnonzero(seen[t].any(axis=0)) + column
+            rows = np.flatnonzero(visible[t].any(axis=1)) + row
+            columns = np.flatnonzero(visible[t].any(axis=0)) + column
             rows, columns = rows[(rows >= 0) & (rows < side)], columns[(columns >= 0) & (columns < side)]
             if width and len(rows) > 1 and len(columns) > 1:
                 box = np.array([columns[0], rows[0], columns[-1] + 1, rows[-1] + 1]) / side
@@ -228,7 +228,7 @@ def _boxes(sprites: list[_Sprite], side: int) -> NDArray[np.float64]:
 
 
 def _shake(scene: Scene, rng: np.random.Generator) -> NDArray[np.float64]:
-    """(T, 2) camera offset x, y in sides: smooth noise, the same forwards and backwards."""
+    """Sample the camera offset (T, 2) x, y in sides: smooth noise with the same statistics in both time directions."""
     reach = _SHAKE * scene.difficulty
     kernel = np.array([1.0, 2.0, 3.0, 2.0, 1.0]) / np.sqrt(19.0)
     noise = rng.standard_normal((scene.frames + 4, 2))
@@ -237,7 +237,7 @@ def _shake(scene: Scene, rng: np.random.Generator) -> NDArray[np.float64]:
 
 
 def _background(scene: Scene, shift: NDArray[np.float64], rng: np.random.Generator) -> Image:
-    """(T, S, S, 3) the place seen by the shaking camera, between pixels by bilinear weights."""
+    """Draw the background (T, S, S, 3) shifted by the camera offset, with bilinear interpolation."""
     side, margin = scene.side, int(np.ceil(_SHAKE * scene.side)) + 2
     place = draw_background(scene.place, side, margin, scene.difficulty, rng)
     canvas = np.empty((scene.frames, side, side, 3), dtype=np.float32)
@@ -254,7 +254,7 @@ def _background(scene: Scene, shift: NDArray[np.float64], rng: np.random.Generat
 
 
 def _distractors(scene: Scene, shift: NDArray[np.float64], rng: np.random.Generator) -> list[_Sprite]:
-    """Small, dull things that stand or drift: half the time one way, half the time the other."""
+    """Draw small grey objects that rest or drift in a random direction."""
     sprites = []
     for _ in range(rng.binomial(4, 0.7 * scene.difficulty)):
         shape = SHAPES[int(rng.integers(len(SHAPES)))]
@@ -268,7 +268,7 @@ def _distractors(scene: Scene, shift: NDArray[np.float64], rng: np.random.Genera
 
 
 def _occlude(canvas: Image, scene: Scene, shift: NDArray[np.float64], rng: np.random.Generator) -> None:
-    """A post or a beam in front of everything, at some place of the frame."""
+    """Draw a vertical or horizontal bar in front of everything, at a random position."""
     upright, middle, width = rng.random() < 0.5, rng.uniform(0.15, 0.85), rng.uniform(0.04, 0.09)
     colour = rng.uniform(0.1, 0.3, 3).astype(np.float32)
     if rng.random() >= 0.6 * scene.difficulty:
@@ -283,7 +283,7 @@ def _occlude(canvas: Image, scene: Scene, shift: NDArray[np.float64], rng: np.ra
 
 
 def _light(scene: Scene, rng: np.random.Generator) -> Image:
-    """(T, 1, 3 S) brightness and tint of a row of pixels that swell and fade slowly."""
+    """Return slowly varying factors of brightness and tint for rows of pixels, (T, 1, 3 S)."""
     waves, phase = rng.uniform(0.3, 1.2) * max(1.0, scene.frames / 24), rng.uniform(0, 2 * np.pi)
     time = np.linspace(-0.5, 0.5, scene.frames)
     swell = 0.18 * np.sin(2 * np.pi * waves * time + phase)
@@ -292,7 +292,7 @@ def _light(scene: Scene, rng: np.random.Generator) -> Image:
 
 
 def _grain(shape: tuple[int, ...], deviation: float, rng: np.random.Generator) -> Image:
-    """Noise of a sensor: the sum of two uniform 4-bit numbers, about normal and much quicker to draw."""
+    """Sample sensor noise as the sum of two uniform 4-bit numbers: nearly normal, and much faster to sample."""
     dots = np.frombuffer(rng.bytes(int(np.prod(shape))), dtype=np.uint8)
     values: Image = ((np.arange(256) % 16 + np.arange(256) // 16 - 15) * (deviation / np.sqrt(42.5))).astype(np.float32)
     return np.asarray(values[dots].reshape(shape))
@@ -302,8 +302,8 @@ def _streams(scene: Scene) -> list[np.random.Generator]:
     return [np.random.default_rng((*scene.seed, 1000 + k)) for k in range(6)]
 
 
-def _acting(scene: Scene, shift: NDArray[np.float64]) -> Iterator[tuple[list[_Sprite], NDArray[np.float64]]]:
-    """The sprites of each actor with what it plays with, and the boxes (T, 4) of the actor alone."""
+def _actor_sprites(scene: Scene, shift: NDArray[np.float64]) -> Iterator[tuple[list[_Sprite], NDArray[np.float64]]]:
+    """Yield the sprites of each actor, its ball included, and the boxes (T, 4) of the actor without the ball."""
     for index, actor in enumerate(scene.actors):
         track = actor.track or track_of(actor.parts, scene.frames, actor.cell, (*scene.seed, index))
         sprites = _sprites(actor, track, scene.side, shift)
@@ -317,17 +317,17 @@ def _acting(scene: Scene, shift: NDArray[np.float64]) -> Iterator[tuple[list[_Sp
 
 
 def actor_boxes(scene: Scene) -> NDArray[np.float64]:
-    """The boxes that `render` returns, without drawing the frames."""
-    boxes = [found for _, found in _acting(scene, _shake(scene, _streams(scene)[0]))]
+    """Return the boxes of `render` without drawing the frames."""
+    boxes = [actor for _, actor in _actor_sprites(scene, _shake(scene, _streams(scene)[0]))]
     return np.stack(boxes, axis=1) if boxes else np.empty((scene.frames, 0, 4))
 
 
 def render(scene: Scene) -> tuple[Frames, NDArray[np.float64]]:
-    """Draw a scene.
+    """Render a scene.
 
     Returns:
         frames (T, S, S, 3) uint8 RGB, and the actors' boxes (T, A, 4) float64: x1, y1, x2, y2 in 0..1 of the drawn
-        pixels (before the occluder), NaN where an actor is not to be seen.
+        pixels (before the occluder), NaN where an actor is not visible.
     """
     streams = _streams(scene)
     shift = _shake(scene, streams[0])
@@ -335,10 +335,10 @@ def render(scene: Scene) -> tuple[Frames, NDArray[np.float64]]:
     for sprite in _distractors(scene, shift, streams[2]):
         _paste(canvas, sprite)
     boxes = np.full((scene.frames, len(scene.actors), 4), np.nan)
-    for index, (sprites, found) in enumerate(_acting(scene, shift)):
+    for index, (sprites, actor_box) in enumerate(_actor_sprites(scene, shift)):
         for sprite in sprites:
             _paste(canvas, sprite)
-        boxes[:, index] = found
+        boxes[:, index] = actor_box
     if scene.difficulty > 0:
         _occlude(canvas, scene, shift, streams[3])
         rows = canvas.reshape(scene.frames, scene.side, -1)  # long inner axes: several times faster than (..., 3)
