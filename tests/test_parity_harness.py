@@ -1,4 +1,4 @@
-"""The parity tests themselves: another folder is taken as it comes, and nothing in it is passed over."""
+"""The parity tests themselves: another folder is taken as it comes, and nothing in it is skipped."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Nothing that is stored of the tasks is passed over: every folder and file is one that a parity test reads."""
+"""Nothing that is stored of the tasks is skipped: every folder and file is one that a parity test reads."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Settings of other stages, options of other tasks: refused by name, never passed over in silence."""
+"""Settings of other stages, options of other tasks: refused by name, never skipped in silence."""
 
 from __future__ import annotations
 

@@ -162,13 +162,13 @@ def test_the_table_of_another_measurement_is_kept(weights: Path, tmp_path: Path)
         (weights, "fewer.jsonl", CPU, "other rows;"),
         (other_weights, "fewer.jsonl", {"device": "cpu", "num_crops": 3}, "other weights, rows, crops;"),
     ):
-        with pytest.raises(RunError, match=f"holds a table with {told} choose another --output"):
+        with pytest.raises(RunError, match=f"has a table with {told} choose another --output"):
             evaluate_task("recognition", model, tmp_path / rows, tmp_path, settings)
     assert {path: path.read_bytes() for path in tmp_path.glob("recognition.*")} == before
     evaluate_task("recognition", weights, tmp_path / "moved" / "test.jsonl", tmp_path, CPU)
     assert len(Predictions.load(tmp_path / "recognition.npz")["ids"]) == 6
     (tmp_path / "recognition.npz").write_text("my notes")
-    with pytest.raises(RunError, match="is no table"):
+    with pytest.raises(RunError, match="is not a table of"):
         evaluate_task("recognition", weights, tmp_path / "test.jsonl", tmp_path, CPU)
     assert (tmp_path / "recognition.npz").read_text() == "my notes"
 

@@ -65,8 +65,8 @@ def changed(change: Callable[[dict[str, Any]], object]) -> str:
     [
         ("", "no JSON"),
         ("[]", "results|valid"),
-        ('{"results": {}}', "not one proposal"),
-        ('{"results": {"a": []}}', "not one proposal"),
+        ('{"results": {}}', "no proposal"),
+        ('{"results": {"a": []}}', "no proposal"),
         (changed(lambda c: c["results"]["a"][0].pop("score")), r"results\.a\.0\.score"),
         (changed(lambda c: c["results"]["a"][0].update(segment=[1.0])), r"results\.a\.0\.segment"),
         (changed(lambda c: c["results"]["a"][0].update(segment=[1.0, float("nan")])), r"results\.a\.0\.segment"),
@@ -137,12 +137,12 @@ def test_places_reach_over_the_whole_video(tmp_path: Path, window: float) -> Non
     video = FeatureVideo("a", tmp_path / "a.npy", "", 8.0, 4.0, window, (19 * 4 + window) / 8, *nothing)
     made = whole_sequence(video, FeatureSettings())
     middles = (np.arange(20) * 4 + window / 2) / 8
-    places = made.places(middles)
+    places = made.positions(middles)
     np.testing.assert_allclose(places, np.arange(20) + 0.5 + made.added)
     at = (places - 0.5).astype(int)
     assert made.values[0, at].tolist() == list(range(20))
     np.testing.assert_allclose(made.seconds(places), middles)
-    ends = made.places(np.asarray([0.0, video.duration]))
+    ends = made.positions(np.asarray([0.0, video.duration]))
     assert 0 <= ends[0] < 1
     assert made.values.shape[1] - 1 < ends[1] <= made.values.shape[1]
     if window == 4:

@@ -41,8 +41,8 @@ from internvideo.tasks.question_answering.data import (
     QuestionLoader,
     QuestionSettings,
     answer_vocabulary,
-    commonest_answers,
-    one_question_a_row,
+    most_frequent_answers,
+    one_question_per_row,
     question_tokens,
     question_type,
 )
@@ -92,11 +92,11 @@ def test_answers_are_the_most_frequent_of_training_or_those_of_a_file(tmp_path: 
 def test_the_type_of_a_question_is_told_or_its_first_word() -> None:
     assert [question_type(pair) for pair in ASKED.rows[0].qa] == ["what", "who", "what"]
     assert question_type(QA(question="what is red?", answer="a", type="object")) == "object"
-    assert commonest_answers(ASKED.rows) == {"": "run", "what": "run", "who": "man"}
+    assert most_frequent_answers(ASKED.rows) == {"": "run", "what": "run", "who": "man"}
 
 
 def test_a_row_for_every_question() -> None:
-    single = one_question_a_row(ASKED)
+    single = one_question_per_row(ASKED)
     assert [row.id for row in single.rows] == ["clip0?0", "clip0?1", "clip0?2", "clip1?0", "clip2?0", "clip2?1"]
     assert single.rows[5].path == "2.mp4"
     assert single.rows[5].qa == (ASKED.rows[2].qa[1],)

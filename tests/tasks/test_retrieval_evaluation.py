@@ -76,7 +76,7 @@ def bank_similarity(table: Predictions) -> np.ndarray:
 
 
 def test_a_bank_of_the_queries_themselves_is_refused(weights: list[Path], manifest: Path, tmp_path: Path) -> None:
-    with pytest.raises(RecipeError, match="6 of its videos are searched for too"):
+    with pytest.raises(RecipeError, match="6 of its videos are in the evaluated split"):
         evaluated(weights[0], manifest, tmp_path, querybank=manifest)
 
 
@@ -87,7 +87,7 @@ def test_captions_all_first_or_joined(weights: list[Path], manifest: Path, tmp_p
         result, table = evaluated(weights[0], manifest, tmp_path / captions, captions=captions)
         assert (result["protocol"]["captions"], result["protocol"]["texts"]) == (captions, count)
     assert table["captions"][0] == " ".join(rows[0].captions)
-    with pytest.raises(RunError, match="holds a table with other captions"):
+    with pytest.raises(RunError, match="has a table with other captions"):
         evaluated(weights[0], manifest, tmp_path / "joined", captions="first")
     with pytest.raises(RecipeError, match="first, all or joined"):
         RetrievalOptions(captions="some")  # type: ignore[arg-type]  # the mistake

@@ -53,20 +53,20 @@ def test_a_name_without_ending_gets_one(tmp_path: Path) -> None:
 def test_what_is_no_table_is_told(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "table.npz"
     path.write_bytes(content)
-    with pytest.raises(RunError, match="not a whole table"):
+    with pytest.raises(RunError, match="truncated or corrupt"):
         Predictions.load(path)
 
 
 def test_torn_foreign_and_missing_tables(tmp_path: Path) -> None:
     path = a_table().save(tmp_path / "table.npz")
     path.write_bytes(path.read_bytes()[:-100])
-    with pytest.raises(RunError, match="not a whole table"):
+    with pytest.raises(RunError, match="truncated or corrupt"):
         Predictions.load(path)
     np.savez(tmp_path / "other.npz", a=np.zeros(3))
-    with pytest.raises(RunError, match="not a whole table"):
+    with pytest.raises(RunError, match="truncated or corrupt"):
         Predictions.load(tmp_path / "other.npz")
     np.save(tmp_path / "array.npz.npy", np.zeros(3))
-    with pytest.raises(RunError, match="not a whole table"):
+    with pytest.raises(RunError, match="truncated or corrupt"):
         Predictions.load(tmp_path / "array.npz.npy")
     with pytest.raises(RunError, match="no such file"):
         Predictions.load(tmp_path / "absent.npz")

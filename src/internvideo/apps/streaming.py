@@ -105,7 +105,7 @@ class Stream:
     """Made by `stream`; iterate it once.
 
     Attributes:
-        dropped: windows of a live source that were passed over because the model was late.
+        dropped: windows of a live source that were skipped because the model was late.
         damaged: pictures that could not be decoded (pipes and live sources).
         reconnects: how often a camera or address broke off and went on.
         latencies: of the answers so far, s.
@@ -301,7 +301,7 @@ class _Reader:
         return bool(self._ring.frames) and self._plan.newest(self._ring.latest) >= self._plan.number
 
     def next(self) -> tuple[Turn, int] | None:
-        """The newest complete window and how many before it were passed over; None at the end of the stream."""
+        """The newest complete window and how many before it were skipped; None at the end of the stream."""
         with self._changed:
             # With a time limit, so that Ctrl-C is heard on every platform.
             while not self._changed.wait_for(lambda: self._ended or self._due(), timeout=0.5):

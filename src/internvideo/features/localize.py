@@ -21,7 +21,7 @@ from internvideo.plots import charts
 from internvideo.storage import write_text
 from internvideo.tasks.temporal_localization.build import FeatureData
 from internvideo.tasks.temporal_localization.data import read_feature_set
-from internvideo.tasks.temporal_localization.evaluate import LIKELY, Detector, page
+from internvideo.tasks.temporal_localization.evaluate import MIN_SCORE_SHOWN, Detector, page
 from internvideo.tasks.temporal_localization.predict import find_segments
 
 ACTION = "action"
@@ -46,7 +46,7 @@ class Localization:
     duration: float
     actions: tuple[Action, ...]
 
-    def plot(self, score_threshold: float = LIKELY) -> str:
+    def plot(self, score_threshold: float = MIN_SCORE_SHOWN) -> str:
         """Plot the timeline as an <svg>, without actions below the threshold."""
         shown = [(a.start, a.end, a.label, min(a.score, 1.0)) for a in self.actions if a.score >= score_threshold]
         return charts.timeline(self.duration, shown, title=Path(self.path).name)
@@ -120,7 +120,7 @@ def check_plot(target: Path) -> None:
         raise RecipeError("picture", f"'{target.name}'", "a name that ends in .html or .svg")
 
 
-def write_plot(localization: Localization, target: Path, score_threshold: float = LIKELY) -> None:
+def write_plot(localization: Localization, target: Path, score_threshold: float = MIN_SCORE_SHOWN) -> None:
     """Write the timeline as .html or .svg. Raises RunError; RecipeError for another extension."""
     check_plot(target)
     plot = localization.plot(score_threshold)

@@ -1,6 +1,6 @@
-"""The paper's section 4.3 and Ego4D: one package per task, all of them in the tuple TASKS.
+"""The tasks of the paper's section 4.3 and of Ego4D: one package per task, listed in TASKS.
 
-A task is added here and nowhere else: stages, models, evaluations and options are views of the tuple.
+A new task is added only here: stages, models, evaluations and options are derived from TASKS.
 """
 
 from __future__ import annotations
@@ -52,15 +52,15 @@ PRETRAINING: tuple[StageSpec, ...] = (masked.STAGE, multimodal.STAGE, supervised
 STAGES: dict[str, StageSpec] = {
     stage.name: stage for stage in (*PRETRAINING, *(stage for task in TASKS for stage in task.stages))
 }
-"""Name -> stage, of all that a recipe can train."""
+"""Name -> stage, of all stages that a recipe can train."""
 
 MODELS: dict[str, ModelEntry] = {**BACKBONES, **{name: row for task in TASKS for name, row in task.models.items()}}
 """Name -> model, of the backbones and of the tasks."""
 
 CATALOG = Catalog(STAGES, MODELS, {task.name: task.data for task in TASKS if task.data is not None})
-"""What recipes can name."""
+"""The stages, models and evaluation data that recipes can refer to."""
 
 
 def task_named(name: str) -> TaskSpec | None:
-    """The task of a name, None where there is none."""
+    """Return the task of a name, None if there is none."""
     return next((task for task in TASKS if task.name == name), None)

@@ -1,4 +1,4 @@
-"""What evaluations on clips of videos share: rows, clips, ensembles, and the files that they write."""
+"""Shared steps of evaluations on clips: read rows, build loaders, combine models, save results."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ LANGUAGE_MODELS = (VideoLanguage, Clip)
 
 @dataclass(frozen=True, kw_only=True)
 class EnsembleOptions(ClipOptions):
-    """Options of tasks that several video-text models can do together."""
+    """Options of tasks that support ensembles of video-text models."""
 
-    ensemble_with: Annotated[tuple[Path, ...], "Weights of one more model; the similarities are averaged."] = ()
+    ensemble_with: Annotated[tuple[Path, ...], "Weights of another model; the similarities are averaged."] = ()
 
 
 def with_others(trained: Trained, kinds: tuple[type[nn.Module], ...] = LANGUAGE_MODELS) -> list[Trained]:
-    """The model and those beside it. Raises RecipeError: one of them is of another kind."""
+    """Return the model and the other members of the ensemble. Raises RecipeError: a member of another type."""
     for other in trained.others:
         if not isinstance(other.model, kinds):
             names = " or ".join(kind.__name__ for kind in kinds)
@@ -44,20 +44,20 @@ def with_others(trained: Trained, kinds: tuple[type[nn.Module], ...] = LANGUAGE_
     return [trained, *trained.others]
 
 
-def members_told(models: Sequence[Trained]) -> dict[str, Any]:
-    """What tells an ensemble's table from that of its first model."""
+def ensemble_protocol(models: Sequence[Trained]) -> dict[str, Any]:
+    """Return the protocol entry that lists the members of an ensemble, None for one model."""
     members = [{"model": one.recipe.model.name, "weights_sha256": weights_hash(one.model)} for one in models]
     return {"ensemble": described(members) if len(members) > 1 else None}
 
 
 def split_rows(manifest: Path, split: str | None) -> Manifest:
-    """The rows of a split. Raises ManifestError."""
+    """Read the rows of a split, of all splits for None. Raises ManifestError."""
     rows = read_manifest(manifest).with_notes_logged()
     return rows if split is None else rows.subset(split=split)
 
 
 def clip_source(trained: Trained, manifest: Manifest, settings: ClipOptions) -> ClipInputs[Any]:
-    """A model with clips of the rows, cut from their videos as its recipe says for testing."""
+    """Return a model with a loader of test clips of the rows, preprocessed as its recipe says."""
     data = trained.recipe.data_as(SampledData)
     spec = data.clip_spec()
     sampler = spec.frame_sampler(settings.num_clips or data.sampling.num_clips or 1)
@@ -72,7 +72,7 @@ def clip_source(trained: Trained, manifest: Manifest, settings: ClipOptions) -> 
 
 
 def text_tokenizer(trained: Trained) -> Tokenizer:
-    """The tokenizer of a `VideoLanguage` or `Clip`."""
+    """Return the tokenizer of a `VideoLanguage` or `Clip` model."""
     return Tokenizer(context_length=cast(VideoLanguage | Clip, trained.model).config.text.context)
 
 
@@ -83,23 +83,23 @@ def finish(
     output: Path,
     predict: Callable[[], Predictions],
     draw: Callable[[Predictions, Path], None] | None = None,
-    told: Mapping[str, Any] | None = None,
+    extra_protocol: Mapping[str, Any] | None = None,
 ) -> Result:
-    """Predict, save `TASK.npz` and `TASK.json` in `output`, draw, print the figures.
+    """Predict, save `TASK.npz` and `TASK.json` in `output`, draw plots, print the metrics.
 
-    The processes share the videos; the first one writes the table that one process (of as many threads) would write.
+    The videos are divided among the processes; rank 0 writes the same predictions as a single process would.
 
     Args:
-        task, score: its name and its figures. inputs: what is predicted, of what. output: a folder.
-        predict: makes the table.
-        draw: pictures of the table, into a folder.
-        told: what else of the table's protocol must be the same in a table that is written over.
+        task: name of the task. score: computes its metrics. inputs: model and clips. output: folder.
+        predict: returns the predictions.
+        draw: writes plots of the predictions into a folder.
+        extra_protocol: further protocol entries that must agree with a table that is overwritten.
 
     Raises:
-        RunError: `output` holds the table of another model, of other rows or of clips cut otherwise.
+        RunError: `output` has the table of another model, other rows or other preprocessing.
     """
     path = output / f"{task}.npz"
-    check_output(path, inputs, told or {})
+    check_output(path, inputs, extra_protocol or {})
     table = predict()
     result: Result = score(table)
     error: InternVideoError | None = None
@@ -116,21 +116,21 @@ def finish(
     return result
 
 
-def check_output(path: Path, inputs: ClipInputs[Any], told: Mapping[str, Any]) -> None:
-    """Refuse to write over another measurement: only the same weights, rows and clips may be measured again."""
+def check_output(path: Path, inputs: ClipInputs[Any], extra_protocol: Mapping[str, Any]) -> None:
+    """Raise RunError if `path` has a table with another protocol: only the same measurement may be overwritten."""
     error: InternVideoError | None = None
     if distributed.rank() == 0 and path.exists():
-        ours = {**inputs.describe(), **told}
+        ours = {**inputs.describe(), **extra_protocol}
         choose = "choose another --output"
         try:
             theirs = Predictions.load(path).protocol
         except RunError:
-            error = RunError(path, "is no table that was written here", "", choose)
+            error = RunError(path, "is not a table of `internvideo evaluate`", "", choose)
         else:
             parts = {"weights_sha256": "weights", "split_sha256": "rows"}
             others = [
                 parts.get(key, key) for key, value in ours.items() if key != "source" and theirs.get(key) != value
             ]
             if others:
-                error = RunError(path, f"holds a table with other {', '.join(others)}", "", choose)
+                error = RunError(path, f"has a table with other {', '.join(others)}", "", choose)
     distributed.raise_together(error)

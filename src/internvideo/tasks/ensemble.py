@@ -77,20 +77,20 @@ def member(name: str, table: Predictions, column: str | None = None) -> Member:
         raise RunError(name, f"a table of {table.task}", f"tables of {recognition.NAME}")
     if "weight" in table.arrays:
         raise RunError(name, "an ensemble already", "", "give the tables of its members")
-    there = recognition.columns(table)
-    if column is None and len(there) != 1:
-        raise RunError(name, f"{len(there)} score columns", ", ".join(there), "name one: TABLE:COLUMN")
-    if column is not None and column not in there:
-        raise RunError(name, f"no score column '{column}'", ", ".join(there))
-    return Member(name, table, column or there[0])
+    columns = recognition.columns(table)
+    if column is None and len(columns) != 1:
+        raise RunError(name, f"{len(columns)} score columns", ", ".join(columns), "name one: TABLE:COLUMN")
+    if column is not None and column not in columns:
+        raise RunError(name, f"no score column '{column}'", ", ".join(columns))
+    return Member(name, table, column or columns[0])
 
 
 def combine(members: Sequence[Member], weights: Sequence[float] | None = None) -> Combined:
     """Score members and both ensembles of them.
 
     Args:
-        members: two or more, of one split, with names of their own.
-        weights: above 0, one a member, for the ensemble of models; equal ones when not given.
+        members: two or more, of one split, with different names.
+        weights: one per member, above 0, for the ensemble of models; by default equal.
 
     Raises:
         RunError: fewer than two members, the same predictions twice, another split or classes, wrong weights.
@@ -123,23 +123,23 @@ def join(
     """Join all members' views in one table for `recognition.score`.
 
     Args:
-        members: of one split. pool: the weighting. weights: above 0, one a member.
-        ids: the videos that enter; those that every member read when not given.
+        members: of one split. pool: the weighting. weights: one per member, above 0.
+        ids: the videos to use; by default those that every member read.
 
     Raises:
         RunError: no common video, another split or classes, wrong weights.
     """
     _check_splits(members)
-    share = _shares(members, weights)
+    shares = _check_weights(members, weights)
     ids = _common(members) if ids is None else ids
     parts = [_rows(one, ids) for one in members]
     weight = [
         amount / np.bincount(sample, minlength=len(ids))[sample] if pool == "models" else np.ones(len(sample))
-        for (_, sample, _), amount in zip(parts, share, strict=True)
+        for (_, sample, _), amount in zip(parts, shares, strict=True)
     ]
     first = members[0].table
-    place = {name: row for row, name in enumerate(first["ids"].tolist())}
-    kept = np.asarray([place[name] for name in ids], dtype=np.int64)
+    row_of = {name: row for row, name in enumerate(first["ids"].tolist())}
+    kept = np.asarray([row_of[name] for name in ids], dtype=np.int64)
     arrays: dict[str, NDArray[Any]] = {
         "ids": first["ids"][kept],
         "labels": first["labels"][kept],
@@ -151,28 +151,28 @@ def join(
     }
     if len(members) > 1:
         arrays["weight"] = np.concatenate(weight)
-    lost = {entry["id"]: entry for one in members for entry in one.table.coverage["unreadable"]}
+    unreadable = {entry["id"]: entry for one in members for entry in one.table.coverage["unreadable"]}
     coverage = {
         "asked": first.coverage["asked"],
         "read": len(ids),
-        "unreadable": [lost[name] for name in sorted(lost)],
+        "unreadable": [unreadable[name] for name in sorted(unreadable)],
     }
-    return Predictions(recognition.NAME, arrays, _protocol(members, pool, share), coverage)
+    return Predictions(recognition.NAME, arrays, _protocol(members, pool, shares), coverage)
 
 
-def _protocol(members: Sequence[Member], pool: Pool, share: Sequence[float]) -> dict[str, Any]:
+def _protocol(members: Sequence[Member], pool: Pool, shares: Sequence[float]) -> dict[str, Any]:
     split = {key: members[0].table.protocol.get(key) for key in ("split_sha256", "splits", "source")}
-    told = []
+    member_facts = []
     for one in members:
         facts = {key: one.table.protocol[key] for key in _MEMBER if key in one.table.protocol}
-        told.append({"name": one.name, "column": one.column, **facts})
+        member_facts.append({"name": one.name, "column": one.column, **facts})
     if len(members) == 1:
-        return {**told[0], **split, "merge": "softmax mean"}
+        return {**member_facts[0], **split, "merge": "softmax mean"}
     weighting = "every view of every model once" if pool == "views" else "mean of each model's mean"
     return {
-        "members": told,
+        "members": member_facts,
         "pool": pool,
-        **({"weights": [amount / sum(share) for amount in share]} if pool == "models" else {}),
+        **({"weights": [amount / sum(shares) for amount in shares]} if pool == "models" else {}),
         **split,
         "merge": f"softmax mean, {weighting}",
     }
@@ -180,12 +180,12 @@ def _protocol(members: Sequence[Member], pool: Pool, share: Sequence[float]) -> 
 
 def _rows(one: Member, ids: Sequence[str]) -> tuple[NDArray[Any], NDArray[np.int64], NDArray[np.int64]]:
     """Return logits, index in `ids` and view of every row, each (video, clip, crop) once."""
-    table, place = one.table, {name: number for number, name in enumerate(ids)}
-    where = np.asarray([place.get(name, -1) for name in table["ids"].tolist()], dtype=np.int64)[table["sample"]]
+    table, row_of = one.table, {name: number for number, name in enumerate(ids)}
+    row_index = np.asarray([row_of.get(name, -1) for name in table["ids"].tolist()], dtype=np.int64)[table["sample"]]
     keys = np.stack([table["sample"], table["view"]], axis=1)
     rows = np.sort(np.unique(keys, axis=0, return_index=True)[1])  # a repeated key: its first row counts
-    rows = rows[where[rows] >= 0]
-    return table[f"logits:{one.column}"][rows], where[rows], table["view"][rows]
+    rows = rows[row_index[rows] >= 0]
+    return table[f"logits:{one.column}"][rows], row_index[rows], table["view"][rows]
 
 
 def _common(members: Sequence[Member]) -> list[str]:
@@ -196,12 +196,12 @@ def _common(members: Sequence[Member]) -> list[str]:
     return ids
 
 
-def _shares(members: Sequence[Member], weights: Sequence[float] | None) -> list[float]:
-    share = [1.0] * len(members) if weights is None else [float(amount) for amount in weights]
-    if len(share) != len(members) or not all(np.isfinite(share)) or min(share) <= 0:
-        found = ", ".join(f"{amount:g}" for amount in share)
-        raise RunError("weights", f"found {found}", f"{len(members)} numbers above 0, one a table")
-    return share
+def _check_weights(members: Sequence[Member], weights: Sequence[float] | None) -> list[float]:
+    values = [1.0] * len(members) if weights is None else [float(amount) for amount in weights]
+    if len(values) != len(members) or not all(np.isfinite(values)) or min(values) <= 0:
+        found = ", ".join(f"{amount:g}" for amount in values)
+        raise RunError("weights", f"found {found}", f"{len(members)} numbers above 0, one per table")
+    return values
 
 
 def _check(members: Sequence[Member], weights: Sequence[float] | None) -> None:
@@ -210,7 +210,7 @@ def _check(members: Sequence[Member], weights: Sequence[float] | None) -> None:
     if len({one.name for one in members}) != len(members):
         raise RunError("ensemble", "two members of one name", "names of their own")
     _check_splits(members)
-    _shares(members, weights)
+    _check_weights(members, weights)
     for number, one in enumerate(members):
         for other in members[:number]:
             mine, theirs = one.table[f"logits:{one.column}"], other.table[f"logits:{other.column}"]
@@ -219,7 +219,7 @@ def _check(members: Sequence[Member], weights: Sequence[float] | None) -> None:
 
 
 def _check_splits(members: Sequence[Member]) -> None:
-    """One split: the same rows, labels and class names in the same order, as its fingerprint says."""
+    """Raise RunError unless all members are of one split: the same rows, labels and order of classes."""
     first = members[0]
     for one in members[1:]:
         widths = [entry.table[f"logits:{entry.column}"].shape[1] for entry in (first, one)]

@@ -23,37 +23,39 @@ def combine_files(
     Raises:
         RunError: tables that do not belong together, or `output` holds another ensemble.
     """
-    places = [_place(name) for name in names]
-    files = [path for path, _ in places]
+    sources = [_file_and_column(name) for name in names]
+    files = [path for path, _ in sources]
     short = short_names(files) if len(set(files)) == len(files) else names  # two columns of one file keep their names
-    members = [member(name, Predictions.load(path), column) for name, (path, column) in zip(short, places, strict=True)]
-    made = combine(members, weights)
+    members = [
+        member(name, Predictions.load(path), column) for name, (path, column) in zip(short, sources, strict=True)
+    ]
+    combined = combine(members, weights)
     path = output / "ensemble.npz"
-    _check_output(path, made.tables[keep])
-    show(made, keep)
-    made.tables[keep].save(path)
-    save_result(made.result(keep), path.with_suffix(".json"))
+    _check_output(path, combined.tables[keep])
+    show(combined, keep)
+    combined.tables[keep].save(path)
+    save_result(combined.result(keep), path.with_suffix(".json"))
     return path
 
 
-def show(made: Combined, keep: Pool) -> None:
-    """Members and ensembles side by side."""
-    print_results(f"ensemble of {len(made.members)} models, kept: {keep}", made.rows)
+def show(combined: Combined, keep: Pool) -> None:
+    """Print the metrics of members and ensembles as one table."""
+    print_results(f"ensemble of {len(combined.members)} models, kept: {keep}", combined.rows)
 
 
-def _place(name: str) -> tuple[Path, str | None]:
-    """FILE:COLUMN, where no file has the whole name."""
+def _file_and_column(name: str) -> tuple[Path, str | None]:
+    """Split FILE:COLUMN, unless a file has the whole name."""
     file, colon, column = name.rpartition(":")
     return (Path(file), column) if colon and not Path(name).exists() else (Path(name), None)
 
 
 def _check_output(path: Path, table: Predictions) -> None:
-    """Refuse to write over another ensemble."""
+    """Raise RunError if `path` has another ensemble."""
     if not path.exists():
         return
     try:
         theirs = Predictions.load(path).protocol
     except RunError:
-        raise RunError(path, "is no table that was written here", "", "choose another --output") from None
+        raise RunError(path, "is not a table of `internvideo ensemble`", "", "choose another --output") from None
     if any(theirs.get(key) != table.protocol.get(key) for key in _FACTS):
-        raise RunError(path, "holds another ensemble", "", "choose another --output")
+        raise RunError(path, "has another ensemble", "", "choose another --output")

@@ -10,7 +10,7 @@ from internvideo.errors import RunError
 from internvideo.tasks.table import Predictions, Result
 
 SAME = ("frames", "size", "views", "crops", "sampling", "resizing")
-"""What of a protocol must agree where figures of several splits are averaged."""
+"""Protocol entries that must agree if metrics of several splits are averaged."""
 
 
 def mean_of_splits(tables: Mapping[str, Predictions], results: Mapping[str, Result]) -> Result:

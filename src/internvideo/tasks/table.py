@@ -46,7 +46,7 @@ class Predictions:
 
     Attributes:
         task: which task's `score` reads it.
-        arrays: named arrays; the task says which.
+        arrays: named arrays; the task's `predict` documents them.
         protocol: how the predictions were made, as JSON values.
         coverage: {"asked": int, "read": int, "unreadable": [{"id", "path", "reason"}]}.
     """
@@ -82,14 +82,14 @@ class Predictions:
         try:
             arrays = untrusted_arrays.read_npz(file)
             about = untrusted.parse_json(arrays.pop(_ABOUT).tobytes(), finite=False)
-            found = about["format"]
+            format = about["format"]
             table = cls(EARLIER_NAMES.get(about["task"], about["task"]), arrays, about["protocol"], about["coverage"])
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise RunError(
-                file, f"not a whole table ({error})", "a table written by `internvideo evaluate`", "evaluate again"
+                file, f"truncated or corrupt ({error})", "a table written by `internvideo evaluate`", "evaluate again"
             ) from error
-        if found != FORMAT:
-            raise RunError(file, f"table format {found}", f"format {FORMAT}", "evaluate again with this version")
+        if format != FORMAT:
+            raise RunError(file, f"table format {format}", f"format {FORMAT}", "evaluate again with this version")
         return table
 
     def __getitem__(self, name: str) -> NDArray[Any]:
@@ -102,8 +102,8 @@ class Predictions:
 class Result(TypedDict):
     """Metrics with their protocol, as JSON values.
 
-    figures are metric values: fractions in 0..1, except ranks and those with "_px", pixels; intervals are their 95 %
-    bootstrap bounds.
+    figures are metric values: fractions in 0..1, except ranks, pixels ("_px") and meters ("_m"); intervals are their
+    95 % bootstrap bounds.
     """
 
     task: str
@@ -149,7 +149,7 @@ def save_result(result: Result, path: str | os.PathLike[str]) -> None:
 
 
 def print_result(result: Result, console: Screen | None = None) -> None:
-    """Print metrics, intervals, coverage and protocol; the whole result as JSON where the command line was asked to."""
+    """Print metrics, intervals, coverage and protocol; with `--json` print the result as JSON."""
     if results_as_json():
         say_json(result)
         return
@@ -177,14 +177,14 @@ def short_names(paths: Sequence[str | os.PathLike[str]]) -> list[str]:
     Raises:
         RunError: one path twice.
     """
-    whole = [str(path) for path in paths]
-    twice = next((path for path in whole if whole.count(path) > 1), None)
-    if twice is not None:
-        raise RunError(twice, "given twice", "each table once")
-    for names in ([Path(path).parent.name for path in whole], [Path(path).stem for path in whole]):
+    texts = [str(path) for path in paths]
+    duplicate = next((path for path in texts if texts.count(path) > 1), None)
+    if duplicate is not None:
+        raise RunError(duplicate, "given twice", "each table once")
+    for names in ([Path(path).parent.name for path in texts], [Path(path).stem for path in texts]):
         if all(names) and len(set(names)) == len(names):
             return names
-    return whole
+    return texts
 
 
 def print_results(title: str, rows: Mapping[str, Result]) -> None:

@@ -30,9 +30,9 @@ class EvaluateOptions:
     device: Annotated[str, "auto, cpu, cuda or cuda:N."] = "auto"
 
     def __post_init__(self) -> None:
-        for name, least in (("batch_size", 1), ("workers", 0)):
-            if getattr(self, name) < least:
-                raise RecipeError(name, str(getattr(self, name)), f"{least} or more")
+        for name, minimum in (("batch_size", 1), ("workers", 0)):
+            if getattr(self, name) < minimum:
+                raise RecipeError(name, str(getattr(self, name)), f"{minimum} or more")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,15 +55,15 @@ class TaskSpec:
     """One task.
 
     Attributes:
-        name: in commands and saved tables. about: one line for `internvideo list tasks`.
-        section: of the paper.
-        evaluates: classes of the models that can do it.
-        options: type of the options of `internvideo evaluate`.
-        evaluate: (trained, manifest, output, options, split) -> figures; writes NAME.npz, NAME.json and what else
-            belongs to the task into `output`, and prints the figures. Raises RecipeError, ManifestError, RunError.
-        score: saved table -> figures, without model or video.
-        stages: that train its models. models: named sizes of its own.
-        data: of recipes that evaluate weights of other stages, where there are such recipes.
+        name: its name in commands and saved tables. about: one line for `internvideo list tasks`.
+        section: section of the paper.
+        evaluates: model classes that it can evaluate.
+        options: type of its options of `internvideo evaluate`.
+        evaluate: (trained, manifest, output, options, split) -> result; writes NAME.npz, NAME.json and further files of
+            the task into `output`, and prints the metrics. Raises RecipeError, ManifestError, RunError.
+        score: saved predictions -> result, without model or video.
+        stages: stages that train its models. models: named sizes of its own models.
+        data: data settings of recipes that evaluate weights of other stages; None if there are no such recipes.
     """
 
     name: str

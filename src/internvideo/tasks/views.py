@@ -46,7 +46,7 @@ class Views:
 
 
 @dataclass
-class _Share:
+class _RankResult:
     """Results of one process: named outputs, manifest rows and view indices of each batch; failed videos."""
 
     values: dict[str, list[Floats]] = field(default_factory=dict)
@@ -78,40 +78,45 @@ def run_clips(function: Callable[[Batch], Mapping[str, Tensor]], inputs: ClipInp
         title: shown beside the progress.
 
     Raises:
-        RunError: clips missing, doubled, unknown or of another form than `inputs.clips` says, an output that is not
-            finite, or no video readable at all.
+        RunError: missing, duplicate or unknown clips, clips of another shape than `inputs.clips`, an output that is
+            not finite, or no readable video.
     """
     source, manifest, clips = inputs.source, inputs.manifest, inputs.clips
-    place = {row.id: index for index, row in enumerate(manifest.rows)}
-    own = _Share()
-    bar = tqdm(total=len(place) * clips.num_views, desc=title, unit="clip", leave=False, disable=None)
+    index_of = {row.id: index for index, row in enumerate(manifest.rows)}
+    result = _RankResult()
+    bar = tqdm(total=len(index_of) * clips.num_views, desc=title, unit="clip", leave=False, disable=None)
     with bar, evaluating(inputs.model, inputs.device, clips.precision):
         for batch, numbers in source:
-            _check_form(batch, clips, place)
+            _check_shape(batch, clips, index_of)
             for name, output in function(batch.to(inputs.device)).items():
-                own.values.setdefault(name, []).append(_finite(output, name, batch))
-            own.rows.append(np.asarray([place[name] for name in batch.ids], dtype=np.int64))
-            own.views.append(np.asarray(numbers, dtype=np.int64))
+                result.values.setdefault(name, []).append(_finite(output, name, batch))
+            result.rows.append(np.asarray([index_of[name] for name in batch.ids], dtype=np.int64))
+            result.views.append(np.asarray(numbers, dtype=np.int64))
             bar.update(len(batch))
-    own.lost = {
+    result.lost = {
         name: {"id": name, "path": str(path), "reason": str(reason)} for name, path, reason in source.unreadable
     }
-    shares: list[_Share] = distributed.collect(own)
-    lost = {name: entry for share in shares for name, entry in share.lost.items()}
-    where = [rows for share in shares for rows in share.rows]
-    if not where or len(lost) == len(place):
-        reason = next(iter(lost.values()))["reason"] if lost else "the loader gave no clip"
-        raise RunError(manifest.source, f"none of {len(place)} videos could be read ({reason})", "", "check the files")
-    rows, views = np.concatenate(where), np.concatenate([numbers for share in shares for numbers in share.views])
+    results: list[_RankResult] = distributed.collect(result)
+    unreadable = {name: entry for part_result in results for name, entry in part_result.lost.items()}
+    where = [rows for part_result in results for rows in part_result.rows]
+    if not where or len(unreadable) == len(index_of):
+        reason = next(iter(unreadable.values()))["reason"] if unreadable else "the loader gave no clip"
+        raise RunError(
+            manifest.source, f"none of {len(index_of)} videos could be read ({reason})", "", "check the files"
+        )
+    rows, views = (
+        np.concatenate(where),
+        np.concatenate([numbers for part_result in results for numbers in part_result.views]),
+    )
     values = {
-        name: np.concatenate([part for share in shares for part in share.values.get(name, [])])
-        for name in next(share.values for share in shares if share.values)
+        name: np.concatenate([part for part_result in results for part in part_result.values.get(name, [])])
+        for name in next(part_result.values for part_result in results if part_result.values)
     }
     # A video that broke after some of its views is unreadable as a whole: it is never scored on fewer views.
-    kept = np.flatnonzero(~np.isin(rows, [place[name] for name in lost if name in place]))
+    kept = np.flatnonzero(~np.isin(rows, [index_of[name] for name in unreadable if name in index_of]))
     kept = kept[np.argsort(rows[kept], kind="stable")]  # the manifest's order, whoever read what
     rows, views = rows[kept], views[kept]
-    read = np.asarray([index for name, index in place.items() if name not in lost], dtype=np.int64)
+    read = np.asarray([index for name, index in index_of.items() if name not in unreadable], dtype=np.int64)
     _check_complete(rows, views, read, manifest, clips)
     return Views(
         {name: parts[kept] for name, parts in values.items()},
@@ -119,11 +124,11 @@ def run_clips(function: Callable[[Batch], Mapping[str, Tensor]], inputs: ClipInp
         views,
         read,
         tuple(manifest.rows[index] for index in read),
-        {"asked": len(place), "read": len(read), "unreadable": [lost[name] for name in sorted(lost)]},
+        {"asked": len(index_of), "read": len(read), "unreadable": [unreadable[name] for name in sorted(unreadable)]},
     )
 
 
-def _check_form(batch: Batch, clips: ClipProtocol, place: Mapping[str, int]) -> None:
+def _check_shape(batch: Batch, clips: ClipProtocol, index_of: Mapping[str, int]) -> None:
     frames, side = batch.video.shape[2], tuple(batch.video.shape[3:])
     if frames != clips.frames or side != (clips.size, clips.size):
         raise RunError(
@@ -131,7 +136,7 @@ def _check_form(batch: Batch, clips: ClipProtocol, place: Mapping[str, int]) -> 
             f"clips of {frames} frames at {side[0]}x{side[1]}",
             f"{clips.frames} frames at {clips.size}x{clips.size}, as the protocol states",
         )
-    unknown = [name for name in batch.ids if name not in place]
+    unknown = [name for name in batch.ids if name not in index_of]
     if unknown:
         raise RunError(
             "loader", f"clip of '{unknown[0]}', which is not in the manifest", "", "use one manifest for both"
@@ -149,10 +154,10 @@ def _finite(output: Tensor, name: str, batch: Batch) -> Floats:
 
 def _check_complete(rows: Ints, views: Ints, read: Ints, manifest: Manifest, clips: ClipProtocol) -> None:
     outside = (views < 0) | (views >= clips.num_views)
-    seen = np.bincount(
+    counts = np.bincount(
         rows * clips.num_views + np.where(outside, 0, views), minlength=len(manifest.rows) * clips.num_views
     )
-    wrong = np.flatnonzero((seen.reshape(-1, clips.num_views)[read] != 1).any(axis=1))
+    wrong = np.flatnonzero((counts.reshape(-1, clips.num_views)[read] != 1).any(axis=1))
     if outside.any() or len(wrong):
         name = manifest.rows[int(rows[outside][0] if outside.any() else read[wrong[0]])].id
         found = np.sort(views[rows == [row.id for row in manifest.rows].index(name)]).tolist()

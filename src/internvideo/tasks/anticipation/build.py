@@ -1,4 +1,4 @@
-"""Jobs that learn what will be done to objects in boxes."""
+"""Build training jobs of short-term anticipation: the next verb and the time to contact per object box."""
 
 from __future__ import annotations
 
@@ -28,17 +28,17 @@ def build(recipe: Recipe, skipped: Path | None) -> Job:
     """Build the job of a recipe; its classes are the verbs.
 
     Raises:
-        RecipeError, ManifestError, VideoError, WeightsError: what does not fit together.
+        RecipeError, ManifestError, VideoError, WeightsError: recipe, data and weights do not match.
     """
     data, settings = recipe.data_as(KeyFrameData), recipe.settings_as(AnticipationSettings)
     manifest = training_rows(recipe)
-    verbs = class_list(manifest.root / "verbs.txt", "the verbs, one a line")
-    found = None if data.key_frames.candidates is None else read_detections(data.key_frames.candidates)
+    verbs = class_list(manifest.root / "verbs.txt", "the verbs, one per line")
+    detections = None if data.key_frames.candidates is None else read_detections(data.key_frames.candidates)
     frames = [
-        learned(frame, None if found is None else of_frame(frame, found), background=len(verbs))
+        learned(frame, None if detections is None else of_frame(frame, detections), background=len(verbs))
         for frame in object_frames(manifest)
     ]
-    guess = guessed(frames, len(verbs), manifest.source)
+    prior = training_prior(frames, len(verbs), manifest.source)
     model = init_model(recipe, len(verbs), Anticipator)
     if data.augment.flip:
         raise RecipeError("data.augment.flip", "true, but verbs may know left from right", "false")
@@ -52,21 +52,21 @@ def build(recipe: Recipe, skipped: Path | None) -> Job:
         skipped=skipped,
         frames=[frame for frame in frames if len(frame.boxes)],
     )
-    context = {"nouns": manifest.classes, "guess": guess}
+    context = {"nouns": manifest.classes, "guess": prior}
     return Job(recipe, stage, loader, verbs, manifest.fingerprint, context, head)
 
 
 def contact_form(data: KeyFrameData) -> ClipForm:
-    """How the clip before a key frame is cut."""
+    """Return how clips that end at a key frame are cut."""
     form = clip_form(data, 0)
     return ClipForm(form.frames, form.stride, form.transform, form.classes, before=True)
 
 
-def guessed(frames: list[KeyFrame], verbs: int, source: Path) -> list[float]:
-    """The commonest verb in training and the mean time to contact: a guess without looking.
+def training_prior(frames: list[KeyFrame], verbs: int, source: Path) -> list[float]:
+    """Return the prior baseline of the training frames: most frequent verb (index) and mean time to contact (s).
 
     Raises:
-        ManifestError: no object with verb and time, or another verb.
+        ManifestError: no object with verb and time, or a verb or time out of range.
     """
     targets = np.concatenate([frame.targets for frame in frames if frame.targets is not None])
     targets = targets[np.isfinite(targets).all(axis=1)]
@@ -78,7 +78,7 @@ def guessed(frames: list[KeyFrame], verbs: int, source: Path) -> list[float]:
 
 STAGE = StageSpec(
     "anticipation",
-    "tell what will be done to objects in boxes, and when (Ego4D)",
+    "predict what will be done to objects in boxes, and when (Ego4D)",
     AnticipationSettings,
     KeyFrameData,
     AnticipationStage,

@@ -1,4 +1,4 @@
-"""A model of short-term anticipation: table, figures, predictions in the challenge's form, pictures."""
+"""Evaluate short-term anticipation: predictions, metrics, the challenge's file and plots."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ from internvideo.training.trained import Trained
 
 
 def evaluate(trained: Trained, manifest: Path, output: Path, settings: BoxOptions, split: str | None) -> Result:
-    """Write anticipation.npz and .json, predictions.json and anticipation.svg; print the figures.
+    """Write anticipation.npz and .json, predictions.json and anticipation.svg; print the metrics.
 
     Raises:
-        RecipeError, ManifestError, RunError: what does not fit together.
+        RecipeError, ManifestError, RunError: weights, data and output folder do not match.
     """
     model, verbs = cast(Anticipator, trained.model), trained.classes
     stage = trained.recipe.settings_as(AnticipationSettings)
@@ -36,11 +36,11 @@ def evaluate(trained: Trained, manifest: Path, output: Path, settings: BoxOption
     protocol = {**boxes.protocol, "score": "times probability of contact" if stage.discount else "of the detector"}
     target = output / f"{anticipation.NAME}.npz"
     check_output(target, protocol)
-    found = anticipation.contacts(model, boxes.views, choose_device(settings.device))
+    contacts = anticipation.contacts(model, boxes.views, choose_device(settings.device))
     table = anticipation.make_table(
         boxes.frames,
         boxes.views,
-        found,
+        contacts,
         (nouns, verbs),
         protocol,
         guess=trained.context.get("guess", ()),
@@ -50,10 +50,10 @@ def evaluate(trained: Trained, manifest: Path, output: Path, settings: BoxOption
     save_result(result, table.save(target).with_suffix(".json"))
     write_text(output / "predictions.json", anticipation.predictions(table))
 
-    def said(index: int) -> list[str]:
-        if index not in found:
+    def prediction_lines(index: int) -> list[str]:
+        if index not in contacts:
             return []
-        values, seconds = found[index]
+        values, seconds = contacts[index]
         labels = boxes.views.frames[index].labels
         return [
             f"{nouns[labels[box][0]] if labels[box] else '?'}: {verbs[int(values[box, :-1].argmax())]} in "
@@ -61,14 +61,14 @@ def evaluate(trained: Trained, manifest: Path, output: Path, settings: BoxOption
             for box in range(len(values))
         ]
 
-    def truth(frame: ObjectFrame) -> str:
-        told = [
+    def truth_line(frame: ObjectFrame) -> str:
+        lines = [
             f"{nouns[labels[0]]}: {verbs[int(verb)]} in {seconds:.2f} s"
             for labels, (verb, seconds) in zip(frame.labels, frame.contact, strict=True)
             if labels and np.isfinite(verb)
         ]
-        return ", ".join(told)
+        return ", ".join(lines)
 
-    draw(boxes, rows, said, truth, output / "anticipation.svg")
+    draw(boxes, rows, prediction_lines, truth_line, output / "anticipation.svg")
     print_result(result)
     return result

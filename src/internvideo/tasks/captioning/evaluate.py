@@ -1,4 +1,4 @@
-"""Captioning: how captions are written, and examples beside the figures."""
+"""Evaluate captioning: generate captions, compute metrics, write examples."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ from internvideo.training.trained import Trained
 
 @dataclass(frozen=True, kw_only=True)
 class CaptioningOptions(ClipOptions):
-    """Options of the evaluation."""
+    """Options of captioning evaluation."""
 
     num_beams: Annotated[int, "Beams of beam search; 1 is greedy."] = 1
-    top_p: Annotated[float, "Nucleus (top-p) sampling with this share of the probability, 0 to 1."] = 0.0
-    seed: Annotated[int, "Of the sampling."] = 0
+    top_p: Annotated[float, "Nucleus sampling with this top-p, 0 to 1; 0 turns it off."] = 0.0
+    seed: Annotated[int, "Seed of nucleus sampling."] = 0
 
 
 def evaluate(trained: Trained, manifest: Path, output: Path, settings: CaptioningOptions, split: str | None) -> Result:
-    """Write captioning.npz and .json, examples.jsonl; print the figures.
+    """Write captioning.npz and .json, examples.jsonl; print the metrics.
 
     Raises:
-        RecipeError, ManifestError, RunError: what does not fit together.
+        RecipeError, ManifestError, RunError: weights, data and output folder do not match.
     """
     inputs = clip_source(trained, split_rows(manifest, split), settings)
 

@@ -1,4 +1,4 @@
-"""Jobs that learn where hands will be."""
+"""Build training jobs of future hand prediction."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from internvideo.training.recipe import Job, Recipe, StageSpec
 
 
 class HandData(SampledData):
-    """Clips before a contact, whole frames."""
+    """Data settings: clips of whole frames before a contact."""
 
     augment: FrameAugment = FrameAugment()
     hands: HandSettings = Field(default_factory=HandSettings)
@@ -29,7 +29,7 @@ def build(recipe: Recipe, skipped: Path | None) -> Job:
     """Build the job of a recipe; its classes are the names of the outputs.
 
     Raises:
-        RecipeError, ManifestError, VideoError, WeightsError: what does not fit together.
+        RecipeError, ManifestError, VideoError, WeightsError: recipe, data and weights do not match.
     """
     data, settings = recipe.data_as(HandData), recipe.settings_as(HandsSettings)
     rows, targets = observed(training_rows(recipe), data.hands)
@@ -39,27 +39,27 @@ def build(recipe: Recipe, skipped: Path | None) -> Job:
     stage = HandsStage(model, settings, distributed.divisor)
     clips = Loader(rows, data.sampling.build(), whole_frame(data.augment)[0], data.loader, skipped=skipped)
     loader = HandLoader(clips, targets, mirror=data.augment.flip, seed=data.loader.seed)
-    return Job(recipe, stage, loader, OUTPUTS, rows.fingerprint, {"mean": mean_places(targets)}, head)
+    return Job(recipe, stage, loader, OUTPUTS, rows.fingerprint, {"mean": mean_positions(targets)}, head)
 
 
 def whole_frame(augment: FrameAugment) -> tuple[TrainTransform, EvalTransform]:
-    """The transforms of training and testing: the whole frame in a square, so that no hand is cut away."""
+    """Return the training and test transforms: the whole frame is resized to a square, so that no hand is cropped."""
     size = augment.size
     train = TrainTransform(size, "center", erasing=augment.erasing, resize=size, keep_aspect=False)
     return train, EvalTransform(size, resize=size, keep_aspect=False)
 
 
-def mean_places(targets: HandTargets) -> list[float]:
-    """The mean of each output in training, in parts of the frame: a guess without looking."""
+def mean_positions(targets: HandTargets) -> list[float]:
+    """Return the mean of each output over the training rows, as fractions of the frame: the prior baseline."""
     visible = (targets.positions != 0).any(axis=-1, keepdims=True)
-    shares = targets.positions / targets.size[:, None, None]
-    total, count = (shares * visible).sum(axis=0), visible.sum(axis=0).clip(min=1)
+    fractions = targets.positions / targets.size[:, None, None]
+    total, count = (fractions * visible).sum(axis=0), visible.sum(axis=0).clip(min=1)
     return [float(value) for value in (total / count).reshape(-1)]
 
 
 STAGE = StageSpec(
     "future_hands",
-    "tell where both hands will be, from the clip before (Ego4D)",
+    "predict the positions of both hands from the clip before the contact (Ego4D)",
     HandsSettings,
     HandData,
     HandsStage,

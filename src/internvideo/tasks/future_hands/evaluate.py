@@ -1,4 +1,4 @@
-"""A model of future hands: table, figures, submission, pictures of frames with true and predicted positions."""
+"""Evaluate future hand prediction: predictions, metrics, submission file, plots of true and predicted positions."""
 
 from __future__ import annotations
 
@@ -23,17 +23,17 @@ from internvideo.training.trained import Trained
 from internvideo.video.pool import borrow
 
 SHOWN = 9
-"""Clips that an evaluation draws."""
+"""Number of clips in the plot."""
 
 
 def evaluate(trained: Trained, manifest: Path, output: Path, settings: ClipOptions, split: str | None) -> Result:
-    """Write future_hands.npz and .json, submission.json and hands.svg; print the figures.
+    """Write future_hands.npz and .json, submission.json and hands.svg; print the metrics.
 
     Raises:
-        RecipeError, ManifestError, RunError: what does not fit together.
+        RecipeError, ManifestError, RunError: weights, data and output folder do not match.
     """
     if settings.num_crops != 1:
-        raise RecipeError("num_crops", str(settings.num_crops), "1: the whole frame is seen")
+        raise RecipeError("num_crops", str(settings.num_crops), "1, because clips show the whole frame")
     rows, targets = observed(split_rows(manifest, split), trained.recipe.data_as(HandData).hands)
 
     inputs = clip_source(trained, rows, settings)
@@ -55,11 +55,11 @@ def evaluate(trained: Trained, manifest: Path, output: Path, settings: ClipOptio
 
 
 def panels(table: Predictions, rows: Manifest) -> list[figures.WaysFrame]:
-    """Last observed frames, evenly from the split, with where the hands go and where they were said to go."""
-    of_id = {row.id: row for row in rows.rows}
-    found = []
+    """Return last observed frames, sampled uniformly from the split, with true and predicted paths of the hands."""
+    row_of_id = {row.id: row for row in rows.rows}
+    frames = []
     for index in np.unique(np.linspace(0, len(table["id"]) - 1, SHOWN).round().astype(int)):
-        row = of_id[str(table["id"][index])]
+        row = row_of_id[str(table["id"][index])]
         assert row.span is not None  # `observed` gave it one
         try:
             with borrow(rows.video_path(row), fps=row.frame_rate) as video:
@@ -67,11 +67,11 @@ def panels(table: Predictions, rows: Manifest) -> list[figures.WaysFrame]:
                 picture = video.frames([int(np.flatnonzero(times < row.span[1])[-1])])[0]
         except (VideoError, IndexError):
             continue
-        size, truth, said = table["size"][index], table["truth"][index], table["predicted"][index]
-        ways = [
-            (hand, truth[seen, number] / size, said[seen, number] / size)
-            for number, hand in enumerate(("left", "right"))
-            if (seen := (truth[:, number] != 0).any(axis=-1)).any()
+        size, truth, predicted = table["size"][index], table["truth"][index], table["predicted"][index]
+        paths = [
+            (hand, truth[visible, hand_index] / size, predicted[visible, hand_index] / size)
+            for hand_index, hand in enumerate(("left", "right"))
+            if (visible := (truth[:, hand_index] != 0).any(axis=-1)).any()
         ]
-        found.append(figures.WaysFrame(picture, ways, row.id))
-    return found
+        frames.append(figures.WaysFrame(picture, paths, row.id))
+    return frames

@@ -1,4 +1,4 @@
-"""Jobs that learn to find what a query asks for, on features of long videos."""
+"""Build training jobs of query grounding on features of long videos."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from internvideo.training.recipe import Job, Recipe, StageSpec
 
 
 class QueryData(FeatureData):
-    """Queries about videos, and their features."""
+    """Data settings: queries about videos, and the features of these."""
 
     queries: QuerySettings = Field(default_factory=QuerySettings)
 
 
 def build(recipe: Recipe, skipped: Path | None) -> Job:
-    """Build the job of a recipe; its classes are the words. Raises RecipeError, ManifestError, WeightsError."""
+    """Build the job of a recipe; its classes are the vocabulary. Raises RecipeError, ManifestError, WeightsError."""
     data, settings = recipe.data_as(QueryData), recipe.settings_as(GroundingSettings)
     queries = answered(read_query_set(training_path(recipe), data.queries, data.features, split=data.split))
     words = Vocabulary.from_texts((query.text for query in queries.queries), data.queries.max_vocab)
@@ -37,13 +37,13 @@ def build(recipe: Recipe, skipped: Path | None) -> Job:
     config = model.config
     loader = QueryLoader(queries, words, config.words, data.features, config.max_length, data.loader)
     context = {"features": dict(queries.features.protocol), **prior_of(queries)}
-    # The loop asks a batch for its length, its ids and to move; every kind of batch answers.
+    # The loop uses only the length, ids and `to` of a batch, which all batch types have.
     return Job(recipe, stage, cast(BatchSource, loader), words.words, queries.fingerprint, context, head)
 
 
 STAGE = StageSpec(
     "grounding",
-    "find in time what a query asks for, on the same features (VSLNet, Ego4D)",
+    "find the segment that answers a language query, on the same features (VSLNet, Ego4D)",
     GroundingSettings,
     QueryData,
     GroundingStage,

@@ -1,7 +1,8 @@
-"""Queries about long videos: a manifest with a row a query, beside a folder of features (arXiv 2211.09529, NLQ).
+"""Load language queries about long videos: a manifest with one row per query, and a folder of features (Ego4D's NLQ).
 
-A row's first caption is the query, its one segment the answer (none in a test set), its path the video. What a file of
-predictions names is told by the attributes "clip_uid", "annotation_uid" and "query_idx", which `prepare` writes.
+A row's first caption is the query, its one segment the answer (none in a test set), its path the video. The attributes
+"clip_uid", "annotation_uid" and "query_idx", which `prepare` writes, identify the query in a submission
+(arXiv 2211.09529).
 """
 
 from __future__ import annotations
@@ -32,15 +33,15 @@ from internvideo.tasks.temporal_localization.data import (
 
 
 class QuerySettings(Settings):
-    """Where the videos of queries are, and which words are known."""
+    """Settings of the queries: features of their videos, and the vocabulary."""
 
-    features: Path | None = Field(None, description="of the queries' videos: the folder of `internvideo extract`")
-    max_vocab: int = Field(4000, ge=4, description="words of the training queries that are known, the commonest")
+    features: Path | None = Field(None, description="features of the videos: a folder of `internvideo extract`")
+    max_vocab: int = Field(4000, ge=4, description="size of the vocabulary: the most frequent training words")
 
 
 @dataclass(frozen=True)
 class Query:
-    """A query: its id, its text, and the names that a file of predictions has for its clip, annotator and number."""
+    """A query: row id, text, and the ids of its clip and annotation and its index in a submission."""
 
     id: str
     text: str
@@ -54,8 +55,8 @@ class QuerySet:
     """Queries with the features of their videos.
 
     Attributes:
-        queries: as told.
-        features: of every query its video, under the query's id, the answer its one action.
+        queries: the queries.
+        features: features of every query's video, with the query's id, and the answer as the one action.
         videos: name of every query's video. source: the manifest.
         missing: ids of the queries whose video has no features.
     """
@@ -71,23 +72,23 @@ class QuerySet:
 
     @property
     def fingerprint(self) -> str:
-        """16 hex digits that change with the queries, their answers and how the features were made."""
-        told = [self.features.fingerprint, [query.text for query in self.queries]]
-        return hashlib.sha256(json.dumps(told).encode()).hexdigest()[:16]
+        """Hash of queries, answers and features, 16 hex digits."""
+        content = [self.features.fingerprint, [query.text for query in self.queries]]
+        return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]
 
 
 def read_query_set(
     path: Path, settings: QuerySettings, features: FeatureSettings, *, split: str | None = None
 ) -> QuerySet:
-    """Read the queries of a manifest that have features.
+    """Read the queries of a manifest whose videos have features.
 
     Args:
-        path: the manifest. settings: where the features are. features: how they are read.
-        split: only its rows.
+        path: the manifest. settings: folder of the features. features: how features are read.
+        split: read only the rows of this split.
 
     Raises:
         RecipeError: no folder of features is given.
-        ManifestError: one of both cannot be read, a row that is no query, not one video with features.
+        ManifestError: manifest or index cannot be read, a row that is no query, no video with features.
     """
     if settings.features is None:
         do = "add data.queries.features=FOLDER, in testing --features FOLDER"
@@ -95,22 +96,22 @@ def read_query_set(
     manifest = read_manifest(path).with_notes_logged()
     rows = (manifest if split is None else manifest.subset(split=split)).rows
     index = read_feature_set(settings.features, features)
-    known = {video.id: video for video in index.videos}
+    video_of_id = {video.id: video for video in index.videos}
     queries, videos, names, missing = [], [], [], []
     for row in rows:
         query, span = _query(row, path)
-        video = known.get(Path(row.path).stem)
+        video = video_of_id.get(Path(row.path).stem)
         if video is None:
             missing.append(row.id)
             continue
         queries.append(query)
         names.append(video.id)
-        videos.append(_answered(video, row, span))
+        videos.append(_with_answer(video, row, span))
     if not queries:
         found = f"the videos of {len(missing)} queries have no features in {settings.features}"
         raise ManifestError(path, found, "features named as the video files", "run `internvideo extract` on the videos")
-    made = replace(index, videos=tuple(videos), classes=("answer",), missing=())
-    return QuerySet(tuple(queries), made, tuple(names), path, tuple(missing))
+    query_features = replace(index, videos=tuple(videos), classes=("answer",), missing=())
+    return QuerySet(tuple(queries), query_features, tuple(names), path, tuple(missing))
 
 
 def _query(row: Sample, path: Path) -> tuple[Query, tuple[float, float] | None]:
@@ -119,47 +120,47 @@ def _query(row: Sample, path: Path) -> tuple[Query, tuple[float, float] | None]:
         raise ManifestError(where, "no text", "a query as the first caption")
     if len(row.segments) > 1:
         raise ManifestError(where, f"{len(row.segments)} segments", "one: the answer")
-    told = row.attributes
-    number = told.get("query_idx", "0")
+    attributes = row.attributes
+    number = attributes.get("query_idx", "0")
     if not number.isascii() or not number.isdigit():
         raise ManifestError(where, f"query_idx '{number}'", "a whole number")
-    clip = told.get("clip_uid", Path(row.path).stem)
-    query = Query(row.id, row.captions[0], clip, told.get("annotation_uid", row.id), int(number))
+    clip = attributes.get("clip_uid", Path(row.path).stem)
+    query = Query(row.id, row.captions[0], clip, attributes.get("annotation_uid", row.id), int(number))
     return query, next(((part.start, part.end) for part in row.segments), None)
 
 
-def _answered(video: FeatureVideo, row: Sample, span: tuple[float, float] | None) -> FeatureVideo:
+def _with_answer(video: FeatureVideo, row: Sample, span: tuple[float, float] | None) -> FeatureVideo:
     spans = np.asarray([] if span is None else [span], dtype=np.float64).reshape(-1, 2)
     return replace(video, id=row.id, subset=row.split or "", spans=spans, labels=np.zeros(len(spans), dtype=np.int64))
 
 
 def answered(queries: QuerySet) -> QuerySet:
-    """The queries with an answer. Raises ManifestError where none has."""
-    chosen = [number for number, video in enumerate(queries.features.videos) if len(video.spans)]
-    if not chosen:
+    """Return the queries that have an answer. Raises ManifestError: none has."""
+    indices = [index for index, video in enumerate(queries.features.videos) if len(video.spans)]
+    if not indices:
         raise ManifestError(queries.source, f"none of {len(queries)} queries has an answer", "a segment in every row")
     return QuerySet(
-        tuple(queries.queries[number] for number in chosen),
-        replace(queries.features, videos=tuple(queries.features.videos[number] for number in chosen)),
-        tuple(queries.videos[number] for number in chosen),
+        tuple(queries.queries[index] for index in indices),
+        replace(queries.features, videos=tuple(queries.features.videos[index] for index in indices)),
+        tuple(queries.videos[index] for index in indices),
         queries.source,
         queries.missing,
     )
 
 
 class QueryLoader(WrappedLoader[SequenceLoader]):
-    """Batches of training sequences with a query each; cut as `SequenceLoader` does, padded to the longest of a batch.
+    """Load batches of training sequences with one query each, padded to the longest sequence of the batch.
 
     Args:
-        queries: with answers. words: that are known. most_words: of a query, the first ones.
-        settings, length, loader: as of `SequenceLoader`.
+        queries: queries with answers. words: the vocabulary. max_words: longer queries are truncated.
+        settings, length, loader: as for `SequenceLoader`.
     """
 
     def __init__(
         self,
         queries: QuerySet,
         words: Vocabulary,
-        most_words: int,
+        max_words: int,
         settings: FeatureSettings,
         length: int,
         loader: LoaderSettings,
@@ -167,12 +168,12 @@ class QueryLoader(WrappedLoader[SequenceLoader]):
         sequences = SequenceLoader(queries.features, settings, length, loader)
         super().__init__(sequences)
         self._texts = {query.id: query.text for query in queries.queries}
-        self._words, self._most = words, most_words
+        self._words, self._max_words = words, max_words
 
     def epoch(self, k: int, start: int = 0) -> Iterator[QueryBatch]:
-        """Batches `start`, `start + 1`, ... of epoch `k`. Raises RunError for features that cannot be read."""
+        """Yield batches `start`, `start + 1`, ... of epoch `k`. Raises RunError: features cannot be read."""
         for batch in self.loader.epoch(k, start):
             texts: Sequence[str] = [self._texts[name] for name in batch.ids]
             longest = int(batch.mask.sum(dim=1).max())
             parts = {**vars(batch), "features": batch.features[..., :longest], "mask": batch.mask[:, :longest]}
-            yield QueryBatch(**parts, words=self._words.batch(texts, self._most))
+            yield QueryBatch(**parts, words=self._words.batch(texts, self._max_words))

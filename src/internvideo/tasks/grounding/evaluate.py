@@ -1,4 +1,4 @@
-"""Language queries: table, figures, the file of predictions, a timeline of the first queries."""
+"""Evaluate query grounding: predictions, metrics, submission file, timelines of the first queries."""
 
 from __future__ import annotations
 
@@ -26,29 +26,29 @@ from internvideo.training.trained import Trained
 
 @dataclass(frozen=True, kw_only=True)
 class GroundingOptions(EvaluateOptions):
-    """Options of the evaluation."""
+    """Options of grounding evaluation."""
 
     features: Annotated[Path | None, "Folder of the videos' features; by default the recipe's."] = None
 
 
 def evaluate(trained: Trained, manifest: Path, output: Path, settings: GroundingOptions, split: str | None) -> Result:
-    """Write grounding.npz and .json, nlq.json (Ego4D's form) and timelines.html; print the figures.
+    """Write grounding.npz and .json, nlq.json (Ego4D's format) and timelines.html; print the metrics.
 
     Args:
-        trained: a grounder. manifest: queries. output: folder. split: only its queries.
-        settings: device, and the features of the videos where they are not those of the recipe.
+        trained: a grounder. manifest: the queries. output: folder. split: evaluate only its queries.
+        settings: device, and the features of the videos if they are not those of the recipe.
 
     Raises:
-        ManifestError, RunError, RecipeError: what does not fit together.
+        ManifestError, RunError, RecipeError: weights, data and output folder do not match.
     """
     distributed.require_one_process("grounding")
     recipe = trained.recipe
-    how = cast(GroundingSettings, recipe.settings)
+    grounding_settings = cast(GroundingSettings, recipe.settings)
     data = recipe.data_as(QueryData)
-    place = data.queries
+    query_settings = data.queries
     if settings.features is not None:
-        place = place.model_copy(update={"features": settings.features})
-    queries = read_query_set(manifest, place, data.features, split=split)
+        query_settings = query_settings.model_copy(update={"features": settings.features})
+    queries = read_query_set(manifest, query_settings, data.features, split=split)
     check_protocol(trained.context["features"], queries.features)
     target = output / f"{grounding.NAME}.npz"
     table = grounding.predict(
@@ -57,14 +57,14 @@ def evaluate(trained: Trained, manifest: Path, output: Path, settings: Grounding
         Vocabulary(trained.classes),
         data.features,
         choose_device(settings.device),
-        spans=how.spans,
-        nms_threshold=how.nms_threshold,
+        spans=grounding_settings.spans,
+        nms_threshold=grounding_settings.nms_threshold,
         prior=trained.context,
         model_name=recipe.model.name,
     )
     check_output(target, table)
     table.save(target)
-    # Before the figures: queries whose answers nobody knows have predictions all the same.
+    # Before the metrics, which raise an error for a test set without answers.
     write_text(output / "nlq.json", json.dumps(grounding.submission(table)) + "\n")
     write_picture(output / "timelines.html", lambda: page(timelines(table)))
     result = grounding.score(table)
@@ -74,13 +74,14 @@ def evaluate(trained: Trained, manifest: Path, output: Path, settings: Grounding
 
 
 def timelines(table: Predictions) -> list[str]:
-    """The first queries with their spans and answers, an <svg> each."""
-    found, parts, scores = grounding.spans_of(table), [], table["score"]
+    """Draw the first queries with predicted spans and answers, one <svg> each."""
+    query_spans, drawings, scores = grounding.spans_of(table), [], table["score"]
     for number, text in enumerate(table["text"].tolist()[:SHOWN]):
-        own = scores[table["query"] == number]
-        spans = [(*span, "span", float(value)) for span, value in zip(found[number].tolist(), own, strict=True)]
+        query_scores = scores[table["query"] == number]
+        scored = zip(query_spans[number].tolist(), query_scores, strict=True)
+        spans = [(*span, "span", float(value)) for span, value in scored]
         truth = table["truth"][number].tolist()
         answers = [(truth[0], truth[1], "answer")] if truth[0] == truth[0] else []
         name = f"{table['video'][number]}: {text}"
-        parts.append(figures.timeline(float(table["duration"][number]), spans, answers, name))
-    return parts
+        drawings.append(figures.timeline(float(table["duration"][number]), spans, answers, name))
+    return drawings

@@ -1,4 +1,4 @@
-"""Jobs that learn to choose among a few texts about a clip."""
+"""Build training jobs of multiple choice."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from internvideo.training.recipe import Job, Recipe, StageSpec
 
 
 def build(recipe: Recipe, skipped: Path | None) -> Job:
-    """Build the job of a recipe; a model that scores texts has no classes.
+    """Build the job of a recipe; it has no classes, because the model scores pairs of clip and text.
 
     Raises:
-        RecipeError, ManifestError, WeightsError: what does not fit together.
+        RecipeError, ManifestError, WeightsError: recipe, data and weights do not match.
     """
     settings = recipe.settings_as(AnsweringSettings)
     manifest = training_rows(recipe)
@@ -32,7 +32,7 @@ def build(recipe: Recipe, skipped: Path | None) -> Job:
 
 STAGE = StageSpec(
     "multiple_choice",
-    "choose among a few texts about a video, a question before each or none (TGIF-QA's five-way form)",
+    "choose one of several texts about a video, with or without a question (as TGIF-QA's five-way questions)",
     AnsweringSettings,
     TrainClipData,
     AnsweringStage,

@@ -1,7 +1,6 @@
-"""Multiple choice to learn from: batches of clips with K texts each, one of them right (multi-modalities-downstream).
+"""Load multiple choice: batches of clips with K texts each, one of them correct (multi-modalities-downstream).
 
-Where a row has the attribute "question", every text is the question followed by an option (TGIF-QA); otherwise the
-options stand alone.
+If a row has the attribute "question", every text is the question followed by an option (TGIF-QA), else the option.
 """
 
 from __future__ import annotations
@@ -19,17 +18,17 @@ from internvideo.tasks.question_answering.data import question_tokens
 
 
 def choice_texts(row: Sample) -> list[str]:
-    """The K texts of a row. ValueError for a row without choices."""
+    """Return the K texts of a row. Raises ValueError: a row without choices."""
     if row.choices is None:
         raise ValueError(f"row '{row.id}' has no choices")
     return [f"{row.attributes.get('question', '')} {option}".strip() for option in row.choices.options]
 
 
 class ChoiceLoader(WrappedLoader[Loader]):
-    """The clips of a loader with their K texts, tokens (B, K, L), and the numbers of the right ones, labels (B,).
+    """Add the K texts as token ids (B, K, L) and the indices of the correct ones as labels (B,) to a loader's batches.
 
     Args:
-        clips: loader of rows with choices, without tokenizer. context: most words of the text tower.
+        clips: loader of rows with choices, without tokenizer. context: context length of the text encoder.
 
     Raises:
         ManifestError: rows without choices, or with different numbers of options.
@@ -42,11 +41,11 @@ class ChoiceLoader(WrappedLoader[Loader]):
         self._rows = {row.id: row for row in clips.manifest.rows}
         counts = {len(choice_texts(row)): row.id for row in clips.manifest.rows}
         if len(counts) > 1:
-            told = " and ".join(f"{count} ('{name}')" for count, name in sorted(counts.items())[:2])
-            raise ManifestError(clips.manifest.source, f"rows of {told} options", "one number of options to learn from")
+            examples = " and ".join(f"{count} ('{name}')" for count, name in sorted(counts.items())[:2])
+            raise ManifestError(clips.manifest.source, f"rows of {examples} options", "the same number in every row")
 
     def epoch(self, k: int, start: int = 0) -> Iterator[Batch]:
-        """Batches `start`, `start + 1`, ... of epoch `k`, exactly as in the uninterrupted epoch."""
+        """Yield batches `start`, `start + 1`, ... of epoch `k`, the same as in an uninterrupted epoch."""
         for batch in self.loader.epoch(k, start):
             rows = [self._rows[name] for name in batch.ids]
             tokens = question_tokens([text for row in rows for text in choice_texts(row)], self.context)

@@ -1,4 +1,4 @@
-"""Multiple choice: the table of one model, or of several whose similarities are averaged."""
+"""Evaluate multiple choice with one model, or with an ensemble whose similarities are averaged."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from internvideo.tasks.clip_evaluation import (
     LANGUAGE_MODELS,
     EnsembleOptions,
     clip_source,
+    ensemble_protocol,
     finish,
-    members_told,
     split_rows,
     text_tokenizer,
     with_others,
@@ -23,7 +23,7 @@ from internvideo.training.trained import Trained
 
 
 def evaluate(trained: Trained, manifest: Path, output: Path, settings: EnsembleOptions, split: str | None) -> Result:
-    """Write multiple_choice.npz and .json; print the figures. Raises RecipeError, ManifestError, RunError."""
+    """Write multiple_choice.npz and .json; print the metrics. Raises RecipeError, ManifestError, RunError."""
     rows = split_rows(manifest, split)
     ranked = isinstance(trained.model, PairScoringMultipleChoice)
     models = with_others(trained, (PairScoringMultipleChoice,) if ranked else LANGUAGE_MODELS)
@@ -31,12 +31,12 @@ def evaluate(trained: Trained, manifest: Path, output: Path, settings: EnsembleO
     def make() -> Predictions:
         return multiple_choice.ensemble([predict(one, rows, settings) for one in models])
 
-    inputs, told = clip_source(trained, rows, settings), members_told(models)
-    return finish(multiple_choice.NAME, multiple_choice.score, inputs, output, make, told=told)
+    inputs, extra_protocol = clip_source(trained, rows, settings), ensemble_protocol(models)
+    return finish(multiple_choice.NAME, multiple_choice.score, inputs, output, make, extra_protocol=extra_protocol)
 
 
 def predict(trained: Trained, manifest: Manifest, settings: ClipOptions) -> Predictions:
-    """The table of one model."""
+    """Predict with one model."""
     inputs = clip_source(trained, manifest, settings)
     if isinstance(trained.model, PairScoringMultipleChoice):
         return multiple_choice.predict_ranked(inputs)

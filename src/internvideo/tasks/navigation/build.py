@@ -1,4 +1,4 @@
-"""Jobs that learn in worlds to walk in: the encoders from panoramas of random walks, the planner from episodes."""
+"""Build training jobs of navigation: the encoders on panoramas of random walks, the planner on episodes."""
 
 from __future__ import annotations
 
@@ -27,19 +27,19 @@ from internvideo.training.recipe import Job, Recipe, StageSpec
 
 
 class EpisodeData(DataSettings):
-    """Episodes, and the world that they are in."""
+    """Data settings: episodes and their environment."""
 
     world: WorldSettings = Field(default_factory=WorldSettings)
 
 
 class PanoramaData(EpisodeData):
-    """The same, and panoramas of random walks."""
+    """Data settings: episodes, their environment, and panoramas of random walks."""
 
     world: PanoramaSettings = Field(default_factory=PanoramaSettings)
 
 
 class _Parts(NamedTuple):
-    """What both stages learn from and with."""
+    """The inputs of both stages."""
 
     path: Path
     episodes: Sequence[Episode]
@@ -50,7 +50,7 @@ class _Parts(NamedTuple):
 
 
 def _parts(recipe: Recipe) -> _Parts:
-    """Episodes of the split (`train` by default), their world, and the agent with its initial weights."""
+    """Read the episodes of the split (by default `train`), open their environment, load the agent's initial weights."""
     data, path = recipe.data_as(EpisodeData), training_path(recipe)
     episodes = read_episodes(path, data.split or "train")
     model = init_model(recipe, 0, Navigator)
@@ -88,22 +88,22 @@ def build_waypoints(recipe: Recipe, skipped: Path | None) -> Job:
 
 
 def open_for(data: EpisodeData, model: Navigator, path: Path) -> NavEnv:
-    """The recipe's world, seen in the sizes that the agent takes."""
+    """Open the recipe's environment, with images of the sizes that the agent takes."""
     return open_world(path, data.world, model.config.image.image_size, model.config.depth_size)
 
 
 def fingerprint(episodes: Sequence[Episode]) -> str:
-    """16 hex digits of everything that episodes say."""
-    told = [
+    """Hash the content of episodes, 16 hex digits."""
+    content = [
         (one.id, one.scene, one.split, one.start, one.goal, one.radius, one.instruction, one.path.round(4).tolist())
         for one in episodes
     ]
-    return hashlib.sha256(repr(told).encode()).hexdigest()[:16]
+    return hashlib.sha256(repr(content).encode()).hexdigest()[:16]
 
 
 WAYPOINTS = StageSpec(
     "waypoints",
-    "an agent's eyes: where one can walk to, what stands there, what moves (embedded world)",
+    "train an agent's encoders: free directions, landmarks and motion in panoramas (embedded world)",
     WaypointSettings,
     PanoramaData,
     WaypointStage,

@@ -1,4 +1,4 @@
-"""A trained agent in worlds to walk in: table, figures beside those of baselines, pictures of walks from above."""
+"""Evaluate a navigation agent: predictions, metrics beside those of baselines, plots of its paths."""
 
 from __future__ import annotations
 
@@ -30,22 +30,22 @@ from internvideo.training.trained import Trained
 
 SPLIT = "val_unseen"
 SHOWN = 6
-"""Walks that an evaluation draws."""
+"""Number of episodes in the plot."""
 
 DRAWN = (navigation.AGENT, "teacher")
-"""Whose."""
+"""The agents whose paths are drawn."""
 
 
 def evaluate(trained: Trained, manifest: Path, output: Path, settings: EvaluateOptions, split: str | None) -> Result:
-    """Write navigation.npz and .json and walks.svg; print the figures of the agent and of the baselines.
+    """Write navigation.npz and .json and walks.svg; print the metrics of the agent and of the baselines.
 
     Args:
-        trained: an agent. manifest: folder of R2R-CE's files. split: val_unseen by default.
+        trained: an agent. manifest: folder of R2R-CE's files. split: by default val_unseen.
 
     Raises:
-        RecipeError, ManifestError, RunError, WeightsError: what does not fit together.
+        RecipeError, ManifestError, RunError, WeightsError: weights, data and output folder do not match.
     """
-    model, how = cast(Navigator, trained.model), trained.recipe.settings_as(NavigationSettings)
+    model, navigation_settings = cast(Navigator, trained.model), trained.recipe.settings_as(NavigationSettings)
     distributed.require_one_process("navigation")
     episodes = read_episodes(manifest, split or SPLIT)
     world = open_for(trained.recipe.data_as(EpisodeData), model, manifest)
@@ -59,7 +59,7 @@ def evaluate(trained: Trained, manifest: Path, output: Path, settings: EvaluateO
     table = navigation.predict(
         model,
         batches,
-        how,
+        navigation_settings,
         choose_device(settings.device),
         split_sha256=fingerprint(episodes),
         model_name=trained.recipe.model.name,
@@ -76,15 +76,15 @@ def evaluate(trained: Trained, manifest: Path, output: Path, settings: EvaluateO
 
 
 def draw(table: Predictions, episodes: Sequence[Episode], world: World) -> str:
-    """Walks of the agent and of the teacher, evenly from the split, on the plans of their houses."""
+    """Draw paths of the agent and the teacher on floor plans, for episodes sampled uniformly from the split."""
     walks, names = navigation.walked_of(table), table["agents"].tolist()
     ids = table["ids"].tolist()
-    shown = []
+    floor_plans = []
     for index in np.unique(np.linspace(0, len(episodes) - 1, SHOWN).round().astype(int)):
         episode = episodes[int(index)]
         rows = [row for row, name in enumerate(ids) if name == episode.id]
-        own = {names[table["agent"][row]]: walks[row][0] for row in rows}
-        end = f"stopped {own[navigation.AGENT].decisions[-1]:.1f} m from the goal"
-        ways = {name: own[name].path for name in DRAWN if name in own}
-        shown.append(Plan(world.enter(episode.scene).scene, episode, ways, end))
-    return plans(shown)
+        episode_walks = {names[table["agent"][row]]: walks[row][0] for row in rows}
+        end = f"stopped {episode_walks[navigation.AGENT].decisions[-1]:.1f} m from the goal"
+        paths = {name: episode_walks[name].path for name in DRAWN if name in episode_walks}
+        floor_plans.append(Plan(world.enter(episode.scene).scene, episode, paths, end))
+    return plans(floor_plans)

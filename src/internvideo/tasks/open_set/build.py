@@ -1,4 +1,4 @@
-"""Jobs of evidential learning."""
+"""Build training jobs of evidential learning."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def build(recipe: Recipe, skipped: Path | None) -> Job:
 
 STAGE = StageSpec(
     "open_set",
-    "evidential learning: a classifier that tells what it does not know",
+    "evidential learning: a classifier that estimates its uncertainty",
     OpenSetSettings,
     ClipData,
     OpenSetStage,

@@ -1,4 +1,4 @@
-"""Open-set recognition: which rows are known, what the model learned from, the pictures."""
+"""Evaluate open-set recognition: known and unknown rows, the training rows, metrics and plots."""
 
 from __future__ import annotations
 
@@ -23,19 +23,17 @@ from internvideo.training.trained import Trained
 
 @dataclass(frozen=True, kw_only=True)
 class OpenSetOptions(ClipOptions):
-    """Options of the evaluation."""
+    """Options of open-set evaluation."""
 
-    unknown_manifest: Annotated[Path | None, "Manifest of unknown classes, beside the rows that say so themselves."] = (
-        None
-    )
-    train_manifest: Annotated[Path | None, "What the model learned from, where it is not where its recipe says."] = None
+    unknown_manifest: Annotated[Path | None, "Manifest of further videos of unknown classes."] = None
+    train_manifest: Annotated[Path | None, "The training manifest, if it is not where the recipe says."] = None
 
 
 def evaluate(trained: Trained, manifest: Path, output: Path, settings: OpenSetOptions, split: str | None) -> Result:
-    """Write open_set.npz and .json, uncertainty.svg, risk_coverage.svg; print the figures.
+    """Write open_set.npz and .json, uncertainty.svg, risk_coverage.svg; print the metrics.
 
     Raises:
-        RecipeError, ManifestError, RunError: what does not fit together.
+        RecipeError, ManifestError, RunError: weights, data and output folder do not match.
     """
     require("fit", "evaluate open_set")
     rows = open_rows(split_rows(manifest, split), trained.classes, settings.unknown_manifest)
@@ -52,37 +50,38 @@ def evaluate(trained: Trained, manifest: Path, output: Path, settings: OpenSetOp
 
 
 def open_rows(manifest: Manifest, classes: tuple[str, ...], unknown: Path | None) -> Manifest:
-    """Known rows under a model's `classes`, and unknown ones: those that say so, those whose class is none of
-    `classes`, and all of the manifest `unknown`.
+    """Join known rows, with labels as indices into `classes`, and unknown rows.
+
+    A row is unknown if it is marked so, if its class is not in `classes`, or if it is in the manifest `unknown`.
 
     Raises:
-        ManifestError: no known or no unknown row, or a known one without label.
+        ManifestError: no known or no unknown row, or a known row without label.
     """
-    own = manifest.classes
-    named = classes_beside(manifest.source) if manifest.source.is_file() else own
-    numbers = named is None and only_count(own)
+    names = manifest.classes
+    names_file = classes_beside(manifest.source) if manifest.source.is_file() else names
+    labels_are_indices = names_file is None and only_count(names)
 
-    def strange(row: Sample) -> bool:
-        other = not numbers and row.label is not None and own[row.label] not in classes
-        return other or open_set.is_unknown(row)
+    def is_unknown(row: Sample) -> bool:
+        unknown_class = not labels_are_indices and row.label is not None and names[row.label] not in classes
+        return unknown_class or open_set.is_unknown(row)
 
-    known = replace(manifest, rows=tuple(row for row in manifest.rows if not strange(row)))
-    away = replace(manifest, rows=tuple(row for row in manifest.rows if strange(row)))
-    added = open_set.strangers(away, manifest.root)
+    known = replace(manifest, rows=tuple(row for row in manifest.rows if not is_unknown(row)))
+    unknown_rows = replace(manifest, rows=tuple(row for row in manifest.rows if is_unknown(row)))
+    all_unknown = open_set.strangers(unknown_rows, manifest.root)
     if unknown is not None:
-        added += open_set.strangers(read_manifest(unknown).with_notes_logged(), manifest.root)
-    return open_set.join(under_classes(known, classes), added)
+        all_unknown += open_set.strangers(read_manifest(unknown).with_notes_logged(), manifest.root)
+    return open_set.join(under_classes(known, classes), all_unknown)
 
 
 def training_rows(trained: Trained, given: Path | None) -> Manifest:
-    """The labeled rows that a model learned from, under its classes. Raises RecipeError when they are not there."""
+    """Read the model's training rows, with labels as indices into its classes. Raises RecipeError: no such manifest."""
     data = (trained.run or trained.recipe).data
     path = given or data.train
     if path is None or not path.exists():
         raise RecipeError(
             "--train-manifest",
-            f"{path} is not there",
-            "the manifest that the model learned from",
+            f"no such file: {path}",
+            "the training manifest of the model",
             "give --train-manifest MANIFEST",
         )
     rows = read_manifest(path)
@@ -94,10 +93,10 @@ def draw(table: Predictions, output: Path) -> None:
     from internvideo.plots.charts import risk_coverage, uncertainty_histograms  # matplotlib is slow to import
 
     unknown = table["labels"] < 0
-    parts, curves = {}, {}
+    histograms, curves = {}, {}
     for name in open_set.methods(table):
-        doubt = table[f"uncertainty:{name}"]
-        parts[name] = (doubt[~unknown], doubt[unknown], open_set.threshold(table, name))
-        curves[name] = metrics_of_open_set.risk_coverage(doubt, table[f"predicted:{name}"] == table["labels"])
-    write_picture(output / "uncertainty.svg", lambda: uncertainty_histograms(parts))
+        uncertainty = table[f"uncertainty:{name}"]
+        histograms[name] = (uncertainty[~unknown], uncertainty[unknown], open_set.threshold(table, name))
+        curves[name] = metrics_of_open_set.risk_coverage(uncertainty, table[f"predicted:{name}"] == table["labels"])
+    write_picture(output / "uncertainty.svg", lambda: uncertainty_histograms(histograms))
     write_picture(output / "risk_coverage.svg", lambda: risk_coverage(curves))

@@ -1,4 +1,4 @@
-"""Jobs that learn to answer questions about clips."""
+"""Build training jobs of question answering."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from internvideo.tasks.question_answering.data import (
     QuestionLoader,
     QuestionSettings,
     answer_vocabulary,
-    commonest_answers,
-    one_question_a_row,
+    most_frequent_answers,
+    one_question_per_row,
 )
 from internvideo.tasks.question_answering.stage import AnsweringSettings, AnsweringStage
 from internvideo.training.clip_job import check_clips, clip_loader, training_rows
@@ -24,7 +24,7 @@ from internvideo.training.recipe import Job, Recipe, StageSpec
 
 
 class QuestionData(TrainClipData):
-    """Clips with questions."""
+    """Data settings: clips with questions."""
 
     questions: QuestionSettings = Field(default_factory=QuestionSettings)
 
@@ -33,7 +33,7 @@ def build(recipe: Recipe, skipped: Path | None) -> Job:
     """Build the job of a recipe; its classes are the answers.
 
     Raises:
-        RecipeError, ManifestError, WeightsError: what does not fit together.
+        RecipeError, ManifestError, WeightsError: recipe, data and weights do not match.
     """
     data, settings = recipe.data_as(QuestionData), recipe.settings_as(AnsweringSettings)
     manifest = training_rows(recipe)
@@ -42,10 +42,10 @@ def build(recipe: Recipe, skipped: Path | None) -> Job:
     check_clips(recipe, model)
     head = load_init_weights(model, recipe, answers)
     stage = AnsweringStage(model, settings, distributed.divisor)
-    rows = one_question_a_row(manifest) if data.questions.epoch_over == "question" else manifest
+    rows = one_question_per_row(manifest) if data.questions.epoch_over == "question" else manifest
     clips = clip_loader(recipe, rows, skipped)
     loader = QuestionLoader(clips, answers, model.config.model.text.context, data.questions.questions_per_clip)
-    context = {"commonest": commonest_answers(manifest.rows)}
+    context = {"commonest": most_frequent_answers(manifest.rows)}
     return Job(recipe, stage, loader, answers, replace(manifest, classes=answers).fingerprint, context, head)
 
 

@@ -1,8 +1,8 @@
-"""Questions and answers: the vocabulary of answers, and batches of clips with a question each.
+"""Load questions and answers: the vocabulary of answers, and batches of clips with questions.
 
 Source: multi-modalities-downstream.
 
-An answer is known by its text; one outside the vocabulary has the label -100, which no loss counts.
+Answers are compared as text; one outside the vocabulary has the label -100, which the loss ignores.
 """
 
 from __future__ import annotations
@@ -28,21 +28,20 @@ from internvideo.datasets.questions import frequent_answers, read_answers
 from internvideo.errors import ManifestError
 
 QUESTIONS = 3  # purpose of random streams, beside those of data/dataset.py
-BESIDE = "answers.txt"
+ANSWERS_FILE = "answers.txt"
 
 
 @dataclass(frozen=True)
 class QuestionSettings:
-    """How questions become batches.
+    """Settings of the questions.
 
     Attributes:
-        answers: file of the answers that a model may give, one a line or JSON {answer: number}; None takes answers.txt
-            beside the manifest, and without one the most frequent answers of training.
-        max_answers: so many of them.
-        epoch_over: "question": an epoch asks every question once, each with its own clip (as released); "video": it
-            reads every video once and asks `questions_per_clip` questions about its clip, all equally often over the
-            epochs.
-        questions_per_clip: questions about a clip, which share one look at it; 1 where an epoch is over questions.
+        answers: file of the vocabulary of answers, one per line or JSON {answer: index}; None for answers.txt beside
+            the manifest, or without one the most frequent training answers.
+        max_answers: size of the vocabulary of most frequent answers.
+        epoch_over: "question": an epoch has every question once, each with its own clip (as released); "video": it has
+            every video once, with `questions_per_clip` questions per clip, all equally often over the epochs.
+        questions_per_clip: questions that share one encoded clip; 1 if an epoch is over questions.
     """
 
     answers: Path | None = None
@@ -55,47 +54,47 @@ class QuestionSettings:
 
     def __post_init__(self) -> None:
         if self.max_answers < 2:
-            raise ValueError(f"max_answers is {self.max_answers}, there must be 2 answers to choose from")
+            raise ValueError(f"max_answers is {self.max_answers}, expected 2 or more")
         if self.questions_per_clip < 1 or (self.questions_per_clip > 1 and self.epoch_over == "question"):
             raise ValueError(f"questions_per_clip is {self.questions_per_clip}: 1, or more with epoch_over: video")
 
 
 def answer_vocabulary(manifest: Manifest, settings: QuestionSettings) -> tuple[str, ...]:
-    """The answers that a model learns to give, from the training rows or a file (see `QuestionSettings`).
+    """Return the vocabulary of answers, from a file or the training rows (see `QuestionSettings`).
 
     Raises:
-        ManifestError: no questions, fewer than two answers, a file that cannot be read.
+        ManifestError: no questions, fewer than two answers, an unreadable file.
     """
     manifest.require("qa")
-    beside = manifest.source.parent / BESIDE
+    default_file = manifest.source.parent / ANSWERS_FILE
     if settings.answers is not None:
         answers, where = read_answers(settings.answers), settings.answers
-    elif manifest.source.is_file() and beside.is_file():
-        answers, where = read_answers(beside), beside
+    elif manifest.source.is_file() and default_file.is_file():
+        answers, where = read_answers(default_file), default_file
     else:
         answers, where = frequent_answers(manifest.rows, settings.max_answers), manifest.source
     if len(answers) < 2:
-        raise ManifestError(where, f"{len(answers)} answers", "2 or more, to choose from")
+        raise ManifestError(where, f"{len(answers)} answers", "2 or more")
     return answers
 
 
 def question_type(pair: QA) -> str:
-    """The type that the annotation gives, else the question's first word (who, what, where, ...)."""
+    """Return the annotated type of a question, else its first word (who, what, where, ...)."""
     return pair.type or pair.question.split()[0].lower().strip("\"'?.,!")
 
 
-def commonest_answers(rows: Iterable[Sample]) -> dict[str, str]:
-    """Type of question -> its most frequent answer; "" stands for all questions together."""
+def most_frequent_answers(rows: Iterable[Sample]) -> dict[str, str]:
+    """Return type of question -> its most frequent answer; the key "" has that of all questions."""
     counts: dict[str, Counter[str]] = {"": Counter()}
     for row in rows:
         for pair in row.qa:
             counts.setdefault(question_type(pair), Counter())[pair.answer] += 1
             counts[""][pair.answer] += 1
-    return {kind: found.most_common(1)[0][0] for kind, found in counts.items() if found}
+    return {kind: answers.most_common(1)[0][0] for kind, answers in counts.items() if answers}
 
 
-def one_question_a_row(manifest: Manifest) -> Manifest:
-    """A row for every question, named by its video and its number."""
+def one_question_per_row(manifest: Manifest) -> Manifest:
+    """Split rows into one row per question, with the id VIDEO?INDEX."""
     rows = tuple(
         row.model_copy(update={"id": f"{row.id}?{number}", "qa": (pair,)})
         for row in manifest.rows
@@ -105,12 +104,12 @@ def one_question_a_row(manifest: Manifest) -> Manifest:
 
 
 def question_tokens(questions: Sequence[str], context: int, *, truncate: bool = True) -> Tensor:
-    """Ids (B, L) of questions, zero padded, L as long as the longest one and at most `context`.
+    """Encode questions as ids (B, L), zero padded to the longest one, L at most `context`.
 
-    The last position stays free, because the decoder has none for it; what the padding would be made of nobody reads.
+    The last position is left empty, because the decoder has no position embedding for it.
 
     Raises:
-        TextError: something that is no text, or a question longer than the context without `truncate`.
+        TextError: not a text, or a question longer than the context without `truncate`.
     """
     tokens = Tokenizer(context_length=context - 1).encode(questions, truncate=truncate)
     longest = int((tokens != 0).any(dim=0).sum())
@@ -118,15 +117,14 @@ def question_tokens(questions: Sequence[str], context: int, *, truncate: bool = 
 
 
 class QuestionLoader(WrappedLoader[Loader]):
-    """The clips of a loader, each with K questions (tokens (B, K, L)) and their answers (labels (B, K)); for one
-    question (B, L) and (B,). An answer outside the vocabulary has the label -100.
+    """Add K questions as token ids (B, K, L) and answers as labels (B, K) to batches; (B, L) and (B,) for K = 1.
 
-    Which questions a clip is asked depends on (seed, epoch, row, repeat) alone. Over the epochs all questions of a row
-    come equally often, and no question twice before all have come.
+    An answer outside the vocabulary has the label -100. The questions of a clip depend only on (seed, epoch, row,
+    repeat). Over the epochs a row goes through all its questions, in a new order each time.
 
     Args:
         clips: loader of rows with questions, without tokenizer.
-        answers: the vocabulary. context: most words of the text tower. questions_per_clip: K.
+        answers: the vocabulary. context: context length of the text encoder. questions_per_clip: K.
     """
 
     def __init__(self, clips: Loader, answers: Sequence[str], context: int, questions_per_clip: int = 1) -> None:
@@ -137,21 +135,21 @@ class QuestionLoader(WrappedLoader[Loader]):
         self._row = {row.id: index for index, row in enumerate(clips.manifest.rows)}
 
     def epoch(self, k: int, start: int = 0) -> Iterator[Batch]:
-        """Batches `start`, `start + 1`, ... of epoch `k`, exactly as in the uninterrupted epoch."""
+        """Yield batches `start`, `start + 1`, ... of epoch `k`, the same as in an uninterrupted epoch."""
         repeats, count = self.loader.settings.repeated_augmentation, self.questions_per_clip
         for batch in self.loader.epoch(k, start):
-            turns = [(name, (k * repeats + place % repeats) * count) for place, name in enumerate(batch.ids)]
-            asked = [self._pair(name, turn + number) for name, turn in turns for number in range(count)]
-            labels = torch.tensor([self._label.get(pair.answer, NO_LABEL) for pair in asked])
-            tokens = question_tokens([pair.question for pair in asked], self.context)
+            turns = [(name, (k * repeats + position % repeats) * count) for position, name in enumerate(batch.ids)]
+            questions = [self._pair(name, turn + number) for name, turn in turns for number in range(count)]
+            labels = torch.tensor([self._label.get(pair.answer, NO_LABEL) for pair in questions])
+            tokens = question_tokens([pair.question for pair in questions], self.context)
             if count > 1:
                 labels, tokens = labels.view(-1, count), tokens.view(len(batch), count, -1)
             yield replace(batch, labels=labels, text_ids=tokens)
 
     def _pair(self, name: str, turn: int) -> QA:
-        """The question of a row that is asked when it is asked for time number `turn`."""
+        """Return question number `turn` of a row, counted over all epochs."""
         index = self._row[name]
         pairs = self.loader.manifest.rows[index].qa
-        cycle, place = divmod(turn, len(pairs))
+        cycle, position = divmod(turn, len(pairs))
         order = random_stream(QUESTIONS, self.loader.settings.seed, cycle, index).permutation(len(pairs))
-        return pairs[int(order[place])]
+        return pairs[int(order[position])]

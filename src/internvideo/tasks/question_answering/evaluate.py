@@ -1,4 +1,4 @@
-"""Question answering: the table, both accuracies, and the prior beside them."""
+"""Evaluate question answering: predictions, both accuracies, and the prior baseline."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from internvideo.training.trained import Trained
 
 
 def evaluate(trained: Trained, manifest: Path, output: Path, settings: ClipOptions, split: str | None) -> Result:
-    """Write question_answering.npz and .json; print the figures. Raises as `evaluate_task`."""
+    """Write question_answering.npz and .json; print the metrics. Raises RecipeError, ManifestError, RunError."""
     inputs = clip_source(trained, split_rows(manifest, split), settings)
 
     def make() -> Predictions:

@@ -1,4 +1,4 @@
-"""Recognition: the table of a classifier over views, among all its classes or among those of the manifest."""
+"""Evaluate recognition: scores of a classifier per view, over all its classes or over those of the manifest."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ from internvideo.training.trained import Trained
 
 @dataclass(frozen=True, kw_only=True)
 class RecognitionOptions(ClipOptions):
-    """Options of the evaluation."""
+    """Options of recognition evaluation."""
 
-    restrict: Annotated[bool, "Choose among the manifest's classes only, of a model of more."] = False
-    class_map: Annotated[Path | None, "With --restrict: file that says which class is which of the model's."] = None
+    restrict: Annotated[bool, "Score only the manifest's classes, for a model with more classes."] = False
+    class_map: Annotated[Path | None, "With --restrict: file that maps the manifest's classes to the model's."] = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -34,13 +34,13 @@ class RecognitionOptions(ClipOptions):
 
 
 def evaluate(trained: Trained, manifest: Path, output: Path, settings: RecognitionOptions, split: str | None) -> Result:
-    """Write recognition.npz and .json; print the figures. The classes are found among the model's by name.
+    """Write recognition.npz and .json; print the metrics. Classes are matched to the model's by name.
 
-    With `settings.restrict` a model of more classes (Kinetics-710 on 400) chooses among the manifest's alone: the
-    logits of the others are left out before the soft-max, and the table is that of a model of these classes.
+    With `settings.restrict` a model of more classes (Kinetics-710 evaluated on Kinetics-400) scores only the manifest's
+    classes: the logits of all others are removed before the softmax.
 
     Raises:
-        RecipeError, ManifestError, RunError: what does not fit together.
+        RecipeError, ManifestError, RunError: weights, data and output folder do not match.
     """
     rows = split_rows(manifest, split)
     if not settings.restrict:
@@ -53,23 +53,25 @@ def evaluate(trained: Trained, manifest: Path, output: Path, settings: Recogniti
 
 
 def predict(trained: Trained, manifest: Manifest, settings: RecognitionOptions) -> Predictions:
-    """Scores of a classifier over views, with `settings.restrict` of the manifest's classes alone."""
-    scores, told = scorer(trained), {}
+    """Predict the scores of all views, with `settings.restrict` only those of the manifest's classes."""
+    scores, extra_protocol = scorer(trained), {}
     if settings.restrict:
-        kept = match_classes(manifest.classes, trained.classes, where=manifest.source, class_map=settings.class_map)
-        scores = recognition.restricted(scores, kept.rows)
-        told = {"classes_kept": f"{kept.about}, before the soft-max"}
+        class_match = match_classes(
+            manifest.classes, trained.classes, where=manifest.source, class_map=settings.class_map
+        )
+        scores = recognition.restricted(scores, class_match.rows)
+        extra_protocol = {"classes_kept": f"{class_match.about}, before the soft-max"}
     subsets = {}
     if is_sample_world(manifest.source.parent) and set(manifest.classes) & set(TIME_DIRECTED):
         subsets["time_directed"] = lambda row: manifest.classes[row.label] in TIME_DIRECTED
     inputs = clip_source(trained, manifest, settings)
-    return recognition.predict(inputs, scores, subsets=subsets, told=told)
+    return recognition.predict(inputs, scores, subsets=subsets, extra_protocol=extra_protocol)
 
 
 def scorer(trained: Trained) -> recognition.Scorer:
-    """uint8 clips -> named logits, each encoder with its own frames."""
-    step: int = getattr(trained.recipe.settings, "temporal_stride", 1)
+    """Return a function uint8 clips -> named logits that gives each encoder its frames."""
+    stride: int = getattr(trained.recipe.settings, "temporal_stride", 1)
     if isinstance(trained.model, CrossModel):
-        return recognition.interaction_scorer(trained.model, step)
-    whole = recognition.classifier_scorer(trained.model)
-    return lambda video: whole(video[:, :, ::step])
+        return recognition.interaction_scorer(trained.model, stride)
+    classify = recognition.classifier_scorer(trained.model)
+    return lambda video: classify(video[:, :, ::stride])

@@ -84,7 +84,7 @@ def predict(
     scorer: Scorer,
     *,
     subsets: Mapping[str, Callable[[Sample], bool]] | None = None,
-    told: Mapping[str, object] | None = None,
+    extra_protocol: Mapping[str, object] | None = None,
 ) -> Predictions:
     """Score every view of every video.
 
@@ -92,7 +92,7 @@ def predict(
         inputs: clips of labeled rows.
         scorer: uint8 clips -> named logits; see `classifier_scorer` and `interaction_scorer`.
         subsets: named conditions on a row, whose accuracy is reported too (e.g. time-directed classes).
-        told: more entries of the protocol.
+        extra_protocol: further entries of the protocol.
 
     Returns:
         ids (N,), labels (N,), sample (R,), view (R,), classes (C,), logits:NAME (R, C) and subset:NAME (N,) of the
@@ -127,7 +127,7 @@ def predict(
         **{f"logits:{name}": values for name, values in views.values.items()},
         **{f"subset:{name}": np.asarray([holds(row) for row in views.rows]) for name, holds in (subsets or {}).items()},
     }
-    protocol = {**inputs.describe(), "merge": "softmax mean", **(told or {})}
+    protocol = {**inputs.describe(), "merge": "softmax mean", **(extra_protocol or {})}
     return Predictions(NAME, arrays, protocol, views.coverage)
 
 

@@ -1,4 +1,4 @@
-"""Jobs that learn to refine another detector's segments, from features of untrimmed videos and proposals for them."""
+"""Build training jobs of refinement: features of untrimmed videos and another detector's proposals."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from internvideo.training.recipe import Job, Recipe, StageSpec
 
 
 class ProposalData(FeatureData):
-    """Proposals, and features of their videos."""
+    """Data settings: proposals, and features of their videos."""
 
     proposals: ProposalSettings = Field(default_factory=ProposalSettings)
 
@@ -41,13 +41,13 @@ def build(recipe: Recipe, skipped: Path | None) -> Job:
     loader = ProposalLoader(features, proposals, data.features, data.proposals, data.loader)
     both = hashlib.sha256(f"{features.fingerprint} {proposals.fingerprint}".encode()).hexdigest()[:16]
     context = {**features.protocol, **proposals.about}
-    # The loop asks a batch for its length, its ids and to move; every kind of batch answers.
+    # The loop uses only the length, ids and `to` of a batch, which all batch types have.
     return Job(recipe, stage, cast(BatchSource, loader), features.classes, both, context)
 
 
 STAGE = StageSpec(
     "refinement",
-    "move the ends of a detector's segments and judge them, on the same features (TCANet)",
+    "refine the boundaries of a detector's segments and rescore them, on the same features (TCANet)",
     RefinementSettings,
     ProposalData,
     RefinementStage,

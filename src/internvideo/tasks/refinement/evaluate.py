@@ -1,4 +1,4 @@
-"""A trained refiner on features and another detector's proposals: figures before and after, detections, timelines."""
+"""Evaluate refinement of another detector's segments: metrics before and after, detections, timelines."""
 
 from __future__ import annotations
 
@@ -26,59 +26,61 @@ from internvideo.training.trained import Trained
 
 @dataclass(frozen=True, kw_only=True)
 class RefinementOptions(EvaluateOptions):
-    """Options of the evaluation."""
+    """Options of refinement evaluation."""
 
     proposals: Annotated[
         Path | None, "The detections.json of a detector on the same videos: the segments to refine."
     ] = None
-    class_scores: Annotated[Path | None, "JSON of whole videos' class scores for class-agnostic segments."] = None
+    class_scores: Annotated[Path | None, "JSON of video-level class scores, for class-agnostic segments."] = None
 
 
 def evaluate(trained: Trained, manifest: Path, output: Path, settings: RefinementOptions, split: str | None) -> Result:
-    """Write refinement.npz and .json, detections.json (the refined segments) and timelines; print the figures.
+    """Write refinement.npz and .json, detections.json (the refined segments) and timelines; print the metrics.
 
     Args:
         trained: a refiner. manifest: folder of features, or its index, with the actions of its videos.
-        output: folder. settings: proposals, device and class scores. split: only its videos.
+        output: folder. settings: proposals, device and class scores. split: evaluate only its videos.
 
     Raises:
-        WeightsError, ManifestError, RunError, RecipeError: what does not fit together.
+        WeightsError, ManifestError, RunError, RecipeError: weights, data and output folder do not match.
     """
     distributed.require_one_process("refinement")
-    model, how = cast(TCANet, trained.model), trained.recipe.settings_as(RefinementSettings)
+    model, refinement_settings = cast(TCANet, trained.model), trained.recipe.settings_as(RefinementSettings)
     if settings.proposals is None:
         allowed = "the detections.json of `internvideo evaluate temporal_localization`"
         raise RecipeError("proposals", "are missing", allowed, "add --proposals FILE")
-    reading = trained.recipe.data_as(ProposalData).features.model_copy(update={"annotations": None, "folder": None})
-    features = read_feature_set(manifest, reading)
+    data = trained.recipe.data_as(ProposalData)
+    feature_settings = data.features.model_copy(update={"annotations": None, "folder": None})
+    features = read_feature_set(manifest, feature_settings)
     check_protocol(trained.context, features)
     if split is not None:
         features = features.subset(split)
     proposals = read_proposals(settings.proposals, features.classes)
-    with_proposals(features, proposals)  # at least one video has some
-    fused = None
+    with_proposals(features, proposals)  # raises ManifestError if no video has proposals
+    class_scores = None
     if settings.class_scores is not None:
-        fused = localization.read_class_scores(settings.class_scores, features.classes)
+        class_scores = localization.read_class_scores(settings.class_scores, features.classes)
     target = output / f"{refinement.NAME}.npz"
     table = refinement.predict(
         model,
         features,
         proposals,
-        reading,
-        how.suppression(per_class=proposals.classes == features.classes),
+        feature_settings,
+        refinement_settings.suppression(per_class=proposals.classes == features.classes),
         choose_device(settings.device),
-        tiou_thresholds=how.tiou_thresholds,
-        quality_power=how.quality_power,
+        tiou_thresholds=refinement_settings.tiou_thresholds,
+        quality_power=refinement_settings.quality_power,
         model_name=trained.recipe.model.name,
-        class_scores=fused,
+        class_scores=class_scores,
     )
     check_output(target, table)
     table.save(target)
     write_text(output / "detections.json", json.dumps(localization.submission(table)) + "\n")
     result = refinement.score(table)
     save_result(result, target.with_suffix(".json"))
-    old = timelines(table, refinement.before_of(table), ", before")
-    new = timelines(table, localization.found_of(table), ", refined")
-    write_text(output / "timelines.html", page([picture for pair in zip(old, new, strict=True) for picture in pair]))
+    before = timelines(table, refinement.before_of(table), ", before")
+    after = timelines(table, localization.found_of(table), ", refined")
+    drawings = [drawing for pair in zip(before, after, strict=True) for drawing in pair]
+    write_text(output / "timelines.html", page(drawings))
     print_result(result)
     return result

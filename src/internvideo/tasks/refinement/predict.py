@@ -59,7 +59,7 @@ def refine(
     if not len(proposals):
         return Segments(proposals.spans, proposals.scores, proposals.labels)
     step = model.config.seconds_per_feature
-    places = torch.from_numpy(made.places(proposals.spans)).float().to(device) * step
+    places = torch.from_numpy(made.positions(proposals.spans)).float().to(device) * step
     rows = torch.zeros(len(places), dtype=torch.long, device=device)
     said, refined = model(made.values[None].to(device), rows, places)
     spans = made.seconds((refined.double().cpu() / step).numpy())

@@ -1,4 +1,4 @@
-"""Jobs that fine-tune for text-video retrieval."""
+"""Build training jobs of text-video retrieval."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def build(recipe: Recipe, skipped: Path | None) -> Job:
 
 STAGE = StageSpec(
     "retrieval",
-    "fine-tune for text-video retrieval; clips of one frame a second, any number of them",
+    "fine-tune for text-video retrieval, with clips of any number of frames at one frame per second",
     RetrievalSettings,
     CaptionedClipData,
     RetrievalStage,

@@ -1,4 +1,4 @@
-"""Text-video retrieval: one model or several, at one number of frames or the best of some, with a bank of texts or not.
+"""Evaluate text-video retrieval: ensembles, search for the number of frames, query-bank normalization.
 
 Source: Video-Text-Retrieval.
 """
@@ -21,8 +21,8 @@ from internvideo.tasks.clip_evaluation import (
     EnsembleOptions,
     check_output,
     clip_source,
+    ensemble_protocol,
     finish,
-    members_told,
     split_rows,
     text_tokenizer,
     with_others,
@@ -34,35 +34,35 @@ from internvideo.terminal import Screen
 from internvideo.training.trained import Trained
 
 CHOSEN_BY = ("t2v_r1", "v2t_r1")
-"""The frame search keeps the number of frames with the best mean of these raw figures, the smaller one of equals."""
+"""The search keeps the number of frames with the best mean of these raw metrics, the smaller one of ties."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class RetrievalOptions(EnsembleOptions):
-    """Options of the evaluation."""
+    """Options of retrieval evaluation."""
 
     captions: Annotated[
         Literal["first", "all", "joined"] | None,
-        "first, all (many captions per video) or joined (paragraphs); by default joined where the recipe learns that.",
+        "first, all (many captions per video) or joined (paragraphs); by default as in training, joined or first.",
     ] = None
-    querybank: Annotated[
-        Path | None, "Manifest of training captions, to report query-bank normalized figures beside the others."
-    ] = None
+    querybank: Annotated[Path | None, "Manifest of training captions; adds metrics with query-bank normalization."] = (
+        None
+    )
     frames: Annotated[
-        tuple[int, ...], "Numbers of frames to try, such as 4,5,6,7,8; the best is kept and reported as chosen."
+        tuple[int, ...], "Numbers of frames to try, such as 4,5,6,7,8; the best on this split is kept, and reported so."
     ] = ()
 
     agreement: Annotated[
-        str | None, "Attributes of the rows, such as shape,action: how often the first video found has the query's own."
+        str | None, "Attributes such as shape,action: how often the top-1 video has the values of the query's video."
     ] = None
     within: Annotated[
-        str | None, "With --agreement: only among videos that share these attributes, such as colour,place."
+        str | None, "With --agreement: rank only videos with the same values of these, such as colour,place."
     ] = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.within and not self.agreement:
-            raise RecipeError("within", self.within, "with agreement: the attributes that are asked for")
+            raise RecipeError("within", self.within, "together with agreement", "add --agreement ATTRIBUTES")
         if self.captions not in (None, "first", "all", "joined"):
             raise RecipeError("captions", str(self.captions), "first, all or joined")
         if any(count < 1 for count in self.frames):
@@ -70,33 +70,34 @@ class RetrievalOptions(EnsembleOptions):
 
 
 def evaluate(trained: Trained, manifest: Path, output: Path, settings: RetrievalOptions, split: str | None) -> Result:
-    """Write retrieval.npz and .json; print the figures, and those of every number of frames that was tried.
+    """Write retrieval.npz and .json; print the metrics, and those of every number of frames that was tried.
 
     Raises:
-        RecipeError, ManifestError, RunError, WeightsError: what does not fit together.
+        RecipeError, ManifestError, RunError, WeightsError: weights, data and output folder do not match.
     """
     rows = split_rows(manifest, split)
     models = with_others(trained)
-    told = {"captions": _captions(trained, settings), **members_told(models)}
-    tried = {count: [_with_frames(model, count) for model in models] for count in settings.frames or (0,)}
-    _check_some(output / f"{retrieval.NAME}.npz", [members[0] for members in tried.values()], rows, settings, told)
-    tables = {count: predict(members, rows, settings) for count, members in tried.items()}
-    best, figures = next(iter(tables)), {}
+    extra_protocol = {"captions": _captions(trained, settings), **ensemble_protocol(models)}
+    models_by_frames = {count: [_with_frames(model, count) for model in models] for count in settings.frames or (0,)}
+    first_models = [members[0] for members in models_by_frames.values()]
+    _check_some(output / f"{retrieval.NAME}.npz", first_models, rows, settings, extra_protocol)
+    tables = {count: predict(members, rows, settings) for count, members in models_by_frames.items()}
+    best_count, metrics = next(iter(tables)), {}
     if len(tables) > 1:
-        figures = {count: _figures(retrieval.score(table)) for count, table in tables.items()}
-        best = max(figures, key=lambda count: (sum(figures[count].values()), -count))
-        _print_search(figures, best)
-    table = tables[best]
-    if figures:
-        about = {str(count): found for count, found in figures.items()}
+        metrics = {count: _selection_metrics(retrieval.score(table)) for count, table in tables.items()}
+        best_count = max(metrics, key=lambda count: (sum(metrics[count].values()), -count))
+        _print_search(metrics, best_count)
+    table = tables[best_count]
+    if metrics:
+        about = {str(count): found for count, found in metrics.items()}
         chosen = "on this very split: best mean of raw t2v_r1 and v2t_r1, so the figures are a little flattered"
         table = replace(table, protocol={**table.protocol, "frames_tried": about, "frames_chosen": chosen})
-    inputs = clip_source(tried[best][0], rows, settings)
-    return finish(retrieval.NAME, retrieval.score, inputs, output, lambda: table, told=told)
+    inputs = clip_source(models_by_frames[best_count][0], rows, settings)
+    return finish(retrieval.NAME, retrieval.score, inputs, output, lambda: table, extra_protocol=extra_protocol)
 
 
 def predict(models: Sequence[Trained], rows: Manifest, settings: RetrievalOptions) -> Predictions:
-    """The table of one model, or of several whose similarities are averaged."""
+    """Predict with one model, or with several whose similarities are averaged."""
     texts, tables = _bank(rows, settings, models[0]), []
     for trained in models:
         inputs, tokenizer = clip_source(trained, rows, settings), text_tokenizer(trained)
@@ -108,8 +109,9 @@ def predict(models: Sequence[Trained], rows: Manifest, settings: RetrievalOption
     joined = retrieval.ensemble(tables)
     if settings.agreement is None:
         return joined
-    asked, shared = (tuple((names or "").replace(",", " ").split()) for names in (settings.agreement, settings.within))
-    return retrieval.with_attributes(joined, rows, asked, shared)
+    options = (settings.agreement, settings.within)
+    attributes, shared = (tuple((names or "").replace(",", " ").split()) for names in options)
+    return retrieval.with_attributes(joined, rows, attributes, shared)
 
 
 def _captions(trained: Trained, settings: RetrievalOptions) -> retrieval.Captions:
@@ -117,21 +119,21 @@ def _captions(trained: Trained, settings: RetrievalOptions) -> retrieval.Caption
 
 
 def _bank(rows: Manifest, settings: RetrievalOptions, trained: Trained) -> list[str]:
-    """One text of each video of the bank: rows of split "train", or all where there are no splits.
+    """Read the query bank: one text per video of split "train", or of all videos without that split.
 
     Raises:
-        RecipeError: no text, or a video that is also searched for, whose texts would be the queries themselves.
+        RecipeError: no text, or a video of the evaluated split, whose texts are the queries themselves.
     """
     if settings.querybank is None:
         return []
     bank = read_manifest(settings.querybank).with_notes_logged()
     if any(row.split == "train" for row in bank.rows):
         bank = bank.subset(split="train")
-    searched = {(os.path.realpath(rows.video_path(row)), row.span) for row in rows.rows}
-    both = [row.id for row in bank.rows if (os.path.realpath(bank.video_path(row)), row.span) in searched]
-    if both:
-        found = f"{len(both)} of its videos are searched for too, first '{both[0]}'"
-        raise RecipeError("--querybank", found, "texts of other videos", "give the manifest that was trained on")
+    evaluated = {(os.path.realpath(rows.video_path(row)), row.span) for row in rows.rows}
+    in_split = [row.id for row in bank.rows if (os.path.realpath(bank.video_path(row)), row.span) in evaluated]
+    if in_split:
+        found = f"{len(in_split)} of its videos are in the evaluated split, first '{in_split[0]}'"
+        raise RecipeError("--querybank", found, "texts of other videos", "give the training manifest")
     joined = _captions(trained, settings) == "joined"
     texts = [" ".join(row.captions) if joined else row.captions[0] for row in bank.rows if row.captions]
     if not texts:
@@ -140,7 +142,7 @@ def _bank(rows: Manifest, settings: RetrievalOptions, trained: Trained) -> list[
 
 
 def _with_frames(trained: Trained, count: int) -> Trained:
-    """The model with clips of so many frames; 0 leaves the recipe's."""
+    """Return the model with `count` frames per clip in its recipe; 0 keeps the recipe's."""
     if not count:
         return trained
     recipe = trained.recipe
@@ -150,13 +152,13 @@ def _with_frames(trained: Trained, count: int) -> Trained:
 
 
 def _check_some(
-    path: Path, models: Sequence[Trained], rows: Manifest, settings: RetrievalOptions, told: Mapping[str, Any]
+    path: Path, models: Sequence[Trained], rows: Manifest, settings: RetrievalOptions, extra_protocol: Mapping[str, Any]
 ) -> None:
-    """Refuse before hours of work what `finish` would refuse after them, whichever number of frames is the best."""
+    """Raise the error of `check_output` before the prediction if no number of frames could be saved."""
     last: RunError | None = None
     for trained in models:
         try:
-            check_output(path, clip_source(trained, rows, settings), told)
+            check_output(path, clip_source(trained, rows, settings), extra_protocol)
         except RunError as error:
             last = error
         else:
@@ -165,17 +167,17 @@ def _check_some(
         raise last
 
 
-def _figures(result: Result) -> dict[str, float]:
+def _selection_metrics(result: Result) -> dict[str, float]:
     return {name: result["figures"][name] for name in CHOSEN_BY}
 
 
-def _print_search(figures: Mapping[int, Mapping[str, float]], best: int) -> None:
+def _print_search(metrics: Mapping[int, Mapping[str, float]], best: int) -> None:
     if distributed.rank() != 0:
         return
     grid = RichTable(title="frames, each measured on this split", title_justify="left")
     for name in ("frames", *CHOSEN_BY, ""):
         grid.add_column(name, justify="right")
-    for count, found in figures.items():
-        shown = [f"{100 * value:.2f} %" for value in found.values()]
+    for count, values in metrics.items():
+        shown = [f"{100 * value:.2f} %" for value in values.values()]
         grid.add_row(str(count), *shown, "kept, chosen on this split" if count == best else "")
     Screen().print(grid)

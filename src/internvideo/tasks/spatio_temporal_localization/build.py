@@ -1,4 +1,4 @@
-"""Jobs that learn what persons in boxes do, at key frames."""
+"""Build training jobs of action detection at key frames."""
 
 from __future__ import annotations
 
@@ -23,17 +23,17 @@ from internvideo.training.recipe import Job, Recipe, StageSpec
 
 
 class KeyFrameData(SampledData):
-    """Clips around key frames, with boxes."""
+    """Data settings: clips around key frames, with boxes."""
 
     augment: KeyFrameAugment = KeyFrameAugment()
     key_frames: KeyFrameSettings = Field(default_factory=KeyFrameSettings)
 
 
 class RegionData(KeyFrameData):
-    """The same of whole frames, unless there is a clip for every box."""
+    """Data settings: clips of whole frames around key frames, unless there is one clip per box."""
 
     def clip_spec(self) -> Preprocessing:
-        """Return how clips of the whole frame are cut."""
+        """Return the preprocessing of whole frames."""
         clips = super().clip_spec()
         return clips if self.key_frames.around is not None else clips.with_settings(size=self.key_frames.short)
 
@@ -50,22 +50,22 @@ def build(recipe: Recipe, skipped: Path | None) -> Job:
         stage = RegionStage(model, settings)
     frames = None
     if data.key_frames.candidates is not None:
-        found_boxes = read_detections(data.key_frames.candidates)
-        frames = [learned(frame, of_frame(frame, found_boxes)) for frame in object_frames(manifest)]
+        detections = read_detections(data.key_frames.candidates)
+        frames = [learned(frame, of_frame(frame, detections)) for frame in object_frames(manifest)]
     form = clip_form(data, model.config.classes)
     loader = KeyFrameLoader(manifest, form, data.loader, skipped=skipped, frames=frames)
     return Job(recipe, stage, loader, manifest.classes, manifest.fingerprint, head=head)
 
 
 def clip_form(data: KeyFrameData, classes: int) -> ClipForm:
-    """How the clip around a key frame is cut."""
+    """Return how clips centered at a key frame are made."""
     transform = data.key_frames.transform(data.augment.size, flip=data.augment.flip)
     return ClipForm(data.sampling.frames, data.sampling.stride or 1, transform, classes)
 
 
 STAGE = StageSpec(
     "spatio_temporal_localization",
-    "tell what each person in a box does, at key frames (AVA)",
+    "classify the actions of each person box at key frames (AVA)",
     RegionSettings,
     RegionData,
     RegionStage,

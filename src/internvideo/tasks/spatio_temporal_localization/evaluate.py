@@ -1,4 +1,4 @@
-"""A trained action detector on key frames: table, figures, results file, pictures of frames with boxes."""
+"""Evaluate an action detector at key frames: predictions, metrics, results file, plots of frames with boxes."""
 
 from __future__ import annotations
 
@@ -42,39 +42,39 @@ from internvideo.video.pool import borrow
 from internvideo.video.reader import read_video_info
 
 SHOWN = 12
-"""Key frames that an evaluation draws."""
+"""Number of key frames in the plot."""
 
-NAMED = 3
-"""Actions that a picture names for a box at most."""
+MAX_ACTIONS_SHOWN = 3
+"""Maximum number of actions per box in the plot."""
 
-LIKELY = 0.2
-"""Actions below this score are not named."""
+MIN_SCORE_SHOWN = 0.2
+"""Actions of lower scores are not in the plot."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class PersonOptions(EvaluateOptions):
-    """Options of the evaluation."""
+    """Options of action detection evaluation."""
 
     persons: Annotated[Path | None, "Boxes of a person detector, CSV or JSON; by default the annotated boxes."] = None
 
 
 def evaluate(trained: Trained, manifest: Path, output: Path, settings: PersonOptions, split: str | None) -> Result:
-    """Write spatio_temporal_localization.npz and .json, results.csv (AVA's form) and frames.svg; print the figures.
+    """Write spatio_temporal_localization.npz and .json, results.csv (AVA's format) and frames.svg; print the metrics.
 
     Args:
         trained: an action detector. manifest: rows with boxes at key frames.
-        output: folder. settings: device, workers, and boxes of a person detector (AlphAction); without those the
-            annotated boxes are tested. split: only its rows.
+        output: folder. settings: device, workers, and boxes of a person detector (AlphAction); by default the
+            annotated boxes are classified. split: evaluate only its rows.
 
     Raises:
-        RecipeError, ManifestError, RunError: what does not fit together.
+        RecipeError, ManifestError, RunError: weights, data and output folder do not match.
     """
     rows = under_classes(split_rows(manifest, split), trained.classes)
     return evaluate_rows(trained, rows, output, settings)
 
 
 def evaluate_rows(trained: Trained, manifest: Manifest, output: Path, settings: PersonOptions) -> Result:
-    """The same of rows under the model's classes."""
+    """Evaluate rows whose labels are indices into the model's classes; see `evaluate`."""
     model, stage = cast(ActionDetector, trained.model), trained.recipe.settings_as(RegionSettings)
     truths = key_frames(manifest)
     tested = truths
@@ -83,7 +83,7 @@ def evaluate_rows(trained: Trained, manifest: Manifest, output: Path, settings: 
         tested = with_persons(truths, read_persons(persons, manifest), stage.min_person)
         if not tested:
             allowed = f"boxes of score {stage.min_person:g} or more in the videos of {manifest.source}"
-            raise ManifestError(persons, "no such box", allowed)
+            raise ManifestError(persons, "no matching box", allowed)
     target = output / f"{spatio_temporal.NAME}.npz"
     distributed.first_alone(lambda: _check_output(target, weights_hash(model), manifest.fingerprint))
     form = clip_form(trained.recipe.data_as(KeyFrameData), model.config.classes)
@@ -116,10 +116,10 @@ def evaluate_rows(trained: Trained, manifest: Manifest, output: Path, settings: 
 
 
 def scored_classes(manifest: Manifest) -> tuple[str, ...]:
-    """Names in `scored_classes.txt` beside a manifest (`internvideo prepare` writes AVA's 60); none without the file.
+    """Read the names in `scored_classes.txt` beside a manifest (`internvideo prepare` writes AVA's 60); () without it.
 
     Raises:
-        ManifestError: a name that is no class, or a file that cannot be read.
+        ManifestError: a name that is no class, or an unreadable file.
     """
     path = manifest.root / "scored_classes.txt"
     if not path.is_file():
@@ -132,7 +132,7 @@ def scored_classes(manifest: Manifest) -> tuple[str, ...]:
 
 
 def read_persons(path: Path, manifest: Manifest) -> Persons:
-    """Boxes of a person detector; for JSON in pixels the videos are asked for their sizes. Raises ManifestError."""
+    """Read boxes of a person detector; for JSON, in pixels, the videos give the frame sizes. Raises ManifestError."""
     if path.suffix.lower() != ".json":
         return read_person_boxes(path)
     sizes: dict[str, tuple[int, int]] = {}
@@ -140,7 +140,7 @@ def read_persons(path: Path, manifest: Manifest) -> Persons:
         if video_name(row) not in sizes:
             try:
                 info = read_video_info(manifest.video_path(row), fps=row.frame_rate)
-            except VideoError:  # told when its clips are read
+            except VideoError:  # reported when its clips are read
                 continue
             sizes[video_name(row)] = (info.width, info.height)
     return read_person_boxes(path, sizes)
@@ -150,27 +150,27 @@ def _check_output(target: Path, weights: str, split: str) -> None:
     if not target.exists():
         return
     try:
-        known: Mapping[str, object] = Predictions.load(target).protocol
+        protocol: Mapping[str, object] = Predictions.load(target).protocol
     except RunError:
-        known = {}
-    if (known.get("weights_sha256"), known.get("split_sha256")) != (weights, split):
-        raise RunError(target, "holds a table of other weights or videos", "", "choose another --output")
+        protocol = {}
+    if (protocol.get("weights_sha256"), protocol.get("split_sha256")) != (weights, split):
+        raise RunError(target, "has a table of other weights or videos", "", "choose another --output")
 
 
 def draw(table: Predictions, manifest: Manifest, tested: list[KeyFrame], target: Path) -> None:
-    """Key frames, evenly from the split, with boxes and their likeliest actions. Raises RunError."""
+    """Draw key frames, sampled uniformly from the split, with boxes and their top actions. Raises RunError."""
     classes = table["classes"].tolist()
-    named: defaultdict[tuple[str, float], dict[tuple[float, ...], list[tuple[float, str]]]]
-    named = defaultdict(lambda: defaultdict(list))
-    chosen = [tested[index] for index in np.unique(np.linspace(0, len(tested) - 1, SHOWN).round().astype(int))]
-    wanted = {(frame.video, frame.time) for frame in chosen}
+    actions: defaultdict[tuple[str, float], dict[tuple[float, ...], list[tuple[float, str]]]]
+    actions = defaultdict(lambda: defaultdict(list))
+    sampled = [tested[index] for index in np.unique(np.linspace(0, len(tested) - 1, SHOWN).round().astype(int))]
+    sampled_keys = {(frame.video, frame.time) for frame in sampled}
     frames = list(zip(table["frame_video"].tolist(), table["frame_time"].tolist(), strict=True))
-    shown = np.asarray([key in wanted for key in frames])[table["frame"]]
-    for row in np.flatnonzero(shown & (table["score"] >= LIKELY)):
+    shown = np.asarray([key in sampled_keys for key in frames])[table["frame"]]
+    for row in np.flatnonzero(shown & (table["score"] >= MIN_SCORE_SHOWN)):
         key, corners = frames[table["frame"][row]], tuple(table["box"][row].tolist())
-        named[key][corners].append((float(table["score"][row]), classes[table["label"][row]]))
+        actions[key][corners].append((float(table["score"][row]), classes[table["label"][row]]))
     panels = []
-    for frame in chosen:
+    for frame in sampled:
         try:
             with borrow(manifest.video_path(frame.row), fps=frame.row.frame_rate) as video:
                 picture = video.frames_at([min(frame.seconds, video.info.duration)])[0]
@@ -178,7 +178,7 @@ def draw(table: Predictions, manifest: Manifest, tested: list[KeyFrame], target:
             continue
         boxes = []
         for corners in frame.boxes.tolist():
-            best = sorted(named[frame.video, frame.time][tuple(corners)], reverse=True)[:NAMED]
+            best = sorted(actions[frame.video, frame.time][tuple(corners)], reverse=True)[:MAX_ACTIONS_SHOWN]
             boxes.append((corners, [f"{name} {score:.2f}" for score, name in best]))
         truth = [", ".join(classes[label] for label in labels) for labels in frame.labels]
         panels.append(figures.BoxedFrame(picture, boxes, truth, f"{frame.video}, {frame.time:g} s"))

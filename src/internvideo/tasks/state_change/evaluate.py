@@ -1,4 +1,4 @@
-"""A detector of state-change objects: table, figures, detections in COCO's form, pictures."""
+"""Evaluate detection of state-change objects: predictions, metrics, detections in COCO's format, plots."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from internvideo.training.trained import Trained
 
 
 def evaluate(trained: Trained, manifest: Path, output: Path, settings: BoxOptions, split: str | None) -> Result:
-    """Write state_change.npz and .json, detections.json and state_change.svg; print the figures.
+    """Write state_change.npz and .json, detections.json and state_change.svg; print the metrics.
 
     Raises:
-        RecipeError, ManifestError, RunError: what does not fit together.
+        RecipeError, ManifestError, RunError: weights, data and output folder do not match.
     """
     model = cast(ActionDetector, trained.model)
     if model.config.classes != 1:
-        raise RecipeError("weights", f"hold {len(trained.classes)} classes", "one: the object of change")
+        raise RecipeError("weights", f"a model of {len(trained.classes)} classes", "one class, the object of change")
     rows = under_classes(split_rows(manifest, split), trained.classes)
     boxes = boxes_to_test(trained, rows, clip_form(trained.recipe.data_as(KeyFrameData), 1), settings)
     target = output / f"{state_change.NAME}.npz"
@@ -38,15 +38,13 @@ def evaluate(trained: Trained, manifest: Path, output: Path, settings: BoxOption
     save_result(result, table.save(target).with_suffix(".json"))
     write_text(output / "detections.json", state_change.detections(table))
 
-    def said(index: int) -> list[str]:
-        own = boxes.views.frames[index].scores
-        found = scores.get(index)
-        return (
-            []
-            if found is None
-            else [f"{new:.2f} (detector {old:.2f})" for new, old in zip(found[:, 0], own, strict=True)]
-        )
+    def prediction_lines(index: int) -> list[str]:
+        if index not in scores:
+            return []
+        detector_scores = boxes.views.frames[index].scores
+        pairs = zip(scores[index][:, 0], detector_scores, strict=True)
+        return [f"{new:.2f} (detector {old:.2f})" for new, old in pairs]
 
-    draw(boxes, rows, said, lambda frame: f"{len(frame.boxes)} of change", output / "state_change.svg")
+    draw(boxes, rows, prediction_lines, lambda frame: f"{len(frame.boxes)} of change", output / "state_change.svg")
     print_result(result)
     return result

@@ -1,4 +1,4 @@
-"""Jobs that learn from features of untrimmed videos: the temporal detector."""
+"""Build training jobs of temporal localization on features of untrimmed videos."""
 
 from __future__ import annotations
 
@@ -24,22 +24,23 @@ from internvideo.training.recipe import Job, Recipe, StageSpec
 
 
 class FeatureData(DataSettings):
-    """Features of untrimmed videos."""
+    """Data settings: features of untrimmed videos."""
 
     features: FeatureSettings = Field(default_factory=FeatureSettings)
 
 
 def training_features(recipe: Recipe) -> FeatureSet:
-    """The features of the recipe's training videos. Raises RecipeError, ManifestError."""
+    """Read the features of the recipe's training videos. Raises RecipeError, ManifestError."""
     features = read_feature_set(training_path(recipe), recipe.data_as(FeatureData).features)
     return features if recipe.data.split is None else features.subset(recipe.data.split)
 
 
-def check_width(found: int, asked: int) -> None:
-    """Raise RecipeError where features have another number of channels than the model reads."""
-    if found != asked:
-        place, do = "model.overrides.input_width", f"add model.overrides.input_width={found}"
-        raise RecipeError(place, f"{asked}, but the features have {found} channels", str(found), do)
+def check_width(channels: int, input_width: int) -> None:
+    """Raise RecipeError unless the model's input width is the number of channels of the features."""
+    if channels != input_width:
+        key = "model.overrides.input_width"
+        found = f"{input_width}, but the features have {channels} channels"
+        raise RecipeError(key, found, str(channels), f"add {key}={channels}")
 
 
 def build(recipe: Recipe, skipped: Path | None) -> Job:
@@ -51,7 +52,7 @@ def build(recipe: Recipe, skipped: Path | None) -> Job:
     head = load_init_weights(model, recipe, None if data.features.class_agnostic else features.classes)
     stage = LocalizationStage(model, settings, distributed.gather_with_gradient)
     loader = SequenceLoader(features, data.features, model.config.max_length, data.loader)
-    # The loop asks a batch for its length, its ids and to move; every kind of batch answers.
+    # The loop uses only the length, ids and `to` of a batch, which all batch types have.
     return Job(
         recipe, stage, cast(BatchSource, loader), features.classes, features.fingerprint, features.protocol, head
     )

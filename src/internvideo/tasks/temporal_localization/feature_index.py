@@ -1,4 +1,4 @@
-"""Annotations in ActivityNet's form beside features: what is meant, and what is passed over and told."""
+"""Annotations in ActivityNet's form beside features: what is meant, and what is skipped and told."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def meant(entries: Mapping[str, Entry], classes: Collection[str], source: Path) 
                 kept.append(part)
         entry.annotations = kept
     for what, count in odd.items():
-        _tell(source, f"{count:,} {what} passed over")
+        _tell(source, f"{count:,} {what} skipped")
 
 
 def classes_of(entries: Mapping[str, Entry]) -> list[str]:

@@ -1,4 +1,4 @@
-"""Jobs that learn verbs and nouns of clips."""
+"""Build training jobs of verb and noun classification."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def build(recipe: Recipe, skipped: Path | None) -> Job:
     """Build the job of a recipe; its classes are all verbs, then all nouns.
 
     Raises:
-        RecipeError, ManifestError, WeightsError: what does not fit together.
+        RecipeError, ManifestError, WeightsError: recipe, data and weights do not match.
     """
     data, settings = recipe.data_as(TrainClipData), recipe.settings_as(VerbNounSettings)
     manifest = training_rows(recipe)
@@ -34,7 +34,7 @@ def build(recipe: Recipe, skipped: Path | None) -> Job:
 
 STAGE = StageSpec(
     "verb_noun",
-    "learn verbs and nouns of first-person clips: two classifiers on one encoder",
+    "classify verbs and nouns of first-person clips: two classifiers on one encoder",
     VerbNounSettings,
     TrainClipData,
     VerbNounStage,

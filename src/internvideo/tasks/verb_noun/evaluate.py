@@ -1,4 +1,4 @@
-"""A model of verbs and nouns: table and figures."""
+"""Evaluate verb and noun classification."""
 
 from __future__ import annotations
 
@@ -13,6 +13,6 @@ from internvideo.training.trained import Trained
 
 
 def evaluate(trained: Trained, manifest: Path, output: Path, settings: ClipOptions, split: str | None) -> Result:
-    """Write verb_noun.npz and .json; print the figures. Raises RecipeError, ManifestError, RunError."""
+    """Write verb_noun.npz and .json; print the metrics. Raises RecipeError, ManifestError, RunError."""
     inputs, words = clip_source(trained, split_rows(manifest, split), settings), Words.of(trained.classes)
     return finish(verb_noun.NAME, verb_noun.score, inputs, output, lambda: verb_noun.predict(inputs, words))

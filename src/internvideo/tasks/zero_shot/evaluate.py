@@ -1,4 +1,4 @@
-"""Zero-shot recognition: the table of one model, or of several whose similarities are averaged."""
+"""Evaluate zero-shot recognition with one model, or with an ensemble whose similarities are averaged."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from internvideo.data.manifest import Manifest
 from internvideo.tasks.clip_evaluation import (
     EnsembleOptions,
     clip_source,
+    ensemble_protocol,
     finish,
-    members_told,
     split_rows,
     text_tokenizer,
     with_others,
@@ -26,32 +26,32 @@ from internvideo.training.trained import Trained
 
 @dataclass(frozen=True, kw_only=True)
 class ZeroShotOptions(EnsembleOptions):
-    """Options of the evaluation."""
+    """Options of zero-shot evaluation."""
 
     templates: Annotated[
         Path | None,
-        'Sentences with one "{}" for the class name, one per line; by default templates.txt beside the manifest, '
+        'Prompts with one "{}" for the class name, one per line; by default templates.txt beside the manifest, '
         "else the 16 published ones.",
     ] = None
 
 
 def evaluate(trained: Trained, manifest: Path, output: Path, settings: ZeroShotOptions, split: str | None) -> Result:
-    """Write zero_shot.npz and .json; print the figures. Raises RecipeError, ManifestError, RunError."""
+    """Write zero_shot.npz and .json; print the metrics. Raises RecipeError, ManifestError, RunError."""
     rows = split_rows(manifest, split)
     models, templates = with_others(trained), templates_of(rows.source, settings.templates)
 
     def make() -> Predictions:
         return zero_shot.ensemble([predict(one, rows, settings, templates) for one in models])
 
-    told = {**members_told(models), "templates": list(templates)}
+    extra_protocol = {**ensemble_protocol(models), "templates": list(templates)}
     inputs = clip_source(trained, rows, settings)
-    return finish(zero_shot.NAME, zero_shot.score, inputs, output, make, told=told)
+    return finish(zero_shot.NAME, zero_shot.score, inputs, output, make, extra_protocol=extra_protocol)
 
 
 def predict(
     trained: Trained, manifest: Manifest, settings: ClipOptions, templates: Sequence[str] | None = None
 ) -> Predictions:
-    """The table of one model, asked with `templates`, by default those of the manifest."""
-    asked = templates_of(manifest.source) if templates is None else templates
+    """Predict with one model and the prompts `templates`, by default those of the manifest."""
+    prompts = templates_of(manifest.source) if templates is None else templates
     inputs = clip_source(trained, manifest, settings)
-    return zero_shot.predict(inputs, text_tokenizer(trained), templates=asked)
+    return zero_shot.predict(inputs, text_tokenizer(trained), templates=prompts)
