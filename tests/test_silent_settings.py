@@ -186,8 +186,8 @@ def test_folders_below_class_folders_are_told(tmp_path: Path) -> None:
     for name in ("root/a/1.mp4", "root/b/2.mp4", "other/3.mp4"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_bytes(b"x")
-    (note,) = [note for note in read_folder(tmp_path).notes if "below" in note]
-    assert note.startswith("2 folders lie below a class folder, such as 'root/a'")
+    (note,) = [note for note in read_folder(tmp_path).notes if "inside a class" in note]
+    assert note.startswith("2 folders are inside a class folder and belong to its class, such as 'root/a'")
 
 
 def test_one_demo_at_a_time(tmp_path: Path) -> None:

@@ -204,7 +204,7 @@ def test_class_files_are_checked(tmp_path: Path) -> None:
 
 def test_writing_checks_too(tmp_path: Path) -> None:
     path = tmp_path / "m.jsonl"
-    with pytest.raises(ManifestError, match="stands twice"):
+    with pytest.raises(ManifestError, match="duplicate id"):
         write_manifest(path, [Sample(id="a", path="a"), Sample(id="a", path="b")], [])
     with pytest.raises(ManifestError, match="1 classes"):
         write_manifest(path, [Sample(id="a", path="a", label=1)], ["x"])
@@ -264,7 +264,7 @@ def test_csv_columns_go_where_they_belong(tmp_path: Path) -> None:
     assert manifest.classes == ("walk",)
     assert manifest.notes == (
         "1 rows without path left out",
-        "column 'fps' counts for folders of frames alone, video files tell their own rate",
+        "column 'fps' is used only for folders of frames; video files have their own frame rate",
     )
     assert manifest.rows == (
         Sample(

@@ -40,7 +40,7 @@ def test_times_in_seconds_are_a_span_however_they_are_called(tmp_path: Path, hea
     [
         ("path,label,start,end\na.mp4,run,10,\n", "m.csv:2 end: empty beside start 10"),
         ("path,label,start,end\na.mp4,run,,10\n", "m.csv:2 start: empty beside end 10"),
-        ("path,label,start\na.mp4,run,10\n", "m.csv:1: column 'start' without its other half"),
+        ("path,label,start\na.mp4,run,10\n", "m.csv:1: column 'start' without its counterpart"),
         ("path,label,end_time\na.mp4,run,10\n", "column 'end_time' without"),
         ("path,label,start_frame,end_frame\na.mp4,run,10,20\n", "column 'start_frame'"),
         ("path,label,start_ms,end_ms\na.mp4,run,10,20\n", "column 'start_ms'"),
@@ -50,9 +50,9 @@ def test_times_in_seconds_are_a_span_however_they_are_called(tmp_path: Path, hea
         ("path,label,start1,end1\na.mp4,run,10,20\n", "column 'start1'"),
         ("path,label,Start,start_time,end\na.mp4,run,1,2,3\n", "'Start' and 'start_time'"),
         ("path,Label,LABEL\na.mp4,run,walk\n", "'Label' and 'LABEL'"),
-        ("a.mp4,run,10,20\n", "'run,10,20' behind a.mp4"),
-        ("a.mp4,10.5,20.5,run\n", "'10.5,20.5,run' behind a.mp4"),
-        ("a.mp4 run 10 20\n", "'run 10 20' behind a.mp4"),
+        ("a.mp4,run,10,20\n", "'run,10,20' after a.mp4"),
+        ("a.mp4,10.5,20.5,run\n", "'10.5,20.5,run' after a.mp4"),
+        ("a.mp4 run 10 20\n", "'run 10 20' after a.mp4"),
     ],
 )
 def test_times_that_are_not_clear_are_refused(tmp_path: Path, text: str, part: str) -> None:
@@ -75,7 +75,7 @@ def test_columns_without_a_meaning_are_told(tmp_path: Path, caplog: pytest.LogCa
     manifest = written(tmp_path, f",path,class,weekend,question,answer{columns}\n0,a.mp4,run,no,who?,{',' * 10}\n")
     assert manifest.rows[0].attributes == {"class": "run", "weekend": "no"}
     assert manifest.notes == (
-        "columns without a meaning in a manifest, kept as attributes: 'class', 'weekend', 'c0', 'c1', 'c2', 'c3', "
+        "columns that a manifest does not define, kept as attributes: 'class', 'weekend', 'c0', 'c1', 'c2', 'c3', "
         "'c4', 'c5' and 4 more",
         "a column without a name skipped",
         "1 questions without an answer, or answers without a question, left out",
@@ -83,7 +83,7 @@ def test_columns_without_a_meaning_are_told(tmp_path: Path, caplog: pytest.LogCa
     with caplog.at_level(logging.WARNING):
         assert manifest.with_notes_logged() is manifest
     assert len(caplog.messages) == 3
-    assert caplog.messages[0].startswith(f"{tmp_path / 'm.csv'}: columns without a meaning")
+    assert caplog.messages[0].startswith(f"{tmp_path / 'm.csv'}: columns that a manifest does not define")
 
 
 def test_a_column_called_stride_changes_no_sampling(tmp_path: Path) -> None:
@@ -156,9 +156,9 @@ def test_a_name_may_end_in_a_number(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("labels", "note"),
     [
-        ((1, 2, 3, 4), "1 of 5 classes are without a clip: 0; labels count from 0, these from 1"),
-        ((0, 2), "1 of 3 classes are without a clip: 1"),
-        ((0, 99), "98 of 100 classes are without a clip: 1, 2, 3, 4, 5, 6, 7, 8, ..."),
+        ((1, 2, 3, 4), "1 of 5 classes have no clip: 0; labels count from 0, these from 1"),
+        ((0, 2), "1 of 3 classes have no clip: 1"),
+        ((0, 99), "98 of 100 classes have no clip: 1, 2, 3, 4, 5, 6, 7, 8, ..."),
         ((0, 1), None),
     ],
 )
@@ -203,7 +203,7 @@ def folders(root: Path, *names: str) -> tuple[str, ...]:
 
 def test_folders_that_people_mean_as_splits_are_told_where_they_are_classes(tmp_path: Path) -> None:
     (note,) = folders(tmp_path / "one", "train/run/a.mp4", "dev/run/b.mp4")
-    assert note.startswith("folders called as splits are, taken as classes: 'dev', 'train'; splits are ")
+    assert note.startswith("folders named like splits are classes here: 'dev', 'train'; splits are ")
     assert folders(tmp_path / "two", "train/run/a.mp4", "val/run/b.mp4") == ()
 
 
@@ -222,4 +222,4 @@ def test_spellings_of_one_name_are_told_and_stay_classes(tmp_path: Path, one: st
     manifest = written(tmp_path, f"path,label\na.mp4,{one}\nb.mp4,{other}\nc.mp4,007\nd.mp4,7\n")
     assert len(manifest.classes) == 4
     (note,) = manifest.notes
-    assert note.startswith("1 classes are there in several spellings, each a class of its own: ")
+    assert note.startswith("1 classes have several spellings, which count as different classes: ")

@@ -139,7 +139,7 @@ def test_unreadable_videos_are_listed_and_left_out(manifest: Manifest, tmp_path:
     listed = [json.loads(line) for line in (tmp_path / "o" / "unreadable.jsonl").read_text().splitlines()]
     assert [(one["id"], one["path"]) for one in listed] == [("0", "broken.mp4"), ("2", "broken.mp4")]
     assert len(read_manifest(tmp_path / "o")) == len(manifest) - 2
-    with pytest.raises(ManifestError, match="not one video can be read"):
+    with pytest.raises(ManifestError, match="no video can be read"):
         pack(dataclasses.replace(broken, rows=broken.rows[:1]), tmp_path / "p", SMALL)
 
 

@@ -228,7 +228,7 @@ def test_samples_without_picture_or_caption_are_left_out_and_counted(tmp_path: P
                                    "d.png": png(30), "d.txt": b"",
                                    "folder/e.png": png(40), "folder/e.json": b"{}"})  # fmt: skip
     made = read_shards(str(tmp_path))
-    assert made.notes == ("3 samples lack a picture or a caption",)
+    assert made.notes == ("3 samples lack an image, a video or a caption",)
     assert [entry.key for entry in made.rows.shards[0].entries] == ["c", "folder/e"]
     assert made.rows[0].captions == ("number 2",)
     assert made.rows[1].attributes["fault"] == "has a blank caption"

@@ -229,7 +229,7 @@ def test_lists_of_frame_folders(tmp_path: Path) -> None:
     (tmp_path / "train.txt").write_text("v/7 12 1\nv/8 14 0\n")
     manifest = read_manifest(tmp_path / "train.txt")
     assert [(row.path, row.label) for row in manifest.rows] == [("v/7", 1), ("v/8", 0)]
-    told = "1 folders hold another number of frames than the list says, such as v/8 (12, not 14)"
+    told = "1 folders have another number of frames than in the list, such as v/8 (12, not 14)"
     assert manifest.notes == (told,)
 
 

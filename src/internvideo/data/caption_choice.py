@@ -1,4 +1,4 @@
-"""Which of a video's captions stand beside it in training."""
+"""Choose which of a video's captions are used in training."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ CaptionChoice = Literal["random", "each", "first", "joined", "answer"]
 
 
 def with_captions(manifest: Manifest, choice: CaptionChoice) -> Manifest:
-    """The rows with the captions that shall be learned.
+    """Return the rows with the captions for training.
 
     Args:
         manifest: rows with captions.
-        choice: "random" leaves them: a new one is drawn whenever a video is read. "each" makes a row of every (video,
-            caption) pair, so that an epoch sees all of them, as the published retrieval recipes count
-            (main_task_retrieval.py). "first" keeps one, "joined" makes one paragraph of them. "answer" takes what a row
-            of another task answers: the right one of its choices, or its class name.
+        choice: "random" keeps all: one is sampled whenever a video is read. "each" makes one row per (video, caption)
+            pair, so that an epoch has all of them, as in the published retrieval recipes (main_task_retrieval.py).
+            "first" keeps the first, "joined" joins them to one paragraph. "answer" uses the correct option of a row's
+            choices, or its class name.
 
     Raises:
-        ManifestError: a row without captions or answers, where they are chosen.
+        ManifestError: a row without captions or answer (not with "random").
     """
     if choice not in get_args(CaptionChoice):
         raise ValueError(f"{choice}: {', '.join(get_args(CaptionChoice))}")
@@ -34,7 +34,7 @@ def with_captions(manifest: Manifest, choice: CaptionChoice) -> Manifest:
         return with_captions(replace(manifest, rows=tuple(rows)), "first")
     manifest.require("captions")
 
-    def made(row: Sample) -> Iterator[Sample]:
+    def chosen_rows(row: Sample) -> Iterator[Sample]:
         if choice == "each":
             for number, caption in enumerate(row.captions):
                 yield row.model_copy(update={"id": f"{row.id}#{number}", "captions": (caption,)})
@@ -42,7 +42,7 @@ def with_captions(manifest: Manifest, choice: CaptionChoice) -> Manifest:
             only = row.captions[0] if choice == "first" else " ".join(row.captions)
             yield row.model_copy(update={"captions": (only,)})
 
-    return replace(manifest, rows=tuple(part for row in manifest.rows for part in made(row)))
+    return replace(manifest, rows=tuple(part for row in manifest.rows for part in chosen_rows(row)))
 
 
 def _answer(row: Sample, classes: tuple[str, ...]) -> tuple[str, ...]:

@@ -39,11 +39,11 @@ _OTHER_TIMES = frozenset(
     )
 )
 _GLUED = re.compile(rf"({'|'.join(word for words in _BOUNDS.values() for word in words)})(\w{{2,}})")
-"""starttime, endsec: words that nothing divides."""
+"""Words without a separator: starttime, endsec."""
 _WORD = re.compile(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])|\d+")
 FPS = "fps"
 STRIDE = "stride"
-"""An attribute that changes which frames are read (`data/dataset.py`); a user's csv column means something else."""
+"""An attribute that changes which frames are read (`data/dataset.py`); a csv column of this name must not set it."""
 SHOWN = 8
 
 
@@ -52,10 +52,11 @@ class CsvColumns:
     """Columns of one file by role.
 
     Attributes:
-        names: all of them, in order. path: of the video file.
-        known: "id", "label", "split", "group", "start", "end" -> the column, where there is one.
-        captions: columns of sentences. pairs: columns of questions and of their answers.
-        kept: those that become attributes. halves: questions without an answer so far, and the other way round.
+        names: all columns, in order. path: column of the video file.
+        known: "id", "label", "split", "group", "start", "end" -> column, for those that exist.
+        captions: columns of captions. pairs: columns of questions and of their answers.
+        kept: columns that become attributes. halves: number of questions without answer, or answers without question,
+            so far.
     """
 
     names: tuple[str, ...]
@@ -70,7 +71,7 @@ class CsvColumns:
         """Convert a row to the fields of a `Sample`.
 
         Raises:
-            ManifestError: a start without an end, or the other way round.
+            ManifestError: a start without an end, or an end without a start.
         """
         cell = {meaning: values[column] or None for meaning, column in self.known.items()}
         path = values[self.path]
@@ -83,44 +84,44 @@ class CsvColumns:
             empty, given = ("end", f"start {start}") if start else ("start", f"end {end}")
             raise ManifestError(f"{where} {self.known[empty]}", f"empty beside {given}", "both, in s, or neither")
         fields["captions"] = tuple(values[name] for name in self.captions if values[name])
-        asked = [(values[question], values[answer]) for question, answer in self.pairs]
-        self.halves += sum(bool(question) != bool(answer) for question, answer in asked)
-        fields["qa"] = tuple({"question": one, "answer": other} for one, other in asked if one and other)
+        pairs = [(values[question], values[answer]) for question, answer in self.pairs]
+        self.halves += sum(bool(question) != bool(answer) for question, answer in pairs)
+        fields["qa"] = tuple({"question": one, "answer": other} for one, other in pairs if one and other)
         fields["attributes"] = {name: values[name] for name in self.kept if values[name]}
         return fields
 
     def notes(self) -> list[str]:
         """Return notes for the user, complete once all rows are read."""
-        told = []
-        odd = [name for name in self.kept if name != FPS]
-        if odd:
-            more = f" and {len(odd) - SHOWN} more" if len(odd) > SHOWN else ""
-            names = ", ".join(f"'{name}'" for name in odd[:SHOWN])
-            told.append(f"columns without a meaning in a manifest, kept as attributes: {names}{more}")
+        notes = []
+        unknown = [name for name in self.kept if name != FPS]
+        if unknown:
+            more = f" and {len(unknown) - SHOWN} more" if len(unknown) > SHOWN else ""
+            names = ", ".join(f"'{name}'" for name in unknown[:SHOWN])
+            notes.append(f"columns that a manifest does not define, kept as attributes: {names}{more}")
         if FPS in self.kept:
-            told.append("column 'fps' counts for folders of frames alone, video files tell their own rate")
+            notes.append("column 'fps' is used only for folders of frames; video files have their own frame rate")
         if STRIDE in self.names:
-            told.append("column 'stride' skipped: it does not change which frames are read")
+            notes.append("column 'stride' skipped: it does not change which frames are read")
         if "" in self.names:
-            told.append("a column without a name skipped")
+            notes.append("a column without a name skipped")
         if self.halves:
-            told.append(f"{self.halves} questions without an answer, or answers without a question, left out")
-        return told
+            notes.append(f"{self.halves} questions without an answer, or answers without a question, left out")
+        return notes
 
 
 def read_columns(where: str, cells: Sequence[str], path_column: str, label_column: str) -> CsvColumns:
-    """Interpret the header of a csv file; case-insensitive where that is unambiguous.
+    """Interpret the header of a csv file, case-insensitively unless that is ambiguous.
 
     Args:
-        where: file and line. cells: of the header. path_column, label_column: as for `read_manifest`.
+        where: file and line. cells: cells of the header. path_column, label_column: as for `read_manifest`.
 
     Raises:
-        ManifestError: a column twice, two columns of one meaning, times of which it is not clear what they are.
+        ManifestError: a duplicate column, two columns of one meaning, time columns of unclear unit.
     """
     names = tuple(cell.strip() for cell in cells)
-    twice = sorted(name for name, times in Counter(names).items() if times > 1)
-    if twice:
-        raise ManifestError(where, f"column '{twice[0]}' stands twice", "each column once")
+    duplicates = sorted(name for name, times in Counter(names).items() if times > 1)
+    if duplicates:
+        raise ManifestError(where, f"duplicate column '{duplicates[0]}'", "each column once")
     if label_column != "label" and label_column not in names:
         raise ManifestError(where, f"no column '{label_column}'", f"the columns {', '.join(names)}")
     free = [name for name in names if name not in (path_column, label_column)]
@@ -132,8 +133,8 @@ def read_columns(where: str, cells: Sequence[str], path_column: str, label_colum
     known |= _times(where, free)
     many = {name.casefold(): name for name in free if re.fullmatch(rf"({'|'.join(_MANY)})\d*", name.casefold())}
     captions = tuple(column for name, column in many.items() if name.startswith("caption"))
-    asked = [(name, name.replace("question", "answer")) for name in many if name.startswith("question")]
-    pairs = tuple((many[question], many[answer]) for question, answer in asked if answer in many)
+    questions = [(name, name.replace("question", "answer")) for name in many if name.startswith("question")]
+    pairs = tuple((many[question], many[answer]) for question, answer in questions if answer in many)
     used = {path_column, STRIDE, "", *known.values(), *captions, *(name for pair in pairs for name in pair)}
     return CsvColumns(names, path_column, known, captions, pairs, tuple(name for name in names if name not in used))
 
@@ -158,13 +159,13 @@ def _times(where: str, names: Sequence[str]) -> dict[str, str]:
                 continue
             if rest:
                 allowed = "times in s: 'start' and 'end'"
-                raise ManifestError(where, f"column '{name}' may be a time, but not one in s", allowed, "rename it")
+                raise ManifestError(where, f"column '{name}' may be a time in another unit", allowed, "rename it")
             found[bound].append(name)
     known = {bound: _the_one(where, names, bound) for bound, names in found.items() if names}
     if len(known) == 1:
         ((bound, name),) = known.items()
         raise ManifestError(
-            where, f"column '{name}' without its other half", "both 'start' and 'end', in s, or neither"
+            where, f"column '{name}' without its counterpart", "both 'start' and 'end', in s, or neither"
         )
     return known
 

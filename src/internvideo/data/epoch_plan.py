@@ -1,4 +1,4 @@
-"""Assign the samples of an epoch to batches: shuffled, resumable at any batch, some made of runs of alike clips."""
+"""Assign the samples of an epoch to batches: shuffled, resumable at any batch, some in runs of similar clips."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from internvideo.data.manifest import Manifest
 from internvideo.errors import RecipeError
 
 Indices = NDArray[np.int64]
-MAX_FALLBACKS = 32  # tries for one place of a batch before the run stops
+MAX_FALLBACKS = 32  # tries for one position of a batch before the run stops
 
 
 def random_stream(
@@ -28,11 +28,11 @@ ORDER, FRAMES, AUGMENT = range(3)  # purposes of random streams
 
 @dataclass(frozen=True, eq=False)
 class AlikeBatches:
-    """Batches of runs of alike clips.
+    """Batches composed of runs: several samples of one group each.
 
     Attributes:
-        groups: (samples,) number of each sample's group.
-        size: clips of a run. share: of the batches that are made of runs. first_epoch: before it there are none.
+        groups: (samples,) group index of each sample.
+        size: samples per run. share: fraction of the batches composed of runs. first_epoch: epochs before it have none.
     """
 
     groups: Indices
@@ -41,37 +41,37 @@ class AlikeBatches:
     first_epoch: int
 
     def arranged(self, order: Indices, batch: int, rng: np.random.RandomState) -> Indices:
-        """Return a permutation of `order` (samples,) in which `share` of the batches of `batch` are made of runs.
+        """Return a permutation of `order` (samples,) in which a fraction `share` of the batches is composed of runs.
 
-        A run is `size` samples of one group; groups and members are drawn by `order`, and what does not fill a run is
-        in the other batches. Fewer batches are of runs where there are too few of them.
+        Runs take the samples of a group in the order of `order`; samples that do not fill a run are in other batches.
+        If there are too few runs, fewer batches are composed of them. `batch` is the number of samples per batch.
         """
-        per_batch, whole = batch // self.size, len(order) // batch
+        per_batch, num_batches = batch // self.size, len(order) // batch
         runs: list[Indices] = []
         by_group = order[np.argsort(self.groups[order], kind="stable")]
         ends = np.flatnonzero(np.diff(self.groups[by_group])) + 1
         for members in np.split(by_group, ends):
             runs += [members[start : start + self.size] for start in range(0, len(members) - self.size + 1, self.size)]
-        count = min(round(self.share * whole), len(runs) // per_batch)
-        chosen = [runs[index] for index in rng.permutation(len(runs))[: count * per_batch]]
-        used = np.isin(order, np.concatenate(chosen)) if chosen else np.zeros(len(order), dtype=bool)
-        spare = batch - per_batch * self.size  # of a batch that runs do not fill
-        left = order[~used]
-        alike = set(rng.permutation(whole)[:count].tolist())
+        count = min(round(self.share * num_batches), len(runs) // per_batch)
+        selected = [runs[index] for index in rng.permutation(len(runs))[: count * per_batch]]
+        used = np.isin(order, np.concatenate(selected)) if selected else np.zeros(len(order), dtype=bool)
+        num_filler = batch - per_batch * self.size  # samples of a batch that are not in runs
+        remaining = order[~used]
+        alike = set(rng.permutation(num_batches)[:count].tolist())
         parts: list[Indices] = []
-        place = 0
-        for number in range(whole):
-            take = spare if number in alike else batch
+        position = 0
+        for number in range(num_batches):
+            take = num_filler if number in alike else batch
             if number in alike:
-                parts += chosen[:per_batch]
-                chosen = chosen[per_batch:]
-            parts.append(left[place : place + take])
-            place += take
-        return np.concatenate([*parts, left[place:]])
+                parts += selected[:per_batch]
+                selected = selected[per_batch:]
+            parts.append(remaining[position : position + take])
+            position += take
+        return np.concatenate([*parts, remaining[position:]])
 
 
 def alike_groups(manifest: Manifest, alike_by: Sequence[str]) -> Indices | None:
-    """(rows,) the group of each row under these attributes, None without any. Raises RecipeError for absent ones."""
+    """Return the group index (rows,) by these attributes, None without any. Raises RecipeError: one is absent."""
     if not alike_by:
         return None
     keys = []

@@ -1,4 +1,4 @@
-"""Which frames of a video a key frame means, and those of the clip around it (AlphAction)."""
+"""Compute the frame index of a key frame, and the positions of the frames of a clip around it (AlphAction)."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from internvideo.errors import VideoError
 
 Floats = NDArray[np.float64]
 SLACK = 0.5
-"""A key frame may lie so much (s) outside its video: times are rounded, and so are lengths."""
+"""Tolerance (s) for key frames outside their video, because times and durations are rounded."""
 _CLIP_OF_KINETICS = re.compile(r"_(\d{6})_(\d{6})$")
 
 
 class KeyFrame(Protocol):
-    """A moment of a row's video."""
+    """A key frame of a row's video."""
 
     @property
     def row(self) -> Sample:
@@ -27,26 +27,26 @@ class KeyFrame(Protocol):
 
     @property
     def time(self) -> float:
-        """Seconds on the annotations' clock."""
+        """Time (s) in the annotations."""
 
     @property
     def seconds(self) -> float:
-        """Seconds in the file."""
+        """Time (s) in the file."""
 
 
 def centered_positions(times: Floats, frame: KeyFrame, *, frames: int, stride: int) -> Floats:
-    """Places (T,) of the clip's frames among the video's, fractions lie between two of them.
+    """Return the positions (T,) of a clip's frames in the video; fractions mean interpolation between two frames.
 
-    Of frames * stride raw frames centered on the key frame every stride-th is taken. A film (AVA) gives as many frames
-    on the one side as on the other, so that at an end the last frame stands still; in a Kinetics clip a missing
-    side is made of what is there, stretched in time.
+    Every stride-th of frames * stride raw frames centered on the key frame is used. Near an end of a movie (AVA) both
+    sides are shortened equally and the last frame is repeated; in a Kinetics clip the existing frames of a side are
+    stretched in time.
 
     Args:
-        times: (n,) seconds in the video. frame: tells time and source.
-        frames, stride: T and raw frames between two of them.
+        times: (n,) seconds in the video. frame: the key frame.
+        frames: T. stride: raw frames from one frame of the clip to the next.
 
     Raises:
-        VideoError: the key frame lies behind the end of the video.
+        VideoError: the key frame is outside the video.
     """
     n, half = len(times), frames * stride // 2
     center = frame_index_at(times, frame)
@@ -58,31 +58,33 @@ def centered_positions(times: Floats, frame: KeyFrame, *, frames: int, stride: i
         side = max(min(half, center, n - center), 1)
         raw = np.arange(center - side, center + side, dtype=np.float64).clip(0, n - 1)
     start = (len(raw) - frames * stride) // 2 + 1
-    chosen = (start + stride * np.arange(frames)).clip(0, len(raw) - 1)
-    result: Floats = raw[chosen]
+    indices = (start + stride * np.arange(frames)).clip(0, len(raw) - 1)
+    result: Floats = raw[indices]
     return result
 
 
 def file_start_time(row: Sample, time: float) -> float:
-    """The second of the annotations' clock at which a row's file begins, 0 where that is the clock of the file.
+    """Return the time (s) in the annotations at which a row's file starts; 0 if annotations refer to the file.
 
-    `prepare` keeps the time of a film or an upload in the attribute "timestamp", while boxes count from the start of
-    the file; a clip of Kinetics also tells it by its name.
+    `prepare` stores the time in the movie or upload as the attribute "timestamp", while times of boxes refer to the
+    file; a Kinetics clip also has it in its name.
 
     Args:
-        row: with a key frame. time: of that key frame by the annotations, s.
+        row: row with a key frame. time: time (s) of that key frame in the annotations.
     """
-    told, clip = _timestamp(row), _clip_of_kinetics(row)
-    if told is not None and row.boxes and told > row.boxes[0].time + 1e-3:
-        return told - row.boxes[0].time
-    absolute = told is not None or (clip is not None and time > clip[1] + SLACK)
+    timestamp, clip = _timestamp(row), _clip_of_kinetics(row)
+    if timestamp is not None and row.boxes and timestamp > row.boxes[0].time + 1e-3:
+        return timestamp - row.boxes[0].time
+    absolute = timestamp is not None or (clip is not None and time > clip[1] + SLACK)
     return clip[0] if clip is not None and absolute else 0.0
 
 
 def annotated_time(row: Sample, time: float) -> float:
-    """The time of a row's box as the annotations tell it, s."""
-    told = _timestamp(row)
-    return time if told is None or told <= row.boxes[0].time + 1e-3 else told + (time - row.boxes[0].time)
+    """Return the time (s) in the annotations of a row's box at `time` of the file."""
+    timestamp = _timestamp(row)
+    if timestamp is None or timestamp <= row.boxes[0].time + 1e-3:
+        return time
+    return timestamp + (time - row.boxes[0].time)
 
 
 def _timestamp(row: Sample) -> float | None:
@@ -93,46 +95,46 @@ def _timestamp(row: Sample) -> float | None:
 
 
 def _clip_of_kinetics(row: Sample) -> tuple[float, float] | None:
-    """Where a clip of Kinetics begins in its upload, and how long it should be, s; None for another video."""
-    found = _CLIP_OF_KINETICS.search(Path(row.path).stem)
-    if row.attributes.get("source") != "kinetics" or found is None or int(found[2]) <= int(found[1]):
+    """Return start and nominal duration (s) of a Kinetics clip in its upload; None for another video."""
+    match = _CLIP_OF_KINETICS.search(Path(row.path).stem)
+    if row.attributes.get("source") != "kinetics" or match is None or int(match[2]) <= int(match[1]):
         return None
-    return float(found[1]), float(int(found[2]) - int(found[1]))
+    return float(match[1]), float(int(match[2]) - int(match[1]))
 
 
 def frame_index_at(times: Floats, frame: KeyFrame) -> int:
-    """The number of the frame that is shown at a key frame, of a video with frames at these times (n,), s.
+    """Return the index of the frame shown at a key frame, in a video with frames at `times` (n,), s.
 
-    In a clip of Kinetics it is told by the share of the clip before it: its length in seconds is only nominal.
+    In a Kinetics clip it is computed from the fraction of the clip, because its duration in seconds is only nominal.
 
     Raises:
-        VideoError: the key frame lies outside the video. Of a film that was cut, times may be those of the whole film.
+        VideoError: the key frame is outside the video.
     """
     n, seconds, clip = len(times), frame.seconds, _clip_of_kinetics(frame.row)
     if clip is None:
         end = float(times[-1]) + float(times[-1] - times[0]) / max(n - 1, 1)
-        place = int(np.searchsorted(times, seconds - 1e-6))
+        index = int(np.searchsorted(times, seconds - 1e-6))
     else:
         end = clip[1]
-        place = round(seconds / end * n)
+        index = round(seconds / end * n)
     if not -SLACK <= seconds <= end + SLACK:
         found = f"no frame at {seconds:g} s, key frame {frame.time:g} of '{frame.row.id}'"
-        do = "is it a part of a film? internvideo prepare --offset tells where it begins"
+        do = "for a part of a movie set where it starts with internvideo prepare --offset"
         raise VideoError(frame.row.path, found, f"0 s to {end:.3f} s", do)
-    return min(max(place, 0), n - 1)
+    return min(max(index, 0), n - 1)
 
 
 def _evenly_spaced(low: int, high: int, n: int, size: int) -> Floats:
-    """`size` places between the frames low..high - 1 of n, evenly over those that exist."""
+    """Return `size` uniform positions over those of the frames low..high - 1 that exist in a video of n."""
     low, high = min(max(low, 0), n - 1), min(max(high, 1), n)
     high = max(high, low + 1)
-    place = (np.arange(size) + 0.5) * (high - low) / size - 0.5
-    result: Floats = low + place.clip(0, high - low - 1)
+    position = (np.arange(size) + 0.5) * (high - low) / size - 0.5
+    result: Floats = low + position.clip(0, high - low - 1)
     return result
 
 
 def positions_before(times: Floats, frame: KeyFrame, *, frames: int, stride: int) -> Floats:
-    """The same of a clip that ends with the key frame: every `stride`-th frame, the first one where there is none."""
+    """Return the positions (T,) of a clip that ends at the key frame; before the start the first frame is repeated."""
     center = frame_index_at(times, frame)
     result: Floats = (center - stride * np.arange(frames - 1, -1, -1, dtype=np.float64)).clip(min=0)
     return result

@@ -40,7 +40,7 @@ FILE_SUFFIXES = (".jsonl", ".ndjson", ".csv", ".tsv", ".txt", ".list", ".lst", "
 SPLIT_FOLDERS = frozenset(("train", "val", "valid", "validation", "test"))
 
 LIKE_SPLITS = SPLIT_FOLDERS | frozenset(("training", "testing", "dev", "eval", "evaluation"))
-"""Names of folders of which people mean splits."""
+"""Folder names that look like splits."""
 
 _EXTENSION = "|".join(sorted((extension[1:] for extension in VIDEO_EXTENSIONS), key=len, reverse=True))
 _PLAIN = re.compile(rf"^(?P<path>.+\.(?:{_EXTENSION}))$", re.IGNORECASE)
@@ -50,14 +50,14 @@ _NAMED = re.compile(rf"^(?P<path>.+?\.(?:{_EXTENSION}))(?:\s*,\s*|\s+)(?P<label>
 
 
 _HALF = re.compile("[\ud800-\udfff]")
-"""What bytes of a name that are not UTF-8 come as."""
+"""Surrogates, to which Python decodes bytes of a file name that are not UTF-8."""
 
 
 @dataclass
 class Listing:
-    """Rows still to be consumed; `notes` is complete once they are.
+    """Lazily read rows; `notes` is complete after they are consumed.
 
-    `untyped` says that labels come as text, so that "7" may be the number 7.
+    With `untyped` all labels are text, so that "7" may be the number 7.
     """
 
     rows: Iterable[RawRow]
@@ -163,9 +163,9 @@ def skipped_files_note(names: Iterable[str]) -> str:
     endings = Counter({ending: count for ending, count in endings.items() if ending not in VIDEO_EXTENSIONS})
     if not endings:
         return ""
-    most = ", ".join(f"{shown(ending)} ({count})" for ending, count in endings.most_common(4))
+    examples = ", ".join(f"{shown(ending)} ({count})" for ending, count in endings.most_common(4))
     more = ", ..." if len(endings) > 4 else ""
-    return f"{endings.total()} files skipped, their endings are not those of videos: {most}{more}"
+    return f"{endings.total()} files skipped, their endings are not those of videos: {examples}{more}"
 
 
 def _find_videos(folder: Path) -> list[tuple[Path, str | None, str | None]]:
@@ -191,8 +191,8 @@ def _folder_layout_notes(folder: Path, found: Sequence[tuple[Path, str | None, s
     divided = any(split is not None for _, split, _ in found)
     splits = [] if divided else sorted(name for name in classes if name.lower() in LIKE_SPLITS)
     if splits:
-        told = ", ".join(f"'{shown(name)}'" for name in splits)
-        yield f"folders called as splits are, taken as classes: {told}; splits are {', '.join(sorted(SPLIT_FOLDERS))}"
+        listed = ", ".join(f"'{shown(name)}'" for name in splits)
+        yield f"folders named like splits are classes here: {listed}; splits are {', '.join(sorted(SPLIT_FOLDERS))}"
     deep = not splits and sorted(
         {
             video.parent.relative_to(folder).as_posix()
@@ -201,17 +201,16 @@ def _folder_layout_notes(folder: Path, found: Sequence[tuple[Path, str | None, s
         }
     )
     if deep:
-        own = "that of the folder above"
-        yield f"{len(deep)} folders lie below a class folder, such as '{shown(deep[0])}'; their class is {own}"
-    above = [split for split in folder.iterdir() if split.is_dir()] if divided else [folder]
-    there = {entry.name for place in above for entry in place.iterdir() if entry.is_dir()}
-    empty = sorted(name for name in there - classes if not name.startswith("."))
+        yield f"{len(deep)} folders are inside a class folder and belong to its class, such as '{shown(deep[0])}'"
+    parents = [split for split in folder.iterdir() if split.is_dir()] if divided else [folder]
+    subfolders = {entry.name for parent in parents for entry in parent.iterdir() if entry.is_dir()}
+    empty = sorted(name for name in subfolders - classes if not name.startswith("."))
     if classes and empty:
         yield f"{len(empty)} folders without a video are no classes, such as '{shown(empty[0])}'"
 
 
 def holds_frames(folder: str, names: Sequence[str]) -> bool:
-    """Whether a folder with files of these names is a video: numbered pictures, and no video file beside them."""
+    """Return whether a folder with files of these names is a video: numbered images without a video file."""
     return not any(_ending(name) in VIDEO_EXTENSIONS for name in names) and is_frame_folder(folder, names)
 
 
@@ -226,8 +225,8 @@ def _ending(name: str) -> str:
 
 
 def _other_files(folder: Path, videos: Collection[str]) -> Iterator[str]:
-    for place, _, names in os.walk(folder):
-        yield from non_frame_names(place, names) if place in videos else names
+    for path, _, names in os.walk(folder):
+        yield from non_frame_names(path, names) if path in videos else names
 
 
 def _videos_and_folders(folder: Path) -> tuple[list[Path], list[Path]]:
@@ -246,13 +245,13 @@ def _is_video(path: Path) -> bool:
 
 def _videos_under(folder: Path) -> list[Path]:
     videos = []
-    for place, folders, names in os.walk(folder):
-        if holds_frames(place, names):
-            videos.append(Path(place))
+    for path, folders, names in os.walk(folder):
+        if holds_frames(path, names):
+            videos.append(Path(path))
             folders.clear()
             continue
         folders[:] = [name for name in folders if not name.startswith(".")]
-        videos += [Path(place, name) for name in names if _is_video(Path(place, name))]
+        videos += [Path(path, name) for name in names if _is_video(Path(path, name))]
     return sorted(videos)
 
 
@@ -291,28 +290,28 @@ def _first_line(source: Path) -> str:
 def _json_rows(source: Path) -> Iterator[RawRow]:
     for number, line in _lines(source):
         if number == 1 and line.startswith("["):
-            raise ManifestError(f"{source}:1", "a JSON array", "JSONL: one JSON object a line")
+            raise ManifestError(f"{source}:1", "a JSON array", "JSONL: one JSON object per line")
         yield number, line
 
 
 def _list_rows(source: Path, notes: list[str]) -> Iterator[RawRow]:
-    others: list[str] = []
+    differing: list[str] = []
     label: str | None
     for number, line in _lines(source):
         if folder := _frames_line(source, line):
-            path, label, told = folder
-            there = _count(source.parent / path)
-            if there not in (int(told), None):
-                others.append(f"{path} ({there}, not {told})")
+            path, label, declared = folder
+            count = _count(source.parent / path)
+            if count not in (int(declared), None):
+                differing.append(f"{path} ({count}, not {declared})")
         else:
             path, label = _split_list_line(source, number, line)
         yield number, {"id": path, "path": path, "label": label}
-    if others:
-        notes.append(f"{len(others)} folders hold another number of frames than the list says, such as {others[0]}")
+    if differing:
+        notes.append(f"{len(differing)} folders have another number of frames than in the list, such as {differing[0]}")
 
 
 def _frames_line(source: Path, line: str) -> tuple[str, str, str] | None:
-    """Path, label and number of frames of a line that means a folder of frames, which must be there."""
+    """Parse a line `folder frames label` to path, label and number of frames; None unless the folder exists."""
     last = _NUMBERED.match(line)
     inner = _NUMBERED.match(last["path"]) if last else None
     if last is None or inner is None or _PLAIN.match(inner["path"]) or not inner["label"].isdecimal():
@@ -323,7 +322,7 @@ def _frames_line(source: Path, line: str) -> tuple[str, str, str] | None:
 
 
 def _count(folder: Path) -> int | None:
-    """Frames in a folder; None where it cannot be read as a video, which is told when it is opened."""
+    """Count the frames of a folder; None if it is no valid video, which is reported when it is opened."""
     try:
         return len(frame_names(os.fspath(folder), os.listdir(folder))[0])
     except (OSError, VideoError):
@@ -346,8 +345,8 @@ def _split_list_line(source: Path, number: int, line: str) -> tuple[str, str | N
             return _unquoted(path), label.removeprefix("+")
     if match := _NAMED.match(line):
         if _TIMES.search(match["label"]) and match["label"][0] not in "\"'":
-            found = f"'{match['label']}' behind {match['path']}"
-            raise ManifestError(where, found, "a label alone", "name times in a csv header: path,label,start,end")
+            found = f"'{match['label']}' after {match['path']}"
+            raise ManifestError(where, found, "only a label", "give times in a csv file: path,label,start,end")
         return _unquoted(match["path"]), _unquoted(match["label"])
     shown = line if len(line) <= 80 else line[:77] + "..."
     raise ManifestError(

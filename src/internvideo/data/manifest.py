@@ -1,8 +1,8 @@
-"""Manifest: which clips there are and what is known of them.
+"""Read and write manifests: the samples of a data set with their annotations.
 
-The own format is JSONL, one `Sample` a line, with the class names in `NAME.classes.txt` or `classes.txt` beside it (one
-a line). List files (`path label`), csv files with a header and folders are read too (see `lists.py`), and Parquet and
-Arrow tables, which are read lazily (`tables/`); whatever the source, every row passes the same checks.
+The native format is JSONL, one `Sample` per line, with the class names (one per line) in `NAME.classes.txt` or
+`classes.txt` beside it. List files (`path label`), csv files with a header and folders are read too (see `lists.py`),
+and Parquet and Arrow tables, lazily (`tables/`); rows of all formats are validated in the same way.
 """
 
 from __future__ import annotations
@@ -35,18 +35,18 @@ _ADAPTER = TypeAdapter(Sample)
 
 
 _NEEDED = {"label": "a label", "captions": "a caption", "choices": "choices", "qa": "a question"}
-"""Fields that a use of a manifest may need in every row, in words."""
+"""Field that a task may need in every row -> its name in messages."""
 
 
 @dataclass(frozen=True)
 class Manifest:
-    """Checked rows and their class names.
+    """Validated rows and their class names.
 
     Attributes:
-        rows: the samples, in the order of the source; `TableRows` makes them when they are asked for.
+        rows: the samples, in the order of the source; `TableRows` creates them on access.
         classes: C class names; a label is an index into them.
-        root: folder that relative paths start from; source: the file or folder that was read.
-        notes: what a reader should know, such as rows that were left out.
+        root: folder of relative paths. source: the file or folder that was read.
+        notes: messages for the user, such as the number of rows that were left out.
     """
 
     rows: Sequence[Sample]
@@ -60,7 +60,7 @@ class Manifest:
 
     @cached_property
     def fingerprint(self) -> str:
-        """16 hex digits that change whenever a row, the order of the rows or a class name changes."""
+        """Hash of the rows, their order and the class names, 16 hex digits."""
         if isinstance(self.rows, TableRows):
             return self.rows.fingerprint()
         digest = hashlib.sha256(json.dumps(self.classes).encode())
@@ -69,17 +69,17 @@ class Manifest:
         return digest.hexdigest()[:16]
 
     def video_path(self, sample: Sample) -> Path:
-        """Where the sample's video lies."""
+        """Return the path of the sample's video."""
         return self.root / sample.path
 
     def with_notes_logged(self) -> Manifest:
-        """The same, with its notes logged as warnings: on the error stream, unless a program sends logs elsewhere."""
+        """Log the notes as warnings of the logger `internvideo`, and return the manifest."""
         for note in self.notes:
             LOGGER.warning("%s: %s", shown(str(self.source)), shown(note))
         return self
 
     def require(self, field: str) -> None:
-        """Raise ManifestError where rows have nothing in `field`: "label", "captions", "choices" or "qa"."""
+        """Raise ManifestError if rows lack the field: "label", "captions", "choices" or "qa"."""
         if isinstance(self.rows, TableRows):
             without: Sequence[int] = self.rows.without(field).tolist()
         else:
@@ -99,10 +99,10 @@ class Manifest:
     def subset(
         self, split: str | Sequence[str] | None = None, *, where: Callable[[Sample], bool] | None = None
     ) -> Manifest:
-        """The rows of a split (or of several) for which `where` holds, under the same classes.
+        """Select the rows of a split (or of several) for which `where` is true, with the same classes.
 
         Raises:
-            ManifestError: when no row is left.
+            ManifestError: no row is left.
         """
         splits = None if split is None else {split} if isinstance(split, str) else set(split)
         rows: Sequence[Sample]
@@ -113,9 +113,9 @@ class Manifest:
                 row for row in self.rows if (splits is None or row.split in splits) and (where is None or where(row))
             )
         if not rows:
-            present = ", ".join(self._splits()) or "no split at all"
-            asked = "no row fits the condition" if splits is None else f"no row of split {', '.join(sorted(splits))}"
-            raise ManifestError(self.source, asked, f"splits of this manifest: {present}")
+            present = ", ".join(self._splits()) or "none"
+            found = "no row fits the condition" if splits is None else f"no row of split {', '.join(sorted(splits))}"
+            raise ManifestError(self.source, found, f"splits of this manifest: {present}")
         return replace(self, rows=rows)
 
     def _splits(self) -> list[str]:
@@ -137,18 +137,17 @@ def read_manifest(
     Args:
         path: the file or folder.
         classes: class names in order. Without them they come from `NAME.classes.txt` or `classes.txt` beside the file,
-            else from the labels: sorted names, or 0..highest for numbers (those without a clip are noted).
-        path_column: csv column of the video file. label_column: csv column of the class; "label" may be absent, another
-            name may not, and neither may be chosen where there are no columns.
+            else from the labels: sorted names, or 0..highest for numbers (numbers without a clip are noted).
+        path_column: csv column of the video file. label_column: csv column of the class; only the default "label" may
+            be absent. Both must be the defaults for formats without columns.
 
     Raises:
-        ManifestError: naming file, line and field, when anything in it cannot be used. ExtraError: a table, and pyarrow
-            is not installed.
+        ManifestError: an invalid row, with file, line and field. ExtraError: a table, and pyarrow is not installed.
     """
     source = Path(path)
     if source.is_dir():
-        known = next((source / name for name in lists.FOLDER_MANIFESTS if (source / name).is_file()), None)
-        source = known or source
+        manifest_file = next((source / name for name in lists.FOLDER_MANIFESTS if (source / name).is_file()), None)
+        source = manifest_file or source
     if source.suffix.lower() in SUFFIXES and source.is_file():
         lists.reject_columns(source, path_column, label_column)
         return _from_table(source, classes_beside(source) if classes is None else tuple(classes))
@@ -173,68 +172,69 @@ def _from_rows(source: Path, root: Path, listing: lists.Listing, labels: ClassNa
     rows = tuple(_validated(source, listing.rows, labels))
     if not rows:
         raise ManifestError(source, "no sample in it", "at least one row", "; ".join(listing.notes))
-    names, moved = labels.settle(source)
-    if any(was != now for was, now in moved.items()):
-        rows = tuple(row.with_class_indices(moved) for row in rows)
+    names, new_index = labels.settle(source)
+    if any(was != now for was, now in new_index.items()):
+        rows = tuple(row.with_class_indices(new_index) for row in rows)
     used = {index for row in rows for index in row.class_indices()}
     notes = listing.notes if labels.fixed else [*listing.notes, *_without_clip(used, names), *_alike(names)]
     return Manifest(rows, names, root, source, tuple(notes))
 
 
 def _without_clip(used: Collection[int], names: Sequence[str]) -> Iterator[str]:
-    """A note on classes that no row has: labels that are numbers count from 0, and may have gaps."""
+    """Note the classes without rows, which numbers as labels leave if they have gaps or do not start at 0."""
     absent = len(names) - len(used)
     if absent:
         shown = ", ".join(str(index) for index in islice((i for i in range(len(names)) if i not in used), SHOWN))
         more = ", ..." if absent > SHOWN else ""
         first = f"; labels count from 0, these from {min(used)}" if 0 not in used else ""
-        yield f"{absent} of {len(names)} classes are without a clip: {shown}{more}{first}"
+        yield f"{absent} of {len(names)} classes have no clip: {shown}{more}{first}"
 
 
 def _alike(names: Sequence[str]) -> Iterator[str]:
-    """A note on class names that people write for one: of other case, blanks, or code points for the same letters."""
+    """Note class names that differ only in case, blanks or Unicode normalization."""
     groups: dict[str, list[str]] = {}
     for name in names:
         groups.setdefault("".join(unicodedata.normalize("NFKC", name).casefold().split()), []).append(name)
     if alike := [group for group in groups.values() if len(group) > 1]:
         first, second, *_ = alike[0]
-        yield f"{len(alike)} classes are there in several spellings, each a class of its own: {first!a}, {second!a}"
+        yield f"{len(alike)} classes have several spellings, which count as different classes: {first!a}, {second!a}"
 
 
 def write_manifest(path: str | os.PathLike[str], rows: Iterable[Sample], classes: Sequence[str]) -> None:
-    """Write rows as JSONL and the class names beside it: in `classes.txt`, or in `NAME.classes.txt` where the folder's
-    `classes.txt` holds other names. A reader never sees half a file.
+    """Write rows as JSONL and the class names beside it, atomically: in `classes.txt`, or in `NAME.classes.txt` if the
+    folder's `classes.txt` has other names.
 
     Raises:
-        ManifestError: a duplicate id, a label outside the classes, no row, a class name twice or of several lines.
+        ManifestError: a duplicate id, a label outside the classes, no row, a duplicate or multi-line class name.
         RunError: the disk is full or the folder cannot be written.
     """
     target = Path(path)
     for name in classes:
         if not name.strip() or name != name.strip() or len(name.splitlines()) > 1:
-            raise ManifestError(target, f"class name '{name}'", "one line without blanks at its ends")
+            raise ManifestError(target, f"class name '{name}'", "one line without blanks at start or end")
     if len(set(classes)) != len(classes):
-        raise ManifestError(target, "a class name stands twice", "each name once")
-    lines, seen = [], set()
+        raise ManifestError(target, "a duplicate class name", "each name once")
+    lines, ids = [], set()
     for row in rows:
-        if row.id in seen:
-            raise ManifestError(target, f"id '{row.id}' stands twice", "unique ids")
+        if row.id in ids:
+            raise ManifestError(target, f"duplicate id '{row.id}'", "unique ids")
         highest = max(row.class_indices(), default=-1)
         if highest >= len(classes):
             raise ManifestError(target, f"sample '{row.id}' has class {highest}", f"{len(classes)} classes from 0")
-        seen.add(row.id)
+        ids.add(row.id)
         lines.append(row.model_dump_json(exclude_defaults=True))
     if not lines:
         raise ManifestError(target, "no sample to write", "at least one row")
-    own, shared = target.with_name(f"{target.stem}.classes.txt"), target.with_name("classes.txt")
-    differs = shared.exists() and _read_classes(shared) != tuple(classes)
-    if classes or own.exists() or differs:
-        write_text(own if own.exists() or differs else shared, "".join(f"{name}\n" for name in classes))
+    own_classes, shared_classes = target.with_name(f"{target.stem}.classes.txt"), target.with_name("classes.txt")
+    differs = shared_classes.exists() and _read_classes(shared_classes) != tuple(classes)
+    if classes or own_classes.exists() or differs:
+        file = own_classes if own_classes.exists() or differs else shared_classes
+        write_text(file, "".join(f"{name}\n" for name in classes))
     write_text(target, "".join(f"{line}\n" for line in lines))
 
 
 def classes_beside(source: Path) -> tuple[str, ...] | None:
-    """The class names written beside a manifest file, None where there are none. Raises ManifestError."""
+    """Read the class names beside a manifest file; None if there are none. Raises ManifestError."""
     for name in (f"{source.stem}.classes.txt", "classes.txt"):
         candidate = source.with_name(name)
         if candidate.is_file() and candidate != source:
@@ -250,7 +250,7 @@ def _read_classes(path: Path) -> tuple[str, ...]:
     for number, name in enumerate(names, start=1):
         if not name or name in first:
             found = f"the name '{name}' of line {first[name]} again" if name else "an empty line"
-            raise ManifestError(f"{path}:{number}", found, "one class name a line, each once")
+            raise ManifestError(f"{path}:{number}", found, "one class name per line, each once")
         first[name] = number
     return tuple(names)
 
@@ -264,7 +264,7 @@ def _validated(source: Path, rows: Iterable[lists.RawRow], labels: ClassNames) -
         except ValidationError as error:
             raise explained(f"{source}:{line}", error) from None
         except ValueError as error:
-            raise ManifestError(f"{source}:{line}", f"not JSON: {error}", "one JSON object a line") from None
+            raise ManifestError(f"{source}:{line}", f"not JSON: {error}", "one JSON object per line") from None
         if row.id in first:
             raise ManifestError(
                 f"{source}:{line} id", f"'{row.id}', which line {first[row.id]} has too", "unique ids",
@@ -280,11 +280,11 @@ _SHAPES = {
     "too_long": "at most {max_length} of them",
     "too_short": "at least {min_length} of them",
 }
-"""What pydantic calls by the names of Python's types, in those of JSON."""
+"""Type of a pydantic error -> the expected value in JSON's terms."""
 
 
 def explained(where: str, error: ValidationError) -> ManifestError:
-    """The first thing that is wrong with a record, in one line that starts with `where` and the field."""
+    """Convert the first validation error of a record to one line that starts with `where` and the field."""
     details = error.errors(include_url=False)
     detail = details[0]
     field = ".".join(str(part) for part in detail["loc"])

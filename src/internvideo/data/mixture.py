@@ -1,5 +1,4 @@
-"""Several sources or several clips in one: joined manifests (paper table 1), video and image batches in turn (4.2.1),
-mixed clips (3.2)."""
+"""Combine sources and clips: joined manifests (paper table 1), alternating batches of images (4.2.1), mixup (3.2)."""
 
 from __future__ import annotations
 
@@ -19,41 +18,41 @@ from internvideo.errors import ManifestError
 
 
 def join_manifests(first: Manifest, name: str, other: Manifest, stride: int | None = None) -> Manifest:
-    """The rows of two manifests under the classes of both, which are the same where they have the same name.
+    """Join the rows of two manifests; their classes are merged by name.
 
-    Rows of `other` get ids that begin with `name`, it is their "source", and their videos are read at `stride`, where
-    one is given, instead of the sampler's.
+    Rows of `other` get the prefix `name` in their ids, `name` as the attribute "source" and, if given, `stride` as the
+    attribute "stride", which replaces the sampler's.
 
     Raises:
-        ManifestError: an id that both have after all.
+        ManifestError: a duplicate id.
     """
     classes = (*first.classes, *(one for one in other.classes if one not in first.classes))
-    place = {name: index for index, name in enumerate(classes)}
-    moved = {index: place[one] for index, one in enumerate(other.classes)}
-    told = {} if stride is None else {"stride": str(stride)}
+    index_of = {name: index for index, name in enumerate(classes)}
+    new_index = {index: index_of[one] for index, one in enumerate(other.classes)}
+    stride_attribute = {} if stride is None else {"stride": str(stride)}
     rows = [
-        row.with_class_indices(moved).model_copy(
+        row.with_class_indices(new_index).model_copy(
             update={
                 "id": f"{name}/{row.id}",
                 "path": os.path.relpath(other.video_path(row), first.root),
-                "attributes": {"source": name, **row.attributes, **told},
+                "attributes": {"source": name, **row.attributes, **stride_attribute},
             }
         )
         for row in other.rows
     ]
-    twice = {row.id for row in first.rows} & {row.id for row in rows}
-    if twice:
+    duplicates = {row.id for row in first.rows} & {row.id for row in rows}
+    if duplicates:
         raise ManifestError(
-            other.source, f"the id '{min(twice)}' is also one of {first.source}", "", "rename the source"
+            other.source, f"the id '{min(duplicates)}' is also one of {first.source}", "", "rename the source"
         )
     return replace(first, rows=(*first.rows, *rows), classes=classes, notes=(*first.notes, *other.notes))
 
 
 class AlternatingLoader:
-    """A video batch, an image batch, a video batch, ...
+    """Alternate video and image batches.
 
-    An epoch is an epoch of the videos; the images go on where the last epoch left them, so every position depends on
-    (epoch, number) alone and a resumed epoch gives the batches of the uninterrupted one.
+    An epoch is an epoch of the videos; the images continue from the previous epoch. Every batch depends only on its
+    epoch and index, so a resumed epoch gives the same batches as an uninterrupted one.
     """
 
     def __init__(self, videos: Loader, images: ResumableLoader) -> None:
@@ -69,7 +68,7 @@ class AlternatingLoader:
         return self.videos.data_time + self.images.data_time
 
     def epoch(self, k: int, start: int = 0) -> Iterator[Batch]:
-        """Batches `start`, `start + 1`, ... of epoch `k`."""
+        """Yield batches `start`, `start + 1`, ... of epoch `k`."""
         pair, within = divmod(start, 2)
         images = self._images(k * len(self.videos) + pair)
         if within:
@@ -79,7 +78,7 @@ class AlternatingLoader:
             yield next(images)
 
     def _images(self, number: int) -> Iterator[Batch]:
-        """The endless row of image batches from `number` on."""
+        """Yield image batches without end from batch `number` on, counted over all epochs."""
         epoch, position = divmod(number, len(self.images))
         while True:
             yield from self.images.epoch(epoch, position)
@@ -87,9 +86,9 @@ class AlternatingLoader:
 
 
 class MixedLoader(WrappedLoader[Loader]):
-    """Mixup and cutmix of every batch of a loader; the labels become soft targets (B, C).
+    """Apply mixup and cutmix to every batch of a loader; the labels become soft targets (B, C).
 
-    Mixed clips are rounded to uint8, so that they travel to the device as small as others.
+    Mixed clips are rounded to uint8 to keep the transfer to the device small.
 
     Raises:
         ManifestError: a sample without a label.
@@ -101,7 +100,7 @@ class MixedLoader(WrappedLoader[Loader]):
         loader.manifest.require("label")
 
     def epoch(self, k: int, start: int = 0) -> Iterator[Batch]:
-        """Batches `start`, `start + 1`, ... of epoch `k`; the mixing depends on (seed, rank, k, number) alone."""
+        """Yield batches `start`, `start + 1`, ... of epoch `k`; mixing depends only on (seed, rank, k, index)."""
         for number, batch in enumerate(self.loader.epoch(k, start), start):
             assert batch.labels is not None  # checked at construction
             words = np.random.SeedSequence([self.seed, self.rank, k, number]).generate_state(4)

@@ -1,7 +1,7 @@
-"""Tar shards of samples (webdataset's form), on this machine or anywhere fsspec reaches, read at any place.
+"""Random access to tar shards of samples (webdataset's layout), local or on any file system of fsspec.
 
-A shard holds files whose names up to the first dot are a sample's key: 000012.jpg, 000012.txt, 000012.json. Its headers
-are read once and kept as an index (name, place, size), so that any sample can be read without those before it.
+The key of a sample is the file name up to the first dot: 000012.jpg, 000012.txt, 000012.json. The headers of a shard
+are read once and kept as an index (name, offset, size), so that any sample can be read without those before it.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from internvideo.storage import write_text
 
 MEDIA = ("jpg", "jpeg", "png", "webp", "bmp", "gif", "mp4", "webm", "mkv", "mov", "avi")
 TEXTS = ("txt", "text", "caption", "json")
-"""Endings of captions, the first that a sample has is taken; "json" holds one under "caption"."""
+"""Suffixes of captions; the first one that a sample has is used. JSON has it under the key "caption"."""
 MAX_OPEN_SHARDS = 4
 MAX_SHARDS = 10**6
 _RANGE = re.compile(r"\{(\d{1,12})\.\.(\d{1,12})\}")
@@ -35,7 +35,7 @@ _RANGE = re.compile(r"\{(\d{1,12})\.\.(\d{1,12})\}")
 
 @dataclass(frozen=True)
 class Entry:
-    """One sample: its key, and for medium and caption the ending, first byte and number of bytes in the shard."""
+    """One sample: its key, and (suffix, first byte, number of bytes) of its medium and its caption in the shard."""
 
     key: str
     medium: tuple[str, int, int]
@@ -44,7 +44,7 @@ class Entry:
 
 @dataclass(frozen=True)
 class Shard:
-    """A shard's address, its size in bytes, its samples, and how many lacked a picture or a caption."""
+    """A shard: address, size in bytes, samples, and number of samples without medium or caption."""
 
     address: str
     size: int
@@ -53,41 +53,43 @@ class Shard:
 
 
 def shard_addresses(pattern: str) -> tuple[str, ...]:
-    """The shards that are meant: a folder of .tar files, a glob, or an address with a range: laion/{00000..00099}.tar.
+    """List shards: a folder of .tar files, a glob, or an address with a range, laion/{00000..00099}.tar.
 
     Raises:
-        ManifestError: none, a compressed one, or a range that counts down.
+        ManifestError: no shard, a compressed one, or a descending range.
     """
-    if found := _RANGE.search(pattern):
-        first, last = int(found[1]), int(found[2])
+    if match := _RANGE.search(pattern):
+        first, last = int(match[1]), int(match[2])
         if last < first:
-            raise ManifestError(pattern, f"a range from {first} to {last}", "a range that counts up")
+            raise ManifestError(pattern, f"a range from {first} to {last}", "an ascending range")
         if last - first >= MAX_SHARDS:
-            raise ManifestError(pattern, f"{last - first + 1:,} shards", f"{MAX_SHARDS:,} at the most")
-        width = len(found[1])
-        made = [
-            f"{pattern[: found.start()]}{number:0{width}d}{pattern[found.end() :]}" for number in range(first, last + 1)
+            raise ManifestError(pattern, f"{last - first + 1:,} shards", f"{MAX_SHARDS:,} or fewer")
+        width = len(match[1])
+        addresses = [
+            f"{pattern[: match.start()]}{number:0{width}d}{pattern[match.end() :]}" for number in range(first, last + 1)
         ]
     elif "://" in pattern:
-        made = [pattern]
+        addresses = [pattern]
     elif os.path.isdir(pattern):
-        made = sorted(str(path) for path in Path(pattern).glob("*.tar"))
+        addresses = sorted(str(path) for path in Path(pattern).glob("*.tar"))
     else:
-        made = sorted(glob.glob(pattern))
-    if not made:
+        addresses = sorted(glob.glob(pattern))
+    if not addresses:
         raise ManifestError(pattern, "no shard", "a folder of .tar files, or NAME_{00000..00099}.tar")
-    packed = [name for name in made if not name.endswith(".tar")]
-    if packed:
-        raise ManifestError(packed[0], "is no plain tar file", "NAME.tar", "a packed one cannot be read in the middle")
-    return tuple(made)
+    compressed = [name for name in addresses if not name.endswith(".tar")]
+    if compressed:
+        raise ManifestError(
+            compressed[0], "no uncompressed tar file", "NAME.tar", "decompress it: random access needs that"
+        )
+    return tuple(addresses)
 
 
 @contextmanager
 def open_shard(address: str) -> Iterator[Any]:
-    """A shard as a file that can be read anywhere, with its size.
+    """Open a shard as a seekable binary file.
 
     Raises:
-        ManifestError: it cannot be opened, or fsspec is needed and not there.
+        ManifestError: it cannot be opened. ExtraError: fsspec is needed and not installed.
     """
     try:
         if "://" not in address:
@@ -109,39 +111,39 @@ def _fsspec(address: str) -> Any:
 
 
 def read_shard(address: str, index: Path | None = None) -> Shard:
-    """The samples of a shard, from its headers or, where `index` (a folder) has them already, from there.
+    """Index the samples of a shard from its headers, or read the index from the folder `index` if it is there.
 
     Raises:
-        ManifestError: unreadable, no tar file, cut off, or a file twice in one sample.
+        ManifestError: unreadable, no tar file, truncated, or a duplicate file in one sample.
     """
     with open_shard(address) as stream:
         size = stream.seek(0, os.SEEK_END)
-        kept = index / f"{hashlib.sha256(address.encode()).hexdigest()[:24]}.json" if index else None
-        if kept is not None and (shard := _read_index(kept, address, size)) is not None:
+        index_file = index / f"{hashlib.sha256(address.encode()).hexdigest()[:24]}.json" if index else None
+        if index_file is not None and (shard := _read_index(index_file, address, size)) is not None:
             return shard
         stream.seek(0)
         shard = _scan_shard(address, size, stream)
-    if kept is not None:
+    if index_file is not None:
         entries = [[entry.key, *entry.medium, *entry.caption] for entry in shard.entries]
-        told = {"address": address, "size": size, "incomplete": shard.incomplete, "entries": entries}
-        write_text(kept, json.dumps(told, separators=(",", ":")))
+        content = {"address": address, "size": size, "incomplete": shard.incomplete, "entries": entries}
+        write_text(index_file, json.dumps(content, separators=(",", ":")))
     return shard
 
 
 def _read_index(path: Path, address: str, size: int) -> Shard | None:
-    """What an earlier run found, if it is of this very file; anything else is found again."""
+    """Read the index of an earlier run; None if it is of another file or malformed."""
     try:
-        told = untrusted.read_json(path)
-        if (told["address"], told["size"]) != (address, size):
+        content = untrusted.read_json(path)
+        if (content["address"], content["size"]) != (address, size):
             return None
         entries = tuple(
             Entry(str(key), (str(a), int(b), int(c)), (str(d), int(e), int(f)))
-            for key, a, b, c, d, e, f in told["entries"]
+            for key, a, b, c, d, e, f in content["entries"]
         )
-        places = (place for entry in entries for place in (entry.medium, entry.caption))
-        if not all(first >= 0 and count >= 0 and first + count <= size for _, first, count in places):
+        locations = (location for entry in entries for location in (entry.medium, entry.caption))
+        if not all(first >= 0 and count >= 0 and first + count <= size for _, first, count in locations):
             return None
-        return Shard(address, size, entries, int(told["incomplete"]))
+        return Shard(address, size, entries, int(content["incomplete"]))
     except (OSError, ValueError, KeyError, TypeError):
         return None
 
@@ -160,34 +162,34 @@ def _scan_shard(address: str, size: int, stream: IO[bytes]) -> Shard:
                 key, ending = (f"{folder}/{stem}" if folder else stem), ending.lower()
                 if member.offset_data + member.size > size:
                     raise ManifestError(address, f"ends inside {name}", "a whole tar file", "fetch it again")
-                found = samples.setdefault(key, {})
-                if ending in found:
-                    raise ManifestError(address, f"holds {name} twice", "each file once")
-                found[ending] = (ending, member.offset_data, member.size)
-    # Headers of lengths and names that there cannot be end in many ways.
+                files = samples.setdefault(key, {})
+                if ending in files:
+                    raise ManifestError(address, f"duplicate file {name}", "each file once")
+                files[ending] = (ending, member.offset_data, member.size)
+    # Malformed headers raise any of these.
     except (tarfile.TarError, ValueError, ArithmeticError, RecursionError, MemoryError) as error:
         raise ManifestError(address, f"is no readable tar file: {error}", "a plain .tar of samples") from None
     entries = []
-    for key, found in samples.items():
-        media = [found[ending] for ending in MEDIA if ending in found]
-        texts = [found[ending] for ending in TEXTS if ending in found and found[ending][2]]
+    for key, files in samples.items():
+        media = [files[ending] for ending in MEDIA if ending in files]
+        texts = [files[ending] for ending in TEXTS if ending in files and files[ending][2]]
         if media and texts:
             entries.append(Entry(key, media[0], texts[0]))
     return Shard(address, size, tuple(entries), len(samples) - len(entries))
 
 
 class ShardContents:
-    """Bytes of samples. A few shards stay open, in the process that opened them."""
+    """Read the bytes of samples; a few shards are kept open per process."""
 
     def __init__(self) -> None:
         self._open: OrderedDict[str, Any] = OrderedDict()
         self._process = os.getpid()
         weakref.finalize(self, _close_all, self._open)
 
-    def read(self, address: str, place: tuple[str, int, int]) -> bytes:
-        """The bytes of a file inside a shard. Raises ManifestError: unreadable or cut off."""
-        if self._process != os.getpid():  # a worker must not move the file position of another
-            _close_all(self._open)  # of this process alone
+    def read(self, address: str, location: tuple[str, int, int]) -> bytes:
+        """Read a file inside a shard. Raises ManifestError: unreadable or truncated."""
+        if self._process != os.getpid():  # forked workers must not share file positions
+            _close_all(self._open)  # closes only this process's copies
             self._process = os.getpid()
         if address not in self._open:
             while len(self._open) >= MAX_OPEN_SHARDS:
@@ -195,7 +197,7 @@ class ShardContents:
             context = open_shard(address)
             self._open[address] = _OpenShard(context)
         self._open.move_to_end(address)
-        _, first, count = place
+        _, first, count = location
         try:
             stream = self._open[address].stream
             stream.seek(first)
@@ -217,7 +219,7 @@ def _close_all(shards: OrderedDict[str, Any]) -> None:
 
 
 class _OpenShard:
-    """An open shard outside a with block."""
+    """Keep a shard open outside a with block."""
 
     def __init__(self, context: Any) -> None:
         self._context = context

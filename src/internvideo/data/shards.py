@@ -1,9 +1,9 @@
 """Stream image-text and video-text pairs from tar shards (LAION, webdataset) in a resumable random order.
 
-The order is random in two steps, so that neighbours in a batch lie near one another on the disk: shards are shuffled
-and taken in groups, and the samples of a group are shuffled together. It follows from (seed, epoch) alone and is never
-written down as a whole: a place in it is worked out when it is asked for. So batches are the same for any number of
-workers, ranks cut global batches as they do with a manifest, and a run resumes at any batch without reading others.
+The order is shuffled in two steps, so that the samples of a batch are close on the disk: shards are shuffled and
+divided into groups, and the samples of a group are shuffled together. It depends only on (seed, epoch) and is computed
+per position. So batches are the same for any number of workers, ranks divide global batches as with a manifest, and a
+run resumes at any batch without reading others.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from internvideo.errors import ManifestError, RecipeError, VideoError, shown
 from internvideo.video.reader import Video
 
 GROUP = 8
-"""Shards whose samples are shuffled together."""
+"""Number of shards whose samples are shuffled together."""
 _FAULT = "fault"
 
 
@@ -55,24 +55,24 @@ class ShardRows(Sequence[Sample]):
     @overload
     def __getitem__(self, index: slice) -> Sequence[Sample]: ...
     def __getitem__(self, index: int | slice) -> Sample | Sequence[Sample]:
-        """A sample; one whose caption cannot be read has none, and the attribute "fault" says why."""
+        """Return a sample; if its caption cannot be read, it has none, and the attribute "fault" is the reason."""
         if isinstance(index, slice):
             return [self[number] for number in range(*index.indices(len(self)))]
         number, shard, entry = self._place(index)
         address = shard.address
-        known = shard.entries[entry]
-        told = {"shard": str(number), "entry": str(entry)}
+        entry_info = shard.entries[entry]
+        attributes = {"shard": str(number), "entry": str(entry)}
         try:
-            if known.caption[2] > untrusted.MOST_SETTINGS:
-                raise ValueError(f"a caption of {known.caption[2]:,} bytes")
-            caption = _caption(self._contents.read(address, known.caption), known.caption[0])
+            if entry_info.caption[2] > untrusted.MOST_SETTINGS:
+                raise ValueError(f"a caption of {entry_info.caption[2]:,} bytes")
+            caption = _caption(self._contents.read(address, entry_info.caption), entry_info.caption[0])
         except (ManifestError, ValueError) as error:
-            told[_FAULT] = getattr(error, "found", "") or str(error)
+            attributes[_FAULT] = getattr(error, "found", "") or str(error)
             caption = ""
-        key = shown(known.key)  # control characters and halves of surrogate pairs are no names
+        key = shown(entry_info.key)  # escapes control characters and surrogates
         name = f"{Path(address).stem}/{key}"
-        return Sample(id=name, path=f"{address}#{key}.{known.medium[0]}", captions=(caption,) if caption else (),
-                      attributes=told)  # fmt: skip
+        return Sample(id=name, path=f"{address}#{key}.{entry_info.medium[0]}", captions=(caption,) if caption else (),
+                      attributes=attributes)  # fmt: skip
 
     def first(self, shard: int) -> int:
         """Return the index of the first sample of a shard."""
@@ -81,8 +81,8 @@ class ShardRows(Sequence[Sample]):
     def medium(self, sample: Sample) -> tuple[bytes, str]:
         """Read the bytes and suffix of a sample's image or video. Raises ManifestError."""
         shard = self.shards[int(sample.attributes["shard"])]
-        place = shard.entries[int(sample.attributes["entry"])].medium
-        return self._contents.read(shard.address, place), place[0]
+        location = shard.entries[int(sample.attributes["entry"])].medium
+        return self._contents.read(shard.address, location), location[0]
 
     def _place(self, index: int) -> tuple[int, Shard, int]:
         if not 0 <= index < len(self):
@@ -95,8 +95,8 @@ def _caption(content: bytes, ending: str) -> str:
     """Parse the caption of a text or JSON file. Raises ValueError: none."""
     text = content.decode("utf-8-sig")
     if ending == "json":
-        told = untrusted.parse_json(text)
-        text = str(told.get("caption") or "") if isinstance(told, dict) else ""
+        content_object = untrusted.parse_json(text)
+        text = str(content_object.get("caption") or "") if isinstance(content_object, dict) else ""
     text = " ".join(text.split())
     if not text:
         raise ValueError("has a blank caption")
@@ -108,7 +108,7 @@ class Shards:
     """All samples of a set of shards, with the interface of a manifest.
 
     Attributes:
-        rows: the samples. source: what was asked for. notes: what was left out.
+        rows: the samples. source: the pattern of the shards. notes: number of samples that were left out.
     """
 
     rows: ShardRows
@@ -121,8 +121,8 @@ class Shards:
     @cached_property
     def fingerprint(self) -> str:
         """Hash the names, sizes and sample counts of the shards: 16 hex digits."""
-        told = [[Path(shard.address).name, shard.size, len(shard.entries)] for shard in self.rows.shards]
-        return hashlib.sha256(json.dumps(told).encode()).hexdigest()[:16]
+        entries = [[Path(shard.address).name, shard.size, len(shard.entries)] for shard in self.rows.shards]
+        return hashlib.sha256(json.dumps(entries).encode()).hexdigest()[:16]
 
 
 def read_shards(pattern: str, index: Path | None = None) -> Shards:
@@ -130,16 +130,18 @@ def read_shards(pattern: str, index: Path | None = None) -> Shards:
 
     Args:
         pattern: a folder, a glob, or a name or address with a range: s3://mine/laion/{00000..00099}.tar.
-        index: folder that keeps what their headers say; without it they are read at every start.
+        index: folder in which the indexed headers are cached; without it they are read at every start.
 
     Raises:
-        ManifestError: no shard, one that cannot be read, or no sample in any.
+        ManifestError: no shard, an unreadable shard, or no sample.
     """
     shards = [read_shard(address, index) for address in shard_addresses(pattern)]
     if not any(shard.entries for shard in shards):
-        raise ManifestError(pattern, "no sample with a picture and a caption", "KEY.jpg with KEY.txt or KEY.json")
+        raise ManifestError(
+            pattern, "no sample with a medium and a caption", "KEY.jpg or KEY.mp4, with KEY.txt or KEY.json"
+        )
     incomplete = sum(shard.incomplete for shard in shards)
-    notes = (f"{incomplete:,} samples lack a picture or a caption",) if incomplete else ()
+    notes = (f"{incomplete:,} samples lack an image, a video or a caption",) if incomplete else ()
     return Shards(ShardRows(shards), pattern, notes)
 
 
@@ -158,17 +160,17 @@ class _Order(Sequence[int]):
     def __len__(self) -> int:
         return len(self._rows)
 
-    def __getitem__(self, place: int) -> int:  # type: ignore[override]  # only single places are asked for
-        group = bisect_right(self._ends, place)
+    def __getitem__(self, position: int) -> int:  # type: ignore[override]  # slices are not used
+        group = bisect_right(self._ends, position)
         if group not in self._shuffled:
-            if len(self._shuffled) >= 2:  # substitutes may lie in the next group
+            if len(self._shuffled) >= 2:  # two, because fallback samples may be in the next group
                 self._shuffled.pop(next(iter(self._shuffled)))
             numbers = [np.arange(len(self._rows.shards[shard].entries)) + self._rows.first(shard)
                        for shard in self._groups[group]]  # fmt: skip
             rng = random_stream(ORDER, self._seed, self._epoch, group + 1)
             self._shuffled[group] = rng.permutation(np.concatenate(numbers))
         start = self._ends[group - 1] if group else 0
-        return int(self._shuffled[group][place - start])
+        return int(self._shuffled[group][position - start])
 
 
 @dataclass(frozen=True)
@@ -186,7 +188,7 @@ class ShardClipDecoder:
     """Decode images and videos of shards through a temporary file.
 
     Args:
-        shards: the samples. short_side: as for `ClipReader`.
+        shards: the samples. short_side: as for `ClipDecoder`.
     """
 
     labeled = False
@@ -195,14 +197,14 @@ class ShardClipDecoder:
         self.manifest, self.short_side = shards, short_side
 
     def take_truncated_spans(self) -> tuple[str, ...]:
-        """Nothing: samples of shards have no span."""
+        """Return (): samples of shards have no span."""
         return ()
 
     def clips(self, sample: Sample, sample_fn: Callable[[NDArray[np.float64]], Sequence[Indices]]) -> list[Tensor]:
-        """The frames that `choose` picks, as `ClipReader.clips`; a picture is a video of one frame.
+        """Decode the frames that `sample_fn` selects, as `ClipDecoder.clips`; an image is a video of one frame.
 
         Raises:
-            VideoError: picture, video or caption cannot be read.
+            VideoError: image, video or caption cannot be read.
         """
         if _FAULT in sample.attributes:
             raise VideoError(sample.path, sample.attributes[_FAULT])
@@ -213,26 +215,26 @@ class ShardClipDecoder:
                 file.flush()
                 with Video(file.name, short_side=self.short_side) as video:
                     times = video.info.times
-                    chosen, decoded = video.sample(
+                    frame_indices, decoded = video.sample(
                         np.arange(len(times)), lambda left: [left[part] for part in sample_fn(times[left])]
                     )
         except (ManifestError, VideoError) as error:
-            # The temporary file's name would help nobody.
+            # The path of the sample instead of that of the temporary file.
             raise VideoError(sample.path, error.found, error.allowed, error.do) from error
-        ends = np.cumsum([len(indices) for indices in chosen])[:-1]
+        ends = np.cumsum([len(indices) for indices in frame_indices])[:-1]
         return [torch.from_numpy(part) for part in np.split(decoded, ends)]
 
 
 class ShardLoader(ResumableLoader):
-    """Training batches of one rank from shards; a `Loader` in all else.
+    """Load training batches of one rank from shards; otherwise as `Loader`.
 
     Args:
         shards: `read_shards`.
         sampler, transform, settings, tokenizer, caption, skipped: see `Loader`.
-            Without `settings.single_frame` a picture is repeated for all frames that the sampler asks for.
+            Without `settings.single_frame` an image is repeated for all frames of the clip.
 
     Raises:
-        RecipeError: not one batch in an epoch, or `settings.alike_by`.
+        RecipeError: fewer samples than one batch, or `settings.alike_by` is set.
     """
 
     def __init__(
@@ -247,7 +249,7 @@ class ShardLoader(ResumableLoader):
         skipped: Path | None = None,
     ) -> None:
         if settings.alike_by:
-            raise RecipeError("data.loader.alike_by", "set, but rows of shards are not known before", "a manifest")
+            raise RecipeError("data.loader.alike_by", "set, but shards have no groups", "a manifest")
         plan = ShardPlan(
             len(shards), settings.batch_size, settings.seed, settings.shuffle, settings.drop_last, distributed.rank(),
             distributed.world_size(), shards.rows,

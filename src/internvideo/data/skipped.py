@@ -18,21 +18,21 @@ from internvideo.errors import RunError, VideoError
 
 
 class SkippedClips:
-    """Unreadable clips of a manifest so far.
+    """Count the unreadable clips of a manifest.
 
     Args:
         manifest: the training set.
         max_fraction: fraction of its samples that may be unreadable.
-        file: JSONL, one line a clip; None keeps the count of this process in memory.
+        file: JSONL, one line per clip; None keeps the count of this process in memory.
 
     Attributes:
-        unreadable: by id; entries of other processes are read from `file` whenever this process adds one.
+        unreadable: id -> clip; entries of other processes are read from `file` whenever this process adds one.
     """
 
     def __init__(self, manifest: SampleIndex, max_fraction: float, file: Path | None) -> None:
         self.manifest, self.max_fraction, self.file = manifest, max_fraction, file
         self.unreadable: dict[str, Unreadable] = {}
-        self._counted = 0  # bytes of the file
+        self._counted = 0  # bytes of the file that were read
         if file is not None:
             self._read(file)
 
@@ -59,11 +59,11 @@ class SkippedClips:
                 self.manifest.source,
                 f"{len(self.unreadable)} of {len(self.manifest)} clips cannot be read, for instance: {first.reason}",
                 f"max_unreadable = {self.max_fraction:g} of the manifest",
-                "mend or remove them" + (f", then {self.file}, which names them" if self.file else ""),
+                "repair or remove them" + (f", then delete {self.file}, which lists them" if self.file else ""),
             )
 
     def _read(self, file: Path) -> None:
-        """Take over what was named of this manifest since the last call."""
+        """Read the entries for this manifest that were added since the last call."""
         if not file.is_file():
             return
         with file.open("rb") as stream:
@@ -85,7 +85,7 @@ def _append(path: Path, text: str) -> None:
         with path.open("a+b") as stream:
             end = stream.seek(0, os.SEEK_END)
             stream.seek(max(end - 1, 0))
-            cut = end > 0 and stream.read(1) != b"\n"  # a run was killed here
-            stream.write(("\n" * cut + text).encode())
+            incomplete = end > 0 and stream.read(1) != b"\n"  # a run was killed here
+            stream.write(("\n" * incomplete + text).encode())
     except OSError as error:
         raise RunError(path, f"cannot be written: {error.strerror or error}", "", "free space, then resume") from error

@@ -1,1 +1,1 @@
-"""Clips from video files, for a loader: the decoder, its cache of decoded videos, and threads."""
+"""Decode clips for a loader: the decoder, a shared cache of decoded videos, and threads."""

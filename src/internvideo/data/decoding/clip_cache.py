@@ -1,8 +1,8 @@
-"""Decoded videos in temporary files that all workers of a loader share: decoded once per machine, not once per worker.
+"""Cache decoded videos in temporary files that all workers of a loader share, once per machine.
 
-An entry is the decoded span of one sample, uint8, mapped into memory when it is read. Its key is made of all that the
-pixels depend on, with the version of the video file, so a file that changes is decoded anew. Nothing is evicted: with
-one read per epoch a cache of the most recent entries would never hit.
+An entry is the decoded span of one sample, uint8, memory-mapped when it is read. Its key contains everything that the
+pixels depend on, including the modification time of the video file. Nothing is evicted: with one read per epoch an LRU
+cache would never hit.
 """
 
 from __future__ import annotations
@@ -24,16 +24,16 @@ Times = NDArray[np.float64]
 
 
 MAX_MAPPED = 10_000
-"""Entries that a process keeps mapped: a new mapping costs a page fault for every few pages that are read."""
+"""Maximum number of entries that a process keeps mapped; a new mapping costs page faults on every read."""
 
 
 class ClipCache:
     """Share decoded frames (T, H, W, 3) uint8 and their times (T,) s between processes.
 
     Args:
-        max_bytes: maximum size of all entries; with 0 nothing is kept and no folder is made.
+        max_bytes: maximum size of all entries; 0 turns the cache off.
 
-    The folder lies where `tempfile` puts it (TMPDIR) and is removed with the cache, by the process that made it.
+    The folder is created by `tempfile` (TMPDIR), and removed with the cache by the process that created it.
     """
 
     def __init__(self, max_bytes: int) -> None:
@@ -50,7 +50,7 @@ class ClipCache:
         return int(self._used.value)
 
     def reserve(self, size: int) -> bool:
-        """Reserve `size` bytes; return whether they are still free. Give back what is not needed with `release`."""
+        """Reserve `size` bytes; return whether they were free. Unused bytes are returned with `release`."""
         with self._used.get_lock():
             if self._folder is None or self._used.value + size > self.max_bytes:
                 return False
@@ -58,12 +58,12 @@ class ClipCache:
             return True
 
     def release(self, size: int) -> None:
-        """Give back reserved bytes."""
+        """Return reserved bytes."""
         with self._used.get_lock():
             self._used.value -= size
 
     def read(self, key: object) -> tuple[Frames, Times] | None:
-        """Return frames, mapped into memory, and times of an entry; None where there is none."""
+        """Return memory-mapped frames and times of an entry; None if there is none."""
         if self._folder is None:
             return None
         path = self._path(key)
@@ -82,13 +82,13 @@ class ClipCache:
         return entry
 
     def write(self, key: object, frames: Frames, times: Times) -> bool:
-        """Add an entry whose bytes are reserved; return whether it is now there and was not before."""
-        assert self._folder is not None  # nothing could be reserved
+        """Add an entry whose bytes are reserved; return whether it was added and not there before."""
+        assert self._folder is not None  # else `reserve` returned False
         try:
             with tempfile.NamedTemporaryFile(dir=self._folder) as file:
                 file.write(np.array(frames.shape, np.int64).tobytes() + times.tobytes() + frames.tobytes())
                 file.flush()
-                os.link(file.name, self._path(key))  # the whole entry, or none; fails where another worker was faster
+                os.link(file.name, self._path(key))  # atomic; fails if another worker was faster
         except OSError:  # an entry is there, or the disk is full
             return False
         return True

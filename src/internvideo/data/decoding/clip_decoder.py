@@ -39,7 +39,7 @@ class ManifestClipDecoder:
         self._cache = ClipCache(cache_bytes)
         self._shards = ShardContents()
         self._damaged: set[str] = set()
-        self._truncated_spans: dict[str, str | None] = {}  # sample -> what to tell, None once it was told
+        self._truncated_spans: dict[str, str | None] = {}  # sample id -> message, None after it was returned
         self.labeled = manifest.labeled
 
     @property
@@ -91,7 +91,7 @@ class ManifestClipDecoder:
             yield video
 
     def _cache_key(self, sample: Sample, member: Member | None) -> tuple[object, ...] | None:
-        """Return all that the decoded span depends on; None for what is not a file or folder."""
+        """Return everything that the decoded span depends on; None unless the video is a file or folder."""
         stamp = stamp_of(str(self.manifest.video_path(sample))) if member is None else member
         choices = resolve_conversion(), resolve_policy(None), sample.frame_rate
         return stamp and (stamp, self.short_side, sample.span, *choices)
@@ -99,7 +99,7 @@ class ManifestClipDecoder:
     def _decode_for_cache(
         self, key: tuple[object, ...], sample: Sample, video: Video, inside: Indices
     ) -> tuple[NDArray[np.uint8], NDArray[np.float64]] | None:
-        """Decode the span and add it to the cache; return frames and times, None where it does not fit."""
+        """Decode the span and add it to the cache; return frames and times, None if it does not fit."""
         info = video.info
         scale = min(1.0, (self.short_side or info.width) / min(info.width, info.height))
         # One pixel more per side than the decoder could round to.

@@ -17,10 +17,10 @@ _SETTING_THREADS = threading.Lock()
 
 
 def use_one_torch_thread() -> None:
-    """Run the torch operators of this thread on this thread alone; other threads and later ones keep their number.
+    """Set the number of torch threads to 1 for this thread only; other and later threads keep their number.
 
-    Two OpenMP teams that are together larger than the machine sleep at every barrier: with the operators of the model
-    and of a reader on all cores each, a video took 1.6 times as long (benchmarks/extract.py, two cores).
+    Two OpenMP teams with together more threads than cores slow each other down: with model and reader on all cores
+    each, a video took 1.6 times as long (benchmarks/extract.py, two cores).
     """
     with _SETTING_THREADS:
         count = torch.get_num_threads()  # asked first: a new thread takes the number of the process at its first use

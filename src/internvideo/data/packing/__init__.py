@@ -1,1 +1,1 @@
-"""Videos of a manifest in tar shards: written by `internvideo pack`, read back by the loaders."""
+"""Tar shards of a manifest's videos: written by `internvideo pack`, read by the loaders."""

@@ -1,7 +1,7 @@
-"""Read a packed video: the bytes of a member of a tar shard, checked, in a temporary file that the decoder opens.
+"""Read a packed video: copy the verified bytes of a tar shard's member to a temporary file for the decoder.
 
-The path of a packed row is SHARD.tar#KEY.mp4, SHARD a file beside the manifest or an address that fsspec opens; its
-attribute "packed" says where the bytes are and what they hash to: FIRST+COUNT:DIGEST.
+The path of a packed row is SHARD.tar#KEY.mp4, where SHARD is a file beside the manifest or an address for fsspec; its
+attribute "packed" is FIRST+COUNT:DIGEST, the byte range and its hash.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _PLACE = re.compile(r"(\d{1,18})\+(\d{1,18}):([0-9a-f]{32})")
 
 
 class Member(NamedTuple):
-    """A video inside a shard: address of the shard, first byte, number of bytes, digest, ending of its name."""
+    """A video inside a shard: address of the shard, first byte, number of bytes, digest, suffix of its name."""
 
     shard: str
     first: int
@@ -34,12 +34,12 @@ class Member(NamedTuple):
 
 
 def digest_of(content: bytes) -> str:
-    """32 hex digits of the content of a member."""
+    """Hash the content of a member to 32 hex digits (BLAKE2b)."""
     return hashlib.blake2b(content, digest_size=16).hexdigest()
 
 
 def member_of(sample: Sample, root: Path) -> Member | None:
-    """Where a row's video is packed; None for a video that is a file. Raises VideoError: the row does not say where."""
+    """Locate a packed row's video; None for a video file. Raises VideoError: malformed path or attribute."""
     if ATTRIBUTE not in sample.attributes:
         return None
     path, place = _PATH.fullmatch(sample.path), _PLACE.fullmatch(sample.attributes[ATTRIBUTE])
@@ -52,21 +52,21 @@ def member_of(sample: Sample, root: Path) -> Member | None:
 
 @contextmanager
 def unpacked(member: Member, contents: ShardContents, name: str) -> Iterator[str]:
-    """A temporary file with the bytes of a member, which are those that were packed.
+    """Copy a member to a temporary file and yield its name, after verifying the digest.
 
     Raises:
-        VideoError: the shard cannot be read, ends too early, or holds other bytes there.
+        VideoError: the shard is unreadable or truncated, or the digest differs.
     """
     try:
         content = contents.read(member.shard, (member.ending, member.first, member.size))
     except ManifestError as error:
         raise VideoError(name, error.found, error.allowed, error.do) from error
     if digest_of(content) != member.digest:
-        raise VideoError(name, "is damaged: other bytes than were packed", "", "fetch or pack its shard again")
+        raise VideoError(name, "is damaged: its digest differs", "", "fetch or pack its shard again")
     with tempfile.NamedTemporaryFile(suffix=f".{member.ending}") as file:
         file.write(content)
         file.flush()
         try:
             yield file.name
-        except VideoError as error:  # the temporary file's name would help nobody
+        except VideoError as error:  # name the row instead of the temporary file
             raise VideoError(name, error.found, error.allowed, error.do) from error

@@ -1,8 +1,8 @@
 """Pack the videos of a manifest into tar shards in webdataset's layout, transcoded on request.
 
-A video is KEY.mp4 beside KEY.json, which holds its first caption and all rows of the manifest that it has; the file
-manifest.jsonl has the rows with the places of their videos. Shards are written by tarfile: webdataset's writer puts the
-date into them and tells no places, and the same videos shall give the same bytes.
+A video is KEY.mp4 beside KEY.json, which has its first caption and all its rows of the manifest; manifest.jsonl has the
+rows with the byte ranges of their videos. Shards are written with tarfile, because webdataset's writer adds dates and
+gives no byte ranges; the same videos give the same bytes.
 """
 
 from __future__ import annotations
@@ -35,14 +35,14 @@ _REPORT, _UNREADABLE, _PROGRESS = "report.json", "unreadable.jsonl", "progress"
 
 @dataclass(frozen=True)
 class PackSettings:
-    """How videos are packed.
+    """Settings of packing.
 
     Attributes:
         short_side: transcode so that the shorter side has at most this many pixels; None keeps the size.
-        key_frames: transcode so that at most this many frames lie between key frames; None keeps them.
+        key_frames: transcode so that key frames are at most this many frames apart; None keeps them.
         crf: constant quality of x264 (0 is best), for videos that are transcoded.
-        shard_megabytes: a shard ends with the video that reaches this size.
-        address: where the shards will lie, for a manifest that stays elsewhere: s3://bucket/folder.
+        shard_megabytes: a shard is closed when it reaches this size.
+        address: future address of the shards, such as s3://bucket/folder, for a manifest that is kept elsewhere.
     """
 
     short_side: int | None = None
@@ -53,13 +53,13 @@ class PackSettings:
 
     @property
     def transcodes(self) -> bool:
-        """Whether videos are encoded anew."""
+        """Whether videos are re-encoded."""
         return self.short_side is not None or self.key_frames is not None
 
 
 @dataclass
 class PackReport:
-    """Counts of what was packed; `kept` videos have no even frame rate from 0 on, so they were not transcoded."""
+    """Counts of packed videos; `kept` ones were not transcoded, because their frame rate is not constant from 0 on."""
 
     videos: int = 0
     rows: int = 0
@@ -73,7 +73,7 @@ class PackReport:
 
 @dataclass(frozen=True)
 class _Prepared:
-    """A video ready to be packed: its bytes, their ending, and how it was made; or why it is not."""
+    """A video to be packed: content, suffix, whether it was transcoded, original size; or the reason of a failure."""
 
     content: bytes = b""
     ending: str = ""
@@ -92,10 +92,10 @@ def pack(
 ) -> PackReport:
     """Write shards, manifest.jsonl, report.json and, if videos cannot be read, unreadable.jsonl into a folder.
 
-    Whole shards of a run that was stopped are kept. Rows of unreadable videos are left out of the manifest and listed.
+    Complete shards of an interrupted run are kept. Rows of unreadable videos are left out of the manifest and listed.
 
     Raises:
-        RunError: the folder holds something else, or cannot be written. ManifestError: no video can be read.
+        RunError: the folder has other content, or cannot be written. ManifestError: no video can be read.
     """
     videos: dict[str, list[int]] = {}
     for index, row in enumerate(manifest.rows):
@@ -108,8 +108,8 @@ def pack(
             report(f"{done} of {len(videos)} videos are packed already")
         try:
             with ThreadPoolExecutor(workers) as pool, TemporaryDirectory() as temporary:
-                made = _ahead(pool, videos, done, workers, manifest, settings, Path(temporary))
-                while shard := _write_shard(folder, len(shards), manifest, videos, made, settings):
+                prepared = _ahead(pool, videos, done, workers, manifest, settings, Path(temporary))
+                while shard := _write_shard(folder, len(shards), manifest, videos, prepared, settings):
                     shards.append(shard)
                     done += len(shard["videos"])
                     report(f"{shard['name']}: {done} of {len(videos)} videos")
@@ -118,23 +118,23 @@ def pack(
         return _finish(folder, manifest, videos, shards, settings)
 
 
-def _earlier_shards(folder: Path, told: dict[str, Any]) -> list[dict[str, Any]]:
-    """What an earlier run of the same task has finished. Raises RunError: the folder is of another one."""
+def _earlier_shards(folder: Path, settings: dict[str, Any]) -> list[dict[str, Any]]:
+    """Read the shards that an earlier run has finished. Raises RunError: the folder belongs to other settings."""
     progress = folder / _PROGRESS
     about = progress / "about.json"
     if not about.exists():
         if others := sorted(path.name for path in folder.iterdir() if not path.name.startswith(".")):
-            raise RunError(str(folder), f"holds '{others[0]}'", "an empty folder, or one of the same task")
+            raise RunError(str(folder), f"contains '{others[0]}'", "an empty folder, or one with the same settings")
         progress.mkdir()
-        write_text(about, json.dumps(told))
-    elif untrusted.read_json(about) != told:
-        raise RunError(str(folder), "holds shards of another manifest or of other settings", "", "take a new folder")
+        write_text(about, json.dumps(settings))
+    elif untrusted.read_json(about) != settings:
+        raise RunError(str(folder), "contains shards of another manifest or other settings", "", "use a new folder")
     shards: list[dict[str, Any]] = []
     while (file := progress / f"{len(shards):06d}.json").exists():
         shard = untrusted.read_json(file)
         tar = folder / shard["name"]
         if not tar.is_file() or tar.stat().st_size != shard["size"]:
-            raise RunError(str(tar), "is missing or has another size than it was written with", "", "take a new folder")
+            raise RunError(str(tar), "is missing or was changed: its size differs", "", "use a new folder")
         shards.append(shard)
     return shards
 
@@ -148,7 +148,7 @@ def _ahead(
     settings: PackSettings,
     temporary: Path,
 ) -> Iterator[tuple[str, _Prepared]]:
-    """Yield the videos behind the first `done` in order, prepared by the pool a few ahead."""
+    """Yield the videos after the first `done` in order; a pool prepares a few of them ahead."""
     remaining = islice(videos, done, None)
 
     def submit(path: str) -> tuple[str, Any]:
@@ -164,12 +164,12 @@ def _ahead(
 
 
 def _prepared(path: Path, rate: float | None, settings: PackSettings, temporary: Path) -> _Prepared:
-    """Open a video, encode it if asked; frames per second are those of a folder of frames."""
+    """Read a video, and transcode it if the settings say so; `rate` is the frame rate of a folder of frames."""
     try:
         with Video(path, short_side=settings.short_side, fps=rate) as video:
             info, size = video.info, 0 if path.is_dir() else path.stat().st_size
-            evenly = not info.variable_rate and abs(float(info.times[0])) < 1e-6
-            if not settings.transcodes or not evenly:
+            constant_rate = not info.variable_rate and abs(float(info.times[0])) < 1e-6
+            if not settings.transcodes or not constant_rate:
                 if path.is_dir():
                     raise VideoError(
                         path, "is a folder of frames", "", "give --short-side or --key-frames to encode it"
@@ -193,27 +193,27 @@ def _write_shard(
     number: int,
     manifest: Manifest,
     videos: dict[str, list[int]],
-    made: Iterator[tuple[str, _Prepared]],
+    prepared_videos: Iterator[tuple[str, _Prepared]],
     settings: PackSettings,
 ) -> dict[str, Any] | None:
-    """Write the next shard and what it holds; None where there is no more video."""
+    """Write the next shard and its index; return the index, None if no video is left."""
     packed: list[dict[str, Any]] = []
     name = f"{number:06d}.tar"
     size = 0
     with atomic_path(folder / name) as path:
         with tarfile.open(path, "w", format=tarfile.PAX_FORMAT) as archive:
-            for video, prepared in made:
-                told: dict[str, Any] = {"path": video, "bytes": prepared.size, "transcoded": prepared.transcoded}
-                packed.append(told)
+            for video, prepared in prepared_videos:
+                entry: dict[str, Any] = {"path": video, "bytes": prepared.size, "transcoded": prepared.transcoded}
+                packed.append(entry)
                 if prepared.reason:
-                    told["reason"] = prepared.reason
+                    entry["reason"] = prepared.reason
                     continue
                 key = f"{number:06d}{len(packed) - 1:06d}"
                 rows = [manifest.rows[index] for index in videos[video]]
                 first = _add(archive, f"{key}.{prepared.ending}", prepared.content)
                 _add(archive, f"{key}.json", _record(rows, manifest.classes))
-                told["member"] = f"{name}#{key}.{prepared.ending}"
-                told["packed"] = f"{first}+{len(prepared.content)}:{digest_of(prepared.content)}"
+                entry["member"] = f"{name}#{key}.{prepared.ending}"
+                entry["packed"] = f"{first}+{len(prepared.content)}:{digest_of(prepared.content)}"
                 size += len(prepared.content)
                 if size >= settings.shard_megabytes * 2**20:
                     break
@@ -227,7 +227,7 @@ def _write_shard(
 
 
 def _add(archive: tarfile.TarFile, name: str, content: bytes) -> int:
-    """Add a file without date and owner; return the place of its first byte."""
+    """Add a file without date and owner; return the offset of its first byte."""
     member = tarfile.TarInfo(name)
     member.size = len(content)
     archive.addfile(member, io.BytesIO(content))
@@ -235,44 +235,43 @@ def _add(archive: tarfile.TarFile, name: str, content: bytes) -> int:
 
 
 def _record(rows: Sequence[Sample], classes: Sequence[str]) -> bytes:
-    """The JSON beside a video: "caption" and "class" as others read them, and all rows of the manifest."""
-    told: dict[str, Any] = {"rows": [row.model_dump(exclude_defaults=True) for row in rows]}
+    """Return the JSON beside a video: "caption" and "class" for other readers, and all its rows of the manifest."""
+    record: dict[str, Any] = {"rows": [row.model_dump(exclude_defaults=True) for row in rows]}
     captions = [caption for row in rows for caption in row.captions]
     if captions:
-        told["caption"] = captions[0]
+        record["caption"] = captions[0]
     if rows[0].label is not None and len(classes):
-        told["class"] = classes[rows[0].label]
-    return json.dumps(told, ensure_ascii=False, default=list).encode()
+        record["class"] = classes[rows[0].label]
+    return json.dumps(record, ensure_ascii=False, default=list).encode()
 
 
 def _finish(
     folder: Path, manifest: Manifest, videos: dict[str, list[int]], shards: list[dict[str, Any]], settings: PackSettings
 ) -> PackReport:
-    found = PackReport(shards=len(shards))
-    places: dict[int, tuple[str, str]] = {}
+    report = PackReport(shards=len(shards))
+    locations: dict[int, tuple[str, str]] = {}
     for video in (video for shard in shards for video in shard["videos"]):
         indices = videos[video["path"]]
         if "reason" in video:
             ids = [manifest.rows[index].id for index in indices]
-            found.unreadable += [{"id": name, "path": video["path"], "reason": video["reason"]} for name in ids]
+            report.unreadable += [{"id": name, "path": video["path"], "reason": video["reason"]} for name in ids]
             continue
-        found.videos, found.bytes_read = found.videos + 1, found.bytes_read + video["bytes"]
-        found.transcoded += video["transcoded"]
-        found.kept += settings.transcodes and not video["transcoded"]
+        report.videos, report.bytes_read = report.videos + 1, report.bytes_read + video["bytes"]
+        report.transcoded += video["transcoded"]
+        report.kept += settings.transcodes and not video["transcoded"]
         prefix = "" if settings.address is None else settings.address.rstrip("/") + "/"
-        places |= dict.fromkeys(indices, (prefix + video["member"], video["packed"]))
-    if not places:
-        first = found.unreadable[0]["reason"]
-        raise ManifestError(manifest.source, f"not one video can be read, for instance: {first}")
-    rows = [
-        row.model_copy(update={"path": places[index][0], "attributes": {**row.attributes, ATTRIBUTE: places[index][1]}})
-        for index, row in enumerate(manifest.rows)
-        if index in places
-    ]
-    found.rows, found.bytes_written = len(rows), sum(shard["size"] for shard in shards)
+        locations |= dict.fromkeys(indices, (prefix + video["member"], video["packed"]))
+    if not locations:
+        first = report.unreadable[0]["reason"]
+        raise ManifestError(manifest.source, f"no video can be read, for instance: {first}")
+    rows = []
+    for index, (path, byte_range) in sorted(locations.items()):
+        row = manifest.rows[index]
+        rows.append(row.model_copy(update={"path": path, "attributes": {**row.attributes, ATTRIBUTE: byte_range}}))
+    report.rows, report.bytes_written = len(rows), sum(shard["size"] for shard in shards)
     write_manifest(folder / "manifest.jsonl", rows, manifest.classes)
-    lines = (json.dumps(one, ensure_ascii=False) + "\n" for one in found.unreadable)
-    if found.unreadable:
+    lines = (json.dumps(one, ensure_ascii=False) + "\n" for one in report.unreadable)
+    if report.unreadable:
         write_text(folder / _UNREADABLE, "".join(lines))
-    write_text(folder / _REPORT, json.dumps({**asdict(found), "unreadable": len(found.unreadable)}, indent=1) + "\n")
-    return found
+    write_text(folder / _REPORT, json.dumps({**asdict(report), "unreadable": len(report.unreadable)}, indent=1) + "\n")
+    return report

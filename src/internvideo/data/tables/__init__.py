@@ -1,1 +1,1 @@
-"""Manifests as Parquet and Arrow tables of many rows, checked once and then read row by row from a memory map."""
+"""Manifests as large Parquet and Arrow tables, validated once and then read row by row from a memory map."""

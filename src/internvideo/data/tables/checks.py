@@ -1,4 +1,4 @@
-"""Checks of a manifest table, column by column: those that `Sample` makes of a row of JSONL."""
+"""Validate a manifest table column by column, with the same checks as `Sample` for a row of JSONL."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 NESTED = {"segments", "boxes", "qa", "choices"}
-"""Columns of lists of records: tables with one of them are read as JSONL is, row by row."""
+"""Columns of lists of records; tables with one of them are validated row by row, as JSONL."""
 
 
 def forms() -> dict[str, pa.DataType]:
-    """Column -> how a checked table stores it."""
+    """Return column -> its type in a validated table."""
     import pyarrow as pa
 
     text = pa.large_string()
@@ -35,7 +35,7 @@ def forms() -> dict[str, pa.DataType]:
 
 
 def check_columns(source: Path, schema: pa.Schema) -> None:
-    """Refuse a table without id or path, with a column twice, or with one that no sample has. Raises ManifestError."""
+    """Raise ManifestError for a table without id or path, with a duplicate column or an unknown one."""
     known = list(Sample.model_fields)
     for name in schema.names:
         if name not in known:
@@ -48,7 +48,7 @@ def check_columns(source: Path, schema: pa.Schema) -> None:
 
 
 def as_stored(source: Path, name: str, column: Any, classes: dict[str, int] | None) -> Any:
-    """A column in its stored form; class names become indices. Raises ManifestError: of another type."""
+    """Convert a column to its stored type; class names become indices. Raises ManifestError: another type."""
     import pyarrow as pa
 
     if pa.types.is_dictionary(column.type):
@@ -120,10 +120,10 @@ def check_values(source: Path, batch: Any, first_row: int, classes: int | None) 
     """Check the values of a stored record batch.
 
     Args:
-        source: for messages. first_row: number of the batch's first row. classes: how many there are, where given.
+        source: for messages. first_row: index of the batch's first row. classes: number of classes, None if unknown.
 
     Raises:
-        ManifestError: naming the row, counted from 1, and the column.
+        ManifestError: an invalid value, with the row, counted from 1, and the column.
     """
     import pyarrow as pa
     import pyarrow.compute as pc
@@ -132,7 +132,7 @@ def check_values(source: Path, batch: Any, first_row: int, classes: int | None) 
         batch.validate(full=True)
     except pa.ArrowInvalid as error:
         raise ManifestError(source, f"damaged: {' '.join(str(error).split())[:120]}", "a whole table") from None
-    most = MAX_CLASSES if classes is None else classes
+    num_classes = MAX_CLASSES if classes is None else classes
     tests: dict[str, tuple[Callable[[Any], Any], str]] = {
         "id": (lambda c: pc.fill_null(pc.equal(pc.binary_length(c), 0), True), "a text"),
         "path": (
@@ -140,7 +140,10 @@ def check_values(source: Path, batch: Any, first_row: int, classes: int | None) 
             "a path without a NUL character",
         ),
         "span": (_wrong_spans, "[start, end] in seconds from 0, start before end"),
-        "label": (lambda c: pc.or_(pc.less(c, 0), pc.greater_equal(c, most)), f"a class index 0 to {most - 1}"),
+        "label": (
+            lambda c: pc.or_(pc.less(c, 0), pc.greater_equal(c, num_classes)),
+            f"a class index 0 to {num_classes - 1}",
+        ),
         "captions": (_blank_captions, "texts that are not blank"),
         "fps": (lambda c: pc.invert(pc.and_(pc.greater(c, 0.0), pc.less_equal(c, 1000.0))), "above 0, up to 1000"),
         "attributes": (_wrong_attributes, "texts"),
@@ -149,10 +152,10 @@ def check_values(source: Path, batch: Any, first_row: int, classes: int | None) 
         if name in tests:
             column = batch.column(name)
             wrong = pc.fill_null(tests[name][0](column), False)
-            place = pc.index(wrong, True).as_py() if len(column) else -1
-            if place >= 0:
-                found = shown(repr(column[place].as_py()))
-                where = f"{source} row {first_row + place + 1} {name}"
+            index = pc.index(wrong, True).as_py() if len(column) else -1
+            if index >= 0:
+                found = shown(repr(column[index].as_py()))
+                where = f"{source} row {first_row + index + 1} {name}"
                 raise ManifestError(where, found if len(found) <= 80 else found[:77] + "...", tests[name][1])
 
 
@@ -179,7 +182,7 @@ def _blank_captions(column: Any) -> Any:
 
 
 def _any_in_list(column: Any, wrong: Any) -> Any:
-    """Which lists have an entry that is wrong."""
+    """Return which lists have a wrong entry."""
     import pyarrow as pa
     import pyarrow.compute as pc
 

@@ -1,4 +1,4 @@
-"""Read a manifest table: check it once, keep the checked copy as an Arrow file that processes map into memory."""
+"""Read a manifest table: validate it once, and keep the validated copy as an Arrow file that processes memory-map."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ from internvideo.extras import require
 from internvideo.storage import write_text
 
 VERSION = 1
-"""Of the checks and of the copies' form."""
+"""Version of the checks and of the copy's format."""
 SUFFIXES = (".parquet", ".arrow", ".feather")
 
 
 @dataclass(frozen=True)
 class Table:
-    """A manifest table: lazily read rows, or, where it has nested columns, all of them as dictionaries.
+    """A manifest table: lazily read rows, or, if it has nested columns, unvalidated dictionaries.
 
     Attributes:
-        rows: checked samples. raw: (row number, fields) to be validated instead. classes: names in order, "" before
-            they are known. used: class indices of the rows. fixed: the names were given.
+        rows: validated samples, None with nested columns. raw: (row number, fields) to be validated instead.
+        classes: names in order. used: class indices of the rows.
     """
 
     rows: TableRows | None
@@ -43,12 +43,12 @@ class Table:
 def read_table(source: Path, classes: Sequence[str] | None) -> Table:
     """Read a Parquet or Arrow file (IPC file format, Feather 2).
 
-    A table of the columns id, path, span, label, captions, group, split, fps and attributes is checked as a whole and
-    copied to the cache folder (`cache_folder`) as a file that can be mapped into memory; later starts, and the other
-    processes of a machine, only open that copy, which belongs to this version of the source.
+    A table of the columns id, path, span, label, captions, group, split, fps and attributes is validated and copied to
+    the cache folder (`cache_folder`) as a file that can be memory-mapped; later starts, and other processes of the
+    machine, open that copy as long as the source does not change.
 
     Raises:
-        ManifestError: unreadable, a column or a value that is no sample's. ExtraError: pyarrow is not installed.
+        ManifestError: unreadable, an unknown column, an invalid value. ExtraError: pyarrow is not installed.
         RunError: the copy cannot be written.
     """
     require("parquet", source)
@@ -66,24 +66,24 @@ def read_table(source: Path, classes: Sequence[str] | None) -> Table:
     copy = cache_folder() / f"{name}.arrow"
     try:
         copy.parent.mkdir(parents=True, exist_ok=True)
-        with _alone(copy.with_suffix(".lock")):
-            told = _read_report(copy)
-            if told is None:
-                told = _write_copy(source, copy, classes)
+        with _exclusive(copy.with_suffix(".lock")):
+            report = _read_report(copy)
+            if report is None:
+                report = _write_copy(source, copy, classes)
     except OSError as error:
-        do = "set XDG_CACHE_HOME to a folder with room for the table"
+        do = "set XDG_CACHE_HOME to a folder with enough space for the table"
         raise RunError(str(copy), f"cannot be written: {error.strerror or error}", "", do) from error
-    return Table(TableRows(copy, told["digest"]), iter(()), tuple(told["classes"]), frozenset(told["used"]))
+    return Table(TableRows(copy, report["digest"]), iter(()), tuple(report["classes"]), frozenset(report["used"]))
 
 
 def cache_folder() -> Path:
-    """Where checked copies lie: XDG_CACHE_HOME/internvideo/manifests, by default below ~/.cache."""
+    """Return the folder of validated copies: XDG_CACHE_HOME/internvideo/manifests, by default below ~/.cache."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "internvideo" / "manifests"
 
 
 @contextmanager
 def _batches_of(source: Path) -> Iterator[tuple[Any, Iterator[Any]]]:
-    """Schema and record batches of at most `BATCH_ROWS` rows of a file. Raises ManifestError."""
+    """Open a file; yield its schema and record batches of at most `BATCH_ROWS` rows. Raises ManifestError."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -111,21 +111,21 @@ def _raw_rows(batches: list[Any]) -> Iterator[tuple[int, dict[str, Any]]]:
 
 
 def _without_nulls(value: Any) -> Any:
-    """Records without the fields that are null: a table has all fields in all rows."""
+    """Remove null fields from records, because a table has all fields in all rows."""
     if isinstance(value, dict):
         return {name: _without_nulls(part) for name, part in value.items() if part is not None}
     return [_without_nulls(part) for part in value] if isinstance(value, list) else value
 
 
 def _write_copy(source: Path, copy: Path, classes: Sequence[str] | None) -> dict[str, Any]:
-    """Check a table and write its copy and the report beside it."""
+    """Validate a table; write its copy, and a report beside it."""
     import pyarrow as pa
 
     from internvideo.data.tables.checks import as_stored, check_values
 
     fixed = classes is not None
     names = list(classes) if classes is not None else _class_names(source)
-    places = None if names is None else {name: index for index, name in enumerate(names)}
+    class_index = None if names is None else {name: index for index, name in enumerate(names)}
     temporary = copy.with_suffix(f".{os.getpid()}.part")
     used, total, writer = set[int](), 0, None
     pending: list[Any] = []
@@ -133,7 +133,7 @@ def _write_copy(source: Path, copy: Path, classes: Sequence[str] | None) -> dict
         with _batches_of(source) as (_, batches):
             for raw in _regrouped(batches):
                 named = zip(raw.schema.names, raw.columns, strict=True)
-                columns = [as_stored(source, name, column, places) for name, column in named]
+                columns = [as_stored(source, name, column, class_index) for name, column in named]
                 batch = pa.record_batch(columns, names=raw.schema.names)
                 check_values(source, batch, total, len(names) if names is not None else None)
                 if "label" in batch.schema.names:
@@ -155,13 +155,13 @@ def _write_copy(source: Path, copy: Path, classes: Sequence[str] | None) -> dict
                 digest = hashlib.file_digest(stream, "sha256")
             unique.result()
         digest.update(json.dumps(names).encode())
-        told = {"digest": digest.hexdigest(), "classes": names, "used": sorted(used), "rows": total, "fixed": fixed}
+        report = {"digest": digest.hexdigest(), "classes": names, "used": sorted(used), "rows": total, "fixed": fixed}
         for old in copy.parent.glob(f"{copy.stem.split('-')[0]}-*.arrow"):
             old.with_suffix(".json").unlink(missing_ok=True)
-            old.unlink(missing_ok=True)  # of an earlier version of the source; who has it open keeps it
+            old.unlink(missing_ok=True)  # a copy of an earlier version; processes that have it open keep it
         os.replace(temporary, copy)
-        write_text(copy.with_suffix(".json"), json.dumps(told))
-        return told
+        write_text(copy.with_suffix(".json"), json.dumps(report))
+        return report
     finally:
         if writer is not None:
             writer.close()
@@ -169,24 +169,24 @@ def _write_copy(source: Path, copy: Path, classes: Sequence[str] | None) -> dict
 
 
 def _regrouped(batches: Iterator[Any]) -> Iterator[Any]:
-    """The same rows in batches of exactly `BATCH_ROWS`, the last one shorter."""
+    """Regroup rows into batches of exactly `BATCH_ROWS`; the last one may be shorter."""
     import pyarrow as pa
 
-    held: list[Any] = []
+    buffer: list[Any] = []
     count = 0
     for batch in batches:
-        if not held and batch.num_rows == BATCH_ROWS:
+        if not buffer and batch.num_rows == BATCH_ROWS:
             yield batch
             continue
-        held.append(batch)
+        buffer.append(batch)
         count += batch.num_rows
         while count >= BATCH_ROWS:
-            table = pa.Table.from_batches(held)
+            table = pa.Table.from_batches(buffer)
             yield _one_batch(table.slice(0, BATCH_ROWS))
             rest = table.slice(BATCH_ROWS)
-            held, count = rest.to_batches(), rest.num_rows
+            buffer, count = rest.to_batches(), rest.num_rows
     if count:
-        yield _one_batch(pa.Table.from_batches(held))
+        yield _one_batch(pa.Table.from_batches(buffer))
 
 
 def _one_batch(table: Any) -> Any:
@@ -198,7 +198,7 @@ def _one_batch(table: Any) -> Any:
 
 
 def _class_names(source: Path) -> list[str] | None:
-    """The sorted class names of a table whose labels are names; None where they are numbers or there are none."""
+    """Return the sorted class names of a table whose labels are names; None if they are numbers or missing."""
     import pyarrow as pa
 
     names: set[str] = set()
@@ -224,23 +224,24 @@ def _check_unique(source: Path, ids: list[Any]) -> None:
     if pc.count_distinct(column).as_py() == len(column):
         return
     counts = pc.value_counts(column)
-    twice = counts.field("values").filter(pc.greater(counts.field("counts"), 1))[0].as_py()
-    rows = np.flatnonzero(pc.equal(column, twice).to_numpy())[:2] + 1
-    raise ManifestError(f"{source} row {rows[1]} id", f"'{shown(twice)}', which row {rows[0]} has too", "unique ids")
+    duplicate = counts.field("values").filter(pc.greater(counts.field("counts"), 1))[0].as_py()
+    rows = np.flatnonzero(pc.equal(column, duplicate).to_numpy())[:2] + 1
+    found = f"'{shown(duplicate)}', which row {rows[0]} has too"
+    raise ManifestError(f"{source} row {rows[1]} id", found, "unique ids")
 
 
 def _read_report(copy: Path) -> dict[str, Any] | None:
-    """What was found when the copy was made; None where there is no whole copy."""
+    """Read the report of a copy; None if there is no complete copy."""
     try:
-        told = untrusted.read_json(copy.with_suffix(".json"))
-        return told if copy.is_file() and told["rows"] > 0 else None
+        report = untrusted.read_json(copy.with_suffix(".json"))
+        return report if copy.is_file() and report["rows"] > 0 else None
     except (OSError, ValueError, KeyError, TypeError):
         return None
 
 
 @contextmanager
-def _alone(path: Path) -> Iterator[None]:
-    """Keep other processes of this machine waiting until the block ends."""
+def _exclusive(path: Path) -> Iterator[None]:
+    """Hold a lock among the processes of this machine during the block."""
     try:
         import fcntl
     except ImportError:  # Windows: two processes may make the copy twice, and the later one stays

@@ -1,4 +1,4 @@
-"""Samples of a checked table, made when they are asked for; the table stays in its memory-mapped file."""
+"""Samples of a validated table, created on access from its memory-mapped file."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from numpy.typing import NDArray
 from internvideo.data.sample import Sample
 
 BATCH_ROWS = 2**16
-"""Rows of every record batch of a checked table but the last."""
+"""Rows per record batch of a validated table; the last one may have fewer."""
 
 
 class TableRows(Sequence[Sample]):
-    """The rows of a checked table, or some of them.
+    """The rows of a validated table, or a selection of them.
 
-    All processes of a machine share the pages of the file; a process that gets the rows opens it anew.
+    All processes of a machine share the pages of the file; a pickled object opens it again.
 
     Args:
-        path: Arrow file that `checked_copy` wrote. digest: fingerprint of its rows and classes.
-        chosen: (n,) numbers of the rows that are meant; None for all.
+        path: Arrow file that `read_table` wrote. digest: fingerprint of its rows and classes.
+        chosen: (n,) indices of the selected rows; None for all.
     """
 
     def __init__(self, path: Path, digest: str, chosen: NDArray[np.int64] | None = None) -> None:
@@ -52,28 +52,28 @@ class TableRows(Sequence[Sample]):
     @overload
     def __getitem__(self, index: slice) -> TableRows: ...
     def __getitem__(self, index: int | slice) -> Sample | TableRows:
-        """The sample at a place, or those of a slice."""
+        """Return the sample at an index, or the rows of a slice."""
         if isinstance(index, slice):
             return self._choose(np.arange(len(self), dtype=np.int64)[index])
         if not -len(self) <= index < len(self):
             raise IndexError(index)
         index = int(index) % len(self)
-        number, place = divmod(index if self.chosen is None else int(self.chosen[index]), BATCH_ROWS)
-        return _sample(self._batch(number).slice(place, 1).to_pylist()[0])
+        number, offset = divmod(index if self.chosen is None else int(self.chosen[index]), BATCH_ROWS)
+        return _sample(self._batch(number).slice(offset, 1).to_pylist()[0])
 
     def __iter__(self) -> Iterator[Sample]:
         for index in range(len(self)):
             yield self[index]
 
     def fingerprint(self) -> str:
-        """16 hex digits that change with the rows, their order and the class names."""
+        """Hash of the rows, their order and the class names, 16 hex digits."""
         digest = hashlib.sha256(self.digest.encode())
         if self.chosen is not None:
             digest.update(self.chosen.tobytes())
         return digest.hexdigest()[:16]
 
     def with_split(self, splits: Collection[str]) -> TableRows:
-        """The rows whose split is one of these."""
+        """Select the rows of these splits."""
         import pyarrow as pa
         import pyarrow.compute as pc
 
@@ -81,7 +81,7 @@ class TableRows(Sequence[Sample]):
         return self._choose(np.flatnonzero(self._mask("split", lambda column: pc.is_in(column, value_set=wanted))))
 
     def splits(self) -> list[str]:
-        """The names of splits that there are."""
+        """List the splits of all rows, sorted."""
         found: set[str] = set()
         for _, batch in self._parts():
             if "split" in batch.schema.names:
@@ -89,7 +89,7 @@ class TableRows(Sequence[Sample]):
         return sorted(found)
 
     def without(self, field: str) -> NDArray[np.int64]:
-        """Places of the rows that have nothing in a field."""
+        """Return the indices of rows whose field is empty."""
         import pyarrow.compute as pc
 
         def empty(column: Any) -> Any:
@@ -100,7 +100,7 @@ class TableRows(Sequence[Sample]):
         return np.flatnonzero(self._mask(field, empty, absent=True))
 
     def _mask(self, field: str, test: Any, *, absent: bool = False) -> NDArray[np.bool_]:
-        """(len,) bool, `test` of a column; `absent` where the table has no such column."""
+        """Apply `test` to a column, (len,) bool; `absent` is the value if the table has no such column."""
         parts = [
             np.asarray(test(batch.column(field)).to_numpy(zero_copy_only=False), dtype=bool)
             if field in batch.schema.names
@@ -114,10 +114,10 @@ class TableRows(Sequence[Sample]):
         for number in range(self._file.num_record_batches):
             yield number, self._batch(number)
 
-    def _choose(self, places: NDArray[np.intp]) -> TableRows:
-        if len(places) == len(self):
+    def _choose(self, indices: NDArray[np.intp]) -> TableRows:
+        if len(indices) == len(self):
             return self
-        chosen = places.astype(np.int64) if self.chosen is None else self.chosen[places]
+        chosen = indices.astype(np.int64) if self.chosen is None else self.chosen[indices]
         return TableRows(self.path, self.digest, chosen)
 
     def _batch(self, number: int) -> Any:
@@ -127,8 +127,8 @@ class TableRows(Sequence[Sample]):
 
 
 def _sample(fields: dict[str, Any]) -> Sample:
-    """A row of a table; values were checked when the table was."""
-    told = {name: value for name, value in fields.items() if value is not None}
-    if "attributes" in told:
-        told["attributes"] = dict(told["attributes"])
-    return Sample.model_validate(told)
+    """Create the sample of a row; its values are validated already."""
+    values = {name: value for name, value in fields.items() if value is not None}
+    if "attributes" in values:
+        values["attributes"] = dict(values["attributes"])
+    return Sample.model_validate(values)
