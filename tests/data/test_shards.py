@@ -236,7 +236,7 @@ def test_samples_without_picture_or_caption_are_left_out_and_counted(tmp_path: P
 
 @pytest.mark.parametrize(
     ("content", "told"),
-    [(b"", "no readable tar"), (b"x" * 2000, "no readable tar"), ("cut", "ends inside"), ("twice", "twice"),
+    [(b"", "no readable tar"), (b"x" * 2000, "no readable tar"), ("cut", "ends inside"), ("twice", "duplicate"),
      ("empty", "no sample")],
 )  # fmt: skip
 def test_a_shard_that_is_wrong_is_told(tmp_path: Path, content: bytes | str, told: str) -> None:
