@@ -65,7 +65,7 @@ def main() -> None:
     options = parser.parse_args()
     home.default_readers = lambda _: options.readers
     sizes = {"image_size": options.size, "patch_size": 16, "frames": 16, "width": 64, "depth": 2, "heads": 4}
-    module = create_model("videomae-s-classifier", {**sizes, "classes": 8})
+    module = create_model("videomae-s-classifier", {**sizes, "num_classes": 8})
     clips = Preprocessing(16, options.size, sampler="linspace", resize_backend=options.backend)
     model = VideoModel("videomae-s-classifier", module, preprocessing=clips)
     spent: dict[str, list[tuple[float, float]]] = {"plain loop": [], "extract": []}

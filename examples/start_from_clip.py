@@ -26,7 +26,7 @@ def main() -> None:
     parser.add_argument("--classes", type=int, help="of a classifier; its head stays as drawn")
     given = parser.parse_args()
     try:
-        model = create_model(given.model, {"classes": given.classes} if given.classes else None)
+        model = create_model(given.model, {"num_classes": given.classes} if given.classes else None)
         told = from_clip(model, read_safetensors(given.clip)[0], where=given.clip)
         save_model(given.output, model)
     except InternVideoError as error:

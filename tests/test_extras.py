@@ -181,7 +181,7 @@ from internvideo.video.writer import write_video
 folder = Path(sys.argv[2])
 frames = np.random.default_rng(0).integers(0, 255, (20, 64, 64, 3), dtype=np.uint8)
 write_video(folder / "clip.mp4", frames, 10)
-small = {"width": 32, "depth": 1, "heads": 2, "classes": 3, "image_size": 32}
+small = {"width": 32, "depth": 1, "heads": 2, "num_classes": 3, "image_size": 32}
 model = internvideo.load("videomae-s-classifier", weights="random", overrides=small)
 print(model.encode_video(folder / "clip.mp4").shape, len(model.classify(folder / "clip.mp4")[0]))
 """

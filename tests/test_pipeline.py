@@ -272,7 +272,7 @@ def test_recipes_are_listed() -> None:
             RecipeError,
             "VideoMAEPretrain for this stage",
         ),
-        ({"model": {"overrides": {"classes": 5}}}, RecipeError, "5, but the manifest has 2 classes"),
+        ({"model": {"overrides": {"num_classes": 5}}}, RecipeError, "5, but the manifest has 2 classes"),
         ({"augment": {"flip": True}}, RecipeError, "mirroring changes the class"),
         ({"data": {"train": None}}, RecipeError, "data.train: is missing"),
         ({"data": {"split": "nowhere"}}, InternVideoError, "nowhere"),

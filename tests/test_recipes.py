@@ -24,7 +24,7 @@ PAPER = {name: path for name, path in SHIPPED.items() if name.startswith(("paper
 def own_classes(recipe: Recipe) -> int:
     """Classes that a recipe's manifest has to have; any number where the recipe leaves it open."""
     changed = recipe.model.overrides
-    return int(changed.get("classes") or changed.get("masked", {}).get("classes") or 7)
+    return int(changed.get("num_classes") or changed.get("masked", {}).get("num_classes") or 7)
 
 
 @cache
@@ -166,7 +166,7 @@ def test_batch_rate_and_length_are_the_published_ones(name: str) -> None:
 
 # setting -> value in the released code and in the paper's text
 OPEN_SET: dict[str, object] = {
-    "model.overrides": {"classes": 101, "frames": 32, "head_dropout": 0.5, "position_table": "resized"},
+    "model.overrides": {"num_classes": 101, "frames": 32, "head_dropout": 0.5, "position_table": "resized"},
     "settings.evidence": "exp",
     "settings.loss": "log",
     "settings.kl": False,
@@ -241,7 +241,7 @@ FIGURES: dict[str, dict[str, object]] = {
         "schedule.kind": "cosine",
     },
     "paper/supervised_masked": {
-        "model.overrides": {"classes": 710, "drop_path": 0.2, "head_dropout": 0.5, "position_table": "resized"},
+        "model.overrides": {"num_classes": 710, "drop_path": 0.2, "head_dropout": 0.5, "position_table": "resized"},
         "data.loader.repeated_augmentation": 2,
         "optimizer.layer_decay": 0.8,
         "data.augment.mixup": 0.8,

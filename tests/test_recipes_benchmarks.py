@@ -132,7 +132,7 @@ def test_a_row_of_the_multimodal_encoders_table(name: str) -> None:
         recipe.schedule.epochs,
         recipe.optimizer.base_lr,
         data.sampling.num_clips,
-        model["classes"],
+        model["num_classes"],
         recipe.init_head,
     )
     assert found == MULTIMODAL[name]

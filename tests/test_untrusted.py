@@ -198,13 +198,13 @@ def test_an_archive_that_unpacks_to_gigabytes(tmp_path: Path) -> None:
 
 # --- declared and present --------------------------------------------------------------------------------------------
 
-SMALL = {"image_size": 32, "patch_size": 8, "frames": 8, "width": 32, "depth": 2, "heads": 2, "classes": 3}
+SMALL = {"image_size": 32, "patch_size": 8, "frames": 8, "width": 32, "depth": 2, "heads": 2, "num_classes": 3}
 
 
 def weights_with(path: Path, **changes: object) -> Path:
     """Weights of a small run whose recipe declares other sizes."""
     model = create_model("videomae-s-classifier", SMALL)
-    sizes = {name: value for name, value in SMALL.items() if name != "classes"}
+    sizes = {name: value for name, value in SMALL.items() if name != "num_classes"}
     recipe = read_recipe("sample/supervised_masked").resolved()
     recipe["model"] = {"name": "videomae-s-classifier", "overrides": {**sizes, **changes}}
     recipe["data"]["sampling"]["frames"] = 8

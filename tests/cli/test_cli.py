@@ -222,7 +222,7 @@ def test_wrong_commands(run: Run, words: list[str], said: str, tmp_path: Path, m
         ("supervised", ["nonsense"], "allowed: key.key=value"),
         ("supervised", ["model.name=videomae-x-classifier"], "no model 'videomae-x-classifier'; did you mean"),
         ("supervised", ["model.overrides.widht=3"], "did you mean 'width'?"),
-        ("supervised", ["model.overrides.classes=3"], "3, but the manifest has 2 classes; allowed: 2"),
+        ("supervised", ["model.overrides.num_classes=3"], "3, but the manifest has 2 classes; allowed: 2"),
         ("supervised", ["stage=nonsense"], "no stage 'nonsense'; allowed: masked"),
         ("supervised", ["data.train=none.jsonl"], "none.jsonl"),
         ("supervised", ["data.sampling.kind=nonsense"], "no sampler 'nonsense'; allowed: dense"),

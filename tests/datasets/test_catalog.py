@@ -52,7 +52,9 @@ def test_counts_and_differences() -> None:
     assert entry("questions", 6).differences(made) == []
     assert entry("clips", 5).differences(made) == ["train has 4 clips, officially 5"]
     assert entry("clips", 5, 0.2).differences(made) == []
-    assert Benchmark("x", "recognition", lambda source: made, "", sizes={"val": 9}, classes=2).differences(made) == [
+    assert Benchmark("x", "recognition", lambda source: made, "", sizes={"val": 9}, num_classes=2).differences(
+        made
+    ) == [
         "no split val in the annotations; officially 9 clips",
         "1 classes, officially 2",
     ]

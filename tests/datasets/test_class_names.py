@@ -132,7 +132,7 @@ def recipe(weights: Path | None, stage: str = "supervised", **changes: Any) -> A
 def test_a_head_keeps_the_rows_of_its_names(tmp_path: Path, stage: str) -> None:
     torch.manual_seed(1)
     old: VideoMAEClassifier | UniFormerV2
-    old = masked() if stage != "supervised_multimodal" else UniFormerV2(replace(small_world.VISION, classes=5))
+    old = masked() if stage != "supervised_multimodal" else UniFormerV2(replace(small_world.VISION, num_classes=5))
     job = prepare(recipe(five_classes(tmp_path, old), stage, init_head="match_names"))
     own, other = job.model.state_dict(), old.state_dict()
     name = "proj.linear" if stage == "supervised_multimodal" else "head"

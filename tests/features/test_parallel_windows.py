@@ -167,7 +167,7 @@ def test_workers_without_a_video_read_in_threads(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, workers: int, asked: int, readers: int
 ) -> None:
     odd_video.encode(tmp_path / "film.mp4", odd_video.moving_frames(COUNT), gop=GROUP)
-    sizes = {"image_size": 16, "frames": 4, "width": 8, "depth": 1, "heads": 2, "classes": 2}
+    sizes = {"image_size": 16, "frames": 4, "width": 8, "depth": 1, "heads": 2, "num_classes": 2}
     model = VideoModel("videomae-s-classifier", create_model("videomae-s-classifier", sizes), preprocessing=CLIPS)
     found = []
 

@@ -25,8 +25,11 @@ from internvideo.inference.loading import load
 from internvideo.inference.trained_model import open_trained
 from internvideo.pipeline import prepare, run_recipe
 from internvideo.probing.fit import FitSettings, fit
-from internvideo.recipe import build_recipe
+from internvideo.recipe import build_recipe, read_recipe
 from internvideo.storage import read_safetensors, write_safetensors
+from internvideo.tasks import CATALOG
+from internvideo.training.earlier_recipes import upgraded
+from internvideo.training.model_setup import build_model
 from internvideo.training.recipe import VERSION
 from internvideo.weights.convert import convert
 from internvideo.weights.initialize import initialize
@@ -160,6 +163,35 @@ def test_weights_of_an_earlier_version_open(name: str, tmp_path: Path) -> None:
     torch.testing.assert_close(model.logits(clips), torch.tensor(OLD_LOGITS), rtol=1e-5, atol=1e-7)
     assert open_trained(OLD / f"{name}.safetensors", device="cpu").recipe.version == VERSION
     evaluate_task("recognition", OLD / f"{name}.safetensors", numbered(tmp_path), tmp_path / "out", {"device": "cpu"})
+
+
+@pytest.mark.parametrize("kind", ["run", "saved folder"])
+def test_weights_with_the_earlier_name_of_num_classes_open(places: dict[str, Path], tmp_path: Path, kind: str) -> None:
+    """Recipes up to version 3, and saved folders then, called the number of classes in a model's settings `classes`."""
+    source = places[kind]
+    file = source / "model.safetensors" if source.is_dir() else source
+    tensors, metadata = read_safetensors(file)
+    key = "internvideo" if "internvideo" in metadata else "recipe"
+    settings = json.loads(metadata[key])
+    model = settings if key == "internvideo" else settings["model"]
+    model["overrides"] = {**model["overrides"], "num_classes": 2}
+    model["overrides"]["classes"] = model["overrides"].pop("num_classes")
+    earlier = tmp_path / "earlier.safetensors"
+    write_safetensors(earlier, tensors, {**metadata, key: json.dumps({**settings, "version": 3}, sort_keys=True)})
+    clips = torch.arange(3 * 4 * 32 * 32).reshape(1, 3, 4, 32, 32).remainder(251).to(torch.uint8)
+    assert torch.equal(load(earlier, device="cpu").logits(clips), load(file, device="cpu").logits(clips))
+    assert open_trained(earlier, device="cpu").recipe.model.overrides["num_classes"] == 2
+
+
+def test_nested_settings_of_version_3_are_read_and_a_typed_one_is_answered() -> None:
+    overrides = {"masked": {"classes": 4, "width": 8}, "multimodal": {"classes": 4}}
+    tree = {"version": 3, "stage": "interaction", "model": {"name": "x", "overrides": overrides}}
+    assert upgraded(tree, CATALOG)["model"]["overrides"] == {
+        "masked": {"num_classes": 4, "width": 8},
+        "multimodal": {"num_classes": 4},
+    }
+    with pytest.raises(InternVideoError, match="did you mean 'num_classes'"):
+        build_model(read_recipe("sample/supervised_masked", ["model.overrides.classes=2"]), 2)
 
 
 @pytest.mark.parametrize("kind", ["run", "saved folder"])

@@ -295,11 +295,11 @@ def test_fusion_moves_to_the_better_score() -> None:
 
 def test_heads_that_do_not_fit_are_refused() -> None:
     with pytest.raises(ValueError, match="classes"):
-        CrossModel(VideoMAEClassifier(MASKED), UniFormerV2(replace(MULTIMODAL, classes=3)), CrossModelConfig())
+        CrossModel(VideoMAEClassifier(MASKED), UniFormerV2(replace(MULTIMODAL, num_classes=3)), CrossModelConfig())
     with pytest.raises(ValueError, match="classes"):
         CrossModel(
-            VideoMAEClassifier(replace(MASKED, classes=0)),
-            UniFormerV2(replace(MULTIMODAL, classes=0)),
+            VideoMAEClassifier(replace(MASKED, num_classes=0)),
+            UniFormerV2(replace(MULTIMODAL, num_classes=0)),
             CrossModelConfig(),
         )
     with pytest.raises(ValueError, match="direction"):

@@ -88,7 +88,7 @@ class Toy(ClipClassifier):
         self.config = config
         self.normalize = Normalize((0.5,) * 3, (0.5,) * 3)
         self.blocks = nn.ModuleList([nn.Linear(3, config.width), nn.Linear(config.width, config.width)])
-        self.head = nn.Linear(config.width, config.classes)
+        self.head = nn.Linear(config.width, config.num_classes)
 
     @property
     def clip_needs(self) -> tuple[ClipNeeds, ...]:
@@ -118,7 +118,7 @@ class Toy(ClipClassifier):
 
 def test_a_backbone_is_one_class_and_one_row(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(MODELS, "toy", ModelEntry(Toy, ToyConfig(), None, "a toy"))
-    module = create_model("toy", {"classes": 5})
+    module = create_model("toy", {"num_classes": 5})
     assert class_layer(module) == ("head", 0)
     model = VideoModel("toy", module)
     clips = torch.randint(0, 256, (2, 3, 4, 8, 8), dtype=torch.uint8)
@@ -130,7 +130,7 @@ def test_a_backbone_is_one_class_and_one_row(monkeypatch: pytest.MonkeyPatch) ->
         expected = module(module.normalize(clips))  # type: ignore[operator]
     torch.testing.assert_close(model.logits(clips), expected)
     torch.testing.assert_close(create_feature_extractor(model, "-1")(clips), model.encode_clips(clips))
-    assert model.config["overrides"] == {"classes": 5}
+    assert model.config["overrides"] == {"num_classes": 5}
     with pytest.raises(RecipeError, match=r"the tokens of toy are not laid out by frame"):
         create_feature_extractor(model, "1", 2)
     with pytest.raises(RecipeError, match=r"the model sees 5 frames.*4, model\.overrides\.frames"):

@@ -21,7 +21,7 @@ from internvideo.models.video_language import VideoLanguage, VideoLanguageConfig
 START, END, WORDS = 38, 39, 40
 CONFIG = VideoLanguageConfig(
     UniFormerV2Config(
-        image_size=32, patch_size=16, frames=2, width=24, depth=2, heads=2, global_layers=(1,), classes=0
+        image_size=32, patch_size=16, frames=2, width=24, depth=2, heads=2, global_layers=(1,), num_classes=0
     ),
     TextConfig(width=32, heads=4, layers=3, vocabulary=WORDS, context=16),
     joint_width=12,

@@ -111,14 +111,14 @@ def test_a_map_of_classes_is_refused_where_there_are_none() -> None:
 
 @pytest.mark.parametrize("kind", ["random", "match_names"])
 def test_the_data_tell_the_classes_where_the_head_is_another(kind: str) -> None:
-    recipe = read_recipe("sample/supervised_masked", ["model.overrides.classes=400", f"init_head={kind}"])
-    assert build_model(recipe, 2).config.classes == 2  # type: ignore[union-attr]  # a classifier
+    recipe = read_recipe("sample/supervised_masked", ["model.overrides.num_classes=400", f"init_head={kind}"])
+    assert build_model(recipe, 2).config.num_classes == 2  # type: ignore[union-attr]  # a classifier
     with pytest.raises(RecipeError, match="400, but the manifest has 2 classes"):
-        build_model(read_recipe("sample/supervised_masked", ["model.overrides.classes=400"]), 2)
+        build_model(read_recipe("sample/supervised_masked", ["model.overrides.num_classes=400"]), 2)
 
 
 def test_own_classes_wait_for_the_weights_alone(tmp_path: Path) -> None:
-    tree = small_recipe("supervised", model={"overrides": {"classes": 400}})
+    tree = small_recipe("supervised", model={"overrides": {"num_classes": 400}})
     recipe = build_recipe({**tree, "init_head": "random", "init": {"weights": str(tmp_path / "none.safetensors")}})
     with pytest.raises(WeightsError, match=r"none\.safetensors"):
         describe(recipe, device="cpu")

@@ -78,7 +78,7 @@ def test_recipes_of_the_paper_resize_the_table_of_224_px_and_16_frames(name: str
 
 
 def classes(recipe: Recipe) -> int:
-    return int(recipe.model.overrides.get("classes", 5))
+    return int(recipe.model.overrides.get("num_classes", 5))
 
 
 # --- training --------------------------------------------------------------------------------------------------------
@@ -193,7 +193,7 @@ def test_a_detector_resizes_its_encoders_table_once(pretrained: Path, tmp_path: 
 
 
 def test_learned_positions_are_resized_in_training(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    old = VideoMAEClassifier(replace(small_world.MASKED, frames=16, learnable_positions=True, classes=2))
+    old = VideoMAEClassifier(replace(small_world.MASKED, frames=16, learnable_positions=True, num_classes=2))
     save_model(tmp_path / "old.safetensors", old)
     job = prepare(fine_tuned("supervised", tmp_path / "old.safetensors", 48, 4, learnable_positions=True))
     right = resize_table(old.pos_embed[0].detach(), (8, 4, 4), (2, 6, 6))

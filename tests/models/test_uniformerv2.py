@@ -25,7 +25,7 @@ SMALL = UniFormerV2Config(
     depth=3,
     heads=2,
     global_layers=(1, 2),
-    classes=5,
+    num_classes=5,
 )
 SAMPLE = replace(SMALL, image_size=64, patch_size=8, width=128, depth=4, heads=4, global_layers=(2, 3))
 

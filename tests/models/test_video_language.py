@@ -31,7 +31,7 @@ from internvideo.weights.state import load_reference
 Model = TypeVar("Model", bound=torch.nn.Module)
 START, END, WORDS = 18, 19, 20
 VISION = UniFormerV2Config(
-    image_size=32, patch_size=16, frames=4, width=24, depth=2, heads=2, global_layers=(0, 1), classes=0
+    image_size=32, patch_size=16, frames=4, width=24, depth=2, heads=2, global_layers=(0, 1), num_classes=0
 )
 TEXT = TextConfig(width=16, heads=2, layers=2, vocabulary=WORDS, context=8)
 CAPTION = CaptionDecoderConfig(width=16, heads=2, vision_width=24, layers=2, vocabulary=WORDS, queries=5)
@@ -222,8 +222,8 @@ def test_decoders_constant_buffers_are_checked() -> None:
 
 
 def test_sizes_that_do_not_fit_are_refused() -> None:
-    with pytest.raises(ValueError, match="classes=0"):
-        replace(CONFIG, vision=replace(VISION, classes=3))
+    with pytest.raises(ValueError, match="num_classes=0"):
+        replace(CONFIG, vision=replace(VISION, num_classes=3))
     with pytest.raises(ValueError, match="widths"):
         replace(CONFIG, caption=replace(CAPTION, width=8))
     plain = make(replace(CONFIG, caption=None))
@@ -291,16 +291,16 @@ def test_bfloat16_autocast_runs_every_part() -> None:
 @pytest.mark.parametrize("name", sorted(MULTIMODAL_MODELS))
 def test_every_named_model_runs_at_the_sample_size(name: str) -> None:
     vision = {"image_size": 64, "patch_size": 16, "width": 32, "depth": 4, "heads": 2, "frames": 4}
-    tower = {**vision, "global_layers": [2, 3], "classes": 0}
+    tower = {**vision, "global_layers": [2, 3], "num_classes": 0}
     text = {"width": 16, "heads": 2, "layers": 2, "vocabulary": WORDS, "context": 8}
     caption = {"width": 16, "heads": 2, "vision_width": 32, "layers": 2, "vocabulary": WORDS, "queries": 4}
     video = torch.randn(2, 3, 4, 64, 64)
     if name.startswith("interaction"):
-        masked = {**vision, "frames": 8, "width": 48, "classes": 3}
-        model = create_model(name, {"masked": masked, "multimodal": {**tower, "classes": 3}})
+        masked = {**vision, "frames": 8, "width": 48, "num_classes": 3}
+        model = create_model(name, {"masked": masked, "multimodal": {**tower, "num_classes": 3}})
         assert model(torch.randn(2, 3, 8, 64, 64), video).fused.shape == (2, 3)
     elif name.startswith("uniformerv2"):
-        assert create_model(name, {**tower, "classes": 3})(video).shape == (2, 3)
+        assert create_model(name, {**tower, "num_classes": 3})(video).shape == (2, 3)
     elif name.startswith("viclip"):
         model = create_model(name, {**vision, "joint_width": 12, "text": text})
         assert model.similarity(*model(video, TOKENS[:2])).shape == (2, 2)

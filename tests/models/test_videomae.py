@@ -42,10 +42,10 @@ def test_parameter_counts_of_the_named_sizes(name: str) -> None:
         ("videomae-b-pretrain", {"decoder_depth": 12}, 108.404),
         ("videomae-l-pretrain", {"decoder_depth": 12}, 342.997),
         ("videomae-h-pretrain", {"decoder_depth": 8}, 658.267),
-        ("videomae-s-classifier", {"classes": 710}, 22.153),
-        ("videomae-b-classifier", {"classes": 710}, 86.773),
-        ("videomae-l-classifier", {"classes": 710}, 304.588),
-        ("videomae-h-classifier", {"classes": 710}, 632.517),
+        ("videomae-s-classifier", {"num_classes": 710}, 22.153),
+        ("videomae-b-classifier", {"num_classes": 710}, 86.773),
+        ("videomae-l-classifier", {"num_classes": 710}, 304.588),
+        ("videomae-h-classifier", {"num_classes": 710}, 632.517),
     ],
 )
 def test_parameter_counts_of_variants(name: str, overrides: dict[str, object], millions: float) -> None:
@@ -218,7 +218,7 @@ def test_the_classifier_is_its_parts() -> None:
     for block in model.blocks:
         tokens = block(tokens)
     torch.testing.assert_close(model(video), model.head(model.pool(tokens)))
-    assert VideoMAEClassifier(dataclasses.replace(TINY, classes=0))(video).shape == (2, TINY.width)
+    assert VideoMAEClassifier(dataclasses.replace(TINY, num_classes=0))(video).shape == (2, TINY.width)
 
 
 def test_head_dropout_and_drop_path_act_in_training_only() -> None:
@@ -287,7 +287,7 @@ def test_pretraining_initialisation() -> None:
 
 
 def test_classifier_initialisation() -> None:
-    model = VideoMAEClassifier(dataclasses.replace(DEMO, classes=400, init_scale=0.001))
+    model = VideoMAEClassifier(dataclasses.replace(DEMO, num_classes=400, init_scale=0.001))
     for name, value in model.named_parameters():
         if "patch_embed" in name:
             continue

@@ -55,32 +55,32 @@ def grounder() -> Grounder:
 
 def region_detector() -> ActionDetector:
     torch.manual_seed(0)
-    return ActionDetector(replace(small_world.MASKED, classes=3))
+    return ActionDetector(replace(small_world.MASKED, num_classes=3))
 
 
 def anticipator() -> Anticipator:
     torch.manual_seed(0)
-    return Anticipator(replace(small_world.MASKED, classes=3))
+    return Anticipator(replace(small_world.MASKED, num_classes=3))
 
 
 def hand_encoder() -> VideoMAEClassifier:
     torch.manual_seed(0)
-    return VideoMAEClassifier(replace(small_world.MASKED, classes=20))
+    return VideoMAEClassifier(replace(small_world.MASKED, num_classes=20))
 
 
 def hand_multimodal_encoder() -> UniFormerV2:
     torch.manual_seed(0)
-    return UniFormerV2(replace(small_world.VISION, classes=20))
+    return UniFormerV2(replace(small_world.VISION, num_classes=20))
 
 
 def masked_of_words() -> VideoMAEClassifier:
     torch.manual_seed(0)
-    return VideoMAEClassifier(replace(small_world.MASKED, classes=3))
+    return VideoMAEClassifier(replace(small_world.MASKED, num_classes=3))
 
 
 def multimodal_of_words() -> UniFormerV2:
     torch.manual_seed(0)
-    return UniFormerV2(replace(small_world.VISION, classes=3))
+    return UniFormerV2(replace(small_world.VISION, num_classes=3))
 
 
 def inputs(name: str, count: int) -> Batch | FeatureBatch | NavigationBatch | PanoramaBatch:

@@ -89,8 +89,8 @@ def shrunk(name: str, source: Path, manifest: Manifest | None) -> list[str]:
         data = {"features.resized": 32} if recipe.data.features.resized else {}
     elif recipe.stage == "grounding":
         data = {"queries.features": source.parent / "features"}
-    elif "classes" in recipe.model.overrides:
-        model = {**model, "classes": len(manifest.classes)}
+    elif "num_classes" in recipe.model.overrides:
+        model = {**model, "num_classes": len(manifest.classes)}
     given = {**data, **given, "loader.workers": 0, "loader.cache_megabytes": 0} if recipe.stage else data
     if recipe.data.split is not None:
         given["split"] = manifest.rows[0].split  # some samples hold one split alone

@@ -203,7 +203,7 @@ def _put_video(name: str, row: Sample, videos: Path, *, whole: bool) -> None:
 @cache
 def _encoder() -> VideoModel:
     torch.manual_seed(0)
-    sizes = {"image_size": 16, "patch_size": 8, "frames": 2, "width": 4, "depth": 1, "heads": 1, "classes": 2}
+    sizes = {"image_size": 16, "patch_size": 8, "frames": 2, "width": 4, "depth": 1, "heads": 1, "num_classes": 2}
     module = create_model("videomae-s-classifier", sizes)
     return VideoModel("videomae-s-classifier", module, preprocessing=Preprocessing(2, 16, short_side=16))
 

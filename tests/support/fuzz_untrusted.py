@@ -245,7 +245,7 @@ SMALL = {"image_size": 32, "patch_size": 16, "frames": 4, "width": 24, "depth": 
 
 def prepare_weights(folder: Path) -> Any:
     del folder
-    state = create_model("videomae-s-classifier", {**SMALL, "classes": 2}).state_dict()
+    state = create_model("videomae-s-classifier", {**SMALL, "num_classes": 2}).state_dict()
     recipe = read_recipe("sample/supervised_masked").resolved()
     recipe["model"] = {"name": "videomae-s-classifier", "overrides": SMALL}
     recipe["data"]["sampling"]["frames"] = 4
@@ -280,9 +280,9 @@ def read_weights(folder: Path) -> int:
 
 
 def prepare_hub(folder: Path) -> Any:
-    load("videomae-s-classifier", weights="random", overrides={**SMALL, "classes": 2}, device="cpu").save_pretrained(
-        folder / "hub"
-    )
+    load(
+        "videomae-s-classifier", weights="random", overrides={**SMALL, "num_classes": 2}, device="cpu"
+    ).save_pretrained(folder / "hub")
     config = json.loads((folder / "hub" / "config.json").read_text())
     state, _ = read_safetensors(folder / "hub" / "model.safetensors")
     return config, state

@@ -33,9 +33,9 @@ def settings(family: str) -> tuple[str, dict[str, Any]]:
     model = small_recipe(family)["model"]
     overrides = model["overrides"]
     if family == "interaction":
-        overrides = {part: {**values, "classes": 3} for part, values in overrides.items()}
+        overrides = {part: {**values, "num_classes": 3} for part, values in overrides.items()}
     elif family.startswith("supervised"):
-        overrides = {**overrides, "classes": 3}
+        overrides = {**overrides, "num_classes": 3}
     return model["name"], overrides
 
 

@@ -12,7 +12,7 @@ from internvideo.objectives.masking import random_mask
 
 TINY = VideoMAEConfig(
     image_size=16, patch_size=4, frames=4, width=24, depth=2, heads=2, decoder_width=16, decoder_depth=2,
-    decoder_heads=2, classes=5,
+    decoder_heads=2, num_classes=5,
 )  # fmt: skip
 DEMO = dataclasses.replace(
     TINY, image_size=64, patch_size=8, frames=8, width=128, depth=4, heads=4, decoder_width=64, decoder_heads=2

@@ -40,7 +40,7 @@ MASKED = VideoMAEConfig(
     decoder_heads=2, init_scale=1.0,
 )  # fmt: skip
 VISION = UniFormerV2Config(
-    image_size=SIDE, patch_size=8, frames=FRAMES, width=48, depth=3, heads=2, global_layers=(1, 2), classes=0,
+    image_size=SIDE, patch_size=8, frames=FRAMES, width=48, depth=3, heads=2, global_layers=(1, 2), num_classes=0,
     head_dropout=0.0, mlp_dropout=0.0,
 )  # fmt: skip
 TEXT = TextConfig(width=32, heads=2, layers=2, context=WORDS)

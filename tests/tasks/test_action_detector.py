@@ -19,7 +19,7 @@ from internvideo.weights.initialize import initialize
 from internvideo.weights.state import save_model
 
 CONFIG = VideoMAEConfig(
-    image_size=32, patch_size=8, frames=4, width=16, depth=2, heads=2, classes=3, decoder_width=8, decoder_depth=1,
+    image_size=32, patch_size=8, frames=4, width=16, depth=2, heads=2, num_classes=3, decoder_width=8, decoder_depth=1,
     decoder_heads=2,
 )  # fmt: skip
 
@@ -71,7 +71,7 @@ def test_another_form_is_refused(shape: tuple[int, ...]) -> None:
 
 @pytest.mark.parametrize("kind", [VideoMAEClassifier, VideoMAEPretrain])
 def test_it_starts_from_an_earlier_stage(kind: type[VideoMAEClassifier], tmp_path: Path) -> None:
-    source = kind(replace(CONFIG, classes=5))
+    source = kind(replace(CONFIG, num_classes=5))
     save_model(tmp_path / "w.safetensors", source, {})
     model = detector()
     before = model.head.projection.weight.clone()

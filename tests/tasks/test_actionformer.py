@@ -119,7 +119,7 @@ def targets(case: str, model: ActionFormer) -> tuple[Tensor, Tensor]:
             points,
             arrays(case)[f"in/{name}/segments"],
             arrays(case)[f"in/{name}/labels"],
-            model.config.classes,
+            model.config.num_classes,
             radius=radius,
         )
         for name in videos(case)
@@ -234,7 +234,7 @@ def test_stored_loss(name: str) -> None:
 def test_the_paper_s_sizes() -> None:
     thumos = ActionFormerConfig()
     activitynet = ActionFormerConfig(
-        width=256, windows=(25,) * 5 + (-1,), max_length=768, classes=1, absolute_positions=True
+        width=256, windows=(25,) * 5 + (-1,), max_length=768, num_classes=1, absolute_positions=True
     )
     counts = [sum(p.numel() for p in ActionFormer(config).parameters()) for config in (thumos, activitynet)]
     assert counts == [28_071_964, 7_533_321]

@@ -72,7 +72,7 @@ def test_a_table_that_does_not_say_so_has_the_other_recall() -> None:
 def test_the_configuration() -> None:
     config = MODELS["actionformer-ego4d-mq"].config
     assert (config.levels, config.width, config.windows, config.max_length) == (8, 384, (9,), 1024)
-    assert (config.classes, config.absolute_positions, config.multiple) == (110, True, 1024)
+    assert (config.num_classes, config.absolute_positions, config.multiple) == (110, True, 1024)
     with torch.device("meta"):
         model = create_model("actionformer-ego4d-mq")
     assert isinstance(model, ActionFormer)

@@ -154,7 +154,7 @@ def test_a_clip_before_a_key_frame_ends_with_it() -> None:
 
 def test_the_head_sees_where_a_box_is_to_the_pixel() -> None:
     torch.manual_seed(0)
-    config = VideoMAEConfig(image_size=32, patch_size=8, frames=4, width=32, depth=1, heads=2, classes=3)
+    config = VideoMAEConfig(image_size=32, patch_size=8, frames=4, width=32, depth=1, heads=2, num_classes=3)
     model = Anticipator(config).eval()
     video = torch.full((1, 3, 4, 32, 32), 0.3)
     boxes = torch.tensor([[2.0, 2.0, 20.0, 20.0], [2.9, 2.9, 20.9, 20.9], [3.0, 2.0, 20.0, 20.0]])

@@ -217,7 +217,7 @@ def clusters() -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
 
 def test_every_method_tells_classes_and_strangers() -> None:
     train, labels, test, strange = clusters()
-    learning = Learning(classes=3, epochs=30)
+    learning = Learning(num_classes=3, epochs=30)
     said = judge_all(train, labels, test, learning)
     assert set(said) == set(METHODS)
     again = judge_all(train, labels, test, learning)

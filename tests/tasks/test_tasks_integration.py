@@ -51,14 +51,14 @@ def loader(manifest: Manifest) -> EvalLoader:
 def towers() -> VideoLanguage:
     torch.manual_seed(0)
     vision = UniFormerV2Config(
-        image_size=32, patch_size=16, frames=4, width=16, depth=2, heads=2, classes=0, global_layers=(1,)
+        image_size=32, patch_size=16, frames=4, width=16, depth=2, heads=2, num_classes=0, global_layers=(1,)
     )
     return VideoLanguage(VideoLanguageConfig(vision, TextConfig(width=16, heads=2, layers=1), joint_width=8))
 
 
 def test_recognition_from_files_to_figures(manifest: Manifest, tmp_path: Path) -> None:
     torch.manual_seed(0)
-    config = VideoMAEConfig(image_size=32, patch_size=16, frames=4, width=32, depth=2, heads=2, classes=3)
+    config = VideoMAEConfig(image_size=32, patch_size=16, frames=4, width=32, depth=2, heads=2, num_classes=3)
     model = VideoMAEClassifier(config)
     clips = clip_protocol(SAMPLER, TRANSFORM)
     inputs = ClipInputs(model, loader(manifest), manifest, clips, CPU, "videomae")

@@ -248,7 +248,7 @@ def test_a_class_agnostic_detector_gets_classes_from_scores(tmp_path: Path) -> N
     data = {"train": str(folder), "features": {"class_agnostic": True}, "loader": {"batch_size": 4}}
     run_recipe(recipe(folder, data=data, schedule={"steps": 30}), tmp_path / "run", device="cpu")
     weights = tmp_path / "run" / "model.safetensors"
-    assert load_detector(weights, CATALOG, device="cpu").model.config.classes == 1
+    assert load_detector(weights, CATALOG, device="cpu").model.config.num_classes == 1
     nameless = evaluate_task("temporal_localization", weights, folder, tmp_path / "a", {"device": "cpu"})
     assert nameless["protocol"]["classes"] == "none, proposals"
     assert "best free action" in nameless["protocol"]["matching"]

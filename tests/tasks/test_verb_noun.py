@@ -75,7 +75,7 @@ def test_words_and_labels_of_rows() -> None:
 
 def test_each_part_has_its_own_loss() -> None:
     torch.manual_seed(0)
-    model = VideoMAEClassifier(replace(small_world.MASKED, classes=5)).eval()
+    model = VideoMAEClassifier(replace(small_world.MASKED, num_classes=5)).eval()
     stage = VerbNounStage(model, VerbNounSettings(noun_weight=0.5), verbs=2)
     labels = torch.tensor([[0, 2], [1, -100], [-100, 0], [0, 1]])
     batch = replace(small_world.batch(4), labels=labels)

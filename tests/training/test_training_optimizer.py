@@ -80,7 +80,7 @@ def test_layer_scale(table: str, layer: str) -> None:
 @cache
 def classifier(depth: int) -> VideoMAEClassifier:
     """So many layers with the names of the published model."""
-    return VideoMAEClassifier(VideoMAEConfig(image_size=16, frames=2, width=6, heads=1, depth=depth, classes=3))
+    return VideoMAEClassifier(VideoMAEConfig(image_size=16, frames=2, width=6, heads=1, depth=depth, num_classes=3))
 
 
 @pytest.mark.parity

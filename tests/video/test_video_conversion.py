@@ -270,7 +270,7 @@ def test_features_tell_the_marks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     encode(tmp_path / "v" / "high.mp4", waves(8), pixel_format="yuv420p10le", options={"x264-params": pq})
     encode(tmp_path / "v" / "plain.mp4", waves(8))
     torch.manual_seed(0)
-    sizes = {"image_size": 16, "patch_size": 8, "frames": 4, "width": 8, "depth": 1, "heads": 2, "classes": 3}
+    sizes = {"image_size": 16, "patch_size": 8, "frames": 4, "width": 8, "depth": 1, "heads": 2, "num_classes": 3}
     module = create_model("videomae-s-classifier", sizes)
     model = VideoModel("videomae-s-classifier", module, preprocessing=Preprocessing(4, 16))
     items, _ = find_items([tmp_path / "v"], recursive=False)

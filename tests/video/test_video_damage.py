@@ -137,7 +137,7 @@ def test_clips_leave_the_damaged_frames_out(case: Case) -> None:
 
 def small_model() -> VideoModel:
     torch.manual_seed(0)
-    sizes = {"image_size": 16, "patch_size": 8, "frames": 4, "width": 8, "depth": 1, "heads": 2, "classes": 3}
+    sizes = {"image_size": 16, "patch_size": 8, "frames": 4, "width": 8, "depth": 1, "heads": 2, "num_classes": 3}
     module = create_model("videomae-s-classifier", sizes)
     return VideoModel("videomae-s-classifier", module, preprocessing=Preprocessing(4, 16))
 

@@ -161,7 +161,9 @@ def test_the_config_of_videomae_v2_is_read(tmp_path: Path) -> None:
 
 
 def test_an_encoder_does_not_start_from_layers_of_another_activation(tmp_path: Path) -> None:
-    sizes = UniFormerV2Config(image_size=32, patch_size=16, width=96, depth=2, heads=3, global_layers=(0, 1), classes=3)
+    sizes = UniFormerV2Config(
+        image_size=32, patch_size=16, width=96, depth=2, heads=3, global_layers=(0, 1), num_classes=3
+    )
     for name, act in (("quick", "quick_gelu"), ("plain", "gelu")):
         image_text(tmp_path / name, {"hidden_act": act}, {"hidden_act": act})
     model = UniFormerV2(sizes)

@@ -197,7 +197,7 @@ def test_weights_of_another_model_are_refused(
 
 
 def test_other_sizes_and_absent_or_broken_files_are_refused(tmp_path: Path) -> None:
-    wide = VideoMAEClassifier(replace(small_world.MASKED, classes=2, width=24))
+    wide = VideoMAEClassifier(replace(small_world.MASKED, num_classes=2, width=24))
     path = tmp_path / "wide.safetensors"
     save_model(path, wide)
     refused(small_world.masked_classifier(), {"weights": path}, "mis-shaped")

@@ -178,7 +178,7 @@ PUBLISHED: dict[str, tuple[Callable[[], keys.Keys], int | None, str, dict[str, o
     ),
     "finetuned B": (lambda: keys.videomae_classifier(*B, 400), 162, "videomae-b-classifier", {}),
     "finetuned B, SSv2": (
-        lambda: keys.videomae_classifier(*B, 174), 162, "videomae-b-classifier", {"classes": 174},
+        lambda: keys.videomae_classifier(*B, 174), 162, "videomae-b-classifier", {"num_classes": 174},
     ),
     "finetuned B, layer scale, first token": (
         lambda: keys.videomae_classifier(*B, 400, first=True, scale=True),
@@ -187,17 +187,17 @@ PUBLISHED: dict[str, tuple[Callable[[], keys.Keys], int | None, str, dict[str, o
         {"layer_scale": 0.1, "pooling": "first"},
     ),
     "finetuned S": (lambda: keys.videomae_classifier(*S, 400), None, "videomae-s-classifier", {}),
-    "finetuned L": (lambda: keys.videomae_classifier(*L, 700), None, "videomae-l-classifier", {"classes": 700}),
-    "finetuned H": (lambda: keys.videomae_classifier(*H, 710), None, "videomae-h-classifier", {"classes": 710}),
+    "finetuned L": (lambda: keys.videomae_classifier(*L, 700), None, "videomae-l-classifier", {"num_classes": 700}),
+    "finetuned H": (lambda: keys.videomae_classifier(*H, 710), None, "videomae-h-classifier", {"num_classes": 710}),
     "finetuned g14": (lambda: keys.videomae_classifier(*GIANT, 400, 14), None, "videomae-g14-classifier", {}),
     "finetuned g16": (lambda: keys.videomae_classifier(*GIANT, 400), None, "videomae-g16-classifier", {}),
     "finetuned G14": (lambda: keys.videomae_classifier(*GIGANTIC, 400, 14), None, "videomae-G14-classifier", {}),
     "UniFormerV2 B/16": (lambda: keys.uniformerv2(224, 16, 768, 12, 4, 400), 219, "uniformerv2-b16", {}),
     "UniFormerV2 B/16 K710": (
-        lambda: keys.uniformerv2(224, 16, 768, 12, 4, 710), 219, "uniformerv2-b16", {"classes": 710},
+        lambda: keys.uniformerv2(224, 16, 768, 12, 4, 710), 219, "uniformerv2-b16", {"num_classes": 710},
     ),
     "UniFormerV2 L/14": (
-        lambda: keys.uniformerv2(224, 14, 1024, 24, 4, 339), None, "uniformerv2-l14", {"classes": 339},
+        lambda: keys.uniformerv2(224, 14, 1024, 24, 4, 339), None, "uniformerv2-l14", {"num_classes": 339},
     ),
     "UniFormerV2 L/14@336": (lambda: keys.uniformerv2(336, 14, 1024, 24, 4, 400), None, "uniformerv2-l14-336", {}),
     "UniFormerV2 L/14@336, frozen": (

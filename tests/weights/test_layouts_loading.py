@@ -200,7 +200,7 @@ def test_biases_lost_by_a_conversion_are_noticed() -> None:
     ("name", "head"), [("classifier", "head."), ("uniformerv2", "proj.linear."), ("local", "proj."), ("vqa", "head.5.")]
 )
 def test_another_number_of_classes_only_when_asked_for(name: str, head: str) -> None:
-    setting = "answers" if name == "vqa" else "classes"
+    setting = "answers" if name == "vqa" else "num_classes"
     state, rest = small(name)
     with pytest.raises(WeightsError, match=r"mis-shaped.*num_classes"):
         load_layout(layout_of(state), state, overrides={**rest, setting: 11})

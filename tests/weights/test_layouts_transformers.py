@@ -187,7 +187,7 @@ def test_clip() -> None:
 def test_a_multimodal_encoder_starts_from_it_too() -> None:
     state = image_text().state_dict()
     config = UniFormerV2Config(
-        image_size=32, patch_size=16, width=128, depth=2, heads=2, global_layers=(0, 1), classes=3
+        image_size=32, patch_size=16, width=128, depth=2, heads=2, global_layers=(0, 1), num_classes=3
     )
     model = UniFormerV2(config)
     from_clip(model, state)

@@ -50,7 +50,7 @@ def video(frames: int = 4) -> torch.Tensor:
 def test_a_classifier_gives_equal_logits_there(
     change: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    ours = model("videomae-s-classifier", **SMALL, classes=3, **change)
+    ours = model("videomae-s-classifier", **SMALL, num_classes=3, **change)
     ours.class_names = ("fall", "sit", "walk")
     folder = ours.save_pretrained(tmp_path / "saved", layout="transformers")
     assert ("norm of the mean: 1e-06 in internvideo" in capsys.readouterr().err) == (change.get("head_eps") is None)
@@ -74,7 +74,7 @@ def test_pretraining_and_an_encoder_give_equal_tokens_there(tmp_path: Path) -> N
     mask = (torch.arange(8) % 3 != 0).expand(2, -1)
     found = theirs(video().transpose(1, 2), bool_masked_pos=mask).logits
     assert equal(found, ours.module(video(), mask))
-    encoder = model("videomae-s-classifier", **SMALL, classes=0, final_norm=False)
+    encoder = model("videomae-s-classifier", **SMALL, num_classes=0, final_norm=False)
     folder = encoder.save_pretrained(tmp_path / "encoder", layout="transformers")
     plain = transformers.VideoMAEModel.from_pretrained(folder).eval()
     assert equal(plain(video().transpose(1, 2)).last_hidden_state, encoder.module.tokens(video()))
@@ -98,7 +98,7 @@ def test_clip_gives_equal_similarities_there(change: dict[str, Any], tmp_path: P
 
 
 def test_the_folder_says_what_it_is(tmp_path: Path) -> None:
-    folder = model("videomae-s-classifier", **SMALL, classes=3).save_pretrained(tmp_path, layout="transformers")
+    folder = model("videomae-s-classifier", **SMALL, num_classes=3).save_pretrained(tmp_path, layout="transformers")
     assert sorted(path.name for path in folder.iterdir()) == [
         "README.md", "config.json", "model.safetensors", "preprocessor_config.json"
     ]  # fmt: skip
@@ -117,7 +117,7 @@ def test_the_folder_says_what_it_is(tmp_path: Path) -> None:
         ("videomae-s-classifier", {**SMALL, "layer_scale": 0.1}, "layer_scale 0.1; allowed: 0"),
         ("videomae-s-classifier", {**SMALL, "learnable_positions": True}, "learnable_positions True"),
         ("videomae-s-classifier", {**SMALL, "position_table": "resized"}, "position_table resized"),
-        ("videomae-s-classifier", {**SMALL, "classes": 0}, "an encoder with a norm of the mean"),
+        ("videomae-s-classifier", {**SMALL, "num_classes": 0}, "an encoder with a norm of the mean"),
         (
             "uniformerv2-b16",
             {"image_size": 32, "patch_size": 16, "width": 64, "heads": 2, "depth": 4, "global_layers": [2, 3]},

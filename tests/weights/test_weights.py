@@ -27,7 +27,7 @@ from internvideo.weights.state import (
 
 TINY = VideoMAEConfig(
     image_size=16, patch_size=4, frames=4, width=24, depth=2, heads=2, decoder_width=16, decoder_depth=2,
-    decoder_heads=2, classes=5,
+    decoder_heads=2, num_classes=5,
 )  # fmt: skip
 
 
@@ -133,7 +133,7 @@ def test_head_rows() -> None:
     chosen = select_head_rows(state, [4, 0])
     assert torch.equal(chosen["head.weight"], state["head.weight"][[4, 0]])
     assert torch.equal(chosen["head.bias"], state["head.bias"][[4, 0]])
-    load_reference(VideoMAEClassifier(dataclasses.replace(TINY, classes=2)), chosen)
+    load_reference(VideoMAEClassifier(dataclasses.replace(TINY, num_classes=2)), chosen)
     for rows in ([5], [-1], []):
         with pytest.raises(WeightsError, match="asked of 5"):
             select_head_rows(state, rows)
@@ -157,7 +157,7 @@ def test_own_weights_come_back(tmp_path: Path) -> None:
 
 
 def test_a_part_may_stay_as_drawn() -> None:
-    model, other = VideoMAEClassifier(TINY), VideoMAEClassifier(dataclasses.replace(TINY, classes=7))
+    model, other = VideoMAEClassifier(TINY), VideoMAEClassifier(dataclasses.replace(TINY, num_classes=7))
     body = {name: value for name, value in other.state_dict().items() if not name.startswith("head.")}
     head = model.head.weight.clone()
     load_part(model, body, fresh=r"head\.")

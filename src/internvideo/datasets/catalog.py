@@ -74,7 +74,7 @@ class Benchmark:
         number: from 1 to 39 for the paper's benchmarks, 0 for other data sets.
         sizes: split -> official size in `unit`. tolerance: relative difference of a size that is not reported.
         unit: what a size counts: rows, distinct videos, questions.
-        classes: number of classes, 0 without classes.
+        num_classes: number of classes, 0 without classes.
         measured: how it is measured, if not as MEASURES[task].
     """
 
@@ -87,7 +87,7 @@ class Benchmark:
     sizes: Mapping[str, int] = field(default_factory=dict)
     unit: Unit = "clips"
     tolerance: float = 0.0
-    classes: int = 0
+    num_classes: int = 0
     measured: Measure | None = None
 
     @property
@@ -116,8 +116,8 @@ class Benchmark:
             if abs(count - size) > self.tolerance * size:
                 about = "about " if self.tolerance else ""
                 sentences.append(f"{split} has {count:,} {self.unit}, officially {about}{size:,}")
-        if self.classes and len(annotations.classes) != self.classes:
-            sentences.append(f"{len(annotations.classes):,} classes, officially {self.classes:,}")
+        if self.num_classes and len(annotations.classes) != self.num_classes:
+            sentences.append(f"{len(annotations.classes):,} classes, officially {self.num_classes:,}")
         return sentences
 
     @property
@@ -127,7 +127,7 @@ class Benchmark:
         sizes = ", ".join(f"{split} {about}{size:,}" for split, size in self.sizes.items())
         parts = [f"{self.task}: {self.title}"]
         parts += [f"{sizes} {self.unit}"] if sizes else []
-        parts += [f"{self.classes:,} classes"] if self.classes else []
+        parts += [f"{self.num_classes:,} classes"] if self.num_classes else []
         parts += [self.metric] if self.metric else []
         parts += [f"paper {self.paper}"] if self.paper else []
         measure = self.measure
@@ -146,58 +146,59 @@ _TAL = "mAP at tIoU .5:.05:.95"
 BENCHMARKS: dict[str, Benchmark] = {
     "kinetics400": Benchmark(
         "Kinetics-400", "recognition", kinetics.read_400, "top-1", "D 90.9, T 91.1", 1,
-        _sizes(240_000, 20_000, 39_000), tolerance=0.1, classes=400,
+        _sizes(240_000, 20_000, 39_000), tolerance=0.1, num_classes=400,
     ),
     "kinetics600": Benchmark(
         "Kinetics-600", "recognition", kinetics.read_600, "top-1", "D 91.1, T 91.3", 2,
-        _sizes(390_000, 30_000, 60_000), tolerance=0.1, classes=600,
+        _sizes(390_000, 30_000, 60_000), tolerance=0.1, num_classes=600,
     ),
     "kinetics700": Benchmark(
         "Kinetics-700", "recognition", kinetics.read_700, "top-1", "D 83.8, T 84.0", 3,
-        _sizes(545_000, 35_000, 70_000), tolerance=0.1, classes=700,
+        _sizes(545_000, 35_000, 70_000), tolerance=0.1, num_classes=700,
     ),
     "something_v1": Benchmark(
         "Something-Something V1", "recognition", something.read_v1, "top-1", "70.0", 4,
-        _sizes(86_017, 11_522, 10_960), classes=174,
+        _sizes(86_017, 11_522, 10_960), num_classes=174,
     ),
     "something_v2": Benchmark(
         "Something-Something V2", "recognition", something.read_v2, "top-1", "77.2", 5,
-        _sizes(168_913, 24_777, 27_157), classes=174,
+        _sizes(168_913, 24_777, 27_157), num_classes=174,
     ),
     "activitynet": Benchmark(
         "ActivityNet 1.3", "recognition", activitynet.read_activitynet, "top-1", "94.3", 6,
-        _sizes(10_024, 4_926, 5_044), classes=200,
+        _sizes(10_024, 4_926, 5_044), num_classes=200,
     ),
     "hacs": Benchmark(
         "HACS", "recognition", activitynet.read_hacs, "top-1", "95.5", 7,
-        _sizes(37_613, 5_981, 5_987), unit="videos", classes=200,
+        _sizes(37_613, 5_981, 5_987), unit="videos", num_classes=200,
     ),
     "hmdb51": Benchmark(
-        "HMDB51", "recognition", clip_sets.read_hmdb51, "top-1, mean of 3 splits", "89.3", 8, _HMDB_SIZES, classes=51,
+        "HMDB51", "recognition", clip_sets.read_hmdb51, "top-1, mean of 3 splits", "89.3", 8, _HMDB_SIZES,
+        num_classes=51,
     ),
     "thumos14": Benchmark(
         "THUMOS14", "temporal localization", activitynet.read_thumos14, "mAP at tIoU .3:.1:.7", "71.58", 9,
-        _sizes(val=200, test=213), classes=20,
+        _sizes(val=200, test=213), num_classes=20,
     ),
     "activitynet_segments": Benchmark(
         "ActivityNet 1.3", "temporal localization", activitynet.read_activitynet, _TAL, "39.00", 10,
-        _sizes(10_024, 4_926, 5_044), classes=200,
+        _sizes(10_024, 4_926, 5_044), num_classes=200,
     ),
     "hacs_segments": Benchmark(
         "HACS Segments 1.1.1", "temporal localization", activitynet.read_hacs_segments, _TAL,
-        "41.32 (ActionFormer), 41.55 (TCANet)", 11, _sizes(37_613, 5_981, 5_987), classes=200,
+        "41.32 (ActionFormer), 41.55 (TCANet)", 11, _sizes(37_613, 5_981, 5_987), num_classes=200,
     ),
     "fineaction": Benchmark(
         "FineAction", "temporal localization", activitynet.read_fineaction, _TAL, "17.57", 12,
-        _sizes(8_440, 4_174, 4_118), classes=106,
+        _sizes(8_440, 4_174, 4_118), num_classes=106,
     ),
     "ava": Benchmark(
         "AVA 2.2", "spatio-temporal localization", ava.read_ava, "frame mAP at IoU .5 of 60 classes", "41.01", 13,
-        _sizes(235, 64, 131), unit="videos", classes=80,
+        _sizes(235, 64, 131), unit="videos", num_classes=80,
     ),
     "ava_kinetics": Benchmark(
         "AVA-Kinetics", "spatio-temporal localization", ava.read_ava_kinetics, "frame mAP at IoU .5 of 60 classes",
-        "42.51", 14, _sizes(141_000, 32_000, 65_000), unit="Kinetics clips", tolerance=0.1, classes=80,
+        "42.51", 14, _sizes(141_000, 32_000, 65_000), unit="Kinetics clips", tolerance=0.1, num_classes=80,
     ),
     "msrvtt": Benchmark(
         "MSR-VTT 9k/1k-A", "retrieval", captions.read_msrvtt, _RETRIEVAL, "55.2/57.9", 15, _sizes(9_000, test=1_000),
@@ -266,15 +267,15 @@ BENCHMARKS: dict[str, Benchmark] = {
     ),
     "ucf101_hmdb51": Benchmark(
         "UCF101, unknown HMDB51", "open set", clip_sets.read_open_hmdb, "AUC, closed-set accuracy", "85.48, 97.89", 33,
-        {"train": 9_537, "test": 3_783, "unknown": 1_530}, classes=101,
+        {"train": 9_537, "test": 3_783, "unknown": 1_530}, num_classes=101,
     ),
     "ucf101_mit": Benchmark(
         "UCF101, unknown Moments in Time 2", "open set", clip_sets.read_open_moments, "AUC", "91.85", 34,
-        {"train": 9_537, "test": 3_783, "unknown": 30_500}, classes=101,
+        {"train": 9_537, "test": 3_783, "unknown": 30_500}, num_classes=101,
         measured=Measure("open_set", ("evidential.auroc_binary",)),
     ),
     "ego4d_mq": Benchmark(
-        "Ego4D moments", "Ego4D", ego4d.read_moments, "average mAP, R@1x at .5", "fig. 1", 35, classes=110,
+        "Ego4D moments", "Ego4D", ego4d.read_moments, "average mAP, R@1x at .5", "fig. 1", 35, num_classes=110,
         measured=Measure("temporal_localization", ("mean_mAP", "recall_1x")),
     ),
     "ego4d_nlq": Benchmark(
@@ -284,7 +285,7 @@ BENCHMARKS: dict[str, Benchmark] = {
     ),
     "ego4d_sta": Benchmark(
         "Ego4D short-term anticipation", "Ego4D", ego4d.read_anticipation, "top-5 mAP", "fig. 1", 37,
-        _sizes(27_800, 17_200, 19_900), tolerance=0.02, classes=87,
+        _sizes(27_800, 17_200, 19_900), tolerance=0.02, num_classes=87,
         measured=Measure("anticipation", tuple(f"top5_mAP_{of}" for of in ("noun", "noun_verb", "noun_time", "all"))),
     ),
     "ego4d_fhp": Benchmark(
@@ -292,16 +293,16 @@ BENCHMARKS: dict[str, Benchmark] = {
         measured=Measure("future_hands", tuple(f"{h}_{w}_px" for w in ("mean", "contact") for h in ("left", "right"))),
     ),
     "ego4d_scod": Benchmark(
-        "Ego4D state-change objects", "Ego4D", ego4d_objects.read_state_change, "COCO AP", "fig. 1", 39, classes=1,
+        "Ego4D state-change objects", "Ego4D", ego4d_objects.read_state_change, "COCO AP", "fig. 1", 39, num_classes=1,
         measured=Measure("state_change", ("AP", "AP50", "AP75")),
     ),
     "zero_shot_k400": Benchmark(
         "Kinetics-400 test list", "zero-shot recognition", kinetics.read_zero_shot, "top-1", "64.25",
-        sizes={"test": 39_000}, tolerance=0.1, classes=400,
+        sizes={"test": 39_000}, tolerance=0.1, num_classes=400,
     ),
     "kinetics710": Benchmark(
         "Kinetics-710", "pretraining", kinetics.read_710, "top-1",
-        sizes={"train": 658_000, "val": 67_000}, tolerance=0.02, classes=710,
+        sizes={"train": 658_000, "val": 67_000}, tolerance=0.02, num_classes=710,
         measured=MEASURES["recognition"],
     ),
     "unlabeled_hybrid": Benchmark(
@@ -311,10 +312,10 @@ BENCHMARKS: dict[str, Benchmark] = {
     "howto100m": Benchmark("HowTo100M", "pretraining", corpora.read_howto100m, ""),
     "ucf101": Benchmark(
         "UCF101", "recognition", clip_sets.read_ucf101, "top-1",
-        sizes={"train1": 9_537, "test1": 3_783}, classes=101,
+        sizes={"train1": 9_537, "test1": 3_783}, num_classes=101,
     ),
     "mit_v2": Benchmark(
-        "Moments in Time 2", "recognition", clip_sets.read_moments, "top-1", sizes={"val": 30_500}, classes=305,
+        "Moments in Time 2", "recognition", clip_sets.read_moments, "top-1", sizes={"val": 30_500}, num_classes=305,
     ),
     "msrvtt_full": Benchmark(
         "MSR-VTT, whole", "retrieval", captions.read_msrvtt_full, _RETRIEVAL, sizes=_sizes(6_513, 497, 2_990),
@@ -323,7 +324,7 @@ BENCHMARKS: dict[str, Benchmark] = {
         "TGIF-QA action, transition", "question answering", questions.read_tgif_choice, "accuracy of 5",
         measured=MEASURES["zero-shot multiple choice"],
     ),
-    "hacs_clips": Benchmark("HACS Clips 1.1", "recognition", activitynet.read_hacs_clips, "top-1", classes=200),
+    "hacs_clips": Benchmark("HACS Clips 1.1", "recognition", activitynet.read_hacs_clips, "top-1", num_classes=200),
 }  # fmt: skip
 """Name -> benchmark."""
 

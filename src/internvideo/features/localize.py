@@ -98,7 +98,7 @@ def localize(
     settings = replace(extraction_settings(model, detector), batch_size=batch_size)
     recipe = detector.trained.recipe
     classes, scores = detector.trained.classes, None
-    if detector.model.config.classes == 1 and len(classes) > 1:
+    if detector.model.config.num_classes == 1 and len(classes) > 1:
         classes = (ACTION,)
         if class_scores is not None:
             classes, scores = tuple(class_scores), np.asarray(list(class_scores.values()))
@@ -106,7 +106,7 @@ def localize(
         extract([Item("video", video)], model, Path(folder), settings, progress=progress)
         reading = recipe.data_as(FeatureData).features.model_copy(update={"annotations": None, "folder": None})
         features = read_feature_set(Path(folder), reading).videos[0]
-        decoding = detector.settings.decoding(classes=detector.model.config.classes)
+        decoding = detector.settings.decoding(num_classes=detector.model.config.num_classes)
         device = next(detector.model.parameters()).device
         segments = find_segments(detector.model, features, reading, decoding, device, scores)
     rows = zip(segments.spans.tolist(), segments.scores, segments.labels, strict=True)

@@ -25,6 +25,7 @@ from internvideo.errors import RecipeError, RunError, WeightsError
 from internvideo.inference.families import Precision
 from internvideo.model_table import MODELS, create_model
 from internvideo.models.declared import within
+from internvideo.models.factory import present_settings
 from internvideo.models.skip_init import check_all_loaded, skip_init
 from internvideo.storage import write_text
 from internvideo.tasks.protocol import weights_hash
@@ -235,7 +236,7 @@ def _build(
         raise WeightsError(where, f"unknown model {name!r}", ", ".join(MODELS), "update internvideo")
     try:
         with skip_init(), within(state):
-            module = create_model(name, settings["overrides"])
+            module = create_model(name, present_settings(settings["overrides"]))
         preprocessing = Preprocessing.from_json(settings["preprocessing"])
         class_names = tuple(str(name) for name in settings["classes"])
         metadata = {str(key): str(value) for key, value in settings["metadata"].items()}

@@ -320,7 +320,7 @@ def _with_new_head(name: str, module: nn.Module, options: LoadOptions, where: Pa
         kept = {key: value for key, value in settings.items() if not key.startswith("decoder_")}
         name = name.replace("-pretrain", "-classifier")
         _check_name(name, options, where)
-        classifier = create_model(name, {**kept, "classes": options.num_classes})
+        classifier = create_model(name, {**kept, "num_classes": options.num_classes})
         load_pretrained(classifier, module.state_dict(), where)
         return name, classifier
     _check_name(name, options, where)
@@ -329,14 +329,14 @@ def _with_new_head(name: str, module: nn.Module, options: LoadOptions, where: Pa
     return name, model_with_new_head
 
 
-def _with_classes(name: str, settings: dict[str, object], classes: int) -> dict[str, object]:
+def _with_classes(name: str, settings: dict[str, object], num_classes: int) -> dict[str, object]:
     """Set the number of classes in overrides. Raises RecipeError for a model without a classifier."""
     if name.startswith("interaction-"):
         parts = {}
         for part in ("masked", "multimodal"):
             inner = settings.get(part, {})
-            parts[part] = {**(inner if isinstance(inner, Mapping) else {}), "classes": classes}
+            parts[part] = {**(inner if isinstance(inner, Mapping) else {}), "num_classes": num_classes}
         return {**settings, **parts}
-    if not hasattr(MODELS[name].config, "classes") or name.endswith("-pretrain"):
+    if not hasattr(MODELS[name].config, "num_classes") or name.endswith("-pretrain"):
         raise RecipeError(f"model {name}", "has no classifier", "no num_classes")
-    return {**settings, "classes": classes}
+    return {**settings, "num_classes": num_classes}

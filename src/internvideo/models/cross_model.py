@@ -64,10 +64,10 @@ class CrossModelOutput:
 class ScoreFusion(Module):
     """Linear combination of two scores that starts as their mean."""
 
-    def __init__(self, kind: Literal["scalar", "per_class", "free"], classes: int) -> None:
+    def __init__(self, kind: Literal["scalar", "per_class", "free"], num_classes: int) -> None:
         super().__init__()
         self.kind = kind
-        shape = {"scalar": (1,), "per_class": (classes,), "free": (2,)}[kind]
+        shape = {"scalar": (1,), "per_class": (num_classes,), "free": (2,)}[kind]
         self.weight = nn.Parameter(torch.zeros(shape))
 
     def weights(self) -> tuple[Tensor, Tensor]:
@@ -146,10 +146,10 @@ class CrossModel(VideoEncoder):
 
     def __init__(self, masked: VideoMAEClassifier, multimodal: UniFormerV2, config: CrossModelConfig) -> None:
         super().__init__()
-        classes = multimodal.config.classes
-        if not classes or masked.config.classes != classes:
+        num_classes = multimodal.config.num_classes
+        if not num_classes or masked.config.num_classes != num_classes:
             raise ValueError(
-                f"the masked encoder has {masked.config.classes} classes and the multimodal encoder {classes}; "
+                f"the masked encoder has {masked.config.num_classes} classes and the multimodal encoder {num_classes}; "
                 "both need a head of the same classes"
             )
         self.config = config
@@ -166,7 +166,7 @@ class CrossModel(VideoEncoder):
         ]
         self.cma = nn.ModuleList([*into_masked, into_query[-1]])
         self.cma_both = nn.ModuleList(into_query[:-1])
-        self.fuse = ScoreFusion(config.fusion, classes)
+        self.fuse = ScoreFusion(config.fusion, num_classes)
         self.dropout = Dropout(config.head_dropout)
         self.freeze()
 

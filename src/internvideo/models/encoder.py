@@ -179,8 +179,8 @@ class ClipClassifier(VideoEncoder, Module):
     @property
     def num_classes(self) -> int:
         """C of the config."""
-        classes: int = self.config.classes
-        return classes
+        num_classes: int = self.config.num_classes
+        return num_classes
 
     @property
     def head_layer(self) -> nn.Linear:

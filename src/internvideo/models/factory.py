@@ -58,7 +58,7 @@ _PRETRAIN = {
 _CLASSIFIER = {
     f"videomae-{size}-classifier": ModelEntry(
         build=VideoMAEClassifier,
-        config=dataclasses.replace(config, classes=400),
+        config=dataclasses.replace(config, num_classes=400),
         parameters=_CLASSIFIER_MILLIONS.get(size),
         about=f"masked encoder with a head, width {config.width}, {config.depth} layers, patch {config.patch_size}",
     )
@@ -85,9 +85,21 @@ BACKBONES: dict[str, ModelEntry] = {**_PRETRAIN, **_CLASSIFIER, **_EXTERNAL, **M
 """Every model that sees clips by itself; `model_table.MODELS` has those of the tasks too."""
 
 
+def present_settings(overrides: Mapping[str, object]) -> dict[str, object]:
+    """Return overrides that an earlier version saved, with the present names of the settings."""
+    return {
+        EARLIER_SETTINGS.get(name, name): present_settings(value) if isinstance(value, Mapping) else value
+        for name, value in overrides.items()
+    }
+
+
 def list_models(models: Mapping[str, ModelEntry] = BACKBONES) -> dict[str, str]:
     """Name -> what it is, of every model of a table."""
     return {name: entry.about for name, entry in models.items()}
+
+
+EARLIER_SETTINGS = {"classes": "num_classes"}
+"""Setting of a model's config in files of earlier versions -> its present name."""
 
 
 def _near(name: str, allowed: list[str]) -> str:

@@ -27,7 +27,7 @@ def _something_something(config: UniFormerV2Config, stages: int) -> UniFormerV2C
     return replace(
         config,
         frames=16,
-        classes=174,
+        num_classes=174,
         global_layers=tuple(range(config.depth - stages, config.depth)),
         local_blocks=2,
         temporal_downsample=True,
@@ -53,7 +53,7 @@ _UNIFORMERV2 = {
 }
 
 _TEXT = {"b16": TextConfig(width=512, heads=8, layers=12), "l14": TextConfig(width=768, heads=12, layers=12)}
-_TOWERS = {"b16": replace(_B16, classes=0), "l14": replace(_L14, classes=0)}
+_TOWERS = {"b16": replace(_B16, num_classes=0), "l14": replace(_L14, num_classes=0)}
 _MM = {
     size: VideoLanguageConfig(vision=_TOWERS[size], text=text, joint_width=text.width) for size, text in _TEXT.items()
 }
@@ -100,9 +100,9 @@ _VICLIP = {
 }
 
 _MASKED = {
-    "b": VideoMAEConfig(width=768, depth=12, heads=12, classes=400),
-    "l": VideoMAEConfig(width=1024, depth=24, heads=16, classes=400),
-    "h": VideoMAEConfig(width=1280, depth=32, heads=16, classes=400),
+    "b": VideoMAEConfig(width=768, depth=12, heads=12, num_classes=400),
+    "l": VideoMAEConfig(width=1024, depth=24, heads=16, num_classes=400),
+    "h": VideoMAEConfig(width=1280, depth=32, heads=16, num_classes=400),
 }
 _INTERACTION = {
     "interaction-b": (InteractionConfig(_MASKED["b"], _B16), "masked ViT-B with multimodal B/16, both frozen"),

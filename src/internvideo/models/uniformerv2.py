@@ -32,7 +32,7 @@ class UniFormerV2Config:
         width, depth, heads: of the CLIP layers.
         global_layers: 0-based layers after which the query token reads the tokens of the clip, ascending.
         global_heads: heads of those readings, 0 for the same as `heads`.
-        classes: C, 0 for no head.
+        num_classes: C, 0 for no head.
         mlp_factor: feed-forward width of the global blocks over D.
         local_blocks: local temporal blocks per layer: 0, 1 (before attention) or 2 (also before the feed-forward).
         local_reduction: channel reduction inside them.
@@ -52,7 +52,7 @@ class UniFormerV2Config:
     heads: int
     global_layers: tuple[int, ...]
     frames: int = 8
-    classes: int = 400
+    num_classes: int = 400
     global_heads: int = 0
     mlp_factor: float = 4.0
     local_blocks: int = 0
@@ -167,11 +167,11 @@ def from_grid(grid: Tensor) -> Tensor:
 class ClassHead(Module):
     """Layer norm, dropout, linear classifier."""
 
-    def __init__(self, width: int, classes: int, dropout: float) -> None:
+    def __init__(self, width: int, num_classes: int, dropout: float) -> None:
         super().__init__()
         self.norm = LayerNorm(width, eps=EPS)
         self.dropout = Dropout(dropout)
-        self.linear = Linear(width, classes)
+        self.linear = Linear(width, num_classes)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, D) -> logits (B, C)."""
@@ -179,7 +179,7 @@ class ClassHead(Module):
 
 
 class UniFormerV2(ClipClassifier):
-    """The multimodal video encoder, as a classifier or (classes=0) as the video tower of `VideoLanguage`.
+    """The multimodal video encoder, as a classifier or (num_classes=0) as the video tower of `VideoLanguage`.
 
     Attributes:
         checkpointing: compute the layers' activations again in the backward pass instead of storing them.
@@ -210,7 +210,7 @@ class UniFormerV2(ClipClassifier):
         self.query = nn.Parameter(torch.zeros(1, 1, width))
         self.global_blocks = nn.ModuleList(GlobalBlock(config, rate) for rate in global_rates)
         self.balance = nn.Parameter(torch.zeros(width)) if config.balance else None
-        self.proj = ClassHead(width, config.classes, config.head_dropout) if config.classes else None
+        self.proj = ClassHead(width, config.num_classes, config.head_dropout) if config.num_classes else None
         # The published model always starts from CLIP; from scratch the layers get CLIP's own initialization.
         init_clip_blocks(self.blocks)
 

@@ -37,7 +37,7 @@ class VideoLanguageConfig:
     """Sizes.
 
     Attributes:
-        vision: the video tower; it must have no head (classes=0).
+        vision: the video tower; it must have no head (num_classes=0).
         text: the text tower.
         joint_width: E, or 0 for no projections into a joint space (answering networks).
         caption: the caption decoder, None for none; its widths must be those of the towers.
@@ -52,8 +52,8 @@ class VideoLanguageConfig:
     std: tuple[float, float, float] = CLIP_STD
 
     def __post_init__(self) -> None:
-        if self.vision.classes:
-            raise ValueError("the video tower of a video-language model has no classifier: classes=0")
+        if self.vision.num_classes:
+            raise ValueError("the video tower of a video-language model has no classifier: num_classes=0")
         caption = self.caption
         if caption and (caption.width, caption.vision_width) != (self.text.width, self.vision.width):
             raise ValueError(

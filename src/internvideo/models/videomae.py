@@ -311,7 +311,7 @@ class VideoMAEClassifier(Trunk, MaskedEncoder, ClipClassifier):
         self.norm = LayerNorm(config.width, eps=config.eps) if final and not mean else None
         self.fc_norm = LayerNorm(config.width, eps=config.head_eps) if final and mean else None
         self.head_dropout = Dropout(config.head_dropout)
-        self.head = Linear(config.head_width, config.classes) if config.classes else Identity()
+        self.head = Linear(config.head_width, config.num_classes) if config.num_classes else Identity()
         self.reset_parameters()
 
     def reset_parameters(self) -> None:

@@ -29,7 +29,7 @@ class VideoMAEConfig:
         decoder_width, decoder_depth, decoder_heads: pretraining only.
         qkv_bias: query and value have a bias (the key never).
         layer_scale: initial per-channel scale of the residual branches, 0 for none.
-        classes: C, 0 for no head.
+        num_classes: C, 0 for no head.
         drop_path: stochastic depth of the last block, growing linearly from 0 (classifier).
         head_dropout: in front of the head.
         pooling: "mean" of the tokens and then a norm, or a norm and then the "first" token.
@@ -61,7 +61,7 @@ class VideoMAEConfig:
     decoder_heads: int = 6
     qkv_bias: bool = True
     layer_scale: float = 0.0
-    classes: int = 0
+    num_classes: int = 0
     drop_path: float = 0.0
     head_dropout: float = 0.0
     pooling: Literal["mean", "first"] = "mean"
@@ -137,6 +137,6 @@ class MaskedEncoder(VideoEncoder):
     @property
     def test_clips(self) -> dict[str, Any]:
         """One clip of stride 4, or sparse middles for Something-Something; OpenCV resize (run_class_finetuning.py)."""
-        sparse = self.config.classes == SOMETHING_SOMETHING
+        sparse = self.config.num_classes == SOMETHING_SOMETHING
         rule = {"sampler": "sparse_two_view"} if sparse else {"sampler": "dense", "stride": 4}
         return {"frames": self.config.frames, "size": self.config.image_size, **rule, "resize_backend": "opencv"}

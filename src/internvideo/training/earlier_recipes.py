@@ -1,6 +1,7 @@
 """Read recipes of earlier versions, which lie in weights and run folders, as recipes of this version.
 
-Version 1 had no version and the settings of every task below `data`; version 2 had the names that `RENAMED` lists.
+Version 1 had no version and the settings of every task below `data`; version 2 had the names that `RENAMED` lists; up
+to version 3 the number of classes in `model.overrides` was called `classes`.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
+from internvideo.models.factory import present_settings
 from internvideo.training.recipe import VERSION, Catalog
 
 RENAMED = {
@@ -93,9 +95,12 @@ def new_value(setting: str, value: object) -> str | None:
 def upgraded(tree: Mapping[str, Any], catalog: Catalog) -> dict[str, Any]:
     """Return a saved recipe as this version writes it, without settings that its stage never read."""
     version = tree.get("version", 1)
-    if version not in (1, 2):
+    if version not in (1, 2, 3):
         return dict(tree)
-    new = renamed(tree) | {"version": VERSION}
+    new = (dict(tree) if version == 3 else renamed(tree)) | {"version": VERSION}
+    model = new.get("model")
+    if isinstance(model, Mapping) and isinstance(model.get("overrides"), Mapping):
+        new["model"] = {**model, "overrides": present_settings(model["overrides"])}
     spec, data = catalog.stages.get(str(new.get("stage"))), new.get("data")
     if version != 1 or spec is None or not isinstance(data, Mapping):
         return new

@@ -62,7 +62,7 @@ def model_overrides(recipe: EvaluationRecipe, num_classes: int) -> dict[str, Any
         if isinstance(recipe, Recipe) and recipe.init_head != "exact":
             settings[spec.outputs] = num_classes
         elif asked != num_classes:
-            found = f"{asked}, but the manifest has {num_classes} {spec.outputs}"
+            found = f"{asked}, but the manifest has {num_classes} {spec.outputs.removeprefix('num_')}"
             raise RecipeError(f"{place}.{spec.outputs}", found, str(num_classes))
     return overrides
 

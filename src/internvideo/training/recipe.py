@@ -20,7 +20,7 @@ from internvideo.models.entry import ModelEntry
 from internvideo.training.loop import BatchSource
 from internvideo.training.settings import LoopSettings, OptimizerSettings, ScheduleSettings
 
-VERSION = 3
+VERSION = 4
 """Version of the form of a recipe; `training/earlier_recipes.py` reads the others."""
 
 Some = TypeVar("Some", bound=BaseModel)
@@ -49,7 +49,7 @@ class StageSpec:
     models: tuple[type[nn.Module], ...]
     build: Callable[[Recipe, Path | None], Job]
     classifiers: tuple[str, ...] = ()
-    outputs: str = "classes"
+    outputs: str = "num_classes"
 
 
 @dataclass(frozen=True)

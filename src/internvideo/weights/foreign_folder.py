@@ -191,7 +191,7 @@ def read(place: Path) -> Foreign:
     if told.ignored:
         notes["config_not_understood"] = ", ".join(told.ignored)
     classes = told.classes
-    count = getattr(configure(layout.model, layout.overrides), layout.family.classes, 0) if layout.family.head else 0
+    count = getattr(configure(layout.model, layout.overrides), layout.family.outputs, 0) if layout.family.head else 0
     if not config and not classes and (known := PUBLISHED_HEADS.get((layout.name, count))):
         classes = published_classes(known)
         notes["classes"] = (

@@ -42,7 +42,7 @@ class Family:
         video: path of the video tower's settings in the config.
         frames: whether the video tower has a number of frames.
         head: our names of the classifier's last layer, as a regular expression; "" for a model without classes.
-        classes: the setting that counts the classes.
+        outputs: the model setting that is the number of outputs of the head.
         masked: VideoMAE: has a number of frames and a table over both.
         computed: fixed positions are computed for the clip that is asked for, and not resized.
         plain: the same without its caption decoder, for who asks for the towers alone; None when there is no such.
@@ -58,7 +58,7 @@ class Family:
     video: tuple[str, ...] = ()
     frames: bool = True
     head: str = ""
-    classes: str = "classes"
+    outputs: str = "num_classes"
     masked: bool = False
     computed: bool = False
     kernel: str = ""
@@ -187,7 +187,7 @@ FAMILIES: tuple[Family, ...] = (
         parts=_ANSWERING,
         video=("model", "vision"),
         head=r"head\.5\..*",
-        classes="answers",
+        outputs="answers",
     ),
     Family(
         name="InternVideo-MM multiple choice",

@@ -124,7 +124,7 @@ def videomae_classifier(shapes: Shapes, base: VideoMAEConfig) -> VideoMAEConfig:
     return replace(
         _videomae(shapes, base, ""),
         qkv_bias="blocks.0.attn.q_bias" in shapes,
-        classes=shapes.of("head.weight", 2)[0] if "head.weight" in shapes else 0,
+        num_classes=shapes.of("head.weight", 2)[0] if "head.weight" in shapes else 0,
         pooling=pooling,
     )
 
@@ -132,7 +132,7 @@ def videomae_classifier(shapes: Shapes, base: VideoMAEConfig) -> VideoMAEConfig:
 def of_transformers(shapes: Shapes, config: VideoMAEConfig) -> VideoMAEConfig:
     """The same with query and value biases, which transformers' files have, and with or without the last norm."""
     final = any(name in shapes for name in ("encoder.norm.weight", "norm.weight", "fc_norm.weight"))
-    return replace(config, qkv_bias=True, final_norm=final or config.classes > 0)
+    return replace(config, qkv_bias=True, final_norm=final or config.num_classes > 0)
 
 
 def _picture(shapes: Shapes, prefix: str) -> tuple[int, int, int, int]:
@@ -167,7 +167,7 @@ def uniformerv2(shapes: Shapes, base: UniFormerV2Config, prefix: str = "") -> Un
         depth=depth,
         heads=heads_of((width, depth), (base.width, base.depth), base.heads),
         global_layers=base.global_layers if usual else tuple(range(max(0, depth - stages), depth)),
-        classes=shapes.of(head, 2)[0] if head in shapes else 0,
+        num_classes=shapes.of(head, 2)[0] if head in shapes else 0,
         mlp_factor=_factor(base.mlp_factor, width, shapes.of(f"{prefix}transformer.dec.0.mlp.c_fc.weight", 2)[0]),
         local_blocks=local,
         local_reduction=reduction,

@@ -233,9 +233,9 @@ def _with_new_head(
     if not family.head:
         raise WeightsError(where, f"{layout.name} has no classes", do="leave out num_classes")
     fresh = family.head
-    if getattr(configure(layout.model, layout.overrides), family.classes) == 0:
+    if getattr(configure(layout.model, layout.overrides), family.outputs) == 0:
         fresh = fresh.partition(r"\.")[0] + r"\..*"
-    model = create_model(layout.model, merged(settings, {family.classes: num_classes}))
+    model = create_model(layout.model, merged(settings, {family.outputs: num_classes}))
     ours = reference_names(model, published)
     old = {key for key, names in ours.items() if names and all(re.fullmatch(fresh, name) for name in names)}
     kept = {key: value for key, value in published.items() if key not in old}
@@ -244,13 +244,13 @@ def _with_new_head(
 
 
 def _classifier_from(
-    layout: Layout, published: dict[str, Tensor], settings: Overrides, classes: int, where: object
+    layout: Layout, published: dict[str, Tensor], settings: Overrides, num_classes: int, where: object
 ) -> nn.Module:
     """A classifier from pretraining weights: its norm and head as drawn (modeling_finetune.py)."""
     kept = {name: value for name, value in settings.items() if not name.startswith(("decoder_", "final_norm"))}
     name = layout.model.replace("-pretrain", "-classifier")
     table = _position_table(layout, configure(layout.model, settings))
-    model = create_model(name, {"position_table": table, **kept, "classes": classes})
+    model = create_model(name, {"position_table": table, **kept, "num_classes": num_classes})
     load_pretrained(model, published, where)
     return model
 

@@ -174,11 +174,11 @@ def _videomae(layout: Layout, config: Mapping[str, Any], where: object) -> Told:
         _same(config, "decoder_intermediate_size", 1536, int(built.decoder_width * built.mlp_ratio), where)
     else:
         _same(config, "use_mean_pooling", True, built.pooling == "mean", where)
-    if (pretrain or not built.classes) and mean is built.final_norm:
+    if (pretrain or not built.num_classes) and mean is built.final_norm:
         says = f"use_mean_pooling {mean}, the tensors have {'a' if built.final_norm else 'no'} final norm"
         raise WeightsError(where, says, do=_MOVE)
-    names = _classes(config, built.classes, where) if built.classes else ()
-    if built.classes and config.get("problem_type") not in (None, "single_label_classification"):
+    names = _classes(config, built.num_classes, where) if built.num_classes else ()
+    if built.num_classes and config.get("problem_type") not in (None, "single_label_classification"):
         found = f"problem_type {config['problem_type']!r}: its scores are no probabilities of one class among others"
         raise WeightsError(where, found, "single_label_classification", "take num_classes, or its VideoMAEModel alone")
     return Told(_told(layout, {**settings, "head_eps": HEAD_EPS}), names)

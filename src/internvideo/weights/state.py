@@ -181,8 +181,8 @@ def _cause(
     if shapes:
         if all(re.match(r"(.*\.)?(head|proj\.linear)\.", name) for name in shapes):
             return (
-                "the head has another number of classes: set classes, ask for a fresh head with num_classes, or select "
-                "rows with select_head_rows"
+                "the head has another number of classes: set num_classes, which makes a new head, or select rows with "
+                "select_head_rows"
             )
         if all("patch_embed" in name or "head" in name for name in shapes):
             return "another patch size or tubelet"

@@ -80,7 +80,7 @@ def _classifier(module: Any, classes: tuple[str, ...]) -> TransformersModel:
 def _videomae(module: Any, classes: tuple[str, ...], *, pretrain: bool) -> TransformersModel:
     config: VideoMAEConfig = module.config
     _check_videomae(config, pretrain)
-    plain = not pretrain and not config.classes
+    plain = not pretrain and not config.num_classes
     trunk = "" if plain else "videomae."
     names = {
         r"(?:encoder\.)?patch_embed\.proj": f"{trunk}embeddings.patch_embeddings.projection",
@@ -120,9 +120,9 @@ def _check_videomae(config: VideoMAEConfig, pretrain: bool) -> None:
     ):
         if not fits:
             raise RecipeError(WHERE, f"{setting} {getattr(config, setting)}", allowed)
-    if not pretrain and config.classes and not config.final_norm:
+    if not pretrain and config.num_classes and not config.final_norm:
         raise RecipeError(WHERE, "a classifier without a norm", "final_norm true")
-    if not pretrain and not config.classes and config.pooling == "mean" and config.final_norm:
+    if not pretrain and not config.num_classes and config.pooling == "mean" and config.final_norm:
         do = "save the classifier: VideoMAEModel.from_pretrained reads its encoder"
         raise RecipeError(WHERE, "an encoder with a norm of the mean", "final_norm false", do)
 

@@ -59,7 +59,7 @@ def build(recipe: Recipe, skipped: Path | None) -> Job:
 def contact_form(data: KeyFrameData) -> ClipForm:
     """Return how clips that end at a key frame are cut."""
     form = clip_form(data, 0)
-    return ClipForm(form.frames, form.stride, form.transform, form.classes, before=True)
+    return ClipForm(form.frames, form.stride, form.transform, form.num_classes, before=True)
 
 
 def training_prior(frames: list[KeyFrame], verbs: int, source: Path) -> list[float]:

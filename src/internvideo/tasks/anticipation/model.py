@@ -43,14 +43,14 @@ class ContactHead(RegionHead):
 
 
 class Anticipator(FrameTrunk):
-    """The masked encoder with a head on boxes; `classes` of its config is the number of verbs."""
+    """The masked encoder with a head on boxes; `num_classes` of its config is the number of verbs."""
 
     class_layer = ("head.projection", 1)
     """The last output is that of no contact."""
 
     def __init__(self, config: VideoMAEConfig) -> None:
         super().__init__(config)
-        self.head = ContactHead(config.width, config.classes, patch=config.patch_size, dropout=config.head_dropout)
+        self.head = ContactHead(config.width, config.num_classes, patch=config.patch_size, dropout=config.head_dropout)
         self.reset_parameters()
         for part in (self.head.projection, self.head.seconds):
             nn.init.zeros_(part.bias)
@@ -70,7 +70,7 @@ class Anticipator(FrameTrunk):
 MODELS = {
     f"anticipator-{size}": ModelEntry(
         Anticipator,
-        replace(VIDEOMAE_SIZES[size], classes=74),
+        replace(VIDEOMAE_SIZES[size], num_classes=74),
         None,
         f"what will be done to objects in boxes, and when: masked encoder {size.upper()} with two heads, 74 verbs",
     )

@@ -38,7 +38,7 @@ class Learning:
         draws: of weights or drop-out in testing.
     """
 
-    classes: int
+    num_classes: int
     epochs: int = 60
     batch_size: int = 256
     rate: float = 1e-2
@@ -88,7 +88,7 @@ def _learn(head: nn.Module, loss: Loss, features: Tensor, labels: Tensor, learni
 
 def _linear(features: Tensor, labels: Tensor, learning: Learning, loss: Loss = F.cross_entropy) -> nn.Linear:
     """A linear layer that learned with a loss of (logits, labels)."""
-    head = nn.Linear(features.shape[1], learning.classes)
+    head = nn.Linear(features.shape[1], learning.num_classes)
     _learn(head, lambda x, y: loss(head(x), y), features, labels, learning)
     return head
 
@@ -125,7 +125,7 @@ def mc_dropout(features: Tensor, labels: Tensor, learning: Learning) -> Judge:
 
 def bayesian(features: Tensor, labels: Tensor, learning: Learning) -> Judge:
     """BNN SVI: weights are distributions; unsure where draws of them disagree."""
-    head = BayesianLinear(features.shape[1], learning.classes)
+    head = BayesianLinear(features.shape[1], learning.num_classes)
     share = 1 / len(labels)
     _learn(head, lambda x, y: F.cross_entropy(head(x), y) + share * head.divergence(), features, labels, learning)
     return lambda x: _drawn_opinion([head(x) for _ in range(learning.draws)])
@@ -133,7 +133,7 @@ def bayesian(features: Tensor, labels: Tensor, learning: Learning) -> Judge:
 
 def reciprocal_points(features: Tensor, labels: Tensor, learning: Learning) -> Judge:
     """RPL: a class is what is far from its reciprocal points; unsure where no distance stands out."""
-    head = ReciprocalPoints(features.shape[1], learning.classes)
+    head = ReciprocalPoints(features.shape[1], learning.num_classes)
 
     def loss(x: Tensor, y: Tensor) -> Tensor:
         distances = head(x)

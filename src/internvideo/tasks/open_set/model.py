@@ -39,13 +39,13 @@ class DebiasHead(nn.Module):
     Each is followed by a norm, ReLU, the mean over the grid and a linear layer. It helps in training only.
     """
 
-    def __init__(self, width: int, classes: int) -> None:
+    def __init__(self, width: int, num_classes: int) -> None:
         super().__init__()
         self.motion = nn.Conv3d(width, width, (1, 3, 3), padding=(0, 1, 1), bias=False)
         self.shuffled = nn.Conv3d(width, width, (1, 3, 3), padding=(0, 1, 1), bias=False)
         self.still = nn.Conv2d(width, width, 3, padding=1, bias=False)
         self.norms = nn.ModuleDict({name: nn.GroupNorm(1, width) for name in BRANCHES})
-        self.linears = nn.ModuleDict({name: nn.Linear(width, classes) for name in BRANCHES})
+        self.linears = nn.ModuleDict({name: nn.Linear(width, num_classes) for name in BRANCHES})
 
     def forward(self, grid: Tensor, generator: torch.Generator) -> dict[str, BranchOutput]:
         """(B, D, T, H, W) -> the three branches by name; one order of the frames is drawn for every sample."""
@@ -65,11 +65,11 @@ class BayesianLinear(nn.Module):
     Every call draws weights anew, from the global generator. The prior of every weight is normal with mean 0.
     """
 
-    def __init__(self, width: int, classes: int, prior: float = 1.0) -> None:
+    def __init__(self, width: int, num_classes: int, prior: float = 1.0) -> None:
         super().__init__()
         self.prior = prior
-        self.mean = nn.Parameter(torch.empty(classes, width + 1))
-        self.spread = nn.Parameter(torch.full((classes, width + 1), -4.0))  # soft-plus gives the standard deviation
+        self.mean = nn.Parameter(torch.empty(num_classes, width + 1))
+        self.spread = nn.Parameter(torch.full((num_classes, width + 1), -4.0))  # soft-plus gives the standard deviation
         nn.init.normal_(self.mean, std=width**-0.5)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -90,16 +90,16 @@ class ReciprocalPoints(nn.Module):
         points: (C, P, D). radius: (C,) within which the open space of a class shall lie.
     """
 
-    def __init__(self, width: int, classes: int, points: int = 1) -> None:
+    def __init__(self, width: int, num_classes: int, points: int = 1) -> None:
         super().__init__()
-        self.points = nn.Parameter(0.1 * torch.randn(classes, points, width))
-        self.radius = nn.Parameter(torch.zeros(classes))
+        self.points = nn.Parameter(0.1 * torch.randn(num_classes, points, width))
+        self.radius = nn.Parameter(torch.zeros(num_classes))
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, D) -> logits (B, C): squared distance from a class's points, mean over points and dimensions."""
-        classes, points, width = self.points.shape
+        num_classes, points, width = self.points.shape
         distance = torch.cdist(x, self.points.flatten(0, 1)).square() / width
-        return distance.view(-1, classes, points).mean(dim=2)
+        return distance.view(-1, num_classes, points).mean(dim=2)
 
     def open_space(self, distances: Tensor, labels: Tensor) -> Tensor:
         """Mean squared difference of each sample's own distance (of `forward`) from its class's radius, ()."""
@@ -134,11 +134,11 @@ class OpenMax:
         require("fit", "OpenMax")
         from scipy.stats import weibull_min  # slow to import
 
-        classes = logits.shape[1]
-        means = np.zeros((classes, features.shape[1]))
-        shape, scale = np.ones(classes), np.full(classes, np.inf)
+        num_classes = logits.shape[1]
+        means = np.zeros((num_classes, features.shape[1]))
+        shape, scale = np.ones(num_classes), np.full(num_classes, np.inf)
         right = logits.argmax(axis=1) == labels
-        for label in range(classes):
+        for label in range(num_classes):
             own = features[right & (labels == label)]
             if len(own) == 0:  # never answered rightly: nothing is known of its distances
                 continue
@@ -146,7 +146,7 @@ class OpenMax:
             largest = np.sort(np.linalg.norm(own - means[label], axis=1))[-tail:]
             if len(largest) >= 3 and largest[-1] > largest[0] > 0:
                 shape[label], _, scale[label] = weibull_min.fit(largest, floc=0)
-        return cls(means, shape, scale, min(ranks, classes))
+        return cls(means, shape, scale, min(ranks, num_classes))
 
     def revise(self, features: Floats, logits: Floats) -> Floats:
         """(N, D) and (N, C) -> logits (N, C + 1), the last one of "none of them".

@@ -122,7 +122,7 @@ def predict(
     layer = test.model.head_layer
     weight, bias = (part.detach().double().cpu().numpy() for part in (layer.weight, layer.bias))
     logits, train_logits = (part @ weight.T + bias for part in (asked, known))
-    learning = Learning(classes=classes, seed=seed)
+    learning = Learning(num_classes=classes, seed=seed)
     opinions = {OWN: (own_opinion(train_logits, evidence), own_opinion(logits, evidence))}
     opinions |= judge_all(known, labels, asked, learning)
     arrays: dict[str, NDArray[Any]] = {

@@ -52,15 +52,15 @@ def build(recipe: Recipe, skipped: Path | None) -> Job:
     if data.key_frames.candidates is not None:
         detections = read_detections(data.key_frames.candidates)
         frames = [learned(frame, of_frame(frame, detections)) for frame in object_frames(manifest)]
-    form = clip_form(data, model.config.classes)
+    form = clip_form(data, model.config.num_classes)
     loader = KeyFrameLoader(manifest, form, data.loader, skipped=skipped, frames=frames)
     return Job(recipe, stage, loader, manifest.classes, manifest.fingerprint, head=head)
 
 
-def clip_form(data: KeyFrameData, classes: int) -> ClipForm:
+def clip_form(data: KeyFrameData, num_classes: int) -> ClipForm:
     """Return how clips centered at a key frame are made."""
     transform = data.key_frames.transform(data.augment.size, flip=data.augment.flip)
-    return ClipForm(data.sampling.frames, data.sampling.stride or 1, transform, classes)
+    return ClipForm(data.sampling.frames, data.sampling.stride or 1, transform, num_classes)
 
 
 STAGE = StageSpec(

@@ -86,7 +86,7 @@ def evaluate_rows(trained: Trained, manifest: Manifest, output: Path, settings: 
             raise ManifestError(persons, "no matching box", allowed)
     target = output / f"{spatio_temporal.NAME}.npz"
     distributed.first_alone(lambda: _check_output(target, weights_hash(model), manifest.fingerprint))
-    form = clip_form(trained.recipe.data_as(KeyFrameData), model.config.classes)
+    form = clip_form(trained.recipe.data_as(KeyFrameData), model.config.num_classes)
     loader = LoaderSettings(batch_size=1, workers=settings.workers, short_side=trained.recipe.data.loader.short_side)
     table = spatio_temporal.predict(
         model,

@@ -116,7 +116,7 @@ class ActionDetector(FrameTrunk, MaskedEncoder):
 
     def __init__(self, config: VideoMAEConfig) -> None:
         super().__init__(config)
-        self.head = RegionHead(config.width, config.classes, patch=config.patch_size, dropout=config.head_dropout)
+        self.head = RegionHead(config.width, config.num_classes, patch=config.patch_size, dropout=config.head_dropout)
         self.reset_parameters()
         nn.init.zeros_(self.head.projection.bias)
 
@@ -148,7 +148,7 @@ def of_encoder(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 MODELS = {
     f"action-detector-{size}": ModelEntry(
         ActionDetector,
-        replace(VIDEOMAE_SIZES[size], classes=80),
+        replace(VIDEOMAE_SIZES[size], num_classes=80),
         None,
         f"what persons in boxes do: masked encoder {size.upper()} with a head on boxes, 80 classes",
     )

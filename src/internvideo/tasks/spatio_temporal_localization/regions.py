@@ -127,12 +127,12 @@ def chosen_roi_align() -> RoIAlign:
 class RegionHead(Module):
     """Tokens averaged over time, RoIAlign, maximum over the bins, linear (the paper's "simple linear head")."""
 
-    def __init__(self, width: int, classes: int, *, patch: int, bins: int = 7, dropout: float = 0.0) -> None:
+    def __init__(self, width: int, num_classes: int, *, patch: int, bins: int = 7, dropout: float = 0.0) -> None:
         super().__init__()
         self.patch, self.bins = patch, bins
         self.roi_align = chosen_roi_align()
         self.dropout = Dropout(dropout)
-        self.projection = Linear(width, classes)
+        self.projection = Linear(width, num_classes)
 
     def pool(self, tokens: Tensor, clip: Tensor, boxes: Tensor) -> Tensor:
         """Tokens (B, T', H', W', D) after the norm, clip (R,), boxes (R, 4) pixels -> (R, D)."""

@@ -26,7 +26,7 @@ def evaluate(trained: Trained, manifest: Path, output: Path, settings: BoxOption
         RecipeError, ManifestError, RunError: weights, data and output folder do not match.
     """
     model = cast(ActionDetector, trained.model)
-    if model.config.classes != 1:
+    if model.config.num_classes != 1:
         raise RecipeError("weights", f"a model of {len(trained.classes)} classes", "one class, the object of change")
     rows = under_classes(split_rows(manifest, split), trained.classes)
     boxes = boxes_to_test(trained, rows, clip_form(trained.recipe.data_as(KeyFrameData), 1), settings)

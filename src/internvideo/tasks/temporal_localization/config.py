@@ -16,7 +16,7 @@ class ActionFormerConfig:
         width, heads: D and H.
         windows: attention window of every level (odd), 1 or less for all steps; one value for all levels.
         max_length: steps of a training sequence; longer ones can be tested.
-        classes: K, 1 for class-agnostic.
+        num_classes: K, 1 for class-agnostic.
         embedding_layers, stem_layers, branch_layers: how many; every branch layer halves the time.
         neck: "identity" or "pyramid" (top-down).
         absolute_positions, relative_positions: fixed sinusoid added; learned bias by offset inside windows.
@@ -31,7 +31,7 @@ class ActionFormerConfig:
     heads: int = 4
     windows: tuple[int, ...] = (19,)
     max_length: int = 2304
-    classes: int = 20
+    num_classes: int = 20
     embedding_layers: int = 2
     stem_layers: int = 2
     branch_layers: int = 5
@@ -73,7 +73,7 @@ class ActionFormerConfig:
         return self.max_length if length <= self.max_length else math.ceil(length / self.multiple) * self.multiple
 
 
-_CLASS_AGNOSTIC = ActionFormerConfig(width=256, windows=(25,) * 5 + (1,), classes=1, absolute_positions=True)
+_CLASS_AGNOSTIC = ActionFormerConfig(width=256, windows=(25,) * 5 + (1,), num_classes=1, absolute_positions=True)
 SIZES: dict[str, tuple[ActionFormerConfig, float | None, str]] = {
     "thumos": (ActionFormerConfig(), 28.072, "20 classes, windows of 19, up to 2304 steps"),
     "activitynet": (replace(_CLASS_AGNOSTIC, max_length=768), 7.533, "one class, windows of 25, up to 768 steps"),
@@ -88,7 +88,7 @@ SIZES: dict[str, tuple[ActionFormerConfig, float | None, str]] = {
             width=384,
             windows=(9,),
             max_length=1024,
-            classes=110,
+            num_classes=110,
             branch_layers=7,
             absolute_positions=True,
             ranges=(*ActionFormerConfig().ranges[:-1], (64, 128), (128, 256), (256, 10000)),

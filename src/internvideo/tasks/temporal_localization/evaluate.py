@@ -125,7 +125,7 @@ def evaluate(trained: Trained, manifest: Path, output: Path, settings: Detection
         detector.model,
         features,
         feature_settings,
-        detector.settings.decoding(classes=detector.model.config.classes),
+        detector.settings.decoding(num_classes=detector.model.config.num_classes),
         choose_device(settings.device),
         tiou_thresholds=detector.settings.tiou_thresholds,
         recall=detector.settings.recall_protocol,

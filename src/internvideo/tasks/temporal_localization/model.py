@@ -250,7 +250,7 @@ class ClassHead(_Trunk):
 
     def __init__(self, config: ActionFormerConfig) -> None:
         super().__init__(config)
-        self.cls_head = MaskedConv1d(config.width, config.classes, 3)
+        self.cls_head = MaskedConv1d(config.width, config.num_classes, 3)
         nn.init.constant_(self.cls_head.conv.bias, -math.log((1 - config.prior) / config.prior))  # type: ignore[arg-type]  # there is one
 
     def forward(self, x: Tensor, mask: Tensor) -> Tensor:

@@ -144,7 +144,7 @@ def predict(
         RecipeError: a model with another number of classes, or without the scores of a video.
         RunError: features that cannot be read.
     """
-    count = model.config.classes
+    count = model.config.num_classes
     agnostic = count == 1 and (settings.class_agnostic or len(features.classes) > 1)
     if not agnostic and count != len(features.classes):
         raise RecipeError(features.source, f"{len(features.classes)} classes", f"{count}, as the weights")

@@ -37,13 +37,13 @@ class LocalizationSettings(Settings):
         "classes", description="testing: recall as ActivityNet's mean over classes, or as Ego4D's moment queries"
     )
 
-    def decoding(self, *, classes: int) -> DecodingSettings:
+    def decoding(self, *, num_classes: int) -> DecodingSettings:
         """Settings of `detect` for a head of so many classes; with one class suppression is over all segments."""
         suppression = SuppressionSettings(
             sigma=self.sigma,
             min_score=self.min_score,
             max_segments=self.max_segments,
-            per_class=classes > 1,
+            per_class=num_classes > 1,
             voting=self.voting,
             voting_weight=self.voting_weight,
         )
@@ -65,7 +65,7 @@ class LocalizationStage(nn.Module):
     def targets(self, batch: FeatureBatch) -> tuple[Tensor, Tensor]:
         """Classes (B, P, K) and distances (B, P, 2) of all levels' points."""
         points = torch.cat(self.model.points(batch.features.shape[-1], batch.features.device))
-        settings, classes = self.settings, self.model.config.classes
+        settings, classes = self.settings, self.model.config.num_classes
         made = [
             point_targets(points, segments, labels, classes, radius=settings.center_sample_radius)
             for segments, labels in zip(batch.segments, batch.labels, strict=True)

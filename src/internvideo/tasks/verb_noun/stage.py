@@ -31,8 +31,8 @@ class VerbNounStage(nn.Module):
         divisor: Divisor = at_least_one,
     ) -> None:
         super().__init__()
-        if not 0 < verbs < model.config.classes:
-            raise ValueError(f"{verbs} verbs of {model.config.classes} outputs: both kinds are needed")
+        if not 0 < verbs < model.config.num_classes:
+            raise ValueError(f"{verbs} verbs of {model.config.num_classes} outputs: both kinds are needed")
         self.model = model
         self.settings = settings
         self.divisor = divisor
