@@ -288,17 +288,17 @@ def test_recipes_are_listed() -> None:
             "settings.caption_weight: .*caption decoder",
         ),
         ({"augment": {"rand_augment": "foo"}}, RecipeError, "data.augment.rand_augment.*'foo'"),
-        ({"augment": {"size": 40}}, RecipeError, "data.augment.size: 40; allowed: 32, model.overrides.image_size"),
-        ({"stage": "multimodal", "augment": {"size": 40}}, RecipeError, "allowed: 32, model.overrides.vision"),
-        ({"stage": "interaction", "augment": {"size": 40}}, RecipeError, "allowed: 32, model.overrides.masked"),
-        ({"sampling": {"frames": 6}}, RecipeError, "data.sampling.frames: the model sees 6 frames; allowed: 4"),
+        ({"augment": {"size": 40}}, RecipeError, "data.augment.size: 40; expected: 32, model.overrides.image_size"),
+        ({"stage": "multimodal", "augment": {"size": 40}}, RecipeError, "expected: 32, model.overrides.vision"),
+        ({"stage": "interaction", "augment": {"size": 40}}, RecipeError, "expected: 32, model.overrides.masked"),
+        ({"sampling": {"frames": 6}}, RecipeError, "data.sampling.frames: the model sees 6 frames; expected: 4"),
         (
             {"settings": {"temporal_stride": 2}},
             RecipeError,
-            "data.sampling.frames: the model sees 2 frames; allowed: 4",
+            "data.sampling.frames: the model sees 2 frames; expected: 4",
         ),
         ({"loader": {"single_frame": True}}, RecipeError, "data.sampling.frames: the model sees 1 frames"),
-        ({"stage": "interaction", "sampling": {"frames": 8}}, RecipeError, "model sees 8 frames; allowed: 4"),
+        ({"stage": "interaction", "sampling": {"frames": 8}}, RecipeError, "model sees 8 frames; expected: 4"),
     ],
 )
 def test_settings_that_do_not_fit_are_told_before_anything_is_written(
@@ -328,7 +328,7 @@ def test_every_second_frame_of_a_longer_clip_fits() -> None:
 def test_only_the_devices_told_are_taken(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    with pytest.raises(RecipeError, match=r"allowed: (auto, cpu, cuda or cuda:N|cuda:0 to cuda:1)"):
+    with pytest.raises(RecipeError, match=r"expected: (auto, cpu, cuda or cuda:N|cuda:0 to cuda:1)"):
         choose_device(name)
     assert [str(choose_device(good)) for good in ("auto", "cpu", "cuda", "cuda:1")] == ["cuda", "cpu", "cuda", "cuda:1"]
 

@@ -27,7 +27,7 @@ def test_a_recipe_for_evaluation_is_not_trained(tmp_path: Path) -> None:
         ("data.train=x.jsonl", "'train' is of training"),
         ("data.loader.workers=2", r"'loader\.workers' is of training"),
         ("data.augment.mixup=0.5", r"no setting 'data\.augment\.mixup'"),
-        ("task=zero_shoot", "'zero_shoot'; allowed: zero_shot, retrieval, multiple_choice"),
+        ("task=zero_shoot", "'zero_shoot'; expected: zero_shot, retrieval, multiple_choice"),
         ("stage=retrieval", "without a stage"),
         ("init_head=fresh", "no setting 'init_head'"),
     ],

@@ -90,13 +90,13 @@ def test_views_have_a_bound() -> None:
     "setting", ["loop.grad_accum_steps", "optimizer.base_lr", "data.loader.batch_size", "schedule.warmup"]
 )
 def test_true_is_no_number(setting: str) -> None:
-    with pytest.raises(RecipeError, match=r"is true; allowed: a number"):
+    with pytest.raises(RecipeError, match=r"is true; expected: a number"):
         read_recipe("sample/masked", [f"{setting}=true"])
 
 
 @pytest.mark.parametrize("change", ["data.augment.aspect=[true,true]", "optimizer.betas=[false,false]"])
 def test_true_is_no_number_in_lists(change: str) -> None:
-    with pytest.raises(RecipeError, match=r"allowed: a number"):
+    with pytest.raises(RecipeError, match=r"expected: a number"):
         read_recipe("sample/masked", [change])
 
 

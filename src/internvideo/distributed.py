@@ -66,8 +66,8 @@ def process_group(device: torch.device, timeout_s: float = TIMEOUT_S) -> Iterato
         if isinstance(error, InternVideoError) or not (isinstance(error, dist.DistError) or _LOST.search(str(error))):
             raise
         found = f"process {os.environ['RANK']} lost another one, which ended or did not answer for {timeout_s:g} s"
-        do = "the process that ended first tells why; start the same command again to resume"
-        raise RunError("torchrun", found, f"{os.environ['WORLD_SIZE']} processes", do) from error
+        hint = "the process that ended first tells why; start the same command again to resume"
+        raise RunError("torchrun", found, f"{os.environ['WORLD_SIZE']} processes", hint) from error
     finally:
         if dist.is_initialized():
             with suppress(RuntimeError):  # of a group that lost a process

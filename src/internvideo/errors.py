@@ -1,6 +1,6 @@
-"""The user's mistakes, each told in one line: where, what was found, what is allowed, what to do.
+"""Errors that the user can fix, each a one-line message: where, what was found, what was expected, and a hint.
 
-The command line prints the line and exits with code 2; from Python they are ordinary exceptions.
+The command line prints the line and exits with code 2; in Python they are ordinary exceptions.
 """
 
 from __future__ import annotations
@@ -8,22 +8,22 @@ from __future__ import annotations
 import re
 
 LONGEST = 500
-"""Characters of a message; what is longer is shortened where it is longest."""
+"""Maximum length of a message in characters; the longest parts of a longer one are shortened."""
 _UNSHOWN = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
 def shown(text: str) -> str:
-    r"""A text that a terminal shows and does not obey, and that any file takes.
+    r"""Escape a text for terminals and files: no control sequences, valid UTF-8.
 
-    Control characters (line feeds and tabs stay), marks that turn the direction of writing and halves of surrogate
-    pairs, which bytes of a file name that are not UTF-8 come as, become \uXXXX. JSON reads that back as the same text.
+    Control characters (except line feeds and tabs), bidirectional marks and lone surrogates (to which Python decodes
+    bytes of file names that are not UTF-8) become \uXXXX, which JSON reads back as the same text.
     """
-    return _UNSHOWN.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
+    return _UNSHOWN.sub(lambda match: f"\\u{ord(match[0]):04x}", text)
 
 
-def _shortened(parts: list[str], most: int) -> list[str]:
-    """The parts, the longest ones without their middle, so that together they have `most` characters at the most."""
-    left, share = most, most
+def _shortened(parts: list[str], max_length: int) -> list[str]:
+    """Cut the middle of the longest parts, so that all parts together have at most `max_length` characters."""
+    left, share = max_length, max_length
     for number, length in enumerate(sorted(map(len, parts))):
         share = left // (len(parts) - number)
         if length > share:
@@ -36,33 +36,33 @@ def _shortened(parts: list[str], most: int) -> list[str]:
 
 
 class InternVideoError(Exception):
-    """A mistake that the user can mend.
+    """An error that the user can fix.
 
     Args:
-        where: the file, setting or argument that is wrong.
-        found: what stands there.
-        allowed: what could stand there ("" when that is obvious).
-        do: what to do about it ("" when that is obvious).
+        where: the file, setting or argument.
+        found: its actual value.
+        expected: the values that are accepted, "" if that is obvious.
+        hint: what to do, "" if that is obvious.
     """
 
-    def __init__(self, where: object, found: str, allowed: str = "", do: str = "") -> None:
-        self.where, self.found, self.allowed, self.do = str(where), found, allowed, do
-        texts = [shown(" ".join(text.split())) for text in (self.where, found, allowed, do)]
-        place, reason, could, then = _shortened(texts, LONGEST - len(": ; allowed: ; "))
-        parts = [f"{place}: {reason}", f"allowed: {could}" if could else "", then]
+    def __init__(self, where: object, found: str, expected: str = "", hint: str = "") -> None:
+        self.where, self.found, self.expected, self.hint = str(where), found, expected, hint
+        texts = [shown(" ".join(text.split())) for text in (self.where, found, expected, hint)]
+        start, reason, accepted, advice = _shortened(texts, LONGEST - len(": ; expected: ; "))
+        parts = [f"{start}: {reason}", f"expected: {accepted}" if accepted else "", advice]
         super().__init__("; ".join(part for part in parts if part))
 
     def __reduce__(self) -> tuple[type[InternVideoError], tuple[str, str, str, str]]:
         """Pickle through the constructor, so that data loader workers can send the error on."""
-        return type(self), (self.where, self.found, self.allowed, self.do)
+        return type(self), (self.where, self.found, self.expected, self.hint)
 
 
 class RecipeError(InternVideoError):
-    """A setting, recipe, model, stage or task that does not exist or does not fit."""
+    """A setting, recipe, model, stage or task that does not exist or is not valid here."""
 
 
 class ManifestError(InternVideoError):
-    """A manifest or annotation file that cannot be read, with its line and field."""
+    """An invalid manifest or annotation file, with line and field."""
 
 
 class VideoError(InternVideoError):
@@ -70,12 +70,12 @@ class VideoError(InternVideoError):
 
 
 class TextError(InternVideoError):
-    """A text that is empty or longer than the context."""
+    """A text that is empty or longer than the context length."""
 
 
 class WeightsError(InternVideoError):
-    """A checkpoint that does not fit: missing, unused, mis-shaped or non-finite tensors."""
+    """A checkpoint that does not match the model: missing, unused, mis-shaped or non-finite tensors."""
 
 
 class RunError(InternVideoError):
-    """A run folder that belongs to another run, a full disk, a run that cannot go on."""
+    """A run folder of another run, a full disk, a run that cannot continue."""

@@ -54,8 +54,8 @@ def make_options(task: TaskSpec, given: Mapping[str, object]) -> EvaluateOptions
     if unread:
         found = ", ".join(option_names([name]) + _about_option(name) for name in unread)
         near = difflib.get_close_matches(unread[0], known, n=1)
-        do = f"did you mean {option_names(near)}?" if near else ""
-        raise RecipeError(task.name, f"does not read {found}", option_names(known), do)
+        hint = f"did you mean {option_names(near)}?" if near else ""
+        raise RecipeError(task.name, f"does not read {found}", option_names(known), hint)
     return task.options(**given)  # type: ignore[arg-type]  # each checks its values
 
 

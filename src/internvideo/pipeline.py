@@ -219,8 +219,8 @@ def training_recipe(recipe: EvaluationRecipe) -> Recipe:
     """The recipe of a run. Raises RecipeError for one that says how a model is evaluated."""
     if isinstance(recipe, Recipe):
         return recipe
-    do = "give its file to `internvideo mix --recipe`, then `internvideo evaluate`"
-    raise RecipeError("recipe", "has neither optimizer nor schedule: it is for evaluation", "both, to train", do)
+    hint = "give its file to `internvideo mix --recipe`, then `internvideo evaluate`"
+    raise RecipeError("recipe", "has neither optimizer nor schedule: it is for evaluation", "both, to train", hint)
 
 
 def prepare(recipe: Recipe, *, skipped: Path | None = None) -> Job:

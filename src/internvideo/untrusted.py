@@ -205,13 +205,13 @@ def read_json(path: PathLike, most: int = MOST_BYTES, *, finite: bool = True) ->
 
 
 def json_in(
-    texts: Any, name: str, where: object, error: type[InternVideoError], allowed: str, default: str = ""
+    texts: Any, name: str, where: object, error: type[InternVideoError], expected: str, default: str = ""
 ) -> Any:
     """JSON that stands as a text inside of something else, as in the metadata of weights.
 
     Args:
         texts: the mapping. name: its key. default: the text where there is none; "" asks for one.
-        where, error, allowed: how a mistake is told.
+        where, error, expected: how a mistake is told.
 
     Raises:
         error: none, or not readable.
@@ -219,9 +219,9 @@ def json_in(
     try:
         return parse_json(texts.get(name, default) if default else texts[name])
     except KeyError:
-        raise error(where, f"carries no '{name}'", allowed) from None
+        raise error(where, f"carries no '{name}'", expected) from None
     except ValueError as found:
-        raise error(where, f"'{name}' inside cannot be read: {found}", allowed) from None
+        raise error(where, f"'{name}' inside cannot be read: {found}", expected) from None
 
 
 # --------------------------------------------------------------------------------------------------------- YAML, CSV

@@ -75,10 +75,10 @@ MOST_DIMENSIONS = 64
 
 
 class RefusedError(Exception):
-    """What is wrong with the file, what is allowed, what to do."""
+    """A pickle that is refused: what was found, what was expected, and a hint."""
 
-    def __init__(self, found: str, allowed: str = "", do: str = "") -> None:
-        super().__init__(found, allowed, do)
+    def __init__(self, found: str, expected: str = "", hint: str = "") -> None:
+        super().__init__(found, expected, hint)
 
 
 @dataclass(frozen=True, slots=True)

@@ -97,7 +97,7 @@ def test_another_recipe_cuts_the_test_clips_and_leaves_a_decoder_behind(runs: li
 
 def test_mistakes_leave_no_file(runs: list[Path], tmp_path: Path) -> None:
     out = tmp_path / "mixed.safetensors"
-    with pytest.raises(RecipeError, match=r"1\.5; allowed: 0 to 1"):
+    with pytest.raises(RecipeError, match=r"1\.5; expected: 0 to 1"):
         mix(runs[:1], out, base=runs[1], base_weight=1.5)
     with pytest.raises(RecipeError, match="both, text, video"):
         mix(runs[:1], out, base=runs[1], tower="sound")  # type: ignore[arg-type]  # the mistake

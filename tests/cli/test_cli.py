@@ -188,14 +188,14 @@ def test_a_dry_run_writes_nothing(run: Run, tmp_path: Path) -> None:
         (["--nonsense"], "No such option: --nonsense"),
         (["list"], "Missing argument 'what'"),
         (["list", "models", "more"], "unexpected extra argument"),
-        (["list", "nonsense"], "allowed: models, stages, tasks, recipes"),
+        (["list", "nonsense"], "expected: models, stages, tasks, recipes"),
         (["train"], "Missing argument 'recipe'"),
         (["train", "sample/maskd"], "did you mean 'sample/masked'?"),
         (["sample-world", "w", "--clips", "0"], "--clips"),
         (["sample-world", "w", "--clips", "many"], "--clips"),
         (["sample-world", "w", "--size", "33"], "an even number"),
         (["evaluate", "recognition", "none.safetensors", "none.jsonl"], "no such file"),
-        (["evaluate", "nonsense", "none.safetensors", "none.jsonl"], "allowed: recognition"),
+        (["evaluate", "nonsense", "none.safetensors", "none.jsonl"], "expected: recognition"),
         (["score", "none.npz"], "none.npz"),
         (["score", "none.csv"], "results in AVA's form, without --truth"),
         (["score", "none.csv", "--truth", "t.csv"], "results in AVA's form, without --labels"),
@@ -219,13 +219,13 @@ def test_wrong_commands(run: Run, words: list[str], said: str, tmp_path: Path, m
         ("supervised", ["optimizer=1"], "optimizer"),
         ("supervised", ["schedule.epochs=2"], "give either schedule.steps or schedule.epochs"),
         ("supervised", ["settings.ratio=0.9"], "no setting 'settings.ratio'"),
-        ("supervised", ["nonsense"], "allowed: key.key=value"),
+        ("supervised", ["nonsense"], "expected: key.key=value"),
         ("supervised", ["model.name=videomae-x-classifier"], "no model 'videomae-x-classifier'; did you mean"),
         ("supervised", ["model.overrides.widht=3"], "did you mean 'width'?"),
-        ("supervised", ["model.overrides.num_classes=3"], "3, but the manifest has 2 classes; allowed: 2"),
-        ("supervised", ["stage=nonsense"], "no stage 'nonsense'; allowed: masked"),
+        ("supervised", ["model.overrides.num_classes=3"], "3, but the manifest has 2 classes; expected: 2"),
+        ("supervised", ["stage=nonsense"], "no stage 'nonsense'; expected: masked"),
         ("supervised", ["data.train=none.jsonl"], "none.jsonl"),
-        ("supervised", ["data.sampling.kind=nonsense"], "no sampler 'nonsense'; allowed: dense"),
+        ("supervised", ["data.sampling.kind=nonsense"], "no sampler 'nonsense'; expected: dense"),
         ("supervised", ["data.loader.batch_size=0"], "batch_size"),
         ("supervised", ["init.weights=none.safetensors"], "none.safetensors: no such file"),
         ("interaction", [], "masked: FILE and multimodal: FILE"),
@@ -367,7 +367,7 @@ def test_a_folder_that_cannot_be_made(run: Run, tmp_path: Path) -> None:
 
 
 def test_a_device_that_is_not_there(run: Run, tmp_path: Path) -> None:
-    assert "allowed: auto, cpu" in mistake(
+    assert "expected: auto, cpu" in mistake(
         run("train", write(tmp_path), "-o", tmp_path / "run", "--device", "nonsense")
     )
     if not torch.cuda.is_available():

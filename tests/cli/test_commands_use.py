@@ -173,7 +173,7 @@ def test_compare_with_texts(language: Path, clips: Path, capsys: pytest.CaptureF
     assert told["cosine"] == pytest.approx(1, abs=1e-5)
     compare(str(clips / "0.mp4"), "a dog " * 60, str(language), text=True)  # longer than a file's name can be
     assert capsys.readouterr().out.startswith("cosine of video and text")
-    with pytest.raises(VideoError, match="is a folder; allowed: two video files"):
+    with pytest.raises(VideoError, match="is a folder; expected: two video files"):
         compare(str(clips), str(clips), str(language))
     with pytest.raises(RecipeError, match="cannot read texts"):
         compare("a dog", "a cat", str(use_world.classifier_folder()), text=True)

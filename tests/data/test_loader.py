@@ -157,7 +157,7 @@ def test_clips_alike_in_attributes_or_group_share_batches(manifest: Manifest) ->
     settings = {"batch_size": 2, "alike": 2, "alike_share": 1.0}
     for batch in loader(marked, alike_by=("group",), **settings).epoch(0):
         assert len({of_id[name].group for name in batch.ids}) == 1
-    with pytest.raises(RecipeError, match=r"alike_by: row '0' has no 'colour'; allowed: group, side"):
+    with pytest.raises(RecipeError, match=r"alike_by: row '0' has no 'colour'; expected: group, side"):
         loader(marked, alike_by=("colour",), **settings)
     with pytest.raises(ValueError, match="both or none"):
         LoaderSettings(batch_size=2, alike=2)

@@ -128,7 +128,7 @@ def test_what_is_not_text_is_refused(texts: Any, message: str) -> None:
 
 
 def test_too_long_text_says_how_long() -> None:
-    with pytest.raises(TextError, match=r"text 1: 102 ids in 'dog dog .*allowed: at most 77"):
+    with pytest.raises(TextError, match=r"text 1: 102 ids in 'dog dog .*expected: at most 77"):
         TOKENIZER.encode(["a", "dog " * 100], truncate=False)
 
 

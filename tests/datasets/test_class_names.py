@@ -80,7 +80,7 @@ WRONG: dict[str, tuple[list[str], str, str]] = {
     "alike with two": (["a b"], "", "'a b'"),
     "a map of an unknown class": (["grilling"], '{"griling": 0}', "unknown class 'griling'.*of the manifest"),
     "a map to an unknown class": (["grilling"], '{"grilling": "abseil"}', "unknown class 'abseil'.*of the model"),
-    "a map beyond the classes": (["grilling"], '{"grilling": 4}', "class 4; allowed: 0 to 3"),
+    "a map beyond the classes": (["grilling"], '{"grilling": 4}', "class 4; expected: 0 to 3"),
     "a map of two to one": (["x", "y"], '{"x": 0, "y": 0}', "both 'abseiling'"),
     "a class twice": (["x", "y"], '{"x": 0, "0": 1}', "'0' a second time"),
     "no map": (["x"], "3", "holds no class map"),
@@ -188,7 +188,7 @@ REFUSED: dict[str, tuple[Callable[[Path], object], type[InternVideoError], str]]
     "another number of classes": (
         lambda folder: prepare(recipe(five_classes(folder, masked()))),
         WeightsError,
-        "a head of 5 classes; allowed: 2, .*init_head: match_names",
+        "a head of 5 classes; expected: 2, .*init_head: match_names",
     ),
     "another order of classes": (
         lambda folder: prepare(recipe(five_classes(folder, masked(2), (SECOND, FIRST)))),

@@ -104,17 +104,17 @@ CASES: dict[str, tuple[Read, dict[str, str], str]] = {
     "a list in place of an object": (
         activitynet.read_activitynet,
         {"a.json": "[]"},
-        "a.json:1: []; allowed: an object {...}",
+        "a.json:1: []; expected: an object {...}",
     ),
     "null in place of a list": (
         activitynet.read_activitynet,
         {"a.json": '{"database": {"v": {"subset": "training",\n"annotations": null}}}'},
-        "a.json:2 database.v.annotations: null; allowed: a list [...]",
+        "a.json:2 database.v.annotations: null; expected: a list [...]",
     ),
     "a segment of three numbers": (
         activitynet.read_activitynet,
         {"a.json": segments(one(segment="[1, 2, 3]"))},
-        "a.json:5 database.v.annotations.0.segment: [1, 2, 3]; allowed: at most 2 of them",
+        "a.json:5 database.v.annotations.0.segment: [1, 2, 3]; expected: at most 2 of them",
     ),
     "no database": (activitynet.read_activitynet, {"a.json": '{"version": 1}'}, "a.json:1 database: missing"),
     "a reversed segment": (
@@ -196,12 +196,12 @@ CASES: dict[str, tuple[Read, dict[str, str], str]] = {
     "a fourth split of HMDB51": (
         clip_sets.read_hmdb51,
         {"wave_test_split1.txt": "a.avi 1\n", "wave_test_split4.txt": "a.avi 1\n"},
-        "wave_test_split4.txt: split 4; allowed: 1, 2 or 3",
+        "wave_test_split4.txt: split 4; expected: 1, 2 or 3",
     ),
     "a fourth split of UCF101": (
         clip_sets.read_ucf101,
         {"classInd.txt": "1 A\n", "testlist04.txt": "A/a.avi\n"},
-        "testlist04.txt: split 4; allowed: 1, 2 or 3",
+        "testlist04.txt: split 4; expected: 1, 2 or 3",
     ),
     "a class that the folder is not": (
         clip_sets.read_ucf101,

@@ -246,7 +246,7 @@ def test_settings_out_of_range(settings: dict[str, Any]) -> None:
 
 
 def test_outputs_have_one_of_two_endings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(RecipeError, match=r"allowed: a name that ends in \.parquet or \.npy"):
+    with pytest.raises(RecipeError, match=r"expected: a name that ends in \.parquet or \.npy"):
         check_output(tmp_path / "a.csv")
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     with pytest.raises(ExtraError, match=r"pip install 'internvideo\[parquet\]'"):

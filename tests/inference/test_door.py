@@ -55,7 +55,7 @@ def test_an_untrained_model_with_other_classes() -> None:
             load(name, weights="random", overrides=overrides, num_classes=7, **CPU)
     with pytest.raises(RecipeError, match="num_classes: 0"):
         load("videomae-b-classifier", weights="random", num_classes=0, **CPU)
-    with pytest.raises(RecipeError, match="frames: 8; allowed: overrides"):
+    with pytest.raises(RecipeError, match="frames: 8; expected: overrides"):
         load("videomae-b-classifier", weights="random", frames=8, **CPU)
 
 
@@ -78,7 +78,7 @@ def test_a_run_opens_by_its_file_its_folder_and_its_name(stage: str) -> None:
         assert torch.equal(again.encode_video(small_apps.clips(1)), expected)
         assert again.metadata["weights_sha256"] == model.metadata["weights_sha256"]
     other = "viclip-b16"
-    with pytest.raises(WeightsError, match=f"weights of '{name}'; allowed: {other}"):
+    with pytest.raises(WeightsError, match=f"weights of '{name}'; expected: {other}"):
         load(other, weights=path, **CPU)
     with pytest.raises(RecipeError, match="this checkpoint already carries its config"):
         load(path, overrides={"depth": 3}, **CPU)
@@ -151,10 +151,10 @@ def test_a_folder_of_another_library_is_known_by_its_keys(classifier: Path) -> N
 
 
 def test_published_weights_of_another_model_are_named(classifier: Path) -> None:
-    with pytest.raises(WeightsError, match=r"VideoMAE.*allowed: viclip-l14") as error:
+    with pytest.raises(WeightsError, match=r"VideoMAE.*expected: viclip-l14") as error:
         load("viclip-l14", weights=classifier, **CPU)
     told(error)
-    with pytest.raises(WeightsError, match=r"allowed: videomae-l-classifier.*wrong size") as error:
+    with pytest.raises(WeightsError, match=r"expected: videomae-l-classifier.*wrong size") as error:
         load("videomae-l-classifier", weights=classifier, **CPU)
     told(error)
 
@@ -182,7 +182,7 @@ def test_unknown_keys_are_shown(tmp_path: Path) -> None:
 
 
 def test_a_name_alone_tells_what_to_give() -> None:
-    with pytest.raises(WeightsError, match=r'no weights given; allowed: weights=PATH, "hf://.*"random"') as error:
+    with pytest.raises(WeightsError, match=r'no weights given; expected: weights=PATH, "hf://.*"random"') as error:
         load("internvideo-mm-l14", **CPU)
     told(error)
 
@@ -227,7 +227,7 @@ def test_folders_that_are_not_clear_are_told(tmp_path: Path) -> None:
     shutil.copy(small_apps.trained(), tmp_path / "b.safetensors")
     assert load(tmp_path, **CPU).name == "videomae-s-classifier"
     shutil.copy(small_apps.trained(), tmp_path / "a.safetensors")
-    with pytest.raises(WeightsError, match=r"2 weights files; allowed: a\.safetensors, b\.safetensors"):
+    with pytest.raises(WeightsError, match=r"2 weights files; expected: a\.safetensors, b\.safetensors"):
         load(tmp_path, **CPU)
 
 

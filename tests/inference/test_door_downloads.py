@@ -104,7 +104,7 @@ def test_an_address_is_downloaded_once(server: Server, weights: bytes, tmp_path:
 def test_another_hash_is_refused_and_not_kept(server: Server, weights: bytes, tmp_path: Path) -> None:
     server.files["/model.safetensors"] = weights
     address = f"{server.address}/model.safetensors"
-    with pytest.raises(WeightsError, match=f"SHA-256 .*allowed: {'0' * 64}"):
+    with pytest.raises(WeightsError, match=f"SHA-256 .*expected: {'0' * 64}"):
         load(f"{address}#sha256={'0' * 64}", device="cpu")
     assert kept(tmp_path) == []
     load(address, device="cpu")
@@ -156,7 +156,7 @@ def test_nobody_answering_is_told(server: Server) -> None:
 @pytest.mark.parametrize(
     ("address", "found"),
     [
-        ("http://127.0.0.1/model.safetensors", "scheme 'http'; allowed: https"),
+        ("http://127.0.0.1/model.safetensors", "scheme 'http'; expected: https"),
         ("ftp://127.0.0.1/model.safetensors", "scheme 'ftp'"),
         ("file:///etc/model.safetensors", "scheme 'file'"),
         ("https:///model.safetensors", "no host"),
@@ -180,7 +180,7 @@ def test_a_password_in_an_address_is_refused_and_not_repeated() -> None:
     "address", ["hf://", "hf://one", "hf://one/", "hf://one/two/../three.safetensors", "hf://one/two@", "hf://a//b"]
 )
 def test_what_is_no_hub_address_is_told(address: str) -> None:
-    with pytest.raises(WeightsError, match=r"allowed: hf://ORGANISATION/REPOSITORY"):
+    with pytest.raises(WeightsError, match=r"expected: hf://ORGANISATION/REPOSITORY"):
         load(address, device="cpu")
 
 

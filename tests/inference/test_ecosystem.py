@@ -195,7 +195,7 @@ def test_create_model_as_timm_has_it(tmp_path: Path) -> None:
     load("videomae-s-classifier", weights="random", overrides=small, device="cpu").save_pretrained(tmp_path)
     again = internvideo.create_model("videomae-s-classifier", pretrained=tmp_path, num_classes=2)
     assert again(torch.zeros(1, 3, 4, 32, 32)).shape == (1, 2)
-    with pytest.raises(RecipeError, match="pretrained: True; allowed: a file, a folder or hf://"):
+    with pytest.raises(RecipeError, match="pretrained: True; expected: a file, a folder or hf://"):
         internvideo.create_model("videomae-s-classifier", pretrained=True)
     with pytest.raises(RecipeError, match="did you mean 'videomae-s-classifier'"):
         internvideo.create_model("videomae-s-clasifier", num_classes=2)

@@ -64,7 +64,7 @@ def test_a_run_keeps_its_classes_and_clips(tmp_path: Path) -> None:
     assert config["metadata"]["source"] == "model.safetensors", "no folder of this machine"
     assert load("videomae-s-classifier", weights=tmp_path / "saved", device="cpu").class_names == model.class_names
     assert load(tmp_path / "saved" / "model.safetensors", device="cpu").class_names == model.class_names
-    with pytest.raises(WeightsError, match="weights of 'videomae-s-classifier'; allowed: videomae-b-classifier"):
+    with pytest.raises(WeightsError, match="weights of 'videomae-s-classifier'; expected: videomae-b-classifier"):
         load("videomae-b-classifier", weights=tmp_path / "saved", device="cpu")
 
 
@@ -209,7 +209,7 @@ def rewritten(folder: Path, settings: dict[str, Any]) -> None:
 @pytest.mark.parametrize(
     ("change", "found"),
     [
-        ({"format_version": 3}, "format_version 3; allowed: 1 to 2"),
+        ({"format_version": 3}, "format_version 3; expected: 1 to 2"),
         ({"model": "no-such-model"}, "unknown model"),
         ({"overrides": {"no_such": 1}}, "no_such"),
         ({"overrides": {}}, "mis-shaped"),

@@ -210,5 +210,5 @@ def test_weights_of_a_newer_version_are_refused_by_their_number(
         lambda: initialize(load(file, device="cpu").module, {"weights": newer}),
     )
     for command in commands:
-        with pytest.raises(InternVideoError, match="format_version 3; allowed: 1 to 2; update internvideo"):
+        with pytest.raises(InternVideoError, match="format_version 3; expected: 1 to 2; update internvideo"):
             command()

@@ -129,7 +129,7 @@ def test_a_span_between_two_frames_is_the_frame_that_stands_there() -> None:
 
 @pytest.mark.parametrize(("start", "end"), [(1e3, 2e3), (-3.0, -2.0)])
 def test_a_span_outside_of_the_video_is_told(start: float, end: float) -> None:
-    with pytest.raises(VideoError, match=r"no frame from .*allowed: 0\.000 s to"):
+    with pytest.raises(VideoError, match=r"no frame from .*expected: 0\.000 s to"):
         random_model("masked").encode_video(Span(small_apps.clips()[0], start, end))
 
 
@@ -266,8 +266,8 @@ def test_what_a_model_cannot_do_is_said_with_what_it_can() -> None:
     ):
         with pytest.raises(RecipeError, match=what) as error:
             ask()
-        assert "allowed: video" in one_line(error)
-    with pytest.raises(RecipeError, match="labels for a classifier; allowed: its own 3 classes"):
+        assert "expected: video" in one_line(error)
+    with pytest.raises(RecipeError, match="labels for a classifier; expected: its own 3 classes"):
         supervised.classify(small_apps.clips(), ["a", "b"])
 
 
@@ -278,8 +278,8 @@ def test_what_a_model_cannot_do_is_said_with_what_it_can() -> None:
         (["a"], "at least 2"),
         ("ab", "at least 2"),
         (["a", "b", "a"], "'a' twice"),
-        (["a", 3], "3; allowed: texts"),
-        (["a", " "], "' '; allowed: texts"),
+        (["a", 3], "3; expected: texts"),
+        (["a", " "], "' '; expected: texts"),
     ],
 )
 def test_labels_of_a_text_model_are_checked(labels: Any, found: str) -> None:

@@ -309,7 +309,7 @@ def test_what_the_tokens_do_not_tell_is_asked_for() -> None:
     assert torch.equal(model.pos_embed, state["pos_embed"])
     larger: Any = load_layout(layout, state, image_size=64, frames=32, overrides=told)
     assert torch.equal(larger.pos_embed[0], resize_table(state["pos_embed"][0], (8, 7, 7), (16, 4, 4)))
-    with pytest.raises(WeightsError, match="pos_embed has 392 positions; allowed: 784, of 32 frames of 112 px"):
+    with pytest.raises(WeightsError, match="pos_embed has 392 positions; expected: 784, of 32 frames of 112 px"):
         load_layout(layout, state, image_size=64, overrides={**told, "frames": 32})
 
 

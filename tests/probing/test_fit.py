@@ -343,7 +343,7 @@ def test_the_folder_of_another_fit(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("setting", "said"),
     [
-        ({"head": "round"}, "--head: found 'round'; allowed: linear, attentive"),
+        ({"head": "round"}, "--head: found 'round'; expected: linear, attentive"),
         ({"folds": 1}, "--folds"),
         ({"accept_known": 1.0}, "--accept-known"),
         ({"seed": -1}, "--seed"),

@@ -201,7 +201,7 @@ def test_a_saved_probe_answers_the_same(tmp_path: Path, kind: str) -> None:
         ({"format": 2}, "format 2"),
         ({"temperature": -1.0}, "out of range"),
         ({"threshold": 1.5}, "out of range"),
-        ({"classes": ["a", "b"]}, "allowed: (2, 12)"),
+        ({"classes": ["a", "b"]}, "expected: (2, 12)"),
         ({"temperature": None}, "truncated or corrupt"),
         ({"encoder": {"name": "x"}}, "truncated or corrupt"),
     ],

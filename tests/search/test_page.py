@@ -169,7 +169,7 @@ def test_filters_and_mistakes(page: Any, server: Server) -> None:
     assert set(page.locator(".name").all_inner_texts()) == {"2.mp4"}
     page.fill("#where", "huh > 3")
     ask(page, "a dog")
-    assert "'huh'; allowed: one of the columns" in page.inner_text("#status")
+    assert "'huh'; expected: one of the columns" in page.inner_text("#status")
     assert page.locator(".moment").count() == 0
     page.fill("#where", "duration > 99")
     ask(page, "a dog")

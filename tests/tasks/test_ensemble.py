@@ -130,7 +130,7 @@ def test_what_does_not_belong_together_is_refused() -> None:
     order = {**two.table.arrays, "classes": two.table["classes"][::-1]}
     turned = changed(replace(two.table, arrays=order), split_sha256="")
     cases: list[tuple[list[ensemble.Member], list[float] | None, str]] = [
-        ([one], None, "1 table; allowed: two or more"),
+        ([one], None, "1 table; expected: two or more"),
         ([one, member("b", run(videos=11))], None, "another split"),
         ([one, member("b", fewer)], None, "scores 6 classes, b 5"),
         ([one, member("b", renamed)], None, "another classes"),

@@ -61,7 +61,7 @@ def test_numbers_without_names_are_the_models_indices(weights: Path, tmp_path: P
     (tmp_path / "test.csv").write_text("".join(f"{row.path} {row.label}\n" for row in rows))
     assert labels(tmp_path / "test.csv", weights, tmp_path / "out") == [row.label for row in rows]
     (tmp_path / "test.csv").write_text(f"{rows[0].path} 2\n")
-    with pytest.raises(ManifestError, match="class 2; allowed: 0 to 1"):
+    with pytest.raises(ManifestError, match="class 2; expected: 0 to 1"):
         evaluate_task("recognition", weights, tmp_path / "test.csv", tmp_path / "out", CPU)
 
 

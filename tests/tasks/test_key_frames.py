@@ -126,7 +126,7 @@ def test_a_key_frame_behind_the_end_is_an_error(positions: Callable[..., Floats]
     if right:
         assert positions(times, key_frame(time), frames=4, stride=2).max() >= 1498
         return
-    with pytest.raises(VideoError, match=r"no frame at .* allowed: 0 s to 60\.000 s; .*--offset"):
+    with pytest.raises(VideoError, match=r"no frame at .* expected: 0 s to 60\.000 s; .*--offset"):
         positions(times, key_frame(time), frames=4, stride=2)
 
 

@@ -281,7 +281,7 @@ def test_from_houses_to_figures(folder: Path, tmp_path: Path) -> None:
     table = Predictions.load(tmp_path / "out" / "navigation.npz")
     assert navigation.score(table) == result
     assert (tmp_path / "out" / "walks.svg").read_text().startswith("<svg")
-    with pytest.raises(RecipeError, match=r"of the stage .waypoints.; allowed: navigation"):
+    with pytest.raises(RecipeError, match=r"of the stage .waypoints.; expected: navigation"):
         evaluate_task("navigation", encoder, folder, tmp_path / "other", {"device": "cpu"})
 
 

@@ -83,7 +83,7 @@ def test_answers_are_the_most_frequent_of_training_or_those_of_a_file(tmp_path: 
     (tmp_path / "ans2label.json").write_text('{"man": 1, "cat": 1}')
     with pytest.raises(ManifestError, match="0, 1, 2"):
         read_answers(tmp_path / "ans2label.json")
-    with pytest.raises(ManifestError, match="1 answers; allowed: 2 or more"):
+    with pytest.raises(ManifestError, match="1 answers; expected: 2 or more"):
         answer_vocabulary(rows((("q", "x"),)), QuestionSettings())
     with pytest.raises(ManifestError, match="1 of 2 rows have no question, first 'clip1'"):
         answer_vocabulary(rows((("q", "x"),), ()), QuestionSettings())
@@ -341,7 +341,7 @@ def test_what_cannot_be_asked(weights: Path, tmp_path: Path) -> None:
         with pytest.raises(TextError, match=told):
             answerer.check(wrong)
     (tmp_path / "two.txt").write_text("a\nb\n")
-    with pytest.raises(InternVideoError, match=r"2 answers; allowed: \d+, the outputs"):
+    with pytest.raises(InternVideoError, match=r"2 answers; expected: \d+, the outputs"):
         Answerer(model, tmp_path / "two.txt")
     with pytest.raises(RecipeError, match="has no head for answers"):
         Answerer(load("internvideo-mm-b16", weights="random", overrides=small_towers(), device="cpu"))

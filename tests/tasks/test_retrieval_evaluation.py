@@ -141,7 +141,7 @@ def test_an_ensemble_recognises_and_chooses_by_the_mean_similarity(
     recogniser = run_recipe(
         build_recipe(small_recipe("supervised", schedule={"steps": 1})), tmp_path / "c", device="cpu"
     )
-    with pytest.raises(RecipeError, match="is a VideoMAEClassifier; allowed: VideoLanguage or Clip"):
+    with pytest.raises(RecipeError, match="is a VideoMAEClassifier; expected: VideoLanguage or Clip"):
         table("multiple_choice", "wrong", weights[0], recogniser)
 
 

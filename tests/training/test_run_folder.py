@@ -137,7 +137,9 @@ def test_a_change_before_the_last_checkpoint_is_no_other_run(tmp_path: Path) -> 
 
 @pytest.mark.parametrize("key", ["loop.seed", "optimizer.kind", "model.name", "loop"])
 def test_what_a_checkpoint_does_not_fit_cannot_change(folder: Path, key: str) -> None:
-    with pytest.raises(RecipeError, match=rf"--change: '{key}' cannot change within a run; allowed: optimizer.base_lr"):
+    with pytest.raises(
+        RecipeError, match=rf"--change: '{key}' cannot change within a run; expected: optimizer.base_lr"
+    ):
         go(folder, changes=(key,))
 
 
@@ -278,7 +280,7 @@ def test_a_run_without_a_whole_checkpoint_stops(folder: Path) -> None:
     for path in (folder / "checkpoints").iterdir():
         path.write_bytes(path.read_bytes()[:-100])
     before = sorted((folder / "checkpoints").iterdir())
-    with pytest.raises(WeightsError, match="not one of 2 checkpoints can be read; allowed: a whole one"):
+    with pytest.raises(WeightsError, match="not one of 2 checkpoints can be read; expected: a whole one"):
         go(folder)
     assert sorted((folder / "checkpoints").iterdir()) == before
 

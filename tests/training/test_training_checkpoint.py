@@ -139,7 +139,7 @@ def test_only_the_newest_are_kept(tmp_path: Path) -> None:
 
 def test_another_recipe_is_refused(straight: TrainResult) -> None:
     folder = straight.checkpoint.parents[1]
-    with pytest.raises(RunError, match=r"belongs to another run: loop\.seed was 0, is 5; allowed"):
+    with pytest.raises(RunError, match=r"belongs to another run: loop\.seed was 0, is 5; expected"):
         run(folder, seed=5)
 
 

@@ -277,7 +277,7 @@ def test_prepare_finds_the_frames_of_something_v1(tmp_path: Path) -> None:
 def test_prepare_asks_for_a_rate_that_is_not_published(tmp_path: Path) -> None:
     frames(tmp_path / "videos" / "ZirLnqB0PRf_000001_000011")
     source = FILES / "kinetics400" / "val_space_list.csv"
-    with pytest.raises(ManifestError, match="a folder of frames of unknown frame rate; allowed: --frame-rate"):
+    with pytest.raises(ManifestError, match="a folder of frames of unknown frame rate; expected: --frame-rate"):
         prepare("kinetics400", source, tmp_path / "out", videos=tmp_path / "videos")
     done = prepare("kinetics400", source, tmp_path / "out", videos=tmp_path / "videos", frame_rate=25)
     assert done.splits["val"].present == 1

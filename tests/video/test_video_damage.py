@@ -119,7 +119,7 @@ def test_the_policy_comes_from_the_environment(case: Case, monkeypatch: pytest.M
     with Video(case.path, damage="repeat") as video:
         assert video.damage == "repeat"
     monkeypatch.setenv("INTERNVIDEO_DAMAGE", "ignore")
-    with pytest.raises(VideoError, match="INTERNVIDEO_DAMAGE: 'ignore'; allowed: skip, stop, repeat"):
+    with pytest.raises(VideoError, match="INTERNVIDEO_DAMAGE: 'ignore'; expected: skip, stop, repeat"):
         read_video_info(case.path)
 
 
@@ -182,7 +182,7 @@ def test_the_option(tmp_path: Path) -> None:
     assert "read in part: " in told.err
     assert "damaged, 0." in told.err
     told = in_process.command("extract", path, "-o", tmp_path / "h", *common, "--damage", "ignore")
-    assert "allowed: skip, stop, repeat" in told.mistake()
+    assert "expected: skip, stop, repeat" in told.mistake()
 
 
 def test_what_follows_a_fault_is_not_trusted() -> None:

@@ -255,7 +255,7 @@ def test_safetensors_need_no_conversion(tmp_path: Path) -> None:
 
 def test_an_output_of_another_kind_or_place_is_told(tmp_path: Path) -> None:
     torch.save({"a": torch.ones(1)}, tmp_path / "c.pth")
-    with pytest.raises(WeightsError, match=r"allowed: \.safetensors"):
+    with pytest.raises(WeightsError, match=r"expected: \.safetensors"):
         convert(tmp_path / "c.pth", tmp_path / "o.pth")
     with pytest.raises(RunError, match="cannot be written"):
         convert(tmp_path / "c.pth", tmp_path / "c.pth" / "o.safetensors")

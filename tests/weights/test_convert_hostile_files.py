@@ -125,7 +125,7 @@ def test_other_things_are_told(tmp_path: Path) -> None:
     (tmp_path / "empty.pth").write_bytes(b"")
     assert refused(tmp_path / "empty.pth").startswith("is empty")
     (tmp_path / "text.pth").write_text("version https://git-lfs.github.com/spec/v1\n")
-    assert "is no torch checkpoint; allowed: a .pth, .pt, .bin or .ckpt" in refused(tmp_path / "text.pth")
+    assert "is no torch checkpoint; expected: a .pth, .pt, .bin or .ckpt" in refused(tmp_path / "text.pth")
     (tmp_path / "plain.bin").write_bytes(pickle.dumps({"w": [1.0]}))
     assert "is a pickle, but no torch checkpoint" in refused(tmp_path / "plain.bin")
     (tmp_path / "folder.pth").mkdir()

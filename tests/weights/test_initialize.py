@@ -165,10 +165,10 @@ def refused(model: nn.Module, sources: dict[str, Path], found: str) -> None:
 
 def test_wrong_names_are_told_with_the_right_ones(tmp_path: Path) -> None:
     path = tmp_path / "x.safetensors"
-    refused(small_world.masked_classifier(), {"clip": path}, r"init: holds clip; allowed: weights: FILE;")
-    refused(small_world.multimodal_classifier(), {"masked": path}, r"allowed: weights: FILE or clip: FILE")
-    refused(small_world.cross_model(), {"weights": path}, r"allowed: masked: FILE and multimodal: FILE")
-    refused(small_world.cross_model(), {}, r"init: holds nothing; allowed: masked: FILE and multimodal: FILE")
+    refused(small_world.masked_classifier(), {"clip": path}, r"init: holds clip; expected: weights: FILE;")
+    refused(small_world.multimodal_classifier(), {"masked": path}, r"expected: weights: FILE or clip: FILE")
+    refused(small_world.cross_model(), {"weights": path}, r"expected: masked: FILE and multimodal: FILE")
+    refused(small_world.cross_model(), {}, r"init: holds nothing; expected: masked: FILE and multimodal: FILE")
     refused(towers(), {"clip": path, "weights": path}, r"holds clip, weights")
 
 

@@ -114,14 +114,14 @@ def test_the_folder_says_what_it_is(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "settings", "found"),
     [
-        ("videomae-s-classifier", {**SMALL, "layer_scale": 0.1}, "layer_scale 0.1; allowed: 0"),
+        ("videomae-s-classifier", {**SMALL, "layer_scale": 0.1}, "layer_scale 0.1; expected: 0"),
         ("videomae-s-classifier", {**SMALL, "learnable_positions": True}, "learnable_positions True"),
         ("videomae-s-classifier", {**SMALL, "position_table": "resized"}, "position_table resized"),
         ("videomae-s-classifier", {**SMALL, "num_classes": 0}, "an encoder with a norm of the mean"),
         (
             "uniformerv2-b16",
             {"image_size": 32, "patch_size": 16, "width": 64, "heads": 2, "depth": 4, "global_layers": [2, 3]},
-            "uniformerv2-b16 does not exist there; allowed: VideoMAE and CLIP",
+            "uniformerv2-b16 does not exist there; expected: VideoMAE and CLIP",
         ),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
@@ -134,5 +134,5 @@ def test_what_transformers_lacks_is_refused(name: str, settings: dict[str, Any],
 
 
 def test_an_unknown_layout_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(RecipeError, match="layout: 'timm'; allowed: internvideo, transformers"):
+    with pytest.raises(RecipeError, match="layout: 'timm'; expected: internvideo, transformers"):
         model("videomae-s-classifier", **SMALL).save_pretrained(tmp_path, layout="timm")  # type: ignore[arg-type]

@@ -33,8 +33,8 @@ class Answerer:
     def __init__(self, model: VideoModel, answers: Path | None = None) -> None:
         if "answer" not in model.capabilities:
             able = ", ".join(sorted(model.capabilities))
-            do = "train one with `internvideo train sample/question_answering`, or load internvideo-mm-l14-vqa"
-            raise RecipeError(f"model {model.name}", "has no head for answers", able, do)
+            hint = "train one with `internvideo train sample/question_answering`, or load internvideo-mm-l14-vqa"
+            raise RecipeError(f"model {model.name}", "has no head for answers", able, hint)
         module = cast(VideoQuestionAnswering, model.module)
         if not module.video:
             raise RecipeError(f"model {model.name}", "was trained on questions alone", "a network that sees the video")
@@ -57,7 +57,7 @@ class Answerer:
             try:
                 question_tokens([text], self.module.model.config.text.context, truncate=False)
             except TextError as error:
-                raise TextError(f"question {number}", error.found, error.allowed, "shorten it") from error
+                raise TextError(f"question {number}", error.found, error.expected, "shorten it") from error
 
     def __call__(self, video: VideoSource, questions: Sequence[str], *, top: int = 5) -> list[dict[str, float]]:
         """Return the `top` likeliest answers to each question with their probabilities, the largest first.

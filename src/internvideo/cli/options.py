@@ -134,31 +134,29 @@ def one_of(**given: object) -> None:
         raise RecipeError(names[1], f"together with {names[0]}", "one of them")
 
 
-def for_each(videos: list[VideoFile], do: Callable[[VideoFile], None]) -> None:
-    """Call `do` with every video; one that cannot be read is reported and does not stop the others.
-
-    A piece that ends behind its video is told too.
+def for_each(videos: list[VideoFile], function: Callable[[VideoFile], None]) -> None:
+    """Call `function` with every video; unreadable videos, and spans that end after their video, are reported.
 
     Raises:
-        VideoError: at the end, when some could not be read.
+        VideoError: at the end, if some videos could not be read.
     """
     from internvideo.features.windows import open_long, past_end
 
-    lost = 0
+    num_failed = 0
     for video in videos:
         try:
             if video.end is not None:
                 with open_long(video.path, fps=video.fps) as opened:
                     if message := past_end(opened.info, video.end):
                         LOGGER.warning(f"{video.path}: {message}")
-            do(video)
+            function(video)
         except VideoError as error:
             if len(videos) == 1:
                 raise
-            lost += 1
+            num_failed += 1
             say(f"internvideo: {error}", err=True)
-    if lost:
-        raise VideoError("videos", f"{lost} of {len(videos)} could not be read")
+    if num_failed:
+        raise VideoError("videos", f"{num_failed} of {len(videos)} could not be read")
 
 
 def tell_failures(report: ReadReport) -> None:
@@ -170,7 +168,7 @@ def tell_failures(report: ReadReport) -> None:
 
 
 def named_files(files: Sequence[str | Path]) -> list[str]:
-    """Return the files, those that standard input names, one a line, instead of a "-"."""
+    """Return the files, those that standard input lists, one per line, in place of "-"."""
     return [name for file in files for name in (text_lines(Path("-")) if str(file) == "-" else [str(file)])]
 
 

@@ -158,8 +158,8 @@ def _times(where: str, names: Sequence[str]) -> dict[str, str]:
             if not words & its_words or any(not word.isdecimal() for word in rest - _OTHER_TIMES):
                 continue
             if rest:
-                allowed = "times in s: 'start' and 'end'"
-                raise ManifestError(where, f"column '{name}' may be a time in another unit", allowed, "rename it")
+                expected = "times in s: 'start' and 'end'"
+                raise ManifestError(where, f"column '{name}' may be a time in another unit", expected, "rename it")
             found[bound].append(name)
     known = {bound: _the_one(where, names, bound) for bound, names in found.items() if names}
     if len(known) == 1:

@@ -119,8 +119,8 @@ def frame_index_at(times: Floats, frame: KeyFrame) -> int:
         index = round(seconds / end * n)
     if not -SLACK <= seconds <= end + SLACK:
         found = f"no frame at {seconds:g} s, key frame {frame.time:g} of '{frame.row.id}'"
-        do = "for a part of a movie set where it starts with internvideo prepare --offset"
-        raise VideoError(frame.row.path, found, f"0 s to {end:.3f} s", do)
+        hint = "for a part of a movie set where it starts with internvideo prepare --offset"
+        raise VideoError(frame.row.path, found, f"0 s to {end:.3f} s", hint)
     return min(max(index, 0), n - 1)
 
 

@@ -115,8 +115,8 @@ def check_batches(batches: int, settings: LoaderSettings, count: int, what: str)
     if batches < 1:
         world_size = distributed.world_size()
         found = f"{settings.batch_size} on {world_size} processes, but there are {count} {what}: fewer than one batch"
-        allowed = f"at most {count // world_size}" if count >= world_size else "more data or fewer processes"
-        raise RecipeError("data.loader.batch_size", found, allowed)
+        expected = f"at most {count // world_size}" if count >= world_size else "more data or fewer processes"
+        raise RecipeError("data.loader.batch_size", found, expected)
 
 
 class ResumableLoader:
@@ -336,8 +336,8 @@ class PersistentDataLoader:
         except RuntimeError as error:
             if "DataLoader worker" not in str(error):
                 raise
-            do = "it may have run out of memory or of shared memory: lower workers or prefetch"
-            raise RunError("data loader", f"a worker died ({error})", "", do) from error
+            hint = "it may have run out of memory or of shared memory: lower workers or prefetch"
+            raise RunError("data loader", f"a worker died ({error})", "", hint) from error
         finally:
             self._reported_spans |= truncated_spans
             if truncated_spans:

@@ -289,20 +289,20 @@ def explained(where: str, error: ValidationError) -> ManifestError:
     detail = details[0]
     field = ".".join(str(part) for part in detail["loc"])
     found = json.dumps(detail["input"], ensure_ascii=False, default=str)
-    allowed = str(detail["msg"]).removeprefix("Input should be ")
+    expected = str(detail["msg"]).removeprefix("Input should be ")
     if len(found) > 80:
         found = found[:77] + "..."
     if detail["type"] == "extra_forbidden":
         known = _fields_of(detail["loc"])
-        found, allowed = f"unknown key{did_you_mean(str(detail['loc'][-1]), known)}", ", ".join(known)
+        found, expected = f"unknown key{did_you_mean(str(detail['loc'][-1]), known)}", ", ".join(known)
     elif detail["type"] == "missing":
-        found, allowed = "missing", "a value"
+        found, expected = "missing", "a value"
     elif detail["type"] == "value_error":
-        allowed = str(detail["ctx"]["error"])
+        expected = str(detail["ctx"]["error"])
     elif detail["type"] in _SHAPES:
-        allowed = _SHAPES[detail["type"]].format(**detail.get("ctx", {}))
+        expected = _SHAPES[detail["type"]].format(**detail.get("ctx", {}))
     more = f"({len(details) - 1} more in this line)" if len(details) > 1 else ""
-    return ManifestError(f"{where} {field}".rstrip(), found, allowed, more)
+    return ManifestError(f"{where} {field}".rstrip(), found, expected, more)
 
 
 def _fields_of(location: Sequence[str | int]) -> list[str]:

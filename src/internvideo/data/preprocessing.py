@@ -102,8 +102,8 @@ class Preprocessing:
             raise RecipeError("preprocessing.sampler", repr(self.sampler), ", ".join(SAMPLERS))
         takes_num_clips = hasattr(SAMPLERS[self.sampler], "num_clips")
         if num_clips < 1 or (num_clips > 1 and not takes_num_clips):
-            allowed = "1" if num_clips > 0 else "1 or more"
-            raise RecipeError("num_clips", str(num_clips), f"{allowed} with the frame rule '{self.sampler}'")
+            expected = "1" if num_clips > 0 else "1 or more"
+            raise RecipeError("num_clips", str(num_clips), f"{expected} with the frame rule '{self.sampler}'")
         settings = {
             "frames": self.sampled_frames or self.frames,
             "stride": self.stride,

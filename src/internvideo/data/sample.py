@@ -52,7 +52,7 @@ class ClassNames:
         self._met: dict[str, bool] = {}  # texts that look like numbers -> whether a given class is called so
 
     def index(self, value: object) -> int:
-        """The index of a class given by number or name. Raises ValueError saying what is allowed."""
+        """The index of a class given by number or name. Raises ValueError with the valid ones."""
         if isinstance(value, bool) or not isinstance(value, int | str):
             raise ValueError("a class index or a class name")
         if isinstance(value, str) and not (self.untyped and _is_number(value)):

@@ -41,7 +41,7 @@ class SamplingSettings(Settings):
     @classmethod
     def _known(cls, kind: str) -> str:
         if kind not in SAMPLERS:
-            raise ValueError(f"no sampler '{kind}'; allowed: {', '.join(SAMPLERS)}")
+            raise ValueError(f"no sampler '{kind}'; expected: {', '.join(SAMPLERS)}")
         return kind
 
     def build(self) -> FrameSampler:

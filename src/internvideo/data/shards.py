@@ -220,7 +220,7 @@ class ShardClipDecoder:
                     )
         except (ManifestError, VideoError) as error:
             # The path of the sample instead of that of the temporary file.
-            raise VideoError(sample.path, error.found, error.allowed, error.do) from error
+            raise VideoError(sample.path, error.found, error.expected, error.hint) from error
         ends = np.cumsum([len(indices) for indices in frame_indices])[:-1]
         return [torch.from_numpy(part) for part in np.split(decoded, ends)]
 

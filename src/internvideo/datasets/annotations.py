@@ -72,12 +72,12 @@ class InvalidRows:
         self.what, self.rows, self.count = what, 0, 0
         self._first: list[ManifestError] = []
 
-    def skip(self, invalid: bool, where: object, found: str, allowed: str) -> bool:
+    def skip(self, invalid: bool, where: object, found: str, expected: str) -> bool:
         """Count a row, read from `where`, and return whether it must be skipped, that is `invalid`."""
         self.rows += 1
         self.count += invalid
         if invalid and len(self._first) < SHOWN:
-            self._first.append(ManifestError(where, found, allowed))
+            self._first.append(ManifestError(where, found, expected))
         return invalid
 
     def finish(self, annotations: Annotations) -> None:

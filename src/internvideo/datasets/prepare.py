@@ -293,8 +293,8 @@ def _locate(
             missing[row.path] = None
             continue
         if found.frames and annotations.frame_rate is None:
-            allowed = "--frame-rate, in frames per second"
-            raise ManifestError(found.path, "a folder of frames of unknown frame rate", allowed)
+            expected = "--frame-rate, in frames per second"
+            raise ManifestError(found.path, "a folder of frames of unknown frame rate", expected)
         if (moved := shifted(_moved(row, found, annotations.frame_rate), 0.0 if found.start else offset)) is not None:
             located.append(moved)
         else:

@@ -283,8 +283,8 @@ def check_finite(video: VideoFile, values: Tensor, starts: Sequence[float]) -> N
     finite = values.isfinite().flatten(1).all(dim=1)
     if not finite.all():
         start = starts[int(finite.int().argmin())]
-        do = "try precision float32, or check the weights"
-        raise RunError(video.path, f"vector at {start:g} s is not finite", "", do)
+        hint = "try precision float32, or check the weights"
+        raise RunError(video.path, f"vector at {start:g} s is not finite", "", hint)
 
 
 @dataclass

@@ -65,8 +65,8 @@ def extraction_settings(model: VideoModel, detector: Detector) -> ExtractSetting
         )
     expected, actual = str(provenance.get("weights_sha256", "")), model_hash(model)
     if expected != actual:
-        allowed = f"{provenance.get('model')} {expected[:12]}, on whose features the detector was trained"
-        raise RecipeError("encoder", f"{model.name} {actual[:12]}", allowed)
+        requirement = f"{provenance.get('model')} {expected[:12]}, on whose features the detector was trained"
+        raise RecipeError("encoder", f"{model.name} {actual[:12]}", requirement)
     return ExtractSettings(
         WindowRule(int(provenance["window"]), int(provenance["stride"]), provenance.get("fps")),
         str(provenance.get("layer", POOLED)),

@@ -131,13 +131,13 @@ def _connect(address: str) -> bool:
 def _check_answers(address: str) -> None:
     """Raise RunError where nothing listens at HOST:PORT; Ray itself would wait for minutes."""
     host, _, port = address.removeprefix("ray://").rpartition(":")
-    allowed = "local, auto, HOST:PORT or ray://HOST:PORT"
+    expected = "local, auto, HOST:PORT or ray://HOST:PORT"
     if not host or not (port.isascii() and port.isdecimal()):
-        raise RunError(f"--ray {address}", "is no address", allowed)
+        raise RunError(f"--ray {address}", "is no address", expected)
     try:
         socket.create_connection((host, int(port)), timeout=10).close()
     except (OSError, OverflowError) as error:
-        raise RunError(f"--ray {address}", f"no Ray cluster answers ({error})", allowed) from error
+        raise RunError(f"--ray {address}", f"no Ray cluster answers ({error})", expected) from error
 
 
 def _run(

@@ -48,8 +48,8 @@ def read_ahead(dataset: IterableDataset[Item], workers: int, *, in_order: bool =
     except RuntimeError as error:
         if "DataLoader worker" not in str(error):
             raise
-        do = "it may have run out of memory: lower workers or the size of the batch"
-        raise RunError("reading videos", f"a worker died ({error})", "", do) from error
+        hint = "it may have run out of memory: lower workers or the size of the batch"
+        raise RunError("reading videos", f"a worker died ({error})", "", hint) from error
 
 
 def _identity(item: Any) -> Any:

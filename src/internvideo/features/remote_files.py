@@ -67,7 +67,7 @@ def fetched(path: str) -> Iterator[str]:
         try:
             yield copy.name
         except VideoError as error:  # the temporary file's name would help nobody
-            raise VideoError(path, error.found, error.allowed, error.do) from error
+            raise VideoError(path, error.found, error.expected, error.hint) from error
 
 
 def _is_video(name: str) -> bool:

@@ -203,8 +203,10 @@ def _in_folder(folder: Path, recursive: bool) -> list[VideoFile]:
         videos = sorted(videos + frames)
         found += [VideoFile(os.path.join(current, name)) for name in videos if not name.startswith(".")]
     if not found:
-        do = "" if recursive else "add --recursive for the folders inside"
-        raise VideoError(folder, "no video in this folder", "files ending in " + " ".join(sorted(VIDEO_EXTENSIONS)), do)
+        hint = "" if recursive else "add --recursive for the folders inside"
+        raise VideoError(
+            folder, "no video in this folder", "files ending in " + " ".join(sorted(VIDEO_EXTENSIONS)), hint
+        )
     if note := skipped_files_note(all_names):
         LOGGER.warning("%s: %s", shown(str(folder)), shown(note))
     return found

@@ -35,8 +35,8 @@ class CaptionGenerator:
     ) -> None:
         context = model.config.text.context
         if num_beams < 1 or not (max_length == 0 or 2 <= max_length <= context):
-            allowed = f"num_beams >= 1, max_length 0 or 2 to {context}"
-            raise RecipeError("caption", f"num_beams {num_beams}, max_length {max_length}", allowed)
+            expected = f"num_beams >= 1, max_length 0 or 2 to {context}"
+            raise RecipeError("caption", f"num_beams {num_beams}, max_length {max_length}", expected)
         if not 0 <= top_p <= 1 or (top_p and num_beams > 1):
             raise RecipeError(
                 "caption", f"num_beams {num_beams}, top_p {top_p:g}", "top_p 0 to 1, and num_beams 1 with it"

@@ -36,8 +36,8 @@ def create_model(
     """
     changes = {**(overrides or {}), **settings}
     if pretrained is True:
-        do = "docs/models.md tells where published weights are"
-        raise RecipeError("pretrained", "True", "a file, a folder or hf://ORGANISATION/REPOSITORY", do)
+        hint = "docs/models.md tells where published weights are"
+        raise RecipeError("pretrained", "True", "a file, a folder or hf://ORGANISATION/REPOSITORY", hint)
     if name not in MODELS or (num_classes is None and not pretrained):
         return build(name, changes)
     weights = str(pretrained) if pretrained else RANDOM

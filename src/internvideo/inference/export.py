@@ -58,9 +58,9 @@ class ExportSettings:
     int8: bool = False
 
     def __post_init__(self) -> None:
-        for name, value, allowed in (("format", self.format, Format), ("what", self.what, What)):
-            if value not in get_args(allowed):
-                raise RecipeError(name, repr(value), ", ".join(get_args(allowed)))
+        for name, value, expected in (("format", self.format, Format), ("what", self.what, What)):
+            if value not in get_args(expected):
+                raise RecipeError(name, repr(value), ", ".join(get_args(expected)))
         if self.batch is not None and self.batch < 1:
             raise RecipeError("batch", str(self.batch), "1 or more, or dynamic")
         if self.format != "onnx" and (self.int8 or self.opset is not None):

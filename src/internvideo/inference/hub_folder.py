@@ -242,7 +242,7 @@ def _build(
         metadata = {str(key): str(value) for key, value in settings["metadata"].items()}
         temporal_stride = int(settings.get("frame_step", 1))
     except (RecipeError, AttributeError, KeyError, TypeError, ValueError) as error:
-        raise WeightsError(where, f"settings that do not fit: {error}", do="update internvideo") from error
+        raise WeightsError(where, f"settings that do not fit: {error}", hint="update internvideo") from error
     load_state(module, state, where=where)
     check_all_loaded(module, where)
     return make(

@@ -94,8 +94,8 @@ def load(
         return _random(options, text)
     path = fetch(source) if is_remote(source) else _local_path(source)
     if not path.exists():
-        allowed = "the name of a model, a folder, a .safetensors file or an address"
-        raise WeightsError(source, "no such file or folder", allowed, _suggest_name(source))
+        expected = "the name of a model, a folder, a .safetensors file or an address"
+        raise WeightsError(source, "no such file or folder", expected, _suggest_name(source))
     model = _open(path, options)
     if class_names is not None:
         model.class_names = _check_class_names(class_names, model)

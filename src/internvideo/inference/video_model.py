@@ -126,8 +126,8 @@ class VideoModel(HubModel):
             **step,
         }
 
-    def _unsupported(self, what: str, *, do: str = "") -> RecipeError:
-        return RecipeError(f"model {self.name}", f"cannot {what}", ", ".join(sorted(self.capabilities)), do)
+    def _unsupported(self, what: str, *, hint: str = "") -> RecipeError:
+        return RecipeError(f"model {self.name}", f"cannot {what}", ", ".join(sorted(self.capabilities)), hint)
 
     def text_tokenizer(self) -> Tokenizer:
         """The tokenizer of the text tower. Raises RecipeError without one."""
@@ -135,11 +135,11 @@ class VideoModel(HubModel):
 
     def _text(self) -> tuple[Any, Tokenizer]:
         if self._dual_encoder is None or self._tokenizer is None:
-            raise self._unsupported("read texts", do="take a model with a text tower, for example internvideo-mm-l14")
+            raise self._unsupported("read texts", hint="take a model with a text tower, for example internvideo-mm-l14")
         pieces = self._dual_encoder.config.text.vocabulary
         if pieces < CLIP_VOCAB_SIZE:
             raise self._unsupported(
-                "read texts", do=f"its {pieces} word pieces are not CLIP's {CLIP_VOCAB_SIZE}: give it token ids"
+                "read texts", hint=f"its {pieces} word pieces are not CLIP's {CLIP_VOCAB_SIZE}: give it token ids"
             )
         return self._dual_encoder, self._tokenizer
 
@@ -183,7 +183,7 @@ class VideoModel(HubModel):
         """
         if not self.module.has_logits or not self.class_names:
             raise self._unsupported(
-                "score classes of its own", do="give labels, or train a classifier on its embeddings"
+                "score classes of its own", hint="give labels, or train a classifier on its embeddings"
             )
         with self._inference_mode():
             return self.module.logits(self._prepare_input(clips)).float().cpu()
@@ -308,7 +308,7 @@ class VideoModel(HubModel):
         """Return the labels that `classify` chooses from. Raises RecipeError as it does."""
         if self._dual_encoder is None:
             if not self.class_names or not self.module.has_logits:
-                raise self._unsupported("classify", do="train a classifier on its embeddings")
+                raise self._unsupported("classify", hint="train a classifier on its embeddings")
             if labels is not None:
                 known = f"its own {len(self.class_names)} classes"
                 raise RecipeError(f"model {self.name}", "labels for a classifier", known, "leave out labels")
@@ -365,8 +365,8 @@ class VideoModel(HubModel):
     ) -> CaptionGenerator:
         """Return the function that captions clips on this model's device, as `caption` does. Raises RecipeError."""
         if not self.module.can_caption:
-            do = "take a model with a caption decoder, internvideo-mm-l14-caption"
-            raise self._unsupported("write captions", do=do)
+            hint = "take a model with a caption decoder, internvideo-mm-l14-caption"
+            raise self._unsupported("write captions", hint=hint)
         module, tokenizer = cast(VideoLanguage, self.module).eval(), self._text()[1]
         return CaptionGenerator(module, tokenizer, num_beams=num_beams, top_p=top_p, seed=seed, max_length=max_length)
 

@@ -230,5 +230,5 @@ def check_clip(model: nn.Module, *, frames: int, size: int, temporal_stride: int
         if need.frames not in (None, seen):
             raise RecipeError("data.sampling.frames", f"the model sees {seen} frames", f"{need.frames}, {place}.frames")
         if need.max_frames is not None and seen > need.max_frames:
-            allowed = f"up to {need.max_frames}, {place}.frames"
-            raise RecipeError("data.sampling.frames", f"the model sees {seen} frames", allowed)
+            expected = f"up to {need.max_frames}, {place}.frames"
+            raise RecipeError("data.sampling.frames", f"the model sees {seen} frames", expected)

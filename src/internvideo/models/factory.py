@@ -102,8 +102,8 @@ EARLIER_SETTINGS = {"classes": "num_classes"}
 """Setting of a model's config in files of earlier versions -> its present name."""
 
 
-def _near(name: str, allowed: list[str]) -> str:
-    close = difflib.get_close_matches(name, allowed, n=1)
+def _near(name: str, expected: list[str]) -> str:
+    close = difflib.get_close_matches(name, expected, n=1)
     return f"did you mean {close[0]!r}?" if close else ""
 
 

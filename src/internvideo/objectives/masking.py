@@ -115,4 +115,4 @@ def sample_mask(
         return random_mask(batch, grid, ratio, generator, device)
     if kind in ("progressive", "center"):
         return progressive_mask(batch, grid, ratio, generator, device, kind=kind)
-    raise ValueError(f"mask kind {kind!r}, allowed: tube, random, progressive, centre")
+    raise ValueError(f"mask kind {kind!r}, expected: tube, random, progressive, center")

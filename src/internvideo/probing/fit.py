@@ -81,7 +81,7 @@ class FitSettings:
     def __post_init__(self) -> None:
         if self.head not in KINDS:
             raise RecipeError("--head", f"found '{self.head}'", ", ".join(KINDS))
-        for name, fits, allowed in (
+        for name, fits, expected in (
             ("folds", 2 <= self.folds <= 100, "2 to 100"),
             ("accept-known", 0.5 <= self.accept_known < 1, "0.5 or more, below 1"),
             ("seed", 0 <= self.seed < 2**31, "0 or more"),
@@ -89,7 +89,7 @@ class FitSettings:
             ("workers", self.workers is None or self.workers >= 0, "0 or more"),
         ):
             if not fits:
-                raise RecipeError(f"--{name}", f"found {getattr(self, name.replace('-', '_'))}", allowed)
+                raise RecipeError(f"--{name}", f"found {getattr(self, name.replace('-', '_'))}", expected)
 
 
 @dataclass(frozen=True)

@@ -67,8 +67,8 @@ def assign_groups(manifest: Manifest, pattern: str | None = None) -> VideoGroups
     try:
         search = re.compile(pattern)
     except re.error as error:
-        allowed = r"a regular expression such as '(.+)_part\d+'"
-        raise RecipeError("--group-pattern", f"'{pattern}': {error}", allowed) from error
+        expected = r"a regular expression such as '(.+)_part\d+'"
+        raise RecipeError("--group-pattern", f"'{pattern}': {error}", expected) from error
     found = [search.search(row.path) for row in manifest.rows]
     missed = [row.path for row, match in zip(manifest.rows, found, strict=True) if match is None]
     if len(missed) == len(found):

@@ -60,8 +60,8 @@ class NullDistribution:
         if not 0 < level < 1:
             raise RecipeError("threshold", f"{level:g}", "above 0 %, below 100 %, such as 1%")
         if level * (self.count + 1) < 1 - 1e-9:
-            allowed = f"{1 / (self.count + 1):.3%} or more with {self.count} null queries"
-            raise RecipeError("threshold", f"{level:.3%}", allowed, "index with more --null-texts")
+            expected = f"{1 / (self.count + 1):.3%} or more with {self.count} null queries"
+            raise RecipeError("threshold", f"{level:.3%}", expected, "index with more --null-texts")
 
 
 def parse_level(text: str) -> float:

@@ -109,8 +109,8 @@ def find(
         raise RecipeError("top", str(top), f"1 to {MAX_TOP}")
     if threshold is not None:
         if null is None:
-            do = "index at least two videos; for texts with a model that has a text tower"
-            raise RecipeError("threshold", "no null distribution for such a query", "a text or a clip", do)
+            hint = "index at least two videos; for texts with a model that has a text tower"
+            raise RecipeError("threshold", "no null distribution for such a query", "a text or a clip", hint)
         null.check_level(threshold)
     count = max(50 * top, CANDIDATES)
     if approximate is None or mask is not None:

@@ -148,8 +148,8 @@ class Records:
         try:
             yield
         except sqlite3.Error as error:
-            do = "free space or wait for the other process, then resume"
-            raise RunError(self.path, f"cannot be read or written: {error}", "", do) from error
+            hint = "free space or wait for the other process, then resume"
+            raise RunError(self.path, f"cannot be read or written: {error}", "", hint) from error
 
     @contextmanager
     def transaction(self) -> Iterator[None]:

@@ -52,9 +52,9 @@ class _Token(NamedTuple):
     text: str
 
 
-def fail(found: str, allowed: str = "") -> RecipeError:
+def fail(found: str, expected: str = "") -> RecipeError:
     """Return the error of an expression that cannot be read."""
-    return RecipeError("where", found, allowed, 'for example: duration > 60 and name ~ "beach"')
+    return RecipeError("where", found, expected, 'for example: duration > 60 and name ~ "beach"')
 
 
 def matching_rows(expression: str, store: Store, snapshot: Snapshot) -> Mask:

@@ -224,9 +224,9 @@ def _check_splits(members: Sequence[Member]) -> None:
     for one in members[1:]:
         widths = [entry.table[f"logits:{entry.column}"].shape[1] for entry in (first, one)]
         if widths[0] != widths[1]:
-            do = "of a model of more classes take a table made with --restrict"
+            hint = "of a model of more classes take a table made with --restrict"
             raise RunError(
-                "ensemble", f"{first.name} scores {widths[0]} classes, {one.name} {widths[1]}", "the same", do
+                "ensemble", f"{first.name} scores {widths[0]} classes, {one.name} {widths[1]}", "the same", hint
             )
         if first.table.protocol.get("split_sha256") != one.table.protocol.get("split_sha256"):
             names = [entry.table.arrays.get("classes") for entry in (first, one)]

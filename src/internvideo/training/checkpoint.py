@@ -151,8 +151,8 @@ def resume(folder: Path, state: RunState) -> Path | None:
             LOGGER.warning(f"{failures[0]}; resuming from the checkpoint before it")
         damaged.append(path)
     if damaged:
-        where, do = folder / FOLDER, "copy one again, or choose another output folder"
-        raise WeightsError(where, f"not one of {len(damaged)} checkpoints can be read", "a whole one", do)
+        where, hint = folder / FOLDER, "copy one again, or choose another output folder"
+        raise WeightsError(where, f"not one of {len(damaged)} checkpoints can be read", "a whole one", hint)
     return None
 
 

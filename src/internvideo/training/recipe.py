@@ -121,7 +121,7 @@ class EvaluationRecipe(Settings):
     def _known_stage(cls, stage: str, info: ValidationInfo) -> str:
         stages = catalog_of(info).stages
         if stage not in stages:
-            raise ValueError(f"no stage '{stage}'; allowed: {', '.join(stages)}")
+            raise ValueError(f"no stage '{stage}'; expected: {', '.join(stages)}")
         return stage
 
     @field_validator("task")
@@ -129,7 +129,7 @@ class EvaluationRecipe(Settings):
     def _known_task(cls, task: str, info: ValidationInfo) -> str:
         tasks = catalog_of(info).tasks
         if (task or not info.data.get("stage")) and (task not in tasks or info.data.get("stage")):
-            raise ValueError(f"'{task}'; allowed: {', '.join(tasks)}, without a stage")
+            raise ValueError(f"'{task}'; expected: {', '.join(tasks)}, without a stage")
         return task
 
     @field_validator("settings", "data", mode="before")

@@ -95,8 +95,8 @@ def init_run_dir(
     """
     for key in changes:
         if not _is_under(key, CHANGEABLE_KEYS):
-            do = "start in another folder, with init.weights=FILE to start from these weights"
-            raise RecipeError("--change", f"'{key}' cannot change within a run", ", ".join(CHANGEABLE_KEYS), do)
+            hint = "start in another folder, with init.weights=FILE to start from these weights"
+            raise RecipeError("--change", f"'{key}' cannot change within a run", ", ".join(CHANGEABLE_KEYS), hint)
     changed: dict[str, Change] = {}
     distributed.first_alone(
         lambda: changed.update(_init_run_dir(folder, recipe, ignore_keys, changes, fill_defaults, results))
@@ -174,10 +174,10 @@ def _raise_if_changed(where: Path, changed: Mapping[str, Change]) -> None:
     if not changed:
         return
     changes = [f"{key} was {was!r}, is {now!r}" for key, (was, now) in changed.items()]
-    do = "choose another output folder, or take back the change to resume"
+    hint = "choose another output folder, or take back the change to resume"
     if all(_is_under(key, CHANGEABLE_KEYS) for key in changed):
-        do += f"; to change it on purpose: {' '.join(f'--change {key}=VALUE' for key in changed)}"
-    raise RunError(where, f"belongs to another run: {', '.join(changes)}", "the same recipe", do)
+        hint += f"; to change it on purpose: {' '.join(f'--change {key}=VALUE' for key in changed)}"
+    raise RunError(where, f"belongs to another run: {', '.join(changes)}", "the same recipe", hint)
 
 
 def differences(written: Recipe, now: Recipe, ignore_keys: Collection[str] = ()) -> dict[str, Change]:

@@ -96,8 +96,8 @@ class Writer:
 
 def _unwritable(path: Path, error: BaseException) -> RunError:
     reason = str(error).strip().splitlines()
-    do = "free space or choose another folder, then resume"
-    return RunError(path, f"cannot be written: {reason[-1] if reason else type(error).__name__}", "", do)
+    hint = "free space or choose another folder, then resume"
+    return RunError(path, f"cannot be written: {reason[-1] if reason else type(error).__name__}", "", hint)
 
 
 def _empty(path: Path) -> None:

@@ -88,10 +88,10 @@ def frame_names(folder: str, names: Iterable[str]) -> tuple[list[str], NDArray[n
     frame_series = [name for name in series if not _AUXILIARY_SERIES.match(name)] or list(series)
     if not frame_series:
         reason = f"is a folder of {num_images} pictures without numbers" if num_images else "is a folder, not a video"
-        raise fail(folder, reason, do="folders of numbered pictures (00001.jpg, ...) are read as videos")
+        raise fail(folder, reason, hint="folders of numbered pictures (00001.jpg, ...) are read as videos")
     if len(frame_series) > 1:
         shown = ", ".join(f"{name or '(number)'} ({len(series[name])})" for name in sorted(frame_series)[:4])
-        raise fail(folder, f"holds {len(frame_series)} series of numbered pictures: {shown}", do="give each a folder")
+        raise fail(folder, f"holds {len(frame_series)} series of numbered pictures: {shown}", hint="give each a folder")
     frames = sorted(series[frame_series[0]])
     numbers = np.array([number for number, _ in frames], np.int64)
     steps = np.diff(numbers)
@@ -103,7 +103,7 @@ def frame_names(folder: str, names: Iterable[str]) -> tuple[list[str], NDArray[n
         reason = (
             f"holds {len(frames)} pictures with numbers from {numbers[0]} to {numbers[-1]}, most of which are missing"
         )
-        raise fail(folder, reason, do="number the frames one after another")
+        raise fail(folder, reason, hint="number the frames one after another")
     return [name for _, name in frames], numbers
 
 
@@ -135,8 +135,8 @@ class FrameFolder:
             raise fail(path, f"cannot be opened: {reason_of(error)}") from error
         rate = resolve_rate(fps)
         if rate is None:
-            do = f"give fps: in the manifest's row or column, as --frame-rate, or as {ENVIRONMENT}"
-            raise fail(path, f"is a folder of {len(names)} frames, whose rate is not known", do=do)
+            hint = f"give fps: in the manifest's row or column, as --frame-rate, or as {ENVIRONMENT}"
+            raise fail(path, f"is a folder of {len(names)} frames, whose rate is not known", hint=hint)
         self.fps = rate
         self._frames = [_stat_frame(os.path.join(path, name), name) for name in names]
         self.codec_context: Any = None
@@ -146,7 +146,7 @@ class FrameFolder:
         times = (self._numbers - self._numbers[0]) / self.fps
         end = float(times[-1]) + 1 / self.fps
         if end > max_seconds:
-            raise fail(self.path, f"is longer than {max_seconds:g} s", do="raise max_seconds or give fewer frames")
+            raise fail(self.path, f"is longer than {max_seconds:g} s", hint="raise max_seconds or give fewer frames")
         corrupt = np.array([frame.size <= 0 for frame in self._frames])
         reason = "empty, or no file that can be read"
         for index in np.flatnonzero(~corrupt).tolist():
@@ -210,7 +210,7 @@ class FrameFolder:
                 self._frames[frame_index].name,
                 f"{properties.width} x {properties.height}, not {first.width} x {first.height}",
             )
-            raise fail(self.path, f"frame {frame_index} ({name}) is {sizes} as the first", do="bring all to one size")
+            raise fail(self.path, f"frame {frame_index} ({name}) is {sizes} as the first", hint="bring all to one size")
         if (properties.rotation, properties.mirrored) != (first.rotation, first.mirrored):
             name = self._frames[frame_index].name
             raise fail(self.path, f"frame {frame_index} ({name}) is turned in another way (EXIF) than the first")
@@ -220,7 +220,7 @@ class FrameFolder:
         file = self._frames[frame_index]
         path = os.path.join(self.path, file.name)
         if _stat_frame(path, file.name) != file:
-            raise fail(self.path, f"{file.name} was changed since the folder was opened", do="open it again")
+            raise fail(self.path, f"{file.name} was changed since the folder was opened", hint="open it again")
         if not 0 < file.size <= MAX_IMAGE_BYTES:
             raise _CorruptImageError("too large" if file.size > 0 else "empty, or no file that can be read")
         try:

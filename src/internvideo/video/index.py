@@ -192,7 +192,7 @@ def index_from_packets(container: Any, stream: Any, path: str, deadline: Deadlin
             if len(pts) % 256 == 0:
                 deadline.check()
             if pts and stamp - pts[0] > limit:
-                raise fail(path, f"is longer than {max_seconds:g} s", do="raise max_seconds or cut the file")
+                raise fail(path, f"is longer than {max_seconds:g} s", hint="raise max_seconds or cut the file")
             first_packet = packet if first_packet is None else first_packet
             pts.append(stamp)
             dts.append(stamp if packet.dts is None else packet.dts)

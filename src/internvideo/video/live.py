@@ -130,7 +130,7 @@ class LiveVideo:
             return self._camera(*_camera(name))
         if "://" in name:
             if not allow_urls:
-                raise fail(name, "is an address; only local sources are opened", do="allow it with allow_urls")
+                raise fail(name, "is an address; only local sources are opened", hint="allow it with allow_urls")
             return self._address(name)
         try:
             mode = os.stat(name).st_mode
@@ -235,7 +235,7 @@ class LiveVideo:
             wait = min(MIN_WAIT * 2**self._tries, MAX_WAIT)
             if time.perf_counter() + wait - last > self._reconnect:
                 found = f"broke off, and {self._tries} tries to open it again failed ({reason})"
-                raise fail(self.name, found, do=f"wait longer than {self._reconnect:g} s with reconnect")
+                raise fail(self.name, found, hint=f"wait longer than {self._reconnect:g} s with reconnect")
             self._abandoned.wait(wait)
             self._tries += 1
             self._container.close()
@@ -297,6 +297,6 @@ def _camera(name: str) -> tuple[str, str]:
     """Return FFmpeg's (format, name) of "camera" or "camera:N"."""
     which = name.partition(":")[2] or "0"
     if sys.platform not in CAMERAS:
-        raise fail(name, f"no cameras are known on {sys.platform}", do="name a pipe or a file")
+        raise fail(name, f"no cameras are known on {sys.platform}", hint="name a pipe or a file")
     form, pattern = CAMERAS[sys.platform]
     return form, pattern.format(which)

@@ -32,9 +32,9 @@ _FORMATS = (
 FORMAT_WHITELIST = ",".join(_FORMATS.split())
 
 
-def fail(path: object, reason: str, at: float | None = None, do: str = "") -> VideoError:
+def fail(path: object, reason: str, at: float | None = None, hint: str = "") -> VideoError:
     """Return a VideoError with the file, the reason and the time in the file."""
-    return VideoError(path, reason if at is None else f"{reason} at {at:.3f} s", do=do)
+    return VideoError(path, reason if at is None else f"{reason} at {at:.3f} s", hint=hint)
 
 
 def reason_of(error: BaseException) -> str:
@@ -57,7 +57,7 @@ class Deadline:
     def check(self, at: float | None = None) -> None:
         """Raise VideoError, with the time in the file if given, once the budget is exceeded."""
         if time.monotonic() > self._end:
-            raise fail(self.path, f"reading took longer than {self.seconds:g} s", at, do="raise the time budget")
+            raise fail(self.path, f"reading took longer than {self.seconds:g} s", at, hint="raise the time budget")
 
 
 def open_file(path: str, *, allow_urls: bool, threads: int, seconds: float) -> tuple[Any, Any]:
@@ -74,7 +74,7 @@ def open_file(path: str, *, allow_urls: bool, threads: int, seconds: float) -> t
     try:
         container = av.open(name, metadata_errors="replace", options=container_options, timeout=seconds)
     except av.error.ExitError as error:
-        raise fail(path, f"opening took longer than {seconds:g} s", do="raise the time budget") from error
+        raise fail(path, f"opening took longer than {seconds:g} s", hint="raise the time budget") from error
     except (av.error.FFmpegError, OSError, ValueError) as error:
         raise fail(path, f"not a readable video: {reason_of(error)}") from error
     try:
@@ -98,9 +98,11 @@ def _address(path: str, allow_urls: bool) -> tuple[str, str]:
     kind, mark, _ = path.partition("://")
     if mark and not os.path.exists(path):
         if not allow_urls:
-            raise fail(path, "is an address; only files of this machine are opened", do="allow it with allow_urls=True")
+            raise fail(
+                path, "is an address; only files of this machine are opened", hint="allow it with allow_urls=True"
+            )
         if kind.lower() not in PROTOCOLS:
-            raise fail(path, f"addresses of the kind '{kind}' are not opened", do="take " + ", ".join(PROTOCOLS))
+            raise fail(path, f"addresses of the kind '{kind}' are not opened", hint="take " + ", ".join(PROTOCOLS))
         if kind.lower() != "file":
             return kind.lower(), path
     if allow_urls and path[:5].lower() == "file:" and not os.path.exists(path):
@@ -116,7 +118,7 @@ def _check_regular(path: str) -> None:
         if stat.S_ISREG(mode) and os.stat(path).st_size == 0:
             raise fail(path, "is an empty file")
     except (OSError, ValueError) as error:
-        raise fail(path, f"cannot be opened: {reason_of(error)}", do="only files on this machine are read") from error
+        raise fail(path, f"cannot be opened: {reason_of(error)}", hint="only files on this machine are read") from error
     if stat.S_ISDIR(mode):
         raise fail(path, "is a folder, not a video")
     if not stat.S_ISREG(mode):
@@ -153,4 +155,4 @@ def as_video_error(path: object, error: Exception) -> VideoError:
 def check_not_encrypted(packet: Any, path: object) -> None:
     """Raise VideoError for an encrypted packet: many decoders would output a green or gray frame."""
     if packet.has_sidedata("encryption_info"):
-        raise fail(path, "is encrypted", do="decrypt it first")
+        raise fail(path, "is encrypted", hint="decrypt it first")

@@ -131,7 +131,7 @@ def index_from_frames(container: Any, stream: Any, path: str, deadline: Deadline
     for frame in decode_in_order(container, stream, deadline, errors):
         scan.add(frame)
         if scan.times[-1] - scan.times[0] > max_seconds:
-            raise fail(path, f"is longer than {max_seconds:g} s", do="raise max_seconds or cut the file")
+            raise fail(path, f"is longer than {max_seconds:g} s", hint="raise max_seconds or cut the file")
     from_start = scan.starts_without_key and stream.codec_context.codec.canonical_name not in MARKING
     corrupt = corrupt_frames(
         scan.packet_numbers, scan.keys, errors.packet_numbers + scan.corrupt, from_start=from_start

@@ -62,7 +62,7 @@ def resolve_backend(backend: str | None, path: object) -> str:
         raise VideoError(where, f"'{name}'", ", ".join(BACKENDS))
     if name == "torchcodec" and isinstance(torchcodec_class(), str):
         raise VideoError(
-            path, f"torchcodec cannot be loaded: {torchcodec_class()}", do="install it and FFmpeg, or take 'pyav'"
+            path, f"torchcodec cannot be loaded: {torchcodec_class()}", hint="install it and FFmpeg, or take 'pyav'"
         )
     return name
 

@@ -61,7 +61,7 @@ def write_video(
     """
     target = Path(path)
     if not target.parent.is_dir():
-        raise VideoError(target, "its folder does not exist", do="make the folder first")
+        raise VideoError(target, "its folder does not exist", hint="make the folder first")
     handle, name = tempfile.mkstemp(prefix=f".{target.stem[:40]}.", suffix=target.suffix or ".mp4", dir=target.parent)
     os.close(handle)
     temporary = Path(name)

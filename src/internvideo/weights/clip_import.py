@@ -101,11 +101,11 @@ def from_clip(model: nn.Module, state: Mapping[str, Tensor], where: object = "CL
         elif name in own:
             filled[name] = _fitted(name, tensor, own[name])
         else:
-            raise WeightsError(where, f"no place for {source}", do="the model is smaller or of another kind")
+            raise WeightsError(where, f"no place for {source}", hint="the model is smaller or of another kind")
     fresh = [name for name in own if name not in filled]
     missing = [name for name in fresh if not re.fullmatch(plan.fresh, name)]
     if missing:
-        raise WeightsError(where, f"missing {', '.join(missing[:5])}", do="the model is larger or of another kind")
+        raise WeightsError(where, f"missing {', '.join(missing[:5])}", hint="the model is larger or of another kind")
     filled, resized = fit_positions(model, filled)
     load_state(model, {**own, **filled}, where)
     return ClipImport(tuple(filled), tuple(fresh), tuple(dropped), resized)

@@ -93,16 +93,18 @@ def convert(
         found = "would be replaced by the manifest of the conversion, and is something else"
         raise WeightsError(manifest, found, "", "change --output")
     if source.is_dir() and any(source.glob("*.distcp")):
-        do = f"run python -m torch.distributed.checkpoint.format_utils dcp_to_torch {source} FILE.pth, and convert that"
-        raise WeightsError(source, "is a distributed checkpoint, whose tensors lie in parts", "one file", do)
+        hint = (
+            f"run python -m torch.distributed.checkpoint.format_utils dcp_to_torch {source} FILE.pth, and convert that"
+        )
+        raise WeightsError(source, "is a distributed checkpoint, whose tensors lie in parts", "one file", hint)
     if source.is_dir() or not source.exists():
         raise WeightsError(source, "is a folder" if source.is_dir() else "no such file", f"a {PICKLES} file")
     if not source.is_file():
         raise WeightsError(source, "is no ordinary file", f"a {PICKLES} file")
     if source.suffix == ".safetensors" and not overrides:
         read_metadata(source)
-        do = "use it as it is; overrides (--set) alone are added to such a file"
-        raise WeightsError(source, "is a safetensors file already: nothing to convert", "", do)
+        hint = "use it as it is; overrides (--set) alone are added to such a file"
+        raise WeightsError(source, "is a safetensors file already: nothing to convert", "", hint)
     try:
         file = source.open("rb")
     except OSError as error:

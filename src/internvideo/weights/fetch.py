@@ -98,15 +98,15 @@ def _from_hub(address: HubAddress) -> Path:
             )
         )
     except errors.GatedRepoError as error:
-        do = f"accept its conditions at https://huggingface.co/{address.repository}, then `hf auth login`"
-        raise WeightsError(address, "the repository asks for consent", "", do) from error
+        hint = f"accept its conditions at https://huggingface.co/{address.repository}, then `hf auth login`"
+        raise WeightsError(address, "the repository asks for consent", "", hint) from error
     except errors.RepositoryNotFoundError as error:
         raise WeightsError(address, "no such repository, or a private one", "", "check the name or log in") from error
     except errors.RevisionNotFoundError as error:
         raise WeightsError(address, f"no revision '{address.revision}'", "a branch, tag or commit") from error
     except errors.LocalEntryNotFoundError as error:
-        do = "download it where there is a network, with the same HF_HOME"
-        raise WeightsError(address, "not in the local cache, and the hub cannot be reached", "", do) from error
+        hint = "download it where there is a network, with the same HF_HOME"
+        raise WeightsError(address, "not in the local cache, and the hub cannot be reached", "", hint) from error
     except errors.EntryNotFoundError as error:
         raise WeightsError(address, f"no file '{address.file}' in the repository", "", "check its name") from error
     except (OSError, ValueError, RuntimeError) as error:  # of the network, the disk, a name that the hub refuses
@@ -172,11 +172,11 @@ def _from_url(source: str) -> Path:
     stem = re.sub(r"[^\w.-]", "_", name)[-80:]
     target = cache_folder() / f"{hashlib.sha256(address.encode()).hexdigest()[:16]}-{stem}"
     if target.is_file():
-        _check_hash(address, sha256_of(target), wanted, do=f"delete {target} to download it again")
+        _check_hash(address, sha256_of(target), wanted, hint=f"delete {target} to download it again")
         return target
     with atomic_path(target) as temporary:
         digest = _download(address, temporary)
-        _check_hash(address, digest, wanted, do="do not use this file")
+        _check_hash(address, digest, wanted, hint="do not use this file")
     return target
 
 
@@ -211,9 +211,9 @@ def _check_size(address: str, size: int) -> None:
         raise WeightsError(address, f"{size / 2**30:.1f} GB", f"at most {LARGEST / 2**30:.0f} GB")
 
 
-def _check_hash(address: str, found: str, wanted: str, *, do: str) -> None:
+def _check_hash(address: str, found: str, wanted: str, *, hint: str) -> None:
     if wanted and found != wanted:
-        raise WeightsError(address, f"SHA-256 {found}", f"{wanted}, as asked for", do)
+        raise WeightsError(address, f"SHA-256 {found}", f"{wanted}, as asked for", hint)
 
 
 def sha256_of(path: Path) -> str:
@@ -228,8 +228,8 @@ def check_ending(name: str, where: str) -> None:
         return
     if re.search(r"\.(pth|pt|bin|ckpt|pkl|pickle|tar)$", name, re.IGNORECASE):
         place = where if not is_remote(where) else f"the downloaded {name}"
-        do = f"convert it first: internvideo convert {place if is_remote(where) else shlex.quote(place)}"
-        raise WeightsError(where, "a pickle can run any program, it is not opened", "a .safetensors file", do)
+        hint = f"convert it first: internvideo convert {place if is_remote(where) else shlex.quote(place)}"
+        raise WeightsError(where, "a pickle can run any program, it is not opened", "a .safetensors file", hint)
     raise WeightsError(where, f"'{name}' is no weights file", "a .safetensors file")
 
 

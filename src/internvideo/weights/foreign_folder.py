@@ -163,8 +163,8 @@ def read(place: Path) -> Foreign:
     state, metadata = _tensors(place, folder)
     shard = re.search(r"-\d{5}-of-(\d{5})\.safetensors$", place.name)
     if shard and int(shard.group(1)) > 1:
-        do = f"name the folder, or its {INDEX}"
-        raise WeightsError(place, f"one of {int(shard.group(1))} shards of a model", "all of them", do)
+        hint = f"name the folder, or its {INDEX}"
+        raise WeightsError(place, f"one of {int(shard.group(1))} shards of a model", "all of them", hint)
     try:
         layout = layout_of(state, place)
     except WeightsError as error:
@@ -172,8 +172,8 @@ def read(place: Path) -> Foreign:
         if kind is None or kind in MODEL_TYPES:
             raise
         said = f"model type {kind!r} ({', '.join(map(str, names)) if isinstance(names, list) else 'unnamed'})"
-        allowed = f"{', '.join(MODEL_TYPES)}, or another published layout"
-        raise WeightsError(place, f"{said}, as its {CONFIG} says, which is not read", allowed) from error
+        expected = f"{', '.join(MODEL_TYPES)}, or another published layout"
+        raise WeightsError(place, f"{said}, as its {CONFIG} says, which is not read", expected) from error
     told = Told(layout)
     processor: Mapping[str, Any] = {}
     if layout.name.startswith("transformers "):

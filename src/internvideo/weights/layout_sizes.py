@@ -43,8 +43,8 @@ class Shapes:
         """Shape of a tensor that must be there. WeightsError: absent, or of another number of dimensions, or empty."""
         tensor = self.state.get(key)
         if tensor is None:
-            do = "likely cause: the file is incomplete"
-            raise WeightsError(self.where, f"{key}: missing", f"a {self.family} checkpoint", do)
+            hint = "likely cause: the file is incomplete"
+            raise WeightsError(self.where, f"{key}: missing", f"a {self.family} checkpoint", hint)
         if tensor.dim() != dims or not tensor.numel():
             found = f"{key}: mis-shaped: {tuple(tensor.shape)}"
             raise WeightsError(self.where, found, f"{dims} dimensions in {self.family}")

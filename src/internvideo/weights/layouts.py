@@ -146,9 +146,9 @@ def as_model(layout: Layout, name: str, where: object = "state dict") -> Layout:
     found, asked = BACKBONES[layout.model], BACKBONES.get(name)
     if asked is None or found.build is not asked.build:
         pretrained = layout.model.endswith("-pretrain") and name.endswith("-classifier")
-        do = "likely cause: pretraining weights; ask for a fresh head with num_classes" if pretrained else ""
+        hint = "likely cause: pretraining weights; ask for a fresh head with num_classes" if pretrained else ""
         raise WeightsError(
-            where, f"{layout.name}, {layout.model}", name, do or "likely cause: the file of another model"
+            where, f"{layout.name}, {layout.model}", name, hint or "likely cause: the file of another model"
         )
     config = configure(layout.model, layout.overrides)
     wanted = getattr(asked.config, "caption", None)
@@ -207,7 +207,7 @@ def load_layout(
         raise WeightsError(
             where,
             found,
-            do=f"give them as overrides, or write them into the file: internvideo convert --set {lacking[0]}=...",
+            hint=f"give them as overrides, or write them into the file: internvideo convert --set {lacking[0]}=...",
         )
     told = merged(layout.overrides, overrides or {})
     clip = _clip_settings(layout, told, where, frames, image_size)
@@ -231,7 +231,7 @@ def _with_new_head(
     """All but the classifier's last layer from the file; all but the classifier where the file has none."""
     family = layout.family
     if not family.head:
-        raise WeightsError(where, f"{layout.name} has no classes", do="leave out num_classes")
+        raise WeightsError(where, f"{layout.name} has no classes", hint="leave out num_classes")
     fresh = family.head
     if getattr(configure(layout.model, layout.overrides), family.outputs) == 0:
         fresh = fresh.partition(r"\.")[0] + r"\..*"
@@ -268,11 +268,11 @@ def _clip_settings(
     found: dict[str, object] = {}
     if frames is not None:
         if not family.frames:
-            raise WeightsError(where, f"{layout.name} has no number of frames", do="leave out frames")
+            raise WeightsError(where, f"{layout.name} has no number of frames", hint="leave out frames")
         found["frames"] = frames
     if image_size is not None:
         if not hasattr(config, "image_size"):
-            raise WeightsError(where, f"{layout.name} sees no picture", do="leave out image_size")
+            raise WeightsError(where, f"{layout.name} sees no picture", hint="leave out image_size")
         found["image_size"] = image_size
     if family.masked and family.head and "position_table" not in told:
         found["position_table"] = _position_table(layout, configure(layout.model, merged(told, found)))
@@ -331,15 +331,15 @@ def _unwrapped(state: State, where: object) -> dict[str, Tensor]:
     if adapters:
         whole = len(adapters) < len(state)
         found = f"layers with LoRA adapters not merged into them ({adapters[0]})" if whole else "a LoRA adapter alone"
-        do = "merge it where it was trained (peft: merge_and_unload) and save the model that this gives"
-        raise WeightsError(where, found, "a whole model: the tensors do not tell the adapter's scale", do)
+        hint = "merge it where it was trained (peft: merge_and_unload) and save the model that this gives"
+        raise WeightsError(where, found, "a whole model: the tensors do not tell the adapter's scale", hint)
     bare: dict[str, Tensor] = {}
     for key, value in state.items():
         if key in _COUNTERS:
             continue
         name = _WRAPPERS.sub("", key, count=1) if _WRAPPERS.match(key) else key
         if name in bare:
-            raise WeightsError(where, f"{key} and another key are both {name}", do="the file holds two models")
+            raise WeightsError(where, f"{key} and another key are both {name}", hint="the file holds two models")
         bare[name] = value
     return bare
 

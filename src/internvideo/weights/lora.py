@@ -30,8 +30,8 @@ def base_of(config: Path) -> Path:
     for folder in (Path(str(name)), config.parent / str(name)):
         if name and folder.is_dir():
             return folder
-    do = f"name the folder of its base model in {CONFIG}, or {MERGE}"
-    raise WeightsError(config.parent, f"a LoRA adapter of {name!r}, which is no folder here", "a whole model", do)
+    hint = f"name the folder of its base model in {CONFIG}, or {MERGE}"
+    raise WeightsError(config.parent, f"a LoRA adapter of {name!r}, which is no folder here", "a whole model", hint)
 
 
 def merged(config: Path, base: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -176,7 +176,7 @@ def _videomae(layout: Layout, config: Mapping[str, Any], where: object) -> Told:
         _same(config, "use_mean_pooling", True, built.pooling == "mean", where)
     if (pretrain or not built.num_classes) and mean is built.final_norm:
         says = f"use_mean_pooling {mean}, the tensors have {'a' if built.final_norm else 'no'} final norm"
-        raise WeightsError(where, says, do=_MOVE)
+        raise WeightsError(where, says, hint=_MOVE)
     names = _classes(config, built.num_classes, where) if built.num_classes else ()
     if built.num_classes and config.get("problem_type") not in (None, "single_label_classification"):
         found = f"problem_type {config['problem_type']!r}: its scores are no probabilities of one class among others"
@@ -252,16 +252,16 @@ def _value(config: Mapping[str, Any], key: str, default: object, where: object) 
             raise WeightsError(where, f"{key} {value}", "squares")
         value = value[0]
     if isinstance(default, bool):
-        fits, allowed = isinstance(value, bool), "true or false"
+        fits, expected = isinstance(value, bool), "true or false"
     elif isinstance(default, str):
-        fits, allowed = value in ACTIVATIONS, ", ".join(ACTIVATIONS)
+        fits, expected = value in ACTIVATIONS, ", ".join(ACTIVATIONS)
     elif isinstance(default, float):
-        fits, allowed = type(value) in (int, float) and 0 <= float(str(value)) < 1, "a small number"
+        fits, expected = type(value) in (int, float) and 0 <= float(str(value)) < 1, "a small number"
         value = float(str(value)) if fits else value
     else:
-        fits, allowed = type(value) is int and 0 < value < 2**31, "a whole number over 0"
+        fits, expected = type(value) is int and 0 < value < 2**31, "a whole number over 0"
     if not fits:
-        raise WeightsError(where, f"{key} {value!r}", allowed)
+        raise WeightsError(where, f"{key} {value!r}", expected)
     return value
 
 
@@ -297,8 +297,8 @@ def check_quick_gelu(weights: Path) -> None:
     if isinstance(other, Mapping) and not other.get("quick_gelu"):
         found.add("gelu")
     if found:
-        do = "take CLIP's weights of OpenAI, or of others that were trained with it"
-        raise WeightsError(weights, f"layers with {', '.join(sorted(found))}", "QuickGELU, as this encoder has", do)
+        hint = "take CLIP's weights of OpenAI, or of others that were trained with it"
+        raise WeightsError(weights, f"layers with {', '.join(sorted(found))}", "QuickGELU, as this encoder has", hint)
 
 
 def _classes(config: Mapping[str, Any], count: int, where: object) -> tuple[str, ...]:

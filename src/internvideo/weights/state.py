@@ -148,7 +148,7 @@ def select_head_rows(state: Mapping[str, Tensor], rows: Sequence[int], head: str
     """
     weight = state.get(f"{head}.weight")
     if weight is None:
-        raise WeightsError(f"{head}.weight", "not in the state dict", do="name the classification head")
+        raise WeightsError(f"{head}.weight", "not in the state dict", hint="name the classification head")
     if not rows or min(rows) < 0 or max(rows) >= len(weight):
         raise WeightsError(
             f"{head}.weight", f"rows {min(rows, default=0)}..{max(rows, default=0)} asked of {len(weight)}"
@@ -273,5 +273,5 @@ def read_model(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 def check_version(found: object, where: object) -> None:
     """Raise WeightsError for a version of another internvideo that this one does not read."""
     if str(found) not in map(str, range(1, FORMAT_VERSION + 1)):
-        allowed = f"1 to {FORMAT_VERSION}"
-        raise WeightsError(where, f"format_version {str(found)[:20]}", allowed, "update internvideo to open it")
+        expected = f"1 to {FORMAT_VERSION}"
+        raise WeightsError(where, f"format_version {str(found)[:20]}", expected, "update internvideo to open it")

@@ -113,18 +113,18 @@ def _videomae(module: Any, classes: tuple[str, ...], *, pretrain: bool) -> Trans
 
 def _check_videomae(config: VideoMAEConfig, pretrain: bool) -> None:
     native = (config.image_size, config.frames) == config.native_clip
-    for setting, fits, allowed in (
+    for setting, fits, expected in (
         ("layer_scale", not config.layer_scale, "0"),
         ("learnable_positions", not config.learnable_positions, "false"),
         ("position_table", config.position_table == "native" or native, "native: it computes positions for the clip"),
     ):
         if not fits:
-            raise RecipeError(WHERE, f"{setting} {getattr(config, setting)}", allowed)
+            raise RecipeError(WHERE, f"{setting} {getattr(config, setting)}", expected)
     if not pretrain and config.num_classes and not config.final_norm:
         raise RecipeError(WHERE, "a classifier without a norm", "final_norm true")
     if not pretrain and not config.num_classes and config.pooling == "mean" and config.final_norm:
-        do = "save the classifier: VideoMAEModel.from_pretrained reads its encoder"
-        raise RecipeError(WHERE, "an encoder with a norm of the mean", "final_norm false", do)
+        hint = "save the classifier: VideoMAEModel.from_pretrained reads its encoder"
+        raise RecipeError(WHERE, "an encoder with a norm of the mean", "final_norm false", hint)
 
 
 def _videomae_config(config: VideoMAEConfig, pretrain: bool, classes: tuple[str, ...]) -> dict[str, Any]:

@@ -60,7 +60,7 @@ def unpacked(member: Member, contents: ShardContents, name: str) -> Iterator[str
     try:
         content = contents.read(member.shard, (member.ending, member.first, member.size))
     except ManifestError as error:
-        raise VideoError(name, error.found, error.allowed, error.do) from error
+        raise VideoError(name, error.found, error.expected, error.hint) from error
     if digest_of(content) != member.digest:
         raise VideoError(name, "is damaged: its digest differs", "", "fetch or pack its shard again")
     with tempfile.NamedTemporaryFile(suffix=f".{member.ending}") as file:
@@ -69,4 +69,4 @@ def unpacked(member: Member, contents: ShardContents, name: str) -> Iterator[str
         try:
             yield file.name
         except VideoError as error:  # name the row instead of the temporary file
-            raise VideoError(name, error.found, error.allowed, error.do) from error
+            raise VideoError(name, error.found, error.expected, error.hint) from error

@@ -98,8 +98,8 @@ def _class_indices(source: Path, column: Any, classes: dict[str, int] | None) ->
     if pc.any(unknown).as_py():
         name = column.filter(unknown)[0].as_py()
         found = f"'{shown(name)}'"
-        allowed = f"one of the {len(classes)} class names{did_you_mean(name, classes)}"
-        raise ManifestError(f"{source} column label", found, allowed)
+        expected = f"one of the {len(classes)} class names{did_you_mean(name, classes)}"
+        raise ManifestError(f"{source} column label", found, expected)
     return index.cast(pa.int64())
 
 

@@ -71,8 +71,8 @@ def read_table(source: Path, classes: Sequence[str] | None) -> Table:
             if report is None:
                 report = _write_copy(source, copy, classes)
     except OSError as error:
-        do = "set XDG_CACHE_HOME to a folder with enough space for the table"
-        raise RunError(str(copy), f"cannot be written: {error.strerror or error}", "", do) from error
+        hint = "set XDG_CACHE_HOME to a folder with enough space for the table"
+        raise RunError(str(copy), f"cannot be written: {error.strerror or error}", "", hint) from error
     return Table(TableRows(copy, report["digest"]), iter(()), tuple(report["classes"]), frozenset(report["used"]))
 
 

@@ -91,8 +91,8 @@ def read_query_set(
         ManifestError: manifest or index cannot be read, a row that is no query, no video with features.
     """
     if settings.features is None:
-        do = "add data.queries.features=FOLDER, in testing --features FOLDER"
-        raise RecipeError("data.queries.features", "is missing", "a folder of `internvideo extract`", do)
+        hint = "add data.queries.features=FOLDER, in testing --features FOLDER"
+        raise RecipeError("data.queries.features", "is missing", "a folder of `internvideo extract`", hint)
     manifest = read_manifest(path).with_notes_logged()
     rows = (manifest if split is None else manifest.subset(split=split)).rows
     index = read_feature_set(settings.features, features)

@@ -29,8 +29,8 @@ def build(recipe: Recipe, skipped: Path | None) -> Job:
     """Build the job of a recipe. Raises RecipeError, ManifestError, WeightsError."""
     data, settings = recipe.data_as(ProposalData), recipe.settings_as(RefinementSettings)
     if not data.proposals.files:
-        allowed = "the detections.json of a detector on the training videos"
-        raise RecipeError("data.proposals.files", "are missing", allowed, "add data.proposals.files=[PATH]")
+        expected = "the detections.json of a detector on the training videos"
+        raise RecipeError("data.proposals.files", "are missing", expected, "add data.proposals.files=[PATH]")
     features = training_features(recipe)
     proposals = read_all_proposals(data.proposals.files, features.classes)
     features = with_proposals(features, proposals)

@@ -151,8 +151,8 @@ def read_proposals(path: Path, classes: tuple[str, ...]) -> ProposalSet:
         raise ManifestError(path, f"'{location}': {first['msg']}, found {str(first['input'])[:60]}") from error
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or ("no JSON" if isinstance(error, json.JSONDecodeError) else error)
-        do = "make it with `internvideo evaluate temporal_localization`"
-        raise ManifestError(path, f"cannot be read: {reason}", '{"results": {video: [segments]}}', do) from error
+        hint = "make it with `internvideo evaluate temporal_localization`"
+        raise ManifestError(path, f"cannot be read: {reason}", '{"results": {video: [segments]}}', hint) from error
     rows = [row for video_rows in content.results.values() for row in video_rows]
     if not rows:
         raise ManifestError(path, "no proposal", "segments of at least one video")

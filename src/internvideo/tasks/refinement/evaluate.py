@@ -47,8 +47,8 @@ def evaluate(trained: Trained, manifest: Path, output: Path, settings: Refinemen
     distributed.require_one_process("refinement")
     model, refinement_settings = cast(TCANet, trained.model), trained.recipe.settings_as(RefinementSettings)
     if settings.proposals is None:
-        allowed = "the detections.json of `internvideo evaluate temporal_localization`"
-        raise RecipeError("proposals", "are missing", allowed, "add --proposals FILE")
+        expected = "the detections.json of `internvideo evaluate temporal_localization`"
+        raise RecipeError("proposals", "are missing", expected, "add --proposals FILE")
     data = trained.recipe.data_as(ProposalData)
     feature_settings = data.features.model_copy(update={"annotations": None, "folder": None})
     features = read_feature_set(manifest, feature_settings)

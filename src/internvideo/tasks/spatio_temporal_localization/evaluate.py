@@ -82,8 +82,8 @@ def evaluate_rows(trained: Trained, manifest: Manifest, output: Path, settings: 
     if persons is not None:
         tested = with_persons(truths, read_persons(persons, manifest), stage.min_person)
         if not tested:
-            allowed = f"boxes of score {stage.min_person:g} or more in the videos of {manifest.source}"
-            raise ManifestError(persons, "no matching box", allowed)
+            expected = f"boxes of score {stage.min_person:g} or more in the videos of {manifest.source}"
+            raise ManifestError(persons, "no matching box", expected)
     target = output / f"{spatio_temporal.NAME}.npz"
     distributed.first_alone(lambda: _check_output(target, weights_hash(model), manifest.fingerprint))
     form = clip_form(trained.recipe.data_as(KeyFrameData), model.config.num_classes)

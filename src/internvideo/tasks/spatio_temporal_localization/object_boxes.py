@@ -62,8 +62,8 @@ def read_detections(path: Path) -> dict[str, Detected]:
                 found[name] = [(entry["box"], entry.get("noun_category_id", 0), entry["score"]) for entry in entries]
         return {name: _columns(entries) for name, entries in found.items()}
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        allowed = '{"results": {ROW: [{"box", "noun_category_id", "score"}]}} or a list in the form of COCO'
-        raise ManifestError(path, f"an entry that cannot be read ({error!r})", allowed) from error
+        expected = '{"results": {ROW: [{"box", "noun_category_id", "score"}]}} or a list in the form of COCO'
+        raise ManifestError(path, f"an entry that cannot be read ({error!r})", expected) from error
 
 
 def _columns(entries: Sequence[tuple[list[float], int, float]]) -> Detected:
@@ -186,11 +186,11 @@ def matched(boxes: Floats, truths: Floats) -> Ints:
     return result
 
 
-def class_list(path: Path, allowed: str) -> tuple[str, ...]:
+def class_list(path: Path, expected: str) -> tuple[str, ...]:
     """Names in a file, one a line. Raises ManifestError."""
     names = tuple(line.strip() for line in read_text(path).splitlines() if line.strip())
     if not names or len(set(names)) != len(names):
-        raise ManifestError(path, f"{len(names)} names, {len(set(names))} different", allowed)
+        raise ManifestError(path, f"{len(names)} names, {len(set(names))} different", expected)
     return names
 
 

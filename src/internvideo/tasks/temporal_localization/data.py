@@ -160,8 +160,10 @@ def read_feature_set(path: Path, settings: FeatureSettings | None = None) -> Fea
             raise ValueError(f"a {type(content).__name__}")
         checked = Index.model_validate(content)
     except OSError as error:
-        do = "make it with `internvideo extract`"
-        raise ManifestError(source, f"cannot be read: {error.strerror or error}", "an index of features", do) from error
+        hint = "make it with `internvideo extract`"
+        raise ManifestError(
+            source, f"cannot be read: {error.strerror or error}", "an index of features", hint
+        ) from error
     except ValidationError as error:
         first = error.errors()[0]
         location = ".".join(str(part) for part in first["loc"])

@@ -60,8 +60,8 @@ def detector_of(trained: Trained, where: object) -> Detector:
     """Check that a trained model is a temporal detector, and return it as one. Raises WeightsError."""
     settings = trained.recipe.settings
     if not isinstance(trained.model, ActionFormer) or not isinstance(settings, LocalizationSettings):
-        allowed = "weights of a recipe with stage: temporal_localization"
-        raise WeightsError(where, f"a {type(trained.model).__name__} is no temporal detector", allowed)
+        expected = "weights of a recipe with stage: temporal_localization"
+        raise WeightsError(where, f"a {type(trained.model).__name__} is no temporal detector", expected)
     return Detector(trained, trained.model, settings)
 
 

@@ -106,8 +106,8 @@ def read_class_scores(path: Path, classes: Sequence[str]) -> dict[str, Floats]:
         }
         names = [str(name) for name in content.get("class", classes)]
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        allowed = 'JSON: {"results": {video: [a score for each class]}}'
-        raise ManifestError(path, f"no class scores ({error})", allowed) from error
+        expected = 'JSON: {"results": {video: [a score for each class]}}'
+        raise ManifestError(path, f"no class scores ({error})", expected) from error
     lost = [name for name in classes if name not in names]
     if lost:
         raise ManifestError(path, f"no scores of {len(lost)} classes, first '{lost[0]}'", "every class of the videos")
