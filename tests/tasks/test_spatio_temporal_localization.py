@@ -217,7 +217,7 @@ def test_a_detector_learns_and_is_measured(tmp_path: Path) -> None:
         evaluate_task("spatio_temporal_localization", weights, path, tmp_path / "third", settings, split="test")
     (path.parent / "scored_classes.txt").unlink()
     persons.write_text("v2,0.5,0,0,1,1,,0.5\n")
-    with pytest.raises(ManifestError, match="no such box"):
+    with pytest.raises(ManifestError, match="no matching box"):
         evaluate_task("spatio_temporal_localization", weights, path, tmp_path / "third", settings, split="test")
 
 
