@@ -92,7 +92,7 @@ def test_all_processes_and_sessions_count_together(manifest: Manifest, tmp_path:
     assert sorted(second.unreadable) == ["0", "2", "4", "6"]
     assert sorted(json.loads(line)["id"] for line in file.read_text().splitlines()) == ["0", "2", "4", "6"]
     later = loader(broken, **shared)  # whichever batch it goes on with
-    with pytest.raises(VideoError, match=r"4 of 11 .*, then .*skipped\.jsonl, which names them"):
+    with pytest.raises(VideoError, match=r"4 of 11 .*, then .*delete .*skipped\.jsonl, which lists them"):
         next(later.epoch(1, start=1))
     file.unlink()
     assert len(loader(broken, **shared).unreadable) == 0

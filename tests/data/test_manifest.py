@@ -178,7 +178,7 @@ def test_names_and_numbers_do_not_mix(tmp_path: Path) -> None:
         ("m.csv", b"name,age\nx,3\n", "column 'path'"),
         ("m.csv", b"path,label\na.mp4\n", "1 cells"),
         ("m.csv", b'path,label\n"a.mp4,3\n', "not csv"),
-        ("m.csv", b"path,label,label\na.mp4,1,1\n", "twice"),
+        ("m.csv", b"path,label,label\na.mp4,1,1\n", "duplicate column"),
     ],
 )
 def test_other_formats_are_refused(tmp_path: Path, name: str, content: bytes, part: str) -> None:

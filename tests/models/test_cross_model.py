@@ -25,7 +25,7 @@ from internvideo.models.videomae import VideoMAEClassifier, VideoMAEConfig
 
 CLASSES = 5
 MASKED = VideoMAEConfig(
-    image_size=32, patch_size=16, frames=4, width=24, depth=4, heads=2, classes=CLASSES, drop_path=0.3, init_scale=1.0
+    image_size=32, patch_size=16, frames=4, width=24, depth=4, heads=2, num_classes=CLASSES, drop_path=0.3, init_scale=1.0
 )
 MULTIMODAL = UniFormerV2Config(
     image_size=32,
@@ -35,7 +35,7 @@ MULTIMODAL = UniFormerV2Config(
     depth=4,
     heads=2,
     global_layers=(1, 2, 3),
-    classes=CLASSES,
+    num_classes=CLASSES,
     local_blocks=1,
     drop_path=0.3,
     backbone_drop_path=0.3,

@@ -51,12 +51,12 @@ LANGUAGE = VideoLanguageConfig(
 
 def masked_classifier() -> VideoMAEClassifier:
     torch.manual_seed(0)
-    return VideoMAEClassifier(replace(MASKED, classes=len(CLASSES)))
+    return VideoMAEClassifier(replace(MASKED, num_classes=len(CLASSES)))
 
 
 def multimodal_classifier() -> UniFormerV2:
     torch.manual_seed(0)
-    return UniFormerV2(replace(VISION, classes=len(CLASSES)))
+    return UniFormerV2(replace(VISION, num_classes=len(CLASSES)))
 
 
 def pretraining_model() -> VideoMAEPretrain:
@@ -89,7 +89,7 @@ def cross_model() -> nn.Module:
     classes = len(CLASSES)
     cross = CrossModelConfig(head_dropout=0.0)
     return build_cross_model(
-        InteractionConfig(replace(MASKED, classes=classes), replace(VISION, classes=classes), cross)
+        InteractionConfig(replace(MASKED, num_classes=classes), replace(VISION, num_classes=classes), cross)
     )
 
 

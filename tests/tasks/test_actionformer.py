@@ -42,7 +42,7 @@ def build(case: str) -> ActionFormer:
             heads=stored["n_head"],
             windows=(windows,) if isinstance(windows, int) else tuple(windows),
             max_length=stored["max_seq_len"],
-            classes=stored["num_classes"],
+            num_classes=stored["num_classes"],
             embedding_layers=embedding,
             stem_layers=stem,
             branch_layers=branch,

@@ -89,7 +89,7 @@ def test_a_moment_without_annotation_lies_where_the_others_say(tmp_path: Path) -
     [
         ({}, "no attribute 'hands'"),
         ({"hands": "{"}, "no JSON"),
-        ({"hands": '{"pre_45": {}}'}, "without its frame"),
+        ({"hands": '{"pre_45": {}}'}, "without index"),
         ({"hands": '{"pre_45": {"frame": 3, "left_hand": [1]}}'}, "hands"),
         ({"hands": '{"pre_45": {"frame": 3}}', "fps": "0"}, "fps"),
         ({"hands": '{"pre_45": {"frame": 3}}', "size": "48"}, "WIDTHxHEIGHT"),

@@ -121,7 +121,7 @@ def test_groups_of_the_published_classifier() -> None:
         width=size["embed_dim"],
         depth=size["depth"],
         heads=size["num_heads"],
-        classes=size["num_classes"],
+        num_classes=size["num_classes"],
     )
     settings = OptimizerSettings(
         base_lr=1.0, layer_decay=PUBLISHED["layer_decay"], weight_decay=PUBLISHED["weight_decay"]

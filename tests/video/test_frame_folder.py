@@ -216,7 +216,7 @@ def test_manifests_tell_the_rate(tmp_path: Path) -> None:
             (0.0, 2.0),
             (2.0, 3.0),
         ]
-    assert any("'fps' counts for folders of frames" in note for note in read_manifest(tmp_path / "c.csv").notes)
+    assert any("'fps' is used only for folders of frames" in note for note in read_manifest(tmp_path / "c.csv").notes)
     (tmp_path / "d.csv").write_text("path,label,fps\n7,walk,unknown\n")
     rows = read_manifest(tmp_path / "d.csv")
     with pytest.raises(VideoError, match="nan frames a second"):

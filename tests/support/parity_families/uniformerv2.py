@@ -24,7 +24,7 @@ def tower_config(arguments: Mapping[str, Any]) -> UniFormerV2Config:
         heads=arguments["heads"],
         global_layers=tuple(arguments["return_list"]),
         frames=arguments["t_size"],
-        classes=arguments.get("num_classes", 0),
+        num_classes=arguments.get("num_classes", 0),
         global_heads=arguments["n_head"],
         mlp_factor=arguments.get("mlp_factor", 4.0),
         local_blocks=0 if arguments.get("no_lmhra", True) else per_layer,

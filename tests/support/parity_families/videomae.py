@@ -26,7 +26,7 @@ def classifier_config(arguments: dict[str, Any]) -> VideoMAEConfig:
         mlp_ratio=arguments["mlp_ratio"],
         qkv_bias=arguments["qkv_bias"],
         layer_scale=arguments["init_values"],
-        classes=arguments["num_classes"],
+        num_classes=arguments["num_classes"],
         drop_path=arguments["drop_path_rate"],
         head_dropout=arguments["head_drop_rate"],
         pooling="mean" if arguments["use_mean_pooling"] else "first",
