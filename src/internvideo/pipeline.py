@@ -1,4 +1,4 @@
-"""From a recipe to weights: data, model and stage are built, the loop trains, model.safetensors is written."""
+"""Train a recipe: build data, model and stage, run the loop, write model.safetensors."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ MAY_DIFFER = (
         for name in ("workers", "threads", "prefetch", "pin_memory", "cache_megabytes", "max_unreadable")
     ),
 )
-"""Settings that change nothing in what is computed: a run may be resumed with others."""
+"""Settings that do not affect results; a run may be resumed with other values."""
 
 
 def run_recipe(
@@ -56,22 +56,22 @@ def run_recipe(
     title: str | None = None,
     changes: Collection[str] = (),
 ) -> Path:
-    """Train a recipe to its end, from where an earlier run of the same recipe in `folder` stopped.
+    """Train a recipe to its end; resume an earlier run of the same recipe in `folder`.
 
-    A run that has come to its end, and has its weights, is left as it is; with a longer schedule it goes on.
+    A finished run with its weights is not changed; with a longer schedule it is resumed.
 
     Args:
-        recipe, folder, device: as told.
-        title: in front of the progress; the stage by default.
+        recipe: recipe of a run. folder: run folder. device: training device.
+        title: prefix of the progress line, by default the stage.
         changes: dotted keys whose values are changed on purpose within the run, such as optimizer.base_lr.
 
     Returns:
-        folder/model.safetensors: weights (averaged ones where the recipe averages), with all that `load_trained` needs.
+        folder/model.safetensors: weights (averaged if the recipe says so), with everything that `load_trained` needs.
 
     Raises:
-        RunError: `folder` holds another run, another process writes there, the disk is full, a loss is not finite.
-        RecipeError: settings that do not fit together, or that cannot change within a run.
-        RunInterruptedError: asked to stop; the same call goes on.
+        RunError: `folder` has another run, another process writes to it, the disk is full, a loss is not finite.
+        RecipeError: contradictory settings, or settings that cannot change within a run.
+        RunInterruptedError: the run was interrupted; the same call resumes it.
     """
     target, recipe = folder / "model.safetensors", training_recipe(recipe)
     check_start(recipe)
@@ -138,10 +138,10 @@ def _train_and_write(
 
 
 def for_processes(recipe: Recipe) -> Recipe:
-    """Divide `loop.global_batch_size` among the processes there are: into accumulated batches, or one large batch.
+    """Divide `loop.global_batch_size` among the processes: by gradient accumulation, or by the batch size.
 
     Raises:
-        RecipeError: it is no multiple of what the processes take at once.
+        RecipeError: it is not a multiple of the clips that all processes take at once.
     """
     loop, loader = recipe.loop, recipe.data.loader
     if loop.global_batch_size is None:
@@ -164,28 +164,28 @@ def _facts(job: Job) -> dict[str, object]:
 
 
 def _places(recipe: Recipe) -> tuple[str, ...]:
-    """Settings that tell where rows lie which are compared themselves."""
+    """Return the path settings whose rows are compared instead of the paths."""
     data = recipe.data
     images = (f"data.{name}" for name in ("image_manifest", "image_shards") if getattr(data, name, None) is not None)
     return (*images, *(f"data.extra_manifests.{name}.manifest" for name in getattr(data, "extra_manifests", ())))
 
 
 def _of_today(written: Mapping[str, Any], facts: Mapping[str, Any] | None = None) -> Mapping[str, Any]:
-    """A recipe of an earlier version with the settings that have come since, as that version would have had them.
+    """Add settings that were introduced later to a recipe of an earlier version, with their former behavior.
 
-    Where it learned from pictures, their `facts`, which it did not keep, are taken to be the same.
+    For image data the `facts`, which it did not store, are assumed to be the same.
     """
     written = upgraded(written, CATALOG)
     try:
         recipe = saved_recipe({key: value for key, value in written.items() if key in Recipe.model_fields})
     except RecipeError:
-        return written  # the differences will be told by their keys
+        return written  # the differing keys will be reported
     images = any(getattr(recipe.data, name, None) is not None for name in ("image_manifest", "image_shards"))
     return {**(facts or {} if images else {}), **written, **recipe.resolved()}
 
 
 def _is_of(target: Path, recipe: Recipe, ignore_keys: Collection[str]) -> bool:
-    """Whether the weights of a run that made no step now are those of this recipe, and not of a shorter schedule."""
+    """Return whether existing weights are those of this recipe, and not of a shorter schedule."""
     beside = target.with_name(RECIPE_FILE)
     try:
         inside = parse_json(read_metadata(target)["recipe"])  # the whole recipe in weights of earlier versions
@@ -196,13 +196,13 @@ def _is_of(target: Path, recipe: Recipe, ignore_keys: Collection[str]) -> bool:
 
 
 def save_trained(path: Path, job: Job) -> None:
-    """Write the job's model, as it is, with all that `load_trained` needs, and the recipe beside. Raises RunError."""
+    """Write the job's model with everything that `load_trained` needs, and the recipe beside it. Raises RunError."""
     _write(path, job, job.model.state_dict())
 
 
 def _write(path: Path, job: Job, weights: Mapping[str, Tensor]) -> None:
     save_model(path, weights, trained.model_metadata(job.recipe, job.model, job.classes, job.context))
-    # After the weights: should the run be killed between the two, it writes both again.
+    # After the weights: a run that is killed in between writes both again.
     write_text(path.with_name(RECIPE_FILE), json.dumps(job.recipe.resolved(), indent=1) + "\n")
 
 
@@ -210,13 +210,13 @@ def load_trained(path: Path, *, device: str = "auto") -> Trained:
     """Read a model.safetensors that `run_recipe` wrote, ready for evaluation.
 
     Raises:
-        WeightsError: no such file, not written here, or tensors that do not fit.
+        WeightsError: no such file, another file, or tensors that do not match.
     """
     return trained.load_trained(path, CATALOG, device=device)
 
 
 def training_recipe(recipe: EvaluationRecipe) -> Recipe:
-    """The recipe of a run. Raises RecipeError for one that says how a model is evaluated."""
+    """Check that a recipe is one for training, and return it. Raises RecipeError: one for evaluation."""
     if isinstance(recipe, Recipe):
         return recipe
     hint = "give its file to `internvideo mix --recipe`, then `internvideo evaluate`"
@@ -224,10 +224,10 @@ def training_recipe(recipe: EvaluationRecipe) -> Recipe:
 
 
 def prepare(recipe: Recipe, *, skipped: Path | None = None) -> Job:
-    """Build what a recipe names: data, model with its initial weights, and stage.
+    """Build the data, the model with its initial weights, and the stage of a recipe.
 
     Raises:
-        RecipeError: settings that do not fit together. ManifestError, WeightsError: what they name cannot be used.
+        RecipeError: contradictory settings. ManifestError, WeightsError: data or weights cannot be used.
     """
     return recipe.spec.build(with_positions(recipe), skipped)
 
@@ -253,7 +253,7 @@ def _millions(parameters: float | None) -> str:
 
 
 def listing(what: str) -> dict[str, str]:
-    """What there is of "models", "stages", "tasks", "recipes" or "benchmarks": name -> about. Raises RecipeError."""
+    """List "models", "stages", "tasks", "recipes" or "benchmarks": name -> description. Raises RecipeError."""
     recipes = shipped_recipes()
     tables: dict[str, dict[str, str]] = {
         "models": {name: f"{_millions(entry.parameters)}  {entry.about}" for name, entry in CATALOG.models.items()},

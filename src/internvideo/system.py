@@ -1,4 +1,4 @@
-"""What operating systems do differently: cores, locks of files, memory that was used. Linux, macOS and Windows."""
+"""Platform differences of Linux, macOS and Windows: cores, file locks, sync, memory."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 LOCKED_BYTE = 2**30
-"""Windows locks bytes, and nobody else may read them: one far behind the text of the lock file."""
+"""Windows locks byte ranges against reading too, so a byte far after the lock file's text is locked."""
 
 
 def cores() -> int:
-    """Cores that this process may use, with the limit of a container."""
+    """Return the number of cores that this process may use, including a container's limit."""
     allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     try:
         quota, period = Path("/sys/fs/cgroup/cpu.max").read_text(encoding="ascii").split()
@@ -23,7 +23,7 @@ def cores() -> int:
 
 
 def lock(handle: int) -> None:
-    """Lock an open file for this process until it is closed. Raises BlockingIOError where another process has it."""
+    """Lock an open file for this process until it is closed. Raises BlockingIOError: another process holds the lock."""
     try:
         import fcntl
     except ImportError:
@@ -45,7 +45,7 @@ def _lock_on_windows(handle: int) -> None:
 
 
 def sync(path: Path) -> None:
-    """Wait until a file's content, or a folder's names, are on the disk; Windows opens no folders, it journals."""
+    """Flush a file, or a folder's entries, to the disk; on Windows folders need no flush."""
     windows = os.name == "nt"
     if windows and path.is_dir():
         return
@@ -57,7 +57,7 @@ def sync(path: Path) -> None:
 
 
 def peak_memory_mb() -> float:
-    """MiB: largest resident memory of this process, or of one that it has waited for; on Windows its own alone."""
+    """Return the peak resident memory (MiB) of this process or, except on Windows, of finished child processes."""
     try:
         import resource
     except ImportError:
@@ -70,7 +70,7 @@ def peak_memory_mb() -> float:
 
 
 def free_memory() -> int:
-    """Bytes of memory that programs may still take; on macOS and Windows all that is there."""
+    """Return the available memory in bytes; on macOS and Windows the total memory."""
     try:
         with Path("/proc/meminfo").open(encoding="ascii") as lines:
             return next(int(line.split()[1]) for line in lines if line.startswith("MemAvailable:")) * 2**10

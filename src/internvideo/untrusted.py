@@ -1,9 +1,7 @@
-"""Files that others wrote, parsed within limits: bytes, depth, digits, aliases and sizes are checked before anything is
-built of them.
+"""Parse untrusted files within limits: bytes, depth, digits, aliases and sizes are checked before objects are built.
 
-The one home of these parsers (tests/test_architecture.py). Every function gives plain data, or raises OSError (absent,
-no regular file) or ValueError (what is wrong, in words); its caller knows whose mistake that is. What is promised:
-SECURITY.md.
+All parsers are in this module (tests/test_architecture.py). Functions return plain data, or raise OSError (absent, no
+regular file) or ValueError (with the reason); the caller converts these to its error. Guarantees: SECURITY.md.
 """
 
 from __future__ import annotations
@@ -24,44 +22,44 @@ import yaml
 from internvideo.errors import InternVideoError
 
 MOST_BYTES = 2**33
-"""Of an annotation file; larger ones would not fit into the memory as Python's objects anyway."""
+"""Maximum size of an annotation file; larger ones would not fit in memory as Python objects."""
 MOST_SETTINGS = 2**24
-"""Bytes of a file of settings (JSON)."""
+"""Maximum size of a settings file (JSON), bytes."""
 MOST_YAML = 2**20
 MOST_LINE = 2**26
 MOST_VALUES = 2**26
 MOST_NODES = 20_000
-"""Values of a YAML file, those of an alias counted wherever it stands."""
+"""Maximum number of values of a YAML file, with aliases expanded."""
 MOST_DEPTH = 64
 MOST_COLUMNS = 10_000
 MOST_DIGITS = 20
 INFLATED = (2**26, 100)
-"""A packed file may hold so many bytes, and so many times its own size."""
+"""Maximum decompressed size: bytes, and multiple of the compressed size."""
 _BLOCK = 2**24
 
 PathLike = str | os.PathLike[str]
 
 
 class KeyTwiceError(ValueError):
-    """A key that stands twice in one JSON object."""
+    """A duplicate key in one JSON object."""
 
 
 # -------------------------------------------------------------------------------------------------------------- files
 
 
-def open_regular(path: PathLike, most: int | None = None) -> BinaryIO:
+def open_regular(path: PathLike, max_size: int | None = None) -> BinaryIO:
     """Open a regular file for reading. A pipe or a device would block, or never end.
 
     Raises:
-        OSError: absent, a folder, a pipe, a device, or larger than `most` bytes.
+        OSError: absent, a folder, a pipe, a device, or larger than `max_size` bytes.
     """
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)  # a pipe without a writer does not block
     try:
         state = os.fstat(descriptor)
         if not stat.S_ISREG(state.st_mode):
             raise OSError("a folder, not a file" if stat.S_ISDIR(state.st_mode) else "a pipe or device, not a file")
-        if most is not None and state.st_size > most:
-            raise OSError(f"{state.st_size:,} bytes, {most:,} is the limit")
+        if max_size is not None and state.st_size > max_size:
+            raise OSError(f"{state.st_size:,} bytes, {max_size:,} is the limit")
         return os.fdopen(descriptor, "rb")
     except BaseException:
         os.close(descriptor)
@@ -74,7 +72,7 @@ def open_text(path: PathLike) -> TextIO:
 
 
 def lines(stream: TextIO) -> Iterator[str]:
-    """The lines of an open text. Raises ValueError: one without end, a NUL, not UTF-8."""
+    """Yield the lines of an open text. Raises ValueError: a line without end, a NUL, not UTF-8."""
     while line := stream.readline(MOST_LINE):
         if "\0" in line:
             raise ValueError("a NUL character, so it is no text")
@@ -83,25 +81,25 @@ def lines(stream: TextIO) -> Iterator[str]:
         yield line
 
 
-def read_bytes(path: PathLike, most: int = MOST_BYTES) -> bytes:
-    """The bytes of a regular file. Raises OSError."""
-    with open_regular(path, most) as stream:
-        return stream.read(most)
+def read_bytes(path: PathLike, max_size: int = MOST_BYTES) -> bytes:
+    """Read the bytes of a regular file. Raises OSError."""
+    with open_regular(path, max_size) as stream:
+        return stream.read(max_size)
 
 
-def read_text(path: PathLike, most: int = MOST_BYTES) -> str:
-    """The text of a UTF-8 file, unpacked where its name ends in .gz. Raises OSError, ValueError."""
-    with open_regular(path, most) as stream:
-        return _text(_inflated(stream) if str(path).endswith(".gz") else _whole(stream, most))
+def read_text(path: PathLike, max_size: int = MOST_BYTES) -> str:
+    """Read a UTF-8 file, decompressed if its name ends in .gz. Raises OSError, ValueError."""
+    with open_regular(path, max_size) as stream:
+        return _text(_inflated(stream) if str(path).endswith(".gz") else _whole(stream, max_size))
 
 
-def _whole(stream: IO[bytes] | gzip.GzipFile, most: int) -> bytes:
-    """All bytes of a text. A NUL, as in a file that is nothing but a hole, ends the reading."""
+def _whole(stream: IO[bytes] | gzip.GzipFile, max_size: int) -> bytes:
+    """Read all bytes of a text; a NUL, as in sparse files, ends the reading."""
     made = bytearray()
     while block := stream.read(_BLOCK):
         made += block
-        if len(made) > most:
-            raise ValueError(f"more than {most:,} bytes")
+        if len(made) > max_size:
+            raise ValueError(f"more than {max_size:,} bytes")
         if 0 in block:
             raise ValueError("a NUL character, so it is no text")
     return bytes(made)
@@ -116,7 +114,7 @@ def _inflated(stream: BinaryIO) -> bytes:
 
 
 def most_inflated(packed: int) -> int:
-    """What a packed file of `packed` bytes may hold."""
+    """Return the maximum decompressed size of a file of `packed` bytes."""
     return min(INFLATED[0] + INFLATED[1] * packed, MOST_BYTES)
 
 
@@ -160,18 +158,18 @@ def _no_number(name: str) -> NoReturn:
 
 _STRICT = json.JSONDecoder(object_pairs_hook=_once, parse_int=_integer, parse_float=_real, parse_constant=_no_number)
 _LOG = json.JSONDecoder(parse_int=_integer)
-"""What a run tells of itself may be NaN or Infinity."""
+"""Logs of our own runs may contain NaN or Infinity."""
 
 
 def parse_json(text: str | bytes, *, finite: bool = True) -> Any:
-    """JSON to plain values.
+    """Parse JSON to plain values.
 
     Args:
-        text: of one document. finite: refuse NaN and infinities; our own logs may hold them.
+        text: one document. finite: refuse NaN and infinities.
 
     Raises:
-        ValueError: no JSON (`json.JSONDecodeError`), a key twice (`KeyTwiceError`), a number of more than 20 digits or
-            that is not finite, too deeply nested, too many values.
+        ValueError: no JSON (`json.JSONDecodeError`), a duplicate key (`KeyTwiceError`), a number of more than 20 digits
+            or that is not finite, too deeply nested, too many values.
     """
     text = _text(text) if isinstance(text, bytes) else text
     if text.count(",") + text.count("[") + text.count("{") > MOST_VALUES:
@@ -185,7 +183,7 @@ def parse_json(text: str | bytes, *, finite: bool = True) -> Any:
 
 
 def _check_depth(made: object) -> None:
-    """Raise ValueError for what is nested so deeply that those who walk through it would fail."""
+    """Raise ValueError if values are nested so deeply that recursive functions would fail."""
     level = [made] if isinstance(made, dict | list) else []
     for _ in range(MOST_DEPTH):
         if not level:
@@ -199,22 +197,22 @@ def _check_depth(made: object) -> None:
     raise ValueError(f"nested more than {MOST_DEPTH} deep")
 
 
-def read_json(path: PathLike, most: int = MOST_BYTES, *, finite: bool = True) -> Any:
-    """The values of a JSON file. Raises OSError, ValueError."""
-    return parse_json(read_text(path, most), finite=finite)
+def read_json(path: PathLike, max_size: int = MOST_BYTES, *, finite: bool = True) -> Any:
+    """Read a JSON file to plain values. Raises OSError, ValueError."""
+    return parse_json(read_text(path, max_size), finite=finite)
 
 
 def json_in(
     texts: Any, name: str, where: object, error: type[InternVideoError], expected: str, default: str = ""
 ) -> Any:
-    """JSON that stands as a text inside of something else, as in the metadata of weights.
+    """Parse JSON text inside a mapping, such as the metadata of weights.
 
     Args:
-        texts: the mapping. name: its key. default: the text where there is none; "" asks for one.
-        where, error, expected: how a mistake is told.
+        texts: the mapping. name: its key. default: text for a missing key; "" if the key is required.
+        where, error, expected: location, type and expected value of errors.
 
     Raises:
-        error: none, or not readable.
+        error: the key is missing, or its value is not valid.
     """
     try:
         return parse_json(texts.get(name, default) if default else texts[name])
@@ -228,7 +226,7 @@ def json_in(
 
 
 class _Loader(yaml.SafeLoader):
-    """Plain values of YAML. Counts what an alias would unfold to, before it does."""
+    """YAML loader of plain values, which counts the values of expanded aliases before expanding them."""
 
     def __init__(self, stream: str) -> None:
         super().__init__(stream)
@@ -238,7 +236,7 @@ class _Loader(yaml.SafeLoader):
     def compose_node(self, parent: Any, index: Any) -> Any:
         event: Any = self.peek_event()  # type: ignore[no-untyped-call]  # PyYAML leaves it so
         before, anchor = self._made, event.anchor
-        # An alias inside of what it names has no size yet: it would have no end.
+        # An alias inside its own anchor has no size yet: its expansion would be infinite.
         self._made += self._sizes.get(anchor, MOST_NODES) if isinstance(event, yaml.AliasEvent) else 1
         self._deep += 1
         if self._made > MOST_NODES or self._deep > MOST_DEPTH:
@@ -278,7 +276,7 @@ _Loader.add_constructor("tag:yaml.org,2002:float", _finite)
 
 
 def parse_yaml(text: str) -> Any:
-    """YAML to plain values. Raises ValueError: no YAML, a key twice, too deep, too many values (aliases unfolded)."""
+    """Parse YAML to plain values. Raises ValueError: no YAML, a duplicate key, too deep, too many values."""
     if len(text) > MOST_YAML:
         raise ValueError(f"{len(text):,} characters, {MOST_YAML:,} is the limit")
     try:
@@ -286,21 +284,21 @@ def parse_yaml(text: str) -> Any:
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         raise ValueError(f"{error.problem}" + ("" if mark is None else f", line {mark.line + 1}")) from None
-    # What the constructors of numbers, dates and sets raise is no YAMLError.
+    # Constructors of numbers, dates and sets raise other errors than YAMLError.
     except (yaml.YAMLError, ValueError, TypeError, LookupError, ArithmeticError, AttributeError) as error:
         raise ValueError(" ".join(str(error).split())) from None
 
 
 def read_yaml(path: PathLike) -> Any:
-    """The values of a YAML file. Raises OSError, ValueError."""
+    """Read a YAML file to plain values. Raises OSError, ValueError."""
     return parse_yaml(read_text(path, MOST_YAML))
 
 
 class CsvReader:
-    """Rows of cells, as `csv.reader`; refuses a row of more than `MOST_COLUMNS` cells.
+    """Iterate over rows as `csv.reader`, with at most `MOST_COLUMNS` cells per row.
 
     Args:
-        text: lines. delimiter: between cells. quoted: whether " encloses cells. strict: refuse odd quotes.
+        text: lines. delimiter: between cells. quoted: whether cells may be enclosed in ". strict: refuse stray quotes.
 
     Raises:
         csv.Error: from `next`.

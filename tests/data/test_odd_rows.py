@@ -111,12 +111,12 @@ def test_odd_actions_beside_features_are_told(tmp_path: Path, caplog: pytest.Log
     assert [message.split(": ", 1)[1] for message in caplog.messages] == [
         "1 ambiguous segments skipped",
         "2 segments that end where they start or before skipped",
-        "1 of 3 actions begin behind the end of their video",
+        "1 of 3 actions start after the end of their video",
     ]
 
 
 def test_features_of_cut_films_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(ManifestError, match="2 of 3 actions begin behind the end of their video"):
+    with pytest.raises(ManifestError, match="2 of 3 actions start after the end of their video"):
         read_feature_set(features(tmp_path, database(("a", 1, 5), ("a", 900, 905), ("a", 990, 995))), SETTINGS)
 
 

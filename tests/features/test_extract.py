@@ -152,14 +152,8 @@ def test_scores_are_probabilities_and_unknown_layers_are_refused() -> None:
 def picture_model(name: str) -> tuple[VideoModel, Tensor]:
     """A model of 32 px with 4 x 4 tokens a frame, and clips for it."""
     torch.manual_seed(0)
-    sizes: dict[str, object] = {
-        "image_size": 32,
-        "patch_size": 8,
-        "frames": 4,
-        "width": 16,
-        "heads": 2,
-        "num_classes": 3,
-    }
+    sizes: dict[str, object] = {"image_size": 32, "patch_size": 8, "frames": 4, "width": 16}
+    sizes |= {"heads": 2, "num_classes": 3}
     if name == "uniformerv2-b16":
         sizes |= {"depth": 2, "heads": 2, "global_layers": [0, 1], "global_heads": 2, "local_blocks": 1}
         sizes |= {"mlp_factor": 2.0, "temporal_downsample": False}

@@ -25,7 +25,15 @@ from internvideo.models.videomae import VideoMAEClassifier, VideoMAEConfig
 
 CLASSES = 5
 MASKED = VideoMAEConfig(
-    image_size=32, patch_size=16, frames=4, width=24, depth=4, heads=2, num_classes=CLASSES, drop_path=0.3, init_scale=1.0
+    image_size=32,
+    patch_size=16,
+    frames=4,
+    width=24,
+    depth=4,
+    heads=2,
+    num_classes=CLASSES,
+    drop_path=0.3,
+    init_scale=1.0,
 )
 MULTIMODAL = UniFormerV2Config(
     image_size=32,

@@ -74,7 +74,7 @@ def test_a_network_that_never_sees_the_video_takes_any_clip() -> None:
 class ToyConfig:
     width: int = 6
     frames: int = 4
-    classes: int = 3
+    num_classes: int = 3
 
 
 class Toy(ClipClassifier):

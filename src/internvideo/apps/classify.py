@@ -17,10 +17,10 @@ class Scorer:
     Args:
         model: the encoder.
         labels: at least two texts, for a model with a text tower; None for the classes of the model.
-        probe: a classifier of `internvideo fit`, instead of both.
+        probe: a classifier of `internvideo fit` instead of labels.
 
     Raises:
-        RecipeError: labels that this model cannot take. WeightsError: a classifier of another encoder.
+        RecipeError: labels that this model does not support. WeightsError: a classifier of another encoder.
     """
 
     def __init__(self, model: VideoModel, labels: Sequence[str] | None = None, probe: Probe | None = None) -> None:
@@ -31,7 +31,7 @@ class Scorer:
             self.names = model.label_names(labels)
 
     def __call__(self, clips: Tensor) -> list[dict[str, float]]:
-        """(B, 3, T, S, S) of the model's preprocessing -> label to probability, the largest first."""
+        """Return label -> probability, by falling probability, for clips (B, 3, T, S, S)."""
         if self.probe is not None:
             return self.probe.predict(self.probe.features(self.model, clips))
         rows = self.model.probabilities(clips, self.labels)

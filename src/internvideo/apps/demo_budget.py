@@ -1,4 +1,4 @@
-"""Fit the demo to somebody's videos: what they are like, how clips are cut from them, and how many steps fit a time."""
+"""Fit the demo to the user's videos: measure them, choose clip size and frames, and fit the steps to a time budget."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ SHARES: Mapping[str, float] = {
     "single_frame": 0.02,
     "interaction": 0.06,
 }
-"""Of the time that is given, by step; the rest is for reading videos and measuring."""
+"""Part of the demo -> its fraction of the time; the rest is for reading videos and measuring."""
 LOOKED_AT = 64
 LONG_SECONDS = 4.0
 SMALL_SIDE = 56
@@ -39,7 +39,7 @@ FEWEST_STEPS = 20
 
 @dataclass(frozen=True)
 class SetFacts:
-    """What a set is like: videos to learn from, classes, median seconds and shorter side in pixels, mirrored or not."""
+    """Facts of a training set: numbers of videos and classes, median duration (s) and shorter side (px), flips."""
 
     videos: int
     classes: int
@@ -49,7 +49,7 @@ class SetFacts:
 
     @classmethod
     def of(cls, rows: Manifest) -> SetFacts:
-        """Look at up to 64 videos of the training rows; unreadable ones are left out."""
+        """Measure up to 64 videos of the training rows; unreadable ones are skipped."""
         lengths, sides = [], []
         for row in rows.rows[:: max(1, len(rows) // LOOKED_AT)]:
             try:
@@ -62,10 +62,10 @@ class SetFacts:
         return cls(len(rows), len(rows.classes), round(seconds, 3), round(side), not direction_classes(rows.classes))
 
     def fitted(self, recipe: Recipe) -> Recipe:
-        """The recipe with clips as these videos need them: pixels, frames, batch, and mirrored where classes allow it.
+        """Return the recipe with size, frames, batch size and flips that fit these videos.
 
-        Videos of a shorter side above 56 px get twice the pixels along each side for as many tokens; long ones twice
-        the frames, but for single frames.
+        Videos with a shorter side above 56 px get twice the pixels per side and the same number of tokens; long ones
+        get twice the frames, except in stages on single frames.
         """
         finer = 2 if self.side > SMALL_SIDE else 1
         more = 2 if self.seconds > LONG_SECONDS and recipe.data_as(ClipData).sampling.frames > 1 else 1
@@ -90,7 +90,7 @@ class SetFacts:
 
 
 def _scaled(overrides: Mapping[str, Any], factors: Mapping[str, int]) -> dict[str, Any]:
-    """Settings of a model and of its parts, some of them multiplied."""
+    """Multiply some settings of a model and of its nested parts."""
     return {
         name: _scaled(value, factors) if isinstance(value, Mapping) else value * factors.get(name, 1)
         if isinstance(value, int) and not isinstance(value, bool) else value
@@ -99,10 +99,10 @@ def _scaled(overrides: Mapping[str, Any], factors: Mapping[str, int]) -> dict[st
 
 
 class Budget:
-    """Steps of each part of the demo within a time; what was decided is kept in a file, so that a resumed demo agrees.
+    """Choose the steps of each part of the demo for a time budget; decisions are saved, so that a resumed demo agrees.
 
     Args:
-        file: of this demo. minutes: for the whole demo. device: where it runs.
+        file: file of the decisions. minutes: time for the whole demo. device: where it runs.
     """
 
     def __init__(self, file: Path, minutes: float, device: str) -> None:
@@ -111,9 +111,9 @@ class Budget:
         self.steps: dict[str, int] = stored.get("steps", {}) if isinstance(stored, dict) else {}
 
     def paced(self, name: str, recipe: Recipe, facts: SetFacts) -> Recipe:
-        """The recipe with as many steps as fit the share of its part; the time of a step is measured here, once."""
+        """Return the recipe with as many steps as fit its part's time; the time of a step is measured once."""
         if name not in self.steps:
-            # With and without pretraining get equally many steps.
+            # Training with and without pretraining gets the same number of steps.
             twin = {"supervised_scratch": "supervised_masked"}.get(name)
             count = self.steps.get(twin or "")
             if count is None:

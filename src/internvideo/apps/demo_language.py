@@ -1,4 +1,4 @@
-"""What the video-language model of a demo does with words: zero-shot tasks, and captions with right and wrong words."""
+"""Evaluate the video-language model of a demo: zero-shot tasks, and captions with their correct and wrong words."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ ABOUT = {
 def language_tasks(
     output: Path, language: Trained, test: Manifest, unseen: Path | None, settings: ClipOptions
 ) -> tuple[dict[str, dict[str, float]], list[Measure]]:
-    """Zero-shot recognition and multiple choice, where the data has what they need: figures by task, and rows."""
+    """Evaluate zero-shot recognition and multiple choice if the data allows them; return metrics per task, and rows."""
     jobs: dict[str, tuple[Predict, Manifest]] = {"zero_shot_recognition": (predict_zero_shot, test)}
     if unseen is not None:
         jobs["zero_shot_unseen_classes"] = (predict_zero_shot, read_manifest(unseen))
@@ -62,7 +62,7 @@ def language_tasks(
 
 @torch.inference_mode()
 def written_captions(trained: Trained, test: Manifest, device: str, count: int = 6) -> list[Written]:
-    """Captions of some clips across the split; a word is right where a sentence about the clip has it."""
+    """Generate captions for clips sampled from the split; a word is correct if a caption of the clip contains it."""
     model = cast(VideoLanguage, trained.model)
     if not model.can_caption:
         return []

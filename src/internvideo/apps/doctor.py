@@ -32,7 +32,7 @@ from internvideo.video.writer import write_video
 State = Literal["ok", "advice", "absent", "broken"]
 
 DISTRIBUTIONS = {"sklearn": "scikit-learn"}
-"""Module -> the name that pip knows it under, where that is another."""
+"""Module -> its distribution's name on PyPI, if that differs."""
 DECODERS = {"H.264": "h264", "HEVC": "hevc", "AV1": "libdav1d", "VP9": "vp9", "MPEG-4": "mpeg4"}
 WIDTH, HEIGHT, FPS, FRAMES = 640, 360, 30, 90
 GB = 2**30
@@ -40,12 +40,12 @@ GB = 2**30
 
 @dataclass(frozen=True)
 class Check:
-    """One thing looked at.
+    """The result of one check.
 
     Attributes:
-        name: what.
-        state: "ok"; "advice", it works and could be better; "absent", an extra; "broken", it does not work.
-        found: what there is. advice: what to do, "" when nothing.
+        name: what was checked.
+        state: "ok"; "advice", works but can be improved; "absent", an extra that is not installed; "broken".
+        found: version, size or speed. advice: what to do, "" if nothing.
     """
 
     name: str
@@ -54,15 +54,15 @@ class Check:
     advice: str = ""
 
     def line(self) -> str:
-        """For people."""
+        """The result as one line of text."""
         return f"{self.state:<7} {self.name}: {self.found}" + (f" -> {self.advice}" if self.advice else "")
 
 
 def examine(seconds: float = 1.0) -> Iterator[Check]:
-    """All checks, one after another.
+    """Run all checks.
 
     Args:
-        seconds: how long each decoding speed is measured.
+        seconds: duration of each measurement of decoding speed.
     """
     yield _versions()
     yield _device()
@@ -102,7 +102,7 @@ def _device() -> Check:
 
 def _memory() -> Check:
     if "psutil" in missing("report"):
-        return Check("memory", "absent", "psutil is not installed; it tells the free memory", pip_install("report"))
+        return Check("memory", "absent", "psutil is not installed: free memory unknown", pip_install("report"))
     import psutil
 
     memory = psutil.virtual_memory()
@@ -158,7 +158,7 @@ def _has_decoder(name: str) -> bool:
 
 
 def sample_frames(frames: int = FRAMES) -> Iterator[NDArray[np.uint8]]:
-    """A moving coarse texture (H, W, 3), about as hard to decode as a calm film."""
+    """Yield frames (H, W, 3) of a moving coarse texture, about as hard to decode as a movie with little motion."""
     texture = np.random.RandomState(0).randint(0, 256, (HEIGHT // 8, WIDTH // 8, 3)).astype(np.uint8)
     picture = texture.repeat(8, 0).repeat(8, 1)
     for number in range(frames):
@@ -179,11 +179,11 @@ READERS: dict[str, tuple[Callable[[Path], int], str]] = {
     "reading, every frame": (_all_frames, "frames"),
     "reading, 8 frames of a file": (_a_clip, "clips"),
 }
-"""Name -> a function that reads a file and gives the number of frames, and what is counted."""
+"""Name -> (function that reads a file and returns the number of frames, unit)."""
 
 
 def reading_speeds(seconds: float) -> Iterator[Check]:
-    """Decode a clip written for the purpose, each way for so many seconds, with one thread."""
+    """Measure each way of decoding a generated video for `seconds`, with one thread."""
     told = f"{WIDTH}x{HEIGHT} H.264"
     with tempfile.TemporaryDirectory(prefix="internvideo-doctor-") as folder:
         path = Path(folder) / "clip.mp4"
@@ -236,7 +236,7 @@ def _size(path: str) -> int:
 
 
 def _second_decoder(extra: str) -> Check:
-    """torchcodec is there, and finds an FFmpeg that it can load."""
+    """Check that torchcodec is installed and finds an FFmpeg that it can load."""
     found, wish = _extra(extra), os.environ.get(video_torchcodec.ENVIRONMENT, "auto")
     if found.state != "absent" and isinstance(reason := video_torchcodec.torchcodec_class(), str):
         advice = "install an FFmpeg that it finds, or do without: PyAV reads everything"

@@ -39,7 +39,7 @@ class OpenSetRule:
     """Convert a classifier's scores to open-set predictions.
 
     Attributes:
-        evidence: what its logits mean, None for a soft-max.
+        evidence: function from logits to evidence, None for a softmax.
         threshold: uncertainty above which a clip is unknown.
         weights_sha256: of the classifier that was evaluated.
         source: the file it was read from.
@@ -52,7 +52,7 @@ class OpenSetRule:
 
     @classmethod
     def load(cls, path: str | Path) -> OpenSetRule:
-        """Read the open_set.json of an evaluation. Raises RunError when it is none."""
+        """Read the open_set.json of an evaluation. Raises RunError: another file."""
         file, wanted = Path(path), "the open_set.json of `internvideo evaluate open_set`"
         try:
             told = untrusted.read_json(file)
@@ -68,7 +68,7 @@ class OpenSetRule:
             raise RunError(file, f"cannot be used: {error}", wanted) from error
 
     def check(self, model: VideoModel) -> None:
-        """Raise WeightsError when another classifier was evaluated, RecipeError when `model` is none."""
+        """Raise WeightsError if another classifier was evaluated, RecipeError if `model` is no classifier."""
         model.label_names(None)
         if model_hash(model) != self.weights_sha256:
             raise WeightsError(

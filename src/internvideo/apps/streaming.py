@@ -30,19 +30,19 @@ from internvideo.probing.probe import Probe
 from internvideo.video.live import RECONNECT, LiveFrame, LiveVideo
 
 RING_BYTES = 2 * 2**30
-"""Decoded pictures that are held at most."""
+"""Maximum memory of buffered frames."""
 
 Source = str | os.PathLike[str] | BinaryIO
 Value = NDArray[np.float32] | dict[str, float]
 
 
 class Moment(NamedTuple):
-    """The answer for a window.
+    """The result for a window.
 
     Attributes:
-        time, start: s, end and start of the window in the stream.
-        value: embedding (E,) of length one, or label -> probability, the largest first.
-        latency: s from the window being complete (the first frame behind it, or the end, was decoded) to the answer.
+        time, start: end and start of the window in the stream, s.
+        value: L2-normalized embedding (E,), or label -> probability, by falling probability.
+        latency: s from the completion of the window (the first later frame, or the end, was decoded) to the result.
     """
 
     time: float
@@ -52,7 +52,7 @@ class Moment(NamedTuple):
 
 
 class Turn(NamedTuple):
-    """A complete window: its decoded pictures, and `perf_counter()` when it became complete."""
+    """A complete window: its decoded frames, and `perf_counter()` of its completion."""
 
     start: float
     end: float
@@ -71,24 +71,25 @@ def stream(
     allow_urls: bool = False,
     reconnect: float = RECONNECT,
 ) -> Stream:
-    """Look at a video while it comes in.
+    """Classify or embed a video while it is received.
 
     Args:
         source: a file; "-" (standard input), a named pipe or an open binary file; "camera", "camera:N" or a device
             file; with `allow_urls` an address.
-        model: any that sees videos.
+        model: any model of videos.
         window_seconds, stride_seconds: see `features.windows.spans`.
         on: "embedding"; "classes" of the model; labels, at least two, for a model with a text tower; a `Probe`.
-        live: the source does not wait: drop windows that are late. By default cameras and addresses; a pipe from a
-            running recorder may be told here, and a file is then played at its own speed.
+        live: the source does not wait, so late windows are dropped. By default true for cameras and addresses; set it
+            for a pipe from a running recorder. A file is then played at its own speed.
         allow_urls: accept addresses.
-        reconnect: s without a picture for which a camera or address that broke off is opened again.
+        reconnect: seconds during which a camera or address that stopped is reopened.
 
     Returns:
-        An iterable of `Moment` that counts and measures.
+        An iterable of `Moment` with counters and latencies.
 
     Raises:
-        RecipeError: a length that is not above 0, or what this model cannot be asked. WeightsError: a foreign probe.
+        RecipeError: a length that is not above 0, or an `on` that the model does not support. WeightsError: a probe of
+            another encoder.
     """
     check_window(window_seconds, stride_seconds)
     scorer = None
@@ -102,13 +103,13 @@ def stream(
 
 
 class Stream:
-    """Made by `stream`; iterate it once.
+    """The iterable that `stream` returns; iterate it once.
 
     Attributes:
         dropped: windows of a live source that were skipped because the model was late.
-        damaged: pictures that could not be decoded (pipes and live sources).
-        reconnects: how often a camera or address broke off and went on.
-        latencies: of the answers so far, s.
+        damaged: frames that could not be decoded (pipes and live sources).
+        reconnects: number of reconnections to a camera or address.
+        latencies: latencies of the results so far, s.
     """
 
     def __init__(
@@ -129,11 +130,11 @@ class Stream:
         self._reconnect = reconnect
 
     def percentile(self, percent: float) -> float:
-        """Latency (s) that so many per cent of the answers did not exceed; 0 before the first."""
+        """Return a percentile of the latencies (s); 0 before the first result."""
         return float(np.percentile(self.latencies, percent)) if self.latencies else 0.0
 
     def __iter__(self) -> Iterator[Moment]:
-        """Answers by rising time. Raises VideoError when the source cannot be read or breaks off."""
+        """Yield results by rising time. Raises VideoError: the source cannot be read or stops."""
         source, clips = self._source, self.model.preprocessing
         if self._scorer is not None:  # the texts are encoded before the first picture
             self._scorer(clips.from_frames(np.zeros((1, clips.size, clips.size, 3), np.uint8))[None])
@@ -162,7 +163,7 @@ class Stream:
         return Moment(end, start, value, latency)
 
     def _clip(self, video: LiveVideo, pictures: list[Any]) -> Tensor:
-        """The clip that the preprocessing makes of a window's pictures; only those that it takes are converted."""
+        """Preprocess a window's frames to a clip; only the sampled frames are converted."""
         (chosen,) = self.model.preprocessing.indices(len(pictures))
         squares = {
             i: self.model.preprocessing.transform_frames(video.rgb(pictures[i])[None]) for i in set(chosen.tolist())
@@ -170,7 +171,7 @@ class Stream:
         return torch.cat([squares[i] for i in chosen.tolist()], dim=1)
 
     def _newest(self, video: LiveVideo, plan: Plan) -> Iterator[Turn]:
-        """The newest complete window of a source that does not wait; another thread reads on meanwhile."""
+        """Yield the newest complete window of a live source, while another thread reads it."""
         reader = _Reader(video, plan, paced=video.kind == "file")
         try:
             while (found := reader.next()) is not None:
@@ -186,7 +187,7 @@ def _is_at_rest(source: str | os.PathLike[str]) -> bool:
 
 
 class Plan:
-    """Which window comes next: number k runs from origin + k stride for the length of the window."""
+    """Track the next window: window k starts at origin + k stride."""
 
     def __init__(self, window_seconds: float, stride_seconds: float) -> None:
         self.window_seconds, self.stride_seconds, self.number = window_seconds, stride_seconds, 0
@@ -203,12 +204,12 @@ class Plan:
         return self.start + self.window_seconds
 
     def newest(self, time: float) -> int:
-        """Number of the last window that is complete at a time, below 0 for none."""
+        """Return the index of the last window that is complete at a time, below 0 for none."""
         return math.floor((time + SLACK - self.window_seconds - (self.origin or 0.0)) / self.stride_seconds)
 
 
 class Ring:
-    """The last pictures of a stream. Raises VideoError when they are more than memory is meant for."""
+    """Buffer the latest frames of a stream. Raises VideoError: they exceed the memory limit."""
 
     def __init__(self, name: str, limit: int = RING_BYTES) -> None:
         self.name, self.limit, self.bytes = name, limit, 0
@@ -216,11 +217,11 @@ class Ring:
 
     @property
     def latest(self) -> float:
-        """Time of the last picture, s; there must be one."""
+        """Time of the last frame, s; there must be one."""
         return self.frames[-1].time
 
     def add(self, frame: LiveFrame) -> None:
-        """Put a picture in."""
+        """Add a frame."""
         self.frames.append(frame)
         self.bytes += _bytes(frame)
         if self.bytes > self.limit:
@@ -228,12 +229,12 @@ class Ring:
             raise VideoError(self.name, found, "", "take a shorter window, or smaller pictures")
 
     def forget(self, start: float) -> None:
-        """Let go what no window from `start` on shows; the picture that stands at `start` stays."""
+        """Drop frames that end before `start`; the frame visible at `start` is kept."""
         while len(self.frames) > 1 and self.frames[1].time <= start + SLACK:
             self.bytes -= _bytes(self.frames.popleft())
 
     def turn(self, start: float, end: float) -> Turn:
-        """The pictures shown first at start <= time < end, or the one that stands there."""
+        """Return the frames with start <= time < end, or the one visible then."""
         inside = [frame.frame for frame in self.frames if start - SLACK <= frame.time < end - SLACK]
         if not inside:
             before = [frame.frame for frame in self.frames if frame.time < start + SLACK]
@@ -247,7 +248,7 @@ def _bytes(frame: LiveFrame) -> int:
 
 
 def _in_turn(video: LiveVideo, plan: Plan) -> Iterator[Turn]:
-    """Every window of a source that waits; at its end as `windows.spans` has them."""
+    """Yield every window of a source that waits; at its end as `windows.spans`."""
     ring = Ring(video.name)
     with video:
         for frame in video:
@@ -264,7 +265,7 @@ def _in_turn(video: LiveVideo, plan: Plan) -> Iterator[Turn]:
 
 
 class _Reader:
-    """A thread that reads a source which does not wait, and keeps what the newest complete window needs."""
+    """A thread that reads a live source, and keeps the frames of the newest complete window."""
 
     def __init__(self, video: LiveVideo, plan: Plan, *, paced: bool) -> None:
         self._video, self._plan, self._paced = video, plan, paced
@@ -290,7 +291,7 @@ class _Reader:
                         self._changed.notify()
                     if self._stopping:
                         return
-        except Exception as error:  # whatever it is, it is raised where the answers are waited for
+        except Exception as error:  # raised again in the consuming thread
             self._error = error
         finally:
             with self._changed:
@@ -301,9 +302,9 @@ class _Reader:
         return bool(self._ring.frames) and self._plan.newest(self._ring.latest) >= self._plan.number
 
     def next(self) -> tuple[Turn, int] | None:
-        """The newest complete window and how many before it were skipped; None at the end of the stream."""
+        """Return the newest complete window and the number of skipped ones; None at the end of the stream."""
         with self._changed:
-            # With a time limit, so that Ctrl-C is heard on every platform.
+            # With a timeout, so that Ctrl-C works on every platform.
             while not self._changed.wait_for(lambda: self._ended or self._due(), timeout=0.5):
                 pass
             if not self._due():
@@ -317,7 +318,7 @@ class _Reader:
             return turn, late
 
     def stop(self) -> None:
-        """Ask the thread to end; one that waits for a picture ends with the process."""
+        """Ask the thread to end; a thread that waits for a frame ends with the process."""
         self._stopping = True
         self._video.abandon()
         self._thread.join(timeout=1.0)

@@ -33,11 +33,11 @@ def at_clip_size(
     it was trained on, resized (InternVideo1/Pretrain/VideoMAE/run_class_finetuning.py).
 
     Args:
-        name, module, clips: the model as it was trained. frames, image_size: None leaves what is.
+        name, module, clips: the trained model and its preprocessing. frames, image_size: None keeps the current value.
         where: file or folder, for messages.
 
     Raises:
-        WeightsError: a model of two encoders, or a pretraining model. RecipeError: a size that the model cannot have.
+        WeightsError: a model of two encoders, or a pretraining model. RecipeError: an unsupported size.
     """
     if frames is None and image_size is None:
         return module, clips

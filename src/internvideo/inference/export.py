@@ -32,20 +32,20 @@ Format = Literal["torch", "onnx"]
 What = Literal["video", "text", "classifier"]
 ENDINGS: dict[str, str] = {"torch": ".pt2", "onnx": ".onnx"}
 SENTENCES = ("a person opens a door", "dog", "two people walk along a street at night while a red car turns left")
-"""What a text graph is compared on."""
+"""Texts on which an exported text graph is compared with the model."""
 
 
 @dataclass(frozen=True)
 class ExportSettings:
-    """How to export.
+    """Settings of an export.
 
     Attributes:
         format: "torch" (torch.export, .pt2) or "onnx".
         what: "video" (clips to features, not L2-normalized), "text" (ids to features), "classifier" (clips to logits).
         batch: B of the file, None for any.
-        frames: T of the file: "auto" (any where the model allows it), "dynamic" (any, or an error), or a number.
-        opset: of ONNX, None for the exporter's own.
-        tolerance: largest difference from the model, over the largest number of its output.
+        frames: T of the file: "auto" (dynamic if the model allows it), "dynamic" (or an error), or a number.
+        opset: ONNX opset, None for the exporter's default.
+        tolerance: maximum difference from the model, relative to the largest absolute value of its output.
         int8: also write a version with 8-bit weights (ONNX).
     """
 
@@ -71,7 +71,7 @@ class ExportSettings:
 
 @dataclass(frozen=True)
 class Check:
-    """One comparison: the input, the largest difference, the largest number of the model's output."""
+    """One comparison: input, maximum difference, largest absolute value of the model's output."""
 
     input: str
     shape: tuple[int, ...]
@@ -80,7 +80,7 @@ class Check:
 
     @property
     def relative(self) -> float:
-        """The difference over the largest number; not a number counts as infinite."""
+        """The relative difference; infinite for NaN."""
         ratio = self.error / max(self.largest, 1e-12)
         return ratio if ratio == ratio else float("inf")
 
@@ -92,7 +92,7 @@ class Export:
     Attributes:
         path, metadata: the model and the JSON that describes it.
         checks: all comparisons.
-        int8, cosine: the version in 8 bits, and the smallest cosine of its outputs with the model's; None without.
+        int8, cosine: the 8-bit version, and the minimum cosine of its outputs with the model's; None without it.
     """
 
     path: Path
@@ -108,7 +108,7 @@ class Export:
 
 
 Run = Callable[[Any, Tensor, int], Tensor]
-"""(module, input, frame step) -> output."""
+"""(module, input, temporal stride) -> output."""
 
 
 def _features(encoder: VideoEncoder, clips: Tensor, temporal_stride: int) -> Tensor:
@@ -125,7 +125,7 @@ def _encoded_text(tower: Any, ids: Tensor, temporal_stride: int) -> Tensor:
 
 
 class Graph(nn.Module):
-    """What is exported: (B, 3, T, S, S) -> (B, E) or (B, C), or ids (B, L) -> (B, E), float32.
+    """The exported module: (B, 3, T, S, S) -> (B, E) or (B, C), or ids (B, L) -> (B, E), float32.
 
     Raises:
         RecipeError: the model has no text tower or no classifier.
@@ -159,7 +159,7 @@ class Graph(nn.Module):
 
 @dataclass(frozen=True)
 class Plan:
-    """The graph's input: its name, an example (B >= 2 where B is open), which axes are open, what to compare on."""
+    """The graph's input: name, example (B >= 2 if B is dynamic), dynamic axes, samples for the comparison."""
 
     name: str
     output: str
@@ -170,12 +170,12 @@ class Plan:
 
     @property
     def shape(self) -> list[int | str]:
-        """Sizes, and the names of open axes."""
+        """Sizes of the axes; names for dynamic ones."""
         return [self.axes.get(axis, size) for axis, size in enumerate(self.example.shape)]
 
 
 def any_frames(encoder: VideoEncoder) -> int | None:
-    """The fewest frames that a model with clips of any length takes, None for a model of one length."""
+    """Return the minimum number of frames of a model of variable clip length, None for a fixed length."""
     open_length = [need for need in encoder.clip_needs if need.frames is None and need.max_frames is None]
     fewest = max((need.min_frames for need in open_length), default=None)
     return fewest if len(open_length) == len(encoder.clip_needs) else None
@@ -213,7 +213,7 @@ def _plan(model: VideoModel, settings: ExportSettings, video: VideoSource | None
 
 
 def _frames(model: VideoModel, settings: ExportSettings) -> tuple[int, int]:
-    """T, and the fewest frames of a file with open T (0: T is fixed). Raises RecipeError for a T it does not take."""
+    """Return T, and the minimum for a dynamic T (0 if T is fixed). Raises RecipeError: an unsupported T."""
     wish, fewest, own = settings.frames, any_frames(model.module), model.preprocessing.frames
     if fewest is None and wish not in ("auto", own):
         raise RecipeError("frames", str(wish), str(own), f"model {model.name} takes clips of one length")
@@ -254,14 +254,14 @@ def export(
 
     Args:
         model: in float32, on the CPU.
-        output: of the ending .pt2 or .onnx; by default the model's name in this folder. Weights of more than 2 GB stand
-            in a second file OUTPUT.data.
+        output: .pt2 or .onnx file; by default the model's name in the current folder. Weights above 2 GB are written to
+            a second file OUTPUT.data.
         settings: see `ExportSettings`.
         video: a video to compare on, besides random clips.
 
     Raises:
-        RecipeError: settings that the model or the format does not have, or a missing package.
-        RunError: the file differs by more than the tolerance (it is not kept), or cannot be written.
+        RecipeError: settings that the model or the format does not support, or a missing package.
+        RunError: the file differs by more than the tolerance (it is deleted), or cannot be written.
         VideoError: the video cannot be read.
     """
     settings = settings or ExportSettings()
@@ -295,7 +295,7 @@ def _write(
     built: Path,
     final: Path,
 ) -> Export:
-    """Build in a folder of its own, compare, then give the files their names; the JSON last."""
+    """Write the files to a temporary folder, compare, then move them into place, the JSON last."""
     run: Callable[[Tensor], Tensor]
     if settings.format == "torch":
         torch.export.save(program, built)
@@ -326,7 +326,7 @@ def _write(
 
 
 def _cosine(run: Callable[[Tensor], Tensor], plan: Plan, wanted: list[Tensor]) -> float:
-    """The smallest cosine with the model's outputs, over all rows of all samples."""
+    """Return the minimum cosine with the model's outputs over all rows of all samples."""
     pairs = zip(plan.samples, wanted, strict=True)
     return min(
         float(nn.functional.cosine_similarity(run(sample), output, dim=1).min()) for (_, sample), output in pairs

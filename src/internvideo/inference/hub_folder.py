@@ -1,8 +1,8 @@
-"""A model as a folder in the layout of model hubs: config.json, model.safetensors, README.md (the model card).
+"""Save and load a model as a folder for model hubs: config.json, model.safetensors, README.md (the model card).
 
-The two files hold each other: config.json has the SHA-256 of model.safetensors, and the weights carry the settings of
-config.json inside. A folder in which either was changed is refused. modules.json and config_sentence_transformers.json
-tell the sentence-transformers library which class of ours reads the folder (`inference.sentence_module`).
+config.json has the SHA-256 of model.safetensors, and the metadata of the weights repeats the settings of config.json; a
+folder in which one of them was changed is refused. modules.json and config_sentence_transformers.json make the folder
+loadable by the sentence-transformers library (`inference.sentence_module`).
 """
 
 from __future__ import annotations
@@ -38,14 +38,14 @@ SENTENCE_TRANSFORMERS = {
     "modules.json": [{"idx": 0, "name": "0", "path": "", "type": "internvideo.inference.sentence_module.VideoModule"}],
     "config_sentence_transformers.json": {"model_type": "SentenceTransformer", "similarity_fn_name": "cosine"},
 }
-"""File -> what sentence-transformers reads in it."""
+"""File name -> content for sentence-transformers."""
 KEY = "internvideo"
-"""Under this name the weights carry the settings."""
+"""Metadata key of the settings in the weights."""
 Model = TypeVar("Model", bound="Savable", covariant=True)
 
 
 class Savable(Protocol):
-    """What a model in such a folder has (`VideoModel`)."""
+    """The attributes of a `VideoModel` that are saved."""
 
     name: str
     preprocessing: Preprocessing
@@ -55,23 +55,23 @@ class Savable(Protocol):
 
     @property
     def module(self) -> nn.Module:
-        """Built by `create_model`."""
+        """The module that `create_model` built."""
 
     @property
     def config(self) -> dict[str, object]:
-        """Plain settings that build it again."""
+        """The settings from which it can be built again, as JSON values."""
 
     @property
     def capabilities(self) -> frozenset[str]:
-        """What it can be asked for."""
+        """Supported operations."""
 
     @property
     def embed_dim(self) -> int:
-        """Numbers of an embedding."""
+        """Dimension of an embedding."""
 
 
 class Maker(Protocol[Model]):
-    """Makes such a model of its parts: the class `VideoModel` itself."""
+    """Constructor of such a model: the class `VideoModel`."""
 
     def __call__(
         self,
@@ -85,14 +85,14 @@ class Maker(Protocol[Model]):
         precision: Precision,
         temporal_stride: int,
     ) -> Model:
-        """Raise RecipeError for parts that do not fit together."""
+        """Make a model. Raises RecipeError: parts that do not match."""
 
 
 def save(model: Savable, folder: Path) -> Path:
-    """Write the three files; other files of the folder stay.
+    """Write the files of a model; other files of the folder are kept.
 
-    All is written beside the folder first, so a full disk leaves what was there. config.json comes last: without it
-    nothing reads the folder.
+    The files are written to a temporary folder first, so a full disk changes nothing. config.json is moved last,
+    because without it the folder is not read.
 
     Raises:
         RunError: the folder cannot be written.
@@ -112,7 +112,7 @@ def save(model: Savable, folder: Path) -> Path:
 
 
 def metadata_to_save(model: Savable) -> dict[str, str]:
-    """Provenance that goes with the weights, without what is about files of this machine."""
+    """Return the provenance of the weights, without local paths."""
     metadata = {**model.metadata, "weights_sha256": weights_hash(model.module), "precision": model.precision}
     metadata.pop("file_sha256", None)  # of the file that it was read from
     if not is_remote(source := metadata.get("source", "")):
@@ -122,10 +122,10 @@ def metadata_to_save(model: Savable) -> dict[str, str]:
 
 @contextmanager
 def whole_folder(given: Path, names: Sequence[str]) -> Iterator[Path]:
-    """A folder to write files in that take their places in `given` together, in the order of `names`.
+    """Yield a temporary folder whose files are moved to `given` at the end, in the order of `names`.
 
     Raises:
-        RunError: a full disk, or a folder that cannot be written; what was there is there still.
+        RunError: a full disk, or a folder that cannot be written; existing files are kept.
     """
     folder = Path(os.path.realpath(given))  # beside it, also of "." and of a link to another disk
     partial = folder.with_name(f".{folder.name}.{os.getpid()}.partial")
@@ -148,7 +148,7 @@ def read(folder: Path, make: Maker[Model], *, device: str = "auto", precision: P
     """Read a folder that `save` wrote.
 
     Raises:
-        WeightsError: files missing, changed since they were written, or of a later version.
+        WeightsError: files that are missing, were changed, or are of a later version.
     """
     config = read_config(folder)
     weights = folder / WEIGHTS
@@ -177,10 +177,10 @@ def read(folder: Path, make: Maker[Model], *, device: str = "auto", precision: P
 
 
 def read_alone(path: Path, make: Maker[Model], *, device: str, precision: Precision) -> Model:
-    """Read the model.safetensors of such a folder without its config.json, from the settings inside.
+    """Read the model.safetensors of such a folder without config.json, from the settings in its metadata.
 
     Raises:
-        WeightsError: it carries none, or of a later version.
+        WeightsError: there are none, or they are of a later version.
     """
     state, inside = read_model(path)
     model = _build(make, _inside(inside, path), state, path, device, precision)
@@ -196,7 +196,7 @@ def _told_hash(config: Mapping[str, Any]) -> str:
 
 
 def _inside(metadata: Mapping[str, str], where: Path) -> dict[str, Any]:
-    """The settings that weights carry. Raises WeightsError."""
+    """Parse the settings in the metadata of weights. Raises WeightsError."""
     try:
         settings = untrusted.parse_json(metadata[KEY])
     except (KeyError, ValueError) as error:
@@ -205,7 +205,7 @@ def _inside(metadata: Mapping[str, str], where: Path) -> dict[str, Any]:
 
 
 def read_config(folder: Path) -> dict[str, Any]:
-    """config.json of a folder that `save` wrote. Raises WeightsError."""
+    """Read config.json of a folder that `save` wrote. Raises WeightsError."""
     path = folder / CONFIG
     if not path.is_file():
         raise WeightsError(folder, f"has no {CONFIG}", "a folder of save_pretrained")
@@ -264,16 +264,16 @@ def card(
     architecture: str = "",
     notes: Sequence[str] = (),
 ) -> str:
-    """The model card: what it is, licence, protocol, hashes, how to use it.
+    """Write the model card: description, usage, protocol, licence and hashes.
 
     Args:
-        architecture: class of transformers that reads the folder, "" for our own layout. notes: on that layout.
+        architecture: transformers class that loads the folder, "" for our own layout. notes: notes on that layout.
     """
     licence = metadata.get("licence", "unknown")
     rule = model.preprocessing
     parameters = sum(parameter.numel() for parameter in model.module.parameters()) / 1e6
     uses = {
-        "video": 'model.encode_video("clip.mp4")  # one vector of length one',
+        "video": 'model.encode_video("clip.mp4")  # one L2-normalized vector',
         "text": 'model.similarity("clip.mp4", ["a dog runs", "a man cooks"])',
         "classify": 'model.classify("clip.mp4"' + (")" if model.class_names else ', ["running", "cooking"])'),
         "caption": 'model.caption("clip.mp4")',
@@ -328,7 +328,7 @@ def card(
 
 
 def _front_matter(model: Savable, licence: str, architecture: str) -> list[str]:
-    """What the hub shows and filters by."""
+    """Return the YAML front matter that the hub shows and filters by."""
     from huggingface_hub import ModelCardData
 
     able = model.capabilities
@@ -344,7 +344,7 @@ def _front_matter(model: Savable, licence: str, architecture: str) -> list[str]:
 
 
 def _changed(model: Savable) -> str:
-    """By which sizes a model differs from the published one that it is called after."""
+    """Describe the differences of a model's sizes from the published size of its name."""
     overrides = model.config["overrides"]
     assert isinstance(overrides, Mapping)
     names = ("width", "depth", "layers", "heads", "patch_size", "tubelet", "image_size", "frames")
@@ -356,7 +356,7 @@ _OWN_LINES = ("licence", "licence_stated", "title", "weights_sha256", "file_sha2
 
 
 def _tag(licence: str) -> str:
-    """A licence as model hubs spell it; what is not known to be one of theirs is "other"."""
+    """Return a licence as model hubs spell it, "other" for an unknown one."""
     known = licence.lower().replace(" ", "-")
     return known if known in ("apache-2.0", "mit", "cc-by-4.0", "cc-by-nc-4.0", "bsd-3-clause", "unknown") else "other"
 

@@ -1,8 +1,8 @@
 """Cross-model attention: two frozen video encoders exchange features through gated cross-attention.
 
-The masked encoder's tokens read mid-level tokens of the multimodal encoder; at the end the multimodal encoder's query
-token reads the masked encoder's tokens; a learned linear combination joins the two scores. With all gates at zero both
-encoders answer exactly as they do alone.
+The masked encoder's tokens attend to mid-level tokens of the multimodal encoder; in the last stage the multimodal
+encoder's query token attends to the masked encoder's tokens; a learned linear combination joins the two scores. With
+all gates at zero the outputs of both encoders are those without interaction.
 
 Shapes: B batch, S stages n, D widths, C classes. Source: paper 3.3 (the published code has no such module).
 """
@@ -27,15 +27,15 @@ EPS = 1e-5
 
 @dataclass(frozen=True)
 class CrossModelConfig:
-    """Options of the interaction.
+    """Settings of the interaction.
 
     Attributes:
         direction: "paper" (into the masked encoder at every stage but the last, into the query token at the last) or
             "both" (also into the query token at every other stage).
-        fusion: "scalar" (one share), "per_class" (a share per class), "free" (two weights, .5 + f each).
-        head_dropout: in front of both classifiers.
-        placement: of the modules into the masked encoder: "late", as deep as the multimodal encoder's global layers, or
-            "uniform", after each of as many equal stages; "the features in all stages" (paper 3.3) admits both.
+        fusion: "scalar" (one weight), "per_class" (a weight per class), "free" (two weights, .5 + f each).
+        head_dropout: dropout before both classifiers.
+        placement: insertion layers in the masked encoder: "late", at the relative depth of the multimodal encoder's
+            global layers, or "uniform", after equal stages; "the features in all stages" (paper 3.3) allows both.
     """
 
     direction: Literal["paper", "both"] = "paper"
@@ -62,7 +62,7 @@ class CrossModelOutput:
 
 
 class ScoreFusion(Module):
-    """Linear combination of two scores that starts as their mean."""
+    """Learned linear combination of two scores, initialized as their mean."""
 
     def __init__(self, kind: Literal["scalar", "per_class", "free"], num_classes: int) -> None:
         super().__init__()
@@ -71,7 +71,7 @@ class ScoreFusion(Module):
         self.weight = nn.Parameter(torch.zeros(shape))
 
     def weights(self) -> tuple[Tensor, Tensor]:
-        """Factors of the first and the second score: scalars, (1,) or (C,)."""
+        """Weights of the first and the second score: scalars, (1,) or (C,)."""
         if self.kind == "free":
             return 0.5 + self.weight[0], 0.5 + self.weight[1]
         share = torch.sigmoid(self.weight)
@@ -84,7 +84,7 @@ class ScoreFusion(Module):
 
 
 def cross_attention_block(width: int, heads: int, context_width: int) -> Block:
-    """One gated cross-attention module, initialized so that with open gates every part learns."""
+    """Build a gated cross-attention module, initialized so that every part gets a gradient once the gates open."""
     block = Block(
         BlockConfig(
             width=width,
@@ -101,7 +101,7 @@ def cross_attention_block(width: int, heads: int, context_width: int) -> Block:
         if name in {"attn.q.weight", "attn.k.weight", "attn.v.weight", "mlp.fc1.weight"}:
             nn.init.xavier_uniform_(parameter)
         elif name in {"attn.out.weight", "mlp.fc2.weight"}:
-            # Not zero: with the gate at zero as well neither would ever get a gradient.
+            # Not zero: with the gate at zero too, neither would get a gradient.
             nn.init.normal_(parameter, std=0.02)
         elif name.startswith(("attn.", "mlp.")):
             nn.init.zeros_(parameter)
@@ -114,7 +114,7 @@ def insertion_layers(
     masked_depth: int,
     kind: Literal["late", "uniform"] = "late",
 ) -> tuple[int, ...]:
-    """Number of masked layers before the module of each stage but the last: proportional depth, or even parts."""
+    """Return the number of masked layers before the module of each stage but the last, by `placement`."""
     if kind == "uniform":
         count = len(global_layers)
         return tuple(-(-stage * masked_depth // count) for stage in range(1, count))
@@ -122,27 +122,27 @@ def insertion_layers(
 
 
 class CrossModel(VideoEncoder):
-    """The interaction of a masked encoder and a multimodal encoder, both frozen but for their classifiers.
+    """A masked and a multimodal encoder, both frozen except for their classifiers, with cross-model attention.
 
     Args:
         masked: the masked encoder with a head.
-        multimodal: the multimodal encoder with a head of as many classes.
-        config: options.
+        multimodal: the multimodal encoder with a head of the same number of classes.
+        config: settings of the interaction.
 
     Raises:
         ValueError: a missing head or different numbers of classes.
 
     Attributes:
-        cma: one module a stage; all but the last update the masked encoder's tokens, the last the query token.
-        cma_both: the further modules of direction "both", stage by stage, all updating the query token.
-        checkpointing: compute the masked encoder's activations again in the backward pass.
+        cma: one module per stage; all but the last update the masked encoder's tokens, the last the query token.
+        cma_both: further modules of direction "both", one per stage, which update the query token.
+        checkpointing: recompute the masked encoder's activations in the backward pass.
     """
 
     config: CrossModelConfig
     has_logits = True
     takes_temporal_stride = True
     initial_sources = (("masked", "multimodal"),)
-    """Both encoders are frozen: they come from files."""
+    """Both encoders are frozen, so both are loaded from files."""
 
     def __init__(self, masked: VideoMAEClassifier, multimodal: UniFormerV2, config: CrossModelConfig) -> None:
         super().__init__()
@@ -172,31 +172,31 @@ class CrossModel(VideoEncoder):
 
     @property
     def trainable_names(self) -> tuple[str, ...]:
-        """Names of the parameters that learn, in the order of `named_parameters`."""
+        """Names of the trainable parameters, in the order of `named_parameters`."""
         learning = ("cma.", "cma_both.", "fuse.", "masked.head.", "multimodal.proj.")
         return tuple(n for n, _ in self.named_parameters() if n.startswith(learning) or n == "multimodal.query")
 
     def freeze(self) -> None:
-        """Let only `trainable_names` learn and hold the encoders in evaluation mode."""
+        """Freeze all parameters but `trainable_names`, and keep the encoders in evaluation mode."""
         learning = set(self.trainable_names)
         for name, parameter in self.named_parameters():
             parameter.requires_grad_(name in learning)
         self.train(self.training)
 
     def train(self, mode: bool = True) -> CrossModel:
-        """Training mode of the new modules only: the encoders never drop paths nor move running statistics."""
+        """Set the training mode of the new modules only: no drop path or running statistics in the encoders."""
         super().train(mode)
         self.masked.eval()
         self.multimodal.eval()
         return self
 
     def _masked_layers(self, x: Tensor, first: int, last: int) -> Tensor:
-        """Masked layers first..last-1; before the first module nothing learns, so nothing is stored there."""
+        """Run the masked layers first..last-1, without gradients before the first module."""
         with torch.set_grad_enabled(torch.is_grad_enabled() and first > 0):
             return run_blocks(self.masked.blocks[first:last], x, self.checkpointing)
 
     def interact(self, masked_video: Tensor, multimodal_video: Tensor) -> tuple[Tensor, Tensor]:
-        """What the two heads read: the masked encoder's tokens (B, N, Dm) and the multimodal feature (B, Du).
+        """Compute the inputs of both heads: masked tokens (B, N, Dm) and multimodal feature (B, Du).
 
         Args:
             masked_video: (B, 3, T, S, S), normalized for the masked encoder.
@@ -220,7 +220,7 @@ class CrossModel(VideoEncoder):
 
     @property
     def build_config(self) -> InteractionConfig:
-        """With the sizes of both encoders."""
+        """The config with the sizes of both encoders."""
         return InteractionConfig(self.masked.config, self.multimodal.config, self.config)
 
     @property
@@ -235,12 +235,12 @@ class CrossModel(VideoEncoder):
 
     @property
     def default_temporal_stride(self) -> int:
-        """The multimodal encoder gets as many frames as its config has."""
+        """The stride that gives the multimodal encoder the number of frames of its config."""
         return max(self.masked.config.frames // self.multimodal.config.frames, 1)
 
     @property
     def clip_needs(self) -> tuple[ClipNeeds, ...]:
-        """Those of both encoders."""
+        """Clip needs of both encoders."""
         parts = (("masked", self.masked.clip_needs), ("multimodal", self.multimodal.clip_needs))
         return tuple(need for name, needs in parts for need in in_part(name, needs))
 
@@ -252,21 +252,21 @@ class CrossModel(VideoEncoder):
 
     @property
     def tower(self) -> None:
-        """None: the layers are those of two encoders."""
+        """None, because there are two encoders."""
         return
 
     def prepare(self, clips: Tensor, temporal_stride: int = 1) -> tuple[Tensor, Tensor]:
-        """Pixels 0..255 (B, 3, T, S, S) for each encoder; the multimodal one gets every `temporal_stride`-th frame."""
+        """Normalize (B, 3, T, S, S) for each encoder; the multimodal one gets every `temporal_stride`-th frame."""
         return self.masked.prepare(clips), self.multimodal.prepare(clips[:, :, ::temporal_stride])
 
     def features(self, video: tuple[Tensor, Tensor]) -> Tensor:
-        """Both encoders' features, each L2-normalized, concatenated, so that neither dominates (B, Dm + Du)."""
+        """Concatenate both encoders' L2-normalized features (B, Dm + Du), so that neither dominates."""
         tokens, feature = self.interact(*video)
         parts = [self.masked.pool(tokens), feature]
         return torch.cat([nn.functional.normalize(part.float(), dim=1) for part in parts], dim=1)
 
     def tokens(self, video: tuple[Tensor, Tensor]) -> Tensor:
-        """The masked encoder's tokens (B, N, Dm), as its head takes them."""
+        """Return the masked encoder's tokens (B, N, Dm), the input of its head."""
         return self.interact(*video)[0]
 
     def logits(self, video: tuple[Tensor, Tensor]) -> Tensor:
@@ -274,20 +274,20 @@ class CrossModel(VideoEncoder):
         return self.forward(*video).fused
 
     def forward(self, masked_video: Tensor, multimodal_video: Tensor) -> CrossModelOutput:
-        """Both scores and their combination; arguments as `interact`."""
+        """Compute both scores and their combination; arguments as `interact`."""
         x, feature = self.interact(masked_video, multimodal_video)
         masked = self.masked.head(self.dropout(self.masked.pool(x)))
         multimodal = self._multimodal_head(feature)
         return CrossModelOutput(masked, multimodal, self.fuse(masked, multimodal))
 
     def _multimodal_head(self, feature: Tensor) -> Tensor:
-        """(B, D) -> (B, C) with this model's dropout in place of the head's own."""
+        """Apply the multimodal head, (B, D) -> (B, C), with this model's dropout instead of the head's."""
         head = self.multimodal.proj
         assert isinstance(head, ClassHead)  # checked at construction
         return head.linear(self.dropout(head.norm(feature)))
 
     def gates(self) -> dict[str, Tensor]:
-        """How far everything is open: tanh of every gate, and the mean share of each score, scalars without graph."""
+        """Return tanh of every gate and the mean fusion weights, as detached scalars."""
         values = {}
         for family, modules in (("cma", self.cma), ("cma_both", self.cma_both)):
             for stage, block in enumerate(modules):
@@ -301,7 +301,7 @@ class CrossModel(VideoEncoder):
 
     @property
     def max_layer_id(self) -> int:
-        """Largest layer id: all that learns has the same learning rate."""
+        """Largest layer id: all trainable parameters have the same learning rate."""
         return 0
 
     def get_layer_id(self, name: str) -> int:
@@ -309,13 +309,13 @@ class CrossModel(VideoEncoder):
         return 0
 
     def no_weight_decay(self, name: str, parameter: Tensor) -> bool:
-        """Vectors, gates and the fusion weight do not decay."""
+        """Exclude vectors, gates and the fusion weight from weight decay."""
         return parameter.dim() <= 1
 
 
 @dataclass(frozen=True)
 class InteractionConfig:
-    """Everything a cross-model needs: both encoders and the options of their interaction."""
+    """Config of a cross-model: both encoders and their interaction."""
 
     masked: VideoMAEConfig
     multimodal: UniFormerV2Config
@@ -323,5 +323,5 @@ class InteractionConfig:
 
 
 def build_cross_model(config: InteractionConfig) -> CrossModel:
-    """Both encoders, initialized afresh, and their interaction."""
+    """Build both encoders with random weights, and their interaction."""
     return CrossModel(VideoMAEClassifier(config.masked), UniFormerV2(config.multimodal), config.cross)

@@ -1,4 +1,4 @@
-"""VideoEncoder: what the package asks of a model that sees videos, whatever its class.
+"""VideoEncoder: the interface of all models of videos.
 
 Shapes: B batch, T frames, S side, N tokens, D width, E width of the feature or of the joint space, L words, C classes
 (of texts in `similarity`).
@@ -20,10 +20,10 @@ from internvideo.models.module import Module
 
 @dataclass(frozen=True)
 class ClipNeeds:
-    """The clips that an encoder takes.
+    """The clip size that an encoder needs.
 
     Attributes:
-        part: where its sizes are in the settings of the whole model, "" or such as ".vision".
+        part: location of its sizes in the whole model's settings, "" or for example ".vision".
         image_size: S, None for any.
         frames: T, None for any number from `min_frames` to `max_frames` (None: no limit).
     """
@@ -36,19 +36,19 @@ class ClipNeeds:
 
 
 class VideoEncoder(nn.Module):
-    """A model that sees videos. A new backbone is one class of this kind and one row of `factory.BACKBONES`.
+    """Base class of video models. A new backbone is one subclass and one row of `factory.BACKBONES`.
 
-    `features`, `tokens` and `logits` take what `prepare` makes of clips. Training asks for more where a model has it:
-    `no_weight_decay(name, parameter)`, `get_layer_id(name)` and `max_layer_id` (`training.optimizer`); weights for
-    `class_layer`, `initial_sources` and `initial_state(state)` (`weights.initialize`).
+    `features`, `tokens` and `logits` take the output of `prepare`. Optional attributes are `no_weight_decay(name,
+    parameter)`, `get_layer_id(name)` and `max_layer_id` (for `training.optimizer`), and `class_layer`,
+    `initial_sources` and `initial_state(state)` (for `weights.initialize`).
 
     Attributes:
         config: frozen dataclass with the sizes.
-        normalize: pixels 0..255 to the scale that the weights were trained with.
-        has_logits: whether `logits` gives scores of classes.
-        takes_temporal_stride: whether `prepare` leaves frames out for a part of the model.
-        fixed_clip_size: whether the weights work for clips of their own size alone.
-        can_caption: whether it writes captions.
+        normalize: maps pixels 0..255 to the scale of the training.
+        has_logits: whether `logits` returns class scores.
+        takes_temporal_stride: whether `prepare` subsamples the frames for a part of the model.
+        fixed_clip_size: whether the weights work only for clips of their own size.
+        can_caption: whether the model generates captions.
     """
 
     has_logits: ClassVar[bool] = False
@@ -80,59 +80,59 @@ class VideoEncoder(nn.Module):
 
     @property
     def as_dual_encoder(self) -> DualEncoder | None:
-        """The model itself where it has texts in the space of its videos, else None."""
+        """Return the model if it embeds texts and videos in one space, else None."""
         return None
 
     @property
     def default_temporal_stride(self) -> int:
-        """Of `prepare`, where nobody says."""
+        """Default `temporal_stride` of `prepare`."""
         return 1
 
     @property
     def clip_needs(self) -> tuple[ClipNeeds, ...]:
-        """The clips that each encoder of the model takes."""
+        """The clip sizes that the encoders of the model need."""
         raise NotImplementedError  # the model's class says
 
     @property
     def test_clips(self) -> Mapping[str, Any]:
-        """How published tests cut clips: arguments of `data.preprocessing.Preprocessing`."""
+        """Preprocessing of published tests: arguments of `data.preprocessing.Preprocessing`."""
         raise NotImplementedError  # the model's class says
 
     @property
     def tower(self) -> nn.Module | None:
-        """The part with `blocks` that every token of a clip goes through, None where there is no such part.
+        """The module whose `blocks` all tokens of a clip pass through, None if there is none.
 
-        Its method `to_grid(output, clips)`, where it has one, gives a block's output as tokens with places, without
-        class tokens: (B, T', H, W, D), the frames square.
+        Its optional method `to_grid(output, clips)` reshapes a block's output to a token grid without class tokens,
+        (B, T', H, W, D), H = W.
         """
         return self
 
     def prepare(self, clips: Tensor, temporal_stride: int = 1) -> Any:
-        """Pixels 0..255 (B, 3, T, S, S) normalized in float32, then in the dtype of the weights.
+        """Normalize pixels 0..255 (B, 3, T, S, S) in float32, and convert them to the dtype of the weights.
 
-        `temporal_stride` concerns models with `takes_temporal_stride` alone.
+        `temporal_stride` is used only by models with `takes_temporal_stride`.
         """
         return self.normalize(clips).to(next(self.parameters()).dtype)
 
     def features(self, video: Any) -> Tensor:
-        """What `prepare` gives -> one vector per clip (B, E), not L2-normalized."""
+        """Compute one vector per clip (B, E), not L2-normalized, from the output of `prepare`."""
         raise NotImplementedError  # the model's class says
 
     def tokens(self, video: Any) -> Tensor:
-        """What `prepare` gives -> tokens of the last layer (B, N, D)."""
+        """Compute the tokens of the last layer (B, N, D) from the output of `prepare`."""
         raise NotImplementedError  # the model's class says
 
     def logits(self, video: Any) -> Tensor:
-        """What `prepare` gives -> scores of the classes (B, C)."""
+        """Compute class scores (B, C) from the output of `prepare`."""
         raise NotImplementedError  # the model's class says
 
 
 class DualEncoder(VideoEncoder):
-    """A video encoder with a text tower, both in one space.
+    """A video encoder and a text encoder with a joint embedding space.
 
     Attributes:
         text: the text tower.
-        takes_frame_mask: whether `encode_video` takes a mask of the real frames, for clips that differ in length.
+        takes_frame_mask: whether `encode_video` takes a mask of real frames, for clips of different lengths.
     """
 
     takes_frame_mask: ClassVar[bool] = False
@@ -145,13 +145,13 @@ class DualEncoder(VideoEncoder):
 
     @property
     def embed_dim(self) -> int:
-        """E of the space."""
+        """E, the dimension of the joint space."""
         width: int = self.config.joint_width
         return width
 
     @property
     def scale(self) -> Tensor:
-        """Factor of the cosines."""
+        """Logit scale of the cosines."""
         raise NotImplementedError  # the model's class says
 
     def encode_video(self, video: Tensor) -> Tensor:
@@ -172,7 +172,7 @@ class DualEncoder(VideoEncoder):
 
 
 class ClipClassifier(VideoEncoder, Module):
-    """An encoder of one clip with a linear layer of classes behind it."""
+    """A video encoder with a linear classifier."""
 
     has_logits = True
 
@@ -184,11 +184,11 @@ class ClipClassifier(VideoEncoder, Module):
 
     @property
     def head_layer(self) -> nn.Linear:
-        """The linear layer of the classes. Raises ValueError without one."""
+        """The linear classifier. Raises ValueError: there is none."""
         raise NotImplementedError  # the model's class says
 
     def head_input(self, video: Tensor) -> Tensor:
-        """Normalized (B, 3, T, S, S) -> (B, D), what `head_layer` reads, before the dropout."""
+        """Compute the input of `head_layer` before dropout, normalized (B, 3, T, S, S) -> (B, D)."""
         raise NotImplementedError  # the model's class says
 
     def logits(self, video: Tensor) -> Tensor:
@@ -196,39 +196,41 @@ class ClipClassifier(VideoEncoder, Module):
         return self(video)
 
     def logits_and_grid(self, video: Tensor) -> tuple[Tensor, Tensor]:
-        """Normalized (B, 3, T, S, S) -> logits (B, C) and patches of the last layer (B, D, T', H, W), in one pass."""
+        """Compute logits (B, C) and the last layer's token grid (B, D, T', H, W) of normalized (B, 3, T, S, S)."""
         raise NotImplementedError  # the model's class says
 
 
 def similarity(video: Tensor, text: Tensor, scale: Tensor | float = 1.0) -> Tensor:
-    """Scaled cosines of features (B, E) and (C, E) -> (B, C)."""
+    """Compute scaled cosines (B, C) of features (B, E) and (C, E)."""
     return scale * F.normalize(video, dim=-1) @ F.normalize(text, dim=-1).t()
 
 
 def in_part(part: str, needs: tuple[ClipNeeds, ...]) -> tuple[ClipNeeds, ...]:
-    """What an encoder needs whose settings are a part of those of a larger model."""
+    """Prefix the settings of clip needs, for an encoder inside a larger model."""
     return tuple(replace(need, part=f".{part}{need.part}") for need in needs)
 
 
 def check_clip(model: nn.Module, *, frames: int, size: int, temporal_stride: int = 1) -> None:
-    """Refuse clips that a model is not made for.
+    """Check that a model supports a clip size.
 
     Args:
-        model: one without `clip_needs` sees no clips.
-        frames, size: T and S of a clip. temporal_stride: the model sees every n-th frame of it.
+        model: any model; one without `clip_needs` is not checked.
+        frames, size: T and S of a clip. temporal_stride: the model gets every n-th frame.
 
     Raises:
-        RecipeError: another side, or another number of frames.
+        RecipeError: another size, or another number of frames.
     """
-    # Asked of the class: an AttributeError inside the property must not read as "sees no clips".
+    # hasattr on the class, because an AttributeError inside the property must not look like a missing one.
     needs = cast(tuple[ClipNeeds, ...], model.clip_needs) if hasattr(type(model), "clip_needs") else ()
-    seen = len(range(0, frames, 1 if getattr(model, "takes_temporal_stride", False) else temporal_stride))
+    num_frames = len(range(0, frames, 1 if getattr(model, "takes_temporal_stride", False) else temporal_stride))
     for need in needs:
-        place = f"model.overrides{need.part}"
+        key = f"model.overrides{need.part}"
         if need.image_size not in (None, size):
-            raise RecipeError("data.augment.size", str(size), f"{need.image_size}, {place}.image_size")
-        if need.frames not in (None, seen):
-            raise RecipeError("data.sampling.frames", f"the model sees {seen} frames", f"{need.frames}, {place}.frames")
-        if need.max_frames is not None and seen > need.max_frames:
-            expected = f"up to {need.max_frames}, {place}.frames"
-            raise RecipeError("data.sampling.frames", f"the model sees {seen} frames", expected)
+            raise RecipeError("data.augment.size", str(size), f"{need.image_size}, {key}.image_size")
+        if need.frames not in (None, num_frames):
+            raise RecipeError(
+                "data.sampling.frames", f"the model sees {num_frames} frames", f"{need.frames}, {key}.frames"
+            )
+        if need.max_frames is not None and num_frames > need.max_frames:
+            expected = f"up to {need.max_frames}, {key}.frames"
+            raise RecipeError("data.sampling.frames", f"the model sees {num_frames} frames", expected)

@@ -1,4 +1,4 @@
-"""Name -> model: the table of backbones, and how a recipe changes their sizes.
+"""Table of backbones by name, and construction of models with overridden settings.
 
 Source: modeling_pretrain.py, modeling_finetune.py.
 """
@@ -82,7 +82,7 @@ _EXTERNAL = {
 }
 
 BACKBONES: dict[str, ModelEntry] = {**_PRETRAIN, **_CLASSIFIER, **_EXTERNAL, **MULTIMODAL_MODELS}
-"""Every model that sees clips by itself; `model_table.MODELS` has those of the tasks too."""
+"""All models of clips; `model_table.MODELS` also has those of the tasks."""
 
 
 def present_settings(overrides: Mapping[str, object]) -> dict[str, object]:
@@ -94,7 +94,7 @@ def present_settings(overrides: Mapping[str, object]) -> dict[str, object]:
 
 
 def list_models(models: Mapping[str, ModelEntry] = BACKBONES) -> dict[str, str]:
-    """Name -> what it is, of every model of a table."""
+    """Return name -> description of every model of a table."""
     return {name: entry.about for name, entry in models.items()}
 
 
@@ -108,7 +108,7 @@ def _near(name: str, expected: list[str]) -> str:
 
 
 def _fits(value: object, current: object) -> bool:
-    """Whether a setting's value is of the kind of the value that it replaces."""
+    """Return whether a value has the type of the setting that it replaces."""
     if isinstance(current, bool) or isinstance(value, bool):
         return isinstance(current, bool) and isinstance(value, bool)
     if isinstance(current, float):
@@ -143,7 +143,7 @@ def _replace(config: Any, overrides: Mapping[str, object], where: str) -> Any:
 def configure(
     name: str, overrides: Mapping[str, object] | None = None, models: Mapping[str, ModelEntry] = BACKBONES
 ) -> Any:
-    """The config of a model with settings changed. Raises RecipeError as `create_model` does."""
+    """Return a model's config with overridden settings. Raises RecipeError as `create_model`."""
     entry = models.get(name)
     if entry is None:
         raise RecipeError("model", repr(name), ", ".join(models), _near(name, list(models)))
@@ -161,7 +161,7 @@ def create_model(
         models: the table of named sizes.
 
     Raises:
-        RecipeError: an unknown name or setting, a value of the wrong kind, sizes that do not fit together.
+        RecipeError: an unknown name or setting, a value of the wrong type, contradictory sizes.
     """
     config = configure(name, overrides, models)
     try:
@@ -176,7 +176,7 @@ def create_model(
 
 
 def differences(base: Any, config: Any) -> dict[str, object]:
-    """The overrides that turn one config into another of its kind: plain values, nested for nested configs."""
+    """Return the overrides that turn `base` into `config`, as JSON values, nested for nested configs."""
     changed: dict[str, object] = {}
     for field in dataclasses.fields(base):
         old, new = getattr(base, field.name), getattr(config, field.name)

@@ -23,7 +23,7 @@ from internvideo.models.uniformerv2 import UniFormerV2Config
 from internvideo.models.video_language import VideoLanguage, VideoLanguageConfig
 
 LEFT_BEHIND = re.compile(r"visual_projection|text\.projection|caption_decoder\.predictor\..*")
-"""What an answering network does not take over from a video-language model."""
+"""Parameters of a video-language model that a question answering network does not have."""
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class AnswerConfig:
         model: towers and caption decoder; their projections and its predictor are left out.
         answers: A, the frequent answers (MSRVTT 1501, MSVD 1001, TGIF-frame 1541; multi-modalities-downstream).
         dropout: of the head. layers: linear layers of the head, two in the released code, three in the paper.
-        video: whether the video is seen; without it the network answers from the question alone, as a baseline.
+        video: whether the video is used; without it the network is a question-only baseline.
     """
 
     model: VideoLanguageConfig
@@ -50,10 +50,10 @@ class AnswerConfig:
 
 
 class AnswerHead(Sequential):
-    """(Dropout, linear to twice the width, layer norm, GELU) once for two layers, twice for three; dropout, linear.
+    """MLP head (..., F) -> (..., outputs): `layers` - 1 times dropout, linear, layer norm, GELU; then dropout, linear.
 
-    (..., F) -> (..., outputs). The published code has two linear layers, the paper speaks of three, whose hidden ones
-    are here of one width (multi-modalities-downstream). ValueError for less than two.
+    The hidden width is 2 F. The published code (multi-modalities-downstream) has two linear layers, the paper three.
+    Raises ValueError: fewer than two layers.
     """
 
     def __init__(self, features: int, outputs: int, dropout: float = 0.5, layers: int = 2) -> None:
@@ -68,7 +68,7 @@ class AnswerHead(Sequential):
 
 @dataclass(frozen=True)
 class AnswerOutput:
-    """An answering network's output with what led to it.
+    """The output of a question answering network with its intermediate features.
 
     Attributes:
         scores: (B, outputs).
@@ -84,13 +84,13 @@ class AnswerOutput:
 
 @dataclass(frozen=True)
 class EncodedVideo:
-    """What questions are asked about: video features (B, D) and the decoder's pooled visual tokens (B, Q, W)."""
+    """An encoded video, shared by its questions: features (B, D), and pooled visual tokens of the decoder (B, Q, W)."""
 
     features: Tensor
     pooled: Tensor
 
     def __getitem__(self, index: slice) -> EncodedVideo:
-        """Some of the videos."""
+        """Select videos of the batch."""
         return EncodedVideo(self.features[index], self.pooled[index])
 
 
@@ -101,7 +101,7 @@ class FusedQANetwork(VideoEncoder):
         config: a video-language model with a caption decoder; its projections and predictor are left out.
         outputs: number of scores of a (video, text) pair.
         dropout: of the head. layers: linear layers of the head.
-        video: whether the video is seen; otherwise zeros stand for its features and its pooled tokens.
+        video: whether the video is used; otherwise its features and pooled tokens are zeros.
     """
 
     def __init__(
@@ -124,7 +124,7 @@ class FusedQANetwork(VideoEncoder):
         self.model.checkpointing = value
 
     def is_unused_parameter(self, name: str) -> bool:
-        """Whether a parameter plays no part in the scores: the cosines' scale, the mask of words, an unseen video's."""
+        """Return whether a parameter does not affect the scores: logit scale, word mask, tower of an unused video."""
         if name in ("model.logit_scale", "model.text.mask_embedding"):
             return True
         eyes = r"model\.(visual\.|visual_norm\.|caption_decoder\.(quer|context_norm|pool))"
@@ -140,7 +140,7 @@ class FusedQANetwork(VideoEncoder):
 
     @property
     def normalize(self) -> Normalize:  # type: ignore[override]  # of a part, never set
-        """That of the towers."""
+        """Pixel normalization of the video tower."""
         return self.model.normalize
 
     @property
@@ -155,7 +155,7 @@ class FusedQANetwork(VideoEncoder):
 
     @property
     def clip_needs(self) -> tuple[ClipNeeds, ...]:
-        """Those of the video tower; none where it is not used."""
+        """Clip needs of the video tower; () if it is not used."""
         return self.model.clip_needs if self.video else ()
 
     @property
@@ -165,7 +165,7 @@ class FusedQANetwork(VideoEncoder):
 
     @property
     def tower(self) -> nn.Module | None:
-        """That of the towers."""
+        """The module with the blocks of the video tower."""
         return self.model.tower
 
     def features(self, video: Tensor) -> Tensor:
@@ -177,7 +177,7 @@ class FusedQANetwork(VideoEncoder):
         return self.model.tokens(video)
 
     def encode_video(self, video: Tensor) -> EncodedVideo:
-        """Normalized (B, 3, T, S, S) -> what the questions are asked about, the same for all of them."""
+        """Encode videos (B, 3, T, S, S), normalized, once for all their questions."""
         decoder = self.decoder
         if not self.video:
             config, unseen = decoder.config, self.model.visual_norm.weight
@@ -189,9 +189,9 @@ class FusedQANetwork(VideoEncoder):
         return EncodedVideo(self.model.project_video(features.pooled), decoder.pool(features.tokens))
 
     def forward_head(self, encoded: EncodedVideo, tokens: Tensor) -> AnswerOutput:
-        """B encoded videos, ids (B * K, L) with the K texts of a video side by side -> outputs of B * K rows.
+        """Compute outputs of B * K rows from B encoded videos and ids (B * K, L), the K texts of a video in succession.
 
-        The decoder has one position less than the text tower; a text that fills the context is read at the last one.
+        The decoder has one position less than the text tower; a text that fills the context is read at its last one.
         """
         choices = len(tokens) // len(encoded.features)
         words = self.model.text.tokens(tokens)
@@ -206,9 +206,9 @@ class FusedQANetwork(VideoEncoder):
         return self.forward_head(self.encode_video(video), tokens)
 
     def initial_state(self, state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], str] | None:
-        """What a video-language model fills, and a pattern of the names that it leaves fresh; None for a whole network.
+        """Map weights of a video-language model to this network, with a pattern of the names that stay random.
 
-        The ways into the joint space and the words of captions have no use here.
+        Projections to the joint space and the caption predictor are dropped. None for weights of a whole network.
         """
         if any(name.startswith("head.") for name in state):
             return None
@@ -246,7 +246,7 @@ class VideoQuestionAnswering(FusedQANetwork):
 
     @property
     def build_config(self) -> AnswerConfig:
-        """With the answers and the head."""
+        """The config with the answers and the head."""
         return self.config
 
     @property
@@ -271,7 +271,7 @@ class VideoQuestionAnswering(FusedQANetwork):
 
 
 class PairScoringMultipleChoice(FusedQANetwork):
-    """Multiple choice by a score of every (video, text) pair from the fused features."""
+    """Multiple choice by scoring every (video, text) pair from fused features."""
 
     def __init__(self, config: VideoLanguageConfig, dropout: float = 0.5) -> None:
         super().__init__(config, 1, dropout)

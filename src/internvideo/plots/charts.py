@@ -32,7 +32,7 @@ def svg(figure: Figure, label: str) -> str:
     """Render the figure as an <svg> element that scales with its container, deterministically."""
     buffer = io.StringIO()
     with warnings.catch_warnings():
-        # Only the browser draws the letters, so it does not matter which of them matplotlib's own font lacks.
+        # The browser draws the letters, so glyphs that matplotlib's font lacks do not matter.
         warnings.filterwarnings("ignore", message="Glyph .* missing from")
         with drawing_style({"svg.hashsalt": label}):
             figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None}, bbox_inches="tight")
@@ -41,7 +41,7 @@ def svg(figure: Figure, label: str) -> str:
     head = f'<svg role="img" aria-label="{_attribute(label)}"'
     body = re.sub(r'^<svg(?P<rest>[^>]*?) width="[^"]*"', rf"{head}\g<rest>", body.replace(INK, "currentColor"))
     body = re.sub(r'^(<svg[^>]*?) height="[^"]*"', r"\1", body)
-    # The file's own style rule and its metadata would count for the whole page.
+    # The style rule and metadata of the file would apply to the whole page.
     return re.sub(r"<metadata>.*?</metadata>|<style[^>]*>.*?</style>", "", body, flags=re.DOTALL)
 
 
@@ -274,8 +274,8 @@ def timeline(
     Args:
         duration: s.
         found: (start s, end s, class, score 0..1), drawn with the opacity of the score.
-        truth: (start s, end s, class), under the found ones of their class; None where it is not known.
-        title: of the picture.
+        truth: (start s, end s, class), drawn below the found ones of their class.
+        title: title of the plot.
     """
     lanes = list(dict.fromkeys([*(name for *_, name in truth or ()), *(name for _, _, name, _ in found)]))
     moments = np.linspace(0, max(duration, 1e-3), 400)
@@ -304,7 +304,7 @@ def timeline(
 
 
 class BoxedFrame(NamedTuple):
-    """A frame (H, W, 3) uint8, boxes as fractions with their lines of text, what is true of each box, a title."""
+    """A frame (H, W, 3) uint8, boxes (fractions) with lines of text, the ground truth of each box, a title."""
 
     frame: NDArray[np.uint8]
     boxes: Sequence[tuple[Sequence[float], Sequence[str]]]
@@ -313,7 +313,7 @@ class BoxedFrame(NamedTuple):
 
 
 def frames_with_boxes(panels: Sequence[BoxedFrame], columns: int = 3) -> str:
-    """Frames with numbered boxes; below each frame what is said of every box and, in brackets, what is true."""
+    """Draw frames with numbered boxes; below each frame the predictions per box and, in brackets, the ground truth."""
     from matplotlib.patches import Rectangle
 
     with drawing_style():
@@ -327,13 +327,16 @@ def frames_with_boxes(panels: Sequence[BoxedFrame], columns: int = 3) -> str:
                 axis.add_patch(Rectangle((x1 - 0.5, y1 - 0.5), x2 - x1, y2 - y1, fill=False, edgecolor=colour, lw=2))
                 axis.text(x1, y1, str(number + 1), color="white", fontsize=9, va="bottom", backgroundcolor=colour)
                 true = panel.truth[number] if number < len(panel.truth) else ""
-                lines.append(f"{number + 1}: {', '.join(said) or 'nothing sure'}" + (f" [{true}]" if true else ""))
+                lines.append(
+                    f"{number + 1}: {', '.join(said) or 'no action above the threshold'}"
+                    + (f" [{true}]" if true else "")
+                )
             axis.set_xlabel("\n".join(textwrap.fill(line, 58) for line in lines), fontsize=8, loc="left")
         return svg(figure, "frames with boxes and their actions")
 
 
 class WaysFrame(NamedTuple):
-    """A frame (H, W, 3) uint8, ways on it: name, true and predicted points (K, 2) as fractions; a title."""
+    """A frame (H, W, 3) uint8, paths (name, true and predicted points (K, 2) as fractions), and a title."""
 
     frame: NDArray[np.uint8]
     ways: Sequence[tuple[str, NDArray[np.float64], NDArray[np.float64]]]
@@ -341,7 +344,7 @@ class WaysFrame(NamedTuple):
 
 
 def frames_with_ways(panels: Sequence[WaysFrame], columns: int = 3) -> str:
-    """Frames with true ways (circles) and predicted ones (crosses); the last point of each is the largest."""
+    """Draw frames with true paths (circles) and predicted ones (crosses); the last point of each is the largest."""
     with drawing_style():
         figure, axes = _grid_of_frames(panels, columns, (3.6, 3.9))
         for axis, panel in zip(axes, panels, strict=True):
@@ -353,11 +356,11 @@ def frames_with_ways(panels: Sequence[WaysFrame], columns: int = 3) -> str:
                     axis.plot(x, y, style, color=colour, lw=1.2, marker=mark, ms=4, label=label)
                     axis.plot(x[-1:], y[-1:], color=colour, marker=mark, ms=9, mew=2, fillstyle="none")
             axis.legend(fontsize=7, loc="upper center", bbox_to_anchor=(0.5, -0.02), ncols=2)
-        return svg(figure, "frames with the ways of hands")
+        return svg(figure, "frames with the paths of hands")
 
 
 def _grid_of_frames(panels: Sequence[BoxedFrame | WaysFrame], columns: int, size: Bounds) -> tuple[Figure, list[Axes]]:
-    """Frames under their titles, `columns` a row, each `size` inches; their axes, to be drawn on."""
+    """Lay out frames with titles, `columns` per row, each `size` inches; return figure and axes."""
     rows = -(-len(panels) // columns)
     figure = new_figure((size[0] * columns, size[1] * rows))
     axes = list(figure.subplots(rows, columns, squeeze=False).ravel())

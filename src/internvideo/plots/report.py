@@ -1,4 +1,4 @@
-"""The report of a whole run: one self-contained page and one JSON file with the same figures."""
+"""Write the report of a run: one self-contained HTML page, and a JSON file with the same metrics."""
 
 from __future__ import annotations
 
@@ -32,12 +32,12 @@ ABLATION = {
     "ensemble": "plain score ensemble",
     "interaction": "cross-model interaction",
 }
-"""Rows of the ablation, as report.json and as the page call them; a report has all of them, in this order."""
+"""Rows of the ablation: key in report.json -> name on the page; a report has all of them, in this order."""
 
 
 @dataclass(frozen=True)
 class Claim:
-    """A claim, what was measured, and whether it held (None: not measured, or not decided by it)."""
+    """A claim of the paper, the measurement, and whether it held (None: not measured, or undecided)."""
 
     text: str
     measured: str
@@ -57,7 +57,7 @@ class AblationRow:
 
 @dataclass(frozen=True)
 class ZeroShot:
-    """Recall at 1 in 0..1 in both directions, and what guessing gives; raw, and with dual soft-max where measured."""
+    """Recall at 1 in 0..1 in both directions, with the chance level; raw, and with dual softmax if measured."""
 
     t2v_r1: float
     v2t_r1: float
@@ -70,7 +70,7 @@ class ZeroShot:
 
 @dataclass(frozen=True)
 class ReverseClip:
-    """How often a clip and its reverse are told apart, 0..1; guessing gives 0.5."""
+    """Accuracy of distinguishing a clip from its reverse, 0..1; chance is 0.5."""
 
     accuracy: float
     interval: Bounds | None = None
@@ -78,7 +78,7 @@ class ReverseClip:
 
 @dataclass(frozen=True)
 class Measure:
-    """One figure in 0..1 of the video-language model, its 95 % interval, and what guessing gives."""
+    """One metric in 0..1 of the video-language model, its 95 % interval, and the chance level."""
 
     about: str
     value: float
@@ -88,7 +88,7 @@ class Measure:
 
 @dataclass(frozen=True)
 class Written:
-    """A written caption: frames (T, H, W, 3) uint8, its words and whether each is right, a sentence of the clip."""
+    """A generated caption: frames (T, H, W, 3) uint8, its words and whether each is correct, a reference caption."""
 
     frames: Frames
     words: Sequence[tuple[str, bool]]
@@ -97,7 +97,7 @@ class Written:
 
 @dataclass(frozen=True)
 class LossCurve:
-    """One loss a logged step."""
+    """One loss per logged step."""
 
     steps: Sequence[float]
     losses: Sequence[float]
@@ -105,7 +105,7 @@ class LossCurve:
 
 @dataclass(frozen=True)
 class Reconstruction:
-    """Three clips (T, H, W, 3) uint8 of one form."""
+    """Three clips (T, H, W, 3) uint8 of equal shape."""
 
     masked: Frames
     reconstruction: Frames
@@ -115,7 +115,7 @@ class Reconstruction:
 
 @dataclass(frozen=True)
 class Found:
-    """A retrieved clip: frames (T, H, W, 3) uint8, whether it is the one that was meant, and its similarity."""
+    """A retrieved clip: frames (T, H, W, 3) uint8, whether it is the correct one, and its similarity."""
 
     frames: Frames
     correct: bool
@@ -141,7 +141,7 @@ class Confusion:
 
 @dataclass(frozen=True)
 class Gates:
-    """Values of each named gate, one a logged step."""
+    """Values of each named gate, one per logged step."""
 
     steps: Sequence[float]
     values: Mapping[str, Sequence[float]]
@@ -149,7 +149,7 @@ class Gates:
 
 @dataclass(frozen=True)
 class NextStep:
-    """Something to try, and the command for it."""
+    """A suggestion and its command."""
 
     text: str
     command: str = ""
@@ -157,21 +157,21 @@ class NextStep:
 
 @dataclass(frozen=True)
 class ReportData:
-    """Everything a report shows. Parts that a run has not measured stay None or empty and are left out of the page.
+    """The content of a report. Parts that were not measured are None or empty, and left out of the page.
 
     Attributes:
-        title: heading; introduction: a sentence or two under it.
-        claims: what the paper says, as it came out here.
+        title: heading. introduction: one or two sentences below it.
+        claims: claims of the paper with their measurements.
         ablation: one row for each name in `ABLATION`, in that order.
         zero_shot, reverse_clip: None when not measured.
-        seconds: of the whole run; peak_memory_mb: largest resident memory, or device memory where that is larger.
+        seconds: duration of the run. peak_memory_mb: peak of resident memory, or of device memory if that is larger.
         losses: stage name -> curve.
-        reconstructions, retrievals, confusion, gates: pictures.
-        protocol: how the figures were measured, plain JSON values.
+        reconstructions, retrievals, confusion, gates: content of the plots.
+        protocol: how the metrics were measured, as JSON values.
         coverage: {"asked", "read", "unreadable"} of the held-out clips.
-        next_steps: what to try next.
-        measures, written: of the video-language model. seconds_by_step: what took how long.
-        more: further plain JSON values, for report.json only.
+        next_steps: suggestions.
+        measures, written: of the video-language model. seconds_by_step: duration of each step.
+        more: further JSON values, for report.json only.
     """
 
     title: str
@@ -212,7 +212,7 @@ class ReportData:
 
 
 def report_json(data: ReportData) -> dict[str, Any]:
-    """The figures of a report as plain JSON values."""
+    """Convert the metrics of a report to JSON values."""
     shot, reverse = data.zero_shot, data.reverse_clip
     return {
         "title": data.title,
@@ -282,7 +282,7 @@ def write_report(folder: str | os.PathLike[str], data: ReportData) -> Path:
 
 
 def _plain(value: object) -> object:
-    """NumPy scalars and arrays, paths and tuples inside a protocol."""
+    """Convert NumPy scalars and arrays, paths and tuples to JSON values."""
     if isinstance(value, np.generic | np.ndarray):
         return value.tolist()
     if isinstance(value, os.PathLike):
@@ -291,7 +291,7 @@ def _plain(value: object) -> object:
 
 
 def render(data: ReportData) -> str:
-    """The page, with every picture and style inside it. All text is escaped; it loads nothing."""
+    """Render the page with inlined images and styles. All text is escaped; the page loads nothing."""
     from jinja2 import Environment, StrictUndefined
 
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
@@ -318,7 +318,7 @@ def render(data: ReportData) -> str:
 
 
 def _charts(data: ReportData) -> dict[str, Markup]:
-    """The SVG charts that the data allows; they come from our own figures, so they stand in the page as they are."""
+    """Render the SVG charts for which there is data; they are our own, so they are not escaped."""
     from markupsafe import Markup
 
     charts = {"ablation": _ablation_chart(data.ablation)}
@@ -349,7 +349,7 @@ def _interval(bounds: Bounds | None) -> str:
 
 
 def _flat(value: object) -> str:
-    """One protocol value in one line."""
+    """Format a protocol value in one line."""
     if isinstance(value, Mapping):
         return ", ".join(f"{key} {_flat(inner)}" for key, inner in value.items())
     if isinstance(value, list | tuple):

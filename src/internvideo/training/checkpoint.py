@@ -1,4 +1,4 @@
-"""Checkpoints for bit-exact resume on the same machine: one safetensors file, or a folder of many processes' parts.
+"""Checkpoints for bit-exact resume on the same machine: one safetensors file, or a folder with one part per process.
 
 Names of the tensors:
     model/NAME            stage.state_dict()
@@ -47,8 +47,8 @@ class RunState:
         epoch, position: epoch and batch index of the next batch.
         losses: loss of every step.
         seconds, clips: training time without interruptions, and clips processed by all processes.
-        batches_per_step: batches of a process in one optimizer step of a fixed number of clips; None where the number
-            of clips depends on the number of processes.
+        batches_per_step: batches per process and optimizer step with a fixed global batch; None if the global batch
+            depends on the number of processes.
     """
 
     stage: nn.Module
@@ -65,13 +65,13 @@ class RunState:
 
 
 class Saver:
-    """Write the checkpoints of a run; those of a divided stage in the background, every process its part."""
+    """Write the checkpoints of a run; those of a sharded stage in the background, one part per process."""
 
     def __init__(self, *, sharded: bool) -> None:
         self._writer = sharded_checkpoint.Writer() if sharded else None
 
     def save(self, folder: Path, state: RunState, recipe: Mapping[str, Any], max_to_keep: int) -> Path:
-        """As `save`; that of a divided stage may still be written when this returns."""
+        """Write a checkpoint as `save`; for a sharded stage this returns before it is complete."""
         if self._writer is None:
             return save(folder, state, recipe, max_to_keep)
         path = folder / FOLDER / f"step-{state.step:08d}"
@@ -152,17 +152,17 @@ def resume(folder: Path, state: RunState) -> Path | None:
         damaged.append(path)
     if damaged:
         where, hint = folder / FOLDER, "copy one again, or choose another output folder"
-        raise WeightsError(where, f"not one of {len(damaged)} checkpoints can be read", "a whole one", hint)
+        raise WeightsError(where, f"none of {len(damaged)} checkpoints can be read", "a whole one", hint)
     return None
 
 
 def _check_shared(path: Path) -> None:
-    """Raise RunError in every process where only some see a checkpoint: each has a folder of its own."""
+    """Raise RunError in every process if only some of them see a checkpoint: the folder is not shared."""
     seen = distributed.collect(path.exists())
     if not all(seen):
         without = ", ".join(str(rank) for rank, sees in enumerate(seen) if not sees)
-        found = f"is there for process 0 and not for process {without}"
-        raise RunError(path, found, "one folder that all processes see", "give a folder on a shared file system")
+        found = f"exists for process 0 but not for process {without}"
+        raise RunError(path, found, "one folder that all processes share", "give a folder on a shared file system")
 
 
 def _set_aside(damaged: list[Path]) -> None:
@@ -213,7 +213,7 @@ def _load_state(path: Path, tensors: Mapping[str, Tensor], saved: Mapping[str, A
     random = strip_prefix(tensors, f"random/{distributed.rank()}")
     if random:
         _set_rng_states(state.generator, random)
-    else:  # a process that was not there: its own draws start anew, those of all processes go on
+    else:  # a new process: its own random streams start anew, the common ones continue
         state.generator.set_state(tensors["random/0/stage"])
     state.losses = tensors["history/losses"].tolist()
     state.step, state.epoch, state.position = saved["step"], saved["epoch"], saved["position"]
@@ -223,7 +223,7 @@ def _load_state(path: Path, tensors: Mapping[str, Tensor], saved: Mapping[str, A
 
 
 def _check_processes(path: Path, saved: Mapping[str, Any], state: RunState) -> None:
-    """Raise RunError where the number of processes may not change."""
+    """Raise RunError if the number of processes has changed but must not."""
     same = saved["processes"] == distributed.world_size()
     fixed = state.batches_per_step is not None and saved.get("batches_per_step")
     if same or fixed:
@@ -231,7 +231,7 @@ def _check_processes(path: Path, saved: Mapping[str, Any], state: RunState) -> N
     raise RunError(
         path,
         f"written by {saved['processes']} processes, now there are {distributed.world_size()}",
-        "the same number, because each has its own share of the data",
+        "the same number, because the data is divided among them",
         "start torchrun with the same number; runs with loop.global_batch_size may be resumed with another",
     )
 

@@ -1,7 +1,7 @@
-"""The classification head that a fine-tuning starts with: the old one, its rows of the new classes, or a new one.
+"""Initialize the classification head of a fine-tuning: all rows of a file's head, matching rows, or a random head.
 
-Kinetics-710 -> 400, 600, 700 keeps the rows of the classes that are kept (run_class_finetuning.py), which is why three
-epochs at a tiny rate are enough there. Nothing is done unasked: other classes than the file's need `init_head`.
+Kinetics-710 -> 400, 600, 700 keeps the rows of the matching classes (run_class_finetuning.py), so three epochs at a
+small learning rate suffice there. Classes that differ from the file's need an explicit `init_head`.
 """
 
 from __future__ import annotations
@@ -13,17 +13,17 @@ from internvideo.datasets.class_names import ClassMatch, match_classes, only_cou
 from internvideo.errors import RecipeError, WeightsError
 from internvideo.training.recipe import Recipe
 
-DO = "set init_head: match_names to keep its rows of these classes, init_head: random to draw a new one"
+DO = "set init_head: match_names to keep its rows of these classes, init_head: random for a new one"
 
 
 class HeadInitializer:
-    """Which rows of a file's head a model of `classes` starts with, asked once for each file with a head.
+    """Select the rows of a file's head that initialize the head of a model with `classes`.
 
     Args:
-        recipe: `init`, `init_head`, `init_class_map`. classes: of the training rows, in their order.
+        recipe: with `init`, `init_head`, `init_class_map`. classes: class names of the training rows, in order.
 
     Raises:
-        RecipeError: settings that do not fit together.
+        RecipeError: contradictory settings.
     """
 
     def __init__(self, recipe: Recipe, classes: Sequence[str]) -> None:
@@ -34,14 +34,13 @@ class HeadInitializer:
         if self.class_map is not None and self.kind != "match_names":
             raise RecipeError("init_class_map", str(self.class_map), "with init_head: match_names")
         if self.kind != "exact" and recipe.init and not self.given:
-            raise RecipeError("init_head", self.kind, "exact, where init does not give weights")
+            raise RecipeError("init_head", self.kind, "exact, unless init.weights is given")
 
     def __call__(self, known: tuple[str, ...], path: Path) -> Sequence[int] | None:
-        """Rows to take of the head of `path`, whose classes are `known`, in order; None for none.
+        """Return the rows to take of the head of `path` with classes `known`, in order; None for a random head.
 
         Raises:
-            WeightsError: other classes, and the recipe does not say what is to be done. ManifestError: see
-                `match_classes`.
+            WeightsError: other classes, and `init_head` is exact. ManifestError: see `match_classes`.
         """
         self.asked += 1
         if self.kind == "random":
@@ -54,15 +53,15 @@ class HeadInitializer:
         numbers = only_count(known) or only_count(self.classes)
         other = next((pair for pair in zip(known, self.classes, strict=True) if pair[0] != pair[1]), None)
         if other is not None and not numbers:
-            found = f"the head's class '{other[0]}' stands where data.train has '{other[1]}'"
+            found = f"class '{other[0]}' of the head has the index of '{other[1]}' in data.train"
             raise WeightsError(path, found, "the same classes in the same order", DO)
         return range(len(known))
 
     def told(self, recipe: Recipe) -> tuple[str, ...]:
-        """What was done, one line for a person, none where the head is the file's or there is no file.
+        """Describe the initialization in one line; () if the head is the file's or there is no file.
 
         Raises:
-            WeightsError: names were to be taken of a file without a head.
+            WeightsError: match_names with a file that has no head.
         """
         if self.kind == "exact":
             return ()
@@ -72,12 +71,12 @@ class HeadInitializer:
             return (f"random, {len(self.classes)} classes",)
         if self.match is None:
             raise WeightsError(
-                recipe.init["weights"], "holds no classification head", "weights of a classifier", "init_head: exact"
+                recipe.init["weights"], "has no classification head", "weights of a classifier", "init_head: exact"
             )
         return (self.match.about,)
 
 
 def check_start(recipe: Recipe) -> None:
-    """A recipe whose head is that of other weights cannot train without them. Raises RecipeError."""
+    """Raise RecipeError if the recipe needs the head of other weights but `init.weights` is missing."""
     if recipe.init_head != "exact" and "weights" not in recipe.init:
         raise RecipeError("init.weights", "is missing", "weights of an earlier stage", "give init.weights=FILE")

@@ -31,15 +31,15 @@ PICKLES = ".pth, .pt, .bin or .ckpt"
 
 @dataclass(frozen=True)
 class Conversion:
-    """What was converted; the manifest holds the same.
+    """Report of a conversion, also written as the manifest.
 
     Attributes:
         layout: "zip", "torchscript", "legacy", or "safetensors" that settings were added to.
-        key: under which the tensors stood in the source, "" for none.
-        tensors, parameters: how many tensors, and numbers in them.
-        dtypes: type as safetensors names it -> tensors of it.
-        dropped: what stood in the source beside the tensors, by name.
-        globals: names that the pickle asked for; all of them are on the list of allowed ones.
+        key: key of the state dict in the source, "" for none.
+        tensors, parameters: number of tensors, and of numbers in them.
+        dtypes: safetensors dtype -> number of tensors.
+        dropped: names of other content of the source.
+        globals: globals that the pickle refers to; all of them are allowed ones.
     """
 
     source: Path
@@ -66,20 +66,20 @@ def convert(
     key: str = "",
     overrides: Mapping[str, object] | None = None,
 ) -> Conversion:
-    """Convert a torch checkpoint to safetensors, in another process and without running anything of it.
+    """Convert a torch checkpoint to safetensors, in another process and without executing code from it.
 
     Args:
-        source: what torch.save or torch.jit.save wrote.
-        output: the .safetensors file; by default beside the source. Its manifest is called the same with .json.
-        memory_gb: what the process may use; tensors are streamed, so a few hundred MB are enough for most files.
-        seconds: how long it may take.
-        float32: half precision and double to float32; otherwise every tensor keeps its type.
-        key: which of several state dicts ("model_ema"), a path with dots; "" looks for the model's own.
-        overrides: settings of the model that its tensors do not tell, such as heads, nested as in `create_model`; they
-            are kept in the file, and `internvideo.load` builds the model with them.
+        source: file written by torch.save or torch.jit.save.
+        output: the .safetensors file; by default beside the source. Its manifest has the same name with .json.
+        memory_gb: memory limit of the process; tensors are streamed, so a few hundred MB suffice for most files.
+        seconds: time limit.
+        float32: convert half and double precision to float32; by default every tensor keeps its dtype.
+        key: dotted path of the state dict to take ("model_ema"); "" searches for the model's own.
+        overrides: model settings that cannot be derived from its tensors, such as heads, nested as in `create_model`;
+            they are stored in the file, and `internvideo.load` builds the model with them.
 
     Raises:
-        WeightsError: not a checkpoint, a damaged one, or one that asks for anything but tensors. Nothing is written.
+        WeightsError: not a checkpoint, a damaged one, or one with other globals than tensors. Nothing is written.
         RunError: the output cannot be written.
     """
     source = Path(source)
@@ -139,7 +139,7 @@ def convert(
 
 
 def _with_settings(source: Path, output: Path, metadata: dict[str, str], manifest: Path) -> Conversion:
-    """The same tensors with further metadata."""
+    """Copy the tensors of a safetensors file with further metadata."""
     state, own = read_safetensors(source)
     write_safetensors(output, state, {**own, **metadata})
     with output.open("rb") as written:
@@ -165,7 +165,7 @@ def _with_settings(source: Path, output: Path, metadata: dict[str, str], manifes
 
 
 def _kept(conversion: Conversion) -> Conversion:
-    """The same, once its manifest is written."""
+    """Write the manifest of a conversion, and return the conversion."""
     told = {name: str(value) if isinstance(value, Path) else value for name, value in asdict(conversion).items()}
     told |= {"program": f"internvideo {__version__}", "date": datetime.now(UTC).isoformat(timespec="seconds")}
     write_text(conversion.manifest, json.dumps(told, indent=2) + "\n")
@@ -173,7 +173,7 @@ def _kept(conversion: Conversion) -> Conversion:
 
 
 def _is_manifest(path: Path) -> bool:
-    """Whether a file is the manifest of an earlier conversion."""
+    """Return whether a file is the manifest of an earlier conversion."""
     try:
         told = untrusted.read_json(path, untrusted.MOST_SETTINGS)
     except (OSError, ValueError):
@@ -182,11 +182,11 @@ def _is_manifest(path: Path) -> bool:
 
 
 NEEDED = ("SYSTEMROOT",)
-"""Variables that a Python process does not start without: on Windows."""
+"""Environment variables that a Python process needs on Windows."""
 
 
 def _run(file: BinaryIO, target: BinaryIO, settings: dict[str, Any], source: Path) -> dict[str, Any]:
-    """Start the process and wait for its report. Raises WeightsError, or OSError where the disk is full."""
+    """Start the process and wait for its report. Raises WeightsError, or OSError if the disk is full."""
     root = Path(__file__).parents[2]
     command = [sys.executable, "-I", "-S", "-B", "-c", PROGRAM, str(root), json.dumps(settings)]
     slow = WeightsError(

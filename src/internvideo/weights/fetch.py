@@ -22,15 +22,15 @@ from internvideo.storage import atomic_path
 
 SCHEMES = ("https",)
 LARGEST = 64 * 2**30
-"""Bytes of the largest file that is downloaded; the largest published one has 7 GB."""
+"""Maximum size (bytes) of a download; the largest published file has 7 GB."""
 SECONDS = 30.0
-"""Without a byte for so long, a download is given up."""
+"""Timeout of a download without data."""
 PIECE = 1 << 20
 ENDING = ".safetensors"
 BESIDE = ("config.json", "open_clip_config.json", "README.md", "preprocessor_config.json", "processor_config.json")
-"""What is read beside weights; `apps.foreign_folder` reads it."""
+"""Files that are fetched with weights, for `weights.foreign_folder`."""
 HUB_FILES = ("model.safetensors", "model.safetensors.index.json", "model-*-of-*.safetensors", "adapter_*")
-"""The weights of a whole repository, and what says that they are none."""
+"""Files of a repository that are fetched: weights, configs, and indices of shards."""
 
 
 def is_remote(source: str) -> bool:
@@ -45,7 +45,7 @@ def fetch(source: str) -> Path:
         source: "hf://ORGANISATION/REPOSITORY[/FILE][@REVISION]" or "https://...safetensors[#sha256=HEX]".
 
     Raises:
-        WeightsError: another scheme, not there, not reachable, too large, or another hash.
+        WeightsError: unsupported scheme, not found, not reachable, too large, or another hash.
         RunError: the cache folder cannot be written.
     """
     if source.startswith("hf://"):
@@ -58,7 +58,7 @@ def fetch(source: str) -> Path:
 
 @dataclass(frozen=True)
 class HubAddress:
-    """A file of a repository, or with file "" the repository."""
+    """A file of a repository, or the whole repository if `file` is ""."""
 
     repository: str
     file: str
@@ -70,7 +70,7 @@ class HubAddress:
         place, at, revision = text.removeprefix("hf://").partition("@")
         parts = place.strip("/").split("/")
         if len(parts) < 2 or not all(parts) or ".." in parts or (at and not revision):
-            raise WeightsError(text, "is no address of a hub", "hf://ORGANISATION/REPOSITORY[/FILE][@REVISION]")
+            raise WeightsError(text, "is no address of a model hub", "hf://ORGANISATION/REPOSITORY[/FILE][@REVISION]")
         return cls("/".join(parts[:2]), "/".join(parts[2:]), revision or None)
 
     def __str__(self) -> str:
@@ -176,7 +176,7 @@ def _from_url(source: str) -> Path:
         return target
     with atomic_path(target) as temporary:
         digest = _download(address, temporary)
-        _check_hash(address, digest, wanted, hint="do not use this file")
+        _check_hash(address, digest, wanted, hint="the file on the server has changed: do not use it")
     return target
 
 

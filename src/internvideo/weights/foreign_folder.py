@@ -1,6 +1,6 @@
-"""Weights of other programs with what lies beside them: shards, config.json, preprocessor_config.json, a model card.
+"""Read weights of other programs with their shards, config.json, preprocessor_config.json and model card.
 
-Read are the folders of transformers' `save_pretrained` and of open_clip, and single files of any published layout.
+Supported are folders of transformers' `save_pretrained` and of open_clip, and single files of any published layout.
 """
 
 from __future__ import annotations
@@ -35,12 +35,12 @@ CONFIG, OPEN_CLIP, CARD = "config.json", "open_clip_config.json", "README.md"
 PROCESSORS = ("preprocessor_config.json", "processor_config.json")
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 NO_TENSORS = (INDEX, lora.CONFIG)
-"""Files that name where the tensors are."""
+"""Files that refer to weights files."""
 MODEL_TYPES = ("videomae", "clip", "vjepa2", "siglip", "siglip_vision_model")
-"""Of transformers; what is read."""
+"""Supported model types of transformers."""
 
 RESIZE_BACKENDS: dict[int, ResizeBackend] = {2: "pil", 3: "pil_bicubic"}
-"""PIL's numbers of interpolations that we have."""
+"""PIL's interpolation constants -> our resize backends."""
 
 PUBLISHED_HEADS = {
     **{("UniFormerV2", count): f"kinetics{count}" for count in (400, 600, 700, 710)},
@@ -51,7 +51,7 @@ PUBLISHED_HEADS = {
 
 
 def weights_in(folder: Path) -> Path:
-    """The one weights file of a folder, the index of its shards, or the config of an adapter. Raises WeightsError."""
+    """Find the one weights file of a folder, the index of its shards, or an adapter's config. Raises WeightsError."""
     if (folder / lora.CONFIG).exists():
         return folder / lora.CONFIG
     files = sorted(folder.glob(f"*{ENDING}"))
@@ -70,13 +70,13 @@ def weights_in(folder: Path) -> Path:
 
 @dataclass(frozen=True)
 class Foreign:
-    """Weights, and what the files beside them say.
+    """Weights, and the content of the files beside them.
 
     Attributes:
-        state, metadata: of the weights. layout: which it is, with the settings that a config tells.
-        classes: names that a config tells. processor: settings of preprocessing, {} for none.
+        state, metadata: of the weights. layout: recognized layout, with the settings of the config.
+        classes: class names in the config. processor: preprocessing settings, {} for none.
         told: metadata of the model.
-        place: the file. folder: of the config.
+        place: the file. folder: folder of the config.
     """
 
     place: Path
@@ -89,7 +89,7 @@ class Foreign:
     told: Mapping[str, str] = field(default_factory=dict)
 
     def settings(self) -> dict[str, object]:
-        """Settings that the weights carry (`convert --set`), mean and std of the processor. Raises WeightsError."""
+        """Settings stored in the weights (`convert --set`), mean and std of the processor. Raises WeightsError."""
         text = self.metadata.get(OVERRIDES, "{}")
         try:
             kept: Any = untrusted.parse_json(text)
@@ -112,7 +112,7 @@ class Foreign:
             each = [values] * 3 if isinstance(values, int | float) else values
             right = isinstance(each, list) and len(each) == 3 and all(type(value) in (int, float) for value in each)
             if not right or (ours == "std" and min(each) <= 0):
-                raise WeightsError(self._processor, f"{theirs} {values!r}", "a number for each of three colours")
+                raise WeightsError(self._processor, f"{theirs} {values!r}", "three numbers, one per channel")
             found[ours] = tuple(float(value) for value in each)
         return found
 
@@ -121,7 +121,7 @@ class Foreign:
         return next(path for name in PROCESSORS if (path := self.folder / name).exists())
 
     def preprocessing(self, usual: Preprocessing) -> Preprocessing:
-        """How the processor cuts a frame, where there is one; the frames are chosen as `usual`. Raises WeightsError."""
+        """Return `usual` with the processor's resizing and crop, if there is a processor. Raises WeightsError."""
         if not self.processor:
             return usual
         where, processor = self._processor, self.processor
@@ -144,7 +144,7 @@ class Foreign:
 
 
 def _sides(size: object, where: Path, key: str) -> tuple[int, bool]:
-    """Pixels of the shorter side, and whether both sides become as long. Raises WeightsError."""
+    """Return the pixels of the shorter side, and whether frames are squashed to a square. Raises WeightsError."""
     values = size if isinstance(size, Mapping) else {"shortest_edge": size}
     found = [values.get(name) for name in ("shortest_edge", "height", "width") if values.get(name) is not None]
     if not found or len(set(map(str, found))) != 1 or type(found[0]) is not int or found[0] < 1:
@@ -153,10 +153,10 @@ def _sides(size: object, where: Path, key: str) -> tuple[int, bool]:
 
 
 def read(place: Path) -> Foreign:
-    """Weights of a published layout, or the index of their shards, with what lies beside them.
+    """Read weights of a published layout, or those of an index of shards, with the files beside them.
 
     Raises:
-        WeightsError: no known layout, damaged, parts missing, or a config at odds with the tensors.
+        WeightsError: unknown layout, damaged or missing files, or a config that contradicts the tensors.
     """
     folder = lora.base_of(place) if place.name == lora.CONFIG else place.parent
     config = read_config(folder / CONFIG)
@@ -203,7 +203,7 @@ def read(place: Path) -> Foreign:
 
 
 def _tensors(place: Path, folder: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Tensors and metadata of a file, of shards, or of an adapter on a model of `folder`. Raises WeightsError."""
+    """Read tensors and metadata of a file, of shards, or of an adapter on a model of `folder`. Raises WeightsError."""
     if place.name == lora.CONFIG:
         base = weights_in(folder)
         if base.name == lora.CONFIG:
@@ -213,7 +213,7 @@ def _tensors(place: Path, folder: Path) -> tuple[dict[str, Tensor], dict[str, st
 
 
 def _shards(index: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """All tensors that an index names, each from its file. Raises WeightsError."""
+    """Read all tensors that an index lists, each from its file. Raises WeightsError."""
     places = read_config(index).get("weight_map")
     plain = re.compile(rf"[\w.-]+{re.escape(ENDING)}")
     if not isinstance(places, Mapping) or not places or not all(plain.fullmatch(str(name)) for name in places.values()):
@@ -236,7 +236,7 @@ def _shards(index: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 
 
 def _card_licence(card: Path) -> str:
-    """`license:` of a model card's first lines, "" for none."""
+    """Return `license:` of a model card's front matter, "" for none."""
     try:
         with card.open(encoding="utf-8") as file:
             head = file.read(4096)

@@ -1,4 +1,4 @@
-"""Initialize a model from the weights of an earlier stage, loaded strictly into the part they belong to.
+"""Initialize a model from weights of an earlier stage, loaded strictly into the corresponding part.
 
 Source: paper 3.2, 3.3; modeling_finetune.py (classifier from pretraining), uniformerv2_model.py, viclip.py (CLIP).
 """
@@ -28,40 +28,40 @@ from internvideo.weights.state import earlier_stage, load_part, read_model, read
 
 
 def class_layer(model: nn.Module) -> tuple[str, int]:
-    """The layer with one output a class, and how many outputs of no class follow those; "" where there is none."""
+    """Return the name of the layer with one output per class ("" if none), and its number of additional outputs."""
     layer: tuple[str, int] = getattr(model, "class_layer", ("", 0))
     return layer
 
 
 def initial_sources(model: nn.Module) -> tuple[tuple[str, ...], ...]:
-    """Which names of files a model can start from, each choice with all of its files."""
+    """Return the alternative sets of `init` keys that a model supports."""
     sources: tuple[tuple[str, ...], ...] = getattr(model, "initial_sources", (("weights",),))
     return sources
 
 
 class HeadInitializer(Protocol):
-    """Asked where a file brings a head: which of its rows the model starts with."""
+    """Select the rows of a file's classification head that initialize the model's head."""
 
     def __call__(self, known: tuple[str, ...], path: Path) -> Sequence[int] | None:
-        """Rows of the head of `path`, whose classes are `known`, numbers where it tells none; None for a fresh head."""
+        """Return the rows to take of the head of `path` with classes `known`; None for a random head."""
 
 
 def initialize(model: nn.Module, sources: Mapping[str, Path], head: HeadInitializer | None = None) -> tuple[str, ...]:
-    """Fill `model` from files; positions that were learned for another clip size are resized to the model's.
+    """Load weights into `model`; learned positions of another clip size are resized.
 
     Args:
-        model: any model of the table.
+        model: any model of the model table.
         sources: {"weights": FILE} that `internvideo train` wrote; for a `CrossModel` {"masked": FILE,
             "multimodal": FILE}; for the encoders that start from an image-text model also {"clip": FILE}, in the public
-            CLIP layout (converted by `internvideo convert`) or ours. Empty leaves the model as it was drawn, except a
-            `CrossModel`, whose encoders never learn.
-        head: of a file with a classification head; without it the whole head is taken.
+            CLIP layout (converted by `internvideo convert`) or ours. Empty keeps the random weights; that is an error
+            for a `CrossModel`, whose encoders are never trained.
+        head: selects rows of a classification head; by default all are taken.
 
     Returns:
-        which positions were resized, one line each.
+        one line per resized position table.
 
     Raises:
-        WeightsError: a wrong name, an absent file, or tensors that do not fit. A model of one source is then unchanged.
+        WeightsError: a wrong key, an absent file, or tensors that do not match; a model of one source is unchanged.
     """
     allowed = initial_sources(model)
     if not sources and ("weights",) in allowed:
@@ -78,13 +78,13 @@ def initialize(model: nn.Module, sources: Mapping[str, Path], head: HeadInitiali
 
 
 def native_clip(path: Path, tubelet: int, models: Mapping[str, ModelEntry] = BACKBONES) -> tuple[int, int]:
-    """Pixels and frames of the clip that the fixed positions of a masked encoder's weights were built for.
+    """Return image size (px) and frames of the clip that a masked encoder's fixed positions were computed for.
 
-    Files of published weights do not tell: InternVideo pretrains on 224 px and 16 frames, UMT, whose tubelets are of
-    one frame, on 8.
+    Published weights do not contain them: InternVideo pretrains on 224 px and 16 frames, UMT, with tubelets of one
+    frame, on 8 frames.
 
     Args:
-        path: safetensors file. tubelet: frames per token. models: the table of named sizes that a run's recipe names.
+        path: safetensors file. tubelet: frames per token. models: table of named sizes for a run's recipe.
 
     Raises:
         WeightsError: an absent file, or one whose settings cannot be read.
@@ -109,7 +109,7 @@ def native_clip(path: Path, tubelet: int, models: Mapping[str, ModelEntry] = BAC
 
 
 def masked_parts(config: object) -> dict[str, VideoMAEConfig]:
-    """Where a model's config has a masked encoder; "" is the config itself."""
+    """Return the masked encoders in a model's config by attribute; "" is the config itself."""
     if isinstance(config, VideoMAEConfig):
         return {"": config}
     return {name: value for name, value in getattr(config, "__dict__", {}).items() if isinstance(value, VideoMAEConfig)}
@@ -128,7 +128,7 @@ def _fill(model: nn.Module, path: Path, head: HeadInitializer | None) -> tuple[s
 def _fill_classifier(
     model: nn.Module, state: Mapping[str, Tensor], metadata: Mapping[str, str], path: Path, rule: HeadInitializer | None
 ) -> tuple[str, ...]:
-    """All of a model, with the rows of its head that `rule` chooses."""
+    """Load all weights of a classifier, with the rows of the head that `rule` selects."""
     name, others = class_layer(model)
     weight = state.get(f"{name}.weight")
     fresh = None
@@ -144,7 +144,7 @@ def _fill_classifier(
 
 
 def weights_file(path: Path) -> Path:
-    """The file that a folder's weights are in, or the path itself. Raises WeightsError."""
+    """Return the weights file of a folder, or the path itself. Raises WeightsError."""
     return foreign_folder.weights_in(path) if path.is_dir() else path
 
 

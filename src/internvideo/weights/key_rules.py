@@ -21,8 +21,8 @@ class Rule:
 
     Attributes:
         official: regular expression of the published key (whole key, without the caller's prefix).
-        ours: our names as templates of the match (\1, \g<name>); several when one published tensor holds several.
-        convert: None to take the tensor as it stands.
+        ours: our names as templates of the match (\1, \g<name>); several if one published tensor contains several.
+        convert: None to take the tensor unchanged.
     """
 
     official: str

@@ -1,7 +1,7 @@
 """Recognize published checkpoints by their keys and shapes, never by their file name, and load them strictly.
 
-`layout_families` tells which there are, `layout_sizes` how large one is, `weights` which tensor goes where. Whatever
-the tensors cannot tell (frames of a clip, heads of an unusual width) is an explicit argument of `load_layout`.
+`layout_families` lists the layouts, `layout_sizes` derives sizes from shapes, `key_tables` maps the keys. Settings that
+cannot be derived from tensors (frames of a clip, attention heads of an unusual width) are arguments of `load_layout`.
 """
 
 from __future__ import annotations
@@ -26,33 +26,34 @@ from internvideo.weights.state import load_pretrained, load_reference, reference
 Overrides = Mapping[str, object]
 
 _WRAPPERS = re.compile(r"((module|model|backbone|_orig_mod)\.)+")
-"""What training programs put before their keys."""
+"""Prefixes that training programs add to keys."""
 
 _COUNTERS = ("n_averaged",)
-"""What torch's averaged models (`swa_utils.AveragedModel`) put beside the tensors: how many were averaged."""
+"""Counters that torch's averaged models (`swa_utils.AveragedModel`) add to the tensors."""
 
 _ADAPTER = re.compile(r"\.(lora_(A|B|embedding_A|embedding_B|magnitude_vector)|base_layer)(\.|$)")
-"""Keys of LoRA as peft and loralib write them."""
+"""Keys of LoRA adapters of peft and loralib."""
 
 OVERRIDES = "overrides"
-"""Under this name converted weights carry settings that their tensors do not tell, as JSON."""
+"""Metadata key of converted weights: JSON of settings that cannot be derived from the tensors."""
 
 _STRUCTURE = ("image_size", "patch_size", "tubelet", "width", "depth", "layers", "joint_width", "local_blocks")
-"""Settings by which two sizes of one model differ."""
+"""Settings that distinguish two sizes of a model."""
 
 
 @dataclass(frozen=True)
 class Layout:
-    """What a state dict is.
+    """The recognized layout of a state dict.
 
     Attributes:
-        name: of the layout, for people.
-        model: key of BACKBONES, the published size that is nearest.
-        overrides: what differs from it, for `create_model`; plain values, as JSON has them.
-        prefix: what stood before the keys.
-        left_out: keys that belong to no part of the model and are not read (Multi-Modalities-Pretraining).
-        unknown: settings (dotted) that neither the tensors nor a published size tell; `load_layout` must be given them.
-        family: the row of the table.
+        name: display name of the layout.
+        model: key of BACKBONES, the nearest published size.
+        overrides: differences from that size for `create_model`, as JSON values.
+        prefix: common prefix of the keys.
+        left_out: keys that the model has no part for; they are not read (Multi-Modalities-Pretraining).
+        unknown: settings (dotted) that follow neither from the tensors nor from a published size; `load_layout` needs
+            them as arguments.
+        family: row of the table of families.
     """
 
     name: str
@@ -65,11 +66,11 @@ class Layout:
 
 
 def recognize(state: State, where: object = "state dict") -> Layout | None:
-    """Which published layout this is, None for none. Only keys and shapes are looked at.
+    """Recognize the published layout of a state dict from keys and shapes; None for an unknown one.
 
     Raises:
-        WeightsError: it is one of them, but tensors that tell its size are missing or mis-shaped; or a part of a
-            model, such as an adapter.
+        WeightsError: tensors that determine the size are missing or mis-shaped, or the state dict is a part of a model,
+            such as an adapter.
     """
     bare = _unwrapped({key: torch.empty(value.shape, device="meta") for key, value in state.items()}, where)
     family = next((family for family in FAMILIES if family.fits(bare)), None)
@@ -86,7 +87,7 @@ def recognize(state: State, where: object = "state dict") -> Layout | None:
 
 
 def _apart(family: Family, name: str, changes: Overrides) -> float:
-    """How far the width of the video tower is from that of a published size; 0 for the same."""
+    """Return the difference between the width of the video tower and that of a published size."""
     base, found = BACKBONES[name].config, configure(name, _told(changes))
     for part in family.video:
         base, found = getattr(base, part), getattr(found, part)
@@ -94,7 +95,7 @@ def _apart(family: Family, name: str, changes: Overrides) -> float:
 
 
 def _told(changes: Overrides) -> dict[str, object]:
-    """Without heads and sides that are not told; those of the published size stand in their place until given."""
+    """Remove unknown heads and image sizes, for which those of the published size are used until they are given."""
     unknown = ("heads", "image_size", "frames")
     kept = {name: value for name, value in changes.items() if not (name.endswith(unknown) and value == 0)}
     return {name: _told(value) if isinstance(value, Mapping) else value for name, value in kept.items()}
@@ -109,7 +110,7 @@ def _untold(path: str, value: object) -> bool:
 
 
 def _changes(family: Family, shapes: Shapes) -> dict[str, dict[str, object]]:
-    """For each model that it may be: what the shapes say against its published size."""
+    """Return, per candidate model, the settings from the shapes that differ from its published size."""
     try:
         return {
             name: differences(BACKBONES[name].config, family.sizes(shapes, BACKBONES[name].config))
@@ -121,7 +122,7 @@ def _changes(family: Family, shapes: Shapes) -> dict[str, dict[str, object]]:
 
 
 def layout_of(state: State, where: object = "state dict") -> Layout:
-    """As `recognize`. Raises WeightsError also for an unknown layout, with the layouts there are and the keys seen."""
+    """Recognize a layout as `recognize`. Raises WeightsError also for an unknown layout, with the known ones."""
     layout = recognize(state, where)
     if layout is None:
         stems = sorted({re.sub(r"\.\d+(?=\.|$)", ".N", key) for key in state})
@@ -136,12 +137,12 @@ def layout_of(state: State, where: object = "state dict") -> Layout:
 
 
 def as_model(layout: Layout, name: str, where: object = "state dict") -> Layout:
-    """The same layout told as changes of the model `name`.
+    """Express a layout as overrides of the model `name`.
 
-    Who asks for the towers of InternVideo-MM gets them also from a file with a caption decoder, which is then left out.
+    The towers of InternVideo-MM can also be loaded from a file with a caption decoder, which is then left out.
 
     Raises:
-        WeightsError: the file is of another kind or another size.
+        WeightsError: the file is of another model or size.
     """
     found, asked = BACKBONES[layout.model], BACKBONES.get(name)
     if asked is None or found.build is not asked.build:
@@ -167,7 +168,7 @@ def as_model(layout: Layout, name: str, where: object = "state dict") -> Layout:
 
 
 def _is_size(path: str) -> bool:
-    """Whether two published sizes differ by this setting; decoders of any depth go with one size."""
+    """Return whether a setting distinguishes published sizes; the depth of a decoder does not."""
     return path.rpartition(".")[2] in _STRUCTURE and path != "caption.layers"
 
 
@@ -181,23 +182,22 @@ def load_layout(
     image_size: int | None = None,
     overrides: Overrides | None = None,
 ) -> nn.Module:
-    """Build the model of a layout and fill it with all tensors of the state dict and nothing else.
+    """Build the model of a layout and load all tensors of the state dict strictly.
 
     Args:
-        layout: what `recognize` said of this state dict.
+        layout: result of `recognize` for this state dict.
         state: published keys -> tensors.
         where: file or source, for messages.
-        num_classes: draw the classifier's last layer afresh for so many classes. Of pretraining weights: make a
-            classifier of them (modeling_finetune.py).
-        frames, image_size: of the clips, where they are not those of the file. Positions are resized by the rule of
-            the layout's publisher (`positions`); UniFormerV2 and InternVideo-MM take any number of frames.
-        overrides: further settings of the file's model, nested as in `create_model`, also those that its tensors do not
-            tell (`Layout.unknown`).
+        num_classes: replace the classifier's last layer by a random one with this many classes. Pretraining weights
+            become a classifier (modeling_finetune.py).
+        frames, image_size: clip size, by default that of the file. Positions are resized by the rule of the layout's
+            publisher (`positions`); UniFormerV2 and InternVideo-MM support any number of frames.
+        overrides: further settings of the file's model, nested as in `create_model`, including `Layout.unknown`.
 
     Raises:
         WeightsError: missing, unused, mis-shaped or non-finite tensors, biases lost by a conversion, an argument that
-            this model cannot take.
-        RecipeError: overrides that do not exist or do not fit together.
+            the model does not support.
+        RecipeError: unknown or contradictory overrides.
     """
     family = layout.family
     published, _ = family.read(_unwrapped(state, where))
@@ -228,7 +228,7 @@ def load_layout(
 def _with_new_head(
     layout: Layout, published: dict[str, Tensor], settings: Overrides, num_classes: int, where: object
 ) -> nn.Module:
-    """All but the classifier's last layer from the file; all but the classifier where the file has none."""
+    """Load everything but the classifier's last layer, or but the classifier if the file has none."""
     family = layout.family
     if not family.head:
         raise WeightsError(where, f"{layout.name} has no classes", hint="leave out num_classes")
@@ -246,7 +246,7 @@ def _with_new_head(
 def _classifier_from(
     layout: Layout, published: dict[str, Tensor], settings: Overrides, num_classes: int, where: object
 ) -> nn.Module:
-    """A classifier from pretraining weights: its norm and head as drawn (modeling_finetune.py)."""
+    """Build a classifier from pretraining weights, with random norm and head (modeling_finetune.py)."""
     kept = {name: value for name, value in settings.items() if not name.startswith(("decoder_", "final_norm"))}
     name = layout.model.replace("-pretrain", "-classifier")
     table = _position_table(layout, configure(layout.model, settings))
@@ -258,7 +258,7 @@ def _classifier_from(
 def _clip_settings(
     layout: Layout, told: Overrides, where: object, frames: int | None, image_size: int | None
 ) -> dict[str, object]:
-    """The overrides for another clip size. WeightsError where the model cannot take it."""
+    """Return the overrides for another clip size. Raises WeightsError: the model does not support it."""
     family = layout.family
     if frames is None and image_size is None:
         return {}
@@ -282,7 +282,7 @@ def _clip_settings(
 
 
 def _position_table(layout: Layout, config: VideoMAEConfig) -> str:
-    """InternVideo's and UMT's classifiers resize the pretraining's table for any other clip (modeling_finetune.py)."""
+    """Return the setting for classifiers that resize the pretraining's position table (modeling_finetune.py)."""
     own = (config.image_size, config.frames)
     return "native" if layout.family.computed or own == config.native_clip else "resized"
 
@@ -290,7 +290,7 @@ def _position_table(layout: Layout, config: VideoMAEConfig) -> str:
 def _resized(
     layout: Layout, published: dict[str, Tensor], settings: tuple[Overrides, Overrides], where: object
 ) -> dict[str, Tensor]:
-    """Positions that are parameters, from the first settings' clip size to the second's."""
+    """Resize learned positions to another clip size."""
     config, asked = (configure(layout.model, changes) for changes in settings)
     for part in layout.family.video:
         config, asked = getattr(config, part), getattr(asked, part)
@@ -310,9 +310,9 @@ def _resized(
 
 
 def _check_biases(published: State, where: object) -> None:
-    """A VideoMAE file whose other biases were trained has trained query and value biases too.
+    """Raise WeightsError if a VideoMAE file has trained biases but all query and value biases are zero.
 
-    A conversion that loses them leaves zeros without a word, and the model still runs, only worse.
+    Some conversions lose these biases silently, and the model still runs, but worse.
     """
     lost = [value for key, value in published.items() if key.endswith((".attn.q_bias", ".attn.v_bias"))]
     other = [value for key, value in published.items() if key.endswith(".mlp.fc1.bias")]
@@ -326,7 +326,7 @@ def _check_biases(published: State, where: object) -> None:
 
 
 def _unwrapped(state: State, where: object) -> dict[str, Tensor]:
-    """Without what training programs put before the keys, and without their counters. Raises WeightsError."""
+    """Remove prefixes and counters that training programs add. Raises WeightsError."""
     adapters = [key for key in state if _ADAPTER.search(key)]
     if adapters:
         whole = len(adapters) < len(state)
@@ -345,7 +345,7 @@ def _unwrapped(state: State, where: object) -> dict[str, Tensor]:
 
 
 def leaves(overrides: Overrides, path: str = "") -> dict[str, object]:
-    """Dotted name -> value."""
+    """Flatten nested overrides to dotted name -> value."""
     found: dict[str, object] = {}
     for name, value in overrides.items():
         found |= leaves(value, f"{path}{name}.") if isinstance(value, Mapping) else {f"{path}{name}": value}
@@ -353,7 +353,7 @@ def leaves(overrides: Overrides, path: str = "") -> dict[str, object]:
 
 
 def merged(first: Overrides, second: Overrides) -> dict[str, object]:
-    """Nested overrides, the second ones win."""
+    """Merge nested overrides; the second ones take precedence."""
     both = dict(first)
     for name, value in second.items():
         old = both.get(name)

@@ -1,7 +1,7 @@
-"""Grounding a sentence in a long video: where the answer begins and ends (arXiv 2211.09529, in the manner of VSLNet).
+"""Ground a query in a long video: predict start and end of the answer (arXiv 2211.09529, after VSLNet).
 
-Features of the video and words meet in context-query attention; a score of every step, guided by the whole query, says
-whether it belongs to the answer and weighs it; two predictors in a row tell the first and the last step.
+Video features and words are combined by context-query attention; every step gets a foreground score, guided by the
+sentence embedding, which weights it; two stacked predictors score the start and the end.
 Shapes: B queries, C channels, T steps, L words, D width.
 """
 
@@ -29,16 +29,16 @@ class GrounderConfig:
 
     Attributes:
         input_width: channels of the features.
-        vocabulary: number of words, the first one for padding.
+        vocabulary: number of words; word 0 is padding.
         width, heads: D, H.
-        layers: of the encoder that video and words share.
-        kernel: steps that the convolution before it sees, odd.
-        max_length: steps of a training sequence; longer ones can be tested.
-        words: of a query that are read, at most.
-        dropout: everywhere.
+        layers: layers of the encoder that video and words share.
+        kernel: kernel size of the convolutions before it, odd.
+        max_length: steps of a training sequence; test sequences may be longer.
+        words: maximum number of words per query.
+        dropout: of all layers.
 
     Raises:
-        ValueError: sizes that do not fit together.
+        ValueError: contradictory sizes.
     """
 
     input_width: int = 1024
@@ -63,7 +63,7 @@ class GrounderConfig:
 
 @dataclass(frozen=True)
 class Grounding:
-    """Logits of every step, (B, T): that the answer begins there, ends there (-inf behind the video), goes on there."""
+    """Logits (B, T) per step: start, end (-inf in the padding), and foreground."""
 
     start: Tensor
     end: Tensor
@@ -71,7 +71,7 @@ class Grounding:
 
 
 class LocalLayer(Module):
-    """norm(x + what a depth-wise convolution and a linear map make of it)."""
+    """Residual depth-wise separable convolution with a norm."""
 
     def __init__(self, config: GrounderConfig) -> None:
         super().__init__()
@@ -88,10 +88,10 @@ class LocalLayer(Module):
 
 
 class ContextQueryAttention(Module):
-    """What each step of the video finds in the query, and in the video through the query.
+    """Context-query attention: video-to-query and query-to-video attention (VSLNet).
 
-    The likeness of step v and word q is a.v + b.q + c.(v * q). Its soft-max over the words weighs the words, and for
-    each word its soft-max over the steps weighs the steps; what is constant in a soft-max is left out of it.
+    The similarity of step v and word q is a.v + b.q + c.(v * q). Its softmax over words weights the words, and its
+    softmax over steps weights the steps for each word; terms to which a softmax is invariant are omitted.
     """
 
     def __init__(self, width: int) -> None:
@@ -113,12 +113,12 @@ class ContextQueryAttention(Module):
 
 
 def _hidden(scores: Tensor, where: Tensor) -> Tensor:
-    """Scores with the lowest number of their type, which is another one under autocast, where they play no part."""
+    """Replace masked scores by the minimum of their dtype, which depends on autocast."""
     return scores.masked_fill(where, torch.finfo(scores.dtype).min)
 
 
 class StepHead(Module):
-    """A logit for every step. It has no last bias, because a soft-max over the steps would not see it."""
+    """Compute a logit per step, without a last bias, because softmax over the steps is invariant to it."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -132,10 +132,10 @@ class StepHead(Module):
 
 
 class Grounder(nn.Module):
-    """Finds the part of a video that answers a query."""
+    """Predict the segment of a video that answers a query."""
 
     class_layer = ("word", 0)
-    """Words are learned like classes."""
+    """The word embedding is initialized like a classifier, by matching words."""
     steps: Tensor
     places: Tensor
 
@@ -191,23 +191,23 @@ class Grounder(nn.Module):
         return self.ask(self.look(features, mask), mask, words)
 
     def no_weight_decay(self, name: str, parameter: Tensor) -> bool:
-        """Only matrices decay, and not the words."""
+        """Exclude vectors and word embeddings from weight decay."""
         return parameter.dim() < 2 or name.startswith("word.")
 
 
 CANDIDATES = 1000
-"""Likeliest spans of a query that are looked at."""
+"""Number of candidate spans of a query before NMS."""
 
 
 def likely_spans(start: Tensor, end: Tensor, count: int, nms_threshold: float) -> tuple[NDArray[Any], NDArray[Any]]:
-    """The likeliest spans of one query.
+    """Return the most probable spans of one query, after NMS.
 
     Args:
-        start, end: (T,) logits. count: how many, if there are so many.
-        nms_threshold: tIoU with a likelier span above which a span waits until no other is left.
+        start, end: (T,) logits. count: maximum number of spans.
+        nms_threshold: tIoU with a more probable span above which a span is used only if no other is left.
 
     Returns:
-        best first, (N, 2) in steps, step t from t - 0.5 to t + 0.5, and (N,) probability of start times that of end.
+        spans (N, 2) in steps, step t from t - 0.5 to t + 0.5, and falling (N,) start times end probabilities.
     """
     length = len(start)
     joint = start.log_softmax(0)[:, None] + end.log_softmax(0)[None]

@@ -71,7 +71,7 @@ class ObservationEncoder:
 
     Args:
         model: its frozen encoders are used. max_cache_size: number of cached panoramas.
-        frames: RGB frames per view, 1 for no video feature; None for the number that the model takes.
+        frames: RGB frames per view, 1 for no video feature; None for the model's number.
     """
 
     def __init__(self, model: Navigator, max_cache_size: int = 20_000, frames: int | None = None) -> None:

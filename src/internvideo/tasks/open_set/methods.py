@@ -1,7 +1,7 @@
-"""The methods of table 11 on features: each learns a last layer, then says class and uncertainty (DEAR).
+"""Open-set methods of table 11: each trains a last layer on features, then predicts class and uncertainty (DEAR).
 
-A method is a function: training features and labels in, a judge out. A judge is a function: features in,
-(probabilities, uncertainty) out. All of them learn on the same frozen features, alike and for as long.
+A method maps training features and labels to a judge; a judge maps features to (probabilities, uncertainty). All
+methods are trained on the same frozen features with the same settings.
 
 Legend: M training samples, N samples, D width, C classes.
 """
@@ -31,11 +31,11 @@ Loss = Callable[[Tensor, Tensor], Tensor]
 
 @dataclass(frozen=True)
 class Learning:
-    """How every last layer learns: AdamW with a rate that falls to 0 like half a cosine.
+    """Training settings of every last layer: AdamW with cosine decay to 0.
 
     Attributes:
-        dropout: of the features; also what MC dropout draws.
-        draws: of weights or drop-out in testing.
+        dropout: of the features, also for MC dropout.
+        draws: number of samples of weights or dropout masks in testing.
     """
 
     num_classes: int
@@ -52,25 +52,25 @@ Method = Callable[[Tensor, Tensor, Learning], Judge]
 
 
 def evidential_opinion(logits: Tensor, kind: Evidence = "exp") -> Opinion:
-    """Logits (N, C) -> expected probabilities and C over all evidence."""
+    """Compute expected probabilities and uncertainty (C / total evidence) from logits (N, C)."""
     probabilities, uncertainty = opinion(evidence(logits.double(), kind))
     return probabilities.numpy(), uncertainty.numpy()
 
 
 def softmax_opinion(logits: Tensor) -> Opinion:
-    """Logits (N, C) -> soft-max and what is missing to a largest probability of 1."""
+    """Compute softmax and 1 - maximum probability from logits (N, C)."""
     probabilities = softmax(logits.double().numpy())
     return probabilities, 1 - probabilities.max(axis=1)
 
 
 def _drawn_opinion(logits: list[Tensor]) -> Opinion:
-    """Logits of several draws -> mean probabilities, and how much the draws disagree (BALD)."""
+    """Compute mean probabilities and BALD (mutual information) from the logits of several samples."""
     drawn = np.stack([np.clip(softmax(one.double().numpy()), 1e-12, 1.0) for one in logits], axis=2)
     return drawn.mean(axis=2), mutual_information(drawn)
 
 
 def _learn(head: nn.Module, loss: Loss, features: Tensor, labels: Tensor, learning: Learning) -> None:
-    """Move a last layer; batches and drop-out follow from the global generator."""
+    """Train a last layer; batches and dropout use the global generator."""
     parameters = list(head.parameters())
     optimizer = torch.optim.AdamW(parameters, lr=learning.rate, weight_decay=learning.weight_decay)
     batches = max(1, round(len(labels) / learning.batch_size))
@@ -87,22 +87,22 @@ def _learn(head: nn.Module, loss: Loss, features: Tensor, labels: Tensor, learni
 
 
 def _linear(features: Tensor, labels: Tensor, learning: Learning, loss: Loss = F.cross_entropy) -> nn.Linear:
-    """A linear layer that learned with a loss of (logits, labels)."""
+    """Train a linear layer with a loss of (logits, labels)."""
     head = nn.Linear(features.shape[1], learning.num_classes)
     _learn(head, lambda x, y: loss(head(x), y), features, labels, learning)
     return head
 
 
 def soft_max(features: Tensor, labels: Tensor, learning: Learning) -> Judge:
-    """The baseline: unsure where no probability is large."""
+    """Softmax baseline: the uncertainty is 1 - maximum probability."""
     head = _linear(features, labels, learning)
     return lambda x: softmax_opinion(head(x))
 
 
 def open_max(features: Tensor, labels: Tensor, learning: Learning) -> Judge:
-    """Extreme distances from the class means take from the logits.
+    """OpenMax: reduce logits by the extreme-value distribution of distances to the class means.
 
-    The uncertainty is the log odds of "none of them": the probability itself rounds to 1 for many samples.
+    The uncertainty is the log odds of the unknown class, because its probability rounds to 1 for many samples.
     """
     head = _linear(features, labels, learning)
     rule = OpenMax.fit(features.double().numpy(), head(features).double().numpy(), labels.numpy())
@@ -118,13 +118,13 @@ def open_max(features: Tensor, labels: Tensor, learning: Learning) -> Judge:
 
 
 def mc_dropout(features: Tensor, labels: Tensor, learning: Learning) -> Judge:
-    """The baseline's layer with drop-out in testing: unsure where the draws disagree."""
+    """MC dropout: the softmax baseline with dropout in testing; the uncertainty is BALD."""
     head = _linear(features, labels, learning)
     return lambda x: _drawn_opinion([head(F.dropout(x, learning.dropout)) for _ in range(learning.draws)])
 
 
 def bayesian(features: Tensor, labels: Tensor, learning: Learning) -> Judge:
-    """BNN SVI: weights are distributions; unsure where draws of them disagree."""
+    """BNN SVI: weights are distributions; the uncertainty is BALD over samples of them."""
     head = BayesianLinear(features.shape[1], learning.num_classes)
     share = 1 / len(labels)
     _learn(head, lambda x, y: F.cross_entropy(head(x), y) + share * head.divergence(), features, labels, learning)
@@ -132,7 +132,7 @@ def bayesian(features: Tensor, labels: Tensor, learning: Learning) -> Judge:
 
 
 def reciprocal_points(features: Tensor, labels: Tensor, learning: Learning) -> Judge:
-    """RPL: a class is what is far from its reciprocal points; unsure where no distance stands out."""
+    """RPL: the logit of a class is the distance to its reciprocal points; uncertainty is 1 - maximum probability."""
     head = ReciprocalPoints(features.shape[1], learning.num_classes)
 
     def loss(x: Tensor, y: Tensor) -> Tensor:
@@ -144,7 +144,7 @@ def reciprocal_points(features: Tensor, labels: Tensor, learning: Learning) -> J
 
 
 def evidential(features: Tensor, labels: Tensor, learning: Learning) -> Judge:
-    """The paper's: log loss of exp evidence, nothing else."""
+    """The paper's evidential method: log loss with exponential evidence, without further terms."""
     head = _linear(features, labels, learning, lambda z, y: evidential_loss(evidence(z), y)["loss_cls"].mean())
     return lambda x: evidential_opinion(head(x))
 
@@ -157,15 +157,15 @@ METHODS: dict[str, Method] = {
     "rpl": reciprocal_points,
     "evidential": evidential,
 }
-"""The rows of the table."""
+"""Name -> method, the rows of the table."""
 
 
 def judge_all(
     train: Floats, labels: NDArray[np.int64], test: Floats, learning: Learning
 ) -> dict[str, tuple[Opinion, Opinion]]:
-    """What every method says of its training features (M, D) and of others (N, D).
+    """Train every method on features (M, D), and predict these and other features (N, D).
 
-    Features are standardised with the training ones. The same seed gives the same judges.
+    Features are standardized with the statistics of the training features. The same seed gives the same judges.
     """
     mean, scale = train.mean(axis=0), train.std(axis=0) + 1e-6
     known, asked = (torch.from_numpy(((part - mean) / scale).astype(np.float32)) for part in (train, test))

@@ -29,7 +29,14 @@ from internvideo.data.loader import LoaderSettings, check_batches
 from internvideo.data.manifest import read_manifest
 from internvideo.data.settings import Settings
 from internvideo.errors import ManifestError, RecipeError, RunError
-from internvideo.tasks.temporal_localization.feature_index import Entry, Grid, Index, check_ends, classes_of, meant
+from internvideo.tasks.temporal_localization.feature_index import (
+    Entry,
+    Grid,
+    Index,
+    check_ends,
+    classes_of,
+    drop_invalid_segments,
+)
 
 INDEX = "index.json"
 
@@ -171,7 +178,7 @@ def read_feature_set(path: Path, settings: FeatureSettings | None = None) -> Fea
     except ValueError as error:
         raise ManifestError(source, f"no index of features ({error})", 'JSON with a "database" of videos') from error
     entries = checked.database
-    meant(entries, checked.classes or (), source)
+    drop_invalid_segments(entries, checked.classes or (), source)
     classes = tuple(checked.classes or classes_of(entries))
     folder = settings.folder or source.parent
     videos = [

@@ -1,4 +1,4 @@
-"""Annotations in ActivityNet's form beside features: what is meant, and what is skipped and told."""
+"""Validate annotations in ActivityNet's format beside features; report what is skipped."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Part(BaseModel):
 
 
 class Grid(BaseModel):
-    """Frames a second, frames between features, frames of one."""
+    """Sampling of features: frames per second, frames between features, frames per feature."""
 
     fps: float | None = Field(None, ge=0.0, lt=1e6)
     stride: float | None = Field(None, ge=0.0, lt=1e6)
@@ -36,7 +36,7 @@ class Grid(BaseModel):
 
 
 class Entry(Grid):
-    """A video of an index; the duration in seconds."""
+    """A video of an index; duration in seconds."""
 
     subset: str = ""
     duration: float = Field(gt=0.0, lt=1e7)
@@ -44,15 +44,15 @@ class Entry(Grid):
 
 
 class Index(BaseModel):
-    """The file."""
+    """The content of an index file."""
 
     database: dict[str, Entry]
     protocol: Grid = Grid()
     classes: list[str] | None = None
 
 
-def meant(entries: Mapping[str, Entry], classes: Collection[str], source: Path) -> None:
-    """Leave out what published loaders pass over: segments without length, ambiguous ones unless that is a class."""
+def drop_invalid_segments(entries: Mapping[str, Entry], classes: Collection[str], source: Path) -> None:
+    """Remove what published loaders skip: segments without duration, and ambiguous ones unless that is a class."""
     odd: Counter[str] = Counter()
     for entry in entries.values():
         kept = []
@@ -65,11 +65,11 @@ def meant(entries: Mapping[str, Entry], classes: Collection[str], source: Path) 
                 kept.append(part)
         entry.annotations = kept
     for what, count in odd.items():
-        _tell(source, f"{count:,} {what} skipped")
+        _warn(source, f"{count:,} {what} skipped")
 
 
 def classes_of(entries: Mapping[str, Entry]) -> list[str]:
-    """Class names of foreign annotations: in the order of their ids, otherwise of the alphabet."""
+    """Return the class names of other annotations, ordered by label id if there are ids, else sorted."""
     found = {part.label: part.label_id for entry in entries.values() for part in entry.annotations}
     numbers = [number for number in found.values() if number is not None]
     if found and len(numbers) == len(found):
@@ -81,22 +81,22 @@ def classes_of(entries: Mapping[str, Entry]) -> list[str]:
 
 
 def check_ends(starts: Sequence[tuple[NDArray[np.float64], float]], source: Path) -> None:
-    """Tell of actions that begin behind the end of their video.
+    """Report actions that start after the end of their video.
 
     Args:
-        starts: of each video the starts of its actions and its length, s.
+        starts: per video the starts of its actions and its duration, s.
 
     Raises:
-        ManifestError: most of them do: the videos are other ones, or parts of those that were annotated.
+        ManifestError: most of them do, so the videos are not those that were annotated, or parts of them.
     """
     late = sum(int((own >= length).sum()) for own, length in starts)
     count = sum(len(own) for own, _ in starts)
     if late * 2 > count:
-        found = f"{late:,} of {count:,} actions begin behind the end of their video"
+        found = f"{late:,} of {count:,} actions start after the end of their video"
         raise ManifestError(source, found, "times in the videos", "were the videos cut? internvideo prepare --offset")
     if late:
-        _tell(source, f"{late:,} of {count:,} actions begin behind the end of their video")
+        _warn(source, f"{late:,} of {count:,} actions start after the end of their video")
 
 
-def _tell(source: Path, note: str) -> None:
+def _warn(source: Path, note: str) -> None:
     LOGGER.warning("%s: %s", shown(str(source)), shown(note))
