@@ -1,6 +1,6 @@
-"""Processes started by torchrun, and devices: rank, gathering with exact gradients, a device by its name.
+"""Processes started by torchrun, and devices: rank, gathering with exact gradients, choosing a device by name.
 
-Without torchrun every function is the identity of a single process.
+Without torchrun every function acts as for a single process.
 """
 
 from __future__ import annotations
@@ -25,26 +25,26 @@ def world_size() -> int:
 
 
 def rank() -> int:
-    """Number of this process, 0 is the one that writes files."""
+    """Index of this process; process 0 writes files."""
     return dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
 
 
 TIMEOUT_S = 1800.0
-"""Seconds that a process waits for the others, unless a recipe says otherwise: loading a large file takes minutes."""
+"""Default timeout of collectives in seconds: loading a large file takes minutes."""
 _LOST = re.compile(r"gloo|NCCL|TCPStore|[Cc]onnection (closed|reset|refused)|Broken pipe|[Tt]imed out waiting")
-"""What is in the message of a collective that failed because another process ended or does not answer."""
+"""Matches the message of a collective that failed because another process ended or does not answer."""
 
 
 @contextmanager
 def process_group(device: torch.device, timeout_s: float = TIMEOUT_S) -> Iterator[torch.device]:
-    """Join the processes that torchrun started and leave them at the end; yields this process's device.
+    """Join torchrun's process group for the block; yields this process's device.
 
-    Tensors of the CPU travel by gloo, those of CUDA by NCCL. Without torchrun's variables, or inside another
-    `process_group`, nothing is started.
+    CPU tensors use gloo, CUDA tensors NCCL. Without torchrun's variables, or inside another `process_group`, nothing
+    is started.
 
     Args:
-        device: that of the run; of CUDA each process takes its own.
-        timeout_s: after so many seconds without an answer another process counts as lost.
+        device: device of the run; with CUDA each process takes its own.
+        timeout_s: seconds without an answer after which another process counts as lost.
 
     Raises:
         RunError: torchrun started more processes on this machine than it has CUDA devices; another process was lost.
@@ -70,12 +70,12 @@ def process_group(device: torch.device, timeout_s: float = TIMEOUT_S) -> Iterato
         raise RunError("torchrun", found, f"{os.environ['WORLD_SIZE']} processes", hint) from error
     finally:
         if dist.is_initialized():
-            with suppress(RuntimeError):  # of a group that lost a process
+            with suppress(RuntimeError):  # the group lost a process
                 dist.destroy_process_group()
 
 
 def any_process(flag: bool) -> bool:
-    """True when `flag` is true in any process. Travels by the CPU, so no device waits for it."""
+    """Return whether `flag` is true in any process. Reduced on the CPU, so no device waits for it."""
     if world_size() == 1:
         return flag
     shared = torch.tensor(int(flag))
@@ -93,7 +93,7 @@ def sum_over_processes(value: float) -> float:
 
 
 def collect(item: Any) -> list[Any]:
-    """The picklable `item` of every process, in rank order, in every process."""
+    """Gather the picklable `item` of every process, in rank order, in every process."""
     if world_size() == 1:
         return [item]
     items: list[Any] = [None] * world_size()
@@ -102,14 +102,14 @@ def collect(item: Any) -> list[Any]:
 
 
 def raise_together(error: InternVideoError | None) -> None:
-    """Raise in every process the error that any of them has, so that none waits for the others for ever."""
+    """Raise any process's error in every process, so that none waits forever for the others."""
     for found in collect(error):
         if found is not None:
             raise found
 
 
 def first_alone(act: Callable[[], None]) -> None:
-    """Let the first process do something, such as write files; what goes wrong is raised in every process."""
+    """Run `act` in process 0 only, such as writing files; raise its error in every process."""
     error: InternVideoError | None = None
     if rank() == 0:
         try:
@@ -120,9 +120,9 @@ def first_alone(act: Callable[[], None]) -> None:
 
 
 def divisor(count: Tensor) -> Tensor:
-    """What a sum over `count` () things of this process is divided by, where the mean over all processes' is meant.
+    """Return the divisor that turns this process's sum over `count` () items into its part of the global mean.
 
-    It is the mean of the counts over the processes, at least 1 thing in all. The host waits for nothing.
+    It is the mean of the counts over the processes, with a total of at least 1. No host synchronization.
     """
     if world_size() == 1:
         return count.clamp(min=1)
@@ -134,7 +134,7 @@ def divisor(count: Tensor) -> Tensor:
 def gather_rows(tensor: Tensor) -> list[Tensor]:
     """Gather the rows (B, ...) of every process, in rank order, without gradients; B may differ.
 
-    Half precision travels as float32, so that nothing is rounded on the way back.
+    Half precision is gathered as float32, so that nothing is rounded on the way back.
     """
     own = _to_float32(tensor.detach())
     if world_size() == 1:
@@ -152,7 +152,7 @@ def gather_rows(tensor: Tensor) -> list[Tensor]:
 
 
 class _Gather(torch.autograd.Function):
-    """Rows of all processes; the gradient of the own rows, times the number of processes, without communication."""
+    """Gather rows; the backward pass takes this process's rows times the number of processes, no communication."""
 
     @staticmethod
     def forward(context: Any, tensor: Tensor) -> Tensor:
@@ -170,9 +170,9 @@ def gather_with_gradient(tensor: Tensor) -> Tensor:
     """Join the rows of all processes, in rank order, with exact gradients; half precision becomes float32.
 
     DistributedDataParallel averages the parameters' gradients over the processes. A loss that every process computes
-    from the gathered rows, the whole global batch, then has exactly the gradients of one process with the joined batch:
-    the W processes find equal gradients of these rows, whose sum the average divides by W again. Because they are
-    equal, their sum is W times the own one, and the backward pass sends nothing.
+    from the gathered rows (the global batch) then has exactly the gradients of one process with the joined batch: the W
+    processes compute equal gradients of these rows, and the average divides their sum by W. Because they are equal,
+    the sum is W times the local gradient, so the backward pass needs no communication.
 
     Args:
         tensor: (B, ...) of this process; B may differ between processes.
@@ -187,10 +187,10 @@ def gather_with_gradient(tensor: Tensor) -> Tensor:
 
 
 def draw_rows(draw: Callable[[int], Tensor], rows: int) -> Tensor:
-    """Draw the random rows (`rows`, ...) of this process as part of those of all processes.
+    """Draw this process's random rows (`rows`, ...) as a slice of the rows of all processes.
 
-    Every process draws the rows of all with the same generator and keeps its own, so that each clip has the draw that
-    it would have in one process with the joined batch. `rows` is the same in all processes.
+    Every process draws the rows of all with the same generator and keeps its slice, so each clip gets the same draw as
+    in one process with the joined batch. `rows` must be equal in all processes.
     """
     if world_size() == 1:
         return draw(rows)
@@ -213,13 +213,13 @@ def _to_float32(tensor: Tensor) -> Tensor:
 
 
 def require_one_process(what: str) -> None:
-    """Raise RecipeError where several processes would do what only one can."""
+    """Raise RecipeError if more than one process runs `what`."""
     if world_size() > 1:
         raise RecipeError("WORLD_SIZE", f"{world_size()} processes", f"1 for {what}")
 
 
 def choose_device(name: str) -> torch.device:
-    """Device of a name: auto (CUDA where there is one), cpu, cuda or cuda:N. Raises RecipeError."""
+    """Return the device of a name: auto (CUDA if available), cpu, cuda or cuda:N. Raises RecipeError."""
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     match = re.fullmatch(r"cpu|cuda(?::(\d{1,3}))?", name, re.ASCII)

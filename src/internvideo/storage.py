@@ -1,7 +1,7 @@
-"""Files that are never half written, and the only place that writes and reads weights.
+"""Atomic file writing, folder locks, and the only functions that write and read weights.
 
-A reader of a folder sees the old file or the new one, also after a crash or on a full disk. Weights carry the SHA-256
-of every tensor, which is compared whenever they are read.
+A reader sees the old file or the new one, also after a crash or on a full disk. Weights carry the SHA-256 of every
+tensor, which every read verifies.
 """
 
 from __future__ import annotations
@@ -30,21 +30,21 @@ from internvideo.untrusted_arrays import safetensors_metadata
 
 PICKLES = (".pth", ".pt", ".bin", ".ckpt")
 PICKLE_STARTS = (b"PK\x03\x04", b"\x80\x02\x8a\x0a")
-"""How torch's files are called and how they begin."""
+"""Suffixes and first bytes of torch's pickle files."""
 DIGESTS = "internvideo_sha256"
 """Metadata key of the SHA-256 of every tensor, by name in JSON; `REST` is that of the other metadata."""
 REST = "__metadata__"
-"""No tensor has this name: the format keeps it for itself."""
+"""Digest key of the other metadata; the format reserves this name, so no tensor has it."""
 LOCK = ".writing"
-"""File of a folder that somebody writes."""
+"""Lock file of a folder that a process writes."""
 
 
 @contextmanager
 def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
     """Yield a temporary path beside `path`; when the block ends well it becomes `path`, otherwise it is removed.
 
-    The content reaches the disk (fsync) before the name does. Missing folders are made. Who may read the file is
-    decided by the umask, whatever the writer in the block thinks of it.
+    The content is synced to disk (fsync) before the rename. Missing folders are created. Permissions follow the umask,
+    whatever the writer in the block sets.
 
     Raises:
         RunError: the disk is full or the folder cannot be written; an earlier file of that name is untouched.
@@ -73,7 +73,7 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
 
 
 def _mode_of_new(path: Path) -> int:
-    """Permissions of a file that is made here now; asking for the umask itself would disturb other threads."""
+    """Return the permissions of a new file; reading the umask itself would disturb other threads."""
     path.touch()
     mode = path.stat().st_mode & 0o777
     path.unlink()
@@ -81,32 +81,32 @@ def _mode_of_new(path: Path) -> int:
 
 
 def write_text(path: str | os.PathLike[str], text: str) -> None:
-    """Write UTF-8 text atomically, file names that are none as `errors.as_text` shows them. Raises RunError."""
+    """Write UTF-8 text atomically; undecodable file names as in `errors.as_text`. Raises RunError."""
     with atomic_path(path) as temporary:
         temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
 _HELD: dict[Path, int] = {}
-"""Folders that this process keeps for itself, and the open files of their locks."""
+"""Folders locked by this process -> the open files of their locks."""
 
 
 def _let_go() -> None:
-    """A forked child holds no lock: that of its parent must end with its parent."""
+    """Drop inherited locks in a forked child: a lock must end with the parent."""
     for handle in _HELD.values():
         os.close(handle)
     _HELD.clear()
 
 
-if hasattr(os, "register_at_fork"):  # Windows forks no processes
+if hasattr(os, "register_at_fork"):  # Windows has no fork
     os.register_at_fork(after_in_child=_let_go)
 
 
 @contextmanager
 def alone_in(folder: str | os.PathLike[str]) -> Iterator[None]:
-    """Let no other process write a folder meanwhile. It is made when absent, and removed when it is left empty.
+    """Lock a folder against writers of other processes. It is created if absent, and removed if left empty.
 
-    The lock is the system's, so it ends with this process, however that ends. A block inside a block of the same
-    process and folder does nothing. Folders on file systems without locks are told on stderr.
+    The lock is the operating system's, so it ends with this process in any case. A nested block of the same process
+    and folder does nothing. File systems without locks give a warning on stderr.
 
     Raises:
         RunError: another process writes there, or the folder cannot be written.
@@ -131,7 +131,7 @@ def alone_in(folder: str | os.PathLike[str]) -> Iterator[None]:
         yield
     finally:
         with suppress(OSError):
-            (here / LOCK).unlink()  # before it is let go, so that nobody waits for a file without a name
+            (here / LOCK).unlink()  # before unlocking, so that no process waits for a deleted file
         os.close(_HELD.pop(here))
         with suppress(OSError):
             if os.name == "nt":
@@ -150,7 +150,7 @@ def _locked(file: Path) -> int:
             if error.errno not in (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS):
                 os.close(handle)
                 raise
-            LOGGER.warning(f"{file.parent}: no locks on this file system, two writers would not be noticed")
+            LOGGER.warning(f"{file.parent}: no locks on this file system, two writers would go unnoticed")
         if os.fstat(handle).st_nlink:
             break
         os.close(handle)  # its last owner removed it between our two calls
@@ -204,10 +204,10 @@ def _digest(tensor: Tensor) -> str:
 
 
 def _verified(file: Path, metadata: dict[str, str], tensors: Mapping[str, Tensor] | None = None) -> dict[str, str]:
-    """The metadata without the digests, which are compared where there are any (foreign files, and ours before them).
+    """Verify the digests, if any, and return the metadata without them.
 
     Raises:
-        WeightsError: the metadata or a tensor is not what was written.
+        WeightsError: the metadata or a tensor differs from its digest.
     """
     if DIGESTS not in metadata:
         return metadata
@@ -238,7 +238,7 @@ def read_safetensors(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], d
     """Read all tensors and the metadata of a safetensors file.
 
     Raises:
-        WeightsError: no such file, not a whole safetensors file, or content that is not what was written.
+        WeightsError: no such file, an incomplete safetensors file, or content that differs from its digest.
     """
     file = Path(path)
     if not file.is_file():
@@ -254,7 +254,7 @@ def read_safetensors(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], d
 
 
 def class_names(metadata: Mapping[str, str], where: object) -> tuple[str, ...]:
-    """The class names that weights carry, () where they carry none. Raises WeightsError."""
+    """Read the class names from weights' metadata, () if absent. Raises WeightsError."""
     names = json_in(metadata, "classes", where, WeightsError, "a list of names", "[]")
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         raise WeightsError(where, "'classes' inside is no list of names", "a list of names")
@@ -262,7 +262,7 @@ def class_names(metadata: Mapping[str, str], where: object) -> tuple[str, ...]:
 
 
 def _unreadable(file: Path, error: Exception) -> WeightsError:
-    """The reason in words: torch's own files are pickles, which run what they say, and are never opened here."""
+    """Build the error of an unreadable file: torch's files are pickles, which can run code and are never opened."""
     with suppress(OSError), file.open("rb") as handle:
         if file.suffix in PICKLES or handle.read(4) in PICKLE_STARTS:
             names = shlex.join([str(file), "-o", str(file.with_suffix(".safetensors"))])
@@ -273,13 +273,13 @@ def _unreadable(file: Path, error: Exception) -> WeightsError:
 
 
 def read_metadata(path: str | os.PathLike[str]) -> dict[str, str]:
-    """The text metadata alone, without reading a tensor. Raises WeightsError as `read_safetensors`."""
+    """Read the text metadata without the tensors. Raises WeightsError as `read_safetensors`."""
     file = Path(path)
     if not file.is_file():
         raise WeightsError(file, "no such file", "a .safetensors file", "check the path")
     try:
         metadata = safetensors_metadata(file)
-        with safe_open(file, framework="pt"):  # it checks the places of the tensors
+        with safe_open(file, framework="pt"):  # it checks the offsets of the tensors
             pass
     except (SafetensorError, OSError, ValueError) as error:
         raise _unreadable(file, error) from error

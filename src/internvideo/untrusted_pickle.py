@@ -1,4 +1,4 @@
-"""Pickles of torch checkpoints as plain data: a stack machine that imports and calls nothing.
+"""Decode pickles of torch checkpoints as plain data: a stack machine that imports and calls nothing.
 
 A pickle is a program for a stack machine, and its instructions may import and call anything. Here a global is a name
 looked up in the tables below; "calling" a tensor builder fills in a record, every other allowed name becomes a holder
@@ -50,7 +50,7 @@ BUILDERS = {
     "torch.jit._pickle.restore_type_tag": "first",
     **{f"collections.{name}": "dictionary" for name in ("OrderedDict", "defaultdict", "Counter")},
 }
-"""Global -> what stands for it here."""
+"""Global -> its replacement."""
 INERT = {
     *(f"builtins.{name}" for name in ("set", "frozenset", "dict", "list", "int", "float", "complex", "bytearray")),
     *(f"__builtin__.{name}" for name in ("set", "frozenset", "dict", "list", "int", "float", "complex", "bytearray")),
@@ -65,7 +65,7 @@ INERT = {
     *("pytorch_lightning.utilities.parsing.AttributeDict", "lightning_fabric.utilities.data.AttributeDict"),
     *(f"deepspeed.runtime.fp16.loss_scaler.{name}" for name in ("LossScaler", "DynamicLossScaler")),
 }
-"""What stands in checkpoints beside the tensors; it becomes a holder without content and is dropped."""
+"""Globals of other content of checkpoints; each becomes an empty `Holder` and is dropped."""
 ALLOWED = "tensors, numbers, texts, lists, dictionaries, argparse.Namespace, NumPy scalars"
 CONSTANTS = {"INT", "LONG", "STRING", "UNICODE", "FLOAT", "BININT", "BININT1", "BININT2", "LONG1", "LONG4", "BINFLOAT"}
 CONSTANTS |= {"BINSTRING", "SHORT_BINSTRING", "BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8"}
@@ -90,7 +90,7 @@ class Global:
 
 @dataclass(slots=True)
 class Holder:
-    """An object of a class that is not loaded: what would be its attributes."""
+    """Stands for an object of a class that is not loaded: its attributes."""
 
     name: str
     fields: dict[object, object] = field(default_factory=dict)
@@ -98,7 +98,7 @@ class Holder:
 
 @dataclass(frozen=True, slots=True)
 class Storage:
-    """Bytes somewhere in the file; dtype "" for untyped ones."""
+    """A range of bytes in the file; dtype "" if untyped."""
 
     key: str
     dtype: str
@@ -107,7 +107,7 @@ class Storage:
 
 @dataclass(frozen=True, slots=True)
 class Tensor:
-    """A view of a storage; offset and strides in numbers of its type."""
+    """A view of a storage; offset and strides in elements."""
 
     storage: Storage
     dtype: str
@@ -117,41 +117,41 @@ class Tensor:
 
     @property
     def count(self) -> int:
-        """How many numbers it shows."""
+        """Number of elements."""
         return math.prod(self.shape)
 
     @property
     def span(self) -> int:
-        """Numbers from the first to the last one, both included."""
+        """Elements of the storage from the first to the last used one, inclusive."""
         return 1 + sum((n - 1) * step for n, step in zip(self.shape, self.strides, strict=True)) if self.count else 0
 
 
 def printable(text: str) -> str:
-    """A name of the file for a message: short, in ASCII, without control characters."""
+    """Shorten and escape a string from the file for a message: ASCII without control characters."""
     plain = text if text.isascii() and text.isprintable() else ascii(text)[1:-1]
     return plain if len(plain) <= 120 else f"{plain[:117]}..."
 
 
 def damaged(reason: str) -> NoReturn:
-    """Say that the file is not whole."""
+    """Build the error for a damaged file."""
     raise RefusedError(f"cannot be read: {reason}", "a whole checkpoint that torch.save wrote", "copy it again")
 
 
 def whole(value: object) -> bool:
-    """Whether it is a number that can count bytes."""
+    """Return whether a value is an int that fits a byte count."""
     return type(value) is int and 0 <= value < 1 << 62
 
 
 def tensor(storage: object, offset: object, shape: object, strides: object, dtype: str = "") -> Tensor:
-    """A checked record: no number of it lies outside its storage."""
+    """Build a tensor record and check that it stays inside its storage. Raises RefusedError."""
     if not (isinstance(storage, Storage) and isinstance(shape, tuple) and isinstance(strides, tuple)):
-        raise RefusedError("a tensor is built from something else than a storage, a shape and strides", ALLOWED)
+        raise RefusedError("a tensor is not built from a storage, a shape and strides", ALLOWED)
     if len(shape) != len(strides) or len(shape) > MOST_DIMENSIONS:
         raise RefusedError(
             f"a tensor has {len(shape)} dimensions and {len(strides)} strides", f"at most {MOST_DIMENSIONS} of each"
         )
     if not (isinstance(offset, int) and whole(offset) and all(map(whole, shape)) and all(map(whole, strides))):
-        raise RefusedError("a tensor's offset, shape or strides are negative, huge or no whole numbers", "0 or more")
+        raise RefusedError("a tensor's offset, shape or strides are negative, too large or no integers", "0 or more")
     made = Tensor(storage, dtype or storage.dtype, offset, shape, strides)
     if made.dtype not in BYTES:
         raise RefusedError("a tensor of an unknown number type", ", ".join(BYTES))
@@ -162,12 +162,12 @@ def tensor(storage: object, offset: object, shape: object, strides: object, dtyp
 
 
 def build(name: str, given: object) -> object:
-    """What calling the global would give; nothing is called."""
+    """Build the replacement of a call of a global; nothing is called. Raises RefusedError."""
     kind = BUILDERS.get(name)
     if not isinstance(given, tuple):
         damaged("a call without arguments")
     if kind in ("tensor_v2", "tensor_v3") and any(given[6 if kind == "tensor_v2" else 7 :]):
-        raise RefusedError("a tensor is stored as the conjugate or the negative of its numbers", "tensors as they are")
+        raise RefusedError("a tensor has the conjugate or negative bit set", "tensors as they are")
     if kind in ("tensor", "tensor_v2") and len(given) >= 4:
         return tensor(given[0], given[1], given[2], given[3])
     if kind == "tensor_v3" and len(given) >= 7 and isinstance(given[6], Global):
@@ -189,40 +189,40 @@ def build(name: str, given: object) -> object:
             put(made, pair[0], pair[1])
         return made
     if kind is not None or name in STORAGES or name in DTYPES:
-        raise RefusedError(f"{printable(name)} is called with what it does not take", ALLOWED)
+        raise RefusedError(f"{printable(name)} is called with wrong arguments", ALLOWED)
     return Holder(name)
 
 
 def put(target: object, key: object, value: object) -> None:
-    """One entry of a dictionary. Keys are plain: hashing a deep one could overflow the stack."""
+    """Set an entry of a dictionary. Keys are str or numbers: hashing a nested one could overflow the stack."""
     plain = (str, int, float, bytes, Global, type(None))
     if not (isinstance(key, plain) or (isinstance(key, tuple) and all(isinstance(part, plain) for part in key))):
         raise RefusedError(f"a dictionary has a key of type {type(key).__name__}", "texts and numbers")
     if isinstance(target, dict):
         target[key.name if isinstance(key, Global) else key] = value
     elif not isinstance(target, Holder):
-        damaged("an entry for something else than a dictionary")
+        damaged("an entry is set on a value that is no dictionary")
 
 
 class Stream(Protocol):
-    """Where a pickle is read from; `read` gives what is left where less is left, and needs no more memory than that."""
+    """Byte source of a pickle; near the end `read` returns fewer bytes and allocates no more than that."""
 
     def read(self, size: int, /) -> bytes:
-        """So many bytes."""
+        """Read at most `size` bytes."""
 
     def readline(self) -> bytes:
-        """Bytes up to the end of the line."""
+        """Read up to the end of the line."""
 
     def tell(self) -> int:
-        """The place in the file."""
+        """Return the offset in the file."""
 
 
 class Machine:
-    """The stack machine of pickles, from one stream.
+    """The stack machine of pickle.
 
     Args:
-        stream: stands behind the pickle afterwards.
-        storage: makes a `Storage` of what the pickle says of one.
+        stream: source; positioned after the pickle when `run` returns.
+        storage: builds a `Storage` from a persistent id.
         scripted: names below `__torch__.` become holders too.
     """
 
@@ -262,9 +262,9 @@ class Machine:
         }
 
     def run(self) -> object:
-        """The value that the pickle describes. Raises RefusedError."""
+        """Execute the pickle and return its value. Raises RefusedError."""
         try:
-            argument: Any  # of a type that the instruction says
+            argument: Any  # the instruction determines its type
             stream = cast("IO[bytes]", self.stream)  # genops needs no more of it than `Stream` has
             for opcode, argument, _ in pickletools.genops(stream):
                 name = opcode.name
@@ -289,7 +289,7 @@ class Machine:
                 elif name not in ("PROTO", "FRAME", "STOP"):
                     raise RefusedError(f"the pickle uses the instruction {name}", "those that torch.save writes")
             return self._pop()
-        except (ValueError, KeyError, TypeError, IndexError) as error:  # a wrong length, text, place or memo
+        except (ValueError, KeyError, TypeError, IndexError) as error:  # a wrong length, text, offset or memo
             damaged(f"its pickle is damaged ({printable(str(error))})")
 
     @property
@@ -300,7 +300,7 @@ class Machine:
         return self.stack.pop()
 
     def _last(self, count: int) -> tuple[object, ...]:
-        """Take the last values away."""
+        """Pop the last `count` values."""
         if len(self.stack) < count:
             raise IndexError("empty stack")
         values = tuple(self.stack[-count:])
@@ -308,7 +308,7 @@ class Machine:
         return values
 
     def _marked(self) -> list[object]:
-        """Take away what lies above the last mark."""
+        """Pop the values above the last mark."""
         start = self.marks.pop()
         values = self.stack[start:]
         del self.stack[start:]
@@ -328,7 +328,7 @@ class Machine:
 
     def _more(self, target: object, values: list[object]) -> object:
         if not isinstance(target, list):
-            damaged("an item for something else than a list")
+            damaged("an item is appended to a value that is no list")
         target.extend(values)
         return target
 
@@ -337,12 +337,12 @@ class Machine:
         return self._more(self._pop(), values)
 
     def _find(self, module: object, name: object) -> Global:
-        """An allowed global, as a name."""
+        """Look up an allowed global by name. Raises RefusedError."""
         full = f"{module}.{name}"
         known = any(full in table for table in (BUILDERS, STORAGES, DTYPES, INERT))
         if not known and not (self.scripted and full.startswith("__torch__.")):
             raise RefusedError(
-                f"the pickle asks for {printable(full)}, and nothing of it was run",
+                f"the pickle asks for {printable(full)}; nothing was run",
                 ALLOWED,
                 "take weights from a source that you trust, saved as a state_dict()",
             )
@@ -352,7 +352,7 @@ class Machine:
     def _call(self) -> object:
         function, given = self._last(2)
         if not isinstance(function, Global):
-            raise RefusedError(f"the pickle calls a {type(function).__name__}, and nothing of it was run", ALLOWED)
+            raise RefusedError(f"the pickle calls a {type(function).__name__}; nothing was run", ALLOWED)
         return build(function.name, given)
 
     def _call_named(self) -> object:
@@ -363,6 +363,6 @@ class Machine:
         target, state = self._last(2)
         if isinstance(target, Holder):
             target.fields.update(state if isinstance(state, dict) else {"state": state})
-        elif not isinstance(target, dict):  # a state dict's attributes are the versions of its modules
+        elif not isinstance(target, dict):  # attributes of a state dict are its modules' versions
             raise RefusedError(f"the pickle sets attributes of a {type(target).__name__}", ALLOWED)
         return target

@@ -120,7 +120,7 @@ def five_classes(folder: Path, model: nn.Module, classes: tuple[str, ...] = FIVE
 
 def masked(classes: int = 5) -> VideoMAEClassifier:
     torch.manual_seed(1)
-    return VideoMAEClassifier(replace(small_world.MASKED, classes=classes))
+    return VideoMAEClassifier(replace(small_world.MASKED, num_classes=classes))
 
 
 def recipe(weights: Path | None, stage: str = "supervised", **changes: Any) -> Any:
@@ -193,7 +193,7 @@ REFUSED: dict[str, tuple[Callable[[Path], object], type[InternVideoError], str]]
     "another order of classes": (
         lambda folder: prepare(recipe(five_classes(folder, masked(2), (SECOND, FIRST)))),
         WeightsError,
-        f"class '{SECOND}' stands where data.train has '{FIRST}'",
+        f"class '{SECOND}' of the head has the index of '{FIRST}' in data.train",
     ),
     "a class that the head does not know": (
         lambda folder: prepare(
@@ -203,7 +203,7 @@ REFUSED: dict[str, tuple[Callable[[Path], object], type[InternVideoError], str]]
         f"1 of 2 classes .*'{SECOND}'",
     ),
     "no weights": (without_weights, RecipeError, "init.weights: is missing"),
-    "no head": (pretraining_weights, WeightsError, "holds no classification head"),
+    "no head": (pretraining_weights, WeightsError, "has no classification head"),
     "a map without names": (lambda folder: with_map(folder, "random"), RecipeError, "with init_head: match_names"),
     "another kind": (lambda folder: recipe(None, init_head="some"), RecipeError, "init_head"),
 }

@@ -88,7 +88,7 @@ def test_a_fresh_head_is_fresh(build: Callable[[Path], Recipe], tmp_path: Path) 
 def test_the_same_head_is_of_the_same_classes(build: Callable[[Path], Recipe], tmp_path: Path) -> None:
     first, job = started(tmp_path, build, list)
     assert all(value.equal(first.model.state_dict()[name]) for name, value in job.model.state_dict().items())
-    with pytest.raises(WeightsError, match="stands where data"):
+    with pytest.raises(WeightsError, match="of the head has the index of"):
         started(tmp_path / "other", build, lambda classes: classes[::-1])
     with pytest.raises(WeightsError, match="a head of"):
         started(tmp_path / "more", build, lambda classes: [*classes, "one more"])

@@ -74,7 +74,7 @@ def test_a_call_is_refused_and_not_made(tmp_path: Path, name: str) -> None:
         lines.append(objection(tmp_path / "bare.bin"))
     for line in lines if name not in ("inst", "obj") else ():
         assert line.startswith("the pickle asks for "), line
-        assert "nothing of it was run; " in line
+        assert "nothing was run; " in line
         assert "tensors, numbers, texts, lists, dictionaries, argparse.Namespace" in line
         assert "; take weights from a source that you trust" in line
     assert not (tmp_path / "marker").exists()
@@ -96,7 +96,7 @@ def test_other_names_are_refused_also_those_of_torch(tmp_path: Path, spelling: C
     for full in ASKING.split():
         module, _, name = full.rpartition(".")
         path = checkpoint(tmp_path / "c.pth", b"\x80\x04" + spelling(module, name, text("x")) + b".")
-        assert objection(path).startswith(f"the pickle asks for {full}, and nothing of it was run;")
+        assert objection(path).startswith(f"the pickle asks for {full}; nothing was run;")
     assert f"asks for {full}" in refused(path)
 
 

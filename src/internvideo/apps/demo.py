@@ -1,6 +1,6 @@
-"""The whole pipeline in one command: world or videos in, four stages, a report out. It resumes wherever it was stopped.
+"""Run the full pipeline in one command: sample world or videos, four training stages, a report.
 
-Each step is an ordinary recipe of recipes/sample, so everything here can be repeated with `internvideo train`.
+An interrupted run resumes. Each step is an ordinary recipe of recipes/sample, which `internvideo train` can repeat.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ from internvideo.storage import alone_in, write_text
 from internvideo.terminal import LOGGER, say
 
 MINUTES = 15.0
-WORLD_SEED = 2026  # the world's look was tried out on others; its held-out clips are for measuring only
+WORLD_SEED = 2026  # the world's design was tuned on other seeds; its held-out clips are for evaluation only
 
 
 @dataclass(frozen=True)
 class Columns:
-    """Which columns of a csv manifest hold the class, the path and the split."""
+    """Names of a csv manifest's columns for class, path and split."""
 
     label: str = "label"
     video: str = "path"
@@ -43,7 +43,7 @@ class Columns:
 
 @dataclass(frozen=True)
 class Profile:
-    """How much: clips of the sample world, and a factor on every recipe's epochs."""
+    """Size of a demo: clips of the sample world, and a factor on every recipe's epochs."""
 
     clips: int
     epochs: float
@@ -57,8 +57,8 @@ class Step:
     """One recipe of the demo.
 
     Attributes:
-        name: its folder. recipe: of recipes/sample. about: what is told while it runs.
-        init: which earlier steps' weights it starts from.
+        name: its folder. recipe: file in recipes/sample. about: progress text.
+        init: earlier steps whose weights it starts from.
     """
 
     name: str
@@ -99,16 +99,16 @@ def run_demo(
     device: str = "auto",
     minutes: float = MINUTES,
 ) -> Path:
-    """Run what is not done yet and write report.html and report.json.
+    """Run all unfinished steps and write report.html and report.json.
 
     Args:
         output: folder of this demo.
-        data: labeled videos of one's own; None for the sample world.
+        data: labeled videos of the user; None for the sample world.
         profile: a key of `PROFILES`.
         columns: of a csv manifest.
-        seed: of world, models and batches.
+        seed: for world, models and batches.
         device: auto, cpu, cuda.
-        minutes: of one's own data: how long all of it may take, which decides the number of steps.
+        minutes: time budget on own data, which determines the number of steps.
 
     Returns:
         output/report.html.
@@ -127,7 +127,7 @@ def run_demo(
 
 
 def _steps(output: Path, data: Path | None, chosen: Profile, columns: Columns, seed: int, budget: Budget) -> Path:
-    """What is not done yet; returns the report."""
+    """Run all unfinished steps; returns the report."""
     device = budget.device
     clock = Clock(output / "seconds.json")
     with clock.timed("data", again=(output / "world" / "train.jsonl").is_file()):
@@ -151,21 +151,21 @@ def _steps(output: Path, data: Path | None, chosen: Profile, columns: Columns, s
 
 
 def _index(output: Path, data: DemoData, device: str) -> None:
-    """Make a collection of the held-out clips with the multimodal encoder, whose texts and clips share a space."""
+    """Index the held-out clips with the multimodal encoder, which embeds texts and clips in one space."""
     model = load(output / "multimodal_pretrained" / "model.safetensors", device=device)
     with Collection.create(output / "collection", model) as collection:
         collection.add([data.test], IndexSettings(progress=False))
 
 
 def step_recipe(step: Step, output: Path, data: DemoData, profile: Profile, seed: int) -> Recipe:
-    """The recipe of a step: the shipped one with paths, seed and length filled in."""
+    """Build a step's recipe: the shipped one with paths, seed and length filled in."""
     recipe = training_recipe(read_recipe(f"sample/{step.recipe}"))
-    if data.facts is not None:  # somebody's videos: perhaps few, perhaps some of them broken (skipped.jsonl names them)
+    if data.facts is not None:  # user videos: possibly few, possibly some unreadable (listed in skipped.jsonl)
         recipe = data.facts.fitted(recipe)
     epochs = max(1.0, (recipe.schedule.epochs or 1.0) * profile.epochs)
     schedule = recipe.schedule.model_copy(update={"epochs": epochs, "warmup": min(recipe.schedule.warmup, epochs / 4)})
     loader = replace(recipe.data.loader, seed=seed)
-    # Masked pretraining needs no labels: it sees every video there is.
+    # Masked pretraining needs no labels: it uses every video.
     train = data.unlabelled if step.recipe == "masked" and data.unlabelled is not None else data.train
     parts: dict[str, Any] = {"train": train, "loader": loader}
     return recipe.model_copy(
@@ -186,7 +186,7 @@ def _world(output: Path, profile: Profile, seed: int) -> DemoData:
 
 
 def _own(output: Path, path: Path, columns: Columns) -> DemoData:
-    """Split labeled videos of one's own into train and test, with a caption for each."""
+    """Split the user's labeled videos into train and test and caption each."""
     whole = read_manifest(path, path_column=columns.video, label_column=columns.label)
     rows = [_captioned(row, whole) for row in whole.rows if row.label is not None]
     if len(whole.classes) < 2:
@@ -222,7 +222,7 @@ def _own(output: Path, path: Path, columns: Columns) -> DemoData:
 
 
 def _claim(file: Path, claim: dict[str, Any]) -> None:
-    """Make the folder this data's own, or find that it already is. RunError when it holds other videos or labels."""
+    """Bind the folder to this data, or check that it is. Raises RunError for a folder of other videos or labels."""
     text = json.dumps(claim, indent=1)
     if file.is_file() and file.read_text(encoding="utf-8") != text:
         raise RunError(
@@ -232,7 +232,7 @@ def _claim(file: Path, claim: dict[str, Any]) -> None:
 
 
 def _divide(path: Path, rows: list[Sample], columns: Columns) -> tuple[list[Sample], list[Sample], str]:
-    """Training and test rows and how they were told apart: by the split column, else one group in five of a class."""
+    """Split rows into (training, test, method): by the split column, else one group in five of each class."""
     named = [row.split if columns.split == "split" else row.attributes.get(columns.split) for row in rows]
     names = [(name or "").lower() for name in named]
     if not any(names):
@@ -258,10 +258,10 @@ def _captioned(row: Sample, whole: Manifest) -> Sample:
 
 
 def _by_group(rows: list[Sample]) -> tuple[list[Sample], list[Sample]]:
-    """About one group in five (or one video in five, without groups) of every class is for testing.
+    """Hold out about one group in five (without groups: one video in five) of every class for testing.
 
-    Every class is trained on. Every class of two or more groups is tested on as well, unless all of its groups are
-    the last ones of other classes.
+    Every class keeps training videos. Every class of two or more groups also has test videos, unless each of its groups
+    is the last one of another class.
     """
     from sklearn.model_selection import StratifiedGroupKFold
 
@@ -274,7 +274,7 @@ def _by_group(rows: list[Sample]) -> tuple[list[Sample], list[Sample]]:
         raise ManifestError("--data", f"{len(rows)} videos, those of each class of one group", "2 groups", "add videos")
     parts = int(min(5, len(size), np.bincount(labels).max()))
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # a class of fewer videos than parts is seen to below
+        warnings.simplefilter("ignore", UserWarning)  # classes with too few videos are handled below
         divided = StratifiedGroupKFold(parts, shuffle=True, random_state=0).split(labels, labels, groups)
         _, test = next(divided)
     held = np.zeros(len(size), dtype=bool)

@@ -73,15 +73,15 @@ SHORT = (
 
 @dataclass(frozen=True)
 class DemoData:
-    """What a demo learns from and is measured on.
+    """Training and evaluation data of a demo.
 
     Attributes:
         train, test: manifests.
-        world: the sample world's, whose classes have known reverses.
-        zero_shot: manifest of classes that no training clip shows, None where there are none.
+        world: whether it is the sample world, whose classes have known reverses.
+        zero_shot: manifest of classes absent from training, None if there are none.
         unlabelled: manifest of all videos without labels, for masked pretraining; None for that of `train`.
-        facts: what videos of one's own are like.
-        short: trained by the short profile, which is too brief to judge a claim of the paper.
+        facts: facts of the user's videos.
+        short: trained with the short profile, which is too brief to judge a claim of the paper.
     """
 
     train: Path
@@ -94,9 +94,9 @@ class DemoData:
 
 
 def write_demo_report(output: Path, data: DemoData, device: str, clock: Clock) -> Path:
-    """Measure every step's weights on the held-out clips, save the tables, write report.html and report.json."""
+    """Evaluate every step's weights on the held-out clips, save the tables, write report.html and report.json."""
     settings = RecognitionOptions(batch_size=64, device=device)
-    # Few test videos of one's own: each is seen three times, which the sample world's many need not be.
+    # The user's few test videos are tested with three views each; the sample world's many need only one.
     views = replace(settings, num_clips=3) if data.facts is not None else settings
     test = read_manifest(data.test)
     trained = {
@@ -127,9 +127,9 @@ def write_demo_report(output: Path, data: DemoData, device: str, clock: Clock) -
         output,
         ReportData(
             title="InternVideo: four stages on " + ("the sample world" if data.world else data.test.parent.parent.name),
-            introduction="Two encoders learn separately, by rebuilding hidden pixels and by matching clips with "
-            "sentences. Both learn action labels, then exchange features. All figures are of held-out clips."
-            + (SHORT if data.short else ""),
+            introduction="Two encoders are pretrained separately, by reconstructing masked pixels and by matching "
+            "clips with sentences. Both are fine-tuned on action labels, then exchange features. All metrics are on "
+            "held-out clips." + (SHORT if data.short else ""),
             ablation=rows,
             seconds=sum(clock.so_far().values()),
             peak_memory_mb=clock.memory(),
@@ -166,7 +166,7 @@ def _save(output: Path, name: str, table: Predictions) -> Result:
 
 
 def _only(table: Predictions, column: str) -> Predictions:
-    """The table with one column of scores."""
+    """Return the table with one column of scores."""
     arrays = {
         name: values
         for name, values in table.arrays.items()
@@ -176,7 +176,7 @@ def _only(table: Predictions, column: str) -> Predictions:
 
 
 def _ridge(data: DemoData, test: Manifest, like: Predictions) -> Predictions:
-    """The baseline on pixels as a table of the videos of another one; no score for what it cannot read."""
+    """Score the videos of a table with the pixel baseline; NaN for unreadable videos."""
     ridge = pixel_ridge(read_manifest(data.train), test)
     scores = np.zeros((len(like["ids"]), len(test.classes)))
     place = {str(name): index for index, name in enumerate(like["ids"])}
@@ -184,14 +184,14 @@ def _ridge(data: DemoData, test: Manifest, like: Predictions) -> Predictions:
         if test.rows[row].id in place:
             scores[place[test.rows[row].id]] = found
     arrays = {name: values for name, values in like.arrays.items() if not name.startswith("logits:")}
-    first = np.unique(like["sample"], return_index=True)[1]  # one view a video
+    first = np.unique(like["sample"], return_index=True)[1]  # one view per video
     arrays |= {"sample": like["sample"][first], "view": like["view"][first]}
     told = {"model": f"ridge regression on pixels, regularization {ridge.regularization:g}", "weights_sha256": ""}
     return Predictions(like.task, {**arrays, "logits:logits": scores}, {**like.protocol, **told}, like.coverage)
 
 
 def _better(tables: Mapping[str, Predictions]) -> Predictions:
-    """The better one of the two encoders that the ensemble joins."""
+    """Return the name of the better encoder of the ensemble."""
     return max((tables["masked"], tables["multimodal"]), key=lambda table: recognition.score(table)["figures"]["top1"])
 
 
@@ -231,7 +231,7 @@ def _zero_shot(result: Result, videos: int) -> ZeroShot:
 
 @torch.inference_mode()
 def _reverse(trained: Trained, test: Manifest, settings: RecognitionOptions) -> ReverseClip:
-    """Each time-directed clip forwards and backwards: is the class it shows scored above the reverse class?"""
+    """Test each time-directed clip forwards and backwards: is its class scored above the reverse class?"""
     pairs = {index: reverse_class(index, test.classes) for index in range(len(test.classes))}
     directed = test.subset(
         where=lambda row: (
@@ -266,18 +266,18 @@ def _claims(
 
     def gap(name: str) -> str:
         low, high = gaps[name]["interval"]
-        told = f"{100 * gaps[name]['top1']:+.1f} points, 95 % interval {100 * low:+.1f} to {100 * high:+.1f}"
-        undecided = f"; {clips} clips cannot tell less than about {50 * (high - low):.0f} points from nothing"
-        return told + (undecided if low <= 0 <= high and low < high else "")
+        text = f"{100 * gaps[name]['top1']:+.1f} points, 95 % interval {100 * low:+.1f} to {100 * high:+.1f}"
+        undecided = f"; with {clips} clips, gaps below about {50 * (high - low):.0f} points are not significant"
+        return text + (undecided if low <= 0 <= high and low < high else "")
 
     def held(name: str) -> bool | None:
-        """Yes or no where the paired interval says so, None where it holds zero: not decided on so many clips."""
+        """Return the sign of a gap as bool, None (undecided) if its paired interval contains zero."""
         low, high = gaps[name]["interval"]
         return None if low <= 0 <= high else bool(low > 0)
 
     return [
         Claim(
-            "The masked encoder knows more than tiny pixels",
+            "The masked encoder is better than regression on downscaled pixels",
             f"{percent('masked')} against {percent('ridge')} ({gap('ridge')})",
             held("ridge"),
         ),
@@ -303,7 +303,7 @@ def _claims(
             None if repeated else min(zero.t2v_r1, zero.v2t_r1) > 5 * zero.chance,
         ),
         Claim(
-            "A clip and its reverse are told apart",
+            "A clip and its reverse are distinguished",
             "not measured: the classes have no known reverses"
             if reverse is None
             else f"{100 * reverse.accuracy:.1f} % of the choices, chance 50 %",
@@ -333,7 +333,7 @@ def _gates(path: Path) -> Gates:
 
 @torch.inference_mode()
 def _reconstructions(output: Path, test: Manifest, device: str) -> list[Reconstruction]:
-    """Two held-out clips as the masked encoder sees them, as it rebuilds them, and as they are."""
+    """Render two held-out clips: masked input, reconstruction, original."""
     trained = load_trained(output / "masked" / "model.safetensors", device=device)
     model, here = cast(VideoMAEPretrain, trained.model), choose_device(device)
     stage = MaskedStage(model, cast(MaskedSettings, trained.recipe.settings))
@@ -357,7 +357,7 @@ def _frames(clip: torch.Tensor) -> NDArray[np.uint8]:
 
 
 def _retrievals(table: Predictions, test: Manifest, queries: int = 4, shown: int = 3) -> list[Retrieval]:
-    """The first sentences of the split and the clips they find."""
+    """List the first sentences of the split with the clips they retrieve."""
     similarity = retrieval.similarity(table)
     place = {row.id: row for row in test.rows}
     found = []
@@ -376,7 +376,7 @@ def _retrievals(table: Predictions, test: Manifest, queries: int = 4, shown: int
 
 
 def _shown(test: Manifest, row: Sample, frames: int = 6) -> NDArray[np.uint8]:
-    """Some frames of a clip, small, as a person would see it."""
+    """Return some downscaled frames of a clip in display order."""
     with Video(test.video_path(row), short_side=64, fps=row.frame_rate) as video:
         return video.frames(linspace_frames(video.info.frames, frames).tolist())
 

@@ -1,6 +1,6 @@
-"""Test preprocessing: a file, a span of it or decoded frames to the clips that a model expects.
+"""Test-time preprocessing: turn a video file, a span of it or decoded frames into a model's input clips.
 
-Published models use the settings of their published tests, our own runs those of their recipe. Deterministic: no
+Published models use the settings of their published evaluation, our own runs those of their recipe. Deterministic, no
 augmentation.
 """
 
@@ -24,11 +24,11 @@ from internvideo.video.pool import borrow
 from internvideo.video.reader import Video
 
 SLACK = 1e-6
-"""Seconds by which a time may be off through rounding."""
+"""Tolerance of times for rounding, s."""
 MAX_SIZE = 8192
-"""Frames of a clip, and pixels of a side."""
+"""Largest number of frames of a clip, and of pixels of its side."""
 SAVED_NAMES = {"temporal_stride": "step", "sampled_frames": "sampled", "resize_backend": "style"}
-"""Setting -> its name in saved files, which earlier versions fixed; `keep_aspect` is there "squash", negated."""
+"""Setting -> its name in saved files (kept for compatibility); `keep_aspect` is saved negated as "squash"."""
 
 
 @dataclass(frozen=True)
@@ -97,7 +97,7 @@ class Preprocessing:
             raise RecipeError("preprocessing", str(error)) from error
 
     def frame_sampler(self, num_clips: int) -> FrameSampler:
-        """Build the sampler of that many test clips. Raises RecipeError where the rule does not have as many."""
+        """Build the sampler of `num_clips` test clips. Raises RecipeError if the rule does not support as many."""
         if self.sampler not in SAMPLERS:
             raise RecipeError("preprocessing.sampler", repr(self.sampler), ", ".join(SAMPLERS))
         takes_num_clips = hasattr(SAMPLERS[self.sampler], "num_clips")
@@ -116,7 +116,7 @@ class Preprocessing:
             raise RecipeError("preprocessing", f"the frame rule '{self.sampler}' does not take {given}") from error
 
     def transform(self, num_crops: int = 1) -> EvalTransform:
-        """Return the resizing with so many crops of each clip."""
+        """Return the resizing transform with `num_crops` crops per clip."""
         return EvalTransform(
             self.size,
             resize=self.resize,
@@ -126,9 +126,9 @@ class Preprocessing:
         )
 
     def for_model(self, temporal_stride: int = 1) -> Preprocessing:
-        """Return the clips that a model itself is given: T frames of every video, with `temporal_stride` between them.
+        """Return the settings for a model's fixed-length input: T frames per video, every `temporal_stride`-th.
 
-        Clips of one frame a second, which differ in length, are spread over the video.
+        Clips of one frame per second, which vary in length, are spread over the video instead.
         """
         stride = 1 if self.single_frame else temporal_stride
         return self.with_settings(
@@ -138,7 +138,7 @@ class Preprocessing:
         )
 
     def indices(self, n: int, num_clips: int = 1) -> list[Indices]:
-        """(T,) frame numbers of each view of a video with n frames. Raises RecipeError as `rule`."""
+        """Return the frame indices (T,) of each view of a video with n frames. Raises as `frame_sampler`."""
         sampler = self.frame_sampler(num_clips)
         if self.single_frame:
             return Sparse(frames=1, num_clips=1).test(n)
@@ -147,14 +147,14 @@ class Preprocessing:
     def frame_indices(
         self, video: Video, start: float | None = None, end: float | None = None, *, num_clips: int = 1
     ) -> list[Indices]:
-        """(T,) frame numbers of the video for each view that `clips` would make, nothing decoded. Raises as `clips`."""
+        """Return the frame indices (T,) of each view of `clips` without decoding. Raises as `clips`."""
         inside = video.without_damaged(_inside(video, start, end))
         return [inside[indices] for indices in self.indices(len(inside), num_clips)]
 
     def clips(
         self, video: Video, start: float | None = None, end: float | None = None, *, num_clips: int = 1
     ) -> list[Tensor]:
-        """All test clips of a video or of a piece of it, each (3, T, S, S); no frame is decoded twice.
+        """Make all test clips of a video or of a span of it, each (3, T, S, S); no frame is decoded twice.
 
         Args:
             video: open, at its full size (or scaled to `short_side`).
@@ -162,7 +162,7 @@ class Preprocessing:
             num_clips: clips at different times.
 
         Raises:
-            VideoError: it cannot be read, or has no frame in the span. RecipeError: the rule has not as many clips.
+            VideoError: unreadable video, or no frame in the span. RecipeError: `num_clips` is not supported.
         """
         samples, decoded = video.sample(
             _inside(video, start, end), lambda left: [left[part] for part in self.indices(len(left), num_clips)]
@@ -172,11 +172,11 @@ class Preprocessing:
         ]
 
     def clip(self, video: Video, start: float | None = None, end: float | None = None) -> Tensor:
-        """The one view of a span of seconds: uint8 (3, T, S, S), see `clips`."""
+        """Make the single view of a span: uint8 (3, T, S, S), see `clips`."""
         return self.clips(video, start, end)[0]
 
     def read(self, source: str | Path | Span | NDArray[np.uint8] | Tensor, *, num_clips: int = 1) -> list[Tensor]:
-        """All test clips of a file, a piece of one, or decoded frames (T', H, W, 3). Raises as `clips`."""
+        """Make all test clips of a file, a span of one, or decoded frames (T', H, W, 3). Raises as `clips`."""
         if isinstance(source, Span):
             with borrow(source.path, short_side=self.short_side, fps=source.fps) as video:
                 return self.clips(video, source.start, source.end, num_clips=num_clips)
@@ -186,7 +186,7 @@ class Preprocessing:
         return self.clips_of_frames(source, num_clips)
 
     def clips_of_frames(self, frames: NDArray[np.uint8] | Tensor, num_clips: int = 1) -> list[Tensor]:
-        """All test clips of decoded frames (T', H, W, 3) uint8, T' >= 1. Raises VideoError for anything else."""
+        """Make all test clips of decoded frames (T', H, W, 3) uint8, T' >= 1. Raises VideoError otherwise."""
         array: NDArray[Any] = frames.cpu().numpy() if isinstance(frames, Tensor) else np.asarray(frames)
         if array.dtype != np.uint8 or array.ndim != 4 or array.shape[3] != 3 or not array.size:
             found = f"an array of {array.dtype} {array.shape}"
@@ -194,11 +194,11 @@ class Preprocessing:
         return [self.transform_frames(array[indices]) for indices in self.indices(len(array), num_clips)]
 
     def from_frames(self, frames: NDArray[np.uint8] | Tensor) -> Tensor:
-        """The one view of decoded frames (T', H, W, 3): uint8 (3, T, S, S)."""
+        """Make the single view of decoded frames (T', H, W, 3): uint8 (3, T, S, S)."""
         return self.clips_of_frames(frames)[0]
 
     def transform_frames(self, frames: NDArray[np.uint8]) -> Tensor:
-        """Frames (T, H, W, 3) uint8 -> (3, T, S, S), each frame for itself."""
+        """Resize and crop frames (T, H, W, 3) uint8 to (3, T, S, S), frame by frame."""
         return self.transform().crop_clip(torch.from_numpy(np.ascontiguousarray(frames)))[0]
 
     def to_json(self) -> dict[str, Any]:
@@ -208,7 +208,7 @@ class Preprocessing:
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any], where: object = "preprocessing") -> Preprocessing:
-        """From plain values. Raises RecipeError for an unknown, missing or unfit setting."""
+        """Build from plain values. Raises RecipeError for an unknown, missing or invalid setting."""
         names = {SAVED_NAMES.get(field.name, field.name): field.name for field in fields(cls)}
         names["squash"] = names.pop("keep_aspect")
         known = set(names)
@@ -223,14 +223,14 @@ class Preprocessing:
         return cls(**given | ({"keep_aspect": not values["squash"]} if "squash" in values else {}))
 
     def with_settings(self, **settings: Any) -> Preprocessing:
-        """The same but for some settings. Raises RecipeError as the constructor."""
+        """Return a copy with some settings changed. Raises RecipeError as the constructor."""
         return replace(self, **settings)
 
 
 def _inside(video: Video, start: float | None, end: float | None) -> Indices:
-    """Numbers of the frames shown from `start` to `end`; a frame stays until the next one is shown.
+    """Return the indices of the frames with start <= time < end.
 
-    A span too short for a frame to begin in it has the frame that stands there.
+    A span without such a frame returns the frame displayed during it.
     """
     info, times = video.info, video.info.times
     first, last = -np.inf if start is None else start, np.inf if end is None else end
@@ -245,14 +245,14 @@ def _inside(video: Video, start: float | None, end: float | None) -> Indices:
 
 
 VideoSource = str | Path | Span | NDArray[np.uint8] | Tensor
-"""What a model looks at: a file, a piece of one, or decoded uint8 frames (T, H, W, 3)."""
+"""Video input of a model: a file, a span of one, or decoded uint8 frames (T, H, W, 3)."""
 
 
 def as_list(videos: VideoSource | Sequence[VideoSource]) -> list[VideoSource]:
-    """One or several videos as a list.
+    """Return one or several videos as a list.
 
     Raises:
-        VideoError: something that is no video.
+        VideoError: an item that is no video.
     """
     if isinstance(videos, str | Path | Span):
         return [videos]

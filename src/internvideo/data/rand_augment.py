@@ -19,7 +19,7 @@ from torch.nn import functional
 from internvideo.data.resize import Box
 
 GRAY = 128
-"""Value of the pixels that a geometric operation brings in from outside the frame."""
+"""Fill value for pixels outside the frame in geometric operations."""
 MAX_LEVEL = 10.0
 """Largest magnitude."""
 CHUNK_SIZE = 2
@@ -162,7 +162,7 @@ def affine(frames: Tensor, matrix: tuple[float, float, float, float, float, floa
     grid = torch.stack([(a * x + b * y + c) * (2 / width) - 1, (d * x + e * y + f) * (2 / height) - 1], dim=-1)
     moved = torch.empty((len(frames), 3, high, wide), dtype=torch.uint8)
     for part, result in zip(torch.split(frames, CHUNK_SIZE), torch.split(moved, CHUNK_SIZE), strict=True):
-        # Frames and channels share the grid, so they travel as channels of one image; outside is GRAY.
+        # Frames and channels share the sampling grid, so they are stacked as channels of one image; outside is GRAY.
         image = part.contiguous().float().sub_(GRAY).view(1, -1, height, width)
         warped = functional.grid_sample(image, grid[None], mode="bicubic", padding_mode="zeros", align_corners=False)
         result.copy_(warped.add_(GRAY).round_().clamp_(0, 255).view(result.shape))
@@ -188,12 +188,12 @@ def shear_y(frames: Tensor, factor: float, box: Box | None = None) -> Tensor:
 
 
 def translate_x(frames: Tensor, fraction: float, box: Box | None = None) -> Tensor:
-    """Move to the left by a share of the width, to whole pixels."""
+    """Move to the left by a fraction of the width, rounded to whole pixels."""
     return _part(_shifted(frames, round(fraction * frames.shape[-1]), -1), box)
 
 
 def translate_y(frames: Tensor, fraction: float, box: Box | None = None) -> Tensor:
-    """Move up by a share of the height, to whole pixels."""
+    """Move up by a fraction of the height, rounded to whole pixels."""
     return _part(_shifted(frames, round(fraction * frames.shape[-2]), -2), box)
 
 
@@ -240,7 +240,7 @@ OPERATIONS: dict[str, Operation] = {
     "translate_x": _whole(translate_x, 0.45),
     "translate_y": _whole(translate_y, 0.45),
 }
-"""The increasing policy: what a magnitude of 10 (level 1) does stands beside each name."""
+"""Operations of the increasing policy with their strength at magnitude 10 (level 1)."""
 
 WHOLE = {"auto_contrast", "equalize", "contrast", "rotate", "shear_x", "shear_y", "translate_x", "translate_y"}
 """Operations that need the whole frame for a part of their result; the others need that part (and its neighbors)."""
@@ -285,7 +285,7 @@ class RandAugment:
         return cls(known["m"], int(known["n"]), known["mstd"], known["p"])
 
     def draw(self, rng: np.random.RandomState) -> list[tuple[str, float, int]]:
-        """The operations of one clip: name, level in 0..1, sign."""
+        """Draw the operations of one clip: name, level in 0..1, sign."""
         names = list(OPERATIONS)
         drawn = []
         for index in rng.randint(len(names), size=self.count):
@@ -303,7 +303,7 @@ class RandAugment:
     def apply(self, frames: Tensor, drawn: Sequence[tuple[str, float, int]], box: Box | None = None) -> Tensor:
         """Apply drawn operations to (T, 3, H, W) uint8 and return the part inside a box, (T, 3, height, width).
 
-        Once no more operation needs the whole frame, only the box is computed, and what `sharpness` reads.
+        Once no remaining operation needs the whole frame, only the box (with the margin of `sharpness`) is computed.
         """
         if not drawn:
             return _part(frames, box)
@@ -317,6 +317,6 @@ class RandAugment:
         if last < 0:
             frames = _part(frames, grown)
         for index, (name, level, sign) in enumerate(drawn):
-            # Whole planes: what reads a channel or a row reads successive bytes.
+            # Planar layout: reading a channel or a row is a contiguous read.
             frames = OPERATIONS[name](frames.contiguous(), level, sign, grown if index == last else None)
         return _part(frames, (above, before, high, wide))

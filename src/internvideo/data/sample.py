@@ -1,4 +1,4 @@
-"""Sample: one row of a manifest, its parts and the checks that every row passes, whatever it was read from."""
+"""Sample: one row of a manifest, its parts, and their validation independent of the file format."""
 
 from __future__ import annotations
 
@@ -23,36 +23,36 @@ from internvideo.errors import ManifestError
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """A hint at the known word nearest to `word`; "" when none is near."""
+    """Return a "did you mean" hint with the known word closest to `word`; "" if none is close."""
     close = get_close_matches(word, list(known), n=1)
     return f" (did you mean '{close[0]}'?)" if close else ""
 
 
 MAX_CLASSES = 100_000
-"""One label of ten thousand millions would be as many names of classes."""
+"""Largest number of classes: a mistyped label of ten billion would otherwise allocate as many class names."""
 
 
 class ClassNames:
-    """Class names met while reading; hands out indices and settles them at the end.
+    """Class names collected while reading; assigns provisional indices and finalizes them at the end.
 
-    A number is an index, a text is a name, "007" and "7" are two. Only where all labels come as text (csv and list
-    files) are texts like 7 numbers: all of them, or all that are not among the given names.
+    A number is an index, a text is a name; "007" and "7" are different names. In formats where every label is text
+    (csv and list files), texts like "7" are indices: all of them, or all that are not among the given names.
 
     Args:
-        classes: the names in order, where they are known; else they are collected and sorted.
-        untyped: whether a text may mean a number.
+        classes: the names in order, if known; else names are collected and sorted.
+        untyped: whether a text may be an index.
     """
 
     def __init__(self, classes: Sequence[str] | None, *, untyped: bool = False) -> None:
         self.fixed, self.untyped = classes is not None, untyped
         self.names = {name: index for index, name in enumerate(classes or ())}
         if classes is not None and len(self.names) != len(classes):
-            raise ValueError("a class name stands twice")
-        self.highest = -1  # largest index that came as a number
+            raise ValueError("duplicate class name")
+        self.highest = -1  # largest index given as a number
         self._met: dict[str, bool] = {}  # texts that look like numbers -> whether a given class is called so
 
     def index(self, value: object) -> int:
-        """The index of a class given by number or name. Raises ValueError with the valid ones."""
+        """Return the index of a class given by number or name. Raises ValueError naming the valid ones."""
         if isinstance(value, bool) or not isinstance(value, int | str):
             raise ValueError("a class index or a class name")
         if isinstance(value, str) and not (self.untyped and _is_number(value)):
@@ -79,7 +79,7 @@ class ClassNames:
         return self.names[name]
 
     def settle(self, source: Path) -> tuple[tuple[str, ...], dict[int, int]]:
-        """The class names in order, and the final index of every provisional one (empty when nothing moves).
+        """Return the class names in order and the map provisional index -> final index (empty if unchanged).
 
         Raises:
             ManifestError: names in some rows and numbers in others, or numbers that could be either.
@@ -103,7 +103,7 @@ class ClassNames:
         return tuple(ordered), {self.names[name]: index for index, name in enumerate(ordered)}
 
     def _check_meaning(self, source: Path) -> None:
-        """Refuse texts like "1" that are names of given classes and places of other ones."""
+        """Reject texts like "1" that are the name of one given class and the index of another."""
         moved = [name for name, known in self._met.items() if known and self.names[name] != int(name)]
         if moved and all(int(name) < len(self.names) for name in self._met):
             found = f"label {moved[0]} may be the class called so or class number {moved[0]}, '"
@@ -112,7 +112,7 @@ class ClassNames:
 
 
 def _is_number(text: str) -> bool:
-    """Whether a text is a whole number as one writes it, without zeros in front."""
+    """Return whether a text is an integer without leading zeros."""
     return text.isascii() and text.removeprefix("-").isdecimal() and str(int(text)) == text
 
 
@@ -183,7 +183,7 @@ class Box(_Part):
 
 
 class QA(_Part):
-    """A question about the clip and its answer; `type` where the annotation tells what it asks for."""
+    """A question about the clip and its answer; `type` is the annotated question type, if any."""
 
     question: Sentence
     answer: Sentence
@@ -191,9 +191,9 @@ class QA(_Part):
 
 
 class Choice(_Part):
-    """Candidate sentences of which number `answer` (from 0) is right.
+    """Candidate sentences; `answer` is the 0-based index of the correct one.
 
-    `kinds` may tell what is wrong with each option, a word each: evaluation then reports accuracy against each kind.
+    `kinds` may name the error type of each option; evaluation then reports the accuracy per kind.
     """
 
     options: tuple[Sentence, ...] = Field(min_length=2)
@@ -210,19 +210,19 @@ class Choice(_Part):
 
 
 class Sample(_Part):
-    """One row of a manifest: a video, or the part of it inside `span`, and what is known of it.
+    """One row of a manifest: a video, or the part of it inside `span`, with its annotations.
 
     Attributes:
         id: unique name in the manifest.
         path: video file or folder of frames, as written; relative paths start at the manifest's folder.
-        span: (start, end) in seconds from the start of the video, of the part that is meant; None for the whole video.
+        span: (start, end) of the part, in seconds from the start of the video; None for the whole video.
         label: class index; None where unknown.
         captions: sentences that describe the clip.
         segments: actions with their times; boxes: actors with their actions; both count from the start of the video.
         qa: questions with answers; choices: a multiple choice.
         group: clips of one group (scene, signer, source video) must not be divided between splits.
         split: "train", "test", ...
-        fps: frames a second of a folder of frames; files tell their own.
+        fps: frames per second of a folder of frames; video files have their own.
         attributes: anything else, as text; "stride" (of mixtures) is the row's own step between frames, and "fps"
             stands for `fps`.
     """
@@ -257,7 +257,7 @@ class Sample(_Part):
 
     @property
     def frame_rate(self) -> float | None:
-        """Frames a second of a folder of frames; nan where what the row says of it is no number."""
+        """Frames per second of a folder of frames; nan if the row's value is not a number."""
         told = self.attributes.get("fps")
         if self.fps is not None or told is None:
             return self.fps
@@ -267,7 +267,7 @@ class Sample(_Part):
             return math.nan
 
     def class_indices(self) -> Iterator[int]:
-        """All class indices of the row: its label, its segments' and its boxes'."""
+        """List all class indices of the row: of its label, segments and boxes."""
         if self.label is not None:
             yield self.label
         for segment in self.segments:
@@ -276,7 +276,7 @@ class Sample(_Part):
             yield from box.labels
 
     def with_class_indices(self, index: Mapping[int, int]) -> Sample:
-        """The same row with every class index `i` replaced by `index[i]`."""
+        """Return the row with every class index `i` replaced by `index[i]`."""
         return self.model_copy(
             update={
                 "label": None if self.label is None else index[self.label],
@@ -289,7 +289,7 @@ class Sample(_Part):
 
 
 def frame_size(row: Sample, where: object) -> tuple[int, int]:
-    """Width and height of the attribute "size". Raises ManifestError."""
+    """Parse width and height from the attribute "size". Raises ManifestError."""
     parts = row.attributes["size"].split("x")
     if len(parts) != 2 or not all(part.isdecimal() and int(part) for part in parts):
         raise ManifestError(where, f"the size '{row.attributes['size']}'", "WIDTHxHEIGHT in pixels")

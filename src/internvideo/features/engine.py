@@ -1,8 +1,7 @@
 """Run an encoder over the windows of many videos: read ahead, batch across videos, and hand the vectors to a writer.
 
-A writer says which videos are to be read and what becomes of their vectors; a table, a feature folder, the cache of
-`internvideo fit` and a searchable collection are four. One of another kind gives `pending`, `write` and `finish`, and
-needs nothing else.
+A writer selects the videos to read and stores their vectors; there are four: for a table, a feature folder, the cache
+of `internvideo fit` and a searchable collection. A new kind implements `pending`, `write` and `finish`.
 """
 
 from __future__ import annotations
@@ -44,7 +43,7 @@ class Window(NamedTuple):
     Attributes:
         clip: (3, T, S, S). start, end: seconds from the start of the video.
         new_seconds: of the video, in no window before. fraction_done: of the video, 0..1, at the end of the window.
-        detail: what the placement of the windows tells its writer beyond that.
+        detail: further data of the window for its writer.
     """
 
     clip: Tensor
@@ -56,7 +55,7 @@ class Window(NamedTuple):
 
 
 class Extent(NamedTuple):
-    """Frames per second, number of frames and seconds of what the windows of a video cover."""
+    """Frames per second, number of frames and seconds covered by a video's windows."""
 
     fps: float = 0.0
     frames: int = 0
@@ -64,10 +63,10 @@ class Extent(NamedTuple):
 
 
 class VideoEnd(NamedTuple):
-    """What is known of a video once all its windows have been read.
+    """Result of reading all windows of a video.
 
     Attributes:
-        reason: why it was not read, or not to its end; "" if it was.
+        reason: why reading failed or stopped early; "" for success.
         identity: of the file before it was opened: the next run reads changes made meanwhile.
         extent: zeros where it cannot be opened. gaps: (start, end) without a decodable frame, in seconds of the video.
         info: of the file; None where it cannot be opened.
@@ -81,16 +80,16 @@ class VideoEnd(NamedTuple):
 
 
 class Windows(Protocol):
-    """Which windows of a video are read, and how their clips are made."""
+    """Placement of a video's windows and preprocessing of their clips."""
 
     @property
     def preprocessing(self) -> Preprocessing:
-        """How frames become clips."""
+        """Preprocessing of the clips."""
 
     def place(self, video: Video, piece: VideoFile, readers: int) -> tuple[Extent, Iterator[Window]]:
-        """Place the windows in an open video, or a piece of it, and yield them; raises VideoError.
+        """Place the windows in an open video, or a span of it, and yield them; raises VideoError.
 
-        The video is not used by others meanwhile; at most `readers` threads decode.
+        The caller must not use the video meanwhile; at most `readers` threads decode.
         """
 
 
@@ -141,12 +140,12 @@ class FrameWindows:
 
 
 def read_every_video(index: int) -> bool:
-    """Return True: nobody else reads this video."""
+    """Return True: no other process reads this video."""
     return True
 
 
 class VectorWriter(ABC):
-    """Say which videos are read, and store their vectors.
+    """Select the videos to read, and store their vectors.
 
     Calls for one video: `acquire`, `begin`, `write` once or more, `finish`; those of several videos are interleaved.
 
@@ -162,7 +161,7 @@ class VectorWriter(ABC):
 
     @abstractmethod
     def pending(self) -> Sequence[int]:
-        """Return the videos to read. Asked again after each round; those that were begun are not read again."""
+        """Return the videos to read. Called again after each round; videos already begun are skipped."""
 
     def begin(self, index: int) -> None:  # noqa: B027  # optional
         """Prepare for the vectors of a video."""
@@ -176,10 +175,10 @@ class VectorWriter(ABC):
         """Store a video of which `num_vectors` vectors were written."""
 
     def after_batch(self, unfinished: Collection[int]) -> None:  # noqa: B027  # optional
-        """Do what is due from time to time, while these videos are being read."""
+        """Do periodic work while these videos are being read."""
 
     def close(self) -> None:  # noqa: B027  # optional
-        """Leave things in order; called at the end and after an error or interruption."""
+        """Clean up; called at the end and after an error or interruption."""
 
 
 def run_engine(
@@ -194,14 +193,14 @@ def run_engine(
     in_order: bool = False,
     progress: bool | None = None,
 ) -> None:
-    """Read, encode and store the videos that a writer names.
+    """Read, encode and store the videos that a writer selects.
 
     Args:
         writer, windows: see there. encode: clips (B, 3, T, S, S) -> (B, ...) on the CPU, with `model`.
         batch_size: clips per batch; it may hold windows of several videos.
-        workers: decoding processes, and if fewer videos are left, threads of these; 0 decodes in this process.
+        workers: decoding processes, which use several threads when fewer videos are left; 0 decodes in this process.
         readers: threads per video where no worker decodes.
-        in_order: batches that do not depend on the speed of the workers.
+        in_order: make batches independent of the workers' speed.
         progress: show a bar on stderr; by default if that is a terminal.
 
     Raises:
@@ -261,7 +260,7 @@ class _Reader(IterableDataset[_Piece]):
 
 
 def read_windows(piece: VideoFile, windows: Windows, readers: int) -> Iterator[Window | VideoEnd]:
-    """Yield the windows of a video and then its end, which has the reason where it cannot be read."""
+    """Yield the windows of a video, then a `VideoEnd` with the reason of any failure."""
     end = VideoEnd()
     try:
         end = end._replace(identity=piece.identity())
@@ -279,7 +278,7 @@ def read_windows(piece: VideoFile, windows: Windows, readers: int) -> Iterator[W
 
 
 def check_finite(video: VideoFile, values: Tensor, starts: Sequence[float]) -> None:
-    """Raise RunError where a vector (n, ...) of windows that start at these seconds is not finite."""
+    """Raise RunError if any of the vectors (n, ...) is not finite; `starts` are the windows' starts, s."""
     finite = values.isfinite().flatten(1).all(dim=1)
     if not finite.all():
         start = starts[int(finite.int().argmin())]
@@ -363,9 +362,9 @@ class _Run:
 
 
 def vector_provenance(model: VideoModel, settings: dict[str, Any]) -> dict[str, Any]:
-    """Return the provenance of vectors (model, weights, preprocessing, settings, how videos are read) as JSON values.
+    """Return the provenance of vectors (model, weights, preprocessing, settings, video reader) as JSON values.
 
-    Two of them are of one collection if they agree in all but UNCOMPARED.
+    Vectors may be mixed in one collection if their provenance agrees in all keys but UNCOMPARED.
     """
     config = model.config
     return {
@@ -384,7 +383,7 @@ def vector_provenance(model: VideoModel, settings: dict[str, Any]) -> dict[str, 
 
 
 UNCOMPARED = ("source", "internvideo")
-"""Provenance that does not change a vector: where the weights lie, and which version computed it."""
+"""Provenance that does not affect a vector: path of the weights, and version of internvideo."""
 
 
 def check_minimum(settings: object, **minimum: int) -> None:

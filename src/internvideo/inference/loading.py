@@ -264,7 +264,7 @@ def _from_published(path: Path, options: LoadOptions) -> VideoModel:
         name = name.replace("-pretrain", "-classifier")
     if options.name not in (None, name):
         raise WeightsError(path, f"these are weights of '{layout.model}'", str(options.name))
-    metadata = {"source": str(path), "layout": layout.name, **licence_of(layout.name), **found.told}
+    metadata = {"source": str(path), "layout": layout.name, **licence_of(layout.name), **found.published}
     if layout.left_out:
         metadata["left_out"] = f"{len(layout.left_out)} tensors of no part of the model"
     if "source_sha256" in found.metadata:

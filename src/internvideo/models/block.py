@@ -38,7 +38,7 @@ class DropPath(Module):
         self.dim = dim
 
     def forward(self, x: Tensor) -> Tensor:
-        """Any shape (B, ...); what is kept is scaled by 1 / (1 - rate)."""
+        """Any shape (B, ...); kept entries are scaled by 1 / (1 - rate)."""
         if not self.training or self.rate == 0.0:
             return x
         keep = 1.0 - self.rate
@@ -48,9 +48,9 @@ class DropPath(Module):
 
 
 def activate(hidden: Tensor, activation: Activation) -> Tensor:
-    """GELU, exact or by tanh, ReLU, SiLU, or x * sigmoid(1.702 x) with one pass less over the memory.
+    """Apply GELU (exact or tanh), ReLU, SiLU or QuickGELU x * sigmoid(1.702 x), fused to one memory pass less.
 
-    Without gradients in place of the input.
+    In place without gradients.
     """
     in_place = not torch.is_grad_enabled()
     if activation == "gelu":
@@ -94,7 +94,7 @@ class FeedForward(Module):
 
 @dataclass(frozen=True)
 class BlockConfig:
-    """What kind of layer.
+    """Settings of a layer.
 
     Attributes:
         width, heads: D and H of the queries.
@@ -109,7 +109,7 @@ class BlockConfig:
         layer_scale: initial value of the per-channel scales gamma_1 and gamma_2, 0 for none.
         gated: residual branches are multiplied by tanh(gate), gates start at 0 (Flamingo).
         drop_path: stochastic depth rate of both branches.
-        drop_path_dim: what is dropped, 0 samples, 1 token positions (see `DropPath`).
+        drop_path_dim: dropped dimension, 0 samples, 1 token positions (see `DropPath`).
         dropout: after the feed-forward.
         hidden_dropout: between the activation and the second linear map of the feed-forward.
     """
@@ -132,7 +132,7 @@ class BlockConfig:
 
 
 def run_layer(layer: nn.Module, *inputs: Tensor, checkpointing: bool) -> Tensor:
-    """Apply a layer; with `checkpointing` its activations are computed again in the backward pass, not kept."""
+    """Apply a layer; `checkpointing` recomputes its activations in the backward pass."""
     if checkpointing and torch.is_grad_enabled():
         again: Tensor = checkpoint(layer, *inputs, use_reentrant=False)
         return again
@@ -143,7 +143,7 @@ def run_layer(layer: nn.Module, *inputs: Tensor, checkpointing: bool) -> Tensor:
 class Block(Module):
     """x += g1 * attention(norm1 x, norm_context y); x += g2 * feed_forward(norm2 x).
 
-    The two halves are methods of their own (`attention_branch`, `feed_forward_branch`), because UniFormerV2 puts a
+    The two halves are separate methods (`attention_branch`, `feed_forward_branch`), because UniFormerV2 inserts a
     local block between them.
     """
 
@@ -217,13 +217,12 @@ class Block(Module):
     ) -> Tensor:
         """(B, N, D), context (B, K, D') for a cross block -> (B, N, D).
 
-        With `num_queries` self-attention gives (B, num_queries, D): what the last tokens, which see all, become.
-        Where nothing reads the others this saves their queries and feed-forward. A causal one with a `kv_cache` reads
-        on where it stopped.
+        With `num_queries` self-attention returns only the last tokens (B, num_queries, D), which attend to all; this
+        saves the queries and feed-forward of unused tokens. A causal layer with a `kv_cache` continues the sequence.
         """
         return self.feed_forward_branch(self.attention_branch(x, context, num_queries, kv_cache))
 
     def mean(self, x: Tensor) -> Tensor:
-        """(B, N, D) -> (B, D): the mean over the tokens of `forward(x)` in evaluation, for less work."""
+        """(B, N, D) -> (B, D): mean over the tokens of `forward(x)` in evaluation, computed with less work."""
         x = self.attention_branch(x)
         return x.mean(dim=1) + self._branch(self.mlp.mean(self.norm2(x)), self.gamma_2, self.gate_mlp)

@@ -1,4 +1,4 @@
-"""CLIP's pieces: the frame stem, its transformer layers, the text tower and the plain image-text model.
+"""CLIP: frame stem, transformer layers, text tower and the plain image-text model.
 
 Shapes: B batch, T frames, S side, N = 1 + HW tokens of a frame (class token first), D width, L words, E joint space.
 Source: uniformerv2_model.py (stem and layers), Multi-Modalities-Pretraining (text tower and initialization).
@@ -36,7 +36,7 @@ def clip_block(
     activation: Activation = "quick_gelu",
     eps: float = EPS,
 ) -> Block:
-    """One layer of CLIP: pre-norm, QuickGELU, feed-forward of four times the width."""
+    """Build a layer of CLIP: pre-norm, QuickGELU, feed-forward of four times the width by default."""
     return Block(
         BlockConfig(
             width=width,
@@ -202,7 +202,7 @@ class TextTower(Module):
         Args:
             ids: (B, L) integer ids, L up to the context length.
             masked: (B, L) bool, words to replace by the mask embedding; None for none.
-            kv_cache: of the words before these; None where they are the first ones and none will follow.
+            kv_cache: keys and values of the preceding words; None without incremental decoding.
 
         Returns:
             (B, L, D). ValueError for too many words or a mask where the tower has no mask embedding.
@@ -234,13 +234,13 @@ class TextTower(Module):
 
 
 def at_end_of_text(tokens: Tensor, ids: Tensor) -> Tensor:
-    """Tokens (B, L, D) at the first largest of the ids (B, L'), at most at the last position -> (B, D)."""
+    """Select the token (B, D) of (B, L, D) at the first maximum of the ids (B, L'), at most the last position."""
     end = ids.argmax(dim=1).clamp(max=tokens.shape[1] - 1)
     return tokens[torch.arange(ids.shape[0], device=ids.device), end]
 
 
 def without_filling(video: Tensor, frame_mask: Tensor | None) -> Tensor:
-    """Normalized (B, 3, T, S, S) with zeros where (B, T) `frame_mask` is False; None says that all frames are real."""
+    """Zero the padding frames of a normalized video (B, 3, T, S, S); `frame_mask` (B, T), None: all frames are real."""
     return video if frame_mask is None else video * frame_mask[:, None, :, None, None]
 
 
@@ -305,10 +305,10 @@ class ClipConfig:
         width, depth, heads: of the image tower.
         text: the text tower (no mask embedding).
         joint_width: E.
-        unit_frames: frames weigh alike whatever the length of their vectors, as CLIP4Clip and the CLIP row of the
-            paper's table 9 have it; otherwise frames of long vectors weigh more.
+        unit_frames: normalize frame vectors before averaging, as CLIP4Clip and the CLIP row of the paper's table 9;
+            otherwise frames with long vectors weigh more.
         mean, std: per channel, of pixels in 0..1.
-        mlp_ratio, activation, eps: of the image tower, as `TextConfig` has them of the text tower.
+        mlp_ratio, activation, eps: of the image tower, see `TextConfig`.
     """
 
     image_size: int
@@ -364,7 +364,7 @@ class Clip(DualEncoder):
 
     @property
     def clip_needs(self) -> tuple[ClipNeeds, ...]:
-        """Any number of frames: each is seen by itself."""
+        """Any number of frames: each is encoded independently."""
         return (ClipNeeds(image_size=self.config.image_size),)
 
     @property

@@ -19,7 +19,7 @@ from internvideo.models.module import Linear, Module
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 HALF_MEAN, HALF_STD = (0.45, 0.45, 0.45), (0.225, 0.225, 0.225)
-"""What VideoMAE and ViCLIP, CLIP and the multimodal model, and UniFormerV2 were taught with."""
+"""Pixel mean and std: VideoMAE and ViCLIP; CLIP and the multimodal model; UniFormerV2."""
 
 MOTION_STEM = r"(^|\.)(stem|patch_embed)\.motion(\.|$)"
 """Names of the parameters of a motion stem."""
@@ -51,7 +51,7 @@ class Normalize(Module):
 def minus_mean_frame(video: Tensor) -> Tensor:
     """Subtract the mean over time of every pixel: (B, 3, T, S, S) -> the same; zeros where T = 1.
 
-    What stands still is gone, so motion is not drowned by a place that a small encoder learns first.
+    This removes the static background, which a small encoder would otherwise learn before motion.
     """
     return video - video.mean(dim=2, keepdim=True)
 
@@ -68,7 +68,7 @@ class TubeletEmbedding(Module):
         tubelet: frames per token.
         channels: colors.
         motion_stem: a second map, zero at the start, of the clip minus its mean frame is added. Under tube masking the
-            mean of a visible pixel is of visible pixels alone: nothing hidden is told.
+            mean frame at a visible position contains visible pixels only, so no masked content leaks.
     """
 
     def __init__(self, width: int, patch: int, tubelet: int, channels: int = 3, *, motion_stem: bool = False) -> None:
@@ -78,7 +78,7 @@ class TubeletEmbedding(Module):
         self.motion = nn.Parameter(torch.zeros(width, self.proj.in_features)) if motion_stem else None
 
     def cut(self, video: Tensor, index: Tensor | None = None) -> Tensor:
-        """The pixels of the tokens, ordered (color, frame, row, column) within a token.
+        """Cut the pixels of each token, ordered (color, frame, row, column) within a token.
 
         Args:
             video: (B, 3, T, S, S).
@@ -152,10 +152,10 @@ def resized_table(
     tubelet: int,
     clip: tuple[int, int] = NATIVE_CLIP,
 ) -> Tensor:
-    """The classifier's table at another size: that of the pretraining's clip, resized (modeling_finetune.py).
+    """Build the classifier's position table for another size by resizing pretraining's (modeling_finetune.py).
 
-    A patch that does not divide 224 pixels has the table of the whole patches, as released (OpenGVLab/InternVideo,
-    InternVideo1/Pretrain/VideoMAE/modeling_finetune.py: `org_img_size[1] // patch_size`).
+    For a patch that does not divide 224 pixels the original grid has the whole patches only, as released
+    (OpenGVLab/InternVideo, InternVideo1/Pretrain/VideoMAE/modeling_finetune.py: `org_img_size[1] // patch_size`).
 
     Args:
         grid: (t, h, w) wanted. width: D. patch, tubelet: of a token. clip: pixels and frames of the pretraining.

@@ -77,7 +77,7 @@ class UniFormerV2Config:
 
 @dataclass(frozen=True)
 class StagedFeatures:
-    """What the encoder knows after its last layer.
+    """Outputs of the encoder after its last layer.
 
     Attributes:
         tokens: for each global stage the tokens it reads, before its position term: (B, T * N, D), frame by frame.
@@ -224,7 +224,7 @@ class UniFormerV2(ClipClassifier):
         return part(x)
 
     def _layer(self, i: int, x: Tensor, frames: int) -> Tensor:
-        """Layer i on (B * T, N, D). Local blocks never run twice, which would move their running statistics twice."""
+        """Apply layer i to (B * T, N, D). Checkpointing skips local blocks: rerunning would update statistics twice."""
         block = self.blocks[i]
         assert isinstance(block, Block)
         if len(self.local1):
@@ -234,7 +234,7 @@ class UniFormerV2(ClipClassifier):
         return self._run(block.feed_forward_branch, self.local2[i](self._run(block.attention_branch, x), frames))
 
     def backbone(self, video: Tensor) -> tuple[list[Tensor], Tensor]:
-        """All layers without the query token, which never feeds back.
+        """Run all layers without the query token, which does not influence them.
 
         Args:
             video: (B, 3, T, S, S) normalized.
@@ -257,7 +257,7 @@ class UniFormerV2(ClipClassifier):
         return read
 
     def stages(self, video: Tensor) -> StagedFeatures:
-        """Normalized (B, 3, T, S, S) -> every intermediate that other modules read."""
+        """Map a normalized video (B, 3, T, S, S) to the intermediate outputs."""
         tokens, last = self.backbone(video)
         query = self.query.expand(video.shape[0], -1, -1)
         for stage, stage_tokens in enumerate(tokens):
@@ -265,7 +265,7 @@ class UniFormerV2(ClipClassifier):
         return StagedFeatures(tokens, query, last[:, :, 0].mean(dim=1), last)
 
     def merge_class_token(self, query: Tensor, class_mean: Tensor) -> Tensor:
-        """Query (B, D) or (B, 1, D) and mean class token (B, D) -> the clip's feature (B, D)."""
+        """Mix query (B, D) or (B, 1, D) and mean class token (B, D) into the clip feature (B, D)."""
         query = query.flatten(1)
         if self.balance is None:
             return query
@@ -290,7 +290,7 @@ class UniFormerV2(ClipClassifier):
 
     @property
     def tower(self) -> UniFormerV2 | None:
-        """None with local blocks, which stand inside the layers."""
+        """The tower, or None with local blocks, which are inside the layers."""
         return None if len(self.local2) else self
 
     def to_grid(self, output: Tensor, clips: int) -> Tensor:
@@ -334,7 +334,7 @@ class UniFormerV2(ClipClassifier):
         return head(self.merge_class_token(staged.query, staged.class_mean)), grid
 
     def initial_state(self, state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], str] | None:
-        """The video tower of a video-language model, and a pattern of the names that it leaves fresh; None for ours."""
+        """Map a video-language model's video tower: (state, pattern of names left at initialization); None for ours."""
         below = {name.removeprefix("visual."): value for name, value in state.items() if name.startswith("visual.")}
         return (below, r"proj\.") if below else None
 
@@ -344,7 +344,7 @@ class UniFormerV2(ClipClassifier):
         return self.config.depth + 1
 
     def get_layer_id(self, name: str) -> int:
-        """Layer of a parameter for layer-wise learning rates: 0 stem, i + 1 layer i, `max_layer_id` everything else."""
+        """Return the layer id for layer-wise learning rates: 0 stem, i + 1 layer i, `max_layer_id` otherwise."""
         parts = name.split(".")
         if parts[0] == "stem":
             return 0

@@ -64,7 +64,7 @@ class VideoLanguageConfig:
 
 @dataclass(frozen=True)
 class VideoLanguageOutput:
-    """Everything both losses need from one pass.
+    """Outputs of one forward pass, for both losses.
 
     Attributes:
         video, text: (B, E), not normalized.
@@ -75,12 +75,12 @@ class VideoLanguageOutput:
     text: Tensor
     caption_logits: Tensor | None
     caption_features: Tensor | None = None
-    """Instead of them, where they were asked for: what `predict_words` makes logits of, (B, L - 1, W)."""
+    """(B, L - 1, W), input of `predict_words`; replaces `caption_logits` with `predict=False`."""
 
 
 @dataclass(frozen=True)
 class VideoFeatures:
-    """One clip seen by the video tower: `pooled` (B, D) before the last norm, `tokens` (B, T * N, D)."""
+    """Outputs of the video tower: `pooled` (B, D) before the last norm, `tokens` (B, T * N, D)."""
 
     pooled: Tensor
     tokens: Tensor
@@ -117,12 +117,12 @@ class VideoLanguage(DualEncoder):
 
     @property
     def embed_dim(self) -> int:
-        """E of the space, or the video tower's width without one."""
+        """Width E of the joint space, or the video tower's width without one."""
         return self.config.joint_width or self.config.vision.width
 
     @property
     def can_caption(self) -> bool:
-        """With a caption decoder."""
+        """Whether there is a caption decoder."""
         return self.caption_decoder is not None
 
     @property
@@ -203,7 +203,7 @@ class VideoLanguage(DualEncoder):
         frame_mask: Tensor | None = None,
         predict: bool = True,
     ) -> VideoLanguageOutput:
-        """Both towers once, and the caption logits where there is a decoder.
+        """Run both towers and, if present, the caption decoder.
 
         Args:
             video: normalized (B, 3, T, S, S).
@@ -245,14 +245,14 @@ class VideoLanguage(DualEncoder):
         nucleus: float = 0.0,
         generator: torch.Generator | None = None,
     ) -> Tensor:
-        """Captions for normalized clips (B, 3, T, S, S).
+        """Generate captions for normalized clips (B, 3, T, S, S).
 
         Args:
             start, end: ids of the start and the end of a text.
             max_length: largest number of ids with start and end, 0 for the text tower's context.
             beams: 1 for greedy decoding, more for beam search.
             length_penalty: beams are ranked by log probability / words ** length_penalty.
-            nucleus: over 0, words are drawn instead, from the likeliest that hold this share; `generator` draws them.
+            nucleus: if > 0, words are sampled with `generator` from the most probable ones with this total probability.
 
         Returns:
             (B, max_length) ids from `start` to `end`, zero padded; a text cut by the limit still ends with `end`.
@@ -264,7 +264,7 @@ class VideoLanguage(DualEncoder):
             raise ValueError(f"max_length {length}: 2 to {context}, the text tower's context")
         decoder = self._decoder()
         if nucleus and beams > 1:
-            raise ValueError(f"{beams} beams and nucleus {nucleus}: words are either ranked or drawn")
+            raise ValueError(f"{beams} beams and nucleus {nucleus}: use beam search or sampling, not both")
         pooled = decoder.pool(self.forward_features(video).tokens).repeat_interleave(max(beams, 1), dim=0)
         kv_cache = KVCache()
 
@@ -288,7 +288,7 @@ class VideoLanguage(DualEncoder):
         )
 
     def initial_state(self, state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], str | None]:
-        """Towers and caption decoder; a decoder that only one of both has stays as drawn, or is left behind."""
+        """Map the weights of towers and caption decoder; a decoder missing on one side is initialized or dropped."""
         decoder = any(name.startswith("caption_decoder.") for name in state)
         without = decoder and self.caption_decoder is None
         kept = {n: value for n, value in state.items() if not (without and n.startswith("caption_decoder."))}
@@ -300,12 +300,12 @@ class VideoLanguage(DualEncoder):
         return self.visual.max_layer_id
 
     def get_layer_id(self, name: str) -> int:
-        """Layer of a parameter: those of the video tower by depth, everything else the last."""
+        """Return the layer id of a parameter: by depth in the video tower, the last id elsewhere."""
         inner = name.removeprefix("visual.")
         return self.max_layer_id if inner == name else self.visual.get_layer_id(inner)
 
     def no_weight_decay(self, name: str, parameter: Tensor) -> bool:
-        """No decay below two dimensions, nor for embeddings and the query token (Multi-Modalities-Pretraining)."""
+        """Exempt parameters below two dimensions, embeddings and the query token (Multi-Modalities-Pretraining)."""
         return parameter.dim() < 2 or "embedding" in name or name == "visual.query"
 
 
@@ -316,7 +316,7 @@ def interpolate_weights(
 
     Args:
         a, b: state dicts, e.g. of the initial (CLIP) and of the tuned model.
-        coefficient: share of `a`, 0 to 1 (published .5).
+        coefficient: weight of `a`, 0 to 1 (published 0.5).
         kept: regular expression of whole names taken from `b` as they are. The published code also keeps the video
             layers from 12 on: r"visual\.blocks\.(1[2-9]|2\d)\..*|logit_scale".
 

@@ -25,11 +25,11 @@ from internvideo.models.videomae_config import MaskedEncoder
 from internvideo.models.videomae_config import VideoMAEConfig as VideoMAEConfig
 
 FRESH = r"(fc_norm|head)\."
-"""What a classifier has and pretraining has not."""
+"""Pattern of the classifier's parameters that pretraining lacks."""
 
 
 def make_blocks(config: VideoMAEConfig, width: int, depth: int, heads: int, drop_path: float) -> nn.ModuleList:
-    """`depth` layers, stochastic depth rising linearly from 0 to `drop_path` inclusive."""
+    """Build `depth` layers with stochastic depth rising linearly from 0 to `drop_path` inclusive."""
     rates = torch.linspace(0, drop_path, depth, device="cpu").tolist()
     return nn.ModuleList(
         Block(
@@ -49,9 +49,9 @@ def make_blocks(config: VideoMAEConfig, width: int, depth: int, heads: int, drop
 
 
 def run_blocks(blocks: nn.ModuleList, tokens: Tensor, checkpointing: bool, num_queries: int | None = None) -> Tensor:
-    """Apply the layers; with `checkpointing` their activations are computed again backwards.
+    """Apply the layers; `checkpointing` recomputes their activations in the backward pass.
 
-    With `num_queries` the final layer works for so many tokens at the end only: (B, N, D) -> (B, num_queries, D).
+    With `num_queries` the final layer computes only the last tokens: (B, N, D) -> (B, num_queries, D).
     """
     for number, block in enumerate(blocks, 1):
         part = {} if num_queries is None or number < len(blocks) else {"num_queries": num_queries}
@@ -64,12 +64,12 @@ def run_blocks(blocks: nn.ModuleList, tokens: Tensor, checkpointing: bool, num_q
 
 
 def no_weight_decay(name: str, parameter: Tensor) -> bool:
-    """Vectors, biases, positions and the mask token are not decayed (mae.py, modeling_finetune.py)."""
+    """Exempt vectors, biases, positions and the mask token from decay (mae.py, modeling_finetune.py)."""
     return parameter.dim() <= 1 or name.endswith(".bias") or name.rpartition(".")[2] in ("pos_embed", "mask_token")
 
 
 def init_block_constants(blocks: nn.ModuleList, layer_scale: float) -> None:
-    """Norms to 1 and 0, biases to 0, layer scales to their setting."""
+    """Initialize norms to 1 and 0, biases to 0, layer scales to their setting."""
     for block in blocks:
         for name, parameter in block.named_parameters():
             if name.startswith("norm") and name.endswith("weight"):
@@ -81,7 +81,7 @@ def init_block_constants(blocks: nn.ModuleList, layer_scale: float) -> None:
 
 
 class Trunk(nn.Module):
-    """Tubelet embedding, positions and layers: what pretraining and classification share."""
+    """Tubelet embedding, positions and layers, shared by pretraining and classification."""
 
     pos_embed: Tensor
 
@@ -104,14 +104,14 @@ class Trunk(nn.Module):
         return sin_cos_table(config.tokens, config.width)
 
     def reset_trunk(self) -> None:
-        """Initialize everything here but the weight matrices of the layers, which the two uses draw differently."""
+        """Initialize all but the layers' weight matrices, whose initialization differs between the two uses."""
         self.patch_embed.proj.reset_parameters()
         if self.config.learnable_positions:
             nn.init.trunc_normal_(self.pos_embed, std=0.02)
         init_block_constants(self.blocks, self.config.layer_scale)
 
     def embed(self, video: Tensor, index: Tensor | None = None) -> Tensor:
-        """Tokens with their positions.
+        """Embed a video as tokens with positions.
 
         Args:
             video: (B, 3, T, S, S) normalized.
@@ -170,7 +170,7 @@ class VideoMAEDecoder(Module):
 
 
 def visible_first(mask: Tensor, num_visible: int | None) -> tuple[Tensor, int]:
-    """Order of the tokens: visible ones ascending, then masked ones ascending.
+    """Return the token order: visible tokens ascending, then masked tokens ascending.
 
     Args:
         mask: (B, N) bool, True = masked.
@@ -192,7 +192,7 @@ def visible_first(mask: Tensor, num_visible: int | None) -> tuple[Tensor, int]:
 
 
 class VideoMAEPretrain(MaskedEncoder, Module):
-    """Encodes the visible tokens only and predicts the pixels of the masked ones (modeling_pretrain.py).
+    """Masked autoencoder: encodes the visible tokens and predicts the pixels of the masked ones (modeling_pretrain.py).
 
     Attributes:
         checkpointing: compute activations again in the backward pass.
@@ -235,7 +235,7 @@ class VideoMAEPretrain(MaskedEncoder, Module):
         return self.tokens(video).mean(dim=1)
 
     def reset_parameters(self) -> None:
-        """Xavier matrices, mask token cut at one std; embedding and bridge as torch draws them."""
+        """Initialize: Xavier matrices, mask token truncated at one std; embedding and bridge with torch's default."""
         self.encoder.reset_trunk()
         init_block_constants(self.decoder.blocks, self.config.layer_scale)
         for part in (self.encoder, self.decoder):
@@ -286,9 +286,9 @@ class VideoMAEPretrain(MaskedEncoder, Module):
 def pretrain_to_classifier(
     state: Mapping[str, Tensor], pooling: Literal["mean", "first"] = "mean"
 ) -> dict[str, Tensor]:
-    """The part of a pretraining state dict that a classifier takes over, under its names (run_class_finetuning.py).
+    """Map a pretraining state dict to a classifier's parameter names (run_class_finetuning.py).
 
-    The encoder's final norm is left out under mean pooling, the decoder always.
+    Drops the decoder, and under mean pooling the encoder's final norm.
     """
     encoder = {name.removeprefix("encoder."): value for name, value in state.items() if name.startswith("encoder.")}
     return {name: value for name, value in encoder.items() if pooling == "first" or not name.startswith("norm.")}
@@ -298,7 +298,7 @@ class VideoMAEClassifier(Trunk, MaskedEncoder, ClipClassifier):
     """The masked encoder with a classification head (modeling_finetune.py).
 
     Attributes:
-        blocks: the layers, to be run one by one where something stands between them.
+        blocks: the layers, run one by one by models that insert modules between them.
         checkpointing: compute activations again in the backward pass.
     """
 
@@ -315,7 +315,7 @@ class VideoMAEClassifier(Trunk, MaskedEncoder, ClipClassifier):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """modeling_finetune.py: truncated normal matrices of std .02, the head scaled down by `init_scale`."""
+        """Initialize as modeling_finetune.py: truncated normal with std 0.02, the head scaled by `init_scale`."""
         self.reset_trunk()
         for module in self.modules():
             if isinstance(module, nn.Linear) and module is not self.patch_embed.proj:
@@ -329,7 +329,7 @@ class VideoMAEClassifier(Trunk, MaskedEncoder, ClipClassifier):
                 self.head.weight.mul_(self.config.init_scale)
 
     def pool(self, tokens: Tensor) -> Tensor:
-        """Tokens after the last block (B, N, D) -> clip feature (B, D or HW D), as the head takes it."""
+        """Pool the last block's tokens (B, N, D) to the head's input (B, D or HW D)."""
         if self.config.head_places and self.fc_norm is not None:
             return self.fc_norm(torch.stack(tokens.chunk(self.config.grid[0], dim=1)).mean(0)).flatten(1)
         mean = self.config.pooling == "mean"
@@ -376,7 +376,7 @@ class VideoMAEClassifier(Trunk, MaskedEncoder, ClipClassifier):
         return self.head(self.head_dropout(self.pool(tokens))), grid
 
     def initial_state(self, state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], str] | None:
-        """What pretraining weights fill, and a pattern of the names that they leave fresh; None for a classifier's."""
+        """Map pretraining weights: (state, pattern of names left at initialization); None for a classifier's."""
         if not any(name.startswith("encoder.") for name in state):
             return None
         found = pretrain_to_classifier(state, self.config.pooling)

@@ -1,6 +1,6 @@
-"""Recipes: the typed settings of one training run with the stage that it names, or those of a model that is tested.
+"""Recipes: typed settings of a training run of one stage, or of the evaluation of a model.
 
-What stages and models there are is given from above (`Catalog`): this file knows none of them.
+The available stages and models are passed in as a `Catalog`; this module imports none of them.
 """
 
 from __future__ import annotations
@@ -21,21 +21,21 @@ from internvideo.training.loop import BatchSource
 from internvideo.training.settings import LoopSettings, OptimizerSettings, ScheduleSettings
 
 VERSION = 4
-"""Version of the form of a recipe; `training/earlier_recipes.py` reads the others."""
+"""Version of the recipe format; `training/earlier_recipes.py` upgrades earlier ones."""
 
 Some = TypeVar("Some", bound=BaseModel)
 
 
 @dataclass(frozen=True)
 class StageSpec:
-    """One stage: what it learns from and with, and what builds it.
+    """A training stage: types of its data and settings, and its builder.
 
     Attributes:
         name: in recipes. about: one line for `internvideo list stages`.
         settings: type of the recipe's `settings`. data: type of its `data`.
         stage: (model, settings, ...) -> module whose call with a batch and a generator gives {"loss": ...}.
-        models: classes of the models that it trains.
-        build: makes the job of a recipe; unreadable videos are named in the file `skipped`. Raises RecipeError,
+        models: model classes that it trains.
+        build: builds the job of a recipe and lists unreadable videos in the file `skipped`. Raises RecipeError,
             ManifestError, WeightsError.
         classifiers: parts of the model that have one output per class ("" is the model itself); they get the number
             of classes of the data in their setting `outputs`.
@@ -54,7 +54,7 @@ class StageSpec:
 
 @dataclass(frozen=True)
 class Catalog:
-    """What a recipe can name: stages, models, and the data of tasks that recipes for evaluation are of."""
+    """Names available to recipes: stages, models, and data types of tasks (recipes for evaluation)."""
 
     stages: Mapping[str, StageSpec]
     models: Mapping[str, ModelEntry]
@@ -62,7 +62,7 @@ class Catalog:
 
 
 class ModelSettings(Settings):
-    """A named model and what is changed in it."""
+    """A named model with overridden settings."""
 
     name: str
     overrides: dict[str, Any] = Field(default_factory=dict)
@@ -79,16 +79,16 @@ class ModelSettings(Settings):
 
 
 def catalog_of(info: ValidationInfo) -> Catalog:
-    """The catalog that a recipe is read with."""
+    """Return the catalog from the validation context."""
     if not isinstance(info.context, Catalog):
         raise TypeError("a recipe is built by internvideo.recipe.build_recipe")
     return info.context
 
 
 class EvaluationRecipe(Settings):
-    """A model and how its clips are made in testing: what using it needs, and nothing about training.
+    """A model and its test-time preprocessing, without training settings.
 
-    It is of a `stage`, whose models and data it has, or of a `task` that is evaluated with weights of other stages.
+    It has a `stage`, which defines models and data, or a `task` that is evaluated with weights of other stages.
     """
 
     version: int = VERSION
@@ -96,7 +96,7 @@ class EvaluationRecipe(Settings):
     stage: str = ""
     task: str = ""
     model: ModelSettings
-    # Made by `_of_the_stage`, of nothing as well: which settings these are is known only with the stage.
+    # Built by `_of_the_stage`, also from an empty mapping: the type of the settings depends on the stage.
     settings: Annotated[SerializeAsAny[BaseModel], Field(validate_default=True)] = Field(
         default_factory=dict  # type: ignore[assignment]  # the validator makes a model of it
     )
@@ -151,15 +151,15 @@ class EvaluationRecipe(Settings):
 
     @property
     def catalog(self) -> Catalog:
-        """What it could name."""
+        """The catalog of names it was read with."""
         return self._catalog
 
     def data_as(self, kind: type[Some]) -> Some:
-        """`data` of a stage that reads this kind. Raises RecipeError for another stage."""
+        """Return `data` with its type checked. Raises RecipeError for a stage with another type of data."""
         return self._checked(self.data, kind)
 
     def settings_as(self, kind: type[Some]) -> Some:
-        """`settings` of a stage that has this kind. Raises RecipeError for another stage."""
+        """Return `settings` with its type checked. Raises RecipeError for a stage with other settings."""
         return self._checked(self.settings, kind)
 
     def _checked(self, value: BaseModel, kind: type[Some]) -> Some:
@@ -175,12 +175,12 @@ class EvaluationRecipe(Settings):
         raise RecipeError("stage", found, ", ".join(fitting))
 
     def resolved(self) -> dict[str, Any]:
-        """Plain values of every setting, as they are saved."""
+        """Return all settings as plain values, in their saved form."""
         return self.model_dump(mode="json", exclude={"task" if self.stage else "stage"})
 
 
 class Recipe(EvaluationRecipe):
-    """One training run, complete: on one kind of machine the same recipe and data give the same weights."""
+    """All settings of a training run: on one kind of machine the same recipe and data give the same weights."""
 
     stage: str
     init: dict[str, Path] = Field(
@@ -203,14 +203,14 @@ class Recipe(EvaluationRecipe):
 
     @property
     def spec(self) -> StageSpec:
-        """Its stage."""
+        """The stage."""
         return self.catalog.stages[self.stage]
 
     def for_evaluation(self, overrides: Mapping[str, Any]) -> EvaluationRecipe:
-        """What using the model needs; the training data, and how they are read, stay behind.
+        """Return the recipe for evaluation, without training data and their reading.
 
         Args:
-            overrides: settings of the model as it was built, with its number of classes.
+            overrides: settings of the built model, including the number of classes.
         """
         data = self.data.model_dump(mode="json", exclude=set(TRAINING_DATA))
         loader = {name: data["loader"][name] for name in ("short_side", "single_frame")}
@@ -231,17 +231,16 @@ TRAINING_DATA = (
     "shard_index",
     "image_batch_size",
 )
-"""Settings below `data` of what is learned from."""
+"""Settings below `data` that name training data."""
 
 
 @dataclass(frozen=True)
 class Job:
     """A recipe with everything that it names built; `fingerprint` is that of the training rows and their classes.
 
-    `context` is what else must be known to use the model later, and is kept beside its weights: how the features were
-    made that a detector learned from, the words of an instruction. It must be ready for JSON. `head` tells where the
-    classification head comes from, where the recipe says something of it. `facts` are fingerprints of what else is
-    learned from: a run is resumed only where they are the same.
+    `context` holds further data needed to use the model, saved with its weights as JSON: provenance of a detector's
+    features, the vocabulary of instructions. `head` is the source of the classification head, if the recipe names one.
+    `facts` are fingerprints of other training data: a run resumes only if they are unchanged.
     """
 
     recipe: Recipe

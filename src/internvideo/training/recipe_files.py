@@ -1,4 +1,4 @@
-"""Read recipes: from YAML, changed by `key=value`, or from what a run saved; each mistake is reported by its key."""
+"""Read recipes from YAML with `key=value` overrides, or from a saved run; every error names its key."""
 
 from __future__ import annotations
 
@@ -20,23 +20,23 @@ from internvideo.training.recipe import Catalog, EvaluationRecipe, Recipe
 from internvideo.training.settings import LoopSettings
 
 LARGEST = 10**7
-"""Largest number of a setting: what counts samples, words or panoramas is held in memory."""
+"""Largest value of a numeric setting: counts of samples, words or panoramas are limited by memory."""
 LARGER = (
     *("loop.seed", "data.loader.seed", "schedule.steps", "schedule.warmup", "schedule.milestones"),
     *("loop.log_every", "loop.checkpoint_every", "loop.keep_checkpoints", "data.loader.cache_megabytes"),
 )
-"""Settings that may be larger: seeds, steps, and limits that take nothing by being large."""
+"""Settings without this limit: seeds, steps, and upper bounds that cost no memory."""
 
 NEEDS = {
     "loop.ema_scaled": ("loop.ema_decay",),
     "data.augment.mix_probability": ("data.augment.mixup", "data.augment.cutmix"),
     "data.augment.mix_smoothing": ("data.augment.mixup", "data.augment.cutmix"),
 }
-"""Settings -> those of which one must be on, or they say something about what is not done."""
+"""Setting -> settings of which at least one must be on for it to have an effect."""
 
 
 def shipped_recipes() -> dict[str, Path]:
-    """Name ("sample/masked") -> file, of the recipes that come with the package."""
+    """List the shipped recipes: name ("sample/masked") -> file."""
     inside = Path(str(resources.files("internvideo"))) / "recipes"
     folder = inside if inside.is_dir() else Path(__file__).parents[3] / "recipes"
     return {str(path.relative_to(folder).with_suffix("")): path for path in sorted(folder.rglob("*.yaml"))}
@@ -46,7 +46,7 @@ def read_recipe(name: str | Path, overrides: Sequence[str], catalog: Catalog) ->
     """Read a recipe file, or a shipped one by name, and apply `key.key=value` changes.
 
     Raises:
-        RecipeError: no such recipe, not YAML, a key that is unknown, missing or not read, a value that does not fit.
+        RecipeError: no such recipe, invalid YAML, an unknown, missing or unused key, an invalid value.
     """
     path = _find(name)
     try:
@@ -69,7 +69,7 @@ def read_recipe(name: str | Path, overrides: Sequence[str], catalog: Catalog) ->
 
 
 def build_recipe(tree: Mapping[str, Any], where: object, catalog: Catalog) -> EvaluationRecipe:
-    """Recipe from plain values: of a run, or without optimizer and schedule for evaluation.
+    """Build a recipe from plain values: for a run, or without optimizer and schedule for evaluation.
 
     Raises:
         RecipeError: naming every wrong key at once.
@@ -89,12 +89,12 @@ def build_recipe(tree: Mapping[str, Any], where: object, catalog: Catalog) -> Ev
 
 
 def saved_recipe(tree: Mapping[str, Any], where: object, catalog: Catalog) -> EvaluationRecipe:
-    """Recipe from plain values that any earlier version saved. Raises RecipeError as `build_recipe`."""
+    """Build a recipe from plain values saved by this or an earlier version. Raises RecipeError as `build_recipe`."""
     return build_recipe(upgraded(tree, catalog), where, catalog)
 
 
 def recipe_inside(metadata: Mapping[str, str], where: object, catalog: Catalog) -> EvaluationRecipe:
-    """The recipe that weights carry. Raises WeightsError: none; RecipeError as `build_recipe`."""
+    """Read the recipe in weights' metadata. Raises WeightsError: none; RecipeError as `build_recipe`."""
     tree = untrusted.json_in(metadata, "recipe", where, WeightsError, "weights of a run")
     if not isinstance(tree, Mapping):
         raise WeightsError(where, f"carries a {type(tree).__name__} as its recipe", "weights of a run")
@@ -102,11 +102,11 @@ def recipe_inside(metadata: Mapping[str, str], where: object, catalog: Catalog) 
 
 
 RECIPE_FILE = "recipe.json"
-"""Beside the weights of a run: its whole recipe."""
+"""File name of a run's full recipe, next to its weights."""
 
 
 def recipe_beside(weights: Path, catalog: Catalog) -> Recipe | None:
-    """The recipe of the run that wrote these weights, None where it was not kept with them."""
+    """Read the recipe file next to a run's weights; None if absent."""
     try:
         tree = untrusted.read_json(weights.with_name(RECIPE_FILE), untrusted.MOST_SETTINGS)
         recipe = saved_recipe(tree, weights.with_name(RECIPE_FILE), catalog)
@@ -131,7 +131,7 @@ def apply_override(tree: dict[str, Any], override: str) -> None:
     """Set one "key.key=value" (YAML) in nested settings. Raises RecipeError for anything else."""
     key, equals, text = override.partition("=")
     if not equals or not key:
-        raise RecipeError(override, "is not a change of a setting", "key.key=value")
+        raise RecipeError(override, "is no override of a setting", "key.key=value")
     try:
         value = untrusted.parse_yaml(text)
     except ValueError as error:
@@ -158,10 +158,10 @@ def leaves(tree: Mapping[str, Any], above: str = "") -> dict[str, Any]:
 
 
 def check_numbers(given: Mapping[str, Any], values: Mapping[str, Any], where: object) -> None:
-    """Refuse numbers above `LARGEST`, and true or false where a number is meant; those of lists as well.
+    """Check that numbers are at most `LARGEST` and no booleans, including numbers in lists.
 
     Args:
-        given: the recipe as it was written. values: as it was understood. where: for messages.
+        given: the recipe as written. values: the parsed recipe. where: for messages.
 
     Raises:
         RecipeError: naming the setting. Sizes of models are checked where they are built.
@@ -183,7 +183,7 @@ def check_numbers(given: Mapping[str, Any], values: Mapping[str, Any], where: ob
 
 
 def check_needed(recipe: EvaluationRecipe, where: object) -> None:
-    """Raise RecipeError for settings of what is switched off (`NEEDS`)."""
+    """Raise RecipeError for settings of a feature that is switched off (`NEEDS`)."""
     data = type(recipe.data)(loader=recipe.data.loader)
     defaults = leaves({"data": data.model_dump(), "loop": LoopSettings().model_dump()})
     found = leaves(recipe.model_dump())
@@ -228,14 +228,14 @@ def _explain(item: Any, tree: Mapping[str, Any], catalog: Catalog) -> str:
 
 
 def _dotted(above: Sequence[int | str], stage: str, catalog: Catalog) -> list[str]:
-    """Dotted names of all settings below the section `above` of a stage's recipe."""
+    """List the dotted names of all settings in the section `above` of a stage's recipe."""
     names = _siblings((*above, ""), stage, catalog) if len(above) < 4 else []
     found = [".".join((*map(str, above), name)) for name in names]
     return [*found, *(inner for name in names for inner in _dotted((*above, name), stage, catalog))]
 
 
 def _siblings(location: Sequence[int | str], stage: str, catalog: Catalog) -> list[str]:
-    """Names of the settings that stand beside `location` in a recipe of a stage."""
+    """List the names of the settings in the same section as `location`."""
     kind: Any = Recipe
     for part in location[:-1]:
         if kind is Recipe and part in ("settings", "data"):

@@ -16,20 +16,20 @@ NotNegative = Annotated[float, Field(ge=0.0)]
 
 
 class OptimizerSettings(Settings):
-    """How parameters are moved.
+    """Optimizer, learning rates and weight decay.
 
     Attributes:
         kind: "adamw", "bert_adam" (no bias correction, each tensor's gradient clipped to norm 1;
             Video-Text-Retrieval) or "sgd" with Nesterov momentum, whose weight decay is part of the gradient (DEAR).
         base_lr: peak learning rate before scaling.
         lr_scaling: "batch/256" multiplies every rate by the clips of one step over all processes, repeats not
-            counted, divided by 256 (mae.py); "none" takes the rates as they are.
+            counted, divided by 256 (mae.py); "none" applies no scaling.
         betas, eps, weight_decay: of Adam; the decay is decoupled. momentum: of sgd.
-        no_decay: what is exempt from weight decay. "model" is what the model names, or where it names nothing vectors
-            and biases; "biases_and_norms" is what the released retrieval script exempts, names with "bias" or
-            "LayerNorm.weight", which no gain of a CLIP has: those decay as embeddings, positions, query tokens and the
-            logit scale do (OpenGVLab/InternVideo, Video-Text-Retrieval/main_task_retrieval.py, `prep_optimizer`);
-            "biases_and_all_norms" is what that list means, all parameters of normalizations exempt; "nothing".
+        no_decay: parameters exempt from weight decay. "model": the model's own rule, by default vectors and biases;
+            "biases_and_norms": as the released retrieval script, names with "bias" or "LayerNorm.weight", which matches
+            no norm gain of a CLIP: those decay, as do embeddings, positions, query tokens and the logit scale
+            (OpenGVLab/InternVideo, Video-Text-Retrieval/main_task_retrieval.py, `prep_optimizer`);
+            "biases_and_all_norms": the intended rule, biases and all norm parameters exempt; "nothing".
         layer_decay: rate of layer id i is multiplied by layer_decay ** (layers - i); None for no layer decay.
         lr_multipliers: regular expression -> factor for the parameters in whose name it is found; several multiply.
     """
@@ -65,12 +65,12 @@ class OptimizerSettings(Settings):
         return self
 
     def scale(self, clips_per_step: int) -> float:
-        """What every rate is multiplied by; `clips_per_step` counts all processes and accumulated batches."""
+        """Return the factor of all learning rates; `clips_per_step` counts all processes and accumulated batches."""
         return clips_per_step / 256 if self.lr_scaling == "batch/256" else 1.0
 
 
 class ScheduleSettings(Settings):
-    """How long, and the learning rate on the way.
+    """Length of the run and learning-rate schedule.
 
     Attributes:
         steps, epochs: the length; exactly one is given.
@@ -134,29 +134,29 @@ class ScheduleSettings(Settings):
 
 
 class LoopSettings(Settings):
-    """How the steps are made.
+    """Settings of the training loop.
 
     Attributes:
         max_grad_norm: global gradient norm above which gradients are clipped, None for no clipping.
-        grad_accum_steps: batches per optimizer step; all of one size, so each counts alike.
+        grad_accum_steps: batches per optimizer step, all of equal size and weight.
         precision: "auto" is bfloat16 autocast on CUDA and float32 elsewhere.
         ema_decay: keep an exponential moving average of the learning parameters; None for none.
         ema_scaled: shorten the average in a short run, so that it spans at most a tenth of the steps.
         checkpoint_every: steps between checkpoints; one is always written at the end. None for that one only.
-        keep_checkpoints: the newest so many stay.
-        log_every: steps between lines of the log; the device is asked for values only then.
-        activation_checkpointing: compute activations again in the backward pass instead of keeping them.
-        compile: "blocks" compiles the repeating layers, each by itself (torch.compile); where the compiler fails, one
-            line says so and the run continues without. true and false of earlier versions are "blocks" and "none".
-        parallel: of several processes: "ddp" holds the whole model in each, "fsdp" divides parameters, gradients and
-            optimizer state among all (FSDP2), "hsdp" among those of a machine.
+        keep_checkpoints: number of newest checkpoints kept.
+        log_every: steps between log lines; the device is synchronized only then.
+        activation_checkpointing: recompute activations in the backward pass instead of storing them.
+        compile: "blocks" compiles the repeated layers one by one (torch.compile); if the compiler fails, a warning is
+            printed and the run continues without it. true and false of earlier versions are "blocks" and "none".
+        parallel: with several processes: "ddp" replicates the model, "fsdp" shards parameters, gradients and optimizer
+            state over all processes (FSDP2), "hsdp" over those of a machine.
         reshard_after_forward: of "fsdp" and "hsdp": free a layer's gathered parameters until its backward pass.
         global_batch_size: clips per optimizer step of all processes. `grad_accum_steps` follows from it and from the
             number of processes (in stages with a contrastive loss `data.loader.batch_size` does, because negatives are
-            taken from a batch), so a run may be resumed with another number of them. None for what those two give.
+            taken from a batch), so a run may be resumed with another number of them. None: determined by those two.
         tensorboard: also write TensorBoard events (needs the `track` extra).
-        timeout_s: of several processes, seconds after which one that does not answer counts as lost.
-        seed: of every random draw of the loop and of the stage.
+        timeout_s: seconds after which a process that does not answer counts as lost.
+        seed: seed of all random draws of the loop and the stage.
     """
 
     max_grad_norm: PositiveFloat | None = None
@@ -183,7 +183,7 @@ class LoopSettings(Settings):
 
 
 class TrainingSettings(Settings):
-    """Everything that `loop.train` is told of a run."""
+    """All settings of `loop.train`."""
 
     optimizer: OptimizerSettings
     schedule: ScheduleSettings

@@ -24,7 +24,7 @@ from internvideo.weights.fetch import ENDING, check_ending
 from internvideo.weights.layouts import OVERRIDES, Layout, layout_of, merged
 from internvideo.weights.published_classes import published_classes
 from internvideo.weights.published_config import (
-    Told,
+    PublishedConfig,
     read_config,
     with_open_clip_config,
     with_transformers_config,
@@ -75,7 +75,7 @@ class Foreign:
     Attributes:
         state, metadata: of the weights. layout: recognized layout, with the settings of the config.
         classes: class names in the config. processor: preprocessing settings, {} for none.
-        told: metadata of the model.
+        published: metadata of the model.
         place: the file. folder: folder of the config.
     """
 
@@ -86,7 +86,7 @@ class Foreign:
     layout: Layout
     classes: tuple[str, ...] = ()
     processor: Mapping[str, Any] = field(default_factory=dict)
-    told: Mapping[str, str] = field(default_factory=dict)
+    published: Mapping[str, str] = field(default_factory=dict)
 
     def settings(self) -> dict[str, object]:
         """Settings stored in the weights (`convert --set`), mean and std of the processor. Raises WeightsError."""
@@ -174,23 +174,23 @@ def read(place: Path) -> Foreign:
         said = f"model type {kind!r} ({', '.join(map(str, names)) if isinstance(names, list) else 'unnamed'})"
         expected = f"{', '.join(MODEL_TYPES)}, or another published layout"
         raise WeightsError(place, f"{said}, as its {CONFIG} says, which is not read", expected) from error
-    told = Told(layout)
+    published = PublishedConfig(layout)
     processor: Mapping[str, Any] = {}
     if layout.name.startswith("transformers "):
         if config:
-            told = with_transformers_config(layout, config, folder / CONFIG)
+            published = with_transformers_config(layout, config, folder / CONFIG)
         processor = next((found for name in PROCESSORS if (found := read_config(folder / name))), {})
         processor = processor.get("image_processor", processor)
     elif layout.name == "CLIP" and (other := read_config(folder / OPEN_CLIP)):
-        told = with_open_clip_config(layout, other, folder / OPEN_CLIP)
+        published = with_open_clip_config(layout, other, folder / OPEN_CLIP)
     elif layout.family.masked and "model_config" in config:
-        told = with_videomae_v2_config(layout, config, folder / CONFIG)
+        published = with_videomae_v2_config(layout, config, folder / CONFIG)
     elif config.get("model_type"):
-        told = Told(layout, ignored=(f"{CONFIG} of model type {config['model_type']!r}",))
+        published = PublishedConfig(layout, ignored=(f"{CONFIG} of model type {config['model_type']!r}",))
     notes = {}
-    if told.ignored:
-        notes["config_not_understood"] = ", ".join(told.ignored)
-    classes = told.classes
+    if published.ignored:
+        notes["config_not_understood"] = ", ".join(published.ignored)
+    classes = published.classes
     count = getattr(configure(layout.model, layout.overrides), layout.family.outputs, 0) if layout.family.head else 0
     if not config and not classes and (known := PUBLISHED_HEADS.get((layout.name, count))):
         classes = published_classes(known)
@@ -199,7 +199,7 @@ def read(place: Path) -> Foreign:
         )
     if licence := _card_licence(folder / CARD):
         notes |= {"licence": licence, "licence_stated": "by the README.md beside the weights"}
-    return Foreign(place, folder, state, metadata, told.layout, classes, processor, notes)
+    return Foreign(place, folder, state, metadata, published.layout, classes, processor, notes)
 
 
 def _tensors(place: Path, folder: Path) -> tuple[dict[str, Tensor], dict[str, str]]:

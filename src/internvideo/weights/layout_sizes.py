@@ -1,10 +1,11 @@
 """Infer the sizes of a model from the shapes of its published tensors.
 
-What shapes cannot tell is taken from a published size: frames and picture of a model with fixed positions, and every
-setting that has no tensor (drop path, dropout). Heads, and the layers that global blocks read, are taken from one of
-the same width and depth alone; of any other size they must be given. Frames and picture of learned positions are told
-by slots x side^2 = tokens; where that can be two things they are 0 and must be given too. Source: modeling_pretrain.py,
-UniFormerV2 configs, Multi-Modalities-Pretraining, multi-modalities-downstream, viclip.py, published checkpoints.
+Sizes that shapes do not determine come from a published model: frames and image size of a model with fixed positions,
+and every setting without a tensor (drop path, dropout). The number of heads and the layers that global blocks read are
+taken only from a published model of the same width and depth; otherwise they must be given. Frames and image size of
+learned positions follow from slots x side^2 = tokens; where that is ambiguous they are 0 and must be given. Source:
+modeling_pretrain.py, UniFormerV2 configs, Multi-Modalities-Pretraining, multi-modalities-downstream, viclip.py,
+published checkpoints.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ from internvideo.models.videomae import VideoMAEConfig
 
 
 class Shapes:
-    """The shapes of a state dict under published names, asked with the names of family and file for messages."""
+    """Shapes of a state dict under published names; family and file name the model in messages."""
 
     def __init__(self, state: Mapping[str, Tensor], family: str, where: object = "state dict") -> None:
         self.state, self.family, self.where = state, family, where
@@ -40,7 +41,7 @@ class Shapes:
         return key in self.state
 
     def of(self, key: str, dims: int) -> tuple[int, ...]:
-        """Shape of a tensor that must be there. WeightsError: absent, or of another number of dimensions, or empty."""
+        """Return the shape of a required tensor. Raises WeightsError: absent, empty, another number of dimensions."""
         tensor = self.state.get(key)
         if tensor is None:
             hint = "likely cause: the file is incomplete"
@@ -51,7 +52,7 @@ class Shapes:
         return tuple(tensor.shape)
 
     def layers(self, stem: str) -> int:
-        """1 + the largest number that follows `stem` in a key."""
+        """Count layers: 1 + the largest number after `stem` in a key."""
         numbers = [re.match(rf"{re.escape(stem)}(\d+)\.", key) for key in self.state]
         found = [int(match.group(1)) for match in numbers if match is not None]
         if not found:
@@ -60,7 +61,7 @@ class Shapes:
 
 
 def heads_of(size: tuple[int, ...], base: tuple[int, ...], base_heads: int) -> int:
-    """Heads of a published size (width, depth); 0 for another one, whose heads cannot be told."""
+    """Return the number of heads of a published size (width, depth); 0 (unknown) for any other."""
     return base_heads if size == base else 0
 
 
@@ -99,7 +100,7 @@ def _videomae(shapes: Shapes, base: VideoMAEConfig, trunk: str) -> VideoMAEConfi
     if not config.learnable_positions:
         return config
     grid = learned_grid(shapes.of(f"{trunk}pos_embed", 3)[1], config.grid[1])
-    if grid is None:  # to be asked for
+    if grid is None:  # must be given
         return replace(config, image_size=0, frames=0)
     return replace(config, image_size=grid[1] * patch, frames=grid[0] * tubelet)
 
@@ -130,7 +131,7 @@ def videomae_classifier(shapes: Shapes, base: VideoMAEConfig) -> VideoMAEConfig:
 
 
 def of_transformers(shapes: Shapes, config: VideoMAEConfig) -> VideoMAEConfig:
-    """The same with query and value biases, which transformers' files have, and with or without the last norm."""
+    """Infer the sizes of transformers' layout: query and value biases, with or without the last norm."""
     final = any(name in shapes for name in ("encoder.norm.weight", "norm.weight", "fc_norm.weight"))
     return replace(config, qkv_bias=True, final_norm=final or config.num_classes > 0)
 
@@ -143,7 +144,7 @@ def _picture(shapes: Shapes, prefix: str) -> tuple[int, int, int, int]:
     side = math.isqrt(tokens - 1)
     if side * side + 1 != tokens:
         found = f"{prefix}positional_embedding: {tokens} positions"
-        raise WeightsError(shapes.where, found, "1 + a square", "the picture is not square")
+        raise WeightsError(shapes.where, found, "1 + a square", "the image is not square")
     return side * patch, patch, width, time[0] if time else 1
 
 
@@ -194,7 +195,7 @@ def text_tower(shapes: Shapes, base: TextConfig, prefix: str = "") -> TextConfig
 
 
 def caption_decoder(shapes: Shapes, base: CaptionDecoderConfig, prefix: str = "") -> CaptionDecoderConfig:
-    """The caption decoder; its heads can be told, because they share one key."""
+    """Infer the sizes of the caption decoder; its heads share one key projection, so their number is known."""
     queries, width = shapes.of(f"{prefix}visual_queries", 2)
     both, vision = shapes.of(f"{prefix}visual_attn_pooler.to_kv.weight", 2)
     words = f"{prefix}predictor.4.weight"
@@ -254,7 +255,7 @@ def viclip(shapes: Shapes, base: ViCLIPConfig) -> ViCLIPConfig:
 
 
 def vjepa2(shapes: Shapes, base: VJEPA2Config) -> VJEPA2Config:
-    """Encoder; side and frames stand in its config.json alone."""
+    """Infer the sizes of the encoder; image size and frames are only in its config.json."""
     width, _, tubelet, patch, _ = shapes.of("encoder.embeddings.patch_embeddings.proj.weight", 5)
     depth = shapes.layers("encoder.layer.")
     hidden, _ = shapes.of("encoder.layer.0.mlp.fc1.weight", 2)

@@ -1,9 +1,9 @@
-"""What the config of a published model tells beyond its tensors: config.json of transformers, open_clip_config.json.
+"""Read the config of a published model: config.json of transformers, open_clip_config.json.
 
-Every field that changes what is computed is either a setting of our model, or must have the value that our model has;
-fields that the tensors tell too must agree with them. Absent fields have the default of the package that wrote the
-file. Sources: the configuration classes of github.com/huggingface/transformers (VideoMAE, CLIP) and `model_configs` of
-github.com/mlfoundations/open_clip.
+Every field that changes the computation either maps to a setting of our model or must equal our model's fixed value;
+fields that the tensors also determine must agree with them. Absent fields have the default of the package that wrote
+the file. Sources: the configuration classes of github.com/huggingface/transformers (VideoMAE, CLIP) and
+`model_configs` of github.com/mlfoundations/open_clip.
 """
 
 from __future__ import annotations
@@ -29,17 +29,17 @@ ACTIVATIONS = {
 """Names in transformers -> ours; the formulas called "gelu_tanh" differ by rounding alone."""
 
 HEAD_EPS = 1e-5
-"""Of the norms that transformers' VideoMAE makes without naming an epsilon."""
+"""Epsilon of the norms that transformers' VideoMAE creates with PyTorch's default."""
 
 
 @dataclass(frozen=True)
-class Told:
-    """What a config said.
+class PublishedConfig:
+    """The result of reading a config.
 
     Attributes:
-        layout: with the settings that it tells.
+        layout: completed by the config's settings.
         classes: names of the classes, () for none.
-        ignored: its keys that are not understood.
+        ignored: unknown keys.
     """
 
     layout: Layout
@@ -49,7 +49,7 @@ class Told:
 
 @dataclass(frozen=True)
 class _Field:
-    """One field: its default, our setting, and whether the tensors tell it too."""
+    """A config field: its default, our setting, and whether the tensors determine it too."""
 
     default: object
     ours: str
@@ -127,14 +127,14 @@ _HARMLESS = re.compile(
     r"|vision_use_head"
     r"|output_\w+|return_dict|(text|vision)_config(_dict)?"
 )
-"""Read elsewhere below, or of no effect on what a trained model computes."""
+"""Fields read elsewhere below or without effect on a trained model's output."""
 
 
-def with_transformers_config(layout: Layout, config: Mapping[str, Any], where: object) -> Told:
-    """A layout of transformers with what its config.json says.
+def with_transformers_config(layout: Layout, config: Mapping[str, Any], where: object) -> PublishedConfig:
+    """Complete a layout of transformers with its config.json.
 
     Raises:
-        WeightsError: of another model, at odds with the tensors, or a value that our model cannot take.
+        WeightsError: the config of another model, in conflict with the tensors, or with an unsupported value.
     """
     kinds = KINDS.get(layout.name, ("videomae",))
     kind, found = kinds[0], config.get("model_type")
@@ -154,14 +154,14 @@ def with_transformers_config(layout: Layout, config: Mapping[str, Any], where: o
 
 
 def _unknown(config: Mapping[str, Any], fields: Mapping[str, _Field]) -> tuple[str, ...]:
-    """Keys that are no fields and not known to change nothing."""
+    """List the keys that are neither known fields nor known to be harmless."""
     return tuple(sorted(key for key in config if key not in fields and not _HARMLESS.fullmatch(key)))
 
 
 _MOVE = "if it is not about these weights, move one of the two"
 
 
-def _videomae(layout: Layout, config: Mapping[str, Any], where: object) -> Told:
+def _videomae(layout: Layout, config: Mapping[str, Any], where: object) -> PublishedConfig:
     config = {**config, "qkv_bias": config.get("qkv_bias", config.get("qv_bias", True))}
     built = configure(layout.model, layout.overrides)
     pretrain = layout.model.endswith("-pretrain")
@@ -181,20 +181,20 @@ def _videomae(layout: Layout, config: Mapping[str, Any], where: object) -> Told:
     if built.num_classes and config.get("problem_type") not in (None, "single_label_classification"):
         found = f"problem_type {config['problem_type']!r}: its scores are no probabilities of one class among others"
         raise WeightsError(where, found, "single_label_classification", "take num_classes, or its VideoMAEModel alone")
-    return Told(_told(layout, {**settings, "head_eps": HEAD_EPS}), names)
+    return PublishedConfig(_completed(layout, {**settings, "head_eps": HEAD_EPS}), names)
 
 
-def _vjepa2(layout: Layout, config: Mapping[str, Any], where: object) -> Told:
+def _vjepa2(layout: Layout, config: Mapping[str, Any], where: object) -> PublishedConfig:
     built = configure(layout.model, layout.overrides)
     _same(config, "in_chans", 3, 3, where)
     settings = _settings(config, _VJEPA2, built, where)
     ratio = config.get("mlp_ratio", 4.0)
     if int(built.width * ratio) != int(built.width * built.mlp_ratio):
         raise WeightsError(where, f"mlp_ratio {ratio!r}", f"{built.mlp_ratio:g}, as its tensors have it", _MOVE)
-    return Told(_told(layout, settings), ignored=tuple(key for key in _unknown(config, _VJEPA2) if not _PREDICTOR(key)))
+    return PublishedConfig(_completed(layout, settings), ignored=tuple(key for key in _unknown(config, _VJEPA2) if not _PREDICTOR(key)))
 
 
-def _siglip(layout: Layout, config: Mapping[str, Any], where: object) -> Told:
+def _siglip(layout: Layout, config: Mapping[str, Any], where: object) -> PublishedConfig:
     built = configure(layout.model, layout.overrides)
     for key, usual, wanted in (("num_channels", 3, 3), ("vision_use_head", True, True)):
         _same(config, key, usual, wanted, where)
@@ -203,10 +203,10 @@ def _siglip(layout: Layout, config: Mapping[str, Any], where: object) -> Told:
     side = int(str(settings["image_size"]))
     if side // built.patch_size != built.image_size // built.patch_size:
         raise WeightsError(where, f"image_size {side}", f"{built.image_size}, as its positions have it", _MOVE)
-    return Told(_told(layout, settings), ignored=_unknown(config, _SIGLIP))
+    return PublishedConfig(_completed(layout, settings), ignored=_unknown(config, _SIGLIP))
 
 
-def _clip(layout: Layout, config: Mapping[str, Any], where: object) -> Told:
+def _clip(layout: Layout, config: Mapping[str, Any], where: object) -> PublishedConfig:
     built = configure(layout.model, layout.overrides)
     vision, text = _part(config, "vision_config", where), _part(config, "text_config", where)
     _same(vision, "num_channels", 3, 3, where)
@@ -219,11 +219,11 @@ def _clip(layout: Layout, config: Mapping[str, Any], where: object) -> Told:
     if end not in (2, last):  # with 2 transformers takes the largest number too
         raise WeightsError(where, f"eos_token_id {end!r}", f"{last}, the last word piece: texts are read there")
     ignored = (*_unknown(vision, _CLIP_VISION), *_unknown(text, _CLIP_TEXT))
-    return Told(_told(layout, {**settings, "text": words}), ignored=ignored)
+    return PublishedConfig(_completed(layout, {**settings, "text": words}), ignored=ignored)
 
 
 def _part(config: Mapping[str, Any], key: str, where: object) -> dict[str, Any]:
-    """A nested config; older files have some fields in a second one, which wins."""
+    """Read a nested config; older files repeat some fields in a second one, which takes precedence."""
     parts = (config.get(key) or {}, config.get(f"{key}_dict") or {})
     if not all(isinstance(part, Mapping) for part in parts):
         raise WeightsError(where, f"{key} is no mapping", "the settings of one tower")
@@ -231,7 +231,7 @@ def _part(config: Mapping[str, Any], key: str, where: object) -> dict[str, Any]:
 
 
 def _settings(config: Mapping[str, Any], fields: Mapping[str, _Field], built: Any, where: object) -> dict[str, object]:
-    """Our settings of fields that the tensors do not tell; the others are compared with those of `built`."""
+    """Map fields to our settings; compare the ones that the tensors determine with `built`."""
     found: dict[str, object] = {}
     for key, field in fields.items():
         value = _value(config, key, field.default, where)
@@ -243,7 +243,7 @@ def _settings(config: Mapping[str, Any], fields: Mapping[str, _Field], built: An
 
 
 def _value(config: Mapping[str, Any], key: str, default: object, where: object) -> object:
-    """A field in the form that our settings have. Raises WeightsError."""
+    """Convert a field's value to the type of our setting. Raises WeightsError."""
     value = config.get(key, default)
     if value is None and key not in ("qkv_bias",):
         value = default
@@ -272,7 +272,7 @@ def _same(config: Mapping[str, Any], key: str, default: object, wanted: object, 
 
 
 def read_config(path: Path) -> dict[str, Any]:
-    """A JSON mapping, {} where there is no such file. Raises WeightsError."""
+    """Read a JSON mapping; {} for an absent file. Raises WeightsError."""
     if not path.is_file():
         return {}
     try:
@@ -285,10 +285,10 @@ def read_config(path: Path) -> dict[str, Any]:
 
 
 def check_quick_gelu(weights: Path) -> None:
-    """That a config beside CLIP's weights tells of no other activation than OpenAI's, which encoders go on with.
+    """Check that a config next to CLIP's weights names OpenAI's activation (QuickGELU), which our encoders use.
 
     Raises:
-        WeightsError: it does.
+        WeightsError: another activation.
     """
     config = read_config(weights.parent / "config.json")
     parts = [_part(config, f"{name}_config", weights) for name in ("vision", "text")] if "text_config" in config else []
@@ -302,7 +302,7 @@ def check_quick_gelu(weights: Path) -> None:
 
 
 def _classes(config: Mapping[str, Any], count: int, where: object) -> tuple[str, ...]:
-    """Names of the classes in order; () where there are none but the package's placeholders."""
+    """List the class names in order; () for none or for placeholders (LABEL_0, ...)."""
     labels = config.get("id2label")
     if not labels:
         return ()
@@ -320,8 +320,8 @@ def _classes(config: Mapping[str, Any], count: int, where: object) -> tuple[str,
     return names
 
 
-def _told(layout: Layout, settings: Mapping[str, object]) -> Layout:
-    """The layout with more settings; what they tell is unknown no longer."""
+def _completed(layout: Layout, settings: Mapping[str, object]) -> Layout:
+    """Add settings to a layout and remove them from its unknown ones."""
     given = leaves(settings)
     unknown = tuple(path for path in layout.unknown if path not in given)
     return replace(layout, overrides=merged(layout.overrides, settings), unknown=unknown)
@@ -339,8 +339,8 @@ _VIDEOMAE_V2 = {
 """`model_config` of github.com/OpenGVLab/VideoMAEv2's folders on the hub."""
 
 
-def with_videomae_v2_config(layout: Layout, config: Mapping[str, Any], where: object) -> Told:
-    """VideoMAE in its original layout with what VideoMAE V2's config.json says. Raises WeightsError as the others."""
+def with_videomae_v2_config(layout: Layout, config: Mapping[str, Any], where: object) -> PublishedConfig:
+    """Complete VideoMAE's original layout with VideoMAE V2's config.json. Raises WeightsError."""
     model = config["model_config"]
     if not isinstance(model, Mapping):
         raise WeightsError(where, "model_config is no mapping", "the settings of the model")
@@ -348,7 +348,7 @@ def with_videomae_v2_config(layout: Layout, config: Mapping[str, Any], where: ob
         raise WeightsError(where, "cos_attn true", "false: attention by cosines is not built")
     _same(model, "in_chans", 3, 3, where)
     settings = _settings(model, _VIDEOMAE_V2, configure(layout.model, layout.overrides), where)
-    return Told(_told(layout, settings))
+    return PublishedConfig(_completed(layout, settings))
 
 
 _OPEN_CLIP_VISION = {
@@ -365,11 +365,11 @@ _OPEN_CLIP_TEXT = {
 }
 
 
-def with_open_clip_config(layout: Layout, config: Mapping[str, Any], where: object) -> Told:
-    """CLIP in OpenAI's layout with what open_clip's config says: plain GELU unless it is told, width of the heads.
+def with_open_clip_config(layout: Layout, config: Mapping[str, Any], where: object) -> PublishedConfig:
+    """Complete CLIP in OpenAI's layout with open_clip's config: activation (default GELU), width of the heads.
 
     Raises:
-        WeightsError: of another model, at odds with the tensors, or with a setting that our model lacks.
+        WeightsError: the config of another model, in conflict with the tensors, or with an unsupported setting.
     """
     model = config.get("model_cfg")
     if not isinstance(model, Mapping):
@@ -396,4 +396,4 @@ def with_open_clip_config(layout: Layout, config: Mapping[str, Any], where: obje
             settings[ours] = tuple(map(float, values))
     settings["text"] = {"heads": words, "activation": activation}
     ignored = set(model) - {"embed_dim", "vision_cfg", "text_cfg", "quick_gelu"}
-    return Told(_told(layout, settings), ignored=tuple(sorted(ignored)))
+    return PublishedConfig(_completed(layout, settings), ignored=tuple(sorted(ignored)))

@@ -1,4 +1,4 @@
-"""The process that `internvideo convert` starts: a torch checkpoint in, safetensors out, no right to anything else.
+"""Sandboxed subprocess of `internvideo convert`: reads a torch checkpoint, writes safetensors.
 
 Standard input is the checkpoint, standard output the safetensors file, standard error the report (JSON); settings are
 the last argument (JSON). Before the first byte is read the process limits its memory, its time and the size of what it
@@ -24,41 +24,41 @@ from typing import BinaryIO
 
 try:
     import resource
-except ImportError:  # Windows limits no processes this way: `limit` tells
+except ImportError:  # absent on Windows: `limit` returns False there
     resource = None  # type: ignore[assignment]
 
 from internvideo.untrusted_pickle import BYTES, DTYPES, Holder, RefusedError, Tensor, printable
 from internvideo.weights.torch_archive import Checkpoint, chunks, read_checkpoint
 
 WRAPPERS = ("state_dict", "model_state_dict", "model_state", "model", "module")
-"""Under these names a state dict is looked for first; under others where there is just one."""
+"""Keys searched for a state dict, in this order, before any other key."""
 AVERAGED = re.compile(r"(^|_)(ema|swa|averaged?|avg|shadow)(_|$)")
 NO_MODEL = re.compile(r"optim|sched|scaler|^amp$|rng|loops?$|callback|hyper|^args?$|config|meta|history", re.IGNORECASE)
-"""Names of averaged weights, and of what is no model though tensors may stand in it."""
+"""Keys of averaged weights, and keys of content that is no model although it may hold tensors."""
 ZERO = "run zero_to_fp32.py, which DeepSpeed wrote into the folder above, and convert the file that it makes"
 MODULE_FLAGS = ("training", "_is_full_backward_hook")
 MOST_MODULES, DEEPEST, MOST_TOLD = 100_000, 64, 200
-OUT_OF_MEMORY = b'{"memory": true}'  # made before: when it is needed there is no room for it
+OUT_OF_MEMORY = b'{"memory": true}'  # allocated before reading: after a MemoryError there is no room for it
 DIGESTS, REST = "internvideo_sha256", "__metadata__"
 """As in `storage`, which this process does not import."""
 TORCH = {ours: theirs for theirs, ours in DTYPES.items()}
 LARGEST_HEADER = 100_000_000
-"""Bytes; what the safetensors library reads."""
+"""Largest JSON header that the safetensors library reads, in bytes."""
 
 
 def limit(memory: int, seconds: int, written: int) -> bool:
-    """Give up rights for the rest of the process: bytes of memory, seconds of work, bytes to write, no new files.
+    """Limit this process for good: bytes of memory, seconds of CPU time, bytes written, no new files.
 
-    Returns whether the system has such limits: without them the caller's clock ends the process, and what it reads is
-    data all the same.
+    Returns False where the system has no such limits: then the caller's timeout ends the process, and the pickle still
+    cannot run code.
     """
-    for encoding in ("cp437", "raw-unicode-escape"):  # of zip names and old texts: loaded while files can be opened
+    for encoding in ("cp437", "raw-unicode-escape"):  # codecs, loaded while files can be opened
         "".encode(encoding)
     if resource is None:
         return False
     limits = {
         resource.RLIMIT_CORE: (0, 0),
-        resource.RLIMIT_CPU: (seconds, seconds + 1),  # first the signal that tells why
+        resource.RLIMIT_CPU: (seconds, seconds + 1),  # the soft limit comes first: its signal names the reason
         resource.RLIMIT_FSIZE: (written, written),
         resource.RLIMIT_NPROC: (0, 0),
         resource.RLIMIT_NOFILE: (3, 3),  # standard input, output and error: no other file, no connection
@@ -73,15 +73,14 @@ def limit(memory: int, seconds: int, written: int) -> bool:
 
 
 def state_dict(checkpoint: Checkpoint, key: str = "") -> tuple[dict[str, Tensor], list[str], str]:
-    """The named tensors, what stands beside them, and under which key they stand.
+    """Find the state dict of a checkpoint: (its tensors by name, the remaining content, its key).
 
     Args:
-        checkpoint: what was read.
-        key: the path of the state dict in it, with dots, or what stands before the names of the tensors wanted; ""
-            looks for it.
+        checkpoint: the unpickled content.
+        key: dotted path of the state dict, or a prefix of the wanted tensors' names; "" searches.
 
     Raises:
-        RefusedError: there is no state dict, or there are several and none is named as models are.
+        RefusedError: no state dict, or several of which none has a usual name.
     """
     if checkpoint.layout == "torchscript":
         if key:
@@ -126,7 +125,7 @@ def _check_zero(content: object) -> None:
 
 
 def _followed(content: object, key: str) -> tuple[object, str]:
-    """What stands under a dotted key, as far as it leads, and the rest of the key."""
+    """Follow a dotted key into nested dicts: (the innermost value reached, the unused rest of the key)."""
     while key:
         parts = _mapping(content)
         names = [name for name in parts if isinstance(name, str) and f"{key}.".startswith(f"{name}.")]
@@ -138,7 +137,7 @@ def _followed(content: object, key: str) -> tuple[object, str]:
 
 
 def _opened(content: object, path: str) -> tuple[object, str, list[str]]:
-    """The state dict inside of what trainers put around it, its path, and what was left beside it."""
+    """Unwrap a trainer's checkpoint: (state dict, its path, the remaining content)."""
     dropped: list[str] = []
     for _ in range(DEEPEST):
         if not isinstance(content, dict):
@@ -156,7 +155,7 @@ def _opened(content: object, path: str) -> tuple[object, str, list[str]]:
 
 
 def _holders(content: object, depth: int = 4) -> list[str]:
-    """Names of one level under which a state dict stands, at some depth."""
+    """List the keys of one level that hold a state dict, directly or nested."""
     return [
         name
         for name, value in _mapping(content).items()
@@ -171,7 +170,7 @@ def _holds(content: dict[object, object], depth: int) -> bool:
 
 
 def _only(names: list[str]) -> str | None:
-    """The one name of a model, averaged weights only where there are no others. Raises RefusedError for several."""
+    """Choose the model's key, averaged weights only as a last resort. Raises RefusedError for several."""
     plain = [name for name in names if not AVERAGED.search(name)] or names
     if len(plain) > 1:
         told = f"holds several state dicts: {', '.join(map(printable, names[:12]))}"
@@ -180,7 +179,7 @@ def _only(names: list[str]) -> str | None:
 
 
 def _module_tensors(content: object) -> tuple[dict[str, Tensor], list[str]]:
-    """Tensors of a TorchScript module by the path of their attributes, as its state_dict() names them."""
+    """Collect the tensors of a TorchScript module under the names of its state_dict()."""
     found: dict[str, Tensor] = {}
     dropped: list[str] = []
     ahead: list[tuple[str, object, int]] = [("", content, 0)]
@@ -201,11 +200,11 @@ def _module_tensors(content: object) -> tuple[dict[str, Tensor], list[str]]:
 
 
 def check(file: BinaryIO, checkpoint: Checkpoint, tensors: dict[str, Tensor], size: int) -> None:
-    """Names can be written, tensors are not larger than such a file can hold, their bytes are undamaged."""
+    """Check the tensors: printable names, total size plausible for the file, checksums. Raises RefusedError."""
     if not tensors:
         raise RefusedError("holds no tensors under names", f"names and tensors, also under {', '.join(WRAPPERS)}")
     for name in tensors:
-        if name == "__metadata__" or not name.isprintable():  # also lone halves of characters
+        if name == "__metadata__" or not name.isprintable():  # includes lone surrogates
             raise RefusedError(f"a tensor is named {printable(name)}", "printable names")
     total = sum(tensor.count * BYTES[tensor.dtype] for tensor in tensors.values())
     if total > 4 * size:
@@ -258,7 +257,7 @@ def write(
 
 
 def _header(header: dict[str, object], digests: dict[str, str]) -> bytes:
-    """The JSON header with the SHA-256 of all tensors, as `storage` writes and verifies them."""
+    """Build the JSON header with the SHA-256 of all tensors, in the form of `storage`."""
     metadata = {**dict(header["__metadata__"]), DIGESTS: json.dumps(digests)}  # type: ignore[call-overload]  # a dict
     head = json.dumps({**header, "__metadata__": metadata}, separators=(",", ":")).encode()
     return head + b" " * (-len(head) % 8)
@@ -269,7 +268,7 @@ def _is_float(tensor: Tensor) -> bool:
 
 
 def _bytes(file: BinaryIO, place: int, tensor: Tensor) -> Iterator[bytes | bytearray | memoryview]:
-    """The numbers of a tensor in the order of its shape, in pieces of whole numbers."""
+    """Yield a tensor's data in row-major order, in chunks of whole elements."""
     size = BYTES[tensor.dtype]
     start = place + tensor.offset * size
     axes = [axis for axis in range(len(tensor.shape)) if tensor.shape[axis] != 1]
@@ -295,7 +294,7 @@ def _bytes(file: BinaryIO, place: int, tensor: Tensor) -> Iterator[bytes | bytea
 
 
 def _numbers(data: bytearray, size: int) -> memoryview[int]:
-    """The same bytes as whole numbers of so many bytes."""
+    """View bytes as unsigned integers of `size` bytes."""
     view = memoryview(data)
     if size == 1:
         return view
@@ -303,7 +302,7 @@ def _numbers(data: bytearray, size: int) -> memoryview[int]:
 
 
 def _float32(piece: bytes | bytearray | memoryview, dtype: str) -> bytes:
-    """Numbers of another float type as float32, little-endian."""
+    """Convert a chunk of another float type to little-endian float32."""
     if dtype == "BF16":  # the upper half of a float32
         wide = bytearray(2 * len(piece))
         wide[2::4], wide[3::4] = piece[0::2], piece[1::2]
@@ -317,7 +316,7 @@ def _float32(piece: bytes | bytearray | memoryview, dtype: str) -> bytes:
 
 
 def convert(settings: dict[str, object]) -> dict[str, object]:
-    """Standard input to standard output; returns the report. Raises RefusedError, MemoryError, OSError."""
+    """Convert standard input to standard output; returns the report. Raises RefusedError, MemoryError, OSError."""
     file, output = sys.stdin.buffer, sys.stdout.buffer
     size = os.fstat(file.fileno()).st_size
     checkpoint = read_checkpoint(file, size)
@@ -353,4 +352,4 @@ def main() -> None:
     except OSError as error:
         report = {"errno": error.errno}
     os.write(2, json.dumps(report).encode())
-    os._exit(0)  # nothing is left to do: not to write again what could not be written, nor to take apart deep values
+    os._exit(0)  # exit at once: no second flush of unwritable output, no deep recursive deallocation

@@ -1,9 +1,9 @@
-"""The agent of vision-language navigation: frozen eyes, a waypoint predictor and the planner.
+"""Vision-language navigation agent: frozen feature extractors, a waypoint predictor and the planner.
 
-Every direction of a panorama is seen three times: an image tower on the last picture, the masked video encoder on the
-last T pictures of that direction, a depth tower. The video and image features are put side by side and mapped to the
-width of the planner. Source: Visual-Language-Navigation; paper 4.3 (vision-language navigation).
-Shapes: B batch, 12 views, T pictures, S side, E image feature, V video feature, C channels of depth.
+Every direction of a panorama has three features: of an image tower on the last frame, of the masked video encoder on
+the last T frames, and of a depth tower. Video and image features are concatenated and projected to the planner's
+width. Source: Visual-Language-Navigation; paper 4.3 (vision-language navigation).
+Shapes: B batch, 12 views, T frames, S side, E image feature, V video feature, C depth channels.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ DEPTH_GRID = 4
 class ImageConfig:
     """Sizes of the image tower; `joint_width` is E.
 
-    `kind` "clip" is CLIP's ViT (B/32 by default); "conv" is three convolutions that halve the picture, of `width`
-    channels, for small worlds: they learn from few pictures, and their other sizes are not used.
+    `kind` "clip" is CLIP's ViT (B/32 by default); "conv" is three stride-2 convolutions of `width` channels for small
+    worlds: they learn from few images, and the other sizes are unused.
     """
 
     kind: Literal["clip", "conv"] = "clip"
@@ -80,7 +80,7 @@ class NavigatorConfig:
 
 
 class Seen(NamedTuple):
-    """What frozen eyes make of panoramas: image (B, 12, E), video (B, 12, V), depth (B, 12, C, 4, 4)."""
+    """Features of panoramas: image (B, 12, E), video (B, 12, V), depth (B, 12, C, 4, 4)."""
 
     image: Tensor
     video: Tensor
@@ -88,7 +88,7 @@ class Seen(NamedTuple):
 
 
 class DepthTower(Module):
-    """Depth views to features of the form that a PointGoal ResNet-50 gives, C x 4 x 4; learns with the waypoints."""
+    """Depth tower with features C x 4 x 4 like a PointGoal ResNet-50; trained with the waypoints."""
 
     def __init__(self, size: int, channels: int) -> None:
         super().__init__()
@@ -97,7 +97,7 @@ class DepthTower(Module):
         self.convs = nn.ModuleList(Conv2d(inner, outer, 3, stride=2, padding=1) for inner, outer in pairwise(widths))
 
     def forward(self, depth: Tensor) -> Tensor:
-        """(B, 12, S, S) shares of the largest depth -> (B, 12, C, 4, 4)."""
+        """Map depths (B, 12, S, S), as fractions of the largest, to features (B, 12, C, 4, 4)."""
         x = depth.flatten(0, 1)[:, None]
         for conv in self.convs:
             x = F.relu(conv(x))
@@ -105,7 +105,7 @@ class DepthTower(Module):
 
 
 class ConvTower(Module):
-    """Three convolutions and a linear map over what is left of the picture."""
+    """Three stride-2 convolutions and a linear layer on the flattened feature map."""
 
     def __init__(self, size: int, width: int, joint_width: int) -> None:
         super().__init__()
@@ -117,7 +117,7 @@ class ConvTower(Module):
         self.projection = Linear(width * side**2, joint_width)
 
     def forward(self, video: Tensor) -> Tensor:
-        """(B, 3, T, S, S) normalized -> the vectors of its frames (B, T, E)."""
+        """Map a normalized video (B, 3, T, S, S) to frame features (B, T, E)."""
         x = video.transpose(1, 2).flatten(0, 1)
         for conv in self.convs:
             x = F.relu(conv(x))
@@ -125,7 +125,7 @@ class ConvTower(Module):
 
 
 def image_tower(config: ImageConfig) -> ImageTower | ConvTower:
-    """The tower of a config."""
+    """Build the image tower of a config."""
     if config.kind == "conv":
         return ConvTower(config.image_size, config.width, config.joint_width)
     sizes = (config.image_size, config.patch_size, config.width, config.depth, config.heads, config.joint_width)
@@ -133,7 +133,7 @@ def image_tower(config: ImageConfig) -> ImageTower | ConvTower:
 
 
 class Navigator(nn.Module):
-    """Eyes, waypoints and planner in one module, so that one file holds an agent."""
+    """Feature extractors, waypoint predictor and planner in one module, so that one file holds an agent."""
 
     def __init__(self, config: NavigatorConfig) -> None:
         super().__init__()
@@ -149,23 +149,23 @@ class Navigator(nn.Module):
         self.planner = Planner(config.planner)
 
     def eyes(self) -> tuple[nn.Module, ...]:
-        """The parts that do not learn from instructions."""
+        """List the parts that are not trained on instructions."""
         return (self.image, self.video, self.depth, self.waypoints)
 
     def image_features(self, pictures: Tensor) -> Tensor:
-        """(N, S, S, 3) uint8 -> (N, E)."""
+        """Map images (N, S, S, 3) uint8 to features (N, E)."""
         video = self.normalize(pictures.permute(0, 3, 1, 2)[:, :, None])
         return self.image(video)[:, 0]
 
     def clip_features(self, clips: Tensor) -> Tensor:
-        """(N, T, S, S, 3) uint8, the newest last -> (N, V)."""
+        """Map clips (N, T, S, S, 3) uint8, newest frame last, to features (N, V)."""
         return self.video.features(self.video.normalize(clips.permute(0, 4, 1, 2, 3)))
 
     def see(self, pictures: Tensor, depth: Tensor) -> Seen:
-        """All features of panoramas.
+        """Compute all features of panoramas.
 
         Args:
-            pictures: (B, T, 12, S, S, 3) uint8, the newest last; with T = 1 the video feature is left out, as zeros.
+            pictures: (B, T, 12, S, S, 3) uint8, newest last; with T = 1 the video feature is zero.
             depth: (B, 12, S', S') float.
         """
         image = self.image_features(pictures[:, -1].flatten(0, 1)).view(len(pictures), VIEWS, -1)
@@ -176,7 +176,7 @@ class Navigator(nn.Module):
         return Seen(image, video, self.depth(depth))
 
     def enter(self, seen: Seen) -> Tensor:
-        """The planner's RGB features (B, 12, planner.rgb_width): image and video side by side, mapped."""
+        """Project the concatenated image and video features to the planner's input (B, 12, planner.rgb_width)."""
         together = torch.cat([seen.image, seen.video], dim=-1)
         return self.rgb(self.rgb_dropout(together))
 

@@ -1,7 +1,7 @@
-"""What open-set recognition adds to a classifier: parts that say how unsure they are (DEAR, table 11).
+"""Layers that open-set recognition adds to a classifier to estimate uncertainty (DEAR, table 11).
 
-The debiasing head is needed in training alone. The other parts stand in the place of the last linear layer. No loss is
-here. Legend: B batch, T, H, W grid of the last layer's tokens, D width of its features, C classes.
+The debiasing head is used only in training. The other layers replace the last linear layer. Losses are elsewhere.
+Legend: B batch, T, H, W grid of the last layer's tokens, D width of its features, C classes.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ Floats = NDArray[np.floating[Any]]
 Ints = NDArray[np.int64]
 
 BRANCHES = ("motion", "shuffled", "still")
-"""Of the debiasing head: what it sees of time."""
+"""Branches of the debiasing head: how each uses time."""
 
 
 @dataclass(frozen=True)
 class BranchOutput:
-    """Of one branch: features (B, D) and logits (B, C)."""
+    """Output of one branch: features (B, D) and logits (B, C)."""
 
     features: Tensor
     logits: Tensor
@@ -36,7 +36,7 @@ class DebiasHead(nn.Module):
     """Three branches on the 3-D feature map: a 1x3x3 convolution, another one on frames in a random order, and a 2-D
     convolution of the frames' mean.
 
-    Each is followed by a norm, ReLU, the mean over the grid and a linear layer. It helps in training only.
+    Each is followed by a norm, ReLU, the mean over the grid and a linear layer. Used only in training.
     """
 
     def __init__(self, width: int, num_classes: int) -> None:
@@ -48,7 +48,7 @@ class DebiasHead(nn.Module):
         self.linears = nn.ModuleDict({name: nn.Linear(width, num_classes) for name in BRANCHES})
 
     def forward(self, grid: Tensor, generator: torch.Generator) -> dict[str, BranchOutput]:
-        """(B, D, T, H, W) -> the three branches by name; one order of the frames is drawn for every sample."""
+        """Map (B, D, T, H, W) to the outputs of the three branches; each sample has its own random frame order."""
         order = torch.rand(len(grid), grid.shape[2], generator=generator, device=grid.device).argsort(dim=1)
         mixed = grid.gather(2, order[:, None, :, None, None].expand_as(grid))
         maps = {"motion": self.motion(grid), "shuffled": self.shuffled(mixed), "still": self.still(grid.mean(dim=2))}
@@ -62,7 +62,7 @@ class DebiasHead(nn.Module):
 class BayesianLinear(nn.Module):
     """A linear layer whose weights are independent normal variables (mean-field variational inference).
 
-    Every call draws weights anew, from the global generator. The prior of every weight is normal with mean 0.
+    Every call samples new weights from the global generator. The prior of every weight is normal with mean 0.
     """
 
     def __init__(self, width: int, num_classes: int, prior: float = 1.0) -> None:
@@ -73,21 +73,21 @@ class BayesianLinear(nn.Module):
         nn.init.normal_(self.mean, std=width**-0.5)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, D) -> logits (B, C) of one draw."""
+        """Map features (B, D) to logits (B, C) with one sample of the weights."""
         weight = self.mean + F.softplus(self.spread) * torch.randn_like(self.mean)
         return F.linear(x, weight[:, :-1], weight[:, -1])
 
     def divergence(self) -> Tensor:
-        """KL of the weights from their prior, ()."""
+        """Compute the KL divergence of the weights from their prior, ()."""
         share = F.softplus(self.spread) / self.prior
         return 0.5 * (share.square() + (self.mean / self.prior).square() - 1 - 2 * share.log()).sum()
 
 
 class ReciprocalPoints(nn.Module):
-    """Points that stand for what a class is not: the farther from them, the more it is that class (Chen et al. 2020).
+    """Reciprocal points: points that represent "not this class"; the logit grows with the distance (Chen et al. 2020).
 
     Attributes:
-        points: (C, P, D). radius: (C,) within which the open space of a class shall lie.
+        points: (C, P, D). radius: (C,) bound of each class's open space.
     """
 
     def __init__(self, width: int, num_classes: int, points: int = 1) -> None:
@@ -96,25 +96,25 @@ class ReciprocalPoints(nn.Module):
         self.radius = nn.Parameter(torch.zeros(num_classes))
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, D) -> logits (B, C): squared distance from a class's points, mean over points and dimensions."""
+        """Map features (B, D) to logits (B, C): squared distance from a class's points, mean over points and D."""
         num_classes, points, width = self.points.shape
         distance = torch.cdist(x, self.points.flatten(0, 1)).square() / width
         return distance.view(-1, num_classes, points).mean(dim=2)
 
     def open_space(self, distances: Tensor, labels: Tensor) -> Tensor:
-        """Mean squared difference of each sample's own distance (of `forward`) from its class's radius, ()."""
+        """Compute the mean squared difference of a sample's distance to its class from that class's radius, ()."""
         own = distances.gather(1, labels[:, None]).squeeze(1)
         return (own - self.radius[labels]).square().mean()
 
 
 @dataclass(frozen=True)
 class OpenMax:
-    """Logits revised by how extreme a sample's distance from a class's mean is (Bendale and Boult 2016).
+    """OpenMax: logits recalibrated by how extreme a sample's distance from a class mean is (Bendale and Boult 2016).
 
     Attributes:
-        means: (C, D). shape, scale: (C,) of the Weibull distribution of a class's largest distances; an infinite scale
-            for a class that is never revised.
-        ranks: so many of the best classes are revised, the best one most.
+        means: (C, D). shape, scale: (C,) of the Weibull distribution of a class's largest distances; the scale is
+            infinite for a class that is never recalibrated.
+        ranks: number of top classes recalibrated, the first one most.
     """
 
     means: Floats
@@ -124,12 +124,12 @@ class OpenMax:
 
     @classmethod
     def fit(cls, features: Floats, logits: Floats, labels: Ints, *, tail: int = 20, ranks: int = 10) -> OpenMax:
-        """From rightly classified training samples.
+        """Fit means and Weibull distributions to correctly classified training samples.
 
         Args:
             features: (N, D). logits: (N, C). labels: (N,).
-            tail: the largest distances of a class that its distribution is fitted to.
-            ranks: see above, at most C.
+            tail: number of largest distances per class used for the fit.
+            ranks: see `OpenMax`, at most C.
         """
         require("fit", "OpenMax")
         from scipy.stats import weibull_min  # slow to import
@@ -140,7 +140,7 @@ class OpenMax:
         right = logits.argmax(axis=1) == labels
         for label in range(num_classes):
             own = features[right & (labels == label)]
-            if len(own) == 0:  # never answered rightly: nothing is known of its distances
+            if len(own) == 0:  # no correctly classified sample: its distances are unknown
                 continue
             means[label] = own.mean(axis=0)
             largest = np.sort(np.linalg.norm(own - means[label], axis=1))[-tail:]
@@ -149,9 +149,9 @@ class OpenMax:
         return cls(means, shape, scale, min(ranks, num_classes))
 
     def revise(self, features: Floats, logits: Floats) -> Floats:
-        """(N, D) and (N, C) -> logits (N, C + 1), the last one of "none of them".
+        """Recalibrate (N, D) features and (N, C) logits to logits (N, C + 1), the last one for "unknown".
 
-        The rule takes shares of the logits, which must not be negative: they are counted from each sample's smallest.
+        The rule moves fractions of non-negative logits, so each sample's smallest logit is subtracted first.
         """
         positive = logits - logits.min(axis=1, keepdims=True)
         distance = np.linalg.norm(features[:, None] - self.means, axis=2)

@@ -1,6 +1,6 @@
-"""Open-set recognition: which class, how unsure, and unknown or not (DEAR).
+"""Open-set recognition: predicted class, uncertainty, and known or unknown (DEAR).
 
-Training videos are read too: 95 % of them shall be accepted as known, which sets the threshold of every method.
+Training videos are read too: every method's threshold accepts 95 % of them as known.
 Legend: M training videos, N test videos, C known classes, D width.
 """
 
@@ -32,26 +32,26 @@ from internvideo.tasks.views import Views, run_clips
 
 NAME = "open_set"
 KNOWN, CLASS = "known", ("class", "action")
-"""Attributes of a row: "no" says that its class is unknown; the name of an unknown class."""
+"""Attributes of a row: KNOWN is "no" for an unknown class; CLASS is the name of an unknown class."""
 NOVELTY = "novelty"
-"""Attribute of an unknown row: its kind, such as near or far, for figures of each."""
+"""Attribute of an unknown row: its kind, such as near or far, for metrics per kind."""
 OWN = "model"
-"""Name of the model's own last layer beside the methods that learn one on its features."""
+"""Method name of the model's own last layer."""
 ACCEPTED = 0.95
 
 
 def unknown_class(row: Sample) -> str:
-    """Name of the class of an unknown row, "unknown" where nothing is told."""
+    """Return the class name of an unknown row, "unknown" if it has none."""
     return next((row.attributes[name] for name in CLASS if name in row.attributes), "unknown")
 
 
 def is_unknown(row: Sample) -> bool:
-    """Whether a row says that its class is none of the model's."""
+    """Return whether a row is marked as unknown."""
     return row.attributes.get(KNOWN) == "no"
 
 
 def strangers(manifest: Manifest, root: Path) -> tuple[Sample, ...]:
-    """All rows of a manifest as rows of unknown classes, for a manifest whose paths start at `root`."""
+    """Convert all rows of a manifest to rows of unknown classes, with paths relative to `root`."""
     rows = []
     for row in manifest.rows:
         name = unknown_class(row) if row.label is None else manifest.classes[row.label]
@@ -62,10 +62,10 @@ def strangers(manifest: Manifest, root: Path) -> tuple[Sample, ...]:
 
 
 def join(known: Manifest, unknown: Sequence[Sample]) -> Manifest:
-    """One manifest of known rows and those of `strangers`; equal ids get a prefix.
+    """Join known rows and rows of `strangers` in one manifest; colliding ids get a prefix.
 
     Raises:
-        ManifestError: no known or no unknown row, or a known one without label.
+        ManifestError: no known row, no unknown row, or a known row without label.
     """
     ids = {row.id for row in known.rows}
     added = [row.model_copy(update={"id": f"unknown/{row.id}"}) if row.id in ids else row for row in unknown]
@@ -80,7 +80,7 @@ def join(known: Manifest, unknown: Sequence[Sample]) -> Manifest:
 
 
 def _features(inputs: ClipInputs[ClipClassifier], step: int, title: str) -> tuple[NDArray[Any], Views]:
-    """(videos read, D) mean over views of what the last layer reads, which is the mean of its logits."""
+    """Compute the last layer's input (videos read, D), mean over views."""
     model = inputs.model
 
     def look(batch: Batch) -> dict[str, Tensor]:
@@ -98,12 +98,12 @@ def predict(
     temporal_stride: int = 1,
     seed: int = 0,
 ) -> Predictions:
-    """Opinions of the model's own last layer and of every method, on training and test videos.
+    """Predict training and test videos with the model's own last layer and every method.
 
     Args:
-        train: labeled rows of the training, cut into clips as in testing.
-        test: rows of known and unknown classes, as `join` gives them; of the same classifier.
-        evidence: what the model's logits mean; None for a classifier that learned with cross entropy.
+        train: labeled training rows with test-time clips.
+        test: rows of known and unknown classes from `join`, for the same classifier.
+        evidence: evidence function of the model's logits; None for a classifier trained with cross entropy.
         temporal_stride: the model sees every n-th frame. seed: of the methods.
 
     Returns:
@@ -155,27 +155,27 @@ def predict(
 
 
 def own_opinion(logits: NDArray[Any], evidence: Evidence | None) -> Opinion:
-    """What logits (N, C) of a classifier say, by how it learned."""
+    """Turn logits (N, C) into predictions and uncertainties, by the classifier's loss."""
     scores = torch.from_numpy(np.asarray(logits))
     return softmax_opinion(scores) if evidence is None else evidential_opinion(scores, evidence)
 
 
 def methods(table: Predictions) -> list[str]:
-    """Names of the methods in a table."""
+    """List the methods of a table."""
     return [name.removeprefix("predicted:") for name in table.arrays if name.startswith("predicted:")]
 
 
 def threshold(table: Predictions, method: str) -> float:
-    """Uncertainty above which a video is unknown: 95 % of the training videos are not."""
+    """Return the uncertainty above which a video is unknown: the 95 % quantile of the training videos."""
     return metric.rejection_threshold(table[f"train_uncertainty:{method}"], ACCEPTED)
 
 
 def score(table: Predictions) -> Result:
-    """Figures of every method, named METHOD.FIGURE.
+    """Compute the metrics of every method, named METHOD.METRIC.
 
-    top1 on the known; auroc, aupr and fpr95 of the raw uncertainty; auroc_KIND of unknown rows of one kind (near, far);
-    auroc_binary after the threshold, as the paper's table; accepted of the known, rejected of the unknown;
-    open_macro_f1. All but the last three have intervals.
+    top1 on known videos; auroc, aupr and fpr95 of the uncertainty; auroc_KIND for unknown rows of one kind (near, far);
+    auroc_binary after thresholding, as in the paper's table; accepted: fraction of known videos; rejected: fraction of
+    unknown videos; open_macro_f1. All but the last three have intervals.
     """
     metrics, thresholds = MetricValues(), {}
     labels, unknown = table["labels"], table["labels"] < 0

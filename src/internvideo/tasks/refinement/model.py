@@ -1,4 +1,4 @@
-"""TCANet: refines the ends of another detector's segments with context from both sides (CVPR 2021).
+"""TCANet: refine another detector's segments with context from both sides (CVPR 2021).
 
 Shapes: B videos, C channels, T steps, D width, P proposals of one video, S samples. Times are seconds.
 """
@@ -16,10 +16,10 @@ from internvideo.models.entry import ModelEntry
 from internvideo.models.module import Conv1d, Dropout, LayerNorm, Linear, Module, Sequential
 
 LONGEST = 10.0
-"""Log ratio of lengths that one step changes at most: a network that has not learned must not give infinite ones."""
+"""Largest change of a segment's log length in one step: keeps an untrained network's output finite."""
 
 SHORTEST = 0.01
-"""Feature steps of the shortest refined segment: what turns round or vanishes could not be refined further."""
+"""Length of the shortest refined segment in feature steps: an empty or reversed one could not be refined further."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ class TCANetConfig:
 
 
 def blocked(steps: int, window: int, heads: int, device: torch.device | None = None) -> Tensor:
-    """(1, H, T, T) True where a query does not see a key: the first half of the heads sees a window, the rest all."""
+    """Return the mask (1, H, T, T), True where attention is blocked: half of the heads see a window, the rest all."""
     place = torch.arange(steps, device=device)
     outside = (place[None] - place[:, None]).abs() > window // 2
     mask = torch.zeros(1, heads, steps, steps, dtype=torch.bool, device=device)
@@ -69,7 +69,7 @@ def blocked(steps: int, window: int, heads: int, device: torch.device | None = N
 
 
 def sample_region(features: Tensor, video: Tensor, low: Tensor, high: Tensor, samples: int, seconds: float) -> Tensor:
-    """Features at the middles of S equal parts of a region of each proposal, linearly interpolated.
+    """Interpolate features linearly at the centers of S equal parts of a region of each proposal.
 
     The middle of feature g is at (g + 0.5) * `seconds`.
 
@@ -96,7 +96,7 @@ def sample_region(features: Tensor, video: Tensor, low: Tensor, high: Tensor, sa
 def sample_regions(
     features: Tensor, video: Tensor, proposals: Tensor, config: TCANetConfig, lengths: Tensor | None = None
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Start (P, D, S), action and end regions of proposals (P, 2) over features (B, D, T); cut to the video.
+    """Sample start, action and end regions (P, D, S) of proposals (P, 2) from features (B, D, T), clipped to the video.
 
     `video` (P,) is the row of each proposal, `lengths` (B,) the steps of each video where some are shorter than T.
     """
@@ -114,7 +114,7 @@ def sample_regions(
 
 
 def encode_ends(proposals: Tensor, truth: Tensor) -> Tensor:
-    """Offsets of both ends over the proposal's length, (P, 2)."""
+    """Encode the offsets of both ends, divided by the proposal's length, (P, 2)."""
     return (truth - proposals) / _length(proposals)
 
 
@@ -124,13 +124,13 @@ def decode_ends(proposals: Tensor, offsets: Tensor, factor: float = 1.0) -> Tens
 
 
 def encode_centre(proposals: Tensor, truth: Tensor) -> Tensor:
-    """Offset of the center over the length, and log ratio of the lengths, (P, 2)."""
+    """Encode the offset of the center, divided by the length, and the log ratio of the lengths, (P, 2)."""
     shift = (truth.mean(dim=-1, keepdim=True) - proposals.mean(dim=-1, keepdim=True)) / _length(proposals)
     return torch.cat([shift, (_length(truth) / _length(proposals)).log()], dim=-1)
 
 
 def decode_centre(proposals: Tensor, offsets: Tensor, factors: tuple[float, float] = (0.1, 0.2)) -> Tensor:
-    """New segments (P, 2) from offsets scaled by `factors`."""
+    """Decode segments (P, 2) from offsets scaled by `factors`."""
     center = proposals.mean(dim=-1, keepdim=True) + offsets[:, :1] * factors[0] * _length(proposals)
     half = 0.5 * _length(proposals) * (offsets[:, 1:] * factors[1]).clamp(-LONGEST, LONGEST).exp()
     return torch.cat([center - half, center + half], dim=-1)
@@ -153,10 +153,10 @@ class LocalGlobalLayer(Module):
         self.dropout = Dropout(config.dropout)
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
-        """(B, T, D) -> (B, T, D); steps where `mask` (B, T) is False are not seen."""
+        """(B, T, D) -> (B, T, D); steps where `mask` (B, T) is False are not attended to."""
         query, key, value = (split_heads(part, self.heads) for part in self.qkv(x).chunk(3, dim=-1))
         hidden = blocked(x.shape[1], self.window, self.heads, x.device)
-        if mask is not None:  # steps behind the end see everything: a row without a key would be NaN
+        if mask is not None:  # padded steps attend to everything: a row without keys would be NaN
             hidden = hidden | (mask[:, None, :, None] & ~mask[:, None, None, :])
         bias = torch.zeros(hidden.shape, dtype=x.dtype, device=x.device).masked_fill(hidden, float("-inf"))
         x = self.norm1(x + self.dropout(self.proj(attend(query, key, value, attn_mask=bias))))
@@ -164,7 +164,7 @@ class LocalGlobalLayer(Module):
 
 
 class BoundaryRegressor(nn.Module):
-    """One step of the cascade: offsets of both ends, of center and length, and how good the proposal is."""
+    """One step of the cascade: offsets of both ends, of center and length, and the proposal's quality."""
 
     def __init__(self, config: TCANetConfig) -> None:
         super().__init__()
@@ -194,7 +194,7 @@ class BoundaryRegressor(nn.Module):
         return ends, whole[:, :2], whole[:, 2]
 
     def refine(self, proposals: Tensor, ends: Tensor, center: Tensor, factor: float) -> Tensor:
-        """Mean of both decodings, (P, 2); at least 0 and never turned round."""
+        """Average both decodings to segments (P, 2) with start >= 0 and start < end."""
         both = decode_ends(proposals, ends, factor) + decode_centre(proposals, center, self.config.centre_factors)
         start, end = torch.clamp(0.5 * both, min=0).sort(dim=-1).values.unbind(dim=-1)
         return torch.stack([start, torch.maximum(end, start + SHORTEST * self.config.seconds_per_feature)], dim=-1)
@@ -202,7 +202,7 @@ class BoundaryRegressor(nn.Module):
 
 @dataclass(frozen=True)
 class Refined:
-    """What one regressor said about its proposals: `proposals` it was given, `ends`, `center` offsets, `quality`."""
+    """Output of one regressor: its input `proposals`, offsets `ends` and `center`, `quality`."""
 
     proposals: Tensor
     ends: Tensor
@@ -227,9 +227,9 @@ class TCANet(nn.Module):
         self.regressors = nn.ModuleList(BoundaryRegressor(config) for _ in config.thresholds)
 
     def encode(self, features: Tensor, mask: Tensor | None = None) -> Tensor:
-        """(B, C, T) -> (B, D, T); 0 where `mask` (B, T) is False, and those steps are not seen.
+        """(B, C, T) -> (B, D, T); 0 where `mask` (B, T) is False, and those steps are not attended to.
 
-        The released code has no mask: every video is padded with zeros to 1000 steps, which it sees.
+        The released code has no mask: videos are padded with zeros to 1000 steps and attended to everywhere.
         """
         x: Tensor = features
         for layer in self.base:
@@ -250,10 +250,10 @@ class TCANet(nn.Module):
         Args:
             features: (B, C, T). video: (P,) int64 row of each proposal. proposals: (P, 2) seconds, the middle of
                 feature g at (g + 0.5) * `seconds_per_feature`.
-            mask: (B, T) bool, True where a video is; None where all are T long.
+            mask: (B, T) bool, True inside a video; None if all are T long.
 
         Returns:
-            what each regressor said, and the final segments (P, 2). Their score is the proposal's times the sigmoid of
+            output of each regressor, and the final segments (P, 2), scored by the proposal's score times the sigmoid of
             the last regressor's quality.
         """
         encoded = self.encode(features, mask)
@@ -269,7 +269,10 @@ class TCANet(nn.Module):
 
 MODELS = {
     "tcanet": ModelEntry(
-        TCANet, TCANetConfig(), None, "refines a detector's segments: encoder of width 512, three regressors in cascade"
+        TCANet,
+        TCANetConfig(),
+        None,
+        "refinement of a detector's segments: encoder of width 512, cascade of three regressors",
     )
 }
 """TCANet as for HACS, on SlowFast's 2304 channels."""

@@ -1,4 +1,4 @@
-"""What each person at a key frame does: the masked encoder, a norm, and a head on boxes (AlphAction).
+"""Action detection of persons at a key frame: masked encoder, norm, and a head on boxes (AlphAction).
 
 Legend: B clips, R boxes of all of them, T frames, H W pixels of the frame, p patch, D width, C classes.
 """
@@ -27,9 +27,9 @@ INIT_STD = 0.02
 
 
 class FrameTrunk(Trunk):
-    """Tokens of frames of any size; a position table for `image_size` is resized to what comes.
+    """Tokens of frames of any size; the position table for `image_size` is resized to the input.
 
-    That of another clip ("resized") keeps the side it was made for, so that it is resized only once.
+    A table loaded from another clip size ("resized") keeps its original side, so it is interpolated only once.
 
     Attributes:
         checkpointing: compute activations again in the backward pass.
@@ -49,7 +49,7 @@ class FrameTrunk(Trunk):
         return super()._table()
 
     def reset_parameters(self) -> None:
-        """As the classifier, modeling_finetune.py: truncated normal matrices of std .02."""
+        """Initialize like the classifier (modeling_finetune.py): truncated normal matrices with std 0.02."""
         self.reset_trunk()
         for module in self.modules():
             if isinstance(module, nn.Linear) and module is not self.patch_embed.proj:
@@ -62,11 +62,11 @@ class FrameTrunk(Trunk):
         return (ClipNeeds(frames=self.config.frames),)
 
     def grid_tokens(self, video: Tensor) -> Tensor:
-        """Tokens after the norm.
+        """Compute the tokens after the norm.
 
         Args:
-            video: (B, 3, T, H, W) normalized; what is over a multiple of the patch is cut off at the right and below,
-                as a convolution does.
+            video: (B, 3, T, H, W) normalized; the remainder of H and W modulo the patch is cut at the right and
+                bottom, as by a strided convolution.
 
         Returns:
             (B, T / tubelet, H // p, W // p, D).
@@ -77,7 +77,7 @@ class FrameTrunk(Trunk):
         patch, frames = self.config.patch_size, self.config.frames
         rows, columns = video.shape[3] // patch, video.shape[4] // patch
         if video.shape[1:3] != (3, frames) or not rows or not columns:
-            raise ValueError(f"video {tuple(video.shape)}, the model takes (B, 3, {frames}, {patch} or more, as much)")
+            raise ValueError(f"video {tuple(video.shape)}, the model takes (B, 3, {frames}, >= {patch}, >= {patch})")
         whole = video[..., : rows * patch, : columns * patch].contiguous()
         slots, table = self.config.grid[0], self.pos_embed[0]
         side = math.isqrt(len(table) // slots)
@@ -89,7 +89,7 @@ class FrameTrunk(Trunk):
         return made.view(len(video), slots, rows, columns, -1)
 
     def initial_state(self, state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], str] | None:
-        """What weights of an earlier stage fill, and a pattern of the names that they leave fresh; None for our own."""
+        """Map weights of an earlier stage: (state, pattern of names left at their initialization); None for our own."""
         return None if "head.projection.weight" in state else (of_encoder(state), FRESH)
 
     @property
@@ -98,19 +98,19 @@ class FrameTrunk(Trunk):
         return self.config.depth + 1
 
     def get_layer_id(self, parameter_name: str) -> int:
-        """0 for the embedding, i + 1 for block i, `max_layer_id` for what follows."""
+        """Return the layer id: 0 for the embedding, i + 1 for block i, `max_layer_id` for later layers."""
         if parameter_name.startswith("patch_embed.") or parameter_name == "pos_embed":
             return 0
         block = re.match(r"blocks\.(\d+)\.", parameter_name)
         return int(block.group(1)) + 1 if block else self.max_layer_id
 
     def no_weight_decay(self, name: str, parameter: Tensor) -> bool:
-        """Whether the optimizer must not decay this parameter."""
+        """Return whether a parameter is exempt from weight decay."""
         return no_weight_decay(name, parameter)
 
 
 class ActionDetector(FrameTrunk, MaskedEncoder):
-    """Logits of every box of frames of any size."""
+    """Action detector: logits per box, for frames of any size."""
 
     class_layer = ("head.projection", 0)
 
@@ -121,24 +121,24 @@ class ActionDetector(FrameTrunk, MaskedEncoder):
         nn.init.zeros_(self.head.projection.bias)
 
     def tokens(self, video: Tensor) -> Tensor:
-        """Video as in `grid_tokens` -> all of them (B, N, D)."""
+        """Map a video as in `grid_tokens` to flattened tokens (B, N, D)."""
         return self.grid_tokens(video).flatten(1, 3)
 
     def features(self, video: Tensor) -> Tensor:
-        """Video as in `grid_tokens` -> mean of the tokens (B, D)."""
+        """Map a video as in `grid_tokens` to the mean of its tokens (B, D)."""
         return self.tokens(video).mean(dim=1)
 
     def forward(self, video: Tensor, clip: Tensor, boxes: Tensor) -> Tensor:
-        """Video as in `grid_tokens`, clip (R,) int64 to which a box belongs, boxes (R, 4) pixels -> logits (R, C)."""
+        """Map video (see `grid_tokens`), clip index per box (R,) int64 and boxes (R, 4) in pixels to logits (R, C)."""
         return self.head(self.grid_tokens(video), clip, boxes)
 
 
 FRESH = r"(norm|head)\."
-"""What no earlier stage has: drawn anew."""
+"""Pattern of the parameters that no earlier stage has; they are randomly initialized."""
 
 
 def of_encoder(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The part of a pretraining model's or a classifier's weights that a detector starts from."""
+    """Select the encoder weights of a pretraining model or classifier that a detector starts from."""
     pretrained = any(name.startswith("encoder.") for name in state)
     prefix = "encoder." if pretrained else ""
     inner = {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
@@ -150,7 +150,7 @@ MODELS = {
         ActionDetector,
         replace(VIDEOMAE_SIZES[size], num_classes=80),
         None,
-        f"what persons in boxes do: masked encoder {size.upper()} with a head on boxes, 80 classes",
+        f"actions of persons in boxes: masked encoder {size.upper()} with a head on boxes, 80 classes",
     )
     for size in ("s", "b", "l", "h")
 }

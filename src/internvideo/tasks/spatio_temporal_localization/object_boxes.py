@@ -1,9 +1,9 @@
-"""Boxes of objects at key frames, annotated and of a detector, with what happens to each (arXiv 2211.09529).
+"""Read object boxes at key frames, annotated or detected, with the interaction of each (arXiv 2211.09529).
 
-A row is one key frame: its boxes are of one time, or the attribute "time" tells it where there is none. Files of
-detectors are JSON with pixels: `{"results": {ROW: [{"box": [x1, y1, x2, y2], "noun_category_id": N, "score": S}]}}`
-(the challenge's form of predictions, more fields are left alone) or COCO's list `[{"image_id": ROW, "bbox": [x, y, w,
-h], "category_id": N, "score": S}]`. ROW is the id of a manifest's row, or its "uid".
+A row is one key frame: all its boxes have one time; without boxes the attribute "time" gives it. Detection files are
+JSON in pixels: `{"results": {ROW: [{"box": [x1, y1, x2, y2], "noun_category_id": N, "score": S}]}}` (the challenge's
+form of predictions; other fields are ignored) or COCO's list `[{"image_id": ROW, "bbox": [x, y, w, h], "category_id":
+N, "score": S}]`. ROW is the id of a manifest's row, or its "uid".
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
 MATCH = 0.5
-"""IoU from which on a detector's box is of an annotated object."""
+"""Smallest IoU at which a detected box matches an annotated object."""
 
 
 @dataclass(frozen=True)
 class Detected:
-    """What a detector found in a frame: box (R, 4) pixels, class (R,) int64, score (R,)."""
+    """Detections of a frame: box (R, 4) pixels, class (R,) int64, score (R,)."""
 
     box: Floats
     label: Ints
@@ -45,7 +45,7 @@ NOTHING = Detected(np.zeros((0, 4)), np.zeros(0, np.int64), np.zeros(0))
 
 
 def read_detections(path: Path) -> dict[str, Detected]:
-    """Name of the frame -> what a detector found there. Raises ManifestError."""
+    """Read a detection file: frame name -> detections. Raises ManifestError."""
     try:
         content = untrusted.parse_json(read_text(path))
     except ValueError as error:
@@ -83,7 +83,7 @@ class ObjectFrame:
 
     Attributes:
         size: width and height in pixels. time: seconds.
-        boxes: (G, 4) fractions. labels: of each box. contact: (G, 2) verb and seconds to contact, NaN where not told.
+        boxes: (G, 4) fractions. labels: of each box. contact: (G, 2) verb and seconds to contact, NaN if unknown.
     """
 
     row: Sample
@@ -95,10 +95,10 @@ class ObjectFrame:
 
 
 def object_frames(manifest: Manifest) -> list[ObjectFrame]:
-    """The rows as key frames.
+    """Convert rows to key frames.
 
     Raises:
-        ManifestError: boxes of several times, or numbers that cannot be read. VideoError: a video whose size is asked.
+        ManifestError: boxes of several times, or invalid numbers. VideoError: a video's frame size cannot be read.
     """
     probed: dict[str, tuple[int, int]] = {}
     found = []
@@ -106,7 +106,7 @@ def object_frames(manifest: Manifest) -> list[ObjectFrame]:
         where = f"{manifest.source}: row '{row.id}'"
         times = {box.time for box in row.boxes}
         if len(times) > 1:
-            raise ManifestError(where, f"boxes of {len(times)} times", "one key frame a row")
+            raise ManifestError(where, f"boxes of {len(times)} times", "one key frame per row")
         if "size" in row.attributes:
             size = frame_size(row, where)
         else:
@@ -136,18 +136,18 @@ def _numbers(row: Sample, name: str, where: object, count: int) -> Floats:
 
 
 def of_frame(frame: ObjectFrame, detections: Mapping[str, Detected]) -> Detected:
-    """What was found in a frame, by the row's id or "uid"."""
+    """Return a frame's detections, looked up by the row's id or "uid"."""
     return detections.get(frame.row.id) or detections.get(frame.row.attributes.get("uid", "")) or NOTHING
 
 
 def annotated(frame: ObjectFrame) -> KeyFrame:
-    """The annotated boxes as boxes to be tested."""
+    """Return the annotated boxes as test boxes."""
     scores, unknown = np.ones(len(frame.boxes)), np.zeros((len(frame.boxes), 0))
     return KeyFrame(frame.row, frame.row.id, frame.time, frame.boxes, scores, frame.labels, unknown)
 
 
 def detected(frame: ObjectFrame, found: Detected) -> KeyFrame:
-    """The boxes of a detector, with its classes, to be tested."""
+    """Return the detected boxes with their classes as test boxes."""
     boxes = (found.box / np.tile(frame.size, 2)).clip(0.0, 1.0)
     good = (boxes[:, 2:] > boxes[:, :2]).all(axis=1)
     labels = tuple((int(label),) for label in found.label[good])
@@ -156,10 +156,10 @@ def detected(frame: ObjectFrame, found: Detected) -> KeyFrame:
 
 
 def learned(frame: ObjectFrame, found: Detected | None, *, background: int | None = None) -> KeyFrame:
-    """The annotated boxes and, where given, those of a detector: what is learned of each.
+    """Return annotated and (if given) detected boxes with their training targets.
 
-    A detector's box has the labels of the annotated one that it overlaps by `MATCH` or more, or none. With `background`
-    the targets are verb and seconds to contact, (background, NaN) for a box of no annotated object.
+    A detected box has the labels of the annotated box with IoU >= `MATCH`, or none. With `background` the targets are
+    verb and seconds to contact, (background, NaN) for an unmatched box.
     """
     boxes, owner = frame.boxes, np.arange(len(frame.boxes))
     if found is not None:
@@ -173,7 +173,7 @@ def learned(frame: ObjectFrame, found: Detected | None, *, background: int | Non
 
 
 def matched(boxes: Floats, truths: Floats) -> Ints:
-    """(R,) index of the annotated box (G, 4) that each box (R, 4) overlaps most, -1 below `MATCH`."""
+    """Return the index (R,) of the annotated box (G, 4) with the largest IoU per box (R, 4), -1 below `MATCH`."""
     if not len(truths):
         return np.full(len(boxes), -1)
     low = np.maximum(boxes[:, None, :2], truths[None, :, :2])
@@ -187,7 +187,7 @@ def matched(boxes: Floats, truths: Floats) -> Ints:
 
 
 def class_list(path: Path, expected: str) -> tuple[str, ...]:
-    """Names in a file, one a line. Raises ManifestError."""
+    """Read names from a file, one per line. Raises ManifestError."""
     names = tuple(line.strip() for line in read_text(path).splitlines() if line.strip())
     if not names or len(set(names)) != len(names):
         raise ManifestError(path, f"{len(names)} names, {len(set(names))} different", expected)
@@ -195,5 +195,5 @@ def class_list(path: Path, expected: str) -> tuple[str, ...]:
 
 
 def of_results(results: Mapping[str, Sequence[Mapping[str, Any]]], **head: str) -> str:
-    """Results by frame as a JSON file."""
+    """Serialize results by frame as JSON."""
     return json.dumps({**head, "results": results}) + "\n"

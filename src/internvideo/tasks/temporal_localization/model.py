@@ -21,16 +21,16 @@ from internvideo.models.module import Conv1d, Dropout, Identity, Module, Sequent
 from internvideo.tasks.temporal_localization.config import SIZES, ActionFormerConfig
 
 MASKED_KEY = -1e4
-"""Added to the scores of padded keys inside a window; finite, so that a padded query has a soft-max at all."""
+"""Added to the scores of padded keys in a window; finite, so that the softmax of a padded query is defined."""
 
 
 @dataclass(frozen=True)
 class Detection:
-    """What every point says, level by level.
+    """Outputs at every point, level by level.
 
     Attributes:
         logits: (B, T_l, K). offsets: (B, T_l, 2) distances to start and end, in strides of the level, at least 0.
-        masks: (B, T_l) True where the sequence is.
+        masks: (B, T_l) True inside the sequence.
     """
 
     logits: tuple[Tensor, ...]
@@ -89,7 +89,7 @@ class WindowAttention(nn.Module):
             nn.init.trunc_normal_(self.rel_pe, std=(2.0 / width) ** 0.5)
 
     def _bias(self, mask: Tensor) -> Tensor:
-        """(B, 1, T) of the keys -> (B, 1 or H, T, T) to add to the scores."""
+        """Map the keys' mask (B, 1, T) to the attention bias (B, 1 or H, T, T)."""
         keys = mask[:, :, None, :]
         if self.window <= 1:
             return torch.zeros_like(keys, dtype=self.proj.weight.dtype).masked_fill(~keys, float("-inf"))
@@ -286,7 +286,7 @@ class ActionFormer(nn.Module):
         self.reg_head = OffsetHead(config)
 
     def forward(self, features: Tensor, mask: Tensor) -> Detection:
-        """Features (B, C, T) padded at the end, mask (B, T) bool -> what every point says.
+        """Detect in features (B, C, T) padded at the end with mask (B, T) bool.
 
         T must be a multiple of `config.multiple` (ValueError); see `config.padded_length`.
         """

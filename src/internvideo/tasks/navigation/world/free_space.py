@@ -1,8 +1,8 @@
-"""Where one can walk, and the shortest ways: exact among rectangles.
+"""Walkable positions and exact shortest paths among rectangular obstacles.
 
-The agent is an axis-parallel square and so is the footprint of everything in its way. Grown by half the agent's side,
-obstacles stay rectangles, and a shortest way among them is a chain of straight lines over their corners. The graph of
-all corners that see one another therefore holds it: distances are exact up to rounding (1e-6 m), not those of a grid.
+The agent is an axis-parallel square; obstacles are axis-parallel rectangles, grown by half the agent's side. A
+shortest path among them is a polyline over their corners, so the visibility graph of the corners contains it:
+distances are exact up to rounding (1e-6 m), unlike distances on a grid.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from internvideo.extras import require
 from internvideo.tasks.navigation.world.protocol import Position
 
 SLACK = 1e-7
-"""Obstacles are this much smaller (m) when something is asked of them, so that one can walk along their sides."""
+"""Obstacles shrink by this (m) in queries, so that the agent can walk along their sides."""
 _CHUNK = 2**20
 
 Points = NDArray[np.float64]
 
 
 class Field(NamedTuple):
-    """The ways to one goal: distance from each corner, and the next corner on the way (-1: straight to the goal)."""
+    """Shortest paths to one goal: distance from each corner, and the next corner (-1: straight to the goal)."""
 
     goal: Points
     distance: NDArray[np.float64]
@@ -33,10 +33,10 @@ class Field(NamedTuple):
 
 
 class FreeSpace:
-    """The ground among rectangles.
+    """The free floor among rectangles.
 
     Args:
-        obstacles: (n, 4) x0, y0, x1, y1 in meters. Where they only touch, one can pass between them: let them overlap.
+        obstacles: (n, 4) x0, y0, x1, y1 in meters. The agent can pass between touching ones: let them overlap.
         bounds: x0, y0, x1, y1 that the agent stays within. body: half the side of the agent.
     """
 
@@ -57,7 +57,7 @@ class FreeSpace:
         self._fields: dict[tuple[float, float], Field] = {}
 
     def free(self, points: Points) -> NDArray[np.bool_]:
-        """(n,): whether the agent can stand at points (n, 2)."""
+        """Return (n,) bool: whether the agent can stand at points (n, 2)."""
         points = np.asarray(points, dtype=np.float64).reshape(-1, 1, 2)
         low, high = self._rectangles[None, :, :2] + SLACK, self._rectangles[None, :, 2:] - SLACK
         inside = ((points > low) & (points < high)).all(axis=2).any(axis=1)
@@ -65,7 +65,7 @@ class FreeSpace:
         return np.asarray(~inside & at_home)
 
     def sees(self, a: Points, b: Points) -> NDArray[np.bool_]:
-        """(n, m): whether the straight line from a (n, 2) to b (m, 2) can be walked."""
+        """Return (n, m) bool: whether the segment from a (n, 2) to b (m, 2) is free."""
         if not len(self._rectangles):
             return np.ones((len(a), len(b)), dtype=np.bool_)
         rows = max(1, _CHUNK // max(1, len(b) * len(self._rectangles)))
@@ -73,7 +73,7 @@ class FreeSpace:
         return np.concatenate(parts) if parts else np.zeros((0, len(b)), dtype=np.bool_)
 
     def _crosses(self, a: Points, b: Points) -> NDArray[np.bool_]:
-        """Whether lines meet the inside of any rectangle."""
+        """Return whether segments meet the interior of any rectangle."""
         enter = np.zeros((len(a), len(b), len(self._rectangles)))
         leave = np.ones_like(enter)
         for axis in (0, 1):
@@ -89,7 +89,7 @@ class FreeSpace:
         return np.asarray((enter < leave).any(axis=2))
 
     def field(self, goal: Position) -> Field:
-        """All ways to a goal, kept for the next question. The distance is inf where there is none."""
+        """Return the shortest paths to a goal (cached); the distance is inf where there is none."""
         key = (float(goal[0]), float(goal[1]))
         if key not in self._fields:
             point = np.array([key])
@@ -99,7 +99,7 @@ class FreeSpace:
                 return Field(point, last, np.zeros(0, dtype=np.int64))
             total = self._ways + last[None]
             best = total.argmin(axis=1)
-            # From a corner towards the corner that sees the goal: predecessors are told from the far end.
+            # Dijkstra starts at the goal, so a predecessor is the next corner towards the goal.
             following = np.where(best == np.arange(len(last)), -1, self._before[best, np.arange(len(last))])
             if len(self._fields) >= 256:
                 self._fields.clear()
@@ -107,7 +107,7 @@ class FreeSpace:
         return self._fields[key]
 
     def distances(self, points: Points, goal: Position) -> NDArray[np.float64]:
-        """(n,) meters of the shortest ways from points (n, 2) to a goal, inf where there is none."""
+        """Return the lengths (n,) of the shortest paths from points (n, 2) to a goal in m, inf where none exists."""
         points = np.asarray(points, dtype=np.float64).reshape(-1, 2)
         field = self.field(goal)
         straight = np.where(self.sees(points, field.goal)[:, 0], np.linalg.norm(points - field.goal, axis=1), np.inf)
@@ -120,7 +120,7 @@ class FreeSpace:
         return np.where(self.sees(points, self._corners), lengths, np.inf)
 
     def path(self, start: Position, goal: Position) -> Points:
-        """(n, 2) corners of the shortest way, start and goal with it; (0, 2) where there is none."""
+        """Return the corners (n, 2) of the shortest path including start and goal; (0, 2) if none exists."""
         point, field = np.array([start[:2]], dtype=np.float64), self.field(goal)
         if not np.isfinite(self.distances(point, goal)[0]):
             return np.zeros((0, 2))
@@ -134,7 +134,7 @@ class FreeSpace:
         return np.array([*chain, field.goal[0]])
 
     def slide(self, start: Position, way: Sequence[float]) -> tuple[tuple[float, float], bool]:
-        """Where a step ends, and whether something was met: the rest of it then goes along the side that was met."""
+        """Return the end of a step and whether it hit an obstacle; after a hit it slides along the obstacle's side."""
         place = np.array(start[:2], dtype=np.float64)
         rest = np.array(way, dtype=np.float64)
         met = False
@@ -153,10 +153,10 @@ class FreeSpace:
         return (float(place[0]), float(place[1])), met
 
     def _contact(self, place: Points, way: Points) -> tuple[float, int | None, float]:
-        """Share of the way until the first obstacle, the axis that its side crosses and where the side lies.
+        """Return the fraction of the step until the first obstacle, the axis across the hit side, and its coordinate.
 
-        A way leads into a rectangle where it is between both pairs of sides at once, so that one who stands on a corner
-        cannot slip in between them.
+        A step enters a rectangle while it is between both pairs of sides at once, so starting on a corner does not
+        let it slip inside.
         """
         first, axis, side = 1.0, None, 0.0
         count = len(self._rectangles)

@@ -1,8 +1,8 @@
-"""Habitat as a `NavEnv`: Matterport3D and other scanned houses, for those who have habitat-sim and the scenes.
+"""Adapter from habitat-sim to `NavEnv`: Matterport3D and other scanned houses.
 
-Written against the documented calls of habitat-sim and habitat-lab and tested with a stand-in that offers the same; it
-has not been run with habitat itself, which cannot be installed beside this package's Python. Nothing of habitat is
-imported: whoever has it hands in a function that opens a scene.
+Written against the documented calls of habitat-sim and habitat-lab and tested with a fake of that interface; not run
+with habitat itself, which cannot be installed with this package's Python version. Habitat is not imported: the caller
+passes a function that opens a scene.
 """
 
 from __future__ import annotations
@@ -24,17 +24,17 @@ RGB, DEPTH = "rgb", "depth"
 
 
 class PathFinder(Protocol):
-    """What is used of habitat_sim.nav.PathFinder."""
+    """The part of habitat_sim.nav.PathFinder used here."""
 
     def try_step(self, start: Any, end: Any) -> Any:
-        """Where a step from start towards end leads, sliding along what is in the way."""
+        """Return the end of a step from start towards end, sliding along obstacles."""
 
     def is_navigable(self, point: Any) -> bool:
-        """Whether the agent can stand at a point."""
+        """Return whether the agent can stand at a point."""
 
 
 class Simulator(Protocol):
-    """What is used of habitat-lab's HabitatSim."""
+    """The part of habitat-lab's HabitatSim used here."""
 
     @property
     def pathfinder(self) -> PathFinder:
@@ -43,14 +43,14 @@ class Simulator(Protocol):
     def get_observations_at(
         self, position: list[float], rotation: list[float], keep_agent_at_new_pose: bool = False
     ) -> Mapping[str, Any] | None:
-        """What the sensors see from a position and quaternion (x, y, z, w); None where nobody can be."""
+        """Render the sensors at a position and quaternion (x, y, z, w); None where the position is invalid."""
 
     def geodesic_distance(self, position_a: list[float], position_b: list[float]) -> float:
-        """Metres over the navigation mesh; inf where there is no way."""
+        """Path length over the navigation mesh, m; inf if there is no path."""
 
 
 class Habitat(Walker):
-    """A `NavEnv` over a habitat simulator; nothing moves in scanned houses.
+    """A `NavEnv` over a habitat simulator; scanned houses are static.
 
     Args:
         open_scene: gives the simulator of an episode's scene; called when an episode's scene differs from the last.
@@ -109,7 +109,7 @@ class Habitat(Walker):
         return Pose(x, y, pose.heading, height), math.dist((x, y), ahead[:2]) > 1e-3
 
     def geodesic(self, a: Position, b: Position) -> float:
-        """Metres over the navigation mesh; inf where there is no way."""
+        """Path length over the navigation mesh, m; inf if there is no path."""
         return float(self.simulator.geodesic_distance(to_habitat(a), to_habitat(b)))
 
     def free(self, position: Position) -> bool:

@@ -1,7 +1,7 @@
-"""A house: rooms in a grid, doors with coloured frames, landmarks, some of which move. All of it is plain data.
+"""Data model of a house: rooms in a grid, doors with colored frames, moving and static landmarks.
 
-Every landmark has a motion or is still. A still one is frozen at a random moment of some motion, so that one picture
-never tells whether something moves; pictures one after another do.
+A static landmark is frozen at a random phase of some motion, so motion is visible only in successive frames, never in
+a single one.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ CEILING = 2.6
 DOOR_WIDTH, DOOR_HEIGHT, FRAME = 1.1, 2.1, 0.14
 """Clear width and height of a door and the width of its frame's posts, m."""
 BODY = 0.15
-"""Half the side of the square that the agent takes up, m."""
+"""Half the side of the agent's square footprint, m."""
 
 COLOURS: dict[str, tuple[int, int, int]] = {
     "red": (214, 40, 40),
@@ -55,7 +55,7 @@ SHAPES: dict[Shape, tuple[float, float, float]] = {
 """Half width, half depth and height, m; pillars and barrels are round."""
 ROUND: tuple[Shape, ...] = ("pillar", "barrel")
 SPIN, BOUNCE_TICKS, BOUNCE, FLASH_TICKS, DIM = math.radians(25), 8, 0.5, 4, 0.4
-"""Radians a tick; ticks of a jump and its height in m; ticks from flash to flash (half of them dim) and how dim."""
+"""Spin, radians per tick; jump duration in ticks and height in m; flash period in ticks (half dim) and dimming."""
 
 
 class _Data(BaseModel):
@@ -63,7 +63,7 @@ class _Data(BaseModel):
 
 
 class Room(_Data):
-    """A rectangle from (x0, y0) to (x1, y1), walls' middles, with its floor and wall paint."""
+    """A rectangle from (x0, y0) to (x1, y1), measured between wall centers, with floor and wall colors."""
 
     x0: float
     y0: float
@@ -94,9 +94,9 @@ class Door(_Data):
 
 
 class Landmark(_Data):
-    """A thing in a room. Its moment (0..1) is where its motion starts, or is frozen when `motion` is None.
+    """An object in a room. `moment` (0..1) is the phase at which its motion starts, or is frozen if `motion` is None.
 
-    `frozen` names the motion in a moment of which a still thing stands.
+    `frozen` names the motion whose phase a static object shows.
     """
 
     shape: Shape
@@ -110,7 +110,7 @@ class Landmark(_Data):
 
     @property
     def reach(self) -> float:
-        """Half the side of the square that it takes up however it turns, m."""
+        """Half the side of the square that covers it at any rotation, m."""
         width, depth, _ = SHAPES[self.shape]
         return width if self.shape in ROUND else math.hypot(width, depth)
 
@@ -144,11 +144,11 @@ class Scene(_Data):
 
 @dataclass(frozen=True)
 class Walls:
-    """What stands from floor to ceiling, as n rectangles; those of one wall overlap where they meet.
+    """Walls and door posts as n rectangles; rectangles of one wall overlap where they meet.
 
     Attributes:
         rectangles: (n, 4) float64 x0, y0, x1, y1.
-        colours: (n, 3) float32, of a door's posts; -1 where the paint is that of the room in front.
+        colours: (n, 3) float32 of a door's posts; -1 means the color of the room in front.
         lintels: (m, 4) rectangles above doors. lintel_colours: (m, 3).
     """
 
@@ -159,7 +159,7 @@ class Walls:
 
 
 def walls_of(scene: Scene) -> Walls:
-    """Walls on all borders of rooms, cut open at doors, with posts and lintels."""
+    """Build walls on all room borders, with gaps at doors, posts and lintels."""
     half = WALL / 2
     plain: set[tuple[float, float, float, float]] = set()
     posts: list[tuple[float, float, float, float]] = []
@@ -175,7 +175,7 @@ def walls_of(scene: Scene) -> Walls:
                 if door.along != along or abs(across - fixed) > 1e-6 or not start < middle < end:
                     continue
                 left, right = middle - DOOR_WIDTH / 2, middle + DOOR_WIDTH / 2
-                # Walls end inside the posts: where rectangles only touched, a seam would be left between them.
+                # Walls end inside the posts: touching rectangles would leave a seam.
                 pieces = [
                     piece
                     for low, high in pieces
@@ -206,17 +206,17 @@ def _rectangle(along: str, fixed: float, start: float, end: float, half: float) 
 
 
 def footprints(scene: Scene, walls: Walls) -> NDArray[np.float64]:
-    """(n, 4) rectangles that nobody can walk through: walls, posts and the squares around landmarks."""
+    """Return the obstacle rectangles (n, 4): walls, posts and the squares around landmarks."""
     squares = [(thing.x - thing.reach, thing.y - thing.reach, thing.x + thing.reach, thing.y + thing.reach)
                for thing in scene.landmarks]  # fmt: skip
     return np.concatenate([walls.rectangles, np.array(squares, dtype=np.float64).reshape(-1, 4)])
 
 
 def read_scene(path: Path) -> Scene:
-    """A scene's JSON file.
+    """Read a scene's JSON file.
 
     Raises:
-        ManifestError: unreadable, not a scene, or colours, rooms and things that do not fit together.
+        ManifestError: unreadable, not a scene, an unknown color, or an object in a room that does not exist.
     """
     scene = read_json(path, Scene)
     for number, thing in enumerate(scene.landmarks):

@@ -1,4 +1,4 @@
-"""Ways through a house and what can be said of them. Whatever a sentence says is true of the way, by construction."""
+"""Draw paths through a house with the facts that instructions state about them; every fact is true by construction."""
 
 from __future__ import annotations
 
@@ -17,22 +17,22 @@ from internvideo.tasks.navigation.world.scene import BODY, DOOR_WIDTH, Door, Lan
 from internvideo.tasks.navigation.world.world import House
 
 BESIDE = 0.35
-"""Metres of air between the agent at the goal and the square around its landmark."""
+"""Clearance between the agent at the goal and the square around its landmark, m."""
 PASSED_WITHIN = 1.8
-"""A landmark is passed when the way leads by its middle within this, m."""
+"""A landmark counts as passed when the path comes this close to its center, m."""
 
 AHEAD = 1.5
-"""Metres of a way that tell its first direction."""
+"""Length of the path's beginning that determines its first direction, m."""
 
 
 @dataclass(frozen=True)
 class TrajectorySettings:
-    """How ways are drawn.
+    """Settings of drawing paths.
 
     Attributes:
-        shortest, longest: of their lengths, m. radius: meters from the goal that count as there (R2R: 3).
-        passing: chance that a landmark beside the way is mentioned, at most one a room.
-        by_motion: share of ways that end at a thing told from its twin by motion alone, where the house has any.
+        shortest, longest: range of path lengths, m. radius: success radius around the goal, m (R2R: 3).
+        passing: probability that a landmark next to the path is mentioned, at most one per room.
+        by_motion: fraction of paths that end at an object whose twin differs only in motion, if the house has any.
     """
 
     shortest: float = 4.0
@@ -47,12 +47,12 @@ class TrajectorySettings:
         if not 0 < self.shortest < self.longest or self.radius <= 0:
             raise ValueError(f"ways of {self.shortest} to {self.longest} m, radius {self.radius} m")
         if not 0 <= self.passing <= 1 or not 0 <= self.by_motion <= 1:
-            raise ValueError("passing and by_motion are shares from 0 to 1")
+            raise ValueError("passing and by_motion are fractions from 0 to 1")
 
 
 @dataclass(frozen=True)
 class Trajectory:
-    """A way: first pose, goal (x, y), corners (n, 2) of the shortest way, its length in m, and what is said of it."""
+    """A path: first pose, goal (x, y), corners (n, 2) of the shortest path, its length in m, and its facts."""
 
     start: Pose
     goal: tuple[float, float]
@@ -62,7 +62,7 @@ class Trajectory:
 
 
 def draw_trajectory(house: House, rng: np.random.Generator, settings: TrajectorySettings) -> Trajectory:
-    """One way from a random pose to a landmark of another room.
+    """Draw a path from a random pose to a landmark in another room.
 
     Raises:
         ValueError: none was found; the house is too small for these settings.
@@ -82,7 +82,7 @@ def draw_trajectory(house: House, rng: np.random.Generator, settings: Trajectory
 
 
 def _twin(scene: Scene, thing: Landmark) -> Landmark | None:
-    """The thing in the same room that differs by motion alone."""
+    """Find the object in the same room that differs only in motion."""
     same = [other for other in scene.landmarks if other is not thing and other.room == thing.room
             and (other.shape, other.colour) == (thing.shape, thing.colour)]  # fmt: skip
     return same[0] if same else None
@@ -114,7 +114,7 @@ def _towards(
 
 
 def _end(house: House, start: Pose, thing: Landmark) -> tuple[tuple[float, float], float]:
-    """The free place beside a thing that is nearest to the start, and how far it is."""
+    """Find the free position next to an object that is nearest to the start, and its distance."""
     angles = np.arange(16) * (math.pi / 8)
     # Around the thing's square, not on a circle: corners stick out.
     beside = np.stack([np.cos(angles), np.sin(angles)], axis=1)
@@ -126,7 +126,7 @@ def _end(house: House, start: Pose, thing: Landmark) -> tuple[tuple[float, float
 
 
 def _crossed(scene: Scene, path: NDArray[np.float64]) -> list[tuple[float, Door]]:
-    """The doors on a way, with the meters walked until each."""
+    """List the doors on a path with their distance from the start, m."""
     found: list[tuple[float, Door]] = []
     walked = 0.0
     for first, second in pairwise(path):
@@ -146,7 +146,7 @@ def _crossed(scene: Scene, path: NDArray[np.float64]) -> list[tuple[float, Door]
 def _passed(
     scene: Scene, path: NDArray[np.float64], goal: Landmark, rng: np.random.Generator, chance: float
 ) -> list[tuple[float, Leg]]:
-    """Landmarks beside the way, at most one a room, with the meters walked until each."""
+    """Draw mentioned landmarks next to the path, at most one per room, with their distance from the start, m."""
     steps = np.linalg.norm(np.diff(path, axis=0), axis=1)
     walked = np.concatenate([[0.0], steps.cumsum()])
     at = np.linspace(0, walked[-1], max(2, round(walked[-1] / 0.05)))
@@ -159,7 +159,7 @@ def _passed(
             continue
         away = np.linalg.norm(points[here] - (thing.x, thing.y), axis=1)
         nearest = here[int(away.argmin())]
-        # Not what lies where the way starts or ends: nobody walks past it.
+        # Landmarks at the start or end are not passed.
         mark = (float(away.min()), float(at[nearest]), thing)
         if mark[0] <= PASSED_WITHIN and 0.5 < mark[1] < walked[-1] - 0.5:
             best[thing.room] = min(best.get(thing.room, mark), mark, key=lambda entry: entry[0])
@@ -175,7 +175,7 @@ def _alike(thing: Landmark, other: Landmark) -> bool:
 
 
 def _side(start: Pose, path: NDArray[np.float64]) -> Side:
-    """The turn that brings the way's beginning in front: said where it leads more than 45 degrees aside."""
+    """Return the first turn as text, if the path starts more than 45 degrees off the heading."""
     steps = np.linalg.norm(np.diff(path, axis=0), axis=1)
     walked = np.concatenate([[0.0], steps.cumsum()])
     x, y = (float(np.interp(AHEAD, walked, path[:, axis])) for axis in (0, 1))

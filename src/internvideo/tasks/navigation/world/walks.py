@@ -1,7 +1,7 @@
-"""Short walks through the embedded world with all that an agent's eyes should see at their ends.
+"""Short random walks through the embedded world with perception targets at their ends.
 
-Where one can walk to is told by rays over the free ground: of all directions those that are open farthest, well apart.
-Shapes: T pictures of a direction, 12 views, S side, A = 120 clockwise angles, R = 12 distances of 0.25 m.
+Waypoint targets come from rays over the free floor: the directions with the longest free rays, well apart.
+Shapes: T frames of a direction, 12 views, S side, A = 120 clockwise angles, R = 12 distances of 0.25 m.
 """
 
 from __future__ import annotations
@@ -20,23 +20,23 @@ from internvideo.tasks.navigation.world.scene import BODY, COLOURS, MOTIONS, SHA
 from internvideo.tasks.navigation.world.world import World
 
 THINGS = (*((shape, colour) for shape in SHAPES for colour in COLOURS), *(("door", colour) for colour in COLOURS))
-"""What the image tower learns to recognize."""
+"""Object kinds that the image tower learns to recognize."""
 ANGLES, DISTANCES = 120, 12
 FARTHEST = 6.0
-"""How far rays look, m."""
+"""Length of rays, m."""
 PLACES = 5
 APART = 10
-"""Least angle bins between two places."""
+"""Smallest number of angle bins between two waypoints."""
 MIDDLE = math.radians(20)
-"""A thing stands in the middle of a view within this of its axis."""
+"""Largest angle from a view's axis at which an object counts as centered."""
 NEAR_ENOUGH = {"thing": 8.0, "motion": 5.0}
-"""Metres within which it should be seen."""
+"""Largest distance at which an object is a target, m."""
 
 Floats = NDArray[np.float64]
 
 
 def open_lengths(world: World, pose: Pose) -> Floats:
-    """(120,) meters that one could walk straight, in clockwise directions from straight ahead."""
+    """Return the free length (120,) of each direction in m, clockwise from straight ahead."""
     angles = pose.heading - np.arange(ANGLES) * (2 * math.pi / ANGLES)
     steps = np.arange(1, round(FARTHEST / (STEP / 2)) + 1) * (STEP / 2)
     way = np.stack([np.cos(angles), np.sin(angles)], axis=1)
@@ -47,9 +47,9 @@ def open_lengths(world: World, pose: Pose) -> Floats:
 
 
 def open_places(lengths: Floats) -> list[tuple[int, int]]:
-    """(angle, distance) bins of at most five places: the directions that are open farthest, 30 degrees apart.
+    """Choose (angle, distance) bins of at most five waypoints: the longest free directions, 30 degrees apart.
 
-    A direction counts as open as the narrowest of the five bins around it, so that one does not scrape along walls.
+    A direction's free length is the minimum over five neighboring bins, which keeps waypoints away from walls.
     """
     around = np.stack([np.roll(lengths, shift) for shift in range(-2, 3)]).min(axis=0)
     left = around.copy()
@@ -63,7 +63,7 @@ def open_places(lengths: Floats) -> list[tuple[int, int]]:
 
 
 def _middle_of_best(values: Floats) -> int:
-    """The middle of the circular run of (nearly) best values that holds the first best one."""
+    """Return the middle of the circular run of (nearly) maximal values around the first maximum."""
     best = values >= values.max() - STEP / 4
     start = int(values.argmax())
     low = high = 0
@@ -75,7 +75,7 @@ def _middle_of_best(values: Floats) -> int:
 
 
 def heat_map(places: Sequence[tuple[int, int]]) -> NDArray[np.float32]:
-    """(120, 12) float32: a hill on each place, summing to 1; even where there is none."""
+    """Return the target (120, 12) float32: a Gaussian per waypoint, sum 1; uniform without waypoints."""
     heat = np.full((ANGLES, DISTANCES), 1e-6)
     for angle, distance in places:
         off = np.abs(np.arange(ANGLES) - angle)
@@ -86,7 +86,7 @@ def heat_map(places: Sequence[tuple[int, int]]) -> NDArray[np.float32]:
 
 
 def in_views(world: World, pose: Pose) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """What stands in the middle of each view: kinds of things (12, K) and of motions (12, M), 1 or 0."""
+    """Label the object centered in each view: kinds (12, K) and motions (12, M), multi-hot."""
     things, motions = np.zeros((VIEWS, len(THINGS)), np.float32), np.zeros((VIEWS, len(MOTIONS)), np.float32)
     scene, here = world.house.scene, np.array([[pose.x, pose.y]])
     marks = [(mark.x, mark.y, mark.reach + BODY + 0.05, THINGS.index((mark.shape, mark.colour)), mark.motion)
@@ -123,10 +123,10 @@ class Glance:
 
 
 def glances(world: World, episode: Episode, count: int, frames: int, clips: int, size: int, seed: int) -> list[Glance]:
-    """`count` panoramas at the ends of steps of a random walk from the start of an episode.
+    """Render `count` panoramas at the steps of a random walk from the start of an episode.
 
     Args:
-        frames: T. clips: directions that are also seen as clips, those with landmarks in their middle first.
+        frames: T. clips: number of directions also rendered as clips, those with a centered landmark first.
         size: S.
     """
     rng = np.random.default_rng([seed, 0x77616C6B])
@@ -137,7 +137,7 @@ def glances(world: World, episode: Episode, count: int, frames: int, clips: int,
         if not places:
             break
         angle, distance = places[int(rng.integers(len(places)))]
-        # Long steps, as agents make: after a turn the pictures of a direction show something else.
+        # Long steps, like an agent's: after a turn the frames of a direction show other content.
         steps = int(rng.integers(distance // 2, distance + 1)) + 1
         walked = world.step(-angle * (2 * math.pi / ANGLES), steps * STEP)
         trail += zip(walked.poses, walked.times, strict=True)
@@ -163,7 +163,7 @@ def glances(world: World, episode: Episode, count: int, frames: int, clips: int,
 
 
 def _clips(world: World, look: Sequence[tuple[Pose, int]], views: NDArray[np.intp], size: int) -> NDArray[np.uint8]:
-    """(C, T, S, S, 3): some directions of the panoramas from several poses."""
+    """Cut clips (C, T, S, S, 3): chosen directions of the panoramas at successive poses."""
     pictures = []
     for pose, tick in look:
         headings = pose.heading + views * (2 * math.pi / VIEWS)
