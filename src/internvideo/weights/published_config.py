@@ -191,7 +191,9 @@ def _vjepa2(layout: Layout, config: Mapping[str, Any], where: object) -> Publish
     ratio = config.get("mlp_ratio", 4.0)
     if int(built.width * ratio) != int(built.width * built.mlp_ratio):
         raise WeightsError(where, f"mlp_ratio {ratio!r}", f"{built.mlp_ratio:g}, as its tensors have it", _MOVE)
-    return PublishedConfig(_completed(layout, settings), ignored=tuple(key for key in _unknown(config, _VJEPA2) if not _PREDICTOR(key)))
+    return PublishedConfig(
+        _completed(layout, settings), ignored=tuple(key for key in _unknown(config, _VJEPA2) if not _PREDICTOR(key))
+    )
 
 
 def _siglip(layout: Layout, config: Mapping[str, Any], where: object) -> PublishedConfig:
