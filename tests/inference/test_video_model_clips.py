@@ -106,7 +106,7 @@ def test_a_run_s_recipe_cuts_the_clips() -> None:
         settings={"temporal_stride": 2},
         loader={"short_side": 40},
     )
-    rule = build_recipe(tree).data.clip_spec().for_model(2)
+    rule = build_recipe(tree).data.preprocessing().for_model(2)
     assert (rule.frames, rule.sampled_frames, rule.temporal_stride, rule.short_side, rule.resize_backend) == (
         4,
         8,
@@ -116,13 +116,13 @@ def test_a_run_s_recipe_cuts_the_clips() -> None:
     )
     assert rule.indices(40)[0].tolist() == dense_span(40, 8, 2, None)[::2].tolist()
     assert len(rule.indices(40, num_clips=3)) == 3
-    whole = build_recipe(tree).data.clip_spec()
+    whole = build_recipe(tree).data.preprocessing()
     assert whole.indices(40)[0].tolist() == dense_span(40, 8, 2, None).tolist()
 
 
 def test_single_frames_are_the_middle_ones() -> None:
     recipe = build_recipe(small_recipe("multimodal", loader={"single_frame": True}))
-    rule = recipe.data.clip_spec().for_model()
+    rule = recipe.data.preprocessing().for_model()
     assert rule.from_frames(frames(9)).shape == (3, 1, 32, 32)
     assert rule.indices(9)[0].tolist() == [4]
 

@@ -217,7 +217,7 @@ def test_test_clips_are_cut_in_the_arithmetic_that_the_recipe_names(tmp_path: Pa
         ((batch, _),) = clip_source(trained, rows, ClipOptions(device="cpu")).source
         first[resize_backend, keep_aspect] = batch.video[0].float()
         assert batch.video.dtype == (torch.float32 if resize_backend == "torch" else torch.uint8)
-        rule = recipe.data.clip_spec()
+        rule = recipe.data.preprocessing()
         assert (rule.resize_backend, rule.keep_aspect, rule.resize) == (resize_backend, keep_aspect, 24)
     found = list(first.values())[:3]  # the small world's frames are squares already
     assert all(not torch.equal(one, other) for i, one in enumerate(found) for other in found[:i])

@@ -183,7 +183,7 @@ class DataSettings(Settings):
 
 
 class SampledData(DataSettings):
-    """What stages that learn from clips of videos read."""
+    """Data settings of stages that train on clips of videos."""
 
     extra_manifests: dict[str, SourceSettings] = Field(
         default_factory=dict, description="more manifests, by a name of each"
@@ -191,8 +191,8 @@ class SampledData(DataSettings):
     sampling: SamplingSettings = SamplingSettings()
     augment: EvalAugment = EvalAugment()
 
-    def clip_spec(self) -> Preprocessing:
-        """Return how test clips are made of a video: the one description for loaders, models and saved weights."""
+    def preprocessing(self) -> Preprocessing:
+        """Return the test-time preprocessing, shared by loaders, models and saved weights."""
         return Preprocessing(
             frames=1 if self.loader.single_frame else self.sampling.frames,
             size=self.augment.size,
@@ -208,7 +208,7 @@ class SampledData(DataSettings):
 
 
 class EvaluationClipData(SampledData):
-    """How a task cuts test clips for a model of another stage."""
+    """Data settings of tasks that evaluate a model of another stage."""
 
     loader: LoaderSettings = LoaderSettings(batch_size=1)
 

@@ -59,7 +59,7 @@ def split_rows(manifest: Path, split: str | None) -> Manifest:
 def clip_source(trained: Trained, manifest: Manifest, settings: ClipOptions) -> ClipInputs[Any]:
     """Return a model with a loader of test clips of the rows, preprocessed as its recipe says."""
     data = trained.recipe.data_as(SampledData)
-    spec = data.clip_spec()
+    spec = data.preprocessing()
     sampler = spec.frame_sampler(settings.num_clips or data.sampling.num_clips or 1)
     transform = spec.transform(settings.num_crops)
     loader = LoaderSettings(

@@ -68,7 +68,7 @@ def test_clips(recipe: EvaluationRecipe, model: nn.Module) -> Preprocessing | No
         return None
     # A model of two encoders gets all frames, and leaves some out itself.
     inside = getattr(model, "takes_temporal_stride", False)
-    return recipe.data.clip_spec().for_model(1 if inside else getattr(recipe.settings, "temporal_stride", 1))
+    return recipe.data.preprocessing().for_model(1 if inside else getattr(recipe.settings, "temporal_stride", 1))
 
 
 def load_trained(path: Path, catalog: Catalog, *, device: str = "auto") -> Trained:

@@ -40,7 +40,7 @@ def evaluate(trained: Trained, manifest: Path, output: Path, settings: ClipOptio
 
     def predict() -> Predictions:
         data, mean = trained.recipe.data_as(HandData), trained.context.get("mean")
-        sampler = data.clip_spec().frame_sampler(inputs.clips.num_clips)
+        sampler = data.preprocessing().frame_sampler(inputs.clips.num_clips)
         loader = LoaderSettings(settings.batch_size, settings.workers, short_side=data.loader.short_side)
         whole = replace(inputs, source=EvalLoader(rows, sampler, whole_frame(data.augment)[1], loader))
         return future_hands.predict(whole, targets, mean=None if mean is None else np.asarray(mean))

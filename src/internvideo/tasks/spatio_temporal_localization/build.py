@@ -32,9 +32,9 @@ class KeyFrameData(SampledData):
 class RegionData(KeyFrameData):
     """Data settings: clips of whole frames around key frames, unless there is one clip per box."""
 
-    def clip_spec(self) -> Preprocessing:
+    def preprocessing(self) -> Preprocessing:
         """Return the preprocessing of whole frames."""
-        clips = super().clip_spec()
+        clips = super().preprocessing()
         return clips if self.key_frames.around is not None else clips.with_settings(size=self.key_frames.short)
 
 
