@@ -260,7 +260,7 @@ def test_nobody_stands_in_a_wall_or_a_thing() -> None:
     assert not world.free((0.05, 3.0))
     assert not world.free((-1.0, 3.0))
     assert world.geodesic((4.0, 3.0), (6.0, 3.0)) == math.inf
-    with pytest.raises(ManifestError, match="nobody can stand"):
+    with pytest.raises(ManifestError, match="start is blocked"):
         world.reset(episode("room", Pose(6, 3, 0.0)))
 
 

@@ -1,9 +1,9 @@
-"""Metrics of instruction-following walks: how near, how direct, how faithful to the reference path.
+"""Compute navigation metrics: distance to the goal, success, path length, fidelity to the reference path.
 
 Source: Visual-Language-Navigation.
 
-NumPy only. Shapes: n positions of a walk, m positions of a reference path, (x, y) or (x, y, z) in meters each; the
-height may stand anywhere, `up` says where.
+NumPy only. Shapes: n positions of a walk, m positions of a reference path, each (x, y) or (x, y, z) in meters; `up` is
+the index of the height.
 """
 
 from __future__ import annotations
@@ -20,21 +20,21 @@ Floats = NDArray[np.float64]
 Cell = tuple[int, int]
 
 SUCCESS = 3.0
-"""Metres from the goal that count as there."""
+"""Success radius around the goal, m."""
 
 SPACING = 0.25
-"""Metres between the points of a densified reference path."""
+"""Distance between points of a densified reference path, m."""
 
 
 @dataclass(frozen=True)
 class Walked:
-    """One episode as it was walked.
+    """The walk of one episode.
 
     Attributes:
-        path: (n, 2) or (n, 3) every position, the start first.
-        decisions: (k,) geodesic distance to the goal at each decision, the start first, the end last.
-        stopped: whether the agent itself ended the walk.
-        steps: (n,) geodesic distance at every position, None where only the decisions were measured.
+        path: (n, 2) or (n, 3) all positions, starting with the start.
+        decisions: (k,) geodesic distance to the goal at each decision, from start to end.
+        stopped: whether the agent chose to stop.
+        steps: (n,) geodesic distance at every position, None if measured only at decisions.
     """
 
     path: Floats
@@ -44,38 +44,38 @@ class Walked:
 
 
 def navigation_error(walked: Walked) -> float:
-    """NE: meters from the end to the goal, around obstacles."""
+    """NE: geodesic distance from the end to the goal, m."""
     return float(walked.decisions[-1])
 
 
 def success(walked: Walked, radius: float = SUCCESS) -> float:
-    """SR: 1 where the agent stopped within the radius, its edge included."""
+    """SR: 1 if the agent stopped within the radius (inclusive)."""
     return float(walked.stopped and navigation_error(walked) <= radius)
 
 
 def oracle_success(walked: Walked, radius: float = SUCCESS) -> float:
-    """OSR: 1 where any decision was made within the radius, its edge included."""
+    """OSR: 1 if any decision was made within the radius (inclusive)."""
     return float((walked.decisions <= radius).any())
 
 
 def oracle_success_of_steps(walked: Walked, radius: float = SUCCESS) -> float:
-    """VLN-CE's own OSR: 1 where any step, not only a decision, led strictly inside the radius.
+    """VLN-CE's OSR: 1 if any step, not only a decision, ended strictly inside the radius.
 
     Raises:
         ValueError: the steps were not measured.
     """
     if walked.steps is None:
-        raise ValueError("the distances of the steps are not known")
+        raise ValueError("the walk has no distances of its steps")
     return float((walked.steps < radius).any())
 
 
 def path_length(walked: Walked) -> float:
-    """PL, also called TL: meters walked, the height included."""
+    """PL, also called TL: length of the walk including height, m."""
     return float(np.linalg.norm(np.diff(walked.path, axis=0), axis=1).sum())
 
 
 def success_by_path_length(walked: Walked, radius: float = SUCCESS) -> float:
-    """SPL: success times d0 / max(d0, PL), d0 the geodesic distance at the start."""
+    """SPL: success * d0 / max(d0, PL) with the geodesic distance d0 at the start."""
     reached = success(walked, radius)
     if not reached:
         return 0.0
@@ -85,15 +85,15 @@ def success_by_path_length(walked: Walked, radius: float = SUCCESS) -> float:
 
 
 def densify(path: Floats, spacing: float = SPACING, up: int | None = 1) -> Floats:
-    """A reference path with a point every `spacing` meters.
+    """Densify a reference path to one point every `spacing` meters.
 
-    A leg gets floor(length / spacing) points from its start on, so its last piece is the longest one; the length is
-    that on the floor plan. A leg that is shorter gives no point (released behaviour), except the end of the path.
+    A leg gets floor(length / spacing) points from its start, so its last gap is the longest; the length is measured on
+    the floor plan. A shorter leg gives no point (as released), except the end of the path.
 
     Args:
         path: (m, 2) or (m, 3).
         spacing: meters.
-        up: column of the height; None where there is none.
+        up: column of the height; None for 2-D.
     """
     flat = path if up is None else np.delete(path, up, axis=1)
     lengths = np.linalg.norm(np.diff(flat, axis=0), axis=1)
@@ -110,20 +110,20 @@ def ndtw(walked: Floats, reference: Floats, *, fast: bool = True, radius: float 
 
     Args:
         walked: (n, D). reference: (m, D), densified or not.
-        fast: the approximate DTW of radius 1 (released evaluation) instead of the exact one.
-        radius: meters at which being off costs a factor of e.
+        fast: approximate DTW with radius 1 (released evaluation) instead of exact DTW.
+        radius: mean deviation at which nDTW is 1/e, m.
     """
     cost = fast_dtw(walked, reference) if fast else exact_dtw(walked, reference)
     return math.exp(-cost / (len(reference) * radius))
 
 
 def exact_dtw(a: Floats, b: Floats) -> float:
-    """Dynamic time warping with Euclidean costs: the cheapest alignment of all points, in order."""
+    """Compute dynamic time warping with Euclidean costs: the cost of the cheapest monotone alignment."""
     return _align(a, b, None)[0]
 
 
 def fast_dtw(a: Floats, b: Floats, radius: int = 1) -> float:
-    """Approximate DTW: aligned at half the resolution first, then only within `radius` of that alignment.
+    """Approximate DTW: align at half resolution, then only within `radius` of that alignment.
 
     Never below the exact cost (Salvador and Chan, 2007).
     """
@@ -138,16 +138,16 @@ def _fast(a: Floats, b: Floats, radius: int) -> tuple[float, list[Cell]]:
 
 
 def _halved(path: Floats) -> Floats:
-    """Means of pairs; an odd last point is left out."""
+    """Average pairs of points; an odd last point is dropped."""
     pairs = len(path) // 2
     result: Floats = path[: 2 * pairs].reshape(pairs, 2, -1).mean(axis=1)
     return result
 
 
 def _widened(coarse: Sequence[Cell], rows: int, columns: int, radius: int) -> list[tuple[int, int]]:
-    """Of each row of the full table the columns (first, end) that may be aligned.
+    """Return the allowed columns (first, end) of each row of the full table.
 
-    Around every aligned pair of the coarse level lie (2 radius + 1)^2 coarse cells, each of them 2 x 2 cells here.
+    Each aligned pair of the coarse level allows (2 radius + 1)^2 coarse cells around it, each 2 x 2 cells here.
     """
     low, high = np.full(rows, columns), np.zeros(rows, dtype=np.int64)
     for i, j in coarse:
@@ -158,7 +158,7 @@ def _widened(coarse: Sequence[Cell], rows: int, columns: int, radius: int) -> li
 
 
 def _align(a: Floats, b: Floats, window: Sequence[tuple[int, int]] | None) -> tuple[float, list[Cell]]:
-    """Cost and cells of the cheapest alignment; of equal ones the steps along a first, then along b, then both."""
+    """Return cost and cells of the cheapest alignment; ties prefer steps along a, then along b, then both."""
     spans = window if window is not None else [(0, len(b))] * len(a)
     costs: Any = np.linalg.norm(a[:, None] - b[None], axis=2).tolist()
     best: dict[Cell, tuple[float, Cell]] = {(-1, -1): (0.0, (-1, -1))}

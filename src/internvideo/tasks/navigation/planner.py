@@ -1,8 +1,8 @@
-"""The history-aware planner: an instruction, the panoramas of all steps so far and places to go -> one of them.
+"""History-aware planner: choose a waypoint from the instruction, the panoramas of past steps and the candidates.
 
-Pure tensors; nothing here knows a world. Source: Visual-Language-Navigation.
-Shapes: B batch, L words, D width, H history tokens (a start token, then one a step), O observation tokens (places to
-go, the stop token, views that no place uses), 12 views of a panorama.
+Independent of the world. Source: Visual-Language-Navigation.
+Shapes: B batch, L words, D width, H history tokens (a start token, then one per step), O observation tokens (candidate
+waypoints, the stop token, views without a candidate), 12 views of a panorama.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from internvideo.models.post_norm import EPS, PostNormAttention, PostNormConfig,
 from internvideo.tasks.navigation.planner_weights import PLANNER
 
 FEATURE = 4
-"""Values of an angle and of a distance feature."""
+"""Width of an angle feature and of a distance feature."""
 CONTEXT, CANDIDATE, STOP = 0, 1, 2
 """Navigation types of observation tokens."""
 
@@ -29,14 +29,14 @@ class PlannerConfig:
     """Sizes.
 
     Attributes:
-        rgb_width, depth_width: of one view's features as the planner takes them.
+        rgb_width, depth_width: of one view's input features.
         width, heads, hidden: D, heads, feed-forward width.
         text_layers, cross_layers, panorama_layers: of the text encoder, of the cross-modal encoder and of the encoder
             over the views of one step of the history.
         vocabulary, words, steps: largest numbers of word ids, of words and of steps.
-        dropout: of everything in training.
-        frozen_words: the word embeddings do not learn (they come from BERT).
-        frozen_history: the embeddings of the history do not learn (released setting).
+        dropout: of all layers.
+        frozen_words: freeze the word embeddings (from BERT).
+        frozen_history: freeze the history embeddings (released setting).
     """
 
     rgb_width: int = 768
@@ -56,16 +56,16 @@ class PlannerConfig:
 
     @property
     def layer(self) -> PostNormConfig:
-        """Of every layer."""
+        """Settings of every layer."""
         return PostNormConfig(self.width, self.heads, self.hidden, self.dropout)
 
 
 class Observation(NamedTuple):
-    """What the agent can choose from, padded at the end.
+    """Observation tokens, padded at the end.
 
     Attributes:
         rgb (B, O, rgb width), depth (B, O, depth width), angle (B, O, 4), distance (B, O, 4).
-        kind: (B, O) int64 CONTEXT, CANDIDATE or STOP. mask: (B, O) bool, True where a token is.
+        kind: (B, O) int64 CONTEXT, CANDIDATE or STOP. mask: (B, O) bool, False for padding.
     """
 
     rgb: Tensor
@@ -77,7 +77,7 @@ class Observation(NamedTuple):
 
 
 class Plan(NamedTuple):
-    """Scores (B, O), -inf where there is nothing to choose, and the encoded tokens of all three kinds (B, ., D)."""
+    """Scores (B, O), -inf for tokens that cannot be chosen, and the encoded tokens of all three kinds (B, ., D)."""
 
     scores: Tensor
     text: Tensor
@@ -86,7 +86,7 @@ class Plan(NamedTuple):
 
 
 class Projection(Module):
-    """norm(linear(x)): how every kind of feature enters."""
+    """Input projection of a feature: norm(linear(x))."""
 
     def __init__(self, inner: int, width: int) -> None:
         super().__init__()
@@ -99,7 +99,7 @@ class Projection(Module):
 
 
 class WordEmbedding(Module):
-    """Words, their places and the token type, which observations share (type 1)."""
+    """Word, position and token-type embeddings; observations use token type 1 of the same table."""
 
     def __init__(self, config: PlannerConfig) -> None:
         super().__init__()
@@ -119,7 +119,7 @@ class WordEmbedding(Module):
 
 
 class HistoryEmbedding(Module):
-    """One token a step: the front view, the turn that was taken, and what the whole panorama showed."""
+    """One token per step: front view, turn taken, and an encoding of the whole panorama."""
 
     def __init__(self, config: PlannerConfig) -> None:
         super().__init__()
@@ -136,15 +136,15 @@ class HistoryEmbedding(Module):
             self.requires_grad_(False)
 
     def first(self, batch: int) -> Tensor:
-        """The start token (B, D)."""
+        """Return the start token (B, D)."""
         token = self.norm(self.start[0] + self.token_type.weight)
         return self.dropout(token.expand(batch, -1))
 
     def forward(self, rgb: Tensor, angle: Tensor, views: Tensor, view_angles: Tensor, step: int) -> Tensor:
-        """The token of a step.
+        """Embed a step.
 
         Args:
-            rgb: (B, rgb width) of the view ahead. angle: (B, 4) of the turn that was taken.
+            rgb: (B, rgb width) of the front view. angle: (B, 4) of the turn taken.
             views: (B, 12, rgb width). view_angles: (B, 12, 4) or (12, 4).
             step: its number, from 0.
 
@@ -159,7 +159,7 @@ class HistoryEmbedding(Module):
 
 
 class ObservationEmbedding(Module):
-    """Places to go, the stop token and the other views."""
+    """Embed candidate waypoints, the stop token and the other views."""
 
     def __init__(self, config: PlannerConfig) -> None:
         super().__init__()
@@ -177,7 +177,7 @@ class ObservationEmbedding(Module):
 
 
 class CrossLayer(nn.Module):
-    """Text reads what was and is seen, and that reads the text, with the same weights; then each by itself."""
+    """Cross-attention between text and vision in both directions with shared weights, then self-attention in each."""
 
     def __init__(self, config: PlannerConfig) -> None:
         super().__init__()
@@ -189,14 +189,14 @@ class CrossLayer(nn.Module):
     def forward(
         self, text: Tensor, vision: Tensor, text_attn_mask: Tensor, vision_attn_mask: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """Text (B, L, D), vision (B, H + O, D), which tokens are (B, 1, 1, .) bool -> the same shapes."""
+        """Map text (B, L, D) and vision (B, H + O, D) to the same shapes; masks (B, 1, 1, .) are False for padding."""
         text, vision = self.cross(text, vision, vision_attn_mask), self.cross(vision, text, text_attn_mask)
         text, vision = self.text(text, attn_mask=text_attn_mask), self.vision(vision, attn_mask=vision_attn_mask)
         return self.text_feed(text), self.vision_feed(vision)
 
 
 class Planner(nn.Module):
-    """Encodes the instruction once, a token of history a step, and scores the present observation."""
+    """Planner: encodes the instruction once, adds a history token per step, and scores the current observation."""
 
     published_names = PLANNER
 
@@ -221,7 +221,7 @@ class Planner(nn.Module):
         self.apply(lambda module: _initialize(module, std))
 
     def encode_text(self, ids: Tensor, mask: Tensor) -> Tensor:
-        """Words (B, L) int64, mask (B, L) bool True where a word is -> (B, L, D)."""
+        """Encode words (B, L) int64 with mask (B, L) (False for padding) to (B, L, D)."""
         x = self.words(ids)
         for layer in self.text_layers:
             x = layer(x, mask[:, None, None])
@@ -235,7 +235,7 @@ class Planner(nn.Module):
         Args:
             text: of `encode_text`. text_mask: (B, L) bool.
             history: (B, H, D), the start token first. history_mask: (B, H) bool.
-            seen: what there is to choose from.
+            seen: the observation.
         """
         length = history.shape[1]
         vision = torch.cat([history, self.observation(seen, self.words.token_type.weight[1])], dim=1)

@@ -1,4 +1,4 @@
-"""Houses from above, with the ways that were walked in them: SVG that follows the page's colours (plots/charts.py)."""
+"""Plot floor plans of houses with the walked paths, as SVG in the page's colors (plots/charts.py)."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 Way = NDArray[np.float64]
-"""(n, 2) or (n, 3) positions, in the order in which they were walked."""
+"""Positions (n, 2) or (n, 3) of a walk, in order."""
 _WAYS = (BLUE, ORANGE, "#b455c9", "#c94f5d")
 
 
 class Plan(NamedTuple):
-    """One house seen from above: an episode in it, what else was walked (name -> way), and a line below."""
+    """A floor plan with an episode, walked paths (name -> path), and a caption."""
 
     scene: Scene
     episode: Episode
@@ -34,7 +34,7 @@ class Plan(NamedTuple):
 
 
 def plans(shown: Sequence[Plan]) -> str:
-    """Houses from above: reference path dashed green, start a dot, goal with its radius, ways in colours.
+    """Plot floor plans: dashed green reference path, start as a dot, goal with its radius, colored walks.
 
     Raises:
         ValueError: nothing to show.
@@ -58,20 +58,20 @@ def plans(shown: Sequence[Plan]) -> str:
 
 
 def draw_episodes(folder: Path, episodes: Sequence[Episode]) -> str:
-    """Episodes of a folder of `internvideo navigation-world` with their reference paths. Raises ManifestError."""
+    """Plot episodes of `internvideo navigation-world` with their reference paths. Raises ManifestError."""
     world = World(folder)
     return plans([Plan(world.enter(episode.scene).scene, episode, {}) for episode in episodes])
 
 
 def _house(axis: Axes, scene: Scene) -> None:
-    """Floors, walls, doors and landmarks; moving ones have a ring."""
+    """Draw floors, walls, doors and landmarks; moving landmarks have a ring."""
     for room in scene.rooms:
         _box(axis, (room.x0, room.y0, room.x1, room.y1), _rgb(FLOORS[room.floor]), alpha=0.35)
     from matplotlib.patches import Circle
 
     walls = walls_of(scene)
     for rectangle, paint in zip(walls.rectangles.tolist(), walls.colours, strict=True):
-        # Plain walls have the colour of the page's text.
+        # Plain walls have the page's text color.
         _box(axis, rectangle, INK if paint[0] < 0 else _rgb(paint))
     for thing in scene.landmarks:
         half_width, half_depth, _ = SHAPES[thing.shape]

@@ -1,4 +1,4 @@
-"""Vision-language navigation: walks of an agent and of baselines; how near, how direct, how faithful.
+"""Vision-language navigation: roll out an agent and baselines, and score the walks.
 
 Source: Visual-Language-Navigation.
 """
@@ -146,7 +146,7 @@ def distances(state: EpisodeState) -> Floats:
 
 
 def _arrays(walks: Sequence[tuple[str, EpisodeState, Floats]]) -> dict[str, NDArray[Any]]:
-    """Walks of all lengths one after another, with their counts."""
+    """Concatenate walks of all lengths and return their lengths."""
     episodes = [state.episode for _, state, _ in walks]
     agents = list(dict.fromkeys(name for name, _, _ in walks))
     positions = [np.asarray([pose.position for pose, _ in state.trajectory]) for _, state, _ in walks]
@@ -176,7 +176,7 @@ def _with_height(path: Floats) -> Floats:
 
 
 def walked_of(table: Predictions) -> list[tuple[Walked, Floats]]:
-    """Every walk of a table, turns on the spot left out of its path, with its reference path."""
+    """Return every walk of a table, without turns in place, with its reference path."""
     cut = {
         name: np.split(table[f"{name}s"], np.cumsum(table[f"{name}_counts"])[:-1])
         for name in ("position", "decision", "reference")
@@ -192,7 +192,7 @@ def walked_of(table: Predictions) -> list[tuple[Walked, Floats]]:
 
 
 def measure(walked: Walked, reference: Floats) -> dict[str, float]:
-    """All figures of one walk."""
+    """Compute all metrics of one walk."""
     reached = measures.success(walked)
     faithful = measures.ndtw(walked.path, measures.densify(reference, up=UP))
     return {
@@ -208,10 +208,10 @@ def measure(walked: Walked, reference: Floats) -> dict[str, float]:
 
 
 def score(table: Predictions) -> Result:
-    """Figures of the agent, then of the baselines under "NAME: ...".
+    """Compute the metrics of the agent, then of the baselines under "NAME: ...".
 
-    NE and PL are meters. Where the embedded world tells a goal from its twin by motion alone, success is also given for
-    these episodes and for the rest. Intervals draw trajectories: their paraphrases are not independent.
+    NE and PL are in meters. Success is also given separately for episodes of the embedded world whose goal differs from
+    its twin only in motion, and for the others. Intervals resample trajectories: paraphrases are not independent.
     """
     metrics = MetricValues()
     rows = [measure(*one) for one in walked_of(table)]

@@ -1,4 +1,4 @@
-"""Imitation of a teacher who knows the way, in steps that are the teacher's or, more and more, the agent's own.
+"""Train the planner by imitation of a shortest-path teacher with scheduled sampling of the agent's own steps.
 
 Source: Visual-Language-Navigation, training.
 """
@@ -26,24 +26,26 @@ from internvideo.tasks.navigation.waypoints import Candidates
 from internvideo.tasks.navigation.world.batch import NavigationBatch
 
 BLIND = 1
-"""The word that stands for the whole instruction where it must not be read."""
+"""Token that replaces the instruction in the blind baseline."""
 
 
 class NavigationSettings(Settings):
-    """How episodes are walked."""
+    """Settings of rolling out episodes."""
 
     max_steps: int = Field(25, ge=1, description="decisions of a training episode at most")
     max_test_steps: int = Field(20, ge=1, description="testing: decisions of an episode at most")
-    stop_within: float = Field(1.5, gt=0.0, description="metres from the goal at which the teacher stops")
-    teacher: float = Field(0.75, gt=0.0, le=1.0, description="chance p of the teacher's step is p^(iteration//every+1)")
-    teacher_every: int = Field(2000, ge=1, description="iterations between two lowerings of that chance")
-    augment: bool = Field(True, description="waypoint augmentation: places are drawn around the predicted ones")
+    stop_within: float = Field(1.5, gt=0.0, description="distance from the goal at which the teacher stops, m")
+    teacher: float = Field(
+        0.75, gt=0.0, le=1.0, description="probability of the teacher's step is p^(iteration//every+1)"
+    )
+    teacher_every: int = Field(2000, ge=1, description="iterations between two reductions of that probability")
+    augment: bool = Field(True, description="waypoint augmentation: sample waypoints around the predicted ones")
     blind: bool = Field(False, description="the instruction is hidden, in training and testing: a baseline")
     max_cache_size: int = Field(20_000, ge=0, description="poses whose features are kept")
 
 
 def readable(tokens: Tensor, settings: NavigationSettings) -> Tensor:
-    """The words that the agent may read: all, or one that says nothing."""
+    """Return the agent's input tokens: the instruction, or `BLIND`."""
     return torch.full_like(tokens[:, :1], BLIND) if settings.blind else tokens
 
 
@@ -66,7 +68,7 @@ class NavigationStage(nn.Module):
         self._expert = ShortestPathExpert(settings.stop_within)
 
     def train(self, mode: bool = True) -> NavigationStage:
-        """The eyes stay in evaluation mode."""
+        """Set the mode; the frozen feature extractors stay in evaluation mode."""
         super().train(mode)
         for part in self.model.eyes():
             part.eval()
@@ -74,12 +76,12 @@ class NavigationStage(nn.Module):
 
     @property
     def teacher_share(self) -> float:
-        """Chance that a step is the teacher's."""
+        """Probability of taking the teacher's step."""
         settings = self.settings
         return float(settings.teacher ** (int(self.iteration) // settings.teacher_every + 1))
 
     def forward(self, batch: NavigationBatch, generator: torch.Generator) -> dict[str, Tensor]:
-        """{"loss", "agreement", "decisions"}: how often the agent would do as the teacher, decisions of an episode."""
+        """Return "loss", "agreement" (rate of the agent agreeing with the teacher) and "decisions" per episode."""
         settings, share = self.settings, self.teacher_share
         tokens = readable(batch.tokens, settings)
         planner_state = PlannerState(self.model, tokens)

@@ -1,8 +1,8 @@
-"""An agent's eyes learn to see in a world: where one can walk to, what stands there, what of it moves.
+"""Train an agent's perception jointly in the embedded world: waypoints, depth, object kinds, motions.
 
-The published agent takes its waypoint predictor from a graph of places, its depth encoder from PointGoal navigation and
-its image and video encoders from the web (Visual-Language-Navigation). In a world that knows everything all four learn
-at once.
+The published agent has a waypoint predictor trained on a navigation graph, a depth encoder from PointGoal navigation,
+and image and video encoders pretrained on web data (Visual-Language-Navigation). The embedded world has targets for all
+four, so they are trained together.
 """
 
 from __future__ import annotations
@@ -18,16 +18,16 @@ from internvideo.tasks.navigation.world.batch import PanoramaBatch
 
 
 class WaypointSettings(Settings):
-    """Weights of the parts of the loss."""
+    """Weights of the loss terms."""
 
-    things: int = Field(40, ge=1, description="kinds of things to be recognized by the image tower")
-    motions: int = Field(3, ge=1, description="kinds of motion to be recognized by the video encoder")
+    things: int = Field(40, ge=1, description="loss of object kinds predicted by the image tower")
+    motions: int = Field(3, ge=1, description="loss of motions predicted by the video encoder")
     things_weight: float = Field(10.0, gt=0.0)
     motions_weight: float = Field(10.0, gt=0.0)
 
 
 class WaypointStage(nn.Module):
-    """Cross-entropy of the heat map; binary cross-entropy of things in images and of motions in clips."""
+    """Cross-entropy of the heat map; binary cross-entropy of object kinds in images and of motions in clips."""
 
     def __init__(self, model: Navigator, settings: WaypointSettings) -> None:
         super().__init__()
@@ -39,7 +39,7 @@ class WaypointStage(nn.Module):
             part.requires_grad_(False)
 
     def forward(self, batch: PanoramaBatch, generator: torch.Generator) -> dict[str, Tensor]:
-        """{"loss", "heat_loss", "things_loss", "motions_loss"}."""
+        """Return "loss", "heat_loss", "things_loss" and "motions_loss"."""
         model = self.model
         heat = model.waypoints(model.depth(batch.depth)).flatten(1).log_softmax(dim=1)
         heat_loss = -(batch.heat.flatten(1) * heat).sum(dim=1).mean()

@@ -1,7 +1,7 @@
-"""Where one could walk to: a heat map over angles and distances from depth panoramas, and the places picked from it.
+"""Predict waypoints: a heat map over angles and distances from a depth panorama, and non-maximum suppression.
 
 The heat map has 120 angles, 3 degrees apart and clockwise from straight ahead, and 12 distances, 0.25 m to 3 m. The
-predictor takes its twelve views clockwise, a panorama holds them counter-clockwise. Source: Visual-Language-Navigation.
+predictor takes the views clockwise, a panorama stores them counter-clockwise. Source: Visual-Language-Navigation.
 Shapes: B batch, A = 120 angles, R = 12 distances, D width.
 """
 
@@ -21,12 +21,12 @@ VIEWS = 12
 ANGLES = 120
 DISTANCES = 12
 SPACING = 0.25
-"""Metres between the distances."""
+"""Spacing of the distance bins, m."""
 PER_VIEW = ANGLES // VIEWS
 HALF_VIEW = PER_VIEW // 2
 PICKS = 5
 REACH = (5, 7)
-"""Angle and distance bins around a pick in which there is no other."""
+"""Angle and distance bins around a pick that exclude other picks."""
 
 
 @dataclass(frozen=True)
@@ -47,13 +47,13 @@ class WaypointConfig:
 
 
 def neighbour_mask(reach: int = 1) -> Tensor:
-    """(12, 12) bool: which views see one another, each itself and `reach` ones to both sides around the circle."""
+    """Return the attention mask (12, 12): each view attends to itself and `reach` views to both sides, circularly."""
     steps = (torch.arange(VIEWS)[:, None] - torch.arange(VIEWS)[None]).abs()
     return torch.minimum(steps, VIEWS - steps) <= reach
 
 
 class WaypointPredictor(Module):
-    """Depth features of twelve views to a heat map of places that can be walked to."""
+    """Map depth features of twelve views to a heat map of reachable waypoints."""
 
     attn_mask: Tensor
 
@@ -68,30 +68,30 @@ class WaypointPredictor(Module):
         self.register_buffer("attn_mask", neighbour_mask(), persistent=False)
 
     def forward(self, depth: Tensor) -> Tensor:
-        """Depth features (B, 12, ...) of a panorama, counter-clockwise, flattened -> logits (B, 120, 12), clockwise."""
+        """Map depth features (B, 12, ...) in counter-clockwise view order to logits (B, 120, 12), clockwise."""
         x = self.depth(clockwise(depth).flatten(2))
         for layer in self.layers:
             x = layer(x, self.attn_mask)
-        # Each view answers for the 30 degrees around its center.
+        # Each view predicts the 30 degrees around its center.
         return self.head(x).reshape(-1, ANGLES, DISTANCES).roll(-HALF_VIEW, dims=1)
 
 
 def clockwise(views: Tensor) -> Tensor:
-    """(B, 12, ...) counter-clockwise <-> clockwise, view 0 first in both."""
+    """Reverse the order of views (B, 12, ...) between counter-clockwise and clockwise; view 0 stays first."""
     return views[:, (-torch.arange(VIEWS, device=views.device)) % VIEWS]
 
 
 def suppress(probabilities: Tensor, picks: int = PICKS, *, whole_rows: bool = False) -> Tensor:
-    """Greedy non-maximum suppression: the `picks` likeliest places that are not near one another.
+    """Apply greedy non-maximum suppression: keep at most `picks` waypoints.
 
-    The angles are a circle, of which one row is repeated at each side; picks in those rows are lost. Distances are one
-    too, but in one direction only: bin d suppresses bin e where min(|e - d|, |e - d + 12|) <= 7, as released.
+    Angles are circular, padded by one row at each side; picks in padded rows are lost. Distances wrap around in one
+    direction: bin d suppresses bin e where min(|e - d|, |e - d + 12|) <= 7, as released.
 
     Args:
         probabilities: (B, 120, 12), not negative.
-        picks: at most so many.
-        whole_rows: the row of a pick is a whole number. The released code divides it to a fraction instead, which
-            shifts the suppressed rows by up to one.
+        picks: largest number of waypoints.
+        whole_rows: round the row of a pick down. The released code keeps a fraction, which shifts the suppressed rows
+            by up to one.
 
     Returns:
         (B, 120, 12): the probability at each pick, 0 elsewhere.
@@ -113,29 +113,29 @@ def suppress(probabilities: Tensor, picks: int = PICKS, *, whole_rows: bool = Fa
 
 
 class Candidates(NamedTuple):
-    """Places to go to of one panorama, by ascending angle: (n,) int64 bins of angle and distance."""
+    """Candidate waypoints of one panorama by ascending angle: (n,) int64 bins of angle and distance."""
 
     angle: Tensor
     distance: Tensor
 
     @property
     def turn(self) -> Tensor:
-        """(n,) radians to turn, counter-clockwise, 0 < turn <= 2 pi."""
+        """Counter-clockwise turn (n,), 0 < turn <= 2 pi."""
         return 2 * math.pi - self.clockwise
 
     @property
     def clockwise(self) -> Tensor:
-        """(n,) radians to turn clockwise."""
+        """Clockwise turn (n,), radians."""
         return self.angle.float() / ANGLES * 2 * math.pi
 
     @property
     def meters(self) -> Tensor:
-        """(n,) to go."""
+        """Distances (n,), m."""
         return (self.distance + 1) * SPACING
 
     @property
     def view(self) -> Tensor:
-        """(n,) which view of the panorama, counter-clockwise, looks there."""
+        """Index (n,) of the panorama view (counter-clockwise) that contains the waypoint."""
         return (VIEWS - (self.angle + HALF_VIEW) // PER_VIEW) % VIEWS
 
     @property
@@ -145,31 +145,31 @@ class Candidates(NamedTuple):
 
     @property
     def distance_feature(self) -> Tensor:
-        """(n, 4): share of the largest distance, four times."""
+        """Features (n, 4): distance divided by the largest one, repeated four times."""
         return (self.meters / (DISTANCES * SPACING))[:, None].expand(-1, 4)
 
 
 def angle_feature(clockwise_angle: Tensor) -> Tensor:
-    """(..., ) radians -> (..., 4): sine, cosine, and those of an elevation of 0."""
+    """Map clockwise angles (...,) in radians to (..., 4): sine and cosine of the angle and of elevation 0."""
     zero = torch.zeros_like(clockwise_angle)
     return torch.stack([clockwise_angle.sin(), clockwise_angle.cos(), zero, zero + 1], dim=-1)
 
 
 def panorama_angles() -> Tensor:
-    """(12, 4) angle features of the views of a panorama, counter-clockwise."""
+    """Return the angle features (12, 4) of a panorama's views, counter-clockwise."""
     # In double precision, because the sine of 2 pi would be 1.7e-7 otherwise.
     angles = 2 * math.pi - torch.arange(VIEWS, dtype=torch.float64) * (2 * math.pi / VIEWS)
     return angle_feature(angles).float()
 
 
 def candidates(picked: Tensor) -> Candidates:
-    """The places of a suppressed map (120, 12)."""
+    """Extract the waypoints of a suppressed map (120, 12)."""
     found = picked.nonzero()
     return Candidates(found[:, 0], found[:, 1])
 
 
 def spread(found: Candidates, logits: Tensor, generator: torch.Generator) -> Candidates:
-    """Waypoint augmentation: each place is drawn anew from the heat map inside the 10 x 12 bins of its view.
+    """Augment waypoints: resample each from the heat map inside the 10 x 12 bins of its view.
 
     Args:
         found: of a panorama. logits: (120, 12) of it. generator: on the device of the logits.

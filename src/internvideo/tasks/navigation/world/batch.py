@@ -1,6 +1,6 @@
-"""Batches of navigation: episodes with worlds to walk in, and panoramas with what an agent's eyes should see.
+"""Batches of navigation: episodes with their worlds, and panoramas with perception targets.
 
-Shapes: B batch, C clips, T pictures of a direction, 12 views, S side, L words; waypoints: 120 angles, 12 distances.
+Shapes: B batch, C clips, T frames of a direction, 12 views, S side, L words; waypoints: 120 angles, 12 distances.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from internvideo.tasks.navigation.world.protocol import Episode, NavEnv
 
 @dataclass(frozen=True)
 class NavigationBatch:
-    """B episodes, each with a world of its own to walk in.
+    """B episodes, each with its own world.
 
     Attributes:
         episodes, worlds: B of each.
@@ -35,23 +35,23 @@ class NavigationBatch:
         return len(self.episodes)
 
     def to(self, device: torch.device) -> NavigationBatch:
-        """Copy the words to `device`; worlds stay where they are."""
+        """Copy the tokens to `device`; worlds stay on the CPU."""
         return replace(self, tokens=self.tokens.to(device, non_blocking=True))
 
     def pin_memory(self) -> NavigationBatch:
-        """Page-locked copy of the words."""
+        """Return a copy with page-locked tokens."""
         return replace(self, tokens=self.tokens.pin_memory())
 
 
 @dataclass(frozen=True)
 class PanoramaBatch:
-    """B panoramas and C clips of some of their directions at the ends of short walks, and what is true of them.
+    """B panoramas and C clips of some of their directions at the ends of short walks, with targets.
 
     Attributes:
-        depth: (B, 12, S', S') float32 in 0..1. heat: (B, 120, 12) float32, where one can walk to, summing to 1 each.
-        pictures: (B, 12, S, S, 3) uint8. things: (B, 12, K) float32, 1 for each kind of thing in a picture's middle.
-        clips: (C, T, S, S, 3) uint8, what was seen in one direction, the newest last.
-        motions: (C, M) float32, 1 for each kind of motion in the middle of the newest picture.
+        depth: (B, 12, S', S') float32 in 0..1. heat: (B, 120, 12) float32, target heat maps of waypoints, each sum 1.
+        pictures: (B, 12, S, S, 3) uint8. things: (B, 12, K) float32, multi-hot kinds of centered objects.
+        clips: (C, T, S, S, 3) uint8 of one direction, newest frame last.
+        motions: (C, M) float32, multi-hot motions of the objects centered in the newest frame.
         ids: B names.
     """
 

@@ -1,7 +1,7 @@
-"""Episodes in R2R-CE's files: read (Matterport's or the embedded world's, alike) and written.
+"""Read and write episodes in R2R-CE's format, of Matterport or of the embedded world.
 
-Habitat counts x to the right, y upwards and z backwards, and turns about y. Heading 0 looks along its -z, so that
-x = -Z, y = -X and height = Y here, and the quaternion (x, y, z, w) is (0, sin h/2, 0, cos h/2).
+Habitat's axes are x right, y up, z backwards, and it rotates about y. Heading 0 faces its -z, so x = -Z, y = -X and
+height = Y here, and the quaternion (x, y, z, w) is (0, sin h/2, 0, cos h/2).
 """
 
 from __future__ import annotations
@@ -30,35 +30,35 @@ from internvideo.tasks.navigation.world.trajectories import TrajectorySettings, 
 from internvideo.tasks.navigation.world.world import House
 
 TOKENS = 200
-"""Length of an instruction's row of word numbers in the files."""
+"""Length of an instruction's padded token row in the files."""
 
 
 def from_habitat(point: Sequence[float]) -> tuple[float, float, float]:
-    """Habitat's (X, Y, Z) as (x, y, height)."""
+    """Convert habitat's (X, Y, Z) to (x, y, height)."""
     return (-float(point[2]), -float(point[0]), float(point[1]))
 
 
 def to_habitat(position: Position) -> list[float]:
-    """(x, y) or (x, y, height) as habitat's [X, Y, Z]."""
+    """Convert (x, y) or (x, y, height) to habitat's [X, Y, Z]."""
     return [-position[1], position[2] if len(position) > 2 else 0.0, -position[0]]
 
 
 def heading_of(rotation: Sequence[float]) -> float:
-    """The heading of a quaternion (x, y, z, w): where the forward axis -Z is turned to."""
+    """Return the heading of a quaternion (x, y, z, w): the direction of its forward axis -Z."""
     x, y, z, w = (float(value) for value in rotation)
     forward_x, forward_z = -2 * (x * z + w * y), -(1 - 2 * (x * x + y * y))
     return math.atan2(-forward_x, -forward_z)
 
 
 def rotation_of(heading: float) -> list[float]:
-    """The quaternion (x, y, z, w) of a heading."""
+    """Return the quaternion (x, y, z, w) of a heading."""
     return [0.0, math.sin(heading / 2), 0.0, math.cos(heading / 2)]
 
 
 def read_episodes(path: Path, split: str) -> tuple[Episode, ...]:
-    """Episodes of a split from the folder of R2R-CE's files (`read_r2r`).
+    """Read the episodes of a split from a folder of R2R-CE (`read_r2r`).
 
-    The reference path is the walked one of the _gt file where there is one, else that of the episode itself.
+    The reference path is that of the _gt file if present, else the episode's own.
 
     Raises:
         ManifestError: files that are missing or malformed; a split without episodes.
@@ -89,12 +89,12 @@ def _episode(row: Sample, split: str) -> Episode:
 
 @dataclass(frozen=True)
 class NavigationSettings:
-    """What `write_world` makes.
+    """Settings of `write_world`.
 
     Attributes:
-        scenes: houses; a quarter of them, at least one, only for val_unseen.
-        episodes: instructions of train; val_seen and val_unseen get `validation` each.
-        paraphrases: instructions of one trajectory. seed: of everything.
+        scenes: number of houses; a quarter of them, at least one, only for val_unseen.
+        episodes: number of training instructions; val_seen and val_unseen get `validation` each.
+        paraphrases: instructions per trajectory. seed: of all random draws.
     """
 
     scenes: int = 20
@@ -113,7 +113,7 @@ class NavigationSettings:
 
 
 def write_world(folder: Path, settings: NavigationSettings) -> dict[str, Path]:
-    """Houses as JSON and episodes in R2R-CE's format: train and val_seen in the same houses, val_unseen in others.
+    """Write houses as JSON and episodes in R2R-CE's format: train and val_seen share houses, val_unseen has others.
 
     Returns:
         Split -> its file. Files of the same settings hold the same bytes.
@@ -152,7 +152,7 @@ def draw_episodes(
     houses: Mapping[str, House], split: str, count: int, settings: NavigationSettings, rng: np.random.Generator,
     first: int = 1,
 ) -> tuple[list[Episode], dict[str, Followed]]:  # fmt: skip
-    """`count` instructions in houses taken in turn, and how each trajectory is walked; ids count from `first`."""
+    """Draw `count` instructions in houses taken in turn, with ground-truth actions; ids count from `first`."""
     episodes: list[Episode] = []
     truths: dict[str, Followed] = {}
     names = list(houses)
@@ -175,13 +175,13 @@ def draw_episodes(
 
 
 def _another(route: Route, said: Sequence[str], rng: np.random.Generator) -> str:
-    """A sentence that was not said yet, if a few tries find one."""
+    """Generate a sentence that differs from earlier ones, if a few tries find one."""
     tries = [say(route, rng) for _ in range(8)]
     return next((text for text in tries if text not in said), tries[0])
 
 
 def write_episodes(folder: Path, split: str, episodes: Sequence[Episode], truths: Mapping[str, Followed]) -> Path:
-    """SPLIT.json.gz and SPLIT_gt.json.gz, the same bytes every time. Raises RunError."""
+    """Write SPLIT.json.gz and SPLIT_gt.json.gz deterministically. Raises RunError."""
     words = ("<pad>", "<unk>", *vocabulary())
     index = {word: number for number, word in enumerate(words)}
     content = {

@@ -1,4 +1,4 @@
-"""The shortest way as moves: the ground truth of episodes, and the agent that shows each goal can be reached."""
+"""Shortest-path follower: turns the shortest path into actions, the ground truth that each goal is reachable."""
 
 from __future__ import annotations
 
@@ -16,25 +16,25 @@ STOP, FORWARD, LEFT, RIGHT = 0, 1, 2, 3
 """The actions of R2R-CE's files."""
 ACTION_TURN = math.radians(15)
 NEAR = 0.2
-"""Metres from the goal at which the follower stops."""
+"""Distance from the goal at which the follower stops, m."""
 _MOST = 1000
 _PROGRESS = 0.01
-"""Metres that a step must come nearer, or lead away from where the follower has been."""
+"""Smallest progress of a step towards the goal, and smallest distance from visited positions, m."""
 
 
 @dataclass(frozen=True)
 class Followed:
-    """actions end with 0; locations (n + 1, 2) are the start and the place after each of n steps forward."""
+    """A followed path: actions ending with 0; locations (n + 1, 2), the start and the position after each step."""
 
     actions: tuple[int, ...]
     locations: NDArray[np.float64]
 
 
 def follow(ground: FreeSpace, start: Pose, goal: Position) -> Followed:
-    """Walk the shortest way in steps of 0.25 m and turns of 15 degrees.
+    """Follow the shortest path in steps of 0.25 m and turns of 15 degrees.
 
     Raises:
-        ValueError: there is no way, or the follower is stuck.
+        ValueError: there is no path, or the follower is stuck.
     """
     pose, left = start, math.inf
     actions: list[int] = []
@@ -45,7 +45,7 @@ def follow(ground: FreeSpace, start: Pose, goal: Position) -> Followed:
         turns = round(turn_towards(pose, _next(ground, pose, goal)) / ACTION_TURN)
         moved = _moved(ground, pose, turns)
         now = float(ground.distances(np.array([[moved.x, moved.y]]), goal)[0])
-        if now > left - _PROGRESS:  # whole steps and turns can go to and fro beside a corner for ever
+        if now > left - _PROGRESS:  # quantized steps and turns can oscillate at a corner forever
             turns, moved, now = _nearest(ground, pose, goal, places)
         actions += [LEFT if turns > 0 else RIGHT] * abs(turns) + [FORWARD]
         pose, left = moved, min(left, now)
@@ -54,7 +54,7 @@ def follow(ground: FreeSpace, start: Pose, goal: Position) -> Followed:
 
 
 def _moved(ground: FreeSpace, pose: Pose, turns: int) -> Pose:
-    """The pose after some turns of 15 degrees and one step."""
+    """Return the pose after `turns` turns of 15 degrees and one step."""
     heading = wrapped(pose.heading + turns * ACTION_TURN)
     (x, y), _ = ground.slide((pose.x, pose.y), (STEP * math.cos(heading), STEP * math.sin(heading)))
     return Pose(x, y, heading, pose.height)
@@ -63,7 +63,7 @@ def _moved(ground: FreeSpace, pose: Pose, turns: int) -> Pose:
 def _nearest(
     ground: FreeSpace, pose: Pose, goal: Position, been: Sequence[tuple[float, float]]
 ) -> tuple[int, Pose, float]:
-    """Of all turns after which a step leads somewhere new, the nearest to the goal: turns, pose, meters left."""
+    """Find the turn whose step reaches a new position nearest to the goal: (turns, pose, remaining m)."""
     half = round(math.pi / ACTION_TURN)
     tried = [(turns, _moved(ground, pose, turns)) for turns in sorted(range(1 - half, half + 1), key=abs)]
     ends = np.array([(moved.x, moved.y) for _, moved in tried])
@@ -80,7 +80,7 @@ def _ends(pose: Pose, goal: Position) -> tuple[NDArray[np.float64], NDArray[np.f
 
 
 def _next(ground: FreeSpace, pose: Pose, goal: Position) -> Position:
-    """The next corner of the way that is not where the agent stands already."""
+    """Return the next corner of the path that differs from the agent's position."""
     way = ground.path((pose.x, pose.y), goal)
     if not len(way):
         raise ValueError(f"no way from {pose} to {goal}")

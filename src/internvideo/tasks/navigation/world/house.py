@@ -1,4 +1,4 @@
-"""Houses drawn from a seed: rooms of several sizes in a grid, doors that join all of them, landmarks in every room."""
+"""Generate houses from a seed: rooms of several sizes in a grid, doors that connect them all, landmarks per room."""
 
 from __future__ import annotations
 
@@ -26,20 +26,20 @@ from internvideo.tasks.navigation.world.scene import (
 )
 
 FROM_WALL, FROM_DOOR, APART, TWINS_APART = 1.1, 1.5, 1.7, 4.8
-"""Least distances of a landmark's middle from the walls' middles, from doors, from other landmarks and of twins, m.
+"""Smallest distances of a landmark's center from wall centers, doors, other landmarks and its twin, m.
 
-Twins are farther apart than the 3 m within which an agent has arrived: whoever goes to the wrong one has failed."""
+Twins are farther apart than the success radius of 3 m, so going to the wrong one fails."""
 
 
 @dataclass(frozen=True)
 class HouseSettings:
-    """How houses are drawn.
+    """Settings of generating houses.
 
     Attributes:
-        columns, rows: rooms side by side. smallest, largest: sides of a room, m.
-        landmarks: most in a room (at least two). moving: share of landmarks that move.
-        twins: share of rooms in which two landmarks are told apart by motion alone: one moves, one is still.
-        more_doors: share of the walls between rooms that get a door beyond those needed to join all rooms.
+        columns, rows: grid of rooms. smallest, largest: sides of a room, m.
+        landmarks: largest number per room (at least two). moving: fraction of landmarks that move.
+        twins: fraction of rooms with two landmarks that differ only in motion: one moves, one is static.
+        more_doors: fraction of the walls between rooms with a door beyond those needed to connect all rooms.
     """
 
     columns: int = 3
@@ -59,11 +59,11 @@ class HouseSettings:
         if not 3.0 <= self.smallest <= self.largest:
             raise ValueError(f"rooms of {self.smallest} to {self.largest} m, must be at least 3 m")
         if self.landmarks < 2 or not all(0 <= share <= 1 for share in (self.moving, self.twins, self.more_doors)):
-            raise ValueError("at least two landmarks a room, and shares from 0 to 1")
+            raise ValueError("at least two landmarks per room, and fractions from 0 to 1")
 
 
 def draw_house(name: str, seed: int, settings: HouseSettings | None = None) -> Scene:
-    """The house of a seed. The same seed and settings give the same house."""
+    """Generate the house of a seed; the same seed and settings give the same house."""
     settings = settings or HouseSettings()
     rng = np.random.default_rng([seed, 0x686F7573])
     rooms, size = _rooms(rng, settings)
@@ -93,7 +93,7 @@ def _borders(rng: np.random.Generator, count: int, settings: HouseSettings) -> l
 
 
 def _doors(rng: np.random.Generator, rooms: tuple[Room, ...], settings: HouseSettings) -> tuple[Door, ...]:
-    """A door in every wall of a random tree over the rooms, and in some of the others."""
+    """Place a door in every wall of a random spanning tree of the rooms, and in some other walls."""
     walls = [
         (first, second)
         for first in range(len(rooms))
@@ -156,7 +156,7 @@ def _landmarks(
 
 
 def _twins(rng: np.random.Generator, number: int, room: Room, gaps: list[tuple[float, float]]) -> list[Landmark]:
-    """A moving thing and a still one that looks the same in every picture; none where the room is too small."""
+    """Make a moving landmark and a static one of the same look; none if the room is too small."""
     for _ in range(10):
         first = _spot(rng, room, gaps, [], APART)
         second = first and _spot(rng, room, gaps, [first], TWINS_APART)
@@ -174,7 +174,7 @@ def _spot(
     rng: np.random.Generator, room: Room, gaps: list[tuple[float, float]], others: list[tuple[float, float]],
     apart: float,
 ) -> tuple[float, float] | None:  # fmt: skip
-    """A free place for a landmark; None where none was found."""
+    """Find a free position for a landmark; None if none was found."""
     for _ in range(100):
         x = round(float(rng.uniform(room.x0 + FROM_WALL, room.x1 - FROM_WALL)), 2)
         y = round(float(rng.uniform(room.y0 + FROM_WALL, room.y1 - FROM_WALL)), 2)
@@ -185,7 +185,7 @@ def _spot(
 
 
 def _look(rng: np.random.Generator, others: list[Landmark]) -> tuple[Shape, str]:
-    """A shape and a colour that no other thing in the room has together."""
+    """Draw a combination of shape and color that is unique in the room."""
     taken = {(thing.shape, thing.colour) for thing in others}
     free = [(shape, colour) for shape in SHAPES for colour in COLOURS if (shape, colour) not in taken]
     return free[int(rng.integers(len(free)))]

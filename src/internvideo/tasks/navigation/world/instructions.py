@@ -1,4 +1,4 @@
-"""The language of the embedded world: routes to sentences and back. What it says can be read back exactly.
+"""Generate and parse instructions of the embedded world: routes to sentences and exactly back.
 
 text   = piece (joint piece)* "."
 piece  = turn | door | pass | stop
@@ -47,7 +47,7 @@ _TURN = re.compile("turn (left|right|around)")
 
 @dataclass(frozen=True)
 class Thing:
-    """A landmark by its name. A motion, or "still", is only said of things that have a twin."""
+    """Description of a landmark; motion, or "still", is mentioned only if it has a twin."""
 
     shape: Shape
     colour: str
@@ -56,7 +56,7 @@ class Thing:
 
 @dataclass(frozen=True)
 class Through:
-    """Go through the door of a colour, after a turn."""
+    """Go through the door of a color, after a turn."""
 
     colour: str
     turn: Side = ""
@@ -64,7 +64,7 @@ class Through:
 
 @dataclass(frozen=True)
 class Pass:
-    """Go by a thing, after a turn."""
+    """Pass a landmark, after a turn."""
 
     thing: Thing
     turn: Side = ""
@@ -72,7 +72,7 @@ class Pass:
 
 @dataclass(frozen=True)
 class Stop:
-    """The end, at a thing, after a turn."""
+    """Stop at a landmark, after a turn."""
 
     thing: Thing
     turn: Side = ""
@@ -80,11 +80,11 @@ class Stop:
 
 Leg = Through | Pass | Stop
 Route = tuple[Leg, ...]
-"""Only the first leg turns; the last one, and no other, is a Stop."""
+"""Legs of a route: only the first has a turn; the last, and only the last, is a Stop."""
 
 
 def say(route: Route, rng: np.random.Generator) -> str:
-    """One of the sentences of a route."""
+    """Generate a random sentence for a route."""
 
     def one(words: tuple[str, ...]) -> str:
         return words[int(rng.integers(len(words)))]
@@ -106,7 +106,7 @@ def say(route: Route, rng: np.random.Generator) -> str:
 
 
 def understand(text: str) -> Route:
-    """The route that a sentence tells.
+    """Parse a sentence to its route.
 
     Raises:
         ValueError: not a sentence of this language.
@@ -143,7 +143,7 @@ def _leg(piece: str, turn: Side) -> Leg:
 
 
 def told_by_motion(text: str) -> bool:
-    """Whether motion alone tells the thing to stop at from another one."""
+    """Return whether the goal differs from its twin only in motion."""
     try:
         last = understand(text)[-1]
     except ValueError:
@@ -152,7 +152,7 @@ def told_by_motion(text: str) -> bool:
 
 
 def vocabulary() -> tuple[str, ...]:
-    """All words, in lower case, sorted."""
+    """List all words in lower case, sorted."""
     phrases = [*_KINDS, *_SHAPES, *DOOR_WORDS, *_MOTION_WORDS, *COLOURS, *JOINTS, *LAST_JOINTS]
     phrases += ["the", "turn left right around"]
     return tuple(sorted({word.strip(",.").lower() for phrase in phrases for word in phrase.split()} - {""}))

@@ -1,4 +1,4 @@
-"""Loaders of navigation: episodes with worlds, and panoramas of random walks; a batch depends on its place alone."""
+"""Load navigation data: episodes with worlds, and panoramas of random walks; a batch depends only on its index."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from internvideo.tasks.navigation.world.world import World
 
 
 def open_world(folder: Path, settings: WorldSettings, size: int, depth_size: int) -> NavEnv:
-    """The world of a folder of episodes. Raises RecipeError where it cannot be opened here."""
+    """Open the world of a folder of episodes. Raises RecipeError if it cannot be opened."""
     scenes = settings.scenes or folder
     if settings.kind == "embedded":
         return World(scenes, size, depth_size)
@@ -42,7 +42,7 @@ def open_world(folder: Path, settings: WorldSettings, size: int, depth_size: int
 
 
 def worlds_of(world: NavEnv, count: int) -> tuple[NavEnv, ...]:
-    """Several agents' worlds that share their houses."""
+    """Make `count` worlds, one per agent, that share their houses."""
     return tuple(copy.copy(world) for _ in range(count))
 
 
@@ -50,7 +50,7 @@ class EpisodeLoader:
     """Batches of episodes.
 
     Args:
-        episodes, world: what and where. words: of the instructions. most_words: of one instruction.
+        episodes, world: episodes and their world. words: tokenizer. most_words: largest number of words.
         loader: batch size, seed, shuffling.
     """
 
@@ -79,17 +79,17 @@ class EpisodeLoader:
             yield self.batch([self.episodes[index] for index in order[first : first + size]])
 
     def batch(self, episodes: Sequence[Episode]) -> NavigationBatch:
-        """A batch of at most `batch_size` episodes."""
+        """Make a batch of at most `batch_size` episodes."""
         tokens = self.words.batch([episode.instruction for episode in episodes], self.most_words)
         return NavigationBatch(tuple(episodes), self._worlds[: len(episodes)], tokens)
 
 
 class PanoramaLoader:
-    """Batches of panoramas and clips from random walks through the embedded world, drawn once.
+    """Batches of panoramas and clips from random walks through the embedded world, rendered once.
 
     Args:
-        episodes: where walks start, in turn. world: the embedded one. settings: how many panoramas and how long walks.
-        frames, size: pictures of a clip and their side. loader: as in `EpisodeLoader`.
+        episodes: starts of the walks, in turn. world: embedded world. settings: numbers of panoramas and walk lengths.
+        frames, size: number and side of a clip's frames. loader: as in `EpisodeLoader`.
     """
 
     def __init__(

@@ -1,7 +1,7 @@
-"""The embedded world's houses drawn by MiniWorld's OpenGL renderer (the extra `miniworld`): other textures and light.
+"""Render the embedded world's houses with MiniWorld's OpenGL renderer (extra `miniworld`): other textures and light.
 
-Distances and walking are those of the embedded world; only what is seen differs. OpenGL needs no screen, but one
-window's lists are shared by all: one renderer a process, which is loaded anew when the house changes.
+Distances and movement are those of the embedded world; only the images differ. OpenGL needs no screen, but display
+lists are global: there is one renderer per process, which reloads when the house changes.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ WALL_TEXTURES = ("drywall", "wood_planks", "brick_wall")
 FLOOR_TEXTURES = {"wooden": "wood", "grey": "concrete", "brown": "wood_planks", "white": "marble",
                   "beige": "floor_tiles_bw", "dark": "asphalt"}  # fmt: skip
 SIDES = 16
-"""Corners of a round thing."""
+"""Corners of the polygon that approximates a circle."""
 
 
 class MiniWorld(World):
@@ -46,7 +46,7 @@ class MiniWorld(World):
         scenes, size, depth_size: see `World`.
 
     Raises:
-        RunError: MiniWorld or OpenGL is not there.
+        RunError: MiniWorld or OpenGL is not available.
     """
 
     def __init__(self, scenes: Mapping[str, Scene] | Path, size: int = 32, depth_size: int | None = None) -> None:
@@ -54,13 +54,13 @@ class MiniWorld(World):
         self._renderer = _Renderer(size, depth_size or size)
 
     def observe(self, pose: Pose | None = None, time: int | None = None) -> Observation:
-        """The panorama at any pose and tick, by default the present ones."""
+        """Render the panorama at any pose and tick, by default the current ones."""
         at = self.pose if pose is None else pose
         return self._renderer.panorama(self.house.scene, at, self.time if time is None else time)
 
 
 class _Thing:
-    """What MiniWorld asks of an entity: a landmark, a door's post or lintel."""
+    """MiniWorld entity of a landmark, door post or lintel."""
 
     is_static = False
     radius = 0.0
@@ -78,10 +78,10 @@ class _Thing:
         self.dir = 0.0
 
     def randomize(self, params: object, rng: object) -> None:
-        """Nothing varies."""
+        """Do nothing: no domain randomization."""
 
     def step(self, delta_time: float) -> None:
-        """Its motion follows `time` alone."""
+        """Do nothing: motion depends only on `time`."""
 
     def render(self) -> None:
         """Draw it with two dark sides, as the embedded world does."""
@@ -105,7 +105,7 @@ class _Thing:
         gl.glEnable(gl.GL_TEXTURE_2D)
 
     def _corners(self) -> list[tuple[float, float]]:
-        """Of its base, counter-clockwise from above, where z points backwards."""
+        """Corners of its base, counter-clockwise from above, with z pointing backwards."""
         width, depth = self._half
         if self._landmark is not None and self._landmark.shape in ROUND:
             angles = [2 * math.pi * number / SIDES for number in range(SIDES)]
@@ -143,7 +143,7 @@ class _Renderer:
             from miniworld.miniworld import MiniWorldEnv
             from miniworld.opengl import FrameBuffer
             from pyglet import gl
-        except Exception as error:  # a missing package, or any of the ways in which OpenGL is not there
+        except Exception as error:  # a missing package, or any failure of OpenGL
             raise RunError(
                 "miniworld", f"cannot be used here: {' '.join(str(error).split())[:120] or type(error).__name__}", "",
                 "pip install 'internvideo[miniworld]'; on Debian also libegl1 libgl1 libgl1-mesa-dri libglu1-mesa",
@@ -157,7 +157,7 @@ class _Renderer:
         self._depth_frame: Any = None
 
     def panorama(self, scene: Scene, pose: Pose, time: int) -> Observation:
-        """12 views counter-clockwise from the heading."""
+        """Render 12 views counter-clockwise from the heading."""
         if scene is not self._scene:
             first, self._scene = self._scene is None, scene
             if first:
@@ -178,7 +178,7 @@ class _Renderer:
         return Observation(rgb, depth)
 
     def _build(self, world: Any) -> None:
-        """Rooms with walls of their thickness between them, doors, and everything in colour."""
+        """Build rooms with thick walls, doors and colored objects."""
         scene, half = self._scene, WALL / 2
         assert scene is not None
         rooms = [_add_room(world, room, half) for room in scene.rooms]

@@ -1,8 +1,8 @@
-"""Rays into a house: RGB and depth of views, in NumPy, the same numbers every time.
+"""Render RGB and depth views of a house by ray casting in NumPy, deterministically.
 
-A view is a pinhole camera held level. The ray of a column runs along forward + u * right, u from -1 to 1, so the length
-of that vector is counted in distances along the view's axis, which is what depth means. Walls reach from floor to
-ceiling: one hit a column is enough for them. Landmarks and lintels are laid over them pixel by pixel.
+A view is a level pinhole camera. The ray of a column has the direction forward + u * right, u from -1 to 1, so ray
+parameters are depths along the view's axis. Walls reach from floor to ceiling, so one hit per column suffices.
+Landmarks and lintels are composited over them per pixel.
 """
 
 from __future__ import annotations
@@ -32,16 +32,16 @@ EYE = 1.25
 FARTHEST = 10.0
 """Depth 1.0 in m."""
 CELL = 0.05
-"""Side of a pixel of the painted floor, m."""
+"""Side of a texel of the floor, m."""
 FADE = 0.045
-"""Share of its light that a thing loses with each meter."""
+"""Fraction of brightness lost per meter."""
 
 Floats = NDArray[np.floating[Any]]
 Bools = NDArray[np.bool_]
 
 
 class _Solids(NamedTuple):
-    """n things that fill no wall: middle (n, 2), half sides (n, 2), turn, foot, top, light (n,), colour (n, 3)."""
+    """n objects other than walls: center (n, 2), half sides (n, 2), turn, foot, top, light (n,), color (n, 3)."""
 
     middle: Floats
     half: Floats
@@ -54,14 +54,14 @@ class _Solids(NamedTuple):
 
 
 class _Canvas(NamedTuple):
-    """colour (columns, rows, 3) and depth (columns, rows), drawn into."""
+    """Image buffers: color (columns, rows, 3) and depth (columns, rows)."""
 
     colour: Floats
     depth: Floats
 
 
 class Camera:
-    """Renders one scene. Things that do not change are painted once, here.
+    """Renderer of one scene; static textures are painted once at construction.
 
     Args:
         scene: the house. walls: its walls (`walls_of`).
@@ -75,7 +75,7 @@ class Camera:
         self._floor, self._paint, self._pattern = _painted(scene)
 
     def panorama(self, pose: Pose, time: int, size: int, depth_size: int | None = None) -> Observation:
-        """12 views counter-clockwise from the heading, `size` pixels square; depth of its own size where given."""
+        """Render 12 square views of `size` pixels counter-clockwise from the heading; depth has `depth_size`."""
         headings = pose.heading + np.arange(VIEWS) * (2 * math.pi / VIEWS)
         rgb, depth = self.views(pose, headings, time, size)
         if depth_size is not None and depth_size != size:
@@ -83,7 +83,7 @@ class Camera:
         return Observation(rgb, depth)
 
     def views(self, pose: Pose, headings: Floats, time: int, size: int) -> tuple[NDArray[np.uint8], Floats]:
-        """Views of 90 degrees in n directions: (n, size, size, 3) uint8 and depth (n, size, size) float32 in 0..1."""
+        """Render 90-degree views in n directions: (n, size, size, 3) uint8, depth (n, size, size) float32 in 0..1."""
         u, v = _grid(size)
         forward = np.stack([np.cos(headings), np.sin(headings)], axis=1)
         right = np.stack([forward[:, 1], -forward[:, 0]], axis=1)
@@ -99,7 +99,7 @@ class Camera:
         return rgb, np.ascontiguousarray(depth, dtype=np.float32)
 
     def _room(self, place: Floats, rays: Floats, v: Floats) -> _Canvas:
-        """Walls, floor and ceiling."""
+        """Render walls, floor and ceiling."""
         near, _, axis = _slabs(self._walls[:, :2] - place, self._walls[:, 2:] - place, rays)
         hit = near.argmin(axis=0)
         columns = np.arange(len(rays))
@@ -118,7 +118,7 @@ class Camera:
     def _walls_seen(
         self, place: Floats, rays: Floats, wall: Floats, hit: NDArray[np.intp], across: Bools, v: Floats
     ) -> Floats:
-        """(columns, rows, 3): paint of the room in front, its pattern, darker where a wall runs along x."""
+        """Shade walls (columns, rows, 3): color and pattern of the room in front, darker for walls along x."""
         before = place + rays * np.minimum(wall, 1e3)[:, None] * np.float32(0.999) - rays * np.float32(0.02)
         paint = self._look_up(self._paint, before)
         pattern = self._look_up(self._pattern, before)
@@ -171,7 +171,7 @@ def _lay(
     canvas: _Canvas, columns: NDArray[np.intp], near: Floats, far: Floats, v: Floats, solids: _Solids, number: int,
     tone: Floats,
 ) -> None:  # fmt: skip
-    """Lay one solid's side, and its top or bottom, over what is farther away."""
+    """Composite one solid's side and its top or bottom over farther pixels."""
     foot, top = float(solids.foot[number]), float(solids.top[number])
     rows = v[None]
     up = EYE + rows * near[:, None]
@@ -193,7 +193,7 @@ def _lay(
 
 
 def _tones(solids: _Solids, number: int, local: Floats, rays: Floats, near: Floats, axis: Bools) -> Floats:
-    """Brightness of what each ray meets: two sides of a box and two quarters of round things are dark."""
+    """Return the brightness of each hit: two sides of a box and two quadrants of a cylinder are dark."""
     if not solids.is_round[number]:
         return np.where(axis, np.float32(1.0), np.float32(0.55))
     spot = rays * near[:, None] - local
@@ -203,9 +203,9 @@ def _tones(solids: _Solids, number: int, local: Floats, rays: Floats, near: Floa
 
 
 def _slabs(low: Floats, high: Floats, rays: Floats) -> tuple[Floats, Floats, Bools]:
-    """Where rays from the origin enter and leave n rectangles (n, 2), (n, 2); rays (columns, 2) or (n, columns, 2).
+    """Intersect rays from the origin, (columns, 2) or (n, columns, 2), with n rectangles (n, 2), (n, 2).
 
-    Returns (n, columns) entry and exit, inf where missed or behind, and whether the side entered faces x.
+    Returns (n, columns) entry and exit, inf for a miss, and whether the entered side faces x.
     """
     safe = np.where(np.abs(rays) < 1e-7, np.float32(1e-7), rays)
     rays = safe if rays.ndim == 3 else safe[None]
@@ -221,7 +221,7 @@ def _slabs(low: Floats, high: Floats, rays: Floats) -> tuple[Floats, Floats, Boo
 
 
 def _circles(middle: Floats, radius: Floats, rays: Floats) -> tuple[Floats, Floats]:
-    """Where rays (n, columns, 2) from the origin enter and leave n circles."""
+    """Intersect rays (n, columns, 2) from the origin with n circles: entry and exit."""
     x, y = rays[..., 0], rays[..., 1]
     square = x * x + y * y
     along = x * middle[:, :1] + y * middle[:, 1:]
@@ -233,7 +233,7 @@ def _circles(middle: Floats, radius: Floats, rays: Floats) -> tuple[Floats, Floa
 
 @lru_cache(maxsize=16)
 def _grid(size: int) -> tuple[Floats, Floats]:
-    """u of columns from left to right and v of rows from top to bottom, at the middles of pixels, -1..1."""
+    """Return u of columns (left to right) and v of rows (top to bottom) at pixel centers, -1..1."""
     middles = ((np.arange(size) + 0.5) / size * 2 - 1).astype(np.float32)
     return middles, -middles
 
@@ -269,7 +269,7 @@ def _joined(first: _Solids, second: _Solids) -> _Solids:
 
 
 def _painted(scene: Scene) -> tuple[Floats, Floats, NDArray[np.int32]]:
-    """Colour of the floor, wall paint and number of the wall pattern over the ground, in cells of 5 cm."""
+    """Rasterize floor color, wall color and wall pattern index over the floor plan, in cells of 5 cm."""
     shape = tuple(math.ceil(side / CELL) + 1 for side in scene.size)
     floor = np.full((*shape, 3), 110, dtype=np.float32)
     paint = np.full((*shape, 3), 180, dtype=np.float32)

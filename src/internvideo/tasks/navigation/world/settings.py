@@ -1,4 +1,4 @@
-"""What an agent walks in, as settings of a recipe."""
+"""Recipe settings of an agent's world."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from internvideo.data.settings import Settings
 
 
 class WorldSettings(Settings):
-    """What an agent walks in and sees."""
+    """World and views of an agent."""
 
     kind: Literal["embedded", "miniworld", "habitat"] = Field(
         "embedded", description="habitat needs habitat-sim and Matterport3D"
@@ -20,12 +20,12 @@ class WorldSettings(Settings):
         "", description="habitat: MODULE:FUNCTION that opens a scene, see tasks/navigation/world/habitat.py"
     )
     scenes: Path | None = Field(None, description="folder of the scenes; by default that of the episodes")
-    words: int = Field(80, ge=4, description="words of an instruction at most")
+    words: int = Field(80, ge=4, description="largest number of words of an instruction")
 
 
 class PanoramaSettings(WorldSettings):
-    """The same, with panoramas of random walks to learn from."""
+    """World and views, with panoramas of random walks for training."""
 
     panoramas: int = Field(600, ge=1, description="panoramas to learn from")
-    clips: int = Field(2, ge=1, le=12, description="directions of a panorama seen as clips")
+    clips: int = Field(2, ge=1, le=12, description="directions of a panorama rendered as clips")
     walk: int = Field(4, ge=1, description="panoramas of one random walk")

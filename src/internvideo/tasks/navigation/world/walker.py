@@ -1,4 +1,4 @@
-"""Who walks through a world: pose, clock, and moves in pieces, the same in every world."""
+"""Movement shared by all worlds: pose, clock, and steps split into small moves."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from internvideo.tasks.navigation.world.protocol import Pose, Walk, steps_forwar
 
 
 class Walker(ABC):
-    """The part of a `NavEnv` that moves; a world says where one step forward leads."""
+    """Movement of a `NavEnv`; a subclass implements one step forward."""
 
     def __init__(self) -> None:
         self._pose = Pose(0.0, 0.0, 0.0)
@@ -16,20 +16,20 @@ class Walker(ABC):
 
     @property
     def pose(self) -> Pose:
-        """Where the agent is now."""
+        """Current pose of the agent."""
         return self._pose
 
     @property
     def time(self) -> int:
-        """Ticks since reset: one for each pose walked through."""
+        """Ticks since reset, one per pose."""
         return self._time
 
     def place(self, pose: Pose, time: int) -> None:
-        """Be at a pose at a tick of this scene."""
+        """Set pose and tick in the current scene."""
         self._pose, self._time = pose, time
 
     def step(self, turn: float, distance: float) -> Walk:
-        """Turn, then whole steps of 0.25 m, sliding along what is in the way."""
+        """Turn, then walk whole steps of 0.25 m, sliding along obstacles."""
         poses: list[Pose] = []
         pose, collided = self._pose, False
         for piece in turn_pieces(turn):
@@ -45,4 +45,4 @@ class Walker(ABC):
 
     @abstractmethod
     def _forward(self, pose: Pose) -> tuple[Pose, bool]:
-        """The pose after a step of 0.25 m, and whether something was met."""
+        """Return the pose after a step of 0.25 m, and whether it hit an obstacle."""

@@ -1,4 +1,4 @@
-"""The embedded world: houses to walk in, seen by ray casting, with exact distances. Needs NumPy and SciPy alone."""
+"""The embedded world: houses rendered by ray casting, with exact distances. Needs only NumPy and SciPy."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from internvideo.tasks.navigation.world.walker import Walker
 
 
 class House:
-    """A scene made ready: its camera and its ground, each made when first asked for."""
+    """A scene with its camera and free space, both built on first use."""
 
     def __init__(self, scene: Scene) -> None:
         self.scene = scene
@@ -27,24 +27,24 @@ class House:
 
     @cached_property
     def camera(self) -> Camera:
-        """Looks at it."""
+        """Renderer of the scene."""
         return Camera(self.scene, self.walls)
 
     @cached_property
     def ground(self) -> FreeSpace:
-        """Where one can walk."""
+        """Free space of the scene."""
         return FreeSpace(footprints(self.scene, self.walls), (0.0, 0.0, *self.scene.size), BODY)
 
 
 class World(Walker):
-    """Houses to walk in (a `NavEnv`).
+    """The embedded world (a `NavEnv`).
 
     Args:
-        scenes: by name, in memory; or the folder that `internvideo navigation-world` wrote, where names are paths.
+        scenes: by name, in memory; or a folder of `internvideo navigation-world`, where names are paths.
         size: side of the RGB views in pixels. depth_size: of the depth views; by default the same.
 
     Attributes:
-        house: where the agent is.
+        house: current house.
     """
 
     def __init__(self, scenes: Mapping[str, Scene] | Path, size: int = 32, depth_size: int | None = None) -> None:
@@ -58,13 +58,13 @@ class World(Walker):
 
     @property
     def house(self) -> House:
-        """Where the agent is. Raises ValueError before the first reset."""
+        """Current house. Raises ValueError before the first reset."""
         if self._house is None:
             raise ValueError("reset comes first")
         return self._house
 
     def enter(self, scene: str) -> House:
-        """The house of a name, without anybody in it.
+        """Load the house of a name without placing the agent.
 
         Raises:
             ManifestError: no such scene, or its file is none.
@@ -89,12 +89,12 @@ class World(Walker):
         """
         self._house = self.enter(episode.scene)
         if not self.free(episode.start.position):
-            raise ManifestError(f"episode {episode.id}", f"nobody can stand at its start {episode.start.position[:2]}")
+            raise ManifestError(f"episode {episode.id}", f"start is blocked: {episode.start.position[:2]}")
         self.place(episode.start, 0)
         return episode.start
 
     def observe(self, pose: Pose | None = None, time: int | None = None) -> Observation:
-        """The panorama at any pose and tick, by default the present ones."""
+        """Render the panorama at any pose and tick, by default the current ones."""
         at = self.pose if pose is None else pose
         tick = self.time if time is None else time
         return self.house.camera.panorama(at, tick, self._size, self._depth_size)
@@ -105,9 +105,9 @@ class World(Walker):
         return Pose(x, y, pose.heading, pose.height), met
 
     def geodesic(self, a: Position, b: Position) -> float:
-        """Metres of the shortest way in this house; inf where there is none."""
+        """Length of the shortest path in this house, m; inf if there is none."""
         return float(self.house.ground.distances(np.array([a[:2]]), b)[0])
 
     def free(self, position: Position) -> bool:
-        """Whether the agent can stand there."""
+        """Return whether the agent can stand at a position."""
         return bool(self.house.ground.free(np.array([position[:2]]))[0])
