@@ -1,4 +1,4 @@
-"""A video model for mteb, the benchmark of embeddings: `mteb.evaluate(MTEBEncoder(load(...)), tasks)`.
+"""Adapter to mteb, the embedding benchmark: `mteb.evaluate(MTEBEncoder(load(...)), tasks)`.
 
 Videos are read from their files by this package's own reader and frame rule, so no second decoder is needed and the
 measured embeddings are those of `VideoModel.encode_video`.
@@ -23,7 +23,7 @@ from internvideo.inference.video_model import VideoModel
 
 
 class MTEBEncoder:
-    """What mteb calls an encoder (`mteb.models.EncoderProtocol`).
+    """An encoder in the sense of mteb (`mteb.models.EncoderProtocol`).
 
     Args:
         model: with a text tower for tasks with texts. name: in mteb's results, ORGANISATION/NAME.
@@ -65,7 +65,7 @@ class MTEBEncoder:
         )
 
     def encode(self, inputs: Any, **settings: Any) -> NDArray[np.float32]:
-        """Embeddings (n, E) of the rows of mteb's data loader, L2-normalized.
+        """Encode the rows of mteb's data loader to L2-normalized embeddings (n, E).
 
         Raises:
             VideoError: a video that cannot be read.
@@ -85,18 +85,18 @@ class MTEBEncoder:
         return vector
 
     def similarity(self, embeddings1: Any, embeddings2: Any) -> Tensor:
-        """Cosines (n, m) of embeddings (n, E) or (E,) and (m, E) or (E,)."""
+        """Compute the cosines (n, m) of embeddings (n, E) or (E,) and (m, E) or (E,)."""
         left, right = (torch.as_tensor(part).reshape(-1, self.model.embed_dim) for part in (embeddings1, embeddings2))
         return self.model.similarity(left, right)
 
     def similarity_pairwise(self, embeddings1: Any, embeddings2: Any) -> Tensor:
-        """Cosines (n,) of embeddings (n, E) or (E,), each with its own."""
+        """Compute the pairwise cosines (n,) of embeddings (n, E) or (E,)."""
         left, right = (torch.as_tensor(part).reshape(-1, self.model.embed_dim) for part in (embeddings1, embeddings2))
         return torch.nn.functional.cosine_similarity(left, right)
 
 
 def _rows(inputs: Any, folder: Path) -> Iterator[dict[str, Any]]:
-    """The rows behind a data loader, videos as paths: files inside a data set are written to `folder`."""
+    """Iterate over a data loader's rows with videos as paths; embedded files are written to `folder`."""
     data = inputs.dataset
     if "video" in getattr(data, "features", {}):
         from datasets import Video

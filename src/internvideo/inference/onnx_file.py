@@ -1,6 +1,6 @@
-"""ONNX files: written from an exported program, run with ONNX Runtime, made smaller with 8-bit weights.
+"""Write ONNX files from an exported program, run them with ONNX Runtime, and quantize weights to 8 bits.
 
-The three packages belong to the extra `internvideo[export]`; they are imported here alone and only when asked for.
+The three packages belong to the extra `internvideo[export]`; only this module imports them, on first use.
 """
 
 from __future__ import annotations
@@ -19,17 +19,17 @@ from internvideo.errors import RecipeError
 from internvideo.extras import EXTRAS
 
 LARGEST = 2**31 - 2**20
-"""Bytes that one protobuf file holds, with room for the graph itself."""
+"""Largest total weight size in one protobuf file in bytes, with room for the graph."""
 
 
 def versions() -> dict[str, str]:
-    """Package -> version."""
+    """Return package -> version."""
     return {name: version(name) for name in EXTRAS["export"].modules}
 
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without the exporters' remarks on themselves: what counts is compared afterwards."""
+    """Silence the exporters' own warnings; the results are compared afterwards."""
     loggers = [logging.getLogger(name) for name in ("", "torch.onnx", "onnxscript", "onnx_ir")]
     levels = [logger.level for logger in loggers]
     try:
@@ -51,10 +51,10 @@ def write(
     axes: Mapping[int, str],
     opset: int | None = None,
 ) -> None:
-    """Write a program of one input and one output; weights beyond `LARGEST` bytes into PATH.data beside it.
+    """Write a program with one input and one output; weights above `LARGEST` bytes go to PATH.data.
 
     Raises:
-        RecipeError: the exporter does not know the opset, or an operation has no place in it.
+        RecipeError: the exporter does not support the opset, or the opset lacks an operation.
     """
     with _quiet():
         try:
@@ -67,27 +67,27 @@ def write(
                 dynamo=True,
                 verbose=False,
             )
-        except Exception as error:  # the exporter raises many kinds, its own and others'
+        except Exception as error:  # the exporter raises many types of exceptions
             where = "format onnx" if opset is None else f"opset {opset}"
             raise RecipeError(where, first_line(error), "", "try another --opset") from error
         assert made is not None
         got = made.model.opset_imports[""]
-        if opset not in (None, got):  # it keeps to its lowest set without a word
+        if opset not in (None, got):  # it silently falls back to its lowest opset
             raise RecipeError("opset", str(opset), "", f"the exporter made {got}")
         size = sum(tensor.numel() * tensor.element_size() for tensor in program.state_dict.values())
         made.save(path, external_data=size > LARGEST)
 
 
 def first_line(error: Exception) -> str:
-    """What an error of another library says, in one short line; its kind where it says nothing."""
+    """Shorten another library's error message to one line; the exception's type if it has no message."""
     return (str(error).strip() or type(error).__name__).splitlines()[0][:200]
 
 
 def runner(path: Path) -> Callable[[Tensor], Tensor]:
-    """The file in ONNX Runtime on the CPU, as a function of one tensor, with as many threads as torch.
+    """Open the file in ONNX Runtime on the CPU, as a function of one tensor, with as many threads as torch.
 
     Raises:
-        RecipeError: this ONNX Runtime does not open it.
+        RecipeError: this version of ONNX Runtime cannot open it.
     """
     import onnxruntime
 
@@ -96,7 +96,7 @@ def runner(path: Path) -> Callable[[Tensor], Tensor]:
     options.log_severity_level = 3
     try:
         session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    except Exception as error:  # its kinds of errors have no common name
+    except Exception as error:  # its exceptions have no common base class
         found = f"ONNX Runtime {version('onnxruntime')} does not open it: {first_line(error)}"
         raise RecipeError(path.name, found, "", "try a lower --opset") from error
     name = session.get_inputs()[0].name
@@ -104,12 +104,12 @@ def runner(path: Path) -> Callable[[Tensor], Tensor]:
 
 
 def quantise(source: Path, target: Path) -> None:
-    """Weights of all matrix products in 8 bits, one scale a column; activations when they are met."""
+    """Quantize the weights of all matrix products to 8 bits, one scale per column, and activations dynamically."""
     with _quiet():
         from onnxruntime.quantization import QuantType, quantize_dynamic
 
         big = source.with_name(source.name + ".data").exists()
-        # By default also convolutions, embeddings and opset 23's Attention, which its own runtime then refuses.
+        # The default also quantizes convolutions, embeddings and opset 23's Attention, which ONNX Runtime then rejects.
         quantize_dynamic(
             source,
             target,

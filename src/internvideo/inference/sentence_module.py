@@ -1,7 +1,7 @@
-"""A video model as a module of the sentence-transformers library (6.0 or later), which loads folders of ours with it.
+"""Module for the sentence-transformers library (6.0 or later), with which it loads our folders.
 
-`SentenceTransformer(FOLDER, trust_remote_code=True)` reads what `save_pretrained` writes; that library asks for the
-consent before it imports any package but its own. `SentenceTransformer(modules=[VideoModule(model)])` needs none.
+`SentenceTransformer(FOLDER, trust_remote_code=True)` loads folders of `save_pretrained`; the library requires this
+consent before importing another package. `SentenceTransformer(modules=[VideoModule(model)])` needs none.
 This file does not import the library: it calls the methods below.
 """
 
@@ -23,12 +23,12 @@ from internvideo.inference.video_model import VideoModel
 
 
 class VideoModule(nn.Module):
-    """Videos and texts to embeddings, as sentence-transformers asks for them.
+    """Map videos and texts to embeddings, with the interface of a sentence-transformers module.
 
     Args:
-        model: with a text tower, or without one for videos alone.
+        model: with a text tower, or without one for videos only.
 
-    A video is a path, frames (T, H, W, 3) or (T, 3, H, W) uint8, a list of pictures, or {"array": frames}.
+    A video is a path, frames (T, H, W, 3) or (T, 3, H, W) uint8, a list of images, or {"array": frames}.
     """
 
     save_in_root = True
@@ -41,23 +41,23 @@ class VideoModule(nn.Module):
 
     @property
     def modalities(self) -> list[str]:
-        """What it encodes."""
+        """Supported modalities."""
         return ["text", "video"] if "text" in self.model.capabilities else ["video"]
 
     @property
     def max_seq_length(self) -> int:
-        """Word pieces of a text; 0 without a text tower."""
+        """Largest number of word pieces of a text; 0 without a text tower."""
         dual = self.encoder.as_dual_encoder
         return dual.config.text.context if dual is not None else 0
 
     def get_embedding_dimension(self) -> int:
-        """E."""
+        """Return the embedding dimension E."""
         return self.model.embed_dim
 
     get_sentence_embedding_dimension = get_embedding_dimension
 
     def preprocess(self, inputs: Sequence[Any], prompt: str | None = None, **settings: Any) -> dict[str, Any]:
-        """Texts -> {"input_ids": (B, L)}, videos -> {"clips": (B, 3, T, S, S)}, all of one kind.
+        """Preprocess texts to {"input_ids": (B, L)} or videos to {"clips": (B, 3, T, S, S)}; one kind per call.
 
         Raises:
             VideoError: a video that cannot be read. RecipeError: texts for a model without a text tower.
@@ -74,7 +74,7 @@ class VideoModule(nn.Module):
             found: Tensor = self.encoder.features(self.encoder.prepare(features["clips"], self.model.temporal_stride))
         else:
             dual = self.encoder.as_dual_encoder
-            assert dual is not None  # preprocess has refused texts
+            assert dual is not None  # preprocess has rejected texts
             found = dual.encode_text(features["input_ids"])
         return {**features, "sentence_embedding": found.float()}
 
@@ -93,7 +93,7 @@ class VideoModule(nn.Module):
 
 
 def video_source(item: Any) -> VideoSource:
-    """A video in any form that sentence-transformers and mteb hand over -> one that `Preprocessing.read` takes.
+    """Convert a video as passed by sentence-transformers or mteb to an input of `Preprocessing.read`.
 
     Raises:
         RecipeError: frames of another shape or type.

@@ -1,7 +1,7 @@
-"""Weights of any kind as a trained model: what `evaluate` and `mix` work on.
+"""Open weights of any kind as a trained model with a recipe, the input of `evaluate` and `mix`.
 
-A run brings its recipe. Others (folders of `save_pretrained`, published, converted and transformers' weights) get a
-recipe that says how their test clips are cut.
+Weights of a run contain their recipe. For others (folders of `save_pretrained`, published, converted and transformers'
+weights) a recipe for evaluation with the model's preprocessing is made.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def open_trained(source: str | Path, *, device: str = "auto") -> Trained:
 
 
 def test_recipe(model: VideoModel, where: object) -> EvaluationRecipe:
-    """A recipe for evaluation, of the model's stage, that cuts test clips as the model does.
+    """Make a recipe for evaluation of the model's stage, with the model's preprocessing.
 
     Raises:
         WeightsError: no stage trains such a model.

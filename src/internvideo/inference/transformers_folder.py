@@ -1,4 +1,4 @@
-"""A model as a folder of transformers: config.json, model.safetensors, preprocessor_config.json and a model card."""
+"""Save a model as a folder of transformers: config.json, model.safetensors, preprocessor_config.json, model card."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ PROCESSOR = "preprocessor_config.json"
 def save(model: Savable, folder: Path) -> Path:
     """Write a model in the layout of transformers; `internvideo.load` reads such folders too.
 
-    What transformers computes otherwise is told on the error stream and in the model card.
+    Differences of transformers' computation are reported on stderr and in the model card.
 
     Raises:
         RecipeError: transformers has no such architecture. RunError: the folder cannot be written.

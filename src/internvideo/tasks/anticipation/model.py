@@ -1,4 +1,4 @@
-"""What will be done to objects in boxes, and in how many seconds (arXiv 2211.09529, short-term anticipation).
+"""Short-term anticipation: predict the next verb and the time to contact of object boxes (arXiv 2211.09529).
 
 Legend: B clips, R boxes of all of them, D width, C verbs.
 """
@@ -18,11 +18,11 @@ from internvideo.tasks.spatio_temporal_localization.model import FrameTrunk
 from internvideo.tasks.spatio_temporal_localization.regions import RegionHead
 
 FARTHEST = 1024
-"""Pixels that the table of box coordinates knows; what lies beyond is its last."""
+"""Size of the table of box coordinates in pixels; larger coordinates are clipped."""
 
 
 class ContactHead(RegionHead):
-    """Two linear maps of a box's feature and of where the box is: verb (the last one: none) and time to contact."""
+    """Linear heads on a box's feature and position embedding: verb (last class: none) and time to contact."""
 
     places: Tensor
 
@@ -32,11 +32,11 @@ class ContactHead(RegionHead):
         self.register_buffer("places", sin_cos_table(FARTHEST, width), persistent=False)
 
     def embedded(self, boxes: Tensor) -> Tensor:
-        """Boxes (R, 4) pixels -> (R, D): the sum of a sinusoidal embedding of each whole coordinate."""
+        """Embed boxes (R, 4) in pixels to (R, D): sum of sinusoidal embeddings of the rounded coordinates."""
         return self.places[boxes.long().clamp(0, FARTHEST - 1)].sum(dim=1)
 
     def both(self, tokens: Tensor, clip: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor]:
-        """As `pool` -> logits (R, C + 1) and seconds (R,), which are positive."""
+        """Compute logits (R, C + 1) and positive seconds (R,); arguments as `pool`."""
         feature = self.dropout(self.pool(tokens, clip, boxes))
         feature = feature + self.embedded(boxes).to(feature.dtype)
         return self.projection(feature), F.softplus(self.seconds(feature))[:, 0]
@@ -46,7 +46,7 @@ class Anticipator(FrameTrunk):
     """The masked encoder with a head on boxes; `num_classes` of its config is the number of verbs."""
 
     class_layer = ("head.projection", 1)
-    """The last output is that of no contact."""
+    """The last output means no contact."""
 
     def __init__(self, config: VideoMAEConfig) -> None:
         super().__init__(config)
@@ -56,13 +56,13 @@ class Anticipator(FrameTrunk):
             nn.init.zeros_(part.bias)
 
     def forward(self, video: Tensor, clip: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor]:
-        """Verbs and seconds to contact of every box.
+        """Predict verb and seconds to contact of every box.
 
         Args:
-            video: as in `grid_tokens`. clip: (R,) int64, to which a box belongs. boxes: (R, 4) pixels.
+            video: as in `grid_tokens`. clip: (R,) int64, clip index of each box. boxes: (R, 4) pixels.
 
         Returns:
-            logits (R, C + 1), the last one of boxes that nothing is done to, and seconds (R,).
+            logits (R, C + 1), the last one for no contact, and seconds (R,).
         """
         return self.head.both(self.grid_tokens(video), clip, boxes)
 
@@ -72,7 +72,7 @@ MODELS = {
         Anticipator,
         replace(VIDEOMAE_SIZES[size], num_classes=74),
         None,
-        f"what will be done to objects in boxes, and when: masked encoder {size.upper()} with two heads, 74 verbs",
+        f"next verb and time to contact per object box: masked encoder {size.upper()} with two heads, 74 verbs",
     )
     for size in ("s", "b", "l", "h")
 }

@@ -1,4 +1,4 @@
-"""Short-term anticipation: what will be done to each object in a box, and when (arXiv 2211.09529)."""
+"""Training of short-term anticipation: next verb and time to contact per object box (arXiv 2211.09529)."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from internvideo.tasks.anticipation.model import Anticipator
 
 
 class AnticipationSettings(Settings):
-    """The loss, and whose score a prediction has."""
+    """Settings of the loss and of the prediction's score."""
 
     time_weight: float = Field(15.0, ge=0.0, description="of the error of the time to contact")
     discount: bool = Field(
@@ -32,7 +32,7 @@ class AnticipationStage(nn.Module):
         self.divisor = divisor
 
     def forward(self, batch: RegionBatch, generator: torch.Generator) -> dict[str, Tensor]:
-        """{"loss", "verb", "seconds"}; 0 for a batch without boxes."""
+        """Return {"loss", "verb", "seconds"}; 0 for a batch without boxes."""
         logits, seconds = self.model(self.model.normalize(batch.video), batch.clip, batch.boxes)
         verbs, truth = batch.targets[:, 0].long(), batch.targets[:, 1]
         verb, time = contact_losses(logits, seconds, verbs, truth, self.divisor)

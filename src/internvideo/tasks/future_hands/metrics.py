@@ -1,4 +1,4 @@
-"""Figures of future hands: how far predicted positions are off (arXiv 2211.09529). NumPy only.
+"""Compute the mean displacement of predicted hand positions (arXiv 2211.09529). NumPy only.
 
 Positions are (N, 5, 2, 2): sample, moment (the last is the contact), hand (left, right), x and y in pixels; a hand at
 (0, 0) is not visible, as in the published files.
@@ -20,16 +20,15 @@ FIGURES = (
 
 
 def visible(truth: Floats) -> NDArray[np.bool_]:
-    """(N, 5, 2, 2) -> (N, 5, 2): whether a hand is there."""
+    """Return the visibility (N, 5, 2) of hands in positions (N, 5, 2, 2)."""
     seen: NDArray[np.bool_] = (truth != 0).any(axis=-1)
     return seen
 
 
 def displacement_statistic(predicted: Floats, truth: Floats) -> Callable[[Floats], Floats]:
-    """The figures of drawn samples, for `bootstrap.interval`: weights (b, N) -> (b, 4) in the order of FIGURES.
+    """Return the metrics as a statistic for `bootstrap.interval`: weights (b, N) -> (b, 4) in the order of FIGURES.
 
-    A figure is the sum of the distances to the visible hands over their number, of all moments or of the contact
-    alone; NaN where no such hand is drawn.
+    A metric is the mean distance over visible hands, of all moments or of the contact only; NaN without a visible hand.
 
     Raises:
         ValueError: other shapes.

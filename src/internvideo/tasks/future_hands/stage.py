@@ -1,7 +1,7 @@
-"""Future hands: where both hands will be at five moments, from the clip before (arXiv 2211.09529).
+"""Training of future hands: predict both hands' positions at five moments from the preceding clip (arXiv 2211.09529).
 
-The model is a classifier of 20 outputs: how far x and y are from the middle, in parts of the frame, at five moments for
-two hands.
+The model is a classifier with 20 outputs: offsets of x and y from the frame's center, as fractions of the frame, at
+five moments for two hands.
 """
 
 from __future__ import annotations
@@ -20,19 +20,19 @@ MOMENTS, HANDS = 5, 2
 
 
 class HandsSettings(Settings):
-    """The loss."""
+    """Settings of the loss."""
 
     beta: float = Field(5.0, gt=0.0, description="pixels up to which the error is squared")
 
 
 def positions(outputs: Tensor, size: Tensor) -> Tensor:
-    """Outputs (B, 20) and frames (B, 2) of width and height -> pixels (B, 5, 2, 2)."""
+    """Convert outputs (B, 20) to pixels (B, 5, 2, 2); `size` (B, 2) is width and height of the frames."""
     share = outputs.float().view(-1, MOMENTS, HANDS, 2) + 0.5
     return share * size[:, None, None]
 
 
 class HandsStage(nn.Module):
-    """Smooth-L1 error in pixels, of the hands that can be seen; the model has 20 outputs."""
+    """Smooth-L1 error in pixels over visible hands."""
 
     def __init__(self, model: ClipClassifier, settings: HandsSettings, divisor: Divisor = at_least_one) -> None:
         super().__init__()
@@ -41,7 +41,7 @@ class HandsStage(nn.Module):
         self.divisor = divisor
 
     def forward(self, batch: HandBatch, generator: torch.Generator) -> dict[str, Tensor]:
-        """{"loss"}; 0 for a batch in which no hand is visible."""
+        """Return {"loss"}; 0 for a batch without a visible hand."""
         found = positions(self.model(self.model.normalize(batch.video)), batch.size)
         seen = batch.visible[..., None].expand_as(found)
         beta = self.settings.beta

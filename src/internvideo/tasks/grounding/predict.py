@@ -34,10 +34,10 @@ Floats = NDArray[np.floating[Any]]
 
 
 def prior_of(queries: QuerySet) -> dict[str, Any]:
-    """What training tells without model, video or query: {"prior": spans, "usual_length": s}; ready for JSON.
+    """Compute priors from the training answers: {"prior": spans, "usual_length": s}, ready for JSON.
 
-    The spans are parts of a video (from, to, in 0..1), one after another the training answer that most of those overlap
-    by more than 0.3 which none before it does. The length is the median.
+    Spans are fractions of a video (start, end in 0..1), chosen greedily: each is the training answer that overlaps the
+    most not yet covered answers with tIoU > 0.3. The length is the median.
     """
     shares, lengths = [], []
     for video in queries.features.videos:
@@ -70,9 +70,9 @@ def predict(
     """Predict the spans of every query; features are read once for consecutive queries of a video.
 
     Args:
-        model: on `device`; put into evaluation mode. queries: with features. words: that the model knows.
-        settings: how features are read. spans, nms_threshold: see `likely_spans`.
-        prior: what `prior_of` tells of the training queries. model_name: for the protocol.
+        model: on `device`; put into evaluation mode. queries: with features. words: vocabulary of the model.
+        settings: reading of features. spans, nms_threshold: see `likely_spans`.
+        prior: `prior_of` of the training queries. model_name: for the protocol.
 
     Raises:
         RunError: features that cannot be read, or of another width.

@@ -1,4 +1,4 @@
-"""Training of the head that finds what a query asks for (arXiv 2211.09529)."""
+"""Training of query grounding: predict the span that answers a query (arXiv 2211.09529)."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from internvideo.tasks.grounding.model import Grounder
 
 
 class GroundingSettings(Settings):
-    """The losses, and how spans are chosen in testing."""
+    """Settings of the losses and of span selection."""
 
     highlight_weight: float = Field(5.0, ge=0.0, description="of the loss of the steps that belong to the answer")
-    highlight_margin: float = Field(0.1, ge=0.0, description="share of its length by which the answer is made longer")
+    highlight_margin: float = Field(0.1, ge=0.0, description="fraction by which the highlighted answer is extended")
     spans: int = Field(5, ge=1, description="testing: spans of a query")
     nms_threshold: float = Field(
-        0.7, ge=0.0, le=1.0, description="testing: tIoU with a likelier span above which one waits; 1: none waits"
+        0.7, ge=0.0, le=1.0, description="testing: tIoU with a better span above which a span is ranked last; 1: never"
     )
 
 
@@ -34,7 +34,7 @@ class GroundingStage(nn.Module):
         self.divisor = divisor
 
     def steps(self, batch: QueryBatch) -> Tensor:
-        """(B, 2) first and last step of the answers."""
+        """Return the first and last step of the answers (B, 2)."""
         lengths = batch.mask.sum(dim=1)
         none = torch.full((2,), NO_ANSWER, device=batch.mask.device)
         made = [
@@ -44,7 +44,7 @@ class GroundingStage(nn.Module):
         return torch.stack(made)
 
     def forward(self, batch: QueryBatch, generator: torch.Generator) -> dict[str, Tensor]:
-        """{"loss", "span", "highlight"}."""
+        """Return {"loss", "span", "highlight"}."""
         steps = self.steps(batch)
         found = self.model(batch.features, batch.mask, batch.words)
         targets = highlight_targets(steps, batch.mask.shape[1], self.settings.highlight_margin)

@@ -1,4 +1,4 @@
-"""Figures of open-set recognition: known from unknown by uncertainty (DEAR).
+"""Compute open-set metrics: separation of known and unknown samples by uncertainty (DEAR).
 
 NumPy only. Legend: N samples, C known classes, U unknown classes. "Positive" is unknown: the more uncertain.
 """
@@ -17,7 +17,7 @@ Ints = NDArray[np.int64]
 
 
 def rejection_threshold(train_uncertainty: Floats, known: float = 0.95) -> float:
-    """Uncertainty above which a video is unknown, so that `known` of the training videos are not.
+    """Return the uncertainty threshold that accepts the fraction `known` of the training videos.
 
     The published rule: sorted descending, element number N - int(known * N), counted from one.
     """
@@ -29,7 +29,7 @@ def rejection_threshold(train_uncertainty: Floats, known: float = 0.95) -> float
 
 
 def _curve(scores: Floats, positive: NDArray[np.bool_]) -> tuple[Ints, Ints]:
-    """Counts of true and false positives above every distinct score, largest first; both start at 0."""
+    """Return cumulative true and false positives by descending distinct score; both start at 0."""
     if scores.shape != positive.shape or not np.isfinite(scores).all():
         raise ValueError(f"scores {scores.shape} must be finite and fit {positive.shape}")
     if positive.all() or not positive.any():
@@ -43,13 +43,13 @@ def _curve(scores: Floats, positive: NDArray[np.bool_]) -> tuple[Ints, Ints]:
 
 
 def auroc(known: Floats, unknown: Floats) -> float:
-    """Area under the ROC: chance that an unknown sample is more uncertain than a known one, ties count half."""
+    """Compute AUROC: probability that an unknown sample is more uncertain than a known one, ties count half."""
     true, false = _curve(*_joined(known, unknown))
     return float(np.trapezoid(true / true[-1], false / false[-1]))
 
 
 def aupr(known: Floats, unknown: Floats) -> float:
-    """Area under precision over recall by trapezoids, as published."""
+    """Compute the area under the precision-recall curve by trapezoids, as published."""
     true, false = _curve(*_joined(known, unknown))
     precision = true[1:] / (true[1:] + false[1:])
     precision = np.concatenate([[1.0], precision])
@@ -57,7 +57,7 @@ def aupr(known: Floats, unknown: Floats) -> float:
 
 
 def fpr_at(known: Floats, unknown: Floats, recall: float = 0.95) -> float:
-    """False positive rate where the true positive rate is nearest to `recall`."""
+    """Return the false positive rate at the true positive rate nearest to `recall`."""
     true, false = _curve(*_joined(known, unknown))
     return float((false / false[-1])[np.abs(true / true[-1] - recall).argmin()])
 
@@ -68,9 +68,9 @@ def _joined(known: Floats, unknown: Floats) -> tuple[Floats, NDArray[np.bool_]]:
 
 
 def binary_figures(known: Floats, unknown: Floats, threshold: float | None = None) -> dict[str, float]:
-    """auroc, aupr and fpr95 of raw uncertainties, or of those binarised (u > threshold), which the paper's table has.
+    """Compute auroc, aupr and fpr95 of uncertainties, raw or binarized (u > threshold) as in the paper's table.
 
-    Both are to be reported: binarising loses what lies on either side of the threshold.
+    Report both: binarizing discards the ranking on either side of the threshold.
     """
     if threshold is not None:
         known, unknown = (np.asarray(part > threshold, dtype=np.float64) for part in (known, unknown))
@@ -78,27 +78,27 @@ def binary_figures(known: Floats, unknown: Floats, threshold: float | None = Non
 
 
 def weighted_figures(uncertainty: Floats, unknown: NDArray[np.bool_], recall: float = 0.95) -> Statistic:
-    """auroc, aupr and fpr95 of `binary_figures` as a statistic of how often each sample was drawn, for intervals.
+    """Return auroc, aupr and fpr95 as a statistic of sample weights, for bootstrap intervals.
 
     Args:
-        uncertainty: (N,). unknown: (N,), of both kinds.
+        uncertainty: (N,). unknown: (N,) bool, with both values present.
         recall: see `fpr_at`.
 
     Returns:
         weights (b, N) -> (b, 3).
     """
     order = np.argsort(-uncertainty, kind="stable")
-    starts = np.append(0, np.flatnonzero(np.diff(uncertainty[order])) + 1)  # samples of one score count together
+    starts = np.append(0, np.flatnonzero(np.diff(uncertainty[order])) + 1)  # tied samples are counted together
     positive = unknown[order].astype(np.float64)
 
     def statistic(weights: NDArray[np.float64]) -> NDArray[np.float64]:
         drawn = weights[:, order]
-        for kind in (positive, 1 - positive):  # a draw without one of the kinds takes all of that kind
+        for kind in (positive, 1 - positive):  # a resample without known (or unknown) samples uses all of them
             drawn = drawn + kind * (drawn @ kind == 0)[:, None]
         true = np.add.reduceat(drawn * positive, starts, axis=1).cumsum(axis=1)
         false = np.add.reduceat(drawn * (1 - positive), starts, axis=1).cumsum(axis=1)
         zero = np.zeros((len(weights), 1))
-        above = np.maximum(true + false, 1e-12)  # nothing was drawn of the first scores: there is no precision yet
+        above = np.maximum(true + false, 1e-12)  # zero weight for the first scores: precision is undefined there
         precision = np.concatenate([zero + 1, np.where(true + false > 0, true / above, 1.0)], axis=1)
         tpr = np.concatenate([zero, true / true[:, -1:]], axis=1)
         fpr = np.concatenate([zero, false / false[:, -1:]], axis=1)
@@ -111,13 +111,13 @@ def weighted_figures(uncertainty: Floats, unknown: NDArray[np.bool_], recall: fl
 
 
 def risk_coverage(uncertainty: Floats, right: NDArray[np.bool_]) -> tuple[Floats, Floats]:
-    """What accepting the least uncertain samples costs.
+    """Compute the risk-coverage curve of accepting the least uncertain samples.
 
     Args:
-        uncertainty: (N,). right: (N,) whether the answer is right, never for an unknown class.
+        uncertainty: (N,). right: (N,) whether the prediction is correct, False for unknown classes.
 
     Returns:
-        Coverage (N,), the accepted share 1/N .. 1, and risk (N,), the share of wrong answers among the accepted.
+        Coverage (N,), the accepted fraction 1/N .. 1, and risk (N,), the error rate among the accepted.
     """
     order = np.argsort(uncertainty, kind="stable")
     accepted = np.arange(1, len(order) + 1)
@@ -125,12 +125,12 @@ def risk_coverage(uncertainty: Floats, right: NDArray[np.bool_]) -> tuple[Floats
 
 
 def openness(known_classes: int, unknown_classes: int) -> float:
-    """1 - sqrt(2 C / (2 C + U)), in 0..1."""
+    """Compute the openness 1 - sqrt(2 C / (2 C + U)), in 0..1."""
     return float(1 - np.sqrt(2 * known_classes / (2 * known_classes + unknown_classes)))
 
 
 def macro_f1(labels: Ints, predictions: Ints) -> float:
-    """Mean over all classes that are true or predicted of their F1."""
+    """Compute the mean F1 over all classes that occur in labels or predictions."""
     size = int(max(labels.max(), predictions.max())) + 1
     total = np.bincount(labels, minlength=size) + np.bincount(predictions, minlength=size)
     hits = np.bincount(labels[labels == predictions], minlength=size)
@@ -138,7 +138,7 @@ def macro_f1(labels: Ints, predictions: Ints) -> float:
 
 
 def rejected(predictions: Ints, uncertainty: Floats, threshold: float, classes: int) -> Ints:
-    """Predictions where samples above the threshold become class C, "unknown"."""
+    """Replace the predictions of samples above the threshold by class C, "unknown"."""
     result: Ints = np.where(uncertainty > threshold, classes, predictions)
     return result
 
@@ -149,11 +149,11 @@ def open_macro_f1(
     classes: int,
     draws: int = 10,
 ) -> float:
-    """Macro-F1 with unknown classes mixed in, averaged over how many, weighted by openness.
+    """Compute the macro-F1 with 1..U unknown classes mixed in, averaged with openness as weight.
 
     Args:
         known: labels and predictions (after `rejected`) of known samples.
-        unknown: labels among the unknown classes, and predictions, of unknown samples; "unknown" is right.
+        unknown: labels among the unknown classes, and predictions, of unknown samples; "unknown" is correct.
         classes: C. draws: random subsets of the U unknown classes for each of the numbers 1..U.
     """
     rng = np.random.default_rng(0)
@@ -171,7 +171,7 @@ def open_macro_f1(
 
 
 def entropy(probabilities: Floats) -> Floats:
-    """Of the mean of several draws (N, C, draws) -> (N,), in nats."""
+    """Compute the entropy (N,) in nats of the mean over draws of probabilities (N, C, draws)."""
     result: Floats = _information(probabilities.mean(axis=2)).sum(axis=1)
     return result
 
@@ -183,7 +183,7 @@ def _information(probabilities: Floats) -> Floats:
 
 
 def mutual_information(probabilities: Floats) -> Floats:
-    """Between prediction and weights (BALD): entropy of the mean minus mean entropy, (N, C, draws) -> (N,)."""
+    """Compute BALD (N,) from (N, C, draws): mutual information of prediction and weights."""
     expected = _information(probabilities).sum(axis=1).mean(axis=1)
     result: Floats = entropy(probabilities) - expected
     return result

@@ -1,6 +1,6 @@
-"""Evidential training: a classifier learns how much it has seen for every class (DEAR).
+"""Evidential training: the classifier's outputs are evidence for each class (DEAR).
 
-The paper's choice is the "log" loss of "exp" evidence and nothing else; everything else is DEAR's, as options.
+The paper uses only the "log" loss with "exp" evidence; the other options are DEAR's.
 """
 
 from __future__ import annotations
@@ -30,19 +30,19 @@ from internvideo.tasks.open_set.model import DebiasHead
 
 
 class OpenSetSettings(Settings):
-    """The losses.
+    """Settings of the losses.
 
     Attributes:
-        evidence: how logits become evidence. loss: what asks for the right class; "cross_entropy" always has `kl`.
-        kl: take evidence for wrong classes away.
-        calibration: right answers sure, wrong ones unsure (AvU), with "log" and "digamma"; disentangled: all inside
+        evidence: function from logits to evidence. loss: classification loss; "cross_entropy" always includes `kl`.
+        kl: penalize evidence for wrong classes.
+        calibration: accuracy-versus-uncertainty loss (AvU), with "log" and "digamma"; disentangled: all terms inside
             the logarithm.
-        annealing: how the weight of `kl` and `calibration` rises to 1, within `annealing_batches` batches: the
-            published 10 epochs for "step", from 0.01 over the whole run for "exp".
+        annealing: rise of the weight of `kl` and `calibration` to 1 within `annealing_batches` batches: the published
+            10 epochs for "step", from 0.01 over the whole run for "exp".
         debias: none, or DEAR's three branches: "maximized" raises the dependence (HSIC) of the branches; "alternated"
             lets the motion branch leave the other two, and these follow it.
-        debias_weight: of all that the branches add.
-        temporal_stride: the model sees every n-th frame of the batch's clip.
+        debias_weight: weight of the branches' losses.
+        temporal_stride: the model gets every n-th frame of the batch's clip.
     """
 
     evidence: Evidence = "exp"
@@ -63,12 +63,12 @@ class OpenSetSettings(Settings):
         if self.disentangled and not self.calibration:
             raise ValueError("disentangled belongs to calibration")
         if (self.regularized or self.calibration) and self.annealing_batches is None:
-            raise ValueError("annealing_batches is missing: kl and calibration get their whole weight after so many")
+            raise ValueError("annealing_batches is missing: batches until kl and calibration have full weight")
         return self
 
     @property
     def regularized(self) -> bool:
-        """Whether evidence for wrong classes is taken away."""
+        """Whether evidence for wrong classes is penalized."""
         return self.kl or self.loss == "cross_entropy"
 
 
@@ -83,10 +83,10 @@ class OpenSetStage(nn.Module):
         self.settings = settings
         layer = model.head_layer
         self.debias = None if settings.debias == "none" else DebiasHead(layer.in_features, layer.out_features)
-        self.register_buffer("seen", torch.zeros((), dtype=torch.int64))  # batches so far; a resumed run goes on
+        self.register_buffer("seen", torch.zeros((), dtype=torch.int64))  # batches so far, kept on resume
 
     def forward(self, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
-        """{"loss", its parts, "uncertainty" (mean), "evidence_right", "evidence_wrong" (mean totals)}."""
+        """Return "loss", its terms, mean "uncertainty", and mean totals "evidence_right" and "evidence_wrong"."""
         if batch.labels is None or batch.labels.is_floating_point():
             raise ValueError("the open-set stage needs labels that are one class of every clip")
         labels, settings = batch.labels, self.settings
@@ -130,7 +130,7 @@ class OpenSetStage(nn.Module):
         others = [branches[name].features.float() for name in ("shuffled", "still")]
         if settings.debias == "maximized":
             dependence = -torch.stack([hsic(motion, other) for other in others]).sum()
-        else:  # both players move in one step, each with the other held still; the value of the sum is 0
+        else:  # both players are updated in one step, each with the other detached; the terms cancel in value
             leave = torch.stack([hsic(motion, other.detach()) for other in others]).sum()
             follow = torch.stack([hsic(motion.detach(), other) for other in others]).sum()
             dependence = leave - follow

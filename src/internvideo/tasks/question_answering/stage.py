@@ -1,4 +1,4 @@
-"""Answering questions about videos: classification over frequent answers, or a choice among a few.
+"""Training of video question answering: classification over frequent answers, or multiple choice.
 
 Source: multi-modalities-downstream.
 """
@@ -16,15 +16,15 @@ from internvideo.objectives.classification import IGNORE_INDEX, Divisor, at_leas
 
 
 class AnsweringSettings(Settings):
-    """How answers are softened (not at all in the released code)."""
+    """Label smoothing (none in the released code)."""
 
     label_smoothing: float = Field(0.0, ge=0.0, lt=1.0)
 
 
 class AnsweringStage(nn.Module):
-    """Cross entropy of the right answer; a question whose answer is not in the vocabulary (-100) counts for nothing.
+    """Cross entropy of the correct answer; questions with an answer outside the vocabulary (-100) are ignored.
 
-    What plays no part in the answers (see `FusedQANetwork.is_unused_parameter`) does not learn.
+    Parameters without influence on the answers (`FusedQANetwork.is_unused_parameter`) are frozen.
     """
 
     def __init__(
@@ -42,10 +42,10 @@ class AnsweringStage(nn.Module):
                 parameter.requires_grad_(False)
 
     def forward(self, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
-        """{"loss", "accuracy"}: mean cross entropy and share of right answers, of those in the vocabulary.
+        """Return "loss" (mean cross entropy) and "accuracy", over the answers in the vocabulary.
 
-        Tokens are questions (B, L), or K about each clip (B, K, L), with labels (B,) or (B, K): the number of the
-        answer, or -100. For multiple choice tokens are the candidates of each clip (B, K, L), labels (B,).
+        Tokens are one question (B, L) or K questions (B, K, L) per clip, labels (B,) or (B, K) answer indices or -100.
+        For multiple choice, tokens are the candidates of each clip (B, K, L), labels (B,).
         """
         if batch.text_ids is None or batch.labels is None:
             raise ValueError("the answering stage needs questions (tokens) and answers (labels)")

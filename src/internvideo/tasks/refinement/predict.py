@@ -1,4 +1,4 @@
-"""Refinement of another detector's segments: mAP of the refined ones, and of the proposals as they were (TCANet)."""
+"""Refinement of another detector's segments: mAP of the refined segments and of the original proposals (TCANet)."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from internvideo.tasks.temporal_localization.predict import (
 
 NAME = "refinement"
 BEFORE = "before_"
-"""Columns of a table, and figures, of the proposals as they were."""
+"""Prefix of the table's columns and of the metrics of the original proposals."""
 
 COLUMNS = ("video", "span", "score", "label")
 
@@ -46,7 +46,7 @@ def refine(
     device: torch.device,
     quality_power: float = 1.0,
 ) -> Segments:
-    """Proposals of a video with new ends and scores (old x the last regressor's quality ^ `quality_power`), in order.
+    """Refine a video's proposals in order: new ends, score = old score * last regressor's quality ^ `quality_power`.
 
     Args:
         model: in evaluation mode, on `device`. video: its features. proposals: of the video. settings: of reading.
@@ -81,15 +81,15 @@ def predict(
     model_name: str = "",
     class_scores: Mapping[str, Floats] | None = None,
 ) -> Predictions:
-    """Refine the proposals of every video, thin them out, and keep the proposals beside them.
+    """Refine the proposals of every video, apply NMS, and store the original proposals too.
 
     Args:
         model: on `device`; put into evaluation mode.
-        features: videos with their actions. proposals: of these videos, under the same classes or nameless.
-        settings: how features are read. suppression: of the refined segments. tiou_thresholds: of the mAP.
+        features: videos with their actions. proposals: of these videos, with the same classes or class-agnostic.
+        settings: reading of features. suppression: NMS of the refined segments. tiou_thresholds: of the mAP.
         quality_power: see `refine`. model_name: for the protocol.
-        class_scores: for nameless proposals, video -> (C,), which name the segments before and after. Without them
-            such segments are scored as proposals, against a ground truth without classes.
+        class_scores: for class-agnostic proposals, video -> (C,), classes of the segments before and after. Without
+            them such segments are scored as proposals against class-agnostic ground truth.
 
     Raises:
         RecipeError: class scores for proposals that have classes, or not for every video.
@@ -134,15 +134,15 @@ def predict(
 
 
 def before_of(table: Predictions) -> Detections:
-    """The proposals of a table, as they were."""
+    """Return the original proposals of a table."""
     return Detections(*(table[BEFORE + name] for name in ("video", "label", "span", "score")))
 
 
 def score(table: Predictions) -> Result:
-    """mAP before and after: mean_mAP and mAP at every tIoU; "gain" is the difference of the means.
+    """Compute mAP before and after: mean_mAP and mAP at every tIoU; "gain" is the difference of the means.
 
-    "reached" is the mean over the actions of the best tIoU that any segment of their video has with them. Intervals
-    are of videos drawn again, the same draws before and after. Raises RunError for a table without ground truth.
+    "reached" is the mean over actions of the best tIoU of any segment of their video. Intervals resample videos, with
+    the same resamples before and after. Raises RunError for a table without ground truth.
     """
     truth, after, before = localization.truth_of(table), localization.found_of(table), before_of(table)
     if not len(truth):
@@ -177,7 +177,7 @@ def score(table: Predictions) -> Result:
 
 
 def reached(truth: Detections, found: Detections) -> NDArray[np.float64]:
-    """For every action the best tIoU that any segment of its video has with it, whatever their classes."""
+    """Return for every action the best tIoU with any segment of its video, ignoring classes."""
     best = np.zeros(len(truth))
     for video in np.unique(truth.video):
         own = truth.video == video

@@ -17,7 +17,7 @@ PARTS = ("loss", "ends_loss", "centre_loss", "quality_loss")
 
 
 class RefinementSettings(Settings):
-    """How refined segments are thinned out and judged in testing; what is learned is told by the model's settings."""
+    """Settings of NMS and evaluation; those of training are in the model's config."""
 
     quality_power: float = Field(
         1.0, ge=0.0, description="testing: of the quality that scores are multiplied by; 0 keeps the detector's scores"
@@ -47,7 +47,7 @@ class RefinementSettings(Settings):
 
 
 class RefinementStage(nn.Module):
-    """Both codecs and the quality, of every regressor; each sees the proposals that the one before it refined."""
+    """Losses of both codecs and of the quality for every regressor; each gets the proposals refined by the previous."""
 
     def __init__(self, model: TCANet, settings: RefinementSettings, divisor: Divisor = at_least_one) -> None:
         super().__init__()
@@ -56,7 +56,7 @@ class RefinementStage(nn.Module):
         self.divisor = divisor
 
     def forward(self, batch: ProposalBatch, generator: torch.Generator) -> dict[str, Tensor]:
-        """{"loss", "ends_loss", "centre_loss", "quality_loss"}, summed over the regressors.
+        """Return {"loss", "ends_loss", "centre_loss", "quality_loss"}, summed over the regressors.
 
         Raises:
             ValueError: no video of the batch has a proposal.

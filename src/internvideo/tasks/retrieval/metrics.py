@@ -1,7 +1,7 @@
-"""Text-video retrieval figures: ranks, recall, median and mean rank, dual soft-max (Video-Text-Retrieval).
+"""Compute text-video retrieval metrics: ranks, recall, median and mean rank, dual softmax (Video-Text-Retrieval).
 
 NumPy only. Rows of a similarity are texts (Q), columns are videos (V). Recalls are fractions in 0..1, ranks start at 1
-in the figures and at 0 inside. A similarity is read once a direction and never copied or transposed.
+in the metrics and at 0 internally. A similarity matrix is read once per direction, never copied or transposed.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ Ties = Literal["official", "optimistic", "pessimistic"]
 
 RECALLS = (1, 5, 10)
 BANK_BETA = 0.2
-"""Of similarities that carry a scale of about 100: 20 for cosines, as its authors chose."""
+"""Inverse temperature for similarities with a scale of about 100; equals the authors' 20 for cosines."""
 _FEW = 32  # rows of a product made at a time
 _BLOCK = 128  # rows read at a time by the column pass: their counts fit one byte, so the sum stays vectorised
 
@@ -31,7 +31,7 @@ def _check(similarity: Floats, owner: Ints, queries: int) -> None:
 
 
 def _row_bounds(similarity: Floats, target: Ints) -> tuple[Ints, Ints]:
-    """Of each row: how many entries beat its target entry, and how many beat or equal it (the target left out)."""
+    """Count per row the entries above the target entry, and those above or equal (without the target)."""
     better = np.empty(len(similarity), dtype=np.int64)
     level = np.empty_like(better)
     flags = np.empty(similarity.shape[1], dtype=np.bool_)
@@ -44,7 +44,7 @@ def _row_bounds(similarity: Floats, target: Ints) -> tuple[Ints, Ints]:
 
 
 def _column_bounds(similarity: Floats, target: Ints) -> tuple[Ints, Ints]:
-    """The same down the columns, reading the matrix in its own order."""
+    """Count per column as `_row_bounds`, reading the matrix in row order."""
     rows, columns = similarity.shape
     value = similarity[target, np.arange(columns)]
     better = np.zeros(columns, dtype=np.int64)
@@ -61,7 +61,7 @@ def _column_bounds(similarity: Floats, target: Ints) -> tuple[Ints, Ints]:
 
 
 def _settle(bounds: tuple[Ints, Ints], ties: Ties) -> Ints:
-    """Turn both bounds into ranks. `official` lists every exact match, so a query can count more than once."""
+    """Convert both bounds to ranks. `official` returns every exact match, so a query can count more than once."""
     better, level = bounds
     if ties == "optimistic":
         return better
@@ -75,16 +75,16 @@ def _settle(bounds: tuple[Ints, Ints], ties: Ties) -> Ints:
 
 
 def row_ranks(similarity: Floats, target: Ints | None = None, ties: Ties = "pessimistic") -> Ints:
-    """0-based rank of column `target[i]` in each row i (the diagonal when no target is given).
+    """Compute the 0-based rank of column `target[i]` in each row i (default: the diagonal).
 
     Args:
         similarity: (Q, V), finite.
         target: (Q,) column of each row.
-        ties: `optimistic` counts the strictly better ones, `pessimistic` the equal ones too, `official` is
-            the published counter that returns every exact match (more ranks than rows on tied data).
+        ties: `optimistic` counts strictly better entries, `pessimistic` also equal ones, `official` is the published
+            counter that returns every exact match (more ranks than rows on tied data).
 
     Returns:
-        (Q,) int64, or one entry a match for `official`.
+        (Q,) int64, or one entry per match for `official`.
     """
     chosen = np.arange(len(similarity)) if target is None else target
     _check(similarity, chosen, len(similarity))
@@ -92,14 +92,14 @@ def row_ranks(similarity: Floats, target: Ints | None = None, ties: Ties = "pess
 
 
 def column_ranks(similarity: Floats, target: Ints | None = None, ties: Ties = "pessimistic") -> Ints:
-    """0-based rank of row `target[j]` in each column j; arguments as `row_ranks`, without transposing."""
+    """Compute the 0-based rank of row `target[j]` in each column j without transposing; arguments as `row_ranks`."""
     chosen = np.arange(similarity.shape[1]) if target is None else target
     _check(similarity, chosen, similarity.shape[1])
     return _settle(_column_bounds(similarity, chosen), ties)
 
 
 def best_caption(similarity: Floats, owner: Ints, videos: int) -> Floats:
-    """Best caption of each video against each video: (V, V), row = the video that owns the captions.
+    """Reduce to the best caption per video: (V, V), rows are the owners of the captions.
 
     Args:
         similarity: (Q, V).
@@ -115,10 +115,10 @@ def best_caption(similarity: Floats, owner: Ints, videos: int) -> Floats:
 
 
 def dual_softmax(similarity: Floats, axis: int = 0) -> Floats:
-    """Similarity x its soft-max along `axis`, in the dtype of `similarity` (Video-Text-Retrieval).
+    """Multiply a similarity by its softmax along `axis`, in its dtype (Video-Text-Retrieval).
 
-    The similarity must already carry the scale of about 100; there is no other temperature. float32 underflows beyond
-    a gap of about 87 and then ties; the tasks pass float64.
+    The similarity must already be scaled by about 100; there is no other temperature. float32 underflows to ties beyond
+    a gap of about 87, so the tasks pass float64.
     """
     product = np.empty_like(similarity)
     top, total = similarity.max(axis=axis, keepdims=True), 0.0
@@ -141,10 +141,10 @@ def _parts(rows: int) -> list[slice]:
 
 
 def bank_counts(blocks: Iterable[Floats], beta: float = BANK_BETA) -> tuple[Floats, NDArray[np.bool_]]:
-    """What a bank of other texts says of each video, for `query_bank`.
+    """Accumulate statistics of a query bank per video, for `query_bank`.
 
     Args:
-        blocks: similarities (m, V) of the bank's texts, a block at a time.
+        blocks: similarities (m, V) of the bank's texts, block by block.
         beta: factor of the similarities.
 
     Returns:
@@ -160,16 +160,16 @@ def bank_counts(blocks: Iterable[Floats], beta: float = BANK_BETA) -> tuple[Floa
         total = part if total is None else np.logaddexp(total, part)
         active = found if active is None else active | found
     if total is None or active is None:
-        raise ValueError("an empty bank says nothing of any video")
+        raise ValueError("the query bank is empty")
     return total, active
 
 
 def query_bank(similarity: Floats, log_sum: Floats, active: NDArray[np.bool_], beta: float = BANK_BETA) -> Floats:
-    """Similarities (Q, V) whose hubs are damped by a bank of other texts: query-bank normalization, an extra of ours.
+    """Apply query-bank normalization to similarities (Q, V), which damps hubs; an extension of this package.
 
-    Dynamic inverted soft-max (Bogolin et al., arXiv 2112.12777): a row whose best video is one that the bank finds too
-    becomes beta S - `log_sum`, which ranks as exp(beta S) over its sum in the bank; another row stays as it is. Rows
-    can be ranked, columns not: their entries are no longer of one kind.
+    Dynamic inverted softmax (Bogolin et al., arXiv 2112.12777): a row whose best video is the best of any bank text
+    becomes beta S - `log_sum`, which ranks as exp(beta S) over its sum in the bank; other rows are unchanged. Only rows
+    can be ranked: entries of a column are not comparable.
 
     Args:
         log_sum, active: of `bank_counts`, with the same `beta`.
@@ -186,14 +186,14 @@ def directions(
     *,
     dual: Literal["none", "released", "clean"] = "none",
 ) -> tuple[Ints, Ints]:
-    """Ranks of text to video (one a text) and video to text (one a video).
+    """Compute the ranks of text to video (one per text) and video to text (one per video).
 
     Args:
         similarity: (Q, V).
         owner: (Q,) video of each text; None says that text i belongs to video i (square).
-        dual: `released` processes as published: the text-to-video product over the text axis, for square data the
-            same on the transposed matrix, for many captions the text-to-video product again.
-            `clean` always takes the product over the video axis for video to text.
+        dual: `released` follows the published code: the text-to-video product over the text axis; for video to text the
+            same on the transposed matrix for square data, and the text-to-video product again for many captions.
+            `clean` always uses the product over the video axis for video to text.
     """
     square = owner is None
     owners = np.arange(len(similarity)) if owner is None else owner
@@ -206,21 +206,21 @@ def directions(
 
 
 def rank_figures(ranks: Ints, *, median: Literal["mean", "lower"] = "mean") -> dict[str, float]:
-    """R@1, R@5, R@10 as fractions, MdR and MnR counted from 1.
+    """Compute R@1, R@5, R@10 as fractions, MdR and MnR counted from 1.
 
     Args:
         ranks: (Q,) 0-based.
-        median: for an even count the mean of the two middle ranks, or the lower one (the published many-caption
+        median: for an even count, the mean of the two middle ranks or the lower one (as the published many-caption
             text-to-video counter).
     """
     if len(ranks) == 0:
-        raise ValueError("no queries: a recall of nothing is undefined")
+        raise ValueError("no queries: the recall is undefined")
     figures = {f"r{k}": float((ranks < k).mean()) for k in RECALLS}
     middle = np.sort(ranks)[(len(ranks) - 1) // 2] if median == "lower" else np.median(ranks)
     return {**figures, "median_rank": float(middle) + 1, "mean_rank": float(ranks.mean()) + 1}
 
 
 def tied_queries(similarity: Floats, owner: Ints | None = None) -> int:
-    """How many rows have another column equal to their target's: the queries whose rank depends on the tie rule."""
+    """Count the queries whose rank depends on the tie rule: rows with another column equal to the target's."""
     better, level = _row_bounds(similarity, np.arange(len(similarity)) if owner is None else owner)
     return int((better != level).sum())

@@ -1,4 +1,4 @@
-"""Text-video retrieval in both directions, raw and with dual soft-max side by side (Video-Text-Retrieval)."""
+"""Text-video retrieval in both directions, with raw similarities and with dual softmax (Video-Text-Retrieval)."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from internvideo.tasks.views import run_clips, run_texts, video_function
 
 NAME = "retrieval"
 PER_MODEL = ("text", "video", "scale", "bank")
-"""Arrays that an ensemble has of each model: NAME of the first, NAME:1, NAME:2 of the others."""
+"""Arrays stored per model of an ensemble: NAME for the first, NAME:1, NAME:2 for the others."""
 BANK_BLOCK = 4096
 
 Captions = Literal["first", "all", "joined"]
@@ -80,7 +80,7 @@ def _queries(captions: list[tuple[str, ...]], which: str) -> tuple[list[str], ND
 
 
 def ensemble(tables: Sequence[Predictions]) -> Predictions:
-    """Join tables of several models on one split; similarities are averaged (Video-Text-Retrieval).
+    """Join the tables of several models on one split; similarities are averaged (Video-Text-Retrieval).
 
     Raises:
         RunError: tables of other videos or other captions.
@@ -89,7 +89,7 @@ def ensemble(tables: Sequence[Predictions]) -> Predictions:
 
 
 def with_bank(table: Predictions, texts: Features, about: Mapping[str, object]) -> Predictions:
-    """Add the vectors (M, E) of a query bank to the table, described by `about` in the protocol."""
+    """Add a query bank's text vectors (M, E) to the table, described by `about` in the protocol."""
     return replace(
         table, arrays={**table.arrays, "bank": texts}, protocol={**table.protocol, "query_bank": dict(about)}
     )
@@ -98,7 +98,7 @@ def with_bank(table: Predictions, texts: Features, about: Mapping[str, object]) 
 def with_attributes(
     table: Predictions, manifest: Manifest, agreement: Sequence[str], within: Sequence[str]
 ) -> Predictions:
-    """The table with attributes of its videos, for `score` to tell in which the first video found agrees.
+    """Add attributes of the videos, for `score` to measure how often the top-ranked video agrees in them.
 
     Raises:
         RecipeError: a video without one of the attributes.
@@ -118,9 +118,9 @@ def with_attributes(
 
 
 def _add_agreement(metrics: MetricValues, table: Predictions, matrix: NDArray[np.float64]) -> None:
-    """t2v_NAME: how often the first video, of those that share `within` with the query's own, agrees in an attribute.
+    """Add t2v_NAME: agreement in an attribute of the top-ranked video among those sharing `within` with the target.
 
-    t2v_NAME_chance is what a random one of them would give: held-out combinations may leave little to choose.
+    t2v_NAME_chance is the agreement of a random one of these videos; with held-out combinations it can be high.
     """
     owner = table["owner"]
 
@@ -164,12 +164,11 @@ def _bank(table: Predictions) -> Iterator[NDArray[np.float64]]:
 
 
 def score(table: Predictions) -> Result:
-    """DIRECTION_FIGURE raw and DIRECTION_FIGURE_dual_softmax: r1, r5, r10, median_rank, mean_rank for t2v and v2t.
+    """Compute DIRECTION_METRIC and DIRECTION_METRIC_dual_softmax: r1, r5, r10, median_rank, mean_rank for t2v and v2t.
 
     With attributes (`with_attributes`) also t2v_NAME and t2v_NAME_chance.
-    With a bank of other texts also t2v_FIGURE_query_bank. Queries that tie are ranked last among their equals, so that
-    a model which says the same of everything finds nothing; the protocol counts them, and the captions that more than
-    one video has.
+    With a query bank also t2v_METRIC_query_bank. Tied queries get the worst rank among equals, so a constant model
+    retrieves nothing; the protocol counts ties and captions shared by several videos.
     """
     metrics = MetricValues()
     matrix, owner = similarity(table), table["owner"]

@@ -1,4 +1,4 @@
-"""Fine-tuning for text-video retrieval: clips and their captions among those of the whole batch.
+"""Fine-tuning for text-video retrieval: contrastive loss of clips and captions over the global batch.
 
 Source: paper 4.3.2; Video-Text-Retrieval.
 """
@@ -24,11 +24,11 @@ class RetrievalSettings(PartSettings):
 
 
 class RetrievalStage(nn.Module):
-    """The loss of a batch of captioned clips, over all processes.
+    """Contrastive loss of captioned clips over all processes.
 
     Args:
-        model: the video-language model, whose caption decoder rests, or the frame-wise image-text model.
-        settings: which loss, and the bounds of its memory. ValueError where they do not fit together.
+        model: the video-language model (its caption decoder is unused), or the frame-wise image-text model.
+        settings: loss and memory limits. Raises ValueError for a contradictory combination.
     """
 
     def __init__(self, model: VideoLanguage | Clip, settings: RetrievalSettings) -> None:
@@ -37,13 +37,13 @@ class RetrievalStage(nn.Module):
             raise ValueError("the dual softmax loss needs all rows at once: leave out similarity_chunk_size")
         self.model = model
         self.settings = settings
-        if model.text.mask_embedding is not None:  # only masked language modelling reads it
+        if model.text.mask_embedding is not None:  # used only by masked language modeling
             model.text.mask_embedding.requires_grad_(False)
         if model.can_caption:
             model.get_submodule("caption_decoder").requires_grad_(False)
 
     def forward(self, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
-        """{"loss"} of one batch, which must carry tokens."""
+        """Return {"loss"} of a batch with tokens."""
         self.model.clamp_logit_scale()
 
         def encode(video: Tensor, tokens: Tensor, frame_mask: Tensor | None, start: int) -> tuple[Tensor, Tensor]:

@@ -1,7 +1,7 @@
-"""Boxes with actions as AVA writes them: annotations, results, exclusions (AlphAction).
+"""Read and write AVA's csv files: annotations, results, exclusions (AlphAction).
 
-Rows are `video, timestamp, x1, y1, x2, y2, action_id, person_id or score` without header; action ids count from 1,
-corners are fractions. Frames are compared by video and whole second, as the published evaluator does.
+Rows are `video, timestamp, x1, y1, x2, y2, action_id, person_id or score` without header; action ids start at 1,
+corners are fractions. A frame is identified by video and whole second, as in the published evaluator.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ from internvideo.untrusted import MOST_DIGITS, CsvReader
 
 @dataclass(frozen=True)
 class AvaRows:
-    """Rows in columns.
+    """Columns of an AVA file.
 
     Attributes:
-        frame: N times (video, whole second). box: (N, 4). action: (N,) ids from 1. score: (N,), zeros without one.
+        frame: N pairs (video, whole second). box: (N, 4). action: (N,) ids from 1. score: (N,), 0 for annotations.
     """
 
     frame: tuple[tuple[str, int], ...]
@@ -48,7 +48,7 @@ def _cells(path: Path, least: int) -> Iterator[tuple[int, list[str]]]:
 
 
 def _number(where: str, field: str, cell: str) -> float:
-    """A finite number. Raises ManifestError."""
+    """Parse a finite number. Raises ManifestError."""
     try:
         value = float(cell)
     except ValueError:
@@ -59,14 +59,14 @@ def _number(where: str, field: str, cell: str) -> float:
 
 
 def _action(where: str, cell: str) -> int:
-    """An id, from 1. Raises ManifestError."""
+    """Parse an action id, at least 1. Raises ManifestError."""
     if not cell.strip().isdecimal() or len(cell) > MOST_DIGITS or int(cell) < 1:
         raise ManifestError(f"{where} action_id", f"'{cell[:80]}'", "an id, from 1")
     return int(cell)
 
 
 def read_rows(path: Path, *, scored: bool, excluded: frozenset[tuple[str, int]] = frozenset()) -> AvaRows:
-    """Annotations, or results with scores. Frames of `excluded` and rows without a box are left out.
+    """Read annotations, or results with scores, without frames of `excluded` and rows without a box.
 
     Raises:
         ManifestError: a row with too few cells, a cell that is no number, an action below 1.
@@ -94,21 +94,21 @@ def read_rows(path: Path, *, scored: bool, excluded: frozenset[tuple[str, int]] 
 
 
 def read_exclusions(path: Path) -> frozenset[tuple[str, int]]:
-    """Frames that are not scored, `video, timestamp`. Raises ManifestError."""
+    """Read the frames to exclude from scoring, `video, timestamp`. Raises ManifestError."""
     return frozenset(
         (cells[0], int(_number(f"{path}:{line}", "timestamp", cells[1]))) for line, cells in _cells(path, 2)
     )
 
 
 def timestamp(time: float) -> str:
-    """A time as AVA writes it: whole seconds with four digits, others to the microsecond."""
+    """Format a time like AVA: whole seconds with four digits, others to the microsecond."""
     return f"{time:04.0f}" if float(time).is_integer() else f"{time:.6f}".rstrip("0")
 
 
 def result_lines(
     videos: Iterable[str], times: Iterable[float], boxes: NDArray[Any], actions: Iterable[int], scores: Iterable[float]
 ) -> Iterator[str]:
-    """Lines of a results file: corners clipped to 0..1, with five digits. `actions` are ids, from 1."""
+    """Format the lines of a results file: corners clipped to 0..1, five digits; `actions` are ids from 1."""
     for video, time, box, action, score in zip(
         videos, times, np.asarray(boxes).clip(0, 1).tolist(), actions, scores, strict=True
     ):

@@ -1,4 +1,4 @@
-"""What evaluations of boxes of objects share: which boxes are tested, and pictures of them."""
+"""Shared parts of evaluations of object boxes: options, choice of the tested boxes, plots."""
 
 from __future__ import annotations
 
@@ -31,19 +31,19 @@ from internvideo.training.trained import Trained
 from internvideo.video.pool import borrow
 
 SHOWN = 9
-"""Key frames that an evaluation draws."""
+"""Number of key frames that an evaluation plots."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class BoxOptions(EvaluateOptions):
-    """Options of evaluations of boxes of objects."""
+    """Options of evaluations of object boxes."""
 
     boxes: Annotated[Path | None, "Boxes of an object detector, JSON; by default the annotated boxes."] = None
 
 
 @dataclass(frozen=True)
 class Tested:
-    """Rows, their key frames, and the views with the boxes to be tested, an entry a key frame each."""
+    """Rows, their key frames, and the views with the tested boxes, one entry per key frame each."""
 
     frames: list[ObjectFrame]
     views: KeyFrameViews
@@ -51,7 +51,7 @@ class Tested:
 
 
 def boxes_to_test(trained: Trained, rows: Manifest, form: ClipForm, settings: BoxOptions) -> Tested:
-    """The boxes of `settings.boxes`, or the annotated ones.
+    """Select the tested boxes: those of `settings.boxes`, else the annotated ones.
 
     Raises:
         RecipeError: several processes. ManifestError: boxes of none of the rows.
@@ -81,7 +81,7 @@ def boxes_to_test(trained: Trained, rows: Manifest, form: ClipForm, settings: Bo
 
 
 def check_output(target: Path, protocol: Mapping[str, Any]) -> None:
-    """Refuse to write over the table of other weights, rows or boxes. Raises RunError."""
+    """Raise RunError if `target` has a table of other weights, rows or boxes."""
     if not target.exists():
         return
     try:
@@ -99,10 +99,10 @@ def draw(
     truth: Callable[[ObjectFrame], str],
     target: Path,
 ) -> None:
-    """Key frames, evenly from the split, with every tested box.
+    """Plot key frames, spread evenly over the split, with every tested box.
 
     Args:
-        said: key frame -> a line for each of its boxes. truth: what is true of the frame, for its title.
+        said: key frame -> label of each of its boxes. truth: ground truth of a frame as text, for its title.
     """
     panels = []
     for index in np.unique(np.linspace(0, len(tested.frames) - 1, SHOWN).round().astype(int)).tolist():

@@ -1,4 +1,4 @@
-"""Spatio-temporal localization: what every person at a key frame does; frame mAP at IoU 0.5 (AlphAction)."""
+"""Spatio-temporal localization: predict the actions of persons at key frames; frame mAP at IoU 0.5 (AlphAction)."""
 
 from __future__ import annotations
 
@@ -25,17 +25,17 @@ from internvideo.tasks.table import BOOTSTRAP, MetricValues, Predictions, Result
 NAME = "spatio_temporal_localization"
 IOU = 0.5
 MATCHING = "each box with the annotated box of highest IoU alone; a second hit is false; equal scores in file order"
-"""How the mAP counts, as the protocol tells it."""
+"""Matching rule of the mAP, as text of the protocol."""
 
 Arrays = dict[str, NDArray[Any]]
 
 
 @torch.no_grad()
 def action_scores(model: ActionDetector, views: KeyFrameViews, device: torch.device) -> dict[int, NDArray[np.float32]]:
-    """Index of a key frame -> (R, C): probability of every action, times the person's score.
+    """Score every box: index of a key frame -> (R, C), probability of each action times the person's score.
 
-    Boxes are widened by 10 % of their width and 5 % of their height. A frame that cannot be read is left out. Every
-    process of a run returns what all of them found.
+    Boxes are widened by 10 % of their width and 5 % of their height. Unreadable frames are left out. With several
+    processes each returns the results of all.
     """
     model.eval()
     found = {}
@@ -59,11 +59,11 @@ def make_table(
     *,
     scored: Sequence[str] = (),
 ) -> Predictions:
-    """Every box and class in a row.
+    """Build the table with one row per box and class.
 
     Args:
-        truths: annotated key frames. frames: those with the boxes tested. scores: index into `frames` -> (R, C).
-        scored: names of the classes that count; none: all.
+        truths: annotated key frames. frames: key frames with the tested boxes. scores: index in `frames` -> (R, C).
+        scored: names of the evaluated classes; empty for all.
     """
     number: dict[tuple[str, float], int] = {}
     named = [*truths, *(frames[index] for index in scores)]
@@ -114,12 +114,12 @@ def predict(
     persons: str = "ground truth",
     scored: Sequence[str] = (),
 ) -> Predictions:
-    """Scores of every action for every box.
+    """Predict the score of every action for every box.
 
     Args:
-        model: on `device`; put into evaluation mode. manifest: under the model's classes.
-        truths: its annotated key frames. views: the clips with the boxes to be tested.
-        model_name, persons: for the protocol; whose the boxes are. scored: as in `make_table`.
+        model: on `device`; put into evaluation mode. manifest: with the model's classes.
+        truths: its annotated key frames. views: clips with the tested boxes.
+        model_name: for the protocol. persons: source of the boxes, for the protocol. scored: as in `make_table`.
     """
     scores = action_scores(model, views, device)
     form = views.form
@@ -141,7 +141,7 @@ def predict(
 
 
 def columns(table: Predictions, kept: NDArray[np.bool_] | None = None) -> tuple[Boxes, Boxes]:
-    """Ground truth and predictions of the scored classes, of the frames `kept` (F,) only."""
+    """Return ground truth and predictions of the evaluated classes, only of the frames `kept` (F,)."""
     scored = table["scored"]
     truth = Boxes(table["truth_frame"], table["truth_label"], table["truth_box"], np.zeros(len(table["truth_frame"])))
     found = Boxes(table["frame"], table["label"], table["box"], table["score"])
@@ -151,9 +151,9 @@ def columns(table: Predictions, kept: NDArray[np.bool_] | None = None) -> tuple[
 
 
 def score(table: Predictions) -> Result:
-    """Mean AP over the classes with ground truth; for mixed sets also of each source.
+    """Compute the mean AP over the classes with ground truth; for mixed sets also per source.
 
-    The interval is of videos drawn again. Raises RunError for a table without ground truth.
+    The interval resamples videos. Raises RunError for a table without ground truth.
     """
     truth, found = columns(table)
     if not len(truth):
@@ -179,7 +179,7 @@ def score(table: Predictions) -> Result:
 
 
 def results_csv(table: Predictions) -> str:
-    """The predictions as AVA's results file; action ids are class indices + 1."""
+    """Format the predictions as AVA's results file; action ids are class indices + 1."""
     frame = table["frame"]
     videos, times = table["frame_video"][frame].tolist(), table["frame_time"][frame].tolist()
     rows = result_lines(videos, times, table["box"], (table["label"] + 1).tolist(), table["score"].tolist())
@@ -187,10 +187,10 @@ def results_csv(table: Predictions) -> str:
 
 
 def table_of_files(truth: Path, results: Path, labels: Path, excluded: Path | None = None) -> Predictions:
-    """A table of AVA's own files, to be scored as any other.
+    """Build a table from AVA's own files, for `score`.
 
     Args:
-        truth, results: csv. labels: label map (.pbtxt), whose classes are scored. excluded: frames that are not.
+        truth, results: csv. labels: label map (.pbtxt) with the evaluated classes. excluded: frames not evaluated.
 
     Raises:
         ManifestError: a malformed file.

@@ -1,7 +1,7 @@
-"""What somebody inside a box does: RoIAlign, the head on it, and box arithmetic (AlphAction).
+"""Action head on person boxes: RoIAlign, pooling head, and box arithmetic (AlphAction).
 
-Shapes: B clips, R boxes of all clips, T' H' W' token grid, D width, P bins a side, C classes.
-Boxes are (x1, y1, x2, y2) in pixels of the clip unless something else is said.
+Shapes: B clips, R boxes of all clips, T' H' W' token grid, D width, P bins per side, C classes.
+Boxes are (x1, y1, x2, y2) in pixels of the clip unless noted otherwise.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ class RoIAlign(Protocol):
 
 
 def widen_boxes(boxes: Tensor, size: tuple[float, float], *, width: float = 0.1, height: float = 0.05) -> Tensor:
-    """Boxes (R, 4) grown by a share of their width and height in total, cut to the image.
+    """Enlarge boxes (R, 4) by a total fraction of their width and height, clipped to the image.
 
-    A box ends on its last pixel, as published: its width is x2 - x1 + 1, and nothing lies beyond size - 1.
+    Corners are inclusive, as published: the width is x2 - x1 + 1, the largest coordinate size - 1.
 
     Args:
-        boxes: corners. size: (width, height) of the image. width, height: shares.
+        boxes: corners. size: (width, height) of the image. width, height: fractions.
     """
     grow = (boxes[:, 2:] - boxes[:, :2] + 1) * _row(boxes, width, height) / 2
     limit = _row(boxes, *size) - 1
@@ -39,7 +39,7 @@ def widen_boxes(boxes: Tensor, size: tuple[float, float], *, width: float = 0.1,
 
 
 def jitter_boxes(boxes: Tensor, size: tuple[float, float], generator: torch.Generator) -> Tensor:
-    """Boxes (R, 4), every side moved: out by up to 20 % of the width (10 % of the height), in by up to half that."""
+    """Jitter every side of boxes (R, 4): outwards by up to 20 % of the width (10 % of the height), inwards by half."""
     extent = boxes[:, 2:] - boxes[:, :2] + 1
     draw = torch.rand(boxes.shape, generator=generator, device=boxes.device, dtype=boxes.dtype)
     moved = (draw * 0.3 - 0.1) * torch.cat([extent, extent], dim=1) * _row(boxes, 1.0, 0.5, 1.0, 0.5)
@@ -49,12 +49,12 @@ def jitter_boxes(boxes: Tensor, size: tuple[float, float], generator: torch.Gene
 
 
 def _row(like: Tensor, *values: float) -> Tensor:
-    """Values of the host as a tensor like another, copied without waiting for its device."""
+    """Copy host values to a tensor like another without synchronizing its device."""
     return torch.tensor(values, dtype=like.dtype).to(like.device, non_blocking=True)
 
 
 def _axis_weights(start: Tensor, length: Tensor, size: int, bins: int) -> Tensor:
-    """(R,), (R,) -> (R, P, size): share of every cell in every bin along one axis.
+    """Compute the weights (R, P, size) of cells in bins along one axis for starts and lengths (R,).
 
     A bin is the mean of ceil(length / P) samples, each linearly interpolated between two cells; samples more than one
     cell outside count zero.
@@ -62,7 +62,7 @@ def _axis_weights(start: Tensor, length: Tensor, size: int, bins: int) -> Tensor
     count = (length / bins).ceil().clamp(min=1)
     if count.device.type == "cpu" and not torch.compiler.is_compiling():
         most = int(count.max()) if len(count) else 1
-    else:  # a bound that asks nothing of the device: boxes of up to twice the grid
+    else:  # a bound without device synchronization: boxes of up to twice the grid
         most = 2 * -(-size // bins)
         torch._assert_async((count <= most).all(), f"a box is longer than twice the grid of {size} cells")
     sample = torch.arange(most, device=start.device, dtype=start.dtype)
@@ -83,13 +83,13 @@ def _axis_weights(start: Tensor, length: Tensor, size: int, bins: int) -> Tensor
 
 
 def roi_align(features: Tensor, clip: Tensor, boxes: Tensor, *, bins: int = 7, scale: float = 1 / 16) -> Tensor:
-    """Mean feature of every bin of every box, without rounding ("not aligned", adaptive sampling).
+    """Pool the mean feature of every bin of every box, without rounding ("not aligned", adaptive sampling).
 
     The samples of a bin form a grid, so the mean is a product of one matrix along each axis.
 
     Args:
-        features: (B, D, H', W'). clip: (R,) int64, to which clip a box belongs. boxes: (R, 4).
-        bins: P. scale: cells a pixel.
+        features: (B, D, H', W'). clip: (R,) int64, clip index of each box. boxes: (R, 4).
+        bins: P. scale: cells per pixel.
 
     Returns:
         (R, D, P, P).
@@ -106,7 +106,7 @@ def roi_align(features: Tensor, clip: Tensor, boxes: Tensor, *, bins: int = 7, s
 def torchvision_roi_align(
     features: Tensor, clip: Tensor, boxes: Tensor, *, bins: int = 7, scale: float = 1 / 16
 ) -> Tensor:
-    """`roi_align` by the package torchvision, which must be there; it computes in float32 or float64."""
+    """Apply torchvision's `roi_align` (torchvision must be installed), in float32 or float64."""
     exact = features if features.dtype in (torch.float32, torch.float64) else features.float()
     rois = torch.cat([clip[:, None].to(exact.dtype), boxes.to(exact.dtype)], dim=1)
     operators = import_module("torchvision.ops")
@@ -116,7 +116,7 @@ def torchvision_roi_align(
 
 @cache
 def chosen_roi_align() -> RoIAlign:
-    """torchvision's RoIAlign where the package can be imported, else the one written here; they are equal."""
+    """Return torchvision's RoIAlign if importable, else the one of this module; their results agree."""
     try:
         import_module("torchvision.ops")
     except (ImportError, OSError, RuntimeError):  # absent, or made for another version of torch
@@ -125,7 +125,7 @@ def chosen_roi_align() -> RoIAlign:
 
 
 class RegionHead(Module):
-    """Tokens averaged over time, RoIAlign, maximum over the bins, linear (the paper's "simple linear head")."""
+    """Mean over time, RoIAlign, maximum over bins, linear layer (the paper's "simple linear head")."""
 
     def __init__(self, width: int, num_classes: int, *, patch: int, bins: int = 7, dropout: float = 0.0) -> None:
         super().__init__()
@@ -135,15 +135,15 @@ class RegionHead(Module):
         self.projection = Linear(width, num_classes)
 
     def pool(self, tokens: Tensor, clip: Tensor, boxes: Tensor) -> Tensor:
-        """Tokens (B, T', H', W', D) after the norm, clip (R,), boxes (R, 4) pixels -> (R, D)."""
+        """Pool tokens (B, T', H', W', D) after the norm to box features (R, D); clip (R,), boxes (R, 4) in pixels."""
         grid = tokens.mean(dim=1).permute(0, 3, 1, 2)
         return self.roi_align(grid, clip, boxes, bins=self.bins, scale=1 / self.patch).amax(dim=(2, 3))
 
     def forward(self, tokens: Tensor, clip: Tensor, boxes: Tensor) -> Tensor:
-        """As `pool` -> logits (R, C)."""
+        """Compute logits (R, C); arguments as `pool`."""
         return self.projection(self.dropout(self.pool(tokens, clip, boxes)))
 
 
 def region_loss(logits: Tensor, labels: Tensor) -> Tensor:
-    """Sigmoid cross entropy, mean over the R x C entries times R, as published; logits and labels (R, C)."""
+    """Compute the sigmoid cross entropy of logits and labels (R, C): mean over R x C entries times R, as published."""
     return F.binary_cross_entropy_with_logits(logits, labels) * len(logits)

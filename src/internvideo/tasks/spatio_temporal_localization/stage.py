@@ -13,14 +13,14 @@ from internvideo.tasks.spatio_temporal_localization.regions import jitter_boxes,
 
 
 class RegionSettings(Settings):
-    """How boxes are moved in training, and which are used in testing."""
+    """Jitter of training boxes, and threshold of test boxes."""
 
     jitter: bool = Field(True, description="move the sides of training boxes: out by up to 20 % (10 %), in by half")
-    min_person: float = Field(0.8, ge=0.0, le=1.0, description="testing: least score of a person box")
+    min_person: float = Field(0.8, ge=0.0, le=1.0, description="testing: smallest score of a person box")
 
 
 class RegionStage(nn.Module):
-    """Sigmoid cross entropy of every class, times the number of boxes of the process, as in the released code."""
+    """Sigmoid cross entropy of every class, times the number of boxes in the process, as in the released code."""
 
     def __init__(self, model: ActionDetector, settings: RegionSettings) -> None:
         super().__init__()
@@ -28,7 +28,7 @@ class RegionStage(nn.Module):
         self.settings = settings
 
     def forward(self, batch: RegionBatch, generator: torch.Generator) -> dict[str, Tensor]:
-        """{"loss"}; 0 for a batch without boxes."""
+        """Return {"loss"}; 0 for a batch without boxes."""
         boxes = batch.boxes
         if self.settings.jitter and self.training and len(boxes):
             height, width = batch.video.shape[-2:]

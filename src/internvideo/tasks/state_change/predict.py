@@ -1,4 +1,4 @@
-"""State-change objects: which object changes its state; COCO AP of one class (arXiv 2211.09529)."""
+"""State-change objects: detect the object that changes its state; COCO AP of one class (arXiv 2211.09529)."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ def make_table(
     """Build the table with one row per box, in pixels.
 
     Args:
-        frames: annotated rows. views: the boxes tested, a key frame a row.
-        scores: index -> (R, 1) probability of a change times the detector's score, of those that could be read.
+        frames: annotated rows. views: tested boxes, one key frame per row.
+        scores: index -> (R, 1) probability of a change times the detector's score, of readable frames.
     """
     read = sorted(scores)
     parts = [(views.frames[index], frames[index]) for index in read]

@@ -17,11 +17,11 @@ class ActionFormerConfig:
         windows: attention window of every level (odd), 1 or less for all steps; one value for all levels.
         max_length: steps of a training sequence; longer ones can be tested.
         num_classes: K, 1 for class-agnostic.
-        embedding_layers, stem_layers, branch_layers: how many; every branch layer halves the time.
+        embedding_layers, stem_layers, branch_layers: numbers of layers; every branch layer halves the time.
         neck: "identity" or "pyramid" (top-down).
         absolute_positions, relative_positions: fixed sinusoid added; learned bias by offset inside windows.
-        head_layers: convolutions of each head with the last.
-        ranges: of every level, which distances to the farther end (in steps) it is responsible for.
+        head_layers: convolutions of each head including the last.
+        ranges: per level, the range of distances to the farther end (in steps) that it detects.
         drop_path, dropout: in the layers.
         prior: class probability before training.
     """
@@ -65,11 +65,11 @@ class ActionFormerConfig:
 
     @property
     def multiple(self) -> int:
-        """What a sequence's length must be a multiple of."""
+        """A sequence's length must be a multiple of this."""
         return max((1 << level) * max(1, self.window(level) // 2 * 2) for level in range(self.levels))
 
     def padded_length(self, length: int) -> int:
-        """To what a tested sequence is padded: `max_length`, or the next multiple beyond it."""
+        """Return the padded length of a test sequence: `max_length`, or the next multiple above it."""
         return self.max_length if length <= self.max_length else math.ceil(length / self.multiple) * self.multiple
 
 
@@ -97,4 +97,4 @@ SIZES: dict[str, tuple[ActionFormerConfig, float | None, str]] = {
         "110 classes, 8 levels, windows of 9, up to 1024 steps",
     ),
 }
-"""Benchmark -> config, millions of parameters where published, and what it is."""
+"""Benchmark -> config, millions of parameters if published, and description."""

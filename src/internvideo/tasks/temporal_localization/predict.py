@@ -1,4 +1,4 @@
-"""Temporal localization: segments with class and score of every video; mAP over tIoU, recall (ActionFormer)."""
+"""Temporal localization: predict segments with class and score; mAP over tIoU, recall (ActionFormer)."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from internvideo.tasks.temporal_localization.segment_decoding import DecodingSet
 
 NAME = "temporal_localization"
 FUSED_CLASSES = 2
-"""Best classes of a video that its class-agnostic segments get (ActionFormer)."""
+"""Number of a video's top classes assigned to its class-agnostic segments (ActionFormer)."""
 
 RECALL_OVERLAP = 0.5
 """tIoU of the recall of moment queries."""
@@ -34,20 +34,20 @@ RECALLS: dict[Recall, str] = {
     "classes": "mean over classes and tIoU, >=",
     "moments": "of all instances, > 0.5 of the hull (Ego4D)",
 }
-"""How recall is counted, as the protocol tells it."""
+"""Definitions of recall, as text of the protocol."""
 
 MATCHING = (
     "each prediction the best free action of its class and video, tIoU >=; equal scores in file order; "
     "classes without an action left out"
 )
-"""How the mAP counts, as the protocol tells it."""
+"""Matching rule of the mAP, as text of the protocol."""
 
 Floats = NDArray[np.floating[Any]]
 Ints = NDArray[np.int64]
 
 
 class Segments(NamedTuple):
-    """What was found in a video, best first: (N, 2) seconds, (N,) scores, (N,) class indices."""
+    """Segments of a video, best first: (N, 2) seconds, (N,) scores, (N,) class indices."""
 
     spans: Floats
     scores: Floats
@@ -55,7 +55,7 @@ class Segments(NamedTuple):
 
 
 def check_width(video: FeatureVideo, values: torch.Tensor, width: int) -> None:
-    """Raises RunError for features (C, T) of another width than a model's."""
+    """Raise RunError if features (C, T) have another width than the model's."""
     if values.shape[0] != width:
         raise RunError(video.file, f"features of {values.shape[0]} channels", f"{width}, which the model learned from")
 
@@ -68,12 +68,12 @@ def find_segments(
     device: torch.device,
     class_scores: Floats | None = None,
 ) -> Segments:
-    """Segments of one video.
+    """Find the segments of one video.
 
     Args:
         model: in evaluation mode, on `device`. video: its features and their grid.
-        settings: how features are read. decoding: how points become segments.
-        class_scores: (C,) of the whole video, for a model of one class: its segments get the best classes.
+        settings: reading of features. decoding: settings of decoding.
+        class_scores: (C,) of the whole video, for a class-agnostic model: its segments get the top classes.
 
     Raises:
         RunError: features that cannot be read, or of another width.
@@ -88,10 +88,10 @@ def find_segments(
 
 
 def read_class_scores(path: Path, classes: Sequence[str]) -> dict[str, Floats]:
-    """Scores of whole videos by another model, {"results": {video: [floats]}, "class": [names]}, as published.
+    """Read another model's video-level scores, {"results": {video: [floats]}, "class": [names]}, as published.
 
-    With "class" the columns of `classes` are found by name, and others are left out; without it the file must have one
-    column a class, in the order of `classes`.
+    With "class" the columns of `classes` are selected by name; without it the file must have one column per class, in
+    the order of `classes`.
 
     Returns:
         video -> (C,) scores.
@@ -134,14 +134,14 @@ def predict(
 
     Args:
         model: on `device`; put into evaluation mode.
-        features: videos with their actions, under the model's classes.
+        features: videos with their actions, in the model's classes.
         settings, decoding: see `find_segments`. tiou_thresholds: tIoU thresholds of the mAP. recall: see `score`.
         model_name: for the protocol.
-        class_scores: for a model of one class, video -> (C,). Without them the segments of such a model have no class,
-            and neither has the ground truth: they are scored as proposals.
+        class_scores: for a class-agnostic model, video -> (C,). Without them its segments are scored as proposals
+            against class-agnostic ground truth.
 
     Raises:
-        RecipeError: a model with another number of classes, or without the scores of a video.
+        RecipeError: a model with another number of classes, or no scores of a video.
         RunError: features that cannot be read.
     """
     count = model.config.num_classes
@@ -184,7 +184,7 @@ FEATURE_FACTS = ("model", "weights_sha256", "layer", "grid", "tiles", "window", 
 def make_table(
     features: FeatureSet, found: Sequence[Segments], classes: Sequence[str], protocol: Mapping[str, Any]
 ) -> Predictions:
-    """Segments and ground truth in columns; with one class in `classes` the ground truth is of that class alone."""
+    """Build the table of segments and ground truth; with one class in `classes` all ground truth has that class."""
     truths = [np.zeros_like(video.labels) if len(classes) == 1 else video.labels for video in features.videos]
     arrays: dict[str, NDArray[Any]] = {
         "ids": np.asarray([video.id for video in features.videos]),
@@ -209,22 +209,22 @@ def _owners(columns: Iterable[NDArray[Any]]) -> Ints:
 
 
 def truth_of(table: Predictions) -> Detections:
-    """The ground truth of a table."""
+    """Return the ground truth of a table."""
     count = len(table["truth_video"])
     return Detections(table["truth_video"], table["truth_label"], table["truth_span"], np.zeros(count))
 
 
 def found_of(table: Predictions) -> Detections:
-    """The predictions of a table."""
+    """Return the predictions of a table."""
     return Detections(table["video"], table["label"], table["span"], table["score"])
 
 
 def score(table: Predictions) -> Result:
-    """mAP at every tIoU, mean_mAP over them, recall when 1 and 5 predictions a ground truth count.
+    """Compute mAP per tIoU, mean_mAP over them, and recall with 1 and 5 predictions per ground-truth segment.
 
-    Recall is the mean over classes and tIoU; of a table of moment queries (Ego4D, arXiv 2211.09529) that of all
-    instances at a tIoU above 0.5, the union taken as the hull. Intervals are of videos drawn again. Raises RunError for
-    a table without ground truth.
+    Recall is the mean over classes and tIoU; for moment queries (Ego4D, arXiv 2211.09529) it is over all instances at
+    a tIoU above 0.5, with the hull as union. Intervals resample videos. Raises RunError for a table without ground
+    truth.
     """
     truth, predicted = truth_of(table), found_of(table)
     if not len(truth):
@@ -249,7 +249,7 @@ def score(table: Predictions) -> Result:
 
 
 def submission(table: Predictions) -> dict[str, Any]:
-    """The predictions in ActivityNet's form: {"version", "results": {video: [{label, score, segment}]}, ...}."""
+    """Return the predictions in ActivityNet's format, {"results": {video: [{label, score, segment}]}, ...}."""
     names, classes = table["ids"].tolist(), table["classes"].tolist()
     results: dict[str, list[dict[str, Any]]] = {name: [] for name in names}
     rows = zip(table["video"], table["label"], table["score"], table["span"].tolist(), strict=True)

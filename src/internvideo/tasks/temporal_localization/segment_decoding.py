@@ -1,4 +1,4 @@
-"""From what every point says to segments in seconds (ActionFormer)."""
+"""Decode a temporal detector's outputs to segments in seconds (ActionFormer)."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ Ints = NDArray[np.int64]
 
 @dataclass(frozen=True)
 class FeatureGrid:
-    """Where features lie in a video.
+    """Temporal positions of features in a video.
 
     Attributes:
-        fps: frames a second. stride: frames from one window to the next. window: frames of a window.
+        fps: frames per second. stride: frames from one window to the next. window: frames of a window.
         duration: of the video, seconds.
     """
 
@@ -33,17 +33,17 @@ class FeatureGrid:
     duration: float
 
     def to_seconds(self, steps: Floats) -> Floats:
-        """Feature steps -> seconds, cut to the video."""
+        """Convert feature steps to seconds, clipped to the video."""
         result: Floats = np.clip((steps * self.stride + 0.5 * self.window) / self.fps, 0.0, self.duration)
         return result
 
 
 @dataclass(frozen=True)
 class DecodingSettings:
-    """Which points count.
+    """Thresholds of decoding.
 
     Attributes:
-        min_score: of a point and class. pre_nms_top_k: of a level, best first. min_length: of a segment, steps.
+        min_score: smallest score of a point and class. pre_nms_top_k: candidates per level. min_length: in steps.
         suppression: see `soft_nms`.
     """
 
@@ -56,7 +56,7 @@ class DecodingSettings:
 def candidates(
     points: Sequence[Tensor], found: Detection, row: int, settings: DecodingSettings
 ) -> tuple[Floats, Floats, Ints]:
-    """Segments (N, 2) in steps, scores (N,) and classes (N,) of one sequence of a batch, before suppression."""
+    """Decode one sequence: segments (N, 2) in steps, scores (N,) and classes (N,), before suppression."""
     segments, scores, labels = [], [], []
     for level, point in enumerate(points):
         probability = found.logits[level][row].sigmoid() * found.masks[level][row, :, None]
@@ -79,7 +79,7 @@ def candidates(
 def detect(
     model: ActionFormer, features: Tensor, grid: FeatureGrid, settings: DecodingSettings
 ) -> tuple[Floats, Floats, Ints]:
-    """Segments of one video.
+    """Detect the segments of one video.
 
     Args:
         model: in evaluation mode. features: (C, T) on the model's device. grid: of the features.

@@ -18,7 +18,7 @@ from internvideo.tasks.temporal_localization.segment_decoding import DecodingSet
 
 
 class LocalizationSettings(Settings):
-    """The losses, and how segments are found in testing (ActionFormer's configs)."""
+    """Settings of the losses and of decoding (ActionFormer's configs)."""
 
     label_smoothing: float = Field(0.0, ge=0.0, lt=1.0)
     loss_weight: float = Field(1.0, description="of the offsets; 0 or less balances them with the classes")
@@ -38,7 +38,7 @@ class LocalizationSettings(Settings):
     )
 
     def decoding(self, *, num_classes: int) -> DecodingSettings:
-        """Settings of `detect` for a head of so many classes; with one class suppression is over all segments."""
+        """Return the settings of `detect` for `num_classes`; a single class is suppressed class-agnostically."""
         suppression = SuppressionSettings(
             sigma=self.sigma,
             min_score=self.min_score,
@@ -51,7 +51,7 @@ class LocalizationSettings(Settings):
 
 
 class LocalizationStage(nn.Module):
-    """Focal and DIoU loss of ActionFormer. The number of positive points of all processes is averaged over steps."""
+    """Focal and DIoU loss of ActionFormer, normalized by a running mean of all processes' positive points."""
 
     normaliser: Tensor
 
@@ -63,7 +63,7 @@ class LocalizationStage(nn.Module):
         self.register_buffer("normaliser", torch.tensor(settings.initial_norm))
 
     def targets(self, batch: FeatureBatch) -> tuple[Tensor, Tensor]:
-        """Classes (B, P, K) and distances (B, P, 2) of all levels' points."""
+        """Compute the target classes (B, P, K) and distances (B, P, 2) of all levels' points."""
         points = torch.cat(self.model.points(batch.features.shape[-1], batch.features.device))
         settings, classes = self.settings, self.model.config.num_classes
         made = [
@@ -73,7 +73,7 @@ class LocalizationStage(nn.Module):
         return torch.stack([classes for classes, _ in made]), torch.stack([distances for _, distances in made])
 
     def forward(self, batch: FeatureBatch, generator: torch.Generator) -> dict[str, Tensor]:
-        """{"loss", "class_loss", "offset_loss"}."""
+        """Return {"loss", "class_loss", "offset_loss"}."""
         targets, distances = self.targets(batch)
         found = self.model(batch.features, batch.mask)
         valid = torch.cat(found.masks, dim=1)

@@ -1,4 +1,4 @@
-"""Sentences that turn a class name into a text (multi-modalities-downstream)."""
+"""Prompt templates: sentences with a class name (multi-modalities-downstream)."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ ACTION_TEMPLATES = (
 
 
 def fill(templates: Sequence[str], classes: Sequence[str]) -> list[str]:
-    """All texts in template-major order: every class of the first template comes first, P * C texts.
+    """Fill P templates with C class names: P * C texts, all classes of the first template first.
 
     Raises:
         ValueError: a template without exactly one "{}".
@@ -42,8 +42,8 @@ def fill(templates: Sequence[str], classes: Sequence[str]) -> list[str]:
 
 
 def templates_of(manifest: Path, given: Path | None = None) -> tuple[str, ...]:
-    """The templates of a data set: of the file `given`, else of `NAME.templates.txt` or `templates.txt` beside the
-    manifest, one a line; else the published ones.
+    """Read the templates of a data set, one per line: from `given`, else from `NAME.templates.txt` or `templates.txt`
+    next to the manifest, else the published ones.
 
     Raises:
         ManifestError: a file that cannot be read, or a line without exactly one "{}".
