@@ -76,8 +76,8 @@ class ApproximateIndex:
         try:
             self._index = faiss.read_index(str(folder / FILE), faiss.IO_FLAG_MMAP)
         except RuntimeError as error:
-            do = "index with --index exact, or --index ivf to build it again"
-            raise RunError(folder / FILE, "cannot be read", "", do) from error
+            hint = "index with --index exact, or --index ivf to build it again"
+            raise RunError(folder / FILE, "cannot be read", "", hint) from error
         self._sample: tuple[Snapshot, Floats] | None = None
 
     def rows(self, snapshot: Snapshot, vector: Floats, count: int) -> NDArray[np.int64]:
