@@ -24,7 +24,7 @@ from internvideo.weights.fetch import ENDING, check_ending
 from internvideo.weights.layouts import OVERRIDES, Layout, layout_of, merged
 from internvideo.weights.published_classes import published_classes
 from internvideo.weights.published_config import (
-    PublishedConfig,
+    Parsed,
     read_config,
     with_open_clip_config,
     with_transformers_config,
@@ -174,7 +174,7 @@ def read(place: Path) -> Foreign:
         said = f"model type {kind!r} ({', '.join(map(str, names)) if isinstance(names, list) else 'unnamed'})"
         expected = f"{', '.join(MODEL_TYPES)}, or another published layout"
         raise WeightsError(place, f"{said}, as its {CONFIG} says, which is not read", expected) from error
-    published = PublishedConfig(layout)
+    published = Parsed(layout)
     processor: Mapping[str, Any] = {}
     if layout.name.startswith("transformers "):
         if config:
@@ -186,7 +186,7 @@ def read(place: Path) -> Foreign:
     elif layout.family.masked and "model_config" in config:
         published = with_videomae_v2_config(layout, config, folder / CONFIG)
     elif config.get("model_type"):
-        published = PublishedConfig(layout, ignored=(f"{CONFIG} of model type {config['model_type']!r}",))
+        published = Parsed(layout, ignored=(f"{CONFIG} of model type {config['model_type']!r}",))
     notes = {}
     if published.ignored:
         notes["config_not_understood"] = ", ".join(published.ignored)

@@ -2,8 +2,8 @@
 
 Every field that changes the computation either maps to a setting of our model or must equal our model's fixed value;
 fields that the tensors also determine must agree with them. Absent fields have the default of the package that wrote
-the file. Sources: the configuration classes of github.com/huggingface/transformers (VideoMAE, CLIP) and
-`model_configs` of github.com/mlfoundations/open_clip.
+the file. Sources: configuration classes of github.com/huggingface/transformers (VideoMAE, CLIP), `model_configs` of
+github.com/mlfoundations/open_clip.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ HEAD_EPS = 1e-5
 
 
 @dataclass(frozen=True)
-class PublishedConfig:
+class Parsed:
     """The result of reading a config.
 
     Attributes:
@@ -130,7 +130,7 @@ _HARMLESS = re.compile(
 """Fields read elsewhere below or without effect on a trained model's output."""
 
 
-def with_transformers_config(layout: Layout, config: Mapping[str, Any], where: object) -> PublishedConfig:
+def with_transformers_config(layout: Layout, config: Mapping[str, Any], where: object) -> Parsed:
     """Complete a layout of transformers with its config.json.
 
     Raises:
@@ -161,7 +161,7 @@ def _unknown(config: Mapping[str, Any], fields: Mapping[str, _Field]) -> tuple[s
 _MOVE = "if it is not about these weights, move one of the two"
 
 
-def _videomae(layout: Layout, config: Mapping[str, Any], where: object) -> PublishedConfig:
+def _videomae(layout: Layout, config: Mapping[str, Any], where: object) -> Parsed:
     config = {**config, "qkv_bias": config.get("qkv_bias", config.get("qv_bias", True))}
     built = configure(layout.model, layout.overrides)
     pretrain = layout.model.endswith("-pretrain")
@@ -181,22 +181,21 @@ def _videomae(layout: Layout, config: Mapping[str, Any], where: object) -> Publi
     if built.num_classes and config.get("problem_type") not in (None, "single_label_classification"):
         found = f"problem_type {config['problem_type']!r}: its scores are no probabilities of one class among others"
         raise WeightsError(where, found, "single_label_classification", "take num_classes, or its VideoMAEModel alone")
-    return PublishedConfig(_completed(layout, {**settings, "head_eps": HEAD_EPS}), names)
+    return Parsed(_completed(layout, {**settings, "head_eps": HEAD_EPS}), names)
 
 
-def _vjepa2(layout: Layout, config: Mapping[str, Any], where: object) -> PublishedConfig:
+def _vjepa2(layout: Layout, config: Mapping[str, Any], where: object) -> Parsed:
     built = configure(layout.model, layout.overrides)
     _same(config, "in_chans", 3, 3, where)
     settings = _settings(config, _VJEPA2, built, where)
     ratio = config.get("mlp_ratio", 4.0)
     if int(built.width * ratio) != int(built.width * built.mlp_ratio):
         raise WeightsError(where, f"mlp_ratio {ratio!r}", f"{built.mlp_ratio:g}, as its tensors have it", _MOVE)
-    return PublishedConfig(
-        _completed(layout, settings), ignored=tuple(key for key in _unknown(config, _VJEPA2) if not _PREDICTOR(key))
-    )
+    ignored = tuple(key for key in _unknown(config, _VJEPA2) if not _PREDICTOR(key))
+    return Parsed(_completed(layout, settings), ignored=ignored)
 
 
-def _siglip(layout: Layout, config: Mapping[str, Any], where: object) -> PublishedConfig:
+def _siglip(layout: Layout, config: Mapping[str, Any], where: object) -> Parsed:
     built = configure(layout.model, layout.overrides)
     for key, usual, wanted in (("num_channels", 3, 3), ("vision_use_head", True, True)):
         _same(config, key, usual, wanted, where)
@@ -205,10 +204,10 @@ def _siglip(layout: Layout, config: Mapping[str, Any], where: object) -> Publish
     side = int(str(settings["image_size"]))
     if side // built.patch_size != built.image_size // built.patch_size:
         raise WeightsError(where, f"image_size {side}", f"{built.image_size}, as its positions have it", _MOVE)
-    return PublishedConfig(_completed(layout, settings), ignored=_unknown(config, _SIGLIP))
+    return Parsed(_completed(layout, settings), ignored=_unknown(config, _SIGLIP))
 
 
-def _clip(layout: Layout, config: Mapping[str, Any], where: object) -> PublishedConfig:
+def _clip(layout: Layout, config: Mapping[str, Any], where: object) -> Parsed:
     built = configure(layout.model, layout.overrides)
     vision, text = _part(config, "vision_config", where), _part(config, "text_config", where)
     _same(vision, "num_channels", 3, 3, where)
@@ -221,7 +220,7 @@ def _clip(layout: Layout, config: Mapping[str, Any], where: object) -> Published
     if end not in (2, last):  # with 2 transformers takes the largest number too
         raise WeightsError(where, f"eos_token_id {end!r}", f"{last}, the last word piece: texts are read there")
     ignored = (*_unknown(vision, _CLIP_VISION), *_unknown(text, _CLIP_TEXT))
-    return PublishedConfig(_completed(layout, {**settings, "text": words}), ignored=ignored)
+    return Parsed(_completed(layout, {**settings, "text": words}), ignored=ignored)
 
 
 def _part(config: Mapping[str, Any], key: str, where: object) -> dict[str, Any]:
@@ -341,7 +340,7 @@ _VIDEOMAE_V2 = {
 """`model_config` of github.com/OpenGVLab/VideoMAEv2's folders on the hub."""
 
 
-def with_videomae_v2_config(layout: Layout, config: Mapping[str, Any], where: object) -> PublishedConfig:
+def with_videomae_v2_config(layout: Layout, config: Mapping[str, Any], where: object) -> Parsed:
     """Complete VideoMAE's original layout with VideoMAE V2's config.json. Raises WeightsError."""
     model = config["model_config"]
     if not isinstance(model, Mapping):
@@ -350,7 +349,7 @@ def with_videomae_v2_config(layout: Layout, config: Mapping[str, Any], where: ob
         raise WeightsError(where, "cos_attn true", "false: attention by cosines is not built")
     _same(model, "in_chans", 3, 3, where)
     settings = _settings(model, _VIDEOMAE_V2, configure(layout.model, layout.overrides), where)
-    return PublishedConfig(_completed(layout, settings))
+    return Parsed(_completed(layout, settings))
 
 
 _OPEN_CLIP_VISION = {
@@ -367,7 +366,7 @@ _OPEN_CLIP_TEXT = {
 }
 
 
-def with_open_clip_config(layout: Layout, config: Mapping[str, Any], where: object) -> PublishedConfig:
+def with_open_clip_config(layout: Layout, config: Mapping[str, Any], where: object) -> Parsed:
     """Complete CLIP in OpenAI's layout with open_clip's config: activation (default GELU), width of the heads.
 
     Raises:
@@ -398,4 +397,4 @@ def with_open_clip_config(layout: Layout, config: Mapping[str, Any], where: obje
             settings[ours] = tuple(map(float, values))
     settings["text"] = {"heads": words, "activation": activation}
     ignored = set(model) - {"embed_dim", "vision_cfg", "text_cfg", "quick_gelu"}
-    return PublishedConfig(_completed(layout, settings), ignored=tuple(sorted(ignored)))
+    return Parsed(_completed(layout, settings), ignored=tuple(sorted(ignored)))
