@@ -1,11 +1,11 @@
 """Exact search in a collection beside plain NumPy and faiss: milliseconds per query, queries per second, users at once.
 
-    OMP_WAIT_POLICY=PASSIVE python benchmarks/search.py [--rows 1000000] [--dim 768] [--rounds 9] [--users 200]
+    OMP_WAIT_POLICY=PASSIVE python benchmarks/search.py [--rows 1000000] [--dim 768] [--rounds 9] [--users 200] [--ivf]
 
-All search the same random unit vectors for the same ten nearest; what they find must be equal (asserted, float16 by
-recall). Medians over rounds; who begins changes with every round. faiss is measured if it is installed
-(`pip install faiss-cpu`). `--users` asks a server on this machine, each user the next query as soon as the last is
-answered.
+All search the same unit vectors, random ones about 1,000 directions (cosine .5 with others of theirs), for the same ten
+nearest; what they find must be equal (asserted, float16 by recall). Medians over rounds; who begins changes with every
+round. faiss is measured if it is installed. `--ivf` also builds the index of `internvideo index --index ivf`. `--users`
+asks a server on this machine, each user a query a second.
 """
 
 from __future__ import annotations
@@ -18,14 +18,25 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
-from internvideo.search import segments
+from internvideo.search import approximate, segments
+from internvideo.search.store import Snapshot
 
 Floats = NDArray[np.float32]
 TOP = 10
+DIRECTIONS = 1000
+
+
+def clustered(draw: np.random.Generator, count: int, dim: int) -> Floats:
+    """Random unit vectors about directions that are always the same."""
+    centers = np.random.default_rng(7).standard_normal((DIRECTIONS, dim), dtype=np.float32)
+    made = centers[draw.integers(0, DIRECTIONS, count)] + draw.standard_normal((count, dim), dtype=np.float32)
+    return np.asarray(made / np.linalg.norm(made, axis=1, keepdims=True), np.float32)
 
 
 def unit_rows(path: Path, rows: int, dim: int, storage: segments.StorageType) -> list[segments.Floats]:
@@ -35,9 +46,7 @@ def unit_rows(path: Path, rows: int, dim: int, storage: segments.StorageType) ->
     while (done := sum(len(part) for part in made)) < rows:
         file, count = path / f"{storage}{len(made)}", min(most, rows - done)
         for first in range(0, count, 50_000):
-            block = draw.standard_normal((min(50_000, count - first), dim), dtype=np.float32)
-            block /= np.linalg.norm(block, axis=1, keepdims=True)
-            segments.append(file, first, block, storage)
+            segments.append(file, first, clustered(draw, min(50_000, count - first), dim), storage)
         made.append(segments.open_segment(file, count, dim, storage))
     return made
 
@@ -73,6 +82,26 @@ def flat_faiss(matrix: Floats) -> Callable[[Floats], object] | None:
     index = faiss.IndexFlatIP(matrix.shape[1])
     index.add(matrix)
     return lambda queries: index.search(queries, TOP)[1]
+
+
+def inverted_lists(folder: Path, parts: list[segments.Floats]) -> Callable[[Floats], NDArray[np.int64]]:
+    """The approximate index of a collection that holds these vectors; prints what its builder measured."""
+    rows, dim = sum(map(len, parts)), parts[0].shape[1]
+    index = np.zeros(rows, np.int32)
+    snapshot = Snapshot((), tuple(parts), index, np.zeros((rows, 4)), (), tuple(range(len(parts))))
+    store: Any = SimpleNamespace(
+        snapshot=lambda: snapshot, dim=dim, folder=folder, records=SimpleNamespace(set_fact=lambda *_: None)
+    )
+    began = time.perf_counter()
+    facts = approximate.build(store, cast(Any, SimpleNamespace(capabilities=("video",))))
+    print(f"built in {time.perf_counter() - began:.0f} s: {facts}")
+    opened = approximate.ApproximateIndex(folder, facts)
+
+    def search(queries: Floats) -> NDArray[np.int64]:
+        candidates = opened.rows(snapshot, queries[0], approximate.CANDIDATES)
+        return candidates[segments.largest(snapshot.vectors(candidates) @ queries[0], TOP)][None]
+
+    return search
 
 
 async def load_test(users: int, each: int) -> tuple[float, int]:
@@ -120,11 +149,12 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=1_000_000)
     parser.add_argument("--dim", type=int, default=768)
     parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--ivf", action="store_true")
     parser.add_argument("--users", type=int, default=0)
     given = parser.parse_args()
     draw = np.random.default_rng(1)
-    queries = [draw.standard_normal((1, given.dim), dtype=np.float32) for _ in range(given.rounds)]
-    batches = [draw.standard_normal((64, given.dim), dtype=np.float32) for _ in range(3)]
+    queries = [clustered(draw, 1, given.dim) for _ in range(given.rounds)]
+    batches = [clustered(draw, 64, given.dim) for _ in range(3)]
     print(f"{given.rows:,} x {given.dim}, {len(os.sched_getaffinity(0))} cores")
     with tempfile.TemporaryDirectory(prefix="internvideo-bench-") as folder:
         parts = unit_rows(Path(folder), given.rows, given.dim, "float32")
@@ -149,6 +179,11 @@ def main() -> None:
         half = measure({"ours, float16": lambda q: ours(halves, q)}, queries)
         found = [len(set(ours(halves, q)[0]) & set(ours(parts, q)[0])) for q in queries]
         print(f"{'ours, float16':16s} {1000 * half['ours, float16']:7.1f} ms, recall@10 {np.mean(found) / TOP:.3f}")
+        if given.ivf:
+            lists = inverted_lists(Path(folder), parts)
+            took = measure({"ivf": lists}, queries)["ivf"]
+            found = [len(set(lists(q)[0]) & set(ours(parts, q)[0])) for q in queries]
+            print(f"{'ours, ivf':16s} {1000 * took:7.1f} ms, recall@10 {np.mean(found) / TOP:.3f}")
     if given.users:
         percentile, errors = asyncio.run(load_test(given.users, 5))
         print(f"{given.users} users, a query a second each: 95 % within {percentile:.0f} ms, {errors} errors")

@@ -35,6 +35,9 @@ def search(
     template: Annotated[
         list[str] | None, typer.Option(help='Sentence with one {}, such as "a video of {}"; several are averaged.')
     ] = None,
+    rerank: Annotated[
+        int, typer.Option(min=0, max=100, help="Order the first N moments by the model's caption decoder.")
+    ] = 0,
     duplicates: Annotated[
         bool, typer.Option("--duplicates", help="Instead of a query: videos with windows that look alike.")
     ] = False,
@@ -70,7 +73,7 @@ def search(
             return
         examples = [parse_example(part) for part in like or ()]
         answer = opened.search(
-            text, like=examples, top=top, where=where, threshold=level, templates=template or TEMPLATES
+            text, like=examples, top=top, where=where, threshold=level, templates=template or TEMPLATES, rerank=rerank
         )
         if as_json:
             say_json(answer.to_json())

@@ -13,6 +13,7 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 from types import TracebackType
@@ -33,6 +34,8 @@ from internvideo.search.finding import Answer, Duplicate, find, near_duplicates,
 from internvideo.search.indexing import IndexReport, IndexSettings, index_videos
 from internvideo.search.query import TEMPLATES, Example, Query, query_vector
 from internvideo.search.records import VideoRecord
+from internvideo.search.reranking import check_rerank
+from internvideo.search.reranking import rerank as reranked
 from internvideo.search.segments import StorageType
 from internvideo.search.store import SCALES, Store
 from internvideo.search.where import Mask, matching_rows
@@ -306,6 +309,7 @@ class Collection:
         where: str | None = None,
         threshold: float | None = None,
         templates: Sequence[str] = TEMPLATES,
+        rerank: int = 0,
     ) -> Answer:
         """Find the moments that fit a query best.
 
@@ -313,6 +317,7 @@ class Collection:
             query: a text ("" with `like` alone), or a `Query`. like: pictures and clips. templates: see `Query`.
             top: number of moments. where: which windows count (`where`).
             threshold: give only moments that a query which nothing fits would reach with at most this probability.
+            rerank: so many of the best moments are decoded and ordered by the caption decoder (`reranking`).
 
         Raises:
             RecipeError: a query, filter or threshold that cannot be used. VideoError: an example that cannot be read.
@@ -322,8 +327,17 @@ class Collection:
         mask = self.mask(where)
         null = self.null.get(asked.kind)
         index = self.approximate_index if mask is None else None
-        vector, store = self.encode(asked), self.store
-        return find(store, snapshot, vector, top=top, mask=mask, approximate=index, null=null, threshold=threshold)
+        if rerank:
+            check_rerank(rerank, asked.text, self.model)
+        vector, wide = self.encode(asked), max(top, rerank)
+        answer = find(
+            self.store, snapshot, vector, top=wide, mask=mask, approximate=index, null=null, threshold=threshold
+        )
+        if not rerank:
+            return answer
+        with self._lock:
+            parts = [reranked(self.model, asked.text, part, rerank)[:top] for part in (answer.moments, answer.nearest)]
+        return replace(answer, moments=parts[0], nearest=parts[1])
 
     def mask(self, where: str | None) -> Mask | None:
         """Return (N,) which rows of the newest state a filter selects, None for no filter. Raises RecipeError."""

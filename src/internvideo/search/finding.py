@@ -35,6 +35,7 @@ class Moment:
         score: cosine of the query and the best window. p_value: how often a query that nothing fits scores as high
             (`calibration`), None without a null distribution. labels: what classifiers say of it, the commonest first.
         actions: of the annotations of its video, those that overlap it, in the order of time.
+        likelihood: mean log probability of the query's words in the caption decoder, where it ordered the moments.
     """
 
     video: int
@@ -46,6 +47,7 @@ class Moment:
     p_value: float | None
     labels: tuple[str, ...] = ()
     actions: tuple[Annotation, ...] = ()
+    likelihood: float | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Return plain values."""

@@ -37,6 +37,7 @@ from internvideo.search.guard import Guard, is_loopback
 from internvideo.search.preview import MAX_PREVIEW_SECONDS, write_preview
 from internvideo.search.query import MAX_TEXT, Example
 from internvideo.search.records import VideoRecord
+from internvideo.search.reranking import MAX_RERANKED
 from internvideo.search.where import MAX_LENGTH
 from internvideo.video.cut import cut
 
@@ -75,6 +76,7 @@ class FoundMoment(BaseModel):
     p_value: float | None
     labels: list[str]
     actions: list[AnnotatedAction]
+    likelihood: float | None
 
 
 class SearchAnswer(BaseModel):
@@ -114,8 +116,10 @@ class Asked:
         top: Annotated[int, Parameter(ge=1, le=MAX_TOP)] = 10,
         where: Annotated[str, Parameter(max_length=MAX_LENGTH, description="Filter: duration > 60.")] = "",
         threshold: Annotated[str, Parameter(max_length=20, description="1%, 5%; empty for none.")] = "",
+        rerank: Annotated[int, Parameter(ge=0, le=MAX_RERANKED, description="Moments for the caption decoder.")] = 0,
     ) -> None:
         self.q, self.like, self.t, self.top, self.where, self.threshold = q, like, t, top, where, threshold
+        self.rerank = rerank
 
 
 class Service:
@@ -158,7 +162,8 @@ class Service:
             examples.append(Example(str(upload)))
         level = parse_level(asked.threshold) if asked.threshold.strip() else None
         arguments: dict[str, Any] = {"like": examples, "top": asked.top, "where": asked.where, "threshold": level}
-        if not examples:
+        arguments["rerank"] = asked.rerank
+        if not examples and not asked.rerank:
             return self.collection.search(asked.q, **arguments)
         with self.heavy():
             return self.collection.search(asked.q, **arguments)
