@@ -89,9 +89,12 @@ def dot_products(segments: Sequence[Floats], queries: Floats) -> NDArray[np.floa
             continue
         # BLAS knows no float16: torch converts blocks on all threads.
         rows = max(1, BLOCK_BYTES // max(1, segment.shape[1] * segment.itemsize))
+        block = torch.empty(
+            min(rows, len(segment)), segment.shape[1]
+        )  # pages of new memory would cost more than the sums
         for start in range(0, len(segment), rows):
-            part = torch.from_numpy(np.asarray(segment[start : start + rows])).float().numpy()
-            _multiply(part, right, out[:, start : start + rows])
+            half = torch.from_numpy(np.asarray(segment[start : start + rows]))
+            _multiply(block[: len(half)].copy_(half).numpy(), right, out[:, start : start + rows])
     return products
 
 
