@@ -114,12 +114,14 @@ async def load_test(users: int, each: int) -> tuple[float, int]:
     import uvicorn
 
     from internvideo.search.collection import Collection
-    from internvideo.search.server import create_app
+    from internvideo.search.server import KEEP_ALIVE_SECONDS, create_app
 
     with tempfile.TemporaryDirectory() as folder:
         collection = Collection.create(Path(folder) / "c", use_world.language())
         collection.add([use_world.clips()])
-        server = uvicorn.Server(uvicorn.Config(create_app(collection), port=0, log_level="critical"))  # type: ignore[arg-type]
+        server = uvicorn.Server(
+            uvicorn.Config(create_app(collection), port=0, log_level="critical", timeout_keep_alive=KEEP_ALIVE_SECONDS)  # type: ignore[arg-type]
+        )
         task = asyncio.create_task(server.serve())
         while not server.started:
             await asyncio.sleep(0.01)
@@ -181,8 +183,8 @@ def main() -> None:
         print(f"{'ours, float16':16s} {1000 * half['ours, float16']:7.1f} ms, recall@10 {np.mean(found) / TOP:.3f}")
         if given.ivf:
             lists = inverted_lists(Path(folder), parts)
-            took = measure({"ivf": lists}, queries)["ivf"]
             found = [len(set(lists(q)[0]) & set(ours(parts, q)[0])) for q in queries]
+            took = measure({"ivf": lists}, queries)["ivf"]
             print(f"{'ours, ivf':16s} {1000 * took:7.1f} ms, recall@10 {np.mean(found) / TOP:.3f}")
     if given.users:
         percentile, errors = asyncio.run(load_test(given.users, 5))

@@ -74,6 +74,7 @@ def test_what_it_finds_is_exact_and_its_recall_is_measured(collection: Collectio
 
 def test_fewer_lists_have_the_recall_that_is_told(collection: Collection, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(approximate, "LEAST_RECALL", 0.0)
+    monkeypatch.setattr(approximate, "CANDIDATES", 10)
     facts = collection.build_index()
     assert facts.probes == 1
     assert facts.recall["text"] < 0.9, "random directions are not all in the nearest list"

@@ -7,6 +7,7 @@ Windows that came later are all compared, and removed ones are dropped, so the a
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -147,12 +148,15 @@ def build(store: Store, model: VideoModel) -> IndexFacts:
 
 
 def _measure(index: Any, snapshot: Snapshot, model: VideoModel) -> tuple[int, dict[str, float]]:
-    """Return the smallest power of two of lists whose recall suffices for every kind of query, and the recalls."""
+    """Return the smallest power of two of lists whose recall suffices for every kind of query, and the recalls.
+
+    They hold twice the candidates of a search on average: moments are made of more windows than the ten nearest.
+    """
     queries = {"clip": snapshot.vectors(_sample(snapshot, QUERIES, seed=2))}
     if "text" in model.capabilities:
         queries["text"] = model.encode_text(generic_texts(QUERIES)).numpy()
     nearest = {kind: _nearest(snapshot, vectors) for kind, vectors in queries.items()}
-    probes = 1
+    probes = 2 ** max(0, math.ceil(math.log2(2 * CANDIDATES * index.nlist / max(1, index.ntotal))))
     while True:
         parameters, recall = _reading(probes), dict[str, float]()
         for kind, vectors in queries.items():
@@ -160,7 +164,7 @@ def _measure(index: Any, snapshot: Snapshot, model: VideoModel) -> tuple[int, di
             hits = [np.isin(_ids_of(snapshot, want), got).mean() for want, got in zip(nearest[kind], ids, strict=True)]
             recall[kind] = round(float(np.mean(hits)), 4)
         if min(recall.values()) >= LEAST_RECALL or probes >= index.nlist:
-            return min(probes, int(index.nlist)), recall
+            return min(probes, index.nlist), recall
         probes *= 2
 
 

@@ -48,6 +48,7 @@ MAX_HEAVY = 2
 """Requests that decode or encode video at the same time; further ones are told to come back."""
 EVENT_SECONDS = 1.0
 MAX_LISTENERS = 64
+KEEP_ALIVE_SECONDS = 75
 TYPES = dict.fromkeys((".mp4", ".m4v", ".mov"), "video/mp4") | {".webm": "video/webm", ".mkv": "video/x-matroska"}
 PAGE = Path(__file__).parent / "page"
 
@@ -350,6 +351,13 @@ def run_server(
     shown = f"[{host}]" if family == socket.AF_INET6 else host
     address = f"http://{shown}:{listener.getsockname()[1]}/"
     app: Any = create_app(collection, token=secret, local=local)
-    config = uvicorn.Config(app, log_level="warning", server_header=False, timeout_graceful_shutdown=2)
+    # Clients keep idle connections for 5 s or a minute: a server that closes them first resets requests on their way.
+    config = uvicorn.Config(
+        app,
+        log_level="warning",
+        server_header=False,
+        timeout_graceful_shutdown=2,
+        timeout_keep_alive=KEEP_ALIVE_SECONDS,
+    )
     started(address + (f"?token={secret}" if secret else ""))
     uvicorn.Server(config).run([listener])
