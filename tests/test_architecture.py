@@ -105,6 +105,17 @@ FORBIDDEN_CALLS = ("torch.save", "torch.load", "torch.jit.load", "pickle.load", 
 FORBIDDEN_CALLS += ("yaml.load", "eval", "exec", "cv2.VideoCapture")
 
 
+@functools.cache
+def parsed(source: str) -> list[ast.AST]:
+    """All nodes of a file."""
+    return list(ast.walk(ast.parse(source)))
+
+
+@functools.cache
+def text_of(path: Path) -> str:
+    return path.read_text(encoding="utf-8")
+
+
 def room_of(path: Path) -> str:
     parts = path.relative_to(PACKAGE).parts
     return parts[0] if len(parts) > 1 else path.stem
@@ -112,7 +123,7 @@ def room_of(path: Path) -> str:
 
 def imported(source: str) -> Iterator[str]:
     """Dotted names of all modules that a file imports, wherever in it; `from a import b` gives a.b."""
-    for node in ast.walk(ast.parse(source)):
+    for node in parsed(source):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
@@ -139,7 +150,7 @@ def wrong_imports(room: str, source: str) -> list[str]:
 def modules() -> dict[str, str]:
     """Dotted name below the package -> source."""
     names = {path: ".".join(path.relative_to(PACKAGE).with_suffix("").parts) for path in FILES}
-    return {name.removesuffix("__init__").rstrip("."): path.read_text() for path, name in names.items()}
+    return {name.removesuffix("__init__").rstrip("."): text_of(path) for path, name in names.items()}
 
 
 def circles(sources: dict[str, str]) -> list[str]:
@@ -164,7 +175,7 @@ def circles(sources: dict[str, str]) -> list[str]:
 
 @functools.cache
 def calls(source: str) -> list[str]:
-    return [ast.unparse(node.func) for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Call)]
+    return [ast.unparse(node.func) for node in parsed(source) if isinstance(node, ast.Call)]
 
 
 def is_call(found: str, name: str) -> bool:
@@ -174,7 +185,7 @@ def is_call(found: str, name: str) -> bool:
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
 def test_imports_follow_the_table(path: Path) -> None:
-    assert wrong_imports(room_of(path), path.read_text()) == []
+    assert wrong_imports(room_of(path), text_of(path)) == []
 
 
 def test_every_room_is_in_the_table() -> None:
@@ -193,18 +204,18 @@ def test_no_folder_holds_more_than_about_twenty_files() -> None:
 def test_models_are_asked_what_they_can_not_of_which_class_they_are() -> None:
     """Classes of models in `isinstance`: the few places that tell two kinds of a task's models apart."""
     kinds = ("Module", "Encoder", "Classifier", "Trunk", "Network")
-    trees = {path: ast.parse(path.read_text()) for path in FILES}
+    trees = {path: parsed(text_of(path)) for path in FILES}
     models = {
         node.name
         for path, tree in trees.items()
         if path.parent.name == "models" or path.name == "model.py"
-        for node in ast.walk(tree)
+        for node in tree
         if isinstance(node, ast.ClassDef) and any(ast.unparse(base).endswith(kinds) for base in node.bases)
     } - {"Normalize", "Block"}
     asking = {
         str(path.relative_to(PACKAGE))
         for path, tree in trees.items()
-        for node in ast.walk(tree)
+        for node in tree
         if isinstance(node, ast.Call) and ast.unparse(node.func) == "isinstance" and len(node.args) == 2
         if models & {part.id for part in ast.walk(node.args[1]) if isinstance(part, ast.Name)}
     }
@@ -250,14 +261,14 @@ def test_the_table_catches_a_wrong_import(room: str, source: str, wrong: list[st
 @pytest.mark.parametrize("name", HOMES)
 def test_one_mechanism_has_one_home(name: str) -> None:
     found = {
-        str(path.relative_to(PACKAGE)) for path in FILES if any(is_call(call, name) for call in calls(path.read_text()))
+        str(path.relative_to(PACKAGE)) for path in FILES if any(is_call(call, name) for call in calls(text_of(path)))
     }
     assert found == set(HOMES[name])
 
 
 @pytest.mark.parametrize("name", FORBIDDEN_CALLS)
 def test_what_nobody_calls(name: str) -> None:
-    assert [path for path in FILES if any(is_call(call, name) for call in calls(path.read_text()))] == []
+    assert [path for path in FILES if any(is_call(call, name) for call in calls(text_of(path)))] == []
 
 
 def test_calls_are_seen_wherever_they_stand() -> None:
@@ -322,7 +333,7 @@ def test_sources_are_public() -> None:
     assert cited == []
     known = (ROOT / "docs" / "sources.md").read_text(encoding="utf-8")
     named = re.compile(r"(?:Source: |\()([a-z_0-9]+\.py)\b")
-    ours = {path.name for path in ROOT.glob("**/*.py") if ".venv" not in path.parts}
+    ours = {path.name for folder in ("src", "tests", "scripts", "benchmarks") for path in (ROOT / folder).rglob("*.py")}
     for path in ROOT.glob("src/**/*.py"):
         for name in named.findall(path.read_text(encoding="utf-8")):
             assert name in ours or name in known, (path.name, name)

@@ -14,6 +14,7 @@ import pytest
 import torch
 from published_keys import below, multimodal, numbers, text_tower, uniformerv2
 
+from internvideo.apps import doctor
 from internvideo.model_table import MODELS
 from internvideo.models.factory import BACKBONES, configure
 from internvideo.video.writer import write_video
@@ -58,6 +59,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_use_section_runs(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("INTERNVIDEO_CACHE", str(folder / "cache"))
+    monkeypatch.setattr(doctor, "EXTRAS", {})  # tests/apps/test_doctor.py imports them all
     said = ""
     for line in block("bash").splitlines():
         name, *words = shlex.split(line)

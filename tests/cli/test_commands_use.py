@@ -1,4 +1,4 @@
-"""The commands that use a model, each as a process of its own; and the examples."""
+"""The commands that use a model, and the examples."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import pytest
 import use_world
 from use_world import command
 
+from internvideo.apps import doctor
 from internvideo.cli.caption import caption
 from internvideo.cli.compare import compare
 from internvideo.cli.embed import embed
@@ -38,9 +39,9 @@ def clips() -> Path:
 def test_embed(tmp_path: Path, language: Path, clips: Path, capsys: pytest.CaptureFixture[str]) -> None:
     windowed = ("--window-seconds", "1", "--stride-seconds", "0.5")
     words = ("embed", clips, "-o", "out.npy", "-e", language, *windowed, "--device", "cpu")
-    done = command(*words, "--workers", "1", cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
-    first, read, speed = done.stdout.splitlines()
+    done = in_process.command(*words, "--workers", "1", cwd=tmp_path)
+    assert done.code == 0, done.err
+    first, read, speed = done.out.splitlines()
     assert first == "out.npy: 20 vectors of dimension 24 from 4 videos"
     assert read == "read: 4 of 4 videos"
     assert speed.startswith("speed: 12.0 s of video in ")
@@ -78,9 +79,9 @@ def test_embed_with_nothing_readable(tmp_path: Path, language: Path) -> None:
 
 def test_classify(language: Path, clips: Path) -> None:
     words = ("classify", clips / "0.mp4", clips / "1.mp4", "-e", language, "--labels", ", ".join(LABELS))
-    done = command(*words, "--json")
-    assert done.returncode == 0, done.stderr
-    rows = [json.loads(line) for line in done.stdout.splitlines()]
+    done = in_process.command(*words, "--json")
+    assert done.code == 0, done.err
+    rows = [json.loads(line) for line in done.out.splitlines()]
     expected = use_world.language().classify([clips / "0.mp4", clips / "1.mp4"], LABELS)
     for row, answer in zip(rows, expected, strict=True):
         assert list(row["labels"]) == list(answer)
@@ -137,9 +138,9 @@ def test_what_classify_refuses(language: Path, clips: Path, options: str, told: 
 
 def test_caption(language: Path, clips: Path) -> None:
     words = ("caption", clips / "0.mp4", "-e", language, "--num-beams", "2", "--max-length", "6", "--json")
-    done = command(*words, "--window-seconds", "2")
-    assert done.returncode == 0, done.stderr
-    rows = [json.loads(line) for line in done.stdout.splitlines()]
+    done = in_process.command(*words, "--window-seconds", "2")
+    assert done.code == 0, done.err
+    rows = [json.loads(line) for line in done.out.splitlines()]
     pieces = [Span(clips / "0.mp4", row["start"], row["end"]) for row in rows]
     assert [(piece.start, piece.end) for piece in pieces] == [(0, 2), (2, pytest.approx(3))]
     expected = use_world.language().caption(pieces, num_beams=2, max_length=6)
@@ -155,11 +156,11 @@ def test_caption_in_words(language: Path, clips: Path, capsys: pytest.CaptureFix
 
 
 def test_compare(language: Path, clips: Path) -> None:
-    done = command("compare", clips / "0.mp4", clips / "1.mp4", "-e", language)
-    assert done.returncode == 0, done.stderr
+    done = in_process.command("compare", clips / "0.mp4", clips / "1.mp4", "-e", language)
+    assert done.code == 0, done.err
     one, other = use_world.language().encode_video([clips / "0.mp4", clips / "1.mp4"])
-    assert done.stdout.startswith(f"cosine of video and video: {float(one @ other):.4f} (")
-    assert done.stdout.count("\n") == 1
+    assert done.out.startswith(f"cosine of video and video: {float(one @ other):.4f} (")
+    assert done.out.count("\n") == 1
     with pytest.raises(VideoError, match="a dog: no such file; for texts add --text"):
         compare(str(clips / "0.mp4"), "a dog", str(language))
 
@@ -213,10 +214,11 @@ def test_stream_in_words(language: Path, clips: Path, capsys: pytest.CaptureFixt
         stream(video, str(language), reconnect=3.0)
 
 
-def test_doctor() -> None:
-    done = command("doctor", "--seconds", "0", "--json")
-    assert done.returncode == 0, done.stderr
-    rows = {row["name"]: row for row in map(json.loads, done.stdout.splitlines())}
+def test_doctor(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor, "EXTRAS", {"parquet": doctor.EXTRAS["parquet"]})  # tests/apps/test_doctor.py: all
+    done = in_process.command("doctor", "--seconds", "0", "--json")
+    assert done.code == 0, done.err
+    rows = {row["name"]: row for row in map(json.loads, done.out.splitlines())}
     assert rows["reading, every frame"]["state"] in ("ok", "advice")
     assert {"device", "threads", "decoder", "parquet"} <= rows.keys()
 

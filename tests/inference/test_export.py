@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import subprocess
 import sys
 from functools import cache
 from pathlib import Path
@@ -242,13 +241,12 @@ def test_the_command_prints_the_difference(tmp_path: Path, capsys: pytest.Captur
         command(str(folder), batch="many")
 
 
-def test_the_command_in_a_process_of_its_own(tmp_path: Path) -> None:
+def test_the_command_line(tmp_path: Path) -> None:
     model("supervised").save_pretrained(tmp_path / "model")
     words = ("export", "model", "--format", "torch", "--frames")
-    line = [sys.executable, "-m", "internvideo", *words, "auto"]
-    done = subprocess.run(line, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=120)
-    assert done.returncode == 0, done.stderr
-    assert "largest difference 0 " in done.stdout
+    done = in_process.command(*words, "auto", cwd=tmp_path)
+    assert done.code == 0, done.err
+    assert "largest difference 0 " in done.out
     assert len(list(tmp_path.glob("*-video.pt2"))) == 1
     refused = in_process.command(*words, "dynamic", cwd=tmp_path)
     assert refused.code == 2

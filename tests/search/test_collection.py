@@ -6,13 +6,13 @@ import json
 import os
 import shutil
 import signal
-import subprocess
-import sys
 import threading
 import time
 from pathlib import Path
 
+import forked
 import in_process
+import killed
 import numpy as np
 import odd_video
 import pytest
@@ -27,8 +27,6 @@ from internvideo.search.collection import Collection
 from internvideo.search.indexing import IndexSettings
 from internvideo.search.records import VideoRecord
 from internvideo.search.store import Store
-
-ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
@@ -245,24 +243,8 @@ def test_kill_9_at_any_moment_loses_nothing(tmp_path: Path, clips: Path) -> None
     words = ["index", str(clips), "-e", str(encoder), "-o"]
     assert in_process.command(*words, tmp_path / "whole").code == 0
     for number, stop in enumerate(("before", "after", "before")):
-        program = (
-            "import os, signal, sys\n"
-            "from internvideo.search import store\n"
-            f"add, count = store.{'segments.append' if stop == 'before' else 'Store.add'}, 0\n"
-            "def killed(*given, **named):\n"
-            "    global count\n"
-            "    made = add(*given, **named)\n"
-            "    count += 1\n"
-            f"    if count == {2 if number == 0 else 1}: os.kill(os.getpid(), signal.SIGKILL)\n"
-            "    return made\n"
-            f"store.{'segments.append' if stop == 'before' else 'Store.add'} = killed\n"
-            "from internvideo.cli.main import main\n"
-            f"sys.argv = ['internvideo', *{[*words, str(tmp_path / 'killed')]!r}]\n"
-            "main()\n"
-        )
-        environment = {**os.environ, "PYTHONPATH": str(ROOT / "src"), "OMP_NUM_THREADS": "1"}
-        done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, timeout=120)
-        assert done.returncode == -signal.SIGKILL, done.stderr.decode()
+        process = forked.fork(killed.index, words, tmp_path / "killed", stop, 2 if number == 0 else 1)
+        assert process.ended() == -signal.SIGKILL
         assert len(rows(tmp_path / "killed")) == (1, 2, 2)[number]
     done = in_process.command(*words, tmp_path / "killed")
     assert "read: 4 of 4 videos (2 new, 2 as before)" in done.out

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import atexit
-import shutil
+import os
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
-from tempfile import mkdtemp
 from typing import Any
 
 import numpy as np
 import torch
+from filelock import FileLock
 from torch import nn
 
 from internvideo.data.batch import Batch
@@ -95,13 +94,18 @@ def cross_model() -> nn.Module:
 
 @cache
 def world() -> Path:
-    """The train manifest of 42 clips of 32 px; made once a process."""
-    folder = Path(mkdtemp(prefix="internvideo-test-"))
-    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    """The train manifest of 42 clips of 32 px; made once for all processes."""
+    folder = made_once("world")
     settings = WorldSettings(
         clips=60, size=SIDE, frames=12, difficulty=0.0, long_videos=0, zero_shot_clips=1, actions=CLASSES
     )
-    return generate(folder, settings, workers=1, progress=False)["train"]
+    with FileLock(folder.with_suffix(".lock")):
+        return generate(folder, settings, workers=1, progress=False)["train"]
+
+
+def made_once(name: str) -> Path:
+    """A place that all processes of a session of tests share (tests/conftest.py)."""
+    return Path(os.environ["INTERNVIDEO_TEST_FILES"]) / name
 
 
 @cache

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import forked
 import in_process
 import numpy as np
 import pytest
@@ -173,7 +174,8 @@ def test_the_table_of_another_measurement_is_kept(weights: Path, tmp_path: Path)
     assert (tmp_path / "recognition.npz").read_text() == "my notes"
 
 
-def test_two_processes_write_the_bytes_of_one(weights: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("start", ["forked", pytest.param("torchrun", marks=pytest.mark.slow)])
+def test_two_processes_write_the_bytes_of_one(weights: Path, tmp_path: Path, start: str) -> None:
     rows = rows_of_the_world(17)
     rows[4] = rows[4].model_copy(update={"path": str(tmp_path / "gone.mp4")})
     rows[9] = rows[9].model_copy(update={"path": str(tmp_path / "gone.mp4")})
@@ -181,12 +183,15 @@ def test_two_processes_write_the_bytes_of_one(weights: Path, tmp_path: Path) -> 
     command = ["evaluate", "recognition", str(weights), str(tmp_path / "test.jsonl")]
     command += ["--device", "cpu", "--num-crops", "3", "--batch-size", "4", "-o"]
     one = in_process.command(*command, tmp_path / "one")
-    env = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path), "OMP_NUM_THREADS": "1"}
-    line = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nnodes=1", "--nproc-per-node=2"]
-    line += ["-m", "internvideo", *command, str(tmp_path / "two")]
-    two = subprocess.run(line, env=env, timeout=300, check=True, capture_output=True, text=True)
-    assert one.out == two.stdout
-    assert two.stdout.count("videos read: 15 of 17") == 1
+    if start == "forked":
+        told = "".join(process.out for process in forked.two(in_process.command, *command, tmp_path / "two"))
+    else:
+        env = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path), "OMP_NUM_THREADS": "1"}
+        line = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nnodes=1", "--nproc-per-node=2"]
+        line += ["-m", "internvideo", *command, str(tmp_path / "two")]
+        told = subprocess.run(line, env=env, timeout=300, check=True, capture_output=True, text=True).stdout
+    assert one.out == told
+    assert told.count("videos read: 15 of 17") == 1
     for file in ("recognition.npz", "recognition.json"):
         assert (tmp_path / "one" / file).read_bytes() == (tmp_path / "two" / file).read_bytes(), file
     table = Predictions.load(tmp_path / "two" / "recognition.npz")

@@ -29,6 +29,8 @@ from internvideo.tasks.grounding.predict import prior_of, score, submission
 from internvideo.tasks.table import Predictions
 from internvideo.tasks.temporal_localization.data import FeatureSettings
 
+pytestmark = pytest.mark.usefixtures("drawn_once")
+
 DEEDS = ("jumping", "running", "sitting")
 STEP = 0.5  # seconds between features: stride 4 at 8 fps
 

@@ -27,6 +27,8 @@ from internvideo.tasks.table import Predictions, Result
 from internvideo.tasks.temporal_localization.data import FeatureSettings, read_feature_set
 from internvideo.tasks.temporal_localization.nms import SuppressionSettings
 
+pytestmark = pytest.mark.usefixtures("drawn_once")
+
 CPU = torch.device("cpu")
 
 

@@ -35,6 +35,8 @@ from internvideo.tasks.temporal_localization.data import (
 from internvideo.tasks.temporal_localization.evaluate import load_detector
 from internvideo.tasks.temporal_localization.nms import SuppressionSettings
 
+pytestmark = pytest.mark.usefixtures("drawn_once")
+
 CLASSES = ("jump", "run")
 STEP = 0.5  # seconds between features: stride 4 at 8 fps
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import av
+import forked
 import in_process
 import numpy as np
 import pytest
@@ -173,8 +174,9 @@ def test_vectors_tell_the_gaps(case: Case, tmp_path: Path) -> None:
 def test_the_option(tmp_path: Path) -> None:
     path = damaged(tmp_path, "lengths").path
     common = ("-e", use_world.classifier_folder(), "--window-frames", 4, "--stride-frames", 4)
-    done = use_world.command("extract", path, "-o", tmp_path / "f", *common, "--damage", "stop")
-    assert done.returncode == 0, done.stderr
+    process = forked.fork(in_process.command, "extract", path, "-o", tmp_path / "f", *common, "--damage", "stop")
+    done = process.told()
+    assert done.code == 0, done
     index = json.loads((tmp_path / "f" / INDEX).read_text())
     assert index["protocol"]["damage"] == "stop"
     assert next(iter(index["database"].values()))["vectors"] == 6
