@@ -8,7 +8,7 @@ TORCH_INDEX ?=
 STAMP  := $(VENV)/.installed
 BIN    := $(VENV)/bin
 
-.PHONY: demo reproduce reproduce-real test parity lint bench clean
+.PHONY: demo reproduce reproduce-real test test-slow parity lint bench clean
 
 demo: $(STAMP)          ## the whole pipeline on the embedded sample world; writes runs/demo/report.html
 	$(BIN)/internvideo demo --output $(RUN) $(DEMO)
@@ -21,6 +21,9 @@ reproduce-real: $(STAMP) ## the same on folders of real sets (scripts/real_sets.
 
 test: $(STAMP)          ## the test suite
 	$(BIN)/python -m pytest -n auto --dist loadfile $(TEST)
+
+test-slow: $(STAMP)     ## the tests that are longer than that suite allows
+	$(BIN)/python -m pytest -n auto --dist loadfile -m "slow and not gpu" $(TEST)
 
 parity: $(STAMP)        ## equality with the stored reference tensors and results
 	$(BIN)/python -m pytest -m parity $(TEST)

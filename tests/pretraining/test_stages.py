@@ -219,9 +219,9 @@ def test_a_batch_without_what_the_stage_learns_from_is_a_mistake(name: str) -> N
 
 def test_masked_learns_more_than_the_mean_colour() -> None:
     stage = MaskedStage(small_world.pretraining_model(), MaskedSettings(ratio=0.5, normalize_targets=False))
-    clips = batch()
+    clips = batch(16)
     constant = stage.targets(clips.video, stage.draw_mask(len(clips), generator())).var().item()
-    losses = learn(stage, clips, 150, rate=3e-3)
+    losses = learn(stage, clips, 100, rate=3e-3)
     assert sum(losses[-10:]) / 10 < 0.8 * constant < losses[0]
 
 
@@ -281,7 +281,7 @@ def test_multimodal_matches_clips_and_captions(single_frame: bool) -> None:
 def test_multimodal_learns_to_write_captions() -> None:
     settings = MultimodalSettings(contrastive_weight=0.0, max_captioned_clips=4)
     stage = MultimodalStage(small_world.language_model(), settings)
-    losses = learn(stage, batch(4), 30, rate=1e-2)
+    losses = learn(stage, batch(4), 15, rate=1e-2)
     assert losses[-1] < 0.5 * losses[0]
 
 
@@ -332,10 +332,10 @@ def test_equal_captions_of_a_batch_are_as_good_as_positives() -> None:
 
 @pytest.mark.parametrize("build", MODELS["supervised"])
 def test_supervised_tells_left_from_right_better_than_chance(build: Callable[[], nn.Module]) -> None:
-    clips = batch()
+    clips = batch(16)
     assert clips.labels is not None
     stage = SupervisedStage(build(), SupervisedSettings())  # type: ignore[arg-type]  # both kinds of classifier
-    losses = learn(stage, clips, 60)
+    losses = learn(stage, clips, 40)
     with torch.no_grad():
         guesses = stage.eval().model(stage.model.normalize(clips.video)).argmax(1)
     chance = 1 / len(CLASSES)
@@ -371,7 +371,7 @@ def test_interaction_learns_and_leaves_the_encoders_untouched() -> None:
     assert isinstance(model, CrossModel)
     stage = InteractionStage(model, InteractionSettings(temporal_stride=1))
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    losses = learn(stage, batch(), 40, rate=5e-3)
+    losses = learn(stage, batch(16), 30, rate=5e-3)
     assert min(losses[-10:]) < 0.6 * losses[0]
     learning = set(model.trainable_names)
     after = model.state_dict()

@@ -18,6 +18,7 @@ from unittest import mock
 SECONDS = 120
 """After so long a process counts as hanging."""
 IMPORTED = ["pytest", "torch", "torch.distributed", "torch.optim", "torch.nn.parallel", "in_process"]
+IMPORTED += ["torch.distributed.fsdp", "torch.distributed.checkpoint"]
 IMPORTED += ["internvideo.evaluation", "internvideo.features.extract"]
 
 

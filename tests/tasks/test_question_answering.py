@@ -17,7 +17,6 @@ from goldens_folder import GOLDENS
 from small_world import FRAMES, LANGUAGE, SIDE, small_recipe
 from task_world import CPU, Source
 from torch import Tensor
-from use_world import command
 
 from internvideo.apps.ask import Answerer
 from internvideo.data.loader import Loader, LoaderSettings
@@ -321,11 +320,11 @@ def test_every_question_may_have_its_own_clip(tmp_path: Path) -> None:
 def test_ask(weights: Path) -> None:
     manifest = read_manifest(small_world.world())
     video = manifest.video_path(manifest.rows[0])
-    done = command(
+    done = in_process.command(
         "ask", video, "Which shape is it?", "Where?", "-m", weights, "--top", "2", "--device", "cpu", "--json"
     )
-    assert done.returncode == 0, done.stderr
-    first, second = map(json.loads, done.stdout.splitlines())
+    assert done.code == 0, done.err
+    first, second = map(json.loads, done.out.splitlines())
     assert (first["question"], len(first["answers"]), second["question"]) == ("Which shape is it?", 2, "Where?")
     refused = in_process.command("ask", video, "Who?", " ", "-m", weights, "--device", "cpu")
     assert "question 2: is blank" in refused.mistake()

@@ -303,10 +303,9 @@ def test_the_process_has_no_rights_and_loads_the_standard_library_alone() -> Non
 def test_from_the_shell(tmp_path: Path) -> None:
     torch.save({"w": torch.ones(2)}, tmp_path / "c.pth")
     words = ["convert", "c.pth", "-o", "o.safetensors"]
-    line = [sys.executable, "-m", "internvideo", *words]
-    done = subprocess.run(line, cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False)
-    assert (done.returncode, done.stderr) == (0, "")
-    assert done.stdout == "o.safetensors: 1 tensors (1 F32), 2 numbers\nmanifest: o.json\n"
+    done = in_process.command(*words, cwd=tmp_path)
+    assert (done.code, done.err) == (0, "")
+    assert done.out == "o.safetensors: 1 tensors (1 F32), 2 numbers\nmanifest: o.json\n"
     (tmp_path / "bad.pth").write_bytes(b"\x80\x02cos\nsystem\nX\x04\x00\x00\x00echo\x85R.")
     refused = in_process.command("convert", "bad.pth", cwd=tmp_path)
     assert refused.out == ""
