@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import atexit
-import shutil
 from functools import cache
 from pathlib import Path
-from tempfile import mkdtemp
 from typing import Any
 
 import small_world
 import torch
+from filelock import FileLock
 from small_world import small_recipe
 
 from internvideo.data.manifest import read_manifest
@@ -59,7 +57,9 @@ def clips(count: int = 3) -> tuple[Path, ...]:
 
 @cache
 def trained(stage: str = "supervised") -> Path:
-    """model.safetensors of a run of one step."""
-    folder = Path(mkdtemp(prefix="internvideo-run-"))
-    atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    return run_recipe(build_recipe(small_recipe(stage, schedule={"steps": 1})), folder / "run", device="cpu")
+    """model.safetensors of a run of one step; made once for all processes."""
+    folder = small_world.made_once(f"run-{stage}")
+    recipe = build_recipe(small_recipe(stage, schedule={"steps": 1}))
+    with FileLock(folder.with_suffix(".lock")):
+        made = folder / "model.safetensors"
+        return made if made.is_file() else run_recipe(recipe, folder, device="cpu")

@@ -1,31 +1,22 @@
-"""Tiny models in folders and tiny clips, for the tests of the commands that use a model. Made once a process."""
+"""Tiny models in folders and tiny clips, made once for all processes: for the tests of the commands that use a model."""
 
 from __future__ import annotations
 
-import atexit
 import os
-import shutil
 import subprocess
 import sys
 from functools import cache
 from pathlib import Path
-from tempfile import mkdtemp
 
 import odd_video
 import small_world
+from filelock import FileLock
 
 from internvideo.data.preprocessing import Preprocessing
 from internvideo.inference.video_model import VideoModel
 
 FPS = 15
 CLIPS = Preprocessing(small_world.FRAMES, small_world.SIDE, sampler="segment_middle")
-
-
-@cache
-def _folder() -> Path:
-    folder = Path(mkdtemp(prefix="internvideo-use-"))
-    atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    return folder
 
 
 @cache
@@ -43,28 +34,38 @@ def classifier() -> VideoModel:
 
 @cache
 def language_folder() -> Path:
-    return language().save_pretrained(_folder() / "language")
+    return _saved(language(), "language")
 
 
 @cache
 def classifier_folder() -> Path:
-    return classifier().save_pretrained(_folder() / "classifier")
+    return _saved(classifier(), "classifier")
+
+
+def _saved(model: VideoModel, name: str) -> Path:
+    folder = small_world.made_once(name)
+    with FileLock(folder.with_suffix(".lock")):
+        return folder if folder.is_dir() else model.save_pretrained(folder)
 
 
 @cache
 def clips(count: int = 4) -> Path:
     """A folder with clips of 3 s: 0.mp4, 1.mp4, ..."""
-    folder = _folder() / f"clips{count}"
-    folder.mkdir()
-    for number in range(count):
-        odd_video.encode(folder / f"{number}.mp4", odd_video.moving_frames(3 * FPS, seed=number), fps=FPS)
+    folder = small_world.made_once(f"clips{count}")
+    with FileLock(folder.with_suffix(".lock")):
+        if not folder.is_dir():
+            folder.mkdir()
+            for number in range(count):
+                odd_video.encode(folder / f"{number}.mp4", odd_video.moving_frames(3 * FPS, seed=number), fps=FPS)
     return folder
 
 
 @cache
 def piped() -> Path:
     """The pictures of 0.mp4 in a file that can be read from a pipe."""
-    return odd_video.encode(_folder() / "0.mkv", odd_video.moving_frames(3 * FPS), fps=FPS)
+    path = small_world.made_once("0.mkv")
+    with FileLock(path.with_suffix(".lock")):
+        return path if path.is_file() else odd_video.encode(path, odd_video.moving_frames(3 * FPS), fps=FPS)
 
 
 def command(*words: object, cwd: Path | None = None, stdin: Path | None = None) -> subprocess.CompletedProcess[str]:

@@ -6,16 +6,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import small_apps
 import small_world
 import torch
-from small_world import small_recipe
 
 from internvideo.data.manifest import read_manifest, write_manifest
 from internvideo.errors import RecipeError
 from internvideo.evaluation import evaluate_task, score_table
 from internvideo.models.generation import sample
-from internvideo.pipeline import run_recipe
-from internvideo.recipe import build_recipe
 from internvideo.tasks.captioning import predict as captioning
 from internvideo.tasks.table import Predictions
 
@@ -83,9 +81,8 @@ def test_an_empty_caption_is_scored_as_wrong() -> None:
 
 
 @pytest.fixture(scope="module")
-def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("captioning")
-    return run_recipe(build_recipe(small_recipe("multimodal")), folder, device="cpu")
+def weights() -> Path:
+    return small_apps.trained("multimodal")
 
 
 def rows(folder: Path, count: int) -> Path:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import small_apps
 import small_world
 import torch
 from goldens_folder import SAMPLES
@@ -144,7 +145,7 @@ def test_zero_shot_choice_runs_on_the_official_rows(tmp_path: Path) -> None:
     world = read_manifest(small_world.world())
     placed = row.model_copy(update={"path": str(world.video_path(world.rows[0]))})
     write_manifest(tmp_path / "test.jsonl", [placed], ())
-    weights = run_recipe(build_recipe(small_recipe("multimodal")), tmp_path / "run", device="cpu")
+    weights = small_apps.trained("multimodal")
     settings = {"num_clips": 1, "device": "cpu"}
     result = evaluate_task("multiple_choice", weights, tmp_path / "test.jsonl", tmp_path / "out", settings)
     assert result["figures"]["accuracy"] in (0.0, 1.0)
