@@ -1,4 +1,4 @@
-"""Tiny models in folders and tiny clips, made once for all processes: for the tests of the commands that use a model."""
+"""Tiny models in folders and tiny clips, made once for all processes, for the tests of commands that use a model."""
 
 from __future__ import annotations
 
