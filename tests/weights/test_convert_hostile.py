@@ -82,7 +82,7 @@ def test_a_call_is_refused_and_not_made(tmp_path: Path, name: str) -> None:
 
 def test_the_refusal_names_what_was_asked_for(tmp_path: Path) -> None:
     traps = hostile_files.running(tmp_path / "marker").items()
-    told = {name: objection(checkpoint(tmp_path / "c.pth", content)).split(", and")[0] for name, content in traps}
+    told = {name: objection(checkpoint(tmp_path / "c.pth", content)).split(";")[0] for name, content in traps}
     assert told["os"] == told["stack_global"] == "the pickle asks for os.system"
     assert told["reduce0"] == told["reduce5"] == "the pickle asks for posix.system"
     assert told["python2"] == "the pickle asks for __builtin__.eval"
@@ -133,7 +133,7 @@ def test_code_in_a_torchscript_archive_is_not_read(tmp_path: Path) -> None:
         (PREFIX + b"ctorch._utils\n_rebuild_tensor_v2\n}" + text("__code__") + b"Nsb.", "attributes of a Global"),
         (PREFIX + b"]}b.", "attributes of a list"),
         (PREFIX + call("torch", "FloatStorage", number(9)) + b".", "torch.FloatStorage is called"),
-        (PREFIX + call("torch._utils", "_rebuild_tensor_v2") + b".", "is called with what it does not take"),
+        (PREFIX + call("torch._utils", "_rebuild_tensor_v2") + b".", "is called with wrong arguments"),
         (PREFIX + call("torch._utils", "_rebuild_parameter", text("x")) + b".", "is called with"),
         (PREFIX + call("torch._tensor", "_rebuild_from_type_v2", b"cnumpy\ndtype\nN)") + b".", "is built by numpy."),
         (PREFIX + b"\x82\x01.", "instruction EXT1"),
@@ -154,8 +154,8 @@ def test_code_in_a_torchscript_archive_is_not_read(tmp_path: Path) -> None:
         (PREFIX + b"u.", "pickle is damaged"),
         (PREFIX + b"h\x09.", "pickle is damaged"),
         (PREFIX + b"}(Nu.", "pickle is damaged"),
-        (PREFIX + b"NNa.", "item for something else"),
-        (PREFIX + b"NNNs.", "entry for something else"),
+        (PREFIX + b"NNa.", "item is appended to a value that is no list"),
+        (PREFIX + b"NNNs.", "entry is set on a value that is no dictionary"),
         (PREFIX, "pickle is damaged"),
         (b"", "pickle is damaged"),
         (b"garbage" * 50, "pickle is damaged"),
@@ -182,16 +182,16 @@ def test_what_no_checkpoint_does_is_told(tmp_path: Path, content: bytes, told: s
         ({"shape": (2,), "strides": (4,)}, "reaches beyond"),
         ({"offset": 1}, "reaches beyond"),
         ({"shape": (1,), "offset": 1 << 61}, "reaches beyond"),
-        ({"shape": (-1,)}, "negative, huge"),
-        ({"shape": (4, -1), "strides": (1, 1)}, "negative, huge"),
-        ({"strides": (-1,), "offset": 3}, "negative, huge"),
-        ({"offset": -1}, "negative, huge"),
-        ({"shape": (1 << 62,), "strides": (0,)}, "negative, huge"),
+        ({"shape": (-1,)}, "negative, too large"),
+        ({"shape": (4, -1), "strides": (1, 1)}, "negative, too large"),
+        ({"strides": (-1,), "offset": 3}, "negative, too large"),
+        ({"offset": -1}, "negative, too large"),
+        ({"shape": (1 << 62,), "strides": (0,)}, "negative, too large"),
         ({"shape": (1 << 40,), "strides": (0,)}, "more than four times"),
         ({"shape": (1 << 61,) * 64, "strides": (0,) * 64}, "more than four times"),
         ({"shape": (1,) * 65, "strides": (1,) * 65}, "65 dimensions"),
         ({"strides": ()}, "1 dimensions and 0 strides"),
-        ({"made": b"N"}, "something else than a storage"),
+        ({"made": b"N"}, "not built from a storage"),
         ({"made": storage(count=1 << 61)}, "should have 9223372036854775808 bytes and is 16 bytes"),
         ({"made": storage(count=5)}, "should have 20 bytes and is 16 bytes"),
         ({"made": storage(count=-4)}, "without a known type, key or size"),
@@ -222,7 +222,7 @@ def test_many_names_of_one_storage_do_not_fill_the_disk(tmp_path: Path) -> None:
 def test_conjugated_and_negated_views_are_refused(tmp_path: Path) -> None:
     for value in (torch.ones(2, dtype=torch.complex64).conj(), torch.ones(2, dtype=torch.complex64).conj().imag):
         torch.save({"w": value}, tmp_path / "c.pth")
-        assert "conjugate or the negative" in refused(tmp_path / "c.pth")
+        assert "conjugate or negative bit" in refused(tmp_path / "c.pth")
 
 
 @pytest.mark.parametrize("value", [torch.ones(2, dtype=torch.complex128), torch.ones(2).to_sparse()])
