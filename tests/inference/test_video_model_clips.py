@@ -88,7 +88,7 @@ def test_the_masked_encoder_takes_the_centre_by_opencv() -> None:
     video = frames(40)
     scaled = resize(first(video[dense_span(40, 4, 4, None)]), (32, int(32 * 70 / 48)), "opencv")
     assert torch.equal(rule.from_frames(video), scaled[..., 7:39].transpose(0, 1))
-    assert random_model("supervised", classes=174).preprocessing.sampler == "sparse_two_view"
+    assert random_model("supervised", num_classes=174).preprocessing.sampler == "sparse_two_view"
 
 
 def test_viclip_squashes() -> None:
