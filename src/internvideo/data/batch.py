@@ -3,15 +3,39 @@ without."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from typing import Generic, Protocol, TypeVar, cast
+from collections.abc import Callable
+from dataclasses import dataclass, fields, replace
+from typing import Generic, Protocol, Self, TypeVar
 
 import torch
 from torch import Tensor
 
 
 @dataclass(frozen=True)
-class Batch:
+class Tensors:
+    """Base of batches: tensors and tuples of tensors, which move together, and what stays where it is."""
+
+    def each(self, change: Callable[[Tensor], Tensor]) -> Self:
+        """Return a copy in which every tensor is changed."""
+
+        def changed(value: object) -> object:
+            if isinstance(value, tuple):
+                return tuple(changed(part) for part in value)
+            return change(value) if isinstance(value, Tensor) else value
+
+        return replace(self, **{field.name: changed(getattr(self, field.name)) for field in fields(self)})
+
+    def to(self, device: torch.device) -> Self:
+        """Copy the tensors to `device` (asynchronously from pinned memory)."""
+        return self.each(lambda tensor: tensor.to(device, non_blocking=True))
+
+    def pin_memory(self) -> Self:
+        """Page-locked copy (called by the data loader when it pins)."""
+        return self.each(Tensor.pin_memory)
+
+
+@dataclass(frozen=True)
+class Batch(Tensors):
     """B clips with what is known of them.
 
     Attributes:
@@ -31,36 +55,6 @@ class Batch:
     def __len__(self) -> int:
         return len(self.ids)
 
-    def to(self, device: torch.device) -> Batch:
-        """Copy the tensors to `device` (asynchronously from pinned memory)."""
-        if self.video.device == device:
-            return self
-
-        def move(tensor: Tensor | None) -> Tensor | None:
-            return None if tensor is None else tensor.to(device, non_blocking=True)
-
-        return replace(
-            self,
-            video=self.video.to(device, non_blocking=True),
-            labels=move(self.labels),
-            text_ids=move(self.text_ids),
-            frame_mask=move(self.frame_mask),
-        )
-
-    def pin_memory(self) -> Batch:
-        """Page-locked copy (called by the data loader when it pins)."""
-
-        def pin(tensor: Tensor | None) -> Tensor | None:
-            return None if tensor is None else tensor.pin_memory()
-
-        return replace(
-            self,
-            video=self.video.pin_memory(),
-            labels=pin(self.labels),
-            text_ids=pin(self.text_ids),
-            frame_mask=pin(self.frame_mask),
-        )
-
 
 @dataclass(frozen=True, kw_only=True)
 class RegionBatch(Batch):
@@ -74,18 +68,6 @@ class RegionBatch(Batch):
     clip: Tensor
     boxes: Tensor
     targets: Tensor
-
-    def to(self, device: torch.device) -> RegionBatch:
-        """Copy the tensors to `device`."""
-        moved = {name: getattr(self, name).to(device, non_blocking=True) for name in REGIONS}
-        return replace(self, **moved)
-
-    def pin_memory(self) -> RegionBatch:
-        """Page-locked copy (called by the data loader when it pins)."""
-        return replace(self, **{name: getattr(self, name).pin_memory() for name in REGIONS})
-
-
-REGIONS = ("video", "clip", "boxes", "targets")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,20 +83,9 @@ class HandBatch(Batch):
     visible: Tensor
     size: Tensor
 
-    def to(self, device: torch.device) -> HandBatch:
-        """Copy the tensors to `device`."""
-        return replace(self, **{name: getattr(self, name).to(device, non_blocking=True) for name in HANDS})
-
-    def pin_memory(self) -> HandBatch:
-        """Page-locked copy (called by the data loader when it pins)."""
-        return replace(self, **{name: getattr(self, name).pin_memory() for name in HANDS})
-
-
-HANDS = ("video", "positions", "visible", "size")
-
 
 @dataclass(frozen=True)
-class FeatureBatch:
+class FeatureBatch(Tensors):
     """B sequences of features of untrimmed videos, padded at the end, and the actions in them.
 
     Attributes:
@@ -134,26 +105,6 @@ class FeatureBatch:
     def __len__(self) -> int:
         return len(self.ids)
 
-    def to(self, device: torch.device) -> FeatureBatch:
-        """Copy the tensors to `device`."""
-        return replace(
-            self,
-            features=self.features.to(device, non_blocking=True),
-            mask=self.mask.to(device, non_blocking=True),
-            segments=tuple(segment.to(device, non_blocking=True) for segment in self.segments),
-            labels=tuple(label.to(device, non_blocking=True) for label in self.labels),
-        )
-
-    def pin_memory(self) -> FeatureBatch:
-        """Page-locked copy (called by the data loader when it pins)."""
-        return replace(
-            self,
-            features=self.features.pin_memory(),
-            mask=self.mask.pin_memory(),
-            segments=tuple(segment.pin_memory() for segment in self.segments),
-            labels=tuple(label.pin_memory() for label in self.labels),
-        )
-
 
 @dataclass(frozen=True, kw_only=True)
 class ProposalBatch(FeatureBatch):
@@ -167,16 +118,6 @@ class ProposalBatch(FeatureBatch):
 
     proposals: tuple[Tensor, ...]
 
-    def to(self, device: torch.device) -> ProposalBatch:
-        """Copy the tensors to `device`."""
-        moved = tuple(proposal.to(device, non_blocking=True) for proposal in self.proposals)
-        return replace(cast(ProposalBatch, super().to(device)), proposals=moved)
-
-    def pin_memory(self) -> ProposalBatch:
-        """Page-locked copy (called by the data loader when it pins)."""
-        pinned = tuple(proposal.pin_memory() for proposal in self.proposals)
-        return replace(cast(ProposalBatch, super().pin_memory()), proposals=pinned)
-
 
 @dataclass(frozen=True, kw_only=True)
 class QueryBatch(FeatureBatch):
@@ -187,14 +128,6 @@ class QueryBatch(FeatureBatch):
     """
 
     words: Tensor
-
-    def to(self, device: torch.device) -> QueryBatch:
-        """Copy the tensors to `device`."""
-        return replace(cast(QueryBatch, super().to(device)), words=self.words.to(device, non_blocking=True))
-
-    def pin_memory(self) -> QueryBatch:
-        """Page-locked copy (called by the data loader when it pins)."""
-        return replace(cast(QueryBatch, super().pin_memory()), words=self.words.pin_memory())
 
 
 class _Counted(Protocol):

@@ -8,7 +8,7 @@ from __future__ import annotations
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar, cast
 
@@ -389,10 +389,4 @@ def _concatenate(tensors: list[Tensor | None]) -> Tensor | None:
 
 
 def _slice(batch: Batch, start: int, end: int) -> Batch:
-    return Batch(
-        batch.video[start:end],
-        batch.ids[start:end],
-        None if batch.labels is None else batch.labels[start:end],
-        None if batch.text_ids is None else batch.text_ids[start:end],
-        None if batch.frame_mask is None else batch.frame_mask[start:end],
-    )
+    return replace(batch.each(lambda tensor: tensor[start:end]), ids=batch.ids[start:end])

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from internvideo.data.batch import Batch
 from internvideo.data.manifest import Manifest
 from internvideo.data.sampling import FrameSampler
+from internvideo.data.transforms import EvalTransform
 
 Model = TypeVar("Model", covariant=True)
 SAVED_NAMES = {"num_clips": "views", "num_crops": "crops"}
@@ -51,28 +52,7 @@ class ClipProtocol:
         return self.num_clips * self.num_crops
 
 
-class ViewTransform(Protocol):
-    """The part of an evaluation transform that `clip_protocol` uses."""
-
-    @property
-    def size(self) -> int:
-        """S."""
-
-    @property
-    def num_crops(self) -> int:
-        """Number of spatial crops."""
-
-    @property
-    def resizing(self) -> str:
-        """Size before the crops and pixel arithmetic."""
-
-
-def clip_protocol(
-    sampler: FrameSampler,
-    transform: ViewTransform,
-    *,
-    single_frame: bool = False,
-) -> ClipProtocol:
+def clip_protocol(sampler: FrameSampler, transform: EvalTransform, *, single_frame: bool = False) -> ClipProtocol:
     """Return the protocol of a loader with this sampler and transform, or of one with `single_frame` set."""
     if single_frame:
         return ClipProtocol(1, transform.size, 1, transform.num_crops, "middle frame", resizing=transform.resizing)
@@ -113,13 +93,6 @@ class VideoTextModel(Protocol):
     @property
     def scale(self) -> Tensor:
         """Logit scale of the cosines, about 100."""
-
-
-class TextEncoder(Protocol):
-    """A tokenizer."""
-
-    def encode(self, texts: str | Sequence[str]) -> Tensor:
-        """Texts -> (B, L) ids."""
 
 
 def weights_hash(weights: nn.Module | Mapping[str, Tensor]) -> str:

@@ -15,10 +15,11 @@ from tqdm import tqdm
 
 from internvideo import distributed
 from internvideo.data.batch import Batch
+from internvideo.data.dataset import TextEncoder
 from internvideo.data.manifest import Manifest
 from internvideo.data.sample import Sample
 from internvideo.errors import RunError
-from internvideo.tasks.protocol import ClipInputs, ClipProtocol, TextEncoder, VideoTextModel
+from internvideo.tasks.protocol import ClipInputs, ClipProtocol, VideoTextModel
 
 TEXTS_AT_ONCE = 256
 

@@ -14,12 +14,13 @@ import torch
 from torch import Tensor
 
 from internvideo.data.batch import Batch
+from internvideo.data.dataset import TextEncoder
 from internvideo.data.manifest import Choice, Sample
 from internvideo.metrics.classification import choice_scores, l2_normalize, merge_rows, top_k_hits
 from internvideo.models.heads import PairScoringMultipleChoice
 from internvideo.tasks.members import joined, of_each
 from internvideo.tasks.multiple_choice.data import choice_texts
-from internvideo.tasks.protocol import ClipInputs, TextEncoder, VideoTextModel
+from internvideo.tasks.protocol import ClipInputs, VideoTextModel
 from internvideo.tasks.question_answering.data import question_tokens
 from internvideo.tasks.table import MetricValues, Predictions, Result
 from internvideo.tasks.views import run_clips, run_texts, video_function

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, cast
 
 from internvideo.data.manifest import Manifest
 from internvideo.datasets.class_names import match_classes
 from internvideo.errors import RecipeError
 from internvideo.models.cross_model import CrossModel
+from internvideo.models.encoder import ClipClassifier
 from internvideo.sample_world.actions import TIME_DIRECTED
 from internvideo.sample_world.generate import is_sample_world
 from internvideo.tasks.class_rows import under_classes
@@ -73,5 +74,5 @@ def scorer(trained: Trained) -> recognition.Scorer:
     stride: int = getattr(trained.recipe.settings, "temporal_stride", 1)
     if isinstance(trained.model, CrossModel):
         return recognition.interaction_scorer(trained.model, stride)
-    classify = recognition.classifier_scorer(trained.model)
+    classify = recognition.classifier_scorer(cast(ClipClassifier, trained.model))
     return lambda video: classify(video[:, :, ::stride])

@@ -6,18 +6,20 @@ Source: run_class_finetuning.py.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Protocol, cast
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
 from internvideo.data.batch import Batch
 from internvideo.data.sample import Sample
 from internvideo.errors import RecipeError, RunError
 from internvideo.metrics import bootstrap
 from internvideo.metrics.classification import mean_class_accuracy, merge_views, top_k_hits
+from internvideo.models.cross_model import CrossModel
+from internvideo.models.encoder import ClipClassifier
 from internvideo.tasks.protocol import ClipInputs, check_labels
 from internvideo.tasks.table import BOOTSTRAP, MetricValues, Predictions, Result
 from internvideo.tasks.views import run_clips
@@ -31,43 +33,17 @@ Floats = NDArray[np.floating[Any]]
 Ints = NDArray[np.int64]
 
 
-class Classifier(Protocol):
-    """A video classifier."""
-
-    def normalize(self, video: Tensor) -> Tensor:
-        """uint8 (B, 3, T, S, S) -> float."""
-
-    def __call__(self, video: Tensor) -> Tensor:
-        """Normalised -> (B, C) logits."""
-
-
-class TwoEncoders(Protocol):
-    """A cross-model interaction: its output has `masked`, `multimodal` and `fused` logits (B, C)."""
-
-    @property
-    def masked(self) -> Any:
-        """The masked encoder with `normalize`."""
-
-    @property
-    def multimodal(self) -> Any:
-        """The multimodal encoder with `normalize`."""
-
-    def __call__(self, masked_video: Tensor, multimodal_video: Tensor) -> Any:
-        """Both normalized clips -> the three scores."""
-
-
-def classifier_scorer(model: nn.Module) -> Scorer:
+def classifier_scorer(model: ClipClassifier) -> Scorer:
     """Make the function uint8 clips -> {"logits"}."""
-    classifier = cast("Classifier", model)
-    return lambda video: {COLUMN: classifier(classifier.normalize(video))}
+    return lambda video: {COLUMN: model(model.normalize(video))}
 
 
-def interaction_scorer(model: nn.Module, temporal_stride: int) -> Scorer:
+def interaction_scorer(model: CrossModel, temporal_stride: int) -> Scorer:
     """Make the function uint8 clips -> {"masked", "multimodal", "fused"}; the multimodal encoder is strided."""
-    both = cast("TwoEncoders", model)
 
     def score_clips(video: Tensor) -> dict[str, Tensor]:
-        output = both(both.masked.normalize(video), both.multimodal.normalize(video[:, :, ::temporal_stride]))
+        masked, multimodal = model.masked.normalize(video), model.multimodal.normalize(video[:, :, ::temporal_stride])
+        output = model(masked, multimodal)
         return {"masked": output.masked, "multimodal": output.multimodal, "fused": output.fused}
 
     return score_clips

@@ -10,13 +10,14 @@ from typing import Any, Literal, cast
 import numpy as np
 from numpy.typing import NDArray
 
+from internvideo.data.dataset import TextEncoder
 from internvideo.data.manifest import Manifest
 from internvideo.errors import RecipeError
 from internvideo.metrics import bootstrap
 from internvideo.metrics.classification import l2_normalize, merge_rows
 from internvideo.tasks.members import described as described
 from internvideo.tasks.members import joined, of_each, units_of_each
-from internvideo.tasks.protocol import ClipInputs, TextEncoder, VideoTextModel
+from internvideo.tasks.protocol import ClipInputs, VideoTextModel
 from internvideo.tasks.retrieval.metrics import (
     RECALLS,
     bank_counts,

@@ -6,11 +6,12 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from internvideo.data.dataset import TextEncoder
 from internvideo.errors import RecipeError
 from internvideo.metrics import bootstrap
 from internvideo.metrics.classification import mean_class_accuracy, merge_rows, top_k_hits, zero_shot_ensemble
 from internvideo.tasks.members import joined, of_each
-from internvideo.tasks.protocol import ClipInputs, TextEncoder, VideoTextModel, check_labels
+from internvideo.tasks.protocol import ClipInputs, VideoTextModel, check_labels
 from internvideo.tasks.table import BOOTSTRAP, MetricValues, Predictions, Result
 from internvideo.tasks.views import run_clips, run_texts, video_function
 from internvideo.tasks.zero_shot.templates import ACTION_TEMPLATES, fill

@@ -5,17 +5,17 @@ Shapes: B batch, C clips, T frames of a direction, 12 views, S side, L words; wa
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
+from internvideo.data.batch import Tensors
 from internvideo.tasks.navigation.world.protocol import Episode, NavEnv
 
 
 @dataclass(frozen=True)
-class NavigationBatch:
-    """B episodes, each with its own world.
+class NavigationBatch(Tensors):
+    """B episodes, each with its own world, which stays on the CPU.
 
     Attributes:
         episodes, worlds: B of each.
@@ -34,17 +34,9 @@ class NavigationBatch:
     def __len__(self) -> int:
         return len(self.episodes)
 
-    def to(self, device: torch.device) -> NavigationBatch:
-        """Copy the tokens to `device`; worlds stay on the CPU."""
-        return replace(self, tokens=self.tokens.to(device, non_blocking=True))
-
-    def pin_memory(self) -> NavigationBatch:
-        """Return a copy with page-locked tokens."""
-        return replace(self, tokens=self.tokens.pin_memory())
-
 
 @dataclass(frozen=True)
-class PanoramaBatch:
+class PanoramaBatch(Tensors):
     """B panoramas and C clips of some of their directions at the ends of short walks, with targets.
 
     Attributes:
@@ -65,14 +57,3 @@ class PanoramaBatch:
 
     def __len__(self) -> int:
         return len(self.ids)
-
-    def to(self, device: torch.device) -> PanoramaBatch:
-        """Copy the tensors to `device`."""
-        return replace(self, **{name: getattr(self, name).to(device, non_blocking=True) for name in _TENSORS})
-
-    def pin_memory(self) -> PanoramaBatch:
-        """Page-locked copy."""
-        return replace(self, **{name: getattr(self, name).pin_memory() for name in _TENSORS})
-
-
-_TENSORS = ("depth", "heat", "pictures", "things", "clips", "motions")
