@@ -11,7 +11,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from internvideo import untrusted
 from internvideo.apps.demo_budget import SetFacts
 from internvideo.apps.demo_clock import Clock
 from internvideo.apps.demo_language import language_tasks, written_captions
@@ -52,6 +51,7 @@ from internvideo.tasks.retrieval.evaluate import RetrievalOptions
 from internvideo.tasks.retrieval.evaluate import predict as predict_retrieval
 from internvideo.tasks.table import BOOTSTRAP, Predictions, Result, save_result
 from internvideo.tasks.task import ClipOptions
+from internvideo.training.logging import read_metrics
 from internvideo.training.trained import Trained
 from internvideo.video.reader import Video
 
@@ -142,7 +142,7 @@ def write_demo_report(output: Path, data: DemoData, device: str, clock: Clock) -
             reconstructions=_reconstructions(output, test, device),
             retrievals=_retrievals(found, test),
             confusion=_confusion(tables["interaction"], test),
-            gates=_gates(output / "interaction" / "metrics.jsonl"),
+            gates=_gates(output / "interaction"),
             protocol=results["interaction"]["protocol"],
             coverage=results["interaction"]["coverage"],
             next_steps=[
@@ -312,21 +312,16 @@ def _claims(
     ]
 
 
-def _log(path: Path) -> list[dict[str, Any]]:
-    lines = untrusted.read_text(path).splitlines() if path.is_file() else []
-    return [untrusted.parse_json(line, finite=False) for line in lines]
-
-
 def _losses(output: Path) -> dict[str, LossCurve]:
     curves = {}
     for path in sorted(output.glob("*/metrics.jsonl"), key=lambda path: path.stat().st_mtime):
-        rows = [row for row in _log(path) if "loss" in row]
+        rows = [row for row in read_metrics(path.parent) if "loss" in row]
         curves[path.parent.name] = LossCurve([row["step"] for row in rows], [row["loss"] for row in rows])
     return curves
 
 
-def _gates(path: Path) -> Gates:
-    rows = _log(path)
+def _gates(run: Path) -> Gates:
+    rows = read_metrics(run)
     names = [name for name in (rows[-1] if rows else {}) if name.startswith(("cma", "fuse"))]
     return Gates([row["step"] for row in rows], {name: [row[name] for row in rows] for name in names})
 

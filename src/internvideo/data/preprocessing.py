@@ -164,12 +164,8 @@ class Preprocessing:
         Raises:
             VideoError: unreadable video, or no frame in the span. RecipeError: `num_clips` is not supported.
         """
-        samples, decoded = video.sample(
-            _inside(video, start, end), lambda left: [left[part] for part in self.indices(len(left), num_clips)]
-        )
-        return [
-            self.transform_frames(part) for part in np.split(decoded, np.cumsum([len(part) for part in samples])[:-1])
-        ]
+        parts = video.sample(_inside(video, start, end), lambda left: self.indices(len(left), num_clips))
+        return [self.transform_frames(part) for part in parts]
 
     def clip(self, video: Video, start: float | None = None, end: float | None = None) -> Tensor:
         """Make the single view of a span: uint8 (3, T, S, S), see `clips`."""

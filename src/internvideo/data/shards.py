@@ -215,14 +215,11 @@ class ShardClipDecoder:
                 file.flush()
                 with Video(file.name, short_side=self.short_side) as video:
                     times = video.info.times
-                    frame_indices, decoded = video.sample(
-                        np.arange(len(times)), lambda left: [left[part] for part in sample_fn(times[left])]
-                    )
+                    parts = video.sample(np.arange(len(times)), lambda left: sample_fn(times[left]))
         except (ManifestError, VideoError) as error:
             # The path of the sample instead of that of the temporary file.
             raise VideoError(sample.path, error.found, error.expected, error.hint) from error
-        ends = np.cumsum([len(indices) for indices in frame_indices])[:-1]
-        return [torch.from_numpy(part) for part in np.split(decoded, ends)]
+        return [torch.from_numpy(part) for part in parts]
 
 
 class ShardLoader(ResumableLoader):

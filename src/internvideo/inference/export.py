@@ -7,7 +7,6 @@ Shapes: B batch, T frames, S side, L words, E width of the features, C classes.
 from __future__ import annotations
 
 import copy
-import hashlib
 import json
 import shutil
 import tempfile
@@ -27,6 +26,7 @@ from internvideo.inference import onnx_file
 from internvideo.inference.video_model import VideoModel
 from internvideo.models.encoder import VideoEncoder
 from internvideo.storage import atomic_path, write_text
+from internvideo.weights.fetch import sha256_of
 
 Format = Literal["torch", "onnx"]
 What = Literal["video", "text", "classifier"]
@@ -316,7 +316,7 @@ def _write(
         cosine = _cosine(onnx_file.runner(small), plan, wanted)
     files = sorted(built.parent.iterdir(), key=lambda file: file.suffix != ".data")
     about = _describe(model, plan, settings, checks, cosine)
-    about["files"] = [{"name": f.name, "bytes": f.stat().st_size, "sha256": _sha256(f)} for f in files]
+    about["files"] = [{"name": f.name, "bytes": f.stat().st_size, "sha256": sha256_of(f)} for f in files]
     for file in files:
         with atomic_path(final.parent / file.name) as temporary:
             shutil.move(file, temporary)
@@ -361,8 +361,3 @@ def _describe(
         "int8_cosine": cosine,
         "made_with": {"torch": torch.__version__, **(onnx_file.versions() if settings.format == "onnx" else {})},
     }
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
@@ -43,18 +42,3 @@ class Ema:
             raise ValueError("averages of other parameters")
         for name, average in self.averages.items():
             average.copy_(averages[name])
-
-    @contextmanager
-    def applied(self) -> Iterator[None]:
-        """Swap the averages into the module within the block (for evaluation)."""
-        backup = [parameter.detach().clone() for parameter in self._parameters]
-        self._write(list(self.averages.values()))
-        try:
-            yield
-        finally:
-            self._write(backup)
-
-    @torch.no_grad()
-    def _write(self, values: list[Tensor]) -> None:
-        for parameter, value in zip(self._parameters, values, strict=True):
-            parameter.copy_(value)

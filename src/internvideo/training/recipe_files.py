@@ -18,6 +18,7 @@ from internvideo.errors import RecipeError, WeightsError
 from internvideo.training.earlier_recipes import new_name, new_value, upgraded
 from internvideo.training.recipe import Catalog, EvaluationRecipe, Recipe
 from internvideo.training.settings import LoopSettings
+from internvideo.weights.layouts import leaves
 
 LARGEST = 10**7
 """Largest value of a numeric setting: counts of samples, words or panoramas are limited by memory."""
@@ -146,15 +147,6 @@ def apply_override(tree: dict[str, Any], override: str) -> None:
             raise RecipeError(override, f"'{parent}' holds a value, not settings")
         node = child
     node[last] = value
-
-
-def leaves(tree: Mapping[str, Any], above: str = "") -> dict[str, Any]:
-    """Dotted name -> value."""
-    found: dict[str, Any] = {}
-    for name, value in tree.items():
-        inside = isinstance(value, Mapping) and bool(value)
-        found |= leaves(value, f"{above}{name}.") if inside else {f"{above}{name}": value}
-    return found
 
 
 def check_numbers(given: Mapping[str, Any], values: Mapping[str, Any], where: object) -> None:

@@ -13,6 +13,7 @@ from internvideo import distributed, untrusted
 from internvideo.errors import RecipeError, RunError
 from internvideo.storage import alone_in, write_text
 from internvideo.training.sharded_checkpoint import is_finished
+from internvideo.weights.layouts import leaves
 
 FOLDER = "checkpoints"
 RUN_FILE = "run.json"
@@ -183,10 +184,7 @@ def _raise_if_changed(where: Path, changed: Mapping[str, Change]) -> None:
 def differences(written: Recipe, now: Recipe, ignore_keys: Collection[str] = ()) -> dict[str, Change]:
     """Return dotted key -> (old, new) where two recipes differ, apart from `ignore_keys` and everything below them."""
     # Through JSON, as the written one: tuples become lists, keys become strings.
-    before, after = (
-        dict(_leaves(written)),
-        dict(_leaves(untrusted.parse_json(json.dumps(now, default=str), finite=False))),
-    )
+    before, after = leaves(written), leaves(untrusted.parse_json(json.dumps(now, default=str), finite=False))
     before |= {key: EARLIER[key][was] for key, was in before.items() if key in EARLIER and isinstance(was, bool)}
     # A setting that is None is as one that an earlier version did not have.
     before |= {key: None for key, value in after.items() if value is None and key not in before}
@@ -195,11 +193,3 @@ def differences(written: Recipe, now: Recipe, ignore_keys: Collection[str] = ())
         for key in sorted(before.keys() | after.keys())
         if (key not in before or key not in after or before[key] != after[key]) and not _is_under(key, ignore_keys)
     }
-
-
-def _leaves(tree: Any, path: str = "") -> Iterator[tuple[str, Any]]:
-    if isinstance(tree, Mapping) and tree:
-        for key, value in tree.items():
-            yield from _leaves(value, f"{path}.{key}" if path else str(key))
-    else:
-        yield path, tree

@@ -7,7 +7,6 @@ read it.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import shutil
 import threading
@@ -25,6 +24,7 @@ from internvideo import distributed, untrusted
 from internvideo.errors import RecipeError, RunError, WeightsError
 from internvideo.storage import write_text
 from internvideo.untrusted_arrays import safetensors_metadata
+from internvideo.weights.fetch import sha256_of
 
 INDEX = "checkpoint.json"
 DAMAGED = "damaged: it has another SHA-256 than when it was written"
@@ -72,7 +72,7 @@ class Writer:
         try:
             copied.result()
             number = f"shard-{distributed.rank() + 1:05d}-"
-            own = {file.name: digest(file) for file in sorted(path.glob(f"{number}*"))}
+            own = {file.name: sha256_of(file) for file in sorted(path.glob(f"{number}*"))}
         except Exception as error:  # told by the thread that waits for this one
             self._error = error
         try:
@@ -109,12 +109,6 @@ def _empty(path: Path) -> None:
         raise _unwritable(path, error) from error
 
 
-def digest(file: Path) -> str:
-    """SHA-256 of a file."""
-    with file.open("rb") as handle:
-        return hashlib.file_digest(handle, "sha256").hexdigest()
-
-
 def is_finished(path: Path) -> bool:
     """Whether a folder is a checkpoint that was written to its end."""
     return (path / INDEX).is_file()
@@ -137,7 +131,7 @@ def check(path: Path) -> None:
     names = sorted(files)
     for name in names[distributed.rank() :: distributed.world_size()]:
         try:
-            found = digest(path / name)
+            found = sha256_of(path / name)
             safetensors_metadata(path / name)  # within the limits of files that others wrote
         except (OSError, ValueError) as error:
             raise WeightsError(path / name, f"cannot be read: {error}", "a whole file", "copy it again") from error

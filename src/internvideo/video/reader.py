@@ -254,21 +254,21 @@ class Video(FrameSource):
         earlier."""
         yield from self._decode(wanted.tolist(), deadline)
 
-    def sample(
-        self, inside: Indices, sample_fn: Callable[[Indices], Sequence[Indices]]
-    ) -> tuple[list[Indices], NDArray[np.uint8]]:
-        """Sample frames: call `sample_fn` with the intact indices of `inside` and decode what it returns.
+    def sample(self, inside: Indices, sample_fn: Callable[[Indices], Sequence[Indices]]) -> list[NDArray[np.uint8]]:
+        """Sample frames: call `sample_fn` with the intact indices of `inside` and decode those at its positions.
 
         `sample_fn` is called again when decoding reveals damage.
 
-        Returns: the index arrays of `sample_fn`, and their frames (N, H, W, 3), concatenated.
+        Returns: the frames (N, H, W, 3) of each of its arrays of positions; no frame is decoded twice.
 
         Raises: VideoError.
         """
         while True:
-            samples = list(sample_fn(self.without_damaged(inside)))
+            intact = self.without_damaged(inside)
+            samples = sample_fn(intact)
             try:
-                return samples, self.frames(np.concatenate(samples))
+                decoded = self.frames(intact[np.concatenate(samples)])
+                return np.split(decoded, np.cumsum([len(sample) for sample in samples])[:-1])
             except DamageError:
                 if self.damage != "skip":
                     raise

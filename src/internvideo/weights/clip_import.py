@@ -18,7 +18,7 @@ from internvideo.models.uniformerv2 import UniFormerV2
 from internvideo.models.viclip import ViCLIP
 from internvideo.models.video_language import VideoLanguage
 from internvideo.weights.key_tables import CLIP
-from internvideo.weights.state import load_state
+from internvideo.weights.state import convert_reference, load_state
 from internvideo.weights.transformers_names import published_clip
 
 _ADDED = r"query|balance|global_blocks\..*|local[12]\..*|stem\.motion"
@@ -115,14 +115,10 @@ def _our_layout(model: nn.Module, state: Mapping[str, Tensor], where: object) ->
     """The state dict under the names of `clip.Clip`."""
     if "visual.stem.conv.weight" in state:
         return dict(state)
-    ours: dict[str, Tensor] = {}
     public = published_clip(state) if "vision_model.embeddings.class_embedding" in state else state
-    for key, tensor in public.items():
-        rule = CLIP.find(key)
-        if rule is not None:
-            ours.update(zip(rule.names(key) or (), rule.apply(tensor, model), strict=True))
-        elif not CLIP.ignores(key):
-            raise WeightsError(where, f"unknown tensor {key}", "the public CLIP layout")
+    ours, unknown = convert_reference(model, public, CLIP)
+    if unknown:
+        raise WeightsError(where, f"unknown tensor {unknown[0]}", "the public CLIP layout")
     return ours
 
 

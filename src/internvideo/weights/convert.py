@@ -23,6 +23,7 @@ from typing import Any, BinaryIO
 from internvideo import __version__, untrusted
 from internvideo.errors import WeightsError
 from internvideo.storage import atomic_path, read_metadata, read_safetensors, write_safetensors, write_text
+from internvideo.weights.fetch import sha256_of
 from internvideo.weights.layouts import OVERRIDES
 
 PROGRAM = "import sys; sys.path.append(sys.argv[1]); from internvideo.weights.unpickle import main; main()"
@@ -129,8 +130,7 @@ def convert(
             with temporary.open("wb") as target:
                 report = _run(file, target, settings, source)
             read_metadata(temporary)  # the library itself reads the header
-            with temporary.open("rb") as written:
-                sha256 = hashlib.file_digest(written, "sha256").hexdigest()
+            sha256 = sha256_of(temporary)
     return _kept(
         Conversion(
             source=source, output=output, manifest=manifest, source_sha256=digest, output_sha256=sha256, **report
@@ -142,8 +142,7 @@ def _with_settings(source: Path, output: Path, metadata: dict[str, str], manifes
     """Copy the tensors of a safetensors file with further metadata."""
     state, own = read_safetensors(source)
     write_safetensors(output, state, {**own, **metadata})
-    with output.open("rb") as written:
-        sha256 = hashlib.file_digest(written, "sha256").hexdigest()
+    sha256 = sha256_of(output)
     types = Counter(str(value.dtype).removeprefix("torch.") for value in state.values())
     numbers = sum(value.numel() for value in state.values())
     return _kept(

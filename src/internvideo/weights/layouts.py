@@ -10,6 +10,7 @@ import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -344,11 +345,12 @@ def _unwrapped(state: State, where: object) -> dict[str, Tensor]:
     return bare
 
 
-def leaves(overrides: Overrides, path: str = "") -> dict[str, object]:
+def leaves(overrides: Overrides, path: str = "") -> dict[str, Any]:
     """Flatten nested overrides to dotted name -> value."""
-    found: dict[str, object] = {}
+    found: dict[str, Any] = {}
     for name, value in overrides.items():
-        found |= leaves(value, f"{path}{name}.") if isinstance(value, Mapping) else {f"{path}{name}": value}
+        inside = isinstance(value, Mapping) and value
+        found |= leaves(value, f"{path}{name}.") if inside else {f"{path}{name}": value}
     return found
 
 

@@ -46,13 +46,18 @@ def reference_names(model: nn.Module, keys: Iterable[str]) -> dict[str, tuple[st
     return {key: names for key, names in found.items() if names is not None}
 
 
-def convert_reference(model: nn.Module, state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
+def convert_reference(
+    model: nn.Module, state: Mapping[str, Tensor], table: WeightTable | None = None
+) -> tuple[dict[str, Tensor], list[str]]:
     """Rename and reshape published tensors (or gradients) to ours.
+
+    Args:
+        model: ours. state: published names -> tensors. table: of the layout, by default the model's.
 
     Returns:
         our tensors, and the keys that the table does not know.
     """
-    table = table_for(model)
+    table = table or table_for(model)
     ours: dict[str, Tensor] = {}
     unused = []
     for key, tensor in state.items():

@@ -67,11 +67,8 @@ class ManifestClipDecoder:
                 cached = self._decode_for_cache(key, sample, video, inside) if key else None
                 if cached is None:
                     all_times = video.info.times
-                    frame_indices, decoded = video.sample(
-                        inside, lambda left: [left[part] for part in sample_fn(all_times[left])]
-                    )
-                    ends = np.cumsum([len(indices) for indices in frame_indices])[:-1]
-                    return [torch.from_numpy(part) for part in np.split(decoded, ends)]
+                    parts = video.sample(inside, lambda left: sample_fn(all_times[left]))
+                    return [torch.from_numpy(part) for part in parts]
         return [torch.from_numpy(cached[0][indices]) for indices in sample_fn(cached[1])]
 
     def take_truncated_spans(self) -> tuple[str, ...]:
