@@ -16,10 +16,9 @@ from internvideo.metrics import bootstrap
 from internvideo.metrics.temporal_detection import grounded_hits, tiou
 from internvideo.tasks.grounding.data import QuerySet
 from internvideo.tasks.grounding.model import Grounder, likely_spans
-from internvideo.tasks.protocol import weights_hash
 from internvideo.tasks.table import BOOTSTRAP, MetricValues, Predictions, Result
 from internvideo.tasks.temporal_localization.data import FeatureSettings, sequence
-from internvideo.tasks.temporal_localization.predict import FEATURE_FACTS, check_width
+from internvideo.tasks.temporal_localization.predict import check_width, feature_facts
 from internvideo.tasks.temporal_localization.segment_decoding import FeatureGrid
 
 NAME = "grounding"
@@ -83,12 +82,9 @@ def predict(
         found += _find(model, queries, list(numbers), words, settings, device, spans, nms_threshold)
     features = queries.features
     protocol = {
-        "model": model_name,
-        "weights_sha256": weights_hash(model),
+        **feature_facts(model, features, model_name),
         "split_sha256": queries.fingerprint,
-        "splits": sorted({video.subset for video in features.videos}),
         "source": str(queries.source),
-        "features": {key: features.protocol.get(key) for key in FEATURE_FACTS if key in features.protocol},
         "tiou": "above, of the hull (Ego4D)",
         "spans": spans,
         "most_overlap": nms_threshold,

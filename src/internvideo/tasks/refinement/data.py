@@ -25,7 +25,7 @@ from internvideo import untrusted
 from internvideo.data.batch import ProposalBatch
 from internvideo.data.loader import LoaderSettings
 from internvideo.data.settings import Settings
-from internvideo.errors import ManifestError, RunError
+from internvideo.errors import ManifestError
 from internvideo.tasks.temporal_localization.data import (
     FeatureSet,
     FeatureSettings,
@@ -263,20 +263,13 @@ class ProposalLoader(SequenceLoader):
 
     def _batch(self, k: int, indices: list[int]) -> ProposalBatch:
         parts = [self._whole(index) for index in indices]
-        longest = max(values.shape[1] for values, _, _ in parts)
-        values = torch.zeros(len(parts), parts[0][0].shape[0], longest)
-        mask = torch.zeros(len(parts), longest, dtype=torch.bool)
+        values = [values for values, _, _ in parts]
         proposals = []
-        for row, (part, _, spans) in enumerate(parts):
-            if part.shape[0] != values.shape[1]:
-                name = self.features.videos[indices[row]].file
-                raise RunError(name, f"{part.shape[0]} channels", f"{values.shape[1]}, as the others")
-            values[row, :, : part.shape[1]], mask[row, : part.shape[1]] = part, True
-            seed = np.random.SeedSequence([self.loader.seed, k, indices[row], 2]).generate_state(4)
+        for index, (_, _, spans) in zip(indices, parts, strict=True):
+            seed = np.random.SeedSequence([self.loader.seed, k, index, 2]).generate_state(4)
             proposals.append(jittered(spans, self.choice.jitter, np.random.RandomState(seed)))
         return ProposalBatch(
-            values,
-            mask,
+            *self._padded(indices, values, max(part.shape[1] for part in values)),
             tuple(self.features.videos[index].id for index in indices),
             tuple(truths for _, truths, _ in parts),
             tuple(torch.zeros(len(truths), dtype=torch.long) for _, truths, _ in parts),

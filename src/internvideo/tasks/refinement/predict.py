@@ -13,7 +13,6 @@ from numpy.typing import NDArray
 from internvideo.errors import RecipeError, RunError
 from internvideo.metrics import bootstrap
 from internvideo.metrics.temporal_detection import Detections, average_precision, map_statistic, tiou
-from internvideo.tasks.protocol import weights_hash
 from internvideo.tasks.refinement.data import Proposals, ProposalSet, whole_sequence
 from internvideo.tasks.refinement.model import TCANet
 from internvideo.tasks.table import BOOTSTRAP, MetricValues, Predictions, Result
@@ -21,10 +20,11 @@ from internvideo.tasks.temporal_localization import predict as localization
 from internvideo.tasks.temporal_localization.data import FeatureSet, FeatureSettings, FeatureVideo
 from internvideo.tasks.temporal_localization.nms import SuppressionSettings, fuse_class_scores, soft_nms
 from internvideo.tasks.temporal_localization.predict import (
-    FEATURE_FACTS,
     FUSED_CLASSES,
     Segments,
+    check_class_scores,
     check_width,
+    feature_facts,
     make_table,
 )
 
@@ -98,9 +98,7 @@ def predict(
     nameless = proposals.classes != features.classes
     if class_scores is not None and not nameless:
         raise RecipeError("class scores", "for proposals with classes of their own", "proposals without classes")
-    lost = [video.id for video in features.videos if class_scores is not None and video.id not in class_scores]
-    if lost:
-        raise RecipeError("class scores", f"none for {len(lost)} videos, first '{lost[0]}'", "one row a video")
+    check_class_scores(class_scores, features)
     model.eval()
     before: list[Segments] = []
     after: list[Segments] = []
@@ -116,14 +114,9 @@ def predict(
     classes = proposals.classes if unnamed else features.classes
     without = sum(not len(proposals.of(video)) for video in features.videos)
     protocol = {
-        "model": model_name,
-        "weights_sha256": weights_hash(model),
-        "split_sha256": features.fingerprint,
-        "splits": sorted({video.subset for video in features.videos}),
-        "source": str(features.source),
+        **feature_facts(model, features, model_name),
         **proposals.about,
         "videos_without_proposals": without,
-        "features": {key: features.protocol.get(key) for key in FEATURE_FACTS if key in features.protocol},
         "tiou": list(tiou_thresholds),
         "classes": "none, proposals" if unnamed else "scores of whole videos" if nameless else "the proposals'",
         "quality_power": quality_power,

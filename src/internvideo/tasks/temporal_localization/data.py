@@ -11,7 +11,7 @@ import hashlib
 import json
 import re
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -368,17 +368,20 @@ class SequenceLoader:
         for index in indices:
             seed = np.random.SeedSequence([self.loader.seed, k, index, 1]).generate_state(4)
             parts.append(cut(*self._whole(index), self.length, self.settings, np.random.RandomState(seed)))
-        values = torch.zeros(len(parts), parts[0][0].shape[0], self.length)
-        mask = torch.zeros(len(parts), self.length, dtype=torch.bool)
-        for row, (part, _, _) in enumerate(parts):
-            if part.shape[0] != values.shape[1]:
-                name = self.features.videos[indices[row]].file
-                raise RunError(name, f"{part.shape[0]} channels", f"{values.shape[1]}, as the others")
-            values[row, :, : part.shape[1]], mask[row, : part.shape[1]] = part, True
         return FeatureBatch(
-            values,
-            mask,
+            *self._padded(indices, [values for values, _, _ in parts], self.length),
             tuple(self.features.videos[index].id for index in indices),
             tuple(spans for _, spans, _ in parts),
             tuple(labels for _, _, labels in parts),
         )
+
+    def _padded(self, indices: Sequence[int], parts: Sequence[Tensor], length: int) -> tuple[Tensor, Tensor]:
+        """Sequences (C, T) as (B, C, length) with zeros after each, and the mask (B, length) of what is theirs."""
+        values = torch.zeros(len(parts), parts[0].shape[0], length)
+        mask = torch.zeros(len(parts), length, dtype=torch.bool)
+        for row, (index, part) in enumerate(zip(indices, parts, strict=True)):
+            if part.shape[0] != values.shape[1]:
+                name = self.features.videos[index].file
+                raise RunError(name, f"{part.shape[0]} channels", f"{values.shape[1]}, as the others")
+            values[row, :, : part.shape[1]], mask[row, : part.shape[1]] = part, True
+        return values, mask

@@ -10,6 +10,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import nn
 
 from internvideo import distributed, untrusted
 from internvideo.errors import ManifestError, RecipeError, RunError
@@ -150,9 +151,7 @@ def predict(
         raise RecipeError(features.source, f"{len(features.classes)} classes", f"{count}, as the weights")
     if class_scores is not None and not agnostic:
         raise RecipeError("class scores", "for a detector with classes of its own", "one of a single class")
-    lost = [video.id for video in features.videos if class_scores is not None and video.id not in class_scores]
-    if lost:
-        raise RecipeError("class scores", f"none for {len(lost)} videos, first '{lost[0]}'", "one row a video")
+    check_class_scores(class_scores, features)
     model.eval()
     own = {}
     for index in range(distributed.rank(), len(features), distributed.world_size()):
@@ -164,12 +163,7 @@ def predict(
     nameless = agnostic and class_scores is None
     classes = ("action",) if nameless else features.classes
     protocol = {
-        "model": model_name,
-        "weights_sha256": weights_hash(model),
-        "split_sha256": features.fingerprint,
-        "splits": sorted({video.subset for video in features.videos}),
-        "source": str(features.source),
-        "features": {key: features.protocol.get(key) for key in FEATURE_FACTS if key in features.protocol},
+        **feature_facts(model, features, model_name),
         "tiou": list(tiou_thresholds),
         "recall": RECALLS[recall],
         "classes": "none, proposals" if nameless else "scores of whole videos" if agnostic else "the detector's",
@@ -178,7 +172,26 @@ def predict(
     return make_table(features, found, classes, protocol)
 
 
+def check_class_scores(class_scores: Mapping[str, Floats] | None, features: FeatureSet) -> None:
+    """Raises RecipeError where scores are given, but not of every video."""
+    lost = [video.id for video in features.videos if class_scores is not None and video.id not in class_scores]
+    if lost:
+        raise RecipeError("class scores", f"none for {len(lost)} videos, first '{lost[0]}'", "one row a video")
+
+
 FEATURE_FACTS = ("model", "weights_sha256", "layer", "grid", "tiles", "window", "stride", "fps")
+
+
+def feature_facts(model: nn.Module, features: FeatureSet, model_name: str) -> dict[str, Any]:
+    """What the protocol of every task on features tells of model and features."""
+    return {
+        "model": model_name,
+        "weights_sha256": weights_hash(model),
+        "split_sha256": features.fingerprint,
+        "splits": sorted({video.subset for video in features.videos}),
+        "source": str(features.source),
+        "features": {key: features.protocol.get(key) for key in FEATURE_FACTS if key in features.protocol},
+    }
 
 
 def make_table(
