@@ -34,7 +34,6 @@ from internvideo.data.shards import read_shards
 from internvideo.datasets.catalog import BENCHMARKS
 from internvideo.datasets.reading import AnnotationSource
 from internvideo.errors import InternVideoError
-from internvideo.inference import hub_folder
 from internvideo.inference.video_model import VideoModel
 from internvideo.model_table import create_model
 from internvideo.pipeline import load_trained
@@ -306,7 +305,7 @@ def spoil_hub(folder: Path, whole: Any, rng: random.Random) -> None:
 def read_hub(folder: Path) -> int:
     place = folder / "hub"
     return refused(lambda: load(place / "model.safetensors", device="cpu")) + refused(
-        lambda: hub_folder.read(place, VideoModel, device="cpu")
+        lambda: VideoModel.from_pretrained(place, device="cpu")
     )
 
 

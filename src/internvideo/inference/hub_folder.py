@@ -13,14 +13,12 @@ import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol
 
-import torch
 from torch import nn
 
 from internvideo import untrusted
 from internvideo.data.preprocessing import Preprocessing
-from internvideo.distributed import choose_device
 from internvideo.errors import RecipeError, RunError, WeightsError
 from internvideo.inference.families import Precision
 from internvideo.model_table import MODELS, create_model
@@ -41,7 +39,6 @@ SENTENCE_TRANSFORMERS = {
 """File name -> content for sentence-transformers."""
 KEY = "internvideo"
 """Metadata key of the settings in the weights."""
-Model = TypeVar("Model", bound="Savable", covariant=True)
 
 
 class Savable(Protocol):
@@ -68,24 +65,6 @@ class Savable(Protocol):
     @property
     def embed_dim(self) -> int:
         """Dimension of an embedding."""
-
-
-class Maker(Protocol[Model]):
-    """Constructor of such a model: the class `VideoModel`."""
-
-    def __call__(
-        self,
-        name: str,
-        module: nn.Module,
-        *,
-        preprocessing: Preprocessing,
-        class_names: tuple[str, ...],
-        metadata: dict[str, str],
-        device: torch.device,
-        precision: Precision,
-        temporal_stride: int,
-    ) -> Model:
-        """Make a model. Raises RecipeError: parts that do not match."""
 
 
 def save(model: Savable, folder: Path) -> Path:
@@ -144,8 +123,8 @@ def whole_folder(given: Path, names: Sequence[str]) -> Iterator[Path]:
         shutil.rmtree(partial, ignore_errors=True)
 
 
-def read(folder: Path, make: Maker[Model], *, device: str = "auto", precision: Precision = "float32") -> Model:
-    """Read a folder that `save` wrote.
+def read(folder: Path) -> dict[str, Any]:
+    """Read a folder that `save` wrote: name, module and the other arguments of `VideoModel`.
 
     Raises:
         WeightsError: files that are missing, were changed, or are of a later version.
@@ -171,21 +150,17 @@ def read(folder: Path, make: Maker[Model], *, device: str = "auto", precision: P
             "the files as they were saved together",
             "changed by hand: save the model again instead",
         )
-    model = _build(make, settings, state, folder, device, precision)
-    model.metadata.update(source=str(folder), layout="internvideo hub", file_sha256=found)
-    return model
+    return _build(settings, state, folder, file_sha256=found)
 
 
-def read_alone(path: Path, make: Maker[Model], *, device: str, precision: Precision) -> Model:
-    """Read the model.safetensors of such a folder without config.json, from the settings in its metadata.
+def read_alone(path: Path) -> dict[str, Any]:
+    """Read the model.safetensors of such a folder without config.json, from the settings in its metadata; as `read`.
 
     Raises:
         WeightsError: there are none, or they are of a later version.
     """
     state, inside = read_model(path)
-    model = _build(make, _inside(inside, path), state, path, device, precision)
-    model.metadata.update(source=str(path), layout="internvideo hub")
-    return model
+    return _build(_inside(inside, path), state, path)
 
 
 def _told_hash(config: Mapping[str, Any]) -> str:
@@ -222,14 +197,7 @@ def read_config(folder: Path) -> dict[str, Any]:
     return config
 
 
-def _build(
-    make: Maker[Model],
-    settings: Mapping[str, Any],
-    state: dict[str, Any],
-    where: Path,
-    device: str,
-    precision: Precision,
-) -> Model:
+def _build(settings: Mapping[str, Any], state: dict[str, Any], where: Path, **about: str) -> dict[str, Any]:
     check_version(settings.get("format_version", settings.get("format")), where)
     name = settings.get("model")
     if not isinstance(name, str) or name not in MODELS:
@@ -237,24 +205,20 @@ def _build(
     try:
         with skip_init(), within(state):
             module = create_model(name, present_settings(settings["overrides"]))
-        preprocessing = Preprocessing.from_json(settings["preprocessing"])
-        class_names = tuple(str(name) for name in settings["classes"])
-        metadata = {str(key): str(value) for key, value in settings["metadata"].items()}
-        temporal_stride = int(settings.get("frame_step", 1))
+        parts: dict[str, Any] = {
+            "name": name,
+            "module": module,
+            "preprocessing": Preprocessing.from_json(settings["preprocessing"]),
+            "class_names": tuple(str(name) for name in settings["classes"]),
+            "metadata": {str(key): str(value) for key, value in settings["metadata"].items()},
+            "temporal_stride": int(settings.get("frame_step", 1)),
+        }
     except (RecipeError, AttributeError, KeyError, TypeError, ValueError) as error:
         raise WeightsError(where, f"settings that do not fit: {error}", hint="update internvideo") from error
     load_state(module, state, where=where)
     check_all_loaded(module, where)
-    return make(
-        name,
-        module,
-        preprocessing=preprocessing,
-        class_names=class_names,
-        metadata=metadata,
-        device=choose_device(device),
-        precision=precision,
-        temporal_stride=temporal_stride,
-    )
+    parts["metadata"] |= {"source": str(where), "layout": "internvideo hub", **about}
+    return parts
 
 
 def card(

@@ -179,10 +179,8 @@ def _refuse_overrides(options: LoadOptions, where: Path) -> None:
 
 def _from_hub_folder(path: Path, options: LoadOptions) -> VideoModel:
     _refuse_overrides(options, path)
-    if path.is_dir():
-        model = hub_folder.read(path, VideoModel, device=options.device, precision=options.precision)
-    else:
-        model = hub_folder.read_alone(path, VideoModel, device=options.device, precision=options.precision)
+    parts = hub_folder.read(path) if path.is_dir() else hub_folder.read_alone(path)
+    model = VideoModel(**parts, device=choose_device(options.device), precision=options.precision)
     if options.num_classes is None:
         _check_name(model.name, options, path)
         if options.frames is None and options.image_size is None:

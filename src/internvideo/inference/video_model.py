@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from internvideo.data.preprocessing import Preprocessing, Span, VideoSource, as_list
 from internvideo.data.tokenizer import Tokenizer
+from internvideo.distributed import choose_device
 from internvideo.errors import RecipeError, TextError
 from internvideo.inference import hub_folder
 from internvideo.inference.caption_generation import CaptionGenerator
@@ -375,7 +376,7 @@ class VideoModel(HubModel):
         cls, folder: str | Path, *, device: str = "auto", precision: Precision = "float32"
     ) -> VideoModel:
         """Load a folder that `save_pretrained` wrote. Raises WeightsError if it was changed since."""
-        return hub_folder.read(Path(folder), VideoModel, device=device, precision=precision)
+        return VideoModel(**hub_folder.read(Path(folder)), device=choose_device(device), precision=precision)
 
 
 def _to_device_and_dtype(module: VideoEncoder, device: torch.device, precision: Precision) -> VideoEncoder:
