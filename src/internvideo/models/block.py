@@ -5,6 +5,7 @@ Source: modeling_pretrain.py, uniformerv2_model.py (CLIP and global blocks), pap
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -131,13 +132,12 @@ class BlockConfig:
     hidden_dropout: float = 0.0
 
 
-def run_layer(layer: nn.Module, *inputs: Tensor, checkpointing: bool) -> Tensor:
+def run_layer(layer: Callable[..., Tensor], *inputs: Tensor, checkpointing: bool) -> Tensor:
     """Apply a layer; `checkpointing` recomputes its activations in the backward pass."""
     if checkpointing and torch.is_grad_enabled():
         again: Tensor = checkpoint(layer, *inputs, use_reentrant=False)
         return again
-    output: Tensor = layer(*inputs)
-    return output
+    return layer(*inputs)
 
 
 class Block(Module):

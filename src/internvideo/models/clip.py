@@ -329,7 +329,23 @@ class ClipConfig:
         check_activation(self.activation)
 
 
-class Clip(DualEncoder):
+class ScaledDualEncoder(DualEncoder):
+    """A dual encoder that learns the logarithm of the factor of its cosines."""
+
+    logit_scale: nn.Parameter
+
+    @property
+    def scale(self) -> Tensor:
+        """exp(logit_scale), the factor of the cosines."""
+        return self.logit_scale.exp()
+
+    @torch.no_grad()
+    def clamp_logit_scale(self) -> None:
+        """Keep logit_scale in [0, ln 100], in place; training does this at the start of every step."""
+        self.logit_scale.clamp_(0.0, LARGEST_LOGIT_SCALE)
+
+
+class Clip(ScaledDualEncoder):
     """The image-text model that the multimodal encoders start from (openai/CLIP).
 
     Its state dict in the public key layout is read by `key_tables.CLIP`. A clip's vector is the mean of those of its
@@ -380,16 +396,6 @@ class Clip(DualEncoder):
     def tokens(self, video: Tensor) -> Tensor:
         """Normalized (B, 3, T, S, S) -> class tokens of the frames (B, T, D)."""
         return self.visual.class_tokens(video)
-
-    @property
-    def scale(self) -> Tensor:
-        """exp(logit_scale), the factor of the cosines."""
-        return self.logit_scale.exp()
-
-    @torch.no_grad()
-    def clamp_logit_scale(self) -> None:
-        """Keep logit_scale in [0, ln 100], in place; training does this at the start of every step."""
-        self.logit_scale.clamp_(0.0, LARGEST_LOGIT_SCALE)
 
     def no_weight_decay(self, name: str, parameter: Tensor) -> bool:
         """No decay below two dimensions, nor for embeddings."""

@@ -13,9 +13,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
-from internvideo.models.block import Block, BlockConfig, DropPath
+from internvideo.models.block import Block, BlockConfig, DropPath, run_layer
 from internvideo.models.clip import EPS, FrameStem, clip_block, init_clip_blocks
 from internvideo.models.embeddings import HALF_MEAN, HALF_STD, Normalize
 from internvideo.models.encoder import ClipClassifier, ClipNeeds
@@ -218,10 +217,7 @@ class UniFormerV2(ClipClassifier):
         return nn.ModuleList(LocalBlock(self.config.width, self.config.local_reduction, rate) for rate in rates)
 
     def _run(self, part: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-        if self.checkpointing and self.training and torch.is_grad_enabled():
-            again: Tensor = checkpoint(part, x, use_reentrant=False)
-            return again
-        return part(x)
+        return run_layer(part, x, checkpointing=self.checkpointing and self.training)
 
     def _layer(self, i: int, x: Tensor, frames: int) -> Tensor:
         """Apply layer i to (B * T, N, D). Checkpointing skips local blocks: rerunning would update statistics twice."""

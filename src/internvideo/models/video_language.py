@@ -19,14 +19,14 @@ from internvideo.models.caption_decoder import CaptionDecoder, CaptionDecoderCon
 from internvideo.models.clip import (
     EPS,
     INITIAL_LOGIT_SCALE,
-    LARGEST_LOGIT_SCALE,
+    ScaledDualEncoder,
     TextConfig,
     TextTower,
     at_end_of_text,
     without_filling,
 )
 from internvideo.models.embeddings import CLIP_MEAN, CLIP_STD, Normalize
-from internvideo.models.encoder import ClipNeeds, DualEncoder, in_part
+from internvideo.models.encoder import ClipNeeds, in_part
 from internvideo.models.generation import generate, sample
 from internvideo.models.module import LayerNorm
 from internvideo.models.uniformerv2 import UniFormerV2, UniFormerV2Config
@@ -86,7 +86,7 @@ class VideoFeatures:
     tokens: Tensor
 
 
-class VideoLanguage(DualEncoder):
+class VideoLanguage(ScaledDualEncoder):
     """InternVideo-MM. Images are videos of one frame."""
 
     config: VideoLanguageConfig
@@ -171,16 +171,6 @@ class VideoLanguage(DualEncoder):
     def encode_text(self, tokens: Tensor, masked: Tensor | None = None) -> Tensor:
         """Ids (B, L), optional mask of words to hide (B, L) -> (B, E), not length-normalized."""
         return self.text(tokens, masked)
-
-    @property
-    def scale(self) -> Tensor:
-        """exp(logit_scale), the factor of the cosines."""
-        return self.logit_scale.exp()
-
-    @torch.no_grad()
-    def clamp_logit_scale(self) -> None:
-        """Keep logit_scale in [0, ln 100], in place; training does this at the start of every step."""
-        self.logit_scale.clamp_(0.0, LARGEST_LOGIT_SCALE)
 
     def _decoder(self) -> CaptionDecoder:
         if self.caption_decoder is None:

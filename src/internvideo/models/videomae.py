@@ -14,9 +14,8 @@ from typing import Literal
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
-from internvideo.models.block import Block, BlockConfig
+from internvideo.models.block import Block, BlockConfig, run_layer
 from internvideo.models.embeddings import Normalize, TubeletEmbedding, resized_table, sin_cos_table
 from internvideo.models.encoder import ClipClassifier
 from internvideo.models.module import Dropout, Identity, LayerNorm, Linear, Module
@@ -55,17 +54,8 @@ def run_blocks(blocks: nn.ModuleList, tokens: Tensor, checkpointing: bool, num_q
     """
     for number, block in enumerate(blocks, 1):
         part = {} if num_queries is None or number < len(blocks) else {"num_queries": num_queries}
-        run = partial(block, **part)
-        if checkpointing and torch.is_grad_enabled():
-            tokens = checkpoint(run, tokens, use_reentrant=False)
-        else:
-            tokens = run(tokens)
+        tokens = run_layer(partial(block, **part), tokens, checkpointing=checkpointing)
     return tokens
-
-
-def no_weight_decay(name: str, parameter: Tensor) -> bool:
-    """Exempt vectors, biases, positions and the mask token from decay (mae.py, modeling_finetune.py)."""
-    return parameter.dim() <= 1 or name.endswith(".bias") or name.rpartition(".")[2] in ("pos_embed", "mask_token")
 
 
 def init_block_constants(blocks: nn.ModuleList, layer_scale: float) -> None:
@@ -135,6 +125,36 @@ class Trunk(nn.Module):
         slots = self.config.grid[0]
         side = math.isqrt(output.shape[1] // slots)
         return output.reshape(clips, slots, side, side, output.shape[-1])
+
+    def no_weight_decay(self, name: str, parameter: Tensor) -> bool:
+        """Vectors, biases, positions and the mask token are not decayed (mae.py, modeling_finetune.py)."""
+        return parameter.dim() <= 1 or name.endswith(".bias") or name.rpartition(".")[2] in ("pos_embed", "mask_token")
+
+
+class TunedTrunk(Trunk):
+    """A trunk below a head of its own, tuned with layer decay (modeling_finetune.py)."""
+
+    def reset_parameters(self) -> None:
+        """Truncated normal matrices of std .02, those of the head as well."""
+        self.reset_trunk()
+        for module in self.modules():
+            if isinstance(module, nn.Linear) and module is not self.patch_embed.proj:
+                nn.init.trunc_normal_(module.weight, std=0.02)
+        for module in self.children():
+            if isinstance(module, nn.LayerNorm):
+                module.reset_parameters()
+
+    @property
+    def max_layer_id(self) -> int:
+        """Layer ids for layer decay run from 0 to this number."""
+        return self.config.depth + 1
+
+    def get_layer_id(self, parameter_name: str) -> int:
+        """0 for embedding and positions, i + 1 for block i, `max_layer_id` for what follows (layer decay)."""
+        if parameter_name.startswith("patch_embed.") or parameter_name in ("pos_embed", "cls_token", "mask_token"):
+            return 0
+        block = re.match(r"blocks\.(\d+)\.", parameter_name)
+        return int(block.group(1)) + 1 if block else self.max_layer_id
 
 
 class VideoMAEEncoder(Trunk, Module):
@@ -280,7 +300,7 @@ class VideoMAEPretrain(MaskedEncoder, Module):
 
     def no_weight_decay(self, name: str, parameter: Tensor) -> bool:
         """Whether the optimizer must not decay this parameter."""
-        return no_weight_decay(name, parameter)
+        return self.encoder.no_weight_decay(name, parameter)
 
 
 def pretrain_to_classifier(
@@ -294,7 +314,7 @@ def pretrain_to_classifier(
     return {name: value for name, value in encoder.items() if pooling == "first" or not name.startswith("norm.")}
 
 
-class VideoMAEClassifier(Trunk, MaskedEncoder, ClipClassifier):
+class VideoMAEClassifier(TunedTrunk, MaskedEncoder, ClipClassifier):
     """The masked encoder with a classification head (modeling_finetune.py).
 
     Attributes:
@@ -315,14 +335,8 @@ class VideoMAEClassifier(Trunk, MaskedEncoder, ClipClassifier):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Initialize as modeling_finetune.py: truncated normal with std 0.02, the head scaled by `init_scale`."""
-        self.reset_trunk()
-        for module in self.modules():
-            if isinstance(module, nn.Linear) and module is not self.patch_embed.proj:
-                nn.init.trunc_normal_(module.weight, std=0.02)
-        for norm in (self.norm, self.fc_norm):
-            if norm is not None:
-                norm.reset_parameters()
+        """Initialize as `TunedTrunk`, the head scaled by `init_scale`."""
+        super().reset_parameters()
         if isinstance(self.head, nn.Linear):
             nn.init.zeros_(self.head.bias)
             with torch.no_grad():
@@ -382,19 +396,3 @@ class VideoMAEClassifier(Trunk, MaskedEncoder, ClipClassifier):
         found = pretrain_to_classifier(state, self.config.pooling)
         kernel = "patch_embed.proj.weight"  # published as a convolution's
         return {name: value.flatten(1) if name == kernel else value for name, value in found.items()}, FRESH
-
-    @property
-    def max_layer_id(self) -> int:
-        """Layer ids for layer decay run from 0 to this number."""
-        return self.config.depth + 1
-
-    def get_layer_id(self, parameter_name: str) -> int:
-        """0 for embedding and positions, i + 1 for block i, `max_layer_id` for what follows (layer decay)."""
-        if parameter_name.startswith("patch_embed.") or parameter_name in ("pos_embed", "cls_token", "mask_token"):
-            return 0
-        block = re.match(r"blocks\.(\d+)\.", parameter_name)
-        return int(block.group(1)) + 1 if block else self.max_layer_id
-
-    def no_weight_decay(self, name: str, parameter: Tensor) -> bool:
-        """Whether the optimizer must not decay this parameter."""
-        return no_weight_decay(name, parameter)

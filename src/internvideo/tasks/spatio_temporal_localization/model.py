@@ -17,16 +17,15 @@ from internvideo.models.encoder import ClipNeeds
 from internvideo.models.entry import ModelEntry
 from internvideo.models.factory import VIDEOMAE_SIZES
 from internvideo.models.module import LayerNorm
-from internvideo.models.videomae import EPS, Trunk, VideoMAEConfig, no_weight_decay, run_blocks
+from internvideo.models.videomae import EPS, TunedTrunk, VideoMAEConfig, run_blocks
 from internvideo.models.videomae_config import MaskedEncoder
 from internvideo.tasks.spatio_temporal_localization.regions import RegionHead
 
 MEAN = (122.7717 / 255, 115.9465 / 255, 102.9801 / 255)
 STD = (57.375 / 255,) * 3
-INIT_STD = 0.02
 
 
-class FrameTrunk(Trunk):
+class FrameTrunk(TunedTrunk):
     """Tokens of frames of any size; the position table for `image_size` is resized to the input.
 
     A table loaded from another clip size ("resized") keeps its original side, so it is interpolated only once.
@@ -47,14 +46,6 @@ class FrameTrunk(Trunk):
             grid = (config.grid[0], side, side)
             return resized_table(grid, config.width, config.patch_size, config.tubelet, config.native_clip)
         return super()._table()
-
-    def reset_parameters(self) -> None:
-        """Initialize like the classifier (modeling_finetune.py): truncated normal matrices with std 0.02."""
-        self.reset_trunk()
-        for module in self.modules():
-            if isinstance(module, nn.Linear) and module is not self.patch_embed.proj:
-                nn.init.trunc_normal_(module.weight, std=INIT_STD)
-        self.norm.reset_parameters()
 
     @property
     def clip_needs(self) -> tuple[ClipNeeds, ...]:
@@ -91,22 +82,6 @@ class FrameTrunk(Trunk):
     def initial_state(self, state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], str] | None:
         """Map weights of an earlier stage: (state, pattern of names left at their initialization); None for our own."""
         return None if "head.projection.weight" in state else (of_encoder(state), FRESH)
-
-    @property
-    def max_layer_id(self) -> int:
-        """Layer ids for layer decay run from 0 to this number."""
-        return self.config.depth + 1
-
-    def get_layer_id(self, parameter_name: str) -> int:
-        """Return the layer id: 0 for the embedding, i + 1 for block i, `max_layer_id` for later layers."""
-        if parameter_name.startswith("patch_embed.") or parameter_name == "pos_embed":
-            return 0
-        block = re.match(r"blocks\.(\d+)\.", parameter_name)
-        return int(block.group(1)) + 1 if block else self.max_layer_id
-
-    def no_weight_decay(self, name: str, parameter: Tensor) -> bool:
-        """Return whether a parameter is exempt from weight decay."""
-        return no_weight_decay(name, parameter)
 
 
 class ActionDetector(FrameTrunk, MaskedEncoder):
