@@ -349,8 +349,10 @@ def leaves(overrides: Overrides, path: str = "") -> dict[str, Any]:
     """Flatten nested overrides to dotted name -> value."""
     found: dict[str, Any] = {}
     for name, value in overrides.items():
-        inside = isinstance(value, Mapping) and value
-        found |= leaves(value, f"{path}{name}.") if inside else {f"{path}{name}": value}
+        if isinstance(value, Mapping) and value:
+            found |= leaves(value, f"{path}{name}.")
+        else:
+            found[f"{path}{name}"] = value
     return found
 
 
