@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 from pydantic import Field
-from torch import Tensor, nn
+from torch import Tensor
 
 from internvideo import distributed
 from internvideo.data.batch import Batch
@@ -18,6 +18,7 @@ from internvideo.models.cross_model import CrossModel
 from internvideo.objectives.classification import Divisor, at_least_one, cross_entropy
 from internvideo.training.clip_job import clip_job
 from internvideo.training.recipe import Job, Recipe, StageSpec
+from internvideo.training.stage import Stage
 
 
 class InteractionSettings(Settings):
@@ -32,14 +33,11 @@ class InteractionSettings(Settings):
     label_smoothing: float = Field(0.0, ge=0.0, lt=1.0)
 
 
-class InteractionStage(nn.Module):
+class InteractionStage(Stage[CrossModel, InteractionSettings]):
     """Cross entropy on the fused score; everything but the new modules, heads and query token is frozen."""
 
     def __init__(self, model: CrossModel, settings: InteractionSettings, divisor: Divisor = at_least_one) -> None:
-        super().__init__()
-        self.model = model
-        self.settings = settings
-        self.divisor = divisor
+        super().__init__(model, settings, divisor)
         model.freeze()
 
     def forward(self, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 from pydantic import Field
-from torch import Tensor, nn
+from torch import Tensor
 
 from internvideo import distributed
 from internvideo.data.batch import Batch
@@ -19,6 +19,7 @@ from internvideo.objectives.masking import MaskKind, num_masked_tokens, sample_m
 from internvideo.objectives.reconstruction import pixel_targets, reconstruction_loss, unpatchify
 from internvideo.training.clip_job import clip_job
 from internvideo.training.recipe import Job, Recipe, StageSpec
+from internvideo.training.stage import Stage
 
 
 class MaskedSettings(Settings):
@@ -36,7 +37,7 @@ class MaskedSettings(Settings):
     normalize_targets: bool = True
 
 
-class MaskedStage(nn.Module):
+class MaskedStage(Stage[VideoMAEPretrain, MaskedSettings]):
     """VideoMAE pretraining: clip -> {"loss": mean squared error over the hidden tubelets}.
 
     Attributes:
@@ -50,9 +51,7 @@ class MaskedStage(nn.Module):
     same_draws = True
 
     def __init__(self, model: VideoMAEPretrain, settings: MaskedSettings) -> None:
-        super().__init__()
-        self.model = model
-        self.settings = settings
+        super().__init__(model, settings)
         if not 0 < self.masked < model.config.tokens:
             raise ValueError(f"the {settings.mask} mask hides {self.masked} of {model.config.tokens} tokens")
 

@@ -16,7 +16,7 @@ from typing import Literal
 
 import torch
 from pydantic import Field
-from torch import Tensor, nn
+from torch import Tensor
 
 from internvideo import distributed
 from internvideo.data.batch import Batch
@@ -36,6 +36,7 @@ from internvideo.training.clip_job import clip_job, clip_loader
 from internvideo.training.loop import BatchSource
 from internvideo.training.model_setup import setting
 from internvideo.training.recipe import Job, Recipe, StageSpec
+from internvideo.training.stage import Stage
 from internvideo.training.vocabulary_subset import rows_of, token_ids, train_subset, unmask
 
 
@@ -58,7 +59,7 @@ class MultimodalSettings(PartSettings):
     vocabulary: Literal["all", "occurring"] = "all"
 
 
-class MultimodalStage(nn.Module):
+class MultimodalStage(Stage[VideoLanguage, MultimodalSettings]):
     """Contrastive and captioning losses of a batch of captioned clips (or images: T = 1).
 
     Args:
@@ -73,12 +74,9 @@ class MultimodalStage(nn.Module):
         settings: MultimodalSettings,
         divisor: Divisor = at_least_one,
     ) -> None:
-        super().__init__()
+        super().__init__(model, settings, divisor)
         if settings.caption_weight > 0 and model.caption_decoder is None:
             raise ValueError("caption_weight > 0 needs a model with a caption decoder")
-        self.model = model
-        self.settings = settings
-        self.divisor = divisor
         if settings.caption_weight == 0 and model.caption_decoder is not None:  # it would have no gradient
             model.caption_decoder.requires_grad_(False)
         unmask(model)

@@ -18,11 +18,12 @@ from internvideo.data.manifest import Manifest
 from internvideo.data.mixture import MixedLoader
 from internvideo.data.settings import LabeledClipData, Settings
 from internvideo.models.encoder import ClipClassifier
-from internvideo.objectives.classification import Divisor, at_least_one, cross_entropy
+from internvideo.objectives.classification import cross_entropy
 from internvideo.training.clip_job import clip_job, clip_loader
 from internvideo.training.loop import BatchSource
 from internvideo.training.model_setup import setting
 from internvideo.training.recipe import Job, Recipe, StageSpec
+from internvideo.training.stage import Stage
 
 
 class SupervisedSettings(Settings):
@@ -32,19 +33,8 @@ class SupervisedSettings(Settings):
     temporal_stride: int = Field(1, ge=1, description="the model sees every n-th frame of the batch's clip")
 
 
-class SupervisedStage(nn.Module):
+class SupervisedStage(Stage[ClipClassifier, SupervisedSettings]):
     """Cross entropy of a classifier on a batch of labeled clips."""
-
-    def __init__(
-        self,
-        model: ClipClassifier,
-        settings: SupervisedSettings,
-        divisor: Divisor = at_least_one,
-    ) -> None:
-        super().__init__()
-        self.model = model
-        self.settings = settings
-        self.divisor = divisor
 
     def forward(self, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
         """{"loss"}: mean cross entropy; labels are (B,) class indices or (B, C) soft targets."""

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import torch
 from pydantic import Field
-from torch import Tensor, nn
+from torch import Tensor
 
 from internvideo.data.batch import RegionBatch
 from internvideo.data.settings import Settings
 from internvideo.objectives.anticipation import contact_losses
-from internvideo.objectives.classification import Divisor, at_least_one
 from internvideo.tasks.anticipation.model import Anticipator
+from internvideo.training.stage import Stage
 
 
 class AnticipationSettings(Settings):
@@ -22,14 +22,8 @@ class AnticipationSettings(Settings):
     )
 
 
-class AnticipationStage(nn.Module):
+class AnticipationStage(Stage[Anticipator, AnticipationSettings]):
     """Cross entropy of the verb and smooth-L1 error of the time; `targets` (R, 2) are verb and seconds."""
-
-    def __init__(self, model: Anticipator, settings: AnticipationSettings, divisor: Divisor = at_least_one) -> None:
-        super().__init__()
-        self.model = model
-        self.settings = settings
-        self.divisor = divisor
 
     def forward(self, batch: RegionBatch, generator: torch.Generator) -> dict[str, Tensor]:
         """Return {"loss", "verb", "seconds"}; 0 for a batch without boxes."""

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import torch
 from pydantic import Field
-from torch import Tensor, nn
+from torch import Tensor
 
 from internvideo.data.batch import HandBatch
 from internvideo.data.settings import Settings
 from internvideo.models.encoder import ClipClassifier
-from internvideo.objectives.classification import Divisor, at_least_one
 from internvideo.objectives.positions import masked_smooth_l1
+from internvideo.training.stage import Stage
 
 MOMENTS, HANDS = 5, 2
 
@@ -31,14 +31,8 @@ def positions(outputs: Tensor, size: Tensor) -> Tensor:
     return share * size[:, None, None]
 
 
-class HandsStage(nn.Module):
+class HandsStage(Stage[ClipClassifier, HandsSettings]):
     """Smooth-L1 error in pixels over visible hands."""
-
-    def __init__(self, model: ClipClassifier, settings: HandsSettings, divisor: Divisor = at_least_one) -> None:
-        super().__init__()
-        self.model = model
-        self.settings = settings
-        self.divisor = divisor
 
     def forward(self, batch: HandBatch, generator: torch.Generator) -> dict[str, Tensor]:
         """Return {"loss"}; 0 for a batch without a visible hand."""

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import torch
 from pydantic import Field
-from torch import Tensor, nn
+from torch import Tensor
 
 from internvideo.data.batch import QueryBatch
 from internvideo.data.settings import Settings
-from internvideo.objectives.classification import Divisor, at_least_one
 from internvideo.objectives.grounding import NO_ANSWER, highlight_loss, highlight_targets, span_loss, span_to_steps
 from internvideo.tasks.grounding.model import Grounder
+from internvideo.training.stage import Stage
 
 
 class GroundingSettings(Settings):
@@ -24,14 +24,8 @@ class GroundingSettings(Settings):
     )
 
 
-class GroundingStage(nn.Module):
+class GroundingStage(Stage[Grounder, GroundingSettings]):
     """Cross entropy of both ends and binary cross entropy of the steps between them."""
-
-    def __init__(self, model: Grounder, settings: GroundingSettings, divisor: Divisor = at_least_one) -> None:
-        super().__init__()
-        self.model = model
-        self.settings = settings
-        self.divisor = divisor
 
     def steps(self, batch: QueryBatch) -> Tensor:
         """Return the first and last step of the answers (B, 2)."""

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import torch
 import torch.nn.functional as F
 from pydantic import Field
-from torch import Tensor, nn
+from torch import Tensor
 
 from internvideo.data.settings import Settings
 from internvideo.tasks.navigation.model import Navigator, Seen
@@ -24,6 +24,7 @@ from internvideo.tasks.navigation.rollout import (
 )
 from internvideo.tasks.navigation.waypoints import Candidates
 from internvideo.tasks.navigation.world.batch import NavigationBatch
+from internvideo.training.stage import Stage
 
 BLIND = 1
 """Token that replaces the instruction in the blind baseline."""
@@ -49,18 +50,16 @@ def readable(tokens: Tensor, settings: NavigationSettings) -> Tensor:
     return torch.full_like(tokens[:, :1], BLIND) if settings.blind else tokens
 
 
-class NavigationStage(nn.Module):
+class NavigationStage(Stage[Navigator, NavigationSettings]):
     """Cross-entropy of the teacher's choices, summed over the decisions of an episode."""
 
     iteration: Tensor
     unused_parameters = True
 
     def __init__(self, model: Navigator, settings: NavigationSettings) -> None:
-        super().__init__()
+        super().__init__(model, settings)
         if settings.max_steps > model.config.planner.steps:
             raise ValueError(f"max_steps {settings.max_steps}, the planner remembers {model.config.planner.steps}")
-        self.model = model
-        self.settings = settings
         self.register_buffer("iteration", torch.zeros((), dtype=torch.int64))
         for part in model.eyes():
             part.requires_grad_(False)

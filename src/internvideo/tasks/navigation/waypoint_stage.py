@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from internvideo.data.settings import Settings
 from internvideo.tasks.navigation.model import Navigator
 from internvideo.tasks.navigation.world.batch import PanoramaBatch
+from internvideo.training.stage import Stage
 
 
 class WaypointSettings(Settings):
@@ -26,13 +27,11 @@ class WaypointSettings(Settings):
     motions_weight: float = Field(10.0, gt=0.0)
 
 
-class WaypointStage(nn.Module):
+class WaypointStage(Stage[Navigator, WaypointSettings]):
     """Cross-entropy of the heat map; binary cross-entropy of object kinds in images and of motions in clips."""
 
     def __init__(self, model: Navigator, settings: WaypointSettings) -> None:
-        super().__init__()
-        self.model = model
-        self.settings = settings
+        super().__init__(model, settings)
         self.things = nn.Linear(model.config.image.joint_width, settings.things)
         self.motions = nn.Linear(model.config.video.width, settings.motions)
         for part in (model.planner, model.rgb):

@@ -9,7 +9,7 @@ from typing import Literal, Self
 
 import torch
 from pydantic import Field, model_validator
-from torch import Tensor, nn
+from torch import Tensor
 
 from internvideo.data.batch import Batch
 from internvideo.data.settings import Settings
@@ -27,6 +27,7 @@ from internvideo.objectives.evidential import (
     wrong_evidence,
 )
 from internvideo.tasks.open_set.model import DebiasHead
+from internvideo.training.stage import Stage
 
 
 class OpenSetSettings(Settings):
@@ -72,15 +73,13 @@ class OpenSetSettings(Settings):
         return self.kl or self.loss == "cross_entropy"
 
 
-class OpenSetStage(nn.Module):
+class OpenSetStage(Stage[ClipClassifier, OpenSetSettings]):
     """Evidential loss of a classifier on a batch of labeled clips."""
 
     seen: Tensor
 
     def __init__(self, model: ClipClassifier, settings: OpenSetSettings) -> None:
-        super().__init__()
-        self.model = model
-        self.settings = settings
+        super().__init__(model, settings)
         layer = model.head_layer
         self.debias = None if settings.debias == "none" else DebiasHead(layer.in_features, layer.out_features)
         self.register_buffer("seen", torch.zeros((), dtype=torch.int64))  # batches so far, kept on resume

@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import torch
 from pydantic import Field
-from torch import Tensor, nn
+from torch import Tensor
 
 from internvideo.data.batch import Batch
 from internvideo.data.settings import Settings
 from internvideo.models.heads import PairScoringMultipleChoice, VideoQuestionAnswering
 from internvideo.objectives.classification import IGNORE_INDEX, Divisor, at_least_one, cross_entropy
+from internvideo.training.stage import Stage
 
 
 class AnsweringSettings(Settings):
@@ -21,7 +22,7 @@ class AnsweringSettings(Settings):
     label_smoothing: float = Field(0.0, ge=0.0, lt=1.0)
 
 
-class AnsweringStage(nn.Module):
+class AnsweringStage(Stage[VideoQuestionAnswering | PairScoringMultipleChoice, AnsweringSettings]):
     """Cross entropy of the correct answer; questions with an answer outside the vocabulary (-100) are ignored.
 
     Parameters without influence on the answers (`FusedQANetwork.is_unused_parameter`) are frozen.
@@ -33,10 +34,7 @@ class AnsweringStage(nn.Module):
         settings: AnsweringSettings,
         divisor: Divisor = at_least_one,
     ) -> None:
-        super().__init__()
-        self.model = model
-        self.settings = settings
-        self.divisor = divisor
+        super().__init__(model, settings, divisor)
         for name, parameter in model.named_parameters():
             if model.is_unused_parameter(name):
                 parameter.requires_grad_(False)

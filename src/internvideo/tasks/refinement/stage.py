@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import torch
 from pydantic import Field
-from torch import Tensor, nn
+from torch import Tensor
 
 from internvideo.data.batch import ProposalBatch
 from internvideo.data.settings import Settings
-from internvideo.objectives.classification import Divisor, at_least_one
 from internvideo.objectives.refinement import best_truths, refinement_loss
 from internvideo.tasks.refinement.model import TCANet, encode_centre, encode_ends
 from internvideo.tasks.temporal_localization.nms import SuppressionSettings
+from internvideo.training.stage import Stage
 
 PARTS = ("loss", "ends_loss", "centre_loss", "quality_loss")
 
@@ -46,14 +46,8 @@ class RefinementSettings(Settings):
         )
 
 
-class RefinementStage(nn.Module):
+class RefinementStage(Stage[TCANet, RefinementSettings]):
     """Losses of both codecs and of the quality for every regressor; each gets the proposals refined by the previous."""
-
-    def __init__(self, model: TCANet, settings: RefinementSettings, divisor: Divisor = at_least_one) -> None:
-        super().__init__()
-        self.model = model
-        self.settings = settings
-        self.divisor = divisor
 
     def forward(self, batch: ProposalBatch, generator: torch.Generator) -> dict[str, Tensor]:
         """Return {"loss", "ends_loss", "centre_loss", "quality_loss"}, summed over the regressors.

@@ -8,13 +8,14 @@ from __future__ import annotations
 from typing import Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from internvideo.data.batch import Batch
 from internvideo.models.clip import Clip
 from internvideo.models.video_language import VideoLanguage
 from internvideo.pretraining.global_contrastive import global_contrastive, global_dual_softmax
 from internvideo.pretraining.gradient_cache import PartSettings, in_parts
+from internvideo.training.stage import Stage
 
 
 class RetrievalSettings(PartSettings):
@@ -23,7 +24,7 @@ class RetrievalSettings(PartSettings):
     loss: Literal["symmetric", "dual_softmax"] = "symmetric"
 
 
-class RetrievalStage(nn.Module):
+class RetrievalStage(Stage[VideoLanguage | Clip, RetrievalSettings]):
     """Contrastive loss of captioned clips over all processes.
 
     Args:
@@ -32,11 +33,9 @@ class RetrievalStage(nn.Module):
     """
 
     def __init__(self, model: VideoLanguage | Clip, settings: RetrievalSettings) -> None:
-        super().__init__()
+        super().__init__(model, settings)
         if settings.loss == "dual_softmax" and settings.similarity_chunk_size is not None:
             raise ValueError("the dual softmax loss needs all rows at once: leave out similarity_chunk_size")
-        self.model = model
-        self.settings = settings
         if model.text.mask_embedding is not None:  # used only by masked language modeling
             model.text.mask_embedding.requires_grad_(False)
         if model.can_caption:

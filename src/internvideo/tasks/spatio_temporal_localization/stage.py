@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import torch
 from pydantic import Field
-from torch import Tensor, nn
+from torch import Tensor
 
 from internvideo.data.batch import RegionBatch
 from internvideo.data.settings import Settings
 from internvideo.tasks.spatio_temporal_localization.model import ActionDetector
 from internvideo.tasks.spatio_temporal_localization.regions import jitter_boxes, region_loss
+from internvideo.training.stage import Stage
 
 
 class RegionSettings(Settings):
@@ -19,13 +20,8 @@ class RegionSettings(Settings):
     min_person: float = Field(0.8, ge=0.0, le=1.0, description="testing: smallest score of a person box")
 
 
-class RegionStage(nn.Module):
+class RegionStage(Stage[ActionDetector, RegionSettings]):
     """Sigmoid cross entropy of every class, times the number of boxes in the process, as in the released code."""
-
-    def __init__(self, model: ActionDetector, settings: RegionSettings) -> None:
-        super().__init__()
-        self.model = model
-        self.settings = settings
 
     def forward(self, batch: RegionBatch, generator: torch.Generator) -> dict[str, Tensor]:
         """Return {"loss"}; 0 for a batch without boxes."""

@@ -6,7 +6,7 @@ from typing import Literal
 
 import torch
 from pydantic import Field
-from torch import Tensor, nn
+from torch import Tensor
 
 from internvideo.data.batch import FeatureBatch
 from internvideo.data.settings import Settings
@@ -15,6 +15,7 @@ from internvideo.pretraining.gradient_cache import Gather, alone
 from internvideo.tasks.temporal_localization.model import ActionFormer
 from internvideo.tasks.temporal_localization.nms import SuppressionSettings
 from internvideo.tasks.temporal_localization.segment_decoding import DecodingSettings
+from internvideo.training.stage import Stage
 
 
 class LocalizationSettings(Settings):
@@ -50,15 +51,13 @@ class LocalizationSettings(Settings):
         return DecodingSettings(min_score=self.min_score, min_length=self.min_length, suppression=suppression)
 
 
-class LocalizationStage(nn.Module):
+class LocalizationStage(Stage[ActionFormer, LocalizationSettings]):
     """Focal and DIoU loss of ActionFormer, normalized by a running mean of all processes' positive points."""
 
     normaliser: Tensor
 
     def __init__(self, model: ActionFormer, settings: LocalizationSettings, gather: Gather = alone) -> None:
-        super().__init__()
-        self.model = model
-        self.settings = settings
+        super().__init__(model, settings)
         self.gather = gather
         self.register_buffer("normaliser", torch.tensor(settings.initial_norm))
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 from pydantic import Field
-from torch import Tensor, nn
+from torch import Tensor
 
 from internvideo.data.batch import Batch
 from internvideo.data.settings import Settings
 from internvideo.models.encoder import ClipClassifier
 from internvideo.objectives.classification import Divisor, at_least_one
+from internvideo.training.stage import Stage
 
 
 class VerbNounSettings(Settings):
@@ -20,7 +21,7 @@ class VerbNounSettings(Settings):
     noun_weight: float = Field(1.0, ge=0.0, description="of the nouns' loss; 0 learns the verbs alone")
 
 
-class VerbNounStage(nn.Module):
+class VerbNounStage(Stage[ClipClassifier, VerbNounSettings]):
     """Cross entropy of the verbs and of the nouns, which are outputs of one model: the first `verbs` are verbs."""
 
     def __init__(
@@ -30,12 +31,9 @@ class VerbNounStage(nn.Module):
         verbs: int = 1,
         divisor: Divisor = at_least_one,
     ) -> None:
-        super().__init__()
+        super().__init__(model, settings, divisor)
         if not 0 < verbs < model.config.num_classes:
             raise ValueError(f"{verbs} verbs of {model.config.num_classes} outputs: both kinds are needed")
-        self.model = model
-        self.settings = settings
-        self.divisor = divisor
         self.verbs = verbs
 
     def forward(self, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
