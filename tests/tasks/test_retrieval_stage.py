@@ -26,8 +26,8 @@ from internvideo.data.sampling import OnePerSecond
 from internvideo.data.tokenizer import Tokenizer
 from internvideo.data.transforms import EvalTransform, TrainTransform
 from internvideo.errors import ManifestError
-from internvideo.models.clip import LARGEST_LOGIT_SCALE, masked_mean, without_filling
-from internvideo.models.encoder import similarity
+from internvideo.models.clip import masked_mean, without_filling
+from internvideo.models.encoder import LARGEST_LOGIT_SCALE, similarity
 from internvideo.models.uniformerv2 import UniFormerV2
 from internvideo.objectives.contrastive import symmetric_contrastive, symmetric_dual_softmax
 from internvideo.pretraining.multimodal import MultimodalSettings, MultimodalStage

@@ -17,12 +17,11 @@ from torch import Tensor, nn
 from internvideo.models.attention import KVCache
 from internvideo.models.block import Activation, Block, BlockConfig, check_activation, run_layer
 from internvideo.models.embeddings import CLIP_MEAN, CLIP_STD, Normalize, minus_mean_frame
-from internvideo.models.encoder import ClipNeeds, DualEncoder
+from internvideo.models.encoder import ClipNeeds, ScaledDualEncoder
 from internvideo.models.module import Conv3d, Embedding, LayerNorm, Module
 
 EPS = 1e-5
 INITIAL_LOGIT_SCALE = math.log(1 / 0.07)
-LARGEST_LOGIT_SCALE = math.log(100.0)
 
 
 def clip_block(
@@ -327,22 +326,6 @@ class ClipConfig:
 
     def __post_init__(self) -> None:
         check_activation(self.activation)
-
-
-class ScaledDualEncoder(DualEncoder):
-    """A dual encoder that learns the logarithm of the factor of its cosines."""
-
-    logit_scale: nn.Parameter
-
-    @property
-    def scale(self) -> Tensor:
-        """exp(logit_scale), the factor of the cosines."""
-        return self.logit_scale.exp()
-
-    @torch.no_grad()
-    def clamp_logit_scale(self) -> None:
-        """Keep logit_scale in [0, ln 100], in place; training does this at the start of every step."""
-        self.logit_scale.clamp_(0.0, LARGEST_LOGIT_SCALE)
 
 
 class Clip(ScaledDualEncoder):

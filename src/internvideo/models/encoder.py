@@ -6,16 +6,20 @@ Shapes: B batch, T frames, S side, N tokens, D width, E width of the feature or 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, cast
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from internvideo.errors import RecipeError
 from internvideo.models.embeddings import Normalize
 from internvideo.models.module import Module
+
+LARGEST_LOGIT_SCALE = math.log(100.0)
 
 
 @dataclass(frozen=True)
@@ -169,6 +173,22 @@ class DualEncoder(VideoEncoder):
     def similarity(self, video: Tensor, text: Tensor) -> Tensor:
         """Features (B, E), (C, E) -> scaled cosines (B, C)."""
         return similarity(video, text, self.scale)
+
+
+class ScaledDualEncoder(DualEncoder):
+    """A dual encoder that learns the logarithm of the factor of its cosines."""
+
+    logit_scale: nn.Parameter
+
+    @property
+    def scale(self) -> Tensor:
+        """exp(logit_scale), the factor of the cosines."""
+        return self.logit_scale.exp()
+
+    @torch.no_grad()
+    def clamp_logit_scale(self) -> None:
+        """Keep logit_scale in [0, ln 100], in place; training does this at the start of every step."""
+        self.logit_scale.clamp_(0.0, LARGEST_LOGIT_SCALE)
 
 
 class ClipClassifier(VideoEncoder, Module):

@@ -19,14 +19,13 @@ from internvideo.models.caption_decoder import CaptionDecoder, CaptionDecoderCon
 from internvideo.models.clip import (
     EPS,
     INITIAL_LOGIT_SCALE,
-    ScaledDualEncoder,
     TextConfig,
     TextTower,
     at_end_of_text,
     without_filling,
 )
 from internvideo.models.embeddings import CLIP_MEAN, CLIP_STD, Normalize
-from internvideo.models.encoder import ClipNeeds, in_part
+from internvideo.models.encoder import ClipNeeds, ScaledDualEncoder, in_part
 from internvideo.models.generation import generate, sample
 from internvideo.models.module import LayerNorm
 from internvideo.models.uniformerv2 import UniFormerV2, UniFormerV2Config
