@@ -17,8 +17,7 @@ from internvideo.data.settings import ClipData, Settings
 from internvideo.models.cross_model import CrossModel
 from internvideo.objectives.classification import Divisor, at_least_one, cross_entropy
 from internvideo.training.clip_job import clip_job
-from internvideo.training.recipe import Job, Recipe, StageSpec
-from internvideo.training.stage import Stage
+from internvideo.training.recipe import Job, Recipe, Stage, StageSpec
 
 
 class InteractionSettings(Settings):

@@ -18,8 +18,7 @@ from internvideo.models.videomae import VideoMAEPretrain
 from internvideo.objectives.masking import MaskKind, num_masked_tokens, sample_mask
 from internvideo.objectives.reconstruction import pixel_targets, reconstruction_loss, unpatchify
 from internvideo.training.clip_job import clip_job
-from internvideo.training.recipe import Job, Recipe, StageSpec
-from internvideo.training.stage import Stage
+from internvideo.training.recipe import Job, Recipe, Stage, StageSpec
 
 
 class MaskedSettings(Settings):

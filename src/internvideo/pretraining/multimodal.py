@@ -35,8 +35,7 @@ from internvideo.pretraining.gradient_cache import PartSettings, in_parts
 from internvideo.training.clip_job import clip_job, clip_loader
 from internvideo.training.loop import BatchSource
 from internvideo.training.model_setup import setting
-from internvideo.training.recipe import Job, Recipe, StageSpec
-from internvideo.training.stage import Stage
+from internvideo.training.recipe import Job, Recipe, Stage, StageSpec
 from internvideo.training.vocabulary_subset import rows_of, token_ids, train_subset, unmask
 
 

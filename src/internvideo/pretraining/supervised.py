@@ -22,8 +22,7 @@ from internvideo.objectives.classification import cross_entropy
 from internvideo.training.clip_job import clip_job, clip_loader
 from internvideo.training.loop import BatchSource
 from internvideo.training.model_setup import setting
-from internvideo.training.recipe import Job, Recipe, StageSpec
-from internvideo.training.stage import Stage
+from internvideo.training.recipe import Job, Recipe, Stage, StageSpec
 
 
 class SupervisedSettings(Settings):

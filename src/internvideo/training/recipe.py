@@ -9,7 +9,7 @@ import difflib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, Generic, TypeVar
 
 from pydantic import BaseModel, Field, PrivateAttr, SerializeAsAny, ValidationInfo, field_validator
 from torch import nn
@@ -17,6 +17,7 @@ from torch import nn
 from internvideo.data.settings import DataSettings, HeadInit, Settings
 from internvideo.errors import RecipeError, shown
 from internvideo.models.entry import ModelEntry
+from internvideo.objectives.classification import Divisor, at_least_one
 from internvideo.training.loop import BatchSource
 from internvideo.training.settings import LoopSettings, OptimizerSettings, ScheduleSettings
 
@@ -24,6 +25,23 @@ VERSION = 4
 """Version of the recipe format; `training/earlier_recipes.py` upgrades earlier ones."""
 
 Some = TypeVar("Some", bound=BaseModel)
+Model = TypeVar("Model", bound=nn.Module)
+SettingsType = TypeVar("SettingsType")
+
+
+class Stage(nn.Module, Generic[Model, SettingsType]):
+    """A loss on a model: (batch, generator) -> {"loss", other values to log}.
+
+    Args:
+        model: the trained model. settings: of the recipe.
+        divisor: maps this process's number of targets to the divisor of its sum of losses (mean over all processes).
+    """
+
+    def __init__(self, model: Model, settings: SettingsType, divisor: Divisor = at_least_one) -> None:
+        super().__init__()
+        self.model = model
+        self.settings = settings
+        self.divisor = divisor
 
 
 @dataclass(frozen=True)
@@ -33,7 +51,7 @@ class StageSpec:
     Attributes:
         name: in recipes. about: one line for `internvideo list stages`.
         settings: type of the recipe's `settings`. data: type of its `data`.
-        stage: (model, settings, ...) -> module whose call with a batch and a generator gives {"loss": ...}.
+        stage: its class, which may take more arguments than `Stage`.
         models: model classes that it trains.
         build: builds the job of a recipe and lists unreadable videos in the file `skipped`. Raises RecipeError,
             ManifestError, WeightsError.
@@ -45,7 +63,7 @@ class StageSpec:
     about: str
     settings: type[BaseModel]
     data: type[DataSettings]
-    stage: type[nn.Module]
+    stage: type[Stage[Any, Any]]
     models: tuple[type[nn.Module], ...]
     build: Callable[[Recipe, Path | None], Job]
     classifiers: tuple[str, ...] = ()

@@ -10,7 +10,7 @@ from internvideo.data.batch import RegionBatch
 from internvideo.data.settings import Settings
 from internvideo.objectives.anticipation import contact_losses
 from internvideo.tasks.anticipation.model import Anticipator
-from internvideo.training.stage import Stage
+from internvideo.training.recipe import Stage
 
 
 class AnticipationSettings(Settings):

@@ -14,7 +14,7 @@ from internvideo.data.batch import HandBatch
 from internvideo.data.settings import Settings
 from internvideo.models.encoder import ClipClassifier
 from internvideo.objectives.positions import masked_smooth_l1
-from internvideo.training.stage import Stage
+from internvideo.training.recipe import Stage
 
 MOMENTS, HANDS = 5, 2
 

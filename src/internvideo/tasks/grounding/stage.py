@@ -10,7 +10,7 @@ from internvideo.data.batch import QueryBatch
 from internvideo.data.settings import Settings
 from internvideo.objectives.grounding import NO_ANSWER, highlight_loss, highlight_targets, span_loss, span_to_steps
 from internvideo.tasks.grounding.model import Grounder
-from internvideo.training.stage import Stage
+from internvideo.training.recipe import Stage
 
 
 class GroundingSettings(Settings):

@@ -24,7 +24,7 @@ from internvideo.tasks.navigation.rollout import (
 )
 from internvideo.tasks.navigation.waypoints import Candidates
 from internvideo.tasks.navigation.world.batch import NavigationBatch
-from internvideo.training.stage import Stage
+from internvideo.training.recipe import Stage
 
 BLIND = 1
 """Token that replaces the instruction in the blind baseline."""

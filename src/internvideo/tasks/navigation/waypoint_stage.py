@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from internvideo.data.settings import Settings
 from internvideo.tasks.navigation.model import Navigator
 from internvideo.tasks.navigation.world.batch import PanoramaBatch
-from internvideo.training.stage import Stage
+from internvideo.training.recipe import Stage
 
 
 class WaypointSettings(Settings):

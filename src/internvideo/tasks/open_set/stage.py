@@ -27,7 +27,7 @@ from internvideo.objectives.evidential import (
     wrong_evidence,
 )
 from internvideo.tasks.open_set.model import DebiasHead
-from internvideo.training.stage import Stage
+from internvideo.training.recipe import Stage
 
 
 class OpenSetSettings(Settings):

@@ -13,7 +13,7 @@ from internvideo.data.batch import Batch
 from internvideo.data.settings import Settings
 from internvideo.models.heads import PairScoringMultipleChoice, VideoQuestionAnswering
 from internvideo.objectives.classification import IGNORE_INDEX, Divisor, at_least_one, cross_entropy
-from internvideo.training.stage import Stage
+from internvideo.training.recipe import Stage
 
 
 class AnsweringSettings(Settings):

@@ -11,7 +11,7 @@ from internvideo.data.settings import Settings
 from internvideo.objectives.refinement import best_truths, refinement_loss
 from internvideo.tasks.refinement.model import TCANet, encode_centre, encode_ends
 from internvideo.tasks.temporal_localization.nms import SuppressionSettings
-from internvideo.training.stage import Stage
+from internvideo.training.recipe import Stage
 
 PARTS = ("loss", "ends_loss", "centre_loss", "quality_loss")
 

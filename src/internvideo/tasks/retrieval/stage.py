@@ -15,7 +15,7 @@ from internvideo.models.clip import Clip
 from internvideo.models.video_language import VideoLanguage
 from internvideo.pretraining.global_contrastive import global_contrastive, global_dual_softmax
 from internvideo.pretraining.gradient_cache import PartSettings, in_parts
-from internvideo.training.stage import Stage
+from internvideo.training.recipe import Stage
 
 
 class RetrievalSettings(PartSettings):

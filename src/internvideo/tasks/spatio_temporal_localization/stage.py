@@ -10,7 +10,7 @@ from internvideo.data.batch import RegionBatch
 from internvideo.data.settings import Settings
 from internvideo.tasks.spatio_temporal_localization.model import ActionDetector
 from internvideo.tasks.spatio_temporal_localization.regions import jitter_boxes, region_loss
-from internvideo.training.stage import Stage
+from internvideo.training.recipe import Stage
 
 
 class RegionSettings(Settings):

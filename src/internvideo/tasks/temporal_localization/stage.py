@@ -15,7 +15,7 @@ from internvideo.pretraining.gradient_cache import Gather, alone
 from internvideo.tasks.temporal_localization.model import ActionFormer
 from internvideo.tasks.temporal_localization.nms import SuppressionSettings
 from internvideo.tasks.temporal_localization.segment_decoding import DecodingSettings
-from internvideo.training.stage import Stage
+from internvideo.training.recipe import Stage
 
 
 class LocalizationSettings(Settings):

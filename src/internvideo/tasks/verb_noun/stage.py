@@ -11,7 +11,7 @@ from internvideo.data.batch import Batch
 from internvideo.data.settings import Settings
 from internvideo.models.encoder import ClipClassifier
 from internvideo.objectives.classification import Divisor, at_least_one
-from internvideo.training.stage import Stage
+from internvideo.training.recipe import Stage
 
 
 class VerbNounSettings(Settings):
