@@ -105,7 +105,7 @@ def run(folder: Path, name: str, parallel: str, steps: int, **loop: Any) -> tupl
 
 def killed_while_saving(folder: Path, name: str, steps: int, save: int) -> list[float] | str:
     """A divided run whose last process is killed (SIGKILL) in its n-th save, after its tensors, before their hashes."""
-    saves, digest = 0, sharded_checkpoint.digest
+    saves, digest = 0, sharded_checkpoint.sha256_of
 
     def dying(file: Path) -> str:
         nonlocal saves
@@ -114,7 +114,7 @@ def killed_while_saving(folder: Path, name: str, steps: int, save: int) -> list[
             os.kill(os.getpid(), signal.SIGKILL)
         return digest(file)
 
-    with mock.patch.object(sharded_checkpoint, "digest", dying):
+    with mock.patch.object(sharded_checkpoint, "sha256_of", dying):
         try:
             found = run(folder, name, "fsdp", steps, checkpoint_every=1, timeout_s=30)
         except InternVideoError as error:
