@@ -176,7 +176,7 @@ class DualEncoder(VideoEncoder):
 
 
 class ScaledDualEncoder(DualEncoder):
-    """A dual encoder that learns the logarithm of the factor of its cosines."""
+    """A dual encoder with a learned log scale of its cosines."""
 
     logit_scale: nn.Parameter
 

@@ -127,15 +127,15 @@ class Trunk(nn.Module):
         return output.reshape(clips, slots, side, side, output.shape[-1])
 
     def no_weight_decay(self, name: str, parameter: Tensor) -> bool:
-        """Vectors, biases, positions and the mask token are not decayed (mae.py, modeling_finetune.py)."""
+        """Exempt vectors, biases, positions and the mask token from decay (mae.py, modeling_finetune.py)."""
         return parameter.dim() <= 1 or name.endswith(".bias") or name.rpartition(".")[2] in ("pos_embed", "mask_token")
 
 
 class TunedTrunk(Trunk):
-    """A trunk below a head of its own, tuned with layer decay (modeling_finetune.py)."""
+    """A trunk with a head, fine-tuned with layer decay (modeling_finetune.py)."""
 
     def reset_parameters(self) -> None:
-        """Truncated normal matrices of std .02, those of the head as well."""
+        """Initialize matrices, also of the head, from a truncated normal with std 0.02."""
         self.reset_trunk()
         for module in self.modules():
             if isinstance(module, nn.Linear) and module is not self.patch_embed.proj:
@@ -150,7 +150,7 @@ class TunedTrunk(Trunk):
         return self.config.depth + 1
 
     def get_layer_id(self, parameter_name: str) -> int:
-        """0 for embedding and positions, i + 1 for block i, `max_layer_id` for what follows (layer decay)."""
+        """Return the layer id: 0 for embedding and positions, i + 1 for block i, `max_layer_id` for later layers."""
         if parameter_name.startswith("patch_embed.") or parameter_name in ("pos_embed", "cls_token", "mask_token"):
             return 0
         block = re.match(r"blocks\.(\d+)\.", parameter_name)

@@ -376,7 +376,7 @@ class SequenceLoader:
         )
 
     def _padded(self, indices: Sequence[int], parts: Sequence[Tensor], length: int) -> tuple[Tensor, Tensor]:
-        """Sequences (C, T) as (B, C, length) with zeros after each, and the mask (B, length) of what is theirs."""
+        """Pad sequences (C, T) with zeros to (B, C, length); return them and the mask (B, length) of real steps."""
         values = torch.zeros(len(parts), parts[0].shape[0], length)
         mask = torch.zeros(len(parts), length, dtype=torch.bool)
         for row, (index, part) in enumerate(zip(indices, parts, strict=True)):

@@ -173,7 +173,7 @@ def predict(
 
 
 def check_class_scores(class_scores: Mapping[str, Floats] | None, features: FeatureSet) -> None:
-    """Raises RecipeError where scores are given, but not of every video."""
+    """Raise RecipeError if scores are given, but not for every video."""
     lost = [video.id for video in features.videos if class_scores is not None and video.id not in class_scores]
     if lost:
         raise RecipeError("class scores", f"none for {len(lost)} videos, first '{lost[0]}'", "one row a video")
@@ -183,7 +183,7 @@ FEATURE_FACTS = ("model", "weights_sha256", "layer", "grid", "tiles", "window", 
 
 
 def feature_facts(model: nn.Module, features: FeatureSet, model_name: str) -> dict[str, Any]:
-    """What the protocol of every task on features tells of model and features."""
+    """Return the part of the protocol that tasks on features share: model, split and features."""
     return {
         "model": model_name,
         "weights_sha256": weights_hash(model),
