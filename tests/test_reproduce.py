@@ -33,6 +33,10 @@ def test_commands_are_ones_that_can_be_typed(name: str) -> None:
         words = shlex.split(command.format(**PLACES))
         if words[0] == "python":
             assert (ROOT / words[1]).is_file()
+        elif words[0] == "cp":
+            assert words[1] == "-r"
+        elif words[1] == "train" and words[2].startswith("out/"):  # a run is made longer, by its own recipe
+            assert words[2] == f"{words[-1]}/recipe.json"
         elif words[1] == "train":
             assert read_recipe(words[2], [word for word in words[3:] if "=" in word]).stage
         elif words[1] == "evaluate":
