@@ -205,6 +205,9 @@ def test_the_readme_s_program_runs(tmp_path: Path) -> None:
     assert done.code == 0, done.err
     assert "top1" in done.out
     assert (tmp_path / "runs/first/recognition.npz").is_file()
+    named = {name for text in TEXTS.values() for name in re.findall(r"runs/world/(\w+(?:\.\w+)*)", text)}
+    assert {"clips", "train.jsonl"} <= named
+    assert [name for name in named if not (tmp_path / "runs/world" / name).exists()] == []
 
 
 @pytest.mark.parametrize("head", ["head", "proj.linear"])

@@ -109,6 +109,9 @@ def index(
     counts |= {"removed": len(report.removed), "read in part": len(report.truncated)}
     told = ", ".join(f"{count} {name}" for name, count in counts.items() if count)
     tell_failures(report)
+    query = (
+        '"what you look for"' if "text" in collection.model.capabilities else "--like FILE, as the model reads no texts"
+    )
     record = {
         "collection": output, "windows": report.vectors, "videos": videos, "requested": report.requested, "read": done,
         "new": counts["new"], "changed": len(report.changed), "resumed": report.resumed, "removed": report.removed,
@@ -125,7 +128,7 @@ def index(
         *(f"annotations: {path}: {told_of}" for path, told_of in annotated),
         *([f"index: {facts['index']}"] if facts["index"] != "exact" else ()),
         *([f"speed: {report.throughput}"] if report.throughput else ()),
-        f'use it: internvideo search {output} "what you look for"',
+        f"use it: internvideo search {output} {query}",
     )
     collection.close()
 

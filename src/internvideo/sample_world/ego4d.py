@@ -133,7 +133,7 @@ def _write_all(root: Path, settings: WorldSettings, count: int, workers: int | N
     processes = min(workers or cores(), len(chunks))
     work = partial(_write, root, settings)
     clip_boxes: list[Floats] = []
-    with tqdm(total=count, desc="reaching clips", unit="clip", disable=not progress) as bar:
+    with tqdm(total=count, desc="reaching clips", unit="clip", disable=None if progress else True) as bar:
 
         def collect(boxes: list[Floats]) -> None:
             clip_boxes.extend(boxes)

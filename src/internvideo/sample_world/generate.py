@@ -94,7 +94,7 @@ def generate(
         folder: a new or empty folder, or one with the same world.
         settings: the settings of the world.
         workers: number of processes; None for one per CPU core. The files do not depend on it.
-        progress: show a progress bar on stderr.
+        progress: show a progress bar on stderr if that is a terminal.
 
     Returns:
         paths of the manifests: train, validation, test, zero_shot, open_set; with long videos also long and queries.
@@ -170,7 +170,7 @@ def _write_all(
     count = min(workers or cores(), len(chunks))
     frames = sum(plan(settings, *job).scene.frames for job in todo)  # videos differ in length: progress counts frames
     long_boxes: dict[str, tuple[SeenActor, ...]] = {}
-    with tqdm(total=frames, desc="sample world", unit="frame", disable=not progress) as bar:
+    with tqdm(total=frames, desc="sample world", unit="frame", disable=None if progress else True) as bar:
 
         def collect(chunk: Sequence[Job], boxes: Sequence[tuple[SeenActor, ...]]) -> None:
             names = [f"{split}_{number}" for split, number in chunk]

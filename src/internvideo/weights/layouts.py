@@ -208,7 +208,8 @@ def load_layout(
         raise WeightsError(
             where,
             found,
-            hint=f"give them as overrides, or write them into the file: internvideo convert --set {lacking[0]}=...",
+            hint="put the publisher's config.json beside it, give them as overrides, or write them into the file: "
+            f"internvideo convert --set {lacking[0]}=...",
         )
     told = merged(layout.overrides, overrides or {})
     clip = _clip_settings(layout, told, where, frames, image_size)
