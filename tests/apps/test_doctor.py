@@ -8,14 +8,13 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import in_process
 import psutil
 import pytest
 import torch
-import typer
 
 from internvideo.apps import doctor
 from internvideo.apps.doctor import Check, examine
-from internvideo.cli.doctor import doctor as command
 from internvideo.errors import VideoError
 
 
@@ -87,16 +86,15 @@ def test_scarce_memory_and_disks_are_told(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_a_decoder_that_does_not_work_ends_with_code_2(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     def broken(path: Path) -> int:
         raise VideoError(path, "cannot be read")
 
     monkeypatch.setattr(doctor, "READERS", {"reading": (broken, "frames")})
-    with pytest.raises(typer.Exit) as ended:
-        command(0.0, True)
-    assert ended.value.exit_code == 2
-    rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    ended = in_process.command("doctor", "--seconds", "0", "--json")
+    assert ended.code == 2
+    rows = [json.loads(line) for line in ended.out.splitlines()]
     (row,) = (row for row in rows if row["name"] == "reading")
     assert row["state"] == "broken"
     assert "pip install" in row["advice"]

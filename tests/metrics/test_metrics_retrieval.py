@@ -105,7 +105,7 @@ def test_a_bank_damps_hubs_and_leaves_other_rows_alone() -> None:
     np.testing.assert_allclose(damped[:2], 0.2 * similarity[:2] - sums)
     np.testing.assert_array_equal(damped[2], similarity[2])
     assert r.row_ranks(damped)[1:].tolist() == [0, 0]
-    with pytest.raises(ValueError, match="empty bank"):
+    with pytest.raises(ValueError, match="query bank is empty"):
         r.bank_counts([])
 
 

@@ -88,7 +88,7 @@ def test_the_refusal_names_what_was_asked_for(tmp_path: Path) -> None:
     assert told["python2"] == "the pickle asks for __builtin__.eval"
     assert told["nested"] == "the pickle asks for builtins.getattr"
     assert told["dotted"] == "the pickle asks for tempfile._os.system"
-    assert told["inst"] == "the pickle uses the instruction INST; those that torch.save writes"
+    assert told["inst"] == "the pickle uses the instruction INST"
 
 
 @pytest.mark.parametrize("spelling", [call, stacked])

@@ -58,6 +58,7 @@ async function answered(response) {
 
 async function search() {
   const wanted = parameters();
+  const mine = ++request; // whatever is on its way is no longer wanted
   fill();
   if (!upload && !wanted.get("q") && !wanted.get("like")) {
     $("results").replaceChildren();
@@ -65,7 +66,6 @@ async function search() {
     say("");
     return;
   }
-  const mine = ++request;
   const note = checkThreshold(wanted);
   say("Searching…");
   try {
@@ -274,5 +274,7 @@ addEventListener("keydown", (event) => {
   }
 });
 
-fetch("/api/collection").then(answered).then(facts).catch((error) => say(error.message, true)).finally(search);
+fill();
+// A search needs the number of null queries; without one, what is typed meanwhile stays.
+fetch("/api/collection").then(answered).then(facts).catch((error) => say(error.message, true)).finally(() => { if (location.search) search(); });
 follow();
