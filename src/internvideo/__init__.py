@@ -1,4 +1,4 @@
-"""General video foundation models: video files in; pretrained, interacting encoders and their figures out.
+"""General video foundation models: pretrain, combine, evaluate and use video encoders.
 
 The names below are imported when they are first used, so that `import internvideo` stays fast.
 """

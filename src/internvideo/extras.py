@@ -1,4 +1,4 @@
-"""Optional packages, by the extra of internvideo that installs them: what is missing is told with the pip command."""
+"""Import optional packages, or name the pip command of the extra (`internvideo[...]`) that installs them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is printed: the one place, so that names, labels and captions of others are shown by a terminal, not obeyed."""
+"""Print to the terminal, in one place: control characters in untrusted names, labels and captions are escaped."""
 
 from __future__ import annotations
 

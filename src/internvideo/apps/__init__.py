@@ -1,1 +1,1 @@
-"""What people do with a trained model: open it, ask it, teach it classes, export it."""
+"""Applications of trained models: the demo, questions, classification, streams, person detection, weight averaging."""

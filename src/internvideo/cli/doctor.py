@@ -1,4 +1,4 @@
-"""`internvideo doctor`: is everything there, and how fast is it?"""
+"""`internvideo doctor`: check the installation and measure the decoding speed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a person types. Every command says what it reads, what it writes and what to do next."""
+"""The command line: the commands that train, evaluate and list, and the table of all others."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How the command line answers: commands in groups, whole summaries, examples in every help, all mistakes of a line."""
+"""Help and error messages of the command line: groups, summaries, examples, and all mistakes of a line at once."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`internvideo navigation-world`: houses to walk in and instructions to follow, with exactly known answers."""
+"""`internvideo navigation-world`: generate houses, instructions and the shortest paths that they describe."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""What comes in: video files, annotations and texts, until they are batches."""
+"""From manifests of videos, annotations and texts to batches."""

@@ -1,5 +1,5 @@
-"""What travels from a loader through a stage: clips, with boxes or without, or feature sequences, with proposals or
-without."""
+"""Batches that a loader gives to a stage: clips (with boxes or without) or feature sequences (with proposals or
+without)."""
 
 from __future__ import annotations
 

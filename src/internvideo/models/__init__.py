@@ -1,1 +1,1 @@
-"""What looks: encoders, decoders and heads, and their weights."""
+"""Encoders, decoders and heads."""

@@ -1,4 +1,4 @@
-"""What settings of a model declare, against what is there: its building stops before more memory is taken.
+"""Stop building a model as soon as its settings ask for more parameters than its weights have.
 
 A few bytes of settings can ask for a million layers, or for layers a million wide.
 """

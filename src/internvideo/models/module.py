@@ -1,4 +1,4 @@
-"""torch's modules with typed calls: at runtime they are torch's own classes.
+"""Typed `nn.Module`: calling it returns what its `forward` returns; at runtime it is torch's own class.
 
 torch declares that calling a module gives Any. Here a module whose `forward` gives one tensor derives from `Module`.
 """

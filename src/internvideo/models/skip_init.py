@@ -1,4 +1,4 @@
-"""Building a model whose weights come from a file, without drawing random ones first.
+"""Build a model without random initialization, because its weights will be read from a file.
 
 Drawing takes most of the time of opening a large model, and all of it is overwritten.
 """

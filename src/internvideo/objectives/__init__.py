@@ -1,1 +1,1 @@
-"""What is wanted: losses and masks as functions of tensors alone."""
+"""Training objectives: losses and masks as functions of tensors."""

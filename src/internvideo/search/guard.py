@@ -1,4 +1,4 @@
-"""Guard every request to the server: who may ask, from which page, how much; and what the page may load."""
+"""Check every request to the server: token, origin and size; set the content security policy of the page."""
 
 from __future__ import annotations
 

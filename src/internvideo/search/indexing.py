@@ -1,4 +1,4 @@
-"""Index videos: what is new or changed is read and committed video by video, what was deleted is forgotten."""
+"""Index videos: read new and changed files, commit video by video, and remove deleted ones."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Generic sentences that stand for queries which nothing in a collection fits."""
+"""Generic sentences used as queries without a match, to calibrate the threshold of false matches."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""How a stage is trained: settings, optimizer, schedule, checkpoints, the loop; it never knows which stage."""
+"""Training of any stage: settings, optimizer, schedule, checkpoints, the loop."""

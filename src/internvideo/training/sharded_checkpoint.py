@@ -1,4 +1,4 @@
-"""Checkpoints that every process writes its part of, behind the training: distributed checkpoint in safetensors files.
+"""Distributed asynchronous checkpoints: every process writes its shard as safetensors while training goes on.
 
 A folder `step-N` holds the files of torch's distributed checkpoint (its safetensors format, no pickles) and, written
 last, `checkpoint.json` with the SHA-256 of each: a folder without it was not finished. Any number of processes can

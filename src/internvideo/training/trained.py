@@ -1,4 +1,4 @@
-"""Weights of a run with what they were trained with."""
+"""Load the weights of a run with its recipe and classes, ready for evaluation."""
 
 from __future__ import annotations
 

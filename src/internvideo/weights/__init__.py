@@ -1,1 +1,1 @@
-"""Weights of others and our own: layouts, key tables, conversion, initialization, licenses."""
+"""Published and converted weights: layouts, key tables, conversion, initialization, licenses."""
