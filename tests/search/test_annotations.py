@@ -77,7 +77,9 @@ def test_actions_of_localize_show_beside_moments_and_filter(collection: Collecti
     spans = {(snapshot.videos[snapshot.video_index[row]].path, *snapshot.windows[row, :2]) for row in mask.nonzero()[0]}
     # Windows of 1 and 2 s, a half apart: those that hold half of the action, or lie in it by half.
     assert spans == {(known["0"], *span) for span in ((0.5, 1.5), (1.0, 2.0), (1.5, 2.5), (0.0, 2.0), (1.0, 3.0))}
-    assert collection.mask('action != "wave"').tolist() == (~mask).tolist()  # type: ignore[union-attr]
+    others = collection.mask('action != "wave"')
+    assert others is not None
+    assert others.tolist() == (~mask).tolist()
     (first, *_) = collection.search("x", where='action = "wave"').moments
     assert first.path == known["0"]
     assert [one.label for one in first.actions if one.label == "wave"] == ["wave"]

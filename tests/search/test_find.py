@@ -299,7 +299,9 @@ def test_labels_of_one_s_own_classifier_filter(folder: Path, tmp_path: Path) -> 
             mask = collection.mask(f'label = "{label}"')
             assert mask is not None
             assert mask.tolist() == [name == label for name in expected]
-            assert (~mask).tolist() == collection.mask(f'label != "{label}"').tolist()  # type: ignore[union-attr]
+            others = collection.mask(f'label != "{label}"')
+            assert others is not None
+            assert (~mask).tolist() == others.tolist()
         moment = collection.search("x", top=1).moments[0]
         assert set(moment.labels) <= {"a", "b", "unknown"}
         assert moment.labels

@@ -67,8 +67,8 @@ def random_route(rng: np.random.Generator) -> Route:
         turn = one(("", "left", "right", "around")) if number == 0 else ""
         door = rng.random() < 0.5
         legs.append(Through(one(COLOURS), turn) if door else Pass(Thing(one(SHAPES), one(COLOURS)), turn))  # type: ignore[arg-type]
-    legs.append(Stop(Thing(one(SHAPES), one(COLOURS), one(("", "still", *MOTIONS)))))  # type: ignore[arg-type]
-    return tuple(legs)  # type: ignore[arg-type]
+    legs.append(Stop(Thing(one(SHAPES), one(COLOURS), one(("", "still", *MOTIONS)))))  # type: ignore[arg-type]  # drawn
+    return tuple(legs)  # type: ignore[arg-type]  # drawn words
 
 
 def test_what_is_said_is_understood() -> None:

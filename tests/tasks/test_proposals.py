@@ -166,9 +166,9 @@ def test_a_batch_depends_on_its_place_alone(tmp_path: Path, start: int) -> None:
         assert all(torch.equal(a, b) for a, b in zip(ours.proposals, theirs.proposals, strict=True))  # type: ignore[attr-defined]  # they are ProposalBatches
     first = next(iter(loader(tmp_path).epoch(4)))
     assert first.mask.sum(dim=1).max() == first.features.shape[2]
-    assert all(len(each) <= 10 for each in first.proposals)  # type: ignore[attr-defined]
+    assert all(len(each) <= 10 for each in first.proposals)  # type: ignore[attr-defined]  # a batch with proposals
     moved = first.to(CPU)
-    assert torch.equal(moved.proposals[0], first.proposals[0])  # type: ignore[attr-defined]
+    assert torch.equal(moved.proposals[0], first.proposals[0])  # type: ignore[attr-defined]  # as above
 
 
 def test_jitter_keeps_segments_whole() -> None:

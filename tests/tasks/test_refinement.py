@@ -90,7 +90,7 @@ def test_every_proposal_comes_nearer_on_average(learned: Path) -> None:
     for video in features.videos:
         own = proposals.of(video)
         refined = refinement.refine(trained.model, video, own, FeatureSettings(), CPU)  # type: ignore[arg-type]  # a TCANet
-        same = refinement.refine(trained.model, video, own, FeatureSettings(), CPU, 0.0)  # type: ignore[arg-type]
+        same = refinement.refine(trained.model, video, own, FeatureSettings(), CPU, 0.0)  # type: ignore[arg-type]  # a Refiner
         assert (same.spans.tolist(), same.scores.tolist()) == (refined.spans.tolist(), own.scores.tolist())
         before += tiou(own.spans, video.spans).max(axis=1).tolist()
         after += tiou(refined.spans, video.spans).max(axis=1).tolist()

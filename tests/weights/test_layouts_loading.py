@@ -239,7 +239,7 @@ def test_these_weights_do_not_depend_on_the_frames(name: str, frames: int) -> No
     vision = (
         changed.config if isinstance(changed, UniFormerV2) else changed.get_submodule("model" if name != "mm" else "")
     )
-    config = vision if isinstance(changed, UniFormerV2) else vision.config.vision  # type: ignore[union-attr]
+    config = vision if isinstance(changed, UniFormerV2) else vision.config.vision  # type: ignore[union-attr]  # of two kinds
     assert config.frames == frames  # type: ignore[union-attr]  # one of three kinds of model
 
 

@@ -25,7 +25,7 @@ from typing import BinaryIO
 try:
     import resource
 except ImportError:  # absent on Windows: `limit` returns False there
-    resource = None  # type: ignore[assignment]
+    resource = None  # type: ignore[assignment]  # where the module is absent (Windows)
 
 from internvideo.untrusted_pickle import BYTES, DTYPES, Holder, RefusedError, Tensor, printable
 from internvideo.weights.torch_archive import Checkpoint, chunks, read_checkpoint
