@@ -48,9 +48,10 @@ def main() -> None:
     places = {"R": str(args.output), "DATA": str(args.data), "PY": sys.executable}
     failed = []
     for name in wanted(tasks, args.only):
-        if not run(name, tasks[name], args.output, places):
+        if not {*tasks[name].needs} & {*failed} and run(name, tasks[name], args.output, places):
+            write_report(args.output, tasks, places)
+        else:
             failed.append(name)
-        write_report(args.output, tasks, places)
     if failed:
         sys.exit(f"{', '.join(failed)} failed; see {args.output}/logs, mend and run the same command again")
 

@@ -32,7 +32,7 @@ from internvideo.training.earlier_recipes import upgraded
 from internvideo.training.model_setup import build_model
 from internvideo.training.recipe import VERSION
 from internvideo.weights.convert import convert
-from internvideo.weights.initialize import initialize
+from internvideo.weights.initialize import initialize, native_clip
 from internvideo.weights.layouts import OVERRIDES
 
 KINDS = ("run", "saved folder", "published", "converted", "transformers")
@@ -181,6 +181,7 @@ def test_weights_with_the_earlier_name_of_num_classes_open(places: dict[str, Pat
     clips = torch.arange(3 * 4 * 32 * 32).reshape(1, 3, 4, 32, 32).remainder(251).to(torch.uint8)
     assert torch.equal(load(earlier, device="cpu").logits(clips), load(file, device="cpu").logits(clips))
     assert open_trained(earlier, device="cpu").recipe.model.overrides["num_classes"] == 2
+    assert native_clip(earlier, 2) == native_clip(file, 2)
 
 
 def test_nested_settings_of_version_3_are_read_and_a_typed_one_is_answered() -> None:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from internvideo.errors import RecipeError, WeightsError
 from internvideo.models.embeddings import NATIVE_CLIP
 from internvideo.models.entry import ModelEntry
-from internvideo.models.factory import BACKBONES, configure
+from internvideo.models.factory import BACKBONES, configure, present_settings
 from internvideo.models.positions import NATIVE_SLOTS
 from internvideo.models.videomae import VideoMAEConfig
 from internvideo.storage import class_names, read_metadata
@@ -93,11 +93,11 @@ def native_clip(path: Path, tubelet: int, models: Mapping[str, ModelEntry] = BAC
     metadata = read_metadata(path) if path.name not in foreign_folder.NO_TENSORS else {}
     try:
         if "recipe" in metadata:  # of a run
-            told = parse_json(metadata["recipe"])["model"]
-            config = configure(told["name"], told["overrides"], models)
+            saved = parse_json(metadata["recipe"])["model"]
+            config = configure(saved["name"], present_settings(saved["overrides"]), models)
         elif "internvideo" in metadata:  # of save_pretrained
-            told = parse_json(metadata["internvideo"])
-            config = configure(told["model"], told["overrides"], models)
+            saved = parse_json(metadata["internvideo"])
+            config = configure(saved["model"], present_settings(saved["overrides"]), models)
         else:
             config = None
     except (KeyError, TypeError, ValueError, RecipeError) as error:
