@@ -13,7 +13,10 @@ from internvideo.terminal import tell
 
 def convert(
     source: Annotated[
-        Path, typer.Argument(help="A .pth, .pt, .bin or .ckpt file, a TorchScript archive; .safetensors with --set.")
+        Path,
+        typer.Argument(
+            help="A .pth, .pt, .bin or .ckpt file, a TorchScript archive; .safetensors with --set or --add."
+        ),
     ],
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="The .safetensors file; by default beside the source.")
@@ -30,6 +33,10 @@ def convert(
         list[str] | None,
         typer.Option("--set", help="KEY=VALUE: a setting of the model that its tensors do not tell, such as heads=6."),
     ] = None,
+    add: Annotated[
+        Path | None,
+        typer.Option("--add", help="A .safetensors file whose tensors replace those of SOURCE: a part trained anew."),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Convert a torch checkpoint to safetensors; no code in the file is executed.
@@ -45,7 +52,7 @@ def convert(
     for change in changes or ():
         apply_override(overrides, change)
     found = convert_file(
-        source, output, memory_gb=memory, seconds=seconds, float32=float32, key=key, overrides=overrides
+        source, output, memory_gb=memory, seconds=seconds, float32=float32, key=key, overrides=overrides, add=add
     )
     types = ", ".join(f"{count} {name}" for name, count in found.dtypes.items())
     lines = [f"{found.output}: {found.tensors} tensors ({types}), {found.parameters:,} numbers"]

@@ -15,6 +15,7 @@ from torch import nn
 from internvideo.errors import RecipeError
 from internvideo.models.declared import DeclaredError, check_whole, within_memory
 from internvideo.models.entry import ModelEntry
+from internvideo.models.external.internvideo2 import InternVideo2, InternVideo2Config
 from internvideo.models.external.siglip import SigLIP, SigLIPConfig
 from internvideo.models.external.vjepa2 import VJEPA2, VJEPA2Config
 from internvideo.models.multimodal_sizes import MULTIMODAL_MODELS
@@ -71,6 +72,12 @@ _SIGLIP_SIZES = {
     "so400m-14": SigLIPConfig(patch_size=14, width=1152, depth=27, heads=16, mlp_ratio=4304 / 1152),
 }
 """At 224 px; the published files of 256, 384 and 512 px have other positions alone."""
+_INTERNVIDEO2_SIZES = {
+    "b14": InternVideo2Config(width=768, depth=12, heads=12, mlp_ratio=4.0, align_width=512),
+    "l14": InternVideo2Config(width=1024, depth=24, mlp_ratio=4.0, align_width=512),
+    "1b": InternVideo2Config(),
+    "6b": InternVideo2Config(width=3200, depth=48, heads=25, mlp_ratio=4.0),
+}
 _EXTERNAL = {
     "vjepa2-l": ModelEntry(VJEPA2, VJEPA2Config(), None, "V-JEPA 2's encoder, width 1024, 24 layers, patch 16"),
     **{
@@ -78,6 +85,15 @@ _EXTERNAL = {
             SigLIP, config, None, f"SigLIP's image encoder, width {config.width}, {config.depth} layers"
         )
         for size, config in _SIGLIP_SIZES.items()
+    },
+    **{
+        f"internvideo2-{size}": ModelEntry(
+            InternVideo2,
+            config,
+            None,
+            f"InternVideo2-CLIP's video encoder, width {config.width}, {config.depth} layers",
+        )
+        for size, config in _INTERNVIDEO2_SIZES.items()
     },
 }
 

@@ -35,9 +35,11 @@ if TYPE_CHECKING:
 
     class Linear(nn.Linear, Module): ...
 
+    class RMSNorm(nn.RMSNorm, Module): ...
+
     class Sequential(nn.Sequential, Module): ...
 else:
     Module = nn.Module
     Conv1d, Conv2d, Conv3d = nn.Conv1d, nn.Conv2d, nn.Conv3d
     Dropout, Embedding, Identity, LayerNorm = nn.Dropout, nn.Embedding, nn.Identity, nn.LayerNorm
-    Linear, Sequential = nn.Linear, nn.Sequential
+    Linear, RMSNorm, Sequential = nn.Linear, nn.RMSNorm, nn.Sequential

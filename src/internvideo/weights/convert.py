@@ -35,7 +35,7 @@ class Conversion:
     """Report of a conversion, also written as the manifest.
 
     Attributes:
-        layout: "zip", "torchscript", "legacy", or "safetensors" that settings were added to.
+        layout: "zip", "torchscript", "legacy", or "safetensors" that settings or tensors were added to.
         key: key of the state dict in the source, "" for none.
         tensors, parameters: number of tensors, and of numbers in them.
         dtypes: safetensors dtype -> number of tensors.
@@ -66,6 +66,7 @@ def convert(
     float32: bool = False,
     key: str = "",
     overrides: Mapping[str, object] | None = None,
+    add: str | os.PathLike[str] | None = None,
 ) -> Conversion:
     """Convert a torch checkpoint to safetensors, in another process and without executing code from it.
 
@@ -78,6 +79,8 @@ def convert(
         key: dotted path of the state dict to take ("model_ema"); "" searches for the model's own.
         overrides: model settings that cannot be derived from its tensors, such as heads, nested as in `create_model`;
             they are stored in the file, and `internvideo.load` builds the model with them.
+        add: a second .safetensors file, whose tensors replace those of the same name in `source`, which is one too:
+            what a training changed and published without the rest.
 
     Raises:
         WeightsError: not a checkpoint, a damaged one, or one with other globals than tensors. Nothing is written.
@@ -87,7 +90,9 @@ def convert(
     output = source.with_suffix(".safetensors") if output is None else Path(output)
     if output.suffix != ".safetensors":
         raise WeightsError(output, "the output has another ending", ".safetensors", "change --output")
-    if output == source and overrides:
+    if add is not None and source.suffix != ".safetensors":
+        raise WeightsError(source, "a file to add to is converted first", ".safetensors", "convert both, then add")
+    if output == source and (overrides or add is not None):
         raise WeightsError(output, "would be replaced", "another file", "name one with --output")
     manifest = output.with_suffix(".json")
     if manifest.exists() and not _is_manifest(manifest):
@@ -102,9 +107,9 @@ def convert(
         raise WeightsError(source, "is a folder" if source.is_dir() else "no such file", f"a {PICKLES} file")
     if not source.is_file():
         raise WeightsError(source, "is no ordinary file", f"a {PICKLES} file")
-    if source.suffix == ".safetensors" and not overrides:
+    if source.suffix == ".safetensors" and not overrides and add is None:
         read_metadata(source)
-        hint = "use it as it is; overrides (--set) alone are added to such a file"
+        hint = "use it as it is; only settings (--set) or tensors (--add) are added to such a file"
         raise WeightsError(source, "is a safetensors file already: nothing to convert", "", hint)
     try:
         file = source.open("rb")
@@ -117,7 +122,7 @@ def convert(
         if overrides:
             metadata[OVERRIDES] = json.dumps(overrides)
         if source.suffix == ".safetensors":
-            return _with_settings(source, output, metadata, manifest)
+            return _with_more(source, output, metadata, manifest, None if add is None else Path(add))
         settings = {
             "memory": int(memory_gb * 1e9),
             "seconds": seconds,
@@ -138,9 +143,19 @@ def convert(
     )
 
 
-def _with_settings(source: Path, output: Path, metadata: dict[str, str], manifest: Path) -> Conversion:
-    """Copy the tensors of a safetensors file with further metadata."""
+def _with_more(source: Path, output: Path, metadata: dict[str, str], manifest: Path, add: Path | None) -> Conversion:
+    """Copy the tensors of a safetensors file with further metadata and tensors. Raises WeightsError."""
     state, own = read_safetensors(source)
+    if add is not None:
+        changed, _ = read_safetensors(add)
+        if not changed.keys() & state.keys():
+            raise WeightsError(add, f"no tensor has a name that {source} has", "changes to that model")
+        for name in sorted(changed.keys() & state.keys()):
+            if changed[name].shape != state[name].shape:
+                found, expected = (str(tuple(of[name].shape)) for of in (changed, state))
+                raise WeightsError(add, f"{name}: mis-shaped: {found}", f"{expected}, as in {source}")
+        state |= changed
+        metadata |= {"added": ascii(add.name)[1:-1], "added_sha256": sha256_of(add)}
     write_safetensors(output, state, {**own, **metadata})
     sha256 = sha256_of(output)
     types = Counter(str(value.dtype).removeprefix("torch.") for value in state.values())

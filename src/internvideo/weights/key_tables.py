@@ -12,13 +12,14 @@ from torch import Tensor, nn
 from internvideo.errors import WeightsError
 from internvideo.models.caption_decoder import CaptionDecoder
 from internvideo.models.clip import Clip
+from internvideo.models.external.internvideo2 import InternVideo2
 from internvideo.models.external.siglip import SigLIP
 from internvideo.models.external.vjepa2 import VJEPA2
 from internvideo.models.heads import PairScoringMultipleChoice, VideoQuestionAnswering, ZeroShotMultipleChoice
 from internvideo.models.uniformerv2 import UniFormerV2
 from internvideo.models.viclip import ViCLIP
 from internvideo.models.video_language import VideoLanguage
-from internvideo.weights.key_rules import Rule, WeightTable, flatten_kernel
+from internvideo.weights.key_rules import Rule, WeightTable, flatten_kernel, same
 
 _WB = r"(weight|bias)"
 
@@ -221,6 +222,21 @@ SIGLIP = WeightTable(
     ),
 )
 
+INTERNVIDEO2 = WeightTable(
+    family="InternVideo2",
+    rules=(
+        Rule(r"patch_embed\.proj\.weight", ("patch_embed.proj.weight",), flatten_kernel),
+        same(r"patch_embed\.proj\.bias|cls_token|pos_embed"),
+        Rule(r"blocks\.(\d+)\.ls([12])\.gamma", (r"blocks.\1.gamma_\2",)),
+        same(rf"blocks\.\d+\.(norm[12]\.weight|attn\.(qkv|[qk]_norm)\.weight|attn\.proj\.{_WB}|mlp\.fc[12]\.{_WB})"),
+        Rule(rf"clip_projector\.norm1_([qkv])\.{_WB}", (r"pool.norm_\1.\2",)),
+        Rule(r"clip_projector\.cross_attn\.([qkv])\.weight", (r"pool.\1.weight",)),
+        Rule(r"clip_projector\.cross_attn\.([qkv])_bias", (r"pool.\1.bias",)),
+        Rule(rf"clip_projector\.cross_attn\.proj\.{_WB}", (r"pool.proj.\1",)),
+        Rule(rf"vision_align\.([01])\.{_WB}", (r"align.\1.\2",)),
+    ),
+)
+
 MULTIMODAL_TABLES: dict[type[nn.Module], WeightTable] = {
     Clip: CLIP,
     UniFormerV2: UNIFORMERV2,
@@ -232,5 +248,6 @@ MULTIMODAL_TABLES: dict[type[nn.Module], WeightTable] = {
     ViCLIP: VICLIP,
     VJEPA2: VJEPA2_ENCODER,
     SigLIP: SIGLIP,
+    InternVideo2: INTERNVIDEO2,
 }
 """Model class -> its table; merged into weights.TABLES."""

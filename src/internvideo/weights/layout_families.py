@@ -7,6 +7,7 @@
 - *UniFormerV2*: `transformer.dec`, `transformer.proj`; local blocks under `lmhra1`, `lmhra2`; no `balance` when frozen.
 - *InternVideo-MM*: `clip.visual_proj` and so on; only `clip.` is used; the rest is left out, but for a caption decoder
   that can write (Multi-Modalities-Pretraining). *Question answering*, *multiple choice* on it: with decoder and head.
+- *InternVideo2*: `patch_embed`, `clip_projector`, alone or under `vision_encoder.`; the rest is left out.
 - *ViCLIP*: `vision_encoder.`, `text_encoder.`, `temp`. *CLIP*: OpenAI's names. *Caption decoder*: alone.
 
 Source: the files that the releases load (docs/sources.md).
@@ -122,6 +123,7 @@ def _multimodal(prefix: str, caption: bool) -> Family:
 _ANSWERING = ("clip.", "caption_decoder.", "vqa_classifier.", "rank_output.")
 _CLIP = ("clip-b32", "clip-b16", "clip-l14", "clip-l14-336")
 _TRANSFORMERS = "embeddings.patch_embeddings.projection.weight"
+_INTERNVIDEO2 = ("patch_embed.", "cls_token", "pos_embed", "blocks.", "clip_projector.")
 _BRIDGE = ("encoder_to_decoder.weight", "mask_token")
 
 FAMILIES: tuple[Family, ...] = (
@@ -168,6 +170,18 @@ FAMILIES: tuple[Family, ...] = (
             frames=False,
         )
         for prefix, parts in (("vision_model.", ("vision_model.",)), ("", ()))
+    ),
+    *(
+        Family(
+            name="InternVideo2",
+            anchors=(f"{prefix}patch_embed.proj.weight", f"{prefix}clip_projector.cross_attn.q.weight"),
+            models=tuple(f"internvideo2-{size}" for size in ("1b", "6b", "l14", "b14")),
+            sizes=layout_sizes.internvideo2,
+            published=_without(prefix),
+            parts=(*(f"{prefix}{part}" for part in _INTERNVIDEO2), "vision_align."),
+            kernel=f"{prefix}patch_embed.proj.weight",
+        )
+        for prefix in ("vision_encoder.", "")
     ),
     _masked("pretrain", "VideoMAE pretraining", ("encoder.patch_embed.proj.weight", *_BRIDGE)),
     *(
@@ -254,7 +268,10 @@ OTHERS: tuple[tuple[str, str], ...] = (
         r"(vision_model\.)?embeddings\.class_embedding|visual\.class_embedding",
     ),
     ("CLIP's text tower alone", r"(text_model\.)?embeddings\.token_embedding\.weight"),
-    ("InternVideo2", r"vision_encoder\.blocks\.0\.attn\.qkv\.weight"),
+    (
+        "InternVideo2-CLIP's changes to another file alone (internvideo convert STAGE2 --add THIS gives both)",
+        r"vision_encoder\.clip_projector\..*",
+    ),
     ("MViT", r"blocks\.0\.attn\.(pool|norm)_q\..*"),
     ("Video Swin", r"(backbone\.)?layers\.0\.blocks\.0\.attn\.relative_position_bias_table"),
     ("SlowFast", r"s1\.pathway0_stem\..*"),

@@ -21,6 +21,7 @@ from torch import Tensor
 from internvideo.errors import WeightsError
 from internvideo.models.caption_decoder import CaptionDecoderConfig
 from internvideo.models.clip import ClipConfig, TextConfig
+from internvideo.models.external.internvideo2 import InternVideo2Config
 from internvideo.models.external.siglip import SigLIPConfig
 from internvideo.models.external.vjepa2 import VJEPA2Config
 from internvideo.models.heads import AnswerConfig
@@ -268,6 +269,30 @@ def vjepa2(shapes: Shapes, base: VJEPA2Config) -> VJEPA2Config:
         heads=heads_of((width, depth), (base.width, base.depth), base.heads),
         mlp_ratio=_factor(base.mlp_ratio, width, hidden),
         qkv_bias="encoder.layer.0.attention.query.bias" in shapes,
+    )
+
+
+def internvideo2(shapes: Shapes, base: InternVideo2Config) -> InternVideo2Config:
+    """Video encoder; frames and image size follow from its positions."""
+    width, _, tubelet, patch, _ = shapes.of("patch_embed.proj.weight", 5)
+    if tubelet != 1:
+        raise WeightsError(shapes.where, f"InternVideo2 with tubelets of {tubelet} frames", "1", "take another file")
+    depth, (_, tokens, _) = shapes.layers("blocks."), shapes.of("pos_embed", 3)
+    hidden, _ = shapes.of("blocks.0.mlp.fc1.weight", 2)
+    frames, side = learned_grid(tokens - 1, base.grid[1]) or (0, 0)
+    align = "vision_align.1.weight"
+    return replace(
+        base,
+        image_size=side * patch,
+        patch_size=patch,
+        frames=frames,
+        width=width,
+        depth=depth,
+        heads=heads_of((width, depth), (base.width, base.depth), base.heads),
+        mlp_ratio=_factor(base.mlp_ratio, width, hidden),
+        pool_heads=heads_of((width, depth), (base.width, base.depth), base.pool_heads),
+        joint_width=shapes.of("clip_projector.cross_attn.proj.weight", 2)[0],
+        align_width=shapes.of(align, 2)[0] if align in shapes else 0,
     )
 
 

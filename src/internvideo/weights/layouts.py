@@ -304,6 +304,9 @@ def _resized(
                 size = f"{config.frames} frames of {config.image_size} px"
                 raise WeightsError(where, f"{key} has {table.shape[1]} positions", f"{config.tokens}, of {size}")
             changed[key] = resize_table(table[0].float(), config.grid, asked.grid)[None]
+        elif key == "pos_embed":  # InternVideo2: the class token's comes first
+            patches = resize_table(table[0, 1:].float(), config.grid, asked.grid)
+            changed[key] = torch.cat([table[:, :1].float(), patches[None]], dim=1)
         elif key == "vision_encoder.temporal_positional_embedding":
             changed[key] = resize_times(table, asked.frames)
         elif stem != key and f"{stem}class_embedding" in published:  # of patches, not of words

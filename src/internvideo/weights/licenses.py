@@ -35,6 +35,7 @@ LICENCES: dict[str, Licence] = {
     "UniFormerV2": Licence("mit", "by the README of github.com/OpenGVLab/UniFormerV2, which publishes them"),
     "CLIP": _CLIP,
     "transformers CLIP": _CLIP,
+    "InternVideo2": _INTERNVIDEO,
     "ViCLIP": Licence(UNKNOWN, "the publisher's repository, github.com/OpenGVLab/InternVideo, states none for them"),
     "caption decoder": Licence(UNKNOWN, ""),
     "transformers V-JEPA 2": Licence(UNKNOWN, ""),
