@@ -19,7 +19,7 @@ from internvideo.sample_world.actions import ACTIONS
 from internvideo.sample_world.backgrounds import PLACES
 from internvideo.sample_world.language import VERBS
 from internvideo.sample_world.scene import COLORS, SHAPES
-from internvideo.tasks.table import BOOTSTRAP, Predictions
+from internvideo.tasks.table import Predictions
 
 PHRASES = {
     "colour": {name: (name,) for name in COLORS},
@@ -50,7 +50,7 @@ def main() -> None:
         pairs = zip(table["ids"], table["written"], strict=True)
         right = np.asarray([told(str(said), phrases) == rows[str(name)].attributes[fact] for name, said in pairs])
         figures[fact] = float(right.mean())
-        low, high = bootstrap.interval(bootstrap.mean(right), len(right), **BOOTSTRAP)
+        low, high = bootstrap.interval(bootstrap.mean(right), len(right))
         intervals[fact] = [float(low), float(high)]
         spread = f"({100 * low:.1f} to {100 * high:.1f}), chance {100 / len(phrases):.1f}"
         print(f"{fact:8} {100 * figures[fact]:5.1f} {spread}")

@@ -166,7 +166,7 @@ def test_files_become_a_table_that_is_scored_again(tmp_path: Path, capsys: pytes
     assert combine_files(files, tmp_path / "both", weights=[1, 3], keep="models") == path, (
         "the same again may be written"
     )
-    with pytest.raises(RunError, match="has another ensemble"):
+    with pytest.raises(RunError, match="has a table with other"):
         combine_files(files, tmp_path / "both")
     with pytest.raises(RunError, match="given twice"):
         score_tables([Path(files[0]), Path(files[0])])

@@ -62,4 +62,4 @@ def test_boxes_with_a_video_that_cannot_be_read(tmp_path: Path) -> None:
     Predictions(table.task, table.arrays, {**table.protocol, "split_sha256": "of others"}, table.coverage).save(other)
     refused = in_two("spatio_temporal_localization", weights, path, tmp_path / "two")
     assert [told.code for told in refused] == [2, 2]
-    assert all("has a table of other weights or videos" in told.err for told in refused)
+    assert all("has a table with other rows" in told.err for told in refused)

@@ -207,7 +207,7 @@ def test_a_detector_learns_and_is_measured(tmp_path: Path) -> None:
     assert other["figures"] == pytest.approx(result["figures"], abs=1e-6)
     again = Predictions.load(tmp_path / "other" / "spatio_temporal_localization.npz")
     assert again["score"].sum() == pytest.approx(0.9 * table["score"].sum(), rel=1e-4)
-    with pytest.raises(RunError, match="other weights or videos"):
+    with pytest.raises(RunError, match="with other rows"):
         evaluate_task("spatio_temporal_localization", weights, path, out, {"device": "cpu"}, split="train")
     (path.parent / "scored_classes.txt").write_text("be wide\n")
     fewer = evaluate_task("spatio_temporal_localization", weights, path, tmp_path / "fewer", settings, split="test")

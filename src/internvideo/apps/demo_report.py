@@ -49,7 +49,7 @@ from internvideo.tasks.recognition.evaluate import predict as predict_recognitio
 from internvideo.tasks.retrieval import predict as retrieval
 from internvideo.tasks.retrieval.evaluate import RetrievalOptions
 from internvideo.tasks.retrieval.evaluate import predict as predict_retrieval
-from internvideo.tasks.table import BOOTSTRAP, Predictions, Result, save_result
+from internvideo.tasks.table import Predictions, Result, save_result
 from internvideo.tasks.task import ClipOptions
 from internvideo.training.logging import read_metrics
 from internvideo.training.trained import Trained
@@ -247,7 +247,7 @@ def _reverse(trained: Trained, test: Manifest, settings: RecognitionOptions) -> 
     row = np.arange(len(own))
     ahead, back = recognition.probabilities(forwards, "fused"), recognition.probabilities(backwards, "fused")
     right = ((ahead[row, own] > ahead[row, other]).astype(float) + (back[row, other] > back[row, own])) / 2
-    low, high = bootstrap.interval(bootstrap.mean(right), len(right), **BOOTSTRAP)
+    low, high = bootstrap.interval(bootstrap.mean(right), len(right))
     return ReverseClip(float(right.mean()), (float(low), float(high)))
 
 

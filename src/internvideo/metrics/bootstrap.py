@@ -16,6 +16,7 @@ Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 Statistic = Callable[[Floats], Floats]
 
+DRAWS, LEVEL, SEED = 1000, 0.95, 0
 _BLOCK_ENTRIES = 4_000_000  # weights held at a time: 32 MB
 
 
@@ -31,9 +32,9 @@ def interval(
     num_samples: int,
     *,
     groups: NDArray[Any] | None = None,
-    draws: int = 1000,
-    level: float = 0.95,
-    seed: int = 0,
+    draws: int = DRAWS,
+    level: float = LEVEL,
+    seed: int = SEED,
 ) -> Floats:
     """Compute the percentile bootstrap interval of a statistic.
 

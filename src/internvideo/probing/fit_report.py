@@ -17,7 +17,7 @@ from internvideo.metrics.classification import confusion_matrix, mean_class_accu
 from internvideo.plots.style import write_picture
 from internvideo.probing.fit_learn import LabeledFeatures, OutOfFoldPredictions, UnknownCheck
 from internvideo.storage import write_text
-from internvideo.tasks.table import BOOTSTRAP, MetricValues, Result
+from internvideo.tasks.table import MetricValues, Result
 
 MAX_MISTAKES = 20
 """Number of most confident mistakes that are listed: often the label is what is wrong."""
@@ -42,7 +42,7 @@ def add_metrics(metrics: MetricValues, prefix: str, predictions: OutOfFoldPredic
     predicted = probabilities.argmax(axis=1)
     correct = predicted == labels
     metrics.add_mean(f"{prefix}top1", correct, data.groups)
-    spread = bootstrap.interval(bootstrap.class_mean(correct, labels), len(labels), groups=data.groups, **BOOTSTRAP)
+    spread = bootstrap.interval(bootstrap.class_mean(correct, labels), len(labels), groups=data.groups)
     metrics.add(f"{prefix}mean_class", mean_class_accuracy(predicted, labels), spread)
     nearest, majority = predictions.nearest == labels, predictions.majority == labels
     metrics.add_mean(f"{prefix}nearest_mean", nearest, data.groups)

@@ -15,12 +15,12 @@ from internvideo.data.manifest import Manifest, read_manifest
 from internvideo.data.settings import SampledData
 from internvideo.data.tokenizer import Tokenizer
 from internvideo.distributed import choose_device
-from internvideo.errors import InternVideoError, RecipeError, RunError
+from internvideo.errors import RecipeError
 from internvideo.models.clip import Clip
 from internvideo.models.video_language import VideoLanguage
 from internvideo.tasks.members import described
 from internvideo.tasks.protocol import ClipInputs, clip_protocol, weights_hash
-from internvideo.tasks.table import Predictions, Result, print_result, save_result
+from internvideo.tasks.table import Predictions, Result, check_overwrite, print_result, save_result
 from internvideo.tasks.task import ClipOptions
 from internvideo.training.trained import Trained
 
@@ -102,35 +102,22 @@ def finish(
     check_output(path, inputs, extra_protocol or {})
     table = predict()
     result: Result = score(table)
-    error: InternVideoError | None = None
-    if distributed.rank() == 0:
-        try:
-            save_result(result, table.save(path).with_suffix(".json"))
-        except InternVideoError as found:
-            error = found
-        else:
-            if draw is not None:
-                draw(table, output)
-            print_result(result)
-    distributed.raise_together(error)
+
+    def write() -> None:
+        save_result(result, table.save(path).with_suffix(".json"))
+        if draw is not None:
+            draw(table, output)
+        print_result(result)
+
+    distributed.first_alone(write)
     return result
 
 
 def check_output(path: Path, inputs: ClipInputs[Any], extra_protocol: Mapping[str, Any]) -> None:
     """Raise RunError if `path` has a table with another protocol: only the same measurement may be overwritten."""
-    error: InternVideoError | None = None
-    if distributed.rank() == 0 and path.exists():
-        ours = {**inputs.describe(), **extra_protocol}
-        choose = "choose another --output"
-        try:
-            theirs = Predictions.load(path).protocol
-        except RunError:
-            error = RunError(path, "is not a table of `internvideo evaluate`", "", choose)
-        else:
-            parts = {"weights_sha256": "weights", "split_sha256": "rows"}
-            others = [
-                parts.get(key, key) for key, value in ours.items() if key != "source" and theirs.get(key) != value
-            ]
-            if others:
-                error = RunError(path, f"has a table with other {', '.join(others)}", "", choose)
-    distributed.raise_together(error)
+
+    def check() -> None:
+        protocol = {**inputs.describe(), **extra_protocol}
+        check_overwrite(path, protocol, [name for name in protocol if name != "source"])
+
+    distributed.first_alone(check)

@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from internvideo.errors import RunError
-from internvideo.tasks.ensemble import Combined, Pool, combine, member
-from internvideo.tasks.table import Predictions, print_results, save_result, short_names
+from internvideo.tasks.ensemble import Pool, combine, member
+from internvideo.tasks.table import Predictions, check_overwrite, print_results, save_result, short_names
 
 _FACTS = ("members", "pool", "weights", "split_sha256")
 
@@ -31,31 +30,14 @@ def combine_files(
     ]
     combined = combine(members, weights)
     path = output / "ensemble.npz"
-    _check_output(path, combined.tables[keep])
-    show(combined, keep)
+    check_overwrite(path, combined.tables[keep].protocol, _FACTS, "ensemble")
+    print_results(f"ensemble of {len(combined.members)} models, kept: {keep}", combined.rows)
     combined.tables[keep].save(path)
     save_result(combined.result(keep), path.with_suffix(".json"))
     return path
-
-
-def show(combined: Combined, keep: Pool) -> None:
-    """Print the metrics of members and ensembles as one table."""
-    print_results(f"ensemble of {len(combined.members)} models, kept: {keep}", combined.rows)
 
 
 def _file_and_column(name: str) -> tuple[Path, str | None]:
     """Split FILE:COLUMN, unless a file has the whole name."""
     file, colon, column = name.rpartition(":")
     return (Path(file), column) if colon and not Path(name).exists() else (Path(name), None)
-
-
-def _check_output(path: Path, table: Predictions) -> None:
-    """Raise RunError if `path` has another ensemble."""
-    if not path.exists():
-        return
-    try:
-        theirs = Predictions.load(path).protocol
-    except RunError:
-        raise RunError(path, "is not a table of `internvideo ensemble`", "", "choose another --output") from None
-    if any(theirs.get(key) != table.protocol.get(key) for key in _FACTS):
-        raise RunError(path, "has another ensemble", "", "choose another --output")

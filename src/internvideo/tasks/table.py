@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypedDict
@@ -30,14 +30,10 @@ EARLIER_NAMES = {
 _ABOUT = "about.json"  # its entry in the file; arrays are named without a dot
 
 
-class _Bootstrap(TypedDict):
-    draws: int
-    level: float
-    seed: int
-
-
-BOOTSTRAP: _Bootstrap = {"draws": 1000, "level": 0.95, "seed": 0}
-"""Settings of every bootstrap interval."""
+BOOTSTRAP = {"draws": bootstrap.DRAWS, "level": bootstrap.LEVEL, "seed": bootstrap.SEED, "method": "percentile"}
+"""Settings of every bootstrap interval, for the protocol."""
+CHECKED = {"weights_sha256": "weights", "split_sha256": "rows", "proposals_sha256": "proposals"}
+"""Entries of a protocol that must agree for a table to be overwritten -> their names in messages."""
 
 
 @dataclass(frozen=True)
@@ -128,12 +124,12 @@ class MetricValues:
 
     def add_mean(self, name: str, values: NDArray[Any], groups: NDArray[Any] | None = None) -> None:
         """Add the mean of values (n,) with its interval; `groups` (n,) are resampled together."""
-        spread = bootstrap.interval(bootstrap.mean(values), len(values), groups=groups, **BOOTSTRAP)
+        spread = bootstrap.interval(bootstrap.mean(values), len(values), groups=groups)
         self.add(name, values.mean(), spread)
 
     def result(self, table: Predictions, **more: object) -> Result:
         """Return the result for predictions; `more` is added to their protocol."""
-        protocol = {**table.protocol, "bootstrap": {**BOOTSTRAP, "method": "percentile"}, **more}
+        protocol = {**table.protocol, "bootstrap": BOOTSTRAP, **more}
         return {
             "task": table.task,
             "figures": self.values,
@@ -141,6 +137,24 @@ class MetricValues:
             "protocol": protocol,
             "coverage": dict(table.coverage),
         }
+
+
+def check_overwrite(
+    path: Path, protocol: Mapping[str, Any], entries: Iterable[str] = CHECKED, command: str = "evaluate"
+) -> None:
+    """Raise RunError if `path` has a table that differs in these entries of the protocol: another measurement."""
+    if not path.exists():
+        return
+    try:
+        theirs = Predictions.load(path).protocol
+    except RunError:
+        found = f"is not a table of `internvideo {command}`"
+    else:
+        others = [CHECKED.get(name, name) for name in entries if theirs.get(name) != protocol.get(name)]
+        if not others:
+            return
+        found = f"has a table with other {', '.join(others)}"
+    raise RunError(path, found, "", "choose another --output")
 
 
 def save_result(result: Result, path: str | os.PathLike[str]) -> None:

@@ -15,10 +15,10 @@ from internvideo.tasks.anticipation.model import Anticipator
 from internvideo.tasks.anticipation.stage import AnticipationSettings
 from internvideo.tasks.class_rows import under_classes
 from internvideo.tasks.clip_evaluation import split_rows
-from internvideo.tasks.spatio_temporal_localization.box_evaluation import BoxOptions, boxes_to_test, check_output, draw
+from internvideo.tasks.spatio_temporal_localization.box_evaluation import CHECKED, BoxOptions, boxes_to_test, draw
 from internvideo.tasks.spatio_temporal_localization.build import KeyFrameData
 from internvideo.tasks.spatio_temporal_localization.object_boxes import ObjectFrame
-from internvideo.tasks.table import Result, print_result, save_result
+from internvideo.tasks.table import Result, check_overwrite, print_result, save_result
 from internvideo.training.trained import Trained
 
 
@@ -35,7 +35,7 @@ def evaluate(trained: Trained, manifest: Path, output: Path, settings: BoxOption
     boxes = boxes_to_test(trained, rows, contact_form(trained.recipe.data_as(KeyFrameData)), settings)
     protocol = {**boxes.protocol, "score": "times probability of contact" if stage.discount else "of the detector"}
     target = output / f"{anticipation.NAME}.npz"
-    check_output(target, protocol)
+    check_overwrite(target, protocol, CHECKED)
     contacts = anticipation.contacts(model, boxes.views, choose_device(settings.device))
     table = anticipation.make_table(
         boxes.frames,

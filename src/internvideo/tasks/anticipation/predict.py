@@ -18,7 +18,7 @@ from internvideo.metrics.frame_detection import (
 from internvideo.tasks.anticipation.model import Anticipator
 from internvideo.tasks.spatio_temporal_localization.data import KeyFrameViews
 from internvideo.tasks.spatio_temporal_localization.object_boxes import ObjectFrame, of_results
-from internvideo.tasks.table import BOOTSTRAP, MetricValues, Predictions, Result
+from internvideo.tasks.table import MetricValues, Predictions, Result
 from internvideo.tasks.views import evaluating
 
 NAME = "anticipation"
@@ -124,7 +124,7 @@ def score(table: Predictions) -> Result:
             precision = anticipation_average_precision(frames, verb=verb, seconds=seconds)
             values = [value for value in precision.values() if value is not None]
             statistic = anticipation_statistic(frames, group, verb=verb, seconds=seconds)
-            bounds = bootstrap.interval(statistic, len(names), **BOOTSTRAP)
+            bounds = bootstrap.interval(statistic, len(names))
             metrics.add(f"top5_mAP_{name}{'_of_guess' * guess}", float(np.mean(values)) if values else 0.0, bounds)
     empty = len(table["frame_id"]) - len(np.unique(table["frame"]))
     return metrics.result(table, clips=len(names), key_frames=len(table["frame_id"]), without_predictions=empty)

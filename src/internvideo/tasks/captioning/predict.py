@@ -25,7 +25,7 @@ from internvideo.extras import require
 from internvideo.metrics import bootstrap
 from internvideo.models.video_language import VideoLanguage
 from internvideo.tasks.protocol import ClipInputs
-from internvideo.tasks.table import BOOTSTRAP, MetricValues, Predictions, Result
+from internvideo.tasks.table import MetricValues, Predictions, Result
 from internvideo.tasks.views import run_clips
 
 NAME = "captioning"
@@ -122,7 +122,7 @@ def score(table: Predictions) -> Result:
         for name, (value, each) in judge(known, given).items():
             spread = None
             if each is not None:
-                spread = bootstrap.interval(bootstrap.mean(each), count, **BOOTSTRAP)
+                spread = bootstrap.interval(bootstrap.mean(each), count)
             metrics.add(name + suffix, value, spread)
     protocol = {"one_for_all": common, "captions": len(references), "different": len(set(map(str, table["written"])))}
     return metrics.result(table, **protocol)

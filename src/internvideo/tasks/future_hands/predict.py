@@ -22,7 +22,7 @@ from internvideo.tasks.future_hands.data import HandTargets
 from internvideo.tasks.future_hands.metrics import FIGURES, displacement_statistic
 from internvideo.tasks.future_hands.stage import positions
 from internvideo.tasks.protocol import ClipInputs
-from internvideo.tasks.table import BOOTSTRAP, MetricValues, Predictions, Result
+from internvideo.tasks.table import MetricValues, Predictions, Result
 from internvideo.tasks.views import run_clips
 
 NAME = "future_hands"
@@ -84,7 +84,7 @@ def score(table: Predictions) -> Result:
     for name, predicted in {"": table["predicted"], **guesses(table)}.items():
         statistic = displacement_statistic(predicted, truth)
         values = statistic(np.ones((1, len(truth))))[0]
-        bounds = bootstrap.interval(statistic, len(truth), groups=groups, **BOOTSTRAP)
+        bounds = bootstrap.interval(statistic, len(truth), groups=groups)
         for place, figure in enumerate(FIGURES):
             if np.isfinite(values[place]) and np.isfinite(bounds[:, place]).all():
                 short = figure.removesuffix("_displacement")

@@ -18,9 +18,9 @@ from internvideo.tasks.grounding.build import QueryData
 from internvideo.tasks.grounding.data import read_query_set
 from internvideo.tasks.grounding.model import Grounder
 from internvideo.tasks.grounding.stage import GroundingSettings
-from internvideo.tasks.table import Predictions, Result, print_result, save_result
+from internvideo.tasks.table import Predictions, Result, check_overwrite, print_result, save_result
 from internvideo.tasks.task import EvaluateOptions
-from internvideo.tasks.temporal_localization.evaluate import SHOWN, check_output, check_protocol, page
+from internvideo.tasks.temporal_localization.evaluate import SHOWN, check_protocol, page
 from internvideo.training.trained import Trained
 
 
@@ -62,7 +62,7 @@ def evaluate(trained: Trained, manifest: Path, output: Path, settings: Grounding
         prior=trained.context,
         model_name=recipe.model.name,
     )
-    check_output(target, table)
+    check_overwrite(target, table.protocol)
     table.save(target)
     # Before the metrics, which raise an error for a test set without answers.
     write_text(output / "nlq.json", json.dumps(grounding.submission(table)) + "\n")

@@ -16,7 +16,7 @@ from internvideo.metrics import bootstrap
 from internvideo.metrics.temporal_detection import grounded_hits, tiou
 from internvideo.tasks.grounding.data import QuerySet
 from internvideo.tasks.grounding.model import Grounder, likely_spans
-from internvideo.tasks.table import BOOTSTRAP, MetricValues, Predictions, Result
+from internvideo.tasks.table import MetricValues, Predictions, Result
 from internvideo.tasks.temporal_localization.data import FeatureSettings, sequence
 from internvideo.tasks.temporal_localization.predict import check_width, feature_facts
 from internvideo.tasks.temporal_localization.segment_decoding import FeatureGrid
@@ -196,7 +196,7 @@ def score(table: Predictions) -> Result:
         name = f"R1@{level:g}"
         columns[f"{name}_over_prior"] = columns[name] - columns[f"{name}_prior"]
     values = np.stack(list(columns.values()), axis=1)
-    bounds = bootstrap.interval(bootstrap.mean(values), len(known), groups=table["video"][known], **BOOTSTRAP)
+    bounds = bootstrap.interval(bootstrap.mean(values), len(known), groups=table["video"][known])
     metrics = MetricValues()
     for column, name in enumerate(columns):
         metrics.add(name, values[:, column].mean(), bounds[:, column])

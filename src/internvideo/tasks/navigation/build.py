@@ -38,10 +38,9 @@ class PanoramaData(EpisodeData):
     world: PanoramaSettings = Field(default_factory=PanoramaSettings)
 
 
-class _Parts(NamedTuple):
+class _Inputs(NamedTuple):
     """The inputs of both stages."""
 
-    path: Path
     episodes: Sequence[Episode]
     model: Navigator
     words: Vocabulary
@@ -49,7 +48,7 @@ class _Parts(NamedTuple):
     context: dict[str, Any]
 
 
-def _parts(recipe: Recipe) -> _Parts:
+def _inputs(recipe: Recipe) -> _Inputs:
     """Read the episodes of the split (by default `train`), open their environment, load the agent's initial weights."""
     data, path = recipe.data_as(EpisodeData), training_path(recipe)
     episodes = read_episodes(path, data.split or "train")
@@ -59,32 +58,29 @@ def _parts(recipe: Recipe) -> _Parts:
     world = open_for(data, model, path)
     load_init_weights(model, recipe)
     context = {"words": list(words.words), "most_words": min(data.world.words, planner.words)}
-    return _Parts(path, episodes, model, words, world, context)
+    return _Inputs(episodes, model, words, world, context)
 
 
 def build(recipe: Recipe, skipped: Path | None) -> Job:
     """Build the job of the planner. Raises RecipeError, ManifestError, WeightsError."""
-    data, parts = recipe.data_as(EpisodeData), _parts(recipe)
+    data, (episodes, model, words, world, context) = recipe.data_as(EpisodeData), _inputs(recipe)
     with setting("settings"):
-        stage = NavigationStage(parts.model, recipe.settings_as(NavigationSettings))
-    loader = EpisodeLoader(parts.episodes, parts.world, parts.words, parts.context["most_words"], data.loader)
-    found = f"episodes in {parts.path}"
-    check_batches(len(loader), data.loader, len(parts.episodes), found)
-    return Job(recipe, stage, cast(BatchSource, loader), (), fingerprint(parts.episodes), parts.context)
+        stage = NavigationStage(model, recipe.settings_as(NavigationSettings))
+    loader = EpisodeLoader(episodes, world, words, context["most_words"], data.loader)
+    check_batches(len(loader), data.loader, len(episodes), f"episodes in {training_path(recipe)}")
+    return Job(recipe, stage, cast(BatchSource, loader), (), fingerprint(episodes), context)
 
 
 def build_waypoints(recipe: Recipe, skipped: Path | None) -> Job:
     """Build the job of the encoders. Raises RecipeError, ManifestError, WeightsError."""
-    data, parts = recipe.data_as(PanoramaData), _parts(recipe)
+    data, (episodes, model, _, world, context) = recipe.data_as(PanoramaData), _inputs(recipe)
     with setting("settings"):
-        stage = WaypointStage(parts.model, recipe.settings_as(WaypointSettings))
-    if not isinstance(parts.world, World):
+        stage = WaypointStage(model, recipe.settings_as(WaypointSettings))
+    if not isinstance(world, World):
         raise RecipeError("data.world.kind", data.world.kind, "embedded, for the stage waypoints")
-    config = parts.model.config
-    loader = PanoramaLoader(
-        parts.episodes, parts.world, data.world, config.video.frames, config.image.image_size, data.loader
-    )
-    return Job(recipe, stage, cast(BatchSource, loader), (), fingerprint(parts.episodes), parts.context)
+    frames, size = model.config.video.frames, model.config.image.image_size
+    loader = PanoramaLoader(episodes, world, data.world, frames, size, data.loader)
+    return Job(recipe, stage, cast(BatchSource, loader), (), fingerprint(episodes), context)
 
 
 def open_for(data: EpisodeData, model: Navigator, path: Path) -> NavEnv:

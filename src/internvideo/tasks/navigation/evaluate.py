@@ -1,4 +1,4 @@
-"""Evaluate a navigation agent: predictions, metrics beside those of baselines, plots of its paths."""
+"""Evaluate a navigation agent: save predictions, compare its metrics with those of baselines, plot its paths."""
 
 from __future__ import annotations
 
@@ -23,9 +23,8 @@ from internvideo.tasks.navigation.world.episodes import read_episodes
 from internvideo.tasks.navigation.world.loader import EpisodeLoader
 from internvideo.tasks.navigation.world.protocol import Episode
 from internvideo.tasks.navigation.world.world import World
-from internvideo.tasks.table import Predictions, Result, print_result, save_result
+from internvideo.tasks.table import Predictions, Result, check_overwrite, print_result, save_result
 from internvideo.tasks.task import EvaluateOptions
-from internvideo.tasks.temporal_localization.evaluate import check_output
 from internvideo.training.trained import Trained
 
 SPLIT = "val_unseen"
@@ -49,8 +48,8 @@ def evaluate(trained: Trained, manifest: Path, output: Path, settings: EvaluateO
     distributed.require_one_process("navigation")
     episodes = read_episodes(manifest, split or SPLIT)
     world = open_for(trained.recipe.data_as(EpisodeData), model, manifest)
-    words, size = Vocabulary(trained.context["words"]), settings.batch_size
-    loader = EpisodeLoader(episodes, world, words, trained.context["most_words"], LoaderSettings(batch_size=size))
+    words, most_words, size = Vocabulary(trained.context["words"]), trained.context["most_words"], settings.batch_size
+    loader = EpisodeLoader(episodes, world, words, most_words, LoaderSettings(batch_size=size))
 
     def batches() -> Iterator[NavigationBatch]:
         for start in range(0, len(episodes), size):
@@ -66,7 +65,7 @@ def evaluate(trained: Trained, manifest: Path, output: Path, settings: EvaluateO
         source=str(manifest),
     )
     target = output / f"{navigation.NAME}.npz"
-    check_output(target, table)
+    check_overwrite(target, table.protocol)
     result = navigation.score(table)
     save_result(result, table.save(target).with_suffix(".json"))
     if isinstance(world, World):
@@ -78,11 +77,10 @@ def evaluate(trained: Trained, manifest: Path, output: Path, settings: EvaluateO
 def draw(table: Predictions, episodes: Sequence[Episode], world: World) -> str:
     """Draw paths of the agent and the teacher on floor plans, for episodes sampled uniformly from the split."""
     walks, names = navigation.walked_of(table), table["agents"].tolist()
-    ids = table["ids"].tolist()
     floor_plans = []
     for index in np.unique(np.linspace(0, len(episodes) - 1, SHOWN).round().astype(int)):
         episode = episodes[int(index)]
-        rows = [row for row, name in enumerate(ids) if name == episode.id]
+        rows = np.flatnonzero(table["ids"] == episode.id)
         episode_walks = {names[table["agent"][row]]: walks[row][0] for row in rows}
         end = f"stopped {episode_walks[navigation.AGENT].decisions[-1]:.1f} m from the goal"
         paths = {name: episode_walks[name].path for name in DRAWN if name in episode_walks}

@@ -79,8 +79,8 @@ def success_by_path_length(walked: Walked, radius: float = SUCCESS) -> float:
     reached = success(walked, radius)
     if not reached:
         return 0.0
-    shortest, taken = float(walked.decisions[0]), path_length(walked)
-    longest = max(shortest, taken)
+    shortest = float(walked.decisions[0])
+    longest = max(shortest, path_length(walked))
     return reached * shortest / longest if longest > 0 else reached
 
 
@@ -97,12 +97,11 @@ def densify(path: Floats, spacing: float = SPACING, up: int | None = 1) -> Float
     """
     flat = path if up is None else np.delete(path, up, axis=1)
     lengths = np.linalg.norm(np.diff(flat, axis=0), axis=1)
-    points: list[Floats] = []
-    for start, end, length in zip(path, path[1:], lengths, strict=False):
-        pieces = math.floor(length / spacing)
-        if pieces:
-            points.extend(start + (end - start) * (spacing / length) * np.arange(pieces)[:, None])
-    return np.stack([*points, path[-1]])
+    points = [
+        start + (end - start) * (spacing / max(length, spacing)) * np.arange(math.floor(length / spacing))[:, None]
+        for start, end, length in zip(path, path[1:], lengths, strict=False)
+    ]
+    return np.concatenate([*points, path[-1:]])
 
 
 def ndtw(walked: Floats, reference: Floats, *, fast: bool = True, radius: float = SUCCESS) -> float:
@@ -133,15 +132,10 @@ def fast_dtw(a: Floats, b: Floats, radius: int = 1) -> float:
 def _fast(a: Floats, b: Floats, radius: int) -> tuple[float, list[Cell]]:
     if min(len(a), len(b)) < radius + 2:
         return _align(a, b, None)
-    _, coarse = _fast(_halved(a), _halved(b), radius)
+    # Pairs of points are averaged; an odd last point is dropped.
+    halves = [path[: len(path) // 2 * 2].reshape(len(path) // 2, 2, -1).mean(axis=1) for path in (a, b)]
+    _, coarse = _fast(*halves, radius)
     return _align(a, b, _widened(coarse, len(a), len(b), radius))
-
-
-def _halved(path: Floats) -> Floats:
-    """Average pairs of points; an odd last point is dropped."""
-    pairs = len(path) // 2
-    result: Floats = path[: 2 * pairs].reshape(pairs, 2, -1).mean(axis=1)
-    return result
 
 
 def _widened(coarse: Sequence[Cell], rows: int, columns: int, radius: int) -> list[tuple[int, int]]:

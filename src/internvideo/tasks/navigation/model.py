@@ -9,6 +9,7 @@ Shapes: B batch, 12 views, T frames, S side, E image feature, V video feature, C
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Literal, NamedTuple
@@ -87,40 +88,42 @@ class Seen(NamedTuple):
     depth: Tensor
 
 
-class DepthTower(Module):
+class _Convolutions(Module):
+    """Stride-2 convolutions of these widths with ReLU."""
+
+    def __init__(self, widths: Sequence[int]) -> None:
+        super().__init__()
+        self.convs = nn.ModuleList(Conv2d(inner, outer, 3, stride=2, padding=1) for inner, outer in pairwise(widths))
+
+    def convolve(self, x: Tensor) -> Tensor:
+        for conv in self.convs:
+            x = F.relu(conv(x))
+        return x
+
+
+class DepthTower(_Convolutions):
     """Depth tower with features C x 4 x 4 like a PointGoal ResNet-50; trained with the waypoints."""
 
     def __init__(self, size: int, channels: int) -> None:
-        super().__init__()
         steps = int(math.log2(size // DEPTH_GRID))
-        widths = [1, *(max(8, channels >> (steps - 1 - step)) for step in range(steps - 1)), channels]
-        self.convs = nn.ModuleList(Conv2d(inner, outer, 3, stride=2, padding=1) for inner, outer in pairwise(widths))
+        super().__init__([1, *(max(8, channels >> (steps - 1 - step)) for step in range(steps - 1)), channels])
 
     def forward(self, depth: Tensor) -> Tensor:
         """Map depths (B, 12, S, S), as fractions of the largest, to features (B, 12, C, 4, 4)."""
-        x = depth.flatten(0, 1)[:, None]
-        for conv in self.convs:
-            x = F.relu(conv(x))
+        x = self.convolve(depth.flatten(0, 1)[:, None])
         return x.reshape(*depth.shape[:2], *x.shape[1:])
 
 
-class ConvTower(Module):
+class ConvTower(_Convolutions):
     """Three stride-2 convolutions and a linear layer on the flattened feature map."""
 
     def __init__(self, size: int, width: int, joint_width: int) -> None:
-        super().__init__()
-        widths = (3, width // 2, width, width)
-        self.convs = nn.ModuleList(Conv2d(inner, outer, 3, stride=2, padding=1) for inner, outer in pairwise(widths))
-        side = size
-        for _ in self.convs:
-            side = -(-side // 2)
-        self.projection = Linear(width * side**2, joint_width)
+        super().__init__((3, width // 2, width, width))
+        self.projection = Linear(width * (-(-size // 8)) ** 2, joint_width)
 
     def forward(self, video: Tensor) -> Tensor:
         """Map a normalized video (B, 3, T, S, S) to frame features (B, T, E)."""
-        x = video.transpose(1, 2).flatten(0, 1)
-        for conv in self.convs:
-            x = F.relu(conv(x))
+        x = self.convolve(video.transpose(1, 2).flatten(0, 1))
         return self.projection(x.flatten(1)).view(video.shape[0], video.shape[2], -1)
 
 
@@ -169,16 +172,14 @@ class Navigator(nn.Module):
             depth: (B, 12, S', S') float.
         """
         image = self.image_features(pictures[:, -1].flatten(0, 1)).view(len(pictures), VIEWS, -1)
+        video = image.new_zeros(*image.shape[:2], self.config.video.width)
         if pictures.shape[1] > 1:
             video = self.clip_features(pictures.transpose(1, 2).flatten(0, 1)).view(len(pictures), VIEWS, -1)
-        else:
-            video = image.new_zeros(*image.shape[:2], self.config.video.width)
         return Seen(image, video, self.depth(depth))
 
     def enter(self, seen: Seen) -> Tensor:
         """Project the concatenated image and video features to the planner's input (B, 12, planner.rgb_width)."""
-        together = torch.cat([seen.image, seen.video], dim=-1)
-        return self.rgb(self.rgb_dropout(together))
+        return self.rgb(self.rgb_dropout(torch.cat([seen.image, seen.video], dim=-1)))
 
 
 MODELS = {

@@ -27,7 +27,7 @@ from internvideo.objectives.evidential import Evidence
 from internvideo.tasks.open_set import metrics as metric
 from internvideo.tasks.open_set.methods import Learning, Opinion, evidential_opinion, judge_all, softmax_opinion
 from internvideo.tasks.protocol import ClipInputs, check_labels
-from internvideo.tasks.table import BOOTSTRAP, MetricValues, Predictions, Result
+from internvideo.tasks.table import MetricValues, Predictions, Result
 from internvideo.tasks.views import Views, run_clips
 
 NAME = "open_set"
@@ -209,4 +209,4 @@ def score(table: Predictions) -> Result:
 
 
 def _interval(statistic: bootstrap.Statistic, samples: int) -> NDArray[np.float64]:
-    return bootstrap.interval(statistic, samples, **BOOTSTRAP)
+    return bootstrap.interval(statistic, samples)

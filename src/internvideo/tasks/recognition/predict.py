@@ -21,7 +21,7 @@ from internvideo.metrics.classification import mean_class_accuracy, merge_views,
 from internvideo.models.cross_model import CrossModel
 from internvideo.models.encoder import ClipClassifier
 from internvideo.tasks.protocol import ClipInputs, check_labels
-from internvideo.tasks.table import BOOTSTRAP, MetricValues, Predictions, Result
+from internvideo.tasks.table import MetricValues, Predictions, Result
 from internvideo.tasks.views import run_clips
 
 NAME = "recognition"
@@ -152,7 +152,7 @@ def _add(metrics: MetricValues, prefix: str, merged: Floats, labels: Ints) -> No
             hits = top_k_hits(merged, labels, k)
             metrics.add_mean(f"{prefix}top{k}", hits)
     predicted = merged.argmax(axis=1)
-    spread = bootstrap.interval(bootstrap.class_mean(predicted == labels, labels), len(labels), **BOOTSTRAP)
+    spread = bootstrap.interval(bootstrap.class_mean(predicted == labels, labels), len(labels))
     metrics.add(f"{prefix}mean_class", mean_class_accuracy(predicted, labels), spread)
 
 
@@ -183,5 +183,5 @@ def difference(first: Predictions, second: Predictions) -> dict[str, Any]:
         rows = np.asarray([place[name] for name in shared])
         hits.append(top_k_hits(probabilities(table)[rows], table["labels"][rows], 1).astype(float))
     gap = hits[0] - hits[1]
-    interval = bootstrap.interval(bootstrap.mean(gap), len(gap), **BOOTSTRAP)
+    interval = bootstrap.interval(bootstrap.mean(gap), len(gap))
     return {"top1": float(gap.mean()), "interval": interval.tolist(), "videos": len(shared)}

@@ -16,11 +16,11 @@ from internvideo.tasks.refinement.build import ProposalData
 from internvideo.tasks.refinement.data import read_proposals, with_proposals
 from internvideo.tasks.refinement.model import TCANet
 from internvideo.tasks.refinement.stage import RefinementSettings
-from internvideo.tasks.table import Result, print_result, save_result
+from internvideo.tasks.table import Result, check_overwrite, print_result, save_result
 from internvideo.tasks.task import EvaluateOptions
 from internvideo.tasks.temporal_localization import predict as localization
 from internvideo.tasks.temporal_localization.data import read_feature_set
-from internvideo.tasks.temporal_localization.evaluate import check_output, check_protocol, page, timelines
+from internvideo.tasks.temporal_localization.evaluate import check_protocol, page, timelines
 from internvideo.training.trained import Trained
 
 
@@ -73,7 +73,7 @@ def evaluate(trained: Trained, manifest: Path, output: Path, settings: Refinemen
         model_name=trained.recipe.model.name,
         class_scores=class_scores,
     )
-    check_output(target, table)
+    check_overwrite(target, table.protocol)
     table.save(target)
     write_text(output / "detections.json", json.dumps(localization.submission(table)) + "\n")
     result = refinement.score(table)

@@ -15,7 +15,7 @@ from internvideo.metrics import bootstrap
 from internvideo.metrics.temporal_detection import Detections, average_precision, map_statistic, tiou
 from internvideo.tasks.refinement.data import Proposals, ProposalSet, whole_sequence
 from internvideo.tasks.refinement.model import TCANet
-from internvideo.tasks.table import BOOTSTRAP, MetricValues, Predictions, Result
+from internvideo.tasks.table import MetricValues, Predictions, Result
 from internvideo.tasks.temporal_localization import predict as localization
 from internvideo.tasks.temporal_localization.data import FeatureSet, FeatureSettings, FeatureVideo
 from internvideo.tasks.temporal_localization.nms import SuppressionSettings, fuse_class_scores, soft_nms
@@ -148,7 +148,7 @@ def score(table: Predictions) -> Result:
         old, new = (statistic(weights) for statistic in statistics)
         return np.concatenate([old, new, new[:, -1:] - old[:, -1:]], axis=1)
 
-    bounds = bootstrap.interval(both, videos, **BOOTSTRAP)
+    bounds = bootstrap.interval(both, videos)
     means, metrics = [], MetricValues()
     for number, (prefix, found) in enumerate(((BEFORE, before), ("", after))):
         precision = average_precision(truth, found, tiou_thresholds)[0].mean(axis=1)

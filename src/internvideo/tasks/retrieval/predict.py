@@ -27,7 +27,7 @@ from internvideo.tasks.retrieval.metrics import (
     row_ranks,
     tied_queries,
 )
-from internvideo.tasks.table import BOOTSTRAP, MetricValues, Predictions, Result
+from internvideo.tasks.table import MetricValues, Predictions, Result
 from internvideo.tasks.views import run_clips, run_texts, video_function
 
 NAME = "retrieval"
@@ -203,8 +203,8 @@ def _add(
     metrics: MetricValues, direction: str, suffix: str, ranks: NDArray[np.int64], groups: NDArray[np.int64] | None
 ) -> None:
     hits = np.stack([ranks < k for k in RECALLS] + [ranks + 1], axis=1)
-    means = bootstrap.interval(bootstrap.mean(hits), len(ranks), groups=groups, **BOOTSTRAP)
-    middle = bootstrap.interval(bootstrap.median(ranks + 1), len(ranks), groups=groups, **BOOTSTRAP)
+    means = bootstrap.interval(bootstrap.mean(hits), len(ranks), groups=groups)
+    middle = bootstrap.interval(bootstrap.median(ranks + 1), len(ranks), groups=groups)
     bounds = {f"r{k}": means[:, column] for column, k in enumerate(RECALLS)}
     bounds |= {"mean_rank": means[:, -1], "median_rank": middle}
     for name, value in rank_figures(ranks).items():

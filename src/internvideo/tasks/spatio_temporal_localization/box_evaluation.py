@@ -12,7 +12,7 @@ import numpy as np
 from internvideo import distributed
 from internvideo.data.loader import LoaderSettings
 from internvideo.data.manifest import Manifest
-from internvideo.errors import ManifestError, RunError, VideoError
+from internvideo.errors import ManifestError, VideoError
 from internvideo.plots import charts as figures
 from internvideo.plots.style import write_picture
 from internvideo.tasks.protocol import weights_hash
@@ -25,13 +25,14 @@ from internvideo.tasks.spatio_temporal_localization.object_boxes import (
     of_frame,
     read_detections,
 )
-from internvideo.tasks.table import Predictions
 from internvideo.tasks.task import EvaluateOptions
 from internvideo.training.trained import Trained
 from internvideo.video.pool import borrow
 
 SHOWN = 9
 """Number of key frames that an evaluation plots."""
+CHECKED = ("weights_sha256", "split_sha256", "boxes")
+"""Protocol entries that must agree for a table to be overwritten."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,18 +79,6 @@ def boxes_to_test(trained: Trained, rows: Manifest, form: ClipForm, settings: Bo
         "boxes": "ground truth" if settings.boxes is None else settings.boxes.name,
     }
     return Tested(frames, KeyFrameViews(rows, chosen, form, loader), protocol)
-
-
-def check_output(target: Path, protocol: Mapping[str, Any]) -> None:
-    """Raise RunError if `target` has a table of other weights, rows or boxes."""
-    if not target.exists():
-        return
-    try:
-        known: Mapping[str, Any] = Predictions.load(target).protocol
-    except RunError:
-        known = {}
-    if any(known.get(name) != protocol[name] for name in ("weights_sha256", "split_sha256", "boxes")):
-        raise RunError(target, "holds a table of other weights, rows or boxes", "", "choose another --output")
 
 
 def draw(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, cast
@@ -16,7 +15,7 @@ from internvideo.data.manifest import Manifest
 from internvideo.datasets.ava import read_person_boxes
 from internvideo.datasets.reading import read_text
 from internvideo.distributed import choose_device
-from internvideo.errors import ManifestError, RunError, VideoError
+from internvideo.errors import ManifestError, VideoError
 from internvideo.plots import charts as figures
 from internvideo.plots.style import write_picture
 from internvideo.storage import write_text
@@ -35,7 +34,7 @@ from internvideo.tasks.spatio_temporal_localization.data import (
 )
 from internvideo.tasks.spatio_temporal_localization.model import ActionDetector
 from internvideo.tasks.spatio_temporal_localization.stage import RegionSettings
-from internvideo.tasks.table import Predictions, Result, print_result, save_result
+from internvideo.tasks.table import Predictions, Result, check_overwrite, print_result, save_result
 from internvideo.tasks.task import EvaluateOptions
 from internvideo.training.trained import Trained
 from internvideo.video.pool import borrow
@@ -85,7 +84,8 @@ def evaluate_rows(trained: Trained, manifest: Manifest, output: Path, settings: 
             expected = f"boxes of score {stage.min_person:g} or more in the videos of {manifest.source}"
             raise ManifestError(persons, "no matching box", expected)
     target = output / f"{spatio_temporal.NAME}.npz"
-    distributed.first_alone(lambda: _check_output(target, weights_hash(model), manifest.fingerprint))
+    protocol = {"weights_sha256": weights_hash(model), "split_sha256": manifest.fingerprint}
+    distributed.first_alone(lambda: check_overwrite(target, protocol))
     form = clip_form(trained.recipe.data_as(KeyFrameData), model.config.num_classes)
     loader = LoaderSettings(batch_size=1, workers=settings.workers, short_side=trained.recipe.data.loader.short_side)
     table = spatio_temporal.predict(
@@ -144,17 +144,6 @@ def read_persons(path: Path, manifest: Manifest) -> Persons:
                 continue
             sizes[video_name(row)] = (info.width, info.height)
     return read_person_boxes(path, sizes)
-
-
-def _check_output(target: Path, weights: str, split: str) -> None:
-    if not target.exists():
-        return
-    try:
-        protocol: Mapping[str, object] = Predictions.load(target).protocol
-    except RunError:
-        protocol = {}
-    if (protocol.get("weights_sha256"), protocol.get("split_sha256")) != (weights, split):
-        raise RunError(target, "has a table of other weights or videos", "", "choose another --output")
 
 
 def draw(table: Predictions, manifest: Manifest, tested: list[KeyFrame], target: Path) -> None:

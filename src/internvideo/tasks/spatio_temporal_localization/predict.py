@@ -20,7 +20,7 @@ from internvideo.tasks.spatio_temporal_localization.ava_files import AvaRows, re
 from internvideo.tasks.spatio_temporal_localization.data import KeyFrame, KeyFrameViews, frame_key
 from internvideo.tasks.spatio_temporal_localization.model import ActionDetector
 from internvideo.tasks.spatio_temporal_localization.regions import widen_boxes
-from internvideo.tasks.table import BOOTSTRAP, MetricValues, Predictions, Result
+from internvideo.tasks.table import MetricValues, Predictions, Result
 
 NAME = "spatio_temporal_localization"
 IOU = 0.5
@@ -160,7 +160,7 @@ def score(table: Predictions) -> Result:
         raise RunError("table", "no key frame has an action", "", "evaluate on a split with boxes")
     names, video = np.unique(table["frame_video"], return_inverse=True)
     precision = frame_average_precision(truth, found, IOU)
-    bounds = bootstrap.interval(frame_map_statistic(truth, found, video, IOU), len(names), **BOOTSTRAP)
+    bounds = bootstrap.interval(frame_map_statistic(truth, found, video, IOU), len(names))
     metrics = MetricValues()
     metrics.add(f"frame_mAP@{IOU:g}", float(np.mean(list(precision.values()))), bounds)
     sources = [name for name in np.unique(table["frame_source"]).tolist() if name]

@@ -10,12 +10,12 @@ from internvideo.errors import RecipeError
 from internvideo.storage import write_text
 from internvideo.tasks.class_rows import under_classes
 from internvideo.tasks.clip_evaluation import split_rows
-from internvideo.tasks.spatio_temporal_localization.box_evaluation import BoxOptions, boxes_to_test, check_output, draw
+from internvideo.tasks.spatio_temporal_localization.box_evaluation import CHECKED, BoxOptions, boxes_to_test, draw
 from internvideo.tasks.spatio_temporal_localization.build import KeyFrameData, clip_form
 from internvideo.tasks.spatio_temporal_localization.model import ActionDetector
 from internvideo.tasks.spatio_temporal_localization.predict import action_scores
 from internvideo.tasks.state_change import predict as state_change
-from internvideo.tasks.table import Result, print_result, save_result
+from internvideo.tasks.table import Result, check_overwrite, print_result, save_result
 from internvideo.training.trained import Trained
 
 
@@ -31,7 +31,7 @@ def evaluate(trained: Trained, manifest: Path, output: Path, settings: BoxOption
     rows = under_classes(split_rows(manifest, split), trained.classes)
     boxes = boxes_to_test(trained, rows, clip_form(trained.recipe.data_as(KeyFrameData), 1), settings)
     target = output / f"{state_change.NAME}.npz"
-    check_output(target, boxes.protocol)
+    check_overwrite(target, boxes.protocol, CHECKED)
     scores = action_scores(model, boxes.views, choose_device(settings.device))
     table = state_change.make_table(boxes.frames, boxes.views, scores, boxes.protocol)
     result = state_change.score(table)

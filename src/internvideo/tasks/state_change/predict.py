@@ -14,7 +14,7 @@ from internvideo.metrics import bootstrap
 from internvideo.metrics.frame_detection import Boxes, coco_average_precision, coco_statistic
 from internvideo.tasks.spatio_temporal_localization.data import KeyFrameViews
 from internvideo.tasks.spatio_temporal_localization.object_boxes import ObjectFrame
-from internvideo.tasks.table import BOOTSTRAP, MetricValues, Predictions, Result
+from internvideo.tasks.table import MetricValues, Predictions, Result
 
 NAME = "state_change"
 
@@ -69,7 +69,7 @@ def score(table: Predictions) -> Result:
     for suffix, scores in (("", table["score"]), ("_of_detector_alone", table["detector"])):
         found = _boxes(table["frame"], table["box"], scores)
         precision = coco_average_precision(truth, found)[0]
-        bounds = bootstrap.interval(coco_statistic(truth, found, group), len(names), **BOOTSTRAP)
+        bounds = bootstrap.interval(coco_statistic(truth, found, group), len(names))
         for place, (name, value) in enumerate(
             {"AP": precision.mean(), "AP50": precision[0], "AP75": precision[5]}.items()
         ):

@@ -17,7 +17,7 @@ from internvideo.metrics.temporal_detection import Detections
 from internvideo.plots import charts as figures
 from internvideo.plots.style import write_picture
 from internvideo.storage import write_text
-from internvideo.tasks.table import Predictions, Result, print_result, save_result
+from internvideo.tasks.table import Predictions, Result, check_overwrite, print_result, save_result
 from internvideo.tasks.task import EvaluateOptions
 from internvideo.tasks.temporal_localization import predict as localization
 from internvideo.tasks.temporal_localization.build import FeatureData
@@ -35,9 +35,6 @@ MIN_SCORE_SHOWN = 0.2
 
 SAME = ("weights_sha256", "layer", "grid", "tiles", "window", "stride", "fps")
 """Protocol entries that must agree with those of the training features."""
-
-PARTS = {"weights": "weights_sha256", "videos": "split_sha256", "proposals": "proposals_sha256"}
-"""Inputs of an evaluation -> protocol entry; a table may be overwritten only if all of them agree."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,7 +131,7 @@ def evaluate(trained: Trained, manifest: Path, output: Path, settings: Detection
     )
 
     def save() -> None:
-        check_output(target, table)
+        check_overwrite(target, table.protocol)
         table.save(target)
         # Before the metrics, which raise an error for a test set without annotations.
         write_text(output / "detections.json", json.dumps(localization.submission(table)) + "\n")
@@ -149,19 +146,6 @@ def evaluate(trained: Trained, manifest: Path, output: Path, settings: Detection
 
     distributed.first_alone(report)
     return result
-
-
-def check_output(target: Path, table: Predictions) -> None:
-    """Raise RunError if `target` has the table of another evaluation."""
-    if not target.exists():
-        return
-    try:
-        protocol: Any = Predictions.load(target).protocol
-    except RunError:
-        protocol = {}
-    others = [part for part, key in PARTS.items() if protocol.get(key) != table.protocol.get(key)]
-    if others:
-        raise RunError(target, f"has a table of other {' and other '.join(others)}", "", "choose another --output")
 
 
 def draw(table: Predictions, target: Path) -> None:

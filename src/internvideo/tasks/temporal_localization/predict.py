@@ -17,7 +17,7 @@ from internvideo.errors import ManifestError, RecipeError, RunError
 from internvideo.metrics import bootstrap
 from internvideo.metrics.temporal_detection import Detections, average_precision, map_statistic, recall_at_multiples
 from internvideo.tasks.protocol import weights_hash
-from internvideo.tasks.table import BOOTSTRAP, MetricValues, Predictions, Result
+from internvideo.tasks.table import MetricValues, Predictions, Result
 from internvideo.tasks.temporal_localization.data import FeatureSet, FeatureSettings, FeatureVideo, sequence
 from internvideo.tasks.temporal_localization.model import ActionFormer
 from internvideo.tasks.temporal_localization.nms import fuse_class_scores
@@ -245,7 +245,7 @@ def score(table: Predictions) -> Result:
     tiou_thresholds = [float(level) for level in table.protocol["tiou"]]
     precision = average_precision(truth, predicted, tiou_thresholds)[0].mean(axis=1)
     videos = len(table["ids"])
-    bounds = bootstrap.interval(map_statistic(truth, predicted, tiou_thresholds, videos), videos, **BOOTSTRAP)
+    bounds = bootstrap.interval(map_statistic(truth, predicted, tiou_thresholds, videos), videos)
     metrics = MetricValues()
     metrics.add("mean_mAP", precision.mean(), bounds[:, -1])
     for level, overlap in enumerate(tiou_thresholds):

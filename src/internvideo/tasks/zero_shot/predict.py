@@ -12,7 +12,7 @@ from internvideo.metrics import bootstrap
 from internvideo.metrics.classification import mean_class_accuracy, merge_rows, top_k_hits, zero_shot_ensemble
 from internvideo.tasks.members import joined, of_each
 from internvideo.tasks.protocol import ClipInputs, VideoTextModel, check_labels
-from internvideo.tasks.table import BOOTSTRAP, MetricValues, Predictions, Result
+from internvideo.tasks.table import MetricValues, Predictions, Result
 from internvideo.tasks.views import run_clips, run_texts, video_function
 from internvideo.tasks.zero_shot.templates import ACTION_TEMPLATES, fill
 
@@ -80,6 +80,6 @@ def score(table: Predictions) -> Result:
     for name, hits in scores.items():
         metrics.add_mean(name, hits)
     predicted = whole.argmax(axis=1)
-    spread = bootstrap.interval(bootstrap.class_mean(predicted == labels, labels), len(labels), **BOOTSTRAP)
+    spread = bootstrap.interval(bootstrap.class_mean(predicted == labels, labels), len(labels))
     metrics.add("mean_class", mean_class_accuracy(predicted, labels), spread)
     return metrics.result(table, chance_top1=1 / whole.shape[1])

@@ -1,4 +1,4 @@
-"""Adapter from habitat-sim to `NavEnv`: Matterport3D and other scanned houses.
+"""Adapt habitat-sim to `NavEnv`: Matterport3D and other scanned houses.
 
 Written against the documented calls of habitat-sim and habitat-lab and tested with a fake of that interface; not run
 with habitat itself, which cannot be installed with this package's Python version. Habitat is not imported: the caller
@@ -12,12 +12,10 @@ from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
 import numpy as np
-from numpy.typing import NDArray
 
 from internvideo.errors import RunError
 from internvideo.tasks.navigation.world.episodes import from_habitat, rotation_of, to_habitat
-from internvideo.tasks.navigation.world.protocol import STEP, VIEWS, Episode, Observation, Pose, Position
-from internvideo.tasks.navigation.world.walker import Walker
+from internvideo.tasks.navigation.world.protocol import STEP, VIEWS, Episode, NavEnv, Observation, Pose, Position
 
 RGB, DEPTH = "rgb", "depth"
 """Names of the two sensors: 90 degrees wide, level, 1.25 m above the agent's feet."""
@@ -49,7 +47,7 @@ class Simulator(Protocol):
         """Path length over the navigation mesh, m; inf if there is no path."""
 
 
-class Habitat(Walker):
+class Habitat(NavEnv):
     """A `NavEnv` over a habitat simulator; scanned houses are static.
 
     Args:
@@ -59,8 +57,7 @@ class Habitat(Walker):
 
     def __init__(self, open_scene: Callable[[str], Simulator], largest_depth: float | None = None) -> None:
         super().__init__()
-        self._open_scene = open_scene
-        self._largest_depth = largest_depth
+        self._open_scene, self._largest_depth = open_scene, largest_depth
         self._scene = ""
         self._simulator: Simulator | None = None
 
@@ -79,39 +76,35 @@ class Habitat(Walker):
         return episode.start
 
     def observe(self, pose: Pose | None = None, time: int | None = None) -> Observation:
-        """12 views counter-clockwise at any pose.
+        """Render 12 views counter-clockwise at any pose.
 
         Raises:
-            RunError: the simulator sees nothing there, or lacks a sensor.
+            RunError: the simulator renders nothing there, or lacks a sensor.
         """
-        at = self.pose if pose is None else pose
+        at = pose or self.pose
         pictures, depths = [], []
         for view in range(VIEWS):
             rotation = rotation_of(at.heading + view * 2 * math.pi / VIEWS)
-            seen = self.simulator.get_observations_at(to_habitat(at.position), rotation, keep_agent_at_new_pose=False)
-            if seen is None or RGB not in seen or DEPTH not in seen:
-                found = "nothing" if seen is None else ", ".join(sorted(seen))
-                raise RunError(self._scene, f"sees {found} at {at}", f"sensors named {RGB} and {DEPTH}")
-            pictures.append(np.asarray(seen[RGB], dtype=np.uint8)[..., :3])
-            depths.append(self._shares(np.asarray(seen[DEPTH], dtype=np.float32)))
-        return Observation(np.stack(pictures), np.stack(depths))
-
-    def _shares(self, depth: NDArray[np.float32]) -> NDArray[np.float32]:
-        flat = depth[..., 0] if depth.ndim == 3 else depth
-        shares: NDArray[np.float32] = np.clip(flat / (self._largest_depth or 1.0), 0, 1).astype(np.float32)
-        return shares
+            images = self.simulator.get_observations_at(to_habitat(at.position), rotation, keep_agent_at_new_pose=False)
+            if images is None or RGB not in images or DEPTH not in images:
+                found = "nothing" if images is None else ", ".join(sorted(images))
+                raise RunError(self._scene, f"renders {found} at {at}", f"sensors named {RGB} and {DEPTH}")
+            pictures.append(np.asarray(images[RGB], dtype=np.uint8)[..., :3])
+            depth = np.asarray(images[DEPTH], dtype=np.float32)
+            depths.append(depth[..., 0] if depth.ndim == 3 else depth)
+        return Observation(np.stack(pictures), np.clip(np.stack(depths) / (self._largest_depth or 1.0), 0, 1))
 
     def _forward(self, pose: Pose) -> tuple[Pose, bool]:
         ahead = (pose.x + STEP * math.cos(pose.heading), pose.y + STEP * math.sin(pose.heading), pose.height)
         reached = self.simulator.pathfinder.try_step(to_habitat(pose.position), to_habitat(ahead))
         x, y, height = from_habitat([float(value) for value in reached])
-        # Steps over stairs end higher or lower, so only the floor's axes tell whether something was met.
+        # Steps over stairs end higher or lower, so only the floor's axes show a collision.
         return Pose(x, y, pose.heading, height), math.dist((x, y), ahead[:2]) > 1e-3
 
     def geodesic(self, a: Position, b: Position) -> float:
-        """Path length over the navigation mesh, m; inf if there is no path."""
+        """Return the path length over the navigation mesh, m; inf if there is no path."""
         return float(self.simulator.geodesic_distance(to_habitat(a), to_habitat(b)))
 
     def free(self, position: Position) -> bool:
-        """Whether the agent can stand there."""
+        """Return whether the agent can stand at a position."""
         return bool(self.simulator.pathfinder.is_navigable(to_habitat(position)))

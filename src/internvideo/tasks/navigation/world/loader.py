@@ -20,7 +20,7 @@ from internvideo.tasks.navigation.world.habitat import Habitat
 from internvideo.tasks.navigation.world.miniworld import MiniWorld
 from internvideo.tasks.navigation.world.protocol import Episode, NavEnv
 from internvideo.tasks.navigation.world.settings import PanoramaSettings, WorldSettings
-from internvideo.tasks.navigation.world.walks import Glance, glances
+from internvideo.tasks.navigation.world.walks import PanoramaSample, random_walk
 from internvideo.tasks.navigation.world.world import World
 
 
@@ -41,42 +41,47 @@ def open_world(folder: Path, settings: WorldSettings, size: int, depth_size: int
     return Habitat(opener)
 
 
-def worlds_of(world: NavEnv, count: int) -> tuple[NavEnv, ...]:
-    """Make `count` worlds, one per agent, that share their houses."""
-    return tuple(copy.copy(world) for _ in range(count))
+class _Batches:
+    """Indices of the samples of each batch of this process: `count` samples, in a new order every epoch."""
 
-
-class EpisodeLoader:
-    """Batches of episodes.
-
-    Args:
-        episodes, world: episodes and their world. words: tokenizer. most_words: largest number of words.
-        loader: batch size, seed, shuffling.
-    """
-
-    def __init__(
-        self,
-        episodes: Sequence[Episode],
-        world: NavEnv,
-        words: Vocabulary,
-        most_words: int,
-        loader: LoaderSettings,
-    ) -> None:
-        self.episodes, self.words, self.most_words, self.loader = episodes, words, most_words, loader
+    def __init__(self, count: int, loader: LoaderSettings) -> None:
+        self.count, self.loader = count, loader
         self.rank, self.world_size, self.data_time = distributed.rank(), distributed.world_size(), 0.0
-        self._worlds = worlds_of(world, loader.batch_size)
 
     def __len__(self) -> int:
         """Whole batches of an epoch on this process."""
-        return len(self.episodes) // (self.loader.batch_size * self.world_size)
+        return self.count // (self.loader.batch_size * self.world_size)
 
-    def epoch(self, k: int, start: int = 0) -> Iterator[NavigationBatch]:
-        """Batches `start`, `start + 1`, ... of epoch `k`."""
-        order = _order(len(self.episodes), self.loader, k)
-        size = self.loader.batch_size
+    def indices(self, k: int, start: int) -> Iterator[list[int]]:
+        """Yield the samples of batches `start`, `start + 1`, ... of epoch `k`."""
+        order, size = np.arange(self.count), self.loader.batch_size
+        if self.loader.shuffle:
+            words = np.random.SeedSequence([self.loader.seed, k]).generate_state(4)
+            order = np.random.RandomState(words).permutation(self.count)
         for number in range(start, len(self)):
             first = (number * self.world_size + self.rank) * size
-            yield self.batch([self.episodes[index] for index in order[first : first + size]])
+            yield order[first : first + size].tolist()
+
+
+class EpisodeLoader(_Batches):
+    """Batches of episodes.
+
+    Args:
+        episodes, world: episodes and their world; every agent of a batch gets a copy that shares the houses.
+        words: tokenizer. most_words: largest number of words. loader: batch size, seed, shuffling.
+    """
+
+    def __init__(
+        self, episodes: Sequence[Episode], world: NavEnv, words: Vocabulary, most_words: int, loader: LoaderSettings
+    ) -> None:
+        super().__init__(len(episodes), loader)
+        self.episodes, self.words, self.most_words = episodes, words, most_words
+        self._worlds = tuple(copy.copy(world) for _ in range(loader.batch_size))
+
+    def epoch(self, k: int, start: int = 0) -> Iterator[NavigationBatch]:
+        """Yield batches `start`, `start + 1`, ... of epoch `k`."""
+        for indices in self.indices(k, start):
+            yield self.batch([self.episodes[index] for index in indices])
 
     def batch(self, episodes: Sequence[Episode]) -> NavigationBatch:
         """Make a batch of at most `batch_size` episodes."""
@@ -84,7 +89,7 @@ class EpisodeLoader:
         return NavigationBatch(tuple(episodes), self._worlds[: len(episodes)], tokens)
 
 
-class PanoramaLoader:
+class PanoramaLoader(_Batches):
     """Batches of panoramas and clips from random walks through the embedded world, rendered once.
 
     Args:
@@ -101,50 +106,35 @@ class PanoramaLoader:
         size: int,
         loader: LoaderSettings,
     ) -> None:
-        self.episodes, self.world, self.settings, self.loader = episodes, world, settings, loader
+        super().__init__(settings.panoramas, loader)
+        self.episodes, self.world, self.settings = episodes, world, settings
         self.frames, self.size = frames, size
-        self.rank, self.world_size, self.data_time = distributed.rank(), distributed.world_size(), 0.0
-        self._drawn: list[Glance] = []
+        self._rendered: list[PanoramaSample] = []
         check_batches(len(self), loader, settings.panoramas, "panoramas (data.world.panoramas)")
 
-    def __len__(self) -> int:
-        """Whole batches of an epoch on this process."""
-        return self.settings.panoramas // (self.loader.batch_size * self.world_size)
-
     def epoch(self, k: int, start: int = 0) -> Iterator[PanoramaBatch]:
-        """Batches `start`, `start + 1`, ... of epoch `k`."""
+        """Yield batches `start`, `start + 1`, ... of epoch `k`."""
         began = time.perf_counter()
-        drawn = self._draw()
+        self._render()
         self.data_time += time.perf_counter() - began
-        order = _order(len(drawn), self.loader, k)
-        size = self.loader.batch_size
-        for number in range(start, len(self)):
-            first = (number * self.world_size + self.rank) * size
-            chosen = [drawn[index] for index in order[first : first + size]]
+        for indices in self.indices(k, start):
+            samples = (self._rendered[index] for index in indices)
+            ids, depth, heat, pictures, clips, things, motions = zip(*samples, strict=True)
             yield PanoramaBatch(
-                depth=torch.stack([one.depth for one in chosen]),
-                heat=torch.stack([one.heat for one in chosen]),
-                pictures=torch.stack([one.pictures for one in chosen]),
-                things=torch.stack([one.things for one in chosen]),
-                clips=torch.cat([one.clips for one in chosen]),
-                motions=torch.cat([one.motions for one in chosen]),
-                ids=tuple(one.id for one in chosen),
+                depth=torch.stack(depth),
+                heat=torch.stack(heat),
+                pictures=torch.stack(pictures),
+                things=torch.stack(things),
+                clips=torch.cat(clips),
+                motions=torch.cat(motions),
+                ids=ids,
             )
 
-    def _draw(self) -> list[Glance]:
+    def _render(self) -> None:
         settings, number = self.settings, 0
-        while len(self._drawn) < settings.panoramas:
+        while len(self._rendered) < settings.panoramas:
             episode = self.episodes[number % len(self.episodes)]
-            count = min(settings.walk, settings.panoramas - len(self._drawn))
+            count = min(settings.walk, settings.panoramas - len(self._rendered))
             seed = self.loader.seed + number
-            self._drawn += glances(self.world, episode, count, self.frames, settings.clips, self.size, seed)
+            self._rendered += random_walk(self.world, episode, count, self.frames, settings.clips, self.size, seed)
             number += 1
-        return self._drawn
-
-
-def _order(count: int, loader: LoaderSettings, epoch: int) -> list[int]:
-    if not loader.shuffle:
-        return list(range(count))
-    words = np.random.SeedSequence([loader.seed, epoch]).generate_state(4)
-    order: list[int] = np.random.RandomState(words).permutation(count).tolist()
-    return order

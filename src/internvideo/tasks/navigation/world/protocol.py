@@ -10,8 +10,8 @@ panorama faces heading + k * 30 degrees: view 0 is ahead, 3 left, 6 behind, 9 ri
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from typing import Protocol
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -95,34 +95,51 @@ class Walk:
     collided: bool
 
 
-class NavEnv(Protocol):
-    """A world that an agent walks in."""
+class NavEnv(ABC):
+    """A world that an agent walks in: pose, clock and movement; a subclass renders, measures and makes one step."""
 
-    @property
-    def pose(self) -> Pose:
-        """Current pose of the agent."""
+    def __init__(self) -> None:
+        self.pose = Pose(0.0, 0.0, 0.0)
+        self.time = 0  # ticks since reset, one per pose; determines where moving objects are
 
-    @property
-    def time(self) -> int:
-        """Ticks since reset, one per pose; determines where moving objects are."""
-
+    @abstractmethod
     def reset(self, episode: Episode) -> Pose:
         """Go to the start of an episode, load its scene if needed and set the clock to 0."""
 
+    @abstractmethod
     def observe(self, pose: Pose | None = None, time: int | None = None) -> Observation:
         """Render the panorama at any pose and tick (default: the current ones) without changing the state."""
 
-    def step(self, turn: float, distance: float) -> Walk:
-        """Turn by `turn` radians (the shorter way), then floor(distance / 0.25) steps of 0.25 m; sliding allowed."""
+    @abstractmethod
+    def geodesic(self, a: Position, b: Position) -> float:
+        """Return the length of the shortest path, m; inf if there is none."""
+
+    @abstractmethod
+    def free(self, position: Position) -> bool:
+        """Return whether the agent can stand at a position."""
+
+    @abstractmethod
+    def _forward(self, pose: Pose) -> tuple[Pose, bool]:
+        """Return the pose after a step of 0.25 m, and whether it hit an obstacle."""
 
     def place(self, pose: Pose, time: int) -> None:
         """Set pose and tick, for instance to undo a trial step."""
+        self.pose, self.time = pose, time
 
-    def geodesic(self, a: Position, b: Position) -> float:
-        """Length of the shortest path, m; inf if there is none."""
-
-    def free(self, position: Position) -> bool:
-        """Return whether the agent can stand at a position."""
+    def step(self, turn: float, distance: float) -> Walk:
+        """Turn by `turn` radians (the shorter way), then floor(distance / 0.25) steps of 0.25 m; sliding allowed."""
+        poses: list[Pose] = []
+        pose, collided = self.pose, False
+        for piece in turn_pieces(turn):
+            pose = replace(pose, heading=wrapped(pose.heading + piece))
+            poses.append(pose)
+        for _ in range(steps_forward(distance)):
+            pose, hit = self._forward(pose)
+            poses.append(pose)
+            collided |= hit
+        first = self.time + 1
+        self.place(pose, self.time + len(poses))
+        return Walk(tuple(poses), tuple(range(first, first + len(poses))), collided)
 
 
 def wrapped(angle: float) -> float:

@@ -1,4 +1,4 @@
-"""Short random walks through the embedded world with perception targets at their ends.
+"""Render short random walks through the embedded world, with perception targets at their ends.
 
 Waypoint targets come from rays over the free floor: the directions with the longest free rays, well apart.
 Shapes: T frames of a direction, 12 views, S side, A = 120 clockwise angles, R = 12 distances of 0.25 m.
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -52,14 +52,20 @@ def open_places(lengths: Floats) -> list[tuple[int, int]]:
     A direction's free length is the minimum over five neighboring bins, which keeps waypoints away from walls.
     """
     around = np.stack([np.roll(lengths, shift) for shift in range(-2, 3)]).min(axis=0)
-    left = around.copy()
+    remaining = around.copy()
     places: list[tuple[int, int]] = []
-    while len(places) < PLACES and left.max() >= 2 * STEP:
-        angle = _middle_of_best(left)
+    while len(places) < PLACES and remaining.max() >= 2 * STEP:
+        angle = _middle_of_best(remaining)
         places.append((angle, min(DISTANCES, int(around[angle] / STEP)) - 1))
-        off = np.abs(np.arange(ANGLES) - angle)
-        left[np.minimum(off, ANGLES - off) <= APART] = 0
+        remaining[_bins_from(angle) <= APART] = 0
     return places
+
+
+def _bins_from(angle: int) -> NDArray[np.int64]:
+    """Return the circular distance (120,) of every angle bin from one."""
+    offset = np.abs(np.arange(ANGLES) - angle)
+    result: NDArray[np.int64] = np.minimum(offset, ANGLES - offset)
+    return result
 
 
 def _middle_of_best(values: Floats) -> int:
@@ -78,9 +84,8 @@ def heat_map(places: Sequence[tuple[int, int]]) -> NDArray[np.float32]:
     """Return the target (120, 12) float32: a Gaussian per waypoint, sum 1; uniform without waypoints."""
     heat = np.full((ANGLES, DISTANCES), 1e-6)
     for angle, distance in places:
-        off = np.abs(np.arange(ANGLES) - angle)
-        off = np.minimum(off, ANGLES - off)
-        heat += np.exp(-0.5 * (off[:, None] / 2.0) ** 2 - 0.5 * ((np.arange(DISTANCES) - distance) / 0.7) ** 2)
+        off_angle, off_distance = _bins_from(angle)[:, None] / 2.0, (np.arange(DISTANCES) - distance) / 0.7
+        heat += np.exp(-0.5 * off_angle**2 - 0.5 * off_distance**2)
     result: NDArray[np.float32] = (heat / heat.sum()).astype(np.float32)
     return result
 
@@ -109,20 +114,21 @@ def in_views(world: World, pose: Pose) -> tuple[NDArray[np.float32], NDArray[np.
     return things, motions
 
 
-@dataclass(frozen=True)
-class Glance:
+class PanoramaSample(NamedTuple):
     """One panorama of `PanoramaBatch` and the clips of some of its directions."""
 
+    id: str
     depth: Tensor
     heat: Tensor
     pictures: Tensor
     clips: Tensor
     things: Tensor
     motions: Tensor
-    id: str
 
 
-def glances(world: World, episode: Episode, count: int, frames: int, clips: int, size: int, seed: int) -> list[Glance]:
+def random_walk(
+    world: World, episode: Episode, count: int, frames: int, clips: int, size: int, seed: int
+) -> list[PanoramaSample]:
     """Render `count` panoramas at the steps of a random walk from the start of an episode.
 
     Args:
@@ -131,7 +137,7 @@ def glances(world: World, episode: Episode, count: int, frames: int, clips: int,
     """
     rng = np.random.default_rng([seed, 0x77616C6B])
     trail = [(world.reset(episode), world.time)]
-    made = []
+    samples = []
     for number in range(count):
         places = open_places(open_lengths(world, world.pose))
         if not places:
@@ -145,27 +151,12 @@ def glances(world: World, episode: Episode, count: int, frames: int, clips: int,
         landmarks = things[:, : len(SHAPES) * len(COLOURS)].any(axis=1)
         order = np.argsort(-(2.0 * landmarks + things.any(axis=1) + rng.random(VIEWS)))[:clips]
         last = trail[-frames:]
-        seen = _clips(world, [*(last[:1] * (frames - len(last))), *last], order, size)
+        views = [
+            world.house.camera.views(pose, pose.heading + order * (2 * math.pi / VIEWS), tick, size)[0]
+            for pose, tick in [*(last[:1] * (frames - len(last))), *last]
+        ]
         heat = heat_map(open_places(open_lengths(world, world.pose)))
         panorama = world.observe()
-        made.append(
-            Glance(
-                depth=torch.from_numpy(panorama.depth),
-                heat=torch.from_numpy(heat),
-                pictures=torch.from_numpy(panorama.rgb),
-                clips=torch.from_numpy(seen),
-                things=torch.from_numpy(things),
-                motions=torch.from_numpy(motions[order]),
-                id=f"{episode.id}-{number}",
-            )
-        )
-    return made
-
-
-def _clips(world: World, look: Sequence[tuple[Pose, int]], views: NDArray[np.intp], size: int) -> NDArray[np.uint8]:
-    """Cut clips (C, T, S, S, 3): chosen directions of the panoramas at successive poses."""
-    pictures = []
-    for pose, tick in look:
-        headings = pose.heading + views * (2 * math.pi / VIEWS)
-        pictures.append(world.house.camera.views(pose, headings, tick, size)[0])
-    return np.stack(pictures, axis=1)
+        arrays = (panorama.depth, heat, panorama.rgb, np.stack(views, axis=1), things, motions[order])
+        samples.append(PanoramaSample(f"{episode.id}-{number}", *map(torch.from_numpy, arrays)))
+    return samples

@@ -1,10 +1,11 @@
-"""The embedded world: houses rendered by ray casting, with exact distances. Needs only NumPy and SciPy."""
+"""Implement the embedded world: houses rendered by ray casting, with exact distances. Needs only NumPy and SciPy."""
 
 from __future__ import annotations
 
 import math
 import os
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 
@@ -12,10 +13,9 @@ import numpy as np
 
 from internvideo.errors import ManifestError
 from internvideo.tasks.navigation.world.free_space import FreeSpace
-from internvideo.tasks.navigation.world.protocol import STEP, Episode, Observation, Pose, Position
+from internvideo.tasks.navigation.world.protocol import STEP, Episode, NavEnv, Observation, Pose, Position
 from internvideo.tasks.navigation.world.raycast import Camera
 from internvideo.tasks.navigation.world.scene import BODY, Scene, footprints, read_scene, walls_of
-from internvideo.tasks.navigation.world.walker import Walker
 
 
 class House:
@@ -36,7 +36,7 @@ class House:
         return FreeSpace(footprints(self.scene, self.walls), (0.0, 0.0, *self.scene.size), BODY)
 
 
-class World(Walker):
+class World(NavEnv):
     """The embedded world (a `NavEnv`).
 
     Args:
@@ -51,8 +51,7 @@ class World(Walker):
         if size < 1 or (depth_size is not None and depth_size < 1):
             raise ValueError(f"views of {size} and {depth_size} pixels")
         super().__init__()
-        self._scenes = scenes
-        self._size, self._depth_size = size, depth_size
+        self._scenes, self._size, self._depth_size = scenes, size, depth_size
         self._houses: dict[str, House] = {}
         self._house: House | None = None
 
@@ -95,17 +94,16 @@ class World(Walker):
 
     def observe(self, pose: Pose | None = None, time: int | None = None) -> Observation:
         """Render the panorama at any pose and tick, by default the current ones."""
-        at = self.pose if pose is None else pose
         tick = self.time if time is None else time
-        return self.house.camera.panorama(at, tick, self._size, self._depth_size)
+        return self.house.camera.panorama(pose or self.pose, tick, self._size, self._depth_size)
 
     def _forward(self, pose: Pose) -> tuple[Pose, bool]:
-        way = (STEP * math.cos(pose.heading), STEP * math.sin(pose.heading))
-        (x, y), met = self.house.ground.slide((pose.x, pose.y), way)
-        return Pose(x, y, pose.heading, pose.height), met
+        move = (STEP * math.cos(pose.heading), STEP * math.sin(pose.heading))
+        (x, y), hit = self.house.ground.slide((pose.x, pose.y), move)
+        return replace(pose, x=x, y=y), hit
 
     def geodesic(self, a: Position, b: Position) -> float:
-        """Length of the shortest path in this house, m; inf if there is none."""
+        """Return the length of the shortest path in this house, m; inf if there is none."""
         return float(self.house.ground.distances(np.array([a[:2]]), b)[0])
 
     def free(self, position: Position) -> bool:
