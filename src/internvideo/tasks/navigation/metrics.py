@@ -133,8 +133,8 @@ def _fast(a: Floats, b: Floats, radius: int) -> tuple[float, list[Cell]]:
     if min(len(a), len(b)) < radius + 2:
         return _align(a, b, None)
     # Pairs of points are averaged; an odd last point is dropped.
-    halves = [path[: len(path) // 2 * 2].reshape(len(path) // 2, 2, -1).mean(axis=1) for path in (a, b)]
-    _, coarse = _fast(*halves, radius)
+    half_a, half_b = (path[: len(path) // 2 * 2].reshape(len(path) // 2, 2, -1).mean(axis=1) for path in (a, b))
+    _, coarse = _fast(half_a, half_b, radius)
     return _align(a, b, _widened(coarse, len(a), len(b), radius))
 
 
